@@ -1,0 +1,1 @@
+"""Experiments: one ml_collections config per file, each with its command in the docstring."""

@@ -1,0 +1,1 @@
+"""Personalised image generation with SDXL in JAX."""

@@ -1,0 +1,64 @@
+"""What the UNet is conditioned on: named token streams, the pooled prompt, the micro-conditioning.
+
+Streams are looked up by name ("text", later "background", "body", "identity", ...), never by
+slicing one long sequence, so that a method may add one without any other part knowing.
+"""
+
+from dataclasses import dataclass, replace
+
+import jax
+import jax.numpy as jnp
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class TokenStream:
+    """``tokens`` [b, n, d] and ``mask`` [b, n] bool (True: may be attended to), or no mask."""
+
+    tokens: jax.Array
+    mask: jax.Array | None = None
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Conditioning:
+    """All that the UNet sees beside the noisy latents and the timestep.
+
+    Attributes:
+        streams: name to :class:`TokenStream`; "text" is what the base model was trained with.
+        pooled_prompt_embeds: [b, d], the second text tower's projected embedding, or None.
+        time_ids: [b, 6], (original_h, original_w, crop_top, crop_left, target_h, target_w) in
+            pixels (SDXL, arXiv 2307.01952, section 2.2), or None for models without them.
+    """
+
+    streams: dict[str, TokenStream]
+    pooled_prompt_embeds: jax.Array | None = None
+    time_ids: jax.Array | None = None
+
+    def with_stream(self, name: str, tokens, mask=None) -> "Conditioning":
+        """A copy in which stream ``name`` is this one."""
+        return replace(self, streams={**self.streams, name: TokenStream(tokens, mask)})
+
+
+def select(keep_first, first: Conditioning, second: Conditioning) -> Conditioning:
+    """Per example ``first`` where ``keep_first`` [b] (or a scalar) is True, ``second`` elsewhere.
+
+    Both must have the same streams with the same shapes; the choice is data, not structure, so it
+    never recompiles.
+    """
+    if jax.tree.structure(first) != jax.tree.structure(second):
+        raise ValueError(
+            "two conditionings can be mixed only if they have the same streams and masks; got "
+            f"{sorted(first.streams)} and {sorted(second.streams)}"
+        )
+
+    def pick(a, b):
+        keep = jnp.asarray(keep_first)
+        return jnp.where(keep.reshape(keep.shape + (1,) * (a.ndim - keep.ndim)), a, b)
+
+    return jax.tree.map(pick, first, second)
+
+
+def concatenate(*conditionings: Conditioning) -> Conditioning:
+    """Joined along the batch axis, as guidance does with its two sides."""
+    return jax.tree.map(lambda *leaves: jnp.concatenate(leaves, axis=0), *conditionings)

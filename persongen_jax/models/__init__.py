@@ -1,0 +1,1 @@
+"""The networks: Flax NNX modules whose paths mirror the keys of diffusers and transformers."""

@@ -1,0 +1,257 @@
+"""Attention: one function that picks the kernel, and the transformer blocks of the UNet.
+
+``attention`` is the only place that knows about backends. The blocks above it read their
+conditioning from named token streams.
+"""
+
+import contextlib
+import contextvars
+import math
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from persongen_jax.conditioning import TokenStream
+from persongen_jax.models.layers import Conv, GroupNorm, LayerNorm, Linear
+from persongen_jax.models.ops import activation
+
+# Scores of one example above this are never held whole; queries then go in chunks of a quarter.
+MAX_SCORE_BYTES = 768 * 2**20
+# Below this many keys a TPU's scores fit the chip's fast memory, and XLA's own fusion is as good.
+MIN_TPU_FLASH_TOKENS = 2048
+
+_platform = contextvars.ContextVar("platform", default=None)
+
+
+@contextlib.contextmanager
+def compile_for(platform: str):
+    """Within this block, kernels are picked for ``platform`` instead of the backend present.
+
+    For compiling ahead of time for a machine that is not there.
+    """
+    token = _platform.set(platform)
+    try:
+        yield
+    finally:
+        _platform.reset(token)
+
+
+def attention(q, k, v, mask=None, *, is_causal=False, scale=None):
+    """softmax(q k^T * scale) v, by the best kernel of the platform.
+
+    Args:
+        q: [b, n, heads, d]; k, v: [b, m, heads, d].
+        mask: bool, broadcastable to [b, heads, n, m], True where a query may attend; or None.
+        is_causal: query i sees keys 0..i only.
+        scale: 1 / sqrt(d) by default.
+
+    Returns:
+        [b, n, heads, d] in q's dtype. Softmax is computed in float32.
+    """
+    scale = 1.0 / math.sqrt(q.shape[-1]) if scale is None else scale
+    kernel = pick_kernel(q.shape, k.shape, q.dtype, mask is not None, is_causal)
+    if kernel == "cudnn":
+        mask = None if mask is None else jnp.broadcast_to(mask, _scores_shape(q, k))
+        return jax.nn.dot_product_attention(
+            q, k, v, mask=mask, is_causal=is_causal, scale=scale, implementation="cudnn"
+        )
+    if kernel == "tpu_flash":
+        return _tpu_flash(q, k, v, scale)
+    if is_causal:
+        causal = jnp.tril(jnp.ones((q.shape[1], k.shape[1]), bool))[None, None]
+        mask = causal if mask is None else mask & causal
+    if kernel == "xla":
+        return _xla_attention(q, k, v, mask, scale)
+    return _chunked_attention(q, k, v, mask, scale)
+
+
+def pick_kernel(q_shape, k_shape, dtype, has_mask: bool, is_causal: bool) -> str:
+    """Name of the kernel for q [b, n, heads, d], k [b, m, heads, d]: see :func:`attention`."""
+    platform = _platform.get() or jax.default_backend()
+    (_, n, heads, d), m = q_shape, k_shape[1]
+    if platform in ("gpu", "cuda") and dtype in (jnp.bfloat16, jnp.float16):
+        if d % 8 == 0 and d <= 128:
+            return "cudnn"
+    if platform == "tpu" and not has_mask and not is_causal:
+        if n == m and n >= MIN_TPU_FLASH_TOKENS and n % 512 == 0:
+            return "tpu_flash"
+    return "xla" if heads * n * m * 4 <= MAX_SCORE_BYTES else "xla_chunked"
+
+
+def _scores_shape(q, k):
+    return (q.shape[0], q.shape[2], q.shape[1], k.shape[1])
+
+
+def _xla_attention(q, k, v, mask, scale):
+    scores = jnp.einsum(
+        "bnhd,bmhd->bhnm", q * jnp.asarray(scale, q.dtype), k, preferred_element_type=jnp.float32
+    )
+    if mask is not None:
+        scores = jnp.where(mask, scores, jnp.finfo(jnp.float32).min)
+    probabilities = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
+    return jnp.einsum("bhnm,bmhd->bnhd", probabilities, v)
+
+
+def _chunked_attention(q, k, v, mask, scale):
+    """The same over chunks of queries in turn, so that the scores never stand whole."""
+    b, n, heads, d = q.shape
+    bytes_per_query = heads * k.shape[1] * 4
+    chunk = max(1, MAX_SCORE_BYTES // 4 // bytes_per_query)
+    chunks = -(-n // chunk)
+    chunk = -(-n // chunks)
+    padding = chunks * chunk - n
+    q = jnp.pad(q, ((0, 0), (0, padding), (0, 0), (0, 0)))
+    q = jnp.moveaxis(q.reshape(b, chunks, chunk, heads, d), 1, 0)
+    if mask is None or mask.shape[2] == 1:
+        out = jax.lax.map(lambda part: _xla_attention(part, k, v, mask, scale), q)
+    else:
+        mask = jnp.pad(mask, ((0, 0), (0, 0), (0, padding), (0, 0)), constant_values=True)
+        mask = jnp.moveaxis(mask.reshape(*mask.shape[:2], chunks, chunk, -1), 2, 0)
+        out = jax.lax.map(lambda part: _xla_attention(part[0], k, v, part[1], scale), (q, mask))
+    return jnp.moveaxis(out, 0, 1).reshape(b, chunks * chunk, heads, d)[:, :n]
+
+
+def _tpu_flash(q, k, v, scale):
+    from jax.experimental.pallas.ops.tpu.flash_attention import flash_attention
+
+    q, k, v = (jnp.swapaxes(x, 1, 2) for x in (q, k, v))
+    return jnp.swapaxes(flash_attention(q, k, v, sm_scale=scale), 1, 2)
+
+
+class Attention(nnx.Module):
+    """Multi-head attention from ``x`` [b, n, query_dim] to itself or to a context."""
+
+    def __init__(self, query_dim, *, heads, head_dim, cross_attention_dim=None, **kw):
+        self.heads = heads
+        inner, context_dim = heads * head_dim, cross_attention_dim or query_dim
+        self.to_q = Linear(query_dim, inner, use_bias=False, **kw)
+        self.to_k = Linear(context_dim, inner, use_bias=False, **kw)
+        self.to_v = Linear(context_dim, inner, use_bias=False, **kw)
+        self.to_out = nnx.List([Linear(inner, query_dim, **kw)])
+
+    def attend(self, q, context, to_k, to_v, mask=None):
+        """From projected queries ``q`` [b, n, inner] to ``context`` [b, m, d]: [b, n, inner]."""
+        mask = None if mask is None else mask[:, None, None, :]
+        q, k, v = (self._split(x) for x in (q, to_k(context), to_v(context)))
+        out = attention(q, k, v, mask)
+        return out.reshape(*out.shape[:2], -1)
+
+    def _split(self, x):
+        return x.reshape(*x.shape[:2], self.heads, -1)
+
+    def __call__(self, x):
+        """Self-attention: [b, n, query_dim] to the same."""
+        return self.to_out[0](self.attend(self.to_q(x), x, self.to_k, self.to_v))
+
+
+class CrossAttention(Attention):
+    """Cross-attention of the base model: reads the stream "text"."""
+
+    def __call__(self, x, streams: dict[str, TokenStream]):
+        text = streams["text"]
+        return self.to_out[0](
+            self.attend(self.to_q(x), text.tokens, self.to_k, self.to_v, text.mask)
+        )
+
+
+class GEGLU(nnx.Module):
+    """``a * gelu(b)`` with (a, b) = proj(x) (arXiv 2002.05202); exact gelu."""
+
+    def __init__(self, in_features, out_features, **kw):
+        self.proj = Linear(in_features, 2 * out_features, **kw)
+
+    def __call__(self, x):
+        hidden, gate = jnp.split(self.proj(x), 2, axis=-1)
+        return hidden * activation("gelu")(gate)
+
+
+class Identity(nnx.Module):
+    """Keeps diffusers' numbering where it has a dropout layer."""
+
+    def __call__(self, x):
+        return x
+
+
+class FeedForward(nnx.Module):
+    """GEGLU, then linear; ``net.0.proj`` and ``net.2`` in diffusers' keys."""
+
+    def __init__(self, features, **kw):
+        self.net = nnx.List(
+            [GEGLU(features, 4 * features, **kw), Identity(), Linear(4 * features, features, **kw)]
+        )
+
+    def __call__(self, x):
+        for layer in self.net:
+            x = layer(x)
+        return x
+
+
+class BasicTransformerBlock(nnx.Module):
+    """Self-attention, cross-attention, feed-forward, each after a norm and beside a skip."""
+
+    def __init__(self, features, *, heads, cross_attention_dim, **kw):
+        head_dim = features // heads
+        self.norm1 = LayerNorm(features, **kw)
+        self.attn1 = Attention(features, heads=heads, head_dim=head_dim, **kw)
+        self.norm2 = LayerNorm(features, **kw)
+        self.attn2 = CrossAttention(
+            features, heads=heads, head_dim=head_dim, cross_attention_dim=cross_attention_dim, **kw
+        )
+        self.norm3 = LayerNorm(features, **kw)
+        self.ff = FeedForward(features, **kw)
+
+    def __call__(self, x, streams):
+        x = x + self.attn1(self.norm1(x))
+        x = x + self.attn2(self.norm2(x), streams)
+        return x + self.ff(self.norm3(x))
+
+
+class Transformer2DModel(nnx.Module):
+    """Transformer blocks over the positions of [b, h, w, c], added to the input.
+
+    The projections around them are linear layers (SDXL) or 1x1 convolutions (SD 1.5); the two
+    differ only in how their weights are stored.
+    """
+
+    def __init__(
+        self,
+        features,
+        *,
+        heads,
+        num_layers,
+        cross_attention_dim,
+        groups,
+        use_linear_projection,
+        **kw,
+    ):
+        if features % heads:
+            raise ValueError(
+                f"attention_head_dim={heads} (the number of heads, by diffusers' naming) does not "
+                f"divide {features} channels: change it or block_out_channels"
+            )
+        self.use_linear_projection = use_linear_projection
+
+        def projection():
+            if use_linear_projection:
+                return Linear(features, features, **kw)
+            return Conv(features, features, 1, **kw)
+
+        self.norm = GroupNorm(groups, features, eps=1e-6, **kw)
+        self.proj_in = projection()
+        self.transformer_blocks = nnx.List(
+            [
+                BasicTransformerBlock(
+                    features, heads=heads, cross_attention_dim=cross_attention_dim, **kw
+                )
+                for _ in range(num_layers)
+            ]
+        )
+        self.proj_out = projection()
+
+    def __call__(self, x, streams):
+        b, h, w, c = x.shape
+        hidden = self.proj_in(self.norm(x)).reshape(b, h * w, c)
+        for block in self.transformer_blocks:
+            hidden = block(hidden, streams)
+        return x + self.proj_out(hidden.reshape(b, h, w, c))

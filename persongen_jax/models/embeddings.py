@@ -1,0 +1,31 @@
+"""Embeddings of scalars: timesteps and SDXL's micro-conditioning."""
+
+import math
+
+import jax.numpy as jnp
+from flax import nnx
+
+from persongen_jax.models.layers import Linear
+from persongen_jax.models.ops import activation
+
+
+def sinusoidal_embedding(values, features, *, flip_sin_to_cos=True, freq_shift=0):
+    """[n] scalars to [n, features] in float32 (DDPM, arXiv 2006.11239, after 1706.03762)."""
+    half = features // 2
+    exponent = -math.log(10000.0) * jnp.arange(half, dtype=jnp.float32) / (half - freq_shift)
+    angles = values.astype(jnp.float32)[:, None] * jnp.exp(exponent)
+    sin, cos = jnp.sin(angles), jnp.cos(angles)
+    embedding = jnp.concatenate([cos, sin] if flip_sin_to_cos else [sin, cos], axis=-1)
+    return jnp.pad(embedding, ((0, 0), (0, features % 2)))
+
+
+class TimestepEmbedding(nnx.Module):
+    """Two linear layers: [b, in] to [b, features]."""
+
+    def __init__(self, in_features, features, *, act="silu", **kw):
+        self.act = act
+        self.linear_1 = Linear(in_features, features, **kw)
+        self.linear_2 = Linear(features, features, **kw)
+
+    def __call__(self, x):
+        return self.linear_2(activation(self.act)(self.linear_1(x)))

@@ -1,0 +1,98 @@
+"""PhotoMaker's ID encoder: photographs of a face into the prompt (arXiv 2312.04461, section 3.2).
+
+Module paths mirror the keys of ``photomaker-v1.bin``.
+"""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from persongen_jax.models.clip import CLIPVisionModel
+from persongen_jax.models.layers import LayerNorm, Linear
+
+
+class MLP(nnx.Module):
+    """norm, linear, gelu, linear, and with ``use_residual`` a skip: [..., in] to [..., out]."""
+
+    def __init__(self, in_features, out_features, hidden_features, *, use_residual, **kw):
+        self.use_residual = use_residual
+        self.layernorm = LayerNorm(in_features, **kw)
+        self.fc1 = Linear(in_features, hidden_features, **kw)
+        self.fc2 = Linear(hidden_features, out_features, **kw)
+
+    def __call__(self, x):
+        h = self.fc2(jax.nn.gelu(self.fc1(self.layernorm(x)), approximate=False))
+        return h + x if self.use_residual else h
+
+
+class FuseModule(nnx.Module):
+    """A class token's prompt embedding and one reference's ID embedding into one embedding."""
+
+    def __init__(self, features, **kw):
+        self.mlp1 = MLP(2 * features, features, features, use_residual=False, **kw)
+        self.mlp2 = MLP(features, features, features, use_residual=True, **kw)
+        self.layer_norm = LayerNorm(features, **kw)
+
+    def __call__(self, prompt_embeds, id_embeds):
+        """[b, k, d] and [b, k, d] to [b, k, d]."""
+        joined = jnp.concatenate([prompt_embeds, id_embeds], axis=-1)
+        fused = self.mlp1(joined) + prompt_embeds
+        return self.layer_norm(self.mlp2(fused))
+
+    def stack(self, prompt_embeds, id_embeds, class_tokens_mask, id_mask):
+        """The stacked ID embedding: every class token is fused with its own reference.
+
+        Args:
+            prompt_embeds: [b, n, d].
+            id_embeds: [b, r, d], one per reference.
+            class_tokens_mask: [b, n] bool, True at the class token's copies.
+            id_mask: [b, r] bool; the k-th True one belongs to the k-th copy.
+
+        Returns:
+            [b, n, d] float32: prompt_embeds with the copies replaced, all else bit-equal.
+        """
+        references = id_embeds.shape[1]
+        # Stable sorting brings the marked places to the front, in their order.
+        places = jnp.argsort(~class_tokens_mask, axis=1, stable=True)[:, :references]
+        order = jnp.argsort(~id_mask, axis=1, stable=True)
+        valid = jnp.take_along_axis(class_tokens_mask, places, axis=1)
+        valid &= jnp.take_along_axis(id_mask, order, axis=1)
+
+        prompt_embeds = prompt_embeds.astype(jnp.float32)
+        ids = jnp.take_along_axis(id_embeds, order[..., None], axis=1)
+        tokens = jnp.take_along_axis(prompt_embeds, places[..., None], axis=1)
+        fused = self(tokens, ids).astype(jnp.float32)
+        # A place that holds nothing valid is written back as it was.
+        rows = jnp.arange(places.shape[0])[:, None]
+        return prompt_embeds.at[rows, places].set(jnp.where(valid[..., None], fused, tokens))
+
+
+class PhotoMakerIDEncoder(nnx.Module):
+    """CLIP's image tower and two projections, one for each text tower's width.
+
+    Args:
+        config: transformers' CLIP vision config.
+        projection_dims: widths (768, 1280 for SDXL) of the two text towers.
+        dtype, param_dtype: of the image tower, which rests frozen.
+        trained_dtype: stored dtype of what PhotoMaker trains.
+    """
+
+    def __init__(
+        self, config, projection_dims, *, dtype, param_dtype, trained_dtype=jnp.float32, rngs
+    ):
+        kw = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
+        self.vision_model = CLIPVisionModel(config, with_projection=False, **kw)
+        features = self.vision_model.config["hidden_size"]
+        kw["param_dtype"] = trained_dtype
+        first, second = projection_dims
+        self.visual_projection = Linear(features, first, use_bias=False, **kw)
+        self.visual_projection_2 = Linear(features, second, use_bias=False, **kw)
+        self.fuse_module = FuseModule(first + second, **kw)
+
+    def __call__(self, id_pixel_values):
+        """[b, r, s, s, 3] CLIP-normalised face crops to ID embeddings [b, r, d1 + d2]."""
+        b, r = id_pixel_values.shape[:2]
+        images = id_pixel_values.reshape(b * r, *id_pixel_values.shape[2:])
+        pooled = self.vision_model(images).pooler_output
+        embeds = [self.visual_projection(pooled), self.visual_projection_2(pooled)]
+        return jnp.concatenate(embeds, axis=-1).reshape(b, r, -1)

@@ -1,0 +1,153 @@
+"""The few layers that every network here is made of.
+
+All of them take a compute ``dtype`` and a storage ``param_dtype`` apart from each other, so that
+frozen weights can rest in bfloat16 while the arithmetic runs in float32 and the other way round.
+Normalisation statistics are always taken in float32. Arrays are NHWC.
+"""
+
+import math
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import lax
+
+from persongen_jax.models.lora import LoRA
+from persongen_jax.models.ops import conv2d
+
+
+def _uniform(rngs: nnx.Rngs, shape, fan_in: int, dtype) -> jax.Array:
+    """U(-1/sqrt(fan_in), 1/sqrt(fan_in)), what PyTorch's linear and conv layers start from."""
+    bound = 1.0 / math.sqrt(fan_in)
+    return jax.random.uniform(rngs.params(), shape, jnp.float32, -bound, bound).astype(dtype)
+
+
+class Linear(nnx.Module):
+    """``y = x @ kernel + bias`` over the last axis: [..., in] to [..., out].
+
+    ``lora`` is None or a :class:`LoRA` whose output is added.
+    """
+
+    def __init__(self, in_features, out_features, *, use_bias=True, dtype, param_dtype, rngs):
+        self.dtype = dtype
+        self.kernel = nnx.Param(
+            _uniform(rngs, (in_features, out_features), in_features, param_dtype)
+        )
+        self.bias = (
+            nnx.Param(_uniform(rngs, (out_features,), in_features, param_dtype))
+            if use_bias
+            else None
+        )
+        self.lora: LoRA | None = nnx.data(None)
+
+    def __call__(self, x):
+        x = x.astype(self.dtype)
+        y = x @ self.kernel[...].astype(self.dtype)
+        if self.bias is not None:
+            y = y + self.bias[...].astype(self.dtype)
+        if self.lora is not None:
+            y = y + self.lora(x)
+        return y
+
+
+class Conv(nnx.Module):
+    """Square 2-D convolution, [b, h, w, in] to [b, h', w', out]; kernel HWIO.
+
+    ``padding`` is PyTorch's: that many zeros on every side, or ((top, bottom), (left, right)).
+    """
+
+    def __init__(
+        self,
+        in_features,
+        out_features,
+        kernel_size,
+        *,
+        strides=1,
+        padding=0,
+        use_bias=True,
+        dtype,
+        param_dtype,
+        rngs,
+    ):
+        self.dtype = dtype
+        self.strides = strides
+        self.padding = ((padding, padding),) * 2 if isinstance(padding, int) else padding
+        fan_in = in_features * kernel_size**2
+        shape = (kernel_size, kernel_size, in_features, out_features)
+        self.kernel = nnx.Param(_uniform(rngs, shape, fan_in, param_dtype))
+        self.bias = (
+            nnx.Param(_uniform(rngs, (out_features,), fan_in, param_dtype)) if use_bias else None
+        )
+        self.lora: LoRA | None = nnx.data(None)
+
+    def __call__(self, x):
+        x = x.astype(self.dtype)
+        y = conv2d(x, self.kernel[...].astype(self.dtype), self.strides, self.padding)
+        if self.bias is not None:
+            y = y + self.bias[...].astype(self.dtype)
+        if self.lora is not None:
+            y = y + self.lora.conv(x, self.strides, self.padding)
+        return y
+
+
+class Embed(nnx.Module):
+    """Rows of a table: integer ids [...] to [..., features]."""
+
+    def __init__(self, num_embeddings, features, *, dtype, param_dtype, rngs):
+        self.dtype = dtype
+        table = 0.02 * jax.random.normal(rngs.params(), (num_embeddings, features))
+        self.embedding = nnx.Param(table.astype(param_dtype))
+
+    def __call__(self, ids):
+        return jnp.take(self.embedding[...], ids, axis=0).astype(self.dtype)
+
+
+class LayerNorm(nnx.Module):
+    """Layer normalisation over the last axis, in float32, returned in ``dtype``."""
+
+    def __init__(self, features, *, eps=1e-5, dtype, param_dtype, rngs):
+        del rngs  # nothing random; kept so that all layers are built alike
+        self.eps, self.dtype = eps, dtype
+        self.scale = nnx.Param(jnp.ones((features,), param_dtype))
+        self.bias = nnx.Param(jnp.zeros((features,), param_dtype))
+
+    def __call__(self, x):
+        x = x.astype(jnp.float32)
+        mean = x.mean(-1, keepdims=True)
+        variance = jnp.square(x - mean).mean(-1, keepdims=True)
+        y = (x - mean) * lax.rsqrt(variance + self.eps)
+        return (y * self.scale[...] + self.bias[...]).astype(self.dtype)
+
+
+class GroupNorm(nnx.Module):
+    """Group normalisation of [b, h, w, c] over (h, w, c / groups), in float32."""
+
+    def __init__(self, num_groups, features, *, eps=1e-5, dtype, param_dtype, rngs):
+        del rngs
+        if features % num_groups:
+            raise ValueError(
+                f"norm_num_groups={num_groups} does not divide {features} channels: "
+                "choose block_out_channels that are multiples of norm_num_groups"
+            )
+        self.num_groups, self.eps, self.dtype = num_groups, eps, dtype
+        self.scale = nnx.Param(jnp.ones((features,), param_dtype))
+        self.bias = nnx.Param(jnp.zeros((features,), param_dtype))
+
+    def __call__(self, x):
+        b, c = x.shape[0], x.shape[-1]
+        x32 = x.astype(jnp.float32).reshape(b, -1, c)
+        # Reduce over positions first, channel by channel: the long axis is then summed over
+        # contiguous rows, and the regrouping touches only [b, c] numbers.
+        mean = self._per_group(x32.mean(1))
+        variance = self._per_group(jnp.square(x32 - mean[:, None]).mean(1))
+        gain = self.scale[...].astype(jnp.float32) * lax.rsqrt(variance + self.eps)
+        offset = self.bias[...].astype(jnp.float32) - mean * gain
+        y = x32 * gain[:, None] + offset[:, None]
+        return y.reshape(x.shape).astype(self.dtype)
+
+    def _per_group(self, per_channel):
+        """[b, c] averaged within each group and spread back to [b, c]."""
+        b, c = per_channel.shape
+        grouped = per_channel.reshape(b, self.num_groups, c // self.num_groups)
+        mean = jnp.broadcast_to(grouped.mean(-1, keepdims=True), grouped.shape)
+        return mean.reshape(b, c)

@@ -1,0 +1,115 @@
+"""Low-rank adapters on linear and convolution layers (LoRA, arXiv 2106.09685).
+
+Several adapters live on one layer at once: their ranks lie side by side in one pair of factors,
+and ``scale`` holds, for every rank column, weight * alpha / rank of the adapter it belongs to. So
+any number of adapters costs two small products, and their weights change without a new
+compilation.
+"""
+
+import re
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from persongen_jax.models.ops import conv2d
+
+
+class LoRA(nnx.Module):
+    """``lora(x) = ((x @ down) * scale) @ up``.
+
+    Args:
+        down: [in, r], or [kh, kw, in, r] on a convolution.
+        up: [r, out].
+        scale: [r], weight * alpha / rank of each column.
+        dtype: compute dtype.
+    """
+
+    def __init__(self, down, up, scale, *, dtype):
+        self.dtype = dtype
+        self.down = nnx.Param(down)
+        self.up = nnx.Param(up)
+        # Not a Param: it is set, never trained.
+        self.scale = nnx.Variable(scale)
+
+    def __call__(self, x):
+        return self._up(x.astype(self.dtype) @ self.down[...].astype(self.dtype))
+
+    def conv(self, x, strides, padding):
+        """The same on [b, h, w, in]: ``down`` is a convolution, ``up`` acts on each pixel."""
+        return self._up(
+            conv2d(x.astype(self.dtype), self.down[...].astype(self.dtype), strides, padding)
+        )
+
+    def _up(self, h):
+        h = h * self.scale[...].astype(self.dtype)
+        return h @ self.up[...].astype(self.dtype)
+
+
+def new_lora(
+    layer, rank: int, *, alpha: float | None = None, rngs: nnx.Rngs, param_dtype=jnp.float32
+):
+    """A fresh adapter: ``down`` gaussian with std 1 / rank, ``up`` zero, so it adds nothing yet."""
+    kernel_shape = layer.kernel.shape
+    down = jax.random.normal(rngs.params(), (*kernel_shape[:-1], rank), jnp.float32) / rank
+    up = jnp.zeros((rank, kernel_shape[-1]), param_dtype)
+    scale = jnp.full((rank,), (rank if alpha is None else alpha) / rank, jnp.float32)
+    return LoRA(down.astype(param_dtype), up, scale, dtype=layer.dtype)
+
+
+def add_lora(module, pattern: re.Pattern, rank: int, *, alpha: float | None, rngs: nnx.Rngs):
+    """A fresh adapter on every layer of ``module`` whose path ("a/b/0/to_q") matches in full.
+
+    Raises:
+        ValueError: no layer matches, or the rank is not positive.
+    """
+    if rank < 1:
+        raise ValueError(f"rank={rank}: a LoRA needs a rank of at least 1")
+    found = [
+        layer
+        for path, layer in nnx.iter_graph(module)
+        if hasattr(layer, "lora") and pattern.fullmatch("/".join(map(str, path)))
+    ]
+    if not found:
+        raise ValueError(f"no layer matches {pattern.pattern!r}; nothing would carry a LoRA")
+    for layer in found:
+        layer.lora = new_lora(layer, rank, alpha=alpha, rngs=rngs)
+
+
+def add_adapter(layer, down, up, scale: float):
+    """Put one more adapter of any rank on ``layer``, beside those that are there.
+
+    Args:
+        down: [in, r] or [kh, kw, in, r]; up: [r, out]; scale: weight * alpha / rank.
+    """
+    column_scale = jnp.full((up.shape[0],), scale, jnp.float32)
+    if layer.lora is not None:
+        down = jnp.concatenate([layer.lora.down[...], down], -1)
+        up = jnp.concatenate([layer.lora.up[...], up], 0)
+        column_scale = jnp.concatenate([layer.lora.scale[...], column_scale])
+    layer.lora = LoRA(jnp.asarray(down), jnp.asarray(up), column_scale, dtype=layer.dtype)
+
+
+def lora_layers(module) -> dict[tuple, nnx.Module]:
+    """Every layer of ``module`` that carries an adapter, by path."""
+    return {
+        path: node
+        for path, node in nnx.iter_graph(module)
+        if isinstance(node, nnx.Module) and isinstance(getattr(node, "lora", None), LoRA)
+    }
+
+
+def merge_adapters(module):
+    """Add every adapter into the kernel it sits on, and remove it."""
+    for layer in lora_layers(module).values():
+        lora, kernel = layer.lora, layer.kernel[...]
+        down = lora.down[...].astype(jnp.float32) * lora.scale[...]
+        delta = down @ lora.up[...].astype(jnp.float32)
+        layer.kernel[...] = (kernel.astype(jnp.float32) + delta).astype(kernel.dtype)
+        layer.lora = nnx.data(None)
+
+
+def remove_adapters(module):
+    """Take every adapter off again."""
+    for layer in lora_layers(module).values():
+        layer.lora = nnx.data(None)

@@ -1,0 +1,76 @@
+"""Residual blocks and resampling, shared by the UNet and the VAE. Arrays are NHWC."""
+
+from flax import nnx
+
+from persongen_jax.models.layers import Conv, GroupNorm, Linear
+from persongen_jax.models.ops import activation, upsample_nearest
+
+
+class ResnetBlock2D(nnx.Module):
+    """norm, act, conv, (+ time embedding), norm, act, conv, and a skip connection.
+
+    ``x`` [b, h, w, in_channels], ``temb`` [b, temb_channels] or None, to [b, h, w, out_channels].
+    """
+
+    def __init__(
+        self,
+        in_channels,
+        out_channels,
+        *,
+        temb_channels=None,
+        groups=32,
+        eps=1e-6,
+        act="silu",
+        output_scale_factor=1.0,
+        **kw,
+    ):
+        self.act = act
+        self.output_scale_factor = output_scale_factor
+        self.norm1 = GroupNorm(groups, in_channels, eps=eps, **kw)
+        self.conv1 = Conv(in_channels, out_channels, 3, padding=1, **kw)
+        self.time_emb_proj = nnx.data(None)
+        if temb_channels is not None:
+            self.time_emb_proj = Linear(temb_channels, out_channels, **kw)
+        self.norm2 = GroupNorm(groups, out_channels, eps=eps, **kw)
+        self.conv2 = Conv(out_channels, out_channels, 3, padding=1, **kw)
+        self.conv_shortcut = nnx.data(None)
+        if in_channels != out_channels:
+            self.conv_shortcut = Conv(in_channels, out_channels, 1, **kw)
+
+    def __call__(self, x, temb=None):
+        act = activation(self.act)
+        h = self.conv1(act(self.norm1(x)))
+        if self.time_emb_proj is not None:
+            h = h + self.time_emb_proj(act(temb))[:, None, None, :]
+        h = self.conv2(act(self.norm2(h)))
+        skip = x if self.conv_shortcut is None else self.conv_shortcut(x)
+        h = skip.astype(h.dtype) + h
+        return h if self.output_scale_factor == 1.0 else h / self.output_scale_factor
+
+
+class Downsample2D(nnx.Module):
+    """Half the side by a convolution of stride 2: [b, h, w, c] to [b, h / 2, w / 2, c].
+
+    ``padding=0`` means the VAE's asymmetric padding, one zero on the right and at the bottom.
+    """
+
+    def __init__(self, channels, *, padding=1, **kw):
+        padding = ((0, 1), (0, 1)) if padding == 0 else padding
+        self.conv = Conv(channels, channels, 3, strides=2, padding=padding, **kw)
+
+    def __call__(self, x):
+        return self.conv(x)
+
+
+class Upsample2D(nnx.Module):
+    """Double the side by repeating pixels, then a convolution: [b, h, w, c] to [b, 2h, 2w, c]."""
+
+    def __init__(self, channels, **kw):
+        self.conv = Conv(channels, channels, 3, padding=1, **kw)
+
+    def __call__(self, x, size=None):
+        """``size`` (h, w): cut the result to it, for sides that a down block could not halve."""
+        x = upsample_nearest(x)
+        if size is not None and x.shape[1:3] != tuple(size):
+            x = x[:, : size[0], : size[1], :]
+        return self.conv(x)

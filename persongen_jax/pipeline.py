@@ -1,0 +1,371 @@
+"""Pipeline: prompts to pictures, called as diffusers' pipelines are.
+
+from persongen_jax.pipeline import Pipeline
+
+pipe = Pipeline.from_pretrained("/path/to/sdxl", dtype=jnp.bfloat16)
+pipe("a lighthouse at dusk", seed=1).images[0].save("lighthouse.png")
+"""
+
+import functools
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from persongen_jax import sampling
+from persongen_jax.conditioning import Conditioning, TokenStream, concatenate, select
+from persongen_jax.models.lora import merge_adapters, remove_adapters
+from persongen_jax.models.vae import decode_images
+from persongen_jax.sharding import along_batch, make_mesh, replicated
+from persongen_jax.weights.adapters import apply_adapter, module_paths
+from persongen_jax.weights.lora_files import read_lora
+from persongen_jax.weights.sdxl import SDXLBase, load_sdxl, save_sdxl
+
+IMAGES_PER_DEVICE = 4  # of a batch, where the caller does not say
+
+
+class PipelineOutput(NamedTuple):
+    """``images``: a list of PIL images, or an array (see ``output_type``)."""
+
+    images: list | np.ndarray
+
+
+@dataclass(frozen=True)
+class Guidance:
+    """What one sampling run is conditioned on.
+
+    Up to and with step ``merge_step`` the UNet reads ``early``, after it ``late`` (PhotoMaker's
+    delayed merging, arXiv 2312.04461, section 3.3); a run without references has only ``late``.
+    """
+
+    late: Conditioning
+    unconditional: Conditioning | None = None
+    early: Conditioning | None = None
+
+
+jax.tree_util.register_dataclass(Guidance, ("late", "unconditional", "early"), ())
+
+
+class Pipeline:
+    """Text-to-image with SDXL.
+
+    Prompts are worked through in batches of one size, dealt out over ``mesh``'s devices. Programs
+    are compiled once per batch size, picture size, number of steps and sampler; another prompt,
+    seed, guidance scale or adapter weight compiles nothing.
+    """
+
+    def __init__(self, base: SDXLBase, mesh=None):
+        self.base = base
+        self.mesh = make_mesh() if mesh is None else mesh
+        self.adapters: dict[str, tuple[dict, float]] = {}
+        self._place(self.model)
+
+    # ---- loading and saving ----
+
+    @classmethod
+    def from_pretrained(cls, path, *, dtype=jnp.float32, mesh=None, **options) -> "Pipeline":
+        """Open a diffusers-format SDXL directory or a single-file checkpoint.
+
+        ``options``: param_dtype, vae_dtype, variant, config; see
+        :func:`~persongen_jax.weights.sdxl.load_sdxl`.
+        """
+        mesh = make_mesh() if mesh is None else mesh
+        base = load_sdxl(path, dtype=dtype, shardings=replicated(mesh), **options)
+        return cls(base, mesh)
+
+    def save_pretrained(self, folder):
+        """Write a directory that diffusers opens; fuse or unload LoRAs first."""
+        if self.adapters:
+            raise ValueError(
+                f"LoRAs are loaded ({', '.join(self.adapters)}): call fuse_lora() to write their "
+                "effect into the weights, or unload_lora() to leave it out"
+            )
+        save_sdxl(self.base, folder)
+
+    @property
+    def model(self):
+        return self.base.model
+
+    def _place(self, model):
+        """Every array of the model onto the mesh."""
+        state = jax.device_put(nnx.state(model), replicated(self.mesh))
+        nnx.update(model, state)
+
+    # ---- LoRA ----
+
+    def load_lora(self, path, *, weight: float = 1.0, name: str | None = None):
+        """Put a LoRA file (diffusers, PEFT or kohya) on the model; several add up.
+
+        Args:
+            path: the ``*.safetensors`` file.
+            weight: factor of its effect; change it later by :meth:`set_lora_weights`.
+            name: what it is called from then on; by default the file's name.
+        """
+        paths = {part: module_paths(getattr(self.model, part)) for part in LORA_COMPONENTS}
+        name = str(path) if name is None else name
+        self.adapters[name] = (read_lora(path, paths), weight)
+        self._apply_adapters()
+
+    def set_lora_weights(self, weights: dict[str, float]):
+        """Change the factors of loaded LoRAs by name. Compiles nothing anew."""
+        for name, weight in weights.items():
+            if name not in self.adapters:
+                raise ValueError(f"no LoRA {name!r} is loaded; loaded: {sorted(self.adapters)}")
+            self.adapters[name] = (self.adapters[name][0], weight)
+        self._apply_adapters()
+
+    def unload_lora(self):
+        """Take every LoRA off again."""
+        self.adapters = {}
+        self._apply_adapters()
+
+    def fuse_lora(self):
+        """Add the loaded LoRAs into the weights: nothing to compute per step, no way back."""
+        for part in LORA_COMPONENTS:
+            merge_adapters(getattr(self.model, part))
+        self.adapters = {}
+
+    def _apply_adapters(self):
+        for part in LORA_COMPONENTS:
+            module = getattr(self.model, part)
+            remove_adapters(module)
+            for parsed, weight in self.adapters.values():
+                apply_adapter(module, parsed.get(part, {}), weight)
+        self._place(self.model)
+
+    # ---- pictures ----
+
+    def __call__(
+        self,
+        prompt: str | list[str],
+        negative_prompt: str | list[str] | None = None,
+        *,
+        height: int | None = None,
+        width: int | None = None,
+        num_inference_steps: int = 50,
+        guidance_scale: float = 5.0,
+        guidance_rescale: float = 0.0,
+        num_images_per_prompt: int = 1,
+        seed: int = 0,
+        latents=None,
+        scheduler: str | None = None,
+        scheduler_options: dict | None = None,
+        original_size: tuple[int, int] | None = None,
+        crops_coords_top_left: tuple[int, int] = (0, 0),
+        target_size: tuple[int, int] | None = None,
+        output_type: str = "pil",
+        batch_size: int | None = None,
+        tiling: bool = False,
+        progress=None,
+    ) -> PipelineOutput:
+        """Paint ``num_images_per_prompt`` pictures of each prompt.
+
+        Args:
+            prompt: one or several. Picture j of prompt i is number i * num_images_per_prompt + j.
+            negative_prompt: what to steer away from; one for all or one each. None: the zero
+                embedding if model_index.json says so (SDXL's does), else the empty prompt.
+            height, width: pixels, multiples of the VAE's factor (8). Default: the UNet's
+                sample_size times that factor.
+            guidance_scale: 1 or less turns guidance off and halves the work.
+            guidance_rescale: 0..1 (Lin et al., arXiv 2305.08891, section 3.4).
+            seed: picture n depends on (seed, n), not on how pictures are batched.
+            latents: [n, h / 8, w / 8, 4] standard normal, instead of drawing them from the seed.
+            scheduler: "ddpm", "ddim", "euler", "euler_ancestral", "dpmpp_2m" or a diffusers class
+                name; default: scheduler_config.json's. scheduler_options: its parameters, e.g.
+                {"use_karras_sigmas": True}.
+            original_size, crops_coords_top_left, target_size: SDXL's micro-conditioning, (h, w).
+            output_type: "pil"; "np", float32 [n, h, w, 3] in 0..1; or "latent", [n, h/8, w/8, 4].
+            batch_size: pictures at once, rounded up to a multiple of the devices.
+            tiling: decode in overlapping tiles, for very large pictures.
+            progress: called with the number of steps done since the last call.
+
+        Raises:
+            ValueError: sizes, counts or names that do not fit; the message names them.
+        """
+        if output_type not in ("pil", "np", "latent"):
+            raise ValueError(f"output_type={output_type!r}: use 'pil', 'np' or 'latent'")
+        height, width = self._picture_size(height, width)
+        prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+        negatives = _one_each(negative_prompt, len(prompts))
+        plan = sampling.make_plan(
+            self.base.scheduler_config, num_inference_steps, scheduler, **(scheduler_options or {})
+        )
+        time_ids = np.array(
+            [
+                *(original_size or (height, width)),
+                *crops_coords_top_left,
+                *(target_size or (height, width)),
+            ],
+            np.float32,
+        )
+        guided = guidance_scale > 1
+
+        total = len(prompts) * num_images_per_prompt
+        noise = self._noise(latents, seed, total, height, width)
+        keys = _image_keys(seed, 1, total)
+        batch = self._batch_size(batch_size, total)
+        images = []
+        for start in range(0, total, batch):
+            # The last batch is filled up with its last picture, so that every batch has one shape.
+            rows = np.minimum(np.arange(start, start + batch), total - 1)
+            which = rows // num_images_per_prompt
+            guidance = self._text_guidance(
+                [prompts[i] for i in which],
+                [negatives[i] for i in which] if guided else None,
+                time_ids,
+            )
+            carry = sampling.init_carry(plan, sampling.initial_latents(plan, noise[rows]))
+            carry = jax.device_put(carry, along_batch(self.mesh))
+            carry = self._run(
+                plan, carry, guidance, keys[rows], guidance_scale, guidance_rescale, progress
+            )
+            out = sampling.final_latents(carry)
+            if output_type != "latent":
+                out = self._decode(out, tiling)
+            images.append(np.asarray(out)[: min(batch, total - start)])
+        images = np.concatenate(images)
+        return PipelineOutput(to_pil(images) if output_type == "pil" else images)
+
+    def encode_prompt(self, prompts: list[str]):
+        """prompt_embeds [b, 77, d] and pooled_prompt_embeds [b, p] of b prompts."""
+        ids = np.stack([self.base.tokenizers.encode(prompt) for prompt in prompts])
+        ids = jax.device_put(ids, along_batch(self.mesh))
+        return _encode_prompt(*nnx.split(self._text_model()), ids)
+
+    def _text_model(self):
+        """The model without UNet and VAE, which prompt encoding has no use for."""
+        return TextTowers(self.model)
+
+    def _text_guidance(self, prompts, negatives, time_ids) -> Guidance:
+        ids = jax.device_put(np.tile(time_ids, (len(prompts), 1)), along_batch(self.mesh))
+        embeds, pooled = self.encode_prompt(prompts)
+        late = Conditioning({"text": TokenStream(embeds)}, pooled, ids)
+        if negatives is None:
+            return Guidance(late)
+        zeros = self.base.model_index.get("force_zeros_for_empty_prompt", True)
+        negative_embeds, negative_pooled = self.encode_prompt([text or "" for text in negatives])
+        if zeros and any(text is None for text in negatives):
+            named = jnp.array([text is not None for text in negatives])
+            negative_embeds = jnp.where(named[:, None, None], negative_embeds, 0)
+            negative_pooled = jnp.where(named[:, None], negative_pooled, 0)
+        unconditional = Conditioning({"text": TokenStream(negative_embeds)}, negative_pooled, ids)
+        return Guidance(late, unconditional)
+
+    def _run(self, plan, carry, guidance, keys, scale, rescale, progress):
+        """The whole loop, in one call; or in about twenty, so that ``progress`` hears of it."""
+        graphdef, state = nnx.split(self.model.unet)
+        keys = jax.device_put(keys, along_batch(self.mesh))
+        n = plan.num_steps
+        stride = n if progress is None else max(1, n // 20)
+        merge_step = -1
+        for start in range(0, n, stride):
+            stop = min(start + stride, n)
+            scalars = (scale, rescale, merge_step, start, stop)
+            carry = _sample(graphdef, state, plan, carry, guidance, keys, scalars)
+            if progress is not None:
+                jax.block_until_ready(carry)
+                progress(stop - start)
+        return carry
+
+    def _decode(self, latents, tiling):
+        graphdef, state = nnx.split(self.model.vae)
+        return _decode(graphdef, state, latents, tiling)
+
+    def _picture_size(self, height, width):
+        factor = self.model.vae.vae_scale_factor
+        default = self.base.configs["unet"]["sample_size"]
+        default = (default, default) if isinstance(default, int) else default
+        height = default[0] * factor if height is None else height
+        width = default[1] * factor if width is None else width
+        for name, side in (("height", height), ("width", width)):
+            if side <= 0 or side % factor:
+                raise ValueError(f"{name}={side} is not a positive multiple of {factor}")
+        return height, width
+
+    def _noise(self, latents, seed, total, height, width):
+        factor = self.model.vae.vae_scale_factor
+        channels = self.base.configs["unet"].get("in_channels", 4)
+        shape = (height // factor, width // factor, channels)
+        if latents is None:
+            draw = jax.vmap(lambda key: jax.random.normal(key, shape, jnp.float32))
+            return np.asarray(draw(_image_keys(seed, 0, total)))
+        latents = np.asarray(latents, np.float32)
+        if latents.shape != (total, *shape):
+            raise ValueError(f"latents have shape {latents.shape}; {(total, *shape)} is needed")
+        return latents
+
+    def _batch_size(self, batch_size, total):
+        devices = self.mesh.shape["data"]
+        if batch_size is None:
+            batch_size = min(total, IMAGES_PER_DEVICE * devices)
+        if batch_size < 1:
+            raise ValueError(f"batch_size={batch_size} has to be at least 1")
+        return -(-batch_size // devices) * devices
+
+
+LORA_COMPONENTS = ("unet", "text_encoder", "text_encoder_2")
+
+
+class TextTowers(nnx.Module):
+    """The two text towers of a model, by reference."""
+
+    def __init__(self, model):
+        self.text_encoder = model.text_encoder
+        self.text_encoder_2 = model.text_encoder_2
+
+
+def _one_each(negative_prompt, count):
+    if negative_prompt is None or isinstance(negative_prompt, str):
+        return [negative_prompt] * count
+    if len(negative_prompt) != count:
+        raise ValueError(
+            f"{len(negative_prompt)} negative prompts for {count} prompts: give one, or one each"
+        )
+    return list(negative_prompt)
+
+
+def _image_keys(seed: int, purpose: int, total: int):
+    """[total] random keys; purpose 0 is the first noise, 1 the sampler's own."""
+    key = jax.random.fold_in(jax.random.key(seed), purpose)
+    return jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(total))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _encode_prompt(graphdef, state, input_ids):
+    from persongen_jax.models.sdxl import StableDiffusionXL
+
+    return StableDiffusionXL.encode_prompt(nnx.merge(graphdef, state), input_ids)
+
+
+@functools.partial(jax.jit, static_argnums=0, donate_argnums=3)
+def _sample(graphdef, state, plan, carry, guidance: Guidance, keys, scalars):
+    guidance_scale, guidance_rescale, merge_step, start, stop = scalars
+    unet = nnx.merge(graphdef, state)
+
+    def model(latents, timestep, step):
+        conditioning = guidance.late
+        if guidance.early is not None:
+            conditioning = select(step <= merge_step, guidance.early, guidance.late)
+        if guidance.unconditional is None:
+            return unet(latents, timestep, conditioning)
+        both = concatenate(guidance.unconditional, conditioning)
+        out = unet(jnp.concatenate([latents, latents]), timestep, both)
+        unconditional, conditional = jnp.split(out, 2)
+        return sampling.guide(conditional, unconditional, guidance_scale, guidance_rescale)
+
+    return sampling.run_steps(plan, model, carry, keys, start, stop)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 3))
+def _decode(graphdef, state, latents, tiling):
+    return decode_images(nnx.merge(graphdef, state), latents, tiling=tiling)
+
+
+def to_pil(images) -> list:
+    """Float [n, h, w, 3] in 0..1 to 8-bit PIL images."""
+    from PIL import Image
+
+    return [Image.fromarray(image) for image in (images * 255).round().astype(np.uint8)]

@@ -1,0 +1,161 @@
+"""Prompts as token ids: both SDXL tokenizers, the trigger word, one class token per reference."""
+
+import re
+import unicodedata
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+CLIP_MAX_LENGTH = 77  # positions, those of the two end markers included
+
+
+class PromptError(ValueError):
+    """A prompt that cannot be used; the message quotes it and says what to change."""
+
+
+def split_at_trigger(prompt: str, trigger_word: str = "img") -> tuple[str, str]:
+    """The text up to and with the class word, and the text behind the trigger word.
+
+    Their concatenation is the prompt without the trigger. The trigger is found as a whole word in
+    any case ("imgs" is none), because CLIP's tokenizers read lower case only. PromptError unless
+    it stands exactly once and directly behind a word.
+    """
+    # A plain \b would fail for a trigger such as "<me>", whose ends are no word characters.
+    pattern = rf"(?<!\w){re.escape(trigger_word)}(?!\w)"
+    found = list(re.finditer(pattern, prompt, re.IGNORECASE))
+    if len(found) != 1:
+        raise PromptError(
+            f'the trigger word "{trigger_word}" stands {len(found)} times in the prompt "{prompt}"'
+            f'; put it exactly once, behind the class word: "a man {trigger_word} in a space suit"'
+        )
+    left, right = prompt[: found[0].start()].rstrip(), prompt[found[0].end() :]
+    if not left:
+        raise PromptError(
+            f'the trigger word "{trigger_word}" opens the prompt "{prompt}"; it needs a class word '
+            f'before it: "man {trigger_word}"'
+        )
+    if unicodedata.category(left[-1])[0] in "PS":
+        raise PromptError(
+            f'the trigger word "{trigger_word}" follows a "{left[-1]}" in the prompt "{prompt}"; '
+            f'it has to follow the class word directly: "man {trigger_word}"'
+        )
+    return left, right
+
+
+@dataclass(frozen=True)
+class Tokenizers:
+    """SDXL's two CLIP tokenizers; ``encode`` may be called from several threads at once.
+
+    ``max_length`` (77 for CLIP) is the length of every id array made here.
+    """
+
+    tokenizer: object
+    tokenizer_2: object
+
+    def __post_init__(self):
+        for tokenizer in (self.tokenizer, self.tokenizer_2):
+            # Length is settled here. The backend's own settings are state that threads would share.
+            tokenizer.backend_tokenizer.no_truncation()
+            tokenizer.backend_tokenizer.no_padding()
+        lengths = [_max_length(self.tokenizer), _max_length(self.tokenizer_2)]
+        if lengths[0] != lengths[1]:
+            raise ValueError(
+                f"model_max_length is {lengths[0]} in tokenizer and {lengths[1]} in tokenizer_2; "
+                "SDXL joins the two texts position by position, so they have to agree"
+            )
+
+    @classmethod
+    def from_pretrained(cls, base) -> "Tokenizers":
+        """Opens ``<base>/tokenizer`` and ``<base>/tokenizer_2``; never asks the network."""
+        return cls(_load(Path(base) / "tokenizer"), _load(Path(base) / "tokenizer_2"))
+
+    @property
+    def max_length(self) -> int:
+        return _max_length(self.tokenizer)
+
+    def encode(self, prompt: str) -> np.ndarray:
+        """[2, 77] int32: row 0 by tokenizer, row 1 by tokenizer_2, each with its own padding.
+
+        What does not fit is cut before the end-of-text token; ``cut_part`` tells what that was.
+        """
+        return np.stack(
+            [_finish(t, _token_ids(t, prompt)) for t in (self.tokenizer, self.tokenizer_2)]
+        )
+
+    def cut_part(self, prompt: str, copies: int = 1) -> str:
+        """The end of ``prompt`` that gets no place among the 77 ids; '' if all of it fits.
+
+        ``copies``: how often the class token will stand there; pass the prompt without trigger.
+        """
+        room = self.max_length - 2 - (copies - 1)
+        cuts = []
+        for tokenizer in (self.tokenizer, self.tokenizer_2):
+            offsets = tokenizer.backend_tokenizer.encode(prompt, add_special_tokens=False).offsets
+            cuts.append(prompt[offsets[room][0] :] if len(offsets) > room else "")
+        return max(cuts, key=len)
+
+    def encode_with_trigger(
+        self, prompt: str, num_references: int, trigger_word: str = "img"
+    ) -> tuple[np.ndarray, np.ndarray, str]:
+        """PhotoMaker's input: the trigger goes, the class token stands once per reference.
+
+        Returns ids [2, 77] int32, class_tokens_mask [77] bool (True at the ``num_references``
+        copies) and the prompt without its trigger word. The class token is the last one before
+        the trigger. PromptError as in ``split_at_trigger``, and for a trigger so late that a copy
+        would be cut away.
+        """
+        if num_references < 1:
+            raise ValueError(f"num_references is {num_references}; at least one is needed")
+        left, right = split_at_trigger(prompt, trigger_word)
+        rows, ends = [], []
+        for tokenizer in (self.tokenizer, self.tokenizer_2):
+            # Apart, so that a trigger of several tokens needs no entry in the vocabulary. CLIP
+            # splits at the trigger's ends anyhow: the ids are those of the text in one piece.
+            before, after = _token_ids(tokenizer, left), _token_ids(tokenizer, right)
+            rows.append(_finish(tokenizer, before + before[-1:] * (num_references - 1) + after))
+            ends.append(len(before) + num_references)  # behind the copies; id 0 starts the text
+        if ends[0] != ends[1]:
+            raise PromptError(
+                f"the two tokenizers disagree about the place of the class word in the prompt "
+                f'"{prompt}"; leave out unusual characters before it (SDXL\'s second tokenizer '
+                'reads "!!" as two tokens, its first as one)'
+            )
+        if ends[0] > self.max_length - 1:  # the last place is the end-of-text token's
+            raise PromptError(
+                f'the trigger word "{trigger_word}" stands too late in the prompt "{prompt}": of '
+                f"{self.max_length} tokens, {num_references} references need a copy of the class "
+                "word each; move the class word and the trigger towards the beginning"
+            )
+        mask = np.zeros(self.max_length, bool)
+        mask[ends[0] - num_references : ends[0]] = True
+        return np.stack(rows), mask, left + right
+
+
+def _load(folder: Path):
+    if not (folder / "vocab.json").is_file() and not (folder / "tokenizer.json").is_file():
+        raise FileNotFoundError(
+            f"{folder}: no tokenizer there (vocab.json and merges.txt, or tokenizer.json); the "
+            "base model has to be a diffusers-format SDXL directory"
+        )
+    from transformers import CLIPTokenizer
+
+    return CLIPTokenizer.from_pretrained(str(folder), local_files_only=True)
+
+
+def _max_length(tokenizer) -> int:
+    # Without model_max_length in its config, transformers answers 1e30.
+    length = tokenizer.model_max_length
+    return int(length) if length < 1e9 else CLIP_MAX_LENGTH
+
+
+def _token_ids(tokenizer, text: str) -> list[int]:
+    return tokenizer.backend_tokenizer.encode(text, add_special_tokens=False).ids
+
+
+def _finish(tokenizer, ids: list[int]) -> np.ndarray:
+    """Markers around the ids, cut or padded; the pooled embedding is read at the end marker,
+    so that one is kept whatever is cut."""
+    length = _max_length(tokenizer)
+    row = [tokenizer.bos_token_id, *ids[: length - 2], tokenizer.eos_token_id]
+    return np.array(row + [tokenizer.pad_token_id] * (length - len(row)), np.int32)

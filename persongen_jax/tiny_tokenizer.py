@@ -1,0 +1,101 @@
+"""A small CLIP tokenizer, trained on the spot, for work without any download.
+
+It has CLIP's own shape: the 256 byte symbols, the same with ``</w>``, one entry per merge, then
+``<|startoftext|>`` and ``<|endoftext|>`` as the two highest ids. Every text can be encoded; the
+words listed here, ``img`` among them, come out as one token each, as they do in CLIP.
+"""
+
+import json
+from collections import Counter
+from itertools import pairwise
+from pathlib import Path
+
+BOS, EOS = "<|startoftext|>", "<|endoftext|>"
+# What SDXL's two tokenizers pad with: <|endoftext|>, and the symbol that has id 0.
+SDXL_PAD_TOKENS = (EOS, "!")
+
+WORDS = """
+a an the and of in on at by to with without for from near under over behind before beside inside
+is are was wearing holding standing sitting walking running riding looking smiling
+photo picture portrait painting drawing grey black white red orange yellow green blue purple pink
+brown golden dark bright old young small large tall beautiful
+img man woman person boy girl child people face head hair beard eyes glasses hat helmet
+suit space dress shirt jacket coat armor uniform scarf tie
+background flag shuttle model sky sea snow beach forest mountain mountains castle street city
+night day sun desert garden room house window wall shelf car horse dog cat tree trees flowers
+camel palm king knight doctor chef astronaut superhero her his she he they wears
+close up view front side style cinematic film light colour colourful high quality low bad
+worst lowres blurry anatomy hands text error missing fingers extra digit fewer digits cropped
+normal jpeg artifacts signature watermark username
+""".split()
+
+
+def write_tiny_tokenizer(folder, pad_token: str = EOS) -> int:
+    """Writes a tokenizer that transformers' CLIPTokenizer opens offline; returns its vocabulary's
+    size. The beginning and the end of text have the ids size - 2 and size - 1.
+
+    ``folder`` is made if need be. ``pad_token`` is any entry of the vocabulary; SDXL's two are in
+    ``SDXL_PAD_TOKENS``. Same code, same bytes.
+    """
+    merges = _learn_merges(Counter(WORDS))
+    symbols = _byte_symbols()
+    entries = [*symbols, *(s + "</w>" for s in symbols), *("".join(m) for m in merges), BOS, EOS]
+    if pad_token not in entries:
+        raise ValueError(f"pad_token {pad_token!r} is not in the tiny tokenizer's vocabulary")
+    config = {
+        "tokenizer_class": "CLIPTokenizer",
+        "model_max_length": 77,
+        "do_lower_case": True,
+        "add_prefix_space": False,
+        "errors": "replace",
+    }
+    special = {"bos_token": BOS, "eos_token": EOS, "unk_token": EOS, "pad_token": pad_token}
+
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    _write_json(folder / "vocab.json", {entry: i for i, entry in enumerate(entries)})
+    _write_json(folder / "tokenizer_config.json", {**config, **special})
+    _write_json(folder / "special_tokens_map.json", special)
+    lines = ["#version: 0.2", *(" ".join(merge) for merge in merges)]
+    (folder / "merges.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return len(entries)
+
+
+def _byte_symbols() -> list[str]:
+    """One printable character per byte, in CLIP's order: the printable bytes first, as themselves.
+
+    The others borrow the characters from U+0100 on, because a merges file is split at blanks.
+    """
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = 256 - len(printable)
+    return [chr(byte) for byte in printable] + [chr(0x100 + i) for i in range(others)]
+
+
+def _learn_merges(words: Counter) -> list[tuple[str, str]]:
+    """Byte-pair encoding of ASCII words until each is one symbol; ties go to the smaller pair."""
+    split = {word: [*word[:-1], word[-1] + "</w>"] for word in words}
+    merges = []
+    while True:
+        pairs = Counter()
+        for word, symbols in split.items():
+            for pair in pairwise(symbols):
+                pairs[pair] += words[word]
+        if not pairs:
+            return merges
+        best = min(pairs, key=lambda pair: (-pairs[pair], pair))
+        merges.append(best)
+        split = {word: _merge(symbols, best) for word, symbols in split.items()}
+
+
+def _merge(symbols: list[str], pair: tuple[str, str]) -> list[str]:
+    merged = []
+    for symbol in symbols:
+        if merged and (merged[-1], symbol) == pair:
+            merged[-1] += symbol
+        else:
+            merged.append(symbol)
+    return merged
+
+
+def _write_json(path: Path, value) -> None:
+    path.write_text(json.dumps(value, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")

@@ -1,0 +1,96 @@
+"""Old and new spellings of a component's keys, brought to one form.
+
+The form is diffusers' of today for the VAE. For CLIP it has no ``text_model.`` or ``vision_model.``
+in front (transformers 5 writes CLIPTextModel and CLIPVisionModel so, the models with a projection
+and everything older with the prefix): ``embeddings.*``, ``encoder.*``, ``final_layer_norm.*``,
+``pre_layrnorm.*`` and ``post_layernorm.*`` lie beside ``text_projection.weight`` and
+``visual_projection.weight``.
+"""
+
+import re
+
+from persongen_jax.weights.source import POINTWISE, RenamedSource, Renaming, TensorSource
+
+# Before it was made a non-persistent buffer, CLIP saved 0, 1, 2, … as a tensor.
+_POSITION_IDS = "embeddings.position_ids"
+_TEXT_HALF = ("text_model.", "text_projection.")
+_VISION_HALF = ("vision_model.", "visual_projection.")
+_CONTRASTIVE = ("logit_scale",)
+
+# diffusers before 0.12 -> today.
+_VAE_ATTENTION = {
+    "query": "to_q",
+    "key": "to_k",
+    "value": "to_v",
+    "proj_attn": "to_out.0",
+    "to_q": "to_q",
+    "to_k": "to_k",
+    "to_v": "to_v",
+    "to_out.0": "to_out.0",
+}
+_VAE_ATTENTION_KEY = re.compile(
+    r"(?P<path>(?:en|de)coder\.mid_block\.attentions\.\d+)\."
+    rf"(?P<layer>{'|'.join(map(re.escape, _VAE_ATTENTION))})\.(?P<leaf>weight|bias)"
+)
+
+
+def normalise_clip_text(source: TensorSource) -> RenamedSource:
+    """A CLIP text encoder's tensors, also out of a file that holds both halves of CLIP.
+
+    The vision half, ``logit_scale`` and ``position_ids`` are ignored, and listed in ``ignored``.
+
+    Raises:
+        WeightsError: a tensor stands there twice, with and without the prefix.
+    """
+    return _normalise_clip(source, "text_model.", _VISION_HALF)
+
+
+def normalise_clip_vision(source: TensorSource) -> RenamedSource:
+    """A CLIP image encoder's tensors, also out of a file that holds both halves of CLIP.
+
+    The text half, ``logit_scale`` and ``position_ids`` are ignored, and listed in ``ignored``.
+
+    Raises:
+        WeightsError: a tensor stands there twice, with and without the prefix.
+    """
+    return _normalise_clip(source, "vision_model.", _TEXT_HALF)
+
+
+def _normalise_clip(source, prefix, other_half):
+    renaming = Renaming(source)
+    for key in source.keys():
+        name = key.removeprefix(prefix)
+        if key.startswith(other_half) or key in _CONTRASTIVE or name == _POSITION_IDS:
+            renaming.ignore(key)
+        else:
+            renaming.add(name, key)
+    return renaming.source()
+
+
+def normalise_vae(source: TensorSource) -> RenamedSource:
+    """An AutoencoderKL's tensors; its attention as linear layers of today's names.
+
+    Older files call them ``query``, ``key``, ``value`` and ``proj_attn``, or keep them as
+    convolutions of one pixel, [c, c, 1, 1], which become [c, c].
+
+    Raises:
+        WeightsError: a tensor stands there under the old and the new name.
+    """
+    renaming = Renaming(source)
+    for key in source.keys():
+        match = _VAE_ATTENTION_KEY.fullmatch(key)
+        if not match:
+            renaming.add(key, key)
+            continue
+        name = f"{match['path']}.{_VAE_ATTENTION[match['layer']]}.{match['leaf']}"
+        renaming.add(name, key, pointwise(source, key))
+    return renaming.source()
+
+
+def pointwise(source: TensorSource, key: str):
+    """``POINTWISE`` where the tensor is a convolution of one pixel, else None."""
+    shape = source.info(key)[1]
+    return POINTWISE if len(shape) in (3, 4) and set(shape[2:]) == {1} else None
+
+
+__all__ = ["normalise_clip_text", "normalise_clip_vision", "normalise_vae", "pointwise"]

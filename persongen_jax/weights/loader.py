@@ -1,0 +1,101 @@
+"""The one strict loader: a file's tensors into a Flax module, one tensor in flight.
+
+Module paths mirror the keys of diffusers and transformers, so one rule names every tensor; where
+formats differ, ``keys.py`` and its neighbours rename before the tensors come here.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from persongen_jax.weights.errors import KeyMismatch
+
+WEIGHT_NAMES = ("kernel", "scale", "embedding")
+
+
+def torch_key(path: tuple) -> str:
+    """('conv_in', 'kernel') to 'conv_in.weight': the key that PyTorch has for a leaf."""
+    *parents, leaf = (str(part) for part in path)
+    return ".".join([*parents, "weight" if leaf in WEIGHT_NAMES else leaf])
+
+
+def to_torch_shape(path: tuple, shape: tuple) -> tuple:
+    """The shape PyTorch stores a leaf in: kernels OIHW or (out, in), all else as here."""
+    if path[-1] != "kernel":
+        return tuple(shape)
+    return (shape[3], shape[2], *shape[:2]) if len(shape) == 4 else tuple(shape[::-1])
+
+
+def from_torch_layout(path: tuple, array: np.ndarray) -> np.ndarray:
+    """OIHW to HWIO, (out, in) to (in, out), all else unchanged."""
+    if path[-1] != "kernel":
+        return array
+    return array.transpose(2, 3, 1, 0) if array.ndim == 4 else array.T
+
+
+def to_torch_layout(path: tuple, array: np.ndarray) -> np.ndarray:
+    """The inverse of :func:`from_torch_layout`."""
+    if path[-1] != "kernel":
+        return array
+    return array.transpose(3, 2, 0, 1) if array.ndim == 4 else array.T
+
+
+def parameter_leaves(module) -> dict[tuple, jax.Array]:
+    """Every ``nnx.Param`` of a module by path, in a fixed order; adapters are not part of it."""
+    flat = nnx.to_flat_state(nnx.state(module, nnx.Param))
+    leaves = {tuple(path): leaf.get_value() for path, leaf in flat}
+    return {path: leaf for path, leaf in leaves.items() if "lora" not in path}
+
+
+def load_module(build, source, *, shardings=None):
+    """Build a module and fill every parameter from ``source``.
+
+    Args:
+        build: zero-argument function that makes the module; it is only traced, so the random
+            initial weights never exist.
+        source: a TensorSource (directory.py, keys.py): ``keys``, ``info``, ``read``, ``describe``.
+        shardings: None for the default device; a sharding for all; or a function from
+            (path, shape) to a sharding. Each tensor goes straight to its devices.
+
+    Returns:
+        The module. Peak host memory is the weights plus one tensor.
+
+    Raises:
+        KeyMismatch: a key missing, unexpected or misshapen; all of them are listed.
+    """
+    module = nnx.eval_shape(build)
+    leaves = parameter_leaves(module)
+    check_keys(leaves, source)
+
+    graphdef, params, rest = nnx.split(module, nnx.Param, ...)
+    flat = []
+    for path, variable in nnx.to_flat_state(params):
+        array = from_torch_layout(path, source.read(torch_key(path)))
+        array = np.ascontiguousarray(array.astype(variable.get_value().dtype))
+        sharding = shardings(path, array.shape) if callable(shardings) else shardings
+        flat.append((path, variable.replace(jax.device_put(array, sharding))))
+    return nnx.merge(graphdef, nnx.from_flat_state(flat), rest)
+
+
+def check_keys(leaves: dict[tuple, jax.Array], source):
+    """KeyMismatch unless ``source`` has exactly the tensors that ``leaves`` need."""
+    wanted = {torch_key(path): to_torch_shape(path, leaf.shape) for path, leaf in leaves.items()}
+    found = set(source.keys())
+    missing = sorted(set(wanted) - found)
+    unexpected = sorted(found - set(wanted))
+    misshapen = {}
+    for key in sorted(found & set(wanted)):
+        shape = tuple(source.info(key)[1])
+        if shape != wanted[key]:
+            misshapen[key] = (shape, wanted[key])
+    if missing or unexpected or misshapen:
+        raise KeyMismatch(source.describe(), missing, unexpected, misshapen)
+
+
+def cast_module(module, dtype):
+    """The module with every floating-point parameter stored in ``dtype``, in place."""
+    for _, variable in nnx.to_flat_state(nnx.state(module, nnx.Param)):
+        if jnp.issubdtype(variable.get_value().dtype, jnp.floating):
+            variable.set_value(variable.get_value().astype(dtype))
+    return module

@@ -1,0 +1,45 @@
+"""Writing diffusers-format folders that diffusers and transformers open."""
+
+import json
+import os
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from persongen_jax.weights.loader import (
+    parameter_leaves,
+    to_torch_layout,
+    to_torch_shape,
+    torch_key,
+)
+from persongen_jax.weights.safetensors_file import write_safetensors
+
+
+def save_module(module, folder, config: dict, *, file_name: str):
+    """Write ``folder/config.json`` and ``folder/<file_name>``.
+
+    Tensors are written in the dtype they are stored in, one at a time; reading the file back gives
+    bit-equal ones. ``file_name`` is ``diffusion_pytorch_model.safetensors`` for diffusers' models,
+    ``model.safetensors`` for transformers'.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / "config.json", config)
+    entries = [
+        (torch_key(path), to_torch_shape(path, leaf.shape), leaf.dtype, _reader(path, leaf))
+        for path, leaf in sorted(parameter_leaves(module).items(), key=lambda i: torch_key(i[0]))
+    ]
+    write_safetensors(folder / file_name, entries, {"format": "pt"})
+
+
+def _reader(path, leaf):
+    return lambda: np.ascontiguousarray(to_torch_layout(path, np.asarray(jax.device_get(leaf))))
+
+
+def write_json(path, content: dict):
+    """Write a JSON file in one piece: a reader sees the old one or the new one."""
+    path = Path(path)
+    temporary = path.with_name(path.name + ".part")
+    temporary.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")
+    os.replace(temporary, path)

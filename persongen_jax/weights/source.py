@@ -1,0 +1,207 @@
+"""TensorSource: named tensors that are read one at a time, wherever they come from."""
+
+import abc
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from persongen_jax.weights.errors import KeyMismatch, WeightsError
+
+
+class TensorSource(abc.ABC):
+    """Named tensors with PyTorch's names and layouts.
+
+    Shapes and dtypes are known without reading any data; ``read`` gives one fresh numpy array,
+    which the source keeps no hold of, so the caller decides how much is in memory at once.
+    Usable as a context manager.
+
+    Attributes:
+        metadata: text notes of the file, {} where there are none.
+        ignored: keys of the file that are left out on purpose, in the file's own spelling.
+    """
+
+    metadata: dict[str, str] = {}
+    ignored: tuple[str, ...] = ()
+
+    @abc.abstractmethod
+    def keys(self) -> list[str]:
+        """All names, in the file's order."""
+
+    @abc.abstractmethod
+    def info(self, key: str) -> tuple[np.dtype, tuple[int, ...]]:
+        """(dtype, shape) of one tensor. Raises ``KeyMismatch`` where there is no such name."""
+
+    @abc.abstractmethod
+    def read(self, key: str) -> np.ndarray:
+        """One tensor, of the dtype and shape that ``info`` gives."""
+
+    @abc.abstractmethod
+    def describe(self) -> str:
+        """Where this comes from, for messages."""
+
+    @abc.abstractmethod
+    def close(self) -> None:
+        """Let go of open files. May be called more than once."""
+
+    def __contains__(self, key: str) -> bool:
+        return key in self.keys()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.close()
+
+
+class DictSource(TensorSource):
+    """Arrays that are in memory already.
+
+    Args:
+        tensors: name -> numpy array.
+        name: what messages call it.
+    """
+
+    def __init__(self, tensors: Mapping[str, np.ndarray], name: str = "tensors in memory"):
+        self._tensors = dict(tensors)
+        self._name = name
+
+    def keys(self):
+        return list(self._tensors)
+
+    def info(self, key):
+        array = self._get(key)
+        return array.dtype, array.shape
+
+    def read(self, key):
+        return np.array(self._get(key))
+
+    def describe(self):
+        return self._name
+
+    def close(self):
+        self._tensors = {}
+
+    def _get(self, key):
+        if key not in self._tensors:
+            raise KeyMismatch(self._name, missing=[key])
+        return self._tensors[key]
+
+
+@dataclass(frozen=True)
+class Transform:
+    """A change of layout: what it makes of a shape, and of an array of that shape."""
+
+    shape: Callable[[tuple[int, ...]], tuple[int, ...]]
+    array: Callable[[np.ndarray], np.ndarray]
+
+
+def third(part: int) -> Transform:
+    """Rows of one of the three equal parts, as in a fused q, k, v: [3 n, ...] -> [n, ...]."""
+
+    def rows(array):
+        n = array.shape[0] // 3
+        # A copy, since a view would keep all three parts in memory.
+        return array[part * n : (part + 1) * n].copy()
+
+    return Transform(lambda shape: (shape[0] // 3, *shape[1:]), rows)
+
+
+TRANSPOSE = Transform(lambda shape: shape[::-1], lambda array: np.ascontiguousarray(array.T))
+
+# [out, in, 1, 1] or [out, in, 1] -> [out, in]: a convolution of one pixel is a linear layer.
+POINTWISE = Transform(lambda shape: shape[:2], lambda array: array.reshape(array.shape[:2]))
+
+
+class RenamedSource(TensorSource):
+    """Another source under other names, some of its tensors laid out otherwise.
+
+    Args:
+        base: the source that is read through.
+        table: new name -> (name in ``base``, ``Transform`` or None). One tensor of ``base`` may
+            stand under several new names (a fused one, split).
+        ignored: names of ``base`` that are left out on purpose.
+        part: which part of the file this is, for messages.
+        owns_base: whether ``close`` closes ``base`` too; False where several share it.
+    """
+
+    def __init__(self, base, table, *, ignored=(), part=None, owns_base=True):
+        self._base = base
+        self._table = dict(table)
+        self._part = part
+        self._owns_base = owns_base
+        self.metadata = base.metadata
+        self.ignored = (*base.ignored, *ignored)
+
+    def keys(self):
+        return list(self._table)
+
+    def info(self, key):
+        origin, transform = self._entry(key)
+        dtype, shape = self._base.info(origin)
+        return dtype, transform.shape(shape) if transform else shape
+
+    def read(self, key):
+        origin, transform = self._entry(key)
+        array = self._base.read(origin)
+        return transform.array(array) if transform else array
+
+    def describe(self):
+        name = self._base.describe()
+        return f"{name} ({self._part})" if self._part else name
+
+    def close(self):
+        if self._owns_base:
+            self._base.close()
+
+    def _entry(self, key):
+        if key not in self._table:
+            raise KeyMismatch(self.describe(), missing=[key])
+        return self._table[key]
+
+
+class Renaming:
+    """Collects a ``RenamedSource``'s table, and refuses two tensors under one name."""
+
+    def __init__(self, base: TensorSource):
+        self._base = base
+        self._table = {}
+        self._ignored = []
+
+    def add(self, name: str, origin: str, transform: Transform | None = None):
+        if name in self._table:
+            raise WeightsError(
+                f"{self._base.describe()}: {self._table[name][0]!r} and {origin!r} both mean "
+                f"{name!r}. Remove one of them from the file."
+            )
+        self._table[name] = (origin, transform)
+
+    def ignore(self, origin: str):
+        self._ignored.append(origin)
+
+    def source(self, **kwargs) -> RenamedSource:
+        """The finished source; arguments as ``RenamedSource``'s."""
+        return RenamedSource(self._base, self._table, ignored=self._ignored, **kwargs)
+
+
+def subsource(source: TensorSource, prefix: str) -> RenamedSource:
+    """The tensors whose names begin with ``prefix``, named without it. Closing it keeps ``source``
+    open, as others may read the rest."""
+    names = [key for key in source.keys() if key.startswith(prefix)]
+    if not names:
+        raise KeyMismatch(source.describe(), missing=[prefix + "*"], unexpected=list(source.keys()))
+    table = {name.removeprefix(prefix): (name, None) for name in names}
+    return RenamedSource(source, table, part=prefix.rstrip("."), owns_base=False)
+
+
+__all__ = [
+    "POINTWISE",
+    "TRANSPOSE",
+    "DictSource",
+    "RenamedSource",
+    "Renaming",
+    "TensorSource",
+    "Transform",
+    "subsource",
+    "third",
+]

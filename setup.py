@@ -1,0 +1,46 @@
+"""Packaging: a light core, and one extra for each kind of work."""
+
+from setuptools import find_packages, setup
+
+TORCH = "torch==2.13.0"  # an open range can bring gigabytes of CUDA packages
+DATA = ["tensorflow-cpu>=2.21,<2.22", "tensorflow-datasets>=4.9.10"]
+FACES = ["scikit-image>=0.24", "insightface>=2.1", "onnxruntime>=1.20"]
+
+setup(
+    name="persongen_jax",
+    version="0.1.0",
+    description="Personalised person generation in JAX/Flax: SDXL, PhotoMaker and relatives",
+    license="Apache-2.0",
+    python_requires=">=3.11",
+    packages=find_packages(include=["persongen_jax*", "data_pipeline*", "configs*"]),
+    package_data={"persongen_jax": ["assets/**/*"]},
+    install_requires=[
+        "jax>=0.10.2,<0.13",
+        "flax>=0.12.8,<0.13",
+        "optax>=0.2.8",
+        "orbax-checkpoint>=0.12.8",
+        "ml_collections>=1.1.0",
+        "transformers>=5,<6",
+        "safetensors>=0.5",
+        "numpy>=2.1",
+        "pillow>=10.3",
+        "tqdm",
+    ],
+    extras_require={
+        "data": DATA,
+        "faces": FACES,
+        "convert": [TORCH],
+        "demo": [*DATA, "scikit-image>=0.24"],
+        "test": [
+            *DATA,
+            "scikit-image>=0.24",
+            TORCH,
+            "diffusers>=0.42.1,<0.43",
+            "peft>=0.17",
+            "pytest>=8",
+            "ruff",
+        ],
+        "gpu": ["jax[cuda13]>=0.10.2,<0.13"],
+        "tpu": ["jax[tpu]>=0.10.2,<0.13"],
+    },
+)
