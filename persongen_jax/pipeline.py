@@ -14,13 +14,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.sharding import PartitionSpec
+from ml_collections import ConfigDict
 
+from data_pipeline.schema import MAX_REFERENCES
+from data_pipeline.transforms import clip_preprocess
 from persongen_jax import sampling
+from persongen_jax.checkpoint import load_trained
 from persongen_jax.conditioning import Conditioning, TokenStream, concatenate, select
+from persongen_jax.methods import get_method
+from persongen_jax.methods.base import without_identity
 from persongen_jax.models.lora import merge_adapters, remove_adapters
 from persongen_jax.models.vae import decode_images
+from persongen_jax.partition import fill_trained
 from persongen_jax.sharding import along_batch, make_mesh, replicated
-from persongen_jax.weights.adapters import apply_adapter, module_paths
+from persongen_jax.weights.adapters import apply_adapter, extract_adapter, module_paths
 from persongen_jax.weights.lora_files import read_lora
 from persongen_jax.weights.sdxl import SDXLBase, load_sdxl, save_sdxl
 
@@ -61,6 +69,8 @@ class Pipeline:
         self.base = base
         self.mesh = make_mesh() if mesh is None else mesh
         self.adapters: dict[str, tuple[dict, float]] = {}
+        self.method = None
+        self.trigger_word = "img"
         self._place(self.model)
 
     # ---- loading and saving ----
@@ -93,6 +103,33 @@ class Pipeline:
         """Every array of the model onto the mesh."""
         state = jax.device_put(nnx.state(model), replicated(self.mesh))
         nnx.update(model, state)
+
+    # ---- an identity method ----
+
+    def load_method(self, weights, name: str | None = None):
+        """Put a trained identity method on the model; then give ``references`` when calling.
+
+        Args:
+            weights: the working directory of a training run.
+            name: the method; an error if the run trained another one. None takes what is there.
+
+        Raises:
+            FileNotFoundError: no checkpoint there.
+            ValueError: another method, or weights that do not fit this base.
+        """
+        trained, config = load_trained(weights, replicated(self.mesh))
+        if name not in (None, config["method"]):
+            raise ValueError(f"{weights}: holds weights of {config['method']!r}, not of {name!r}")
+        settings = {"base": self.base.path, "dtype": jnp.dtype(self.model.unet.dtype).name}
+        config = ConfigDict({**config, **settings})
+        self._remove_adapters()
+        self.method = get_method(config.method)
+        self.method.attach(self.model, config, nnx.Rngs(0))
+        self.trigger_word = config.trigger_word
+        fill_trained(self.model, trained, config.trainable or self.method.groups, str(weights))
+        # From here on the method's LoRA is one adapter among others.
+        self.adapters[f"method:{config.method}"] = ({"unet": extract_adapter(self.model.unet)}, 1.0)
+        self._apply_adapters()
 
     # ---- LoRA ----
 
@@ -128,12 +165,15 @@ class Pipeline:
             merge_adapters(getattr(self.model, part))
         self.adapters = {}
 
-    def _apply_adapters(self):
+    def _remove_adapters(self):
         for part in LORA_COMPONENTS:
-            module = getattr(self.model, part)
-            remove_adapters(module)
+            remove_adapters(getattr(self.model, part))
+
+    def _apply_adapters(self):
+        self._remove_adapters()
+        for part in LORA_COMPONENTS:
             for parsed, weight in self.adapters.values():
-                apply_adapter(module, parsed.get(part, {}), weight)
+                apply_adapter(getattr(self.model, part), parsed.get(part, {}), weight)
         self._place(self.model)
 
     # ---- pictures ----
@@ -143,6 +183,8 @@ class Pipeline:
         prompt: str | list[str],
         negative_prompt: str | list[str] | None = None,
         *,
+        references: list | None = None,
+        start_merge_step: int = 10,
         height: int | None = None,
         width: int | None = None,
         num_inference_steps: int = 50,
@@ -167,6 +209,11 @@ class Pipeline:
             prompt: one or several. Picture j of prompt i is number i * num_images_per_prompt + j.
             negative_prompt: what to steer away from; one for all or one each. None: the zero
                 embedding if model_index.json says so (SDXL's does), else the empty prompt.
+            references: with a method loaded, for each prompt a list of one to four face crops of
+                one person (PIL images or uint8 [h, w, 3]); the prompt then holds the trigger word
+                behind the class word: "a man img in a space suit".
+            start_merge_step: up to and with this step the prompt alone acts, then the identity
+                (delayed merging, arXiv 2312.04461, section 3.3).
             height, width: pixels, multiples of the VAE's factor (8). Default: the UNet's
                 sample_size times that factor.
             guidance_scale: 1 or less turns guidance off and halves the work.
@@ -190,6 +237,8 @@ class Pipeline:
         height, width = self._picture_size(height, width)
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
         negatives = _one_each(negative_prompt, len(prompts))
+        if references is not None:
+            references = self._check_references(references, len(prompts))
         plan = sampling.make_plan(
             self.base.scheduler_config, num_inference_steps, scheduler, **(scheduler_options or {})
         )
@@ -212,16 +261,20 @@ class Pipeline:
             # The last batch is filled up with its last picture, so that every batch has one shape.
             rows = np.minimum(np.arange(start, start + batch), total - 1)
             which = rows // num_images_per_prompt
-            guidance = self._text_guidance(
-                [prompts[i] for i in which],
-                [negatives[i] for i in which] if guided else None,
-                time_ids,
-            )
+            time_ids_here = np.tile(time_ids, (batch, 1))
+            prompts_here = [prompts[i] for i in which]
+            negatives_here = [negatives[i] for i in which] if guided else None
+            if references is None:
+                guidance = self._text_guidance(prompts_here, negatives_here, time_ids_here)
+            else:
+                references_here = [references[i] for i in which]
+                guidance = self._identity_guidance(
+                    prompts_here, negatives_here, references_here, time_ids_here
+                )
             carry = sampling.init_carry(plan, sampling.initial_latents(plan, noise[rows]))
             carry = jax.device_put(carry, along_batch(self.mesh))
-            carry = self._run(
-                plan, carry, guidance, keys[rows], guidance_scale, guidance_rescale, progress
-            )
+            settings = (guidance_scale, guidance_rescale, start_merge_step)
+            carry = self._run(plan, carry, guidance, keys[rows], settings, progress)
             out = sampling.final_latents(carry)
             if output_type != "latent":
                 out = self._decode(out, tiling)
@@ -232,15 +285,12 @@ class Pipeline:
     def encode_prompt(self, prompts: list[str]):
         """prompt_embeds [b, 77, d] and pooled_prompt_embeds [b, p] of b prompts."""
         ids = np.stack([self.base.tokenizers.encode(prompt) for prompt in prompts])
-        ids = jax.device_put(ids, along_batch(self.mesh))
-        return _encode_prompt(*nnx.split(self._text_model()), ids)
-
-    def _text_model(self):
-        """The model without UNet and VAE, which prompt encoding has no use for."""
-        return TextTowers(self.model)
+        return _encode_prompt(
+            *nnx.split(self.model.conditioner()), jax.device_put(ids, along_batch(self.mesh))
+        )
 
     def _text_guidance(self, prompts, negatives, time_ids) -> Guidance:
-        ids = jax.device_put(np.tile(time_ids, (len(prompts), 1)), along_batch(self.mesh))
+        ids = jax.device_put(time_ids, along_batch(self.mesh))
         embeds, pooled = self.encode_prompt(prompts)
         late = Conditioning({"text": TokenStream(embeds)}, pooled, ids)
         if negatives is None:
@@ -254,16 +304,71 @@ class Pipeline:
         unconditional = Conditioning({"text": TokenStream(negative_embeds)}, negative_pooled, ids)
         return Guidance(late, unconditional)
 
-    def _run(self, plan, carry, guidance, keys, scale, rescale, progress):
+    def _identity_guidance(self, prompts, negatives, references, time_ids) -> Guidance:
+        """Late: prompt and identity. Early: the prompt alone. Unconditional: neither.
+
+        All three are the method's own conditioning, of batches with less and less in them, so
+        that the unconditional side is what training showed it (methods.md, decision).
+        """
+        encode = self.base.tokenizers.encode
+        expanded = [
+            self.base.tokenizers.encode_with_trigger(prompt, len(images), self.trigger_word)
+            for prompt, images in zip(prompts, references, strict=True)
+        ]
+        pixels, id_mask = self._reference_pixels(references)
+        batch = {
+            "input_ids": {"text": np.stack([ids for ids, _, _ in expanded])},
+            "class_tokens_mask": np.stack([mask for _, mask, _ in expanded]),
+            "id_pixel_values": pixels,
+            "id_mask": id_mask,
+            "time_ids": time_ids,
+        }
+
+        def with_text(texts):
+            return {**without_identity(batch), "input_ids": {"text": np.stack(texts)}}
+
+        early = with_text([encode(text) for _, _, text in expanded])
+        unconditional = None
+        if negatives is not None:
+            unconditional = self._condition(with_text([encode(text or "") for text in negatives]))
+        return Guidance(self._condition(batch), unconditional, self._condition(early))
+
+    def _condition(self, batch) -> Conditioning:
+        batch = jax.device_put(batch, along_batch(self.mesh))
+        return _condition(self.method, *nnx.split(self.model.conditioner()), batch)
+
+    def _reference_pixels(self, references):
+        """[b, 4, s, s, 3] CLIP-normalised, and which of the four places are filled, [b, 4]."""
+        size = self.model.id_encoder.vision_model.config["image_size"]
+        pixels = np.zeros((len(references), MAX_REFERENCES, size, size, 3), np.float32)
+        mask = np.zeros((len(references), MAX_REFERENCES), bool)
+        for row, images in enumerate(references):
+            for column, image in enumerate(images):
+                pixels[row, column] = clip_preprocess(np.asarray(image), size)
+                mask[row, column] = True
+        return pixels, mask
+
+    def _check_references(self, references, count):
+        if self.method is None:
+            raise ValueError("references need an identity method: call load_method(weights) first")
+        if len(references) != count:
+            raise ValueError(
+                f"{len(references)} lists of references for {count} prompts: give one list each"
+            )
+        for images in references:
+            if not 1 <= len(images) <= MAX_REFERENCES:
+                raise ValueError(f"{len(images)} references: give one to {MAX_REFERENCES}")
+        return references
+
+    def _run(self, plan, carry, guidance, keys, settings, progress):
         """The whole loop, in one call; or in about twenty, so that ``progress`` hears of it."""
         graphdef, state = nnx.split(self.model.unet)
         keys = jax.device_put(keys, along_batch(self.mesh))
         n = plan.num_steps
         stride = n if progress is None else max(1, n // 20)
-        merge_step = -1
         for start in range(0, n, stride):
             stop = min(start + stride, n)
-            scalars = (scale, rescale, merge_step, start, stop)
+            scalars = (*settings, start, stop)
             carry = _sample(graphdef, state, plan, carry, guidance, keys, scalars)
             if progress is not None:
                 jax.block_until_ready(carry)
@@ -272,7 +377,7 @@ class Pipeline:
 
     def _decode(self, latents, tiling):
         graphdef, state = nnx.split(self.model.vae)
-        return _decode(graphdef, state, latents, tiling)
+        return _decode(graphdef, self.mesh, tiling, state, latents)
 
     def _picture_size(self, height, width):
         factor = self.model.vae.vae_scale_factor
@@ -309,14 +414,6 @@ class Pipeline:
 LORA_COMPONENTS = ("unet", "text_encoder", "text_encoder_2")
 
 
-class TextTowers(nnx.Module):
-    """The two text towers of a model, by reference."""
-
-    def __init__(self, model):
-        self.text_encoder = model.text_encoder
-        self.text_encoder_2 = model.text_encoder_2
-
-
 def _one_each(negative_prompt, count):
     if negative_prompt is None or isinstance(negative_prompt, str):
         return [negative_prompt] * count
@@ -335,9 +432,12 @@ def _image_keys(seed: int, purpose: int, total: int):
 
 @functools.partial(jax.jit, static_argnums=0)
 def _encode_prompt(graphdef, state, input_ids):
-    from persongen_jax.models.sdxl import StableDiffusionXL
+    return nnx.merge(graphdef, state).encode_prompt(input_ids)
 
-    return StableDiffusionXL.encode_prompt(nnx.merge(graphdef, state), input_ids)
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _condition(method, graphdef, state, batch):
+    return method.condition(nnx.merge(graphdef, state), batch)
 
 
 @functools.partial(jax.jit, static_argnums=0, donate_argnums=3)
@@ -359,9 +459,16 @@ def _sample(graphdef, state, plan, carry, guidance: Guidance, keys, scalars):
     return sampling.run_steps(plan, model, carry, keys, start, stop)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 3))
-def _decode(graphdef, state, latents, tiling):
-    return decode_images(nnx.merge(graphdef, state), latents, tiling=tiling)
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def _decode(graphdef, mesh, tiling, state, latents):
+    def decode(state, latents):
+        return decode_images(nnx.merge(graphdef, state), latents, tiling=tiling)
+
+    # decode_images goes through its pictures one by one: each device through its own.
+    specs = (PartitionSpec(), PartitionSpec("data"))
+    return jax.shard_map(
+        decode, mesh=mesh, in_specs=specs, out_specs=PartitionSpec("data"), check_vma=False
+    )(state, latents)
 
 
 def to_pil(images) -> list:

@@ -10,15 +10,10 @@ from persongen_jax.models.vae import AutoencoderKL
 COMPONENTS = ("unet", "vae", "text_encoder", "text_encoder_2")
 
 
-class StableDiffusionXL(nnx.Module):
-    """UNet, VAE and both text towers (Podell et al., arXiv 2307.01952).
+class Conditioner(nnx.Module):
+    """What makes a prompt, and with a method a reference, into conditioning: no UNet, no VAE."""
 
-    A method adds its own parts as further attributes. Which leaf is trained is not decided here.
-    """
-
-    def __init__(self, unet, vae, text_encoder, text_encoder_2):
-        self.unet = unet
-        self.vae = vae
+    def __init__(self, text_encoder, text_encoder_2):
         self.text_encoder = text_encoder
         self.text_encoder_2 = text_encoder_2
 
@@ -33,6 +28,26 @@ class StableDiffusionXL(nnx.Module):
         second = self.text_encoder_2(input_ids[:, 1])
         embeds = [first.hidden_states[-2], second.hidden_states[-2]]
         return jnp.concatenate(embeds, axis=-1), second.text_embeds
+
+
+class StableDiffusionXL(Conditioner):
+    """UNet, VAE and both text towers (Podell et al., arXiv 2307.01952).
+
+    A method adds its own parts as further attributes. Which leaf is trained is not decided here.
+    """
+
+    def __init__(self, unet, vae, text_encoder, text_encoder_2):
+        super().__init__(text_encoder, text_encoder_2)
+        self.unet = unet
+        self.vae = vae
+
+    def conditioner(self) -> Conditioner:
+        """The same networks without UNet and VAE, a method's parts included, by reference."""
+        view = Conditioner(self.text_encoder, self.text_encoder_2)
+        for name, part in vars(self).items():
+            if isinstance(part, nnx.Module) and name not in ("unet", "vae"):
+                setattr(view, name, part)
+        return view
 
 
 def build(configs: dict[str, dict], name: str, *, dtype, param_dtype):

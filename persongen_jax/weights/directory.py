@@ -3,7 +3,7 @@
 import json
 import os
 import re
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from pathlib import Path, PureWindowsPath
 
 from persongen_jax.weights.errors import (
     BadConfig,
@@ -171,9 +171,9 @@ def _read_weight_map(path: Path) -> dict[str, str]:
 
 def _shard_path(index: Path, name: str) -> Path:
     """The shard's path, if it is inside the index's folder: a fetched index is not trusted."""
-    posix, windows = PurePosixPath(name), PureWindowsPath(name)
-    outside = posix.is_absolute() or windows.anchor or ".." in (*posix.parts, *windows.parts)
-    if outside or "\0" in name:
+    # Windows' rules know both kinds of slash, and drives.
+    parts = PureWindowsPath(name)
+    if parts.anchor or ".." in parts.parts or "\0" in name:
         raise BadIndex(f"{index}: the shard {name!r} is outside its folder. Do not use this file.")
     path = index.parent / name
     real, home = path.resolve(), index.parent.resolve()

@@ -1,0 +1,1 @@
+"""Photographs and captions on their way to the training loop."""

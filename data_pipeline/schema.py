@@ -1,0 +1,99 @@
+"""What flows through the pipeline: a Record per photograph, an example per step and row, a Batch.
+
+A **Batch** is a plain dict of numpy arrays. Its shapes never change within a run: how many
+references an example has, or whether it has a face box, is data and not a shape.
+
+    pixel_values       [b, h, w, 3]     float32  the target picture, in [-1, 1]
+    input_ids          dict             one entry per prompt stream (``streams`` below)
+      "text"           [b, 2, 77]       int32    the caption for both tokenizers; no trigger word,
+                                                 the class token once per reference
+      "background", …  [b, 2, 77]       int32    further prompts, as they are ("" if there is none)
+    class_tokens_mask  [b, 77]          bool     True at the class token's copies in "text"
+    id_pixel_values    [b, 4, s, s, 3]  float32  reference face crops, normalised for CLIP; s is the
+                                                 CLIP image size (224); zeros where there is none
+    id_mask            [b, 4]           bool     True where there is a reference
+    time_ids           [b, 6]           float32  (original_h, original_w, crop_top, crop_left,
+                                                 target_h, target_w) of the target, in pixels
+    face_box           [b, 4]           float32  (x0, y0, x1, y1), pixels of pixel_values; zeros
+                                                 where no face is marked
+
+An **example** is the same without the leading axis b. Here h = w = ``size``.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+MAX_REFERENCES = 4
+
+# Prompt streams besides "text"; each is the field of Record with that name.
+PLAIN_STREAMS = ("background", "body")
+
+
+@dataclass(frozen=True)
+class Record:
+    """One photograph of one person.
+
+    ``image`` is a path to the file. ``caption`` holds the trigger word behind the class word ("a
+    man img in a space suit"); ``background`` and ``body`` are plain texts. ``face_box`` is
+    (x0, y0, x1, y1) in pixels of the upright picture, or None.
+    """
+
+    image: str
+    identity: str
+    caption: str
+    background: str = ""
+    body: str = ""
+    face_box: tuple[float, float, float, float] | None = None
+
+
+def example_spec(
+    *, size: int, id_size: int, text_length: int = 77, streams=("text",)
+) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
+    """Shape and dtype of every array of one example, flat: "input_ids/text" is one name.
+
+    ``size`` and ``id_size`` are the sides of target and reference crops in pixels.
+    """
+    check_streams(streams)
+    spec = {"pixel_values": ((size, size, 3), np.float32)}
+    spec |= {f"input_ids/{stream}": ((2, text_length), np.int32) for stream in streams}
+    spec |= {
+        "class_tokens_mask": ((text_length,), np.bool_),
+        "id_pixel_values": ((MAX_REFERENCES, id_size, id_size, 3), np.float32),
+        "id_mask": ((MAX_REFERENCES,), np.bool_),
+        "time_ids": ((6,), np.float32),
+        "face_box": ((4,), np.float32),
+    }
+    return {name: (shape, np.dtype(dtype)) for name, (shape, dtype) in spec.items()}
+
+
+def check_streams(streams) -> None:
+    unknown = [stream for stream in streams if stream != "text" and stream not in PLAIN_STREAMS]
+    if unknown or "text" not in streams:
+        raise ValueError(
+            f'streams {tuple(streams)}: "text" has to be there, and besides it only '
+            f"{PLAIN_STREAMS} are known"
+        )
+
+
+def flatten(tree: dict, prefix: str = "") -> dict[str, np.ndarray]:
+    """{"a": {"b": x}} to {"a/b": x}."""
+    flat = {}
+    for name, value in tree.items():
+        if isinstance(value, dict):
+            flat |= flatten(value, f"{prefix}{name}/")
+        else:
+            flat[prefix + name] = value
+    return flat
+
+
+def unflatten(flat: dict[str, np.ndarray]) -> dict:
+    """{"a/b": x} to {"a": {"b": x}}."""
+    tree = {}
+    for name, value in flat.items():
+        *parents, leaf = name.split("/")
+        branch = tree
+        for parent in parents:
+            branch = branch.setdefault(parent, {})
+        branch[leaf] = value
+    return tree

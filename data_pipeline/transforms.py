@@ -1,0 +1,138 @@
+"""Pictures to arrays: decoding, face crops, CLIP's preprocessing, the target crop.
+
+Pictures are uint8 RGB arrays [h, w, 3] unless said otherwise; boxes are (x0, y0, x1, y1) in pixels,
+x to the right, y down, x1 and y1 exclusive.
+"""
+
+import math
+
+import numpy as np
+from PIL import Image, ImageOps
+
+CLIP_MEAN = np.array([0.48145466, 0.4578275, 0.40821073], np.float32)
+CLIP_STD = np.array([0.26862954, 0.26130258, 0.27577711], np.float32)
+
+# Scaling a strip's short side to the training size would make its long side swallow the memory.
+MAX_ASPECT = 16
+
+
+class ImageError(ValueError):
+    """A picture that cannot be read; the message names the file."""
+
+
+def load_image(path) -> np.ndarray:
+    """The picture as [h, w, 3] uint8 RGB, turned upright by its EXIF tag, transparency on white."""
+    try:
+        with Image.open(path) as image:
+            if image.mode.startswith(("I", "F")):
+                raise ValueError(f"pixels of mode {image.mode}: convert it to 8 bits per channel")
+            image = ImageOps.exif_transpose(image)
+            if image.has_transparency_data:
+                image = image.convert("RGBA")
+                paper = Image.new("RGBA", image.size, "white")
+                image = Image.alpha_composite(paper, image)
+            if max(image.size) > MAX_ASPECT * min(image.size):
+                raise ValueError(f"{image.width}x{image.height}: too narrow a strip to train on")
+            return np.asarray(image.convert("RGB"))
+    except FileNotFoundError as error:
+        raise ImageError(f"{path}: no such image file") from error
+    except Exception as error:  # damaged files make the decoders raise almost anything
+        raise ImageError(f"{path}: cannot be decoded as an image ({error})") from error
+
+
+def image_size(path) -> tuple[int, int]:
+    """(height, width) of the upright picture, from the file's header alone."""
+    try:
+        with Image.open(path) as image:
+            width, height = image.size
+            turned = image.getexif().get(0x0112, 1) in (5, 6, 7, 8)
+    except Exception as error:
+        raise ImageError(f"{path}: cannot be decoded as an image ({error})") from error
+    return (width, height) if turned else (height, width)
+
+
+def square_face_crop(image: np.ndarray, box, enlarge: float = 0.2) -> np.ndarray:
+    """A square around the face [s, s, 3], its longer side grown by ``enlarge`` on either side.
+
+    The square is shifted where it would leave the picture, and grown less where the picture is too
+    small for it. Only if the face box itself is taller or wider than any square in the picture is
+    the picture's edge repeated, so that the face is neither cut nor squeezed.
+    """
+    height, width = image.shape[:2]
+    x0, y0, x1, y1 = (float(v) for v in box)
+    if not (x0 < x1 and y0 < y1):
+        raise ValueError(f"face box {tuple(box)} is empty: x0 < x1 and y0 < y1 are needed")
+    face = max(x1 - x0, y1 - y0)
+    side = max(1, round(min(face * (1 + 2 * enlarge), max(face, min(height, width)))))
+    left = _place((x0 + x1) / 2, side, width)
+    top = _place((y0 + y1) / 2, side, height)
+    columns = np.clip(np.arange(left, left + side), 0, width - 1)
+    rows = np.clip(np.arange(top, top + side), 0, height - 1)
+    return image[rows[:, None], columns[None, :]]
+
+
+def _place(centre: float, length: int, limit: int) -> int:
+    """Where a stretch around ``centre`` starts when moved into [0, limit), or centred over it."""
+    if length > limit:
+        return -((length - limit) // 2)
+    return min(max(round(centre - length / 2), 0), limit - length)
+
+
+def clip_preprocess(image: np.ndarray, size: int) -> np.ndarray:
+    """[size, size, 3] float32 for CLIP: bicubic to the short side, centre crop, normalised."""
+    resized = _resize_short_side(image, size, math.floor)
+    height, width = resized.shape[:2]
+    top, left = (height - size) // 2, (width - size) // 2
+    pixels = resized[top : top + size, left : left + size].astype(np.float32) / 255
+    return (pixels - CLIP_MEAN) / CLIP_STD
+
+
+def resize_and_crop(
+    image: np.ndarray, face_box, size: int, rng: np.random.Generator | None = None
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The target picture: short side to ``size``, then a square crop that keeps the face if it can.
+
+    The crop's place is drawn from ``rng``, or central without one. ``face_box`` may be None.
+    Returns pixels [size, size, 3] float32 in [-1, 1]; time_ids [6] float32 (original_h, original_w,
+    crop_top, crop_left, target_h, target_w), the offsets in the resized picture as SDXL counts
+    them; and the face box [4] float32 in pixels of the crop, zeros if there is none.
+    """
+    original = image.shape[:2]
+    resized = _resize_short_side(image, size, round)
+    height, width = resized.shape[:2]
+    box = np.zeros(4, np.float32)
+    if face_box is not None:
+        scale = np.array([width / original[1], height / original[0]] * 2)
+        box = np.asarray(face_box, np.float64) * scale
+    left = _offset(width - size, size, box[0], box[2], rng)
+    top = _offset(height - size, size, box[1], box[3], rng)
+    crop = resized[top : top + size, left : left + size]
+    if face_box is not None:
+        box = np.clip(box - [left, top, left, top], 0, size)
+        if box[0] >= box[2] or box[1] >= box[3]:
+            box = np.zeros(4)
+    time_ids = np.array([*original, top, left, size, size], np.float32)
+    return crop.astype(np.float32) / 127.5 - 1, time_ids, box.astype(np.float32)
+
+
+def _offset(most: int, size: int, low: float, high: float, rng) -> int:
+    """A crop offset in [0, most] that keeps [low, high) inside; drawn even if there is no choice,
+    so that the generator's later draws do not depend on the picture's shape."""
+    first, last = 0, most
+    if high > low:
+        first, last = max(0, math.ceil(high) - size), min(most, math.floor(low))
+        if first > last:  # wider than the crop, or beyond the picture's edge: go for its middle
+            first = last = min(max(round((low + high - size) / 2), 0), most)
+    if rng is None:
+        return min(max(most // 2, first), last)
+    return int(first + math.floor(rng.random() * (last - first + 1)))
+
+
+def _resize_short_side(image: np.ndarray, size: int, rounding) -> np.ndarray:
+    height, width = image.shape[:2]
+    short = min(height, width)
+    if short == size:
+        return image
+    # Whole numbers first: with height * (size / height) the short side could miss by one.
+    new = [size if s == short else int(rounding(size * s / short)) for s in (width, height)]
+    return np.asarray(Image.fromarray(image).resize(new, Image.Resampling.BICUBIC))

@@ -1,0 +1,216 @@
+"""Paint pictures from the command line.
+
+    python -m persongen_jax.generate --base /path/to/sdxl --prompt "a lighthouse at dusk"
+    python -m persongen_jax.generate --base /path/to/sdxl --method-weights runs/photomaker \\
+        --reference face.png --prompt "a man img in a space suit"
+"""
+
+import argparse
+import json
+import os
+import sys
+import warnings
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+from tqdm import tqdm
+
+from data_pipeline.schema import MAX_REFERENCES
+
+
+def parse_arguments(argv=None):
+    parser = argparse.ArgumentParser(
+        prog="python -m persongen_jax.generate",
+        description=__doc__.split("\n")[0],
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--base", required=True, help="diffusers-format SDXL directory, or a *.safetensors file")
+    add("--base-config", help="for a file: directory with its configs and tokenizers")
+    add("--variant", help="read weight files of this variant, e.g. fp16")
+    add("--prompt", action="append", default=[], help="may be given several times")
+    add("--prompt-file", type=Path, help="text file, a prompt per line")
+    add("--negative-prompt", help="what to steer away from")
+    add("--out", type=Path, default=Path("outputs"), help="folder for the pictures")
+    add("--height", type=int, help="pixels; default: the model's own")
+    add("--width", type=int, help="pixels; default: the model's own")
+    add("--steps", type=int, default=50, help="sampling steps")
+    add("--guidance-scale", type=float, default=5.0, help="1 turns guidance off")
+    add("--guidance-rescale", type=float, default=0.0, help="0 to 1")
+    add("--scheduler", help="ddpm, ddim, euler, euler_ancestral, dpmpp_2m; default: the model's")
+    add("--karras", action="store_true", help="Karras sigmas (euler, dpmpp_2m)")
+    add("--timestep-spacing", choices=("leading", "trailing", "linspace"))
+    add("--images-per-prompt", type=int, default=1)
+    add("--batch-size", type=int, help="pictures at once")
+    add("--seed", type=int, default=42)
+    add("--dtype", choices=("float32", "bfloat16"), help="default: bfloat16, on a CPU float32")
+    add("--vae-dtype", choices=("float32", "bfloat16"), default="float32")
+    add("--tiling", action="store_true", help="decode in tiles, for very large pictures")
+    add(
+        "--lora",
+        action="append",
+        default=[],
+        metavar="FILE[@WEIGHT]",
+        help="LoRA file; may be given several times",
+    )
+    add("--method-weights", help="working directory of a training run")
+    add(
+        "--reference",
+        action="append",
+        default=[],
+        type=Path,
+        help=f"photograph of the person, up to {MAX_REFERENCES} times",
+    )
+    add("--no-crop", action="store_true", help="references are face crops already")
+    add("--start-merge-step", type=int, default=10, help="the identity acts after this step")
+    add("--watermark", action="store_true", help="put diffusers' invisible SDXL watermark in")
+    add("--no-compilation-cache", action="store_true", help="compile anew in every run")
+    return parser.parse_args(argv)
+
+
+def read_prompts(args) -> list[str]:
+    prompts = list(args.prompt)
+    if args.prompt_file:
+        lines = args.prompt_file.read_text(encoding="utf-8").splitlines()
+        prompts += [line.strip() for line in lines if line.strip()]
+    if not prompts:
+        raise ValueError("no prompt: give --prompt TEXT or --prompt-file FILE")
+    return prompts
+
+
+def warn_of_cut_prompts(tokenizers, prompts):
+    """The text towers read 77 tokens; say what they will not see."""
+    for prompt in prompts:
+        cut = tokenizers.cut_part(prompt)
+        if cut:
+            warnings.warn(f'the prompt is too long; this part is cut: "{cut}"', stacklevel=2)
+
+
+def read_references(args) -> list:
+    """Face crops of the references, as PhotoMaker wants them."""
+    from data_pipeline.faces import find_face
+    from data_pipeline.transforms import load_image, square_face_crop
+
+    if len(args.reference) > MAX_REFERENCES:
+        raise ValueError(f"{len(args.reference)} references: give one to {MAX_REFERENCES}")
+    images = [(path, load_image(path)) for path in args.reference]
+    if args.no_crop:
+        return [image for _, image in images]
+    return [square_face_crop(image, find_face(image, str(path))) for path, image in images]
+
+
+def make_pipeline(args):
+    from persongen_jax.pipeline import Pipeline
+
+    on_cpu = jax.default_backend() == "cpu"
+    pipe = Pipeline.from_pretrained(
+        args.base,
+        dtype=jnp.dtype(args.dtype or ("float32" if on_cpu else "bfloat16")),
+        vae_dtype=jnp.dtype(args.vae_dtype),
+        variant=args.variant,
+        config=args.base_config,
+    )
+    if args.method_weights:
+        pipe.load_method(args.method_weights)
+    for item in args.lora:
+        path, _, weight = item.partition("@")
+        pipe.load_lora(path, weight=float(weight or 1))
+    return pipe
+
+
+def scheduler_options(args) -> dict:
+    options = {}
+    if args.karras:
+        options["use_karras_sigmas"] = True
+    if args.timestep_spacing:
+        options["timestep_spacing"] = args.timestep_spacing
+    return options
+
+
+def save_pictures(images, folder: Path, notes: list[dict]) -> list[Path]:
+    """PNGs with notes as text chunks, numbered on from what is there: nothing is overwritten."""
+    from PIL import Image, PngImagePlugin
+
+    folder.mkdir(parents=True, exist_ok=True)
+    taken = [int(path.stem) for path in folder.glob("*.png") if path.stem.isdigit()]
+    first = max(taken, default=-1) + 1
+    paths = []
+    for i, (image, note) in enumerate(zip(images, notes, strict=True)):
+        info = PngImagePlugin.PngInfo()
+        for key, value in note.items():
+            info.add_itxt(key, value if isinstance(value, str) else json.dumps(value))
+        paths.append(folder / f"{first + i:05d}.png")
+        Image.fromarray(image).save(paths[-1], pnginfo=info)
+    return paths
+
+
+def make_notes(args, prompts) -> list[dict]:
+    """What each picture's file says about how it was made."""
+    kept = (
+        "base height width steps guidance_scale guidance_rescale scheduler karras "
+        "timestep_spacing dtype vae_dtype lora method_weights start_merge_step watermark"
+    ).split()
+    settings = {name: getattr(args, name) for name in kept}
+    settings["reference"] = [str(path) for path in args.reference]
+    notes = []
+    for prompt in prompts:
+        for _ in range(args.images_per_prompt):
+            note = {"prompt": prompt, "negative_prompt": args.negative_prompt or ""}
+            # The picture is number ``index`` of this run's; seed and index draw its noise.
+            note |= {"seed": args.seed, "index": len(notes), "settings": settings}
+            notes.append(note)
+    return notes
+
+
+def generate(args) -> list[Path]:
+    if not args.no_compilation_cache and not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+        cache = Path.home() / ".cache" / "persongen_jax" / "xla"
+        jax.config.update("jax_compilation_cache_dir", str(cache))
+    prompts = read_prompts(args)
+    if bool(args.reference) != bool(args.method_weights):
+        raise ValueError("--reference and --method-weights belong together: give both or neither")
+    references = read_references(args) if args.reference else None
+    pipe = make_pipeline(args)
+    warn_of_cut_prompts(pipe.base.tokenizers, prompts)
+    count = len(prompts) * args.images_per_prompt
+    bar = tqdm(total=args.steps, unit="step", desc=f"{count} pictures")
+    images = pipe(
+        prompts,
+        args.negative_prompt,
+        references=references and [references] * len(prompts),
+        start_merge_step=args.start_merge_step,
+        height=args.height,
+        width=args.width,
+        num_inference_steps=args.steps,
+        guidance_scale=args.guidance_scale,
+        guidance_rescale=args.guidance_rescale,
+        num_images_per_prompt=args.images_per_prompt,
+        seed=args.seed,
+        scheduler=args.scheduler,
+        scheduler_options=scheduler_options(args),
+        batch_size=args.batch_size,
+        tiling=args.tiling,
+        output_type="np",
+        progress=bar.update,
+    ).images
+    bar.close()
+    images = (images * 255).round().astype("uint8")
+    if args.watermark:
+        from persongen_jax.watermark import add_watermark
+
+        images = add_watermark(images)
+    return save_pictures(images, args.out, make_notes(args, prompts))
+
+
+def main(argv=None):
+    args = parse_arguments(argv)
+    try:
+        paths = generate(args)
+    except (ValueError, OSError, ImportError) as error:
+        sys.exit(f"error: {error}")
+    print("\n".join(map(str, paths)))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,123 @@
+import json
+import logging
+
+import pytest
+from PIL import Image
+
+from data_pipeline.manifest import ManifestError, read_manifest, write_manifest
+from data_pipeline.schema import Record
+
+
+def entry(i=0, **changes):
+    return {"identity": "anna", "image": f"{i}.png", "caption": "a woman img", **changes}
+
+
+@pytest.fixture
+def write(tmp_path):
+    for i in range(4):
+        Image.new("RGB", (40, 30)).save(tmp_path / f"{i}.png")
+
+    def write(*entries):
+        lines = [e if isinstance(e, str) else json.dumps(e) for e in entries]
+        (tmp_path / "manifest.jsonl").write_text("\n".join(lines), "utf-8")
+        return tmp_path
+
+    return write
+
+
+def test_reads_what_was_written(write):
+    folder = write()
+    records = [
+        Record(str(folder / "0.png"), "anna", "a woman img", "a beach", "in red", (1, 2, 30, 20)),
+        Record(str(folder / "1.png"), "anna", "eine Frau img, größer"),
+    ]
+    write_manifest(folder, records)
+    assert read_manifest(folder) == records
+
+
+def test_writing_refuses_pictures_elsewhere(write, tmp_path_factory):
+    with pytest.raises(ManifestError, match="outside"):
+        write_manifest(write() / "inner", [Record(str(write() / "0.png"), "anna", "a woman img")])
+
+
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        ('{"identity": ', "line 2: not JSON"),
+        ("[1, 2]", "line 2: list instead of an object"),
+        ({"identity": "anna", "image": "1.png"}, "line 2: missing or empty: caption"),
+        ({"caption": "a woman img"}, "identity, image"),
+        (entry(1, identity=7), "identity is 7"),
+        (entry(1, caption="a woman"), 'stands 0 times in the prompt "a woman"'),
+        (entry(1, caption="a woman img img"), "stands 2 times"),
+        (entry(1, caption="img"), "opens the prompt"),
+        (entry(1, face_box=[1, 2, 3]), "four numbers"),
+        (entry(1, face_box="1 2 3 4"), "four numbers"),
+        (entry(1, face_box=[1, 2, 3, None]), "four numbers"),
+        (entry(1, face_box=[5, 5, 5, 9]), "is empty"),
+        (entry(1, face_box=[40, 5, 60, 9]), r"outside .*1\.png \(40x30 pixels\)"),
+        ('{"identity":"a","image":"1.png","caption":"a b img","face_box":[0,0,NaN,4]}', "four"),
+        (entry(image="../1.png"), "leads out of the folder"),
+        (entry(image="/etc/passwd"), "leads out of the folder"),
+        (entry(image="a/../../1.png"), "leads out of the folder"),
+    ],
+)
+def test_bad_lines(write, bad, message):
+    with pytest.raises(ManifestError, match=message) as caught:
+        read_manifest(write(entry(0), bad, entry(2)))
+    assert "manifest.jsonl: 1 lines cannot be used" in str(caught.value)
+
+
+def test_all_missing_files_in_one_error(write):
+    lines = [entry(i) for i in range(4)] + [entry(image=f"gone_{i}.png") for i in range(30)]
+    with pytest.raises(ManifestError, match="30 image files are missing") as caught:
+        read_manifest(write(*lines, "{"))
+    assert all(f"gone_{i}.png" in str(caught.value) for i in range(30))
+    assert "31 lines cannot be used" in str(caught.value) and "not JSON" in str(caught.value)
+
+
+def test_box_over_the_edge_is_clipped(write):
+    records = read_manifest(write(entry(0, face_box=[-3, 5, 60, 45]), entry(1)))
+    assert records[0].face_box == (0, 5, 40, 30)
+
+
+def test_lonely_identities_are_dropped_with_a_count(write, caplog):
+    folder = write(entry(0), entry(1), entry(2, identity="bert"), entry(3, identity="carl"))
+    with caplog.at_level(logging.WARNING):
+        records = read_manifest(folder)
+    assert [r.identity for r in records] == ["anna", "anna"]
+    assert "2 identities with fewer than 2 pictures are left out: bert, carl" in caplog.text
+
+
+def test_one_file_twice_is_one_picture(write):
+    with pytest.raises(ManifestError, match="no identity has two pictures"):
+        read_manifest(write(entry(0), entry(0, caption="another woman img")))
+
+
+def test_nothing_there(write, tmp_path):
+    with pytest.raises(ManifestError, match="no such file"):
+        read_manifest(tmp_path / "elsewhere")
+    with pytest.raises(ManifestError, match="no identity has two pictures"):
+        read_manifest(write(""))
+    (tmp_path / "manifest.jsonl").write_bytes(b"\xff\xfe{}")
+    with pytest.raises(ManifestError, match="not UTF-8"):
+        read_manifest(tmp_path)
+
+
+def test_unknown_keys_are_passed_over_aloud(write, caplog):
+    assert len(read_manifest(write(entry(0, facebox=[1, 2, 3, 4]), entry(1)))) == 2
+    assert "facebox" in caplog.text
+
+
+def test_undecodable_picture_is_left_to_the_loader(write, caplog):
+    folder = write(entry(0, face_box=[1, 2, 3, 4]), entry(1))
+    (folder / "0.png").write_text("no picture")
+    assert read_manifest(folder)[0].face_box is None
+    assert "0.png" in caplog.text
+
+
+def test_another_trigger_word(write):
+    folder = write(*(entry(i, caption="a woman sks") for i in range(2)))
+    assert len(read_manifest(folder, trigger_word="sks")) == 2
+    with pytest.raises(ManifestError):
+        read_manifest(folder)

@@ -1,0 +1,155 @@
+import numpy as np
+import pytest
+from PIL import Image
+
+from data_pipeline.transforms import (
+    ImageError,
+    clip_preprocess,
+    image_size,
+    load_image,
+    resize_and_crop,
+    square_face_crop,
+)
+
+
+def picture(height, width, seed=0):
+    """Smooth colours and some noise: resampling errors would show."""
+    rng = np.random.default_rng(seed)
+    y, x = np.mgrid[0 : 1 : height * 1j, 0 : 1 : width * 1j]
+    base = np.stack([y, x, 1 - y * x], -1) * 200 + rng.uniform(0, 55, (height, width, 3))
+    return base.astype(np.uint8)
+
+
+@pytest.mark.parametrize("shape", [(50, 50), (61, 97), (120, 45), (28, 28), (28, 90), (300, 200)])
+def test_clip_preprocess_equals_transformers(shape):
+    from transformers import CLIPImageProcessorPil
+
+    image = picture(*shape)
+    processor = CLIPImageProcessorPil(
+        size={"shortest_edge": 28}, crop_size={"height": 28, "width": 28}
+    )
+    expected = processor(Image.fromarray(image), return_tensors="np").pixel_values[0]
+    ours = clip_preprocess(image, 28)
+    assert ours.shape == (28, 28, 3) and ours.dtype == np.float32
+    np.testing.assert_allclose(ours, expected.transpose(1, 2, 0), atol=1e-5)
+
+
+def test_load_image_turns_upright(tmp_path):
+    pixels = np.zeros((20, 30, 3), np.uint8)
+    pixels[:5] = (255, 0, 0)  # red on top as stored
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned clockwise: stored top is the right side
+    Image.fromarray(pixels).save(tmp_path / "turned.png", exif=exif)
+    image = load_image(tmp_path / "turned.png")
+    assert image.shape == (30, 20, 3) and image.dtype == np.uint8
+    assert (image[:, -5:] == (255, 0, 0)).all() and (image[:, :-5] == 0).all()
+    assert image_size(tmp_path / "turned.png") == (30, 20)
+
+
+def test_load_image_modes(tmp_path):
+    half = Image.new("RGBA", (8, 8), (255, 0, 0, 0))
+    half.paste((0, 0, 255, 255), (0, 0, 4, 8))
+    half.save(tmp_path / "clear.png")
+    image = load_image(tmp_path / "clear.png")
+    assert (image[:, :4] == (0, 0, 255)).all() and (image[:, 4:] == 255).all()
+    Image.new("L", (8, 6), 90).save(tmp_path / "grey.png")
+    assert (load_image(tmp_path / "grey.png") == 90).all()
+    Image.new("I;16", (8, 8)).save(tmp_path / "deep.png")
+    with pytest.raises(ImageError, match=r"deep\.png.*8 bits"):
+        load_image(tmp_path / "deep.png")
+    Image.new("RGB", (100, 2)).save(tmp_path / "strip.png")
+    with pytest.raises(ImageError, match=r"strip\.png.*100x2"):
+        load_image(tmp_path / "strip.png")
+
+
+def test_undecodable_files_are_named(tmp_path):
+    (tmp_path / "text.jpg").write_text("no picture")
+    (tmp_path / "empty.png").touch()
+    Image.fromarray(picture(64, 64)).save(tmp_path / "whole.png")
+    (tmp_path / "half.png").write_bytes((tmp_path / "whole.png").read_bytes()[:2000])
+    for name in ("text.jpg", "empty.png", "half.png", "absent.png"):
+        with pytest.raises(ImageError, match=name):
+            load_image(tmp_path / name)
+    with pytest.raises(ImageError, match="text.jpg"):
+        image_size(tmp_path / "text.jpg")
+
+
+def test_face_crop_grows_by_a_fifth_on_each_side():
+    image = picture(100, 120)
+    crop = square_face_crop(image, (40, 30, 60, 50))
+    np.testing.assert_array_equal(crop, image[26:54, 36:64])
+    np.testing.assert_array_equal(  # the longer side counts
+        square_face_crop(image, (45, 30, 55, 50)), image[26:54, 36:64]
+    )
+    assert square_face_crop(image, (40, 30, 60, 50), enlarge=0).shape == (20, 20, 3)
+
+
+def test_face_crop_at_the_edge():
+    image = picture(100, 120)
+    np.testing.assert_array_equal(square_face_crop(image, (0, 0, 20, 20)), image[:28, :28])
+    np.testing.assert_array_equal(square_face_crop(image, (100, 80, 120, 100)), image[-28:, -28:])
+    # No room to grow: the largest square that the picture has.
+    np.testing.assert_array_equal(square_face_crop(image, (10, 5, 100, 95)), image[:, 5:105])
+    # The face is wider than the picture is high: rows repeat, columns do not.
+    wide = square_face_crop(image[:40], (10, 0, 90, 40))
+    assert wide.shape == (80, 80, 3)
+    np.testing.assert_array_equal(wide[20:60], image[:40, 10:90])
+    np.testing.assert_array_equal(wide[:20], np.broadcast_to(image[:1, 10:90], (20, 80, 3)))
+    with pytest.raises(ValueError, match="empty"):
+        square_face_crop(image, (10, 10, 10, 20))
+
+
+def test_crop_without_resizing_maps_everything():
+    image = picture(32, 64)
+    pixels, time_ids, box = resize_and_crop(image, (20, 8, 30, 20), 32)
+    assert pixels.dtype == time_ids.dtype == box.dtype == np.float32
+    np.testing.assert_allclose((pixels + 1) * 127.5, image[:, 16:48], atol=1e-4)
+    np.testing.assert_array_equal(time_ids, [32, 64, 0, 16, 32, 32])
+    np.testing.assert_array_equal(box, [4, 8, 14, 20])
+    _, time_ids, box = resize_and_crop(image, None, 32)
+    np.testing.assert_array_equal(box, 0)
+
+
+def test_resized_box_still_covers_the_marked_patch():
+    image = np.zeros((90, 160, 3), np.uint8)
+    image[30:60, 100:130] = 255
+    pixels, time_ids, box = resize_and_crop(image, (100, 30, 130, 60), 30)
+    np.testing.assert_array_equal(time_ids[:2], (90, 160))
+    x0, y0, x1, y1 = np.rint(box).astype(int)
+    bright = pixels.mean(-1) > 0
+    assert bright[y0:y1, x0:x1].all() and bright.sum() == (y1 - y0) * (x1 - x0)
+
+
+def test_random_crops_differ_and_keep_the_face():
+    image, rng = picture(40, 200), np.random.default_rng(0)
+    lefts = set()
+    for _ in range(60):
+        pixels, time_ids, box = resize_and_crop(image, (90, 5, 105, 30), 40, rng)
+        left = int(time_ids[3])
+        lefts.add(left)
+        np.testing.assert_array_equal(box, [90 - left, 5, 105 - left, 30])
+        assert pixels.shape == (40, 40, 3) and 0 <= left <= 160
+    assert len(lefts) > 10 and min(lefts) >= 65 and max(lefts) <= 90
+    free = {int(resize_and_crop(image, None, 40, rng)[1][3]) for _ in range(60)}
+    assert min(free) < 40 and max(free) > 120
+
+
+@pytest.mark.parametrize("box", [(0, 0, 100, 40), (-50, -10, 20, 30), (190, 10, 260, 70)])
+def test_faces_too_large_or_over_the_edge(box):
+    for rng in (None, np.random.default_rng(1)):
+        pixels, time_ids, mapped = resize_and_crop(picture(40, 200), box, 40, rng)
+        assert pixels.shape == (40, 40, 3) and 0 <= time_ids[3] <= 160
+        assert (mapped >= 0).all() and (mapped <= 40).all() and mapped[0] < mapped[2]
+
+
+def test_box_outside_the_picture_becomes_zeros():
+    _, _, box = resize_and_crop(picture(40, 60), (100, 100, 120, 120), 40)
+    np.testing.assert_array_equal(box, 0)
+
+
+@pytest.mark.parametrize("shape", [(33, 50), (50, 33), (511, 700), (7, 100)])
+def test_values_and_sizes(shape):
+    pixels, time_ids, _ = resize_and_crop(picture(*shape), None, 31, np.random.default_rng(0))
+    assert pixels.shape == (31, 31, 3)
+    assert -1 <= pixels.min() < pixels.max() <= 1
+    np.testing.assert_array_equal(time_ids[[0, 1, 4, 5]], [*shape, 31, 31])

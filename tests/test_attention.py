@@ -1,0 +1,74 @@
+"""The one attention function: its ways of computing agree, and the right one is picked."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from persongen_jax.models import attention as module
+from persongen_jax.models.attention import attention, compile_for, pick_kernel
+
+
+def reference(q, k, v, mask=None, is_causal=False):
+    """softmax(q k^T / sqrt(d)) v in float64 numpy."""
+    q, k, v = (np.asarray(x, np.float64) for x in (q, k, v))
+    scores = np.einsum("bnhd,bmhd->bhnm", q, k) / np.sqrt(q.shape[-1])
+    if is_causal:
+        scores = np.where(np.tril(np.ones(scores.shape[-2:], bool)), scores, -np.inf)
+    if mask is not None:
+        scores = np.where(mask, scores, -np.inf)
+    weights = np.exp(scores - scores.max(-1, keepdims=True))
+    return np.einsum("bhnm,bmhd->bnhd", weights / weights.sum(-1, keepdims=True), v)
+
+
+@pytest.fixture
+def qkv():
+    rng = np.random.default_rng(0)
+    return [rng.standard_normal((2, n, 3, 8)).astype(np.float32) for n in (37, 21, 21)]
+
+
+@pytest.mark.parametrize("limit", [2**30, 4096, 1], ids=["whole", "chunks", "one query each"])
+@pytest.mark.parametrize("masked", ["none", "keys", "full"])
+def test_equals_the_formula(limit, masked, qkv, monkeypatch):
+    monkeypatch.setattr(module, "MAX_SCORE_BYTES", limit)
+    rng = np.random.default_rng(1)
+    mask = {
+        "none": None,
+        "keys": rng.random((2, 1, 1, 21)) > 0.5,
+        "full": rng.random((2, 3, 37, 21)) > 0.3,
+    }[masked]
+    found = jax.jit(attention)(*qkv, mask)
+    assert np.abs(found - reference(*qkv, mask)).max() < 1e-5
+
+
+@pytest.mark.parametrize("limit", [2**30, 4096])
+def test_causal(limit, qkv, monkeypatch):
+    monkeypatch.setattr(module, "MAX_SCORE_BYTES", limit)
+    q, _, _ = qkv
+    found = attention(q, q, q, is_causal=True)
+    assert np.abs(found - reference(q, q, q, is_causal=True)).max() < 1e-5
+
+
+def test_chunks_bound_the_memory():
+    """The VAE's attention at 1024 x 1024: 16384 positions, one head, 1 GiB of scores if whole."""
+    shape = jax.ShapeDtypeStruct((1, 16384, 1, 512), jnp.float32)
+    used = jax.jit(attention).lower(shape, shape, shape).compile().memory_analysis()
+    assert used.temp_size_in_bytes < 600 * 2**20
+
+
+@pytest.mark.parametrize(
+    ("platform", "q", "k", "dtype", "masked", "kernel"),
+    [
+        ("gpu", (2, 1024, 10, 64), (2, 77, 10, 64), jnp.bfloat16, False, "cudnn"),
+        ("gpu", (2, 1024, 10, 64), (2, 77, 10, 64), jnp.bfloat16, True, "cudnn"),
+        ("gpu", (2, 1024, 10, 64), (2, 77, 10, 64), jnp.float32, False, "xla"),
+        ("gpu", (1, 16384, 1, 512), (1, 16384, 1, 512), jnp.bfloat16, False, "xla_chunked"),
+        ("tpu", (2, 4096, 10, 64), (2, 4096, 10, 64), jnp.bfloat16, False, "tpu_flash"),
+        ("tpu", (2, 4096, 10, 64), (2, 77, 10, 64), jnp.bfloat16, False, "xla"),
+        ("tpu", (2, 1024, 10, 64), (2, 1024, 10, 64), jnp.bfloat16, False, "xla"),
+        ("cpu", (2, 1024, 10, 64), (2, 1024, 10, 64), jnp.bfloat16, False, "xla"),
+    ],
+)
+def test_kernel_choice(platform, q, k, dtype, masked, kernel):
+    with compile_for(platform):
+        assert pick_kernel(q, k, dtype, masked, False) == kernel
