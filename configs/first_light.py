@@ -28,6 +28,6 @@ def get_config():
     config.lr_fuse_module = 1e-3
     config.lr_lora = 3e-3
     config.warmup_steps = 20
-    config.steps = 300
-    config.checkpoint_every = 100
+    config.steps = 500
+    config.checkpoint_every = 250
     return config

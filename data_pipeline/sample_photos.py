@@ -96,9 +96,9 @@ def main(argv=None) -> int:
     parser.add_argument(
         "--lfw",
         type=int,
-        default=0,
+        default=20,
         metavar="N",
-        help=f"add the first N of {LFW_FACES} grey 25x25 faces (default: 0)",
+        help=f"add the first N of {LFW_FACES} grey 25x25 faces (default: 20)",
     )
     parser.add_argument(
         "--force",

@@ -9,7 +9,6 @@ import argparse
 import json
 import os
 import sys
-import warnings
 from pathlib import Path
 
 import jax
@@ -17,6 +16,7 @@ import jax.numpy as jnp
 from tqdm import tqdm
 
 from data_pipeline.schema import MAX_REFERENCES
+from persongen_jax.prompts import split_at_trigger
 
 
 def parse_arguments(argv=None):
@@ -72,19 +72,35 @@ def parse_arguments(argv=None):
 def read_prompts(args) -> list[str]:
     prompts = list(args.prompt)
     if args.prompt_file:
-        lines = args.prompt_file.read_text(encoding="utf-8").splitlines()
+        try:
+            lines = args.prompt_file.read_text(encoding="utf-8").splitlines()
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{args.prompt_file}: is no UTF-8 text ({error})") from error
         prompts += [line.strip() for line in lines if line.strip()]
     if not prompts:
         raise ValueError("no prompt: give --prompt TEXT or --prompt-file FILE")
     return prompts
 
 
-def warn_of_cut_prompts(tokenizers, prompts):
+def warn(message: str):
+    print(f"warning: {message}", file=sys.stderr)
+
+
+def warn_of_cut_prompts(pipe, prompts, negative_prompt, num_references):
     """The text towers read 77 tokens; say what they will not see."""
+    cut_part = pipe.base.tokenizers.cut_part
     for prompt in prompts:
-        cut = tokenizers.cut_part(prompt)
+        if num_references:
+            # What is read has no trigger, but the class token once per reference.
+            text = "".join(split_at_trigger(prompt, pipe.trigger_word))
+            cut = cut_part(text, copies=num_references)
+        else:
+            cut = cut_part(prompt)
         if cut:
-            warnings.warn(f'the prompt is too long; this part is cut: "{cut}"', stacklevel=2)
+            warn(f'the prompt is too long; this part is cut: "{cut}"')
+    cut = cut_part(negative_prompt or "")
+    if cut:
+        warn(f'the negative prompt is too long; this part is cut: "{cut}"')
 
 
 def read_references(args) -> list:
@@ -114,9 +130,20 @@ def make_pipeline(args):
     if args.method_weights:
         pipe.load_method(args.method_weights)
     for item in args.lora:
-        path, _, weight = item.partition("@")
-        pipe.load_lora(path, weight=float(weight or 1))
+        path, weight = parse_lora(item)
+        pipe.load_lora(path, weight=weight)
     return pipe
+
+
+def parse_lora(item: str) -> tuple[str, float]:
+    """FILE or FILE@WEIGHT; an @ may also be part of the file's name."""
+    path, at, weight = item.rpartition("@")
+    if not at or Path(item).exists():
+        return item, 1.0
+    try:
+        return path, float(weight)
+    except ValueError as error:
+        raise ValueError(f"--lora {item}: {weight!r} is no number") from error
 
 
 def scheduler_options(args) -> dict:
@@ -172,9 +199,19 @@ def generate(args) -> list[Path]:
         raise ValueError("--reference and --method-weights belong together: give both or neither")
     references = read_references(args) if args.reference else None
     pipe = make_pipeline(args)
-    warn_of_cut_prompts(pipe.base.tokenizers, prompts)
+    warn_of_cut_prompts(pipe, prompts, args.negative_prompt, len(args.reference))
+    images = paint(pipe, args, prompts, references)
+    if args.watermark:
+        images = mark(images, args)
+    return save_pictures(images, args.out, make_notes(args, prompts))
+
+
+def paint(pipe, args, prompts, references):
+    """uint8 [n, h, w, 3], with a progress bar."""
     count = len(prompts) * args.images_per_prompt
-    bar = tqdm(total=args.steps, unit="step", desc=f"{count} pictures")
+    batches = -(-count // pipe.pictures_at_once(args.batch_size, count))
+    # The delay keeps the bar away from error messages: it appears with the first steps.
+    bar = tqdm(total=batches * args.steps, unit="step", desc=f"{count} pictures", delay=1e-3)
     images = pipe(
         prompts,
         args.negative_prompt,
@@ -195,12 +232,21 @@ def generate(args) -> list[Path]:
         progress=bar.update,
     ).images
     bar.close()
-    images = (images * 255).round().astype("uint8")
-    if args.watermark:
-        from persongen_jax.watermark import add_watermark
+    return (images * 255).round().astype("uint8")
 
-        images = add_watermark(images)
-    return save_pictures(images, args.out, make_notes(args, prompts))
+
+def mark(images, args):
+    """The pictures with the watermark, if they are large enough to hold it."""
+    from persongen_jax.watermark import MIN_PIXELS, MIN_WIDTH, add_watermark
+
+    height, width = images.shape[1:3]
+    if width < MIN_WIDTH or height * width < MIN_PIXELS:
+        warn(
+            f"no watermark: {width}x{height} pixels are too few for it; it needs a width of "
+            f"{MIN_WIDTH} and {MIN_PIXELS} pixels"
+        )
+        args.watermark = False  # what the pictures' notes will say
+    return add_watermark(images)
 
 
 def main(argv=None):

@@ -27,11 +27,18 @@ from persongen_jax.methods.base import without_identity
 from persongen_jax.models.lora import merge_adapters, remove_adapters
 from persongen_jax.models.vae import decode_images
 from persongen_jax.partition import fill_trained
+from persongen_jax.sampling_plan import make_plan
 from persongen_jax.sharding import along_batch, make_mesh, replicated
-from persongen_jax.weights.adapters import apply_adapter, extract_adapter, module_paths
+from persongen_jax.weights.adapters import (
+    apply_adapter,
+    check_adapters,
+    extract_adapter,
+    module_paths,
+)
 from persongen_jax.weights.lora_files import read_lora
 from persongen_jax.weights.sdxl import SDXLBase, load_sdxl, save_sdxl
 
+METHOD_PREFIX = "method:"  # of the name that a method's own LoRA goes by
 IMAGES_PER_DEVICE = 4  # of a batch, where the caller does not say
 
 
@@ -128,7 +135,10 @@ class Pipeline:
         self.trigger_word = config.trigger_word
         fill_trained(self.model, trained, config.trainable or self.method.groups, str(weights))
         # From here on the method's LoRA is one adapter among others.
-        self.adapters[f"method:{config.method}"] = ({"unet": extract_adapter(self.model.unet)}, 1.0)
+        self.adapters[METHOD_PREFIX + config.method] = (
+            {"unet": extract_adapter(self.model.unet)},
+            1.0,
+        )
         self._apply_adapters()
 
     # ---- LoRA ----
@@ -139,24 +149,31 @@ class Pipeline:
         Args:
             path: the ``*.safetensors`` file.
             weight: factor of its effect; change it later by :meth:`set_lora_weights`.
-            name: what it is called from then on; by default the file's name.
+            name: what it is called from then on; by default ``str(path)``.
+
+        Raises:
+            WeightsError: the file is not there, not plain LoRA, or not for this model; what is
+                loaded stays as it was.
         """
         paths = {part: module_paths(getattr(self.model, part)) for part in LORA_COMPONENTS}
-        name = str(path) if name is None else name
-        self.adapters[name] = (read_lora(path, paths), weight)
+        layers_per_block = self.base.configs["unet"].get("layers_per_block", 2)
+        adapters = read_lora(path, paths, layers_per_block=layers_per_block)
+        check_adapters(self.model, adapters, path)
+        self.adapters[str(path) if name is None else name] = (adapters, weight)
         self._apply_adapters()
 
     def set_lora_weights(self, weights: dict[str, float]):
         """Change the factors of loaded LoRAs by name. Compiles nothing anew."""
-        for name, weight in weights.items():
+        for name in weights:
             if name not in self.adapters:
                 raise ValueError(f"no LoRA {name!r} is loaded; loaded: {sorted(self.adapters)}")
+        for name, weight in weights.items():
             self.adapters[name] = (self.adapters[name][0], weight)
         self._apply_adapters()
 
     def unload_lora(self):
-        """Take every LoRA off again."""
-        self.adapters = {}
+        """Take every LoRA off again; a method keeps its own, which is a part of it."""
+        self.adapters = {k: v for k, v in self.adapters.items() if k.startswith(METHOD_PREFIX)}
         self._apply_adapters()
 
     def fuse_lora(self):
@@ -236,10 +253,15 @@ class Pipeline:
             raise ValueError(f"output_type={output_type!r}: use 'pil', 'np' or 'latent'")
         height, width = self._picture_size(height, width)
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+        if not prompts or num_images_per_prompt < 1:
+            raise ValueError(
+                f"{len(prompts)} prompts, num_images_per_prompt={num_images_per_prompt}: at least "
+                "one of each is needed"
+            )
         negatives = _one_each(negative_prompt, len(prompts))
         if references is not None:
             references = self._check_references(references, len(prompts))
-        plan = sampling.make_plan(
+        plan = make_plan(
             self.base.scheduler_config, num_inference_steps, scheduler, **(scheduler_options or {})
         )
         time_ids = np.array(
@@ -255,7 +277,7 @@ class Pipeline:
         total = len(prompts) * num_images_per_prompt
         noise = self._noise(latents, seed, total, height, width)
         keys = _image_keys(seed, 1, total)
-        batch = self._batch_size(batch_size, total)
+        batch = self.pictures_at_once(batch_size, total)
         images = []
         for start in range(0, total, batch):
             # The last batch is filled up with its last picture, so that every batch has one shape.
@@ -271,8 +293,9 @@ class Pipeline:
                 guidance = self._identity_guidance(
                     prompts_here, negatives_here, references_here, time_ids_here
                 )
-            carry = sampling.init_carry(plan, sampling.initial_latents(plan, noise[rows]))
-            carry = jax.device_put(carry, along_batch(self.mesh))
+            first = sampling.initial_latents(plan, noise[rows])
+            first = jax.device_put(first, along_batch(self.mesh))
+            carry = sampling.init_carry(plan, first)
             settings = (guidance_scale, guidance_rescale, start_merge_step)
             carry = self._run(plan, carry, guidance, keys[rows], settings, progress)
             out = sampling.final_latents(carry)
@@ -369,7 +392,8 @@ class Pipeline:
         for start in range(0, n, stride):
             stop = min(start + stride, n)
             scalars = (*settings, start, stop)
-            carry = _sample(graphdef, state, plan, carry, guidance, keys, scalars)
+            with jax.set_mesh(self.mesh):
+                carry = _sample(graphdef, state, plan, carry, guidance, keys, scalars)
             if progress is not None:
                 jax.block_until_ready(carry)
                 progress(stop - start)
@@ -402,7 +426,8 @@ class Pipeline:
             raise ValueError(f"latents have shape {latents.shape}; {(total, *shape)} is needed")
         return latents
 
-    def _batch_size(self, batch_size, total):
+    def pictures_at_once(self, batch_size: int | None, total: int) -> int:
+        """The size of the batches that ``total`` pictures are painted in."""
         devices = self.mesh.shape["data"]
         if batch_size is None:
             batch_size = min(total, IMAGES_PER_DEVICE * devices)

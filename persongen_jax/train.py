@@ -179,9 +179,10 @@ def train(config: ConfigDict, workdir: Path, dry_run: bool = False):
         bar = tqdm(range(start, config.steps), initial=start, total=config.steps, unit="step")
         for step in bar:
             batch = next(stream)
-            trainable, opt_state, metrics = train_step(
-                trainable, opt_state, frozen, batch, jnp.int32(step)
-            )
+            with jax.set_mesh(mesh):
+                trainable, opt_state, metrics = train_step(
+                    trainable, opt_state, frozen, batch, np.int32(step)
+                )
             done = step + 1
             metrics_file.keep(metrics)
             if done % config.log_every == 0 or done == config.steps:
@@ -282,5 +283,15 @@ def main(_):
         sys.exit(f"error: {error}")
 
 
+def parse_flags(argv):
+    """absl's parsing; a key that the config does not have ends in a line, not in a trace."""
+    try:
+        return flags.FLAGS(argv)
+    except (AttributeError, KeyError) as error:
+        sys.exit(f"error: the config has no such key: {error.args[0]}")
+    except (TypeError, flags.Error, OSError) as error:
+        sys.exit(f"error: {error}")
+
+
 if __name__ == "__main__":
-    app.run(main)
+    app.run(main, flags_parser=parse_flags)

@@ -65,7 +65,8 @@ def test_chunks_bound_the_memory():
         ("gpu", (1, 16384, 1, 512), (1, 16384, 1, 512), jnp.bfloat16, False, "xla_chunked"),
         ("tpu", (2, 4096, 10, 64), (2, 4096, 10, 64), jnp.bfloat16, False, "tpu_flash"),
         ("tpu", (2, 4096, 10, 64), (2, 77, 10, 64), jnp.bfloat16, False, "xla"),
-        ("tpu", (2, 1024, 10, 64), (2, 1024, 10, 64), jnp.bfloat16, False, "xla"),
+        ("tpu", (2, 1024, 20, 64), (2, 1024, 20, 64), jnp.bfloat16, False, "tpu_flash"),
+        ("tpu", (2, 256, 20, 64), (2, 256, 20, 64), jnp.bfloat16, False, "xla"),
         ("cpu", (2, 1024, 10, 64), (2, 1024, 10, 64), jnp.bfloat16, False, "xla"),
     ],
 )

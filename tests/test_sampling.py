@@ -14,7 +14,7 @@ import torch
 from diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl import rescale_noise_cfg
 from diffusers.schedulers.scheduling_utils import KarrasDiffusionSchedulers
 
-from persongen_jax import sampling
+from persongen_jax import sampling, sampling_config, sampling_plan
 
 SDXL = {
     "_class_name": "EulerDiscreteScheduler",
@@ -34,7 +34,7 @@ SDXL = {
     "trained_betas": None,
     "use_karras_sigmas": False,
 }
-CLASSES = {short: getattr(diffusers, name) for name, short in sampling.CLASS_NAMES.items()}
+CLASSES = {short: getattr(diffusers, name) for name, short in sampling_config.CLASS_NAMES.items()}
 SPACINGS = ("leading", "trailing", "linspace")
 PREDICTIONS = ("epsilon", "v_prediction", "sample")
 SHAPE = (2, 4, 3, 4)
@@ -93,7 +93,7 @@ def distance(a, b):
 def build(name, n, overrides):
     """The same run set up here and in diffusers: (plan, scheduler, eta)."""
     overrides = dict(overrides)
-    plan = sampling.make_plan(SDXL, n, name, **overrides)
+    plan = sampling_plan.make_plan(SDXL, n, name, **overrides)
     eta = overrides.pop("eta", 0.0)
     scheduler = CLASSES[name].from_config(SDXL, **overrides)
     scheduler.set_timesteps(n)
@@ -203,31 +203,31 @@ def test_euler_ancestral_takes_sample_prediction():
         ratio = jnp.asarray(plan.sigmas)[i]
         return x * jnp.sqrt(ratio**2 + 1) - ratio * jax_model(x, timestep, i)
 
-    plan = sampling.make_plan(SDXL, 10, "euler_ancestral")
+    plan = sampling_plan.make_plan(SDXL, 10, "euler_ancestral")
     first, noise = start(plan)
     expected = our_trajectory(plan, first, noise)[-1]
-    plan = sampling.make_plan(SDXL, 10, "euler_ancestral", prediction_type="sample")
+    plan = sampling_plan.make_plan(SDXL, 10, "euler_ancestral", prediction_type="sample")
     carry = sampling.init_carry(plan, sampling.initial_latents(plan, jnp.asarray(first.numpy())))
     carry = sampling.run_steps(plan, as_sample, carry, None, 0, 10, noise.numpy())
     assert distance(sampling.final_latents(carry), expected) < 1e-4
 
 
 def test_lightning_setting():
-    plan = sampling.make_plan(SDXL, 4, "euler", timestep_spacing="trailing")
+    plan = sampling_plan.make_plan(SDXL, 4, "euler", timestep_spacing="trailing")
     np.testing.assert_array_equal(plan.timesteps, [999, 749, 499, 249])
     assert plan.sigmas[-1] == 0 and plan.init_noise_sigma == plan.sigmas[0]
 
 
 def test_trailing_never_overruns():
     # num_train / n rounds so that arange alone would give a 62nd timestep, -1.
-    plan = sampling.make_plan(SDXL, 61, "ddpm", timestep_spacing="trailing")
+    plan = sampling_plan.make_plan(SDXL, 61, "ddpm", timestep_spacing="trailing")
     assert plan.num_steps == 61 and plan.timesteps.min() >= 0
 
 
 @pytest.mark.parametrize("name", CLASSES)
 def test_segments_equal_one_run(name):
     overrides = {"eta": 0.5} if name == "ddim" else {}
-    plan = sampling.make_plan(SDXL, 6, name, **overrides)
+    plan = sampling_plan.make_plan(SDXL, 6, name, **overrides)
     first, _ = start(plan)
     carry = sampling.init_carry(plan, sampling.initial_latents(plan, jnp.asarray(first.numpy())))
     key = jax.random.key(3)
@@ -238,7 +238,7 @@ def test_segments_equal_one_run(name):
 
 
 def test_noise_belongs_to_its_example():
-    plan = sampling.make_plan(SDXL, 5, "euler_ancestral")
+    plan = sampling_plan.make_plan(SDXL, 5, "euler_ancestral")
     latents = sampling.initial_latents(plan, jnp.asarray(start(plan)[0].numpy()))
     latents = jnp.stack([latents[0]] * 3)
 
@@ -264,7 +264,7 @@ def test_noise_belongs_to_its_example():
 
 
 def test_the_noise_drawn_is_standard_normal_and_new_each_step():
-    plan = sampling.make_plan(SDXL, 2, "ddpm")
+    plan = sampling_plan.make_plan(SDXL, 2, "ddpm")
     zeros = sampling.init_carry(plan, jnp.zeros((2, 32, 32, 4)))
 
     def zero_model(x, timestep, i):
@@ -297,17 +297,17 @@ def test_changed_numbers_do_not_recompile():
 
     latents = np.ones(SHAPE, np.float32)
     for overrides in ({}, {"use_karras_sigmas": True}, {"timestep_spacing": "trailing"}):
-        plan = sampling.make_plan(SDXL, 8, **overrides)
+        plan = sampling_plan.make_plan(SDXL, 8, **overrides)
         for scale, rescale in ((5.0, 0.0), (7.5, 0.7)):
             sample(plan, latents, scale, rescale, 8)
     assert sample._cache_size() == 1
     for overrides in ({"eta": 0.2}, {"eta": 0.9, "clip_sample": True}):
-        sample(sampling.make_plan(SDXL, 8, "ddim", **overrides), latents, 5.0, 0.0, 4)
+        sample(sampling_plan.make_plan(SDXL, 8, "ddim", **overrides), latents, 5.0, 0.0, 4)
     assert sample._cache_size() == 2
 
 
 def test_static_bounds_can_be_differentiated():
-    plan = sampling.make_plan(SDXL, 4, "euler", timestep_spacing="trailing")
+    plan = sampling_plan.make_plan(SDXL, 4, "euler", timestep_spacing="trailing")
 
     def loss(latents):
         carry = sampling.run_steps(
@@ -343,21 +343,21 @@ def test_guidance_matches_diffusers():
 def test_defaults_are_those_of_diffusers(name):
     parameters = inspect.signature(CLASSES[name].__init__).parameters
     expected = {key: p.default for key, p in parameters.items() if key != "self"}
-    ours = dict(sampling.DEFAULTS[name])
+    ours = dict(sampling_config.DEFAULTS[name])
     for key in {"ddim": ["eta"], "dpmpp_2m": ["sigma_min", "sigma_max"]}.get(name, ()):
         del ours[key]
     assert ours == expected
 
 
 def test_switching_class_keeps_shared_parameters():
-    name, config = sampling.resolve_config(SDXL)
+    name, config = sampling_config.resolve_config(SDXL)
     assert name == "euler" and config["timestep_spacing"] == "leading"
     # clip_sample is no parameter of Euler, but its config keeps it for classes that have it.
-    name, config = sampling.resolve_config(SDXL, "DDIMScheduler")
+    name, config = sampling_config.resolve_config(SDXL, "DDIMScheduler")
     assert name == "ddim" and config["clip_sample"] is False and config["steps_offset"] == 1
     # A default nobody chose gives way to the new class's; an override wins over all.
     unchosen = dict(diffusers.EulerDiscreteScheduler(beta_end=0.012).config)
-    name, config = sampling.resolve_config(unchosen, "ddpm", beta_start=0.001)
+    name, config = sampling_config.resolve_config(unchosen, "ddpm", beta_start=0.001)
     assert (config["timestep_spacing"], config["beta_end"], config["beta_start"]) == (
         diffusers.DDPMScheduler.from_config(unchosen).config.timestep_spacing,
         0.012,
@@ -367,7 +367,7 @@ def test_switching_class_keeps_shared_parameters():
 
 def test_karras_range_survives_the_switch_from_euler():
     config = SDXL | {"sigma_min": 0.05, "sigma_max": 9.0, "use_karras_sigmas": True}
-    plan = sampling.make_plan(config, 10, "dpmpp_2m")
+    plan = sampling_plan.make_plan(config, 10, "dpmpp_2m")
     scheduler = diffusers.DPMSolverMultistepScheduler.from_config(config)
     scheduler.set_timesteps(10)
     np.testing.assert_allclose(plan.sigmas, scheduler.sigmas, rtol=1e-5)
@@ -378,12 +378,12 @@ def test_no_warning_for_keys_of_other_diffusers_schedulers():
     for scheduler in KarrasDiffusionSchedulers:
         init = getattr(diffusers, scheduler.name).__init__
         keys |= inspect.signature(init).parameters.keys() - {"self", "args", "kwargs"}
-    foreign = {key: True for key in keys - sampling.DEFAULTS["euler_ancestral"].keys()}
+    foreign = {key: True for key in keys - sampling_config.DEFAULTS["euler_ancestral"].keys()}
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        sampling.make_plan(SDXL | foreign, 5, "euler_ancestral")
+        sampling_plan.make_plan(SDXL | foreign, 5, "euler_ancestral")
     with pytest.warns(UserWarning, match="beta_shedule"):
-        sampling.make_plan(SDXL | {"beta_shedule": "linear"}, 5)
+        sampling_plan.make_plan(SDXL | {"beta_shedule": "linear"}, 5)
 
 
 @pytest.mark.parametrize(
@@ -424,11 +424,11 @@ def test_no_warning_for_keys_of_other_diffusers_schedulers():
 )
 def test_unsupported_settings_are_named(arguments, match):
     with pytest.raises(ValueError, match=match):
-        sampling.make_plan(SDXL, **({"num_inference_steps": 10} | arguments))
+        sampling_plan.make_plan(SDXL, **({"num_inference_steps": 10} | arguments))
 
 
 def test_unsupported_values_in_the_file_are_named_too():
     with pytest.raises(ValueError, match="use_beta_sigmas=True"):
-        sampling.make_plan(SDXL | {"use_beta_sigmas": True}, 10)
+        sampling_plan.make_plan(SDXL | {"use_beta_sigmas": True}, 10)
     with pytest.raises(ValueError, match="scheduler None"):
-        sampling.make_plan({}, 10)
+        sampling_plan.make_plan({}, 10)

@@ -58,7 +58,7 @@ class FuseModule(nnx.Module):
         valid = jnp.take_along_axis(class_tokens_mask, places, axis=1)
         valid &= jnp.take_along_axis(id_mask, order, axis=1)
 
-        prompt_embeds = prompt_embeds.astype(jnp.float32)
+        prompt_embeds = jnp.asarray(prompt_embeds, jnp.float32)
         ids = jnp.take_along_axis(id_embeds, order[..., None], axis=1)
         tokens = jnp.take_along_axis(prompt_embeds, places[..., None], axis=1)
         fused = self(tokens, ids).astype(jnp.float32)

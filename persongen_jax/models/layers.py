@@ -22,6 +22,16 @@ def _uniform(rngs: nnx.Rngs, shape, fan_in: int, dtype) -> jax.Array:
     return jax.random.uniform(rngs.params(), shape, jnp.float32, -bound, bound).astype(dtype)
 
 
+class UnusedRngs:
+    """Stands in for nnx.Rngs where a module is only traced, to be filled with loaded weights.
+
+    Counting keys inside of a trace costs time quadratic in the number of layers.
+    """
+
+    def params(self):
+        return jax.random.key(0)
+
+
 class Linear(nnx.Module):
     """``y = x @ kernel + bias`` over the last axis: [..., in] to [..., out].
 

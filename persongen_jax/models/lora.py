@@ -104,7 +104,7 @@ def merge_adapters(module):
     for layer in lora_layers(module).values():
         lora, kernel = layer.lora, layer.kernel[...]
         down = lora.down[...].astype(jnp.float32) * lora.scale[...]
-        delta = down @ lora.up[...].astype(jnp.float32)
+        delta = jnp.matmul(down, lora.up[...].astype(jnp.float32), precision="highest")
         layer.kernel[...] = (kernel.astype(jnp.float32) + delta).astype(kernel.dtype)
         layer.lora = nnx.data(None)
 

@@ -4,6 +4,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from persongen_jax.models.clip import CLIPTextModel
+from persongen_jax.models.layers import UnusedRngs
 from persongen_jax.models.unet import UNet2DConditionModel
 from persongen_jax.models.vae import AutoencoderKL
 
@@ -51,11 +52,10 @@ class StableDiffusionXL(Conditioner):
 
 
 def build(configs: dict[str, dict], name: str, *, dtype, param_dtype):
-    """A zero-argument function that makes component ``name`` from its config.json."""
+    """A function that makes component ``name`` from its config.json; to be traced and filled."""
 
     def make():
-        # The Rngs have to come into being inside of what is traced.
-        kw = {"dtype": dtype, "param_dtype": param_dtype, "rngs": nnx.Rngs(0)}
+        kw = {"dtype": dtype, "param_dtype": param_dtype, "rngs": UnusedRngs()}
         if name == "unet":
             return UNet2DConditionModel(configs[name], **kw)
         if name == "vae":

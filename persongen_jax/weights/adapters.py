@@ -4,7 +4,41 @@ import numpy as np
 from flax import nnx
 
 from persongen_jax.models.lora import add_adapter, lora_layers
+from persongen_jax.weights.errors import KeyMismatch
+from persongen_jax.weights.loader import to_torch_shape
 from persongen_jax.weights.lora_files import LoraWeights
+
+
+def check_adapters(model, adapters: dict[str, dict], where):
+    """KeyMismatch unless every pair of factors has the sizes of the layer it is for.
+
+    Args:
+        adapters: as read_lora returns them: component, module path, LoraWeights.
+        where: the file, for the message.
+    """
+    misshapen = {}
+    for part, weights in adapters.items():
+        for path, lora in weights.items():
+            kernel = _find(getattr(model, part), path).kernel
+            out, *rest = to_torch_shape(("kernel",), kernel.shape)
+            wanted = {"down": (lora.rank, *rest), "up": (out, lora.rank)}
+            for half, shape in wanted.items():
+                found = getattr(lora, half).shape
+                if _four(found) != _four(shape):
+                    misshapen[f"{part}.{path} {half}"] = (found, shape)
+    if misshapen:
+        raise KeyMismatch(where, misshapen=misshapen, remedy="Check that the LoRA is for SDXL.")
+
+
+def _four(shape) -> tuple:
+    """Some tools write linear layers as 1x1 convolutions, some 1x1 convolutions as linear."""
+    return (*shape, 1, 1)[:4]
+
+
+def _find(module, path: str):
+    for part in path.split("."):
+        module = module[int(part)] if part.isdigit() else getattr(module, part)
+    return module
 
 
 def apply_adapter(module, weights: dict, weight: float = 1.0):
@@ -15,9 +49,7 @@ def apply_adapter(module, weights: dict, weight: float = 1.0):
         weight: factor of its effect, on top of alpha / rank.
     """
     for path, lora in weights.items():
-        layer = module
-        for part in path.split("."):
-            layer = layer[int(part)] if part.isdigit() else getattr(layer, part)
+        layer = _find(module, path)
         rank = lora.down.shape[0]
         alpha = rank if lora.alpha is None else lora.alpha
         # [r, in, kh, kw] to [kh, kw, in, r]; [r, in] to [in, r].
@@ -40,7 +72,8 @@ def extract_adapter(module) -> dict[str, LoraWeights]:
         lora = layer.lora
         down, up, scale = (np.asarray(x[...]) for x in (lora.down, lora.up, lora.scale))
         if not np.all(scale == scale[0]):
-            raise ValueError(f"{path}: several adapters lie on this layer; unload all but one")
+            name = ".".join(map(str, path))
+            raise ValueError(f"{name}: several adapters lie on this layer; unload all but one")
         down = down.transpose(3, 2, 0, 1) if down.ndim == 4 else down.T
         up = up.T[..., None, None] if down.ndim == 4 else up.T
         alpha = float(scale[0]) * down.shape[0]

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from persongen_jax.models.clip import CLIPVisionModel
+from persongen_jax.models.layers import UnusedRngs
 from persongen_jax.weights.directory import open_component, read_config
 from persongen_jax.weights.errors import MissingFile
 from persongen_jax.weights.keys import normalise_clip_vision
@@ -38,7 +39,7 @@ def load_vision_tower(folder, *, dtype=jnp.float32, param_dtype=None, shardings=
                 with_projection=projects,
                 dtype=dtype,
                 param_dtype=dtype if param_dtype is None else param_dtype,
-                rngs=nnx.Rngs(0),
+                rngs=UnusedRngs(),
             ),
             source,
             shardings=shardings,

@@ -15,6 +15,7 @@ import numpy as np
 from flax import nnx
 
 from persongen_jax.models.clip import CLIPVisionModel
+from persongen_jax.models.layers import UnusedRngs
 from persongen_jax.models.sdxl import COMPONENTS, StableDiffusionXL, build
 from persongen_jax.prompts import Tokenizers
 from persongen_jax.tiny_tokenizer import SDXL_PAD_TOKENS, write_tiny_tokenizer
@@ -47,7 +48,7 @@ SCHEDULER = {
 }
 
 # Per size: UNet channels, latent side, text widths, VAE channels, image tower. "mid" is for
-# benchmarks: its UNet has 110 million parameters in SDXL's proportions.
+# benchmarks: its UNet has 275 million parameters.
 SIZES = {
     "tiny": {
         "channels": [32, 64, 64],
@@ -202,7 +203,7 @@ def write_random_base(folder, *, size: str = "tiny", seed: int = 0):
     configs = make_configs(size, vocab_size)
     vision_config = configs.pop("image_encoder")
     vision = random_module(
-        lambda: CLIPVisionModel(vision_config, with_projection=True, rngs=nnx.Rngs(0)),
+        lambda: CLIPVisionModel(vision_config, with_projection=True, rngs=UnusedRngs()),
         seed + len(COMPONENTS),
     )
     save_module(vision, folder / "image_encoder", vision_config, file_name="model.safetensors")

@@ -11,6 +11,7 @@ from configs.first_light import get_config
 from persongen_jax.methods import get_method
 from persongen_jax.methods.base import drop_condition, without_identity
 from persongen_jax.models.id_encoder import FuseModule, PhotoMakerIDEncoder
+from persongen_jax.models.layers import UnusedRngs
 from persongen_jax.models.lora import lora_layers
 from persongen_jax.partition import assign_groups, leaf_paths, merge_model, split_model
 from persongen_jax.train import build_model
@@ -60,7 +61,7 @@ def fuse_twins():
 
     theirs = randomise(TorchFuse(12))
     kw = {"dtype": jnp.float32, "param_dtype": jnp.float32}
-    return theirs, load_twin(lambda: FuseModule(12, **kw, rngs=nnx.Rngs(0)), theirs)
+    return theirs, load_twin(lambda: FuseModule(12, **kw, rngs=UnusedRngs()), theirs)
 
 
 def stack_inputs(counts, places, length=20):
@@ -114,7 +115,7 @@ def test_full_size_keys_are_those_of_photomaker_v1():
     }
     kw = {"dtype": jnp.bfloat16, "param_dtype": jnp.bfloat16}
     encoder = nnx.eval_shape(
-        lambda: PhotoMakerIDEncoder(vit_l, (768, 1280), **kw, rngs=nnx.Rngs(0))
+        lambda: PhotoMakerIDEncoder(vit_l, (768, 1280), **kw, rngs=UnusedRngs())
     )
     leaves = {torch_key(path): leaf for path, leaf in parameter_leaves(encoder).items()}
     assert len(leaves) == 407

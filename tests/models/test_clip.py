@@ -9,6 +9,7 @@ import transformers
 from flax import nnx
 
 from persongen_jax.models.clip import CLIPTextModel, CLIPVisionModel
+from persongen_jax.models.layers import UnusedRngs
 from persongen_jax.weights.keys import normalise_clip_text, normalise_clip_vision
 from persongen_jax.weights.loader import (
     load_module,
@@ -87,7 +88,7 @@ def make_twins(kind, config, with_projection, **dtypes):
     theirs = randomise(torch_tower(kind, config, with_projection))
     model = {"Text": CLIPTextModel, "Vision": CLIPVisionModel}[kind]
     ours = load_module(
-        lambda: model(config, with_projection=with_projection, **dtypes, rngs=nnx.Rngs(0)),
+        lambda: model(config, with_projection=with_projection, **dtypes, rngs=UnusedRngs()),
         canonical_source(kind, theirs),
     )
     return theirs, ours
@@ -178,7 +179,7 @@ def test_towers_of_a_full_clip_model(as_dict):
 
     def tower(kind):
         model = {"Text": CLIPTextModel, "Vision": CLIPVisionModel}[kind]
-        return load_module(lambda: model(config, rngs=nnx.Rngs(0)), canonical_source(kind, theirs))
+        return load_module(lambda: model(config, rngs=UnusedRngs()), canonical_source(kind, theirs))
 
     ids = make_ids()
     pixels = torch.randn(2, 3, 28, 28, generator=torch.Generator().manual_seed(2))
@@ -192,7 +193,7 @@ def test_towers_of_a_full_clip_model(as_dict):
 
 
 def test_unused_layers_are_not_computed_under_jit():
-    model = nnx.eval_shape(lambda: CLIPTextModel(TINY_TEXT, rngs=nnx.Rngs(0)))
+    model = nnx.eval_shape(lambda: CLIPTextModel(TINY_TEXT, rngs=UnusedRngs()))
     graphdef, state = nnx.split(model)
 
     def flops(select):
@@ -257,7 +258,7 @@ def test_full_size_keys_and_shapes(name):
     kind, with_projection, count, config = FULL_SIZES[name]
     model = {"Text": CLIPTextModel, "Vision": CLIPVisionModel}[kind]
     leaves = parameter_leaves(
-        nnx.eval_shape(lambda: model(config, with_projection=with_projection, rngs=nnx.Rngs(0)))
+        nnx.eval_shape(lambda: model(config, with_projection=with_projection, rngs=UnusedRngs()))
     )
     with torch.device("meta"):
         theirs = torch_tower(kind, config, with_projection).state_dict()
@@ -278,7 +279,7 @@ def test_full_size_keys_and_shapes(name):
 )
 def test_projection_by_architecture(architecture, projects):
     config = {**TINY_TEXT, "architectures": architecture and [architecture]}
-    assert (CLIPTextModel(config, rngs=nnx.Rngs(0)).text_projection is not None) == projects
+    assert (CLIPTextModel(config, rngs=UnusedRngs()).text_projection is not None) == projects
 
 
 @pytest.mark.parametrize(
@@ -293,13 +294,13 @@ def test_projection_by_architecture(architecture, projects):
 def test_unsupported_config_is_named(model, change, named):
     config = {**(TINY_TEXT if model is CLIPTextModel else TINY_VISION), **change}
     with pytest.raises(ValueError, match=named):
-        nnx.eval_shape(lambda: model(config, rngs=nnx.Rngs(0)))
+        nnx.eval_shape(lambda: model(config, rngs=UnusedRngs()))
 
 
 def test_inputs_that_do_not_fit_are_named():
-    text = CLIPTextModel(TINY_TEXT, rngs=nnx.Rngs(0))
+    text = CLIPTextModel(TINY_TEXT, rngs=UnusedRngs())
     with pytest.raises(ValueError, match="max_position_embeddings"):
         text(jnp.zeros((1, 17), jnp.int32))
-    vision = CLIPVisionModel(TINY_VISION, rngs=nnx.Rngs(0))
+    vision = CLIPVisionModel(TINY_VISION, rngs=UnusedRngs())
     with pytest.raises(ValueError, match="image_size"):
         vision(jnp.zeros((1, 35, 28, 3)))

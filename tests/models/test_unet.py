@@ -9,6 +9,7 @@ from diffusers import UNet2DConditionModel as TorchUNet
 from flax import nnx
 
 from persongen_jax.conditioning import Conditioning, TokenStream
+from persongen_jax.models.layers import UnusedRngs
 from persongen_jax.models.unet import UNet2DConditionModel
 from persongen_jax.weights.loader import (
     parameter_leaves,
@@ -25,7 +26,7 @@ BF16_TOLERANCE = 2e-2
 def make_twins(name, **dtypes):
     config = TINY_UNETS[name]
     torch_unet = randomise(TorchUNet(**config))
-    unet = load_twin(lambda: UNet2DConditionModel(config, **dtypes, rngs=nnx.Rngs(0)), torch_unet)
+    unet = load_twin(lambda: UNet2DConditionModel(config, **dtypes, rngs=UnusedRngs()), torch_unet)
     return config, torch_unet, unet
 
 
@@ -150,7 +151,7 @@ def test_layer_by_layer(name):
 
 
 def test_full_size_has_the_published_parameter_count():
-    unet = nnx.eval_shape(lambda: UNet2DConditionModel(SDXL_UNET, rngs=nnx.Rngs(0)))
+    unet = nnx.eval_shape(lambda: UNet2DConditionModel(SDXL_UNET, rngs=UnusedRngs()))
     leaves = parameter_leaves(unet)
     assert sum(leaf.size for leaf in leaves.values()) == 2_567_463_684
     with torch.device("meta"):
@@ -172,7 +173,7 @@ def test_full_size_has_the_published_parameter_count():
 def test_unsupported_config_is_named(change, named):
     config = {**TINY_UNETS["sdxl"], **change}
     with pytest.raises(ValueError, match=named):
-        nnx.eval_shape(lambda: UNet2DConditionModel(config, rngs=nnx.Rngs(0)))
+        nnx.eval_shape(lambda: UNet2DConditionModel(config, rngs=UnusedRngs()))
 
 
 def test_missing_added_conditions_are_named():

@@ -9,6 +9,7 @@ from diffusers import AutoencoderKL as TorchVAE
 from diffusers.image_processor import VaeImageProcessor
 from flax import nnx
 
+from persongen_jax.models.layers import UnusedRngs
 from persongen_jax.models.vae import (
     AutoencoderKL,
     DiagonalGaussianDistribution,
@@ -73,7 +74,7 @@ TINY_VAES = {
 def make_twins(name, **dtypes):
     config = TINY_VAES[name]
     theirs = randomise(TorchVAE(**{k: v for k, v in config.items() if k[0] != "_"}))
-    return theirs, load_twin(lambda: AutoencoderKL(config, **dtypes, rngs=nnx.Rngs(0)), theirs)
+    return theirs, load_twin(lambda: AutoencoderKL(config, **dtypes, rngs=UnusedRngs()), theirs)
 
 
 def randn(*shape, seed=1):
@@ -164,7 +165,7 @@ def test_force_upcast_keeps_float16_out_of_the_arithmetic():
     def built(force_upcast):
         config = {**TINY_VAES["two_levels"], "force_upcast": force_upcast}
         kw = {"dtype": jnp.float16, "param_dtype": jnp.float16}
-        return nnx.eval_shape(lambda: AutoencoderKL(config, **kw, rngs=nnx.Rngs(0)))
+        return nnx.eval_shape(lambda: AutoencoderKL(config, **kw, rngs=UnusedRngs()))
 
     assert built(True).dtype == built(True).decoder.conv_in.dtype == jnp.float32
     assert built(False).dtype == built(False).decoder.conv_in.dtype == jnp.float16
@@ -250,7 +251,7 @@ def test_decode_images(name, tiling):
 @pytest.mark.parametrize("name", TINY_VAES)
 def test_scaling_has_an_inverse(name):
     config = TINY_VAES[name]
-    ours = nnx.eval_shape(lambda: AutoencoderKL(config, rngs=nnx.Rngs(0)))
+    ours = nnx.eval_shape(lambda: AutoencoderKL(config, rngs=UnusedRngs()))
     latents = nhwc(randn(1, config.get("latent_channels", 4), 4, 4))
     assert relative_error(unscale_latents(ours, scale_latents(ours, latents)), latents) < 1e-6
     scaled = {
@@ -262,7 +263,7 @@ def test_scaling_has_an_inverse(name):
 
 
 def test_memory_is_that_of_one_image_or_one_tile():
-    module = nnx.eval_shape(lambda: AutoencoderKL(TINY_VAES["two_levels"], rngs=nnx.Rngs(0)))
+    module = nnx.eval_shape(lambda: AutoencoderKL(TINY_VAES["two_levels"], rngs=UnusedRngs()))
     graphdef, state = nnx.split(module)
 
     def temporaries(batch, **kw):
@@ -277,7 +278,7 @@ def test_memory_is_that_of_one_image_or_one_tile():
 
 
 def test_full_size_keys_and_shapes():
-    leaves = parameter_leaves(nnx.eval_shape(lambda: AutoencoderKL(SDXL_VAE, rngs=nnx.Rngs(0))))
+    leaves = parameter_leaves(nnx.eval_shape(lambda: AutoencoderKL(SDXL_VAE, rngs=UnusedRngs())))
     with torch.device("meta"):
         theirs = TorchVAE(**{k: v for k, v in SDXL_VAE.items() if k[0] != "_"}).state_dict()
     ours = {torch_key(path): to_torch_shape(path, leaf.shape) for path, leaf in leaves.items()}
@@ -300,4 +301,4 @@ def test_full_size_keys_and_shapes():
 def test_unsupported_config_is_named(change, named):
     config = {**TINY_VAES["sdxl"], **change}
     with pytest.raises(ValueError, match=named):
-        nnx.eval_shape(lambda: AutoencoderKL(config, rngs=nnx.Rngs(0)))
+        nnx.eval_shape(lambda: AutoencoderKL(config, rngs=UnusedRngs()))

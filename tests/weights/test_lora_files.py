@@ -11,7 +11,8 @@ from persongen_jax.weights.lora_files import LoraWeights, read_lora, write_lora
 from persongen_jax.weights.pickles import PickleFile
 from persongen_jax.weights.safetensors_file import TensorFile, write_safetensors
 from persongen_jax.weights.source import DictSource, subsource
-from tests.weights.test_original_sdxl import UNET, twins, unet_to_sgm
+from tests.weights.sgm import unet_to_sgm
+from tests.weights.test_original_sdxl import UNET, twins
 
 torch = pytest.importorskip("torch")
 diffusers = pytest.importorskip("diffusers")

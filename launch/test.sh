@@ -1,0 +1,11 @@
+#!/usr/bin/env bash
+# Install with the test extra into a virtual environment (first argument, default .venv-test), check
+# the style, and run the tests; further arguments go to pytest.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+environment=${1:-.venv-test}
+"${PYTHON:-python3}" -m venv "$environment"
+"$environment/bin/pip" install --quiet --editable '.[test]'
+"$environment/bin/ruff" check .
+"$environment/bin/ruff" format --check .
+"$environment/bin/python" -m pytest "${@:2}"
