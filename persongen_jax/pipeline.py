@@ -362,7 +362,7 @@ class Pipeline:
 
     def _reference_pixels(self, references):
         """[b, 4, s, s, 3] CLIP-normalised, and which of the four places are filled, [b, 4]."""
-        size = self.model.id_encoder.vision_model.config["image_size"]
+        size = self.method.reference_size(self.model)
         pixels = np.zeros((len(references), MAX_REFERENCES, size, size, 3), np.float32)
         mask = np.zeros((len(references), MAX_REFERENCES), bool)
         for row, images in enumerate(references):

@@ -31,6 +31,7 @@ from persongen_jax.methods.base import drop_condition
 from persongen_jax.models.vae import scale_latents
 from persongen_jax.partition import make_optimizer, merge_model, split_model, summary
 from persongen_jax.sharding import make_mesh, put_batch, replicated
+from persongen_jax.weights.saver import write_json
 from persongen_jax.weights.sdxl import load_sdxl
 
 log = logging.getLogger(__name__)
@@ -77,7 +78,7 @@ def open_batches(config, base, method, start_step):
         process_count=jax.process_count(),
         seed=config.seed,
         size=config.size,
-        id_size=base.model.id_encoder.vision_model.config["image_size"],
+        id_size=method.reference_size(base.model),
         trigger_word=config.trigger_word,
         streams=method.streams,
     )
@@ -173,9 +174,9 @@ def train(config: ConfigDict, workdir: Path, dry_run: bool = False):
     source = open_batches(config, base, method, start)
     stream = prefetch_to_device(source, functools.partial(put_batch, mesh))
     settings = json.loads(config.to_json())
+    write_json(workdir / "config.json", settings)
 
     with MetricsFile(workdir / "metrics.jsonl", start) as metrics_file:
-        clock = Clock(start)
         bar = tqdm(range(start, config.steps), initial=start, total=config.steps, unit="step")
         for step in bar:
             batch = next(stream)
@@ -185,6 +186,9 @@ def train(config: ConfigDict, workdir: Path, dry_run: bool = False):
                 )
             done = step + 1
             metrics_file.keep(metrics)
+            if step == start:
+                jax.block_until_ready(metrics)
+                clock = Clock(done)  # the first step was spent compiling
             if done % config.log_every == 0 or done == config.steps:
                 row = metrics_file.write(done, clock.images_per_second(done, config.batch_size))
                 bar.set_postfix(loss=f"{row['loss']:.4f}", img_s=f"{row['images_per_second']:.1f}")
@@ -203,14 +207,14 @@ def _losses_of(method, schedule, config, empty_ids, model, batch, step):
 
 
 class Clock:
-    """Images per second since the last question; the first answer leaves compilation out."""
+    """Images per second since the last question."""
 
     def __init__(self, step):
         self.time, self.step = time.perf_counter(), step
 
     def images_per_second(self, step, batch_size):
         now = time.perf_counter()
-        rate = (step - self.step) * batch_size / (now - self.time)
+        rate = (step - self.step) * batch_size / max(now - self.time, 1e-9)
         self.time, self.step = now, step
         return rate
 

@@ -1,6 +1,14 @@
 """Shared by all tests: the --runslow switch, and a tiny base that is written once."""
 
+import os
+import tempfile
+
 import pytest
+
+# Many tests compile the same programs, some of them in processes of their own.
+_cache = tempfile.TemporaryDirectory(prefix="persongen-jax-tests-")
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", _cache.name)
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
 
 
 def pytest_addoption(parser):

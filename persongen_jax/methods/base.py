@@ -30,6 +30,10 @@ class Method(abc.ABC):
         """
 
     @abc.abstractmethod
+    def reference_size(self, model) -> int:
+        """Side in pixels of the face crops that the method reads."""
+
+    @abc.abstractmethod
     def condition(self, model, batch) -> Conditioning:
         """A batch (data_pipeline.schema) to what the UNet reads.
 

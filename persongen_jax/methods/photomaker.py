@@ -38,16 +38,16 @@ class PhotoMaker(Method):
         ]
         folder = config.id_encoder or Path(config.base) / "image_encoder"
         dtype = jnp.dtype(config.dtype)
-        tower, vision_config, projection = load_vision_tower(folder, dtype=dtype)
-        encoder = PhotoMakerIDEncoder(
-            vision_config, widths, dtype=dtype, param_dtype=dtype, rngs=rngs
-        )
-        encoder.vision_model = tower
+        tower, projection = load_vision_tower(folder, dtype=dtype)
+        encoder = PhotoMakerIDEncoder(tower, widths, dtype=dtype, rngs=rngs)
         if projection is not None and projection.shape == encoder.visual_projection.kernel.shape:
             # PhotoMaker starts its first head from CLIP's own.
             encoder.visual_projection.kernel.set_value(projection.astype(jnp.float32))
         model.id_encoder = encoder
         add_lora(model.unet, ATTENTION_LAYERS, config.rank, alpha=config.lora_alpha, rngs=rngs)
+
+    def reference_size(self, model) -> int:
+        return model.id_encoder.vision_model.config["image_size"]
 
     def condition(self, model, batch) -> Conditioning:
         embeds, pooled = model.encode_prompt(batch["input_ids"]["text"])

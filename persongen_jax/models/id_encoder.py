@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from persongen_jax.models.clip import CLIPVisionModel
 from persongen_jax.models.layers import LayerNorm, Linear
 
 
@@ -71,19 +70,15 @@ class PhotoMakerIDEncoder(nnx.Module):
     """CLIP's image tower and two projections, one for each text tower's width.
 
     Args:
-        config: transformers' CLIP vision config.
+        vision_model: CLIPVisionModel without projection; it stays frozen.
         projection_dims: widths (768, 1280 for SDXL) of the two text towers.
-        dtype, param_dtype: of the image tower, which rests frozen.
-        trained_dtype: stored dtype of what PhotoMaker trains.
+        dtype: of the computation; param_dtype: of what PhotoMaker trains.
     """
 
-    def __init__(
-        self, config, projection_dims, *, dtype, param_dtype, trained_dtype=jnp.float32, rngs
-    ):
+    def __init__(self, vision_model, projection_dims, *, dtype, param_dtype=jnp.float32, rngs):
         kw = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
-        self.vision_model = CLIPVisionModel(config, with_projection=False, **kw)
-        features = self.vision_model.config["hidden_size"]
-        kw["param_dtype"] = trained_dtype
+        self.vision_model = vision_model
+        features = vision_model.config["hidden_size"]
         first, second = projection_dims
         self.visual_projection = Linear(features, first, use_bias=False, **kw)
         self.visual_projection_2 = Linear(features, second, use_bias=False, **kw)

@@ -17,7 +17,7 @@ def load_vision_tower(folder, *, dtype=jnp.float32, param_dtype=None, shardings=
     """Open the image tower of a CLIP directory (a full CLIPModel's, or a vision model's).
 
     Returns:
-        (tower without projection, its config, the projection's kernel [d, p] or None).
+        (tower without projection, the projection's kernel [d, p] or None).
 
     Raises:
         MissingFile: no such directory; the message says what to get.
@@ -48,4 +48,4 @@ def load_vision_tower(folder, *, dtype=jnp.float32, param_dtype=None, shardings=
     if projects:
         projection = tower.visual_projection.kernel.get_value()
         tower.visual_projection = nnx.data(None)
-    return tower, config, projection
+    return tower, projection

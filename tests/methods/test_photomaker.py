@@ -10,6 +10,7 @@ from flax import nnx
 from configs.first_light import get_config
 from persongen_jax.methods import get_method
 from persongen_jax.methods.base import drop_condition, without_identity
+from persongen_jax.models.clip import CLIPVisionModel
 from persongen_jax.models.id_encoder import FuseModule, PhotoMakerIDEncoder
 from persongen_jax.models.layers import UnusedRngs
 from persongen_jax.models.lora import lora_layers
@@ -113,10 +114,13 @@ def test_full_size_keys_are_those_of_photomaker_v1():
         "patch_size": 14,
         "hidden_act": "quick_gelu",
     }
-    kw = {"dtype": jnp.bfloat16, "param_dtype": jnp.bfloat16}
-    encoder = nnx.eval_shape(
-        lambda: PhotoMakerIDEncoder(vit_l, (768, 1280), **kw, rngs=UnusedRngs())
-    )
+
+    def build():
+        kw = {"dtype": jnp.bfloat16, "rngs": UnusedRngs()}
+        tower = CLIPVisionModel(vit_l, with_projection=False, param_dtype=jnp.bfloat16, **kw)
+        return PhotoMakerIDEncoder(tower, (768, 1280), **kw)
+
+    encoder = nnx.eval_shape(build)
     leaves = {torch_key(path): leaf for path, leaf in parameter_leaves(encoder).items()}
     assert len(leaves) == 407
     assert round(sum(leaf.size for leaf in leaves.values()) / 1e6, 2) == 326.27

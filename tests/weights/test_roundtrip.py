@@ -59,7 +59,7 @@ def diffusers_pipe(tmp_path_factory):
         ),
         tokenizer=CLIPTokenizer.from_pretrained(folder / "tokenizer"),
         tokenizer_2=CLIPTokenizer.from_pretrained(folder / "tokenizer_2"),
-        scheduler=EulerDiscreteScheduler(**{k: v for k, v in SCHEDULER.items() if k[0] != "_"}),
+        scheduler=EulerDiscreteScheduler.from_config(SCHEDULER),
     )
 
 
