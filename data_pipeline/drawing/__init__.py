@@ -1,0 +1,1 @@
+"""Procedural portraits: who is drawn, how, and what is known about the result. See people.py."""

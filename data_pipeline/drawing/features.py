@@ -1,0 +1,174 @@
+"""Eyes, brows, nose, mouth, marks and glasses. Head coordinates as in pose.py.
+
+These few pixels carry the identity, so every one of them has its own small window.
+"""
+
+import numpy as np
+
+from data_pipeline.drawing import shapes
+from data_pipeline.drawing.canvas import Canvas
+from data_pipeline.drawing.identities import (
+    EYE_COLOURS,
+    FRAME_COLOURS,
+    LIP_COLOURS,
+    Identities,
+)
+from data_pipeline.drawing.pictures import Pictures
+from data_pipeline.drawing.pose import CORNER, Pose
+from data_pipeline.drawing.shapes import per_picture
+
+
+def paint_features(canvas: Canvas, people: Identities, pictures: Pictures, pose: Pose) -> None:
+    paint_marks(canvas, people, pose)
+    paint_nose(canvas, people, pose)
+    paint_mouth(canvas, people, pose)
+    for side in (0, 1):
+        paint_eye(canvas, people, pictures, pose, side)
+    paint_glasses(canvas, people, pose)
+
+
+def _window(pose: Pose, points, half_width, half_height):
+    """Around a point [n, 2] of the head; half sizes in the head's unit."""
+    middle = pose.to_frame(points[:, None])[:, 0]
+    sin = np.abs(np.sin(pose.tilt))
+    wide, high = half_width + sin * half_height, half_height + sin * half_width
+    return middle[:, 0], middle[:, 1], wide * pose.unit, high * pose.unit
+
+
+def _each(canvas, people, pose, mask, window):
+    """(canvas, space, rows, people, pose) of the pictures with something to paint."""
+    for part, rows in canvas.parts(mask, window):
+        p = pose.take(rows)
+        yield part, part.space(p.x, p.y, p.unit, p.tilt), rows, people.take(rows), p
+
+
+def paint_eye(canvas, people, pictures, pose, side):
+    outward = (-1, 1)[side]
+    window = _window(pose, pose.eyes[:, side] - [0, 0.2], 0.42, 0.65)
+    for part, space, rows, who, p in _each(canvas, people, pose, None, window):
+        x, y = p.eyes[:, side].T
+        half = who.eye_width * p.squeeze[:, side]
+        height = per_picture(p.eye_opening)
+        across = (space.u - per_picture(x)) / per_picture(half)
+        down = space.v - per_picture(y)
+        # Slanted eyes: the outer corner rises with the distance from the eye's middle.
+        down = down + per_picture(outward * who.eye_slant * half) * across
+        lens = 1 - np.square(across)
+        upper, lower = down + height * lens, down - np.float32(0.8) * height * lens
+        opening = np.maximum(-upper, lower)
+        skin = who.skin_rgb
+        part.paint(space, opening - np.float32(0.05), skin * 0.72)  # the socket
+        part.paint(space, opening, (0.97, 0.97, 0.96))
+        gaze = 0.35 * half * np.choose(pictures.gaze[rows], [0, -1, 1])
+        radius = 0.115 + 0.1 * (who.eye_width - 0.15)
+        iris = np.maximum(shapes.circle(space, x + gaze, y, radius), opening)
+        part.paint(space, iris, EYE_COLOURS[who.eye_colour])
+        pupil = np.maximum(shapes.circle(space, x + gaze, y, 0.05), opening)
+        part.paint(space, pupil, (0.03, 0.03, 0.04))
+        lid_half = 0.028 + 0.018 * who.lashes
+        lid = np.maximum(np.abs(upper) - per_picture(lid_half), np.abs(across) - np.float32(1.05))
+        part.paint(space, lid, skin * 0.16)
+        # Brows: a bar over the eye, turned about its middle by nature and mood.
+        brow_y = y - p.brow_gap
+        rise, reach = outward * p.brow_angle * half, half * 1.22
+        brow = shapes.capsule(
+            space, x - reach, brow_y + rise, x + reach, brow_y - rise, who.brow_thickness
+        )
+        grey = who.hair_rgb * 0.55 + skin * 0.08
+        part.paint(space, brow, np.minimum(grey, skin * 0.6))
+
+
+def paint_nose(canvas, people, pose):
+    middle = np.stack([pose.nose[:, 0], pose.nose[:, 1] - 0.15], axis=1)
+    window = _window(pose, middle, 0.5, 0.45)
+    for part, space, _, who, p in _each(canvas, people, pose, None, window):
+        x, y = p.nose.T
+        skin = who.skin_rgb
+        bridge_x = 0.75 * x
+        top = y - 0.62 * who.nose_length
+        # The side of the bridge in shadow, the ball, and the nostrils as a darker foot.
+        ridge = shapes.capsule(space, bridge_x, top, x, y, 0.035, 0.5 * who.nose_width)
+        part.paint(space, ridge, skin * 0.84)
+        part.paint(space, shapes.ellipse(space, x, y, who.nose_width, 0.085), skin * 0.78)
+        for side in (-1, 1):
+            nostril = shapes.ellipse(space, x + side * 0.6 * who.nose_width, y + 0.045, 0.05, 0.04)
+            part.paint(space, nostril, skin * 0.36)
+
+
+def paint_mouth(canvas, people, pose):
+    window = _window(pose, pose.mouth, 0.62, 0.5)
+    for part, space, _, who, p in _each(canvas, people, pose, None, window):
+        x, y = p.mouth.T
+        t = (space.u - per_picture(x)) / per_picture(p.mouth_width)
+        lens = 1 - np.square(t)
+        # The mouth's line, a parabola: the corners rise by CORNER of the curve, the middle sinks.
+        curve = per_picture(p.mouth_curve)
+        line = space.v - per_picture(y) + curve * (np.float32(CORNER) - lens)
+        full, opening = per_picture(who.mouth_fullness), per_picture(p.mouth_opening)
+        above = line + (full + np.float32(0.3) * opening) * lens
+        below = line - (np.float32(1.25) * full + opening) * lens
+        lips = LIP_COLOURS[who.lip_colour] * (0.45 + 0.55 * who.skin_rgb.max(1, keepdims=True))
+        # Thin lips alone would fade out beyond the corners instead of ending there.
+        ends = (np.abs(t) - 1) * per_picture(p.mouth_width)
+        part.paint(space, np.maximum(np.maximum(-above, below), ends), lips)
+        inner_top = line + np.float32(0.3) * opening * lens
+        inner = np.maximum(-inner_top, line - opening * lens)
+        open_ = (p.mouth_opening > 0).astype(float)
+        part.paint(space, inner, (0.22, 0.04, 0.05), open_)
+        laughing = open_ * (p.mouth_curve > 0)
+        teeth = np.maximum(inner, inner_top - np.float32(0.55) * opening * lens)
+        part.paint(space, teeth, (0.98, 0.97, 0.94), laughing)
+        parted = np.maximum(np.abs(line) - np.float32(0.022), ends)
+        part.paint(space, parted, lips * 0.35, 1 - open_)
+
+
+def paint_marks(canvas, people, pose):
+    """Freckles over the cheeks, a mole, and the folds of old age."""
+    cheeks = np.stack([pose.nose[:, 0], pose.nose[:, 1] - 0.1], axis=1)
+    for part, space, _, who, p in _each(
+        canvas, people, pose, people.freckles > 0, _window(pose, cheeks, 0.75, 0.3)
+    ):
+        for side in (-1, 1):
+            for across, down in ((0.28, -0.06), (0.42, -0.02), (0.34, 0.08), (0.50, 0.09)):
+                x = p.nose[:, 0] + side * across * who.face_width / 0.75
+                dot = shapes.circle(space, x, p.nose[:, 1] - 0.08 + down, 0.036)
+                part.paint(space, dot, who.skin_rgb * (0.62, 0.45, 0.38), who.freckles)
+    mole = np.stack([people.mole[:, 0] + pose.shift, people.mole[:, 1] + pose.lift], axis=1)
+    for part, space, rows, who, _ in _each(
+        canvas, people, pose, people.mole_size > 0, _window(pose, mole, 0.15, 0.15)
+    ):
+        dot = shapes.circle(space, *mole[rows].T, who.mole_size)
+        part.paint(space, dot, who.skin_rgb * 0.25)
+    for part, space, _, who, p in _each(
+        canvas, people, pose, people.age == 3, _window(pose, pose.nose, 0.75, 1.4)
+    ):
+        fold = who.skin_rgb * 0.70
+        for side in (-1, 1):
+            x, y = p.nose[:, 0] + side * (who.nose_width + 0.10), p.nose[:, 1]
+            crease = shapes.capsule(space, x, y, x + side * 0.10, y + 0.22, 0.022)
+            part.paint(space, crease, fold)
+        for place in (-0.62, -0.50):
+            height = place + p.lift + who.eye_height
+            part.paint(space, shapes.box(space, p.shift, height, 0.28, 0.018), fold)
+
+
+def paint_glasses(canvas, people, pose):
+    middle = pose.eyes.mean(1)
+    for part, space, _, who, p in _each(
+        canvas, people, pose, people.glasses > 0, _window(pose, middle, 1.15, 0.4)
+    ):
+        colour = FRAME_COLOURS[who.frame_colour]
+        round_ones = (who.glasses == 1).astype(float)
+        (left_x, left_y), (right_x, right_y) = p.eyes.transpose(1, 2, 0)
+        # Never so wide that the two lenses would meet over the nose.
+        radius = np.minimum(0.27, 0.45 * (right_x - left_x))
+        for side, x, y in ((-1, left_x, left_y), (1, right_x, right_y)):
+            circle = shapes.circle(space, x, y, radius)
+            square = shapes.round_box(space, x, y, radius * 1.08, radius * 0.8, 0.06)
+            for shape, shown in ((circle, round_ones), (square, 1 - round_ones)):
+                part.paint(space, shape, (1.0, 1.0, 1.0), 0.12 * shown)
+                part.paint(space, shapes.ring(shape, 0.034), colour, shown)
+            temple = side * who.face_width
+            part.paint(space, shapes.capsule(space, x + side * radius, y, temple, y, 0.03), colour)
+        bridge = shapes.capsule(space, left_x + radius, left_y, right_x - radius, right_y, 0.032)
+        part.paint(space, bridge, colour)

@@ -1,0 +1,419 @@
+"""Drawn people: reproducible, true to their ground truth, readable as a data set."""
+
+import json
+import re
+from dataclasses import fields, replace
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from data_pipeline import people as api
+from data_pipeline.drawing.canvas import Canvas
+from data_pipeline.drawing.identities import GROUP, INNER, OUT_OF_DOMAIN, RANGES
+from data_pipeline.drawing.pictures import COLOUR_NAMES, PALETTE, SCENES, SUNSET_SCENES
+from data_pipeline.drawing.scenes import paint_scenes
+from data_pipeline.manifest import read_manifest
+from persongen_jax.prompts import split_at_trigger
+
+N = 160
+PORTRAITS = (1, 0, 0)
+VALIDATION_PROMPTS = """
+Photo of a person img looking into the camera. Daytime, 3 mountains in the background, a medieval
+castle can be seen on the far right mountain. The person is wearing a black cloak and red hat.
+A photo of an angry businessman img looking into the camera. He is in the street of a big city: to
+the left behind him is a bank building with a big sign above it saying "Neon Bank". He is in a
+yellow suit, talking on the phone. A photo of a man img, his face is seen very surprised. He is in
+the desert near Oasis with lake, palm trees and a couple of camels behind him. The man is in a space
+suit. A photo of a middle-aged man img looking at the viewer. He is in a room with white walls,
+there is a portrait behind him and a books on a shelf. The man is in a dark green sweater.
+"""
+
+
+@pytest.fixture(scope="module")
+def crowd():
+    """(who, circumstances, drawn) of N different people in all framings."""
+    who = api.make_identities("in_train", N)
+    pictures = api.draw_pictures(seed=1, count=N)
+    return who, pictures, api.render(who, pictures)
+
+
+def same(a, b):
+    """Whether two batches of pictures agree in every field."""
+    return all(
+        all(np.array_equal(x[k], y[k]) for k in x) if isinstance(x, dict) else np.array_equal(x, y)
+        for x, y in ((getattr(a, f.name), getattr(b, f.name)) for f in fields(a))
+    )
+
+
+def test_same_seed_same_bytes(crowd):
+    who, pictures, drawn = crowd
+    assert same(drawn, api.render(who, pictures))
+    other = api.render(who, api.draw_pictures(seed=2, count=N))
+    assert (drawn.images != other.images).any(axis=(1, 2, 3)).all()
+
+
+def test_a_picture_does_not_depend_on_its_batch(crowd):
+    who, pictures, drawn = crowd
+    order = np.random.default_rng(0).permutation(N)[:23]
+    some = api.render(who.take(order), pictures.take(order))
+    np.testing.assert_array_equal(some.images, drawn.images[order])
+    np.testing.assert_array_equal(some.landmarks, drawn.landmarks[order])
+    assert some.captions == [drawn.captions[i] for i in order]
+    for i in range(0, N, 16):
+        alone = api.render(who.take([i]), pictures.take([i]))
+        np.testing.assert_array_equal(alone.images[0], drawn.images[i])
+
+
+def test_example_is_stateless():
+    several = api.examples("out_of_train", [4, 9, 4], [0, 7, 8])
+    one = api.example("out_of_train", 9, 7)
+    assert one.identity[0] == several.identity[1] and one.captions[0] == several.captions[1]
+    np.testing.assert_array_equal(one.images[0], several.images[1])
+    assert several.identity[0] == several.identity[2] != several.identity[1]
+    np.testing.assert_array_equal(
+        api.identity_of("in_train", 5).eye_spacing,
+        api.make_identities("in_train", 6).eye_spacing[5:],
+    )
+
+
+def test_splits_hold_different_people():
+    batches = {split: api.make_identities(split, 500) for split in api.SPLITS}
+    names = np.concatenate([b.name for b in batches.values()])
+    assert len(set(names)) == 2000
+    looks = np.concatenate([b.eye_spacing for b in batches.values()])
+    assert len(np.unique(looks)) == 2000  # nobody is drawn twice, and no number is used twice
+    other_seed = api.make_identities("in_train", 500, seed=1)
+    assert not np.isin(other_seed.eye_spacing, batches["in_train"].eye_spacing).any()
+    with pytest.raises(ValueError, match="in_train, out_of_train"):
+        api.make_identities("train", 3)
+    with pytest.raises(ValueError, match="indices"):
+        api.identity_of("in_train", 1_000_000)
+
+
+def test_attributes_stay_in_their_ranges():
+    who = api.make_identities("in_train", 2000)
+    children = who.age == 0
+    for name, (low, high) in RANGES.items():
+        values = getattr(who, name)[~children]
+        slack = 0.2 if name in ("build", "brow_thickness", "chin") else 0  # women's are smaller
+        assert values.min() >= low * (1 - 0.3 * (slack > 0)) - 1e-9, name
+        assert values.max() <= high + 1e-9, name
+    assert (who.hair < 10).all() and (who.hair_colour < 7).all()
+    assert not (who.beard[who.feminine | children] > 0).any()
+    assert not (who.hair[who.feminine | children] < 2).any()  # nobody of them is bald
+    for column in ("class_word", "hair", "hair_colour", "beard", "glasses", "eye_colour"):
+        assert np.bincount(getattr(who, column)).min() > 20, column
+
+
+def test_out_of_domain_is_never_shown_in_training():
+    strangers = api.make_identities("out_of_domain", 500)
+    assert (strangers.hair >= 10).all() and (strangers.hair_colour >= 7).all()
+    for name in ("skin", "nose_width", "mouth_width"):
+        low, high = RANGES[name]
+        outside = (getattr(strangers, name) < low) | (getattr(strangers, name) > high)
+        assert outside.all(), name
+    assert set(OUT_OF_DOMAIN) <= set(RANGES)
+
+
+def test_look_alikes_differ_in_the_inner_face_only():
+    doubles = api.make_identities("look_alikes", 3 * GROUP)
+    for start in range(0, 3 * GROUP, GROUP):
+        group = doubles.take(slice(start, start + GROUP))
+        for field in fields(group):
+            values = getattr(group, field.name)
+            if field.name in ("name", "number"):
+                continue
+            if field.name not in INNER:
+                assert (values == values[0]).all(), field.name
+            elif field.name != "eye_colour":
+                assert len(np.unique(values)) == GROUP, field.name
+    assert len(np.unique(doubles.skin)) == 3
+    # In one and the same picture only the inner face differs, and there it does.
+    pictures = api.draw_pictures(seed=4, count=1, framing_weights=PORTRAITS).take([0] * GROUP)
+    drawn = api.render(doubles.take(slice(0, GROUP)), pictures)
+    differ = (drawn.images != drawn.images[:1]).any(axis=(0, -1))
+    x0, y0, x1, y1 = np.rint(drawn.face_box[0]).astype(int)
+    glasses = 3  # the temples of glasses may stand out of the face's box by a few pixels
+    assert differ[y0:y1, x0:x1].any()
+    differ[y0:y1, x0 - glasses : x1 + glasses] = False
+    assert not differ.any()
+
+
+def test_boxes_landmarks_and_frame(crowd):
+    who, _, drawn = crowd
+    x0, y0, x1, y1 = drawn.face_box.T
+    assert (drawn.face_box >= 0).all() and (drawn.face_box <= 64).all()
+    for k in range(5):
+        x, y = drawn.landmarks[:, k].T
+        assert ((x0 <= x) & (x <= x1) & (y0 <= y) & (y <= y1)).all()
+    left_eye, right_eye, nose, left_mouth, right_mouth = drawn.landmarks.transpose(1, 0, 2)
+    assert (left_eye[:, 0] < right_eye[:, 0]).all()
+    assert (left_mouth[:, 0] < right_mouth[:, 0]).all()
+    assert (nose[:, 1] > (left_eye + right_eye)[:, 1] / 2).all()
+    portrait = drawn.attributes["framing"] == "portrait"
+    height = (y1 - y0)[portrait] / 64
+    assert 0.38 < height.min() and height.max() < 0.58
+    assert 0.42 < height.mean() < 0.52
+
+
+def test_features_are_where_the_landmarks_say():
+    """Change one feature's colour or width: what differs has to lie at its landmark."""
+    n, size = 120, 128
+    who = api.make_identities("in_train", n)
+    who = replace(who, glasses=0 * who.glasses, hair=np.where(who.hair == 6, 2, who.hair))
+    pictures = api.draw_pictures(seed=6, count=n, framing_weights=PORTRAITS)
+    pictures = replace(
+        pictures, gaze=0 * pictures.gaze, hat=0 * pictures.hat, tilt=0 * pictures.tilt
+    )
+    pictures = replace(pictures, pose=0 * pictures.pose, turn=0.5 * pictures.turn)
+    drawn = api.render(who, pictures, size)
+
+    def changed(**traits):
+        other = api.render(replace(who, **traits), pictures, size)
+        return (other.images != drawn.images).any(-1)
+
+    eyes = changed(eye_colour=(who.eye_colour + 1) % 5)
+    mouths = changed(lip_colour=(who.lip_colour + 1) % 3)
+    noses = changed(nose_width=who.nose_width + 0.05)
+    for i in range(n):
+        left, right, nose, left_mouth, right_mouth = drawn.landmarks[i]
+        rows, columns = np.nonzero(eyes[i])
+        for eye, side in ((left, columns < nose[0]), (right, columns >= nose[0])):
+            assert (
+                np.hypot(columns[side].mean() + 0.5 - eye[0], rows[side].mean() + 0.5 - eye[1]) < 3
+            )
+        rows, columns = np.nonzero(mouths[i])
+        # Lips end in a point, whose last pixel may be too faint to count.
+        assert -1.2 < columns.min() - left_mouth[0] + 0.5 < 3
+        assert -1.2 < right_mouth[0] - columns.max() - 0.5 < 3
+        assert rows.min() - 2 < left_mouth[1] < rows.max() + 2
+        rows, columns = np.nonzero(noses[i])
+        assert abs((columns.min() + columns.max() + 1) / 2 - nose[0]) < 2
+        assert rows.min() < nose[1] < rows.max() + 2
+
+
+def test_eyes_do_not_look_like_skin(crowd):
+    """What an aligner would want to find stands out, in any framing but the widest."""
+    who, _, drawn = crowd
+    near = (drawn.attributes["framing"] == "portrait") & (drawn.attributes["gaze"] == "camera")
+    for eye in (0, 1):
+        x, y = np.floor(drawn.landmarks[:, eye]).astype(int).T
+        contrast = np.abs(drawn.images[np.arange(N), y, x] - who.skin_rgb * 255).sum(1)
+        assert np.mean(contrast[near] > 90) > 0.97
+
+
+def test_windows_cut_nothing_off(crowd, monkeypatch):
+    """Painting in small windows is a short cut, so it must give what whole frames give."""
+    who, pictures, drawn = crowd
+
+    def whole(self, window, rows):
+        height, width = self.pixels.shape[2:]
+        return np.zeros(len(rows), int), np.zeros(len(rows), int), width, height
+
+    monkeypatch.setattr(Canvas, "_window", whole)
+    np.testing.assert_array_equal(api.render(who, pictures).images, drawn.images)
+    strangers = api.make_identities("out_of_domain", N)
+    slow = api.render(strangers, pictures).images
+    monkeypatch.undo()
+    np.testing.assert_array_equal(api.render(strangers, pictures).images, slow)
+
+
+def test_an_aligned_crop_puts_everybodys_features_in_place(crowd):
+    """Landmarks after the best similarity onto their mean shape: small leftovers only."""
+    drawn = crowd[2]
+    points = drawn.landmarks[..., 0] + 1j * drawn.landmarks[..., 1]
+    points = points - points.mean(1, keepdims=True)
+    points /= np.linalg.norm(points, axis=1, keepdims=True)
+    mean = points[0]
+    for _ in range(3):
+        turn = (mean[None] * points.conj()).sum(1)
+        points = points * (turn / np.abs(turn))[:, None]
+        mean = points.mean(0) / np.linalg.norm(points.mean(0))
+    between_eyes = abs(mean[1] - mean[0])
+    assert np.abs(points - mean).max() < 0.55 * between_eyes
+    assert np.abs(points - mean).mean() < 0.15 * between_eyes
+
+
+def test_keypoints():
+    drawn = api.render(
+        api.make_identities("in_train", 300),
+        api.draw_pictures(seed=2, count=300, framing_weights=(1, 1, 1)),
+    )
+    inside = ((drawn.keypoints > 0) & (drawn.keypoints < 64)).all(-1)
+    assert not (drawn.visibility & ~inside).any()
+    framing, clothes = drawn.attributes["framing"], drawn.attributes["clothes"]
+    assert (drawn.visibility == inside)[clothes != "cloak"].all()
+    cloaked = (clothes == "cloak") & (framing == "full")
+    assert cloaked.any() and not drawn.visibility[clothes == "cloak"][:, 6:10].any()
+    full = (framing == "full") & (clothes != "cloak")
+    assert full.any() and drawn.visibility[full][:, [0, 1, 6, 7, 8, 9, 10, 11]].all()
+    portrait = framing == "portrait"
+    assert drawn.visibility[portrait][:, :2].any(1).mean() > 0.8
+    # COCO's "left" is the person's, so it lies on the picture's right; feet are under knees.
+    assert (drawn.keypoints[:, 0, 0] > drawn.keypoints[:, 1, 0]).all()
+    assert (drawn.keypoints[:, 10, 1] > drawn.keypoints[:, 8, 1]).all()
+
+
+def test_hands_have_the_colour_of_skin_or_gloves():
+    """Wrists are where hands begin: a point a little further along the forearm is skin."""
+    who = api.make_identities("in_train", 200)
+    pictures = api.draw_pictures(seed=3, count=200, framing_weights=(0, 0, 1))
+    calm = replace(pictures, light_strength=0 * pictures.unit, warmth=0 * pictures.unit)
+    calm = replace(calm, brightness=1 + 0 * pictures.unit, pose=0 * pictures.pose)
+    drawn = api.render(who, calm, size=128)
+    bare = (drawn.attributes["clothes"] != "space suit") & drawn.visibility[:, 4]
+    elbow, wrist = drawn.keypoints[bare, 2], drawn.keypoints[bare, 4]
+    hand = wrist + 0.2 * (wrist - elbow)
+    x, y = np.clip(np.floor(hand), 0, 127).astype(int).T
+    colour = drawn.images[np.flatnonzero(bare), y, x]
+    seen = (hand > 1).all(1) & (hand < 127).all(1)
+    assert seen.sum() > 50
+    assert (np.abs(colour - who.skin_rgb[bare] * 255).max(1)[seen] < 12).all()
+
+
+def test_captions_tell_the_truth(crowd):
+    who, _, drawn = crowd
+    known = set(api.vocabulary())
+    he = {"man": "he", "boy": "he", "woman": "she", "girl": "she", "person": "the person"}
+    scene_words = {
+        **{"mountains": "mountain", "city": "city", "desert": "desert", "room": "room"},
+        **{"beach": "beach", "forest": "forest", "snowy night": "night", "park": "park"},
+        **{"space": "space", "stage": "stage"},
+    }
+    labels = drawn.attributes
+    for i in range(N):
+        caption, background, body = drawn.captions[i], drawn.backgrounds[i], drawn.bodies[i]
+        before, _ = split_at_trigger(caption, api.TRIGGER)  # raises unless there is exactly one
+        word = labels["class_word"][i]
+        assert before.split()[-1] in (word, f"business{word}")
+        assert api.TRIGGER not in f"{background} {body}".split()
+        assert scene_words[labels["scene"][i]] in background
+        assert f"{labels['clothes_colour'][i]} {labels['clothes'][i]}" in body
+        assert ("hat" if labels["hat"][i] == "hat" else labels["hat"][i]) in body or (
+            labels["hat"][i] == "none"
+        )
+        if labels["hat"][i] != "none":
+            assert f"{labels['hat_colour'][i]} {labels['hat'][i]}" in body
+        assert ("sunset" in background) == labels["sunset"][i]
+        assert he[word] in body or f"the {word}" in body
+        assert not re.search(r"\ba [aeiou]|\ban [^aeiou]|[{}]|  ", f"{caption} {background} {body}")
+        assert set(api.words_of(f"{caption} {background} {body}")) <= known
+    assert len(set(drawn.captions)) > N / 2
+
+
+def test_vocabulary_covers_the_validation_prompts():
+    assert set(api.words_of(VALIDATION_PROMPTS)) <= set(api.vocabulary())
+    assert len(api.vocabulary()) < 200
+
+
+def test_clothes_have_their_colour():
+    """The labelled colour is the commonest one on the chest, among the palette's."""
+    pictures = api.draw_pictures(seed=8, count=300, framing_weights=(0, 1, 0))
+    who = api.make_identities("in_train", 300)
+    drawn = api.render(who, replace(pictures, pose=0 * pictures.pose))
+    right = []
+    for i in range(300):
+        left, top = drawn.keypoints[i, [1, 7]].min(0)
+        x1, y1 = drawn.keypoints[i, [0, 6]].max(0)
+        chest = drawn.images[i, int(top) + 2 : int(min(y1, 62)), int(max(left, 0)) : int(x1)]
+        distance = np.abs(chest[..., None, :] / 255 - PALETTE).sum(-1)
+        votes = np.bincount(distance.argmin(-1).ravel(), minlength=len(PALETTE))
+        right.append(COLOUR_NAMES[votes.argmax()] == drawn.attributes["clothes_colour"][i])
+    assert np.mean(right) > 0.97
+
+
+def test_scenes_are_told_apart_and_mirrored_ones_are():
+    """Nearest mean picture among scenes and sides, from pictures with other people in front."""
+    drawn = api.render(api.make_identities("in_train", 900), api.draw_pictures(seed=9, count=900))
+    sides = np.isin(drawn.attributes["scene"], ["mountains", "city", "room", "desert"])
+    label = np.char.add(
+        drawn.attributes["scene"], np.where(sides & drawn.attributes["mirrored"], "<", ">")
+    )
+    label = np.char.add(label, drawn.attributes["sunset"].astype(str))
+    flat = drawn.images[:, :40].reshape(900, -1).astype(np.float32)
+    train, test = np.arange(900) < 700, np.arange(900) >= 700
+    names = sorted(set(label[train]))
+    means = np.stack([flat[train & (label == name)].mean(0) for name in names])
+    guess = np.array(names)[((flat[test, None] - means) ** 2).mean(-1).argmin(1)]
+    assert np.mean(guess == label[test]) > 0.85
+    assert set(SUNSET_SCENES) < set(SCENES)
+    assert not drawn.attributes["sunset"][drawn.attributes["scene"] == "room"].any()
+
+
+# A scene's first object by a colour that only it has.
+FIRST_OBJECTS = {
+    "mountains": (0.70, 0.16, 0.14),  # the castle's roofs
+    "city": (0.10, 0.03, 0.16),  # the bank's sign
+    "desert": (0.20, 0.55, 0.75),  # the lake under the palm trees
+    "room": (0.22, 0.34, 0.32),  # the portrait
+    "beach": (0.88, 0.14, 0.14),  # the umbrella
+    "snowy night": (0.98, 0.97, 0.85),  # the moon
+    "park": (0.80, 0.12, 0.12),  # the bench
+    "space": (0.12, 0.38, 0.85),  # the earth
+}
+
+
+def test_things_stand_where_the_caption_says():
+    """The side named first in a background caption's pair of sides, against the bare scene."""
+    n = 400
+    pictures = api.draw_pictures(seed=10, count=n)
+    canvas = Canvas.blank(n, 64)
+    paint_scenes(canvas, pictures)
+    captions = api.render(api.make_identities("in_train", n), pictures).backgrounds
+    checked = set()
+    for i, caption in enumerate(captions):
+        scene = SCENES[pictures.scene[i]]
+        first = re.search(
+            r"castle[^,]* (left|right)|(?:bank|sign|portrait|umbrella|moon|bench|earth)[^,:]*? "
+            r"(left|right)|to the (left|right) behind \w+ is a bank|trees[^,]*? (left|right)",
+            caption.replace("the person", "them"),
+        )
+        if scene not in FIRST_OBJECTS or first is None:
+            continue
+        colour = np.array(FIRST_OBJECTS[scene])[:, None, None]
+        columns = np.nonzero(np.abs(canvas.pixels[i] - colour).max(0) < 0.02)[1]
+        side = next(group for group in first.groups() if group)
+        assert columns.size and (columns.mean() < 32) == (side == "left"), caption
+        checked.add((scene, side))
+    assert len(checked) == 2 * len(FIRST_OBJECTS)
+
+
+@pytest.mark.parametrize("size", [48, 128])
+def test_resolution_changes_nothing_but_sharpness(crowd, size):
+    who, pictures, drawn = crowd
+    rows = np.arange(24)
+    other = api.render(who.take(rows), pictures.take(rows), size=size)
+    np.testing.assert_allclose(other.landmarks / size, drawn.landmarks[rows] / 64, atol=1e-5)
+    np.testing.assert_array_equal(other.visibility, drawn.visibility[rows])
+    for i in rows:
+        shrunk = Image.fromarray(other.images[i]).resize((64, 64), Image.Resampling.BOX)
+        difference = np.abs(np.asarray(shrunk).astype(int) - drawn.images[i])
+        assert difference.mean() < (4 if size == 128 else 12)
+
+
+def test_command_writes_a_data_set(tmp_path, capsys):
+    arguments = ["--identities", "3", "--pictures", "4", "--split", "look_alikes", "--seed", "5"]
+    for name in ("a", "b"):
+        assert api.main(["--out", str(tmp_path / name), *arguments]) == 0
+    out = tmp_path / "a"
+    files = sorted(p.relative_to(out) for p in out.rglob("*") if p.is_file())
+    assert len(files) == 12 + 3
+    assert all((out / f).read_bytes() == (tmp_path / "b" / f).read_bytes() for f in files)
+
+    records = read_manifest(out)
+    truth = [json.loads(line) for line in (out / "ground_truth.jsonl").read_text().splitlines()]
+    assert len(records) == len(truth) == 12 and len({r.identity for r in records}) == 3
+    for record, line in zip(records, truth, strict=True):
+        assert record.image.endswith(line["image"]) and record.background and record.body
+        assert list(record.face_box) == line["face_box"]
+        assert np.shape(line["landmarks"]) == (5, 2) and np.shape(line["keypoints"]) == (12, 2)
+        assert len(line["visibility"]) == 12 and line["attributes"]["scene"] in SCENES
+        assert Image.open(record.image).size == (64, 64)
+    assert Image.open(out / "sheet.png").size == (4 * 64, 3 * 64)
+
+    (tmp_path / "c").mkdir()
+    (tmp_path / "c" / "mine.txt").write_text("keep")
+    assert api.main(["--out", str(tmp_path / "c"), *arguments]) == 1
+    assert "--force" in capsys.readouterr().err
+    assert api.main(["--out", str(tmp_path / "d"), "--identities", "0"]) == 1
