@@ -1,6 +1,6 @@
 """Text-to-image on this CPU: ours compiled, beside diffusers on torch, eager and compiled.
 
-    python -m benchmarks.text_to_image_cpu --size mid --json benchmarks/results/text_to_image.json
+    python -m benchmarks.text_to_image_cpu --size mid --json benchmarks/results/cpu_mid.json
 
 Every contender is a process of its own with the same weights, prompts, latents and number of
 threads. They take turns, one picture batch each, so that a drift of the machine's speed hits all;

@@ -46,7 +46,8 @@ def parse_arguments(argv=None):
     add("--seed", type=int, default=42)
     add("--dtype", choices=("float32", "bfloat16"), help="default: bfloat16, on a CPU float32")
     add("--vae-dtype", choices=("float32", "bfloat16"), default="float32")
-    add("--tiling", action="store_true", help="decode in tiles, for very large pictures")
+    add("--tiling", action="store_true", help="decode in tiles: less memory for large pictures")
+    add("--tile-size", type=int, default=512, help="side of a tile, pixels")
     add(
         "--lora",
         action="append",
@@ -228,6 +229,7 @@ def paint(pipe, args, prompts, references):
         scheduler_options=scheduler_options(args),
         batch_size=args.batch_size,
         tiling=args.tiling,
+        tile_size=args.tile_size,
         output_type="np",
         progress=bar.update,
     ).images

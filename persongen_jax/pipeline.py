@@ -1,9 +1,9 @@
 """Pipeline: prompts to pictures, called as diffusers' pipelines are.
 
-from persongen_jax.pipeline import Pipeline
+    pipe = Pipeline.from_pretrained("/path/to/sdxl", dtype=jnp.bfloat16)
+    pipe("a lighthouse at dusk", seed=1).images[0].save("lighthouse.png")
 
-pipe = Pipeline.from_pretrained("/path/to/sdxl", dtype=jnp.bfloat16)
-pipe("a lighthouse at dusk", seed=1).images[0].save("lighthouse.png")
+It is the library's face: loading, LoRA, identity methods, and the loop over batches of prompts.
 """
 
 import functools
@@ -218,6 +218,7 @@ class Pipeline:
         output_type: str = "pil",
         batch_size: int | None = None,
         tiling: bool = False,
+        tile_size: int = 512,
         progress=None,
     ) -> PipelineOutput:
         """Paint ``num_images_per_prompt`` pictures of each prompt.
@@ -243,7 +244,8 @@ class Pipeline:
             original_size, crops_coords_top_left, target_size: SDXL's micro-conditioning, (h, w).
             output_type: "pil"; "np", float32 [n, h, w, 3] in 0..1; or "latent", [n, h/8, w/8, 4].
             batch_size: pictures at once, rounded up to a multiple of the devices.
-            tiling: decode in overlapping tiles, for very large pictures.
+            tiling: decode in overlapping tiles with sides of ``tile_size`` pixels. At 1024 x 1024
+                and SDXL's size, tiles of 512 need a quarter of the memory, 1 GiB (float32).
             progress: called with the number of steps done since the last call.
 
         Raises:
@@ -300,7 +302,7 @@ class Pipeline:
             carry = self._run(plan, carry, guidance, keys[rows], settings, progress)
             out = sampling.final_latents(carry)
             if output_type != "latent":
-                out = self._decode(out, tiling)
+                out = self._decode(out, tile_size if tiling else None)
             images.append(np.asarray(out)[: min(batch, total - start)])
         images = np.concatenate(images)
         return PipelineOutput(to_pil(images) if output_type == "pil" else images)
@@ -399,9 +401,10 @@ class Pipeline:
                 progress(stop - start)
         return carry
 
-    def _decode(self, latents, tiling):
+    def _decode(self, latents, tile_size):
         graphdef, state = nnx.split(self.model.vae)
-        return _decode(graphdef, self.mesh, tiling, state, latents)
+        tile = None if tile_size is None else tile_size // self.model.vae.vae_scale_factor
+        return _decode(graphdef, self.mesh, tile, state, latents)
 
     def _picture_size(self, height, width):
         factor = self.model.vae.vae_scale_factor
@@ -485,9 +488,10 @@ def _sample(graphdef, state, plan, carry, guidance: Guidance, keys, scalars):
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
-def _decode(graphdef, mesh, tiling, state, latents):
+def _decode(graphdef, mesh, tile, state, latents):
     def decode(state, latents):
-        return decode_images(nnx.merge(graphdef, state), latents, tiling=tiling)
+        vae = nnx.merge(graphdef, state)
+        return decode_images(vae, latents, tiling=tile is not None, tile_size=tile)
 
     # decode_images goes through its pictures one by one: each device through its own.
     specs = (PartitionSpec(), PartitionSpec("data"))
