@@ -37,6 +37,8 @@ setup(
             TORCH,
             "diffusers>=0.42.1,<0.43",
             "peft>=0.17",
+            "onnx>=1.16",
+            "onnxruntime>=1.20",
             "pytest>=8",
             "ruff",
         ],

@@ -42,6 +42,7 @@ def get_config() -> ConfigDict:
     config.lr_fuse_module = 1e-5
     config.lr_lora = 1e-5
     config.lr_id_encoder = 1e-5
+    config.lr_background = 1e-5
     config.warmup_steps = 1000
     config.adam_b1 = 0.9
     config.adam_b2 = 0.999

@@ -313,6 +313,7 @@ class _Numbers:
 
 def _tensorflow():
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")  # unused here, and it says so twice
     try:
         import tensorflow as tf
     except ImportError as error:

@@ -13,10 +13,18 @@ import jax.numpy as jnp
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class TokenStream:
-    """``tokens`` [b, n, d] and ``mask`` [b, n] bool (True: may be attended to), or no mask."""
+    """One sequence to attend to.
+
+    Attributes:
+        tokens: [b, n, d].
+        mask: [b, n] bool, True where it may be attended to; None: everywhere.
+        scale: [b] factor of what the attention branch that reads it adds; None: 1. It is data, so
+            that it differs by call, example or step without a new compilation. "text" has none.
+    """
 
     tokens: jax.Array
     mask: jax.Array | None = None
+    scale: jax.Array | None = None
 
 
 @jax.tree_util.register_dataclass
@@ -35,9 +43,9 @@ class Conditioning:
     pooled_prompt_embeds: jax.Array | None = None
     time_ids: jax.Array | None = None
 
-    def with_stream(self, name: str, tokens, mask=None) -> "Conditioning":
+    def with_stream(self, name: str, tokens, mask=None, scale=None) -> "Conditioning":
         """A copy in which stream ``name`` is this one."""
-        return replace(self, streams={**self.streams, name: TokenStream(tokens, mask)})
+        return replace(self, streams={**self.streams, name: TokenStream(tokens, mask, scale)})
 
 
 def select(keep_first, first: Conditioning, second: Conditioning) -> Conditioning:

@@ -15,8 +15,8 @@ import jax
 import jax.numpy as jnp
 from tqdm import tqdm
 
-from data_pipeline.schema import MAX_REFERENCES
-from persongen_jax.prompts import split_at_trigger
+from data_pipeline.schema import MAX_REFERENCES, PLAIN_STREAMS
+from persongen_jax.prompts import join_parts, split_at_trigger
 
 
 def parse_arguments(argv=None):
@@ -31,6 +31,14 @@ def parse_arguments(argv=None):
     add("--variant", help="read weight files of this variant, e.g. fp16")
     add("--prompt", action="append", default=[], help="may be given several times")
     add("--prompt-file", type=Path, help="text file, a prompt per line")
+    for part in PLAIN_STREAMS:
+        add(
+            f"--{part}",
+            action="append",
+            default=[],
+            help=f"what to say of the {part}, for all prompts, or as often as there are prompts; "
+            "joined to the prompt where no method reads it on its own",
+        )
     add("--negative-prompt", help="what to steer away from")
     add("--out", type=Path, default=Path("outputs"), help="folder for the pictures")
     add("--height", type=int, help="pixels; default: the model's own")
@@ -83,11 +91,33 @@ def read_prompts(args) -> list[str]:
     return prompts
 
 
+def read_parts(args, count: int) -> dict[str, list[str]]:
+    """The parts that were given, by stream: a text for each of the ``count`` prompts."""
+    parts = {}
+    for name in PLAIN_STREAMS:
+        texts = getattr(args, name)
+        if len(texts) not in (0, 1, count):
+            raise ValueError(
+                f"--{name} stands {len(texts)} times for {count} prompts: give it once, or once "
+                "for each"
+            )
+        if texts:
+            parts[name] = texts * count if len(texts) == 1 else texts
+    return parts
+
+
+def place_parts(prompts, parts, streams) -> tuple[list[str], dict[str, list[str]]]:
+    """Parts that the loaded method reads stay apart; all others are joined to the prompts."""
+    apart = {name: texts for name, texts in parts.items() if name in streams}
+    others = [texts for name, texts in parts.items() if name not in streams]
+    return [join_parts(*texts) for texts in zip(prompts, *others, strict=True)], apart
+
+
 def warn(message: str):
     print(f"warning: {message}", file=sys.stderr)
 
 
-def warn_of_cut_prompts(pipe, prompts, negative_prompt, num_references):
+def warn_of_cut_prompts(pipe, prompts, negative_prompt, num_references, parts):
     """The text towers read 77 tokens; say what they will not see."""
     cut_part = pipe.base.tokenizers.cut_part
     for prompt in prompts:
@@ -99,9 +129,12 @@ def warn_of_cut_prompts(pipe, prompts, negative_prompt, num_references):
             cut = cut_part(prompt)
         if cut:
             warn(f'the prompt is too long; this part is cut: "{cut}"')
-    cut = cut_part(negative_prompt or "")
-    if cut:
-        warn(f'the negative prompt is too long; this part is cut: "{cut}"')
+    further = [("negative prompt", negative_prompt or "")]
+    further += [(name, text) for name, texts in parts.items() for text in dict.fromkeys(texts)]
+    for name, text in further:
+        cut = cut_part(text)
+        if cut:
+            warn(f'the {name} is too long; this part is cut: "{cut}"')
 
 
 def read_references(args) -> list:
@@ -173,8 +206,8 @@ def save_pictures(images, folder: Path, notes: list[dict]) -> list[Path]:
     return paths
 
 
-def make_notes(args, prompts) -> list[dict]:
-    """What each picture's file says about how it was made."""
+def make_notes(args, prompts, parts) -> list[dict]:
+    """What each picture's file says about how it was made; ``parts`` as they were given."""
     kept = (
         "base height width steps guidance_scale guidance_rescale scheduler karras "
         "timestep_spacing dtype vae_dtype lora method_weights start_merge_step watermark"
@@ -182,9 +215,10 @@ def make_notes(args, prompts) -> list[dict]:
     settings = {name: getattr(args, name) for name in kept}
     settings["reference"] = [str(path) for path in args.reference]
     notes = []
-    for prompt in prompts:
+    for i, prompt in enumerate(prompts):
         for _ in range(args.images_per_prompt):
             note = {"prompt": prompt, "negative_prompt": args.negative_prompt or ""}
+            note |= {name: texts[i] for name, texts in parts.items()}
             # The picture is number ``index`` of this run's; seed and index draw its noise.
             note |= {"seed": args.seed, "index": len(notes), "settings": settings}
             notes.append(note)
@@ -196,18 +230,25 @@ def generate(args) -> list[Path]:
         cache = Path.home() / ".cache" / "persongen_jax" / "xla"
         jax.config.update("jax_compilation_cache_dir", str(cache))
     prompts = read_prompts(args)
+    parts = read_parts(args, len(prompts))
     if bool(args.reference) != bool(args.method_weights):
         raise ValueError("--reference and --method-weights belong together: give both or neither")
     references = read_references(args) if args.reference else None
     pipe = make_pipeline(args)
-    warn_of_cut_prompts(pipe, prompts, args.negative_prompt, len(args.reference))
-    images = paint(pipe, args, prompts, references)
+    texts, apart = place_parts(prompts, parts, pipe.streams)
+    warn_of_cut_prompts(pipe, texts, args.negative_prompt, len(args.reference), apart)
+    if references and args.start_merge_step >= args.steps - 1:
+        warn(
+            f"--start-merge-step {args.start_merge_step} is not before the last of {args.steps} "
+            "steps: the references will have no effect"
+        )
+    images = paint(pipe, args, texts, references, apart)
     if args.watermark:
         images = mark(images, args)
-    return save_pictures(images, args.out, make_notes(args, prompts))
+    return save_pictures(images, args.out, make_notes(args, prompts, parts))
 
 
-def paint(pipe, args, prompts, references):
+def paint(pipe, args, prompts, references, parts):
     """uint8 [n, h, w, 3], with a progress bar."""
     count = len(prompts) * args.images_per_prompt
     batches = -(-count // pipe.pictures_at_once(args.batch_size, count))
@@ -217,6 +258,7 @@ def paint(pipe, args, prompts, references):
         prompts,
         args.negative_prompt,
         references=references and [references] * len(prompts),
+        **parts,
         start_merge_step=args.start_merge_step,
         height=args.height,
         width=args.width,

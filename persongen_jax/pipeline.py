@@ -24,6 +24,7 @@ from persongen_jax.checkpoint import load_trained
 from persongen_jax.conditioning import Conditioning, TokenStream, concatenate, select
 from persongen_jax.methods import get_method
 from persongen_jax.methods.base import without_identity
+from persongen_jax.models.attention import branch_names, remove_branches
 from persongen_jax.models.lora import merge_adapters, remove_adapters
 from persongen_jax.models.vae import decode_images
 from persongen_jax.partition import fill_trained
@@ -35,7 +36,7 @@ from persongen_jax.weights.adapters import (
     extract_adapter,
     module_paths,
 )
-from persongen_jax.weights.lora_files import read_lora
+from persongen_jax.weights.lora_files import read_lora, write_lora
 from persongen_jax.weights.sdxl import SDXLBase, load_sdxl, save_sdxl
 
 METHOD_PREFIX = "method:"  # of the name that a method's own LoRA goes by
@@ -100,11 +101,22 @@ class Pipeline:
                 f"LoRAs are loaded ({', '.join(self.adapters)}): call fuse_lora() to write their "
                 "effect into the weights, or unload_lora() to leave it out"
             )
+        branches = branch_names(self.model.unet)
+        if branches:
+            raise ValueError(
+                f"the loaded method's attention branches ({', '.join(branches)}) have no place in "
+                "a diffusers directory; keep its training run"
+            )
         save_sdxl(self.base, folder)
 
     @property
     def model(self):
         return self.base.model
+
+    @property
+    def streams(self) -> tuple[str, ...]:
+        """The prompts that are read apart from each other: "text", and what the method adds."""
+        return ("text",) if self.method is None else self.method.streams
 
     def _place(self, model):
         """Every array of the model onto the mesh."""
@@ -129,7 +141,10 @@ class Pipeline:
             raise ValueError(f"{weights}: holds weights of {config['method']!r}, not of {name!r}")
         settings = {"base": self.base.path, "dtype": jnp.dtype(self.model.unet.dtype).name}
         config = ConfigDict({**config, **settings})
+        # What the method loaded before had added goes with it.
         self._remove_adapters()
+        remove_branches(self.model.unet)
+        self.adapters = {k: v for k, v in self.adapters.items() if not k.startswith(METHOD_PREFIX)}
         self.method = get_method(config.method)
         self.method.attach(self.model, config, nnx.Rngs(0))
         self.trigger_word = config.trigger_word
@@ -171,6 +186,16 @@ class Pipeline:
             self.adapters[name] = (self.adapters[name][0], weight)
         self._apply_adapters()
 
+    def save_lora(self, path, name: str):
+        """Write a loaded LoRA, or a method's own ("method:photomaker"), in diffusers' format.
+
+        Raises:
+            ValueError: none of that name is loaded.
+        """
+        if name not in self.adapters:
+            raise ValueError(f"no LoRA {name!r} is loaded; loaded: {sorted(self.adapters)}")
+        write_lora(path, self.adapters[name][0])
+
     def unload_lora(self):
         """Take every LoRA off again; a method keeps its own, which is a part of it."""
         self.adapters = {k: v for k, v in self.adapters.items() if k.startswith(METHOD_PREFIX)}
@@ -201,6 +226,9 @@ class Pipeline:
         negative_prompt: str | list[str] | None = None,
         *,
         references: list | None = None,
+        background: str | list[str] | None = None,
+        body: str | list[str] | None = None,
+        scales: dict[str, float] | None = None,
         start_merge_step: int = 10,
         height: int | None = None,
         width: int | None = None,
@@ -230,6 +258,10 @@ class Pipeline:
             references: with a method loaded, for each prompt a list of one to four face crops of
                 one person (PIL images or uint8 [h, w, 3]); the prompt then holds the trigger word
                 behind the class word: "a man img in a space suit".
+            background, body: with a method that reads them, further prompts; one for all or one
+                each. They act from the first step on. None: the empty prompt.
+            scales: factors of the method's attention branches by stream, {"background": 0.8};
+                1 where nothing is said.
             start_merge_step: up to and with this step the prompt alone acts, then the identity
                 (delayed merging, arXiv 2312.04461, section 3.3).
             height, width: pixels, multiples of the VAE's factor (8). Default: the UNet's
@@ -260,9 +292,11 @@ class Pipeline:
                 f"{len(prompts)} prompts, num_images_per_prompt={num_images_per_prompt}: at least "
                 "one of each is needed"
             )
-        negatives = _one_each(negative_prompt, len(prompts))
+        negatives = _one_each(negative_prompt, len(prompts), "negative prompts")
         if references is not None:
             references = self._check_references(references, len(prompts))
+        parts = {"background": background, "body": body}
+        parts = self._check_parts(parts, scales, references, len(prompts))
         plan = make_plan(
             self.base.scheduler_config, num_inference_steps, scheduler, **(scheduler_options or {})
         )
@@ -292,9 +326,11 @@ class Pipeline:
                 guidance = self._text_guidance(prompts_here, negatives_here, time_ids_here)
             else:
                 references_here = [references[i] for i in which]
+                parts_here = {name: [texts[i] for i in which] for name, texts in parts.items()}
                 guidance = self._identity_guidance(
-                    prompts_here, negatives_here, references_here, time_ids_here
+                    prompts_here, negatives_here, references_here, parts_here, time_ids_here
                 )
+                guidance = self._scale_branches(guidance, scales or {})
             first = sampling.initial_latents(plan, noise[rows])
             first = jax.device_put(first, along_batch(self.mesh))
             carry = sampling.init_carry(plan, first)
@@ -329,11 +365,12 @@ class Pipeline:
         unconditional = Conditioning({"text": TokenStream(negative_embeds)}, negative_pooled, ids)
         return Guidance(late, unconditional)
 
-    def _identity_guidance(self, prompts, negatives, references, time_ids) -> Guidance:
-        """Late: prompt and identity. Early: the prompt alone. Unconditional: neither.
+    def _identity_guidance(self, prompts, negatives, references, parts, time_ids) -> Guidance:
+        """Late: prompts and identity. Early: the prompts alone. Unconditional: neither.
 
         All three are the method's own conditioning, of batches with less and less in them, so
-        that the unconditional side is what training showed it (methods.md, decision).
+        that the unconditional side is what training showed it: the empty prompt on the streams
+        beside "text" (the released code fed zeros there). ``parts``: a text each, by stream.
         """
         encode = self.base.tokenizers.encode
         expanded = [
@@ -341,22 +378,47 @@ class Pipeline:
             for prompt, images in zip(prompts, references, strict=True)
         ]
         pixels, id_mask = self._reference_pixels(references)
+        part_ids = {
+            name: np.stack([encode(t or "") for t in texts]) for name, texts in parts.items()
+        }
         batch = {
-            "input_ids": {"text": np.stack([ids for ids, _, _ in expanded])},
+            "input_ids": {"text": np.stack([ids for ids, _, _ in expanded]), **part_ids},
             "class_tokens_mask": np.stack([mask for _, mask, _ in expanded]),
             "id_pixel_values": pixels,
             "id_mask": id_mask,
             "time_ids": time_ids,
         }
 
-        def with_text(texts):
-            return {**without_identity(batch), "input_ids": {"text": np.stack(texts)}}
+        def with_prompts(texts, part_ids):
+            ids = {"text": np.stack([encode(text) for text in texts]), **part_ids}
+            return {**without_identity(batch), "input_ids": ids}
 
-        early = with_text([encode(text) for _, _, text in expanded])
+        early = with_prompts([text for _, _, text in expanded], part_ids)
         unconditional = None
         if negatives is not None:
-            unconditional = self._condition(with_text([encode(text or "") for text in negatives]))
+            empty = {name: np.stack([encode("")] * len(prompts)) for name in parts}
+            unconditional = with_prompts([text or "" for text in negatives], empty)
+            unconditional = self._condition(unconditional)
         return Guidance(self._condition(batch), unconditional, self._condition(early))
+
+    def _scale_branches(self, guidance: Guidance, scales: dict[str, float]) -> Guidance:
+        """Every stream but "text" with its scale, 1 included: no other scale is a new program."""
+
+        def scaled(conditioning):
+            unknown = sorted(scales.keys() - (conditioning.streams.keys() - {"text"}))
+            if unknown:
+                raise ValueError(
+                    f"scales: no attention branch reads {', '.join(map(repr, unknown))}; "
+                    f"the method's streams are {', '.join(conditioning.streams)}"
+                )
+            for name, stream in conditioning.streams.items():
+                if name != "text":
+                    scale = np.full(len(stream.tokens), scales.get(name, 1.0), np.float32)
+                    scale = jax.device_put(scale, along_batch(self.mesh))
+                    conditioning = conditioning.with_stream(name, stream.tokens, stream.mask, scale)
+            return conditioning
+
+        return jax.tree.map(scaled, guidance, is_leaf=lambda x: isinstance(x, Conditioning))
 
     def _condition(self, batch) -> Conditioning:
         batch = jax.device_put(batch, along_batch(self.mesh))
@@ -384,6 +446,26 @@ class Pipeline:
             if not 1 <= len(images) <= MAX_REFERENCES:
                 raise ValueError(f"{len(images)} references: give one to {MAX_REFERENCES}")
         return references
+
+    def _check_parts(self, parts, scales, references, count) -> dict[str, list]:
+        """A text (or None) for each prompt, by stream: all the method's streams but "text"."""
+        for name, texts in parts.items():
+            if texts is None:
+                continue
+            if name not in self.streams:
+                raise ValueError(
+                    f"{name}={texts!r}: no method that reads {name!r} is loaded (streams: "
+                    f"{', '.join(self.streams)}); say it in the prompt"
+                )
+            if references is None:
+                raise ValueError(f"{name}={texts!r}: it goes with references; give them too")
+        if scales and references is None:
+            raise ValueError(f"scales={scales}: branches act with references; give them too")
+        return {
+            name: _one_each(parts[name], count, f"{name} prompts")
+            for name in self.streams
+            if name != "text"
+        }
 
     def _run(self, plan, carry, guidance, keys, settings, progress):
         """The whole loop, in one call; or in about twenty, so that ``progress`` hears of it."""
@@ -442,14 +524,12 @@ class Pipeline:
 LORA_COMPONENTS = ("unet", "text_encoder", "text_encoder_2")
 
 
-def _one_each(negative_prompt, count):
-    if negative_prompt is None or isinstance(negative_prompt, str):
-        return [negative_prompt] * count
-    if len(negative_prompt) != count:
-        raise ValueError(
-            f"{len(negative_prompt)} negative prompts for {count} prompts: give one, or one each"
-        )
-    return list(negative_prompt)
+def _one_each(texts, count, what):
+    if texts is None or isinstance(texts, str):
+        return [texts] * count
+    if len(texts) != count:
+        raise ValueError(f"{len(texts)} {what} for {count} prompts: give one, or one each")
+    return list(texts)
 
 
 def _image_keys(seed: int, purpose: int, total: int):

@@ -1,5 +1,6 @@
 """Prompts as token ids: both SDXL tokenizers, the trigger word, one class token per reference."""
 
+import os
 import re
 import unicodedata
 from dataclasses import dataclass
@@ -41,6 +42,15 @@ def split_at_trigger(prompt: str, trigger_word: str = "img") -> tuple[str, str]:
             f'it has to follow the class word directly: "man {trigger_word}"'
         )
     return left, right
+
+
+def join_parts(prompt: str, *parts: str) -> str:
+    """One prompt of several, sentence after sentence: for a model that reads but one."""
+    for part in filter(None, map(str.strip, parts)):
+        prompt = prompt.rstrip()
+        stop = "" if prompt.endswith((".", ",", ";", ":", "!", "?")) else "."
+        prompt = f"{prompt}{stop} {part}"
+    return prompt
 
 
 @dataclass(frozen=True)
@@ -138,6 +148,8 @@ def _load(folder: Path):
             f"{folder}: no tokenizer there (vocab.json and merges.txt, or tokenizer.json); the "
             "base model has to be a diffusers-format SDXL directory"
         )
+    # transformers advises to install PyTorch, which its tokenizers do not need.
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     from transformers import CLIPTokenizer
 
     return CLIPTokenizer.from_pretrained(str(folder), local_files_only=True)

@@ -272,8 +272,10 @@ DRY_RUN = flags.DEFINE_bool("dry_run", False, "print the config and parameter co
 
 
 def main(_):
-    # Orbax tells of every file that it renames; what goes wrong still comes through.
-    logging.getLogger("absl").setLevel(logging.WARNING)
+    # Orbax tells of every file that it renames, JAX of every backend that is not there; what goes
+    # wrong still comes through.
+    for name in (None, "absl"):
+        logging.getLogger(name).setLevel(logging.WARNING)
     config = CONFIG.value
     if config is None:
         sys.exit("--config is missing; try --config configs/first_light.py")

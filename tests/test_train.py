@@ -135,6 +135,30 @@ def test_generate_paints_with_what_was_trained(tiny_base, run, sample_photos, tm
     assert not np.array_equal(np.asarray(picture), np.asarray(Image.open(late)))
 
 
+def test_a_trained_lora_leaves_as_a_file_of_diffusers(tiny_base, run, tmp_path):
+    from diffusers import StableDiffusionXLPipeline
+    from safetensors.numpy import load_file
+
+    from persongen_jax.pipeline import Pipeline
+
+    pipe = Pipeline.from_pretrained(tiny_base)
+    pipe.load_method(run)
+    pipe.save_lora(tmp_path / "pytorch_lora_weights.safetensors", "method:photomaker")
+    theirs = StableDiffusionXLPipeline.from_pretrained(tiny_base)
+    theirs.load_lora_weights(str(tmp_path))
+    layer = theirs.unet.down_blocks[1].attentions[0].transformer_blocks[0].attn1.to_q
+    arrays, _ = trained(run)
+    path = "unet/down_blocks/1/attentions/0/transformer_blocks/0/attn1/to_q/lora/up"
+    assert np.abs(arrays[path]).max() > 0
+    (up,) = layer.lora_B.values()
+    assert np.array_equal(up.weight.detach().numpy().T, arrays[path])
+    assert len(load_file(tmp_path / "pytorch_lora_weights.safetensors")) == sum(
+        "lora" in name for name in arrays
+    )
+    with pytest.raises(ValueError, match="method:photomaker"):
+        pipe.save_lora(tmp_path / "x.safetensors", "other")
+
+
 def test_commands_from_a_shell(tiny_base, sample_photos, tmp_path):
     """As a user calls it, with overrides; a dry run prints the counts and trains nothing."""
     command = [sys.executable, "-m", "persongen_jax.train", "--config", "configs/first_light.py"]

@@ -2,8 +2,12 @@
 
 from persongen_jax.methods.base import Method
 from persongen_jax.methods.photomaker import PhotoMaker
+from persongen_jax.methods.photomaker_bg import PhotoMakerBackground
 
-METHODS: dict[str, type[Method]] = {"photomaker": PhotoMaker}
+METHODS: dict[str, type[Method]] = {
+    "photomaker": PhotoMaker,
+    "photomaker_bg": PhotoMakerBackground,
+}
 
 
 def get_method(name: str) -> Method:

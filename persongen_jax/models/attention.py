@@ -2,6 +2,9 @@
 
 ``attention`` is the only place that knows about backends. The blocks above it read their
 conditioning from named token streams.
+
+The base model's cross-attention reads "text". A method adds **branches**, each on a stream of its
+own; how their outputs come together is one class that takes the base layer's place as ``attn2``.
 """
 
 import contextlib
@@ -162,10 +165,71 @@ class CrossAttention(Attention):
     """Cross-attention of the base model: reads the stream "text"."""
 
     def __call__(self, x, streams: dict[str, TokenStream]):
+        """[b, n, query_dim] to the same."""
+        return self.to_out[0](self.attend_text(self.to_q(x), streams))
+
+    def attend_text(self, q, streams):
         text = streams["text"]
-        return self.to_out[0](
-            self.attend(self.to_q(x), text.tokens, self.to_k, self.to_v, text.mask)
-        )
+        return self.attend(q, text.tokens, self.to_k, self.to_v, text.mask)
+
+
+class Branch(nnx.Module):
+    """Keys and values of one more stream, starting as float32 copies of the base layer's.
+
+    Copies without its LoRA; float32, because they are trained. They compute in the base's dtype.
+    """
+
+    def __init__(self, base: Attention):
+        self.to_k = _trained_copy(base.to_k)
+        self.to_v = _trained_copy(base.to_v)
+
+
+def _trained_copy(layer: Linear) -> Linear:
+    copy = nnx.clone(layer)
+    copy.lora = nnx.data(None)
+    # A buffer of its own in any case: training donates the trained ones and keeps the frozen ones.
+    copy.kernel = nnx.Param(jnp.array(layer.kernel[...], jnp.float32, copy=True))
+    return copy
+
+
+class ParallelCrossAttention(CrossAttention):
+    """IP-Adapter's decoupled cross-attention (Ye et al., arXiv 2308.06721, section 3.2.2).
+
+    One query and one output projection; what the branches read is added between the two:
+
+        Z = to_out( A(Q, K_text, V_text) + sum_b scale_b * A(Q, K_b, V_b) )
+
+    The thesis (5.2) reads identity or background this way.
+
+    Args:
+        base: the layer whose place this one takes. Its projections are used, not copied.
+    """
+
+    def __init__(self, base: CrossAttention):
+        self.heads = base.heads
+        self.to_q, self.to_k, self.to_v, self.to_out = base.to_q, base.to_k, base.to_v, base.to_out
+        self.branches = nnx.Dict()
+
+    def __call__(self, x, streams: dict[str, TokenStream]):
+        """[b, n, query_dim] to the same; a branch whose stream is not there adds nothing."""
+        q = self.to_q(x)
+        out = self.attend_text(q, streams)
+        for name in sorted(self.branches):
+            if name in streams:
+                out = out + self.read(q, self.branches[name], streams[name])
+        return self.to_out[0](out)
+
+    def read(self, q, branch: Branch, stream: TokenStream):
+        """What one branch adds, [b, n, inner]; exactly 0 where its stream is fully masked."""
+        mask, present = stream.mask, None
+        if mask is not None:
+            present = mask.any(axis=1)
+            # Softmax over nothing is undefined: over everything then, and none of it is used.
+            mask = mask | ~present[:, None]
+        out = self.attend(q, stream.tokens, branch.to_k, branch.to_v, mask)
+        if stream.scale is not None:
+            out = out * stream.scale[:, None, None].astype(out.dtype)
+        return out if present is None else jnp.where(present[:, None, None], out, 0)
 
 
 class GEGLU(nnx.Module):
@@ -268,3 +332,38 @@ class Transformer2DModel(nnx.Module):
         for block in self.transformer_blocks:
             hidden = block(hidden, streams)
         return x + self.proj_out(hidden.reshape(b, h, w, c))
+
+
+def add_branch(unet, name: str):
+    """A branch on stream ``name`` in every cross-attention (``attn2``) of ``unet``, in place.
+
+    Branches are composed in parallel (:class:`ParallelCrossAttention`).
+
+    Raises:
+        ValueError: there is one of this name, or no cross-attention.
+    """
+    blocks = _transformer_blocks(unet)
+    if not blocks:
+        raise ValueError(f"branch {name!r}: {type(unet).__name__} has no cross-attention blocks")
+    if name == "text" or name in branch_names(unet):
+        raise ValueError(f"there is a cross-attention on the stream {name!r} already")
+    for block in blocks:
+        if not isinstance(block.attn2, ParallelCrossAttention):
+            block.attn2 = ParallelCrossAttention(block.attn2)
+        block.attn2.branches[name] = Branch(block.attn2)
+
+
+def branch_names(unet) -> list[str]:
+    """The streams that ``unet`` has branches for, sorted."""
+    return sorted({n for b in _transformer_blocks(unet) for n in getattr(b.attn2, "branches", ())})
+
+
+def remove_branches(unet):
+    """Take every branch off again: what is left computes what the base model does."""
+    for block in _transformer_blocks(unet):
+        if isinstance(block.attn2, ParallelCrossAttention):
+            block.attn2.branches = nnx.Dict()
+
+
+def _transformer_blocks(unet) -> list[BasicTransformerBlock]:
+    return [node for _, node in nnx.iter_graph(unet) if isinstance(node, BasicTransformerBlock)]

@@ -37,6 +37,10 @@ class UnsafePickle(BadPickle):
     """A torch file that only arbitrary unpickling could read. Nothing of it was executed."""
 
 
+class BadOnnx(WeightsError):
+    """An ONNX file that is damaged, or whose graph is not the network that is wanted."""
+
+
 class MissingDependency(WeightsError, ImportError):
     """An optional library is needed for this file and is absent or too old."""
 
@@ -119,6 +123,7 @@ __all__ = [
     "BadEntry",
     "BadHeader",
     "BadIndex",
+    "BadOnnx",
     "BadPickle",
     "KeyMismatch",
     "MissingDependency",

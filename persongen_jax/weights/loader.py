@@ -13,6 +13,9 @@ from persongen_jax.weights.errors import KeyMismatch
 
 WEIGHT_NAMES = ("kernel", "scale", "embedding")
 
+# What weight files hold: parameters, and the running statistics of batch normalisation.
+STORED = (nnx.Param, nnx.BatchStat)
+
 
 def torch_key(path: tuple) -> str:
     """('conv_in', 'kernel') to 'conv_in.weight': the key that PyTorch has for a leaf."""
@@ -42,14 +45,14 @@ def to_torch_layout(path: tuple, array: np.ndarray) -> np.ndarray:
 
 
 def parameter_leaves(module) -> dict[tuple, jax.Array]:
-    """Every ``nnx.Param`` of a module by path, in a fixed order; adapters are not part of it."""
-    flat = nnx.to_flat_state(nnx.state(module, nnx.Param))
+    """Every array of ``STORED`` kind by path, in a fixed order; adapters are not part of it."""
+    flat = nnx.to_flat_state(nnx.state(module, STORED))
     leaves = {tuple(path): leaf.get_value() for path, leaf in flat}
     return {path: leaf for path, leaf in leaves.items() if "lora" not in path}
 
 
 def load_module(build, source, *, shardings=None):
-    """Build a module and fill every parameter from ``source``.
+    """Build a module and fill every parameter and running statistic from ``source``.
 
     Args:
         build: zero-argument function that makes the module; it is only traced, so the random
@@ -68,7 +71,7 @@ def load_module(build, source, *, shardings=None):
     leaves = parameter_leaves(module)
     check_keys(leaves, source)
 
-    graphdef, params, rest = nnx.split(module, nnx.Param, ...)
+    graphdef, params, rest = nnx.split(module, STORED, ...)
     flat = []
     for path, variable in nnx.to_flat_state(params):
         array = from_torch_layout(path, source.read(torch_key(path)))

@@ -1,0 +1,110 @@
+"""Aligned face crops: five landmarks moved onto ArcFace's template (arXiv 1801.07698, section 4.1).
+
+Positions are (x, y), x to the right, y down. Two conventions are about: with origin "corner",
+(0, 0) is the outer corner of the first pixel and its centre lies at (0.5, 0.5), as
+data_pipeline.people counts; with origin "centre", (0, 0) is the first pixel's centre, as
+InsightFace's detectors, OpenCV and the template count. Taking one for the other shifts the crop by
+half a pixel of the picture.
+"""
+
+import numpy as np
+
+# Left eye, right eye (as seen in the picture), nose tip, left and right corner of the mouth, in a
+# crop of TEMPLATE_SIZE pixels, origin "centre".
+TEMPLATE = np.array(
+    [
+        (38.2946, 51.6963),
+        (73.5318, 51.5014),
+        (56.0252, 71.7366),
+        (41.5493, 92.3655),
+        (70.7299, 92.2041),
+    ]
+)
+TEMPLATE_SIZE = 112
+SMALLEST = 1e-3  # pixels between landmarks, below which they fix no scale
+ORIGINS = {"corner": 0.5, "centre": 0.0}  # where the first pixel's centre lies
+
+
+def align_face(image, landmarks, size: int = TEMPLATE_SIZE, *, origin: str = "corner"):
+    """One face, [h, w, 3] to [size, size, 3]; see :func:`align_faces`."""
+    return align_faces(np.asarray(image)[None], np.asarray(landmarks)[None], size, origin=origin)[0]
+
+
+def align_faces(images, landmarks, size: int = TEMPLATE_SIZE, *, origin: str = "corner"):
+    """Crops in which the landmarks lie as close to the template as a similarity can bring them.
+
+    Bilinear and without smoothing, black outside of the picture, as recognisers were trained: a
+    face much larger than ``size`` is sampled and not averaged.
+
+    Args:
+        images: [n, h, w, c], uint8 or floating point.
+        landmarks: [n, 5, 2] in pixels, in TEMPLATE's order.
+        size: side of the crops; the template is scaled by size / 112, as InsightFace scales it.
+        origin: the landmarks' convention, "corner" or "centre".
+
+    Returns:
+        [n, size, size, c] of the images' dtype.
+
+    Raises:
+        ValueError: other shapes, or landmarks that are not finite or fall onto one point.
+    """
+    images, landmarks = np.asarray(images), np.asarray(landmarks, np.float64)
+    if images.ndim != 4 or landmarks.shape != (len(images), *TEMPLATE.shape):
+        raise ValueError(
+            f"images {images.shape} and landmarks {landmarks.shape}: [n, h, w, c] and [n, 5, 2] "
+            "are needed"
+        )
+    if origin not in ORIGINS:
+        raise ValueError(f"origin={origin!r} is not one of {', '.join(ORIGINS)}")
+    if size < 1:
+        raise ValueError(f"size={size}: at least one pixel is needed")
+    template = TEMPLATE * (size / TEMPLATE_SIZE)
+    turn, shift = similarity(landmarks - ORIGINS[origin], template)
+    pixels = np.arange(size)
+    crop = pixels[None, :] + 1j * pixels[:, None]
+    places = (crop - shift[:, None, None]) / turn[:, None, None]
+    return _sample(images, places.real, places.imag)
+
+
+def similarity(points, template):
+    """The rotation, scale and shift that bring ``points`` [n, k, 2] closest to ``template`` [k, 2].
+
+    This is Umeyama's estimate (IEEE TPAMI 13, 1991, no reflection), which in the plane has a
+    closed form: with (x, y) as x + iy it is the least-squares line ``turn * point + shift``.
+
+    Returns:
+        (turn, shift), each complex [n]: |turn| is the scale, its angle the rotation.
+
+    Raises:
+        ValueError: points that are not finite, or that fix no scale.
+    """
+    finite = np.isfinite(points).all((1, 2))
+    extent = np.ptp(np.where(finite[:, None, None], points, 0), axis=1).max(-1)
+    bad = extent < SMALLEST
+    if bad.any():
+        raise ValueError(f"landmarks of face {bad.argmax()} are not finite or fall onto one point")
+    here = points[..., 0] + 1j * points[..., 1]
+    there = template[..., 0] + 1j * template[..., 1]
+    here_mean, there_mean = here.mean(-1), there.mean(-1)
+    centred = here - here_mean[:, None]
+    spread = (np.abs(centred) ** 2).sum(-1)
+    turn = (centred.conj() * (there - there_mean)).sum(-1) / spread
+    return turn, there_mean - turn * here_mean
+
+
+def _sample(images, x, y):
+    """Bilinear samples of [n, h, w, c] at pixel centres x, y [n, s, s], black outside."""
+    n, height, width, _ = images.shape
+    # A black rim spares the cases at the border; whatever lies further out lands on it as well.
+    padded = np.pad(images, ((0, 0), (1, 2), (1, 2), (0, 0)))
+    x, y = np.clip(x, -1, width) + 1, np.clip(y, -1, height) + 1
+    column, row = np.floor(x).astype(int), np.floor(y).astype(int)
+    right, below = (x - column)[..., None], (y - row)[..., None]
+    which = np.arange(n)[:, None, None]
+    top = padded[which, row, column] * (1 - right) + padded[which, row, column + 1] * right
+    row = row + 1
+    bottom = padded[which, row, column] * (1 - right) + padded[which, row, column + 1] * right
+    sampled = top * (1 - below) + bottom * below
+    if np.issubdtype(images.dtype, np.integer):
+        sampled = np.rint(sampled)
+    return sampled.astype(images.dtype)

@@ -1,0 +1,33 @@
+"""PhotoMaker with the background as a prompt of its own (thesis, 5.2.4 and 6: its final method).
+
+Identity enters through text space as PhotoMaker has it (Li et al., arXiv 2312.04461); what stands
+behind the person is read by a parallel branch of every cross-attention, as IP-Adapter reads its
+image (Ye et al., arXiv 2308.06721). What the prompt need not say about the background leaves it
+more room for the face.
+"""
+
+from persongen_jax.conditioning import Conditioning
+from persongen_jax.methods.photomaker import PhotoMaker
+from persongen_jax.models.attention import add_branch
+
+
+class PhotoMakerBackground(PhotoMaker):
+    """Stacked ID embedding in "text", a branch on "background", LoRA on the base layers alone."""
+
+    streams = ("text", "background")
+    groups = (
+        *PhotoMaker.groups,
+        (r"unet/.*/attn2/branches/background/to_[kv]/kernel", "background"),
+    )
+
+    def attach(self, model, config, rngs):
+        super().attach(model, config, rngs)
+        add_branch(model.unet, "background")
+
+    def condition(self, model, batch) -> Conditioning:
+        """Stream "background": [b, 77, d], unmasked; as in "text", its padding is attended to.
+
+        A picture without a background caption has the empty prompt there, encoded like any other.
+        """
+        background, _ = model.encode_prompt(batch["input_ids"]["background"])
+        return super().condition(model, batch).with_stream("background", background)

@@ -1,0 +1,1 @@
+"""Measures of generated images: plain numbers with the count of images behind them."""

@@ -1,0 +1,144 @@
+"""Face-Sim: does the person in the image look like the reference, as a face recogniser sees it?
+
+Works on embeddings (ArcFace's, arXiv 1801.07698) of whichever recogniser; figures of different
+recognisers are never comparable.
+"""
+
+import numpy as np
+
+
+def face_similarity(embeddings, reference_embeddings, detected=None) -> dict:
+    """Cosine of each image's face with its identity's.
+
+    A mean over detected faces alone rewards a model for hiding the difficult ones, so the
+    detection rate and the mean with misses as 0 stand beside it.
+
+    Args:
+        embeddings: [n, d], raw; rows without a face may hold anything.
+        reference_embeddings: [n, d], or [d] for one identity.
+        detected: [n] bool, whether a face was found; None where all were.
+
+    Returns:
+        ``face_sim`` in [-1, 1], the mean over detected faces (nan if there is none),
+        ``face_sim_misses_as_0``, ``detection_rate`` in [0, 1], and the counts ``images`` and
+        ``faces``.
+
+    Raises:
+        ValueError: no images, shapes that do not fit, or an embedding that is zero or not finite.
+    """
+    embeddings = _rows(embeddings, "embeddings")
+    detected = _detected(detected, len(embeddings))
+    references = np.asarray(reference_embeddings, np.float64)
+    if references.ndim == 1:
+        references = np.broadcast_to(references, (len(embeddings), len(references)))
+    if references.shape != embeddings.shape:
+        raise ValueError(
+            f"embeddings {embeddings.shape} and reference_embeddings {references.shape}: one "
+            "reference for each image, or one for all, of the same length"
+        )
+    cosines = cosine(embeddings[detected], references[detected])
+    images, faces = len(embeddings), int(detected.sum())
+    return {
+        "face_sim": float(cosines.mean()) if faces else float("nan"),
+        "face_sim_misses_as_0": float(cosines.sum() / images),
+        "detection_rate": faces / images,
+        "images": images,
+        "faces": faces,
+    }
+
+
+def rank1(embeddings, labels, gallery, gallery_labels, detected=None) -> dict:
+    """How often the nearest of N people, by cosine, is the right one; guessing gives 1 / N.
+
+    Args:
+        embeddings: [n, d], raw; rows without a face may hold anything and count as wrong.
+        labels: [n], the right person of each.
+        gallery: [m, d], one or more embeddings of each person.
+        gallery_labels: [m].
+        detected: [n] bool; None where a face was found in all.
+
+    Returns:
+        ``rank1`` in [0, 1] and the counts ``images`` and ``identities`` (N).
+
+    Raises:
+        ValueError: as ``face_similarity``, or a label that the gallery lacks.
+    """
+    embeddings, gallery = _rows(embeddings, "embeddings"), _rows(gallery, "gallery")
+    labels, gallery_labels = np.asarray(labels), np.asarray(gallery_labels)
+    if labels.shape != embeddings.shape[:1] or gallery_labels.shape != gallery.shape[:1]:
+        raise ValueError(
+            f"{len(embeddings)} embeddings with labels {labels.shape}, gallery of {len(gallery)} "
+            f"with labels {gallery_labels.shape}: one label each is needed"
+        )
+    absent = sorted(set(labels.tolist()) - set(gallery_labels.tolist()))
+    if absent:
+        raise ValueError(f"not in the gallery, and so never right: {absent[:5]}")
+    detected = _detected(detected, len(embeddings))
+    nearest = (_unit(embeddings[detected]) @ _unit(gallery).T).argmax(1)
+    right = (gallery_labels[nearest] == labels[detected]).sum()
+    return {
+        "rank1": float(right / len(embeddings)),
+        "images": len(embeddings),
+        "identities": len(np.unique(gallery_labels)),
+    }
+
+
+def bootstrap_interval(
+    values, identities, *, confidence: float = 0.95, samples: int = 2000, seed: int = 0
+) -> tuple[float, float]:
+    """(low, high) of the mean, by resampling whole identities with replacement.
+
+    Images of one person resemble each other, so resampling single images would promise too much.
+    This is the percentile bootstrap over clusters (Davison and Hinkley 1997, section 3.8).
+
+    Args:
+        values: [n], such as cosines, or 0 and 1 for right and wrong.
+        identities: [n], whose image each value is.
+        confidence: share of the resampled means between low and high.
+
+    Raises:
+        ValueError: fewer than two identities, shapes that do not fit, or values not finite.
+    """
+    values, identities = np.asarray(values, np.float64), np.asarray(identities)
+    if values.ndim != 1 or identities.shape != values.shape:
+        raise ValueError(f"values {values.shape} and identities {identities.shape}: both are [n]")
+    if not np.isfinite(values).all():
+        raise ValueError("values that are not finite: leave out misses, or count them as 0")
+    names, which = np.unique(identities, return_inverse=True)
+    if len(names) < 2:
+        raise ValueError(f"{len(names)} identities say nothing about others: two are needed")
+    sums, counts = np.bincount(which, values), np.bincount(which)
+    draws = np.random.default_rng(seed).integers(len(names), size=(samples, len(names)))
+    means = sums[draws].sum(1) / counts[draws].sum(1)
+    low, high = np.quantile(means, [(1 - confidence) / 2, (1 + confidence) / 2])
+    return float(low), float(high)
+
+
+def cosine(a, b):
+    """Cosine of each row of [n, d] with its partner, [n]; ValueError on a row without direction."""
+    return (_unit(a) * _unit(b)).sum(-1)
+
+
+def _unit(rows):
+    lengths = np.linalg.norm(rows, axis=-1, keepdims=True)
+    bad = ~np.isfinite(lengths) | (lengths == 0)
+    if bad.any():
+        raise ValueError(f"embedding {bad.argmax()} (of those with a face) is zero or not finite")
+    return rows / lengths
+
+
+def _rows(array, name):
+    array = np.asarray(array, np.float64)
+    if array.ndim != 2 or not len(array):
+        raise ValueError(f"{name} {array.shape}: [n, d] with at least one row is needed")
+    return array
+
+
+def _detected(detected, count):
+    if detected is None:
+        return np.ones(count, bool)
+    detected = np.asarray(detected)
+    # Without the check for bool, a list of indices would silently select other rows.
+    if detected.shape != (count,) or detected.dtype != bool:
+        raise ValueError(f"detected {detected.shape} {detected.dtype}: [{count}] bool is needed")
+    return detected

@@ -1,0 +1,317 @@
+"""PhotoMaker with a background branch: what it trains, from a training run to a picture."""
+
+import json
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from PIL import Image
+
+from configs import photomaker_bg
+from configs.first_light import get_config as first_light
+from configs.first_light_bg import get_config
+from persongen_jax import generate, train
+from persongen_jax import pipeline as pipeline_module
+from persongen_jax.checkpoint import Checkpoints, load_trained
+from persongen_jax.conditioning import Conditioning
+from persongen_jax.methods.base import drop_condition
+from persongen_jax.models.attention import ParallelCrossAttention, branch_names
+from persongen_jax.models.lora import lora_layers
+from persongen_jax.partition import make_optimizer, split_model
+from persongen_jax.pipeline import Pipeline
+from persongen_jax.sharding import make_mesh, replicated
+
+PROMPT, SCENE = "a woman img in a red hat", "a beach, two boats"
+
+
+def configured(get_config, tiny_base, **changes):
+    config = get_config()
+    config.base = str(tiny_base)
+    config.update(changes)
+    return config
+
+
+@pytest.fixture(scope="module")
+def built(tiny_base):
+    config = configured(get_config, tiny_base)
+    base, method = train.build_model(config)
+    return config, base, method
+
+
+def make_batch(base, background=SCENE, b=2):
+    ids, mask, _ = base.tokenizers.encode_with_trigger(PROMPT, 2)
+    pixels = np.random.default_rng(0).standard_normal((b, 4, 32, 32, 3)).astype(np.float32)
+    batch = {
+        "input_ids": {
+            "text": np.stack([ids] * b),
+            "background": np.stack([base.tokenizers.encode(background)] * b),
+        },
+        "class_tokens_mask": np.stack([mask] * b),
+        "id_pixel_values": pixels,
+        "id_mask": np.array([[True, True, False, False]] * b),
+        "time_ids": np.array([[64, 64, 0, 0, 64, 64]] * b, np.float32),
+    }
+    return jax.tree.map(jnp.asarray, batch)
+
+
+def condition(base, method, batch) -> Conditioning:
+    """Compiled, as everywhere else."""
+    return pipeline_module._condition(method, *nnx.split(base.model.conditioner()), batch)
+
+
+def encode(base, text):
+    """prompt_embeds [2, 77, d] of a text twice."""
+    ids = np.stack([base.tokenizers.encode(text)] * 2)
+    return pipeline_module._encode_prompt(*nnx.split(base.model.conditioner()), ids)[0]
+
+
+def cross_attentions(unet):
+    return [n for _, n in nnx.iter_graph(unet) if isinstance(n, ParallelCrossAttention)]
+
+
+def test_every_group_has_its_rate_in_both_configs(built, tiny_base):
+    config, base, method = built
+    _, trainable, frozen, groups = split_model(base.model, method.groups)
+    assert set(groups.values()) == {"projections", "fuse_module", "lora", "background"}
+    make_optimizer(config, groups)
+    full = photomaker_bg.get_config()
+    assert {full[f"lr_{group}"] for group in groups.values()} == {1e-5}
+    make_optimizer(full, groups)
+    background = [path for path, group in groups.items() if group == "background"]
+    layers = cross_attentions(base.model.unet)
+    assert len(background) == 2 * len(layers) > 0
+    assert all(trainable[path].dtype == jnp.float32 for path in background)
+    frozen = ["/".join(map(str, path)) for path, _ in nnx.to_flat_state(frozen)]
+    assert not any("branches" in path for path in frozen)
+
+
+def test_lora_lies_on_the_base_layers_only(built):
+    _, base, _ = built
+    layers = lora_layers(base.model.unet)
+    assert layers and not any("branches" in path for path in layers)
+    assert len(layers) == 8 * len(cross_attentions(base.model.unet))
+
+
+def test_the_streams_and_what_they_hold(built):
+    _, base, method = built
+    batch = make_batch(base)
+    streams = condition(base, method, batch).streams
+    assert streams.keys() == {"text", "background"}
+    wanted = encode(base, SCENE)
+    assert np.array_equal(streams["background"].tokens, wanted)
+    dropped = drop_condition(batch, jnp.array([True, False]), base.tokenizers.encode(""))
+    dropped = condition(base, method, dropped).streams["background"].tokens
+    assert np.array_equal(dropped[0], encode(base, "")[0])
+    assert np.array_equal(dropped[1], wanted[1])
+
+
+def test_without_its_branch_it_is_photomaker(built, tiny_base):
+    """At scale 0 bit for bit; at scale 1, with the base's keys and values, it is something else."""
+    _, base, method = built
+    plain_base, photomaker = train.build_model(configured(first_light, tiny_base))
+    batch = make_batch(base)
+    x = jax.random.normal(jax.random.key(0), (2, 8, 8, 4))
+
+    def run(model, conditioning):
+        graphdef, state = nnx.split(model.unet)
+        run = jax.jit(lambda state, x, c: nnx.merge(graphdef, state)(x, 500, c))
+        return np.asarray(run(state, x, conditioning))
+
+    conditioning = condition(base, method, batch)
+    wanted = run(plain_base.model, condition(plain_base, photomaker, batch))
+    background = conditioning.streams["background"].tokens
+    silent = conditioning.with_stream("background", background, scale=jnp.array([0.0, 1.0]))
+    found = run(base.model, silent)
+    assert np.array_equal(found[0], wanted[0])
+    assert np.abs(found[1] - wanted[1]).max() > 1e-3
+
+
+@pytest.fixture(scope="module")
+def training(tiny_base, sample_photos):
+    changes = {"data": str(sample_photos), "loader": "memory", "batch_size": 4}
+    changes |= {"warmup_steps": 1, "lr_background": 1e-2, "log_every": 2, "checkpoint_every": 2}
+    return configured(get_config, tiny_base, **changes)
+
+
+@pytest.fixture(scope="module")
+def run(training, tmp_path_factory):
+    """Four steps in one go."""
+    workdir = tmp_path_factory.mktemp("run")
+    training.steps = 4
+    train.train(training, workdir)
+    return workdir
+
+
+def trained(workdir):
+    arrays, _ = load_trained(workdir, replicated(make_mesh()))
+    return jax.tree.map(np.asarray, arrays)
+
+
+def test_gradients_move_every_trained_leaf(built, run):
+    _, base, method = built
+    first, last = split_model(base.model, method.groups)[1], trained(run)
+    assert first.keys() == last.keys()
+    assert not [path for path in first if np.array_equal(first[path], last[path])]
+
+
+def test_a_run_resumed_in_its_middle_is_bit_identical(training, run, tmp_path, capsys):
+    shutil.copytree(run, tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "checkpoints" / "4")
+    train.train(training, tmp_path / "run")
+    assert "continuing from step 2" in capsys.readouterr().out
+    whole, resumed = trained(run), trained(tmp_path / "run")
+    assert whole.keys() == resumed.keys()
+    assert all(np.array_equal(whole[path], resumed[path]) for path in whole)
+
+
+@pytest.fixture(scope="module")
+def pipe(tiny_base, run):
+    pipe = Pipeline.from_pretrained(tiny_base)
+    pipe.load_method(run)
+    return pipe
+
+
+FACE = np.random.default_rng(0).integers(0, 256, (40, 40, 3), np.uint8)
+
+
+def paint(pipe, prompts=PROMPT, **settings):
+    count = 1 if isinstance(prompts, str) else len(prompts)
+    settings = {"references": [[FACE]] * count, "num_inference_steps": 2, **settings}
+    settings = {"batch_size": 1, "start_merge_step": 0, "output_type": "np", **settings}
+    return pipe(prompts, **settings).images
+
+
+def test_guidance_holds_what_training_showed(pipe):
+    """Background from the first step on; the encoded empty prompt on the unconditional side."""
+    scene, ids = {"background": [SCENE]}, np.array([[64, 64, 0, 0, 64, 64]], np.float32)
+    guidance = pipe._identity_guidance([PROMPT], [None], [[FACE]], scene, ids)
+    sides = (guidance.late, guidance.early, guidance.unconditional)
+    late, early, unconditional = (side.streams["background"].tokens for side in sides)
+    assert np.array_equal(late, pipe.encode_prompt([SCENE])[0])
+    assert np.array_equal(early, late)
+    assert np.array_equal(unconditional, pipe.encode_prompt([""])[0])
+    assert np.any(unconditional)
+    texts = [side.streams["text"].tokens for side in sides]
+    assert np.array_equal(texts[1], pipe.encode_prompt(["a woman in a red hat"])[0])
+    assert not np.array_equal(texts[0], texts[1])
+
+
+def test_the_background_acts_even_if_the_identity_never_does(pipe):
+    never = {"start_merge_step": 9}
+    beach, castle = (paint(pipe, background=text, **never) for text in (SCENE, "a castle"))
+    assert np.abs(beach - castle).max() > 1e-3
+    assert np.array_equal(paint(pipe, **never), paint(pipe, background="", **never))
+
+
+def test_one_background_for_all_or_one_each(pipe):
+    prompts = [PROMPT, PROMPT]
+    noise = np.random.default_rng(0).standard_normal((1, 8, 8, 4)).repeat(2, axis=0)
+    same = paint(pipe, prompts, background=SCENE, latents=noise)
+    each = paint(pipe, prompts, background=[SCENE, "a castle"], latents=noise)
+    assert np.array_equal(same[0], same[1])
+    assert np.array_equal(each[0], same[0]) and not np.allclose(each[1], same[1])
+    twice = {"num_images_per_prompt": 2, "background": ["a castle", SCENE]}
+    latents = noise.repeat(2, axis=0)
+    pictures = paint(pipe, prompts, latents=latents, **twice)
+    assert [np.array_equal(picture, same[0]) for picture in pictures] == [False] * 2 + [True] * 2
+
+
+def test_scales_change_the_picture_and_compile_nothing(pipe):
+    whole = paint(pipe, background=SCENE)
+    compiled = pipeline_module._sample._cache_size()
+    assert np.array_equal(paint(pipe, background=SCENE, scales={"background": 1.0}), whole)
+    half = paint(pipe, background=SCENE, scales={"background": 0.5})
+    silent = [paint(pipe, background=text, scales={"background": 0}) for text in (SCENE, "x")]
+    assert not np.allclose(half, whole) and not np.allclose(silent[0], whole)
+    assert np.array_equal(*silent)
+    assert pipeline_module._sample._cache_size() == compiled
+
+
+@pytest.mark.parametrize(
+    ("settings", "named"),
+    [
+        ({"body": "a red coat"}, "body='a red coat'.*text, background"),
+        ({"background": ["a", "b"]}, "2 background prompts for 1 prompts"),
+        ({"background": "a", "references": None}, "references"),
+        ({"scales": {"background": 2}, "references": None}, "references"),
+        ({"scales": {"body": 0.5}}, "'body'.*background, text"),
+        ({"scales": {"text": 0.5}}, "'text'"),
+    ],
+)
+def test_bad_arguments_are_named(settings, named, pipe):
+    with pytest.raises(ValueError, match=named):
+        paint(pipe, **settings)
+
+
+def save_untrained(config, workdir):
+    base, method = train.build_model(config)
+    checkpoints = Checkpoints(workdir)
+    trainable = split_model(base.model, method.groups)[1]
+    checkpoints.save(0, trainable, {"count": np.zeros(1)}, config.to_dict())
+    checkpoints.close()
+
+
+def test_methods_follow_each_other_on_one_pipeline(pipe, tiny_base, run, tmp_path):
+    """A method's branches go when another method comes."""
+    before = paint(pipe, background=SCENE)
+    save_untrained(configured(first_light, tiny_base), tmp_path / "photomaker")
+    pipe.load_method(tmp_path / "photomaker")
+    assert branch_names(pipe.model.unet) == [] and pipe.streams == ("text",)
+    with pytest.raises(ValueError, match="background='a beach'.*say it in the prompt"):
+        paint(pipe, background="a beach")
+    alone = Pipeline.from_pretrained(tiny_base)
+    alone.load_method(tmp_path / "photomaker")
+    assert np.array_equal(paint(pipe), paint(alone))
+    pipe.load_method(run)
+    assert np.array_equal(paint(pipe, background=SCENE), before)
+
+
+def test_branches_have_no_place_in_a_diffusers_folder(tiny_base, run, tmp_path):
+    pipe = Pipeline.from_pretrained(tiny_base)
+    pipe.load_method(run)
+    pipe.fuse_lora()
+    with pytest.raises(ValueError, match="branches .background."):
+        pipe.save_pretrained(tmp_path / "sdxl")
+    assert not (tmp_path / "sdxl").exists()
+
+
+def command(tiny_base, out, *arguments):
+    arguments = ["--base", tiny_base, "--out", out, "--steps", 2, "--seed", 0, *arguments]
+    arguments += ["--batch-size", 1, "--no-compilation-cache"]
+    paths = generate.generate(generate.parse_arguments(list(map(str, arguments))))
+    return [np.asarray(Image.open(path)) for path in paths], Image.open(paths[0]).text
+
+
+def test_generate_gives_each_part_its_stream(tiny_base, run, pipe, tmp_path, capsys):
+    Image.fromarray(FACE).save(tmp_path / "face.png")
+    method = ["--method-weights", run, "--reference", tmp_path / "face.png", "--no-crop"]
+    method += ["--start-merge-step", 0, "--prompt", PROMPT]
+    (beach,), note = command(tiny_base, tmp_path / "a", *method, "--background", SCENE)
+    wanted = (paint(pipe, background=SCENE, guidance_scale=5.0)[0] * 255).round()
+    assert np.array_equal(beach, wanted)
+    assert note["background"] == SCENE and note["prompt"] == PROMPT and "body" not in note
+    (castle,), _ = command(tiny_base, tmp_path / "b", *method, "--background", "castle " * 80)
+    assert not np.array_equal(beach, castle)
+    assert 'the background is too long; this part is cut: "castle' in capsys.readouterr().err
+    # The body has no stream in this method: it goes to the prompt.
+    (body,), note = command(tiny_base, tmp_path / "c", *method, "--body", "She sings.")
+    wanted = (paint(pipe, PROMPT + ". She sings.")[0] * 255).round()
+    assert np.array_equal(body, wanted)
+    assert note["body"] == "She sings."
+
+
+def test_generate_joins_the_parts_where_nothing_reads_them(tiny_base, tmp_path):
+    prompts = ["--prompt", "a man.", "--prompt", "a woman"]
+    parts = ["--background", "Hills", "--background", " ", "--body", "A hat."]
+    found, note = command(tiny_base, tmp_path / "a", *prompts, *parts)
+    joined = ["--prompt", "a man. Hills. A hat.", "--prompt", "a woman. A hat."]
+    wanted, _ = command(tiny_base, tmp_path / "b", *joined)
+    assert all(map(np.array_equal, found, wanted))
+    assert note["prompt"] == "a man." and note["background"] == "Hills"
+    assert "background" not in json.loads(note["settings"])
+    three = ["--body", "a", "--body", "b", "--body", "c"]
+    with pytest.raises(ValueError, match="--body stands 3 times for 2 prompts"):
+        command(tiny_base, tmp_path / "c", *prompts, *three)
