@@ -3,7 +3,12 @@
 from setuptools import find_packages, setup
 
 TORCH = "torch==2.13.0"  # an open range can bring gigabytes of CUDA packages
-DATA = ["tensorflow-cpu>=2.21,<2.22", "tensorflow-datasets>=4.9.10"]
+DATA = [
+    "tensorflow-cpu>=2.21,<2.22",
+    "tensorflow-datasets>=4.9.10",
+    "array_record>=0.8; platform_system != 'Windows'",  # tfds asks for it on Linux only
+]
+LOG = ["tensorboard>=2.20"]
 FACES = ["scikit-image>=0.24", "insightface>=2.1", "onnxruntime>=1.20"]
 
 setup(
@@ -24,15 +29,18 @@ setup(
         "safetensors>=0.5",
         "numpy>=2.1",
         "pillow>=10.3",
+        "matplotlib>=3.9",
         "tqdm",
     ],
     extras_require={
         "data": DATA,
+        "log": LOG,
         "faces": FACES,
         "convert": [TORCH],
-        "demo": [*DATA, "scikit-image>=0.24"],
+        "demo": [*DATA, *LOG, "scikit-image>=0.24"],
         "test": [
             *DATA,
+            *LOG,
             "scikit-image>=0.24",
             TORCH,
             "diffusers>=0.42.1,<0.43",

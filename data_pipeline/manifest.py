@@ -3,38 +3,45 @@
     {"identity": "anna", "image": "images/anna_1.jpg", "caption": "a woman img on a beach",
      "background": "a beach", "body": "wearing a red coat", "face_box": [120, 40, 260, 190]}
 
-``background``, ``body`` and ``face_box`` may be left out. ``image`` is relative to the folder;
-``face_box`` is (x0, y0, x1, y1) in pixels of the upright picture.
+``identity``, ``image`` (relative to the folder) and ``caption`` have to be there; the other fields
+of data_pipeline.schema.Record may: ``background``, ``body``, ``face_box``, ``class_word``,
+``landmarks``, ``keypoints``, ``visibility``, ``original_size``, ``crop``.
 """
 
 import json
 import logging
 import math
 import os
-from collections import defaultdict
+from collections import Counter, defaultdict
+from dataclasses import fields
 from pathlib import Path
 
-from data_pipeline.schema import Record
+from data_pipeline.schema import Record, to_entry
 from data_pipeline.transforms import ImageError, image_size
 from persongen_jax.prompts import PromptError, split_at_trigger
 
 log = logging.getLogger(__name__)
 
 FILE_NAME = "manifest.jsonl"
-REQUIRED, OPTIONAL = ("identity", "image", "caption"), ("background", "body", "face_box")
+REQUIRED, TEXTS = ("identity", "image", "caption"), ("background", "body", "class_word")
 SHOWN_PROBLEMS = 20
+
+# What read_manifest counts, besides the records.
+CLIPPED, DROPPED = "boxes clipped at the picture's edge", "boxes outside the picture dropped"
+SINGLE = "people with a single picture left out"
 
 
 class ManifestError(ValueError):
     """A manifest that cannot be used; the message counts the problems and names the lines."""
 
 
-def read_manifest(folder, trigger_word: str = "img") -> list[Record]:
+def read_manifest(folder, trigger_word: str = "img", counts: Counter | None = None) -> list[Record]:
     """The records of ``<folder>/manifest.jsonl`` in the order of its lines.
 
-    All problems are gathered into one ManifestError. Identities with a single picture are left out
-    with a warning, because a reference must never be the target. A face box that reaches over the
-    picture's edge is clipped to it.
+    All problems are gathered into one ManifestError. Three things are put right and logged with
+    their number (added to ``counts``, by the names above): a face box that reaches over the
+    picture's edge is clipped to it, one that lies wholly outside is dropped, and an identity with
+    a single picture is left out, because a reference must never be the target.
     """
     path = Path(folder) / FILE_NAME
     try:
@@ -46,27 +53,35 @@ def read_manifest(folder, trigger_word: str = "img") -> list[Record]:
     except UnicodeDecodeError as error:
         raise ManifestError(f"{path}: not UTF-8 text ({error})") from None
 
-    records, problems, missing, unknown = [], [], [], set()
+    records, problems, missing, unknown, changed = [], [], [], set(), defaultdict(list)
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
         try:
             entry = json.loads(line)
-            record = _record(Path(folder), entry, trigger_word)
+            record, changes = _record(Path(folder), entry, trigger_word)
         except json.JSONDecodeError as error:
             problems.append(f"line {number}: not JSON ({error})")
-        except (ManifestError, PromptError) as error:
+        except ManifestError as error:
             problems.append(f"line {number}: {error}")
+        except PromptError as error:
+            problems.append(f"line {number}: {entry['image']}: {error}")
         except FileNotFoundError as error:
             missing.append(f"line {number}: {error}")
         else:
-            unknown |= entry.keys() - {*REQUIRED, *OPTIONAL}
+            unknown |= entry.keys() - {field.name for field in fields(Record)}
             records.append(record)
+            for change in changes:
+                changed[change].append(f"line {number}")
     if unknown:
         log.warning("%s: keys without a meaning here are passed over: %s", path, sorted(unknown))
     if problems or missing:
         raise ManifestError(_report(path, problems, missing))
-    return _serviceable(path, records)
+    counts = Counter() if counts is None else counts
+    for change, places in changed.items():
+        counts[change] += len(places)
+        log.warning("%s: %s: %d (%s)", path, change, len(places), _some(places))
+    return serviceable(records, path, counts)
 
 
 def write_manifest(folder, records) -> Path:
@@ -77,11 +92,8 @@ def write_manifest(folder, records) -> Path:
         image = Path(os.path.relpath(record.image, folder))
         if ".." in image.parts:
             raise ManifestError(f"{record.image}: lies outside {folder}; move it inside")
-        entry = {"identity": record.identity, "image": image.as_posix(), "caption": record.caption}
-        entry |= {key: getattr(record, key) for key in ("background", "body")}
-        entry["face_box"] = None if record.face_box is None else list(record.face_box)
-        kept = {key: value for key, value in entry.items() if value not in ("", None)}
-        lines.append(json.dumps(kept, ensure_ascii=False) + "\n")
+        entry = {"identity": record.identity, **to_entry(record), "image": image.as_posix()}
+        lines.append(json.dumps(entry, ensure_ascii=False) + "\n")
     path = folder / FILE_NAME
     partial = path.with_name(FILE_NAME + ".partial")
     partial.write_text("".join(lines), encoding="utf-8")
@@ -89,17 +101,23 @@ def write_manifest(folder, records) -> Path:
     return path
 
 
-def _record(folder: Path, entry, trigger_word: str) -> Record:
+def _record(folder: Path, entry, trigger_word: str) -> tuple[Record, list[str]]:
+    """The record of a line, and what had to be changed for it."""
     if not isinstance(entry, dict):
         raise ManifestError(f"{type(entry).__name__} instead of an object {{...}}")
     absent = [key for key in REQUIRED if not entry.get(key)]
     if absent:
         raise ManifestError(f"missing or empty: {', '.join(absent)}")
-    texts = {key: entry.get(key) or "" for key in (*REQUIRED, "background", "body")}
+    texts = {key: entry.get(key) or "" for key in (*REQUIRED, *TEXTS)}
     for key, text in texts.items():
         if not isinstance(text, str):
             raise ManifestError(f"{key} is {text!r}; a text is needed")
-    split_at_trigger(texts["caption"], trigger_word)
+    before, _ = split_at_trigger(texts["caption"], trigger_word)
+    if not before.lower().endswith(texts["class_word"].lower()):
+        raise ManifestError(
+            f"class_word {texts['class_word']!r} does not stand before the trigger word in the "
+            f'caption "{texts["caption"]}"'
+        )
 
     # By name only: a link out of the folder was put there on purpose, a ".." may not have been.
     inside = Path(os.path.normpath(texts["image"]))
@@ -108,26 +126,90 @@ def _record(folder: Path, entry, trigger_word: str) -> Record:
     texts["image"] = str(folder / inside)
     if not (folder / inside).is_file():
         raise FileNotFoundError(texts["image"])
-    box = entry.get("face_box")
-    return Record(**texts, face_box=None if box is None else _face_box(box, texts["image"]))
+    face_box, changes = _face_box(entry, texts["image"])
+    points = {
+        "landmarks": _numbers(entry, "landmarks", (5, 2)),
+        "keypoints": _numbers(entry, "keypoints", (12, 2)),
+        "visibility": _visibility(entry),
+    }
+    return Record(**texts, face_box=face_box, **points, **_origin(entry)), changes
 
 
-def _face_box(box, image: str) -> tuple[float, float, float, float] | None:
-    numbers = isinstance(box, list) and all(type(v) in (int, float) for v in box)
-    if not numbers or len(box) != 4 or not all(math.isfinite(v) for v in box):
-        raise ManifestError(f"face_box is {box!r}; four numbers [x0, y0, x1, y1] are needed")
-    x0, y0, x1, y1 = box
-    if x0 >= x1 or y0 >= y1:
-        raise ManifestError(f"face_box {box} is empty; x0 < x1 and y0 < y1 are needed")
+def _numbers(entry: dict, key: str, shape: tuple[int, ...]):
+    """The entry's list as tuples of finite numbers of this shape; None if there is none."""
+    values = entry.get(key)
+    if values is None:
+        return None
+
+    def read(value, shape):
+        if not shape:
+            if type(value) not in (int, float) or not math.isfinite(value):
+                raise ValueError
+            return value
+        if not isinstance(value, list) or len(value) != shape[0]:
+            raise ValueError
+        return tuple(read(inner, shape[1:]) for inner in value)
+
+    try:
+        return read(values, shape)
+    except ValueError:
+        wanted = "four numbers [x0, y0, x1, y1]" if shape == (4,) else f"{_shape(shape)} numbers"
+        raise ManifestError(f"{key} is {values!r}; {wanted} are needed") from None
+
+
+def _shape(shape: tuple[int, ...]) -> str:
+    return " x ".join(map(str, shape))
+
+
+def _box(entry: dict, key: str):
+    box = _numbers(entry, key, (4,))
+    if box is not None and (box[0] >= box[2] or box[1] >= box[3]):
+        raise ManifestError(f"{key} {list(box)} is empty; x0 < x1 and y0 < y1 are needed")
+    return box
+
+
+def _face_box(entry: dict, image: str):
+    """The box inside the picture, or None, and what was done to it."""
+    box = _box(entry, "face_box")
+    if box is None:
+        return None, []
     try:
         height, width = image_size(image)
     except ImageError as error:
         # The loader passes over such files and counts them: one bad file must not stop a big run.
         log.warning("%s", error)
+        return None, []
+    x0, y0, x1, y1 = box
+    inside = max(x0, 0), max(y0, 0), min(x1, width), min(y1, height)
+    if inside[0] >= inside[2] or inside[1] >= inside[3]:
+        return None, [DROPPED]
+    return inside, [] if inside == box else [CLIPPED]
+
+
+def _visibility(entry: dict):
+    flags = entry.get("visibility")
+    if flags is None:
         return None
-    if x1 <= 0 or y1 <= 0 or x0 >= width or y0 >= height:
-        raise ManifestError(f"face_box {box} lies outside {image} ({width}x{height} pixels)")
-    return max(x0, 0), max(y0, 0), min(x1, width), min(y1, height)
+    if not isinstance(flags, list) or len(flags) != 12 or any(type(f) is not bool for f in flags):
+        raise ManifestError(f"visibility is {flags!r}; 12 times true or false is needed")
+    if entry.get("keypoints") is None:
+        raise ManifestError("visibility without keypoints")
+    return tuple(flags)
+
+
+def _origin(entry: dict) -> dict:
+    """``original_size`` and ``crop``: what of which photograph the picture shows."""
+    size, crop = _numbers(entry, "original_size", (2,)), _box(entry, "crop")
+    if size is not None and not all(type(side) is int and side > 0 for side in size):
+        raise ManifestError(f"original_size is {list(size)}; whole [height, width] are needed")
+    if crop is not None:
+        if size is None:
+            raise ManifestError("crop without original_size, the [height, width] that it is of")
+        if crop[0] < 0 or crop[1] < 0 or crop[2] > size[1] or crop[3] > size[0]:
+            raise ManifestError(
+                f"crop {list(crop)} reaches out of its photograph ({size[1]}x{size[0]} pixels)"
+            )
+    return {"original_size": size, "crop": crop}
 
 
 def _report(path: Path, problems: list[str], missing: list[str]) -> str:
@@ -140,21 +222,25 @@ def _report(path: Path, problems: list[str], missing: list[str]) -> str:
     return "\n  ".join(parts)
 
 
-def _serviceable(path: Path, records: list[Record]) -> list[Record]:
-    """Without the identities that have one picture only."""
+def _some(names) -> str:
+    return ", ".join(names[:SHOWN_PROBLEMS]) + (", ..." if len(names) > SHOWN_PROBLEMS else "")
+
+
+def serviceable(records: list[Record], path, counts: Counter) -> list[Record]:
+    """Without the identities that have one picture only; ManifestError if none is left."""
     images = defaultdict(set)
     for record in records:
         images[record.identity].add(record.image)
-    single = {identity for identity, files in images.items() if len(files) < 2}
+    single = sorted(identity for identity, files in images.items() if len(files) < 2)
+    counts[SINGLE] += len(single)
     if single:
         log.warning(
-            "%s: %d identities with fewer than 2 pictures are left out: %s%s",
+            "%s: %d identities with fewer than 2 pictures are left out: %s",
             path,
             len(single),
-            ", ".join(sorted(single)[:SHOWN_PROBLEMS]),
-            ", ..." if len(single) > SHOWN_PROBLEMS else "",
+            _some(single),
         )
-    kept = [record for record in records if record.identity not in single]
+    kept = [record for record in records if len(images[record.identity]) > 1]
     if not kept:
         raise ManifestError(
             f"{path}: no identity has two pictures ({len(records)} lines); training needs a "

@@ -42,6 +42,7 @@ from data_pipeline.drawing.portrait import People, render
 from data_pipeline.drawing.randomness import EXAMPLE, PICTURE, fold
 from data_pipeline.manifest import write_manifest
 from data_pipeline.schema import Record
+from persongen_jax.prompts import split_at_trigger
 
 __all__ = [
     "CLOTHES",
@@ -61,6 +62,7 @@ __all__ = [
     "identities_of",
     "identity_of",
     "make_identities",
+    "records_of",
     "render",
     "vocabulary",
     "words_of",
@@ -110,6 +112,28 @@ def example(
 ) -> People:
     """One picture, as a batch of one."""
     return examples(split, [identity_index], [picture_seed], size, seed)
+
+
+def records_of(drawn: People, images: list[str], trigger_word: str = TRIGGER) -> list[Record]:
+    """A Record per picture, with its ground truth; ``images`` are their names."""
+    records = []
+    for i, image in enumerate(images):
+        before, after = split_at_trigger(drawn.captions[i], TRIGGER)
+        records.append(
+            Record(
+                image=image,
+                identity=str(drawn.identity[i]),
+                caption=f"{before} {trigger_word}{after}",
+                background=drawn.backgrounds[i],
+                body=drawn.bodies[i],
+                face_box=_numbers(drawn.face_box[i]),
+                class_word=str(drawn.attributes["class_word"][i]),
+                landmarks=tuple(map(_numbers, drawn.landmarks[i])),
+                keypoints=tuple(map(_numbers, drawn.keypoints[i])),
+                visibility=tuple(drawn.visibility[i].tolist()),
+            )
+        )
+    return records
 
 
 def write_people(

@@ -5,7 +5,8 @@ references an example has, or whether it has a face box, is data and not a shape
 
     pixel_values       [b, h, w, 3]     float32  the target picture, in [-1, 1]
     input_ids          dict             one entry per prompt stream (``streams`` below)
-      "text"           [b, 2, 77]       int32    the caption for both tokenizers; no trigger word,
+      "text"           [b, 2, 77]       int32    the caption for both tokenizers, joined by the parts
+                                                 that are no stream; no trigger word,
                                                  the class token once per reference
       "background", …  [b, 2, 77]       int32    further prompts, as they are ("" if there is none)
     class_tokens_mask  [b, 77]          bool     True at the class token's copies in "text"
@@ -20,7 +21,7 @@ references an example has, or whether it has a face box, is data and not a shape
 An **example** is the same without the leading axis b. Here h = w = ``size``.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 
@@ -34,9 +35,15 @@ PLAIN_STREAMS = ("background", "body")
 class Record:
     """One photograph of one person.
 
-    ``image`` is a path to the file. ``caption`` holds the trigger word behind the class word ("a
-    man img in a space suit"); ``background`` and ``body`` are plain texts. ``face_box`` is
-    (x0, y0, x1, y1) in pixels of the upright picture, or None.
+    ``image`` names the picture: a path to the file, or a key that the source of the records reads
+    (data_pipeline/sources.py). ``caption`` holds the trigger word behind the class word ("a man img
+    in a space suit"); ``background`` and ``body`` are plain texts.
+
+    Boxes are (x0, y0, x1, y1), points (x, y), both in pixels of the upright picture: the face box,
+    5 ``landmarks`` in ArcFace's order, 12 ``keypoints`` (COCO's 5 to 16) and whether each of them
+    is to be seen. A picture that is but a part of a photograph has that one's ``original_size``
+    (height, width) and the ``crop`` (box in the photograph's pixels) that it shows, perhaps at
+    another scale; without a crop it shows the whole. None, or "", is what nobody has said.
     """
 
     image: str
@@ -45,6 +52,27 @@ class Record:
     background: str = ""
     body: str = ""
     face_box: tuple[float, float, float, float] | None = None
+    class_word: str = ""
+    landmarks: tuple[tuple[float, float], ...] | None = None
+    keypoints: tuple[tuple[float, float], ...] | None = None
+    visibility: tuple[bool, ...] | None = None
+    original_size: tuple[int, int] | None = None
+    crop: tuple[float, float, float, float] | None = None
+
+
+def to_entry(record: Record) -> dict:
+    """The record for JSON, without what nobody has said."""
+    entry = {field.name: getattr(record, field.name) for field in fields(Record)}
+    return {name: value for name, value in entry.items() if value is not None and value != ""}
+
+
+def from_entry(entry: dict) -> Record:
+    """to_entry's record, from JSON's lists; a key that Record does not have is a TypeError."""
+    return Record(**{name: _tuples(value) for name, value in entry.items()})
+
+
+def _tuples(value):
+    return tuple(map(_tuples, value)) if isinstance(value, (list, tuple)) else value
 
 
 def example_spec(

@@ -1,4 +1,5 @@
 import itertools
+import json
 import logging
 import subprocess
 import sys
@@ -99,6 +100,64 @@ def test_examples_are_what_the_records_say(records, tokenizers):
     assert counts == {1, 2, 3, 4}
 
 
+def test_parts_without_a_stream_join_the_caption(records, tokenizers):
+    """A method that reads "text" alone is told of the background as well."""
+    records = [replace(r, background="a beach", body="in a coat") for r in records]
+    for streams, parts in ((("text",), ". a beach. in a coat"), (("text", "body"), ". a beach")):
+        source = ExampleSource(records, tokenizers, **OPTIONS, streams=streams)
+        example = source.example(5)
+        target = target_of(example, records)
+        expected, mask, _ = tokenizers.encode_with_trigger(
+            target.caption + parts, int(example["id_mask"].sum())
+        )
+        np.testing.assert_array_equal(example["input_ids"]["text"], expected)
+        np.testing.assert_array_equal(example["class_tokens_mask"], mask)
+
+
+def test_time_ids_come_from_the_record(records, tokenizers):
+    """Every picture as the lower right quarter of a photograph."""
+    parts = []
+    for record in records:
+        height, width = load_image(record.image).shape[:2]
+        crop = (width, height, 2 * width, 2 * height)
+        parts.append(replace(record, original_size=(2 * height, 2 * width), crop=crop))
+    whole, part = (ExampleSource(r, tokenizers, **OPTIONS) for r in (records, parts))
+    for n in range(12):
+        one, other = whole.example(n), part.example(n)
+        height, width, top, left, *target = one.pop("time_ids")
+        scaled = [round(16 * side / min(height, width)) for side in (height, width)]
+        expected = [2 * height, 2 * width, top + scaled[0], left + scaled[1], *target]
+        np.testing.assert_array_equal(other.pop("time_ids"), expected)
+        assert_same(one, other)
+
+
+def test_pictures_come_from_read_image_once(records, tokenizers):
+    """Another source of the same pictures; whatever is kept in memory is not read again."""
+    files = {f"key {i}": record.image for i, record in enumerate(records)}
+    named = [replace(record, image=f"key {i}") for i, record in enumerate(records)]
+    asked = []
+
+    def read_image(name):
+        asked.append(name)
+        return load_image(files[name])
+
+    source = ExampleSource(named, tokenizers, read_image=read_image, **OPTIONS)
+    plain = ExampleSource(records, tokenizers, **OPTIONS)
+    for n in range(24):
+        assert_same(source.example(n), plain.example(n))
+    assert sorted(asked) == sorted(files)
+
+
+def test_kept_arrays_cannot_be_spoilt(records, tokenizers):
+    source = ExampleSource(records, tokenizers, **OPTIONS, streams=("text", "background"))
+    example = source.example(0)
+    for array in (example["class_tokens_mask"], *example["input_ids"].values()):
+        with pytest.raises(ValueError, match="read-only"):
+            array[:] = 0
+    example["pixel_values"][:] = example["id_pixel_values"][:] = 0
+    assert source.example(0)["pixel_values"].any() and source.example(0)["id_pixel_values"].any()
+
+
 def test_an_epoch_shows_every_picture_once_and_epochs_differ(records, tokenizers):
     source = ExampleSource(records, tokenizers, **OPTIONS)
     n = len(records)
@@ -150,6 +209,49 @@ def test_resuming_gives_the_batches_that_would_have_come(records, tokenizers):
     rest = take(batches(records, tokenizers, batch_size=4, start_step=4, **OPTIONS), 2)
     for a, b in zip(whole[4:], rest, strict=True):
         assert_same(a, b)
+
+
+@pytest.mark.parametrize("make", [batches, tf_batches])
+def test_saved_and_restored_exactly(records, tokenizers, make):
+    arguments = {"batch_size": 4, **OPTIONS}
+    stream = make(records, tokenizers, start_step=2, **arguments)
+    assert stream.start_step == 2
+    take(stream, 3)
+    state = json.loads(json.dumps(stream.state()))
+    assert state["step"] == 5 and stream.state(4)["step"] == 4
+    after = take(stream, 3)
+    restored = make(records, tokenizers, start_step=state["step"], **arguments)
+    restored.check(state)
+    for a, b in zip(after, restored, strict=False):
+        assert_same(a, b)
+
+
+def test_another_position_is_told(records, tokenizers):
+    state = batches(records, tokenizers, batch_size=4, start_step=5, **OPTIONS).state()
+
+    def check(records=records, batch_size=4, start_step=5, **changes):
+        options = {**OPTIONS, **changes}
+        stream = batches(
+            records, tokenizers, batch_size=batch_size, start_step=start_step, **options
+        )
+        stream.check(state)
+
+    moved = [replace(r, image=r.image.replace("anna", "elsewhere")) for r in records]
+    check(moved, size=32)
+    with pytest.raises(ValueError, match="step was 5 and is 0"):
+        check(start_step=0)
+    with pytest.raises(ValueError, match="seed was 3 and is 4; batch_size was 4 and is 2"):
+        check(seed=4, batch_size=2)
+    with pytest.raises(ValueError, match="records was"):
+        check([replace(records[0], background="a lake"), *records[1:]])
+
+
+def test_workers_make_the_same_batches(records, tokenizers):
+    arguments = {"batch_size": 4, **OPTIONS}
+    alone = take(batches(records, tokenizers, **arguments), 4)
+    for make in (batches, tf_batches):
+        for a, b in zip(alone, make(records, tokenizers, workers=3, **arguments), strict=False):
+            assert_same(a, b)
 
 
 def test_two_processes_share_a_batch(records, tokenizers):
@@ -209,7 +311,7 @@ def test_a_program_that_uses_tf_data_ends(folder, tokenizers, ahead):
         "next(stream)\n"
         "raise SystemExit(5)"
     )
-    assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 5
+    assert subprocess.run([sys.executable, "-c", code], timeout=300).returncode == 5
 
 
 def test_memory_loader_imports_no_heavy_library(folder):
@@ -273,7 +375,7 @@ def test_cache_is_limited(records, tokenizers):
     source = ExampleSource(records, tokenizers, cache_bytes=12_000, **OPTIONS)
     for n in range(12):
         source.example(n)
-    kept = sum(image.nbytes for image in source._images.values())
+    kept = sum(array.nbytes for array in source._kept.values())
     assert 0 < kept <= 12_000 and kept + source._free_bytes == 12_000
 
 

@@ -1,10 +1,11 @@
 import json
 import logging
+from collections import Counter
 
 import pytest
 from PIL import Image
 
-from data_pipeline.manifest import ManifestError, read_manifest, write_manifest
+from data_pipeline.manifest import CLIPPED, DROPPED, ManifestError, read_manifest, write_manifest
 from data_pipeline.schema import Record
 
 
@@ -30,6 +31,17 @@ def test_reads_what_was_written(write):
     records = [
         Record(str(folder / "0.png"), "anna", "a woman img", "a beach", "in red", (1, 2, 30, 20)),
         Record(str(folder / "1.png"), "anna", "eine Frau img, größer"),
+        Record(
+            str(folder / "2.png"),
+            "anna",
+            "a tall Woman img",
+            class_word="woman",
+            landmarks=tuple((i, i + 0.5) for i in range(5)),
+            keypoints=tuple((-i, 2 * i) for i in range(12)),
+            visibility=(True, False) * 6,
+            original_size=(300, 400),
+            crop=(10, 0, 400, 292.5),
+        ),
     ]
     write_manifest(folder, records)
     assert read_manifest(folder) == records
@@ -55,7 +67,15 @@ def test_writing_refuses_pictures_elsewhere(write, tmp_path_factory):
         (entry(1, face_box="1 2 3 4"), "four numbers"),
         (entry(1, face_box=[1, 2, 3, None]), "four numbers"),
         (entry(1, face_box=[5, 5, 5, 9]), "is empty"),
-        (entry(1, face_box=[40, 5, 60, 9]), r"outside .*1\.png \(40x30 pixels\)"),
+        (entry(1, caption="a woman"), r"line 2: 1\.png: the trigger"),
+        (entry(1, class_word="man in red"), "'man in red' does not stand before the trigger"),
+        (entry(1, landmarks=[[1, 2]] * 4), "landmarks is .*; 5 x 2 numbers"),
+        (entry(1, keypoints=[[1, 2, 3]] * 12), "12 x 2 numbers"),
+        (entry(1, keypoints=[[1, 2]] * 12, visibility=[1] * 12), "true or false"),
+        (entry(1, visibility=[True] * 12), "without keypoints"),
+        (entry(1, original_size=[30.5, 40]), "whole .height, width. are needed"),
+        (entry(1, crop=[0, 0, 40, 30]), "crop without original_size"),
+        (entry(1, crop=[0, 0, 41, 30], original_size=[30, 40]), r"photograph \(40x30 pixels\)"),
         ('{"identity":"a","image":"1.png","caption":"a b img","face_box":[0,0,NaN,4]}', "four"),
         (entry(image="../1.png"), "leads out of the folder"),
         (entry(image="/etc/passwd"), "leads out of the folder"),
@@ -76,9 +96,17 @@ def test_all_missing_files_in_one_error(write):
     assert "31 lines cannot be used" in str(caught.value) and "not JSON" in str(caught.value)
 
 
-def test_box_over_the_edge_is_clipped(write):
-    records = read_manifest(write(entry(0, face_box=[-3, 5, 60, 45]), entry(1)))
-    assert records[0].face_box == (0, 5, 40, 30)
+def test_boxes_at_and_over_the_edge_are_put_right_and_counted(write, caplog):
+    boxes = ([-3, 5, 60, 45], [0, 0, 40, 30], [40, 5, 60, 9], [-9, -9, 0, 2])
+    counts = Counter()
+    with caplog.at_level(logging.WARNING):
+        records = read_manifest(
+            write(*(entry(i, face_box=boxes[i]) for i in range(4))), "img", counts
+        )
+    assert [r.face_box for r in records] == [(0, 5, 40, 30), (0, 0, 40, 30), None, None]
+    assert counts[CLIPPED] == 1 and counts[DROPPED] == 2
+    assert "boxes clipped at the picture's edge: 1 (line 1)" in caplog.text
+    assert "boxes outside the picture dropped: 2 (line 3, line 4)" in caplog.text
 
 
 def test_lonely_identities_are_dropped_with_a_count(write, caplog):

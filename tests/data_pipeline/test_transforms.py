@@ -4,7 +4,10 @@ from PIL import Image
 
 from data_pipeline.transforms import (
     ImageError,
+    clip_crop,
+    clip_normalise,
     clip_preprocess,
+    decode_image,
     image_size,
     load_image,
     resize_and_crop,
@@ -34,6 +37,16 @@ def test_clip_preprocess_equals_transformers(shape):
     np.testing.assert_allclose(ours, expected.transpose(1, 2, 0), atol=1e-5)
 
 
+def test_crops_normalised_into_their_place():
+    image = picture(50, 90)
+    crop = clip_crop(image, 28)
+    assert crop.shape == (28, 28, 3) and crop.dtype == np.uint8
+    place = np.full((2, 28, 28, 3), 7, np.float32)
+    clip_normalise(crop, out=place[1])
+    np.testing.assert_array_equal(place[1], clip_preprocess(image, 28))
+    assert (place[0] == 7).all()
+
+
 def test_load_image_turns_upright(tmp_path):
     pixels = np.zeros((20, 30, 3), np.uint8)
     pixels[:5] = (255, 0, 0)  # red on top as stored
@@ -44,6 +57,10 @@ def test_load_image_turns_upright(tmp_path):
     assert image.shape == (30, 20, 3) and image.dtype == np.uint8
     assert (image[:, -5:] == (255, 0, 0)).all() and (image[:, :-5] == 0).all()
     assert image_size(tmp_path / "turned.png") == (30, 20)
+    data = (tmp_path / "turned.png").read_bytes()
+    np.testing.assert_array_equal(decode_image(data, "turned"), image)
+    with pytest.raises(ImageError, match="half of turned: cannot be decoded"):
+        decode_image(data[: len(data) // 2], "half of turned")
 
 
 def test_load_image_modes(tmp_path):
@@ -118,6 +135,23 @@ def test_resized_box_still_covers_the_marked_patch():
     x0, y0, x1, y1 = np.rint(box).astype(int)
     bright = pixels.mean(-1) > 0
     assert bright[y0:y1, x0:x1].all() and bright.sum() == (y1 - y0) * (x1 - x0)
+
+
+def test_time_ids_tell_of_the_photograph_that_the_picture_is_a_part_of():
+    """Cut out and halved before; the offsets are those of the same crop of the whole photograph."""
+    photograph = picture(200, 300)
+    part = photograph[40:160:2, 100:260:2]  # 60 x 80
+    origin = {"original_size": (200, 300), "original_crop": (100, 40, 260, 160)}
+    pixels, time_ids, box = resize_and_crop(part, (20, 10, 40, 30), 30, **origin)
+    # 30 / 60 of a picture of 1 / 2: the photograph at a quarter is 50 x 75.
+    np.testing.assert_array_equal(time_ids, [200, 300, 40 / 4, 100 / 4 + 5, 30, 30])
+    plain = resize_and_crop(part, (20, 10, 40, 30), 30)
+    np.testing.assert_array_equal(plain[1], [60, 80, 0, 5, 30, 30])
+    np.testing.assert_array_equal(pixels, plain[0])
+    np.testing.assert_array_equal(box, plain[2])
+    # Scaled only: the offsets are the same at the training size.
+    scaled = resize_and_crop(part, None, 30, original_size=(600, 800))[1]
+    np.testing.assert_array_equal(scaled, [600, 800, 0, 5, 30, 30])
 
 
 def test_random_crops_differ_and_keep_the_face():

@@ -1,0 +1,348 @@
+"""Identity shards: a data set in a few big files, as a tensorflow-datasets builder directory.
+
+    python -m data_pipeline.shards --from path/to/photographs --out path/to/shards
+    python -m data_pipeline.shards --from "people:in_train?identities=200" --out path/to/shards
+
+reads a folder with a manifest.jsonl, or draws people (data_pipeline/sources.py), checks all of it
+and writes array_record files: one record per picture, holding its file as it was (drawn ones as
+PNG) and everything that is known about it. Absent boxes and points are NaN there. array_record can
+be read at any place, which the loader needs; TFRecord cannot. ``index.jsonl`` beside them says all
+but the pictures, a line per record and in their order, so that opening the set reads no picture.
+
+Neither writing nor reading needs TensorFlow itself. Everybody else opens the folder by
+
+    tfds.builder_from_directory("path/to/shards").as_data_source("train")
+"""
+
+import argparse
+import contextlib
+import functools
+import io
+import json
+import logging
+import os
+import shutil
+import sys
+from collections import Counter
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
+
+from data_pipeline.manifest import CLIPPED, DROPPED, SINGLE, read_manifest, serviceable
+from data_pipeline.schema import Record, from_entry, to_entry
+from data_pipeline.transforms import ImageError, decode_image
+from persongen_jax.prompts import PromptError, split_at_trigger
+
+log = logging.getLogger(__name__)
+
+INDEX, INFO = "index.jsonl", "dataset_info.json"
+FORMAT = "identity shards 1"
+SPLIT = "train"
+UNDECODABLE = "pictures that do not decode passed over"
+
+
+class ShardError(ValueError):
+    """Shards that cannot be written or opened; the message names the folder and what to do."""
+
+
+# ---- Writing -----------------------------------------------------------------------------------
+
+
+def write_shards(
+    source: str, out, *, shards: int | None = None, trigger_word: str = "img"
+) -> Counter:
+    """Writes the folder ``out`` from a folder with a manifest or a "people:" text.
+
+    ``shards`` is the number of files; by default there is one for each 64 MB or more. Returns what
+    was counted on the way. ``out`` comes into being in one go when everything is written: a run
+    that is interrupted leaves at most ``<out>.partial``, which the next one clears away.
+    """
+    out, counts = Path(out), Counter()
+    if shards is not None and shards < 1:
+        raise ShardError(f"{shards} shards: at least one is needed")
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ShardError(f"{out}: is there already; remove it, or write elsewhere")
+    _tfds()  # before the long work, not behind it
+    records, read_file = _read(str(source), trigger_word, counts)
+    records = _checked(records, read_file, trigger_word, counts)
+    records = serviceable(records, source, counts)
+
+    partial = out.with_name(out.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        built = _build(records, read_file, partial, shards)
+        _write_index(built / INDEX, records, trigger_word)
+        built.replace(out)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    counts["pictures"], counts["people"] = len(records), len({r.identity for r in records})
+    counts["shards"] = len(list(out.glob("*.array_record*")))
+    return counts
+
+
+def _read(source: str, trigger_word: str, counts: Counter):
+    """The records, named as they are to be in the shards, and what reads a name's file."""
+    from data_pipeline import sources
+
+    if source.startswith(sources.PEOPLE):
+        records, read_image = sources.open_records(source, trigger_word)
+        return records, lambda name: _png(read_image(name))
+    folder = Path(source)
+    if is_shards(folder):
+        raise ShardError(f"{folder}: these are shards already; give the folder of photographs")
+    records = [
+        replace(record, image=Path(os.path.relpath(record.image, folder)).as_posix())
+        for record in read_manifest(folder, trigger_word, counts)
+    ]
+    return records, lambda name: (folder / name).read_bytes()
+
+
+def _png(image: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(image).save(file, "PNG")
+    return file.getvalue()
+
+
+def _checked(
+    records: list[Record], read_file: Callable[[str], bytes], trigger_word: str, counts: Counter
+) -> list[Record]:
+    """Those whose picture decodes, with what it tells about them."""
+
+    def check(record: Record) -> Record | ImageError:
+        try:
+            image = decode_image(read_file(record.image), record.image)
+        except ImageError as error:
+            return error
+        before, _ = split_at_trigger(record.caption, trigger_word)
+        size = record.original_size or image.shape[:2]
+        return replace(
+            record,
+            class_word=record.class_word or before.split()[-1],
+            original_size=tuple(size),
+            crop=record.crop or (0, 0, size[1], size[0]),
+        )
+
+    good = []
+    with ThreadPoolExecutor() as pool:
+        for result in tqdm(pool.map(check, records), "checking", len(records), disable=None):
+            if isinstance(result, ImageError):
+                counts[UNDECODABLE] += 1
+                log.warning("picture %d that is passed over: %s", counts[UNDECODABLE], result)
+            else:
+                good.append(result)
+    return good
+
+
+def _build(records: list[Record], read_file, folder: Path, shards: int | None) -> Path:
+    """Builds under ``folder``; returns the folder of the files."""
+    tfds = _tfds()
+    tfds.disable_progress_bar()
+    builder = _builder_class()(records, read_file, data_dir=folder, file_format="array_record")
+    config = tfds.download.DownloadConfig(
+        num_shards=shards and min(shards, len(records)), try_download_gcs=False
+    )
+    with contextlib.redirect_stdout(io.StringIO()):  # it would tell of downloads and ".partial"
+        builder.download_and_prepare(download_config=config)
+    return Path(builder.data_path)
+
+
+def _write_index(path: Path, records: list[Record], trigger_word: str) -> None:
+    head = {"format": FORMAT, "records": len(records), "trigger_word": trigger_word}
+    with path.open("w", encoding="utf-8") as file:
+        for entry in (head, *map(to_entry, records)):
+            file.write(json.dumps(entry, ensure_ascii=False) + "\n")
+
+
+@functools.cache
+def _builder_class():
+    tfds = _tfds()
+
+    def numbers(*shape, dtype=np.float32):
+        return tfds.features.Tensor(shape=shape, dtype=dtype)
+
+    class IdentityShards(tfds.core.GeneratorBasedBuilder):
+        """Pictures of people: identity, captions, face box, points, original size and crop."""
+
+        VERSION = tfds.core.Version("1.0.0")
+        # tfds would look for checksums of downloads there, with a package it does not depend on.
+        code_path = None
+
+        def __init__(self, records: list[Record], read_file, **options):
+            self._records, self._read_file = records, read_file
+            super().__init__(**options)
+
+        def _info(self):
+            texts = ("key", "identity", "caption", "background", "body", "class_word")
+            return tfds.core.DatasetInfo(
+                builder=self,
+                description=self.__doc__,
+                features=tfds.features.FeaturesDict(
+                    {
+                        "image": tfds.features.Image(shape=(None, None, 3)),
+                        **{name: tfds.features.Text() for name in texts},
+                        "face_box": numbers(4),
+                        "landmarks": numbers(5, 2),
+                        "keypoints": numbers(12, 2),
+                        "visibility": numbers(12, dtype=np.bool_),
+                        "original_size": numbers(2, dtype=np.int32),
+                        "crop": numbers(4),
+                    }
+                ),
+                disable_shuffling=True,  # line n of the index is record n
+            )
+
+        def _split_generators(self, dl_manager):
+            return {SPLIT: self._generate_examples()}
+
+        def _generate_examples(self):
+            for i, record in enumerate(tqdm(self._records, "writing", disable=None)):
+                yield i, _features(record, self._read_file(record.image))
+
+    IdentityShards.__module__ = __name__
+    return IdentityShards
+
+
+def _features(record: Record, file: bytes) -> dict:
+    def or_absent(values, *shape):
+        return np.full(shape, np.nan, np.float32) if values is None else np.float32(values)
+
+    return {
+        "image": io.BytesIO(file),
+        "key": record.image,
+        "identity": record.identity,
+        "caption": record.caption,
+        "background": record.background,
+        "body": record.body,
+        "class_word": record.class_word,
+        "face_box": or_absent(record.face_box, 4),
+        "landmarks": or_absent(record.landmarks, 5, 2),
+        "keypoints": or_absent(record.keypoints, 12, 2),
+        "visibility": np.array(record.visibility or [False] * 12),
+        "original_size": np.int32(record.original_size),
+        "crop": np.float32(record.crop),
+    }
+
+
+# ---- Reading -----------------------------------------------------------------------------------
+
+
+def is_shards(folder) -> bool:
+    return any((Path(folder) / name).is_file() for name in (INDEX, INFO))
+
+
+def open_shards(
+    folder, trigger_word: str = "img"
+) -> tuple[list[Record], Callable[[str], np.ndarray]]:
+    """Records and ``read_image`` as data_pipeline.sources.open_records gives them."""
+    folder = Path(folder)
+    records = _read_index(folder, trigger_word)
+    builder = _tfds().builder_from_directory(str(folder))
+    split = builder.info.splits[SPLIT]
+    absent = [str(path) for path in split.filepaths if not Path(path).is_file()]
+    if absent:
+        raise ShardError(f"{folder}: {len(absent)} files are missing: {', '.join(absent)}")
+    if split.num_examples != len(records):
+        raise ShardError(
+            f"{folder}: {split.num_examples} pictures, but {len(records)} lines in {INDEX}; write "
+            "the shards anew"
+        )
+    undecoded = {"image": _tfds().decode.SkipDecoding()}
+    pictures = builder.as_data_source(SPLIT, decoders=undecoded)
+    place = {}
+    for i, record in enumerate(records):
+        place.setdefault(record.image, i)  # one file under two captions is stored twice
+
+    def read_image(name: str) -> np.ndarray:
+        if name not in place:
+            raise ImageError(f"{name}: no such picture in {folder}")
+        try:
+            features = pictures[place[name]]
+        except Exception as error:  # not the picture's fault: no other is to take its place
+            raise ShardError(f"{folder}: record {place[name]} cannot be read ({error})") from error
+        if features["key"].decode() != name:
+            raise ShardError(f"{folder}: {INDEX} belongs to other shards; write them anew")
+        return decode_image(features["image"], name)
+
+    return records, read_image
+
+
+def _read_index(folder: Path, trigger_word: str) -> list[Record]:
+    path = folder / INDEX
+    try:
+        head, *entries = map(json.loads, path.read_text(encoding="utf-8").splitlines())
+        if head["format"] != FORMAT:
+            raise ShardError(f"{path}: {head['format']!r} is not the format read here, {FORMAT!r}")
+        records = [from_entry(entry) for entry in entries]
+        expected, marked = head["records"], head["trigger_word"]
+    except FileNotFoundError:
+        raise ShardError(f"{path}: missing; `python -m data_pipeline.shards` writes it") from None
+    except (TypeError, KeyError, json.JSONDecodeError, UnicodeDecodeError, AttributeError) as error:
+        raise ShardError(f"{path}: cannot be read ({error!r}); write the shards anew") from error
+    if len(records) != expected:
+        raise ShardError(f"{path}: {len(records)} of {expected} lines; write the shards anew")
+    if marked.lower() != trigger_word.lower():
+        raise ShardError(
+            f'{folder}: the trigger word in its captions is "{marked}", not "{trigger_word}"'
+        )
+    return records
+
+
+@functools.cache
+def _tfds():
+    os.environ.setdefault("NO_GCE_CHECK", "true")  # it would ask the network where it runs
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    try:
+        import tensorflow_datasets
+    except ImportError as error:
+        raise ImportError(
+            "shards need tensorflow-datasets: pip install 'persongen_jax[data]', or give a folder "
+            "with a manifest.jsonl, which needs neither"
+        ) from error
+    return tensorflow_datasets
+
+
+# ---- The command -------------------------------------------------------------------------------
+
+
+def main(argv=None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m data_pipeline.shards",
+        description="Turns a folder of photographs with a manifest, or drawn people, into shards.",
+    )
+    parser.add_argument(
+        "--from",
+        required=True,
+        dest="source",
+        metavar="DATA",
+        help='folder with a manifest.jsonl, or "people:SPLIT?identities=200&pictures=16"',
+    )
+    parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder to write")
+    parser.add_argument(
+        "--shards", type=int, metavar="N", help="number of files (default: by size)"
+    )
+    parser.add_argument("--trigger-word", default="img", metavar="WORD", help="default: img")
+    args = parser.parse_args(argv)
+    try:
+        counts = write_shards(
+            args.source, args.out, shards=args.shards, trigger_word=args.trigger_word
+        )
+    except (ValueError, OSError, ImportError, PromptError) as error:
+        print(f"shards: {error}", file=sys.stderr)
+        return 1
+    changes = ", ".join(
+        f"{counts[name]} {name}" for name in (UNDECODABLE, CLIPPED, DROPPED, SINGLE)
+    )
+    print(
+        f"{args.out}: {counts['pictures']} pictures of {counts['people']} people in "
+        f"{counts['shards']} shards; {changes}"
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
