@@ -124,8 +124,8 @@ def floor(args) -> dict:
     import numpy as np
     from flax import nnx
 
-    from benchmarks.flops import count
     from persongen_jax.conditioning import Conditioning, TokenStream
+    from persongen_jax.flop_count import count
     from persongen_jax.pipeline import Pipeline
 
     pipe = Pipeline.from_pretrained(args.base)

@@ -22,6 +22,8 @@ def get_config() -> ConfigDict:
     # Computation. Frozen weights rest in ``dtype``; what is trained rests in float32.
     config.dtype = "bfloat16"
     config.vae_dtype = "float32"
+    config.grad_accum = 1  # a step in this many parts, one after the other: less memory
+    config.remat = False  # the UNet's activations are computed twice: less memory, more time
 
     # Data: the side of the target in pixels, the word that marks the class word in captions.
     config.size = 512
@@ -32,12 +34,16 @@ def get_config() -> ConfigDict:
     config.rank = 64
     config.lora_alpha = 64.0
     config.trainable = ()
+    config.start_from = ""  # PhotoMaker weights (photomaker-v1.bin) that the run starts from
 
     # The objective.
     config.face_loss_prob = 0.5  # per example: the loss over the face box only
     config.drop_prob = 0.1  # per example: no condition at all
+    config.min_snr_gamma = 0.0  # above 0: min-SNR weights (usually 5)
+    config.noise_offset = 0.0  # above 0: noise with a mean of its own (usually 0.05)
 
-    # The optimizer: Adam, a learning rate for each group, linear warm-up, then constant.
+    # The optimizer: Adam, a learning rate for each group, linear warm-up, then constant or falling
+    # to 0 at ``steps``.
     config.lr_projections = 1e-5
     config.lr_fuse_module = 1e-5
     config.lr_lora = 1e-5
@@ -46,6 +52,9 @@ def get_config() -> ConfigDict:
     config.warmup_steps = 1000
     config.adam_b1 = 0.9
     config.adam_b2 = 0.999
+    config.lr_schedule = "constant"  # or "cosine", "linear"
+    config.clip_norm = 0.0  # above 0: the gradient's norm is at most this
+    config.ema_decay = 0.0  # above 0: a running average of what is trained is kept, and used
 
     # The run.
     config.seed = 42
@@ -53,4 +62,30 @@ def get_config() -> ConfigDict:
     config.log_every = 10
     config.checkpoint_every = 1000
     config.keep_checkpoints = 3
+    config.tensorboard = False  # also write <workdir>/tensorboard; needs the extra "log"
+
+    # Validation.
+    config.validation_every = 1000  # steps; 0: never
+    # Whose pictures, each "" for none: a manifest folder, a shard folder, or drawn people such as
+    # "people:out_of_train?identities=20&pictures=4". The first picture of each is the reference.
+    config.validate_in_train = ""
+    config.validate_out_of_train = ""
+    config.validate_out_of_domain = ""
+    config.validation_gallery = ""  # the people among whom rank-1 looks; 100 of them as a rule
+    config.validation_people = 10  # of each set, at most
+    config.validation_prompts = "thesis"  # or a JSON file, see persongen_jax/validation_prompts.py
+    config.validation_images = 5  # per person and prompt
+    config.validation_steps = 50
+    config.validation_guidance = 5.0
+    config.validation_merge_step = 10
+    config.validation_negative_prompt = (
+        "nsfw, lowres, bad anatomy, bad hands, text, error, missing fingers, extra digit, fewer "
+        "digits, cropped, worst quality, low quality, normal quality, jpeg artifacts, signature, "
+        "watermark, username, blurry"
+    )
+    config.validation_seed = 42
+    config.validation_batch = 0  # pictures at once; 0: four per device
+    config.clip = ""  # a transformers CLIP directory for CLIP-T; "": it is not measured
+    config.face_net = ""  # a face recogniser's file for Face-Sim; "": it is not measured
+    config.face_detector = "auto"
     return config

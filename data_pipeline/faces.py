@@ -1,60 +1,59 @@
-"""A face detector that needs no download: the LBP cascade which scikit-image brings along.
+"""A person's face in any photograph: found, and cropped as references are."""
 
-It finds upright faces seen from the front, and is no match for a learned detector: mark difficult
-faces by hand (``face_box`` in the manifest).
-"""
+from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
-# (long side in pixels, overlapping detections asked for), the surest first. Its windows start at
-# 24 pixels, so the larger scale is for small faces and the smaller one for speckled pictures. The
-# last row asks for little: it takes a doubtful face rather than none.
-PASSES = ((400, 8), (256, 8), (640, 8), (400, 4))
-SMALLEST_FACE = 1 / 12  # of the long side
+from data_pipeline.detectors import Detector, open_detector
+from data_pipeline.detectors.insightface_scrfd import is_available
+from data_pipeline.transforms import square_face_crop
 
 
 class NoFaceFound(ValueError):
     """No face in the picture; the message says how to do without the detector."""
 
 
-def find_face(image: np.ndarray, name: str = "the picture") -> tuple[int, int, int, int]:
+def open_reference_detector(base=None, name: str = "auto") -> Detector:
+    """The detector that references are cropped with.
+
+    Args:
+        base: a base model's directory. One that has a ``face_detector`` of its own (the miniature)
+            wants its faces found by that.
+        name: as ``open_detector``'s; "auto" takes the base's own, else InsightFace where its
+            models are present, else scikit-image's cascade.
+    """
+    if name != "auto":
+        return open_detector(name)
+    own = None if base is None else Path(base) / "face_detector"
+    if own is not None and own.is_dir():
+        return open_detector("keypoints", own)
+    return open_detector("insightface" if is_available() else "cascade")
+
+
+def find_face(
+    image: np.ndarray, name: str = "the picture", detector: Detector | None = None
+) -> tuple[int, int, int, int]:
     """The largest face of ``image`` [h, w, 3] uint8 RGB as a box (x0, y0, x1, y1) in its pixels.
 
-    The box is the cascade's: a square from the brows to below the mouth. NoFaceFound speaks of
-    the picture by ``name``.
+    ``detector`` None is the cascade; the others' boxes hold more of forehead and chin than its
+    squares. NoFaceFound speaks of the picture by ``name``.
     """
-    try:
-        from skimage.data import lbp_frontal_face_cascade_filename
-        from skimage.feature import Cascade
-    except ImportError as error:
-        raise ImportError(
-            "finding faces needs scikit-image: pip install 'persongen_jax[faces]', or give the "
-            "face box yourself"
-        ) from error
-    cascade = Cascade(lbp_frontal_face_cascade_filename())
+    detector = open_detector("cascade") if detector is None else detector
+    (found,) = detector.detect([image])
     height, width = image.shape[:2]
-    for long_side, neighbours in PASSES:
-        scale = long_side / max(height, width)
-        size = max(1, round(width * scale)), max(1, round(height * scale))
-        scaled = np.array(Image.fromarray(image).resize(size, Image.Resampling.BICUBIC))
-        smallest = max(24, round(long_side * SMALLEST_FACE))
-        if min(size) < smallest:
-            continue
-        found = cascade.detect_multi_scale(
-            img=scaled,
-            scale_factor=1.1,
-            step_ratio=1,
-            min_size=(smallest, smallest),
-            max_size=(min(size), min(size)),
-            min_neighbor_number=neighbours,
-        )
-        if found:
-            face = max(found, key=lambda face: face["width"] * face["height"])
-            x0, y0 = round(face["c"] / scale), round(face["r"] / scale)
-            x1, y1 = x0 + round(face["width"] / scale), y0 + round(face["height"] / scale)
-            return max(x0, 0), max(y0, 0), min(x1, width), min(y1, height)
+    if found is not None:
+        x0, y0, x1, y1 = (round(v) for v in found.box)
+        x0, y0, x1, y1 = max(x0, 0), max(y0, 0), min(x1, width), min(y1, height)
+        if x0 < x1 and y0 < y1:
+            return x0, y0, x1, y1
     raise NoFaceFound(
-        f"no face found in {name} ({width}x{height} pixels); give a face box, or pass --no-crop to "
-        "use the whole picture"
+        f"no face found in {name} ({width}x{height} pixels, detector {detector.name}); give a face "
+        "box, or pass --no-crop to use the whole picture"
     )
+
+
+def crop_face(
+    image: np.ndarray, name: str = "the picture", detector: Detector | None = None
+) -> np.ndarray:
+    """The square reference crop [s, s, 3] around the largest face; NoFaceFound where none is."""
+    return square_face_crop(image, find_face(image, name, detector))

@@ -5,8 +5,8 @@ references an example has, or whether it has a face box, is data and not a shape
 
     pixel_values       [b, h, w, 3]     float32  the target picture, in [-1, 1]
     input_ids          dict             one entry per prompt stream (``streams`` below)
-      "text"           [b, 2, 77]       int32    the caption for both tokenizers, joined by the parts
-                                                 that are no stream; no trigger word,
+      "text"           [b, 2, 77]       int32    the caption for both tokenizers, with the
+                                                 parts that are no stream; no trigger word,
                                                  the class token once per reference
       "background", …  [b, 2, 77]       int32    further prompts, as they are ("" if there is none)
     class_tokens_mask  [b, 77]          bool     True at the class token's copies in "text"

@@ -1,8 +1,8 @@
 """Paint pictures from the command line.
 
     python -m persongen_jax.generate --base /path/to/sdxl --prompt "a lighthouse at dusk"
-    python -m persongen_jax.generate --base /path/to/sdxl --method-weights runs/photomaker \\
-        --reference face.png --prompt "a man img in a space suit"
+    python -m persongen_jax.generate --base /path/to/sdxl --method-weights photomaker-v1.bin \\
+        --reference me.jpg --prompt "a man img in a space suit"
 """
 
 import argparse
@@ -63,7 +63,8 @@ def parse_arguments(argv=None):
         metavar="FILE[@WEIGHT]",
         help="LoRA file; may be given several times",
     )
-    add("--method-weights", help="working directory of a training run")
+    add("--method", help="identity method; default: what the weights are of")
+    add("--method-weights", help="working directory of a training run, or a PhotoMaker v1 file")
     add(
         "--reference",
         action="append",
@@ -71,8 +72,29 @@ def parse_arguments(argv=None):
         type=Path,
         help=f"photograph of the person, up to {MAX_REFERENCES} times",
     )
+    add(
+        "--detector",
+        default="auto",
+        metavar="NAME[:PATH]",
+        help="finds the face in references: keypoints:DIR, insightface, cascade; auto: the base's "
+        "own, else InsightFace where its models are, else scikit-image's cascade",
+    )
     add("--no-crop", action="store_true", help="references are face crops already")
-    add("--start-merge-step", type=int, default=10, help="the identity acts after this step")
+    add(
+        "--start-merge-step",
+        "--start_merge_step",
+        type=int,
+        default=10,
+        help="the identity acts after this step",
+    )
+    add(
+        "--scale",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="factor of what the method adds: identity, lora, background, body, as far as it has "
+        "them; may be given several times",
+    )
     add("--watermark", action="store_true", help="put diffusers' invisible SDXL watermark in")
     add("--no-compilation-cache", action="store_true", help="compile anew in every run")
     return parser.parse_args(argv)
@@ -139,15 +161,28 @@ def warn_of_cut_prompts(pipe, prompts, negative_prompt, num_references, parts):
 
 def read_references(args) -> list:
     """Face crops of the references, as PhotoMaker wants them."""
-    from data_pipeline.faces import find_face
-    from data_pipeline.transforms import load_image, square_face_crop
+    from data_pipeline.faces import crop_face, open_reference_detector
+    from data_pipeline.transforms import load_image
 
     if len(args.reference) > MAX_REFERENCES:
         raise ValueError(f"{len(args.reference)} references: give one to {MAX_REFERENCES}")
     images = [(path, load_image(path)) for path in args.reference]
     if args.no_crop:
         return [image for _, image in images]
-    return [square_face_crop(image, find_face(image, str(path))) for path, image in images]
+    detector = open_reference_detector(args.base, args.detector)
+    return [crop_face(image, str(path), detector) for path, image in images]
+
+
+def read_scales(args) -> dict[str, float]:
+    """The --scale options by name."""
+    scales = {}
+    for item in args.scale:
+        name, _, value = item.partition("=")
+        try:
+            scales[name.strip()] = float(value)
+        except ValueError as error:
+            raise ValueError(f"--scale {item}: write NAME=NUMBER, identity=0.8") from error
+    return scales
 
 
 def make_pipeline(args):
@@ -162,7 +197,7 @@ def make_pipeline(args):
         config=args.base_config,
     )
     if args.method_weights:
-        pipe.load_method(args.method_weights)
+        pipe.load_method(args.method, args.method_weights)
     for item in args.lora:
         path, weight = parse_lora(item)
         pipe.load_lora(path, weight=weight)
@@ -189,28 +224,37 @@ def scheduler_options(args) -> dict:
     return options
 
 
-def save_pictures(images, folder: Path, notes: list[dict]) -> list[Path]:
-    """PNGs with notes as text chunks, numbered on from what is there: nothing is overwritten."""
-    from PIL import Image, PngImagePlugin
+class PictureFolder:
+    """Saves PNGs one after the other, numbered on from what is there: nothing is overwritten.
 
-    folder.mkdir(parents=True, exist_ok=True)
-    taken = [int(path.stem) for path in folder.glob("*.png") if path.stem.isdigit()]
-    first = max(taken, default=-1) + 1
-    paths = []
-    for i, (image, note) in enumerate(zip(images, notes, strict=True)):
+    The folder is made with the first picture.
+    """
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        taken = [int(path.stem) for path in folder.glob("*.png") if path.stem.isdigit()]
+        self._next = max(taken, default=-1) + 1
+
+    def save(self, image, note: dict) -> Path:
+        """``image`` uint8 [h, w, 3]; ``note`` goes into the file as text chunks."""
+        from PIL import Image, PngImagePlugin
+
+        self.folder.mkdir(parents=True, exist_ok=True)
         info = PngImagePlugin.PngInfo()
         for key, value in note.items():
             info.add_itxt(key, value if isinstance(value, str) else json.dumps(value))
-        paths.append(folder / f"{first + i:05d}.png")
-        Image.fromarray(image).save(paths[-1], pnginfo=info)
-    return paths
+        path = self.folder / f"{self._next:05d}.png"
+        Image.fromarray(image).save(path, pnginfo=info)
+        self._next += 1
+        return path
 
 
 def make_notes(args, prompts, parts) -> list[dict]:
     """What each picture's file says about how it was made; ``parts`` as they were given."""
     kept = (
         "base height width steps guidance_scale guidance_rescale scheduler karras "
-        "timestep_spacing dtype vae_dtype lora method_weights start_merge_step watermark"
+        "timestep_spacing dtype vae_dtype lora method method_weights start_merge_step scale "
+        "watermark"
     ).split()
     settings = {name: getattr(args, name) for name in kept}
     settings["reference"] = [str(path) for path in args.reference]
@@ -231,8 +275,11 @@ def generate(args) -> list[Path]:
         jax.config.update("jax_compilation_cache_dir", str(cache))
     prompts = read_prompts(args)
     parts = read_parts(args, len(prompts))
+    scales = read_scales(args)
     if bool(args.reference) != bool(args.method_weights):
         raise ValueError("--reference and --method-weights belong together: give both or neither")
+    if args.method and not args.method_weights:
+        raise ValueError(f"--method {args.method}: it needs its weights; give --method-weights")
     references = read_references(args) if args.reference else None
     pipe = make_pipeline(args)
     texts, apart = place_parts(prompts, parts, pipe.streams)
@@ -242,23 +289,38 @@ def generate(args) -> list[Path]:
             f"--start-merge-step {args.start_merge_step} is not before the last of {args.steps} "
             "steps: the references will have no effect"
         )
-    images = paint(pipe, args, texts, references, apart)
-    if args.watermark:
-        images = mark(images, args)
-    return save_pictures(images, args.out, make_notes(args, prompts, parts))
+    watermark = WatermarkIfItFits() if args.watermark else None
+    folder, notes = PictureFolder(args.out), make_notes(args, prompts, parts)
+    paths = []
+
+    def save(image):
+        note = notes[len(paths)]
+        if watermark:
+            image, fits = watermark(image)
+            note = {**note, "settings": {**note["settings"], "watermark": fits}}
+        paths.append(folder.save(image, note))
+
+    paint(pipe, args, texts, references, apart, scales, save)
+    return paths
 
 
-def paint(pipe, args, prompts, references, parts):
-    """uint8 [n, h, w, 3], with a progress bar."""
+def paint(pipe, args, prompts, references, parts, scales, save):
+    """Each picture, uint8 [h, w, 3], goes to ``save`` when it is done; with a progress bar."""
     count = len(prompts) * args.images_per_prompt
     batches = -(-count // pipe.pictures_at_once(args.batch_size, count))
     # The delay keeps the bar away from error messages: it appears with the first steps.
     bar = tqdm(total=batches * args.steps, unit="step", desc=f"{count} pictures", delay=1e-3)
-    images = pipe(
+
+    def save_batch(images):
+        for image in (images * 255).round().astype("uint8"):
+            save(image)
+
+    pipe(
         prompts,
         args.negative_prompt,
         references=references and [references] * len(prompts),
         **parts,
+        scales=scales,
         start_merge_step=args.start_merge_step,
         height=args.height,
         width=args.width,
@@ -274,23 +336,30 @@ def paint(pipe, args, prompts, references, parts):
         tile_size=args.tile_size,
         output_type="np",
         progress=bar.update,
-    ).images
+        on_batch=save_batch,
+    )
     bar.close()
-    return (images * 255).round().astype("uint8")
 
 
-def mark(images, args):
-    """The pictures with the watermark, if they are large enough to hold it."""
-    from persongen_jax.watermark import MIN_PIXELS, MIN_WIDTH, add_watermark
+class WatermarkIfItFits:
+    """Puts the watermark into pictures; warns, once, if they are too small to hold it."""
 
-    height, width = images.shape[1:3]
-    if width < MIN_WIDTH or height * width < MIN_PIXELS:
-        warn(
-            f"no watermark: {width}x{height} pixels are too few for it; it needs a width of "
-            f"{MIN_WIDTH} and {MIN_PIXELS} pixels"
-        )
-        args.watermark = False  # what the pictures' notes will say
-    return add_watermark(images)
+    warned = False
+
+    def __call__(self, image):
+        """(the picture, whether it has the mark now)."""
+        from persongen_jax.watermark import MIN_PIXELS, MIN_WIDTH, add_watermark
+
+        height, width = image.shape[:2]
+        if width >= MIN_WIDTH and height * width >= MIN_PIXELS:
+            return add_watermark(image[None])[0], True
+        if not self.warned:
+            warn(
+                f"no watermark: {width}x{height} pixels are too few for it; it needs a width of "
+                f"{MIN_WIDTH} and {MIN_PIXELS} pixels"
+            )
+            self.warned = True
+        return image, False
 
 
 def main(argv=None):

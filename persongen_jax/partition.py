@@ -97,12 +97,12 @@ def fill_trained(model, trained: dict, table, where: str):
 
 
 def make_optimizer(config, groups: dict[str, str]) -> optax.GradientTransformation:
-    """Adam with one learning rate per group, ``config.lr_<group>``, warmed up linearly.
+    """Adam with one learning rate per group, ``config.lr_<group>``; see :func:`learning_rate`.
 
-    The rate is lr * min(1, (step + 1) / warmup_steps): step 0 already moves.
+    ``config.clip_norm`` above 0 first shortens the gradient of all groups together to that norm.
 
     Raises:
-        ValueError: a group without its rate.
+        ValueError: a group without its rate, or an unknown ``config.lr_schedule``.
     """
     transforms = {}
     for group in sorted(set(groups.values())):
@@ -110,14 +110,38 @@ def make_optimizer(config, groups: dict[str, str]) -> optax.GradientTransformati
         if name not in config:
             raise ValueError(f"the config has no {name!r}, the learning rate of group {group!r}")
         transforms[group] = optax.adam(
-            warm_up(config[name], config.warmup_steps), config.adam_b1, config.adam_b2
+            learning_rate(config, config[name]), config.adam_b1, config.adam_b2
         )
-    return optax.partition(transforms, groups)
+    adam = optax.partition(transforms, groups)
+    if config.clip_norm > 0:
+        return optax.chain(optax.clip_by_global_norm(config.clip_norm), adam)
+    return adam
 
 
-def warm_up(rate: float, steps: int):
-    """step to learning rate: linear from rate / steps to rate, then constant."""
-    return lambda step: rate * jnp.minimum(1.0, (step + 1) / max(1, steps))
+# What is left of the rate after a fraction of the steps behind the warm-up.
+DECAYS = {
+    "constant": lambda progress: 1.0,
+    "cosine": lambda progress: 0.5 * (1 + jnp.cos(jnp.pi * progress)),
+    "linear": lambda progress: 1 - progress,
+}
+
+
+def learning_rate(config, rate: float):
+    """step to learning rate: ``rate`` * min(1, (step + 1) / warmup_steps), then the decay.
+
+    Step 0 already moves. Behind the warm-up ``config.lr_schedule`` keeps the rate ("constant") or
+    lets it fall to 0 at ``config.steps`` ("cosine", "linear").
+    """
+    if config.lr_schedule not in DECAYS:
+        raise ValueError(f"config.lr_schedule={config.lr_schedule!r}: use {', '.join(DECAYS)}")
+    warmup, decay = config.warmup_steps, DECAYS[config.lr_schedule]
+    decaying = max(1, config.steps - warmup)
+
+    def schedule(step):
+        warm = jnp.minimum(1.0, (step + 1) / max(1, warmup))
+        return rate * warm * decay(jnp.clip((step - warmup) / decaying, 0.0, 1.0))
+
+    return schedule
 
 
 def summary(trainable: dict, frozen, groups: dict[str, str]) -> str:

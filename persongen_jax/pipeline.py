@@ -6,8 +6,11 @@
 It is the library's face: loading, LoRA, identity methods, and the loop over batches of prompts.
 """
 
+import contextlib
 import functools
-from dataclasses import dataclass
+import itertools
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import NamedTuple
 
 import jax
@@ -37,6 +40,7 @@ from persongen_jax.weights.adapters import (
     module_paths,
 )
 from persongen_jax.weights.lora_files import read_lora, write_lora
+from persongen_jax.weights.photomaker import load_photomaker_into, read_photomaker
 from persongen_jax.weights.sdxl import SDXLBase, load_sdxl, save_sdxl
 
 METHOD_PREFIX = "method:"  # of the name that a method's own LoRA goes by
@@ -94,6 +98,16 @@ class Pipeline:
         base = load_sdxl(path, dtype=dtype, shardings=replicated(mesh), **options)
         return cls(base, mesh)
 
+    @classmethod
+    def around(cls, base: SDXLBase, method, model, *, trigger_word="img", mesh=None) -> "Pipeline":
+        """A pipeline over a model in memory that has the method's parts: one in training.
+
+        Nothing is copied. Programs compiled for an earlier model of the same kind are used again.
+        """
+        pipe = cls(replace(base, model=model), mesh)
+        pipe.method, pipe.trigger_word = method, trigger_word
+        return pipe
+
     def save_pretrained(self, folder):
         """Write a directory that diffusers opens; fuse or unload LoRAs first."""
         if self.adapters:
@@ -125,36 +139,66 @@ class Pipeline:
 
     # ---- an identity method ----
 
-    def load_method(self, weights, name: str | None = None):
+    def load_method(self, name: str | None, weights):
         """Put a trained identity method on the model; then give ``references`` when calling.
 
         Args:
-            weights: the working directory of a training run.
-            name: the method; an error if the run trained another one. None takes what is there.
+            name: the method. None takes the one that a run trained, and photomaker for a file.
+            weights: the working directory of a training run; or a PhotoMaker v1 file, ``.bin`` or
+                ``.safetensors`` (weights/photomaker.py). What a method has beyond PhotoMaker, such
+                as a branch for the background, starts where its training would.
 
         Raises:
             FileNotFoundError: no checkpoint there.
-            ValueError: another method, or weights that do not fit this base.
+            ValueError: a run that trained another method, or weights that do not fit this base.
         """
-        trained, config = load_trained(weights, replicated(self.mesh))
-        if name not in (None, config["method"]):
-            raise ValueError(f"{weights}: holds weights of {config['method']!r}, not of {name!r}")
         settings = {"base": self.base.path, "dtype": jnp.dtype(self.model.unet.dtype).name}
-        config = ConfigDict({**config, **settings})
-        # What the method loaded before had added goes with it.
-        self._remove_adapters()
-        remove_branches(self.model.unet)
-        self.adapters = {k: v for k, v in self.adapters.items() if not k.startswith(METHOD_PREFIX)}
-        self.method = get_method(config.method)
-        self.method.attach(self.model, config, nnx.Rngs(0))
-        self.trigger_word = config.trigger_word
-        fill_trained(self.model, trained, config.trainable or self.method.groups, str(weights))
+        if Path(weights).is_file():
+            config = ConfigDict(self._photomaker_config(weights, name or "photomaker") | settings)
+            self._attach_method(config)
+            load_photomaker_into(self.model, weights)
+        else:
+            trained, config = load_trained(weights, replicated(self.mesh))
+            if name not in (None, config["method"]):
+                raise ValueError(
+                    f"{weights}: holds weights of {config['method']!r}, not of {name!r}"
+                )
+            config = ConfigDict({**config, **settings})
+            self._attach_method(config)
+            if config.get("start_from"):
+                # The run kept this file's image tower, which it did not train and so did not save.
+                load_photomaker_into(self.model, config.start_from)
+            fill_trained(self.model, trained, config.trainable or self.method.groups, str(weights))
         # From here on the method's LoRA is one adapter among others.
         self.adapters[METHOD_PREFIX + config.method] = (
             {"unet": extract_adapter(self.model.unet)},
             1.0,
         )
         self._apply_adapters()
+
+    def _attach_method(self, config):
+        """The method's parts on the model; what another one had added before goes."""
+        method = get_method(config.method)
+        self._remove_adapters()
+        remove_branches(self.model.unet)
+        self.adapters = {k: v for k, v in self.adapters.items() if not k.startswith(METHOD_PREFIX)}
+        self.method = method
+        self.method.attach(self.model, config, nnx.Rngs(0))
+        self.trigger_word = config.trigger_word
+
+    def _photomaker_config(self, path, name: str) -> dict:
+        """What a method's ``attach`` has to know to have room for the file's tensors."""
+        with read_photomaker(path) as file:
+            rank = file.rank
+        # The file has an image tower, but not its config; a directory beside the base has both.
+        beside = (Path(self.base.path) / "image_encoder").is_dir()
+        return {
+            "method": name,
+            "id_encoder": "" if beside else str(path),
+            "rank": rank,
+            "lora_alpha": float(rank),
+            "trigger_word": "img",
+        }
 
     # ---- LoRA ----
 
@@ -248,6 +292,7 @@ class Pipeline:
         tiling: bool = False,
         tile_size: int = 512,
         progress=None,
+        on_batch=None,
     ) -> PipelineOutput:
         """Paint ``num_images_per_prompt`` pictures of each prompt.
 
@@ -260,8 +305,11 @@ class Pipeline:
                 behind the class word: "a man img in a space suit".
             background, body: with a method that reads them, further prompts; one for all or one
                 each. They act from the first step on. None: the empty prompt.
-            scales: factors of the method's attention branches by stream, {"background": 0.8};
-                1 where nothing is said.
+            scales: factors of what the method adds, {"identity": 0.8}; 1 where nothing is said.
+                "background", "body": of the attention branch that reads this stream. "identity":
+                of the references: in text space a class token e, fused with a reference to f,
+                becomes e + scale * (f - e); a branch that reads the references is scaled as
+                others are. "lora": of the method's LoRA, on top of its weight.
             start_merge_step: up to and with this step the prompt alone acts, then the identity
                 (delayed merging, arXiv 2312.04461, section 3.3).
             height, width: pixels, multiples of the VAE's factor (8). Default: the UNet's
@@ -279,6 +327,8 @@ class Pipeline:
             tiling: decode in overlapping tiles with sides of ``tile_size`` pixels. At 1024 x 1024
                 and SDXL's size, tiles of 512 need a quarter of the memory, 1 GiB (float32).
             progress: called with the number of steps done since the last call.
+            on_batch: called with every batch's pictures as soon as they are painted, in their
+                order and as ``output_type`` has them. They are not kept then: ``images`` is empty.
 
         Raises:
             ValueError: sizes, counts or names that do not fit; the message names them.
@@ -295,8 +345,10 @@ class Pipeline:
         negatives = _one_each(negative_prompt, len(prompts), "negative prompts")
         if references is not None:
             references = self._check_references(references, len(prompts))
+            self._check_triggers(prompts, references)
+        scales = self._check_scales(scales or {}, references)
         parts = {"background": background, "body": body}
-        parts = self._check_parts(parts, scales, references, len(prompts))
+        parts = self._check_parts(parts, references, len(prompts))
         plan = make_plan(
             self.base.scheduler_config, num_inference_steps, scheduler, **(scheduler_options or {})
         )
@@ -311,37 +363,57 @@ class Pipeline:
         guided = guidance_scale > 1
 
         total = len(prompts) * num_images_per_prompt
-        noise = self._noise(latents, seed, total, height, width)
+        noise = self._first_noise(latents, seed, total, height, width)
         keys = _image_keys(seed, 1, total)
         batch = self.pictures_at_once(batch_size, total)
-        images = []
-        for start in range(0, total, batch):
-            # The last batch is filled up with its last picture, so that every batch has one shape.
-            rows = np.minimum(np.arange(start, start + batch), total - 1)
-            which = rows // num_images_per_prompt
-            time_ids_here = np.tile(time_ids, (batch, 1))
-            prompts_here = [prompts[i] for i in which]
-            negatives_here = [negatives[i] for i in which] if guided else None
+
+        def guidance_of(which):
+            """Of one batch, whose rows are for the prompts of these numbers."""
+            ids = np.tile(time_ids, (batch, 1))
+            texts = [prompts[i] for i in which]
+            against = [negatives[i] for i in which] if guided else None
             if references is None:
-                guidance = self._text_guidance(prompts_here, negatives_here, time_ids_here)
-            else:
-                references_here = [references[i] for i in which]
-                parts_here = {name: [texts[i] for i in which] for name, texts in parts.items()}
-                guidance = self._identity_guidance(
-                    prompts_here, negatives_here, references_here, parts_here, time_ids_here
-                )
-                guidance = self._scale_branches(guidance, scales or {})
-            first = sampling.initial_latents(plan, noise[rows])
-            first = jax.device_put(first, along_batch(self.mesh))
-            carry = sampling.init_carry(plan, first)
-            settings = (guidance_scale, guidance_rescale, start_merge_step)
-            carry = self._run(plan, carry, guidance, keys[rows], settings, progress)
-            out = sampling.final_latents(carry)
-            if output_type != "latent":
-                out = self._decode(out, tile_size if tiling else None)
-            images.append(np.asarray(out)[: min(batch, total - start)])
-        images = np.concatenate(images)
-        return PipelineOutput(to_pil(images) if output_type == "pil" else images)
+                return self._text_guidance(texts, against, ids)
+            people = [references[i] for i in which]
+            further = {name: [given[i] for i in which] for name, given in parts.items()}
+            identity = scales.get("identity", 1.0)
+            guidance = self._identity_guidance(texts, against, people, further, ids, identity)
+            return self._scale_branches(guidance, scales)
+
+        images = []
+        keep = images.append if on_batch is None else on_batch
+        with self._method_lora(scales.get("lora", 1.0)):
+            for start in range(0, total, batch):
+                # The last batch is filled up with its last picture: every batch has one shape.
+                rows = np.minimum(np.arange(start, start + batch), total - 1)
+                guidance = guidance_of(rows // num_images_per_prompt)
+                first = sampling.initial_latents(plan, noise[rows])
+                first = jax.device_put(first, along_batch(self.mesh))
+                carry = sampling.init_carry(plan, first)
+                settings = (guidance_scale, guidance_rescale, start_merge_step)
+                carry = self._run(plan, carry, guidance, keys[rows], settings, progress)
+                out = sampling.final_latents(carry)
+                if output_type != "latent":
+                    out = self._decode(out, tile_size if tiling else None)
+                out = np.asarray(out)[: min(batch, total - start)]
+                keep(to_pil(out) if output_type == "pil" else out)
+        if on_batch is not None:
+            return PipelineOutput([])
+        pil = output_type == "pil"
+        return PipelineOutput(list(itertools.chain(*images)) if pil else np.concatenate(images))
+
+    @contextlib.contextmanager
+    def _method_lora(self, scale: float):
+        """Within it, the method's own LoRA has ``scale`` times its weight."""
+        weights = {n: w for n, (_, w) in self.adapters.items() if n.startswith(METHOD_PREFIX)}
+        if scale == 1:
+            yield
+            return
+        self.set_lora_weights({name: weight * scale for name, weight in weights.items()})
+        try:
+            yield
+        finally:
+            self.set_lora_weights(weights)
 
     def encode_prompt(self, prompts: list[str]):
         """prompt_embeds [b, 77, d] and pooled_prompt_embeds [b, p] of b prompts."""
@@ -365,7 +437,9 @@ class Pipeline:
         unconditional = Conditioning({"text": TokenStream(negative_embeds)}, negative_pooled, ids)
         return Guidance(late, unconditional)
 
-    def _identity_guidance(self, prompts, negatives, references, parts, time_ids) -> Guidance:
+    def _identity_guidance(
+        self, prompts, negatives, references, parts, time_ids, identity_scale=1.0
+    ) -> Guidance:
         """Late: prompts and identity. Early: the prompts alone. Unconditional: neither.
 
         All three are the method's own conditioning, of batches with less and less in them, so
@@ -399,18 +473,19 @@ class Pipeline:
             empty = {name: np.stack([encode("")] * len(prompts)) for name in parts}
             unconditional = with_prompts([text or "" for text in negatives], empty)
             unconditional = self._condition(unconditional)
-        return Guidance(self._condition(batch), unconditional, self._condition(early))
+        late = self._condition(batch)
+        if identity_scale != 1:
+            plain = self._condition(without_identity(batch)).streams["text"].tokens
+            text = late.streams["text"]
+            # Other tokens than the class word's copies are equal in both, and stay what they are.
+            tokens = plain + jnp.float32(identity_scale) * (text.tokens - plain)
+            late = late.with_stream("text", tokens, text.mask)
+        return Guidance(late, unconditional, self._condition(early))
 
     def _scale_branches(self, guidance: Guidance, scales: dict[str, float]) -> Guidance:
         """Every stream but "text" with its scale, 1 included: no other scale is a new program."""
 
         def scaled(conditioning):
-            unknown = sorted(scales.keys() - (conditioning.streams.keys() - {"text"}))
-            if unknown:
-                raise ValueError(
-                    f"scales: no attention branch reads {', '.join(map(repr, unknown))}; "
-                    f"the method's streams are {', '.join(conditioning.streams)}"
-                )
             for name, stream in conditioning.streams.items():
                 if name != "text":
                     scale = np.full(len(stream.tokens), scales.get(name, 1.0), np.float32)
@@ -437,7 +512,9 @@ class Pipeline:
 
     def _check_references(self, references, count):
         if self.method is None:
-            raise ValueError("references need an identity method: call load_method(weights) first")
+            raise ValueError(
+                "references need an identity method: call load_method(name, weights) first"
+            )
         if len(references) != count:
             raise ValueError(
                 f"{len(references)} lists of references for {count} prompts: give one list each"
@@ -447,7 +524,27 @@ class Pipeline:
                 raise ValueError(f"{len(images)} references: give one to {MAX_REFERENCES}")
         return references
 
-    def _check_parts(self, parts, scales, references, count) -> dict[str, list]:
+    def _check_triggers(self, prompts, references):
+        """PromptError of the first prompt that cannot be read, before anything is painted."""
+        for prompt, images in zip(prompts, references, strict=True):
+            self.base.tokenizers.encode_with_trigger(prompt, len(images), self.trigger_word)
+
+    def _check_scales(self, scales, references) -> dict[str, float]:
+        if scales and references is None:
+            raise ValueError(f"scales={scales}: they act with references; give them too")
+        known = {"identity", *self.streams} - {"text"}
+        if any(name.startswith(METHOD_PREFIX) for name in self.adapters):
+            known.add("lora")
+        unknown = sorted(set(scales) - known)
+        if unknown:
+            raise ValueError(
+                f"scales: nothing is called {', '.join(map(repr, unknown))}; there are identity, "
+                "lora unless it is fused, and the method's streams "
+                f"({', '.join(sorted(self.streams))}) but for text"
+            )
+        return scales
+
+    def _check_parts(self, parts, references, count) -> dict[str, list]:
         """A text (or None) for each prompt, by stream: all the method's streams but "text"."""
         for name, texts in parts.items():
             if texts is None:
@@ -459,8 +556,6 @@ class Pipeline:
                 )
             if references is None:
                 raise ValueError(f"{name}={texts!r}: it goes with references; give them too")
-        if scales and references is None:
-            raise ValueError(f"scales={scales}: branches act with references; give them too")
         return {
             name: _one_each(parts[name], count, f"{name} prompts")
             for name in self.streams
@@ -499,17 +594,25 @@ class Pipeline:
                 raise ValueError(f"{name}={side} is not a positive multiple of {factor}")
         return height, width
 
-    def _noise(self, latents, seed, total, height, width):
-        factor = self.model.vae.vae_scale_factor
-        channels = self.base.configs["unet"].get("in_channels", 4)
-        shape = (height // factor, width // factor, channels)
+    def draw_latents(self, seed: int, total: int, height: int, width: int) -> np.ndarray:
+        """What ``latents`` is when it is not given: [total, h / 8, w / 8, 4] standard normal."""
+        shape = self._latent_shape(height, width)
+        draw = jax.vmap(lambda key: jax.random.normal(key, shape, jnp.float32))
+        return np.asarray(draw(_image_keys(seed, 0, total)))
+
+    def _first_noise(self, latents, seed, total, height, width):
         if latents is None:
-            draw = jax.vmap(lambda key: jax.random.normal(key, shape, jnp.float32))
-            return np.asarray(draw(_image_keys(seed, 0, total)))
+            return self.draw_latents(seed, total, height, width)
+        shape = self._latent_shape(height, width)
         latents = np.asarray(latents, np.float32)
         if latents.shape != (total, *shape):
             raise ValueError(f"latents have shape {latents.shape}; {(total, *shape)} is needed")
         return latents
+
+    def _latent_shape(self, height, width):
+        factor = self.model.vae.vae_scale_factor
+        channels = self.base.configs["unet"].get("in_channels", 4)
+        return height // factor, width // factor, channels
 
     def pictures_at_once(self, batch_size: int | None, total: int) -> int:
         """The size of the batches that ``total`` pictures are painted in."""

@@ -30,14 +30,15 @@ normal jpeg artifacts signature watermark username
 """.split()
 
 
-def write_tiny_tokenizer(folder, pad_token: str = EOS) -> int:
+def write_tiny_tokenizer(folder, pad_token: str = EOS, words=()) -> int:
     """Writes a tokenizer that transformers' CLIPTokenizer opens offline; returns its vocabulary's
     size. The beginning and the end of text have the ids size - 2 and size - 1.
 
     ``folder`` is made if need be. ``pad_token`` is any entry of the vocabulary; SDXL's two are in
-    ``SDXL_PAD_TOKENS``. Same code, same bytes.
+    ``SDXL_PAD_TOKENS``. ``words`` are further ASCII words that come out as one token each. Same
+    code, same bytes.
     """
-    merges = _learn_merges(Counter(WORDS))
+    merges = _learn_merges(Counter([*WORDS, *(word for word in words if word not in WORDS)]))
     symbols = _byte_symbols()
     entries = [*symbols, *(s + "</w>" for s in symbols), *("".join(m) for m in merges), BOS, EOS]
     if pad_token not in entries:

@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from configs.first_light import get_config
+from data_pipeline.faces import crop_face
 from persongen_jax import generate
 from persongen_jax.checkpoint import Checkpoints
 from persongen_jax.partition import split_model
@@ -16,6 +17,7 @@ from persongen_jax.prompts import Tokenizers
 from persongen_jax.train import build_model
 from persongen_jax.watermark import has_watermark
 from persongen_jax.weights.adapters import extract_adapter
+from persongen_jax.weights.photomaker import save_photomaker
 from tests.weights.test_lora_files import save
 
 # One batch size and number of steps nearly everywhere: one compiled program.
@@ -34,6 +36,11 @@ def method_weights(tiny_base, tmp_path_factory):
     checkpoints.save(0, trainable, {"count": np.zeros(1)}, config.to_dict())
     checkpoints.close()
     return workdir
+
+
+@pytest.fixture(scope="module")
+def pipe(tiny_base):
+    return Pipeline.from_pretrained(tiny_base)
 
 
 @pytest.fixture(scope="module")
@@ -95,28 +102,19 @@ def test_prompts_notes_and_numbers(tiny_base, tmp_path, capsys):
 
     first = {path: path.read_bytes() for path in out.iterdir()}
     run(tiny_base, out, "--prompt", "a man")
-    run(
-        tiny_base,
-        tmp_path / "other",
-        *prompts,
-        "--negative-prompt",
-        "blurry",
-        "--seed",
-        "5",
-        "--images-per-prompt",
-        "2",
-    )
+    same = [*prompts[:2], "--negative-prompt", "blurry", "--seed", "5", "--images-per-prompt", "2"]
+    run(tiny_base, tmp_path / "other", *same)
     assert {path: path.read_bytes() for path in first} == first
     assert set(out.iterdir()) == {*first, out / "00014.png"}
     # The same seed and settings give the same bytes, notes included.
-    again = [(tmp_path / "other" / f"{n:05d}.png").read_bytes() for n in range(6)]
-    assert again == [path.read_bytes() for path in paths]
+    again = [(tmp_path / "other" / f"{n:05d}.png").read_bytes() for n in range(2)]
+    assert again == [path.read_bytes() for path in paths[:2]]
 
 
-def test_what_the_command_paints_is_what_the_pipeline_paints(tiny_base, tmp_path):
+def test_what_the_command_paints_is_what_the_pipeline_paints(tiny_base, pipe, tmp_path):
     run(tiny_base, tmp_path, "--prompt", "a man", "--negative-prompt", "b", "--seed", "9")
     settings = {"seed": 9, "num_inference_steps": 2, "batch_size": 1, "output_type": "np"}
-    wanted = Pipeline.from_pretrained(tiny_base)("a man", "b", progress=print, **settings).images
+    wanted = pipe("a man", "b", **settings).images
     assert np.array_equal(pixels(tmp_path / "00000.png"), (wanted[0] * 255).round())
 
 
@@ -168,7 +166,7 @@ def test_lora_with_a_weight(tiny_base, tmp_path):
 
 def test_unloading_leaves_a_method_its_own_lora(tiny_base, method_weights, tmp_path):
     pipe = Pipeline.from_pretrained(tiny_base)
-    pipe.load_method(method_weights)
+    pipe.load_method(None, method_weights)
     trained = extract_adapter(pipe.model.unet)
     pipe.load_lora(lora_file(tmp_path / "style.safetensors"))
     pipe.unload_lora()
@@ -177,14 +175,12 @@ def test_unloading_leaves_a_method_its_own_lora(tiny_base, method_weights, tmp_p
     assert all(np.array_equal(found[k].down, trained[k].down) for k in trained)
 
 
-def test_scheduler_settings(tiny_base, tmp_path):
-    """SDXL-Lightning's, and Karras sigmas; what they do is tested with the pipeline."""
-    few = ["--scheduler", "euler", "--timestep-spacing", "trailing", "--steps", "4"]
-    few += ["--guidance-scale", "0", "--prompt", "a man"]
-    run(tiny_base, tmp_path, *few)
-    run(tiny_base, tmp_path, *few, "--karras")
-    settings = {"seed": 42, "num_inference_steps": 4, "guidance_scale": 0.0, "batch_size": 1}
-    pipe = Pipeline.from_pretrained(tiny_base)
+def test_scheduler_settings(tiny_base, pipe, tmp_path):
+    """Another spacing, and Karras sigmas; what they do is tested with the pipeline."""
+    euler = ["--scheduler", "euler", "--timestep-spacing", "trailing", "--prompt", "a man"]
+    run(tiny_base, tmp_path, *euler)
+    run(tiny_base, tmp_path, *euler, "--karras")
+    settings = {"seed": 42, "num_inference_steps": 2, "batch_size": 1}
     options = {"timestep_spacing": "trailing"}
     for n, more in enumerate(({}, {"use_karras_sigmas": True})):
         wanted = pipe(
@@ -192,7 +188,11 @@ def test_scheduler_settings(tiny_base, tmp_path):
         ).images[0]
         found = pixels(tmp_path / f"0000{n}.png").astype(int)
         assert np.abs(found - np.asarray(wanted)).max() <= 1
-    assert np.abs(found - pixels(tmp_path / "00000.png")).max() > 1
+    # Two steps have the same sigmas either way.
+    arguments = generate.parse_arguments(["--base", "x", *euler, "--karras"])
+    assert generate.scheduler_options(arguments) == {**options, **more}
+    run(tiny_base, tmp_path, "--prompt", "a man")
+    assert np.abs(found - pixels(tmp_path / "00002.png")).max() > 1
     note = json.loads(Image.open(tmp_path / "00001.png").text["settings"])
     assert (
         note["karras"] and note["timestep_spacing"] == "trailing" and note["scheduler"] == "euler"
@@ -227,6 +227,34 @@ def test_with_references_the_cut_part_is_what_is_not_read(
     assert np.array_equal(*(pixels(tmp_path / "out" / f"0000{n}.png") for n in (1, 2)))
 
 
+def test_a_photograph_a_photomaker_file_and_scales(tiny_base, method_weights, tmp_path):
+    """The face is found and cropped; the scales and the merge step arrive."""
+    data = pytest.importorskip("skimage.data")
+    astronaut = data.astronaut()
+    Image.fromarray(astronaut).save(tmp_path / "me.png")
+    pipe = Pipeline.from_pretrained(tiny_base)
+    pipe.load_method("photomaker", method_weights)
+    save_photomaker(pipe.model, tmp_path / "photomaker.safetensors")
+    arguments = ["--method-weights", tmp_path / "photomaker.safetensors", "--detector", "cascade"]
+    arguments += ["--reference", tmp_path / "me.png", "--prompt", "a woman img"]
+    arguments += ["--start_merge_step", "0", "--scale", "identity=0.5", "--scale", "lora=0"]
+    run(tiny_base, tmp_path / "out", *arguments)
+    wanted = pipe(
+        "a woman img",
+        references=[[crop_face(astronaut)]],
+        scales={"identity": 0.5, "lora": 0},
+        start_merge_step=0,
+        seed=42,
+        num_inference_steps=2,
+        batch_size=1,
+    ).images[0]
+    path = tmp_path / "out" / "00000.png"
+    assert np.array_equal(pixels(path), np.asarray(wanted))
+    note = json.loads(Image.open(path).text["settings"])
+    assert note["scale"] == ["identity=0.5", "lora=0"] and note["start_merge_step"] == 0
+    assert note["method_weights"] == str(tmp_path / "photomaker.safetensors")
+
+
 def test_the_cut_part_of_a_plain_prompt(tiny_base, tmp_path, capsys):
     run(tiny_base, tmp_path, "--prompt", "a " * 75 + "Castle, in ruins", "--prompt", "a " * 75)
     said = [line for line in capsys.readouterr().err.splitlines() if "warning" in line]
@@ -238,12 +266,15 @@ PLAIN_ERRORS = {
     "no prompt": ([], "--prompt-file"),
     "prompt file": (["--prompt-file", "/nowhere/prompts.txt"], "/nowhere/prompts.txt"),
     "reference alone": ([*PROMPT, "--reference", "x.png"], "--method-weights"),
+    "name alone": ([*PROMPT, "--method", "photomaker"], "--method photomaker"),
     "method alone": ([*PROMPT, "--method-weights", "x"], "--reference"),
     "scheduler": ([*PROMPT, "--scheduler", "heun"], "'heun'"),
     "height": ([*PROMPT, "--height", "60"], "height=60"),
     "steps": ([*PROMPT, "--steps", "0"], "num_inference_steps=0"),
     "images": ([*PROMPT, "--images-per-prompt", "0"], "num_images_per_prompt=0"),
     "lora": ([*PROMPT, "--lora", "/nowhere/x.safetensors@0.5"], "/nowhere/x.safetensors:"),
+    "scale": ([*PROMPT, "--scale", "identity"], "NAME=NUMBER"),
+    "scales alone": ([*PROMPT, "--scale", "identity=1"], "references"),
     "lora weight": ([*PROMPT, "--lora", "x.safetensors@much"], "'much' is no number"),
 }
 
@@ -275,11 +306,21 @@ def test_a_prompt_file_that_is_no_text(tiny_base, tmp_path, capsys):
 REFERENCE_ERRORS = {
     "no trigger": ("a man", "face.png", 1, ["--no-crop"], '"img" stands 0 times'),
     "two triggers": ("a man img img", "face.png", 1, ["--no-crop"], '"img" stands 2 times'),
+    "leading trigger": ("img of a man", "face.png", 1, ["--no-crop"], 'opens the prompt "img of'),
     "late trigger": ("a " * 80 + "man img", "face.png", 1, ["--no-crop"], "too late"),
     "five": ("a man img", "face.png", 5, ["--no-crop"], "5 references"),
     "no image": ("a man img", "notes.txt", 1, ["--no-crop"], "notes.txt"),
     "no file": ("a man img", "gone.png", 1, [], "gone.png"),
-    "no face": ("a man img", "face.png", 1, [], "--no-crop"),
+    "no face": ("a man img", "face.png", 1, ["--detector", "cascade"], "--no-crop"),
+    "no detector": ("a man img", "face.png", 1, ["--detector", "yolo"], "'yolo'"),
+    "no such scale": ("a man img", "face.png", 1, ["--no-crop", "--scale", "x=1"], "'x'"),
+    "other method": (
+        "a man img",
+        "face.png",
+        1,
+        ["--no-crop", "--method", "photomaker_bg"],
+        "not of 'photomaker_bg'",
+    ),
 }
 
 

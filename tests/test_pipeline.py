@@ -16,12 +16,24 @@ from diffusers import (
     StableDiffusionXLPipeline,
 )
 from diffusers.schedulers import scheduling_ddpm, scheduling_euler_ancestral_discrete
+from flax import nnx
+from ml_collections import ConfigDict
 
 from persongen_jax import pipeline as pipeline_module
+from persongen_jax.checkpoint import Checkpoints
+from persongen_jax.methods import get_method
+from persongen_jax.models.attention import branch_names
+from persongen_jax.models.lora import lora_layers
+from persongen_jax.partition import split_model
 from persongen_jax.pipeline import Pipeline
+from persongen_jax.prompts import PromptError
+from persongen_jax.weights.adapters import extract_adapter
+from persongen_jax.weights.errors import MissingFile
+from persongen_jax.weights.photomaker import load_photomaker_into, save_photomaker
+from persongen_jax.weights.sdxl import load_sdxl
 
 PROMPTS = ["a man", "a photo of a woman in a red hat, a castle on the mountain behind her"]
-STEPS = 20
+STEPS = 20  # with batches of 2 nearly everywhere: each other number is a program to compile
 PIXEL = 2 / 255  # what the issue asks for; float32 twins are far below it
 TIGHT = 0.5 / 255
 SCHEDULERS = {
@@ -101,7 +113,6 @@ def test_same_pictures_as_diffusers(name, ours, theirs, latents, monkeypatch):
     "settings",
     [
         {"negative_prompt": ["lowres, blurry", "a man"]},
-        {"guidance_scale": 1.0},
         {"guidance_rescale": 0.7},
         {"height": 80, "width": 48, "crops_coords_top_left": (3, 5), "original_size": (90, 70)},
     ],
@@ -115,7 +126,7 @@ def test_same_pictures_with_other_settings(settings, ours, theirs, latents):
 
 
 def test_lightning_setting(ours, theirs, latents, monkeypatch):
-    """SDXL-Lightning: four Euler steps, trailing, no guidance."""
+    """SDXL-Lightning: four Euler steps, trailing, and no guidance, which is another program."""
     scheduler = EulerDiscreteScheduler.from_config(
         ours.base.scheduler_config, timestep_spacing="trailing"
     )
@@ -127,7 +138,7 @@ def test_lightning_setting(ours, theirs, latents, monkeypatch):
 
 
 def test_other_prompts_seeds_and_scales_compile_nothing(ours):
-    settings = {"num_inference_steps": 3, "output_type": "np", "batch_size": 2}
+    settings = {"num_inference_steps": STEPS, "output_type": "np", "batch_size": 2}
     first = ours(PROMPTS, seed=1, guidance_scale=5.0, **settings).images
     functions = (
         pipeline_module._sample,
@@ -145,29 +156,38 @@ def test_other_prompts_seeds_and_scales_compile_nothing(ours):
 
 
 def test_a_picture_does_not_depend_on_its_batch(ours):
-    settings = {"num_inference_steps": 3, "output_type": "np", "scheduler": "euler_ancestral"}
+    settings = {"num_inference_steps": STEPS, "output_type": "np", "scheduler": "euler_ancestral"}
     prompts = ["a", "b", "c"]
     alone = ours(prompts, batch_size=1, **settings).images
     together = ours(prompts, batch_size=2, **settings).images
     assert np.abs(alone - together).max() < TIGHT
-    assert np.array_equal(together, ours(prompts, batch_size=2, **settings).images)
+    # One batch after the other goes out as soon as it is painted.
+    done, batches = [], []
+
+    def take(images):
+        batches.append(images)
+        assert sum(done) == len(batches) * STEPS
+
+    kept = ours(prompts, batch_size=2, progress=done.append, on_batch=take, **settings)
+    assert kept.images == [] and [len(images) for images in batches] == [2, 1]
+    assert np.array_equal(together, np.concatenate(batches))
 
 
 def test_progress_counts_every_step_and_changes_nothing(ours, latents):
     done = []
-    settings = {"num_inference_steps": 5, "scheduler": "dpmpp_2m"}
+    settings = {"scheduler": "dpmpp_2m"}
     watched = run_ours(ours, latents, progress=done.append, **settings)
-    assert sum(done) == 5 and len(done) > 1
+    assert sum(done) == STEPS and len(done) > 1
     assert np.abs(watched - run_ours(ours, latents, **settings)).max() < TIGHT
 
 
 def test_output_types_and_numbering(ours):
-    settings = {"num_inference_steps": 1, "num_images_per_prompt": 2, "seed": 3}
-    pil = ours(PROMPTS, **settings).images
-    arrays = ours(PROMPTS, output_type="np", **settings).images
+    settings = {"num_inference_steps": STEPS, "batch_size": 2, "seed": 3}
+    pil = ours(PROMPTS, num_images_per_prompt=2, **settings).images
+    arrays = ours(PROMPTS, num_images_per_prompt=2, output_type="np", **settings).images
     assert len(pil) == 4 and pil[0].size == (64, 64)
     assert np.array_equal(np.asarray(pil[3]), (arrays[3] * 255).round().astype(np.uint8))
-    assert ours("a", num_inference_steps=1, output_type="latent").images.shape == (1, 8, 8, 4)
+    assert ours("a", output_type="latent", **settings).images.shape == (1, 8, 8, 4)
 
 
 @pytest.mark.parametrize(
@@ -192,22 +212,165 @@ EIGHT_DEVICES = """
 import sys
 import jax, numpy as np
 from persongen_jax.pipeline import Pipeline
-from persongen_jax.sharding import make_mesh
 assert jax.device_count() == 8
-out = []
-for mesh in (make_mesh(), make_mesh(jax.devices()[:1])):
-    pipe = Pipeline.from_pretrained(sys.argv[1], mesh=mesh)
-    prompts = [f"prompt {i}" for i in range(11)]
-    out.append(pipe(prompts, num_inference_steps=3, output_type="np").images)
-assert out[0].shape == (11, 64, 64, 3)
-print(np.abs(out[0] - out[1]).max())
+pipe = Pipeline.from_pretrained(sys.argv[1])
+assert pipe.mesh.size == 8
+prompts = [f"prompt {i}" for i in range(11)]
+images = pipe(prompts, num_inference_steps=int(sys.argv[2]), output_type="np").images
+np.save(sys.argv[3], images)
 """
 
 
-def test_prompts_are_dealt_out_over_eight_devices(tiny_base, monkeypatch):
+def test_prompts_are_dealt_out_over_eight_devices(ours, tiny_base, tmp_path, monkeypatch):
     monkeypatch.setenv("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
+    file = tmp_path / "images.npy"
     run = subprocess.run(
-        [sys.executable, "-c", EIGHT_DEVICES, str(tiny_base)], capture_output=True, text=True
+        [sys.executable, "-c", EIGHT_DEVICES, str(tiny_base), str(STEPS), str(file)],
+        capture_output=True,
+        text=True,
     )
     assert run.returncode == 0, run.stderr[-2000:]
-    assert float(run.stdout) < TIGHT
+    prompts = [f"prompt {i}" for i in range(11)]
+    settings = {"num_inference_steps": STEPS, "output_type": "np", "batch_size": 2}
+    found, wanted = np.load(file), ours(prompts, **settings).images
+    assert found.shape == (11, 64, 64, 3)
+    assert np.abs(found - wanted).max() < TIGHT
+
+
+# ---- Identity methods --------------------------------------------------------------------------
+
+FACE = np.random.default_rng(0).integers(0, 256, (40, 40, 3), np.uint8)
+IDENTITY = "a woman img in a red hat"
+
+
+@pytest.fixture(scope="module")
+def photomaker(tiny_base, tmp_path_factory):
+    """A PhotoMaker file whose LoRA does something."""
+    model = load_sdxl(tiny_base).model
+    config = {"base": str(tiny_base), "id_encoder": "", "rank": 3, "lora_alpha": 3.0}
+    config = ConfigDict({**config, "dtype": "float32"})
+    get_method("photomaker").attach(model, config, nnx.Rngs(7))
+    for i, layer in enumerate(lora_layers(model.unet).values()):
+        noise = jax.random.normal(jax.random.key(i), layer.lora.up.shape)
+        layer.lora.up.set_value(0.3 * noise)
+    path = tmp_path_factory.mktemp("photomaker") / "photomaker.safetensors"
+    save_photomaker(model, path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def personal(tiny_base, photomaker):
+    pipe = Pipeline.from_pretrained(tiny_base)
+    pipe.load_method(None, photomaker)
+    return pipe
+
+
+def paint(pipe, **settings):
+    # What generate's tests have too: one program.
+    same = {"num_inference_steps": 2, "batch_size": 1, "start_merge_step": 0, "output_type": "np"}
+    return pipe(IDENTITY, references=[[FACE]], **{**same, **settings}).images
+
+
+def test_a_photomaker_file_is_a_method(personal, photomaker, tiny_base):
+    other = load_sdxl(tiny_base).model
+    config = {"base": str(tiny_base), "id_encoder": "", "rank": 3, "lora_alpha": 3.0}
+    personal.method.attach(other, ConfigDict({**config, "dtype": "float32"}), nnx.Rngs(0))
+    load_photomaker_into(other, photomaker)
+    found, wanted = extract_adapter(personal.model.unet), extract_adapter(other.unet)
+    assert found.keys() == wanted.keys()
+    assert all(np.array_equal(found[k].up, wanted[k].up) for k in wanted)
+    first = nnx.state(personal.model.id_encoder), nnx.state(other.id_encoder)
+    assert all(map(np.array_equal, *map(jax.tree.leaves, first)))
+    assert list(personal.adapters) == ["method:photomaker"] and personal.streams == ("text",)
+
+
+def test_a_method_that_has_more_than_photomaker_starts_from_its_file(photomaker, tiny_base):
+    pipe = Pipeline.from_pretrained(tiny_base)
+    pipe.load_method("photomaker_bg", photomaker)
+    assert pipe.streams == ("text", "background")
+    assert branch_names(pipe.model.unet) == ["background"]
+    with pytest.raises(ValueError, match="photo.*photomaker_bg"):
+        pipe.load_method("photo", photomaker)
+    with pytest.raises((FileNotFoundError, MissingFile), match="nowhere"):
+        pipe.load_method(None, "/nowhere")
+
+
+def test_a_run_that_started_from_a_file_has_its_image_tower(personal, tiny_base, tmp_path):
+    """A checkpoint holds what was trained, and the tower is not."""
+    config = {"base": str(tiny_base), "id_encoder": "", "rank": 3, "lora_alpha": 3.0}
+    config |= {"dtype": "float32", "method": "photomaker", "trigger_word": "img", "trainable": []}
+    model = load_sdxl(tiny_base).model
+    personal.method.attach(model, ConfigDict(config), nnx.Rngs(0))
+    bias = model.id_encoder.vision_model.post_layernorm.bias
+    bias.set_value(bias.get_value() + 3)
+    save_photomaker(model, tmp_path / "photomaker.safetensors")
+    checkpoints = Checkpoints(tmp_path / "run")
+    trainable = split_model(model, personal.method.groups)[1]
+    config["start_from"] = str(tmp_path / "photomaker.safetensors")
+    checkpoints.save(0, trainable, {"count": np.zeros(1)}, config)
+    checkpoints.close()
+    pipe = Pipeline.from_pretrained(tiny_base)
+    pipe.load_method(None, tmp_path / "run")
+    found = pipe.model.id_encoder.vision_model.post_layernorm.bias
+    assert np.array_equal(found.get_value(), bias.get_value())
+
+
+def test_the_identitys_scale_is_the_way_to_the_fused_token(personal):
+    ids = np.array([[64, 64, 0, 0, 64, 64]], np.float32)
+
+    def tokens(scale):
+        arguments = [IDENTITY], None, [[FACE, FACE]], {}, ids, scale
+        return np.asarray(personal._identity_guidance(*arguments).late.streams["text"].tokens[0])
+
+    plain, half, whole = tokens(0.0), tokens(0.5), tokens(1.0)
+    changed = np.flatnonzero((plain != whole).any(-1))
+    _, mask, _ = personal.base.tokenizers.encode_with_trigger(IDENTITY, 2)
+    assert np.array_equal(changed, np.flatnonzero(mask)) and len(changed) == 2
+    assert np.allclose(half, (plain + whole) / 2, atol=1e-5)
+
+
+def test_scales_change_the_picture_and_compile_nothing(personal):
+    whole = paint(personal)
+    never = paint(personal, start_merge_step=9)
+    compiled = pipeline_module._sample._cache_size()
+    assert np.array_equal(paint(personal, scales={"identity": 1, "lora": 1}), whole)
+    # With one reference the prompt without it is the prompt that stands there until the merge.
+    assert np.abs(paint(personal, scales={"identity": 0}) - never).max() < TIGHT
+    half = paint(personal, scales={"identity": 0.5})
+    assert not np.allclose(half, whole) and not np.allclose(half, never)
+    silent = paint(personal, scales={"lora": 0})
+    assert not np.allclose(silent, whole)
+    # The scale is for the one call.
+    assert personal.adapters["method:photomaker"][1] == 1
+    assert np.array_equal(paint(personal), whole)
+    personal.set_lora_weights({"method:photomaker": 0})
+    assert np.array_equal(paint(personal), silent)
+    personal.set_lora_weights({"method:photomaker": 1})
+    assert pipeline_module._sample._cache_size() == compiled
+
+
+@pytest.mark.parametrize(
+    ("prompt", "settings", "named"),
+    [
+        (IDENTITY, {"scales": {"background": 1}}, "'background'"),
+        (IDENTITY, {"scales": {"identity": 1}, "references": None}, "references"),
+        (IDENTITY, {"references": [[FACE]] * 2}, "2 lists of references for 1 prompts"),
+        (IDENTITY, {"references": [[FACE] * 5]}, "5 references"),
+        ("a woman", {}, 'stands 0 times in the prompt "a woman"'),
+        ("img of a woman", {}, 'opens the prompt "img of a woman"'),
+    ],
+)
+def test_bad_arguments_of_a_method_are_named(prompt, settings, named, personal):
+    with pytest.raises(ValueError, match=named):
+        personal(prompt, **{"references": [[FACE]], **settings})
+
+
+def test_a_bad_prompt_ends_the_run_before_its_first_picture(personal):
+    with pytest.raises(PromptError, match="two img img"):
+        personal(
+            [IDENTITY, "two img img"],
+            references=[[FACE]] * 2,
+            batch_size=1,
+            num_inference_steps=2,
+            on_batch=lambda _: pytest.fail("painted"),
+        )

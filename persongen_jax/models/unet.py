@@ -4,6 +4,7 @@ Built from diffusers' ``config.json`` (every size comes from there), with module
 diffusers' keys. SDXL: Podell et al., arXiv 2307.01952, section 2.
 """
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
 from ml_collections import FrozenConfigDict
@@ -110,7 +111,21 @@ def complete_config(config: dict) -> dict:
     return config
 
 
-class DownBlock(nnx.Module):
+class Block(nnx.Module):
+    """What the blocks share: how their layers are called.
+
+    With ``remat`` the backward pass computes a layer's activations again instead of keeping them.
+    """
+
+    remat = False
+
+    def run(self, layer, *inputs):
+        if not self.remat:
+            return layer(*inputs)
+        return jax.checkpoint(lambda *inputs: layer(*inputs))(*inputs)
+
+
+class DownBlock(Block):
     """``DownBlock2D`` and ``CrossAttnDownBlock2D``: resnets, each with a transformer or without."""
 
     def __init__(
@@ -125,9 +140,9 @@ class DownBlock(nnx.Module):
         """[b, h, w, in] to [b, h / 2, w / 2, out], and the list of what the up path will need."""
         outputs = []
         for i, resnet in enumerate(self.resnets):
-            x = resnet(x, temb)
+            x = self.run(resnet, x, temb)
             if self.attentions is not None:
-                x = self.attentions[i](x, streams)
+                x = self.run(self.attentions[i], x, streams)
             outputs.append(x)
         if self.downsamplers is not None:
             x = self.downsamplers[0](x)
@@ -135,7 +150,7 @@ class DownBlock(nnx.Module):
         return x, outputs
 
 
-class MidBlock(nnx.Module):
+class MidBlock(Block):
     """``UNetMidBlock2DCrossAttn``: resnet, transformer, resnet."""
 
     def __init__(self, channels, *, resnet, transformer, **kw):
@@ -145,11 +160,12 @@ class MidBlock(nnx.Module):
         self.attentions = _transformers(channels, 1, transformer, kw)
 
     def __call__(self, x, temb, streams):
-        x = self.resnets[0](x, temb)
-        return self.resnets[1](self.attentions[0](x, streams), temb)
+        x = self.run(self.resnets[0], x, temb)
+        x = self.run(self.attentions[0], x, streams)
+        return self.run(self.resnets[1], x, temb)
 
 
-class UpBlock(nnx.Module):
+class UpBlock(Block):
     """``UpBlock2D``, ``CrossAttnUpBlock2D``: every resnet also reads an output of the way down."""
 
     def __init__(
@@ -178,9 +194,9 @@ class UpBlock(nnx.Module):
     def __call__(self, x, skips, temb, streams):
         """``skips``: the way down's outputs, this block's are taken off its end."""
         for i, resnet in enumerate(self.resnets):
-            x = resnet(jnp.concatenate([x, skips.pop()], axis=-1), temb)
+            x = self.run(resnet, jnp.concatenate([x, skips.pop()], axis=-1), temb)
             if self.attentions is not None:
-                x = self.attentions[i](x, streams)
+                x = self.run(self.attentions[i], x, streams)
         if self.upsamplers is not None:
             x = self.upsamplers[0](x, size=skips[-1].shape[1:3])
         return x
@@ -284,6 +300,11 @@ class UNet2DConditionModel(nnx.Module):
         self.conv_out = Conv(
             channels[0], config["out_channels"], kernel, padding=(kernel - 1) // 2, **kw
         )
+
+    def set_remat(self, remat: bool):
+        """Whether the backward pass computes activations again; less memory, more time."""
+        for block in (*self.down_blocks, self.mid_block, *self.up_blocks):
+            block.remat = remat
 
     def embed_time(self, timesteps, conditioning: Conditioning):
         """[b] timesteps (0..999), pooled prompt and time_ids to one embedding [b, 4 * channels]."""

@@ -170,7 +170,7 @@ def test_a_run_resumed_in_its_middle_is_bit_identical(training, run, tmp_path, c
 @pytest.fixture(scope="module")
 def pipe(tiny_base, run):
     pipe = Pipeline.from_pretrained(tiny_base)
-    pipe.load_method(run)
+    pipe.load_method(None, run)
     return pipe
 
 
@@ -258,20 +258,20 @@ def test_methods_follow_each_other_on_one_pipeline(pipe, tiny_base, run, tmp_pat
     """A method's branches go when another method comes."""
     before = paint(pipe, background=SCENE)
     save_untrained(configured(first_light, tiny_base), tmp_path / "photomaker")
-    pipe.load_method(tmp_path / "photomaker")
+    pipe.load_method(None, tmp_path / "photomaker")
     assert branch_names(pipe.model.unet) == [] and pipe.streams == ("text",)
     with pytest.raises(ValueError, match="background='a beach'.*say it in the prompt"):
         paint(pipe, background="a beach")
     alone = Pipeline.from_pretrained(tiny_base)
-    alone.load_method(tmp_path / "photomaker")
+    alone.load_method(None, tmp_path / "photomaker")
     assert np.array_equal(paint(pipe), paint(alone))
-    pipe.load_method(run)
+    pipe.load_method(None, run)
     assert np.array_equal(paint(pipe, background=SCENE), before)
 
 
 def test_branches_have_no_place_in_a_diffusers_folder(tiny_base, run, tmp_path):
     pipe = Pipeline.from_pretrained(tiny_base)
-    pipe.load_method(run)
+    pipe.load_method(None, run)
     pipe.fuse_lora()
     with pytest.raises(ValueError, match="branches .background."):
         pipe.save_pretrained(tmp_path / "sdxl")

@@ -1,0 +1,59 @@
+"""PhotoMaker in the miniature world: minutes on two CPU cores, nothing to download.
+
+    python -m persongen_jax.train --config configs/mini/photomaker.py
+
+The base, CLIP, the face nets and the people are the project's own (persongen_jax/assets,
+data_pipeline/people.py). Rates are higher and runs shorter than at full size, because the networks
+are small and the identity is learned from nothing.
+"""
+
+from pathlib import Path
+
+import persongen_jax
+from configs.base import get_config as base_config
+
+ASSETS = Path(persongen_jax.__file__).parent / "assets"
+# Circumstances that training does not draw.
+UNSEEN = "pictures=3&first_picture=1000000"
+
+
+def get_config():
+    config = base_config()
+    config.base = str(ASSETS / "sdxl")
+    config.id_encoder = str(ASSETS / "clip")
+    config.clip = str(ASSETS / "clip")
+    config.face_net = str(ASSETS / "face_net" / "model.safetensors")
+    config.face_detector = f"keypoints:{ASSETS / 'sdxl' / 'face_detector'}"
+    config.data = "people:in_train?identities=1000&pictures=12"
+    config.loader = "memory"
+    config.dtype = "float32"
+    config.size = 64
+
+    config.batch_size = 32
+    config.rank = 16
+    config.lora_alpha = 16.0
+    config.lr_projections = 1e-3
+    config.lr_fuse_module = 1e-3
+    config.lr_lora = 1e-3
+    config.lr_background = 1e-3
+    config.lr_schedule = "cosine"
+    config.warmup_steps = 50
+    config.clip_norm = 1.0
+    config.min_snr_gamma = 5.0
+    config.steps = 900
+    config.checkpoint_every = 300
+    config.tensorboard = True
+
+    config.validation_every = 450
+    config.validate_in_train = f"people:in_train?identities=10&{UNSEEN}"
+    config.validate_out_of_train = f"people:out_of_train?identities=10&{UNSEEN}"
+    config.validate_out_of_domain = f"people:out_of_domain?identities=7&{UNSEEN}"
+    config.validation_gallery = f"people:out_of_train?identities=100&{UNSEEN}"
+    config.validation_prompts = str(Path(__file__).parent / "prompts.json")
+    config.validation_images = 1
+    config.validation_steps = 20
+    config.validation_merge_step = 2
+    config.validation_guidance = 4.0
+    config.validation_negative_prompt = ""  # the miniature has never read those words
+    config.validation_batch = 16
+    return config

@@ -1,0 +1,72 @@
+"""Contact sheets: a row per person and prompt, the reference on the left, generations beside it."""
+
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+MAX_ROWS = 40  # of one sheet
+LARGEST_TILE = 192  # pixels; larger pictures are made smaller
+SMALLEST_TILE = 128  # smaller ones are made larger, so that there is room for the text
+LABEL_HEIGHT, GAP = 14, 2
+PAPER, INK = (255, 255, 255), (0, 0, 0)
+
+
+class Row(NamedTuple):
+    """label: one line of text; reference: uint8 [h, w, 3]; images: several of those."""
+
+    label: str
+    reference: np.ndarray
+    images: list
+
+
+def choose_rows(people: int, prompts: int, limit: int = MAX_ROWS) -> list[tuple[int, int]]:
+    """(person, prompt) of each row, person by person.
+
+    With more rows than ``limit``, everyone loses the last prompts, and then the last people go.
+    """
+    prompts = max(1, min(prompts, limit // max(1, people)))
+    rows = [(person, prompt) for person in range(people) for prompt in range(prompts)]
+    return rows[:limit]
+
+
+def contact_sheet(rows: list[Row]) -> np.ndarray:
+    """The sheet as uint8 [h, w, 3]; every row's text stands above it."""
+    if not rows:
+        raise ValueError("no rows: a contact sheet shows at least one person")
+    side = max(max(np.shape(image)[:2]) for row in rows for image in row.images)
+    side = min(max(side, SMALLEST_TILE), LARGEST_TILE)
+    columns = 1 + max(len(row.images) for row in rows)
+    pitch = side + LABEL_HEIGHT + GAP
+    # The reference stands apart, so that nobody takes it for a result.
+    places = [GAP + (side + GAP) * i + (3 * GAP if i else 0) for i in range(columns)]
+    sheet = Image.new("RGB", (places[-1] + side + GAP, pitch * len(rows) + GAP), PAPER)
+    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(size=10)
+    for i, row in enumerate(rows):
+        top = pitch * i
+        draw.text((places[0], top + 1), _fit(row.label, draw, font, sheet.width), INK, font)
+        for left, image in zip(places, [row.reference, *row.images], strict=False):
+            sheet.paste(_tile(image, side), (left, top + LABEL_HEIGHT))
+    return np.asarray(sheet)
+
+
+def _tile(image, side: int) -> Image.Image:
+    """The picture within a square, whole and centred."""
+    image = Image.fromarray(np.asarray(image))
+    scale = side / max(image.size)
+    size = [max(1, round(length * scale)) for length in image.size]
+    tile = Image.new("RGB", (side, side), PAPER)
+    corner = ((side - size[0]) // 2, (side - size[1]) // 2)
+    tile.paste(image.resize(size, Image.Resampling.BICUBIC), corner)
+    return tile
+
+
+def _fit(text: str, draw, font, width: int) -> str:
+    """As much of the text as there is room for."""
+    # The built-in font lacks most of Unicode; what it lacks would be boxes.
+    text = text.encode("ascii", "replace").decode()
+    if draw.textlength(text, font) <= width - 2 * GAP:
+        return text
+    while text and draw.textlength(text + "...", font) > width - 2 * GAP:
+        text = text[:-1]
+    return text + "..."

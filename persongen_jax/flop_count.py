@@ -1,0 +1,85 @@
+"""Floating-point work of a traced function, and what the devices could do at their best.
+
+Their quotient is the model FLOPs utilisation (MFU; PaLM, arXiv 2204.02311, appendix B).
+"""
+
+import math
+import time
+
+import jax
+import jax.numpy as jnp
+
+# Dense bfloat16 products per second, by how the device's name begins; the longest one counts.
+PEAK_FLOPS = {
+    "TPU v4": 275e12,
+    "TPU v5": 459e12,
+    "TPU v5e": 197e12,
+    "TPU v5 lite": 197e12,
+    "TPU v6e": 918e12,
+    "TPU v6 lite": 918e12,
+    "NVIDIA A100": 312e12,
+    "NVIDIA H100": 989e12,
+    "NVIDIA H100 PCIe": 756e12,
+    "NVIDIA H200": 989e12,
+}
+
+
+def count(jaxpr) -> int:
+    """FLOPs of a jaxpr's products and convolutions, 2 per multiply-add, inner jaxprs included.
+
+    A loop counts once per iteration where its length is known (scan), which XLA's own
+    ``cost_analysis`` does not do; the body of a while loop counts once. What ``jax.checkpoint``
+    computes again counts again.
+    """
+    total = 0
+    for eqn in jaxpr.eqns:
+        name = eqn.primitive.name
+        out = math.prod(eqn.outvars[0].aval.shape) if eqn.outvars else 0
+        if name == "dot_general":
+            (contracted, _), _ = eqn.params["dimension_numbers"]
+            shape = eqn.invars[0].aval.shape
+            total += 2 * out * math.prod(shape[axis] for axis in contracted)
+        elif name == "conv_general_dilated":
+            kernel = eqn.invars[1].aval.shape
+            out_axis = eqn.params["dimension_numbers"].rhs_spec[0]
+            total += 2 * out * math.prod(kernel) // kernel[out_axis]
+        else:
+            repeats = eqn.params.get("length", 1) if name == "scan" else 1
+            total += repeats * sum(count(inner) for inner in _inner(eqn.params))
+    return total
+
+
+def _inner(params):
+    for value in params.values():
+        for item in value if isinstance(value, (list, tuple)) else [value]:
+            if hasattr(item, "jaxpr"):
+                yield item.jaxpr
+            elif hasattr(item, "eqns"):
+                yield item
+
+
+def peak_flops(devices) -> tuple[float, str]:
+    """(FLOP/s of all ``devices`` together, where the figure comes from).
+
+    Devices that ``PEAK_FLOPS`` does not know are measured, one of them.
+    """
+    kind = devices[0].device_kind
+    known = [name for name in PEAK_FLOPS if kind.startswith(name)]
+    if known:
+        return len(devices) * PEAK_FLOPS[max(known, key=len)], f"data sheet of {kind}, bfloat16"
+    # What JAX calls CPU devices are shares of one machine, and one product uses all its cores.
+    count = 1 if devices[0].platform == "cpu" else len(devices)
+    return count * measured_flops(devices[0]), "measured, a float32 matrix product"
+
+
+def measured_flops(device, side: int = 1024, tries: int = 5) -> float:
+    """FLOP/s of the fastest of a few float32 products of ``side`` x ``side`` matrices."""
+    matrix = jax.device_put(jnp.ones((side, side), jnp.float32), device)
+    product = jax.jit(jnp.matmul)
+    product(matrix, matrix).block_until_ready()
+    times = []
+    for _ in range(tries):
+        start = time.perf_counter()
+        product(matrix, matrix).block_until_ready()
+        times.append(time.perf_counter() - start)
+    return 2 * side**3 / min(times)

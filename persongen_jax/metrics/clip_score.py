@@ -1,0 +1,90 @@
+"""CLIP-T: does the picture show what the prompt says (Radford et al., arXiv 2103.00020)?
+
+100 times the cosine of CLIP's image and text embeddings. Figures of different CLIPs are never
+comparable; the thesis used ViT-L/14 at 336 pixels.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from data_pipeline.transforms import clip_preprocess
+from persongen_jax.weights.clip import load_clip
+
+BATCH = 8  # pictures or texts at once
+
+
+class ClipScore:
+    """CLIP-T by the CLIP in a transformers directory.
+
+    Args:
+        folder: a CLIPModel's, such as openai/clip-vit-large-patch14-336.
+        dtype: of the computation.
+
+    Raises:
+        WeightsError: the folder is not there, or is not a whole CLIP.
+    """
+
+    def __init__(self, folder, *, dtype=jnp.float32):
+        clip = load_clip(folder, dtype=dtype)
+        self.name = str(folder)
+        self.tokenizer = clip.tokenizer
+        self.image_size = clip.vision_model.config["image_size"]
+        self.text_length = clip.text_model.config["max_position_embeddings"]
+        self._vision = nnx.split(clip.vision_model)
+        self._text = nnx.split(clip.text_model)
+
+    def image_features(self, images) -> np.ndarray:
+        """uint8 pictures, [n, h, w, 3] or a list of any sizes, to unit vectors [n, d]."""
+
+        def embed(images):
+            pixels = [clip_preprocess(np.asarray(image), self.image_size) for image in images]
+            return _embed_images(*self._vision, np.stack(pixels))
+
+        return _in_batches(embed, images)
+
+    def text_features(self, texts) -> np.ndarray:
+        """Texts to unit vectors [n, d]; what is longer than CLIP reads (77 tokens) is cut."""
+        ids = self.tokenizer(
+            list(texts), padding="max_length", truncation=True, max_length=self.text_length
+        )["input_ids"]
+        return _in_batches(
+            lambda rows: _embed_texts(*self._text, np.array(rows, np.int32)), list(ids)
+        )
+
+    def score(self, images, texts) -> np.ndarray:
+        """CLIP-T of each picture with its text, [n], in -100..100."""
+        if len(images) != len(texts):
+            raise ValueError(f"{len(images)} pictures and {len(texts)} texts: give one text each")
+        once = list(dict.fromkeys(texts))  # several pictures of a prompt are the rule
+        features = self.text_features(once)[[once.index(text) for text in texts]]
+        return 100 * (self.image_features(images) * features).sum(-1)
+
+
+def _in_batches(embed, rows) -> np.ndarray:
+    """``embed`` over batches of one size; the last is filled up, so that nothing recompiles."""
+    if not len(rows):
+        raise ValueError("nothing to embed: give at least one picture or text")
+    out = []
+    for start in range(0, len(rows), BATCH):
+        which = np.minimum(np.arange(start, start + BATCH), len(rows) - 1)
+        out.append(np.asarray(embed([rows[i] for i in which])))
+    return np.concatenate(out)[: len(rows)]
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _embed_images(graphdef, state, pixels):
+    return _unit(nnx.merge(graphdef, state)(pixels).image_embeds)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _embed_texts(graphdef, state, input_ids):
+    return _unit(nnx.merge(graphdef, state)(input_ids).text_embeds)
+
+
+def _unit(rows):
+    rows = rows.astype(jnp.float32)
+    return rows / jnp.linalg.norm(rows, axis=-1, keepdims=True)

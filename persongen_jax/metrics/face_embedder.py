@@ -1,0 +1,135 @@
+"""Pictures to face embeddings: find the face, align it, recognise it.
+
+What a picture's embedding means depends on both networks; figures of different recognisers are
+never comparable.
+"""
+
+import functools
+from pathlib import Path
+
+import jax
+import numpy as np
+from flax import nnx
+
+from data_pipeline.align import align_face
+from data_pipeline.detectors import Detector, open_detector
+from data_pipeline.detectors.insightface_scrfd import is_available
+from persongen_jax.weights.arcface import Recogniser, load_arcface
+from persongen_jax.weights.directory import read_config
+from persongen_jax.weights.errors import MissingFile
+
+BATCH = 32  # faces per call of the recogniser: one shape, so that nothing is compiled twice
+
+
+class FaceEmbedder:
+    """An ArcFace recogniser behind a detector that gives five landmarks.
+
+    Attributes:
+        licence: of both networks' weights, one line.
+        dim: d, the length of an embedding.
+    """
+
+    def __init__(self, recogniser: Recogniser, detector: Detector):
+        if not detector.gives_landmarks:
+            raise ValueError(
+                f"the detector {detector.name!r} gives no landmarks, without which faces cannot "
+                "be aligned: use keypoints:DIR or insightface"
+            )
+        config = recogniser.model.config
+        self.detector = detector
+        self.size, self.dim = config["input_size"], config["embedding_dim"]
+        self.licence = "; ".join(
+            dict.fromkeys(filter(None, [recogniser.licence, detector.licence]))
+        )
+        graphdef, self._state = nnx.split(recogniser.model)
+        self._run = jax.jit(functools.partial(_embed_crops, graphdef))
+
+    def embed(self, images) -> tuple[np.ndarray, np.ndarray]:
+        """The largest face of each picture.
+
+        Args:
+            images: uint8 RGB [n, h, w, 3], or a list of [h, w, 3] of any sizes.
+
+        Returns:
+            Embeddings [n, d] float32 of length 1, zeros where no face was found; and whether one
+            was, [n] bool.
+        """
+        detections = self.detector.detect(images)
+        found = np.array([detection is not None for detection in detections], bool)
+        embeddings = np.zeros((len(detections), self.dim), np.float32)
+        crops = [
+            align_face(image, detection.landmarks, self.size)
+            for image, detection in zip(images, detections, strict=True)
+            if detection is not None
+        ]
+        if crops:
+            embeddings[found] = self.embed_crops(np.stack(crops))
+        return embeddings, found
+
+    def embed_crops(self, crops) -> np.ndarray:
+        """Aligned faces, uint8 [n, s, s, 3], to embeddings [n, d] of length 1."""
+        crops = np.asarray(crops)
+        if crops.dtype != np.uint8 or crops.shape[1:] != (self.size, self.size, 3):
+            raise ValueError(
+                f"crops {crops.dtype} {crops.shape}: uint8 [n, {self.size}, {self.size}, 3] is "
+                "needed"
+            )
+        rows = []
+        for start in range(0, len(crops), BATCH):
+            part = crops[start : start + BATCH]
+            batch = np.zeros((BATCH, *crops.shape[1:]), np.uint8)
+            batch[: len(part)] = part
+            rows.append(np.asarray(self._run(self._state, batch))[: len(part)])
+        embeddings = np.concatenate([np.zeros((0, self.dim), np.float32), *rows])
+        return embeddings / np.linalg.norm(embeddings, axis=1, keepdims=True)
+
+
+def _embed_crops(graphdef, state, crops):
+    return nnx.merge(graphdef, state)((crops.astype("float32") - 127.5) / 127.5)
+
+
+def open_face_embedder(face_net, detector: str = "auto") -> FaceEmbedder:
+    """Open a recogniser and the detector that goes with it.
+
+    Args:
+        face_net: an ArcFace file (see ``load_arcface``), or a folder of this project's with
+            ``model.safetensors`` and a config.json, which names ``input_size`` and ``licence``.
+        detector: as ``open_detector``'s; "auto" takes the folder ``face_detector`` that lies beside
+            the recogniser or in a folder beside it, as the miniature's does, else InsightFace.
+
+    Raises:
+        MissingFile: no recogniser there; the message says what to get.
+        FileNotFoundError: "auto", and no detector that gives landmarks.
+        ValueError: a detector without landmarks, or a fault of a file.
+    """
+    face_net = Path(face_net)
+    folder = face_net if face_net.is_dir() else face_net.parent
+    recogniser = _open_recogniser(face_net, folder)
+    return FaceEmbedder(recogniser, _open_detector(face_net, folder, detector))
+
+
+def _open_recogniser(path: Path, folder: Path) -> Recogniser:
+    own = folder / "model.safetensors"
+    if path.is_dir() and not own.is_file():
+        raise MissingFile(f"{path}: holds no model.safetensors. Give the recogniser's file itself.")
+    if path not in (folder, own) or not (folder / "config.json").is_file():
+        return load_arcface(path if path != folder else own)
+    # Weights do not tell which of several sizes they were trained with.
+    config = read_config(folder)
+    licence = config.get("licence", f"not stated in {folder / 'config.json'}")
+    return load_arcface(own, input_size=config.get("input_size"), licence=licence)
+
+
+def _open_detector(face_net: Path, folder: Path, name: str) -> Detector:
+    if name != "auto":
+        return open_detector(name)
+    neighbours = folder.absolute().parent
+    for place in (neighbours / "face_detector", *sorted(neighbours.glob("*/face_detector"))):
+        if place.is_dir():
+            return open_detector("keypoints", place)
+    if is_available():
+        return open_detector("insightface")
+    raise FileNotFoundError(
+        f"{face_net}: no detector for this recogniser: neither a folder face_detector beside it "
+        "nor InsightFace's models. Name one: keypoints:DIR or insightface:DIR."
+    )

@@ -1,0 +1,38 @@
+"""Trains the miniature's networks and writes them as ordinary checkpoints; see the package."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from persongen_jax.miniature.stages import STAGES, run
+from persongen_jax.weights.errors import WeightsError
+
+ASSETS = Path(__file__).parent.parent / "assets"
+
+
+def main(argv=None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m persongen_jax.miniature",
+        description="Trains VAE, CLIP, face and keypoint nets, and the base UNet on drawn people.",
+    )
+    parser.add_argument("--work", type=Path, default=Path("runs/miniature"), help="training state")
+    parser.add_argument("--out", type=Path, default=ASSETS, help="folder for the checkpoints")
+    parser.add_argument(
+        "--only",
+        nargs="+",
+        choices=STAGES,
+        default=list(STAGES),
+        metavar="STAGE",
+        help=f"some of {', '.join(STAGES)}; write needs all the others to be finished",
+    )
+    args = parser.parse_args(argv)
+    try:
+        run(args.only, args.work, args.out)
+    except (ValueError, OSError, WeightsError) as error:
+        print(f"miniature: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

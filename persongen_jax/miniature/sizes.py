@@ -1,0 +1,114 @@
+"""The miniature's configs, in diffusers', transformers' and ArcFace's own keys."""
+
+from persongen_jax.weights.random_base import SCHEDULER
+
+SIDE = 64  # of a picture, pixels
+LATENT_CHANNELS = 4
+
+TEXT_WIDTHS = (64, 128)
+TEXT_LAYERS = 3
+VISION = {"hidden_size": 128, "image_size": 48, "num_hidden_layers": 4, "patch_size": 8}
+CLIP_WIDTH = 64  # of the joint space of texts and images
+
+FACE_NET = {
+    "layers": (1, 1, 2, 1),
+    "widths": (24, 48, 96, 128),
+    "input_size": 40,
+    "embedding_dim": 128,
+}
+KEYPOINT_NET = {"image_size": SIDE, "widths": (16, 32, 64, 96)}
+
+__all__ = ["SCHEDULER", "clip_config", "text_config", "unet_config", "vae_config"]
+
+
+def vae_config() -> dict:
+    """diffusers' ``vae/config.json``; ``scaling_factor`` is measured after training."""
+    return {
+        "_class_name": "AutoencoderKL",
+        "act_fn": "silu",
+        "block_out_channels": [16, 32, 64],
+        "down_block_types": ["DownEncoderBlock2D"] * 3,
+        "up_block_types": ["UpDecoderBlock2D"] * 3,
+        "force_upcast": True,
+        "in_channels": 3,
+        "out_channels": 3,
+        "latent_channels": LATENT_CHANNELS,
+        "layers_per_block": 1,
+        "mid_block_add_attention": False,
+        # One group: with two channels in each, absolute brightness would be normalised away.
+        "norm_num_groups": 1,
+        "sample_size": SIDE,
+        "scaling_factor": 1.0,
+    }
+
+
+def unet_config() -> dict:
+    """diffusers' ``unet/config.json``: SDXL's three levels, the first without attention."""
+    time_dim = 32
+    return {
+        "_class_name": "UNet2DConditionModel",
+        "act_fn": "silu",
+        "addition_embed_type": "text_time",
+        "addition_time_embed_dim": time_dim,
+        "attention_head_dim": [1, 3, 4],
+        "block_out_channels": [32, 96, 128],
+        "cross_attention_dim": sum(TEXT_WIDTHS),
+        "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"],
+        "up_block_types": ["CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"],
+        "in_channels": LATENT_CHANNELS,
+        "out_channels": LATENT_CHANNELS,
+        "layers_per_block": 1,
+        "norm_num_groups": 16,
+        "projection_class_embeddings_input_dim": 6 * time_dim + CLIP_WIDTH,
+        "sample_size": SIDE // 4,
+        "transformer_layers_per_block": [1, 1, 1],
+        "use_linear_projection": True,
+    }
+
+
+def text_config(tower: int, vocab_size: int) -> dict:
+    """transformers' config.json of text tower 0 (as CLIP-L's) or 1 (as bigG's)."""
+    width = TEXT_WIDTHS[tower]
+    return {
+        "architectures": ["CLIPTextModelWithProjection" if tower else "CLIPTextModel"],
+        "model_type": "clip_text_model",
+        "hidden_act": "gelu" if tower else "quick_gelu",
+        "hidden_size": width,
+        "intermediate_size": 4 * width,
+        "num_attention_heads": width // 32,
+        "num_hidden_layers": TEXT_LAYERS,
+        "max_position_embeddings": 77,
+        "vocab_size": vocab_size,
+        "bos_token_id": vocab_size - 2,
+        "eos_token_id": vocab_size - 1,
+        "layer_norm_eps": 1e-5,
+        "projection_dim": CLIP_WIDTH,
+    }
+
+
+def vision_config() -> dict:
+    """transformers' config.json of the image tower."""
+    width = VISION["hidden_size"]
+    return {
+        "architectures": ["CLIPVisionModelWithProjection"],
+        "model_type": "clip_vision_model",
+        "hidden_act": "quick_gelu",
+        "intermediate_size": 4 * width,
+        "layer_norm_eps": 1e-5,
+        "num_attention_heads": width // 32,
+        "num_channels": 3,
+        "projection_dim": CLIP_WIDTH,
+        **VISION,
+    }
+
+
+def clip_config(vocab_size: int) -> dict:
+    """config.json of the whole CLIPModel: text tower 0 and the image tower."""
+    return {
+        "architectures": ["CLIPModel"],
+        "model_type": "clip",
+        "projection_dim": CLIP_WIDTH,
+        "logit_scale_init_value": 2.6592,
+        "text_config": text_config(0, vocab_size),
+        "vision_config": vision_config(),
+    }

@@ -1,0 +1,109 @@
+"""KeypointNet: face box, landmarks and body keypoints of one person, read off a small picture.
+
+In the miniature it stands where face detector and pose estimator stand among real photographs. A
+plain convolutional regressor; the coordinates are fractions of the frame, so any picture that is
+resized to ``image_size`` will do.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from ml_collections import FrozenConfigDict
+
+from persongen_jax.models.layers import Conv, GroupNorm, Linear
+
+LANDMARKS, KEYPOINTS = 5, 12
+GROUPS = 8
+DEFAULTS = {"image_size": 64, "widths": (16, 32, 64, 96), "hidden_features": 256}
+
+
+class KeypointOutput(NamedTuple):
+    """float32; positions are (x, y) in sides of the frame, (0, 0) its upper left corner.
+
+    present: [b] logit of there being a face.
+    face_box: [b, 4] (x0, y0, x1, y1).
+    landmarks: [b, 5, 2] eyes, nose's tip, mouth's corners, left to right in the picture.
+    keypoints: [b, 12, 2] COCO's 5 to 16, shoulders to ankles.
+    visibility: [b, 12] logits.
+    """
+
+    present: jax.Array
+    face_box: jax.Array
+    landmarks: jax.Array
+    keypoints: jax.Array
+    visibility: jax.Array
+
+
+def complete_config(config: dict) -> dict:
+    """``config`` with DEFAULTS for what it leaves out; ValueError on what makes no network."""
+    unknown = sorted(set(config) - set(DEFAULTS))
+    if unknown:
+        raise ValueError(f"KeypointNet config: unknown keys {unknown}; known: {sorted(DEFAULTS)}")
+    config = {**DEFAULTS, **config, "widths": tuple(config.get("widths", DEFAULTS["widths"]))}
+    step = 2 ** len(config["widths"])
+    if config["image_size"] % step or not config["widths"]:
+        raise ValueError(
+            f"KeypointNet config: image_size={config['image_size']} is no multiple of {step}, "
+            "which the stages in widths halve it to"
+        )
+    return config
+
+
+class Stage(nnx.Module):
+    """Two convolutions at half the side: [b, h, w, in] to [b, h / 2, w / 2, out]."""
+
+    def __init__(self, in_features, features, **kw):
+        self.conv1 = Conv(in_features, features, 3, strides=2, padding=1, **kw)
+        self.norm1 = GroupNorm(GROUPS, features, **kw)
+        self.conv2 = Conv(features, features, 3, padding=1, **kw)
+        self.norm2 = GroupNorm(GROUPS, features, **kw)
+
+    def __call__(self, x):
+        x = jax.nn.silu(self.norm1(self.conv1(x)))
+        return x + jax.nn.silu(self.norm2(self.conv2(x)))
+
+
+class KeypointNet(nnx.Module):
+    """RGB pictures [b, s, s, 3] in [-1, 1] to :class:`KeypointOutput`.
+
+    Args:
+        config: the keys of DEFAULTS.
+
+    Raises:
+        ValueError: an unknown key, or sizes that make no network.
+    """
+
+    def __init__(self, config: dict, *, dtype=jnp.float32, param_dtype=jnp.float32, rngs):
+        config = complete_config(config)
+        self.config = FrozenConfigDict(config)
+        kw = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
+        widths = (3, *config["widths"])
+        pairs = zip(widths[:-1], widths[1:], strict=True)
+        self.stages = nnx.List([Stage(before, after, **kw) for before, after in pairs])
+        side = config["image_size"] // 2 ** len(config["widths"])
+        self.fc1 = Linear(widths[-1] * side * side, config["hidden_features"], **kw)
+        self.fc2 = Linear(config["hidden_features"], 1 + 4 + 2 * LANDMARKS + 3 * KEYPOINTS, **kw)
+
+    def __call__(self, images) -> KeypointOutput:
+        size = self.config["image_size"]
+        if images.shape[1:] != (size, size, 3):
+            raise ValueError(
+                f"images have shape {images.shape}, image_size={size} asks for "
+                f"[b, {size}, {size}, 3]: resize them to it"
+            )
+        x = images
+        for stage in self.stages:
+            x = stage(x)
+        x = jax.nn.silu(self.fc1(x.reshape(len(x), -1)))
+        out = self.fc2(x).astype(jnp.float32)
+        ends = (1, 5, 5 + 2 * LANDMARKS, 5 + 2 * (LANDMARKS + KEYPOINTS))
+        present, box, landmarks, keypoints, visibility = jnp.split(out, ends, axis=-1)
+        return KeypointOutput(
+            present[:, 0],
+            box + 0.5,
+            landmarks.reshape(-1, LANDMARKS, 2) + 0.5,
+            keypoints.reshape(-1, KEYPOINTS, 2) + 0.5,
+            visibility,
+        )

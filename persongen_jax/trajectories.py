@@ -1,0 +1,90 @@
+"""How the metrics move over training: rows of validation/metrics.jsonl, and their plot."""
+
+import json
+from pathlib import Path
+
+SETS = ("in_train", "out_of_train", "out_of_domain")
+PLOTTED = {"clip_t": "CLIP-T", "face_sim": "Face-Sim"}
+
+
+def read_rows(path) -> list[dict]:
+    """The rows of a metrics.jsonl, or the list in a metrics.json; [] if there is no such file.
+
+    A line that a crash cut short is passed over.
+    """
+    path = Path(path)
+    if not path.exists():
+        return []
+    text = path.read_text(encoding="utf-8")
+    if path.suffix == ".json":
+        return json.loads(text)
+    return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
+
+
+def curve(rows: list[dict], name: str, metric: str) -> list[tuple]:
+    """(step, mean, low, high) of one metric on one set, by step; steps without it are left out."""
+    points = [
+        (row["step"], *(row["metrics"][metric][key] for key in ("mean", "low", "high")))
+        for row in rows
+        if row["set"] == name and row["metrics"].get(metric, {}).get("mean") is not None
+    ]
+    return sorted(points, key=lambda point: point[0])
+
+
+def plot_trajectories(runs: dict[str, list[dict]], path, metrics: dict[str, str] | None = None):
+    """Draws every run's curves into a PNG: a panel per metric and set, the interval as a band.
+
+    Args:
+        runs: rows by the name of the curve, such as the method's.
+        path: the file to write; its folder exists.
+        metrics: title by metric; default CLIP-T and Face-Sim. Those that nobody measured are left
+            out.
+
+    Returns:
+        The path, or None if there is nothing to draw.
+    """
+    present = {row["set"] for rows in runs.values() for row in rows}
+    sets = [name for name in SETS if name in present] + sorted(present - set(SETS))
+    metrics = {
+        metric: title
+        for metric, title in (metrics or PLOTTED).items()
+        if any(curve(rows, name, metric) for rows in runs.values() for name in sets)
+    }
+    if not metrics:
+        return None
+    figure = _figure(figsize=(1 + 3.2 * len(sets), 0.6 + 2.4 * len(metrics)), layout="tight")
+    axes = figure.subplots(len(metrics), len(sets), squeeze=False, sharex=True, sharey="row")
+    for row, (metric, title) in zip(axes, metrics.items(), strict=True):
+        for axis, name in zip(row, sets, strict=True):
+            for label, rows in runs.items():
+                _draw(axis, curve(rows, name, metric), label)
+            axis.grid(alpha=0.3)
+            if metric == next(iter(metrics)):
+                axis.set_title(name.replace("_", "-"))
+        row[0].set_ylabel(title)
+    for axis in axes[-1]:
+        axis.set_xlabel("step")
+    if len(runs) > 1:
+        axes[0][0].legend(fontsize="small")
+    partial = Path(path).with_name(Path(path).name + ".part")
+    figure.savefig(partial, dpi=100, format="png", metadata={"Software": None})
+    partial.replace(path)
+    return path
+
+
+def _draw(axis, points, label):
+    if not points:
+        return
+    steps, means, lows, highs = zip(*points, strict=True)
+    (line,) = axis.plot(steps, means, marker="o", markersize=3, label=label)
+    if None not in lows + highs:
+        axis.fill_between(steps, lows, highs, color=line.get_color(), alpha=0.2, linewidth=0)
+
+
+def _figure(**settings):
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ImportError("plots need matplotlib: pip install matplotlib") from error
+    # Without pyplot: no window, no backend to choose, nothing that outlives the file.
+    return Figure(**settings)

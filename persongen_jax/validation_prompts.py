@@ -1,0 +1,150 @@
+"""The prompts that a method is validated with: the thesis' four, or a JSON file's.
+
+The file holds a list of {"general": ..., "background": ..., "body": ...}; the last two may be left
+out. "general" holds the trigger word behind the class word. The texts may hold {word}, the person's
+class word, and {he}, {his}, {him} ({He}, {His}, {Him} to open a sentence), which go by it:
+
+    {"general": "a photo of a {word} img, {his} face is happy",
+     "background": "there is a beach behind {him}", "body": "{he} is wearing a red coat"}
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from persongen_jax.prompts import PromptError, join_parts, split_at_trigger
+
+PARTS = ("general", "background", "body")
+
+# Word for word as the thesis has them (section 4); "img" is its trigger word.
+THESIS_TRIGGER = "img"
+THESIS = (
+    (
+        "Photo of a person img looking into the camera.",
+        "Daytime, 3 mountains in the background, a medieval castle can be seen on the far right "
+        "mountain.",
+        "The person is wearing a black cloak and red hat.",
+    ),
+    (
+        "A photo of an angry businessman img looking into the camera.",
+        "He is in the street of a big city: to the left behind him is a bank building with a big "
+        'sign above it saying "Neon Bank".',
+        "He is in a yellow suit, talking on the phone.",
+    ),
+    (
+        "A photo of a man img, his face is seen very surprised.",
+        "He is in the desert near Oasis with lake, palm trees and a couple of camels behind him.",
+        "The man is in a space suit.",
+    ),
+    (
+        "A photo of a middle-aged man img looking at the viewer.",
+        "He is in a room with white walls, there is a portrait behind him and a books on a shelf.",
+        "The man is in a dark green sweater.",
+    ),
+)
+
+MALE = frozenset("man boy gentleman guy businessman father brother son king prince".split())
+FEMALE = frozenset("woman girl lady businesswoman mother sister daughter queen princess".split())
+
+
+@dataclass(frozen=True)
+class ValidationPrompt:
+    """What one picture is to show, in three parts; "" where there is nothing to say."""
+
+    general: str
+    background: str = ""
+    body: str = ""
+
+    def fill(self, word: str) -> "ValidationPrompt":
+        """The prompt for a person whose class word is ``word``.
+
+        PromptError on a name in braces that has no meaning here.
+        """
+        names = words_for(word)
+        try:
+            return ValidationPrompt(*(getattr(self, part).format(**names) for part in PARTS))
+        except (KeyError, IndexError, ValueError) as error:
+            raise PromptError(
+                f'the prompt "{join_parts(self.general, self.background, self.body)}" cannot be '
+                f"filled in ({error!r}); in braces may stand {', '.join(names)}"
+            ) from error
+
+    def whole(self, trigger_word: str) -> str:
+        """All parts as one text without the trigger word: what CLIP is asked about the picture."""
+        general = "".join(split_at_trigger(self.general, trigger_word))
+        return join_parts(general, self.background, self.body)
+
+    def place(self, streams) -> tuple[str, dict[str, str]]:
+        """(prompt, parts by stream): a part that no stream reads on its own joins the prompt."""
+        parts = {name: getattr(self, name) for name in PARTS[1:]}
+        apart = {name: text for name, text in parts.items() if name in streams}
+        joined = [text for name, text in parts.items() if name not in streams]
+        return join_parts(self.general, *joined), apart
+
+
+def words_for(word: str) -> dict[str, str]:
+    """{word}, {he}, {his}, {him} and their capitals for a class word.
+
+    A word that tells no gender speaks of itself: "the person", "the person's", "the person".
+    """
+    if word.lower() in MALE:
+        pronouns = ("he", "his", "him")
+    elif word.lower() in FEMALE:
+        pronouns = ("she", "her", "her")
+    else:
+        pronouns = (f"the {word}", f"the {word}'s", f"the {word}")
+    names = dict(zip(("he", "his", "him"), pronouns, strict=True))
+    capitals = {name.capitalize(): text[0].upper() + text[1:] for name, text in names.items()}
+    return {"word": word, **names, **capitals}
+
+
+def class_word_of(record, trigger_word: str) -> str:
+    """A record's class word: its own if it has one, else the word before the trigger."""
+    word = getattr(record, "class_word", None)
+    return word or split_at_trigger(record.caption, trigger_word)[0].split()[-1]
+
+
+def open_prompts(spec: str, trigger_word: str = THESIS_TRIGGER) -> list[ValidationPrompt]:
+    """The prompts that ``spec`` names: "thesis" or a JSON file.
+
+    Raises:
+        ValueError: no such file, another layout, or a prompt without its trigger word.
+    """
+    if spec == "thesis":
+        return [
+            ValidationPrompt(_with_trigger(general, trigger_word), background, body)
+            for general, background, body in THESIS
+        ]
+    prompts = [_prompt(spec, i, entry) for i, entry in enumerate(_read_list(spec), 1)]
+    for prompt in prompts:
+        split_at_trigger(prompt.fill("person").general, trigger_word)
+    return prompts
+
+
+def _with_trigger(text: str, trigger_word: str) -> str:
+    left, right = split_at_trigger(text, THESIS_TRIGGER)
+    return f"{left} {trigger_word}{right}"
+
+
+def _read_list(spec: str) -> list:
+    try:
+        entries = json.loads(Path(spec).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ValueError(
+            f'validation_prompts={spec!r}: no such file; give "thesis" or a JSON file'
+        ) from None
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{spec}: cannot be read as JSON ({error})") from error
+    if not isinstance(entries, list) or not entries:
+        raise ValueError(f'{spec}: a list of {{"general": ..., ...}} is needed, with one at least')
+    return entries
+
+
+def _prompt(spec: str, number: int, entry) -> ValidationPrompt:
+    texts = isinstance(entry, dict) and all(isinstance(text, str) for text in entry.values())
+    if not texts or not entry.get("general") or set(entry) - set(PARTS):
+        raise ValueError(
+            f"{spec}: prompt {number} is {entry!r}; texts called {', '.join(PARTS)} are needed, "
+            "the last two may be left out"
+        )
+    return ValidationPrompt(**entry)

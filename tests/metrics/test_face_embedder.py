@@ -1,0 +1,128 @@
+"""Pictures to face embeddings: a real recogniser's twin behind a real keypoint net."""
+
+import numpy as np
+import pytest
+import torch
+
+from data_pipeline.align import align_face
+from persongen_jax.metrics.face_embedder import BATCH, open_face_embedder
+from persongen_jax.weights.arcface import INSIGHTFACE_LICENCE, load_arcface
+from persongen_jax.weights.errors import MissingFile
+from persongen_jax.weights.saver import save_module
+from tests.iresnet_twin import TorchIResNet, randomise_statistics
+from tests.keypoint_nets import LANDMARKS, write_keypoint_net
+from tests.twins import randomise, relative_error
+
+# The weights alone would allow crops of 16 pixels too.
+SIZE = 15
+CONFIG = {"layers": (1, 1), "widths": (4, 8), "input_size": SIZE, "embedding_dim": 6}
+LICENCE = "Apache-2.0, trained on drawings"
+
+
+@pytest.fixture(scope="module")
+def twin():
+    return randomise_statistics(randomise(TorchIResNet(**CONFIG)))
+
+
+@pytest.fixture(scope="module")
+def assets(twin, tmp_path_factory):
+    """Folders as the miniature has them."""
+    folder = tmp_path_factory.mktemp("assets")
+    torch.save(twin.state_dict(), folder / "backbone.pth")
+    net = load_arcface(folder / "backbone.pth", input_size=SIZE).model
+    config = {"input_size": SIZE, "licence": LICENCE}
+    save_module(net, folder / "face_net", config, file_name="model.safetensors")
+    write_keypoint_net(folder / "sdxl" / "face_detector", present=3.0)
+    write_keypoint_net(folder / "blind", present=-3.0)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def embedder(assets):
+    return open_face_embedder(assets / "face_net")
+
+
+def pictures(count, size=(40, 40), seed=0):
+    return np.random.default_rng(seed).integers(0, 256, (count, *size, 3), np.uint8)
+
+
+def expected(twin, images):
+    """PyTorch on the aligned crops; the detector sees a face at the same place in every square."""
+    landmarks = np.array(LANDMARKS) * images.shape[1]
+    crops = np.stack([align_face(image, landmarks, SIZE) for image in images])
+    with torch.no_grad():
+        out = twin(torch.from_numpy((crops.transpose(0, 3, 1, 2) - 127.5) / 127.5).float()).numpy()
+    return out / np.linalg.norm(out, axis=1, keepdims=True)
+
+
+def test_embeddings_are_the_recognisers_of_the_aligned_faces(embedder, twin):
+    images = pictures(3)
+    found, detected = embedder.embed(images)
+    assert found.dtype == np.float32 and detected.dtype == bool and detected.all()
+    assert embedder.dim == 6 and found.shape == (3, 6)
+    assert relative_error(found, expected(twin, images)) < 1e-5
+    assert np.allclose(np.linalg.norm(found, axis=1), 1)
+
+
+def test_any_number_of_pictures_is_one_program(embedder):
+    embedder.embed(pictures(2))
+    compiled = embedder._run._cache_size(), embedder.detector._run._cache_size()
+    images = pictures(BATCH + 3, seed=1)
+    found, detected = embedder.embed(images)
+    assert (embedder._run._cache_size(), embedder.detector._run._cache_size()) == compiled == (1, 1)
+    assert found.shape == (BATCH + 3, 6) and detected.sum() == BATCH + 3
+    # Where a picture stands in the batch has no influence.
+    assert np.allclose(found[-1], embedder.embed(images[-1:])[0][0], atol=1e-6)
+
+
+def test_pictures_of_several_sizes(embedder, twin):
+    small, large = pictures(1, (24, 24))[0], pictures(1, (50, 50))[0]
+    found, _ = embedder.embed([small, large])
+    for row, image in zip(found, (small, large), strict=True):
+        assert relative_error(row, expected(twin, image[None])[0]) < 1e-5
+
+
+def test_where_no_face_is_there_are_zeros(assets):
+    detector = f"keypoints:{assets / 'blind'}"
+    found, detected = open_face_embedder(assets / "face_net", detector).embed(pictures(2))
+    assert not detected.any() and found.shape == (2, 6) and not found.any()
+    assert open_face_embedder(assets / "face_net", detector).embed([])[0].shape == (0, 6)
+
+
+def test_a_file_and_its_folder_open_alike_and_name_their_licences(assets, embedder):
+    assert embedder.licence == LICENCE and embedder.size == SIZE
+    file = open_face_embedder(assets / "face_net" / "model.safetensors")
+    assert file.licence == LICENCE and file.size == SIZE
+    assert np.array_equal(file.embed(pictures(1))[0], embedder.embed(pictures(1))[0])
+    detector = f"keypoints:{assets / 'blind'}"
+    other = open_face_embedder(assets / "backbone.pth", detector)
+    assert other.licence == INSIGHTFACE_LICENCE and other.size == 16
+
+
+def test_a_detector_without_landmarks_is_refused(assets):
+    pytest.importorskip("skimage")
+    with pytest.raises(ValueError, match="'cascade' gives no landmarks.*keypoints:DIR"):
+        open_face_embedder(assets / "face_net", "cascade")
+
+
+def test_without_any_detector_the_ways_out_are_named(assets, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    alone = tmp_path / "inner" / "face_net"
+    alone.mkdir(parents=True)
+    (alone / "model.safetensors").write_bytes(
+        (assets / "face_net" / "model.safetensors").read_bytes()
+    )
+    with pytest.raises(FileNotFoundError, match="keypoints:DIR or insightface:DIR"):
+        open_face_embedder(alone)
+
+
+def test_what_is_not_there_is_named(assets, tmp_path):
+    with pytest.raises(MissingFile, match="w600k_r50.onnx"):
+        open_face_embedder(tmp_path / "gone.onnx", f"keypoints:{assets / 'blind'}")
+    with pytest.raises(MissingFile, match=r"holds no model\.safetensors"):
+        open_face_embedder(tmp_path)
+
+
+def test_crops_of_another_size_are_refused(embedder):
+    with pytest.raises(ValueError, match=r"\[n, 15, 15, 3\]"):
+        embedder.embed_crops(pictures(1, (17, 17)))

@@ -1,0 +1,61 @@
+"""Trajectories: rows read back, curves picked out, a plot with a panel per metric and set."""
+
+import json
+
+import numpy as np
+from PIL import Image
+
+from persongen_jax.metrics.measures import measure
+from persongen_jax.trajectories import curve, plot_trajectories, read_rows
+
+
+def row(step, name, **metrics):
+    metrics = {k: measure(v, ["a", "b"][: len(v)]) for k, v in metrics.items()}
+    return {"step": step, "set": name, "metrics": metrics}
+
+
+ROWS = [
+    row(100, "in_train", clip_t=[21, 23], face_sim=[0.3, 0.5]),
+    row(0, "in_train", clip_t=[20, 24], face_sim=[]),
+    row(0, "out_of_train", clip_t=[20]),
+]
+
+
+def test_rows_of_a_file_without_a_cut_line(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text("".join(json.dumps(r) + "\n" for r in ROWS) + '{"step": 200, "se')
+    assert read_rows(path) == ROWS
+    assert read_rows(tmp_path / "none.jsonl") == []
+
+
+def test_a_curve_has_the_measured_steps_in_order():
+    assert curve(ROWS, "in_train", "clip_t") == [(0, 22, 20, 24), (100, 22, 21, 23)]
+    assert [point[0] for point in curve(ROWS, "in_train", "face_sim")] == [100]
+    assert curve(ROWS, "out_of_train", "clip_t") == [(0, 20, None, None)]
+    assert curve(ROWS, "out_of_domain", "clip_t") == []
+
+
+def ink(path):
+    """Coloured pixels: curves and bands, but no axes."""
+    pixels = np.asarray(Image.open(path).convert("RGB")).astype(int)
+    return (np.ptp(pixels, axis=-1) > 40).sum()
+
+
+def test_plots_of_one_run_and_of_several(tmp_path):
+    one = plot_trajectories({"photomaker": ROWS}, tmp_path / "one.png")
+    several = plot_trajectories(
+        {"photomaker": ROWS, "photomaker_bg": ROWS[:1]}, tmp_path / "several.png"
+    )
+    assert one.exists() and several.exists() and ink(one) > 100
+    # The same panels: as large, with more in them.
+    assert Image.open(one).size == Image.open(several).size
+    assert ink(several) > ink(one)
+    clip_alone = plot_trajectories({"x": ROWS[2:]}, tmp_path / "clip.png")
+    assert Image.open(clip_alone).height < Image.open(one).height
+    assert not list(tmp_path.glob("*.part"))
+
+
+def test_nothing_measured_nothing_drawn(tmp_path):
+    assert plot_trajectories({"x": [row(0, "in_train", clip_t=[])]}, tmp_path / "x.png") is None
+    assert plot_trajectories({}, tmp_path / "x.png") is None
+    assert not (tmp_path / "x.png").exists()

@@ -1,0 +1,68 @@
+"""A training run that several test modules look at: made once, on a base smaller than "tiny"."""
+
+import functools
+import json
+from unittest import mock
+
+from configs.first_light import get_config
+from persongen_jax import train
+from persongen_jax.weights import random_base
+
+# The tiny UNet has three levels of two layers; compiling is most of what a test costs.
+SMALLER_UNET = {
+    "attention_head_dim": [1, 1],
+    "block_out_channels": [32, 64],
+    "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D"],
+    "up_block_types": ["CrossAttnUpBlock2D", "UpBlock2D"],
+    "layers_per_block": 1,
+    "transformer_layers_per_block": [1, 1],
+}
+STEPS = 40
+TIMES = ("images_per_second", "data_wait", "mfu")
+
+
+@functools.cache
+def small_base(temporary):
+    """A directory like that of the fixture tiny_base, with a UNet that compiles faster.
+
+    ``temporary`` is tmp_path_factory.getbasetemp(), the same one in every module.
+    """
+    configs = random_base.make_configs
+
+    def smaller(*args):
+        made = configs(*args)
+        return {**made, "unet": {**made["unet"], **SMALLER_UNET}}
+
+    folder = temporary / "small-sdxl"
+    with mock.patch.object(random_base, "make_configs", smaller):
+        random_base.write_random_base(folder)
+    return folder
+
+
+def small_config(base, photos):
+    """Checkpoints and lines of the log fall on different steps."""
+    config = get_config()
+    config.base, config.data, config.loader = str(base), str(photos), "memory"
+    config.batch_size, config.rank = 4, 4
+    config.warmup_steps, config.ema_decay, config.clip_norm = 5, 0.5, 1.0
+    config.steps, config.log_every, config.checkpoint_every = STEPS, 3, 5
+    return config
+
+
+@functools.cache
+def whole_run(temporary, photos):
+    """The working directory of a run from the first step to the last, with all its logs."""
+    config = small_config(small_base(temporary), photos)
+    config.tensorboard = True
+    config.validate_in_train, config.validation_every = str(photos), 25
+    config.validation_people = config.validation_images = 1
+    config.validation_steps, config.validation_merge_step = 2, 0
+    workdir = temporary / "whole-run"
+    train.train(config, workdir)
+    return workdir
+
+
+def metrics(workdir):
+    """The lines of metrics.jsonl without what depends on the clock."""
+    rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in row.items() if k not in TIMES} for row in rows]
