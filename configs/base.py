@@ -33,6 +33,7 @@ def get_config() -> ConfigDict:
     # The method's parts. ``trainable`` replaces the method's own (path pattern, group) rows.
     config.rank = 64
     config.lora_alpha = 64.0
+    config.id_gain = 1.0  # of the ID projections at the start; above 1 the face is heard sooner
     config.trainable = ()
     config.start_from = ""  # PhotoMaker weights (photomaker-v1.bin) that the run starts from
 

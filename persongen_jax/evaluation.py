@@ -14,7 +14,7 @@ from tqdm import tqdm
 from data_pipeline.schema import Record
 from data_pipeline.sources import open_records
 from data_pipeline.transforms import square_face_crop
-from persongen_jax.contact_sheet import Row, choose_rows, contact_sheet
+from persongen_jax.contact_sheet import MAX_ROWS, Row, choose_rows, contact_sheet
 from persongen_jax.metrics.clip_score import ClipScore
 from persongen_jax.metrics.face_embedder import open_face_embedder
 from persongen_jax.metrics.measures import face_measures, mean_embedding, measure
@@ -24,6 +24,7 @@ from persongen_jax.trajectories import SETS
 from persongen_jax.validation_prompts import class_word_of, open_prompts
 
 PICTURES = 8  # of a person that the gallery's embedding is made of, at most
+WIDE = 8  # pictures in a row of a sheet
 AT_ONCE = 16  # people whose pictures are in memory together
 
 
@@ -131,8 +132,12 @@ class Evaluation:
         return results
 
     def sheet(self, name: str, images) -> np.ndarray:
-        """The contact sheet of a set, uint8 [h, w, 3]."""
+        """The contact sheet of a set, uint8 [h, w, 3]: a row per person if all of theirs fits."""
         people = self.people[name]
+        if len(self.prompts) * self.config.validation_images <= WIDE:
+            own = (array.reshape(-1, *array.shape[2:]) for array in images)
+            shown = list(zip(people, own, strict=True))[:MAX_ROWS]
+            return contact_sheet([Row(p.identity, p.reference, list(all_)) for p, all_ in shown])
         rows = []
         for i, j in choose_rows(len(people), len(self.prompts)):
             person = people[i]

@@ -2,10 +2,8 @@
 
     python -m persongen_jax.train --config configs/mini/photomaker_bg.py
 
-PhotoMaker, with the background as a prompt of its own. Everything is learned here, so that the
-curve shows it; the thesis starts from PhotoMaker's weights, as does
-
-    … --config.start_from=persongen_jax/assets/photomaker-v1.safetensors
+PhotoMaker, with the background as a prompt of its own. Everything is learned here, from nothing;
+the thesis starts from PhotoMaker's weights (--config.start_from=FILE).
 """
 
 from configs.mini.photomaker import get_config as photomaker_config

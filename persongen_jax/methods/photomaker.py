@@ -31,7 +31,7 @@ class PhotoMaker(Method):
         """LoRA on the UNet, and the ID encoder on CLIP's weights.
 
         Reads config.base, id_encoder (a CLIP directory; default: ``<base>/image_encoder``), rank,
-        lora_alpha and dtype.
+        lora_alpha, id_gain and dtype.
         """
         widths = [
             tower.config["hidden_size"] for tower in (model.text_encoder, model.text_encoder_2)
@@ -43,6 +43,8 @@ class PhotoMaker(Method):
         if projection is not None and projection.shape == encoder.visual_projection.kernel.shape:
             # PhotoMaker starts its first head from CLIP's own.
             encoder.visual_projection.kernel.set_value(projection.astype(jnp.float32))
+        for head in (encoder.visual_projection, encoder.visual_projection_2):
+            head.kernel.set_value(head.kernel.get_value() * config.get("id_gain", 1.0))
         model.id_encoder = encoder
         add_lora(model.unet, ATTENTION_LAYERS, config.rank, alpha=config.lora_alpha, rngs=rngs)
 

@@ -279,13 +279,16 @@ def measure(assets: Path, out: Path, samples: int) -> dict:
     face_net = load_arcface(assets / "face_net" / "model.safetensors", input_size=40).model
     keypoint_net = load_keypoint_net(assets / "sdxl" / "face_detector")
     tower, _ = load_vision_tower(assets / "clip")
+    adapter = {}
+    if (assets / "photomaker-v1.safetensors").exists():
+        adapter = measure_photomaker(assets, clip)
     return {
         **measure_vae(pipe.model.vae),
         **measure_face_net(face_net, keypoint_net),
         **measure_keypoints(keypoint_net),
         **measure_clip(clip, tower),
         **measure_base(pipe, clip, out, samples),
-        **measure_photomaker(assets, clip),
+        **adapter,
     }
 
 

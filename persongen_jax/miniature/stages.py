@@ -5,11 +5,14 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from data_pipeline.people import vocabulary
 from persongen_jax.miniature import sizes
 from persongen_jax.miniature.pool import open_pool
+from persongen_jax.miniature.train_unet import training_prompts
+from persongen_jax.miniature.unit_scale import to_unit_scale
 from persongen_jax.models.sdxl import Conditioner, StableDiffusionXL
 from persongen_jax.prompts import Tokenizers
 from persongen_jax.tiny_tokenizer import SDXL_PAD_TOKENS, write_tiny_tokenizer
@@ -145,13 +148,16 @@ def write(world: World, out: Path):
         "text_encoder": sizes.text_config(0, world.vocab_size),
         "text_encoder_2": sizes.text_config(1, world.vocab_size),
     }
+    ids = np.stack(
+        [world.tokenizers.encode(text) for text, *_ in training_prompts(world.pool)[:64]]
+    )
+    first, second = nnx.clone(first), nnx.clone(second)
+    to_unit_scale((first, second), unet, ids)
     # Half precision costs nothing that can be seen, and halves the largest file.
     cast_module(unet, jnp.float16)
     model = StableDiffusionXL(unet=unet, vae=vae, text_encoder=first, text_encoder_2=second)
     base = SDXLBase(model, world.tokenizers, configs, sizes.SCHEDULER, {}, "")
     save_sdxl(base, out / "sdxl")
-    for folder in (out / "sdxl" / "image_encoder",):
-        save_module(world.clip.vision, folder, sizes.vision_config(), file_name="model.safetensors")
     save_keypoint_net(world.keypoint_net, out / "sdxl" / "face_detector")
     _write_clip(world, out / "clip")
     _write_face_net(world, out / "face_net")

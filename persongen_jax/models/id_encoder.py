@@ -31,6 +31,12 @@ class FuseModule(nnx.Module):
         self.mlp1 = MLP(2 * features, features, features, use_residual=False, **kw)
         self.mlp2 = MLP(features, features, features, use_residual=True, **kw)
         self.layer_norm = LayerNorm(features, **kw)
+        for mlp in (self.mlp1, self.mlp2):
+            for linear in (mlp.fc1, mlp.fc2):
+                # PyTorch's own start keeps a third of the variance per layer: the identity would
+                # be a whisper beside the prompt embedding that it is added to, and take long to
+                # be heard. This keeps all of it.
+                linear.kernel.set_value(linear.kernel.get_value() * 3**0.5)
 
     def __call__(self, prompt_embeds, id_embeds):
         """[b, k, d] and [b, k, d] to [b, k, d]."""

@@ -34,7 +34,11 @@ def save_module(module, folder, config: dict, *, file_name: str):
 
 
 def _reader(path, leaf):
-    return lambda: np.ascontiguousarray(to_torch_layout(path, np.asarray(jax.device_get(leaf))))
+    def read():
+        array = to_torch_layout(path, np.asarray(jax.device_get(leaf)))
+        return np.ascontiguousarray(array).reshape(array.shape)  # a scalar would come back as [1]
+
+    return read
 
 
 def write_json(path, content: dict):

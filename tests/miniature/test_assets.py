@@ -1,0 +1,92 @@
+"""The shipped checkpoints are what they claim to be: ordinary ones, and good enough."""
+
+import json
+
+import numpy as np
+import pytest
+
+from persongen_jax.miniature.__main__ import ASSETS
+from persongen_jax.miniature.figures import (
+    compiled,
+    held_out,
+    measure_face_net,
+    measure_keypoints,
+    measure_vae,
+)
+from persongen_jax.weights.arcface import load_arcface
+from persongen_jax.weights.keypoint_net import load_keypoint_net
+from persongen_jax.weights.sdxl import load_sdxl
+
+FIGURES = json.loads((ASSETS / "figures.json").read_text())
+MOST_BYTES = 40_000_000
+
+
+@pytest.fixture(scope="module")
+def base():
+    return load_sdxl(ASSETS / "sdxl")
+
+
+def test_all_of_it_is_small():
+    assert sum(path.stat().st_size for path in ASSETS.rglob("*") if path.is_file()) <= MOST_BYTES
+
+
+def test_diffusers_opens_the_base_and_paints_the_same_picture():
+    """The whole way from prompt to pixels, at most 2 of 255 apart: float32 from float16 weights."""
+    import torch
+    from diffusers import StableDiffusionXLPipeline
+
+    from persongen_jax.pipeline import Pipeline
+
+    theirs = StableDiffusionXLPipeline.from_pretrained(ASSETS / "sdxl", dtype=torch.float32)
+    theirs.set_progress_bar_config(disable=True)
+    ours = Pipeline.from_pretrained(ASSETS / "sdxl")
+    prompt = "a photo of a smiling woman. a beach with a red umbrella. she is in a blue dress"
+    noise = ours.draw_latents(0, 1, 64, 64)
+    settings = {"num_inference_steps": 6, "guidance_scale": 4.0, "height": 64, "width": 64}
+    ours = ours(prompt, latents=noise, output_type="np", **settings).images[0]
+    latents = torch.from_numpy(np.asarray(noise).transpose(0, 3, 1, 2).copy())
+    theirs = theirs(prompt, latents=latents, output_type="np", **settings).images[0]
+    assert np.abs(ours - theirs).max() * 255 <= 2
+    assert ours.std() > 0.1
+
+
+def test_transformers_opens_clip():
+    from transformers import CLIPModel, CLIPTokenizer
+
+    model = CLIPModel.from_pretrained(ASSETS / "clip")
+    assert model.config.vision_config.image_size == 48
+    ids = CLIPTokenizer.from_pretrained(ASSETS / "clip")("a snowy night").input_ids
+    assert len(ids) == 5  # every word of the captions is one token
+
+
+def test_figures_hold(base):
+    """What figures.json says of these weights is measured again, by the same functions."""
+    face_net = load_arcface(ASSETS / "face_net" / "model.safetensors", input_size=40).model
+    keypoint_net = load_keypoint_net(ASSETS / "sdxl" / "face_detector")
+    measured = {
+        **measure_vae(base.model.vae),
+        **measure_face_net(face_net, keypoint_net),
+        **measure_keypoints(keypoint_net),
+    }
+    for name, figure in measured.items():
+        assert figure["samples"] == FIGURES[name]["samples"], name
+        assert figure["value"] == pytest.approx(FIGURES[name]["value"], rel=0.01), name
+
+
+def test_figures_name_their_aims_and_samples():
+    assert len(FIGURES) >= 10
+    for name, figure in FIGURES.items():
+        assert figure["samples"] >= 100, name
+        if "aim" in figure:
+            assert isinstance(figure["met"], bool), name
+
+
+def test_keypoint_net_sees_no_face_in_a_picture_without_one():
+    net = load_keypoint_net(ASSETS / "sdxl" / "face_detector")
+    drawn = held_out(32, 1)
+    images = np.array(drawn.images)
+    for image, (x0, y0, x1, y1) in zip(images, drawn.face_box, strict=True):
+        image[max(0, int(y0) - 3) : int(y1) + 3, max(0, int(x0) - 3) : int(x1) + 3] = image[0, 0]
+    present = compiled(net, lambda net, x: net(x / 127.5 - 1).present)
+    assert (np.asarray(present(images.astype(np.float32))) > 0).mean() < 0.2
+    assert (np.asarray(present(drawn.images.astype(np.float32))) > 0).mean() > 0.9
