@@ -1,6 +1,7 @@
 """The order of things: which network needs which, and what is written at the end."""
 
 import functools
+import os
 from pathlib import Path
 
 import jax
@@ -131,6 +132,11 @@ def train_photomaker(work: Path, out: Path):
     from persongen_jax.weights.photomaker import save_photomaker
 
     config = get_config()
+    config.base, config.id_encoder, config.clip = (
+        str(out / name) for name in ("sdxl", "clip", "clip")
+    )
+    config.face_net = str(out / "face_net" / "model.safetensors")
+    config.face_detector = f"keypoints:{out / 'sdxl' / 'face_detector'}"
     train(config, work / "photomaker")
     pipe = Pipeline.from_pretrained(config.base)
     pipe.load_method(None, work / "photomaker")
@@ -163,7 +169,7 @@ def write(world: World, out: Path):
     _write_face_net(world, out / "face_net")
     write_json(
         out / "miniature.json",
-        {"threads": len(jax.devices()), "trained": world.costs, "jax": jax.__version__},
+        {"cores": os.cpu_count(), "trained": world.costs, "jax": jax.__version__},
     )
 
 
