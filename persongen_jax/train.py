@@ -1,6 +1,6 @@
 """Train an identity method. Read from top to bottom, in the order in which it runs.
 
-    python -m persongen_jax.train --config configs/first_light.py --workdir runs/first_light
+    python -m persongen_jax.train --config configs/mini/photomaker_bg.py
     python -m persongen_jax.train --config configs/base.py --config.base=/path/to/sdxl --dry_run
 
 Any key of the config can be overridden by --config.KEY=VALUE. The same command again continues

@@ -1,7 +1,7 @@
 """Muon for matrices and kernels, Adam for the rest, with a warm-up and a cosine to nothing.
 
-On these small networks Muon (optax.contrib.muon) gets as far as Adam in about half the steps, and
-its own work is little beside a step's.
+In the VAE's first 50 steps Muon (optax.contrib.muon) brought the error to three quarters of Adam's,
+for a sixth more time per step; on the other networks the two were not compared.
 """
 
 import jax

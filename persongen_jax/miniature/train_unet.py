@@ -19,6 +19,7 @@ from persongen_jax.miniature.fit import fit
 from persongen_jax.miniature.optimizer import make_muon
 from persongen_jax.miniature.pool import Pool
 from persongen_jax.models.unet import UNet2DConditionModel
+from persongen_jax.objective import min_snr_weights
 from persongen_jax.prompts import join_parts, split_at_trigger
 
 STEPS, BATCH, RATE, ADAM_RATE = 2000, 64, 5e-3, 2e-3
@@ -68,8 +69,6 @@ def train_unet(pool, vae, conditioner, tokenizers, work: Path, steps: int = STEP
     graphdef, params = nnx.split(unet, nnx.Param)
     text_graphdef, text_params = nnx.split(conditioner)
     tx = make_muon(RATE, steps, ADAM_RATE, weight_decay=0.01)
-    snr = schedule.alphas_cumprod / (1 - schedule.alphas_cumprod)
-    snr_weight = jnp.asarray(np.minimum(snr, MIN_SNR) / snr)
     time_ids = jnp.array([sizes.SIDE, sizes.SIDE, 0, 0, sizes.SIDE, sizes.SIDE], jnp.float32)
 
     def loss_of(params, text_params, batch, number):
@@ -87,7 +86,7 @@ def train_unet(pool, vae, conditioner, tokenizers, work: Path, steps: int = STEP
         face, _ = diffusion.face_box_mask(box, (sizes.SIDE, sizes.SIDE), mean.shape[1:3])
         error = ((predicted - noise) ** 2).mean(-1)
         loss = ((1 + (FACE_WEIGHT - 1) * face) * error).mean((1, 2))
-        return (loss * snr_weight[timesteps]).mean(), {"mse": error.mean()}
+        return (loss * min_snr_weights(schedule, timesteps, MIN_SNR)).mean(), {"mse": error.mean()}
 
     @jax.jit
     def update(state, text_params, batch, number):
