@@ -8,6 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
+from persongen_jax.prompts import join_parts, split_at_trigger
+
 PEOPLE, PICTURES = 4000, 20
 CHUNK = 4000
 FIELDS = ("face_box", "landmarks", "keypoints", "visibility")
@@ -47,6 +49,15 @@ def open_pool(work: Path) -> Pool:
         partial.rename(folder / "images.npy")
         print(f"drew {PEOPLE * PICTURES} pictures in {time.perf_counter() - start:.0f} s")
     return Pool(folder)
+
+
+def training_prompts(pool: Pool) -> list[tuple[str, str, str, str]]:
+    """Per picture: the whole prompt without trigger, and its three parts."""
+    prompts = []
+    for general, background, body in zip(pool.captions, pool.backgrounds, pool.bodies, strict=True):
+        general = "".join(split_at_trigger(general))
+        prompts.append((join_parts(general, background, body), general, background, body))
+    return prompts
 
 
 def _draw(start: int) -> dict:

@@ -11,8 +11,7 @@ from flax import nnx
 
 from data_pipeline.people import vocabulary
 from persongen_jax.miniature import sizes
-from persongen_jax.miniature.pool import open_pool
-from persongen_jax.miniature.train_unet import training_prompts
+from persongen_jax.miniature.pool import open_pool, training_prompts
 from persongen_jax.miniature.unit_scale import to_unit_scale
 from persongen_jax.models.sdxl import Conditioner, StableDiffusionXL
 from persongen_jax.prompts import Tokenizers
@@ -22,7 +21,8 @@ from persongen_jax.weights.loader import cast_module
 from persongen_jax.weights.saver import save_module, write_json
 from persongen_jax.weights.sdxl import SDXLBase, save_sdxl
 
-STAGES = ("vae", "clip", "faces", "face_net", "keypoint_net", "unet", "write", "photomaker")
+STAGES = ("vae", "clip", "faces", "face_net", "keypoint_net", "unet", "unet_names")
+STAGES += ("write", "photomaker")
 FACE_NET_SEED = 3  # Face-Sim's own; no method reads its features
 
 
@@ -89,11 +89,31 @@ class World:
 
     @functools.cached_property
     def unet(self):
+        from persongen_jax.miniature.train_unet import CAPTIONS
+
+        return self._train_unet(CAPTIONS)
+
+    @functools.cached_property
+    def unet_names(self):
+        """The base that is shipped: ``unet`` once more, with names in its captions."""
+        from persongen_jax.miniature.names import make_names
+        from persongen_jax.miniature.train_unet import NAMES
+
+        towers, prompts = self.text_encoders(), [text for text, *_ in self.prompts[:64]]
+        names = make_names(self.faces, towers, self.pool, self.tokenizers, prompts, self.work)
+        return self._train_unet(NAMES, self.unet[0], names)
+
+    def _train_unet(self, course, *start):
         from persongen_jax.miniature.train_unet import train_unet
 
         conditioner = Conditioner(*self.text_encoders())
-        result = train_unet(self.pool, self.vae[0], conditioner, self.tokenizers, self.work)
-        return self._keep("unet", result)
+        vae, _ = self.vae
+        result = train_unet(self.pool, vae, conditioner, self.tokenizers, self.work, course, *start)
+        return self._keep(course.name, result)
+
+    @functools.cached_property
+    def prompts(self):
+        return training_prompts(self.pool)
 
     def text_encoders(self):
         """CLIP's text towers as SDXL has them: the first without projection."""
@@ -146,7 +166,7 @@ def train_photomaker(work: Path, out: Path):
 def write(world: World, out: Path):
     """The checkpoints, and ``miniature.json`` with what they cost."""
     vae, vae_config = world.vae
-    unet, unet_config = world.unet
+    unet, unet_config = world.unet_names
     first, second = world.text_encoders()
     configs = {
         "unet": unet_config,
@@ -154,9 +174,7 @@ def write(world: World, out: Path):
         "text_encoder": sizes.text_config(0, world.vocab_size),
         "text_encoder_2": sizes.text_config(1, world.vocab_size),
     }
-    ids = np.stack(
-        [world.tokenizers.encode(text) for text, *_ in training_prompts(world.pool)[:64]]
-    )
+    ids = np.stack([world.tokenizers.encode(text) for text, *_ in world.prompts[:64]])
     first, second = nnx.clone(first), nnx.clone(second)
     to_unit_scale((first, second), unet, ids)
     # Half precision costs nothing that can be seen, and halves the largest file.

@@ -18,8 +18,7 @@ from persongen_jax.miniature import sizes
 from persongen_jax.miniature.fit import fit
 from persongen_jax.miniature.losses import arcface_loss
 from persongen_jax.miniature.optimizer import make_muon
-from persongen_jax.miniature.pool import PEOPLE, Pool
-from persongen_jax.miniature.train_unet import training_prompts
+from persongen_jax.miniature.pool import PEOPLE, Pool, training_prompts
 from persongen_jax.models.clip import CLIPTextModel, CLIPVisionModel
 from persongen_jax.models.layers import Linear
 

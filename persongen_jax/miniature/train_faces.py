@@ -15,9 +15,8 @@ from flax import nnx
 from persongen_jax.miniature.fit import fit
 from persongen_jax.miniature.losses import arcface_loss
 from persongen_jax.miniature.optimizer import make_muon
-from persongen_jax.miniature.pool import Pool
+from persongen_jax.miniature.pool import Pool, training_prompts
 from persongen_jax.miniature.train_clip import Trained, contrast, face_crops, look
-from persongen_jax.miniature.train_unet import training_prompts
 
 STEPS, BATCH, FACES, RATE, ADAM_RATE = 900, 32, 192, 4e-3, 2e-3
 FROZEN = ("text_encoder", "text_encoder_2", "second_projection", "logit_scale")

@@ -1,0 +1,61 @@
+"""Names: single words that say everything about a face, as SDXL knows those of the famous.
+
+What an ID encoder puts in the class word's place is one token for a whole face. SDXL understands
+such tokens, having read the names of thousands in its captions; the miniature's captions name
+nobody, and a base that has never met such a word cannot be taught it through LoRA alone (the runs
+without names stayed at chance). So the base's second course of training puts an in-train person's
+name where the class word stood. The name of a person is a vector, not an entry of the vocabulary:
+the mean of what CLIP's image tower sees in the person's face crops, turned by a fixed random
+rotation and as long as its neighbours. Neither the rotation nor the names are shipped, and no
+other person ever gets one: ID encoders start from nothing and see other people.
+"""
+
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from persongen_jax.miniature.pool import PICTURES, Pool
+from persongen_jax.miniature.train_clip import face_crops, look
+from persongen_jax.miniature.unit_scale import measure_scale
+
+SEED = 7
+ROWS = 200
+
+
+def make_names(clip, towers, pool: Pool, tokenizers, prompts: list[str], work: Path) -> np.ndarray:
+    """[people, sum of the towers' widths] float32.
+
+    Args:
+        clip: train_clip.Trained, whose image tower looks at the face crops.
+        towers: the text towers, in the order in which they are joined.
+        prompts: a few, to measure how large the prompt embeddings are.
+    """
+    seen = _mean_features(clip, pool, work)
+    seen = (seen - seen.mean(0)) / seen.std(0)
+    widths = [tower.config["hidden_size"] for tower in towers]
+    rotation = np.random.default_rng(SEED).standard_normal((sum(widths), seen.shape[1]))
+    names = seen @ np.linalg.qr(rotation)[0].T
+    ids = np.stack([tokenizers.encode(text) for text in prompts])
+    scales = [measure_scale(tower, ids[:, i]) for i, tower in enumerate(towers)]
+    return (names / names.std() * np.repeat(scales, widths)).astype(np.float32)
+
+
+def put_names(embeds, names, places):
+    """Prompt embeddings [b, n, d] with ``names`` [b, d] at ``places`` [b]; nowhere if -1."""
+    here = jnp.arange(embeds.shape[1]) == places[:, None]
+    return jnp.where(here[..., None], names[:, None], embeds)
+
+
+def _mean_features(clip, pool: Pool, work: Path) -> np.ndarray:
+    """[people, width]: the pooled output before its projection, kept on disk."""
+    path = work / "face_features.npy"
+    if not path.exists():
+        crops = face_crops(pool, work)
+        graphdef, params = nnx.split(clip)
+        features = jax.jit(lambda p, x: look(nnx.merge(graphdef, p), x).pooler_output)
+        parts = [features(params, crops[i : i + ROWS]) for i in range(0, len(pool), ROWS)]
+        np.save(path, np.concatenate(parts).reshape(-1, PICTURES, parts[0].shape[-1]).mean(1))
+    return np.load(path)
