@@ -21,7 +21,7 @@ from persongen_jax.weights.loader import cast_module
 from persongen_jax.weights.saver import save_module, write_json
 from persongen_jax.weights.sdxl import SDXLBase, save_sdxl
 
-STAGES = ("vae", "clip", "faces", "face_net", "keypoint_net", "unet", "unet_names")
+STAGES = ("vae", "decoder", "clip", "faces", "face_net", "keypoint_net", "unet", "unet_names")
 STAGES += ("write", "photomaker")
 FACE_NET_SEED = 3  # Face-Sim's own; no method reads its features
 
@@ -60,6 +60,14 @@ class World:
 
         vae, config = self._keep("vae", train_vae(self.pool, self.work))
         return with_config(vae, config), config
+
+    @functools.cached_property
+    def decoder(self):
+        """The VAE that is shipped: ``vae`` with a better decoder. Latents do not depend on it."""
+        from persongen_jax.miniature.train_decoder import train_decoder
+
+        vae, config = self.vae
+        return self._keep("decoder", train_decoder(vae, self.pool, self.work)), config
 
     @functools.cached_property
     def clip(self):
@@ -165,7 +173,7 @@ def train_photomaker(work: Path, out: Path):
 
 def write(world: World, out: Path):
     """The checkpoints, and ``miniature.json`` with what they cost."""
-    vae, vae_config = world.vae
+    vae, vae_config = world.decoder
     unet, unet_config = world.unet_names
     first, second = world.text_encoders()
     configs = {
