@@ -23,6 +23,7 @@ from persongen_jax.weights.sdxl import SDXLBase, save_sdxl
 
 STAGES = ("vae", "decoder", "clip", "faces", "face_net", "keypoint_net", "unet", "unet_names")
 STAGES += ("write", "photomaker")
+ADAPTER_STEPS = 1500
 FACE_NET_SEED = 3  # Face-Sim's own; no method reads its features
 
 
@@ -153,13 +154,14 @@ def run(stages, work: Path, out: Path):
 
 
 def train_photomaker(work: Path, out: Path):
-    """The standard run of configs/mini/photomaker.py, as a PhotoMaker v1 file."""
+    """configs/mini/photomaker.py for longer than the main job has time for, as a v1 file."""
     from configs.mini.photomaker import get_config
     from persongen_jax.pipeline import Pipeline
     from persongen_jax.train import train
     from persongen_jax.weights.photomaker import save_photomaker
 
     config = get_config()
+    config.steps = config.validation_every = ADAPTER_STEPS
     config.base, config.id_encoder, config.clip = (
         str(out / name) for name in ("sdxl", "clip", "clip")
     )

@@ -26,7 +26,6 @@ SEED = 8
 def train_decoder(vae, pool: Pool, work: Path, steps: int = STEPS):
     """Returns (AutoencoderKL with another decoder, cost)."""
     means, stds = cache_latents(vae, pool, work)
-    per_latent = vae.vae_scale_factor
     graphdef, params, frozen = nnx.split(vae, _of_decoder, ...)
     tx = make_muon(RATE, steps, ADAM_RATE)
 
@@ -59,11 +58,7 @@ def train_decoder(vae, pool: Pool, work: Path, steps: int = STEPS):
         mean, std = (array[rows].astype(np.float32) for array in (means, stds))
         if number >= (1 - WHOLE) * steps:
             return images, boxes, mean, std
-        # On whole latents, so that both are cut at the same place.
-        corners = crop_corners(rng, boxes) // per_latent * per_latent
-        moments = (cut(x, corners // per_latent, CROP // per_latent) for x in (mean, std))
-        boxes = boxes - np.tile(corners, 2).astype(np.float32)
-        return cut(images, corners, CROP), boxes, *moments
+        return crop_with_latents(rng, images, boxes, mean, std)
 
     (params, _), cost = fit(
         "decoder",
@@ -75,6 +70,18 @@ def train_decoder(vae, pool: Pool, work: Path, steps: int = STEPS):
         SEED,
     )
     return nnx.merge(graphdef, params, frozen), cost
+
+
+def crop_with_latents(rng, images, boxes, *latents):
+    """CROP-sided pieces of images [n, s, s, 3], and the latents [n, h, h, c] of the same places.
+
+    Boxes move along. Pieces begin where a latent does.
+    """
+    per_latent = images.shape[1] // latents[0].shape[1]
+    corners = crop_corners(rng, boxes) // per_latent
+    pieces = [cut(x, corners, CROP // per_latent) for x in latents]
+    corners = corners * per_latent
+    return cut(images, corners, CROP), boxes - np.tile(corners, 2).astype(np.float32), *pieces
 
 
 def _of_decoder(path, _):
