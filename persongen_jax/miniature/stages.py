@@ -23,7 +23,7 @@ from persongen_jax.weights.sdxl import SDXLBase, save_sdxl
 
 STAGES = ("vae", "decoder", "clip", "faces", "face_net", "keypoint_net", "unet", "unet_names")
 STAGES += ("write", "photomaker")
-ADAPTER_STEPS = 1500
+ADAPTER_STEPS = 1000
 FACE_NET_SEED = 3  # Face-Sim's own; no method reads its features
 
 
