@@ -2,12 +2,12 @@
 
 What an ID encoder puts in the class word's place is one token for a whole face. SDXL understands
 such tokens, having read the names of thousands in its captions; the miniature's captions name
-nobody, and a base that has never met such a word cannot be taught it through LoRA alone (the runs
-without names stayed at chance). So the base's second course of training puts an in-train person's
-name where the class word stood. The name of a person is a vector, not an entry of the vocabulary:
-the mean of what CLIP's image tower sees in the person's face crops, turned by a fixed random
-rotation and as long as its neighbours. Neither the rotation nor the names are shipped, and no
-other person ever gets one: ID encoders start from nothing and see other people.
+nobody, and on a base that had never met such a word five runs of PhotoMaker stayed at chance (none
+of them with the loss weights that configs/mini/photomaker.py has now). So the base's second course
+of training puts an in-train person's name where the class word stood. The name of a person is a
+vector, not an entry of the vocabulary: the mean of what CLIP's image tower sees in the person's
+face crops, turned by a fixed random rotation and as long as its neighbours. No ID encoder ever
+gets the rotation or the names, and strangers have none.
 """
 
 from pathlib import Path

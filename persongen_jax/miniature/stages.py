@@ -21,8 +21,10 @@ from persongen_jax.weights.loader import cast_module
 from persongen_jax.weights.saver import save_module, write_json
 from persongen_jax.weights.sdxl import SDXLBase, save_sdxl
 
-STAGES = ("vae", "decoder", "clip", "faces", "face_net", "keypoint_net", "unet", "unet_names")
-STAGES += ("write", "photomaker")
+STAGES = (
+    *("vae", "decoder", "clip", "faces", "face_net", "keypoint_net", "unet", "unet_names"),
+    *("write", "photomaker"),
+)
 ADAPTER_STEPS = 1000
 FACE_NET_SEED = 3  # Face-Sim's own; no method reads its features
 
