@@ -45,7 +45,8 @@ def attention(q, k, v, mask=None, *, is_causal=False, scale=None):
     scale = 1.0 / math.sqrt(q.shape[-1]) if scale is None else scale
     kernel = pick_kernel(q.shape, k.shape, q.dtype, mask is not None, is_causal)
     if kernel == "cudnn":
-        mask = None if mask is None else jnp.broadcast_to(mask, _scores_shape(q, k))
+        if mask is not None:
+            k, v, mask = even_keys(k, v, jnp.broadcast_to(mask, _scores_shape(q, k)))
         return jax.nn.dot_product_attention(
             q, k, v, mask=mask, is_causal=is_causal, scale=scale, implementation="cudnn"
         )
@@ -64,12 +65,20 @@ def pick_kernel(q_shape, k_shape, dtype, has_mask: bool, is_causal: bool) -> str
     platform = target()
     (_, n, heads, d), m = q_shape, k_shape[1]
     if platform in ("gpu", "cuda") and dtype in (jnp.bfloat16, jnp.float16):
-        if d % 8 == 0 and d <= 128:
+        # Its backward pass with a mask wants even lengths; keys are padded (even_keys).
+        if d % 8 == 0 and d <= 128 and not (has_mask and n % 2):
             return "cudnn"
     if platform == "tpu" and not has_mask and not is_causal:
         if n == m and n >= MIN_TPU_FLASH_TOKENS and n % 512 == 0:
             return "tpu_flash"
     return "xla" if heads * n * m * 4 <= MAX_SCORE_BYTES else "xla_chunked"
+
+
+def even_keys(k, v, mask):
+    """k, v [b, m, heads, d] and mask [b, heads, n, m] with one key that nothing sees if m is odd."""
+    odd = k.shape[1] % 2
+    k, v = (jnp.pad(x, ((0, 0), (0, odd), (0, 0), (0, 0))) for x in (k, v))
+    return k, v, jnp.pad(mask, ((0, 0), (0, 0), (0, 0), (0, odd)))
 
 
 def _scores_shape(q, k):
