@@ -33,6 +33,14 @@ from persongen_jax.bench_settings import (
 from persongen_jax.bench_worker import OUT_OF_MEMORY
 
 
+# The C library of Linux gives freed memory back and takes it anew, page by page: a step of XLA's CPU
+# programs, which take all their room at once, spends up to a third of its time in that.
+KEEP_MEMORY = (
+    "glibc.malloc.hugetlb=1:glibc.malloc.arena_max=1:glibc.malloc.mmap_max=0:"
+    "glibc.malloc.trim_threshold=1099511627776"
+)
+
+
 class RowFailed(Exception):
     """A row ended without its figures; the message says why."""
 
@@ -166,6 +174,7 @@ class Bench:
             return None
         print(f"{row} ...", flush=True)
         environment = {"OMP_NUM_THREADS": str(self.args.threads)}
+        environment["GLIBC_TUNABLES"] = os.environ.get("GLIBC_TUNABLES", KEEP_MEMORY)
         if row.by == "torch":
             environment["JAX_PLATFORMS"] = "cpu"  # reads configs, and is to leave the memory alone
         else:
