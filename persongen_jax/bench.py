@@ -32,6 +32,13 @@ from persongen_jax.bench_settings import (
 )
 from persongen_jax.bench_worker import OUT_OF_MEMORY
 
+# Linux' C library gives freed memory back and takes it anew, page by page: a step of a CPU program of
+# XLA, which takes all its room at once, spends up to a third of its time in that.
+KEEP_MEMORY = (
+    "glibc.malloc.hugetlb=1:glibc.malloc.arena_max=1:glibc.malloc.mmap_max=0:"
+    "glibc.malloc.trim_threshold=1099511627776"
+)
+
 
 class RowFailed(Exception):
     """A row ended without its figures; the message says why."""
@@ -166,6 +173,7 @@ class Bench:
             return None
         print(f"{row} ...", flush=True)
         environment = {"OMP_NUM_THREADS": str(self.args.threads)}
+        environment["GLIBC_TUNABLES"] = os.environ.get("GLIBC_TUNABLES", KEEP_MEMORY)
         if row.by == "torch":
             environment["JAX_PLATFORMS"] = "cpu"  # reads configs, and is to leave the memory alone
         else:

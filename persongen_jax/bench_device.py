@@ -33,6 +33,14 @@ def device_memory() -> dict:
     return {"peak_gib": host_peak()}
 
 
+def at_the_end() -> dict:
+    """What a row can only tell when it is done: its memory, and on a CPU the rate of a product.
+
+    At the beginning the work is counted on the same cores.
+    """
+    return device_memory() | (describe_device() if jax.default_backend() == "cpu" else {})
+
+
 def host_peak() -> float:
     """GiB of host memory that this process had at its most."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / GIB

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from persongen_jax.bench_device import check_finite, describe_device, device_memory
+from persongen_jax.bench_device import at_the_end, check_finite, describe_device
 from persongen_jax.bench_model import component_configs, random_model, shapes_only
 from persongen_jax.bench_train import PLAIN, attention_by
 from persongen_jax.conditioning import Conditioning, TokenStream
@@ -90,7 +90,7 @@ class SampleRow:
         return {"seconds": seconds}
 
     def finish(self) -> dict:
-        return device_memory()
+        return at_the_end()
 
 
 def tiny_tokenizers() -> Tokenizers:

@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from persongen_jax.bench_device import (
+    at_the_end,
     check_finite,
     describe_device,
-    device_memory,
     program_memory,
 )
 from persongen_jax.bench_model import VOCABULARY, divide, random_batch, random_model, shapes_only
@@ -103,7 +103,7 @@ class TrainRow:
         return {"seconds": seconds, "loss": loss}
 
     def finish(self) -> dict:
-        return device_memory()
+        return at_the_end()
 
 
 def step_flops(config, *, cached: bool) -> tuple[int, int]:

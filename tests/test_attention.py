@@ -4,9 +4,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
+from persongen_jax.conditioning import TokenStream
 from persongen_jax.models import attention as module
-from persongen_jax.models.attention import attention, even_keys, pick_kernel
+from persongen_jax.models.attention import Transformer2DModel, attention, even_keys, pick_kernel
 from persongen_jax.models.platform import compile_for
 
 
@@ -109,3 +111,22 @@ def test_chunks_bound_the_memory():
 def test_kernel_choice(platform, q, k, dtype, masked, kernel):
     with compile_for(platform):
         assert pick_kernel(q, k, dtype, masked, False) == kernel
+
+
+def test_the_program_grows_in_a_line_with_the_layers():
+    """On a CPU the sum along residual connections was computed anew for each that reads it."""
+
+    def additions(layers):
+        kw = {"dtype": jnp.float32, "param_dtype": jnp.float32, "rngs": nnx.Rngs(0)}
+        sizes = {"heads": 2, "num_layers": layers, "cross_attention_dim": 8, "groups": 4}
+        transformer = Transformer2DModel(16, **sizes, use_linear_projection=True, **kw)
+        graphdef, weights = nnx.split(transformer)
+
+        def loss(x):
+            streams = {"text": TokenStream(jnp.ones((2, 5, 8)))}
+            return jnp.square(nnx.merge(graphdef, weights)(x, streams)).mean()
+
+        program = jax.jit(jax.grad(loss)).lower(jnp.ones((2, 4, 4, 16))).compile()
+        return program.as_text().count(" add(")
+
+    assert additions(4) < 2.1 * additions(2)

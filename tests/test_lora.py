@@ -1,11 +1,13 @@
 """LoRA files on the pipeline, against diffusers: same file, same latents, same picture."""
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
 
 from persongen_jax import pipeline as pipeline_module
-from persongen_jax.models.lora import lora_layers
+from persongen_jax.models.lora import _product, lora_layers
 from persongen_jax.pipeline import LORA_COMPONENTS, Pipeline
 from persongen_jax.weights.adapters import extract_adapter, module_paths
 from persongen_jax.weights.errors import KeyMismatch, MissingFile, WeightsError
@@ -287,3 +289,16 @@ def test_a_file_that_is_not_there_or_no_lora(ours, tmp_path):
     with pytest.raises(WeightsError, match="text.safetensors"):
         ours.load_lora(tmp_path / "text.safetensors")
     assert not ours.adapters
+
+
+def test_the_gradients_of_a_product():
+    """LoRA's products have a gradient of their own: that of ``x @ factor``."""
+    x = jax.random.normal(jax.random.key(0), (2, 5, 12))
+    for shape in ((12, 3), (12, 20)):
+        factor = jax.random.normal(jax.random.key(1), shape)
+
+        def gradients(product, factor=factor):
+            return jax.grad(lambda x, f: jnp.sin(product(x, f)).sum(), (0, 1))(x, factor)
+
+        found, expected = gradients(_product), gradients(jnp.matmul)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), found, expected)

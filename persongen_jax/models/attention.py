@@ -17,7 +17,7 @@ from flax import nnx
 
 from persongen_jax.conditioning import TokenStream
 from persongen_jax.models.layers import Conv, GroupNorm, LayerNorm, Linear
-from persongen_jax.models.ops import activation
+from persongen_jax.models.ops import geglu, materialize
 from persongen_jax.models.platform import target
 from persongen_jax.sharding import BATCH
 
@@ -130,7 +130,7 @@ def _tpu_backward(scale, kept, out_gradient):
     scale = jnp.asarray(scale, q.dtype)
     return (
         jnp.einsum("bhnm,bmhd->bnhd", of_scores, k) * scale,
-        jnp.einsum("bhnm,bnhd->bmhd", of_scores, q * scale),
+        jnp.einsum("bhnm,bnhd->bmhd", of_scores, q) * scale,
         jnp.einsum("bhnm,bnhd->bmhd", weights, gradient),
         None,
     )
@@ -375,8 +375,7 @@ class GEGLU(nnx.Module):
         self.proj = Linear(in_features, 2 * out_features, **kw)
 
     def __call__(self, x):
-        hidden, gate = jnp.split(self.proj(x), 2, axis=-1)
-        return hidden * activation("gelu")(gate)
+        return geglu(*jnp.split(self.proj(x), 2, axis=-1))
 
 
 class Identity(nnx.Module):
@@ -415,9 +414,9 @@ class BasicTransformerBlock(nnx.Module):
         self.ff = FeedForward(features, **kw)
 
     def __call__(self, x, streams):
-        x = x + self.attn1(self.norm1(x))
-        x = self.attn2.add_to(x, self.norm2, streams)
-        return x + self.ff(self.norm3(x))
+        x = materialize(x + self.attn1(self.norm1(x)))
+        x = materialize(self.attn2.add_to(x, self.norm2, streams))
+        return materialize(x + self.ff(self.norm3(x)))
 
 
 class Transformer2DModel(nnx.Module):

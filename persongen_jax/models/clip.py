@@ -14,7 +14,7 @@ from ml_collections import FrozenConfigDict
 
 from persongen_jax.models.attention import attention
 from persongen_jax.models.layers import Conv, Embed, LayerNorm, Linear
-from persongen_jax.models.ops import activation
+from persongen_jax.models.ops import activation, materialize
 
 # transformers' defaults for what a config.json may leave out.
 SHARED_DEFAULTS = {
@@ -157,8 +157,8 @@ class CLIPEncoderLayer(nnx.Module):
         self.layer_norm2 = LayerNorm(features, eps=eps, **kw)
 
     def __call__(self, x, *, is_causal=False):
-        x = x + self.self_attn(self.layer_norm1(x), is_causal=is_causal)
-        return x + self.mlp(self.layer_norm2(x))
+        x = materialize(x + self.self_attn(self.layer_norm1(x), is_causal=is_causal))
+        return materialize(x + self.mlp(self.layer_norm2(x)))
 
 
 class CLIPEncoder(nnx.Module):

@@ -122,10 +122,15 @@ class LayerNorm(nnx.Module):
         self.bias = nnx.Param(jnp.zeros((features,), param_dtype))
 
     def __call__(self, x):
-        x = x.astype(jnp.float32)
-        mean = x.mean(-1, keepdims=True)
-        variance = jnp.square(x - mean).mean(-1, keepdims=True)
-        y = (x - mean) * lax.rsqrt(variance + self.eps)
+        x32 = x.astype(jnp.float32)
+        mean = x32.mean(-1, keepdims=True)
+        if x.dtype == jnp.float32:
+            variance = jnp.square(x32 - mean).mean(-1, keepdims=True)
+        else:
+            variance = jnp.square(x32).mean(-1, keepdims=True) - jnp.square(mean)
+            variance = jnp.maximum(variance, 0)
+        gain = lax.rsqrt(variance + self.eps)
+        y = x32 * gain - mean * gain
         return (y * self.scale[...] + self.bias[...]).astype(self.dtype)
 
 

@@ -19,21 +19,28 @@ def conv2d(x, kernel, strides, padding):
     """[b, h, w, in] * HWIO kernel; a 1x1 kernel is a matrix product, the cheaper op everywhere."""
     if kernel.shape[:2] == (1, 1) and strides == 1:
         return x @ kernel[0, 0]
-    if target() == "tpu" and strides == 1 and tpu_by_rows(x.shape, kernel.shape, padding):
-        return _conv_by_rows(x, kernel)
+    if strides == 1 and kernel.shape[:2] == (3, 3) and tuple(map(tuple, padding)) == ((1, 1),) * 2:
+        if target() == "tpu" and tpu_by_rows(x.shape, kernel.shape):
+            return _conv_by_rows(x, kernel)
+        if target() == "cpu" and cpu_by_taps(x.shape, kernel.shape):
+            return _conv_by_taps(x, kernel)
     return lax.conv_general_dilated(
         x, kernel, (strides, strides), padding, dimension_numbers=("NHWC", "HWIO", "NHWC")
     )
 
 
-def tpu_by_rows(x_shape, kernel_shape, padding) -> bool:
+def tpu_by_rows(x_shape, kernel_shape) -> bool:
     """Whether :func:`_conv_by_rows` is the better form on a TPU: few pictures, many channels.
 
     Not for the VAE's sizes: it holds the picture three times.
     """
     thin = per_device(x_shape[0]) <= TPU_SMALL_BATCH and min(kernel_shape[2:]) >= TPU_LANES
-    thin = thin and x_shape[1] * x_shape[2] <= TPU_MAX_CELLS
-    return thin and kernel_shape[:2] == (3, 3) and tuple(map(tuple, padding)) == ((1, 1),) * 2
+    return thin and x_shape[1] * x_shape[2] <= TPU_MAX_CELLS
+
+
+def cpu_by_taps(x_shape, kernel_shape) -> bool:
+    """Whether :func:`_conv_by_taps` is the better form on a CPU: fewer pixels than channels."""
+    return math.prod(x_shape[:3]) <= min(kernel_shape[2:])
 
 
 def per_device(batch: int) -> int:
@@ -61,10 +68,73 @@ def _conv_by_rows(x, kernel):
     )
 
 
+def _conv_by_taps(x, kernel):
+    """A 3x3 convolution as one matrix product, of the nine pixels that each pixel sees.
+
+    Its gradient reads the kernel as it lies, where that of a convolution first writes a transposed
+    copy, which for few pixels takes as long as the work. 4 pictures of 8x8x512 on two cores: 4.4 ms
+    instead of 7.9 backward, 4.1 instead of 5.5 forward.
+    """
+    b, h, w, c = x.shape
+    x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
+    seen = [x[:, i : i + h, j : j + w] for i in range(3) for j in range(3)]
+    seen = jnp.concatenate(seen, axis=-1).reshape(b * h * w, 9 * c)
+    return (seen @ kernel.reshape(9 * c, -1)).reshape(b, h, w, -1)
+
+
+def materialize(x):
+    """``x``; on one CPU it, and its gradient, are written to memory here.
+
+    XLA's CPU compiler computes a sum along residual connections anew for every product that reads
+    it, from the first layer on: time quadratic in the number of layers, 2.6 times as long at ten.
+    What it cannot see through is a branch. Elsewhere this is nothing at all.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    return _materialize(x) if target() == "cpu" and (mesh.empty or mesh.size == 1) else x
+
+
+def _branch(x):
+    """``x`` through a branch that is never of consequence: not a number stays not a number."""
+    first = x.reshape(-1)[0]
+    return lax.cond(jnp.isnan(first), lambda x: jnp.full_like(x, jnp.nan), lambda x: x, x)
+
+
+@jax.custom_vjp
+def _materialize(x):
+    return _branch(x)
+
+
+_materialize.defvjp(lambda x: (_branch(x), None), lambda _, gradient: (_branch(gradient),))
+
+
 def gelu(x):
     """``x * Phi(x)``, exact; by erf in float32, which is far cheaper than jax.nn.gelu's erfc."""
     y = x.astype(jnp.float32)
     return (0.5 * y * (1 + lax.erf(y * math.sqrt(0.5)))).astype(x.dtype)
+
+
+@jax.custom_vjp
+def geglu(hidden, gate):
+    """``hidden * gelu(gate)``, exact.
+
+    Its gradient is written out, so that compilers make it a part of the products before and behind
+    it: a TPU's otherwise passes over the arrays once more, a seventh of the feed-forward's time.
+    """
+    return hidden * gelu(gate)
+
+
+def _geglu_backward(kept, gradient):
+    hidden, gate = kept
+    x = gate.astype(jnp.float32)
+    phi = 0.5 * (1 + lax.erf(x * math.sqrt(0.5)))
+    slope = phi + x * jnp.exp(-0.5 * x * x) * (1 / math.sqrt(2 * math.pi))
+    return (
+        gradient * (x * phi).astype(gate.dtype),
+        gradient * (hidden * slope.astype(gate.dtype)),
+    )
+
+
+geglu.defvjp(lambda hidden, gate: (geglu(hidden, gate), (hidden, gate)), _geglu_backward)
 
 
 ACTIVATIONS = {

@@ -3,7 +3,7 @@
 from flax import nnx
 
 from persongen_jax.models.layers import Conv, GroupNorm, Linear
-from persongen_jax.models.ops import activation, upsample_nearest
+from persongen_jax.models.ops import activation, materialize, upsample_nearest
 
 
 class ResnetBlock2D(nnx.Module):
@@ -45,7 +45,7 @@ class ResnetBlock2D(nnx.Module):
         h = self.conv2(act(self.norm2(h)))
         skip = x if self.conv_shortcut is None else self.conv_shortcut(x)
         h = skip.astype(h.dtype) + h
-        return h if self.output_scale_factor == 1.0 else h / self.output_scale_factor
+        return materialize(h if self.output_scale_factor == 1.0 else h / self.output_scale_factor)
 
 
 class Downsample2D(nnx.Module):

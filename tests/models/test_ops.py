@@ -38,18 +38,70 @@ def test_convolution_by_rows(function, picture_and_kernel):
 
 
 @pytest.mark.parametrize(
-    ("x", "kernel", "padding", "chosen"),
+    ("x", "kernel", "chosen"),
     [
-        ((4, 64, 64, 320), (3, 3, 320, 320), PADDING, True),
-        ((64, 64, 64, 320), (3, 3, 320, 320), PADDING, False),  # the batch fills the tiles
-        ((4, 64, 64, 4), (3, 3, 4, 320), PADDING, False),
-        ((1, 512, 512, 128), (3, 3, 128, 128), PADDING, False),  # of the VAE
-        ((4, 64, 64, 320), (3, 3, 320, 320), ((0, 1), (0, 1)), False),
-        ((4, 64, 64, 320), (5, 5, 320, 320), PADDING, False),
+        ((4, 64, 64, 320), (3, 3, 320, 320), True),
+        ((64, 64, 64, 320), (3, 3, 320, 320), False),  # the batch fills the tiles
+        ((4, 64, 64, 4), (3, 3, 4, 320), False),
+        ((1, 512, 512, 128), (3, 3, 128, 128), False),  # of the VAE
     ],
 )
-def test_where_convolution_goes_by_rows(x, kernel, padding, chosen):
-    assert ops.tpu_by_rows(x, kernel, padding) == chosen
+def test_where_convolution_goes_by_rows(x, kernel, chosen):
+    assert ops.tpu_by_rows(x, kernel) == chosen
+
+
+@pytest.mark.parametrize("function", [convolve, both_gradients])
+def test_convolution_by_taps(function):
+    """On a CPU, where the pixels are fewer than the channels."""
+    keys = jax.random.split(jax.random.key(0), 2)
+    x, kernel = (
+        jax.random.normal(k, shape)
+        for k, shape in zip(keys, [(2, 3, 4, 24), (3, 3, 24, 32)], strict=True)
+    )
+    by_taps = function(x, kernel)
+    assert "conv_general" not in str(jax.make_jaxpr(convolve)(x, kernel))
+    with compile_for("gpu"):
+        plain = function(x, kernel)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-4), plain, by_taps)
+    assert "conv_general" in str(jax.make_jaxpr(convolve)(x, kernel[..., :20]))
+
+
+@pytest.mark.parametrize("platform", ["cpu", "tpu"])
+@pytest.mark.parametrize(
+    ("shape", "padding"), [((3, 3), ((0, 1), (0, 1))), ((5, 5), PADDING)], ids=["uneven", "5x5"]
+)
+def test_other_convolutions_stay_as_they_are(platform, shape, padding):
+    x, kernel = jnp.ones((1, 6, 6, 128)), jnp.ones((*shape, 128, 128))
+    with compile_for(platform):
+        text = str(jax.make_jaxpr(lambda x, k: ops.conv2d(x, k, 1, padding))(x, kernel))
+    assert "conv_general" in text and "concatenate" not in text
+
+
+def test_materialize_changes_nothing():
+    x = jnp.array([[1.0, -2.0], [np.inf, 3.0]])
+    np.testing.assert_array_equal(ops.materialize(x), x)
+    gradient = jax.grad(lambda x: (2 * ops.materialize(x)).sum())(x)
+    np.testing.assert_array_equal(gradient, np.full((2, 2), 2))
+    assert np.isnan(ops.materialize(x.at[0, 0].set(np.nan))).all()
+    with compile_for("gpu"):
+        assert ops.materialize(x) is x
+
+
+def test_geglu_and_its_gradient():
+    hidden, gate = jax.random.normal(jax.random.key(0), (2, 64, 8)) * 3
+
+    def plain(hidden, gate):
+        return hidden * jax.nn.gelu(gate, approximate=False)
+
+    def gradients(function):
+        return jax.grad(lambda *x: jnp.sin(function(*x)).sum(), (0, 1))(hidden, gate)
+
+    np.testing.assert_allclose(ops.geglu(hidden, gate), plain(hidden, gate), atol=3e-6)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5),
+        gradients(ops.geglu),
+        gradients(plain),
+    )
 
 
 def test_rows_per_device():
