@@ -75,7 +75,7 @@ def pick_kernel(q_shape, k_shape, dtype, has_mask: bool, is_causal: bool) -> str
 
 
 def even_keys(k, v, mask):
-    """k, v [b, m, heads, d] and mask [b, heads, n, m] with one key that nothing sees if m is odd."""
+    """k, v [b, m, heads, d] and mask [b, heads, n, m], with a key that nothing sees if m is odd."""
     odd = k.shape[1] % 2
     k, v = (jnp.pad(x, ((0, 0), (0, odd), (0, 0), (0, 0))) for x in (k, v))
     return k, v, jnp.pad(mask, ((0, 0), (0, 0), (0, 0), (0, odd)))
