@@ -32,8 +32,8 @@ from persongen_jax.bench_settings import (
 )
 from persongen_jax.bench_worker import OUT_OF_MEMORY
 
-# Linux' C library gives freed memory back and takes it anew, page by page: one of XLA's CPU programs,
-# which take all their room at once, spends up to a third of its time in that.
+# Linux' C library gives freed memory back and takes it anew, page by page; one of XLA's CPU programs,
+# which takes all its room at once, spends up to a third of its time in that.
 KEEP_MEMORY = (
     "glibc.malloc.hugetlb=1:glibc.malloc.arena_max=1:glibc.malloc.mmap_max=0:"
     "glibc.malloc.trim_threshold=1099511627776"
