@@ -32,7 +32,7 @@ from persongen_jax.bench_settings import (
 )
 from persongen_jax.bench_worker import OUT_OF_MEMORY
 
-# Linux' C library gives freed memory back and takes it anew, page by page; one of XLA's CPU programs,
+# Linux' C library gives freed memory back and takes it anew, page by page; a CPU program of XLA,
 # which takes all its room at once, spends up to a third of its time in that.
 KEEP_MEMORY = (
     "glibc.malloc.hugetlb=1:glibc.malloc.arena_max=1:glibc.malloc.mmap_max=0:"
