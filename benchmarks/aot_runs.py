@@ -56,8 +56,9 @@ def main():
         done = subprocess.run([sys.executable, "-m", *run, "--json", str(one)])
         if done.returncode:
             print(f"it ended with {done.returncode}; the others go on", flush=True)
+        if not one.exists():
             continue
-        (row,) = json.loads(one.read_text())
+        (row,) = json.loads(one.read_text())  # a search that was ended has its best so far there
         one.unlink()
         RESULTS.write_text(json.dumps([*rows, {"command": command, **row}], indent=1) + "\n")
 

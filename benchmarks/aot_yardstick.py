@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from persongen_jax.aot import append_json, parse_options
+from persongen_jax.aot import parse_options, read_json, write_json
 from persongen_jax.aot_chips import open_topology
 from persongen_jax.aot_compile import measure, report
 from persongen_jax.aot_cost import profile
@@ -88,7 +88,7 @@ def main():
     for name, count, cycles in profile(cost, lambda i: i.op_name, args.profile):
         print(f"  {cycles / chip.clock * 1e3:8.3f} ms {count:5} x {name}")
     if args.json:
-        append_json(args.json, row)
+        write_json(args.json, [*read_json(args.json), row])
 
 
 if __name__ == "__main__":

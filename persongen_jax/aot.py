@@ -67,8 +67,10 @@ def compile_for_topology(
     return {"topology": topology, "what": what, "method": config.method, "cached": cached, **row}
 
 
-def search(config, topology: str, start: int, tell=print, **kw) -> dict:
+def search(config, topology: str, start: int, tell=print, keep=lambda row: None, **kw) -> dict:
     """The same for the largest batch that fits, with all ``tries``: batch -> bytes needed.
+
+    Every try takes minutes: ``keep`` is given the best row so far as soon as it is there.
 
     Raises:
         DoesNotFit: not even one picture per chip does.
@@ -85,6 +87,8 @@ def search(config, topology: str, start: int, tell=print, **kw) -> dict:
         fits = "fits" if n in rows else "does not fit"
         known = "?" if tries[n] is None else f"{tries[n] / GIB:.2f} GiB"
         tell(f"{n} images per chip: {known}, {fits}")
+        if n in rows and n == max(rows):
+            keep({**rows[n], "tries": dict(tries)})
         # What compiles fits: the compiler knows best how much room there is.
         if n in rows:
             return min(tries[n], chip.memory)
@@ -123,11 +127,14 @@ def parse_options(options: list[str]) -> dict:
     return parsed
 
 
-def append_json(path: Path, row: dict):
-    """Add a row to the list in a JSON file, or begin one."""
-    rows = json.loads(path.read_text()) if path.exists() else []
+def read_json(path: Path) -> list[dict]:
+    """The rows of a JSON file; none if there is no file."""
+    return json.loads(path.read_text()) if path.exists() else []
+
+
+def write_json(path: Path, rows: list[dict]):
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps([*rows, row], indent=1) + "\n")
+    path.write_text(json.dumps(rows, indent=1) + "\n")
 
 
 def main(_):
@@ -139,12 +146,19 @@ def main(_):
     try:
         options = parse_options(given.option)
         kw = {"what": given.what, "cached": given.cached, "options": options}
+        before = read_json(Path(given.json)) if given.json else []
+
+        def keep(row):
+            row["config"] = config_flags.get_config_filename(given["config"])
+            if given.json:
+                write_json(Path(given.json), [*before, row])
+
+        if given.search:
+            kw["keep"] = keep
         run = search if given.search else compile_for_topology
         row = run(config, given.topology, given.per_chip_batch, **kw)
-        row["config"] = config_flags.get_config_filename(given["config"])
+        keep(row)
         print(report(row))
-        if given.json:
-            append_json(Path(given.json), row)
     except (ValueError, OSError, ImportError, DoesNotFit) as error:
         sys.exit(f"error: {error}")
 

@@ -13,7 +13,13 @@ import jax.numpy as jnp
 import pytest
 
 from persongen_jax import aot_chips
-from persongen_jax.aot import append_json, compile_for_topology, parse_options, search
+from persongen_jax.aot import (
+    compile_for_topology,
+    parse_options,
+    read_json,
+    search,
+    write_json,
+)
 from persongen_jax.aot_chips import GIB, open_topology
 from persongen_jax.aot_compile import DoesNotFit, compile_program, report
 from persongen_jax.aot_cost import corrected_optimal, read_cost, shape_bytes
@@ -134,8 +140,9 @@ def test_options():
 
 def test_rows_are_added_to_the_file(tmp_path):
     path = tmp_path / "new" / "aot.json"
-    append_json(path, {"n": 1})
-    append_json(path, {"n": 2})
+    assert read_json(path) == []
+    write_json(path, [{"n": 1}])
+    write_json(path, [*read_json(path), {"n": 2}])
     assert json.loads(path.read_text()) == [{"n": 1}, {"n": 2}]
 
 
@@ -226,8 +233,11 @@ def test_search_compiles_and_keeps_the_tries(tmp_path_factory, tmp_path, monkeyp
     base = small_base(tmp_path_factory.getbasetemp())
     config = small_config(base, tmp_path)
     config.size = 32
-    said = []
-    row = search(config, "v5e:2x2", 20_000, tell=said.append)
+    said, kept = [], []
+    row = search(config, "v5e:2x2", 20_000, tell=said.append, keep=kept.append)
     assert row["tries"][row["per_chip_batch"]] <= row["bytes"]["memory"]
     assert any(size is None or size > 16 * GIB for size in row["tries"].values())
     assert len(said) == len(row["tries"])
+    assert kept[-1]["per_chip_batch"] == row["per_chip_batch"]
+    sizes = [each["per_chip_batch"] for each in kept]
+    assert sizes == sorted(sizes)
