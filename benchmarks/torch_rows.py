@@ -66,22 +66,21 @@ def sizes(config) -> dict:
 
 
 def make_unet(config, device, options):
-    """diffusers' UNet, frozen, in ``config.dtype``."""
-    with torch.device(device):
-        unet = UNet2DConditionModel.from_config(component_configs(config)[0]["unet"])
-    unet.to(getattr(torch, config.dtype)).requires_grad_(False)
-    if "channels_last" in options:
-        unet.to(memory_format=torch.channels_last)
-    return unet
+    return _frozen(UNet2DConditionModel, "unet", config, config.dtype, device, options)
 
 
 def make_vae(config, device, options):
+    return _frozen(AutoencoderKL, "vae", config, config.vae_dtype, device, options)
+
+
+def _frozen(kind, name, config, dtype: str, device, options):
+    """diffusers' network of the config's size, in ``dtype``."""
     with torch.device(device):
-        vae = AutoencoderKL.from_config(component_configs(config)[0]["vae"])
-    vae.to(getattr(torch, config.vae_dtype)).requires_grad_(False)
+        network = kind.from_config(component_configs(config)[0][name])
+    network.to(getattr(torch, dtype)).requires_grad_(False)
     if "channels_last" in options:
-        vae.to(memory_format=torch.channels_last)
-    return vae
+        network.to(memory_format=torch.channels_last)
+    return network
 
 
 def add_lora(unet, config, dtype):

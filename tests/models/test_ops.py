@@ -4,9 +4,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 from jax.sharding import AxisType, Mesh
 
 from persongen_jax.models import ops
+from persongen_jax.models.layers import LayerNorm
 from persongen_jax.models.platform import compile_for
 
 PADDING = ((1, 1), (1, 1))
@@ -85,6 +87,18 @@ def test_materialize_changes_nothing():
     assert np.isnan(ops.materialize(x.at[0, 0].set(np.nan))).all()
     with compile_for("gpu"):
         assert ops.materialize(x) is x
+
+
+@pytest.mark.parametrize(("dtype", "worst"), [(jnp.float32, 5e-4), (jnp.bfloat16, 5e-4)])
+def test_layer_norm_far_from_zero(dtype, worst):
+    """A mean a thousand times the deviation in float32, thirty times in half precision."""
+    norm = LayerNorm(64, dtype=jnp.float32, param_dtype=jnp.float32, rngs=nnx.Rngs(0))
+    mean = 1000 if dtype == jnp.float32 else 30
+    x = (mean + jax.random.normal(jax.random.key(0), (4, 64))).astype(dtype)
+    exact = np.asarray(x, np.float64)
+    exact = exact - exact.mean(-1, keepdims=True)
+    exact = exact / np.sqrt(np.square(exact).mean(-1, keepdims=True) + 1e-5)
+    assert np.abs(norm(x) - exact).max() < worst
 
 
 def test_geglu_and_its_gradient():
