@@ -26,13 +26,13 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 from persongen_jax.aot_chips import GIB, open_topology  # noqa: E402
 from persongen_jax.aot_compile import DoesNotFit, measure, report  # noqa: E402
-from persongen_jax.aot_programs import sampler, training, with_batch  # noqa: E402
+from persongen_jax.aot_programs import encoders, sampler, training, with_batch  # noqa: E402
 from persongen_jax.aot_search import largest  # noqa: E402
 from persongen_jax.command_flags import parse_flags  # noqa: E402
 from persongen_jax.sharding import make_mesh  # noqa: E402
 
 DEFAULT_BATCH = 4
-KINDS = ("train", "sample")
+KINDS = ("train", "sample", "encode")
 
 
 def compile_for_topology(
@@ -44,7 +44,7 @@ def compile_for_topology(
         config: an experiment's config; its ``batch_size`` is not read.
         topology: such as "v5e:4x4".
         per_chip: pictures per chip in one step, or painted at once.
-        what: "train" or "sample".
+        what: "train", "sample", or "encode": the frozen encoders of a training step, alone.
         cached: a training step that reads cached features instead of running frozen encoders.
         options: of the TPU's compiler, by name.
 
@@ -53,7 +53,7 @@ def compile_for_topology(
         ValueError, ImportError: a fault of the arguments, with its remedy.
     """
     if what not in KINDS:
-        raise ValueError(f"--what {what}: use {' or '.join(KINDS)}")
+        raise ValueError(f"--what {what}: use one of {', '.join(KINDS)}")
     if per_chip < 1:
         raise ValueError(f"--per_chip_batch {per_chip}: at least one picture")
     chip, devices = open_topology(topology)
@@ -61,6 +61,8 @@ def compile_for_topology(
     config = with_batch(config, per_chip, mesh.size)
     if what == "train":
         program = training(config, mesh, cached=cached)
+    elif what == "encode":
+        program = encoders(config, mesh)
     else:
         program = sampler(config, mesh, steps=config.validation_steps)
     row, _ = measure(program, chip, options or {})
@@ -109,7 +111,7 @@ def define_flags():
     flags.DEFINE_string("topology", "v5e:4x4", "chips, e.g. v5e:4x4, v5p:4x4x4, v6e:4x4")
     flags.DEFINE_integer("per_chip_batch", DEFAULT_BATCH, "pictures per chip")
     flags.DEFINE_bool("search", False, "find the largest batch per chip that fits")
-    flags.DEFINE_string("what", "train", "train or sample")
+    flags.DEFINE_string("what", "train", f"one of {', '.join(KINDS)}")
     flags.DEFINE_bool("cached", False, "a step on cached features, without frozen encoders")
     flags.DEFINE_multi_string("option", [], "of the TPU's compiler: NAME=VALUE")
     flags.DEFINE_string("json", "", "a file to write; added to if it is there")

@@ -16,7 +16,15 @@ from ml_collections import ConfigDict
 
 from persongen_jax import sampling
 from persongen_jax.diffusion import NoiseSchedule
-from persongen_jax.features import abstract_batch
+from persongen_jax.features import (
+    KINDS,
+    MOMENTS,
+    REFERENCES,
+    TEXT,
+    abstract_batch,
+    cached_kinds,
+    open_encoder,
+)
 from persongen_jax.full_size import abstract_model, network_configs
 from persongen_jax.guidance import Guidance
 from persongen_jax.models.platform import compile_for
@@ -119,6 +127,32 @@ def sampler(config, mesh, *, steps: int) -> Program:
     arguments = (unet_def, unet, plan, carry, guidance, keys, scalars)
     parts = {"weights": unet, "batch": (carry, guidance)}
     return Program(_sample, arguments, parts, config.batch_size, mesh, steps)
+
+
+def encoders(config, mesh) -> Program:
+    """What the frozen encoders compute in a training step without cached features, alone."""
+    model, method = _model(config)
+    whole = abstract_batch(config, model, method, cached=False)
+    inputs = {MOMENTS: {"target": whole["pixel_values"]}, TEXT: whole["input_ids"]}
+    inputs[REFERENCES] = {"references": whole["id_pixel_values"]}
+    reasons = cached_kinds(config, model, method)
+    inputs = {kind: _spread(inputs[kind], along_batch(mesh)) for kind in KINDS if not reasons[kind]}
+    if not inputs:
+        raise ValueError(f"no encoder of {config.method} is frozen: " + "; ".join(reasons.values()))
+    opened = {kind: open_encoder(model, method, kind) for kind in inputs}
+    states = {kind: state for kind, (_, state) in opened.items()}
+    states = _placed(states, frozen_shardings(mesh, config, states))
+
+    def encode(states, inputs):
+        def one(kind, array):
+            if kind == REFERENCES:
+                array = array.reshape(-1, *array.shape[2:])
+            return opened[kind][0](states[kind], array)
+
+        return {k: {n: one(k, a) for n, a in arrays.items()} for k, arrays in inputs.items()}
+
+    parts = {"weights": states, "batch": inputs}
+    return Program(jax.jit(encode), (states, inputs), parts, config.batch_size, mesh)
 
 
 def _model(config):

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from persongen_jax import aot_chips
+from persongen_jax import aot_chips, flop_count
 from persongen_jax.aot import (
     compile_for_topology,
     parse_options,
@@ -23,7 +23,7 @@ from persongen_jax.aot import (
 from persongen_jax.aot_chips import GIB, open_topology
 from persongen_jax.aot_compile import DoesNotFit, compile_program, report
 from persongen_jax.aot_cost import corrected_optimal, read_cost, shape_bytes
-from persongen_jax.aot_programs import Program
+from persongen_jax.aot_programs import Program, encoders, training, with_batch
 from persongen_jax.aot_search import largest
 from persongen_jax.sharding import along_batch, make_mesh, replicated
 from tests.training_runs import small_base, small_config
@@ -208,9 +208,25 @@ def test_impossible_shape_of_a_topology_is_named():
         open_topology("v5e:3x5x7")
 
 
+@pytest.mark.slow
+def test_encoders_alone_are_what_a_cache_saves(tmp_path_factory, tmp_path):
+    base = small_base(tmp_path_factory.getbasetemp())
+    config = with_batch(small_config(base, tmp_path), 4, 1)
+    config.size = 32
+    mesh = make_mesh(jax.devices()[:1], fsdp=1)
+
+    def flops(program):
+        return flop_count.count(program.trace().jaxpr.jaxpr)
+
+    whole, cached = (flops(training(config, mesh, cached=c)) for c in (False, True))
+    alone = flops(encoders(config, mesh))
+    # The step also encodes the empty prompt, once.
+    assert alone <= whole - cached < 1.1 * alone
+
+
 @needs_libtpu
 @pytest.mark.slow
-@pytest.mark.parametrize("what", ["train", "sample"])
+@pytest.mark.parametrize("what", ["train", "sample", "encode"])
 def test_the_real_programs_of_a_small_base(what, tmp_path_factory, tmp_path):
     base = small_base(tmp_path_factory.getbasetemp())
     config = small_config(base, tmp_path)
@@ -218,7 +234,8 @@ def test_the_real_programs_of_a_small_base(what, tmp_path_factory, tmp_path):
     row = compile_for_topology(config, "v5e:2x2", 2, what=what)
     assert (row["chips"], row["per_chip_batch"]) == (4, 2)
     sizes = row["bytes"]
-    assert 0 < sizes["temporaries"] < sizes["total"] < sizes["memory"]
+    # Encoders as small as these need no memory beside the chip's fast one.
+    assert (what != "encode") <= sizes["temporaries"] < sizes["total"] < sizes["memory"]
     assert 0 < row["mfu"]["cycles"] < 1
     assert 0 < row["mfu"]["optimal"] < 1
     if what == "train":
