@@ -28,9 +28,10 @@ BATCH = PartitionSpec(AXES)  # the first axis over all devices
 WHOLE, DIVIDED = "whole", "divided"
 # The first row that matches the whole path of an array says whether it may be divided: the largest
 # axis that fsdp divides then is, the last of equals. An array that no row matches is an error.
+# LoRA's factors are thousands of small arrays: gathered, they would be most of a step's messages.
 RULES = (
-    (r"(.*/)?(bias|scale|running_mean|running_var|class_embedding)", WHOLE),
-    (r"(.*/)?(kernel|embedding|latents|down|up)", DIVIDED),
+    (r"(.*/)?(bias|scale|running_mean|running_var|class_embedding|down|up)", WHOLE),
+    (r"(.*/)?(kernel|embedding|latents)", DIVIDED),
 )
 # Fewer numbers than these stay whole: to gather them costs a message and saves nothing.
 MIN_DIVIDED = 4096
@@ -154,6 +155,17 @@ def load_shardings(mesh: Mesh, config):
         return NamedSharding(mesh, spec_of("/".join(map(str, path)), shape, fsdp))
 
     return sharding
+
+
+def gathered(tree):
+    """Inside of a jitted function: the arrays whole on every device of jax.set_mesh's mesh.
+
+    Said of weights where they are used, their gradients come back in pieces. Without it XLA may
+    divide a layer's work the way its weights lie, and send activations instead, layer by layer.
+    """
+    if jax.sharding.get_abstract_mesh().shape.get("fsdp", 1) == 1:
+        return tree
+    return jax.lax.with_sharding_constraint(tree, PartitionSpec())
 
 
 # ---- Putting arrays there ----------------------------------------------------------------------

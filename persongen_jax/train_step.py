@@ -17,6 +17,7 @@ from persongen_jax import diffusion, flop_count, objective
 from persongen_jax.methods.base import drop_condition
 from persongen_jax.models.vae import DiagonalGaussianDistribution, scale_latents
 from persongen_jax.partition import merge_model
+from persongen_jax.sharding import gathered
 
 # ---- The loss ----------------------------------------------------------------------------------
 
@@ -133,7 +134,7 @@ def make_train_step(losses_of, draw_for, graphdef, tx, *, grad_accum=1, ema_deca
     @functools.partial(jax.jit, donate_argnums=0, out_shardings=out)
     def train_step(state, frozen, batch, step):
         def mean_loss(trainable, batch, draws):
-            model = merge_model(graphdef, trainable, frozen)
+            model = merge_model(graphdef, gathered(trainable), frozen)
             losses, counts = losses_of(model, batch, draws)
             return losses.mean(), counts
 

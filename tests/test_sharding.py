@@ -72,6 +72,7 @@ def test_the_largest_axis_that_divides_is_divided():
     assert spec("a/embedding", (257, 1024), 8) == P(None, "fsdp")
     assert spec("a/kernel", (257, 129), 8) == P()  # nothing divides
     assert spec("a/kernel", (64, 32), 8) == P()  # too small
+    assert spec("a/lora/down", (128, 128), 8) == P()
     assert spec("a/bias", (10240,), 8) == P() and spec("norm/scale", (8192,), 8) == P()
     assert spec("a/kernel", (128, 64), 1) == P()
     assert spec("opt/count", (), 8) == P()
@@ -91,7 +92,7 @@ def test_rules_cover_every_array_at_full_size(method):
         divided += math.prod(shape) * (sharding.spec_of(path, shape, 8) != P())
         rows.update(pattern for pattern, _ in sharding.RULES if re.fullmatch(pattern, path))
     assert len(rows) == len(sharding.RULES) and min(rows.values()) > 500
-    assert divided > 0.998 * total
+    assert divided > 0.97 * total
 
 
 def test_an_optimizers_state_goes_where_its_weights_go():
@@ -142,7 +143,7 @@ def test_devices_change_nothing(small_runs, name):
     assert_same(small_runs, name)
     trained = arrays(small_runs, name)
     moved = {key for key in trained if re.match(r"\.(trainable|ema)", key)}
-    assert len(moved) == 8 and all(np.abs(trained[key]).max() > 0 for key in moved)
+    assert len(moved) == 10 and all(np.abs(trained[key]).max() > 0 for key in moved)
 
 
 def test_each_device_holds_its_share(small_runs):
@@ -150,7 +151,8 @@ def test_each_device_holds_its_share(small_runs):
     assert all(one["as asked"] for one in seen.values())
     for name, share in (("8x1", 1), ("4x2", 2), ("1x8f", 8)):
         here, whole = seen[name]["state"]
-        assert whole / share <= here < 1.3 * whole / share
+        # The rest is the norm and the LoRA, which are whole everywhere.
+        assert whole / share <= here < whole / share + 0.15 * whole
     here, whole = seen["4x2"]["frozen"]
     assert here == whole
     here, whole = seen["1x8f"]["frozen"]
