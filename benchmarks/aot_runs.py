@@ -32,6 +32,8 @@ RUNS = (
         (*STEP, "--topology", topology, DIVIDED.format(4), "--cached", "--per_chip_batch", "2")
         for topology in ("v5e:2x2", "v5e:4x4", "v5e:8x8", "v5e:16x16")
     ),
+    # The encoders' share of a step without a cache.
+    (*STEP, "--topology", "v5p:4x4x4", "--what", "encode", "--per_chip_batch", "40"),
     ("persongen_jax.aot", "--config", "configs/base.py", "--topology", "v5e:4x4")
     + ("--what", "sample", "--config.size=1024", "--per_chip_batch", "1"),
     # The largest batch. Every try takes longer the less room there is.

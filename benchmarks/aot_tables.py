@@ -44,6 +44,25 @@ def options(row) -> str:
     return " ".join(f"`{k}={v}`" for k, v in row["compile"]["options"].items()) or "none"
 
 
+def compiled_in(row) -> str:
+    work = row["compile"]
+    minutes = (work["tracing_s"] + work["compiling_s"]) / 60
+    return f"{minutes:.0f} min, {work['peak_rss'] / GIB:.1f} GiB"
+
+
+def is_scaling(row) -> bool:
+    """The rows that differ in nothing but the number of chips."""
+    return (row["what"], row["chip"], row["fsdp"]) == ("train", "v5e", 4)
+
+
+STEP = (
+    ("encoders", lambda row: "cached" if row["cached"] else "in the step"),
+    ("fsdp", lambda row: str(row["fsdp"])),
+    *COMMON,
+    ("collectives, MiB per chip", collective_mib),
+    ("compiled in", compiled_in),
+)
+
 # Name -> (which rows, further columns behind the topology).
 TABLES = {
     "yardstick": (
@@ -54,14 +73,9 @@ TABLES = {
             *COMMON,
         ),
     ),
-    "step": (
-        lambda row: row["what"] == "train",
-        (
-            ("encoders", lambda row: "cached" if row["cached"] else "in the step"),
-            *COMMON,
-            ("collectives, MiB per chip", collective_mib),
-        ),
-    ),
+    "step": (lambda row: row["what"] == "train" and not is_scaling(row), STEP),
+    "scaling": (lambda row: row["what"] == "train" and is_scaling(row), STEP),
+    "encode": (lambda row: row["what"] == "encode", COMMON),
     "sample": (
         lambda row: row["what"] == "sample",
         (("steps", lambda row: str(row["steps"])), *COMMON),

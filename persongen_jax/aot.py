@@ -66,7 +66,8 @@ def compile_for_topology(
     else:
         program = sampler(config, mesh, steps=config.validation_steps)
     row, _ = measure(program, chip, options or {})
-    return {"topology": topology, "what": what, "method": config.method, "cached": cached, **row}
+    of = {"topology": topology, "what": what, "method": config.method, "cached": cached}
+    return {**of, "fsdp": config.fsdp, **row}
 
 
 def search(config, topology: str, start: int, tell=print, keep=lambda row: None, **kw) -> dict:

@@ -90,6 +90,20 @@ def select(keep_first, first: Conditioning, second: Conditioning) -> Conditionin
     return jax.tree.map(pick, first, second)
 
 
-def concatenate(*conditionings: Conditioning) -> Conditioning:
-    """Joined along the batch axis, as guidance does with its two sides."""
-    return jax.tree.map(lambda *leaves: jnp.concatenate(leaves, axis=0), *conditionings)
+def interleave(*trees):
+    """Trees of arrays [b, ...] joined to [k * b, ...] as guidance does with its k sides.
+
+    Every example's sides lie next to each other, so that none of them has to move to another device
+    than its example's. :func:`deinterleave` takes the result of them apart again.
+    """
+
+    def join(*leaves):
+        return jnp.stack(leaves, axis=1).reshape(-1, *leaves[0].shape[1:])
+
+    return jax.tree.map(join, *trees)
+
+
+def deinterleave(array, sides: int) -> list[jax.Array]:
+    """[k * b, ...] to the [b, ...] of each of the k sides."""
+    array = array.reshape(-1, sides, *array.shape[1:])
+    return [array[:, i] for i in range(sides)]

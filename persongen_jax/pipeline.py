@@ -24,7 +24,7 @@ from data_pipeline.schema import MAX_REFERENCES
 from data_pipeline.transforms import clip_preprocess
 from persongen_jax import sampling
 from persongen_jax.checkpoint import load_trained
-from persongen_jax.conditioning import Conditioning, TokenStream, concatenate
+from persongen_jax.conditioning import Conditioning, TokenStream, deinterleave, interleave
 from persongen_jax.guidance import Guidance
 from persongen_jax.methods import get_method
 from persongen_jax.methods.base import without_identity
@@ -715,14 +715,14 @@ def _sample(graphdef, state, plan, carry, guidance: Guidance, keys, scalars):
         unet = nnx.merge(graphdef, guidance.unet_state(state, step))
         conditioning = guidance.conditional(step, merge_step)
         if guidance.unconditional is not None:
-            latents = jnp.concatenate([latents, latents])
-            conditioning = concatenate(guidance.unconditional, conditioning)
+            latents = interleave(latents, latents)
+            conditioning = interleave(guidance.unconditional, conditioning)
         if guidance.scales:
             conditioning = conditioning.with_scales(guidance.scales_at(step))
         out = unet(latents, timestep, conditioning)
         if guidance.unconditional is None:
             return out
-        unconditional, conditional = jnp.split(out, 2)
+        unconditional, conditional = deinterleave(out, 2)
         return sampling.guide(conditional, unconditional, guidance_scale, guidance_rescale)
 
     return sampling.run_steps(plan, model, carry, keys, start, stop)

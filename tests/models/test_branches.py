@@ -6,7 +6,13 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from persongen_jax.conditioning import Conditioning, TokenStream, concatenate, select
+from persongen_jax.conditioning import (
+    Conditioning,
+    TokenStream,
+    deinterleave,
+    interleave,
+    select,
+)
 from persongen_jax.models.attention import (
     BasicTransformerBlock,
     CrossAttention,
@@ -173,8 +179,10 @@ def test_scales_and_masks_go_with_their_examples():
         return Conditioning(streams)
 
     first, second = conditioning(1, [1, 2, 3]), conditioning(5, [4, 5, 6])
-    joined = concatenate(first, second).streams["body"]
-    assert joined.scale.tolist() == [1, 2, 3, 4, 5, 6] and joined.mask.shape == (6, 5)
+    joined = interleave(first, second).streams["body"]
+    assert joined.scale.tolist() == [1, 4, 2, 5, 3, 6] and joined.mask.shape == (6, 5)
+    for part, whole in zip(deinterleave(joined.tokens, 2), (first, second), strict=True):
+        assert np.array_equal(part, whole.streams["body"].tokens)
     mixed = select(np.array([True, False, True]), first, second).streams["body"]
     assert mixed.scale.tolist() == [1, 5, 3]
     assert np.array_equal(mixed.tokens[1], second.streams["body"].tokens[1])
