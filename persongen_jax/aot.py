@@ -36,7 +36,7 @@ KINDS = ("train", "sample", "encode")
 
 
 def compile_for_topology(
-    config, topology: str, per_chip: int, *, what="train", cached=False, options=None
+    config, topology: str, per_chip: int, *, what="train", cached=False, options=None, text=None
 ) -> dict:
     """The measured program as a dict for JSON (aot_compile.measure).
 
@@ -47,6 +47,7 @@ def compile_for_topology(
         what: "train", "sample", or "encode": the frozen encoders of a training step, alone.
         cached: a training step that reads cached features instead of running frozen encoders.
         options: of the TPU's compiler, by name.
+        text: a file to write the compiled program to.
 
     Raises:
         DoesNotFit: there is not enough memory on a chip.
@@ -65,7 +66,7 @@ def compile_for_topology(
         program = encoders(config, mesh)
     else:
         program = sampler(config, mesh, steps=config.validation_steps)
-    row, _ = measure(program, chip, options or {})
+    row, _ = measure(program, chip, options or {}, text=text)
     of = {"topology": topology, "what": what, "method": config.method, "cached": cached}
     return {**of, "fsdp": config.fsdp, **row}
 
@@ -115,6 +116,7 @@ def define_flags():
     flags.DEFINE_string("what", "train", f"one of {', '.join(KINDS)}")
     flags.DEFINE_bool("cached", False, "a step on cached features, without frozen encoders")
     flags.DEFINE_multi_string("option", [], "of the TPU's compiler: NAME=VALUE")
+    flags.DEFINE_string("text", "", "a file to write the compiled program to, cycles and all")
     flags.DEFINE_string("json", "", "a file to write; added to if it is there")
 
 
@@ -149,6 +151,8 @@ def main(_):
     try:
         options = parse_options(given.option)
         kw = {"what": given.what, "cached": given.cached, "options": options}
+        if given.text:
+            kw["text"] = Path(given.text)
         before = read_json(Path(given.json)) if given.json else []
 
         def keep(row):
