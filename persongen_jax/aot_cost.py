@@ -22,6 +22,7 @@ COLLECTIVES = (
 _BITS = {"pred": 8, "bf16": 16, "c64": 64, "c128": 128}
 _INSTRUCTION = re.compile(r"(?:ROOT )?%?([\w.\-]+) = ")
 _CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
+_CHANNEL = re.compile(r"\bchannel_id=(\d+)")
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
 _SHAPE = re.compile(r"\b([a-z]+\d*[a-z0-9]*)\[([\d,]*)\]")
 _CALLED = {
@@ -136,7 +137,7 @@ def shape_bytes(shape: str) -> list[int]:
 def _walk(computations, name, unknown_trips, seen) -> Cost:
     if name in seen:
         return seen[name]
-    cost = Cost()
+    cost, channels = Cost(), set()
     for instruction in computations[name]:
         opcode = instruction.opcode
         if opcode == "while":
@@ -153,7 +154,7 @@ def _walk(computations, name, unknown_trips, seen) -> Cost:
             called = instruction.called("to_apply") or instruction.called("calls")
             _add(cost, _walk(computations, called, unknown_trips, seen), 1)
         else:
-            _count(cost, instruction, computations)
+            _count(cost, instruction, computations, channels)
     seen[name] = cost
     return cost
 
@@ -169,7 +170,11 @@ def _trips(computations, instruction) -> int | None:
     return None
 
 
-def _count(cost, instruction, computations):
+def _count(cost, instruction, computations, channels):
+    """``channels``: of the collectives counted so far.
+
+    One that runs beside several fusions stands in each of them, with the same channel.
+    """
     cycles = instruction.cycles
     if cycles is not None:
         cost.cycles += cycles
@@ -178,7 +183,9 @@ def _count(cost, instruction, computations):
         cost.kernels[_TARGET.search(instruction.line).group(1)] += 1
     for inner in (instruction, *_fused(computations, instruction)):
         kind = inner.opcode.removesuffix("-start")
-        if kind in COLLECTIVES:
+        channel = _CHANNEL.search(inner.line)
+        if kind in COLLECTIVES and (channel is None or channel[1] not in channels):
+            channels.update(channel.groups() if channel else ())
             count, size = cost.collectives.get(kind, (0, 0))
             cost.collectives[kind] = (count + 1, size + _given(kind, inner))
 

@@ -13,6 +13,7 @@ divided, with the optimizer's state and the running average; frozen weights are 
 ``config.shard_frozen``.
 """
 
+import functools
 import math
 import re
 
@@ -160,12 +161,29 @@ def load_shardings(mesh: Mesh, config):
 def gathered(tree):
     """Inside of a jitted function: the arrays whole on every device of jax.set_mesh's mesh.
 
-    Said of weights where they are used, their gradients come back in pieces. Without it XLA may
-    divide a layer's work the way its weights lie, and send activations instead, layer by layer.
+    Said of weights where they are used; their gradients come back in the weights' pieces, each
+    summed where it stays. Without it XLA may divide a layer's work the way its weights lie, and send
+    activations instead, layer by layer.
     """
-    if jax.sharding.get_abstract_mesh().shape.get("fsdp", 1) == 1:
+    fsdp = jax.sharding.get_abstract_mesh().shape.get("fsdp", 1)
+    if fsdp == 1:
         return tree
-    return jax.lax.with_sharding_constraint(tree, PartitionSpec())
+
+    def gather(keys, array):
+        return _gathered(array, spec_of(_path(keys), array.shape, fsdp))
+
+    return jax.tree_util.tree_map_with_path(gather, tree)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def _gathered(array, spec):
+    return jax.lax.with_sharding_constraint(array, PartitionSpec())
+
+
+_gathered.defvjp(
+    lambda array, spec: (_gathered(array, spec), None),
+    lambda spec, _, gradient: (jax.lax.with_sharding_constraint(gradient, spec),),
+)
 
 
 # ---- Putting arrays there ----------------------------------------------------------------------

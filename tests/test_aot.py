@@ -89,6 +89,14 @@ TEXT = """HloModule jit_f, is_scheduled=true
   ROOT %x.2 = bf16[4]{0} copy(%p), backend_config={"estimated_cycles":"500"}
 }
 
+%piece.1 (p: bf16[4]) -> bf16[8] {
+  ROOT %ag.1 = bf16[8]{0} all-gather(%p), channel_id=5, replica_groups={{0,1}}
+}
+
+%piece.2 (p: bf16[4]) -> bf16[8] {
+  ROOT %ag.2 = bf16[8]{0} all-gather(%p), channel_id=5, replica_groups={{0,1}}
+}
+
 ENTRY %main (p: bf16[8,128]) -> bf16[8,128] {
   %w.1 = (s32[], bf16[8,128]{1,0}) while(%t), body=%body, condition=%condition, \
 backend_config={"known_trip_count":{"n":"7"}}
@@ -96,6 +104,8 @@ backend_config={"known_trip_count":{"n":"7"}}
   %b.1 = bf16[4]{0} conditional(%i, %p, %p), branch_computations={%cheap, %dear}
   %k.1 = (bf16[4]{0}, f32[2]{0}) custom-call(%p), custom_call_target="tpu_custom_call"
   %g.1 = (bf16[4,8]{1,0}, bf16[8,8]{1,0}) all-gather-start(%p), replica_groups=[1,2]<=[2]
+  %h.1 = bf16[8]{0} fusion(%p), kind=kOutput, calls=%piece.1
+  %h.2 = bf16[8]{0} fusion(%p), kind=kOutput, calls=%piece.2
   %w.3 = (s32[], bf16[4]{0}) while(%t), condition=%below, body=%cheap
   ROOT %s.1 = f32[4]{0} reduce-scatter(%p), replica_groups=mesh['x'=3,'y'=2] {'y'}, to_apply=%add
 }
@@ -109,7 +119,7 @@ def test_loops_branches_and_collectives_count_as_often_as_they_run():
     assert cost.kernels == {"tpu_custom_call": 1}
     assert cost.collectives == {
         "all-reduce": (10, 10 * 8 * 128 * 2),
-        "all-gather": (1, 8 * 8 * 2),
+        "all-gather": (2, 8 * 8 * 2 + 8 * 2),  # the one in pieces once
         "reduce-scatter": (1, 2 * 4 * 4),
     }
 
