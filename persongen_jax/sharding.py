@@ -162,8 +162,8 @@ def gathered(tree):
     """Inside of a jitted function: the arrays whole on every device of jax.set_mesh's mesh.
 
     Said of weights where they are used; their gradients come back in the weights' pieces, each
-    summed where it stays. Without it XLA may divide a layer's work the way its weights lie, and send
-    activations instead, layer by layer.
+    summed where it stays. Without it XLA may divide a layer's work the way its weights lie, and
+    send activations instead, layer by layer.
     """
     fsdp = jax.sharding.get_abstract_mesh().shape.get("fsdp", 1)
     if fsdp == 1:
