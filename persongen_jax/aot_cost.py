@@ -50,6 +50,12 @@ class Instruction:
         return found.group(1) if found else None
 
     @property
+    def operands(self) -> list[str]:
+        """Names of what is in the brackets behind the opcode."""
+        inside = self.line.split(f" {self.opcode}(", 1)[-1].split(")")[0]
+        return re.findall(r"%([\w.\-]+)", inside)
+
+    @property
     def branches(self) -> list[str]:
         found = _BRANCHES.search(self.line)
         if found:
@@ -160,14 +166,40 @@ def _walk(computations, name, unknown_trips, seen) -> Cost:
 
 
 def _trips(computations, instruction) -> int | None:
-    """How often a loop runs: as annotated, or the constant below which its counter stays."""
+    """How often a loop runs: as annotated, or until its counter, from 0, reaches a constant."""
     if found := _TRIPS.search(instruction.line):
         return int(found.group(1))
     condition = computations[instruction.called("condition")]
-    limits = [i.line for i in condition if i.opcode == "constant" and i.shape.startswith("s32[]")]
-    if len(limits) == 1 and condition[-1].opcode == "compare" and "=LT" in condition[-1].line:
-        return int(re.search(r"constant\((-?\d+)\)", limits[0]).group(1))
-    return None
+    limits = [i for i in condition if i.opcode == "constant" and i.shape[:5] in ("s32[]", "u32[]")]
+    if len(limits) != 1 or condition[-1].opcode != "compare" or "=LT" not in condition[-1].line:
+        return None
+    step = _step(condition, computations[instruction.called("body")])
+    return math.ceil(_constant(limits[0]) / step)
+
+
+def _step(condition, body) -> int:
+    """What a loop's body adds to the counter that its condition compares; 1 if it is not said."""
+    tables = [{i.name: i for i in part} for part in (condition, body)]
+    counter = tables[0].get(condition[-1].operands[0])
+    if counter is None or counter.opcode != "get-tuple-element" or body[-1].opcode != "tuple":
+        return 1
+    place = re.search(r"\bindex=(\d+)", counter.line).group()
+
+    def added(name):
+        found = tables[1].get(name)
+        if found is None or (found.opcode == "get-tuple-element" and place not in found.line):
+            return None
+        if found.opcode == "add":
+            parts = [added(operand) for operand in found.operands]
+            return None if None in parts else sum(parts)
+        return {"get-tuple-element": 0, "constant": _constant(found)}.get(found.opcode)
+
+    return added(body[-1].operands[int(place.removeprefix("index="))]) or 1
+
+
+def _constant(instruction) -> int | None:
+    found = re.search(r"\bconstant\((-?\d+)\)", instruction.line)
+    return int(found.group(1)) if found else None
 
 
 def _count(cost, instruction, computations, channels):

@@ -89,6 +89,22 @@ TEXT = """HloModule jit_f, is_scheduled=true
   ROOT %x.2 = bf16[4]{0} copy(%p), backend_config={"estimated_cycles":"500"}
 }
 
+%twice (p: (bf16[4], u32[])) -> (bf16[4], u32[]) {
+  %t.1 = (bf16[4]{0}, u32[]{:T(128)}) parameter(0)
+  %t.2 = u32[]{:T(128)} get-tuple-element(%t.1), index=1
+  %one.1 = u32[]{:T(128)} constant(1)
+  %t.3 = u32[]{:T(128)} add(%t.2, %one.1)
+  %y.1 = bf16[4]{0} copy(%t.1), backend_config={"estimated_cycles":"1000"}
+  %t.4 = u32[]{:T(128)} add(%t.3, %one.1)
+  ROOT %t.5 = (bf16[4]{0}, u32[]{:T(128)}) tuple(%y.1, %t.4)
+}
+
+%below8 (p: (bf16[4], u32[])) -> pred[] {
+  %e.1 = u32[]{:T(128)} constant(8)
+  %e.2 = u32[]{:T(128)} get-tuple-element(%p), index=1
+  ROOT %e.3 = pred[]{:T(512)} compare(%e.2, %e.1), direction=LT
+}
+
 %piece.1 (p: bf16[4]) -> bf16[8] {
   ROOT %ag.1 = bf16[8]{0} all-gather(%p), channel_id=5, replica_groups={{0,1}}
 }
@@ -107,6 +123,7 @@ backend_config={"known_trip_count":{"n":"7"}}
   %h.1 = bf16[8]{0} fusion(%p), kind=kOutput, calls=%piece.1
   %h.2 = bf16[8]{0} fusion(%p), kind=kOutput, calls=%piece.2
   %w.3 = (s32[], bf16[4]{0}) while(%t), condition=%below, body=%cheap
+  %w.4 = (bf16[4]{0}, u32[]) while(%t), condition=%below8, body=%twice
   ROOT %s.1 = f32[4]{0} reduce-scatter(%p), replica_groups=mesh['x'=3,'y'=2] {'y'}, to_apply=%add
 }
 """
@@ -114,7 +131,7 @@ backend_config={"known_trip_count":{"n":"7"}}
 
 def test_loops_branches_and_collectives_count_as_often_as_they_run():
     cost = read_cost(TEXT, unknown_trips=3)
-    assert cost.cycles == (7 + 3) * 11 + 500 + 20 * 3
+    assert cost.cycles == (7 + 3) * 11 + 500 + 20 * 3 + 8 // 2 * 1000
     assert cost.unknown_loops == 1
     assert cost.kernels == {"tpu_custom_call": 1}
     assert cost.collectives == {
