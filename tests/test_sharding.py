@@ -112,6 +112,22 @@ def test_an_optimizers_state_goes_where_its_weights_go():
     assert all(spec == P() for key, spec in found.items() if "count" in key)
 
 
+def test_gathered_weights_are_whole_and_their_gradients_in_pieces():
+    axes = (jax.sharding.AxisType.Auto,) * 2
+    weights = {"a/kernel": jax.ShapeDtypeStruct((64, 128), np.float32)}
+
+    def loss(weights):
+        return sharding.gathered(weights)["a/kernel"].sum()
+
+    with jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((4, 2), sharding.AXES, axes)):
+        jaxpr = jax.make_jaxpr(jax.value_and_grad(loss))(weights)
+    told = [
+        e.params["sharding"].spec for e in jaxpr.eqns if e.primitive.name == "sharding_constraint"
+    ]
+    assert told == [P(None, "fsdp")]  # the gradient; the weights are told inside of their own call
+    assert str(jaxpr).count("sharding_constraint") == 2
+
+
 def test_groups_and_batches_that_do_not_divide_are_refused():
     with pytest.raises(ValueError, match="config.fsdp=3 does not divide the 8 devices.*1, 2, 4, 8"):
         sharding.check_fsdp(3, 8)
