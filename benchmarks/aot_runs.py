@@ -58,16 +58,18 @@ def main():
         if any(row.get("command") == command for row in rows):
             continue
         print(f"python -m {command}", flush=True)
-        one = RESULTS.with_suffix(".run.json")
-        one.unlink(missing_ok=True)
+        one = RESULTS.with_suffix(".run.json")  # left over where a search was stopped
+        before = json.loads(one.read_text()) if one.exists() else rows
+        one.write_text(json.dumps(before))
         done = subprocess.run([sys.executable, "-m", *run, "--json", str(one)])
         if done.returncode:
             print(f"it ended with {done.returncode}; the others go on", flush=True)
-        if not one.exists():
-            continue
-        (row,) = json.loads(one.read_text())  # a search that was ended has its best so far there
+        after = json.loads(one.read_text())
         one.unlink()
-        RESULTS.write_text(json.dumps([*rows, {"command": command, **row}], indent=1) + "\n")
+        if after == before:
+            continue
+        # The last one; a search that was ended has its best so far there.
+        RESULTS.write_text(json.dumps([*rows, {**after[-1], "command": command}], indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ directory, whose configs then count; without it the networks are SDXL's. Any key
 be overridden by --config.KEY=VALUE.
 """
 
+import importlib.metadata
 import json
 import logging
 import math
@@ -71,34 +72,48 @@ def compile_for_topology(
     return {**of, "fsdp": config.fsdp, **row}
 
 
-def search(config, topology: str, start: int, tell=print, keep=lambda row: None, **kw) -> dict:
+def search(
+    config, topology: str, start: int, *, before=(), tell=print, keep=lambda row: None, **kw
+) -> dict:
     """The same for the largest batch that fits, with all ``tries``: batch -> bytes needed.
 
-    Every try takes minutes: ``keep`` is given the best row so far as soon as it is there.
+    Every try takes minutes: ``keep`` is given the best row so far after each of them.
+
+    Args:
+        start: the first try.
+        before: rows of the same program; what they have tried is not compiled again.
 
     Raises:
         DoesNotFit: not even one picture per chip does.
     """
     chip, _ = open_topology(topology)
-    rows, tries = {}, {}
+    rows = {row["per_chip_batch"]: row for row in before}
+    tries = {int(n): size for row in before for n, size in row.get("tries", {}).items()}
+    tries |= {n: row["bytes"]["total"] for n, row in rows.items()}
 
-    def needs(n):
+    def compile_try(n):
         try:
             rows[n] = compile_for_topology(config, topology, n, **kw)
             tries[n] = rows[n]["bytes"]["total"]
         except DoesNotFit as error:
             tries[n] = error.needed
-        fits = "fits" if n in rows else "does not fit"
-        known = "?" if tries[n] is None else f"{tries[n] / GIB:.2f} GiB"
-        tell(f"{n} images per chip: {known}, {fits}")
-        if n in rows and n == max(rows):
-            keep({**rows[n], "tries": dict(tries)})
+        if rows:
+            keep({**rows[max(rows)], "tries": dict(tries)})
+
+    def needs(n):
+        known = n in tries
+        if not known:
+            compile_try(n)
+        fits = n <= max(rows, default=0)
+        size = "?" if tries[n] is None else f"{tries[n] / GIB:.2f} GiB"
+        said = f"{n} images per chip: {size}, {'fits' if fits else 'does not fit'}"
+        tell(said + (", as tried before" if known else ""))
         # What compiles fits: the compiler knows best how much room there is.
-        if n in rows:
+        if fits:
             return min(tries[n], chip.memory)
         return math.inf if tries[n] is None else max(tries[n], chip.memory + 1)
 
-    best = largest(needs, chip.memory, start)
+    best = largest(needs, chip.memory, [*sorted(tries), start])
     if not best:
         raise DoesNotFit(f"not one picture per chip fits on {topology}", tries[min(tries)])
     return {**rows[best], "tries": tries}
@@ -142,6 +157,13 @@ def write_json(path: Path, rows: list[dict]):
     path.write_text(json.dumps(rows, indent=1) + "\n")
 
 
+def is_of(row: dict, asked: dict) -> bool:
+    """Is a row of a JSON file of the program that is asked for, and by the same compiler?"""
+    versions = {name: importlib.metadata.version(name) for name in row["versions"]}
+    known = {**row, "options": row["compile"]["options"]}
+    return row["versions"] == versions and all(known.get(k) == v for k, v in asked.items())
+
+
 def main(_):
     logging.getLogger("absl").setLevel(logging.WARNING)
     given = flags.FLAGS
@@ -154,14 +176,24 @@ def main(_):
         if given.text:
             kw["text"] = Path(given.text)
         before = read_json(Path(given.json)) if given.json else []
+        overrides = config_flags.get_override_values(given["config"])
+        program = {
+            "config": config_flags.get_config_filename(given["config"]),
+            "overrides": json.loads(json.dumps(overrides, default=str)),  # as it will be read
+        }
+        if given.search:
+            asked = {**program, "topology": given.topology, "what": given.what}
+            asked |= {"cached": given.cached, "options": options}
+            same = [row for row in before if is_of(row, asked)]
+            # A search that goes on takes the place of what it had written.
+            before = [row for row in before if row not in same or "tries" not in row]
+            kw |= {"keep": lambda row: keep(row), "before": same}
 
         def keep(row):
-            row["config"] = config_flags.get_config_filename(given["config"])
+            row.update(program)
             if given.json:
                 write_json(Path(given.json), [*before, row])
 
-        if given.search:
-            kw["keep"] = keep
         run = search if given.search else compile_for_topology
         row = run(config, given.topology, given.per_chip_batch, **kw)
         keep(row)

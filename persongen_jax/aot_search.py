@@ -3,7 +3,7 @@
 import math
 
 
-def largest(needs, room: float, start: int) -> int:
+def largest(needs, room: float, starts: list[int]) -> int:
     """The largest n at which ``needs(n)`` is at most ``room``, to within a sixteenth; 0: none.
 
     Memory grows with the batch about in a line, so that each try is where the line through the
@@ -12,17 +12,19 @@ def largest(needs, room: float, start: int) -> int:
     Args:
         needs: n to bytes; math.inf where all that is known is that it does not fit. Is called
             once for each n.
-        start: the first try, at least 1.
+        starts: the first tries, each at least 1; what others of them have settled is left out.
     """
-    tries = {}
-    low, high, n = 0, math.inf, start
+    tries, starts = {}, list(starts)
+    low, high = 0, math.inf
     while high - low > max(1, low // 16):
+        n = starts.pop(0) if starts else _next(tries, low, high, room)
+        if not low < n < high:
+            continue
         tries[n] = needs(n)
         if tries[n] <= room:
             low = n
         else:
             high = n
-        n = _next(tries, low, high, room)
     return low
 
 

@@ -4,6 +4,7 @@ The estimates themselves are the compiler's; what is tested is that all of them 
 loops, branches and collectives count as often as they run.
 """
 
+import importlib.metadata
 import importlib.util
 import json
 import math
@@ -15,6 +16,7 @@ import pytest
 from persongen_jax import aot_chips, flop_count
 from persongen_jax.aot import (
     compile_for_topology,
+    is_of,
     parse_options,
     read_json,
     search,
@@ -47,7 +49,7 @@ def test_search_finds_the_largest(fixed, each, truth, start):
         tried.append(n)
         return fixed + each * n
 
-    found = largest(needs, 16.0, start)
+    found = largest(needs, 16.0, [start])
     assert needs(found) <= 16.0
     assert truth - max(1, truth // 16) <= found <= truth
     assert len(tried) == len(set(tried)) + 1  # each once, and the one above
@@ -55,11 +57,23 @@ def test_search_finds_the_largest(fixed, each, truth, start):
 
 
 def test_search_where_only_failure_is_known():
-    assert 45 <= largest(lambda n: n if n <= 47 else math.inf, 1000, 4) <= 47
+    assert 45 <= largest(lambda n: n if n <= 47 else math.inf, 1000, [4]) <= 47
+
+
+def test_search_begins_with_what_is_known():
+    tried = []
+
+    def needs(n):
+        tried.append(n)
+        return float(n)
+
+    # 90 says nothing that 30 has not said.
+    assert largest(needs, 16.0, [3, 12, 30, 90, 16]) == 16
+    assert tried == [3, 12, 30, 16, 17]
 
 
 def test_search_finds_that_nothing_fits():
-    assert largest(lambda n: 17.0, 16.0, 4) == 0
+    assert largest(lambda n: 17.0, 16.0, [4]) == 0
 
 
 # ---- Texts -------------------------------------------------------------------------------------
@@ -287,3 +301,26 @@ def test_search_compiles_and_keeps_the_tries(tmp_path_factory, tmp_path, monkeyp
     assert kept[-1]["per_chip_batch"] == row["per_chip_batch"]
     sizes = [each["per_chip_batch"] for each in kept]
     assert sizes == sorted(sizes)
+
+    # What a file has is not compiled again, whether it was a search or one batch.
+    def never(*_, **__):
+        raise AssertionError("compiled again")
+
+    monkeypatch.setattr("persongen_jax.aot.compile_for_topology", never)
+    before = json.loads(json.dumps(kept[-1:]))
+    again = search(config, "v5e:2x2", 20_000, before=before, tell=said.append)
+    assert again["tries"] == row["tries"]
+    assert again["per_chip_batch"] == row["per_chip_batch"]
+    assert said[-1].endswith("as tried before")
+
+
+def test_rows_of_the_same_program_and_compiler():
+    version = importlib.metadata.version("jax")
+    row = {"config": "a.py", "overrides": {"size": 8}, "topology": "v5e:2x2", "cached": True}
+    asked = {**row, "options": {}}
+    row |= {"compile": {"options": {}, "tracing_s": 1}, "versions": {"jax": version}}
+    assert is_of(row, asked)
+    assert not is_of(row, {**asked, "overrides": {}})
+    assert not is_of(row, {**asked, "options": {"a": 1}})
+    assert not is_of({**row, "versions": {"jax": "0.0.1"}}, asked)
+    assert not is_of({k: v for k, v in row.items() if k != "overrides"}, asked)
