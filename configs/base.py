@@ -42,6 +42,9 @@ def get_config() -> ConfigDict:
     # trained, with the optimizer's state; frozen weights too with ``shard_frozen``.
     config.fsdp = 1
     config.shard_frozen = False
+    # Frozen weights that a step does not read wait in the host's memory: the VAE's decoder, and
+    # with ``cache`` the encoders. Fill the cache first, see docs/cache.md.
+    config.offload_encoders = False
 
     # The method's parts. ``trainable`` replaces the method's own (path pattern, group) rows.
     config.rank = 64

@@ -83,6 +83,15 @@ def measure(program, chip, options: dict, text=None) -> tuple[dict, Cost]:
         + memory.temp_size_in_bytes
         + memory.generated_code_size_in_bytes
     )
+    unread = program.unread_bytes(traced)
+    total += unread
+    if unread and total > chip.memory:
+        raise DoesNotFit(
+            f"{total / GIB:.2f} of {chip.memory / GIB:.0f} GiB are needed, {unread / GIB:.2f} of "
+            "them for frozen weights that the step does not read; --config.offload_encoders=True "
+            "keeps these in the host's memory",
+            total,
+        )
     row = {
         "chip": chip.name,
         "chips": chips,
@@ -91,6 +100,7 @@ def measure(program, chip, options: dict, text=None) -> tuple[dict, Cost]:
         "bytes": {
             **program.bytes_per_chip(),
             "temporaries": memory.temp_size_in_bytes,
+            "unread": unread,
             "total": total,
             "memory": chip.memory,
         },
@@ -126,11 +136,12 @@ def peak_rss() -> int:
 def report(row: dict) -> str:
     """A measured program in a few lines."""
     sizes, seconds = row["bytes"], row["seconds"]
-    weights = {k: v for k, v in sizes.items() if k not in ("total", "memory")}
+    parts = {k: v for k, v in sizes.items() if k not in ("unread", "total", "memory")}
     lines = [
         f"{row['chips']} x {row['chip']}, {row['per_chip_batch']} images per chip",
         f"  memory  {sizes['total'] / GIB:.2f} of {sizes['memory'] / GIB:.0f} GiB: "
-        + ", ".join(f"{name} {size / GIB:.2f}" for name, size in weights.items()),
+        + ", ".join(f"{name} {size / GIB:.2f}" for name, size in parts.items())
+        + f"; {sizes['unread'] / GIB:.2f} of it are not read",
         f"  work    {row['flops']['of the model'] / 1e12:.2f} TFLOP per chip "
         f"({row['flops']['by the compiler'] / 1e12:.2f} by the compiler's count), "
         f"{seconds['floor'] * 1e3:.1f} ms at the chip's peak",

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.interpreters import partial_eval
 from ml_collections import ConfigDict
 
 from persongen_jax import sampling
@@ -28,10 +29,17 @@ from persongen_jax.features import (
 from persongen_jax.full_size import abstract_model, network_configs
 from persongen_jax.guidance import Guidance
 from persongen_jax.models.platform import compile_for
+from persongen_jax.offload import unread_roots
 from persongen_jax.partition import make_optimizer, split_model
 from persongen_jax.pipeline import _sample
 from persongen_jax.sampling_plan import make_plan
-from persongen_jax.sharding import along_batch, frozen_shardings, replicated, state_shardings
+from persongen_jax.sharding import (
+    along_batch,
+    frozen_shardings,
+    path_of,
+    replicated,
+    state_shardings,
+)
 from persongen_jax.train_step import TrainState, build_step
 from persongen_jax.weights.random_base import SCHEDULER
 
@@ -45,6 +53,7 @@ class Program:
         parts: what of the arguments is what: name -> tree.
         images: pictures over all chips that one run makes, or trains on.
         steps: how often the loop runs of which the compiler cannot know it; 1 for a step.
+        holds_all: arguments that it does not read lie on the chips all the same.
     """
 
     function: object
@@ -53,6 +62,7 @@ class Program:
     images: int
     mesh: object
     steps: int = 1
+    holds_all: bool = False
 
     def trace(self):
         with jax.set_mesh(self.mesh), compile_for("tpu"):
@@ -64,6 +74,13 @@ class Program:
 
     def bytes_per_chip(self) -> dict[str, int]:
         return {name: tree_bytes(tree) for name, tree in self.parts.items()}
+
+    def unread_bytes(self, traced) -> int:
+        """Per chip, of what lies there though the program does not read it."""
+        jaxpr, leaves = traced.jaxpr.jaxpr, jax.tree.leaves(self.arguments)
+        _, read = partial_eval.dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))
+        unread = [leaf for leaf, used in zip(leaves, read, strict=True) if not used]
+        return tree_bytes(unread) if self.holds_all else 0
 
 
 def training(config, mesh, *, cached: bool) -> Program:
@@ -81,6 +98,8 @@ def training(config, mesh, *, cached: bool) -> Program:
     places = state_shardings(mesh, config, state)
     state = _placed(state, places)
     frozen = _placed(frozen, frozen_shardings(mesh, config, frozen))
+    if config.offload_encoders:
+        frozen = _offloaded(frozen, unread_roots(config, model, method, cached=cached))
     batch = _spread(abstract_batch(config, model, method, cached), along_batch(mesh))
     empty_ids = np.zeros((2, model.text_encoder.config["max_position_embeddings"]), np.int32)
     schedule = NoiseSchedule.from_config(SCHEDULER)
@@ -93,7 +112,8 @@ def training(config, mesh, *, cached: bool) -> Program:
         "optimizer": state.opt_state,
         "batch": batch,
     }
-    return Program(step, (state, frozen, batch, number), parts, config.batch_size, mesh)
+    arguments = (state, frozen, batch, number)
+    return Program(step, arguments, parts, config.batch_size, mesh, holds_all=True)
 
 
 def sampler(config, mesh, *, steps: int) -> Program:
@@ -189,12 +209,23 @@ def _spread(tree, sharding):
     return _placed(tree, jax.tree.map(lambda _: sharding, tree))
 
 
+def _offloaded(tree, roots: tuple[str, ...]):
+    """The same without a place on the chips for what lies under ``roots``."""
+
+    def offload(keys, leaf):
+        if not path_of(keys).startswith(roots):
+            return leaf
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
+
+    return jax.tree_util.tree_map_with_path(offload, tree)
+
+
 def tree_bytes(tree) -> int:
-    """Bytes of a tree of ShapeDtypeStructs on one of its chips."""
+    """Bytes of a tree of ShapeDtypeStructs on one of its chips; none of what has no place there."""
     return sum(
         math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
         for leaf in jax.tree.leaves(tree)
-        if isinstance(leaf, jax.ShapeDtypeStruct)
+        if isinstance(leaf, jax.ShapeDtypeStruct) and leaf.sharding is not None
     )
 
 

@@ -367,7 +367,12 @@ class _Encoder:
 
 
 def _local(array):
-    """The array on this process' first device, whatever devices it lies on."""
+    """The array on this process' first device, whatever devices it lies on.
+
+    An offloaded one (offload.py) stays on the host, so that it is on the device for one call only.
+    """
+    if isinstance(array, np.ndarray):
+        return array
     if len(array.sharding.device_set) == 1:
         return array
     if array.is_fully_replicated:

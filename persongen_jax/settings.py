@@ -7,6 +7,7 @@ from pathlib import Path
 FREE = (
     *("log_every", "keep_checkpoints", "checkpoint_every", "tensorboard", "max_bad_steps"),
     *("loader", "cache", "cache_kinds", "remat", "grad_accum", "fsdp", "shard_frozen"),
+    "offload_encoders",
 )
 # Keys that say where something lies; it may have moved, under the same name.
 PLACES = (

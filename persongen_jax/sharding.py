@@ -123,12 +123,12 @@ def shardings_by_path(mesh: Mesh, tree, rules=RULES):
     fsdp = mesh.shape["fsdp"]
 
     def sharding(keys, leaf):
-        return NamedSharding(mesh, spec_of(_path(keys), leaf.shape, fsdp, rules))
+        return NamedSharding(mesh, spec_of(path_of(keys), leaf.shape, fsdp, rules))
 
     return jax.tree_util.tree_map_with_path(sharding, tree)
 
 
-def _path(keys) -> str:
+def path_of(keys) -> str:
     """JAX's keys of a leaf as "unet/down_blocks/0/kernel"; NNX wraps each array in a ".value"."""
     return jax.tree_util.keystr(keys, simple=True, separator="/").removesuffix("/value")
 
@@ -170,7 +170,7 @@ def gathered(tree):
         return tree
 
     def gather(keys, array):
-        return _gathered(array, spec_of(_path(keys), array.shape, fsdp))
+        return _gathered(array, spec_of(path_of(keys), array.shape, fsdp))
 
     return jax.tree_util.tree_map_with_path(gather, tree)
 

@@ -31,6 +31,7 @@ from persongen_jax.checkpoint import Checkpoints
 from persongen_jax.command_flags import parse_flags
 from persongen_jax.features import Features
 from persongen_jax.methods import get_method
+from persongen_jax.offload import offload, put_read
 from persongen_jax.partition import make_optimizer, merge_model, split_model, summary
 from persongen_jax.settings import check_same_run
 from persongen_jax.sharding import (
@@ -139,6 +140,7 @@ def train(config: ConfigDict, workdir: Path, dry_run: bool = False):
             check_same_run(workdir, checkpoints.config(start), settings)
 
     base, method = build_model(config, load_shardings(mesh, config))
+    offload(config, base.model, method)
     schedule = diffusion.NoiseSchedule.from_config(base.scheduler_config)
     table = config.trainable or method.groups
     graphdef, trainable, frozen, groups = split_model(base.model, table)
@@ -149,7 +151,8 @@ def train(config: ConfigDict, workdir: Path, dry_run: bool = False):
         print(config)
         return
 
-    frozen = put(frozen, frozen_shardings(mesh, config, frozen))
+    at_home = frozen_shardings(mesh, config, frozen)
+    frozen = put_read(frozen, at_home)
     create = functools.partial(TrainState.create, tx=tx, ema_decay=config.ema_decay)
     places = state_shardings(mesh, config, jax.eval_shape(create, trainable))
     state = jax.jit(create, out_shardings=places)(put(trainable, places.trainable))
@@ -220,7 +223,8 @@ def train(config: ConfigDict, workdir: Path, dry_run: bool = False):
         def validate():
             if is_due(config.validation_every) and not distributed.of_first(validator.has(done)):
                 with unless_full(validator.folder):
-                    validator(merge_model(graphdef, state.shown, frozen), done, *write)
+                    whole = put(frozen, at_home)  # what is offloaded, for as long as this lasts
+                    validator(merge_model(graphdef, state.shown, whole), done, *write)
 
         validate()
         watch.restart()

@@ -23,7 +23,7 @@ from persongen_jax.aot import (
     write_json,
 )
 from persongen_jax.aot_chips import GIB, open_topology
-from persongen_jax.aot_compile import DoesNotFit, compile_program, report
+from persongen_jax.aot_compile import DoesNotFit, compile_program, measure, report
 from persongen_jax.aot_cost import corrected_optimal, read_cost, shape_bytes
 from persongen_jax.aot_programs import Program, encoders, training, with_batch
 from persongen_jax.aot_search import largest
@@ -241,6 +241,27 @@ def test_what_does_not_fit_says_how_much_it_needs(topology):
     with pytest.raises(DoesNotFit) as raised:
         compile_program(product_program(mesh, 4 * 40 * 2**30 // 512, 1), {})
     assert raised.value.needed >= 40 * GIB
+
+
+@needs_libtpu
+def test_what_is_not_read_counts_where_it_lies_on_the_chip(topology):
+    chip, mesh = topology
+
+    def rows(gib, **kw):
+        unread = jax.ShapeDtypeStruct((gib, 2**28), jnp.float32, **kw)
+        x = jax.ShapeDtypeStruct((4096, 256), jnp.bfloat16, sharding=along_batch(mesh))
+        function = jax.jit(lambda x, unread: x.astype(jnp.float32).sum(0))
+        parts = {"frozen weights": unread, "batch": x}
+        program = Program(function, (x, unread), parts, 4096, mesh, holds_all=True)
+        return measure(program, chip, {})[0]
+
+    fits = rows(8, sharding=replicated(mesh))
+    assert fits["bytes"]["unread"] == 8 * GIB
+    assert 8 * GIB < fits["bytes"]["total"] < 8.1 * GIB
+    assert "8.00 of it are not read" in report(fits)
+    with pytest.raises(DoesNotFit, match="20.00 of them for frozen weights.*offload_encoders"):
+        rows(20, sharding=replicated(mesh))
+    assert rows(20)["bytes"]["unread"] == 0
 
 
 @needs_libtpu
