@@ -50,15 +50,34 @@ def compiled_in(row) -> str:
     return f"{minutes:.0f} min, {work['peak_rss'] / GIB:.1f} GiB"
 
 
+def encoders(row) -> str:
+    """Where the frozen encoders of a training step are."""
+    if not row["cached"]:
+        return "in the step"
+    return "cached, on the host" if row["overrides"].get("offload_encoders") else "cached"
+
+
+def compiled_work(row) -> str:
+    """The compiler's count over the model's: what is above its least, it computes again."""
+    return f"{row['flops']['by the compiler'] / row['flops']['of the model']:.1%}"
+
+
+def speeds(row) -> str:
+    """Images per second and chip by the two estimates."""
+    return " / ".join(f"{row['images_per_second'][name]:.1f}" for name in ("optimal", "cycles"))
+
+
 def is_scaling(row) -> bool:
     """The rows that differ in nothing but the number of chips."""
     return (row["what"], row["chip"], row["fsdp"]) == ("train", "v5e", 4)
 
 
 STEP = (
-    ("encoders", lambda row: "cached" if row["cached"] else "in the step"),
+    ("encoders", encoders),
     ("fsdp", lambda row: str(row["fsdp"])),
     *COMMON,
+    ("images/s per chip, optimal / cycles", speeds),
+    ("compiled FLOP", compiled_work),
     ("collectives, MiB per chip", collective_mib),
     ("compiled in", compiled_in),
 )
