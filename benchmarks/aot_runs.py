@@ -20,8 +20,10 @@ STEP = ("persongen_jax.aot", "--config", "configs/photomaker_bg.py")
 # Trained weights and Adam's moments in pieces: whole, they are a third of a v5e's memory.
 DIVIDED = "--config.fsdp={}"
 
-# On a v5e the encoders' 2.4 GiB are room for another picture.
-ON_V5E = ("--topology", "v5e:4x4", DIVIDED.format(16), "--config.offload_encoders=True", "--cached")
+# On the smaller chips the encoders' 2.4 GiB are room for another picture.
+OFFLOADED = "--config.offload_encoders=True"
+ON_V5E = ("--topology", "v5e:4x4", DIVIDED.format(16), OFFLOADED, "--cached")
+ON_V6E = ("--topology", "v6e:4x4", OFFLOADED, "--cached")
 
 RUNS = (
     (YARDSTICK, "--topology", "v5p:2x2x1"),
@@ -33,9 +35,7 @@ RUNS = (
         for n in ("40", "53", "56", "59")
     ),
     *((*STEP, *ON_V5E, "--per_chip_batch", n) for n in ("4", "5", "6")),
-    (*STEP, "--topology", "v6e:4x4", "--cached", "--per_chip_batch", "12"),
-    (*STEP, "--topology", "v6e:4x4", "--config.offload_encoders=True", "--cached")
-    + ("--per_chip_batch", "13"),
+    *((*STEP, *ON_V6E, "--per_chip_batch", n) for n in ("12", "13")),
     # From 4 chips to 256, at one batch per chip.
     *(
         (*STEP, "--topology", topology, DIVIDED.format(4), "--cached", "--per_chip_batch", "2")
