@@ -269,6 +269,7 @@ def test_a_changed_picture_and_a_damaged_file_are_computed_again(
     assert str(largest) in caplog.text
 
 
+@pytest.mark.slow
 def test_four_steps_over_two_buckets(config, build, tmp_path, monkeypatch, capsys):
     """The whole trainer, on cached features: one program for each bucket, and no more."""
     monkeypatch.setattr(train, "build_model", lambda config, _: train_model(config))

@@ -173,6 +173,7 @@ def test_lora_lies_on_every_attention_layer(built):
     assert all("attn1" in path or "attn2" in path for path in layers)
 
 
+@pytest.mark.slow
 def test_gradients_reach_every_group_and_nothing_frozen_is_in_them(built):
     config, base, method = built
     graphdef, trainable, frozen, groups = split_model(base.model, method.groups)

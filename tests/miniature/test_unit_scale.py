@@ -1,5 +1,6 @@
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from flax import nnx
 
 from persongen_jax.conditioning import Conditioning, TokenStream
@@ -9,6 +10,7 @@ from persongen_jax.models.unet import UNet2DConditionModel
 from tests.miniature.small import small_towers, small_unet_config
 
 
+@pytest.mark.slow
 def test_same_prediction_from_embeddings_of_unit_scale():
     towers = small_towers()
     unet = UNet2DConditionModel(small_unet_config(towers), rngs=nnx.Rngs(2))

@@ -220,6 +220,7 @@ def unet():
     return UNet2DConditionModel(TINY_UNETS["sd15"], rngs=nnx.Rngs(0))
 
 
+@pytest.mark.slow
 def test_on_a_whole_unet(unet):
     x = jax.random.normal(jax.random.key(0), (2, 8, 8, 4))
     rng = np.random.default_rng(0)
