@@ -139,6 +139,7 @@ def test_a_worker_that_dies_is_a_line(tmp_path, monkeypatch, program, said):
     assert worker.process.returncode is not None
 
 
+@pytest.mark.slow
 def test_torch_does_the_same_work():
     """Floating-point operations within 1 %, and exactly the same number of trained parameters."""
     pytest.importorskip("diffusers")

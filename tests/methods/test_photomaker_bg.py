@@ -156,6 +156,7 @@ def trained(workdir):
     return jax.tree.map(np.asarray, arrays)
 
 
+@pytest.mark.slow
 def test_gradients_move_every_trained_leaf(built, run):
     _, base, method = built
     first, last = split_model(base.model, method.groups)[1], trained(run)

@@ -75,6 +75,7 @@ def test_whole(name):
     assert relative_error(*run_both(*make_twins(name))) < TOLERANCE
 
 
+@pytest.mark.slow
 def test_side_that_does_not_halve_evenly():
     assert relative_error(*run_both(*make_twins("sdxl"), size=(14, 10))) < TOLERANCE
 
