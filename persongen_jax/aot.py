@@ -181,18 +181,19 @@ def main(_):
             "config": config_flags.get_config_filename(given["config"]),
             "overrides": json.loads(json.dumps(overrides, default=str)),  # as it will be read
         }
+
+        def keep(row):
+            row.update(program)
+            if given.json:
+                write_json(Path(given.json), [*before, row])
+
         if given.search:
             asked = {**program, "topology": given.topology, "what": given.what}
             asked |= {"cached": given.cached, "options": options}
             same = [row for row in before if is_of(row, asked)]
             # A search that goes on takes the place of what it had written.
             before = [row for row in before if row not in same or "tries" not in row]
-            kw |= {"keep": lambda row: keep(row), "before": same}
-
-        def keep(row):
-            row.update(program)
-            if given.json:
-                write_json(Path(given.json), [*before, row])
+            kw |= {"keep": keep, "before": same}
 
         run = search if given.search else compile_for_topology
         row = run(config, given.topology, given.per_chip_batch, **kw)
