@@ -108,10 +108,11 @@ def search(
         size = "?" if tries[n] is None else f"{tries[n] / GIB:.2f} GiB"
         said = f"{n} images per chip: {size}, {'fits' if fits else 'does not fit'}"
         tell(said + (", as tried before" if known else ""))
-        # What compiles fits: the compiler knows best how much room there is.
+        # What compiles fits: the compiler knows best how much room there is. What does not may
+        # have been said to need less than there is.
         if fits:
             return min(tries[n], chip.memory)
-        return math.inf if tries[n] is None else max(tries[n], chip.memory + 1)
+        return tries[n] if tries[n] is not None and tries[n] > chip.memory else math.inf
 
     best = largest(needs, chip.memory, [*sorted(tries), start])
     if not best:
@@ -157,9 +158,16 @@ def write_json(path: Path, rows: list[dict]):
     path.write_text(json.dumps(rows, indent=1) + "\n")
 
 
+def installed(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
 def is_of(row: dict, asked: dict) -> bool:
     """Is a row of a JSON file of the program that is asked for, and by the same compiler?"""
-    versions = {name: importlib.metadata.version(name) for name in row["versions"]}
+    versions = {name: installed(name) for name in row["versions"]}
     known = {**row, "options": row["compile"]["options"]}
     return row["versions"] == versions and all(known.get(k) == v for k, v in asked.items())
 

@@ -7,7 +7,8 @@ def largest(needs, room: float, starts: list[int]) -> int:
     """The largest n at which ``needs(n)`` is at most ``room``, to within a sixteenth; 0: none.
 
     Memory grows with the batch about in a line, so that each try is where the line through the
-    last two says that it is full.
+    last two says that it is full. Where it was wrong, as near the edge, where the compiler computes
+    again what does not fit, the next try halves what is left.
 
     Args:
         needs: n to bytes; math.inf where all that is known is that it does not fit. Is called
@@ -16,33 +17,39 @@ def largest(needs, room: float, starts: list[int]) -> int:
     """
     tries, starts = {}, list(starts)
     low, high = 0, math.inf
+    wrong = False
     while high - low > max(1, low // 16):
-        n = starts.pop(0) if starts else _next(tries, low, high, room)
+        full = None
+        if starts:
+            n = starts.pop(0)
+        elif wrong:
+            n = (low + high) // 2
+        else:
+            full = _full(tries, low, high, room)
+            least = low + max(1, low // 16)  # the end of the search if it does not fit
+            n = int(min(max(full, least), high - 1))
         if not low < n < high:
             continue
         tries[n] = needs(n)
-        if tries[n] <= room:
-            low = n
-        else:
-            high = n
+        fits = tries[n] <= room
+        wrong = full is not None and high != math.inf and fits != (n <= full)
+        low, high = (n, high) if fits else (low, n)
     return low
 
 
-def _next(tries: dict, low: int, high: float, room: float) -> int:
+def _full(tries: dict, low: int, high: float, room: float) -> int:
+    """Where memory should be full, which may lie outside of what is still open."""
     known = sorted(n for n, size in tries.items() if math.isfinite(size))
-    least = low + max(1, low // 16)  # the end of the search if it does not fit
     if high != math.inf and tries[high] == math.inf:
-        guess = (low + high) // 2
-    elif len(known) > 1:
+        return (low + high) // 2
+    if len(known) > 1:
         a, b = known[-2:] if high == math.inf else _around(known, low)
         slope = (tries[b] - tries[a]) / (b - a)
-        guess = int(a + (room - tries[a]) / slope) if slope > 0 else 2 * b
-    elif low and high == math.inf:
+        return int(a + (room - tries[a]) / slope) if slope > 0 else 2 * b
+    if low and high == math.inf:
         # Part of it are weights, which do not grow: this errs to the small side.
-        guess = min(4 * low, int(low * room / tries[low]))
-    else:
-        guess = (low + high) // 2
-    return int(min(max(guess, least), high - 1))
+        return min(4 * low, int(low * room / tries[low]))
+    return (low + high) // 2
 
 
 def _around(known: list[int], low: int) -> tuple[int, int]:
