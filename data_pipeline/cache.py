@@ -139,13 +139,18 @@ class FeatureTable:
             self._open(path)
             self._waiting.clear()
 
+    def forget(self) -> None:
+        """What waits is not written, and taken as not there."""
+        with self._lock:
+            self._waiting.clear()
+
     def _said(self) -> str:
         return "; ".join(f"{n} {list(s)} {d.name}" for n, (s, d) in self.spec.items())
 
     def _open(self, path: Path) -> None:
         try:
             part = _Part(path)
-        except (WeightsError, OSError, KeyError, ValueError) as error:
+        except (WeightsError, KeyError, ValueError) as error:
             log.warning("%s: damaged, and taken as not there; remove it (%s)", path, error)
             return
         if part.spec != self._said():
@@ -190,15 +195,15 @@ class _Part:
             raise ValueError("its index is not as long as its rows are many")
         self._crc = crc
         self.keys = [key.tobytes() for key in keys]
-        self._file = os.open(path, os.O_RDONLY)
         # Wide tensors lie first, and of the narrow ones the rows were given last.
-        self._start = os.fstat(self._file).st_size - rows * self._size
+        self._start = path.stat().st_size - rows * self._size
 
     def row(self, i: int) -> bytes | None:
         """The row's bytes; None if they are not those that were written."""
-        row = os.pread(self._file, self._size, self._start + i * self._size)
+        try:
+            # Not kept open: there may be more files than a process may have open.
+            with open(self.path, "rb", buffering=0) as file:
+                row = os.pread(file.fileno(), self._size, self._start + i * self._size)
+        except FileNotFoundError:  # somebody removed what was not wanted
+            return None
         return row if zlib.crc32(row) == self._crc[i] else None
-
-    def __del__(self):
-        if hasattr(self, "_file"):
-            os.close(self._file)

@@ -45,7 +45,9 @@ def read_manifest(folder, trigger_word: str = "img", counts: Counter | None = No
     """
     path = Path(folder) / FILE_NAME
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        # Not by splitlines, which also ends a line at characters that may stand in a caption.
+        with path.open(encoding="utf-8") as file:
+            lines = list(file)
     except FileNotFoundError:
         raise ManifestError(
             f"{path}: no such file; `python -m data_pipeline.sample_photos` makes an example"

@@ -274,7 +274,9 @@ def open_shards(
 def _read_index(folder: Path, trigger_word: str) -> list[Record]:
     path = folder / INDEX
     try:
-        head, *entries = map(json.loads, path.read_text(encoding="utf-8").splitlines())
+        # Not by splitlines, which also ends a line at characters that may stand in a caption.
+        with path.open(encoding="utf-8") as file:
+            head, *entries = map(json.loads, file)
         if head["format"] != FORMAT:
             raise ShardError(f"{path}: {head['format']!r} is not the format read here, {FORMAT!r}")
         records = [from_entry(entry) for entry in entries]

@@ -52,11 +52,14 @@ def _decode(file, path) -> np.ndarray:
 
 
 def image_size(path) -> tuple[int, int]:
-    """(height, width) of the upright picture, from the file's header alone."""
+    """(height, width) of the upright picture, from the file's header (a turned TIFF is decoded)."""
     try:
         with Image.open(path) as image:
             width, height = image.size
             turned = image.getexif().get(0x0112, 1) in (5, 6, 7, 8)
+            if turned and image.format == "TIFF":
+                # Pillow turns its size already, since some version; decoded it is always right.
+                return ImageOps.exif_transpose(image).size[::-1]
     except Exception as error:
         raise ImageError(f"{path}: cannot be decoded as an image ({error})") from error
     return (width, height) if turned else (height, width)

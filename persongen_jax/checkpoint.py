@@ -13,7 +13,6 @@ process's.
 """
 
 import contextlib
-import errno
 import itertools
 import logging
 import math
@@ -23,12 +22,12 @@ import threading
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
 from persongen_jax import integrity
+from persongen_jax.full_disk import is_full
 
 log = logging.getLogger(__name__)
 
@@ -210,8 +209,7 @@ class Checkpoints:
     def restore(self, step: int, trainable: dict, opt_state, ema=None):
         """(trainable, opt_state, ema, progress) of ``step``, laid out and placed as those given.
 
-        Given are arrays or ShapeDtypeStructs with a sharding. With an ``ema`` asked for that was
-        not saved, it starts from what was trained.
+        Given are arrays or ShapeDtypeStructs with a sharding.
         """
         folder = self.folder / str(step)
         saved = {path.name for path in folder.iterdir()}
@@ -219,16 +217,13 @@ class Checkpoints:
             "trainable": ocp.args.StandardRestore(_abstract(trainable)),
             "opt_state": ocp.args.StandardRestore(_abstract(opt_state)),
         }
-        if ema and "ema" in saved:
+        if ema:
             items["ema"] = ocp.args.StandardRestore(_abstract(ema))
         if "progress" in saved:
             items["progress"] = ocp.args.JsonRestore()
         restored = self._checkpointer.restore(folder, args=ocp.args.Composite(**items))
-        average = {}
-        if ema:
-            average = restored["ema" if "ema" in items else "trainable"]
-            average = jax.tree.map(jnp.copy, average)  # memory of its own, for the step to take
         progress = restored["progress"] if "progress" in items else {}
+        average = restored["ema"] if ema else {}
         return restored["trainable"], restored["opt_state"], average, progress
 
     def close(self):
@@ -276,13 +271,6 @@ def _in_short(error: Exception) -> str:
     if is_full(error):
         return f"no space left on the device ({text[:200]})"
     return text[:400]
-
-
-def is_full(error: Exception) -> bool:
-    """Whether an error says that a disk or a quota is full."""
-    full = (errno.ENOSPC, errno.EDQUOT)
-    text = str(error)
-    return getattr(error, "errno", None) in full or any(os.strerror(n) in text for n in full)
 
 
 def _megabytes(size: int) -> str:

@@ -17,6 +17,7 @@ import json
 import logging
 import sys
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -31,12 +32,14 @@ from flax import nnx
 from data_pipeline.cache import KEY_BYTES, FeatureTable, digest_of
 from data_pipeline.schema import MAX_REFERENCES, example_spec, unflatten
 from data_pipeline.transforms import ImageError
+from persongen_jax.full_disk import is_full
 from persongen_jax.methods.base import one_class_token
 from persongen_jax.partition import assign_groups, leaf_paths
 
 log = logging.getLogger(__name__)
 
 MOMENTS, REFERENCES, TEXT = KINDS = ("moments", "references", "text")
+FLUSH_SECONDS = 120  # of a pass' work are lost at most, when it is killed
 VERSION = 1  # of how pictures and prompts are prepared and rows are laid out; part of every key
 
 
@@ -232,7 +235,7 @@ class Features:
             digest = np.frombuffer(digest_of(image), np.uint8)
             row = {"digest": digest, "size": np.array(image.shape[:2], np.int32)}
             if key is not None:
-                self._pictures.put(key, row)
+                self._store(self._pictures, key, row)
         picture = Picture(row["digest"].tobytes(), tuple(map(int, row["size"])))
         self._known[name] = picture
         return picture
@@ -279,17 +282,23 @@ class Features:
     def fill(self, jobs, batch_size: int = 16, threads: int = 8) -> None:
         """Computes and stores what is missing of ``jobs``, an iterable of lists of jobs."""
         waiting, promised = {}, set()
-        with ThreadPoolExecutor(threads) as pool:
-            for table, key, make in itertools.chain.from_iterable(jobs):
-                if key in self._table(table) or (table, key) in promised:
-                    continue
-                promised.add((table, key))
-                waiting.setdefault(table, []).append((key, make))
-                if len(waiting[table]) == batch_size:
-                    self._fill_one(table, waiting.pop(table), batch_size, pool)
-            for table, rest in waiting.items():
-                self._fill_one(table, rest, batch_size, pool)
-        self.flush()
+        flushed = time.monotonic()
+        try:
+            with ThreadPoolExecutor(threads) as pool:
+                for table, key, make in itertools.chain.from_iterable(jobs):
+                    if key in self._table(table) or (table, key) in promised:
+                        continue
+                    promised.add((table, key))
+                    waiting.setdefault(table, []).append((key, make))
+                    if len(waiting[table]) == batch_size:
+                        self._fill_one(table, waiting.pop(table), batch_size, pool)
+                    if time.monotonic() - flushed > FLUSH_SECONDS:
+                        self.flush()
+                        flushed = time.monotonic()
+                for table, rest in waiting.items():
+                    self._fill_one(table, rest, batch_size, pool)
+        finally:
+            self.flush()
 
     def flush(self) -> None:
         """Puts on disk what was computed."""
@@ -316,6 +325,16 @@ class Features:
             self._table(table).put(key, {name: array[i] for name, array in made.items()})
         self.counts[f"{table[0]} computed"] += len(jobs)
 
+    def _store(self, rows, key, row):
+        """A training does not end because there is no room for what it could compute again."""
+        try:
+            rows.put(key, row)
+        except OSError as error:
+            if not is_full(error):
+                raise
+            log.warning("%s: no space left on the device; rows are forgotten", rows.folder)
+            rows.forget()
+
     def _get(self, table, key: bytes, make, store: bool = True) -> dict[str, np.ndarray]:
         kind, rows = table[0], self._table(table)
         row = rows.get(key)
@@ -327,7 +346,7 @@ class Features:
                     row = {name: array[0] for name, array in made.items()}
                     self.counts[f"{kind} computed"] += 1
                     if store:
-                        rows.put(key, row)
+                        self._store(rows, key, row)
         else:
             self.counts[f"{kind} read"] += 1
         return row

@@ -42,16 +42,21 @@ def find_faults(folder: Path) -> list[str]:
         expected = {name: (e["bytes"], e["sha256"]) for name, e in entries.items()}
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         return [f"{NAME}: unreadable ({type(error).__name__}: {error})"]
-    faults = []
-    for name, (size, digest) in expected.items():
-        path = folder / name
+    faults = (_fault(folder / name, *entry) for name, entry in expected.items())
+    return [f"{name}: {fault}" for name, fault in zip(expected, faults, strict=True) if fault]
+
+
+def _fault(path: Path, size: int, digest: str) -> str:
+    """What is wrong with a file; "" for nothing."""
+    try:
         if not path.is_file():
-            faults.append(f"{name}: missing, expected {size} bytes")
-        elif path.stat().st_size != size:
-            faults.append(f"{name}: {path.stat().st_size} bytes, expected {size}")
-        elif (found := _measure(path)["sha256"]) != digest:
-            faults.append(f"{name}: SHA-256 {found[:16]}..., expected {digest[:16]}...")
-    return faults
+            return f"missing, expected {size} bytes"
+        if path.stat().st_size != size:
+            return f"{path.stat().st_size} bytes, expected {size}"
+        found = _measure(path)["sha256"]
+    except OSError as error:  # a block of the disk, or a lost mount
+        return f"cannot be read ({error.strerror})"
+    return "" if found == digest else f"SHA-256 {found[:16]}..., expected {digest[:16]}..."
 
 
 def sync_folder(path: Path):

@@ -8,7 +8,6 @@ where the last checkpoint was made.
 """
 
 import functools
-import itertools
 import json
 import logging
 import sys
@@ -30,6 +29,7 @@ from persongen_jax.bad_steps import BadSteps
 from persongen_jax.checkpoint import Checkpoints
 from persongen_jax.command_flags import parse_flags
 from persongen_jax.features import Features
+from persongen_jax.full_disk import unless_full
 from persongen_jax.methods import get_method
 from persongen_jax.offload import offload, put_read
 from persongen_jax.partition import make_optimizer, merge_model, split_model, summary
@@ -45,7 +45,7 @@ from persongen_jax.sharding import (
 )
 from persongen_jax.stopping import StopSignals
 from persongen_jax.train_step import CompiledSteps, TrainState, build_step, latent_shape
-from persongen_jax.training_log import EventFile, MetricsFile, Stopwatch, falling, unless_full
+from persongen_jax.training_log import EventFile, MetricsFile, Stopwatch, falling
 from persongen_jax.validation import Validator
 from persongen_jax.weights.saver import write_json
 from persongen_jax.weights.sdxl import load_sdxl
@@ -122,10 +122,10 @@ def open_batches(config, base, method, start_step, alone=False):
 # ---- The run -----------------------------------------------------------------------------------
 
 
-def train(config: ConfigDict, workdir: Path, dry_run: bool = False):
+def train(config: ConfigDict, workdir: Path, dry_run: bool = False) -> bool:
     """Train by ``config``, with checkpoints and metrics.jsonl in ``workdir``.
 
-    Returns the step that was reached: below ``config.steps`` if a signal ended it.
+    Returns whether all is done: False if a signal ended it before, be it in the last validation.
     """
     mesh = make_mesh(fsdp=config.fsdp)
     check_parts(config, mesh.size)
@@ -149,7 +149,7 @@ def train(config: ConfigDict, workdir: Path, dry_run: bool = False):
     print(summary(trainable, frozen, groups))
     if dry_run:
         print(config)
-        return
+        return True
 
     at_home = frozen_shardings(mesh, config, frozen)
     frozen = put_read(frozen, at_home)
@@ -189,10 +189,10 @@ def train(config: ConfigDict, workdir: Path, dry_run: bool = False):
     program = CompiledSteps(train_step, cells, latents, say)
     stream = ahead = prefetch_to_device(source, functools.partial(put_batch, mesh))
     if start < config.steps:
-        first = next(stream)
-        ahead = itertools.chain([first], stream)
+        held = [next(stream)]
         with jax.set_mesh(mesh):
-            program.prepare(state, frozen, first, np.int32(start))
+            program.prepare(state, frozen, held[0], np.int32(start))
+        ahead = led_by(held, stream)
 
     events = EventFile(logs / "tensorboard", start) if config.tensorboard else None
     write = (events.scalar, events.image) if events else (None, None)
@@ -214,14 +214,18 @@ def train(config: ConfigDict, workdir: Path, dry_run: bool = False):
         def save():
             bad_steps.check()
             if source.source.features:
-                source.source.features.flush()
+                with unless_full(config.cache):  # what is not stored is computed again
+                    source.source.features.flush()
             progress = {"data": source.state(done), "unlogged": rows.kept()}
             progress["bad_steps"] = bad_steps.in_a_row
             parts = (state.trainable, state.opt_state, settings, state.ema, progress)
             checkpoints.save(done, *parts)
 
+        def to_validate():
+            return is_due(config.validation_every) and not distributed.of_first(validator.has(done))
+
         def validate():
-            if is_due(config.validation_every) and not distributed.of_first(validator.has(done)):
+            if to_validate():
                 with unless_full(validator.folder):
                     whole = put(frozen, at_home)  # what is offloaded, for as long as this lasts
                     validator(merge_model(graphdef, state.shown, whole), done, *write)
@@ -249,29 +253,37 @@ def train(config: ConfigDict, workdir: Path, dry_run: bool = False):
                 bar.set_postfix_str(in_short(row))
                 if events:
                     events.scalars("training", row, done)
-            if is_due(config.checkpoint_every) or is_due(config.validation_every):
+            to_save = is_due(config.checkpoint_every) or done == config.steps
+            if to_save or is_due(config.validation_every):
                 jax.block_until_ready(running)
                 with watch.paused():
-                    if is_due(config.checkpoint_every):
+                    if to_save:
                         save()
                     validate()
         bad_steps.check()
-        if stop and not checkpoints.has(done):
+        unfinished = bool(stop) and (done < config.steps or to_validate())
+        if unfinished and not checkpoints.has(done):
             save()
     bar.close()
     stream.close()
     if events:
         events.close()
-    if stop:
+    if unfinished:
         print(f"saved at step {done}; the same command continues")
-        return done
+        return False
     if source.source.features:
         print(f"features: {source.source.features.used()}")
     if source.source.skipped:
         print(f"pictures passed over because they do not decode: {len(source.source.skipped)}")
     print(falling(logs / "metrics.jsonl"))
     print(f"trained weights: {workdir}")
-    return done
+    return True
+
+
+def led_by(held: list, stream):
+    """The one batch that ``held`` holds, and then the stream's; nothing holds it afterwards."""
+    yield held.pop()
+    yield from stream
 
 
 def check_parts(config, devices: int):
@@ -316,12 +328,12 @@ def main(_):
     workdir = Path(WORKDIR.value or f"runs/{name}")
     try:
         with distributed.together():
-            done = train(config, workdir, DRY_RUN.value)
+            finished = train(config, workdir, DRY_RUN.value)
     except (ValueError, OSError, ImportError) as error:
         # The user's files or settings: the message says which and what to do; a trace would not.
         log.debug("", exc_info=True)
         sys.exit(f"error: {error}")
-    if not DRY_RUN.value and done < config.steps:
+    if not finished:
         sys.exit(distributed.unfinished_status())
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from persongen_jax.checkpoint import is_full
+from persongen_jax.full_disk import is_full
 
 log = logging.getLogger(__name__)
 
@@ -97,17 +97,6 @@ class PatientFile:
         self._file.close()
         if self._unwritten:
             log.warning("%s: the last %d bytes are lost", self.path, len(self._unwritten))
-
-
-@contextlib.contextmanager
-def unless_full(path):
-    """What is written inside may find the disk full: a warning says so, and nothing is raised."""
-    try:
-        yield
-    except OSError as error:
-        if not is_full(error):
-            raise
-        log.warning("%s: no space left on the device; the training goes on without it", path)
 
 
 def _lines(path: Path) -> list[str]:

@@ -1,7 +1,9 @@
 """Checkpoints by themselves: digests, damage, fallback, deletion, which configs may go on."""
 
+import errno
 import json
 import logging
+import os
 import re
 
 import jax
@@ -93,6 +95,21 @@ def test_digests_that_are_damaged_are_a_fault(workdir):
     (folder / integrity.NAME).unlink()
     with pytest.raises(FileNotFoundError):
         integrity.find_faults(folder)
+
+
+def test_what_the_disk_does_not_give_is_a_fault(workdir, monkeypatch):
+    measure = integrity._measure
+
+    def broken(path):
+        if path.name == "metadata":
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return measure(path)
+
+    monkeypatch.setattr(integrity, "_measure", broken)
+    faults = integrity.find_faults(workdir / "checkpoints" / "3")
+    assert faults and all(
+        fault.endswith("metadata: cannot be read (Input/output error)") for fault in faults
+    )
 
 
 # ---- Damage ------------------------------------------------------------------------------------

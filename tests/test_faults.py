@@ -321,6 +321,24 @@ def test_bad_luck_changes_no_number(item, unlucky, whole):
 
 
 @pytest.mark.slow
+def test_sigterm_in_the_last_validation_is_not_the_end(config, sample_photos, tmp_path):
+    short = config.copy_and_resolve_references()
+    short.steps, short.checkpoint_every = 1, 0  # the last step is saved all the same
+    short.validate_in_train, short.validation_every = str(sample_photos), 1
+
+    def told(self, *_):
+        os.kill(os.getpid(), signal.SIGTERM)  # ends it with nothing written
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train.Validator, "__call__", told)
+        assert not train.train(short, tmp_path)
+        assert find_run(tmp_path) == (tmp_path, 1)
+        assert not train.train(short, tmp_path)
+        patch.setattr(train.Validator, "has", lambda self, step: True)
+        assert train.train(short, tmp_path)
+
+
+@pytest.mark.slow
 def test_another_config_is_refused_before_anything_is_loaded(unlucky, config):
     workdir = unlucky[0]
     other = config.copy_and_resolve_references()

@@ -1,8 +1,10 @@
 """Training on cached features: the same as without, and only of what is frozen."""
 
+import errno
 import functools
 import json
 import logging
+import os
 
 import jax
 import jax.numpy as jnp
@@ -12,9 +14,11 @@ from flax import nnx
 from PIL import Image
 
 from data_pipeline import sources
+from data_pipeline.cache import FeatureTable
 from data_pipeline.manifest import write_manifest
 from data_pipeline.schema import Record, flatten
 from persongen_jax import features, train
+from persongen_jax.checkpoint import find_run
 from persongen_jax.diffusion import NoiseSchedule
 from persongen_jax.features import KINDS, MOMENTS, REFERENCES, TEXT, Features, abstract_batch
 from persongen_jax.methods.base import drop_condition
@@ -269,9 +273,50 @@ def test_a_changed_picture_and_a_damaged_file_are_computed_again(
     assert str(largest) in caplog.text
 
 
+def full(*_):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_no_room_for_features_stops_no_batches(config, build, tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(FeatureTable.__init__, "__defaults__", (1,))  # part_bytes
+    monkeypatch.setattr(FeatureTable, "flush", full)
+    source = open_source(changed(config, cache=str(tmp_path)), build)
+    with caplog.at_level(logging.WARNING):
+        next(source)
+    assert "no space left on the device" in caplog.text
+    tables = source.source.features._tables.values()
+    assert tables and not any(map(len, tables))  # nothing piles up in memory
+    # Who only fills the cache is told.
+    with pytest.raises(OSError, match="No space left"):
+        source.source.features.fill(map(source.source.feature_jobs, range(7)))
+
+
+@pytest.mark.parametrize("seconds", [120, 0])
+def test_a_pass_that_is_stopped_keeps_what_it_has_done(
+    seconds, config, build, tmp_path, monkeypatch
+):
+    source = open_source(changed(config, cache=str(tmp_path)), build).source
+    monkeypatch.setattr(features, "FLUSH_SECONDS", seconds)
+    there = []
+
+    def jobs():
+        for i in range(4):
+            yield source.feature_jobs(i)
+        there.append(rows(tmp_path))
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        source.features.fill(jobs(), batch_size=1)
+    assert (there[0] > 0) == (seconds == 0)  # what a kill would leave
+    assert rows(tmp_path, "moments") == 4
+
+
 @pytest.mark.slow
-def test_four_steps_over_two_buckets(config, build, tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize("room", [True, False])
+def test_four_steps_over_two_buckets(room, config, build, tmp_path, monkeypatch, capsys):
     """The whole trainer, on cached features: one program for each bucket, and no more."""
+    if not room:  # for features; there is for checkpoints
+        monkeypatch.setattr(FeatureTable, "flush", full)
     monkeypatch.setattr(train, "build_model", lambda config, _: train_model(config))
     train_model = lambda config: build(config.method)  # noqa: E731
     settings = changed(
@@ -289,6 +334,7 @@ def test_four_steps_over_two_buckets(config, build, tmp_path, monkeypatch, capsy
     assert all(np.isfinite(json.loads(line)["loss"]) for line in lines)
     said = capsys.readouterr().out
     assert said.count("compiled the step") == 2 and "(2 of 2)" in said
+    assert find_run(tmp_path / "run") == (tmp_path / "run", 4)
 
 
 def test_a_batch_of_another_shape_is_refused(config, build):

@@ -1,5 +1,6 @@
 import logging
 import os
+import resource
 
 import ml_dtypes
 import numpy as np
@@ -118,6 +119,33 @@ def test_what_was_being_written_leaves_nothing(tmp_path, monkeypatch):
     assert same(table.get(KEYS[2]), 2)
     table.flush()
     assert len(FeatureTable(tmp_path, SPEC)) == 3
+
+
+def test_more_files_than_a_process_may_open(tmp_path):
+    written(tmp_path, part_bytes=1)
+    assert len(files(tmp_path)) == 6
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    room = os.open(os.devnull, os.O_RDONLY) + 3  # the lowest free number: so many and two more
+    os.close(room - 3)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (room, limits[1]))
+    try:
+        table = FeatureTable(tmp_path, SPEC)
+        assert all(same(table.get(KEYS[i]), i) for i in range(6))
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+
+
+def test_a_file_that_somebody_removed_costs_its_rows(tmp_path):
+    table = written(tmp_path)
+    files(tmp_path)[0].unlink()
+    assert table.get(KEYS[0]) is None and KEYS[0] not in table
+
+
+def test_rows_that_wait_can_be_forgotten(tmp_path):
+    table = written(tmp_path, range(2))
+    table.put(KEYS[2], row(2))
+    table.forget()
+    assert len(table) == 2 and table.get(KEYS[2]) is None
 
 
 def test_other_rows_are_refused(tmp_path):

@@ -29,7 +29,14 @@ def write(tmp_path):
 def test_reads_what_was_written(write):
     folder = write()
     records = [
-        Record(str(folder / "0.png"), "anna", "a woman img", "a beach", "in red", (1, 2, 30, 20)),
+        Record(
+            str(folder / "0.png"),
+            "anna",
+            "a woman img",
+            "a\u2028beach\x85",
+            "in red",
+            (1, 2, 30, 20),
+        ),
         Record(str(folder / "1.png"), "anna", "eine Frau img, größer"),
         Record(
             str(folder / "2.png"),

@@ -36,7 +36,7 @@ def photographs(folder):
     records[5] = replace(
         records[5],
         class_word="man",
-        body="in a red coat",
+        body="in a\u2028red coat\x85",
         landmarks=tuple((10.25 * i, 3) for i in range(5)),
         keypoints=tuple((i, 40 - i) for i in range(12)),
         visibility=(True, True, False) * 4,
@@ -204,7 +204,7 @@ def test_damaged_and_foreign_folders(shards, tmp_path):
     with pytest.raises(ShardError, match='captions is "img", not "sks"'):
         open_shards(shards, "sks")
     cut = damaged("cut") / INDEX
-    cut.write_text("".join(cut.read_text().splitlines(keepends=True)[:-1]))
+    cut.write_text("".join(cut.open().readlines()[:-1]))
     with pytest.raises(ShardError, match="11 of 12 lines"):
         open_records(cut.parent)
     cut.write_text(cut.read_text()[:-20])
@@ -214,7 +214,7 @@ def test_damaged_and_foreign_folders(shards, tmp_path):
     with pytest.raises(ShardError, match=r"index\.jsonl: missing"):
         open_records(cut.parent)
     swapped = damaged("swapped") / INDEX
-    head, *lines = swapped.read_text().splitlines(keepends=True)
+    head, *lines = swapped.open().readlines()
     swapped.write_text("".join([head, *lines[::-1]]))
     records, read_image = open_records(swapped.parent)
     with pytest.raises(ShardError, match="belongs to other shards"):

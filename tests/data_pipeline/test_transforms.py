@@ -47,6 +47,17 @@ def test_crops_normalised_into_their_place():
     assert (place[0] == 7).all()
 
 
+@pytest.mark.parametrize("kind", ["jpg", "png", "webp", "tiff"])
+def test_image_size_is_of_the_upright_picture(kind, tmp_path):
+    exif = Image.Exif()
+    for orientation in (1, 3, 6, 8):
+        exif[0x0112] = orientation
+        path = tmp_path / f"{orientation}.{kind}"
+        Image.new("RGB", (30, 20)).save(path, exif=exif)
+        assert image_size(path) == load_image(path).shape[:2]
+        assert image_size(path) == ((30, 20) if orientation > 5 else (20, 30))
+
+
 def test_load_image_turns_upright(tmp_path):
     pixels = np.zeros((20, 30, 3), np.uint8)
     pixels[:5] = (255, 0, 0)  # red on top as stored
