@@ -317,8 +317,8 @@ def test_four_steps_over_two_buckets(room, config, build, tmp_path, monkeypatch,
     """The whole trainer, on cached features: one program for each bucket, and no more."""
     if not room:  # for features; there is for checkpoints
         monkeypatch.setattr(FeatureTable, "flush", full)
-    monkeypatch.setattr(train, "build_model", lambda config, _: train_model(config))
-    train_model = lambda config: build(config.method)  # noqa: E731
+    built = build(config.method)
+    monkeypatch.setattr(train, "build_model", lambda config, _: built)
     settings = changed(
         config,
         buckets=("32x32", "48x32"),
