@@ -14,8 +14,10 @@ def check_people(references, regions, count: int) -> list[list[list]]:
         count: of prompts.
 
     Raises:
-        ValueError: numbers that do not go together; several people without regions.
+        ValueError: an image where a list belongs; numbers that do not go together; several
+            people without regions.
     """
+    _check_list(references)
     for name, given in (("references", references), ("regions", regions)):
         if given is not None and len(given) != count:
             raise ValueError(f"{len(given)} lists of {name} for {count} prompts: give one each")
@@ -38,7 +40,17 @@ def check_people(references, regions, count: int) -> list[list[list]]:
     return people
 
 
+def _check_list(given):
+    # An array has a length as a list has, and its rows would be taken for pictures.
+    if not isinstance(given, (list, tuple)):
+        raise ValueError(
+            f"references: {type(given).__name__} where a list belongs; give for each prompt a list "
+            "of face crops, references=[[face]] for one face"
+        )
+
+
 def _persons(own) -> list[list]:
+    _check_list(own)
     nested = [isinstance(entry, (list, tuple)) for entry in own]
     if not any(nested):
         return [list(own)]
