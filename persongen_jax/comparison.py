@@ -21,6 +21,10 @@ COLUMNS = {
     "detection_rate": ("faces found", "{:.1%}"),
 }
 
+# What has to be the same in all rows, and what in those of one set (evaluation.py writes them).
+ENCODERS = ("clip", "face_net")
+PAINTED_WITH = ("sampling_steps", "guidance", "merge_step", "prompts", "images_each")
+
 
 def compare_runs(items: list[str], out: Path, step: int | None = None) -> list[dict]:
     """Print and write the joint table and the trajectories.
@@ -59,14 +63,23 @@ def read_run(item: str) -> tuple[str, list[dict]]:
 
 
 def check_comparable(groups: dict):
-    """ValueError where encoders differ: their figures mean different things."""
-    for key in ("clip", "face_net"):
-        values = {row.get(key) for runs in groups.values() for rows in runs for row in rows}
-        if len(values) > 1:
-            raise ValueError(
-                f"--compare: measured with different {key} ({', '.join(sorted(map(str, values)))});"
-                " evaluate the runs with the same one first"
-            )
+    """ValueError where figures mean different things: of other encoders, or painted otherwise."""
+    rows = [row for runs in groups.values() for rows in runs for row in rows]
+    for key in ENCODERS:
+        _check_alike(key, rows)
+    for name in dict.fromkeys(row["set"] for row in rows):
+        for key in PAINTED_WITH:
+            _check_alike(key, [row for row in rows if row["set"] == name], f" on {name}")
+
+
+def _check_alike(key: str, rows: list[dict], where: str = ""):
+    values = {row.get(key) for row in rows}
+    if len(values) > 1:
+        raise ValueError(
+            f"--compare: measured with different {key}{where} "
+            f"({', '.join(sorted(map(str, values)))}); evaluate the runs with the same one first, "
+            "and give their metrics.json"
+        )
 
 
 def join_groups(groups: dict[str, list], step: int | None = None) -> list[tuple]:
