@@ -58,8 +58,8 @@ def plot_trajectories(runs: dict[str, list[dict]], path, metrics: dict[str, str]
     axes = figure.subplots(len(metrics), len(sets), squeeze=False, sharex=True, sharey="row")
     for row, (metric, title) in zip(axes, metrics.items(), strict=True):
         for axis, name in zip(row, sets, strict=True):
-            for label, rows in runs.items():
-                _draw(axis, curve(rows, name, metric), label)
+            for number, (label, rows) in enumerate(runs.items()):
+                _draw(axis, curve(rows, name, metric), label, f"C{number}")
             axis.grid(alpha=0.3)
             if metric == next(iter(metrics)):
                 axis.set_title(name.replace("_", "-"))
@@ -67,21 +67,23 @@ def plot_trajectories(runs: dict[str, list[dict]], path, metrics: dict[str, str]
     for axis in axes[-1]:
         axis.set_xlabel("step")
     if len(runs) > 1:
-        handles, labels = axes[0][0].get_legend_handles_labels()
-        figure.legend(handles, labels, fontsize="small", loc="outside right center")
+        # Not every run has every set and metric: one panel alone may lack some of them.
+        drawn = {line.get_label(): line for axis in axes.flat for line in axis.get_lines()}
+        handles = [drawn[label] for label in runs if label in drawn]
+        figure.legend(handles=handles, fontsize="small", loc="outside right center")
     partial = Path(path).with_name(Path(path).name + ".part")
     figure.savefig(partial, dpi=100, format="png", metadata={"Software": None})
     partial.replace(path)
     return path
 
 
-def _draw(axis, points, label):
+def _draw(axis, points, label, color):
     if not points:
         return
     steps, means, lows, highs = zip(*points, strict=True)
-    (line,) = axis.plot(steps, means, marker="o", markersize=3, label=label)
+    axis.plot(steps, means, marker="o", markersize=3, label=label, color=color)
     if None not in lows + highs:
-        axis.fill_between(steps, lows, highs, color=line.get_color(), alpha=0.2, linewidth=0)
+        axis.fill_between(steps, lows, highs, color=color, alpha=0.2, linewidth=0)
 
 
 def _figure(**settings):

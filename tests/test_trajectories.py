@@ -5,6 +5,7 @@ import json
 import numpy as np
 from PIL import Image
 
+from persongen_jax import trajectories
 from persongen_jax.metrics.measures import measure
 from persongen_jax.trajectories import curve, plot_trajectories, read_rows
 
@@ -60,3 +61,26 @@ def test_nothing_measured_nothing_drawn(tmp_path):
     assert plot_trajectories({"x": [row(0, "in_train", clip_t=[])]}, tmp_path / "x.png") is None
     assert plot_trajectories({}, tmp_path / "x.png") is None
     assert not (tmp_path / "x.png").exists()
+
+
+def test_a_run_has_one_colour_and_a_legend_whatever_it_lacks(tmp_path, monkeypatch):
+    made, make = [], trajectories._figure
+    monkeypatch.setattr(trajectories, "_figure", lambda **kw: made.append(make(**kw)) or made[-1])
+    runs = {
+        "late": [row(0, "out_of_train", clip_t=[20, 21])],  # nothing on the first panel's set
+        "faceless": [row(0, "in_train", clip_t=[20, 21]), row(0, "out_of_train", clip_t=[1, 2])],
+        "empty": [row(0, "in_train", clip_t=[])],
+        "whole": [row(0, name, clip_t=[2, 3], face_sim=[0, 1]) for name in trajectories.SETS[:2]],
+    }
+    plot_trajectories(runs, tmp_path / "x.png")
+    (figure,) = made
+    colours = {}
+    for axis in figure.axes:
+        for line in axis.get_lines():
+            colours.setdefault(line.get_label(), set()).add(line.get_color())
+    assert all(len(own) == 1 for own in colours.values())
+    assert len(set.union(*colours.values())) == len(colours) == 3
+    (legend,) = figure.legends
+    shown = zip(legend.get_texts(), legend.get_lines(), strict=True)
+    shown = [(text.get_text(), {line.get_color()}) for text, line in shown]
+    assert shown == [(name, colours[name]) for name in ("late", "faceless", "whole")]
