@@ -12,6 +12,7 @@ from flax import nnx
 
 from persongen_jax.models.clip import CLIPVisionModel
 from persongen_jax.models.id_encoder import PhotoMakerIDEncoder
+from persongen_jax.models.iresnet import IResNet
 from persongen_jax.models.layers import UnusedRngs
 from persongen_jax.models.sdxl import COMPONENTS as ALL_COMPONENTS
 from persongen_jax.models.sdxl import build
@@ -227,6 +228,8 @@ def _import_ip_adapter(path, out, base) -> str:
 def _import_arcface(path, out, base) -> str:
     with open_arcface(path) as source:
         config = infer_config(source)
+        kw = {"dtype": jnp.float32, "param_dtype": jnp.float32, "rngs": UnusedRngs()}
+        check_keys(parameter_leaves(nnx.eval_shape(lambda: IResNet(config, **kw))), source)
         copy_tensors(source, out)
     size = config["input_size"]
     return f"face recogniser for crops of {size} pixels; training reads it by --config.face_net"

@@ -311,6 +311,15 @@ def test_a_face_recogniser_comes_in_as_safetensors(tmp_path):
     wanted = {k: v.numpy() for k, v in twin.state_dict().items() if "num_batches" not in k}
     same(tensors(out), wanted)
     assert "safetensors" in fails("import", tmp_path / "backbone.pth", tmp_path / "face.onnx")
+    del wanted["bn2.bias"]
+    wanted["nonsense.weight"] = np.zeros((2, 2), np.float32)
+    wanted["features.weight"] = np.zeros(3, np.float32)
+    broken = save(tmp_path / "broken.safetensors", wanted)
+    said = fails("import", broken, tmp_path / "b.safetensors")
+    assert "missing from the file (1):\n  bn2.bias" in said
+    assert "unexpected in the file (1):\n  nonsense.weight" in said
+    assert "of another shape (1):\n  features.weight: file (3,)" in said
+    assert not (tmp_path / "b.safetensors").exists()
 
 
 def test_a_single_file_checkpoint_becomes_a_directory(tiny_base, tmp_path):
