@@ -50,7 +50,7 @@ def parse_arguments(argv=None):
     )
     for command in (bring, export):
         command.add_argument("--dry_run", action="store_true", help="check all, write nothing")
-        command.add_argument("--force", action="store_true", help="replace a file that is there")
+        command.add_argument("--force", action="store_true", help="replace a file (no directory)")
     return parser.parse_args(argv)
 
 
@@ -126,6 +126,8 @@ def shorten(text: str) -> str:
 def import_(args) -> str:
     from persongen_jax.convert_import import import_file
 
+    if args.out.resolve() == args.path.resolve():
+        raise WeightsError(f"{args.out}: is the file that is to be read; give another name")
     with destination(args) as out:
         return import_file(args.path, out, args.base)
 
@@ -150,6 +152,9 @@ def export(args) -> str:
 @contextlib.contextmanager
 def destination(args):
     """Where to write: ``args.out``; in a dry run a place that is removed at the end."""
+    # A directory may hold more than an import once wrote: --force spares it.
+    if args.out.is_dir():
+        raise WeightsError(f"{args.out}: is a directory already; give another place, or remove it")
     if args.out.exists() and not args.force:
         raise WeightsError(f"{args.out}: is there already; give --force to replace it")
     if args.dry_run:

@@ -238,7 +238,7 @@ def _import_arcface(path, out, base) -> str:
 def _import_checkpoint(path, out, base) -> str:
     """Each component under diffusers' names, beside the configs and tokenizers of ``base``."""
     base_folder, out = Path(base), Path(out)
-    if out.exists():
+    if out.is_dir():
         raise WeightsError(f"{out}: is there already; give a directory that is to be made")
     configs = {name: read_config(base_folder / name) for name in ALL_COMPONENTS}
     kw = {"dtype": jnp.float32, "param_dtype": jnp.float32}
@@ -256,5 +256,6 @@ def _import_checkpoint(path, out, base) -> str:
     for name in ("tokenizer", "tokenizer_2", "scheduler"):
         shutil.copytree(base_folder / name, partial / name)
     shutil.copy(base_folder / "model_index.json", partial)
+    out.unlink(missing_ok=True)
     partial.rename(out)
     return f"diffusers directory, with the configs and tokenizers of {base}; read it by --base"

@@ -332,7 +332,10 @@ def test_a_single_file_checkpoint_becomes_a_directory(tiny_base, tmp_path):
     configs = tmp_path / "configs"
     shutil.copytree(tiny_base, configs, ignore=shutil.ignore_patterns("*.safetensors"))
     out = tmp_path / "sdxl"
-    convert.main(["import", str(single), str(out), "--base", str(configs)])
+    out.write_text("of another kind")
+    assert "--force" in fails("import", single, out, "--base", configs)
+    assert out.read_text() == "of another kind"
+    convert.main(["import", str(single), str(out), "--base", str(configs), "--force"])
     for name in COMPONENTS:
         with open_component(out / name) as file:
             source = NORMALISE[name](file)
@@ -342,6 +345,21 @@ def test_a_single_file_checkpoint_becomes_a_directory(tiny_base, tmp_path):
         path.name for path in out.iterdir()
     }
     assert not out.with_name("sdxl.part").exists()
+
+
+@pytest.mark.parametrize("options", [[], ["--force"], ["--force", "--dry_run"]])
+def test_a_directory_is_never_replaced(options, tmp_path):
+    kept = tmp_path / "out" / "kept"
+    kept.mkdir(parents=True)
+    said = fails("import", "sdxl.safetensors", kept.parent, "--base", "base", *options)
+    assert "is a directory already" in said and "--force" not in said
+    assert kept.is_dir()
+
+
+def test_a_file_does_not_replace_itself(tmp_path):
+    path = save(tmp_path / "a.safetensors", {"x": np.zeros(2, np.float32)})
+    said = fails("import", path, path, "--base", "base", "--force")
+    assert "is the file that is to be read" in said
 
 
 def test_what_is_not_imported(tiny_base, tmp_path):
