@@ -73,7 +73,7 @@ def inspect(path, with_keys: bool = False) -> str:
         lines += [f"  {name}: {value}" for name, value in found.facts.items()]
         lines += [
             f"  size: {tensors:,} tensors, {numbers:,} numbers, {readable(stored)}",
-            f"  dtypes: {', '.join(f'{name} ({n})' for name, n in dtypes.items())}",
+            f"  dtypes: {', '.join(f'{name} ({n})' for name, n in dtypes.items()) or 'none'}",
             f"  licence: {found.licence}",
         ]
         for part, source in sources.items():
@@ -99,6 +99,8 @@ def key_lines(source, front: str) -> list[str]:
 def group_lines(source, front: str) -> list[str]:
     """The tensors by the first word of their keys; by the first two where all share the first."""
     keys = source.keys()
+    if not keys:
+        return []
     separator = "/" if "/" in keys[0] else "."
     words = 1 if len({key.split(separator)[0] for key in keys}) > 1 else 2
     groups = {}

@@ -380,6 +380,14 @@ def test_inspect_says_what_a_run_is(workdir, tiny_base, capsys):
     assert re.search(r"unet/…: \d+ tensors", shown)
 
 
+def test_inspect_of_a_file_without_tensors(tmp_path, capsys):
+    path = save(tmp_path / "a.safetensors", {})
+    for options in ([], ["--keys"]):
+        convert.main(["inspect", str(path), *options])
+        shown = capsys.readouterr().out
+        assert "size: 0 tensors" in shown and "dtypes: none" in shown
+
+
 def test_inspect_lists_keys_sizes_and_notes(exported, capsys):
     convert.main(["inspect", "--keys", str(exported["kohya"])])
     shown = capsys.readouterr().out

@@ -86,6 +86,15 @@ _CONTEXT = re.compile(
 )
 _DOWN = re.compile(r".*(lora_A(\.default)?|lora_down|lora\.down|lora_linear_layer\.down)\.weight$")
 
+# How many sizes the tensors of an IP-Adapter's projection have that tell its variants apart.
+_PROJECTION_DIMS = {
+    "latents": 3,
+    "proj_in.weight": 2,
+    "proj.weight": 2,
+    "proj.0.weight": 2,
+    "proj.2.weight": 2,
+}
+
 # Licences that the publishers of these files give; a file of the same layout may have another.
 _PUBLISHED = {
     "photomaker-v1": "TencentARC's is Apache-2.0",
@@ -299,34 +308,40 @@ def _facts(kind: str, source: TensorSource) -> dict:
         facts |= _lora(source)
     if width := context_width(source):
         facts["cross-attention width"] = _of(width, _FAMILIES)
-    if kind in ("unet", "controlnet"):
-        facts["first channels"] = source.info("conv_in.weight")[1][0]
-    if kind == "vae" and "encoder.conv_out.weight" in source:
-        facts["latent channels"] = source.info("encoder.conv_out.weight")[1][0] // 2
-    patches = [key for key in source.keys() if key.endswith("patch_embedding.weight")]
-    if patches:
-        width, _, side, _ = source.info(patches[0])[1]
-        facts["image tower"] = f"{width} wide, patches of {side}"
-    tokens = [key for key in source.keys() if key.endswith("token_embedding.weight")]
-    if tokens:
-        words, width = source.info(tokens[0])[1]
-        facts["text tower"] = f"{width} wide, {words} words"
+    if kind in ("unet", "controlnet") and (shape := _shape(source, r"conv_in\.weight", 4)):
+        facts["first channels"] = shape[0]
+    if kind == "vae" and (shape := _shape(source, r"encoder\.conv_out\.weight", 4)):
+        facts["latent channels"] = shape[0] // 2
+    if shape := _shape(source, r".*patch_embedding\.weight", 4):
+        facts["image tower"] = f"{shape[0]} wide, patches of {shape[2]}"
+    if shape := _shape(source, r".*token_embedding\.weight", 2):
+        facts["text tower"] = f"{shape[1]} wide, {shape[0]} words"
     return facts
+
+
+def _shape(source: TensorSource, pattern: str, dims: int) -> tuple | None:
+    """Of the first tensor with such a key and ``dims`` sizes; None if there is none.
+
+    Networks that are not known here use the same names for tensors of other kinds.
+    """
+    shapes = (source.info(key)[1] for key in source.keys() if re.fullmatch(pattern, key))
+    return next((shape for shape in shapes if len(shape) == dims), None)
 
 
 def context_width(source: TensorSource) -> int | None:
     """How wide the text states are that the cross-attention reads; None if no key tells."""
-    key = next((key for key in source.keys() if _CONTEXT.fullmatch(key)), None)
-    return None if key is None else source.info(key)[1][1]
+    shapes = (source.info(key)[1] for key in source.keys() if _CONTEXT.fullmatch(key))
+    return next((shape[1] for shape in shapes if len(shape) > 1), None)
+
+
+def _ranks(source) -> str:
+    """Of the LoRA's layers; "" if there are none."""
+    shapes = (source.info(key)[1] for key in source.keys() if _DOWN.fullmatch(key))
+    return ", ".join(map(str, sorted({shape[0] for shape in shapes if len(shape)})))
 
 
 def _lora(source) -> dict:
-    ranks = {
-        source.info(key)[1][0]
-        for key in source.keys()
-        if _DOWN.fullmatch(key) or key.endswith("_lora.down.weight")
-    }
-    facts = {"rank": ", ".join(map(str, sorted(ranks)))}
+    facts = {"rank": _ranks(source)}
     if METADATA_KEY in source.metadata or any(key.endswith(".alpha") for key in source.keys()):
         facts["alpha"] = "in the file"
     return facts
@@ -352,6 +367,7 @@ def _ip_adapter(source) -> tuple[str, dict]:
         for key in source.keys()
         if key.startswith("image_proj.")
     }
+    shapes = {k: s for k, s in shapes.items() if len(s) == _PROJECTION_DIMS.get(k, len(s))}
     width = context_width(source)
     facts = {} if width is None else {"cross-attention width": _of(width, _FAMILIES)}
     facts["attention layers"] = sum(key.endswith(".to_k_ip.weight") for key in source.keys())
@@ -369,13 +385,10 @@ def _ip_adapter(source) -> tuple[str, dict]:
         return "ip-adapter-faceid-plus", facts
     if "proj.3.weight" in shapes:
         return "ip-adapter-full", facts
-    if "proj.0.weight" in shapes and "norm.weight" in shapes:
+    if {"proj.0.weight", "proj.2.weight", "norm.weight"} <= shapes.keys():
         features = shapes["proj.0.weight"][1]
         facts["tokens"] = shapes["proj.2.weight"][0] // width if width else "unknown"
-        ranks = {
-            source.info(key)[1][0] for key in source.keys() if key.endswith("_lora.down.weight")
-        }
-        facts["LoRA rank"] = ", ".join(map(str, sorted(ranks))) or "none"
+        facts["LoRA rank"] = _ranks(source) or "none"
         return "ip-adapter-faceid", {**facts, "reads": f"face embeddings, {features} wide"}
     return "unknown", facts
 

@@ -177,6 +177,24 @@ FILES = {
         {},
     ),
     "something else": ({"a.b": (2, 2)}, "unknown", {}),
+    "nothing at all": ({}, "unknown", {}),
+    "a video model": ({"patch_embedding.weight": (64, 16, 1, 2, 2)}, "unknown", {}),
+    "half of a faceid projection": (
+        ip_adapter(proj__0__weight=(1024, 512), norm__weight=(2048,)),
+        "unknown",
+        {"attention layers": 2},
+    ),
+    "towers of other kinds": (
+        {
+            "vision_model.embeddings.patch_embedding.weight": (8,),
+            "text_model.embeddings.token_embedding.weight": (8,),
+        },
+        "clip",
+        {},
+    ),
+    "a projection of other kinds": (ip_adapter(latents=(16,), proj__weight=()), "unknown", {}),
+    "a lora of numbers": ({f"unet.{ATTENTION}.attn2.to_k.lora_A.weight": ()}, "lora-peft", {}),
+    "a unet of other shapes": (dict.fromkeys(UNET, (8,)), "unet", {}),
 }
 
 
