@@ -160,7 +160,7 @@ class ShardedSource(TensorSource):
 
 
 def _read_weight_map(path: Path) -> dict[str, str]:
-    index = _read_json(path, BadIndex)
+    index = read_json(path, BadIndex)
     weight_map = index.get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise BadIndex(f"{path}: has no weight_map that names the shards. Fetch it again.")
@@ -202,13 +202,17 @@ def read_config(folder: str | os.PathLike) -> dict:
     Raises:
         MissingFile: there is none. BadConfig: it is no JSON object.
     """
-    path = Path(folder) / "config.json"
+    return read_json(Path(folder) / "config.json", BadConfig)
+
+
+def read_json(path: Path, error_class) -> dict:
+    """The JSON object in a file of a model's directory.
+
+    Raises:
+        MissingFile: there is none. ``error_class``: it is no JSON object.
+    """
     if not path.is_file():
-        raise MissingFile(f"{path}: no such file; every component needs its config beside it.")
-    return _read_json(path, BadConfig)
-
-
-def _read_json(path: Path, error_class) -> dict:
+        raise MissingFile(f"{path}: no such file. Check the path, or fetch it.")
     try:
         content = json.loads(path.read_text("utf-8"))
     except (ValueError, RecursionError) as error:
@@ -218,4 +222,4 @@ def _read_json(path: Path, error_class) -> dict:
     return content
 
 
-__all__ = ["ShardedSource", "open_component", "open_file", "read_config"]
+__all__ = ["ShardedSource", "open_component", "open_file", "read_config", "read_json"]

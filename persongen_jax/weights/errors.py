@@ -26,7 +26,7 @@ class BadIndex(WeightsError):
 
 
 class BadConfig(WeightsError):
-    """A ``config.json`` that is malformed or describes something not supported here."""
+    """A config's JSON file that is malformed or describes something not supported here."""
 
 
 class BadPickle(WeightsError):

@@ -5,7 +5,6 @@ base.model.unet, base.tokenizers, base.scheduler_config
 save_sdxl(base, "/path/to/copy")
 """
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,8 +12,8 @@ import jax.numpy as jnp
 
 from persongen_jax.models.sdxl import COMPONENTS, StableDiffusionXL, build
 from persongen_jax.prompts import Tokenizers
-from persongen_jax.weights.directory import open_component, read_config
-from persongen_jax.weights.errors import MissingFile
+from persongen_jax.weights.directory import open_component, read_config, read_json
+from persongen_jax.weights.errors import BadConfig, MissingFile
 from persongen_jax.weights.keys import normalise_clip_text, normalise_vae
 from persongen_jax.weights.loader import load_module
 from persongen_jax.weights.original_sdxl import split_checkpoint
@@ -94,8 +93,8 @@ def load_sdxl(
         model=StableDiffusionXL(**parts),
         tokenizers=Tokenizers.from_pretrained(folder),
         configs=configs,
-        scheduler_config=_read_json(folder / "scheduler" / "scheduler_config.json"),
-        model_index=_read_json(index) if index.exists() else {},
+        scheduler_config=read_json(folder / "scheduler" / "scheduler_config.json", BadConfig),
+        model_index=read_json(index, BadConfig) if index.exists() else {},
         path=str(path),
     )
 
@@ -113,12 +112,6 @@ def _config_folder(path: Path, config) -> Path:
             "config=DIR, a diffusers-format SDXL directory that has them (weights not needed there)"
         )
     return Path(config)
-
-
-def _read_json(path: Path) -> dict:
-    if not path.is_file():
-        raise MissingFile(f"{path}: no such file; a diffusers-format directory has it")
-    return json.loads(path.read_text())
 
 
 FILE_NAMES = {

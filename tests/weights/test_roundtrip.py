@@ -22,7 +22,7 @@ from transformers import (
 from persongen_jax.models.sdxl import COMPONENTS
 from persongen_jax.pipeline import Pipeline
 from persongen_jax.tiny_tokenizer import SDXL_PAD_TOKENS, write_tiny_tokenizer
-from persongen_jax.weights.errors import KeyMismatch, MissingFile, WeightsError
+from persongen_jax.weights.errors import BadConfig, KeyMismatch, MissingFile, WeightsError
 from persongen_jax.weights.random_base import SCHEDULER
 from persongen_jax.weights.sdxl import load_sdxl, save_sdxl
 from tests.configs import TINY_UNETS
@@ -140,6 +140,14 @@ def test_a_missing_part_is_named(gone, diffusers_pipe, tmp_path):
     shutil.rmtree(target) if target.is_dir() else target.unlink()
     with pytest.raises((WeightsError, FileNotFoundError), match=gone.split("/")[0] or "base"):
         load_sdxl(tmp_path / "base")
+
+
+@pytest.mark.parametrize("damaged", ["scheduler/scheduler_config.json", "model_index.json"])
+def test_a_damaged_config_is_named(damaged, diffusers_pipe, tmp_path):
+    diffusers_pipe.save_pretrained(tmp_path)
+    (tmp_path / damaged).write_text("{")
+    with pytest.raises(BadConfig, match=f"{damaged}: no valid JSON"):
+        load_sdxl(tmp_path)
 
 
 def test_a_single_file_needs_configs(tmp_path):
