@@ -50,8 +50,6 @@ def apply_adapter(module, weights: dict, weight: float = 1.0):
     """
     for path, lora in weights.items():
         layer = _find(module, path)
-        rank = lora.down.shape[0]
-        alpha = rank if lora.alpha is None else lora.alpha
         # [r, in, kh, kw] to [kh, kw, in, r]; [r, in] to [in, r].
         down = lora.down.transpose(2, 3, 1, 0) if lora.down.ndim == 4 else lora.down.T
         if len(layer.kernel.shape) == 2 and down.ndim == 4:
@@ -59,7 +57,7 @@ def apply_adapter(module, weights: dict, weight: float = 1.0):
         if len(layer.kernel.shape) == 4 and down.ndim == 2:
             down = down[None, None]
         up = lora.up.reshape(lora.up.shape[:2]).T
-        add_adapter(layer, down.astype("float32"), up.astype("float32"), weight * alpha / rank)
+        add_adapter(layer, down.astype("float32"), up.astype("float32"), weight * lora.scale)
 
 
 def extract_adapter(module) -> dict[str, LoraWeights]:
