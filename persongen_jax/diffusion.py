@@ -164,25 +164,6 @@ def x0_and_eps(prediction_type: str, noisy, model_output, alpha, sigma):
     return alpha * noisy - sigma * model_output, alpha * model_output + sigma * noisy
 
 
-def predict_x0_and_eps(
-    schedule: NoiseSchedule, noisy_latents: jax.Array, model_output: jax.Array, timesteps: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-    """Reads clean latents and noise off a model output, for any of the three prediction types.
-
-    Args:
-      schedule: the noise schedule.
-      noisy_latents: [b, h, w, c] latents at `timesteps`.
-      model_output: [b, h, w, c] the model's prediction there.
-      timesteps: [b] int in 0..T-1.
-
-    Returns:
-      (x0, eps), each [b, h, w, c] float32.
-    """
-    alpha, sigma = _signal_and_noise(schedule, timesteps)
-    noisy, output = noisy_latents.astype(jnp.float32), model_output.astype(jnp.float32)
-    return x0_and_eps(schedule.prediction_type, noisy, output, alpha, sigma)
-
-
 def per_example_loss(
     model_pred: jax.Array, target: jax.Array, weight_mask: jax.Array | None = None
 ) -> jax.Array:

@@ -13,8 +13,8 @@ from persongen_jax.diffusion import (
     add_noise,
     face_box_mask,
     per_example_loss,
-    predict_x0_and_eps,
     training_target,
+    x0_and_eps,
 )
 
 SDXL = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
@@ -71,7 +71,8 @@ def test_predictions_invert_the_target(prediction_type):
     if expected is not None:
         np.testing.assert_array_equal(target, expected)
     noisy = add_noise(schedule, latents, noise, timesteps)
-    x0, eps = jax.jit(lambda *a: predict_x0_and_eps(schedule, *a))(noisy, target, timesteps)
+    signal = schedule.alphas_cumprod[timesteps][:, None, None, None]
+    x0, eps = x0_and_eps(prediction_type, noisy, target, np.sqrt(signal), np.sqrt(1 - signal))
     assert distance(x0, latents) < 1e-5
     assert distance(eps, noise) < 1e-5
 

@@ -7,46 +7,6 @@ recognisers are never comparable.
 import numpy as np
 
 
-def face_similarity(embeddings, reference_embeddings, detected=None) -> dict:
-    """Cosine of each image's face with its identity's.
-
-    A mean over detected faces alone rewards a model for hiding the difficult ones, so the
-    detection rate and the mean with misses as 0 stand beside it.
-
-    Args:
-        embeddings: [n, d], raw; rows without a face may hold anything.
-        reference_embeddings: [n, d], or [d] for one identity.
-        detected: [n] bool, whether a face was found; None where all were.
-
-    Returns:
-        ``face_sim`` in [-1, 1], the mean over detected faces (nan if there is none),
-        ``face_sim_misses_as_0``, ``detection_rate`` in [0, 1], and the counts ``images`` and
-        ``faces``.
-
-    Raises:
-        ValueError: no images, shapes that do not fit, or an embedding that is zero or not finite.
-    """
-    embeddings = _rows(embeddings, "embeddings")
-    detected = _detected(detected, len(embeddings))
-    references = np.asarray(reference_embeddings, np.float64)
-    if references.ndim == 1:
-        references = np.broadcast_to(references, (len(embeddings), len(references)))
-    if references.shape != embeddings.shape:
-        raise ValueError(
-            f"embeddings {embeddings.shape} and reference_embeddings {references.shape}: one "
-            "reference for each image, or one for all, of the same length"
-        )
-    cosines = cosine(embeddings[detected], references[detected])
-    images, faces = len(embeddings), int(detected.sum())
-    return {
-        "face_sim": float(cosines.mean()) if faces else float("nan"),
-        "face_sim_misses_as_0": float(cosines.sum() / images),
-        "detection_rate": faces / images,
-        "images": images,
-        "faces": faces,
-    }
-
-
 def rank1(embeddings, labels, gallery, gallery_labels, detected=None) -> dict:
     """How often the nearest of N people, by cosine, is the right one; guessing gives 1 / N.
 
@@ -61,7 +21,8 @@ def rank1(embeddings, labels, gallery, gallery_labels, detected=None) -> dict:
         ``rank1`` in [0, 1] and the counts ``images`` and ``identities`` (N).
 
     Raises:
-        ValueError: as ``face_similarity``, or a label that the gallery lacks.
+        ValueError: no images, shapes that do not fit, an embedding that is zero or not finite, or a
+            label that the gallery lacks.
     """
     embeddings, gallery = _rows(embeddings, "embeddings"), _rows(gallery, "gallery")
     labels, gallery_labels = np.asarray(labels), np.asarray(gallery_labels)

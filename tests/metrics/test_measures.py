@@ -35,7 +35,7 @@ def test_faces_by_hand():
         [
             towards(0, 1, 0.8),  # a: right, 0.6 to b
             towards(0, 1, 0.6),  # a: nearer to b
-            np.zeros(4),  # b: no face
+            np.full(4, np.nan),  # b: no face, and so anything
             towards(1, 3, 0.5),  # b: right
         ]
     )
