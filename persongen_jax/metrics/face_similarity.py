@@ -1,4 +1,4 @@
-"""Face-Sim: does the person in the image look like the reference, as a face recogniser sees it?
+"""Face embeddings compared: cosine, rank-1 among people, and the interval of a mean over them.
 
 Works on embeddings (ArcFace's, arXiv 1801.07698) of whichever recogniser; figures of different
 recognisers are never comparable.
