@@ -51,7 +51,7 @@ def compare_runs(items: list[str], out: Path, step: int | None = None) -> list[d
 
 def read_run(item: str) -> tuple[str, list[dict]]:
     """(name, rows) of PATH or NAME=PATH: a run's folder, or a metrics file itself."""
-    name, given, path = item.rpartition("=")
+    name, given, path = item.partition("=")  # a path may have one, as in lr=1e-4
     if not given or Path(item).exists():
         name, path = "", item
     path = Path(path)
