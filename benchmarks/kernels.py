@@ -87,7 +87,7 @@ def compare_attention(name, shape, dtype, quick) -> dict:
     forward, both = seconds(jax.jit(run), *qkv), seconds(best, cotangent, *qkv)
     with compile_for("cpu"):  # XLA's own, as a CPU has it
         plain = jax.jit(with_gradients(run))
-        exact = plain(*(x.astype(jnp.float32) for x in inputs))
+        exact = plain(*(x.astype(jnp.float32) for x in (cotangent, *qkv)))
         plain_forward = seconds(jax.jit(lambda *x: run(*x)), *qkv)
         plain_both = seconds(jax.jit(with_gradients(lambda *x: run(*x))), cotangent, *qkv)
     errors = dict(zip(("out", "dq", "dk", "dv"), map(distance, results, exact), strict=True))
