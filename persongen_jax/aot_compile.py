@@ -7,7 +7,6 @@ import time
 
 import jax
 
-from persongen_jax import flop_count
 from persongen_jax.aot_chips import GIB
 from persongen_jax.aot_cost import Cost, corrected_optimal, read_cost
 
@@ -70,7 +69,7 @@ def measure(program, chip, options: dict, text=None) -> tuple[dict, Cost]:
     chips = program.mesh.size
 
     # A loop of unknown length is counted once by all but the walk through the text.
-    flops = flop_count.count(traced.jaxpr.jaxpr) * program.steps / chips
+    flops = program.flops() * program.steps / chips
     floor = flops / chip.peak
     kernels = sum(cost.kernels.values())
     optimal = corrected_optimal(analysis["optimal_seconds"], floor / program.steps, kernels)

@@ -15,7 +15,7 @@ from flax import nnx
 from jax.interpreters import partial_eval
 from ml_collections import ConfigDict
 
-from persongen_jax import sampling
+from persongen_jax import flop_count, sampling
 from persongen_jax.diffusion import NoiseSchedule
 from persongen_jax.features import (
     KINDS,
@@ -71,6 +71,11 @@ class Program:
     def lower(self, traced):
         with jax.set_mesh(self.mesh), compile_for("tpu"):
             return traced.lower()
+
+    def flops(self) -> int:
+        """Of all chips together; a loop that runs ``steps`` times counts once."""
+        with jax.set_mesh(self.mesh), compile_for("tpu"):
+            return flop_count.of_function(self.function, *self.arguments)
 
     def bytes_per_chip(self) -> dict[str, int]:
         return {name: tree_bytes(tree) for name, tree in self.parts.items()}

@@ -11,11 +11,10 @@ from flax import nnx
 
 from persongen_jax.bench_device import at_the_end, check_finite, describe_device
 from persongen_jax.bench_model import component_configs, random_model, shapes_only
-from persongen_jax.bench_train import PLAIN, attention_by
 from persongen_jax.conditioning import Conditioning, TokenStream
-from persongen_jax.flop_count import count
+from persongen_jax.flop_count import of_function
 from persongen_jax.models.lora import remove_adapters
-from persongen_jax.models.platform import compile_for
+from persongen_jax.models.platform import attention_by
 from persongen_jax.pipeline import Pipeline
 from persongen_jax.prompts import Tokenizers
 from persongen_jax.sharding import make_mesh
@@ -121,8 +120,8 @@ def picture_flops(config, *, steps: int, guidance: float) -> int:
     )
     unet_def, unet_state = nnx.split(unet)
     vae_def, vae_state = nnx.split(vae)
-    with compile_for(PLAIN):
-        step = jax.make_jaxpr(lambda s, x, c: nnx.merge(unet_def, s)(x, 0, c))(unet_state, *inputs)
-        decode = jax.make_jaxpr(lambda s, x: nnx.merge(vae_def, s).decode(x))(vae_state, inputs[0])
+    step = jax.jit(lambda s, x, c: nnx.merge(unet_def, s)(x, 0, c))
+    decode = jax.jit(lambda s, x: nnx.merge(vae_def, s).decode(x))
     sides = 2 if guidance > 1 else 1
-    return steps * sides * count(step.jaxpr) + count(decode.jaxpr)
+    each = of_function(step, unet_state, *inputs)
+    return steps * sides * each + of_function(decode, vae_state, inputs[0])

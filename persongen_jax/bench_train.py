@@ -1,6 +1,5 @@
 """The training step as ``train.py`` compiles it, on weights and a batch drawn on the device."""
 
-import contextlib
 import functools
 import time
 
@@ -16,8 +15,8 @@ from persongen_jax.bench_device import (
 )
 from persongen_jax.bench_model import VOCABULARY, divide, random_batch, random_model, shapes_only
 from persongen_jax.diffusion import NoiseSchedule
-from persongen_jax.flop_count import count
-from persongen_jax.models.platform import compile_for
+from persongen_jax.flop_count import of_function
+from persongen_jax.models.platform import attention_by
 from persongen_jax.partition import make_optimizer, split_model
 from persongen_jax.sharding import (
     along_batch,
@@ -29,16 +28,6 @@ from persongen_jax.sharding import (
 )
 from persongen_jax.train_step import TrainState, build_step, compile_step
 from persongen_jax.weights.random_base import SCHEDULER
-
-# Attention as products and a softmax, which every platform can compile.
-PLAIN = "cpu"
-
-
-def attention_by(name: str):
-    """Within this block attention is compiled by "auto", the platform's best, or by "xla"."""
-    if name not in ("auto", "xla"):
-        raise ValueError(f"attention={name!r}: use 'auto' or 'xla'")
-    return compile_for(PLAIN) if name == "xla" else contextlib.nullcontext()
 
 
 def empty_ids() -> np.ndarray:
@@ -54,7 +43,7 @@ class TrainRow:
     Args:
         config: a training's config; nothing of it is opened.
         cached: whether the batch holds what the feature cache stores.
-        attention: see :func:`attention_by`.
+        attention: "auto" or "xla", see :func:`attention_by`.
     """
 
     def __init__(self, config, *, cached: bool, attention: str):
@@ -121,6 +110,5 @@ def step_flops(config, *, cached: bool) -> tuple[int, int]:
     batch = jax.eval_shape(lambda: random_batch(config, model, method, cached))
     schedule = NoiseSchedule.from_config(SCHEDULER)
     step = build_step(config, model, method, schedule, empty_ids(), graphdef, tx)
-    with compile_for(PLAIN):
-        traced = step.trace(state, frozen, batch, jax.ShapeDtypeStruct((), jnp.int32))
-    return count(traced.jaxpr.jaxpr), sum(x.size for x in trainable.values())
+    flops = of_function(step, state, frozen, batch, jax.ShapeDtypeStruct((), jnp.int32))
+    return flops, sum(x.size for x in trainable.values())

@@ -9,6 +9,8 @@ import time
 import jax
 import jax.numpy as jnp
 
+from persongen_jax.models.platform import attention_by, target
+
 # Dense bfloat16 products per second, by how the device's name begins; the longest one counts.
 PEAK_FLOPS = {
     "TPU v4": 275e12,
@@ -24,12 +26,23 @@ PEAK_FLOPS = {
 }
 
 
+def of_function(function, *arguments) -> int:
+    """FLOPs of a jitted function, see :func:`count`, with those of attention's two products.
+
+    A kernel does not show its products, so that the function is traced once more with attention
+    by XLA. On a CPU it is that already, and JAX has kept the trace.
+    """
+    with attention_by("auto" if target() == "cpu" else "xla"):
+        return count(function.trace(*arguments).jaxpr.jaxpr)
+
+
 def count(jaxpr) -> int:
     """FLOPs of a jaxpr's products and convolutions, 2 per multiply-add, inner jaxprs included.
 
-    A loop counts once per iteration where its length is known (scan), which XLA's own
-    ``cost_analysis`` does not do; the body of a while loop counts once. What ``jax.checkpoint``
-    computes again counts again.
+    Products inside a kernel are not seen: use :func:`of_function` where there may be one. A loop
+    counts once per iteration where its length is known (scan), which XLA's own ``cost_analysis``
+    does not do; the body of a while loop counts once. What ``jax.checkpoint`` computes again counts
+    again.
     """
     total = 0
     for eqn in jaxpr.eqns:

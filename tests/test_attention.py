@@ -9,7 +9,7 @@ from flax import nnx
 from persongen_jax.conditioning import TokenStream
 from persongen_jax.models import attention as module
 from persongen_jax.models.attention import Transformer2DModel, attention, even_keys, pick_kernel
-from persongen_jax.models.platform import compile_for
+from persongen_jax.models.platform import attention_by, compile_for, target
 
 
 def reference(q, k, v, mask=None, is_causal=False):
@@ -111,6 +111,29 @@ def test_chunks_bound_the_memory():
 def test_kernel_choice(platform, q, k, dtype, masked, kernel):
     with compile_for(platform):
         assert pick_kernel(q, k, dtype, masked, False) == kernel
+
+
+def test_attention_by_xla_changes_attention_alone():
+    """The rest stays in its platform's form, or a measurement of attention is one of all of it."""
+    long = (1, 2048, 1, 64)
+
+    @jax.jit
+    def attend(x):
+        return attention(x, x, x)
+
+    x = jax.ShapeDtypeStruct(long, jnp.bfloat16)
+    with compile_for("tpu"):
+        with attention_by("xla"):
+            assert target() == "tpu"
+            assert pick_kernel(long, long, jnp.bfloat16, False, False) == "xla"
+            assert "pallas_call" not in str(attend.trace(x).jaxpr)
+        assert "pallas_call" in str(attend.trace(x).jaxpr)  # the other trace is not taken for it
+    with compile_for("gpu"), attention_by("xla"):
+        assert pick_kernel(long, long, jnp.bfloat16, False, False) == "xla"
+        vast = (1, 16384, 2, 64)
+        assert pick_kernel(vast, vast, jnp.bfloat16, False, False) == "xla_chunked"
+    with pytest.raises(ValueError, match="'nonsense'"):
+        attention_by("nonsense")
 
 
 def test_the_program_grows_in_a_line_with_the_layers():

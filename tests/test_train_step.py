@@ -6,11 +6,14 @@ import numpy as np
 import optax
 import pytest
 from flax import nnx
+from jax.experimental.pallas import tpu as pltpu
 
 from configs.base import get_config
 from persongen_jax import flop_count
 from persongen_jax.conditioning import Conditioning, TokenStream
 from persongen_jax.diffusion import NoiseSchedule
+from persongen_jax.models.attention import attention
+from persongen_jax.models.platform import compile_for
 from persongen_jax.models.unet import MidBlock, UNet2DConditionModel
 from persongen_jax.partition import split_model
 from persongen_jax.train import check_parts
@@ -137,6 +140,29 @@ def test_flops_of_products_convolutions_and_loops():
     assert flops == 7 * 2 * 5 * 16 * 16 + 2 * (2 * 4 * 4 * 10) * (3 * 3 * 3)
     with pytest.raises(TypeError):
         program(*(np.zeros((s[0] + 1, *s[1:]), np.float32) for s in shapes))
+
+
+def test_flops_inside_a_kernel_are_counted():
+    """A kernel does not show its products; its interpreter is what a CPU can compile."""
+    n, d = 2048, 64
+    x = jax.ShapeDtypeStruct((1, n, 1, d), jnp.bfloat16)
+    attend = jax.jit(lambda x: attention(x, x, x))
+    with compile_for("tpu"), pltpu.force_tpu_interpret_mode():
+        assert "flash" in str(attend.trace(x).jaxpr)
+        _, flops, _ = compile_step(attend, x)
+    assert flops == 2 * 2 * n * n * d
+
+
+def test_on_a_cpu_the_work_is_counted_in_the_trace_that_was_compiled():
+    traced = []
+
+    @jax.jit
+    def work(x):
+        traced.append(x)
+        return x @ x
+
+    compile_step(work, jax.ShapeDtypeStruct((4, 4), jnp.float32))
+    assert len(traced) == 1
 
 
 class Device:

@@ -18,7 +18,7 @@ from flax import nnx
 from persongen_jax.conditioning import TokenStream
 from persongen_jax.models.layers import Conv, GroupNorm, LayerNorm, Linear
 from persongen_jax.models.ops import geglu, materialize
-from persongen_jax.models.platform import target
+from persongen_jax.models.platform import kernels_for_attention, target
 from persongen_jax.sharding import BATCH
 
 # Scores of one example above this are never held whole; queries then go in chunks of a quarter.
@@ -64,6 +64,9 @@ def pick_kernel(q_shape, k_shape, dtype, has_mask: bool, is_causal: bool) -> str
     """Name of the kernel for q [b, n, heads, d], k [b, m, heads, d]: see :func:`attention`."""
     platform = target()
     (_, n, heads, d), m = q_shape, k_shape[1]
+    plain = "xla" if heads * n * m * 4 <= MAX_SCORE_BYTES else "xla_chunked"
+    if not kernels_for_attention():
+        return plain
     if platform in ("gpu", "cuda") and dtype in (jnp.bfloat16, jnp.float16):
         # Its backward pass with a mask wants even lengths; keys are padded (even_keys).
         if d % 8 == 0 and d <= 128 and not (has_mask and n % 2):
@@ -71,7 +74,7 @@ def pick_kernel(q_shape, k_shape, dtype, has_mask: bool, is_causal: bool) -> str
     if platform == "tpu" and not has_mask and not is_causal:
         if n == m and n >= MIN_TPU_FLASH_TOKENS and n % 512 == 0:
             return "tpu_flash"
-    return "xla" if heads * n * m * 4 <= MAX_SCORE_BYTES else "xla_chunked"
+    return plain
 
 
 def even_keys(k, v, mask):

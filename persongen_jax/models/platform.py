@@ -6,6 +6,8 @@ import contextvars
 import jax
 
 _platform = contextvars.ContextVar("platform", default=None)
+# JAX keeps traces by this too, so that one made with kernels is never taken for one without.
+_attention = jax.make_user_context("auto")
 
 
 @contextlib.contextmanager
@@ -24,3 +26,19 @@ def compile_for(platform: str):
 def target() -> str:
     """ "cpu", "gpu", "tpu"."""
     return _platform.get() or jax.default_backend()
+
+
+def attention_by(name: str):
+    """Within this block attention is by "auto", the platform's best kernel, or by "xla".
+
+    The latter is the formula as products and a softmax, which any platform can compile. Everything
+    else stays in the platform's own form.
+    """
+    if name not in ("auto", "xla"):
+        raise ValueError(f"attention={name!r}: use 'auto' or 'xla'")
+    return _attention(name)
+
+
+def kernels_for_attention() -> bool:
+    """May attention be a kernel, or is it to be XLA's?"""
+    return _attention.value == "auto"
