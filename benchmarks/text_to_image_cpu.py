@@ -101,7 +101,9 @@ class Contender:
         command = [sys.executable, "-m", "benchmarks.text_to_image_cpu", "--worker", name]
         for key in ("base", "steps", "latent_side", "threads"):
             command += [f"--{key.replace('_', '-')}", str(getattr(args, key))]
-        environment = {**os.environ, "OMP_NUM_THREADS": str(args.threads), **environment}
+        # Torch reads the first, XLA the second.
+        threads = dict.fromkeys(("OMP_NUM_THREADS", "NPROC"), str(args.threads))
+        environment = {**os.environ, **threads, **environment}
         self.process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
         )

@@ -122,11 +122,12 @@ class Bench:
             check_versus(args.what, args.config, self.settings)
         self.rows = [Row("ours", setting) for setting in self.settings]
         self.counting, self.counts = [], []
-        self.together = None  # whether workers stay and take turns; known once one has answered
+        self.together = False  # whether workers stay and take turns
 
     def run(self) -> str:
         """All rows; the report as Markdown."""
         self.args.out.mkdir(parents=True, exist_ok=True)
+        self.look()
         self.start_counting()
         waiting = self.measure(self.rows)
         if self.args.versus == "torch":
@@ -141,9 +142,28 @@ class Bench:
         self.read_counts()
         return self.report()
 
+    def look(self):
+        """Learn of the devices from a process of its own: this one is to hold none of them.
+
+        Raises:
+            ValueError: there is none, or more than torch would use.
+        """
+        log = self.args.out / f"{self.what}_devices.log"
+        worker = Worker({"by": "look"}, log, self.deadline)
+        try:
+            found = worker.answer()
+        except RowFailed as failure:
+            raise ValueError(f"JAX finds no device ({failure}); {log} has all it says") from failure
+        worker.close()
+        self.together = found["platform"] == "cpu"
+        if self.args.versus and not self.together and found["devices"] > 1:
+            raise ValueError(
+                f"--versus torch: ours would use all {found['devices']} devices and torch one; set "
+                "CUDA_VISIBLE_DEVICES=0, so that both have the same"
+            )
+
     def variants(self) -> list[str]:
-        chosen = self.args.variants or (ON_ACCELERATOR if self.together is False else ON_CPU)
-        return list(chosen)
+        return list(self.args.variants or (ON_CPU if self.together else ON_ACCELERATOR))
 
     def measure(self, rows: list[Row]) -> list[tuple[Row, Worker]]:
         """Get the rows' workers ready; those that are yet to take turns are given back.
@@ -155,8 +175,6 @@ class Bench:
             worker = self.start(row)
             if worker is None:
                 continue
-            if self.together is None:
-                self.together = row.found["platform"] == "cpu"
             if self.together:
                 waiting.append((row, worker))
                 continue
@@ -172,7 +190,8 @@ class Bench:
             self.report()
             return None
         print(f"{row} ...", flush=True)
-        environment = {"OMP_NUM_THREADS": str(self.args.threads)}
+        # Torch reads the first, XLA on a CPU the second.
+        environment = dict.fromkeys(("OMP_NUM_THREADS", "NPROC"), str(self.args.threads))
         environment["GLIBC_TUNABLES"] = os.environ.get("GLIBC_TUNABLES", KEEP_MEMORY)
         if row.by == "torch":
             environment["JAX_PLATFORMS"] = "cpu"  # reads configs, and is to leave the memory alone
@@ -254,9 +273,17 @@ class Bench:
             "config": self.file,
             "rounds": self.args.rounds,
             "threads": self.args.threads,
-            "in_turns": bool(self.together),
+            "in_turns": self.together,
         }
         return write_report(self.args.out / self.what, settings, self.rows, self.counts)
+
+
+def read_variants(text: str) -> list[str]:
+    """torch's settings, divided by commas."""
+    try:
+        return [variant for variant in text.split(",") if read_variant(variant)]
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def main(argv=None):
@@ -274,7 +301,7 @@ def main(argv=None):
     parser.add_argument("--versus", choices=("torch",), help="measure diffusers on torch as well")
     parser.add_argument(
         "--variants",
-        type=lambda text: [v for v in text.split(",") if read_variant(v)],
+        type=read_variants,
         help=f"torch's settings; default {','.join(ON_ACCELERATOR)}; on a CPU {','.join(ON_CPU)}",
     )
     parser.add_argument("--rounds", type=int, default=5, help="times that each row is measured")

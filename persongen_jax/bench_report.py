@@ -164,6 +164,8 @@ def _counted(work: dict) -> str:
         text += f"; torch's {work['torch'] / 1e12:.6g} TFLOP ({work['torch'] / work['ours']:.4f} x)"
         if "trained_torch" in work:
             text += f", {work['trained_torch']:,} trained"
+    if "torch_error" in work:
+        text += f"; torch's not counted ({work['torch_error']})"
     return text + "."
 
 

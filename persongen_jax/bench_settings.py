@@ -114,6 +114,11 @@ def parse_rows(what: str, file, rows: list[list[str]]) -> list[Setting]:
                     f"--row {entry}: write KEY=VALUE[,VALUE...] with a key of {file} or one of "
                     f"batch, {', '.join(EXTRAS[what])}"
                 )
+            if key == "offload_encoders":
+                raise ValueError(
+                    f"--row {entry}: the bench keeps all weights on the devices; leave it out "
+                    "(python -m persongen_jax.aot knows it)"
+                )
             default = EXTRAS[what].get(key, config.get(key))
             choices[key] = [_read(entry, value, default) for value in values.split(",")]
         for key in ("size", "batch_size"):

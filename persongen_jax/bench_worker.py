@@ -2,10 +2,10 @@
 
     python -m persongen_jax.bench_worker TASK
 
-TASK is JSON, see :func:`make_row`. The answers are lines of JSON on standard output: what
-``prepare`` says; for each number read from standard input what ``run`` says of so many steps; at
-its end what ``finish`` says. Or {"error": ...}, and that was it. Everything else that is printed
-goes to standard error.
+TASK is JSON, see :func:`make_row`, :func:`count_work` and :func:`look`. The answers are lines of
+JSON on standard output: what ``prepare`` says; for each number read from standard input what
+``run`` says of so many steps; at its end what ``finish`` says. Or {"error": ...}, and that was it.
+Everything else that is printed goes to standard error.
 """
 
 import json
@@ -39,28 +39,48 @@ def make_row(task: dict):
 
 
 def count_work(task: dict) -> dict:
-    """{"ours", "torch": floating-point operations per picture, "trained", "trained_torch"}."""
+    """{"ours", "torch": floating-point operations per picture, "trained", "trained_torch"}.
+
+    Where torch's cannot be counted, there is "torch_error" instead, and ours all the same.
+    """
     from persongen_jax.bench_settings import read_config
 
     config = read_config(task["config"], task["overrides"])
-    counts, options = {}, task["options"]
+    counts = count_ours(config, task)
+    if task["torch"]:
+        try:
+            counts |= count_torch(config, task)
+        except Exception as error:
+            traceback.print_exc()
+            counts["torch_error"] = in_short(error)
+    return counts
+
+
+def count_ours(config, task: dict) -> dict:
     if task["what"] == "train":
         from persongen_jax.bench_train import step_flops
 
-        counts["ours"], counts["trained"] = step_flops(config, **options)
-        if task["torch"]:
-            from benchmarks.torch_rows import torch_step_flops
+        return dict(zip(("ours", "trained"), step_flops(config, **task["options"]), strict=True))
+    from persongen_jax.bench_sample import picture_flops
 
-            counts["torch"], counts["trained_torch"] = torch_step_flops(config)
-    else:
-        from persongen_jax.bench_sample import picture_flops
+    return {"ours": picture_flops(config, **task["options"])}
 
-        counts["ours"] = picture_flops(config, **options)
-        if task["torch"]:
-            from benchmarks.torch_rows import torch_picture_flops
 
-            counts["torch"] = torch_picture_flops(config, **options)
-    return counts
+def count_torch(config, task: dict) -> dict:
+    if task["what"] == "train":
+        from benchmarks.torch_rows import torch_step_flops
+
+        return dict(zip(("torch", "trained_torch"), torch_step_flops(config), strict=True))
+    from benchmarks.torch_rows import torch_picture_flops
+
+    return {"torch": torch_picture_flops(config, **task["options"])}
+
+
+def look() -> dict:
+    """The devices that ours runs on."""
+    import jax
+
+    return {"platform": jax.default_backend(), "devices": jax.device_count()}
 
 
 def in_short(error: Exception) -> str:
@@ -79,8 +99,8 @@ def main():
 
     task = json.loads(sys.argv[1])
     try:
-        if task["by"] == "count":
-            answer(count_work(task))
+        if task["by"] in ("count", "look"):
+            answer(count_work(task) if task["by"] == "count" else look())
             return
         row = make_row(task)
         answer(row.prepare())

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import pytest
 
-from persongen_jax import bench
+from persongen_jax import bench, bench_train
 from persongen_jax.bench_model import fill
 from persongen_jax.bench_report import ratios, write_report
 from persongen_jax.bench_settings import (
@@ -20,7 +20,7 @@ from persongen_jax.bench_settings import (
     read_variant,
     torch_rows,
 )
-from persongen_jax.bench_worker import in_short
+from persongen_jax.bench_worker import count_work, in_short
 
 CONFIG = str(Path(__file__).parents[1] / "configs/bench_mid.py")
 TINY = {"base": "tiny", "size": 64, "batch_size": 2}
@@ -49,6 +49,7 @@ def test_rows_are_every_combination():
         ("batch=two", "batch=two"),
         ("xla=magic", "no_triton_gemm"),
         ("steps", "KEY=VALUE"),
+        ("offload_encoders=false,true", "keeps all weights on the devices"),
     ],
 )
 def test_rows_that_make_no_sense(row, complaint):
@@ -89,6 +90,10 @@ def test_report(tmp_path):
     counts = [{"of": of, "ours": 1.5e11, "torch": 1.6e11, "trained": 10, "trained_torch": 10}]
     settings = {"what": "train", "config": "c", "rounds": 3, "threads": 2, "in_turns": True}
     text = write_report(tmp_path / "train", settings, rows, counts)
+    del counts[0]["torch"]
+    counts[0]["torch_error"] = "ImportError: no peft"
+    without = write_report(tmp_path / "without", settings, rows, counts)
+    assert "0.15 TFLOP" in without and "torch's not counted (ImportError: no peft)" in without
     result = json.loads((tmp_path / "train.json").read_text())
     ours, eager, lost = result["rows"]
     # The median, 3 s, is of two steps of four pictures.
@@ -137,6 +142,72 @@ def test_a_worker_that_dies_is_a_line(tmp_path, monkeypatch, program, said):
     with pytest.raises(bench.RowFailed, match=said):
         worker.answer()
     assert worker.process.returncode is not None
+
+
+class StandIn(bench.Worker):
+    """A worker that finds these devices, has no row and counts nothing."""
+
+    devices = {"platform": "gpu", "devices": 1}
+    begun = []
+
+    def __init__(self, task, log, deadline, **environment):
+        self.task = task
+        self.begun.append((task, environment))
+
+    def answer(self):
+        if self.task["by"] == "look":
+            return self.devices
+        raise bench.RowFailed("out of memory")
+
+    def close(self):
+        pass
+
+
+def run_bench(tmp_path, monkeypatch, *options, **devices):
+    """What was begun by a bench whose workers are stand-ins: (task, environment) each."""
+    monkeypatch.setattr(StandIn, "devices", {**StandIn.devices, **devices})
+    monkeypatch.setattr(StandIn, "begun", [])
+    monkeypatch.setattr(bench, "Worker", StandIn)
+    bench.main(["train", "--config", CONFIG, "--out", str(tmp_path), *options])
+    return StandIn.begun
+
+
+@pytest.mark.parametrize(
+    ("platform", "variants"), [("gpu", bench.ON_ACCELERATOR), ("cpu", bench.ON_CPU)]
+)
+def test_torch_has_its_platform_s_settings_though_ours_fail(
+    tmp_path, monkeypatch, platform, variants
+):
+    options = ("--versus", "torch", "--threads", "3")
+    begun = run_bench(tmp_path, monkeypatch, *options, platform=platform)
+    torch = [task["options"]["variant"] for task, _ in begun if task["by"] == "torch"]
+    assert torch == list(variants)
+    for task, environment in begun:
+        if task["by"] in ("ours", "torch"):
+            assert environment["NPROC"] == environment["OMP_NUM_THREADS"] == "3"
+
+
+def test_torch_is_not_compared_with_several_devices(tmp_path, monkeypatch):
+    with pytest.raises(SystemExit, match="all 2 devices.*CUDA_VISIBLE_DEVICES=0"):
+        run_bench(tmp_path, monkeypatch, "--versus", "torch", devices=2)
+    run_bench(tmp_path, monkeypatch, devices=2)  # without torch there is nothing to compare
+
+
+def test_unknown_variants_are_named(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        bench.main(
+            ["train", "--config", CONFIG, "--out", str(tmp_path), "--variants", "compile+fast"]
+        )
+    assert "torch setting 'compile+fast': join some of eager" in capsys.readouterr().err
+
+
+def test_our_work_is_counted_without_torch(monkeypatch):
+    monkeypatch.setattr(bench_train, "step_flops", lambda *_, **__: (10, 2))
+    monkeypatch.setitem(sys.modules, "benchmarks.torch_rows", None)
+    task = {"what": "train", "config": CONFIG, "overrides": {}, "options": {}, "torch": True}
+    counts = count_work(task)
+    assert (counts["ours"], counts["trained"]) == (10, 2)
+    assert "torch_rows" in counts["torch_error"] and "torch" not in counts
 
 
 @pytest.mark.slow
