@@ -12,6 +12,7 @@ import argparse
 import json
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 RESULTS = Path(__file__).parent / "results/aot.json"
@@ -60,18 +61,14 @@ def main():
         if any(row.get("command") == command for row in rows):
             continue
         print(f"python -m {command}", flush=True)
-        one = RESULTS.with_suffix(".run.json")  # left over where a search was stopped
-        before = json.loads(one.read_text()) if one.exists() else rows
-        one.write_text(json.dumps(before))
-        done = subprocess.run([sys.executable, "-m", *run, "--json", str(one)])
-        if done.returncode:
-            print(f"it ended with {done.returncode}; the others go on", flush=True)
-        after = json.loads(one.read_text())
-        one.unlink()
-        if after == before:
-            continue
-        # The last one; a search that was ended has its best so far there.
-        RESULTS.write_text(json.dumps([*rows, {**after[-1], "command": command}], indent=1) + "\n")
+        with tempfile.TemporaryDirectory() as folder:
+            one = Path(folder) / "run.json"
+            done = subprocess.run([sys.executable, "-m", *run, "--json", str(one)])
+            if done.returncode:
+                print(f"it ended with {done.returncode}; the others go on", flush=True)
+                continue
+            (row,) = json.loads(one.read_text())
+        RESULTS.write_text(json.dumps([*rows, {**row, "command": command}], indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -30,7 +30,7 @@ from persongen_jax.full_size import abstract_model, network_configs
 from persongen_jax.guidance import Guidance
 from persongen_jax.models.platform import compile_for
 from persongen_jax.offload import unread_roots
-from persongen_jax.partition import make_optimizer, split_model
+from persongen_jax.partition import make_optimizer, split_shapes
 from persongen_jax.pipeline import _sample
 from persongen_jax.sampling_plan import make_plan
 from persongen_jax.sharding import (
@@ -186,21 +186,6 @@ def _model(config):
     model, method = abstract_model(config, *network_configs(config))
     model.unet.set_remat(config.remat)
     return model, method
-
-
-def split_shapes(model, table):
-    """partition.split_model of a model of shapes."""
-    whole, state = nnx.split(model)
-    static = []
-
-    def split(state):
-        graphdef, trainable, frozen, groups = split_model(nnx.merge(whole, state), table)
-        static.append((graphdef, groups))
-        return trainable, frozen
-
-    trainable, frozen = jax.eval_shape(split, state)
-    graphdef, groups = static[0]
-    return graphdef, trainable, frozen, groups
 
 
 def _placed(tree, shardings):

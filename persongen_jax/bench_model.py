@@ -13,7 +13,6 @@ from flax import nnx
 
 from persongen_jax.features import abstract_batch
 from persongen_jax.full_size import CONFIGS, IMAGE_TOWER, abstract_model
-from persongen_jax.partition import split_model
 from persongen_jax.weights.random_base import SIZES, make_configs
 
 VOCABULARY = 49408  # ids of CLIP's tokenizers
@@ -104,18 +103,3 @@ def draw_input(number: int, name: str, shape, config):
         ids = 1 + jnp.arange(math.prod(dims), dtype=shape.dtype).reshape(dims) % 400
         return ids.at[..., -1].set(VOCABULARY - 1)
     return fill(shape.dtype, dims, 10_000 + number, 0.0, 0.5)
-
-
-def divide(model, table):
-    """partition.split_model for a model of shapes: (graphdef, trainable, frozen, groups)."""
-    kept = {}
-    graphdef, state = nnx.split(model)
-
-    def split(state):
-        kept["graphdef"], trainable, frozen, kept["groups"] = split_model(
-            nnx.merge(graphdef, state), table
-        )
-        return trainable, frozen
-
-    trainable, frozen = jax.eval_shape(split, state)
-    return kept["graphdef"], trainable, frozen, kept["groups"]

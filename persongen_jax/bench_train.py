@@ -13,11 +13,11 @@ from persongen_jax.bench_device import (
     describe_device,
     program_memory,
 )
-from persongen_jax.bench_model import VOCABULARY, divide, random_batch, random_model, shapes_only
+from persongen_jax.bench_model import VOCABULARY, random_batch, random_model, shapes_only
 from persongen_jax.diffusion import NoiseSchedule
 from persongen_jax.flop_count import of_function
 from persongen_jax.models.platform import attention_by
-from persongen_jax.partition import make_optimizer, split_model
+from persongen_jax.partition import make_optimizer, split_model, split_shapes
 from persongen_jax.sharding import (
     along_batch,
     frozen_shardings,
@@ -104,7 +104,7 @@ def step_flops(config, *, cached: bool) -> tuple[int, int]:
     config.batch_size = config.grad_accum = 1
     config.remat = False
     model, method = shapes_only(config)
-    graphdef, trainable, frozen, groups = divide(model, config.trainable or method.groups)
+    graphdef, trainable, frozen, groups = split_shapes(model, config.trainable or method.groups)
     tx = make_optimizer(config, groups)
     state = jax.eval_shape(lambda x: TrainState.create(x, tx, config.ema_decay), trainable)
     batch = jax.eval_shape(lambda: random_batch(config, model, method, cached))

@@ -5,6 +5,7 @@ Paths are written "unet/down_blocks/1/.../to_q/lora/down". A pattern has to matc
 
 import re
 
+import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
@@ -60,6 +61,21 @@ def split_model(model, table):
     flat = {"/".join(map(str, p)): v.get_value() for p, v in nnx.to_flat_state(trainable)}
     # Adam's small steps vanish in half precision.
     return graphdef, {p: v.astype(jnp.float32) for p, v in flat.items()}, frozen, groups
+
+
+def split_shapes(model, table):
+    """:func:`split_model` for a model of shapes."""
+    whole, state = nnx.split(model)
+    static = []
+
+    def split(state):
+        graphdef, trainable, frozen, groups = split_model(nnx.merge(whole, state), table)
+        static.append((graphdef, groups))
+        return trainable, frozen
+
+    trainable, frozen = jax.eval_shape(split, state)
+    graphdef, groups = static[0]
+    return graphdef, trainable, frozen, groups
 
 
 def merge_model(graphdef, trainable: dict, frozen):
