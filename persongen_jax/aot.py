@@ -26,7 +26,7 @@ from ml_collections import config_flags
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 from persongen_jax.aot_chips import GIB, open_topology  # noqa: E402
-from persongen_jax.aot_compile import DoesNotFit, measure, report  # noqa: E402
+from persongen_jax.aot_compile import TO_FIT, DoesNotFit, measure, report  # noqa: E402
 from persongen_jax.aot_programs import encoders, sampler, training, with_batch  # noqa: E402
 from persongen_jax.aot_search import largest  # noqa: E402
 from persongen_jax.command_flags import parse_flags  # noqa: E402
@@ -56,8 +56,7 @@ def compile_for_topology(
     """
     if what not in KINDS:
         raise ValueError(f"--what {what}: use one of {', '.join(KINDS)}")
-    if per_chip < 1:
-        raise ValueError(f"--per_chip_batch {per_chip}: at least one picture")
+    check_batch(per_chip)
     chip, devices = open_topology(topology)
     mesh = make_mesh(devices, fsdp=config.fsdp)
     config = with_batch(config, per_chip, mesh.size)
@@ -70,6 +69,11 @@ def compile_for_topology(
     row, _ = measure(program, chip, options or {}, text=text)
     of = {"topology": topology, "what": what, "method": config.method, "cached": cached}
     return {**of, "fsdp": config.fsdp, **row}
+
+
+def check_batch(per_chip: int):
+    if per_chip < 1:
+        raise ValueError(f"--per_chip_batch {per_chip}: at least one picture")
 
 
 def search(
@@ -85,7 +89,9 @@ def search(
 
     Raises:
         DoesNotFit: not even one picture per chip does.
+        ValueError, ImportError: as of compile_for_topology.
     """
+    check_batch(start)
     chip, _ = open_topology(topology)
     rows = {row["per_chip_batch"]: row for row in before}
     tries = {int(n): size for row in before for n, size in row.get("tries", {}).items()}
@@ -111,12 +117,13 @@ def search(
         # What compiles fits: the compiler knows best how much room there is. What does not may
         # have been said to need less than there is.
         if fits:
-            return min(tries[n], chip.memory)
+            return chip.memory if tries[n] is None else min(tries[n], chip.memory)
         return tries[n] if tries[n] is not None and tries[n] > chip.memory else math.inf
 
     best = largest(needs, chip.memory, [*sorted(tries), start])
     if not best:
-        raise DoesNotFit(f"not one picture per chip fits on {topology}", tries[min(tries)])
+        said = f"not one picture per chip fits on {topology}; {TO_FIT}"
+        raise DoesNotFit(said, tries[min(tries)])
     return {**rows[best], "tries": tries}
 
 

@@ -6,9 +6,16 @@ import resource
 import time
 
 import jax
+import jax.numpy as jnp
 
 from persongen_jax.aot_chips import GIB
 from persongen_jax.aot_cost import Cost, corrected_optimal, read_cost
+from persongen_jax.sharding import replicated
+
+TO_FIT = (
+    "--config.remat=True, a larger --config.fsdp and --config.offload_encoders=True make a "
+    "training step smaller"
+)
 
 
 class DoesNotFit(Exception):
@@ -31,7 +38,9 @@ def compile_program(program, options: dict):
 
     Raises:
         DoesNotFit: there is not enough memory.
+        ValueError: an option that the compiler does not take.
     """
+    check_options(program.mesh, options)
     start = time.perf_counter()
     traced = program.trace()
     lowered = program.lower(traced)
@@ -41,8 +50,21 @@ def compile_program(program, options: dict):
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
-        raise DoesNotFit(str(error).splitlines()[0], _needed(str(error))) from error
+        said = str(error).splitlines()[0]
+        remedy = f"try a smaller --per_chip_batch; {TO_FIT}"
+        raise DoesNotFit(f"{said} Remedy: {remedy}", _needed(str(error))) from error
     return traced, compiled, traced_at - start, time.perf_counter() - traced_at
+
+
+def check_options(mesh, options: dict):
+    """ValueError for what the compiler does not take, by a program that compiles in no time."""
+    number = jax.ShapeDtypeStruct((), jnp.float32, sharding=replicated(mesh))
+    try:
+        jax.jit(jnp.sin).lower(number).compile(compiler_options=options)
+    except jax.errors.JaxRuntimeError as error:
+        given = " ".join(f"--option {name}={value}" for name, value in options.items())
+        said = str(error).splitlines()[0]
+        raise ValueError(f"{given}: the TPU's compiler does not take it ({said})") from error
 
 
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30}
@@ -60,6 +82,8 @@ def measure(program, chip, options: dict, text=None) -> tuple[dict, Cost]:
 
     ``text``: a file to write the compiled program to.
     """
+    if text:  # before many minutes of work, not behind them
+        text.parent.mkdir(parents=True, exist_ok=True)
     traced, compiled, tracing, compiling = compile_program(program, options)
     memory, analysis = compiled.memory_analysis(), compiled.cost_analysis()
     written = compiled.as_text()

@@ -131,10 +131,18 @@ def network_configs(config) -> tuple[dict, dict]:
     """(config.json contents by component, the image tower's): SDXL's and CLIP's own sizes.
 
     Where ``config.base`` is a directory, its sizes; no weights are read there.
+
+    Raises:
+        ValueError: it is neither a directory nor empty.
     """
     base = Path(config.base)
-    if not config.base or not base.is_dir():
+    if not config.base:
         return CONFIGS, IMAGE_TOWER
+    if not base.is_dir():
+        raise ValueError(
+            f"config.base={config.base} is no directory: give one, or --config.base= for SDXL's "
+            "own sizes"
+        )
     tower = read_config(Path(config.id_encoder or base / "image_encoder"))
     return {name: read_config(base / name) for name in COMPONENTS}, tower.get(
         "vision_config", tower

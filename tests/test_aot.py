@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from configs.base import get_config
 from persongen_jax import aot_chips, flop_count
 from persongen_jax.aot import (
     compile_for_topology,
@@ -27,6 +28,8 @@ from persongen_jax.aot_compile import DoesNotFit, compile_program, measure, repo
 from persongen_jax.aot_cost import corrected_optimal, read_cost, shape_bytes
 from persongen_jax.aot_programs import Program, encoders, training, with_batch
 from persongen_jax.aot_search import largest
+from persongen_jax.full_size import CONFIGS, network_configs
+from persongen_jax.models.attention import attention
 from persongen_jax.sharding import along_batch, make_mesh, replicated
 from tests.training_runs import small_base, small_config
 
@@ -88,6 +91,22 @@ def test_search_begins_with_what_is_known():
 
 def test_search_finds_that_nothing_fits():
     assert largest(lambda n: 17.0, 16.0, [4]) == 0
+
+
+def test_search_goes_on_from_a_try_whose_need_was_not_said(monkeypatch):
+    """The compiler refused 8 without a figure, and 12 compiled after all."""
+    chip = aot_chips.CHIPS["v5e"]
+    monkeypatch.setattr("persongen_jax.aot.open_topology", lambda name: (chip, []))
+    tries = {"8": None, "12": 15 * GIB, "13": 17 * GIB}
+    before = [{"per_chip_batch": 12, "bytes": {"total": 15 * GIB}, "tries": tries}]
+    row = search(None, "v5e:2x2", 4, before=before, tell=lambda said: None)
+    assert row["per_chip_batch"] == 12
+
+
+@pytest.mark.parametrize("run", [search, compile_for_topology])
+def test_a_batch_of_nothing_is_named(run):
+    with pytest.raises(ValueError, match="--per_chip_batch -1: at least one"):
+        run(None, "v5e:2x2", -1)
 
 
 # ---- Texts -------------------------------------------------------------------------------------
@@ -206,6 +225,16 @@ def test_unknown_chip_is_named():
         open_topology("v4:2x2")
 
 
+def test_a_base_that_is_no_directory_is_named():
+    """It was taken for SDXL at full size."""
+    config = get_config()
+    assert network_configs(config)[0] is CONFIGS
+    for base in ("mid", "/mistyped"):
+        config.base = base
+        with pytest.raises(ValueError, match=f"config.base={base} is no directory"):
+            network_configs(config)
+
+
 def test_missing_compiler_is_named_with_its_remedy(monkeypatch):
     monkeypatch.setattr(aot_chips.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ImportError, match="tpu-aot"):
@@ -255,6 +284,29 @@ def test_what_does_not_fit_says_how_much_it_needs(topology):
     with pytest.raises(DoesNotFit) as raised:
         compile_program(product_program(mesh, 4 * 40 * 2**30 // 512, 1), {})
     assert raised.value.needed >= 40 * GIB
+    assert "--config.remat=True" in str(raised.value)
+
+
+@needs_libtpu
+def test_options_that_the_compiler_does_not_take_are_named_before_the_trace(topology):
+    _, mesh = topology
+    untraceable = Program(None, (), {}, 1, mesh)
+    for options in ({"nonsense": True}, {"xla_tpu_scoped_vmem_limit_kib": "much"}):
+        with pytest.raises(ValueError, match=f"--option {next(iter(options))}="):
+            compile_program(untraceable, options)
+
+
+@needs_libtpu
+def test_attention_in_a_kernel_is_counted(topology, tmp_path):
+    chip, mesh = topology
+    n, d = 2048, 64
+    x = jax.ShapeDtypeStruct((mesh.size, n, 1, d), jnp.bfloat16, sharding=along_batch(mesh))
+    program = Program(jax.jit(lambda x: attention(x, x, x)), (x,), {}, mesh.size, mesh)
+    text = tmp_path / "new" / "program.txt"
+    row, _ = measure(program, chip, {}, text=text)
+    assert row["missed"]["kernels without an estimate"] == {"tpu_custom_call": 1}
+    assert row["flops"]["of the model"] == 2 * 2 * n * n * d
+    assert "tpu_custom_call" in text.read_text()
 
 
 @needs_libtpu
