@@ -49,7 +49,25 @@ where=(--project "$project" --zone "$zone")
 queue=(gcloud compute tpus queued-resources)
 vm=(gcloud compute tpus tpu-vm)
 
-state() { "${queue[@]}" describe "$name" "${where[@]}" --format 'value(state.state)' 2>/dev/null || true; }
+folder=$(mktemp -d -t persongen_jax.XXXXXX)
+trap 'rm -rf "$folder"' EXIT
+
+state() { # prints the request's, nothing if there is no request; fails if gcloud cannot tell
+    "${queue[@]}" describe "$name" "${where[@]}" --format 'value(state.state)' 2>"$folder/errors" ||
+        grep -q NOT_FOUND "$folder/errors"
+}
+
+learn_state() { # into $now; a network may be away for a while, expired credentials stay expired
+    local failures=0
+    until now=$(state); do
+        if ((++failures == 3)); then
+            cat "$folder/errors" >&2
+            fail "gcloud could not describe $name $failures times in a row, see its message above;" \
+                "what was asked for is still there: run this again when gcloud works"
+        fi
+        sleep 30
+    done
+}
 
 request() {
     run "${queue[@]}" create "$name" --node-id "$name" "${where[@]}" \
@@ -61,15 +79,13 @@ give_back() { run "${queue[@]}" delete "$name" "${where[@]}" --force --quiet; }
 wait_for_slice() {
     echo "waiting until $name is ACTIVE"
     [[ $dry ]] && return
-    local now
-    while now=$(state); [[ $now != ACTIVE ]]; do
-        case $now in FAILED | SUSPENDED) return 1 ;; esac
+    while learn_state; [[ $now != ACTIVE ]]; do
+        case $now in '' | FAILED | SUSPENDED) return 1 ;; esac
         sleep 30
     done
 }
 
-archive=$(mktemp -t persongen_jax.XXXXXX.tar.gz)
-trap 'rm -f "$archive"' EXIT
+archive=$folder/persongen_jax.tar.gz
 git archive --format=tar.gz --output="$archive" HEAD
 
 train="$setup && mkdir -p persongen_jax && tar -xzf persongen_jax.tar.gz -C persongen_jax"
@@ -77,7 +93,9 @@ train+=" && cd persongen_jax && $python -m venv .venv && .venv/bin/pip install -
 train+=" && PERSONGEN_UNFINISHED_STATUS=75 exec .venv/bin/python -m persongen_jax.train$(printf ' %q' "$@")"
 
 for ((try = 0; try <= tries; try++)); do
-    case $([[ $dry ]] || state) in
+    now=''
+    [[ $dry ]] || learn_state
+    case $now in
         '') request ;;
         FAILED | SUSPENDED) give_back; request ;;
     esac
@@ -89,7 +107,8 @@ for ((try = 0; try <= tries; try++)); do
     fi
     # A preempted slice is gone for good. One that is still there failed for a reason of its own.
     sleep 60
-    [[ $(state) == ACTIVE ]] && fail "the training ended with an error on $name, which keeps running"
-    echo "$name was preempted; asking again (${try} of ${tries})"
+    learn_state
+    [[ $now == ACTIVE ]] && fail "the training ended with an error on $name, which keeps running"
+    echo "$name was preempted or deleted; asking again (${try} of ${tries})"
 done
 fail "gave up after $tries tries"

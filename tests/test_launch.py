@@ -79,27 +79,71 @@ def test_tpu_pod_commands():
     assert delete == [*queue, "delete", "people", *place, "--force", "--quiet"]
 
 
-def test_tpu_pod_is_asked_for_again_when_preempted(tmp_path):
-    """gcloud and sleep are stand-ins: the first slice is lost during the training."""
-    (tmp_path / "gcloud").write_text(
+def tpu_pod(folder, **commands):
+    """The script with stand-ins of gcloud and sleep: (how it ended, the calls but "describe").
+
+    ``commands`` are what gcloud's of these names do beside what it does here: the request's state
+    is a file, and of a request that is not there it says what gcloud says.
+    """
+    of = {name: commands.get(name, ":") for name in ("create", "describe", "ssh")}
+    (folder / "gcloud").write_text(
         '#!/usr/bin/env bash\necho "$3 $4" >> "$(dirname "$0")/calls"\n'
         'cd "$(dirname "$0")"\n'
         'case "$3 $4" in\n'
-        '"queued-resources create") echo ACTIVE > state ;;\n'
-        '"queued-resources describe") cat state ;;\n'
+        f'"queued-resources create") echo ACTIVE > state; {of["create"]} ;;\n'
+        f'"queued-resources describe") {of["describe"]}\n'
+        'if [[ ! -f state ]]; then echo "ERROR: NOT_FOUND: no resource" >&2; exit 1; fi\n'
+        "cat state ;;\n"
         '"queued-resources delete") rm state ;;\n'
-        '"tpu-vm ssh") if [[ ! -f lost ]]; then touch lost; echo SUSPENDED > state; exit 1; fi ;;\n'
+        f'"tpu-vm ssh") {of["ssh"]} ;;\n'
         "esac\n"
     )
-    (tmp_path / "sleep").write_text("#!/usr/bin/env bash\n")
+    # A script that waits for ever is ended.
+    (folder / "sleep").write_text(
+        '#!/usr/bin/env bash\necho >> "$0.count"\n(($(wc -l < "$0.count") < 30)) || kill $PPID\n'
+    )
     for tool in ("gcloud", "sleep"):
-        (tmp_path / tool).chmod(0o755)
-    done = launch("tpu_pod.sh", *OPTIONS["tpu_pod.sh"], tools=tmp_path)
+        (folder / tool).chmod(0o755)
+    done = launch("tpu_pod.sh", *OPTIONS["tpu_pod.sh"], tools=folder)
+    calls = folder / "calls"
+    return done, [c for c in calls.read_text().splitlines() if "describe" not in c]
+
+
+ONCE = ["queued-resources create", "tpu-vm scp", "tpu-vm ssh", "queued-resources delete"]
+
+
+def once(command):
+    """Shell that does this the first time only."""
+    return f"if [[ ! -f done ]]; then touch done; {command}; fi"
+
+
+def test_tpu_pod_is_asked_for_again_when_preempted(tmp_path):
+    """The first slice is lost during the training."""
+    done, calls = tpu_pod(tmp_path, ssh=once("echo SUSPENDED > state; exit 1"))
     assert done.returncode == 0, done.stderr
-    calls = [c for c in (tmp_path / "calls").read_text().split("\n") if c and "describe" not in c]
-    once = ["queued-resources create", "tpu-vm scp", "tpu-vm ssh", "queued-resources delete"]
-    assert calls == once * 2
+    assert calls == ONCE * 2
     assert "preempted" in done.stdout
+
+
+def test_tpu_pod_is_asked_for_again_when_the_request_is_deleted(tmp_path):
+    done, calls = tpu_pod(tmp_path, create=once("rm state"))
+    assert done.returncode == 0, done.stderr
+    assert calls == ONCE[:1] + ONCE
+
+
+def test_tpu_pod_asks_for_no_slice_that_is_there(tmp_path):
+    """gcloud fails once, for a moment: that says nothing of the slice."""
+    (tmp_path / "state").write_text("ACTIVE\n")
+    done, calls = tpu_pod(tmp_path, describe=once("echo ERROR: UNAVAILABLE >&2; exit 1"))
+    assert done.returncode == 0, done.stderr
+    assert calls == ONCE[1:]
+
+
+def test_tpu_pod_ends_with_what_gcloud_says(tmp_path):
+    expired = "if [[ -f state ]]; then echo 'ERROR: Reauthentication failed.' >&2; exit 1; fi"
+    done, calls = tpu_pod(tmp_path, describe=expired)
+    assert done.returncode == 2 and calls == ONCE[:1]
+    assert "Reauthentication failed" in done.stderr and "3 times in a row" in done.stderr
 
 
 def test_slurm_script():
