@@ -19,7 +19,7 @@ from flax import nnx
 
 from persongen_jax.aot import parse_options, read_json, write_json
 from persongen_jax.aot_chips import open_topology
-from persongen_jax.aot_compile import measure, report
+from persongen_jax.aot_compile import check_options, measure, report
 from persongen_jax.aot_cost import profile
 from persongen_jax.aot_programs import Program
 from persongen_jax.conditioning import Conditioning, TokenStream
@@ -80,8 +80,10 @@ def main():
     args = parser.parse_args()
 
     chip, devices = open_topology(args.topology)
-    program = unet_gradient(make_mesh(devices), args.per_chip_batch, args.size, args.remat)
-    row, cost = measure(program, chip, parse_options(args.option), text=args.text)
+    mesh, options = make_mesh(devices), parse_options(args.option)
+    check_options(mesh, options)
+    program = unet_gradient(mesh, args.per_chip_batch, args.size, args.remat)
+    row, cost = measure(program, chip, options, text=args.text)
     row = {"what": "yardstick", "topology": args.topology, "size": args.size, **row}
     row["remat"] = args.remat
     print(report(row), flush=True)

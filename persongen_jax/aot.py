@@ -7,8 +7,8 @@
 Prints, and with --json writes, bytes per chip against its memory, FLOPs, the compiler's two
 estimates of the time and what follows from them, collectives, and what the estimates miss. It needs
 the extra "tpu-aot" and no TPU; nothing is loaded and no array is made. ``config.base`` may be a
-directory, whose configs then count; without it the networks are SDXL's. Any key of the config can
-be overridden by --config.KEY=VALUE.
+directory, whose configs then count; if it is empty the networks are SDXL's. Any key of the config
+can be overridden by --config.KEY=VALUE.
 """
 
 import importlib.metadata
@@ -26,7 +26,7 @@ from ml_collections import config_flags
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 from persongen_jax.aot_chips import GIB, open_topology  # noqa: E402
-from persongen_jax.aot_compile import TO_FIT, DoesNotFit, measure, report  # noqa: E402
+from persongen_jax.aot_compile import TO_FIT, DoesNotFit, check_options, measure, report  # noqa: E402
 from persongen_jax.aot_programs import encoders, sampler, training, with_batch  # noqa: E402
 from persongen_jax.aot_search import largest  # noqa: E402
 from persongen_jax.command_flags import parse_flags  # noqa: E402
@@ -59,6 +59,7 @@ def compile_for_topology(
     check_batch(per_chip)
     chip, devices = open_topology(topology)
     mesh = make_mesh(devices, fsdp=config.fsdp)
+    check_options(mesh, options or {})
     config = with_batch(config, per_chip, mesh.size)
     if what == "train":
         program = training(config, mesh, cached=cached)

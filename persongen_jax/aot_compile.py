@@ -38,9 +38,7 @@ def compile_program(program, options: dict):
 
     Raises:
         DoesNotFit: there is not enough memory.
-        ValueError: an option that the compiler does not take.
     """
-    check_options(program.mesh, options)
     start = time.perf_counter()
     traced = program.trace()
     lowered = program.lower(traced)
@@ -57,7 +55,10 @@ def compile_program(program, options: dict):
 
 
 def check_options(mesh, options: dict):
-    """ValueError for what the compiler does not take, by a program that compiles in no time."""
+    """ValueError for what the compiler does not take, by a program that compiles in no time.
+
+    For :func:`compile_program` it would be an error behind minutes of tracing.
+    """
     number = jax.ShapeDtypeStruct((), jnp.float32, sharding=replicated(mesh))
     try:
         jax.jit(jnp.sin).lower(number).compile(compiler_options=options)
