@@ -59,6 +59,8 @@ def check_options(mesh, options: dict):
 
     For :func:`compile_program` it would be an error behind minutes of tracing.
     """
+    if not options:
+        return
     number = jax.ShapeDtypeStruct((), jnp.float32, sharding=replicated(mesh))
     try:
         jax.jit(jnp.sin).lower(number).compile(compiler_options=options)
