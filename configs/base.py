@@ -59,6 +59,9 @@ def get_config() -> ConfigDict:
     # What the run starts from: PhotoMaker weights (photomaker-v1.bin), or the working directory of
     # an earlier run; see persongen_jax/methods/start.py.
     config.start_from = ""
+    # Of that run, the checkpoint of this step; 0: the newest when this run begins. Training fills
+    # it in, so that what this run leaves frozen stays the same if that one is trained further.
+    config.start_from_step = 0
 
     # The objective.
     config.face_loss_prob = 0.5  # per example: the loss over the face box only

@@ -31,6 +31,7 @@ from persongen_jax.command_flags import parse_flags
 from persongen_jax.features import Features
 from persongen_jax.full_disk import unless_full
 from persongen_jax.methods import get_method
+from persongen_jax.methods.start import settle_step
 from persongen_jax.offload import offload, put_read
 from persongen_jax.partition import make_optimizer, merge_model, split_model, summary
 from persongen_jax.settings import check_same_run
@@ -129,15 +130,17 @@ def train(config: ConfigDict, workdir: Path, dry_run: bool = False) -> bool:
     """
     mesh = make_mesh(fsdp=config.fsdp)
     check_parts(config, mesh.size)
-    settings = json.loads(config.to_json())
 
     # Where the last run ended.
     if not dry_run:
         workdir.mkdir(parents=True, exist_ok=True)
         checkpoints = Checkpoints(workdir, keep=config.keep_checkpoints)
         start = checkpoints.newest()
-        if start is not None:
-            check_same_run(workdir, checkpoints.config(start), settings)
+        before = None if start is None else checkpoints.config(start)
+        config = settle_step(config, before)
+        settings = json.loads(config.to_json())
+        if before is not None:
+            check_same_run(workdir, before, settings)
 
     base, method = build_model(config, load_shardings(mesh, config))
     offload(config, base.model, method)

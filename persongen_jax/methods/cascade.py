@@ -7,7 +7,7 @@ own and beside a skip connection, from the whole of the picture to its detail.
 from persongen_jax.conditioning import Conditioning
 from persongen_jax.methods.base import add_prompt_streams
 from persongen_jax.methods.ip_adapter import IPAdapter, add_identity, identity_tokens, plain_text
-from persongen_jax.methods.start import add_id_encoder, start_from_file, start_from_run
+from persongen_jax.methods.start import add_id_encoder, start_from, start_rest
 from persongen_jax.models.attention import CascadeCrossAttention, add_branch
 
 ORDER = ("background", "body", "identity")
@@ -24,11 +24,11 @@ class Cascade(IPAdapter):
 
     def attach(self, model, config, rngs):
         add_id_encoder(model, config, rngs)
-        start_from_file(model, config)
+        origin = start_from(model, config)
         add_identity(model, config)
         for name in ORDER:
             add_branch(model.unet, name, CascadeCrossAttention)
-        start_from_run(model, config)
+        start_rest(model, origin)
 
     def condition(self, model, batch) -> Conditioning:
         conditioning = add_prompt_streams(plain_text(model, batch), model, batch, self.streams)

@@ -7,7 +7,7 @@ a projection of its own, so that the two ways may tell different things about a 
 from persongen_jax.conditioning import Conditioning, TokenStream
 from persongen_jax.methods.base import prompt_states, reference_features
 from persongen_jax.methods.ip_adapter import IPAdapter, add_identity
-from persongen_jax.methods.start import add_id_encoder, start_from_file, start_from_run
+from persongen_jax.methods.start import add_id_encoder, start_from, start_rest
 from persongen_jax.models.attention import add_branch
 
 
@@ -23,10 +23,10 @@ class Dual(IPAdapter):
 
     def attach(self, model, config, rngs):
         add_id_encoder(model, config, rngs)
-        start_from_file(model, config)
+        origin = start_from(model, config)
         add_identity(model, config, own_projection=True)
         add_branch(model.unet, "identity")
-        start_from_run(model, config)
+        start_rest(model, origin)
 
     def condition(self, model, batch) -> Conditioning:
         embeds, pooled = prompt_states(model, batch)

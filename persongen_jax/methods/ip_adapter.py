@@ -13,7 +13,7 @@ from persongen_jax.methods.base import (
     prompt_states,
     reference_features,
 )
-from persongen_jax.methods.start import add_id_encoder, start_from_file, start_from_run
+from persongen_jax.methods.start import add_id_encoder, start_from, start_rest
 from persongen_jax.models.attention import add_branch
 from persongen_jax.models.id_encoder import IdentityTokens
 
@@ -31,10 +31,10 @@ class IPAdapter(Method):
     def attach(self, model, config, rngs):
         """The ID encoder on CLIP's weights, the norm, the branch; see methods/start.py."""
         add_id_encoder(model, config, rngs)
-        start_from_file(model, config)
+        origin = start_from(model, config)
         add_identity(model, config)
         add_branch(model.unet, "identity")
-        start_from_run(model, config)
+        start_rest(model, origin)
 
     def reference_size(self, model) -> int:
         return model.id_encoder.vision_model.config["image_size"]

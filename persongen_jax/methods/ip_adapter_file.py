@@ -20,7 +20,7 @@ from persongen_jax.conditioning import Conditioning
 from persongen_jax.methods.base import Method
 from persongen_jax.methods.ip_adapter import plain_text
 from persongen_jax.methods.photomaker import ATTENTION_LAYERS
-from persongen_jax.methods.start import start_from_run
+from persongen_jax.methods.start import find_origin, start_rest
 from persongen_jax.models.attention import add_branch
 from persongen_jax.models.layers import Linear
 from persongen_jax.models.lora import add_lora
@@ -56,18 +56,17 @@ class IPAdapterFile(Method):
         """The image encoder, ``image_proj``, the branch and, with a rank, LoRA.
 
         ``config.start_from`` may name an IP-Adapter file, which then decides the variant and every
-        size, or an earlier run. Reads otherwise config.image_proj ("base", "plus", "faceid") and
-        image_lora_rank (0: none); dtype; and where the encoder lies: id_encoder (default:
-        ``<base>/image_encoder``), for faceid face_net.
+        size, or an earlier run, which may have started from one. Reads otherwise config.image_proj
+        ("base", "plus", "faceid") and image_lora_rank (0: none); dtype; and where the encoder lies:
+        id_encoder (default: ``<base>/image_encoder``), for faceid face_net.
 
         Raises:
             ValueError: an unknown variant, or one that was made for another image encoder.
         """
         kind, rank, sizes = config.get("image_proj", "base"), config.get("image_lora_rank", 0), {}
-        source = config.get("start_from", "")
-        from_file = bool(source) and not Path(source).is_dir()
-        if from_file:
-            with read_ip_adapter(source) as file:
+        origin = find_origin(config)
+        if origin.file:
+            with read_ip_adapter(origin.file) as file:
                 kind, rank, sizes = file.kind, file.rank, file.sizes
         if kind not in PROJECTIONS:
             raise ValueError(f"config.image_proj={kind!r}: known are {', '.join(PROJECTIONS)}")
@@ -76,8 +75,9 @@ class IPAdapterFile(Method):
         sizes = sizes or _published_sizes(kind, width, model.unet.config["cross_attention_dim"][-1])
         if sizes["in_features"] != width:
             raise ValueError(
-                f"{source}: its {kind} projection reads features of width {sizes['in_features']}, "
-                f"the image encoder's are {width} wide. Give the encoder that it was made for: "
+                f"{origin.file}: its {kind} projection reads features of width "
+                f"{sizes['in_features']}, the image encoder's are {width} wide. Give the encoder "
+                "that it was made for: "
                 "ViT-bigG 1280, ViT-H 1024 (plus: 1280), ArcFace 512."
             )
         model.image_encoder = encoder
@@ -87,9 +87,9 @@ class IPAdapterFile(Method):
         if rank:
             add_lora(model.unet, ATTENTION_LAYERS, rank, alpha=float(rank), rngs=rngs)
             self.groups = (*type(self).groups, LORA_ROW)
-        if from_file:
-            load_ip_adapter_into(model, source, BRANCH)
-        start_from_run(model, config)
+        if origin.file:
+            load_ip_adapter_into(model, origin.file, BRANCH)
+        start_rest(model, origin)
 
     def reference_size(self, model) -> int:
         config = model.image_encoder.config

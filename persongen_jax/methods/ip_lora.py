@@ -8,7 +8,7 @@ from flax import nnx
 
 from persongen_jax.methods.ip_adapter import IPAdapter, add_identity
 from persongen_jax.methods.photomaker import ATTENTION_LAYERS, PhotoMaker
-from persongen_jax.methods.start import add_id_encoder, start_from_file, start_from_run
+from persongen_jax.methods.start import add_id_encoder, start_from, start_rest
 from persongen_jax.models.attention import ParallelCrossAttention, add_branch
 from persongen_jax.models.lora import add_lora, copy_lora
 
@@ -29,11 +29,11 @@ class IPLora(IPAdapter):
         """Reads config.rank and lora_alpha, and what methods/start.py does."""
         add_id_encoder(model, config, rngs)
         add_lora(model.unet, ATTENTION_LAYERS, config.rank, alpha=config.lora_alpha, rngs=rngs)
-        start_from_file(model, config)
+        origin = start_from(model, config)
         add_identity(model, config)
         add_branch(model.unet, "identity")
         for _, layer in nnx.iter_graph(model.unet):
             if isinstance(layer, ParallelCrossAttention):
                 copy_lora(layer.to_k, layer.branches["identity"].to_k)
                 copy_lora(layer.to_v, layer.branches["identity"].to_v)
-        start_from_run(model, config)
+        start_rest(model, origin)

@@ -13,7 +13,7 @@ from persongen_jax.methods.base import (
     prompt_states,
     reference_features,
 )
-from persongen_jax.methods.start import add_id_encoder, start_from_file, start_from_run
+from persongen_jax.methods.start import add_id_encoder, start_from, start_rest
 from persongen_jax.models.attention import add_branch
 from persongen_jax.models.lora import add_lora
 
@@ -39,11 +39,11 @@ class PhotoMaker(Method):
         """
         add_id_encoder(model, config, rngs)
         add_lora(model.unet, ATTENTION_LAYERS, config.rank, alpha=config.lora_alpha, rngs=rngs)
-        start_from_file(model, config)
+        origin = start_from(model, config)
         for name in self.streams:
             if name != "text":
                 add_branch(model.unet, name)
-        start_from_run(model, config)
+        start_rest(model, origin)
 
     def reference_size(self, model) -> int:
         return model.id_encoder.vision_model.config["image_size"]

@@ -1,18 +1,25 @@
 """What a method's parts start from: an ID encoder on CLIP's weights, and ``config.start_from``.
 
 ``start_from`` names a PhotoMaker file, or the working directory of an earlier run of this project
-(staged training).
+(staged training). That run may itself have started from another, and the first of them from a file.
+Checkpoints hold only what was trained, so all of them are read again, whenever a model is put
+together.
 """
 
 from pathlib import Path
+from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.experimental import multihost_utils
 
+from persongen_jax import distributed
 from persongen_jax.models.id_encoder import PhotoMakerIDEncoder
 from persongen_jax.models.lora import lora_layers
 from persongen_jax.partition import leaf_paths, set_leaves
 from persongen_jax.weights.clip import load_vision_tower
-from persongen_jax.weights.errors import KeyMismatch, UnsupportedAdapter
+from persongen_jax.weights.errors import KeyMismatch, MissingFile, UnsupportedAdapter
 
 
 def add_id_encoder(model, config, rngs):
@@ -34,24 +41,118 @@ def add_id_encoder(model, config, rngs):
     model.id_encoder = encoder
 
 
-def start_from_file(model, config):
-    """Fill the ID encoder, and the LoRA where there is one, from a PhotoMaker file.
+class Origin(NamedTuple):
+    """What :func:`find_origin` gives.
 
-    Nothing where ``config.start_from`` is "" or a directory. It is done on resuming and on loading
-    too: of what it sets, checkpoints hold only the trained part.
+    source: config.start_from; file: the weight file at the very beginning, or ""; trained: arrays
+    by path of the runs since then, of a path that several trained the last one's.
+    """
+
+    source: str
+    file: str
+    trained: dict
+
+
+def find_origin(config) -> Origin:
+    """Follow ``config.start_from`` to its beginning; all of it is empty where that is "".
 
     Raises:
-        WeightsError: no such file, or one of another kind or rank.
+        MissingFile: it, or what a run on the way started from, is not there.
+        FileNotFoundError: no checkpoint in a run on the way, or not the one that is needed.
+        ValueError: the runs started from each other.
     """
-    source = config.get("start_from", "")
-    if not source or Path(source).is_dir():
-        return
-    if lora_layers(model.unet):
-        from persongen_jax.weights.photomaker import load_photomaker_into
+    from persongen_jax.checkpoint import load_trained
+    from persongen_jax.sharding import make_mesh, replicated
 
-        load_photomaker_into(model, source)
-    else:
-        _load_id_encoder(model, source)
+    first = source = config.get("start_from", "")
+    step, whose, trained, seen = config.get("start_from_step", 0), "", {}, set()
+    while source and not Path(source).is_file():
+        if not Path(source).is_dir():
+            raise MissingFile(
+                f"{whose}config.start_from={source}: there is no such file or folder. It has to be "
+                "a weight file such as photomaker-v1.bin, or the --workdir of an earlier run: "
+                "train that first, give another path, or bring back what was there"
+            )
+        if Path(source).resolve() in seen:
+            raise ValueError(
+                f"{whose}config.start_from={source}: these runs started from each other, so that "
+                "what they began with is gone; give another --config.start_from"
+            )
+        seen.add(Path(source).resolve())
+        try:
+            arrays, saved = load_trained(source, replicated(make_mesh()), step or None)
+        except FileNotFoundError as error:
+            if not step:
+                raise
+            raise FileNotFoundError(
+                f"{whose}config.start_from_step={step}: {error}. A run needs the checkpoint that "
+                "it began with, for what it leaves frozen: bring back a copy of it"
+            ) from error
+        trained = {**arrays, **trained}
+        whose = f"{source}: "
+        source, step = saved.get("start_from", ""), saved.get("start_from_step", 0)
+    return Origin(str(first), str(source), trained)
+
+
+def start_from(model, config) -> Origin:
+    """Fill the parts that are there: to be called before others are made as their copies.
+
+    The ID encoder comes from the file, and the LoRA where there is one; then what runs have
+    trained. What has no place yet, :func:`start_rest` fills in.
+
+    Raises:
+        WeightsError: a file of another kind, or, named by the config itself, of another rank.
+        FileNotFoundError, ValueError: see :func:`find_origin`.
+    """
+    from persongen_jax.weights.photomaker import load_photomaker_into
+
+    origin = find_origin(config)
+    fitting, _, misshapen = _sort(model, origin)
+    if origin.file:
+        # A run may have another rank than the one that the file is for; its LoRA starts anew.
+        direct = origin.file == origin.source
+        if lora_layers(model.unet) and (direct or _has_rank(origin, config.rank, misshapen)):
+            load_photomaker_into(model, origin.file)
+        else:
+            _load_id_encoder(model, origin.file)
+    set_leaves(model, fitting)
+    return origin
+
+
+def start_rest(model, origin: Origin):
+    """Everything that runs have trained, when all parts are there; a LoRA of another rank stays.
+
+    Raises:
+        KeyMismatch: a run trained what this model does not have.
+    """
+    fitting, unknown, misshapen = _sort(model, origin)
+    others = {path: shapes for path, shapes in misshapen.items() if "/lora/" not in path}
+    if unknown or others:
+        remedy = "It trained another method, or on another base."
+        raise KeyMismatch(origin.source, (), unknown, misshapen, remedy)
+    set_leaves(model, fitting)
+
+
+def _sort(model, origin):
+    """(arrays that fit the model, paths that it lacks, path to (shape, the model's))."""
+    leaves = leaf_paths(model)
+    fitting, unknown, misshapen = {}, [], {}
+    for path, array in origin.trained.items():
+        if path not in leaves:
+            unknown.append(path)
+        elif array.shape == leaves[path].shape:
+            fitting[path] = array
+        else:
+            misshapen[path] = tuple(array.shape), tuple(leaves[path].shape)
+    return fitting, sorted(unknown), misshapen
+
+
+def _has_rank(origin, rank: int, misshapen) -> bool:
+    """Whether the file's LoRA fits, and no run since then has had one of another rank."""
+    from persongen_jax.weights.photomaker import read_photomaker
+
+    with read_photomaker(origin.file) as file:
+        return file.rank == rank and not any("/lora/" in path for path in misshapen)
 
 
 def _load_id_encoder(model, path):
@@ -68,31 +169,31 @@ def _load_id_encoder(model, path):
         fill_slots(module_slots(model.id_encoder, ""), file.id_encoder)
 
 
-def start_from_run(model, config):
-    """Take every array that an earlier run trained; a LoRA of another rank starts anew.
+def settle_step(config, before: dict | None):
+    """The config with ``start_from_step`` for good: the earlier run may be trained further.
 
-    Nothing where ``config.start_from`` is no directory.
+    Of several processes the first looks; all of them have to call it.
 
-    Raises:
-        KeyMismatch: the run trained what this model does not have.
-        FileNotFoundError: there is no checkpoint in it.
+    Args:
+        before: the config in the run's own checkpoint, whose step it goes on with; None when the
+            run begins, with the newest.
     """
-    workdir = config.get("start_from", "")
-    if not workdir or not Path(workdir).is_dir():
-        return
-    from persongen_jax.checkpoint import load_trained
-    from persongen_jax.sharding import make_mesh, replicated
+    source, step = config.get("start_from", ""), config.get("start_from_step", 0)
+    if step or not source:
+        return config
+    if before is not None:
+        step = before.get("start_from_step", 0)
+    elif Path(source).is_dir():
+        step = _newest_step(source)
+    config = config.copy_and_resolve_references()
+    config.start_from_step = step
+    return config
 
-    trained, _ = load_trained(workdir, replicated(make_mesh()))
-    leaves = leaf_paths(model)
-    unknown = sorted(trained.keys() - leaves.keys())
-    misshapen = {
-        path: (tuple(array.shape), tuple(leaves[path].shape))
-        for path, array in trained.items()
-        if path in leaves and array.shape != leaves[path].shape
-    }
-    other_rank = [path for path in misshapen if "/lora/" in path]
-    if unknown or len(other_rank) < len(misshapen):
-        remedy = "It trained another method, or on another base."
-        raise KeyMismatch(str(workdir), (), unknown, misshapen, remedy)
-    set_leaves(model, {p: array for p, array in trained.items() if p not in other_rank})
+
+def _newest_step(workdir) -> int:
+    from persongen_jax.checkpoint import find_run
+
+    step = find_run(workdir)[1] if distributed.is_first() else 0
+    if jax.process_count() > 1:
+        step = int(multihost_utils.broadcast_one_to_all(np.int64(step)))
+    return step

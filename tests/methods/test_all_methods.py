@@ -3,6 +3,7 @@
 import functools
 import importlib
 import pkgutil
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -17,12 +18,13 @@ from persongen_jax.checkpoint import Checkpoints, load_trained
 from persongen_jax.conditioning import Conditioning, TokenStream
 from persongen_jax.methods import METHODS
 from persongen_jax.methods.base import drop_condition, one_class_token
+from persongen_jax.methods.start import settle_step
 from persongen_jax.models.attention import Composition, branch_names
 from persongen_jax.models.lora import lora_layers
 from persongen_jax.partition import assign_groups, leaf_paths, make_optimizer, split_model
 from persongen_jax.pipeline import Pipeline
 from persongen_jax.sharding import make_mesh, replicated
-from persongen_jax.weights.errors import KeyMismatch
+from persongen_jax.weights.errors import KeyMismatch, MissingFile
 from persongen_jax.weights.photomaker import save_photomaker
 from persongen_jax.weights.sdxl import load_sdxl
 from tests.training_runs import small_base, small_config
@@ -48,6 +50,7 @@ GROUPS = {
     "cascade": "projections id_norm background body identity",
 }
 BRANCHED = [name for name, streams in STREAMS.items() if "identity" in streams]
+TOWER = 3  # how far the file's image tower is from the base's
 each_method = pytest.mark.parametrize("name", STREAMS)
 
 
@@ -208,12 +211,14 @@ def test_of_the_copies_of_the_class_token_one_stays(build):
 
 @pytest.fixture(scope="module")
 def photomaker_file(build, tmp_path_factory):
-    """A PhotoMaker file whose LoRA does something."""
+    """A PhotoMaker file whose LoRA does something, and with an image tower of its own."""
     model = nnx.clone(build("photomaker")[0].model)
     for i, layer in enumerate(lora_layers(model.unet).values()):
         layer.lora.up.set_value(jax.random.normal(jax.random.key(i), layer.lora.up.shape))
     kernel = model.id_encoder.visual_projection.kernel
     kernel.set_value(kernel.get_value() + 1)
+    bias = model.id_encoder.vision_model.post_layernorm.bias
+    bias.set_value(bias.get_value() + TOWER)
     path = tmp_path_factory.mktemp("photomaker") / "photomaker.safetensors"
     save_photomaker(model, path)
     return path
@@ -252,14 +257,19 @@ def test_what_has_no_lora_takes_the_id_encoder_of_a_photomaker_file(config, buil
     assert not lora_layers(model.unet)
 
 
+def write_run(workdir, model, name, step=0, **config):
+    """The checkpoint of a run of method ``name`` that has moved all that it trains by 1."""
+    trainable = split_model(model, METHODS[name]().groups)[1]
+    trainable = {path: array + 1 for path, array in trainable.items()}
+    checkpoints = Checkpoints(workdir)
+    checkpoints.save(step, trainable, {"count": np.zeros(1)}, {"method": name, **config})
+    checkpoints.close()
+    return trainable
+
+
 def test_a_run_goes_on_in_stages(config, build, tmp_path):
     """Heads and MLP of the earlier run; a LoRA of another rank starts anew (thesis, A.1.5)."""
-    model, method = nnx.clone(build("photomaker")[0].model), METHODS["photomaker"]
-    trainable = split_model(model, method.groups)[1]
-    trainable = {path: array + 1 for path, array in trainable.items()}
-    checkpoints = Checkpoints(tmp_path)
-    checkpoints.save(0, trainable, {"count": np.zeros(1)}, {"method": "photomaker"})
-    checkpoints.close()
+    trainable = write_run(tmp_path, build("photomaker")[0].model, "photomaker")
     for rank in (config.rank, config.rank + 1):
         here = changed(config, rank=rank, start_from=str(tmp_path), method="photomaker_bg")
         leaves = leaf_paths(train.build_model(here)[0].model)
@@ -268,6 +278,97 @@ def test_a_run_goes_on_in_stages(config, build, tmp_path):
             assert taken == (rank == config.rank or "/lora/" not in path)
     with pytest.raises(KeyMismatch, match="another method"):
         started(config, "ip_adapter", tmp_path)
+
+
+@pytest.mark.parametrize("extra_rank", [0, 1])
+def test_a_run_goes_on_from_what_the_run_before_it_started_from(
+    extra_rank, config, build, photomaker_file, tmp_path
+):
+    """Two stages back lies a file; only its image tower is in no checkpoint."""
+    model = build("photomaker")[0].model
+    heads = write_run(tmp_path / "a", model, "photomaker", start_from=str(photomaker_file))
+    fewer = {path: array + 1 for path, array in heads.items() if "visual_projection" in path}
+    checkpoints = Checkpoints(tmp_path / "b")
+    settings = {"method": "photomaker", "start_from": str(tmp_path / "a")}
+    checkpoints.save(0, fewer, {"count": np.zeros(1)}, settings)
+    checkpoints.close()
+    here = changed(config, rank=config.rank + extra_rank, start_from=str(tmp_path / "b"))
+    leaves = leaf_paths(train.build_model(here)[0].model)
+    bias = "id_encoder/vision_model/post_layernorm/bias"
+    own = leaf_paths(model)[bias].get_value()
+    assert np.allclose(leaves[bias].get_value(), own + TOWER)
+    for path, array in {**heads, **fewer}.items():
+        taken = np.array_equal(leaves[path].get_value(), array)
+        assert taken == (not extra_rank or "/lora/" not in path)
+    # A run that has no LoRA takes none, and one that begins with it takes the file's.
+    settings["start_from"] = str(photomaker_file)
+    checkpoints = Checkpoints(tmp_path / "c")
+    checkpoints.save(0, fewer, {"count": np.zeros(1)}, {**settings, "method": "dual"})
+    checkpoints.close()
+    here = changed(here, start_from=str(tmp_path / "c"))
+    layers = lora_layers(train.build_model(here)[0].model.unet).values()
+    assert all(layer.lora.up[...].any() != bool(extra_rank) for layer in layers)
+    assert not lora_layers(started(config, "dual", tmp_path / "c").unet)
+
+
+def test_what_is_copied_is_copied_from_what_the_earlier_run_trained(config, build, tmp_path):
+    write_run(tmp_path / "photomaker", build("photomaker")[0].model, "photomaker")
+    for layer in compositions(started(config, "ip_lora", tmp_path / "photomaker").unet):
+        for name in ("to_k", "to_v"):
+            base, copy = getattr(layer, name).lora, getattr(layer.branches["identity"], name).lora
+            assert base.up[...].any() and np.array_equal(base.up[...], copy.up[...])
+            assert np.array_equal(base.down[...], copy.down[...])
+    # What the earlier run trained of the copies themselves stays as it was trained.
+    model = nnx.clone(build("ip_lora")[0].model)
+    for layer in compositions(model.unet):
+        lora = layer.branches["identity"].to_k.lora
+        lora.up.set_value(lora.up[...] + 3)
+    trained = write_run(tmp_path / "ip_lora", model, "ip_lora")
+    leaves = leaf_paths(started(config, "ip_lora", tmp_path / "ip_lora"))
+    assert all(np.array_equal(leaves[path].get_value(), x) for path, x in trained.items())
+
+    write_run(tmp_path / "heads", build("ip_adapter")[0].model, "ip_adapter")
+    model = started(config, "dual", tmp_path / "heads")
+    heads = (model.id_encoder.visual_projection, model.id_encoder.visual_projection_2)
+    first = build("dual")[0].model.id_encoder.visual_projection.kernel[...]
+    assert np.array_equal(heads[0].kernel[...], first + 1)
+    both = np.concatenate([head.kernel[...] for head in heads], axis=1)
+    assert np.array_equal(model.id_tokens.visual_projection_3.kernel[...], both)
+
+
+def test_the_step_that_a_run_started_from_stays_the_same(config, build, tmp_path):
+    path = "id_encoder/visual_projection/kernel"
+    model, source = build("photomaker")[0].model, tmp_path / "earlier"
+    first = write_run(source, model, "photomaker", step=3)[path]
+    here = settle_step(changed(config, start_from=str(source)), None)
+    assert here.start_from_step == 3
+    again = nnx.clone(model)
+    kernel = leaf_paths(again)[path].get_value()
+    again.id_encoder.visual_projection.kernel.set_value(kernel + 5)
+    last = write_run(source, again, "photomaker", step=7)[path]
+    anew = changed(here, start_from_step=0)
+    found = [leaf_paths(train.build_model(c)[0].model)[path].get_value() for c in (here, anew)]
+    assert np.array_equal(found[0], first) and np.array_equal(found[1], last)
+    assert not np.array_equal(first, last)
+    # Who does not name the step goes on with the one that the run began with.
+    assert settle_step(anew, here.to_dict()).start_from_step == 3
+    assert settle_step(changed(here, start_from_step=7), here.to_dict()).start_from_step == 7
+    shutil.rmtree(source / "checkpoints" / "3")
+    with pytest.raises(FileNotFoundError, match=r"start_from_step=3: .*there are 7.*bring back"):
+        train.build_model(here)
+
+
+def test_a_start_that_is_not_there(config, build, tmp_path):
+    wanted = r"start_from=\S*nowhere: there is no such file or folder\. .*--workdir"
+    with pytest.raises(MissingFile, match=f"^config.{wanted}"):
+        started(config, "photomaker", tmp_path / "nowhere")
+    source, gone = tmp_path / "earlier", str(tmp_path / "nowhere")
+    write_run(source, build("photomaker")[0].model, "photomaker", start_from=gone)
+    with pytest.raises(MissingFile, match=f"^{source}: config.{wanted}"):
+        started(config, "photomaker", source)
+    write_run(source, build("photomaker")[0].model, "photomaker", 1, start_from=str(source))
+    with pytest.raises(ValueError, match="started from each other"):
+        started(config, "photomaker", source)
 
 
 # ---- Training ----------------------------------------------------------------------------------
