@@ -72,9 +72,9 @@ def parse_arguments(argv=None):
     add(
         "--image-encoder",
         default="",
-        help="with an IP-Adapter file: folder of the CLIP image encoder that it was made for; "
-        "default: the base's image_encoder. FaceID has no default: it needs the file of its face "
-        "recogniser",
+        help="folder of the CLIP image encoder that the method's weights go with; default: what "
+        "the run was trained with, for a file the base's image_encoder or a PhotoMaker file's own. "
+        "FaceID has no default: it needs the file of its face recogniser",
     )
     add(
         "--reference",

@@ -30,6 +30,7 @@ from persongen_jax.methods import get_method
 from persongen_jax.methods.base import without_identity
 from persongen_jax.models.attention import branch_names, remove_branches
 from persongen_jax.models.lora import merge_adapters, remove_adapters
+from persongen_jax.models.sdxl import COMPONENTS
 from persongen_jax.models.vae import decode_images
 from persongen_jax.partition import fill_trained
 from persongen_jax.regions import check_people, region_arrays
@@ -51,9 +52,10 @@ from persongen_jax.weights.adapters import (
     extract_adapter,
     module_paths,
 )
+from persongen_jax.weights.directory import read_config
 from persongen_jax.weights.ip_adapter import is_ip_adapter
 from persongen_jax.weights.lora_files import read_lora, write_lora
-from persongen_jax.weights.photomaker import read_photomaker
+from persongen_jax.weights.photomaker import has_tower_like, read_photomaker
 from persongen_jax.weights.sdxl import SDXLBase, load_sdxl, save_sdxl
 
 METHOD_PREFIX = "method:"  # of the name that a method's own LoRA goes by
@@ -157,60 +159,74 @@ class Pipeline:
                 ``.safetensors`` (weights/photomaker.py). What a method has beyond PhotoMaker, such
                 as a branch for the background, is then as its training begins with it. Or an
                 IP-Adapter file for SDXL (weights/ip_adapter.py).
-            encoder: with an IP-Adapter file, the folder of the image encoder that it was made for;
-                default: ``<base>/image_encoder``. FaceID has no default: it needs the face
-                recogniser's file.
+            encoder: the folder of the image encoder that the weights go with. Default: what the
+                run was trained with; for a file ``<base>/image_encoder``, where that is no other
+                than a PhotoMaker file's own. FaceID has no default: it needs the face recogniser's
+                file.
 
         Raises:
             FileNotFoundError: no checkpoint there.
             ValueError: weights of another method than ``name``, or that do not fit this base;
-                FaceID without ``encoder``.
+                FaceID without ``encoder``. Where they turn out not to fit, no method is loaded
+                afterwards.
         """
         settings = {"base": self.base.path, "dtype": jnp.dtype(self.model.unet.dtype).name}
-        if Path(weights).is_file():
-            if is_ip_adapter(weights):
-                if name not in (None, "ip_adapter", "ip_adapter_file"):
-                    raise ValueError(f"{weights}: is an IP-Adapter file, not one for {name!r}")
-                config = {"method": "ip_adapter_file", "trigger_word": "img"}
-                config |= {"id_encoder": str(encoder), "face_net": str(encoder)}
-            else:
-                config = self._photomaker_config(weights, name or "photomaker")
-            config = ConfigDict({**config, **settings, "start_from": str(weights)})
-            self._attach_method(config)
-        else:
+        if encoder:
+            settings |= {"id_encoder": str(encoder), "face_net": str(encoder)}
+        trained = None
+        if not Path(weights).is_file():
             trained, config = load_trained(weights, replicated(self.mesh))
             if name not in (None, config["method"]):
                 raise ValueError(
                     f"{weights}: holds weights of {config['method']!r}, not of {name!r}"
                 )
-            config = ConfigDict({**config, **settings})
-            self._attach_method(config)
-            fill_trained(self.model, trained, config.trainable or self.method.groups, str(weights))
-        # From here on the method's LoRA is one adapter among others.
-        own = extract_adapter(self.model.unet)
-        if own:
-            self.adapters[METHOD_PREFIX + config.method] = ({"unet": own}, 1.0)
-        self._apply_adapters()
-
-    def _attach_method(self, config):
-        """The method's parts on the model; what another one had added before goes."""
+        else:
+            settings["start_from"] = str(weights)
+            if is_ip_adapter(weights):
+                if name not in (None, "ip_adapter", "ip_adapter_file"):
+                    raise ValueError(f"{weights}: is an IP-Adapter file, not one for {name!r}")
+                config = {"method": "ip_adapter_file", "trigger_word": "img", "id_encoder": ""}
+            else:
+                config = self._photomaker_config(weights, name or "photomaker")
+        config = ConfigDict({**config, **settings})
         method = get_method(config.method)
-        self._remove_adapters()
-        remove_branches(self.model.unet)
+        self._remove_method()
+        try:
+            self._remove_adapters()
+            method.attach(self.model, config, nnx.Rngs(0))
+            if trained is not None:
+                fill_trained(self.model, trained, config.trainable or method.groups, str(weights))
+            # From here on the method's LoRA is one adapter among others.
+            own = extract_adapter(self.model.unet)
+            if own:
+                self.adapters[METHOD_PREFIX + config.method] = ({"unet": own}, 1.0)
+            self._apply_adapters()
+        except BaseException:
+            self._remove_method()
+            self._apply_adapters()
+            raise
+        self.method, self.trigger_word = method, config.trigger_word
+
+    def _remove_method(self):
+        """Take off all that a method has added; what it is made of leaves the devices."""
+        self.method = None
         self.adapters = {k: v for k, v in self.adapters.items() if not k.startswith(METHOD_PREFIX)}
-        self.method = method
-        self.method.attach(self.model, config, nnx.Rngs(0))
-        self.trigger_word = config.trigger_word
+        remove_branches(self.model.unet)
+        for name, part in list(vars(self.model).items()):
+            if isinstance(part, nnx.Module) and name not in COMPONENTS:
+                delattr(self.model, name)
 
     def _photomaker_config(self, path, name: str) -> dict:
         """What a method's ``attach`` has to know to have room for the file's tensors."""
+        beside = Path(self.base.path) / "image_encoder"
         with read_photomaker(path) as file:
             rank = file.rank
-        # The file has an image tower, but not its config; a directory beside the base has both.
-        beside = (Path(self.base.path) / "image_encoder").is_dir()
+            # The file has an image tower, but not its config; a directory beside the base has
+            # both, unless it is an IP-Adapter's image encoder.
+            same = beside.is_dir() and has_tower_like(file, read_config(beside))
         return {
             "method": name,
-            "id_encoder": "" if beside else str(path),
+            "id_encoder": "" if same else str(path),
             "rank": rank,
             "lora_alpha": float(rank),
             "trigger_word": "img",
@@ -322,7 +338,8 @@ class Pipeline:
         Args:
             prompt: one or several. Picture j of prompt i is number i * num_images_per_prompt + j.
             negative_prompt: what to steer away from; one for all or one each. None: the zero
-                embedding if model_index.json says so (SDXL's does), else the empty prompt.
+                embedding if model_index.json says so (SDXL's does), else the empty prompt; with
+                references always the empty prompt, which is what training drops conditions to.
             references: with a method loaded, for each prompt a list of one to four face crops of
                 one person (PIL images or uint8 [h, w, 3]); the prompt then holds the trigger word
                 behind the class word: "a man img in a space suit". A method that reads identities
@@ -439,8 +456,7 @@ class Pipeline:
             return own
         for name, (parsed, weight) in self.adapters.items():
             for path, lora in parsed.get("unet", {}).items():
-                alpha = lora.rank if lora.alpha is None else lora.alpha
-                scale = weight * alpha / lora.rank if name.startswith(METHOD_PREFIX) else 0.0
+                scale = weight * lora.scale if name.startswith(METHOD_PREFIX) else 0.0
                 own.setdefault(path, []).append(np.full(lora.rank, scale, np.float32))
         return {path: np.concatenate(columns) for path, columns in own.items()}
 

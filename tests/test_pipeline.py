@@ -1,5 +1,7 @@
 """The text-to-image pipeline against diffusers': same weights, same latents, same pictures."""
 
+import os
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -22,13 +24,20 @@ from ml_collections import ConfigDict
 
 from persongen_jax import pipeline as pipeline_module
 from persongen_jax.checkpoint import Checkpoints
+from persongen_jax.methods import get_method
 from persongen_jax.models.attention import branch_names
+from persongen_jax.models.clip import CLIPVisionModel
+from persongen_jax.models.lora import lora_layers
+from persongen_jax.models.sdxl import COMPONENTS
 from persongen_jax.partition import split_model
 from persongen_jax.pipeline import Pipeline
 from persongen_jax.prompts import PromptError
 from persongen_jax.weights.adapters import extract_adapter
-from persongen_jax.weights.errors import MissingFile
+from persongen_jax.weights.directory import read_config
+from persongen_jax.weights.errors import KeyMismatch, MissingFile
+from persongen_jax.weights.lora_files import LoraWeights, write_lora
 from persongen_jax.weights.photomaker import load_photomaker_into, save_photomaker
+from persongen_jax.weights.saver import save_module
 from persongen_jax.weights.sdxl import load_sdxl
 from tests.photomaker_files import write_random_photomaker
 
@@ -305,6 +314,97 @@ def test_a_run_that_started_from_a_file_has_its_image_tower(personal, tiny_base,
     pipe.load_method(None, tmp_path / "run")
     found = pipe.model.id_encoder.vision_model.post_layernorm.bias
     assert np.array_equal(found.get_value(), bias.get_value())
+
+
+@pytest.fixture
+def other_encoder(tiny_base, tmp_path):
+    """The base with another image encoder beside it, as an IP-Adapter brings it; and its own."""
+    base, own = tmp_path / "base", tiny_base / "image_encoder"
+    ignore = shutil.ignore_patterns("image_encoder")
+    shutil.copytree(tiny_base, base, ignore=ignore, copy_function=os.symlink)
+    config = {**read_config(own), "num_hidden_layers": 3}
+    tower = CLIPVisionModel(config, with_projection=True, rngs=nnx.Rngs(0))
+    save_module(tower, base / "image_encoder", config, file_name="model.safetensors")
+    return base, own
+
+
+def test_the_image_encoder_beside_the_base_may_be_another_than_the_files(
+    other_encoder, personal, photomaker
+):
+    base, own = other_encoder
+    pipe = Pipeline.from_pretrained(base)
+    pipe.load_method(None, photomaker)
+    tower, wanted = (p.model.id_encoder.vision_model for p in (pipe, personal))
+    first = nnx.state(tower), nnx.state(wanted)
+    assert all(map(np.array_equal, *map(jax.tree.leaves, first)))
+    pipe.load_method(None, photomaker, encoder=own)
+    assert len(pipe.model.id_encoder.vision_model.encoder.layers) == 2
+
+
+def test_the_image_encoder_of_a_run_may_have_moved(other_encoder, tmp_path):
+    base, own = other_encoder
+    config = {"base": str(base), "id_encoder": str(own), "rank": 3, "lora_alpha": 3.0}
+    config |= {"dtype": "float32", "method": "photomaker", "trigger_word": "img", "trainable": []}
+    pipe = Pipeline.from_pretrained(base)
+    method = get_method("photomaker")
+    method.attach(pipe.model, ConfigDict(config), nnx.Rngs(0))
+    checkpoints = Checkpoints(tmp_path / "run")
+    trainable = split_model(pipe.model, method.groups)[1]
+    config["id_encoder"] = str(tmp_path / "moved")
+    checkpoints.save(0, trainable, {"count": np.zeros(1)}, config)
+    checkpoints.close()
+    pipe = Pipeline.from_pretrained(base)
+    with pytest.raises(MissingFile, match="moved: .*--image-encoder"):
+        pipe.load_method(None, tmp_path / "run")
+    pipe.load_method(None, tmp_path / "run", encoder=own)
+    assert len(pipe.model.id_encoder.vision_model.encoder.layers) == 2
+
+
+def test_a_method_that_cannot_be_loaded_leaves_none_and_all_loras(photomaker, tiny_base, tmp_path):
+    pipe = Pipeline.from_pretrained(tiny_base)
+    pipe.load_method("photomaker_bg", photomaker)
+    kernel = pipe.model.unet.mid_block.attentions[0].proj_in.kernel
+    weights = LoraWeights(np.ones((2, kernel.shape[0])), np.ones((kernel.shape[1], 2)))
+    write_lora(tmp_path / "lora.safetensors", {"unet": {"mid_block.attentions.0.proj_in": weights}})
+    pipe.load_lora(tmp_path / "lora.safetensors", name="mine")
+    run = {"method": "ip_adapter", "dtype": "float32", "id_encoder": "", "trigger_word": "img"}
+    checkpoints = Checkpoints(tmp_path / "run")
+    other = {"id_tokens/id_norm/scale": np.ones(3, np.float32)}
+    checkpoints.save(0, other, {"count": np.zeros(1)}, {**run, "trainable": []})
+    checkpoints.close()
+    with pytest.raises(KeyMismatch, match="id_norm/scale"):
+        pipe.load_method(None, tmp_path / "run")
+    assert pipe.method is None and pipe.streams == ("text",)
+    assert list(pipe.adapters) == ["mine"] and branch_names(pipe.model.unet) == []
+    assert [".".join(map(str, path)) for path in lora_layers(pipe.model.unet)] == [
+        "mid_block.attentions.0.proj_in"
+    ]
+    assert {name for name, part in vars(pipe.model).items() if isinstance(part, nnx.Module)} == {
+        *COMPONENTS
+    }
+    with pytest.raises(ValueError, match="load_method"):
+        pipe("a man img", references=[[FACE]])
+    # A name that there is no method of changes nothing at all.
+    pipe.load_method("photomaker_bg", photomaker)
+    with pytest.raises(ValueError, match="photo"):
+        pipe.load_method("photo", photomaker)
+    assert pipe.streams == ("text", "background")
+
+
+def test_of_the_method_before_nothing_stays(photomaker, tiny_base, tmp_path):
+    config = {"base": str(tiny_base), "id_encoder": "", "dtype": "float32", "trainable": []}
+    config |= {"method": "ip_adapter", "trigger_word": "img"}
+    pipe = Pipeline.from_pretrained(tiny_base)
+    method = get_method("ip_adapter")
+    method.attach(pipe.model, ConfigDict(config), nnx.Rngs(0))
+    checkpoints = Checkpoints(tmp_path)
+    trainable = split_model(pipe.model, method.groups)[1]
+    checkpoints.save(0, trainable, {"count": np.zeros(1)}, config)
+    checkpoints.close()
+    pipe.load_method(None, tmp_path)
+    assert hasattr(pipe.model, "id_tokens")
+    pipe.load_method(None, photomaker)
+    assert not hasattr(pipe.model, "id_tokens") and hasattr(pipe.model, "id_encoder")
 
 
 def test_the_identitys_scale_is_the_way_to_the_fused_token(personal):

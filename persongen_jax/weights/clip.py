@@ -36,9 +36,10 @@ def load_vision_tower(folder, *, dtype=jnp.float32, param_dtype=None, shardings=
         return tower, None
     if not folder.is_dir():
         raise MissingFile(
-            f"{folder}: no such directory. The ID encoder starts from a CLIP image tower; give "
-            "--config.id_encoder=PATH: a transformers folder such as "
-            "openai/clip-vit-large-patch14, or a PhotoMaker file"
+            f"{folder}: no such directory. The references are read by a CLIP image tower; give "
+            "one, a transformers folder such as openai/clip-vit-large-patch14 or a PhotoMaker "
+            "file: to train as --config.id_encoder=PATH, to evaluate as --id-encoder, to generate "
+            "as --image-encoder, to load_method as encoder"
         )
     config = read_config(folder)
     with open_component(folder) as source:

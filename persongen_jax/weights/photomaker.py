@@ -12,7 +12,7 @@ import re
 
 from flax import nnx
 
-from persongen_jax.models.clip import CLIPVisionModel
+from persongen_jax.models.clip import CLIPVisionModel, complete_config
 from persongen_jax.models.layers import UnusedRngs
 from persongen_jax.models.lora import lora_layers
 from persongen_jax.models.photomaker_v2 import PhotoMakerV2IDEncoder
@@ -276,10 +276,8 @@ def infer_vision_config(source: TensorSource, heads: str | None = None) -> dict:
 
     Shapes do not tell the number of ``heads``; without it they are taken to be 64 wide.
     """
-    width, channels, patch, _ = source.info("embeddings.patch_embedding.weight")[1]
-    positions, _ = source.info("embeddings.position_embedding.weight")[1]
-    inner, _ = source.info("encoder.layers.0.mlp.fc1.weight")[1]
-    layers = {int(m[1]) for k in source.keys() if (m := re.match(r"encoder\.layers\.(\d+)\.", k))}
+    sizes, positions = _vision_sizes(source)
+    width = sizes["hidden_size"]
     side = round((positions - 1) ** 0.5)
     if side**2 != positions - 1 or width % (int(heads) if heads else 64):
         raise BadConfig(
@@ -287,20 +285,42 @@ def infer_vision_config(source: TensorSource, heads: str | None = None) -> dict:
             "OpenAI's CLIP towers. Put the tower's own directory beside the base (image_encoder)."
         )
     return {
-        "hidden_size": width,
-        "intermediate_size": inner,
-        "num_hidden_layers": len(layers),
+        **sizes,
         "num_attention_heads": int(heads) if heads else width // 64,
-        "num_channels": channels,
-        "image_size": side * patch,
-        "patch_size": patch,
+        "image_size": side * sizes["patch_size"],
         "hidden_act": "quick_gelu",
         "layer_norm_eps": 1e-5,
     }
 
 
+def has_tower_like(file: PhotoMakerFile, config: dict) -> bool:
+    """Whether the file's image tower has the sizes of a transformers ``config.json``."""
+    tower = normalise_clip_vision(subsource(file.id_encoder, "vision_model."))
+    sizes, positions = _vision_sizes(tower)
+    config = complete_config(config, "vision")
+    patches = (config["image_size"] // config["patch_size"]) ** 2
+    return positions == 1 + patches and all(config[key] == size for key, size in sizes.items())
+
+
+def _vision_sizes(source) -> tuple[dict, int]:
+    """What the shapes tell of a config, and the number of positions."""
+    width, channels, patch, _ = source.info("embeddings.patch_embedding.weight")[1]
+    positions, _ = source.info("embeddings.position_embedding.weight")[1]
+    inner, _ = source.info("encoder.layers.0.mlp.fc1.weight")[1]
+    layers = {int(m[1]) for k in source.keys() if (m := re.match(r"encoder\.layers\.(\d+)\.", k))}
+    sizes = {
+        "hidden_size": width,
+        "intermediate_size": inner,
+        "num_hidden_layers": len(layers),
+        "num_channels": channels,
+        "patch_size": patch,
+    }
+    return sizes, positions
+
+
 __all__ = [
     "PhotoMakerFile",
+    "has_tower_like",
     "infer_vision_config",
     "load_photomaker_into",
     "load_photomaker_tower",

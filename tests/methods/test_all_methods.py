@@ -358,6 +358,26 @@ def test_the_step_that_a_run_started_from_stays_the_same(config, build, tmp_path
         train.build_model(here)
 
 
+def test_a_run_saves_the_step_that_it_started_from(config, build, tmp_path, monkeypatch):
+    source, workdir = tmp_path / "earlier", tmp_path / "run"
+    write_run(source, build("photomaker")[0].model, "photomaker", step=3)
+    here = changed(config, start_from=str(source))
+
+    def look(config, *_):
+        raise InterruptedError(f"step {config.start_from_step}")
+
+    monkeypatch.setattr(train, "build_model", look)
+    with pytest.raises(InterruptedError, match="step 3"):
+        train.train(here, workdir)
+    settings = {**here.to_dict(), "start_from_step": 3}
+    write_run(workdir, build("photomaker")[0].model, **{**settings, "name": here.method})
+    write_run(source, build("photomaker")[0].model, "photomaker", step=7)
+    with pytest.raises(InterruptedError, match="step 3"):
+        train.train(here, workdir)
+    with pytest.raises(ValueError, match="start_from_step: 3 -> 7"):
+        train.train(changed(here, start_from_step=7), workdir)
+
+
 def test_a_start_that_is_not_there(config, build, tmp_path):
     wanted = r"start_from=\S*nowhere: there is no such file or folder\. .*--workdir"
     with pytest.raises(MissingFile, match=f"^config.{wanted}"):
