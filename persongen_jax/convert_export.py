@@ -7,6 +7,8 @@ nothing; what it has none for is named in the answer, group by group.
 import re
 from pathlib import Path
 
+from persongen_jax.models.attention import ParallelCrossAttention
+from persongen_jax.models.lora import lora_layers
 from persongen_jax.partition import assign_groups, leaf_paths
 from persongen_jax.trained import TrainedRun
 from persongen_jax.weights.adapters import extract_adapter, module_paths
@@ -14,6 +16,7 @@ from persongen_jax.weights.errors import WeightsError
 from persongen_jax.weights.ip_adapter import save_image_encoder, save_ip_adapter
 from persongen_jax.weights.lora_files import write_kohya_lora, write_lora
 from persongen_jax.weights.photomaker import save_photomaker
+from persongen_jax.weights.slots import processors
 
 # Format -> paths of the trained parameters that it has a place for.
 HELD = {
@@ -21,10 +24,13 @@ HELD = {
     "kohya-lora": r"unet/(?!.*/branches/).*/lora/(down|up)",
     "photomaker": r"id_encoder/.*|unet/(?!.*/branches/).*/lora/(down|up)",
     "ip-adapter": (
-        r"image_proj/.*|id_encoder/visual_projection.*|id_tokens/.*"
+        r"image_proj/.*|id_tokens/.*"
         r"|unet/.*/branches/identity/to_[kv]/kernel|unet/(?!.*/branches/).*/lora/(down|up)"
     ),
 }
+# What an IP-Adapter file and the encoder beside it hold besides, of methods that have the first.
+SHARED_HEADS = r"|id_encoder/visual_projection(_2)?/kernel"
+TOWER = r"|id_encoder/vision_model/.*"
 FORMATS = tuple(HELD)
 BRANCH = ".branches."
 
@@ -42,6 +48,16 @@ def export_run(run: TrainedRun, out, file_format: str, *, sgm_names: bool = Fals
         WeightsError: the method has nothing of the kind, or nothing that the format can hold
             without loss; nothing is written then.
     """
+    if file_format not in FORMATS:
+        raise WeightsError(f"format {file_format!r} is unknown; known: {', '.join(FORMATS)}")
+    reason = why_not(run, file_format)
+    if reason:
+        others = [name for name in FORMATS if not why_not(run, name)]
+        remedy = f"it can be written as {', '.join(others)}" if others else "keep the run"
+        raise WeightsError(
+            f"{run.workdir}: its method {run.config.method} {reason}. As {file_format} it cannot "
+            f"be written; {remedy}, and generate reads the run itself by --method-weights"
+        )
     model = run.base.model
     if file_format in ("diffusers-lora", "kohya-lora"):
         if Path(out).suffix != ".safetensors":
@@ -58,15 +74,13 @@ def export_run(run: TrainedRun, out, file_format: str, *, sgm_names: bool = Fals
     elif file_format == "photomaker":
         save_photomaker(model, out)
         said = "PhotoMaker"
-    elif file_format == "ip-adapter":
+    else:
         save_ip_adapter(model, out)
         said = "IP-Adapter"
         if hasattr(model, "id_tokens"):
             folder = Path(out).with_name(f"{Path(out).stem}_image_encoder")
             save_image_encoder(model, folder)
             said += f", and the image encoder that it goes with beside it, in {folder.name}"
-    else:
-        raise WeightsError(f"format {file_format!r} is unknown; known: {', '.join(FORMATS)}")
     left = left_out(run, file_format)
     if left:
         groups = ", ".join(f"{group} ({n} arrays)" for group, n in left.items())
@@ -74,9 +88,32 @@ def export_run(run: TrainedRun, out, file_format: str, *, sgm_names: bool = Fals
     return said
 
 
+def why_not(run: TrainedRun, file_format: str) -> str:
+    """What the method lacks for a format, or has that cannot be left out; "" if nothing."""
+    model = run.base.model
+    found = lora_layers(model.unet)
+    on_branches = any("branches" in path for path in found)
+    if file_format == "ip-adapter":
+        readers = [x for name, x in processors(model.unet).items() if name.endswith(".attn2")]
+        if not all(
+            isinstance(x, ParallelCrossAttention) and "identity" in x.order for x in readers
+        ):
+            return "has no parallel attention branch on the identity"
+    elif file_format == "photomaker" and not hasattr(model, "id_encoder"):
+        return "has no ID encoder"
+    elif all("branches" in path for path in found):
+        return "has no LoRA on the base's layers"
+    if on_branches and file_format in ("ip-adapter", "photomaker"):
+        return "has a LoRA on its attention branches too, which goes with the rest"
+    return ""
+
+
 def left_out(run: TrainedRun, file_format: str) -> dict[str, int]:
     """Learning-rate group -> number of trained arrays that the format has no place for."""
-    held = re.compile(HELD[file_format])
+    held, tokens = HELD[file_format], getattr(run.base.model, "id_tokens", None)
+    if file_format == "ip-adapter" and tokens is not None:
+        held += TOWER + (SHARED_HEADS if tokens.visual_projection_3 is None else "")
+    held = re.compile(held)
     table = run.config.trainable or run.method.groups
     left = {}
     for path, group in assign_groups(leaf_paths(run.base.model), table).items():
@@ -87,14 +124,8 @@ def left_out(run: TrainedRun, file_format: str) -> dict[str, int]:
 
 def _base_lora(run) -> dict:
     """The LoRA on the base's own layers, by path; not that on a method's branches."""
-    found = {
+    return {
         path: lora
         for path, lora in extract_adapter(run.base.model.unet).items()
         if BRANCH not in f".{path}."
     }
-    if not found:
-        raise WeightsError(
-            f"{run.workdir}: the method {run.config.method} has no LoRA on the base's layers, so "
-            "there is none to write"
-        )
-    return found

@@ -15,7 +15,7 @@ from peft.tuners.lora import LoraLayer
 from configs.first_light import get_config
 from persongen_jax import convert
 from persongen_jax.checkpoint import Checkpoints
-from persongen_jax.convert_export import export_run
+from persongen_jax.convert_export import export_run, left_out
 from persongen_jax.models.photomaker_v2 import PhotoMakerV2IDEncoder
 from persongen_jax.models.sdxl import COMPONENTS
 from persongen_jax.partition import leaf_paths, split_model
@@ -214,6 +214,33 @@ def test_an_exported_ip_adapter_holds_what_was_trained(tiny_base, tmp_path, caps
     assert "IP-Adapter, base, 4 tokens" in capsys.readouterr().out
 
 
+def test_an_ip_adapter_of_dual_names_what_it_leaves_out(tiny_base, tmp_path):
+    """Its branch has a projection of its own; the two heads belong to the text space."""
+    run = open_run(write_run(tmp_path / "run", tiny_base, "dual", steps=(5,)))
+    said = export_run(run, tmp_path / "mine.safetensors", "ip-adapter")
+    assert re.search(r"no place for .*fuse_module \(\d+ arrays\), projections \(2 arrays\)$", said)
+    said = left_out(run, "photomaker")
+    assert said["projections"] == 1 and "fuse_module" not in said
+
+
+@pytest.mark.parametrize(
+    ("name", "file_format", "reason", "others"),
+    [
+        ("ip_adapter", "photomaker", "has no LoRA on the base's layers", "as ip-adapter,"),
+        ("cascade", "ip-adapter", "has no parallel attention branch on the id", "keep the run"),
+        ("ip_lora", "ip-adapter", "has a LoRA on its attention branches", "kohya-lora,"),
+        ("ip_lora", "photomaker", "has a LoRA on its attention branches", "kohya-lora,"),
+        ("dual", "diffusers-lora", "has no LoRA on the base's layers", "as ip-adapter,"),
+    ],
+)
+def test_a_format_that_is_not_the_methods(name, file_format, reason, others, tiny_base, tmp_path):
+    workdir = write_run(tmp_path / "run", tiny_base, name, steps=(5,))
+    out = tmp_path / "mine.safetensors"
+    said = fails("export", "--format", file_format, workdir, out)
+    assert f"{workdir}: its method {name} {reason}" in said and others in said
+    assert not out.exists()
+
+
 def test_a_dry_run_checks_and_writes_nothing(workdir, tmp_path, capsys):
     out = tmp_path / "a.safetensors"
     options = ["export", "--format", "kohya-lora", "--step", "10", "--dry_run"]
@@ -224,8 +251,10 @@ def test_a_dry_run_checks_and_writes_nothing(workdir, tmp_path, capsys):
 
 
 def test_what_a_run_cannot_give(run, exported, tmp_path):
-    with pytest.raises(WeightsError, match="image_proj|image projection|ip_adapter"):
+    with pytest.raises(WeightsError, match="photomaker_bg has no parallel.* identity") as refused:
         export_run(run, tmp_path / "a.safetensors", "ip-adapter")
+    assert str(run.workdir) in str(refused.value)
+    assert "as diffusers-lora, kohya-lora, photomaker," in str(refused.value)
     with pytest.raises(WeightsError, match=r"ending has to be \.safetensors"):
         export_run(run, tmp_path / "a.bin", "diffusers-lora")
     assert list(tmp_path.iterdir()) == []

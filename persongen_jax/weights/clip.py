@@ -38,8 +38,8 @@ def load_vision_tower(folder, *, dtype=jnp.float32, param_dtype=None, shardings=
         raise MissingFile(
             f"{folder}: no such directory. The references are read by a CLIP image tower; give "
             "one, a transformers folder such as openai/clip-vit-large-patch14 or a PhotoMaker "
-            "file: to train as --config.id_encoder=PATH, to evaluate as --id-encoder, to generate "
-            "as --image-encoder, to load_method as encoder"
+            "file: to train as --config.id_encoder=PATH, to evaluate and convert as --id-encoder, "
+            "to generate as --image-encoder, to load_method as encoder"
         )
     config = read_config(folder)
     with open_component(folder) as source:
