@@ -90,9 +90,14 @@ def parse_arguments(argv=None):
         default="auto",
         metavar="NAME[:PATH]",
         help="finds the face in references: keypoints:DIR, insightface, cascade; auto: the base's "
-        "own, else InsightFace where its models are, else scikit-image's cascade",
+        "own, else InsightFace where its models are, else scikit-image's cascade, which cannot "
+        "align faces as a FaceID file needs them",
     )
-    add("--no-crop", action="store_true", help="references are face crops already")
+    add(
+        "--no-crop",
+        action="store_true",
+        help="references are face crops already; for a FaceID file, aligned ones of 112 pixels",
+    )
     add(
         "--start-merge-step",
         "--start_merge_step",
@@ -174,11 +179,12 @@ def warn_of_cut_prompts(pipe, prompts, negative_prompt, num_references, parts):
 
 
 def read_references(args) -> tuple[list, list | None]:
-    """Face crops of each person, as PhotoMaker wants them; and a mask for each, or None."""
+    """Face crops of each person, as the weights want them; and a mask for each, or None."""
     from PIL import Image
 
     from data_pipeline.faces import crop_face, open_reference_detector
     from data_pipeline.transforms import load_image
+    from persongen_jax.aligned_references import align_reference, wants_aligned_faces
 
     people = group_references(args.reference)
     for paths in people.values():
@@ -189,7 +195,8 @@ def read_references(args) -> tuple[list, list | None]:
         crops = [[image for _, image in person] for person in crops]
     else:
         detector = open_reference_detector(args.base, args.detector)
-        crops = [[crop_face(image, str(p), detector) for p, image in person] for person in crops]
+        crop = align_reference if wants_aligned_faces(args.method_weights) else crop_face
+        crops = [[crop(image, str(path), detector) for path, image in person] for person in crops]
     regions = None
     if None not in people:
         regions = [Image.open(mask) for mask in people]

@@ -342,7 +342,8 @@ class Pipeline:
                 references always the empty prompt, which is what training drops conditions to.
             references: with a method loaded, for each prompt a list of one to four face crops of
                 one person (PIL images or uint8 [h, w, 3]); the prompt then holds the trigger word
-                behind the class word: "a man img in a space suit". A method that reads identities
+                behind the class word: "a man img in a space suit". For a FaceID file the crops are
+                aligned faces (data_pipeline/align.py). A method that reads identities
                 by an attention branch alone does not need the trigger word. With such a branch
                 several people: for each prompt a list of such lists, and ``regions``. (Where the
                 identity is also written into the class word, that is the first person's.)

@@ -5,10 +5,13 @@ import shutil
 
 import numpy as np
 import pytest
+from diffusers import UNet2DConditionModel
 from PIL import Image
 
 from configs.first_light import get_config
-from data_pipeline.faces import crop_face
+from data_pipeline.align import align_face
+from data_pipeline.detectors import open_detector
+from data_pipeline.faces import NoFaceFound, crop_face
 from persongen_jax import generate
 from persongen_jax.checkpoint import Checkpoints
 from persongen_jax.partition import split_model
@@ -18,6 +21,8 @@ from persongen_jax.train import build_model
 from persongen_jax.watermark import has_watermark
 from persongen_jax.weights.adapters import extract_adapter
 from persongen_jax.weights.photomaker import save_photomaker
+from tests.ip_adapters import write_ip_adapter
+from tests.keypoint_nets import write_keypoint_net
 from tests.weights.test_lora_files import save
 
 # One batch size and number of steps nearly everywhere: one compiled program.
@@ -253,6 +258,34 @@ def test_a_photograph_a_photomaker_file_and_scales(tiny_base, method_weights, tm
     note = json.loads(Image.open(path).text["settings"])
     assert note["scale"] == ["identity=0.5", "lora=0"] and note["start_merge_step"] == 0
     assert note["method_weights"] == str(tmp_path / "photomaker.safetensors")
+
+
+def test_references_of_a_faceid_file_are_aligned(tiny_base, tmp_path):
+    unet = UNet2DConditionModel.from_pretrained(tiny_base / "unet")
+    for kind in ("faceid", "base"):
+        write_ip_adapter(tmp_path / f"{kind}.safetensors", unet, kind, 32)
+    write_keypoint_net(tmp_path / "detector", present=3.0)
+    detector = f"keypoints:{tmp_path / 'detector'}"
+    photo = image_file(tmp_path / "me.png", (160, 120))
+
+    def crop(kind, *more):
+        arguments = ["--base", str(tiny_base), "--reference", photo, *more]
+        arguments += ["--method-weights", str(tmp_path / f"{kind}.safetensors")]
+        (person,), _ = generate.read_references(generate.parse_arguments(arguments))
+        return np.asarray(person[0])
+
+    (found,) = open_detector(detector).detect([pixels(photo)])
+    wanted = align_face(pixels(photo), found.landmarks)
+    assert np.array_equal(crop("faceid", "--detector", detector), wanted)
+    square = crop_face(pixels(photo), detector=open_detector(detector))
+    assert np.array_equal(crop("base", "--detector", detector), square)
+    assert np.array_equal(crop("faceid", "--no-crop"), pixels(photo))
+    write_keypoint_net(tmp_path / "blind", present=-3.0)
+    with pytest.raises(NoFaceFound, match=r"me\.png .*aligned crop"):
+        crop("faceid", "--detector", f"keypoints:{tmp_path / 'blind'}")
+    pytest.importorskip("skimage")
+    with pytest.raises(ValueError, match="cascade: .*no landmarks.*--detector insightface"):
+        crop("faceid", "--detector", "cascade")
 
 
 def test_the_cut_part_of_a_plain_prompt(tiny_base, tmp_path, capsys):

@@ -41,8 +41,9 @@ LORA_ROW = (r"unet/.*/lora/(down|up)", "lora")
 class IPAdapterFile(Method):
     """Image tokens in the stream "identity", made by ``model.image_proj``; perhaps LoRA.
 
-    The prompt is an ordinary one. FaceID's references have to be aligned faces, as its recogniser's
-    are (data_pipeline/align.py).
+    The prompt is an ordinary one. A published FaceID file was trained on aligned faces, and its
+    references have to be such (persongen_jax/aligned_references.py); what is trained here reads the
+    square crops that all methods do.
     """
 
     needs_trigger = False
