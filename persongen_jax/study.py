@@ -137,7 +137,10 @@ def check_settings(run: Run):
     path = run.folder / "config.json"
     if not path.is_file():
         return
-    lines = differences(json.loads(path.read_text()), json.loads(run.config.to_json()))
+    before, now = json.loads(path.read_text()), json.loads(run.config.to_json())
+    # Which checkpoint of an earlier run it started from, training has found out itself.
+    now["start_from_step"] = now["start_from_step"] or before.get("start_from_step", 0)
+    lines = differences(before, now)
     if lines:
         raise ValueError(
             f"{run.folder} was trained with another config (was -> now): {'; '.join(lines)}. Give "

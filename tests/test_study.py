@@ -124,6 +124,9 @@ def test_another_setting_than_a_finished_runs_is_refused(study):
     # The base may have moved, and how often a checkpoint is made is nobody's business.
     path.write_text(json.dumps({**settings, "base": "/elsewhere/sdxl", "checkpoint_every": 7}))
     check_settings(run)
+    # Training itself has found the checkpoint of the earlier run.
+    path.write_text(json.dumps({**settings, "start_from_step": 3}))
+    check_settings(run)
     path.write_text(json.dumps({**settings, "lr_lora": 0.5}))
     with pytest.raises(ValueError, match=r"lr_lora: 0\.5 -> 0\.003"):
         check_settings(run)
