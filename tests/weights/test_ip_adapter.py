@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from transformers import CLIPVisionModelWithProjection
 
 from persongen_jax import models
+from persongen_jax.checkpoint import Checkpoints
 from persongen_jax.methods import get_method
 from persongen_jax.methods.ip_adapter_file import IPAdapterFile
 from persongen_jax.models.lora import add_adapter, lora_layers
@@ -204,6 +205,23 @@ def test_every_variant_can_be_trained_from_scratch(kind, tiny_base, tmp_path):
     save_ip_adapter(model, tmp_path / "mine.safetensors")
     with read_ip_adapter(tmp_path / "mine.safetensors") as file:
         assert file.kind == kind and file.rank == (rank or None)
+
+
+def test_a_run_goes_on_from_the_file_that_an_earlier_one_started_from(
+    files, loaded, tiny_base, tmp_path
+):
+    """The file decides variant and rank; of its tensors a checkpoint has only what was trained."""
+    path = str(files["faceid"][0])
+    wanted = {name: leaf.get_value() for name, leaf in leaf_paths(loaded["faceid"]).items()}
+    trained = {name: array + 1 for name, array in wanted.items() if "/branches/" in name}
+    checkpoints = Checkpoints(tmp_path)
+    config = {"method": "ip_adapter_file", "start_from": path}
+    checkpoints.save(0, trained, {"count": np.zeros(1)}, config)
+    checkpoints.close()
+    leaves = leaf_paths(attach(tiny_base, start_from=str(tmp_path))[0])
+    assert leaves.keys() == wanted.keys()
+    for name, array in {**wanted, **trained}.items():
+        assert np.array_equal(leaves[name].get_value(), array), name
 
 
 def test_a_single_token_per_reference_becomes_a_base_file(tiny_base, tmp_path):
