@@ -30,12 +30,13 @@ RUNS = (
     (YARDSTICK, "--topology", "v5p:2x2x1"),
     (YARDSTICK, "--topology", "v5e:2x2"),
     (YARDSTICK, "--topology", "v5e:2x2", "--remat"),
-    # Where a batch stops paying. The fuller the chip, the longer it takes: 12 to 35 minutes each.
+    # Where a batch stops paying. The fuller the chip, the longer it takes: 12 to 45 minutes each.
     *(
         (*STEP, "--topology", "v5p:4x4x4", "--cached", "--per_chip_batch", n)
-        for n in ("40", "53", "56", "59")
+        for n in ("40", "53", "56", "59", "80")
     ),
-    *((*STEP, *ON_V5E, "--per_chip_batch", n) for n in ("4", "5", "6")),
+    (*STEP, "--topology", "v5p:4x4x4", OFFLOADED, "--cached", "--per_chip_batch", "128"),
+    *((*STEP, *ON_V5E, "--per_chip_batch", n) for n in ("4", "5", "6", "8")),
     *((*STEP, *ON_V6E, "--per_chip_batch", n) for n in ("12", "13")),
     # From 4 chips to 256, at one batch per chip.
     *(
