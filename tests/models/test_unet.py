@@ -126,7 +126,9 @@ def call_layer(layer, kind, args, kwargs, conditioning):
     return layer(array(args[0]))
 
 
-@pytest.mark.parametrize("name", TINY_UNETS)
+@pytest.mark.parametrize(
+    "name", ["sdxl", *(pytest.param(n, marks=pytest.mark.slow) for n in TINY_UNETS if n != "sdxl")]
+)
 def test_layer_by_layer(name):
     config, torch_unet, unet = make_twins(name)
     sample, timesteps, context, added = make_inputs(config)
