@@ -37,7 +37,7 @@ RUNS = (
     ),
     (*STEP, "--topology", "v5p:4x4x4", OFFLOADED, "--cached", "--per_chip_batch", "128"),
     *((*STEP, *ON_V5E, "--per_chip_batch", n) for n in ("4", "5", "6", "8")),
-    *((*STEP, *ON_V6E, "--per_chip_batch", n) for n in ("12", "13", "16")),
+    *((*STEP, *ON_V6E, "--per_chip_batch", n) for n in ("8", "12", "13", "16")),
     # From 4 chips to 256, at one batch per chip.
     *(
         (*STEP, "--topology", topology, DIVIDED.format(4), "--cached", "--per_chip_batch", "2")
