@@ -4,6 +4,7 @@ import json
 import struct
 import subprocess
 import sys
+import weakref
 
 import jax
 import numpy as np
@@ -227,3 +228,12 @@ def test_errors_end_the_command_in_one_line(argument, named, tmp_path):
     assert done.returncode == 1
     assert done.stderr.startswith("error: ") and named in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_nothing_holds_the_first_batch_when_it_is_used():
+    held = [np.zeros(3)]
+    first = weakref.ref(held[0])
+    batches = train.led_by(held, iter([np.ones(3)]))
+    next(batches)
+    assert first() is None
+    assert next(batches).sum() == 3
