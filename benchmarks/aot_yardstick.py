@@ -23,8 +23,8 @@ from persongen_jax.aot_compile import check_options, measure, report
 from persongen_jax.aot_cost import profile
 from persongen_jax.aot_programs import Program
 from persongen_jax.conditioning import Conditioning, TokenStream
-from persongen_jax.full_size import CONFIGS
 from persongen_jax.models.layers import UnusedRngs
+from persongen_jax.models.sdxl_sizes import CONFIGS
 from persongen_jax.models.unet import UNet2DConditionModel
 from persongen_jax.sharding import along_batch, make_mesh, replicated
 

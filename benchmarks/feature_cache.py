@@ -25,18 +25,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from persongen_jax import train
-from persongen_jax.diffusion import NoiseSchedule
-from persongen_jax.features import KINDS, MOMENTS, REFERENCES, TEXT, open_encoder
-from persongen_jax.partition import make_optimizer, split_model
-from persongen_jax.train_step import TrainState, build_step, compile_step
+from data_pipeline.examples.fields import flatten
+from persongen_jax.assembly import assemble
+from persongen_jax.features.cache import encoded_fields, open_encoder
+from persongen_jax.sharding import make_mesh
+from persongen_jax.systems.open import open_system
+from persongen_jax.systems.sdxl import Sdxl
+from persongen_jax.train_step import compile_step
 
 
-def open_stream(config, base, method):
-    """The config's batches, made in the calling thread."""
-    config = config.copy_and_resolve_references()
-    config.loader = "memory"
-    return train.open_batches(config, base, method, 0)
+def open_stream(system, **changes):
+    """The system's batches by its config with these changes, made in the calling thread."""
+    config = system.config.copy_and_resolve_references()
+    config.update({"loader": "memory", **changes})
+    return Sdxl(config, system.base, system.method).examples(0)
 
 
 def seconds_of(function) -> float:
@@ -48,56 +50,45 @@ def seconds_of(function) -> float:
 class Step:
     """A config's step on one of its batches, again and again."""
 
-    def __init__(self, config, base, method, batch):
-        graphdef, trainable, frozen, groups = split_model(base.model, method.groups)
-        tx = make_optimizer(config, groups)
-        schedule = NoiseSchedule.from_config(base.scheduler_config)
-        parts = (base.model, method, schedule, base.tokenizers.encode(""), graphdef, tx)
-        self.state = TrainState.create(trainable, tx, config.ema_decay)
-        self.rest = (frozen, jax.tree.map(jnp.asarray, batch), np.int32(0))
-        step = build_step(config, *parts)
-        self.program, self.flops, self.compile_s = compile_step(step, self.state, *self.rest)
+    def __init__(self, system, batch):
+        parts = assemble(system, make_mesh())
+        self.state = parts.state
+        self.rest = (parts.frozen, jax.tree.map(jnp.asarray, batch), np.int32(0))
+        self.program, self.flops, self.compile_s = compile_step(parts.step, self.state, *self.rest)
 
     def __call__(self):
         self.state, metrics = self.program(self.state, *self.rest)
         return metrics
 
 
-def encoders_of(base, method, batch):
+def encoders_of(system, batch):
     """(a function that encodes the whole batch, its floating-point operations)."""
-    texts = np.concatenate(list(batch["input_ids"].values()))
-    references = batch["id_pixel_values"]
-    inputs = {
-        MOMENTS: batch["pixel_values"],
-        REFERENCES: references.reshape(-1, *references.shape[2:]),
-        TEXT: texts,
-    }
-    encoders = {kind: open_encoder(base.model, method, kind) for kind in KINDS}
-    states = {kind: state for kind, (_, state) in encoders.items()}
+    flat, shape, encoders, inputs = flatten(batch), (system.config.size,) * 2, {}, {}
+    for field in encoded_fields(system.fields):
+        one = field.input_shape(shape)
+        own = [flat[name] for name in field.spec(shape)]
+        own = [array.reshape(-1, *one) for array in own if array.shape[1:][-len(one) :] == one]
+        inputs[field.name] = jnp.asarray(np.concatenate(own), field.encoding.dtype)
+        encoders[field.name] = open_encoder(system.model, field.encoding)
+    states = {name: state for name, (_, state) in encoders.items()}
 
     @jax.jit
     def encode(states, inputs):
-        return {k: encoders[k][0](states[k], inputs[k]) for k in KINDS}
+        return {k: encoders[k][0](states[k], inputs[k]) for k in inputs}
 
-    inputs = jax.tree.map(jnp.asarray, inputs)
     program, flops, _ = compile_step(encode, states, inputs)
     return lambda: program(states, inputs), flops
 
 
 def compare(config, rounds: int, folder: str) -> dict:
-    base, method = train.build_model(config)
-    cached_config = config.copy_and_resolve_references()
-    cached_config.cache = folder
-    streams = {
-        "without": open_stream(config, base, method),
-        "with": open_stream(cached_config, base, method),
-    }
+    system = open_system(config)
+    streams = {"without": open_stream(system), "with": open_stream(system, cache=folder)}
     source = streams["with"].source
     # The first batches' pictures and references are computed now; the second time they are there.
     batches = {name: [next(stream) for _ in range(rounds)] for name, stream in streams.items()}
     source.features.flush()
-    contenders = {n: Step(config, base, method, batches[n][0]) for n in streams}
-    encode, encoder_flops = encoders_of(base, method, batches["without"][0])
+    contenders = {n: Step(system, batches[n][0]) for n in streams}
+    encode, encoder_flops = encoders_of(system, batches["without"][0])
     timed = {**contenders, "encoders": encode}
     for function in timed.values():
         seconds_of(function)
@@ -107,8 +98,8 @@ def compare(config, rounds: int, folder: str) -> dict:
             times[name].append(seconds_of(function))
 
     loading = {}
-    for name, settings in (("without", config), ("with", cached_config)):
-        stream = open_stream(settings, base, method)
+    for name, changes in (("without", {}), ("with", {"cache": folder})):
+        stream = open_stream(system, **changes)
         loading[name] = [seconds_of(lambda s=stream: next(s)) for _ in range(rounds)]
     median = {name: statistics.median(values) for name, values in times.items()}
     flops = {name: step.flops for name, step in contenders.items()}

@@ -24,9 +24,12 @@ from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image as PillowImage
 
-from data_pipeline.loader import batches, tf_batches
+from data_pipeline.examples.batches import batches, tf_batches
+from data_pipeline.examples.conditions import References, Text
+from data_pipeline.examples.fields import FaceBox, Image, TimeIds
+from data_pipeline.examples.source import ExampleSource
 from data_pipeline.manifest import write_manifest
 from data_pipeline.shards import write_shards
 from data_pipeline.sources import open_records
@@ -62,11 +65,11 @@ def write_photographs(folder: Path, setting: dict) -> str:
     photographs.mkdir()
     written = []
     for i, record in enumerate(records):
-        large = Image.fromarray(read_image(record.image)).resize((pixels, pixels))
+        large = PillowImage.fromarray(read_image(record.image)).resize((pixels, pixels))
         grain = rng.normal(0, 5, (pixels, pixels, 1))
         noisy = np.clip(np.asarray(large) + grain, 0, 255).astype(np.uint8)
         path = photographs / f"{i:05d}.jpg"
-        Image.fromarray(noisy).save(path, quality=90)
+        PillowImage.fromarray(noisy).save(path, quality=90)
         box = tuple(v * pixels / drawn for v in record.face_box)
         points = {"landmarks": None, "keypoints": None, "visibility": None}
         written.append(replace(record, image=str(path), face_box=box, **points))
@@ -89,18 +92,11 @@ def measure(job: dict) -> dict:
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[-job["workers"] :])
     records, read_image = open_records(job["data"])
-    stream = LOADERS[job["loader"]](
-        records,
-        Tokenizers.from_pretrained(job["tokenizers"]),
-        batch_size=BATCH,
-        workers=job["workers"],
-        seed=0,
-        size=job["size"],
-        id_size=job["id_size"],
-        streams=STREAMS,
-        read_image=read_image,
-        cache_bytes=job["cache_bytes"],
-    )
+    prompts = Text(Tokenizers.from_pretrained(job["tokenizers"]), STREAMS)
+    fields = (Image(), prompts, References(job["id_size"]), TimeIds(), FaceBox())
+    options = {"seed": 0, "size": job["size"], "cache_bytes": job["cache_bytes"]}
+    source = ExampleSource(records, fields, read_image=read_image, **options)
+    stream = LOADERS[job["loader"]](source, batch_size=BATCH, workers=job["workers"])
     # With a memory: until nearly all is in it. Without: two batches, tf.data's threads at work.
     for _ in range(2 * len(records) // BATCH if job["cache_bytes"] else 2):
         next(stream)

@@ -23,9 +23,9 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from persongen_jax.bench_device import check_finite, host_peak
-from persongen_jax.bench_model import component_configs
 from persongen_jax.bench_settings import read_variant
 from persongen_jax.diffusion import NoiseSchedule
+from persongen_jax.systems.sdxl_shapes import network_configs
 from persongen_jax.weights.random_base import SCHEDULER
 
 LORA_LAYERS = ["to_q", "to_k", "to_v", "to_out.0"]
@@ -49,7 +49,7 @@ def prepare_torch(threads: int) -> str:
 
 def sizes(config) -> dict:
     """What the arrays between the networks measure: of the base that ``config`` names."""
-    configs, image_tower = component_configs(config)
+    configs, image_tower = network_configs(config)
     towers = configs["text_encoder"], configs["text_encoder_2"]
     factor = 2 ** (len(configs["vae"]["block_out_channels"]) - 1)
     return {
@@ -76,7 +76,7 @@ def make_vae(config, device, options):
 def _frozen(kind, name, config, dtype: str, device, options):
     """diffusers' network of the config's size, in ``dtype``."""
     with torch.device(device):
-        network = kind.from_config(component_configs(config)[0][name])
+        network = kind.from_config(network_configs(config)[0][name])
     network.to(getattr(torch, dtype)).requires_grad_(False)
     if "channels_last" in options:
         network.to(memory_format=torch.channels_last)
@@ -188,7 +188,9 @@ class TorchTrainRow:
         ]
         masters = [master for master, _ in self.copies]
         masters += [p for p in self.trained if p.dtype == torch.float32]
-        settings = {"lr": config.lr_lora, "betas": (config.adam_b1, config.adam_b2)}
+        adam = config.optimizer_options
+        betas = (adam.get("b1", 0.9), adam.get("b2", 0.999))
+        settings = {"lr": config.lr_lora, "betas": betas}
         self.adam = torch.optim.Adam(masters, fused=self.device != "meta", **settings)
         self.loss = model
         if "compile" in options:

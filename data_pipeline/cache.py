@@ -1,4 +1,4 @@
-"""Rows of arrays kept on disk under keys: what persongen_jax/features.py stores.
+"""Rows of arrays kept on disk under keys: what persongen_jax/features/ stores.
 
 A :class:`FeatureTable` is a folder of safetensors files, each with some thousands of rows:
 

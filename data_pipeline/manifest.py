@@ -5,7 +5,9 @@
 
 ``identity``, ``image`` (relative to the folder) and ``caption`` have to be there; the other fields
 of data_pipeline.schema.Record may: ``background``, ``body``, ``face_box``, ``class_word``,
-``landmarks``, ``keypoints``, ``visibility``, ``original_size``, ``crop``.
+``landmarks``, ``keypoints``, ``visibility``, ``original_size``, ``crop``, and ``images``, further
+files that belong to the picture: {"pose": "poses/anna_1.png"}. Any other key is kept for the fields
+that read it (data_pipeline/examples/fields.py); who reads none of them is told when training opens.
 """
 
 import json
@@ -35,13 +37,24 @@ class ManifestError(ValueError):
     """A manifest that cannot be used; the message counts the problems and names the lines."""
 
 
-def read_manifest(folder, trigger_word: str = "img", counts: Counter | None = None) -> list[Record]:
+def read_manifest(
+    folder,
+    trigger_word: str = "img",
+    counts: Counter | None = None,
+    *,
+    marked: bool = True,
+    least: int = 2,
+) -> list[Record]:
     """The records of ``<folder>/manifest.jsonl`` in the order of its lines.
+
+    ``trigger_word`` has to stand in every caption; with ``marked=False`` it may be missing.
+    ``least``: how many pictures of a person there have to be, 2 where another picture serves as
+    the reference.
 
     All problems are gathered into one ManifestError. Three things are put right and logged with
     their number (added to ``counts``, by the names above): a face box that reaches over the
     picture's edge is clipped to it, one that lies wholly outside is dropped, and an identity with
-    a single picture is left out, because a reference must never be the target.
+    too few pictures is left out, because a reference must never be the target.
     """
     path = Path(folder) / FILE_NAME
     try:
@@ -55,13 +68,13 @@ def read_manifest(folder, trigger_word: str = "img", counts: Counter | None = No
     except UnicodeDecodeError as error:
         raise ManifestError(f"{path}: not UTF-8 text ({error})") from None
 
-    records, problems, missing, unknown, changed = [], [], [], set(), defaultdict(list)
+    records, problems, missing, changed = [], [], [], defaultdict(list)
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
         try:
             entry = json.loads(line)
-            record, changes = _record(Path(folder), entry, trigger_word)
+            record, changes = _record(Path(folder), entry, trigger_word if marked else None)
         except json.JSONDecodeError as error:
             problems.append(f"line {number}: not JSON ({error})")
         except ManifestError as error:
@@ -71,30 +84,28 @@ def read_manifest(folder, trigger_word: str = "img", counts: Counter | None = No
         except FileNotFoundError as error:
             missing.append(f"line {number}: {error}")
         else:
-            unknown |= entry.keys() - {field.name for field in fields(Record)}
             records.append(record)
             for change in changes:
                 changed[change].append(f"line {number}")
-    if unknown:
-        log.warning("%s: keys without a meaning here are passed over: %s", path, sorted(unknown))
     if problems or missing:
         raise ManifestError(_report(path, problems, missing))
     counts = Counter() if counts is None else counts
     for change, places in changed.items():
         counts[change] += len(places)
         log.warning("%s: %s: %d (%s)", path, change, len(places), _some(places))
-    return serviceable(records, path, counts)
+    return serviceable(records, path, counts, least)
 
 
 def write_manifest(folder, records) -> Path:
-    """Writes ``<folder>/manifest.jsonl``; the records' images have to lie in ``folder``."""
+    """Writes ``<folder>/manifest.jsonl``; all of the records' files have to lie in ``folder``."""
     folder = Path(folder)
     lines = []
     for record in records:
-        image = Path(os.path.relpath(record.image, folder))
-        if ".." in image.parts:
-            raise ManifestError(f"{record.image}: lies outside {folder}; move it inside")
-        entry = {"identity": record.identity, **to_entry(record), "image": image.as_posix()}
+        image = _inside(folder, record.image)
+        entry = {"identity": record.identity, **to_entry(record), "image": image}
+        entry |= entry.pop("extra", {})
+        if record.images:
+            entry["images"] = {name: _inside(folder, f) for name, f in record.images.items()}
         lines.append(json.dumps(entry, ensure_ascii=False) + "\n")
     path = folder / FILE_NAME
     partial = path.with_name(FILE_NAME + ".partial")
@@ -103,7 +114,15 @@ def write_manifest(folder, records) -> Path:
     return path
 
 
-def _record(folder: Path, entry, trigger_word: str) -> tuple[Record, list[str]]:
+def _inside(folder: Path, file: str) -> str:
+    """The file's path from ``folder`` on; ManifestError if it lies elsewhere."""
+    path = Path(os.path.relpath(file, folder))
+    if ".." in path.parts:
+        raise ManifestError(f"{file}: lies outside {folder}; move it inside")
+    return path.as_posix()
+
+
+def _record(folder: Path, entry, trigger_word: str | None) -> tuple[Record, list[str]]:
     """The record of a line, and what had to be changed for it."""
     if not isinstance(entry, dict):
         raise ManifestError(f"{type(entry).__name__} instead of an object {{...}}")
@@ -114,27 +133,46 @@ def _record(folder: Path, entry, trigger_word: str) -> tuple[Record, list[str]]:
     for key, text in texts.items():
         if not isinstance(text, str):
             raise ManifestError(f"{key} is {text!r}; a text is needed")
-    before, _ = split_at_trigger(texts["caption"], trigger_word)
-    if not before.lower().endswith(texts["class_word"].lower()):
-        raise ManifestError(
-            f"class_word {texts['class_word']!r} does not stand before the trigger word in the "
-            f'caption "{texts["caption"]}"'
-        )
-
-    # By name only: a link out of the folder was put there on purpose, a ".." may not have been.
-    inside = Path(os.path.normpath(texts["image"]))
-    if inside.is_absolute() or ".." in inside.parts:
-        raise ManifestError(f"image {texts['image']!r} leads out of the folder")
-    texts["image"] = str(folder / inside)
-    if not (folder / inside).is_file():
-        raise FileNotFoundError(texts["image"])
+    if trigger_word is not None:
+        before, _ = split_at_trigger(texts["caption"], trigger_word)
+        if not before.lower().endswith(texts["class_word"].lower()):
+            raise ManifestError(
+                f"class_word {texts['class_word']!r} does not stand before the trigger word in "
+                f'the caption "{texts["caption"]}"'
+            )
+    texts["image"] = _file(folder, "image", texts["image"])
     face_box, changes = _face_box(entry, texts["image"])
     points = {
         "landmarks": _numbers(entry, "landmarks", (5, 2)),
         "keypoints": _numbers(entry, "keypoints", (12, 2)),
         "visibility": _visibility(entry),
     }
-    return Record(**texts, face_box=face_box, **points, **_origin(entry)), changes
+    more = {"images": _images(folder, entry)}
+    known = {field.name for field in fields(Record)} - {"extra"}
+    more["extra"] = {key: value for key, value in entry.items() if key not in known} or None
+    return Record(**texts, face_box=face_box, **points, **_origin(entry), **more), changes
+
+
+def _file(folder: Path, key: str, name) -> str:
+    """The path of a file that a line names; FileNotFoundError if it is not there."""
+    if not isinstance(name, str) or not name:
+        raise ManifestError(f"{key} is {name!r}; a file's name is needed")
+    # By name only: a link out of the folder was put there on purpose, a ".." may not have been.
+    inside = Path(os.path.normpath(name))
+    if inside.is_absolute() or ".." in inside.parts:
+        raise ManifestError(f"{key} {name!r} leads out of the folder")
+    if not (folder / inside).is_file():
+        raise FileNotFoundError(str(folder / inside))
+    return str(folder / inside)
+
+
+def _images(folder: Path, entry: dict) -> dict[str, str] | None:
+    images = entry.get("images")
+    if images is None:
+        return None
+    if not isinstance(images, dict):
+        raise ManifestError(f'images is {images!r}; {{"NAME": FILE}} is needed')
+    return {name: _file(folder, f"images.{name}", file) for name, file in images.items()}
 
 
 def _numbers(entry: dict, key: str, shape: tuple[int, ...]):
@@ -228,24 +266,26 @@ def _some(names) -> str:
     return ", ".join(names[:SHOWN_PROBLEMS]) + (", ..." if len(names) > SHOWN_PROBLEMS else "")
 
 
-def serviceable(records: list[Record], path, counts: Counter) -> list[Record]:
-    """Without the identities that have one picture only; ManifestError if none is left."""
+def serviceable(records: list[Record], path, counts: Counter, least: int = 2) -> list[Record]:
+    """Without identities of fewer than ``least`` pictures; ManifestError if none is left."""
     images = defaultdict(set)
     for record in records:
         images[record.identity].add(record.image)
-    single = sorted(identity for identity, files in images.items() if len(files) < 2)
+    single = sorted(identity for identity, files in images.items() if len(files) < least)
     counts[SINGLE] += len(single)
     if single:
         log.warning(
-            "%s: %d identities with fewer than 2 pictures are left out: %s",
+            "%s: %d identities with fewer than %d pictures are left out: %s",
             path,
             len(single),
+            least,
             _some(single),
         )
-    kept = [record for record in records if len(images[record.identity]) > 1]
+    kept = [record for record in records if len(images[record.identity]) >= least]
     if not kept:
         raise ManifestError(
-            f"{path}: no identity has two pictures ({len(records)} lines); training needs a "
-            "reference besides the target"
+            f"{path}: no identity has {'two pictures' if least == 2 else 'a picture'} "
+            f"({len(records)} lines); training needs a target, and where the method reads "
+            "references another picture of the same person"
         )
     return kept

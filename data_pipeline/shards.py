@@ -34,20 +34,15 @@ from PIL import Image
 from tqdm import tqdm
 
 from data_pipeline.manifest import CLIPPED, DROPPED, SINGLE, read_manifest, serviceable
-from data_pipeline.schema import Record, from_entry, to_entry
+from data_pipeline.schema import Record, to_entry
+from data_pipeline.shard_reading import FORMAT, INDEX, SPLIT, ShardError, is_shards, open_tfds
+from data_pipeline.sources import PEOPLE, open_records
 from data_pipeline.transforms import ImageError, decode_image
 from persongen_jax.prompts import PromptError, split_at_trigger
 
 log = logging.getLogger(__name__)
 
-INDEX, INFO = "index.jsonl", "dataset_info.json"
-FORMAT = "identity shards 1"
-SPLIT = "train"
 UNDECODABLE = "pictures that do not decode passed over"
-
-
-class ShardError(ValueError):
-    """Shards that cannot be written or opened; the message names the folder and what to do."""
 
 
 # ---- Writing -----------------------------------------------------------------------------------
@@ -67,7 +62,7 @@ def write_shards(
         raise ShardError(f"{shards} shards: at least one is needed")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ShardError(f"{out}: is there already; remove it, or write elsewhere")
-    _tfds()  # before the long work, not behind it
+    open_tfds()  # before the long work, not behind it
     records, read_file = _read(str(source), trigger_word, counts)
     records = _checked(records, read_file, trigger_word, counts)
     records = serviceable(records, source, counts)
@@ -87,10 +82,8 @@ def write_shards(
 
 def _read(source: str, trigger_word: str, counts: Counter):
     """The records, named as they are to be in the shards, and what reads a name's file."""
-    from data_pipeline import sources
-
-    if source.startswith(sources.PEOPLE):
-        records, read_image = sources.open_records(source, trigger_word)
+    if source.startswith(PEOPLE):
+        records, read_image = open_records(source, trigger_word)
         return records, lambda name: _png(read_image(name))
     folder = Path(source)
     if is_shards(folder):
@@ -112,6 +105,13 @@ def _checked(
     records: list[Record], read_file: Callable[[str], bytes], trigger_word: str, counts: Counter
 ) -> list[Record]:
     """Those whose picture decodes, with what it tells about them."""
+
+    attached = next((record for record in records if record.images), None)
+    if attached:
+        raise ShardError(
+            f"{attached.image}: has further pictures ({', '.join(attached.images)}), which shards "
+            "have no place for; train from the folder itself"
+        )
 
     def check(record: Record) -> Record | ImageError:
         try:
@@ -140,7 +140,7 @@ def _checked(
 
 def _build(records: list[Record], read_file, folder: Path, shards: int | None) -> Path:
     """Builds under ``folder``; returns the folder of the files."""
-    tfds = _tfds()
+    tfds = open_tfds()
     tfds.disable_progress_bar()
     builder = _builder_class()(records, read_file, data_dir=folder, file_format="array_record")
     config = tfds.download.DownloadConfig(
@@ -160,7 +160,7 @@ def _write_index(path: Path, records: list[Record], trigger_word: str) -> None:
 
 @functools.cache
 def _builder_class():
-    tfds = _tfds()
+    tfds = open_tfds()
 
     def numbers(*shape, dtype=np.float32):
         return tfds.features.Tensor(shape=shape, dtype=dtype)
@@ -226,86 +226,6 @@ def _features(record: Record, file: bytes) -> dict:
         "original_size": np.int32(record.original_size),
         "crop": np.float32(record.crop),
     }
-
-
-# ---- Reading -----------------------------------------------------------------------------------
-
-
-def is_shards(folder) -> bool:
-    return any((Path(folder) / name).is_file() for name in (INDEX, INFO))
-
-
-def open_shards(
-    folder, trigger_word: str = "img"
-) -> tuple[list[Record], Callable[[str], np.ndarray]]:
-    """Records and ``read_image`` as data_pipeline.sources.open_records gives them."""
-    folder = Path(folder)
-    records = _read_index(folder, trigger_word)
-    builder = _tfds().builder_from_directory(str(folder))
-    split = builder.info.splits[SPLIT]
-    absent = [str(path) for path in split.filepaths if not Path(path).is_file()]
-    if absent:
-        raise ShardError(f"{folder}: {len(absent)} files are missing: {', '.join(absent)}")
-    if split.num_examples != len(records):
-        raise ShardError(
-            f"{folder}: {split.num_examples} pictures, but {len(records)} lines in {INDEX}; write "
-            "the shards anew"
-        )
-    undecoded = {"image": _tfds().decode.SkipDecoding()}
-    pictures = builder.as_data_source(SPLIT, decoders=undecoded)
-    place = {}
-    for i, record in enumerate(records):
-        place.setdefault(record.image, i)  # one file under two captions is stored twice
-
-    def read_image(name: str) -> np.ndarray:
-        if name not in place:
-            raise ImageError(f"{name}: no such picture in {folder}")
-        try:
-            features = pictures[place[name]]
-        except Exception as error:  # not the picture's fault: no other is to take its place
-            raise ShardError(f"{folder}: record {place[name]} cannot be read ({error})") from error
-        if features["key"].decode() != name:
-            raise ShardError(f"{folder}: {INDEX} belongs to other shards; write them anew")
-        return decode_image(features["image"], name)
-
-    return records, read_image
-
-
-def _read_index(folder: Path, trigger_word: str) -> list[Record]:
-    path = folder / INDEX
-    try:
-        # Not by splitlines, which also ends a line at characters that may stand in a caption.
-        with path.open(encoding="utf-8") as file:
-            head, *entries = map(json.loads, file)
-        if head["format"] != FORMAT:
-            raise ShardError(f"{path}: {head['format']!r} is not the format read here, {FORMAT!r}")
-        records = [from_entry(entry) for entry in entries]
-        expected, marked = head["records"], head["trigger_word"]
-    except FileNotFoundError:
-        raise ShardError(f"{path}: missing; `python -m data_pipeline.shards` writes it") from None
-    except (TypeError, KeyError, json.JSONDecodeError, UnicodeDecodeError, AttributeError) as error:
-        raise ShardError(f"{path}: cannot be read ({error!r}); write the shards anew") from error
-    if len(records) != expected:
-        raise ShardError(f"{path}: {len(records)} of {expected} lines; write the shards anew")
-    if marked.lower() != trigger_word.lower():
-        raise ShardError(
-            f'{folder}: the trigger word in its captions is "{marked}", not "{trigger_word}"'
-        )
-    return records
-
-
-@functools.cache
-def _tfds():
-    os.environ.setdefault("NO_GCE_CHECK", "true")  # it would ask the network where it runs
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    try:
-        import tensorflow_datasets
-    except ImportError as error:
-        raise ImportError(
-            "shards need tensorflow-datasets: pip install 'persongen_jax[data]', or give a folder "
-            "with a manifest.jsonl, which needs neither"
-        ) from error
-    return tensorflow_datasets
 
 
 # ---- The command -------------------------------------------------------------------------------

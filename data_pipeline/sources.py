@@ -21,6 +21,7 @@ import numpy as np
 
 from data_pipeline.manifest import read_manifest
 from data_pipeline.schema import Record
+from data_pipeline.shard_reading import is_shards, open_shards
 from data_pipeline.transforms import ImageError, load_image
 
 PEOPLE = "people:"
@@ -36,26 +37,26 @@ class SourceError(ValueError):
 
 
 def open_records(
-    data: str, trigger_word: str = "img"
+    data: str, trigger_word: str = "img", *, marked: bool = True, least: int = 2
 ) -> tuple[list[Record], Callable[[str], np.ndarray]]:
     """The records of ``data``, and ``read_image``: a record's image to uint8 RGB [h, w, 3].
 
     ``read_image`` may be called from several threads; it raises an ImageError for a picture that
-    cannot be decoded. ``trigger_word`` stands behind the class word in every caption.
+    cannot be decoded. ``trigger_word`` stands behind the class word in every caption; with
+    ``marked=False`` it may be missing. People with fewer than ``least`` pictures are left out and
+    counted.
     """
     data = str(data)
     if data.startswith(PEOPLE):
         return _draw(data, trigger_word)
     if not data:
         raise SourceError(f"no data given; {_forms()}")
-    from data_pipeline import shards
-
     folder = Path(data)
     if not folder.is_dir():
         raise SourceError(f"{data}: no such folder; {_forms()}")
-    if shards.is_shards(folder):
-        return shards.open_shards(folder, trigger_word)
-    return read_manifest(folder, trigger_word), load_image
+    if is_shards(folder):
+        return open_shards(folder, trigger_word)
+    return read_manifest(folder, trigger_word, marked=marked, least=least), load_image
 
 
 def picture_stamps(data: str) -> Callable[[str], str | None]:
@@ -66,9 +67,7 @@ def picture_stamps(data: str) -> Callable[[str], str | None]:
     data = str(data)
     if data.startswith(PEOPLE):
         return lambda name: None
-    from data_pipeline import shards
-
-    if shards.is_shards(data):
+    if is_shards(data):
         files = sorted(path for path in Path(data).iterdir() if path.is_file())
         all_of_them = ";".join(map(_stamp, files))
         return lambda name: f"{all_of_them};{name}"

@@ -135,6 +135,7 @@ class TargetCrop:
     certain: bool
     time_ids: np.ndarray
     face_box: np.ndarray
+    scale: tuple[float, float] = (1.0, 1.0)  # of ``resized`` to the picture, (x, y)
 
     def cut(self, image: np.ndarray) -> np.ndarray:
         """Pixels [h, w, 3] float32 in [-1, 1] of the picture that this crop was planned for."""
@@ -142,6 +143,10 @@ class TargetCrop:
         (height, width), top, left = self.size, self.top, self.left
         crop = image[top : top + height, left : left + width]
         return crop.astype(np.float32) / 127.5 - 1
+
+    def move(self, points) -> np.ndarray:
+        """Points [..., 2] of the picture, (x, y) in pixels, as they lie in the crop; float64."""
+        return np.asarray(points, np.float64) * self.scale - [self.left, self.top]
 
 
 def resize_and_crop(image: np.ndarray, face_box, size, rng=None, **origin):
@@ -176,8 +181,7 @@ def plan_crop(
     height, width = covering(shape, target)
     box = np.zeros(4, np.float32)
     if face_box is not None:
-        scale = np.array([width / shape[1], height / shape[0]] * 2)
-        box = np.asarray(face_box, np.float64) * scale
+        box = np.asarray(face_box, np.float64) * np.array([width / shape[1], height / shape[0]] * 2)
     left, only_left = _offset(width - target[1], target[1], box[0], box[2], rng)
     top, only_top = _offset(height - target[0], target[0], box[1], box[3], rng)
     if face_box is not None:
@@ -190,7 +194,9 @@ def plan_crop(
         left, top = left + round(x0 * width / (x1 - x0)), top + round(y0 * height / (y1 - y0))
     time_ids = np.array([*(original_size or shape), top, left, *target], np.float32)
     certain = only_left and only_top
-    return TargetCrop((height, width), *place, target, certain, time_ids, box.astype(np.float32))
+    scale = (width / shape[1], height / shape[0])
+    box = box.astype(np.float32)
+    return TargetCrop((height, width), *place, target, certain, time_ids, box, scale)
 
 
 def covering(shape: tuple[int, int], target: tuple[int, int]) -> tuple[int, int]:
@@ -213,6 +219,12 @@ def _offset(most: int, size: int, low: float, high: float, rng) -> tuple[int, bo
     if rng is None:
         return min(max(most // 2, first), last), True
     return int(first + math.floor(rng.random() * (last - first + 1))), first == last
+
+
+def fit_image(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """uint8 RGB [h, w, 3] made to cover (height, width), its middle cut out: float32 in 0..1."""
+    crop = plan_crop(image.shape[:2], None, size)
+    return (crop.cut(image) + 1) / 2
 
 
 def _resize_short_side(image: np.ndarray, size: int, rounding) -> np.ndarray:

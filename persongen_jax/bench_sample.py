@@ -2,6 +2,7 @@
 
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import jax
@@ -10,17 +11,17 @@ import numpy as np
 from flax import nnx
 
 from persongen_jax.bench_device import at_the_end, check_finite, describe_device
-from persongen_jax.bench_model import component_configs, random_model, shapes_only
 from persongen_jax.conditioning import Conditioning, TokenStream
+from persongen_jax.drawn_weights import with_drawn_weights
 from persongen_jax.flop_count import of_function
 from persongen_jax.models.lora import remove_adapters
 from persongen_jax.models.platform import attention_by
 from persongen_jax.pipeline import Pipeline
 from persongen_jax.prompts import Tokenizers
 from persongen_jax.sharding import make_mesh
+from persongen_jax.systems.open import abstract_system
+from persongen_jax.systems.sdxl import Sdxl
 from persongen_jax.tiny_tokenizer import SDXL_PAD_TOKENS, write_tiny_tokenizer
-from persongen_jax.weights.random_base import SCHEDULER
-from persongen_jax.weights.sdxl import SDXLBase
 
 PROMPT = "a photo of a man img in the desert"
 
@@ -37,22 +38,16 @@ class SampleRow:
 
     def __init__(self, config, *, steps: int, guidance: float, identity: bool, attention: str):
         self.device = describe_device()  # while its memory is free
-        model, method = random_model(config)
+        system = abstract_system(config)
+        model = with_drawn_weights(system.model)
         if not identity:
             remove_adapters(model.unet)
-        base = SDXLBase(
-            model=model,
-            tokenizers=tiny_tokenizers(),
-            configs=component_configs(config)[0],
-            scheduler_config=SCHEDULER,
-            model_index={},
-            path="",
-        )
+        base = replace(system.base, model=model, tokenizers=tiny_tokenizers(), path="")
         prompt, batch, side = PROMPT, config.batch_size, config.size
         where = {"mesh": make_mesh(fsdp=config.fsdp), "divided": config.shard_frozen}
         self.pipe, extra = Pipeline(base, **where), {}
         if identity:
-            self.pipe = Pipeline.around(base, method, model, **where)
+            self.pipe = Pipeline.around(Sdxl(config, base, system.method), **where)
             references = np.random.default_rng(0).integers(0, 256, (2, 224, 224, 3), np.uint8)
             extra["references"] = [list(references)] * batch
         else:
@@ -101,7 +96,7 @@ def tiny_tokenizers() -> Tokenizers:
 
 def picture_flops(config, *, steps: int, guidance: float) -> int:
     """Floating-point operations of a picture of the base alone: UNet at every step, VAE once."""
-    model, _ = shapes_only(config)
+    model = abstract_system(config).model
     remove_adapters(model.unet)
     unet, vae = model.unet, model.vae
     factor = vae.vae_scale_factor

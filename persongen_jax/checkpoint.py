@@ -2,14 +2,13 @@
 
 Frozen weights are never written; the config names them by path. There is no random state to save:
 it is a function of (seed, step). Beside these lie the running average of what is trained, if the
-run keeps one, and "progress", plain data with which the run goes on: the loader's state and the
-metrics of the steps that no line of the log has yet.
+run keeps one, and "progress", with which the run goes on: the loader's state and the metrics of
+steps that no line of the log has yet.
 
 A checkpoint is the folder ``checkpoints/<step>``. It gets this name when all of its files are
 written and digests.json (integrity.py) names them; until then it is ``<step>.saving``. What is
-found damaged is called ``<step>.corrupt`` and left alone. With several processes each writes what
-its devices hold, into one folder that all of them see; digests, names and deletions are the first
-process's.
+found damaged is called ``<step>.corrupt`` and left alone. Of several processes each writes what its
+devices hold into one folder; the first writes digests, gives names and deletes.
 """
 
 import contextlib
@@ -32,8 +31,7 @@ from persongen_jax.full_disk import is_full
 log = logging.getLogger(__name__)
 
 # Seconds in which a save has to end; with several processes, in which they wait for one that fails.
-TIMEOUT = 900
-NONE_YET, NONE_LEFT = -1, -2
+TIMEOUT, NONE_YET, NONE_LEFT = 900, -1, -2
 
 
 class CorruptCheckpoint(ValueError):
@@ -49,6 +47,7 @@ def _handler():
         trainable=ocp.StandardCheckpointHandler(),
         opt_state=ocp.StandardCheckpointHandler(),
         ema=ocp.StandardCheckpointHandler(),
+        stats=ocp.StandardCheckpointHandler(),
         progress=ocp.JsonCheckpointHandler(),
         config=ocp.JsonCheckpointHandler(),
     )
@@ -109,7 +108,16 @@ class Checkpoints:
             log.warning("moved to %s; the checkpoint before it is tried", aside)
         return NONE_LEFT if any(self.folder.glob("*.corrupt*")) else NONE_YET
 
-    def save(self, step: int, trainable: dict, opt_state, config: dict, ema=None, progress=None):
+    def save(
+        self,
+        step: int,
+        trainable: dict,
+        opt_state,
+        config: dict,
+        ema=None,
+        progress=None,
+        stats=None,
+    ):
         """``step``: how many updates have been made.
 
         Waits for the save before, if that is still under way.
@@ -117,6 +125,7 @@ class Checkpoints:
         Args:
             ema: the running average of ``trainable``; None or empty if there is none.
             progress: what JSON can hold.
+            stats: what the model's layers gather, by path; None or empty if they gather nothing.
         """
         self._settle()
         self._saving = step
@@ -128,9 +137,9 @@ class Checkpoints:
             "progress": ocp.args.JsonSave(progress or {}),
             "config": ocp.args.JsonSave(config),
         }
-        if ema:
-            items["ema"] = ocp.args.StandardSave(ema)
-        arrays = jax.tree.leaves((trainable, opt_state, ema or {}))
+        more = {"ema": ema, "stats": stats}
+        items |= {name: ocp.args.StandardSave(tree) for name, tree in more.items() if tree}
+        arrays = jax.tree.leaves((trainable, opt_state, ema or {}, stats or {}))
         size = sum(math.prod(x.shape) * np.dtype(x.dtype).itemsize for x in arrays)
         try:
             # The values are copied from the devices here; the rest is done in the background.
@@ -206,25 +215,29 @@ class Checkpoints:
         items = ocp.args.Composite(config=ocp.args.JsonRestore())
         return self._checkpointer.restore(self.folder / str(step), args=items)["config"]
 
-    def restore(self, step: int, trainable: dict, opt_state, ema=None):
-        """(trainable, opt_state, ema, progress) of ``step``, laid out and placed as those given.
+    def restore(self, step: int, trainable: dict, opt_state, ema=None, stats=None):
+        """(trainable, opt_state, ema, stats, progress) of ``step``, laid out and placed as given.
 
         Given are arrays or ShapeDtypeStructs with a sharding.
+
+        Raises:
+            ValueError: other arrays, or other shapes, are there than given.
         """
         folder = self.folder / str(step)
+        _check_shapes(folder, trainable)
         saved = {path.name for path in folder.iterdir()}
         items = {
             "trainable": ocp.args.StandardRestore(_abstract(trainable)),
             "opt_state": ocp.args.StandardRestore(_abstract(opt_state)),
         }
-        if ema:
-            items["ema"] = ocp.args.StandardRestore(_abstract(ema))
+        more = {name: tree for name, tree in (("ema", ema), ("stats", stats)) if tree}
+        items |= {n: ocp.args.StandardRestore(_abstract(tree)) for n, tree in more.items()}
         if "progress" in saved:
             items["progress"] = ocp.args.JsonRestore()
         restored = self._checkpointer.restore(folder, args=ocp.args.Composite(**items))
         progress = restored["progress"] if "progress" in items else {}
-        average = restored["ema"] if ema else {}
-        return restored["trainable"], restored["opt_state"], average, progress
+        ema, stats = (restored[name] if name in more else {} for name in ("ema", "stats"))
+        return restored["trainable"], restored["opt_state"], ema, stats, progress
 
     def close(self):
         """Wait for the save under way.
@@ -343,15 +356,42 @@ def load_trained(path, sharding, step: int | None = None) -> tuple[dict, dict]:
 def read_trained(workdir: Path, step: int, sharding) -> tuple[dict, dict]:
     """:func:`load_trained` of what find_run has found."""
     folder = workdir / "checkpoints" / str(step)
-    item = "ema" if (folder / "ema").is_dir() else "trainable"
-    target = {
-        name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
-        for name, x in shapes_of(folder, item).items()
-    }
-    items = {item: ocp.args.StandardRestore(target), "config": ocp.args.JsonRestore()}
+    names = ["ema" if (folder / "ema").is_dir() else "trainable"]
+    names += ["stats"] if (folder / "stats").is_dir() else []
+    items = {"config": ocp.args.JsonRestore()}
+    for name in names:
+        target = {
+            path: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
+            for path, x in shapes_of(folder, name).items()
+        }
+        items[name] = ocp.args.StandardRestore(target)
     with ocp.Checkpointer(_handler()) as checkpointer:
         restored = checkpointer.restore(folder, args=ocp.args.Composite(**items))
-    return restored[item], restored["config"]
+    arrays = {}
+    for name in names:
+        arrays |= restored[name]
+    return arrays, restored["config"]
+
+
+def trained_shapes(path) -> dict[str, tuple[np.dtype, tuple[int, ...]]]:
+    """(dtype, shape) of every trained array of a run's newest checkpoint; none is read."""
+    workdir, step = find_run(path)
+    arrays = shapes_of(workdir / "checkpoints" / str(step), "trainable")
+    return {name: (np.dtype(x.dtype), tuple(x.shape)) for name, x in arrays.items()}
+
+
+def _check_shapes(folder: Path, trainable: dict):
+    """ValueError, with the paths, where a checkpoint has other trained arrays than these."""
+    there = {path: tuple(x.shape) for path, x in shapes_of(folder, "trainable").items()}
+    here = {path: tuple(x.shape) for path, x in trainable.items()}
+    paths = sorted(p for p in there.keys() | here.keys() if there.get(p) != here.get(p))
+    if paths:
+        shown = ", ".join(f"{p} (was {there.get(p)}, now {here.get(p)})" for p in paths[:3])
+        more = f", and {len(paths) - 3} more" if len(paths) > 3 else ""
+        raise ValueError(
+            f"{folder}: what is trained now has other arrays: {shown}{more}; give another "
+            "--workdir, or remove that one to begin anew"
+        )
 
 
 def shapes_of(folder: Path, item: str) -> dict:

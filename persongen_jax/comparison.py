@@ -1,29 +1,19 @@
-"""Runs beside each other: joint measures, tables in Markdown, CSV and JSON, trajectories.
+"""Runs compared: joint measures, tables in Markdown, CSV and JSON, trajectories.
 
 A run is a list of rows, as validation and evaluation write them ({"step", "set", "metrics", ...});
-runs of one name, which differ by their seed, are taken together.
+runs of one name, which differ by their seed, are taken together. Which metrics there are, how they
+are called and who judged, the rows themselves say (metrics/measures.py).
 """
 
 import csv
 import os
 from pathlib import Path
 
-from persongen_jax.metrics.measures import join_runs
-from persongen_jax.trajectories import SETS, plot_trajectories, read_rows
-from persongen_jax.weights.saver import write_json
+from persongen_jax.metrics.measures import described, join_measures
+from persongen_jax.trajectories import plot_trajectories, read_rows, set_order, write_rows
 
-# Title and number format of the table's columns by metric.
-COLUMNS = {
-    "clip_t": ("CLIP-T", "{:.2f}"),
-    "face_sim": ("Face-Sim", "{:.3f}"),
-    "rank1_10": ("rank-1/10", "{:.1%}"),
-    "rank1_100": ("rank-1/100", "{:.1%}"),
-    "detection_rate": ("faces found", "{:.1%}"),
-}
-
-# What has to be the same in all rows, and what in those of one set (evaluation.py writes them).
-ENCODERS = ("clip", "face_net")
-PAINTED_WITH = ("sampling_steps", "guidance", "merge_step", "prompts", "images_each")
+# What has to be the same in all rows of one set (evaluation.py writes them).
+GENERATED_WITH = ("sampling_steps", "guidance", "merge_step", "prompts", "images_each")
 
 
 def compare_runs(items: list[str], out: Path, step: int | None = None) -> list[dict]:
@@ -63,20 +53,34 @@ def read_run(item: str) -> tuple[str, list[dict]]:
 
 
 def check_comparable(groups: dict):
-    """ValueError where figures mean different things: of other encoders, or painted otherwise."""
+    """ValueError where figures mean different things.
+
+    That is where one metric has several judges, images were generated otherwise, or figures of
+    whole sets, which are biased by the number of images, are of different numbers of them. A judge
+    that a row of an earlier version does not name is taken to be the others'.
+    """
     rows = [row for runs in groups.values() for rows in runs for row in rows]
-    for key in ENCODERS:
-        _check_alike(key, rows)
+    judges, counts = {}, {}
+    for row in rows:
+        for metric, measure in described(row).items():
+            judges.setdefault(metric, (measure["title"], set()))[1].add(measure["judge"])
+            if measure["over"] == "set" and measure["n"]:
+                key = f"numbers of images for {measure['title']} on {row['set']}"
+                counts.setdefault(key, set()).add(measure["n"])
+    for title, found in judges.values():
+        _check_alike(f"judges of {title}", found - {None})
+    for key, found in counts.items():
+        _check_alike(key, found)
     for name in dict.fromkeys(row["set"] for row in rows):
-        for key in PAINTED_WITH:
-            _check_alike(key, [row for row in rows if row["set"] == name], f" on {name}")
+        for key in GENERATED_WITH:
+            values = {row.get(key) for row in rows if row["set"] == name}
+            _check_alike(f"{key} on {name}", values)
 
 
-def _check_alike(key: str, rows: list[dict], where: str = ""):
-    values = {row.get(key) for row in rows}
+def _check_alike(what: str, values: set):
     if len(values) > 1:
         raise ValueError(
-            f"--compare: measured with different {key}{where} "
+            f"--compare: measured with different {what} "
             f"({', '.join(sorted(map(str, values)))}); evaluate the runs with the same one first, "
             "and give their metrics.json"
         )
@@ -85,7 +89,7 @@ def _check_alike(key: str, rows: list[dict], where: str = ""):
 def join_groups(groups: dict[str, list], step: int | None = None) -> list[tuple]:
     """(name, set, number of runs, joint measures) of every name and set that has rows."""
     entries = []
-    for set_name in SETS:
+    for set_name in set_order(row["set"] for runs in groups.values() for r in runs for row in r):
         for name, runs in groups.items():
             found = [row for rows in runs for row in last_rows(rows, step, set_name)]
             if found:
@@ -105,19 +109,16 @@ def last_rows(rows, step: int | None, set_name: str) -> list[dict]:
 
 
 def join_metrics(rows: list[dict]) -> dict:
-    """Joint measures by metric, of those that all of the rows have.
+    """Joint measures by metric, of those that all of the rows have; with their descriptions.
 
-    "among", how many people a gallery holds, stays where it is the same in all of them.
+    A fact such as "among", how many people a gallery holds, stays where it is the same in all.
     """
-    joint = {}
-    for name in rows[0]["metrics"]:
-        if all(name in row["metrics"] for row in rows):
-            measures = [row["metrics"][name] for row in rows]
-            joint[name] = join_runs(measures)
-            galleries = {measure.get("among") for measure in measures}
-            if len(galleries) == 1 and None not in galleries:
-                joint[name]["among"] = galleries.pop()
-    return joint
+    all_measures = [described(row) for row in rows]
+    return {
+        name: join_measures([measures[name] for measures in all_measures])
+        for name in all_measures[0]
+        if all(name in measures for measures in all_measures)
+    }
 
 
 def join_trajectories(runs: list[list[dict]]) -> list[dict]:
@@ -141,21 +142,30 @@ def write_tables(entries, out: Path) -> list[dict]:
         {"name": name, "set": set_name, "runs": runs, "metrics": metrics}
         for name, set_name, runs, metrics in entries
     ]
-    write_json(out / "comparison.json", joint)
+    write_rows(out / "comparison.json", joint)
     (out / "comparison.md").write_text(table(entries) + "\n", encoding="utf-8")
     write_csv(out / "comparison.csv", csv_rows(entries))
     return joint
 
 
+def columns(entries) -> dict[str, dict]:
+    """A described measure of every metric that has a column, in the order of the entries' own."""
+    found = {}
+    for *_, metrics in entries:
+        for metric, measure in described({"metrics": metrics}).items():
+            found.setdefault(metric, measure)
+    return found
+
+
 def csv_rows(entries) -> list[dict]:
-    """The table as numbers: of each metric its mean, bounds and number of pictures."""
-    rows = []
+    """The table as numbers: of each metric its mean, bounds, number of images, and its judge."""
+    rows, measured = [], columns(entries)
     for name, set_name, runs, metrics in entries:
         row = {"set": set_name, "run": name, "runs": runs}
-        for metric in COLUMNS:
+        for metric in measured:
             measure = metrics.get(metric, {})
             row[metric] = measure.get("mean")
-            row |= {f"{metric}_{key}": measure.get(key) for key in ("low", "high", "n")}
+            row |= {f"{metric}_{key}": measure.get(key) for key in ("low", "high", "n", "judge")}
         rows.append(row)
     return rows
 
@@ -171,17 +181,34 @@ def write_csv(path: Path, rows: list[dict]):
 
 
 def table(entries) -> str:
-    """Markdown of (name, set, runs, measures by metric); n is the number of pictures."""
+    """Markdown of (name, set, runs, measures by metric), and a line that names the judges.
+
+    n is the number of images: of all that some metric could measure.
+    """
     several = any(name for name, *_ in entries)
+    measured = columns(entries)
     head = ["set", *(["run", "runs"] if several else [])]
-    head += [title for title, _ in COLUMNS.values()] + ["n"]
+    head += [measure["title"] for measure in measured.values()] + ["n"]
     lines = [head, ["---"] * len(head)]
     for name, set_name, runs, metrics in entries:
         cells = [set_name.replace("_", "-"), *([name, str(runs)] if several else [])]
-        cells += [cell(metrics.get(metric), form) for metric, (_, form) in COLUMNS.items()]
-        counts = [metrics[m]["n"] for m in ("clip_t", "detection_rate") if m in metrics]
+        cells += [cell(metrics.get(metric), each["form"]) for metric, each in measured.items()]
+        counts = [measure["n"] for measure in metrics.values()]
         lines.append([*cells, str(max(counts, default=0))])
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    rows = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    judges = judges_line(entries)
+    return f"{rows}\n\n{judges}" if judges else rows
+
+
+def judges_line(entries) -> str:
+    """Such as "Judges: CLIP-T by A; Face-Sim, rank-1/10 by B."; "" if no row names one."""
+    titles = {}
+    for *_, metrics in entries:
+        for measure in described({"metrics": metrics}).values():
+            if measure["judge"]:
+                titles.setdefault(measure["judge"], {})[measure["title"]] = None
+    parts = [f"{', '.join(own)} by {judge}" for judge, own in titles.items()]
+    return f"Judges: {'; '.join(parts)}." if parts else ""
 
 
 def cell(measure: dict | None, form: str) -> str:

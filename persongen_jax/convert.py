@@ -136,7 +136,7 @@ def import_(args) -> str:
 
 def export(args) -> str:
     from persongen_jax.convert_export import export_run
-    from persongen_jax.trained import open_run
+    from persongen_jax.systems.open import open_run
 
     if args.sgm_names and args.format != "kohya-lora":
         raise WeightsError(f"--sgm_names: has no meaning for --format {args.format}")

@@ -10,7 +10,7 @@ from pathlib import Path
 from persongen_jax.models.attention import ParallelCrossAttention
 from persongen_jax.models.lora import lora_layers
 from persongen_jax.partition import assign_groups, leaf_paths
-from persongen_jax.trained import TrainedRun
+from persongen_jax.systems.open import TrainedRun
 from persongen_jax.weights.adapters import extract_adapter, module_paths
 from persongen_jax.weights.errors import WeightsError
 from persongen_jax.weights.ip_adapter import save_image_encoder, save_ip_adapter
@@ -39,7 +39,7 @@ def export_run(run: TrainedRun, out, file_format: str, *, sgm_names: bool = Fals
     """Write ``out``; returns what was written and what the format has no place for.
 
     Args:
-        run: persongen_jax/trained.py's.
+        run: systems.open.open_run's.
         out: ``.safetensors``; for PhotoMaker and IP-Adapter also ``.bin`` (the convert extra).
         file_format: one of ``FORMATS``.
         sgm_names: of a kohya file: name the UNet's blocks as kohya's own trainer does for SDXL.
@@ -58,7 +58,7 @@ def export_run(run: TrainedRun, out, file_format: str, *, sgm_names: bool = Fals
             f"{run.workdir}: its method {run.config.method} {reason}. As {file_format} it cannot "
             f"be written; {remedy}, and generate reads the run itself by --method-weights"
         )
-    model = run.base.model
+    model = run.system.model
     if file_format in ("diffusers-lora", "kohya-lora"):
         if Path(out).suffix != ".safetensors":
             raise WeightsError(f"{out}: the ending has to be .safetensors")
@@ -68,7 +68,7 @@ def export_run(run: TrainedRun, out, file_format: str, *, sgm_names: bool = Fals
             write_lora(out, adapters, notes)
         else:
             modules = module_paths(model.unet) if sgm_names else None
-            layers = run.base.configs["unet"].get("layers_per_block", 2)
+            layers = run.system.base.configs["unet"].get("layers_per_block", 2)
             write_kohya_lora(out, adapters, notes, sgm_modules=modules, layers_per_block=layers)
         said = f"LoRA of {len(adapters['unet'])} layers"
     elif file_format == "photomaker":
@@ -90,7 +90,7 @@ def export_run(run: TrainedRun, out, file_format: str, *, sgm_names: bool = Fals
 
 def why_not(run: TrainedRun, file_format: str) -> str:
     """What the method lacks for a format, or has that cannot be left out; "" if nothing."""
-    model = run.base.model
+    model = run.system.model
     found = lora_layers(model.unet)
     on_branches = any("branches" in path for path in found)
     if file_format == "ip-adapter":
@@ -110,13 +110,13 @@ def why_not(run: TrainedRun, file_format: str) -> str:
 
 def left_out(run: TrainedRun, file_format: str) -> dict[str, int]:
     """Learning-rate group -> number of trained arrays that the format has no place for."""
-    held, tokens = HELD[file_format], getattr(run.base.model, "id_tokens", None)
+    held, tokens = HELD[file_format], getattr(run.system.model, "id_tokens", None)
     if file_format == "ip-adapter" and tokens is not None:
         held += TOWER + (SHARED_HEADS if tokens.visual_projection_3 is None else "")
     held = re.compile(held)
-    table = run.config.trainable or run.method.groups
+    table = run.system.table
     left = {}
-    for path, group in assign_groups(leaf_paths(run.base.model), table).items():
+    for path, group in assign_groups(leaf_paths(run.system.model), table).items():
         if not held.fullmatch(path):
             left[group] = left.get(group, 0) + 1
     return left
@@ -126,6 +126,6 @@ def _base_lora(run) -> dict:
     """The LoRA on the base's own layers, by path; not that on a method's branches."""
     return {
         path: lora
-        for path, lora in extract_adapter(run.base.model.unet).items()
+        for path, lora in extract_adapter(run.system.model.unet).items()
         if BRANCH not in f".{path}."
     }

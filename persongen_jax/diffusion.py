@@ -111,7 +111,7 @@ def _rescale_zero_terminal_snr(betas: np.ndarray) -> np.ndarray:
     return np.float32(1) - np.concatenate([signal[:1], signal[1:] / signal[:-1]])
 
 
-def _signal_and_noise(schedule: NoiseSchedule, timesteps: jax.Array) -> tuple[jax.Array, jax.Array]:
+def signal_and_noise(schedule: NoiseSchedule, timesteps: jax.Array) -> tuple[jax.Array, jax.Array]:
     """[b] timesteps → (sqrt(alphas_cumprod), sqrt(1 - alphas_cumprod)), each [b, 1, 1, 1]."""
     signal = jnp.asarray(schedule.alphas_cumprod)[timesteps][:, None, None, None]
     return jnp.sqrt(signal), jnp.sqrt(1 - signal)
@@ -131,7 +131,7 @@ def add_noise(
     Returns:
       [b, h, w, c] float32 noisy latents.
     """
-    alpha, sigma = _signal_and_noise(schedule, timesteps)
+    alpha, sigma = signal_and_noise(schedule, timesteps)
     return alpha * latents.astype(jnp.float32) + sigma * noise.astype(jnp.float32)
 
 
@@ -147,7 +147,7 @@ def training_target(
         return noise
     if schedule.prediction_type == "sample":
         return latents
-    alpha, sigma = _signal_and_noise(schedule, timesteps)
+    alpha, sigma = signal_and_noise(schedule, timesteps)
     return alpha * noise - sigma * latents
 
 
@@ -217,3 +217,38 @@ def face_box_mask(
     usable = some_columns & some_rows & jnp.isfinite(box).all(-1)
     mask = rows[:, :, None] & columns[:, None, :]
     return jnp.where(usable[:, None, None], mask, True).astype(jnp.float32), ~usable
+
+
+# ---- Options of the objective; all are off by default ------------------------------------------
+
+
+def min_snr_weights(schedule: NoiseSchedule, timesteps, gamma: float):
+    """Loss weight per example, [b] float32 (min-SNR; Hang et al., arXiv 2303.09556, section 3.4).
+
+    With s the signal-to-noise ratio: min(s, gamma) for a model that predicts latents, min(s, gamma)
+    / s for noise, min(s, gamma) / (s + 1) for v.
+
+    Args:
+        timesteps: [b] int in 0..T-1.
+        gamma: above 0; the paper takes 5.
+    """
+    signal = jnp.asarray(schedule.alphas_cumprod)[timesteps]
+    snr = signal / (1 - signal)
+    capped = jnp.minimum(snr, gamma)
+    if schedule.prediction_type == "sample":
+        return capped
+    if schedule.prediction_type == "v_prediction":
+        return capped / (snr + 1)
+    # As min(1, gamma / s), so that s = 0 (zero terminal SNR) has its limit, 1.
+    return jnp.minimum(1.0, gamma / snr)
+
+
+def offset_noise(noise, offsets, strength: float):
+    """Noise whose mean differs by image and channel, so that brightness is learned as well.
+
+    Args:
+        noise: [b, h, w, c] standard normal.
+        offsets: [b, 1, 1, c] standard normal.
+        strength: 0.05 to 0.1 is usual; each channel's mean gets this standard deviation.
+    """
+    return noise + strength * offsets

@@ -3,10 +3,10 @@
     python -m persongen_jax.evaluate --run runs/photomaker_bg --images 10
     python -m persongen_jax.evaluate --compare runs/a_seed1 runs/a_seed2 runs/b_seed1 runs/b_seed2
 
-The first paints and measures by the run's own config (configs/base.py, "Validation"), where the
-options say nothing else; it prints a table and writes metrics.json and contact sheets. The second
-reads what was measured, joins runs of one method that differ by their seed, prints a table and
-draws the trajectories.
+The first generates images and measures them by the run's own config (configs/base.py,
+"Validation"), where the options say nothing else; it prints a table and writes metrics.json and
+contact sheets. The second reads what was measured, joins runs of one method that differ by their
+seed, prints a table and draws the trajectories.
 """
 
 import argparse
@@ -15,8 +15,9 @@ from pathlib import Path
 
 from persongen_jax import distributed
 from persongen_jax.comparison import compare_runs, table
-from persongen_jax.trained import open_run
-from persongen_jax.trajectories import SETS
+from persongen_jax.systems.open import open_run, system_class
+from persongen_jax.trajectories import SETS, write_rows
+from persongen_jax.validation import write_image_file
 from persongen_jax.weights.saver import write_json
 
 FINAL = "metrics.json"
@@ -60,6 +61,13 @@ def parse_arguments(argv=None):
     add("--clip", metavar="DIR", help="transformers CLIP directory for CLIP-T")
     add("--face-net", metavar="FILE", help="face recogniser for Face-Sim")
     add("--face-detector", help="finder of faces for Face-Sim")
+    add("--metrics", nargs="+", metavar="NAME", help="what is measured, see metrics/registry.py")
+    add(
+        "--judges-are-inputs",
+        nargs="*",
+        metavar="NAME",
+        help="metrics whose judge the method may read itself",
+    )
     add("--pictures", action="store_true", help="of a run: also each first picture as a file")
     return parser.parse_args(argv)
 
@@ -80,6 +88,8 @@ OPTIONS = {
     "clip": "clip",
     "face_net": "face_net",
     "face_detector": "face_detector",
+    "metrics": "metrics",
+    "judges_are_inputs": "judges_are_inputs",
 }
 
 
@@ -87,16 +97,13 @@ OPTIONS = {
 
 
 def evaluate(args) -> list[dict]:
-    """Paint, measure and write; the rows, one per set.
+    """Generate, measure and write; the rows, one per set.
 
     The model is put together as in training, so that the figures are those of a validation.
     """
-    from persongen_jax.evaluation import Evaluation
-    from persongen_jax.validation import write_image_file
-
     run = open_run(args.run, args.step, lambda config: change_config(config, args))
-    evaluation = Evaluation(run.config, run.base, run.method)
-    results = evaluation(run.base.model, run.step)
+    evaluation = run.system.evaluation()
+    results = evaluation(run.system.model, run.step)
     if not distributed.is_first():
         return [result.row for result in results.values()]
     out = args.out or run.workdir / "evaluation" / f"step_{run.step:06d}"
@@ -106,7 +113,7 @@ def evaluate(args) -> list[dict]:
     if args.pictures:
         write_pictures(out / PICTURES, evaluation, results)
     rows = [result.row for result in results.values()]
-    write_json(out / FINAL, rows)
+    write_rows(out / FINAL, rows)
     print(table([("", row["set"], 1, row["metrics"]) for row in rows]))
     print(f"written: {out}")
     return rows
@@ -117,10 +124,15 @@ def change_config(config, args):
     for option, key in OPTIONS.items():
         value = getattr(args, option)
         if value is not None:
-            config[key] = value
+            if key not in config:
+                name = option.replace("_", "-")
+                raise ValueError(
+                    f"--{name}: the run's system ({config.system}) has no such setting"
+                )
+            config[key] = tuple(value) if isinstance(value, list) else value
     if args.sets:
         choose_sets(config, args.sets)
-    if not any(config[f"validate_{name}"] for name in SETS):
+    if not system_class(config.system).validation_sets_of(config):
         raise ValueError(
             "the run's config names no set of people to validate with; give --sets "
             "out_of_train=SOURCE, a manifest folder or such as people:out_of_train"
@@ -132,8 +144,6 @@ def write_pictures(folder: Path, evaluation, results):
 
     index.json: a list of {"set", "label", "reference", "picture"}, the last two as file names.
     """
-    from persongen_jax.validation import write_image_file
-
     folder.mkdir(exist_ok=True)
     index = []
     for name, result in results.items():
@@ -149,6 +159,10 @@ def write_pictures(folder: Path, evaluation, results):
 def choose_sets(config, items):
     """``items``: NAME for one of the config's own sets, NAME=SOURCE for another."""
     sources = {}
+    if f"validate_{SETS[0]}" not in config:
+        raise ValueError(
+            f"--sets: the run's system ({config.system}) has sets of its own; leave it out"
+        )
     for item in items:
         name, given, source = item.partition("=")
         if name not in SETS:

@@ -1,4 +1,4 @@
-"""A method put to the test: people x prompts x images painted, and measured by CLIP and faces.
+"""A method put to the test: people x prompts x images generated, and measured by config.metrics.
 
 The protocol is the thesis' (one reference per person; CLIP-T and Face-Sim on the people seen in
 training, on those held out from it, and on those from elsewhere). Validation during training and
@@ -11,30 +11,27 @@ from dataclasses import dataclass, field
 import numpy as np
 from tqdm import tqdm
 
+from data_pipeline.examples.fields import needs
 from data_pipeline.schema import Record
 from data_pipeline.sources import open_records
 from data_pipeline.transforms import square_face_crop
 from persongen_jax.contact_sheet import MAX_ROWS, Row, choose_rows, contact_sheet
-from persongen_jax.metrics.clip_score import ClipScore
-from persongen_jax.metrics.face_embedder import open_face_embedder
-from persongen_jax.metrics.measures import face_measures, mean_embedding, measure
+from persongen_jax.metrics.base import Generated, Known, Owner, People
+from persongen_jax.metrics.judge_check import check_judges
+from persongen_jax.metrics.measures import measure_all
+from persongen_jax.metrics.registry import open_metrics
 from persongen_jax.pipeline import Pipeline
 from persongen_jax.sharding import mesh_for
+from persongen_jax.stopping import Stopped
 from persongen_jax.trajectories import SETS
 from persongen_jax.validation_prompts import class_word_of, open_prompts
 
-PICTURES = 8  # of a person that the gallery's embedding is made of, at most
 WIDE = 8  # pictures in a row of a sheet
-AT_ONCE = 16  # people whose pictures are in memory together
-
-
-class Stopped(Exception):
-    """``should_stop`` said so; nothing was measured."""
 
 
 @dataclass
 class Person:
-    """One whose pictures are painted. ``records``: all pictures, the first is the reference."""
+    """One of whom images are generated. ``records``: all pictures, the first is the reference."""
 
     identity: str
     word: str
@@ -50,8 +47,9 @@ class Person:
         if first.face_box is not None:
             self.crop = square_face_crop(self.reference, first.face_box)
 
-    def pictures(self) -> list[np.ndarray]:
-        return [self.read(record.image) for record in self.records[:PICTURES]]
+    def given(self, field, size: int):
+        """What a call gives a further field for this person, as in the reference; or None."""
+        return field.from_record(self.records[0], self.read, (size, size))
 
 
 @dataclass
@@ -62,16 +60,23 @@ class Result:
     images: np.ndarray
 
 
-def open_people(spec: str, trigger_word: str, limit: int | None = None) -> list[Person]:
+def open_people(spec: str, system, limit: int | None = None) -> list[Person]:
     """The first ``limit`` people of a source of records (data_pipeline/sources.py)."""
-    records, read = open_records(spec, trigger_word)
+    by_identity, read = records_by_identity(spec, system)
+    trigger_word, marked = system.config.trigger_word, needs(system.fields)["marked"]
+    return [
+        Person(identity, class_word_of(own[0], trigger_word, marked), own, read)
+        for identity, own in list(by_identity.items())[:limit]
+    ]
+
+
+def records_by_identity(spec: str, system) -> tuple[dict[str, list[Record]], Callable]:
+    """Records in the source's order by who is in them, and the function that reads a picture."""
+    records, read = open_records(spec, system.config.trigger_word, **needs(system.fields))
     by_identity = {}
     for record in records:
         by_identity.setdefault(record.identity, []).append(record)
-    return [
-        Person(identity, class_word_of(own[0], trigger_word), own, read)
-        for identity, own in list(by_identity.items())[:limit]
-    ]
+    return by_identity, read
 
 
 class Evaluation:
@@ -81,59 +86,49 @@ class Evaluation:
     the first step of training; programs are compiled at the first call and used from then on.
 
     Args:
-        config: the keys of configs/base.py under "Validation", and method, size, trigger_word.
-        base: SDXLBase; its model may be another than the one that is measured.
-        method: the identity method.
+        system: systems.sdxl.Sdxl; the model that is measured may be another than its own. Of its
+            config the keys of configs/base.py under "Validation", and method, size, trigger_word.
 
     Attributes:
         people: list of Person by the name of the set; only sets that the config names.
+        metrics: those of config.metrics that can be measured, in its order.
+        known: what the metrics know about each set.
         should_stop: asked between sampling steps; True ends the measuring by Stopped.
 
     Raises:
-        ValueError: a source, prompt or encoder that cannot be used.
+        ValueError: a source, prompt or judge that cannot be used, or a judge that the method reads.
     """
 
-    def __init__(self, config, base, method):
-        self.config, self.base, self.method = config, base, method
+    def __init__(self, system):
+        self.system, self.config = system, system.config
+        config, base = system.config, system.base
         self.size = config.validation_size or config.size  # side of the pictures
         self.should_stop: Callable[[], bool] = lambda: False
         self.mesh = mesh_for(config)
         self.prompts = open_prompts(config.validation_prompts, config.trigger_word)
         specs = {name: config[f"validate_{name}"] for name in SETS}
         self.people = {
-            name: open_people(spec, config.trigger_word, config.validation_people)
+            name: open_people(spec, system, config.validation_people)
             for name, spec in specs.items()
             if spec
         }
         self._check_prompts()
-        self.clip, self.faces = None, None
-        if config.clip:
-            self.clip = ClipScore(config.clip)
-        else:
-            print("CLIP-T is not measured: config.clip names no CLIP directory")
-        if config.face_net:
-            self.faces = open_face_embedder(config.face_net, config.face_detector)
-            print(f"Face-Sim by {config.face_net}; its licence: {self.faces.licence}")
-        else:
-            print("Face-Sim is not measured: config.face_net names no face recogniser")
-        self._known = self._known_faces() if self.faces else {}
+        self.metrics = open_metrics(config)
+        check_judges(self.metrics, base.model, system.judging_roots, config.judges_are_inputs)
+        self.known = self._known_sets()
+        for known in self.known.values():
+            for metric in self.metrics:
+                metric.prepare(known)
 
     def __call__(self, model, step: int) -> dict[str, Result]:
         """Result of every set. Stopped if ``should_stop`` says so meanwhile."""
-        pipe = Pipeline.around(
-            self.base,
-            self.method,
-            model,
-            trigger_word=self.config.trigger_word,
-            mesh=self.mesh,
-            divided=self.config.shard_frozen,
-        )
+        pipe = Pipeline.around(self.system, model, mesh=self.mesh, divided=self.config.shard_frozen)
         results = {}
         for name, people in self.people.items():
-            images = self._paint(pipe, name, people)
+            images = self._generate(pipe, name, people)
             row = {"step": step, "set": name, **self._settings(people)}
-            row["metrics"] = self._clip_measures(images, people)
-            row["metrics"] |= self._face_measures(images, name, people)
+            generated = self._generated(images, people)
+            row["metrics"] = measure_all(self.metrics, generated, self.known[name])
             results[name] = Result(row, images)
         return results
 
@@ -155,9 +150,9 @@ class Evaluation:
             rows.append((i, j, Row(label, people[i].reference, list(images[i, j]))))
         return rows
 
-    # ---- painting ----
+    # ---- generating ----
 
-    def _paint(self, pipe, name, people) -> np.ndarray:
+    def _generate(self, pipe, name, people) -> np.ndarray:
         """uint8 [people, prompts, images, h, w, 3].
 
         Picture k of prompt j starts from the same noise for everyone and at every step of
@@ -174,20 +169,24 @@ class Evaluation:
         with tqdm(total=len(jobs), desc=name, unit="picture", leave=False, disable=None) as bar:
             for start in range(0, len(jobs), batch):
                 here = jobs[start : start + batch]
-                out.append(self._paint_batch(pipe, people, here, noise, batch))
+                out.append(self._generate_batch(pipe, people, here, noise, batch))
                 bar.update(len(here))
         images = np.concatenate(out)
         return images.reshape(*shape, *images.shape[1:])
 
-    def _paint_batch(self, pipe, people, jobs, noise, batch):
+    def _generate_batch(self, pipe, people, jobs, noise, batch):
         config = self.config
         texts = [self.prompts[j].fill(people[i].word).place(pipe.streams) for i, j, _ in jobs]
-        parts = {key: [own[key] for _, own in texts] for key in texts[0][1]}
+        given = {key: [own[key] for _, own in texts] for key in texts[0][1]}
+        for each in self.system.fields:
+            if each.name in pipe.conditioner.inputs:
+                own = [people[i].given(each, self.size) for i, *_ in jobs]
+                given |= {each.name: own} if all(one is not None for one in own) else {}
         images = pipe(
             [text for text, _ in texts],
             config.validation_negative_prompt,
-            references=[[people[i].crop] for i, _, _ in jobs],
-            **parts,
+            references=[[people[i].crop] for i, _, _ in jobs] if pipe.reads_references else None,
+            **given,
             start_merge_step=config.validation_merge_step,
             height=self.size,
             width=self.size,
@@ -206,11 +205,12 @@ class Evaluation:
             raise Stopped
 
     def _check_prompts(self):
-        """Every prompt with every class word, before the first is painted."""
+        """Every prompt with every class word, before the first image is generated."""
+        text = next(field for field in self.system.fields if field.name == "text")
         for word in sorted({p.word for people in self.people.values() for p in people}):
             for prompt in self.prompts:
-                text, _ = prompt.fill(word).place(self.method.streams)
-                self.base.tokenizers.encode_with_trigger(text, 1, self.config.trigger_word)
+                general, _ = prompt.fill(word).place(text.streams)
+                text.read(general, int(any(field.identity for field in self.system.fields)))
 
     # ---- measuring ----
 
@@ -220,8 +220,6 @@ class Evaluation:
         return {
             "method": config.method,
             "seed": config.seed,
-            "clip": config.clip,
-            "face_net": config.face_net,
             "sampling_steps": config.validation_steps,
             "guidance": config.validation_guidance,
             "merge_step": config.validation_merge_step,
@@ -230,58 +228,37 @@ class Evaluation:
             "images_each": config.validation_images,
         }
 
-    def _clip_measures(self, images, people) -> dict:
-        if self.clip is None:
-            return {}
-        trigger = self.config.trigger_word
-        texts = [[p.fill(who.word).whole(trigger) for p in self.prompts] for who in people]
-        n = images.shape[2]
-        scores = self.clip.score(_flat(images), [t for own in texts for t in own for _ in range(n)])
-        return {"clip_t": measure(scores, self._owners(images, people))}
+    def _generated(self, images, people) -> Generated:
+        """What the metrics are given, in the order of _flat."""
+        trigger, n = self.config.trigger_word, images.shape[2]
+        texts = [p.fill(who.word).whole(trigger) for who in people for p in self.prompts]
+        owners = [p.identity for p in people for _ in range(images.shape[1] * n)]
+        return Generated(_flat(images), owners, [text for text in texts for _ in range(n)])
 
-    def _face_measures(self, images, name, people) -> dict:
-        if self.faces is None:
-            return {}
-        embeddings, found = self.faces.embed(_flat(images))
-        return face_measures(embeddings, found, self._owners(images, people), *self._known[name])
-
-    @staticmethod
-    def _owners(images, people) -> list[str]:
-        """Whose picture each is, in the order of _flat."""
-        return [p.identity for p in people for _ in range(images.shape[1] * images.shape[2])]
-
-    def _known_faces(self) -> dict[str, tuple]:
-        """Embeddings by identity of each set's references, its gallery and the large gallery."""
-        large = {}
-        if self.config.validation_gallery:
-            others = open_people(self.config.validation_gallery, self.config.trigger_word)
-            large = self._mean_faces(others, Person.pictures)
+    def _known_sets(self) -> dict[str, Known]:
+        """What is known about each set; the gallery is opened when a metric asks for it."""
+        gallery = self.config.validation_gallery
+        others = People(lambda: open_owners(gallery, self.system) if gallery else [])
         known = {}
         for name, people in self.people.items():
-            references = self._mean_faces(people, lambda person: [person.reference])
-            missed = [p.identity for p in people if p.identity not in references]
-            if missed:
-                print(f"{name}: no face found in the references of {', '.join(missed)}: left out")
-            gallery = self._mean_faces(
-                [p for p in people if p.identity in references], Person.pictures
-            )
-            # The large gallery, and who of the set is not part of it.
-            known[name] = (references, gallery, {**gallery, **large} if large else None)
+            own = [owner_of(person.identity, person.records, person.read) for person in people]
+            known[name] = Known(name, People(lambda own=own: own), others)
         return known
 
-    def _mean_faces(self, people, pictures_of) -> dict[str, np.ndarray]:
-        """By identity the mean embedding of the pictures in which a face is found, if any."""
-        means = {}
-        for start in range(0, len(people), AT_ONCE):
-            here = people[start : start + AT_ONCE]
-            pictures = [(p.identity, picture) for p in here for picture in pictures_of(p)]
-            embeddings, found = self.faces.embed([picture for _, picture in pictures])
-            owners = np.array([identity for identity, _ in pictures])
-            for identity in dict.fromkeys(owners.tolist()):
-                mean = mean_embedding(embeddings[found & (owners == identity)])
-                if mean is not None:
-                    means[identity] = mean
-        return means
+
+def open_owners(spec: str, system) -> list[Owner]:
+    """Everyone of a source of records; no picture is read yet."""
+    by_identity, read = records_by_identity(spec, system)
+    return [owner_of(identity, own, read) for identity, own in by_identity.items()]
+
+
+def owner_of(identity: str, records: list[Record], read: Callable) -> Owner:
+    """The first record is the reference."""
+
+    def pictures(limit=None):
+        return [read(record.image) for record in records[:limit]]
+
+    return Owner(identity, lambda: pictures(1), pictures)
 
 
 def _flat(images):

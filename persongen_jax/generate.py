@@ -1,4 +1,4 @@
-"""Paint pictures from the command line.
+"""Generate images from the command line.
 
     python -m persongen_jax.generate --base /path/to/sdxl --prompt "a lighthouse at dusk"
     python -m persongen_jax.generate --base /path/to/sdxl --method-weights photomaker-v1.bin \\
@@ -6,7 +6,7 @@
 """
 
 import argparse
-import json
+import functools
 import os
 import sys
 from pathlib import Path
@@ -15,7 +15,9 @@ import jax
 import jax.numpy as jnp
 from tqdm import tqdm
 
-from data_pipeline.schema import MAX_REFERENCES, PLAIN_STREAMS
+from data_pipeline.examples.conditions import PARTS
+from data_pipeline.examples.fields import FieldError
+from data_pipeline.schema import MAX_REFERENCES
 from persongen_jax.prompts import join_parts
 from persongen_jax.scales import parse_scales
 
@@ -32,7 +34,7 @@ def parse_arguments(argv=None):
     add("--variant", help="read weight files of this variant, e.g. fp16")
     add("--prompt", action="append", default=[], help="may be given several times")
     add("--prompt-file", type=Path, help="text file, a prompt per line")
-    for part in PLAIN_STREAMS:
+    for part in PARTS:
         add(
             f"--{part}",
             action="append",
@@ -40,8 +42,24 @@ def parse_arguments(argv=None):
             help=f"what to say of the {part}, for all prompts, or as often as there are prompts; "
             "joined to the prompt where no method reads it on its own",
         )
+    add(
+        "--part",
+        action="append",
+        default=[],
+        metavar="NAME=TEXT",
+        help="a further prompt of this name, which the method has to read; may be given several "
+        "times: for a name once, for all prompts, or as often as there are prompts",
+    )
+    add(
+        "--input",
+        action="append",
+        default=[],
+        metavar="NAME=FILE",
+        help="what else the method reads by this name: an image, such as a pose to follow, or "
+        "points (*.json, a list of [x, y] in pixels); as often as --part",
+    )
     add("--negative-prompt", help="what to steer away from")
-    add("--out", type=Path, default=Path("outputs"), help="folder for the pictures")
+    add("--out", type=Path, default=Path("outputs"), help="folder for the images")
     add("--height", type=int, help="pixels; default: the model's own")
     add("--width", type=int, help="pixels; default: the model's own")
     add("--steps", type=int, default=50, help="sampling steps")
@@ -51,11 +69,11 @@ def parse_arguments(argv=None):
     add("--karras", action="store_true", help="Karras sigmas (euler, dpmpp_2m)")
     add("--timestep-spacing", choices=("leading", "trailing", "linspace"))
     add("--images-per-prompt", type=int, default=1)
-    add("--batch-size", type=int, help="pictures at once")
+    add("--batch-size", type=int, help="images at once")
     add("--seed", type=int, default=42)
     add("--dtype", choices=("float32", "bfloat16"), help="default: bfloat16, on a CPU float32")
     add("--vae-dtype", choices=("float32", "bfloat16"), default="float32")
-    add("--tiling", action="store_true", help="decode in tiles: less memory for large pictures")
+    add("--tiling", action="store_true", help="decode in tiles: less memory for large images")
     add("--tile-size", type=int, default=512, help="side of a tile, pixels")
     add(
         "--lora",
@@ -82,8 +100,8 @@ def parse_arguments(argv=None):
         default=[],
         metavar="FILE[@REGION]",
         help=f"photograph of the person, up to {MAX_REFERENCES} times; several people in one "
-        "picture: each photograph with the mask of where they may appear (white on black; one "
-        "mask, one person), for methods with an attention branch on the identity",
+        "image: each photograph with the mask of where they may appear (white on black; one "
+        "mask, one person), for methods with an attention branch that reads the person",
     )
     add(
         "--detector",
@@ -110,9 +128,10 @@ def parse_arguments(argv=None):
         action="append",
         default=[],
         metavar="NAME=VALUE[@START-END]",
-        help="factor of what the method adds: identity, lora, background, body, as far as it has "
-        "them; may be given several times. With a range it is for these steps, as fractions of all "
-        "of them: identity=0.8@0.3-1",
+        help="factor of what the method adds, by name: identity, lora, and every stream and map "
+        "that it has, such as background (a name that it does not have is answered with those "
+        "that it has); may be given several times. With a range it is for these steps, as "
+        "fractions of all of them: identity=0.8@0.3-1",
     )
     add("--watermark", action="store_true", help="put diffusers' invisible SDXL watermark in")
     add("--no-compilation-cache", action="store_true", help="compile anew in every run")
@@ -133,18 +152,29 @@ def read_prompts(args) -> list[str]:
 
 
 def read_parts(args, count: int) -> dict[str, list[str]]:
-    """The parts that were given, by stream: a text for each of the ``count`` prompts."""
-    parts = {}
-    for name in PLAIN_STREAMS:
-        texts = getattr(args, name)
-        if len(texts) not in (0, 1, count):
-            raise ValueError(
-                f"--{name} stands {len(texts)} times for {count} prompts: give it once, or once "
-                "for each"
-            )
-        if texts:
-            parts[name] = texts * count if len(texts) == 1 else texts
-    return parts
+    """--background and --body that were given: a text for each of the ``count`` prompts."""
+    given = {name: getattr(args, name) for name in PARTS if getattr(args, name)}
+    return {name: for_each(f"--{name}", texts, count) for name, texts in given.items()}
+
+
+def read_named(option: str, items: list[str], count: int) -> dict[str, list[str]]:
+    """NAME=VALUE by name: a value for each of the ``count`` prompts."""
+    values = {}
+    for item in items:
+        name, equals, value = item.partition("=")
+        if not equals:
+            raise ValueError(f"{option} {item}: write NAME=VALUE")
+        values.setdefault(name.strip(), []).append(value)
+    return {name: for_each(f"{option} {name}", own, count) for name, own in values.items()}
+
+
+def for_each(what: str, values: list, count: int) -> list:
+    """As many as there are prompts, of one for all or one each."""
+    if len(values) not in (1, count):
+        raise ValueError(
+            f"{what} stands {len(values)} times for {count} prompts: give it once, or once for each"
+        )
+    return values * count if len(values) == 1 else values
 
 
 def place_parts(prompts, parts, streams) -> tuple[list[str], dict[str, list[str]]]:
@@ -152,6 +182,19 @@ def place_parts(prompts, parts, streams) -> tuple[list[str], dict[str, list[str]
     apart = {name: texts for name, texts in parts.items() if name in streams}
     others = [texts for name, texts in parts.items() if name not in streams]
     return [join_parts(*texts) for texts in zip(prompts, *others, strict=True)], apart
+
+
+def check_named(pipe, named: dict, inputs: dict):
+    """ValueError naming what the loaded method reads, where it does not read one of these."""
+    read = pipe.conditioner.inputs
+    others = [name for name in read if name not in pipe.text.further]
+    for option, given, known in (("--part", named, pipe.text.further), ("--input", inputs, others)):
+        for name in given:
+            if pipe.method is None:
+                raise ValueError(f"{option} {name}: no method is loaded; give --method-weights")
+            if name not in known:
+                reads = ", ".join(known) or "nothing by this option"
+                raise ValueError(f"{option} {name}: the loaded method reads {reads}")
 
 
 def warn(message: str):
@@ -164,7 +207,7 @@ def warn_of_cut_prompts(pipe, prompts, negative_prompt, num_references, parts):
     for prompt in prompts:
         if num_references:
             # What is read has no trigger, but perhaps the class token once per reference.
-            _, class_tokens_mask, text = pipe.read_prompt(prompt, num_references)
+            _, class_tokens_mask, text = pipe.text.read(prompt, num_references)
             cut = cut_part(text, copies=max(1, class_tokens_mask.sum()))
         else:
             cut = cut_part(prompt)
@@ -176,47 +219,6 @@ def warn_of_cut_prompts(pipe, prompts, negative_prompt, num_references, parts):
         cut = cut_part(text)
         if cut:
             warn(f'the {name} is too long; this part is cut: "{cut}"')
-
-
-def read_references(args) -> tuple[list, list | None]:
-    """Face crops of each person, as the weights want them; and a mask for each, or None."""
-    from PIL import Image
-
-    from data_pipeline.faces import crop_face, open_reference_detector
-    from data_pipeline.transforms import load_image
-    from persongen_jax.aligned_references import align_reference, wants_aligned_faces
-
-    people = group_references(args.reference)
-    for paths in people.values():
-        if len(paths) > MAX_REFERENCES:
-            raise ValueError(f"{len(paths)} references: give one to {MAX_REFERENCES}")
-    crops = [[(path, load_image(path)) for path in paths] for paths in people.values()]
-    if args.no_crop:
-        crops = [[image for _, image in person] for person in crops]
-    else:
-        detector = open_reference_detector(args.base, args.detector)
-        crop = align_reference if wants_aligned_faces(args.method_weights) else crop_face
-        crops = [[crop(image, str(path), detector) for path, image in person] for person in crops]
-    regions = None
-    if None not in people:
-        regions = [Image.open(mask) for mask in people]
-    return crops, regions
-
-
-def group_references(items: list[str]) -> dict[Path | None, list[Path]]:
-    """FILE or FILE@REGION: the photographs by their region's file; an @ may be part of a name."""
-    people = {}
-    for item in items:
-        path, at, mask = item.rpartition("@")
-        alone = not at or Path(item).exists()
-        path, mask = (item, None) if alone else (path, Path(mask))
-        people.setdefault(mask, []).append(Path(path))
-    if None in people and len(people) > 1:
-        raise ValueError(
-            f"--reference {people[None][0]}: others have a region (FILE@REGION); give all of them "
-            "one, or none"
-        )
-    return people
 
 
 def make_pipeline(args):
@@ -258,65 +260,56 @@ def scheduler_options(args) -> dict:
     return options
 
 
-class PictureFolder:
-    """Saves PNGs one after the other, numbered on from what is there: nothing is overwritten.
-
-    The folder is made with the first picture.
-    """
-
-    def __init__(self, folder: Path):
-        self.folder = folder
-        taken = [int(path.stem) for path in folder.glob("*.png") if path.stem.isdigit()]
-        self._next = max(taken, default=-1) + 1
-
-    def save(self, image, note: dict) -> Path:
-        """``image`` uint8 [h, w, 3]; ``note`` goes into the file as text chunks."""
-        from PIL import Image, PngImagePlugin
-
-        self.folder.mkdir(parents=True, exist_ok=True)
-        info = PngImagePlugin.PngInfo()
-        for key, value in note.items():
-            info.add_itxt(key, value if isinstance(value, str) else json.dumps(value))
-        path = self.folder / f"{self._next:05d}.png"
-        Image.fromarray(image).save(path, pnginfo=info)
-        self._next += 1
-        return path
-
-
 def make_notes(args, prompts, parts) -> list[dict]:
-    """What each picture's file says about how it was made; ``parts`` as they were given."""
+    """What each image's file says about how it was made; ``parts`` as they were given."""
     kept = (
         "base height width steps guidance_scale guidance_rescale scheduler karras "
         "timestep_spacing dtype vae_dtype lora method method_weights image_encoder "
         "start_merge_step scale watermark"
     ).split()
     settings = {name: getattr(args, name) for name in kept}
-    settings["reference"] = list(args.reference)
+    settings |= {"reference": list(args.reference), "input": list(args.input)}
     notes = []
     for i, prompt in enumerate(prompts):
         for _ in range(args.images_per_prompt):
             note = {"prompt": prompt, "negative_prompt": args.negative_prompt or ""}
             note |= {name: texts[i] for name, texts in parts.items()}
-            # The picture is number ``index`` of this run's; seed and index draw its noise.
+            # The image is number ``index`` of this run's; seed and index draw its noise.
             note |= {"seed": args.seed, "index": len(notes), "settings": settings}
             notes.append(note)
     return notes
 
 
 def generate(args) -> list[Path]:
+    from persongen_jax.generate_files import ImageFolder, read_input, read_references
+
     if not args.no_compilation_cache and not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         cache = Path.home() / ".cache" / "persongen_jax" / "xla"
         jax.config.update("jax_compilation_cache_dir", str(cache))
     prompts = read_prompts(args)
-    parts = read_parts(args, len(prompts))
+    count = len(prompts)
+    parts, named = read_parts(args, count), read_named("--part", args.part, count)
+    inputs = read_named("--input", args.input, count)
+    twice = parts.keys() & named.keys()
+    if twice:
+        raise ValueError(f"--part {min(twice)}: given as --{min(twice)} too")
     scales = parse_scales(args.scale)
-    if bool(args.reference) != bool(args.method_weights):
-        raise ValueError("--reference and --method-weights belong together: give both or neither")
+    if args.reference and not args.method_weights:
+        raise ValueError("--reference needs a method that reads it; give --method-weights")
     if args.method and not args.method_weights:
         raise ValueError(f"--method {args.method}: it needs its weights; give --method-weights")
-    references, regions = read_references(args) if args.reference else (None, None)
+    read = functools.cache(read_input)
+    given = {name: [read(path) for path in own] for name, own in inputs.items()}
+    references, regions = None, None
+    if args.reference:
+        where = {"base": args.base, "detector": args.detector, "crop": not args.no_crop}
+        references, regions = read_references(args.reference, args.method_weights, **where)
     pipe = make_pipeline(args)
+    if pipe.reads_references and not references:
+        raise ValueError(f"--method-weights {args.method_weights}: give --reference too")
+    check_named(pipe, named, inputs)
     texts, apart = place_parts(prompts, parts, pipe.streams)
+    apart |= named
     first_person = len(references[0]) if references else 0
     warn_of_cut_prompts(pipe, texts, args.negative_prompt, first_person, apart)
     if references and args.start_merge_step >= args.steps - 1:
@@ -324,8 +317,12 @@ def generate(args) -> list[Path]:
             f"--start-merge-step {args.start_merge_step} is not before the last of {args.steps} "
             "steps: the references will have no effect"
         )
-    watermark = WatermarkIfItFits() if args.watermark else None
-    folder, notes = PictureFolder(args.out), make_notes(args, prompts, parts)
+    watermark = None
+    if args.watermark:
+        from persongen_jax.watermark import WatermarkIfItFits
+
+        watermark = WatermarkIfItFits(warn)
+    folder, notes = ImageFolder(args.out), make_notes(args, prompts, parts | named)
     paths = []
 
     def save(image):
@@ -335,70 +332,52 @@ def generate(args) -> list[Path]:
             note = {**note, "settings": {**note["settings"], "watermark": fits}}
         paths.append(folder.save(image, note))
 
-    who = {"references": references and [references] * len(texts)}
-    who["regions"] = regions and [regions] * len(texts)
-    paint(pipe, args, texts, {**who, **apart}, scales, save)
+    given |= {"references": references and [references] * count, **apart}
+    given |= {"regions": regions and [regions] * count}
+    run_pipeline(pipe, args, texts, given, scales, save)
     return paths
 
 
-def paint(pipe, args, prompts, given, scales, save):
-    """Each picture, uint8 [h, w, 3], goes to ``save`` when it is done; with a progress bar.
+def run_pipeline(pipe, args, prompts, given, scales, save):
+    """Each image, uint8 [h, w, 3], goes to ``save`` when it is done; with a progress bar.
 
     ``given``: further arguments of the pipeline, a list with an entry for each prompt each.
     """
     count = len(prompts) * args.images_per_prompt
     batches = -(-count // pipe.pictures_at_once(args.batch_size, count))
     # The delay keeps the bar away from error messages: it appears with the first steps.
-    bar = tqdm(total=batches * args.steps, unit="step", desc=f"{count} pictures", delay=1e-3)
+    bar = tqdm(total=batches * args.steps, unit="step", desc=f"{count} images", delay=1e-3)
 
     def save_batch(images):
         for image in (images * 255).round().astype("uint8"):
             save(image)
 
-    pipe(
-        prompts,
-        args.negative_prompt,
-        **given,
-        scales=scales,
-        start_merge_step=args.start_merge_step,
-        height=args.height,
-        width=args.width,
-        num_inference_steps=args.steps,
-        guidance_scale=args.guidance_scale,
-        guidance_rescale=args.guidance_rescale,
-        num_images_per_prompt=args.images_per_prompt,
-        seed=args.seed,
-        scheduler=args.scheduler,
-        scheduler_options=scheduler_options(args),
-        batch_size=args.batch_size,
-        tiling=args.tiling,
-        tile_size=args.tile_size,
-        output_type="np",
-        progress=bar.update,
-        on_batch=save_batch,
-    )
+    try:
+        pipe(
+            prompts,
+            args.negative_prompt,
+            **given,
+            scales=scales,
+            start_merge_step=args.start_merge_step,
+            height=args.height,
+            width=args.width,
+            num_inference_steps=args.steps,
+            guidance_scale=args.guidance_scale,
+            guidance_rescale=args.guidance_rescale,
+            num_images_per_prompt=args.images_per_prompt,
+            seed=args.seed,
+            scheduler=args.scheduler,
+            scheduler_options=scheduler_options(args),
+            batch_size=args.batch_size,
+            tiling=args.tiling,
+            tile_size=args.tile_size,
+            output_type="np",
+            progress=bar.update,
+            on_batch=save_batch,
+        )
+    except FieldError as error:
+        raise ValueError(f"{error} (here: --input NAME=FILE)") from error
     bar.close()
-
-
-class WatermarkIfItFits:
-    """Puts the watermark into pictures; warns, once, if they are too small to hold it."""
-
-    warned = False
-
-    def __call__(self, image):
-        """(the picture, whether it has the mark now)."""
-        from persongen_jax.watermark import MIN_PIXELS, MIN_WIDTH, add_watermark
-
-        height, width = image.shape[:2]
-        if width >= MIN_WIDTH and height * width >= MIN_PIXELS:
-            return add_watermark(image[None])[0], True
-        if not self.warned:
-            warn(
-                f"no watermark: {width}x{height} pixels are too few for it; it needs a width of "
-                f"{MIN_WIDTH} and {MIN_PIXELS} pixels"
-            )
-            self.warned = True
-        return image, False
 
 
 def main(argv=None):

@@ -1,43 +1,24 @@
 """Frozen weights that a training step does not read, kept in the host's memory.
 
-No step reads the VAE's decoder, and one on cached features (features.py) no encoder either: at
-SDXL's size more than 2 GiB of a chip. With ``config.offload_encoders`` they are NumPy arrays.
-Validation brings them back to the devices for as long as it lasts, and the cache for each row that
-it lacks.
+No step reads the VAE's decoder, and one on cached features (features/) no encoder either: at
+SDXL's size more than 2 GiB of a chip. ``System.unread`` says what of a system it is. With
+``config.offload_encoders`` these are NumPy arrays. Validation brings them back to the devices for
+as long as it lasts, and the cache for each row that it lacks.
 """
 
 import jax
 import numpy as np
 
-from persongen_jax.features import cached_kinds, depends_on
 from persongen_jax.partition import leaf_paths
-from persongen_jax.sharding import put
-
-DECODER = ("vae/decoder/", "vae/post_quant_conv/")
+from persongen_jax.sharding import path_of, put
 
 
-def unread_roots(config, model, method, *, cached: bool) -> tuple[str, ...]:
-    """Beginnings of the paths of what a training step of ``config`` does not read.
-
-    Args:
-        cached: the step reads cached features of every kind that can be cached.
-    """
-    roots = DECODER
-    if cached:
-        reasons = cached_kinds(config, model, method)
-        roots += tuple(r for kind in reasons if not reasons[kind] for r in depends_on(kind, method))
-    return roots
-
-
-def offload(config, model, method):
-    """Take what no step reads off the devices, in place, if ``config.offload_encoders`` says so.
+def offloaded(model, roots: tuple[str, ...]):
+    """Take what lies under ``roots`` (beginnings of paths) off the devices, in place.
 
     Raises:
         ValueError: no process has the weights whole.
     """
-    if not config.offload_encoders:
-        return
-    roots = unread_roots(config, model, method, cached=bool(config.cache))
     for path, leaf in leaf_paths(model).items():
         if path.startswith(roots):
             array = leaf.get_value()
@@ -56,3 +37,14 @@ def put_read(tree, shardings):
         tree,
         shardings,
     )
+
+
+def without_places(tree, roots: tuple[str, ...]):
+    """ShapeDtypeStructs without a place on the devices for what lies under ``roots``."""
+
+    def offload(keys, leaf):
+        if not path_of(keys).startswith(roots):
+            return leaf
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
+
+    return jax.tree_util.tree_map_with_path(offload, tree)

@@ -1,4 +1,4 @@
-"""What is trained: a table of (path pattern, group), the split of the model, the optimizer.
+"""What is trained: a table of (path pattern, group), the split of the model.
 
 Paths are written "unet/down_blocks/1/.../to_q/lora/down". A pattern has to match the whole path.
 """
@@ -7,9 +7,9 @@ import re
 
 import jax
 import jax.numpy as jnp
-import optax
 from flax import nnx
 
+from persongen_jax.train_step import key_of
 from persongen_jax.weights.errors import KeyMismatch
 
 
@@ -50,7 +50,7 @@ def split_model(model, table):
     Returns:
         (graphdef, trainable, frozen, groups): ``trainable`` maps path to float32 array; ``frozen``
         is the NNX state of all the rest; ``groups`` maps the trainable paths to their group.
-        :func:`merge_model` puts them together again.
+        train_step.merge_model puts them together again.
     """
     groups = assign_groups(leaf_paths(model), table)
 
@@ -78,25 +78,26 @@ def split_shapes(model, table):
     return graphdef, trainable, frozen, groups
 
 
-def merge_model(graphdef, trainable: dict, frozen):
-    """The model with these trainable arrays; used inside the compiled step."""
-    flat = [(_key(path), nnx.Param(value)) for path, value in trainable.items()]
-    return nnx.merge(graphdef, nnx.from_flat_state(flat), frozen)
-
-
-def _key(path: str) -> tuple:
-    """ "unet/down_blocks/0" to ("unet", "down_blocks", 0), as NNX has it."""
-    return tuple(int(part) if part.isdigit() else part for part in path.split("/"))
+def statistics(frozen) -> dict:
+    """What layers gather (running means and variances) among frozen weights, by path."""
+    flat = nnx.to_flat_state(frozen)
+    stats = {p: v for p, v in flat if isinstance(v, nnx.BatchStat)}
+    return {"/".join(map(str, path)): leaf.get_value() for path, leaf in stats.items()}
 
 
 def fill_trained(model, trained: dict, table, where: str):
     """Set a model's trainable leaves to arrays by path, in place; strict both ways.
+
+    What the model's layers gather (:func:`statistics`) may be among them.
 
     Raises:
         KeyMismatch: paths or shapes that do not pair up; ``where`` names the file.
     """
     leaves = leaf_paths(model)
     wanted = {path: leaves[path] for path in assign_groups(leaves, table)}
+    gathered = dict(nnx.to_flat_state(nnx.state(model, nnx.BatchStat)))
+    gathered = {"/".join(map(str, path)): leaf for path, leaf in gathered.items()}
+    wanted |= {path: leaf for path, leaf in gathered.items() if path in trained}
     missing = set(wanted) - set(trained)
     unexpected = set(trained) - set(wanted)
     misshapen = {
@@ -111,66 +112,9 @@ def fill_trained(model, trained: dict, table, where: str):
 
 
 def set_leaves(model, arrays: dict):
-    """Set parameters of the model to arrays of their shape, by path, in place."""
-    leaves = leaf_paths(model)
+    """Set arrays of the model to others of their shape, by path, in place."""
+    flat = nnx.to_flat_state(nnx.state(model, (nnx.Param, nnx.BatchStat)))
+    leaves = {"/".join(map(str, path)): leaf for path, leaf in flat}
     for path, array in arrays.items():
         leaves[path].set_value(jnp.asarray(array))
-    nnx.update(model, nnx.from_flat_state([(_key(path), leaves[path]) for path in arrays]))
-
-
-def make_optimizer(config, groups: dict[str, str]) -> optax.GradientTransformation:
-    """Adam with one learning rate per group, ``config.lr_<group>``; see :func:`learning_rate`.
-
-    ``config.clip_norm`` above 0 first shortens the gradient of all groups together to that norm.
-
-    Raises:
-        ValueError: a group without its rate, or an unknown ``config.lr_schedule``.
-    """
-    transforms = {}
-    for group in sorted(set(groups.values())):
-        name = f"lr_{group}"
-        if name not in config:
-            raise ValueError(f"the config has no {name!r}, the learning rate of group {group!r}")
-        transforms[group] = optax.adam(
-            learning_rate(config, config[name]), config.adam_b1, config.adam_b2
-        )
-    adam = optax.partition(transforms, groups)
-    if config.clip_norm > 0:
-        return optax.chain(optax.clip_by_global_norm(config.clip_norm), adam)
-    return adam
-
-
-# What is left of the rate after a fraction of the steps behind the warm-up.
-DECAYS = {
-    "constant": lambda progress: 1.0,
-    "cosine": lambda progress: 0.5 * (1 + jnp.cos(jnp.pi * progress)),
-    "linear": lambda progress: 1 - progress,
-}
-
-
-def learning_rate(config, rate: float):
-    """step to learning rate: ``rate`` * min(1, (step + 1) / warmup_steps), then the decay.
-
-    Step 0 already moves. Behind the warm-up ``config.lr_schedule`` keeps the rate ("constant") or
-    lets it fall to 0 at ``config.steps`` ("cosine", "linear").
-    """
-    if config.lr_schedule not in DECAYS:
-        raise ValueError(f"config.lr_schedule={config.lr_schedule!r}: use {', '.join(DECAYS)}")
-    warmup, decay = config.warmup_steps, DECAYS[config.lr_schedule]
-    decaying = max(1, config.steps - warmup)
-
-    def schedule(step):
-        warm = jnp.minimum(1.0, (step + 1) / max(1, warmup))
-        return rate * warm * decay(jnp.clip((step - warmup) / decaying, 0.0, 1.0))
-
-    return schedule
-
-
-def summary(trainable: dict, frozen, groups: dict[str, str]) -> str:
-    """A line per group with its number of parameters, for the log."""
-    counts = {}
-    for path, array in trainable.items():
-        counts[groups[path]] = counts.get(groups[path], 0) + array.size
-    frozen_count = sum(leaf.get_value().size for _, leaf in nnx.to_flat_state(frozen))
-    lines = [f"  {group}: {count:,} trained" for group, count in sorted(counts.items())]
-    return "\n".join([*lines, f"  frozen: {frozen_count:,}"])
+    nnx.update(model, nnx.from_flat_state([(key_of(path), leaves[path]) for path in arrays]))

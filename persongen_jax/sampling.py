@@ -194,3 +194,9 @@ def guide(
     # A constant output has no contrast to rescale; without the guard it would turn into NaN.
     ratio = jnp.where(std_guided > 0, std_cond / jnp.where(std_guided > 0, std_guided, 1), 1)
     return guided * (1 + guidance_rescale * (ratio - 1))
+
+
+def image_keys(seed: int, purpose: int, total: int):
+    """[total] random keys; purpose 0 is the first noise, 1 the sampler's own."""
+    key = jax.random.fold_in(jax.random.key(seed), purpose)
+    return jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(total))

@@ -1,10 +1,11 @@
-"""Strengths at run time: one number, or a number for each range of the sampling steps.
+"""Strengths at run time, by step and by place.
 
     {"background": 0.5}                                   all steps
     {"identity": [(0.0, 0.3, 0.0), (0.3, 1.0, 0.8)]}      nothing in the first 30 %, then 0.8
 
 Ranges are fractions of the steps, as diffusers' ``control_guidance_start`` and ``_end`` are: of n
-steps, step i belongs to (start, end, value) where start <= i / n < end.
+steps, step i belongs to (start, end, value) where start <= i / n < end. A region says where in the
+image something acts: a mask of any size, laid over all of it.
 """
 
 import math
@@ -78,3 +79,37 @@ def parse_scales(items: Sequence[str]) -> dict[str, Strength]:
             raise ValueError(f"--scale {item}: {name} has a strength for these steps already")
         scales[name] = scales.get(name, []) + strength if at else strength
     return scales
+
+
+def region_arrays(regions, people, height: int, width: int) -> np.ndarray:
+    """[prompts, p, height, width] float32 in 0..1; p is the most people of a prompt.
+
+    Places of people who are not there hold 0.
+    """
+    out = np.zeros((len(regions), max(map(len, people)), height, width), np.float32)
+    for row, masks in enumerate(regions):
+        for column, mask in enumerate(masks):
+            out[row, column] = to_region(mask, height, width)
+    return out
+
+
+def to_region(mask, height: int, width: int) -> np.ndarray:
+    """A mask of any size, averaged down (or repeated up) to [height, width] float32 in 0..1.
+
+    Args:
+        mask: a PIL image, of which white is 1 and black is 0; bool [h, w]; or float [h, w] in 0..1.
+    """
+    from PIL import Image
+
+    if isinstance(mask, Image.Image):
+        mask = np.asarray(mask.convert("L"), np.float32) / 255
+    mask = np.asarray(mask)
+    if mask.ndim != 2 or not (mask.dtype == bool or np.issubdtype(mask.dtype, np.floating)):
+        raise ValueError(
+            f"a region of {mask.dtype} {mask.shape}: give a PIL image, or an array [h, w], bool or "
+            "float in 0..1"
+        )
+    mask = mask.astype(np.float32)
+    if not np.all((mask >= 0) & (mask <= 1)):
+        raise ValueError(f"a region with values {mask.min():g} to {mask.max():g}: 0 to 1 are usual")
+    return np.asarray(Image.fromarray(mask).resize((width, height), Image.Resampling.BOX))

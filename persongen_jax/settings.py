@@ -1,36 +1,52 @@
 """Which keys of a config may change when a run goes on, and which would make it another run."""
 
-import json
 from pathlib import Path
 
 # Keys that change nothing of what is computed, but for the order in which numbers are added.
 FREE = (
     *("log_every", "keep_checkpoints", "checkpoint_every", "tensorboard", "max_bad_steps"),
     *("loader", "cache", "cache_kinds", "remat", "grad_accum", "fsdp", "shard_frozen"),
-    "offload_encoders",
+    *("offload_encoders", "judges_are_inputs"),
 )
 # Keys that say where something lies; it may have moved, under the same name.
 PLACES = (
-    *("base", "id_encoder", "data", "start_from"),
+    *("base", "id_encoder", "data", "start_from", "work"),
     *("clip", "face_net", "face_detector", "validation_prompts"),
 )
 # Keys that a run may change on its way, and that make a difference in a comparison: how far it
 # goes, and how it is validated.
-ON_THE_WAY = ("steps", "clip", "face_net", "face_detector", "validat*")
+ON_THE_WAY = ("steps", "clip", "face_net", "face_detector", "validat*", "metrics")
+
+
+# Adam's settings when they were keys of their own: option's name and default by key.
+ADAM_KEYS = {"adam_b1": ("b1", 0.9), "adam_b2": ("b2", 0.999)}
+
+
+def brought_up(saved: dict) -> dict:
+    """A saved config whose keys are today's; keys that did not exist then stay absent.
+
+    ``adam_b1`` and ``adam_b2`` become ``optimizer`` and ``optimizer_options``, without those that
+    are Adam's defaults.
+    """
+    if not ADAM_KEYS.keys() & saved.keys():
+        return dict(saved)
+    options = {
+        name: saved[key]
+        for key, (name, default) in ADAM_KEYS.items()
+        if saved.get(key, default) != default
+    }
+    kept = {key: value for key, value in saved.items() if key not in ADAM_KEYS}
+    return {**kept, "optimizer": "adam", "optimizer_options": options}
 
 
 def differences(before: dict, now: dict, free=FREE) -> list[str]:
     """A line for every key that differs and is not free: key: was -> is.
 
     Args:
-        before: the config that a run was made with; keys that did not exist then count as today's
-            defaults.
+        before: the config that a run was made with, complete (systems.open.complete_config).
         now: the config that it is to go on with.
         free: names of keys, or their beginnings with a * behind.
     """
-    from configs.base import get_config
-
-    before = {**json.loads(get_config().to_json()), **before}
     lines = []
     for key in sorted(before.keys() | now.keys()):
         was, is_ = before.get(key), now.get(key)

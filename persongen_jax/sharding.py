@@ -31,7 +31,7 @@ WHOLE, DIVIDED = "whole", "divided"
 # axis that fsdp divides then is, the last of equals. An array that no row matches is an error.
 # LoRA's factors are thousands of small arrays: gathered, they would be most of a step's messages.
 RULES = (
-    (r"(.*/)?(bias|scale|running_mean|running_var|class_embedding|down|up)", WHOLE),
+    (r"(.*/)?(bias|scale|running_mean|running_var|class_embedding|down|up|ns_coeffs)", WHOLE),
     (r"(.*/)?(kernel|embedding|latents)", DIVIDED),
 )
 # Fewer numbers than these stay whole: to gather them costs a message and saves nothing.
@@ -97,9 +97,9 @@ def spec_of(path: str, shape: tuple[int, ...], fsdp: int, rules=RULES) -> Partit
     """Which axis of one array is divided among ``fsdp`` devices, by the table.
 
     Raises:
-        ValueError: no row matches ``path``. Scalars need none.
+        ValueError: no row matches ``path``. What stays whole anyway needs none.
     """
-    if not shape:
+    if not shape or fsdp == 1 or np.prod(shape) < MIN_DIVIDED:
         return PartitionSpec()
     which = next((which for pattern, which in rules if re.fullmatch(pattern, path)), None)
     if which is None:
@@ -108,7 +108,7 @@ def spec_of(path: str, shape: tuple[int, ...], fsdp: int, rules=RULES) -> Partit
             "persongen_jax/sharding.py"
         )
     axes = [i for i, size in enumerate(shape) if size % fsdp == 0]
-    if which == WHOLE or fsdp == 1 or not axes or np.prod(shape) < MIN_DIVIDED:
+    if which == WHOLE or not axes:
         return PartitionSpec()
     axis = max(axes, key=lambda i: (shape[i], i))
     return PartitionSpec(*[None] * axis, "fsdp")
@@ -161,8 +161,8 @@ def load_shardings(mesh: Mesh, config):
 def gathered(tree):
     """Inside of a jitted function: the arrays whole on every device of jax.set_mesh's mesh.
 
-    Said of weights where they are used; their gradients come back in the weights' pieces, each
-    summed where it stays. Without it XLA may divide a layer's work the way its weights lie, and
+    Apply where weights are used; gradients are reduce-scattered back into the weights' pieces.
+    Without it XLA may divide a layer's work the way its weights lie, and
     send activations instead, layer by layer.
     """
     fsdp = jax.sharding.get_abstract_mesh().shape.get("fsdp", 1)

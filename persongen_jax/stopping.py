@@ -9,6 +9,10 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 
+class Stopped(Exception):
+    """``should_stop`` said so in the middle of something, of which nothing is kept."""
+
+
 class StopSignals:
     """Inside the ``with``, SIGTERM and SIGINT only set ``requested``.
 

@@ -25,7 +25,8 @@ from ml_collections import ConfigDict, config_flags
 from persongen_jax.settings import differences
 from persongen_jax.stopping import StopSignals
 from persongen_jax.study_report import write_report
-from persongen_jax.trajectories import SETS, read_rows
+from persongen_jax.systems.open import complete_config, system_class
+from persongen_jax.trajectories import read_rows
 from persongen_jax.weights.saver import write_json
 
 # A training's keys that have to be equal for a comparison to be fair.
@@ -92,14 +93,14 @@ def plan_runs(study: ConfigDict) -> list[Run]:
     for seed in study.seeds:
         for name in study.methods:
             file = study.config_files.format(name)
-            own = study.only.get(name, {})
-            overrides = {**study.overrides.to_dict(), **dict(own), "seed": seed}
+            own = study.only.to_dict().get(name, {})
+            overrides = {**study.overrides.to_dict(), **own, "seed": seed}
             config = load_config(file, overrides)
             folder = Path(study.workdir) / name / f"seed_{seed}"
             evaluation = study.evaluation.to_dict()
             runs.append(Run(name, seed, file, overrides, config, evaluation, folder))
     for key in BUDGET:
-        values = {run.name: run.config[key] for run in runs}
+        values = {run.name: run.config.get(key) for run in runs}
         if len(set(values.values())) > 1:
             listed = ", ".join(f"{name}: {value}" for name, value in values.items())
             raise ValueError(
@@ -121,7 +122,7 @@ def is_trained(run: Run) -> bool:
         return False
     if not run.config.validation_every:
         return True
-    wanted = {name for name in SETS if run.config[f"validate_{name}"]}
+    wanted = set(system_class(run.config.system).validation_sets_of(run.config))
     rows = read_rows(run.folder / "validation" / "metrics.jsonl")
     return wanted <= {row["set"] for row in rows if row["step"] == run.config.steps}
 
@@ -137,9 +138,11 @@ def check_settings(run: Run):
     path = run.folder / "config.json"
     if not path.is_file():
         return
-    before, now = json.loads(path.read_text()), json.loads(run.config.to_json())
-    # Which checkpoint of an earlier run it started from, training has found out itself.
-    now["start_from_step"] = now["start_from_step"] or before.get("start_from_step", 0)
+    before = json.loads(complete_config(json.loads(path.read_text())).to_json())
+    now = json.loads(run.config.to_json())
+    if "start_from_step" in now:
+        # Which checkpoint of an earlier run it started from, training has found out itself.
+        now["start_from_step"] = now["start_from_step"] or before.get("start_from_step", 0)
     lines = differences(before, now)
     if lines:
         raise ValueError(

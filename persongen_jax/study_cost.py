@@ -16,7 +16,11 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from persongen_jax.full_size import count_trained
+from persongen_jax.assembly import assemble
+from persongen_jax.sharding import make_mesh, put_batch
+from persongen_jax.study import load_config
+from persongen_jax.systems.open import abstract_system, open_system
+from persongen_jax.train_step import compile_step
 from persongen_jax.weights.saver import write_json
 
 
@@ -59,35 +63,19 @@ class _Method:
     """One method with its compiled step, a batch and a state of its own."""
 
     def __init__(self, file, overrides, data):
-        from persongen_jax import diffusion, train
-        from persongen_jax.partition import make_optimizer, split_model
-        from persongen_jax.sharding import make_mesh, put_batch, replicated
-        from persongen_jax.study import load_config
-        from persongen_jax.train_step import TrainState, build_step, compile_step
-
         config = load_config(file, overrides)
         if data:
             config.data = data
         mesh = make_mesh()
-        base, method = train.build_model(config, replicated(mesh))
-        table = config.trainable or method.groups
-        graphdef, trainable, frozen, groups = split_model(base.model, table)
-        self.trained = {}
-        for path, array in trainable.items():
-            self.trained[groups[path]] = self.trained.get(groups[path], 0) + array.size
-        self.frozen_count = int(sum(x.size for x in jax.tree.leaves(frozen)))
-        tx = make_optimizer(config, groups)
-        self.frozen = jax.device_put(frozen, replicated(mesh))
-        state = TrainState.create(trainable, tx, config.ema_decay)
-        self.state = jax.device_put(state, replicated(mesh))
-        schedule = diffusion.NoiseSchedule.from_config(base.scheduler_config)
-        parts = (base.model, method, schedule, base.tokenizers.encode(""), graphdef, tx)
-        step = build_step(config, *parts, out=replicated(mesh))
-        source = train.open_batches(config, base, method, 0)
-        self.batch = put_batch(mesh, next(iter(source)))
+        system = open_system(config, mesh)
+        parts = assemble(system, mesh)
+        self.trained = parts.counts()
+        self.frozen_count = self.trained.pop("frozen")
+        self.state, self.frozen = parts.state, parts.frozen
+        self.batch = put_batch(mesh, next(iter(system.examples(0))))
         with jax.set_mesh(mesh):
             arguments = (self.state, self.frozen, self.batch, np.int32(0))
-            self.program, self.flops, _ = compile_step(step, *arguments)
+            self.program, self.flops, _ = compile_step(parts.step, *arguments)
 
     def run(self, steps: int) -> float:
         """Seconds of so many steps."""
@@ -96,6 +84,16 @@ class _Method:
             self.state, metrics = self.program(self.state, self.frozen, self.batch, np.int32(i))
         jax.block_until_ready((self.state, metrics))
         return time.perf_counter() - start
+
+
+def count_trained(file) -> dict[str, int]:
+    """Learning-rate group -> number of parameters that a config at full size trains.
+
+    What it starts from changes no size and is left out.
+    """
+    config = load_config(file, {"dtype": "bfloat16"})
+    counts = assemble(abstract_system(config), make_mesh(jax.devices()[:1])).counts()
+    return {group: n for group, n in counts.items() if group != "frozen"}
 
 
 def main(argv=None):

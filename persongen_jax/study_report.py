@@ -1,10 +1,10 @@
 """What a study writes at its end, into its working directory.
 
 study.md               all of it on one page
-comparison.md, .csv    CLIP-T, Face-Sim and rank-1 of every method on every set: means over
-                       seeds and people with their 95 % intervals; .json has all measures
-face_sim.png           trajectories in training, a line per method, as the thesis' figure 6.1
-clip_t.png             the same of CLIP-T, figure 6.2
+comparison.md, .csv    every metric of every method on every set: means over seeds and people with
+                       their 95 % intervals, and who judged; .json has all measures
+<metric>.png           trajectories in training, a line per method: face_sim.png is the thesis'
+                       figure 6.1, clip_t.png figure 6.2
 sheet_<set>.png        reference and one picture of each method, as figures 6.3 and 6.4
 cost.md, .csv          trained parameters, time of a step, size of a checkpoint
 """
@@ -25,10 +25,9 @@ from persongen_jax.comparison import (
 )
 from persongen_jax.contact_sheet import Row, contact_sheet
 from persongen_jax.evaluate import FINAL, PICTURES
-from persongen_jax.trajectories import SETS, plot_trajectories, read_rows
+from persongen_jax.metrics.measures import described
+from persongen_jax.trajectories import plot_trajectories, plotted_metrics, read_rows, set_order
 from persongen_jax.validation import write_image_file
-
-FIGURES = {"face_sim": "Face-Sim", "clip_t": "CLIP-T"}
 
 
 def write_report(study, runs, costs: dict | None) -> str:
@@ -48,7 +47,7 @@ def write_report(study, runs, costs: dict | None) -> str:
     curves = join_curves(by_name(runs, validation_rows))
     figures = [
         f"![{title}]({metric}.png)"
-        for metric, title in FIGURES.items()
+        for metric, title in plotted_metrics(curves).items()
         if plot_trajectories(curves, out / f"{metric}.png", {metric: title})
     ]
     page += ["## Trajectories", *figures] if figures else []
@@ -80,30 +79,27 @@ def validation_rows(run) -> list[dict]:
 
 def heading(study, runs) -> str:
     config, seeds = runs[0].config, ", ".join(map(str, study.seeds))
+    described = f" of {config.size} pixels" if config.get("size") else ""
+    described += f", data `{config.data}`" if config.get("data") else ""
     return (
         f"# {len(study.methods)} methods, seeds {seeds}\n\n"
-        f"Each run: {config.steps} steps of {config.batch_size} pictures of {config.size} pixels, "
-        f"data `{config.data}`. Means over seeds and people, in brackets the 95 % interval from "
-        "resampling both; n is the number of pictures."
+        f"Each run: {config.steps} steps of {config.batch_size} images{described}. Means over "
+        "seeds and people, in brackets the 95 % interval from resampling both; n is the number of "
+        "images."
     )
 
 
 def reading_aid(entries) -> str:
-    """Chance levels, which depend on how many people the galleries hold."""
+    """What guessing would give, where that is known; it may differ from set to set."""
     levels = {}
     for _, set_name, _, metrics in entries:
-        for metric in ("rank1_10", "rank1_100"):
-            among = metrics.get(metric, {}).get("among")
-            if among:
-                levels.setdefault((set_name, metric), among)
+        for measure in described({"metrics": metrics}).values():
+            if "chance" in measure:
+                key = f"{measure['title']} on {set_name.replace('_', '-')}"
+                levels.setdefault(key, measure["form"].format(measure["chance"]))
     if not levels:
         return ""
-    listed = ", ".join(
-        f"{metric.replace('_', '/').replace('rank1', 'rank-1')} on {name.replace('_', '-')} "
-        f"{1 / among:.1%}"
-        for (name, metric), among in levels.items()
-    )
-    return f"By chance: {listed}."
+    return f"By chance: {', '.join(f'{key} {level}' for key, level in levels.items())}."
 
 
 # ---- Sheets ------------------------------------------------------------------------------------
@@ -114,7 +110,7 @@ def write_sheets(study, runs, out: Path) -> dict[str, Path]:
     first = {run.name: run.results / PICTURES for run in runs if run.seed == study.seeds[0]}
     indices = {name: json.loads((p / "index.json").read_text()) for name, p in first.items()}
     sheets = {}
-    for set_name in SETS:
+    for set_name in set_order(entry["set"] for index in indices.values() for entry in index):
         own = {
             name: {entry["label"]: entry for entry in index if entry["set"] == set_name}
             for name, index in indices.items()

@@ -1,10 +1,11 @@
-"""Train an identity method. Read from top to bottom, in the order in which it runs.
+"""Train a system. Read from top to bottom, in the order in which it runs.
 
     python -m persongen_jax.train --config configs/mini/photomaker_bg.py
     python -m persongen_jax.train --config configs/base.py --config.base=/path/to/sdxl --dry_run
 
 Any key of the config can be overridden by --config.KEY=VALUE. The same command again continues
-where the last checkpoint was made.
+where the last checkpoint was made. What is trained (the model, its examples, its losses) is the
+config's System; the loop knows none of them (persongen_jax/systems/base.py).
 """
 
 import functools
@@ -14,110 +15,29 @@ import sys
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from absl import app, flags
-from flax import nnx
 from ml_collections import ConfigDict, config_flags
 from tqdm import tqdm
 
-from data_pipeline.buckets import bucket_shapes, check_shapes
-from data_pipeline.loader import batches, prefetch_to_device, tf_batches
-from data_pipeline.sources import open_records, picture_stamps
-from persongen_jax import diffusion, distributed, flop_count
+from data_pipeline.examples.prefetch import prefetch_to_device
+from persongen_jax import distributed, flop_count
+from persongen_jax.assembly import assemble, summary
 from persongen_jax.bad_steps import BadSteps
 from persongen_jax.checkpoint import Checkpoints
 from persongen_jax.command_flags import parse_flags
-from persongen_jax.features import Features
 from persongen_jax.full_disk import unless_full
-from persongen_jax.methods import get_method
 from persongen_jax.methods.start import settle_step
-from persongen_jax.offload import offload, put_read
-from persongen_jax.partition import make_optimizer, merge_model, split_model, summary
 from persongen_jax.settings import check_same_run
-from persongen_jax.sharding import (
-    frozen_shardings,
-    load_shardings,
-    make_mesh,
-    put,
-    put_batch,
-    replicated,
-    state_shardings,
-)
+from persongen_jax.sharding import make_mesh, put_batch
 from persongen_jax.stopping import StopSignals
-from persongen_jax.train_step import CompiledSteps, TrainState, build_step, latent_shape
+from persongen_jax.systems.open import complete_config, open_system
+from persongen_jax.train_step import CompiledSteps, TrainState
 from persongen_jax.training_log import EventFile, MetricsFile, Stopwatch, falling
 from persongen_jax.validation import Validator
 from persongen_jax.weights.saver import write_json
-from persongen_jax.weights.sdxl import load_sdxl
 
 log = logging.getLogger(__name__)
-
-
-# ---- The model: a frozen base, and what the method adds to it ----------------------------------
-
-
-def build_model(config, sharding=None):
-    """(base, method): the loaded SDXL with the method's parts attached."""
-    if not config.base:
-        raise ValueError(
-            "config.base is empty; give --config.base=DIR, a diffusers-format SDXL directory "
-            "(python -m persongen_jax.weights.random_base writes a tiny one)"
-        )
-    base = load_sdxl(
-        config.base,
-        dtype=jnp.dtype(config.dtype),
-        vae_dtype=jnp.dtype(config.vae_dtype),
-        shardings=sharding,
-    )
-    method = get_method(config.method)
-    method.attach(base.model, config, nnx.Rngs(config.seed))
-    base.model.unet.set_remat(config.remat)
-    return base, method
-
-
-# ---- The data: batches that are a function of (seed, step) -------------------------------------
-
-
-def open_batches(config, base, method, start_step, alone=False):
-    """Host batches (data_pipeline/schema.py) from ``start_step`` on.
-
-    Of each this process' rows; with ``alone`` all of them, however many processes there are.
-    """
-    if not config.data:
-        raise ValueError(
-            "config.data is empty; give --config.data=DIR, photographs with a manifest.jsonl or "
-            "shards, or drawn people (see data_pipeline/sources.py)"
-        )
-    records, read_image = open_records(config.data, config.trigger_word)
-    loaders = {"tf_data": tf_batches, "memory": batches}
-    if config.loader not in loaders:
-        raise ValueError(f"config.loader={config.loader!r}: use {' or '.join(loaders)}")
-    shapes = bucket_shapes(config.buckets)
-    unet, factor = base.model.unet, base.model.vae.vae_scale_factor
-    check_shapes(shapes, factor * 2 ** (len(unet.config["block_out_channels"]) - 1))
-    features = None
-    if config.cache:
-        empty_ids, stamps = base.tokenizers.encode(""), picture_stamps(config.data)
-        features = Features(config, base.model, method, empty_ids, stamps)
-        print(f"features: {features}")
-    return loaders[config.loader](
-        records,
-        base.tokenizers,
-        batch_size=config.batch_size,
-        start_step=start_step,
-        process_index=0 if alone else jax.process_index(),
-        process_count=1 if alone else jax.process_count(),
-        seed=config.seed,
-        size=config.size,
-        id_size=method.reference_size(base.model),
-        trigger_word=config.trigger_word,
-        streams=method.streams,
-        read_image=read_image,
-        random_crop=config.random_crop,
-        buckets=shapes,
-        features=features,
-    )
 
 
 # ---- The run -----------------------------------------------------------------------------------
@@ -140,57 +60,44 @@ def train(config: ConfigDict, workdir: Path, dry_run: bool = False) -> bool:
         config = settle_step(config, before)
         settings = json.loads(config.to_json())
         if before is not None:
-            check_same_run(workdir, before, settings)
+            check_same_run(workdir, json.loads(complete_config(before).to_json()), settings)
 
-    base, method = build_model(config, load_shardings(mesh, config))
-    offload(config, base.model, method)
-    schedule = diffusion.NoiseSchedule.from_config(base.scheduler_config)
-    table = config.trainable or method.groups
-    graphdef, trainable, frozen, groups = split_model(base.model, table)
-    tx = make_optimizer(config, groups)
-    print(f"{config.method} on {config.base}, {mesh.size} x {jax.default_backend()}:")
-    print(summary(trainable, frozen, groups))
+    # What is trained, on the devices.
+    system = open_system(config, mesh)
+    parts = assemble(system, mesh)
+    state, frozen = parts.state, parts.frozen
+    print(f"{system}, {mesh.size} x {jax.default_backend()}:")
+    print(summary(parts.counts()))
     if dry_run:
         print(config)
         return True
-
-    at_home = frozen_shardings(mesh, config, frozen)
-    frozen = put_read(frozen, at_home)
-    create = functools.partial(TrainState.create, tx=tx, ema_decay=config.ema_decay)
-    places = state_shardings(mesh, config, jax.eval_shape(create, trainable))
-    state = jax.jit(create, out_shardings=places)(put(trainable, places.trainable))
 
     progress = {}
     if start is None:
         start = 0
         print(f"starting from the beginning: no checkpoint in {workdir} yet")
     else:
-        *saved, progress = checkpoints.restore(start, state.trainable, state.opt_state, state.ema)
+        saved = checkpoints.restore(start, state.trainable, state.opt_state, state.ema, state.stats)
+        *saved, progress = saved
         state = TrainState(*saved)
         print(f"continuing from step {start}")
-    source = open_batches(config, base, method, start)
+    examples = system.examples(start)
     if "data" in progress:
-        source.check(progress["data"])
+        examples.check(progress["data"])
     logs = distributed.log_folder(workdir)
     write_json(logs / "config.json", settings)
 
-    # The step: a program for each bucket, compiled on its first batch.
-    empty_ids = base.tokenizers.encode("")
-    parts = (base.model, method, schedule, empty_ids, graphdef, tx)
-    train_step = build_step(config, *parts, out=(places, replicated(mesh)))
+    # The step: a program for each shape of the batch, compiled on its first batch.
     peak, origin = flop_count.peak_flops(jax.devices())
-    factor = base.model.vae.vae_scale_factor
-    cells = [(height // factor, width // factor) for height, width in source.source.shapes]
 
     def say(count, flops, seconds):
         print(
-            f"compiled the step in {seconds:.1f} s ({count} of {len(cells)}): {flops / 1e9:.4g} "
-            f"GFLOP; peak {peak / 1e9:.4g} GFLOP/s ({origin})"
+            f"compiled the step in {seconds:.1f} s ({count} of {program.expected}): "
+            f"{flops / 1e9:.4g} GFLOP; peak {peak / 1e9:.4g} GFLOP/s ({origin})"
         )
 
-    latents = functools.partial(latent_shape, base.model.vae)
-    program = CompiledSteps(train_step, cells, latents, say)
-    stream = ahead = prefetch_to_device(source, functools.partial(put_batch, mesh))
+    program = CompiledSteps(parts.step, examples.source.specs, say)
+    stream = ahead = prefetch_to_device(examples, functools.partial(put_batch, mesh))
     if start < config.steps:
         held = [next(stream)]
         with jax.set_mesh(mesh):
@@ -199,14 +106,13 @@ def train(config: ConfigDict, workdir: Path, dry_run: bool = False) -> bool:
 
     events = EventFile(logs / "tensorboard", start) if config.tensorboard else None
     write = (events.scalar, events.image) if events else (None, None)
-    validator = Validator(config, base, method, logs, start_step=start)
+    validator = Validator(system, logs, start_step=start)
     watch, done, running = Stopwatch(), start, None
     bar = tqdm(initial=start, total=config.steps, unit="step", disable=not distributed.is_first())
 
     # A signal is answered between two steps. Before this point it may just end the process, as
     # nothing would be lost.
-    unlogged = progress.get("unlogged", ())
-    rows = MetricsFile(logs / "metrics.jsonl", start, unlogged)
+    rows = MetricsFile(logs / "metrics.jsonl", start, progress.get("unlogged", ()))
     bad_steps = BadSteps(config.max_bad_steps, progress.get("bad_steps", ()), workdir)
     with StopSignals() as stop, checkpoints, rows:
         validator.should_stop = stop.ask
@@ -216,13 +122,12 @@ def train(config: ConfigDict, workdir: Path, dry_run: bool = False) -> bool:
 
         def save():
             bad_steps.check()
-            if source.source.features:
-                with unless_full(config.cache):  # what is not stored is computed again
-                    source.source.features.flush()
-            progress = {"data": source.state(done), "unlogged": rows.kept()}
+            with unless_full(config.get("cache")):  # what is not stored is computed again
+                examples.flush()
+            progress = {"data": examples.state(done), "unlogged": rows.kept()}
             progress["bad_steps"] = bad_steps.in_a_row
-            parts = (state.trainable, state.opt_state, settings, state.ema, progress)
-            checkpoints.save(done, *parts)
+            saved = (state.trainable, state.opt_state, settings, state.average, progress)
+            checkpoints.save(done, *saved, state.stats)
 
         def to_validate():
             return is_due(config.validation_every) and not distributed.of_first(validator.has(done))
@@ -230,8 +135,7 @@ def train(config: ConfigDict, workdir: Path, dry_run: bool = False) -> bool:
         def validate():
             if to_validate():
                 with unless_full(validator.folder):
-                    whole = put(frozen, at_home)  # what is offloaded, for as long as this lasts
-                    validator(merge_model(graphdef, state.shown, whole), done, *write)
+                    validator(parts.shown_model(state), done, *write)
 
         validate()
         watch.restart()
@@ -274,17 +178,15 @@ def train(config: ConfigDict, workdir: Path, dry_run: bool = False) -> bool:
     if unfinished:
         print(f"saved at step {done}; the same command continues")
         return False
-    if source.source.features:
-        print(f"features: {source.source.features.used()}")
-    if source.source.skipped:
-        print(f"pictures passed over because they do not decode: {len(source.source.skipped)}")
+    for line in examples.report():
+        print(line)
     print(falling(logs / "metrics.jsonl"))
     print(f"trained weights: {workdir}")
     return True
 
 
 def led_by(held: list, stream):
-    """The one batch that ``held`` holds, and then the stream's; nothing holds it afterwards."""
+    """The batch that ``held`` holds, then the stream's; drops our reference so it can be freed."""
     yield held.pop()
     yield from stream
 

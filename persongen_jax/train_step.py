@@ -1,7 +1,6 @@
-"""One step of training: what is random in it, the loss, gradients for what is trained, the update.
+"""One step of training: gradients of the system's losses for what is trained, and the update.
 
-``train.py`` runs it, ``study_cost`` and ``bench`` measure it, ``aot`` compiles it for machines that
-are not there: all of them build it by :func:`build_step`.
+assembly.py puts it together with a system's weights and optimizer; nothing else builds one.
 """
 
 import dataclasses
@@ -12,17 +11,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+from flax import nnx
 
-from persongen_jax import diffusion, flop_count, objective
-from persongen_jax.methods.base import drop_condition
-from persongen_jax.models.vae import DiagonalGaussianDistribution, scale_latents
-from persongen_jax.partition import merge_model
+from data_pipeline.examples.fields import flatten
+from persongen_jax import flop_count
+from persongen_jax.optimizer import ema_decay_at, shown_params
 from persongen_jax.sharding import gathered
-
-# ---- The loss ----------------------------------------------------------------------------------
-
-# Each purpose draws from its own stream of random numbers.
-LATENTS, NOISE, TIMESTEPS, DROP, FACE, OFFSET = range(6)
 
 
 def step_key(seed, step, purpose):
@@ -30,66 +24,28 @@ def step_key(seed, step, purpose):
     return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), step), purpose)
 
 
-def draw(config, schedule, vae, batch, step) -> dict:
-    """What is random in a step, [b, ...] each; drawn for the whole batch, however it is split."""
-    key = functools.partial(step_key, config.seed, step)
-    shape = latent_shape(vae, batch)
-    b, *_, channels = shape
-    draws = {
-        "latents": jax.random.normal(key(LATENTS), shape),
-        "noise": jax.random.normal(key(NOISE), shape),
-        "timesteps": jax.random.randint(key(TIMESTEPS), (b,), 0, schedule.num_train_timesteps),
-        "drop": jax.random.bernoulli(key(DROP), config.drop_prob, (b,)),
-        "face_only": jax.random.bernoulli(key(FACE), config.face_loss_prob, (b,)),
-    }
-    if config.noise_offset > 0:
-        offsets = jax.random.normal(key(OFFSET), (b, 1, 1, channels))
-        draws["noise"] = objective.offset_noise(draws["noise"], offsets, config.noise_offset)
-    return draws
+def keys_of(seed: int, step):
+    """purpose to key, for ``System.draw``."""
+    return functools.partial(step_key, seed, step)
 
 
-def latent_shape(vae, batch) -> tuple[int, int, int, int]:
-    """(b, h, w, c) of the latents of a batch's targets."""
-    if "moments" in batch:
-        *shape, channels = batch["moments"].shape
-        return (*shape, channels // 2)
-    b, height, width, _ = batch["pixel_values"].shape
-    factor = vae.vae_scale_factor
-    return b, height // factor, width // factor, vae.config["latent_channels"]
+def merge_model(graphdef, arrays: dict, frozen):
+    """The model with these arrays, by path; used inside the compiled step.
+
+    ``arrays`` are what split_model took out as trainable. Any others take the place of frozen ones.
+    """
+    flat = dict(nnx.to_flat_state(frozen))
+    values = {key_of(path): value for path, value in arrays.items()}
+    trained = [(key, nnx.Param(value)) for key, value in values.items() if key not in flat]
+    if len(trained) < len(values):
+        replaced = {k: v.replace(values[k]) if k in values else v for k, v in flat.items()}
+        frozen = nnx.from_flat_state(list(replaced.items()))
+    return nnx.merge(graphdef, nnx.from_flat_state(trained), frozen)
 
 
-def posterior(vae, batch) -> DiagonalGaussianDistribution:
-    """The Gaussian over the targets' latents: the batch's own ("moments"), or encoded now."""
-    if "moments" in batch:
-        return DiagonalGaussianDistribution(*jnp.split(batch["moments"], 2, axis=-1))
-    return vae.encode(batch["pixel_values"])
-
-
-def example_losses(method, schedule, config, empty_ids, model, batch, draws):
-    """The noise-prediction loss of every example, [b], and counts for the log."""
-    noise, timesteps = draws["noise"], draws["timesteps"]
-
-    moments = posterior(model.vae, batch)
-    latents = moments.mean + jnp.exp(0.5 * moments.logvar) * draws["latents"]
-    latents = jax.lax.stop_gradient(scale_latents(model.vae, latents))
-    noisy = diffusion.add_noise(schedule, latents, noise, timesteps)
-
-    conditioning = method.condition(model, drop_condition(batch, draws["drop"], empty_ids))
-    model_pred = model.unet(noisy, timesteps, conditioning)
-
-    cells = latents.shape[1:3]
-    image_size = tuple(side * model.vae.vae_scale_factor for side in cells)
-    face, fell_back = diffusion.face_box_mask(batch["face_box"], image_size, cells)
-    face_only = draws["face_only"]
-    mask = jnp.where(face_only[:, None, None], face, 1.0)
-    target = diffusion.training_target(schedule, latents, noise, timesteps)
-    losses = diffusion.per_example_loss(model_pred, target, mask)
-    if config.min_snr_gamma > 0:
-        losses *= objective.min_snr_weights(schedule, timesteps, config.min_snr_gamma)
-    return losses, {"face_box_fallbacks": (face_only & fell_back).sum()}
-
-
-# ---- The step: gradients for what is trained, and for nothing else -----------------------------
+def key_of(path: str) -> tuple:
+    """ "unet/down_blocks/0" to ("unet", "down_blocks", 0), as NNX has it."""
+    return tuple(int(part) if part.isdigit() else part for part in path.split("/"))
 
 
 @jax.tree_util.register_dataclass
@@ -97,86 +53,92 @@ def example_losses(method, schedule, config, empty_ids, model, batch, draws):
 class TrainState:
     """What a step changes: float32 arrays by path, the optimizer's state, the running average.
 
-    ``ema`` is empty where no average is kept.
+    ``ema`` is empty where no average is kept; ``stats`` holds what the model's own layers gather,
+    by path, and is empty for systems without.
     """
 
     trainable: dict
     opt_state: Any
     ema: dict
+    stats: dict = dataclasses.field(default_factory=dict)
 
     @classmethod
-    def create(cls, trainable: dict, tx, ema_decay: float):
+    def create(cls, trainable: dict, tx, ema_decay: float, stats: dict | None = None):
         # Copies: the step takes its arguments' memory, and the model keeps the originals.
         ema = jax.tree.map(jnp.copy, trainable) if ema_decay > 0 else {}
-        return cls(jax.tree.map(jnp.copy, trainable), tx.init(trainable), ema)
+        stats = jax.tree.map(jnp.copy, stats or {})
+        return cls(jax.tree.map(jnp.copy, trainable), tx.init(trainable), ema, stats)
+
+    @property
+    def average(self) -> dict:
+        """The weights to use in the place of ``trainable``: a running average, the optimizer's own
+        (schedule-free ones have one), or {} if there is none."""
+        average = self.ema or shown_params(self.opt_state, self.trainable)
+        return {} if average is self.trainable else average
 
     @property
     def shown(self) -> dict:
-        """What validation sees: the running average if there is one."""
-        return self.ema or self.trainable
+        """What validation sees: the average if there is one, with ``stats``."""
+        return {**(self.average or self.trainable), **self.stats}
 
 
-def make_train_step(losses_of, draw_for, graphdef, tx, *, grad_accum=1, ema_decay=0.0, out=None):
+def make_train_step(system, graphdef, tx, *, out=None):
     """step(state, frozen, batch, step) to (state, metrics), jitted; it takes the state's memory.
 
-    Where the loss or the gradient's norm is not finite, the state stays as it was, and
+    ``metrics`` are means over the batch: "loss", "grad_norm", and what else ``System.losses``
+    returns. Where the loss or the gradient's norm is not finite, the state stays as it was, and
     ``metrics["skipped"]`` is 1.
 
     Args:
-        losses_of: (model, batch, draws) to ([b] losses, counts).
-        draw_for: (batch, step) to draws, [b, ...] each.
-        grad_accum: the batch is gone through in this many equal parts, one after the other, which
-            needs less memory; the gradient is that of the whole batch.
-        ema_decay: of :func:`running_average`; 0: none is kept.
+        system: its ``draw`` and ``losses`` are what is trained; of its config grad_accum: the batch
+            is gone through in this many equal parts, one after the other, which needs less memory,
+            and the gradient is that of the whole batch; and ema_decay, ema_warmup.
+        graphdef: of partition.split_model; tx: the optimizer.
         out: the sharding of the results.
     """
+    config = system.config
 
     @functools.partial(jax.jit, donate_argnums=0, out_shardings=out)
     def train_step(state, frozen, batch, step):
         def mean_loss(trainable, batch, draws):
-            model = merge_model(graphdef, gathered(trainable), frozen)
-            losses, counts = losses_of(model, batch, draws)
-            return losses.mean(), counts
+            model = merge_model(graphdef, {**gathered(trainable), **state.stats}, frozen)
+            means = {name: x.mean() for name, x in system.losses(model, batch, draws).items()}
+            return means.pop("loss"), (means, statistics_of(model) if system.statistics else {})
 
         gradients = jax.value_and_grad(mean_loss, has_aux=True)
-        examples = (batch, draw_for(batch, step))
-        if grad_accum == 1:
-            (loss, counts), grads = gradients(state.trainable, *examples)
+        examples = (batch, system.draw(keys_of(config.seed, step), batch))
+        if config.grad_accum == 1:
+            (loss, (terms, stats)), grads = gradients(state.trainable, *examples)
         else:
-            (loss, counts), grads = accumulate(gradients, state.trainable, examples, grad_accum)
+            (loss, (terms, stats)), grads = accumulate(
+                gradients, state.trainable, examples, config.grad_accum
+            )
         updates, opt_state = tx.update(grads, state.opt_state, state.trainable)
         trainable = optax.apply_updates(state.trainable, updates)
-        ema = running_average(state.ema, trainable, ema_decay) if ema_decay > 0 else {}
+        ema = {}
+        if config.ema_decay > 0:
+            decay = ema_decay_at(config.ema_decay, config.ema_warmup, step)
+            ema = running_average(state.ema, trainable, decay)
         norm = optax.global_norm(grads)
         good = jnp.isfinite(loss) & jnp.isfinite(norm)
         # A choice for each number, and no branch: it is done where the update is written anyway.
-        new = TrainState(trainable, opt_state, ema)
+        new = TrainState(trainable, opt_state, ema, stats)
         new = jax.tree.map(lambda a, b: jnp.where(good, a, b), new, state)
         skipped = (~good).astype(jnp.int32)
-        return new, {"loss": loss, "grad_norm": norm, "skipped": skipped, **counts}
+        taken = {"loss": loss, "grad_norm": norm, "skipped": skipped}
+        if taken.keys() & terms.keys():
+            raise ValueError(
+                f"losses: {', '.join(taken.keys() & terms.keys())} is the step's own name"
+            )
+        return new, {**taken, **terms}
 
     return train_step
 
 
-def build_step(config, model, method, schedule, empty_ids, graphdef, tx, out=None):
-    """The jitted step of a config: step(state, frozen, batch, step) to (state, metrics).
-
-    Args:
-        model: StableDiffusionXL with the method attached; only its shapes are read here.
-        schedule: diffusion.NoiseSchedule of the base.
-        empty_ids: [2, 77] int32, the empty prompt's token ids.
-        graphdef: of partition.split_model; tx: the optimizer.
-        out: the sharding of the results.
-    """
-    return make_train_step(
-        functools.partial(example_losses, method, schedule, config, empty_ids),
-        functools.partial(draw, config, schedule, model.vae),
-        graphdef,
-        tx,
-        grad_accum=config.grad_accum,
-        ema_decay=config.ema_decay,
-        out=out,
-    )
+def statistics_of(model) -> dict:
+    """What a model's layers have gathered (running means and variances), by path."""
+    flat = nnx.to_flat_state(nnx.state(model, nnx.BatchStat))
+    return {"/".join(map(str, path)): leaf.get_value() for path, leaf in flat}
 
 
 def running_average(ema: dict, trainable: dict, decay: float) -> dict:
@@ -187,7 +149,7 @@ def running_average(ema: dict, trainable: dict, decay: float) -> dict:
 def accumulate(gradients, trainable, examples, parts: int):
     """``gradients(trainable, *examples)`` from ``parts`` equal parts of the examples, in turn.
 
-    Losses and gradients are means over the examples, counts are sums.
+    All of its results are means over the examples, and so are these.
     """
 
     def split(array):
@@ -200,8 +162,8 @@ def accumulate(gradients, trainable, examples, parts: int):
     split_examples = jax.tree.map(split, examples)
     shapes = jax.eval_shape(gradients, trainable, *jax.tree.map(lambda x: x[0], split_examples))
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-    ((loss, counts), grads), _ = jax.lax.scan(add, zeros, split_examples)
-    return (loss / parts, counts), jax.tree.map(lambda g: g / parts, grads)
+    total, _ = jax.lax.scan(add, zeros, split_examples)
+    return jax.tree.map(lambda x: x / parts, total)
 
 
 class CompiledSteps:
@@ -209,15 +171,15 @@ class CompiledSteps:
 
     Args:
         train_step: step(state, frozen, batch, step).
-        shapes: (h, w) of the latents that may come; another is an error and never a compilation.
-        latents: of a batch to the (b, h, w, c) of its latents.
+        specs: of examples, flat name to (shape, dtype), one for each shape that may come; a batch
+            of another is an error and never a compilation.
         say: called with (number of the program, FLOPs, seconds) after each compilation.
     """
 
-    def __init__(self, train_step, shapes, latents, say=lambda *_: None):
-        self._train_step, self._shapes = train_step, set(map(tuple, shapes))
-        self._latents, self._say = latents, say
-        self._programs: dict[tuple[int, int], tuple] = {}
+    def __init__(self, train_step, specs, say=lambda *_: None):
+        self._train_step, self._say = train_step, say
+        self._known = {tuple(sorted((n, tuple(s)) for n, (s, _) in spec.items())) for spec in specs}
+        self._programs: dict[tuple, tuple] = {}
         self._flops, self._steps = 0.0, 0
 
     @property
@@ -225,19 +187,24 @@ class CompiledSteps:
         """How many programs there are; never more than shapes."""
         return len(self._programs)
 
+    @property
+    def expected(self) -> int:
+        """How many there may be."""
+        return len(self._known)
+
     def prepare(self, state, frozen, batch, step):
         """Compiles the batch's program if there is none yet; ValueError for an unknown shape."""
-        shape = self._latents(batch)[1:3]
-        if shape in self._programs:
-            return self._programs[shape]
-        if shape not in self._shapes:
-            known = ", ".join(f"{h}x{w}" for h, w in sorted(self._shapes))
+        shapes = tuple(sorted((n, tuple(a.shape[1:])) for n, a in flatten(batch).items()))
+        if shapes in self._programs:
+            return self._programs[shapes]
+        if shapes not in self._known:
+            different = set(shapes) - set().union(*self._known)
             raise ValueError(
-                f"a batch with latents of {shape[0]}x{shape[1]} (height x width) came; config.size "
-                f"or config.buckets give {known}"
+                "a batch came of a shape that the data did not announce: "
+                + ", ".join(f"{name} {shape}" for name, shape in sorted(different))
             )
         made = compile_step(self._train_step, state, frozen, batch, step)
-        self._programs[shape] = made
+        self._programs[shapes] = made
         self._say(self.compiled, *made[1:])
         return made
 

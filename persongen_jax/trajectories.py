@@ -1,10 +1,12 @@
 """How the metrics move over training: rows of validation/metrics.jsonl, and their plot."""
 
 import json
+import os
 from pathlib import Path
 
+from persongen_jax.metrics.measures import described
+
 SETS = ("in_train", "out_of_train", "out_of_domain")
-PLOTTED = {"clip_t": "CLIP-T", "face_sim": "Face-Sim"}
 
 
 def read_rows(path) -> list[dict]:
@@ -21,6 +23,19 @@ def read_rows(path) -> list[dict]:
     return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
 
 
+def set_order(names) -> list[str]:
+    """Names of sets in the order of tables: the thesis' three, then others as they came."""
+    names = list(dict.fromkeys(names))
+    return [name for name in SETS if name in names] + [name for name in names if name not in SETS]
+
+
+def write_rows(path: Path, rows: list[dict]):
+    """A .json of rows in one piece; their metrics stay in the config's order, as tables have it."""
+    partial = path.with_name(path.name + ".part")
+    partial.write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
+    os.replace(partial, path)
+
+
 def curve(rows: list[dict], name: str, metric: str) -> list[tuple]:
     """(step, mean, low, high) of one metric on one set, by step; steps without it are left out."""
     points = [
@@ -31,23 +46,33 @@ def curve(rows: list[dict], name: str, metric: str) -> list[tuple]:
     return sorted(points, key=lambda point: point[0])
 
 
+def plotted_metrics(runs: dict[str, list[dict]]) -> dict[str, str]:
+    """Title by metric of those that have a trajectory by their description, in the rows' order."""
+    return {
+        metric: measure["title"]
+        for rows in runs.values()
+        for row in rows
+        for metric, measure in described(row).items()
+        if measure["plotted"]
+    }
+
+
 def plot_trajectories(runs: dict[str, list[dict]], path, metrics: dict[str, str] | None = None):
     """Draws every run's curves into a PNG: a panel per metric and set, the interval as a band.
 
     Args:
         runs: rows by the name of the curve, such as the method's.
         path: the file to write; its folder exists.
-        metrics: title by metric; default CLIP-T and Face-Sim. Those that nobody measured are left
-            out.
+        metrics: title by metric; default :func:`plotted_metrics`. Those that nobody measured are
+            left out.
 
     Returns:
         The path, or None if there is nothing to draw.
     """
-    present = {row["set"] for rows in runs.values() for row in rows}
-    sets = [name for name in SETS if name in present] + sorted(present - set(SETS))
+    sets = set_order(row["set"] for rows in runs.values() for row in rows)
     metrics = {
         metric: title
-        for metric, title in (metrics or PLOTTED).items()
+        for metric, title in (plotted_metrics(runs) if metrics is None else metrics).items()
         if any(curve(rows, name, metric) for rows in runs.values() for name in sets)
     }
     if not metrics:

@@ -1,6 +1,6 @@
 """Validation during training: metrics.jsonl, contact sheets and trajectories of a run.
 
-    validator = Validator(config, base, method, workdir, start_step)
+    validator = Validator(system, workdir, start_step)
     if not validator.has(step):
         validator(model, step)
 
@@ -15,15 +15,15 @@ from pathlib import Path
 
 from PIL import Image
 
-from persongen_jax.trajectories import SETS, plot_trajectories, read_rows
+from persongen_jax.stopping import Stopped
+from persongen_jax.trajectories import plot_trajectories, read_rows
 
 
 class Validator:
-    """Measures a model on the sets that the config names; with none named it does nothing.
+    """Measures a system's model on its validation sets; with none it does nothing.
 
     Args:
-        config: see configs/base.py, "Validation".
-        base: SDXLBase, for tokenizers and schedule; method: the identity method.
+        system: systems.base.System.
         workdir: of the run.
         start_step: the step from which training goes on; rows of later ones are dropped.
 
@@ -31,20 +31,16 @@ class Validator:
         should_stop: asked all the time; True ends a validation with nothing written.
     """
 
-    def __init__(self, config, base, method, workdir, start_step: int = 0):
+    def __init__(self, system, workdir, start_step: int = 0):
         self.folder = Path(workdir) / "validation"
         self.path = self.folder / "metrics.jsonl"
         self.should_stop = lambda: False
-        self.sets = [name for name in SETS if config[f"validate_{name}"]]
-        self.evaluation = None
-        if not self.sets or not config.validation_every:
-            self.sets = []
+        self.sets, self.evaluation = (), None
+        # Judges and pipeline are not loaded for a run that does not validate.
+        if not system.validation_sets or not system.config.validation_every:
             return
-        # The encoders and the pipeline are not loaded for a run that does not validate.
-        from persongen_jax.evaluation import Evaluation
-
-        self.evaluation = Evaluation(config, base, method)
-        self.label = config.method
+        self.sets, self.label = system.validation_sets, system.label
+        self.evaluation = system.evaluation()
         self.folder.mkdir(parents=True, exist_ok=True)
         self._write([row for row in read_rows(self.path) if row["step"] <= start_step])
 
@@ -57,7 +53,7 @@ class Validator:
         """Measure ``model`` as it is after ``step`` steps.
 
         Args:
-            model: StableDiffusionXL with the method's parts and their present weights.
+            model: the system's, with its present weights.
             write_scalar: called as (name, number, step), write_image as (name, uint8 [h, w, 3],
                 step); TensorBoard's.
 
@@ -66,8 +62,6 @@ class Validator:
         """
         if not self.sets:
             return {}
-        from persongen_jax.evaluation import Stopped
-
         self.evaluation.should_stop = lambda: self.should_stop()
         try:
             results = self.evaluation(model, step)
@@ -84,6 +78,8 @@ class Validator:
         self._write(rows + [result.row for result in results.values()])
         plot_trajectories({self.label: read_rows(self.path)}, self.folder / "trajectories.png")
         summary = {name: value for name, value in summary.items() if value is not None}
+        said = ", ".join(f"{name} {value:.3g}" for name, value in summary.items())
+        print(f"validation, step {step}: {said or 'nothing measured'} -> {self.folder}")
         if write_scalar:
             for name, value in summary.items():
                 write_scalar(f"validation/{name}", value, step)

@@ -98,9 +98,14 @@ def words_for(word: str) -> dict[str, str]:
     return {"word": word, **names, **capitals}
 
 
-def class_word_of(record, trigger_word: str) -> str:
-    """A record's class word: its own if it has one, else the word before the trigger."""
+def class_word_of(record, trigger_word: str, marked: bool = True) -> str:
+    """A record's class word: its own if it has one, else the word before the trigger.
+
+    Where captions need no trigger word (``marked=False``), "person" for one that has neither.
+    """
     word = getattr(record, "class_word", None)
+    if not word and not marked and trigger_word.lower() not in record.caption.lower().split():
+        return "person"
     return word or split_at_trigger(record.caption, trigger_word)[0].split()[-1]
 
 

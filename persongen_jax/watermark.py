@@ -76,6 +76,26 @@ def has_watermark(image: np.ndarray) -> bool:
     return int(np.sum(read_watermark(image) == WATERMARK_BITS)) >= MIN_AGREEING_BITS
 
 
+class WatermarkIfItFits:
+    """Puts the watermark into images; warns, once, if they are too small to hold it."""
+
+    def __init__(self, warn):
+        self.warn, self.warned = warn, False
+
+    def __call__(self, image):
+        """(the image uint8 [h, w, 3], whether it has the mark now)."""
+        height, width = image.shape[:2]
+        if _large_enough((height, width)):
+            return add_watermark(image[None])[0], True
+        if not self.warned:
+            self.warn(
+                f"no watermark: {width}x{height} pixels are too few for it; it needs a width of "
+                f"{MIN_WIDTH} and {MIN_PIXELS} pixels"
+            )
+            self.warned = True
+        return image, False
+
+
 def _check_image(image):
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
         raise ValueError(f"image must be uint8 [h, w, 3], not {image.dtype} {list(image.shape)}")

@@ -4,10 +4,9 @@
 
 A MESH is "DATAxFSDP", with an "f" behind it if frozen weights are divided too. OUT/MESH.npz gets
 losses, weights and moments; OUT/MESH a checkpoint, and OUT/MESH.json what was observed. With an
-empty BASE a small model is trained instead of the tiny SDXL.
+empty BASE a small model is trained instead of the tiny SDXL, with "digits" that system.
 """
 
-import functools
 import json
 import sys
 from pathlib import Path
@@ -17,38 +16,26 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from persongen_jax import diffusion, distributed, train
+from data_pipeline.examples.batches import Arrays
+from persongen_jax import distributed
+from persongen_jax.assembly import assemble
 from persongen_jax.checkpoint import Checkpoints
 from persongen_jax.models.layers import LayerNorm, Linear
 from persongen_jax.models.lora import new_lora
-from persongen_jax.partition import make_optimizer, split_model
 from persongen_jax.sharding import (
-    frozen_shardings,
-    load_shardings,
     make_mesh,
-    put,
     put_batch,
-    replicated,
     shardings_by_path,
     state_shardings,
     to_host,
 )
-from persongen_jax.train_step import TrainState, build_step, compile_step, make_train_step
+from persongen_jax.systems.base import System
+from persongen_jax.systems.open import open_system
+from persongen_jax.train_step import TrainState, compile_step
+from tests.systems.digits_config import get_config as digits_config
 from tests.training_runs import small_config
 
 STEPS = 2
-
-
-def set_up(config, mesh):
-    """What train.train makes of a config on ``mesh``: (state, frozen, step, batches)."""
-    base, method = train.build_model(config, load_shardings(mesh, config))
-    schedule = diffusion.NoiseSchedule.from_config(base.scheduler_config)
-    graphdef, trainable, frozen, groups = split_model(base.model, method.groups)
-    tx = make_optimizer(config, groups)
-    parts = (base.model, method, schedule, base.tokenizers.encode(""), graphdef, tx)
-    build = functools.partial(build_step, config, *parts)
-    batches = train.open_batches(config, base, method, 0)
-    return *place(config, mesh, trainable, frozen, tx, build), batches
 
 
 class Small(nnx.Module):
@@ -65,42 +52,27 @@ class Small(nnx.Module):
         return self.second(jax.nn.sigmoid(self.norm(self.first(x))))
 
 
-def set_up_small(config, mesh):
-    """The same of a model that compiles in no time, on examples drawn at random."""
-    table = [(r"second/kernel|norm/.*|second/lora/(down|up)", "lora")]
-    graphdef, trainable, frozen, groups = split_model(Small(), table)
-    tx = make_optimizer(config, groups)
+class SmallSystem(System):
+    """A system that compiles in no time, on examples drawn at random."""
 
-    def losses_of(model, batch, draws):
+    groups = ((r"second/kernel|norm/.*|second/lora/(down|up)", "lora"),)
+
+    def __init__(self, config):
+        self.config, self.model = config, Small()
+
+    def source(self):
+        rng, rows = np.random.default_rng(0), STEPS * self.config.batch_size
+        sides = {"x": 64, "y": 32}
+        arrays = {name: rng.standard_normal((rows, n), np.float32) for name, n in sides.items()}
+        return Arrays(arrays, seed=0)
+
+    def draw(self, key_of, batch):
+        return {"noise": jax.random.normal(key_of(0), batch["x"].shape)}
+
+    def losses(self, model, batch, draws):
         # Far from the target, or else Adam would make whole steps of roundings near zero.
-        return ((model(batch["x"] + draws) - batch["y"] - 10) ** 2).sum(axis=-1), {}
-
-    def draw_for(batch, step):
-        key = jax.random.fold_in(jax.random.key(config.seed), step)
-        return jax.random.normal(key, batch["x"].shape)
-
-    def build(out):
-        options = {"ema_decay": config.ema_decay, "grad_accum": config.grad_accum, "out": out}
-        return make_train_step(losses_of, draw_for, graphdef, tx, **options)
-
-    def batches():
-        rows = config.batch_size // jax.process_count()
-        mine = slice(jax.process_index() * rows, (jax.process_index() + 1) * rows)
-        rng = np.random.default_rng(0)
-        while True:
-            x, y = (rng.standard_normal((config.batch_size, n), np.float32) for n in (64, 32))
-            yield {"x": x[mine], "y": y[mine]}
-
-    return *place(config, mesh, trainable, frozen, tx, build), batches()
-
-
-def place(config, mesh, trainable, frozen, tx, build):
-    """(state, frozen, step) on the mesh."""
-    frozen = put(frozen, frozen_shardings(mesh, config, frozen))
-    create = functools.partial(TrainState.create, tx=tx, ema_decay=config.ema_decay)
-    places = state_shardings(mesh, config, jax.eval_shape(create, trainable))
-    state = jax.jit(create, out_shardings=places)(put(trainable, places.trainable))
-    return state, frozen, build(out=(places, replicated(mesh)))
+        error = model(batch["x"] + draws["noise"]) - batch["y"] - 10
+        return {"loss": (error**2).sum(axis=-1)}
 
 
 def numbers(state) -> dict[str, np.ndarray]:
@@ -110,10 +82,12 @@ def numbers(state) -> dict[str, np.ndarray]:
 
 
 def run(config, mesh, out: Path):
-    state, frozen, step, source = (set_up if config.base else set_up_small)(config, mesh)
+    system = open_system(config, mesh) if config.get("base", "digits") else SmallSystem(config)
+    parts = assemble(system, mesh)
+    state, frozen, source = parts.state, parts.frozen, system.examples(0)
     batches = [put_batch(mesh, next(source)) for _ in range(STEPS)]
     with jax.set_mesh(mesh):
-        program, *_ = compile_step(step, state, frozen, batches[0], np.int32(0))
+        program, *_ = compile_step(parts.step, state, frozen, batches[0], np.int32(0))
     found = {}
     for i, batch in enumerate(batches):
         state, metrics = program(state, frozen, batch, np.int32(i))
@@ -160,7 +134,8 @@ def restore(config, mesh, folder: Path, like) -> dict[str, np.ndarray]:
         places,
     )
     checkpoints = Checkpoints(folder)
-    *saved, _ = checkpoints.restore(STEPS, target.trainable, target.opt_state, target.ema)
+    wanted = (target.trainable, target.opt_state, target.ema, target.stats)
+    *saved, _ = checkpoints.restore(STEPS, *wanted)
     checkpoints.close()
     state = TrainState(*saved)
     for x, sharding in zip(jax.tree.leaves(state), jax.tree.leaves(places), strict=True):
@@ -178,6 +153,10 @@ def main(out, base, photos, *names):
     with distributed.together():
         config = small_config(base, photos)
         config.batch_size = 8 if base else 256
+        if base == "digits":
+            config = digits_config()
+            # Or else Adam would make whole steps of roundings near zero.
+            config.optimizer_options = {"eps": 1e-2}
         for name in names:
             data, config.fsdp, config.shard_frozen = parse(name)
             mesh = make_mesh(jax.devices()[: data * config.fsdp], fsdp=config.fsdp)

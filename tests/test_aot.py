@@ -28,9 +28,11 @@ from persongen_jax.aot_compile import DoesNotFit, compile_program, measure, repo
 from persongen_jax.aot_cost import corrected_optimal, read_cost, shape_bytes
 from persongen_jax.aot_programs import Program, encoders, training, with_batch
 from persongen_jax.aot_search import largest
-from persongen_jax.full_size import CONFIGS, network_configs
 from persongen_jax.models.attention import attention
+from persongen_jax.models.sdxl_sizes import CONFIGS
 from persongen_jax.sharding import along_batch, make_mesh, replicated
+from persongen_jax.systems.sdxl_shapes import network_configs
+from persongen_jax.weights.random_base import make_configs
 from tests.training_runs import small_base, small_config
 
 needs_libtpu = pytest.mark.skipif(
@@ -229,10 +231,15 @@ def test_a_base_that_is_no_directory_is_named():
     """It was taken for SDXL at full size."""
     config = get_config()
     assert network_configs(config)[0] is CONFIGS
-    for base in ("mid", "/mistyped"):
+    for base in ("middle", "/mistyped"):
         config.base = base
         with pytest.raises(ValueError, match=f"config.base={base} is no directory"):
             network_configs(config)
+    # A size of weights/random_base.py is that size.
+    config.base = "mid"
+    widths = network_configs(config)[0]["unet"]["block_out_channels"]
+    assert widths == make_configs("mid", 49408)["unet"]["block_out_channels"]
+    assert widths != CONFIGS["unet"]["block_out_channels"]
 
 
 def test_missing_compiler_is_named_with_its_remedy(monkeypatch):

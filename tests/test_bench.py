@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 
 from persongen_jax import bench, bench_train
-from persongen_jax.bench_model import fill
 from persongen_jax.bench_report import ratios, write_report
 from persongen_jax.bench_settings import (
     Row,
@@ -21,6 +20,7 @@ from persongen_jax.bench_settings import (
     torch_rows,
 )
 from persongen_jax.bench_worker import count_work, in_short
+from persongen_jax.drawn_weights import fill
 
 CONFIG = str(Path(__file__).parents[1] / "configs/bench_mid.py")
 TINY = {"base": "tiny", "size": 64, "batch_size": 2}

@@ -14,10 +14,16 @@ import pytest
 from configs.base import get_config
 from persongen_jax import integrity
 from persongen_jax.bad_steps import BadSteps, NonFinite
-from persongen_jax.checkpoint import Checkpoints, CorruptCheckpoint, find_run, load_trained
-from persongen_jax.settings import check_same_run, differences
+from persongen_jax.checkpoint import (
+    Checkpoints,
+    CorruptCheckpoint,
+    find_run,
+    load_trained,
+    trained_shapes,
+)
+from persongen_jax.settings import brought_up, check_same_run, differences
 from persongen_jax.sharding import make_mesh, replicated
-from persongen_jax.trained import trained_shapes
+from persongen_jax.systems.open import complete_config
 
 
 def arrays(step):
@@ -183,11 +189,25 @@ def test_what_was_saved_comes_back_onto_shapes(workdir):
     checkpoints = Checkpoints(workdir)
     assert checkpoints.newest() == 3 and checkpoints.has(3) and not checkpoints.has(2)
     opt_state = {"mu": arrays(0), "count": jnp.asarray(0)}
-    *parts, progress = checkpoints.restore(3, shapes(arrays(0)), shapes(opt_state), arrays(0))
+    *parts, stats, progress = checkpoints.restore(
+        3, shapes(arrays(0)), shapes(opt_state), arrays(0), {}
+    )
     expected = [arrays(3), {"mu": arrays(103), "count": 3}, arrays(203)]
-    assert same(parts, expected) and progress == {}
+    assert same(parts, expected) and stats == progress == {}
     assert checkpoints.config(3) == {"step": 3}
     assert trained_shapes(workdir)["unet/a"] == (np.dtype(np.float32), (256, 256))
+
+
+def test_statistics_lie_beside_what_is_trained(tmp_path):
+    trained, gathered = {"net/a": jnp.arange(3.0)}, {"net/mean": jnp.full(4, 0.5)}
+    opt_state = {"count": jnp.asarray(7)}
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(1, trained, opt_state, {}, stats=gathered)
+        assert checkpoints.has(1)
+        zeros = [jax.tree.map(jnp.zeros_like, tree) for tree in (trained, opt_state, gathered)]
+        found = checkpoints.restore(1, *zeros[:2], {}, zeros[2])
+    assert same(found[:4], (trained, opt_state, {}, gathered))
+    assert same(loaded(tmp_path)[0], {**trained, **gathered})
 
 
 def test_old_ones_go_when_the_new_one_is_complete(workdir):
@@ -227,14 +247,31 @@ def test_free_keys_and_moved_files_are_the_same_run():
 
 
 def test_other_settings_are_refused_with_the_differences():
-    before = changed(clip_norm=0.5)
-    del before["noise_offset"]  # saved before there was this key
+    saved = changed(clip_norm=0.5)
+    del saved["noise_offset"]  # saved before there was this key
+    before = json.loads(complete_config(saved).to_json())
     check_same_run("runs/x", before, changed(clip_norm=0.5))
     with pytest.raises(ValueError) as refused:
         check_same_run("runs/x", before, changed(lr_lora=0.5, method="photomaker_bg"))
     said = str(refused.value)
     assert "clip_norm: 0.5 -> 0.0; lr_lora: 1e-05 -> 0.5; method: 'photomaker' -> " in said
     assert "--config.start_from=runs/x" in said and "steps" not in said
+
+
+def test_a_run_from_when_adam_had_keys_of_its_own_goes_on():
+    before = {**changed(), "adam_b1": 0.9, "adam_b2": 0.99}
+    del before["optimizer"], before["optimizer_options"]
+    now = changed(optimizer_options={"b2": 0.99})
+    assert brought_up(before) == now
+    complete = json.loads(complete_config(before).to_json())
+    assert complete.keys().isdisjoint(before.keys() - now.keys())
+    assert {key: complete[key] for key in now} == now
+    check_same_run("runs/x", complete, {**complete, "steps": 7})
+    with pytest.raises(ValueError, match=r"optimizer_options: \{'b2': 0.99\} -> \{\}"):
+        check_same_run("runs/x", complete, {**complete, "optimizer_options": {}})
+    # Adam's defaults are no options.
+    assert brought_up({**before, "adam_b2": 0.999}) == changed()
+    assert brought_up({"steps": 3}) == {"steps": 3}
 
 
 # ---- Steps that are not finite -----------------------------------------------------------------

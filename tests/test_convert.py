@@ -20,8 +20,7 @@ from persongen_jax.models.photomaker_v2 import PhotoMakerV2IDEncoder
 from persongen_jax.models.sdxl import COMPONENTS
 from persongen_jax.partition import leaf_paths, split_model
 from persongen_jax.pipeline import LORA_COMPONENTS, Pipeline
-from persongen_jax.train import build_model
-from persongen_jax.trained import open_run
+from persongen_jax.systems.open import open_run, open_system
 from persongen_jax.weights.adapters import module_paths
 from persongen_jax.weights.directory import open_component, open_file, read_config
 from persongen_jax.weights.errors import WeightsError
@@ -45,8 +44,8 @@ def write_run(workdir, tiny_base, name, steps=(10, 20)):
     config = get_config()
     config.base, config.method = str(tiny_base), name
     config.rank, config.lora_alpha = RANK, ALPHA
-    base, method = build_model(config)
-    _, trainable, _, _ = split_model(base.model, method.groups)
+    system = open_system(config)
+    _, trainable, _, _ = split_model(system.model, system.table)
     checkpoints = Checkpoints(workdir)
     settings = json.loads(config.to_json())
     for step in steps:
@@ -114,7 +113,7 @@ def test_exported_loras_return_bit_equal(style, exported, run, pipe):
     modules = {part: module_paths(getattr(pipe.model, part)) for part in LORA_COMPONENTS}
     found = read_lora(exported[style], modules)
     assert list(found) == ["unet"]
-    leaves = leaf_paths(run.base.model)
+    leaves = leaf_paths(run.system.model)
     wanted = {path for path in leaves if path.endswith("/lora/down")}
     assert {f"unet/{name.replace('.', '/')}/lora/down" for name in found["unet"]} == wanted
     for name, lora in found["unet"].items():
@@ -140,7 +139,7 @@ def test_diffusers_opens_exported_loras(style, exported, run, unet):
     pipe.load_lora_weights(exported[style])
     try:
         found = {n: m for n, m in unet.named_modules() if isinstance(m, LoraLayer)}
-        leaves = leaf_paths(run.base.model)
+        leaves = leaf_paths(run.system.model)
         downs = [path for path in leaves if path.endswith("/lora/down") and "branches" not in path]
         assert {f"unet/{name.replace('.', '/')}/lora/down" for name in found} == set(downs)
         for name, layer in found.items():
@@ -158,9 +157,9 @@ def test_an_exported_photomaker_fills_a_model_bit_equal(run, workdir, tiny_base,
     convert.main(["export", "--format", "photomaker", str(workdir), str(path)])
     shown = capsys.readouterr().out
     assert re.search(r"written: .*mine\.bin: PhotoMaker; .*no place for .*background \(\d+", shown)
-    again = open_run(workdir, 10).base.model
+    again = open_run(workdir, 10).system.model
     load_photomaker_into(again, path)
-    leaves = leaf_paths(run.base.model)
+    leaves = leaf_paths(run.system.model)
     for name, leaf in leaf_paths(again).items():
         if "branches" not in name:
             # up carries the scale in the file, a half: exact in float32
@@ -174,7 +173,7 @@ def test_an_exported_photomaker_fills_a_model_bit_equal(run, workdir, tiny_base,
 
 
 def test_a_photomaker_of_version_2_comes_in_bit_equal(workdir, tiny_base, tmp_path, capsys):
-    model = open_run(workdir).base.model
+    model = open_run(workdir).system.model
     tower, faces = model.id_encoder.vision_model, 12  # the published recogniser's has 512 features
     kw = {"dtype": jnp.float32, "rngs": nnx.Rngs(0)}
     model.id_encoder = PhotoMakerV2IDEncoder(tower, (32, 64), id_features=faces, **kw)
@@ -197,7 +196,7 @@ def test_an_exported_ip_adapter_holds_what_was_trained(tiny_base, tmp_path, caps
     shown = capsys.readouterr().out
     assert "mine_image_encoder" in shown and "no place" not in shown
     assert (tmp_path / "mine_image_encoder" / "config.json").is_file()
-    leaves = leaf_paths(open_run(workdir).base.model)
+    leaves = leaf_paths(open_run(workdir).system.model)
     with read_ip_adapter(path) as file:
         assert file.kind == "base" and file.sizes["num_tokens"] == 4
         arrays = {key: file.tensors.read(key) for key in file.tensors.keys()}

@@ -225,7 +225,7 @@ def test_two_hosts_of_which_one_dies(victim, tmp_path_factory, tmp_path, sample_
 
 @pytest.mark.slow
 def test_sigterm_to_one_host_saves_on_all(tmp_path_factory, tmp_path, sample_photos):
-    """With validation in between, which all hosts paint and the first writes."""
+    """With validation in between, whose images all hosts generate and the first writes."""
     config = small_config(small_base(tmp_path_factory.getbasetemp()), sample_photos)
     config.steps, config.checkpoint_every = 30, 100
     options = [f"--config.validate_in_train={sample_photos}", "--config.validation_every=4"]

@@ -26,7 +26,7 @@ from persongen_jax.partition import split_model
 from persongen_jax.train_step import TrainState, make_train_step
 from persongen_jax.training_log import PatientFile
 from tests.test_checkpoint import flip_a_bit, largest_file
-from tests.test_train_step import Plane, draw_for, losses_of
+from tests.test_train_step import Fit
 from tests.training_runs import STEPS, metrics, small_base, small_config, whole_run
 
 
@@ -169,17 +169,19 @@ def test_the_log_waits_for_room(tmp_path):
 
 @pytest.mark.parametrize("where", ["loss", "gradient"])
 def test_a_bad_step_changes_nothing(where):
-    graphdef, trainable, frozen, _ = split_model(Plane(), [("slope", "all")])
-    tx = optax.adam(0.1)
+    class Rooted(Fit):
+        def losses(self, model, batch, draws):
+            losses = super().losses(model, batch, draws)
+            if where == "gradient":
+                # The root's slope at 0 is infinite: a finite loss with a gradient that is none.
+                losses["loss"] += jnp.sqrt(batch["zero"] * model.slope[...].sum())
+            return losses
 
-    def losses(model, batch, draws):
-        value, counts = losses_of(model, batch, draws)
-        if where == "loss":
-            return value, counts
-        # The root's slope at 0 is infinite: a finite loss with a gradient that is none.
-        return value + jnp.sqrt(batch["zero"] * model.slope[...].sum()), counts
-
-    step_fn = make_train_step(losses, draw_for, graphdef, tx, ema_decay=0.5)
+    config = Fit.defaults()
+    config.ema_decay = 0.5
+    system, tx = Rooted(config), optax.adam(0.1)
+    graphdef, trainable, frozen, _ = split_model(system.model, system.table)
+    step_fn = make_train_step(system, graphdef, tx)
     rng = np.random.default_rng(0)
     x, y = rng.standard_normal((8, 3), np.float32), rng.standard_normal(8, np.float32)
     good = {"x": x, "y": y, "zero": np.full(8, 2 / 3, np.float32)}

@@ -15,20 +15,28 @@ from PIL import Image
 
 from data_pipeline import sources
 from data_pipeline.cache import FeatureTable
+from data_pipeline.examples.fields import flatten
 from data_pipeline.manifest import write_manifest
-from data_pipeline.schema import Record, flatten
-from persongen_jax import features, train
+from data_pipeline.schema import Record
+from persongen_jax import train
+from persongen_jax.assembly import assemble
 from persongen_jax.checkpoint import find_run
-from persongen_jax.diffusion import NoiseSchedule
-from persongen_jax.features import KINDS, MOMENTS, REFERENCES, TEXT, Features, abstract_batch
-from persongen_jax.methods.base import drop_condition
-from persongen_jax.partition import leaf_paths, make_optimizer, set_leaves, split_model
-from persongen_jax.train_step import CompiledSteps, TrainState, build_step, latent_shape
+from persongen_jax.features import __main__ as command
+from persongen_jax.features import cache
+from persongen_jax.features.cache import Features
+from persongen_jax.partition import leaf_paths, set_leaves
+from persongen_jax.sharding import make_mesh
+from persongen_jax.systems.diffusion import drop_conditions
+from persongen_jax.systems.open import open_system
+from persongen_jax.systems.sdxl import Sdxl
+from persongen_jax.systems.sdxl_fields import encode_moments
+from persongen_jax.train_step import CompiledSteps
 from persongen_jax.weights.safetensors_file import TensorFile
-from tests.training_runs import small_base, small_config
+from tests.training_runs import changed, small_base, small_config
 
 # float32: rows are encoded one at a time, and in the step all of a batch together.
 TOLERANCE = {"rtol": 1e-5, "atol": 1e-5}
+KINDS = ("moments", "text", "references")  # in the order of the fields
 STEPS = 3
 
 
@@ -60,41 +68,42 @@ def config(tmp_path_factory, photos):
 
 @pytest.fixture(scope="module")
 def build(config):
-    return functools.cache(lambda name: train.build_model(changed(config, method=name)))
+    """A config to its system; the networks of each method are opened once."""
+
+    @functools.cache
+    def opened(method):
+        return open_system(changed(config, method=method))
+
+    def build(config):
+        system = opened(config.method)
+        return Sdxl(config, system.base, system.method)
+
+    return build
 
 
 @pytest.fixture(scope="module")
 def make_step(config, build):
-    """(start state, frozen, jitted step) of the config's method, the step made once per form."""
+    """A function to (start state, frozen, jitted step); the step is made once per form."""
 
     @functools.cache
     def make(cached):
-        base, method = build(config.method)
-        graphdef, trainable, frozen, groups = split_model(base.model, method.groups)
-        tx = make_optimizer(config, groups)
-        schedule = NoiseSchedule.from_config(base.scheduler_config)
-        parts = (base.model, method, schedule, base.tokenizers.encode(""), graphdef, tx)
-        step = build_step(config, *parts)
-        return lambda: TrainState.create(trainable, tx, config.ema_decay), frozen, step
+        parts = assemble(build(config), make_mesh())
+        return parts.state, parts.frozen, parts.step
 
-    return make
+    def begin(cached):
+        state, frozen, step = make(cached)
+        return jax.tree.map(jnp.copy, state), frozen, step
 
-
-def changed(config, **changes):
-    config = config.copy_and_resolve_references()
-    with config.unlocked():
-        config.update(changes)
-    return config
+    return begin
 
 
 def open_source(config, build, start=0):
-    base, method = build(config.method)
-    return train.open_batches(config, base, method, start)
+    return build(config).examples(start)
 
 
 def losses(config, build, make_step):
-    start, frozen, step = make_step(bool(config.cache))
-    state, found = start(), []
+    state, frozen, step = make_step(bool(config.cache))
+    found = []
     stream = open_source(config, build)
     for number in range(STEPS):
         batch = jax.tree.map(jnp.asarray, next(stream))
@@ -124,13 +133,13 @@ def test_cache_on_against_off(config, build, make_step, tmp_path, monkeypatch):
 
     # All of it beforehand, by two processes: then nothing is computed and no picture decoded.
     filled = changed(config, cache=str(tmp_path / "filled"))
-    monkeypatch.setattr(train, "build_model", lambda config: build(config.method))
-    counts = [features.fill_cache(filled, worker, 2).counts for worker in range(2)]
+    monkeypatch.setattr(command, "open_system", build)
+    counts = [command.fill_cache(filled, worker, 2).counts for worker in range(2)]
     # 7 targets and references; 5 captions for up to 4 references, 2 for one; 2 backgrounds, one
     # of them the empty prompt.
     total = counts[0] + counts[1]
     assert total["moments computed"] == total["references computed"] == 7
-    everything = features.fill_cache(filled)
+    everything = command.fill_cache(filled)
     assert not everything.counts
     assert rows(tmp_path / "filled", "moments") == 7
     assert {len(c) for c in counts} == {3}
@@ -148,8 +157,7 @@ def test_crops_that_are_drawn_are_computed_and_not_stored(config, build, tmp_pat
     config = changed(config, random_crop=True)
     on = changed(config, cache=str(tmp_path))
     plain, cached = (next(open_source(c, build)) for c in (config, on))
-    base, method = build(config.method)
-    wanted = features.encode_moments(base.model, method, plain["pixel_values"])["moments"]
+    wanted = encode_moments(build(config).model, plain["pixel_values"])["moments"]
     assert np.allclose(cached["moments"], wanted, **TOLERANCE)
     for name in ("time_ids", "face_box", "id_mask", "class_tokens_mask"):
         assert np.array_equal(cached[name], plain[name])
@@ -164,18 +172,18 @@ def test_crops_that_are_drawn_are_computed_and_not_stored(config, build, tmp_pat
 def test_conditions_are_those_of_the_encoders(name, config, build, tmp_path):
     """With and without dropping, for a method of each way to read prompts and references."""
     config = changed(config, method=name)
-    base, method = build(name)
+    system = build(config)
     plain, cached = (
         next(open_source(c, build)) for c in (config, changed(config, cache=str(tmp_path)))
     )
     assert not {"pixel_values", "id_pixel_values", "input_ids"} & cached.keys()
     drop = jnp.array([True, False, False, True])
-    empty_ids = base.tokenizers.encode("")
-    graphdef, state = nnx.split(base.model.conditioner())
+    graphdef, state = nnx.split(system.model.conditioner())
 
     @jax.jit
     def condition(state, batch):
-        return method.condition(nnx.merge(graphdef, state), drop_condition(batch, drop, empty_ids))
+        dropped = drop_conditions(system.fields, batch, drop)
+        return system.condition(nnx.merge(graphdef, state), dropped)
 
     wanted, found = condition(state, plain), condition(state, cached)
     assert wanted.streams.keys() == found.streams.keys()
@@ -188,27 +196,26 @@ def test_conditions_are_those_of_the_encoders(name, config, build, tmp_path):
 
 
 def test_the_abstract_batch_is_the_real_one(config, build, tmp_path):
-    base, method = build(config.method)
     for cached in (False, True):
         settings = changed(config, cache=str(tmp_path) if cached else "")
         found = flatten(next(open_source(settings, build)))
-        wanted = flatten(abstract_batch(settings, base.model, method, cached))
+        wanted = flatten(build(settings).abstract_batch(cached))
         assert {n: (a.shape, a.dtype) for n, a in found.items()} == {
             n: (a.shape, a.dtype) for n, a in wanted.items()
         }
-    wide = abstract_batch(config, base.model, method, True, shape=(48, 80))
+    wide = build(config).abstract_batch(True, shape=(48, 80))
     assert wide["moments"].shape == (4, 6, 10, 8)
 
 
 def test_what_is_trained_is_not_cached(config, build, tmp_path):
-    base, method = build("photomaker_bg")
     tower = (r"id_encoder/vision_model/.*", "id_encoder")
-    config = changed(config, trainable=(*method.groups, tower), cache=str(tmp_path))
+    rows_of_method = build(config).method.groups
+    config = changed(config, trainable=(*rows_of_method, tower), cache=str(tmp_path))
     batch = next(open_source(config, build))
     assert "id_pixel_values" in batch and "moments" in batch and "text_states" in batch
     opened = str(open_source(config, build).source.features)
     assert "references not cached" in opened and "are trained" in opened
-    assert abstract_batch(config, base.model, method, True).keys() == batch.keys()
+    assert build(config).abstract_batch(True).keys() == batch.keys()
 
     config = changed(config, trainable=(), cache_kinds=("text",))
     batch = next(open_source(config, build))
@@ -218,33 +225,39 @@ def test_what_is_trained_is_not_cached(config, build, tmp_path):
 
 
 def test_other_weights_have_other_features(config, build, tmp_path):
-    base, method = build("ip_adapter")
     config = changed(config, method="ip_adapter", cache=str(tmp_path))
+    system = build(config)
+    model = system.model
 
     def names(**changes):
-        made = (changed(config, **changes), base.model, method, base.tokenizers.encode(""), str)
+        made = (changed(config, **changes), model, system.fields, system.table, str)
         return {kind: encoder.name for kind, encoder in Features(*made)._encoders.items()}
 
     before = names()
-    assert names(dtype="bfloat16")[MOMENTS] == before[MOMENTS]
-    assert names(dtype="bfloat16")[TEXT] != before[TEXT]
+    assert names(dtype="bfloat16")["moments"] == before["moments"]
+    assert names(dtype="bfloat16")["text"] != before["text"]
     firsts = {
         "unet/conv_in/kernel": set(),
         "id_encoder/visual_projection/kernel": set(),
         "vae/decoder/conv_in/kernel": set(),
-        "vae/encoder/conv_in/kernel": {MOMENTS},
-        "text_encoder_2/text_projection/kernel": {TEXT},
-        "id_encoder/vision_model/post_layernorm/bias": {REFERENCES},
+        "vae/encoder/conv_in/kernel": {"moments"},
+        "text_encoder_2/text_projection/kernel": {"text"},
+        "id_encoder/vision_model/post_layernorm/bias": {"references"},
     }
     for path, different in firsts.items():
-        array = leaf_paths(base.model)[path].get_value()
-        set_leaves(base.model, {path: array.at[(0,) * array.ndim].add(1e-3)})
+        array = leaf_paths(model)[path].get_value()
+        set_leaves(model, {path: array.at[(0,) * array.ndim].add(1e-3)})
         now = names()
-        set_leaves(base.model, {path: array})
+        set_leaves(model, {path: array})
         assert {kind for kind in KINDS if now[kind] != before[kind]} == different, path
     assert names() == before
-    # Methods that read the same networks share what was computed.
-    assert build("dual")[1].encode_references.__qualname__ == method.encode_references.__qualname__
+    # Methods that read the same networks the same way share what was computed.
+    other = build(changed(config, method="dual"))
+    signatures = [
+        {f.encoding.kind: f.encoding.signature for f in s.fields if f.encoding}
+        for s in (system, other)
+    ]
+    assert signatures[0] == signatures[1] and signatures[0].keys() == set(KINDS)
 
 
 def test_a_changed_picture_and_a_damaged_file_are_computed_again(
@@ -296,7 +309,7 @@ def test_a_pass_that_is_stopped_keeps_what_it_has_done(
     seconds, config, build, tmp_path, monkeypatch
 ):
     source = open_source(changed(config, cache=str(tmp_path)), build).source
-    monkeypatch.setattr(features, "FLUSH_SECONDS", seconds)
+    monkeypatch.setattr(cache, "FLUSH_SECONDS", seconds)
     there = []
 
     def jobs():
@@ -317,8 +330,7 @@ def test_four_steps_over_two_buckets(room, config, build, tmp_path, monkeypatch,
     """The whole trainer, on cached features: one program for each bucket, and no more."""
     if not room:  # for features; there is for checkpoints
         monkeypatch.setattr(FeatureTable, "flush", full)
-    built = build(config.method)
-    monkeypatch.setattr(train, "build_model", lambda config, _: built)
+    monkeypatch.setattr(train, "open_system", lambda config, _: build(config))
     settings = changed(
         config,
         buckets=("32x32", "48x32"),
@@ -337,9 +349,7 @@ def test_four_steps_over_two_buckets(room, config, build, tmp_path, monkeypatch,
     assert find_run(tmp_path / "run") == (tmp_path / "run", 4)
 
 
-def test_a_batch_of_another_shape_is_refused(config, build):
-    base, _ = build(config.method)
-    latents = functools.partial(latent_shape, base.model.vae)
+def test_a_batch_of_another_shape_is_refused():
     traced = []
 
     @jax.jit
@@ -347,22 +357,23 @@ def test_a_batch_of_another_shape_is_refused(config, build):
         traced.append(batch["pixel_values"].shape)
         return state + batch["pixel_values"].sum(), {}
 
-    steps = CompiledSteps(step, [(4, 4), (4, 6)], latents)
+    specs = [{"pixel_values": ((32, width, 3), np.dtype(np.float32))} for width in (32, 48)]
+    steps = CompiledSteps(step, specs)
     for height, width in ((32, 32), (32, 48), (32, 32), (32, 48)):
         batch = {"pixel_values": jnp.zeros((2, height, width, 3))}
         steps(jnp.zeros(()), {}, batch, np.int32(0))
-    assert steps.compiled == 2 and len(traced) == 2
-    with pytest.raises(ValueError, match="latents of 6x4.*4x4, 4x6"):
+    assert steps.compiled == steps.expected == 2 and len(traced) == 2
+    with pytest.raises(ValueError, match=r"not announce: pixel_values \(48, 32, 3\)"):
         steps(jnp.zeros(()), {}, {"pixel_values": jnp.zeros((2, 48, 32, 3))}, np.int32(0))
     assert steps.compiled == 2
 
 
 def test_the_command_says_what_is_missing():
     with pytest.raises(SystemExit, match="config.cache is empty"):
-        features.main(["--config=configs/first_light.py"])
+        command.main(["--config=configs/first_light.py"])
     with pytest.raises(SystemExit, match="--config is missing"):
-        features.main([])
+        command.main([])
     with pytest.raises(SystemExit, match="--worker 2"):
-        features.main(
+        command.main(
             ["--config=configs/first_light.py", "--config.cache=x", "--worker=2", "--workers=2"]
         )

@@ -12,12 +12,12 @@ from configs.first_light import get_config
 from data_pipeline.align import align_face
 from data_pipeline.detectors import open_detector
 from data_pipeline.faces import NoFaceFound, crop_face
-from persongen_jax import generate
+from persongen_jax import generate, generate_files
 from persongen_jax.checkpoint import Checkpoints
 from persongen_jax.partition import split_model
 from persongen_jax.pipeline import Pipeline
 from persongen_jax.prompts import Tokenizers
-from persongen_jax.train import build_model
+from persongen_jax.systems.open import open_system
 from persongen_jax.watermark import has_watermark
 from persongen_jax.weights.adapters import extract_adapter
 from persongen_jax.weights.photomaker import save_photomaker
@@ -34,10 +34,10 @@ def method_weights(tiny_base, tmp_path_factory):
     """What a training run leaves behind, after no step at all."""
     config = get_config()
     config.base = str(tiny_base)
-    base, method = build_model(config)
+    system = open_system(config)
     workdir = tmp_path_factory.mktemp("run")
     checkpoints = Checkpoints(workdir)
-    trainable = split_model(base.model, method.groups)[1]
+    trainable = split_model(system.model, system.table)[1]
     checkpoints.save(0, trainable, {"count": np.zeros(1)}, config.to_dict())
     checkpoints.close()
     return workdir
@@ -269,9 +269,11 @@ def test_references_of_a_faceid_file_are_aligned(tiny_base, tmp_path):
     photo = image_file(tmp_path / "me.png", (160, 120))
 
     def crop(kind, *more):
-        arguments = ["--base", str(tiny_base), "--reference", photo, *more]
-        arguments += ["--method-weights", str(tmp_path / f"{kind}.safetensors")]
-        (person,), _ = generate.read_references(generate.parse_arguments(arguments))
+        weights = str(tmp_path / f"{kind}.safetensors")
+        arguments = ["--base", str(tiny_base), "--reference", photo, "--method-weights", weights]
+        args = generate.parse_arguments([*arguments, *more])
+        how = {"base": args.base, "detector": args.detector, "crop": not args.no_crop}
+        (person,), _ = generate_files.read_references(args.reference, weights, **how)
         return np.asarray(person[0])
 
     (found,) = open_detector(detector).detect([pixels(photo)])
@@ -300,7 +302,6 @@ PLAIN_ERRORS = {
     "prompt file": (["--prompt-file", "/nowhere/prompts.txt"], "/nowhere/prompts.txt"),
     "reference alone": ([*PROMPT, "--reference", "x.png"], "--method-weights"),
     "name alone": ([*PROMPT, "--method", "photomaker"], "--method photomaker"),
-    "method alone": ([*PROMPT, "--method-weights", "x"], "--reference"),
     "scheduler": ([*PROMPT, "--scheduler", "heun"], "'heun'"),
     "height": ([*PROMPT, "--height", "60"], "height=60"),
     "steps": ([*PROMPT, "--steps", "0"], "num_inference_steps=0"),
@@ -347,6 +348,7 @@ REFERENCE_ERRORS = {
     "no face": ("a man img", "face.png", 1, ["--detector", "cascade"], "--no-crop"),
     "no detector": ("a man img", "face.png", 1, ["--detector", "yolo"], "'yolo'"),
     "no such scale": ("a man img", "face.png", 1, ["--no-crop", "--scale", "x=1"], "'x'"),
+    "method alone": ("a man img", "face.png", 0, [], "give --reference"),
     "other method": (
         "a man img",
         "face.png",

@@ -10,7 +10,9 @@ from PIL import Image
 
 from persongen_jax import models
 from persongen_jax.methods import get_method
+from persongen_jax.methods.base import Parts
 from persongen_jax.pipeline import Pipeline
+from persongen_jax.systems.sdxl import Sdxl
 from persongen_jax.weights.ip_adapter import save_image_encoder, save_ip_adapter
 from persongen_jax.weights.sdxl import load_sdxl
 from tests.ip_adapters import write_ip_adapter
@@ -129,9 +131,9 @@ def test_what_does_not_go_with_a_file_is_named(base, files):
 def test_our_method_in_diffusers(base, faces, latents, tmp_path):
     """One token per reference, written as a base file with the image encoder that goes with it."""
     method, loaded = get_method("ip_adapter"), load_sdxl(base)
-    config = {"base": str(base), "id_encoder": "", "dtype": "float32"}
-    method.attach(loaded.model, ConfigDict(config), nnx.Rngs(0))
-    ours = Pipeline.around(loaded, method, loaded.model)
+    config = {"base": str(base), "id_encoder": "", "dtype": "float32", "trigger_word": "img"}
+    method.attach(Parts(loaded.model, loaded.tokenizers), ConfigDict(config), nnx.Rngs(0))
+    ours = Pipeline.around(Sdxl(ConfigDict(config), loaded, method))
     rng = np.random.default_rng(2)
     for path, leaf in nnx.to_flat_state(nnx.state(ours.model.unet, nnx.Param)):
         if "branches" in path:

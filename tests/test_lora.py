@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from persongen_jax import pipeline as pipeline_module
 from persongen_jax.models.lora import _product_on_cpu, lora_layers
-from persongen_jax.pipeline import LORA_COMPONENTS, Pipeline
+from persongen_jax.pipeline import LORA_COMPONENTS, Pipeline, conditioner
+from persongen_jax.pipeline.images import sample_steps
 from persongen_jax.weights.adapters import extract_adapter, module_paths
 from persongen_jax.weights.errors import KeyMismatch, MissingFile, WeightsError
 from persongen_jax.weights.loader import parameter_leaves, to_torch_shape
@@ -155,7 +155,7 @@ def test_another_weight_compiles_nothing(ours, latents, tmp_path):  # noqa: F811
     ours.unload_lora()
     ours.load_lora(path, name="x")
     full = paint(ours, latents)
-    functions = (pipeline_module._sample, pipeline_module._encode_prompt)
+    functions = (sample_steps, conditioner._encode_prompt)
     compiled = [function._cache_size() for function in functions]
     ours.set_lora_weights({"x": 0.4})
     assert np.array_equal(paint(ours, latents), wanted)

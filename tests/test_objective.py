@@ -3,8 +3,7 @@
 import numpy as np
 import pytest
 
-from persongen_jax.diffusion import NoiseSchedule
-from persongen_jax.objective import min_snr_weights, offset_noise
+from persongen_jax.diffusion import NoiseSchedule, min_snr_weights, offset_noise
 
 # Signal-to-noise ratios 99, 9, 1, 1/4 and 0.
 SIGNAL = np.array([0.99, 0.9, 0.5, 0.2, 0.0], np.float32)

@@ -9,9 +9,10 @@ from flax import nnx
 from persongen_jax import train
 from persongen_jax.aot_programs import training, tree_bytes, with_batch
 from persongen_jax.methods import METHODS
-from persongen_jax.offload import offload, put_read
+from persongen_jax.offload import offloaded, put_read
 from persongen_jax.partition import leaf_paths
 from persongen_jax.sharding import make_mesh
+from persongen_jax.systems.open import open_system
 from tests.training_runs import metrics, small_base, small_config
 
 
@@ -33,27 +34,28 @@ def test_no_step_reads_what_is_offloaded(method, cached, config):
         left[config.offload_encoders] = program.unread_bytes(program.trace())
         arguments = jax.tree.leaves(program.arguments)
         everything = sum(leaf.size * leaf.dtype.itemsize for leaf in arguments)
-        offloaded = everything - tree_bytes(arguments)
-        assert (offloaded > 0) == config.offload_encoders
+        without_place = everything - tree_bytes(arguments)
+        assert (without_place > 0) == config.offload_encoders
     # All that has no place on the chip any more had been unread there.
-    assert left[False] - left[True] == offloaded
+    assert left[False] - left[True] == without_place
     # What is left are layers that a method has no use for, such as PhotoMaker's fusion.
     assert left[True] < 0.25 * left[False], left
 
 
 def test_encoders_leave_the_device(config, tmp_path):
-    config.offload_encoders, config.cache = True, str(tmp_path)
-    base, method = train.build_model(config)
-    before = {path: leaf.get_value() for path, leaf in leaf_paths(base.model).items()}
-    offload(config, base.model, method)
+    config.cache = str(tmp_path)
+    system = open_system(config)
+    model = system.model
+    before = {path: leaf.get_value() for path, leaf in leaf_paths(model).items()}
+    offloaded(model, system.unread(cached=True))
     on_host = set()
-    for path, leaf in leaf_paths(base.model).items():
+    for path, leaf in leaf_paths(model).items():
         if isinstance(leaf.get_value(), np.ndarray):
             on_host.add(path.split("/")[0])
             assert np.array_equal(leaf.get_value(), before[path])
             assert leaf.get_value().dtype == before[path].dtype
     assert on_host == {"vae", "text_encoder", "text_encoder_2", "id_encoder"}
-    assert not any(isinstance(x, np.ndarray) for x in jax.tree.leaves(nnx.state(base.model.unet)))
+    assert not any(isinstance(x, np.ndarray) for x in jax.tree.leaves(nnx.state(model.unet)))
 
 
 def test_only_what_is_on_the_host_stays_there():

@@ -6,9 +6,9 @@ On ip_lora, which has everything: a branch, and LoRA on it and on the base layer
 import numpy as np
 import pytest
 
-from persongen_jax import generate
-from persongen_jax import pipeline as pipeline_module
+from persongen_jax import generate_files
 from persongen_jax.pipeline import Pipeline
+from persongen_jax.pipeline.images import sample_steps
 from tests.photomaker_files import write_random_photomaker
 from tests.training_runs import small_base
 
@@ -44,7 +44,7 @@ def paint(pipe, prompt=PROMPT, **settings):
 
 def test_strengths_by_step_are_data(pipe):
     whole = paint(pipe)
-    compiled = pipeline_module._sample._cache_size()
+    compiled = sample_steps._cache_size()
     merged = paint(pipe, start_merge_step=1)
     late = paint(pipe, scales={"identity": [(0, 0.5, 0)]})
     assert np.allclose(late, merged, atol=1e-5) and not np.allclose(late, whole, atol=1e-3)
@@ -58,7 +58,7 @@ def test_strengths_by_step_are_data(pipe):
     pipe.set_lora_weights({"method:ip_lora": 0})
     assert np.array_equal(paint(pipe), lora["none"])
     pipe.set_lora_weights({"method:ip_lora": 1})
-    assert pipeline_module._sample._cache_size() == compiled
+    assert sample_steps._cache_size() == compiled
 
 
 LORA_STRENGTHS = {"none": 0, "first half": [(0.5, 1, 0)]}
@@ -66,7 +66,7 @@ LORA_STRENGTHS = {"none": 0, "first half": [(0.5, 1, 0)]}
 
 def test_the_trigger_word_may_stand_there_or_not(pipe):
     assert np.array_equal(paint(pipe), paint(pipe, "a woman IMG in a red hat"))
-    assert pipe.read_prompt("a man img and a woman img", 1)[2] == "a man and a woman"
+    assert pipe.text.read("a man img and a woman img", 1)[2] == "a man and a woman"
 
 
 def test_two_people_each_in_their_region(pipe):
@@ -74,7 +74,7 @@ def test_two_people_each_in_their_region(pipe):
         return paint(pipe, references=[[[first], [second]]], regions=[regions])
 
     both, one = two(ANN, BOB, [LEFT, ~LEFT]), paint(pipe)
-    compiled = pipeline_module._sample._cache_size()
+    compiled = sample_steps._cache_size()
     assert np.allclose(two(BOB, ANN, [~LEFT, LEFT]), both, atol=1e-4)
     assert not np.allclose(two(BOB, ANN, [LEFT, ~LEFT]), both, atol=1e-3)
     nowhere = np.zeros((8, 8))
@@ -83,7 +83,7 @@ def test_two_people_each_in_their_region(pipe):
     assert np.allclose(alone, one, atol=1e-4)
     silent = paint(pipe, scales={"identity": 0.0})
     assert np.allclose(two(ANN, BOB, [nowhere, nowhere]), silent, atol=1e-4)
-    assert pipeline_module._sample._cache_size() == compiled
+    assert sample_steps._cache_size() == compiled
 
 
 def test_bad_arguments_are_named(pipe, base, photomaker_file):
@@ -106,13 +106,13 @@ def test_bad_arguments_are_named(pipe, base, photomaker_file):
 
 
 def test_references_on_the_command_line_are_grouped_by_their_region(tmp_path):
-    grouped = generate.group_references(["a.png@l.png", "b.png@r.png", "c.png@l.png"])
+    grouped = generate_files.group_references(["a.png@l.png", "b.png@r.png", "c.png@l.png"])
     assert {str(mask): list(map(str, own)) for mask, own in grouped.items()} == {
         "l.png": ["a.png", "c.png"],
         "r.png": ["b.png"],
     }
     there = tmp_path / "me@home.png"
     there.touch()
-    assert generate.group_references([str(there), "b.png"]).keys() == {None}
+    assert generate_files.group_references([str(there), "b.png"]).keys() == {None}
     with pytest.raises(ValueError, match="--reference b.png: others have a region"):
-        generate.group_references(["a.png@l.png", "b.png"])
+        generate_files.group_references(["a.png@l.png", "b.png"])

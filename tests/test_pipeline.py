@@ -22,16 +22,19 @@ from diffusers.schedulers import scheduling_ddpm, scheduling_euler_ancestral_dis
 from flax import nnx
 from ml_collections import ConfigDict
 
-from persongen_jax import pipeline as pipeline_module
+from data_pipeline.examples.fields import Call
 from persongen_jax.checkpoint import Checkpoints
 from persongen_jax.methods import get_method
+from persongen_jax.methods.base import Parts
 from persongen_jax.models.attention import branch_names
 from persongen_jax.models.clip import CLIPVisionModel
 from persongen_jax.models.lora import lora_layers
 from persongen_jax.models.sdxl import COMPONENTS
 from persongen_jax.partition import split_model
-from persongen_jax.pipeline import Pipeline
+from persongen_jax.pipeline import Pipeline, conditioner, images
+from persongen_jax.pipeline.images import sample_steps
 from persongen_jax.prompts import PromptError
+from persongen_jax.sampling import image_keys
 from persongen_jax.weights.adapters import extract_adapter
 from persongen_jax.weights.directory import read_config
 from persongen_jax.weights.errors import KeyMismatch, MissingFile
@@ -87,7 +90,7 @@ def run_theirs(pipe, latents, **settings):
 
 def share_noise(monkeypatch, shape):
     """Make diffusers' stochastic schedulers draw what ours will draw from seed 0."""
-    keys = pipeline_module._image_keys(0, 1, shape[0])
+    keys = image_keys(0, 1, shape[0])
     step = iter(range(STEPS))
 
     def randn_tensor(*_, **__):
@@ -150,9 +153,9 @@ def test_other_prompts_seeds_and_scales_compile_nothing(ours):
     settings = {"num_inference_steps": STEPS, "output_type": "np", "batch_size": 2}
     first = ours(PROMPTS, seed=1, guidance_scale=5.0, **settings).images
     functions = (
-        pipeline_module._sample,
-        pipeline_module._encode_prompt,
-        pipeline_module._decode,
+        sample_steps,
+        conditioner._encode_prompt,
+        images._decode,
     )
     compiled = [function._cache_size() for function in functions]
     second = ours(
@@ -220,7 +223,7 @@ def test_bad_arguments_are_named(settings, named, ours):
 EIGHT_DEVICES = """
 import sys
 import jax, numpy as np
-from persongen_jax.pipeline import Pipeline
+from persongen_jax.pipeline import Pipeline, conditioner, images
 assert jax.device_count() == 8
 pipe = Pipeline.from_pretrained(sys.argv[1])
 assert pipe.mesh.size == 8
@@ -273,9 +276,10 @@ def paint(pipe, **settings):
 
 
 def test_a_photomaker_file_is_a_method(personal, photomaker, tiny_base):
-    other = load_sdxl(tiny_base).model
+    loaded = load_sdxl(tiny_base)
+    other, parts = loaded.model, Parts(loaded.model, loaded.tokenizers)
     config = {"base": str(tiny_base), "id_encoder": "", "rank": 3, "lora_alpha": 3.0}
-    personal.method.attach(other, ConfigDict({**config, "dtype": "float32"}), nnx.Rngs(0))
+    personal.method.attach(parts, ConfigDict({**config, "dtype": "float32"}), nnx.Rngs(0))
     load_photomaker_into(other, photomaker)
     found, wanted = extract_adapter(personal.model.unet), extract_adapter(other.unet)
     assert found.keys() == wanted.keys()
@@ -300,8 +304,9 @@ def test_a_run_that_started_from_a_file_has_its_image_tower(personal, tiny_base,
     """A checkpoint holds what was trained, and the tower is not."""
     config = {"base": str(tiny_base), "id_encoder": "", "rank": 3, "lora_alpha": 3.0}
     config |= {"dtype": "float32", "method": "photomaker", "trigger_word": "img", "trainable": []}
-    model = load_sdxl(tiny_base).model
-    personal.method.attach(model, ConfigDict(config), nnx.Rngs(0))
+    loaded = load_sdxl(tiny_base)
+    model, parts = loaded.model, Parts(loaded.model, loaded.tokenizers)
+    personal.method.attach(parts, ConfigDict(config), nnx.Rngs(0))
     bias = model.id_encoder.vision_model.post_layernorm.bias
     bias.set_value(bias.get_value() + 3)
     save_photomaker(model, tmp_path / "photomaker.safetensors")
@@ -347,7 +352,7 @@ def test_the_image_encoder_of_a_run_may_have_moved(other_encoder, tmp_path):
     config |= {"dtype": "float32", "method": "photomaker", "trigger_word": "img", "trainable": []}
     pipe = Pipeline.from_pretrained(base)
     method = get_method("photomaker")
-    method.attach(pipe.model, ConfigDict(config), nnx.Rngs(0))
+    method.attach(Parts(pipe.model, pipe.base.tokenizers), ConfigDict(config), nnx.Rngs(0))
     checkpoints = Checkpoints(tmp_path / "run")
     trainable = split_model(pipe.model, method.groups)[1]
     config["id_encoder"] = str(tmp_path / "moved")
@@ -394,13 +399,13 @@ def test_a_method_that_cannot_be_loaded_leaves_none_and_all_loras(photomaker, ti
 def test_of_the_method_before_nothing_stays(photomaker, tiny_base, tmp_path):
     config = {"base": str(tiny_base), "id_encoder": "", "dtype": "float32", "trainable": []}
     config |= {"method": "ip_adapter", "trigger_word": "img"}
-    pipe = Pipeline.from_pretrained(tiny_base)
-    method = get_method("ip_adapter")
-    method.attach(pipe.model, ConfigDict(config), nnx.Rngs(0))
+    loaded, method = load_sdxl(tiny_base), get_method("ip_adapter")
+    method.attach(Parts(loaded.model, loaded.tokenizers), ConfigDict(config), nnx.Rngs(0))
     checkpoints = Checkpoints(tmp_path)
-    trainable = split_model(pipe.model, method.groups)[1]
+    trainable = split_model(loaded.model, method.groups)[1]
     checkpoints.save(0, trainable, {"count": np.zeros(1)}, config)
     checkpoints.close()
+    pipe = Pipeline.from_pretrained(tiny_base)
     pipe.load_method(None, tmp_path)
     assert hasattr(pipe.model, "id_tokens")
     pipe.load_method(None, photomaker)
@@ -409,7 +414,8 @@ def test_of_the_method_before_nothing_stays(photomaker, tiny_base, tmp_path):
 
 def test_the_identitys_scale_is_the_way_to_the_fused_token(personal):
     ids = np.array([[64, 64, 0, 0, 64, 64]], np.float32)
-    guidance = personal._identity_guidance([IDENTITY], None, [[[FACE, FACE]]], {}, ids)
+    call = Call([IDENTITY], {}, [[[FACE, FACE]]], ids, (64, 64))
+    guidance = personal.conditioner.guidance(call, None, None, [0])
 
     def tokens(scale):
         at = replace(guidance, scales={"identity": np.array([scale], np.float32)})
@@ -425,7 +431,7 @@ def test_the_identitys_scale_is_the_way_to_the_fused_token(personal):
 def test_scales_change_the_picture_and_compile_nothing(personal):
     whole = paint(personal)
     never = paint(personal, start_merge_step=9)
-    compiled = pipeline_module._sample._cache_size()
+    compiled = sample_steps._cache_size()
     assert np.array_equal(paint(personal, scales={"identity": 1, "lora": 1}), whole)
     # With one reference the prompt without it is the prompt that stands there until the merge.
     assert np.abs(paint(personal, scales={"identity": 0}) - never).max() < TIGHT
@@ -439,7 +445,7 @@ def test_scales_change_the_picture_and_compile_nothing(personal):
     personal.set_lora_weights({"method:photomaker": 0})
     assert np.array_equal(paint(personal), silent)
     personal.set_lora_weights({"method:photomaker": 1})
-    assert pipeline_module._sample._cache_size() == compiled
+    assert sample_steps._cache_size() == compiled
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from persongen_jax.regions import check_people
+from persongen_jax.pipeline.conditioner import check_people
 
 FACE = np.zeros((3, 8, 3), np.uint8)  # as many rows as references that one person may have
 PICTURE = Image.fromarray(FACE)

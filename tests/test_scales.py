@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from persongen_jax.regions import check_people, region_arrays, to_region
-from persongen_jax.scales import parse_scales, schedule
+from persongen_jax.pipeline.conditioner import check_people
+from persongen_jax.scales import parse_scales, region_arrays, schedule, to_region
 
 
 def test_a_number_and_ranges():

@@ -19,7 +19,7 @@ from jax.sharding import PartitionSpec as P
 from configs.base import get_config
 from persongen_jax import sharding
 from persongen_jax.checkpoint import load_trained
-from persongen_jax.full_size import abstract_model
+from persongen_jax.systems.open import abstract_system
 from persongen_jax.train import check_parts
 from tests.sharded_training import STEPS
 from tests.training_runs import small_base
@@ -76,15 +76,15 @@ def test_the_largest_axis_that_divides_is_divided():
     assert spec("a/bias", (10240,), 8) == P() and spec("norm/scale", (8192,), 8) == P()
     assert spec("a/kernel", (128, 64), 1) == P()
     assert spec("opt/count", (), 8) == P()
-    with pytest.raises(ValueError, match=r"no sharding rule matches unet/a/gate \(8, 4\)"):
-        spec("unet/a/gate", (8, 4), 8)
+    with pytest.raises(ValueError, match=r"no sharding rule matches unet/a/gate \(800, 400\)"):
+        spec("unet/a/gate", (800, 400), 8)
 
 
 @pytest.mark.parametrize("method", ["photomaker_bg", "cascade", "ip_adapter_file"])
 def test_rules_cover_every_array_at_full_size(method):
     config = get_config()
     config.method, config.image_proj = method, "plus"
-    model, _ = abstract_model(config)
+    model = abstract_system(config).model
     rows, total, divided = Counter(), 0, 0
     for keys, leaf in nnx.to_flat_state(nnx.state(model)):
         path, shape = "/".join(map(str, keys)), leaf.get_value().shape
@@ -93,6 +93,13 @@ def test_rules_cover_every_array_at_full_size(method):
         rows.update(pattern for pattern, _ in sharding.RULES if re.fullmatch(pattern, path))
     assert len(rows) == len(sharding.RULES) and min(rows.values()) > 500
     assert divided > 0.97 * total
+
+
+def test_what_stays_whole_anyway_needs_no_rule():
+    for path, shape, fsdp in (("stats/mean", (3,), 4), ("token", (512, 512), 1)):
+        assert sharding.spec_of(path, shape, fsdp) == P()
+    with pytest.raises(ValueError, match="no sharding rule matches token"):
+        sharding.spec_of("token", (512, 512), 4)
 
 
 def test_an_optimizers_state_goes_where_its_weights_go():

@@ -14,7 +14,6 @@ import pytest
 from PIL import Image
 
 from persongen_jax import study as study_module
-from persongen_jax.full_size import count_trained
 from persongen_jax.metrics.measures import join_runs, measure
 from persongen_jax.stopping import StopSignals
 from persongen_jax.study import (
@@ -28,6 +27,7 @@ from persongen_jax.study import (
     plan_runs,
     run_study,
 )
+from persongen_jax.study_cost import count_trained
 from persongen_jax.study_report import write_report
 from persongen_jax.trajectories import SETS
 from tests.test_validation import encoders  # noqa: F401
@@ -261,6 +261,7 @@ def test_tables_say_what_the_metrics_files_say(study, tmp_path):
                 assert float(row[metric]) == pytest.approx(np.mean(means))
                 cell = line[titles.index("Face-Sim")]
                 assert cell == f"{wanted['mean']:.3f} ({wanted['low']:.3f} to {wanted['high']:.3f})"
+    assert rows[0]["clip_t_judge"] == "c" and "Judges: CLIP-T by c; Face-Sim, rank-1/10" in page
     assert "rank-1/10 on in-train 33.3%" in page and "rank-1/100 on out-of-train 2.0%" in page
 
 
@@ -270,6 +271,7 @@ def test_figures_sheets_and_costs(study, tmp_path):
         finish(run)
     page = write_report(study, runs, COSTS)
     out = tmp_path / "study"
+    assert "rank1_10.png" not in page and not (out / "rank1_10.png").exists()
     for name in ("face_sim.png", "clip_t.png", *(f"sheet_{name}.png" for name in SETS)):
         assert f"({name})" in page and Image.open(out / name).height > 100
     sheet = np.asarray(Image.open(out / "sheet_in_train.png")).astype(int)

@@ -1,4 +1,4 @@
-"""The main job: it trains, its loss falls, it writes logs, and its result paints."""
+"""The main job: it trains, its loss falls, it writes logs, and its result generates images."""
 
 import json
 import struct
@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from persongen_jax import generate, train, train_step
+from persongen_jax import generate, train
+from persongen_jax.assembly import assemble
 from persongen_jax.checkpoint import load_trained
-from persongen_jax.diffusion import NoiseSchedule
-from persongen_jax.partition import leaf_paths, make_optimizer, split_model
+from persongen_jax.partition import leaf_paths
 from persongen_jax.sharding import make_mesh, put_batch, replicated
+from persongen_jax.systems.open import open_system
 from tests.training_runs import STEPS, TIMES, metrics, small_base, small_config, whole_run
 
 
@@ -96,28 +97,20 @@ def test_the_average_is_what_is_used(run):
 
 
 def test_tf_data_gives_the_same_batches(config):
-    base, method = train.build_model(config)
+    system = open_system(config)
     config.loader = "memory"
-    ours = next(train.open_batches(config, base, method, 3))
+    ours = next(system.examples(3))
     config.loader = "tf_data"
-    theirs = next(train.open_batches(config, base, method, 3))
+    theirs = next(system.examples(3))
     assert jax.tree.all(jax.tree.map(np.array_equal, ours, theirs))
 
 
 def test_other_references_prompts_and_masks_compile_nothing(config):
     """The step is one program, whatever the number of references in its batches."""
-    # Arguments lie as in train.train, so that its program is found in the compilation cache.
     mesh = make_mesh()
-    base, method = train.build_model(config, replicated(mesh))
-    schedule = NoiseSchedule.from_config(base.scheduler_config)
-    graphdef, trainable, frozen, groups = split_model(base.model, method.groups)
-    tx = make_optimizer(config, groups)
-    empty_ids = base.tokenizers.encode("")
-    parts = (base.model, method, schedule, empty_ids, graphdef, tx)
-    step_fn = train_step.build_step(config, *parts, out=replicated(mesh))
-    state = train_step.TrainState.create(trainable, tx, config.ema_decay)
-    state, frozen = jax.device_put((state, frozen), replicated(mesh))
-    batches = train.open_batches(config, base, method, 0)
+    system = open_system(config, mesh)
+    parts = assemble(system, mesh)
+    state, batches = parts.state, system.examples(0)
     references, prompts, boxes = set(), set(), set()
     with jax.set_mesh(mesh):
         for step in range(4):
@@ -125,22 +118,22 @@ def test_other_references_prompts_and_masks_compile_nothing(config):
             references |= set(batch["id_mask"].sum(1).tolist())
             prompts |= {ids.tobytes() for ids in batch["input_ids"]["text"]}
             boxes |= {box.tobytes() for box in batch["face_box"]}
-            state, _ = step_fn(state, frozen, put_batch(mesh, batch), np.int32(step))
+            state, _ = parts.step(state, parts.frozen, put_batch(mesh, batch), np.int32(step))
     assert min(map(len, (references, prompts, boxes))) > 1
-    assert step_fn._cache_size() == 1
+    assert parts.step._cache_size() == 1
 
 
 def test_a_run_starts_from_photomaker_weights(config, tmp_path):
     from persongen_jax.weights.photomaker import save_photomaker
 
-    base, _ = train.build_model(config)
-    leaves = leaf_paths(base.model)
+    model = open_system(config).model
+    leaves = leaf_paths(model)
     changed = {path: np.asarray(leaf[...]) for path, leaf in leaves.items() if "id_enc" in path}
     for path, value in changed.items():
         leaves[path].set_value(value + 1.0)
-    save_photomaker(base.model, tmp_path / "weights.safetensors")
+    save_photomaker(model, tmp_path / "weights.safetensors")
     config.start_from = str(tmp_path / "weights.safetensors")
-    started = leaf_paths(train.build_model(config)[0].model)
+    started = leaf_paths(open_system(config).model)
     assert any("vision_model" in path for path in changed)
     assert all(np.array_equal(started[path][...], value + 1.0) for path, value in changed.items())
 
@@ -151,7 +144,7 @@ def run_generate(base, run, photos, out, *more):
     return generate.generate(generate.parse_arguments(arguments))
 
 
-def test_generate_paints_with_what_was_trained(base, run, sample_photos, tmp_path):
+def test_generate_uses_what_was_trained(base, run, sample_photos, tmp_path):
     prompt = ["--prompt", "a woman img in a red hat", "--no-compilation-cache"]
     merge = ["--start-merge-step", "1"]
     (path,) = run_generate(base, run, sample_photos, tmp_path, *prompt, *merge)

@@ -9,6 +9,7 @@ from flax import nnx
 from jax.experimental.pallas import tpu as pltpu
 
 from configs.base import get_config
+from data_pipeline.examples.batches import Arrays
 from persongen_jax import flop_count
 from persongen_jax.conditioning import Conditioning, TokenStream
 from persongen_jax.diffusion import NoiseSchedule
@@ -16,8 +17,11 @@ from persongen_jax.models.attention import attention
 from persongen_jax.models.platform import compile_for
 from persongen_jax.models.unet import MidBlock, UNet2DConditionModel
 from persongen_jax.partition import split_model
+from persongen_jax.systems.base import System
+from persongen_jax.systems.diffusion import VAE
+from persongen_jax.systems.sdxl import Sdxl
 from persongen_jax.train import check_parts
-from persongen_jax.train_step import TrainState, compile_step, draw, make_train_step
+from persongen_jax.train_step import TrainState, compile_step, keys_of, make_train_step
 from tests.configs import TINY_UNETS
 
 
@@ -27,13 +31,30 @@ class Plane(nnx.Module):
         self.offset = nnx.Param(jnp.array(0.25))
 
 
-def losses_of(model, batch, draws):
-    error = batch["x"] @ model.slope[...] + model.offset[...] + draws - batch["y"]
-    return error**2, {"above": (error > 0).sum()}
+class Fit(System):
+    """The plane through points with noise; of it only the slope is trained."""
+
+    groups = (("slope", "all"),)
+
+    def __init__(self, config, rows=None):
+        self.config, self.model, self.rows = config, Plane(), rows
+
+    def source(self):
+        return Arrays(self.rows, seed=self.config.seed)
+
+    def draw(self, key_of, batch):
+        return {"noise": jax.random.normal(key_of(0), batch["y"].shape)}
+
+    def losses(self, model, batch, draws):
+        noisy = batch["x"] @ model.slope[...] + model.offset[...] + draws["noise"]
+        error = noisy - batch["y"]
+        return {"loss": error**2, "above": (error > 0).astype(jnp.float32), "error": error}
 
 
-def draw_for(batch, step):
-    return jax.random.normal(jax.random.fold_in(jax.random.key(0), step), batch["y"].shape)
+def noise_at(batch, step):
+    """What Fit draws in a step."""
+    config = Fit.defaults()
+    return np.asarray(Fit(config).draw(keys_of(config.seed, step), batch)["noise"])
 
 
 @pytest.fixture(scope="module")
@@ -45,12 +66,15 @@ def batch():
     }
 
 
-def run(batch, steps=3, ema_decay=0.0, **options):
+def run(batch, steps=3, **options):
     """Trainables after each step, metrics of each, the last state. Only the slope is trained."""
-    graphdef, trainable, frozen, _ = split_model(Plane(), [("slope", "all")])
+    config = Fit.defaults()
+    config.update(options)
+    system = Fit(config, batch)
+    graphdef, trainable, frozen, _ = split_model(system.model, system.table)
     tx = optax.sgd(0.1)
-    state = TrainState.create(trainable, tx, ema_decay)
-    step_fn = make_train_step(losses_of, draw_for, graphdef, tx, ema_decay=ema_decay, **options)
+    state = TrainState.create(trainable, tx, config.ema_decay)
+    step_fn = make_train_step(system, graphdef, tx)
     slopes, metrics = [np.asarray(trainable["slope"])], []
     for step in range(steps):
         state, m = step_fn(state, frozen, batch, np.int32(step))
@@ -63,13 +87,16 @@ def run(batch, steps=3, ema_decay=0.0, **options):
 
 def test_one_step_by_hand(batch):
     slopes, metrics, state = run(batch, steps=1)
-    error = batch["x"] @ slopes[0] + 0.25 + np.asarray(draw_for(batch, 0)) - batch["y"]
+    error = batch["x"] @ slopes[0] + 0.25 + noise_at(batch, 0) - batch["y"]
     gradient = 2 * (error[:, None] * batch["x"]).mean(0)
     assert np.allclose(slopes[1], slopes[0] - 0.1 * gradient, atol=1e-6)
     assert np.isclose(metrics[0]["loss"], (error**2).mean(), rtol=1e-5)
     assert np.isclose(metrics[0]["grad_norm"], np.linalg.norm(gradient), rtol=1e-5)
-    assert metrics[0]["above"] == (error > 0).sum()
-    assert state.ema == {} and state.shown is state.trainable
+    # What else is logged are means.
+    assert metrics[0]["above"] == (error > 0).mean()
+    assert np.isclose(metrics[0]["error"], error.mean(), rtol=1e-5)
+    assert state.ema == {} and state.average == {} and state.stats == {}
+    assert state.shown.keys() == {"slope"} and state.shown["slope"] is state.trainable["slope"]
 
 
 @pytest.mark.parametrize("parts", [2, 4, 8])
@@ -80,6 +107,7 @@ def test_accumulated_gradients_are_the_whole_batch(batch, parts):
     assert np.allclose(slopes, whole, rtol=1e-6, atol=1e-6)
     for a, b in zip(metrics, others, strict=True):
         assert a["above"] == b["above"]
+        assert np.isclose(a["error"], b["error"], rtol=1e-6, atol=1e-7)
         assert np.isclose(a["loss"], b["loss"], rtol=1e-6)
         assert np.isclose(a["grad_norm"], b["grad_norm"], rtol=1e-6)
 
@@ -104,21 +132,34 @@ def test_a_batch_that_does_not_divide_is_refused():
             check_parts(config, devices)
 
 
-class Scale:
+class ScaleVAE:
     vae_scale_factor, config = 8, {"latent_channels": 4}
 
 
+class Draws(Sdxl):
+    """What the draws of a step depend on, and no more."""
+
+    def __init__(self, config):
+        self.config, self.model, self.codec = config, None, VAE(ScaleVAE)
+        self.schedule = NoiseSchedule.from_config({})
+
+
 def test_draws_depend_on_seed_and_step_alone():
-    config, schedule = get_config(), NoiseSchedule.from_config({})
+    config = get_config()
     batch = {"pixel_values": np.zeros((6, 32, 16, 3), np.float32)}
-    first, again = (draw(config, schedule, Scale, batch, 5) for _ in range(2))
+
+    def draw(step):
+        return Draws(config).draw(keys_of(config.seed, step), batch)
+
+    first, again = draw(5), draw(5)
     assert jax.tree.all(jax.tree.map(np.array_equal, first, again))
     assert first["noise"].shape == first["latents"].shape == (6, 4, 2, 4)
     assert not np.array_equal(first["noise"], first["latents"])
-    assert not np.array_equal(first["noise"], draw(config, schedule, Scale, batch, 6)["noise"])
+    assert not np.array_equal(first["noise"], draw(6)["noise"])
+    assert first.keys() == {"noise", "latents", "timesteps", "drop", "face_only"}
     # An option more leaves the other draws as they were.
     config.noise_offset = 0.1
-    shifted = draw(config, schedule, Scale, batch, 5)
+    shifted = draw(5)
     shift = np.asarray(shifted.pop("noise") - first.pop("noise"))
     assert np.allclose(shift, shift[:, :1, :1], atol=1e-6) and shift.std() > 0.02
     assert jax.tree.all(jax.tree.map(np.array_equal, first, shifted))

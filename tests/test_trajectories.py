@@ -7,7 +7,7 @@ from PIL import Image
 
 from persongen_jax import trajectories
 from persongen_jax.metrics.measures import measure
-from persongen_jax.trajectories import curve, plot_trajectories, read_rows
+from persongen_jax.trajectories import curve, plot_trajectories, plotted_metrics, read_rows
 
 
 def row(step, name, **metrics):
@@ -34,6 +34,17 @@ def test_a_curve_has_the_measured_steps_in_order():
     assert [point[0] for point in curve(ROWS, "in_train", "face_sim")] == [100]
     assert curve(ROWS, "out_of_train", "clip_t") == [(0, 20, None, None)]
     assert curve(ROWS, "out_of_domain", "clip_t") == []
+
+
+def test_what_is_plotted_the_rows_say():
+    assert plotted_metrics({"x": ROWS}) == {"clip_t": "CLIP-T", "face_sim": "Face-Sim"}
+    own = {**measure([1], ["a"]), "title": "mine", "form": "{}", "over": "set", "judge": ""}
+    rows = [
+        row(0, "in_train", rank1_10=[1, 0]),  # by the registry it has no trajectory
+        {"step": 0, "set": "in_train", "metrics": {"mine": {**own, "plotted": True}}},
+        {"step": 0, "set": "in_train", "metrics": {"hidden": {**own, "plotted": False}}},
+    ]
+    assert list(plotted_metrics({"x": rows, "y": ROWS})) == ["mine", "clip_t", "face_sim"]
 
 
 def ink(path):

@@ -1,19 +1,26 @@
 """Validation and evaluation on tiny random networks: written, resumed, stopped, compared."""
 
+import csv
 import json
 import re
 
 import numpy as np
 import pytest
 import torch
+from ml_collections import ConfigDict
 from PIL import Image
 
 from configs.first_light import get_config
-from persongen_jax import evaluate, pipeline
+from persongen_jax import evaluate
 from persongen_jax.checkpoint import Checkpoints
+from persongen_jax.metrics.base import Metric, Values
 from persongen_jax.metrics.measures import measure
-from persongen_jax.partition import merge_model, split_model
-from persongen_jax.train import build_model
+from persongen_jax.partition import split_model
+from persongen_jax.pipeline import conditioner, images
+from persongen_jax.pipeline.images import sample_steps
+from persongen_jax.systems.open import open_system
+from persongen_jax.systems.sdxl import Sdxl
+from persongen_jax.train_step import merge_model
 from persongen_jax.trajectories import read_rows
 from persongen_jax.validation import Validator
 from persongen_jax.weights.arcface import load_arcface
@@ -24,11 +31,24 @@ from tests.tiny_clip import write_tiny_clip
 from tests.twins import randomise
 
 FACE_NET = {"layers": (1, 1), "widths": (4, 8), "input_size": 16, "embedding_dim": 6}
-METRICS = {
-    *("clip_t", "face_sim", "face_sim_misses_as_0", "detection_rate", "cosine_true"),
-    *("cosine_others", "rank1_10", "rank1_100"),
-}
+METRICS = (
+    *("clip_t", "brightness", "face_sim", "rank1_10", "rank1_100", "detection_rate"),
+    *("face_sim_misses_as_0", "cosine_true", "cosine_others", "frechet_clip"),
+)
 SET = "people:{}?identities={}&pictures=2&size=48"
+
+
+class Brightness(Metric):
+    """A metric of a set that no file of the package knows: generated less real pictures."""
+
+    name, title, form, over = "brightness", "brighter by", "{:+.1f}", "set"
+
+    def __call__(self, generated, known):
+        real = [p.mean() for owner in known.people.owners for p in owner.pictures()]
+        return Values(generated.images.mean() - np.mean(real), facts={"n_real": len(real)})
+
+
+OWN = {"brightness": "tests.test_validation:Brightness"}
 
 
 @pytest.fixture(scope="module")
@@ -62,15 +82,21 @@ def config(tiny_base, encoders, tmp_path_factory):
     config.validation_images, config.validation_steps = 2, 3
     config.validation_merge_step, config.validation_batch = 0, 4
     config.clip, config.face_net = str(encoders / "clip"), str(encoders / "face_net")
+    config.metrics = tuple(OWN.get(name, name) for name in METRICS)
     return config
 
 
 @pytest.fixture(scope="module")
 def trained(config):
-    """(base, method, graphdef, trainable, frozen), as the trainer holds them."""
-    base, method = build_model(config)
-    graphdef, trainable, frozen, _ = split_model(base.model, method.groups)
-    return base, method, graphdef, trainable, frozen
+    """(system, graphdef, trainable, frozen), as the trainer holds them."""
+    system = open_system(config)
+    graphdef, trainable, frozen, _ = split_model(system.model, system.table)
+    return system, graphdef, trainable, frozen
+
+
+def with_config(system, config):
+    """The same networks by other settings."""
+    return Sdxl(config, system.base, system.method)
 
 
 def moved(trainable, seed):
@@ -83,7 +109,7 @@ def moved(trainable, seed):
 @pytest.fixture(scope="module")
 def run(config, trained, tmp_path_factory):
     """A working directory as a run of 20 steps leaves it, validated at 0 and 20."""
-    base, method, graphdef, trainable, frozen = trained
+    system, graphdef, trainable, frozen = trained
     workdir = tmp_path_factory.mktemp("run")
     weights = {10: moved(trainable, 0), 20: moved(trainable, 1)}
     checkpoints = Checkpoints(workdir)
@@ -91,17 +117,17 @@ def run(config, trained, tmp_path_factory):
         checkpoints.save(step, arrays, {"count": np.zeros(1)}, json.loads(config.to_json()))
     checkpoints.close()
 
-    validator = Validator(config, base, method, workdir)
+    validator = Validator(system, workdir)
     assert not validator.has(0)
-    scalars, images, sizes = [], [], []
-    log = (lambda *row: scalars.append(row), lambda *row: images.append(row))
+    scalars, pictures, sizes = [], [], []
+    log = (lambda *row: scalars.append(row), lambda *row: pictures.append(row))
     for step, arrays in ((0, trainable), (20, weights[20])):
         model = merge_model(graphdef, arrays, frozen)
         validator(model, step, *log)
         assert validator.has(step) and not validator.has(step + 1)
-        compiled = pipeline._sample, pipeline._condition, pipeline._decode
+        compiled = sample_steps, conditioner._condition, images._decode
         sizes.append([function._cache_size() for function in compiled])
-    return workdir, scalars, images, sizes
+    return workdir, scalars, pictures, sizes
 
 
 def rows_of(workdir):
@@ -113,7 +139,7 @@ def test_a_row_per_step_and_set_with_every_measure(run):
     sets = ("out_of_train", "out_of_domain")
     assert [(r["step"], r["set"]) for r in rows] == [(s, name) for s in (0, 20) for name in sets]
     for row in rows:
-        assert set(row["metrics"]) == METRICS
+        assert tuple(row["metrics"]) == METRICS  # in the config's order
         assert row["method"] == "photomaker_bg" and row["people"] == 2
         assert row["metrics"]["clip_t"]["n"] == 8  # 2 people x 2 prompts x 2 images
         assert row["metrics"]["detection_rate"]["mean"] == 1
@@ -121,6 +147,12 @@ def test_a_row_per_step_and_set_with_every_measure(run):
         assert all(0 <= row["metrics"][name]["mean"] <= 1 for name in ("rank1_10", "rank1_100"))
         low, mean, high = (row["metrics"]["face_sim"][key] for key in ("low", "mean", "high"))
         assert low <= mean <= high
+        assert row["metrics"]["clip_t"]["judge"].endswith("clip")
+        assert row["metrics"]["rank1_10"]["judge"].endswith("face_net")
+        assert row["metrics"]["detection_rate"]["judge"].endswith("face_detector")
+        own = row["metrics"]["brightness"]
+        assert own["n"] == 8 and own["n_real"] == 4 and own["title"] == "brighter by"
+        assert row["metrics"]["frechet_clip"]["n_real"] == 4
     # The gallery has the first set's people; the second's are added.
     assert [row["metrics"]["rank1_100"]["among"] for row in rows[:2]] == [5, 7]
     # Other weights, other pictures.
@@ -133,7 +165,7 @@ def test_nothing_is_compiled_at_the_second_validation(run):
 
 
 def test_sheets_plots_and_events(run):
-    workdir, scalars, images, _ = run
+    workdir, scalars, pictures, _ = run
     folder = workdir / "validation"
     sheets = {f"step_{s:06d}_{n}.png" for s in (0, 20) for n in ("out_of_train", "out_of_domain")}
     assert {path.name for path in folder.iterdir()} == {
@@ -141,7 +173,7 @@ def test_sheets_plots_and_events(run):
         "metrics.jsonl",
         "trajectories.png",
     }
-    name, sheet, step = images[0]
+    name, sheet, step = pictures[0]
     assert (name, step) == ("validation/out_of_train", 0)
     assert np.array_equal(np.asarray(Image.open(folder / "step_000000_out_of_train.png")), sheet)
     assert ("validation/out_of_train/clip_t", 20) in [(name, step) for name, _, step in scalars]
@@ -150,21 +182,21 @@ def test_sheets_plots_and_events(run):
 
 
 def test_resuming_drops_later_rows_and_the_rest_is_repeated_exactly(run, config, trained, tmp_path):
-    base, method, graphdef, trainable, frozen = trained
+    system, graphdef, trainable, frozen = trained
     (tmp_path / "validation").mkdir()
     path = tmp_path / "validation" / "metrics.jsonl"
     path.write_text((run[0] / "validation" / "metrics.jsonl").read_text() + '{"step": 30, "s')
-    validator = Validator(config, base, method, tmp_path, start_step=10)
+    validator = Validator(system, tmp_path, start_step=10)
     assert validator.has(0) and not validator.has(20)
     assert {row["step"] for row in rows_of(tmp_path)} == {0}
     means = validator(merge_model(graphdef, moved(trainable, 1), frozen), 20)
     assert rows_of(tmp_path) == rows_of(run[0])
-    assert set(means) == {f"{s}/{m}" for s in ("out_of_train", "out_of_domain") for m in METRICS}
+    assert list(means) == [f"{s}/{m}" for s in ("out_of_train", "out_of_domain") for m in METRICS]
 
 
 def test_a_stop_leaves_nothing_behind(config, trained, tmp_path):
-    base, method, graphdef, trainable, frozen = trained
-    validator = Validator(config, base, method, tmp_path)
+    system, graphdef, trainable, frozen = trained
+    validator = Validator(system, tmp_path)
     asked = []
 
     def stop():
@@ -179,14 +211,14 @@ def test_a_stop_leaves_nothing_behind(config, trained, tmp_path):
 
 
 def test_everyone_starts_from_the_same_noise(run, config, trained):
-    """Before the identity acts, two people of one class word are painted alike."""
+    """Before the identity acts, two people of one class word get the same images."""
     from persongen_jax.evaluation import Evaluation
 
-    base, method, graphdef, trainable, frozen = trained
+    system, graphdef, trainable, frozen = trained
     config = config.copy_and_resolve_references()
     config.validation_merge_step = 3  # never
     config.validate_out_of_domain = config.face_net = config.clip = ""
-    evaluation = Evaluation(config, base, method)
+    evaluation = Evaluation(with_config(system, config))
     for person in evaluation.people["out_of_train"]:
         person.word = "man"
     result = evaluation(merge_model(graphdef, trainable, frozen), 0)["out_of_train"]
@@ -194,13 +226,13 @@ def test_everyone_starts_from_the_same_noise(run, config, trained):
     assert one.shape == (2, 2, 64, 64, 3)
     assert np.abs(one.astype(int) - other).max() <= 1
     assert not np.array_equal(one[0, 0], one[0, 1]) and not np.array_equal(one[0], one[1])
-    assert result.row["metrics"] == {}
+    assert list(result.row["metrics"]) == ["brightness"]  # all that needs no judge
 
 
 def test_without_sets_nothing_is_done(config, trained, tmp_path):
     config = config.copy_and_resolve_references()
     config.validate_out_of_train = config.validate_out_of_domain = ""
-    validator = Validator(config, *trained[:2], tmp_path)
+    validator = Validator(with_config(trained[0], config), tmp_path)
     assert validator.has(7) and validator(None, 7) == {}
     assert not list(tmp_path.iterdir())
 
@@ -213,13 +245,14 @@ def test_without_sets_nothing_is_done(config, trained, tmp_path):
         ({"validate_out_of_train": "/nowhere"}, "/nowhere"),
         ({"validation_prompts": "/nowhere"}, "/nowhere"),
         ({"validation_gallery": "people:nobody"}, "nobody"),
+        ({"metrics": ("clip",)}, "no metric 'clip'"),
     ],
 )
 def test_what_cannot_be_opened_is_found_at_once(change, named, config, trained, tmp_path):
     config = config.copy_and_resolve_references()
     config.update(change)
     with pytest.raises((ValueError, OSError), match=named):
-        Validator(config, *trained[:2], tmp_path)
+        Validator(with_config(trained[0], config), tmp_path)
 
 
 # ---- the command -------------------------------------------------------------------------------
@@ -232,7 +265,8 @@ def test_evaluate_measures_as_validation_did(run, tmp_path, capsys):
     wanted = [row for row in rows_of(workdir) if row["step"] == 20]
     assert rows == wanted  # bit for bit
     shown = capsys.readouterr().out
-    assert re.search(r"\| set \| CLIP-T \| Face-Sim \| rank-1/10 \| rank-1/100 \|", shown)
+    assert "| set | CLIP-T | brighter by | Face-Sim | rank-1/10 | rank-1/100 |" in shown
+    assert re.search(r"Judges: CLIP-T, .*/clip; Face-Sim, .*/face_net; faces found by ", shown)
     assert "| out-of-train |" in shown and "| 8 |" in shown
     assert Image.open(tmp_path / "out_of_train.png").height > 100
 
@@ -240,12 +274,24 @@ def test_evaluate_measures_as_validation_did(run, tmp_path, capsys):
 def test_evaluate_takes_options_and_steps(run, tmp_path, capsys):
     options = ["--sets", f"in_train={SET.format('in_train', 2)}", "--people", "1"]
     options += ["--images", "4", "--step", "10", "--gallery", ""]
+    options += ["--metrics", "rank1_100", "clip_t", OWN["brightness"]]
     evaluate.main(["--run", str(run[0]), *options, "--out", str(tmp_path)])
     (row,) = json.loads((tmp_path / "metrics.json").read_text())
     assert (row["step"], row["set"], row["people"], row["images_each"]) == (10, "in_train", 1, 4)
-    assert row["metrics"]["clip_t"]["n"] == 8 and "rank1_100" not in row["metrics"]
+    assert row["metrics"]["clip_t"]["n"] == 8
+    assert list(row["metrics"]) == ["clip_t", "brightness"]  # no gallery, no rank-1 among 100
     assert row["metrics"]["clip_t"]["low"] is None  # one person tells nothing of others
-    capsys.readouterr()
+    assert "| set | CLIP-T | brighter by | n |" in capsys.readouterr().out
+
+
+def test_options_of_several_names_replace_the_configs(config):
+    """Also a saved config's, which JSON has made lists of."""
+    saved = ConfigDict(json.loads(config.to_json()))
+    options = ["--run", "x", "--metrics", "clip_t", "face_sim", "--judges-are-inputs", "clip_t"]
+    for each in (config.copy_and_resolve_references(), saved):
+        evaluate.change_config(each, evaluate.parse_arguments(options))
+        assert tuple(each.metrics) == ("clip_t", "face_sim")
+        assert tuple(each.judges_are_inputs) == ("clip_t",)
 
 
 @pytest.mark.parametrize(
@@ -298,12 +344,38 @@ def test_runs_are_compared_by_method(tmp_path, capsys):
     assert "| in-train | second | 1 | 21.00" in capsys.readouterr().out
 
 
-def test_figures_of_different_encoders_are_not_compared(tmp_path):
+def test_ones_own_metric_is_joined_and_plotted(run, tmp_path, capsys):
+    """Two runs of the one method, and a third of another; the rows alone say what it is."""
+    files = []
+    for number, method in enumerate(("photomaker_bg", "photomaker_bg", "other")):
+        rows = [{**row, "method": method, "seed": number} for row in rows_of(run[0])]
+        for row in rows:
+            row["metrics"] = {"brightness": dict(row["metrics"]["brightness"])}
+            row["metrics"]["brightness"]["mean"] += number
+        files.append(tmp_path / f"{number}.json")
+        files[-1].write_text(json.dumps(rows))
+    evaluate.main(["--compare", *map(str, files), "--out", str(tmp_path / "out")])
+    shown = capsys.readouterr().out
+    assert "| set | run | runs | brighter by | n |" in shown and "judge" not in shown.lower()
+    (joint, *_) = json.loads((tmp_path / "out" / "comparison.json").read_text())
+    first = json.loads(files[0].read_text())[2]["metrics"]["brightness"]["mean"]
+    found = joint["metrics"]["brightness"]
+    assert (found["low"], found["mean"], found["high"]) == pytest.approx(
+        (first, first + 0.5, first + 1)
+    )
+    assert found["n"] == 16 and found["n_real"] == 4
+    with (tmp_path / "out" / "comparison.csv").open(newline="") as file:
+        row = next(csv.DictReader(file))
+    assert float(row["brightness"]) == pytest.approx(first + 0.5) and row["brightness_n"] == "16"
+    assert Image.open(tmp_path / "out" / "trajectories.png").height > 100
+
+
+def test_figures_of_different_judges_are_not_compared(tmp_path):
     runs = [
         write_run(tmp_path / "a", "photomaker", 1, [[1, 2], [3, 4]]),
         write_run(tmp_path / "b", "photomaker", 2, [[1, 2], [3, 4]], clip="other"),
     ]
-    with pytest.raises(SystemExit, match="different clip"):
+    with pytest.raises(SystemExit, match=r"different judges of CLIP-T \(c, other\)"):
         evaluate.main(["--compare", *runs, "--out", str(tmp_path / "out")])
     with pytest.raises(SystemExit, match="no validation rows"):
         evaluate.main(["--compare", str(tmp_path / "none")])

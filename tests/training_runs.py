@@ -49,6 +49,14 @@ def small_config(base, photos):
     return config
 
 
+def changed(config, **changes):
+    """A copy with other values."""
+    config = config.copy_and_resolve_references()
+    with config.unlocked():
+        config.update(changes)
+    return config
+
+
 @functools.cache
 def whole_run(temporary, photos):
     """The working directory of a run from the first step to the last, with all its logs."""

@@ -22,6 +22,7 @@ def get_config():
     config.base = str(ASSETS / "sdxl")
     config.id_encoder = str(ASSETS / "clip")
     config.clip = str(ASSETS / "clip")
+    config.judges_are_inputs = ("clip_t",)  # the miniature has one CLIP alone
     config.face_net = str(ASSETS / "face_net" / "model.safetensors")
     config.face_detector = f"keypoints:{ASSETS / 'sdxl' / 'face_detector'}"
     config.data = "people:in_train?identities=1000&pictures=12&framing=portrait"

@@ -1,8 +1,10 @@
 """Identity methods, by name. A new one is a file here, a line in ``METHODS`` and a config.
 
-docs/methods.md says what each computes and trains, and adds one more as an example.
+A method that lies elsewhere is named in a config as "package.module:Class". docs/methods.md says
+what each computes and trains, and adds one more as an example.
 """
 
+from persongen_jax.config import import_object
 from persongen_jax.methods.base import Method
 from persongen_jax.methods.cascade import Cascade
 from persongen_jax.methods.dual import Dual
@@ -26,7 +28,11 @@ METHODS: dict[str, type[Method]] = {
 
 
 def get_method(name: str) -> Method:
-    """The method called ``name``; ValueError naming those that exist."""
+    """The method called ``name``, or "package.module:Class"; ValueError naming those that exist."""
+    if ":" in name:
+        return import_object(name, "config.method")()
     if name not in METHODS:
-        raise ValueError(f"method {name!r} is unknown; known: {', '.join(METHODS)}")
+        raise ValueError(
+            f"method {name!r} is unknown; known: {', '.join(METHODS)}, or package.module:Class"
+        )
     return METHODS[name]()

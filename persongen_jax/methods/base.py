@@ -1,60 +1,188 @@
 """What every identity method provides. Nothing else in the project asks which method it is."""
 
 import abc
+from collections.abc import Hashable
+from dataclasses import dataclass
 
 import jax.numpy as jnp
+from flax import nnx
 
+from data_pipeline.examples.conditions import References, Text
+from data_pipeline.examples.fields import Encoding, Field
 from persongen_jax.conditioning import Conditioning
+from persongen_jax.models.attention import remove_branches
+from persongen_jax.models.lora import remove_adapters
+from persongen_jax.models.sdxl import COMPONENTS, StableDiffusionXL
+from persongen_jax.prompts import Tokenizers
+
+
+@dataclass
+class Parts:
+    """What a method adds to and reads from: the model, and the tokenizers of its prompts."""
+
+    model: StableDiffusionXL
+    tokenizers: Tokenizers
 
 
 class Method(abc.ABC):
     """An identity method: what it adds to the model, how it conditions, what of it is trained.
 
     Attributes:
-        streams: the prompts it reads, "text" and names of data_pipeline.schema.PLAIN_STREAMS.
         groups: rows (path pattern, learning-rate group) of what it trains; a config's
             ``trainable`` may say otherwise. See partition.py.
-        needs_trigger: the identity enters at the class word, so that a prompt has to say which
-            word that is. Other methods read a prompt with or without trigger word, and in training
-            one with the class token once.
-        image_tower: path of the network that reads the references.
+        denoises_with: names of the model's parts that ``denoise`` runs besides the UNet.
+        decodes: whether ``losses`` reads the decoded image (``step.image()``), so that the VAE's
+            decoder stays on the device.
     """
 
-    streams: tuple[str, ...] = ("text",)
     groups: tuple[tuple[str, str], ...] = ()
-    needs_trigger: bool = True
-    image_tower: str = "id_encoder/vision_model"
+    denoises_with: tuple[str, ...] = ()
+    decodes: bool = False
+
+    def __eq__(self, other):
+        # Two of one kind compute the same: programs compiled for one serve the other. One that
+        # keeps arrays or the like is equal to itself alone.
+        plain = all(isinstance(value, Hashable) for value in vars(self).values())
+        same = type(self) is type(other) and plain and vars(self) == vars(other)
+        return self is other or same
+
+    def __hash__(self):
+        return hash(type(self))
 
     @abc.abstractmethod
-    def attach(self, model, config, rngs):
-        """Add the method's parts to the model, in place, as training begins with them.
+    def attach(self, parts: Parts, config, rngs: nnx.Rngs):
+        """Add the method's parts, in place, as training begins with them.
 
         Args:
-            model: StableDiffusionXL, loaded.
+            parts: ``model`` is StableDiffusionXL, loaded; ``tokenizers`` its two.
             config: the experiment's config (base, id_encoder, start_from, rank, lora_alpha, ...).
-            rngs: nnx.Rngs for what starts at random.
+            rngs: for what starts at random.
         """
 
+    def detach(self, parts: Parts):
+        """Take off all that ``attach`` has added; the model then computes what the base does.
+
+        Here: attention branches, LoRA, and further networks. A method that changes anything else
+        (a token, a layer of the base) puts that back too.
+        """
+        remove_branches(parts.model.unet)
+        for name in COMPONENTS:
+            if name != "vae":
+                remove_adapters(getattr(parts.model, name))
+        for name, part in list(vars(parts.model).items()):
+            if isinstance(part, nnx.Module) and name not in COMPONENTS:
+                delattr(parts.model, name)
+
+    def fields(self, parts: Parts, config) -> tuple[Field, ...]:
+        """The inputs that it reads besides the target picture and its place, attached.
+
+        Here: a caption that says where the identity enters, and references.
+        """
+        return prompts(parts, config), references(self, parts.model)
+
     @abc.abstractmethod
+    def condition(self, model, batch) -> Conditioning:
+        """A batch (of the method's fields) to what the UNet reads.
+
+        Where ``id_mask`` is False the identity has no influence. Runs inside a compiled step; the
+        streams, maps and shapes do not depend on the values. Prompts are read by
+        :func:`prompt_states` and references by :func:`reference_features`, for which a batch may
+        bring cached ones.
+        """
+
+    def denoise(self, model, x, t, conditioning: Conditioning, step=None):
+        """The prediction [b, h, w, c] at noisy latents ``x`` and timesteps ``t``.
+
+        It runs in training and in the sampler. ``model`` has ``unet`` and the parts that
+        ``denoises_with`` names. ``step``: the index in the sampler's plan; None in training. A
+        method with maps multiplies what it makes of one by its scale
+        (``conditioning.maps[name].scale``, [b] or None for 1), which runtime strengths set.
+        """
+        return model.unet(x, t, conditioning)
+
+    def losses(self, model, batch, step) -> dict:
+        """{"loss": [b]} that is trained on, and further terms [b] for the log.
+
+        Args:
+            model: the whole model, with all parts that ``attach`` has added.
+            step: systems.diffusion.Step: ``mse`` [b], ``pred``, ``target``, ``timesteps``,
+                ``mask``, ``x0()`` (the latents that the prediction means) and ``image()`` (they
+                decoded, differentiable).
+        """
+        return {"loss": step.mse}
+
+    # ---- references ----
+
+    image_tower = "id_encoder/vision_model"  # path of the network that reads the references
+
     def reference_size(self, model) -> int:
-        """Side in pixels of the face crops that the method reads."""
+        """Side in pixels of the face crops that the image tower reads."""
+        return model.id_encoder.vision_model.config["image_size"]
 
     def encode_references(self, model, id_pixel_values):
         """Face crops [b, r, s, s, 3] to what the image tower tells of them, [b, r, ...].
 
         It depends on the weights of ``image_tower`` alone: where these are frozen it is computed
-        once and cached (persongen_jax/features.py).
+        once and cached (persongen_jax/features/).
         """
         return model.id_encoder.pool(id_pixel_values)
 
-    @abc.abstractmethod
-    def condition(self, model, batch) -> Conditioning:
-        """A batch (data_pipeline.schema) to what the UNet reads.
 
-        Where ``id_mask`` is False the identity has no influence. Runs inside a compiled step; the
-        streams and shapes do not depend on the values. Prompts are read by :func:`prompt_states`
-        and references by :func:`reference_features`, for which a batch may bring cached ones.
-        """
+def denoiser_view(model, method=None):
+    """The UNet, and what else the method's ``denoise`` runs, by reference, in one module."""
+    view = nnx.Module()
+    for name in ("unet", *(method.denoises_with if method else ())):
+        setattr(view, name, getattr(model, name))
+    return view
+
+
+# ---- The fields that identity methods share ----------------------------------------------------
+
+
+def prompts(parts: Parts, config, streams=("text",), at_trigger: bool = True) -> Text:
+    """Captions, read by both text towers; see data_pipeline/examples/conditions.py."""
+    encoding = Encoding(
+        kind="text",
+        weights=("text_encoder/", "text_encoder_2/"),
+        encode=encode_text,
+        dtype=jnp.int32,
+        view=StableDiffusionXL.conditioner,
+    )
+    return Text(
+        parts.tokenizers,
+        streams,
+        trigger_word=config.trigger_word,
+        at_trigger=at_trigger,
+        encoding=encoding,
+    )
+
+
+def encode_text(model, input_ids):
+    """Token ids [b, 2, n] to {"states": [b, n, d], "pooled": [b, p]}."""
+    states, pooled = model.encode_prompt(input_ids)
+    return {"states": states, "pooled": pooled}
+
+
+def references(method: Method, model) -> References:
+    """References, read by the method's image tower."""
+
+    def encode(model, id_pixel_values):
+        return {"features": method.encode_references(model, id_pixel_values[:, None])[:, 0]}
+
+    # Methods that read the same network the same way share what was computed.
+    how = type(method).encode_references.__qualname__
+    reads = getattr(getattr(model, "image_proj", None), "reads", "")
+    encoding = Encoding(
+        kind="references",
+        weights=(f"{method.image_tower}/",),
+        encode=encode,
+        signature=(how, reads),
+        view=StableDiffusionXL.conditioner,
+    )
+    return References(method.reference_size(model), encoding)
+
+
+# ---- Reading a batch ---------------------------------------------------------------------------
 
 
 def prompt_states(model, batch, stream: str = "text"):
@@ -85,60 +213,3 @@ def add_prompt_streams(conditioning: Conditioning, model, batch, streams) -> Con
             embeds, _ = prompt_states(model, batch, name)
             conditioning = conditioning.with_stream(name, embeds)
     return conditioning
-
-
-def one_class_token(input_ids, class_tokens_mask):
-    """The prompt as it was written: of the class token's copies only the first stays.
-
-    Args:
-        input_ids: [b, 2, n]; class_tokens_mask: [b, n] bool.
-
-    Returns:
-        [b, 2, n]; what frees up at the end is filled with the row's last id, the padding. Only a
-        prompt that left no room for padding has lost up to three tokens of its end. NumPy's
-        arrays give NumPy's.
-    """
-    xp = input_ids.__array_namespace__()
-    copies = class_tokens_mask & (xp.cumsum(class_tokens_mask, axis=1) > 1)
-    # Stable sorting moves the copies to the end and keeps the others in their order.
-    order = xp.argsort(copies, axis=1, stable=True)
-    moved = xp.take_along_axis(input_ids, order[:, None], axis=2)
-    kept = xp.take_along_axis(~copies, order, axis=1)
-    return xp.where(kept[:, None], moved, input_ids[:, :, -1:])
-
-
-def without_identity(batch: dict) -> dict:
-    """The batch with no reference and no class token marked."""
-    return {
-        **batch,
-        "class_tokens_mask": jnp.zeros_like(batch["class_tokens_mask"]),
-        "id_mask": jnp.zeros_like(batch["id_mask"]),
-    }
-
-
-def drop_condition(batch: dict, drop, empty_ids) -> dict:
-    """Where ``drop`` [b] is True: empty prompts on every stream, and no identity.
-
-    Args:
-        empty_ids: [2, 77] int32, the empty prompt's token ids. A batch with cached text states
-            brings the empty prompt's own.
-    """
-    empty = without_identity(batch)
-    dropped = {
-        name: jnp.where(drop[:, None], empty[name], batch[name])
-        for name in ("class_tokens_mask", "id_mask")
-    }
-    if "text_states" in batch:
-        states = dict(batch["text_states"])
-        pooled, empty_pooled = states.pop("pooled"), states.pop("empty_pooled")
-        nothing = states.pop("empty")
-        dropped["text_states"] = {
-            name: jnp.where(drop[:, None, None], nothing, value) for name, value in states.items()
-        }
-        dropped["text_states"]["pooled"] = jnp.where(drop[:, None], empty_pooled, pooled)
-    else:
-        dropped["input_ids"] = {
-            name: jnp.where(drop[:, None, None], empty_ids[None], value)
-            for name, value in batch["input_ids"].items()
-        }
-    return {**batch, **dropped}

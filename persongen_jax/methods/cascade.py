@@ -16,13 +16,14 @@ ORDER = ("background", "body", "identity")
 class Cascade(IPAdapter):
     """Streams "text", "background", "body" and "identity"; all of the added layers is trained."""
 
-    streams = ("text", "background", "body")
+    streams = ORDER[:2]
     groups = (
         *(row for row in IPAdapter.groups if row[1] != "identity"),
         *((rf"unet/.*/attn2/branches/{name}/.*", name) for name in ORDER),
     )
 
-    def attach(self, model, config, rngs):
+    def attach(self, parts, config, rngs):
+        model = parts.model
         add_id_encoder(model, config, rngs)
         origin = start_from(model, config)
         add_identity(model, config)

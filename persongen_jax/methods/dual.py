@@ -14,14 +14,15 @@ from persongen_jax.models.attention import add_branch
 class Dual(IPAdapter):
     """Stacked ID embedding in "text", and the references in "identity"; no LoRA."""
 
-    needs_trigger = True
+    at_trigger = True
     groups = (
         *IPAdapter.groups,
         (r"id_tokens/visual_projection_3/kernel", "projections"),
         (r"id_encoder/fuse_module/.*", "fuse_module"),
     )
 
-    def attach(self, model, config, rngs):
+    def attach(self, parts, config, rngs):
+        model = parts.model
         add_id_encoder(model, config, rngs)
         origin = start_from(model, config)
         add_identity(model, config, own_projection=True)

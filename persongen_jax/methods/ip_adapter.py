@@ -9,9 +9,10 @@ import jax.numpy as jnp
 from persongen_jax.conditioning import Conditioning, TokenStream
 from persongen_jax.methods.base import (
     Method,
-    one_class_token,
     prompt_states,
+    prompts,
     reference_features,
+    references,
 )
 from persongen_jax.methods.start import add_id_encoder, start_from, start_rest
 from persongen_jax.models.attention import add_branch
@@ -21,23 +22,26 @@ from persongen_jax.models.id_encoder import IdentityTokens
 class IPAdapter(Method):
     """Streams "text" and "identity": [b, r, d], padding references masked."""
 
-    needs_trigger = False
+    at_trigger = False  # whether the identity also enters at the class word
+    streams: tuple[str, ...] = ()  # further prompts, each read by a branch
     groups = (
         (r"id_encoder/visual_projection(_2)?/kernel", "projections"),
         (r"id_tokens/id_norm/(scale|bias)", "id_norm"),
         (r"unet/.*/attn2/branches/identity/to_[kv]/kernel", "identity"),
     )
 
-    def attach(self, model, config, rngs):
+    def attach(self, parts, config, rngs):
         """The ID encoder on CLIP's weights, the norm, the branch; see methods/start.py."""
+        model = parts.model
         add_id_encoder(model, config, rngs)
         origin = start_from(model, config)
         add_identity(model, config)
         add_branch(model.unet, "identity")
         start_rest(model, origin)
 
-    def reference_size(self, model) -> int:
-        return model.id_encoder.vision_model.config["image_size"]
+    def fields(self, parts, config):
+        text = prompts(parts, config, ("text", *self.streams), at_trigger=self.at_trigger)
+        return text, references(self, parts.model)
 
     def condition(self, model, batch) -> Conditioning:
         return plain_text(model, batch).with_stream("identity", *identity_tokens(model, batch))
@@ -56,13 +60,7 @@ def add_identity(model, config, **options):
 
 
 def plain_text(model, batch) -> Conditioning:
-    """The prompt as it was written, with no place for an identity in it.
-
-    Cached states are already those of such a prompt.
-    """
-    if "input_ids" in batch:
-        ids = one_class_token(batch["input_ids"]["text"], batch["class_tokens_mask"])
-        batch = {**batch, "input_ids": {"text": ids}}
+    """The prompt as it was written, with no place for an identity in it."""
     embeds, pooled = prompt_states(model, batch)
     return Conditioning({"text": TokenStream(embeds)}, pooled, batch["time_ids"])
 

@@ -17,7 +17,7 @@ from flax import nnx
 from data_pipeline.schema import MAX_REFERENCES
 from data_pipeline.transforms import CLIP_MEAN, CLIP_STD
 from persongen_jax.conditioning import Conditioning
-from persongen_jax.methods.base import Method
+from persongen_jax.methods.base import Method, prompts, references
 from persongen_jax.methods.ip_adapter import plain_text
 from persongen_jax.methods.photomaker import ATTENTION_LAYERS
 from persongen_jax.methods.start import find_origin, start_rest
@@ -42,18 +42,17 @@ class IPAdapterFile(Method):
     """Image tokens in the stream "identity", made by ``model.image_proj``; perhaps LoRA.
 
     The prompt is an ordinary one. A published FaceID file was trained on aligned faces, and its
-    references have to be such (persongen_jax/aligned_references.py); what is trained here reads the
+    references have to be such (persongen_jax/generate_files.py); what is trained here reads the
     square crops that all methods do.
     """
 
-    needs_trigger = False
     image_tower = "image_encoder"
     groups = (
         (r"image_proj/.*", "projections"),
         (rf"unet/.*/attn2/branches/{BRANCH}/to_[kv]/kernel", "identity"),
     )
 
-    def attach(self, model, config, rngs):
+    def attach(self, parts, config, rngs):
         """The image encoder, ``image_proj``, the branch and, with a rank, LoRA.
 
         ``config.start_from`` may name an IP-Adapter file, which then decides the variant and every
@@ -64,6 +63,7 @@ class IPAdapterFile(Method):
         Raises:
             ValueError: an unknown variant, or one that was made for another image encoder.
         """
+        model = parts.model
         kind, rank, sizes = config.get("image_proj", "base"), config.get("image_lora_rank", 0), {}
         origin = find_origin(config)
         if origin.file:
@@ -91,6 +91,9 @@ class IPAdapterFile(Method):
         if origin.file:
             load_ip_adapter_into(model, origin.file, BRANCH)
         start_rest(model, origin)
+
+    def fields(self, parts, config):
+        return prompts(parts, config, at_trigger=False), references(self, parts.model)
 
     def reference_size(self, model) -> int:
         config = model.image_encoder.config

@@ -25,8 +25,9 @@ class IPLora(IPAdapter):
         *(row for row in PhotoMaker.groups if row[1] == "lora"),
     )
 
-    def attach(self, model, config, rngs):
+    def attach(self, parts, config, rngs):
         """Reads config.rank and lora_alpha, and what methods/start.py does."""
+        model = parts.model
         add_id_encoder(model, config, rngs)
         add_lora(model.unet, ATTENTION_LAYERS, config.rank, alpha=config.lora_alpha, rngs=rngs)
         origin = start_from(model, config)

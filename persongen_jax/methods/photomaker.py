@@ -11,7 +11,9 @@ from persongen_jax.methods.base import (
     Method,
     add_prompt_streams,
     prompt_states,
+    prompts,
     reference_features,
+    references,
 )
 from persongen_jax.methods.start import add_id_encoder, start_from, start_rest
 from persongen_jax.models.attention import add_branch
@@ -23,30 +25,32 @@ ATTENTION_LAYERS = re.compile(r".*/attn[12]/(to_q|to_k|to_v|to_out/0)")
 class PhotoMaker(Method):
     """Stacked ID embedding in the stream "text", and LoRA.
 
-    A subclass with further ``streams`` reads each by a parallel attention branch.
+    Attributes:
+        streams: further prompts, each read by a parallel attention branch.
     """
 
+    streams: tuple[str, ...] = ()
     groups = (
         (r"id_encoder/visual_projection(_2)?/kernel", "projections"),
         (r"id_encoder/fuse_module/.*", "fuse_module"),
         (r"unet/.*/lora/(down|up)", "lora"),
     )
 
-    def attach(self, model, config, rngs):
+    def attach(self, parts, config, rngs):
         """LoRA on the UNet, the ID encoder on CLIP's weights, a branch for each further prompt.
 
         Reads config.rank, lora_alpha, and what methods/start.py does.
         """
+        model = parts.model
         add_id_encoder(model, config, rngs)
         add_lora(model.unet, ATTENTION_LAYERS, config.rank, alpha=config.lora_alpha, rngs=rngs)
         origin = start_from(model, config)
         for name in self.streams:
-            if name != "text":
-                add_branch(model.unet, name)
+            add_branch(model.unet, name)
         start_rest(model, origin)
 
-    def reference_size(self, model) -> int:
-        return model.id_encoder.vision_model.config["image_size"]
+    def fields(self, parts, config):
+        return prompts(parts, config, ("text", *self.streams)), references(self, parts.model)
 
     def condition(self, model, batch) -> Conditioning:
         embeds, pooled = prompt_states(model, batch)

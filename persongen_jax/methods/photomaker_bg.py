@@ -12,7 +12,7 @@ from persongen_jax.methods.photomaker import PhotoMaker
 class PhotoMakerBackground(PhotoMaker):
     """Stacked ID embedding in "text", a branch on "background", LoRA on the base layers alone."""
 
-    streams = ("text", "background")
+    streams = ("background",)
     groups = (
         *PhotoMaker.groups,
         (r"unet/.*/attn2/branches/background/to_[kv]/kernel", "background"),

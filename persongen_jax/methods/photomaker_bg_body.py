@@ -9,7 +9,7 @@ from persongen_jax.methods.photomaker_bg import PhotoMakerBackground
 class PhotoMakerBackgroundBody(PhotoMakerBackground):
     """Stacked ID embedding in "text", branches on "background" and "body", LoRA."""
 
-    streams = ("text", "background", "body")
+    streams = ("background", "body")
     groups = (
         *PhotoMakerBackground.groups,
         (r"unet/.*/attn2/branches/body/to_[kv]/kernel", "body"),

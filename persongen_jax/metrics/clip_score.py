@@ -24,6 +24,9 @@ class ClipScore:
         folder: a CLIPModel's, such as openai/clip-vit-large-patch14-336.
         dtype: of the computation.
 
+    Attributes:
+        networks: the weights of the image and of the text tower, an nnx.State each.
+
     Raises:
         WeightsError: the folder is not there, or is not a whole CLIP.
     """
@@ -36,6 +39,7 @@ class ClipScore:
         self.text_length = clip.text_model.config["max_position_embeddings"]
         self._vision = nnx.split(clip.vision_model)
         self._text = nnx.split(clip.text_model)
+        self.networks = (self._vision[1], self._text[1])
 
     def image_features(self, images) -> np.ndarray:
         """uint8 pictures, [n, h, w, 3] or a list of any sizes, to unit vectors [n, d]."""
@@ -59,9 +63,13 @@ class ClipScore:
         """CLIP-T of each picture with its text, [n], in -100..100."""
         if len(images) != len(texts):
             raise ValueError(f"{len(images)} pictures and {len(texts)} texts: give one text each")
+        return self.score_features(self.image_features(images), texts)
+
+    def score_features(self, image_features, texts) -> np.ndarray:
+        """``score`` of pictures whose features [n, d] are there already."""
         once = list(dict.fromkeys(texts))  # several pictures of a prompt are the rule
         features = self.text_features(once)[[once.index(text) for text in texts]]
-        return 100 * (self.image_features(images) * features).sum(-1)
+        return 100 * (image_features * features).sum(-1)
 
 
 def _in_batches(embed, rows) -> np.ndarray:

@@ -27,9 +27,11 @@ class FaceEmbedder:
     Attributes:
         licence: of both networks' weights, one line.
         dim: d, the length of an embedding.
+        detector_name: of the detector, with its folder where that is known.
+        networks: the recogniser's weights, one nnx.State.
     """
 
-    def __init__(self, recogniser: Recogniser, detector: Detector):
+    def __init__(self, recogniser: Recogniser, detector: Detector, detector_name: str = ""):
         if not detector.gives_landmarks:
             raise ValueError(
                 f"the detector {detector.name!r} gives no landmarks, without which faces cannot "
@@ -41,7 +43,9 @@ class FaceEmbedder:
         self.licence = "; ".join(
             dict.fromkeys(filter(None, [recogniser.licence, detector.licence]))
         )
+        self.detector_name = detector_name or detector.name
         graphdef, self._state = nnx.split(recogniser.model)
+        self.networks = (self._state,)
         self._run = jax.jit(functools.partial(_embed_crops, graphdef))
 
     def embed(self, images) -> tuple[np.ndarray, np.ndarray]:
@@ -105,7 +109,8 @@ def open_face_embedder(face_net, detector: str = "auto") -> FaceEmbedder:
     face_net = Path(face_net)
     folder = face_net if face_net.is_dir() else face_net.parent
     recogniser = _open_recogniser(face_net, folder)
-    return FaceEmbedder(recogniser, _open_detector(face_net, folder, detector))
+    name = _find_detector(face_net, folder) if detector == "auto" else detector
+    return FaceEmbedder(recogniser, open_detector(name), name)
 
 
 def _open_recogniser(path: Path, folder: Path) -> Recogniser:
@@ -120,15 +125,14 @@ def _open_recogniser(path: Path, folder: Path) -> Recogniser:
     return load_arcface(own, input_size=config.get("input_size"), licence=licence)
 
 
-def _open_detector(face_net: Path, folder: Path, name: str) -> Detector:
-    if name != "auto":
-        return open_detector(name)
+def _find_detector(face_net: Path, folder: Path) -> str:
+    """What "auto" means, as ``open_detector`` takes it."""
     neighbours = folder.absolute().parent
     for place in (neighbours / "face_detector", *sorted(neighbours.glob("*/face_detector"))):
         if place.is_dir():
-            return open_detector("keypoints", place)
+            return f"keypoints:{place}"
     if is_available():
-        return open_detector("insightface")
+        return "insightface"
     raise FileNotFoundError(
         f"{face_net}: no detector for this recogniser: neither a folder face_detector beside it "
         "nor InsightFace's models. Name one: keypoints:DIR or insightface:DIR."

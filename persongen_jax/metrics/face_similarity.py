@@ -80,6 +80,14 @@ def cosine(a, b):
     return (_unit(a) * _unit(b)).sum(-1)
 
 
+def mean_embedding(embeddings) -> np.ndarray | None:
+    """The unit vector [d] along the mean of unit vectors [n, d]; None of none at all."""
+    if not len(embeddings):
+        return None
+    mean = np.asarray(embeddings, np.float64).mean(0)
+    return mean / np.linalg.norm(mean)
+
+
 def _unit(rows):
     lengths = np.linalg.norm(rows, axis=-1, keepdims=True)
     bad = ~np.isfinite(lengths) | (lengths == 0)

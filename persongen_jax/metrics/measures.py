@@ -1,25 +1,79 @@
-"""Means with their sample counts and intervals over people; what of faces is measured by them.
+"""Means with their sample counts and intervals, and the description that goes with them.
 
 A **measure** is a dict that JSON can hold:
 
-    {"mean": 0.31, "low": 0.27, "high": 0.36, "n": 200, "people": {"anna": [0.33, 20], ...}}
+    {"mean": 0.31, "low": 0.27, "high": 0.36, "n": 200, "people": {"anna": [0.33, 20], ...},
+     "title": "Face-Sim", "form": "{:.3f}", "over": "images", "judge": "glintr100.onnx", ...}
 
-``low`` and ``high`` bound the mean by a 95 % bootstrap over people (None for fewer than two),
-``people`` has each one's own mean and count, so that several runs can be joined later. A measure of
-nothing has mean None and n 0.
+``low`` and ``high`` bound the mean by a 95 % bootstrap over people (None for fewer than two);
+``people`` has each one's own mean and count, so that several runs can be joined later. A metric of
+a set has one number as its mean and no ``people``. A measure of nothing has mean None and n 0.
+
+The description is the metric's (base.py), so that tables and plots can be made where the metric
+itself cannot be imported: "title", "form", "over", "plotted", "judge", and where known "chance".
+What else is there are facts, such as "among". Rows of earlier versions lack the description;
+:func:`described` fills it in.
 """
 
 import numpy as np
 
-from persongen_jax.metrics.face_similarity import bootstrap_interval, cosine
+from persongen_jax.metrics.base import Generated, Known, Metric, Values
+from persongen_jax.metrics.face_similarity import bootstrap_interval
+from persongen_jax.metrics.registry import METRICS, find_class
 
-FEW = 10  # people of the smaller gallery
 CONFIDENCE = 0.95
 SAMPLES, SEED = 2000, 0
+NUMBERS = ("mean", "low", "high", "n", "people", "runs", "n_each")
+DESCRIPTION = ("title", "form", "over", "plotted")  # of every described measure, and "judge"
+
+
+# ---- from values -------------------------------------------------------------------------------
+
+
+def measure_all(metrics: list[Metric], generated: Generated, known: Known) -> dict[str, dict]:
+    """Measures by name, in the order of ``metrics``; without those that cannot be measured here.
+
+    Raises:
+        ValueError: a metric that does not give one value for each image.
+    """
+    measures = {}
+    for metric in metrics:
+        values = metric(generated, known)
+        if values is not None:
+            if not isinstance(values, Values):
+                kind = type(values).__name__
+                raise ValueError(
+                    f"{metric.name}: gave a {kind}; return metrics.base.Values, or None"
+                )
+            of_values = _of_set if metric.over == "set" else _of_images
+            measures[metric.name] = {
+                **of_values(metric, values, generated),
+                **description(metric, metric.judge, values.facts),
+                **values.facts,
+            }
+    return measures
+
+
+def _of_images(metric: Metric, values: Values, generated: Generated) -> dict:
+    array = np.asarray(values.values, np.float64)
+    if array.shape != (len(generated.images),):
+        raise ValueError(f"{metric.name}: values {array.shape} of {len(generated.images)} images")
+    there = ~np.isnan(array)
+    return measure(array[there], np.asarray(generated.owners, str)[there])
+
+
+def _of_set(metric: Metric, values: Values, generated: Generated) -> dict:
+    if np.ndim(values.values):
+        raise ValueError(f"{metric.name}: one number of the whole set is needed")
+    if np.isnan(values.values):
+        return {"mean": None, "low": None, "high": None, "n": 0}
+    low, high = values.interval or (None, None)
+    n = len(generated.images) if values.n is None else int(values.n)
+    return {"mean": float(values.values), "low": low, "high": high, "n": n}
 
 
 def measure(values, people) -> dict:
-    """The mean of ``values`` [n]; ``people`` [n] says whose image each is."""
+    """The mean of ``values`` [n]; ``people`` [n] says whose image each is. Not described."""
     values, people = np.asarray(values, np.float64), np.asarray(people, str)
     if not len(values):
         return {"mean": None, "low": None, "high": None, "n": 0, "people": {}}
@@ -37,16 +91,74 @@ def measure(values, people) -> dict:
     }
 
 
+# ---- descriptions ------------------------------------------------------------------------------
+
+
+def description(metric: Metric | type[Metric], judge: str | None, facts) -> dict:
+    """A measure's description by its metric; ``judge`` None: nobody knows any more."""
+    own = {**{key: getattr(metric, key) for key in DESCRIPTION}, "judge": judge}
+    if metric.chance is not None:
+        own["chance"] = metric.chance
+    elif facts.get("among"):
+        own["chance"] = 1 / facts["among"]
+    return own
+
+
+def described(row: dict) -> dict[str, dict]:
+    """The measures of a row of metrics.jsonl by name, each with its description.
+
+    What a row of an earlier version lacks comes from the registry and, for the judge, from the
+    row's own "clip" and "face_net". "judge" is None where that says nothing. Such rows are in no
+    order, and get the registry's.
+    """
+    measures, names = row["metrics"], list(row["metrics"])
+    if not all("title" in measure for measure in measures.values()):
+        order = list(METRICS)
+        names.sort(key=lambda name: order.index(name) if name in order else len(order))
+    return {name: _described(name, measures[name], row) for name in names}
+
+
+def _described(name: str, measure: dict, row: dict) -> dict:
+    if all(key in measure for key in (*DESCRIPTION, "judge")):
+        return measure
+    if name in METRICS:
+        metric = find_class(name)
+        return {**description(metric, row.get(metric.judge_key), measure), **measure}
+    own = {"title": name, "form": Metric.form, "plotted": True, "judge": None}
+    return {**own, "over": "images" if "people" in measure else "set", **measure}
+
+
+# ---- several runs ------------------------------------------------------------------------------
+
+
+def join_measures(measures: list[dict]) -> dict:
+    """:func:`join_runs` of described measures, with what their descriptions have in common.
+
+    A judge that some of them do not know any more is taken to be the others'.
+    """
+    first, joint = measures[0], join_runs(measures)
+    for key in (key for key in first if key not in NUMBERS):
+        if key in DESCRIPTION or all(each.get(key) == first[key] for each in measures):
+            joint[key] = first[key]
+    judges = list(dict.fromkeys(each["judge"] for each in measures if each["judge"] is not None))
+    return {**joint, "judge": "; ".join(judges) if judges else None}
+
+
 def join_runs(measures: list[dict]) -> dict:
     """One measure of several runs that differ by their seed.
 
     The interval is over both: every resample draws runs and, apart from them, people (the
-    pigeonhole bootstrap of Owen, arXiv 0711.1955, which errs on the wide side). "people" is left
-    out; "runs" is the number of runs with a value.
+    pigeonhole bootstrap of Owen, arXiv 0711.1955, which errs on the wide side). Where one of the
+    measures has no people, as a set's has none, only runs are drawn, each with the same weight;
+    one run keeps its own interval, and "n_each" says how many images each has.
+
+    "people" is left out; "n" is the number of images of all, "runs" that of runs with a value.
     """
     measures = [m for m in measures if m["n"]]
     if not measures:
         return {"mean": None, "low": None, "high": None, "n": 0, "runs": 0}
+    if any("people" not in m for m in measures):
+        return _join_numbers(measures)
     names = sorted(set().union(*(m["people"] for m in measures)))
     cells = np.array([[m["people"].get(name, (0.0, 0)) for name in names] for m in measures])
     counts = cells[..., 1]
@@ -59,90 +171,23 @@ def join_runs(measures: list[dict]) -> dict:
         of_people = rng.multinomial(people, np.full(people, 1 / people), SAMPLES)
         total = np.einsum("br,rp,bp->b", of_runs, sums, of_people)
         count = np.einsum("br,rp,bp->b", of_runs, counts, of_people)
-        means = total[count > 0] / count[count > 0]
-        tail = (1 - CONFIDENCE) / 2
-        low, high = (float(q) for q in np.quantile(means, [tail, 1 - tail]))
+        low, high = _bounds(total[count > 0] / count[count > 0])
     mean = float(sums.sum() / counts.sum())
     return {"mean": mean, "low": low, "high": high, "n": int(counts.sum()), "runs": runs}
 
 
-def mean_embedding(embeddings) -> np.ndarray | None:
-    """The unit vector [d] along the mean of unit vectors [n, d]; None of none at all."""
-    if not len(embeddings):
-        return None
-    mean = np.asarray(embeddings, np.float64).mean(0)
-    return mean / np.linalg.norm(mean)
+def _join_numbers(measures: list[dict]) -> dict:
+    means, runs = np.array([m["mean"] for m in measures]), len(measures)
+    low, high = (measures[0].get(end) for end in ("low", "high"))
+    if runs > 1:
+        rng = np.random.default_rng(SEED)
+        low, high = _bounds(rng.multinomial(runs, np.full(runs, 1 / runs), SAMPLES) @ means / runs)
+    counts = [m["n"] for m in measures]
+    joint = {"mean": float(means.mean()), "low": low, "high": high, "n": sum(counts), "runs": runs}
+    return {**joint, "n_each": counts[0]} if len(set(counts)) == 1 else joint
 
 
-def face_measures(embeddings, found, people, references, gallery, large_gallery=None) -> dict:
-    """What a face recogniser says of generated pictures.
-
-    A mean over found faces alone rewards a model for hiding the difficult ones, so the detection
-    rate and the mean with misses as 0 stand beside it.
-
-    Args:
-        embeddings: [n, d], of each picture's face; rows without a face may hold anything.
-        found: [n] bool, whether a face was found.
-        people: [n], the name of the person that each picture is to show.
-        references: name to the embedding [d] of the person's reference; pictures of people who
-            have none are left out of everything.
-        gallery: name to embedding of the set's people; the first ten are the smaller gallery.
-        large_gallery: the same of some hundred people, or None.
-
-    Returns:
-        Measures by name. ``face_sim``: cosine with the reference over found faces, and
-        ``face_sim_misses_as_0``; ``detection_rate``; ``cosine_true`` and ``cosine_others``: with
-        the true person of the smaller gallery and, on average, with its others; ``rank1_10`` and
-        ``rank1_100``: whether the nearest of the gallery is the right one, a missed face counting
-        as wrong. The last two have "among", how many people the gallery holds.
-    """
-    known = np.array([name in references for name in people], bool)
-    people = np.asarray(people, str)[known]
-    embeddings = np.asarray(embeddings, np.float64)[known]
-    found = np.asarray(found, bool)[known]
-    if not len(people):
-        return {}
-    cosines = np.zeros(len(people))
-    if found.any():
-        own = np.stack([references[name] for name in people[found]])
-        cosines[found] = cosine(embeddings[found], own)
-    few = dict(list(gallery.items())[:FEW])
-    measures = {
-        "face_sim": measure(cosines[found], people[found]),
-        "face_sim_misses_as_0": measure(cosines, people),
-        "detection_rate": measure(found, people),
-        **_to_true_and_others(embeddings, found, people, few),
-        "rank1_10": _rank1(embeddings, found, people, few),
-    }
-    if large_gallery:
-        measures["rank1_100"] = _rank1(embeddings, found, people, large_gallery)
-    return measures
-
-
-def _to_true_and_others(embeddings, found, people, gallery) -> dict:
-    names = np.array(list(gallery), str)
-    rows = found & np.isin(people, names)
-    if not rows.any():
-        return {"cosine_true": measure([], []), "cosine_others": measure([], [])}
-    to_all = _unit(embeddings[rows]) @ _unit(np.stack(list(gallery.values()))).T
-    true = names[None] == people[rows, None]
-    measures = {"cosine_true": measure(to_all[true], people[rows])}
-    others = (~true).sum(1)
-    to_others = np.where(true, 0, to_all).sum(1)[others > 0] / others[others > 0]
-    measures["cosine_others"] = measure(to_others, people[rows][others > 0])
-    return measures
-
-
-def _rank1(embeddings, found, people, gallery) -> dict:
-    names = np.array(list(gallery), str)
-    rows = np.isin(people, names)
-    right = np.zeros(len(people))
-    seen = rows & found
-    if seen.any():
-        nearest = (_unit(embeddings[seen]) @ _unit(np.stack(list(gallery.values()))).T).argmax(1)
-        right[seen] = names[nearest] == people[seen]
-    return {**measure(right[rows], people[rows]), "among": len(names)}
-
-
-def _unit(rows):
-    return rows / np.linalg.norm(rows, axis=-1, keepdims=True)
+def _bounds(means) -> tuple[float, float]:
+    tail = (1 - CONFIDENCE) / 2
+    low, high = np.quantile(means, [tail, 1 - tail])
+    return float(low), float(high)

@@ -4,7 +4,9 @@ import argparse
 import sys
 from pathlib import Path
 
+from persongen_jax.distributed import unfinished_status
 from persongen_jax.miniature.stages import STAGES, run
+from persongen_jax.stopping import Stopped
 from persongen_jax.weights.errors import WeightsError
 
 ASSETS = Path(__file__).parent.parent / "assets"
@@ -31,6 +33,8 @@ def main(argv=None) -> int:
     except (ValueError, OSError, WeightsError) as error:
         print(f"miniature: {error}", file=sys.stderr)
         return 1
+    except Stopped:  # training has said where
+        return unfinished_status()
     return 0
 
 

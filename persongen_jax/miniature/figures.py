@@ -192,14 +192,15 @@ def measure_photomaker(assets: Path, clip: ClipScore) -> dict:
     """The shipped adapter on ten people whom no training has seen, each from one picture."""
     from configs.mini.photomaker import get_config
     from persongen_jax.evaluation import Evaluation
-    from persongen_jax.train import build_model
+    from persongen_jax.systems.open import open_system
 
     config = get_config()
     config.start_from = str(assets / "photomaker-v1.safetensors")
     config.validate_in_train = config.validate_out_of_domain = ""
     config.validation_images = 3
-    base, method = build_model(config)
-    result = Evaluation(config, base, method)(base.model, 0)["out_of_train"]
+    config.metrics = (*config.metrics, "cosine_true", "cosine_others")
+    system = open_system(config)
+    result = Evaluation(system)(system.model, 0)["out_of_train"]
     metrics, images = result.row["metrics"], result.images
     figures = {}
     for name, aim in (

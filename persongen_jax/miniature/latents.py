@@ -1,4 +1,4 @@
-"""The pool's pictures as the VAE's latents, encoded once."""
+"""The pool's pictures as the VAE's latents, encoded once, and their scale."""
 
 from pathlib import Path
 
@@ -7,23 +7,40 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from persongen_jax.miniature.pool import Pool
+from persongen_jax.miniature import sizes
+from persongen_jax.miniature.pool import Pool, kept
+from persongen_jax.models.vae import AutoencoderKL
+
+ROWS = 100
+MEASURED = 1024  # pictures that the scaling factor is measured on
 
 
-def cache_latents(vae, pool: Pool, work: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Scaled latents' means and standard deviations [n, h, w, c] float16, kept on disk."""
-    paths = work / "latents_mean.npy", work / "latents_std.npy"
-    if not all(path.exists() for path in paths):
+def encode_pool(vae, pool: Pool, folder: Path) -> np.ndarray:
+    """The posterior's mean and logvar [n, h, w, 2 c] float16, kept on disk."""
+
+    def encode_all():
         graphdef, params = nnx.split(vae)
-        scale = vae.config["scaling_factor"]
 
         @jax.jit
         def encode(params, images):
             moments = nnx.merge(graphdef, params).encode(images.astype(jnp.float32) / 127.5 - 1)
-            std = jnp.exp(0.5 * moments.logvar)
-            return tuple((scale * x).astype(jnp.float16) for x in (moments.mean, std))
+            return jnp.concatenate(moments, axis=-1).astype(jnp.float16)
 
-        parts = [encode(params, pool.images[i : i + 100]) for i in range(0, len(pool), 100)]
-        for path, arrays in zip(paths, zip(*parts, strict=True), strict=True):
-            np.save(path, np.concatenate(arrays))
-    return tuple(np.load(path) for path in paths)
+        parts = (pool.images[i : i + ROWS] for i in range(0, len(pool), ROWS))
+        return np.concatenate([encode(params, images) for images in parts])
+
+    return kept(folder / "moments.npy", encode_all)
+
+
+def scaling_factor(moments) -> float:
+    """1 / standard deviation of the latents, five digits."""
+    rows = np.linspace(0, len(moments) - 1, MEASURED).astype(int)
+    means, _ = np.split(moments[rows].astype(np.float32), 2, axis=-1)
+    return round(float(1 / np.std(means)), 5)
+
+
+def with_scaling_factor(vae, factor: float):
+    """The same weights in a module whose config has this scaling factor."""
+    config = {**sizes.vae_config(), "scaling_factor": factor}
+    graphdef, _ = nnx.split(nnx.eval_shape(lambda: AutoencoderKL(config, rngs=nnx.Rngs(0))))
+    return nnx.merge(graphdef, nnx.state(vae))

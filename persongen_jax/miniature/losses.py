@@ -1,13 +1,22 @@
 """ArcFace's additive angular margin (Deng et al., arXiv 1801.07698, equation 3)."""
 
+import jax
 import jax.numpy as jnp
 import optax
+from flax import nnx
 
 SCALE, MARGIN = 24.0, 0.3  # the paper's 64 and 0.5 are for half a million people
 
 
-def arcface_loss(embeddings, centres, people, scale=SCALE, margin=MARGIN):
-    """[b, d] raw embeddings, [n, d] class centres, [b] class numbers to one number."""
+class Centres(nnx.Module):
+    """A direction for each of the people, ``embedding`` [people, d]; trained with the network."""
+
+    def __init__(self, people: int, features: int, rngs):
+        self.embedding = nnx.Param(0.05 * jax.random.normal(rngs.params(), (people, features)))
+
+
+def arcface_losses(embeddings, centres, people, scale=SCALE, margin=MARGIN):
+    """[b, d] raw embeddings, [n, d] class centres, [b] class numbers to a loss each, [b]."""
     embeddings, centres = (
         x / jnp.linalg.norm(x, axis=-1, keepdims=True) for x in (embeddings, centres)
     )
@@ -17,8 +26,4 @@ def arcface_loss(embeddings, centres, people, scale=SCALE, margin=MARGIN):
     # Past pi - margin the cosine would rise again; there a straight line goes on.
     moved = jnp.where(own > -jnp.cos(margin), moved, own - margin * jnp.sin(margin))
     logits = jnp.where(jnp.arange(len(centres)) == people[:, None], moved, cosine)
-    return optax.softmax_cross_entropy_with_integer_labels(scale * logits, people).mean()
-
-
-def _unit(rows):
-    return rows / jnp.linalg.norm(rows, axis=-1, keepdims=True)
+    return optax.softmax_cross_entropy_with_integer_labels(scale * logits, people)

@@ -17,23 +17,24 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from persongen_jax.miniature.pool import PICTURES, Pool
-from persongen_jax.miniature.train_clip import face_crops, look
+from persongen_jax.miniature.pool import PICTURES, Pool, kept
+from persongen_jax.miniature.systems.clip import face_crops, look
 from persongen_jax.miniature.unit_scale import measure_scale
 
 SEED = 7
 ROWS = 200
 
 
-def make_names(clip, towers, pool: Pool, tokenizers, prompts: list[str], work: Path) -> np.ndarray:
-    """[people, sum of the towers' widths] float32.
+def make_names(clip, towers, pool: Pool, tokenizers, prompts: list[str], folder: Path):
+    """NumPy [people, sum of the towers' widths] float32.
 
     Args:
-        clip: train_clip.Trained, whose image tower looks at the face crops.
+        clip: systems.clip.Towers, whose image tower looks at the face crops.
         towers: the text towers, in the order in which they are joined.
         prompts: a few, to measure how large the prompt embeddings are.
+        folder: of the run that trained ``clip``; what it sees is kept there.
     """
-    seen = _mean_features(clip, pool, work)
+    seen = _mean_features(clip, pool, folder)
     seen = (seen - seen.mean(0)) / seen.std(0)
     widths = [tower.config["hidden_size"] for tower in towers]
     rotation = np.random.default_rng(SEED).standard_normal((sum(widths), seen.shape[1]))
@@ -49,13 +50,14 @@ def put_names(embeds, names, places):
     return jnp.where(here[..., None], names[:, None], embeds)
 
 
-def _mean_features(clip, pool: Pool, work: Path) -> np.ndarray:
+def _mean_features(clip, pool: Pool, folder: Path) -> np.ndarray:
     """[people, width]: the pooled output before its projection, kept on disk."""
-    path = work / "face_features.npy"
-    if not path.exists():
-        crops = face_crops(pool, work)
+
+    def look_at_all():
+        crops = face_crops(pool)
         graphdef, params = nnx.split(clip)
         features = jax.jit(lambda p, x: look(nnx.merge(graphdef, p), x).pooler_output)
         parts = [features(params, crops[i : i + ROWS]) for i in range(0, len(pool), ROWS)]
-        np.save(path, np.concatenate(parts).reshape(-1, PICTURES, parts[0].shape[-1]).mean(1))
-    return np.load(path)
+        return np.concatenate(parts).reshape(-1, PICTURES, parts[0].shape[-1]).mean(1)
+
+    return kept(folder / "face_features.npy", look_at_all)

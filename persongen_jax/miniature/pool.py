@@ -1,14 +1,18 @@
 """The training pictures: in-train people, drawn once, kept in the work folder."""
 
+import functools
+import hashlib
 import json
 import multiprocessing
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
-from persongen_jax.prompts import join_parts, split_at_trigger
+from persongen_jax.prompts import Tokenizers, join_parts, split_at_trigger
+from persongen_jax.tiny_tokenizer import SDXL_PAD_TOKENS, write_tiny_tokenizer
 
 PEOPLE, PICTURES = 4000, 20
 CHUNK = 4000
@@ -19,53 +23,87 @@ class Pool:
     """Pictures number i = person i // PICTURES, all [n, ...]; ``images`` uint8 on disk."""
 
     def __init__(self, folder: Path):
+        self.folder = folder
         self.images = np.load(folder / "images.npy", mmap_mode="r")
         arrays = np.load(folder / "truth.npz")
         for name in FIELDS:
             setattr(self, name, arrays[name])
         texts = json.loads((folder / "captions.json").read_text())
         self.captions, self.backgrounds, self.bodies = texts
-        self.person = np.arange(len(self.images)) // PICTURES
+        self.person = (np.arange(len(self.images)) // PICTURES).astype(np.int32)
 
     def __len__(self):
         return len(self.images)
 
+    @property
+    def people(self) -> int:
+        return len(self) // PICTURES
 
-def open_pool(work: Path) -> Pool:
-    """Draws what is not there yet, in two processes."""
+    @functools.cached_property
+    def prompts(self) -> list[tuple[str, str, str, str]]:
+        """Per picture: the whole prompt without trigger, and its three parts."""
+        prompts = []
+        parts = zip(self.captions, self.backgrounds, self.bodies, strict=True)
+        for general, background, body in parts:
+            general = "".join(split_at_trigger(general))
+            prompts.append((join_parts(general, background, body), general, background, body))
+        return prompts
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """Of who is in the pictures, where, and what is said of them."""
+        digest = hashlib.sha256(json.dumps([self.captions, self.backgrounds, self.bodies]).encode())
+        for name in FIELDS:
+            digest.update(np.ascontiguousarray(getattr(self, name)).data)
+        return digest.hexdigest()[:16]
+
+
+def open_pool(work: Path, people: int = PEOPLE) -> Pool:
+    """Draws ``people`` people in two processes if nothing is there yet."""
     folder = work / "pool"
     folder.mkdir(parents=True, exist_ok=True)
     if not (folder / "images.npy").exists():
-        start = time.perf_counter()
-        starts = list(range(0, PEOPLE * PICTURES, CHUNK))
-        with multiprocessing.get_context("spawn").Pool(min(os.cpu_count(), len(starts))) as pool:
-            parts = pool.map(_draw, starts)
+        start, pictures = time.perf_counter(), people * PICTURES
+        chunks = [(i, min(i + CHUNK, pictures)) for i in range(0, pictures, CHUNK)]
+        if len(chunks) == 1:
+            parts = [_draw(*chunks[0])]
+        else:
+            with multiprocessing.get_context("spawn").Pool(os.cpu_count()) as pool:
+                parts = pool.starmap(_draw, chunks)
         arrays = {name: np.concatenate([part[name] for part in parts]) for name in FIELDS}
         np.savez(folder / "truth.npz", **arrays)
         texts = [[text for part in parts for text in part["texts"][i]] for i in range(3)]
         (folder / "captions.json").write_text(json.dumps(texts))
-        partial = folder / "images.part.npy"
-        np.save(partial, np.concatenate([part["images"] for part in parts]))
-        partial.rename(folder / "images.npy")
-        print(f"drew {PEOPLE * PICTURES} pictures in {time.perf_counter() - start:.0f} s")
+        kept(folder / "images.npy", lambda: np.concatenate([part["images"] for part in parts]))
+        print(f"drew {pictures} pictures in {time.perf_counter() - start:.0f} s")
     return Pool(folder)
 
 
-def training_prompts(pool: Pool) -> list[tuple[str, str, str, str]]:
-    """Per picture: the whole prompt without trigger, and its three parts."""
-    prompts = []
-    for general, background, body in zip(pool.captions, pool.backgrounds, pool.bodies, strict=True):
-        general = "".join(split_at_trigger(general))
-        prompts.append((join_parts(general, background, body), general, background, body))
-    return prompts
-
-
-def _draw(start: int) -> dict:
+def _draw(start: int, end: int) -> dict:
     from data_pipeline import people
 
-    number = np.arange(start, start + CHUNK)
+    number = np.arange(start, end)
     drawn = people.examples("in_train", number // PICTURES, number, 64)
     part = {name: np.asarray(getattr(drawn, name)) for name in FIELDS}
     part["images"] = drawn.images
     part["texts"] = (drawn.captions, drawn.backgrounds, drawn.bodies)
     return part
+
+
+def kept(path: Path, make: Callable[[], np.ndarray]) -> np.ndarray:
+    """The array in the file ``path``; ``make`` gives it when there is no such file yet."""
+    if not path.exists():
+        partial = path.with_suffix(".part.npy")
+        np.save(partial, make())
+        os.replace(partial, path)
+    return np.load(path, mmap_mode="r")
+
+
+def open_tokenizers(work: Path) -> Tokenizers:
+    """Both tokenizers of the captions' words, written if they are not there yet."""
+    from data_pipeline.people import vocabulary
+
+    for name, pad_token in zip(("tokenizer", "tokenizer_2"), SDXL_PAD_TOKENS, strict=True):
+        if not (work / name / "merges.txt").exists():
+            write_tiny_tokenizer(work / name, pad_token, vocabulary())
+    return Tokenizers.from_pretrained(work)

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from persongen_jax.conditioning import TokenStream
-from persongen_jax.models.layers import Conv, GroupNorm, LayerNorm, Linear
+from persongen_jax.models.layers import Conv, GroupNorm, LayerNorm, Linear, UnusedRngs
 from persongen_jax.models.ops import geglu, materialize
 from persongen_jax.models.platform import kernels_for_attention, target
 from persongen_jax.sharding import BATCH
@@ -506,10 +506,19 @@ def branch_names(unet) -> list[str]:
 
 
 def remove_branches(unet):
-    """Take every branch off again: what is left computes what the base model does."""
+    """Take every branch off again: what is left is the base model, its structure included."""
     for block in _transformer_blocks(unet):
         if isinstance(block.attn2, Composition):
-            block.attn2 = ParallelCrossAttention(block.attn2)
+            block.attn2 = _without_branches(block.attn2)
+
+
+def _without_branches(layer: Composition) -> CrossAttention:
+    """The base's layer with this one's projections, which are not copied."""
+    kw = {"dtype": jnp.float32, "param_dtype": jnp.float32, "rngs": UnusedRngs()}
+    plain = nnx.eval_shape(lambda: CrossAttention(1, heads=1, head_dim=1, **kw))
+    for name in ("heads", "to_q", "to_k", "to_v", "to_out"):
+        setattr(plain, name, getattr(layer, name))
+    return plain
 
 
 def _transformer_blocks(unet) -> list[BasicTransformerBlock]:

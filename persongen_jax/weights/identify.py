@@ -226,7 +226,7 @@ def _has_weights(folder: Path) -> bool:
 
 
 def _open_run(path: Path) -> TensorSource:
-    from persongen_jax.trained import trained_shapes
+    from persongen_jax.checkpoint import trained_shapes
 
     tensors = {
         # One number seen as many: no memory, however large.

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data_pipeline.manifest import write_manifest
+from data_pipeline.manifest import read_manifest, write_manifest
 from data_pipeline.schema import Record
 from persongen_jax.prompts import Tokenizers
 from persongen_jax.tiny_tokenizer import SDXL_PAD_TOKENS, write_tiny_tokenizer
@@ -40,3 +40,8 @@ def folder(tmp_path):
             )
     write_manifest(tmp_path, records)
     return tmp_path
+
+
+@pytest.fixture
+def records(folder):
+    return read_manifest(folder)

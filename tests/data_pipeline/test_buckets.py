@@ -1,4 +1,3 @@
-import itertools
 from collections import Counter
 
 import numpy as np
@@ -6,14 +5,14 @@ import pytest
 from PIL import Image
 
 from data_pipeline.buckets import BucketError, Turns, bucket_shapes, check_shapes, family, nearest
-from data_pipeline.loader import ExampleSource, batches, tf_batches
+from data_pipeline.examples.batches import batches, tf_batches
+from data_pipeline.examples.fields import flatten
 from data_pipeline.manifest import read_manifest
-from data_pipeline.schema import flatten
 from data_pipeline.transforms import load_image, plan_crop
+from tests.data_pipeline.photographs import photograph_source, take
 
 NAMES = ("16x16", "28x16", "16x28")
 SHAPES = bucket_shapes(NAMES)
-OPTIONS = {"seed": 3, "size": 16, "id_size": 14, "buckets": SHAPES}
 
 
 @pytest.fixture
@@ -27,8 +26,15 @@ def records(folder):
     return records
 
 
-def take(iterator, count):
-    return list(itertools.islice(iterator, count))
+@pytest.fixture
+def open_source(records, tokenizers):
+    """Makes a source in buckets; a step is as long as its batches, or examples go elsewhere."""
+
+    def open_source(batch_size, **options):
+        options = {"buckets": SHAPES, **options}
+        return photograph_source(records, tokenizers, batch_size=batch_size, **options)
+
+    return open_source
 
 
 def same(a, b):
@@ -123,9 +129,9 @@ def test_turns_keep_to_the_shares(counts):
     assert Turns(counts)[step] == (bucket, before)  # asked at once for the last
 
 
-def test_a_batch_is_of_one_bucket_and_none_is_lost(records, tokenizers):
+def test_a_batch_is_of_one_bucket_and_none_is_lost(records, open_source):
     """In two rounds every picture is a target twice; 12 pictures, 2 rows."""
-    stream = batches(records, tokenizers, batch_size=2, random_crop=False, **OPTIONS)
+    stream = batches(open_source(2, random_crop=False), batch_size=2)
     members = {
         tuple(stream.source.buckets[k]): len(m) for k, m in enumerate(stream.source._members)
     }
@@ -151,14 +157,13 @@ def record_of(records, pixels, time_ids):
     raise AssertionError("the target is none of the records")
 
 
-def test_resumption_and_processes(records, tokenizers):
-    whole = take(batches(records, tokenizers, batch_size=4, **OPTIONS), 12)
+def test_resumption_and_processes(open_source):
+    whole = take(batches(open_source(4), batch_size=4), 12)
     assert len({batch["pixel_values"].shape for batch in whole}) == 3
-    later = batches(records, tokenizers, batch_size=4, start_step=5, **OPTIONS)
+    later = batches(open_source(4), batch_size=4, start_step=5)
     assert all(map(same, take(later, 7), whole[5:]))
     shares = [
-        batches(records, tokenizers, batch_size=4, process_index=i, process_count=2, **OPTIONS)
-        for i in range(2)
+        batches(open_source(4), batch_size=4, process_index=i, process_count=2) for i in range(2)
     ]
     for batch, *parts in zip(whole, *shares, strict=False):
         joined = {
@@ -167,22 +172,29 @@ def test_resumption_and_processes(records, tokenizers):
         assert same(batch, joined)
     state = later.state(5)
     later.check(state)
-    plain = batches(records, tokenizers, batch_size=4, start_step=5, seed=3, size=16, id_size=14)
+    plain = batches(open_source(4, buckets=()), batch_size=4, start_step=5)
     for stream, taken in ((plain, state), (later, plain.state(5))):
         with pytest.raises(ValueError, match="buckets"):
             stream.check(taken)
 
 
-def test_tf_data_gives_the_same(records, tokenizers):
+@pytest.mark.parametrize("make", [batches, tf_batches])
+def test_source_and_batches_have_to_be_of_one_size(open_source, make):
+    with pytest.raises(ValueError, match="batches of 4 from a source .* batch_size is 2"):
+        make(open_source(2), batch_size=4)
+    make(open_source(2, buckets=()), batch_size=4)
+
+
+def test_tf_data_gives_the_same(open_source):
     pytest.importorskip("tensorflow")
-    stream = tf_batches(records, tokenizers, batch_size=2, workers=2, **OPTIONS)
-    assert all(map(same, take(batches(records, tokenizers, batch_size=2, **OPTIONS), 8), stream))
+    stream = tf_batches(open_source(2), batch_size=2, workers=2)
+    assert all(map(same, take(batches(open_source(2), batch_size=2), 8), stream))
 
 
-def test_a_picture_that_does_not_decode_is_in_no_bucket(records, tokenizers, folder):
+def test_a_picture_that_does_not_decode_is_in_no_bucket(open_source, folder):
     path = folder / "carl_2.png"  # the only tall one
     path.write_bytes(path.read_bytes()[:200])
-    source = ExampleSource(records, tokenizers, batch_size=1, **OPTIONS)
+    source = open_source(1)
     shapes = {source.example(n)["pixel_values"].shape[:2] for n in range(12)}
     assert str(path) in source.skipped and (28, 16) not in source.shapes
     assert shapes == set(source.shapes)
@@ -190,7 +202,7 @@ def test_a_picture_that_does_not_decode_is_in_no_bucket(records, tokenizers, fol
 
 def test_without_buckets_nothing_changes(records, tokenizers):
     """The order is that of a loader that knows no buckets: (seed, 0, epoch) alone decides."""
-    source = ExampleSource(records, tokenizers, seed=3, size=16, id_size=14, random_crop=False)
+    source = photograph_source(records, tokenizers, random_crop=False)
     order = np.random.default_rng((3, 0, 0)).permutation(12)
     for n in range(12):
         example = source.example(n)

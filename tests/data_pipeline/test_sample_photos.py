@@ -5,10 +5,11 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from data_pipeline.loader import batches
+from data_pipeline.examples.batches import batches
 from data_pipeline.manifest import read_manifest
 from data_pipeline.sample_photos import Variant, main, write_sample_photos
 from data_pipeline.transforms import load_image
+from tests.data_pipeline.photographs import photograph_source
 
 skimage_data = pytest.importorskip("skimage.data")
 
@@ -32,7 +33,8 @@ def test_the_folder_is_a_manifest_that_trains(tmp_path, capsys, tokenizers):
         x0, y0, x1, y1 = record.face_box
         height, width = load_image(record.image).shape[:2]
         assert 0 <= x0 < x1 <= width and 0 <= y0 < y1 <= height
-    batch = next(batches(records, tokenizers, batch_size=4, seed=0, size=32, id_size=28))
+    source = photograph_source(records, tokenizers, seed=0, size=32, id_size=28)
+    batch = next(batches(source, batch_size=4))
     assert (batch["face_box"][:, 2] > 0).all()
 
 

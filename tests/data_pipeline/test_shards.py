@@ -1,7 +1,6 @@
 """Shards hold what the folder holds, give the same batches, and appear whole or not at all."""
 
 import io
-import itertools
 import json
 import shutil
 import signal
@@ -12,26 +11,29 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image as PillowImage
 
-from data_pipeline.loader import batches, tf_batches
+from data_pipeline.examples.batches import batches, tf_batches
+from data_pipeline.examples.conditions import Text
+from data_pipeline.examples.fields import Image, flatten, unflatten
+from data_pipeline.examples.source import ExampleSource
+from data_pipeline.examples.spatial import Weight
 from data_pipeline.manifest import read_manifest, write_manifest
-from data_pipeline.schema import flatten, unflatten
-from data_pipeline.shards import INDEX, ShardError, main, open_shards, write_shards
+from data_pipeline.shard_reading import INDEX, ShardError, open_shards
+from data_pipeline.shards import main, write_shards
 from data_pipeline.sources import open_records
 from data_pipeline.transforms import load_image
-
-OPTIONS = {"seed": 3, "size": 16, "id_size": 14, "streams": ("text", "background")}
+from tests.data_pipeline.photographs import assert_same, photograph_source, take
 
 
 @pytest.fixture
 def photographs(folder):
     """The folder, one of its pictures a turned JPEG, and one with everything that can be said."""
     records = read_manifest(folder)
-    exif = Image.Exif()
+    exif = PillowImage.Exif()
     exif[0x0112] = 6
     turned = folder / "turned.jpg"
-    Image.fromarray(load_image(records[2].image)).save(turned, exif=exif)
+    PillowImage.fromarray(load_image(records[2].image)).save(turned, exif=exif)
     records[2] = replace(records[2], image=str(turned))
     records[5] = replace(
         records[5],
@@ -53,17 +55,6 @@ def shards(photographs, tmp_path_factory):
     counts = write_shards(photographs, out, shards=3)
     assert +counts == {"pictures": 12, "people": 3, "shards": 3}
     return out
-
-
-def take(iterator, count):
-    return [flatten(batch) for batch in itertools.islice(iterator, count)]
-
-
-def assert_same(a, b):
-    for one, other in zip(a, b, strict=True):
-        assert one.keys() == other.keys()
-        for name in one:
-            np.testing.assert_array_equal(one[name], other[name], err_msg=name)
 
 
 def test_records_and_pictures_are_those_of_the_folder(photographs, shards):
@@ -107,23 +98,65 @@ def test_tfds_reads_files_as_they_were_and_absence_as_absence(photographs, shard
 def test_the_same_batches_from_folder_and_shards_with_and_without_tf_data(
     photographs, shards, tokenizers
 ):
-    arguments = {"batch_size": 4, **OPTIONS}
-    expected = take(batches(read_manifest(photographs), tokenizers, **arguments), 6)
+    streams = ("text", "background")
+    folder = photograph_source(read_manifest(photographs), tokenizers, streams=streams)
+    expected = take(batches(folder, batch_size=4), 6)
     records, read_image = open_records(shards)
-    arguments["read_image"] = read_image
-    assert_same(take(batches(records, tokenizers, **arguments), 6), expected)
-    assert_same(take(tf_batches(records, tokenizers, **arguments), 6), expected)
-    assert_same(take(tf_batches(records, tokenizers, start_step=4, **arguments), 2), expected[4:])
+
+    def check(make, wanted, **place):
+        options = {"streams": streams, "read_image": read_image}
+        source = photograph_source(records, tokenizers, **options)
+        made = take(make(source, batch_size=4, **place), len(wanted))
+        for batch, other in zip(made, wanted, strict=True):
+            assert_same(batch, other)
+        return source
+
+    check(batches, expected)
+    check(tf_batches, expected)
+    source = check(tf_batches, expected[4:], start_step=4)
     halves = [
-        take(tf_batches(records, tokenizers, process_index=i, process_count=2, **arguments), 3)
+        take(tf_batches(source, batch_size=4, process_index=i, process_count=2), 3)
         for i in range(2)
     ]
     for step in range(3):
-        one, other = halves[0][step], halves[1][step]
+        one, other = flatten(halves[0][step]), flatten(halves[1][step])
         assert not np.array_equal(one["pixel_values"], other["pixel_values"])
         joined = {name: np.concatenate([one[name], other[name]]) for name in one}
-        assert_same([joined], [expected[step]])
-        assert unflatten(joined)["input_ids"]["text"].shape == (4, 2, 77)
+        assert_same(unflatten(joined), expected[step])
+        assert joined["input_ids/text"].shape == (4, 2, 77)
+
+
+def test_further_keys_of_the_manifest_are_kept(photographs, tmp_path, tokenizers):
+    """As JSON has them, for the fields that read them."""
+    say = {"weight": 0.5, "hair": "r\u00f6t\u2028lich", "tags": ["a", [1, 2]], "extra": {"a": None}}
+    records = read_manifest(photographs)
+    records[4] = replace(records[4], extra=say)
+    write_manifest(photographs, records)
+    write_shards(photographs, tmp_path / "shards")
+    kept, read_image = open_records(tmp_path / "shards")
+    assert [record.extra for record in kept] == [say if i == 4 else None for i in range(12)]
+    assert kept[4].extra == read_manifest(photographs)[4].extra
+
+    fields = (Image(), Text(tokenizers, ("text", "hair")), Weight())
+    folder = ExampleSource(records, fields, seed=0, size=16)
+    shards = ExampleSource(kept, fields, seed=0, size=16, read_image=read_image)
+    weights = []
+    for n in range(12):
+        assert_same(folder.example(n), shards.example(n))
+        weights.append(float(shards.example(n)["example_weight"]))
+    assert sorted(weights) == [0.5] + [1] * 11
+
+
+def test_further_pictures_are_refused(photographs, tmp_path, capsys):
+    records = read_manifest(photographs)
+    records[4] = replace(records[4], images={"pose": records[4].image, "depth": records[5].image})
+    write_manifest(photographs, records)
+    assert main(["--from", str(photographs), "--out", str(tmp_path / "s")]) == 1
+    assert capsys.readouterr().err == (
+        "shards: bert_2.png: has further pictures (pose, depth), which shards have no place for; "
+        "train from the folder itself\n"
+    )
+    assert not (tmp_path / "s").exists() and not (tmp_path / "s.partial").exists()
 
 
 def test_drawn_people(tmp_path):
@@ -250,4 +283,4 @@ def test_drawn_pictures_are_png(tmp_path):
     write_shards("people:in_train?identities=1&pictures=2", tmp_path / "s")
     builder = tfds.builder_from_directory(tmp_path / "s")
     source = builder.as_data_source("train", decoders={"image": tfds.decode.SkipDecoding()})
-    assert Image.open(io.BytesIO(source[1]["image"])).format == "PNG"
+    assert PillowImage.open(io.BytesIO(source[1]["image"])).format == "PNG"

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from data_pipeline import people
-from data_pipeline.loader import ExampleSource
 from data_pipeline.manifest import read_manifest
 from data_pipeline.schema import Record
 from data_pipeline.sources import SourceError, open_records
 from data_pipeline.transforms import ImageError, load_image
+from tests.data_pipeline.photographs import photograph_source
 
 FEW = "people:in_train?identities=3&pictures=4"
 
@@ -70,9 +70,8 @@ def test_pictures_in_memory_are_safe(few):
 
 def test_people_train_without_files(few, tokenizers):
     records, read_image = few
-    source = ExampleSource(
-        records, tokenizers, seed=0, size=64, id_size=32, read_image=read_image, random_crop=False
-    )
+    options = {"size": 64, "id_size": 32, "read_image": read_image, "random_crop": False}
+    source = photograph_source(records, tokenizers, seed=0, **options)
     pictures = np.stack([read_image(record.image) for record in records])
     shown = set()
     for n in range(len(records)):
@@ -89,6 +88,26 @@ def test_people_need_no_heavy_library():
         "assert read_image(records[0].image).shape == (64, 64, 3)\n"
         "heavy = {'tensorflow', 'tensorflow_datasets', 'torch', 'jax', 'skimage'}\n"
         "assert not heavy & set(sys.modules), heavy & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize(
+    ("module", "absent"),
+    [
+        ("data_pipeline.sources", ["data_pipeline.shards", "tensorflow_datasets"]),
+        ("data_pipeline.shard_reading", ["data_pipeline.shards", "data_pipeline.sources"]),
+        ("data_pipeline.shards", ["tensorflow_datasets", "data_pipeline.people"]),
+        ("data_pipeline.manifest", ["data_pipeline.sources", "data_pipeline.shard_reading"]),
+    ],
+)
+def test_no_module_imports_what_imports_it(module, absent):
+    """Each alone in a process: writing shards reads sources, which read shards."""
+    code = (
+        f"import sys, {module}\n"
+        f"found = set(sys.modules) & set({absent!r})\n"
+        "assert not found, found\n"
+        f"assert {module!r} in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
 
@@ -121,6 +140,6 @@ def test_a_folder_of_something_else(tmp_path):
 
 
 def test_every_field_of_a_record_is_filled(few):
-    """But the two that tell what a picture was cut from."""
+    """But the two that tell what a picture was cut from, and what a manifest may add."""
     absent = {f.name for f in fields(Record) if any(not getattr(r, f.name) for r in few[0])}
-    assert absent == {"original_size", "crop"}
+    assert absent == {"original_size", "crop", "images", "extra"}

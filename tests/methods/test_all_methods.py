@@ -13,23 +13,27 @@ from flax import nnx
 
 from configs import base as base_config
 from configs import experiments
+from data_pipeline.examples.fields import Call, unflatten
 from persongen_jax import train
 from persongen_jax.checkpoint import Checkpoints, load_trained
 from persongen_jax.conditioning import Conditioning, TokenStream
 from persongen_jax.methods import METHODS
-from persongen_jax.methods.base import drop_condition, one_class_token
 from persongen_jax.methods.start import settle_step
 from persongen_jax.models.attention import Composition, branch_names
 from persongen_jax.models.lora import lora_layers
-from persongen_jax.partition import assign_groups, leaf_paths, make_optimizer, split_model
+from persongen_jax.optimizer import make_optimizer
+from persongen_jax.partition import assign_groups, leaf_paths, split_model
 from persongen_jax.pipeline import Pipeline
 from persongen_jax.sharding import make_mesh, replicated
+from persongen_jax.systems.diffusion import drop_conditions
+from persongen_jax.systems.open import open_system
 from persongen_jax.weights.errors import KeyMismatch, MissingFile
 from persongen_jax.weights.photomaker import save_photomaker
 from persongen_jax.weights.sdxl import load_sdxl
-from tests.training_runs import small_base, small_config
+from tests.training_runs import changed, small_base, small_config
 
 PROMPT, SCENE, CLOTHES = "a woman img in a red hat", "a beach, two boats", "she wears a coat"
+PLAIN = "a woman in a red hat"
 # methods.md: the streams beside "text", and the groups that are trained.
 STREAMS = {
     "photomaker": "",
@@ -49,6 +53,8 @@ GROUPS = {
     "photomaker_bg_body": "projections fuse_module lora background body",
     "cascade": "projections id_norm background body identity",
 }
+# Where the identity enters at the class word, a prompt has to say which one that is.
+AT_TRIGGER = {"photomaker", "dual", "photomaker_bg", "photomaker_bg_body"}
 BRANCHED = [name for name, streams in STREAMS.items() if "identity" in streams]
 TOWER = 3  # how far the file's image tower is from the base's
 each_method = pytest.mark.parametrize("name", STREAMS)
@@ -63,34 +69,29 @@ def config(tmp_path_factory, sample_photos):
 
 @pytest.fixture(scope="module")
 def build(config):
-    """name to (base, method), each built once."""
+    """name to the system with this method, each opened once."""
 
     @functools.cache
     def build(name):
-        return train.build_model(changed(config, method=name))
+        return open_system(changed(config, method=name))
 
     return build
 
 
-def changed(config, **changes):
-    config = config.copy_and_resolve_references()
-    config.update(changes)
-    return config
+def text_field(system):
+    return next(field for field in system.fields if field.name == "text")
 
 
-def make_batch(base, references=2):
-    encode = base.tokenizers.encode
-    ids, mask, plain = base.tokenizers.encode_with_trigger(PROMPT, references)
-    pixels = np.random.default_rng(0).standard_normal((2, 4, 32, 32, 3)).astype(np.float32)
-    texts = {"text": ids, "background": encode(SCENE), "body": encode(CLOTHES)}
-    batch = {
-        "input_ids": {name: np.stack([own] * 2) for name, own in texts.items()},
-        "class_tokens_mask": np.stack([mask] * 2),
-        "id_pixel_values": pixels,
-        "id_mask": np.stack([np.arange(4) < references] * 2),
-        "time_ids": np.array([[64, 64, 0, 0, 64, 64]] * 2, np.float32),
-    }
-    return jax.tree.map(jnp.asarray, batch), plain
+def make_batch(system, references=2):
+    """Twice the same prompts and references, by the system's own fields."""
+    size = (references, 32, 32, 3)
+    faces = list(np.random.default_rng(0).integers(0, 256, size, np.uint8))
+    parts = {"background": [SCENE] * 2, "body": [CLOTHES] * 2}
+    time_ids = np.array([[64, 64, 0, 0, 64, 64]] * 2, np.float32)
+    call, batch = Call([PROMPT] * 2, parts, [[faces]] * 2, time_ids, (64, 64)), {}
+    for field in system.fields:
+        batch |= field.given(call)
+    return jax.tree.map(jnp.asarray, unflatten(batch))
 
 
 def test_the_table_of_methods():
@@ -100,8 +101,8 @@ def test_the_table_of_methods():
 
 @each_method
 def test_every_group_has_its_rate_in_both_configs(name, build):
-    base, method = build(name)
-    groups = assign_groups(leaf_paths(base.model), method.groups)
+    system = build(name)
+    groups = assign_groups(leaf_paths(system.model), system.table)
     assert set(groups.values()) == set(GROUPS[name].split())
     full = "configs.base" if name == "photomaker" else f"configs.{name}"
     for module in (full, f"configs.mini.{name}"):
@@ -114,7 +115,7 @@ def test_every_group_has_its_rate_in_both_configs(name, build):
 
 
 def test_the_experiments_differ_from_the_baseline_by_keys_that_work(build):
-    base, _ = build("photomaker")
+    model = build("photomaker").model
     names = [module.name for module in pkgutil.iter_modules(experiments.__path__)]
     numbered = [f"e5_1_{n}" for n in (1, 2, 3, 4, 5, 7, 8)] + [f"a1_{n}" for n in range(1, 6)]
     assert sorted(names) == sorted(numbered)
@@ -122,42 +123,45 @@ def test_the_experiments_differ_from_the_baseline_by_keys_that_work(build):
     for name in names:
         config = importlib.import_module(f"configs.experiments.{name}").get_config()
         assert config.keys() == defaults.keys()
-        groups = assign_groups(leaf_paths(base.model), config.trainable)
+        groups = assign_groups(leaf_paths(model), config.trainable)
         make_optimizer(config, groups)
         assert ("id_encoder" in groups.values()) == (name in ("e5_1_1", "e5_1_2", "e5_1_5", "a1_1"))
 
 
 @each_method
 def test_the_streams_and_what_they_hold(name, build):
-    base, method = build(name)
-    batch, plain = make_batch(base)
-    streams = method.condition(base.model, batch).streams
+    system = build(name)
+    model, encode = system.model, system.base.tokenizers.encode
+    batch = make_batch(system)
+    assert set(batch["input_ids"]) == {"text"} | set(STREAMS[name].split()) - {"identity"}
+    streams = system.condition(model, batch).streams
     assert set(streams) - {"text"} == set(STREAMS[name].split())
-    assert branch_names(base.model.unet) == sorted(STREAMS[name].split())
+    assert branch_names(model.unet) == sorted(STREAMS[name].split())
     for stream, text in (("background", SCENE), ("body", CLOTHES)):
         if stream in streams:
-            ids = jnp.asarray(np.stack([base.tokenizers.encode(text)] * 2))
-            assert np.array_equal(streams[stream].tokens, base.model.encode_prompt(ids)[0])
+            ids = jnp.asarray(np.stack([encode(text)] * 2))
+            assert np.array_equal(streams[stream].tokens, model.encode_prompt(ids)[0])
     if "identity" in streams:
         identity = streams["identity"]
         assert identity.tokens.shape == (2, 4, streams["text"].tokens.shape[2])
         assert np.array_equal(identity.mask, batch["id_mask"])
         assert np.allclose(identity.tokens.mean(-1), 0, atol=1e-5)  # it is normalised
         assert not np.allclose(identity.tokens[0, 0], identity.tokens[0, 1])
-    if not method.needs_trigger:
-        ids = jnp.asarray(np.stack([base.tokenizers.encode(plain)] * 2))
-        assert np.array_equal(streams["text"].tokens, base.model.encode_prompt(ids)[0])
+    assert ("class_tokens_mask" in batch) == (name in AT_TRIGGER)
+    if name not in AT_TRIGGER:
+        ids = jnp.asarray(np.stack([encode(PLAIN)] * 2))
+        assert np.array_equal(streams["text"].tokens, model.encode_prompt(ids)[0])
 
 
 @each_method
 def test_dropping_takes_the_identity_and_all_prompts_out(name, build):
-    base, method = build(name)
-    batch, _ = make_batch(base)
-    empty = base.tokenizers.encode("")
-    dropped = drop_condition(batch, jnp.array([True, True]), empty)
+    system = build(name)
+    batch, model = make_batch(system), system.model
+    empty = system.base.tokenizers.encode("")
+    dropped = drop_conditions(system.fields, batch, jnp.array([True, True]))
     other = {**dropped, "id_pixel_values": dropped["id_pixel_values"] + 1}
-    first, second = (method.condition(base.model, b).streams for b in (dropped, other))
-    wanted = base.model.encode_prompt(jnp.asarray(np.stack([empty] * 2)))[0]
+    first, second = (system.condition(model, b).streams for b in (dropped, other))
+    wanted = model.encode_prompt(jnp.asarray(np.stack([empty] * 2)))[0]
     for stream in set(first) - {"identity"}:
         assert np.array_equal(first[stream].tokens, wanted)
         assert np.array_equal(first[stream].tokens, second[stream].tokens)
@@ -168,20 +172,20 @@ def test_dropping_takes_the_identity_and_all_prompts_out(name, build):
 @each_method
 def test_at_the_start_it_is_the_base_for_text_alone(name, build, config):
     """Bit for bit; with every other stream absent, or with the identity masked out."""
-    base, _ = build(name)
+    system = build(name)
     plain = plain_base(config.base).model
-    ids = jnp.asarray(np.stack([base.tokenizers.encode("a man")] * 2))
+    ids = jnp.asarray(np.stack([system.base.tokenizers.encode("a man")] * 2))
     embeds, pooled = plain.encode_prompt(ids)
     time_ids = jnp.asarray([[64.0, 64, 0, 0, 64, 64]] * 2)
     conditioning = Conditioning({"text": TokenStream(embeds)}, pooled, time_ids)
     x = jax.random.normal(jax.random.key(0), (2, 8, 8, 4))
     wanted = plain.unet(x, 500, conditioning)
-    assert np.array_equal(base.model.unet(x, 500, conditioning), wanted)
+    assert np.array_equal(system.model.unet(x, 500, conditioning), wanted)
     tokens, one = jnp.ones((2, 4, embeds.shape[2])), jnp.ones(2)
     masked = conditioning.with_stream("identity", tokens, jnp.zeros((2, 4), bool), one)
-    assert np.array_equal(base.model.unet(x, 500, masked), wanted)
+    assert np.array_equal(system.model.unet(x, 500, masked), wanted)
     there = conditioning.with_stream("identity", tokens, jnp.ones((2, 4), bool), one)
-    changes = not np.array_equal(base.model.unet(x, 500, there), wanted)
+    changes = not np.array_equal(system.model.unet(x, 500, there), wanted)
     # The cascade's added layers begin with zeros.
     assert changes == (name in BRANCHED and name != "cascade")
 
@@ -191,19 +195,17 @@ def plain_base(path):
     return load_sdxl(path)
 
 
-def test_of_the_copies_of_the_class_token_one_stays(build):
-    base, _ = build("photomaker")
-    tokenizers = base.tokenizers
-    wanted = tokenizers.encode("a woman in a red hat")
-    rows = [tokenizers.encode_with_trigger(PROMPT, n)[:2] for n in (1, 2, 3, 4)]
-    ids, masks = (np.stack(part) for part in zip(*rows, strict=True))
-    assert np.array_equal(one_class_token(ids, masks), np.stack([wanted] * 4))
-    assert np.array_equal(one_class_token(ids, masks & False), ids)
-    # A prompt without room for padding keeps its beginning and ends as a prompt has to.
-    ids, mask, _ = tokenizers.encode_with_trigger("a man img" + " hat" * 99, 4)
-    found = np.asarray(one_class_token(ids[None], mask[None]))[0]
-    full = tokenizers.encode("a man" + " hat" * 99)
-    assert np.array_equal(found[:, :-4], full[:, :-4]) and np.array_equal(found[:, -1], ids[:, -1])
+@each_method
+def test_the_class_token_stands_once_per_reference_only_in_text_space(name, build):
+    text = text_field(build(name))
+    tokenizers = text.tokenizers
+    for count in (1, 2, 3, 4):
+        ids, mask, plain = text.read(PROMPT, count)
+        assert plain == PLAIN and mask.sum() == (count if name in AT_TRIGGER else 0)
+        wanted = tokenizers.encode(PLAIN)
+        if name in AT_TRIGGER:
+            wanted = tokenizers.encode_with_trigger(PROMPT, count)[0]
+        assert np.array_equal(ids, wanted)
 
 
 # ---- What a method starts from -----------------------------------------------------------------
@@ -212,7 +214,7 @@ def test_of_the_copies_of_the_class_token_one_stays(build):
 @pytest.fixture(scope="module")
 def photomaker_file(build, tmp_path_factory):
     """A PhotoMaker file whose LoRA does something, and with an image tower of its own."""
-    model = nnx.clone(build("photomaker")[0].model)
+    model = nnx.clone(build("photomaker").model)
     for i, layer in enumerate(lora_layers(model.unet).values()):
         layer.lora.up.set_value(jax.random.normal(jax.random.key(i), layer.lora.up.shape))
     kernel = model.id_encoder.visual_projection.kernel
@@ -229,12 +231,12 @@ def compositions(unet):
 
 
 def started(config, name, source):
-    return train.build_model(changed(config, method=name, start_from=str(source)))[0].model
+    return open_system(changed(config, method=name, start_from=str(source))).model
 
 
 def test_ip_lora_starts_with_photomakers_lora_on_both_once(config, build, photomaker_file):
     model = started(config, "ip_lora", photomaker_file)
-    plain = compositions(build("ip_lora")[0].model.unet)
+    plain = compositions(build("ip_lora").model.unet)
     layers = compositions(model.unet)
     assert len(layers) == len(plain) > 0
     for layer, bare in zip(layers, plain, strict=True):
@@ -248,7 +250,7 @@ def test_ip_lora_starts_with_photomakers_lora_on_both_once(config, build, photom
 
 
 def test_what_has_no_lora_takes_the_id_encoder_of_a_photomaker_file(config, build, photomaker_file):
-    model, fresh = started(config, "dual", photomaker_file), build("dual")[0].model
+    model, fresh = started(config, "dual", photomaker_file), build("dual").model
     encoder, own = model.id_encoder, model.id_tokens.visual_projection_3.kernel[...]
     heads = (encoder.visual_projection, encoder.visual_projection_2)
     assert np.array_equal(own, np.concatenate([head.kernel[...] for head in heads], axis=1))
@@ -269,10 +271,10 @@ def write_run(workdir, model, name, step=0, **config):
 
 def test_a_run_goes_on_in_stages(config, build, tmp_path):
     """Heads and MLP of the earlier run; a LoRA of another rank starts anew (thesis, A.1.5)."""
-    trainable = write_run(tmp_path, build("photomaker")[0].model, "photomaker")
+    trainable = write_run(tmp_path, build("photomaker").model, "photomaker")
     for rank in (config.rank, config.rank + 1):
         here = changed(config, rank=rank, start_from=str(tmp_path), method="photomaker_bg")
-        leaves = leaf_paths(train.build_model(here)[0].model)
+        leaves = leaf_paths(open_system(here).model)
         for path, array in trainable.items():
             taken = np.array_equal(leaves[path].get_value(), array)
             assert taken == (rank == config.rank or "/lora/" not in path)
@@ -285,7 +287,7 @@ def test_a_run_goes_on_from_what_the_run_before_it_started_from(
     extra_rank, config, build, photomaker_file, tmp_path
 ):
     """Two stages back lies a file; only its image tower is in no checkpoint."""
-    model = build("photomaker")[0].model
+    model = build("photomaker").model
     heads = write_run(tmp_path / "a", model, "photomaker", start_from=str(photomaker_file))
     fewer = {path: array + 1 for path, array in heads.items() if "visual_projection" in path}
     checkpoints = Checkpoints(tmp_path / "b")
@@ -293,7 +295,7 @@ def test_a_run_goes_on_from_what_the_run_before_it_started_from(
     checkpoints.save(0, fewer, {"count": np.zeros(1)}, settings)
     checkpoints.close()
     here = changed(config, rank=config.rank + extra_rank, start_from=str(tmp_path / "b"))
-    leaves = leaf_paths(train.build_model(here)[0].model)
+    leaves = leaf_paths(open_system(here).model)
     bias = "id_encoder/vision_model/post_layernorm/bias"
     own = leaf_paths(model)[bias].get_value()
     assert np.allclose(leaves[bias].get_value(), own + TOWER)
@@ -306,20 +308,20 @@ def test_a_run_goes_on_from_what_the_run_before_it_started_from(
     checkpoints.save(0, fewer, {"count": np.zeros(1)}, {**settings, "method": "dual"})
     checkpoints.close()
     here = changed(here, start_from=str(tmp_path / "c"))
-    layers = lora_layers(train.build_model(here)[0].model.unet).values()
+    layers = lora_layers(open_system(here).model.unet).values()
     assert all(layer.lora.up[...].any() != bool(extra_rank) for layer in layers)
     assert not lora_layers(started(config, "dual", tmp_path / "c").unet)
 
 
 def test_what_is_copied_is_copied_from_what_the_earlier_run_trained(config, build, tmp_path):
-    write_run(tmp_path / "photomaker", build("photomaker")[0].model, "photomaker")
+    write_run(tmp_path / "photomaker", build("photomaker").model, "photomaker")
     for layer in compositions(started(config, "ip_lora", tmp_path / "photomaker").unet):
         for name in ("to_k", "to_v"):
             base, copy = getattr(layer, name).lora, getattr(layer.branches["identity"], name).lora
             assert base.up[...].any() and np.array_equal(base.up[...], copy.up[...])
             assert np.array_equal(base.down[...], copy.down[...])
     # What the earlier run trained of the copies themselves stays as it was trained.
-    model = nnx.clone(build("ip_lora")[0].model)
+    model = nnx.clone(build("ip_lora").model)
     for layer in compositions(model.unet):
         lora = layer.branches["identity"].to_k.lora
         lora.up.set_value(lora.up[...] + 3)
@@ -327,10 +329,10 @@ def test_what_is_copied_is_copied_from_what_the_earlier_run_trained(config, buil
     leaves = leaf_paths(started(config, "ip_lora", tmp_path / "ip_lora"))
     assert all(np.array_equal(leaves[path].get_value(), x) for path, x in trained.items())
 
-    write_run(tmp_path / "heads", build("ip_adapter")[0].model, "ip_adapter")
+    write_run(tmp_path / "heads", build("ip_adapter").model, "ip_adapter")
     model = started(config, "dual", tmp_path / "heads")
     heads = (model.id_encoder.visual_projection, model.id_encoder.visual_projection_2)
-    first = build("dual")[0].model.id_encoder.visual_projection.kernel[...]
+    first = build("dual").model.id_encoder.visual_projection.kernel[...]
     assert np.array_equal(heads[0].kernel[...], first + 1)
     both = np.concatenate([head.kernel[...] for head in heads], axis=1)
     assert np.array_equal(model.id_tokens.visual_projection_3.kernel[...], both)
@@ -338,7 +340,7 @@ def test_what_is_copied_is_copied_from_what_the_earlier_run_trained(config, buil
 
 def test_the_step_that_a_run_started_from_stays_the_same(config, build, tmp_path):
     path = "id_encoder/visual_projection/kernel"
-    model, source = build("photomaker")[0].model, tmp_path / "earlier"
+    model, source = build("photomaker").model, tmp_path / "earlier"
     first = write_run(source, model, "photomaker", step=3)[path]
     here = settle_step(changed(config, start_from=str(source)), None)
     assert here.start_from_step == 3
@@ -347,7 +349,7 @@ def test_the_step_that_a_run_started_from_stays_the_same(config, build, tmp_path
     again.id_encoder.visual_projection.kernel.set_value(kernel + 5)
     last = write_run(source, again, "photomaker", step=7)[path]
     anew = changed(here, start_from_step=0)
-    found = [leaf_paths(train.build_model(c)[0].model)[path].get_value() for c in (here, anew)]
+    found = [leaf_paths(open_system(c).model)[path].get_value() for c in (here, anew)]
     assert np.array_equal(found[0], first) and np.array_equal(found[1], last)
     assert not np.array_equal(first, last)
     # Who does not name the step goes on with the one that the run began with.
@@ -355,23 +357,23 @@ def test_the_step_that_a_run_started_from_stays_the_same(config, build, tmp_path
     assert settle_step(changed(here, start_from_step=7), here.to_dict()).start_from_step == 7
     shutil.rmtree(source / "checkpoints" / "3")
     with pytest.raises(FileNotFoundError, match=r"start_from_step=3: .*there are 7.*bring back"):
-        train.build_model(here)
+        open_system(here)
 
 
 def test_a_run_saves_the_step_that_it_started_from(config, build, tmp_path, monkeypatch):
     source, workdir = tmp_path / "earlier", tmp_path / "run"
-    write_run(source, build("photomaker")[0].model, "photomaker", step=3)
+    write_run(source, build("photomaker").model, "photomaker", step=3)
     here = changed(config, start_from=str(source))
 
     def look(config, *_):
         raise InterruptedError(f"step {config.start_from_step}")
 
-    monkeypatch.setattr(train, "build_model", look)
+    monkeypatch.setattr(train, "open_system", look)
     with pytest.raises(InterruptedError, match="step 3"):
         train.train(here, workdir)
     settings = {**here.to_dict(), "start_from_step": 3}
-    write_run(workdir, build("photomaker")[0].model, **{**settings, "name": here.method})
-    write_run(source, build("photomaker")[0].model, "photomaker", step=7)
+    write_run(workdir, build("photomaker").model, **{**settings, "name": here.method})
+    write_run(source, build("photomaker").model, "photomaker", step=7)
     with pytest.raises(InterruptedError, match="step 3"):
         train.train(here, workdir)
     with pytest.raises(ValueError, match="start_from_step: 3 -> 7"):
@@ -383,10 +385,10 @@ def test_a_start_that_is_not_there(config, build, tmp_path):
     with pytest.raises(MissingFile, match=f"^config.{wanted}"):
         started(config, "photomaker", tmp_path / "nowhere")
     source, gone = tmp_path / "earlier", str(tmp_path / "nowhere")
-    write_run(source, build("photomaker")[0].model, "photomaker", start_from=gone)
+    write_run(source, build("photomaker").model, "photomaker", start_from=gone)
     with pytest.raises(MissingFile, match=f"^{source}: config.{wanted}"):
         started(config, "photomaker", source)
-    write_run(source, build("photomaker")[0].model, "photomaker", 1, start_from=str(source))
+    write_run(source, build("photomaker").model, "photomaker", 1, start_from=str(source))
     with pytest.raises(ValueError, match="started from each other"):
         started(config, "photomaker", source)
 
@@ -406,8 +408,8 @@ def test_two_steps_move_everything_and_the_run_can_be_loaded(name, config, build
     rates = {f"lr_{group}": 1e-2 for group in GROUPS[name].split()}
     settings = changed(settings, checkpoint_every=2, **rates)
     train.train(settings, tmp_path)
-    base, method = build(name)
-    first = split_model(base.model, method.groups)[1]
+    system = build(name)
+    first = split_model(system.model, system.table)[1]
     last = jax.tree.map(np.asarray, load_trained(tmp_path, replicated(make_mesh()))[0])
     assert first.keys() == last.keys()
     assert not [path for path in first if np.array_equal(first[path], last[path])]
@@ -415,5 +417,5 @@ def test_two_steps_move_everything_and_the_run_can_be_loaded(name, config, build
     pipe.load_method(None, tmp_path)
     leaves = leaf_paths(pipe.model)
     assert not [p for p in last if not np.array_equal(leaves[p].get_value(), last[p])]
-    assert pipe.streams == method.streams
+    assert pipe.streams == text_field(system).streams
     assert ("method:" + name in pipe.adapters) == ("lora" in GROUPS[name])

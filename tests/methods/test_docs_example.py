@@ -7,8 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from persongen_jax import methods, train
-from persongen_jax.partition import assign_groups, leaf_paths, make_optimizer
+from persongen_jax import methods
+from persongen_jax.optimizer import make_optimizer
+from persongen_jax.partition import assign_groups, leaf_paths
+from persongen_jax.systems.open import open_system
 from tests.methods.test_all_methods import make_batch
 from tests.training_runs import small_base
 
@@ -29,13 +31,13 @@ def example(monkeypatch):
 
 def test_the_eighth_method(example, tmp_path_factory):
     example.base, example.id_encoder = str(small_base(tmp_path_factory.getbasetemp())), ""
-    base, method = train.build_model(example)
-    groups = assign_groups(leaf_paths(base.model), method.groups)
+    system = open_system(example)
+    groups = assign_groups(leaf_paths(system.model), system.table)
     make_optimizer(example, groups)
-    batch, _ = make_batch(base, references=3)
-    found = method.condition(base.model, batch).streams["identity"]
-    each = methods.get_method("ip_adapter").condition(base.model, batch).streams["identity"]
+    batch, model = make_batch(system, references=3), system.model
+    found = system.condition(model, batch).streams["identity"]
+    each = methods.get_method("ip_adapter").condition(model, batch).streams["identity"]
     assert np.allclose(found.tokens[:, 0], each.tokens[:, :3].mean(axis=1), atol=1e-5)
     assert found.mask.shape == (2, 1) and found.mask.all()
     nobody = {**batch, "id_mask": jnp.zeros_like(batch["id_mask"])}
-    assert not method.condition(base.model, nobody).streams["identity"].mask.any()
+    assert not system.condition(model, nobody).streams["identity"].mask.any()

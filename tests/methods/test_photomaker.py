@@ -9,13 +9,14 @@ from flax import nnx
 
 from configs.first_light import get_config
 from persongen_jax.methods import get_method
-from persongen_jax.methods.base import drop_condition, without_identity
 from persongen_jax.models.clip import CLIPVisionModel
 from persongen_jax.models.id_encoder import FuseModule, PhotoMakerIDEncoder
 from persongen_jax.models.layers import UnusedRngs
 from persongen_jax.models.lora import lora_layers
-from persongen_jax.partition import assign_groups, leaf_paths, merge_model, split_model
-from persongen_jax.train import build_model
+from persongen_jax.partition import assign_groups, leaf_paths, split_model
+from persongen_jax.systems.diffusion import drop_conditions
+from persongen_jax.systems.open import open_system
+from persongen_jax.train_step import merge_model
 from persongen_jax.weights.errors import MissingFile
 from persongen_jax.weights.loader import parameter_leaves, torch_key
 from tests.twins import relative_error
@@ -134,8 +135,7 @@ def test_full_size_keys_are_those_of_photomaker_v1():
 def built(tiny_base):
     config = get_config()
     config.base = str(tiny_base)
-    base, method = build_model(config)
-    return config, base, method
+    return open_system(config)
 
 
 def make_batch(base, b=2):
@@ -154,37 +154,35 @@ def test_at_the_start_the_unet_is_the_base(built, tiny_base):
     """LoRA's up is zero: for text alone, the model is bit-equal to the one without a method."""
     from persongen_jax.weights.sdxl import load_sdxl
 
-    _, base, method = built
-    batch = without_identity(jax.tree.map(jnp.asarray, make_batch(base)))
-    conditioning = method.condition(base.model, batch)
+    batch = jax.tree.map(jnp.asarray, make_batch(built.base))
+    batch["id_mask"] = jnp.zeros_like(batch["id_mask"])
+    conditioning = built.condition(built.model, batch)
     plain = load_sdxl(tiny_base).model
     x = jax.random.normal(jax.random.key(0), (2, 8, 8, 4))
     embeds, pooled = plain.encode_prompt(batch["input_ids"]["text"])
     assert np.array_equal(conditioning.streams["text"].tokens, embeds)
     assert np.array_equal(conditioning.pooled_prompt_embeds, pooled)
-    assert np.array_equal(base.model.unet(x, 500, conditioning), plain.unet(x, 500, conditioning))
+    assert np.array_equal(built.model.unet(x, 500, conditioning), plain.unet(x, 500, conditioning))
 
 
 def test_lora_lies_on_every_attention_layer(built):
-    _, base, _ = built
-    blocks = {path[:-1] for path in lora_layers(base.model.unet) if path[-1] == "to_q"}
-    layers = lora_layers(base.model.unet)
+    layers = lora_layers(built.model.unet)
+    blocks = {path[:-1] for path in layers if path[-1] == "to_q"}
     assert len(layers) == 4 * len(blocks)
     assert all("attn1" in path or "attn2" in path for path in layers)
 
 
 @pytest.mark.slow
 def test_gradients_reach_every_group_and_nothing_frozen_is_in_them(built):
-    config, base, method = built
-    graphdef, trainable, frozen, groups = split_model(base.model, method.groups)
+    graphdef, trainable, frozen, groups = split_model(built.model, built.table)
     assert set(groups.values()) == {"projections", "fuse_module", "lora"}
-    batch = jax.tree.map(jnp.asarray, make_batch(base))
+    batch = jax.tree.map(jnp.asarray, make_batch(built.base))
     # With ``up`` at zero no gradient reaches ``down``; move it as training's first step would.
     trainable = {k: v + 0.01 if k.endswith("/up") else v for k, v in trainable.items()}
 
     def loss(trainable):
         model = merge_model(graphdef, trainable, frozen)
-        out = model.unet(jnp.ones((2, 8, 8, 4)), 500, method.condition(model, batch))
+        out = model.unet(jnp.ones((2, 8, 8, 4)), 500, built.condition(model, batch))
         return jnp.square(out).mean()
 
     grads = jax.grad(loss)(trainable)
@@ -194,28 +192,25 @@ def test_gradients_reach_every_group_and_nothing_frozen_is_in_them(built):
 
 
 def test_dropping_gives_the_empty_prompt_and_no_identity(built):
-    _, base, method = built
-    batch = jax.tree.map(jnp.asarray, make_batch(base))
-    empty_ids = base.tokenizers.encode("")
-    dropped = drop_condition(batch, jnp.array([True, False]), empty_ids)
+    batch = jax.tree.map(jnp.asarray, make_batch(built.base))
+    empty_ids = built.base.tokenizers.encode("")
+
+    def drop(batch):
+        return drop_conditions(built.fields, batch, jnp.array([True, False]))
+
+    dropped = drop(batch)
     assert np.array_equal(dropped["input_ids"]["text"][0], empty_ids)
     assert not dropped["id_mask"][0].any() and not dropped["class_tokens_mask"][0].any()
     kept = jax.tree.map(lambda x: x[1], (dropped, batch))
     assert all(map(np.array_equal, *map(jax.tree.leaves, kept)))
     other = {**batch, "id_pixel_values": batch["id_pixel_values"] + 1}
-    tokens = [
-        method.condition(base.model, drop_condition(b, jnp.array([True, False]), empty_ids))
-        .streams["text"]
-        .tokens
-        for b in (batch, other)
-    ]
+    tokens = [built.condition(built.model, drop(b)).streams["text"].tokens for b in (batch, other)]
     assert np.array_equal(tokens[0][0], tokens[1][0])
     assert not np.array_equal(tokens[0][1], tokens[1][1])
 
 
 def test_a_row_that_matches_nothing_or_twice_is_an_error(built):
-    _, base, method = built
-    paths = leaf_paths(base.model)
+    paths = leaf_paths(built.model)
     with pytest.raises(ValueError, match="match no parameter.*unet/nothing"):
         assign_groups(paths, [("unet/nothing", "lora")])
     with pytest.raises(ValueError, match="matched by"):
@@ -228,4 +223,4 @@ def test_an_unknown_method_and_a_missing_image_encoder_are_named(tiny_base, tmp_
     config = get_config()
     config.base, config.id_encoder = str(tiny_base), str(tmp_path / "nothing")
     with pytest.raises(MissingFile, match="--config.id_encoder"):
-        build_model(config)
+        open_system(config)

@@ -13,16 +13,19 @@ from PIL import Image
 from configs import photomaker_bg
 from configs.first_light import get_config as first_light
 from configs.first_light_bg import get_config
+from data_pipeline.examples.fields import Call
 from persongen_jax import generate, train
-from persongen_jax import pipeline as pipeline_module
 from persongen_jax.checkpoint import Checkpoints, load_trained
 from persongen_jax.conditioning import Conditioning
-from persongen_jax.methods.base import drop_condition
 from persongen_jax.models.attention import ParallelCrossAttention, branch_names
 from persongen_jax.models.lora import lora_layers
-from persongen_jax.partition import make_optimizer, split_model
-from persongen_jax.pipeline import Pipeline
+from persongen_jax.optimizer import make_optimizer
+from persongen_jax.partition import split_model
+from persongen_jax.pipeline import Pipeline, conditioner
+from persongen_jax.pipeline.images import sample_steps
 from persongen_jax.sharding import make_mesh, replicated
+from persongen_jax.systems.diffusion import drop_conditions
+from persongen_jax.systems.open import open_system
 from tests.training_runs import small_base
 
 PROMPT, SCENE = "a woman img in a red hat", "a beach, two boats"
@@ -42,9 +45,7 @@ def small(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def built(small):
-    config = configured(get_config, small)
-    base, method = train.build_model(config)
-    return config, base, method
+    return open_system(configured(get_config, small))
 
 
 def make_batch(base, background=SCENE, b=2):
@@ -63,15 +64,16 @@ def make_batch(base, background=SCENE, b=2):
     return jax.tree.map(jnp.asarray, batch)
 
 
-def condition(base, method, batch) -> Conditioning:
+def condition(system, batch) -> Conditioning:
     """Compiled, as everywhere else."""
-    return pipeline_module._condition(method, *nnx.split(base.model.conditioner()), batch)
+    view = system.model.conditioner()
+    return conditioner._condition(system.method, *nnx.split(view), batch)
 
 
 def encode(base, text):
     """prompt_embeds [2, 77, d] of a text twice."""
     ids = np.stack([base.tokenizers.encode(text)] * 2)
-    return pipeline_module._encode_prompt(*nnx.split(base.model.conditioner()), ids)[0]
+    return conditioner._encode_prompt(*nnx.split(base.model.conditioner()), ids)[0]
 
 
 def cross_attentions(unet):
@@ -79,15 +81,14 @@ def cross_attentions(unet):
 
 
 def test_every_group_has_its_rate_in_both_configs(built, small):
-    config, base, method = built
-    _, trainable, frozen, groups = split_model(base.model, method.groups)
+    _, trainable, frozen, groups = split_model(built.model, built.table)
     assert set(groups.values()) == {"projections", "fuse_module", "lora", "background"}
-    make_optimizer(config, groups)
+    make_optimizer(built.config, groups)
     full = photomaker_bg.get_config()
     assert {full[f"lr_{group}"] for group in groups.values()} == {1e-5}
     make_optimizer(full, groups)
     background = [path for path, group in groups.items() if group == "background"]
-    layers = cross_attentions(base.model.unet)
+    layers = cross_attentions(built.model.unet)
     assert len(background) == 2 * len(layers) > 0
     assert all(trainable[path].dtype == jnp.float32 for path in background)
     frozen = ["/".join(map(str, path)) for path, _ in nnx.to_flat_state(frozen)]
@@ -95,30 +96,27 @@ def test_every_group_has_its_rate_in_both_configs(built, small):
 
 
 def test_lora_lies_on_the_base_layers_only(built):
-    _, base, _ = built
-    layers = lora_layers(base.model.unet)
+    layers = lora_layers(built.model.unet)
     assert layers and not any("branches" in path for path in layers)
-    assert len(layers) == 8 * len(cross_attentions(base.model.unet))
+    assert len(layers) == 8 * len(cross_attentions(built.model.unet))
 
 
 def test_the_streams_and_what_they_hold(built):
-    _, base, method = built
-    batch = make_batch(base)
-    streams = condition(base, method, batch).streams
+    base, batch = built.base, make_batch(built.base)
+    streams = condition(built, batch).streams
     assert streams.keys() == {"text", "background"}
     wanted = encode(base, SCENE)
     assert np.array_equal(streams["background"].tokens, wanted)
-    dropped = drop_condition(batch, jnp.array([True, False]), base.tokenizers.encode(""))
-    dropped = condition(base, method, dropped).streams["background"].tokens
+    dropped = drop_conditions(built.fields, batch, jnp.array([True, False]))
+    dropped = condition(built, dropped).streams["background"].tokens
     assert np.array_equal(dropped[0], encode(base, "")[0])
     assert np.array_equal(dropped[1], wanted[1])
 
 
 def test_without_its_branch_it_is_photomaker(built, small):
     """At scale 0 bit for bit; at scale 1, with the base's keys and values, it is something else."""
-    _, base, method = built
-    plain_base, photomaker = train.build_model(configured(first_light, small))
-    batch = make_batch(base)
+    plain = open_system(configured(first_light, small))
+    batch = make_batch(built.base)
     x = jax.random.normal(jax.random.key(0), (2, 8, 8, 4))
 
     def run(model, conditioning):
@@ -126,11 +124,11 @@ def test_without_its_branch_it_is_photomaker(built, small):
         run = jax.jit(lambda state, x, c: nnx.merge(graphdef, state)(x, 500, c))
         return np.asarray(run(state, x, conditioning))
 
-    conditioning = condition(base, method, batch)
-    wanted = run(plain_base.model, condition(plain_base, photomaker, batch))
+    conditioning = condition(built, batch)
+    wanted = run(plain.model, condition(plain, batch))
     background = conditioning.streams["background"].tokens
     silent = conditioning.with_stream("background", background, scale=jnp.array([0.0, 1.0]))
-    found = run(base.model, silent)
+    found = run(built.model, silent)
     assert np.array_equal(found[0], wanted[0])
     assert np.abs(found[1] - wanted[1]).max() > 1e-3
 
@@ -158,8 +156,7 @@ def trained(workdir):
 
 @pytest.mark.slow
 def test_gradients_move_every_trained_leaf(built, run):
-    _, base, method = built
-    first, last = split_model(base.model, method.groups)[1], trained(run)
+    first, last = split_model(built.model, built.table)[1], trained(run)
     assert first.keys() == last.keys()
     assert not [path for path in first if np.array_equal(first[path], last[path])]
 
@@ -184,7 +181,7 @@ def pipe(small, run):
 FACE = np.random.default_rng(0).integers(0, 256, (40, 40, 3), np.uint8)
 
 
-def paint(pipe, prompts=PROMPT, **settings):
+def sample(pipe, prompts=PROMPT, **settings):
     count = 1 if isinstance(prompts, str) else len(prompts)
     settings = {"references": [[FACE]] * count, "num_inference_steps": 2, **settings}
     settings = {"batch_size": 1, "start_merge_step": 0, "output_type": "np", **settings}
@@ -194,7 +191,8 @@ def paint(pipe, prompts=PROMPT, **settings):
 def test_guidance_holds_what_training_showed(pipe):
     """Background from the first step on; the encoded empty prompt on the unconditional side."""
     scene, ids = {"background": [SCENE]}, np.array([[64, 64, 0, 0, 64, 64]], np.float32)
-    guidance = pipe._identity_guidance([PROMPT], [None], [[[FACE]]], scene, ids)
+    call = Call([PROMPT], scene, [[[FACE]]], ids, (64, 64))
+    guidance = pipe.conditioner.guidance(call, [None], None, [0])
     sides = (guidance.late, guidance.early, guidance.unconditional)
     late, early, unconditional = (side.streams["background"].tokens for side in sides)
     assert np.array_equal(late, pipe.encode_prompt([SCENE])[0])
@@ -208,33 +206,33 @@ def test_guidance_holds_what_training_showed(pipe):
 
 def test_the_background_acts_even_if_the_identity_never_does(pipe):
     never = {"start_merge_step": 9}
-    beach, castle = (paint(pipe, background=text, **never) for text in (SCENE, "a castle"))
+    beach, castle = (sample(pipe, background=text, **never) for text in (SCENE, "a castle"))
     assert np.abs(beach - castle).max() > 1e-3
-    assert np.array_equal(paint(pipe, **never), paint(pipe, background="", **never))
+    assert np.array_equal(sample(pipe, **never), sample(pipe, background="", **never))
 
 
 def test_one_background_for_all_or_one_each(pipe):
     prompts = [PROMPT, PROMPT]
     noise = np.random.default_rng(0).standard_normal((1, 8, 8, 4)).repeat(2, axis=0)
-    same = paint(pipe, prompts, background=SCENE, latents=noise)
-    each = paint(pipe, prompts, background=[SCENE, "a castle"], latents=noise)
+    same = sample(pipe, prompts, background=SCENE, latents=noise)
+    each = sample(pipe, prompts, background=[SCENE, "a castle"], latents=noise)
     assert np.array_equal(same[0], same[1])
     assert np.array_equal(each[0], same[0]) and not np.allclose(each[1], same[1])
     twice = {"num_images_per_prompt": 2, "background": ["a castle", SCENE]}
     latents = noise.repeat(2, axis=0)
-    pictures = paint(pipe, prompts, latents=latents, **twice)
+    pictures = sample(pipe, prompts, latents=latents, **twice)
     assert [np.array_equal(picture, same[0]) for picture in pictures] == [False] * 2 + [True] * 2
 
 
 def test_scales_change_the_picture_and_compile_nothing(pipe):
-    whole = paint(pipe, background=SCENE)
-    compiled = pipeline_module._sample._cache_size()
-    assert np.array_equal(paint(pipe, background=SCENE, scales={"background": 1.0}), whole)
-    half = paint(pipe, background=SCENE, scales={"background": 0.5})
-    silent = [paint(pipe, background=text, scales={"background": 0}) for text in (SCENE, "x")]
+    whole = sample(pipe, background=SCENE)
+    compiled = sample_steps._cache_size()
+    assert np.array_equal(sample(pipe, background=SCENE, scales={"background": 1.0}), whole)
+    half = sample(pipe, background=SCENE, scales={"background": 0.5})
+    silent = [sample(pipe, background=text, scales={"background": 0}) for text in (SCENE, "x")]
     assert not np.allclose(half, whole) and not np.allclose(silent[0], whole)
     assert np.array_equal(*silent)
-    assert pipeline_module._sample._cache_size() == compiled
+    assert sample_steps._cache_size() == compiled
 
 
 @pytest.mark.parametrize(
@@ -244,36 +242,36 @@ def test_scales_change_the_picture_and_compile_nothing(pipe):
         ({"background": ["a", "b"]}, "2 background prompts for 1 prompts"),
         ({"background": "a", "references": None}, "references"),
         ({"scales": {"background": 2}, "references": None}, "references"),
-        ({"scales": {"body": 0.5}}, "'body'.*background, text"),
+        ({"scales": {"body": 0.5}}, "'body'.*background, identity, lora"),
         ({"scales": {"text": 0.5}}, "'text'"),
     ],
 )
 def test_bad_arguments_are_named(settings, named, pipe):
     with pytest.raises(ValueError, match=named):
-        paint(pipe, **settings)
+        sample(pipe, **settings)
 
 
 def save_untrained(config, workdir):
-    base, method = train.build_model(config)
+    system = open_system(config)
     checkpoints = Checkpoints(workdir)
-    trainable = split_model(base.model, method.groups)[1]
+    trainable = split_model(system.model, system.table)[1]
     checkpoints.save(0, trainable, {"count": np.zeros(1)}, config.to_dict())
     checkpoints.close()
 
 
 def test_methods_follow_each_other_on_one_pipeline(pipe, small, run, tmp_path):
     """A method's branches go when another method comes."""
-    before = paint(pipe, background=SCENE)
+    before = sample(pipe, background=SCENE)
     save_untrained(configured(first_light, small), tmp_path / "photomaker")
     pipe.load_method(None, tmp_path / "photomaker")
     assert branch_names(pipe.model.unet) == [] and pipe.streams == ("text",)
     with pytest.raises(ValueError, match="background='a beach'.*say it in the prompt"):
-        paint(pipe, background="a beach")
+        sample(pipe, background="a beach")
     alone = Pipeline.from_pretrained(small)
     alone.load_method(None, tmp_path / "photomaker")
-    assert np.array_equal(paint(pipe), paint(alone))
+    assert np.array_equal(sample(pipe), sample(alone))
     pipe.load_method(None, run)
-    assert np.array_equal(paint(pipe, background=SCENE), before)
+    assert np.array_equal(sample(pipe, background=SCENE), before)
 
 
 def test_branches_have_no_place_in_a_diffusers_folder(small, run, tmp_path):
@@ -297,7 +295,7 @@ def test_generate_gives_each_part_its_stream(small, run, pipe, tmp_path, capsys)
     method = ["--method-weights", run, "--reference", tmp_path / "face.png", "--no-crop"]
     method += ["--start-merge-step", 0, "--prompt", PROMPT]
     (beach,), note = command(small, tmp_path / "a", *method, "--background", SCENE)
-    wanted = (paint(pipe, background=SCENE, guidance_scale=5.0)[0] * 255).round()
+    wanted = (sample(pipe, background=SCENE, guidance_scale=5.0)[0] * 255).round()
     assert np.array_equal(beach, wanted)
     assert note["background"] == SCENE and note["prompt"] == PROMPT and "body" not in note
     (castle,), _ = command(small, tmp_path / "b", *method, "--background", "castle " * 80)
@@ -305,7 +303,7 @@ def test_generate_gives_each_part_its_stream(small, run, pipe, tmp_path, capsys)
     assert 'the background is too long; this part is cut: "castle' in capsys.readouterr().err
     # The body has no stream in this method: it goes to the prompt.
     (body,), note = command(small, tmp_path / "c", *method, "--body", "She sings.")
-    wanted = (paint(pipe, PROMPT + ". She sings.")[0] * 255).round()
+    wanted = (sample(pipe, PROMPT + ". She sings.")[0] * 255).round()
     assert np.array_equal(body, wanted)
     assert note["body"] == "She sings."
 

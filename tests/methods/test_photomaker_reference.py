@@ -88,7 +88,7 @@ class Reference:
         pooled = self.tower(torch.from_numpy(pixels).permute(0, 3, 1, 2)).pooler_output
         return torch.cat([pooled @ head.T for head in self.heads], -1)
 
-    def paint(self, prompt, faces, latents):
+    def generate(self, prompt, faces, latents):
         before, word, behind, count = prompt
         early = self.encode(self.ids(f"{before} {word}{behind}")[0])
         ids, place = self.ids((f"{before} {word}", behind), count)
@@ -119,7 +119,7 @@ def test_the_same_pictures_as_the_reference(base, file):
     latents = rng.standard_normal((2, SIDE // 8, SIDE // 8, 4)).astype(np.float32)
     reference = Reference(base, file)
     with torch.no_grad():
-        wanted = [reference.paint(*each) for each in zip(PROMPTS, faces, latents, strict=True)]
+        wanted = [reference.generate(*each) for each in zip(PROMPTS, faces, latents, strict=True)]
     pipe = Pipeline.from_pretrained(base)
     pipe.load_method("photomaker", file)
     settings = {"num_inference_steps": STEPS, "guidance_scale": GUIDANCE, "output_type": "np"}

@@ -55,6 +55,7 @@ def test_same_score_as_transformers(ours, theirs, folder):
     assert found.shape == (len(TEXTS),)
     assert np.ptp(wanted) > 1  # not one number for all
     assert np.abs(found - wanted).max() < TOLERANCE
+    assert np.array_equal(ours.score_features(ours.image_features(images), TEXTS), found)
 
 
 def test_preprocessing_is_transformers(theirs):

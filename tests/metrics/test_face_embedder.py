@@ -60,6 +60,7 @@ def test_embeddings_are_the_recognisers_of_the_aligned_faces(embedder, twin):
     found, detected = embedder.embed(images)
     assert found.dtype == np.float32 and detected.dtype == bool and detected.all()
     assert embedder.dim == 6 and found.shape == (3, 6)
+    assert embedder.detector_name.startswith("keypoints:/")  # which one "auto" has found
     assert relative_error(found, expected(twin, images)) < 1e-5
     assert np.allclose(np.linalg.norm(found, axis=1), 1)
 
@@ -97,6 +98,7 @@ def test_a_file_and_its_folder_open_alike_and_name_their_licences(assets, embedd
     detector = f"keypoints:{assets / 'blind'}"
     other = open_face_embedder(assets / "backbone.pth", detector)
     assert other.licence == INSIGHTFACE_LICENCE and other.size == 16
+    assert other.detector_name == detector
 
 
 def test_a_detector_without_landmarks_is_refused(assets):

@@ -1,21 +1,20 @@
-"""Means, ranks and their people, on embeddings whose answers can be read off."""
+"""Values to means with their people, joined over runs, with and without a description."""
 
 import json
 
 import numpy as np
 import pytest
 
-from persongen_jax.metrics.face_similarity import rank1
-from persongen_jax.metrics.measures import face_measures, join_runs, mean_embedding, measure
-
-AXES = dict(zip("abc", np.eye(4)[:3], strict=True))
-
-
-def towards(first, second, cosine):
-    """A unit vector with this cosine to axis ``first``, the rest along ``second``."""
-    vector = np.zeros(4)
-    vector[first], vector[second] = cosine, np.sqrt(1 - cosine**2)
-    return vector
+from persongen_jax.metrics.base import Generated, Metric, Values
+from persongen_jax.metrics.face_similarity import mean_embedding
+from persongen_jax.metrics.measures import (
+    described,
+    join_measures,
+    join_runs,
+    measure,
+    measure_all,
+)
+from tests.metrics.known import generated, known_set
 
 
 def test_a_measure_counts_and_bounds():
@@ -30,66 +29,95 @@ def test_a_measure_counts_and_bounds():
     json.dumps([found, alone, measure([], [])], allow_nan=False)
 
 
-def test_faces_by_hand():
-    embeddings = np.stack(
-        [
-            towards(0, 1, 0.8),  # a: right, 0.6 to b
-            towards(0, 1, 0.6),  # a: nearer to b
-            np.full(4, np.nan),  # b: no face, and so anything
-            towards(1, 3, 0.5),  # b: right
-        ]
-    )
-    found = np.array([True, True, False, True])
-    measures = face_measures(embeddings, found, list("aabb"), AXES, AXES)
-    assert measures["face_sim"]["mean"] == pytest.approx((0.8 + 0.6 + 0.5) / 3)
-    assert measures["face_sim"]["n"] == 3
-    assert measures["face_sim_misses_as_0"]["mean"] == pytest.approx((0.8 + 0.6 + 0.5) / 4)
-    assert measures["detection_rate"]["mean"] == 0.75
-    assert measures["cosine_true"]["mean"] == pytest.approx((0.8 + 0.6 + 0.5) / 3)
-    # The two others of each: (0.6 + 0) / 2, (0.8 + 0) / 2, 0.
-    assert measures["cosine_others"]["mean"] == pytest.approx((0.3 + 0.4 + 0) / 3)
-    assert measures["rank1_10"]["mean"] == 0.5 and measures["rank1_10"]["among"] == 3
-    assert measures["rank1_10"]["people"] == {"a": [0.5, 2], "b": [0.5, 2]}
-    assert "rank1_100" not in measures
-
-
-def test_ranks_agree_with_rank1_and_the_gallery_may_be_larger():
-    rng = np.random.default_rng(0)
-    names = [f"p{i:02d}" for i in range(30)]
-    gallery = dict(zip(names, rng.standard_normal((30, 8)), strict=True))
-    people = np.array(names[:12]).repeat(4)
-    embeddings = np.stack([gallery[name] for name in people]) + 1.2 * rng.standard_normal((48, 8))
-    found = rng.random(48) < 0.8
-    own = {name: gallery[name] for name in names[:12]}
-    measures = face_measures(embeddings, found, people, own, own, gallery)
-    few = np.isin(people, names[:10])
-    wanted = rank1(
-        embeddings[few], people[few], list(gallery.values())[:10], names[:10], found[few]
-    )
-    assert 0.2 < wanted["rank1"] < 0.95
-    assert measures["rank1_10"]["mean"] == pytest.approx(wanted["rank1"])
-    assert measures["rank1_10"]["n"] == 40 and measures["rank1_10"]["among"] == 10
-    wanted = rank1(embeddings, people, list(gallery.values()), names, found)
-    assert measures["rank1_100"]["mean"] == pytest.approx(wanted["rank1"])
-    assert measures["rank1_100"]["among"] == 30
-
-
-def test_people_without_a_reference_are_left_out():
-    embeddings = np.stack([AXES["a"], AXES["b"]])
-    found = np.array([True, True])
-    only_a = {"a": AXES["a"]}
-    measures = face_measures(embeddings, found, list("ab"), only_a, only_a)
-    assert measures["face_sim"]["people"] == {"a": [1.0, 1]}
-    assert measures["cosine_others"]["n"] == 0  # there is nobody else
-    assert face_measures(embeddings[1:], found[1:], ["b"], only_a, only_a) == {}
-    none = face_measures(embeddings, np.array([False, False]), list("ab"), AXES, AXES)
-    assert none["face_sim"]["mean"] is None and none["rank1_10"]["mean"] == 0
-
-
 def test_mean_embedding_is_a_direction():
-    found = mean_embedding([AXES["a"], AXES["b"]])
+    found = mean_embedding(np.eye(4)[:2])
     assert np.allclose(found, [np.sqrt(0.5), np.sqrt(0.5), 0, 0])
     assert mean_embedding([]) is None
+
+
+# ---- metrics to measures -----------------------------------------------------------------------
+
+
+class Given(Metric):
+    """Gives what it is made with."""
+
+    name, title, form, chance = "given", "given", "{:.0f}", 0.25
+
+    def __init__(self, values):
+        self.values, self.judge = values, "judge.onnx"
+
+    def __call__(self, generated, known):
+        return self.values
+
+
+class OfSet(Given):
+    name, title, over, chance, plotted = "of_set", "of a set", "set", None, False
+
+
+def measured(metric):
+    return measure_all([metric], generated([0, 0, 0], "aab"), known_set({})).get(metric.name)
+
+
+def test_what_cannot_be_measured_is_left_out():
+    found = measured(Given(Values(np.array([1, np.nan, 4]), facts={"among": 7})))
+    assert found["people"] == {"a": [1.0, 1], "b": [4.0, 1]} and found["n"] == 2
+    description = {key: found[key] for key in ("title", "form", "over", "plotted", "judge")}
+    assert description == {
+        **{"title": "given", "form": "{:.0f}", "over": "images"},
+        **{"plotted": True, "judge": "judge.onnx"},
+    }
+    assert found["among"] == 7 and found["chance"] == 0.25
+    assert measured(Given(None)) is None
+    nothing = measured(Given(Values(np.full(3, np.nan))))
+    assert nothing["n"] == 0 and nothing["mean"] is None
+    json.dumps([found, nothing], allow_nan=False)
+
+
+def test_a_set_has_one_number():
+    found = measured(OfSet(Values(2.5, n=2, interval=(2.0, 3.0), facts={"n_real": 9})))
+    assert (found["mean"], found["low"], found["high"], found["n"]) == (2.5, 2.0, 3.0, 2)
+    assert found["n_real"] == 9 and "people" not in found and "chance" not in found
+    assert measured(OfSet(Values(2.5)))["n"] == 3
+    nothing = measured(OfSet(Values(float("nan"))))
+    assert nothing["mean"] is None and nothing["n"] == 0
+    json.dumps([found, nothing], allow_nan=False)
+
+
+@pytest.mark.parametrize("metric", [Given(Values(1.0)), OfSet(Values(np.ones(3)))])
+def test_values_of_another_kind_are_refused(metric):
+    with pytest.raises(ValueError, match=metric.name):
+        measured(metric)
+
+
+def test_inputs_are_one_each():
+    with pytest.raises(ValueError, match="2 images and 1 texts"):
+        Generated(np.zeros((2, 1, 1, 3), np.uint8), ["a", "b"], ["a"])
+    with pytest.raises(ValueError, match="attributes"):
+        generated([0], "a", inputs={"attributes": np.zeros((2, 5))})
+
+
+# ---- rows --------------------------------------------------------------------------------------
+
+
+def test_rows_of_earlier_versions_are_described_by_the_registry():
+    metrics = {
+        "clip_t": measure([1, 2], ["a", "b"]),
+        "rank1_10": {**measure([1], ["a"]), "among": 4},
+    }
+    row = {"metrics": {**metrics, "gone": measure([1], ["a"])}, "clip": "c", "face_net": "f"}
+    found = described(row)
+    assert found["clip_t"]["title"] == "CLIP-T" and found["clip_t"]["judge"] == "c"
+    assert found["rank1_10"]["judge"] == "f" and found["rank1_10"]["chance"] == 0.25
+    assert found["gone"]["title"] == "gone" and found["gone"]["judge"] is None
+    assert found["clip_t"]["people"] == metrics["clip_t"]["people"]
+    shuffled = {"metrics": dict(sorted(row["metrics"].items(), reverse=True))}
+    assert list(described(shuffled)) == ["clip_t", "rank1_10", "gone"]
+    # What describes itself needs no metric, and is taken at its word.
+    own = measured(OfSet(Values(1.0)))
+    assert described({"metrics": {"clip_t": own}})["clip_t"] is own
+
+
+# ---- several runs ------------------------------------------------------------------------------
 
 
 def test_runs_are_joined_over_seeds_and_people():
@@ -107,3 +135,36 @@ def test_runs_are_joined_over_seeds_and_people():
     again = join_runs([single])
     assert again["low"] == pytest.approx(single["low"], abs=0.02)
     assert again["high"] == pytest.approx(single["high"], abs=0.02)
+
+
+def of_set(mean, n=10, low=None, high=None):
+    return {"mean": mean, "low": low, "high": high, "n": n}
+
+
+def test_measures_without_people_are_joined_over_runs():
+    joint = join_runs([of_set(1.0), of_set(2.0), of_set(6.0), of_set(None, n=0)])
+    assert joint["mean"] == 3 and joint["runs"] == 3
+    assert joint["n"] == 30 and joint["n_each"] == 10
+    assert joint["low"] == 1 and joint["high"] == 6  # any of them may be drawn three times
+    assert join_runs([of_set(1.0), of_set(2.0, n=20)])["n"] == 30
+    # One run says nothing of others, but may know its own interval.
+    assert join_runs([of_set(2.0)])["low"] is None
+    assert join_runs([of_set(2.0, low=1.5, high=2.5)])["high"] == 2.5
+
+
+def test_a_mixture_is_joined_as_numbers():
+    joint = join_runs([measure([1, 3], ["a", "b"]), of_set(4.0, n=2), measure([], [])])
+    assert joint["mean"] == 3 and joint["runs"] == 2 and joint["n"] == 4
+    assert join_runs([of_set(None, n=0), measure([], [])])["mean"] is None
+
+
+def test_joint_measures_keep_what_their_descriptions_share():
+    metric = OfSet(Values(1.0, facts={"n_real": 9, "version": 1}))
+    first = measured(metric)
+    second = {**first, "version": 2, "mean": 3.0}
+    joint = join_measures([first, second])
+    assert joint["mean"] == 2 and joint["n_real"] == 9 and "version" not in joint
+    assert joint["title"] == "of a set" and joint["judge"] == "judge.onnx"
+    # A row that does not name its judge is taken to have the same one.
+    assert join_measures([first, {**first, "judge": None}])["judge"] == "judge.onnx"
+    assert join_measures([{**first, "judge": None}])["judge"] is None

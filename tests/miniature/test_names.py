@@ -8,11 +8,10 @@ import pytest
 
 from data_pipeline.people import vocabulary
 from persongen_jax.miniature.names import make_names, put_names
-from persongen_jax.miniature.train_unet import class_word_places
+from persongen_jax.miniature.systems.unet import class_word_places
 from persongen_jax.miniature.unit_scale import measure_scale
 from persongen_jax.prompts import Tokenizers
 from persongen_jax.tiny_tokenizer import SDXL_PAD_TOKENS, write_tiny_tokenizer
-from tests.miniature.small import small_towers
 
 WIDTHS = 64, 128
 
@@ -41,12 +40,23 @@ def test_the_place_is_the_class_words(tokenizers):
         assert tokenizers.tokenizer.convert_ids_to_tokens(token) == f"{word}</w>"
 
 
+class Words:
+    """A text tower as far as its words' size goes."""
+
+    def __init__(self, width, size):
+        self.config = {"hidden_size": width}
+        self.table = np.random.default_rng(width).normal(0, size, (20, width))
+
+    def __call__(self, ids):
+        return SimpleNamespace(hidden_states=(None, self.table[ids], None))
+
+
 def test_names_are_as_large_as_words_and_as_unlike_as_faces(tmp_path):
     """``face_features.npy`` is there: the image tower is not asked."""
     features = np.random.default_rng(0).normal(3, 2, (50, 16)).astype(np.float32)
     np.save(tmp_path / "face_features.npy", features)
     ids = np.random.default_rng(1).integers(0, 20, (4, 2, 7))
-    towers, remaining = small_towers(), iter(ids)
+    towers, remaining = (Words(WIDTHS[0], 5.0), Words(WIDTHS[1], 3.0)), iter(ids)
     tokenizers = SimpleNamespace(encode=lambda _: next(remaining))
     names = make_names(None, towers, None, tokenizers, ["", "", "", ""], tmp_path)
     assert names.shape == (50, sum(WIDTHS)) and names.dtype == np.float32

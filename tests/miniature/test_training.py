@@ -1,59 +1,237 @@
-"""The miniature's training: loop, losses, optimizer. Its networks are judged by their figures."""
+"""The miniature's trainings and their losses. Its networks are judged by their figures."""
 
 import json
+import os
+import shutil
+import signal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 
-from persongen_jax.miniature.fit import fit
-from persongen_jax.miniature.losses import arcface_loss
-from persongen_jax.miniature.optimizer import make_muon
-from persongen_jax.miniature.train_decoder import crop_with_latents
-from persongen_jax.miniature.train_vae import CROP, box_mask, crop
+from persongen_jax.assembly import assemble
+from persongen_jax.checkpoint import load_trained
+from persongen_jax.miniature import stages
+from persongen_jax.miniature.__main__ import main
+from persongen_jax.miniature.losses import arcface_losses
+from persongen_jax.miniature.pool import open_pool
+from persongen_jax.miniature.stages import NEEDS, TRAINED, World
+from persongen_jax.miniature.systems import vae
+from persongen_jax.miniature.systems.base import open_network
+from persongen_jax.miniature.systems.clip import contrast
+from persongen_jax.miniature.systems.keypoint_net import NOBODY, Keypoints
+from persongen_jax.miniature.systems.vae import CROP, box_mask, crop_with_latents
+from persongen_jax.models.keypoint_net import KeypointOutput
+from persongen_jax.partition import leaf_paths
+from persongen_jax.sharding import make_mesh, replicated
+from persongen_jax.systems.open import system_class
+from persongen_jax.train import train
+from tests.miniature.small import STEPS, shrink_networks, small_config
+from tests.training_runs import metrics
+
+# The first compiles quickly; the others take minutes.
+EACH = [s if s == "face_net" else pytest.param(s, marks=pytest.mark.slow) for s in TRAINED]
+SHAPES = [
+    "vae",
+    "clip",
+    pytest.param("decoder", marks=pytest.mark.slow),
+    pytest.param("faces", marks=pytest.mark.slow),
+]
 
 
-@jax.jit
-def descend(state, batch, number):
-    """Noisy steps towards a mean; depends on the batch and on the step's number."""
-    weight, moment = state
-    moment = 0.9 * moment + (weight - batch.mean(0))
-    weight = weight - 0.05 * moment + 0.001 * number
-    return (weight, moment), {"loss": jnp.abs(weight).mean()}
+@pytest.fixture(scope="module")
+def small():
+    """Small networks, short trainings, quick compilations."""
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        shrink_networks(monkeypatch)
+        monkeypatch.setattr(stages, "get_config", small_config)
+        monkeypatch.setattr(vae, "WHOLE", 0.5)
+        jax.config.update("jax_disable_most_optimizations", True)
+        yield monkeypatch
+        jax.config.update("jax_disable_most_optimizations", False)
 
 
-def batch_of(rng, _):
-    return rng.normal(size=(4, 3)).astype(np.float32)
+@pytest.fixture(scope="module")
+def world(small, tmp_path_factory):
+    work = tmp_path_factory.mktemp("miniature")
+    open_pool(work, people=3)
+    return World(work)
 
 
-def start():
-    return jnp.ones(3), jnp.zeros(3)
+def trained(workdir):
+    """Arrays by path."""
+    return jax.tree.map(np.asarray, load_trained(workdir, replicated(make_mesh()))[0])
 
 
-def test_interrupted_run_ends_as_the_other(tmp_path):
-    (tmp_path / "a").mkdir(), (tmp_path / "b").mkdir()
-    whole, cost = fit("net", tmp_path / "a", start(), descend, batch_of, 60)
-    fit("net", tmp_path / "b", start(), descend, batch_of, 25)
-    parts, _ = fit("net", tmp_path / "b", start(), descend, batch_of, 60)
-    for a, b in zip(whole, parts, strict=True):
-        np.testing.assert_array_equal(a, b)
-    assert cost["steps"] == 60 and cost["seconds"] > 0
-    rows = [json.loads(line) for line in (tmp_path / "a" / "net.jsonl").read_text().splitlines()]
-    assert [row["step"] for row in rows] == [50, 60]
+def assert_same(a, b):
+    assert a.keys() == b.keys()
+    for path in a:
+        np.testing.assert_array_equal(a[path], b[path], err_msg=path)
 
 
-def test_finished_run_is_not_trained_again(tmp_path):
-    first, _ = fit("net", tmp_path, start(), descend, batch_of, 10)
-    again, _ = fit("net", tmp_path, start(), descend, batch_of, 10)
-    np.testing.assert_array_equal(first[0], again[0])
+# ---- Runs --------------------------------------------------------------------------------------
 
 
-def test_state_of_another_network_is_refused(tmp_path):
-    fit("net", tmp_path, start(), descend, batch_of, 5)
-    with pytest.raises(ValueError, match="another network: delete it"):
-        fit("net", tmp_path, (jnp.ones(4), jnp.zeros(4)), descend, batch_of, 5)
+@pytest.mark.parametrize("stage", EACH)
+def test_a_run_that_was_cut_short_ends_as_the_whole_one(world, stage, tmp_path):
+    world.network(stage)
+    whole, cut = world.work / stage, tmp_path / stage
+    shutil.copytree(whole, cut)
+    shutil.rmtree(cut / "checkpoints" / str(STEPS))  # ended after the first checkpoint
+    train(small_config(stage, world.work), cut)
+    assert_same(trained(cut), trained(whole))
+    assert metrics(cut) == metrics(whole)
+    assert [row["step"] for row in metrics(whole)] == [*range(1, STEPS + 1)]
+    assert not any(row["skipped"] for row in metrics(whole))
+
+
+@pytest.mark.parametrize("stage", SHAPES)
+def test_a_step_in_shapes_alone(world, stage):
+    """What is trained, and that the step takes the examples, of every shape."""
+    for needed in NEEDS.get(stage, ()):
+        world.network(needed)
+    config = small_config(stage, world.work)
+    system = system_class(config.system).abstract(config)
+    parts = assemble(system, make_mesh())
+    for spec in system.source().specs:
+        batch = {n: jax.ShapeDtypeStruct((6, *s), d) for n, (s, d) in spec.items()}
+        step = jax.ShapeDtypeStruct((), jnp.int32)
+        state, told = jax.eval_shape(parts.step, parts.state, parts.frozen, batch, step)
+        assert told["loss"].shape == ()
+        assert state.trainable.keys() == moving(leaf_paths(system.model), stage)
+
+
+@pytest.mark.parametrize("stage", [pytest.param("vae", marks=pytest.mark.slow), "face_net"])
+def test_the_loss_falls(world, stage):
+    world.network(stage)
+    losses = [row["loss"] for row in metrics(world.work / stage)]
+    assert losses[-1] < 0.9 * losses[0]
+
+
+def test_a_signal_ends_the_command_which_then_goes_on(world, small, tmp_path, capsys):
+    """``python -m persongen_jax.miniature``, told to stop while its sixth batch is made.
+
+    Those before may be made ahead, while a signal still just ends the process.
+    """
+    shutil.copytree(world.work / "pool", tmp_path / "pool")
+    example = Keypoints.example
+
+    def and_stop(self, rng, n):
+        if n == 5 * self.config.batch_size:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return example(self, rng, n)
+
+    command = ["--work", str(tmp_path), "--only", "keypoint_net"]
+    with small.context() as patch:
+        patch.setattr(Keypoints, "example", and_stop)
+        assert main(command) == 0
+        assert "the same command continues" in capsys.readouterr().out
+        with pytest.raises(ValueError, match=r"keypoint_net: \d of 8 steps are made; .*--only"):
+            open_network(tmp_path, "keypoint_net")
+    assert main(command) == 0
+    world.network("keypoint_net")
+    assert_same(trained(tmp_path / "keypoint_net"), trained(world.work / "keypoint_net"))
+
+
+def test_a_finished_run_is_not_trained_again(world):
+    first = world.network("keypoint_net")
+    log = (world.work / "keypoint_net" / "metrics.jsonl").read_text()
+    again = World(world.work).network("keypoint_net")
+    for path, leaf in leaf_paths(first).items():
+        np.testing.assert_array_equal(leaf[...], leaf_paths(again)[path][...])
+    assert (world.work / "keypoint_net" / "metrics.jsonl").read_text() == log
+
+
+def test_a_run_of_another_network_is_refused(world, small):
+    world.network("keypoint_net")
+    with small.context() as patch:
+        patch.setitem(stages.sizes.KEYPOINT_NET, "widths", (8, 16))
+        with pytest.raises(ValueError, match=r"keypoint_net/.* other arrays: .* remove that one"):
+            World(world.work).network("keypoint_net")
+
+
+def test_a_run_with_other_settings_is_refused(world, small):
+    world.network("keypoint_net")
+
+    def other(stage, work):
+        config = small_config(stage, work)
+        config.seed += 1
+        return config
+
+    with small.context() as patch:
+        patch.setattr(stages, "get_config", other)
+        with pytest.raises(ValueError, match="another config .* seed: 4 -> 5"):
+            World(world.work).network("keypoint_net")
+
+
+PARTS = {
+    "vae": ("",),
+    "clip": ("",),
+    "decoder": ("decoder/", "post_quant_conv/"),
+    "faces": ("vision/", "people/"),
+}
+
+
+def moving(paths, stage):
+    """The paths of what a stage trains."""
+    return {path for path in paths if path.startswith(PARTS[stage])}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", ["decoder", "faces"])
+def test_only_its_own_part_moves(world, stage):
+    (needed,) = NEEDS[stage]
+    before, after = leaf_paths(world.network(needed)), leaf_paths(world.network(stage))
+    same = {path for path in after if np.array_equal(before[path][...], after[path][...])}
+    assert same == after.keys() - moving(after, stage)
+
+
+def test_the_face_net_keeps_its_running_statistics(world):
+    net = world.network("face_net").net
+    assert np.abs(net.bn1.running_mean[...]).max() > 0.01
+    assert {"net/bn1/running_mean", "net/bn1/running_var"} < trained(world.work / "face_net").keys()
+
+
+@pytest.mark.parametrize("stage", SHAPES[::2])
+def test_crops_come_first_and_whole_pictures_last(world, stage):
+    for needed in NEEDS.get(stage, ()):
+        world.network(needed)
+    config = small_config(stage, world.work)
+    source = system_class(config.system).abstract(config).source()
+    shapes = [source.example(n * config.batch_size)["image"].shape for n in range(STEPS)]
+    assert shapes == [(CROP, CROP, 3)] * (STEPS // 2) + [(64, 64, 3)] * (STEPS // 2)
+    assert [spec["image"][0] for spec in source.specs] == [shapes[0], shapes[-1]]
+
+
+def test_costs_are_read_from_the_log(tmp_path):
+    rows = [{"step": 50, "images_per_second": 100.0}, {"step": 80, "images_per_second": 50.0}]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "config.json").write_text(json.dumps({"batch_size": 10}))
+    assert stages.cost_of(tmp_path) == {"steps": 80, "seconds": 50 * 10 / 100 + 30 * 10 / 50}
+
+
+@pytest.mark.slow
+def test_what_is_written_opens(world, tmp_path):
+    from persongen_jax.pipeline import Pipeline
+    from persongen_jax.weights.arcface import load_arcface
+    from persongen_jax.weights.clip import load_clip
+    from persongen_jax.weights.keypoint_net import load_keypoint_net
+
+    stages.write(world, tmp_path)
+    pipe = Pipeline.from_pretrained(tmp_path / "sdxl")
+    image = pipe("a photo of a man", num_inference_steps=2, output_type="np").images[0]
+    assert image.shape == (64, 64, 3) and np.isfinite(image).all()
+    assert pipe.model.vae.config["scaling_factor"] != 1.0
+    load_clip(tmp_path / "clip")
+    load_arcface(tmp_path / "face_net" / "model.safetensors", input_size=40)
+    load_keypoint_net(tmp_path / "sdxl" / "face_detector")
+    costs = json.loads((tmp_path / "miniature.json").read_text())["trained"]
+    assert costs.keys() == set(TRAINED)
+    assert all(cost["steps"] == STEPS and cost["seconds"] > 0 for cost in costs.values())
+
+
+# ---- Losses ------------------------------------------------------------------------------------
 
 
 def test_arcface_loss_is_the_papers_formula():
@@ -67,8 +245,8 @@ def test_arcface_loss_is_the_papers_formula():
     angle[np.arange(6), people] += 0.3
     logits = 24.0 * np.cos(angle)
     expected = np.log(np.exp(logits).sum(1)) - logits[np.arange(6), people]
-    found = arcface_loss(jnp.asarray(embeddings), jnp.asarray(centres), jnp.asarray(people))
-    np.testing.assert_allclose(found, expected.mean(), rtol=1e-4)
+    found = jax.jit(arcface_losses)(embeddings, centres, people)
+    np.testing.assert_allclose(found, expected, rtol=1e-4)
 
 
 def test_arcface_loss_still_falls_towards_the_centre_at_the_far_end():
@@ -76,45 +254,63 @@ def test_arcface_loss_still_falls_towards_the_centre_at_the_far_end():
 
     def loss(angle):
         here = jnp.array([[jnp.cos(angle), jnp.sin(angle), 0.0]])
-        return arcface_loss(here, centres, jnp.array([0]))
+        return arcface_losses(here, centres, jnp.array([0]))[0]
 
-    assert jax.grad(loss)(3.1) > 0
+    assert jax.jit(jax.grad(loss))(3.1) > 0
 
 
-def test_muon_moves_kernels_by_orthogonal_updates_and_the_rest_by_adam():
-    params = {"kernel": jnp.zeros((2, 3, 8)), "bias": jnp.zeros(8)}
-    tx = make_muon(0.1, 1000, 0.01)
-    gradient = jax.tree.map(
-        lambda x: jnp.asarray(np.random.default_rng(0).normal(size=x.shape), jnp.float32), params
-    )
-    state = tx.init(params)
-    for _ in range(60):  # past the warm-up
-        updates, state = tx.update(gradient, state, params)
-    singular = np.linalg.svd(np.asarray(updates["kernel"]).reshape(6, 8), compute_uv=False)
-    assert singular.max() < 2 * singular.min()
-    np.testing.assert_allclose(np.abs(updates["bias"]), 0.01, rtol=0.05)
-    assert isinstance(updates, dict) and optax.tree.norm(updates) > 0
+def test_contrast_is_the_mean_of_both_directions():
+    rng = np.random.default_rng(1)
+    images, texts = rng.normal(size=(2, 5, 8)).astype(np.float32)
+    a, b = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in (images, texts))
+    logits = 7 * a @ b.T
+    of_images = np.log(np.exp(logits).sum(1)) - np.diag(logits)
+    of_texts = np.log(np.exp(logits).sum(0)) - np.diag(logits)
+    losses, right = jax.jit(contrast)(images, texts, 7.0)
+    np.testing.assert_allclose(losses, (of_images + of_texts) / 2, rtol=1e-4)
+    np.testing.assert_array_equal(right, logits.argmax(1) == np.arange(5))
+
+
+def test_positions_count_where_there_is_a_face():
+    """The mean over the batch of what pictures without a face have not is that over the others."""
+    b = 2 * NOBODY
+    somebody = (np.arange(b) % NOBODY > 0).astype(np.float32)
+    places = {"face_box": (4,), "landmarks": (5, 2), "keypoints": (12, 2)}
+    truth = {name: np.zeros((b, *shape), np.float32) for name, shape in places.items()}
+    off = 0.1 + np.arange(b, dtype=np.float32)
+    found = {k: x + off.reshape(-1, *[1] * (x.ndim - 1)) for k, x in truth.items()}
+    out = KeypointOutput(np.zeros(b, "f4"), *found.values(), np.zeros((b, 12), "f4"))
+    batch = {"image": np.zeros((b, 64, 64, 3), np.uint8), "somebody": somebody, **truth}
+    batch["visibility"] = np.ones((b, 12), "f4")
+    losses = jax.jit(lambda batch: Keypoints.losses(None, lambda _: out, batch, {}))(batch)
+    np.testing.assert_allclose(losses["box"].mean(), off[somebody > 0].mean(), rtol=1e-5)
+    np.testing.assert_allclose(losses["landmarks"].mean(), 2 * off[somebody > 0].mean(), rtol=1e-5)
+    np.testing.assert_allclose(losses["present"], np.log(2), rtol=1e-5)
+
+
+# ---- Crops -------------------------------------------------------------------------------------
 
 
 def test_crops_hold_the_face_they_point_at():
     rng = np.random.default_rng(1)
-    images = np.zeros((32, 64, 64, 3), np.uint8)
-    images[:, 20:28, 30:40] = 255
-    boxes = np.tile(np.array([30, 20, 40, 28], np.float32), (32, 1))
-    pieces, moved = crop(rng, images, boxes)
+    image = np.zeros((64, 64, 3), np.uint8)
+    image[20:28, 30:40] = 255
+    box = np.array([30, 20, 40, 28], np.float32)
+    corners = [vae.crop_corner(rng, box) for _ in range(32)]
+    pieces = np.stack([vae.cut(image, corner, CROP) for corner in corners])
     assert pieces.shape == (32, CROP, CROP, 3)
-    mask = np.asarray(box_mask(moved, CROP))
+    mask = np.asarray(box_mask(np.stack([vae.moved(box, corner) for corner in corners]), CROP))
     np.testing.assert_array_equal(mask > 0, pieces[..., 0] > 0)
     assert (mask.sum((1, 2)) == 80).sum() >= 16  # half of them are put around the face
 
 
 def test_latents_are_cut_where_their_pixels_are():
     rng = np.random.default_rng(2)
-    latents = rng.normal(size=(8, 16, 16, 4)).astype(np.float32)
-    images = latents.repeat(4, axis=1).repeat(4, axis=2)[..., :3]  # each latent's own 4 x 4 pixels
-    boxes = np.tile(np.array([30, 20, 40, 28], np.float32), (8, 1))
-    pieces, moved, first, second = crop_with_latents(rng, images, boxes, latents, -latents)
-    assert pieces.shape == (8, CROP, CROP, 3)
-    np.testing.assert_array_equal(pieces, first.repeat(4, axis=1).repeat(4, axis=2)[..., :3])
-    np.testing.assert_array_equal(second, -first)
-    np.testing.assert_array_equal(moved[:, 2:] - moved[:, :2], boxes[:, 2:] - boxes[:, :2])
+    box = np.array([30, 20, 40, 28], np.float32)
+    for _ in range(8):
+        latents = rng.normal(size=(16, 16, 4)).astype(np.float32)
+        image = latents.repeat(4, axis=0).repeat(4, axis=1)[..., :3]  # each one's own 4 x 4 pixels
+        piece, moved, cut = crop_with_latents(rng, image, box, latents)
+        assert piece.shape == (CROP, CROP, 3)
+        np.testing.assert_array_equal(piece, cut.repeat(4, axis=0).repeat(4, axis=1)[..., :3])
+        np.testing.assert_array_equal(moved[2:] - moved[:2], box[2:] - box[:2])

@@ -16,6 +16,7 @@ from transformers import CLIPVisionModelWithProjection
 from persongen_jax import models
 from persongen_jax.checkpoint import Checkpoints
 from persongen_jax.methods import get_method
+from persongen_jax.methods.base import Parts
 from persongen_jax.methods.ip_adapter_file import IPAdapterFile
 from persongen_jax.models.lora import add_adapter, lora_layers
 from persongen_jax.partition import assign_groups, leaf_paths
@@ -66,7 +67,9 @@ def attach(tiny_base, method=None, **settings):
     base = load_sdxl(tiny_base)
     config = {"base": str(tiny_base), "id_encoder": "", "face_net": FACE_NET, "dtype": "float32"}
     method = IPAdapterFile() if method is None else method
-    method.attach(base.model, ConfigDict({**config, **settings}), nnx.Rngs(0))
+    method.attach(
+        Parts(base.model, base.tokenizers), ConfigDict({**config, **settings}), nnx.Rngs(0)
+    )
     return base.model, method
 
 

@@ -14,6 +14,7 @@ from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
 from persongen_jax.conditioning import Conditioning, TokenStream
 from persongen_jax.methods import get_method
+from persongen_jax.methods.base import Parts
 from persongen_jax.models.id_encoder import PhotoMakerIDEncoder
 from persongen_jax.models.layers import UnusedRngs
 from persongen_jax.models.lora import add_adapter, lora_layers
@@ -62,7 +63,7 @@ def attach(tiny_base, method="photomaker", **settings):
     base = load_sdxl(tiny_base)
     config = {"base": str(tiny_base), "id_encoder": "", "rank": RANK, "lora_alpha": RANK}
     config = ConfigDict({**config, "dtype": "float32", **settings})
-    get_method(method).attach(base.model, config, nnx.Rngs(0))
+    get_method(method).attach(Parts(base.model, base.tokenizers), config, nnx.Rngs(0))
     return base.model
 
 

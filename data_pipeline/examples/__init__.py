@@ -1,0 +1,1 @@
+"""From records to batches: fields, which example comes when, decoding, streams of batches."""

@@ -1,0 +1,351 @@
+"""What identity methods read besides the target, as fields: prompts and references."""
+
+import dataclasses
+import functools
+import re
+
+import numpy as np
+
+from data_pipeline.examples.fields import EncodedField, Encoding, Input
+from data_pipeline.schema import MAX_REFERENCES, Record
+from data_pipeline.transforms import clip_crop, clip_normalise, clip_preprocess, square_face_crop
+from persongen_jax.prompts import join_parts
+
+# Prompts whose token ids are kept, some 1.5 KB each.
+KEPT_PROMPTS = 1 << 16
+
+
+class Text(EncodedField):
+    """The caption and further prompts of a record.
+
+        input_ids/text       [2, n] int32  for both tokenizers; with ``at_trigger`` without the
+                                           trigger word, and the class token once per reference
+        input_ids/STREAM     [2, n] int32  a further prompt as it is ("" if there is none)
+        class_tokens_mask    [n] bool      with ``at_trigger``: True at the class token's copies
+
+    Parts of a record (background, body) that no stream reads join the caption. With the
+    ``encoding`` a cache keeps the text towers' states instead (docs/cache.md):
+
+        text_states/STREAM   [n, d], text_states/pooled [p] of "text"
+        text_states/empty    [n, d], text_states/empty_pooled [p]: the empty prompt's, in every row
+
+    Args:
+        tokenizers: persongen_jax.prompts.Tokenizers.
+        streams: names of prompts; "text" is the caption, others are the record's own
+            (``background``, ``body``, or a key of the manifest).
+        trigger_word: follows the class word in captions.
+        at_trigger: the identity enters at the class word, so that a caption has to say where that
+            is. Otherwise a caption may have the trigger word, and it is left out.
+    """
+
+    name = "text"
+
+    def __init__(
+        self,
+        tokenizers,
+        streams: tuple[str, ...] = ("text",),
+        *,
+        trigger_word: str = "img",
+        at_trigger: bool = True,
+        encoding: Encoding | None = None,
+    ):
+        if "text" not in streams:
+            raise ValueError(f'streams {tuple(streams)}: "text", the caption, has to be among them')
+        self.tokenizers, self.streams = tokenizers, tuple(streams)
+        self.trigger_word, self.at_trigger, self.encoding = trigger_word, at_trigger, encoding
+        self.keys = tuple(name for name in self.streams if name not in OWN and name != "text")
+        self._ids = functools.lru_cache(KEPT_PROMPTS)(self._encode)
+
+    @property
+    def further(self) -> tuple[str, ...]:
+        """The streams besides "text"."""
+        return tuple(name for name in self.streams if name != "text")
+
+    # ---- its arrays ----
+
+    def spec(self, shape):
+        length = self.tokenizers.max_length
+        spec = {f"input_ids/{name}": ((2, length), np.dtype(np.int32)) for name in self.streams}
+        return spec | self._mask_spec()
+
+    def _mask_spec(self):
+        length = self.tokenizers.max_length
+        return {"class_tokens_mask": ((length,), np.dtype(bool))} if self.at_trigger else {}
+
+    def row_spec(self, shape, rows):
+        spec = {f"text_states/{name}": rows["states"] for name in (*self.streams, "empty")}
+        spec |= {f"text_states/{name}": rows["pooled"] for name in ("pooled", "empty_pooled")}
+        return spec | self._mask_spec()
+
+    def input_shape(self, shape):
+        return (2, self.tokenizers.max_length)
+
+    # ---- from records ----
+
+    def inputs(self, example):
+        ids, _ = self._caption_ids(example)
+        texts = [self._ids(text_of(example.record, name))[0] for name in self.further]
+        empty = self._ids("")[0]
+        return [self._input(ids) for ids in (ids, *texts, empty)]
+
+    def _caption_ids(self, example):
+        # One where none is read, or where none decodes and this record will not serve.
+        count = max(1, len(example.references)) if self.at_trigger else None
+        return self._ids(self.caption(example.record), count)
+
+    @staticmethod
+    def _input(ids):
+        return Input(lambda: (ids,), lambda: ids, ids.shape)
+
+    def join(self, example, values):
+        made = {f"input_ids/{name}": ids for name, ids in zip(self._order(), values, strict=False)}
+        return made | self._marks(example)
+
+    def join_rows(self, example, rows):
+        text, *further, empty = rows
+        made = {"text_states/text": text["states"], "text_states/pooled": text["pooled"]}
+        for name, row in zip(self.further, further, strict=True):
+            made[f"text_states/{name}"] = row["states"]
+        made |= {"text_states/empty": empty["states"], "text_states/empty_pooled": empty["pooled"]}
+        return made | self._marks(example)
+
+    def _order(self):
+        return ("text", *self.further)
+
+    def _marks(self, example):
+        return {"class_tokens_mask": self._caption_ids(example)[1]} if self.at_trigger else {}
+
+    def all_inputs(self, source, record):
+        counts = [None]
+        if self.at_trigger:
+            counts = range(1, source.most_references(record) + 1)
+        ids = [self._ids(self.caption(record), count)[0] for count in counts]
+        ids += [self._ids(text_of(record, name))[0] for name in self.further]
+        return [self._input(i) for i in (*ids, self._ids("")[0])]
+
+    def caption(self, record) -> str:
+        """The caption, followed by the parts that no stream of their own reads.
+
+        Without ``at_trigger`` the trigger word is left out.
+        """
+        parts = (getattr(record, name) for name in PARTS if name not in self.streams)
+        caption = record.caption if self.at_trigger else self.without_trigger(record.caption)
+        return join_parts(caption, *parts)
+
+    def check(self, record, others):
+        most = max(1, min(others, 4)) if self.at_trigger else None
+        self._ids(self.caption(record), most)
+        for name in self.further:
+            text_of(record, name)
+
+    def _encode(self, prompt: str, references: int | None = None):
+        """(ids, class_tokens_mask or None) for so many references; None: of a plain text.
+
+        Read-only, because they are handed out again.
+        """
+        if references is None:
+            ids, mask = self.tokenizers.encode(prompt), None
+        else:
+            ids, mask, _ = self.tokenizers.encode_with_trigger(
+                prompt, references, self.trigger_word
+            )
+            mask.setflags(write=False)
+        ids.setflags(write=False)
+        return ids, mask
+
+    def without_trigger(self, prompt: str) -> str:
+        """The prompt with the trigger word left out wherever it stands as a word of its own."""
+        trigger = rf"\s*(?<!\w){re.escape(self.trigger_word)}(?!\w)"
+        return re.sub(trigger, "", prompt, flags=re.IGNORECASE)
+
+    # ---- from a call ----
+
+    def read(self, prompt: str, references: int):
+        """ids [2, n], class_tokens_mask [n], and the prompt without its trigger word.
+
+        PromptError unless the prompt says where the identity goes, for a method that needs it.
+        """
+        if self.at_trigger and references:
+            return self.tokenizers.encode_with_trigger(prompt, references, self.trigger_word)
+        text = self.without_trigger(prompt)
+        ids = self.tokenizers.encode(text)
+        return ids, np.zeros(ids.shape[1], bool), text
+
+    def given(self, call):
+        counts = [0] * len(call.prompts)
+        if call.people is not None:
+            counts = [len(persons[0]) for persons in call.people]
+        read = [self.read(*row) for row in zip(call.prompts, counts, strict=True)]
+        arrays = {"input_ids/text": np.stack([ids for ids, _, _ in read])}
+        for name in self.further:
+            texts = call.parts.get(name) or [None] * len(read)
+            ids = [self.tokenizers.encode(text or "") for text in texts]
+            arrays[f"input_ids/{name}"] = np.stack(ids)
+        if self.at_trigger:
+            arrays["class_tokens_mask"] = np.stack([mask for _, mask, _ in read])
+        return arrays
+
+    # ---- without the condition ----
+
+    def dropped(self, batch, xp):
+        """The empty prompt on every stream, and no class token marked."""
+        out = {}
+        if "class_tokens_mask" in batch:
+            out["class_tokens_mask"] = xp.zeros_like(batch["class_tokens_mask"])
+        if "text_states/text" in batch:
+            empty, pooled = batch["text_states/empty"], batch["text_states/empty_pooled"]
+            out |= {f"text_states/{name}": empty for name in self.streams}
+            return out | {"text_states/pooled": pooled}
+        ids = self._ids("")[0]
+        return out | {
+            f"input_ids/{name}": xp.broadcast_to(ids, batch[f"input_ids/{name}"].shape)
+            for name in self.streams
+        }
+
+
+# Parts of a caption that a record has keys of its own for.
+PARTS = ("background", "body")
+# Keys of the manifest that are not in a record's ``extra``.
+OWN = frozenset(field.name for field in dataclasses.fields(Record)) - {"images", "extra"}
+
+
+def text_of(record, name: str) -> str:
+    """A further prompt of a record; "" if it has none."""
+    text = getattr(record, name, None) if name in OWN else (record.extra or {}).get(name)
+    text = "" if text is None else text
+    if not isinstance(text, str):
+        raise ValueError(f"{name} is {text!r}; a text is needed")
+    return text
+
+
+class References(EncodedField):
+    """1 to 4 other pictures of the identity, never the target's own file.
+
+        id_pixel_values  [4, s, s, 3] float32  face crops, normalised for CLIP; zeros where none is
+        id_mask          [4] bool              True where there is a reference
+
+    With the ``encoding`` a cache keeps "id_features" [4, ...] instead. A call may bring several
+    people: then the four places of each lie next to each other, [b, people * 4, ...]. A method with
+    two image encoders has a second field of another name; both get the same pictures.
+
+    Args:
+        size: s, the side in pixels that the image tower reads.
+        prefix: of the arrays' names, in the place of "id".
+    """
+
+    others, identity = 1, True
+
+    def __init__(
+        self,
+        size: int,
+        encoding: Encoding | None = None,
+        *,
+        name: str = "references",
+        prefix: str = "id",
+    ):
+        self.size, self.encoding, self.name = size, encoding, name
+        self.pixels, self.features, self.mask = (
+            f"{prefix}_{what}" for what in ("pixel_values", "features", "mask")
+        )
+
+    def spec(self, shape):
+        pixels = (MAX_REFERENCES, *self.input_shape(shape))
+        return {self.pixels: (pixels, np.dtype(np.float32))} | self._mask_spec()
+
+    def _mask_spec(self):
+        return {self.mask: ((MAX_REFERENCES,), np.dtype(bool))}
+
+    def input_shape(self, shape):
+        return (self.size, self.size, 3)
+
+    def row_spec(self, shape, rows):
+        features, dtype = rows["features"]
+        return {self.features: ((MAX_REFERENCES, *features), dtype)} | self._mask_spec()
+
+    # ---- from records ----
+
+    def of(self, source, record) -> Input:
+        """The input that a record's picture is as a reference."""
+
+        def key():
+            box = record.face_box and tuple(map(float, record.face_box))
+            return (source.features.picture_of(source, record.image).digest, box, self.size)
+
+        def make():
+            return clip_normalise(self.crop(source, record))
+
+        return Input(key, make, self.input_shape(None), True, record.image)
+
+    def crop(self, source, record) -> np.ndarray:
+        """[s, s, 3] uint8: the square around the face; the whole picture without a box.
+
+        Raises:
+            ImageError: the picture does not decode.
+        """
+
+        def make():
+            image = source.pictures.image(record.image)
+            if record.face_box is not None:
+                image = square_face_crop(image, record.face_box)
+            return np.ascontiguousarray(clip_crop(image, self.size))
+
+        return source.pictures.kept(("reference", record.image, record.face_box, self.size), make)
+
+    def inputs(self, example):
+        return [self.of(example.source, record) for record in example.references] or None
+
+    def make(self, example):
+        # As ``join`` would have it, without a float array for every crop.
+        drawn = example.drawn[self.name]
+        if not drawn:
+            return None
+        pixels = np.zeros((MAX_REFERENCES, self.size, self.size, 3), np.float32)
+        for crop, place in zip(drawn, pixels, strict=False):
+            clip_normalise(crop, out=place)
+        return {self.pixels: pixels, **self._mask(len(drawn))}
+
+    def make_cached(self, example):
+        drawn = example.drawn[self.name]
+        return self.join_rows(example, drawn) if drawn else None
+
+    def draw_one(self, source, record):
+        """What an example keeps of a reference: the crop, or with a cache the encoder's row."""
+        if source.caches(self):
+            return source.features.row(self.encoding, self.of(source, record))
+        return self.crop(source, record)
+
+    def join(self, example, values):
+        return {self.pixels: self._stack(values), **self._mask(len(values))}
+
+    def join_rows(self, example, rows):
+        features = self._stack([row["features"] for row in rows])
+        return {self.features: features, **self._mask(len(rows))}
+
+    @staticmethod
+    def _stack(values):
+        out = np.zeros((MAX_REFERENCES, *values[0].shape), values[0].dtype)
+        out[: len(values)] = values
+        return out
+
+    def _mask(self, count):
+        return {self.mask: np.arange(MAX_REFERENCES) < count}
+
+    def all_inputs(self, source, record):
+        return [self.of(source, record)]
+
+    # ---- from a call ----
+
+    def given(self, call):
+        shape = (len(call.people), max(map(len, call.people)), MAX_REFERENCES)
+        pixels = np.zeros((*shape, self.size, self.size, 3), np.float32)
+        mask = np.zeros(shape, bool)
+        for row, persons in enumerate(call.people):
+            for person, images in enumerate(persons):
+                for column, image in enumerate(images):
+                    pixels[row, person, column] = clip_preprocess(np.asarray(image), self.size)
+                    mask[row, person, column] = True
+        pixels = pixels.reshape(shape[0], -1, self.size, self.size, 3)
+        return {self.pixels: pixels, self.mask: mask.reshape(shape[0], -1)}
+
+    def dropped(self, batch, xp):
+        return {self.mask: xp.zeros_like(batch[self.mask])}

@@ -1,0 +1,364 @@
+"""Examples by number: which record an example is of, and what its fields make of it.
+
+Example number n = 0, 1, 2, … is a function of (records, fields, seed, n) and of nothing else. So a
+run resumes by its step number alone, every process can make just its own rows, and examples can be
+made in any order on any number of threads.
+"""
+
+import functools
+import hashlib
+import json
+import logging
+import threading
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+
+import numpy as np
+
+from data_pipeline.buckets import Turns, nearest
+from data_pipeline.examples.fields import Example, Field, Input
+from data_pipeline.schema import MAX_REFERENCES, Record, to_entry
+from data_pipeline.transforms import ImageError, TargetCrop, image_size, load_image, plan_crop
+
+log = logging.getLogger(__name__)
+
+# Purposes of random numbers: draws for one must not repeat those for another.
+ORDER, CONTENT = 0, 1
+SHOWN_PROBLEMS = 20
+
+
+class ExampleSource:
+    """Makes examples, flat dicts of arrays, by number; safe to call from several threads.
+
+    Args:
+        records: data_pipeline.schema.Record.
+        fields: what an example holds (data_pipeline/examples/fields.py).
+        size: the side of the target crop in pixels.
+        buckets: shapes (height, width); targets have the nearest of these instead. Then example n
+            belongs to step n // ``batch_size``, and all of a step to one bucket
+            (data_pipeline/buckets.py).
+        random_crop: the crop's place is drawn; False: the middle, or the face.
+        read_image: makes a record's ``image`` uint8 RGB [h, w, 3], or raises an ImageError
+            (data_pipeline/sources.py).
+        cache_bytes: pictures and reference crops are kept in memory up to so many.
+        features: persongen_jax/features/; what frozen networks make of fields takes their place.
+
+    Attributes:
+        skipped: maps each file that could not be decoded to the reason; an example that needs one
+            takes the next picture instead, the same one in every run.
+
+    Raises:
+        ValueError: records that cannot serve; a PromptError where captions are at fault.
+        ImageError: with buckets, no picture can be read.
+    """
+
+    def __init__(
+        self,
+        records: list[Record],
+        fields: tuple[Field, ...],
+        *,
+        seed: int,
+        size: int,
+        random_crop: bool = True,
+        read_image: Callable[[str], np.ndarray] = load_image,
+        cache_bytes: int = 1 << 30,
+        buckets: tuple[tuple[int, int], ...] = (),
+        batch_size: int = 1,
+        features=None,
+    ):
+        self.records, self.fields, self.seed = list(records), tuple(fields), seed
+        self.size, self.random_crop, self.features = size, random_crop, features
+        self.batch_size, self.buckets = batch_size, tuple(buckets)
+        self.pictures = Pictures(read_image, cache_bytes)
+        self.skipped = self.pictures.skipped
+        self._of_identity: dict[str, dict[str, Record]] = defaultdict(dict)
+        for record in self.records:
+            self._of_identity[record.identity][record.image] = record
+        self._keys = {key for field in self.fields for key in field.keys}
+        self._references = [field for field in self.fields if field.others]
+        self._order = functools.lru_cache(maxsize=2 * max(1, len(self.buckets)))(self._shuffle)
+        self._check()
+        self._members = [np.arange(len(self.records))]
+        if self.buckets:
+            self._members = self._into_buckets()
+        used = [k for k, members in enumerate(self._members) if len(members)]
+        if not used:
+            raise ImageError(f"no picture can be read; first cause: {self._first_problem()}")
+        self._used = used
+        self._turns = Turns(len(self._members[k]) for k in used)
+
+    # ---- what an example looks like ----
+
+    @property
+    def shapes(self) -> list[tuple[int, int]]:
+        """(height, width) of the targets that there are, one for each bucket in use."""
+        shapes = self.buckets or [(self.size, self.size)]
+        return [shapes[k] for k in self._used]
+
+    @property
+    def specs(self) -> list[dict]:
+        """For each of ``shapes``, shape and dtype of every array of an example, by flat name."""
+        return [self.spec_of(shape) for shape in self.shapes]
+
+    def spec_of(self, shape: tuple[int, int]) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
+        """The spec of examples whose target is (height, width)."""
+        spec = {}
+        for field in self.fields:
+            own = field.spec(shape)
+            if self.caches(field):
+                input_shape = field.input_shape(shape)
+                own = field.row_spec(shape, self.features.row_spec(field.encoding, input_shape))
+            spec |= own
+        return spec
+
+    def caches(self, field: Field) -> bool:
+        """Whether examples hold the feature cache's rows of this field."""
+        return self.features is not None and self.features.caches(field)
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """Of what the records say, in their order; their pictures may have moved."""
+        digest = hashlib.sha256()
+        for record in self.records:
+            entry = to_entry(record)
+            del entry["image"]
+            # What no field reads makes no other run.
+            extra = entry.pop("extra", {})
+            entry |= {key: value for key, value in extra.items() if key in self._keys}
+            images = [name for name in entry.pop("images", ()) if f"images.{name}" in self._keys]
+            if images:
+                entry["images"] = sorted(images)
+            digest.update(json.dumps(entry, sort_keys=True).encode())
+        return digest.hexdigest()[:16]
+
+    # ---- one example ----
+
+    def example(self, n: int) -> dict[str, np.ndarray]:
+        """Example number n. ImageError if not one target can be decoded that can serve."""
+        bucket, n_in_bucket = self._place(n)
+        shape = (self.buckets or [(self.size, self.size)])[bucket]
+        for attempt, row in enumerate(self._candidates(bucket, n_in_bucket)):
+            rng = np.random.default_rng((self.seed, CONTENT, n, attempt))
+            try:
+                made = self._make(self.records[row], shape, rng)
+            except ImageError:  # noted by ``pictures``
+                continue
+            if made is not None:
+                return made
+        first = self._first_problem()
+        lacking = " has a reference" if self._references else " can be decoded"
+        raise ImageError(f"no target of {len(self.records)}{lacking}; first cause: {first}")
+
+    def _make(self, record: Record, shape, rng) -> dict | None:
+        example = Example(self, record, self.plan(record, shape, rng), rng)
+        arrays = {}
+        for field in self.fields:
+            own = field.make_cached(example) if self.caches(field) else field.make(example)
+            if own is None:
+                return None
+            arrays |= own
+        return arrays
+
+    def plan(self, record: Record, shape, rng=None) -> TargetCrop:
+        """How the record's picture becomes a target of ``shape``; ImageError if it is unreadable.
+
+        ``rng``: the crop's place is drawn from it where ``random_crop`` says so.
+        """
+        origin = {"original_size": record.original_size, "original_crop": record.crop}
+        rng = rng if self.random_crop else None
+        return plan_crop(self.size_of(record.image), record.face_box, shape, rng, **origin)
+
+    def size_of(self, name: str) -> tuple[int, int]:
+        """(height, width) of a picture; a cache that knows it spares decoding."""
+        if self.features is not None and self.features.caches_pixels:
+            return self.features.picture_of(self, name).size
+        return self.pictures.image(name).shape[:2]
+
+    def draw_references(self, example: Example) -> tuple[list[Record], dict[str, list]]:
+        """1 to 4 other pictures of the identity, fewer if they do not decode, and what each field
+        that reads references keeps of them."""
+        records, kept = [], {field.name: [] for field in self._references}
+        everything = self._of_identity[example.record.identity].values()
+        others = [record for record in everything if record.image != example.record.image]
+        if not self._references or not others:
+            return records, kept
+        wanted = example.rng.integers(1, min(len(others), MAX_REFERENCES) + 1)
+        for i in example.rng.permutation(len(others)):
+            try:
+                own = [field.draw_one(self, others[i]) for field in self._references]
+            except ImageError:
+                continue
+            records.append(others[i])
+            for field, value in zip(self._references, own, strict=True):
+                kept[field.name].append(value)
+            if len(records) == wanted:
+                break
+        return records, kept
+
+    def most_references(self, record: Record) -> int:
+        """How many references an example of this record can have; 1 where no field reads any."""
+        if not self._references:
+            return 1
+        return min(len(self._of_identity[record.identity]) - 1, MAX_REFERENCES)
+
+    # ---- which record is example n ----
+
+    def _place(self, n: int) -> tuple[int, int]:
+        """The bucket of example n, and its number among that bucket's examples."""
+        if not self.buckets:
+            return 0, n
+        step, row = divmod(n, self.batch_size)
+        turn, before = self._turns[step]
+        return self._used[turn], before * self.batch_size + row
+
+    def _candidates(self, bucket: int, n: int) -> Iterator[int]:
+        """The bucket's pictures from its n-th on, for as long as one does not decode."""
+        members = self._members[bucket]
+        for i in range(n, n + len(members)):
+            epoch, place = divmod(i, len(members))
+            yield members[self._order(epoch, bucket)[place]]
+        if len(members) < len(self.records):  # the others, cut to this bucket's shape
+            yield from range(len(self.records))
+
+    def _shuffle(self, epoch: int, bucket: int = 0) -> np.ndarray:
+        which = self.buckets[bucket] if self.buckets else ()
+        rng = np.random.default_rng((self.seed, ORDER, epoch, *which))
+        return rng.permutation(len(self._members[bucket]))
+
+    def _into_buckets(self) -> list[np.ndarray]:
+        """The rows of each bucket's records; those that cannot be read are in none."""
+        members = [[] for _ in self.buckets]
+        for row, record in enumerate(self.records):
+            try:
+                size = self.pictures.size(record.image) if not self.features else None
+                size = size or self.features.picture_of(self, record.image).size
+            except ImageError:
+                continue
+            members[nearest(size, self.buckets)].append(row)
+        return [np.array(rows, np.int64) for rows in members]
+
+    def _first_problem(self) -> str:
+        return next(iter(self.skipped.values()), "none was found")
+
+    # ---- before the first step ----
+
+    def _check(self) -> None:
+        """Find what would otherwise stop a run in its middle."""
+        if not self.records:
+            raise ValueError("no records to train on")
+        others = {identity: len(images) - 1 for identity, images in self._of_identity.items()}
+        needed = max((field.others for field in self.fields), default=0)
+        lonely = sum(count < needed for count in others.values())
+        if lonely:
+            raise ValueError(f"{lonely} identities have no second picture to serve as a reference")
+        problems, kinds = [], set()
+        for record in self.records:
+            for field in self.fields:
+                try:
+                    field.check(record, others[record.identity])
+                except ValueError as error:
+                    problems.append(f"{record.image}: {error}")
+                    kinds.add(type(error))
+        if problems:
+            shown = "\n  ".join(problems[:SHOWN_PROBLEMS])
+            # A PromptError where all of them are.
+            kind = kinds.pop() if len(kinds) == 1 else ValueError
+            raise kind(f"{len(problems)} records cannot be used:\n  {shown}")
+        self._tell_of_unread_keys()
+
+    def _tell_of_unread_keys(self):
+        there = {key for record in self.records for key in record.extra or ()}
+        there |= {f"images.{name}" for record in self.records for name in record.images or ()}
+        if there - self._keys:
+            unread = ", ".join(sorted(there - self._keys))
+            log.warning("keys of the data that this method does not read: %s", unread)
+
+    # ---- for filling a cache ----
+
+    def usual_crop(self, record: Record) -> TargetCrop | None:
+        """The crop of a record's picture if it is always the same one; None, and counted, if not.
+
+        ImageError if the picture does not decode.
+        """
+        size = self.features.picture_of(self, record.image).size
+        shapes = self.buckets or [(self.size, self.size)]
+        crop = self.plan(record, shapes[nearest(size, shapes)], np.random.default_rng(0))
+        if crop.certain:
+            return crop
+        self.features.counts["crops drawn anew in every step, not stored"] += 1
+        return None
+
+    def feature_jobs(self, row: int) -> list[tuple[Field, Input]]:
+        """What examples need of the cache for this record; [] if its picture does not decode."""
+        record, jobs = self.records[row], []
+        try:
+            self.features.picture_of(self, record.image)
+            for field in self.fields:
+                if self.caches(field):
+                    jobs += [(field, entry) for entry in field.all_inputs(self, record)]
+        except ImageError:
+            return []
+        return jobs
+
+
+class Pictures:
+    """Reads pictures by name; safe to use from several threads.
+
+    Args:
+        read_image: a record's ``image`` to uint8 RGB [h, w, 3]; raises an ImageError.
+        cache_bytes: so much is kept in memory. Nothing is ever thrown out: under shuffling, what
+            is old is as likely to be next.
+
+    Attributes:
+        skipped: each file that could not be decoded, and why.
+    """
+
+    def __init__(self, read_image: Callable = load_image, cache_bytes: int = 1 << 30):
+        self.read_image = read_image
+        self.skipped: dict[str, str] = {}
+        self._kept: dict[tuple, np.ndarray] = {}
+        self._free_bytes = cache_bytes
+        self._lock = threading.Lock()
+
+    def image(self, name: str) -> np.ndarray:
+        """The decoded picture. ImageError if it cannot be decoded, now or when it was tried."""
+        if name in self.skipped:
+            raise ImageError(self.skipped[name])
+
+        def read():
+            try:
+                return self.read_image(name)
+            except ImageError as error:
+                self.skip(name, error)
+                raise
+
+        return self.kept(("image", name), read)
+
+    def size(self, name: str) -> tuple[int, int]:
+        """(height, width), decoded only where there is no other way. ImageError as ``image``."""
+        if self.read_image is not load_image:
+            return self.image(name).shape[:2]
+        try:
+            return image_size(name)
+        except ImageError as error:
+            self.skip(name, error)
+            raise
+
+    def skip(self, name: str, error: ImageError) -> None:
+        """Remember that a file cannot be used, and say so once."""
+        with self._lock:
+            known = name in self.skipped
+            self.skipped[name] = str(error)
+        if not known:
+            log.warning("picture %d that is passed over: %s", len(self.skipped), error)
+
+    def kept(self, key: tuple, make: Callable[[], np.ndarray]) -> np.ndarray:
+        """The array of this key, made if it is not in memory."""
+        if key in self._kept:
+            return self._kept[key]
+        array = make()
+        with self._lock:
+            if key not in self._kept and array.nbytes <= self._free_bytes:
+                self._kept[key] = array
+                self._free_bytes -= array.nbytes
+        return array

@@ -1,0 +1,148 @@
+"""Fields of places and pictures: points, control images; and weights of examples."""
+
+import numpy as np
+
+from data_pipeline.examples.fields import Field, FieldError, array_spec
+from data_pipeline.transforms import ImageError, fit_image, image_size, plan_crop
+
+
+class Points(Field):
+    """Points of a record, moved as the crop moves the picture: ``name`` "landmarks" or "keypoints".
+
+    ``name`` [n, 2] float32 are (x, y) in the target's pixels, "``name``_mask" [n] bool is True
+    where a point is known, to be seen, and inside the target.
+    """
+
+    COUNTS = {"landmarks": 5, "keypoints": 12}
+
+    def __init__(self, name: str):
+        if name not in self.COUNTS:
+            raise ValueError(f"points {name!r}: a record has {' and '.join(self.COUNTS)}")
+        self.name, self.count = name, self.COUNTS[name]
+
+    def spec(self, shape):
+        mask = f"{self.name}_mask"
+        return array_spec(**{self.name: ((self.count, 2), np.float32), mask: ((self.count,), bool)})
+
+    def make(self, example):
+        known = getattr(example.record, self.name)
+        if known is None:
+            points = np.zeros((self.count, 2), np.float32)
+            return {self.name: points, f"{self.name}_mask": np.zeros(self.count, bool)}
+        points = example.crop.move(known)
+        height, width = example.crop.size
+        seen = ((points >= 0) & (points < [width, height])).all(axis=1)
+        if self.name == "keypoints" and example.record.visibility is not None:
+            seen &= np.array(example.record.visibility, bool)
+        return {self.name: points.astype(np.float32), f"{self.name}_mask": seen}
+
+    def from_record(self, record, read, size):
+        known = getattr(record, self.name)
+        if known is None:
+            return None
+        return plan_crop(read(record.image).shape[:2], record.face_box, size).move(known)
+
+    def given(self, call):
+        if self.name not in call.inputs:
+            raise FieldError(f"{self.name}: the method reads them; give {self.name}=[...]")
+        points = np.asarray(call.inputs[self.name], np.float32)
+        if points.shape != (len(call.prompts), self.count, 2):
+            wanted = (len(call.prompts), self.count, 2)
+            raise FieldError(f"{self.name} of shape {points.shape}: {wanted} is needed")
+        seen = ((points >= 0) & (points < call.size[::-1])).all(axis=2)
+        return {self.name: points, f"{self.name}_mask": seen}
+
+    def dropped(self, batch, xp):
+        """None of them is seen."""
+        mask = f"{self.name}_mask"
+        return {mask: xp.zeros_like(batch[mask])}
+
+
+LARGEST = float(np.finfo(np.float32).max)
+
+
+class Weight(Field):
+    """ "example_weight" [] float32, at least 0: the factor of the example's loss.
+
+    From the manifest's key ``weight``; 1 where a line has none.
+    """
+
+    name, keys = "weight", ("weight",)
+
+    def spec(self, shape):
+        return array_spec(example_weight=((), np.float32))
+
+    def make(self, example):
+        return {"example_weight": np.float32(self._of(example.record))}
+
+    def check(self, record, others):
+        self._of(record)
+
+    @staticmethod
+    def _of(record) -> float:
+        weight = (record.extra or {}).get("weight", 1.0)
+        if type(weight) not in (int, float) or not 0 <= weight <= LARGEST:
+            raise FieldError(f"weight is {weight!r}; a finite number, at least 0, is needed")
+        return weight
+
+
+class ControlImage(Field):
+    """A second picture, cut as the target is: ``name`` [h, w, 3] float32 in 0..1.
+
+    From the manifest's ``images``: {"pose": "poses/anna_1.png"}; of the same size as the target's
+    picture, or of the same aspect ratio. Where the condition is dropped it is black.
+    """
+
+    def __init__(self, name: str):
+        self.name, self.keys = name, (f"images.{name}",)
+
+    def spec(self, shape):
+        return array_spec(**{self.name: ((*shape, 3), np.float32)})
+
+    def make(self, example):
+        source, record = example.source, example.record
+        image = source.pictures.image(record.images[self.name])
+        difference = self._difference(record, image.shape[:2], source.size_of(record.image))
+        if difference:
+            raise FieldError(f"{record.image}: {difference}")
+        return {self.name: (example.crop.cut(image) + 1) / 2}
+
+    def _difference(self, record, size, target) -> str:
+        """What is wrong with the aspect ratio of ``size`` (height, width); "" if nothing is."""
+        (h, w), (height, width) = size, target
+        # A pixel of the smaller one is what rounding may have cost.
+        if abs(h * width - w * height) <= max(h, w, height, width):
+            return ""
+        return (
+            f"its {self.name} image {record.images[self.name]} has another aspect ratio "
+            f"({w}x{h} pixels) than the picture itself ({width}x{height})"
+        )
+
+    def check(self, record, others):
+        if self.name not in (record.images or {}):
+            raise FieldError(
+                f'no {self.name} image; give "images": {{"{self.name}": FILE}} in the manifest'
+            )
+        try:
+            size, target = image_size(record.images[self.name]), image_size(record.image)
+        except ImageError:  # no file, whose size ``make`` finds, or one that will be passed over
+            return
+        difference = self._difference(record, size, target)
+        if difference:
+            raise FieldError(difference)
+
+    def from_record(self, record, read, size):
+        if self.name not in (record.images or {}):
+            return None
+        crop = plan_crop(read(record.image).shape[:2], record.face_box, size)
+        pixels = crop.cut(read(record.images[self.name]))
+        return ((pixels + 1) * 127.5).round().astype(np.uint8)
+
+    def given(self, call):
+        if self.name not in call.inputs:
+            raise FieldError(f"{self.name}: the method reads this image; give {self.name}=[...]")
+        images = [fit_image(np.asarray(image), call.size) for image in call.inputs[self.name]]
+        return {self.name: np.stack(images)}
+
+    def dropped(self, batch, xp):
+        return {self.name: xp.zeros_like(batch[self.name])}

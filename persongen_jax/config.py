@@ -1,0 +1,76 @@
+"""Configs: objects that a config names, and the keys that every system's config has."""
+
+import importlib
+
+from ml_collections import ConfigDict
+
+
+def import_object(name: str, key: str):
+    """What "package.module:Name" names.
+
+    Args:
+        key: the config's key, for the message.
+
+    Raises:
+        ValueError: no such module, or nothing of that name in it.
+    """
+    module, _, attribute = name.partition(":")
+    try:
+        return getattr(importlib.import_module(module), attribute)
+    except ModuleNotFoundError as error:
+        raise ValueError(f"{key}={name!r}: there is no module {error.name!r}") from error
+    except AttributeError as error:
+        raise ValueError(f"{key}={name!r}: {module} has no {attribute!r}") from error
+
+
+def run_defaults() -> ConfigDict:
+    """What training reads of any config, whatever its system; a system adds its own keys."""
+    config = ConfigDict()
+    # What is trained: a name of systems/open.py, or "package.module:Class".
+    config.system = "sdxl"
+    config.dtype = "float32"
+    config.data = ""
+    config.loader = "memory"  # or "tf_data": made ahead by tf.data on all cores
+    config.batch_size = 32  # over all devices
+    config.grad_accum = 1  # a step in this many parts, one after the other: less memory
+    config.trainable = ()  # replaces the system's own (path pattern, group) rows
+
+    # Devices. Weights that are divided lie in pieces on groups of ``fsdp`` devices: what is
+    # trained, with the optimizer's state; frozen weights too with ``shard_frozen``. With
+    # ``offload_encoders`` frozen weights that a step does not read wait in the host's memory.
+    config.fsdp = 1
+    config.shard_frozen = False
+    config.offload_encoders = False
+
+    # The optimizer, by its name in optax or optax.contrib: "adamw", "adafactor", "lion", "prodigy",
+    # "schedule_free_adamw", "muon", ...; and its keyword arguments, on the command line as a whole:
+    # --config.optimizer_options="{'b1': 0.5, 'weight_decay': 0.01}". Each group's learning rate is
+    # ``lr_<group>``, with a linear warm-up, then constant or falling to 0 at ``steps``.
+    config.optimizer = "adam"
+    config.optimizer_options = ConfigDict()
+    config.warmup_steps = 0
+    config.lr_schedule = "constant"  # or "cosine", "linear"
+    config.clip_norm = 0.0  # above 0: the gradient's norm is at most this
+    config.ema_decay = 0.0  # above 0: a running average of what is trained is kept, and used
+    config.ema_warmup = False  # update n (from 0) decays by min(ema_decay, (1 + n) / (10 + n))
+
+    # The run.
+    config.seed = 42
+    config.steps = 1000
+    config.log_every = 10
+    config.checkpoint_every = 1000
+    config.keep_checkpoints = 3  # 0: all
+    # A step whose loss or gradient is not finite changes nothing; this many in a row end the run.
+    config.max_bad_steps = 10  # 0: never
+    config.tensorboard = False  # also write <workdir>/tensorboard; needs the extra "log"
+
+    # Validation.
+    config.validation_every = 0  # steps; 0: never
+    config.validation_steps = 50  # of the sampler
+    config.validation_seed = 42
+    # What is measured, in the order of the tables' columns: names of metrics/registry.py, or
+    # "package.module:Class" for a metric of one's own.
+    config.metrics = ()
+    # Metrics whose judge the method also reads or is trained on, admitted aloud.
+    config.judges_are_inputs = ()
+    return config

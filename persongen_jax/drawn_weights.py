@@ -1,0 +1,48 @@
+"""Weights drawn on the device, for measuring what does not depend on their values.
+
+What a step or a picture costs does not depend on the values, as long as they stay finite: kernels
+are drawn with a variance of 1 / fan-in, norms begin as identity. Nothing is opened or downloaded.
+"""
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+
+def with_drawn_weights(model):
+    """A model of ShapeDtypeStructs with arrays in their places, on the first device."""
+    graphdef, state = nnx.split(model)
+    filled = [
+        (path, leaf.replace(draw_weight(i, path, leaf.get_value())))
+        for i, (path, leaf) in enumerate(nnx.to_flat_state(state))
+    ]
+    return nnx.merge(graphdef, nnx.from_flat_state(filled))
+
+
+def draw_weight(number: int, path: tuple, shape):
+    """An array like ``shape``, a ShapeDtypeStruct; ``number`` tells it from the others."""
+    name, dims = path[-1], shape.shape
+    if name == "bias":
+        return fill(shape.dtype, dims, number, 0.0, 0.0)
+    if name == "scale":  # of a norm, or of a LoRA's columns
+        return fill(shape.dtype, dims, number, 1.0, 0.0)
+    if name == "kernel" or "lora" in path:
+        return fill(shape.dtype, dims, number, 0.0, math.prod(dims[:-1]) ** -0.5)
+    return fill(shape.dtype, dims, number, 0.0, 0.02)  # embeddings
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def fill(dtype, shape, number, mean, std):
+    """[*shape] uniform around ``mean`` with this standard deviation.
+
+    A hash of the position: SDXL has thousands of arrays of about a hundred shapes, and this
+    compiles in no time for each.
+    """
+    bits = jax.lax.iota(jnp.uint32, math.prod(shape)) + jnp.uint32(number) * jnp.uint32(0x9E3779B9)
+    for shift, factor in ((16, 0x7FEB352D), (15, 0x846CA68B)):
+        bits = (bits ^ (bits >> shift)) * jnp.uint32(factor)
+    unit = (bits ^ (bits >> 16)).astype(jnp.float32) / 2.0**32 - 0.5
+    return (mean + std * 12**0.5 * unit).reshape(shape).astype(dtype)

@@ -1,0 +1,1 @@
+"""The feature cache: what frozen networks make of the data, kept on disk."""

@@ -1,0 +1,344 @@
+"""What frozen networks make of the data's fields, computed once and kept in ``config.cache``.
+
+Which field can be kept, and by which networks, its ``encoding`` says
+(data_pipeline/examples/fields.py): of SDXL the VAE's moments of every target, the image tower's
+features of every reference crop, both text towers' states of every row of token ids. What of it is
+kept is what ``config.cache_kinds`` names and the config's table leaves frozen. docs/cache.md says
+more.
+
+The trainer takes what is there; what is not, it computes when it is first needed and stores it.
+"""
+
+import functools
+import itertools
+import json
+import logging
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from data_pipeline.cache import KEY_BYTES, FeatureTable, digest_of
+from data_pipeline.examples.fields import Encoding, Field, Input, unflatten
+from data_pipeline.transforms import ImageError
+from persongen_jax.full_disk import is_full
+from persongen_jax.partition import assign_groups, leaf_paths
+
+log = logging.getLogger(__name__)
+
+USUAL_KINDS = ("moments", "references", "text")  # of the default config; a method may lack some
+FLUSH_SECONDS = 120  # of a pass' work are lost at most, when it is killed
+VERSION = 1  # of how pictures and prompts are prepared and rows are laid out; part of every key
+
+
+# ---- What can be cached, and its shapes --------------------------------------------------------
+
+
+def encoded_fields(fields) -> list[Field]:
+    """Those that frozen networks make something of."""
+    return [field for field in fields if field.encoding is not None]
+
+
+def cached_kinds(config, model, fields, table) -> dict[str, str]:
+    """Kind to "" where it can be cached, else to why it is not; in the order of ``fields``.
+
+    Args:
+        table: rows (path pattern, group) of what is trained.
+
+    Raises:
+        ValueError: a name in ``config.cache_kinds`` that no field has.
+    """
+    encodings = [field.encoding for field in encoded_fields(fields)]
+    known = [encoding.kind for encoding in encodings]
+    unknown = sorted(set(config.cache_kinds) - {*known, *USUAL_KINDS})
+    if unknown:
+        use = ", ".join(known)
+        raise ValueError(f"config.cache_kinds: {', '.join(unknown)} is unknown; use {use}")
+    trained = assign_groups(leaf_paths(model), table)
+    reasons = {}
+    for encoding in encodings:
+        moving = [path for path in trained if path.startswith(encoding.weights)]
+        if encoding.kind not in config.cache_kinds:
+            reasons[encoding.kind] = "config.cache_kinds does not name it"
+        else:
+            reasons[encoding.kind] = f"{len(moving)} of its arrays are trained" if moving else ""
+    return reasons
+
+
+def row_spec(model, encoding: Encoding, input_shape) -> dict:
+    """Name to (shape, dtype) of what ``encoding`` makes of one input; nothing is computed."""
+    encode, state = open_encoder(model, encoding)
+    one = jax.ShapeDtypeStruct((1, *input_shape), encoding.dtype)
+    made = jax.eval_shape(encode, state, one)
+    return {name: (a.shape[1:], np.dtype(a.dtype)) for name, a in made.items()}
+
+
+def open_encoder(model, encoding: Encoding):
+    """(encode, state): the encoding as a function of (state, inputs), without other networks."""
+    graphdef, state = nnx.split(encoding.view(model))
+
+    def encode(state, inputs):
+        return encoding.encode(nnx.merge(graphdef, state), inputs)
+
+    return encode, state
+
+
+def abstract_batch(model, fields, shape: tuple[int, int], batch_size: int, kinds=()) -> dict:
+    """A batch as ShapeDtypeStructs, over all devices: [batch_size, ...] each.
+
+    Args:
+        model: in arrays or ShapeDtypeStructs.
+        shape: (height, width) of the target in pixels.
+        kinds: those that the feature cache gives.
+    """
+    spec = {}
+    for field in fields:
+        if field.encoding is not None and field.encoding.kind in kinds:
+            rows = row_spec(model, field.encoding, field.input_shape(shape))
+            spec |= field.row_spec(shape, rows)
+        else:
+            spec |= field.spec(shape)
+    return unflatten({n: jax.ShapeDtypeStruct((batch_size, *s), d) for n, (s, d) in spec.items()})
+
+
+# ---- The cache of a run ------------------------------------------------------------------------
+
+
+class Picture(NamedTuple):
+    """A decoded picture: a digest of its pixels, and (height, width)."""
+
+    digest: bytes
+    size: tuple[int, int]
+
+
+class Features:
+    """Cached features of a config's data; safe to use from several threads.
+
+    What is not there is computed, one row at a time, and stored; :meth:`fill` does many at once.
+
+    Args:
+        config: its ``cache`` is the folder, ``cache_kinds`` what is cached of what can be.
+        model: with all its weights.
+        fields: of the examples; table: of what is trained.
+        stamps: sources.picture_stamps of the data.
+
+    Attributes:
+        kinds: those that are cached.
+        counts: how many rows were computed and how many read, by kind; and what was not stored.
+    """
+
+    def __init__(self, config, model, fields, table, stamps: Callable[[str], str | None]):
+        self._reasons = cached_kinds(config, model, fields, table)
+        self.kinds = tuple(kind for kind, reason in self._reasons.items() if not reason)
+        self.folder, self._stamps, self.counts = Path(config.cache), stamps, Counter()
+        self._lock, self._opening = threading.Lock(), threading.Lock()
+        self._tables, self._rows, self._known = {}, {}, {}
+        self._encoders = {
+            field.encoding.kind: _Encoder(config, model, field.encoding)
+            for field in encoded_fields(fields)
+            if field.encoding.kind in self.kinds
+        }
+        self.caches_pixels = any(self.caches(field) for field in fields if field.name == "image")
+        spec = {"digest": ((KEY_BYTES,), np.uint8), "size": ((2,), np.int32)}
+        self._pictures = FeatureTable(self.folder / f"pictures-{VERSION}", spec)
+
+    def __str__(self):
+        said = [f"{kind} in {self._encoders[kind].name}" for kind in self.kinds]
+        said += [f"{kind} not cached, as {why}" for kind, why in self._reasons.items() if why]
+        return f"{self.folder}: {'; '.join(said)}"
+
+    def used(self) -> str:
+        """The counts, for the log."""
+        return ", ".join(f"{what}: {n:,}" for what, n in sorted(self.counts.items())) or "none used"
+
+    def caches(self, field: Field) -> bool:
+        """Whether the field's rows are kept here."""
+        return field.encoding is not None and field.encoding.kind in self.kinds
+
+    def row_spec(self, encoding: Encoding, input_shape) -> dict:
+        """Name to (shape, dtype) of a row of this encoding."""
+        known = (encoding.kind, input_shape)
+        if known not in self._rows:
+            self._rows[known] = self._encoders[encoding.kind].row_spec(input_shape)
+        return self._rows[known]
+
+    def picture_of(self, source, name: str) -> Picture:
+        """Digest and size of a picture; it is decoded only if its file was never seen.
+
+        Raises:
+            ImageError: it does not decode.
+        """
+        if name in source.skipped:
+            raise ImageError(source.skipped[name])
+        if name in self._known:
+            return self._known[name]
+        stamp = self._stamps(name)
+        key = None if stamp is None else digest_of("picture", stamp)
+        row = None if key is None else self._pictures.get(key)
+        if row is None:
+            image = source.pictures.image(name)
+            digest = np.frombuffer(digest_of(image), np.uint8)
+            row = {"digest": digest, "size": np.array(image.shape[:2], np.int32)}
+            if key is not None:
+                self._store(self._pictures, key, row)
+        picture = Picture(row["digest"].tobytes(), tuple(map(int, row["size"])))
+        self._known[name] = picture
+        return picture
+
+    def row(self, encoding: Encoding, entry: Input) -> dict[str, np.ndarray]:
+        """What the encoder makes of an input, read or computed.
+
+        Raises:
+            ImageError: the input's picture does not decode any more.
+        """
+        kind, rows, key = (
+            encoding.kind,
+            self._table(encoding, entry.shape),
+            self._key(encoding, entry),
+        )
+        row = rows.get(key)
+        if row is not None:
+            self.counts[f"{kind} read"] += 1
+            return row
+        with self._lock:  # one at a time, and nothing twice
+            row = rows.get(key)
+            if row is None:
+                made = self._encoders[kind](np.asarray(entry.make())[None])
+                row = {name: array[0] for name, array in made.items()}
+                self.counts[f"{kind} computed"] += 1
+                if entry.store:
+                    self._store(rows, key, row)
+        return row
+
+    @staticmethod
+    def _key(encoding: Encoding, entry: Input) -> bytes:
+        return digest_of(VERSION, encoding.kind, *entry.key())
+
+    def fill(self, jobs, batch_size: int = 16, threads: int = 8) -> None:
+        """Computes and stores what is missing of ``jobs``, lists of (field, input)."""
+        waiting, promised = {}, set()
+        flushed = time.monotonic()
+        try:
+            with ThreadPoolExecutor(threads) as pool:
+                for field, entry in itertools.chain.from_iterable(jobs):
+                    encoding = field.encoding
+                    table, key = (encoding.kind, entry.shape), self._key(encoding, entry)
+                    if key in self._table(encoding, entry.shape) or (table, key) in promised:
+                        continue
+                    promised.add((table, key))
+                    waiting.setdefault(table, (encoding, []))[1].append((key, entry))
+                    if len(waiting[table][1]) == batch_size:
+                        self._fill_one(*waiting.pop(table), batch_size, pool)
+                    if time.monotonic() - flushed > FLUSH_SECONDS:
+                        self.flush()
+                        flushed = time.monotonic()
+                for rest in waiting.values():
+                    self._fill_one(*rest, batch_size, pool)
+        finally:
+            self.flush()
+
+    def flush(self) -> None:
+        """Puts on disk what was computed."""
+        for table in (self._pictures, *self._tables.values()):
+            table.flush()
+
+    def _fill_one(self, encoding, jobs, batch_size, pool):
+        def made(job):
+            try:
+                return job[1].make()
+            except ImageError as error:
+                log.warning("%s", error)
+                return None
+
+        inputs = list(pool.map(made, jobs))
+        jobs = [job for job, value in zip(jobs, inputs, strict=True) if value is not None]
+        inputs = [value for value in inputs if value is not None]
+        if not inputs:
+            return
+        # Always the same number of rows: one program.
+        inputs += [inputs[-1]] * (batch_size - len(inputs))
+        made = self._encoders[encoding.kind](np.stack(inputs))
+        for i, (key, entry) in enumerate(jobs):
+            row = {name: array[i] for name, array in made.items()}
+            self._table(encoding, entry.shape).put(key, row)
+        self.counts[f"{encoding.kind} computed"] += len(jobs)
+
+    def _store(self, rows, key, row):
+        """A training does not end because there is no room for what it could compute again."""
+        try:
+            rows.put(key, row)
+        except OSError as error:
+            if not is_full(error):
+                raise
+            log.warning("%s: no space left on the device; rows are forgotten", rows.folder)
+            rows.forget()
+
+    def _table(self, encoding: Encoding, shape) -> FeatureTable:
+        with self._opening:
+            if (encoding.kind, shape) not in self._tables:
+                name = self._encoders[encoding.kind].name + encoding.suffix(shape)
+                table = FeatureTable(self.folder / name, self.row_spec(encoding, shape))
+                self._tables[encoding.kind, shape] = table
+            return self._tables[encoding.kind, shape]
+
+
+class _Encoder:
+    """One encoding's networks on one device; ``name`` tells of their weights."""
+
+    def __init__(self, config, model, encoding: Encoding):
+        digest = _model_digest(config, model, encoding).hex()[:16]
+        self.name = f"{encoding.kind}-{digest}"
+        encode, self._state = open_encoder(model, encoding)
+        self._encode, self._dtype, self._local = jax.jit(encode), encoding.dtype, None
+        self.row_spec = functools.partial(row_spec, model, encoding)
+
+    def __call__(self, inputs: np.ndarray) -> dict[str, np.ndarray]:
+        """[b, ...] to what the encoding gives, in NumPy's arrays."""
+        if self._local is None:
+            self._local = jax.tree.map(_local, self._state)
+        return jax.device_get(self._encode(self._local, jnp.asarray(inputs, self._dtype)))
+
+
+def _local(array):
+    """The array on this process' first device, whatever devices it lies on.
+
+    An offloaded one (offload.py) stays on the host, so that it is on the device for one call only.
+    """
+    if isinstance(array, np.ndarray):
+        return array
+    if len(array.sharding.device_set) == 1:
+        return array
+    if array.is_fully_replicated:
+        return array.addressable_data(0)
+    if not array.is_fully_addressable:
+        raise ValueError(
+            "config.cache: the frozen weights are divided among processes (config.shard_frozen), "
+            "where no single one can compute features; give --config.shard_frozen=False"
+        )
+    return jax.device_put(np.asarray(array), jax.local_devices()[0])
+
+
+def _model_digest(config, model, encoding: Encoding) -> bytes:
+    """Of everything but its input that an encoder's result depends on."""
+    parts = [VERSION, encoding.kind, str(config[encoding.precision])]
+    for owner in sorted({root.split("/")[0] for root in encoding.weights}):
+        parts += _configs(getattr(model, owner))
+    parts += encoding.signature
+    for path, leaf in sorted(leaf_paths(model).items()):
+        if path.startswith(encoding.weights):
+            parts += [path, np.asarray(_local(leaf.get_value()))]
+    return digest_of(*parts)
+
+
+def _configs(module) -> list[str]:
+    """Of the module and its direct parts, those that have one."""
+    parts = [module, *(part for part in vars(module).values() if isinstance(part, nnx.Module))]
+    return [json.dumps(p.config.to_dict(), sort_keys=True) for p in parts if hasattr(p, "config")]

@@ -1,0 +1,124 @@
+"""The files that generate reads and writes: photographs, other inputs, and images with their notes.
+
+A published FaceID file was trained on aligned faces: a recogniser's embedding of any other crop is
+not what its projection knows. All other weights, runs of this project among them, read square crops
+(data_pipeline/faces.py).
+"""
+
+import json
+from pathlib import Path
+
+from data_pipeline.align import align_face
+from data_pipeline.faces import NoFaceFound, crop_face, open_reference_detector
+from data_pipeline.schema import MAX_REFERENCES
+from data_pipeline.transforms import load_image
+from persongen_jax.weights.ip_adapter import is_ip_adapter, read_ip_adapter
+
+
+def read_references(items, weights, *, base, detector: str, crop: bool) -> tuple[list, list | None]:
+    """Face crops of each person, as the method's ``weights`` want them; and a mask each, or None.
+
+    Args:
+        items: FILE or FILE@REGION.
+        base, detector: as open_reference_detector's. crop: False if they are crops already.
+
+    Raises:
+        ValueError: numbers that do not fit, no face found, a detector that cannot align.
+    """
+    from PIL import Image
+
+    people = group_references(items)
+    for paths in people.values():
+        if len(paths) > MAX_REFERENCES:
+            raise ValueError(f"{len(paths)} references: give one to {MAX_REFERENCES}")
+    crops = [[(path, load_image(path)) for path in paths] for paths in people.values()]
+    if not crop:
+        crops = [[image for _, image in person] for person in crops]
+    else:
+        finder = open_reference_detector(base, detector)
+        cut = align_reference if wants_aligned_faces(weights) else crop_face
+        crops = [[cut(image, str(path), finder) for path, image in person] for person in crops]
+    regions = None if None in people else [Image.open(mask) for mask in people]
+    return crops, regions
+
+
+def group_references(items: list[str]) -> dict[Path | None, list[Path]]:
+    """FILE or FILE@REGION: the photographs by their region's file; an @ may be part of a name."""
+    people = {}
+    for item in items:
+        path, at, mask = item.rpartition("@")
+        alone = not at or Path(item).exists()
+        path, mask = (item, None) if alone else (path, Path(mask))
+        people.setdefault(mask, []).append(Path(path))
+    if None in people and len(people) > 1:
+        raise ValueError(
+            f"--reference {people[None][0]}: others have a region (FILE@REGION); give all of them "
+            "one, or none"
+        )
+    return people
+
+
+def wants_aligned_faces(weights) -> bool:
+    """Whether ``weights`` is a FaceID file."""
+    if not Path(weights).is_file() or not is_ip_adapter(weights):
+        return False
+    with read_ip_adapter(weights) as file:
+        return file.kind == "faceid"
+
+
+def align_reference(image, name: str, detector):
+    """The largest face of ``image`` [h, w, 3] on ArcFace's template, [112, 112, 3].
+
+    Raises:
+        ValueError: a detector that gives no landmarks.
+        NoFaceFound: of the picture ``name``.
+    """
+    if not detector.gives_landmarks:
+        raise ValueError(
+            f"--detector {detector.name}: it gives no landmarks, by which FaceID's references are "
+            "aligned; give --detector insightface or keypoints:DIR, or aligned crops of 112 "
+            "pixels and --no-crop"
+        )
+    (found,) = detector.detect([image])
+    if found is None:
+        raise NoFaceFound(
+            f"no face found in {name} ({image.shape[1]}x{image.shape[0]} pixels, detector "
+            f"{detector.name}); FaceID needs aligned crops: give another picture, or an aligned "
+            "crop of 112 pixels and --no-crop"
+        )
+    return align_face(image, found.landmarks)
+
+
+def read_input(path: str):
+    """An image, uint8 [h, w, 3]; or what a *.json file holds."""
+    if Path(path).suffix.lower() == ".json":
+        try:
+            return json.loads(Path(path).read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise ValueError(f"{path}: is no JSON ({error})") from error
+    return load_image(path)
+
+
+class ImageFolder:
+    """Saves PNGs one after the other, numbered on from what is there: nothing is overwritten.
+
+    The folder is made with the first image.
+    """
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        taken = [int(path.stem) for path in folder.glob("*.png") if path.stem.isdigit()]
+        self._next = max(taken, default=-1) + 1
+
+    def save(self, image, note: dict) -> Path:
+        """``image`` uint8 [h, w, 3]; ``note`` goes into the file as text chunks."""
+        from PIL import Image, PngImagePlugin
+
+        self.folder.mkdir(parents=True, exist_ok=True)
+        info = PngImagePlugin.PngInfo()
+        for key, value in note.items():
+            info.add_itxt(key, value if isinstance(value, str) else json.dumps(value))
+        path = self.folder / f"{self._next:05d}.png"
+        Image.fromarray(image).save(path, pnginfo=info)
+        self._next += 1
+        return path

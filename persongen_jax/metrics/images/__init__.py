@@ -1,0 +1,1 @@
+"""Metrics that give every image a value."""

@@ -1,0 +1,56 @@
+"""Cosines of generated faces with the people of the smaller gallery: the right one, and the others.
+
+Their distance says how clearly rank-1 is decided. Embeddings are ArcFace's (Deng et al., arXiv
+1801.07698, section 3.3).
+"""
+
+import numpy as np
+
+from persongen_jax.metrics.base import Metric, Values
+from persongen_jax.metrics.images.rank1 import first_people, unit
+
+
+class CosineTrue(Metric):
+    """With the gallery's embedding of the image's owner, in -1..1.
+
+    NaN without a face, and for owners who are not among the gallery's first ten people.
+    """
+
+    name, title = "cosine_true", "cosine (own)"
+    plotted = False
+    judge_key = "face_net"
+
+    def __init__(self, config, judges):
+        self.faces, self.judge = judges.faces, config.face_net
+
+    def networks(self):
+        return self.faces.embedder.networks
+
+    def prepare(self, known):
+        self.faces.gallery(known)
+
+    def __call__(self, generated, known):
+        gallery = first_people(self.faces.gallery(known))
+        embeddings, found = self.faces.embed(generated)
+        owners, names = np.asarray(generated.owners, str), np.array(list(gallery), str)
+        values = np.full(len(owners), np.nan)
+        rows = found & np.isin(owners, names)
+        if rows.any():
+            to_all = unit(embeddings[rows]) @ unit(np.stack(list(gallery.values()))).T
+            values[rows] = self.choose(to_all, names[None] == owners[rows, None])
+        return Values(values)
+
+    def choose(self, to_all, true):
+        """Cosines [n, people], and whose is the right one, bool, to values [n]."""
+        return to_all[true]
+
+
+class CosineOthers(CosineTrue):
+    """The mean over all but the image's owner; NaN if there is nobody else."""
+
+    name, title = "cosine_others", "cosine (others)"
+
+    def choose(self, to_all, true):
+        others = (~true).sum(1)
+        with np.errstate(invalid="ignore"):
+            return np.where(true, 0, to_all).sum(1) / np.where(others > 0, others, np.nan)

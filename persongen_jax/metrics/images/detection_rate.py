@@ -1,0 +1,26 @@
+"""Detection rate: how often the detector finds a face in a generated image."""
+
+import numpy as np
+
+from persongen_jax.metrics.base import Metric, Values
+
+
+class DetectionRate(Metric):
+    """1 where a face is found, else 0; NaN for people in whose references none is."""
+
+    name, title, form = "detection_rate", "faces found", "{:.1%}"
+    plotted = False
+    judge_key = "face_detector"
+
+    def __init__(self, config, judges):
+        self.faces = judges.faces
+        self.judge = self.faces.embedder.detector_name
+
+    def prepare(self, known):
+        self.faces.references(known)
+
+    def __call__(self, generated, known):
+        _, found = self.faces.embed(generated)
+        owners = np.asarray(generated.owners, str)
+        rows = np.isin(owners, list(self.faces.references(known)))
+        return Values(np.where(rows, found, np.nan))

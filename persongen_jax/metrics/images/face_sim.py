@@ -1,0 +1,53 @@
+"""Face-Sim: does the face look like the reference (ArcFace, Deng et al., arXiv 1801.07698)?
+
+A mean over found faces alone rewards a model for hiding the difficult ones: read it next to
+``detection_rate``, or take ``face_sim_misses_as_0``.
+"""
+
+import numpy as np
+
+from persongen_jax.metrics.base import Metric, Values
+from persongen_jax.metrics.face_similarity import cosine
+
+
+class FaceSim(Metric):
+    """Cosine of the embeddings of the generated and the reference's face, in -1..1.
+
+    NaN where no face is found, and for people in whose references none is.
+    """
+
+    name, title, form = "face_sim", "Face-Sim", "{:.3f}"
+    judge_key = "face_net"
+
+    def __init__(self, config, judges):
+        self.faces, self.judge = judges.faces, config.face_net
+
+    def networks(self):
+        return self.faces.embedder.networks
+
+    def prepare(self, known):
+        self.faces.references(known)
+
+    def __call__(self, generated, known):
+        embeddings, found = self.faces.embed(generated)
+        references = self.faces.references(known)
+        owners = np.asarray(generated.owners, str)
+        values = np.full(len(owners), np.nan)
+        seen = found & np.isin(owners, list(references))
+        if seen.any():
+            own = np.stack([references[name] for name in owners[seen]])
+            values[seen] = cosine(embeddings[seen], own)
+        return Values(values)
+
+
+class FaceSimMissesAs0(FaceSim):
+    """Face-Sim, where an image without a face counts as 0."""
+
+    name, title = "face_sim_misses_as_0", "Face-Sim (misses 0)"
+    plotted = False
+
+    def __call__(self, generated, known):
+        _, found = self.faces.embed(generated)
+        values = super().__call__(generated, known).values
+        known_owner = np.isin(np.asarray(generated.owners, str), list(self.faces.references(known)))
+        return Values(np.where(known_owner & ~found, 0.0, values))

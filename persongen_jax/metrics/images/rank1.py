@@ -1,0 +1,76 @@
+"""Rank-1: is the nearest face among N people that of the right one (as the thesis, chapter 6)?
+
+Embeddings are ArcFace's (Deng et al., arXiv 1801.07698, section 3.3). Guessing gives 1 / N.
+"""
+
+import numpy as np
+
+from persongen_jax.metrics.base import Metric, Values
+
+FEW = 10  # people of the smaller gallery
+
+
+class Rank1(Metric):
+    """1 where the nearest of the gallery, by cosine, is the image's owner, else 0.
+
+    An image without a face counts as 0. NaN for owners who are not in the gallery, or in whose
+    references no face is found. The fact "among" is N.
+    """
+
+    form, plotted = "{:.1%}", False
+    judge_key = "face_net"
+
+    def __init__(self, config, judges):
+        self.faces, self.judge = judges.faces, config.face_net
+
+    def networks(self):
+        return self.faces.embedder.networks
+
+    def gallery(self, known) -> dict[str, np.ndarray]:
+        """Name to embedding [d]; {} if there is nobody among whom to look."""
+        raise NotImplementedError
+
+    def prepare(self, known):
+        self.gallery(known)
+
+    def __call__(self, generated, known):
+        gallery = self.gallery(known)
+        if not gallery:
+            return None
+        embeddings, found = self.faces.embed(generated)
+        owners, names = np.asarray(generated.owners, str), np.array(list(gallery), str)
+        rows = np.isin(owners, list(self.faces.references(known))) & np.isin(owners, names)
+        values = np.where(rows, 0.0, np.nan)
+        seen = rows & found
+        if seen.any():
+            nearest = (unit(embeddings[seen]) @ unit(np.stack(list(gallery.values()))).T).argmax(1)
+            values[seen] = names[nearest] == owners[seen]
+        return Values(values, facts={"among": len(names)})
+
+
+class Rank1Of10(Rank1):
+    """Among the first ten people of the set itself; images of the others are left out."""
+
+    name, title = "rank1_10", "rank-1/10"
+
+    def gallery(self, known):
+        return first_people(self.faces.gallery(known))
+
+
+class Rank1Of100(Rank1):
+    """Among ``known.others`` (config.validation_gallery, 100 people as a rule) and the set's."""
+
+    name, title = "rank1_100", "rank-1/100"
+
+    def gallery(self, known):
+        return self.faces.large_gallery(known)
+
+
+def first_people(gallery: dict) -> dict:
+    """The smaller gallery: the first FEW of it."""
+    return dict(list(gallery.items())[:FEW])
+
+
+def unit(rows):
+    """Rows [n, d] of length 1."""
+    return rows / np.linalg.norm(rows, axis=-1, keepdims=True)

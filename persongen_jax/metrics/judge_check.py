@@ -1,0 +1,90 @@
+"""Refuses a judge that the method itself reads, or is trained to please.
+
+Such a judge measures how well the method serves its own encoder, and the figure flatters it.
+Weights are compared, not paths: a copy under another name is the same judge, and so is one inside a
+PhotoMaker file.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from persongen_jax.metrics.base import Metric
+from persongen_jax.partition import leaf_paths
+
+LOOKED_AT = 2  # arrays of each network: the largest ones of different shapes
+# Of the relative distance: what rounding to 16 bits and back can make of one array.
+ROUNDING = 2.0**-8
+
+
+def check_judges(metrics: list[Metric], model, roots, admitted):
+    """ValueError for a metric whose judge is a network that the method reads.
+
+    Args:
+        metrics: opened; those that judge outside JAX (``networks()`` is empty) are not looked at.
+        model: the method's, an nnx.Module with all its weights.
+        roots: beginnings of the paths of what the method reads as input or is trained on as a loss,
+            whole parts of a path such as "id_encoder/vision_model" (partition.leaf_paths).
+        admitted: names of metrics that may have such a judge, config.judges_are_inputs. For these
+            a line is printed instead.
+
+    Raises:
+        ValueError: a judge that is an input, or a root that matches nothing in the model.
+    """
+    by_shape = _by_shape(leaf_paths(model), roots)
+    for metric in metrics:
+        paths = [find_shared(network, by_shape) for network in metric.networks()]
+        paths = [path for path in paths if path]
+        if not paths:
+            continue
+        fact = f"{metric.title} is judged by {metric.judge}, whose weights are those of {paths[0]}"
+        if metric.name in admitted:
+            print(f"{fact}, which the method reads: admitted by config.judges_are_inputs")
+            continue
+        key = f"config.{metric.judge_key}" if metric.judge_key else "config.metrics"
+        names = (*admitted, metric.name)
+        raise ValueError(
+            f"{fact}: the method reads its own judge, or is trained by it, and such a figure "
+            f"flatters it. Give another judge ({key}), or admit it aloud: "
+            f'--config.judges_are_inputs="{names}" in training, --judges-are-inputs '
+            f"{' '.join(names)} in evaluation"
+        )
+
+
+def find_shared(network, by_shape: dict) -> str:
+    """The path of an array of the model that is one of the network's largest, "" if none is.
+
+    Args:
+        network: a pytree of arrays.
+        by_shape: (path, array) pairs of the model by shape.
+    """
+    arrays = [array for array in jax.tree.leaves(network) if array.ndim > 1]
+    largest = {}
+    for array in sorted(arrays, key=lambda array: -array.size):
+        largest.setdefault(array.shape, array)
+    for shape, array in list(largest.items())[:LOOKED_AT]:
+        candidates = by_shape.get(tuple(shape), ())
+        theirs = np.asarray(array) if candidates else None
+        for path, leaf in candidates:
+            if float(_distance(leaf.get_value(), theirs)) < ROUNDING:
+                return path
+    return ""
+
+
+@jax.jit
+def _distance(ours, theirs):
+    """Relative, between two arrays of one shape; compiled, so that a divided one may stay so."""
+    theirs = theirs.astype(jnp.float32)
+    return jnp.linalg.norm(ours.astype(jnp.float32) - theirs) / jnp.linalg.norm(theirs)
+
+
+def _by_shape(leaves: dict, roots) -> dict:
+    by_shape = {}
+    for root in roots:
+        beginning = root.rstrip("/")
+        found = [p for p in leaves if p == beginning or p.startswith(f"{beginning}/")]
+        if not found:
+            raise ValueError(f"judges: no parameter of the model lies under {root!r}")
+        for path in found:
+            by_shape.setdefault(leaves[path].shape, []).append((path, leaves[path]))
+    return by_shape

@@ -1,0 +1,1 @@
+"""Metrics that give a whole set of images one number."""

@@ -1,0 +1,169 @@
+"""The miniature's CLIP: one image tower, two text towers, and an eye for faces.
+
+The image tower is trained against both text towers at once (arXiv 2103.00020, section 2.3), on
+whole pictures and their captions, and on face crops to tell people apart (ArcFace, arXiv
+1801.07698). Real CLIP learns faces from the names in its captions; these captions have none.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+
+from data_pipeline.transforms import CLIP_MEAN, CLIP_STD, square_face_crop
+from persongen_jax.miniature import sizes
+from persongen_jax.miniature.losses import Centres, arcface_losses
+from persongen_jax.miniature.pool import Pool, kept
+from persongen_jax.miniature.systems.base import PoolSystem, open_network
+from persongen_jax.models.clip import CLIPTextModel, CLIPVisionModel
+from persongen_jax.models.layers import Linear
+
+PART = 0.3  # of the captions: one of general, background and body alone
+
+
+class Towers(nnx.Module):
+    """All that is trained together. ``second_projection`` and ``people`` serve training alone."""
+
+    def __init__(self, vocab_size: int, people: int, rngs):
+        kw = {"dtype": jnp.float32, "param_dtype": jnp.float32, "rngs": rngs}
+        first, second = (sizes.text_config(tower, vocab_size) for tower in (0, 1))
+        self.text_encoder = CLIPTextModel(first, with_projection=True, **kw)
+        self.text_encoder_2 = CLIPTextModel(second, with_projection=True, **kw)
+        self.vision = CLIPVisionModel(sizes.vision_config(), with_projection=True, **kw)
+        width = sizes.VISION["hidden_size"]
+        self.second_projection = Linear(width, sizes.CLIP_WIDTH, use_bias=False, **kw)
+        self.people = Centres(people, width, rngs)
+        self.logit_scale = nnx.Param(jnp.log(1 / 0.07))
+
+
+class Clip(PoolSystem):
+    """Pictures against captions, and faces.
+
+    A picture's loss depends on the others of its batch: with ``config.grad_accum`` above 1 there
+    are fewer of them.
+
+    Arrays of an example:
+        image: [s, s, 3] uint8.
+        input_ids: [2, n] int32.
+        faces: [k, s, s, 3] uint8, ``config.faces`` crops of anyone; person: [k] int32, of whom.
+    """
+
+    @classmethod
+    def defaults(cls):
+        config = super().defaults()
+        config.faces = 2  # face crops for each picture
+        return config
+
+    def network(self):
+        vocab_size = len(self.tokenizers.tokenizer)
+        return Towers(vocab_size, self.pool.people, nnx.Rngs(self.config.seed))
+
+    def source(self):
+        self.crops = face_crops(self.pool)
+        return super().source()
+
+    def text(self, rng, row) -> str:
+        part = rng.integers(1, 4) if rng.random() < PART else 0
+        return self.pool.prompts[row][part]
+
+    def example(self, rng, n):
+        row = rng.integers(len(self.pool))
+        faces = np.sort(rng.integers(0, len(self.pool), self.config.faces))
+        return {
+            "image": self.pool.images[row],
+            "input_ids": self.tokenizers.encode(self.text(rng, row)),
+            "faces": self.crops[faces],
+            "person": self.pool.person[faces],
+        }
+
+    def losses(self, model, batch, draws):
+        seen, faces = self.look_at_both(model, batch)
+        scale = jnp.exp(jnp.minimum(model.logit_scale[...], jnp.log(100.0)))
+        first, second = batch["input_ids"][:, 0], batch["input_ids"][:, 1]
+        text, right = contrast(seen.image_embeds, model.text_encoder(first).text_embeds, scale)
+        text_2, _ = contrast(
+            model.second_projection(seen.pooler_output),
+            model.text_encoder_2(second).text_embeds,
+            scale,
+        )
+        loss = text + text_2 + 0.3 * faces
+        return {"loss": loss, "text": text, "text_2": text_2, "faces": faces, "right": right}
+
+    @staticmethod
+    def look_at_both(model, batch):
+        """(what the image tower makes of the pictures, the faces' loss [b]), in one pass."""
+        b, k = batch["person"].shape
+        crops = batch["faces"].reshape(b * k, *batch["faces"].shape[2:])
+        seen = look(model, jnp.concatenate([batch["image"], crops]))
+        people = batch["person"].reshape(-1)
+        faces = arcface_losses(seen.pooler_output[b:], model.people.embedding[...], people)
+        pictures = seen._replace(
+            pooler_output=seen.pooler_output[:b], image_embeds=seen.image_embeds[:b]
+        )
+        return pictures, faces.reshape(b, k).mean(1)
+
+
+class Faces(Clip):
+    """The image tower's eye for faces, trained further: the text towers stay as they are.
+
+    What the image tower tells people apart by is all that an ID encoder has to work with, and it
+    takes far longer to learn than captions do. The captions' loss goes along, so that CLIP remains
+    CLIP.
+    """
+
+    groups = (("(vision|people)/.*", "model"),)
+
+    def network(self):
+        return open_network(self.work, "clip")
+
+    def text(self, rng, row):
+        return self.pool.prompts[row][0]
+
+    def losses(self, model, batch, draws):
+        seen, faces = self.look_at_both(model, batch)
+        texts = model.text_encoder(batch["input_ids"][:, 0]).text_embeds
+        text, right = contrast(seen.image_embeds, texts, jnp.exp(model.logit_scale[...]))
+        return {"loss": 0.5 * text + faces, "text": text, "faces": faces, "right": right}
+
+    def unread(self, cached=False):
+        return "text_encoder_2/", "second_projection/"
+
+
+def text_encoders(towers: Towers):
+    """CLIP's text towers as SDXL has them: the first without projection."""
+    first, second = nnx.clone(towers.text_encoder), nnx.clone(towers.text_encoder_2)
+    first.text_projection = nnx.data(None)
+    return first, second
+
+
+def look(towers: Towers, images):
+    """The image tower's output for pictures uint8 [b, s, s, 3]."""
+    size = sizes.VISION["image_size"]
+    images = images.astype(jnp.float32) / 255
+    images = jax.image.resize(images, (len(images), size, size, 3), "cubic").clip(0, 1)
+    return towers.vision((images - CLIP_MEAN) / CLIP_STD)
+
+
+def contrast(images, texts, scale):
+    """CLIP's symmetric loss [b] in the batch, and whether the right text comes first [b]."""
+    images, texts = (x / jnp.linalg.norm(x, axis=-1, keepdims=True) for x in (images, texts))
+    logits = scale * images @ texts.T
+    labels = jnp.arange(len(logits))
+    losses = optax.softmax_cross_entropy_with_integer_labels
+    both = (losses(logits, labels) + losses(logits.T, labels)) / 2
+    return both, (logits.argmax(-1) == labels).astype(jnp.float32)
+
+
+def face_crops(pool: Pool) -> np.ndarray:
+    """[n, SIDE, SIDE, 3] uint8: the crops that methods take of references, kept on disk."""
+    from PIL import Image
+
+    def crop_all():
+        crops = np.empty((len(pool), sizes.SIDE, sizes.SIDE, 3), np.uint8)
+        for i, (image, box) in enumerate(zip(pool.images, pool.face_box, strict=True)):
+            crop = Image.fromarray(square_face_crop(image, box))
+            crops[i] = crop.resize((sizes.SIDE, sizes.SIDE), Image.Resampling.BICUBIC)
+        return crops
+
+    return kept(pool.folder / "face_crops.npy", crop_all)

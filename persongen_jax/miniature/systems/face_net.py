@@ -1,0 +1,66 @@
+"""The miniature's face recogniser: IResNet with ArcFace's loss on aligned crops.
+
+Face-Sim's own net is trained with a seed of its own, so that no method has seen its features.
+"""
+
+import numpy as np
+from flax import nnx
+
+from data_pipeline.align import align_faces
+from persongen_jax.miniature import sizes
+from persongen_jax.miniature.losses import Centres, arcface_losses
+from persongen_jax.miniature.pool import Pool, kept
+from persongen_jax.miniature.systems.base import PoolSystem
+from persongen_jax.models.iresnet import IResNet, normalise_faces
+
+JITTER = 0.5  # pixels of the picture: detectors do not find landmarks exactly
+ROWS = 1000
+
+
+class Recogniser(nnx.Module):
+    """The net, and the people that it learns to tell apart, which serve training alone."""
+
+    def __init__(self, people: int, rngs):
+        self.net = IResNet(sizes.FACE_NET, rngs=rngs)
+        self.people = Centres(people, self.net.config["embedding_dim"], rngs)
+
+
+class FaceNet(PoolSystem):
+    """Tells people apart.
+
+    Arrays of an example:
+        crop: [s, s, 3] uint8, aligned.
+        person: [] int32.
+    """
+
+    statistics = True
+
+    def network(self):
+        return Recogniser(self.pool.people, nnx.Rngs(self.config.seed))
+
+    def source(self):
+        self.crops = aligned_crops(self.pool)
+        return super().source()
+
+    def example(self, rng, n):
+        row = rng.integers(len(self.pool))
+        return {"crop": self.crops[row], "person": self.pool.person[row]}
+
+    def losses(self, model, batch, draws):
+        embeddings = model.net(normalise_faces(batch["crop"]), use_running_average=False)
+        return {"loss": arcface_losses(embeddings, model.people.embedding[...], batch["person"])}
+
+
+def aligned_crops(pool: Pool) -> np.ndarray:
+    """[n, s, s, 3] uint8 by the true landmarks, jittered; kept on disk."""
+
+    def align_all():
+        size = sizes.FACE_NET["input_size"]
+        noise = np.random.default_rng(0).normal(0, JITTER, pool.landmarks.shape)
+        parts = [
+            align_faces(pool.images[i : i + ROWS], (pool.landmarks + noise)[i : i + ROWS], size)
+            for i in range(0, len(pool), ROWS)
+        ]
+        return np.concatenate(parts)
+
+    return kept(pool.folder / "aligned_crops.npy", align_all)

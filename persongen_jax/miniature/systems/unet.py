@@ -1,0 +1,162 @@
+"""The miniature's base UNet: text-to-image on cached latents, frozen text towers.
+
+SDXL's objective (noise prediction) with min-SNR weights (arXiv 2303.09556), more weight on the
+face, whose details are the hard part of these pictures, and an average of the weights (EMA).
+
+First from captions alone; then goes on with names (names.py) in the class word's place.
+"""
+
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from persongen_jax import diffusion
+from persongen_jax.conditioning import Conditioning, TokenStream
+from persongen_jax.diffusion import min_snr_weights
+from persongen_jax.miniature import sizes
+from persongen_jax.miniature.names import make_names, put_names
+from persongen_jax.miniature.pool import Pool
+from persongen_jax.miniature.systems.base import PoolSystem, open_network
+from persongen_jax.miniature.systems.clip import text_encoders
+from persongen_jax.miniature.systems.vae import open_vae
+from persongen_jax.models.sdxl import StableDiffusionXL
+from persongen_jax.models.unet import UNet2DConditionModel
+from persongen_jax.prompts import split_at_trigger
+from persongen_jax.systems.diffusion import VAE, DiffusionSystem
+
+PART = 1 / 6  # of the prompts that are not dropped: one of general, background and body alone
+NAMED = 0.6  # of the prompts that have a class word
+MEASURED = 64  # prompts on which the size of words is measured
+
+
+class UNet(PoolSystem, DiffusionSystem):
+    """Text to image.
+
+    Arrays of an example:
+        moments: [h, w, 2 c] float32, the posterior's mean and logvar.
+        face_box: [4] float32, in pixels.
+        input_ids: [2, n] int32.
+    """
+
+    groups = (("unet/.*", "model"),)
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.scheduler_config = sizes.SCHEDULER
+        self.schedule = diffusion.NoiseSchedule.from_config(sizes.SCHEDULER)
+        self.codec = VAE(self.model.vae)
+
+    @classmethod
+    def defaults(cls):
+        config = super().defaults()
+        config.face_weight = 1.0  # of a latent cell that the face box touches
+        return config
+
+    def network(self):
+        vae, self.moments = open_vae(self.work, self.pool)
+        towers = text_encoders(open_network(self.work, "clip"))
+        return StableDiffusionXL(self.first_unet(), vae, *towers)
+
+    def first_unet(self):
+        """With the weights that training starts from."""
+        return UNet2DConditionModel(sizes.unet_config(), rngs=nnx.Rngs(self.config.seed))
+
+    def prompt(self, rng) -> tuple[int, int]:
+        """(number of a picture, which of its prompts)."""
+        return rng.integers(len(self.pool)), rng.integers(1, 4) if rng.random() < PART else 0
+
+    def of_prompt(self, row: int, part: int) -> dict[str, np.ndarray]:
+        return {
+            "moments": self.moments[row].astype(np.float32),
+            "face_box": self.pool.face_box[row].astype(np.float32),
+            "input_ids": self.tokenizers.encode(self.pool.prompts[row][part]),
+        }
+
+    def example(self, rng, n):
+        return self.of_prompt(*self.prompt(rng))
+
+    def unread(self, cached=False):
+        return ("vae/",)
+
+    @property
+    def no_prompt(self) -> dict:
+        """What a batch has in the place of its condition where that is dropped."""
+        return {"input_ids": self.tokenizers.encode("")}
+
+    def drop(self, batch, drop):
+        def without(name, nothing):
+            where = drop.reshape(drop.shape + (1,) * (batch[name].ndim - 1))
+            return jnp.where(where, nothing, batch[name])
+
+        return {**batch, **{name: without(name, x) for name, x in self.no_prompt.items()}}
+
+    def prompt_embeds(self, model, batch):
+        return model.encode_prompt(batch["input_ids"])
+
+    def condition(self, model, batch):
+        embeds, pooled = self.prompt_embeds(model, batch)
+        side = sizes.SIDE
+        time_ids = jnp.array([side, side, 0, 0, side, side], jnp.float32)
+        time_ids = jnp.tile(time_ids, (len(embeds), 1))
+        return Conditioning({"text": TokenStream(embeds)}, pooled, time_ids)
+
+    def denoise(self, model, x, t, condition, step=None):
+        return model.unet(x, t, condition)
+
+    def terms(self, model, batch, step):
+        error = ((step.pred - step.target) ** 2).mean(-1)
+        side = sizes.SIDE
+        face, _ = diffusion.face_box_mask(batch["face_box"], (side, side), error.shape[1:])
+        loss = ((1 + (self.config.face_weight - 1) * face) * error).mean((1, 2))
+        if self.config.min_snr_gamma > 0:
+            loss *= min_snr_weights(self.schedule, step.timesteps, self.config.min_snr_gamma)
+        return {
+            "loss": loss,
+            "mse": error.mean((1, 2)),
+            "face_mse": diffusion.per_example_loss(step.pred, step.target, face),
+        }
+
+
+class NamedUNet(UNet):
+    """Goes on with names.
+
+    Further arrays of an example:
+        name: [d] float32, the person's; d: the text towers' widths together.
+        place: [] int32, of the class word's token; -1: the prompt has no name.
+    """
+
+    def first_unet(self):
+        return open_network(self.work, "unet").unet
+
+    def source(self):
+        clip, prompts = open_network(self.work, "faces"), self.pool.prompts[:MEASURED]
+        self.names = make_names(
+            *(clip, text_encoders(clip), self.pool, self.tokenizers),
+            *([whole for whole, *_ in prompts], self.work / "faces"),
+        )
+        self.places = class_word_places(self.pool, self.tokenizers)
+        return super().source()
+
+    def example(self, rng, n):
+        row, part = self.prompt(rng)
+        named = part <= 1 and rng.random() < NAMED
+        return {
+            **self.of_prompt(row, part),
+            "name": self.names[self.pool.person[row]],
+            "place": np.int32(self.places[row] if named else -1),
+        }
+
+    @property
+    def no_prompt(self):
+        return {**super().no_prompt, "place": -1}
+
+    def prompt_embeds(self, model, batch):
+        embeds, pooled = super().prompt_embeds(model, batch)
+        return put_names(embeds, batch["name"], batch["place"]), pooled
+
+
+def class_word_places(pool: Pool, tokenizers) -> np.ndarray:
+    """[n]: which token of a prompt that begins with the general caption is the class word."""
+    before = [split_at_trigger(caption)[0] for caption in pool.captions]
+    last = {text: int(tokenizers.encode(text)[0].argmax()) - 1 for text in set(before)}
+    return np.array([last[text] for text in before])

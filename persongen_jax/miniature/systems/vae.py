@@ -1,0 +1,177 @@
+"""The miniature's VAE, and its decoder once more."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from persongen_jax.miniature import sizes
+from persongen_jax.miniature.latents import encode_pool, scaling_factor, with_scaling_factor
+from persongen_jax.miniature.systems.base import PoolSystem, open_network, to_pixels
+from persongen_jax.models.vae import AutoencoderKL
+
+CROP = 32  # side of the crops that most steps see: a quarter of the work, and of the memory
+WHOLE = 0.1  # of the steps, the last ones: whole pictures, so that the norms see what they will
+FACE_WEIGHT = 6.0  # of a pixel in the face box
+KL_WEIGHT = 1e-4
+FACE = 0.6  # of the decoder's loss: the face box's share beside the whole picture's
+
+
+class CroppedPictures(PoolSystem):
+    """Examples are crops first, and whole pictures in the last steps.
+
+    Arrays of an example:
+        image: [s, s, 3] uint8.
+        face_box: [4] float32, in pixels; of a crop it may lie outside.
+    """
+
+    @property
+    def samples(self):
+        return 0, self.config.steps * self.config.batch_size - 1
+
+    def is_whole(self, n: int) -> bool:
+        return n // self.config.batch_size >= (1 - WHOLE) * self.config.steps
+
+    def row(self, rng) -> tuple[int, np.ndarray, np.ndarray]:
+        """A picture's number, the picture, and its face box."""
+        row = rng.integers(len(self.pool))
+        return row, self.pool.images[row], self.pool.face_box[row].astype(np.float32)
+
+
+class Vae(CroppedPictures):
+    """The VAE: L1, squared error with more weight on the face, a little KL."""
+
+    def network(self):
+        vae = AutoencoderKL(sizes.vae_config(), rngs=nnx.Rngs(self.config.seed))
+        start_quietly(vae)
+        return vae
+
+    def example(self, rng, n):
+        _, image, box = self.row(rng)
+        if not self.is_whole(n):
+            corner = crop_corner(rng, box)
+            image, box = cut(image, corner, CROP), moved(box, corner)
+        return {"image": image, "face_box": box}
+
+    def draw(self, key_of, batch):
+        """ "noise" [b, h, w, c], of the latents."""
+        b, height, width, _ = batch["image"].shape
+        factor = self.model.vae_scale_factor
+        shape = (b, height // factor, width // factor, sizes.LATENT_CHANNELS)
+        return {"noise": jax.random.normal(key_of(0), shape)}
+
+    def losses(self, model, batch, draws):
+        pixels = to_pixels(batch["image"])
+        mean, logvar = model.encode(pixels)
+        error = model.decode(mean + jnp.exp(0.5 * logvar) * draws["noise"]) - pixels
+        weight = 1 + (FACE_WEIGHT - 1) * box_mask(batch["face_box"], pixels.shape[1])
+        # In [-1, 1] an error of 0.08 stands for 28 dB; both terms matter there.
+        told = (weight[..., None] * (10 * error**2 + 0.5 * jnp.abs(error))).mean((1, 2, 3))
+        kl = 0.5 * (mean**2 + jnp.exp(logvar) - 1 - logvar).mean((1, 2, 3))
+        return {"loss": told + KL_WEIGHT * kl, "mse": (error**2).mean((1, 2, 3)), "kl": kl}
+
+
+class Decoder(CroppedPictures):
+    """The decoder, trained further while the encoder stays: the latents remain what they are.
+
+    Stability's ft-MSE decoders were made in this way. The loss is the figure that judges the VAE,
+    PSNR, of whole pictures and of faces: the logarithm of each example's squared error.
+
+    Further array of an example:
+        moments: [h, w, 2 c] float32, the posterior's mean and logvar.
+    """
+
+    groups = (("(decoder|post_quant_conv)/.*", "model"),)
+
+    def network(self):
+        vae, self.moments = open_vae(self.work, self.pool)
+        return vae
+
+    def example(self, rng, n):
+        row, image, box = self.row(rng)
+        moments = self.moments[row].astype(np.float32)
+        if not self.is_whole(n):
+            image, box, moments = crop_with_latents(rng, image, box, moments)
+        return {"image": image, "face_box": box, "moments": moments}
+
+    def unread(self, cached=False):
+        return "encoder/", "quant_conv/"
+
+    def draw(self, key_of, batch):
+        """ "noise" [b, h, w, c], of the latents."""
+        *shape, channels = batch["moments"].shape
+        return {"noise": jax.random.normal(key_of(0), (*shape, channels // 2))}
+
+    def losses(self, model, batch, draws):
+        pixels = to_pixels(batch["image"])
+        mean, logvar = jnp.split(batch["moments"], 2, axis=-1)
+        decoded = model.decode(mean + jnp.exp(0.5 * logvar) * draws["noise"])
+        error = ((decoded - pixels) ** 2).mean(-1)
+        whole = error.mean((1, 2))
+        face = box_mask(batch["face_box"], pixels.shape[1])
+        size = face.sum((1, 2))
+        # A crop without a face is judged as a whole, twice.
+        faces = jnp.where(size > 0, (face * error).sum((1, 2)) / jnp.maximum(size, 1), whole)
+        loss = (1 - FACE) * jnp.log(whole + 1e-5) + FACE * jnp.log(faces + 1e-5)
+        return {"loss": loss, "mse": whole, "psnr": -10 * jnp.log10(whole / 4)}
+
+
+def open_vae(work, pool):
+    """(the trained VAE with its scaling factor in ``config``, moments of the pool's pictures)."""
+    vae = open_network(work, "vae")
+    moments = encode_pool(vae, pool, work / "vae")
+    return with_scaling_factor(vae, scaling_factor(moments)), moments
+
+
+def start_quietly(vae):
+    """Start as a nearly linear autoencoder, whose latents are not drowned in their own noise.
+
+    Every residual branch begins at zero, every other kernel with unit gain: what is linear in the
+    task is learned in the first hundred steps.
+    """
+    for path, leaf in nnx.to_flat_state(nnx.state(vae, nnx.Param)):
+        if path[-1] == "kernel":
+            gain = 0.0 if path[-2] == "conv2" else 3**0.5
+            leaf.set_value(leaf.get_value() * gain)
+    bias = vae.quant_conv.bias.get_value()
+    vae.quant_conv.bias.set_value(bias.at[sizes.LATENT_CHANNELS :].set(-5.0))
+
+
+# ---- Crops -------------------------------------------------------------------------------------
+
+
+def crop_corner(rng, box) -> np.ndarray:
+    """A crop's (x, y) in whole pixels: half of the crops lie around the face, half anywhere."""
+    most = sizes.SIDE - CROP
+    if rng.random() < 0.5:
+        middle = (box[:2] + box[2:]) / 2 + rng.uniform(-6, 6, 2)
+        return np.clip(np.round(middle - CROP / 2), 0, most).astype(int)
+    return rng.integers(0, most + 1, 2)
+
+
+def cut(array, corner, side: int) -> np.ndarray:
+    """The piece [side, side, c] of an array [h, w, c]."""
+    x, y = corner
+    return array[y : y + side, x : x + side]
+
+
+def moved(box, corner) -> np.ndarray:
+    """The box as the crop sees it."""
+    return box - np.tile(corner, 2).astype(np.float32)
+
+
+def crop_with_latents(rng, image, box, latents):
+    """A crop of ``image`` [s, s, 3] that begins where a latent does, its box, its latents."""
+    per_latent = len(image) // len(latents)
+    corner = crop_corner(rng, box) // per_latent
+    piece = cut(latents, corner, CROP // per_latent)
+    corner = corner * per_latent
+    return cut(image, corner, CROP), moved(box, corner), piece
+
+
+def box_mask(box, side):
+    """[b, 4] pixels to [b, side, side] in {0, 1}: the pixels whose middle is in the box."""
+    middle = jnp.arange(side) + 0.5
+    columns = (middle >= box[:, :1]) & (middle < box[:, 2:3])
+    rows = (middle >= box[:, 1:2]) & (middle < box[:, 3:])
+    return (rows[:, :, None] & columns[:, None, :]).astype(jnp.float32)

@@ -1,0 +1,328 @@
+"""From a call to what the UNet reads: prompts, references and further inputs to Guidance.
+
+What a call may give, scale, and place in regions is read off the loaded method's fields and off its
+conditioning, so that a stream or map of any name has all of it.
+"""
+
+import functools
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from data_pipeline.examples.conditions import Text
+from data_pipeline.examples.fields import Call, Field, TimeIds, unflatten
+from data_pipeline.schema import MAX_REFERENCES
+from persongen_jax.conditioning import Conditioning, Guidance, TokenStream
+from persongen_jax.pipeline.images import default_size
+from persongen_jax.scales import region_arrays, schedule
+from persongen_jax.sharding import along_batch, put, put_array
+
+
+class Conditioner:
+    """Conditions on prompts alone, or as a method does that is attached to the base's model.
+
+    Args:
+        base: SDXLBase. mesh: whose devices the images are dealt out over.
+        method, fields: what is attached, and the inputs that it reads; None: the base alone.
+
+    Attributes:
+        text: the field that reads prompts.
+        identity: the fields that say who the person is: "references", perhaps others.
+        inputs: names of what else a call may give: further prompts, control images, points.
+    """
+
+    def __init__(self, base, mesh, method=None, fields=()):
+        self.base, self.mesh, self.method = base, mesh, method
+        self.fields = tuple(fields) or (Text(base.tokenizers, at_trigger=False), TimeIds())
+        self.text = next(each for each in self.fields if each.name == "text")
+        self.identity = tuple(each for each in self.fields if each.identity)
+        own = (self.text, *self.identity)
+        others = (each.name for each in self.fields if each not in own and _can_be_given(each))
+        self.inputs = (*self.text.further, *others)
+
+    def acts(self, references) -> bool:
+        """Whether the method conditions these images; one that reads no references always does."""
+        return self.method is not None and (references is not None or not self.identity)
+
+    # ---- what a call may ask for ----
+
+    @functools.cached_property
+    def scaled(self) -> tuple[str, ...]:
+        """The streams and maps of the method's conditioning, and "identity" in the prompt."""
+        if self.method is None:
+            return ()
+        names = self._shapes(people=1).scaled_names
+        in_prompt = self.identity and self.text.at_trigger
+        return tuple(sorted({*names, *(("identity",) if in_prompt else ())}))
+
+    @functools.cached_property
+    def of_people(self) -> tuple[str, ...]:
+        """The streams that have more tokens where there are more people."""
+        one, two = (self._shapes(people).streams for people in (1, 2))
+        return tuple(n for n, s in one.items() if two[n].tokens.shape[1] > s.tokens.shape[1])
+
+    def _shapes(self, people: int) -> Conditioning:
+        """The method's conditioning of one image, as shapes; nothing is computed."""
+        spec = {}
+        for each in self.fields:
+            for name, (shape, dtype) in each.spec(default_size(self.base)).items():
+                if each.identity:  # the places of each person lie next to each other
+                    shape = (shape[0] * people, *shape[1:])
+                spec[name] = jax.ShapeDtypeStruct((1, *shape), dtype)
+        graphdef, state = nnx.split(self.base.model.conditioner())
+        condition = functools.partial(_condition, self.method, graphdef)
+        return jax.eval_shape(condition, state, unflatten(spec))
+
+    def check_people(self, references, regions, prompts, shape):
+        """(people, regions): for each prompt and person the references; [n, p, *shape].
+
+        Raises before anything is computed, also PromptError of the first prompt that cannot be
+        read.
+        """
+        if references is None:
+            if regions is not None:
+                raise ValueError("regions go with references; give them too")
+            return None, None
+        if self.method is None:
+            raise ValueError(
+                "references need an identity method: call load_method(name, weights) first"
+            )
+        if not self.identity:
+            raise ValueError("references: the loaded method reads none; leave them out")
+        people = check_people(references, regions, len(prompts))
+        several = max(map(len, people)) > 1
+        if (several or regions is not None) and not self.of_people:
+            raise ValueError(
+                f"{'several people' if several else 'regions'}: no stream of the loaded method "
+                "has tokens for each person; where it writes the identity into the prompt, that "
+                "acts everywhere. Take one that reads it by an attention branch (ip_adapter, "
+                "ip_lora, dual, cascade)"
+            )
+        for prompt, persons in zip(prompts, people, strict=True):
+            self.text.read(prompt, len(persons[0]))
+        if regions is not None:
+            regions = region_arrays(regions, people, *shape)
+        return people, regions
+
+    def check_inputs(self, inputs: dict, acts: bool, count: int) -> tuple[dict, dict]:
+        """(parts, others): for each prompt a text (or None) by stream; other fields' inputs."""
+        inputs = {name: given for name, given in inputs.items() if given is not None}
+        for name, given in inputs.items():
+            if name not in self.inputs:
+                raise ValueError(
+                    f"{name}={_brief(given)}: no method that reads {name!r} is loaded (read are "
+                    f"{', '.join(('text', *self.inputs))}); say it in the prompt"
+                )
+            if not acts:
+                raise ValueError(f"{name}={_brief(given)}: it goes with references; give them too")
+        further = self.text.further
+        parts = {name: one_each(inputs.get(name), count, f"{name} prompts") for name in further}
+        others = {name: given for name, given in inputs.items() if name not in further}
+        for name, given in others.items():
+            if not isinstance(given, (list, tuple, np.ndarray)):
+                raise ValueError(f"{name}: {type(given).__name__}; give a list, one each")
+            if len(given) != count:
+                raise ValueError(f"{len(given)} of {name} for {count} prompts: give one each")
+        return parts, others
+
+    def schedules(self, scales: dict, lora: bool, acts: bool, num_steps: int) -> dict:
+        """[num_steps] by name, of all that the method has: no other strength is a new program.
+
+        Args:
+            scales: what the call asks for; 1 where it says nothing.
+            lora: whether the method has a LoRA of its own on the model.
+            acts: whether the method conditions these images.
+        """
+        if scales and not acts:
+            needed = "a method's references" if self.method is None else "references"
+            raise ValueError(f"scales={scales}: they act with {needed}; give them too")
+        if not acts:
+            return {}
+        names = sorted({*self.scaled, *(("lora",) if lora else ())})
+        unknown = sorted(set(scales) - set(names))
+        if unknown:
+            raise ValueError(
+                f"scales: nothing is called {', '.join(map(repr, unknown))}; this method has "
+                f"{', '.join(names) or 'none'} (lora unless it is fused)"
+            )
+        return {name: schedule(name, scales.get(name, 1.0), num_steps) for name in names}
+
+    # ---- conditioning ----
+
+    def encode_prompt(self, prompts: list[str]):
+        """prompt_embeds [b, 77, d] and pooled_prompt_embeds [b, p] of b prompts."""
+        ids = np.stack([self.base.tokenizers.encode(prompt) for prompt in prompts])
+        view = nnx.split(self.base.model.conditioner())
+        return _encode_prompt(*view, put_array(ids, along_batch(self.mesh)))
+
+    def guidance(self, call: Call, negatives, regions, which) -> Guidance:
+        """Of one batch, whose rows are for the prompts of these numbers.
+
+        Args:
+            call: of all prompts. negatives: a text (or None) for each prompt; None: no
+                unconditional side. regions: [prompts, people, h, w] or None.
+            which: [b] int.
+        """
+        call = _rows(call, which)
+        against = None if negatives is None else [negatives[i] for i in which]
+        if not self.acts(call.people):
+            return self._of_prompts(call, against)
+        return self._of_method(call, against, None if regions is None else regions[which])
+
+    def _of_prompts(self, call: Call, negatives) -> Guidance:
+        """The base's own: the prompts alone."""
+        ids = put_array(call.time_ids, along_batch(self.mesh))
+        embeds, pooled = self.encode_prompt(call.prompts)
+        late = Conditioning({"text": TokenStream(embeds)}, pooled, ids)
+        if negatives is None:
+            return Guidance(late)
+        zeros = self.base.model_index.get("force_zeros_for_empty_prompt", True)
+        negative_embeds, negative_pooled = self.encode_prompt([text or "" for text in negatives])
+        if zeros and any(text is None for text in negatives):
+            named = np.array([text is not None for text in negatives])
+            negative_embeds = jnp.where(named[:, None, None], negative_embeds, 0)
+            negative_pooled = jnp.where(named[:, None], negative_pooled, 0)
+        unconditional = Conditioning({"text": TokenStream(negative_embeds)}, negative_pooled, ids)
+        return Guidance(late, unconditional)
+
+    def _of_method(self, call: Call, negatives, regions) -> Guidance:
+        """Late: all of it. Early: without the identity. Unconditional: without any condition.
+
+        All three are the method's own conditioning, of batches with less and less in them, so
+        that the unconditional side is what training showed it, but for the negative prompt: every
+        input as its field drops it, on the streams besides "text" the empty prompt (the released
+        code fed zeros there).
+        """
+        text, batch, nobody, nothing = self.text, {}, {}, {}
+        for each in self.fields:
+            given = each.given(call)
+            batch |= given
+            if given and each is not text:
+                dropped = each.dropped(given, np)
+                nothing |= dropped
+                nobody |= dropped if each.identity else {}
+
+        def with_prompts(prompts, parts):
+            return batch | text.given(replace(call, prompts=prompts, parts=parts, people=None))
+
+        late, early, plain, unconditional = self._condition(batch, regions), None, None, None
+        if negatives is not None:
+            against = with_prompts([negative or "" for negative in negatives], {})
+            unconditional = self._condition(against | nothing, regions)
+        if nobody:
+            texts = [text.without_trigger(prompt) for prompt in call.prompts]
+            early = self._condition(with_prompts(texts, call.parts) | nobody, regions)
+            if text.at_trigger:
+                plain = self._condition(batch | nobody).streams["text"].tokens
+        return Guidance(late, unconditional, early, plain)
+
+    def _condition(self, batch: dict, regions=None) -> Conditioning:
+        """The method's conditioning of flat host arrays; ``regions`` on the streams of people."""
+        batch = put(unflatten(batch), along_batch(self.mesh))
+        view = nnx.split(self.base.model.conditioner())
+        conditioning = _condition(self.method, *view, batch)
+        if regions is None:
+            return conditioning
+        streams, where = dict(conditioning.streams), put_array(regions, along_batch(self.mesh))
+        for name in self.of_people:
+            streams[name] = replace(streams[name], region=where)
+        return replace(conditioning, streams=streams)
+
+
+def check_people(references, regions, count: int) -> list[list[list]]:
+    """For each prompt, for each person, a list of one to four references.
+
+    Args:
+        references: for each prompt a list of images (one person), or a list of such lists.
+        regions: for each prompt a list of masks, one per person; or None.
+        count: of prompts.
+
+    Raises:
+        ValueError: an image where a list belongs; numbers that do not go together; several
+            people without regions.
+    """
+    _check_list(references)
+    for name, given in (("references", references), ("regions", regions)):
+        if given is not None and len(given) != count:
+            raise ValueError(f"{len(given)} lists of {name} for {count} prompts: give one each")
+    people = [_persons(own) for own in references]
+    for persons in people:
+        for images in persons:
+            if not 1 <= len(images) <= MAX_REFERENCES:
+                raise ValueError(f"{len(images)} references: give one to {MAX_REFERENCES}")
+    if regions is None:
+        most = max(map(len, people))
+        if most > 1:
+            raise ValueError(
+                f"references of {most} people: give regions too, a mask for each, or everyone "
+                "would be mixed everywhere"
+            )
+        return people
+    for persons, masks in zip(people, regions, strict=True):
+        if len(masks) != len(persons):
+            raise ValueError(f"{len(masks)} regions for {len(persons)} people: give one each")
+    return people
+
+
+def _check_list(given):
+    # An array has a length as a list has, and its rows would be taken for pictures.
+    if not isinstance(given, (list, tuple)):
+        raise ValueError(
+            f"references: {type(given).__name__} where a list belongs; give for each prompt a list "
+            "of face crops, references=[[face]] for one face"
+        )
+
+
+def _persons(own) -> list[list]:
+    _check_list(own)
+    nested = [isinstance(entry, (list, tuple)) for entry in own]
+    if not any(nested):
+        return [list(own)]
+    if not all(nested):
+        raise ValueError(
+            "references of one prompt: give images of one person, or a list of images for each "
+            "person, not both beside each other"
+        )
+    return [list(images) for images in own]
+
+
+def _rows(call: Call, which) -> Call:
+    def rows(values):
+        return None if values is None else [values[i] for i in which]
+
+    parts, inputs = ({n: rows(v) for n, v in some.items()} for some in (call.parts, call.inputs))
+    prompts, people = rows(call.prompts), rows(call.people)
+    return Call(prompts, parts, people, call.time_ids[which], call.size, inputs)
+
+
+def _can_be_given(field: Field) -> bool:
+    """Whether a call gives it by its name."""
+    return type(field).given is not Field.given and not isinstance(field, TimeIds)
+
+
+def one_each(texts, count: int, what: str) -> list:
+    """One for all, or one each."""
+    if texts is None or isinstance(texts, str):
+        return [texts] * count
+    if len(texts) != count:
+        raise ValueError(f"{len(texts)} {what} for {count} prompts: give one, or one each")
+    return list(texts)
+
+
+def _brief(given) -> str:
+    """Texts as they are; images and numbers would fill the screen."""
+    values = given if isinstance(given, (list, tuple)) else [given]
+    return repr(given) if all(isinstance(each, (str, type(None))) for each in values) else "..."
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _encode_prompt(graphdef, state, input_ids):
+    return nnx.merge(graphdef, state).encode_prompt(input_ids)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _condition(method, graphdef, state, batch):
+    return method.condition(nnx.merge(graphdef, state), batch)

@@ -1,0 +1,149 @@
+"""From noise to images: sizes, the first noise, the sampler's loop, decoding."""
+
+import functools
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.sharding import PartitionSpec
+
+from persongen_jax import sampling
+from persongen_jax.conditioning import Guidance, deinterleave, interleave
+from persongen_jax.methods.base import denoiser_view
+from persongen_jax.models.vae import decode_images
+from persongen_jax.sharding import BATCH, along_batch, put_array
+from persongen_jax.weights.sdxl import SDXLBase
+
+
+def default_size(base: SDXLBase) -> tuple[int, int]:
+    """(height, width) in pixels of what the UNet was made for."""
+    side = base.configs["unet"]["sample_size"]
+    sides = (side, side) if isinstance(side, int) else side
+    height, width = (side * base.model.vae.vae_scale_factor for side in sides)
+    return height, width
+
+
+def image_size(base: SDXLBase, height: int | None, width: int | None) -> tuple[int, int]:
+    """(height, width) in pixels; ValueError unless the VAE can make it."""
+    factor, default = base.model.vae.vae_scale_factor, default_size(base)
+    height = default[0] if height is None else height
+    width = default[1] if width is None else width
+    for name, side in (("height", height), ("width", width)):
+        if side <= 0 or side % factor:
+            raise ValueError(f"{name}={side} is not a positive multiple of {factor}")
+    return height, width
+
+
+def latent_shape(base: SDXLBase, size) -> tuple[int, int, int]:
+    """(h, w, c) of the latents of an image of (height, width) pixels."""
+    factor = base.model.vae.vae_scale_factor
+    return size[0] // factor, size[1] // factor, base.configs["unet"].get("in_channels", 4)
+
+
+def first_noise(latents, seed: int, shape) -> np.ndarray:
+    """``latents``, checked; None: [n, h, w, c] standard normal, drawn from the seed."""
+    if latents is None:
+        draw = jax.vmap(lambda key: jax.random.normal(key, shape[1:], jnp.float32))
+        return np.asarray(draw(sampling.image_keys(seed, 0, shape[0])))
+    latents = np.asarray(latents, np.float32)
+    if latents.shape != shape:
+        raise ValueError(f"latents have shape {latents.shape}; {shape} is needed")
+    return latents
+
+
+def sample(model, method, mesh, plan, noise, guidance, keys, settings, progress=None):
+    """Latents [b, h, w, c]: the whole loop in one call, or in about twenty for ``progress``.
+
+    Args:
+        method: whose ``denoise`` runs; None: the base alone.
+        noise: [b, h, w, c] standard normal. keys: [b], for samplers that draw.
+        settings: (guidance_scale, guidance_rescale, merge_step).
+        progress: called with the number of steps done since the last call.
+    """
+    graphdef, state = nnx.split(denoiser_view(model, method))
+    first = put_array(sampling.initial_latents(plan, noise), along_batch(mesh))
+    carry, keys = sampling.init_carry(plan, first), put_array(keys, along_batch(mesh))
+    n = plan.num_steps
+    stride = n if progress is None else max(1, n // 20)
+    for start in range(0, n, stride):
+        stop = min(start + stride, n)
+        scalars = (*settings, start, stop)
+        with jax.set_mesh(mesh):
+            carry = sample_steps(method, graphdef, state, plan, carry, guidance, keys, scalars)
+        if progress is not None:
+            jax.block_until_ready(carry)
+            progress(stop - start)
+    return sampling.final_latents(carry)
+
+
+def decode(vae, mesh, latents, tile_size: int | None = None):
+    """Latents [b, h, w, c] to images [b, H, W, 3] float32 in 0..1; in tiles of so many pixels."""
+    graphdef, state = nnx.split(vae)
+    tile = None if tile_size is None else tile_size // vae.vae_scale_factor
+    return _decode(graphdef, mesh, tile, state, latents)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def _decode(graphdef, mesh, tile, state, latents):
+    def decode(state, latents):
+        vae = nnx.merge(graphdef, state)
+        return decode_images(vae, latents, tiling=tile is not None, tile_size=tile)
+
+    # decode_images goes through its images one by one: each device through its own.
+    specs = (PartitionSpec(), BATCH)
+    return jax.shard_map(decode, mesh=mesh, in_specs=specs, out_specs=BATCH, check_vma=False)(
+        state, latents
+    )
+
+
+def to_pil(images) -> list:
+    """Float [n, h, w, 3] in 0..1 to 8-bit PIL images."""
+    from PIL import Image
+
+    return [Image.fromarray(image) for image in (images * 255).round().astype(np.uint8)]
+
+
+def guided(method, graphdef, state, guidance: Guidance, scalars) -> Callable:
+    """(x, t, step) to the guided prediction, for sampling.run_steps.
+
+    Args:
+        method: whose ``denoise`` runs; None: the base alone.
+        graphdef, state: of the networks that it runs (denoiser_view).
+        scalars: (guidance_scale, guidance_rescale, merge_step), may be traced.
+    """
+    guidance_scale, guidance_rescale, merge_step = scalars
+
+    def predict(x, t, step):
+        model = nnx.merge(graphdef, guidance.denoiser_state(state, step))
+        conditioning = guidance.conditional(step, merge_step)
+        if guidance.unconditional is not None:
+            x = interleave(x, x)
+            conditioning = interleave(guidance.unconditional, conditioning)
+        if guidance.scales:
+            conditioning = conditioning.with_scales(guidance.scales_at(step))
+        if method is None:
+            out = model.unet(x, t, conditioning)
+        else:
+            out = method.denoise(model, x, t, conditioning, step)
+        if guidance.unconditional is None:
+            return out
+        unconditional, conditional = deinterleave(out, 2)
+        return sampling.guide(conditional, unconditional, guidance_scale, guidance_rescale)
+
+    return predict
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1), donate_argnums=4)
+def sample_steps(method, graphdef, state, plan, carry, guidance: Guidance, keys, scalars):
+    """The sampler's loop over steps start..stop-1, compiled once per plan and shape.
+
+    Args:
+        method: whose ``denoise`` runs; None: the base alone. Static, as ``graphdef`` is.
+        graphdef, state: of denoiser_view.
+        scalars: (guidance_scale, guidance_rescale, merge_step, start, stop).
+    """
+    *settings, start, stop = scalars
+    predict = guided(method, graphdef, state, guidance, settings)
+    return sampling.run_steps(plan, predict, carry, keys, start, stop)

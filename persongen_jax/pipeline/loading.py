@@ -1,0 +1,154 @@
+"""What can be put on the pipeline's model: an identity method's weights, and LoRA files.
+
+``adapters`` maps a LoRA's name to ({component: {dotted module path: LoraWeights}}, weight); any
+number acts at once. A method's own LoRA is one of them, "method:NAME".
+"""
+
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from persongen_jax.checkpoint import load_trained
+from persongen_jax.models.lora import merge_adapters, remove_adapters
+from persongen_jax.partition import leaf_paths
+from persongen_jax.sharding import replicated
+from persongen_jax.weights.adapters import (
+    apply_adapter,
+    check_adapters,
+    extract_adapter,
+    module_paths,
+)
+from persongen_jax.weights.directory import read_config
+from persongen_jax.weights.ip_adapter import is_ip_adapter
+from persongen_jax.weights.lora_files import read_lora
+from persongen_jax.weights.photomaker import has_tower_like, read_photomaker
+from persongen_jax.weights.sdxl import SDXLBase
+
+METHOD_PREFIX = "method:"  # of the name that a method's own LoRA goes by
+LORA_COMPONENTS = ("unet", "text_encoder", "text_encoder_2")
+
+Adapters = dict[str, tuple[dict, float]]
+
+
+# ---- Identity methods ------------------------------------------------------------------------
+
+
+def read_method(base: SDXLBase, name: str | None, weights, encoder, mesh):
+    """(config, trained) of ``weights``; the arguments are Pipeline.load_method's.
+
+    ``config`` is what the method's ``attach`` and ``fields`` have to know. ``trained`` has a run's
+    arrays by path; None for a file, which ``attach`` reads by ``config.start_from``.
+
+    Raises:
+        FileNotFoundError: no checkpoint there.
+        ValueError: weights of another method than ``name``.
+    """
+    trained = None
+    if not Path(weights).is_file():
+        trained, config = load_trained(weights, replicated(mesh))
+        if name not in (None, config["method"]):
+            raise ValueError(f"{weights}: holds weights of {config['method']!r}, not of {name!r}")
+    elif is_ip_adapter(weights):
+        if name not in (None, "ip_adapter", "ip_adapter_file"):
+            raise ValueError(f"{weights}: is an IP-Adapter file, not one for {name!r}")
+        config = {"method": "ip_adapter_file", "trigger_word": "img", "id_encoder": ""}
+    else:
+        config = _photomaker_config(base, weights, name or "photomaker")
+    here = {"base": base.path, "dtype": jnp.dtype(base.model.unet.dtype).name}
+    if trained is None:
+        here["start_from"] = str(weights)
+    if encoder:
+        here |= {"id_encoder": str(encoder), "face_net": str(encoder)}
+    return ConfigDict({**config, **here}), trained
+
+
+def base_arrays(model, trained: dict | None) -> dict:
+    """The base's own arrays, by path, of what a run has trained; before a method is attached."""
+    leaves = leaf_paths(model) if trained else {}
+    return {path: leaves[path].get_value() for path in trained or () if path in leaves}
+
+
+def _photomaker_config(base: SDXLBase, path, name: str) -> dict:
+    """What makes room for the file's tensors."""
+    beside = Path(base.path) / "image_encoder"
+    with read_photomaker(path) as file:
+        rank = file.rank
+        # The file has an image tower, but not its config; a directory beside the base has both,
+        # unless it is an IP-Adapter's image encoder.
+        same = beside.is_dir() and has_tower_like(file, read_config(beside))
+    return {
+        "method": name,
+        "id_encoder": "" if same else str(path),
+        "rank": rank,
+        "lora_alpha": float(rank),
+        "trigger_word": "img",
+    }
+
+
+# ---- LoRA ------------------------------------------------------------------------------------
+
+
+def read_adapter(path, base) -> dict:
+    """A LoRA file's weights by component; WeightsError unless it fits the base's model."""
+    paths = {part: module_paths(getattr(base.model, part)) for part in LORA_COMPONENTS}
+    layers_per_block = base.configs["unet"].get("layers_per_block", 2)
+    adapter = read_lora(path, paths, layers_per_block=layers_per_block)
+    check_adapters(base.model, adapter, path)
+    return adapter
+
+
+def take_adapter(model) -> dict:
+    """What lies on the model, one adapter, as ``read_adapter`` would have read it."""
+    found = {part: extract_adapter(getattr(model, part)) for part in LORA_COMPONENTS}
+    return {part: weights for part, weights in found.items() if weights}
+
+
+def put_adapters(model, adapters: Adapters):
+    """Put these on the model, in place of those that are there."""
+    remove_all(model)
+    for part in LORA_COMPONENTS:
+        for adapter, weight in adapters.values():
+            apply_adapter(getattr(model, part), adapter.get(part, {}), weight)
+
+
+def remove_all(model):
+    """Take off those that are there."""
+    for part in LORA_COMPONENTS:
+        remove_adapters(getattr(model, part))
+
+
+def merge_all(model):
+    """Add those that are there into the weights."""
+    for part in LORA_COMPONENTS:
+        merge_adapters(getattr(model, part))
+
+
+def one_of(adapters: Adapters, name: str) -> tuple[dict, float]:
+    """(adapter, weight) of this name; ValueError if there is none."""
+    if name not in adapters:
+        raise ValueError(f"no LoRA {name!r} is loaded; loaded: {sorted(adapters)}")
+    return adapters[name]
+
+
+def of_method(adapters: Adapters) -> Adapters:
+    """Those that a method has brought."""
+    return {k: v for k, v in adapters.items() if k.startswith(METHOD_PREFIX)}
+
+
+def of_user(adapters: Adapters) -> Adapters:
+    """Those that were loaded from files."""
+    return {k: v for k, v in adapters.items() if not k.startswith(METHOD_PREFIX)}
+
+
+def method_scales(adapters: Adapters) -> dict[str, np.ndarray]:
+    """Path of a layer of the UNet to [r]: of its LoRA's scale, what is the method's own."""
+    own = {}
+    if not any("unet" in adapter for adapter, _ in of_method(adapters).values()):
+        return own
+    for name, (adapter, weight) in adapters.items():
+        for path, lora in adapter.get("unet", {}).items():
+            scale = weight * lora.scale if name.startswith(METHOD_PREFIX) else 0.0
+            own.setdefault(path, []).append(np.full(lora.rank, scale, np.float32))
+    return {path: np.concatenate(columns) for path, columns in own.items()}

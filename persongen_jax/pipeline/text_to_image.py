@@ -1,0 +1,400 @@
+"""The pipeline itself: what is loaded, and the loop over batches of prompts."""
+
+import itertools
+from dataclasses import replace
+from typing import NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from data_pipeline.examples.conditions import Text
+from data_pipeline.examples.fields import Call, TimeIds
+from persongen_jax import sampling
+from persongen_jax.methods import get_method
+from persongen_jax.methods.base import Parts
+from persongen_jax.models.attention import branch_names
+from persongen_jax.partition import fill_trained, set_leaves
+from persongen_jax.pipeline import images, loading
+from persongen_jax.pipeline.conditioner import Conditioner, one_each
+from persongen_jax.sampling_plan import make_plan
+from persongen_jax.scales import Strength
+from persongen_jax.sharding import make_mesh, put, replicated, shardings_by_path, to_host
+from persongen_jax.weights.lora_files import write_lora
+from persongen_jax.weights.sdxl import SDXLBase, load_sdxl, save_sdxl
+
+IMAGES_PER_DEVICE = 4  # of a batch, where the caller does not say
+
+
+class PipelineOutput(NamedTuple):
+    """``images``: a list of PIL images, or an array (see ``output_type``)."""
+
+    images: list | np.ndarray
+
+
+class Pipeline:
+    """Text-to-image with SDXL.
+
+    Prompts are worked through in batches of one size, dealt out over ``mesh``'s devices. Programs
+    are compiled once per batch size, image size, number of steps and sampler; another prompt,
+    seed, guidance scale or adapter weight compiles nothing. With several processes each has to
+    make the same calls; each gets all images.
+
+    Args:
+        mesh: of sharding.make_mesh; all devices by default.
+        divided: weights lie in pieces on the mesh's "fsdp" groups, for devices too small to hold
+            them whole.
+
+    Attributes:
+        adapters: the loaded LoRAs, see pipeline/loading.py.
+        conditioner: what the loaded method reads, see pipeline/conditioner.py.
+    """
+
+    def __init__(self, base: SDXLBase, mesh=None, *, divided=False):
+        self.base = base
+        self.mesh = make_mesh() if mesh is None else mesh
+        self.divided = divided
+        self.adapters: loading.Adapters = {}
+        self._own_lora = self._of_base = {}
+        self._use(None)
+        self._place()
+
+    # ---- loading and saving ----
+
+    @classmethod
+    def from_pretrained(cls, path, *, dtype=jnp.float32, mesh=None, **options) -> "Pipeline":
+        """Open a diffusers-format SDXL directory or a single-file checkpoint.
+
+        ``options``: param_dtype, vae_dtype, variant, config; see
+        :func:`~persongen_jax.weights.sdxl.load_sdxl`.
+        """
+        mesh = make_mesh() if mesh is None else mesh
+        base = load_sdxl(path, dtype=dtype, shardings=replicated(mesh), **options)
+        return cls(base, mesh)
+
+    @classmethod
+    def around(cls, system, model=None, *, mesh=None, divided=False) -> "Pipeline":
+        """A pipeline over a model in memory that has its method's parts: one in training.
+
+        Nothing is copied. Programs compiled for an earlier model of the same kind are used again.
+
+        Args:
+            system: systems.sdxl.Sdxl.
+            model: its model as it is now; default: the system's own.
+        """
+        base = system.base if model is None else replace(system.base, model=model)
+        pipe = cls(base, mesh, divided=divided)
+        pipe._use(system.method, system.fields)
+        return pipe
+
+    def save_pretrained(self, folder):
+        """Write a directory that diffusers opens; fuse or unload LoRAs first."""
+        if self.adapters:
+            raise ValueError(
+                f"LoRAs are loaded ({', '.join(self.adapters)}): call fuse_lora() to write their "
+                "effect into the weights, or unload_lora() to leave it out"
+            )
+        branches = branch_names(self.model.unet)
+        if branches:
+            raise ValueError(
+                f"the loaded method's attention branches ({', '.join(branches)}) have no place in "
+                "a diffusers directory; keep its training run"
+            )
+        save_sdxl(self.base, folder)
+
+    @property
+    def model(self):
+        return self.base.model
+
+    @property
+    def method(self):
+        """The loaded identity method; None: the base alone."""
+        return self.conditioner.method
+
+    @property
+    def fields(self) -> tuple:
+        """The inputs that are read, data_pipeline/examples/fields.py."""
+        return self.conditioner.fields
+
+    @property
+    def text(self) -> Text:
+        """The field that reads prompts."""
+        return self.conditioner.text
+
+    @property
+    def streams(self) -> tuple[str, ...]:
+        """The prompts that are read apart from each other: "text", and what the method adds."""
+        return self.text.streams
+
+    @property
+    def reads_references(self) -> bool:
+        """Whether the loaded method takes ``references``; without them it then does nothing."""
+        return bool(self.conditioner.identity)
+
+    def _use(self, method, fields=()):
+        """Take this method, attached to the model; None: the base alone."""
+        self.conditioner = Conditioner(self.base, self.mesh, method, fields)
+
+    def _place(self):
+        """Every array of the model onto the mesh."""
+        state = nnx.state(self.model)
+        where = shardings_by_path(self.mesh, state) if self.divided else replicated(self.mesh)
+        nnx.update(self.model, put(state, where))
+
+    # ---- an identity method ----
+
+    def load_method(self, name: str | None, weights, *, encoder=""):
+        """Put a trained identity method on the model; then give ``references`` when calling.
+
+        Args:
+            name: the method. None takes the one that a run trained; for a file photomaker, or
+                ip_adapter_file, which an IP-Adapter file is also by the name ip_adapter.
+            weights: the working directory of a training run; or a PhotoMaker v1 file, ``.bin`` or
+                ``.safetensors`` (weights/photomaker.py). What a method has beyond PhotoMaker, such
+                as a branch for the background, is then as its training begins with it. Or an
+                IP-Adapter file for SDXL (weights/ip_adapter.py).
+            encoder: the folder of the image encoder that the weights go with. Default: what the
+                run was trained with; for a file ``<base>/image_encoder``, where that is no other
+                than a PhotoMaker file's own. FaceID has no default: it needs the face recogniser's
+                file.
+
+        Raises:
+            FileNotFoundError: no checkpoint there.
+            ValueError: weights of another method than ``name``, or that do not fit this base;
+                FaceID without ``encoder``. Where they turn out not to fit, no method is loaded
+                afterwards.
+        """
+        config, trained = loading.read_method(self.base, name, weights, encoder, self.mesh)
+        method, parts = get_method(config.method), Parts(self.model, self.base.tokenizers)
+        self._remove_method()
+        try:
+            loading.remove_all(self.model)
+            self._of_base = loading.base_arrays(self.model, trained)
+            method.attach(parts, config, nnx.Rngs(0))
+            if trained is not None:
+                fill_trained(self.model, trained, config.trainable or method.groups, str(weights))
+            fields = (*method.fields(parts, config), TimeIds())
+            # From here on the method's LoRA is one adapter among others.
+            own = loading.take_adapter(self.model)
+            if own:
+                self.adapters[loading.METHOD_PREFIX + config.method] = (own, 1.0)
+            self._put_adapters(self.adapters)
+        except BaseException:
+            self._detach(method)
+            self._put_adapters(loading.of_user(self.adapters))
+            raise
+        self._use(method, fields)
+
+    def unload_method(self):
+        """Take the method off again; LoRAs of one's own stay."""
+        self._remove_method()
+        self._put_adapters(self.adapters)
+
+    def _remove_method(self):
+        """Take off all that a method has added; what it is made of leaves the devices."""
+        self.adapters = loading.of_user(self.adapters)
+        if self.method is not None:
+            self._detach(self.method)
+        self._use(None)
+
+    def _detach(self, method):
+        # A run may have trained layers of the base: their own arrays come back as well.
+        method.detach(Parts(self.model, self.base.tokenizers))
+        set_leaves(self.model, self._of_base)
+        self._of_base = {}
+
+    # ---- LoRA ----
+
+    def load_lora(self, path, *, weight: float = 1.0, name: str | None = None):
+        """Put a LoRA file (diffusers, PEFT or kohya) on the model; several add up.
+
+        Args:
+            path: the ``*.safetensors`` file.
+            weight: factor of its effect; change it later by :meth:`set_lora_weights`.
+            name: what it is called from then on; by default ``str(path)``.
+
+        Raises:
+            WeightsError: the file is not there, not plain LoRA, or not for this model; what is
+                loaded stays as it was.
+        """
+        adapter = loading.read_adapter(path, self.base)
+        name = str(path) if name is None else name
+        self._put_adapters({**self.adapters, name: (adapter, weight)})
+
+    def set_lora_weights(self, weights: dict[str, float]):
+        """Change the factors of loaded LoRAs by name. Compiles nothing anew."""
+        changed = {name: (loading.one_of(self.adapters, name)[0], w) for name, w in weights.items()}
+        self._put_adapters({**self.adapters, **changed})
+
+    def save_lora(self, path, name: str):
+        """Write a loaded LoRA, or a method's own ("method:photomaker"), in diffusers' format.
+
+        Raises:
+            ValueError: none of that name is loaded, or it lies on branches.
+        """
+        adapter, _ = loading.one_of(self.adapters, name)
+        if any(".branches." in layer for layer in adapter.get("unet", ())):
+            raise ValueError(
+                f"{name}: lies on the method's attention branches too, which a LoRA file has no "
+                "place for; keep its training run"
+            )
+        write_lora(path, adapter)
+
+    def unload_lora(self):
+        """Take every LoRA off again; a method keeps its own, which is a part of it."""
+        self._put_adapters(loading.of_method(self.adapters))
+
+    def fuse_lora(self):
+        """Add the loaded LoRAs into the weights: nothing to compute per step, no way back."""
+        loading.merge_all(self.model)
+        self.adapters = self._own_lora = {}
+
+    def _put_adapters(self, adapters: loading.Adapters):
+        self.adapters, self._own_lora = adapters, loading.method_scales(adapters)
+        loading.put_adapters(self.model, adapters)
+        self._place()
+
+    # ---- generating ----
+
+    def __call__(
+        self,
+        prompt: str | list[str],
+        negative_prompt: str | list[str] | None = None,
+        *,
+        references: list | None = None,
+        regions: list | None = None,
+        scales: dict[str, Strength] | None = None,
+        start_merge_step: int = 10,
+        height: int | None = None,
+        width: int | None = None,
+        num_inference_steps: int = 50,
+        guidance_scale: float = 5.0,
+        guidance_rescale: float = 0.0,
+        num_images_per_prompt: int = 1,
+        seed: int = 0,
+        latents=None,
+        scheduler: str | None = None,
+        scheduler_options: dict | None = None,
+        original_size: tuple[int, int] | None = None,
+        crops_coords_top_left: tuple[int, int] = (0, 0),
+        target_size: tuple[int, int] | None = None,
+        output_type: str = "pil",
+        batch_size: int | None = None,
+        tiling: bool = False,
+        tile_size: int = 512,
+        progress=None,
+        on_batch=None,
+        **inputs,
+    ) -> PipelineOutput:
+        """Generate ``num_images_per_prompt`` images of each prompt.
+
+        Args:
+            prompt: one or several. Image j of prompt i is number i * num_images_per_prompt + j.
+            negative_prompt: what to steer away from; one for all or one each. None: the zero
+                embedding if model_index.json says so (SDXL's does), else the empty prompt; with a
+                method always the empty prompt, which is what training drops conditions to.
+            references: with a method loaded, for each prompt a list of one to four face crops of
+                one person (PIL images or uint8 [h, w, 3]); the prompt then holds the trigger word
+                after the class word: "a man img in a space suit". For a FaceID file the crops are
+                aligned faces (data_pipeline/align.py). A method that reads identities by an
+                attention branch alone does not need the trigger word. With such a branch several
+                people: for each prompt a list of such lists, and ``regions``. (Where the identity
+                is also written into the class word, that is the first person's.)
+            regions: for each prompt a list of masks, one per person: where in the image the
+                branches that read a person may act for them. Each is a PIL image (white is 1), bool
+                or float in 0..1 [h, w] of any size, which is stretched over the image.
+            scales: factors of what the method adds, {"identity": 0.8}; 1 where nothing is said.
+                Each is a number, or [(start, end, number), ...] over fractions of the steps
+                (persongen_jax/scales.py). Every stream and map of the method has one by its name
+                ("background": of what the branch that reads this stream adds). "identity" is also
+                of references in text space: a class token e, fused with a reference to f, becomes
+                e + scale * (f - e). "lora": of the method's LoRA on the UNet, on top of its weight.
+            start_merge_step: through this step (inclusive) the prompt alone acts, then the identity
+                (delayed merging, arXiv 2312.04461, section 3.3).
+            height, width: pixels, multiples of the VAE's factor (8). Default: the UNet's
+                sample_size times that factor.
+            guidance_scale: 1 or less turns guidance off and halves the work.
+            guidance_rescale: 0..1 (Lin et al., arXiv 2305.08891, section 3.4).
+            seed: image n depends on (seed, n), not on how images are batched.
+            latents: [n, h / 8, w / 8, 4] standard normal, instead of drawing them from the seed.
+            scheduler: "ddpm", "ddim", "euler", "euler_ancestral", "dpmpp_2m" or a diffusers class
+                name; default: scheduler_config.json's. scheduler_options: its parameters, e.g.
+                {"use_karras_sigmas": True}.
+            original_size, crops_coords_top_left, target_size: SDXL's micro-conditioning, (h, w).
+            output_type: "pil"; "np", float32 [n, h, w, 3] in 0..1; or "latent", [n, h/8, w/8, 4].
+            batch_size: images at once, rounded up to a multiple of the devices.
+            tiling: decode in overlapping tiles with sides of ``tile_size`` pixels. At 1024 x 1024
+                and SDXL's size, tiles of 512 need a quarter of the memory, 1 GiB (float32).
+            progress: called with the number of steps done since the last call.
+            on_batch: called with every batch's images as soon as they are there, in their order
+                and as ``output_type`` has them. They are not kept then: ``images`` is empty.
+            inputs: what else the method's fields read, by name: further prompts (``background``,
+                ``body``: a text for all or one each; they act from the first step on, None is the
+                empty prompt), control images and points (a list, one each).
+
+        Raises:
+            ValueError: sizes, counts or names that do not fit; the message names them.
+        """
+        if output_type not in ("pil", "np", "latent"):
+            raise ValueError(f"output_type={output_type!r}: use 'pil', 'np' or 'latent'")
+        conditioner = self.conditioner
+        size = images.image_size(self.base, height, width)
+        shape = images.latent_shape(self.base, size)
+        prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+        count = len(prompts)
+        if not prompts or num_images_per_prompt < 1:
+            given = f"{count} prompts, num_images_per_prompt={num_images_per_prompt}"
+            raise ValueError(f"{given}: at least one of each is needed")
+        negatives = one_each(negative_prompt, count, "negative prompts")
+        people, regions = conditioner.check_people(references, regions, prompts, shape[:2])
+        acts = conditioner.acts(references)
+        parts, inputs = conditioner.check_inputs(inputs, acts, count)
+        plan = make_plan(
+            self.base.scheduler_config, num_inference_steps, scheduler, **(scheduler_options or {})
+        )
+        own_lora = self._own_lora if acts else {}
+        scales = conditioner.schedules(scales or {}, bool(own_lora), acts, plan.num_steps)
+        sizes = (original_size or size, crops_coords_top_left, target_size or size)
+        time_ids = np.tile(np.concatenate(sizes).astype(np.float32), (count, 1))
+        call = Call(prompts, parts, people, time_ids, size, inputs)
+        against = negatives if guidance_scale > 1 else None
+        total = count * num_images_per_prompt
+        noise = images.first_noise(latents, seed, (total, *shape))
+        keys = sampling.image_keys(seed, 1, total)
+        batch = self.pictures_at_once(batch_size, total)
+        settings = (guidance_scale, guidance_rescale, start_merge_step)
+        method, done = self.method if acts else None, []
+        keep = done.append if on_batch is None else on_batch
+        for start in range(0, total, batch):
+            # The last batch is filled up with its last image: every batch has one shape.
+            rows = np.minimum(np.arange(start, start + batch), total - 1)
+            which = rows // num_images_per_prompt
+            guidance = conditioner.guidance(call, against, regions, which)
+            guidance = replace(guidance, scales=scales, lora=own_lora)
+            row = (plan, noise[rows], guidance, keys[rows], settings, progress)
+            out = images.sample(self.model, method, self.mesh, *row)
+            if output_type != "latent":
+                out = images.decode(self.model.vae, self.mesh, out, tile_size if tiling else None)
+            out = to_host(out)[: min(batch, total - start)]
+            keep(images.to_pil(out) if output_type == "pil" else out)
+        if on_batch is not None or output_type == "pil":
+            return PipelineOutput(list(itertools.chain(*done)))
+        return PipelineOutput(np.concatenate(done))
+
+    def encode_prompt(self, prompts: list[str]):
+        """prompt_embeds [b, 77, d] and pooled_prompt_embeds [b, p] of b prompts."""
+        return self.conditioner.encode_prompt(prompts)
+
+    def draw_latents(self, seed: int, total: int, height: int, width: int) -> np.ndarray:
+        """What ``latents`` is when it is not given: [total, h / 8, w / 8, 4] standard normal."""
+        shape = images.latent_shape(self.base, (height, width))
+        return images.first_noise(None, seed, (total, *shape))
+
+    def pictures_at_once(self, batch_size: int | None, total: int) -> int:
+        """The size of the batches in which ``total`` images are generated."""
+        devices = self.mesh.size
+        if batch_size is None:
+            batch_size = min(total, IMAGES_PER_DEVICE * devices)
+        if batch_size < 1:
+            raise ValueError(f"batch_size={batch_size} has to be at least 1")
+        return -(-batch_size // devices) * devices

@@ -1,0 +1,188 @@
+"""A System is what is trained: a model, what of it moves, examples, and how they become losses.
+
+The loop (train.py), the step (train_step.py), checkpoints, logs, ``aot``, ``bench`` and ``study``
+know this class and no other. systems/diffusion.py has what all diffusion models share.
+"""
+
+import abc
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+from ml_collections import ConfigDict
+
+from data_pipeline.examples.batches import BatchStream, open_loader
+from data_pipeline.examples.fields import unflatten
+from persongen_jax.config import run_defaults
+
+
+@dataclasses.dataclass
+class SamplingProgram:
+    """A jitted function (*static, weights, *inputs), not yet compiled.
+
+    Attributes:
+        weights: ShapeDtypeStructs of the networks that run.
+        inputs: ShapeDtypeStructs [b, ...] of what depends on the image, and plain numbers.
+        unknown_steps: how often its loop runs, if the compiler cannot know; else 1.
+    """
+
+    function: Callable
+    static: tuple
+    weights: Any
+    inputs: tuple
+    unknown_steps: int = 1
+
+
+class System(abc.ABC):
+    """What is trained. A subclass sets the attributes in ``__init__`` and writes the methods.
+
+    Attributes:
+        config: the experiment's config.
+        model: an nnx.Module with all networks, trained and frozen.
+        groups: rows (path pattern, learning-rate group) of what is trained; each group's rate is
+            ``config.lr_<group>``. ``config.trainable`` may say otherwise. See partition.py.
+        fields: of an example, where it is made of such (data_pipeline/examples/fields.py).
+        statistics: whether a step also moves what the model's own layers gather (running means of
+            batch norms), which no gradient moves.
+    """
+
+    config: ConfigDict
+    model: nnx.Module
+    groups: tuple[tuple[str, str], ...] = ((".*", "model"),)
+    fields: tuple = ()
+    statistics: bool = False
+
+    @classmethod
+    def defaults(cls) -> ConfigDict:
+        """Every key of the system's configs, with its default."""
+        return run_defaults()
+
+    @classmethod
+    def open(cls, config, shardings=None) -> "System":
+        """The system of a config with its weights, as training begins with them.
+
+        Args:
+            shardings: where loaded weights go; see sharding.load_shardings.
+        """
+        return cls(config)
+
+    @classmethod
+    def abstract(cls, config) -> "System":
+        """The same with a ShapeDtypeStruct for every array; nothing is opened or allocated."""
+        made = []
+
+        def make():
+            made.append(cls(config))
+            return made[0].model
+
+        model = nnx.eval_shape(make)
+        made[0].model = model
+        return made[0]
+
+    @property
+    def table(self) -> tuple:
+        """The rows (path pattern, group) that hold for this run."""
+        return self.config.trainable or self.groups
+
+    @property
+    def label(self) -> str:
+        """What curves and tables call a run of it."""
+        return self.config.system.rpartition(":")[2].lower()
+
+    def __str__(self):
+        return self.label
+
+    # ---- examples ----
+
+    @abc.abstractmethod
+    def source(self):
+        """Examples by number; see data_pipeline.examples.batches.Source."""
+
+    def examples(self, start_step: int, alone: bool = False) -> BatchStream:
+        """Host batches from ``start_step`` on: of each this process' rows; ``alone``: all rows."""
+        return open_loader(self.config.loader)(
+            self.source(),
+            batch_size=self.config.batch_size,
+            start_step=start_step,
+            process_index=0 if alone else jax.process_index(),
+            process_count=1 if alone else jax.process_count(),
+        )
+
+    def abstract_batch(self, cached: bool = False) -> dict:
+        """A batch over all devices as ShapeDtypeStructs [batch_size, ...].
+
+        Args:
+            cached: with what the feature cache gives in place of what frozen networks read.
+        """
+        b = self.config.batch_size
+        specs = self.source().specs[0]
+        return unflatten({n: jax.ShapeDtypeStruct((b, *s), d) for n, (s, d) in specs.items()})
+
+    def random_batch(self, cached: bool = False) -> dict:
+        """A batch to measure speed on: of the right shapes, with values that are possible."""
+        del cached
+        return next(iter(self.examples(0, alone=True)))
+
+    # ---- a step ----
+
+    def draw(self, key_of, batch) -> dict:
+        """All that is random in a step, arrays [b, ...]; for the whole batch, however it is split.
+
+        Args:
+            key_of: purpose (a small int) to a random key, a function of (seed, step, purpose).
+        """
+        return {}
+
+    @abc.abstractmethod
+    def losses(self, model, batch, draws) -> dict:
+        """{"loss": [b], …}: one number per example; all but "loss" are logged as means.
+
+        Runs inside the compiled step, with the model as it is then.
+        """
+
+    def cached_kinds(self) -> list[str]:
+        """What the feature cache can keep of its fields under this config's table."""
+        return []
+
+    def unread(self, cached: bool = False) -> tuple[str, ...]:
+        """Beginnings of the paths of frozen weights that a step does not read (offload.py)."""
+        return ()
+
+    # ---- looking at it ----
+
+    def sampling_program(self, steps: int) -> "SamplingProgram":
+        """What generates ``config.batch_size`` images in ``steps`` steps, in shapes (aot)."""
+        raise ValueError(f"{self.label} generates no images; leave out --what sample")
+
+    @classmethod
+    def validation_sets_of(cls, config) -> tuple[str, ...]:
+        """Names of the sets that a validation measures on, in the order of tables; (): none."""
+        return ()
+
+    @property
+    def validation_sets(self) -> tuple[str, ...]:
+        return self.validation_sets_of(self.config)
+
+    @property
+    def judging_roots(self) -> tuple[str, ...]:
+        """Beginnings of the paths of networks that are an input or a loss: none of them may judge
+        the figures (metrics/judge_check.py)."""
+        return ()
+
+    def evaluation(self):
+        """What measures the model in a validation; see evaluation.py.
+
+        Called as (model, step) it gives for each of ``validation_sets`` a Result: the row of
+        metrics.jsonl, and the images. ``sheet(set, images)`` is their contact sheet,
+        ``rows(set, images)`` what it is made of, and ``should_stop`` is asked all the time; True
+        ends it by stopping.Stopped.
+        """
+        raise ValueError(f"config.validation_every: {self.label} has nothing to validate with")
+
+
+def spec_of(arrays: dict) -> dict:
+    """Flat name to (shape, dtype) of one example's arrays."""
+    return {name: (np.shape(array), np.asarray(array).dtype) for name, array in arrays.items()}

@@ -1,0 +1,280 @@
+"""What all diffusion systems share: noise, target, loss per example, and the sampler's side."""
+
+import abc
+import dataclasses
+import functools
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from data_pipeline.examples.fields import flatten, unflatten
+from persongen_jax import diffusion, sampling
+from persongen_jax.conditioning import deinterleave, interleave
+from persongen_jax.models.vae import DiagonalGaussianDistribution, decode_images, scale_latents
+from persongen_jax.sampling_plan import make_plan
+from persongen_jax.systems.base import SamplingProgram, System
+
+# Purposes of random numbers; each draws from its own stream.
+LATENTS, NOISE, TIMESTEPS, DROP, FACE, OFFSET = range(6)
+
+
+# ---- Codecs: what the diffusion runs on --------------------------------------------------------
+#
+# A codec is a function of the model, so that its weights are the model's. Pictures are float in
+# [-1, 1] where they come in, in 0..1 where they come out.
+
+
+class Pixels:
+    """The diffusion runs on the pixels; any number of channels.
+
+    Args:
+        channels: of a picture.
+    """
+
+    factor = 1  # sides of a picture in pixels over sides of its latents
+
+    def __init__(self, channels: int = 3):
+        self.channels = channels
+
+    def shape(self, model, batch) -> tuple[int, int, int, int]:
+        """(b, h, w, c) of the latents of a batch's targets."""
+        return batch["pixel_values"].shape
+
+    def latents(self, model, batch, noise):
+        """[b, h, w, c] of the targets; ``noise`` is not needed here."""
+        return batch["pixel_values"].astype(jnp.float32)
+
+    def decode(self, model, latents):
+        """Pictures [b, h, w, c] float32 in 0..1, clipped."""
+        return jnp.clip(latents / 2 + 0.5, 0, 1)
+
+
+class VAE:
+    """The diffusion runs on the latents of ``model.vae`` (arXiv 2112.10752, section 3.1)."""
+
+    def __init__(self, vae):
+        self.factor, self.channels = vae.vae_scale_factor, vae.config["latent_channels"]
+
+    def shape(self, model, batch) -> tuple[int, int, int, int]:
+        """(b, h, w, c) of the latents of a batch's targets."""
+        if "moments" in batch:
+            *shape, channels = batch["moments"].shape
+            return (*shape, channels // 2)
+        b, height, width, _ = batch["pixel_values"].shape
+        return b, height // self.factor, width // self.factor, self.channels
+
+    def latents(self, model, batch, noise):
+        """[b, h, w, c] drawn from the targets' posterior and scaled; no gradient goes through.
+
+        Args:
+            batch: "pixel_values", or the posterior's own "moments".
+            noise: [b, h, w, c] standard normal.
+        """
+        moments = self._posterior(model.vae, batch)
+        latents = moments.mean + jnp.exp(0.5 * moments.logvar) * noise
+        return jax.lax.stop_gradient(scale_latents(model.vae, latents))
+
+    @staticmethod
+    def _posterior(vae, batch) -> DiagonalGaussianDistribution:
+        if "moments" in batch:
+            return DiagonalGaussianDistribution(*jnp.split(batch["moments"], 2, axis=-1))
+        return vae.encode(batch["pixel_values"])
+
+    def decode(self, model, latents):
+        """Pictures [b, h, w, 3] float32 in 0..1, clipped; differentiable."""
+        return decode_images(model.vae, latents)
+
+
+# ---- The system --------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Step:
+    """What a method's or system's losses are made of.
+
+    Attributes:
+        mse: [b] the loss of noise prediction, masked and weighted as the config says.
+        pred, target: [b, h, w, c]; what the model predicts, and what it should.
+        latents, noisy: [b, h, w, c] clean, and at ``timesteps`` [b].
+        mask: [b, h, w] or None, what of the picture the loss counts.
+        decode: of latents to pictures [b, H, W, C] in 0..1.
+    """
+
+    mse: jax.Array
+    pred: jax.Array
+    target: jax.Array
+    latents: jax.Array
+    noisy: jax.Array
+    timesteps: jax.Array
+    mask: jax.Array | None
+    schedule: diffusion.NoiseSchedule
+    decode: Callable
+
+    def x0(self):
+        """The clean latents that the prediction means, [b, h, w, c] float32."""
+        alpha, sigma = diffusion.signal_and_noise(self.schedule, self.timesteps)
+        prediction = self.schedule.prediction_type
+        return diffusion.x0_and_eps(prediction, self.noisy, self.pred, alpha, sigma)[0]
+
+    def image(self):
+        """``x0`` decoded, [b, H, W, C] float32 in 0..1; differentiable."""
+        return self.decode(self.x0())
+
+
+class DiffusionSystem(System):
+    """A model that predicts noise, v, or the picture.
+
+    Attributes:
+        scheduler_config: diffusers' scheduler_config.json, for schedule and sampler.
+        schedule: diffusion.NoiseSchedule.
+        codec: Pixels or VAE.
+        fields: of an example; see data_pipeline/examples/fields.py. Each says what it is where the
+            condition is dropped (``config.drop_prob``).
+    """
+
+    scheduler_config: dict
+    schedule: diffusion.NoiseSchedule
+    codec: object
+
+    @classmethod
+    def defaults(cls):
+        config = super().defaults()
+        config.drop_prob = 0.1  # per example: no condition at all
+        config.min_snr_gamma = 0.0  # above 0: min-SNR weights (usually 5)
+        config.noise_offset = 0.0  # above 0: noise with a mean of its own (usually 0.05)
+        config.validation_guidance = 2.0  # of classifier-free guidance; 0: none
+        config.validation_scheduler = ""  # a sampler's name; "": the system's own
+        return config
+
+    @abc.abstractmethod
+    def condition(self, model, batch):
+        """What ``denoise`` reads besides latents and timestep, made of a batch; a pytree."""
+
+    @abc.abstractmethod
+    def denoise(self, model, x, t, condition, step=None):
+        """The prediction [b, h, w, c] at ``x`` [b, h, w, c] and timesteps ``t`` ([b] or one)."""
+
+    def drop(self, batch: dict, drop) -> dict:
+        """The batch without its condition where ``drop`` [b] is True."""
+        return drop_conditions(self.fields, batch, drop)
+
+    # ---- training ----
+
+    def draw(self, key_of, batch) -> dict:
+        """ "latents", "noise" [b, h, w, c], "timesteps", "drop" [b]."""
+        config, shape = self.config, self.codec.shape(self.model, batch)
+        b, *_, channels = shape
+        draws = {
+            "latents": jax.random.normal(key_of(LATENTS), shape),
+            "noise": jax.random.normal(key_of(NOISE), shape),
+            "timesteps": jax.random.randint(
+                key_of(TIMESTEPS), (b,), 0, self.schedule.num_train_timesteps
+            ),
+            "drop": jax.random.bernoulli(key_of(DROP), config.drop_prob, (b,)),
+        }
+        if config.noise_offset > 0:
+            offsets = jax.random.normal(key_of(OFFSET), (b, 1, 1, channels))
+            draws["noise"] = diffusion.offset_noise(draws["noise"], offsets, config.noise_offset)
+        return draws
+
+    def losses(self, model, batch, draws) -> dict:
+        noise, timesteps = draws["noise"], draws["timesteps"]
+        latents = self.codec.latents(model, batch, draws["latents"])
+        noisy = diffusion.add_noise(self.schedule, latents, noise, timesteps)
+        condition = self.condition(model, self.drop(batch, draws["drop"]))
+        pred = self.denoise(model, noisy, timesteps, condition)
+
+        mask, told = self.mask(batch, draws, latents.shape)
+        target = diffusion.training_target(self.schedule, latents, noise, timesteps)
+        mse = diffusion.per_example_loss(pred, target, mask)
+        if self.config.min_snr_gamma > 0:
+            mse *= diffusion.min_snr_weights(self.schedule, timesteps, self.config.min_snr_gamma)
+        decode = functools.partial(self.codec.decode, model)
+        parts = (pred, target, latents, noisy, timesteps, mask, self.schedule, decode)
+        losses = self.terms(model, batch, Step(mse, *parts))
+        if "example_weight" in batch:
+            losses = {**losses, "loss": losses["loss"] * batch["example_weight"]}
+        return {**losses, **told}
+
+    def mask(self, batch, draws, shape) -> tuple:
+        """(weights [b, h, w] of the latents' cells or None, further numbers [b] for the log)."""
+        return None, {}
+
+    def terms(self, model, batch, step: Step) -> dict:
+        """{"loss": [b], further terms [b] for the log}."""
+        return {"loss": step.mse}
+
+    # ---- sampling ----
+
+    def cases(self, name: str):
+        """What a validation asks for on the set ``name``: sampled_evaluation.Cases."""
+        raise ValueError(f"{self.label} has no validation set {name!r}")
+
+    def evaluation(self):
+        from persongen_jax.sampled_evaluation import SampledEvaluation
+
+        return SampledEvaluation(self)
+
+    def denoiser(self, model, inputs: dict) -> Callable:
+        """(x [b, h, w, c], t, step) to the prediction, for sampling.run_steps.
+
+        Args:
+            inputs: "batch", the condition's fields [b, ...]; "guidance", the scale of
+                classifier-free guidance (arXiv 2207.12598), a number that may be traced; None or
+                left out: none, for half the work.
+        """
+        batch, guidance = inputs["batch"], inputs.get("guidance")
+        condition = self.condition(model, batch)
+        if guidance is None:
+            return lambda x, t, step: self.denoise(model, x, t, condition, step)
+        rows = next(iter(jax.tree.leaves(batch))).shape[0]
+        nothing = self.condition(model, self.drop(batch, jnp.ones(rows, bool)))
+        both = interleave(nothing, condition)
+
+        def predict(x, t, step):
+            out = self.denoise(model, interleave(x, x), t, both, step)
+            without, with_it = deinterleave(out, 2)
+            return sampling.guide(with_it, without, guidance)
+
+        return predict
+
+    def sample(self, model, inputs: dict, noise, plan, key):
+        """Pictures [b, H, W, C] float32 in 0..1, one compiled program per shape and plan.
+
+        Args:
+            inputs: as ``denoiser``'s.
+            noise: [b, h, w, c] standard normal.
+            plan: sampling_plan.Plan; key: a random key, for samplers that draw.
+        """
+        graphdef, state = nnx.split(model)
+        return _sample(self, graphdef, state, inputs, noise, plan, key)
+
+    def sampling_program(self, steps):
+        batch = self.abstract_batch()
+        noise = jax.ShapeDtypeStruct(self.codec.shape(self.model, flatten(batch)), jnp.float32)
+        graphdef, weights = nnx.split(self.model)
+        plan = make_plan(self.scheduler_config, steps)
+        inputs = ({"batch": batch, "guidance": 5.0}, noise, plan, jax.random.key(0))
+        return SamplingProgram(_sample, (self, graphdef), weights, inputs)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _sample(system, graphdef, state, inputs, noise, plan, key):
+    model = nnx.merge(graphdef, state)
+    carry = sampling.init_carry(plan, sampling.initial_latents(plan, noise))
+    predict = system.denoiser(model, inputs)
+    carry = sampling.run_steps(plan, predict, carry, key, 0, plan.num_steps)
+    return system.codec.decode(model, sampling.final_latents(carry))
+
+
+def drop_conditions(fields, batch: dict, drop) -> dict:
+    """Where ``drop`` [b] is True, every field as it is without its condition."""
+    flat = flatten(batch)
+    out = dict(flat)
+    for field in fields:
+        for name, nothing in field.dropped(flat, jnp).items():
+            where = drop.reshape(drop.shape + (1,) * (flat[name].ndim - 1))
+            out[name] = jnp.where(where, nothing, flat[name])
+    return unflatten(out)

@@ -1,0 +1,86 @@
+"""A config, or a finished or interrupted run, opened as a System."""
+
+import json
+from pathlib import Path
+from typing import NamedTuple
+
+from ml_collections import ConfigDict
+
+from persongen_jax.checkpoint import find_run, read_trained
+from persongen_jax.config import import_object
+from persongen_jax.partition import fill_trained
+from persongen_jax.settings import brought_up
+from persongen_jax.sharding import load_shardings, make_mesh, mesh_for, replicated
+from persongen_jax.systems.base import System
+
+SYSTEMS = {"sdxl": "persongen_jax.systems.sdxl:Sdxl"}
+
+
+def system_class(name: str) -> type[System]:
+    """The class of ``config.system``: a name of ``SYSTEMS``, or "package.module:Class"."""
+    if ":" not in name and name not in SYSTEMS:
+        known = ", ".join(SYSTEMS)
+        raise ValueError(f"config.system={name!r}: use {known}, or package.module:Class")
+    return import_object(SYSTEMS.get(name, name), "config.system")
+
+
+def open_system(config, mesh=None) -> System:
+    """The system of a config, with its weights as training begins with them.
+
+    Args:
+        mesh: where frozen weights are to lie; None: on the default device.
+
+    Raises:
+        ValueError: an unknown system or method, or a key without its value.
+        WeightsError: a file that is missing or does not fit.
+    """
+    shardings = None if mesh is None else load_shardings(mesh, config)
+    return system_class(config.system).open(config, shardings)
+
+
+def abstract_system(config) -> System:
+    """The same with a ShapeDtypeStruct for every array."""
+    return system_class(config.system).abstract(config)
+
+
+def complete_config(saved: dict) -> ConfigDict:
+    """A run's saved config, with today's defaults for keys that it lacks."""
+    saved = brought_up(saved)
+    defaults = json.loads(system_class(saved.get("system", "sdxl")).defaults().to_json())
+    return ConfigDict({**defaults, **saved})
+
+
+class TrainedRun(NamedTuple):
+    """What :func:`open_run` gives.
+
+    workdir: of the run; step: of the checkpoint; config: ConfigDict, today's defaults for keys
+    that the run's lacks; system: with the trained weights (the running average if the run kept
+    one).
+    """
+
+    workdir: Path
+    step: int
+    config: ConfigDict
+    system: System
+
+
+def open_run(path, step: int | None = None, change=lambda config: None) -> TrainedRun:
+    """Load what a run has trained.
+
+    Args:
+        path: its working directory.
+        step: of the checkpoint; None: the newest that is intact.
+        change: called with the config before anything is loaded, to change it in place.
+
+    Raises:
+        FileNotFoundError: no checkpoint there, or none of ``step``.
+        CorruptCheckpoint: what is there is damaged.
+        WeightsError: the base is no longer what the run was trained on.
+    """
+    workdir, step = find_run(path, step)
+    trained, saved = read_trained(workdir, step, replicated(make_mesh()))
+    config = complete_config(saved)
+    change(config)
+    system = open_system(config, mesh_for(config))
+    fill_trained(system.model, trained, system.table, str(workdir))
+    return TrainedRun(workdir, step, config, system)

@@ -1,0 +1,203 @@
+"""SDXL with an identity method: the base stays frozen, what the method adds is trained."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from data_pipeline.buckets import bucket_shapes, check_shapes
+from data_pipeline.examples.fields import FaceBox, Image, TimeIds, needs
+from data_pipeline.examples.source import ExampleSource
+from data_pipeline.sources import open_records, picture_stamps
+from persongen_jax import diffusion, sampling
+from persongen_jax.conditioning import Guidance
+from persongen_jax.features.cache import Features, abstract_batch, cached_kinds
+from persongen_jax.methods import get_method
+from persongen_jax.methods.base import Parts, denoiser_view
+from persongen_jax.models.sdxl import COMPONENTS
+from persongen_jax.pipeline.images import sample_steps
+from persongen_jax.sampling_plan import make_plan
+from persongen_jax.systems.base import SamplingProgram
+from persongen_jax.systems.diffusion import FACE, VAE, DiffusionSystem
+from persongen_jax.systems.sdxl_config import sdxl_defaults
+from persongen_jax.systems.sdxl_fields import image_encoding
+from persongen_jax.trajectories import SETS
+from persongen_jax.weights.sdxl import SDXLBase, load_sdxl
+
+DECODER = ("vae/decoder/", "vae/post_quant_conv/")
+
+
+class Sdxl(DiffusionSystem):
+    """Text to image by StableDiffusionXL, with the person in it that a method brings.
+
+    Attributes:
+        base: SDXLBase, whose model has the method's parts.
+        method: methods.base.Method, attached.
+    """
+
+    def __init__(self, config, base: SDXLBase, method):
+        self.config, self.base, self.method = config, base, method
+        self.model = base.model
+        self.scheduler_config = base.scheduler_config
+        self.schedule = diffusion.NoiseSchedule.from_config(base.scheduler_config)
+        self.codec = VAE(base.model.vae)
+        method_fields = method.fields(Parts(base.model, base.tokenizers), config)
+        self.fields = (Image(image_encoding()), *method_fields, TimeIds(), FaceBox())
+        self.groups = method.groups
+
+    @classmethod
+    def defaults(cls):
+        return sdxl_defaults()
+
+    @classmethod
+    def open(cls, config, shardings=None):
+        if not config.base:
+            raise ValueError(
+                "config.base is empty; give --config.base=DIR, a diffusers-format SDXL directory "
+                "(python -m persongen_jax.weights.random_base writes a tiny one)"
+            )
+        dtypes = {"dtype": jnp.dtype(config.dtype), "vae_dtype": jnp.dtype(config.vae_dtype)}
+        base = load_sdxl(config.base, **dtypes, shardings=shardings)
+        method = get_method(config.method)
+        method.attach(Parts(base.model, base.tokenizers), config, nnx.Rngs(config.seed))
+        base.model.unet.set_remat(config.remat)
+        return cls(config, base, method)
+
+    @classmethod
+    def abstract(cls, config):
+        from persongen_jax.systems.sdxl_shapes import abstract_base
+
+        base, method = abstract_base(config)
+        base.model.unet.set_remat(config.remat)
+        return cls(config, base, method)
+
+    @property
+    def label(self):
+        return self.config.method
+
+    def __str__(self):
+        return f"{self.config.method} on {self.config.base}"
+
+    # ---- examples ----
+
+    def source(self) -> ExampleSource:
+        config = self.config
+        if not config.data:
+            raise ValueError(
+                "config.data is empty; give --config.data=DIR, photographs with a manifest.jsonl "
+                "or shards, or drawn people (see data_pipeline/sources.py)"
+            )
+        records, read_image = open_records(config.data, config.trigger_word, **needs(self.fields))
+        shapes = bucket_shapes(config.buckets)
+        levels = len(self.model.unet.config["block_out_channels"])
+        check_shapes(shapes, self.codec.factor * 2 ** (levels - 1))
+        features = None
+        if config.cache:
+            stamps = picture_stamps(config.data)
+            features = Features(config, self.model, self.fields, self.table, stamps)
+            print(f"features: {features}")
+        return ExampleSource(
+            records,
+            self.fields,
+            batch_size=config.batch_size,
+            seed=config.seed,
+            size=config.size,
+            read_image=read_image,
+            random_crop=config.random_crop,
+            buckets=shapes,
+            features=features,
+        )
+
+    def abstract_batch(self, cached=False, shape=None):
+        """``shape``: (height, width) of the target in pixels; default: squares of config.size."""
+        shape = shape or (self.config.size, self.config.size)
+        kinds = self.cached_kinds() if cached else ()
+        return abstract_batch(self.model, self.fields, shape, self.config.batch_size, kinds)
+
+    def random_batch(self, cached=False):
+        from persongen_jax.systems.sdxl_shapes import VOCABULARY, draw_batch
+
+        vocabulary = self.base.configs["text_encoder"].get("vocab_size", VOCABULARY)
+        return draw_batch(self.abstract_batch(cached), self.config.size, vocabulary)
+
+    def cached_kinds(self) -> list[str]:
+        """What the feature cache can keep under this config's table."""
+        reasons = cached_kinds(self.config, self.model, self.fields, self.table)
+        return [kind for kind, reason in reasons.items() if not reason]
+
+    def unread(self, cached=False):
+        roots = () if self.method.decodes else DECODER
+        if cached:
+            kinds = self.cached_kinds()
+            encodings = [field.encoding for field in self.fields if field.encoding]
+            roots += tuple(r for e in encodings if e.kind in kinds for r in e.weights)
+        return roots
+
+    # ---- a step ----
+
+    def draw(self, key_of, batch):
+        """As DiffusionSystem's, and "face_only" [b]: the loss counts the face box alone."""
+        draws = super().draw(key_of, batch)
+        rows = draws["drop"].shape
+        face_only = jax.random.bernoulli(key_of(FACE), self.config.face_loss_prob, rows)
+        return {**draws, "face_only": face_only}
+
+    def condition(self, model, batch):
+        return self.method.condition(model, batch)
+
+    def denoise(self, model, x, t, condition, step=None):
+        # Of the model what sampling sees, so that a part that is not named is missed in training.
+        return self.method.denoise(denoiser_view(model, self.method), x, t, condition, step)
+
+    def mask(self, batch, draws, shape):
+        """The face box for some examples (PhotoMaker, arXiv 2312.04461, section 3.3)."""
+        cells = shape[1:3]
+        image_size = tuple(side * self.codec.factor for side in cells)
+        face, fell_back = diffusion.face_box_mask(batch["face_box"], image_size, cells)
+        face_only = draws["face_only"]
+        mask = jnp.where(face_only[:, None, None], face, 1.0)
+        return mask, {"face_box_fallbacks": (face_only & fell_back).astype(jnp.float32)}
+
+    def terms(self, model, batch, step):
+        return self.method.losses(model, batch, step)
+
+    # ---- looking at it ----
+
+    def sampling_program(self, steps):
+        """The pipeline's loop, guidance and identity included, without the VAE."""
+        config, view = self.config, self.model.conditioner()
+        graphdef, state = nnx.split(view)
+        conditioning = jax.eval_shape(
+            lambda s, batch: self.condition(nnx.merge(graphdef, s), batch),
+            state,
+            self.abstract_batch(),
+        )
+        names = ("identity", *conditioning.scaled_names)
+        scales = {name: np.ones(steps, np.float32) for name in names}
+        plain = conditioning.streams["text"].tokens
+        guidance = Guidance(*[conditioning] * 3, plain, scales=scales)
+        side, channels = config.size // self.codec.factor, self.model.unet.config["in_channels"]
+        plan = make_plan(self.scheduler_config, steps)
+        latents = jax.ShapeDtypeStruct((config.batch_size, side, side, channels), jnp.float32)
+        carry = jax.eval_shape(functools.partial(sampling.init_carry, plan), latents)
+        keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), config.batch_size))
+        graphdef, weights = nnx.split(denoiser_view(self.model, self.method))
+        inputs = (plan, carry, guidance, keys, (5.0, 0.0, 10, 0, steps))
+        return SamplingProgram(sample_steps, (self.method, graphdef), weights, inputs, steps)
+
+    @classmethod
+    def validation_sets_of(cls, config):
+        return tuple(name for name in SETS if config[f"validate_{name}"])
+
+    @property
+    def judging_roots(self):
+        """All networks that the method has brought: its inputs, and what its losses run."""
+        parts = vars(self.model).items()
+        return tuple(n for n, p in parts if isinstance(p, nnx.Module) and n not in COMPONENTS)
+
+    def evaluation(self):
+        from persongen_jax.evaluation import Evaluation
+
+        return Evaluation(self)

@@ -1,0 +1,94 @@
+"""The keys of SDXL's configs, with the defaults that configs/base.py has."""
+
+from ml_collections import ConfigDict
+
+from persongen_jax.systems.diffusion import DiffusionSystem
+
+
+def sdxl_defaults() -> ConfigDict:
+    """PhotoMaker on SDXL at 512, as the thesis' baseline trains it (section 5.1.8)."""
+    config = DiffusionSystem.defaults()
+    config.method = "photomaker"  # a name of methods/, or "package.module:Class"
+
+    # What is opened: a diffusers-format SDXL directory, a CLIP image tower ("": the base's
+    # image_encoder folder), a folder of photographs with a manifest.jsonl.
+    config.base = ""
+    config.id_encoder = ""
+    config.data = ""
+    config.loader = "tf_data"  # or "memory": no TensorFlow, one thread
+
+    # Computation. Frozen weights rest in ``dtype``; what is trained rests in float32.
+    config.dtype = "bfloat16"
+    config.vae_dtype = "float32"
+    config.remat = False  # the UNet's activations are computed twice: less memory, more time
+
+    # Data: the side of the target in pixels, the word that marks the class word in captions.
+    config.size = 512
+    config.trigger_word = "img"
+    config.batch_size = 24  # over all devices
+    config.random_crop = True  # where a picture has room; False: the middle, or the face
+    # Shapes of the target, () for squares of ``size``: "512" and "1024" are SDXL's families, others
+    # are "WIDTHxHEIGHT"; see data_pipeline/buckets.py.
+    config.buckets = ()
+    # A folder in which what frozen networks make of the data is kept, "": none; and of what, see
+    # docs/cache.md.
+    config.cache = ""
+    config.cache_kinds = ("moments", "references", "text")
+
+    # The method's parts.
+    config.rank = 64
+    config.lora_alpha = 64.0
+    config.id_gain = 1.0  # of the ID projections at the start; above 1 the face is heard sooner
+    # Of the identity branch's tokens at the start; below 1 an untrained branch disturbs less.
+    config.id_norm_gain = 1.0
+    # ip_adapter_file's: "base", "plus" or "faceid", and the rank of its LoRA (0: none).
+    config.image_proj = "base"
+    config.image_lora_rank = 0
+    # What the run starts from: PhotoMaker weights (photomaker-v1.bin), or the working directory of
+    # an earlier run; see persongen_jax/methods/start.py.
+    config.start_from = ""
+    # Of that run, the checkpoint of this step; 0: the newest when this run begins. Training fills
+    # it in, so that what this run leaves frozen stays the same if that one is trained further.
+    config.start_from_step = 0
+
+    # The objective, besides what all diffusion systems have.
+    config.face_loss_prob = 0.5  # per example: the loss over the face box only
+
+    # A learning rate for each group. Optimizers that find their rate (prodigy, dadapt_adamw, cocob)
+    # multiply it by these: give 1.0. Schedule-free ones expect lr_schedule "constant".
+    config.lr_projections = 1e-5
+    config.lr_fuse_module = 1e-5
+    config.lr_lora = 1e-5
+    config.lr_id_encoder = 1e-5
+    config.lr_background = 1e-5
+    config.lr_body = 1e-5
+    config.lr_identity = 1e-5
+    config.lr_id_norm = 1e-4
+    config.warmup_steps = 1000
+    config.steps = 20_000
+
+    # Validation.
+    config.validation_every = 1000  # steps; 0: never
+    # Whose pictures, each "" for none: a manifest folder, a shard folder, or drawn people such as
+    # "people:out_of_train?identities=20&pictures=4". The first picture of each is the reference.
+    config.validate_in_train = ""
+    config.validate_out_of_train = ""
+    config.validate_out_of_domain = ""
+    config.validation_gallery = ""  # the people among whom rank-1 looks; 100 of them as a rule
+    config.validation_people = 10  # of each set, at most
+    config.validation_prompts = "thesis"  # or a JSON file, see persongen_jax/validation_prompts.py
+    config.validation_images = 5  # per person and prompt
+    config.validation_size = 0  # side of the pictures in pixels; 0: ``size``
+    config.validation_guidance = 5.0
+    config.validation_merge_step = 10
+    config.validation_negative_prompt = (
+        "nsfw, lowres, bad anatomy, bad hands, text, error, missing fingers, extra digit, fewer "
+        "digits, cropped, worst quality, low quality, normal quality, jpeg artifacts, signature, "
+        "watermark, username, blurry"
+    )
+    config.validation_batch = 0  # pictures at once; 0: four per device
+    config.metrics = ("clip_t", "face_sim", "rank1_10", "rank1_100", "detection_rate")
+    config.clip = ""  # a transformers CLIP directory for CLIP-T; "": it is not measured
+    config.face_net = ""  # a face recogniser's file for Face-Sim; "": it is not measured
+    config.face_detector = "auto"
+    return config

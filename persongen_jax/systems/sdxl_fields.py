@@ -1,0 +1,29 @@
+"""How SDXL's VAE encodes the target picture, for the feature cache."""
+
+import jax.numpy as jnp
+from flax import nnx
+
+from data_pipeline.examples.fields import Encoding
+
+
+def encode_moments(model, pixel_values):
+    """Pictures [b, h, w, 3] to {"moments": [b, h/8, w/8, 2c]}: mean and logvar."""
+    return {"moments": jnp.concatenate(model.vae.encode(pixel_values), axis=-1)}
+
+
+def image_encoding() -> Encoding:
+    """The posterior's moments of a target, a table for each (width, height)."""
+    return Encoding(
+        kind="moments",
+        weights=("vae/encoder/", "vae/quant_conv/"),
+        encode=encode_moments,
+        precision="vae_dtype",
+        suffix=lambda shape: f"-{shape[1]}x{shape[0]}",
+        view=_vae_alone,
+    )
+
+
+def _vae_alone(model):
+    view = nnx.Module()
+    view.vae = model.vae
+    return view
