@@ -42,6 +42,7 @@ setup(
             *DATA,
             *LOG,
             "scikit-image>=0.24",
+            "scikit-learn>=1.5",
             TORCH,
             "diffusers>=0.42.1,<0.43",
             "peft>=0.17",
