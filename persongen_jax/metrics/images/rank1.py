@@ -3,6 +3,8 @@
 Embeddings are ArcFace's (Deng et al., arXiv 1801.07698, section 3.3). Guessing gives 1 / N.
 """
 
+import abc
+
 import numpy as np
 
 from persongen_jax.metrics.base import Metric, Values
@@ -26,9 +28,9 @@ class Rank1(Metric):
     def networks(self):
         return self.faces.embedder.networks
 
+    @abc.abstractmethod
     def gallery(self, known) -> dict[str, np.ndarray]:
         """Name to embedding [d]; {} if there is nobody among whom to look."""
-        raise NotImplementedError
 
     def prepare(self, known):
         self.gallery(known)
