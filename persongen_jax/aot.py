@@ -68,7 +68,7 @@ def compile_for_topology(
     else:
         program = sampler(config, mesh, steps=config.validation_steps)
     row, _ = measure(program, chip, options or {}, text=text)
-    of = {"topology": topology, "what": what, "method": config.method, "cached": cached}
+    of = {"topology": topology, "what": what, "method": program.label, "cached": cached}
     return {**of, "fsdp": config.fsdp, **row}
 
 

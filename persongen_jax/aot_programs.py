@@ -30,6 +30,7 @@ class Program:
         images: pictures over all chips that one run makes, or trains on.
         steps: how often the loop runs of which the compiler cannot know it; 1 for a step.
         holds_all: arguments that it does not read lie on the chips all the same.
+        label: what tables call the system whose program it is.
     """
 
     function: object
@@ -39,6 +40,7 @@ class Program:
     mesh: object
     steps: int = 1
     holds_all: bool = False
+    label: str = ""
 
     def trace(self):
         with jax.set_mesh(self.mesh), compile_for("tpu"):
@@ -82,18 +84,21 @@ def training(config, mesh, *, cached: bool) -> Program:
         "batch": batch,
     }
     arguments = (parts.state, parts.frozen, batch, number(mesh))
-    return Program(parts.step, arguments, pieces, config.batch_size, mesh, holds_all=True)
+    kw = {"holds_all": True, "label": system.label}
+    return Program(parts.step, arguments, pieces, config.batch_size, mesh, **kw)
 
 
 def sampler(config, mesh, *, steps: int) -> Program:
     """The sampler's loop as validation runs it, guidance included, without the codec."""
-    program = abstract_system(config).sampling_program(steps)
+    system = abstract_system(config)
+    program = system.sampling_program(steps)
     weights = placed(program.weights, frozen_shardings(mesh, config, program.weights))
     inputs = _spread(program.inputs, along_batch(mesh))
     arguments = (*program.static, weights, *inputs)
     parts = {"weights": weights, "batch": inputs}
     loops = program.unknown_steps
-    return Program(program.function, arguments, parts, config.batch_size, mesh, loops)
+    kw = {"steps": loops, "label": system.label}
+    return Program(program.function, arguments, parts, config.batch_size, mesh, **kw)
 
 
 def encoders(config, mesh) -> Program:
@@ -122,7 +127,8 @@ def encoders(config, mesh) -> Program:
         return {k: {n: one(k, a) for n, a in arrays.items()} for k, arrays in inputs.items()}
 
     parts = {"weights": states, "batch": inputs}
-    return Program(jax.jit(encode), (states, inputs), parts, config.batch_size, mesh)
+    kw = {"label": system.label}
+    return Program(jax.jit(encode), (states, inputs), parts, config.batch_size, mesh, **kw)
 
 
 def _spread(tree, sharding):
