@@ -6,6 +6,7 @@ TORCH = "torch==2.13.0"  # an open range can bring gigabytes of CUDA packages
 DATA = [
     "tensorflow-cpu>=2.21,<2.22",
     "tensorflow-datasets>=4.9.10",
+    "importlib_resources>=6",  # tfds asks for it without saying so
     "array_record>=0.8; platform_system != 'Windows'",  # tfds asks for it on Linux only
 ]
 LOG = ["tensorboard>=2.20"]

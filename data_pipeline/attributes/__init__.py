@@ -1,0 +1,1 @@
+"""Pictures with attributes: what a picture shows, as yes, no or unknown."""

@@ -1,0 +1,33 @@
+"""Handwritten digits that ship with scikit-learn: 1,797 pictures of 8x8, nothing to download."""
+
+import numpy as np
+
+from data_pipeline.attributes.labelled import AttributeData, LabelledImages
+from data_pipeline.attributes.vocabulary import Vocabulary
+
+HELD_OUT = 6  # every sixth picture is for testing
+
+
+def open_digits() -> AttributeData:
+    """Grey pictures [8, 8, 1] and the class ``digit``.
+
+    Raises:
+        ImportError: scikit-learn is not installed.
+    """
+    try:
+        from sklearn.datasets import load_digits
+    except ImportError as error:
+        raise ImportError(
+            "config.data='digits' needs scikit-learn: pip install 'persongen_jax[demo]'"
+        ) from error
+    digits = load_digits()
+    vocabulary = Vocabulary.of_classes("digit", list(map(str, range(10))))
+    # Pixels are counts of 0 to 16.
+    images = (digits.images * (255 / 16)).round().astype(np.uint8)[..., None]
+    values = vocabulary.values_of_classes(digits.target)
+    test = np.arange(len(images)) % HELD_OUT == 0
+    return AttributeData(
+        vocabulary,
+        LabelledImages(images[~test], values[~test], "scikit-learn-digits-train"),
+        LabelledImages(images[test], values[test], "scikit-learn-digits-test"),
+    )

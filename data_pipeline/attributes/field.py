@@ -1,0 +1,39 @@
+"""The field of attributes: what a picture shows, and what an image shall show."""
+
+import numpy as np
+
+from data_pipeline.attributes.vocabulary import Vocabulary
+from data_pipeline.examples.fields import Field, array_spec
+
+
+class Attributes(Field):
+    """ "attributes" [K] float32 in 0..1; "attributes_known" [K] float32, 0 where unknown, else 1.
+
+    Where the condition is dropped nothing is known.
+
+    Args:
+        vocabulary: of the data.
+    """
+
+    name = "attributes"
+
+    def __init__(self, vocabulary: Vocabulary):
+        self.vocabulary = vocabulary
+
+    def spec(self, shape):
+        k = (len(self.vocabulary),)
+        return array_spec(attributes=(k, np.float32), attributes_known=(k, np.float32))
+
+    def dropped(self, batch, xp):
+        names = ("attributes", "attributes_known")
+        return {name: xp.zeros_like(batch[name]) for name in names}
+
+    def of_requests(self, requests) -> dict[str, np.ndarray]:
+        """The arrays [n, K] of n requests, see Vocabulary.parse.
+
+        Raises:
+            RequestError: an attribute that the data do not have, or a contradiction.
+        """
+        parsed = [self.vocabulary.parse(request) for request in requests]
+        values, known = (np.stack(rows) for rows in zip(*parsed, strict=True))
+        return {"attributes": values, "attributes_known": known}

@@ -1,0 +1,117 @@
+"""The pictures of a folder: found, checked by their headers, decoded when they are read."""
+
+import functools
+import os
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from data_pipeline.attributes.table import TableError, others_too, them
+from data_pipeline.transforms import MAX_ASPECT, ImageError, image_size, load_image
+
+ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+KEPT = 1 << 30  # bytes of decoded pictures
+
+
+class FolderPictures:
+    """Files as a sequence of pictures, uint8 [size, size, channels], decoded when they are read.
+
+    As many as fit 1 GiB stay in memory.
+    """
+
+    def __init__(self, paths: list[str], size: int, channels: int):
+        self._paths, self.shape = paths, (size, size, channels)
+        self._rows = np.arange(len(paths))
+        self._read = functools.lru_cache(KEPT // (size * size * channels))(self._decode)
+
+    def __len__(self):
+        return len(self._paths)
+
+    def __getitem__(self, rows) -> np.ndarray:
+        """A picture, or [n, size, size, channels] of a slice or of n numbers."""
+        rows = self._rows[rows]
+        if rows.ndim == 0:
+            return self._read(int(rows))
+        return np.array([self._read(int(row)) for row in rows], np.uint8).reshape(-1, *self.shape)
+
+    def _decode(self, row: int) -> np.ndarray:
+        picture = square(load_image(self._paths[row]), self.shape[0], self.shape[2])
+        picture.setflags(write=False)  # every reader is given the same array
+        return picture
+
+
+def square(image: np.ndarray, size: int, channels: int) -> np.ndarray:
+    """The middle square of uint8 [h, w], [h, w, 1], [h, w, 3] or [h, w, 4], scaled.
+
+    Returns:
+        uint8 [size, size, channels]; channels is 1 (grey) or 3.
+    """
+    image = np.asarray(image)
+    picture = Image.fromarray(image[..., 0] if image.shape[2:] == (1,) else image)
+    picture = picture.convert("L" if channels == 1 else "RGB")
+    side = min(picture.size)
+    left, top = (picture.width - side) // 2, (picture.height - side) // 2
+    picture = picture.crop((left, top, left + side, top + side))
+    if side != size:
+        picture = picture.resize((size, size), Image.Resampling.LANCZOS)
+    return np.array(picture).reshape(size, size, channels)
+
+
+def find_pictures(folder: Path) -> list[str]:
+    """The pictures' paths from ``folder`` on, sorted; hidden files and folders are passed over."""
+    found, seen = [], set()
+    for place, folders, files in os.walk(folder, followlinks=True):
+        # A link may lead back to a folder above it.
+        real = os.path.realpath(place)
+        folders[:] = [] if real in seen else [name for name in folders if name[0] != "."]
+        if real not in seen:
+            names = [n for n in files if n[0] != "." and n.lower().endswith(ENDINGS)]
+            found += [Path(place, name).relative_to(folder).as_posix() for name in names]
+        seen.add(real)
+    if not found:
+        raise TableError(f"{folder}: no pictures ({', '.join(ENDINGS)}): put some there")
+    return sorted(found)
+
+
+def read_sizes(folder: Path, pictures: list[str]) -> Counter:
+    """How often there is which (width, height), by the files' headers."""
+    sizes, bad = Counter(), []
+    for picture in pictures:
+        try:
+            sizes[_read_header(folder / picture)] += 1
+        except ImageError as error:
+            bad.append(error)
+    if bad:
+        others = others_too(len(bad) - 1, "can")
+        raise TableError(f"{bad[0]}{others}: remove {them(len(bad))} with the rows")
+    return sizes
+
+
+def _read_header(path: Path) -> tuple[int, int]:
+    """(width, height); ImageError for what load_image will refuse."""
+    height, width = image_size(path)
+    if max(height, width) > MAX_ASPECT * min(height, width):
+        raise ImageError(f"{path}: cannot be used as a picture of {width}x{height}")
+    if path.suffix.lower() == ".png":  # of the endings, the only one of 16 bits
+        with Image.open(path) as image:
+            if image.mode.startswith("I"):
+                raise ImageError(f"{path}: cannot be used with more than 8 bits per channel")
+    return width, height
+
+
+def report_sizes(folder: Path, sizes: Counter, size: int) -> None:
+    """Says in one line what becomes of pictures that are not of ``size``."""
+    other = [shape for shape, _ in sizes.most_common() if shape != (size, size)]
+    if not other:
+        return
+    more = {1: "", 2: " (and 1 other size)"}.get(len(other), f" (and {len(other) - 1} other sizes)")
+    cut = "cut to their middle square and " if any(w != h for w, h in other) else ""
+    small = sum(count for shape, count in sizes.items() if min(shape) < size)
+    enlarged = f"; {small} smaller ones are enlarged" if small > 1 else ""
+    enlarged = "; 1 smaller one is enlarged" if small == 1 else enlarged
+    width, height = other[0]
+    print(
+        f"{folder}: pictures of {width}x{height}{more} are {cut}scaled to {size}x{size}{enlarged}"
+    )

@@ -1,0 +1,199 @@
+"""MNIST and CelebA by tensorflow-datasets, decoded once and kept beside what it prepared.
+
+``DATA_DIR/persongen_jax/celeb_a_64_train.npy`` and ``..._values.npy`` make the second start fast.
+TensorFlow itself is not needed to read what was fetched by ``download``.
+"""
+
+import contextlib
+import io
+import itertools
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from data_pipeline.attributes.folder import CELEBA_TERMS
+from data_pipeline.attributes.folder_pictures import square
+from data_pipeline.attributes.labelled import AttributeData, LabelledImages
+from data_pipeline.attributes.vocabulary import Vocabulary
+from data_pipeline.shard_reading import INFO, open_tfds
+from data_pipeline.transforms import decode_image
+
+CACHE = "persongen_jax"
+DIGITS = tuple(map(str, range(10)))
+AT_ONCE = 1024  # pictures in memory
+SPLITS = ("train", "test")
+
+
+class DataSetError(ValueError):
+    """A data set that is not there or cannot be fetched; the message says what to do."""
+
+
+def open_mnist(size: int = 28, data_dir: str = "", *, download: bool = False) -> AttributeData:
+    """MNIST: grey pictures [size, size, 1], 28 being their own size, and the class ``digit``.
+
+    Args:
+        data_dir: tensorflow-datasets' folder; "" for its own place.
+        download: fetch the data set if it is not there (11 MB).
+
+    Raises:
+        DataSetError: it is not there, or could not be fetched.
+    """
+    builder = _prepared("mnist", data_dir, download)
+    vocabulary = Vocabulary.of_classes("digit", DIGITS)
+    classes = vocabulary.values_of_classes(range(len(DIGITS)))
+    train, test = (
+        _open_split(builder, split, (size, size, 1), lambda example: classes[example["label"]])
+        for split in SPLITS
+    )
+    return AttributeData(vocabulary, train, test)
+
+
+def open_celeb_a(size: int = 64, data_dir: str = "", *, download: bool = False) -> AttributeData:
+    """CelebA: colour pictures [size, size, 3] of their middle 178x178, and its 40 attributes.
+
+    Arguments and errors as open_mnist's; 1.4 GB are fetched, after its terms are printed.
+    """
+    builder = _prepared("celeb_a", data_dir, download, terms=CELEBA_TERMS)
+    names = tuple(builder.info.features["attributes"])
+
+    def values_of(example):
+        return np.array([example["attributes"][name] for name in names], np.int8)
+
+    train, test = (_open_split(builder, split, (size, size, 3), values_of) for split in SPLITS)
+    return AttributeData(Vocabulary(names), train, test, terms=CELEBA_TERMS, mirror=True)
+
+
+# ---- fetching ----------------------------------------------------------------------------------
+
+
+def _prepared(name: str, data_dir: str, download: bool, terms: str = ""):
+    """The builder of a data set that is there, or is fetched if that is allowed."""
+    try:
+        tfds = open_tfds()
+    except ImportError as error:
+        raise ImportError(
+            f"config.data={name!r} needs tensorflow-datasets: pip install 'persongen_jax[data]'"
+        ) from error
+    builder = tfds.builder(name, data_dir=data_dir or None)
+    if Path(builder.data_dir, INFO).is_file():
+        return builder
+    if not download:
+        raise DataSetError(
+            f"{name} is not in {builder.data_dir_root}: fetch it by --config.download=True, or "
+            "name the folder of tensorflow-datasets that holds it by --config.data_dir"
+        )
+    if terms:
+        print(terms)
+    return _fetch(tfds, name, data_dir)
+
+
+def _fetch(tfds, name: str, data_dir: str):
+    # Of its formats, one that is read without TensorFlow.
+    builder = tfds.builder(name, data_dir=data_dir or None, file_format="array_record")
+    try:
+        # Not the copy that tfds may keep, which is of another format.
+        config = tfds.download.DownloadConfig(try_download_gcs=False)
+        builder.download_and_prepare(download_config=config)
+    except ImportError as error:
+        package = error.name or error
+        raise DataSetError(
+            f"{name} cannot be fetched: tensorflow-datasets needs {package}; pip install {package}"
+        ) from error
+    except Exception as error:  # it raises almost anything: of the network, the disk, checksums
+        reason = str(error).strip().partition("\n")[0] or type(error).__name__
+        raise DataSetError(
+            f"{name} could not be fetched ({reason}): try again later, or put its pictures and a "
+            "table into a folder and give that as config.data"
+        ) from error
+    return builder
+
+
+# ---- reading -----------------------------------------------------------------------------------
+
+
+def _open_split(builder, split: str, shape, values_of: Callable) -> LabelledImages:
+    """A split from the cache, which is written if it is not there.
+
+    Args:
+        shape: (size, size, c) of the pictures.
+        values_of: gives the int8 values [K] of an example.
+    """
+    folder = Path(builder.data_dir_root) / CACHE
+    name, count = f"{builder.name}_{shape[0]}_{split}", builder.info.splits[split].num_examples
+    paths = [folder / f"{name}.npy", folder / f"{name}_values.npy"]
+    images, values = map(_load, paths)
+    if images is None or values is None or images.shape != (count, *shape) or len(values) != count:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            _write(builder, split, (count, *shape), values_of, *paths)
+        except OSError as error:
+            raise DataSetError(
+                f"{folder}: the decoded pictures cannot be kept there ({error.strerror or error}): "
+                "make room and make it writable, or name another folder by --config.data_dir"
+            ) from error
+        images, values = map(_load, paths)
+    return LabelledImages(images, np.array(values), f"{name}-{builder.version}-{count}")
+
+
+def _load(path: Path) -> np.ndarray | None:
+    """A file's array, mapped into memory; None if it is not there or not whole."""
+    try:
+        return np.load(path, mmap_mode="r")
+    except (OSError, ValueError, EOFError):
+        return None
+
+
+def _write(builder, split, shape, values_of, images_path: Path, values_path: Path) -> None:
+    """Decodes a split into two files, the pictures' last."""
+    values = []
+
+    def picture(example):
+        return square(decode_image(example["image"], f"a picture of {builder.name}"), *shape[2:])
+
+    header = {"descr": "|u1", "fortran_order": False, "shape": shape}
+    with (
+        _replaced(images_path) as partial,
+        partial.open("wb") as file,  # mapped into memory, a full disk would end the process
+        ThreadPoolExecutor() as pool,
+    ):
+        np.lib.format.write_array_header_1_0(file, header)
+        examples, title = _examples(builder, split), f"decoding {builder.name} {split}"
+        examples = iter(tqdm(examples, title, shape[0], disable=None))
+        while chunk := list(itertools.islice(examples, AT_ONCE)):
+            file.writelines(map(np.ndarray.tobytes, pool.map(picture, chunk)))
+            values += map(values_of, chunk)
+        with _replaced(values_path) as partial_values:
+            partial_values.write_bytes(_npy(np.array(values, np.int8)))
+
+
+def _examples(builder, split: str) -> Iterator[dict]:
+    """The split's examples, their pictures as encoded bytes."""
+    tfds = open_tfds()
+    undecoded = {"image": tfds.decode.SkipDecoding()}
+    try:
+        source = builder.as_data_source(split, decoders=undecoded)
+    except NotImplementedError:  # a format without random access, which TensorFlow reads
+        yield from tfds.as_numpy(builder.as_dataset(split, decoders=undecoded))
+    else:
+        yield from (source[i] for i in range(len(source)))
+
+
+@contextlib.contextmanager
+def _replaced(path: Path) -> Iterator[Path]:
+    """A name to write to; who reads ``path`` sees the old file or the new, never half of one."""
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    try:
+        yield partial
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _npy(array: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    np.save(file, array)
+    return file.getvalue()
