@@ -2,6 +2,7 @@
 
 import math
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
 
@@ -29,3 +30,20 @@ class TimestepEmbedding(nnx.Module):
 
     def __call__(self, x):
         return self.linear_2(activation(self.act)(self.linear_1(x)))
+
+
+class GaussianFourierProjection(nnx.Module):
+    """Random frequencies of a noise level's logarithm, [b] to [b, 2 * features] float32.
+
+    Song et al., arXiv 2011.13456, appendix C.2. The frequencies are drawn once and not trained.
+    """
+
+    def __init__(self, features, *, scale, dtype, param_dtype, rngs):
+        del dtype
+        drawn = scale * jax.random.normal(rngs.params(), (features,))
+        self.scale = nnx.Param(drawn.astype(param_dtype))
+
+    def __call__(self, values):
+        frequencies = jax.lax.stop_gradient(self.scale[...].astype(jnp.float32))
+        angles = jnp.log(values.astype(jnp.float32))[:, None] * frequencies * 2 * math.pi
+        return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)

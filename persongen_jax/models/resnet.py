@@ -1,5 +1,6 @@
 """Residual blocks and resampling, shared by the UNet and the VAE. Arrays are NHWC."""
 
+import jax.numpy as jnp
 from flax import nnx
 
 from persongen_jax.models.layers import Conv, GroupNorm, Linear
@@ -10,6 +11,9 @@ class ResnetBlock2D(nnx.Module):
     """norm, act, conv, (+ time embedding), norm, act, conv, and a skip connection.
 
     ``x`` [b, h, w, in_channels], ``temb`` [b, temb_channels] or None, to [b, h, w, out_channels].
+    With ``scale_shift`` the time embedding scales and shifts the output of the second norm
+    instead. ``resample`` "up" doubles the sides in front of the first convolution, "down" halves
+    them, on both ways; None leaves them alone.
     """
 
     def __init__(
@@ -22,15 +26,19 @@ class ResnetBlock2D(nnx.Module):
         eps=1e-6,
         act="silu",
         output_scale_factor=1.0,
+        scale_shift=False,
+        resample=None,
         **kw,
     ):
         self.act = act
+        self.scale_shift = scale_shift
+        self.resample = resample
         self.output_scale_factor = output_scale_factor
         self.norm1 = GroupNorm(groups, in_channels, eps=eps, **kw)
         self.conv1 = Conv(in_channels, out_channels, 3, padding=1, **kw)
         self.time_emb_proj = nnx.data(None)
         if temb_channels is not None:
-            self.time_emb_proj = Linear(temb_channels, out_channels, **kw)
+            self.time_emb_proj = Linear(temb_channels, out_channels * (1 + scale_shift), **kw)
         self.norm2 = GroupNorm(groups, out_channels, eps=eps, **kw)
         self.conv2 = Conv(out_channels, out_channels, 3, padding=1, **kw)
         self.conv_shortcut = nnx.data(None)
@@ -39,13 +47,28 @@ class ResnetBlock2D(nnx.Module):
 
     def __call__(self, x, temb=None):
         act = activation(self.act)
-        h = self.conv1(act(self.norm1(x)))
+        h = act(self.norm1(x))
+        if self.resample is not None:
+            resample = upsample_nearest if self.resample == "up" else downsample_average
+            x, h = resample(x), resample(h)
+        h = self.conv1(h)
         if self.time_emb_proj is not None:
-            h = h + self.time_emb_proj(act(temb))[:, None, None, :]
-        h = self.conv2(act(self.norm2(h)))
+            time = self.time_emb_proj(act(temb))[:, None, None, :]
+        if self.scale_shift:
+            scale, shift = jnp.split(time, 2, axis=-1)
+            h = self.norm2(h) * (1 + scale) + shift
+        else:
+            h = self.norm2(h if self.time_emb_proj is None else h + time)
+        h = self.conv2(act(h))
         skip = x if self.conv_shortcut is None else self.conv_shortcut(x)
         h = skip.astype(h.dtype) + h
         return materialize(h if self.output_scale_factor == 1.0 else h / self.output_scale_factor)
+
+
+def downsample_average(x):
+    """[b, h, w, c] to [b, h / 2, w / 2, c]: means of two by two pixels."""
+    b, h, w, c = x.shape
+    return x.reshape(b, h // 2, 2, w // 2, 2, c).mean((2, 4))
 
 
 class Downsample2D(nnx.Module):

@@ -15,10 +15,10 @@ import jax.numpy as jnp
 from flax import nnx
 from ml_collections import FrozenConfigDict
 
-from persongen_jax.models.attention import attention
-from persongen_jax.models.layers import Conv, GroupNorm, Linear
+from persongen_jax.models.layers import Conv, GroupNorm
 from persongen_jax.models.ops import activation
 from persongen_jax.models.resnet import Downsample2D, ResnetBlock2D, Upsample2D
+from persongen_jax.models.spatial_attention import SpatialAttention
 from persongen_jax.models.vae_tiling import decode_tiled
 
 EPS = 1e-6
@@ -91,23 +91,6 @@ class DiagonalGaussianDistribution(NamedTuple):
         return self.mean
 
 
-class VAEAttention(nnx.Module):
-    """One head of attention over all positions of [b, h, w, c], added to the input."""
-
-    def __init__(self, features, *, groups, **kw):
-        self.group_norm = GroupNorm(groups, features, eps=EPS, **kw)
-        self.to_q = Linear(features, features, **kw)
-        self.to_k = Linear(features, features, **kw)
-        self.to_v = Linear(features, features, **kw)
-        self.to_out = nnx.List([Linear(features, features, **kw)])
-
-    def __call__(self, x):
-        b, h, w, c = x.shape
-        tokens = self.group_norm(x).reshape(b, h * w, c)
-        q, k, v = (project(tokens)[:, :, None, :] for project in (self.to_q, self.to_k, self.to_v))
-        return x + self.to_out[0](attention(q, k, v).reshape(b, h, w, c))
-
-
 class VAEMidBlock(nnx.Module):
     """Resnet, attention unless the config goes without, resnet: [b, h, w, c] to the same."""
 
@@ -117,7 +100,9 @@ class VAEMidBlock(nnx.Module):
         )
         self.attentions = nnx.data(None)
         if add_attention:
-            self.attentions = nnx.List([VAEAttention(channels, groups=resnet["groups"], **kw)])
+            self.attentions = nnx.List(
+                [SpatialAttention(channels, heads=1, groups=resnet["groups"], eps=EPS, **kw)]
+            )
 
     def __call__(self, x):
         x = self.resnets[0](x)

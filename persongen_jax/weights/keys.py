@@ -1,10 +1,10 @@
 """Old and new spellings of a component's keys, brought to one form.
 
-The form is diffusers' of today for the VAE. For CLIP it has no ``text_model.`` or ``vision_model.``
-in front (transformers 5 writes CLIPTextModel and CLIPVisionModel so, the models with a projection
-and everything older with the prefix): ``embeddings.*``, ``encoder.*``, ``final_layer_norm.*``,
-``pre_layrnorm.*`` and ``post_layernorm.*`` lie beside ``text_projection.weight`` and
-``visual_projection.weight``.
+The form is diffusers' of today for the VAE and DDPM's UNet. For CLIP it has no ``text_model.`` or
+``vision_model.`` in front (transformers 5 writes CLIPTextModel and CLIPVisionModel so, the models
+with a projection and everything older with the prefix): ``embeddings.*``, ``encoder.*``,
+``final_layer_norm.*``, ``pre_layrnorm.*`` and ``post_layernorm.*`` lie next to
+``text_projection.weight`` and ``visual_projection.weight``.
 """
 
 import re
@@ -18,7 +18,7 @@ _VISION_HALF = ("vision_model.", "visual_projection.")
 _CONTRASTIVE = ("logit_scale",)
 
 # diffusers before 0.12 -> today.
-_VAE_ATTENTION = {
+_ATTENTION = {
     "query": "to_q",
     "key": "to_k",
     "value": "to_v",
@@ -28,9 +28,9 @@ _VAE_ATTENTION = {
     "to_v": "to_v",
     "to_out.0": "to_out.0",
 }
-_VAE_ATTENTION_KEY = re.compile(
-    r"(?P<path>(?:en|de)coder\.mid_block\.attentions\.\d+)\."
-    rf"(?P<layer>{'|'.join(map(re.escape, _VAE_ATTENTION))})\.(?P<leaf>weight|bias)"
+_ATTENTION_KEY = re.compile(
+    r"(?P<path>(?:\w+\.)*attentions\.\d+)\."
+    rf"(?P<layer>{'|'.join(map(re.escape, _ATTENTION))})\.(?P<leaf>weight|bias)"
 )
 
 
@@ -67,8 +67,8 @@ def _normalise_clip(source, prefix, other_half):
     return renaming.source()
 
 
-def normalise_vae(source: TensorSource) -> RenamedSource:
-    """An AutoencoderKL's tensors; its attention as linear layers of today's names.
+def normalise_attention(source: TensorSource) -> RenamedSource:
+    """An AutoencoderKL's or UNet2DModel's tensors; attention as linear layers of today's names.
 
     Older files call them ``query``, ``key``, ``value`` and ``proj_attn``, or keep them as
     convolutions of one pixel, [c, c, 1, 1], which become [c, c].
@@ -78,11 +78,11 @@ def normalise_vae(source: TensorSource) -> RenamedSource:
     """
     renaming = Renaming(source)
     for key in source.keys():
-        match = _VAE_ATTENTION_KEY.fullmatch(key)
+        match = _ATTENTION_KEY.fullmatch(key)
         if not match:
             renaming.add(key, key)
             continue
-        name = f"{match['path']}.{_VAE_ATTENTION[match['layer']]}.{match['leaf']}"
+        name = f"{match['path']}.{_ATTENTION[match['layer']]}.{match['leaf']}"
         renaming.add(name, key, pointwise(source, key))
     return renaming.source()
 
@@ -93,4 +93,4 @@ def pointwise(source: TensorSource, key: str):
     return POINTWISE if len(shape) in (3, 4) and set(shape[2:]) == {1} else None
 
 
-__all__ = ["normalise_clip_text", "normalise_clip_vision", "normalise_vae", "pointwise"]
+__all__ = ["normalise_clip_text", "normalise_clip_vision", "normalise_attention", "pointwise"]

@@ -14,7 +14,7 @@ from persongen_jax.models.sdxl import COMPONENTS, StableDiffusionXL, build
 from persongen_jax.prompts import Tokenizers
 from persongen_jax.weights.directory import open_component, read_config, read_json
 from persongen_jax.weights.errors import BadConfig, MissingFile
-from persongen_jax.weights.keys import normalise_clip_text, normalise_vae
+from persongen_jax.weights.keys import normalise_attention, normalise_clip_text
 from persongen_jax.weights.loader import load_module
 from persongen_jax.weights.original_sdxl import split_checkpoint
 from persongen_jax.weights.safetensors_file import TensorFile
@@ -22,7 +22,7 @@ from persongen_jax.weights.saver import save_module, write_json
 
 NORMALISE = {
     "unet": lambda source: source,
-    "vae": normalise_vae,
+    "vae": normalise_attention,
     "text_encoder": normalise_clip_text,
     "text_encoder_2": normalise_clip_text,
 }

@@ -5,7 +5,11 @@ import pytest
 
 from persongen_jax.weights.directory import open_component
 from persongen_jax.weights.errors import WeightsError
-from persongen_jax.weights.keys import normalise_clip_text, normalise_clip_vision, normalise_vae
+from persongen_jax.weights.keys import (
+    normalise_attention,
+    normalise_clip_text,
+    normalise_clip_vision,
+)
 from persongen_jax.weights.source import DictSource
 
 torch = pytest.importorskip("torch")
@@ -140,7 +144,7 @@ def test_vae_attention_of_every_age(old_names, extra_dims):
                     value = value.reshape(value.shape + (1,) * extra_dims)
         aged[key] = value
     assert (set(aged) != set(state)) == old_names
-    source = normalise_vae(DictSource(aged))
+    source = normalise_attention(DictSource(aged))
     assert set(source.keys()) == set(state)
     for key, value in state.items():
         assert source.info(key) == (value.dtype, value.shape)
