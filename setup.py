@@ -38,7 +38,7 @@ setup(
         "log": LOG,
         "faces": FACES,
         "convert": [TORCH],
-        "demo": [*DATA, *LOG, "scikit-image>=0.24"],
+        "demo": [*DATA, *LOG, "scikit-image>=0.24", "scikit-learn>=1.5"],
         "test": [
             *DATA,
             *LOG,

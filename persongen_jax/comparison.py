@@ -195,9 +195,33 @@ def table(entries) -> str:
         cells += [cell(metrics.get(metric), each["form"]) for metric, each in measured.items()]
         counts = [measure["n"] for measure in metrics.values()]
         lines.append([*cells, str(max(counts, default=0))])
-    rows = "\n".join(f"| {' | '.join(line)} |" for line in lines)
     judges = judges_line(entries)
-    return f"{rows}\n\n{judges}" if judges else rows
+    texts = [markdown(lines), *map(markdown, parts_tables(entries)), *([judges] if judges else [])]
+    return "\n\n".join(texts)
+
+
+def markdown(lines) -> str:
+    """A table of cells, the second line being the rule under the head."""
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def parts_tables(entries) -> list[list]:
+    """A table for each measure that has parts, such as attributes: a row each, a column per set."""
+    tables = []
+    for name, each in columns(entries).items():
+        found = [
+            (" ".join(filter(None, (run, set_name.replace("_", "-")))), metrics[name]["parts"])
+            for run, set_name, _, metrics in entries
+            if metrics.get(name, {}).get("parts")
+        ]
+        if found:
+            head = [each["title"], *(label for label, _ in found)]
+            lines = [head, ["---"] * len(head)]
+            for part in dict.fromkeys(part for _, parts in found for part in parts):
+                cells = [cell(parts.get(part), each["form"]) for _, parts in found]
+                lines.append([part, *cells])
+            tables.append(lines)
+    return tables
 
 
 def judges_line(entries) -> str:

@@ -3,6 +3,8 @@
     python -m persongen_jax.generate --base /path/to/sdxl --prompt "a lighthouse at dusk"
     python -m persongen_jax.generate --base /path/to/sdxl --method-weights photomaker-v1.bin \\
         --reference me.jpg --prompt "a man img in a space suit"
+
+With --run it generates from a run that was trained on attributes; see generate_attributes.py.
 """
 
 import argparse
@@ -25,7 +27,7 @@ from persongen_jax.scales import parse_scales
 def parse_arguments(argv=None):
     parser = argparse.ArgumentParser(
         prog="python -m persongen_jax.generate",
-        description=__doc__.split("\n")[0],
+        description=__doc__.split("\n")[0] + " For a run on attributes: --run DIR --help.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     add = parser.add_argument
@@ -381,6 +383,11 @@ def run_pipeline(pipe, args, prompts, given, scales, save):
 
 
 def main(argv=None):
+    argv = sys.argv[1:] if argv is None else argv
+    if any(item.split("=")[0] == "--run" for item in argv):
+        from persongen_jax import generate_attributes
+
+        return generate_attributes.main(argv)
     args = parse_arguments(argv)
     try:
         paths = generate(args)

@@ -10,6 +10,10 @@ _cache = tempfile.TemporaryDirectory(prefix="persongen-jax-tests-")
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", _cache.name)
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
 
+# Compiling takes most of the time; the compiler's least effort takes two thirds of it. To test what
+# users run: XLA_FLAGS=--xla_backend_optimization_level=3.
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
+
 
 def pytest_addoption(parser):
     parser.addoption("--runslow", action="store_true", help="also run tests marked slow")

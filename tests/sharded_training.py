@@ -4,7 +4,7 @@
 
 A MESH is "DATAxFSDP", with an "f" behind it if frozen weights are divided too. OUT/MESH.npz gets
 losses, weights and moments; OUT/MESH a checkpoint, and OUT/MESH.json what was observed. With an
-empty BASE a small model is trained instead of the tiny SDXL, with "digits" that system.
+empty BASE a small model is trained instead of the tiny SDXL, with a name of SYSTEMS that system.
 """
 
 import json
@@ -32,10 +32,12 @@ from persongen_jax.sharding import (
 from persongen_jax.systems.base import System
 from persongen_jax.systems.open import open_system
 from persongen_jax.train_step import TrainState, compile_step
+from tests.systems.ddpm_config import get_config as ddpm_config
 from tests.systems.digits_config import get_config as digits_config
 from tests.training_runs import small_config
 
 STEPS = 2
+SYSTEMS = {"digits": digits_config, "ddpm": ddpm_config}
 
 
 class Small(nnx.Module):
@@ -153,8 +155,8 @@ def main(out, base, photos, *names):
     with distributed.together():
         config = small_config(base, photos)
         config.batch_size = 8 if base else 256
-        if base == "digits":
-            config = digits_config()
+        if base in SYSTEMS:
+            config = SYSTEMS[base]()
             # Or else Adam would make whole steps of roundings near zero.
             config.optimizer_options = {"eps": 1e-2}
         for name in names:

@@ -131,7 +131,7 @@ class Two:
             environment = {**os.environ, "PERSONGEN_HEARTBEAT_SECONDS": "10"}
             environment |= {"JAX_COORDINATOR_ADDRESS": f"localhost:{port}"}
             environment |= {"JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": str(i)}
-            environment["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={devices}"
+            environment["XLA_FLAGS"] += f" --xla_force_host_platform_device_count={devices}"
             pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
             self.processes.append(subprocess.Popen(words, env=environment, **pipes))
 

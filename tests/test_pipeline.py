@@ -234,7 +234,8 @@ np.save(sys.argv[3], images)
 
 
 def test_prompts_are_dealt_out_over_eight_devices(ours, tiny_base, tmp_path, monkeypatch):
-    monkeypatch.setenv("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
+    flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=8"
+    monkeypatch.setenv("XLA_FLAGS", flags)
     file = tmp_path / "images.npy"
     run = subprocess.run(
         [sys.executable, "-c", EIGHT_DEVICES, str(tiny_base), str(STEPS), str(file)],

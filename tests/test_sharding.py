@@ -30,7 +30,7 @@ TOLERANCE = 1e-5
 
 def start(arguments, devices, **variables):
     environment = {**os.environ, **variables}
-    environment["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={devices}"
+    environment["XLA_FLAGS"] += f" --xla_force_host_platform_device_count={devices}"
     command = [sys.executable, "-m", "tests.sharded_training", *map(str, arguments)]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     return subprocess.Popen(command, env=environment, **pipes)

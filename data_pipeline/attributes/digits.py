@@ -5,6 +5,8 @@ import numpy as np
 from data_pipeline.attributes.labelled import AttributeData, LabelledImages
 from data_pipeline.attributes.vocabulary import Vocabulary
 
+VOCABULARY = Vocabulary.of_classes("digit", tuple(map(str, range(10))))
+SHAPE = (8, 8, 1)
 HELD_OUT = 6  # every sixth picture is for testing
 
 
@@ -21,13 +23,12 @@ def open_digits() -> AttributeData:
             "config.data='digits' needs scikit-learn: pip install 'persongen_jax[demo]'"
         ) from error
     digits = load_digits()
-    vocabulary = Vocabulary.of_classes("digit", list(map(str, range(10))))
     # Pixels are counts of 0 to 16.
     images = (digits.images * (255 / 16)).round().astype(np.uint8)[..., None]
-    values = vocabulary.values_of_classes(digits.target)
+    values = VOCABULARY.values_of_classes(digits.target)
     test = np.arange(len(images)) % HELD_OUT == 0
     return AttributeData(
-        vocabulary,
+        VOCABULARY,
         LabelledImages(images[~test], values[~test], "scikit-learn-digits-train"),
         LabelledImages(images[test], values[test], "scikit-learn-digits-test"),
     )

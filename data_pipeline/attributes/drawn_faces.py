@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from data_pipeline.attributes.labelled import AttributeData, LabelledImages
+from data_pipeline.attributes.labelled import AttributeData, Description, LabelledImages
 from data_pipeline.attributes.vocabulary import Vocabulary
 from data_pipeline.drawing.identities import HAIR_STYLES, Identities, identities_of
 from data_pipeline.drawing.pictures import EXPRESSIONS, HATS, Pictures, pictures_of
@@ -34,6 +34,13 @@ ATTRIBUTES, COMBINATION, LOOK = range(3)  # parts of keys: what is drawn from th
 BATCH = 512
 
 
+def describe(size: int) -> Description:
+    """Of faces of ``size`` pixels; ValueError for fewer than 16."""
+    if size < SMALLEST:
+        raise ValueError(f"drawn faces of {size} pixels: at least {SMALLEST} are needed")
+    return Description(VOCABULARY, (size, size, 3))
+
+
 def open_drawn_faces(size: int, train: int = TRAIN, test: int = TEST) -> AttributeData:
     """Drawn faces, uint8 [size, size, 3]; ``test`` has other people, and all combinations.
 
@@ -42,8 +49,7 @@ def open_drawn_faces(size: int, train: int = TRAIN, test: int = TEST) -> Attribu
     Raises:
         ValueError: fewer than 16 pixels.
     """
-    if size < SMALLEST:
-        raise ValueError(f"drawn faces of {size} pixels: at least {SMALLEST} are needed")
+    describe(size)
     parts = {}
     for split, count, combinations in (
         ("in_train", train, seen_combinations()),

@@ -37,6 +37,14 @@ class LabelledImages:
 
 
 @dataclasses.dataclass(frozen=True)
+class Description:
+    """What a model has to know of a data set: its attributes, and (h, w, c) of its pictures."""
+
+    vocabulary: Vocabulary
+    shape: tuple[int, int, int]
+
+
+@dataclasses.dataclass(frozen=True)
 class AttributeData:
     """A data set.
 
@@ -70,14 +78,7 @@ class LabelledExamples:
     def __init__(self, data: LabelledImages, *, seed: int, mirror: bool = False):
         self._data, self.seed, self._mirror = data, seed, mirror
         self.fingerprint = f"{data.fingerprint}{'-mirrored' if mirror else ''}"
-        k = (data.values.shape[1],)
-        self.specs = [
-            array_spec(
-                pixel_values=(data.shape, np.float32),
-                attributes=(k, np.float32),
-                attributes_known=(k, np.float32),
-            )
-        ]
+        self.specs = [spec_of(data.shape, data.values.shape[1])]
         self._order = functools.lru_cache(maxsize=2)(self._shuffle)
 
     def example(self, n: int) -> dict[str, np.ndarray]:
@@ -95,6 +96,16 @@ class LabelledExamples:
 
     def _shuffle(self, epoch: int) -> np.ndarray:
         return np.random.default_rng((self.seed, 0, epoch)).permutation(len(self._data))
+
+
+def spec_of(shape, attributes: int) -> dict:
+    """Shape and dtype of an example's arrays; ``shape`` (h, w, c) of its picture."""
+    k = (attributes,)
+    return array_spec(
+        pixel_values=(shape, np.float32),
+        attributes=(k, np.float32),
+        attributes_known=(k, np.float32),
+    )
 
 
 def to_pixels(pictures) -> np.ndarray:

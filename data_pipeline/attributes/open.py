@@ -1,14 +1,34 @@
 """Data sets of pictures with attributes, by the name that a config gives them."""
 
+import dataclasses
 from pathlib import Path
 
-from data_pipeline.attributes.digits import open_digits
-from data_pipeline.attributes.drawn_faces import open_drawn_faces
+from data_pipeline.attributes import digits, drawn_faces, tfds_sets
 from data_pipeline.attributes.folder import open_folder
-from data_pipeline.attributes.labelled import AttributeData, choose_attributes
-from data_pipeline.attributes.tfds_sets import open_celeb_a, open_mnist
+from data_pipeline.attributes.labelled import AttributeData, Description, choose_attributes
 
-NAMES = ("digits", "drawn_faces", "mnist", "celeb_a")
+# What is known of a data set without opening it: of pictures of some size.
+KNOWN = {
+    "digits": lambda size: Description(digits.VOCABULARY, digits.SHAPE),
+    "drawn_faces": drawn_faces.describe,
+    "mnist": lambda size: Description(tfds_sets.MNIST, (size, size, 1)),
+    "celeb_a": lambda size: Description(tfds_sets.CELEB_A, (size, size, 3)),
+}
+NAMES = tuple(KNOWN)
+
+
+def describe_attribute_data(data: str, *, size: int, attributes=(), **folder) -> Description:
+    """The description of a data set, without its pictures; a folder is opened for it.
+
+    Arguments and errors as open_attribute_data's.
+    """
+    if data not in KNOWN:
+        found = open_attribute_data(data, size=size, attributes=attributes, **folder)
+        return Description(found.vocabulary, found.train.shape)
+    found = KNOWN[data](size)
+    if attributes:
+        return dataclasses.replace(found, vocabulary=found.vocabulary.choose(attributes)[0])
+    return found
 
 
 def open_attribute_data(
@@ -36,13 +56,13 @@ def open_attribute_data(
         ValueError: an unknown name, or data that cannot be used; the message says what to do.
     """
     if data == "digits":
-        found = open_digits()
+        found = digits.open_digits()
     elif data == "drawn_faces":
-        found = open_drawn_faces(size)
+        found = drawn_faces.open_drawn_faces(size)
     elif data == "mnist":
-        found = open_mnist(size, data_dir, download=download)
+        found = tfds_sets.open_mnist(size, data_dir, download=download)
     elif data == "celeb_a":
-        found = open_celeb_a(size, data_dir, download=download)
+        found = tfds_sets.open_celeb_a(size, data_dir, download=download)
     elif Path(data).is_dir():
         found = open_folder(data, size=size, csv=csv or None, channels=channels)
     else:

@@ -23,7 +23,19 @@ from data_pipeline.shard_reading import INFO, open_tfds
 from data_pipeline.transforms import decode_image
 
 CACHE = "persongen_jax"
-DIGITS = tuple(map(str, range(10)))
+MNIST = Vocabulary.of_classes("digit", tuple(map(str, range(10))))
+CELEB_A = Vocabulary(
+    (
+        *("5_o_Clock_Shadow", "Arched_Eyebrows", "Attractive", "Bags_Under_Eyes", "Bald"),
+        *("Bangs", "Big_Lips", "Big_Nose", "Black_Hair", "Blond_Hair", "Blurry", "Brown_Hair"),
+        *("Bushy_Eyebrows", "Chubby", "Double_Chin", "Eyeglasses", "Goatee", "Gray_Hair"),
+        *("Heavy_Makeup", "High_Cheekbones", "Male", "Mouth_Slightly_Open", "Mustache"),
+        *("Narrow_Eyes", "No_Beard", "Oval_Face", "Pale_Skin", "Pointy_Nose"),
+        *("Receding_Hairline", "Rosy_Cheeks", "Sideburns", "Smiling", "Straight_Hair"),
+        *("Wavy_Hair", "Wearing_Earrings", "Wearing_Hat", "Wearing_Lipstick"),
+        *("Wearing_Necklace", "Wearing_Necktie", "Young"),
+    )
+)
 AT_ONCE = 1024  # pictures in memory
 SPLITS = ("train", "test")
 
@@ -43,13 +55,12 @@ def open_mnist(size: int = 28, data_dir: str = "", *, download: bool = False) ->
         DataSetError: it is not there, or could not be fetched.
     """
     builder = _prepared("mnist", data_dir, download)
-    vocabulary = Vocabulary.of_classes("digit", DIGITS)
-    classes = vocabulary.values_of_classes(range(len(DIGITS)))
+    classes = MNIST.values_of_classes(range(len(MNIST)))
     train, test = (
         _open_split(builder, split, (size, size, 1), lambda example: classes[example["label"]])
         for split in SPLITS
     )
-    return AttributeData(vocabulary, train, test)
+    return AttributeData(MNIST, train, test)
 
 
 def open_celeb_a(size: int = 64, data_dir: str = "", *, download: bool = False) -> AttributeData:
@@ -58,13 +69,12 @@ def open_celeb_a(size: int = 64, data_dir: str = "", *, download: bool = False) 
     Arguments and errors as open_mnist's; 1.4 GB are fetched, after its terms are printed.
     """
     builder = _prepared("celeb_a", data_dir, download, terms=CELEBA_TERMS)
-    names = tuple(builder.info.features["attributes"])
 
     def values_of(example):
-        return np.array([example["attributes"][name] for name in names], np.int8)
+        return np.array([example["attributes"][name] for name in CELEB_A.names], np.int8)
 
     train, test = (_open_split(builder, split, (size, size, 3), values_of) for split in SPLITS)
-    return AttributeData(Vocabulary(names), train, test, terms=CELEBA_TERMS, mirror=True)
+    return AttributeData(CELEB_A, train, test, terms=CELEBA_TERMS, mirror=True)
 
 
 # ---- fetching ----------------------------------------------------------------------------------

@@ -110,12 +110,15 @@ class Values:
         interval: of a set, (low, high) at 95 % if the metric knows one.
         facts: further facts of the measure that JSON can hold. "among": of how many candidates
             one is right, so that chance is 1 / among.
+        parts: of images, the same figure of parts of what it is about, [n] each by the part's name,
+            such as an attribute.
     """
 
     values: np.ndarray | float
     n: int | None = None
     interval: tuple[float, float] | None = None
     facts: Mapping[str, Any] = field(default_factory=dict)
+    parts: Mapping[str, np.ndarray] = field(default_factory=dict)
 
 
 class Metric(abc.ABC):

@@ -5,11 +5,15 @@ computed once and kept with these (``Kept.once``).
 """
 
 import functools
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from persongen_jax.metrics.base import Generated, Known, Owner, People
 from persongen_jax.metrics.face_similarity import mean_embedding
+
+if TYPE_CHECKING:
+    from persongen_jax.metrics.attribute_judge import AttributeJudge
 
 GALLERY_PICTURES = 8  # of a person that the gallery's embedding is made of, at most
 AT_ONCE = 16  # people whose pictures are in memory together
@@ -23,7 +27,7 @@ class Judges:
     """The config's judges.
 
     Args:
-        config: ``clip``, ``face_net`` and ``face_detector``.
+        config: ``clip``, ``face_net``, ``face_detector``, ``classifier``; those that are asked for.
     """
 
     def __init__(self, config):
@@ -48,6 +52,15 @@ class Judges:
         embedder = open_face_embedder(self.config.face_net, self.config.face_detector)
         print(f"Face-Sim by {self.config.face_net}; its licence: {embedder.licence}")
         return FaceJudge(embedder)
+
+    @functools.cached_property
+    def attributes(self) -> "AttributeJudge":
+        """Raises NoJudge, or ValueError for what is no finished run of a classifier."""
+        if not self.config.get("classifier"):
+            raise NoJudge("config.classifier names no run of configs/attributes/classifier.py")
+        from persongen_jax.metrics.attribute_judge import AttributeJudge
+
+        return AttributeJudge(self.config.classifier)
 
 
 class ClipJudge:

@@ -8,6 +8,7 @@ A **measure** is a dict that JSON can hold:
 ``low`` and ``high`` bound the mean by a 95 % bootstrap over people (None for fewer than two);
 ``people`` has each one's own mean and count, so that several runs can be joined later. A metric of
 a set has one number as its mean and no ``people``. A measure of nothing has mean None and n 0.
+``parts`` has by name the measures of parts, such as single attributes; of one run alone.
 
 The description is the metric's (base.py), so that tables and plots can be made where the metric
 itself cannot be imported: "title", "form", "over", "plotted", "judge", and where known "chance".
@@ -23,7 +24,7 @@ from persongen_jax.metrics.registry import METRICS, find_class
 
 CONFIDENCE = 0.95
 SAMPLES, SEED = 2000, 0
-NUMBERS = ("mean", "low", "high", "n", "people", "runs", "n_each")
+NUMBERS = ("mean", "low", "high", "n", "people", "parts", "runs", "n_each")
 DESCRIPTION = ("title", "form", "over", "plotted")  # of every described measure, and "judge"
 
 
@@ -55,11 +56,20 @@ def measure_all(metrics: list[Metric], generated: Generated, known: Known) -> di
 
 
 def _of_images(metric: Metric, values: Values, generated: Generated) -> dict:
-    array = np.asarray(values.values, np.float64)
-    if array.shape != (len(generated.images),):
-        raise ValueError(f"{metric.name}: values {array.shape} of {len(generated.images)} images")
-    there = ~np.isnan(array)
-    return measure(array[there], np.asarray(generated.owners, str)[there])
+    owners = np.asarray(generated.owners, str)
+
+    def measured(values) -> dict:
+        array = np.asarray(values, np.float64)
+        if array.shape != owners.shape:
+            raise ValueError(f"{metric.name}: values {array.shape} of {len(owners)} images")
+        there = ~np.isnan(array)
+        return measure(array[there], owners[there])
+
+    found = measured(values.values)
+    if values.parts:
+        parts = {name: measured(part) for name, part in values.parts.items()}
+        found["parts"] = {name: without_people(part) for name, part in parts.items()}
+    return found
 
 
 def _of_set(metric: Metric, values: Values, generated: Generated) -> dict:
@@ -89,6 +99,11 @@ def measure(values, people) -> dict:
         "n": len(values),
         "people": {name: [float(v.mean()), len(v)] for name, v in own.items()},
     }
+
+
+def without_people(measure: dict) -> dict:
+    """A measure without each one's own figure."""
+    return {key: value for key, value in measure.items() if key != "people"}
 
 
 # ---- descriptions ------------------------------------------------------------------------------

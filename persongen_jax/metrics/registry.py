@@ -17,6 +17,10 @@ METRICS = {
     "cosine_true": f"{_HERE}.images.cosines:CosineTrue",
     "cosine_others": f"{_HERE}.images.cosines:CosineOthers",
     "frechet_clip": f"{_HERE}.sets.frechet_clip:FrechetClip",
+    "attribute_accuracy": f"{_HERE}.images.attribute_accuracy:AttributeAccuracy",
+    "frechet_attributes": f"{_HERE}.sets.frechet_attributes:FrechetAttributes",
+    "precision_attributes": f"{_HERE}.sets.precision_recall:PrecisionAttributes",
+    "recall_attributes": f"{_HERE}.sets.precision_recall:RecallAttributes",
 }
 
 

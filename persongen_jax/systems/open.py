@@ -13,7 +13,11 @@ from persongen_jax.settings import brought_up
 from persongen_jax.sharding import load_shardings, make_mesh, mesh_for, replicated
 from persongen_jax.systems.base import System
 
-SYSTEMS = {"sdxl": "persongen_jax.systems.sdxl:Sdxl"}
+SYSTEMS = {
+    "sdxl": "persongen_jax.systems.sdxl:Sdxl",
+    "ddpm": "persongen_jax.systems.ddpm:Ddpm",
+    "attribute_classifier": "persongen_jax.systems.attribute_classifier:Classifier",
+}
 
 
 def system_class(name: str) -> type[System]:

@@ -5,6 +5,7 @@ pytest tests/weights/test_memory.py --runslow -s
 
 import json
 import math
+import os
 import shutil
 import subprocess
 import sys
@@ -157,7 +158,8 @@ def check_shards(folder):
 
 def test_tensors_land_on_the_shardings_asked_for(tmp_path, monkeypatch):
     write_unet(tmp_path / "unet", TINY_UNETS["sdxl"])
-    monkeypatch.setenv("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
+    flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=8"
+    monkeypatch.setenv("XLA_FLAGS", flags)
     out = json.loads(in_a_process("check_shards(*sys.argv[1:])", tmp_path / "unet"))
     assert out["split"] > 100 and out["whole"] > 100
 

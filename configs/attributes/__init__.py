@@ -1,0 +1,1 @@
+"""Diffusion on pixels from attributes: systems/ddpm.py."""

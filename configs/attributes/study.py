@@ -1,0 +1,22 @@
+"""Does conditioning on attributes lower the Fréchet distance? The seed's claim, over five seeds.
+
+    python -m persongen_jax.study --config configs/attributes/study.py
+    python -m benchmarks.attributes frechet --study runs/attributes/study
+
+Both are generated without guidance, which trades likeness to the data for attributes. The judge is
+trained first: configs/attributes/classifier.py:drawn_faces.
+"""
+
+from configs.study_mini import get_config as study
+
+
+def get_config():
+    config = study()
+    config.workdir = "runs/attributes/study"
+    config.seeds = (0, 1, 2, 3, 4)
+    config.methods = ("drawn_faces", "drawn_faces_unconditional")
+    config.config_files = "configs/attributes/{}.py"
+    config.overrides = {"steps": 600, "validation_every": 600, "checkpoint_every": 300}
+    config.evaluation = {"images": 1000, "guidance": 0.0}
+    config.cost_rounds, config.cost_data, config.full_size_files = 0, "", {}
+    return config

@@ -1,0 +1,41 @@
+"""A small residual network that tells attributes, and whose features compare sets of pictures."""
+
+import jax.numpy as jnp
+from flax import nnx
+
+from persongen_jax.models.layers import Conv, GroupNorm, Linear
+from persongen_jax.models.resnet import Downsample2D, ResnetBlock2D
+
+
+class AttributeClassifier(nnx.Module):
+    """Pictures [b, h, w, c] in [-1, 1] to logits [b, K] and features [b, d].
+
+    Args:
+        channels: of a picture; widths: of the levels, the side is halved between them; d is the
+            last; attributes: K.
+    """
+
+    def __init__(self, channels: int, attributes: int, widths, *, rngs):
+        kw = {"dtype": jnp.float32, "param_dtype": jnp.float32, "rngs": rngs}
+        groups = 8
+        self.conv_in = Conv(channels, widths[0], 3, padding=1, **kw)
+        self.blocks, self.downsamplers = nnx.List([]), nnx.List([])
+        for before, width in zip((widths[0], *widths), widths, strict=False):
+            self.blocks.append(ResnetBlock2D(before, width, groups=groups, **kw))
+        for width in widths[:-1]:
+            self.downsamplers.append(Downsample2D(width, **kw))
+        self.norm = GroupNorm(groups, widths[-1], **kw)
+        self.head = Linear(widths[-1], attributes, **kw)
+
+    def features(self, pictures):
+        """[b, d]: the last layer before the head, averaged over the picture."""
+        x = self.conv_in(pictures)
+        for i, block in enumerate(self.blocks):
+            x = block(x)
+            if i < len(self.downsamplers):
+                x = self.downsamplers[i](x)
+        return nnx.silu(self.norm(x)).mean((1, 2))
+
+    def __call__(self, pictures):
+        features = self.features(pictures)
+        return self.head(features), features

@@ -1,0 +1,224 @@
+"""Images from attributes: a trained run of systems/ddpm.py as a Python object.
+
+pipe = AttributePipeline.from_run("runs/attributes/drawn_faces")
+images = pipe("glasses=1,beard=0", images=16)                # uint8 [16, h, w, c]
+frames = pipe.interpolate("smiling=0", "smiling=1")          # uint8 [9, h, w, c]
+edited = pipe.edit("face.png", "glasses=1")                  # uint8 [h, w, c]
+"""
+
+import functools
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from data_pipeline.attributes.folder_pictures import square
+from data_pipeline.attributes.labelled import to_pixels
+from data_pipeline.attributes.vocabulary import RequestError
+from data_pipeline.transforms import load_image
+from persongen_jax import sampling
+from persongen_jax.sampling_inversion import make_inverse_plan
+from persongen_jax.sampling_plan import make_plan
+from persongen_jax.sharding import to_host
+from persongen_jax.systems.ddpm import Ddpm, can_guide
+
+AT_ONCE, GUIDANCE = 64, 3.0
+
+
+class AttributePipeline:
+    """Generates, interpolates and edits.
+
+    Args:
+        system: with trained weights.
+    """
+
+    def __init__(self, system: Ddpm):
+        self.system = system
+
+    @classmethod
+    def from_run(cls, run, step: int | None = None) -> "AttributePipeline":
+        """Of a run's working directory.
+
+        Args:
+            step: of the checkpoint; None: the newest that is intact.
+
+        Raises:
+            ValueError: a run of another system. FileNotFoundError: no run there.
+        """
+        from persongen_jax.systems.open import open_run
+
+        found = open_run(run, step)
+        if not isinstance(found.system, Ddpm):
+            raise ValueError(
+                f"{run} is a run of {found.config.system}, which is not generated from attributes; "
+                "give --base and --method-weights instead of --run"
+            )
+        return cls(found.system)
+
+    @property
+    def size(self) -> tuple[int, int, int]:
+        """(h, w, c) of the images."""
+        return self.system.described.shape
+
+    def __call__(
+        self,
+        requests: str | Sequence[str],
+        *,
+        images: int = 1,
+        steps: int = 50,
+        guidance_scale: float | None = None,
+        scheduler: str | None = None,
+        seed: int = 42,
+        batch_size: int = AT_ONCE,
+        progress=lambda steps: None,
+        **options,
+    ) -> np.ndarray:
+        """Images of each request, uint8 [requests * images, h, w, c].
+
+        Args:
+            requests: such as "glasses=1,beard=0"; "" for whatever the training has shown.
+            images: of each request. Image i of every request starts from the same noise.
+            steps: of the sampler.
+            guidance_scale: s of ε = ε_u + s (ε_c - ε_u), the paper's 1 + w; 1 turns it off. None:
+                3, or 1 for a model that was always trained with its condition, or never.
+            scheduler: a sampler's name; None: the model's own, DDIM.
+            seed: of the noise.
+            batch_size: images at once.
+            progress: called with the number of steps done since the last call.
+            **options: of the sampler, such as eta=0.5.
+
+        Raises:
+            RequestError: an attribute that the run does not know, or a contradiction.
+        """
+        requests = [requests] if isinstance(requests, str) else list(requests)
+        asked = self.system.attributes.of_requests(requests)
+        batch = {name: np.repeat(rows, images, axis=0) for name, rows in asked.items()}
+        keys = [self._keys(seed, purpose, images, len(requests)) for purpose in (0, 1)]
+        plan = make_plan(self.system.scheduler_config, steps, scheduler, **options)
+        noise = jax.vmap(lambda key: jax.random.normal(key, self.size))(keys[0])
+        return self._sample(batch, noise, plan, keys[1], guidance_scale, batch_size, progress)
+
+    def interpolate(
+        self,
+        start: str,
+        end: str,
+        *,
+        frames: int = 9,
+        steps: int = 50,
+        guidance_scale: float | None = None,
+        scheduler: str | None = None,
+        seed: int = 42,
+        index: int = 0,
+        batch_size: int = AT_ONCE,
+        progress=lambda steps: None,
+        **options,
+    ) -> np.ndarray:
+        """The straight line between two requests from the same noise, uint8 [frames, h, w, c].
+
+        An attribute of which one end alone speaks is halfway at the other. Further arguments as
+        ``__call__``'s.
+
+        Args:
+            frames: at least 2, the ends included.
+            index: of the noise, as an image's number in ``__call__``.
+
+        Raises:
+            ValueError: fewer than two frames, or ends that ask for the same.
+        """
+        if frames < 2:
+            raise ValueError(f"frames={frames}: an interpolation has at least 2")
+        batch = line(self.system.attributes.of_requests([start, end]), frames)
+        if np.allclose(batch["attributes"][0], batch["attributes"][-1]):
+            raise RequestError(f"attributes: {start!r} and {end!r} ask for the same")
+        keys = [self._keys(seed, p, index + 1, 1)[index] for p in (0, 1)]
+        first = jax.random.normal(keys[0], self.size)
+        noise = jnp.broadcast_to(first, (frames, *self.size))
+        plan = make_plan(self.system.scheduler_config, steps, scheduler, **options)
+        repeated = jnp.broadcast_to(keys[1], (frames,))
+        return self._sample(batch, noise, plan, repeated, guidance_scale, batch_size, progress)
+
+    def edit(
+        self,
+        image,
+        request: str,
+        *,
+        source: str = "",
+        steps: int = 50,
+        guidance_scale: float | None = None,
+        progress=lambda steps: None,
+    ) -> np.ndarray:
+        """A picture with other attributes, by DDIM inversion; uint8 [h, w, c].
+
+        The picture is followed to its noise under ``source``, without guidance, and generated from
+        there under ``request``.
+
+        Args:
+            image: a path, a PIL image or an array uint8 [h, w] or [h, w, c]; of another size, its
+                middle square is scaled.
+            request: what it shall show; what it leaves out is unknown.
+            source: what it shows; "": nothing is said.
+        """
+        pixels = jnp.asarray(to_pixels(self.read(image))[None])
+        inverse = make_inverse_plan(self.system.scheduler_config, steps)
+        graphdef, state = nnx.split(self.system.model)
+        of_source = {"batch": self.system.attributes.of_requests([source])}
+        noise = _run(self.system, graphdef, state, of_source, pixels, inverse)
+        progress(steps)
+        asked = self.system.attributes.of_requests([request])
+        plan = make_plan(self.system.scheduler_config, steps, "ddim", clip_sample=False)
+        return self._sample(asked, noise, plan, None, guidance_scale, 1, progress)[0]
+
+    def read(self, image) -> np.ndarray:
+        """A picture as the model has them, uint8 [h, w, c]."""
+        if not isinstance(image, np.ndarray):
+            image = np.asarray(image) if hasattr(image, "convert") else load_image(image)
+        height, _, channels = self.size
+        return square(image, height, channels)
+
+    def _keys(self, seed, purpose, images, requests):
+        return jnp.tile(sampling.image_keys(seed, purpose, images), requests)
+
+    def _sample(self, batch, noise, plan, keys, guidance_scale, at_once, progress):
+        system, out, n = self.system, [], len(noise)
+        guided = can_guide(system.config)
+        if guidance_scale is None:
+            guidance_scale = GUIDANCE if guided else 1
+        if guidance_scale != 1 and not guided:
+            raise ValueError(
+                f"guidance_scale={guidance_scale:g}: this run was not trained both with and "
+                "without attributes; use 1"
+            )
+        guidance = None if guidance_scale == 1 else float(guidance_scale)
+        at_once = min(n, at_once)
+        for start in range(0, n, at_once):
+            # The last batch is filled up with its last image: every batch has one shape.
+            rows = np.minimum(np.arange(start, start + at_once), n - 1)
+            inputs = {"batch": {k: v[rows] for k, v in batch.items()}, "guidance": guidance}
+            own = None if keys is None else keys[rows]
+            images = to_host(system.sample(system.model, inputs, noise[rows], plan, own))
+            out.append(images[: n - start])
+            progress(plan.num_steps)
+        return (np.concatenate(out) * 255).round().astype(np.uint8)
+
+
+def line(ends: dict, frames: int) -> dict:
+    """Attributes of two requests, [2, K] each, to those of the frames between them, [frames, K]."""
+    values, known = ends["attributes"], ends["attributes_known"]
+    values = np.where(known > 0, values, 0.5)
+    part = np.linspace(0, 1, frames, dtype=np.float32)[:, None]
+    return {
+        "attributes": (1 - part) * values[0] + part * values[1],
+        "attributes_known": np.broadcast_to(known.max(0), (frames, known.shape[1])),
+    }
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _run(system, graphdef, state, inputs, latents, plan):
+    """Latents after the plan's steps, not decoded."""
+    model = nnx.merge(graphdef, state)
+    carry = sampling.init_carry(plan, latents)
+    predict = system.denoiser(model, inputs)
+    carry = sampling.run_steps(plan, predict, carry, None, 0, plan.num_steps)
+    return sampling.final_latents(carry)

@@ -1,0 +1,158 @@
+"""The judge of generated attributes: a classifier, trained on real pictures and measured on others.
+
+    python -m persongen_jax.train --config configs/attributes/classifier.py:digits \\
+        --workdir runs/attributes/digits_classifier
+    python -m persongen_jax.evaluate --run runs/attributes/digits_classifier
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+
+from data_pipeline.attributes.labelled import to_pixels
+from data_pipeline.attributes.vocabulary import UNKNOWN
+from persongen_jax.contact_sheet import Row, contact_sheet
+from persongen_jax.evaluation import Result
+from persongen_jax.metrics.attribute_scores import mean_of_pictures, right, share
+from persongen_jax.metrics.measures import DESCRIPTION
+from persongen_jax.models.attribute_classifier import AttributeClassifier
+from persongen_jax.sampled_evaluation import WIDE, as_rgb
+from persongen_jax.systems.on_attributes import OnAttributes
+
+SHIFT, NOISE = range(2)  # purposes of random numbers
+AT_ONCE = 256  # pictures classified together
+HELD_OUT = "held_out"
+ABOUT = ("attribute accuracy", "{:.1%}", "images", True)  # title, form, over, plotted
+
+
+class Classifier(OnAttributes):
+    """Tells every attribute of a data set; see data_pipeline/attributes/open.py."""
+
+    def __init__(self, config):
+        self.config = config
+        height, width, channels = self.described.shape
+        halvings = len(config.widths) - 1
+        if min(height, width) % 2**halvings:
+            raise ValueError(
+                f"pictures of {height}x{width} pixels cannot be halved {halvings} times; choose "
+                "config.size, or fewer config.widths"
+            )
+        attributes = len(self.vocabulary)
+        rngs = nnx.Rngs(config.seed)
+        self.model = AttributeClassifier(channels, attributes, tuple(config.widths), rngs=rngs)
+
+    @classmethod
+    def defaults(cls):
+        config = super().defaults()
+        config.widths = (32, 64, 128)
+        # Generated pictures are not as clean as real ones, nor always in the middle.
+        config.shift = 0.0625  # up to this part of the side
+        config.noise = 0.05  # standard deviation, in [-1, 1]
+        config.lr_model = 2e-3
+        return config
+
+    # ---- a step ----
+
+    def draw(self, key_of, batch):
+        """ "shift" [b, 2] whole pixels, "noise" as the pictures."""
+        b, height, *_ = batch["pixel_values"].shape
+        most = int(height * self.config.shift)
+        return {
+            "shift": jax.random.randint(key_of(SHIFT), (b, 2), -most, most + 1),
+            "noise": jax.random.normal(key_of(NOISE), batch["pixel_values"].shape),
+        }
+
+    def losses(self, model, batch, draws):
+        """Cross-entropy of every known attribute; of a group, over its members."""
+        pictures = jax.vmap(_shifted)(batch["pixel_values"], draws["shift"])
+        logits, _ = model(pictures + self.config.noise * draws["noise"])
+        values, known = batch["attributes"], batch["attributes_known"]
+        total, count = 0.0, 0.0
+        grouped = [list(map(self._place, names)) for names in self.vocabulary.groups.values()]
+        for places in grouped:
+            there = known[:, places].all(-1)
+            losses = optax.softmax_cross_entropy(logits[:, places], values[:, places])
+            total, count = total + losses * there, count + there
+        alone = [i for i in range(len(self.vocabulary)) if i not in sum(grouped, [])]
+        if alone:
+            losses = optax.sigmoid_binary_cross_entropy(logits[:, alone], values[:, alone])
+            total = total + (losses * known[:, alone]).sum(-1)
+            count = count + known[:, alone].sum(-1)
+        return {"loss": total / jnp.maximum(count, 1)}
+
+    def _place(self, name: str) -> int:
+        return self.vocabulary.names.index(name)
+
+    # ---- looking at it ----
+
+    @classmethod
+    def validation_sets_of(cls, config):
+        return (HELD_OUT,)
+
+    def evaluation(self):
+        return HeldOut(self)
+
+    def scores(self, pictures) -> tuple[np.ndarray, np.ndarray]:
+        """uint8 pictures [n, h, w, c] to logits [n, K] and features [n, d]."""
+        return classify(self.model, pictures)
+
+
+def _shifted(picture, shift):
+    """[h, w, c] moved by ``shift`` [2] whole pixels; what leaves on one side is lost."""
+    most = picture.shape[0]
+    padded = jnp.pad(picture, ((most, most), (most, most), (0, 0)), mode="edge")
+    return jax.lax.dynamic_slice(padded, (most + shift[0], most + shift[1], 0), picture.shape)
+
+
+def classify(model, pictures) -> tuple[np.ndarray, np.ndarray]:
+    """uint8 pictures [n, h, w, c] to logits [n, K] and features [n, d], float32."""
+    graphdef, state = nnx.split(model)
+    logits, features = [], []
+    for start in range(0, len(pictures), AT_ONCE):
+        here = to_pixels(np.stack([np.asarray(p) for p in pictures[start : start + AT_ONCE]]))
+        # Filled up, so that every part has one shape.
+        filled = np.concatenate([here, np.zeros((AT_ONCE - len(here), *here.shape[1:]), "f")])
+        rows = _classify(graphdef, state, filled)
+        logits.append(np.asarray(rows[0])[: len(here)])
+        features.append(np.asarray(rows[1])[: len(here)])
+    return np.concatenate(logits), np.concatenate(features)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _classify(graphdef, state, pictures):
+    return nnx.merge(graphdef, state)(pictures)
+
+
+class HeldOut:
+    """Measures a classifier on the pictures that it was not trained on; see System.evaluation."""
+
+    def __init__(self, system: Classifier):
+        self.system = system
+        self.should_stop = lambda: False
+
+    def __call__(self, model, step):
+        test, vocabulary = self.system.data.test, self.system.vocabulary
+        pictures = test.images[:]
+        logits, _ = classify(model, pictures)
+        known = test.values != UNKNOWN
+        correct = right(logits, test.values, known, vocabulary)
+        parts = {name: share(correct[:, i]) for i, name in enumerate(vocabulary.names)}
+        about = {**dict(zip(DESCRIPTION, ABOUT, strict=True)), "judge": ""}
+        row = {"step": step, "set": HELD_OUT, "method": "classifier"}
+        row |= {"seed": self.system.config.seed, "metrics": {}}
+        row["metrics"]["accuracy"] = {**mean_of_pictures(correct), "parts": parts, **about}
+        return {HELD_OUT: Result(row, as_rgb(np.stack(list(pictures[: 5 * WIDE]))))}
+
+    def rows(self, name, images):
+        found = []
+        for i in range(len(images) // WIDE):
+            first, *others = images[i * WIDE : (i + 1) * WIDE]
+            found.append((i, 0, Row("held out", first, others)))
+        return found
+
+    def sheet(self, name, images):
+        return contact_sheet([row for *_, row in self.rows(name, images)])

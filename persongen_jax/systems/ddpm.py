@@ -1,0 +1,276 @@
+"""A diffusion model on pixels, conditional on attributes, trained from scratch.
+
+DDPM (Ho et al., arXiv 2006.11239) with classifier-free guidance (Ho and Salimans, arXiv 2207.12598)
+on pictures with attributes, as the seed project face-diffusion does on MNIST and CelebA:
+
+    python -m persongen_jax.train --config configs/attributes/digits.py
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from data_pipeline.attributes.field import Attributes
+from persongen_jax.diffusion import NoiseSchedule, check_choice
+from persongen_jax.models.layers import Linear
+from persongen_jax.models.unet2d import UNet2DModel
+from persongen_jax.sampled_evaluation import Cases
+from persongen_jax.systems.diffusion import DiffusionSystem, Pixels
+from persongen_jax.systems.on_attributes import OnAttributes
+
+CONDITIONING = ("input", "blocks", "none")
+HIDE = 16  # a purpose of random numbers, beside those of systems/diffusion.py
+SEEN, UNSEEN = "seen", "unseen"  # validation sets
+
+
+class AttributeUNet(nnx.Module):
+    """A UNet2DModel that is told attributes.
+
+    Args:
+        config: diffusers' config of the UNet, without what tells the attributes.
+        attributes: K.
+        conditioning: "input": ``embedding``, a linear map to ``width`` numbers, which are further
+            channels of the noisy picture, the same for every pixel (the seed's code); "blocks": two
+            linear layers to the width of the timestep's embedding, to which they are added, and so
+            reach every block (the seed's figure); "none": nothing.
+        width: of "input".
+        null: whether there is a learned embedding of "nothing is known".
+    """
+
+    def __init__(self, config: dict, attributes: int, *, conditioning, width, null, rngs, **kw):
+        check_choice("config.conditioning", conditioning, CONDITIONING)
+        self.conditioning = conditioning
+        channels, layers = config["in_channels"], {"rngs": rngs, **_DTYPES, **kw}
+        if conditioning == "none":
+            self.unet = UNet2DModel(config, rngs=rngs, **kw)
+            return
+        if conditioning == "input":
+            self.unet = UNet2DModel({**config, "in_channels": channels + width}, rngs=rngs, **kw)
+            self.embedding = Linear(attributes, width, **layers)
+        else:
+            self.unet = UNet2DModel({**config, "class_embed_type": "identity"}, rngs=rngs, **kw)
+            width = 4 * config["block_out_channels"][0]
+            # Whether an attribute is known is told apart from its value.
+            self.embedding = nnx.List(
+                [Linear(2 * attributes, width, **layers), Linear(width, width, **layers)]
+            )
+        self.null = nnx.data(None)
+        if null:
+            self.null = nnx.Param(jnp.zeros((width,), jnp.float32))
+
+    def embed(self, attributes, known):
+        """Values in 0..1 and what is known of them, [b, K] each, to embeddings [b, e].
+
+        An unknown attribute is 0 between -1 (no) and 1 (yes). Where none is known the embedding is
+        the learned one of nothing.
+        """
+        signed = (2 * attributes - 1) * known
+        if self.conditioning == "input":
+            embedded = self.embedding(signed)
+        else:
+            first, second = self.embedding
+            embedded = second(jax.nn.silu(first(jnp.concatenate([signed, known], axis=-1))))
+        if self.null is None:
+            return embedded
+        return jnp.where(known.any(-1, keepdims=True), embedded, self.null[...])
+
+    def __call__(self, x, t, embedded):
+        """The prediction at pictures ``x`` [b, h, w, c]; ``embedded`` [b, e], None for "none"."""
+        if self.conditioning == "input":
+            b, h, w, _ = x.shape
+            plane = jnp.broadcast_to(embedded[:, None, None, :], (b, h, w, embedded.shape[-1]))
+            return self.unet(jnp.concatenate([x, plane.astype(x.dtype)], axis=-1), t)
+        return self.unet(x, t, embedded)
+
+
+_DTYPES = {"dtype": jnp.float32, "param_dtype": jnp.float32}
+
+
+class Ddpm(OnAttributes, DiffusionSystem):
+    """Pictures from attributes.
+
+    Raises:
+        ValueError: data or a size that cannot be used.
+    """
+
+    def __init__(self, config):
+        self.config = config
+        if config.validation_guidance and not can_guide(config):
+            raise ValueError(
+                f"config.validation_guidance={config.validation_guidance:g} needs a model that is "
+                "also trained without its condition; set it to 0, or config.drop_prob above 0"
+            )
+        self.fields = (Attributes(self.vocabulary),)
+        height, _, channels = self.described.shape
+        self.codec = Pixels(channels)
+        self.scheduler_config = scheduler_config_of(config)
+        self.schedule = NoiseSchedule.from_config(self.scheduler_config)
+        self.model = AttributeUNet(
+            unet_config_of(config, height, channels),
+            len(self.vocabulary),
+            conditioning=config.conditioning,
+            width=config.embedding_width,
+            null=config.drop_prob > 0,
+            rngs=nnx.Rngs(config.seed),
+            dtype=jnp.dtype(config.dtype),
+        )
+
+    @classmethod
+    def defaults(cls):
+        config = super().defaults()
+        # The network: diffusers' UNet2DModel. A level per number of channels; the sides are halved
+        # from one to the next.
+        config.block_out_channels = (32, 32, 32, 64)
+        config.attention = (False, True, True, True)  # of which levels
+        config.layers_per_block = 2
+        config.attention_head_dim = 8
+        config.norm_num_groups = 32
+
+        # Conditioning: "input", "blocks" or "none", see AttributeUNet. An example is shown without
+        # any attribute by ``drop_prob``, and by ``hide_prob`` without some of them, so that a
+        # request may name a few.
+        config.conditioning = "blocks"
+        config.embedding_width = 5  # of "input"
+        config.hide_prob = 0.3
+
+        config.lr_model = 1e-3
+        config.beta_schedule = "squaredcos_cap_v2"  # or "linear"
+        config.prediction_type = "epsilon"  # or "v_prediction"
+
+        # Validation. The judge is a run of configs/attributes/classifier.py.
+        config.validation_images = 64  # of each set
+        config.classifier = ""
+        return config
+
+    @property
+    def label(self):
+        return "unconditional" if self.config.conditioning == "none" else "ddpm"
+
+    @property
+    def attributes(self) -> Attributes:
+        return self.fields[0]
+
+    # ---- a step ----
+
+    def draw(self, key_of, batch):
+        """As DiffusionSystem's; "hidden" [b, K] bool, attributes that are not told."""
+        draws = super().draw(key_of, batch)
+        if self.config.hide_prob > 0:
+            some, each = jax.random.split(key_of(HIDE))
+            b, k = batch["attributes"].shape
+            hides = jax.random.bernoulli(some, self.config.hide_prob, (b, 1))
+            draws["hidden"] = hides & jax.random.bernoulli(each, 0.5, (b, k))
+        return draws
+
+    def losses(self, model, batch, draws):
+        if "hidden" in draws:
+            known = jnp.where(draws["hidden"], 0, batch["attributes_known"])
+            batch = {**batch, "attributes_known": known}
+        return super().losses(model, batch, draws)
+
+    def condition(self, model, batch):
+        if self.config.conditioning == "none":
+            return None
+        return model.embed(batch["attributes"], batch["attributes_known"])
+
+    def denoise(self, model, x, t, condition, step=None):
+        return model(x, t, condition)
+
+    # ---- validation ----
+
+    @classmethod
+    def validation_sets_of(cls, config):
+        return (SEEN, UNSEEN) if config.data == "drawn_faces" else (SEEN,)
+
+    def cases(self, name):
+        """Combinations of the training's pictures, or those that it never shows; each known whole.
+
+        The real pictures are those of ``test`` with such combinations.
+        """
+        data, n = self.data, self.config.validation_images
+        rng = np.random.default_rng(self.config.validation_seed)
+        if name == UNSEEN:
+            values = data.unseen[rng.permutation(np.arange(n) % len(data.unseen))]
+        else:
+            values = data.train.values[np.sort(rng.integers(len(data.train), size=n))]
+        describe = data.vocabulary.describe
+        owners = [describe(row) for row in values]
+        unseen = set() if data.unseen is None else set(map(tuple, data.unseen.tolist()))
+        real: dict[str, list] = {}
+        for i, row in enumerate(data.test.values):
+            if (tuple(row.tolist()) in unseen) == (name == UNSEEN):
+                real.setdefault(describe(row), []).append(i)
+        # Sorted, so that a sheet shows a row per combination.
+        order = np.argsort(owners, kind="stable")
+        return Cases(
+            self.attributes.of_requests([owners[i] for i in order]),
+            [owners[i] for i in order],
+            {owner: _Pictures(data.test.images, rows) for owner, rows in real.items()},
+            [owners[i] for i in order],
+        )
+
+
+class _Pictures:
+    """Some pictures of a sequence, read when they are asked for."""
+
+    def __init__(self, images, rows):
+        self._images, self._rows = images, rows
+
+    def __len__(self):
+        return len(self._rows)
+
+    def __getitem__(self, place):
+        if isinstance(place, slice):
+            return [self._images[row] for row in self._rows[place]]
+        return self._images[self._rows[place]]
+
+
+def can_guide(config) -> bool:
+    """Whether the model knows what it predicts without a condition, and has one."""
+    return config.conditioning != "none" and config.drop_prob > 0
+
+
+def scheduler_config_of(config) -> dict:
+    """diffusers' scheduler_config.json for a run: for training's noise, and for samplers."""
+    return {
+        "_class_name": "DDIMScheduler",
+        "num_train_timesteps": 1000,
+        "beta_schedule": config.beta_schedule,
+        "beta_start": 1e-4,
+        "beta_end": 0.02,
+        "prediction_type": config.prediction_type,
+        # Pixels end in [-1, 1], and guidance would push them out.
+        "clip_sample": True,
+        "timestep_spacing": "trailing",
+    }
+
+
+def unet_config_of(config, size: int, channels: int) -> dict:
+    """The UNet2DModel's config.json.
+
+    Raises:
+        ValueError: levels that do not fit each other or the size.
+    """
+    levels, attention = len(config.block_out_channels), tuple(config.attention)
+    if len(attention) != levels:
+        raise ValueError(
+            f"config.attention has {len(attention)} entries for {levels} block_out_channels; give "
+            "True or False for each"
+        )
+    if size % 2 ** (levels - 1):
+        raise ValueError(
+            f"pictures of {size} pixels cannot be halved {levels - 1} times; choose config.size, "
+            "or fewer config.block_out_channels"
+        )
+    return {
+        "sample_size": size,
+        "in_channels": channels,
+        "out_channels": channels,
+        "layers_per_block": config.layers_per_block,
+        "block_out_channels": list(config.block_out_channels),
+        "down_block_types": [("Attn" if a else "") + "DownBlock2D" for a in attention],
+        "up_block_types": [("Attn" if a else "") + "UpBlock2D" for a in attention[::-1]],
+        "attention_head_dim": config.attention_head_dim,
+        "norm_num_groups": config.norm_num_groups,
+    }
