@@ -41,6 +41,9 @@ def run_defaults() -> ConfigDict:
     config.fsdp = 1
     config.shard_frozen = False
     config.offload_encoders = False
+    # A CPU counts as this many devices, which share the batch. Where layers are small, as many as
+    # there are cores are faster than one that hands out each layer.
+    config.cpu_devices = 1
 
     # The optimizer, by its name in optax or optax.contrib: "adamw", "adafactor", "lion", "prodigy",
     # "schedule_free_adamw", "muon", ...; and its keyword arguments, on the command line as a whole:

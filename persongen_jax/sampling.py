@@ -39,6 +39,8 @@ def ddim_step(model_output, plan, i, latents, memory, noise):
     c = plan.at(i)
     x0, eps = x0_and_eps(plan.prediction_type, latents, model_output, c["alpha_t"], c["sigma_t"])
     x0 = jnp.clip(x0, -c["clip_range"], c["clip_range"])
+    if "of_clipped" in c:  # the noise that goes with the clipped picture
+        eps = (latents - c["alpha_t"] * x0) / c["sigma_t"]
     latents = c["x0_weight"] * x0 + c["eps_weight"] * eps
     if plan.stochastic:
         latents = latents + c["noise_std"] * noise

@@ -38,7 +38,9 @@ DEFAULTS = {
         **_CLIPPING,
         "timestep_spacing": "leading",
         "set_alpha_to_one": True,
-        "eta": 0.0,  # an argument of diffusers' step(), not of its class
+        # Arguments of diffusers' step(), not of its class.
+        "eta": 0.0,
+        "use_clipped_model_output": False,
     },
     "euler": {
         **_COMMON,

@@ -191,6 +191,8 @@ def _plan_ddim(config, alphas_cumprod, n):
         "eps_weight": np.sqrt(np.maximum(1 - previous - std**2, 0)),
         "noise_std": std,
     }
+    if config["use_clipped_model_output"]:
+        coefficients["of_clipped"] = np.ones(n)
     return timesteps, _sigma(np.append(signal, previous[-1])), 1.0, coefficients, config["eta"] > 0
 
 

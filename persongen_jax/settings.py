@@ -6,16 +6,16 @@ from pathlib import Path
 FREE = (
     *("log_every", "keep_checkpoints", "checkpoint_every", "tensorboard", "max_bad_steps"),
     *("loader", "cache", "cache_kinds", "remat", "grad_accum", "fsdp", "shard_frozen"),
-    *("offload_encoders", "judges_are_inputs"),
+    *("offload_encoders", "cpu_devices", "judges_are_inputs", "download"),
 )
 # Keys that say where something lies; it may have moved, under the same name.
 PLACES = (
-    *("base", "id_encoder", "data", "start_from", "work"),
-    *("clip", "face_net", "face_detector", "validation_prompts"),
+    *("base", "id_encoder", "data", "csv", "data_dir", "start_from", "work"),
+    *("clip", "face_net", "face_detector", "classifier", "validation_prompts"),
 )
 # Keys that a run may change on its way, and that make a difference in a comparison: how far it
 # goes, and how it is validated.
-ON_THE_WAY = ("steps", "clip", "face_net", "face_detector", "validat*", "metrics")
+ON_THE_WAY = ("steps", "clip", "face_net", "face_detector", "classifier", "validat*", "metrics")
 
 
 # Adam's settings when they were keys of their own: option's name and default by key.

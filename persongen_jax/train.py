@@ -232,6 +232,8 @@ def main(_):
     name = "/".join(parts)
     workdir = Path(WORKDIR.value or f"runs/{name}")
     try:
+        if config.get("cpu_devices", 1) > 1:
+            jax.config.update("jax_num_cpu_devices", config.cpu_devices)
         with distributed.together():
             finished = train(config, workdir, DRY_RUN.value)
     except (ValueError, OSError, ImportError) as error:

@@ -73,8 +73,8 @@ def our_trajectory(plan, first, noise):
     return latents
 
 
-def diffusers_trajectory(scheduler, first, noise, eta, begin=0):
-    step_arguments = {"eta": eta} if isinstance(scheduler, diffusers.DDIMScheduler) else {}
+def diffusers_trajectory(scheduler, first, noise, of_step, begin=0):
+    step_arguments = of_step if isinstance(scheduler, diffusers.DDIMScheduler) else {}
     latents = first * scheduler.init_noise_sigma
     trajectory = [latents]
     with mock.patch(f"{type(scheduler).__module__}.randn_tensor") as randn:
@@ -91,16 +91,17 @@ def distance(a, b):
 
 
 def build(name, n, overrides):
-    """The same run set up here and in diffusers: (plan, scheduler, eta)."""
+    """The same run set up here and in diffusers: (plan, scheduler, arguments of its step)."""
     overrides = dict(overrides)
     plan = sampling_plan.make_plan(SDXL, n, name, **overrides)
-    eta = overrides.pop("eta", 0.0)
+    of_step = {"eta": overrides.pop("eta", 0.0)}
+    of_step["use_clipped_model_output"] = overrides.pop("use_clipped_model_output", False)
     scheduler = CLASSES[name].from_config(SDXL, **overrides)
     scheduler.set_timesteps(n)
     if hasattr(scheduler, "set_begin_index"):
         # Else diffusers looks for the first timestep and skips a step where it occurs twice.
         scheduler.set_begin_index(0)
-    return plan, scheduler, eta
+    return plan, scheduler, of_step
 
 
 def cases():
@@ -121,6 +122,7 @@ def cases():
             {"eta": 0.7},
             {"eta": 1.0, "prediction_type": "v_prediction"},
             {"clip_sample": True},
+            {"clip_sample": True, "use_clipped_model_output": True, "eta": 0.5},
             {"set_alpha_to_one": True, "steps_offset": 0},
         ],
         "euler": [
@@ -162,7 +164,7 @@ def grouped_cases():
 @pytest.mark.parametrize("name, n", grouped_cases(), ids=lambda x: str(x))
 def test_trajectories_match_diffusers(name, n):
     for overrides in grouped_cases()[name, n]:
-        plan, scheduler, eta = build(name, n, overrides)
+        plan, scheduler, of_step = build(name, n, overrides)
         first, noise = start(plan)
         # Fractional timesteps (Euler with Karras sigmas) may differ in their last bit.
         expected = scheduler.timesteps.numpy().astype(np.float32)
@@ -171,7 +173,7 @@ def test_trajectories_match_diffusers(name, n):
             plan.timesteps, expected, rtol=0 if exact else 2e-7, err_msg=str(overrides)
         )
         ours = our_trajectory(plan, first, noise)
-        reference = diffusers_trajectory(scheduler, first, noise, eta)
+        reference = diffusers_trajectory(scheduler, first, noise, of_step)
         assert len(ours) == len(reference) == n + 1
         # From sigma = 4096 to about 1, an Euler step cancels three digits, here and in diffusers.
         tolerance = 10 * TOLERANCE if overrides.get("rescale_betas_zero_snr") else TOLERANCE
@@ -344,7 +346,8 @@ def test_defaults_are_those_of_diffusers(name):
     parameters = inspect.signature(CLASSES[name].__init__).parameters
     expected = {key: p.default for key, p in parameters.items() if key != "self"}
     ours = dict(sampling_config.DEFAULTS[name])
-    for key in {"ddim": ["eta"], "dpmpp_2m": ["sigma_min", "sigma_max"]}.get(name, ()):
+    of_step = ["eta", "use_clipped_model_output"]
+    for key in {"ddim": of_step, "dpmpp_2m": ["sigma_min", "sigma_max"]}.get(name, ()):
         del ours[key]
     assert ours == expected
 

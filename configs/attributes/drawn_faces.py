@@ -21,6 +21,7 @@ def get_config():
     config.layers_per_block, config.norm_num_groups = 1, 8
 
     config.steps, config.batch_size = 2000, 64
+    config.cpu_devices = 2  # has to divide the batch
     # Muon moves matrices and kernels, Adam the rest; as for the miniature's UNet.
     config.optimizer = "muon"
     config.optimizer_options = {

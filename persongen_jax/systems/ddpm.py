@@ -240,8 +240,10 @@ def scheduler_config_of(config) -> dict:
         "beta_start": 1e-4,
         "beta_end": 0.02,
         "prediction_type": config.prediction_type,
-        # Pixels end in [-1, 1], and guidance would push them out.
+        # Pixels end in [-1, 1], and guidance pushes them out. Clipped without its noise following,
+        # DDIM ended at other digits than those asked for, four times of five.
         "clip_sample": True,
+        "use_clipped_model_output": True,
         "timestep_spacing": "trailing",
     }
 

@@ -14,6 +14,7 @@ from persongen_jax import diffusion, sampling
 from persongen_jax.conditioning import deinterleave, interleave
 from persongen_jax.models.vae import DiagonalGaussianDistribution, decode_images, scale_latents
 from persongen_jax.sampling_plan import make_plan
+from persongen_jax.sharding import along_batch, make_mesh, put_array
 from persongen_jax.systems.base import SamplingProgram, System
 
 # Purposes of random numbers; each draws from its own stream.
@@ -243,13 +244,23 @@ class DiffusionSystem(System):
     def sample(self, model, inputs: dict, noise, plan, key):
         """Pictures [b, H, W, C] float32 in 0..1, one compiled program per shape and plan.
 
+        Rows are dealt out over all devices where these divide them.
+
         Args:
             inputs: as ``denoiser``'s.
             noise: [b, h, w, c] standard normal.
             plan: sampling_plan.Plan; key: a random key, for samplers that draw.
         """
         graphdef, state = nnx.split(model)
-        return _sample(self, graphdef, state, inputs, noise, plan, key)
+        mesh, rows = make_mesh(), noise.shape[0]
+        if rows % mesh.size:
+            return _sample(self, graphdef, state, inputs, noise, plan, key)
+        spread = functools.partial(put_array, sharding=along_batch(mesh))
+        inputs = {**inputs, "batch": jax.tree.map(spread, inputs["batch"])}
+        if key is not None and key.shape:
+            key = spread(key)
+        with jax.set_mesh(mesh):
+            return _sample(self, graphdef, state, inputs, spread(noise), plan, key)
 
     def sampling_program(self, steps):
         batch = self.abstract_batch()

@@ -31,6 +31,7 @@ from tests.systems.ddpm_config import get_config
 from tests.test_sharding import MESHES, assert_same, finish, start
 
 ROOT = Path(__file__).parents[2]
+FIGURES = Path("validation", "metrics.jsonl")
 SEED_UNET = {
     "sample_size": 64,
     "in_channels": 3,
@@ -198,7 +199,7 @@ def test_it_trains_validates_and_opens(run, judge, tmp_path, capsys):
     log = rows(run / "metrics.jsonl")
     assert [row["step"] for row in log] == [3, 6, 9, 12]
     assert all(np.isfinite(row["loss"]) for row in log)
-    first, last = rows(run / "validation" / "metrics.jsonl")
+    first, last = rows(run / FIGURES)
     assert (first["step"], last["step"], last["set"]) == (0, 12, "seen")
     measure = last["metrics"]["attribute_accuracy"]
     assert measure["n"] == 24 and measure["judge"] == str(judge)
@@ -238,7 +239,7 @@ def test_a_run_that_was_killed_ends_as_one_that_was_not(judge, tmp_path):
     ours, theirs = (load_trained(w, replicated(make_mesh()), 12)[0] for w in folders)
     assert ours.keys() == theirs.keys()
     assert all(np.array_equal(ours[path], theirs[path]) for path in ours)
-    files = [folder / "validation" / "metrics.jsonl" for folder in folders]
+    files = [folder / FIGURES for folder in folders]
     assert files[0].read_text() == files[1].read_text()
 
 
@@ -257,6 +258,23 @@ def test_devices_change_nothing(tmp_path):
     finish(start([tmp_path, "ddpm", "", *MESHES], 8))
     for name in MESHES[1:]:
         assert_same(tmp_path, name)
+
+
+@pytest.mark.slow
+def test_a_cpu_may_count_as_several_devices(run, judge, tmp_path):
+    """Training and validation are the same but for rounding."""
+    words = [*command(tmp_path, judge), "--config.cpu_devices=2"]
+    told = subprocess.run(words, check=True, cwd=ROOT, capture_output=True, text=True)
+    assert "2 x cpu" in told.stdout
+    ours, theirs = (
+        [row["loss"] for row in rows(folder / "metrics.jsonl")] for folder in (tmp_path, run)
+    )
+    np.testing.assert_allclose(ours, theirs, rtol=1e-3)
+    ours, theirs = (
+        [row["metrics"]["frechet_attributes"]["mean"] for row in rows(folder / FIGURES)]
+        for folder in (tmp_path, run)
+    )
+    np.testing.assert_allclose(ours, theirs, rtol=0.02)
 
 
 # ---- faults: a sentence each --------------------------------------------------------------------
