@@ -18,6 +18,7 @@ What else is there are facts, such as "among". Rows of earlier versions lack the
 
 import numpy as np
 
+from persongen_jax.metrics.attribute_scores import share
 from persongen_jax.metrics.base import Generated, Known, Metric, Values
 from persongen_jax.metrics.face_similarity import bootstrap_interval
 from persongen_jax.metrics.registry import METRICS, find_class
@@ -67,8 +68,8 @@ def _of_images(metric: Metric, values: Values, generated: Generated) -> dict:
 
     found = measured(values.values)
     if values.parts:
-        parts = {name: measured(part) for name, part in values.parts.items()}
-        found["parts"] = {name: without_people(part) for name, part in parts.items()}
+        parts = {name: (measured(part), part) for name, part in values.parts.items()}
+        found["parts"] = {name: part_of(*part) for name, part in parts.items()}
     return found
 
 
@@ -101,8 +102,14 @@ def measure(values, people) -> dict:
     }
 
 
-def without_people(measure: dict) -> dict:
-    """A measure without each one's own figure."""
+def part_of(measure: dict, values) -> dict:
+    """A part's measure, without each one's own figure.
+
+    Of a single owner, such as a class that is a part itself, images are taken for independent.
+    """
+    alone = measure["n"] > 1 and len(measure["people"]) < 2
+    if alone and np.isin(values, (0, 1)).sum() == measure["n"]:
+        return share(values)
     return {key: value for key, value in measure.items() if key != "people"}
 
 

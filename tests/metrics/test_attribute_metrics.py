@@ -114,6 +114,14 @@ def test_accuracy_with_its_parts_and_their_intervals():
     assert both["runs"] == 2 and "parts" not in both
 
 
+def test_a_part_of_one_owner_has_an_interval_too():
+    texts = ["glasses=1"] * 10
+    images = generated([(1, 0)] * 8 + [(0, 0)] * 2, texts)
+    measure = measure_all([opened(AttributeAccuracy)], images, known(images.images))
+    part = measure["attribute_accuracy"]["parts"]["glasses"]
+    assert (part["mean"], round(part["low"], 4), part["n"]) == (0.8, 0.4902, 10)
+
+
 def test_an_attribute_that_the_judge_does_not_know_is_refused_at_the_start():
     people = People(lambda: [Owner("hat=1", list, list)])
     with pytest.raises(ValueError, match="no 'hat'"):
