@@ -1,9 +1,19 @@
 """Attention over the positions of a picture, as the VAE and DDPM's UNet have it."""
 
+import math
+
+import jax
+import jax.numpy as jnp
 from flax import nnx
+from jax import lax
 
 from persongen_jax.models.attention import attention
 from persongen_jax.models.layers import GroupNorm, Linear
+from persongen_jax.models.platform import target
+
+# From so many positions on, and up to so wide a head, a CPU goes head by head.
+CPU_BY_HEADS_TOKENS = 256
+CPU_BY_HEADS_WIDTH = 64
 
 
 class SpatialAttention(nnx.Module):
@@ -38,5 +48,76 @@ class SpatialAttention(nnx.Module):
             project(tokens).reshape(b, h * w, self.heads, c // self.heads)
             for project in (self.to_q, self.to_k, self.to_v)
         )
-        x = x + self.to_out[0](attention(q, k, v).reshape(b, h, w, c))
+        attend = attention_by_heads if cpu_by_heads(q.shape, q.dtype) else attention
+        x = x + self.to_out[0](attend(q, k, v).reshape(b, h, w, c))
         return x if self.output_scale_factor == 1.0 else x / self.output_scale_factor
+
+
+def cpu_by_heads(shape, dtype) -> bool:
+    """Whether :func:`attention_by_heads` is the better form for q, k and v [b, n, heads, d]."""
+    b, n, heads, d = shape
+    mesh = jax.sharding.get_abstract_mesh()
+    one = mesh.empty or mesh.size == 1  # a loop over the batch cannot be shared out
+    fits = n >= CPU_BY_HEADS_TOKENS and d <= CPU_BY_HEADS_WIDTH and b * heads > 1
+    return target() == "cpu" and one and fits and dtype == jnp.float32
+
+
+@jax.custom_vjp
+def attention_by_heads(q, k, v):
+    """softmax(q k^T / sqrt(d)) v of [b, n, heads, d] each, one head of one picture after the other.
+
+    The scores of one head stay in the processor's cache, where all of them at once are written to
+    memory and read again by every step of the softmax. On the way back they are computed anew
+    (FlashAttention, arXiv 2205.14135), as the transposed array, for a CPU's products are slow where
+    they sum over the rows of what they read. 16 pictures of 1024 positions, 4 heads of 8, on two
+    cores: 34 ms instead of 82 forward, 108 instead of 316 with the gradient.
+    """
+    return _forward(q, k, v)[0]
+
+
+def _forward(q, k, v):
+    def one_head(qkv):
+        q, k, v = qkv
+        scores = q @ k.T
+        highest = scores.max(-1, keepdims=True)
+        weights = jnp.exp(scores - highest)
+        total = weights.sum(-1, keepdims=True)
+        return weights @ v / total, (highest + jnp.log(total))[:, 0]
+
+    b = q.shape[0]
+    scale = 1 / math.sqrt(q.shape[-1])
+    out, log_total = lax.map(one_head, (_heads(q * scale), _heads(k), _heads(v)))
+    out = _pictures(out, b)
+    return out, (q, k, v, out, log_total)
+
+
+def _backward(kept, gradient):
+    def one_head(given):
+        q, k, v, gradient, log_total, drift = given
+        weights = jnp.exp(k @ q.T - log_total)
+        of_scores = weights * (v @ gradient.T - drift)
+        return k.T @ of_scores, of_scores @ q, weights @ gradient
+
+    q, k, v, out, log_total = kept
+    b = q.shape[0]
+    scale = 1 / math.sqrt(q.shape[-1])
+    arrays = [_heads(a) for a in (q * scale, k, v, gradient)]
+    drift = _heads((gradient * out).sum(-1, keepdims=True))[..., 0]
+    dq, dk, dv = lax.map(one_head, (*arrays, log_total, drift))
+    # Turned out here: within the loop the compiler makes it the slow kind of product again.
+    dq = jnp.swapaxes(dq, 1, 2) * scale
+    return _pictures(dq, b), _pictures(dk, b), _pictures(dv, b)
+
+
+attention_by_heads.defvjp(_forward, _backward)
+
+
+def _heads(x):
+    """[b, n, heads, d] to [b * heads, n, d]."""
+    b, n, heads, d = x.shape
+    return jnp.swapaxes(x, 1, 2).reshape(b * heads, n, d)
+
+
+def _pictures(x, b: int):
+    """The inverse of :func:`_heads`."""
+    return jnp.swapaxes(x.reshape(b, -1, *x.shape[1:]), 1, 2)

@@ -82,6 +82,11 @@ def complete_config(config: dict) -> dict:
     kind = config.get("_class_name", "UNet2DModel")
     if kind != "UNet2DModel":
         raise ValueError(f"UNet config: _class_name={kind!r} is not supported; use a UNet2DModel")
+    unknown = sorted(key for key in config if key not in DEFAULTS and key[0] != "_")
+    if unknown:
+        warnings.warn(
+            f"UNet config: unknown keys {', '.join(unknown)} have no effect", stacklevel=3
+        )
     config = {key: config.get(key, default) for key, default in DEFAULTS.items()}
     for key, values in SUPPORTED.items():
         if config[key] not in values:
@@ -92,13 +97,14 @@ def complete_config(config: dict) -> dict:
             raise ValueError(
                 f"UNet config: {key} has {len(config[key])} entries, block_out_channels {levels}"
             )
+        config[key] = [name.removeprefix("UNetRes") for name in config[key]]  # as of old
         for name in config[key]:
             if name not in types:
                 _refuse(key, name, types)
-    groups, head = config["norm_num_groups"], config["attention_head_dim"]
-    if groups is None:
+    if config["norm_num_groups"] is None:
         raise ValueError("UNet config: norm_num_groups=None is not supported; give a number")
-    for channels in config["block_out_channels"]:
+    head = config["attention_head_dim"]
+    for channels in _attending(config):
         if head is not None and channels % head:
             raise ValueError(
                 f"UNet config: attention_head_dim={head} does not divide {channels} channels; "
@@ -111,6 +117,17 @@ def complete_config(config: dict) -> dict:
             f"UNet config: dropout={config['dropout']} is not applied in training", stacklevel=3
         )
     return config
+
+
+def _attending(config: dict) -> list[int]:
+    """The numbers of channels that some attention reads."""
+    widths = config["block_out_channels"]
+    down = zip(widths, config["down_block_types"], strict=True)
+    up = zip(widths[::-1], config["up_block_types"], strict=True)
+    found = {channels for channels, name in [*down, *up] if "Attn" in name}
+    if config["mid_block_type"] is not None and config["add_attention"]:
+        found.add(widths[-1])
+    return sorted(found)
 
 
 def _refuse(key, value, supported):

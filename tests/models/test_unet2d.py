@@ -13,7 +13,10 @@ from diffusers import UNet2DModel as TorchUNet
 from flax import nnx
 from safetensors.numpy import load_file, save_file
 
+from persongen_jax.models.attention import attention
 from persongen_jax.models.layers import UnusedRngs
+from persongen_jax.models.platform import compile_for
+from persongen_jax.models.spatial_attention import attention_by_heads, cpu_by_heads
 from persongen_jax.models.unet2d import UNet2DModel, complete_config
 from persongen_jax.weights.errors import WeightsError
 from persongen_jax.weights.loader import parameter_leaves, to_torch_layout, torch_key
@@ -174,6 +177,35 @@ def leaves_of(state):
     return {torch_key(p): to_torch_layout(p, np.asarray(v)) for p, v in leaves.items()}
 
 
+def test_attention_head_by_head():
+    """A CPU's form for many positions: the same numbers, in both directions."""
+    keys = jax.random.split(jax.random.key(0), 3)
+    qkv = [jax.random.normal(key, (2, 256, 2, 4)) for key in keys]
+    qkv[0] = 30 * qkv[0]  # exponentials that overflow unless the highest is taken off
+
+    def both(function):
+        weighted = jax.value_and_grad(lambda *qkv: jnp.sin(function(*qkv)).sum(), (0, 1, 2))
+        return jax.jit(weighted)(*qkv)
+
+    ours, plain = jax.tree.leaves(both(attention_by_heads)), jax.tree.leaves(both(attention))
+    for a, b in zip(ours, plain, strict=True):
+        assert relative_error(a, b) < TOLERANCE
+
+
+@pytest.mark.parametrize(
+    "shape, chosen",
+    [
+        ((16, 1024, 4, 8), True),
+        ((64, 64, 12, 8), False),  # all scores fit the cache
+        ((1, 4096, 1, 512), False),  # the VAE's
+    ],
+)
+def test_where_attention_goes_head_by_head(shape, chosen):
+    assert cpu_by_heads(shape, jnp.float32) == chosen
+    with compile_for("gpu"):
+        assert not cpu_by_heads(shape, jnp.float32)
+
+
 # ---- files ------------------------------------------------------------------------------------
 
 
@@ -243,7 +275,7 @@ def test_files_that_do_not_fit(tmp_path):
         ({"up_block_types": ("UpBlock2D",)}, "up_block_types has 1 entries"),
         ({"time_embedding_type": "none"}, "time_embedding_type='none'"),
         ({"resnet_time_scale_shift": "spatial"}, "'spatial' is not supported"),
-        ({"attention_head_dim": 5}, "attention_head_dim=5 does not divide 8"),
+        ({"attention_head_dim": 5}, "attention_head_dim=5 does not divide 16"),
         ({"norm_num_groups": 3}, "norm_num_groups=3 does not divide"),
         ({"norm_num_groups": None}, "give a number"),
         ({"time_embedding_type": "learned"}, "needs num_train_timesteps"),
@@ -272,6 +304,21 @@ def test_calls_that_are_refused():
         call(8, num_class_embeds=3)
     with pytest.raises(ValueError, match="reads class_labels"):
         call(8, class_embed_type="identity")
+
+
+def test_heads_need_to_fit_where_there_is_attention_alone():
+    widths = {"block_out_channels": (6, 12), "norm_num_groups": 2, "attention_head_dim": 4}
+    complete_config({**SMALL, **widths})
+    with pytest.raises(ValueError, match="does not divide 6 channels"):
+        types = ("AttnDownBlock2D", "AttnDownBlock2D")
+        complete_config({**SMALL, **widths, "down_block_types": types})
+
+
+def test_keys_that_nobody_reads_and_names_of_old():
+    with pytest.warns(UserWarning, match="unknown keys block_chanels have no effect"):
+        complete_config({**SMALL, "block_chanels": 3})
+    old = complete_config({**SMALL, "down_block_types": ("UNetResDownBlock2D", "AttnDownBlock2D")})
+    assert old["down_block_types"] == ["DownBlock2D", "AttnDownBlock2D"]
 
 
 def test_dropout_is_said_to_have_no_effect():
