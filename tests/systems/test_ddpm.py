@@ -255,8 +255,9 @@ def test_aot_builds_the_same_step():
 
 @pytest.mark.slow
 def test_devices_change_nothing(tmp_path):
-    finish(start([tmp_path, "ddpm", "", *MESHES], 8))
-    for name in MESHES[1:]:
+    meshes = MESHES[:3]  # the others divide frozen weights, of which there are none
+    finish(start([tmp_path, "ddpm", "", *meshes], 8))
+    for name in meshes[1:]:
         assert_same(tmp_path, name)
 
 
