@@ -18,7 +18,6 @@ from persongen_jax.metrics.judge_check import check_judges
 from persongen_jax.metrics.measures import measure_all
 from persongen_jax.metrics.registry import open_metrics
 from persongen_jax.sampling import image_keys
-from persongen_jax.sampling_plan import make_plan
 from persongen_jax.sharding import to_host
 from persongen_jax.stopping import Stopped
 
@@ -78,9 +77,7 @@ class SampledEvaluation:
             for metric in self.metrics:
                 metric.prepare(known)
         config = self.config
-        self.plan = make_plan(
-            system.scheduler_config, config.validation_steps, config.validation_scheduler or None
-        )
+        self.plan = system.plan(config.validation_steps, config.validation_scheduler or None)
 
     def __call__(self, model, step: int) -> dict[str, Result]:
         """Result of every set; its images are uint8 [n, h, w, 3]. Stopped if asked to stop."""

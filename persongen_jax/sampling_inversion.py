@@ -15,8 +15,9 @@ from persongen_jax.sampling_plan import Plan
 def make_inverse_plan(scheduler_config: dict, num_inference_steps: int, **overrides) -> Plan:
     """A plan for ``sampling.run_steps`` that begins with the picture and ends with noise.
 
-    ``make_plan(scheduler_config, num_inference_steps, "ddim", clip_sample=False)`` leads back, as
-    exactly as the steps are small.
+    ``make_plan(scheduler_config, num_inference_steps, "ddim")`` leads back, as exactly as the steps
+    are small. Where the last timestep leaves hardly any signal, it has to clip the picture (with
+    ``use_clipped_model_output``), or the model's smallest error there ruins it.
 
     Args:
         scheduler_config: contents of a diffusers scheduler_config.json.

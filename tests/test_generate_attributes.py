@@ -126,13 +126,21 @@ def test_a_picture_edited_as_it_is_comes_back(tmp_path):
     def denoise(model, x, t, condition, step=None):
         t = jnp.broadcast_to(jnp.asarray(t).astype(int), x.shape[:1])
         alpha, sigma = (a.reshape(-1, 1, 1, 1) for a in signal_and_noise(system.schedule, t))
-        return sigma * x / (alpha**2 * 0.25 + sigma**2)
+        # No model is exact: unclipped, an error of 1 % at the last timestep ruins the picture.
+        return sigma * x / (alpha**2 * 0.25 + sigma**2) + 0.01 * jnp.sin(7 * x)
 
     system.denoise = denoise
     pipe = AttributePipeline(system)
     picture = np.random.default_rng(0).integers(60, 200, (8, 8, 1)).astype(np.uint8)
     back = pipe.edit(picture, "digit=1", steps=200, guidance_scale=1)
-    assert np.abs(back.astype(int) - picture).max() <= 8
+    assert np.abs(back.astype(int) - picture).mean() <= 12
+
+
+def test_samplers_that_do_not_clip_begin_where_signal_is_left(pipe):
+    for scheduler in ("euler", "euler_ancestral", "dpmpp_2m"):
+        assert pipe.system.plan(50, scheduler).sigmas[0] < 50
+        assert pipe.system.plan(50, scheduler, timestep_spacing="trailing").sigmas[0] > 1000
+    assert pipe.system.plan(50).sigmas[0] > 1000
 
 
 def test_editing_is_a_command(run, tmp_path, capsys):

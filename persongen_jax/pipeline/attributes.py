@@ -20,7 +20,6 @@ from data_pipeline.attributes.vocabulary import RequestError
 from data_pipeline.transforms import load_image
 from persongen_jax import sampling
 from persongen_jax.sampling_inversion import make_inverse_plan
-from persongen_jax.sampling_plan import make_plan
 from persongen_jax.sharding import to_host
 from persongen_jax.systems.ddpm import Ddpm, can_guide
 
@@ -96,7 +95,7 @@ class AttributePipeline:
         asked = self.system.attributes.of_requests(requests)
         batch = {name: np.repeat(rows, images, axis=0) for name, rows in asked.items()}
         keys = [self._keys(seed, purpose, images, len(requests)) for purpose in (0, 1)]
-        plan = make_plan(self.system.scheduler_config, steps, scheduler, **options)
+        plan = self.system.plan(steps, scheduler, **options)
         noise = jax.vmap(lambda key: jax.random.normal(key, self.size))(keys[0])
         return self._sample(batch, noise, plan, keys[1], guidance_scale, batch_size, progress)
 
@@ -135,7 +134,7 @@ class AttributePipeline:
         keys = [self._keys(seed, p, index + 1, 1)[index] for p in (0, 1)]
         first = jax.random.normal(keys[0], self.size)
         noise = jnp.broadcast_to(first, (frames, *self.size))
-        plan = make_plan(self.system.scheduler_config, steps, scheduler, **options)
+        plan = self.system.plan(steps, scheduler, **options)
         repeated = jnp.broadcast_to(keys[1], (frames,))
         return self._sample(batch, noise, plan, repeated, guidance_scale, batch_size, progress)
 
@@ -167,7 +166,7 @@ class AttributePipeline:
         noise = _run(self.system, graphdef, state, of_source, pixels, inverse)
         progress(steps)
         asked = self.system.attributes.of_requests([request])
-        plan = make_plan(self.system.scheduler_config, steps, "ddim", clip_sample=False)
+        plan = self.system.plan(steps, "ddim")
         return self._sample(asked, noise, plan, None, guidance_scale, 1, progress)[0]
 
     def read(self, image) -> np.ndarray:

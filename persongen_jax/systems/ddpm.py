@@ -22,6 +22,7 @@ from persongen_jax.systems.on_attributes import OnAttributes
 CONDITIONING = ("input", "blocks", "none")
 HIDE = 16  # a purpose of random numbers, beside those of systems/diffusion.py
 SEEN, UNSEEN = "seen", "unseen"  # validation sets
+CLIPPING = ("ddim", "ddpm", "DDIMScheduler", "DDPMScheduler")  # samplers that clip x0
 
 
 class AttributeUNet(nnx.Module):
@@ -176,6 +177,18 @@ class Ddpm(OnAttributes, DiffusionSystem):
 
     def denoise(self, model, x, t, condition, step=None):
         return model(x, t, condition)
+
+    # ---- sampling ----
+
+    def plan(self, steps, scheduler=None, **options):
+        """As DiffusionSystem's. Samplers that do not clip begin where some signal is left.
+
+        At the last timestep a cosine schedule leaves so little that the smallest error of a
+        prediction of noise is a picture's worth of error.
+        """
+        if scheduler not in (None, "", *CLIPPING):
+            options = {"timestep_spacing": "leading", **options}
+        return super().plan(steps, scheduler, **options)
 
     # ---- validation ----
 

@@ -218,6 +218,10 @@ class DiffusionSystem(System):
 
         return SampledEvaluation(self)
 
+    def plan(self, steps: int, scheduler: str | None = None, **options):
+        """The sampler's numbers (sampling_plan.Plan); ``scheduler`` None: the system's own."""
+        return make_plan(self.scheduler_config, steps, scheduler, **options)
+
     def denoiser(self, model, inputs: dict) -> Callable:
         """(x [b, h, w, c], t, step) to the prediction, for sampling.run_steps.
 
