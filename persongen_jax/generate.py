@@ -385,12 +385,14 @@ def run_pipeline(pipe, args, prompts, given, scales, save):
 def main(argv=None):
     argv = sys.argv[1:] if argv is None else argv
     if any(item.split("=")[0] == "--run" for item in argv):
-        from persongen_jax import generate_attributes
+        from persongen_jax import generate_attributes as chosen
 
-        return generate_attributes.main(argv)
-    args = parse_arguments(argv)
+        parse, run = chosen.parse_arguments, chosen.generate
+    else:
+        parse, run = parse_arguments, generate
+    args = parse(argv)
     try:
-        paths = generate(args)
+        paths = run(args)
     except (ValueError, OSError, ImportError) as error:
         sys.exit(f"error: {error}")
     print("\n".join(map(str, paths)))

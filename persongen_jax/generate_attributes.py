@@ -96,7 +96,7 @@ def several(pipe, args) -> list[Path]:
     """A file for each image, and a grid of all with a row per request."""
     requests = args.attributes or [""]
     n = len(requests) * args.images
-    with bar(args, -(-n // min(n, args.batch_size)), f"{n} images") as progress:
+    with Bar(args, -(-n // min(n, args.batch_size)), f"{n} images") as progress:
         images = pipe(
             requests, images=args.images, batch_size=args.batch_size, **common(args, progress)
         )
@@ -116,7 +116,7 @@ def interpolate(pipe, args) -> list[Path]:
     """A strip and an animation for each noise."""
     folder, paths = ImageFolder(args.out), []
     batches = args.images * -(-args.frames // min(args.frames, args.batch_size))
-    with bar(args, batches, f"{args.images} strips") as progress:
+    with Bar(args, batches, f"{args.images} strips") as progress:
         for index in range(args.images):
             frames = pipe.interpolate(
                 *args.interpolate,
@@ -140,11 +140,15 @@ def edit(pipe, args) -> list[Path]:
             f"{pipe.size[1]}x{pipe.size[0]}, which the run knows",
             file=sys.stderr,
         )
-    with bar(args, 2, "1 image") as progress:
-        options = {key: value for key, value in common(args, progress).items()}
-        for name in ("scheduler", "seed"):
-            options.pop(name)
-        image = pipe.edit(args.edit, args.attributes[0], source=args.source, **options)
+    with Bar(args, 2, "1 image") as progress:
+        image = pipe.edit(
+            args.edit,
+            args.attributes[0],
+            source=args.source,
+            steps=args.steps,
+            guidance_scale=args.guidance_scale,
+            progress=progress,
+        )
     said = {"picture": args.edit, "attributes": args.attributes[0], "source": args.source}
     return [ImageFolder(args.out).save(as_rgb(image[None])[0], {**note(args), **said})]
 
@@ -166,7 +170,7 @@ def note(args) -> dict:
     return {"seed": args.seed, "settings": {name: getattr(args, name) for name in kept}}
 
 
-class bar:
+class Bar:
     """A progress bar over batches of ``args.steps`` steps; gives what advances it."""
 
     def __init__(self, args, batches: int, said: str):
@@ -204,16 +208,3 @@ def save_animation(path: Path, frames):
     pictures[0].save(
         path, save_all=True, append_images=pictures[1:], duration=FRAME_MS, loop=0, lossless=True
     )
-
-
-def main(argv=None):
-    args = parse_arguments(argv)
-    try:
-        paths = generate(args)
-    except (ValueError, OSError, ImportError) as error:
-        sys.exit(f"error: {error}")
-    print("\n".join(map(str, paths)))
-
-
-if __name__ == "__main__":
-    main()

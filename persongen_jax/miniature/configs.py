@@ -13,33 +13,28 @@ from persongen_jax.systems.open import system_class
 SYSTEMS = "persongen_jax.miniature.systems"
 
 
-def vae(work):
-    return _config(
-        work,
+OF_UNETS = {"drop_prob": 0.1, "min_snr_gamma": 5.0, "ema_decay": 0.999, "ema_warmup": True}
+
+# By name, in an order in which each finds what it needs. ``rate`` is of matrices and kernels, which
+# Muon moves, ``adam_rate`` of the rest; further keys are the config's own.
+TRAININGS = {
+    "vae": dict(
         system="vae:Vae",
         seed=1,
         steps=2600,
         batch_size=32,
         rate=0.01,
         adam_rate=3e-3,
-    )
-
-
-def decoder(work):
-    return _config(
-        work,
+    ),
+    "decoder": dict(
         system="vae:Decoder",
         seed=8,
         steps=2400,
         batch_size=48,
         rate=5e-3,
         adam_rate=1.5e-3,
-    )
-
-
-def clip(work):
-    return _config(
-        work,
+    ),
+    "clip": dict(
         system="clip:Clip",
         seed=2,
         steps=1000,
@@ -48,12 +43,8 @@ def clip(work):
         adam_rate=2e-3,
         decay=0.02,
         faces=2,
-    )
-
-
-def faces(work):
-    return _config(
-        work,
+    ),
+    "faces": dict(
         system="clip:Faces",
         seed=6,
         steps=900,
@@ -62,12 +53,8 @@ def faces(work):
         adam_rate=2e-3,
         decay=0.01,
         faces=6,
-    )
-
-
-def face_net(work):
-    return _config(
-        work,
+    ),
+    "face_net": dict(
         system="face_net:FaceNet",
         seed=3,  # Face-Sim's own; no method reads its features
         steps=450,
@@ -75,27 +62,16 @@ def face_net(work):
         rate=5e-3,
         adam_rate=3e-3,
         decay=1e-3,
-    )
-
-
-def keypoint_net(work):
-    return _config(
-        work,
+    ),
+    "keypoint_net": dict(
         system="keypoint_net:Keypoints",
         seed=4,
         steps=1000,
         batch_size=96,
         rate=5e-3,
         adam_rate=2e-3,
-    )
-
-
-OF_UNETS = {"drop_prob": 0.1, "min_snr_gamma": 5.0, "ema_decay": 0.999, "ema_warmup": True}
-
-
-def unet(work):
-    return _config(
-        work,
+    ),
+    "unet": dict(
         system="unet:UNet",
         seed=5,
         steps=2000,
@@ -105,12 +81,8 @@ def unet(work):
         decay=0.01,
         face_weight=3.0,
         **OF_UNETS,
-    )
-
-
-def unet_names(work):
-    return _config(
-        work,
+    ),
+    "unet_names": dict(
         system="unet:NamedUNet",
         seed=105,
         steps=4000,
@@ -120,20 +92,18 @@ def unet_names(work):
         decay=0.01,
         face_weight=5.0,
         **OF_UNETS,
-    )
-
-
-# In an order in which each finds what it needs.
-TRAININGS = (vae, decoder, clip, faces, face_net, keypoint_net, unet, unet_names)
+    ),
+}
 
 
 def get_config(stage: str, work="runs/miniature"):
     """The config of a stage by its name, in the folder ``work``."""
-    return {training.__name__: training for training in TRAININGS}[stage](work)
+    if stage not in TRAININGS:
+        raise ValueError(f"miniature stage {stage!r}: there are {', '.join(TRAININGS)}")
+    return _config(work, **TRAININGS[stage])
 
 
 def _config(work, *, system: str, rate, adam_rate, decay=0.0, **keys):
-    """``rate`` is of matrices and kernels, which Muon moves; the rest moves by Adam's."""
     system = f"{SYSTEMS}.{system}"
     config = system_class(system).defaults()
     config.system, config.work = system, str(work)

@@ -22,7 +22,7 @@ from persongen_jax.weights.loader import cast_module
 from persongen_jax.weights.saver import save_module, write_json
 from persongen_jax.weights.sdxl import SDXLBase, save_sdxl
 
-TRAINED = tuple(training.__name__ for training in TRAININGS)
+TRAINED = tuple(TRAININGS)
 STAGES = (*TRAINED, "write", "photomaker")
 NEEDS = {
     "decoder": ("vae",),

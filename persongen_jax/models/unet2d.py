@@ -17,8 +17,7 @@ from persongen_jax.models.embeddings import (
 )
 from persongen_jax.models.layers import Conv, Embed, GroupNorm
 from persongen_jax.models.ops import activation
-from persongen_jax.models.resnet import Downsample2D, ResnetBlock2D, Upsample2D
-from persongen_jax.models.spatial_attention import SpatialAttention
+from persongen_jax.models.unet2d_blocks import DownBlock2D, MidBlock2D, UpBlock2D
 
 # diffusers' defaults for what a config.json may leave out.
 DEFAULTS = {
@@ -133,93 +132,6 @@ def _attending(config: dict) -> list[int]:
 def _refuse(key, value, supported):
     listed = ", ".join(map(repr, supported))
     raise ValueError(f"UNet config: {key}={value!r} is not supported; supported: {listed}")
-
-
-class Block2D(nnx.Module):
-    """Resnets, each followed by attention or not, on one level.
-
-    Args:
-        channels: (in, out) of each resnet.
-        attention: arguments of SpatialAttention but its features; None for none.
-    """
-
-    def __init__(self, channels, *, resnet, attention, **kw):
-        self.resnets = nnx.List([ResnetBlock2D(*pair, **resnet, **kw) for pair in channels])
-        self.attentions = nnx.data(None)
-        if attention is not None:
-            self.attentions = nnx.List(
-                [SpatialAttention(out, **attention(out), **kw) for _, out in channels]
-            )
-
-    def run(self, i: int, x, temb):
-        x = self.resnets[i](x, temb)
-        return x if self.attentions is None else self.attentions[i](x)
-
-
-class DownBlock2D(Block2D):
-    """Resnets, then half the sides: [b, h, w, in] to [b, h / 2, w / 2, out], but in the last."""
-
-    def __init__(self, channels, *, downsample, padding, resnet, **kw):
-        super().__init__(channels, resnet=resnet, **kw)
-        kw.pop("attention")
-        out, self.downsamplers = channels[-1][1], nnx.data(None)
-        if downsample == "conv":
-            self.downsamplers = nnx.List([Downsample2D(out, padding=padding, **kw)])
-        elif downsample == "resnet":
-            block = ResnetBlock2D(out, out, resample="down", **resnet, **kw)
-            self.downsamplers = nnx.List([block])
-
-    def __call__(self, x, temb):
-        """The output, and the list of what the way up will read."""
-        outputs = []
-        for i in range(len(self.resnets)):
-            x = self.run(i, x, temb)
-            outputs.append(x)
-        if self.downsamplers is not None:
-            x = _resampled(self.downsamplers[0], x, temb)
-            outputs.append(x)
-        return x, outputs
-
-
-class UpBlock2D(Block2D):
-    """Resnets that also read outputs of the way down; then double the sides, but in the last."""
-
-    def __init__(self, channels, *, upsample, resnet, **kw):
-        super().__init__(channels, resnet=resnet, **kw)
-        kw.pop("attention")
-        out, self.upsamplers = channels[-1][1], nnx.data(None)
-        if upsample == "conv":
-            self.upsamplers = nnx.List([Upsample2D(out, **kw)])
-        elif upsample == "resnet":
-            self.upsamplers = nnx.List([ResnetBlock2D(out, out, resample="up", **resnet, **kw)])
-
-    def __call__(self, x, skips, temb):
-        """``skips``: the way down's outputs; this block's are taken off its end."""
-        for i in range(len(self.resnets)):
-            x = self.run(i, jnp.concatenate([x, skips.pop()], axis=-1), temb)
-        return x if self.upsamplers is None else _resampled(self.upsamplers[0], x, temb)
-
-
-def _resampled(layer, x, temb):
-    return layer(x, temb) if isinstance(layer, ResnetBlock2D) else layer(x)
-
-
-class MidBlock2D(nnx.Module):
-    """Resnet, attention unless the config goes without, resnet."""
-
-    def __init__(self, channels, *, resnet, attention, **kw):
-        self.resnets = nnx.List(
-            [ResnetBlock2D(channels, channels, **resnet, **kw) for _ in range(2)]
-        )
-        self.attentions = nnx.data(None)
-        if attention is not None:
-            self.attentions = nnx.List([SpatialAttention(channels, **attention, **kw)])
-
-    def __call__(self, x, temb):
-        x = self.resnets[0](x, temb)
-        if self.attentions is not None:
-            x = self.attentions[0](x)
-        return self.resnets[1](x, temb)
 
 
 class UNet2DModel(nnx.Module):

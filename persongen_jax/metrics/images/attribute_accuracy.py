@@ -3,10 +3,11 @@
 import numpy as np
 
 from persongen_jax.metrics.attribute_scores import right
-from persongen_jax.metrics.base import Metric, Values
+from persongen_jax.metrics.base import Values
+from persongen_jax.metrics.judged import JudgedByClassifier
 
 
-class AttributeAccuracy(Metric):
+class AttributeAccuracy(JudgedByClassifier):
     """Of each image the share of its attributes that the classifier reads as they were asked for.
 
     ``Generated.texts`` are the requests. The parts are the attributes one by one; the fact
@@ -14,13 +15,6 @@ class AttributeAccuracy(Metric):
     """
 
     name, title, form = "attribute_accuracy", "attribute accuracy", "{:.1%}"
-    judge_key = "classifier"
-
-    def __init__(self, config, judges):
-        self.attributes, self.judge = judges.attributes, config.classifier
-
-    def networks(self):
-        return (self.attributes.weights,)
 
     def prepare(self, known):
         for owner in known.people.owners:

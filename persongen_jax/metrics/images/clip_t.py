@@ -1,19 +1,13 @@
 """CLIP-T: does the image show what the prompt says (Radford et al., arXiv 2103.00020, sec. 3.1)?"""
 
-from persongen_jax.metrics.base import Metric, Values
+from persongen_jax.metrics.base import Values
+from persongen_jax.metrics.judged import JudgedByClip
 
 
-class ClipT(Metric):
+class ClipT(JudgedByClip):
     """100 times the cosine of CLIP's embeddings of an image and of its whole text, in -100..100."""
 
     name, title, form = "clip_t", "CLIP-T", "{:.2f}"
-    judge_key = "clip"
-
-    def __init__(self, config, judges):
-        self.clip, self.judge = judges.clip, config.clip
-
-    def networks(self):
-        return self.clip.clip.networks
 
     def __call__(self, generated, known):
         if generated.texts is None:

@@ -6,11 +6,12 @@ Their distance says how clearly rank-1 is decided. Embeddings are ArcFace's (Den
 
 import numpy as np
 
-from persongen_jax.metrics.base import Metric, Values
+from persongen_jax.metrics.base import Values
 from persongen_jax.metrics.images.rank1 import first_people, unit
+from persongen_jax.metrics.judged import JudgedByFaceNet
 
 
-class CosineTrue(Metric):
+class CosineTrue(JudgedByFaceNet):
     """With the gallery's embedding of the image's owner, in -1..1.
 
     NaN without a face, and for owners who are not among the gallery's first ten people.
@@ -18,13 +19,6 @@ class CosineTrue(Metric):
 
     name, title = "cosine_true", "cosine (own)"
     plotted = False
-    judge_key = "face_net"
-
-    def __init__(self, config, judges):
-        self.faces, self.judge = judges.faces, config.face_net
-
-    def networks(self):
-        return self.faces.embedder.networks
 
     def prepare(self, known):
         self.faces.gallery(known)

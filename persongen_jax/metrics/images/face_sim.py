@@ -6,24 +6,18 @@ A mean over found faces alone rewards a model for hiding the difficult ones: rea
 
 import numpy as np
 
-from persongen_jax.metrics.base import Metric, Values
+from persongen_jax.metrics.base import Values
 from persongen_jax.metrics.face_similarity import cosine
+from persongen_jax.metrics.judged import JudgedByFaceNet
 
 
-class FaceSim(Metric):
+class FaceSim(JudgedByFaceNet):
     """Cosine of the embeddings of the generated and the reference's face, in -1..1.
 
     NaN where no face is found, and for people in whose references none is.
     """
 
     name, title, form = "face_sim", "Face-Sim", "{:.3f}"
-    judge_key = "face_net"
-
-    def __init__(self, config, judges):
-        self.faces, self.judge = judges.faces, config.face_net
-
-    def networks(self):
-        return self.faces.embedder.networks
 
     def prepare(self, known):
         self.faces.references(known)

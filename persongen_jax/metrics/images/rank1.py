@@ -7,12 +7,13 @@ import abc
 
 import numpy as np
 
-from persongen_jax.metrics.base import Metric, Values
+from persongen_jax.metrics.base import Values
+from persongen_jax.metrics.judged import JudgedByFaceNet
 
 FEW = 10  # people of the smaller gallery
 
 
-class Rank1(Metric):
+class Rank1(JudgedByFaceNet):
     """1 where the nearest of the gallery, by cosine, is the image's owner, else 0.
 
     An image without a face counts as 0. NaN for owners who are not in the gallery, or in whose
@@ -20,13 +21,6 @@ class Rank1(Metric):
     """
 
     form, plotted = "{:.1%}", False
-    judge_key = "face_net"
-
-    def __init__(self, config, judges):
-        self.faces, self.judge = judges.faces, config.face_net
-
-    def networks(self):
-        return self.faces.embedder.networks
 
     @abc.abstractmethod
     def gallery(self, known) -> dict[str, np.ndarray]:

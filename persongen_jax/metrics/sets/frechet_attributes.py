@@ -4,24 +4,18 @@ Not FID, whose features are Inception's. Figures of one classifier and of equal 
 can be compared with each other, and with nothing else.
 """
 
-from persongen_jax.metrics.base import Metric, Values
+from persongen_jax.metrics.base import Values
+from persongen_jax.metrics.judged import JudgedByClassifier
 from persongen_jax.metrics.sets.frechet_clip import frechet_distance
 
 
-class FrechetAttributes(Metric):
+class FrechetAttributes(JudgedByClassifier):
     """Distance of the generated images to the set's real pictures, at least 0.
 
     The fact "n_real" is the number of real pictures. None with fewer than two on either side.
     """
 
     name, title, form, over = "frechet_attributes", "Fréchet (attributes)", "{:.3f}", "set"
-    judge_key = "classifier"
-
-    def __init__(self, config, judges):
-        self.attributes, self.judge = judges.attributes, config.classifier
-
-    def networks(self):
-        return (self.attributes.weights,)
 
     def __call__(self, generated, known):
         real = self.attributes.of_people(known.people)

@@ -8,10 +8,11 @@ of images alone.
 
 import numpy as np
 
-from persongen_jax.metrics.base import Metric, Values
+from persongen_jax.metrics.base import Values
+from persongen_jax.metrics.judged import JudgedByClip
 
 
-class FrechetClip(Metric):
+class FrechetClip(JudgedByClip):
     """Distance of the generated images to all real pictures of the set's people, at least 0.
 
     Both reach CLIP as its preprocessing has it: short side resized, middle cut out. The fact
@@ -19,13 +20,6 @@ class FrechetClip(Metric):
     """
 
     name, title, form, over = "frechet_clip", "Fréchet (CLIP)", "{:.4f}", "set"
-    judge_key = "clip"
-
-    def __init__(self, config, judges):
-        self.clip, self.judge = judges.clip, config.clip
-
-    def networks(self):
-        return self.clip.clip.networks
 
     def __call__(self, generated, known):
         real = self.clip.real_features(known.people)

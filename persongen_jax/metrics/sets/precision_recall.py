@@ -7,20 +7,15 @@ a set that reach to each member's third nearest neighbour. Both depend on the nu
 
 import numpy as np
 
-from persongen_jax.metrics.base import Metric, Values
+from persongen_jax.metrics.base import Values
+from persongen_jax.metrics.judged import JudgedByClassifier
 
 NEIGHBOUR = 3
 AT_ONCE = 1024  # rows of a table of distances
 
 
-class _SetMetric(Metric):
-    form, over, judge_key = "{:.3f}", "set", "classifier"
-
-    def __init__(self, config, judges):
-        self.attributes, self.judge = judges.attributes, config.classifier
-
-    def networks(self):
-        return (self.attributes.weights,)
+class _SetMetric(JudgedByClassifier):
+    form, over = "{:.3f}", "set"
 
     def __call__(self, generated, known):
         real = self.attributes.of_people(known.people)

@@ -1,0 +1,39 @@
+"""Metrics by their judge: what all that share one have in common."""
+
+from persongen_jax.metrics.base import Metric
+
+
+class JudgedByClip(Metric):
+    """By ``config.clip``, which is ``self.clip``, a judges.ClipJudge."""
+
+    judge_key = "clip"
+
+    def __init__(self, config, judges):
+        self.clip, self.judge = judges.clip, config.clip
+
+    def networks(self):
+        return self.clip.clip.networks
+
+
+class JudgedByFaceNet(Metric):
+    """By ``config.face_net``, which is ``self.faces``, a judges.FaceJudge."""
+
+    judge_key = "face_net"
+
+    def __init__(self, config, judges):
+        self.faces, self.judge = judges.faces, config.face_net
+
+    def networks(self):
+        return self.faces.embedder.networks
+
+
+class JudgedByClassifier(Metric):
+    """By ``config.classifier``, which is ``self.attributes``, an attribute_judge.AttributeJudge."""
+
+    judge_key = "classifier"
+
+    def __init__(self, config, judges):
+        self.attributes, self.judge = judges.attributes, config.classifier
+
+    def networks(self):
+        return (self.attributes.weights,)
