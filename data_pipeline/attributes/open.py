@@ -55,6 +55,8 @@ def open_attribute_data(
     Raises:
         ValueError: an unknown name, or data that cannot be used; the message says what to do.
     """
+    if size < 1:
+        raise ValueError(f"config.size={size}: pictures have at least 1 pixel")
     if data == "digits":
         found = digits.open_digits()
     elif data == "drawn_faces":

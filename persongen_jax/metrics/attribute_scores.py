@@ -44,6 +44,8 @@ def share(correct) -> dict:
 def mean_of_pictures(correct) -> dict:
     """{"mean", "low", "high", "n"} of answers [n, K], of which a picture's depend on each other."""
     answered = ~np.isnan(correct)
+    if (answered.sum(1) <= 1).all():  # a class: answers are independent
+        return share(correct[answered])
     there = answered.any(1)
     own = np.where(answered, correct, 0).sum(1)[there] / answered.sum(1)[there]
     n = len(own)
@@ -51,4 +53,5 @@ def mean_of_pictures(correct) -> dict:
         return {"mean": float(own.mean()) if n else None, "low": None, "high": None, "n": n}
     room = Z * own.std(ddof=1) / np.sqrt(n)
     mean = float(own.mean())
-    return {"mean": mean, "low": float(mean - room), "high": float(min(1, mean + room)), "n": n}
+    low, high = max(0.0, float(mean - room)), min(1.0, float(mean + room))
+    return {"mean": mean, "low": low, "high": high, "n": n}

@@ -6,6 +6,8 @@ from flax import nnx
 from persongen_jax.models.layers import Conv, GroupNorm, Linear
 from persongen_jax.models.resnet import Downsample2D, ResnetBlock2D
 
+GROUPS = 8  # of the normalisation
+
 
 class AttributeClassifier(nnx.Module):
     """Pictures [b, h, w, c] in [-1, 1] to logits [b, K] and features [b, d].
@@ -17,14 +19,13 @@ class AttributeClassifier(nnx.Module):
 
     def __init__(self, channels: int, attributes: int, widths, *, rngs):
         kw = {"dtype": jnp.float32, "param_dtype": jnp.float32, "rngs": rngs}
-        groups = 8
         self.conv_in = Conv(channels, widths[0], 3, padding=1, **kw)
         self.blocks, self.downsamplers = nnx.List([]), nnx.List([])
         for before, width in zip((widths[0], *widths), widths, strict=False):
-            self.blocks.append(ResnetBlock2D(before, width, groups=groups, **kw))
+            self.blocks.append(ResnetBlock2D(before, width, groups=GROUPS, **kw))
         for width in widths[:-1]:
             self.downsamplers.append(Downsample2D(width, **kw))
-        self.norm = GroupNorm(groups, widths[-1], **kw)
+        self.norm = GroupNorm(GROUPS, widths[-1], **kw)
         self.head = Linear(widths[-1], attributes, **kw)
 
     def features(self, pictures):

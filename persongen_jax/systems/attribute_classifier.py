@@ -19,7 +19,7 @@ from persongen_jax.contact_sheet import Row, contact_sheet
 from persongen_jax.evaluation import Result
 from persongen_jax.metrics.attribute_scores import mean_of_pictures, right, share
 from persongen_jax.metrics.measures import DESCRIPTION
-from persongen_jax.models.attribute_classifier import AttributeClassifier
+from persongen_jax.models.attribute_classifier import GROUPS, AttributeClassifier
 from persongen_jax.sampled_evaluation import WIDE, as_rgb
 from persongen_jax.systems.on_attributes import OnAttributes
 
@@ -35,6 +35,10 @@ class Classifier(OnAttributes):
     def __init__(self, config):
         self.config = config
         height, width, channels = self.described.shape
+        if not config.widths or any(width % GROUPS for width in config.widths):
+            raise ValueError(
+                f"config.widths={tuple(config.widths)}: give multiples of {GROUPS}, one at least"
+            )
         halvings = len(config.widths) - 1
         if min(height, width) % 2**halvings:
             raise ValueError(
@@ -149,9 +153,9 @@ class HeldOut:
 
     def rows(self, name, images):
         found = []
-        for i in range(len(images) // WIDE):
-            first, *others = images[i * WIDE : (i + 1) * WIDE]
-            found.append((i, 0, Row("held out", first, others)))
+        for i in range(0, len(images), WIDE):
+            first, *others = images[i : i + WIDE]
+            found.append((i // WIDE, 0, Row("held out", first, others or [first])))
         return found
 
     def sheet(self, name, images):

@@ -102,6 +102,8 @@ class Ddpm(OnAttributes, DiffusionSystem):
                 f"config.validation_guidance={config.validation_guidance:g} needs a model that is "
                 "also trained without its condition; set it to 0, or config.drop_prob above 0"
             )
+        if config.validation_images < 1:
+            raise ValueError(f"config.validation_images={config.validation_images}: at least 1")
         self.fields = (Attributes(self.vocabulary),)
         height, _, channels = self.described.shape
         self.codec = Pixels(channels)
@@ -203,6 +205,11 @@ class Ddpm(OnAttributes, DiffusionSystem):
         """
         data, n = self.data, self.config.validation_images
         rng = np.random.default_rng(self.config.validation_seed)
+        if name == UNSEEN and not len(data.unseen):
+            raise ValueError(
+                "config.attributes: of so few every combination is in the training, none is left "
+                "to validate as unseen; read more of them, or set config.validation_every=0"
+            )
         if name == UNSEEN:
             values = data.unseen[rng.permutation(np.arange(n) % len(data.unseen))]
         else:

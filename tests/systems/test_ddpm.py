@@ -24,7 +24,7 @@ from persongen_jax.partition import leaf_paths
 from persongen_jax.sampling_plan import make_plan
 from persongen_jax.sharding import make_mesh, replicated
 from persongen_jax.systems import ddpm
-from persongen_jax.systems.attribute_classifier import Classifier
+from persongen_jax.systems.attribute_classifier import Classifier, HeldOut
 from persongen_jax.systems.open import open_system
 from persongen_jax.train import train
 from tests.systems.ddpm_config import get_config
@@ -290,6 +290,7 @@ def test_a_cpu_may_count_as_several_devices(run, judge, tmp_path):
         ({"conditioning": "somehow"}, "config.conditioning='somehow' is not supported"),
         ({"attributes": ("glases",)}, "no 'glases'.*did you mean glasses"),
         ({"size": 8}, "at least 16"),
+        ({"validation_images": 0}, "validation_images=0: at least 1"),
         ({"drop_prob": 0.0}, "validation_guidance=3 needs .*drop_prob above 0"),
     ],
 )
@@ -297,6 +298,23 @@ def test_a_config_that_cannot_be(changes, said):
     config = drawn_faces.get_config()
     config.update(changes)
     with pytest.raises(ValueError, match=said):
+        open_system(config)
+
+
+def test_few_attributes_leave_no_combination_unseen():
+    config = drawn_faces.get_config()
+    config.attributes = ("glasses",)
+    with pytest.raises(ValueError, match="none is left to validate as unseen"):
+        open_system(config).cases("unseen")
+
+
+def test_a_judge_of_few_pictures_has_a_sheet():
+    config = classifier.get_config("digits")
+    held = HeldOut(open_system(config))
+    few = np.zeros((3, 8, 8, 3), np.uint8)
+    assert held.sheet("held_out", few).ndim == 3 and len(held.rows("held_out", few)) == 1
+    config.widths = ()
+    with pytest.raises(ValueError, match="give multiples of 8"):
         open_system(config)
 
 
