@@ -43,7 +43,7 @@ CONFIGS = {
             "up_block_types": (*["AttnUpBlock2D"] * 3, "UpBlock2D"),
         },
         16,
-        1,
+        2,
     ),
     # That of configs/attributes/drawn_faces.py.
     "drawn faces, 32x32": (

@@ -9,7 +9,9 @@ from jax import lax
 
 from persongen_jax.models.attention import attention
 from persongen_jax.models.layers import GroupNorm, Linear
+from persongen_jax.models.ops import per_device
 from persongen_jax.models.platform import target
+from persongen_jax.sharding import BATCH
 
 # From so many positions on, and up to so wide a head, a CPU goes head by head.
 CPU_BY_HEADS_TOKENS = 256
@@ -48,7 +50,6 @@ class SpatialAttention(nnx.Module):
             project(tokens).reshape(b, h * w, self.heads, c // self.heads)
             for project in (self.to_q, self.to_k, self.to_v)
         )
-        attend = attention_by_heads if cpu_by_heads(q.shape, q.dtype) else attention
         x = x + self.to_out[0](attend(q, k, v).reshape(b, h, w, c))
         return x if self.output_scale_factor == 1.0 else x / self.output_scale_factor
 
@@ -57,9 +58,23 @@ def cpu_by_heads(shape, dtype) -> bool:
     """Whether :func:`attention_by_heads` is the better form for q, k and v [b, n, heads, d]."""
     b, n, heads, d = shape
     mesh = jax.sharding.get_abstract_mesh()
-    one = mesh.empty or mesh.size == 1  # a loop over the batch cannot be shared out
-    fits = n >= CPU_BY_HEADS_TOKENS and d <= CPU_BY_HEADS_WIDTH and b * heads > 1
-    return target() == "cpu" and one and fits and dtype == jnp.float32
+    dealt = mesh.empty or bool(mesh.manual_axes) or b % mesh.size == 0
+    fits = n >= CPU_BY_HEADS_TOKENS and d <= CPU_BY_HEADS_WIDTH and per_device(b) * heads > 1
+    return target() == "cpu" and dealt and fits and dtype == jnp.float32
+
+
+def attend(q, k, v):
+    """softmax(q k^T / sqrt(d)) v of [b, n, heads, d] each, in the better of two forms."""
+    if not cpu_by_heads(q.shape, q.dtype):
+        return attention(q, k, v)
+    # The compiler cannot divide a loop over the batch among devices: say that it is dealt out.
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.size == 1 or mesh.manual_axes:
+        return attention_by_heads(q, k, v)
+    each = (BATCH,) * 3
+    return jax.shard_map(attention_by_heads, in_specs=each, out_specs=BATCH, check_vma=False)(
+        q, k, v
+    )
 
 
 @jax.custom_vjp

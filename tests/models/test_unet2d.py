@@ -1,6 +1,9 @@
 """Our UNet2DModel against diffusers' on torch: layer by layer, whole, gradients, files."""
 
 import json
+import os
+import subprocess
+import sys
 import warnings
 
 import jax
@@ -204,6 +207,39 @@ def test_where_attention_goes_head_by_head(shape, chosen):
     assert cpu_by_heads(shape, jnp.float32) == chosen
     with compile_for("gpu"):
         assert not cpu_by_heads(shape, jnp.float32)
+
+
+ON_A_MESH = """
+import jax, jax.numpy as jnp, numpy as np
+from persongen_jax.models.attention import attention
+from persongen_jax.models.spatial_attention import attend, cpu_by_heads
+from persongen_jax.sharding import along_batch, make_mesh
+qkv = [jax.random.normal(key, (8, 256, 2, 4)) for key in jax.random.split(jax.random.key(0), 3)]
+
+def both(function, qkv):
+    return jax.jit(jax.value_and_grad(lambda *qkv: jnp.sin(function(*qkv)).sum(), (0, 1, 2)))(*qkv)
+
+plain, mesh = jax.tree.leaves(both(attention, qkv)), make_mesh()
+assert mesh.size == 4
+with jax.set_mesh(mesh):
+    assert cpu_by_heads(qkv[0].shape, qkv[0].dtype)
+    assert not cpu_by_heads((9, 256, 2, 4), jnp.float32)
+    dealt = jax.tree.leaves(both(attend, jax.device_put(qkv, along_batch(mesh))))
+    nine = [jnp.concatenate([x, x[:1]]) for x in qkv]
+    assert attend(*nine).shape == (9, 256, 2, 4)
+for a, b in zip(dealt, plain, strict=True):
+    assert np.abs(a - b).max() < 1e-5 * np.abs(b).max()
+"""
+
+
+@pytest.mark.slow
+def test_each_device_goes_through_its_own_pictures():
+    """And a batch that cannot be dealt out goes plainly."""
+    flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=4"
+    environment = {**os.environ, "XLA_FLAGS": flags}
+    command = [sys.executable, "-c", ON_A_MESH]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
 
 
 # ---- files ------------------------------------------------------------------------------------
