@@ -31,6 +31,13 @@ class Vocabulary:
     def __len__(self):
         return len(self.names)
 
+    @property
+    def units(self) -> np.ndarray:
+        """[K] int32: a number for each attribute by itself, and one for all of a group."""
+        group_of = {name: group for group, names in self.groups.items() for name in names}
+        owners = [group_of.get(name, name) for name in self.names]
+        return np.array([list(dict.fromkeys(owners)).index(owner) for owner in owners], np.int32)
+
     @classmethod
     def of_classes(cls, group: str, members: Sequence[str]) -> "Vocabulary":
         """One group alone, such as which digit a picture shows."""

@@ -157,13 +157,18 @@ class Ddpm(OnAttributes, DiffusionSystem):
     # ---- a step ----
 
     def draw(self, key_of, batch):
-        """As DiffusionSystem's; "hidden" [b, K] bool, attributes that are not told."""
+        """As DiffusionSystem's; "hidden" [b, K] bool, attributes that are not told.
+
+        By chance an example hides any part of them from none to all, and a class as a whole.
+        """
         draws = super().draw(key_of, batch)
         if self.config.hide_prob > 0:
-            some, each = jax.random.split(key_of(HIDE))
-            b, k = batch["attributes"].shape
+            some, share, each = jax.random.split(key_of(HIDE), 3)
+            units, b = self.vocabulary.units, len(batch["attributes"])
             hides = jax.random.bernoulli(some, self.config.hide_prob, (b, 1))
-            draws["hidden"] = hides & jax.random.bernoulli(each, 0.5, (b, k))
+            chance = jax.random.uniform(share, (b, 1))
+            hidden = jax.random.uniform(each, (b, max(units) + 1)) < chance
+            draws["hidden"] = hides & hidden[:, units]
         return draws
 
     def losses(self, model, batch, draws):
