@@ -38,6 +38,8 @@ def measure_lines(run, classifier, *, strips: int, frames: int, steps: int, guid
     data = pipe.system.data
     combinations = data.unseen if data.unseen is not None and len(data.unseen) else data.test.values
     rng, found = np.random.default_rng(0), {}
+    if data.vocabulary.groups:
+        raise ValueError(f"{run} knows classes; lines are of attributes that are or are not")
     for name in data.vocabulary.names:
         place = data.vocabulary.names.index(name)
         column = judge.vocabulary.names.index(name)

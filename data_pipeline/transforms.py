@@ -32,19 +32,28 @@ def decode_image(data: bytes, name: str) -> np.ndarray:
     return _decode(io.BytesIO(data), name)
 
 
+def rgb_of(image: Image.Image) -> np.ndarray:
+    """load_image for a picture that is open.
+
+    Raises:
+        ValueError: more than 8 bits per channel, or a strip.
+    """
+    if image.mode.startswith(("I", "F")):
+        raise ValueError(f"pixels of mode {image.mode}: convert it to 8 bits per channel")
+    image = ImageOps.exif_transpose(image)
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        paper = Image.new("RGBA", image.size, "white")
+        image = Image.alpha_composite(paper, image)
+    if max(image.size) > MAX_ASPECT * min(image.size):
+        raise ValueError(f"{image.width}x{image.height}: too narrow a strip to train on")
+    return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
+
+
 def _decode(file, path) -> np.ndarray:
     try:
         with Image.open(file) as image:
-            if image.mode.startswith(("I", "F")):
-                raise ValueError(f"pixels of mode {image.mode}: convert it to 8 bits per channel")
-            ImageOps.exif_transpose(image, in_place=True)
-            if image.has_transparency_data:
-                image = image.convert("RGBA")
-                paper = Image.new("RGBA", image.size, "white")
-                image = Image.alpha_composite(paper, image)
-            if max(image.size) > MAX_ASPECT * min(image.size):
-                raise ValueError(f"{image.width}x{image.height}: too narrow a strip to train on")
-            return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
+            return rgb_of(image)
     except FileNotFoundError as error:
         raise ImageError(f"{path}: no such image file") from error
     except Exception as error:  # damaged files make the decoders raise almost anything

@@ -57,6 +57,9 @@ def parse_arguments(argv=None):
     add("--guidance", type=float, metavar="X", help="guidance scale")
     add("--seed", type=int, metavar="N", help="of the noise")
     add("--batch", type=int, metavar="N", help="pictures at once")
+    add("--data", metavar="DATA", help="of a run on attributes, if its folder has moved")
+    add("--csv", metavar="FILE", help="its table, likewise")
+    add("--classifier", metavar="DIR", help="run of a classifier that judges attributes, likewise")
     add("--prompts", help='"thesis" or a JSON file')
     add("--clip", metavar="DIR", help="transformers CLIP directory for CLIP-T")
     add("--face-net", metavar="FILE", help="face recogniser for Face-Sim")
@@ -76,6 +79,9 @@ def parse_arguments(argv=None):
 OPTIONS = {
     "base": "base",
     "id_encoder": "id_encoder",
+    "data": "data",
+    "csv": "csv",
+    "classifier": "classifier",
     "gallery": "validation_gallery",
     "people": "validation_people",
     "images": "validation_images",

@@ -22,6 +22,7 @@ from persongen_jax.pipeline.attributes import AT_ONCE, AttributePipeline
 from persongen_jax.sampled_evaluation import as_rgb
 
 FRAME_MS = 200  # of the animation
+DEFAULTS = {"images": 1, "frames": 9, "seed": 42, "batch_size": AT_ONCE}
 GRID_SIDE = 64  # smaller images are enlarged in grids, strips and animations
 
 
@@ -42,7 +43,8 @@ def parse_arguments(argv=None):
         help='such as "glasses=1,beard=0" or "digit=7"; what it leaves out is left to chance; may '
         "be given several times",
     )
-    add("--images", type=int, default=1, help="of each request; with --interpolate strips")
+    # What has no effect on one of the three is known by None: DEFAULTS says the rest.
+    add("--images", type=int, help="of each request, with --interpolate strips; default: 1")
     what = parser.add_mutually_exclusive_group()
     what.add_argument(
         "--interpolate",
@@ -51,7 +53,7 @@ def parse_arguments(argv=None):
         help="images between two requests, of the same noise: a strip, and an animated WebP",
     )
     what.add_argument("--edit", metavar="IMAGE", help="change this picture, by DDIM inversion")
-    add("--frames", type=int, default=9, help="of --interpolate")
+    add("--frames", type=int, help="of --interpolate; default: 9")
     add("--source", default="", metavar="REQUEST", help="what the picture of --edit shows")
     add("--out", type=Path, default=Path("outputs"), help="folder for the images")
     add("--steps", type=int, default=50, help="sampling steps")
@@ -61,33 +63,43 @@ def parse_arguments(argv=None):
         help="1 turns guidance off; default: 3, or 1 for a run that cannot be guided",
     )
     add("--scheduler", help="ddpm, ddim, euler, euler_ancestral, dpmpp_2m; default: ddim")
-    add("--seed", type=int, default=42)
-    add("--batch-size", type=int, default=AT_ONCE, help="images at once")
+    add("--seed", type=int, help="of the noise; default: 42")
+    add("--batch-size", type=int, help=f"images at once; default: {AT_ONCE}")
     return parser.parse_args(argv)
 
 
 def check(args):
     """ValueError for options that do not go together, or would have no effect."""
     for name in ("images", "frames", "steps", "batch_size"):
-        if getattr(args, name) < 1:
-            raise ValueError(f"--{name.replace('_', '-')} {getattr(args, name)}: at least 1")
+        number = getattr(args, name)
+        if number is not None and number < 1:
+            raise ValueError(f"--{name.replace('_', '-')} {number}: at least 1")
     if args.interpolate and args.attributes:
         raise ValueError("--attributes has no effect on --interpolate FROM TO; leave it out")
-    if args.source and not args.edit:
+    if args.source and args.edit is None:
         raise ValueError("--source says what the picture of --edit shows; give --edit too")
-    if args.edit and len(args.attributes) != 1:
+    if args.frames is not None and not args.interpolate:
+        raise ValueError("--frames is of --interpolate FROM TO; give it too")
+    if args.edit is None:
+        return
+    if len(args.attributes) != 1:
         raise ValueError("--edit needs --attributes once: what the picture shall show")
-    if args.edit and (args.scheduler or args.images > 1):
-        raise ValueError("--edit makes one image, by DDIM; leave --scheduler and --images out")
+    unread = ("scheduler", "images", "seed", "batch_size")
+    given = [f"--{name.replace('_', '-')}" for name in unread if getattr(args, name) is not None]
+    if given:
+        raise ValueError(
+            f"{', '.join(given)}: without effect on --edit, which makes one image by DDIM, from "
+            "the picture's own noise; leave it out"
+        )
 
 
 def generate(args) -> list[Path]:
     check(args)
+    for name, value in DEFAULTS.items():
+        if getattr(args, name) is None:
+            setattr(args, name, value)
     pipe = AttributePipeline.from_run(args.run, args.step)
-    said = [*args.attributes, *(args.interpolate or ())]
-    if pipe.system.config.conditioning == "none" and any(said):
-        raise ValueError(f"--run {args.run} is unconditional; leave the attributes out")
-    if args.edit:
+    if args.edit is not None:
         return edit(pipe, args)
     return interpolate(pipe, args) if args.interpolate else several(pipe, args)
 
@@ -114,6 +126,9 @@ def several(pipe, args) -> list[Path]:
 
 def interpolate(pipe, args) -> list[Path]:
     """A strip and an animation for each noise."""
+    one_sided = pipe.said_once(*args.interpolate)
+    if one_sided:
+        print(f"{', '.join(one_sided)}: the other end says nothing and starts halfway")
     folder, paths = ImageFolder(args.out), []
     batches = args.images * -(-args.frames // min(args.frames, args.batch_size))
     with Bar(args, batches, f"{args.images} strips") as progress:

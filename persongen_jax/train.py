@@ -31,7 +31,7 @@ from persongen_jax.methods.start import settle_step
 from persongen_jax.settings import check_same_run
 from persongen_jax.sharding import make_mesh, put_batch
 from persongen_jax.stopping import StopSignals
-from persongen_jax.systems.open import complete_config, open_system
+from persongen_jax.systems.open import complete_config, open_system, system_class
 from persongen_jax.train_step import CompiledSteps, TrainState
 from persongen_jax.training_log import EventFile, MetricsFile, Stopwatch, falling
 from persongen_jax.validation import Validator
@@ -57,7 +57,7 @@ def train(config: ConfigDict, workdir: Path, dry_run: bool = False) -> bool:
         checkpoints = Checkpoints(workdir, keep=config.keep_checkpoints)
         start = checkpoints.newest()
         before = None if start is None else checkpoints.config(start)
-        config = settle_step(config, before)
+        config = system_class(config.system).settled(settle_step(config, before))
         settings = json.loads(config.to_json())
         if before is not None:
             check_same_run(workdir, json.loads(complete_config(before).to_json()), settings)

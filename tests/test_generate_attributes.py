@@ -1,6 +1,7 @@
 """generate --run: images, strips and edits of a run on attributes, by the command and in Python."""
 
 import json
+import warnings
 
 import jax
 import jax.numpy as jnp
@@ -83,11 +84,46 @@ def test_without_a_request_nothing_is_asked_for(pipe):
     assert np.array_equal(free, pipe("", steps=2, guidance_scale=5))
 
 
+def test_a_request_that_training_never_showed_is_warned_of(pipe):
+    config = get_config()
+    config.drop_prob = config.validation_guidance = 0.0
+    never = AttributePipeline(open_system(config))
+    with pytest.warns(UserWarning, match="'' leaves attributes out, of which the training had no"):
+        never(["digit=1", ""], steps=1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        never("digit=1", steps=1)
+        pipe("", steps=1)
+
+
+def test_a_line_of_which_one_end_says_nothing_is_told(run, tmp_path, capsys):
+    words = ("--interpolate", "digit=1", "", "--frames=2")
+    generate.main([f"--run={run}", f"--out={tmp_path}", STEPS, *words])
+    assert "digit: the other end says nothing" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("mode", ["P", "RGBA", "L", "1"])
+def test_pictures_of_every_mode_are_read(pipe, mode):
+    picture = Image.fromarray(np.full((8, 8), 200, np.uint8)).convert(mode)
+    grey = pipe.read(picture)
+    assert grey.shape == (8, 8, 1) and abs(int(grey.mean()) - 200) <= (60 if mode == "1" else 1)
+
+
+def test_a_picture_is_turned_upright(pipe):
+    picture = Image.fromarray(np.arange(64, dtype=np.uint8).reshape(8, 8))
+    picture.getexif()[0x0112] = 3
+    assert np.array_equal(pipe.read(picture)[..., 0], np.asarray(picture)[::-1, ::-1])
+    with pytest.raises(ValueError, match="image float64 .8, 8.: give uint8"):
+        pipe.read(np.zeros((8, 8)))
+
+
 def test_a_model_that_cannot_be_guided_is_not():
     config = get_config()
     config.conditioning, config.validation_guidance = "none", 0.0
     pipe = AttributePipeline(open_system(config))
     assert pipe("", steps=1).shape == (1, 8, 8, 1)
+    with pytest.raises(ValueError, match="the run is unconditional"):
+        pipe("digit=1", steps=1)
     with pytest.raises(ValueError, match="guidance_scale=2: this run was not trained both"):
         pipe("", steps=1, guidance_scale=2)
 
@@ -167,6 +203,12 @@ def test_editing_is_a_command(run, tmp_path, capsys):
         (["--edit=nothing.png", "--attributes=digit=1"], "nothing.png"),
         (["--edit=nothing.png"], "needs --attributes once"),
         (["--source=digit=1"], "give --edit too"),
+        (["--source=", "--frames=5"], "--frames is of --interpolate"),
+        (["--edit="], "needs --attributes once"),
+        (["--edit=a.png", "--attributes=digit=1", "--seed=1"], "--seed: without effect on --edit"),
+        (["--edit=a.png", "--attributes=digit=1", "--images=1", "--batch-size=2"], "--images, --b"),
+        (["--guidance-scale=0"], "guidance_scale=0: give a number above 0"),
+        (["--guidance-scale=nan"], "guidance_scale=nan: give a number above 0"),
         (["--images=0"], "--images 0: at least 1"),
         (["--steps=2000"], "must lie in 1..1000"),
         (["--scheduler=magic"], "'magic' is not supported"),

@@ -26,7 +26,7 @@ from data_pipeline.attributes.folder_pictures import (
     read_sizes,
     report_sizes,
 )
-from data_pipeline.attributes.labelled import AttributeData, LabelledImages
+from data_pipeline.attributes.labelled import AttributeData, Description, LabelledImages
 from data_pipeline.attributes.table import (
     CELEBA_SPLITS,
     CELEBA_TABLE,
@@ -48,7 +48,12 @@ SPLITS |= dict.fromkeys(("val", "valid", "validation", "test", "1", "2"), True)
 HELD_OUT = 10  # every tenth picture, where no table says which
 
 
-def open_folder(folder, *, size: int, csv: str | None = None, channels: int = 3) -> AttributeData:
+def describe_folder(folder, *, size: int, csv: str = "", channels: int = 3) -> Description:
+    """What open_folder will give, by the table alone; arguments and errors as there."""
+    return Description(read_values(_open_table(Path(folder), csv))[0], _shape(size, channels))
+
+
+def open_folder(folder, *, size: int, csv: str = "", channels: int = 3) -> AttributeData:
     """The pictures of a folder and of the folders in it, uint8 [size, size, channels].
 
     Pictures of other sizes are cut to their middle square and scaled; one printed line says so.
@@ -56,17 +61,15 @@ def open_folder(folder, *, size: int, csv: str | None = None, channels: int = 3)
     Args:
         folder: where the pictures lie.
         size: of the pictures, in pixels.
-        csv: the table; None: the only one that lies in the folder.
+        csv: the table; "": the only one that lies in the folder.
         channels: 3, or 1 for grey.
 
     Raises:
         TableError: the table does not fit the pictures, or either cannot be read.
     """
     folder = Path(folder)
-    if channels not in (1, 3):
-        raise ValueError(f"channels={channels}: pictures have 1 (grey) or 3 (colour)")
-    table = read_table(find_table(folder, csv))
-    check_attributes(table)
+    _shape(size, channels)
+    table = _open_table(folder, csv)
     pictures = find_pictures(folder)
     picture_of = _match(folder, table, pictures)
     vocabulary, values = read_values(table)
@@ -89,6 +92,18 @@ def open_folder(folder, *, size: int, csv: str | None = None, channels: int = 3)
         terms=CELEBA_TERMS if table.path.stem == Path(CELEBA_TABLE).stem else "",
         mirror=channels == 3 and not vocabulary.groups,
     )
+
+
+def _shape(size: int, channels: int) -> tuple[int, int, int]:
+    if channels not in (1, 3):
+        raise ValueError(f"channels={channels}: pictures have 1 (grey) or 3 (colour)")
+    return size, size, channels
+
+
+def _open_table(folder: Path, csv: str) -> Table:
+    table = read_table(find_table(folder, csv or None))
+    check_attributes(table)
+    return table
 
 
 # ---- which row is which picture's ----------------------------------------------------------------

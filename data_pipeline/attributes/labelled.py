@@ -43,6 +43,16 @@ class Description:
     vocabulary: Vocabulary
     shape: tuple[int, int, int]
 
+    def to_dict(self) -> dict:
+        """As a config keeps it; groups as rows, for their names may hold dots."""
+        groups = tuple((group, *names) for group, names in self.vocabulary.groups.items())
+        return {"names": self.vocabulary.names, "groups": groups, "shape": tuple(self.shape)}
+
+    @classmethod
+    def from_dict(cls, said) -> "Description":
+        groups = {group: tuple(names) for group, *names in said["groups"]}
+        return cls(Vocabulary(tuple(said["names"]), groups), tuple(said["shape"]))
+
 
 @dataclasses.dataclass(frozen=True)
 class AttributeData:
@@ -120,6 +130,42 @@ def choose_attributes(data: AttributeData, names: Sequence[str]) -> AttributeDat
         RequestError: a name that it does not have.
     """
     vocabulary, places = data.vocabulary.choose(names)
+    return _with_places(data, vocabulary, places)
+
+
+def fit_to(data: AttributeData, wanted: Description, name: str) -> AttributeData:
+    """The data set with the attributes of ``wanted`` in its order, whatever its own order is.
+
+    Args:
+        name: of the data, for messages.
+
+    Raises:
+        ValueError: an attribute or a class is missing or another, or pictures of another shape.
+    """
+    own, asked = data.vocabulary, wanted.vocabulary
+    if data.train.shape != wanted.shape:
+        shapes = ["x".join(map(str, shape)) for shape in (wanted.shape, data.train.shape)]
+        raise ValueError(
+            f"{name}: the run was trained on pictures of {shapes[0]}, these are of {shapes[1]}; "
+            "name the data that it was trained on (--data)"
+        )
+    if own == asked:
+        return data
+    missing = [each for each in asked.names if each not in own.names]
+    missing += [group for group, names in asked.groups.items() if own.groups.get(group) != names]
+    if missing:
+        raise ValueError(
+            f"{name}: the run was trained with {', '.join(missing[:3])}, which these data do not "
+            "have, or not so; name the data that it was trained on (--data)"
+        )
+    left = [each for each in own.names if each not in asked.names]
+    if left:
+        print(f"{name}: {', '.join(left)}: not read, the run was trained without")
+    return _with_places(data, asked, [own.names.index(each) for each in asked.names])
+
+
+def _with_places(data: AttributeData, vocabulary: Vocabulary, places: list[int]) -> AttributeData:
+    """The data set with the attributes in these places of its own vocabulary alone."""
 
     def chosen(part: LabelledImages) -> LabelledImages:
         mark = f"{part.fingerprint}-{','.join(vocabulary.names)}"

@@ -4,7 +4,7 @@ import dataclasses
 from pathlib import Path
 
 from data_pipeline.attributes import digits, drawn_faces, tfds_sets
-from data_pipeline.attributes.folder import open_folder
+from data_pipeline.attributes.folder import describe_folder, open_folder
 from data_pipeline.attributes.labelled import AttributeData, Description, choose_attributes
 
 # What is known of a data set without opening it: of pictures of some size.
@@ -15,17 +15,22 @@ KNOWN = {
     "celeb_a": lambda size: Description(tfds_sets.CELEB_A, (size, size, 3)),
 }
 NAMES = tuple(KNOWN)
+BY_TFDS = ("mnist", "celeb_a")
+COLOUR = 3  # channels, and the default
 
 
-def describe_attribute_data(data: str, *, size: int, attributes=(), **folder) -> Description:
-    """The description of a data set, without its pictures; a folder is opened for it.
+def describe_attribute_data(
+    data: str, *, size: int, attributes=(), csv: str = "", channels: int = 3
+) -> Description:
+    """The description of a data set, without its pictures; of a folder the table is read.
 
     Arguments and errors as open_attribute_data's.
     """
-    if data not in KNOWN:
-        found = open_attribute_data(data, size=size, attributes=attributes, **folder)
-        return Description(found.vocabulary, found.train.shape)
-    found = KNOWN[data](size)
+    _check(data, size, csv, channels)
+    if data in KNOWN:
+        found = KNOWN[data](size)
+    else:
+        found = describe_folder(data, size=size, csv=csv, channels=channels)
     if attributes:
         return dataclasses.replace(found, vocabulary=found.vocabulary.choose(attributes)[0])
     return found
@@ -45,7 +50,7 @@ def open_attribute_data(
 
     Args:
         data: a name of ``NAMES``, or a folder with pictures and their table (folder.py).
-        size: of its pictures, in pixels; "digits" are 8, whatever it is.
+        size: of its pictures, in pixels; "digits" are 8.
         attributes: names of those that are read; () for all.
         csv: of a folder, the table, if not the only one in it.
         channels: of a folder's pictures, 1 or 3.
@@ -55,8 +60,9 @@ def open_attribute_data(
     Raises:
         ValueError: an unknown name, or data that cannot be used; the message says what to do.
     """
-    if size < 1:
-        raise ValueError(f"config.size={size}: pictures have at least 1 pixel")
+    _check(data, size, csv, channels)
+    if data_dir and data not in BY_TFDS:
+        raise ValueError(f"config.data_dir={data_dir!r} has no effect on {data}; leave it out")
     if data == "digits":
         found = digits.open_digits()
     elif data == "drawn_faces":
@@ -65,13 +71,25 @@ def open_attribute_data(
         found = tfds_sets.open_mnist(size, data_dir, download=download)
     elif data == "celeb_a":
         found = tfds_sets.open_celeb_a(size, data_dir, download=download)
-    elif Path(data).is_dir():
-        found = open_folder(data, size=size, csv=csv or None, channels=channels)
     else:
+        found = open_folder(data, size=size, csv=csv, channels=channels)
+    if found.terms:
+        print(f"{data}: {found.terms}")
+    return choose_attributes(found, attributes) if attributes else found
+
+
+def _check(data: str, size: int, csv: str, channels: int) -> None:
+    """ValueError for what cannot be, or would have no effect."""
+    if data not in KNOWN and not Path(data).is_dir():
         raise ValueError(
             f"config.data={data!r} is neither a folder nor one of {', '.join(NAMES)}; check the "
             "path"
         )
-    if found.terms:
-        print(f"{data}: {found.terms}")
-    return choose_attributes(found, attributes) if attributes else found
+    if size < 1:
+        raise ValueError(f"config.size={size}: pictures have at least 1 pixel")
+    if data == "digits" and size != digits.SHAPE[0]:
+        raise ValueError(f"config.size={size}: the digits are pictures of 8x8; set it to 8")
+    if csv and data in KNOWN:
+        raise ValueError(f"config.csv={csv!r} has no effect on {data}; leave it out")
+    if channels != COLOUR and data in KNOWN and KNOWN[data](size).shape[2] != channels:
+        raise ValueError(f"config.channels={channels}: {data} is in colour; leave it out")

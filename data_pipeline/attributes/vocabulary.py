@@ -34,9 +34,12 @@ class Vocabulary:
     @property
     def units(self) -> np.ndarray:
         """[K] int32: a number for each attribute by itself, and one for all of a group."""
-        group_of = {name: group for group, names in self.groups.items() for name in names}
-        owners = [group_of.get(name, name) for name in self.names]
+        owners = list(map(self.unit_of, self.names))
         return np.array([list(dict.fromkeys(owners)).index(owner) for owner in owners], np.int32)
+
+    def unit_of(self, name: str) -> str:
+        """The group of an attribute; its own name if it has none."""
+        return self._group_of(name) or name
 
     @classmethod
     def of_classes(cls, group: str, members: Sequence[str]) -> "Vocabulary":

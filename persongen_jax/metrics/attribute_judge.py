@@ -4,7 +4,9 @@ import jax
 import numpy as np
 from flax import nnx
 
-from persongen_jax.metrics.base import Generated, People
+from data_pipeline.attributes.folder_pictures import square
+from data_pipeline.attributes.vocabulary import RequestError
+from persongen_jax.metrics.base import Generated, Known, People
 
 
 class AttributeJudge:
@@ -63,14 +65,32 @@ class AttributeJudge:
     def scores(self, images) -> tuple[np.ndarray, np.ndarray]:
         """Logits [n, K] and features [n, d] of uint8 RGB pictures [n, h, w, 3].
 
-        Raises:
-            ValueError: pictures of another size than the classifier's.
+        A classifier of grey pictures reads their grey, as its training did.
         """
-        height, width, channels = self._system.described.shape
-        found = np.shape(images[0])[:2]
-        if found != (height, width):
+        size, _, channels = self._system.described.shape
+        return self._system.scores([square(image, size, channels) for image in images])
+
+    def check(self, known: Known) -> None:
+        """ValueError if the classifier cannot judge images such as the pictures of a set."""
+        size = self._system.described.shape[:2]
+        first = next((owner.pictures(1)[0] for owner in known.people.owners), None)
+        if first is not None and first.shape[:2] != size:
             raise ValueError(
-                f"config.classifier={self._run!r} reads pictures of {height}x{width} pixels, these "
-                f"have {found[0]}x{found[1]}; train one with config.size={found[0]}"
+                f"config.classifier={self._run!r} reads pictures of {size[0]}x{size[1]} pixels, "
+                f"the run's have {first.shape[0]}x{first.shape[1]}; train a classifier with the "
+                f"run's --config.data and --config.size={first.shape[0]}"
             )
-        return self._system.scores([image[..., :channels] for image in images])
+
+    def parse(self, request: str) -> tuple[np.ndarray, np.ndarray]:
+        """What a request asks for, in the classifier's attributes; see Vocabulary.parse.
+
+        Raises:
+            ValueError: the classifier does not tell one of its attributes.
+        """
+        try:
+            return self.vocabulary.parse(request)
+        except RequestError as error:
+            raise ValueError(
+                f"config.classifier={self._run!r} cannot judge {request!r}: {error}; train a "
+                "classifier with the run's --config.data"
+            ) from error

@@ -28,6 +28,13 @@ def right(logits, values, known, vocabulary: Vocabulary) -> np.ndarray:
     return correct
 
 
+def of_pictures(correct) -> np.ndarray:
+    """[n] the share of right answers of each picture, of answers [n, K]; NaN where none is."""
+    answered = ~np.isnan(correct)
+    n = answered.sum(1)
+    return np.where(n > 0, np.where(answered, correct, 0).sum(1) / np.maximum(n, 1), np.nan)
+
+
 def share(correct) -> dict:
     """{"mean", "low", "high", "n"} of independent answers [n], NaN for none: Wilson's interval."""
     correct = np.asarray(correct, np.float64)
@@ -43,11 +50,10 @@ def share(correct) -> dict:
 
 def mean_of_pictures(correct) -> dict:
     """{"mean", "low", "high", "n"} of answers [n, K], of which a picture's depend on each other."""
-    answered = ~np.isnan(correct)
-    if (answered.sum(1) <= 1).all():  # a class: answers are independent
-        return share(correct[answered])
-    there = answered.any(1)
-    own = np.where(answered, correct, 0).sum(1)[there] / answered.sum(1)[there]
+    own = of_pictures(correct)
+    if ((~np.isnan(correct)).sum(1) <= 1).all():  # a class: answers are independent
+        return share(own)
+    own = own[~np.isnan(own)]
     n = len(own)
     if n < 2:
         return {"mean": float(own.mean()) if n else None, "low": None, "high": None, "n": n}

@@ -37,3 +37,6 @@ class JudgedByClassifier(Metric):
 
     def networks(self):
         return (self.attributes.weights,)
+
+    def prepare(self, known):
+        self.attributes.check(known)

@@ -7,17 +7,19 @@ edited = pipe.edit("face.png", "glasses=1")                  # uint8 [h, w, c]
 """
 
 import functools
+import warnings
 from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from PIL import Image
 
 from data_pipeline.attributes.folder_pictures import square
 from data_pipeline.attributes.labelled import to_pixels
 from data_pipeline.attributes.vocabulary import RequestError
-from data_pipeline.transforms import load_image
+from data_pipeline.transforms import load_image, rgb_of
 from persongen_jax import sampling
 from persongen_jax.sampling_inversion import make_inverse_plan
 from persongen_jax.sharding import to_host
@@ -80,8 +82,8 @@ class AttributePipeline:
             requests: such as "glasses=1,beard=0"; "" for whatever the training has shown.
             images: of each request. Image i of every request starts from the same noise.
             steps: of the sampler.
-            guidance_scale: s of ε = ε_u + s (ε_c - ε_u), the paper's 1 + w; 1 turns it off. None:
-                3, or 1 for a model that was always trained with its condition, or never.
+            guidance_scale: s of ε = ε_u + s (ε_c - ε_u), the paper's 1 + w, above 0; 1 turns it
+                off. None: 3, or 1 for a model that was always trained with its condition, or never.
             scheduler: a sampler's name; None: the model's own, DDIM.
             seed: of the noise.
             batch_size: images at once.
@@ -92,7 +94,7 @@ class AttributePipeline:
             RequestError: an attribute that the run does not know, or a contradiction.
         """
         requests = [requests] if isinstance(requests, str) else list(requests)
-        asked = self.system.attributes.of_requests(requests)
+        asked = self._asked(requests)
         batch = {name: np.repeat(rows, images, axis=0) for name, rows in asked.items()}
         keys = [self._keys(seed, purpose, images, len(requests)) for purpose in (0, 1)]
         plan = self.system.plan(steps, scheduler, **options)
@@ -128,7 +130,7 @@ class AttributePipeline:
         """
         if frames < 2:
             raise ValueError(f"frames={frames}: an interpolation has at least 2")
-        batch = line(self.system.attributes.of_requests([start, end]), frames)
+        batch = line(self._asked([start, end]), frames)
         if np.allclose(batch["attributes"][0], batch["attributes"][-1]):
             raise RequestError(f"attributes: {start!r} and {end!r} ask for the same")
         keys = [self._keys(seed, p, index + 1, 1)[index] for p in (0, 1)]
@@ -137,6 +139,13 @@ class AttributePipeline:
         plan = self.system.plan(steps, scheduler, **options)
         repeated = jnp.broadcast_to(keys[1], (frames,))
         return self._sample(batch, noise, plan, repeated, guidance_scale, batch_size, progress)
+
+    def said_once(self, start: str, end: str) -> list[str]:
+        """The attributes, and groups, of which one end of an interpolation alone speaks."""
+        told = self.system.attributes.of_requests([start, end])["attributes_known"] > 0
+        vocabulary = self.system.vocabulary
+        own = (name for name, one in zip(vocabulary.names, told[0] != told[1], strict=True) if one)
+        return list(dict.fromkeys(map(vocabulary.unit_of, own)))
 
     def edit(
         self,
@@ -162,19 +171,42 @@ class AttributePipeline:
         pixels = jnp.asarray(to_pixels(self.read(image))[None])
         inverse = make_inverse_plan(self.system.scheduler_config, steps)
         graphdef, state = nnx.split(self.system.model)
-        of_source = {"batch": self.system.attributes.of_requests([source])}
+        of_source = {"batch": self._asked([source])}
         noise = _run(self.system, graphdef, state, of_source, pixels, inverse)
         progress(steps)
-        asked = self.system.attributes.of_requests([request])
+        asked = self._asked([request])
         plan = self.system.plan(steps, "ddim")
         return self._sample(asked, noise, plan, None, guidance_scale, 1, progress)[0]
 
     def read(self, image) -> np.ndarray:
         """A picture as the model has them, uint8 [h, w, c]."""
-        if not isinstance(image, np.ndarray):
-            image = np.asarray(image) if hasattr(image, "convert") else load_image(image)
+        if isinstance(image, Image.Image):
+            image = rgb_of(image)
+        elif not isinstance(image, np.ndarray):
+            image = load_image(image)
+        if image.dtype != np.uint8 or image.shape[2:] not in ((), (1,), (3,), (4,)):
+            raise ValueError(
+                f"image {image.dtype} {image.shape}: give uint8 [h, w], [h, w, 3] or [h, w, 4]"
+            )
         height, _, channels = self.size
         return square(image, height, channels)
+
+    def _asked(self, requests) -> dict[str, np.ndarray]:
+        """The requests' arrays; a warning of what the run has hardly seen in training."""
+        config, asked = self.system.config, self.system.attributes.of_requests(requests)
+        told = asked["attributes_known"] > 0
+        if config.conditioning == "none" and told.any():
+            raise ValueError("the run is unconditional: leave the attributes out")
+        if config.conditioning == "none" or config.hide_prob > 0:
+            return asked
+        rare = ~told.all(1) if config.drop_prob == 0 else told.any(1) & ~told.all(1)
+        if rare.any():
+            warnings.warn(
+                f"{requests[int(rare.argmax())]!r} leaves attributes out, of which the training "
+                "had no or few examples (config.hide_prob=0); name all of them",
+                stacklevel=3,
+            )
+        return asked
 
     def _keys(self, seed, purpose, images, requests):
         return jnp.tile(sampling.image_keys(seed, purpose, images), requests)
@@ -184,6 +216,8 @@ class AttributePipeline:
         guided = can_guide(system.config)
         if guidance_scale is None:
             guidance_scale = GUIDANCE if guided else 1
+        if not 0 < guidance_scale < np.inf:
+            raise ValueError(f"guidance_scale={guidance_scale:g}: give a number above 0; 1 is off")
         if guidance_scale != 1 and not guided:
             raise ValueError(
                 f"guidance_scale={guidance_scale:g}: this run was not trained both with and "

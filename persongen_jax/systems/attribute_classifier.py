@@ -21,6 +21,8 @@ from persongen_jax.metrics.attribute_scores import mean_of_pictures, right, shar
 from persongen_jax.metrics.measures import DESCRIPTION
 from persongen_jax.models.attribute_classifier import GROUPS, AttributeClassifier
 from persongen_jax.sampled_evaluation import WIDE, as_rgb
+from persongen_jax.sharding import to_host
+from persongen_jax.stopping import Stopped
 from persongen_jax.systems.on_attributes import OnAttributes
 
 SHIFT, NOISE = range(2)  # purposes of random numbers
@@ -54,7 +56,7 @@ class Classifier(OnAttributes):
         config = super().defaults()
         config.widths = (32, 64, 128)
         # Generated pictures are not as clean as real ones, nor always in the middle.
-        config.shift = 0.0625  # up to this part of the side
+        config.shift = 0.0625  # up to this part of the side, in whole pixels: of 8 pixels none
         config.noise = 0.05  # standard deviation, in [-1, 1]
         config.lr_model = 2e-3
         return config
@@ -101,7 +103,7 @@ class Classifier(OnAttributes):
         return HeldOut(self)
 
     def scores(self, pictures) -> tuple[np.ndarray, np.ndarray]:
-        """uint8 pictures [n, h, w, c] to logits [n, K] and features [n, d]."""
+        """uint8 pictures, n of [h, w, c], to logits [n, K] and features [n, d]."""
         return classify(self.model, pictures)
 
 
@@ -112,17 +114,23 @@ def _shifted(picture, shift):
     return jax.lax.dynamic_slice(padded, (most + shift[0], most + shift[1], 0), picture.shape)
 
 
-def classify(model, pictures) -> tuple[np.ndarray, np.ndarray]:
-    """uint8 pictures [n, h, w, c] to logits [n, K] and features [n, d], float32."""
+def classify(model, pictures, should_stop=lambda: False) -> tuple[np.ndarray, np.ndarray]:
+    """uint8 pictures, a sequence of n [h, w, c], to logits [n, K] and features [n, d], float32.
+
+    Raises:
+        Stopped: ``should_stop`` said so.
+    """
     graphdef, state = nnx.split(model)
     logits, features = [], []
     for start in range(0, len(pictures), AT_ONCE):
+        if should_stop():
+            raise Stopped
         here = to_pixels(np.stack([np.asarray(p) for p in pictures[start : start + AT_ONCE]]))
         # Filled up, so that every part has one shape.
         filled = np.concatenate([here, np.zeros((AT_ONCE - len(here), *here.shape[1:]), "f")])
-        rows = _classify(graphdef, state, filled)
-        logits.append(np.asarray(rows[0])[: len(here)])
-        features.append(np.asarray(rows[1])[: len(here)])
+        rows = [to_host(part) for part in _classify(graphdef, state, filled)]
+        logits.append(rows[0][: len(here)])
+        features.append(rows[1][: len(here)])
     return np.concatenate(logits), np.concatenate(features)
 
 
@@ -140,8 +148,7 @@ class HeldOut:
 
     def __call__(self, model, step):
         test, vocabulary = self.system.data.test, self.system.vocabulary
-        pictures = test.images[:]
-        logits, _ = classify(model, pictures)
+        logits, _ = classify(model, test.images, self.should_stop)
         known = test.values != UNKNOWN
         correct = right(logits, test.values, known, vocabulary)
         parts = {name: share(correct[:, i]) for i, name in enumerate(vocabulary.names)}
@@ -149,7 +156,7 @@ class HeldOut:
         row = {"step": step, "set": HELD_OUT, "method": "classifier"}
         row |= {"seed": self.system.config.seed, "metrics": {}}
         row["metrics"]["accuracy"] = {**mean_of_pictures(correct), "parts": parts, **about}
-        return {HELD_OUT: Result(row, as_rgb(np.stack(list(pictures[: 5 * WIDE]))))}
+        return {HELD_OUT: Result(row, as_rgb(np.stack(list(test.images[: 5 * WIDE]))))}
 
     def rows(self, name, images):
         found = []

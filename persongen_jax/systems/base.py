@@ -82,6 +82,14 @@ class System(abc.ABC):
         made[0].model = model
         return made[0]
 
+    @classmethod
+    def settled(cls, config) -> ConfigDict:
+        """The config of a run that begins now, with what it left to its data said in it.
+
+        A run is opened by it later, when the data may have changed or gone.
+        """
+        return config
+
     @property
     def table(self) -> tuple:
         """The rows (path pattern, group) that hold for this run."""

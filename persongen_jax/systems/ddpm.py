@@ -97,6 +97,9 @@ class Ddpm(OnAttributes, DiffusionSystem):
 
     def __init__(self, config):
         self.config = config
+        for name in ("drop_prob", "hide_prob"):
+            if not 0 <= config[name] <= 1:
+                raise ValueError(f"config.{name}={config[name]:g}: a probability is 0 to 1")
         if config.validation_guidance and not can_guide(config):
             raise ValueError(
                 f"config.validation_guidance={config.validation_guidance:g} needs a model that is "

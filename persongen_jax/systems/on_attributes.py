@@ -3,11 +3,13 @@
 import functools
 
 import jax
+from ml_collections import ConfigDict
 
 from data_pipeline.attributes.labelled import (
     AttributeData,
     Description,
     LabelledExamples,
+    fit_to,
     spec_of,
 )
 from data_pipeline.attributes.open import describe_attribute_data, open_attribute_data
@@ -30,23 +32,29 @@ class OnAttributes(System):
         config.data_dir = ""
         config.download = False
         config.mirror = True  # every other picture is mirrored, where that changes no attribute
+        # What the data were when training began: a run writes it here by itself.
+        config.described = ConfigDict()
+        return config
+
+    @classmethod
+    def settled(cls, config):
+        config = config.copy_and_resolve_references()
+        config.described = ConfigDict(_describe(config).to_dict())
         return config
 
     @functools.cached_property
     def described(self) -> Description:
-        """All that the model depends on; the data need not be there for it, if they have a name."""
-        return describe_attribute_data(self.config.data, **self._of_folder())
+        """All that the model depends on; of a run what it was when training began."""
+        said = self.config.described
+        return Description.from_dict(said) if said else _describe(self.config)
 
     @functools.cached_property
     def data(self) -> AttributeData:
-        """The pictures."""
+        """The pictures, with the attributes of ``described`` in its order."""
         config = self.config
         fetch = {"data_dir": config.data_dir, "download": config.download}
-        return open_attribute_data(config.data, **self._of_folder(), **fetch)
-
-    def _of_folder(self) -> dict:
-        names = ("size", "attributes", "csv", "channels")
-        return {name: self.config[name] for name in names}
+        found = open_attribute_data(config.data, **_of_folder(config), **fetch)
+        return fit_to(found, self.described, config.data)
 
     @property
     def vocabulary(self) -> Vocabulary:
@@ -59,3 +67,11 @@ class OnAttributes(System):
     def source(self):
         mirror = self.config.mirror and self.data.mirror
         return LabelledExamples(self.data.train, seed=self.config.seed, mirror=mirror)
+
+
+def _describe(config) -> Description:
+    return describe_attribute_data(config.data, **_of_folder(config))
+
+
+def _of_folder(config) -> dict:
+    return {name: config[name] for name in ("size", "attributes", "csv", "channels")}

@@ -8,6 +8,7 @@ from ml_collections import ConfigDict
 
 from persongen_jax.checkpoint import find_run, read_trained
 from persongen_jax.config import import_object
+from persongen_jax.diffusion import check_choice
 from persongen_jax.partition import fill_trained
 from persongen_jax.settings import brought_up
 from persongen_jax.sharding import load_shardings, make_mesh, mesh_for, replicated
@@ -18,6 +19,7 @@ SYSTEMS = {
     "ddpm": "persongen_jax.systems.ddpm:Ddpm",
     "attribute_classifier": "persongen_jax.systems.attribute_classifier:Classifier",
 }
+DTYPES = ("float32", "bfloat16", "float16")
 
 
 def system_class(name: str) -> type[System]:
@@ -38,12 +40,14 @@ def open_system(config, mesh=None) -> System:
         ValueError: an unknown system or method, or a key without its value.
         WeightsError: a file that is missing or does not fit.
     """
+    check_choice("config.dtype", config.dtype, DTYPES)
     shardings = None if mesh is None else load_shardings(mesh, config)
     return system_class(config.system).open(config, shardings)
 
 
 def abstract_system(config) -> System:
     """The same with a ShapeDtypeStruct for every array."""
+    check_choice("config.dtype", config.dtype, DTYPES)
     return system_class(config.system).abstract(config)
 
 

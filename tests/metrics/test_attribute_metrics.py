@@ -26,6 +26,10 @@ class Judge:
     """Reads the attributes from the first pixels, and takes the mean colour for features."""
 
     vocabulary, weights = FACES, [np.ones((2, 2))]
+    parse = staticmethod(FACES.parse)
+
+    def check(self, known):
+        pass
 
     def of_generated(self, generated):
         logits = np.asarray(generated.images[:, 0, :2, 0], float) - 100

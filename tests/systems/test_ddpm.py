@@ -1,7 +1,9 @@
 """The DDPM on attributes: conditioning, training, resuming, validation, the usual commands."""
 
+import csv
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,17 +17,22 @@ import pytest
 from flax import nnx
 
 from configs.attributes import celeba, classifier, digits, drawn_faces, mnist
+from data_pipeline.attributes.drawn_faces import VOCABULARY, write_folder
 from persongen_jax import diffusion, evaluate, flop_count
 from persongen_jax.aot_programs import training, with_batch
 from persongen_jax.assembly import assemble, number
 from persongen_jax.checkpoint import load_trained
+from persongen_jax.metrics.attribute_judge import AttributeJudge
+from persongen_jax.metrics.base import Known, Owner, People
 from persongen_jax.models.layers import UnusedRngs
 from persongen_jax.partition import leaf_paths
+from persongen_jax.pipeline.attributes import AttributePipeline
 from persongen_jax.sampling_plan import make_plan
+from persongen_jax.settings import check_same_run
 from persongen_jax.sharding import make_mesh, replicated
 from persongen_jax.systems import ddpm
 from persongen_jax.systems.attribute_classifier import Classifier, HeldOut
-from persongen_jax.systems.open import open_system
+from persongen_jax.systems.open import complete_config, open_system
 from persongen_jax.train import train
 from tests.systems.ddpm_config import get_config
 from tests.test_sharding import MESHES, assert_same, finish, start
@@ -287,6 +294,72 @@ def test_a_cpu_may_count_as_several_devices(run, judge, tmp_path):
     np.testing.assert_allclose(ours, theirs, rtol=0.02)
 
 
+# ---- a run on a folder -------------------------------------------------------------------------
+
+
+@pytest.fixture
+def faces(tmp_path):
+    """A folder of drawn faces, and the config of a run on it as it is when the run begins."""
+    write_folder(tmp_path / "faces", 40, 16)
+    return tmp_path / "faces", ddpm.Ddpm.settled(config_of(tmp_path / "faces"))
+
+
+def config_of(folder):
+    config = drawn_faces.get_config()
+    config.data, config.size, config.validation_every = str(folder), 16, 0
+    config.block_out_channels, config.attention = (8, 16), (False, True)
+    config.norm_num_groups, config.attention_head_dim = 4, 4
+    return config
+
+
+def rewritten(folder, change):
+    """The folder's table with other columns: ``change`` gets and gives {name: cells}."""
+    path = folder / "attributes.csv"
+    with open(path, newline="") as file:
+        names, *cells = csv.reader(file)
+    columns = change(dict(zip(names, zip(*cells, strict=True), strict=True)))
+    with open(path, "w", newline="") as file:
+        csv.writer(file).writerows([columns, *zip(*columns.values(), strict=True)])
+
+
+def test_a_run_knows_its_attributes_when_its_folder_is_gone(faces):
+    folder, config = faces
+    shutil.rmtree(folder)
+    saved = complete_config(json.loads(config.to_json()))
+    system = open_system(saved)
+    assert system.vocabulary == VOCABULARY and system.described.shape == (16, 16, 3)
+    assert AttributePipeline(system)("hat=1", steps=1).shape == (1, 16, 16, 3)
+
+
+def test_columns_in_another_order_mean_the_same(faces, capsys):
+    folder, config = faces
+    before = open_system(config).data
+    rewritten(folder, lambda columns: {**dict(reversed(columns.items())), "tall": ["0", "1"] * 20})
+    after = open_system(config).data
+    assert after.vocabulary == before.vocabulary
+    assert np.array_equal(after.train.values, before.train.values)
+    assert "tall: not read, the run was trained without" in capsys.readouterr().out
+
+
+def test_a_folder_that_is_not_the_run_s_is_named(faces):
+    folder, config = faces
+    rewritten(folder, lambda columns: {n: c for n, c in columns.items() if n != "hat"})
+    with pytest.raises(ValueError, match="was trained with hat, which these data do not have"):
+        _ = open_system(config).data
+    with pytest.raises(ValueError, match="trained with another config.*described"):
+        check_same_run(folder, config.to_dict(), ddpm.Ddpm.settled(config_of(folder)).to_dict())
+
+
+def test_a_judge_that_cannot_judge_is_named(judge):
+    judge, picture = AttributeJudge(str(judge)), np.zeros((16, 16, 3), np.uint8)
+    owner = Owner("hat=1", list, lambda limit=None: [picture])
+    known = Known("seen", People(lambda: [owner]), People(list))
+    with pytest.raises(ValueError, match="reads pictures of 8x8 pixels, the run's have 16x16"):
+        judge.check(known)
+    with pytest.raises(ValueError, match="cannot judge 'hat=1': .* --config.data"):
+        judge.parse("hat=1")
+
+
 # ---- faults: a sentence each --------------------------------------------------------------------
 
 
@@ -300,6 +373,11 @@ def test_a_cpu_may_count_as_several_devices(run, judge, tmp_path):
         ({"attributes": ("glases",)}, "no 'glases'.*did you mean glasses"),
         ({"size": 8}, "at least 16"),
         ({"validation_images": 0}, "validation_images=0: at least 1"),
+        ({"dtype": "half"}, "config.dtype='half' is not supported"),
+        ({"hide_prob": 1.5}, "config.hide_prob=1.5: a probability is 0 to 1"),
+        ({"csv": "labels.csv"}, "config.csv='labels.csv' has no effect on drawn_faces"),
+        ({"channels": 1}, "config.channels=1: drawn_faces is in colour"),
+        ({"data": "digits"}, "config.size=32: the digits are pictures of 8x8"),
         ({"drop_prob": 0.0}, "validation_guidance=3 needs .*drop_prob above 0"),
     ],
 )

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from persongen_jax.metrics.attribute_scores import right
+from persongen_jax.metrics.attribute_scores import of_pictures, right
 from persongen_jax.metrics.base import Values
 from persongen_jax.metrics.judged import JudgedByClassifier
 
@@ -17,24 +17,21 @@ class AttributeAccuracy(JudgedByClassifier):
     name, title, form = "attribute_accuracy", "attribute accuracy", "{:.1%}"
 
     def prepare(self, known):
+        super().prepare(known)
         for owner in known.people.owners:
-            self.attributes.vocabulary.parse(owner.name)
+            self.attributes.parse(owner.name)
 
     def __call__(self, generated, known):
         if generated.texts is None:
             return None
         vocabulary = self.attributes.vocabulary
-        asked = [vocabulary.parse(text) for text in generated.texts]
+        asked = [self.attributes.parse(text) for text in generated.texts]
         values, told = (np.stack(rows) for rows in zip(*asked, strict=True))
         logits, _ = self.attributes.of_generated(generated)
         correct = right(logits, values, told, vocabulary)
-        answered = ~np.isnan(correct)
-        n = answered.sum(1)
-        rights = np.where(answered, correct, 0).sum(1)
-        shares = np.where(n > 0, rights / np.maximum(n, 1), np.nan)
-        parts = {
-            name: correct[:, i] for i, name in enumerate(vocabulary.names) if answered[:, i].any()
-        }
-        whole = rights[n > 0] == n[n > 0]
-        facts = {"all_right": float(whole.mean()) if len(whole) else None}
+        shares = of_pictures(correct)
+        asked_for = ~np.isnan(correct).all(0)
+        parts = {name: correct[:, i] for i, name in enumerate(vocabulary.names) if asked_for[i]}
+        answered = shares[~np.isnan(shares)]
+        facts = {"all_right": float((answered == 1).mean()) if len(answered) else None}
         return Values(shares, parts=parts, facts=facts)
