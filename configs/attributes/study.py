@@ -16,7 +16,7 @@ def get_config():
     config.seeds = (0, 1, 2, 3, 4)
     config.methods = ("drawn_faces", "drawn_faces_unconditional")
     config.config_files = "configs/attributes/{}.py"
-    config.overrides = {"steps": 400, "validation_every": 0, "checkpoint_every": 200}
+    config.overrides = {"steps": 250, "validation_every": 0, "checkpoint_every": 125}
     config.evaluation = {"images": 500, "guidance": 0.0}
     config.cost_rounds, config.cost_data, config.full_size_files = 0, "", {}
     return config
