@@ -392,7 +392,7 @@ def test_few_attributes_leave_no_combination_unseen():
     config = drawn_faces.get_config()
     config.attributes = ("glasses",)
     with pytest.raises(ValueError, match="none is left to validate as unseen"):
-        open_system(config).cases("unseen")
+        ddpm.Ddpm.abstract(config).cases("unseen")
 
 
 def test_a_judge_of_few_pictures_has_a_sheet():
