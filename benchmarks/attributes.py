@@ -93,7 +93,7 @@ def lines_table(found: dict) -> str:
 def compare_frechet(study: Path) -> str:
     """The table of the study's runs, and the interval of the mean difference over seeds."""
     figures: dict[str, dict[int, float]] = {}
-    for path in sorted(study.glob("*/evaluation/step_*/metrics.json")):
+    for path in sorted(study.glob("*/seed_*/evaluation/step_*/metrics.json")):
         (row,) = [r for r in json.loads(path.read_text()) if r["set"] == "seen"]
         value = row["metrics"]["frechet_attributes"]["mean"]
         figures.setdefault(row["method"], {})[row["seed"]] = value

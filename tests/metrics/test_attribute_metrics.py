@@ -1,9 +1,12 @@
 """Attribute accuracy, Fréchet distance, precision and recall in a classifier's features."""
 
+import json
+
 import numpy as np
 import pytest
 from sklearn.neighbors import NearestNeighbors
 
+from benchmarks.attributes import compare_frechet
 from data_pipeline.attributes.vocabulary import Vocabulary
 from persongen_jax.comparison import table
 from persongen_jax.metrics.attribute_scores import mean_of_pictures, right, share
@@ -161,3 +164,18 @@ def test_precision_and_recall_take_sides():
     )
     assert precision.values == 1 and recall.values < 0.5
     assert opened(RecallAttributes)(narrow, known(wide[:3])) is None
+
+
+def test_a_study_s_distances_are_compared_seed_by_seed(tmp_path):
+    for method, file, shift in (("ddpm", "with", 0.0), ("unconditional", "without", 1.0)):
+        for seed in range(3):
+            row = {"set": "seen", "method": method, "seed": seed}
+            row["metrics"] = {"frechet_attributes": {"mean": 5 + 10 * seed + shift}}
+            folder = tmp_path / file / f"seed_{seed}" / "evaluation" / "step_000009"
+            folder.mkdir(parents=True)
+            (folder / "metrics.json").write_text(json.dumps([row, {**row, "set": "unseen"}]))
+    said = compare_frechet(tmp_path)
+    assert "| 2 | 25.000 | 26.000 | -1.000 |" in said
+    assert "-1.000 (-1.000 to -1.000)" in said and "the distance is lower" in said
+    with pytest.raises(ValueError, match="no seed with both runs evaluated"):
+        compare_frechet(tmp_path / "with")
