@@ -1,1 +1,0 @@
-"""Random damage to files, and what our readers say of it; see __main__.py."""
