@@ -97,6 +97,8 @@ OPTIONS = {
     "metrics": "metrics",
     "judges_are_inputs": "judges_are_inputs",
 }
+# Every config has ``data``; an evaluation reads it only of systems that describe it in their runs.
+NEEDS = {"data": "described"}
 
 
 # ---- one run -----------------------------------------------------------------------------------
@@ -130,7 +132,7 @@ def change_config(config, args):
     for option, key in OPTIONS.items():
         value = getattr(args, option)
         if value is not None:
-            if key not in config:
+            if NEEDS.get(option, key) not in config:
                 name = option.replace("_", "-")
                 raise ValueError(
                     f"--{name}: the run's system ({config.system}) has no such setting"

@@ -4,8 +4,9 @@
     python -m benchmarks.attributes frechet --study runs/attributes/study
 
 Both are generated without guidance, which trades likeness to the data for attributes. The judge is
-trained first: configs/attributes/classifier.py:drawn_faces. 250 steps take an hour on two cores and
-are too few to learn the attributes; for a study at full length --config.overrides.steps=2000.
+trained first: configs/attributes/classifier.py:drawn_faces. 250 steps took 74 minutes on two
+cores that did other work too, and are too few to learn the attributes; for a study at full length
+--config.overrides.steps=2000.
 """
 
 from configs.study_mini import get_config as study

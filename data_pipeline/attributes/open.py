@@ -61,8 +61,12 @@ def open_attribute_data(
         ValueError: an unknown name, or data that cannot be used; the message says what to do.
     """
     _check(data, size, csv, channels)
-    if data_dir and data not in BY_TFDS:
-        raise ValueError(f"config.data_dir={data_dir!r} has no effect on {data}; leave it out")
+    given = {"data_dir": data_dir, "download": download}
+    idle = [name for name, value in given.items() if value and data not in BY_TFDS]
+    if idle:
+        raise ValueError(
+            f"config.{idle[0]}={given[idle[0]]!r} has no effect on {data}; leave it out"
+        )
     if data == "digits":
         found = digits.open_digits()
     elif data == "drawn_faces":

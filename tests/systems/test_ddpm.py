@@ -388,6 +388,14 @@ def test_a_config_that_cannot_be(changes, said):
         open_system(config)
 
 
+@pytest.mark.parametrize("changes", [{"download": True}, {"data_dir": "somewhere"}])
+def test_what_only_fetched_data_read_is_named(changes):
+    config = drawn_faces.get_config()
+    config.update(changes)
+    with pytest.raises(ValueError, match=f"config.{next(iter(changes))}=.* has no effect on drawn"):
+        _ = ddpm.Ddpm.abstract(config).data
+
+
 def test_few_attributes_leave_no_combination_unseen():
     config = drawn_faces.get_config()
     config.attributes = ("glasses",)

@@ -118,6 +118,8 @@ def test_a_finished_run_opens_and_is_evaluated(whole_run, tmp_path, capsys):
     last = rows(whole_run / "validation" / "metrics.jsonl")[-1]
     assert row["metrics"]["read_as_asked"]["mean"] == last["metrics"]["read_as_asked"]["mean"]
     assert len(json.loads((tmp_path / "pictures" / "index.json").read_text())) == 10
+    with pytest.raises(SystemExit, match="--data: the run's system .* has no such setting"):
+        evaluate.main(["--run", str(whole_run), "--data", "elsewhere"])
     with pytest.raises(SystemExit, match="--people: the run's system .* has no such setting"):
         evaluate.main(["--run", str(whole_run), "--people", "3"])
 
