@@ -60,6 +60,7 @@ def test_images_and_their_grid(run, pipe, tmp_path, capsys):
     assert [path.name for path in again[:2]] == ["00003.png", "00004.png"]
 
 
+@pytest.mark.slow
 def test_the_same_noise_for_every_request_and_any_batch(pipe):
     both = pipe(["digit=7", "digit=2"], images=2, steps=2)
     one = pipe("digit=2", images=2, steps=2, batch_size=1)

@@ -96,6 +96,9 @@ def ours_of(unet, sample, timesteps, labels):
 
 # Options that few files have.
 RARE = (
+    "fourier",
+    "resnet_sampling",
+    "asymmetric",
     "three_levels",
     "no_mid",
     "no_mid_attention",
