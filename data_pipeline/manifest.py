@@ -18,8 +18,8 @@ from collections import Counter, defaultdict
 from dataclasses import fields
 from pathlib import Path
 
+from data_pipeline.pictures.reading import ImageError, image_size
 from data_pipeline.schema import Record, to_entry
-from data_pipeline.transforms import ImageError, image_size
 from persongen_jax.prompts import PromptError, split_at_trigger
 
 log = logging.getLogger(__name__)

@@ -20,9 +20,9 @@ from urllib.parse import parse_qsl
 import numpy as np
 
 from data_pipeline.manifest import read_manifest
+from data_pipeline.pictures.reading import ImageError, load_image
 from data_pipeline.schema import Record
 from data_pipeline.shard_reading import is_shards, open_shards
-from data_pipeline.transforms import ImageError, load_image
 
 PEOPLE = "people:"
 NUMBERS = {"identities": 200, "pictures": 16, "seed": 0, "size": 64, "first_picture": 0}

@@ -17,8 +17,9 @@ import numpy as np
 
 from data_pipeline.buckets import Turns, nearest
 from data_pipeline.examples.fields import Example, Field, Input
+from data_pipeline.pictures.reading import ImageError, image_size, load_image
 from data_pipeline.schema import MAX_REFERENCES, Record, to_entry
-from data_pipeline.transforms import ImageError, TargetCrop, image_size, load_image, plan_crop
+from data_pipeline.transforms import TargetCrop, plan_crop
 
 log = logging.getLogger(__name__)
 

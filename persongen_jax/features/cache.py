@@ -28,7 +28,7 @@ from flax import nnx
 
 from data_pipeline.cache import KEY_BYTES, FeatureTable, digest_of
 from data_pipeline.examples.fields import Encoding, Field, Input, unflatten
-from data_pipeline.transforms import ImageError
+from data_pipeline.pictures.reading import ImageError
 from persongen_jax.full_disk import is_full
 from persongen_jax.partition import assign_groups, leaf_paths
 

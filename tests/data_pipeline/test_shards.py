@@ -19,10 +19,10 @@ from data_pipeline.examples.fields import Image, flatten, unflatten
 from data_pipeline.examples.source import ExampleSource
 from data_pipeline.examples.spatial import Weight
 from data_pipeline.manifest import read_manifest, write_manifest
+from data_pipeline.pictures.reading import load_image
 from data_pipeline.shard_reading import INDEX, ShardError, open_shards
 from data_pipeline.shards import main, write_shards
 from data_pipeline.sources import open_records
-from data_pipeline.transforms import load_image
 from tests.data_pipeline.photographs import assert_same, photograph_source, take
 
 
