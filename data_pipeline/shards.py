@@ -33,7 +33,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from data_pipeline.manifest import CLIPPED, DROPPED, SINGLE, read_manifest, serviceable
+from data_pipeline.manifest import CLIPPED, COPIES, DROPPED, SINGLE, read_manifest, serviceable
 from data_pipeline.pictures.reading import ImageError, load_image
 from data_pipeline.schema import Record, to_entry
 from data_pipeline.shard_reading import FORMAT, INDEX, SPLIT, ShardError, is_shards, open_tfds
@@ -257,7 +257,7 @@ def main(argv=None) -> int:
         print(f"shards: {error}", file=sys.stderr)
         return 1
     changes = ", ".join(
-        f"{counts[name]} {name}" for name in (UNDECODABLE, CLIPPED, DROPPED, SINGLE)
+        f"{counts[name]} {name}" for name in (UNDECODABLE, CLIPPED, DROPPED, SINGLE, COPIES)
     )
     print(
         f"{args.out}: {counts['pictures']} pictures of {counts['people']} people in "

@@ -4,11 +4,14 @@ import functools
 import io
 import os
 import re
+import warnings
 from pathlib import Path
 
 from PIL import Image, UnidentifiedImageError
 
 MAX_PIXELS = 100_000_000
+# Our own limit takes its place. Appended, so that a filter of the user's goes before it.
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning, append=True)
 # By name, because Pillow would also run Ghostscript on an EPS file. TGA has no signature, so it is
 # tried last.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "AVIF", "HEIF", "JPEG2000", "PPM")

@@ -183,7 +183,8 @@ def test_what_is_put_right_is_counted_and_logged(folder, tmp_path, capsys, caplo
     assert last.endswith(
         "9 pictures of 2 people in 2 shards; 2 pictures that do not decode passed over, "
         "1 boxes clipped at the picture's edge, 1 boxes outside the picture dropped, "
-        "1 people with a single picture left out"
+        "1 people with a single picture left out, 0 copies of a picture under another name "
+        "taken as that picture"
     )
     assert "anna_0.png: cannot be decoded" in caplog.text and "bert_3.png: cannot" in caplog.text
     kept, read_image = open_records(tmp_path / "s")
