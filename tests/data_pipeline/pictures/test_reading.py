@@ -10,7 +10,15 @@ from PIL import Image, ImageCms, ImageOps, features
 
 from data_pipeline.pictures import formats
 from data_pipeline.pictures.reading import ImageError, image_size, load_image, load_mask
-from tests.data_pipeline.pictures.profiles import ADOBE, D50, P3, grey_profile, rgb_profile, to_xyz
+from tests.data_pipeline.pictures.profiles import (
+    ADOBE,
+    D50,
+    P3,
+    cmyk_profile,
+    grey_profile,
+    rgb_profile,
+    to_xyz,
+)
 
 SRGB = ImageCms.createProfile("sRGB")
 
@@ -56,7 +64,7 @@ def test_profiles_are_converted_to_srgb(kind, primaries, gamma, tmp_path):
     assert np.abs(found.astype(int) - raw).max() > 10
 
 
-def test_grey_cmyk_and_palette_profiles(tmp_path):
+def test_grey_and_palette_profiles(tmp_path):
     grey, profile = Image.fromarray(picture()).convert("L"), grey_profile(1.8)
     grey.save(tmp_path / "grey.png", icc_profile=profile)
     wanted = converted(grey, profile, "L")
@@ -77,6 +85,20 @@ def test_grey_cmyk_and_palette_profiles(tmp_path):
         Image.fromarray(picture()), SRGB, ImageCms.createProfile("LAB"), outputMode="LAB"
     )
     assert np.abs(load_image(lab).astype(int) - picture()).mean() < 2
+
+
+def test_cmyk_profiles(tmp_path):
+    """By a table, as every CMYK profile: here ink to Lab by a rule that Pillow's own lacks."""
+    image = Image.fromarray(np.dstack([picture(), picture()[..., 1] // 4]), "CMYK")
+    profile = cmyk_profile()
+    for kind in ("jpg", "tiff"):
+        image.save(tmp_path / f"ink.{kind}", icc_profile=profile)
+        with Image.open(tmp_path / f"ink.{kind}") as stored:
+            assert stored.mode == "CMYK"
+            wanted, plain = converted(stored, profile, "CMYK"), np.asarray(stored.convert("RGB"))
+        found = load_image(tmp_path / f"ink.{kind}")
+        np.testing.assert_array_equal(found, wanted)
+        assert np.abs(found.astype(int) - plain).max() > 30
 
 
 def test_srgb_by_name_and_broken_profiles_change_nothing(tmp_path, caplog):
