@@ -11,7 +11,8 @@ from data_pipeline.pictures.formats import PictureFault
 
 BAND = 1 << 24  # pixels that are converted at once: a large picture is in memory once, not thrice
 DEEP = 65535
-ORIENTATION = 0x0112  # of EXIF
+ORIENTATION, INTEROPERABILITY = 0x0112, 0xA005  # of EXIF
+SRGB_GAMMA = 0.45455  # of PNG's gAMA
 SPACES = {"GRAY": "L", "RGB": "RGB", "CMYK": "CMYK", "Lab": "LAB"}  # a profile's, and the mode's
 GREYS = ("1", "L", "LA", "La")
 
@@ -133,6 +134,7 @@ def profile_of(image: Image.Image, say):
     """(colours, mode of the image) to sRGB by the picture's profile; None: it is sRGB already."""
     data = image.info.get("icc_profile")
     if not data:
+        _tell_of_other_colours(image, say)
         return _lab if image.mode == "LAB" else None
     try:
         space, convert = _open_profile(bytes(data))
@@ -147,6 +149,23 @@ def profile_of(image: Image.Image, say):
         say(f"its colour profile is of {space}, the picture of {image.mode}: taken as sRGB")
         return _lab if image.mode == "LAB" else None
     return convert
+
+
+def _tell_of_other_colours(image: Image.Image, say) -> None:
+    """Says that a picture is not sRGB, where it tells so by other means than a profile."""
+    gamma = image.info.get("gamma", SRGB_GAMMA)
+    if "srgb" not in image.info and abs(gamma - SRGB_GAMMA) > 0.05:
+        say(
+            f"its gamma of {gamma:g} is not minded, and it is taken as sRGB: save it with a profile"
+        )
+    if "exif" not in image.info:
+        return
+    try:
+        adobe = image.getexif().get_ifd(INTEROPERABILITY).get(1) == "R03"
+    except Exception:  # ``orientation`` tells of EXIF that cannot be read
+        return
+    if adobe:
+        say("Adobe RGB by its EXIF, without a profile, and taken as sRGB: save it with its profile")
 
 
 @functools.lru_cache(32)

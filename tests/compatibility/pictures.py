@@ -12,6 +12,8 @@ ENTRIES = [
     ("colour profile", "of CMYK", "converted to sRGB", f"{READING}::test_cmyk_profiles"),
     ("colour profile", "broken, of another colour space", "said, taken as sRGB",
      f"{READING}::test_srgb_by_name_and_broken_profiles_change_nothing"),
+    ("colour profile", "none, but EXIF's Adobe RGB or PNG's gamma", "said, taken as sRGB",
+     f"{READING}::test_colours_told_otherwise_are_said"),
     ("orientation", "EXIF 1 to 8; path, bytes, PIL image", "upright",
      f"{READING}::test_every_orientation_is_upright"),
     ("orientation", "damaged EXIF", "said, taken as upright",

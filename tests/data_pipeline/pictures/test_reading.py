@@ -6,7 +6,7 @@ import tracemalloc
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from PIL import Image, ImageCms, ImageOps, features
+from PIL import Image, ImageCms, ImageOps, PngImagePlugin, features
 
 from data_pipeline.pictures import formats
 from data_pipeline.pictures.reading import ImageError, image_size, load_image, load_mask
@@ -109,6 +109,24 @@ def test_srgb_by_name_and_broken_profiles_change_nothing(tmp_path, caplog):
     assert "srgb.png" not in caplog.text
     assert "broken.png: its colour profile cannot be read" in caplog.text
     assert "grey.png: its colour profile is of L, the picture of RGB: taken as sRGB" in caplog.text
+
+
+def test_colours_told_otherwise_are_said(tmp_path, caplog):
+    exif = Image.Exif()
+    exif.get_ifd(0x8769)[0xA001] = 0xFFFF
+    exif.get_ifd(0x8769)[0xA005] = {1: "R03", 2: b"0100"}
+    Image.fromarray(picture()).save(tmp_path / "camera.jpg", exif=exif)
+    info = PngImagePlugin.PngInfo()
+    info.add(b"gAMA", (100_000).to_bytes(4, "big"))
+    Image.fromarray(picture()).save(tmp_path / "linear.png", pnginfo=info)
+    info = PngImagePlugin.PngInfo()
+    info.add(b"gAMA", (45_455).to_bytes(4, "big"))
+    Image.fromarray(picture()).save(tmp_path / "usual.png", pnginfo=info)
+    for name in ("camera.jpg", "linear.png", "usual.png"):
+        load_image(tmp_path / name)
+    assert "camera.jpg: Adobe RGB by its EXIF, without a profile" in caplog.text
+    assert "linear.png: its gamma of 1 is not minded" in caplog.text
+    assert "usual.png" not in caplog.text
 
 
 # ---- orientation -------------------------------------------------------------------------------
