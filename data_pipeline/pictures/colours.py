@@ -27,9 +27,9 @@ def to_rgb(image: Image.Image, say) -> np.ndarray:
         PictureFault: pixels that cannot be converted.
     """
     image.load()
+    turn = orientation(image, say)  # first, because Pillow complains of EXIF but once
     profile = profile_of(image, say)
     plain = image.mode == "RGB" and profile is None and not image.has_transparency_data
-    turn = orientation(image, say)
     if plain and turn == 1 and image.width * image.height <= BAND:
         return np.asarray(image)
     return _by_bands(image, turn, 3, lambda band: np.asarray(_convert(band, profile)))
