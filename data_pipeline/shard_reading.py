@@ -11,8 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
+from data_pipeline.pictures.reading import ImageError, load_image
 from data_pipeline.schema import Record, from_entry
-from data_pipeline.transforms import ImageError, decode_image
 
 INDEX, INFO = "index.jsonl", "dataset_info.json"
 FORMAT = "identity shards 1"
@@ -58,7 +58,7 @@ def open_shards(
             raise ShardError(f"{folder}: record {place[name]} cannot be read ({error})") from error
         if features["key"].decode() != name:
             raise ShardError(f"{folder}: {INDEX} belongs to other shards; write them anew")
-        return decode_image(features["image"], name)
+        return load_image(features["image"], name)
 
     return records, read_image
 

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from data_pipeline.align import align_face
 from data_pipeline.faces import NoFaceFound, crop_face, open_reference_detector
+from data_pipeline.pictures.reading import load_image, load_mask
 from data_pipeline.schema import MAX_REFERENCES
-from data_pipeline.transforms import load_image
 from persongen_jax.weights.ip_adapter import is_ip_adapter, read_ip_adapter
 
 
@@ -25,8 +25,6 @@ def read_references(items, weights, *, base, detector: str, crop: bool) -> tuple
     Raises:
         ValueError: numbers that do not fit, no face found, a detector that cannot align.
     """
-    from PIL import Image
-
     people = group_references(items)
     for paths in people.values():
         if len(paths) > MAX_REFERENCES:
@@ -38,7 +36,7 @@ def read_references(items, weights, *, base, detector: str, crop: bool) -> tuple
         finder = open_reference_detector(base, detector)
         cut = align_reference if wants_aligned_faces(weights) else crop_face
         crops = [[cut(image, str(path), finder) for path, image in person] for person in crops]
-    regions = None if None in people else [Image.open(mask) for mask in people]
+    regions = None if None in people else [load_mask(mask) for mask in people]
     return crops, regions
 
 

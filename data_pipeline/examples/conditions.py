@@ -7,6 +7,7 @@ import re
 import numpy as np
 
 from data_pipeline.examples.fields import EncodedField, Encoding, Input
+from data_pipeline.pictures.reading import load_image
 from data_pipeline.schema import MAX_REFERENCES, Record
 from data_pipeline.transforms import clip_crop, clip_normalise, clip_preprocess, square_face_crop
 from persongen_jax.prompts import join_parts
@@ -342,7 +343,7 @@ class References(EncodedField):
         for row, persons in enumerate(call.people):
             for person, images in enumerate(persons):
                 for column, image in enumerate(images):
-                    pixels[row, person, column] = clip_preprocess(np.asarray(image), self.size)
+                    pixels[row, person, column] = clip_preprocess(load_image(image), self.size)
                     mask[row, person, column] = True
         pixels = pixels.reshape(shape[0], -1, self.size, self.size, 3)
         return {self.pixels: pixels, self.mask: mask.reshape(shape[0], -1)}

@@ -17,14 +17,16 @@ import numpy as np
 
 from data_pipeline.buckets import Turns, nearest
 from data_pipeline.examples.fields import Example, Field, Input
+from data_pipeline.pictures.reading import ImageError, image_size, load_image
 from data_pipeline.schema import MAX_REFERENCES, Record, to_entry
-from data_pipeline.transforms import ImageError, TargetCrop, image_size, load_image, plan_crop
+from data_pipeline.transforms import TargetCrop, plan_crop
 
 log = logging.getLogger(__name__)
 
 # Purposes of random numbers: draws for one must not repeat those for another.
 ORDER, CONTENT = 0, 1
 SHOWN_PROBLEMS = 20
+NAMED_PICTURES = 10_000  # of more, a checkpoint keeps one mark for all of them
 
 
 class ExampleSource:
@@ -42,6 +44,7 @@ class ExampleSource:
             (data_pipeline/sources.py).
         cache_bytes: pictures and reference crops are kept in memory up to so many.
         features: persongen_jax/features/; what frozen networks make of fields takes their place.
+        mark: a record's ``image`` to a short text of one length that changes with its content.
 
     Attributes:
         skipped: maps each file that could not be decoded to the reason; an example that needs one
@@ -65,9 +68,11 @@ class ExampleSource:
         buckets: tuple[tuple[int, int], ...] = (),
         batch_size: int = 1,
         features=None,
+        mark: Callable[[str], str] | None = None,
     ):
         self.records, self.fields, self.seed = list(records), tuple(fields), seed
         self.size, self.random_crop, self.features = size, random_crop, features
+        self._mark = mark
         self.batch_size, self.buckets = batch_size, tuple(buckets)
         self.pictures = Pictures(read_image, cache_bytes)
         self.skipped = self.pictures.skipped
@@ -130,6 +135,36 @@ class ExampleSource:
                 entry["images"] = sorted(images)
             digest.update(json.dumps(entry, sort_keys=True).encode())
         return digest.hexdigest()[:16]
+
+    @functools.cached_property
+    def picture_marks(self) -> str:
+        """Of each picture's content, in the records' order; of very many, of all in one."""
+        if self._mark is None:
+            return ""
+        marks = "".join(map(self._mark_of, self.records))
+        if len(self.records) <= NAMED_PICTURES:
+            return marks
+        return hashlib.sha256(marks.encode()).hexdigest()[:16]
+
+    def _mark_of(self, record: Record) -> str:
+        own = self._mark(record.image)
+        further = sorted((record.images or {}).items())
+        others = [self._mark(file) for name, file in further if f"images.{name}" in self._keys]
+        return hashlib.sha256("".join([own, *others]).encode()).hexdigest()[: len(own)]
+
+    def pictures_changed(self, marks: str) -> list[str]:
+        """The pictures that are others than when these marks were made; all, if nobody can tell."""
+        if marks == self.picture_marks or not marks or not self._mark:
+            return []
+        names, length = [record.image for record in self.records], len(marks) // len(self.records)
+        if length * len(names) != len(self.picture_marks) or len(names) > NAMED_PICTURES:
+            return names
+        return [
+            name
+            for i, name in enumerate(names)
+            if marks[i * length : (i + 1) * length]
+            != self.picture_marks[i * length : (i + 1) * length]
+        ]
 
     # ---- one example ----
 

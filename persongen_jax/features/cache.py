@@ -28,7 +28,7 @@ from flax import nnx
 
 from data_pipeline.cache import KEY_BYTES, FeatureTable, digest_of
 from data_pipeline.examples.fields import Encoding, Field, Input, unflatten
-from data_pipeline.transforms import ImageError
+from data_pipeline.pictures.reading import ImageError
 from persongen_jax.full_disk import is_full
 from persongen_jax.partition import assign_groups, leaf_paths
 
@@ -36,6 +36,7 @@ log = logging.getLogger(__name__)
 
 USUAL_KINDS = ("moments", "references", "text")  # of the default config; a method may lack some
 FLUSH_SECONDS = 120  # of a pass' work are lost at most, when it is killed
+PICTURES_VERSION = 2  # of how a file becomes pixels
 VERSION = 1  # of how pictures and prompts are prepared and rows are laid out; part of every key
 
 
@@ -148,7 +149,7 @@ class Features:
         }
         self.caches_pixels = any(self.caches(field) for field in fields if field.name == "image")
         spec = {"digest": ((KEY_BYTES,), np.uint8), "size": ((2,), np.int32)}
-        self._pictures = FeatureTable(self.folder / f"pictures-{VERSION}", spec)
+        self._pictures = FeatureTable(self.folder / f"pictures-{PICTURES_VERSION}", spec)
 
     def __str__(self):
         said = [f"{kind} in {self._encoders[kind].name}" for kind in self.kinds]

@@ -14,6 +14,7 @@ from flax import nnx
 
 from data_pipeline.examples.conditions import Text
 from data_pipeline.examples.fields import Call, Field, TimeIds, unflatten
+from data_pipeline.pictures.reading import load_image
 from data_pipeline.schema import MAX_REFERENCES
 from persongen_jax.conditioning import Conditioning, Guidance, TokenStream
 from persongen_jax.pipeline.images import default_size
@@ -103,6 +104,7 @@ class Conditioner:
             )
         for prompt, persons in zip(prompts, people, strict=True):
             self.text.read(prompt, len(persons[0]))
+        people = read_people(people)
         if regions is not None:
             regions = region_arrays(regions, people, *shape)
         return people, regions
@@ -244,7 +246,9 @@ def check_people(references, regions, count: int) -> list[list[list]]:
         ValueError: an image where a list belongs; numbers that do not go together; several
             people without regions.
     """
-    _check_list(references)
+    _check_list("references", references)
+    if regions is not None:
+        _check_list("regions", regions)
     for name, given in (("references", references), ("regions", regions)):
         if given is not None and len(given) != count:
             raise ValueError(f"{len(given)} lists of {name} for {count} prompts: give one each")
@@ -262,22 +266,48 @@ def check_people(references, regions, count: int) -> list[list[list]]:
             )
         return people
     for persons, masks in zip(people, regions, strict=True):
+        _check_list("regions", masks)
         if len(masks) != len(persons):
             raise ValueError(f"{len(masks)} regions for {len(persons)} people: give one each")
     return people
 
 
-def _check_list(given):
+def read_people(people: list[list[list]]) -> list[list[list]]:
+    """The references as load_image has them, each object once, though all prompts may share it."""
+    read = {}
+
+    def once(image, name):
+        if id(image) not in read:
+            read[id(image)] = load_image(image, name)
+        return read[id(image)]
+
+    out = []
+    for row, persons in enumerate(people, 1):
+        out.append([])
+        for person, images in enumerate(persons, 1):
+            whose = f"person {person} of prompt {row}" if len(persons) > 1 else f"prompt {row}"
+            names = (f"reference {n} of {whose}" for n in range(1, len(images) + 1))
+            out[-1].append(list(map(once, images, names)))
+    return out
+
+
+LIST_HINTS = {
+    "references": "face crops, references=[[face]] for one face",
+    "regions": "masks, regions=[[mask]] for one person",
+}
+
+
+def _check_list(name: str, given):
     # An array has a length as a list has, and its rows would be taken for pictures.
     if not isinstance(given, (list, tuple)):
         raise ValueError(
-            f"references: {type(given).__name__} where a list belongs; give for each prompt a list "
-            "of face crops, references=[[face]] for one face"
+            f"{name}: {type(given).__name__} where a list belongs; give for each prompt a list "
+            f"of {LIST_HINTS[name]}"
         )
 
 
 def _persons(own) -> list[list]:
-    _check_list(own)
+    _check_list("references", own)
     nested = [isinstance(entry, (list, tuple)) for entry in own]
     if not any(nested):
         return [list(own)]

@@ -294,15 +294,15 @@ class Pipeline:
                 embedding if model_index.json says so (SDXL's does), else the empty prompt; with a
                 method always the empty prompt, which is what training drops conditions to.
             references: with a method loaded, for each prompt a list of one to four face crops of
-                one person (PIL images or uint8 [h, w, 3]); the prompt then holds the trigger word
-                after the class word: "a man img in a space suit". For a FaceID file the crops are
-                aligned faces (data_pipeline/align.py). A method that reads identities by an
-                attention branch alone does not need the trigger word. With such a branch several
-                people: for each prompt a list of such lists, and ``regions``. (Where the identity
-                is also written into the class word, that is the first person's.)
+                one person (paths, PIL images, arrays: see data_pipeline/pictures/reading.py); the
+                prompt then holds the trigger word after the class word: "a man img in a suit". For
+                a FaceID file the crops are aligned faces (data_pipeline/align.py). A method that
+                reads identities by an attention branch alone does not need the trigger word. With
+                such a branch several people: for each prompt a list of such lists, and ``regions``.
+                (Where the identity is also written into the class word, the first person's.)
             regions: for each prompt a list of masks, one per person: where in the image the
-                branches that read a person may act for them. Each is a PIL image (white is 1), bool
-                or float in 0..1 [h, w] of any size, which is stretched over the image.
+                branches that read a person may act for them. Each is a picture (white is 1) or
+                bool [h, w] of any size; it is stretched over the image.
             scales: factors of what the method adds, {"identity": 0.8}; 1 where nothing is said.
                 Each is a number, or [(start, end, number), ...] over fractions of the steps
                 (persongen_jax/scales.py). Every stream and map of the method has one by its name

@@ -10,7 +10,7 @@ from flax import nnx
 from data_pipeline.buckets import bucket_shapes, check_shapes
 from data_pipeline.examples.fields import FaceBox, Image, TimeIds, needs
 from data_pipeline.examples.source import ExampleSource
-from data_pipeline.sources import open_records, picture_stamps
+from data_pipeline.sources import open_records, picture_mark, picture_stamps
 from persongen_jax import diffusion, sampling
 from persongen_jax.conditioning import Guidance
 from persongen_jax.features.cache import Features, abstract_batch, cached_kinds
@@ -108,6 +108,7 @@ class Sdxl(DiffusionSystem):
             random_crop=config.random_crop,
             buckets=shapes,
             features=features,
+            mark=picture_mark(config.data),
         )
 
     def abstract_batch(self, cached=False, shape=None):

@@ -16,7 +16,7 @@ def entry(i=0, **changes):
 @pytest.fixture
 def write(tmp_path):
     for i in range(4):
-        Image.new("RGB", (40, 30)).save(tmp_path / f"{i}.png")
+        Image.new("RGB", (40, 30), (60 * i, 0, 0)).save(tmp_path / f"{i}.png")
 
     def write(*entries):
         lines = [e if isinstance(e, str) else json.dumps(e) for e in entries]

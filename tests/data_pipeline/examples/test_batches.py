@@ -14,7 +14,7 @@ from data_pipeline.examples.batches import batches, open_loader, tf_batches
 from data_pipeline.examples.fields import flatten, unflatten
 from data_pipeline.examples.source import ExampleSource
 from data_pipeline.examples.spatial import ControlImage
-from data_pipeline.transforms import ImageError
+from data_pipeline.pictures.reading import ImageError
 from tests.data_pipeline.photographs import (
     assert_same,
     photograph_fields,
