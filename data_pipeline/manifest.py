@@ -19,6 +19,7 @@ from dataclasses import fields
 from pathlib import Path
 
 from data_pipeline.schema import Record, to_entry
+from data_pipeline.text_files import TextError, parse_json, read_lines
 from data_pipeline.transforms import ImageError, image_size
 from persongen_jax.prompts import PromptError, split_at_trigger
 
@@ -58,25 +59,23 @@ def read_manifest(
     """
     path = Path(folder) / FILE_NAME
     try:
-        # Not by splitlines, which also ends a line at characters that may stand in a caption.
-        with path.open(encoding="utf-8") as file:
-            lines = list(file)
+        lines = read_lines(path)
     except FileNotFoundError:
         raise ManifestError(
             f"{path}: no such file; `python -m data_pipeline.sample_photos` makes an example"
         ) from None
-    except UnicodeDecodeError as error:
-        raise ManifestError(f"{path}: not UTF-8 text ({error})") from None
+    except TextError as error:
+        raise ManifestError(str(error)) from None
 
     records, problems, missing, changed = [], [], [], defaultdict(list)
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
         try:
-            entry = json.loads(line)
+            entry = parse_json(line, path, number)
             record, changes = _record(Path(folder), entry, trigger_word if marked else None)
-        except json.JSONDecodeError as error:
-            problems.append(f"line {number}: not JSON ({error})")
+        except TextError as error:
+            problems.append(str(error).removeprefix(f"{path} "))
         except ManifestError as error:
             problems.append(f"line {number}: {error}")
         except PromptError as error:

@@ -20,6 +20,7 @@ from tqdm import tqdm
 from data_pipeline.examples.conditions import PARTS
 from data_pipeline.examples.fields import FieldError
 from data_pipeline.schema import MAX_REFERENCES
+from data_pipeline.text_files import read_lines
 from persongen_jax.prompts import join_parts
 from persongen_jax.scales import parse_scales
 
@@ -143,11 +144,10 @@ def parse_arguments(argv=None):
 def read_prompts(args) -> list[str]:
     prompts = list(args.prompt)
     if args.prompt_file:
-        try:
-            lines = args.prompt_file.read_text(encoding="utf-8").splitlines()
-        except UnicodeDecodeError as error:
-            raise ValueError(f"{args.prompt_file}: is no UTF-8 text ({error})") from error
+        lines = read_lines(args.prompt_file)
         prompts += [line.strip() for line in lines if line.strip()]
+        if not any(map(str.strip, lines)):
+            raise ValueError(f"{args.prompt_file}: no prompt in it; write one on each line")
     if not prompts:
         raise ValueError("no prompt: give --prompt TEXT or --prompt-file FILE")
     return prompts

@@ -1,12 +1,16 @@
 """Prompts as token ids: both SDXL tokenizers, the trigger word, one class token per reference."""
 
+import contextlib
 import os
 import re
+import tempfile
 import unicodedata
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+
+from data_pipeline.text_files import parse_json, read_text, split_lines
 
 CLIP_MAX_LENGTH = 77  # positions, those of the two end markers included
 
@@ -152,7 +156,29 @@ def _load(folder: Path):
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     from transformers import CLIPTokenizer
 
-    return CLIPTokenizer.from_pretrained(str(folder), local_files_only=True)
+    with _plain_copy(folder) as plain:
+        return CLIPTokenizer.from_pretrained(str(plain), local_files_only=True)
+
+
+@contextlib.contextmanager
+def _plain_copy(folder: Path):
+    """The folder, or a copy for as long as it is opened whose texts are plain UTF-8.
+
+    transformers knows no marks at a file's beginning, and says of broken JSON only what Python
+    does.
+    """
+    files = (path for path in sorted(folder.iterdir()) if path.suffix in (".json", ".txt"))
+    texts = {path.name: read_text(path) for path in files}
+    for name, text in texts.items():
+        if name.endswith(".json"):
+            parse_json(text, folder / name)
+    if all((folder / name).read_bytes() == text.encode() for name, text in texts.items()):
+        yield folder
+        return
+    with tempfile.TemporaryDirectory(prefix="persongen-jax-") as copy:
+        for name, text in texts.items():
+            (Path(copy) / name).write_bytes("\n".join(split_lines(text)).encode())
+        yield Path(copy)
 
 
 def _max_length(tokenizer) -> int:
