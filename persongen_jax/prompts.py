@@ -2,50 +2,16 @@
 
 import contextlib
 import os
-import re
 import tempfile
-import unicodedata
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from data_pipeline.text_files import parse_json, read_text, split_lines
+from data_pipeline.trigger_word import PromptError, split_at_trigger
 
 CLIP_MAX_LENGTH = 77  # positions, those of the two end markers included
-
-
-class PromptError(ValueError):
-    """A prompt that cannot be used; the message quotes it and says what to change."""
-
-
-def split_at_trigger(prompt: str, trigger_word: str = "img") -> tuple[str, str]:
-    """The text up to and with the class word, and the text behind the trigger word.
-
-    Their concatenation is the prompt without the trigger. The trigger is found as a whole word in
-    any case ("imgs" is none), because CLIP's tokenizers read lower case only. PromptError unless
-    it stands exactly once and directly behind a word.
-    """
-    # A plain \b would fail for a trigger such as "<me>", whose ends are no word characters.
-    pattern = rf"(?<!\w){re.escape(trigger_word)}(?!\w)"
-    found = list(re.finditer(pattern, prompt, re.IGNORECASE))
-    if len(found) != 1:
-        raise PromptError(
-            f'the trigger word "{trigger_word}" stands {len(found)} times in the prompt "{prompt}"'
-            f'; put it exactly once, behind the class word: "a man {trigger_word} in a space suit"'
-        )
-    left, right = prompt[: found[0].start()].rstrip(), prompt[found[0].end() :]
-    if not left:
-        raise PromptError(
-            f'the trigger word "{trigger_word}" opens the prompt "{prompt}"; it needs a class word '
-            f'before it: "man {trigger_word}"'
-        )
-    if unicodedata.category(left[-1])[0] in "PS":
-        raise PromptError(
-            f'the trigger word "{trigger_word}" follows a "{left[-1]}" in the prompt "{prompt}"; '
-            f'it has to follow the class word directly: "man {trigger_word}"'
-        )
-    return left, right
 
 
 def join_parts(prompt: str, *parts: str) -> str:

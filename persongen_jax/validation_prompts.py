@@ -11,7 +11,8 @@ class word, and {he}, {his}, {him} ({He}, {His}, {Him} to open a sentence), whic
 from dataclasses import dataclass
 
 from data_pipeline.text_files import read_json
-from persongen_jax.prompts import PromptError, join_parts, split_at_trigger
+from data_pipeline.trigger_word import PromptError, has_trigger, split_at_trigger
+from persongen_jax.prompts import join_parts
 
 PARTS = ("general", "background", "body")
 
@@ -103,7 +104,7 @@ def class_word_of(record, trigger_word: str, marked: bool = True) -> str:
     Where captions need no trigger word (``marked=False``), "person" for one that has neither.
     """
     word = getattr(record, "class_word", None)
-    if not word and not marked and trigger_word.lower() not in record.caption.lower().split():
+    if not word and not marked and not has_trigger(record.caption, trigger_word):
         return "person"
     return word or split_at_trigger(record.caption, trigger_word)[0].split()[-1]
 

@@ -2,13 +2,13 @@
 
 import dataclasses
 import functools
-import re
 
 import numpy as np
 
 from data_pipeline.examples.fields import EncodedField, Encoding, Input
 from data_pipeline.schema import MAX_REFERENCES, Record
 from data_pipeline.transforms import clip_crop, clip_normalise, clip_preprocess, square_face_crop
+from data_pipeline.trigger_word import without_trigger
 from persongen_jax.prompts import join_parts
 
 # Prompts whose token ids are kept, some 1.5 KB each.
@@ -155,8 +155,7 @@ class Text(EncodedField):
 
     def without_trigger(self, prompt: str) -> str:
         """The prompt with the trigger word left out wherever it stands as a word of its own."""
-        trigger = rf"\s*(?<!\w){re.escape(self.trigger_word)}(?!\w)"
-        return re.sub(trigger, "", prompt, flags=re.IGNORECASE)
+        return without_trigger(prompt, self.trigger_word)
 
     # ---- from a call ----
 
