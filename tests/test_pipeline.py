@@ -433,6 +433,8 @@ def test_scales_change_the_picture_and_compile_nothing(personal):
     whole = paint(personal)
     never = paint(personal, start_merge_step=9)
     compiled = sample_steps._cache_size()
+    # Where nobody says, the identity acts after a fifth of the steps: here after the first of two.
+    assert np.array_equal(paint(personal, start_merge_step=None), whole)
     assert np.array_equal(paint(personal, scales={"identity": 1, "lora": 1}), whole)
     # With one reference the prompt without it is the prompt that stands there until the merge.
     assert np.abs(paint(personal, scales={"identity": 0}) - never).max() < TIGHT
