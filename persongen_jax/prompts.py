@@ -75,6 +75,11 @@ class Tokenizers:
             cuts.append(prompt[offsets[room][0] :] if len(offsets) > room else "")
         return max(cuts, key=len)
 
+    def is_full(self, ids: np.ndarray) -> bool:
+        """Whether ids [2, n] of a prompt leave no place, so that its end may have been cut."""
+        pads = (self.tokenizer.pad_token_id, self.tokenizer_2.pad_token_id)
+        return any(row[-2] != pad for row, pad in zip(ids, pads, strict=True))
+
     def encode_with_trigger(
         self, prompt: str, num_references: int, trigger_word: str = "img"
     ) -> tuple[np.ndarray, np.ndarray, str]:

@@ -55,6 +55,7 @@ class Text(EncodedField):
         self.trigger_word, self.at_trigger, self.encoding = trigger_word, at_trigger, encoding
         self.keys = tuple(name for name in self.streams if name not in OWN and name != "text")
         self._ids = functools.lru_cache(KEPT_PROMPTS)(self._encode)
+        self._cut = {}  # of what ``check`` has seen: stream to (count, the first)
 
     @property
     def further(self) -> tuple[str, ...]:
@@ -134,9 +135,28 @@ class Text(EncodedField):
 
     def check(self, record, others):
         most = max(1, min(others, 4)) if self.at_trigger else None
-        self._ids(self.caption(record), most)
-        for name in self.further:
-            text_of(record, name)
+        texts = {"text": self.caption(record)}
+        texts |= {name: text_of(record, name) for name in self.further}
+        for name, text in texts.items():
+            copies = most if name == "text" else None
+            if self.tokenizers.is_full(self._ids(text, copies)[0]):
+                plain = self.without_trigger(text) if copies else text
+                self._count_cut(name, record, self.tokenizers.cut_part(plain, copies or 1))
+
+    def _count_cut(self, name, record, cut):
+        if cut:
+            count, first = self._cut.get(name, (0, (record.image, cut)))
+            self._cut[name] = count + 1, first
+
+    def notes(self):
+        cut, self._cut = self._cut, {}
+        length = self.tokenizers.max_length
+        return [
+            f"cut at the {length} tokens that are read: {count} of the "
+            f"{'captions' if name == 'text' else f'texts {name!r}'}; of {image} this part is lost: "
+            f'"{part}"'
+            for name, (count, (image, part)) in cut.items()
+        ]
 
     def _encode(self, prompt: str, references: int | None = None):
         """(ids, class_tokens_mask or None) for so many references; None: of a plain text.

@@ -265,6 +265,9 @@ class ExampleSource:
             kind = kinds.pop() if len(kinds) == 1 else ValueError
             raise kind(f"{len(problems)} records cannot be used:\n  {shown}")
         self._tell_of_unread_keys()
+        for field in self.fields:
+            for note in field.notes():
+                log.warning("%s", note)
 
     def _tell_of_unread_keys(self):
         there = {key for record in self.records for key in record.extra or ()}
