@@ -144,6 +144,8 @@ def check_settings(run: Run):
     if "start_from_step" in now:
         # Which checkpoint of an earlier run it started from, training has found out itself.
         now["start_from_step"] = now["start_from_step"] or before.get("start_from_step", 0)
+    # And where the learning rate's curve ends that the run began with.
+    now["schedule_steps"] = now["schedule_steps"] or before["schedule_steps"]
     lines = differences(before, now)
     if lines:
         raise ValueError(
