@@ -125,7 +125,8 @@ def train_alone(config: ConfigDict, workdir: Path, dry_run: bool = False) -> boo
     # A signal is answered between two steps. Before this point it may just end the process, as
     # nothing would be lost.
     rows = MetricsFile(logs / "metrics.jsonl", start, progress.get("unlogged", ()))
-    bad_steps = BadSteps(config.max_bad_steps, progress.get("bad_steps", ()), workdir)
+    in_a_row = progress.get("bad_steps", ())
+    bad_steps = BadSteps(config.max_bad_steps, in_a_row, workdir, examples.pictures_of)
     with StopSignals() as stop, checkpoints, rows:
         validator.should_stop = stop.ask
 
