@@ -5,7 +5,6 @@ import functools
 import json
 import logging
 import os
-import re
 
 import jax
 import jax.numpy as jnp
@@ -378,55 +377,3 @@ def test_the_command_says_what_is_missing():
         command.main(
             ["--config=configs/first_light.py", "--config.cache=x", "--worker=2", "--workers=2"]
         )
-
-
-@pytest.fixture
-def overflow(config, build):
-    """The VAE overflows float32 for a white picture, and not for grey ones."""
-    kernel = leaf_paths(build(config).model)["vae/encoder/conv_in/kernel"]
-    before = kernel.get_value()
-    kernel.set_value(before / jnp.abs(before).max() * 3e35)
-    yield
-    kernel.set_value(before)
-
-
-def test_what_is_not_finite_is_named_and_not_stored(config, build, tmp_path, caplog, overflow):
-    rng = np.random.default_rng(0)
-    records = []
-    for i in range(6):
-        path = tmp_path / f"{i}.png"
-        low, high = (255, 256) if i == 4 else (127, 129)
-        picture = rng.integers(low, high, (32, 32, 3))
-        Image.fromarray(picture.astype(np.uint8)).save(path)
-        records.append(Record(str(path), "anna", "a woman img"))
-    write_manifest(tmp_path, records)
-    config = changed(config, data=str(tmp_path), cache=str(tmp_path / "cache"))
-    named = r"4\.png: what the frozen networks make of it \(moments\) is not finite.*look at the"
-
-    stream = open_source(config, build)
-    source = stream.source
-    source.features.fill(map(source.feature_jobs, range(6)))
-    assert source.features.counts["moments not finite, not stored"] == 1
-    assert re.search(named, caplog.text)
-    assert rows(tmp_path / "cache", "moments") == 5 and rows(tmp_path / "cache", "references") == 6
-    for _ in range(3):  # two times through the data
-        assert np.isfinite(next(stream)["moments"]).all()
-    assert source.features.counts["moments not finite, not stored"] == 1  # told once
-
-    # A row that an earlier version stored is not used either.
-    again = open_source(config, build).source
-    (entry,) = next(f for f in again.fields if f.name == "image").all_inputs(again, records[0])
-    encoding = next(f for f in again.fields if f.name == "image").encoding
-    table, key = again.features._table(encoding, entry.shape), again.features._key(encoding, entry)
-    good = table.get(key)["moments"]
-    table.put(key, {"moments": np.full_like(good, np.nan)})
-    assert np.array_equal(again.features.row(encoding, entry)["moments"], good)
-
-
-def test_a_step_names_its_pictures(config, build, photos):
-    stream = open_source(config, build)
-    names = [stream.pictures_of(step) for step in range(1, 8)]  # 4 times through the data
-    assert all(len(own) == 4 for own in names)
-    assert {name: sum(own.count(name) for own in names) for own in names for name in own} == {
-        str(path): 4 for path in photos.glob("*.png")
-    }

@@ -6,7 +6,7 @@ PROMPTS = "tests/test_prompts.py"
 CALLS = "tests/test_call_checks.py"
 GENERATE = "tests/test_generate_text.py"
 WORKDIR = "tests/test_workdir.py"
-FEATURES = "tests/test_features.py"
+FEATURES = "tests/test_features_finite.py"
 TEXTS = "tests/data_pipeline/examples/test_text.py"
 
 ENTRIES = [
