@@ -21,7 +21,8 @@ from pathlib import Path
 from data_pipeline.pictures.copies import near_copies, same_bytes
 from data_pipeline.pictures.reading import ImageError, image_size
 from data_pipeline.schema import Record, to_entry
-from persongen_jax.prompts import PromptError, split_at_trigger
+from data_pipeline.text_files import TextError, parse_json, read_lines
+from data_pipeline.trigger_word import PromptError, split_at_trigger
 
 log = logging.getLogger(__name__)
 
@@ -62,25 +63,23 @@ def read_manifest(
     """
     path = Path(folder) / FILE_NAME
     try:
-        # Not by splitlines, which also ends a line at characters that may stand in a caption.
-        with path.open(encoding="utf-8") as file:
-            lines = list(file)
+        lines = read_lines(path)
     except FileNotFoundError:
         raise ManifestError(
             f"{path}: no such file; `python -m data_pipeline.sample_photos` makes an example"
         ) from None
-    except UnicodeDecodeError as error:
-        raise ManifestError(f"{path}: not UTF-8 text ({error})") from None
+    except TextError as error:
+        raise ManifestError(str(error)) from None
 
     records, problems, missing, changed = [], [], [], defaultdict(list)
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
         try:
-            entry = json.loads(line)
+            entry = parse_json(line, path, number)
             record, changes = _record(Path(folder), entry, trigger_word if marked else None)
-        except json.JSONDecodeError as error:
-            problems.append(f"line {number}: not JSON ({error})")
+        except TextError as error:
+            problems.append(str(error).removeprefix(f"{path} "))
         except ManifestError as error:
             problems.append(f"line {number}: {error}")
         except PromptError as error:

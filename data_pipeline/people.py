@@ -42,7 +42,7 @@ from data_pipeline.drawing.portrait import People, render
 from data_pipeline.drawing.randomness import EXAMPLE, PICTURE, fold
 from data_pipeline.manifest import write_manifest
 from data_pipeline.schema import Record
-from persongen_jax.prompts import split_at_trigger
+from data_pipeline.trigger_word import split_at_trigger
 
 __all__ = [
     "CLOTHES",

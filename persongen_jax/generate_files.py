@@ -12,6 +12,7 @@ from data_pipeline.align import align_face
 from data_pipeline.faces import NoFaceFound, crop_face, open_reference_detector
 from data_pipeline.pictures.reading import load_image, load_mask
 from data_pipeline.schema import MAX_REFERENCES
+from data_pipeline.text_files import read_json
 from persongen_jax.weights.ip_adapter import is_ip_adapter, read_ip_adapter
 
 
@@ -90,10 +91,7 @@ def align_reference(image, name: str, detector):
 def read_input(path: str):
     """An image, uint8 [h, w, 3]; or what a *.json file holds."""
     if Path(path).suffix.lower() == ".json":
-        try:
-            return json.loads(Path(path).read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise ValueError(f"{path}: is no JSON ({error})") from error
+        return read_json(path)
     return load_image(path)
 
 

@@ -1,47 +1,17 @@
 """Prompts as token ids: both SDXL tokenizers, the trigger word, one class token per reference."""
 
+import contextlib
 import os
-import re
-import unicodedata
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from data_pipeline.text_files import parse_json, read_text, split_lines
+from data_pipeline.trigger_word import PromptError, split_at_trigger
+
 CLIP_MAX_LENGTH = 77  # positions, those of the two end markers included
-
-
-class PromptError(ValueError):
-    """A prompt that cannot be used; the message quotes it and says what to change."""
-
-
-def split_at_trigger(prompt: str, trigger_word: str = "img") -> tuple[str, str]:
-    """The text up to and with the class word, and the text behind the trigger word.
-
-    Their concatenation is the prompt without the trigger. The trigger is found as a whole word in
-    any case ("imgs" is none), because CLIP's tokenizers read lower case only. PromptError unless
-    it stands exactly once and directly behind a word.
-    """
-    # A plain \b would fail for a trigger such as "<me>", whose ends are no word characters.
-    pattern = rf"(?<!\w){re.escape(trigger_word)}(?!\w)"
-    found = list(re.finditer(pattern, prompt, re.IGNORECASE))
-    if len(found) != 1:
-        raise PromptError(
-            f'the trigger word "{trigger_word}" stands {len(found)} times in the prompt "{prompt}"'
-            f'; put it exactly once, behind the class word: "a man {trigger_word} in a space suit"'
-        )
-    left, right = prompt[: found[0].start()].rstrip(), prompt[found[0].end() :]
-    if not left:
-        raise PromptError(
-            f'the trigger word "{trigger_word}" opens the prompt "{prompt}"; it needs a class word '
-            f'before it: "man {trigger_word}"'
-        )
-    if unicodedata.category(left[-1])[0] in "PS":
-        raise PromptError(
-            f'the trigger word "{trigger_word}" follows a "{left[-1]}" in the prompt "{prompt}"; '
-            f'it has to follow the class word directly: "man {trigger_word}"'
-        )
-    return left, right
 
 
 def join_parts(prompt: str, *parts: str) -> str:
@@ -105,6 +75,11 @@ class Tokenizers:
             cuts.append(prompt[offsets[room][0] :] if len(offsets) > room else "")
         return max(cuts, key=len)
 
+    def is_full(self, ids: np.ndarray) -> bool:
+        """Whether ids [2, n] of a prompt leave no place, so that its end may have been cut."""
+        pads = (self.tokenizer.pad_token_id, self.tokenizer_2.pad_token_id)
+        return any(row[-2] != pad for row, pad in zip(ids, pads, strict=True))
+
     def encode_with_trigger(
         self, prompt: str, num_references: int, trigger_word: str = "img"
     ) -> tuple[np.ndarray, np.ndarray, str]:
@@ -152,7 +127,29 @@ def _load(folder: Path):
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     from transformers import CLIPTokenizer
 
-    return CLIPTokenizer.from_pretrained(str(folder), local_files_only=True)
+    with _plain_copy(folder) as plain:
+        return CLIPTokenizer.from_pretrained(str(plain), local_files_only=True)
+
+
+@contextlib.contextmanager
+def _plain_copy(folder: Path):
+    """The folder, or a copy for as long as it is opened whose texts are plain UTF-8.
+
+    transformers knows no marks at a file's beginning, and says of broken JSON only what Python
+    does.
+    """
+    files = (path for path in sorted(folder.iterdir()) if path.suffix in (".json", ".txt"))
+    texts = {path.name: read_text(path) for path in files}
+    for name, text in texts.items():
+        if name.endswith(".json"):
+            parse_json(text, folder / name)
+    if all((folder / name).read_bytes() == text.encode() for name, text in texts.items()):
+        yield folder
+        return
+    with tempfile.TemporaryDirectory(prefix="persongen-jax-") as copy:
+        for name, text in texts.items():
+            (Path(copy) / name).write_bytes("\n".join(split_lines(text)).encode())
+        yield Path(copy)
 
 
 def _max_length(tokenizer) -> int:

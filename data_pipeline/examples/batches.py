@@ -77,6 +77,11 @@ class BatchStream:
             state["buckets"] = [f"{width}x{height}" for height, width in buckets]
         return state
 
+    def pictures_of(self, step: int) -> list[str]:
+        """The targets of the update that makes ``step``; [] if the source does not know them."""
+        of_source = getattr(self.source, "pictures_of", lambda numbers: [])
+        return of_source(range((step - 1) * self._batch_size, step * self._batch_size))
+
     def check(self, state: dict) -> None:
         """ValueError if this stream does not go on where ``state`` was taken.
 

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import re
 
 import numpy as np
 
@@ -10,6 +9,7 @@ from data_pipeline.examples.fields import EncodedField, Encoding, Input
 from data_pipeline.pictures.reading import load_image
 from data_pipeline.schema import MAX_REFERENCES, Record
 from data_pipeline.transforms import clip_crop, clip_normalise, clip_preprocess, square_face_crop
+from data_pipeline.trigger_word import without_trigger
 from persongen_jax.prompts import join_parts
 
 # Prompts whose token ids are kept, some 1.5 KB each.
@@ -56,6 +56,7 @@ class Text(EncodedField):
         self.trigger_word, self.at_trigger, self.encoding = trigger_word, at_trigger, encoding
         self.keys = tuple(name for name in self.streams if name not in OWN and name != "text")
         self._ids = functools.lru_cache(KEPT_PROMPTS)(self._encode)
+        self._cut = {}  # of what ``check`` has seen: stream to (count, the first)
 
     @property
     def further(self) -> tuple[str, ...]:
@@ -135,9 +136,28 @@ class Text(EncodedField):
 
     def check(self, record, others):
         most = max(1, min(others, 4)) if self.at_trigger else None
-        self._ids(self.caption(record), most)
-        for name in self.further:
-            text_of(record, name)
+        texts = {"text": self.caption(record)}
+        texts |= {name: text_of(record, name) for name in self.further}
+        for name, text in texts.items():
+            copies = most if name == "text" else None
+            if self.tokenizers.is_full(self._ids(text, copies)[0]):
+                plain = self.without_trigger(text) if copies else text
+                self._count_cut(name, record, self.tokenizers.cut_part(plain, copies or 1))
+
+    def _count_cut(self, name, record, cut):
+        if cut:
+            count, first = self._cut.get(name, (0, (record.image, cut)))
+            self._cut[name] = count + 1, first
+
+    def notes(self):
+        cut, self._cut = self._cut, {}
+        length = self.tokenizers.max_length
+        return [
+            f"cut at the {length} tokens that are read: {count} of the "
+            f"{'captions' if name == 'text' else f'texts {name!r}'}; of {image} this part is lost: "
+            f'"{part}"'
+            for name, (count, (image, part)) in cut.items()
+        ]
 
     def _encode(self, prompt: str, references: int | None = None):
         """(ids, class_tokens_mask or None) for so many references; None: of a plain text.
@@ -156,8 +176,7 @@ class Text(EncodedField):
 
     def without_trigger(self, prompt: str) -> str:
         """The prompt with the trigger word left out wherever it stands as a word of its own."""
-        trigger = rf"\s*(?<!\w){re.escape(self.trigger_word)}(?!\w)"
-        return re.sub(trigger, "", prompt, flags=re.IGNORECASE)
+        return without_trigger(prompt, self.trigger_word)
 
     # ---- from a call ----
 

@@ -171,18 +171,28 @@ class ExampleSource:
     def example(self, n: int) -> dict[str, np.ndarray]:
         """Example number n. ImageError if not one target can be decoded that can serve."""
         bucket, n_in_bucket = self._place(n)
-        shape = (self.buckets or [(self.size, self.size)])[bucket]
+        shape, cause = (self.buckets or [(self.size, self.size)])[bucket], "none was found"
         for attempt, row in enumerate(self._candidates(bucket, n_in_bucket)):
             rng = np.random.default_rng((self.seed, CONTENT, n, attempt))
             try:
                 made = self._make(self.records[row], shape, rng)
-            except ImageError:  # noted by ``pictures``
+            except ImageError as error:  # noted by ``pictures``, or told by ``features``
+                cause = str(error)
                 continue
             if made is not None:
                 return made
-        first = self._first_problem()
+        first = next(iter(self.skipped.values()), cause)
         lacking = " has a reference" if self._references else " can be decoded"
         raise ImageError(f"no target of {len(self.records)}{lacking}; first cause: {first}")
+
+    def pictures_of(self, numbers) -> list[str]:
+        """The targets of the examples of these numbers, but for those that are passed over."""
+        found = []
+        for n in numbers:
+            rows = self._candidates(*self._place(n))
+            names = (self.records[row].image for row in rows)
+            found += [next((name for name in names if name not in self.skipped), "")]
+        return list(filter(None, found))
 
     def _make(self, record: Record, shape, rng) -> dict | None:
         example = Example(self, record, self.plan(record, shape, rng), rng)
@@ -300,6 +310,9 @@ class ExampleSource:
             kind = kinds.pop() if len(kinds) == 1 else ValueError
             raise kind(f"{len(problems)} records cannot be used:\n  {shown}")
         self._tell_of_unread_keys()
+        for field in self.fields:
+            for note in field.notes():
+                log.warning("%s", note)
 
     def _tell_of_unread_keys(self):
         there = {key for record in self.records for key in record.extra or ()}

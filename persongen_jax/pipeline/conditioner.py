@@ -17,6 +17,7 @@ from data_pipeline.examples.fields import Call, Field, TimeIds, unflatten
 from data_pipeline.pictures.reading import load_image
 from data_pipeline.schema import MAX_REFERENCES
 from persongen_jax.conditioning import Conditioning, Guidance, TokenStream
+from persongen_jax.pipeline.checks import one_each
 from persongen_jax.pipeline.images import default_size
 from persongen_jax.scales import region_arrays, schedule
 from persongen_jax.sharding import along_batch, put, put_array
@@ -331,15 +332,6 @@ def _rows(call: Call, which) -> Call:
 def _can_be_given(field: Field) -> bool:
     """Whether a call gives it by its name."""
     return type(field).given is not Field.given and not isinstance(field, TimeIds)
-
-
-def one_each(texts, count: int, what: str) -> list:
-    """One for all, or one each."""
-    if texts is None or isinstance(texts, str):
-        return [texts] * count
-    if len(texts) != count:
-        raise ValueError(f"{len(texts)} {what} for {count} prompts: give one, or one each")
-    return list(texts)
 
 
 def _brief(given) -> str:

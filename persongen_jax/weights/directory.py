@@ -1,10 +1,10 @@
 """Finding and opening the weights of one component folder of a diffusers or transformers model."""
 
-import json
 import os
 import re
 from pathlib import Path, PureWindowsPath
 
+from data_pipeline import text_files
 from persongen_jax.weights.errors import (
     BadConfig,
     BadIndex,
@@ -214,9 +214,9 @@ def read_json(path: Path, error_class) -> dict:
     if not path.is_file():
         raise MissingFile(f"{path}: no such file. Check the path, or fetch it.")
     try:
-        content = json.loads(path.read_text("utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise error_class(f"{path}: no valid JSON ({error}). Fetch it again.") from error
+        content = text_files.read_json(path)
+    except text_files.TextError as error:
+        raise error_class(f"{error}. Fetch it again.") from None
     if not isinstance(content, dict):
         raise error_class(f"{path}: must hold a JSON object, not a {type(content).__name__}.")
     return content

@@ -7,13 +7,13 @@ Every public layout that this project reads has a kind of its own, and so have t
 mistake for them (Stable Diffusion 1.5's, InstantID, PuLID, adapters that are no plain LoRA).
 """
 
-import json
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
+from data_pipeline.text_files import TextError, read_json
 from persongen_jax.weights.arcface import infer_config, licence_hint, name_onnx_tensors
 from persongen_jax.weights.directory import open_component, open_file
 from persongen_jax.weights.errors import BadOnnx, MissingFile, WeightsError
@@ -268,9 +268,9 @@ def _identify_folder(path: Path, sources) -> Found:
 
 def _json(path: Path) -> dict:
     try:
-        content = json.loads(path.read_text("utf-8")) if path.is_file() else {}
-    except ValueError as error:
-        raise WeightsError(f"{path}: no valid JSON ({error}). Fetch it again.") from error
+        content = read_json(path) if path.is_file() else {}
+    except TextError as error:
+        raise WeightsError(f"{error}. Fetch it again.") from None
     return content if isinstance(content, dict) else {}
 
 

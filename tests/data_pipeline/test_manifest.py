@@ -176,7 +176,7 @@ def test_nothing_there(write, tmp_path):
         read_manifest(tmp_path / "elsewhere")
     with pytest.raises(ManifestError, match="no identity has two pictures"):
         read_manifest(write(""))
-    (tmp_path / "manifest.jsonl").write_bytes(b"\xff\xfe{}")
+    (tmp_path / "manifest.jsonl").write_bytes(b"\xff{}")
     with pytest.raises(ManifestError, match="not UTF-8"):
         read_manifest(tmp_path)
 

@@ -13,7 +13,7 @@ from PIL import Image
 
 from data_pipeline.attributes.folder import open_folder
 from data_pipeline.manifest import read_manifest
-from data_pipeline.transforms import load_image
+from data_pipeline.pictures.reading import load_image
 from persongen_jax import convert
 from persongen_jax.convert_import import import_file
 from persongen_jax.models.sdxl import COMPONENTS

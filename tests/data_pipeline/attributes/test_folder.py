@@ -324,7 +324,7 @@ def test_a_fault_of_the_table_in_one_sentence(write, text, message):
 
 
 def test_a_table_that_is_not_utf_8(write):
-    with pytest.raises(TableError, match=r"labels.csv: not UTF-8 text .*; save it as UTF-8"):
+    with pytest.raises(TableError, match=r"labels.csv line 1: not UTF-8 text .*: save it as UTF-8"):
         opened(write("image,größe\n0,1\n1,0\n", encoding="latin-1"))
 
 
