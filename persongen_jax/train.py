@@ -27,6 +27,7 @@ from persongen_jax.bad_steps import BadSteps
 from persongen_jax.checkpoint import Checkpoints
 from persongen_jax.command_flags import parse_flags
 from persongen_jax.full_disk import unless_full
+from persongen_jax.idle_keys import idle_keys
 from persongen_jax.methods.start import settle_step
 from persongen_jax.settings import check_same_run, check_steps, settle_schedule
 from persongen_jax.sharding import make_mesh, put_batch
@@ -80,6 +81,8 @@ def train_alone(config: ConfigDict, workdir: Path, dry_run: bool = False) -> boo
     state, frozen = parts.state, parts.frozen
     print(f"{system}, {mesh.size} x {jax.default_backend()}:")
     print(summary(parts.counts()))
+    for line in idle_keys(config, type(system).defaults(), set(parts.groups.values())):
+        print(line)
     if dry_run:
         print(config)
         return True

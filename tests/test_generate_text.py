@@ -3,7 +3,8 @@
 import pytest
 
 from persongen_jax import generate
-from tests.test_generate import run
+from persongen_jax.generate_warnings import warnings_as_lines, without_effect
+from persongen_jax.pipeline.checks import tell
 
 
 @pytest.mark.parametrize("coding", ["utf-8", "utf-8-sig", "utf-16", "utf-32"])
@@ -27,17 +28,21 @@ def test_a_prompt_file_without_text_or_without_prompts(tmp_path):
         generate.read_prompts(arguments)
 
 
-def test_options_without_effect_are_lines(tiny_base, tmp_path, capsys):
-    options = ["--prompt", "a (man:1.5)", "--tile-size", "64", "--start-merge-step", "1"]
-    options += ["--no-crop", "--detector", "cascade", "--image-encoder", "x"]
-    run(tiny_base, tmp_path, *options)
-    said = [s for s in capsys.readouterr().err.splitlines() if s.startswith("warning: ")]
-    assert said == [
-        "warning: --detector has no effect without --reference",
-        "warning: --no-crop has no effect without --reference",
-        "warning: --image-encoder has no effect without --method-weights",
-        'warning: "(man:1.5)" in a prompt is read as plain text, not as a weight; weights and '
-        "commands in prompts are not supported",
-        "warning: tile_size=64 has no effect without tiling",
-        "warning: start_merge_step=1 has no effect without references",
+def test_options_without_effect_are_lines(capsys):
+    def told(*options):
+        return without_effect(generate.parse_arguments(["--base", "x", "--prompt", "a", *options]))
+
+    assert told() == told("--reference", "a.png", "--no-crop", "--tile-size", "64") == []
+    assert told("--no-crop", "--detector", "cascade", "--image-encoder", "x") == [
+        "--detector has no effect without --reference",
+        "--no-crop has no effect without --reference",
+        "--image-encoder has no effect without --method-weights",
     ]
+    assert told("--reference", "a.png", "--no-crop", "--detector", "cascade") == [
+        "--detector cascade has no effect: --no-crop looks for no face"
+    ]
+    # What a call of the pipeline warns of is a line each, as often as it is said.
+    with warnings_as_lines():
+        for _ in range(2):
+            tell("seed=3 has no effect")
+    assert capsys.readouterr().err == "warning: seed=3 has no effect\n" * 2

@@ -18,9 +18,10 @@ import pytest
 from configs.first_light import get_config
 from persongen_jax import workdir_lock
 from persongen_jax.checkpoint import Checkpoints, CorruptCheckpoint, find_run
+from persongen_jax.idle_keys import idle_keys
 from persongen_jax.optimizer import learning_rate
 from persongen_jax.settings import check_same_run, check_steps, settle_schedule
-from persongen_jax.systems.open import complete_config
+from persongen_jax.systems.open import complete_config, system_class
 from persongen_jax.workdir_lock import NAME, WorkdirInUse, only_run_in
 
 HOST = socket.gethostname()
@@ -272,3 +273,35 @@ def test_files_with_names_like_steps_are_no_checkpoints(saved, tmp_path):
     (tmp_path / "run" / "checkpoints" / "7").write_text("a note")
     (tmp_path / "run" / "checkpoints" / "²").mkdir()
     assert find_run(tmp_path / "run")[1] == 2
+
+
+# ---- Keys without effect -----------------------------------------------------------------------
+
+
+def test_keys_without_effect_are_told():
+    defaults = system_class("sdxl").defaults()
+    trained = {"lora", "projections"}
+    assert idle_keys(defaults, defaults, trained) == []
+
+    def told(**keys):
+        config = system_class("sdxl").defaults()
+        config.update(keys)
+        return idle_keys(config, defaults, trained)
+
+    assert told(lr_lora=0.5, validation_steps=3, ema_warmup=True, ema_decay=0.9) == []
+    assert told(ema_warmup=True) == [
+        "without effect: config.ema_warmup; that needs config.ema_decay above 0"
+    ]
+    assert told(schedule_steps=5) == [
+        "without effect: config.schedule_steps; that needs a config.lr_schedule that falls"
+    ]
+    assert told(cache_kinds=("text",)) == [
+        "without effect: config.cache_kinds; that needs config.cache"
+    ]
+    assert told(validation_every=0, validate_in_train="x", validation_steps=3) == [
+        "without effect: config.validate_in_train, validation_steps; that needs "
+        "config.validation_every above 0"
+    ]
+    assert told(lr_body=1.0, lr_background=2.0) == [
+        "without effect: config.lr_background, lr_body; this run trains lora, projections"
+    ]

@@ -239,6 +239,12 @@ ENTRIES = [
         )
     ),
     (
+        "no effect",
+        "train: keys that other keys or the method make idle",
+        "a line",
+        f"{WORKDIR}::test_keys_without_effect_are_told",
+    ),
+    (
         "feature cache",
         "a picture that overflows; NaN rows stored before",
         "named, not stored, passed over",
