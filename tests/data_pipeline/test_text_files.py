@@ -131,7 +131,7 @@ def manifest(tmp_path):
     from PIL import Image
 
     for i in range(2):
-        Image.new("RGB", (40, 30)).save(tmp_path / f"{i}.png")
+        Image.new("RGB", (40, 30), (90 * i, 0, 0)).save(tmp_path / f"{i}.png")
     rows = [entry(0, caption="a woman img on a\u2028 beach"), entry(1)]
     text = "\r\n".join(json.dumps(row, ensure_ascii=False) for row in rows)
     return tmp_path, text
