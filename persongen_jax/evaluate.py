@@ -53,6 +53,7 @@ def parse_arguments(argv=None):
     add("--people", type=int, metavar="N", help="of each set, at most")
     add("--images", type=int, metavar="N", help="per person and prompt")
     add("--steps", type=int, metavar="N", help="sampling steps")
+    add("--scheduler", metavar="NAME", help="sampler; default: the run's validation_scheduler")
     add("--merge-step", type=int, metavar="N", help="the identity acts after this sampling step")
     add("--guidance", type=float, metavar="X", help="guidance scale")
     add("--seed", type=int, metavar="N", help="of the noise")
@@ -86,6 +87,7 @@ OPTIONS = {
     "people": "validation_people",
     "images": "validation_images",
     "steps": "validation_steps",
+    "scheduler": "validation_scheduler",
     "merge_step": "validation_merge_step",
     "guidance": "validation_guidance",
     "seed": "validation_seed",

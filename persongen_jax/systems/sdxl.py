@@ -179,7 +179,7 @@ class Sdxl(DiffusionSystem):
         plain = conditioning.streams["text"].tokens
         guidance = Guidance(*[conditioning] * 3, plain, scales=scales)
         side, channels = config.size // self.codec.factor, self.model.unet.config["in_channels"]
-        plan = make_plan(self.scheduler_config, steps)
+        plan = make_plan(self.scheduler_config, steps, config.validation_scheduler or None)
         latents = jax.ShapeDtypeStruct((config.batch_size, side, side, channels), jnp.float32)
         carry = jax.eval_shape(functools.partial(sampling.init_carry, plan), latents)
         keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), config.batch_size))
