@@ -15,6 +15,7 @@ from pathlib import Path
 
 from persongen_jax import distributed
 from persongen_jax.comparison import compare_runs, table
+from persongen_jax.plain_warnings import plain_warnings
 from persongen_jax.systems.open import open_run, system_class
 from persongen_jax.trajectories import SETS, write_rows
 from persongen_jax.validation import write_image_file
@@ -188,7 +189,7 @@ def main(argv=None):
         if args.compare:
             compare_runs(args.compare, args.out or Path("evaluation"), args.step)
         else:
-            with distributed.together():
+            with plain_warnings(), distributed.together():
                 evaluate(args)
     except (ValueError, OSError, ImportError) as error:
         sys.exit(f"error: {error}")

@@ -59,7 +59,10 @@ class Sdxl(DiffusionSystem):
                 "(python -m persongen_jax.weights.random_base writes a tiny one)"
             )
         dtypes = {"dtype": jnp.dtype(config.dtype), "vae_dtype": jnp.dtype(config.vae_dtype)}
-        base = load_sdxl(config.base, **dtypes, shardings=shardings)
+        names = ("unet", "vae", "text_encoders", "prediction_type")
+        parts = {name: config[name] for name in names} | {"config": config.base_config}
+        check = functools.partial(check_sampler, config)
+        base = load_sdxl(config.base, **dtypes, **parts, check=check, shardings=shardings)
         method = get_method(config.method)
         method.attach(Parts(base.model, base.tokenizers), config, nnx.Rngs(config.seed))
         base.model.unet.set_remat(config.remat)
@@ -201,3 +204,9 @@ class Sdxl(DiffusionSystem):
         from persongen_jax.evaluation import Evaluation
 
         return Evaluation(self)
+
+
+def check_sampler(config, scheduler_config: dict):
+    """ValueError where pictures are to be sampled and no sampler here is the base's own."""
+    if Sdxl.validation_sets_of(config):
+        make_plan(scheduler_config, config.validation_steps, config.validation_scheduler or None)

@@ -9,7 +9,7 @@ from persongen_jax.models.sdxl import COMPONENTS
 from persongen_jax.pipeline import Pipeline
 from persongen_jax.weights.directory import open_component, read_config
 from persongen_jax.weights.errors import KeyMismatch, MissingFile
-from persongen_jax.weights.sdxl import NORMALISE
+from persongen_jax.weights.base_files import NORMALISE
 from tests.weights.sgm import checkpoint
 from tests.weights.test_lora_files import save
 
