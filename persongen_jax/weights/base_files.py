@@ -37,6 +37,7 @@ GIVEN = {
     "--config.text_encoders)",
 }
 GIVEN["text_encoder_2"] = GIVEN["text_encoder"]
+BASES = ("checkpoint", "unet", "unet-sgm", "vae", "vae-sgm")
 CONFIG = "config=DIR (generate: --base-config, training: --config.base_config)"
 
 
@@ -81,6 +82,7 @@ class BaseFiles:
                 inner = unwrapped(source)
                 found = recognise(inner)
                 base_check.check_file(found, path)
+                _check_kind(path, inner)
                 self.opened[path] = dequantised(inner), found
             except BaseException:
                 source.close()
@@ -172,18 +174,19 @@ def open_base(
 
 
 def _check_base_file(path: Path, found: Recognised):
-    """WeightsError for a file that has nothing of a base, or a VAE alone."""
-    if not found.layout.parts:
-        raise WeightsError(f"{path}: {_what(path)}. Give an SDXL checkpoint, or a directory.")
+    """WeightsError for a VAE alone."""
     if set(found.layout.parts) == {"vae"}:
         raise WeightsError(f"{path}: this is a VAE alone. Give it beside a base: {GIVEN['vae']}.")
 
 
-def _what(path: Path) -> str:
-    from persongen_jax.weights.identify import identify
+def _check_kind(path: Path, source: TensorSource):
+    """WeightsError for a file that has nothing of a base, such as a LoRA."""
+    from persongen_jax.weights.identify import NAMES, tell
 
-    found = identify(path)
-    return f"this is {found.what}" if found.kind != "unknown" else "its keys are of no model here"
+    kind, _ = tell(source)
+    if kind not in BASES:
+        what = f"this is {NAMES[kind]}" if kind != "unknown" else "its keys are of no known model"
+        raise WeightsError(f"{path}: {what}. Give an SDXL checkpoint, or a part of one.")
 
 
 def _config_folder(path: Path, config) -> Path:
@@ -249,7 +252,8 @@ def _open_parts(files: BaseFiles, path: Path, given, single, variant):
         if where.is_file():
             files.from_file(where, names)
             if lacking := [name for name in names if name not in files.sources]:
-                raise WeightsError(f"{where}: {CALLED[lacking[0]]} is not in it: {_what(where)}.")
+                held = ", ".join(CALLED[name] for name in files.file(where)[1].layout.parts)
+                raise WeightsError(f"{where}: {CALLED[lacking[0]]} is not in it, but {held}.")
         elif where.is_dir():
             for name in names:
                 files.from_folder(name, _component(where, name), variant)

@@ -46,7 +46,10 @@ _ALONE = {
 # Part -> (whose names, a key that they have), in the order of looking.
 _DIALECTS = {
     "unet": (
-        ("sgm", re.compile(r"(input_blocks|middle_block|output_blocks|time_embed)\.")),
+        (
+            "sgm",
+            re.compile(r"(input_blocks|middle_block|output_blocks|time_embed|label_emb|out)\."),
+        ),
         ("diffusers", re.compile(r"(down_blocks|mid_block|up_blocks|conv_in)\.")),
     ),
     "vae": (

@@ -19,12 +19,12 @@ SDXL, REFINER, SD1, SD2 = "SDXL", "the SDXL refiner", "SD 1.x", "SD 2.x"
 
 # Keys of models without a UNet, behind a checkpoint's prefix or none: sign and family.
 _OTHER_FAMILIES = (
-    (re.compile(r"joint_blocks\.|pos_embed\.proj\."), "SD 3"),
+    (re.compile(r"joint_blocks\.|transformer_blocks\.\d+\.attn\.add_q_proj\."), "SD 3"),
     (re.compile(r"double_blocks\.|single_blocks\.|single_transformer_blocks\."), "FLUX"),
     (re.compile(r"double_layers\.|cond_seq_linear\."), "AuraFlow"),
-    (re.compile(r"clip_txt_mapper\.|clf\.|effnet_mapper\."), "Stable Cascade"),
+    (re.compile(r"clip_txt_mapper\.|effnet_mapper\."), "Stable Cascade"),
     (re.compile(r"cap_embedder\.|noise_refiner\."), "Lumina or Z-Image"),
-    (re.compile(r"(blocks\.\d+\.)?(self_attn|cross_attn)\.|patch_embedding\."), "Wan"),
+    (re.compile(r"blocks\.\d+\.(self_attn|cross_attn)\."), "Wan"),
 )
 _TRANSFORMER_PREFIX = re.compile(r"(model\.diffusion_model\.|diffusion_model\.|transformer\.)?")
 _VIDEO = re.compile(r".*\.(time_stack|time_mixer|temporal_transformer|motion_modules|temporal_\w+)")
