@@ -76,6 +76,7 @@ def test_what_is_missing_is_named(single_file, config_folder, state, tmp_path):
     assert list(caught.value.missing) == ["conv_in.weight"]
 
 
+@pytest.mark.slow
 def test_a_marker_paints_what_a_config_paints(state, tiny_base, config_folder, tmp_path):
     """v-prediction with zero terminal SNR, told by two empty tensors."""
     tensors = checkpoint(state, read_config(tiny_base / "unet"))
