@@ -14,6 +14,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+from persongen_jax.plain_warnings import plain_warnings
 from persongen_jax.weights.errors import WeightsError
 from persongen_jax.weights.identify import count, identify, open_parts
 
@@ -173,7 +174,8 @@ def main(argv=None):
         if args.command == "inspect":
             print(inspect(args.path, args.keys))
             return
-        said = import_(args) if args.command == "import" else export(args)
+        with plain_warnings():
+            said = import_(args) if args.command == "import" else export(args)
     except (ValueError, OSError, ImportError) as error:
         sys.exit(f"error: {error}")
     print(f"{'would be written' if args.dry_run else 'written'}: {args.out}: {said}")

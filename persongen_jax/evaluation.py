@@ -195,6 +195,7 @@ class Evaluation:
             height=self.size,
             width=self.size,
             num_inference_steps=config.validation_steps,
+            scheduler=config.validation_scheduler or None,
             guidance_scale=config.validation_guidance,
             seed=self.seed,
             latents=np.stack([noise[j * config.validation_images + k] for _, j, k in jobs]),

@@ -14,14 +14,20 @@ import sys
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 from tqdm import tqdm
 
 from data_pipeline.examples.conditions import PARTS
 from data_pipeline.examples.fields import FieldError
 from data_pipeline.schema import MAX_REFERENCES
 from data_pipeline.text_files import read_lines
+from persongen_jax.generate_base import (
+    KEPT,
+    add_base_options,
+    open_base_pipeline,
+    scheduler_options,
+)
 from persongen_jax.generate_warnings import warn, warnings_as_lines, without_effect
+from persongen_jax.plain_warnings import plain_warnings
 from persongen_jax.prompts import join_parts
 from persongen_jax.scales import parse_scales
 
@@ -33,9 +39,7 @@ def parse_arguments(argv=None):
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     add = parser.add_argument
-    add("--base", required=True, help="diffusers-format SDXL directory, or a *.safetensors file")
-    add("--base-config", help="for a file: directory with its configs and tokenizers")
-    add("--variant", help="read weight files of this variant, e.g. fp16")
+    add_base_options(add)
     add(
         "--prompt",
         action="append",
@@ -206,16 +210,7 @@ def check_named(pipe, named: dict, inputs: dict):
 
 
 def make_pipeline(args):
-    from persongen_jax.pipeline import Pipeline
-
-    on_cpu = jax.default_backend() == "cpu"
-    pipe = Pipeline.from_pretrained(
-        args.base,
-        dtype=jnp.dtype(args.dtype or ("float32" if on_cpu else "bfloat16")),
-        vae_dtype=jnp.dtype(args.vae_dtype),
-        variant=args.variant,
-        config=args.base_config,
-    )
+    pipe = open_base_pipeline(args)
     if args.method_weights:
         pipe.load_method(args.method, args.method_weights, encoder=args.image_encoder)
     for item in args.lora:
@@ -235,25 +230,16 @@ def parse_lora(item: str) -> tuple[str, float]:
         raise ValueError(f"--lora {item}: {weight!r} is no number") from error
 
 
-def scheduler_options(args) -> dict:
-    options = {}
-    if args.karras:
-        options["use_karras_sigmas"] = True
-    if args.timestep_spacing:
-        options["timestep_spacing"] = args.timestep_spacing
-    return options
-
-
 def make_notes(args, prompts, parts) -> list[dict]:
     """What each image's file says about how it was made; ``parts`` as they were given."""
     from persongen_jax.pipeline.checks import usual_merge_step
 
     kept = (
-        "base height width steps guidance_scale guidance_rescale scheduler karras "
+        "height width steps guidance_scale guidance_rescale scheduler karras "
         "timestep_spacing dtype vae_dtype lora method method_weights image_encoder "
         "start_merge_step scale watermark"
     ).split()
-    settings = {name: getattr(args, name) for name in kept}
+    settings = {name: getattr(args, name) for name in (*KEPT, *kept)}
     settings |= {"reference": list(args.reference), "input": list(args.input)}
     if args.reference and args.start_merge_step is None:
         settings["start_merge_step"] = usual_merge_step(args.steps)
@@ -292,8 +278,11 @@ def generate(args) -> list[Path]:
     given = {name: [read(path) for path in own] for name, own in inputs.items()}
     references, regions = None, None
     if args.reference:
-        detector = args.detector or "auto"
-        where = {"base": args.base, "detector": detector, "crop": not args.no_crop}
+        where = {
+            "base": args.base_config or args.base,
+            "detector": args.detector or "auto",
+            "crop": not args.no_crop,
+        }
         references, regions = read_references(args.reference, args.method_weights, **where)
     pipe = make_pipeline(args)
     if pipe.reads_references and not references:
@@ -375,7 +364,8 @@ def main(argv=None):
         parse, run = parse_arguments, generate
     args = parse(argv)
     try:
-        paths = run(args)
+        with plain_warnings():
+            paths = run(args)
     except (ValueError, OSError, ImportError) as error:
         sys.exit(f"error: {error}")
     print("\n".join(map(str, paths)))

@@ -10,7 +10,19 @@ FREE = (
 )
 # Keys that say where something lies; it may have moved, under the same name.
 PLACES = (
-    *("base", "id_encoder", "data", "csv", "data_dir", "start_from", "work"),
+    *(
+        "base",
+        "base_config",
+        "unet",
+        "vae",
+        "text_encoders",
+        "id_encoder",
+        "data",
+        "csv",
+        "data_dir",
+        "start_from",
+        "work",
+    ),
     *("clip", "face_net", "face_detector", "classifier", "validation_prompts"),
 )
 # Keys that a run may change on its way, and that make a difference in a comparison: how far it

@@ -29,6 +29,7 @@ from persongen_jax.command_flags import parse_flags
 from persongen_jax.full_disk import unless_full
 from persongen_jax.idle_keys import idle_keys
 from persongen_jax.methods.start import settle_step
+from persongen_jax.plain_warnings import plain_warnings
 from persongen_jax.settings import check_same_run, check_steps, settle_schedule
 from persongen_jax.sharding import make_mesh, put_batch
 from persongen_jax.stopping import StopSignals
@@ -250,7 +251,7 @@ def main(_):
     try:
         if config.get("cpu_devices", 1) > 1:
             jax.config.update("jax_num_cpu_devices", config.cpu_devices)
-        with distributed.together():
+        with plain_warnings(), distributed.together():
             finished = train(config, workdir, DRY_RUN.value)
     except (ValueError, OSError, ImportError) as error:
         # The user's files or settings: the message says which and what to do; a trace would not.

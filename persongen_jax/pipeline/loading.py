@@ -56,7 +56,11 @@ def read_method(base: SDXLBase, name: str | None, weights, encoder, mesh):
         config = {"method": "ip_adapter_file", "trigger_word": "img", "id_encoder": ""}
     else:
         config = _photomaker_config(base, weights, name or "photomaker")
-    here = {"base": base.path, "dtype": jnp.dtype(base.model.unet.dtype).name}
+    here = {
+        "base": base.folder or base.path,
+        "base_config": "",
+        "dtype": jnp.dtype(base.model.unet.dtype).name,
+    }
     if trained is None:
         here["start_from"] = str(weights)
     if encoder:
@@ -72,7 +76,7 @@ def base_arrays(model, trained: dict | None) -> dict:
 
 def _photomaker_config(base: SDXLBase, path, name: str) -> dict:
     """What makes room for the file's tensors."""
-    beside = Path(base.path) / "image_encoder"
+    beside = Path(base.folder or base.path) / "image_encoder"
     with read_photomaker(path) as file:
         rank = file.rank
         # The file has an image tower, but not its config; a directory beside the base has both,

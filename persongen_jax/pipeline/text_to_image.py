@@ -65,8 +65,8 @@ class Pipeline:
     def from_pretrained(cls, path, *, dtype=jnp.float32, mesh=None, **options) -> "Pipeline":
         """Open a diffusers-format SDXL directory or a single-file checkpoint.
 
-        ``options``: param_dtype, vae_dtype, variant, config; see
-        :func:`~persongen_jax.weights.sdxl.load_sdxl`.
+        ``options``: param_dtype, vae_dtype, variant, config, unet, vae, text_encoders,
+        prediction_type, check; see :func:`~persongen_jax.weights.sdxl.load_sdxl`.
         """
         mesh = make_mesh() if mesh is None else mesh
         base = load_sdxl(path, dtype=dtype, shardings=replicated(mesh), **options)

@@ -59,7 +59,10 @@ class Sdxl(DiffusionSystem):
                 "(python -m persongen_jax.weights.random_base writes a tiny one)"
             )
         dtypes = {"dtype": jnp.dtype(config.dtype), "vae_dtype": jnp.dtype(config.vae_dtype)}
-        base = load_sdxl(config.base, **dtypes, shardings=shardings)
+        names = ("unet", "vae", "text_encoders", "prediction_type")
+        parts = {name: config[name] for name in names} | {"config": config.base_config}
+        check = functools.partial(check_sampler, config)
+        base = load_sdxl(config.base, **dtypes, **parts, check=check, shardings=shardings)
         method = get_method(config.method)
         method.attach(Parts(base.model, base.tokenizers), config, nnx.Rngs(config.seed))
         base.model.unet.set_remat(config.remat)
@@ -180,7 +183,7 @@ class Sdxl(DiffusionSystem):
         plain = conditioning.streams["text"].tokens
         guidance = Guidance(*[conditioning] * 3, plain, scales=scales)
         side, channels = config.size // self.codec.factor, self.model.unet.config["in_channels"]
-        plan = make_plan(self.scheduler_config, steps)
+        plan = make_plan(self.scheduler_config, steps, config.validation_scheduler or None)
         latents = jax.ShapeDtypeStruct((config.batch_size, side, side, channels), jnp.float32)
         carry = jax.eval_shape(functools.partial(sampling.init_carry, plan), latents)
         keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), config.batch_size))
@@ -202,3 +205,9 @@ class Sdxl(DiffusionSystem):
         from persongen_jax.evaluation import Evaluation
 
         return Evaluation(self)
+
+
+def check_sampler(config, scheduler_config: dict):
+    """ValueError where pictures are to be sampled and no sampler here is the base's own."""
+    if Sdxl.validation_sets_of(config):
+        make_plan(scheduler_config, config.validation_steps, config.validation_scheduler or None)

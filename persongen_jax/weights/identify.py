@@ -15,8 +15,10 @@ import numpy as np
 
 from data_pipeline.text_files import TextError, read_json
 from persongen_jax.weights.arcface import infer_config, licence_hint, name_onnx_tensors
+from persongen_jax.weights.base_facts import folder_facts, refine
 from persongen_jax.weights.directory import open_component, open_file
 from persongen_jax.weights.errors import BadOnnx, MissingFile, WeightsError
+from persongen_jax.weights.layout import unwrapped
 from persongen_jax.weights.lora_files import METADATA_KEY, other_kind
 from persongen_jax.weights.onnx_file import OnnxFile
 from persongen_jax.weights.source import DictSource, TensorSource
@@ -43,7 +45,10 @@ NAMES = {
     "other-adapter": "an adapter that is no plain LoRA",
     "controlnet": "a ControlNet in diffusers' format",
     "unet": "a UNet in diffusers' format",
+    "unet-sgm": "a UNet alone, with sgm's names",
     "vae": "a VAE in diffusers' format",
+    "vae-sgm": "a VAE alone, with sgm's names",
+    "other-base": "a base model of another family, which is not read here",
     "clip": "CLIP, both towers",
     "clip-text": "a CLIP text tower",
     "clip-vision": "a CLIP image tower",
@@ -165,7 +170,7 @@ def open_parts(path) -> dict[str, TensorSource]:
     if path.suffix == ".onnx":
         return {"": _open_onnx(path)}
     if path.is_file():
-        return {"": open_file(path)}
+        return {"": unwrapped(open_file(path))}
     if (path / "checkpoints").is_dir():
         return {"": _open_run(path)}
     if _is_pipeline(path):
@@ -189,6 +194,9 @@ def tell(source: TensorSource) -> tuple[str, dict]:
             break
     if kind == "ip-adapter":
         return _ip_adapter(source)
+    if kind in ("checkpoint", "unet", "vae", "unknown"):
+        kind, facts = refine(kind, source)
+        return kind, {**facts, **_facts(kind, source)}
     return kind, _facts(kind, source)
 
 
@@ -256,9 +264,10 @@ def _identify_folder(path: Path, sources) -> Found:
         return Found("run", NAMES["run"], facts, licence(path, "run"))
     if _is_pipeline(path):
         index = _json(path / "model_index.json")
-        facts = {"class": index.get("_class_name", "unknown")}
+        facts = {"class": index.get("_class_name", "unknown"), **folder_facts(path, sources)}
         for name, source in sources.items():
             kind, more = tell(source)
+            more.pop("predicts", None)  # said above, with the scheduler's word
             facts[name] = ", ".join([NAMES[kind], *(f"{k} {v}" for k, v in more.items())])
         return Found("sdxl", NAMES["sdxl"], facts, licence(path, "sdxl"))
     (source,) = sources.values()
@@ -302,8 +311,6 @@ def _facts(kind: str, source: TensorSource) -> dict:
         config = infer_config(source)
         keys = ("layers", "embedding_dim", "input_size")
         return {key.replace("_", " "): config[key] for key in keys}
-    if kind == "checkpoint":
-        return _checkpoint(source)
     if kind.startswith(("lora", "photomaker")):
         facts |= _lora(source)
     if width := context_width(source):
@@ -349,15 +356,6 @@ def _lora(source) -> dict:
 
 def _of(width: int, names: dict) -> str:
     return f"{width} ({names[width]}'s)" if width in names else str(width)
-
-
-def _checkpoint(source) -> dict:
-    keys = source.keys()
-    if any(key.startswith("conditioner.embedders.1.") for key in keys):
-        return {"of": "SDXL"}
-    if any(key.startswith("conditioner.embedders.0.") for key in keys):
-        return {"of": "the SDXL refiner"}
-    return {"of": "SD 1.x or 2.x, which is not read here"}
 
 
 def _ip_adapter(source) -> tuple[str, dict]:
