@@ -25,7 +25,7 @@ from persongen_jax.weights.adapters import module_paths
 from persongen_jax.weights.directory import open_component, open_file, read_config
 from persongen_jax.weights.errors import WeightsError
 from persongen_jax.weights.ip_adapter import read_ip_adapter
-from persongen_jax.weights.lora_files import read_lora
+from persongen_jax.weights.lora.reading import read_lora
 from persongen_jax.weights.photomaker import load_photomaker_into, save_photomaker
 from persongen_jax.weights.sdxl import NORMALISE
 from tests.ip_adapters import write_ip_adapter

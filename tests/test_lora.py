@@ -12,7 +12,9 @@ from persongen_jax.pipeline.images import sample_steps
 from persongen_jax.weights.adapters import extract_adapter, module_paths
 from persongen_jax.weights.errors import KeyMismatch, MissingFile, WeightsError
 from persongen_jax.weights.loader import parameter_leaves, to_torch_shape
-from persongen_jax.weights.lora_files import LoraWeights, read_lora, write_lora
+from persongen_jax.weights.lora.kinds import LoraWeights
+from persongen_jax.weights.lora.reading import read_lora
+from persongen_jax.weights.lora.writing import write_lora
 from tests.test_pipeline import PIXEL, TIGHT, latents, run_ours, run_theirs, theirs  # noqa: F401
 from tests.weights.test_lora_files import ATTENTION, CHOSEN, delta, kohya, save
 

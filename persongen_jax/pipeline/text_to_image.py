@@ -20,7 +20,7 @@ from persongen_jax.pipeline.conditioner import Conditioner, one_each
 from persongen_jax.sampling_plan import make_plan
 from persongen_jax.scales import Strength
 from persongen_jax.sharding import make_mesh, put, replicated, shardings_by_path, to_host
-from persongen_jax.weights.lora_files import write_lora
+from persongen_jax.weights.lora.writing import write_lora
 from persongen_jax.weights.sdxl import SDXLBase, load_sdxl, save_sdxl
 
 IMAGES_PER_DEVICE = 4  # of a batch, where the caller does not say
@@ -206,23 +206,30 @@ class Pipeline:
     # ---- LoRA ----
 
     def load_lora(self, path, *, weight: float = 1.0, name: str | None = None):
-        """Put a LoRA file (diffusers, PEFT or kohya) on the model; several add up.
+        """Put a LoRA on the model, of any tool's spelling; several add up.
+
+        DoRA, LoHa, LoKr, IA3 and full differences are taken too, and a warning says of a file that
+        it has no effect.
 
         Args:
-            path: the ``*.safetensors`` file.
+            path: the ``*.safetensors`` file, or PEFT's or diffusers' folder.
             weight: factor of its effect; change it later by :meth:`set_lora_weights`.
             name: what it is called from then on; by default ``str(path)``.
 
         Raises:
-            WeightsError: the file is not there, not plain LoRA, or not for this model; what is
-                loaded stays as it was.
+            WeightsError: the file is not there, of a kind that is not applied, or not for this
+                model; what is loaded stays as it was.
         """
+        loading.check_weight(path, weight)
         adapter = loading.read_adapter(path, self.base)
+        loading.warn_of_no_effect(path, adapter, weight)
         name = str(path) if name is None else name
         self._put_adapters({**self.adapters, name: (adapter, weight)})
 
     def set_lora_weights(self, weights: dict[str, float]):
         """Change the factors of loaded LoRAs by name. Compiles nothing anew."""
+        for name, weight in weights.items():
+            loading.check_weight(name, weight)
         changed = {name: (loading.one_of(self.adapters, name)[0], w) for name, w in weights.items()}
         self._put_adapters({**self.adapters, **changed})
 

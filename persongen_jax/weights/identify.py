@@ -17,7 +17,8 @@ import numpy as np
 from persongen_jax.weights.arcface import infer_config, licence_hint, name_onnx_tensors
 from persongen_jax.weights.directory import open_component, open_file
 from persongen_jax.weights.errors import BadOnnx, MissingFile, WeightsError
-from persongen_jax.weights.lora_files import METADATA_KEY, other_kind
+from persongen_jax.weights.lora.dialects import other_kind, split_key
+from persongen_jax.weights.lora.settings import METADATA_KEY
 from persongen_jax.weights.onnx_file import OnnxFile
 from persongen_jax.weights.source import DictSource, TensorSource
 
