@@ -2,15 +2,20 @@
 
 import warnings
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 from safetensors.numpy import load_file
 
-from persongen_jax.models.lora import changed_layers
+from persongen_jax.models.layers import Conv, Linear
+from persongen_jax.models.lora import changed_layers, merge_adapters, remove_adapters
 from persongen_jax.pipeline import Pipeline
+from persongen_jax.weights.adapters import apply_adapter, extract_adapter
 from persongen_jax.weights.errors import KeyMismatch, UnsupportedAdapter, WeightsError
+from persongen_jax.weights.lora.kinds import Change, Difference, LoraWeights
 from persongen_jax.weights.lora.reading import read_lora
-from persongen_jax.weights.lora.writing import write_comfy_lora, write_lora, write_peft_folder
+from persongen_jax.weights.lora.writing import write_comfy_lora, write_peft_folder
 from tests.test_lora import layer_shapes, paint, random_lora
 from tests.test_pipeline import PIXEL, latents  # noqa: F401
 from tests.weights.test_lora_dialects import save
@@ -76,6 +81,7 @@ def kernel(pipe, path):
     return layer
 
 
+@pytest.mark.slow
 def test_live_with_any_strength_equals_the_weights_changed(
     ours,
     file,
@@ -120,37 +126,62 @@ def test_live_with_any_strength_equals_the_weights_changed(
     assert np.array_equal(paint(ours, latents), plain)
 
 
-def test_fused_next_to_a_lora(file, tiny_base, latents, plain, tmp_path):  # noqa: F811
-    pipe = Pipeline.from_pretrained(tiny_base)
-    pipe.load_lora(file, weight=0.5)
-    adapters = random_lora(pipe, {"unet": [LINEAR, CONV]}, rank=2)
-    write_lora(tmp_path / "lora.safetensors", adapters)
-    pipe.load_lora(tmp_path / "lora.safetensors", weight=0.7)
-    live = paint(pipe, latents)
-    pipe.fuse_lora()
-    assert not changed_layers(pipe.model.unet)
-    assert np.abs(paint(pipe, latents) - live).max() < 1e-4
-    assert np.abs(live - plain).max() > PIXEL
+class Net(nnx.Module):
+    """One layer of each sort."""
+
+    def __init__(self, param_dtype=jnp.float32):
+        kw = {"dtype": jnp.float32, "param_dtype": param_dtype, "rngs": nnx.Rngs(0)}
+        self.proj = Linear(8, 12, **kw)
+        self.conv = Conv(4, 6, 3, padding=1, **kw)
+
+    def __call__(self):
+        x, image = draw(5, 8, size=1), draw(1, 7, 7, 4, size=1)
+        return np.concatenate([np.ravel(self.proj(x)), np.ravel(self.conv(image))])
 
 
-def test_one_pair_in_many_spellings_gives_one_image(ours, latents, plain, shapes, tmp_path):  # noqa: F811
-    out, inner = shapes[LINEAR]
-    down, up, images = draw(4, inner, size=1), draw(out, 4, size=1), []
-    kohya = LINEAR.replace(".", "_")
-    for stem, halves in {
-        f"unet.{LINEAR}": ("lora_A.myname", "lora_B.myname"),
-        f"diffusion_model.{SGM}": ("lora_A", "lora_B"),
-        f"lora_unet_{kohya}": ("lora_down", "lora_up"),
-        f"lycoris_{kohya}": ("lora_down", "lora_up"),
-        f"unet.{SGM}": ("lora.down", "lora.up"),
-    }.items():
-        tensors = {f"{stem}.{half}.weight": x for half, x in zip(halves, (down, up), strict=True)}
-        tensors[f"{stem}.alpha"] = np.float32(2)
-        ours.unload_lora()
-        ours.load_lora(save(tmp_path / "lora.safetensors", tensors))
-        images.append(paint(ours, latents))
-    assert all(np.array_equal(images[0], image) for image in images[1:])
-    assert np.abs(images[0] - plain).max() > PIXEL
+def change_of_net(seed=0):
+    products = [LoraWeights(draw(2, 8, seed=seed, size=1), draw(12, 2, seed=seed, size=1))]
+    magnitude = np.abs(draw(12, seed=seed)) + 0.5
+    return {
+        "proj": Change(tuple(products), bias=draw(12, seed=seed), magnitude=magnitude),
+        "conv": Change((Difference(draw(6, 4, 3, 3, seed=seed)),), bias=draw(6, seed=seed)),
+    }
+
+
+def test_layers_with_changes_of_several_files_and_a_lora():
+    """Each acts by its strength, apart from the others; fused and taken off again."""
+    parts = [({"proj": LoraWeights(draw(3, 8, size=1), draw(12, 3, size=1), 1.5)}, 0.8)]
+    parts += [(change_of_net(0), 0.6), (change_of_net(1), -0.4)]
+    plain = Net()()
+    alone = []
+    for adapter, strength in parts:
+        net = Net()
+        apply_adapter(net, adapter, strength)
+        alone.append(net() - plain)
+    assert all(np.abs(each).max() > 0.1 for each in alone)
+    net = Net()
+    for adapter, strength in parts:
+        apply_adapter(net, adapter, strength)
+    np.testing.assert_allclose(net() - plain, sum(alone), atol=2e-5)
+    live = net()
+    merge_adapters(net)
+    assert not changed_layers(net)
+    np.testing.assert_allclose(net(), live, atol=2e-5)
+    net = Net()
+    apply_adapter(net, change_of_net(), 0.6)
+    with pytest.raises(ValueError, match="no plain LoRA; unload it"):
+        extract_adapter(net)
+    remove_adapters(net)
+    assert np.array_equal(net(), plain)
+
+
+def test_a_change_is_stored_as_the_weights_are():
+    """Half the memory where they rest in bfloat16, and within their rounding."""
+    half, whole = Net(jnp.bfloat16), Net()
+    for net in (half, whole):
+        apply_adapter(net, change_of_net())
+    assert half.proj.change.kernel[...].dtype == jnp.bfloat16
+    assert np.abs(half() - whole()).max() < 0.02 * np.abs(whole()).max()
 
 
 def test_written_for_other_programs(ours, tmp_path):

@@ -41,6 +41,16 @@ _ENDINGS = {
 }
 _KEY = [(re.compile(rf"(?P<stem>.+?){ending}"), role) for ending, role in _ENDINGS.items()]
 
+_RELATIVES = {
+    "magnitude": "DoRA",
+    "loha": "LoHa",
+    "lokr": "LoKr",
+    "diff": "full differences",
+    "diff_b": "changes of biases",
+    "ia3": "IA3",
+    "on_input": "IA3",
+}
+
 # What other tools write that is not applied here. Found anywhere in a key.
 _OTHER_KINDS = {
     r"\.(w_norm|b_norm)$": "trained norms",
@@ -96,6 +106,12 @@ EMBEDDING = re.compile(r"bundle_emb\.(?P<token>.+)\.(?P<tower>clip_[lg](?:_out)?
 def other_kind(key: str) -> str | None:
     """The kind of adapter that a key shows and that is not applied here; None for all others."""
     return next((kind for pattern, kind in _OTHER_KINDS.items() if re.search(pattern, key)), None)
+
+
+def relatives(keys) -> list[str]:
+    """What is in a file besides plain LoRA, of the kinds that are applied."""
+    roles = {split[1].split()[0] for key in keys if (split := split_key(key))}
+    return [name for role, name in _RELATIVES.items() if role in roles]
 
 
 def split_key(key: str) -> tuple[str, str] | None:
@@ -219,6 +235,7 @@ __all__ = [
     "ONE_ENCODER",
     "Names",
     "other_kind",
+    "relatives",
     "sgm_names",
     "split_key",
 ]

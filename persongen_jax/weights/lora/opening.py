@@ -69,10 +69,10 @@ def _open(path: Path) -> Iterator[Opened]:
         return
     parts = [path / name for name in COMPONENTS if (path / name / CONFIG).is_file()]
     if (path / CONFIG).is_file():
-        yield _opened(_only_file(path), path / CONFIG)
+        yield _opened(adapter_file(path), path / CONFIG)
     elif parts:
         for part in parts:
-            yield _opened(_only_file(part), part / CONFIG, part.name)
+            yield _opened(adapter_file(part), part / CONFIG, part.name)
     elif (path / DIFFUSERS_FILE).is_file():
         yield _opened(path / DIFFUSERS_FILE)
     else:
@@ -83,7 +83,8 @@ def _open(path: Path) -> Iterator[Opened]:
         )
 
 
-def _only_file(folder: Path) -> Path:
+def adapter_file(folder: Path) -> Path:
+    """The weights in a folder of PEFT's; MissingFile without any."""
     found = [folder / name for name in PEFT_FILES if (folder / name).is_file()]
     if not found:
         raise MissingFile(f"{folder}: has no {PEFT_FILES[0]} next to {CONFIG}. Fetch it again.")
@@ -111,4 +112,4 @@ def _opened(file: Path, config: Path | None = None, component: str | None = None
     return Opened(open_file(file), component or _CLASSES.get(name), settings)
 
 
-__all__ = ["CONFIG", "DIFFUSERS_FILE", "PEFT_FILES", "Opened", "open_adapter"]
+__all__ = ["CONFIG", "DIFFUSERS_FILE", "PEFT_FILES", "Opened", "adapter_file", "open_adapter"]
