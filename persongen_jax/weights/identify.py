@@ -9,6 +9,7 @@ mistake for them (Stable Diffusion 1.5's, InstantID, PuLID, adapters that are no
 
 import json
 import re
+import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,6 +18,7 @@ import numpy as np
 from persongen_jax.weights.arcface import infer_config, licence_hint, name_onnx_tensors
 from persongen_jax.weights.directory import open_component, open_file
 from persongen_jax.weights.errors import BadOnnx, MissingFile, WeightsError
+from persongen_jax.weights.ip_adapter_state import is_training_state, published_names
 from persongen_jax.weights.lora.dialects import other_kind, relatives
 from persongen_jax.weights.lora.opening import CONFIG, adapter_file
 from persongen_jax.weights.lora.settings import METADATA_KEY
@@ -183,9 +185,14 @@ def open_parts(path) -> dict[str, TensorSource]:
 
 def tell(source: TensorSource) -> tuple[str, dict]:
     """(kind, facts) by the keys and shapes."""
-    keys = source.keys()
     if isinstance(source, OnnxFile):
         return "onnx", {"operations": len(source.nodes)}
+    if is_training_state(source):
+        with warnings.catch_warnings():  # of what is left out, which is for those who load it
+            warnings.simplefilter("ignore")
+            kind, facts = _ip_adapter(published_names(source))
+        return kind, {"from": "a training state", **facts}
+    keys = source.keys()
     if other := next((name for name in map(other_kind, keys) if name), None):
         if any(re.match(r"(lora_|lycoris_|unet\.|text_encoder|bundle_emb)", key) for key in keys):
             return "other-adapter", {"adapter": other}
