@@ -92,7 +92,7 @@ def test_live_with_any_strength_equals_the_weights_changed(
 ):
     """By hand: weight + s * (the file's weight - weight), DoRA included."""
     changed, strength = Pipeline.from_pretrained(tiny_base), 0.6
-    tensors = {k.removeprefix("lora_unet_"): v.astype(np.float64) for k, v in load_file(file).items()}
+    tensors = {k.removeprefix("lora_unet_"): np.float64(v) for k, v in load_file(file).items()}
 
     def of(path, name):
         return tensors[f"{path.replace('.', '_')}.{name}"]
@@ -227,6 +227,14 @@ def test_what_changes_nothing_is_said(ours, shapes, tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         ours.load_lora(path)
+
+
+def test_embeddings_next_to_a_lora_are_named_and_the_lora_applied(ours, shapes, tmp_path):
+    words = {f"bundle_emb.<me>.{tower}": draw(2, 8) for tower in ("clip_l", "clip_g")}
+    path = save(tmp_path / "a.safetensors", {**lora(shapes), **words})
+    with pytest.warns(UserWarning, match="'<me>' .clip_g, clip_l. .*is not used, only the LoRA is"):
+        ours.load_lora(path, name="x")
+    assert list(ours.adapters["x"][0]["unet"]) == [LINEAR]
 
 
 @pytest.mark.parametrize("weight", [float("nan"), float("inf"), "1", None])

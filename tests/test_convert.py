@@ -102,7 +102,8 @@ def same(first, second):
 def exported(run, tmp_path_factory):
     """Path of a LoRA file by style."""
     folder = tmp_path_factory.mktemp("exported")
-    paths = {name: folder / f"{name}.safetensors" for name in ("diffusers", "kohya", "sgm", "comfy")}
+    names = ("diffusers", "kohya", "sgm", "comfy")
+    paths = {name: folder / f"{name}.safetensors" for name in names}
     paths["peft"] = folder / "peft"
     export_run(run, paths["diffusers"], "diffusers-lora")
     export_run(run, paths["kohya"], "kohya-lora")

@@ -93,23 +93,35 @@ def _photomaker_config(base: SDXLBase, path, name: str) -> dict:
 # ---- LoRA ------------------------------------------------------------------------------------
 
 
-def read_adapter(path, base) -> dict:
-    """A LoRA file's weights by component; WeightsError unless it fits the base's model."""
+def read_adapter(path, base, weight: float = 1.0) -> dict:
+    """A LoRA file's weights by component; WeightsError unless it fits the base's model.
+
+    A warning says what of it changes nothing at this weight.
+    """
+    _check_weight(path, weight)
     paths = {part: module_paths(getattr(base.model, part)) for part in LORA_COMPONENTS}
     layers_per_block = base.configs["unet"].get("layers_per_block", 2)
     adapter = read_lora(path, paths, layers_per_block=layers_per_block)
     check_adapters(base.model, adapter, path)
+    _warn_of_no_effect(path, adapter, weight)
     return adapter
 
 
-def check_weight(name, weight: float):
+def with_weights(adapters: Adapters, weights: dict[str, float]) -> Adapters:
+    """The same with other weights for some, by name; ValueError for a name that is not there."""
+    for name, weight in weights.items():
+        _check_weight(name, weight)
+    return {**adapters, **{name: (one_of(adapters, name)[0], w) for name, w in weights.items()}}
+
+
+def _check_weight(name, weight: float):
     """ValueError unless a strength is a finite number."""
     number = isinstance(weight, (int, float, np.number)) and not isinstance(weight, bool)
     if not number or not math.isfinite(weight):
         raise ValueError(f"LoRA {name}: its weight is {weight!r}; give a finite number, 1 is usual")
 
 
-def warn_of_no_effect(path, adapter: dict, weight: float):
+def _warn_of_no_effect(path, adapter: dict, weight: float):
     """Say what of a LoRA file changes nothing."""
     if weight == 0:
         _warn(f"{path}: is loaded with weight 0 and changes nothing until it gets another")
@@ -126,7 +138,7 @@ def warn_of_no_effect(path, adapter: dict, weight: float):
 
 
 def _warn(message: str):
-    warnings.warn(message, stacklevel=4)
+    warnings.warn(message, stacklevel=5)
 
 
 def take_adapter(model) -> dict:

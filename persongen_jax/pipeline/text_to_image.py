@@ -206,10 +206,7 @@ class Pipeline:
     # ---- LoRA ----
 
     def load_lora(self, path, *, weight: float = 1.0, name: str | None = None):
-        """Put a LoRA on the model, of any tool's spelling; several add up.
-
-        DoRA, LoHa, LoKr, IA3 and full differences are taken too, and a warning says of a file that
-        it has no effect.
+        """Put a LoRA (or DoRA, LoHa, LoKr, IA3) of any tool on the model; several add up.
 
         Args:
             path: the ``*.safetensors`` file, or PEFT's or diffusers' folder.
@@ -217,21 +214,16 @@ class Pipeline:
             name: what it is called from then on; by default ``str(path)``.
 
         Raises:
-            WeightsError: the file is not there, of a kind that is not applied, or not for this
-                model; what is loaded stays as it was.
+            WeightsError: the file is not there, of a kind that is not applied (it is named), or
+                not for this model; what is loaded stays as it was.
         """
-        loading.check_weight(path, weight)
-        adapter = loading.read_adapter(path, self.base)
-        loading.warn_of_no_effect(path, adapter, weight)
+        adapter = loading.read_adapter(path, self.base, weight)
         name = str(path) if name is None else name
         self._put_adapters({**self.adapters, name: (adapter, weight)})
 
     def set_lora_weights(self, weights: dict[str, float]):
         """Change the factors of loaded LoRAs by name. Compiles nothing anew."""
-        for name, weight in weights.items():
-            loading.check_weight(name, weight)
-        changed = {name: (loading.one_of(self.adapters, name)[0], w) for name, w in weights.items()}
-        self._put_adapters({**self.adapters, **changed})
+        self._put_adapters(loading.with_weights(self.adapters, weights))
 
     def save_lora(self, path, name: str):
         """Write a loaded LoRA, or a method's own ("method:photomaker"), in diffusers' format.

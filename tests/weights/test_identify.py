@@ -145,7 +145,11 @@ FILES = {
         {"rank": "8"},
     ),
     "loha": ({"lora_unet_x.hada_w1_a": (4, 4)}, "lora-relative", {"kinds": "LoHa"}),
-    "dora": ({**lora(), "unet.x.dora_scale": (4,)}, "lora-relative", {"kinds": "DoRA", "rank": "8"}),
+    "dora": (
+        {**lora(), "unet.x.dora_scale": (4,)},
+        "lora-relative",
+        {"kinds": "DoRA", "rank": "8"},
+    ),
     "oft": ({"lora_unet_x.oft_blocks": (4, 4)}, "other-adapter", {"adapter": "OFT"}),
     "comfy lora": (
         lora(4, stem="diffusion_model.{}.attn2.to_k.{}.weight", names=("lora_down", "lora_up")),

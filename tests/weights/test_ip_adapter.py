@@ -382,9 +382,7 @@ def state_file(path, unet, published, **options):
 
 @pytest.mark.parametrize("kept", ["adapter_modules", "processors", "some of each"])
 @pytest.mark.parametrize("kind", ["base", "faceid"])
-def test_a_training_state_is_read_as_the_published_file(
-    kind, kept, unet, files, tmp_path
-):
+def test_a_training_state_is_read_as_the_published_file(kind, kept, unet, files, tmp_path):
     path = state_file(tmp_path / "model.safetensors", unet, files[kind][1], kept=kept)
     assert is_ip_adapter(path)
     with pytest.warns(UserWarning, match="tensors of the UNet .* are not used"):

@@ -1,4 +1,4 @@
-"""DoRA, LoHa, LoKr, IA3, full differences: against their published formulas in float64, and peft."""
+"""DoRA, LoHa, LoKr, IA3, full differences: against their formulas in float64, and peft."""
 
 import json
 import re
@@ -308,7 +308,7 @@ def test_peft_adds_the_same(case, tmp_path):
     if name != "IA3Config":
         options = {"r": 2, **options}
     model = peft.get_peft_model(net, getattr(peft, name)(**options))
-    for key, parameter in model.named_parameters():
+    for parameter in model.parameters():
         if parameter.requires_grad:
             with torch.no_grad():
                 parameter.copy_(torch.rand_like(parameter) + 0.5)

@@ -1,6 +1,6 @@
 """What an adapter adds to one layer: LoRA, LoHa, LoKr, full differences, DoRA and IA3.
 
-All arrays are in PyTorch's layouts: a linear weight is [out, in], a convolution's [out, in, kh, kw].
+All arrays are in PyTorch's layouts: a linear weight [out, in], a convolution's [out, in, kh, kw].
 The formulas stand in docs/formats.md. A plain LoRA acts as two narrow products; everything else is
 worked out once, as a change of the weight and of the bias (``Change.of_layer``).
 """
@@ -48,7 +48,7 @@ class LoraWeights:
 
 @dataclass(frozen=True)
 class LoHa:
-    """scale * (w1_a @ w1_b) * (w2_a @ w2_b), the middle ``*`` element by element (arXiv 2108.06098).
+    """scale * (w1_a @ w1_b) * (w2_a @ w2_b), element by element (arXiv 2108.06098).
 
     Attributes:
         w1_a, w2_a: [out, rank]; with cores [rank, out].

@@ -1,4 +1,4 @@
-"""What a path to an adapter leads to: a file, or one of the folders that PEFT and diffusers write."""
+"""What a path to an adapter leads to: a file, or a folder that PEFT or diffusers wrote."""
 
 import contextlib
 from collections.abc import Iterator

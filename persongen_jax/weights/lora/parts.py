@@ -53,9 +53,7 @@ def read_layer(source, layer: Layer, settings) -> LoraWeights | Change:
     if "diff" in layer.roles:
         products.append(Difference(reader.read("diff")))
     gain, gain_of_bias = reader.gain()
-    return Change(
-        tuple(products), reader.bias(products), reader.magnitude(), gain, gain_of_bias
-    )
+    return Change(tuple(products), reader.bias(products), reader.magnitude(), gain, gain_of_bias)
 
 
 class _Reader:
