@@ -40,7 +40,7 @@ def parse_arguments(argv=None):
     export = commands.add_parser("export", help="write what a training run has learned")
     export.add_argument("--format", required=True, choices=_formats(), help="of the file")
     export.add_argument("run", type=Path, help="the working directory of the run")
-    export.add_argument("out", type=Path, help="the file; .safetensors or .bin")
+    export.add_argument("out", type=Path, help=".safetensors or .bin; for peft a new folder")
     export.add_argument("--step", type=int, metavar="N", help="of the checkpoint; default: newest")
     export.add_argument("--base", metavar="DIR", help="SDXL directory, if it has moved")
     export.add_argument("--id-encoder", metavar="DIR", help="CLIP image tower, likewise")

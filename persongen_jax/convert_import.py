@@ -26,7 +26,9 @@ from persongen_jax.weights.identify import context_width, identify
 from persongen_jax.weights.ip_adapter import ADAPTER, IMAGE_PROJ, PROJECTIONS, read_ip_adapter
 from persongen_jax.weights.keys import normalise_clip_vision
 from persongen_jax.weights.loader import check_keys, parameter_leaves, prepare_module
-from persongen_jax.weights.lora_files import COMPONENTS, read_lora, write_lora
+from persongen_jax.weights.lora.dialects import COMPONENTS
+from persongen_jax.weights.lora.reading import read_lora
+from persongen_jax.weights.lora.writing import write_lora
 from persongen_jax.weights.photomaker import (
     ENCODER,
     LORA,

@@ -11,6 +11,7 @@ import argparse
 import functools
 import os
 import sys
+import warnings
 from pathlib import Path
 
 import jax
@@ -215,7 +216,11 @@ def make_pipeline(args):
         pipe.load_method(args.method, args.method_weights, encoder=args.image_encoder)
     for item in args.lora:
         path, weight = parse_lora(item)
-        pipe.load_lora(path, weight=weight)
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            pipe.load_lora(path, weight=weight)
+        for each in said:
+            warn(str(each.message))
     return pipe
 
 

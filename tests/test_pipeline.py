@@ -38,7 +38,8 @@ from persongen_jax.sampling import image_keys
 from persongen_jax.weights.adapters import extract_adapter
 from persongen_jax.weights.directory import read_config
 from persongen_jax.weights.errors import KeyMismatch, MissingFile
-from persongen_jax.weights.lora_files import LoraWeights, write_lora
+from persongen_jax.weights.lora.kinds import LoraWeights
+from persongen_jax.weights.lora.writing import write_lora
 from persongen_jax.weights.photomaker import load_photomaker_into, save_photomaker
 from persongen_jax.weights.saver import save_module
 from persongen_jax.weights.sdxl import load_sdxl

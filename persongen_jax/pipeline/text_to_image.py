@@ -20,7 +20,7 @@ from persongen_jax.pipeline.conditioner import Conditioner
 from persongen_jax.sampling_plan import make_plan
 from persongen_jax.scales import Strength
 from persongen_jax.sharding import make_mesh, put, replicated, shardings_by_path, to_host
-from persongen_jax.weights.lora_files import write_lora
+from persongen_jax.weights.lora.writing import write_lora
 from persongen_jax.weights.sdxl import SDXLBase, load_sdxl, save_sdxl
 
 IMAGES_PER_DEVICE = 4  # of a batch, where the caller does not say
@@ -206,25 +206,24 @@ class Pipeline:
     # ---- LoRA ----
 
     def load_lora(self, path, *, weight: float = 1.0, name: str | None = None):
-        """Put a LoRA file (diffusers, PEFT or kohya) on the model; several add up.
+        """Put a LoRA (or DoRA, LoHa, LoKr, IA3) of any tool on the model; several add up.
 
         Args:
-            path: the ``*.safetensors`` file.
+            path: the ``*.safetensors`` file, or PEFT's or diffusers' folder.
             weight: factor of its effect; change it later by :meth:`set_lora_weights`.
             name: what it is called from then on; by default ``str(path)``.
 
         Raises:
-            WeightsError: the file is not there, not plain LoRA, or not for this model; what is
-                loaded stays as it was.
+            WeightsError: the file is not there, of a kind that is not applied (it is named), or
+                not for this model; what is loaded stays as it was.
         """
-        adapter = loading.read_adapter(path, self.base)
+        adapter = loading.read_adapter(path, self.base, weight)
         name = str(path) if name is None else name
         self._put_adapters({**self.adapters, name: (adapter, weight)})
 
     def set_lora_weights(self, weights: dict[str, float]):
         """Change the factors of loaded LoRAs by name. Compiles nothing anew."""
-        changed = {name: (loading.one_of(self.adapters, name)[0], w) for name, w in weights.items()}
-        self._put_adapters({**self.adapters, **changed})
+        self._put_adapters(loading.with_weights(self.adapters, weights))
 
     def save_lora(self, path, name: str):
         """Write a loaded LoRA, or a method's own ("method:photomaker"), in diffusers' format.

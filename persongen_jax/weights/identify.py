@@ -8,6 +8,7 @@ mistake for them (Stable Diffusion 1.5's, InstantID, PuLID, adapters that are no
 """
 
 import re
+import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -18,8 +19,11 @@ from persongen_jax.weights.arcface import infer_config, licence_hint, name_onnx_
 from persongen_jax.weights.base_facts import folder_facts, refine
 from persongen_jax.weights.directory import open_component, open_file
 from persongen_jax.weights.errors import BadOnnx, MissingFile, WeightsError
+from persongen_jax.weights.ip_adapter_state import is_training_state, published_names
 from persongen_jax.weights.layout import unwrapped
-from persongen_jax.weights.lora_files import METADATA_KEY, other_kind
+from persongen_jax.weights.lora.dialects import other_kind, relatives
+from persongen_jax.weights.lora.opening import CONFIG, adapter_file
+from persongen_jax.weights.lora.settings import METADATA_KEY
 from persongen_jax.weights.onnx_file import OnnxFile
 from persongen_jax.weights.source import DictSource, TensorSource
 
@@ -41,6 +45,8 @@ NAMES = {
     "lora-diffusers": "a LoRA in diffusers' style",
     "lora-peft": "a LoRA in PEFT's style",
     "lora-kohya": "a LoRA in kohya's style",
+    "lora-comfy": "a LoRA in ComfyUI's or OneTrainer's style",
+    "lora-relative": "an adapter of LoRA's family",
     "lora-processors": "a LoRA in the style of diffusers' old attention processors",
     "other-adapter": "an adapter that is no plain LoRA",
     "controlnet": "a ControlNet in diffusers' format",
@@ -65,8 +71,9 @@ _RULES = (
     ("pulid", (r"id_adapter",)),
     ("ip-adapter", (r"image_proj\.", r"ip_adapter\.\d+\.")),
     ("checkpoint", (r"model\.diffusion_model\.",)),
-    ("lora-kohya", (r"lora_(unet|te\d?)_.*\.lora_(down|up)\.weight$",)),
-    ("lora-peft", (r".*\.lora_(A|B)(\.default)?\.weight$",)),
+    ("lora-kohya", (r"(lora_(unet|te\d?)|lycoris)_.*\.lora_(down|up)\.weight$",)),
+    ("lora-comfy", (r".*\.lora_(down|up)\.weight$",)),
+    ("lora-peft", (r".*\.lora_(A|B)(\.[^.]+)?\.weight$",)),
     ("lora-diffusers", (r".*\.lora(_linear_layer)?\.(down|up)\.weight$",)),
     ("lora-processors", (r".*\.(processor\.)?to_(q|k|v|out)_lora\.(down|up)\.weight$",)),
     ("controlnet", (r"controlnet_cond_embedding\.",)),
@@ -86,10 +93,10 @@ FACE = 512  # length of an ArcFace embedding
 # A cross-attention's key or value projection, whose inputs are the text states.
 _CONTEXT = re.compile(
     r".*attn2[._](processor\.)?to_[kv](_lora)?\.?(lora|lora_linear_layer)?\.?"
-    r"(weight|down\.weight|lora_A(\.default)?\.weight|lora_down\.weight)$"
+    r"(weight|down\.weight|lora_A(\.[^.]+)?\.weight|lora_down\.weight)$"
     r"|ip_adapter\.\d+\.to_[kv]_ip\.weight$"
 )
-_DOWN = re.compile(r".*(lora_A(\.default)?|lora_down|lora\.down|lora_linear_layer\.down)\.weight$")
+_DOWN = re.compile(r".*(lora_A(\.[^.]+)?|lora_down|lora\.down|lora_linear_layer\.down)\.weight$")
 
 # How many sizes the tensors of an IP-Adapter's projection have that tell its variants apart.
 _PROJECTION_DIMS = {
@@ -173,6 +180,8 @@ def open_parts(path) -> dict[str, TensorSource]:
         return {"": unwrapped(open_file(path))}
     if (path / "checkpoints").is_dir():
         return {"": _open_run(path)}
+    if (path / CONFIG).is_file():
+        return {"": open_file(adapter_file(path))}
     if _is_pipeline(path):
         parts = sorted(p.parent.name for p in path.glob("*/config.json"))
         return {name: open_component(path / name) for name in parts if _has_weights(path / name)}
@@ -181,12 +190,19 @@ def open_parts(path) -> dict[str, TensorSource]:
 
 def tell(source: TensorSource) -> tuple[str, dict]:
     """(kind, facts) by the keys and shapes."""
-    keys = source.keys()
     if isinstance(source, OnnxFile):
         return "onnx", {"operations": len(source.nodes)}
+    if is_training_state(source):
+        with warnings.catch_warnings():  # of what is left out, which is for those who load it
+            warnings.simplefilter("ignore")
+            kind, facts = _ip_adapter(published_names(source))
+        return kind, {"from": "a training state", **facts}
+    keys = source.keys()
     if other := next((name for name in map(other_kind, keys) if name), None):
         if any(re.match(r"(lora_|lycoris_|unet\.|text_encoder|bundle_emb)", key) for key in keys):
             return "other-adapter", {"adapter": other}
+    if found := relatives(keys):
+        return "lora-relative", {"kinds": ", ".join(dict.fromkeys(found)), **_facts("lora", source)}
     kind = "unknown"
     for name, patterns in _RULES:
         if all(any(re.match(pattern, key) for key in keys) for pattern in patterns):

@@ -207,8 +207,23 @@ FILES = {
         "lora-processors",
         {"rank": "8"},
     ),
-    "loha": ({"lora_unet_x.hada_w1_a": (4, 4)}, "other-adapter", {"adapter": "LoHa"}),
-    "dora": ({**lora(), "unet.x.dora_scale": (4,)}, "other-adapter", {"adapter": "DoRA"}),
+    "loha": ({"lora_unet_x.hada_w1_a": (4, 4)}, "lora-relative", {"kinds": "LoHa"}),
+    "dora": (
+        {**lora(), "unet.x.dora_scale": (4,)},
+        "lora-relative",
+        {"kinds": "DoRA", "rank": "8"},
+    ),
+    "oft": ({"lora_unet_x.oft_blocks": (4, 4)}, "other-adapter", {"adapter": "OFT"}),
+    "comfy lora": (
+        lora(4, stem="diffusion_model.{}.attn2.to_k.{}.weight", names=("lora_down", "lora_up")),
+        "lora-comfy",
+        {"rank": "4"},
+    ),
+    "peft's named adapter": (
+        lora(4, stem="{}.attn2.to_k.{}.mine.weight", names=("lora_A", "lora_B")),
+        "lora-peft",
+        {"rank": "4", "cross-attention width": "2048 (SDXL's)"},
+    ),
     "controlnet": (
         {**UNET, "controlnet_cond_embedding.conv_in.weight": (16, 3, 3, 3)},
         "controlnet",
