@@ -128,7 +128,14 @@ def _load(folder: Path):
     from transformers import CLIPTokenizer
 
     with _plain_copy(folder) as plain:
-        return CLIPTokenizer.from_pretrained(str(plain), local_files_only=True)
+        try:
+            return CLIPTokenizer.from_pretrained(str(plain), local_files_only=True)
+        except Exception as error:  # its backend raises whatever the files lead it to
+            said = " ".join(str(error).split())[:200]
+            raise ValueError(
+                f"{folder}: no tokenizer can be made of its files ({said}); copy the folder from "
+                "the base again"
+            ) from error
 
 
 @contextlib.contextmanager

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from persongen_jax.models.sdxl import COMPONENTS, StableDiffusionXL, build
 from persongen_jax.prompts import Tokenizers
 from persongen_jax.weights.base_files import open_base
+from persongen_jax.weights.errors import BadConfig, WeightsError
 from persongen_jax.weights.loader import fill_module, prepare_module
 from persongen_jax.weights.saver import save_module, write_json
 
@@ -82,10 +83,7 @@ def load_sdxl(
     with open_base(path, **parts, **options) as files:
         if check is not None:
             check(files.scheduler_config)
-        models = {
-            name: prepare_module(build(files.configs, name, **dtypes[name]), files.sources[name])
-            for name in COMPONENTS
-        }
+        models = {name: _prepare(files, name, dtypes[name]) for name in COMPONENTS}
         tokenizers = Tokenizers.from_pretrained(files.folder)
         for note in files.notes:
             warnings.warn(note, stacklevel=2)
@@ -102,6 +100,21 @@ def load_sdxl(
         path=str(path),
         folder=str(files.folder),
     )
+
+
+def _prepare(files, name: str, dtypes: dict):
+    """The component's module, empty, its keys and shapes compared with the file's."""
+    source = files.sources[name]
+    try:
+        return prepare_module(build(files.configs, name, **dtypes), source)
+    except WeightsError:
+        raise
+    except (ValueError, TypeError, KeyError, IndexError, ArithmeticError) as error:
+        said = " ".join(str(error).split())[:200]
+        raise BadConfig(
+            f"{files.folder / name / 'config.json'}: no network can be built by it ({said}); take "
+            f"the config.json that belongs to {source.describe()}"
+        ) from error
 
 
 FILE_NAMES = {
