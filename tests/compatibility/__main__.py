@@ -22,8 +22,8 @@ PARTS = {
 }
 HEAD = """# Inputs as people have them: kind, variant, what happens
 
-Written by `python -m tests.compatibility --out docs/compatibility.md`, which runs the tests that are
-named in `tests/compatibility/`; a row's test passed then, unless the row says otherwise.
+Written by `python -m tests.compatibility --out docs/compatibility.md`, which runs the tests
+that `tests/compatibility/` names; a row's test passed then, unless the row says otherwise.
 """
 
 

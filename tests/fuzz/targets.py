@@ -18,9 +18,10 @@ from persongen_jax import convert
 from persongen_jax.convert_import import import_file
 from persongen_jax.models.sdxl import COMPONENTS
 from persongen_jax.sampling_plan import make_plan
+from persongen_jax.weights.base_files import NORMALISE
 from persongen_jax.weights.directory import open_component, read_config
 from persongen_jax.weights.safetensors_file import TensorFile
-from persongen_jax.weights.sdxl import NORMALISE, load_sdxl
+from persongen_jax.weights.sdxl import load_sdxl
 from tests.fuzz import mutations
 from tests.photomaker_files import write_random_photomaker
 from tests.weights.sgm import checkpoint
