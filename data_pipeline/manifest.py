@@ -20,9 +20,9 @@ from pathlib import Path
 
 from data_pipeline.pictures.copies import near_copies, same_bytes
 from data_pipeline.pictures.reading import ImageError, image_size
+from data_pipeline.prompts import PromptError, split_at_trigger
 from data_pipeline.schema import Record, to_entry
 from data_pipeline.text_files import TextError, parse_json, read_lines
-from data_pipeline.trigger_word import PromptError, split_at_trigger
 
 log = logging.getLogger(__name__)
 

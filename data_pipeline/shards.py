@@ -35,10 +35,10 @@ from tqdm import tqdm
 
 from data_pipeline.manifest import CLIPPED, COPIES, DROPPED, SINGLE, read_manifest, serviceable
 from data_pipeline.pictures.reading import ImageError, load_image
+from data_pipeline.prompts import PromptError, split_at_trigger
 from data_pipeline.schema import Record, to_entry
 from data_pipeline.shard_reading import FORMAT, INDEX, SPLIT, ShardError, is_shards, open_tfds
 from data_pipeline.sources import PEOPLE, open_records
-from data_pipeline.trigger_word import PromptError, split_at_trigger
 
 log = logging.getLogger(__name__)
 

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from persongen_jax.scheduler_file import check_parametrisation, values
+from persongen_jax.weights.scheduler_file import check_parametrisation, values
 
 PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
 BETA_SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2")

@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from data_pipeline.examples.conditions import PARTS
 from data_pipeline.examples.fields import FieldError
+from data_pipeline.prompts import join_parts
 from data_pipeline.schema import MAX_REFERENCES
 from data_pipeline.text_files import read_lines
 from persongen_jax.generate_base import (
@@ -29,7 +30,6 @@ from persongen_jax.generate_base import (
 )
 from persongen_jax.generate_warnings import warn, warnings_as_lines, without_effect
 from persongen_jax.plain_warnings import plain_warnings
-from persongen_jax.prompts import join_parts
 from persongen_jax.scales import parse_scales
 
 

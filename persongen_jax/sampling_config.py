@@ -8,7 +8,7 @@ import math
 import warnings
 
 from persongen_jax.diffusion import PREDICTION_TYPES, SCHEDULE_DEFAULTS, check_choice
-from persongen_jax.scheduler_file import (
+from persongen_jax.weights.scheduler_file import (
     OTHER_SAMPLERS,
     check_parametrisation,
     unchosen,

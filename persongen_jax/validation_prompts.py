@@ -10,9 +10,8 @@ class word, and {he}, {his}, {him} ({He}, {His}, {Him} to open a sentence), whic
 
 from dataclasses import dataclass
 
+from data_pipeline.prompts import PromptError, has_trigger, join_parts, split_at_trigger
 from data_pipeline.text_files import read_json
-from data_pipeline.trigger_word import PromptError, has_trigger, split_at_trigger
-from persongen_jax.prompts import join_parts
 
 PARTS = ("general", "background", "body")
 

@@ -23,7 +23,7 @@ from flax import nnx
 from ml_collections import ConfigDict
 
 from data_pipeline.examples.fields import Call
-from data_pipeline.trigger_word import PromptError
+from data_pipeline.prompts import PromptError
 from persongen_jax.checkpoint import Checkpoints
 from persongen_jax.methods import get_method
 from persongen_jax.methods.base import Parts

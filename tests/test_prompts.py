@@ -5,8 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from data_pipeline.trigger_word import PromptError, split_at_trigger
-from persongen_jax.prompts import Tokenizers
+from data_pipeline.prompts import PromptError, Tokenizers, split_at_trigger
 from persongen_jax.tiny_tokenizer import SDXL_PAD_TOKENS, WORDS, write_tiny_tokenizer
 
 PROMPT = "A photo of a woman img, wearing an orange space suit"

@@ -7,10 +7,9 @@ import numpy as np
 
 from data_pipeline.examples.fields import EncodedField, Encoding, Input
 from data_pipeline.pictures.reading import load_image
+from data_pipeline.prompts import join_parts, without_trigger
 from data_pipeline.schema import MAX_REFERENCES, Record
 from data_pipeline.transforms import clip_crop, clip_normalise, clip_preprocess, square_face_crop
-from data_pipeline.trigger_word import without_trigger
-from persongen_jax.prompts import join_parts
 
 # Prompts whose token ids are kept, some 1.5 KB each.
 KEPT_PROMPTS = 1 << 16
@@ -31,7 +30,7 @@ class Text(EncodedField):
         text_states/empty    [n, d], text_states/empty_pooled [p]: the empty prompt's, in every row
 
     Args:
-        tokenizers: persongen_jax.prompts.Tokenizers.
+        tokenizers: data_pipeline.prompts.Tokenizers.
         streams: names of prompts; "text" is the caption, others are the record's own
             (``background``, ``body``, or a key of the manifest).
         trigger_word: follows the class word in captions.

@@ -11,9 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
+from data_pipeline.prompts import Tokenizers, join_parts, split_at_trigger
 from data_pipeline.text_files import read_json
-from data_pipeline.trigger_word import split_at_trigger
-from persongen_jax.prompts import Tokenizers, join_parts
 from persongen_jax.tiny_tokenizer import SDXL_PAD_TOKENS, write_tiny_tokenizer
 
 PEOPLE, PICTURES = 4000, 20

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from data_pipeline.trigger_word import has_trigger
+from data_pipeline.prompts import has_trigger
 
 
 class CallWarning(UserWarning):

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import jax.numpy as jnp
 
+from data_pipeline.prompts import Tokenizers
 from persongen_jax.models.sdxl import COMPONENTS, StableDiffusionXL, build
-from persongen_jax.prompts import Tokenizers
 from persongen_jax.weights.base_files import open_base
 from persongen_jax.weights.errors import BadConfig, WeightsError
 from persongen_jax.weights.loader import fill_module, prepare_module

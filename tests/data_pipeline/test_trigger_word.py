@@ -2,7 +2,7 @@
 
 import pytest
 
-from data_pipeline.trigger_word import (
+from data_pipeline.prompts import (
     PromptError,
     has_trigger,
     split_at_trigger,

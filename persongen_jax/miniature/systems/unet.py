@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from data_pipeline.trigger_word import split_at_trigger
+from data_pipeline.prompts import split_at_trigger
 from persongen_jax import diffusion
 from persongen_jax.conditioning import Conditioning, TokenStream
 from persongen_jax.diffusion import min_snr_weights

@@ -13,9 +13,9 @@ from data_pipeline.examples.source import ExampleSource
 from data_pipeline.examples.spatial import ControlImage, Weight
 from data_pipeline.manifest import write_manifest
 from data_pipeline.pictures.reading import ImageError, load_image
+from data_pipeline.prompts import PromptError
 from data_pipeline.schema import Record
 from data_pipeline.sources import open_records
-from data_pipeline.trigger_word import PromptError
 from tests.data_pipeline.photographs import (
     assert_same,
     photograph_fields,
