@@ -133,8 +133,8 @@ def _single_file(base, path):
     return save(path, checkpoint(state, read_config(base / "unet")))
 
 
-def _picture(path, **options):
-    pixels = np.random.default_rng(0).integers(0, 256, (SIDE, SIDE, 3)).astype(np.uint8)
+def _picture(path, seed=0, **options):
+    pixels = np.random.default_rng(seed).integers(0, 256, (SIDE, SIDE, 3)).astype(np.uint8)
     Image.fromarray(pixels).save(path, **options)
     return path
 
@@ -143,7 +143,7 @@ def _manifest(folder):
     folder.mkdir()
     lines = []
     for i in range(4):
-        _picture(folder / f"{i}.png")
+        _picture(folder / f"{i}.png", i)
         entry = {"image": f"{i}.png", "identity": "ab"[i % 2], "caption": "a man img in a hat"}
         box = [2, 2, 20, 20]
         lines.append(json.dumps({**entry, "face_box": box, "class_word": "man"}))
@@ -158,7 +158,7 @@ def _table(folder):
         table = csv.writer(file)
         table.writerow(["image", "glasses", "colour", "split"])
         for i in range(4):
-            _picture(folder / f"{i}.png")
+            _picture(folder / f"{i}.png", i)
             table.writerow([f"{i}.png", i % 2, ("red", "blue")[i // 2], ("train", "test")[i % 2]])
     return folder / "labels.csv"
 
@@ -169,9 +169,8 @@ def _table(folder):
 def _of_base(base):
     def read(path):
         """``path`` stands where it stands in ``base``, with links to all else."""
-        root = next(p for p in path.parents if p.name == "base")
-        loaded = load_sdxl(root)
-        loaded.tokenizers("a man img in a hat") if callable(loaded.tokenizers) else None
+        loaded = load_sdxl(next(p for p in path.parents if p.name == "base"))
+        loaded.tokenizers.encode("a man in a hat")
         return make_plan(loaded.scheduler_config, 3)
 
     read.root = base
