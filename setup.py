@@ -12,6 +12,8 @@ DATA = [
 LOG = ["tensorboard>=2.20"]
 FACES = ["scikit-image>=0.24", "insightface>=2.1", "onnxruntime>=1.20"]
 
+HEIC = ["pillow-heif>=1.0"]
+
 setup(
     name="persongen_jax",
     version="0.1.0",
@@ -37,11 +39,13 @@ setup(
         "data": DATA,
         "log": LOG,
         "faces": FACES,
+        "heic": HEIC,
         "convert": [TORCH],
         "demo": [*DATA, *LOG, "scikit-image>=0.24", "scikit-learn>=1.5"],
         "test": [
             *DATA,
             *LOG,
+            *HEIC,
             "scikit-image>=0.24",
             "scikit-learn>=1.5",
             TORCH,

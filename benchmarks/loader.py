@@ -31,9 +31,9 @@ from data_pipeline.examples.conditions import References, Text
 from data_pipeline.examples.fields import FaceBox, Image, TimeIds
 from data_pipeline.examples.source import ExampleSource
 from data_pipeline.manifest import write_manifest
+from data_pipeline.prompts import Tokenizers
 from data_pipeline.shards import write_shards
 from data_pipeline.sources import open_records
-from persongen_jax.prompts import Tokenizers
 from persongen_jax.tiny_tokenizer import SDXL_PAD_TOKENS, write_tiny_tokenizer
 
 LOADERS = {"memory": batches, "tf.data": tf_batches}

@@ -6,6 +6,7 @@ import numpy as np
 
 from data_pipeline.detectors import Detector, open_detector
 from data_pipeline.detectors.insightface_scrfd import is_available
+from data_pipeline.pictures.reading import load_image
 from data_pipeline.transforms import square_face_crop
 
 
@@ -52,8 +53,11 @@ def find_face(
     )
 
 
-def crop_face(
-    image: np.ndarray, name: str = "the picture", detector: Detector | None = None
-) -> np.ndarray:
-    """The square reference crop [s, s, 3] around the largest face; NoFaceFound where none is."""
+def crop_face(image, name: str = "the picture", detector: Detector | None = None) -> np.ndarray:
+    """The square reference crop [s, s, 3] around the largest face of whatever load_image takes.
+
+    Raises:
+        NoFaceFound: none is there. ImageError: the picture cannot be read.
+    """
+    image = load_image(image, name)
     return square_face_crop(image, find_face(image, name, detector))

@@ -15,12 +15,14 @@ import logging
 import math
 import os
 from collections import Counter, defaultdict
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 
+from data_pipeline.pictures.copies import near_copies, same_bytes
+from data_pipeline.pictures.reading import ImageError, image_size
+from data_pipeline.prompts import PromptError, split_at_trigger
 from data_pipeline.schema import Record, to_entry
-from data_pipeline.transforms import ImageError, image_size
-from persongen_jax.prompts import PromptError, split_at_trigger
+from data_pipeline.text_files import TextError, parse_json, read_lines
 
 log = logging.getLogger(__name__)
 
@@ -31,6 +33,7 @@ SHOWN_PROBLEMS = 20
 # What read_manifest counts, besides the records.
 CLIPPED, DROPPED = "boxes clipped at the picture's edge", "boxes outside the picture dropped"
 SINGLE = "people with a single picture left out"
+COPIES = "copies of a picture under another name taken as that picture"
 
 
 class ManifestError(ValueError):
@@ -51,32 +54,32 @@ def read_manifest(
     ``least``: how many pictures of a person there have to be, 2 where another picture serves as
     the reference.
 
-    All problems are gathered into one ManifestError. Three things are put right and logged with
+    All problems are gathered into one ManifestError. Four things are put right and logged with
     their number (added to ``counts``, by the names above): a face box that reaches over the
-    picture's edge is clipped to it, one that lies wholly outside is dropped, and an identity with
-    too few pictures is left out, because a reference must never be the target.
+    picture's edge is clipped to it, one that lies wholly outside is dropped, a file with the
+    same bytes as another of the identity counts as that one, and an identity with too few pictures
+    is left out, because a reference must never be the target. Of what only looks like a copy there
+    is a warning.
     """
     path = Path(folder) / FILE_NAME
     try:
-        # Not by splitlines, which also ends a line at characters that may stand in a caption.
-        with path.open(encoding="utf-8") as file:
-            lines = list(file)
+        lines = read_lines(path)
     except FileNotFoundError:
         raise ManifestError(
             f"{path}: no such file; `python -m data_pipeline.sample_photos` makes an example"
         ) from None
-    except UnicodeDecodeError as error:
-        raise ManifestError(f"{path}: not UTF-8 text ({error})") from None
+    except TextError as error:
+        raise ManifestError(str(error)) from None
 
     records, problems, missing, changed = [], [], [], defaultdict(list)
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
         try:
-            entry = json.loads(line)
+            entry = parse_json(line, path, number)
             record, changes = _record(Path(folder), entry, trigger_word if marked else None)
-        except json.JSONDecodeError as error:
-            problems.append(f"line {number}: not JSON ({error})")
+        except TextError as error:
+            problems.append(str(error).removeprefix(f"{path} "))
         except ManifestError as error:
             problems.append(f"line {number}: {error}")
         except PromptError as error:
@@ -93,7 +96,7 @@ def read_manifest(
     for change, places in changed.items():
         counts[change] += len(places)
         log.warning("%s: %s: %d (%s)", path, change, len(places), _some(places))
-    return serviceable(records, path, counts, least)
+    return serviceable(_without_copies(records, path, counts), path, counts, least)
 
 
 def write_manifest(folder, records) -> Path:
@@ -264,6 +267,44 @@ def _report(path: Path, problems: list[str], missing: list[str]) -> str:
 
 def _some(names) -> str:
     return ", ".join(names[:SHOWN_PROBLEMS]) + (", ..." if len(names) > SHOWN_PROBLEMS else "")
+
+
+def _without_copies(records: list[Record], path: Path, counts: Counter) -> list[Record]:
+    """Every copy's record with the name of the first such file; none of them twice."""
+    of_identity, copies = defaultdict(list), {}
+    for record in records:
+        of_identity[record.identity].append(record.image)
+    for files in of_identity.values():
+        copies |= same_bytes(files)
+    firsts = [[file for file in files if file not in copies] for files in of_identity.values()]
+    near = near_copies(firsts)
+    if near:
+        log.warning(
+            "%s: %d pictures look like others of the same person in another size or format; keep "
+            "one of each, or a reference may be the target itself: %s",
+            path,
+            len(near),
+            _pairs(near),
+        )
+    if not copies:
+        return records
+    counts[COPIES] += len(copies)
+    log.warning("%s: %s: %d (%s)", path, COPIES, len(copies), _pairs(copies))
+    kept = [record for record in records if record.image not in copies]
+    for i, record in enumerate(records):
+        if record.image in copies:
+            named = replace(record, image=copies[record.image])
+            if named in kept:
+                records[i] = None
+            else:
+                kept.append(named)
+                records[i] = named
+    return [record for record in records if record is not None]
+
+
+def _pairs(copies: dict[str, str]) -> str:
+    names = ((os.path.basename(copy), os.path.basename(first)) for copy, first in copies.items())
+    return _some([f"{copy} is {first}" for copy, first in names])
 
 
 def serviceable(records: list[Record], path, counts: Counter, least: int = 2) -> list[Record]:

@@ -41,8 +41,8 @@ from data_pipeline.drawing.pictures import (
 from data_pipeline.drawing.portrait import People, render
 from data_pipeline.drawing.randomness import EXAMPLE, PICTURE, fold
 from data_pipeline.manifest import write_manifest
+from data_pipeline.prompts import split_at_trigger
 from data_pipeline.schema import Record
-from persongen_jax.prompts import split_at_trigger
 
 __all__ = [
     "CLOTHES",

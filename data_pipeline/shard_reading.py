@@ -4,15 +4,15 @@ Neither TensorFlow nor a decoded picture is needed to open them.
 """
 
 import functools
-import json
 import os
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
+from data_pipeline.pictures.reading import ImageError, load_image
 from data_pipeline.schema import Record, from_entry
-from data_pipeline.transforms import ImageError, decode_image
+from data_pipeline.text_files import parse_json_lines, read_text
 
 INDEX, INFO = "index.jsonl", "dataset_info.json"
 FORMAT = "identity shards 1"
@@ -58,7 +58,7 @@ def open_shards(
             raise ShardError(f"{folder}: record {place[name]} cannot be read ({error})") from error
         if features["key"].decode() != name:
             raise ShardError(f"{folder}: {INDEX} belongs to other shards; write them anew")
-        return decode_image(features["image"], name)
+        return load_image(features["image"], name)
 
     return records, read_image
 
@@ -66,16 +66,16 @@ def open_shards(
 def _read_index(folder: Path, trigger_word: str) -> list[Record]:
     path = folder / INDEX
     try:
-        # Not by splitlines, which also ends a line at characters that may stand in a caption.
-        with path.open(encoding="utf-8") as file:
-            head, *entries = map(json.loads, file)
+        head, *entries = (value for _, value in parse_json_lines(read_text(path), path))
         if head["format"] != FORMAT:
             raise ShardError(f"{path}: {head['format']!r} is not the format read here, {FORMAT!r}")
         records = [from_entry(entry) for entry in entries]
         expected, marked = head["records"], head["trigger_word"]
     except FileNotFoundError:
         raise ShardError(f"{path}: missing; `python -m data_pipeline.shards` writes it") from None
-    except (TypeError, KeyError, json.JSONDecodeError, UnicodeDecodeError, AttributeError) as error:
+    except ShardError:
+        raise
+    except (TypeError, KeyError, ValueError, AttributeError) as error:
         raise ShardError(f"{path}: cannot be read ({error!r}); write the shards anew") from error
     if len(records) != expected:
         raise ShardError(f"{path}: {len(records)} of {expected} lines; write the shards anew")

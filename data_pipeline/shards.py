@@ -33,12 +33,12 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from data_pipeline.manifest import CLIPPED, DROPPED, SINGLE, read_manifest, serviceable
+from data_pipeline.manifest import CLIPPED, COPIES, DROPPED, SINGLE, read_manifest, serviceable
+from data_pipeline.pictures.reading import ImageError, load_image
+from data_pipeline.prompts import PromptError, split_at_trigger
 from data_pipeline.schema import Record, to_entry
 from data_pipeline.shard_reading import FORMAT, INDEX, SPLIT, ShardError, is_shards, open_tfds
 from data_pipeline.sources import PEOPLE, open_records
-from data_pipeline.transforms import ImageError, decode_image
-from persongen_jax.prompts import PromptError, split_at_trigger
 
 log = logging.getLogger(__name__)
 
@@ -115,7 +115,7 @@ def _checked(
 
     def check(record: Record) -> Record | ImageError:
         try:
-            image = decode_image(read_file(record.image), record.image)
+            image = load_image(read_file(record.image), record.image)
         except ImageError as error:
             return error
         before, _ = split_at_trigger(record.caption, trigger_word)
@@ -257,7 +257,7 @@ def main(argv=None) -> int:
         print(f"shards: {error}", file=sys.stderr)
         return 1
     changes = ", ".join(
-        f"{counts[name]} {name}" for name in (UNDECODABLE, CLIPPED, DROPPED, SINGLE)
+        f"{counts[name]} {name}" for name in (UNDECODABLE, CLIPPED, DROPPED, SINGLE, COPIES)
     )
     print(
         f"{args.out}: {counts['pictures']} pictures of {counts['people']} people in "

@@ -20,9 +20,10 @@ from urllib.parse import parse_qsl
 import numpy as np
 
 from data_pipeline.manifest import read_manifest
+from data_pipeline.pictures.copies import mark
+from data_pipeline.pictures.reading import ImageError, load_image
 from data_pipeline.schema import Record
 from data_pipeline.shard_reading import is_shards, open_shards
-from data_pipeline.transforms import ImageError, load_image
 
 PEOPLE = "people:"
 NUMBERS = {"identities": 200, "pictures": 16, "seed": 0, "size": 64, "first_picture": 0}
@@ -79,6 +80,12 @@ def picture_stamps(data: str) -> Callable[[str], str | None]:
             return None
 
     return stamp
+
+
+def picture_mark(data: str) -> Callable[[str], str] | None:
+    """record.image to a text of its content, wherever it lies; None where the records tell."""
+    data = str(data)
+    return None if data.startswith(PEOPLE) or is_shards(data) else mark
 
 
 def _stamp(path: Path) -> str:

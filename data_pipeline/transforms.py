@@ -1,77 +1,17 @@
-"""Pictures to arrays: decoding, face crops, CLIP's preprocessing, the target crop.
+"""Pictures cut and scaled: face crops, CLIP's preprocessing, the target crop.
 
 Pictures are uint8 RGB arrays [h, w, 3] unless said otherwise; boxes are (x0, y0, x1, y1) in pixels,
 x to the right, y down, x1 and y1 exclusive.
 """
 
-import io
 import math
 from dataclasses import dataclass
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
 CLIP_MEAN = np.array([0.48145466, 0.4578275, 0.40821073], np.float32)
 CLIP_STD = np.array([0.26862954, 0.26130258, 0.27577711], np.float32)
-
-# Scaling a strip's short side to the training size would make its long side swallow the memory.
-MAX_ASPECT = 16
-
-
-class ImageError(ValueError):
-    """A picture that cannot be read; the message names the file."""
-
-
-def load_image(path) -> np.ndarray:
-    """The picture as [h, w, 3] uint8 RGB, turned upright by its EXIF tag, transparency on white."""
-    return _decode(path, path)
-
-
-def decode_image(data: bytes, name: str) -> np.ndarray:
-    """load_image for a file's content; ``name`` is for the message of an ImageError."""
-    return _decode(io.BytesIO(data), name)
-
-
-def rgb_of(image: Image.Image) -> np.ndarray:
-    """load_image for a picture that is open.
-
-    Raises:
-        ValueError: more than 8 bits per channel, or a strip.
-    """
-    if image.mode.startswith(("I", "F")):
-        raise ValueError(f"pixels of mode {image.mode}: convert it to 8 bits per channel")
-    image = ImageOps.exif_transpose(image)
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        paper = Image.new("RGBA", image.size, "white")
-        image = Image.alpha_composite(paper, image)
-    if max(image.size) > MAX_ASPECT * min(image.size):
-        raise ValueError(f"{image.width}x{image.height}: too narrow a strip to train on")
-    return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
-
-
-def _decode(file, path) -> np.ndarray:
-    try:
-        with Image.open(file) as image:
-            return rgb_of(image)
-    except FileNotFoundError as error:
-        raise ImageError(f"{path}: no such image file") from error
-    except Exception as error:  # damaged files make the decoders raise almost anything
-        raise ImageError(f"{path}: cannot be decoded as an image ({error})") from error
-
-
-def image_size(path) -> tuple[int, int]:
-    """(height, width) of the upright picture, from the file's header (a turned TIFF is decoded)."""
-    try:
-        with Image.open(path) as image:
-            width, height = image.size
-            turned = image.getexif().get(0x0112, 1) in (5, 6, 7, 8)
-            if turned and image.format == "TIFF":
-                # Pillow turns its size already, since some version; decoded it is always right.
-                return ImageOps.exif_transpose(image).size[::-1]
-    except Exception as error:
-        raise ImageError(f"{path}: cannot be decoded as an image ({error})") from error
-    return (width, height) if turned else (height, width)
 
 
 def square_face_crop(image: np.ndarray, box, enlarge: float = 0.2) -> np.ndarray:

@@ -25,6 +25,7 @@ from ml_collections import config_flags
 # The devices are the topology's; a backend of this machine would only be in the way.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
+from data_pipeline import text_files  # noqa: E402
 from persongen_jax.aot_chips import GIB, open_topology  # noqa: E402
 from persongen_jax.aot_compile import TO_FIT, DoesNotFit, check_options, measure, report  # noqa: E402
 from persongen_jax.aot_programs import encoders, sampler, training, with_batch  # noqa: E402
@@ -158,7 +159,7 @@ def parse_options(options: list[str]) -> dict:
 
 def read_json(path: Path) -> list[dict]:
     """The rows of a JSON file; none if there is no file."""
-    return json.loads(path.read_text()) if path.exists() else []
+    return text_files.read_json(path) if path.exists() else []
 
 
 def write_json(path: Path, rows: list[dict]):

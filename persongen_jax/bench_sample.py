@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from data_pipeline.prompts import Tokenizers
 from persongen_jax.bench_device import at_the_end, check_finite, describe_device
 from persongen_jax.conditioning import Conditioning, TokenStream
 from persongen_jax.drawn_weights import with_drawn_weights
@@ -17,7 +18,6 @@ from persongen_jax.flop_count import of_function
 from persongen_jax.models.lora import remove_adapters
 from persongen_jax.models.platform import attention_by
 from persongen_jax.pipeline import Pipeline
-from persongen_jax.prompts import Tokenizers
 from persongen_jax.sharding import make_mesh
 from persongen_jax.systems.open import abstract_system
 from persongen_jax.systems.sdxl import Sdxl

@@ -27,6 +27,7 @@ from jax.experimental import multihost_utils
 
 from persongen_jax import integrity
 from persongen_jax.full_disk import is_full
+from persongen_jax.unverified import find_gaps
 
 log = logging.getLogger(__name__)
 
@@ -294,17 +295,17 @@ def _megabytes(size: int) -> str:
 
 
 def _steps(folder: Path) -> list[int]:
-    return sorted(int(path.name) for path in folder.glob("*") if path.name.isdigit())
+    return sorted(int(p.name) for p in folder.glob("*") if p.name.isdecimal() and p.is_dir())
 
 
 def is_intact(folder: Path) -> bool:
     """Whether the files of a checkpoint are as they were written; what is wrong is a warning."""
     try:
         faults = integrity.find_faults(folder)
-    except FileNotFoundError:
-        # Saved before there were digests. Whether it was copied well, nobody can tell.
-        log.warning("%s: has no %s; it is used unverified", folder, integrity.NAME)
-        return True
+    except FileNotFoundError:  # saved before there were any, or copied by half
+        faults = find_gaps(folder)
+        if not faults:
+            log.warning("%s: has no %s; it is used unverified", folder, integrity.NAME)
     if faults:
         more = f", and {len(faults) - 3} more" if len(faults) > 3 else ""
         log.warning("%s is damaged: %s%s", folder, "; ".join(faults[:3]), more)
@@ -347,8 +348,7 @@ def find_run(path, step: int | None = None) -> tuple[Path, int]:
 def load_trained(path, sharding, step: int | None = None) -> tuple[dict, dict]:
     """(trainable arrays by path, config) of a run's checkpoint, for inference.
 
-    Of a run that kept a running average, the arrays are that. ``step`` and errors: see
-    :func:`find_run`.
+    Of a run that kept a running average, they are that. ``step`` and errors: :func:`find_run`.
     """
     return read_trained(*find_run(path, step), sharding)
 

@@ -48,11 +48,13 @@ def run_defaults() -> ConfigDict:
     # The optimizer, by its name in optax or optax.contrib: "adamw", "adafactor", "lion", "prodigy",
     # "schedule_free_adamw", "muon", ...; and its keyword arguments, on the command line as a whole:
     # --config.optimizer_options="{'b1': 0.5, 'weight_decay': 0.01}". Each group's learning rate is
-    # ``lr_<group>``, with a linear warm-up, then constant or falling to 0 at ``steps``.
+    # ``lr_<group>``, with a linear warm-up, then constant or falling to 0 at ``schedule_steps``;
+    # 0 stands for the ``steps`` with which the run begins.
     config.optimizer = "adam"
     config.optimizer_options = ConfigDict()
     config.warmup_steps = 0
     config.lr_schedule = "constant"  # or "cosine", "linear"
+    config.schedule_steps = 0
     config.clip_norm = 0.0  # above 0: the gradient's norm is at most this
     config.ema_decay = 0.0  # above 0: a running average of what is trained is kept, and used
     config.ema_warmup = False  # update n (from 0) decays by min(ema_decay, (1 + n) / (10 + n))

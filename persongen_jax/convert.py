@@ -14,6 +14,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+from persongen_jax.plain_warnings import plain_warnings
 from persongen_jax.weights.errors import WeightsError
 from persongen_jax.weights.identify import count, identify, open_parts
 
@@ -39,7 +40,7 @@ def parse_arguments(argv=None):
     export = commands.add_parser("export", help="write what a training run has learned")
     export.add_argument("--format", required=True, choices=_formats(), help="of the file")
     export.add_argument("run", type=Path, help="the working directory of the run")
-    export.add_argument("out", type=Path, help="the file; .safetensors or .bin")
+    export.add_argument("out", type=Path, help=".safetensors or .bin; for peft a new folder")
     export.add_argument("--step", type=int, metavar="N", help="of the checkpoint; default: newest")
     export.add_argument("--base", metavar="DIR", help="SDXL directory, if it has moved")
     export.add_argument("--id-encoder", metavar="DIR", help="CLIP image tower, likewise")
@@ -173,7 +174,8 @@ def main(argv=None):
         if args.command == "inspect":
             print(inspect(args.path, args.keys))
             return
-        said = import_(args) if args.command == "import" else export(args)
+        with plain_warnings():
+            said = import_(args) if args.command == "import" else export(args)
     except (ValueError, OSError, ImportError) as error:
         sys.exit(f"error: {error}")
     print(f"{'would be written' if args.dry_run else 'written'}: {args.out}: {said}")

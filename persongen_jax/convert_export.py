@@ -14,7 +14,12 @@ from persongen_jax.systems.open import TrainedRun
 from persongen_jax.weights.adapters import extract_adapter, module_paths
 from persongen_jax.weights.errors import WeightsError
 from persongen_jax.weights.ip_adapter import save_image_encoder, save_ip_adapter
-from persongen_jax.weights.lora_files import write_kohya_lora, write_lora
+from persongen_jax.weights.lora.writing import (
+    write_comfy_lora,
+    write_kohya_lora,
+    write_lora,
+    write_peft_folder,
+)
 from persongen_jax.weights.photomaker import save_photomaker
 from persongen_jax.weights.slots import processors
 
@@ -22,6 +27,8 @@ from persongen_jax.weights.slots import processors
 HELD = {
     "diffusers-lora": r"unet/(?!.*/branches/).*/lora/(down|up)",
     "kohya-lora": r"unet/(?!.*/branches/).*/lora/(down|up)",
+    "peft": r"unet/(?!.*/branches/).*/lora/(down|up)",
+    "comfy": r"unet/(?!.*/branches/).*/lora/(down|up)",
     "photomaker": r"id_encoder/.*|unet/(?!.*/branches/).*/lora/(down|up)",
     "ip-adapter": (
         r"image_proj/.*|id_tokens/.*"
@@ -32,6 +39,7 @@ HELD = {
 SHARED_HEADS = r"|id_encoder/visual_projection(_2)?/kernel"
 TOWER = r"|id_encoder/vision_model/.*"
 FORMATS = tuple(HELD)
+LORAS = ("diffusers-lora", "kohya-lora", "peft", "comfy")
 BRANCH = ".branches."
 
 
@@ -40,7 +48,8 @@ def export_run(run: TrainedRun, out, file_format: str, *, sgm_names: bool = Fals
 
     Args:
         run: systems.open.open_run's.
-        out: ``.safetensors``; for PhotoMaker and IP-Adapter also ``.bin`` (the convert extra).
+        out: ``.safetensors``; for PhotoMaker and IP-Adapter also ``.bin`` (the convert extra);
+            for PEFT a new folder.
         file_format: one of ``FORMATS``.
         sgm_names: of a kohya file: name the UNet's blocks as kohya's own trainer does for SDXL.
 
@@ -59,18 +68,8 @@ def export_run(run: TrainedRun, out, file_format: str, *, sgm_names: bool = Fals
             f"be written; {remedy}, and generate reads the run itself by --method-weights"
         )
     model = run.system.model
-    if file_format in ("diffusers-lora", "kohya-lora"):
-        if Path(out).suffix != ".safetensors":
-            raise WeightsError(f"{out}: the ending has to be .safetensors")
-        adapters = {"unet": _base_lora(run)}
-        notes = {"persongen_jax": f"{run.config.method}, step {run.step}"}
-        if file_format == "diffusers-lora":
-            write_lora(out, adapters, notes)
-        else:
-            modules = module_paths(model.unet) if sgm_names else None
-            layers = run.system.base.configs["unet"].get("layers_per_block", 2)
-            write_kohya_lora(out, adapters, notes, sgm_modules=modules, layers_per_block=layers)
-        said = f"LoRA of {len(adapters['unet'])} layers"
+    if file_format in LORAS:
+        said = _export_lora(run, out, file_format, sgm_names)
     elif file_format == "photomaker":
         save_photomaker(model, out)
         said = "PhotoMaker"
@@ -86,6 +85,28 @@ def export_run(run: TrainedRun, out, file_format: str, *, sgm_names: bool = Fals
         groups = ", ".join(f"{group} ({n} arrays)" for group, n in left.items())
         said += f"; {file_format} has no place for what was trained of {groups}"
     return said
+
+
+def _export_lora(run, out, file_format: str, sgm_names: bool) -> str:
+    if file_format == "peft":
+        if Path(out).suffix in (".safetensors", ".bin"):
+            raise WeightsError(f"{out}: PEFT's form is a folder; give a name without an ending")
+    elif Path(out).suffix != ".safetensors":
+        raise WeightsError(f"{out}: the ending has to be .safetensors")
+    adapters = {"unet": _base_lora(run)}
+    notes = {"persongen_jax": f"{run.config.method}, step {run.step}"}
+    modules = module_paths(run.system.model.unet)
+    layers = run.system.base.configs["unet"].get("layers_per_block", 2)
+    if file_format == "diffusers-lora":
+        write_lora(out, adapters, notes)
+    elif file_format == "peft":
+        write_peft_folder(out, adapters, notes, base=str(run.config.base))
+    elif file_format == "comfy":
+        write_comfy_lora(out, adapters, notes, sgm_modules=modules, layers_per_block=layers)
+    else:
+        sgm = modules if sgm_names else None
+        write_kohya_lora(out, adapters, notes, sgm_modules=sgm, layers_per_block=layers)
+    return f"LoRA of {len(adapters['unet'])} layers"
 
 
 def why_not(run: TrainedRun, file_format: str) -> str:

@@ -5,6 +5,7 @@ stay as they are. The base is opened by its configs alone, none of its weights i
 """
 
 import shutil
+import warnings
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -18,27 +19,30 @@ from persongen_jax.models.sdxl import COMPONENTS as ALL_COMPONENTS
 from persongen_jax.models.sdxl import build
 from persongen_jax.weights.adapters import check_adapters, module_paths
 from persongen_jax.weights.arcface import infer_config, open_arcface
+from persongen_jax.weights.base_files import open_base
 from persongen_jax.weights.directory import read_config
 from persongen_jax.weights.errors import KeyMismatch, UnsupportedAdapter, WeightsError
 from persongen_jax.weights.identify import context_width, identify
 from persongen_jax.weights.ip_adapter import ADAPTER, IMAGE_PROJ, PROJECTIONS, read_ip_adapter
 from persongen_jax.weights.keys import normalise_clip_vision
-from persongen_jax.weights.loader import check_keys, parameter_leaves
-from persongen_jax.weights.lora_files import COMPONENTS, read_lora, write_lora
-from persongen_jax.weights.original_sdxl import split_checkpoint
+from persongen_jax.weights.loader import check_keys, parameter_leaves, prepare_module
+from persongen_jax.weights.lora.dialects import COMPONENTS
+from persongen_jax.weights.lora.reading import read_lora
+from persongen_jax.weights.lora.writing import write_lora
 from persongen_jax.weights.photomaker import (
     ENCODER,
     LORA,
     infer_vision_config,
     read_photomaker,
 )
-from persongen_jax.weights.safetensors_file import TensorFile, write_safetensors
+from persongen_jax.weights.safetensors_file import write_safetensors
 from persongen_jax.weights.saver import write_json
-from persongen_jax.weights.sdxl import FILE_NAMES, NORMALISE
+from persongen_jax.weights.sdxl import FILE_NAMES
 from persongen_jax.weights.slots import module_slots, processors
 from persongen_jax.weights.source import TensorSource, subsource
 
 IP_ADAPTERS = ("ip-adapter", "ip-adapter-plus", "ip-adapter-faceid")
+SINGLE_FILES = ("checkpoint", "unet", "unet-sgm")
 LAYERS = ("to_q", "to_k", "to_v", "to_out")
 
 
@@ -63,7 +67,7 @@ def import_file(path, out, base=None) -> str:
         writer = _import_lora
     elif kind.startswith("photomaker-"):
         writer = _import_photomaker
-    elif kind == "checkpoint":
+    elif kind in SINGLE_FILES:
         writer = _import_checkpoint
     elif kind in IP_ADAPTERS:
         writer = _import_ip_adapter
@@ -75,7 +79,7 @@ def import_file(path, out, base=None) -> str:
         )
     if kind != "arcface" and base is None:
         raise WeightsError(f"{path}: give --base DIR, the SDXL directory that it is for")
-    if kind != "checkpoint" and Path(out).suffix != ".safetensors":
+    if kind not in SINGLE_FILES and Path(out).suffix != ".safetensors":
         raise WeightsError(f"{out}: the ending has to be .safetensors")
     return writer(path, out, base)
 
@@ -240,20 +244,21 @@ def _import_checkpoint(path, out, base) -> str:
     base_folder, out = Path(base), Path(out)
     if out.is_dir():
         raise WeightsError(f"{out}: is there already; give a directory that is to be made")
-    configs = {name: read_config(base_folder / name) for name in ALL_COMPONENTS}
     kw = {"dtype": jnp.float32, "param_dtype": jnp.float32}
     partial = out.with_name(out.name + ".part")
     shutil.rmtree(partial, ignore_errors=True)
-    with TensorFile(path) as checkpoint:
-        parts = split_checkpoint(checkpoint, configs["unet"], configs["vae"])
-        sources = {name: NORMALISE[name](source) for name, source in parts.items()}
-        for name, source in sources.items():
-            check_keys(parameter_leaves(nnx.eval_shape(build(configs, name, **kw))), source)
-        for name, source in sources.items():
+    with open_base(path, config=base) as files:
+        for name in ALL_COMPONENTS:
+            prepare_module(build(files.configs, name, **kw), files.sources[name])
+        for name, source in files.sources.items():
             (partial / name).mkdir(parents=True)
             copy_tensors(source, partial / name / FILE_NAMES[name])
-            write_json(partial / name / "config.json", configs[name])
-    for name in ("tokenizer", "tokenizer_2", "scheduler"):
+            write_json(partial / name / "config.json", files.configs[name])
+        (partial / "scheduler").mkdir()
+        write_json(partial / "scheduler" / "scheduler_config.json", files.scheduler_config)
+    for note in files.notes:
+        warnings.warn(note, stacklevel=2)
+    for name in ("tokenizer", "tokenizer_2"):
         shutil.copytree(base_folder / name, partial / name)
     shutil.copy(base_folder / "model_index.json", partial)
     out.unlink(missing_ok=True)

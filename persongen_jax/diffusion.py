@@ -11,6 +11,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from persongen_jax.weights.scheduler_file import check_parametrisation, values
+
 PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
 BETA_SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2")
 
@@ -47,11 +49,11 @@ class NoiseSchedule:
         """Reads the schedule's keys of a diffusers scheduler_config.json; others are not its own.
 
         Raises:
-          ValueError: unknown beta_schedule or prediction_type, or trained_betas of another length.
+          ValueError: another parametrisation than betas', a value of the wrong type, unknown
+            beta_schedule or prediction_type, or trained_betas of another length.
         """
-        config = SCHEDULE_DEFAULTS | {
-            k: v for k, v in scheduler_config.items() if k in SCHEDULE_DEFAULTS
-        }
+        check_parametrisation(scheduler_config)
+        config = SCHEDULE_DEFAULTS | values(scheduler_config, SCHEDULE_DEFAULTS)
         check_choice("prediction_type", config["prediction_type"], PREDICTION_TYPES)
         betas = _betas(config)
         if config["rescale_betas_zero_snr"]:

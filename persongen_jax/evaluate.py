@@ -15,6 +15,7 @@ from pathlib import Path
 
 from persongen_jax import distributed
 from persongen_jax.comparison import compare_runs, table
+from persongen_jax.plain_warnings import plain_warnings
 from persongen_jax.systems.open import open_run, system_class
 from persongen_jax.trajectories import SETS, write_rows
 from persongen_jax.validation import write_image_file
@@ -53,6 +54,7 @@ def parse_arguments(argv=None):
     add("--people", type=int, metavar="N", help="of each set, at most")
     add("--images", type=int, metavar="N", help="per person and prompt")
     add("--steps", type=int, metavar="N", help="sampling steps")
+    add("--scheduler", metavar="NAME", help="sampler; default: the run's validation_scheduler")
     add("--merge-step", type=int, metavar="N", help="the identity acts after this sampling step")
     add("--guidance", type=float, metavar="X", help="guidance scale")
     add("--seed", type=int, metavar="N", help="of the noise")
@@ -86,6 +88,7 @@ OPTIONS = {
     "people": "validation_people",
     "images": "validation_images",
     "steps": "validation_steps",
+    "scheduler": "validation_scheduler",
     "merge_step": "validation_merge_step",
     "guidance": "validation_guidance",
     "seed": "validation_seed",
@@ -188,7 +191,7 @@ def main(argv=None):
         if args.compare:
             compare_runs(args.compare, args.out or Path("evaluation"), args.step)
         else:
-            with distributed.together():
+            with plain_warnings(), distributed.together():
                 evaluate(args)
     except (ValueError, OSError, ImportError) as error:
         sys.exit(f"error: {error}")

@@ -21,6 +21,7 @@ from persongen_jax.metrics.judge_check import check_judges
 from persongen_jax.metrics.measures import measure_all
 from persongen_jax.metrics.registry import open_metrics
 from persongen_jax.pipeline import Pipeline
+from persongen_jax.sampling_plan import make_plan
 from persongen_jax.sharding import mesh_for
 from persongen_jax.stopping import Stopped
 from persongen_jax.trajectories import SETS
@@ -105,6 +106,9 @@ class Evaluation:
         self.size = config.validation_size or config.size  # side of the pictures
         self.should_stop: Callable[[], bool] = lambda: False
         self.mesh = mesh_for(config)
+        # The first noise is given to every call; a sampler that draws more of it reads a seed.
+        draws = make_plan(base.scheduler_config, config.validation_steps).stochastic
+        self.seed = config.validation_seed if draws else None
         self.prompts = open_prompts(config.validation_prompts, config.trigger_word)
         specs = {name: config[f"validate_{name}"] for name in SETS}
         self.people = {
@@ -184,15 +188,16 @@ class Evaluation:
                 given |= {each.name: own} if all(one is not None for one in own) else {}
         images = pipe(
             [text for text, _ in texts],
-            config.validation_negative_prompt,
+            config.validation_negative_prompt if config.validation_guidance > 1 else None,
             references=[[people[i].crop] for i, _, _ in jobs] if pipe.reads_references else None,
             **given,
             start_merge_step=config.validation_merge_step,
             height=self.size,
             width=self.size,
             num_inference_steps=config.validation_steps,
+            scheduler=config.validation_scheduler or None,
             guidance_scale=config.validation_guidance,
-            seed=config.validation_seed,
+            seed=self.seed,
             latents=np.stack([noise[j * config.validation_images + k] for _, j, k in jobs]),
             batch_size=batch,
             output_type="np",

@@ -11,16 +11,25 @@ import argparse
 import functools
 import os
 import sys
+import warnings
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 from tqdm import tqdm
 
 from data_pipeline.examples.conditions import PARTS
 from data_pipeline.examples.fields import FieldError
+from data_pipeline.prompts import join_parts
 from data_pipeline.schema import MAX_REFERENCES
-from persongen_jax.prompts import join_parts
+from data_pipeline.text_files import read_lines
+from persongen_jax.generate_base import (
+    KEPT,
+    add_base_options,
+    open_base_pipeline,
+    scheduler_options,
+)
+from persongen_jax.generate_warnings import warn, warnings_as_lines, without_effect
+from persongen_jax.plain_warnings import plain_warnings
 from persongen_jax.scales import parse_scales
 
 
@@ -31,10 +40,14 @@ def parse_arguments(argv=None):
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     add = parser.add_argument
-    add("--base", required=True, help="diffusers-format SDXL directory, or a *.safetensors file")
-    add("--base-config", help="for a file: directory with its configs and tokenizers")
-    add("--variant", help="read weight files of this variant, e.g. fp16")
-    add("--prompt", action="append", default=[], help="may be given several times")
+    add_base_options(add)
+    add(
+        "--prompt",
+        action="append",
+        default=[],
+        help="plain text, may be given several times; (weights:1.5), [x], BREAK, <lora:x:1> and "
+        "embedding:x are not understood and warned of",
+    )
     add("--prompt-file", type=Path, help="text file, a prompt per line")
     for part in PARTS:
         add(
@@ -76,7 +89,7 @@ def parse_arguments(argv=None):
     add("--dtype", choices=("float32", "bfloat16"), help="default: bfloat16, on a CPU float32")
     add("--vae-dtype", choices=("float32", "bfloat16"), default="float32")
     add("--tiling", action="store_true", help="decode in tiles: less memory for large images")
-    add("--tile-size", type=int, default=512, help="side of a tile, pixels")
+    add("--tile-size", type=int, help="side of a tile, pixels; default: 512")
     add(
         "--lora",
         action="append",
@@ -107,10 +120,10 @@ def parse_arguments(argv=None):
     )
     add(
         "--detector",
-        default="auto",
         metavar="NAME[:PATH]",
-        help="finds the face in references: keypoints:DIR, insightface, cascade; auto: the base's "
-        "own, else InsightFace where its models are, else scikit-image's cascade, which cannot "
+        help="finds the face in references: keypoints:DIR, insightface, cascade; auto, the "
+        "default: the base's own, else InsightFace where its models are, else scikit-image's "
+        "cascade, which cannot "
         "align faces as a FaceID file needs them",
     )
     add(
@@ -122,8 +135,7 @@ def parse_arguments(argv=None):
         "--start-merge-step",
         "--start_merge_step",
         type=int,
-        default=10,
-        help="the identity acts after this step",
+        help="the identity acts after this step; default: a fifth of the steps (10 of 50)",
     )
     add(
         "--scale",
@@ -143,11 +155,10 @@ def parse_arguments(argv=None):
 def read_prompts(args) -> list[str]:
     prompts = list(args.prompt)
     if args.prompt_file:
-        try:
-            lines = args.prompt_file.read_text(encoding="utf-8").splitlines()
-        except UnicodeDecodeError as error:
-            raise ValueError(f"{args.prompt_file}: is no UTF-8 text ({error})") from error
+        lines = read_lines(args.prompt_file)
         prompts += [line.strip() for line in lines if line.strip()]
+        if not any(map(str.strip, lines)):
+            raise ValueError(f"{args.prompt_file}: no prompt in it; write one on each line")
     if not prompts:
         raise ValueError("no prompt: give --prompt TEXT or --prompt-file FILE")
     return prompts
@@ -199,46 +210,17 @@ def check_named(pipe, named: dict, inputs: dict):
                 raise ValueError(f"{option} {name}: the loaded method reads {reads}")
 
 
-def warn(message: str):
-    print(f"warning: {message}", file=sys.stderr)
-
-
-def warn_of_cut_prompts(pipe, prompts, negative_prompt, num_references, parts):
-    """The text towers read 77 tokens; say what they will not see."""
-    cut_part = pipe.base.tokenizers.cut_part
-    for prompt in prompts:
-        if num_references:
-            # What is read has no trigger, but perhaps the class token once per reference.
-            _, class_tokens_mask, text = pipe.text.read(prompt, num_references)
-            cut = cut_part(text, copies=max(1, class_tokens_mask.sum()))
-        else:
-            cut = cut_part(prompt)
-        if cut:
-            warn(f'the prompt is too long; this part is cut: "{cut}"')
-    further = [("negative prompt", negative_prompt or "")]
-    further += [(name, text) for name, texts in parts.items() for text in dict.fromkeys(texts)]
-    for name, text in further:
-        cut = cut_part(text)
-        if cut:
-            warn(f'the {name} is too long; this part is cut: "{cut}"')
-
-
 def make_pipeline(args):
-    from persongen_jax.pipeline import Pipeline
-
-    on_cpu = jax.default_backend() == "cpu"
-    pipe = Pipeline.from_pretrained(
-        args.base,
-        dtype=jnp.dtype(args.dtype or ("float32" if on_cpu else "bfloat16")),
-        vae_dtype=jnp.dtype(args.vae_dtype),
-        variant=args.variant,
-        config=args.base_config,
-    )
+    pipe = open_base_pipeline(args)
     if args.method_weights:
         pipe.load_method(args.method, args.method_weights, encoder=args.image_encoder)
     for item in args.lora:
         path, weight = parse_lora(item)
-        pipe.load_lora(path, weight=weight)
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            pipe.load_lora(path, weight=weight)
+        for each in said:
+            warn(str(each.message))
     return pipe
 
 
@@ -253,24 +235,19 @@ def parse_lora(item: str) -> tuple[str, float]:
         raise ValueError(f"--lora {item}: {weight!r} is no number") from error
 
 
-def scheduler_options(args) -> dict:
-    options = {}
-    if args.karras:
-        options["use_karras_sigmas"] = True
-    if args.timestep_spacing:
-        options["timestep_spacing"] = args.timestep_spacing
-    return options
-
-
 def make_notes(args, prompts, parts) -> list[dict]:
     """What each image's file says about how it was made; ``parts`` as they were given."""
+    from persongen_jax.pipeline.checks import usual_merge_step
+
     kept = (
-        "base height width steps guidance_scale guidance_rescale scheduler karras "
+        "height width steps guidance_scale guidance_rescale scheduler karras "
         "timestep_spacing dtype vae_dtype lora method method_weights image_encoder "
         "start_merge_step scale watermark"
     ).split()
-    settings = {name: getattr(args, name) for name in kept}
+    settings = {name: getattr(args, name) for name in (*KEPT, *kept)}
     settings |= {"reference": list(args.reference), "input": list(args.input)}
+    if args.reference and args.start_merge_step is None:
+        settings["start_merge_step"] = usual_merge_step(args.steps)
     notes = []
     for i, prompt in enumerate(prompts):
         for _ in range(args.images_per_prompt):
@@ -288,6 +265,8 @@ def generate(args) -> list[Path]:
     if not args.no_compilation_cache and not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         cache = Path.home() / ".cache" / "persongen_jax" / "xla"
         jax.config.update("jax_compilation_cache_dir", str(cache))
+    for line in without_effect(args):
+        warn(line)
     prompts = read_prompts(args)
     count = len(prompts)
     parts, named = read_parts(args, count), read_named("--part", args.part, count)
@@ -304,7 +283,11 @@ def generate(args) -> list[Path]:
     given = {name: [read(path) for path in own] for name, own in inputs.items()}
     references, regions = None, None
     if args.reference:
-        where = {"base": args.base, "detector": args.detector, "crop": not args.no_crop}
+        where = {
+            "base": args.base_config or args.base,
+            "detector": args.detector or "auto",
+            "crop": not args.no_crop,
+        }
         references, regions = read_references(args.reference, args.method_weights, **where)
     pipe = make_pipeline(args)
     if pipe.reads_references and not references:
@@ -312,13 +295,6 @@ def generate(args) -> list[Path]:
     check_named(pipe, named, inputs)
     texts, apart = place_parts(prompts, parts, pipe.streams)
     apart |= named
-    first_person = len(references[0]) if references else 0
-    warn_of_cut_prompts(pipe, texts, args.negative_prompt, first_person, apart)
-    if references and args.start_merge_step >= args.steps - 1:
-        warn(
-            f"--start-merge-step {args.start_merge_step} is not before the last of {args.steps} "
-            "steps: the references will have no effect"
-        )
     watermark = None
     if args.watermark:
         from persongen_jax.watermark import WatermarkIfItFits
@@ -355,28 +331,29 @@ def run_pipeline(pipe, args, prompts, given, scales, save):
             save(image)
 
     try:
-        pipe(
-            prompts,
-            args.negative_prompt,
-            **given,
-            scales=scales,
-            start_merge_step=args.start_merge_step,
-            height=args.height,
-            width=args.width,
-            num_inference_steps=args.steps,
-            guidance_scale=args.guidance_scale,
-            guidance_rescale=args.guidance_rescale,
-            num_images_per_prompt=args.images_per_prompt,
-            seed=args.seed,
-            scheduler=args.scheduler,
-            scheduler_options=scheduler_options(args),
-            batch_size=args.batch_size,
-            tiling=args.tiling,
-            tile_size=args.tile_size,
-            output_type="np",
-            progress=bar.update,
-            on_batch=save_batch,
-        )
+        with warnings_as_lines():
+            pipe(
+                prompts,
+                args.negative_prompt,
+                **given,
+                scales=scales,
+                start_merge_step=args.start_merge_step,
+                height=args.height,
+                width=args.width,
+                num_inference_steps=args.steps,
+                guidance_scale=args.guidance_scale,
+                guidance_rescale=args.guidance_rescale,
+                num_images_per_prompt=args.images_per_prompt,
+                seed=args.seed,
+                scheduler=args.scheduler,
+                scheduler_options=scheduler_options(args),
+                batch_size=args.batch_size,
+                tiling=args.tiling,
+                tile_size=args.tile_size,
+                output_type="np",
+                progress=bar.update,
+                on_batch=save_batch,
+            )
     except FieldError as error:
         raise ValueError(f"{error} (here: --input NAME=FILE)") from error
     bar.close()
@@ -392,7 +369,8 @@ def main(argv=None):
         parse, run = parse_arguments, generate
     args = parse(argv)
     try:
-        paths = run(args)
+        with plain_warnings():
+            paths = run(args)
     except (ValueError, OSError, ImportError) as error:
         sys.exit(f"error: {error}")
     print("\n".join(map(str, paths)))

@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from data_pipeline.transforms import image_size
+from data_pipeline.pictures.reading import image_size
 from persongen_jax.generate_files import ImageFolder
 from persongen_jax.pipeline.attributes import AT_ONCE, AttributePipeline
 from persongen_jax.sampled_evaluation import as_rgb

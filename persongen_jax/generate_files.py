@@ -10,8 +10,9 @@ from pathlib import Path
 
 from data_pipeline.align import align_face
 from data_pipeline.faces import NoFaceFound, crop_face, open_reference_detector
+from data_pipeline.pictures.reading import load_image, load_mask
 from data_pipeline.schema import MAX_REFERENCES
-from data_pipeline.transforms import load_image
+from data_pipeline.text_files import read_json
 from persongen_jax.weights.ip_adapter import is_ip_adapter, read_ip_adapter
 
 
@@ -25,8 +26,6 @@ def read_references(items, weights, *, base, detector: str, crop: bool) -> tuple
     Raises:
         ValueError: numbers that do not fit, no face found, a detector that cannot align.
     """
-    from PIL import Image
-
     people = group_references(items)
     for paths in people.values():
         if len(paths) > MAX_REFERENCES:
@@ -38,7 +37,7 @@ def read_references(items, weights, *, base, detector: str, crop: bool) -> tuple
         finder = open_reference_detector(base, detector)
         cut = align_reference if wants_aligned_faces(weights) else crop_face
         crops = [[cut(image, str(path), finder) for path, image in person] for person in crops]
-    regions = None if None in people else [Image.open(mask) for mask in people]
+    regions = None if None in people else [load_mask(mask) for mask in people]
     return crops, regions
 
 
@@ -92,10 +91,7 @@ def align_reference(image, name: str, detector):
 def read_input(path: str):
     """An image, uint8 [h, w, 3]; or what a *.json file holds."""
     if Path(path).suffix.lower() == ".json":
-        try:
-            return json.loads(Path(path).read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise ValueError(f"{path}: is no JSON ({error})") from error
+        return read_json(path)
     return load_image(path)
 
 

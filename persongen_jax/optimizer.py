@@ -35,7 +35,8 @@ def learning_rate(config, rate: float):
     """step to learning rate: ``rate`` * min(1, (step + 1) / warmup_steps), then the decay.
 
     Step 0 already moves. After the warm-up ``config.lr_schedule`` keeps the rate ("constant") or
-    lets it fall to 0 at ``config.steps`` ("cosine", "linear").
+    lets it fall to 0 at ``config.schedule_steps``, or if that is 0 at ``config.steps`` ("cosine",
+    "linear").
 
     Raises:
         ValueError: an unknown ``config.lr_schedule``.
@@ -43,7 +44,7 @@ def learning_rate(config, rate: float):
     if config.lr_schedule not in DECAYS:
         raise ValueError(f"config.lr_schedule={config.lr_schedule!r}: use {', '.join(DECAYS)}")
     warmup, decay = config.warmup_steps, DECAYS[config.lr_schedule]
-    decaying = max(1, config.steps - warmup)
+    decaying = max(1, (config.get("schedule_steps", 0) or config.steps) - warmup)
 
     def schedule(step):
         warm = jnp.minimum(1.0, (step + 1) / max(1, warmup))

@@ -8,6 +8,12 @@ import math
 import warnings
 
 from persongen_jax.diffusion import PREDICTION_TYPES, SCHEDULE_DEFAULTS, check_choice
+from persongen_jax.weights.scheduler_file import (
+    OTHER_SAMPLERS,
+    check_parametrisation,
+    unchosen,
+    values,
+)
 
 _COMMON = {**SCHEDULE_DEFAULTS, "steps_offset": 0}
 _THRESHOLDING = {
@@ -121,14 +127,19 @@ def resolve_config(
       (short name, all parameters of that sampler).
 
     Raises:
-      ValueError: unknown sampler, an override the sampler does not have, or an unsupported value.
+      ValueError: unknown sampler, an override the sampler does not have, an unsupported value, or
+        a model of another parametrisation.
     """
+    check_parametrisation(scheduler_config)
     asked = scheduler if scheduler is not None else scheduler_config.get("_class_name")
     name = CLASS_NAMES.get(asked, asked)
     if name not in DEFAULTS:
+        own = scheduler is None and asked in OTHER_SAMPLERS
         raise ValueError(
-            f"scheduler {asked!r} is not supported; use one of {', '.join(DEFAULTS)} "
-            f"(or {', '.join(CLASS_NAMES)})"
+            f"scheduler {asked!r} is not supported"
+            + (", but its noise schedule is" if own else "")
+            + f"; use one of {', '.join(DEFAULTS)} (or {', '.join(CLASS_NAMES)}): in generate "
+            "--scheduler NAME, in training --config.validation_scheduler=NAME"
         )
     defaults = DEFAULTS[name]
     for key in overrides:
@@ -138,10 +149,8 @@ def resolve_config(
                 f"it has {', '.join(sorted(defaults))}"
             )
     # diffusers marks values nobody chose; they must not win over the new class's defaults.
-    unchosen = scheduler_config.get("_use_default_values", ())
-    given = {
-        k: v for k, v in scheduler_config.items() if k not in unchosen and not k.startswith("_")
-    }
+    left = unchosen(scheduler_config)
+    given = {k: v for k, v in scheduler_config.items() if k not in left and not k.startswith("_")}
     known = _FOREIGN_KEYS.union(*DEFAULTS.values())
     if unknown := sorted(given.keys() - known):
         warnings.warn(
@@ -149,7 +158,7 @@ def resolve_config(
             "check their spelling",
             stacklevel=3,
         )
-    config = defaults | {k: v for k, v in given.items() if k in defaults} | overrides
+    config = defaults | values(given, defaults) | values(overrides, defaults)
     for key, supported in _SUPPORTED_VALUES.items():
         if key in config:
             check_choice(key, config[key], supported)

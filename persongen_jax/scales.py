@@ -9,9 +9,12 @@ image something acts: a mask of any size, laid over all of it.
 """
 
 import math
+import warnings
 from collections.abc import Sequence
 
 import numpy as np
+
+from data_pipeline.pictures.reading import load_mask
 
 Strength = float | Sequence[tuple[float, float, float]]
 
@@ -89,27 +92,25 @@ def region_arrays(regions, people, height: int, width: int) -> np.ndarray:
     out = np.zeros((len(regions), max(map(len, people)), height, width), np.float32)
     for row, masks in enumerate(regions):
         for column, mask in enumerate(masks):
-            out[row, column] = to_region(mask, height, width)
+            name = f"region {column + 1} of prompt {row + 1}"
+            out[row, column] = to_region(mask, height, width, name)
     return out
 
 
-def to_region(mask, height: int, width: int) -> np.ndarray:
+def to_region(mask, height: int, width: int, name: str = "a region") -> np.ndarray:
     """A mask of any size, averaged down (or repeated up) to [height, width] float32 in 0..1.
 
     Args:
-        mask: a PIL image, of which white is 1 and black is 0; bool [h, w]; or float [h, w] in 0..1.
+        mask: whatever load_mask takes: a path, a file object, a PIL image (white is 1), an array
+            [h, w] bool, float in 0..1, or uint8.
+        name: of the region in messages.
+
+    Raises:
+        ImageError: another array, or a picture that cannot be read.
     """
     from PIL import Image
 
-    if isinstance(mask, Image.Image):
-        mask = np.asarray(mask.convert("L"), np.float32) / 255
-    mask = np.asarray(mask)
-    if mask.ndim != 2 or not (mask.dtype == bool or np.issubdtype(mask.dtype, np.floating)):
-        raise ValueError(
-            f"a region of {mask.dtype} {mask.shape}: give a PIL image, or an array [h, w], bool or "
-            "float in 0..1"
-        )
-    mask = mask.astype(np.float32)
-    if not np.all((mask >= 0) & (mask <= 1)):
-        raise ValueError(f"a region with values {mask.min():g} to {mask.max():g}: 0 to 1 are usual")
+    mask = load_mask(mask, name)
+    if not mask.any():
+        warnings.warn(f"{name} is empty (all black): it acts nowhere", stacklevel=2)
     return np.asarray(Image.fromarray(mask).resize((width, height), Image.Resampling.BOX))

@@ -10,7 +10,19 @@ FREE = (
 )
 # Keys that say where something lies; it may have moved, under the same name.
 PLACES = (
-    *("base", "id_encoder", "data", "csv", "data_dir", "start_from", "work"),
+    *(
+        "base",
+        "base_config",
+        "unet",
+        "vae",
+        "text_encoders",
+        "id_encoder",
+        "data",
+        "csv",
+        "data_dir",
+        "start_from",
+        "work",
+    ),
     *("clip", "face_net", "face_detector", "classifier", "validation_prompts"),
 )
 # Keys that a run may change on its way, and that make a difference in a comparison: how far it
@@ -26,10 +38,13 @@ def brought_up(saved: dict) -> dict:
     """A saved config whose keys are today's; keys that did not exist then stay absent.
 
     ``adam_b1`` and ``adam_b2`` become ``optimizer`` and ``optimizer_options``, without those that
-    are Adam's defaults.
+    are Adam's defaults. A learning rate that fell did so until the last step.
     """
+    saved = dict(saved)
+    if saved.get("lr_schedule", "constant") != "constant":
+        saved.setdefault("schedule_steps", saved.get("steps", 0))
     if not ADAM_KEYS.keys() & saved.keys():
-        return dict(saved)
+        return saved
     options = {
         name: saved[key]
         for key, (name, default) in ADAM_KEYS.items()
@@ -66,6 +81,52 @@ def check_same_run(workdir, before: dict, now: dict):
             "with the old values; or give another --workdir, and to begin with the weights that "
             f"were trained here, --config.start_from={workdir}"
         )
+
+
+def settle_schedule(config, before: dict | None):
+    """The config with ``schedule_steps`` for good, where the learning rate falls.
+
+    A run that goes on with more steps, or fewer, keeps the curve that it began with.
+
+    Args:
+        before: the config in the run's own checkpoint; None when the run begins.
+    """
+    if config.lr_schedule == "constant" or config.schedule_steps:
+        return config
+    config = config.copy_and_resolve_references()
+    if before is None:
+        config.schedule_steps = config.steps
+    else:  # runs of before there was the key fell to 0 at their last step
+        config.schedule_steps = brought_up(before)["schedule_steps"] or before["steps"]
+    return config
+
+
+def check_steps(config, workdir, start: int):
+    """What is to be said of a run that goes on from step ``start``; ValueError if it cannot.
+
+    Returns:
+        A list of lines for the log.
+    """
+    end, steps = config.schedule_steps, config.steps
+    if start > steps:
+        raise ValueError(
+            f"{workdir}: step {start} is beyond config.steps={steps}; give --config.steps={start} "
+            "or more, or another --workdir"
+        )
+    if config.lr_schedule == "constant" or end == steps:
+        return []
+    if end <= start < steps:
+        raise ValueError(
+            f"{workdir}: the learning rate (config.lr_schedule={config.lr_schedule}) has come to 0 "
+            f"at step {end}, where this run's schedule ends (config.schedule_steps), so that more "
+            f"steps, to {steps}, would change nothing; give another --workdir with "
+            f"--config.start_from={workdir} to go on with these weights and a curve of their own"
+        )
+    line = f"lr_schedule={config.lr_schedule} ends at step {end} (config.schedule_steps)"
+    if start:
+        line += ", as this run began"
+    after = f", and the steps from there to {steps} change nothing" if end < steps else ""
+    return [line + after]
 
 
 def _names(pattern: str, key: str) -> bool:

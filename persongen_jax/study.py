@@ -22,6 +22,7 @@ from pathlib import Path
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
+from data_pipeline.text_files import read_json
 from persongen_jax.settings import differences
 from persongen_jax.stopping import StopSignals
 from persongen_jax.study_report import write_report
@@ -130,7 +131,7 @@ def is_trained(run: Run) -> bool:
 def is_evaluated(run: Run) -> bool:
     """Whether it was evaluated with the options that are asked for now."""
     options = run.results / "options.json"
-    return options.is_file() and json.loads(options.read_text()) == run.evaluation
+    return options.is_file() and read_json(options) == run.evaluation
 
 
 def check_settings(run: Run):
@@ -138,11 +139,13 @@ def check_settings(run: Run):
     path = run.folder / "config.json"
     if not path.is_file():
         return
-    before = json.loads(complete_config(json.loads(path.read_text())).to_json())
+    before = json.loads(complete_config(read_json(path)).to_json())
     now = json.loads(run.config.to_json())
     if "start_from_step" in now:
         # Which checkpoint of an earlier run it started from, training has found out itself.
         now["start_from_step"] = now["start_from_step"] or before.get("start_from_step", 0)
+    # And where the learning rate's curve ends that the run began with.
+    now["schedule_steps"] = now["schedule_steps"] or before["schedule_steps"]
     lines = differences(before, now)
     if lines:
         raise ValueError(
@@ -244,11 +247,11 @@ def measure_costs(study: ConfigDict, runs: list[Run], processes: Processes) -> d
         "full_size_files": study.full_size_files.to_dict(),
     }
     path = Path(study.workdir) / "cost.json"
-    if not path.is_file() or json.loads(path.read_text())["plan"] != json.loads(json.dumps(plan)):
+    if not path.is_file() or read_json(path)["plan"] != json.loads(json.dumps(plan)):
         write_json(Path(study.workdir) / "cost_plan.json", plan)
         print("measuring the cost of a step", flush=True)
         processes("persongen_jax.study_cost", Path(study.workdir) / "cost_plan.json", path)
-    return json.loads(path.read_text())
+    return read_json(path)
 
 
 def run_study(study: ConfigDict, dry_run: bool = False):

@@ -8,7 +8,6 @@ within a round are kept.
 """
 
 import argparse
-import json
 import sys
 import time
 from pathlib import Path
@@ -16,6 +15,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
+from data_pipeline.text_files import read_json
 from persongen_jax.assembly import assemble
 from persongen_jax.sharding import make_mesh, put_batch
 from persongen_jax.study import load_config
@@ -102,7 +102,7 @@ def main(argv=None):
     parser.add_argument("out", type=Path, help="the file to write")
     args = parser.parse_args(argv)
     try:
-        write_json(args.out, measure(json.loads(args.plan.read_text())))
+        write_json(args.out, measure(read_json(args.plan)))
     except (ValueError, OSError, ImportError) as error:
         sys.exit(f"error: {error}")
 

@@ -9,12 +9,12 @@ sheet_<set>.png        reference and one picture of each method, as figures 6.3 
 cost.md, .csv          trained parameters, time of a step, size of a checkpoint
 """
 
-import json
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
+from data_pipeline.text_files import read_json
 from persongen_jax.comparison import (
     check_comparable,
     join_curves,
@@ -108,7 +108,7 @@ def reading_aid(entries) -> str:
 def write_sheets(study, runs, out: Path) -> dict[str, Path]:
     """Path by set: a row for each person and prompt, a column for each method; the first seed."""
     first = {run.name: run.results / PICTURES for run in runs if run.seed == study.seeds[0]}
-    indices = {name: json.loads((p / "index.json").read_text()) for name, p in first.items()}
+    indices = {name: read_json(p / "index.json") for name, p in first.items()}
     sheets = {}
     for set_name in set_order(entry["set"] for index in indices.values() for entry in index):
         own = {

@@ -27,8 +27,10 @@ from persongen_jax.bad_steps import BadSteps
 from persongen_jax.checkpoint import Checkpoints
 from persongen_jax.command_flags import parse_flags
 from persongen_jax.full_disk import unless_full
+from persongen_jax.idle_keys import idle_keys
 from persongen_jax.methods.start import settle_step
-from persongen_jax.settings import check_same_run
+from persongen_jax.plain_warnings import plain_warnings
+from persongen_jax.settings import check_same_run, check_steps, settle_schedule
 from persongen_jax.sharding import make_mesh, put_batch
 from persongen_jax.stopping import StopSignals
 from persongen_jax.systems.open import complete_config, open_system, system_class
@@ -36,6 +38,7 @@ from persongen_jax.train_step import CompiledSteps, TrainState
 from persongen_jax.training_log import EventFile, MetricsFile, Stopwatch, falling
 from persongen_jax.validation import Validator
 from persongen_jax.weights.saver import write_json
+from persongen_jax.workdir_lock import only_run_in
 
 log = logging.getLogger(__name__)
 
@@ -48,6 +51,14 @@ def train(config: ConfigDict, workdir: Path, dry_run: bool = False) -> bool:
 
     Returns whether all is done: False if a signal ended it before, be it in the last validation.
     """
+    if dry_run or not distributed.is_first():
+        return train_alone(config, workdir, dry_run)
+    with only_run_in(workdir):
+        return train_alone(config, workdir)
+
+
+def train_alone(config: ConfigDict, workdir: Path, dry_run: bool = False) -> bool:
+    """:func:`train`, when no other run is in ``workdir``."""
     mesh = make_mesh(fsdp=config.fsdp)
     check_parts(config, mesh.size)
 
@@ -57,10 +68,13 @@ def train(config: ConfigDict, workdir: Path, dry_run: bool = False) -> bool:
         checkpoints = Checkpoints(workdir, keep=config.keep_checkpoints)
         start = checkpoints.newest()
         before = None if start is None else checkpoints.config(start)
-        config = system_class(config.system).settled(settle_step(config, before))
+        config = settle_schedule(settle_step(config, before), before)
+        config = system_class(config.system).settled(config)
         settings = json.loads(config.to_json())
         if before is not None:
             check_same_run(workdir, json.loads(complete_config(before).to_json()), settings)
+        for line in check_steps(config, workdir, start or 0):
+            print(line)
 
     # What is trained, on the devices.
     system = open_system(config, mesh)
@@ -68,6 +82,8 @@ def train(config: ConfigDict, workdir: Path, dry_run: bool = False) -> bool:
     state, frozen = parts.state, parts.frozen
     print(f"{system}, {mesh.size} x {jax.default_backend()}:")
     print(summary(parts.counts()))
+    for line in idle_keys(config, type(system).defaults(), set(parts.groups.values())):
+        print(line)
     if dry_run:
         print(config)
         return True
@@ -113,7 +129,8 @@ def train(config: ConfigDict, workdir: Path, dry_run: bool = False) -> bool:
     # A signal is answered between two steps. Before this point it may just end the process, as
     # nothing would be lost.
     rows = MetricsFile(logs / "metrics.jsonl", start, progress.get("unlogged", ()))
-    bad_steps = BadSteps(config.max_bad_steps, progress.get("bad_steps", ()), workdir)
+    in_a_row = progress.get("bad_steps", ())
+    bad_steps = BadSteps(config.max_bad_steps, in_a_row, workdir, examples.pictures_of)
     with StopSignals() as stop, checkpoints, rows:
         validator.should_stop = stop.ask
 
@@ -234,7 +251,7 @@ def main(_):
     try:
         if config.get("cpu_devices", 1) > 1:
             jax.config.update("jax_num_cpu_devices", config.cpu_devices)
-        with distributed.together():
+        with plain_warnings(), distributed.together():
             finished = train(config, workdir, DRY_RUN.value)
     except (ValueError, OSError, ImportError) as error:
         # The user's files or settings: the message says which and what to do; a trace would not.

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from data_pipeline.text_files import whole_lines
 from persongen_jax.full_disk import is_full
 
 log = logging.getLogger(__name__)
@@ -101,9 +102,7 @@ class PatientFile:
 
 def _lines(path: Path) -> list[str]:
     """Complete lines; a crash may have cut the last one short."""
-    if not path.exists():
-        return []
-    return [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
+    return [line + "\n" for line in whole_lines(path)] if path.exists() else []
 
 
 def falling(path: Path) -> str:

@@ -4,6 +4,7 @@ import json
 import os
 from pathlib import Path
 
+from data_pipeline.text_files import parse_json, read_json, whole_lines
 from persongen_jax.metrics.measures import described
 
 SETS = ("in_train", "out_of_train", "out_of_domain")
@@ -17,10 +18,9 @@ def read_rows(path) -> list[dict]:
     path = Path(path)
     if not path.exists():
         return []
-    text = path.read_text(encoding="utf-8")
     if path.suffix == ".json":
-        return json.loads(text)
-    return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
+        return read_json(path)
+    return [parse_json(line, path, number) for number, line in enumerate(whole_lines(path), 1)]
 
 
 def set_order(names) -> list[str]:

@@ -8,11 +8,10 @@ class word, and {he}, {his}, {him} ({He}, {His}, {Him} to open a sentence), whic
      "background": "there is a beach behind {him}", "body": "{he} is wearing a red coat"}
 """
 
-import json
 from dataclasses import dataclass
-from pathlib import Path
 
-from persongen_jax.prompts import PromptError, join_parts, split_at_trigger
+from data_pipeline.prompts import PromptError, has_trigger, join_parts, split_at_trigger
+from data_pipeline.text_files import read_json
 
 PARTS = ("general", "background", "body")
 
@@ -104,7 +103,7 @@ def class_word_of(record, trigger_word: str, marked: bool = True) -> str:
     Where captions need no trigger word (``marked=False``), "person" for one that has neither.
     """
     word = getattr(record, "class_word", None)
-    if not word and not marked and trigger_word.lower() not in record.caption.lower().split():
+    if not word and not marked and not has_trigger(record.caption, trigger_word):
         return "person"
     return word or split_at_trigger(record.caption, trigger_word)[0].split()[-1]
 
@@ -133,13 +132,13 @@ def _with_trigger(text: str, trigger_word: str) -> str:
 
 def _read_list(spec: str) -> list:
     try:
-        entries = json.loads(Path(spec).read_text(encoding="utf-8"))
+        entries = read_json(spec)
     except FileNotFoundError:
         raise ValueError(
             f'validation_prompts={spec!r}: no such file; give "thesis" or a JSON file'
         ) from None
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{spec}: cannot be read as JSON ({error})") from error
+    except OSError as error:
+        raise ValueError(f"{spec}: cannot be read ({error})") from error
     if not isinstance(entries, list) or not entries:
         raise ValueError(f'{spec}: a list of {{"general": ..., ...}} is needed, with one at least')
     return entries

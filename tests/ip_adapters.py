@@ -91,3 +91,27 @@ def write_ip_adapter(path, unet, kind: str, in_features: int, *, rank: int = 0):
     else:
         save_file({key: value.contiguous() for key, value in flat.items()}, path)
     return flat
+
+
+def training_state(unet, published, *, kept="adapter_modules") -> dict[str, torch.Tensor]:
+    """What accelerate saves of IP-Adapter's training, whose published file would be this one.
+
+    Args:
+        kept: which name of the processors' tensors is left: "adapter_modules", "processors" (of
+            the UNet), "some of each" or "both".
+    """
+    names = list(unet.attn_processors)
+    state = {f"unet.{key}": value.clone() for key, value in unet.state_dict().items()}
+    for key, value in published.items():
+        part, _, rest = key.partition(".")
+        if part == "image_proj":
+            state[f"image_proj_model.{rest}"] = value.clone()
+            continue
+        number, _, inner = rest.partition(".")
+        first = kept in ("adapter_modules", "both") or kept == "some of each" and int(number) % 3
+        second = kept in ("processors", "both") or not first
+        if first:
+            state[f"adapter_modules.{number}.{inner}"] = value.clone()
+        if second:
+            state[f"unet.{names[int(number)]}.{inner}"] = value.clone()
+    return state

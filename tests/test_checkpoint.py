@@ -277,7 +277,7 @@ def test_a_run_from_when_adam_had_keys_of_its_own_goes_on():
 # ---- Steps that are not finite -----------------------------------------------------------------
 
 
-def test_bad_steps_in_a_row_end_the_run():
+def test_bad_steps_in_a_row_end_the_run(caplog):
     bad = BadSteps(3, workdir="runs/x")
     for step, skipped in enumerate([0, 1, 1, 0, 1, 1], 1):
         bad.keep(step, jnp.asarray(skipped))
@@ -288,6 +288,15 @@ def test_bad_steps_in_a_row_end_the_run():
     again.keep(7, jnp.asarray(1))
     with pytest.raises(NonFinite, match=r"steps 5 to 7, 3 in a row .*start_from=runs/x"):
         again.check()
+    # The picture that was in all of them is named first.
+    named = BadSteps(2, pictures_of=lambda step: [f"{step}.png", "bad.png", f"{step + 10}.png"])
+    with pytest.raises(NonFinite, match=r"these steps \(bad\.png, 1\.png, 11\.png, 2\.png"):
+        for step in (1, 2):
+            named.keep(step, jnp.asarray(1))
+            named.check()
+    assert "step 1: the loss or the gradient is not finite; its update is skipped (1.png, bad" in (
+        caplog.text
+    )
     never = BadSteps(0)
     for step in range(50):
         never.keep(step, jnp.asarray(1))

@@ -10,6 +10,7 @@ import pytest
 import torch
 from diffusers import DDIMScheduler, StableDiffusionXLPipeline, UNet2DConditionModel
 from flax import nnx
+from peft import PeftModel
 from peft.tuners.lora import LoraLayer
 
 from configs.first_light import get_config
@@ -22,12 +23,12 @@ from persongen_jax.partition import leaf_paths, split_model
 from persongen_jax.pipeline import LORA_COMPONENTS, Pipeline
 from persongen_jax.systems.open import open_run, open_system
 from persongen_jax.weights.adapters import module_paths
+from persongen_jax.weights.base_files import NORMALISE
 from persongen_jax.weights.directory import open_component, open_file, read_config
 from persongen_jax.weights.errors import WeightsError
 from persongen_jax.weights.ip_adapter import read_ip_adapter
-from persongen_jax.weights.lora_files import read_lora
+from persongen_jax.weights.lora.reading import read_lora
 from persongen_jax.weights.photomaker import load_photomaker_into, save_photomaker
-from persongen_jax.weights.sdxl import NORMALISE
 from tests.ip_adapters import write_ip_adapter
 from tests.iresnet_twin import TorchIResNet, randomise_statistics
 from tests.test_lora import named, random_lora
@@ -101,14 +102,18 @@ def same(first, second):
 def exported(run, tmp_path_factory):
     """Path of a LoRA file by style."""
     folder = tmp_path_factory.mktemp("exported")
-    paths = {name: folder / f"{name}.safetensors" for name in ("diffusers", "kohya", "sgm")}
+    names = ("diffusers", "kohya", "sgm", "comfy")
+    paths = {name: folder / f"{name}.safetensors" for name in names}
+    paths["peft"] = folder / "peft"
     export_run(run, paths["diffusers"], "diffusers-lora")
     export_run(run, paths["kohya"], "kohya-lora")
     export_run(run, paths["sgm"], "kohya-lora", sgm_names=True)
+    export_run(run, paths["comfy"], "comfy")
+    export_run(run, paths["peft"], "peft")
     return paths
 
 
-@pytest.mark.parametrize("style", ["diffusers", "kohya", "sgm"])
+@pytest.mark.parametrize("style", ["diffusers", "kohya", "sgm", "comfy", "peft"])
 def test_exported_loras_return_bit_equal(style, exported, run, pipe):
     modules = {part: module_paths(getattr(pipe.model, part)) for part in LORA_COMPONENTS}
     found = read_lora(exported[style], modules)
@@ -131,6 +136,38 @@ def test_the_styles_keys(exported):
     assert kohya[f"lora_unet_{block.replace('.', '_')}.alpha"] == ALPHA
     sgm = "lora_unet_input_blocks_4_1_transformer_blocks_0_attn2_to_out_0.lora_up.weight"
     assert sgm in tensors(exported["sgm"])
+    comfy = "diffusion_model.input_blocks.4.1.transformer_blocks.0.attn2.to_out.0.lora_up.weight"
+    assert comfy in tensors(exported["comfy"])
+
+
+def test_peft_opens_the_exported_folder(exported, run, unet):
+    model = PeftModel.from_pretrained(unet, str(exported["peft"]))
+    try:
+        found = {
+            name.removeprefix("base_model.model."): layer
+            for name, layer in model.named_modules()
+            if isinstance(layer, LoraLayer)
+        }
+        leaves = leaf_paths(run.system.model)
+        downs = [path for path in leaves if path.endswith("/lora/down") and "branches" not in path]
+        assert {f"unet/{name.replace('.', '/')}/lora/down" for name in found} == set(downs)
+        for name, layer in found.items():
+            assert layer.scaling == {"default": ALPHA / RANK}
+            for own, theirs in (("down", layer.lora_A), ("up", layer.lora_B)):
+                kernel = leaves[f"unet/{name.replace('.', '/')}/lora/{own}"].get_value()
+                assert np.array_equal(theirs["default"].weight.detach().numpy(), kernel.T)
+    finally:
+        model.unload()
+
+
+def test_peft_s_form_is_a_folder(exported, run, workdir, tmp_path):
+    files = sorted(path.name for path in exported["peft"].iterdir())
+    assert files == ["adapter_config.json", "adapter_model.safetensors"]
+    assert "is a directory already" in fails(
+        "export", "--format", "peft", workdir, exported["peft"]
+    )
+    with pytest.raises(WeightsError, match="PEFT's form is a folder"):
+        export_run(run, tmp_path / "a.safetensors", "peft")
 
 
 @pytest.mark.parametrize("style", ["diffusers", "kohya", "sgm"])
@@ -253,7 +290,7 @@ def test_what_a_run_cannot_give(run, exported, tmp_path):
     with pytest.raises(WeightsError, match="photomaker_bg has no parallel.* identity") as refused:
         export_run(run, tmp_path / "a.safetensors", "ip-adapter")
     assert str(run.workdir) in str(refused.value)
-    assert "as diffusers-lora, kohya-lora, photomaker," in str(refused.value)
+    assert "as diffusers-lora, kohya-lora, peft, comfy, photomaker," in str(refused.value)
     with pytest.raises(WeightsError, match=r"ending has to be \.safetensors"):
         export_run(run, tmp_path / "a.bin", "diffusers-lora")
     assert list(tmp_path.iterdir()) == []
@@ -291,7 +328,7 @@ def test_adapters_for_another_base_are_refused(pipe, tiny_base, exported, run, t
     out = tmp_path / "out.safetensors"
     to_k = "down_blocks.1.attentions.0.transformer_blocks.0.attn2.to_k"
     lora = {
-        f"unet.{to_k}.lora_A.weight": np.zeros((2, 768), np.float32),
+        f"unet.{to_k}.lora_A.weight": np.zeros((2, 77), np.float32),
         f"unet.{to_k}.lora_B.weight": np.zeros((64, 2), np.float32),
         "unet.down_blocks.9.proj_in.lora_A.weight": np.zeros((2, 64), np.float32),
     }
@@ -300,7 +337,7 @@ def test_adapters_for_another_base_are_refused(pipe, tiny_base, exported, run, t
     del lora["unet.down_blocks.9.proj_in.lora_A.weight"]
     path = save(tmp_path / "lora.safetensors", lora)
     said = fails("import", path, out, "--base", tiny_base)
-    assert f"{to_k} down: file (2, 768), model (2, 96)" in said
+    assert f"{to_k} down: file (2, 77), model (2, 96)" in said
     assert "--base DIR" in fails("import", path, out)
 
     good = tmp_path / "photomaker.safetensors"

@@ -12,11 +12,11 @@ from configs.first_light import get_config
 from data_pipeline.align import align_face
 from data_pipeline.detectors import open_detector
 from data_pipeline.faces import NoFaceFound, crop_face
+from data_pipeline.prompts import Tokenizers
 from persongen_jax import generate, generate_files
 from persongen_jax.checkpoint import Checkpoints
 from persongen_jax.partition import split_model
 from persongen_jax.pipeline import Pipeline
-from persongen_jax.prompts import Tokenizers
 from persongen_jax.systems.open import open_system
 from persongen_jax.watermark import has_watermark
 from persongen_jax.weights.adapters import extract_adapter

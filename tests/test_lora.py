@@ -12,9 +12,12 @@ from persongen_jax.pipeline.images import sample_steps
 from persongen_jax.weights.adapters import extract_adapter, module_paths
 from persongen_jax.weights.errors import KeyMismatch, MissingFile, WeightsError
 from persongen_jax.weights.loader import parameter_leaves, to_torch_shape
-from persongen_jax.weights.lora_files import LoraWeights, read_lora, write_lora
+from persongen_jax.weights.lora.kinds import LoraWeights
+from persongen_jax.weights.lora.reading import read_lora
+from persongen_jax.weights.lora.writing import write_lora
 from tests.test_pipeline import PIXEL, TIGHT, latents, run_ours, run_theirs, theirs  # noqa: F401
-from tests.weights.test_lora_files import ATTENTION, CHOSEN, delta, kohya, save
+from tests.weights.sgm import unet_to_sgm
+from tests.weights.test_lora_files import ATTENTION, CHOSEN, UNET, delta, kohya, save
 
 STEPS = 10
 RANK = 4  # in sum, on every layer of CHOSEN: one compiled program serves nearly all tests
@@ -99,13 +102,29 @@ def named(adapters, style):
         text = component != "unet"
         for path, lora in paths.items():
             stem = f"{component}.{'text_model.' if text else ''}{path}"
-            if style == "peft":
+            if style == "comfy":
+                stem = COMFY[component] + ("text_model." + path if text else to_sgm(path))
+                out |= {f"{stem}.alpha": np.float32(lora.alpha or lora.rank)}
+            if style == "peft, named":
+                names = f"{stem}.lora_A.mine.weight", f"{stem}.lora_B.mine.weight"
+            elif style in ("peft", "comfy"):
                 names = f"{stem}.lora_A.weight", f"{stem}.lora_B.weight"
             else:
                 word = "lora_linear_layer" if text else "lora"
                 names = f"{stem}.{word}.down.weight", f"{stem}.{word}.up.weight"
             out |= dict(zip(names, (lora.down, lora.up), strict=True))
     return out
+
+
+COMFY = {
+    "unet": "diffusion_model.",
+    "text_encoder": "text_encoders.clip_l.transformer.",
+    "text_encoder_2": "text_encoders.clip_g.transformer.",
+}
+
+
+def to_sgm(path):
+    return unet_to_sgm(path + ".", UNET).removeprefix("model.diffusion_model.")[:-1]
 
 
 STYLES = ("diffusers", "peft", "kohya", "kohya, sgm blocks")
@@ -126,6 +145,21 @@ def test_same_pictures_as_diffusers(style, components, ours, theirs, latents, pl
     assert difference < PIXEL
     assert difference < TIGHT
     assert np.abs(found - plain).max() > CLEARLY
+
+
+def test_one_image_from_one_pair_in_every_spelling(ours, latents, tmp_path):  # noqa: F811
+    """Bit by bit; alpha is the rank, which is what files without one mean."""
+    adapters, images = random_lora(ours, alpha=float(RANK)), []
+    styles = {name: named(adapters, name) for name in ("kohya", "comfy", "peft, named")}
+    comfy = styles["comfy"].items()
+    styles["onetrainer"] = {
+        k.replace("diffusion_model.", "unet.").replace("text_encoders.", ""): v for k, v in comfy
+    }
+    for tensors in styles.values():
+        ours.load_lora(save(tmp_path / "lora.safetensors", tensors))
+        images.append(paint(ours, latents))
+        ours.unload_lora()
+    assert all(np.array_equal(images[0], image) for image in images)
 
 
 def test_several_at_once_equal_diffusers_set_adapters(ours, theirs, latents, tmp_path):  # noqa: F811

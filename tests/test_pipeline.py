@@ -23,6 +23,7 @@ from flax import nnx
 from ml_collections import ConfigDict
 
 from data_pipeline.examples.fields import Call
+from data_pipeline.prompts import PromptError
 from persongen_jax.checkpoint import Checkpoints
 from persongen_jax.methods import get_method
 from persongen_jax.methods.base import Parts
@@ -33,12 +34,12 @@ from persongen_jax.models.sdxl import COMPONENTS
 from persongen_jax.partition import split_model
 from persongen_jax.pipeline import Pipeline, conditioner, images
 from persongen_jax.pipeline.images import sample_steps
-from persongen_jax.prompts import PromptError
 from persongen_jax.sampling import image_keys
 from persongen_jax.weights.adapters import extract_adapter
 from persongen_jax.weights.directory import read_config
 from persongen_jax.weights.errors import KeyMismatch, MissingFile
-from persongen_jax.weights.lora_files import LoraWeights, write_lora
+from persongen_jax.weights.lora.kinds import LoraWeights
+from persongen_jax.weights.lora.writing import write_lora
 from persongen_jax.weights.photomaker import load_photomaker_into, save_photomaker
 from persongen_jax.weights.saver import save_module
 from persongen_jax.weights.sdxl import load_sdxl
@@ -433,6 +434,8 @@ def test_scales_change_the_picture_and_compile_nothing(personal):
     whole = paint(personal)
     never = paint(personal, start_merge_step=9)
     compiled = sample_steps._cache_size()
+    # Where nobody says, the identity acts after a fifth of the steps: here after the first of two.
+    assert np.array_equal(paint(personal, start_merge_step=None), whole)
     assert np.array_equal(paint(personal, scales={"identity": 1, "lora": 1}), whole)
     # With one reference the prompt without it is the prompt that stands there until the merge.
     assert np.abs(paint(personal, scales={"identity": 0}) - never).max() < TIGHT

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from persongen_jax.prompts import PromptError, Tokenizers, split_at_trigger
+from data_pipeline.prompts import PromptError, Tokenizers, split_at_trigger
 from persongen_jax.tiny_tokenizer import SDXL_PAD_TOKENS, WORDS, write_tiny_tokenizer
 
 PROMPT = "A photo of a woman img, wearing an orange space suit"
@@ -120,7 +120,7 @@ def test_trigger_of_several_tokens_and_class_word_of_several_tokens(tokenizers):
     ("prompt", "message"),
     [
         ("a man in a suit", "stands 0 times"),
-        ("a man with imgs, a timg and img_1", "stands 0 times"),
+        ("a man with imgs, a timg and img_1", 'inside "imgs", not as a word of its own'),
         ("a man img and a woman img", "stands 2 times"),
         ("img a man", "opens the prompt"),
         ("  img", "opens the prompt"),
@@ -192,4 +192,28 @@ def test_config_without_a_length_means_77_and_a_short_one_is_heeded(base, tmp_pa
 
     path.write_text(json.dumps({**config, "model_max_length": 20}))
     with pytest.raises(ValueError, match="16 in tokenizer and 20 in tokenizer_2"):
+        Tokenizers.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("c", "\u200b\u200d\ufeff\u00ad\u200f")
+def test_invisible_characters_never_become_the_class_token(tokenizers, c):
+    wanted = tokenizers.encode_with_trigger("a man img in a suit", 3)
+    for prompt in (f"a man{c} img in a suit", f"a man {c}img{c} in a suit"):
+        ids, mask, plain = tokenizers.encode_with_trigger(prompt, 3)
+        assert np.array_equal(ids, wanted[0]) and np.array_equal(mask, wanted[1])
+        assert plain == wanted[2]
+
+
+@pytest.mark.parametrize("coding", ["utf-8-sig", "utf-16"])
+def test_tokenizer_files_that_an_editor_has_saved(tokenizers, base, tmp_path, coding):
+    for name in ("tokenizer", "tokenizer_2"):
+        (tmp_path / name).mkdir()
+        for path in (base / name).iterdir():
+            text = path.read_text("utf-8").replace("\n", "\r\n")
+            (tmp_path / name / path.name).write_text(text, coding, newline="")
+    found = Tokenizers.from_pretrained(tmp_path)
+    for prompt in (PROMPT, "wow!! grüße, 你好"):
+        np.testing.assert_array_equal(found.encode(prompt), tokenizers.encode(prompt))
+    (tmp_path / "tokenizer" / "vocab.json").write_text('{"a": 0,\n', "utf-8")
+    with pytest.raises(ValueError, match=r"vocab\.json line 2: not JSON"):
         Tokenizers.from_pretrained(tmp_path)

@@ -70,8 +70,11 @@ def test_masks_of_any_kind_and_size():
     found = region_arrays([[left, ~left], [left]], [[0, 0], [0]], 2, 4)
     assert found.shape == (2, 2, 2, 4) and not found[1, 1].any()
     assert np.array_equal(found[0, 0] + found[0, 1], np.ones((2, 4)))
-    for bad, named in ((np.ones((2, 2), np.uint8), "uint8"), (np.full((2, 2), 3.0), "3 to 3")):
+    for bad, named in (
+        (np.ones((2, 2), np.uint8), "0 and 1: give bool"),
+        (np.full((2, 2), 3.0), "3 to 3"),
+    ):
         with pytest.raises(ValueError, match=named):
             to_region(bad, 2, 2)
-    with pytest.raises(ValueError, match=r"\(2, 2, 3\)"):
-        to_region(np.ones((2, 2, 3)), 2, 2)
+    with pytest.raises(ValueError, match=r"\(2, 2, 2\)"):
+        to_region(np.ones((2, 2, 2)), 2, 2)

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from persongen_jax.prompts import PromptError
+from data_pipeline.prompts import PromptError
 from persongen_jax.validation_prompts import (
     ValidationPrompt,
     class_word_of,

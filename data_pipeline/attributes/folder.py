@@ -37,6 +37,7 @@ from data_pipeline.attributes.table import (
     others_too,
     read_table,
 )
+from data_pipeline.text_files import TextError, read_lines
 
 CELEBA_TERMS = (
     "CelebA is for non-commercial research only; its pictures belong to their owners "
@@ -211,7 +212,10 @@ def _read_split_file(folder: Path, path: Path, pictures: list[str]) -> dict[int,
     if path.suffix == ".csv":
         table = read_table(path)
     else:
-        lines = [line.split() for line in path.read_text("utf-8").splitlines()]
+        try:
+            lines = [line.split() for line in read_lines(path)]
+        except TextError as error:
+            raise TableError(str(error)) from None
         lines = {number: cells for number, cells in enumerate(lines, 1) if cells}
         bad = next((number for number, cells in lines.items() if len(cells) != 2), None)
         if bad:

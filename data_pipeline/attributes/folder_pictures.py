@@ -9,9 +9,10 @@ import numpy as np
 from PIL import Image
 
 from data_pipeline.attributes.table import TableError, others_too, them
-from data_pipeline.transforms import MAX_ASPECT, ImageError, image_size, load_image
+from data_pipeline.pictures.reading import ImageError, image_size, load_image
 
-ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+ENDINGS = (".png", ".jpg", ".jpeg", ".jfif", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+ENDINGS += (".avif", ".heic", ".heif")
 KEPT = 1 << 30  # bytes of decoded pictures
 
 
@@ -37,20 +38,19 @@ class FolderPictures:
         return np.array([self._read(int(row)) for row in rows], np.uint8).reshape(-1, *self.shape)
 
     def _decode(self, row: int) -> np.ndarray:
-        picture = square(load_image(self._paths[row]), self.shape[0], self.shape[2])
+        picture = square(self._paths[row], self.shape[0], self.shape[2])
         picture.setflags(write=False)  # every reader is given the same array
         return picture
 
 
-def square(image: np.ndarray, size: int, channels: int) -> np.ndarray:
-    """The middle square of uint8 [h, w], [h, w, 1], [h, w, 3] or [h, w, 4], scaled.
+def square(image, size: int, channels: int) -> np.ndarray:
+    """The middle square of a picture, whatever load_image takes, scaled.
 
     Returns:
         uint8 [size, size, channels]; channels is 1 (grey) or 3.
     """
-    image = np.asarray(image)
-    picture = Image.fromarray(image[..., 0] if image.shape[2:] == (1,) else image)
-    picture = picture.convert("L" if channels == 1 else "RGB")
+    picture = Image.fromarray(load_image(image))
+    picture = picture if channels == 3 else picture.convert("L")
     side = min(picture.size)
     left, top = (picture.width - side) // 2, (picture.height - side) // 2
     picture = picture.crop((left, top, left + side, top + side))
@@ -80,25 +80,13 @@ def read_sizes(folder: Path, pictures: list[str]) -> Counter:
     sizes, bad = Counter(), []
     for picture in pictures:
         try:
-            sizes[_read_header(folder / picture)] += 1
+            sizes[image_size(folder / picture)[::-1]] += 1
         except ImageError as error:
             bad.append(error)
     if bad:
         others = others_too(len(bad) - 1, "can")
         raise TableError(f"{bad[0]}{others}: remove {them(len(bad))} with the rows")
     return sizes
-
-
-def _read_header(path: Path) -> tuple[int, int]:
-    """(width, height); ImageError for what load_image will refuse."""
-    height, width = image_size(path)
-    if max(height, width) > MAX_ASPECT * min(height, width):
-        raise ImageError(f"{path}: cannot be used as a picture of {width}x{height}")
-    if path.suffix.lower() == ".png":  # of the endings, the only one of 16 bits
-        with Image.open(path) as image:
-            if image.mode.startswith("I"):
-                raise ImageError(f"{path}: cannot be used with more than 8 bits per channel")
-    return width, height
 
 
 def report_sizes(folder: Path, sizes: Counter, size: int) -> None:

@@ -2,11 +2,13 @@
 
 import csv as csv_format
 import functools
+import io
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 from data_pipeline.attributes.vocabulary import plain
+from data_pipeline.text_files import TextError, read_text
 
 TABLES = (".csv", ".tsv")
 CELEBA_TABLE = "list_attr_celeba.txt"
@@ -80,13 +82,13 @@ def find_table(folder: Path, csv: str | None) -> Path:
 def read_table(path: Path) -> Table:
     """A table of comma, semicolon or tab separated cells, or one of CelebA's own form."""
     try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            first = file.readline()
-            file.seek(0)
-            read = _read_celeba if first.strip().isdigit() else _read_separated
-            names, rows, lines = read(path, file, first)
-    except UnicodeDecodeError as error:
-        raise TableError(f"{path}: not UTF-8 text ({error.reason}); save it as UTF-8") from None
+        file = io.StringIO(read_text(path), newline="")
+        first = file.readline()
+        file.seek(0)
+        read = _read_celeba if first.strip().isdigit() else _read_separated
+        names, rows, lines = read(path, file, first)
+    except TextError as error:
+        raise TableError(str(error)) from None
     except csv_format.Error as error:
         raise TableError(f"{path}: cannot be read as a table ({error}); save it anew") from None
     if not rows:

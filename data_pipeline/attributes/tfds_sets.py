@@ -19,8 +19,8 @@ from data_pipeline.attributes.folder import CELEBA_TERMS
 from data_pipeline.attributes.folder_pictures import square
 from data_pipeline.attributes.labelled import AttributeData, LabelledImages
 from data_pipeline.attributes.vocabulary import Vocabulary
+from data_pipeline.pictures.reading import load_image
 from data_pipeline.shard_reading import INFO, open_tfds
-from data_pipeline.transforms import decode_image
 
 CACHE = "persongen_jax"
 MNIST = Vocabulary.of_classes("digit", tuple(map(str, range(10))))
@@ -162,7 +162,7 @@ def _write(builder, split, shape, values_of, images_path: Path, values_path: Pat
     values = []
 
     def picture(example):
-        return square(decode_image(example["image"], f"a picture of {builder.name}"), *shape[2:])
+        return square(load_image(example["image"], f"a picture of {builder.name}"), *shape[2:])
 
     header = {"descr": "|u1", "fortran_order": False, "shape": shape}
     with (

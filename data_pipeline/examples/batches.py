@@ -3,6 +3,7 @@
 import functools
 import hashlib
 import itertools
+import logging
 import os
 import weakref
 from collections.abc import Iterator
@@ -12,6 +13,8 @@ from typing import Protocol
 import numpy as np
 
 from data_pipeline.examples.fields import unflatten
+
+log = logging.getLogger(__name__)
 
 
 class Source(Protocol):
@@ -67,13 +70,26 @@ class BatchStream:
             "records": self.source.fingerprint,
         }
         buckets = getattr(self.source, "buckets", ())
+        marks = getattr(self.source, "picture_marks", "")
+        if marks:
+            state["pictures"] = marks
         if buckets:
             state["buckets"] = [f"{width}x{height}" for height, width in buckets]
         return state
 
+    def pictures_of(self, step: int) -> list[str]:
+        """The targets of the update that makes ``step``; [] if the source does not know them."""
+        of_source = getattr(self.source, "pictures_of", lambda numbers: [])
+        return of_source(range((step - 1) * self._batch_size, step * self._batch_size))
+
     def check(self, state: dict) -> None:
-        """ValueError if this stream does not go on where ``state`` was taken."""
-        here = self.state(self.start_step)
+        """ValueError if this stream does not go on where ``state`` was taken.
+
+        A warning where the records are the same and their pictures are not.
+        """
+        here, state = self.state(self.start_step), dict(state)
+        here.pop("pictures", None)
+        marks = state.pop("pictures", "")
         different = [
             f"{name} was {state.get(name)!r} and is {here.get(name)!r}"
             for name in here | state
@@ -83,6 +99,15 @@ class BatchStream:
             raise ValueError(
                 f"the data do not go on where they were left: {'; '.join(different)}; give the "
                 "data, seed and batch size of the checkpoint, or start a new run elsewhere"
+            )
+        changed = self.source.pictures_changed(marks) if marks else []
+        if changed:
+            log.warning(
+                "%d pictures are others than when the run was left, under the same names (%s%s): "
+                "it goes on with the new ones; to go on as it was, put the old ones back",
+                len(changed),
+                ", ".join(changed[:3]),
+                ", …" if len(changed) > 3 else "",
             )
 
     def flush(self) -> None:

@@ -2,14 +2,14 @@
 
 import dataclasses
 import functools
-import re
 
 import numpy as np
 
 from data_pipeline.examples.fields import EncodedField, Encoding, Input
+from data_pipeline.pictures.reading import load_image
+from data_pipeline.prompts import join_parts, without_trigger
 from data_pipeline.schema import MAX_REFERENCES, Record
 from data_pipeline.transforms import clip_crop, clip_normalise, clip_preprocess, square_face_crop
-from persongen_jax.prompts import join_parts
 
 # Prompts whose token ids are kept, some 1.5 KB each.
 KEPT_PROMPTS = 1 << 16
@@ -30,7 +30,7 @@ class Text(EncodedField):
         text_states/empty    [n, d], text_states/empty_pooled [p]: the empty prompt's, in every row
 
     Args:
-        tokenizers: persongen_jax.prompts.Tokenizers.
+        tokenizers: data_pipeline.prompts.Tokenizers.
         streams: names of prompts; "text" is the caption, others are the record's own
             (``background``, ``body``, or a key of the manifest).
         trigger_word: follows the class word in captions.
@@ -55,6 +55,7 @@ class Text(EncodedField):
         self.trigger_word, self.at_trigger, self.encoding = trigger_word, at_trigger, encoding
         self.keys = tuple(name for name in self.streams if name not in OWN and name != "text")
         self._ids = functools.lru_cache(KEPT_PROMPTS)(self._encode)
+        self._cut = {}  # of what ``check`` has seen: stream to (count, the first)
 
     @property
     def further(self) -> tuple[str, ...]:
@@ -134,9 +135,28 @@ class Text(EncodedField):
 
     def check(self, record, others):
         most = max(1, min(others, 4)) if self.at_trigger else None
-        self._ids(self.caption(record), most)
-        for name in self.further:
-            text_of(record, name)
+        texts = {"text": self.caption(record)}
+        texts |= {name: text_of(record, name) for name in self.further}
+        for name, text in texts.items():
+            copies = most if name == "text" else None
+            if self.tokenizers.is_full(self._ids(text, copies)[0]):
+                plain = self.without_trigger(text) if copies else text
+                self._count_cut(name, record, self.tokenizers.cut_part(plain, copies or 1))
+
+    def _count_cut(self, name, record, cut):
+        if cut:
+            count, first = self._cut.get(name, (0, (record.image, cut)))
+            self._cut[name] = count + 1, first
+
+    def notes(self):
+        cut, self._cut = self._cut, {}
+        length = self.tokenizers.max_length
+        return [
+            f"cut at the {length} tokens that are read: {count} of the "
+            f"{'captions' if name == 'text' else f'texts {name!r}'}; of {image} this part is lost: "
+            f'"{part}"'
+            for name, (count, (image, part)) in cut.items()
+        ]
 
     def _encode(self, prompt: str, references: int | None = None):
         """(ids, class_tokens_mask or None) for so many references; None: of a plain text.
@@ -155,8 +175,7 @@ class Text(EncodedField):
 
     def without_trigger(self, prompt: str) -> str:
         """The prompt with the trigger word left out wherever it stands as a word of its own."""
-        trigger = rf"\s*(?<!\w){re.escape(self.trigger_word)}(?!\w)"
-        return re.sub(trigger, "", prompt, flags=re.IGNORECASE)
+        return without_trigger(prompt, self.trigger_word)
 
     # ---- from a call ----
 
@@ -342,7 +361,7 @@ class References(EncodedField):
         for row, persons in enumerate(call.people):
             for person, images in enumerate(persons):
                 for column, image in enumerate(images):
-                    pixels[row, person, column] = clip_preprocess(np.asarray(image), self.size)
+                    pixels[row, person, column] = clip_preprocess(load_image(image), self.size)
                     mask[row, person, column] = True
         pixels = pixels.reshape(shape[0], -1, self.size, self.size, 3)
         return {self.pixels: pixels, self.mask: mask.reshape(shape[0], -1)}

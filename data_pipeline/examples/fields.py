@@ -122,6 +122,10 @@ class Field(abc.ABC):
             ValueError: what is wrong with the record, without its name.
         """
 
+    def notes(self) -> list[str]:
+        """What ``check`` has found in all records that is no error, for the log; then forgotten."""
+        return []
+
     def given(self, call: Call) -> dict[str, np.ndarray]:
         """The arrays [b, ...] of a pipeline's call; {} for what only training reads."""
         return {}

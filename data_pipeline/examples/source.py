@@ -17,14 +17,16 @@ import numpy as np
 
 from data_pipeline.buckets import Turns, nearest
 from data_pipeline.examples.fields import Example, Field, Input
+from data_pipeline.pictures.reading import ImageError, image_size, load_image
 from data_pipeline.schema import MAX_REFERENCES, Record, to_entry
-from data_pipeline.transforms import ImageError, TargetCrop, image_size, load_image, plan_crop
+from data_pipeline.transforms import TargetCrop, plan_crop
 
 log = logging.getLogger(__name__)
 
 # Purposes of random numbers: draws for one must not repeat those for another.
 ORDER, CONTENT = 0, 1
 SHOWN_PROBLEMS = 20
+NAMED_PICTURES = 10_000  # of more, a checkpoint keeps one mark for all of them
 
 
 class ExampleSource:
@@ -42,6 +44,7 @@ class ExampleSource:
             (data_pipeline/sources.py).
         cache_bytes: pictures and reference crops are kept in memory up to so many.
         features: persongen_jax/features/; what frozen networks make of fields takes their place.
+        mark: a record's ``image`` to a short text of one length that changes with its content.
 
     Attributes:
         skipped: maps each file that could not be decoded to the reason; an example that needs one
@@ -65,9 +68,11 @@ class ExampleSource:
         buckets: tuple[tuple[int, int], ...] = (),
         batch_size: int = 1,
         features=None,
+        mark: Callable[[str], str] | None = None,
     ):
         self.records, self.fields, self.seed = list(records), tuple(fields), seed
         self.size, self.random_crop, self.features = size, random_crop, features
+        self._mark = mark
         self.batch_size, self.buckets = batch_size, tuple(buckets)
         self.pictures = Pictures(read_image, cache_bytes)
         self.skipped = self.pictures.skipped
@@ -131,23 +136,63 @@ class ExampleSource:
             digest.update(json.dumps(entry, sort_keys=True).encode())
         return digest.hexdigest()[:16]
 
+    @functools.cached_property
+    def picture_marks(self) -> str:
+        """Of each picture's content, in the records' order; of very many, of all in one."""
+        if self._mark is None:
+            return ""
+        marks = "".join(map(self._mark_of, self.records))
+        if len(self.records) <= NAMED_PICTURES:
+            return marks
+        return hashlib.sha256(marks.encode()).hexdigest()[:16]
+
+    def _mark_of(self, record: Record) -> str:
+        own = self._mark(record.image)
+        further = sorted((record.images or {}).items())
+        others = [self._mark(file) for name, file in further if f"images.{name}" in self._keys]
+        return hashlib.sha256("".join([own, *others]).encode()).hexdigest()[: len(own)]
+
+    def pictures_changed(self, marks: str) -> list[str]:
+        """The pictures that are others than when these marks were made; all, if nobody can tell."""
+        if marks == self.picture_marks or not marks or not self._mark:
+            return []
+        names, length = [record.image for record in self.records], len(marks) // len(self.records)
+        if length * len(names) != len(self.picture_marks) or len(names) > NAMED_PICTURES:
+            return names
+        return [
+            name
+            for i, name in enumerate(names)
+            if marks[i * length : (i + 1) * length]
+            != self.picture_marks[i * length : (i + 1) * length]
+        ]
+
     # ---- one example ----
 
     def example(self, n: int) -> dict[str, np.ndarray]:
         """Example number n. ImageError if not one target can be decoded that can serve."""
         bucket, n_in_bucket = self._place(n)
-        shape = (self.buckets or [(self.size, self.size)])[bucket]
+        shape, cause = (self.buckets or [(self.size, self.size)])[bucket], "none was found"
         for attempt, row in enumerate(self._candidates(bucket, n_in_bucket)):
             rng = np.random.default_rng((self.seed, CONTENT, n, attempt))
             try:
                 made = self._make(self.records[row], shape, rng)
-            except ImageError:  # noted by ``pictures``
+            except ImageError as error:  # noted by ``pictures``, or told by ``features``
+                cause = str(error)
                 continue
             if made is not None:
                 return made
-        first = self._first_problem()
+        first = next(iter(self.skipped.values()), cause)
         lacking = " has a reference" if self._references else " can be decoded"
         raise ImageError(f"no target of {len(self.records)}{lacking}; first cause: {first}")
+
+    def pictures_of(self, numbers) -> list[str]:
+        """The targets of the examples of these numbers, but for those that are passed over."""
+        found = []
+        for n in numbers:
+            rows = self._candidates(*self._place(n))
+            names = (self.records[row].image for row in rows)
+            found += [next((name for name in names if name not in self.skipped), "")]
+        return list(filter(None, found))
 
     def _make(self, record: Record, shape, rng) -> dict | None:
         example = Example(self, record, self.plan(record, shape, rng), rng)
@@ -265,6 +310,9 @@ class ExampleSource:
             kind = kinds.pop() if len(kinds) == 1 else ValueError
             raise kind(f"{len(problems)} records cannot be used:\n  {shown}")
         self._tell_of_unread_keys()
+        for field in self.fields:
+            for note in field.notes():
+                log.warning("%s", note)
 
     def _tell_of_unread_keys(self):
         there = {key for record in self.records for key in record.extra or ()}

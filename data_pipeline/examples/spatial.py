@@ -3,7 +3,8 @@
 import numpy as np
 
 from data_pipeline.examples.fields import Field, FieldError, array_spec
-from data_pipeline.transforms import ImageError, fit_image, image_size, plan_crop
+from data_pipeline.pictures.reading import ImageError, image_size, load_image
+from data_pipeline.transforms import fit_image, plan_crop
 
 
 class Points(Field):
@@ -141,7 +142,10 @@ class ControlImage(Field):
     def given(self, call):
         if self.name not in call.inputs:
             raise FieldError(f"{self.name}: the method reads this image; give {self.name}=[...]")
-        images = [fit_image(np.asarray(image), call.size) for image in call.inputs[self.name]]
+        images = [
+            fit_image(load_image(image, f"{self.name} image {n}"), call.size)
+            for n, image in enumerate(call.inputs[self.name], 1)
+        ]
         return {self.name: np.stack(images)}
 
     def dropped(self, batch, xp):

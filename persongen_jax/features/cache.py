@@ -28,7 +28,7 @@ from flax import nnx
 
 from data_pipeline.cache import KEY_BYTES, FeatureTable, digest_of
 from data_pipeline.examples.fields import Encoding, Field, Input, unflatten
-from data_pipeline.transforms import ImageError
+from data_pipeline.pictures.reading import ImageError
 from persongen_jax.full_disk import is_full
 from persongen_jax.partition import assign_groups, leaf_paths
 
@@ -36,6 +36,7 @@ log = logging.getLogger(__name__)
 
 USUAL_KINDS = ("moments", "references", "text")  # of the default config; a method may lack some
 FLUSH_SECONDS = 120  # of a pass' work are lost at most, when it is killed
+PICTURES_VERSION = 2  # of how a file becomes pixels
 VERSION = 1  # of how pictures and prompts are prepared and rows are laid out; part of every key
 
 
@@ -112,6 +113,15 @@ def abstract_batch(model, fields, shape: tuple[int, int], batch_size: int, kinds
 # ---- The cache of a run ------------------------------------------------------------------------
 
 
+class NotFinite(ValueError):
+    """Frozen networks make NaN or infinity of an input."""
+
+
+def _if_finite(row: dict | None) -> dict | None:
+    """The row; None where one of its numbers is none."""
+    return row if row and all(np.isfinite(array).all() for array in row.values()) else None
+
+
 class Picture(NamedTuple):
     """A decoded picture: a digest of its pixels, and (height, width)."""
 
@@ -141,6 +151,7 @@ class Features:
         self.folder, self._stamps, self.counts = Path(config.cache), stamps, Counter()
         self._lock, self._opening = threading.Lock(), threading.Lock()
         self._tables, self._rows, self._known = {}, {}, {}
+        self._bad: dict[tuple, str] = {}
         self._encoders = {
             field.encoding.kind: _Encoder(config, model, field.encoding)
             for field in encoded_fields(fields)
@@ -148,7 +159,7 @@ class Features:
         }
         self.caches_pixels = any(self.caches(field) for field in fields if field.name == "image")
         spec = {"digest": ((KEY_BYTES,), np.uint8), "size": ((2,), np.int32)}
-        self._pictures = FeatureTable(self.folder / f"pictures-{VERSION}", spec)
+        self._pictures = FeatureTable(self.folder / f"pictures-{PICTURES_VERSION}", spec)
 
     def __str__(self):
         said = [f"{kind} in {self._encoders[kind].name}" for kind in self.kinds]
@@ -197,26 +208,45 @@ class Features:
         """What the encoder makes of an input, read or computed.
 
         Raises:
-            ImageError: the input's picture does not decode any more.
+            ImageError: the input's picture does not decode any more, or what the encoder makes of
+                it is not finite.
+            NotFinite: the latter, of an input without a picture.
         """
-        kind, rows, key = (
-            encoding.kind,
-            self._table(encoding, entry.shape),
-            self._key(encoding, entry),
-        )
-        row = rows.get(key)
+        kind, rows = encoding.kind, self._table(encoding, entry.shape)
+        key = self._key(encoding, entry)
+        if (kind, key) in self._bad:
+            raise self._refuse(encoding, key, entry)
+        row = _if_finite(rows.get(key))
         if row is not None:
             self.counts[f"{kind} read"] += 1
             return row
         with self._lock:  # one at a time, and nothing twice
-            row = rows.get(key)
+            row = _if_finite(rows.get(key))
             if row is None:
                 made = self._encoders[kind](np.asarray(entry.make())[None])
                 row = {name: array[0] for name, array in made.items()}
                 self.counts[f"{kind} computed"] += 1
+                if _if_finite(row) is None:
+                    raise self._refuse(encoding, key, entry)
                 if entry.store:
                     self._store(rows, key, row)
         return row
+
+    def _refuse(self, encoding: Encoding, key: bytes, entry: Input) -> ValueError:
+        """The error of an input of which the encoder makes NaN or infinity, told once."""
+        kind, precision = encoding.kind, f"config.{encoding.precision}"
+        error = ImageError if entry.picture else NotFinite
+        if (kind, key) not in self._bad:
+            dtype = self._encoders[kind].dtype
+            remedy = f"--{precision}=float32 has more room than {dtype}"
+            remedy = remedy if dtype != "float32" else "look at the picture, and at the weights"
+            self._bad[kind, key] = (
+                f"{entry.picture or 'a text'}: what the frozen networks make of it ({kind}) is not "
+                f"finite; it is not stored, and no example is made of it: {remedy}"
+            )
+            self.counts[f"{kind} not finite, not stored"] += 1
+            log.warning("%s", self._bad[kind, key])
+        return error(self._bad[kind, key])
 
     @staticmethod
     def _key(encoding: Encoding, entry: Input) -> bytes:
@@ -268,7 +298,14 @@ class Features:
         made = self._encoders[encoding.kind](np.stack(inputs))
         for i, (key, entry) in enumerate(jobs):
             row = {name: array[i] for name, array in made.items()}
-            self._table(encoding, entry.shape).put(key, row)
+            if _if_finite(row) is None:
+                # Alone: what one of a batch makes not finite may spread over all of it.
+                alone = self._encoders[encoding.kind](np.stack([inputs[i]] * batch_size))
+                row = {name: array[0] for name, array in alone.items()}
+            if _if_finite(row) is None:
+                self._refuse(encoding, key, entry)
+            else:
+                self._table(encoding, entry.shape).put(key, row)
         self.counts[f"{encoding.kind} computed"] += len(jobs)
 
     def _store(self, rows, key, row):
@@ -298,6 +335,7 @@ class _Encoder:
         self.name = f"{encoding.kind}-{digest}"
         encode, self._state = open_encoder(model, encoding)
         self._encode, self._dtype, self._local = jax.jit(encode), encoding.dtype, None
+        self.dtype = str(config[encoding.precision])
         self.row_spec = functools.partial(row_spec, model, encoding)
 
     def __call__(self, inputs: np.ndarray) -> dict[str, np.ndarray]:

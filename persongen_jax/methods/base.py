@@ -9,11 +9,11 @@ from flax import nnx
 
 from data_pipeline.examples.conditions import References, Text
 from data_pipeline.examples.fields import Encoding, Field
+from data_pipeline.prompts import Tokenizers
 from persongen_jax.conditioning import Conditioning
 from persongen_jax.models.attention import remove_branches
 from persongen_jax.models.lora import remove_adapters
 from persongen_jax.models.sdxl import COMPONENTS, StableDiffusionXL
-from persongen_jax.prompts import Tokenizers
 
 
 @dataclass

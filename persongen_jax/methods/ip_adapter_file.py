@@ -20,7 +20,7 @@ from persongen_jax.conditioning import Conditioning
 from persongen_jax.methods.base import Method, prompts, references
 from persongen_jax.methods.ip_adapter import plain_text
 from persongen_jax.methods.photomaker import ATTENTION_LAYERS
-from persongen_jax.methods.start import find_origin, start_rest
+from persongen_jax.methods.start import find_origin, image_encoder_of, start_rest
 from persongen_jax.models.attention import add_branch
 from persongen_jax.models.layers import Linear
 from persongen_jax.models.lora import add_lora
@@ -170,7 +170,7 @@ def _open_encoder(kind: str, config):
             size = read_config(path).get("input_size")
             return load_arcface(path / "model.safetensors", input_size=size, dtype=dtype).model
         return load_arcface(path, dtype=dtype).model
-    folder = config.id_encoder or Path(config.base) / "image_encoder"
+    folder = config.id_encoder or image_encoder_of(config)
     tower, projection = load_vision_tower(folder, dtype=dtype)
     if kind == "base":
         if projection is None:

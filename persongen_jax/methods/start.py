@@ -29,7 +29,7 @@ def add_id_encoder(model, config, rngs):
     and dtype.
     """
     widths = [tower.config["hidden_size"] for tower in (model.text_encoder, model.text_encoder_2)]
-    folder = config.id_encoder or Path(config.base) / "image_encoder"
+    folder = config.id_encoder or image_encoder_of(config)
     dtype = jnp.dtype(config.dtype)
     tower, projection = load_vision_tower(folder, dtype=dtype)
     encoder = PhotoMakerIDEncoder(tower, widths, dtype=dtype, rngs=rngs)
@@ -39,6 +39,11 @@ def add_id_encoder(model, config, rngs):
     for head in (encoder.visual_projection, encoder.visual_projection_2):
         head.kernel.set_value(head.kernel.get_value() * config.get("id_gain", 1.0))
     model.id_encoder = encoder
+
+
+def image_encoder_of(config) -> Path:
+    """The base's image tower: beside its configs, also where the base itself is a single file."""
+    return Path(config.get("base_config") or config.base) / "image_encoder"
 
 
 class Origin(NamedTuple):

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from data_pipeline.pictures.reading import load_image
 from data_pipeline.transforms import clip_preprocess
 from persongen_jax.weights.clip import load_clip
 
@@ -42,10 +43,10 @@ class ClipScore:
         self.networks = (self._vision[1], self._text[1])
 
     def image_features(self, images) -> np.ndarray:
-        """uint8 pictures, [n, h, w, 3] or a list of any sizes, to unit vectors [n, d]."""
+        """Pictures, whatever load_image takes, to unit vectors [n, d]."""
 
         def embed(images):
-            pixels = [clip_preprocess(np.asarray(image), self.image_size) for image in images]
+            pixels = [clip_preprocess(load_image(image), self.image_size) for image in images]
             return _embed_images(*self._vision, np.stack(pixels))
 
         return _in_batches(embed, images)

@@ -14,6 +14,7 @@ from flax import nnx
 from data_pipeline.align import align_face
 from data_pipeline.detectors import Detector, open_detector
 from data_pipeline.detectors.insightface_scrfd import is_available
+from data_pipeline.pictures.reading import load_image
 from persongen_jax.weights.arcface import Recogniser, load_arcface
 from persongen_jax.weights.directory import read_config
 from persongen_jax.weights.errors import MissingFile
@@ -52,12 +53,13 @@ class FaceEmbedder:
         """The largest face of each picture.
 
         Args:
-            images: uint8 RGB [n, h, w, 3], or a list of [h, w, 3] of any sizes.
+            images: of any sizes, whatever load_image takes: uint8 RGB [n, h, w, 3], paths, ….
 
         Returns:
             Embeddings [n, d] float32 of length 1, zeros where no face was found; and whether one
             was, [n] bool.
         """
+        images = [load_image(image, f"picture {n}") for n, image in enumerate(images, 1)]
         detections = self.detector.detect(images)
         found = np.array([detection is not None for detection in detections], bool)
         embeddings = np.zeros((len(detections), self.dim), np.float32)

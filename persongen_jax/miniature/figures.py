@@ -19,13 +19,13 @@ from flax import nnx
 
 from data_pipeline import people
 from data_pipeline.align import align_faces
+from data_pipeline.prompts import join_parts, split_at_trigger
 from data_pipeline.transforms import clip_preprocess, square_face_crop
 from persongen_jax.metrics.clip_score import ClipScore
 from persongen_jax.metrics.face_similarity import rank1
 from persongen_jax.miniature.__main__ import ASSETS
 from persongen_jax.models.iresnet import normalise_faces
 from persongen_jax.pipeline import Pipeline
-from persongen_jax.prompts import join_parts, split_at_trigger
 from persongen_jax.weights.arcface import load_arcface
 from persongen_jax.weights.clip import load_vision_tower
 from persongen_jax.weights.keypoint_net import load_keypoint_net

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
-from persongen_jax.prompts import Tokenizers, join_parts, split_at_trigger
+from data_pipeline.prompts import Tokenizers, join_parts, split_at_trigger
+from data_pipeline.text_files import read_json
 from persongen_jax.tiny_tokenizer import SDXL_PAD_TOKENS, write_tiny_tokenizer
 
 PEOPLE, PICTURES = 4000, 20
@@ -28,7 +29,7 @@ class Pool:
         arrays = np.load(folder / "truth.npz")
         for name in FIELDS:
             setattr(self, name, arrays[name])
-        texts = json.loads((folder / "captions.json").read_text())
+        texts = read_json(folder / "captions.json")
         self.captions, self.backgrounds, self.bodies = texts
         self.person = (np.arange(len(self.images)) // PICTURES).astype(np.int32)
 

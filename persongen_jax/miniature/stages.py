@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from data_pipeline.text_files import read_json, whole_lines
 from persongen_jax.miniature import sizes
 from persongen_jax.miniature.configs import TRAININGS, get_config
 from persongen_jax.miniature.pool import open_pool, open_tokenizers
@@ -61,9 +62,9 @@ class World:
 
 def cost_of(workdir: Path) -> dict:
     """Steps of a run and the seconds that they took: without compiling and saving."""
-    config = json.loads((workdir / "config.json").read_text())
+    config = read_json(workdir / "config.json")
     seconds, before = 0.0, 0
-    for line in (workdir / "metrics.jsonl").read_text().splitlines():
+    for line in whole_lines(workdir / "metrics.jsonl"):
         row = json.loads(line)
         steps, before = row["step"] - before, row["step"]
         seconds += steps * config["batch_size"] / row["images_per_second"]

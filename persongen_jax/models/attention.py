@@ -288,7 +288,7 @@ class Branch(nnx.Module):
 def _trained_copy(layer: Linear | LayerNorm):
     copy = nnx.clone(layer)
     if isinstance(layer, Linear):
-        copy.lora = nnx.data(None)
+        copy.lora = copy.change = nnx.data(None)
     for name, leaf in vars(layer).items():
         if isinstance(leaf, nnx.Param):
             # A buffer of its own in any case: training donates the trained ones and keeps the

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import lax
 
-from persongen_jax.models.lora import LoRA
+from persongen_jax.models.lora import LayerChange, LoRA
 from persongen_jax.models.ops import conv2d
 
 
@@ -32,11 +32,32 @@ class UnusedRngs:
         return jax.random.key(0)
 
 
-class Linear(nnx.Module):
-    """``y = x @ kernel + bias`` over the last axis: [..., in] to [..., out].
+def _with_change(own, change, dtype):
+    """A layer's kernel or bias and what adapters add to it, in ``dtype``."""
+    if change is None:
+        return own[...].astype(dtype)
+    # Summed in float32: the change may be far below the weights' last digit.
+    return (own[...].astype(jnp.float32) + change[...].astype(jnp.float32)).astype(dtype)
 
-    ``lora`` is None or a :class:`LoRA` whose output is added.
+
+class _Adaptable(nnx.Module):
+    """A layer that adapters lie on.
+
+    ``lora`` is None or a :class:`LoRA` whose output is added; ``change`` None or a
+    :class:`LayerChange` of the kernel and the bias.
     """
+
+    def weights(self):
+        """(kernel, bias or None) in the compute dtype, changes included."""
+        change, bias = self.change, None
+        kernel = _with_change(self.kernel, change and change.kernel, self.dtype)
+        if self.bias is not None:
+            bias = _with_change(self.bias, change and change.bias, self.dtype)
+        return kernel, bias
+
+
+class Linear(_Adaptable):
+    """``y = x @ kernel + bias`` over the last axis: [..., in] to [..., out]."""
 
     def __init__(self, in_features, out_features, *, use_bias=True, dtype, param_dtype, rngs):
         self.dtype = dtype
@@ -49,18 +70,20 @@ class Linear(nnx.Module):
             else None
         )
         self.lora: LoRA | None = nnx.data(None)
+        self.change: LayerChange | None = nnx.data(None)
 
     def __call__(self, x):
         x = x.astype(self.dtype)
-        y = x @ self.kernel[...].astype(self.dtype)
-        if self.bias is not None:
-            y = y + self.bias[...].astype(self.dtype)
+        kernel, bias = self.weights()
+        y = x @ kernel
+        if bias is not None:
+            y = y + bias
         if self.lora is not None:
             y = y + self.lora(x)
         return y
 
 
-class Conv(nnx.Module):
+class Conv(_Adaptable):
     """Square 2-D convolution, [b, h, w, in] to [b, h', w', out]; kernel HWIO.
 
     ``padding`` is PyTorch's: that many zeros on every side, or ((top, bottom), (left, right)).
@@ -89,12 +112,14 @@ class Conv(nnx.Module):
             nnx.Param(_uniform(rngs, (out_features,), fan_in, param_dtype)) if use_bias else None
         )
         self.lora: LoRA | None = nnx.data(None)
+        self.change: LayerChange | None = nnx.data(None)
 
     def __call__(self, x):
         x = x.astype(self.dtype)
-        y = conv2d(x, self.kernel[...].astype(self.dtype), self.strides, self.padding)
-        if self.bias is not None:
-            y = y + self.bias[...].astype(self.dtype)
+        kernel, bias = self.weights()
+        y = conv2d(x, kernel, self.strides, self.padding)
+        if bias is not None:
+            y = y + bias
         if self.lora is not None:
             y = y + self.lora.conv(x, self.strides, self.padding)
         return y

@@ -4,6 +4,9 @@ Several adapters live on one layer at once: their ranks lie side by side in one 
 and ``scale`` holds, for every rank column, weight * alpha / rank of the adapter it belongs to. So
 any number of adapters costs two small products, and their weights change without a new
 compilation.
+
+What is no product of two narrow factors (LoHa, LoKr, DoRA, ...) lies on a layer as one
+``LayerChange``, the sum of what all adapters of such kinds add to its weights.
 """
 
 import re
@@ -45,6 +48,17 @@ class LoRA(nnx.Module):
     def _up(self, h):
         h = h * self.scale[...].astype(self.dtype)
         return _product(h, self.up[...].astype(self.dtype))
+
+
+class LayerChange(nnx.Module):
+    """What is added to a layer's own kernel and bias; both of their shapes, or None.
+
+    Variables and no parameters: they are set, never trained, and belong to no weight file.
+    """
+
+    def __init__(self, kernel, bias):
+        self.kernel = None if kernel is None else nnx.Variable(kernel)
+        self.bias = None if bias is None else nnx.Variable(bias)
 
 
 def _product(x, factor):
@@ -119,6 +133,23 @@ def add_adapter(layer, down, up, scale: float):
     layer.lora = LoRA(jnp.asarray(down), jnp.asarray(up), column_scale, dtype=layer.dtype)
 
 
+def add_change(layer, kernel=None, bias=None):
+    """Add to ``layer``'s kernel and bias, on top of other changes; float32, None for nothing.
+
+    It is stored in the kernel's dtype, in which the weights themselves are rounded as well.
+    """
+    there = layer.change
+    kernels = [kernel, None if there is None else there.kernel]
+    biases = [bias, None if there is None else there.bias]
+    dtype = layer.kernel[...].dtype
+    layer.change = LayerChange(_sum(kernels, dtype), _sum(biases, dtype))
+
+
+def _sum(parts, dtype):
+    parts = [part[...] for part in parts if part is not None]
+    return jnp.asarray(sum(parts), dtype) if parts else None
+
+
 def copy_lora(layer, to):
     """Give ``to``, a layer of the same shape, a copy of the adapter that lies on ``layer``."""
     lora = layer.lora
@@ -135,8 +166,23 @@ def lora_layers(module) -> dict[tuple, nnx.Module]:
     }
 
 
+def changed_layers(module) -> dict[tuple, nnx.Module]:
+    """Every layer of ``module`` that carries a ``LayerChange``, by path."""
+    return {
+        path: node
+        for path, node in nnx.iter_graph(module)
+        if isinstance(node, nnx.Module) and isinstance(getattr(node, "change", None), LayerChange)
+    }
+
+
 def merge_adapters(module):
     """Add every adapter into the kernel it sits on, and remove it."""
+    for layer in changed_layers(module).values():
+        for own, change in ((layer.kernel, layer.change.kernel), (layer.bias, layer.change.bias)):
+            if change is not None:
+                both = own[...].astype(jnp.float32) + change[...].astype(jnp.float32)
+                own[...] = both.astype(own[...].dtype)
+        layer.change = nnx.data(None)
     for layer in lora_layers(module).values():
         lora, kernel = layer.lora, layer.kernel[...]
         down = lora.down[...].astype(jnp.float32) * lora.scale[...]
@@ -147,5 +193,7 @@ def merge_adapters(module):
 
 def remove_adapters(module):
     """Take every adapter off again."""
+    for layer in changed_layers(module).values():
+        layer.change = nnx.data(None)
     for layer in lora_layers(module).values():
         layer.lora = nnx.data(None)

@@ -14,12 +14,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from PIL import Image
 
 from data_pipeline.attributes.folder_pictures import square
 from data_pipeline.attributes.labelled import to_pixels
 from data_pipeline.attributes.vocabulary import RequestError
-from data_pipeline.transforms import load_image, rgb_of
+from data_pipeline.pictures.reading import load_image
 from persongen_jax import sampling
 from persongen_jax.sampling_inversion import make_inverse_plan
 from persongen_jax.sharding import to_host
@@ -163,8 +162,8 @@ class AttributePipeline:
         there under ``request``.
 
         Args:
-            image: a path, a PIL image or an array uint8 [h, w] or [h, w, c]; of another size, its
-                middle square is scaled.
+            image: whatever load_image takes (data_pipeline/pictures/reading.py): a path, a file
+                object, a PIL image, an array; of another size, its middle square is scaled.
             request: what it shall show; what it leaves out is unknown.
             source: what it shows; "": nothing is said.
         """
@@ -180,16 +179,8 @@ class AttributePipeline:
 
     def read(self, image) -> np.ndarray:
         """A picture as the model has them, uint8 [h, w, c]."""
-        if isinstance(image, Image.Image):
-            image = rgb_of(image)
-        elif not isinstance(image, np.ndarray):
-            image = load_image(image)
-        if image.dtype != np.uint8 or image.shape[2:] not in ((), (1,), (3,), (4,)):
-            raise ValueError(
-                f"image {image.dtype} {image.shape}: give uint8 [h, w], [h, w, 3] or [h, w, 4]"
-            )
         height, _, channels = self.size
-        return square(image, height, channels)
+        return square(load_image(image, "image"), height, channels)
 
     def _asked(self, requests) -> dict[str, np.ndarray]:
         """The requests' arrays; a warning of what the run has hardly seen in training."""

@@ -14,8 +14,10 @@ from flax import nnx
 
 from data_pipeline.examples.conditions import Text
 from data_pipeline.examples.fields import Call, Field, TimeIds, unflatten
+from data_pipeline.pictures.reading import load_image
 from data_pipeline.schema import MAX_REFERENCES
 from persongen_jax.conditioning import Conditioning, Guidance, TokenStream
+from persongen_jax.pipeline.checks import one_each
 from persongen_jax.pipeline.images import default_size
 from persongen_jax.scales import region_arrays, schedule
 from persongen_jax.sharding import along_batch, put, put_array
@@ -103,6 +105,7 @@ class Conditioner:
             )
         for prompt, persons in zip(prompts, people, strict=True):
             self.text.read(prompt, len(persons[0]))
+        people = read_people(people)
         if regions is not None:
             regions = region_arrays(regions, people, *shape)
         return people, regions
@@ -244,7 +247,9 @@ def check_people(references, regions, count: int) -> list[list[list]]:
         ValueError: an image where a list belongs; numbers that do not go together; several
             people without regions.
     """
-    _check_list(references)
+    _check_list("references", references)
+    if regions is not None:
+        _check_list("regions", regions)
     for name, given in (("references", references), ("regions", regions)):
         if given is not None and len(given) != count:
             raise ValueError(f"{len(given)} lists of {name} for {count} prompts: give one each")
@@ -262,22 +267,48 @@ def check_people(references, regions, count: int) -> list[list[list]]:
             )
         return people
     for persons, masks in zip(people, regions, strict=True):
+        _check_list("regions", masks)
         if len(masks) != len(persons):
             raise ValueError(f"{len(masks)} regions for {len(persons)} people: give one each")
     return people
 
 
-def _check_list(given):
+def read_people(people: list[list[list]]) -> list[list[list]]:
+    """The references as load_image has them, each object once, though all prompts may share it."""
+    read = {}
+
+    def once(image, name):
+        if id(image) not in read:
+            read[id(image)] = load_image(image, name)
+        return read[id(image)]
+
+    out = []
+    for row, persons in enumerate(people, 1):
+        out.append([])
+        for person, images in enumerate(persons, 1):
+            whose = f"person {person} of prompt {row}" if len(persons) > 1 else f"prompt {row}"
+            names = (f"reference {n} of {whose}" for n in range(1, len(images) + 1))
+            out[-1].append(list(map(once, images, names)))
+    return out
+
+
+LIST_HINTS = {
+    "references": "face crops, references=[[face]] for one face",
+    "regions": "masks, regions=[[mask]] for one person",
+}
+
+
+def _check_list(name: str, given):
     # An array has a length as a list has, and its rows would be taken for pictures.
     if not isinstance(given, (list, tuple)):
         raise ValueError(
-            f"references: {type(given).__name__} where a list belongs; give for each prompt a list "
-            "of face crops, references=[[face]] for one face"
+            f"{name}: {type(given).__name__} where a list belongs; give for each prompt a list "
+            f"of {LIST_HINTS[name]}"
         )
 
 
 def _persons(own) -> list[list]:
-    _check_list(own)
+    _check_list("references", own)
     nested = [isinstance(entry, (list, tuple)) for entry in own]
     if not any(nested):
         return [list(own)]
@@ -301,15 +332,6 @@ def _rows(call: Call, which) -> Call:
 def _can_be_given(field: Field) -> bool:
     """Whether a call gives it by its name."""
     return type(field).given is not Field.given and not isinstance(field, TimeIds)
-
-
-def one_each(texts, count: int, what: str) -> list:
-    """One for all, or one each."""
-    if texts is None or isinstance(texts, str):
-        return [texts] * count
-    if len(texts) != count:
-        raise ValueError(f"{len(texts)} {what} for {count} prompts: give one, or one each")
-    return list(texts)
 
 
 def _brief(given) -> str:

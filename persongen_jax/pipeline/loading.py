@@ -1,9 +1,11 @@
 """What can be put on the pipeline's model: an identity method's weights, and LoRA files.
 
-``adapters`` maps a LoRA's name to ({component: {dotted module path: LoraWeights}}, weight); any
-number acts at once. A method's own LoRA is one of them, "method:NAME".
+``adapters`` maps a LoRA's name to ({component: {dotted module path: LoraWeights or Change}},
+weight); any number acts at once. A method's own LoRA is one of them, "method:NAME".
 """
 
+import math
+import warnings
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -22,7 +24,8 @@ from persongen_jax.weights.adapters import (
 )
 from persongen_jax.weights.directory import read_config
 from persongen_jax.weights.ip_adapter import is_ip_adapter
-from persongen_jax.weights.lora_files import read_lora
+from persongen_jax.weights.lora.kinds import LoraWeights
+from persongen_jax.weights.lora.reading import no_effect, read_embeddings, read_lora
 from persongen_jax.weights.photomaker import has_tower_like, read_photomaker
 from persongen_jax.weights.sdxl import SDXLBase
 
@@ -56,7 +59,11 @@ def read_method(base: SDXLBase, name: str | None, weights, encoder, mesh):
         config = {"method": "ip_adapter_file", "trigger_word": "img", "id_encoder": ""}
     else:
         config = _photomaker_config(base, weights, name or "photomaker")
-    here = {"base": base.path, "dtype": jnp.dtype(base.model.unet.dtype).name}
+    here = {
+        "base": base.folder or base.path,
+        "base_config": "",
+        "dtype": jnp.dtype(base.model.unet.dtype).name,
+    }
     if trained is None:
         here["start_from"] = str(weights)
     if encoder:
@@ -72,7 +79,7 @@ def base_arrays(model, trained: dict | None) -> dict:
 
 def _photomaker_config(base: SDXLBase, path, name: str) -> dict:
     """What makes room for the file's tensors."""
-    beside = Path(base.path) / "image_encoder"
+    beside = Path(base.folder or base.path) / "image_encoder"
     with read_photomaker(path) as file:
         rank = file.rank
         # The file has an image tower, but not its config; a directory beside the base has both,
@@ -90,13 +97,52 @@ def _photomaker_config(base: SDXLBase, path, name: str) -> dict:
 # ---- LoRA ------------------------------------------------------------------------------------
 
 
-def read_adapter(path, base) -> dict:
-    """A LoRA file's weights by component; WeightsError unless it fits the base's model."""
+def read_adapter(path, base, weight: float = 1.0) -> dict:
+    """A LoRA file's weights by component; WeightsError unless it fits the base's model.
+
+    A warning says what of it changes nothing at this weight.
+    """
+    _check_weight(path, weight)
     paths = {part: module_paths(getattr(base.model, part)) for part in LORA_COMPONENTS}
     layers_per_block = base.configs["unet"].get("layers_per_block", 2)
     adapter = read_lora(path, paths, layers_per_block=layers_per_block)
     check_adapters(base.model, adapter, path)
+    _warn_of_no_effect(path, adapter, weight)
     return adapter
+
+
+def with_weights(adapters: Adapters, weights: dict[str, float]) -> Adapters:
+    """The same with other weights for some, by name; ValueError for a name that is not there."""
+    for name, weight in weights.items():
+        _check_weight(name, weight)
+    return {**adapters, **{name: (one_of(adapters, name)[0], w) for name, w in weights.items()}}
+
+
+def _check_weight(name, weight: float):
+    """ValueError unless a strength is a finite number."""
+    number = isinstance(weight, (int, float, np.number)) and not isinstance(weight, bool)
+    if not number or not math.isfinite(weight):
+        raise ValueError(f"LoRA {name}: its weight is {weight!r}; give a finite number, 1 is usual")
+
+
+def _warn_of_no_effect(path, adapter: dict, weight: float):
+    """Say what of a LoRA file changes nothing."""
+    if weight == 0:
+        _warn(f"{path}: is loaded with weight 0 and changes nothing until it gets another")
+    if no_effect(adapter):
+        _warn(
+            f"{path}: all of its layers are zero, as before training, so that it changes nothing; "
+            "check that it was saved after training"
+        )
+    for token, towers in read_embeddings(path).items():
+        _warn(
+            f"{path}: the embedding of the word {token!r} ({', '.join(sorted(towers))}) that lies "
+            "with it is not used, only the LoRA is; write what it stands for in plain words instead"
+        )
+
+
+def _warn(message: str):
+    warnings.warn(message, stacklevel=5)
 
 
 def take_adapter(model) -> dict:
@@ -149,6 +195,8 @@ def method_scales(adapters: Adapters) -> dict[str, np.ndarray]:
         return own
     for name, (adapter, weight) in adapters.items():
         for path, lora in adapter.get("unet", {}).items():
+            if not isinstance(lora, LoraWeights):
+                continue  # lies on the layer as a change, apart from the ranks
             scale = weight * lora.scale if name.startswith(METHOD_PREFIX) else 0.0
             own.setdefault(path, []).append(np.full(lora.rank, scale, np.float32))
     return {path: np.concatenate(columns) for path, columns in own.items()}

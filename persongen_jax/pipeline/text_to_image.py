@@ -15,12 +15,12 @@ from persongen_jax.methods import get_method
 from persongen_jax.methods.base import Parts
 from persongen_jax.models.attention import branch_names
 from persongen_jax.partition import fill_trained, set_leaves
-from persongen_jax.pipeline import images, loading
-from persongen_jax.pipeline.conditioner import Conditioner, one_each
+from persongen_jax.pipeline import checks, images, loading
+from persongen_jax.pipeline.conditioner import Conditioner
 from persongen_jax.sampling_plan import make_plan
 from persongen_jax.scales import Strength
 from persongen_jax.sharding import make_mesh, put, replicated, shardings_by_path, to_host
-from persongen_jax.weights.lora_files import write_lora
+from persongen_jax.weights.lora.writing import write_lora
 from persongen_jax.weights.sdxl import SDXLBase, load_sdxl, save_sdxl
 
 IMAGES_PER_DEVICE = 4  # of a batch, where the caller does not say
@@ -65,8 +65,8 @@ class Pipeline:
     def from_pretrained(cls, path, *, dtype=jnp.float32, mesh=None, **options) -> "Pipeline":
         """Open a diffusers-format SDXL directory or a single-file checkpoint.
 
-        ``options``: param_dtype, vae_dtype, variant, config; see
-        :func:`~persongen_jax.weights.sdxl.load_sdxl`.
+        ``options``: param_dtype, vae_dtype, variant, config, unet, vae, text_encoders,
+        prediction_type, check; see :func:`~persongen_jax.weights.sdxl.load_sdxl`.
         """
         mesh = make_mesh() if mesh is None else mesh
         base = load_sdxl(path, dtype=dtype, shardings=replicated(mesh), **options)
@@ -206,25 +206,24 @@ class Pipeline:
     # ---- LoRA ----
 
     def load_lora(self, path, *, weight: float = 1.0, name: str | None = None):
-        """Put a LoRA file (diffusers, PEFT or kohya) on the model; several add up.
+        """Put a LoRA (or DoRA, LoHa, LoKr, IA3) of any tool on the model; several add up.
 
         Args:
-            path: the ``*.safetensors`` file.
+            path: the ``*.safetensors`` file, or PEFT's or diffusers' folder.
             weight: factor of its effect; change it later by :meth:`set_lora_weights`.
             name: what it is called from then on; by default ``str(path)``.
 
         Raises:
-            WeightsError: the file is not there, not plain LoRA, or not for this model; what is
-                loaded stays as it was.
+            WeightsError: the file is not there, of a kind that is not applied (it is named), or
+                not for this model; what is loaded stays as it was.
         """
-        adapter = loading.read_adapter(path, self.base)
+        adapter = loading.read_adapter(path, self.base, weight)
         name = str(path) if name is None else name
         self._put_adapters({**self.adapters, name: (adapter, weight)})
 
     def set_lora_weights(self, weights: dict[str, float]):
         """Change the factors of loaded LoRAs by name. Compiles nothing anew."""
-        changed = {name: (loading.one_of(self.adapters, name)[0], w) for name, w in weights.items()}
-        self._put_adapters({**self.adapters, **changed})
+        self._put_adapters(loading.with_weights(self.adapters, weights))
 
     def save_lora(self, path, name: str):
         """Write a loaded LoRA, or a method's own ("method:photomaker"), in diffusers' format.
@@ -264,14 +263,14 @@ class Pipeline:
         references: list | None = None,
         regions: list | None = None,
         scales: dict[str, Strength] | None = None,
-        start_merge_step: int = 10,
+        start_merge_step: int | None = None,
         height: int | None = None,
         width: int | None = None,
         num_inference_steps: int = 50,
         guidance_scale: float = 5.0,
         guidance_rescale: float = 0.0,
         num_images_per_prompt: int = 1,
-        seed: int = 0,
+        seed: int | None = None,
         latents=None,
         scheduler: str | None = None,
         scheduler_options: dict | None = None,
@@ -281,7 +280,7 @@ class Pipeline:
         output_type: str = "pil",
         batch_size: int | None = None,
         tiling: bool = False,
-        tile_size: int = 512,
+        tile_size: int | None = None,
         progress=None,
         on_batch=None,
         **inputs,
@@ -294,15 +293,15 @@ class Pipeline:
                 embedding if model_index.json says so (SDXL's does), else the empty prompt; with a
                 method always the empty prompt, which is what training drops conditions to.
             references: with a method loaded, for each prompt a list of one to four face crops of
-                one person (PIL images or uint8 [h, w, 3]); the prompt then holds the trigger word
-                after the class word: "a man img in a space suit". For a FaceID file the crops are
-                aligned faces (data_pipeline/align.py). A method that reads identities by an
-                attention branch alone does not need the trigger word. With such a branch several
-                people: for each prompt a list of such lists, and ``regions``. (Where the identity
-                is also written into the class word, that is the first person's.)
+                one person (paths, PIL images, arrays: see data_pipeline/pictures/reading.py); the
+                prompt then holds the trigger word after the class word: "a man img in a suit". For
+                a FaceID file the crops are aligned faces (data_pipeline/align.py). A method that
+                reads identities by an attention branch alone does not need the trigger word. With
+                such a branch several people: for each prompt a list of such lists, and ``regions``.
+                (Where the identity is also written into the class word, the first person's.)
             regions: for each prompt a list of masks, one per person: where in the image the
-                branches that read a person may act for them. Each is a PIL image (white is 1), bool
-                or float in 0..1 [h, w] of any size, which is stretched over the image.
+                branches that read a person may act for them. Each is a picture (white is 1) or
+                bool [h, w] of any size; it is stretched over the image.
             scales: factors of what the method adds, {"identity": 0.8}; 1 where nothing is said.
                 Each is a number, or [(start, end, number), ...] over fractions of the steps
                 (persongen_jax/scales.py). Every stream and map of the method has one by its name
@@ -310,12 +309,11 @@ class Pipeline:
                 of references in text space: a class token e, fused with a reference to f, becomes
                 e + scale * (f - e). "lora": of the method's LoRA on the UNet, on top of its weight.
             start_merge_step: through this step (inclusive) the prompt alone acts, then the identity
-                (delayed merging, arXiv 2312.04461, section 3.3).
-            height, width: pixels, multiples of the VAE's factor (8). Default: the UNet's
-                sample_size times that factor.
+                (delayed merging, arXiv 2312.04461, section 3.3). None: a fifth of the steps.
+            height, width: pixels, multiples of the VAE's factor (8). Default: the UNet's own.
             guidance_scale: 1 or less turns guidance off and halves the work.
             guidance_rescale: 0..1 (Lin et al., arXiv 2305.08891, section 3.4).
-            seed: image n depends on (seed, n), not on how images are batched.
+            seed: image n depends on (seed, n), not on how images are batched. None: 0.
             latents: [n, h / 8, w / 8, 4] standard normal, instead of drawing them from the seed.
             scheduler: "ddpm", "ddim", "euler", "euler_ancestral", "dpmpp_2m" or a diffusers class
                 name; default: scheduler_config.json's. scheduler_options: its parameters, e.g.
@@ -323,8 +321,8 @@ class Pipeline:
             original_size, crops_coords_top_left, target_size: SDXL's micro-conditioning, (h, w).
             output_type: "pil"; "np", float32 [n, h, w, 3] in 0..1; or "latent", [n, h/8, w/8, 4].
             batch_size: images at once, rounded up to a multiple of the devices.
-            tiling: decode in overlapping tiles with sides of ``tile_size`` pixels. At 1024 x 1024
-                and SDXL's size, tiles of 512 need a quarter of the memory, 1 GiB (float32).
+            tiling: decode in overlapping tiles with sides of ``tile_size`` (512) pixels. At 1024 x
+                1024 and SDXL's size, these need a quarter of the memory, 1 GiB (float32).
             progress: called with the number of steps done since the last call.
             on_batch: called with every batch's images as soon as they are there, in their order
                 and as ``output_type`` has them. They are not kept then: ``images`` is empty.
@@ -333,19 +331,17 @@ class Pipeline:
                 empty prompt), control images and points (a list, one each).
 
         Raises:
-            ValueError: sizes, counts or names that do not fit; the message names them.
+            ValueError: sizes, counts or names that do not fit; the message names them. A
+                checks.CallWarning tells of prompts that are cut, and of what has no effect.
         """
-        if output_type not in ("pil", "np", "latent"):
-            raise ValueError(f"output_type={output_type!r}: use 'pil', 'np' or 'latent'")
-        conditioner = self.conditioner
+        options = (guidance_scale, guidance_rescale, start_merge_step, seed, latents)
+        options = checks.Options(*options, tiling, tile_size, output_type)
+        options.check(num_inference_steps, num_images_per_prompt, height, width, batch_size)
+        prompts = checks.texts_of("prompt", prompt)
+        conditioner, count = self.conditioner, len(prompts)
         size = images.image_size(self.base, height, width)
         shape = images.latent_shape(self.base, size)
-        prompts = [prompt] if isinstance(prompt, str) else list(prompt)
-        count = len(prompts)
-        if not prompts or num_images_per_prompt < 1:
-            given = f"{count} prompts, num_images_per_prompt={num_images_per_prompt}"
-            raise ValueError(f"{given}: at least one of each is needed")
-        negatives = one_each(negative_prompt, count, "negative prompts")
+        negatives = checks.one_each(negative_prompt, count, "negative prompts")
         people, regions = conditioner.check_people(references, regions, prompts, shape[:2])
         acts = conditioner.acts(references)
         parts, inputs = conditioner.check_inputs(inputs, acts, count)
@@ -353,7 +349,10 @@ class Pipeline:
             self.base.scheduler_config, num_inference_steps, scheduler, **(scheduler_options or {})
         )
         own_lora = self._own_lora if acts else {}
-        scales = conditioner.schedules(scales or {}, bool(own_lora), acts, plan.num_steps)
+        strengths = conditioner.schedules(scales or {}, bool(own_lora), acts, plan.num_steps)
+        said = (prompts, negatives, parts, people, regions)
+        checks.tell_of_call(self, *said, plan, scales or {}, strengths, options)
+        seed, tile_size = seed or 0, tile_size or 512
         sizes = (original_size or size, crops_coords_top_left, target_size or size)
         time_ids = np.tile(np.concatenate(sizes).astype(np.float32), (count, 1))
         call = Call(prompts, parts, people, time_ids, size, inputs)
@@ -362,7 +361,7 @@ class Pipeline:
         noise = images.first_noise(latents, seed, (total, *shape))
         keys = sampling.image_keys(seed, 1, total)
         batch = self.pictures_at_once(batch_size, total)
-        settings = (guidance_scale, guidance_rescale, start_merge_step)
+        settings = (guidance_scale, guidance_rescale, options.merge_step(plan))
         method, done = self.method if acts else None, []
         keep = done.append if on_batch is None else on_batch
         for start in range(0, total, batch):
@@ -370,7 +369,7 @@ class Pipeline:
             rows = np.minimum(np.arange(start, start + batch), total - 1)
             which = rows // num_images_per_prompt
             guidance = conditioner.guidance(call, against, regions, which)
-            guidance = replace(guidance, scales=scales, lora=own_lora)
+            guidance = replace(guidance, scales=strengths, lora=own_lora)
             row = (plan, noise[rows], guidance, keys[rows], settings, progress)
             out = images.sample(self.model, method, self.mesh, *row)
             if output_type != "latent":

@@ -10,7 +10,7 @@ from flax import nnx
 from data_pipeline.buckets import bucket_shapes, check_shapes
 from data_pipeline.examples.fields import FaceBox, Image, TimeIds, needs
 from data_pipeline.examples.source import ExampleSource
-from data_pipeline.sources import open_records, picture_stamps
+from data_pipeline.sources import open_records, picture_mark, picture_stamps
 from persongen_jax import diffusion, sampling
 from persongen_jax.conditioning import Guidance
 from persongen_jax.features.cache import Features, abstract_batch, cached_kinds
@@ -59,7 +59,10 @@ class Sdxl(DiffusionSystem):
                 "(python -m persongen_jax.weights.random_base writes a tiny one)"
             )
         dtypes = {"dtype": jnp.dtype(config.dtype), "vae_dtype": jnp.dtype(config.vae_dtype)}
-        base = load_sdxl(config.base, **dtypes, shardings=shardings)
+        names = ("unet", "vae", "text_encoders", "prediction_type")
+        parts = {name: config[name] for name in names} | {"config": config.base_config}
+        check = functools.partial(check_sampler, config)
+        base = load_sdxl(config.base, **dtypes, **parts, check=check, shardings=shardings)
         method = get_method(config.method)
         method.attach(Parts(base.model, base.tokenizers), config, nnx.Rngs(config.seed))
         base.model.unet.set_remat(config.remat)
@@ -108,6 +111,7 @@ class Sdxl(DiffusionSystem):
             random_crop=config.random_crop,
             buckets=shapes,
             features=features,
+            mark=picture_mark(config.data),
         )
 
     def abstract_batch(self, cached=False, shape=None):
@@ -179,7 +183,7 @@ class Sdxl(DiffusionSystem):
         plain = conditioning.streams["text"].tokens
         guidance = Guidance(*[conditioning] * 3, plain, scales=scales)
         side, channels = config.size // self.codec.factor, self.model.unet.config["in_channels"]
-        plan = make_plan(self.scheduler_config, steps)
+        plan = make_plan(self.scheduler_config, steps, config.validation_scheduler or None)
         latents = jax.ShapeDtypeStruct((config.batch_size, side, side, channels), jnp.float32)
         carry = jax.eval_shape(functools.partial(sampling.init_carry, plan), latents)
         keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), config.batch_size))
@@ -201,3 +205,9 @@ class Sdxl(DiffusionSystem):
         from persongen_jax.evaluation import Evaluation
 
         return Evaluation(self)
+
+
+def check_sampler(config, scheduler_config: dict):
+    """ValueError where pictures are to be sampled and no sampler here is the base's own."""
+    if Sdxl.validation_sets_of(config):
+        make_plan(scheduler_config, config.validation_steps, config.validation_scheduler or None)

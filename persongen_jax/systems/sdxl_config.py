@@ -13,6 +13,15 @@ def sdxl_defaults() -> ConfigDict:
     # What is opened: a diffusers-format SDXL directory, a CLIP image tower ("": the base's
     # image_encoder folder), a folder of photographs with a manifest.jsonl.
     config.base = ""
+    # Where ``base`` is a single file: the directory of its configs and tokenizers, whose weights
+    # fill in for parts that the file lacks. And what takes the place of parts of the base: a file
+    # or a component's directory; for the text encoders a directory that has both.
+    config.base_config = ""
+    config.unet = ""
+    config.vae = ""
+    config.text_encoders = ""
+    # What the UNet predicts ("epsilon", "v_prediction", "sample"); "": what the base says.
+    config.prediction_type = ""
     config.id_encoder = ""
     config.data = ""
     config.loader = "tf_data"  # or "memory": no TensorFlow, one thread

@@ -51,7 +51,7 @@ def network_configs(config) -> tuple[dict, dict]:
     Raises:
         ValueError: ``config.base`` is neither empty, nor a size, nor a directory.
     """
-    base = Path(config.base)
+    base = Path(config.get("base_config") or config.base)
     if not config.base:
         return CONFIGS, IMAGE_TOWER
     if config.base in SIZES:

@@ -1,10 +1,10 @@
 """Finding and opening the weights of one component folder of a diffusers or transformers model."""
 
-import json
 import os
 import re
 from pathlib import Path, PureWindowsPath
 
+from data_pipeline import text_files
 from persongen_jax.weights.errors import (
     BadConfig,
     BadIndex,
@@ -27,14 +27,39 @@ _WEIGHTS = re.compile(
 )
 
 
+# First bytes of torch's zip files, and of the pickles before them.
+_PICKLES = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
+_NO_WEIGHTS = {
+    b"gguf": "a GGUF file, whose quantised weights are not read here",
+    b"<!doctype": "a web page, saved in place of the file",
+    b"<html": "a web page, saved in place of the file",
+}
+
+
+def _first_bytes(path) -> bytes:
+    try:
+        with open(path, "rb") as file:
+            return file.read(16)
+    except OSError:
+        return b""  # the reader says why
+
+
 def open_file(path: str | os.PathLike) -> TensorSource:
-    """One weight file by its ending: safetensors, or one of torch's own.
+    """One weight file: safetensors, or one of torch's own, by what it is, else by its ending.
 
     Raises:
-        WeightsError: another ending, or whatever the file's reader finds wrong.
+        WeightsError: neither of them, or whatever the file's reader finds wrong.
     """
-    suffix = Path(path).suffix
-    if suffix == ".safetensors":
+    suffix, start = Path(path).suffix.lower(), _first_bytes(path)
+    for sign, what in _NO_WEIGHTS.items():
+        if start.lstrip().lower().startswith(sign):
+            raise WeightsError(f"{path}: is {what}. Get the weights as .safetensors.")
+    # Some are saved under the other's ending.
+    if suffix in (".safetensors", ".sft") and start.startswith(_PICKLES):
+        raise WeightsError(f"{path}: is one of torch's own files. Rename it to {path}.ckpt.")
+    if suffix in SUFFIXES and start[8:9] == b"{" and not start.startswith(_PICKLES):
+        return TensorFile(path)
+    if suffix in (".safetensors", ".sft"):
         return TensorFile(path)
     if suffix in SUFFIXES:
         return PickleFile(path)
@@ -214,9 +239,9 @@ def read_json(path: Path, error_class) -> dict:
     if not path.is_file():
         raise MissingFile(f"{path}: no such file. Check the path, or fetch it.")
     try:
-        content = json.loads(path.read_text("utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise error_class(f"{path}: no valid JSON ({error}). Fetch it again.") from error
+        content = text_files.read_json(path)
+    except text_files.TextError as error:
+        raise error_class(f"{error}. Fetch it again.") from None
     if not isinstance(content, dict):
         raise error_class(f"{path}: must hold a JSON object, not a {type(content).__name__}.")
     return content

@@ -7,17 +7,23 @@ Every public layout that this project reads has a kind of its own, and so have t
 mistake for them (Stable Diffusion 1.5's, InstantID, PuLID, adapters that are no plain LoRA).
 """
 
-import json
 import re
+import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
+from data_pipeline.text_files import TextError, read_json
 from persongen_jax.weights.arcface import infer_config, licence_hint, name_onnx_tensors
+from persongen_jax.weights.base_facts import folder_facts, refine
 from persongen_jax.weights.directory import open_component, open_file
 from persongen_jax.weights.errors import BadOnnx, MissingFile, WeightsError
-from persongen_jax.weights.lora_files import METADATA_KEY, other_kind
+from persongen_jax.weights.ip_adapter_state import is_training_state, published_names
+from persongen_jax.weights.layout import unwrapped
+from persongen_jax.weights.lora.dialects import other_kind, relatives
+from persongen_jax.weights.lora.opening import CONFIG, adapter_file
+from persongen_jax.weights.lora.settings import METADATA_KEY
 from persongen_jax.weights.onnx_file import OnnxFile
 from persongen_jax.weights.source import DictSource, TensorSource
 
@@ -39,11 +45,16 @@ NAMES = {
     "lora-diffusers": "a LoRA in diffusers' style",
     "lora-peft": "a LoRA in PEFT's style",
     "lora-kohya": "a LoRA in kohya's style",
+    "lora-comfy": "a LoRA in ComfyUI's or OneTrainer's style",
+    "lora-relative": "an adapter of LoRA's family",
     "lora-processors": "a LoRA in the style of diffusers' old attention processors",
     "other-adapter": "an adapter that is no plain LoRA",
     "controlnet": "a ControlNet in diffusers' format",
     "unet": "a UNet in diffusers' format",
+    "unet-sgm": "a UNet alone, with sgm's names",
     "vae": "a VAE in diffusers' format",
+    "vae-sgm": "a VAE alone, with sgm's names",
+    "other-base": "a base model of another family, which is not read here",
     "clip": "CLIP, both towers",
     "clip-text": "a CLIP text tower",
     "clip-vision": "a CLIP image tower",
@@ -60,8 +71,9 @@ _RULES = (
     ("pulid", (r"id_adapter",)),
     ("ip-adapter", (r"image_proj\.", r"ip_adapter\.\d+\.")),
     ("checkpoint", (r"model\.diffusion_model\.",)),
-    ("lora-kohya", (r"lora_(unet|te\d?)_.*\.lora_(down|up)\.weight$",)),
-    ("lora-peft", (r".*\.lora_(A|B)(\.default)?\.weight$",)),
+    ("lora-kohya", (r"(lora_(unet|te\d?)|lycoris)_.*\.lora_(down|up)\.weight$",)),
+    ("lora-comfy", (r".*\.lora_(down|up)\.weight$",)),
+    ("lora-peft", (r".*\.lora_(A|B)(\.[^.]+)?\.weight$",)),
     ("lora-diffusers", (r".*\.lora(_linear_layer)?\.(down|up)\.weight$",)),
     ("lora-processors", (r".*\.(processor\.)?to_(q|k|v|out)_lora\.(down|up)\.weight$",)),
     ("controlnet", (r"controlnet_cond_embedding\.",)),
@@ -81,10 +93,10 @@ FACE = 512  # length of an ArcFace embedding
 # A cross-attention's key or value projection, whose inputs are the text states.
 _CONTEXT = re.compile(
     r".*attn2[._](processor\.)?to_[kv](_lora)?\.?(lora|lora_linear_layer)?\.?"
-    r"(weight|down\.weight|lora_A(\.default)?\.weight|lora_down\.weight)$"
+    r"(weight|down\.weight|lora_A(\.[^.]+)?\.weight|lora_down\.weight)$"
     r"|ip_adapter\.\d+\.to_[kv]_ip\.weight$"
 )
-_DOWN = re.compile(r".*(lora_A(\.default)?|lora_down|lora\.down|lora_linear_layer\.down)\.weight$")
+_DOWN = re.compile(r".*(lora_A(\.[^.]+)?|lora_down|lora\.down|lora_linear_layer\.down)\.weight$")
 
 # How many sizes the tensors of an IP-Adapter's projection have that tell its variants apart.
 _PROJECTION_DIMS = {
@@ -165,9 +177,11 @@ def open_parts(path) -> dict[str, TensorSource]:
     if path.suffix == ".onnx":
         return {"": _open_onnx(path)}
     if path.is_file():
-        return {"": open_file(path)}
+        return {"": unwrapped(open_file(path))}
     if (path / "checkpoints").is_dir():
         return {"": _open_run(path)}
+    if (path / CONFIG).is_file():
+        return {"": open_file(adapter_file(path))}
     if _is_pipeline(path):
         parts = sorted(p.parent.name for p in path.glob("*/config.json"))
         return {name: open_component(path / name) for name in parts if _has_weights(path / name)}
@@ -176,12 +190,19 @@ def open_parts(path) -> dict[str, TensorSource]:
 
 def tell(source: TensorSource) -> tuple[str, dict]:
     """(kind, facts) by the keys and shapes."""
-    keys = source.keys()
     if isinstance(source, OnnxFile):
         return "onnx", {"operations": len(source.nodes)}
+    if is_training_state(source):
+        with warnings.catch_warnings():  # of what is left out, which is for those who load it
+            warnings.simplefilter("ignore")
+            kind, facts = _ip_adapter(published_names(source))
+        return kind, {"from": "a training state", **facts}
+    keys = source.keys()
     if other := next((name for name in map(other_kind, keys) if name), None):
         if any(re.match(r"(lora_|lycoris_|unet\.|text_encoder|bundle_emb)", key) for key in keys):
             return "other-adapter", {"adapter": other}
+    if found := relatives(keys):
+        return "lora-relative", {"kinds": ", ".join(dict.fromkeys(found)), **_facts("lora", source)}
     kind = "unknown"
     for name, patterns in _RULES:
         if all(any(re.match(pattern, key) for key in keys) for pattern in patterns):
@@ -189,6 +210,9 @@ def tell(source: TensorSource) -> tuple[str, dict]:
             break
     if kind == "ip-adapter":
         return _ip_adapter(source)
+    if kind in ("checkpoint", "unet", "vae", "unknown"):
+        kind, facts = refine(kind, source)
+        return kind, {**facts, **_facts(kind, source)}
     return kind, _facts(kind, source)
 
 
@@ -256,9 +280,10 @@ def _identify_folder(path: Path, sources) -> Found:
         return Found("run", NAMES["run"], facts, licence(path, "run"))
     if _is_pipeline(path):
         index = _json(path / "model_index.json")
-        facts = {"class": index.get("_class_name", "unknown")}
+        facts = {"class": index.get("_class_name", "unknown"), **folder_facts(path, sources)}
         for name, source in sources.items():
             kind, more = tell(source)
+            more.pop("predicts", None)  # said above, with the scheduler's word
             facts[name] = ", ".join([NAMES[kind], *(f"{k} {v}" for k, v in more.items())])
         return Found("sdxl", NAMES["sdxl"], facts, licence(path, "sdxl"))
     (source,) = sources.values()
@@ -268,9 +293,9 @@ def _identify_folder(path: Path, sources) -> Found:
 
 def _json(path: Path) -> dict:
     try:
-        content = json.loads(path.read_text("utf-8")) if path.is_file() else {}
-    except ValueError as error:
-        raise WeightsError(f"{path}: no valid JSON ({error}). Fetch it again.") from error
+        content = read_json(path) if path.is_file() else {}
+    except TextError as error:
+        raise WeightsError(f"{error}. Fetch it again.") from None
     return content if isinstance(content, dict) else {}
 
 
@@ -302,8 +327,6 @@ def _facts(kind: str, source: TensorSource) -> dict:
         config = infer_config(source)
         keys = ("layers", "embedding_dim", "input_size")
         return {key.replace("_", " "): config[key] for key in keys}
-    if kind == "checkpoint":
-        return _checkpoint(source)
     if kind.startswith(("lora", "photomaker")):
         facts |= _lora(source)
     if width := context_width(source):
@@ -349,15 +372,6 @@ def _lora(source) -> dict:
 
 def _of(width: int, names: dict) -> str:
     return f"{width} ({names[width]}'s)" if width in names else str(width)
-
-
-def _checkpoint(source) -> dict:
-    keys = source.keys()
-    if any(key.startswith("conditioner.embedders.1.") for key in keys):
-        return {"of": "SDXL"}
-    if any(key.startswith("conditioner.embedders.0.") for key in keys):
-        return {"of": "the SDXL refiner"}
-    return {"of": "SD 1.x or 2.x, which is not read here"}
 
 
 def _ip_adapter(source) -> tuple[str, dict]:

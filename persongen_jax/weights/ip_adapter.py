@@ -5,7 +5,7 @@ and ``.to_v_ip.weight`` are the keys and values of the attention branch that rea
 the UNet's attention layers as diffusers does (``processors``), so that only odd ones occur here.
 A FaceID file also has a LoRA on every attention layer, ``{i}.to_{q,k,v,out}_lora.{down,up}``,
 without alpha: its scale is 1. ``.bin`` is a torch pickle of two dictionaries (it needs the convert
-extra), ``.safetensors`` one list of names.
+extra), ``.safetensors`` one list of names. ip_adapter_state.py reads what the trainer leaves.
 """
 
 import re
@@ -20,6 +20,7 @@ from persongen_jax.models.lora import lora_layers
 from persongen_jax.models.resampler import FaceIDProjection, ImageProjection, Resampler
 from persongen_jax.weights.directory import open_file
 from persongen_jax.weights.errors import KeyMismatch, UnsupportedAdapter, WeightsError
+from persongen_jax.weights.ip_adapter_state import is_training_state, published_names
 from persongen_jax.weights.saver import save_module
 from persongen_jax.weights.slots import (
     Computed,
@@ -104,7 +105,7 @@ def read_ip_adapter(path) -> IPAdapterFile:
     """
     file = open_file(path)
     try:
-        return IPAdapterFile(file)
+        return IPAdapterFile(published_names(file))
     except BaseException:
         file.close()
         raise
@@ -113,7 +114,8 @@ def read_ip_adapter(path) -> IPAdapterFile:
 def is_ip_adapter(path) -> bool:
     """Whether a weight file has an IP-Adapter's names, of whatever variant."""
     with open_file(path) as file:
-        return any(key.startswith((IMAGE_PROJ, ADAPTER)) for key in file.keys())
+        names = any(key.startswith((IMAGE_PROJ, ADAPTER)) for key in file.keys())
+        return names or is_training_state(file)
 
 
 def _find_kind(source) -> str:

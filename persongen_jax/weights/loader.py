@@ -68,10 +68,18 @@ def load_module(build, source, *, shardings=None):
     Raises:
         KeyMismatch: a key missing, unexpected or misshapen; all of them are listed.
     """
-    module = nnx.eval_shape(build)
-    leaves = parameter_leaves(module)
-    check_keys(leaves, source)
+    return fill_module(prepare_module(build, source), source, shardings=shardings)
 
+
+def prepare_module(build, source):
+    """The module in shapes, KeyMismatch unless ``source`` fits it; no tensor is read."""
+    module = nnx.eval_shape(build)
+    check_keys(parameter_leaves(module), source)
+    return module
+
+
+def fill_module(module, source, *, shardings=None):
+    """What :func:`prepare_module` gave, with every parameter read from ``source``."""
     graphdef, params, rest = nnx.split(module, STORED, ...)
     flat = []
     for path, variable in nnx.to_flat_state(params):

@@ -1,24 +1,15 @@
-"""Single-file SDXL checkpoints with the original (sgm) names, split into diffusers' components."""
+"""Single files of a base model, split into diffusers' components under diffusers' names.
+
+Where each part lies in the file is layout.py's matter; here its keys get their names.
+"""
 
 from collections.abc import Mapping
 
 from persongen_jax.weights.errors import BadConfig, KeyMismatch
-from persongen_jax.weights.keys import normalise_clip_text, pointwise
+from persongen_jax.weights.keys import pointwise
+from persongen_jax.weights.layout import Layout, Place, read_layout
 from persongen_jax.weights.sgm_names import rename_by_prefix, unet_modules
 from persongen_jax.weights.source import TRANSPOSE, RenamedSource, Renaming, TensorSource, third
-
-PREFIXES = {
-    "unet": "model.diffusion_model.",
-    "vae": "first_stage_model.",
-    "text_encoder": "conditioner.embedders.0.transformer.",
-    "text_encoder_2": "conditioner.embedders.1.model.",
-}
-
-# Left out on purpose: the noise schedule, which the scheduler's config decides; the moving average
-# that training kept beside the weights; CLIP's temperature, which only its own training uses; and
-# constant position numbers.
-IGNORED_PREFIXES = ("denoiser.", "model_ema.")
-IGNORED_ENDINGS = (".position_ids", ".logit_scale")
 
 _DOWN = {"DownBlock2D": False, "CrossAttnDownBlock2D": True}
 _UP = {"UpBlock2D": False, "CrossAttnUpBlock2D": True}
@@ -41,67 +32,72 @@ _CLIP_LAYERS = "transformer.resblocks."
 
 
 def split_checkpoint(
-    source: TensorSource, unet_config: Mapping, vae_config: Mapping
+    source: TensorSource,
+    unet_config: Mapping,
+    vae_config: Mapping,
+    layout: Layout | None = None,
+    parts: tuple[str, ...] | None = None,
 ) -> dict[str, RenamedSource]:
-    """One source per component, named as diffusers and ``keys.py`` name them.
+    """One source per component that is there, named as diffusers and ``keys.py`` name them.
 
-    All four read through ``source``, which the caller closes when all are done with.
+    All read through ``source``, which the caller closes when all are done with.
 
     Args:
-        source: the opened checkpoint.
+        source: the opened file.
         unet_config: diffusers' UNet config: block types and ``layers_per_block`` are used.
         vae_config: diffusers' VAE config: block types are used.
+        layout: of ``source``, if it is known already.
+        parts: the components that are wanted; None: all. Others are not looked at.
 
     Returns:
-        {"unet", "vae", "text_encoder", "text_encoder_2"}. What was left out on purpose is in the
-        ``ignored`` of the part it belongs to, or of "unet" where it belongs to none.
+        By "unet", "vae", "text_encoder", "text_encoder_2". What was left out on purpose is in the
+        ``ignored`` of each.
 
     Raises:
-        KeyMismatch: a key that no rule knows, or a component that is not there at all.
+        KeyMismatch: a key that no rule knows.
         BadConfig: a config with blocks that SDXL does not have.
     """
-    parts = {name: Renaming(source) for name in PREFIXES}
-    modules = {"unet": _unet_modules(unet_config), "vae": _vae_modules(vae_config)}
-    unknown = {}
-    for key in source.keys():
-        part = next((name for name, prefix in PREFIXES.items() if key.startswith(prefix)), None)
-        if key.startswith(IGNORED_PREFIXES) or (part and key.endswith(IGNORED_ENDINGS)):
-            parts[part or "unet"].ignore(key)
+    layout = read_layout(source) if layout is None else layout
+    configs = {"unet": unet_config, "vae": vae_config}
+    renamings = {}
+    unknown = {key: source.info(key)[1] for key in layout.others}
+    for name, place in layout.parts.items():
+        if parts is not None and name not in parts:
             continue
-        inner = key.removeprefix(PREFIXES[part]) if part else key
-        entries = _entries(source, part, key, inner, modules) if part else []
-        if not entries:
-            unknown[key] = source.info(key)[1]
-        for name, transform in entries:
-            parts[part].add(name, key, transform)
-
-    sources = {
-        name: renaming.source(part=name, owns_base=False) for name, renaming in parts.items()
-    }
-    absent = [PREFIXES[name] + "*" for name, part in sources.items() if not part.keys()]
-    if unknown or absent:
+        renamings[name] = renaming = Renaming(source)
+        for key, entries in _entries(source, place, configs):
+            if not entries:
+                unknown[key] = source.info(key)[1]
+            for new, transform in entries:
+                renaming.add(new, key, transform)
+        for key in (*layout.harmless, *layout.markers):
+            renaming.ignore(key)
+    if unknown:
         raise KeyMismatch(
             source.describe(),
-            missing=absent,
             unexpected=unknown,
-            remedy="Check that it is a whole SDXL checkpoint and that the configs belong to it.",
+            remedy="Check that it is an SDXL checkpoint and that the configs belong to it.",
         )
-    sources["text_encoder"] = normalise_clip_text(sources["text_encoder"])
-    return sources
+    return {name: own.source(part=name, owns_base=False) for name, own in renamings.items()}
 
 
-def _entries(source, part, key, inner, modules):
-    """[(name, transform)] that one tensor becomes; empty if no rule knows it."""
-    if part == "text_encoder":
-        return [(inner, None)] if inner.startswith("text_model.") else []
-    if part == "text_encoder_2":
-        return _open_clip_entries(inner, source.info(key)[1])
-    path, _, leaf = inner.rpartition(".")
-    renamed = rename_by_prefix(modules[part], path)
-    if renamed is None:
-        return []
-    linear = part == "vae" and ".mid.attn_1." in inner
-    return [(f"{renamed}.{leaf}", pointwise(source, key) if linear else None)]
+def _entries(source, place: Place, configs):
+    """(key, [(name, transform)] that it becomes; empty if no rule knows it) of every key."""
+    modules = {}
+    if place.dialect == "sgm":
+        make = {"unet": _unet_modules, "vae": _vae_modules}[place.part]
+        modules = make(configs[place.part])
+    for key, inner in zip(place.keys, place.inner(), strict=True):
+        if place.dialect == "open_clip":
+            yield key, _open_clip_entries(inner, source.info(key)[1])
+        elif place.dialect == "sgm":
+            path, _, leaf = inner.rpartition(".")
+            renamed = rename_by_prefix(modules, path)
+            linear = place.part == "vae" and ".mid.attn_1." in inner
+            transform = pointwise(source, key) if linear else None
+            yield key, [(f"{renamed}.{leaf}", transform)] if renamed else []
+        else:
+            yield key, [(inner.removeprefix("text_model."), None)]
 
 
 def _open_clip_entries(inner, shape):
@@ -181,4 +177,4 @@ def _vae_modules(config):
     return table
 
 
-__all__ = ["IGNORED_ENDINGS", "IGNORED_PREFIXES", "PREFIXES", "split_checkpoint"]
+__all__ = ["split_checkpoint"]

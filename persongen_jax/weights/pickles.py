@@ -61,7 +61,12 @@ class PickleFile(TensorSource):
             raise MissingFile(f"{self._path}: no such file. Check the path.")
         self._torch = _import_torch(self._path)
         self._tensors, self.others = {}, {}
-        self._flatten(_load(self._torch, self._path), "")
+        content = _load(self._torch, self._path)
+        if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
+            # A trainer's: what it kept around the weights may be of any kind.
+            self.others = {str(k): v for k, v in content.items() if k != "state_dict"}
+            content = {"state_dict": content["state_dict"]}
+        self._flatten(content, "")
         if not self._tensors:
             raise BadPickle(f"{self._path}: holds no named tensors. It is no weight file.")
 
@@ -166,7 +171,8 @@ def _load(torch, path):
             reason = str(error).split("WeightsUnpickler error:")[-1].strip().split("\n")[0]
             raise UnsafePickle(
                 f"{path}: refused, since reading it would run code of its own ({reason[:200]}). "
-                "Nothing was executed. Ask its author for a safetensors file."
+                "Nothing was executed. Ask its author for a safetensors file, or make one where "
+                "you trust it: load it with torch and save the state dict alone."
             ) from error
         raise _damaged(path, error) from error
     # What a damaged file makes torch raise is not laid down anywhere.

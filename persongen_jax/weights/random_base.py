@@ -14,10 +14,10 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from data_pipeline.prompts import Tokenizers
 from persongen_jax.models.clip import CLIPVisionModel
 from persongen_jax.models.layers import UnusedRngs
 from persongen_jax.models.sdxl import COMPONENTS, StableDiffusionXL, build
-from persongen_jax.prompts import Tokenizers
 from persongen_jax.tiny_tokenizer import SDXL_PAD_TOKENS, write_tiny_tokenizer
 from persongen_jax.weights.loader import (
     load_module,

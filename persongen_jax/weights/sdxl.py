@@ -5,32 +5,26 @@ base.model.unet, base.tokenizers, base.scheduler_config
 save_sdxl(base, "/path/to/copy")
 """
 
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
 import jax.numpy as jnp
 
+from data_pipeline.prompts import Tokenizers
 from persongen_jax.models.sdxl import COMPONENTS, StableDiffusionXL, build
-from persongen_jax.prompts import Tokenizers
-from persongen_jax.weights.directory import open_component, read_config, read_json
-from persongen_jax.weights.errors import BadConfig, MissingFile
-from persongen_jax.weights.keys import normalise_attention, normalise_clip_text
-from persongen_jax.weights.loader import load_module
-from persongen_jax.weights.original_sdxl import split_checkpoint
-from persongen_jax.weights.safetensors_file import TensorFile
+from persongen_jax.weights.base_files import open_base
+from persongen_jax.weights.errors import BadConfig, WeightsError
+from persongen_jax.weights.loader import fill_module, prepare_module
 from persongen_jax.weights.saver import save_module, write_json
-
-NORMALISE = {
-    "unet": lambda source: source,
-    "vae": normalise_attention,
-    "text_encoder": normalise_clip_text,
-    "text_encoder_2": normalise_clip_text,
-}
 
 
 @dataclass
 class SDXLBase:
-    """A loaded base: the model, its tokenizers and every config that came with it."""
+    """A loaded base: the model, its tokenizers and every config that came with it.
+
+    ``path`` is what was opened; ``folder`` the directory of its configs, "" for ``path`` itself.
+    """
 
     model: StableDiffusionXL
     tokenizers: Tokenizers
@@ -38,6 +32,7 @@ class SDXLBase:
     scheduler_config: dict
     model_index: dict
     path: str
+    folder: str = ""
 
 
 def load_sdxl(
@@ -48,70 +43,78 @@ def load_sdxl(
     vae_dtype=jnp.float32,
     variant: str | None = None,
     config=None,
+    unet=None,
+    vae=None,
+    text_encoders=None,
+    prediction_type: str | None = None,
+    check=None,
     shardings=None,
 ) -> SDXLBase:
     """Open a diffusers-format SDXL directory, or a single-file checkpoint beside one.
 
+    Everything is checked by headers and configs before the first weight is read. What was ignored,
+    filled in, or decided between a file and its config, is said by ``warnings.warn``.
+
     Args:
-        path: the directory, or a ``*.safetensors`` file with the original (sgm) names.
+        path: the directory; or a file (.safetensors, .ckpt): a whole checkpoint, or a UNet alone.
         dtype: of the computation in UNet and text towers; param_dtype: of their stored weights
             (default: dtype).
         vae_dtype: of the VAE, float32 by default because SDXL's own overflows in half precision;
             the fp16-fix VAE works in bfloat16.
         variant: "fp16" to read ``*.fp16.safetensors``.
-        config: for a single file, the directory that has its configs and tokenizers; weights are
-            not needed there.
+        config: for a single file, the directory that has its configs and tokenizers; its weights
+            fill in for parts that the file lacks.
+        unet, vae: a file or a component's directory that takes the place of the base's own.
+        text_encoders: likewise a directory with ``text_encoder`` and ``text_encoder_2``, or a
+            whole checkpoint.
+        prediction_type: what the UNet predicts, whatever files and configs say.
+        check: called with the scheduler's config before any weight is read; its errors end it.
         shardings: as in :func:`~persongen_jax.weights.loader.load_module`.
 
     Raises:
-        MissingFile: the path, or a part of the directory, is not there.
+        MissingFile: the path, or a part of the base, is not there.
         WeightsError: any other fault of the files.
     """
-    path = Path(path)
-    folder = _config_folder(path, config)
-    configs = {name: read_config(folder / name) for name in COMPONENTS}
     param_dtype = dtype if param_dtype is None else param_dtype
     dtypes = {name: {"dtype": dtype, "param_dtype": param_dtype} for name in COMPONENTS}
     dtypes["vae"] = {"dtype": vae_dtype, "param_dtype": vae_dtype}
-
-    parts = {}
-    checkpoint = None
-    if path.is_file():
-        checkpoint = TensorFile(path)
-        sources = split_checkpoint(checkpoint, configs["unet"], configs["vae"])
-    for name in COMPONENTS:
-        source = sources[name] if checkpoint else open_component(path / name, variant)
-        with source:
-            parts[name] = load_module(
-                build(configs, name, **dtypes[name]), NORMALISE[name](source), shardings=shardings
-            )
-    if checkpoint:
-        checkpoint.close()
-
-    index = folder / "model_index.json"
+    parts = {"unet": unet, "vae": vae, "text_encoders": text_encoders}
+    options = {"config": config, "variant": variant, "prediction_type": prediction_type}
+    with open_base(path, **parts, **options) as files:
+        if check is not None:
+            check(files.scheduler_config)
+        models = {name: _prepare(files, name, dtypes[name]) for name in COMPONENTS}
+        tokenizers = Tokenizers.from_pretrained(files.folder)
+        for note in files.notes:
+            warnings.warn(note, stacklevel=2)
+        for name in COMPONENTS:
+            source = files.sources[name]
+            models[name] = fill_module(models[name], source, shardings=shardings)
+            source.close()
     return SDXLBase(
-        model=StableDiffusionXL(**parts),
-        tokenizers=Tokenizers.from_pretrained(folder),
-        configs=configs,
-        scheduler_config=read_json(folder / "scheduler" / "scheduler_config.json", BadConfig),
-        model_index=read_json(index, BadConfig) if index.exists() else {},
+        model=StableDiffusionXL(**models),
+        tokenizers=tokenizers,
+        configs=files.configs,
+        scheduler_config=files.scheduler_config,
+        model_index=files.model_index,
         path=str(path),
+        folder=str(files.folder),
     )
 
 
-def _config_folder(path: Path, config) -> Path:
-    if not path.exists():
-        raise MissingFile(
-            f"{path}: no such file or directory; give a diffusers-format SDXL directory"
-        )
-    if path.is_dir():
-        return path
-    if config is None:
-        raise MissingFile(
-            f"{path}: a single-file checkpoint carries neither configs nor tokenizers; give "
-            "config=DIR, a diffusers-format SDXL directory that has them (weights not needed there)"
-        )
-    return Path(config)
+def _prepare(files, name: str, dtypes: dict):
+    """The component's module, empty, its keys and shapes compared with the file's."""
+    source = files.sources[name]
+    try:
+        return prepare_module(build(files.configs, name, **dtypes), source)
+    except WeightsError:
+        raise
+    except (ValueError, TypeError, KeyError, IndexError, ArithmeticError) as error:
+        said = " ".join(str(error).split())[:200]
+        raise BadConfig(
+            f"{files.folder / name / 'config.json'}: no network can be built by it ({said}); take "
+            f"the config.json that belongs to {source.describe()}"
+        ) from error
 
 
 FILE_NAMES = {

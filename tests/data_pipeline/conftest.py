@@ -5,8 +5,8 @@ import pytest
 from PIL import Image
 
 from data_pipeline.manifest import read_manifest, write_manifest
+from data_pipeline.prompts import Tokenizers
 from data_pipeline.schema import Record
-from persongen_jax.prompts import Tokenizers
 from persongen_jax.tiny_tokenizer import SDXL_PAD_TOKENS, write_tiny_tokenizer
 
 

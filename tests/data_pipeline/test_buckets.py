@@ -8,7 +8,8 @@ from data_pipeline.buckets import BucketError, Turns, bucket_shapes, check_shape
 from data_pipeline.examples.batches import batches, tf_batches
 from data_pipeline.examples.fields import flatten
 from data_pipeline.manifest import read_manifest
-from data_pipeline.transforms import load_image, plan_crop
+from data_pipeline.pictures.reading import load_image
+from data_pipeline.transforms import plan_crop
 from tests.data_pipeline.photographs import photograph_source, take
 
 NAMES = ("16x16", "28x16", "16x28")

@@ -16,7 +16,7 @@ def entry(i=0, **changes):
 @pytest.fixture
 def write(tmp_path):
     for i in range(4):
-        Image.new("RGB", (40, 30)).save(tmp_path / f"{i}.png")
+        Image.new("RGB", (40, 30), (60 * i, 0, 0)).save(tmp_path / f"{i}.png")
 
     def write(*entries):
         lines = [e if isinstance(e, str) else json.dumps(e) for e in entries]
@@ -176,7 +176,7 @@ def test_nothing_there(write, tmp_path):
         read_manifest(tmp_path / "elsewhere")
     with pytest.raises(ManifestError, match="no identity has two pictures"):
         read_manifest(write(""))
-    (tmp_path / "manifest.jsonl").write_bytes(b"\xff\xfe{}")
+    (tmp_path / "manifest.jsonl").write_bytes(b"\xff{}")
     with pytest.raises(ManifestError, match="not UTF-8"):
         read_manifest(tmp_path)
 

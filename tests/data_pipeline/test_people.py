@@ -14,7 +14,7 @@ from data_pipeline.drawing.identities import GROUP, INNER, OUT_OF_DOMAIN, RANGES
 from data_pipeline.drawing.pictures import COLOUR_NAMES, PALETTE, SCENES, SUNSET_SCENES
 from data_pipeline.drawing.scenes import paint_scenes
 from data_pipeline.manifest import read_manifest
-from persongen_jax.prompts import split_at_trigger
+from data_pipeline.prompts import split_at_trigger
 
 N = 160
 PORTRAITS = (1, 0, 0)

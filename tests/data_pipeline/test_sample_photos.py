@@ -7,8 +7,8 @@ import pytest
 
 from data_pipeline.examples.batches import batches
 from data_pipeline.manifest import read_manifest
+from data_pipeline.pictures.reading import load_image
 from data_pipeline.sample_photos import Variant, main, write_sample_photos
-from data_pipeline.transforms import load_image
 from tests.data_pipeline.photographs import photograph_source
 
 skimage_data = pytest.importorskip("skimage.data")

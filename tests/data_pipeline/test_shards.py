@@ -19,10 +19,10 @@ from data_pipeline.examples.fields import Image, flatten, unflatten
 from data_pipeline.examples.source import ExampleSource
 from data_pipeline.examples.spatial import Weight
 from data_pipeline.manifest import read_manifest, write_manifest
+from data_pipeline.pictures.reading import load_image
 from data_pipeline.shard_reading import INDEX, ShardError, open_shards
 from data_pipeline.shards import main, write_shards
 from data_pipeline.sources import open_records
-from data_pipeline.transforms import load_image
 from tests.data_pipeline.photographs import assert_same, photograph_source, take
 
 
@@ -183,7 +183,8 @@ def test_what_is_put_right_is_counted_and_logged(folder, tmp_path, capsys, caplo
     assert last.endswith(
         "9 pictures of 2 people in 2 shards; 2 pictures that do not decode passed over, "
         "1 boxes clipped at the picture's edge, 1 boxes outside the picture dropped, "
-        "1 people with a single picture left out"
+        "1 people with a single picture left out, 0 copies of a picture under another name "
+        "taken as that picture"
     )
     assert "anna_0.png: cannot be decoded" in caplog.text and "bert_3.png: cannot" in caplog.text
     kept, read_image = open_records(tmp_path / "s")

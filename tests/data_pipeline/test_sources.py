@@ -9,9 +9,9 @@ import pytest
 
 from data_pipeline import people
 from data_pipeline.manifest import read_manifest
+from data_pipeline.pictures.reading import ImageError, load_image
 from data_pipeline.schema import Record
 from data_pipeline.sources import SourceError, open_records
-from data_pipeline.transforms import ImageError, load_image
 from tests.data_pipeline.photographs import photograph_source
 
 FEW = "people:in_train?identities=3&pictures=4"

@@ -3,13 +3,9 @@ import pytest
 from PIL import Image
 
 from data_pipeline.transforms import (
-    ImageError,
     clip_crop,
     clip_normalise,
     clip_preprocess,
-    decode_image,
-    image_size,
-    load_image,
     resize_and_crop,
     square_face_crop,
 )
@@ -45,61 +41,6 @@ def test_crops_normalised_into_their_place():
     clip_normalise(crop, out=place[1])
     np.testing.assert_array_equal(place[1], clip_preprocess(image, 28))
     assert (place[0] == 7).all()
-
-
-@pytest.mark.parametrize("kind", ["jpg", "png", "webp", "tiff"])
-def test_image_size_is_of_the_upright_picture(kind, tmp_path):
-    exif = Image.Exif()
-    for orientation in (1, 3, 6, 8):
-        exif[0x0112] = orientation
-        path = tmp_path / f"{orientation}.{kind}"
-        Image.new("RGB", (30, 20)).save(path, exif=exif)
-        assert image_size(path) == load_image(path).shape[:2]
-        assert image_size(path) == ((30, 20) if orientation > 5 else (20, 30))
-
-
-def test_load_image_turns_upright(tmp_path):
-    pixels = np.zeros((20, 30, 3), np.uint8)
-    pixels[:5] = (255, 0, 0)  # red on top as stored
-    exif = Image.Exif()
-    exif[0x0112] = 6  # to be turned clockwise: stored top is the right side
-    Image.fromarray(pixels).save(tmp_path / "turned.png", exif=exif)
-    image = load_image(tmp_path / "turned.png")
-    assert image.shape == (30, 20, 3) and image.dtype == np.uint8
-    assert (image[:, -5:] == (255, 0, 0)).all() and (image[:, :-5] == 0).all()
-    assert image_size(tmp_path / "turned.png") == (30, 20)
-    data = (tmp_path / "turned.png").read_bytes()
-    np.testing.assert_array_equal(decode_image(data, "turned"), image)
-    with pytest.raises(ImageError, match="half of turned: cannot be decoded"):
-        decode_image(data[: len(data) // 2], "half of turned")
-
-
-def test_load_image_modes(tmp_path):
-    half = Image.new("RGBA", (8, 8), (255, 0, 0, 0))
-    half.paste((0, 0, 255, 255), (0, 0, 4, 8))
-    half.save(tmp_path / "clear.png")
-    image = load_image(tmp_path / "clear.png")
-    assert (image[:, :4] == (0, 0, 255)).all() and (image[:, 4:] == 255).all()
-    Image.new("L", (8, 6), 90).save(tmp_path / "grey.png")
-    assert (load_image(tmp_path / "grey.png") == 90).all()
-    Image.new("I;16", (8, 8)).save(tmp_path / "deep.png")
-    with pytest.raises(ImageError, match=r"deep\.png.*8 bits"):
-        load_image(tmp_path / "deep.png")
-    Image.new("RGB", (100, 2)).save(tmp_path / "strip.png")
-    with pytest.raises(ImageError, match=r"strip\.png.*100x2"):
-        load_image(tmp_path / "strip.png")
-
-
-def test_undecodable_files_are_named(tmp_path):
-    (tmp_path / "text.jpg").write_text("no picture")
-    (tmp_path / "empty.png").touch()
-    Image.fromarray(picture(64, 64)).save(tmp_path / "whole.png")
-    (tmp_path / "half.png").write_bytes((tmp_path / "whole.png").read_bytes()[:2000])
-    for name in ("text.jpg", "empty.png", "half.png", "absent.png"):
-        with pytest.raises(ImageError, match=name):
-            load_image(tmp_path / name)
-    with pytest.raises(ImageError, match="text.jpg"):
-        image_size(tmp_path / "text.jpg")
 
 
 def test_face_crop_grows_by_a_fifth_on_each_side():

@@ -110,16 +110,79 @@ FILES = {
     "pulid": ({"id_adapter_attn_layers.0.id_to_k.weight": (640, 2048)}, "pulid", {}),
     "sdxl checkpoint": (
         {
-            "model.diffusion_model.out.0.weight": (320,),
+            "model.diffusion_model.label_emb.0.0.weight": (1280, 2816),
             "conditioner.embedders.1.model.ln_final.weight": (1280,),
         },
         "checkpoint",
-        {"of": "SDXL"},
+        {"family": "SDXL", "missing": "the VAE, the first text encoder"},
     ),
     "sd 1.5 checkpoint": (
-        {"model.diffusion_model.out.0.weight": (320,), "cond_stage_model.x": (1,)},
+        {
+            "model.diffusion_model.input_blocks.1.1.proj_in.weight": (320, 320, 1, 1),
+            "model.diffusion_model.input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight": (
+                *(320, SD15),
+            ),
+            "cond_stage_model.transformer.text_model.x": (1,),
+        },
         "checkpoint",
-        {"of": "SD 1.x or 2.x, which is not read here"},
+        {"family": "SD 1.x", "parts": "the UNet (sgm), the first text encoder (?)"},
+    ),
+    "sdxl's unet, in sgm's names": (
+        {
+            "input_blocks.0.0.weight": (320, 4, 3, 3),
+            "middle_block.1.transformer_blocks.0.attn2.to_k.weight": (1280, 2048),
+            "label_emb.0.0.weight": (1280, 2816),
+            "v_pred": (0,),
+            "ztsnr": (0,),
+        },
+        "unet-sgm",
+        {
+            "family": "SDXL",
+            "predicts": "v_prediction, zero terminal SNR (the tensor v_pred, the tensor ztsnr)",
+        },
+    ),
+    "an inpainting unet, in diffusers' names": (
+        {
+            "conv_in.weight": (320, 9, 3, 3),
+            "time_embedding.linear_1.weight": (1280, 320),
+            "add_embedding.linear_1.weight": (1280, 2816),
+            f"{ATTENTION}.attn2.to_k.weight": (640, SDXL),
+        },
+        "unet",
+        {"family": "SDXL", "input channels": "9 (SDXL's plain UNet has 4)"},
+    ),
+    "the refiner's unet": (
+        {
+            "model.diffusion_model.label_emb.0.0.weight": (1536, 2560),
+            "model.diffusion_model.middle_block.1.transformer_blocks.0.attn2.to_k.weight": (
+                *(1536, 1280),
+            ),
+        },
+        "unet-sgm",
+        {"family": "the SDXL refiner"},
+    ),
+    "a vae in sgm's names": (
+        {
+            "first_stage_model.encoder.conv_in.weight": (128, 3, 3, 3),
+            "first_stage_model.encoder.down.0.block.0.norm1.weight": (128,),
+        },
+        "vae-sgm",
+        {"stored as": "float32"},
+    ),
+    "flux": (
+        {"model.diffusion_model.double_blocks.0.img_attn.qkv.weight": (9216, 3072)},
+        "other-base",
+        {"family": "FLUX"},
+    ),
+    "sd 3, in diffusers' names": (
+        {"transformer_blocks.0.attn.add_q_proj.weight": (1536, 1536)},
+        "other-base",
+        {"family": "SD 3"},
+    ),
+    "an edm model": (
+        {"model.diffusion_model.label_emb.0.0.weight": (1280, 2816), "edm_mean": (4,)},
+        "unet-sgm",
+        {"predicts": "not clear: the tensors edm_mean mark a model in EDM's parametrisation"},
     ),
     "diffusers lora": (
         lora(),
@@ -144,8 +207,23 @@ FILES = {
         "lora-processors",
         {"rank": "8"},
     ),
-    "loha": ({"lora_unet_x.hada_w1_a": (4, 4)}, "other-adapter", {"adapter": "LoHa"}),
-    "dora": ({**lora(), "unet.x.dora_scale": (4,)}, "other-adapter", {"adapter": "DoRA"}),
+    "loha": ({"lora_unet_x.hada_w1_a": (4, 4)}, "lora-relative", {"kinds": "LoHa"}),
+    "dora": (
+        {**lora(), "unet.x.dora_scale": (4,)},
+        "lora-relative",
+        {"kinds": "DoRA", "rank": "8"},
+    ),
+    "oft": ({"lora_unet_x.oft_blocks": (4, 4)}, "other-adapter", {"adapter": "OFT"}),
+    "comfy lora": (
+        lora(4, stem="diffusion_model.{}.attn2.to_k.{}.weight", names=("lora_down", "lora_up")),
+        "lora-comfy",
+        {"rank": "4"},
+    ),
+    "peft's named adapter": (
+        lora(4, stem="{}.attn2.to_k.{}.mine.weight", names=("lora_A", "lora_B")),
+        "lora-peft",
+        {"rank": "4", "cross-attention width": "2048 (SDXL's)"},
+    ),
     "controlnet": (
         {**UNET, "controlnet_cond_embedding.conv_in.weight": (16, 3, 3, 3)},
         "controlnet",

@@ -26,6 +26,7 @@ from persongen_jax.weights.errors import (
     UnsupportedAdapter,
     WeightsError,
 )
+from persongen_jax.weights.identify import identify
 from persongen_jax.weights.ip_adapter import (
     is_ip_adapter,
     load_ip_adapter_into,
@@ -36,7 +37,7 @@ from persongen_jax.weights.ip_adapter import (
 from persongen_jax.weights.sdxl import load_sdxl
 from persongen_jax.weights.slots import processors
 from tests.configs import SDXL_UNET
-from tests.ip_adapters import projection, write_ip_adapter
+from tests.ip_adapters import projection, training_state, write_ip_adapter
 from tests.twins import nhwc, relative_error
 
 FACE_NET = f"{models.__path__[0]}/../assets/face_net"
@@ -369,3 +370,53 @@ def test_models_that_the_format_cannot_hold(tiny_base, files, tmp_path):
         attach(tiny_base, image_proj="full")
     with pytest.raises(ValueError, match="face_net is empty"):
         attach(tiny_base, image_proj="faceid", face_net="")
+
+
+# ---- As its trainer leaves it --------------------------------------------------------------------
+
+
+def state_file(path, unet, published, **options):
+    save_file(training_state(unet, published, **options), path)
+    return path
+
+
+@pytest.mark.parametrize("kept", ["adapter_modules", "processors", "some of each"])
+@pytest.mark.parametrize("kind", ["base", "faceid"])
+def test_a_training_state_is_read_as_the_published_file(kind, kept, unet, files, tmp_path):
+    path = state_file(tmp_path / "model.safetensors", unet, files[kind][1], kept=kept)
+    assert is_ip_adapter(path)
+    with pytest.warns(UserWarning, match="tensors of the UNet .* are not used"):
+        with read_ip_adapter(path) as found:
+            assert set(found.tensors.keys()) == set(files[kind][1])
+            for key, value in files[kind][1].items():
+                assert np.array_equal(found.tensors.read(key), value.numpy()), key
+    assert found.kind == kind and found.rank == (RANK if kind == "faceid" else None)
+
+
+def test_a_training_state_as_a_pickle_of_several_processes(unet, files, tmp_path):
+    """Nothing shared was left out, and each key has module. in front."""
+    tensors = training_state(unet, files["base"][1], kept="both")
+    torch.save({f"module.{key}": value for key, value in tensors.items()}, tmp_path / "s.bin")
+    with pytest.warns(UserWarning, match="not used"):
+        with read_ip_adapter(tmp_path / "s.bin") as found:
+            assert set(found.tensors.keys()) == set(files["base"][1])
+
+
+def test_a_training_state_whose_halves_differ_or_are_missing(unet, files, tmp_path):
+    tensors = training_state(unet, files["base"][1], kept="both")
+    key = next(key for key in tensors if "processor.to_k_ip" in key)
+    save_file({**tensors, key: tensors[key] + 1}, tmp_path / "a.safetensors")
+    with pytest.raises(WeightsError, match="one tensor in training, and differ"):
+        read_ip_adapter(tmp_path / "a.safetensors")
+    bare = {key: x for key, x in tensors.items() if "_ip." not in key}
+    save_file(bare, tmp_path / "b.safetensors")
+    with pytest.warns(UserWarning, match="not used"):
+        with pytest.raises(KeyMismatch, match=r"ip_adapter\.\*\.to_k_ip"):
+            read_ip_adapter(tmp_path / "b.safetensors")
+
+
+def test_inspect_knows_a_training_state(unet, files, tmp_path):
+    path = state_file(tmp_path / "model.safetensors", unet, files["base"][1])
+    found = identify(path)
+    assert found.kind == "ip-adapter" and found.facts["from"] == "a training state"
+    assert found.facts["attention layers"] == len(unet.attn_processors) // 2

@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 
 from persongen_jax.weights.errors import KeyMismatch, UnsupportedAdapter, WeightsError
-from persongen_jax.weights.lora_files import LoraWeights, read_lora, write_lora
+from persongen_jax.weights.lora.kinds import LoraWeights
+from persongen_jax.weights.lora.reading import read_lora
+from persongen_jax.weights.lora.writing import write_lora
 from persongen_jax.weights.pickles import PickleFile
 from persongen_jax.weights.safetensors_file import TensorFile, write_safetensors
 from persongen_jax.weights.source import DictSource, subsource
@@ -64,8 +66,8 @@ def layers(model):
 
 
 @pytest.fixture(scope="module")
-def modules(models):
-    return {name: set(layers(model)) for name, model in models.items() if name != "vae"}
+def modules(shapes):
+    return {name: paths for name, paths in shapes.items() if name != "vae"}
 
 
 @pytest.fixture(scope="module")
@@ -346,8 +348,8 @@ def pair(path="encoder.layers.0.mlp.fc1", rank=2, component="text_encoder"):
     [
         "unet.down_blocks.9.attentions.0.proj_in.lora.down.weight",
         "lora_unet_down_blocks_1_attentions_0_proj_im.lora_down.weight",
-        "lora_te3_text_model_encoder_layers_0_mlp_fc1.lora_down.weight",
-        "transformer.x.lora_A.weight",
+        "lora_te9_text_model_encoder_layers_0_mlp_fc1.lora_down.weight",
+        "controlnet.x.lora_A.weight",
         "text_encoder.encoder.layers.0.mlp.fc1.weight",
         "emb_params",
     ],
@@ -368,15 +370,14 @@ def test_a_component_that_was_not_asked_for(modules):
 @pytest.mark.parametrize(
     ("ending", "kind"),
     [
-        ("hada_w1_a", "LoHa"),
-        ("lokr_w2", "LoKr"),
-        ("dora_scale", "DoRA"),
-        ("lora_magnitude_vector", "DoRA"),
-        ("lora_mid.weight", "Tucker"),
         ("w_norm", "norms"),
-        ("diff_b", "differences"),
         ("oft_blocks", "OFT"),
-        ("lora_B.bias", "biases"),
+        ("oft_diag", "OFT"),
+        ("boft_blocks", "OFT"),
+        ("a1.weight", "GLoRA"),
+        ("lora_embedding_A", "token embeddings"),
+        ("vera_lambda_b", "VeRA"),
+        ("set_weight", "replaced weights"),
     ],
 )
 def test_other_kinds_are_named(modules, ending, kind):
@@ -424,7 +425,7 @@ def test_one_half_twice(modules):
 
 
 def test_a_flat_name_that_means_two_modules():
-    paths = {"unet": ["a.b_c", "a_b.c"]}
+    paths = {"unet": {"a.b_c": (1, 1), "a_b.c": (1, 1)}}
     source = DictSource({"lora_unet_a_b_c.lora_up.weight": np.ones((1, 1))}, "x.safetensors")
     with pytest.raises(UnsupportedAdapter, match="may mean a.b_c, a_b.c"):
         read_lora(source, paths)
@@ -435,7 +436,6 @@ def test_a_flat_name_that_means_two_modules():
     [
         ("{", "JSON"),
         ("[]", "JSON object"),
-        ({"unet.use_dora": True}, "use_dora"),
         ({"text_encoder.lora_alpha": "x"}, "no number"),
         ({"text_encoder.lora_alpha": float("inf")}, "no number"),
         ({"text_encoder.alpha_pattern": [1]}, "JSON object"),

@@ -106,8 +106,8 @@ def test_splits_into_what_diffusers_has(tmp_path, state, tensors):
             assert_same(part, state[name])
             assert "sdxl.safetensors" in part.describe() and name in part.describe()
             part.close()  # the file stays open for the other parts
-    assert set(parts["unet"].ignored) == {"denoiser.sigmas", "model_ema.decay"}
-    assert len(parts["text_encoder"].ignored) == len(parts["text_encoder_2"].ignored) == 1
+    assert {"denoiser.sigmas", "model_ema.decay"} < set(parts["unet"].ignored)
+    assert len(parts["unet"].ignored) == 4
 
 
 @pytest.mark.parametrize(
@@ -160,12 +160,10 @@ def test_agrees_with_diffusers_converters(models, tensors):
         "model.diffusion_model.input_blocks.1.1.proj_in.weight",  # no attention in that block
         "model.diffusion_model.output_blocks.8.1.conv.weight",  # no sampler in the last block
         "first_stage_model.decoder.up.4.block.0.norm1.weight",
-        "first_stage_model.loss.discriminator.weight",
-        "conditioner.embedders.0.transformer.text_projection.weight",
         "conditioner.embedders.1.model.transformer.resblocks.0.attn.bias_k",
         "conditioner.embedders.1.model.visual.proj",
         "lora_unet_x.alpha",
-        "v_pred",
+        "model_spec",
     ],
 )
 def test_a_key_no_rule_knows(tensors, key):
@@ -185,9 +183,9 @@ def test_a_fused_tensor_that_is_not_three_parts(tensors):
 
 def test_a_whole_component_missing(tensors):
     rest = {k: v for k, v in tensors.items() if not k.startswith("first_stage_model.")}
-    with pytest.raises(KeyMismatch) as caught:
-        split_checkpoint(DictSource(rest), UNET, VAE)
-    assert list(caught.value.missing) == ["first_stage_model.*"]
+    assert set(split_checkpoint(DictSource(rest), UNET, VAE)) == {
+        *("unet", "text_encoder", "text_encoder_2")
+    }
 
 
 @pytest.mark.parametrize(

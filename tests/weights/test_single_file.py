@@ -1,5 +1,6 @@
 """A single-file checkpoint with the original names paints what its directory paints."""
 
+import json
 import shutil
 
 import numpy as np
@@ -7,9 +8,9 @@ import pytest
 
 from persongen_jax.models.sdxl import COMPONENTS
 from persongen_jax.pipeline import Pipeline
+from persongen_jax.weights.base_files import NORMALISE
 from persongen_jax.weights.directory import open_component, read_config
 from persongen_jax.weights.errors import KeyMismatch, MissingFile
-from persongen_jax.weights.sdxl import NORMALISE
 from tests.weights.sgm import checkpoint
 from tests.weights.test_lora_files import save
 
@@ -73,3 +74,26 @@ def test_what_is_missing_is_named(single_file, config_folder, state, tmp_path):
     with pytest.raises(KeyMismatch, match="part.safetensors") as caught:
         Pipeline.from_pretrained(path, config=config_folder)
     assert list(caught.value.missing) == ["conv_in.weight"]
+
+
+@pytest.mark.slow
+def test_a_marker_paints_what_a_config_paints(state, tiny_base, config_folder, tmp_path):
+    """v-prediction with zero terminal SNR, told by two empty tensors."""
+    tensors = checkpoint(state, read_config(tiny_base / "unet"))
+    tensors |= {name: np.zeros(0, np.float32) for name in ("v_pred", "ztsnr")}
+    path = save(tmp_path / "v.safetensors", tensors)
+    folder = tmp_path / "told"
+    folder.mkdir()
+    for part in tiny_base.iterdir():
+        (folder / part.name).symlink_to(part)
+    (folder / "scheduler").unlink()
+    (folder / "scheduler").mkdir()
+    name = "scheduler/scheduler_config.json"
+    told = {"prediction_type": "v_prediction", "rescale_betas_zero_snr": True}
+    (folder / name).write_text(json.dumps(json.loads((tiny_base / name).read_text()) | told))
+    with pytest.warns(UserWarning, match="v_prediction is taken"):
+        found = Pipeline.from_pretrained(path, config=config_folder)
+    wanted = paint(Pipeline.from_pretrained(folder))
+    assert np.array_equal(paint(found), wanted)
+    found.save_pretrained(tmp_path / "saved")
+    assert json.loads((tmp_path / "saved" / name).read_text()) | told == found.base.scheduler_config

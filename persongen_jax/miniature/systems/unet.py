@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from data_pipeline.prompts import split_at_trigger
 from persongen_jax import diffusion
 from persongen_jax.conditioning import Conditioning, TokenStream
 from persongen_jax.diffusion import min_snr_weights
@@ -21,7 +22,6 @@ from persongen_jax.miniature.systems.clip import text_encoders
 from persongen_jax.miniature.systems.vae import open_vae
 from persongen_jax.models.sdxl import StableDiffusionXL
 from persongen_jax.models.unet import UNet2DConditionModel
-from persongen_jax.prompts import split_at_trigger
 from persongen_jax.systems.diffusion import VAE, DiffusionSystem
 
 PART = 1 / 6  # of the prompts that are not dropped: one of general, background and body alone

@@ -234,7 +234,7 @@ def test_square_takes_what_pipelines_give():
     for image in (grey, grey[..., None]):
         np.testing.assert_array_equal(square(image, 6, 1)[..., 0], grey[:, 1:7])
         assert square(image, 6, 3).shape == (6, 6, 3)
-    colour = np.stack([grey] * 4, axis=-1)
+    colour = np.stack([grey, grey, grey, np.full_like(grey, 255)], axis=-1)
     for image in (colour, colour[..., :3]):
         np.testing.assert_array_equal(square(image, 6, 1)[..., 0], grey[:, 1:7])
         assert square(image, 3, 3).dtype == np.uint8
@@ -324,7 +324,7 @@ def test_a_fault_of_the_table_in_one_sentence(write, text, message):
 
 
 def test_a_table_that_is_not_utf_8(write):
-    with pytest.raises(TableError, match=r"labels.csv: not UTF-8 text .*; save it as UTF-8"):
+    with pytest.raises(TableError, match=r"labels.csv line 1: not UTF-8 text .*: save it as UTF-8"):
         opened(write("image,größe\n0,1\n1,0\n", encoding="latin-1"))
 
 
@@ -373,11 +373,7 @@ def test_a_name_that_two_pictures_have(write):
     ("picture", "message"),
     [
         (b"no picture", r"2.png: cannot be decoded as an image \(.*\): remove it with the rows"),
-        (
-            np.zeros((4, 4), np.uint16),
-            "2.png: cannot be used with more than 8 bits per channel: rem",
-        ),
-        (np.zeros((2, 200, 3), np.uint8), "2.png: cannot be used as a picture of 200x2: remove it"),
+        (np.zeros((2, 200, 3), np.uint8), "2.png: 200x2 pixels are too narrow.*: remove it with"),
     ],
 )
 def test_a_picture_that_cannot_be_used_is_found_when_opening(write, picture, message):

@@ -14,7 +14,7 @@ from data_pipeline.examples.batches import batches, open_loader, tf_batches
 from data_pipeline.examples.fields import flatten, unflatten
 from data_pipeline.examples.source import ExampleSource
 from data_pipeline.examples.spatial import ControlImage
-from data_pipeline.transforms import ImageError
+from data_pipeline.pictures.reading import ImageError
 from tests.data_pipeline.photographs import (
     assert_same,
     photograph_fields,
@@ -176,7 +176,7 @@ def test_a_program_that_uses_tf_data_ends(folder, tokenizers, ahead):
         "from data_pipeline.examples.batches import tf_batches\n"
         "from data_pipeline.examples.prefetch import prefetch_to_device\n"
         "from data_pipeline.manifest import read_manifest\n"
-        "from persongen_jax.prompts import Tokenizers\n"
+        "from data_pipeline.prompts import Tokenizers\n"
         "from tests.data_pipeline.photographs import photograph_source\n"
         f"tokenizers = Tokenizers.from_pretrained({str(base)!r})\n"
         f"records = read_manifest({str(folder)!r})\n"

@@ -13,8 +13,9 @@ from data_pipeline.examples.fields import Call, FaceBox, FieldError, Image, Time
 from data_pipeline.examples.source import ExampleSource
 from data_pipeline.examples.spatial import ControlImage, Points, Weight
 from data_pipeline.manifest import ManifestError, read_manifest
+from data_pipeline.pictures.reading import load_image
 from data_pipeline.schema import Record
-from data_pipeline.transforms import load_image, plan_crop
+from data_pipeline.transforms import plan_crop
 from tests.data_pipeline.photographs import rewrite_manifest, target_of
 
 SIZE = 16

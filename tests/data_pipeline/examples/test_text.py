@@ -10,7 +10,7 @@ from data_pipeline.examples.batches import batches, tf_batches
 from data_pipeline.examples.conditions import Text
 from data_pipeline.examples.fields import Call, Image, TimeIds
 from data_pipeline.examples.source import ExampleSource
-from tests.data_pipeline.photographs import photograph_fields, target_of
+from tests.data_pipeline.photographs import photograph_fields, photograph_source, target_of
 
 HAIR = ("red hair", None, "", "long black hair")
 
@@ -169,3 +169,25 @@ def test_the_trigger_word_is_left_out_of_captions_alone(records, tokenizers, at_
     source = ExampleSource(records, (Image(), text), seed=0, size=16)
     found = source.example(0)["input_ids/background"]
     assert np.array_equal(found, tokenizers.encode("an img of the sea"))
+
+
+def test_captions_that_are_cut_are_counted_and_shown_once(records, tokenizers, caplog):
+    """Of 77 tokens, two are marks; the class word stands once per reference."""
+    others = [len([r for r in records if r.identity == one.identity]) - 1 for one in records]
+    texts = []
+    for record, count in zip(records, others, strict=True):
+        room = 75 - 2 - (min(count, 4) - 1)
+        texts.append(replace(record, caption="a man img" + " a" * room, background="a " * 75))
+    streams = ("text", "background")
+    photograph_source(texts, tokenizers, streams=streams)
+    assert "cut at" not in caplog.text
+    long = [replace(r, caption=r.caption + " Castle, in ruins") for r in texts[:3]]
+    long[0] = replace(long[0], background="a " * 75 + "b")
+    photograph_source([*long, *texts[3:]], tokenizers, streams=streams)
+    lines = [r.getMessage() for r in caplog.records if "cut at" in r.getMessage()]
+    assert lines == [
+        f"cut at the 77 tokens that are read: 3 of the captions; of {long[0].image} this part is "
+        'lost: "Castle, in ruins"',
+        "cut at the 77 tokens that are read: 1 of the texts 'background'; of "
+        f'{long[0].image} this part is lost: "b"',
+    ]

@@ -1,0 +1,208 @@
+"""A PIL image of any mode to upright sRGB: depth, colour profile, transparency, orientation."""
+
+import functools
+import io
+
+import numpy as np
+from PIL import Image, ImageCms
+
+from data_pipeline.pictures.arrays import bytes_of_floats
+from data_pipeline.pictures.formats import PictureFault
+
+BAND = 1 << 24  # pixels that are converted at once: a large picture is in memory once, not thrice
+DEEP = 65535
+ORIENTATION, INTEROPERABILITY = 0x0112, 0xA005  # of EXIF
+SRGB_GAMMA = 0.45455  # of PNG's gAMA
+SPACES = {"GRAY": "L", "RGB": "RGB", "CMYK": "CMYK", "Lab": "LAB"}  # a profile's, and the mode's
+GREYS = ("1", "L", "LA", "La")
+
+
+def to_rgb(image: Image.Image, say) -> np.ndarray:
+    """uint8 sRGB [h, w, 3], upright, transparency on white.
+
+    Args:
+        say: called with a sentence of what could not be minded.
+
+    Raises:
+        PictureFault: pixels that cannot be converted.
+    """
+    image.load()
+    turn = orientation(image, say)  # first, because Pillow complains of EXIF but once
+    profile = profile_of(image, say)
+    plain = image.mode == "RGB" and profile is None and not image.has_transparency_data
+    if plain and turn == 1 and image.width * image.height <= BAND:
+        return np.asarray(image)
+    return _by_bands(image, turn, 3, lambda band: np.asarray(_convert(band, profile)))
+
+
+def to_grey(image: Image.Image, say) -> np.ndarray:
+    """float32 [h, w] in 0..1, upright: how white each pixel is; what is transparent is black."""
+    image.load()
+
+    def convert(band):
+        grey, alpha = _apart(band)
+        grey = np.asarray(grey.convert("L"), np.float32) / 255
+        return (grey if alpha is None else grey * (np.asarray(alpha, np.float32) / 255))[..., None]
+
+    return _by_bands(image, orientation(image, say), 1, convert, np.float32)[..., 0]
+
+
+def orientation(image: Image.Image, say) -> int:
+    """EXIF's 1 to 8. After ``load``, because Pillow turns a TIFF by itself."""
+    try:
+        turn = image.getexif().get(ORIENTATION, 1)
+    except OSError:  # not of EXIF: Pillow decodes a PNG to find it
+        raise
+    except Exception as error:  # EXIF is written by anything, and its readers raise anything
+        say(f"its EXIF data cannot be read ({error}): taken as upright")
+        return 1
+    return turn if turn in range(1, 9) else 1
+
+
+def _by_bands(image, turn: int, channels: int, convert, dtype=np.uint8) -> np.ndarray:
+    """The picture converted some rows at a time into an upright array."""
+    width, height = image.size
+    shape = (width, height) if turn > 4 else (height, width)
+    out = np.empty((*shape, channels), dtype)
+    as_stored = _as_stored(out, turn)
+    rows = max(1, BAND // width)
+    for top in range(0, height, rows):
+        bottom = min(top + rows, height)
+        whole = top == 0 and bottom == height
+        band = image if whole else image.crop((0, top, width, bottom))
+        as_stored[top:bottom] = convert(band)
+    out.setflags(write=False)
+    return out
+
+
+def _as_stored(upright: np.ndarray, turn: int) -> np.ndarray:
+    """A view of the upright picture in which the rows lie as the file has them."""
+    view = upright.swapaxes(0, 1) if turn > 4 else upright
+    if turn in (3, 4, 6, 7):
+        view = view[::-1]
+    if turn in (2, 3, 7, 8):
+        view = view[:, ::-1]
+    return view
+
+
+# ---- Depth and transparency --------------------------------------------------------------------
+
+
+def _convert(image: Image.Image, profile) -> Image.Image:
+    """Mode RGB, in sRGB, on white."""
+    colours, alpha = _apart(image)
+    colours = colours.convert("RGB") if profile is None else profile(colours, image.mode)
+    if alpha is None or alpha.getextrema() == (255, 255):
+        return colours
+    colours.putalpha(alpha)
+    paper = Image.new("RGBA", image.size, "white")
+    return Image.alpha_composite(paper, colours).convert("RGB")
+
+
+def _apart(image: Image.Image) -> tuple[Image.Image, Image.Image | None]:
+    """Colours of 8 bits, and the alpha channel or None."""
+    if image.mode.startswith(("I", "F")):
+        return _eight_bits(image)
+    if not image.has_transparency_data:
+        return image, None
+    if image.mode in ("La", "RGBa"):
+        image = image.convert({"La": "LA", "RGBa": "RGBA"}[image.mode])
+    image = image.convert("RGBA")
+    return image.convert("RGB"), image.getchannel("A")
+
+
+def _eight_bits(image: Image.Image) -> tuple[Image.Image, Image.Image | None]:
+    """Mode L of one deep channel. Whole numbers are of 16 bits, floats lie in 0..1."""
+    values, alpha = np.asarray(image), None
+    if image.mode == "F":
+        return Image.fromarray(bytes_of_floats(values)), None
+    if image.mode == "I" and not 0 <= values.min() <= values.max() <= DEEP:
+        raise PictureFault(
+            f"grey values of 32 bits, {values.min()} to {values.max()}: save it with 8 or 16 bits"
+        )
+    if isinstance(image.info.get("transparency"), int):
+        seen = values != image.info["transparency"]
+        alpha = Image.fromarray(seen.astype(np.uint8) * np.uint8(255))
+    grey = (values.astype(np.uint32) * 255 + DEEP // 2) // DEEP
+    return Image.fromarray(grey.astype(np.uint8)), alpha
+
+
+# ---- Colour profiles ---------------------------------------------------------------------------
+
+
+def profile_of(image: Image.Image, say):
+    """(colours, mode of the image) to sRGB by the picture's profile; None: it is sRGB already."""
+    data = image.info.get("icc_profile")
+    if not data:
+        _tell_of_other_colours(image, say)
+        return _lab if image.mode == "LAB" else None
+    try:
+        space, convert = _open_profile(bytes(data))
+    except (ImageCms.PyCMSError, OSError, TypeError, ValueError) as error:
+        say(f"its colour profile cannot be read ({error}): taken as sRGB")
+        return None
+    fits = {
+        "L": image.mode in GREYS or image.mode.startswith(("I", "F")),
+        "RGB": image.mode not in ("CMYK", "LAB"),  # of grey, too
+    }
+    if not fits.get(space, image.mode == space):
+        say(f"its colour profile is of {space}, the picture of {image.mode}: taken as sRGB")
+        return _lab if image.mode == "LAB" else None
+    return convert
+
+
+def _tell_of_other_colours(image: Image.Image, say) -> None:
+    """Says that a picture is not sRGB, where it tells so by other means than a profile."""
+    gamma = image.info.get("gamma", SRGB_GAMMA)
+    if "srgb" not in image.info and abs(gamma - SRGB_GAMMA) > 0.05:
+        say(
+            f"its gamma of {gamma:g} is not minded, and it is taken as sRGB: save it with a profile"
+        )
+    if "exif" not in image.info:
+        return
+    try:
+        adobe = image.getexif().get_ifd(INTEROPERABILITY).get(1) == "R03"
+    except Exception:  # ``orientation`` tells of EXIF that cannot be read
+        return
+    if adobe:
+        say("Adobe RGB by its EXIF, without a profile, and taken as sRGB: save it with its profile")
+
+
+@functools.lru_cache(32)
+def _open_profile(data: bytes):
+    """(mode of what the profile is of, function to sRGB or None where it would change nothing)."""
+    profile = ImageCms.ImageCmsProfile(io.BytesIO(data))
+    space = profile.profile.xcolor_space.strip()
+    if space not in SPACES:
+        raise ValueError(f"it is of {space}")
+    mode = SPACES[space]
+    transform = ImageCms.buildTransform(profile, ImageCms.createProfile("sRGB"), mode, "RGB")
+
+    def convert(colours, _):
+        if mode == "L" and colours.mode == "RGB":  # grey that came with transparency
+            colours = colours.getchannel(0)
+        return ImageCms.applyTransform(colours.convert(mode), transform)
+
+    return mode, None if _changes_nothing(transform, mode) else convert
+
+
+def _changes_nothing(transform, mode: str) -> bool:
+    """Whether a profile is sRGB by whatever name: on a grid of colours no value moves by two."""
+    if mode not in ("L", "RGB"):
+        return False
+    steps = np.arange(0, 256, 15, dtype=np.uint8)
+    grid = np.stack(np.meshgrid(steps, steps, steps), -1).reshape(len(steps), -1, 3)
+    grid = grid[..., 0] if mode == "L" else grid
+    probe = Image.fromarray(np.ascontiguousarray(grid))
+    moved = np.asarray(ImageCms.applyTransform(probe, transform), np.int16)
+    return bool(np.abs(moved - np.asarray(probe.convert("RGB"), np.int16)).max() <= 1)
+
+
+def _lab(colours, _):
+    return ImageCms.applyTransform(colours, _lab_transform())
+
+
+@functools.cache
+def _lab_transform():
+    lab, srgb = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
+    return ImageCms.buildTransform(lab, srgb, "LAB", "RGB")

@@ -1,0 +1,159 @@
+"""Picture files: which formats are read, the largest size, and what a file is that is not read."""
+
+import functools
+import io
+import os
+import re
+import warnings
+from pathlib import Path
+
+from PIL import Image, UnidentifiedImageError
+
+MAX_PIXELS = 100_000_000
+# Our own limit takes its place. Appended, so that a filter of the user's goes before it.
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning, append=True)
+# By name, because Pillow would also run Ghostscript on an EPS file. TGA has no signature, so it is
+# tried last.
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "AVIF", "HEIF", "JPEG2000", "PPM")
+FORMATS += ("ICO", "ICNS", "PCX", "PSD", "SGI", "QOI", "TGA")
+SAVE = "save it as JPEG or PNG"
+RAW_ENDINGS = (".dng", ".nef", ".cr2", ".arw", ".orf", ".rw2", ".pef", ".srw", ".3fr", ".iiq")
+RAW = "a raw photograph, of which only a small preview could be read: develop it to JPEG or PNG"
+SUBFILE_TYPE, DNG_VERSION = 254, 50706  # TIFF tags
+HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
+SIGNATURES = (
+    (b"\xff\x0a", f"JPEG XL: {SAVE}"),
+    (b"\x00\x00\x00\x0cJXL ", f"JPEG XL: {SAVE}"),
+    (b"%PDF", f"a PDF document: {SAVE}"),
+    (b"%!PS", f"PostScript: {SAVE}"),
+    (b"FUJIFILMCCD-RAW", RAW),
+    (b"version https://git-lfs", "a Git LFS pointer, not the picture itself: git lfs pull"),
+    (b"PK\x03\x04", "an archive: unpack it"),
+    (b"\x1f\x8b", "an archive: unpack it"),
+)
+
+
+class PictureFault(ValueError):
+    """What is wrong with a picture and what to do, a sentence's end without the picture's name."""
+
+
+def open_file(file) -> Image.Image:
+    """A path or a binary file object as a PIL image of which only the header has been read.
+
+    Raises:
+        PictureFault: a format that is not read, or more than MAX_PIXELS.
+        OSError: there is no such file, or it may not be read.
+        Exception: almost anything, of a damaged file.
+    """
+    try:
+        image = Image.open(file, formats=_formats())
+    except Image.DecompressionBombError as error:
+        pixels = int(re.search(r"\d+", str(error)).group())
+        raise _too_large(f"{pixels / 1e6:.0f} megapixels") from error
+    except UnidentifiedImageError as error:
+        head = _head(file)
+        if _is_heif(head) and _register_heif():
+            return open_file(file)
+        raise PictureFault(f"cannot be decoded as an image ({_say_what(head)})") from error
+    try:
+        check_size(*image.size)
+        _check_raw(image, file)
+    except PictureFault:
+        if isinstance(file, (str, os.PathLike)):
+            image.close()
+        raise
+    return image
+
+
+def check_size(width: int, height: int) -> None:
+    """PictureFault for more pixels than are read."""
+    if width * height > MAX_PIXELS:
+        raise _too_large(f"{width}x{height} pixels")
+
+
+def _too_large(size: str) -> PictureFault:
+    return PictureFault(
+        f"{size} are more than the {MAX_PIXELS // 10**6} megapixels that are read: scale the "
+        "picture down"
+    )
+
+
+@functools.cache
+def _formats() -> tuple[str, ...]:
+    Image.init()
+    return tuple(name for name in FORMATS if name in Image.OPEN)
+
+
+@functools.cache
+def _register_heif() -> bool:
+    """Whether HEIC can be read from now on."""
+    try:
+        import pillow_heif
+    except ImportError:
+        return False
+    pillow_heif.register_heif_opener()
+    _formats.cache_clear()
+    return True
+
+
+def _head(file) -> bytes:
+    if isinstance(file, (str, os.PathLike)):
+        with open(file, "rb") as opened:
+            return opened.read(64)
+    try:
+        file.seek(0)
+        return file.read(64)
+    except (OSError, ValueError):
+        return b"?"
+
+
+def _is_heif(head: bytes) -> bool:
+    return head[4:8] == b"ftyp" and head[8:12] in HEIF_BRANDS
+
+
+def _say_what(head: bytes) -> str:
+    """What a file is that no reader knows, and what to do."""
+    if not head:
+        return "the file is empty: copy it anew"
+    if head[4:8] == b"ftyp":
+        return _say_what_box(head)
+    for signature, said in SIGNATURES:
+        if head.startswith(signature):
+            return said
+    text = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    if text.startswith((b"<!doctype html", b"<html")):
+        return "a web page, not the picture itself: download that"
+    if text.startswith((b"<svg", b"<?xml")):
+        return f"SVG or other XML: {SAVE}"
+    return f"the file is damaged or of a format that is not read here: {SAVE}"
+
+
+def _say_what_box(head: bytes) -> str:
+    """The same of a file in the ISO base media format."""
+    brand = head[8:12]
+    if brand in HEIF_BRANDS:
+        return f"HEIC, which needs pillow-heif: pip install 'persongen_jax[heic]', or {SAVE}"
+    if brand in (b"avif", b"avis"):
+        return f"AVIF, which needs Pillow 11.3 or newer: pip install --upgrade pillow, or {SAVE}"
+    if brand == b"crx ":
+        return RAW
+    return f"a film: take a picture out of it and {SAVE}"
+
+
+def _check_raw(image: Image.Image, file) -> None:
+    """PictureFault for raw photographs, whose preview Pillow opens as if it were all."""
+    if image.format != "TIFF":
+        return
+    ending = Path(file).suffix.lower() if isinstance(file, (str, os.PathLike)) else ""
+    tags = image.tag_v2
+    if ending in RAW_ENDINGS or DNG_VERSION in tags or tags.get(SUBFILE_TYPE, 0) & 1:
+        raise PictureFault(RAW)
+
+
+def binary(picture):
+    """A file object for bytes; file objects as they are."""
+    if isinstance(picture, (bytes, bytearray, memoryview)):
+        return io.BytesIO(picture)
+    if isinstance(picture, io.TextIOBase):
+        raise PictureFault('a file opened as text: open it with "rb"')
+    return picture

@@ -1,0 +1,149 @@
+"""The one opener of pictures: whatever holds one, to an upright array in sRGB.
+
+    load_image("me.heic")                     a path, or pathlib's
+    load_image(open("me.jpg", "rb"))          a binary file object, or bytes
+    load_image(Image.open("me.jpg"))          a PIL image of any mode
+    load_image(array)                         uint8, or float in 0..1; [h, w] or [h, w, 1 | 3 | 4]
+
+EXIF's orientation, colour profiles, transparency (on white) and depths over 8 bits are minded in
+all of them; of an animation the first frame is read, and a line says so. load_mask reads the same.
+"""
+
+import functools
+import logging
+import os
+from contextlib import contextmanager
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from data_pipeline.pictures import colours
+from data_pipeline.pictures.arrays import image_from_array, mask_from_array
+from data_pipeline.pictures.formats import PictureFault, binary, open_file
+
+log = logging.getLogger(__name__)
+
+# Scaling a strip's short side to the training size would make its long side swallow the memory.
+MAX_ASPECT = 16
+KINDS = "a path, a binary file object, bytes, a PIL image or an array"
+MANY = {"GIF": "an animation: its first frame", "TIFF": "several pages: the first"}
+MANY |= {name: MANY["GIF"] for name in ("PNG", "WEBP", "AVIF")}
+
+
+class ImageError(ValueError):
+    """A picture that cannot be read; the message names it."""
+
+
+def load_image(picture, name: str = "") -> np.ndarray:
+    """uint8 RGB [h, w, 3], upright, in sRGB, transparency on white.
+
+    Args:
+        picture: see above. name: of the picture in messages; of a file its path, by default.
+
+    Raises:
+        ImageError: it cannot be read, is too large, or too narrow a strip.
+    """
+    name = _name(picture, name)
+    with _faults(name), _opened(picture, image_from_array, name) as image:
+        check_aspect(*(image.shape[1::-1] if isinstance(image, np.ndarray) else image.size))
+        if isinstance(image, np.ndarray):
+            return image
+        return colours.to_rgb(image, functools.partial(_say, name))
+
+
+def load_mask(picture, name: str = "") -> np.ndarray:
+    """float32 [h, w] in 0..1: white is 1, black and what is transparent 0.
+
+    Its values are no colours: a colour profile is not minded.
+
+    Args:
+        picture: as load_image's; arrays may be bool, too.
+
+    Raises:
+        ImageError: it cannot be read, or is too large.
+    """
+    name = _name(picture, name)
+    with _faults(name), _opened(picture, mask_from_array, name) as mask:
+        if isinstance(mask, np.ndarray):
+            return mask
+        return colours.to_grey(mask, functools.partial(_say, name))
+
+
+def image_size(path) -> tuple[int, int]:
+    """(height, width) of the upright picture, from the file's header (a turned TIFF is decoded).
+
+    Raises:
+        ImageError: the header cannot be read, or load_image would refuse such a size.
+    """
+    with _faults(str(path)), open_file(path) as image:
+        check_aspect(*image.size)
+        width, height = image.size
+        turned = colours.orientation(image, functools.partial(_say, str(path))) > 4
+        if turned and image.format == "TIFF":
+            # Pillow turns its size already, since some version; decoded it is always right.
+            return ImageOps.exif_transpose(image).size[::-1]
+    return (width, height) if turned else (height, width)
+
+
+def check_aspect(width: int, height: int) -> None:
+    """PictureFault for a strip."""
+    if max(width, height) > MAX_ASPECT * min(width, height):
+        raise PictureFault(
+            f"{width}x{height} pixels are too narrow a strip: cut it to at most {MAX_ASPECT}:1"
+        )
+
+
+@contextmanager
+def _opened(picture, from_array, name: str):
+    """A PIL image, or what ``from_array`` makes of an array."""
+    if isinstance(picture, Image.Image):
+        yield picture
+    elif hasattr(picture, "__array__"):
+        yield from_array(picture)
+    elif isinstance(picture, (str, os.PathLike, bytes, bytearray, memoryview)) or hasattr(
+        picture, "read"
+    ):
+        with open_file(binary(picture)) as image:
+            if image.format in MANY and getattr(image, "is_animated", False):
+                _say(name, f"{MANY[image.format]} is taken")
+            yield image
+    else:
+        raise PictureFault(f"{type(picture).__name__}: give {KINDS}")
+
+
+@contextmanager
+def _faults(name: str):
+    """Every way in which a picture cannot be read, as an ImageError that names it."""
+    try:
+        yield
+    except PictureFault as error:
+        raise ImageError(f"{name}: {error}") from error
+    except FileNotFoundError as error:
+        raise ImageError(f"{name}: no such image file") from error
+    except IsADirectoryError as error:
+        raise ImageError(f"{name}: a folder, not an image file: name a picture in it") from error
+    except PermissionError as error:
+        raise ImageError(f"{name}: may not be read: change its permissions") from error
+    except Exception as error:  # damaged files make the decoders raise almost anything
+        reason = str(error).partition("\n")[0] or type(error).__name__
+        raise ImageError(
+            f"{name}: cannot be decoded as an image ({reason}: copy or save it anew)"
+        ) from error
+
+
+def _name(picture, name: str) -> str:
+    """What messages call it: what the caller says, and the file."""
+    if isinstance(picture, (str, os.PathLike)):
+        file = os.fspath(picture)
+    else:
+        file = getattr(picture, "filename", "") or getattr(picture, "name", "")
+    file = file if isinstance(file, str) else ""
+    if name and file and file != str(name):
+        return f"{name} ({file})"
+    return str(name) or file or "the picture"
+
+
+@functools.lru_cache(4096)
+def _say(name: str, said: str) -> None:
+    """Once for each picture, however often it is read."""
+    log.warning("%s: %s", name, said)

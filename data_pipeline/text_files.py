@@ -1,0 +1,133 @@
+"""Text files as people have them, read in one place: prompts, manifests, JSON, tables, tokenizers.
+
+    text = read_text(path)        lines = read_lines(path)        value = read_json(path)
+    for number, value in parse_json_lines(text, path): ...
+
+UTF-8 with or without a byte order mark, and UTF-16 and UTF-32 with one. Marks are taken off, also
+at the beginning of later lines, where files were put together. A line ends at \\n, \\r\\n or \\r
+and nowhere else: U+2028, U+0085, \\v and \\f may stand in a prompt.
+"""
+
+import codecs
+import json
+import re
+from pathlib import Path
+
+# The longer mark first: UTF-32's begins with UTF-16's.
+MARKS = (
+    (codecs.BOM_UTF8, "utf-8"),
+    (codecs.BOM_UTF32_LE, "utf-32-le"),
+    (codecs.BOM_UTF32_BE, "utf-32-be"),
+    (codecs.BOM_UTF16_LE, "utf-16-le"),
+    (codecs.BOM_UTF16_BE, "utf-16-be"),
+)
+LINE_END = re.compile(r"\r\n|\n|\r")
+MARK_AT_START = re.compile("(^|[\r\n])\ufeff+")
+HALF_PAIR = re.compile(r"\\u[dD][89a-fA-F]")
+
+
+class TextError(ValueError):
+    """A file that is no text, or not what it should hold; the message names the line."""
+
+
+def read_text(path) -> str:
+    """The whole text. TextError if it cannot be decoded; OSError as any reading."""
+    return decode_text(Path(path).read_bytes(), path)
+
+
+def read_lines(path) -> list[str]:
+    """The lines, without their ends."""
+    return split_lines(read_text(path))
+
+
+def whole_lines(path) -> list[str]:
+    """The lines of a log but for one without its end: a crash may have cut that short."""
+    text = read_text(path)
+    return split_lines(text) if text.endswith(("\n", "\r")) else split_lines(text)[:-1]
+
+
+def read_json(path):
+    """What a JSON file holds; TextError with the line if it is none."""
+    return parse_json(read_text(path), path)
+
+
+def decode_text(raw: bytes, name) -> str:
+    """The text of a file's bytes; ``name`` is the file's, for the message."""
+    coding = "utf-8"
+    for mark, of_mark in MARKS:
+        if raw.startswith(mark):
+            raw, coding = raw[len(mark) :], of_mark
+            break
+    try:
+        text = raw.decode(coding)
+    except UnicodeDecodeError as error:
+        if coding == "utf-8" and b"\0" in raw:
+            raise TextError(f"{name}: saved as UTF-16: save it as UTF-8") from None
+        # What stands before the fault was decodable.
+        line = len(LINE_END.findall(raw[: error.start].decode(coding))) + 1
+        said = coding.upper().removesuffix("-LE").removesuffix("-BE")
+        wrong = raw[error.start : error.end][:4].hex(" ")
+        raise TextError(
+            f"{name} line {line}: not {said} text (bytes {wrong}): save it as UTF-8"
+        ) from None
+    if "\0" in text:
+        if coding == "utf-8" and _is_utf16(raw):
+            raise TextError(f"{name}: saved as UTF-16: save it as UTF-8")
+        line = len(LINE_END.findall(text, 0, text.index("\0"))) + 1
+        raise TextError(f"{name} line {line}: a NUL character, so that this is no text file")
+    # One search in the whole is cheaper than one for each line.
+    return MARK_AT_START.sub(r"\1", text) if "\ufeff" in text else text
+
+
+def split_lines(text: str) -> list[str]:
+    """At \\n, \\r\\n and \\r; no empty line after the last end."""
+    lines = LINE_END.split(text)
+    return lines[:-1] if not lines[-1] else lines
+
+
+def parse_json(text: str, name, line: int | None = None):
+    """The value of a JSON text.
+
+    Args:
+        name: of the file. line: where in it the text stands; None: the text is the whole file.
+    """
+    try:
+        value = json.loads(text)
+        if HALF_PAIR.search(text):
+            _refuse_half_pairs(value)
+    except json.JSONDecodeError as error:
+        at = line if line is not None else error.lineno
+        raise TextError(f"{_at(name, at)}: not JSON ({error.msg}, column {error.colno})") from None
+    except RecursionError:
+        raise TextError(f"{_at(name, line)}: not JSON that can be read (nested too deep)") from None
+    except ValueError as error:
+        said = str(error)[:200]
+        raise TextError(f"{_at(name, line)}: not JSON that can be read ({said})") from None
+    return value
+
+
+def parse_json_lines(text: str, name):
+    """(line number, value) of every line that is not blank, in their order."""
+    for number, line in enumerate(split_lines(text), 1):
+        if line.strip():
+            yield number, parse_json(line, name, number)
+
+
+def _at(name, line: int | None) -> str:
+    return f"{name} line {line}" if line is not None else str(name)
+
+
+def _refuse_half_pairs(value):
+    # JSON can spell half of a character, "\\ud83d"; no tokenizer and no file takes it.
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        half = error.object[error.start]
+        raise ValueError(f"half of a character, \\u{ord(half):04x}; write it whole") from None
+
+
+def _is_utf16(raw: bytes) -> bool:
+    """Whether every second byte of the beginning is mostly 0, as in UTF-16 without its mark."""
+    start = raw[:4096]
+    half = len(start) // 2
+    return half > 0 and max(start[0::2].count(0), start[1::2].count(0)) > 0.4 * half

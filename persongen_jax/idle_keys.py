@@ -1,0 +1,36 @@
+"""Keys of a training config that have no effect, because of what other keys say."""
+
+
+def idle_keys(config, defaults, groups) -> list[str]:
+    """A line for each reason for which keys that were given are not read by this run.
+
+    Args:
+        config, defaults: of the run, and of its system: what differs was given.
+        groups: learning-rate groups that are trained.
+    """
+
+    def given(key):
+        return key in config and key in defaults and config[key] != defaults[key]
+
+    # The keys, whether they act, and what would make them act.
+    rows = [
+        (("ema_warmup",), config.ema_decay > 0, "config.ema_decay above 0"),
+        (("schedule_steps",), config.lr_schedule != "constant", "a config.lr_schedule that falls"),
+        (("cache_kinds",), bool(config.get("cache")), "config.cache"),
+        (("shard_frozen",), config.fsdp > 1, "config.fsdp above 1"),
+    ]
+    if config.validation_every <= 0:
+        validation = sorted(k for k in config.keys() if k.startswith(("validate_", "validation_")))
+        validation.remove("validation_every")
+        rows += [(validation, False, "config.validation_every above 0")]
+    lines = []
+    for keys, acts, needed in rows:
+        idle = [key for key in keys if given(key)]
+        if idle and not acts:
+            lines.append(f"without effect: config.{', '.join(idle)}; that needs {needed}")
+    rates = sorted(key for key in config.keys() if key.startswith("lr_") and key != "lr_schedule")
+    idle = [key for key in rates if given(key) and key.removeprefix("lr_") not in groups]
+    if idle:
+        trained = ", ".join(sorted(groups))
+        lines.append(f"without effect: config.{', '.join(idle)}; this run trains {trained}")
+    return lines

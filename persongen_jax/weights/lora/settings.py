@@ -1,0 +1,128 @@
+"""Alphas out of PEFT's settings: in a file's metadata, or in an adapter_config.json beside it."""
+
+import json
+import math
+import re
+
+from persongen_jax.weights.errors import UnsupportedAdapter
+
+METADATA_KEY = "lora_adapter_metadata"  # diffusers' name for PEFT's settings in JSON
+
+# Settings under which the tensors mean something else, and those of them that mean nothing new.
+_OTHER_FORMULAS = {
+    "fan_in_fan_out": (False, None),
+    "alora_invocation_tokens": (None,),
+    "layer_replication": (None,),
+    "modules_to_save": (None, []),
+    "use_qalora": (False, None),
+    "use_bdlora": (None, False),
+    "block_share": (False, None),
+}
+# These change the base as well, unless they were converted when they were saved.
+_OTHER_BASES = ("pissa", "olora", "corda", "loftq")
+
+
+class PeftSettings:
+    """What PEFT's settings say of each module.
+
+    Args:
+        where: the file, for messages.
+        values: name -> value; names as in "unet.lora_alpha", or in a folder's config "lora_alpha".
+    """
+
+    def __init__(self, where: str, values: dict):
+        self._where, self._values = where, values
+        for key, value in values.items():
+            name = key.rpartition(".")[2]
+            usual = _OTHER_FORMULAS.get(name)
+            if usual is not None and value not in usual:
+                raise UnsupportedAdapter(
+                    f"{where}: its settings have {key}={value!r}, which is not supported. Merge it "
+                    "into the base weights with PEFT."
+                )
+            if name == "init_lora_weights" and str(value).lower().startswith(_OTHER_BASES):
+                raise UnsupportedAdapter(
+                    f"{where}: its settings have {key}={value!r}: it goes with base weights that "
+                    "training has changed. Save it with PEFT's "
+                    "path_initial_model_for_weight_conversion."
+                )
+
+    @classmethod
+    def of_file(cls, source) -> "PeftSettings":
+        """Those in the metadata, where diffusers keeps them; empty where there are none."""
+        text = source.metadata.get(METADATA_KEY) or "{}"
+        return cls(source.describe(), parse_object(source.describe(), METADATA_KEY, text))
+
+    def __bool__(self):
+        return bool(self._values)
+
+    def alpha(self, component: str, path: str, rank: int) -> float | None:
+        """alpha, so that the scale is alpha / rank; None where nothing is said of the component."""
+        prefix = self._prefix(component)
+        if prefix is None:
+            return None
+        # LoHa and LoKr call it alpha; 8 is PEFT's default in all of them.
+        usual = self._values.get(f"{prefix}lora_alpha", self._values.get(f"{prefix}alpha", 8))
+        alpha = self._of_module(f"{prefix}alpha_pattern", component, path, usual)
+        if self._values.get(f"{prefix}use_rslora"):
+            # There the scale is alpha / sqrt(rank).
+            return alpha * math.sqrt(rank)
+        return alpha
+
+    def rank(self, component: str, path: str) -> int | None:
+        """Of a LoKr whose factors are whole, which its shapes do not tell."""
+        prefix = self._prefix(component)
+        if prefix is None or f"{prefix}r" not in self._values:
+            return None
+        usual = self._values[f"{prefix}r"]
+        return int(self._of_module(f"{prefix}rank_pattern", component, path, usual)) or None
+
+    def scales_input(self, path: str) -> bool:
+        """Whether IA3 scales what goes into this layer rather than what comes out."""
+        names = self._values.get("feedforward_modules") or []
+        return any(path == name or path.endswith("." + name) for name in names)
+
+    def _prefix(self, component) -> str | None:
+        if any(key.startswith(component + ".") for key in self._values):
+            return component + "."
+        return "" if "peft_type" in self._values else None
+
+    def _of_module(self, name, component, path, usual) -> float:
+        patterns = self._values.get(name) or {}
+        if not isinstance(patterns, dict):
+            raise UnsupportedAdapter(f"{self._where}: {name} is no JSON object.")
+        found = (v for pattern, v in patterns.items() if self._matches(pattern, component, path))
+        value = next(found, usual)
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        if not number or not math.isfinite(value):
+            what = name.rpartition(".")[2].removesuffix("_pattern")
+            raise UnsupportedAdapter(f"{self._where}: {what} {value!r} of {path} is no number.")
+        return float(value)
+
+    def _matches(self, pattern, component, path) -> bool:
+        # PEFT runs these as regular expressions on the path or its last parts. Files hold plain
+        # paths, with ^ for "the whole path"; others are refused rather than run.
+        name = pattern.removeprefix("^")
+        if not re.fullmatch(r"[\w.]+", name):
+            raise UnsupportedAdapter(
+                f"{self._where}: alpha_pattern {pattern!r} is no plain module path."
+            )
+        if component != "unet":
+            name = name.removeprefix("text_model.")
+        return path == name or (not pattern.startswith("^") and path.endswith("." + name))
+
+
+def parse_object(where: str, name: str, text: str) -> dict:
+    """A JSON object; UnsupportedAdapter for anything else."""
+    try:
+        values = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise UnsupportedAdapter(
+            f"{where}: its {name} is no valid JSON ({error}). Fetch it again."
+        ) from error
+    if not isinstance(values, dict):
+        raise UnsupportedAdapter(f"{where}: its {name} is no JSON object.")
+    return values
+
+
+__all__ = ["METADATA_KEY", "PeftSettings", "parse_object"]

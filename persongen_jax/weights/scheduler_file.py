@@ -1,0 +1,137 @@
+"""What a diffusers scheduler_config.json may say, checked before anything is computed from it.
+
+A model is told how it was trained by two things in there: its noise schedule (betas) and what it
+predicts. Which sampler walks that schedule is another question, and any of ours may take over. A
+class of another parametrisation (EDM, flow matching) says that there are no betas at all.
+"""
+
+import math
+import re
+
+# Classes whose betas mean what ours mean, but whose sampler is not here.
+OTHER_SAMPLERS = frozenset(
+    name + "Scheduler"
+    for name in (
+        "DDIMInverse DDIMParallel DDPMParallel DEISMultistep DPMSolverMultistepInverse "
+        "DPMSolverSDE DPMSolverSinglestep HeunDiscrete KDPM2AncestralDiscrete KDPM2Discrete LCM "
+        "LMSDiscrete PNDM SASolver TCD UniPCMultistep"
+    ).split()
+)
+
+# Part of a class's name -> the parametrisation that it stands for.
+_OTHER_MODELS = {
+    "EDM": "EDM's (preconditioned by sigma_data)",
+    "CosineDPMSolver": "EDM's (preconditioned by sigma_data)",
+    "KarrasVe": "EDM's (preconditioned by sigma_data)",
+    "FlowM": "flow matching",
+    "PiFlow": "flow matching",
+    "ScoreSde": "a score SDE",
+    "CMStochastic": "a consistency model's",
+    "IPNDM": "IPNDM's, without betas",
+}
+
+# Keys that are numbers: (smallest, largest) that makes sense.
+_NUMBERS = {
+    "beta_start": (0, 1),
+    "beta_end": (0, 1),
+    "sigma_min": (0, math.inf),
+    "sigma_max": (0, math.inf),
+    "clip_sample_range": (0, math.inf),
+    "sample_max_value": (0, math.inf),
+    "dynamic_thresholding_ratio": (0, 1),
+    "flow_shift": (-math.inf, math.inf),
+    "lambda_min_clipped": (-math.inf, math.inf),
+    "eta": (-math.inf, math.inf),  # make_plan says which it takes
+}
+# More timesteps than any model has would only take memory.
+_WHOLE = {"num_train_timesteps": (1, 100_000), "steps_offset": (0, 100_000)}
+_FLAGS = frozenset(
+    "rescale_betas_zero_snr use_karras_sigmas use_exponential_sigmas use_beta_sigmas clip_sample "
+    "set_alpha_to_one thresholding lower_order_final euler_at_final use_lu_lambdas "
+    "use_flow_sigmas use_dynamic_shifting use_clipped_model_output".split()
+)
+_CHOICES = frozenset(
+    "beta_schedule prediction_type timestep_spacing interpolation_type timestep_type "
+    "final_sigmas_type solver_order algorithm_type solver_type".split()
+)
+# Where diffusers has no use for null, it stands for the key that was left out. A flag that is null
+# stays as it is: it is no.
+_NULL_IS_ABSENT = frozenset(_NUMBERS) | frozenset(_WHOLE) | _CHOICES
+
+
+def check_parametrisation(config: dict) -> None:
+    """ValueError where the config is of a model that no sampler and no training here fits."""
+    name = config.get("_class_name")
+    if name is not None and not isinstance(name, str):
+        raise ValueError(f"scheduler config: _class_name={name!r} is no text; use a class's name")
+    for part, what in _OTHER_MODELS.items():
+        if name and part in name:
+            raise ValueError(_refusal(f"its class {name} is {what}"))
+    chosen = set(config) - set(unchosen(config))
+    if config.get("sigma_data") is not None and not chosen & {"beta_start", "trained_betas"}:
+        raise ValueError(_refusal(f"sigma_data={config['sigma_data']!r} and no betas is EDM's"))
+    if config.get("timestep_type") == "continuous":
+        raise ValueError(_refusal("timestep_type='continuous' is EDM's"))
+    flow = config.get("use_flow_sigmas") is True and re.search("Solver|UniPC|DEIS", name or "")
+    if flow or config.get("prediction_type") == "flow_prediction":
+        key = "use_flow_sigmas=True" if flow else "prediction_type='flow_prediction'"
+        raise ValueError(_refusal(f"{key} is flow matching"))
+
+
+def _refusal(what: str) -> str:
+    return (
+        f"scheduler config: the model was trained in another parametrisation ({what}), which is "
+        "not supported with any sampler (neither in training); use a model that predicts epsilon, "
+        "v_prediction or sample on a schedule of betas"
+    )
+
+
+def unchosen(config: dict) -> tuple:
+    """Keys whose value nobody chose, as diffusers marks them."""
+    marked = config.get("_use_default_values")
+    if marked is None:
+        return ()
+    if not isinstance(marked, (list, tuple)) or not all(isinstance(k, str) for k in marked):
+        raise ValueError(f"scheduler config: _use_default_values={marked!r} is no list of names")
+    return tuple(marked)
+
+
+def values(config: dict, keys) -> dict:
+    """Of ``config`` those of ``keys`` that say something, each of the type that it has to have.
+
+    Raises:
+        ValueError: a value of another type or outside its range.
+    """
+    given = {k: v for k, v in config.items() if k in keys}
+    given = {k: v for k, v in given.items() if v is not None or k not in _NULL_IS_ABSENT}
+    return {key: _checked(key, value) for key, value in given.items()}
+
+
+def _checked(key: str, value):
+    if key in _FLAGS and not (value is None or isinstance(value, bool)):
+        raise ValueError(f"scheduler config: {key}={value!r} has to be true or false")
+    if key in _WHOLE:
+        low, high = _WHOLE[key]
+        if not _is_number(value) or value != math.floor(value) or not low <= value <= high:
+            what = f"a whole number from {low} to {high}"
+            raise ValueError(f"scheduler config: {key}={value!r} has to be {what}")
+        return int(value)
+    if key in _NUMBERS and value is not None:
+        low, high = _NUMBERS[key]
+        if not _is_number(value, endless=key == "lambda_min_clipped") or not low <= value <= high:
+            range_ = "" if math.isinf(low) else f" from {low} to {high:g}"
+            raise ValueError(
+                f"scheduler config: {key}={value!r} has to be a number{range_}"
+                + ("; take the quotation marks off" if isinstance(value, str) else "")
+            )
+    if key == "trained_betas" and value is not None:
+        listed = list(value) if hasattr(value, "__iter__") and not isinstance(value, str) else [""]
+        if not all(_is_number(x) and 0 <= x < 1 for x in listed):
+            raise ValueError("scheduler config: trained_betas has to be a list of numbers in 0..1")
+    return value
+
+
+def _is_number(value, endless: bool = False) -> bool:
+    if isinstance(value, (bool, str)) or not hasattr(value, "__float__"):
+        return False
+    return not math.isnan(value) and (endless or math.isfinite(value))

@@ -1,0 +1,131 @@
+"""One run at a time in a working directory.
+
+Two that write checkpoints and logs of one name would delete each other's. The first takes
+``run.lock``; the system gives it free when its process ends, however it ends. On file systems that
+lock nothing between hosts, the file itself tells: whoever holds it writes its time anew every few
+seconds, and one that stands still is left over from a host that is gone.
+"""
+
+import contextlib
+import fcntl
+import json
+import os
+import socket
+import threading
+import time
+from pathlib import Path
+
+NAME = "run.lock"
+BEAT = 5.0  # seconds
+PATIENCE = 4 * BEAT  # for another host's lock to move
+
+
+class WorkdirInUse(ValueError):
+    """Another run is in the working directory; the message says which."""
+
+
+@contextlib.contextmanager
+def only_run_in(workdir: Path):
+    """Inside, no other run may begin in ``workdir``, which is made if need be.
+
+    Raises:
+        WorkdirInUse: one is there already.
+    """
+    workdir.mkdir(parents=True, exist_ok=True)
+    path = workdir / NAME
+    file = _take(path)
+    stop = threading.Event()
+    beat = threading.Thread(target=_beat, args=(path, stop), name="workdir lock", daemon=True)
+    try:
+        file.seek(0)
+        file.truncate()
+        json.dump({"process": os.getpid(), "host": socket.gethostname()}, file)
+        file.flush()
+        beat.start()
+        yield
+    finally:
+        stop.set()
+        with contextlib.suppress(RuntimeError):  # it was never started
+            beat.join()
+        with contextlib.suppress(OSError):
+            path.unlink()  # while it is still ours: nobody else can have taken it
+        file.close()
+
+
+def _take(path: Path):
+    """The lock's file, open and ours."""
+    while True:
+        file = open(path, "a+", encoding="utf-8")  # noqa: SIM115 (it is held as long as the run)
+        try:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise WorkdirInUse(_in_use(path, _owner(path))) from None
+            except OSError:  # a file system without locks
+                _check_process(path)
+            if not _is_at(file, path):  # its owner removed it in between
+                file.close()
+                continue
+            _check_other_host(path)
+            return file
+        except BaseException:
+            file.close()
+            raise
+
+
+def _is_at(file, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except FileNotFoundError:
+        return False
+
+
+def _owner(path: Path) -> dict:
+    """What the lock's file says; {} if it says nothing, as in its first moment."""
+    try:
+        said = json.loads(path.read_text(encoding="utf-8"))
+        return {"process": int(said["process"]), "host": str(said["host"])}
+    except (OSError, ValueError, TypeError, KeyError):
+        return {}
+
+
+def _check_process(path: Path):
+    """WorkdirInUse if a process of this host is named there that runs."""
+    owner = _owner(path)
+    if owner.get("host") != socket.gethostname() or owner["process"] == os.getpid():
+        return
+    try:
+        os.kill(owner["process"], 0)
+    except ProcessLookupError:
+        return
+    except PermissionError:
+        pass  # another user's
+    raise WorkdirInUse(_in_use(path, owner))
+
+
+def _check_other_host(path: Path):
+    """WorkdirInUse if another host is named there whose time goes on."""
+    owner = _owner(path)
+    if not owner or owner["host"] == socket.gethostname():
+        return
+    before, until = path.stat().st_mtime_ns, time.monotonic() + PATIENCE
+    while time.monotonic() < until:
+        time.sleep(BEAT / 5)
+        try:
+            if path.stat().st_mtime_ns != before:
+                raise WorkdirInUse(_in_use(path, owner))
+        except FileNotFoundError:
+            return
+
+
+def _in_use(path: Path, owner: dict) -> str:
+    who = f"process {owner['process']} on host {owner['host']}" if owner else "another process"
+    return (
+        f"{path.parent}: {who} trains here; wait for its end or stop it, or give another --workdir"
+    )
+
+
+def _beat(path: Path, stop: threading.Event):
+    while not stop.wait(BEAT):
+        with contextlib.suppress(OSError):
+            os.utime(path)

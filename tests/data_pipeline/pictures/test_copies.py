@@ -1,0 +1,159 @@
+"""A person's picture under two names is never its own reference; replaced pictures are noticed."""
+
+import json
+import logging
+import os
+import shutil
+from collections import Counter
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from data_pipeline.examples.batches import batches
+from data_pipeline.manifest import COPIES, ManifestError, read_manifest
+from data_pipeline.pictures.copies import mark, near_copies, same_bytes
+from data_pipeline.sources import picture_mark
+from tests.data_pipeline.photographs import photograph_source, references_of, target_of
+
+
+def copy_record(folder, name, of, **changes):
+    """A further line of the manifest: the file ``of`` once more, as ``name``."""
+    path = folder / "manifest.jsonl"
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    line = next(line for line in lines if line["image"] == of)
+    shutil.copy(folder / of, folder / name)
+    path.write_text("\n".join(map(json.dumps, [*lines, {**line, "image": name, **changes}])))
+
+
+def test_a_copy_is_never_the_reference_of_its_original(folder, tokenizers, caplog):
+    plain = read_manifest(folder)
+    copy_record(folder, "again.png", "anna_0.png")
+    copy_record(folder, "other words.png", "anna_1.png", caption="a woman img, seen anew")
+    counts = Counter()
+    records = read_manifest(folder, counts=counts)
+    assert counts[COPIES] == 2 and "again.png is anna_0.png" in caplog.text
+    # The same words are left out; other words are further words of the same picture.
+    assert records[:-1] == plain and records[-1].caption == "a woman img, seen anew"
+    assert records[-1].image == plain[1].image
+    source = photograph_source(records, tokenizers)
+    shown = 0
+    for n in range(2 * len(records)):
+        example = source.example(n)
+        target = target_of(example, records)
+        for reference in references_of(example, plain):
+            shown += 1
+            with open(target.image, "rb") as one, open(reference.image, "rb") as other:
+                assert one.read() != other.read()
+    assert shown > len(records)
+
+
+def test_a_person_of_copies_alone_is_left_out(folder, caplog):
+    for name in ("anna_1.png", "anna_0.png"):
+        shutil.copy(folder / "bert_0.png", folder / name)
+    assert {record.identity for record in read_manifest(folder)} == {"bert", "carl"}
+    assert "1 identities with fewer than 2 pictures are left out: anna" in caplog.text
+    for record in read_manifest(folder):  # bert's own and carl's, all of them one picture
+        if record.image != str(folder / "bert_0.png"):
+            shutil.copy(folder / "bert_0.png", record.image)
+    with pytest.raises(ManifestError, match="no identity has two pictures"):
+        read_manifest(folder)
+
+
+def test_the_same_picture_of_two_people_stays(folder):
+    shutil.copy(folder / "bert_0.png", folder / "anna_0.png")
+    assert len(read_manifest(folder)) == 12
+
+
+def test_only_files_of_one_size_are_read(tmp_path, monkeypatch):
+    from data_pipeline.pictures import copies
+
+    files = [str(tmp_path / f"{i}") for i in range(5)]
+    for file, content in zip(files, (b"a", b"bb", b"bb", b"cc", b"ddd"), strict=True):
+        with open(file, "wb") as opened:
+            opened.write(content)
+    read, digest = [], copies._digest
+    monkeypatch.setattr(copies, "_digest", lambda file: read.append(file) or digest(file))
+    assert same_bytes(files) == {files[2]: files[1]} and read == files[1:4]
+
+
+@pytest.mark.parametrize("kind", ["smaller", "jpeg", "turned", "grey alpha"])
+def test_near_copies_are_warned_of(kind, folder, caplog):
+    smooth = np.random.default_rng(0).integers(0, 256, (5, 6, 3), np.uint8)
+    smooth = Image.fromarray(smooth).resize((240, 200), Image.Resampling.BICUBIC)
+    smooth.save(folder / "anna_0.png")
+    exif = Image.Exif()
+    if kind == "smaller":
+        smooth.resize((60, 50)).save(folder / "near.png")
+    elif kind == "jpeg":
+        smooth.save(folder / "near.png", "JPEG", quality=60)
+    elif kind == "turned":  # stored on its side, with the tag that turns it
+        exif[0x0112] = 6
+        smooth.transpose(Image.Transpose.ROTATE_90).save(folder / "near.png", exif=exif)
+    else:
+        smooth.convert("RGBA").save(folder / "near.png", compress_level=1)
+    shutil.copy(folder / "near.png", folder / "anna_1.png")
+    records = read_manifest(folder)
+    assert len(records) == 12  # a warning, no more
+    (said,) = (r.message for r in caplog.records if r.levelno == logging.WARNING)
+    assert "1 pictures look like others" in said and "anna_1.png is anna_0.png" in said
+
+
+def test_different_pictures_are_no_near_copies(folder, records, caplog):
+    read_manifest(folder)
+    assert not caplog.records
+    files = [record.image for record in records]
+    assert near_copies([files]) == {}
+    assert near_copies([[*files, str(folder / "absent.png")]]) == {}
+
+
+def test_a_mark_is_of_the_content_alone(folder, tmp_path):
+    file = folder / "anna_0.png"
+    before = mark(str(file))
+    moved = tmp_path / "elsewhere.png"
+    shutil.copy(file, moved)
+    os.utime(moved, (1, 1))
+    assert mark(str(moved)) == before
+    for kind in ("png", "bmp"):  # of one size whatever they show
+        files = [str(tmp_path / f"{i}.{kind}") for i in range(2)]
+        for i, name in enumerate(files):
+            Image.new("RGB", (8, 8), (i, i, i)).save(name)
+        assert mark(files[0]) != mark(files[1])
+
+
+def test_pictures_replaced_under_their_names_are_noticed_at_resume(
+    folder, records, tokenizers, caplog
+):
+    def stream(records=records):
+        source = photograph_source(records, tokenizers, mark=picture_mark(folder))
+        return batches(source, batch_size=4)
+
+    state = json.loads(json.dumps(stream().state()))
+    stream().check(state)
+    assert not caplog.records
+    Image.new("RGB", (50, 50), "red").save(records[2].image)
+    stream().check(state)
+    (said,) = (record.getMessage() for record in caplog.records)
+    assert said.startswith("1 pictures are others than when the run was left, under the same names")
+    assert records[2].image in said and "put the old ones back" in said
+    del state["pictures"]
+    caplog.clear()
+    stream().check(state)  # of a run that kept no marks
+    assert not caplog.records
+
+
+def test_of_very_many_pictures_one_mark_is_kept(records, tokenizers, monkeypatch, caplog):
+    from data_pipeline.examples import source
+
+    monkeypatch.setattr(source, "NAMED_PICTURES", 3)
+
+    def stream():
+        return batches(photograph_source(records, tokenizers, mark=mark), batch_size=4)
+
+    state = stream().state()
+    assert len(state["pictures"]) == 16
+    stream().check(state)
+    assert not caplog.records
+    Image.new("RGB", (50, 50), "red").save(records[2].image)
+    stream().check(state)
+    assert "12 pictures are others" in caplog.text
