@@ -14,7 +14,8 @@ import os
 import re
 import tempfile
 import unicodedata
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -156,10 +157,16 @@ class Tokenizers:
     """SDXL's two CLIP tokenizers; ``encode`` may be called from several threads at once.
 
     ``max_length`` (77 for CLIP) is the length of every id array made here.
+
+    Attributes:
+        words: what the vocabulary has no entry for: word to its ids by tokenizer and by
+            tokenizer_2; None: there it is text like any other. Found in any case where it stands
+            apart from letters and digits. Who adds one also adds the ids' embeddings to the model.
     """
 
     tokenizer: object
     tokenizer_2: object
+    words: dict[str, tuple] = field(default_factory=dict, compare=False)
 
     def __post_init__(self):
         for tokenizer in (self.tokenizer, self.tokenizer_2):
@@ -187,9 +194,8 @@ class Tokenizers:
 
         What does not fit is cut before the end-of-text token; ``cut_part`` tells what that was.
         """
-        return np.stack(
-            [_finish(t, _token_ids(t, prompt)) for t in (self.tokenizer, self.tokenizer_2)]
-        )
+        ids = zip(self._both, self._ids(prompt), strict=True)
+        return np.stack([_finish(tokenizer, row) for tokenizer, row in ids])
 
     def cut_part(self, prompt: str, copies: int = 1) -> str:
         """The end of ``prompt`` that gets no place among the 77 ids; '' if all of it fits.
@@ -198,10 +204,14 @@ class Tokenizers:
         """
         room = self.max_length - 2 - (copies - 1)
         cuts = []
-        for tokenizer in (self.tokenizer, self.tokenizer_2):
-            offsets = tokenizer.backend_tokenizer.encode(prompt, add_special_tokens=False).offsets
-            cuts.append(prompt[offsets[room][0] :] if len(offsets) > room else "")
+        for which in (0, 1):
+            tokens = list(self._tokens(which, prompt))
+            cuts.append(prompt[tokens[room][1] :] if len(tokens) > room else "")
         return max(cuts, key=len)
+
+    def has_word(self, word: str, text: str) -> bool:
+        """Whether this one of ``words`` stands in the text."""
+        return re.search(_apart([word]), text, re.IGNORECASE) is not None
 
     def is_full(self, ids: np.ndarray) -> bool:
         """Whether ids [2, n] of a prompt leave no place, so that its end may have been cut."""
@@ -222,10 +232,10 @@ class Tokenizers:
             raise ValueError(f"num_references is {num_references}; at least one is needed")
         left, right = split_at_trigger(prompt, trigger_word)
         rows, ends = [], []
-        for tokenizer in (self.tokenizer, self.tokenizer_2):
-            # Apart, so that a trigger of several tokens needs no entry in the vocabulary. CLIP
-            # splits at the trigger's ends anyhow: the ids are those of the text in one piece.
-            before, after = _token_ids(tokenizer, left), _token_ids(tokenizer, right)
+        # Apart, so that a trigger of several tokens needs no entry in the vocabulary. CLIP splits
+        # at the trigger's ends anyhow: the ids are those of the text in one piece.
+        ids = zip(self._both, self._ids(left), self._ids(right), strict=True)
+        for tokenizer, before, after in ids:
             rows.append(_finish(tokenizer, before + before[-1:] * (num_references - 1) + after))
             ends.append(len(before) + num_references)  # behind the copies; id 0 starts the text
         if ends[0] != ends[1]:
@@ -243,6 +253,29 @@ class Tokenizers:
         mask = np.zeros(self.max_length, bool)
         mask[ends[0] - num_references : ends[0]] = True
         return np.stack(rows), mask, left + right
+
+    @property
+    def _both(self) -> tuple:
+        return self.tokenizer, self.tokenizer_2
+
+    def _ids(self, text: str) -> tuple[list[int], list[int]]:
+        return tuple([token for token, _ in self._tokens(which, text)] for which in (0, 1))
+
+    def _tokens(self, which: int, text: str) -> Iterator[tuple[int, int]]:
+        """(id, where in the text it starts) by the first or the second tokenizer."""
+        words = {w.lower(): ids[which] for w, ids in self.words.items() if ids[which] is not None}
+        backend = self._both[which].backend_tokenizer
+        # CLIP splits at blanks and signs, so that the pieces' ids are those of the whole.
+        pieces = re.split(_apart(words), text, flags=re.IGNORECASE) if words else [text]
+        start = 0
+        for piece in pieces:
+            if piece.lower() in words:
+                yield from ((token, start) for token in words[piece.lower()])
+            else:
+                encoding = backend.encode(piece, add_special_tokens=False)
+                for token, (first, _) in zip(encoding.ids, encoding.offsets, strict=True):
+                    yield token, start + first
+            start += len(piece)
 
 
 def _load(folder: Path):
@@ -293,8 +326,10 @@ def _max_length(tokenizer) -> int:
     return int(length) if length < 1e9 else CLIP_MAX_LENGTH
 
 
-def _token_ids(tokenizer, text: str) -> list[int]:
-    return tokenizer.backend_tokenizer.encode(text, add_special_tokens=False).ids
+def _apart(words) -> str:
+    """Any of the words, in a group, no letter or digit beside it; the longest that fits."""
+    longest_first = sorted(words, key=len, reverse=True)
+    return rf"(?<!\w)({'|'.join(map(re.escape, longest_first))})(?!\w)"
 
 
 def _finish(tokenizer, ids: list[int]) -> np.ndarray:

@@ -229,14 +229,6 @@ def test_what_changes_nothing_is_said(ours, shapes, tmp_path):
         ours.load_lora(path)
 
 
-def test_embeddings_next_to_a_lora_are_named_and_the_lora_applied(ours, shapes, tmp_path):
-    words = {f"bundle_emb.<me>.{tower}": draw(2, 8) for tower in ("clip_l", "clip_g")}
-    path = save(tmp_path / "a.safetensors", {**lora(shapes), **words})
-    with pytest.warns(UserWarning, match="'<me>' .clip_g, clip_l. .*is not used, only the LoRA is"):
-        ours.load_lora(path, name="x")
-    assert list(ours.adapters["x"][0]["unet"]) == [LINEAR]
-
-
 @pytest.mark.parametrize("weight", [float("nan"), float("inf"), "1", None])
 def test_a_weight_that_is_no_number(ours, shapes, tmp_path, weight):
     path = save(tmp_path / "a.safetensors", lora(shapes))

@@ -270,9 +270,11 @@ class CLIPTextModel(nnx.Module):
     def _pooled_positions(self, input_ids):
         """[b]: where each prompt ends."""
         eos = self.config["eos_token_id"]
-        # Old configs say 2, which ends no text in CLIP's vocabulary; what does is its highest id.
-        # With any other value the first match is taken, because padding may repeat it.
-        return jnp.argmax(input_ids if eos == 2 else input_ids == eos, axis=-1)
+        # Old configs say 2, which ends no text in CLIP's vocabulary; what does is its highest id
+        # (those behind it are of words that came later). With any other value the first match is
+        # taken, because padding may repeat it.
+        own = jnp.where(input_ids < self.config["vocab_size"], input_ids, -1)
+        return jnp.argmax(own if eos == 2 else input_ids == eos, axis=-1)
 
 
 class CLIPVisionModel(nnx.Module):

@@ -243,7 +243,9 @@ def tell_of_call(
     conditioner = pipe.conditioner
     read = negatives if options.guidance_scale > 1 else ()
     tell_of_texts(conditioner, prompts, read, parts, people)
-    lines = list(options.without_effect(negatives, people is not None, plan))
+    texts = [text for given in (prompts, read, *parts.values()) for text in given if text]
+    lines = [*options.without_effect(negatives, people is not None, plan)]
+    lines += pipe.words.without_use(texts)
     if asked:
         identities = {"identity", *conditioner.of_people} if people is not None else ()
         first = max(0, options.merge_step(plan) + 1)

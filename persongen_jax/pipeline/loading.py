@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 from persongen_jax.checkpoint import load_trained
 from persongen_jax.models.lora import merge_adapters, remove_adapters
 from persongen_jax.partition import leaf_paths
+from persongen_jax.pipeline.words import Words, read_words
 from persongen_jax.sharding import replicated
 from persongen_jax.weights.adapters import (
     apply_adapter,
@@ -25,7 +26,7 @@ from persongen_jax.weights.adapters import (
 from persongen_jax.weights.directory import read_config
 from persongen_jax.weights.ip_adapter import is_ip_adapter
 from persongen_jax.weights.lora.kinds import LoraWeights
-from persongen_jax.weights.lora.reading import no_effect, read_embeddings, read_lora
+from persongen_jax.weights.lora.reading import no_effect, read_lora
 from persongen_jax.weights.photomaker import has_tower_like, read_photomaker
 from persongen_jax.weights.sdxl import SDXLBase
 
@@ -97,8 +98,10 @@ def _photomaker_config(base: SDXLBase, path, name: str) -> dict:
 # ---- LoRA ------------------------------------------------------------------------------------
 
 
-def read_adapter(path, base, weight: float = 1.0) -> dict:
-    """A LoRA file's weights by component; WeightsError unless it fits the base's model.
+def read_adapter(path, base, weight: float = 1.0) -> tuple[dict, Words]:
+    """A LoRA file's weights by component, and the words that lie with it.
+
+    WeightsError unless they fit the base's model.
 
     A warning says what of it changes nothing at this weight.
     """
@@ -107,8 +110,9 @@ def read_adapter(path, base, weight: float = 1.0) -> dict:
     layers_per_block = base.configs["unet"].get("layers_per_block", 2)
     adapter = read_lora(path, paths, layers_per_block=layers_per_block)
     check_adapters(base.model, adapter, path)
+    words = read_words(path, base)
     _warn_of_no_effect(path, adapter, weight)
-    return adapter
+    return adapter, words
 
 
 def with_weights(adapters: Adapters, weights: dict[str, float]) -> Adapters:
@@ -133,11 +137,6 @@ def _warn_of_no_effect(path, adapter: dict, weight: float):
         _warn(
             f"{path}: all of its layers are zero, as before training, so that it changes nothing; "
             "check that it was saved after training"
-        )
-    for token, towers in read_embeddings(path).items():
-        _warn(
-            f"{path}: the embedding of the word {token!r} ({', '.join(sorted(towers))}) that lies "
-            "with it is not used, only the LoRA is; write what it stands for in plain words instead"
         )
 
 

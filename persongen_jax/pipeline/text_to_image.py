@@ -17,6 +17,7 @@ from persongen_jax.models.attention import branch_names
 from persongen_jax.partition import fill_trained, set_leaves
 from persongen_jax.pipeline import checks, images, loading
 from persongen_jax.pipeline.conditioner import Conditioner
+from persongen_jax.pipeline.words import OwnWords
 from persongen_jax.sampling_plan import make_plan
 from persongen_jax.scales import Strength
 from persongen_jax.sharding import make_mesh, put, replicated, shardings_by_path, to_host
@@ -46,7 +47,7 @@ class Pipeline:
             them whole.
 
     Attributes:
-        adapters: the loaded LoRAs, see pipeline/loading.py.
+        adapters, words: the loaded LoRAs, see pipeline/loading.py, and the words they bring.
         conditioner: what the loaded method reads, see pipeline/conditioner.py.
     """
 
@@ -56,6 +57,7 @@ class Pipeline:
         self.divided = divided
         self.adapters: loading.Adapters = {}
         self._own_lora = self._of_base = {}
+        self.words = OwnWords(base)
         self._use(None)
         self._place()
 
@@ -100,7 +102,8 @@ class Pipeline:
                 f"the loaded method's attention branches ({', '.join(branches)}) have no place in "
                 "a diffusers directory; keep its training run"
             )
-        save_sdxl(self.base, folder)
+        with self.words.left_out():
+            save_sdxl(self.base, folder)
 
     @property
     def model(self):
@@ -208,6 +211,8 @@ class Pipeline:
     def load_lora(self, path, *, weight: float = 1.0, name: str | None = None):
         """Put a LoRA (or DoRA, LoHa, LoKr, IA3) of any tool on the model; several add up.
 
+        Words whose embeddings lie with it (``bundle_emb``) can be used in prompts from then on.
+
         Args:
             path: the ``*.safetensors`` file, or PEFT's or diffusers' folder.
             weight: factor of its effect; change it later by :meth:`set_lora_weights`.
@@ -217,8 +222,9 @@ class Pipeline:
             WeightsError: the file is not there, of a kind that is not applied (it is named), or
                 not for this model; what is loaded stays as it was.
         """
-        adapter = loading.read_adapter(path, self.base, weight)
+        adapter, words = loading.read_adapter(path, self.base, weight)
         name = str(path) if name is None else name
+        self.words.add(name, words)
         self._put_adapters({**self.adapters, name: (adapter, weight)})
 
     def set_lora_weights(self, weights: dict[str, float]):
@@ -237,10 +243,12 @@ class Pipeline:
                 f"{name}: lies on the method's attention branches too, which a LoRA file has no "
                 "place for; keep its training run"
             )
+        self.words.tell_not_written(name)
         write_lora(path, adapter)
 
     def unload_lora(self):
         """Take every LoRA off again; a method keeps its own, which is a part of it."""
+        self.words.drop(self.adapters)
         self._put_adapters(loading.of_method(self.adapters))
 
     def fuse_lora(self):

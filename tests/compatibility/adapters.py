@@ -111,8 +111,20 @@ ENTRIES = [
     (
         "more than LoRA",
         "bundle_emb",
-        "LoRA applied, warning: word not used",
-        f"{PIPELINE}test_embeddings_next_to_a_lora_are_named_and_the_lora_applied",
+        "LoRA applied, word usable in prompts",
+        "tests/test_words.py::test_a_word_is_its_embeddings",
+    ),
+    (
+        "more than LoRA",
+        "bundle_emb of another width, or not finite",
+        "refused",
+        "tests/test_words.py::test_embeddings_for_another_base",
+    ),
+    (
+        "more than LoRA",
+        "bundle_emb of one tower, output embeddings, a word in no prompt",
+        "warning",
+        "tests/test_words.py::test_what_of_a_word_has_no_effect_is_said",
     ),
     ("no effect", "nothing in the file", "refused", f"{DIALECTS}test_a_file_with_nothing_in_it"),
     ("no effect", "weight 0, all zero", "warning", f"{PIPELINE}test_what_changes_nothing_is_said"),
