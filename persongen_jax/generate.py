@@ -28,7 +28,7 @@ from persongen_jax.generate_base import (
     open_base_pipeline,
     scheduler_options,
 )
-from persongen_jax.generate_warnings import warn, warnings_as_lines, without_effect
+from persongen_jax.generate_warnings import without_effect
 from persongen_jax.plain_warnings import plain_warnings
 from persongen_jax.scales import parse_scales
 
@@ -216,11 +216,7 @@ def make_pipeline(args):
         pipe.load_method(args.method, args.method_weights, encoder=args.image_encoder)
     for item in args.lora:
         path, weight = parse_lora(item)
-        with warnings.catch_warnings(record=True) as said:
-            warnings.simplefilter("always")
-            pipe.load_lora(path, weight=weight)
-        for each in said:
-            warn(str(each.message))
+        pipe.load_lora(path, weight=weight)
     return pipe
 
 
@@ -266,7 +262,7 @@ def generate(args) -> list[Path]:
         cache = Path.home() / ".cache" / "persongen_jax" / "xla"
         jax.config.update("jax_compilation_cache_dir", str(cache))
     for line in without_effect(args):
-        warn(line)
+        warnings.warn(line, stacklevel=1)
     prompts = read_prompts(args)
     count = len(prompts)
     parts, named = read_parts(args, count), read_named("--part", args.part, count)
@@ -299,7 +295,7 @@ def generate(args) -> list[Path]:
     if args.watermark:
         from persongen_jax.watermark import WatermarkIfItFits
 
-        watermark = WatermarkIfItFits(warn)
+        watermark = WatermarkIfItFits(warnings.warn)
     folder, notes = ImageFolder(args.out), make_notes(args, prompts, parts | named)
     paths = []
 
@@ -331,29 +327,28 @@ def run_pipeline(pipe, args, prompts, given, scales, save):
             save(image)
 
     try:
-        with warnings_as_lines():
-            pipe(
-                prompts,
-                args.negative_prompt,
-                **given,
-                scales=scales,
-                start_merge_step=args.start_merge_step,
-                height=args.height,
-                width=args.width,
-                num_inference_steps=args.steps,
-                guidance_scale=args.guidance_scale,
-                guidance_rescale=args.guidance_rescale,
-                num_images_per_prompt=args.images_per_prompt,
-                seed=args.seed,
-                scheduler=args.scheduler,
-                scheduler_options=scheduler_options(args),
-                batch_size=args.batch_size,
-                tiling=args.tiling,
-                tile_size=args.tile_size,
-                output_type="np",
-                progress=bar.update,
-                on_batch=save_batch,
-            )
+        pipe(
+            prompts,
+            args.negative_prompt,
+            **given,
+            scales=scales,
+            start_merge_step=args.start_merge_step,
+            height=args.height,
+            width=args.width,
+            num_inference_steps=args.steps,
+            guidance_scale=args.guidance_scale,
+            guidance_rescale=args.guidance_rescale,
+            num_images_per_prompt=args.images_per_prompt,
+            seed=args.seed,
+            scheduler=args.scheduler,
+            scheduler_options=scheduler_options(args),
+            batch_size=args.batch_size,
+            tiling=args.tiling,
+            tile_size=args.tile_size,
+            output_type="np",
+            progress=bar.update,
+            on_batch=save_batch,
+        )
     except FieldError as error:
         raise ValueError(f"{error} (here: --input NAME=FILE)") from error
     bar.close()

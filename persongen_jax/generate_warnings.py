@@ -1,8 +1,4 @@
-"""What generate says of options without effect, and of what a call of the pipeline warns of."""
-
-import contextlib
-import sys
-import warnings
+"""What generate says of options without effect."""
 
 
 def without_effect(args) -> list[str]:
@@ -16,26 +12,3 @@ def without_effect(args) -> list[str]:
     if args.image_encoder and not args.method_weights:
         lines.append("--image-encoder has no effect without --method-weights")
     return lines
-
-
-def warn(message: str):
-    print(f"warning: {message}", file=sys.stderr)
-
-
-@contextlib.contextmanager
-def warnings_as_lines():
-    """Inside, what a call warns of (pipeline/checks.py) is a line each."""
-    from persongen_jax.pipeline.checks import CallWarning
-
-    with warnings.catch_warnings():
-        others = warnings.showwarning
-
-        def show(message, category, *where, **more):
-            if issubclass(category, CallWarning):
-                warn(str(message))
-            else:
-                others(message, category, *where, **more)
-
-        warnings.simplefilter("always", CallWarning)
-        warnings.showwarning = show
-        yield

@@ -1,21 +1,26 @@
 """Warnings as a command's user reads them: one line, without the place in our code."""
 
 import contextlib
+import sys
 import warnings
 
 
 @contextlib.contextmanager
 def plain_warnings():
-    """Inside, a UserWarning is written as ``warning: <text>``."""
-    before = warnings.formatwarning
+    """Inside, every UserWarning is a line ``warning: <text>`` on stderr, once for each text."""
+    with warnings.catch_warnings():
+        others, told = warnings.showwarning, set()
 
-    def line(message, category, *place, **more):
-        if issubclass(category, UserWarning):
-            return f"warning: {message}\n"
-        return before(message, category, *place, **more)
+        def show(message, category, *place, **more):
+            if not issubclass(category, UserWarning):
+                others(message, category, *place, **more)
+            elif str(message) not in told:
+                told.add(str(message))
+                print(f"warning: {message}", file=sys.stderr)
 
-    warnings.formatwarning = line
-    try:
+        warnings.simplefilter("always", UserWarning)
+        warnings.showwarning = show
         yield
-    finally:
-        warnings.formatwarning = before
+
+
+__all__ = ["plain_warnings"]

@@ -3,8 +3,9 @@
 import pytest
 
 from persongen_jax import generate
-from persongen_jax.generate_warnings import warnings_as_lines, without_effect
+from persongen_jax.generate_warnings import without_effect
 from persongen_jax.pipeline.checks import tell
+from persongen_jax.plain_warnings import plain_warnings
 
 
 @pytest.mark.parametrize("coding", ["utf-8", "utf-8-sig", "utf-16", "utf-32"])
@@ -41,8 +42,9 @@ def test_options_without_effect_are_lines(capsys):
     assert told("--reference", "a.png", "--no-crop", "--detector", "cascade") == [
         "--detector cascade has no effect: --no-crop looks for no face"
     ]
-    # What a call of the pipeline warns of is a line each, as often as it is said.
-    with warnings_as_lines():
-        for _ in range(2):
-            tell("seed=3 has no effect")
+    # What a call of the pipeline warns of is a line each, and said once by every command.
+    for _ in range(2):
+        with plain_warnings():
+            for _ in range(2):
+                tell("seed=3 has no effect")
     assert capsys.readouterr().err == "warning: seed=3 has no effect\n" * 2
