@@ -12,7 +12,6 @@ pictures are for training; without it every tenth is held out. CelebA's own tabl
 """
 
 import hashlib
-import os
 import posixpath
 from collections import defaultdict
 from pathlib import Path
@@ -37,6 +36,7 @@ from data_pipeline.attributes.table import (
     others_too,
     read_table,
 )
+from data_pipeline.pictures.copies import mark as content_mark
 from data_pipeline.text_files import TextError, read_lines
 
 CELEBA_TERMS = (
@@ -255,10 +255,10 @@ def _check_split(folder: Path, held: np.ndarray, split_file: Path | None) -> Non
 
 
 def _fingerprint(folder: Path, pictures, tables, size: int, channels: int) -> str:
-    """Of the tables' content, the pictures' names and bytes, and what they are made into."""
+    """Of the tables' content, the pictures' names and content, and what they are made into."""
     digest = hashlib.sha256(f"{size} {channels}".encode())
     for path in filter(None, dict.fromkeys(tables)):
         digest.update(hashlib.sha256(path.read_bytes()).digest())
     for picture in pictures:
-        digest.update(f"\n{picture} {os.path.getsize(folder / picture)}".encode())
+        digest.update(f"\n{picture} {content_mark(str(folder / picture))}".encode())
     return digest.hexdigest()[:16]

@@ -274,11 +274,13 @@ def test_the_fingerprint_changes_with_the_content(write):
     marks.add(opened(folder, size=4).train.fingerprint)
     marks.add(opened(folder, channels=1).train.fingerprint)
     marks.add(opened(write(text.replace("3,0", "3,1"))).train.fingerprint)
-    Image.fromarray(np.random.default_rng(0).integers(0, 256, (8, 8, 3), np.uint8)).save(
-        write(text) / "3.png"
-    )
-    marks.add(opened(folder).train.fingerprint)
-    assert len(marks) == 6
+    file, sizes = write(text) / "3.png", set()
+    for seed in (0, 1):  # two pictures of as many bytes
+        pixels = np.random.default_rng(seed).integers(0, 256, (8, 8, 3), np.uint8)
+        Image.fromarray(pixels).save(file, compress_level=0)
+        marks.add(opened(folder).train.fingerprint)
+        sizes.add(file.stat().st_size)
+    assert len(marks) == 7 and len(sizes) == 1
 
 
 # ---- faults ------------------------------------------------------------------------------------
