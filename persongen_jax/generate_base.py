@@ -21,7 +21,11 @@ def add_base_options(add):
     )
     add("--unet", metavar="FILE|DIR", help="UNet in place of the base's")
     add("--vae", metavar="FILE|DIR", help="VAE in place of the base's")
-    add("--text-encoders", metavar="DIR", help="directory with both, in place of the base's")
+    add(
+        "--text-encoders",
+        metavar="FILE|DIR",
+        help="directory or checkpoint with both, or files of their own, in place of the base's",
+    )
     add(
         "--prediction-type",
         choices=PREDICTION_TYPES,

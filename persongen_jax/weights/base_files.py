@@ -21,6 +21,7 @@ from persongen_jax.weights.original_sdxl import split_checkpoint
 from persongen_jax.weights.quantised import dequantised, precision
 from persongen_jax.weights.recognise import CALLED, Prediction, Recognised, prediction, recognise
 from persongen_jax.weights.source import RenamedSource, TensorSource
+from persongen_jax.weights.text_encoder_file import open_text_encoder, text_encoder_files
 
 NORMALISE = {
     "unet": lambda source: source,
@@ -33,7 +34,7 @@ NORMALISE = {
 GIVEN = {
     "unet": "unet=FILE|DIR (generate: --unet, training: --config.unet)",
     "vae": "vae=FILE|DIR (generate: --vae, training: --config.vae)",
-    "text_encoder": "text_encoders=DIR (generate: --text-encoders, training: "
+    "text_encoder": "text_encoders=FILE|DIR (generate: --text-encoders, training: "
     "--config.text_encoders)",
 }
 GIVEN["text_encoder_2"] = GIVEN["text_encoder"]
@@ -248,6 +249,10 @@ def _open_parts(files: BaseFiles, path: Path, given, single, variant):
     wanted = set(COMPONENTS)
     for where in dict.fromkeys(given.values()):
         names = [name for name in COMPONENTS if given.get(name) == where]
+        alone = text_encoder_files(where) if where.exists() and "text_encoder" in names else []
+        if alone:
+            wanted -= _open_text_encoders(files, alone)
+            continue
         wanted -= set(names)
         if where.is_file():
             files.from_file(where, names)
@@ -266,6 +271,22 @@ def _open_parts(files: BaseFiles, path: Path, given, single, variant):
     _fill_in(files, [name for name in COMPONENTS if name in wanted], single, path, variant)
     for name in COMPONENTS:
         files.sources[name] = NORMALISE[name](files.sources[name])
+
+
+def _open_text_encoders(files: BaseFiles, paths) -> set[str]:
+    """The components that these files hold, one each; the base keeps its own others."""
+    found = {}
+    for path in paths:
+        name, source = open_text_encoder(path, files.configs)
+        files.sources[name], before = source, files.sources.get(name)
+        if before is not None:
+            before.close()
+            raise WeightsError(
+                f"{path}: {CALLED[name]}, as {found[name]} is. Leave one of them in the folder."
+            )
+        found[name] = path
+        files.notes.append(f"{path}: {CALLED[name]}")
+    return set(found)
 
 
 def _fill_in(files: BaseFiles, names, single, path, variant):

@@ -82,6 +82,7 @@ _RULES = (
     ("clip", (r"(text_model|text_projection)\.", r"(vision_model|visual_projection)\.")),
     ("clip-vision", (r"(vision_model\.)?embeddings\.patch_embedding\.",)),
     ("clip-text", (r"(text_model\.)?embeddings\.token_embedding\.",)),
+    ("clip-text", (r"token_embedding\.", r"transformer\.resblocks\.")),
     ("arcface", (r"layer1\.0\.conv1\.weight", r"fc\.weight")),
 )
 

@@ -65,8 +65,8 @@ def load_sdxl(
         config: for a single file, the directory that has its configs and tokenizers; its weights
             fill in for parts that the file lacks.
         unet, vae: a file or a component's directory that takes the place of the base's own.
-        text_encoders: likewise a directory with ``text_encoder`` and ``text_encoder_2``, or a
-            whole checkpoint.
+        text_encoders: likewise a directory with ``text_encoder`` and ``text_encoder_2``, a whole
+            checkpoint, or one or both in files of their own (in one directory).
         prediction_type: what the UNet predicts, whatever files and configs say.
         check: called with the scheduler's config before any weight is read; its errors end it.
         shardings: as in :func:`~persongen_jax.weights.loader.load_module`.

@@ -160,6 +160,7 @@ ENTRIES = [
     ),
     (BASE, "no VAE; a VAE alone in three spellings", "--vae named, and read", "a_vae_alone"),
     (BASE, "no text encoders", "--text-encoders named, and read", "no_text_encoders"),
+    (BASE, "text encoders in files of their own", "read", "text_encoders_in_files_of_their_own"),
     (BASE, "VAE of another scaling_factor", "refused", "a_vae_alone"),
     (BASE, "a LoRA, a GGUF file, a web page", "said what it is", "files_that_are_no_base"),
     (BASE, ".ckpt with state_dict", "read (extra convert)", "a_pickled_checkpoint"),

@@ -20,6 +20,7 @@ from persongen_jax.weights.safetensors_file import TensorFile, write_safetensors
 from tests.weights.sgm import checkpoint, unet_to_sgm
 
 UNET, VAE = "model.diffusion_model.", "first_stage_model."
+TEXT_2 = "conditioner.embedders.1.model."
 MARKERS = {name: np.zeros(0, np.float32) for name in ("v_pred", "ztsnr")}
 V = {"prediction_type": "v_prediction"}
 
@@ -354,6 +355,34 @@ def test_no_text_encoders(whole, state, tiny_base, bare, tmp_path):
         open_base(path, config=bare)
     with open_base(path, config=bare, text_encoders=tiny_base) as files:
         check_same(files, state)
+
+
+def test_text_encoders_in_files_of_their_own(whole, state, tiny_base, bare, tmp_path):
+    """Transformers' names in one folder, open_clip's in a file; what is not there the base has."""
+    path = save(tmp_path / "a.safetensors", only(whole, UNET, VAE))
+    (tmp_path / "both").mkdir()
+    temperature, unread = np.ones((), "f4"), np.zeros((4, 4), "f4")
+    first = state["text_encoder"] | {"logit_scale": temperature, "text_projection.weight": unread}
+    first = save(tmp_path / "both" / "clip_l.safetensors", first)
+    save(tmp_path / "both" / "clip_g.safetensors", state["text_encoder_2"])
+    with open_base(path, config=bare, text_encoders=tmp_path / "both") as files:
+        check_same(files, state)
+        said = {note.rpartition(": ")[2] for note in files.notes}
+        assert said == {"the first text encoder", "the second text encoder"}
+    flat = {k.removeprefix(TEXT_2): v for k, v in only(whole, TEXT_2).items()}
+    second = save(tmp_path / "open_clip.safetensors", flat)
+    assert identify(first).kind == identify(second).kind == "clip-text"
+    for one in (first, second):
+        with open_base(tiny_base, text_encoders=one) as files:
+            check_same(files, state)
+    with pytest.raises(MissingFile, match="the first text encoder are missing"):
+        open_base(path, config=bare, text_encoders=second)
+    save(tmp_path / "both" / "copy.safetensors", state["text_encoder_2"])
+    with pytest.raises(WeightsError, match="copy.safetensors: the second .*Leave one of them"):
+        open_base(tiny_base, text_encoders=tmp_path / "both")
+    wide = {"text_model.embeddings.token_embedding.weight": np.zeros((9, 7), "f4")}
+    with pytest.raises(WeightsError, match="width 7; the base's have"):
+        open_base(tiny_base, text_encoders=save(tmp_path / "wide.safetensors", wide))
 
 
 def test_files_that_are_no_base(tiny_base, bare, tmp_path):
