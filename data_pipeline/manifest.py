@@ -18,7 +18,7 @@ from collections import Counter, defaultdict
 from dataclasses import fields, replace
 from pathlib import Path
 
-from data_pipeline.pictures.copies import near_copies, same_bytes
+from data_pipeline.pictures.copies import NEAR_LIMIT, near_copies, same_bytes
 from data_pipeline.pictures.reading import ImageError, image_size
 from data_pipeline.prompts import PromptError, split_at_trigger
 from data_pipeline.schema import Record, to_entry
@@ -34,6 +34,8 @@ SHOWN_PROBLEMS = 20
 CLIPPED, DROPPED = "boxes clipped at the picture's edge", "boxes outside the picture dropped"
 SINGLE = "people with a single picture left out"
 COPIES = "copies of a picture under another name taken as that picture"
+# What is said of the pixels, and so of every copy.
+PLACES = ("face_box", "landmarks", "keypoints", "visibility", "original_size", "crop")
 
 
 class ManifestError(ValueError):
@@ -265,6 +267,10 @@ def _report(path: Path, problems: list[str], missing: list[str]) -> str:
     return "\n  ".join(parts)
 
 
+def _told(counts: Counter) -> str:
+    return f"; {counts[COPIES]} {COPIES}" if counts[COPIES] else ""
+
+
 def _some(names) -> str:
     return ", ".join(names[:SHOWN_PROBLEMS]) + (", ..." if len(names) > SHOWN_PROBLEMS else "")
 
@@ -277,6 +283,12 @@ def _without_copies(records: list[Record], path: Path, counts: Counter) -> list[
     for files in of_identity.values():
         copies |= same_bytes(files)
     firsts = [[file for file in files if file not in copies] for files in of_identity.values()]
+    if sum(map(len, firsts)) > NEAR_LIMIT:
+        log.warning(
+            "%s: more than %d pictures: copies in another size or format are not looked for",
+            path,
+            NEAR_LIMIT,
+        )
     near = near_copies(firsts)
     if near:
         log.warning(
@@ -290,16 +302,28 @@ def _without_copies(records: list[Record], path: Path, counts: Counter) -> list[
         return records
     counts[COPIES] += len(copies)
     log.warning("%s: %s: %d (%s)", path, COPIES, len(copies), _pairs(copies))
-    kept = [record for record in records if record.image not in copies]
-    for i, record in enumerate(records):
-        if record.image in copies:
-            named = replace(record, image=copies[record.image])
-            if named in kept:
-                records[i] = None
-            else:
-                kept.append(named)
-                records[i] = named
-    return [record for record in records if record is not None]
+    same, kept = defaultdict(list), []
+    for record in records:
+        same[copies.get(record.image, record.image)].append(record)
+    done = defaultdict(list)
+    for record in records:
+        image = copies.get(record.image, record.image)
+        named = _filled_in(replace(record, image=image), same[image])
+        if record.image in copies and named in done[image]:
+            continue
+        done[image].append(named)
+        kept.append(named)
+    return kept
+
+
+def _filled_in(record: Record, twins: list[Record]) -> Record:
+    """With what is only said beside others of the same picture: where the face and body are."""
+    found = {
+        name: next((value for twin in twins if (value := getattr(twin, name)) is not None), None)
+        for name in PLACES
+        if getattr(record, name) is None
+    }
+    return replace(record, **found)
 
 
 def _pairs(copies: dict[str, str]) -> str:
@@ -326,7 +350,7 @@ def serviceable(records: list[Record], path, counts: Counter, least: int = 2) ->
     if not kept:
         raise ManifestError(
             f"{path}: no identity has {'two pictures' if least == 2 else 'a picture'} "
-            f"({len(records)} lines); training needs a target, and where the method reads "
-            "references another picture of the same person"
+            f"({len(records)} lines{_told(counts)}); training needs a target, and where the "
+            "method reads references another picture of the same person"
         )
     return kept

@@ -13,6 +13,7 @@ people; ``size`` (64), the side in pixels; ``framing``, mixed or portrait (mixed
 that are to differ need numbers apart: a set takes ``identities`` x ``pictures`` of them.
 """
 
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import parse_qsl
@@ -83,9 +84,18 @@ def picture_stamps(data: str) -> Callable[[str], str | None]:
 
 
 def picture_mark(data: str) -> Callable[[str], str] | None:
-    """record.image to a text of its content, wherever it lies; None where the records tell."""
+    """record.image to a text of its content, wherever it lies; None for drawn people.
+
+    Of shards all pictures have one: that of all files.
+    """
     data = str(data)
-    return None if data.startswith(PEOPLE) or is_shards(data) else mark
+    if data.startswith(PEOPLE):
+        return None
+    if not is_shards(data):
+        return mark
+    marks = "".join(mark(str(path)) for path in sorted(Path(data).glob("*record*")))
+    of_all = f"{zlib.crc32(marks.encode()):08x}"
+    return lambda name: of_all
 
 
 def _stamp(path: Path) -> str:

@@ -3,9 +3,12 @@
 import numpy as np
 from PIL import Image
 
-from data_pipeline.pictures.formats import PictureFault
+from data_pipeline.pictures.formats import PictureFault, check_size
 
 CHANNELS = (1, 3, 4)
+BEYOND = 1e-2  # of floats that were resized or computed in half precision
+LABELS = 8  # of a mask's 255: below it are no greys but 0 and 1, or the numbers of labels
+ONES = "of nothing but 0 and 1: give 0 and 255, or float in 0..1"
 
 
 def image_from_array(values) -> np.ndarray | Image.Image:
@@ -15,16 +18,17 @@ def image_from_array(values) -> np.ndarray | Image.Image:
         values: [h, w] or [h, w, 1] grey, [h, w, 3] RGB or [h, w, 4] RGBA; uint8, or float in 0..1.
 
     Raises:
-        PictureFault: anything else.
+        PictureFault: anything else, and uint8 of 0 and 1, which would be black.
     """
-    values = np.asarray(values)
-    _check_shape(values)
+    values = _array(values)
     if values.dtype == np.uint8:
+        if values.max() == 1:
+            raise _wrong(values, ONES)
         pixels = values
     elif is_float(values):
         pixels = bytes_of_floats(values)
     else:
-        raise _wrong(values, "give uint8, or float in 0..1")
+        raise _wrong(values, "give uint8 of 0 to 255, or float in 0..1")
     if pixels.shape[2:] == (3,):
         return pixels
     return Image.fromarray(pixels[..., 0] if pixels.shape[2:] == (1,) else pixels)
@@ -34,48 +38,73 @@ def mask_from_array(values) -> np.ndarray | Image.Image:
     """[h, w] float32 in 0..1 of an array of one channel; one of several as a PIL image.
 
     Args:
-        values: [h, w] or [h, w, 1] bool, float in 0..1, or uint8 0..255; colours as an image's.
+        values: bool, or as an image's.
 
     Raises:
         PictureFault: anything else, and uint8 of 0 and 1, which would be next to nothing.
     """
-    values = np.asarray(values)
-    _check_shape(values)
+    values = _array(values)
     if values.shape[2:] in ((3,), (4,)):
+        values = values.astype(np.uint8) * np.uint8(255) if values.dtype == bool else values
         colours = image_from_array(values)
         return Image.fromarray(colours) if isinstance(colours, np.ndarray) else colours
     values = values.reshape(values.shape[:2])
     if values.dtype == np.uint8:
-        if values.max() == 1:
-            raise _wrong(values, "of nothing but 0 and 1: give bool, or 0 and 255")
+        check_seen(int(values.max()))
         return values.astype(np.float32) / 255
     if values.dtype != bool:
         if not is_float(values):
             raise _wrong(values, "give bool, float in 0..1, or uint8")
-        check_range(values)
+        values = in_range(values)
     return values.astype(np.float32)
+
+
+def check_seen(most: int) -> None:
+    """PictureFault for a mask of 0 and 1, or of labels, whose whitest of 255 is ``most``."""
+    if 0 < most < LABELS:
+        raise PictureFault(
+            f"its whitest value is {most} of 255, so that it would be next to nothing: give 0 and "
+            "255 (an array may be bool)"
+        )
 
 
 def is_float(values: np.ndarray) -> bool:
     return values.dtype.kind == "f" or values.dtype.name == "bfloat16"
 
 
-def bytes_of_floats(values: np.ndarray) -> np.ndarray:
-    """Floats in 0..1 to uint8."""
-    check_range(values)
-    scaled = values.astype(np.float32) * np.float32(255)
+def bytes_of_floats(values: np.ndarray, what: str = "") -> np.ndarray:
+    """Floats in 0..1 to uint8; ``what`` they are in messages, if no array."""
+    scaled = in_range(values, what).astype(np.float32) * np.float32(255)
     return np.rint(scaled, out=scaled).astype(np.uint8)
 
 
-def check_range(values: np.ndarray) -> None:
-    """PictureFault for floats that are not all in 0..1."""
+def in_range(values: np.ndarray, what: str = "") -> np.ndarray:
+    """Floats in 0..1, cut to it where a resize went a little beyond; PictureFault for others."""
     low, high = float(values.min()), float(values.max())  # NaN if one is
     if low >= 0 and high <= 1:
-        return
+        return values
+    if low >= -BEYOND and high <= 1 + BEYOND:
+        return np.clip(values, 0, 1)
     if np.isnan(low) or np.isnan(high):
-        raise _wrong(values, "holds NaN: floats have to lie in 0..1")
+        raise _wrong(values, "holds NaN: floats have to lie in 0..1: mend what made them", what)
     hint = "divide by 255, or give uint8" if high > 2 else "bring them there, or give uint8"
-    raise _wrong(values, f"with values {low:g} to {high:g}: floats have to lie in 0..1: {hint}")
+    said = f"with values {low:.6g} to {high:.6g}: floats have to lie in 0..1: {hint}"
+    raise _wrong(values, said, what)
+
+
+def _array(given) -> np.ndarray:
+    """As numpy has it; PictureFault for what numpy cannot read, and for other shapes."""
+    try:
+        values = np.asarray(given)
+    except Exception as error:  # torch's tensors on other devices, with gradients, of bfloat16
+        reason = str(error).partition("\n")[0]
+        raise PictureFault(
+            f"a {type(given).__name__} that numpy cannot read ({reason}): give a numpy array; of a "
+            "torch tensor .detach().cpu().float().numpy()"
+        ) from error
+    _check_shape(values)
+    check_size(values.shape[1], values.shape[0])
+    return values
 
 
 def _check_shape(values: np.ndarray) -> None:
@@ -90,5 +119,5 @@ def _check_shape(values: np.ndarray) -> None:
     raise _wrong(values, f"give [h, w], [h, w, 1], [h, w, 3] or [h, w, 4]{hint}")
 
 
-def _wrong(values: np.ndarray, said: str) -> PictureFault:
-    return PictureFault(f"an array {values.dtype} {values.shape}, {said}")
+def _wrong(values: np.ndarray, said: str, what: str = "") -> PictureFault:
+    return PictureFault(f"{what or f'an array {values.dtype} {values.shape}'}, {said}")

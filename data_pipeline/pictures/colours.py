@@ -4,15 +4,20 @@ import functools
 import io
 
 import numpy as np
-from PIL import Image, ImageCms
+from PIL import Image, ImageChops, ImageCms
 
-from data_pipeline.pictures.arrays import bytes_of_floats
+from data_pipeline.pictures.arrays import bytes_of_floats, check_seen
 from data_pipeline.pictures.formats import PictureFault
 
 BAND = 1 << 24  # pixels that are converted at once: a large picture is in memory once, not thrice
 DEEP = 65535
-ORIENTATION, INTEROPERABILITY = 0x0112, 0xA005  # of EXIF
+ORIENTATION, INTEROPERABILITY, OF_PHOTO, COLOR_SPACE = 0x0112, 0xA005, 0x8769, 0xA001  # of EXIF
+PHOTOMETRIC = 262  # of TIFF; 0: white is zero
 SRGB_GAMMA = 0.45455  # of PNG's gAMA
+# CIE xy of white, red, green, blue, as PNG's cHRM has them; how far off they may be.
+SRGB_PRIMARIES, NEAR = (0.3127, 0.329, 0.64, 0.33, 0.3, 0.6, 0.15, 0.06), 0.01
+# ITU-T H.273's code points: primaries of sRGB, or not said; its and BT.709's curve, or not said.
+SRGB_POINTS = ((1, 2), (1, 2, 6, 13, 14, 15))
 SPACES = {"GRAY": "L", "RGB": "RGB", "CMYK": "CMYK", "Lab": "LAB"}  # a profile's, and the mode's
 GREYS = ("1", "L", "LA", "La")
 
@@ -28,23 +33,36 @@ def to_rgb(image: Image.Image, say) -> np.ndarray:
     """
     image.load()
     turn = orientation(image, say)  # first, because Pillow complains of EXIF but once
-    profile = profile_of(image, say)
+    profile, negative = profile_of(image, say), _check_depth(image)
     plain = image.mode == "RGB" and profile is None and not image.has_transparency_data
     if plain and turn == 1 and image.width * image.height <= BAND:
         return np.asarray(image)
-    return _by_bands(image, turn, 3, lambda band: np.asarray(_convert(band, profile)))
+
+    def convert(band):
+        return np.asarray(_convert(band, profile, negative))
+
+    return _by_bands(image, turn, 3, convert)
 
 
 def to_grey(image: Image.Image, say) -> np.ndarray:
-    """float32 [h, w] in 0..1, upright: how white each pixel is; what is transparent is black."""
+    """float32 [h, w] in 0..1, upright: how white each pixel is; what is transparent is black.
+
+    PictureFault where it is so dark that it can only be a mask of 0 and 1.
+    """
     image.load()
+    negative, most = _check_depth(image), 0
 
     def convert(band):
-        grey, alpha = _apart(band)
-        grey = np.asarray(grey.convert("L"), np.float32) / 255
+        nonlocal most
+        grey, alpha = _apart(band, negative)
+        grey = grey.getchannel("L") if grey.mode == "LAB" else grey.convert("L")
+        most = max(most, grey.getextrema()[1])
+        grey = np.asarray(grey, np.float32) / 255
         return (grey if alpha is None else grey * (np.asarray(alpha, np.float32) / 255))[..., None]
 
-    return _by_bands(image, orientation(image, say), 1, convert, np.float32)[..., 0]
+    out = _by_bands(image, orientation(image, say), 1, convert, np.float32)[..., 0]
+    check_seen(most)
+    return out
 
 
 def orientation(image: Image.Image, say) -> int:
@@ -88,9 +106,9 @@ def _as_stored(upright: np.ndarray, turn: int) -> np.ndarray:
 # ---- Depth and transparency --------------------------------------------------------------------
 
 
-def _convert(image: Image.Image, profile) -> Image.Image:
+def _convert(image: Image.Image, profile, negative: bool) -> Image.Image:
     """Mode RGB, in sRGB, on white."""
-    colours, alpha = _apart(image)
+    colours, alpha = _apart(image, negative)
     colours = colours.convert("RGB") if profile is None else profile(colours, image.mode)
     if alpha is None or alpha.getextrema() == (255, 255):
         return colours
@@ -99,10 +117,11 @@ def _convert(image: Image.Image, profile) -> Image.Image:
     return Image.alpha_composite(paper, colours).convert("RGB")
 
 
-def _apart(image: Image.Image) -> tuple[Image.Image, Image.Image | None]:
+def _apart(image: Image.Image, negative: bool) -> tuple[Image.Image, Image.Image | None]:
     """Colours of 8 bits, and the alpha channel or None."""
     if image.mode.startswith(("I", "F")):
-        return _eight_bits(image)
+        grey, alpha = _eight_bits(image)
+        return ImageChops.invert(grey) if negative else grey, alpha
     if not image.has_transparency_data:
         return image, None
     if image.mode in ("La", "RGBa"):
@@ -111,15 +130,33 @@ def _apart(image: Image.Image) -> tuple[Image.Image, Image.Image | None]:
     return image.convert("RGB"), image.getchannel("A")
 
 
+def _check_depth(image: Image.Image) -> bool:
+    """Whether a TIFF says that white is 0, which Pillow minds in pictures of 8 bits only.
+
+    PictureFault for whole numbers that are not of 16 bits.
+    """
+    if not image.mode.startswith(("I", "F")):
+        return False
+    if image.mode != "F":
+        values = np.asarray(image)
+        low, high = values.min(), values.max()
+        if not 0 <= low <= high <= DEEP:
+            raise PictureFault(
+                f"grey values of 32 bits, {low} to {high}: save it with 8 or 16 bits"
+            )
+        if 0 < high <= 255:
+            raise PictureFault(
+                f"grey values of more than 8 bits, none above {high} of {DEEP}, would be black: "
+                "save it with 8 bits, or spread over all 16"
+            )
+    return getattr(image, "tag_v2", {}).get(PHOTOMETRIC) == 0
+
+
 def _eight_bits(image: Image.Image) -> tuple[Image.Image, Image.Image | None]:
     """Mode L of one deep channel. Whole numbers are of 16 bits, floats lie in 0..1."""
     values, alpha = np.asarray(image), None
     if image.mode == "F":
-        return Image.fromarray(bytes_of_floats(values)), None
-    if image.mode == "I" and not 0 <= values.min() <= values.max() <= DEEP:
-        raise PictureFault(
-            f"grey values of 32 bits, {values.min()} to {values.max()}: save it with 8 or 16 bits"
-        )
+        return Image.fromarray(bytes_of_floats(values, "floats of 32 bits")), None
     if isinstance(image.info.get("transparency"), int):
         seen = values != image.info["transparency"]
         alpha = Image.fromarray(seen.astype(np.uint8) * np.uint8(255))
@@ -158,14 +195,35 @@ def _tell_of_other_colours(image: Image.Image, say) -> None:
         say(
             f"its gamma of {gamma:g} is not minded, and it is taken as sRGB: save it with a profile"
         )
+    primaries = image.info.get("chromaticity") or SRGB_PRIMARIES
+    others = any(abs(a - b) > NEAR for a, b in zip(primaries, SRGB_PRIMARIES, strict=False))
+    if ("srgb" not in image.info and others) or not all(
+        point in usual for point, usual in zip(_code_points(image), SRGB_POINTS, strict=False)
+    ):
+        say(
+            "the colours that it says it is of are not minded, and it is taken as sRGB: save it "
+            "with a profile"
+        )
     if "exif" not in image.info:
         return
     try:
-        adobe = image.getexif().get_ifd(INTEROPERABILITY).get(1) == "R03"
+        exif = image.getexif()
+        adobe = exif.get_ifd(INTEROPERABILITY).get(1) == "R03"
+        adobe = adobe or exif.get_ifd(OF_PHOTO).get(COLOR_SPACE) == 2
     except Exception:  # ``orientation`` tells of EXIF that cannot be read
         return
     if adobe:
         say("Adobe RGB by its EXIF, without a profile, and taken as sRGB: save it with its profile")
+
+
+def _code_points(image: Image.Image) -> tuple:
+    """(primaries, curve) by PNG's cICP or HEIF's nclx; () without."""
+    if "cicp" in image.info:
+        return tuple(image.info["cicp"][:2])
+    said = image.info.get("nclx_profile")
+    if not isinstance(said, dict):
+        return ()
+    return said.get("color_primaries", 2), said.get("transfer_characteristics", 2)
 
 
 @functools.lru_cache(32)

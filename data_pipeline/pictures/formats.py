@@ -7,11 +7,13 @@ import re
 import warnings
 from pathlib import Path
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, PngImagePlugin, UnidentifiedImageError
 
 MAX_PIXELS = 100_000_000
 # Our own limit takes its place. Appended, so that a filter of the user's goes before it.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning, append=True)
+# Pillow refuses a PNG with a longer profile or text inside; printers' profiles are of some MB.
+PngImagePlugin.MAX_TEXT_CHUNK = max(PngImagePlugin.MAX_TEXT_CHUNK, 1 << 23)
 # By name, because Pillow would also run Ghostscript on an EPS file. TGA has no signature, so it is
 # tried last.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "AVIF", "HEIF", "JPEG2000", "PPM")
@@ -52,17 +54,34 @@ def open_file(file) -> Image.Image:
         raise _too_large(f"{pixels / 1e6:.0f} megapixels") from error
     except UnidentifiedImageError as error:
         head = _head(file)
-        if _is_heif(head) and _register_heif():
+        if _is_heif(head) and not _reads_heif() and _register_heif():
             return open_file(file)
         raise PictureFault(f"cannot be decoded as an image ({_say_what(head)})") from error
     try:
         check_size(*image.size)
         _check_raw(image, file)
+        if image.format == "PNG" and (points := _code_points(file)):
+            image.info["cicp"] = points
     except PictureFault:
         if isinstance(file, (str, os.PathLike)):
             image.close()
         raise
     return image
+
+
+def _code_points(file) -> bytes:
+    """The four bytes of a PNG's cICP, which Pillow passes over; b"" without."""
+    is_path = isinstance(file, (str, os.PathLike))
+    opened, before = (open(file, "rb"), 0) if is_path else (file, file.tell())
+    try:
+        opened.seek(8)
+        while len(head := opened.read(8)) == 8 and head[4:] not in (b"IDAT", b"PLTE"):
+            if head[4:] == b"cICP":
+                return opened.read(4)
+            opened.seek(int.from_bytes(head[:4], "big") + 4, os.SEEK_CUR)
+        return b""
+    finally:
+        opened.close() if is_path else opened.seek(before)
 
 
 def check_size(width: int, height: int) -> None:
@@ -84,7 +103,10 @@ def _formats() -> tuple[str, ...]:
     return tuple(name for name in FORMATS if name in Image.OPEN)
 
 
-@functools.cache
+def _reads_heif() -> bool:
+    return "HEIF" in _formats()
+
+
 def _register_heif() -> bool:
     """Whether HEIC can be read from now on."""
     try:
@@ -93,7 +115,7 @@ def _register_heif() -> bool:
         return False
     pillow_heif.register_heif_opener()
     _formats.cache_clear()
-    return True
+    return _reads_heif()
 
 
 def _head(file) -> bytes:
@@ -131,6 +153,8 @@ def _say_what(head: bytes) -> str:
 def _say_what_box(head: bytes) -> str:
     """The same of a file in the ISO base media format."""
     brand = head[8:12]
+    if brand in HEIF_BRANDS and _reads_heif():
+        return "HEIC that is damaged: copy it anew"
     if brand in HEIF_BRANDS:
         return f"HEIC, which needs pillow-heif: pip install 'persongen_jax[heic]', or {SAVE}"
     if brand in (b"avif", b"avis"):

@@ -9,6 +9,7 @@ EXIF's orientation, colour profiles, transparency (on white) and depths over 8 b
 all of them; of an animation the first frame is read, and a line says so. load_mask reads the same.
 """
 
+import errno
 import functools
 import logging
 import os
@@ -19,7 +20,7 @@ from PIL import Image, ImageOps
 
 from data_pipeline.pictures import colours
 from data_pipeline.pictures.arrays import image_from_array, mask_from_array
-from data_pipeline.pictures.formats import PictureFault, binary, open_file
+from data_pipeline.pictures.formats import PictureFault, binary, check_size, open_file
 
 log = logging.getLogger(__name__)
 
@@ -28,6 +29,7 @@ MAX_ASPECT = 16
 KINDS = "a path, a binary file object, bytes, a PIL image or an array"
 MANY = {"GIF": "an animation: its first frame", "TIFF": "several pages: the first"}
 MANY |= {name: MANY["GIF"] for name in ("PNG", "WEBP", "AVIF")}
+MANY["HEIF"] = "several pictures: the main one"
 
 
 class ImageError(ValueError):
@@ -48,7 +50,7 @@ def load_image(picture, name: str = "") -> np.ndarray:
         check_aspect(*(image.shape[1::-1] if isinstance(image, np.ndarray) else image.size))
         if isinstance(image, np.ndarray):
             return image
-        return colours.to_rgb(image, functools.partial(_say, name))
+        return colours.to_rgb(image, _teller(picture, name))
 
 
 def load_mask(picture, name: str = "") -> np.ndarray:
@@ -66,7 +68,7 @@ def load_mask(picture, name: str = "") -> np.ndarray:
     with _faults(name), _opened(picture, mask_from_array, name) as mask:
         if isinstance(mask, np.ndarray):
             return mask
-        return colours.to_grey(mask, functools.partial(_say, name))
+        return colours.to_grey(mask, _teller(picture, name))
 
 
 def image_size(path) -> tuple[int, int]:
@@ -78,7 +80,7 @@ def image_size(path) -> tuple[int, int]:
     with _faults(str(path)), open_file(path) as image:
         check_aspect(*image.size)
         width, height = image.size
-        turned = colours.orientation(image, functools.partial(_say, str(path))) > 4
+        turned = colours.orientation(image, _teller(path, str(path))) > 4
         if turned and image.format == "TIFF":
             # Pillow turns its size already, since some version; decoded it is always right.
             return ImageOps.exif_transpose(image).size[::-1]
@@ -97,6 +99,7 @@ def check_aspect(width: int, height: int) -> None:
 def _opened(picture, from_array, name: str):
     """A PIL image, or what ``from_array`` makes of an array."""
     if isinstance(picture, Image.Image):
+        check_size(*picture.size)
         yield picture
     elif hasattr(picture, "__array__"):
         yield from_array(picture)
@@ -105,7 +108,7 @@ def _opened(picture, from_array, name: str):
     ):
         with open_file(binary(picture)) as image:
             if image.format in MANY and getattr(image, "is_animated", False):
-                _say(name, f"{MANY[image.format]} is taken")
+                _teller(picture, name)(f"{MANY[image.format]} is taken")
             yield image
     else:
         raise PictureFault(f"{type(picture).__name__}: give {KINDS}")
@@ -126,9 +129,10 @@ def _faults(name: str):
         raise ImageError(f"{name}: may not be read: change its permissions") from error
     except Exception as error:  # damaged files make the decoders raise almost anything
         reason = str(error).partition("\n")[0] or type(error).__name__
-        raise ImageError(
-            f"{name}: cannot be decoded as an image ({reason}: copy or save it anew)"
-        ) from error
+        remedy = "open it anew" if "closed" in reason else "copy or save it anew"
+        if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
+            remedy = "give it a shorter name"
+        raise ImageError(f"{name}: cannot be decoded as an image ({reason}: {remedy})") from error
 
 
 def _name(picture, name: str) -> str:
@@ -143,7 +147,18 @@ def _name(picture, name: str) -> str:
     return str(name) or file or "the picture"
 
 
+def _teller(picture, name: str):
+    """What says a sentence about a picture: about a file once, however often it is read."""
+    if not isinstance(picture, (str, os.PathLike)):
+        return functools.partial(log.warning, "%s: %s", name)
+    try:
+        changed = os.stat(picture).st_mtime_ns
+    except OSError:
+        changed = 0
+    return functools.partial(_say_once, name, changed)
+
+
 @functools.lru_cache(4096)
-def _say(name: str, said: str) -> None:
-    """Once for each picture, however often it is read."""
+def _say_once(name: str, changed: int, said: str) -> None:
+    del changed  # another time is another picture
     log.warning("%s: %s", name, said)

@@ -5,13 +5,16 @@ import logging
 import os
 import shutil
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from data_pipeline import manifest
 from data_pipeline.examples.batches import batches
 from data_pipeline.manifest import COPIES, ManifestError, read_manifest
+from data_pipeline.pictures import copies
 from data_pipeline.pictures.copies import mark, near_copies, same_bytes
 from data_pipeline.sources import picture_mark
 from tests.data_pipeline.photographs import photograph_source, references_of, target_of
@@ -66,7 +69,6 @@ def test_the_same_picture_of_two_people_stays(folder):
 
 
 def test_only_files_of_one_size_are_read(tmp_path, monkeypatch):
-    from data_pipeline.pictures import copies
 
     files = [str(tmp_path / f"{i}") for i in range(5)]
     for file, content in zip(files, (b"a", b"bb", b"bb", b"cc", b"ddd"), strict=True):
@@ -99,6 +101,44 @@ def test_near_copies_are_warned_of(kind, folder, caplog):
     assert "1 pictures look like others" in said and "anna_1.png is anna_0.png" in said
 
 
+def test_two_people_before_one_wall_are_no_near_copies(tmp_path):
+    files = [str(tmp_path / f"{i}.png") for i in range(2)]
+    for file, colours in zip(files, (("red", "tan"), ("navy", "brown")), strict=True):
+        wall = Image.new("RGB", (160, 160), "white")
+        wall.paste(colours[0], (60, 110, 100, 160))
+        wall.paste(colours[1], (70, 70, 90, 110))
+        wall.save(file)
+    assert near_copies([files]) == {}
+
+
+def test_of_many_pictures_it_is_said_that_near_copies_are_not_looked_for(
+    folder, monkeypatch, caplog
+):
+    monkeypatch.setattr(copies, "NEAR_LIMIT", 11)
+    monkeypatch.setattr(manifest, "NEAR_LIMIT", 11)
+    read_manifest(folder)
+    assert "more than 11 pictures: copies in another size or format are not looked for" in (
+        caplog.text
+    )
+
+
+def test_what_is_said_of_the_pixels_holds_for_every_copy(folder):
+    """A copy without the face box, or alone with it, takes it from, or gives it to, the other."""
+    plain = read_manifest(folder)
+    boxed = next(record for record in plain if record.face_box)
+    other = next(record for record in plain if not record.face_box)
+    words = {"caption": "a woman img, seen anew"}
+    copy_record(folder, "a.png", Path(boxed.image).name, face_box=None, **words)
+    copy_record(folder, "b.png", Path(other.image).name, face_box=[1, 2, 30, 40], **words)
+    found = read_manifest(folder)
+    assert len(found) == len(plain) + 2
+    for record in found:
+        if record.image == boxed.image:
+            assert record.face_box == boxed.face_box
+        if record.image == other.image:
+            assert record.face_box == (1, 2, 30, 40)
+
+
 def test_different_pictures_are_no_near_copies(folder, records, caplog):
     read_manifest(folder)
     assert not caplog.records
@@ -119,6 +159,28 @@ def test_a_mark_is_of_the_content_alone(folder, tmp_path):
         for i, name in enumerate(files):
             Image.new("RGB", (8, 8), (i, i, i)).save(name)
         assert mark(files[0]) != mark(files[1])
+    pixels = np.random.default_rng(0).integers(0, 256, (200, 100, 3), np.uint8)
+    pixels[:20] = 255  # a BMP ends with its first rows
+    marks = set()
+    for lower in (pixels, 255 - pixels):
+        lower[:20] = 255
+        Image.fromarray(lower).save(tmp_path / "wall.bmp")
+        marks.add(mark(str(tmp_path / "wall.bmp")))
+    assert len(marks) == 2
+
+
+def test_shards_written_anew_of_other_pictures_have_another_mark(folder, records, tmp_path):
+    pytest.importorskip("tensorflow_datasets")
+    from data_pipeline.shards import write_shards
+
+    marks = []
+    for place in ("a", "b", "c"):
+        write_shards(folder, tmp_path / place, shards=2)
+        marks.append(picture_mark(tmp_path / place)("anna_0.png"))
+        if place == "b":
+            pixels = 255 - np.asarray(Image.open(records[3].image))
+            Image.fromarray(pixels).save(records[3].image)
+    assert marks[0] == marks[1] != marks[2]
 
 
 def test_pictures_replaced_under_their_names_are_noticed_at_resume(

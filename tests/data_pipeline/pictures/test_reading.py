@@ -2,6 +2,7 @@
 
 import io
 import tracemalloc
+import zlib
 
 import jax.numpy as jnp
 import numpy as np
@@ -25,6 +26,9 @@ SRGB = ImageCms.createProfile("sRGB")
 
 def picture(height=20, width=30) -> np.ndarray:
     return np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8)
+
+
+PIXELS = picture()
 
 
 def converted(image, profile, mode="RGB"):
@@ -243,7 +247,7 @@ def test_everything_that_holds_a_picture(tmp_path):
         (picture().astype(np.float32), "values 0 to 255: floats have to lie in 0..1: divide by"),
         (picture() / 127.5 - 1, "values -1 to 1: floats have to lie in 0..1: bring them there"),
         (np.full((4, 4, 3), np.nan), "NaN"),
-        (picture().astype(np.int64), "int64 .*, give uint8, or float"),
+        (picture().astype(np.int64), "int64 .*, give uint8 of 0 to 255, or float"),
         (picture() > 3, "bool .*, give uint8"),
         (picture().transpose(2, 0, 1), "channels come last"),
         (picture()[None], "without the batch's axis"),
@@ -272,15 +276,115 @@ def test_masks_of_every_kind(tmp_path):
     bytes_ = left * np.uint8(255)
     kinds = [left, left.astype(np.float16), bytes_, bytes_[..., None], np.dstack([bytes_] * 3)]
     kinds += [white, white.convert("L"), white.convert("P"), white.convert("RGB"), clear]
+    kinds += [np.dstack([left] * 3), Image.fromarray(left * np.uint16(65535))]
     kinds += [tmp_path / "mask.png", (tmp_path / "mask.png").read_bytes()]
     for given in kinds:
         found = load_mask(given)
         assert found.dtype == np.float32
         np.testing.assert_array_equal(found, left)
     np.testing.assert_allclose(load_mask(np.full((2, 2), 51, np.uint8)), 0.2)
-    for bad, said in ((left * 1, "int64"), (left * np.uint8(1), "0 and 1"), (left * 2.0, "0 to 2")):
-        with pytest.raises(ImageError, match=f"region 1 of prompt 3: .*{said}"):
+    assert load_mask(white.convert("RGB").convert("LAB")).max() == 1
+    ones = left * np.uint8(1)
+    Image.fromarray(ones).save(tmp_path / "ones.png")
+    faint = (
+        ones,
+        ones * 2,
+        tmp_path / "ones.png",
+        Image.fromarray(ones),
+        np.dstack([ones * 7] * 3),
+    )
+    faults = [(left * 1, "int64"), (left * 2.0, "0 to 2"), (np.dstack([ones] * 3), "0 and 1")]
+    faults += [(given, "whitest value is [127] of 255.*give 0 and 255") for given in faint]
+    for bad, said in faults:
+        with pytest.raises(ImageError, match=f"region 1 of prompt 3.*: .*{said}"):
             load_mask(bad, "region 1 of prompt 3")
+
+
+def test_eight_bits_in_a_deeper_mode_are_not_read_as_black(tmp_path):
+    grey = Image.fromarray(PIXELS[..., 0])
+    grey.convert("I").save(tmp_path / "a.tiff")
+    for given in (grey.convert("I"), grey.convert("I;16"), tmp_path / "a.tiff"):
+        for read in (load_image, load_mask):
+            with pytest.raises(ImageError, match="none above .* would be black: save it with 8"):
+                read(given)
+    assert load_image(Image.new("I;16", (4, 4))).max() == 0
+    with pytest.raises(ImageError, match="nothing but 0 and 1: give 0 and 255"):
+        load_image(PIXELS // 255)
+
+
+def test_floats_may_go_a_little_beyond_1_and_not_more():
+    just = np.float32([[0, 1.004], [-0.004, 0.5]])
+    np.testing.assert_array_equal(load_image(just)[..., 0], [[0, 255], [0, 128]])
+    with pytest.raises(ImageError, match=r"0 to 1\.02: floats have to lie in 0\.\.1"):
+        load_image(np.float32([[0, 1.02]]))
+
+
+def test_a_deep_scan_in_which_white_is_zero(tmp_path):
+    deep = Image.fromarray(PIXELS[..., 0] * np.uint16(257))
+    deep.save(tmp_path / "plain.tiff")
+    deep.save(tmp_path / "negative.tiff", tiffinfo={262: 0})
+    plain, negative = load_image(tmp_path / "plain.tiff"), load_image(tmp_path / "negative.tiff")
+    np.testing.assert_array_equal(negative, 255 - plain)
+
+
+def with_chunk(path, kind: bytes, data: bytes):
+    """The PNG with one more chunk behind its header."""
+    found = path.read_bytes()
+    crc = zlib.crc32(kind + data).to_bytes(4, "big")
+    chunk = len(data).to_bytes(4, "big") + kind + data + crc
+    path.write_bytes(found[:33] + chunk + found[33:])
+    return path
+
+
+def test_colours_by_code_points_and_primaries_are_told_of(tmp_path, caplog):
+    p3 = np.int32(np.float64([0.3127, 0.329, 0.68, 0.32, 0.265, 0.69, 0.15, 0.06]) * 1e5)
+    chunks = {
+        "p3": (b"cICP", bytes([12, 13, 0, 1])),
+        "pq": (b"cICP", bytes([9, 16, 0, 1])),
+        "primaries": (b"cHRM", p3.astype(">i4").tobytes()),
+        "srgb": (b"cICP", bytes([1, 13, 0, 1])),
+    }
+    for name, (kind, data) in chunks.items():
+        path = tmp_path / f"{name}.png"
+        Image.fromarray(PIXELS).save(path)
+        with_chunk(path, kind, data)
+        for given in (path, path.read_bytes()):
+            caplog.clear()
+            np.testing.assert_array_equal(load_image(given), PIXELS)
+            assert ("taken as sRGB" in caplog.text) == (name != "srgb"), name
+
+
+def test_what_is_said_of_one_picture_is_said_of_the_next(caplog):
+    bad = io.BytesIO()
+    Image.fromarray(PIXELS).save(bad, "PNG", icc_profile=b"none")
+    for _ in range(2):
+        load_image(bad.getvalue(), "reference 1")
+    assert caplog.text.count("reference 1: its colour profile cannot be read") == 2
+
+
+def test_limits_hold_for_pictures_in_memory(monkeypatch):
+    monkeypatch.setattr(formats, "MAX_PIXELS", 15)
+    for given in (np.zeros((4, 4), np.uint8), Image.new("1", (4, 4)), np.zeros((4, 4, 3))):
+        with pytest.raises(ImageError, match="4x4 pixels are more than"):
+            load_image(given)
+
+
+def test_tensors_that_numpy_cannot_read():
+    torch = pytest.importorskip("torch")
+    tensor = torch.zeros(4, 4, 3)
+    assert load_image(tensor).shape == (4, 4, 3)
+    for given in (tensor.clone().requires_grad_(), tensor.to(torch.bfloat16)):
+        with pytest.raises(ImageError, match=r"a Tensor that numpy cannot read.*\.detach\(\)"):
+            load_image(given)
+
+
+def test_files_that_are_closed_or_named_too_long(tmp_path):
+    with pytest.raises(ImageError, match="closed.*open it anew"):
+        closed = io.BytesIO()
+        closed.close()
+        load_image(closed)
+    with pytest.raises(ImageError, match="give it a shorter name"):
+        load_image(tmp_path / ("x" * 300))
 
 
 # ---- files that are no plain pictures ----------------------------------------------------------
@@ -369,6 +473,7 @@ def test_large_pictures_are_refused_by_their_header(tmp_path):
 
 def test_heic_is_read_or_the_library_named(tmp_path, monkeypatch):
     (tmp_path / "a.heic").write_bytes(box(b"heic"))
+    monkeypatch.setattr(formats, "_reads_heif", lambda: False)
     monkeypatch.setattr(formats, "_register_heif", lambda: False)
     with pytest.raises(ImageError, match=r"pip install 'persongen_jax\[heic\]', or save it as"):
         load_image(tmp_path / "a.heic")
@@ -387,6 +492,10 @@ def test_heic_by_the_library(tmp_path):
     for given in (tmp_path / "a.heic", (tmp_path / "a.heic").read_bytes()):
         assert np.abs(load_image(given).astype(int) - wanted).mean() < 3
     assert image_size(tmp_path / "a.heic") == (96, 64)
+    (tmp_path / "half.heic").write_bytes((tmp_path / "a.heic").read_bytes()[:40])
+    for given in (tmp_path / "half.heic", box(b"heic")):
+        with pytest.raises(ImageError, match="HEIC that is damaged: copy it anew"):
+            load_image(given)
 
 
 def test_the_profiles_of_this_test_are_what_they_say():
