@@ -12,8 +12,8 @@ that read it (data_pipeline/examples/fields.py); who reads none of them is told 
 
 import json
 import logging
-import math
 import os
+import re
 from collections import Counter, defaultdict
 from dataclasses import fields, replace
 from pathlib import Path
@@ -140,7 +140,8 @@ def _record(folder: Path, entry, trigger_word: str | None) -> tuple[Record, list
             raise ManifestError(f"{key} is {text!r}; a text is needed")
     if trigger_word is not None:
         before, _ = split_at_trigger(texts["caption"], trigger_word)
-        if not before.lower().endswith(texts["class_word"].lower()):
+        word = re.escape(texts["class_word"])
+        if word and not re.search(rf"(?<!\w){word}$", before, re.IGNORECASE):
             raise ManifestError(
                 f"class_word {texts['class_word']!r} does not stand before the trigger word in "
                 f'the caption "{texts["caption"]}"'
@@ -166,7 +167,11 @@ def _file(folder: Path, key: str, name) -> str:
     inside = Path(os.path.normpath(name))
     if inside.is_absolute() or ".." in inside.parts:
         raise ManifestError(f"{key} {name!r} leads out of the folder")
-    if not (folder / inside).is_file():
+    try:
+        found = (folder / inside).is_file()
+    except OSError as error:
+        raise ManifestError(f"{key} {name[:40]!r}…: {error.strerror}") from None
+    if not found:
         raise FileNotFoundError(str(folder / inside))
     return str(folder / inside)
 
@@ -188,7 +193,8 @@ def _numbers(entry: dict, key: str, shape: tuple[int, ...]):
 
     def read(value, shape):
         if not shape:
-            if type(value) not in (int, float) or not math.isfinite(value):
+            # No sum of pixels, and no number that a float can hold, is larger.
+            if type(value) not in (int, float) or not abs(value) < 1e300:
                 raise ValueError
             return value
         if not isinstance(value, list) or len(value) != shape[0]:

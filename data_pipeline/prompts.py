@@ -22,6 +22,9 @@ import numpy as np
 
 from data_pipeline.text_files import parse_json, read_text, split_lines
 
+# What transformers reads of a tokenizer's folder.
+OWN_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt")
+OWN_FILES += ("special_tokens_map.json", "added_tokens.json")
 CLIP_MAX_LENGTH = 77  # positions, those of the two end markers included
 # A zero-width space separates words, all others join.
 SEPARATOR = "\u200b"
@@ -306,11 +309,13 @@ def _plain_copy(folder: Path):
     transformers knows no marks at a file's beginning, and says of broken JSON only what Python
     does.
     """
-    files = (path for path in sorted(folder.iterdir()) if path.suffix in (".json", ".txt"))
+    files = (folder / name for name in OWN_FILES if (folder / name).is_file())
     texts = {path.name: read_text(path) for path in files}
     for name, text in texts.items():
         if name.endswith(".json"):
             parse_json(text, folder / name)
+    if "tokenizer.json" not in texts:
+        _check_merges(folder, texts)
     if all((folder / name).read_bytes() == text.encode() for name, text in texts.items()):
         yield folder
         return
@@ -320,10 +325,35 @@ def _plain_copy(folder: Path):
         yield Path(copy)
 
 
+def _check_merges(folder: Path, texts: dict[str, str]):
+    """ValueError for a merges.txt that is cut: it would open, and make other tokens."""
+    if "merges.txt" not in texts:
+        raise FileNotFoundError(f"{folder / 'merges.txt'}: missing; copy the folder from the base")
+    merges = map(str.split, split_lines(texts["merges.txt"]))
+    made = {"".join(pair) for pair in merges if len(pair) == 2}
+    # Every token but bytes and markers comes of two.
+    lacking = [
+        token
+        for token in parse_json(texts["vocab.json"], folder / "vocab.json")
+        if len(token.removesuffix("</w>")) > 1 and token not in made and "<|" not in token
+    ]
+    if len(lacking) > 2 + len(made) // 1000:
+        raise ValueError(
+            f"{folder / 'merges.txt'}: {len(lacking)} tokens of vocab.json are made by none of its "
+            f"{len(made)} lines: it is cut, or of another tokenizer; copy the folder from the base"
+        )
+
+
 def _max_length(tokenizer) -> int:
     # Without model_max_length in its config, transformers answers 1e30.
-    length = tokenizer.model_max_length
-    return int(length) if length < 1e9 else CLIP_MAX_LENGTH
+    try:
+        length = int(tokenizer.model_max_length)
+    except (TypeError, ValueError, OverflowError):
+        raise ValueError(
+            f"model_max_length is {tokenizer.model_max_length!r} in {tokenizer.name_or_path}/"
+            f"tokenizer_config.json: write a whole number, {CLIP_MAX_LENGTH} for CLIP"
+        ) from None
+    return length if length < 1e9 else CLIP_MAX_LENGTH
 
 
 def _apart(words) -> str:

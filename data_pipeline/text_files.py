@@ -61,8 +61,12 @@ def decode_text(raw: bytes, name) -> str:
     try:
         text = raw.decode(coding)
     except UnicodeDecodeError as error:
+        if coding == "utf-8" and (wide := _wide(raw)):
+            raise TextError(f"{name}: saved as {wide}: save it as UTF-8") from None
         if coding == "utf-8" and b"\0" in raw:
-            raise TextError(f"{name}: saved as UTF-16: save it as UTF-8") from None
+            raise TextError(
+                f"{name}: holds NUL bytes: no text, or saved as UTF-16 or UTF-32: save it as UTF-8"
+            ) from None
         # What stands before the fault was decodable.
         line = len(LINE_END.findall(raw[: error.start].decode(coding))) + 1
         said = coding.upper().removesuffix("-LE").removesuffix("-BE")
@@ -71,8 +75,8 @@ def decode_text(raw: bytes, name) -> str:
             f"{name} line {line}: not {said} text (bytes {wrong}): save it as UTF-8"
         ) from None
     if "\0" in text:
-        if coding == "utf-8" and _is_utf16(raw):
-            raise TextError(f"{name}: saved as UTF-16: save it as UTF-8")
+        if coding == "utf-8" and (wide := _wide(raw)):
+            raise TextError(f"{name}: saved as {wide}: save it as UTF-8")
         line = len(LINE_END.findall(text, 0, text.index("\0"))) + 1
         raise TextError(f"{name} line {line}: a NUL character, so that this is no text file")
     # One search in the whole is cheaper than one for each line.
@@ -92,7 +96,7 @@ def parse_json(text: str, name, line: int | None = None):
         name: of the file. line: where in it the text stands; None: the text is the whole file.
     """
     try:
-        value = json.loads(text)
+        value = json.loads(text, object_pairs_hook=_no_key_twice)
         if HALF_PAIR.search(text):
             _refuse_half_pairs(value)
     except json.JSONDecodeError as error:
@@ -113,6 +117,14 @@ def parse_json_lines(text: str, name):
             yield number, parse_json(line, name, number)
 
 
+def _no_key_twice(pairs) -> dict:
+    value = dict(pairs)
+    if len(value) < len(pairs):
+        twice = next(key for i, (key, _) in enumerate(pairs) if key in dict(pairs[:i]))
+        raise ValueError(f"the key {twice!r} is there twice; leave one of them")
+    return value
+
+
 def _at(name, line: int | None) -> str:
     return f"{name} line {line}" if line is not None else str(name)
 
@@ -126,8 +138,12 @@ def _refuse_half_pairs(value):
         raise ValueError(f"half of a character, \\u{ord(half):04x}; write it whole") from None
 
 
-def _is_utf16(raw: bytes) -> bool:
-    """Whether every second byte of the beginning is mostly 0, as in UTF-16 without its mark."""
+def _wide(raw: bytes) -> str:
+    """UTF-16 or UTF-32 if it is that without its mark, by how many bytes of which places are 0."""
     start = raw[:4096]
-    half = len(start) // 2
-    return half > 0 and max(start[0::2].count(0), start[1::2].count(0)) > 0.4 * half
+    zeros = [sum(byte == 0 for byte in start[i::4]) / max(1, len(start[i::4])) for i in range(4)]
+    if min(zeros[1:3]) > 0.9 and max(zeros[0], zeros[3]) > 0.9:
+        return "UTF-32"
+    pairs = (zeros[0] + zeros[2]) / 2, (zeros[1] + zeros[3]) / 2
+    # Every second byte is 0, and of the others none.
+    return "UTF-16" if max(pairs) > 0.4 and min(pairs) < 0.1 else ""

@@ -16,6 +16,7 @@ import itertools
 import logging
 import math
 import os
+import re
 import shutil
 import threading
 from pathlib import Path
@@ -295,7 +296,9 @@ def _megabytes(size: int) -> str:
 
 
 def _steps(folder: Path) -> list[int]:
-    return sorted(int(p.name) for p in folder.glob("*") if p.name.isdecimal() and p.is_dir())
+    # As this project names them: 0003 or other digits are somebody's copies.
+    found = (path for path in folder.glob("*") if re.fullmatch("0|[1-9][0-9]*", path.name))
+    return sorted(int(path.name) for path in found if path.is_dir())
 
 
 def is_intact(folder: Path) -> bool:

@@ -14,6 +14,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+from persongen_jax.full_disk import is_full
 from persongen_jax.plain_warnings import plain_warnings
 from persongen_jax.weights.errors import WeightsError
 from persongen_jax.weights.identify import count, identify, open_parts
@@ -165,7 +166,12 @@ def destination(args):
             yield Path(folder) / args.out.name
         return
     args.out.parent.mkdir(parents=True, exist_ok=True)
-    yield args.out
+    try:
+        yield args.out
+    except OSError as error:
+        if not is_full(error):
+            raise
+        raise OSError(f"{args.out}: no space left on the device; write it elsewhere") from error
 
 
 def main(argv=None):

@@ -11,6 +11,7 @@ seed, prints a table and draws the trajectories.
 
 import argparse
 import sys
+import warnings
 from pathlib import Path
 
 from persongen_jax import distributed
@@ -185,14 +186,27 @@ def choose_sets(config, items):
         config[f"validate_{name}"] = sources.get(name, "")
 
 
+def compare(args):
+    """Of runs that have been measured: nothing is generated."""
+    told = set(vars(args)) - {"compare", "out", "step"}
+    idle = [f"--{name.replace('_', '-')}" for name in sorted(told) if getattr(args, name)]
+    if idle:
+        warnings.warn(
+            f"{', '.join(idle)}: no effect with --compare, which reads what was measured",
+            stacklevel=1,
+        )
+    compare_runs(args.compare, args.out or Path("evaluation"), args.step)
+
+
 def main(argv=None):
     args = parse_arguments(argv)
     try:
-        if args.compare:
-            compare_runs(args.compare, args.out or Path("evaluation"), args.step)
-        else:
-            with plain_warnings(), distributed.together():
-                evaluate(args)
+        with plain_warnings():
+            if args.compare:
+                compare(args)
+            else:
+                with distributed.together():
+                    evaluate(args)
     except (ValueError, OSError, ImportError) as error:
         sys.exit(f"error: {error}")
 

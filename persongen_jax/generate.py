@@ -216,7 +216,8 @@ def make_pipeline(args):
         pipe.load_method(args.method, args.method_weights, encoder=args.image_encoder)
     for item in args.lora:
         path, weight = parse_lora(item)
-        pipe.load_lora(path, weight=weight)
+        name = path if path not in pipe.adapters else f"{path}, number {len(pipe.adapters) + 1}"
+        pipe.load_lora(path, weight=weight, name=name)
     return pipe
 
 
@@ -275,6 +276,7 @@ def generate(args) -> list[Path]:
         raise ValueError("--reference needs a method that reads it; give --method-weights")
     if args.method and not args.method_weights:
         raise ValueError(f"--method {args.method}: it needs its weights; give --method-weights")
+    folder = ImageFolder(args.out)
     read = functools.cache(read_input)
     given = {name: [read(path) for path in own] for name, own in inputs.items()}
     references, regions = None, None
@@ -296,8 +298,7 @@ def generate(args) -> list[Path]:
         from persongen_jax.watermark import WatermarkIfItFits
 
         watermark = WatermarkIfItFits(warnings.warn)
-    folder, notes = ImageFolder(args.out), make_notes(args, prompts, parts | named)
-    paths = []
+    notes, paths = make_notes(args, prompts, parts | named), []
 
     def save(image):
         note = notes[len(paths)]

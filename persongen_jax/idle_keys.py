@@ -1,12 +1,12 @@
 """Keys of a training config that have no effect, because of what other keys say."""
 
 
-def idle_keys(config, defaults, groups) -> list[str]:
+def idle_keys(config, defaults, groups, unread=()) -> list[str]:
     """A line for each reason for which keys that were given are not read by this run.
 
     Args:
         config, defaults: of the run, and of its system: what differs was given.
-        groups: learning-rate groups that are trained.
+        groups: learning-rate groups that are trained. unread: keys that the method does not read.
     """
 
     def given(key):
@@ -18,10 +18,13 @@ def idle_keys(config, defaults, groups) -> list[str]:
         (("schedule_steps",), config.lr_schedule != "constant", "a config.lr_schedule that falls"),
         (("cache_kinds",), bool(config.get("cache")), "config.cache"),
         (("shard_frozen",), config.fsdp > 1, "config.fsdp above 1"),
+        (("start_from_step",), bool(config.get("start_from")), "config.start_from"),
+        (unread, False, f"another method than {config.get('method', '')}"),
     ]
     if config.validation_every <= 0:
         validation = sorted(k for k in config.keys() if k.startswith(("validate_", "validation_")))
         validation.remove("validation_every")
+        validation += [key for key in ("clip", "face_detector", "metrics") if key in config]
         rows += [(validation, False, "config.validation_every above 0")]
     lines = []
     for keys, acts, needed in rows:

@@ -25,8 +25,12 @@ def schedule(name: str, strength: Strength, num_steps: int) -> np.ndarray:
     Raises:
         ValueError: not finite, ranges that overlap, or that do not lie in 0..1.
     """
-    if isinstance(strength, (int, float, np.number)):
+    if np.ndim(strength) == 0 and isinstance(strength, (int, float, np.number, np.ndarray)):
         strength = [(0.0, 1.0, strength)]
+    if not isinstance(strength, (list, tuple)):
+        raise ValueError(
+            f"scales: {name!r} is {strength!r}; give a number, or a list of (start, end, value)"
+        )
     fractions = np.arange(num_steps) / num_steps
     values, covered = np.ones(num_steps, np.float32), 0.0
     for start, end, value in sorted(map(_numbers(name), strength)):

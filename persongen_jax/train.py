@@ -26,6 +26,7 @@ from persongen_jax.assembly import assemble, summary
 from persongen_jax.bad_steps import BadSteps
 from persongen_jax.checkpoint import Checkpoints
 from persongen_jax.command_flags import parse_flags
+from persongen_jax.config_ranges import check_ranges
 from persongen_jax.full_disk import unless_full
 from persongen_jax.idle_keys import idle_keys
 from persongen_jax.methods.start import settle_step
@@ -59,6 +60,7 @@ def train(config: ConfigDict, workdir: Path, dry_run: bool = False) -> bool:
 
 def train_alone(config: ConfigDict, workdir: Path, dry_run: bool = False) -> bool:
     """:func:`train`, when no other run is in ``workdir``."""
+    check_ranges(config)
     mesh = make_mesh(fsdp=config.fsdp)
     check_parts(config, mesh.size)
 
@@ -82,7 +84,8 @@ def train_alone(config: ConfigDict, workdir: Path, dry_run: bool = False) -> boo
     state, frozen = parts.state, parts.frozen
     print(f"{system}, {mesh.size} x {jax.default_backend()}:")
     print(summary(parts.counts()))
-    for line in idle_keys(config, type(system).defaults(), set(parts.groups.values())):
+    groups = set(parts.groups.values())
+    for line in idle_keys(config, type(system).defaults(), groups, system.unread_keys):
         print(line)
     if dry_run:
         print(config)

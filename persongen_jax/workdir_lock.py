@@ -9,6 +9,7 @@ seconds, and one that stands still is left over from a host that is gone.
 import contextlib
 import fcntl
 import json
+import logging
 import os
 import socket
 import threading
@@ -17,6 +18,7 @@ from pathlib import Path
 
 NAME = "run.lock"
 BEAT = 5.0  # seconds
+log = logging.getLogger(__name__)
 PATIENCE = 4 * BEAT  # for another host's lock to move
 
 
@@ -108,6 +110,12 @@ def _check_other_host(path: Path):
     owner = _owner(path)
     if not owner or owner["host"] == socket.gethostname():
         return
+    log.warning(
+        "%s: a lock of host %s; waiting up to %d s to see whether its run still goes on",
+        path,
+        owner["host"],
+        PATIENCE,
+    )
     before, until = path.stat().st_mtime_ns, time.monotonic() + PATIENCE
     while time.monotonic() < until:
         time.sleep(BEAT / 5)

@@ -226,7 +226,9 @@ def test_what_changes_nothing_is_said(ours, shapes, tmp_path):
         ours.load_lora(empty)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        ours.load_lora(path)
+        ours.load_lora(path, name="another")
+    with pytest.warns(UserWarning, match="takes the place of the one of that name; give name="):
+        ours.load_lora(path, weight=0.5)
 
 
 @pytest.mark.parametrize("weight", [float("nan"), float("inf"), "1", None])

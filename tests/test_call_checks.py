@@ -7,7 +7,7 @@ import pytest
 
 from configs.first_light import get_config
 from persongen_jax.pipeline import Pipeline
-from persongen_jax.pipeline.checks import CallWarning, plain_syntax, usual_merge_step
+from persongen_jax.pipeline.checks import CallWarning, usual_merge_step
 from persongen_jax.systems.open import open_system
 
 FACE = np.zeros((32, 32, 3), np.uint8)
@@ -178,39 +178,6 @@ def test_a_lora_of_weight_0_and_a_trigger_without_references(personal):
         personal.adapters = own
     (line,) = said(personal, "a man img on a hill")
     assert line == 'no references: the trigger word "img" is read like any other word'
-
-
-@pytest.mark.parametrize(
-    ("text", "found"),
-    [
-        ("a (man img:1.5) in a hat", "(man img:1.5)"),
-        ("(red hat : -0.3)", "(red hat : -0.3)"),
-        ("a ((bright)) hat", "((bright))"),
-        ("a (red hat)1.3 and", "(red hat)1.3"),
-        ("a (red hat)++", "(red hat)++"),
-        ("a hat++ on a man", "hat++"),
-        ("a [red] hat", "[red]"),
-        ("a [red:blue:0.5] hat", "[red:blue:0.5]"),
-        ("a man BREAK a beach", "BREAK"),
-        ("a man AND a beach", "AND"),
-        ("a man <lora:style:0.8>", "<lora:style:0.8>"),
-        ("a man, embedding:badhands.pt", "embedding:badhands.pt"),
-        ("a {red|blue} hat", "{red|blue}"),
-        ("a __colour__ hat", "__colour__"),
-    ],
-)
-def test_syntax_of_other_programs_is_told(text, found):
-    (line,) = plain_syntax(text)
-    assert line.startswith(f'"{found}" in a prompt is read as plain text')
-
-
-@pytest.mark.parametrize(
-    "text",
-    ["a man (smiling), at 10:30", "A MAN AND A DOG", "a <me> man", "a well-known - man", "5:1", ""]
-    + ["an (old)-fashioned hat", "a man, aged 30-40, embeddings", "breakfast and a break"],
-)
-def test_plain_text_is_not_taken_for_syntax(text):
-    assert list(plain_syntax(text)) == []
 
 
 def test_weights_are_told_by_a_call(plain):

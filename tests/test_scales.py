@@ -71,7 +71,7 @@ def test_masks_of_any_kind_and_size():
     assert found.shape == (2, 2, 2, 4) and not found[1, 1].any()
     assert np.array_equal(found[0, 0] + found[0, 1], np.ones((2, 4)))
     for bad, named in (
-        (np.ones((2, 2), np.uint8), "0 and 1: give bool"),
+        (np.ones((2, 2), np.uint8), "give 0 and 255"),
         (np.full((2, 2), 3.0), "3 to 3"),
     ):
         with pytest.raises(ValueError, match=named):

@@ -7,12 +7,14 @@ import numpy as np
 
 from data_pipeline.examples.fields import EncodedField, Encoding, Input
 from data_pipeline.pictures.reading import load_image
+from data_pipeline.prompt_syntax import plain_syntax
 from data_pipeline.prompts import join_parts, without_trigger
 from data_pipeline.schema import MAX_REFERENCES, Record
 from data_pipeline.transforms import clip_crop, clip_normalise, clip_preprocess, square_face_crop
 
 # Prompts whose token ids are kept, some 1.5 KB each.
 KEPT_PROMPTS = 1 << 16
+SHOWN_SYNTAX = 3  # sentences
 
 
 class Text(EncodedField):
@@ -55,7 +57,8 @@ class Text(EncodedField):
         self.trigger_word, self.at_trigger, self.encoding = trigger_word, at_trigger, encoding
         self.keys = tuple(name for name in self.streams if name not in OWN and name != "text")
         self._ids = functools.lru_cache(KEPT_PROMPTS)(self._encode)
-        self._cut = {}  # of what ``check`` has seen: stream to (count, the first)
+        # Of what ``check`` has seen: stream to (count, the first); sentence to picture.
+        self._cut, self._syntax = {}, {}
 
     @property
     def further(self) -> tuple[str, ...]:
@@ -139,6 +142,8 @@ class Text(EncodedField):
         texts |= {name: text_of(record, name) for name in self.further}
         for name, text in texts.items():
             copies = most if name == "text" else None
+            for line in plain_syntax(text):
+                self._syntax.setdefault(line, record.image)
             if self.tokenizers.is_full(self._ids(text, copies)[0]):
                 plain = self.without_trigger(text) if copies else text
                 self._count_cut(name, record, self.tokenizers.cut_part(plain, copies or 1))
@@ -149,14 +154,14 @@ class Text(EncodedField):
             self._cut[name] = count + 1, first
 
     def notes(self):
-        cut, self._cut = self._cut, {}
+        cut, self._cut, syntax, self._syntax = self._cut, {}, self._syntax, {}
         length = self.tokenizers.max_length
         return [
             f"cut at the {length} tokens that are read: {count} of the "
             f"{'captions' if name == 'text' else f'texts {name!r}'}; of {image} this part is lost: "
             f'"{part}"'
             for name, (count, (image, part)) in cut.items()
-        ]
+        ] + [f"{image}: {line}" for line, image in list(syntax.items())[:SHOWN_SYNTAX]]
 
     def _encode(self, prompt: str, references: int | None = None):
         """(ids, class_tokens_mask or None) for so many references; None: of a plain text.

@@ -57,12 +57,13 @@ def main(argv=None) -> int:
         "batch": (16, "rows that are encoded at once"),
     }
     for name, (default, what) in numbers.items():
-        flags.DEFINE_integer(name, default, what, lower_bound=0, flag_values=values)
+        least = 0 if name == "worker" else 1
+        flags.DEFINE_integer(name, default, what, lower_bound=least, flag_values=values)
     try:
         values(argv)
         if values.config is None:
             raise ValueError("--config is missing; try --config configs/mini/photomaker_bg.py")
-        features = fill_cache(values.config, values.worker, values.workers, max(1, values.batch))
+        features = fill_cache(values.config, values.worker, values.workers, values.batch)
     except (AttributeError, KeyError) as error:
         sys.exit(f"error: the config has no such key: {error.args[0]}")
     except (ValueError, TypeError, flags.Error, OSError, ImportError) as error:

@@ -5,7 +5,7 @@ What is of the wrong kind ends in one sentence; what has no effect, or is cut, i
 """
 
 import operator
-import re
+import os
 import sys
 import warnings
 from collections.abc import Iterator
@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from data_pipeline.prompt_syntax import plain_syntax
 from data_pipeline.prompts import has_trigger
 
 
@@ -96,6 +97,30 @@ def check_finite(**numbers):
             raise ValueError(f"{name}={number!r}: give a finite number")
 
 
+def check_path(name: str, path):
+    """ValueError unless it can be a path."""
+    if not isinstance(path, (str, os.PathLike)) or not os.fspath(path):
+        raise ValueError(f"{name} is {_kind(path) if path != '' else 'empty'}: give a path")
+
+
+def check_pairs(**pairs):
+    """ValueError unless each is (height, width) in whole numbers, or None."""
+    for name, pair in pairs.items():
+        if pair is None:
+            continue
+        good = isinstance(pair, (tuple, list, np.ndarray)) and len(pair) == 2
+        if not good:
+            raise ValueError(f"{name}={pair!r}: give (height, width), two whole numbers of pixels")
+        check_numbers(-(2**31), **{f"{name}[{i}]": value for i, value in enumerate(pair)})
+
+
+def check_kinds(kind, wanted: str, **given):
+    """ValueError unless each is of this kind, or None."""
+    for name, value in given.items():
+        if value is not None and not isinstance(value, kind):
+            raise ValueError(f"{name} is {_kind(value)}: give {wanted}")
+
+
 def _kind(given) -> str:
     if isinstance(given, (int, float, np.number, type(None))):
         return repr(given)
@@ -148,6 +173,12 @@ class Options(NamedTuple):
         if self.seed is not None and self.seed >= 2**63:
             raise ValueError(f"seed={self.seed}: give a whole number below 2**63")
         check_finite(guidance_scale=self.guidance_scale, guidance_rescale=self.guidance_rescale)
+        if not 0 <= self.guidance_rescale <= 1:
+            raise ValueError(f"guidance_rescale={self.guidance_rescale:g}: give 0 (none) to 1")
+        if not isinstance(self.tiling, (bool, np.bool_)):
+            raise ValueError(f"tiling is {self.tiling!r}: give True or False")
+        if isinstance(self.latents, (str, bytes)):
+            raise ValueError("latents: a text; give an array [n, h / 8, w / 8, 4]")
 
     def merge_step(self, plan) -> int:
         """Through this step the prompt alone acts."""
@@ -180,34 +211,6 @@ class Options(NamedTuple):
                 f"start_merge_step={merge_step} is not before the last of {plan.num_steps} steps: "
                 "the references will have no effect"
             )
-
-
-# What other programs read in prompts, by what one may have meant.
-SYNTAX = (
-    ("a weight", re.compile(r"\([^()]*:\s*[-+]?\d*\.?\d+\s*\)")),
-    ("a weight", re.compile(r"\({2,}[^()]+\){2,}")),
-    ("a weight", re.compile(r"\([^()]+\)(?:\d*\.\d+|[-+]+(?!\w))")),
-    ("a weight", re.compile(r"\w+(?:\+{2,}(?!\w)|-{2,}(?=[\s,.]|$))")),
-    ("a weight or a schedule", re.compile(r"\[[^\[\]]+\]")),
-    ("a command", re.compile(r"\b(?:BREAK|AND|ADDCOMM|ADDROW|ADDCOL)\b")),
-    ("a LoRA", re.compile(r"<(?:lora|lyco|hypernet):[^<>]*>", re.IGNORECASE)),
-    ("an embedding", re.compile(r"\bembedding:\S+", re.IGNORECASE)),
-    ("a wildcard", re.compile(r"\{[^{}]*\|[^{}]*\}|\b__\w+__\b")),
-)
-REMEDIES = {
-    "a LoRA": "load it by load_lora, on the command line by --lora FILE@WEIGHT",
-    "an embedding": "embeddings in prompts are not supported",
-}
-
-
-def plain_syntax(text: str) -> Iterator[str]:
-    """What in a prompt other programs would read as weights or commands: a sentence each."""
-    for meaning, pattern in SYNTAX:
-        found = pattern.search(text)
-        if found is None or (meaning == "a command" and text == text.upper()):
-            continue
-        remedy = REMEDIES.get(meaning, "weights and commands in prompts are not supported")
-        yield f'"{found[0]}" in a prompt is read as plain text, not as {meaning}; {remedy}'
 
 
 def cut_parts(text_field, tokenizers, prompts, people, others) -> Iterator[str]:

@@ -1,6 +1,7 @@
 """The pipeline itself: what is loaded, and the loop over batches of prompts."""
 
 import itertools
+from collections.abc import Callable
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -70,6 +71,7 @@ class Pipeline:
         ``options``: param_dtype, vae_dtype, variant, config, unet, vae, text_encoders,
         prediction_type, check; see :func:`~persongen_jax.weights.sdxl.load_sdxl`.
         """
+        checks.check_path("path", path)
         mesh = make_mesh() if mesh is None else mesh
         base = load_sdxl(path, dtype=dtype, shardings=replicated(mesh), **options)
         return cls(base, mesh)
@@ -167,6 +169,8 @@ class Pipeline:
                 FaceID without ``encoder``. Where they turn out not to fit, no method is loaded
                 afterwards.
         """
+        checks.check_kinds(str, "a method's name", name=name)
+        checks.check_path("weights", weights)
         config, trained = loading.read_method(self.base, name, weights, encoder, self.mesh)
         method, parts = get_method(config.method), Parts(self.model, self.base.tokenizers)
         self._remove_method()
@@ -216,19 +220,26 @@ class Pipeline:
         Args:
             path: the ``*.safetensors`` file, or PEFT's or diffusers' folder.
             weight: factor of its effect; change it later by :meth:`set_lora_weights`.
-            name: what it is called from then on; by default ``str(path)``.
+            name: what it is called from then on; by default ``str(path)``. One of the same name
+                goes, with a warning.
 
         Raises:
             WeightsError: the file is not there, of a kind that is not applied (it is named), or
                 not for this model; what is loaded stays as it was.
         """
+        checks.check_path("path", path)
         adapter, words = loading.read_adapter(path, self.base, weight)
         name = str(path) if name is None else name
+        if name in self.adapters:
+            checks.tell(
+                f"LoRA {name}: takes the place of the one of that name; give name= for both"
+            )
         self.words.add(name, words)
         self._put_adapters({**self.adapters, name: (adapter, weight)})
 
     def set_lora_weights(self, weights: dict[str, float]):
         """Change the factors of loaded LoRAs by name. Compiles nothing anew."""
+        checks.check_kinds(dict, "a dictionary, {name: weight}", weights=weights)
         self._put_adapters(loading.with_weights(self.adapters, weights))
 
     def save_lora(self, path, name: str):
@@ -283,7 +294,7 @@ class Pipeline:
         scheduler: str | None = None,
         scheduler_options: dict | None = None,
         original_size: tuple[int, int] | None = None,
-        crops_coords_top_left: tuple[int, int] = (0, 0),
+        crops_coords_top_left: tuple[int, int] | None = None,
         target_size: tuple[int, int] | None = None,
         output_type: str = "pil",
         batch_size: int | None = None,
@@ -345,6 +356,10 @@ class Pipeline:
         options = (guidance_scale, guidance_rescale, start_merge_step, seed, latents)
         options = checks.Options(*options, tiling, tile_size, output_type)
         options.check(num_inference_steps, num_images_per_prompt, height, width, batch_size)
+        checks.check_pairs(original_size=original_size, target_size=target_size)
+        checks.check_pairs(crops_coords_top_left=crops_coords_top_left)
+        checks.check_kinds(dict, "a dictionary", scales=scales, scheduler_options=scheduler_options)
+        checks.check_kinds(Callable, "a function", progress=progress, on_batch=on_batch)
         prompts = checks.texts_of("prompt", prompt)
         conditioner, count = self.conditioner, len(prompts)
         size = images.image_size(self.base, height, width)
@@ -361,7 +376,7 @@ class Pipeline:
         said = (prompts, negatives, parts, people, regions)
         checks.tell_of_call(self, *said, plan, scales or {}, strengths, options)
         seed, tile_size = seed or 0, tile_size or 512
-        sizes = (original_size or size, crops_coords_top_left, target_size or size)
+        sizes = (original_size or size, crops_coords_top_left or (0, 0), target_size or size)
         time_ids = np.tile(np.concatenate(sizes).astype(np.float32), (count, 1))
         call = Call(prompts, parts, people, time_ids, size, inputs)
         against = negatives if guidance_scale > 1 else None
@@ -390,6 +405,8 @@ class Pipeline:
 
     def encode_prompt(self, prompts: list[str]):
         """prompt_embeds [b, 77, d] and pooled_prompt_embeds [b, p] of b prompts."""
+        prompts = checks.texts_of("prompts", prompts)
+        checks.tell_of_texts(self.conditioner, prompts, (), {}, None)
         return self.conditioner.encode_prompt(prompts)
 
     def draw_latents(self, seed: int, total: int, height: int, width: int) -> np.ndarray:

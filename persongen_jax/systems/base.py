@@ -100,6 +100,11 @@ class System(abc.ABC):
         """What curves and tables call a run of it."""
         return self.config.system.rpartition(":")[2].lower()
 
+    @property
+    def unread_keys(self) -> tuple[str, ...]:
+        """Of the keys that are for some of the system's methods only, those this one ignores."""
+        return ()
+
     def __str__(self):
         return self.label
 

@@ -18,10 +18,11 @@ from persongen_jax.methods import get_method
 from persongen_jax.methods.base import Parts, denoiser_view
 from persongen_jax.models.sdxl import COMPONENTS
 from persongen_jax.pipeline.images import sample_steps
+from persongen_jax.read_keys import ReadKeys
 from persongen_jax.sampling_plan import make_plan
 from persongen_jax.systems.base import SamplingProgram
 from persongen_jax.systems.diffusion import FACE, VAE, DiffusionSystem
-from persongen_jax.systems.sdxl_config import sdxl_defaults
+from persongen_jax.systems.sdxl_config import METHOD_KEYS, sdxl_defaults
 from persongen_jax.systems.sdxl_fields import image_encoding
 from persongen_jax.trajectories import SETS
 from persongen_jax.weights.sdxl import SDXLBase, load_sdxl
@@ -43,7 +44,8 @@ class Sdxl(DiffusionSystem):
         self.scheduler_config = base.scheduler_config
         self.schedule = diffusion.NoiseSchedule.from_config(base.scheduler_config)
         self.codec = VAE(base.model.vae)
-        method_fields = method.fields(Parts(base.model, base.tokenizers), config)
+        self.read = ReadKeys(config)  # what the method reads of it
+        method_fields = method.fields(Parts(base.model, base.tokenizers), self.read)
         self.fields = (Image(image_encoding()), *method_fields, TimeIds(), FaceBox())
         self.groups = method.groups
 
@@ -64,9 +66,12 @@ class Sdxl(DiffusionSystem):
         check = functools.partial(check_sampler, config)
         base = load_sdxl(config.base, **dtypes, **parts, check=check, shardings=shardings)
         method = get_method(config.method)
-        method.attach(Parts(base.model, base.tokenizers), config, nnx.Rngs(config.seed))
+        read = ReadKeys(config)
+        method.attach(Parts(base.model, base.tokenizers), read, nnx.Rngs(config.seed))
         base.model.unet.set_remat(config.remat)
-        return cls(config, base, method)
+        system = cls(config, base, method)
+        system.read.keys |= read.keys
+        return system
 
     @classmethod
     def abstract(cls, config):
@@ -79,6 +84,10 @@ class Sdxl(DiffusionSystem):
     @property
     def label(self):
         return self.config.method
+
+    @property
+    def unread_keys(self):
+        return self.read.unread(METHOD_KEYS)
 
     def __str__(self):
         return f"{self.config.method} on {self.config.base}"

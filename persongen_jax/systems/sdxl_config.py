@@ -4,6 +4,9 @@ from ml_collections import ConfigDict
 
 from persongen_jax.systems.diffusion import DiffusionSystem
 
+# Keys that some methods read and others do not.
+METHOD_KEYS = ("rank", "lora_alpha", "id_gain", "id_norm_gain", "image_proj", "image_lora_rank")
+
 
 def sdxl_defaults() -> ConfigDict:
     """PhotoMaker on SDXL at 512, as the thesis' baseline trains it (section 5.1.8)."""

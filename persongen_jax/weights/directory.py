@@ -36,6 +36,12 @@ _NO_WEIGHTS = {
 }
 
 
+def _is_safetensors(path, start: bytes) -> bool:
+    """By the header's length, which may be a pickle's first bytes: 640 is b"\\x80\\x02"."""
+    length = int.from_bytes(start[:8], "little")
+    return start[8:9] == b"{" and length + 8 <= os.path.getsize(path)
+
+
 def _first_bytes(path) -> bytes:
     try:
         with open(path, "rb") as file:
@@ -55,10 +61,10 @@ def open_file(path: str | os.PathLike) -> TensorSource:
         if start.lstrip().lower().startswith(sign):
             raise WeightsError(f"{path}: is {what}. Get the weights as .safetensors.")
     # Some are saved under the other's ending.
+    if _is_safetensors(path, start) and suffix in (".safetensors", ".sft", *SUFFIXES):
+        return TensorFile(path)
     if suffix in (".safetensors", ".sft") and start.startswith(_PICKLES):
         raise WeightsError(f"{path}: is one of torch's own files. Rename it to {path}.ckpt.")
-    if suffix in SUFFIXES and start[8:9] == b"{" and not start.startswith(_PICKLES):
-        return TensorFile(path)
     if suffix in (".safetensors", ".sft"):
         return TensorFile(path)
     if suffix in SUFFIXES:

@@ -76,6 +76,9 @@ def load_sdxl(
         WeightsError: any other fault of the files.
     """
     param_dtype = dtype if param_dtype is None else param_dtype
+    for name, given in (("dtype", dtype), ("param_dtype", param_dtype), ("vae_dtype", vae_dtype)):
+        if not jnp.issubdtype(given, jnp.floating):
+            raise ValueError(f"{name}={jnp.dtype(given).name}: give bfloat16, float16 or float32")
     dtypes = {name: {"dtype": dtype, "param_dtype": param_dtype} for name in COMPONENTS}
     dtypes["vae"] = {"dtype": vae_dtype, "param_dtype": vae_dtype}
     parts = {"unet": unet, "vae": vae, "text_encoders": text_encoders}

@@ -227,3 +227,14 @@ def test_open_file_by_its_ending(tmp_path):
     assert open_file(tmp_path / "a.safetensors").keys() == ["a"]
     with pytest.raises(WeightsError, match="msgpack"):
         open_file(tmp_path / "a.msgpack")
+
+
+@pytest.mark.parametrize("ending", ["safetensors", "bin"])
+@pytest.mark.parametrize("length", [0x0280, 0x0380, 0x0480])  # a pickle begins with these bytes
+def test_a_header_of_a_length_that_looks_like_a_pickle(length, ending, tmp_path):
+    header = b'{"x":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}}'.ljust(length)
+    values = np.float32([1, 2])
+    path = tmp_path / f"a.{ending}"
+    path.write_bytes(length.to_bytes(8, "little") + header + values.tobytes())
+    with open_file(path) as source:
+        np.testing.assert_array_equal(source.read("x"), values)

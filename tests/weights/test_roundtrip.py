@@ -146,7 +146,7 @@ def test_a_missing_part_is_named(gone, diffusers_pipe, tmp_path):
 def test_a_damaged_config_is_named(damaged, diffusers_pipe, tmp_path):
     diffusers_pipe.save_pretrained(tmp_path)
     (tmp_path / damaged).write_text("{")
-    with pytest.raises(BadConfig, match=f"{damaged}: no valid JSON"):
+    with pytest.raises(BadConfig, match=f"{damaged} line 1: not JSON"):
         load_sdxl(tmp_path)
 
 

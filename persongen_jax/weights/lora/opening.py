@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from data_pipeline.text_files import TextError, read_text
 from persongen_jax.weights.directory import open_file
 from persongen_jax.weights.errors import MissingFile, UnsupportedAdapter, shorten
 from persongen_jax.weights.lora.dialects import COMPONENTS
@@ -99,7 +100,11 @@ def _opened(file: Path, config: Path | None = None, component: str | None = None
         except BaseException:
             source.close()
             raise
-    values = parse_object(str(config.parent), config.name, config.read_text("utf-8-sig"))
+    try:
+        text = read_text(config)
+    except TextError as error:
+        raise UnsupportedAdapter(str(error)) from None
+    values = parse_object(str(config.parent), config.name, text)
     kind = values.setdefault("peft_type", "LORA")
     if kind not in _TYPES:
         raise UnsupportedAdapter(

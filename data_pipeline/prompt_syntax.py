@@ -1,0 +1,58 @@
+"""What other programs read in prompts as weights and commands, and is plain text here.
+
+The web interfaces' and compel's writing is looked for, so that nobody who is used to it takes it
+for granted. Every pattern is linear in the text.
+"""
+
+import re
+from collections.abc import Iterator
+
+_NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)"
+_DECIMAL = r"[-+]?(?:\d+\.\d*|\.\d+)"
+SYNTAX = (
+    # (a hat:1.3), but neither (ratio 16:9) nor (10:30); ((a hat)), (a hat)1.3, (a hat)++, hat++
+    ("a weight", re.compile(rf"\([^()]*(?:[^\d\s(]\s*:\s*{_NUMBER}|:\s*{_DECIMAL})\s*\)")),
+    ("a weight", re.compile(rf"\)\s*(?:,[^()]*)?:\s*{_NUMBER}\s*\)")),
+    ("a weight", re.compile(r"\(\([^()]+\)\)?")),
+    ("a weight", re.compile(r"\([^()]+\)(?:\d*\.\d+|[-+]+(?!\w))")),
+    ("a weight", re.compile(r"(?<=\w\w)(?:\+{2,}(?!\w)|-{2,}(?=[\s,.]|$))")),  # no C++
+    ("a weight or a schedule", re.compile(r"\[[^\[\]]+\]")),
+    ("a command", re.compile(r"\b(?:BREAK|ADDCOMM|ADDROW|ADDCOL|ADDBASE|COUPLE)\b|\bMASK\(")),
+    ("a command", re.compile(r"\bAND\b")),
+    ("a command", re.compile(r"\.(?:swap|blend|and)\(")),
+    ("a LoRA", re.compile(r"<(?:lora|lyco|hypernet):[^<>]*>", re.IGNORECASE)),
+    ("an embedding", re.compile(r"\bembedding:\S+", re.IGNORECASE)),
+    ("a wildcard", re.compile(r"\{[^{}]*\|[^{}]*\}|(?<!\w)__[\w/*.-]+__(?!\w)")),
+)
+REMEDIES = {
+    "a LoRA": "load it by load_lora, on the command line by --lora FILE@WEIGHT",
+    "an embedding": "embeddings in prompts are not supported",
+}
+_WIDE = str.maketrans("（）：［］", "():[]")  # as Chinese and Japanese keyboards write them
+
+
+def plain_syntax(text: str) -> Iterator[str]:
+    """What in a prompt other programs would read as weights or commands: a sentence each."""
+    text, told = text.translate(_WIDE), set()
+    for meaning, pattern in SYNTAX:
+        found = pattern.search(text)
+        if found is None or meaning in told:
+            continue
+        if found[0] == "AND" and text == text.upper():
+            continue
+        told.add(meaning)
+        remedy = REMEDIES.get(meaning, "weights and commands in prompts are not supported")
+        quoted = _with_word(text, found)
+        yield f'"{quoted}" in a prompt is read as plain text, not as {meaning}; {remedy}'
+
+
+def _with_word(text: str, found: re.Match, most: int = 30) -> str:
+    """What was found, and of bare signs the word before them; long ones cut in the middle."""
+    start = found.start()
+    if not found[0].strip("+-"):
+        before = re.search(r"\w*$", text[max(0, start - most) : start])
+        return before[0] + found[0][:most]
+    return found[0] if len(found[0]) <= 3 * most else f"{found[0][:most]}…{found[0][-most:]}"
+
+
+__all__ = ["plain_syntax"]

@@ -1,0 +1,40 @@
+"""Ranges of a training config's numbers, checked before anything is opened."""
+
+import math
+
+AT_LEAST_0 = (
+    *("warmup_steps", "schedule_steps", "steps", "clip_norm", "keep_checkpoints", "max_bad_steps"),
+    *("validation_every", "start_from_step", "lora_alpha"),
+)
+AT_LEAST_1 = ("batch_size", "grad_accum", "fsdp", "cpu_devices", "size", "log_every")
+
+
+def check_ranges(config):
+    """ValueError that names the first key whose number means nothing.
+
+    Only of keys that the config has; a system's own further rules are its own.
+    """
+    for key, value in config.items():
+        if not isinstance(value, (int, float)) or isinstance(value, bool):
+            continue
+        if wanted := _wanted(key, value):
+            raise ValueError(f"config.{key}={value}: {wanted}")
+
+
+def _wanted(key: str, value) -> str:
+    """What is wrong with the number, or ""."""
+    if not math.isfinite(value):
+        return "give a finite number"
+    if key.endswith("_prob") and not 0 <= value <= 1:
+        return "a probability is 0 to 1"
+    if key == "ema_decay" and not 0 <= value < 1:
+        return "give 0 (no average) or a number below 1, such as 0.9999"
+    rate = key.startswith("lr_")
+    if (rate or key in AT_LEAST_0) and value < 0:
+        return "give 0 or more"
+    if key in AT_LEAST_1 and value < 1:
+        return "give 1 or more"
+    return ""
+
+
+__all__ = ["check_ranges"]

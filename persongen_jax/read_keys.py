@@ -1,0 +1,31 @@
+"""Which keys of a config something reads, found out by watching it read."""
+
+
+class ReadKeys:
+    """A config, read-only, that notes the keys that are read; ``keys``: their names."""
+
+    def __init__(self, config):
+        self._config, self.keys = config, set()
+
+    def __getattr__(self, key):
+        self.keys.add(key)
+        return getattr(self._config, key)
+
+    def __getitem__(self, key):
+        self.keys.add(key)
+        return self._config[key]
+
+    def __contains__(self, key):
+        return key in self._config
+
+    def get(self, key, default=None):
+        self.keys.add(key)
+        return self._config.get(key, default)
+
+    def unread(self, keys) -> tuple[str, ...]:
+        """Those of ``keys`` that were not; none where it was read as a whole (``to_dict``)."""
+        whole = any(callable(getattr(type(self._config), key, None)) for key in self.keys)
+        return () if whole else tuple(key for key in keys if key not in self.keys)
+
+
+__all__ = ["ReadKeys"]
