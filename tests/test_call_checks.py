@@ -83,11 +83,56 @@ def test_texts_of_the_wrong_kind_are_one_sentence(case, plain):
         ({"guidance_scale": None}, "guidance_scale=None: give a finite number"),
         ({"guidance_scale": float("nan")}, "guidance_scale=nan"),
         ({"guidance_rescale": "0.5"}, "guidance_rescale='0.5'"),
+        ({"guidance_rescale": 7}, "guidance_rescale=7: give 0 .none. to 1"),
+        ({"tiling": "no"}, "tiling is 'no': give True or False"),
+        ({"original_size": 64}, "original_size=64: give .height, width."),
+        ({"target_size": (64,)}, "target_size=.64,.: give .height, width."),
+        ({"original_size": (64, "64")}, r"original_size\[1\] is of type str"),
+        ({"scheduler_options": ["a"]}, "scheduler_options is of type list: give a dictionary"),
+        ({"scales": ["a"]}, "scales is of type list"),
+        ({"latents": "x"}, "latents: a text"),
+        ({"progress": 5}, "progress is 5: give a function"),
+        ({"on_batch": "x"}, "on_batch is of type str"),
     ],
 )
 def test_numbers_of_the_wrong_kind_are_one_sentence(settings, named, plain):
     with pytest.raises(ValueError, match=named):
         plain("a man", **settings)
+
+
+@pytest.mark.parametrize("given", [None, [None], [], 5])
+def test_encode_prompt_is_as_strict(given, plain):
+    with pytest.raises(ValueError, match="prompts is|give a text"):
+        plain.encode_prompt(given)
+
+
+def test_encode_prompt_tells_of_what_is_cut(plain):
+    with pytest.warns(CallWarning, match="the prompt is too long"):
+        plain.encode_prompt([LONG])
+
+
+def test_paths_and_names_of_the_wrong_kind(plain):
+    for call in (plain.load_lora, lambda x: plain.load_method(None, x), Pipeline.from_pretrained):
+        for given in (None, 5, ""):
+            with pytest.raises(ValueError, match="(path|weights) is .*: give a path"):
+                call(given)
+    with pytest.raises(ValueError, match="name is 5: give a method's name"):
+        plain.load_method(5, "x")
+    with pytest.raises(ValueError, match="weights is of type list: give a dictionary"):
+        plain.set_lora_weights(["a"])
+
+
+@pytest.mark.parametrize("dtype", ["int8", "bool", np.int32])
+def test_weights_are_floats(dtype, tiny_base):
+    with pytest.raises(ValueError, match="dtype=.*: give bfloat16, float16 or float32"):
+        Pipeline.from_pretrained(tiny_base, dtype=dtype)
+
+
+@pytest.mark.parametrize("strength", [None, "0.5", {"a": 1}])
+def test_a_strength_of_the_wrong_kind(strength, personal):
+    call = {"references": [[FACE]], "scales": {"identity": strength}}
+    with pytest.raises(ValueError, match="scales: 'identity' is .*give a number, or a list"):
+        personal("a man img", **call)
 
 
 def test_an_empty_prompt_with_a_reference_is_one_sentence(personal):

@@ -145,6 +145,43 @@ def test_trigger_at_the_end_of_the_room(tokenizers):
     assert tokenizers.encode_with_trigger("a " + fits, 3)[1].sum() == 3
 
 
+def test_a_cut_merges_file_is_refused(tmp_path):
+    for name, pad in zip(("tokenizer", "tokenizer_2"), SDXL_PAD_TOKENS, strict=True):
+        write_tiny_tokenizer(tmp_path / name, pad)
+    merges = tmp_path / "tokenizer" / "merges.txt"
+    lines = merges.read_text().splitlines()
+    merges.write_text("\n".join(lines[:-1]))  # the last line's end may be missing, or one line
+    Tokenizers.from_pretrained(tmp_path)
+    for half in ("", "\n".join(lines[: len(lines) // 2])):
+        merges.write_text(half)
+        with pytest.raises(
+            ValueError, match="merges.txt: .* tokens of vocab.json are made by none"
+        ):
+            Tokenizers.from_pretrained(tmp_path)
+
+
+def test_what_else_lies_in_a_tokenizers_folder_does_not_matter(tmp_path):
+    for name, pad in zip(("tokenizer", "tokenizer_2"), SDXL_PAD_TOKENS, strict=True):
+        write_tiny_tokenizer(tmp_path / name, pad)
+    folder = tmp_path / "tokenizer"
+    (folder / "._tokenizer.json").write_bytes(b"\0\5\x16\7" * 9)
+    (folder / "README.txt").write_bytes("für".encode("latin-1"))
+    (folder / "old.json").mkdir()
+    (folder / "link.json").symlink_to("nowhere")
+    Tokenizers.from_pretrained(tmp_path)
+
+
+def test_a_length_that_is_text(tmp_path):
+    for name, pad in zip(("tokenizer", "tokenizer_2"), SDXL_PAD_TOKENS, strict=True):
+        write_tiny_tokenizer(tmp_path / name, pad)
+    config = tmp_path / "tokenizer" / "tokenizer_config.json"
+    config.write_text(config.read_text().replace("77", '"77"'))
+    assert Tokenizers.from_pretrained(tmp_path).max_length == 77
+    config.write_text(config.read_text().replace('"77"', '"many"'))
+    with pytest.raises(ValueError, match="model_max_length is 'many'.*write a whole number"):
+        Tokenizers.from_pretrained(tmp_path)
+
+
 def test_tokenizers_that_place_the_class_word_differently(base, tmp_path):
     """As real SDXL does: "!!" is one token for the first tokenizer and two for the second."""
     vocab = json.loads((base / "tokenizer" / "vocab.json").read_text("utf-8"))

@@ -18,10 +18,13 @@ import pytest
 from configs.first_light import get_config
 from persongen_jax import workdir_lock
 from persongen_jax.checkpoint import Checkpoints, CorruptCheckpoint, find_run
+from persongen_jax.config_ranges import check_ranges
 from persongen_jax.idle_keys import idle_keys
 from persongen_jax.optimizer import learning_rate
+from persongen_jax.read_keys import ReadKeys
 from persongen_jax.settings import check_same_run, check_steps, settle_schedule
 from persongen_jax.systems.open import complete_config, system_class
+from persongen_jax.systems.sdxl_config import sdxl_defaults
 from persongen_jax.workdir_lock import NAME, WorkdirInUse, only_run_in
 
 HOST = socket.gethostname()
@@ -275,7 +278,41 @@ def test_files_with_names_like_steps_are_no_checkpoints(saved, tmp_path):
     assert find_run(tmp_path / "run")[1] == 2
 
 
-# ---- Keys without effect -----------------------------------------------------------------------
+# ---- Ranges and keys without effect ------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "said"),
+    [
+        ("ema_decay", 1.5, "a number below 1"),
+        ("face_loss_prob", 5.0, "a probability is 0 to 1"),
+        ("drop_prob", -3.0, "a probability is 0 to 1"),
+        ("warmup_steps", -5, "0 or more"),
+        ("clip_norm", -1.0, "0 or more"),
+        ("lr_lora", -1e-4, "0 or more"),
+        ("lr_lora", float("nan"), "a finite number"),
+        ("batch_size", 0, "1 or more"),
+        ("steps", -3, "0 or more"),
+    ],
+)
+def test_numbers_that_mean_nothing(key, value, said):
+    config = sdxl_defaults()
+    check_ranges(config)
+    config[key] = value
+    with pytest.raises(ValueError, match=f"config.{key}={value}: .*{said}"):
+        check_ranges(config)
+
+
+def test_keys_that_a_method_does_not_read():
+    config = sdxl_defaults()
+    read = ReadKeys(config)
+    assert read.rank == config.rank and read["lora_alpha"] and read.get("absent", 3) == 3
+    assert read.unread(("rank", "lora_alpha", "image_proj")) == ("image_proj",)
+    config.method, config.image_proj = "photomaker", "plus"
+    lines = idle_keys(config, sdxl_defaults(), set(), read.unread(("rank", "image_proj")))
+    assert lines == ["without effect: config.image_proj; that needs another method than photomaker"]
+    read.to_dict()
+    assert read.unread(("image_proj",)) == ()
 
 
 def test_keys_without_effect_are_told():
