@@ -156,9 +156,13 @@ def test_lora_with_a_weight(tiny_base, tmp_path):
     folder = tmp_path / "mine@home"  # an @ that is no weight
     folder.mkdir()
     file = lora_file(folder / "style.safetensors")
-    for lora in (f"{file}@0.5", file, f"{file}@0"):
-        run(tiny_base, tmp_path / "out", "--prompt", "a man", "--lora", lora)
-    half, whole, none = (pixels(tmp_path / "out" / f"0000{n}.png").astype(int) for n in range(3))
+    for loras in ((f"{file}@0.5",), (file,), (f"{file}@0",), (f"{file}@0.5", f"{file}@0.5")):
+        options = [word for lora in loras for word in ("--lora", lora)]
+        run(tiny_base, tmp_path / "out", "--prompt", "a man", *options)
+    half, whole, none, twice = (
+        pixels(tmp_path / "out" / f"0000{n}.png").astype(int) for n in range(4)
+    )
+    assert np.abs(whole - twice).max() <= 1  # the same file twice adds up
     assert np.abs(half - none).max() > 5 and np.abs(whole - half).max() > 5
 
     pipe = Pipeline.from_pretrained(tiny_base)
@@ -167,6 +171,19 @@ def test_lora_with_a_weight(tiny_base, tmp_path):
     assert np.array_equal(np.asarray(pipe("a man", **settings).images[0]), half)
     note = json.loads(Image.open(tmp_path / "out" / "00000.png").text["settings"])
     assert note["lora"] == [f"{file}@0.5"]
+
+
+def test_a_folder_that_cannot_be_written_costs_no_image(tiny_base, tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    options = ("--prompt", "a man")
+    with pytest.raises(SystemExit, match="file.*is a file; name another folder for images"):
+        run(tiny_base, tmp_path / "file", *options)
+    with pytest.raises(SystemExit, match="is a file; name another folder for images"):
+        run(tiny_base, tmp_path / "file" / "inner", *options)
+    assert "step/s" not in capsys.readouterr().err
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "²³.png").write_bytes(b"")
+    assert generate_files.ImageFolder(tmp_path / "out")._next == 0
 
 
 def test_unloading_leaves_a_method_its_own_lora(tiny_base, method_weights, tmp_path):

@@ -67,6 +67,13 @@ def test_utf16_is_called_by_its_name(file):
         file.write_bytes(text.encode("utf-16-le"))
         with pytest.raises(TextError, match=r"prompts\.txt: saved as UTF-16: save it as UTF-8"):
             read_text(file)
+    file.write_bytes(TEXT.encode("utf-32-le"))
+    with pytest.raises(TextError, match=r"prompts\.txt: saved as UTF-32: save it as UTF-8"):
+        read_text(file)
+    for raw in (b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR\0\0", b"\xff\0" + b"abcdefgh" * 9):
+        file.write_bytes(raw)
+        with pytest.raises(TextError, match=r"prompts\.txt: holds NUL bytes: no text"):
+            read_text(file)
 
 
 @pytest.mark.parametrize(
