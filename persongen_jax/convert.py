@@ -120,7 +120,8 @@ def readable(size: int) -> str:
 
 
 def shorten(text: str) -> str:
-    text = " ".join(text.split())
+    # A note may hold anything; escape codes would act on the terminal.
+    text = "".join(c if c.isprintable() else "?" for c in " ".join(text.split()))
     return text if len(text) <= SHOWN_NOTES else text[: SHOWN_NOTES - 3] + "..."
 
 

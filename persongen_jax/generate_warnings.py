@@ -1,7 +1,5 @@
 """What generate says of options without effect."""
 
-from pathlib import Path
-
 
 def without_effect(args) -> list[str]:
     """What the command line says in vain; of a call's own arguments pipeline/checks.py tells."""
@@ -11,10 +9,6 @@ def without_effect(args) -> list[str]:
         lines += [f"{name} has no effect without --reference" for name in given if given[name]]
     elif args.no_crop and args.detector:
         lines.append(f"--detector {args.detector} has no effect: --no-crop looks for no face")
-    if args.base_config and Path(args.base).is_dir():
-        lines.append(
-            f"--base-config has no effect: {args.base} is a directory with its own configs"
-        )
     if args.image_encoder and not args.method_weights:
         lines.append("--image-encoder has no effect without --method-weights")
     return lines

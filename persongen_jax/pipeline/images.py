@@ -19,8 +19,10 @@ from persongen_jax.weights.sdxl import SDXLBase
 
 def default_size(base: SDXLBase) -> tuple[int, int]:
     """(height, width) in pixels of what the UNet was made for."""
-    side = base.configs["unet"]["sample_size"]
-    sides = (side, side) if isinstance(side, int) else side
+    side = base.configs["unet"].get("sample_size")
+    pair = isinstance(side, (list, tuple)) and len(side) == 2
+    # Where the config does not say, diffusers takes SDXL's.
+    sides = side if pair else (side or 128,) * 2
     height, width = (side * base.model.vae.vae_scale_factor for side in sides)
     return height, width
 

@@ -49,7 +49,7 @@ def read_method(base: SDXLBase, name: str | None, weights, encoder, mesh):
         FileNotFoundError: no checkpoint there.
         ValueError: weights of another method than ``name``.
     """
-    trained = None
+    trained, weights = None, weights_in(weights)
     if not Path(weights).is_file():
         trained, config = load_trained(weights, replicated(mesh))
         if name not in (None, config["method"]):
@@ -70,6 +70,18 @@ def read_method(base: SDXLBase, name: str | None, weights, encoder, mesh):
     if encoder:
         here |= {"id_encoder": str(encoder), "face_net": str(encoder)}
     return ConfigDict({**config, **here}), trained
+
+
+STATE_FILES = ("model.safetensors", "pytorch_model.bin")  # accelerate's
+
+
+def weights_in(path):
+    """The file in a folder that an IP-Adapter's trainer left; any other path as it is."""
+    folder = Path(path)
+    if not folder.is_dir() or (folder / "checkpoints").is_dir():
+        return path
+    files = [folder / name for name in STATE_FILES if (folder / name).is_file()]
+    return files[0] if files and is_ip_adapter(files[0]) else path
 
 
 def base_arrays(model, trained: dict | None) -> dict:

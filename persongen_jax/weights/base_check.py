@@ -42,6 +42,8 @@ def check_unet_config(config: dict, where) -> None:
 def _check_channels(channels, where):
     if channels in (None, 4):
         return
+    if not isinstance(channels, int):
+        raise BadConfig(f"{where}: in_channels is {channels!r}. Write it as a number.")
     what = _CHANNELS.get(channels, "a UNet that reads more than latents")
     raise BadConfig(
         f"{where}: in_channels is {channels}: this is {what}. That is not supported; a UNet of 4 "
@@ -77,6 +79,20 @@ def check_vae(config: dict, base: dict, where) -> None:
         )
 
 
+def check_latents(source, place, config: dict, where) -> None:
+    """WeightsError for a VAE file whose latents have another number of channels."""
+    inner = dict(zip(place.inner(), place.keys, strict=True))
+    if "decoder.conv_in.weight" not in inner:
+        return
+    shape = source.info(inner["decoder.conv_in.weight"])[1]
+    wanted = config.get("latent_channels", 4)
+    if len(shape) == 4 and shape[1] != wanted:
+        raise WeightsError(
+            f"{where}: this VAE's latents have {shape[1]} channels (FLUX and SD 3: 16), and "
+            f"{wanted} are needed. Give SDXL's."
+        )
+
+
 def decide_prediction(scheduler: dict, said: Prediction, asked, where) -> tuple[dict, list[str]]:
     """(the scheduler's config as markers and the user have it, what there is to say of it).
 
@@ -104,13 +120,28 @@ def decide_prediction(scheduler: dict, said: Prediction, asked, where) -> tuple[
             f"{where}: {marked}: it predicts {said.kind}, and the scheduler's config says {told}: "
             f"{said.kind} is taken. If that is wrong, give {give}"
         )
-    if said.zero_snr and scheduler.get("rescale_betas_zero_snr") is not True:
+    rescaled = scheduler.get("rescale_betas_zero_snr") is True
+    overruled = asked and said.kind not in ("", asked)  # what goes with its kind goes with it
+    if said.denied and rescaled:
+        notes.append(
+            f"{where}: {', '.join(said.denied)}: its schedule is not rescaled, and the scheduler's "
+            "config says that it is: the config is followed"
+        )
+    if said.zero_snr and overruled and not rescaled:
+        notes.append(f"{where}: that its noise schedule ends without signal is not followed either")
+    elif said.zero_snr and not rescaled:
         chosen["rescale_betas_zero_snr"] = True
         notes.append(
             f"{where}: {marked}: its noise schedule ends without signal, and the scheduler's "
             "config does not say so: rescale_betas_zero_snr is taken as true"
         )
     config |= chosen
+    kind = config.get("prediction_type") or "epsilon"
+    if kind == "epsilon" and config.get("rescale_betas_zero_snr") is True:
+        notes.append(
+            f"{where}: epsilon on a noise schedule that ends without signal: where there is "
+            "nothing but noise, epsilon says nothing of the picture; v_prediction is usual"
+        )
     if chosen and isinstance(config.get("_use_default_values"), list):
         left = [key for key in config["_use_default_values"] if key not in chosen]
         config["_use_default_values"] = left

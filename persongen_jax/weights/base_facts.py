@@ -17,6 +17,7 @@ from persongen_jax.weights.recognise import (
     prediction,
     recognise,
 )
+from persongen_jax.weights.scheduler_file import check_parametrisation
 from persongen_jax.weights.source import TensorSource
 
 _UNETS = ("", SDXL, REFINER, SD1, SD2, "a video model")
@@ -46,7 +47,8 @@ def _facts(kind, found: Recognised, source) -> dict:
     if kind == "checkpoint":
         held = [name for name in CALLED if name in parts]
         facts["parts"] = ", ".join(f"{CALLED[n]} ({parts[n].dialect or '?'})" for n in held)
-        facts["missing"] = ", ".join(CALLED[name] for name in found.missing()) or "nothing"
+        if found.family in ("", SDXL):
+            facts["missing"] = ", ".join(CALLED[name] for name in found.missing()) or "nothing"
     if "unet" in parts:
         facts["predicts"] = predicts(found.prediction)
         if found.channels not in (None, 4):
@@ -85,6 +87,14 @@ def predicts(said: Prediction, config: dict | None = None) -> str:
     return text
 
 
+def _predicts_by(scheduler: dict, said: Prediction) -> str:
+    try:
+        check_parametrisation(scheduler)
+    except ValueError as error:
+        return f"not clear: {str(error).removeprefix('scheduler config: ')}"
+    return predicts(said, scheduler)
+
+
 def folder_facts(path: Path, sources: dict[str, TensorSource]) -> dict:
     """Of a pipeline's directory: family, prediction, and the parts that it lacks."""
     unet = _read(path / "unet" / "config.json")
@@ -93,7 +103,7 @@ def folder_facts(path: Path, sources: dict[str, TensorSource]) -> dict:
         facts["family"] = family_of_config(unet)
         scheduler = _read(path / "scheduler" / "scheduler_config.json")
         said = prediction(sources["unet"]) if "unet" in sources else Prediction()
-        facts["predicts"] = predicts(said, scheduler)
+        facts["predicts"] = _predicts_by(scheduler, said)
         facts["scheduler"] = str(scheduler.get("_class_name", "unknown"))
         if unet.get("in_channels", 4) != 4:
             facts["input channels"] = f"{unet['in_channels']} (SDXL's plain UNet has 4)"

@@ -7,12 +7,15 @@ may come from elsewhere, and what a single file lacks is filled in from the dire
         files.sources["unet"], files.configs["unet"], files.scheduler_config
 """
 
+import os
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from persongen_jax.diffusion import NoiseSchedule
 from persongen_jax.models.sdxl import COMPONENTS
 from persongen_jax.weights import base_check
+from persongen_jax.weights.config_values import check_time_ids, check_values
 from persongen_jax.weights.directory import open_component, open_file, read_config, read_json
 from persongen_jax.weights.errors import BadConfig, MissingFile, WeightsError, shorten
 from persongen_jax.weights.keys import normalise_attention, normalise_clip_text
@@ -39,6 +42,9 @@ GIVEN = {
 }
 GIVEN["text_encoder_2"] = GIVEN["text_encoder"]
 BASES = ("checkpoint", "unet", "unet-sgm", "vae", "vae-sgm")
+# What a scheduler_config.json says of the training, and not of how one samples.
+TRAINED_FOR = ("prediction_type", "rescale_betas_zero_snr", "num_train_timesteps")
+TRAINED_FOR += ("beta_start", "beta_end", "beta_schedule", "trained_betas")
 CONFIG = "config=DIR (generate: --base-config, training: --config.base_config)"
 
 
@@ -47,7 +53,7 @@ class BaseFiles:
     """What :func:`open_base` gives; a context manager.
 
     Attributes:
-        folder: the directory of configs and tokenizers.
+        folder: the directory of configs and tokenizers. homes: where each config.json lies.
         configs: config.json contents by component. sources: their tensors, under today's names.
         scheduler_config: as markers and the user have it.
         notes: sentences about what was ignored, filled in or decided.
@@ -55,6 +61,7 @@ class BaseFiles:
     """
 
     folder: Path
+    homes: dict[str, Path] = field(default_factory=dict)
     configs: dict[str, dict] = field(default_factory=dict)
     sources: dict[str, TensorSource] = field(default_factory=dict)
     scheduler_config: dict = field(default_factory=dict)
@@ -78,6 +85,9 @@ class BaseFiles:
     def file(self, path: Path) -> tuple[TensorSource, Recognised]:
         """A single file, opened once, its weights multiplied out; and what it is."""
         if path not in self.opened:
+            if shard := re.search(r"-(\d+)-of-(\d+)\.", path.name):
+                number, count = map(int, shard.groups())
+                raise WeightsError(f"{path}: shard {number} of {count}. Give the folder of all.")
             source = open_file(path)
             try:
                 inner = unwrapped(source)
@@ -97,6 +107,8 @@ class BaseFiles:
         if "unet" in parts:
             self.prediction = found.prediction
         layout = read_layout(source)  # without scales
+        if "vae" in parts and "vae" in layout.parts:
+            base_check.check_latents(source, layout.parts["vae"], self.configs["vae"], path)
         configs = (self.configs["unet"], self.configs["vae"])
         for name, part in split_checkpoint(source, *configs, layout, tuple(parts)).items():
             self.sources[name] = part
@@ -147,8 +159,11 @@ def open_base(
         MissingFile: a file, or a part that no file holds; what gives it is named.
         WeightsError: another family of models, or any other fault that headers show.
     """
-    path = Path(path)
     given = {"unet": unet, "vae": vae, "text_encoder": text_encoders}
+    for name, value in {"path": path, "config": config, **given}.items():
+        if value is not None and not isinstance(value, (str, os.PathLike)):
+            raise MissingFile(f"{name}={value!r}: give a path.")
+    path = Path(path)
     given = {name: Path(value) for name, value in given.items() if value}
     if "text_encoder" in given:
         given["text_encoder_2"] = given["text_encoder"]
@@ -165,6 +180,8 @@ def open_base(
             single = files.file(path)[1]
             _check_base_file(path, single)
             files.folder = _config_folder(path, config)
+        elif config:
+            files.notes.append(f"{path}: has its own configs, so that {config} has no effect")
         _read_configs(files, given)
         _open_parts(files, path, given, single, variant)
         _decide(files, path, given, prediction_type)
@@ -215,9 +232,14 @@ def _read_configs(files: BaseFiles, given):
         _explain_no_unet(folder)
     # The UNet's first: of another family's directory, other parts may not even be there.
     unet = read_config(homes["unet"])
+    check_values("unet", unet, homes["unet"] / "config.json")
     base_check.check_unet_config(unet, homes["unet"] / "config.json")
     files.configs = {"unet": unet} | {name: read_config(homes[name]) for name in COMPONENTS[1:]}
+    files.homes = homes
+    for name, config in files.configs.items():
+        check_values(name, config, homes[name] / "config.json")
     base_check.check_configs(files.configs, folder)
+    check_time_ids(unet, files.configs["text_encoder_2"], homes["unet"] / "config.json")
     plain = folder / "vae"
     if homes["vae"] != plain and (plain / "config.json").is_file():
         base_check.check_vae(files.configs["vae"], read_config(plain), homes["vae"])
@@ -260,7 +282,9 @@ def _open_parts(files: BaseFiles, path: Path, given, single, variant):
                 held = ", ".join(CALLED[name] for name in files.file(where)[1].layout.parts)
                 raise WeightsError(f"{where}: {CALLED[lacking[0]]} is not in it, but {held}.")
         elif where.is_dir():
-            for name in names:
+            there = [name for name in names if (where / name).is_dir()] or names
+            wanted |= set(names) - set(there)
+            for name in there:
                 files.from_folder(name, _component(where, name), variant)
         else:
             raise MissingFile(f"{where}: no such file or directory. Check the path.")
@@ -294,31 +318,56 @@ def _fill_in(files: BaseFiles, names, single, path, variant):
     lacking = []
     for name in names:
         folder = files.folder / name
-        if single is None or _has_weights(folder):
+        if _has_weights(folder):
             files.from_folder(name, folder, variant)
             if single is not None:
                 files.notes.append(f"{path}: without {CALLED[name]}: {folder}'s is taken")
         else:
             lacking.append(name)
     if lacking:
-        parts = ", ".join(CALLED[name] for name in single.layout.parts)
+        parts = [CALLED[name] for name in (single.layout.parts if single else files.sources)]
         ways = " and ".join(dict.fromkeys(GIVEN[name] for name in lacking))
+        folder = f", or a directory that has their weights as {CONFIG}" if single else ""
+        verb = "are" if len(lacking) > 1 else "is"
         raise MissingFile(
-            f"{path}: holds {parts}; {', '.join(CALLED[name] for name in lacking)} are missing. "
-            f"Give {ways}, or a directory that has their weights as {CONFIG}."
+            f"{path}: holds {', '.join(parts) or 'no weights'}; "
+            f"{', '.join(CALLED[name] for name in lacking)} {verb} missing. Give {ways}{folder}."
         )
 
 
 def _has_weights(folder: Path) -> bool:
-    return folder.is_dir() and any(p.suffix in (".safetensors", ".bin") for p in folder.iterdir())
+    """Whether there is a weight file, or an index that tells of some."""
+    names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
+    return any(name.endswith((".safetensors", ".bin")) or ".index." in name for name in names)
 
 
 # ---- The schedule ------------------------------------------------------------------------------
 
 
+def _own_scheduler(unet: Path) -> Path | None:
+    """The scheduler_config.json of the model that a UNet's folder is a part of."""
+    places = (unet, unet.parent) if unet.is_dir() else ()
+    found = (place / "scheduler" / "scheduler_config.json" for place in places)
+    return next((path for path in found if path.is_file()), None)
+
+
+def _take_schedule(files: BaseFiles, path: Path):
+    """What a UNet was trained for goes with it: its own schedule in place of the base's."""
+    own, before = read_json(path, BadConfig), files.scheduler_config
+    changed = [key for key in TRAINED_FOR if (own.get(key) or None) != (before.get(key) or None)]
+    if not changed:
+        return
+    kept = {key: value for key, value in before.items() if key not in TRAINED_FOR}
+    files.scheduler_config = kept | {key: own[key] for key in TRAINED_FOR if key in own}
+    said = ", ".join(f"{key}={own.get(key)!r}" for key in changed)
+    files.notes.append(f"{path}: of the UNet that is taken: {said}, in place of the base's")
+
+
 def _decide(files: BaseFiles, path: Path, given, asked):
     """The scheduler's config with what the UNet's file says; ValueError if it is not supported."""
     where = given.get("unet", path)
+    if "unet" in given and (own := _own_scheduler(given["unet"])):
+        _take_schedule(files, own)
     decided, notes = base_check.decide_prediction(
         files.scheduler_config, files.prediction, asked, where
     )

@@ -30,10 +30,18 @@ _WEIGHTS = re.compile(
 # First bytes of torch's zip files, and of the pickles before them.
 _PICKLES = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
 _NO_WEIGHTS = {
+    b"version https:": "a Git LFS pointer, not the file itself (git lfs pull gets it)",
+    b'{"': "JSON and no weights",
+    b"{\n": "JSON and no weights",
+    b"{ ": "JSON and no weights",
     b"gguf": "a GGUF file, whose quantised weights are not read here",
     b"<!doctype": "a web page, saved in place of the file",
     b"<html": "a web page, saved in place of the file",
 }
+
+
+def path_is_index(path) -> bool:
+    return re.search(r"\.index(\.\w+)?\.json$", str(path)) is not None
 
 
 def _is_safetensors(path, start: bytes) -> bool:
@@ -57,12 +65,16 @@ def open_file(path: str | os.PathLike) -> TensorSource:
         WeightsError: neither of them, or whatever the file's reader finds wrong.
     """
     suffix, start = Path(path).suffix.lower(), _first_bytes(path)
+    # Some are saved under the other's ending, or without any, as in a download's cache.
+    if _is_safetensors(path, start):
+        return TensorFile(path)
     for sign, what in _NO_WEIGHTS.items():
         if start.lstrip().lower().startswith(sign):
             raise WeightsError(f"{path}: is {what}. Get the weights as .safetensors.")
-    # Some are saved under the other's ending.
-    if _is_safetensors(path, start) and suffix in (".safetensors", ".sft", *SUFFIXES):
-        return TensorFile(path)
+    if not suffix and start.startswith(_PICKLES):
+        return PickleFile(path)
+    if path_is_index(path):
+        raise WeightsError(f"{path}: an index of shards. Give the folder that it lies in.")
     if suffix in (".safetensors", ".sft") and start.startswith(_PICKLES):
         raise WeightsError(f"{path}: is one of torch's own files. Rename it to {path}.ckpt.")
     if suffix in (".safetensors", ".sft"):

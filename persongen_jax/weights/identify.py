@@ -25,6 +25,7 @@ from persongen_jax.weights.lora.dialects import other_kind, relatives
 from persongen_jax.weights.lora.opening import CONFIG, adapter_file
 from persongen_jax.weights.lora.settings import METADATA_KEY
 from persongen_jax.weights.onnx_file import OnnxFile
+from persongen_jax.weights.recognise import SDXL
 from persongen_jax.weights.source import DictSource, TensorSource
 
 # Kind -> what it is called. The order of ``_RULES`` decides where several would do.
@@ -158,7 +159,7 @@ def identify(path) -> Found:
             return _identify_folder(path, sources)
         (source,) = sources.values()
         kind, facts = tell(source)
-        return Found(kind, NAMES[kind], facts, licence(path, kind, source))
+        return Found(kind, NAMES[kind], facts, licence(path, kind, source, facts))
     finally:
         for source in sources.values():
             source.close()
@@ -217,14 +218,19 @@ def tell(source: TensorSource) -> tuple[str, dict]:
     return kind, _facts(kind, source)
 
 
-def licence(path, kind: str, source: TensorSource | None = None) -> str:
-    """What file, config or model card say of the licence; else that of the published ones."""
+def licence(path, kind: str, source: TensorSource | None = None, facts: dict | None = None) -> str:
+    """What file, config or model card say of the licence; else that of the published ones.
+
+    ``facts``: tell's, whose family may not be the one that was published in this layout.
+    """
     for where, text in _stated(Path(path), source):
         return f"{text} (so says {where})"
     if kind == "arcface":
         return f"{licence_hint(path)} (by the layout and path)"
     # Variants go by what they are variants of.
     published = _PUBLISHED.get(kind) or _PUBLISHED.get(kind.rpartition("-")[0])
+    if (facts or {}).get("family", SDXL) not in (SDXL, "no key tells"):
+        published = None
     return "not stated in the file" + (f"; {published}" if published else "")
 
 

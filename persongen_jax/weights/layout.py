@@ -66,14 +66,15 @@ _TEXT_DIALECTS = (
 # counters, a moving average, a discriminator; CLIP's temperature; constant position numbers; and
 # the first text encoder's projection, which SDXL does not read.
 _HARMLESS = re.compile(
-    r"(alphas|betas|alphas_cumprod(_prev)?|sqrt_(one_minus_|recip_|recipm1_)?alphas(_cumprod)?|"
+    r"(model\.diffusion_model\.__index_timestep_zero__|first_stage_model\.logvar)$"
+    r"|(alphas|betas|alphas_cumprod(_prev|_next)?|sqrt_(one_minus_|recip_|recipm1_)?alphas(_cumprod)?|"
     r"log_one_minus_alphas_cumprod|sqrt_recipm1_alphas_cumprod|posterior_\w+|logvar|lvlb_weights|"
     r"sigmas|log_sigmas|scale_factor|global_step|epoch|step|iteration|num_batches_tracked)$"
     r"|(denoiser|model_ema|ema|optimizer_states?|optimizer|lr_schedulers?|loss|callbacks)\."
     r"|(first_stage_model|vae)\.(loss|model_ema)\."
     r"|.*\.position_ids$"
     r"|(conditioner\.embedders\.\d|text_encoders\.clip_[lg]|cond_stage_model)\.(\w+\.)?logit_scale$"
-    r"|(conditioner\.embedders\.0|text_encoders\.clip_l)\.transformer\.text_projection\.weight$"
+    r"|(conditioner\.embedders\.0|text_encoders\.clip_l)\.(transformer\.)?text_projection(\.weight)?$"
 )
 # Of these, what every published checkpoint has: nobody has to be told that it is left out.
 _USUAL = re.compile(r"denoiser\.|model_ema\.|.*\.(position_ids|logit_scale)$")
@@ -142,13 +143,30 @@ def read_layout(source: TensorSource) -> Layout:
 
 
 def unwrapped(source: TensorSource) -> TensorSource:
-    """The state dict out of what a trainer saved around it; ``source`` itself if there is none."""
-    inner = [key for key in source.keys() if key.startswith("state_dict.")]
-    if not inner:
+    """The state dict out of what a trainer saved around it; ``source`` itself if there is none.
+
+    Taken off are "state_dict." and "model." of a whole checkpoint in a pickle, and what torch's
+    wrappers for several devices ("module.") and compiling ("_orig_mod.") put into the names.
+    """
+    keys = source.keys()
+    around = _AROUND.match(next((key for key in keys if _AROUND.match(key)), ""))
+    inner = [key for key in keys if around is None or key.startswith(around[0])]
+    names = {key: _plain(key[len(around[0]) :] if around else key) for key in inner}
+    if all(name == key for key, name in names.items()) or len(set(names.values())) < len(names):
         return source
-    table = {key.removeprefix("state_dict."): (key, None) for key in inner}
-    around = [key for key in source.keys() if not key.startswith("state_dict.")]
-    return RenamedSource(source, table, ignored=around)
+    table = {name: (key, None) for key, name in names.items()}
+    return RenamedSource(source, table, ignored=[key for key in keys if key not in names])
+
+
+# A pickle's outer dictionary, as its keys are joined.
+_AROUND = re.compile(
+    r"(?:state_dict|model_state_dict|model(?=\.(?:model\.diffusion_model|input_blocks|time_embed|"
+    r"conv_in|first_stage_model|conditioner|down_blocks)\.))\."
+)
+
+
+def _plain(key: str) -> str:
+    return key.removeprefix("module.").replace("_orig_mod.", "").removeprefix("module.")
 
 
 def marker_name(key: str) -> str:

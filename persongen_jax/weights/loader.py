@@ -10,7 +10,7 @@ import numpy as np
 from flax import nnx
 
 from persongen_jax.sharding import put_array
-from persongen_jax.weights.errors import KeyMismatch
+from persongen_jax.weights.errors import KeyMismatch, WeightsError
 
 WEIGHT_NAMES = ("kernel", "scale", "embedding")
 
@@ -103,6 +103,13 @@ def check_keys(leaves: dict[tuple, jax.Array], source):
             misshapen[key] = (shape, wanted[key])
     if missing or unexpected or misshapen:
         raise KeyMismatch(source.describe(), missing, unexpected, misshapen)
+    for key in sorted(found):
+        dtype = source.info(key)[0]
+        if "float" not in dtype.name:
+            raise WeightsError(
+                f"{source.describe()}: {key!r} is stored as {dtype.name}, no weight: it is "
+                "quantised in a way that is not read here. Get the file in fp16 or bf16."
+            )
 
 
 def cast_module(module, dtype):

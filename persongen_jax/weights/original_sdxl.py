@@ -106,6 +106,8 @@ def _open_clip_entries(inner, shape):
     if inner == "text_projection":
         # open_clip multiplies from the right: [width, projection].
         return [("text_projection.weight", TRANSPOSE)]
+    if inner == "text_projection.weight":  # ComfyUI's, turned already
+        return [(inner, None)]
     if not inner.startswith(_CLIP_LAYERS):
         return []
     number, _, rest = inner.removeprefix(_CLIP_LAYERS).partition(".")

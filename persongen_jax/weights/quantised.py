@@ -30,6 +30,12 @@ _OTHERS = (
     (re.compile(r".*\.(qweight|wscales|qzeros)$"), "4-bit (SVDQuant, GPTQ or AWQ)"),
     (re.compile(r".*\.weight\._(data|scale)$"), "quanto's"),
     (re.compile(r".*\.(SCB|weight_format)$"), "bitsandbytes' int8"),
+    (re.compile(r".*\.weight_scale_inv$"), "fp8 with scales of blocks"),
+    (re.compile(r".*\.(weight_packed|g_idx|scales|qscales)$"), "4-bit (GPTQ or AWQ)"),
+    (
+        re.compile(r".*\.(svd_up|svd_down|zero_point|weight_zero_point)$"),
+        "SDNQ's or another integer",
+    ),
 )
 
 
@@ -156,7 +162,9 @@ def precision(source: TensorSource, keys=None) -> str:
             dtype, shape = source.info(key)
             size = int(np.prod(shape, dtype=np.float64)) if shape else 1
             numbers[dtype.name] = numbers.get(dtype.name, 0) + size
-    names = sorted((n for n in numbers if "float" in n), key=lambda n: (-numbers[n], n))
+    some = sum(numbers.values()) / 100  # counters are no weights
+    names = (n for n in numbers if "float" in n or numbers[n] > some)
+    names = sorted(names, key=lambda n: (-numbers[n], n))
     said = " and ".join(names) or shorten(sorted(numbers)) or "nothing"
     return f"{said}, scaled ({', '.join(sorted(scaled))})" if scaled else said
 

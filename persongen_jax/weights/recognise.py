@@ -19,6 +19,10 @@ SDXL, REFINER, SD1, SD2 = "SDXL", "the SDXL refiner", "SD 1.x", "SD 2.x"
 
 # Keys of models without a UNet, behind a checkpoint's prefix or none: sign and family.
 _OTHER_FAMILIES = (
+    (re.compile(r"transformer_blocks\.\d+\.(img_mod|txt_mod)\."), "Qwen-Image"),
+    (re.compile(r"txt_in\.individual_token_refiner\.|context_embedder\.time_text"), "HunyuanVideo"),
+    (re.compile(r"adaln_single\.|y_embedder\.|t_block\.1\."), "PixArt"),
+    (re.compile(r"single_transformer_blocks\."), "FLUX"),
     (re.compile(r"joint_blocks\.|transformer_blocks\.\d+\.attn\.add_q_proj\."), "SD 3"),
     (re.compile(r"double_blocks\.|single_blocks\.|single_transformer_blocks\."), "FLUX"),
     (re.compile(r"double_layers\.|cond_seq_linear\."), "AuraFlow"),
@@ -54,7 +58,7 @@ _PREDICTIONS = {
 _PREDICTION_NOTES = ("modelspec.prediction_type", "modelspec.predict_key", "prediction_type")
 _V_NOTES = ("ss_v_parameterization", "v_parameterization", "v_pred")
 _ZERO_NOTES = ("ss_zero_terminal_snr", "zero_terminal_snr", "zsnr", "ztsnr")
-_TRUE = ("true", "1", "yes")
+_TRUE, _FALSE = ("true", "1", "yes"), ("false", "0", "no")
 
 
 @dataclass(frozen=True)
@@ -63,7 +67,8 @@ class Prediction:
 
     kind: a prediction_type, "" if none says. zero_snr: whether the schedule is rescaled to end
     without signal; False where none says. said_by: which markers. refusal: why the markers cannot
-    be followed, "" if they can. edm: the refusal holds whatever the user says.
+    be followed, "" if they can. edm: the refusal holds whatever the user says. denied: markers that
+    say that the schedule is not rescaled.
     """
 
     kind: str = ""
@@ -71,6 +76,7 @@ class Prediction:
     said_by: tuple[str, ...] = ()
     refusal: str = ""
     edm: bool = False
+    denied: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -123,6 +129,8 @@ def _family(source, layout):
         projection = next((source.info(inner[k])[1] for k in inner if _PROJ_IN.match(k)), ())
         by_projection = {4: SD1, 2: SD2}.get(len(projection), "")
         return FAMILY_OF_WIDTH.get(width, by_projection), width, channels
+    if width in (768, 1024):  # unCLIP and the upscaler read labels, too
+        return f"{FAMILY_OF_WIDTH[width]} with labels", width, channels
     refiner = width == 1280 or _levels(unet, inner) == 4
     return (REFINER if refiner else SDXL), width, channels
 
@@ -190,14 +198,19 @@ def prediction(source: TensorSource, markers=None) -> Prediction:
             if not kind:
                 refusal = f"its note {note} says {text!r}, which is none of epsilon, v and sample"
     for note in _V_NOTES:
-        if str(notes.get(note, "")).strip().lower() in _TRUE:
-            said[f"its note {note}"] = "v_prediction"
+        text = str(notes.get(note, "")).strip().lower()
+        if text in _TRUE + _FALSE:
+            kind = "v_prediction" if text in _TRUE else "epsilon"
+            said[f"its note {note}={notes[note]}"] = kind
     zero += [f"its note {n}" for n in _ZERO_NOTES if str(notes.get(n, "")).lower() in _TRUE]
+    denied = [f"its note {n}" for n in _ZERO_NOTES if str(notes.get(n, "")).lower() in _FALSE]
+    if zero and denied and not refusal:
+        refusal = f"it contradicts itself about its schedule's end: {', '.join(zero + denied)}"
     if len(set(said.values())) > 1 and not refusal:
         listed = "; ".join(f"{marker} says {kind}" for marker, kind in said.items())
         refusal = f"it contradicts itself about what it predicts: {listed}"
     kind = "" if refusal else next(iter(said.values()), "")
-    return Prediction(kind, bool(zero), (*said, *zero), refusal)
+    return Prediction(kind, bool(zero), (*said, *zero), refusal, denied=tuple(denied))
 
 
 __all__ = [

@@ -18,6 +18,10 @@ OTHER_SAMPLERS = frozenset(
     ).split()
 )
 
+OURS = frozenset(
+    name + "Scheduler"
+    for name in "DDPM DDIM EulerDiscrete EulerAncestralDiscrete DPMSolverMultistep".split()
+)
 # Part of a class's name -> the parametrisation that it stands for.
 _OTHER_MODELS = {
     "EDM": "EDM's (preconditioned by sigma_data)",
@@ -67,9 +71,17 @@ def check_parametrisation(config: dict) -> None:
     for part, what in _OTHER_MODELS.items():
         if name and part in name:
             raise ValueError(_refusal(f"its class {name} is {what}"))
-    chosen = set(config) - set(unchosen(config))
-    if config.get("sigma_data") is not None and not chosen & {"beta_start", "trained_betas"}:
-        raise ValueError(_refusal(f"sigma_data={config['sigma_data']!r} and no betas is EDM's"))
+    if name and name not in OURS | OTHER_SAMPLERS:
+        raise ValueError(
+            f"scheduler config: the class {name} is not known here, nor whether its models are "
+            "trained on a schedule of betas; if this one is, write EulerDiscreteScheduler there"
+        )
+    chosen = {key for key, value in config.items() if value is not None} - set(unchosen(config))
+    if "sigma_data" in chosen and config["sigma_data"] is not True:
+        raise ValueError(_refusal(f"sigma_data={config['sigma_data']!r} is EDM's"))
+    for key in ("shift", "snr_shift_scale"):
+        if key in chosen and config[key] not in (1, False):
+            raise ValueError(_refusal(f"{key}={config[key]!r} moves its noise schedule"))
     if config.get("timestep_type") == "continuous":
         raise ValueError(_refusal("timestep_type='continuous' is EDM's"))
     flow = config.get("use_flow_sigmas") is True and re.search("Solver|UniPC|DEIS", name or "")

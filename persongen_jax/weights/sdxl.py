@@ -113,10 +113,10 @@ def _prepare(files, name: str, dtypes: dict):
     except WeightsError:
         raise
     except (ValueError, TypeError, KeyError, IndexError, ArithmeticError) as error:
-        said = " ".join(str(error).split())[:200]
+        said = " ".join(str(error).split())[:300]
         raise BadConfig(
-            f"{files.folder / name / 'config.json'}: no network can be built by it ({said}); take "
-            f"the config.json that belongs to {source.describe()}"
+            f"{files.homes[name] / 'config.json'}: no network that is known here can be built by "
+            f"it ({said}); if it is not the config.json of {source.describe()}, take that"
         ) from error
 
 

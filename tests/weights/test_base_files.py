@@ -17,6 +17,7 @@ from persongen_jax.weights.directory import open_component, read_config
 from persongen_jax.weights.errors import BadConfig, KeyMismatch, MissingFile, WeightsError
 from persongen_jax.weights.identify import identify
 from persongen_jax.weights.safetensors_file import TensorFile, write_safetensors
+from persongen_jax.weights.sdxl import load_sdxl
 from tests.weights.sgm import checkpoint, unet_to_sgm
 
 UNET, VAE = "model.diffusion_model.", "first_stage_model."
@@ -175,6 +176,47 @@ def test_markers_that_cannot_be_followed(whole, bare, tmp_path):
         open_base(path, config=bare, prediction_type="v_prediction")
 
 
+def test_a_marker_may_also_say_no(whole, bare, tmp_path):
+    folder = edited(bare, tmp_path, scheduler=V | {"rescale_betas_zero_snr": True})
+    notes = {"ss_v_parameterization": "False", "ss_zero_terminal_snr": "False"}
+    path = save(tmp_path / "e.safetensors", whole, notes)
+    with open_base(path, config=folder) as files:
+        said = " ".join(files.notes)
+        assert files.scheduler_config["prediction_type"] == "epsilon"
+    assert "epsilon is taken" in said and "its schedule is not rescaled" in said
+    assert "epsilon on a noise schedule that ends without signal" in said
+    both = {"ss_v_parameterization": "False", "modelspec.prediction_type": "v"}
+    with pytest.raises(WeightsError, match="contradicts itself about what it predicts"):
+        open_base(save(tmp_path / "x.safetensors", whole, both), config=bare)
+    both = {"ss_zero_terminal_snr": "False"}
+    with pytest.raises(WeightsError, match="contradicts itself about its schedule's end"):
+        open_base(save(tmp_path / "y.safetensors", whole | MARKERS, both), config=bare)
+
+
+def test_who_overrules_a_marker_overrules_its_schedule(whole, bare, tmp_path):
+    path = save(tmp_path / "v.safetensors", whole | MARKERS)
+    with open_base(path, config=bare, prediction_type="epsilon") as files:
+        assert not files.scheduler_config.get("rescale_betas_zero_snr")
+        assert any("is not followed either" in note for note in files.notes)
+
+
+def test_a_unets_own_scheduler_goes_with_it(tiny_base, tmp_path):
+    """Of a whole directory, and of the unet folder in it."""
+    shutil.copytree(tiny_base, tmp_path / "v")
+    file = tmp_path / "v" / "scheduler" / "scheduler_config.json"
+    asked = V | {"rescale_betas_zero_snr": True}
+    file.write_text(json.dumps(json.loads(file.read_text()) | asked))
+    for unet in (tmp_path / "v", tmp_path / "v" / "unet"):
+        with open_base(tiny_base, unet=unet) as files:
+            (note,) = files.notes
+            assert "prediction_type='v_prediction'" in note and "in place of the base's" in note
+            assert asked.items() <= files.scheduler_config.items()
+    with open_base(tiny_base, unet=tiny_base) as files:
+        assert not files.notes
+    with open_base(tiny_base, config=tmp_path / "v") as files:
+        assert "has no effect" in files.notes[0]
+
+
 # ---- Schedulers --------------------------------------------------------------------------------
 
 EDM = {"_class_name": "EDMDPMSolverMultistepScheduler", "sigma_data": 0.5, "sigma_max": 80.0}
@@ -192,6 +234,9 @@ SCHEDULERS = {
     "not a number": ({"beta_start": float("nan")}, "beta_start=nan"),
     "half a step": ({"num_train_timesteps": 1000.5}, "num_train_timesteps=1000.5.*whole"),
     "no class": ({"_class_name": ["x"]}, "_class_name"),
+    "unknown class": ({"_class_name": "SCMScheduler"}, "SCMScheduler is not known.*write Euler"),
+    "edm, null betas": ({"sigma_data": 0.5, "trained_betas": None}, "sigma_data=0.5"),
+    "shifted": ({"snr_shift_scale": 3.0}, "snr_shift_scale=3.0 moves its noise schedule"),
     "defaults": ({"_use_default_values": 3}, "_use_default_values=3"),
 }
 
@@ -278,6 +323,41 @@ def test_directories_that_are_no_sdxl(tiny_base, tmp_path):
         open_base(tmp_path)
 
 
+CONFIGS = {
+    "unet": ({"norm_eps": "1e-5"}, "norm_eps is '1e-5'.*a number above 0; take the quotation"),
+    "unet, null": ({"freq_shift": None}, "freq_shift is None, and has to be a number"),
+    "unet, size": ({"sample_size": "x"}, "sample_size is 'x'"),
+    "unet, ids": ({"addition_time_embed_dim": 7}, "projection_class_embeddings_input_dim is .* 7"),
+    "unet, nested": ({"transformer_layers_per_block": [1, [2, 2]]}, ".*SSD-1B"),
+    "unet, text": ({"in_channels": "4"}, "in_channels is '4'"),
+    "vae": ({"scaling_factor": "0.13025"}, "scaling_factor is '0.13025'"),
+    "vae, null": ({"scaling_factor": None}, "scaling_factor is None"),
+    "vae, zero": ({"scaling_factor": 0}, "scaling_factor is 0, and has to be a number above 0"),
+    "vae, shift": ({"shift_factor": "x"}, "shift_factor is 'x'"),
+    "vae, lists": ({"latents_mean": [0] * 4, "latents_std": [0] * 4}, "latents_std is"),
+    "text_encoder": ({"layer_norm_eps": "x"}, "layer_norm_eps is 'x'"),
+}
+
+
+@pytest.mark.parametrize("case", CONFIGS)
+def test_a_configs_values_are_checked_before_weights_are_read(case, bare, tmp_path):
+    change, match = CONFIGS[case]
+    name = case.partition(",")[0]
+    with pytest.raises(BadConfig, match=f"{name}/config.json: {match}"):
+        open_base(edited(bare, tmp_path, **{name: change}))
+
+
+def test_without_a_sample_size_the_picture_is_sdxls(tiny_base):
+    from persongen_jax.pipeline.images import default_size
+
+    base = load_sdxl(tiny_base)
+    factor = base.model.vae.vae_scale_factor
+    for given, wanted in ((None, 128), (16, 16), ([8, 12], (8, 12))):
+        base.configs["unet"]["sample_size"] = given
+        height, width = default_size(base)
+        assert [height // factor, width // factor] == np.broadcast_to(wanted, 2).tolist()
+
+
 # ---- Parts from different places ---------------------------------------------------------------
 
 
@@ -336,7 +416,7 @@ def test_a_vae_alone(whole, state, tiny_base, bare, tmp_path):
             open_base(path, config=tiny_base)
     rest = {key: value for key, value in whole.items() if not key.startswith(VAE)}
     rest = save(tmp_path / "rest.safetensors", rest)
-    with pytest.raises(MissingFile, match="the VAE are missing. Give vae="):
+    with pytest.raises(MissingFile, match="the VAE is missing. Give vae="):
         open_base(rest, config=bare)
     with open_base(rest, config=bare, vae=sgm) as files:
         check_same(files, state)
@@ -357,6 +437,100 @@ def test_no_text_encoders(whole, state, tiny_base, bare, tmp_path):
         check_same(files, state)
 
 
+def test_what_a_directory_lacks_is_told_at_once(bare, tiny_base):
+    with pytest.raises(
+        MissingFile, match="holds no weights; the UNet.*are missing. .*--unet.*--vae"
+    ):
+        open_base(bare)
+
+
+def test_one_shard_and_an_index_lead_to_their_folder(whole, bare, tmp_path):
+    path = save(tmp_path / "model-00001-of-00002.safetensors", only(whole, UNET))
+    with pytest.raises(WeightsError, match="shard 1 of 2. Give the folder"):
+        open_base(path, config=bare)
+    index = tmp_path / "model.safetensors.index.json"
+    index.write_text("{}")
+    with pytest.raises(WeightsError, match="an index of shards. Give the folder"):
+        open_base(index, config=bare)
+
+
+WRAPPED = {
+    "several devices": "module.{}",
+    "compiled": "_orig_mod.{}",
+    "both": "module._orig_mod.{}",
+    "inside": "{}",
+}
+
+
+@pytest.mark.parametrize("kind", WRAPPED)
+def test_what_torchs_wrappers_put_into_names_is_taken_off(kind, whole, state, bare, tmp_path):
+    names = {key: WRAPPED[kind].format(key) for key in whole}
+    if kind == "inside":
+        names = {key: key.replace(UNET, UNET + "_orig_mod.") for key in whole}
+    path = save(tmp_path / "a.safetensors", {names[key]: value for key, value in whole.items()})
+    with open_base(path, config=bare) as files:
+        check_same(files, state)
+
+
+def test_names_that_some_tools_write_beside_sgms(whole, state, bare, tmp_path):
+    """ComfyUI's turned projection, and the first text encoder's, which nothing reads."""
+    projection = f"{TEXT_2}text_projection"
+    extra = {key: value for key, value in whole.items() if key != projection}
+    extra[f"{projection}.weight"] = np.ascontiguousarray(whole[projection].T)
+    extra["conditioner.embedders.0.text_projection.weight"] = np.zeros((2, 2), "f4")
+    extra |= {"alphas_cumprod_next": np.zeros(3, "f4"), f"{VAE}logvar": np.zeros(1, "f4")}
+    with open_base(save(tmp_path / "a.safetensors", extra), config=bare) as files:
+        check_same(files, state)
+
+
+def test_integers_are_no_weights(tiny_base, state, tmp_path):
+    key = "conv_in.weight"
+    path = save(
+        tmp_path / "unet.safetensors", state["unet"] | {key: state["unet"][key].astype("i1")}
+    )
+    with pytest.raises(WeightsError, match="'conv_in.weight' is stored as int8"):
+        load_sdxl(tiny_base, unet=path)
+
+
+def test_a_vae_of_more_channels_is_told(whole, tiny_base, tmp_path):
+    flat = {k.removeprefix(VAE): v for k, v in only(whole, VAE).items()}
+    shape = list(flat["decoder.conv_in.weight"].shape)
+    flat["decoder.conv_in.weight"] = np.zeros([shape[0], 16, *shape[2:]], "f4")
+    with pytest.raises(WeightsError, match="latents have 16 channels .*and 4 are needed"):
+        open_base(tiny_base, vae=save(tmp_path / "ae.safetensors", flat))
+
+
+def test_one_text_encoders_folder(tiny_base, state, tmp_path):
+    shutil.copytree(tiny_base / "text_encoder", tmp_path / "sd15" / "text_encoder")
+    with open_base(tiny_base, text_encoders=tmp_path / "sd15") as files:
+        check_same(files, state)
+
+
+@pytest.mark.parametrize("option", ["path", "config", "unet", "vae", "text_encoders"])
+def test_what_is_no_path_is_told(option, tiny_base):
+    with pytest.raises(MissingFile, match="=5: give a path"):
+        open_base(**{"path": tiny_base, option: 5})
+
+
+JOINT = "transformer_blocks.0.attn.add_q_proj.weight"
+OTHERS = {
+    "FLUX": f"single_transformer_blocks.0.attn.to_q.weight {JOINT}",
+    "SD 3": JOINT,
+    "Qwen-Image": f"{JOINT} transformer_blocks.0.img_mod.1.weight",
+    "PixArt": "blocks.0.cross_attn.q_linear.weight y_embedder.y_embedding",
+    "Wan": "blocks.0.self_attn.q.weight",
+}
+
+
+@pytest.mark.parametrize("family", OTHERS)
+def test_other_families_are_called_by_their_names(family, bare, tmp_path):
+    tensors = {key: np.zeros((2, 2), "f4") for key in OTHERS[family].split()}
+    path = save(tmp_path / "a.safetensors", tensors)
+    assert identify(path).facts["family"] == family
+    with pytest.raises(WeightsError, match=f"this is {family}"):
+        open_base(path, config=bare)
+
+
 def test_text_encoders_in_files_of_their_own(whole, state, tiny_base, bare, tmp_path):
     """Transformers' names in one folder, open_clip's in a file; what is not there the base has."""
     path = save(tmp_path / "a.safetensors", only(whole, UNET, VAE))
@@ -375,7 +549,7 @@ def test_text_encoders_in_files_of_their_own(whole, state, tiny_base, bare, tmp_
     for one in (first, second):
         with open_base(tiny_base, text_encoders=one) as files:
             check_same(files, state)
-    with pytest.raises(MissingFile, match="the first text encoder are missing"):
+    with pytest.raises(MissingFile, match="the first text encoder is missing"):
         open_base(path, config=bare, text_encoders=second)
     save(tmp_path / "both" / "copy.safetensors", state["text_encoder_2"])
     with pytest.raises(WeightsError, match="copy.safetensors: the second .*Leave one of them"):

@@ -229,6 +229,24 @@ def test_open_file_by_its_ending(tmp_path):
         open_file(tmp_path / "a.msgpack")
 
 
+@pytest.mark.parametrize("name", ["a.ckpt", "a.safetensors"])
+def test_what_is_no_weights_at_all(name, tmp_path):
+    path = tmp_path / name
+    path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
+    with pytest.raises(WeightsError, match="a Git LFS pointer, not the file itself"):
+        open_file(path)
+    path.write_text('{"a": 1, "b": 2}')
+    with pytest.raises(WeightsError, match="is JSON and no weights"):
+        open_file(path)
+
+
+def test_a_file_without_an_ending(tmp_path):
+    put(tmp_path / "a.safetensors", x=3)
+    (tmp_path / "a.safetensors").rename(tmp_path / "0a1b2c")
+    with open_file(tmp_path / "0a1b2c") as source:
+        assert source.read("x") == 3
+
+
 @pytest.mark.parametrize("ending", ["safetensors", "bin"])
 @pytest.mark.parametrize("length", [0x0280, 0x0380, 0x0480])  # a pickle begins with these bytes
 def test_a_header_of_a_length_that_looks_like_a_pickle(length, ending, tmp_path):
