@@ -184,7 +184,45 @@ ENTRIES = [
         "refused by name",
         "other_quantisations_are_named",
     ),
-]
+    (SAMPLING, "a class that nobody here knows", "refused, with the remedy",
+     "a_scheduler_that_says_something_else[unknown class]"),
+    (SAMPLING, "sigma_data beside null betas", "refused with any sampler",
+     "a_scheduler_that_says_something_else[edm, null betas]"),
+    (SAMPLING, "shift, snr_shift_scale", "refused",
+     "a_scheduler_that_says_something_else[shifted]"),
+    (BASE, "notes that say no v-prediction, no zero SNR", "followed, or told",
+     "a_marker_may_also_say_no"),
+    (BASE, "prediction_type given against v_pred and ztsnr", "taken, both markers told of",
+     "who_overrules_a_marker_overrules_its_schedule"),
+    (BASE, "--unet of a directory with another schedule", "its schedule goes with it, told",
+     "a_unets_own_scheduler_goes_with_it"),
+    (BASE, "texts, nulls and zeros in the configs of UNet, VAE, text encoders",
+     "refused before weights are read", "a_configs_values_are_checked_before_weights_are_read"),
+    (BASE, "sample_size null or left out", "SDXL's",
+     "without_a_sample_size_the_picture_is_sdxls"),
+    (BASE, "a directory without weights", "all that is missing, and what gives it",
+     "what_a_directory_lacks_is_told_at_once"),
+    (BASE, "one shard; an index", "told to give the folder",
+     "one_shard_and_an_index_lead_to_their_folder"),
+    (BASE, "names with module. and _orig_mod.", "read",
+     "what_torchs_wrappers_put_into_names_is_taken_off"),
+    (BASE, "text_projection.weight, alphas_cumprod_next and others beside sgm's names", "read",
+     "names_that_some_tools_write_beside_sgms"),
+    (BASE, "int8 without scales", "refused by name", "integers_are_no_weights"),
+    (BASE, "VAE of 16 latent channels", "said", "a_vae_of_more_channels_is_told"),
+    (BASE, "a directory of one text encoder", "taken, the base keeps the other",
+     "one_text_encoders_folder"),
+    (BASE, "FLUX, SD 3, Qwen-Image, PixArt, Wan", "called by name",
+     "other_families_are_called_by_their_names"),
+]  # fmt: skip
 ENTRIES = [
     (kind, variant, happens, f"{FILE}::test_{test}") for kind, variant, happens, test in ENTRIES
 ]
+DIRECTORY = "tests/weights/test_directory.py::test_"
+ENTRIES += [
+    (BASE, "a Git LFS pointer, JSON, under any ending", "said what it is",
+     f"{DIRECTORY}what_is_no_weights_at_all"),
+    (BASE, "no ending, as in a download's cache", "read", f"{DIRECTORY}a_file_without_an_ending"),
+    (BASE, "a header whose length looks like a pickle", "read",
+     f"{DIRECTORY}a_header_of_a_length_that_looks_like_a_pickle"),
+]  # fmt: skip

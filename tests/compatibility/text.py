@@ -256,4 +256,58 @@ ENTRIES = [
         "the pictures are named",
         "tests/test_checkpoint.py::test_bad_steps_in_a_row_end_the_run",
     ),
+    (
+        "text files",
+        "a manifest's key twice, numbers of 400 digits, names of 300 letters",
+        "the line is told",
+        "tests/data_pipeline/test_manifest.py::test_bad_lines",
+    ),
+    (
+        "tokenizer",
+        "merges.txt cut or empty",
+        "refused",
+        f"{PROMPTS}::test_a_cut_merges_file_is_refused",
+    ),
+    (
+        "tokenizer",
+        "other files in its folder",
+        "not read",
+        f"{PROMPTS}::test_what_else_lies_in_a_tokenizers_folder_does_not_matter",
+    ),
+    (
+        "prompt weights",
+        "of the web interfaces and compel; what only looks so",
+        "told; not told",
+        "tests/data_pipeline/test_prompt_syntax.py::test_syntax_of_other_programs_is_told",
+    ),
+    (
+        "prompt weights",
+        "texts of 50,000 signs",
+        "no time lost",
+        "tests/data_pipeline/test_prompt_syntax.py::test_long_texts_take_no_time",
+    ),
+    (
+        "wrong types",
+        "paths, names, dtypes, strengths, sizes",
+        "one sentence",
+        f"{CALLS}::test_paths_and_names_of_the_wrong_kind",
+    ),
+    (
+        "wrong numbers",
+        "probabilities, decays, rates out of range in a config",
+        "refused before anything is opened",
+        f"{WORKDIR}::test_numbers_that_mean_nothing",
+    ),
+    (
+        "no effect",
+        "train: keys that the method does not read",
+        "a line",
+        f"{WORKDIR}::test_keys_that_a_method_does_not_read",
+    ),
+    (
+        "outputs",
+        "a folder that cannot be written",
+        "refused before any image",
+        "tests/test_generate.py::test_a_folder_that_cannot_be_written_costs_no_image",
+    ),
 ]
