@@ -27,7 +27,7 @@ from persongen_jax.weights.ip_adapter import ADAPTER, IMAGE_PROJ, PROJECTIONS, r
 from persongen_jax.weights.keys import normalise_clip_vision
 from persongen_jax.weights.loader import check_keys, parameter_leaves, prepare_module
 from persongen_jax.weights.lora.dialects import COMPONENTS
-from persongen_jax.weights.lora.reading import read_lora
+from persongen_jax.weights.lora.reading import read_embeddings, read_lora
 from persongen_jax.weights.lora.writing import write_lora
 from persongen_jax.weights.photomaker import (
     ENCODER,
@@ -146,6 +146,11 @@ def _import_lora(path, out, base) -> str:
     layers = base.configs["unet"].get("layers_per_block", 2)
     adapters = read_lora(path, modules, layers_per_block=layers)
     check_adapters(base, adapters, path)
+    if words := read_embeddings(path):
+        named = ", ".join(map(repr, words))
+        warnings.warn(
+            f"{path}: the embeddings of {named} are not written, only the LoRA", stacklevel=2
+        )
     write_lora(out, adapters)
     counts = ", ".join(f"{part}: {len(found)} layers" for part, found in adapters.items())
     return f"LoRA in diffusers' style ({counts}); generate reads it by --lora"

@@ -224,6 +224,8 @@ def make_pipeline(args):
 def parse_lora(item: str) -> tuple[str, float]:
     """FILE or FILE@WEIGHT; an @ may also be part of the file's name."""
     path, at, weight = item.rpartition("@")
+    if not item or (at and not path):
+        raise ValueError(f"--lora {item!r}: give a file, or FILE@WEIGHT")
     if not at or Path(item).exists():
         return item, 1.0
     try:

@@ -246,13 +246,44 @@ def test_kinds_that_do_not_fit_the_layer(ours, tmp_path):
     bad = {
         "difference": {f"{stem}.diff": draw(5, 5)},
         "LoKr": {f"{stem}.lokr_w1": draw(2, 2), f"{stem}.lokr_w2": draw(3, 3)},
-        "bias": {f"{stem}.diff": draw(64, 64), f"{stem}.diff_b": draw(64)},
     }
     for words, tensors in bad.items():
         path = save(tmp_path / "bad.safetensors", tensors)
         with pytest.raises(KeyMismatch, match=f"bad.safetensors(.|\n)*{words}"):
             ours.load_lora(path)
     assert not ours.adapters and not changed_layers(ours.model.unet)
+
+
+def test_a_bias_on_a_layer_without_one_is_added(ours, shapes, tmp_path):
+    """PEFT's lora_bias, which it trains on every layer."""
+    out, _ = shapes[LINEAR]
+    bias = draw(out, seed=3)
+    tensors = {**lora(shapes), f"unet.{LINEAR}.lora_B.bias": bias}
+    path = save(tmp_path / "a.safetensors", tensors)
+    layer = ours.model.unet
+    for part in LINEAR.split("."):
+        layer = layer[int(part)] if part.isdigit() else getattr(layer, part)
+    assert layer.weights()[1] is None
+    ours.load_lora(path, weight=0.5)
+    np.testing.assert_allclose(layer.weights()[1], 0.5 * bias, rtol=1e-6)
+    with pytest.raises(ValueError, match="adds a bias to a layer without one"):
+        ours.fuse_lora()
+    ours.unload_lora()
+    assert layer.weights()[1] is None
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_values_that_are_not_finite_are_refused(ours, shapes, tmp_path, bad):
+    tensors = lora(shapes)
+    tensors[f"unet.{LINEAR}.lora_A.weight"][0, 0] = bad
+    with pytest.raises(UnsupportedAdapter, match="lora_A.weight' holds values that are not finite"):
+        ours.load_lora(save(tmp_path / "a.safetensors", tensors))
+    whole = {key: value.astype(np.int8) for key, value in lora(shapes).items()}
+    with pytest.raises(UnsupportedAdapter, match="is stored as int8"):
+        ours.load_lora(save(tmp_path / "b.safetensors", whole))
+    with pytest.raises(ValueError, match="method:.* is for what methods bring"):
+        ours.load_lora(save(tmp_path / "c.safetensors", lora(shapes)), name="method:photomaker")
+    assert not ours.adapters
 
 
 def test_kinds_are_not_written_as_a_lora(ours, file, tmp_path):

@@ -53,6 +53,8 @@ class _Adaptable(nnx.Module):
         kernel = _with_change(self.kernel, change and change.kernel, self.dtype)
         if self.bias is not None:
             bias = _with_change(self.bias, change and change.bias, self.dtype)
+        elif change is not None and change.bias is not None:
+            bias = change.bias[...].astype(self.dtype)  # the adapter's alone
         return kernel, bias
 
 

@@ -179,6 +179,10 @@ def merge_adapters(module):
     """Add every adapter into the kernel it sits on, and remove it."""
     for layer in changed_layers(module).values():
         for own, change in ((layer.kernel, layer.change.kernel), (layer.bias, layer.change.bias)):
+            if change is not None and own is None:
+                raise ValueError(
+                    "an adapter adds a bias to a layer without one: it cannot be merged"
+                )
             if change is not None:
                 both = own[...].astype(jnp.float32) + change[...].astype(jnp.float32)
                 own[...] = both.astype(own[...].dtype)

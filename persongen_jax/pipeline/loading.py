@@ -49,6 +49,8 @@ def read_method(base: SDXLBase, name: str | None, weights, encoder, mesh):
         FileNotFoundError: no checkpoint there.
         ValueError: weights of another method than ``name``.
     """
+    if not Path(weights).exists():
+        raise FileNotFoundError(f"{weights}: no such file or folder")
     trained, weights = None, weights_in(weights)
     if not Path(weights).is_file():
         trained, config = load_trained(weights, replicated(mesh))
@@ -146,10 +148,11 @@ def _warn_of_no_effect(path, adapter: dict, weight: float):
     if weight == 0:
         _warn(f"{path}: is loaded with weight 0 and changes nothing until it gets another")
     if no_effect(adapter):
-        _warn(
-            f"{path}: all of its layers are zero, as before training, so that it changes nothing; "
-            "check that it was saved after training"
-        )
+        loras = [each for layers in adapter.values() for each in layers.values()]
+        why = "all of its layers are zero, as before training"
+        if all(getattr(each, "scale", 1) == 0 for each in loras):
+            why = "its alpha is 0"
+        _warn(f"{path}: {why}, so that it changes nothing; check that it was saved after training")
 
 
 def _warn(message: str):

@@ -228,8 +228,11 @@ class Pipeline:
                 not for this model; what is loaded stays as it was.
         """
         checks.check_path("path", path)
+        checks.check_kinds(str, "a name", name=name)
         adapter, words = loading.read_adapter(path, self.base, weight)
         name = str(path) if name is None else name
+        if name.startswith(loading.METHOD_PREFIX):
+            raise ValueError(f"name={name!r}: {loading.METHOD_PREFIX}… is for what methods bring")
         if name in self.adapters:
             checks.tell(
                 f"LoRA {name}: takes the place of the one of that name; give name= for both"

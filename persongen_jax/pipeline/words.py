@@ -126,7 +126,7 @@ def _table(base, tower: str):
 
 
 def _check(path, word, tower, rows, width):
-    if rows.ndim != 2 or rows.shape[1] != width:
+    if rows.ndim != 2 or rows.shape[1] != width or not len(rows):
         raise UnsupportedAdapter(
             f"{path}: the embedding of the word {word!r} for {tower} has shape {list(rows.shape)}, "
             f"but {TOWERS[tower]} has width {width}. Check that the LoRA is for SDXL."

@@ -37,7 +37,7 @@ def _sizes(layer, adapter):
         for each in adapter.products:
             yield each.name, each.sizes, (shape[0], int(np.prod(shape[1:])))
         if adapter.bias is not None:
-            yield "bias", adapter.bias.shape, () if layer.bias is None else layer.bias.shape
+            yield "bias", adapter.bias.shape, (shape[0],)
         return
     # Some tools write linear layers as 1x1 convolutions, some 1x1 convolutions as linear.
     for half, wanted in (("down", (adapter.rank, *shape[1:])), ("up", (shape[0], adapter.rank))):

@@ -21,8 +21,8 @@ from persongen_jax.weights.directory import open_component, open_file
 from persongen_jax.weights.errors import BadOnnx, MissingFile, WeightsError
 from persongen_jax.weights.ip_adapter_state import is_training_state, published_names
 from persongen_jax.weights.layout import unwrapped
-from persongen_jax.weights.lora.dialects import other_kind, relatives
-from persongen_jax.weights.lora.opening import CONFIG, adapter_file
+from persongen_jax.weights.lora.dialects import COMPONENTS, EMBEDDING, other_kind, relatives
+from persongen_jax.weights.lora.opening import CONFIG, DIFFUSERS_FILE, adapter_file
 from persongen_jax.weights.lora.settings import METADATA_KEY
 from persongen_jax.weights.onnx_file import OnnxFile
 from persongen_jax.weights.recognise import SDXL
@@ -50,6 +50,7 @@ NAMES = {
     "lora-relative": "an adapter of LoRA's family",
     "lora-processors": "a LoRA in the style of diffusers' old attention processors",
     "other-adapter": "an adapter that is no plain LoRA",
+    "embedding": "a Textual Inversion embedding",
     "controlnet": "a ControlNet in diffusers' format",
     "unet": "a UNet in diffusers' format",
     "unet-sgm": "a UNet alone, with sgm's names",
@@ -84,6 +85,7 @@ _RULES = (
     ("clip-vision", (r"(vision_model\.)?embeddings\.patch_embedding\.",)),
     ("clip-text", (r"(text_model\.)?embeddings\.token_embedding\.",)),
     ("clip-text", (r"token_embedding\.", r"transformer\.resblocks\.")),
+    ("embedding", (r"(clip_[lg]|emb_params|string_to_param\..*)$",)),
     ("arcface", (r"layer1\.0\.conv1\.weight", r"fc\.weight")),
 )
 
@@ -184,6 +186,10 @@ def open_parts(path) -> dict[str, TensorSource]:
         return {"": _open_run(path)}
     if (path / CONFIG).is_file():
         return {"": open_file(adapter_file(path))}
+    if (path / DIFFUSERS_FILE).is_file():
+        return {"": open_file(path / DIFFUSERS_FILE)}
+    if found := [name for name in COMPONENTS if (path / name / CONFIG).is_file()]:
+        return {name: open_file(adapter_file(path / name)) for name in found}
     if _is_pipeline(path):
         parts = sorted(p.parent.name for p in path.glob("*/config.json"))
         return {name: open_component(path / name) for name in parts if _has_weights(path / name)}
@@ -293,8 +299,10 @@ def _identify_folder(path: Path, sources) -> Found:
             more.pop("predicts", None)  # said above, with the scheduler's word
             facts[name] = ", ".join([NAMES[kind], *(f"{k} {v}" for k, v in more.items())])
         return Found("sdxl", NAMES["sdxl"], facts, licence(path, "sdxl"))
-    (source,) = sources.values()
+    source = next(iter(sources.values()))  # of several, one for each component, all are alike
     kind, facts = tell(source)
+    if len(sources) > 1:
+        facts["of"] = ", ".join(sources)
     return Found(kind, NAMES[kind], facts, licence(path, kind, source))
 
 
@@ -371,7 +379,11 @@ def _ranks(source) -> str:
 
 
 def _lora(source) -> dict:
-    facts = {"rank": _ranks(source)}
+    ranks = _ranks(source)
+    facts = {"rank": ranks} if ranks else {}
+    words = {match["token"] for key in source.keys() if (match := EMBEDDING.fullmatch(key))}
+    if words:
+        facts["words"] = ", ".join(sorted(words))
     if METADATA_KEY in source.metadata or any(key.endswith(".alpha") for key in source.keys()):
         facts["alpha"] = "in the file"
     return facts

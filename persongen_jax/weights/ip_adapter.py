@@ -21,6 +21,7 @@ from persongen_jax.models.resampler import FaceIDProjection, ImageProjection, Re
 from persongen_jax.weights.directory import open_file
 from persongen_jax.weights.errors import KeyMismatch, UnsupportedAdapter, WeightsError
 from persongen_jax.weights.ip_adapter_state import is_training_state, published_names
+from persongen_jax.weights.layout import unwrapped
 from persongen_jax.weights.saver import save_module
 from persongen_jax.weights.slots import (
     Computed,
@@ -103,7 +104,7 @@ def read_ip_adapter(path) -> IPAdapterFile:
         UnsupportedAdapter: another kind of file, or a variant that is not read; it is named.
         KeyMismatch: names that no IP-Adapter has.
     """
-    file = open_file(path)
+    file = unwrapped(open_file(path))
     try:
         return IPAdapterFile(published_names(file))
     except BaseException:
@@ -113,7 +114,7 @@ def read_ip_adapter(path) -> IPAdapterFile:
 
 def is_ip_adapter(path) -> bool:
     """Whether a weight file has an IP-Adapter's names, of whatever variant."""
-    with open_file(path) as file:
+    with unwrapped(open_file(path)) as file:
         names = any(key.startswith((IMAGE_PROJ, ADAPTER)) for key in file.keys())
         return names or is_training_state(file)
 

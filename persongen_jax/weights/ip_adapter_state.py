@@ -14,9 +14,11 @@ import numpy as np
 from persongen_jax.weights.errors import WeightsError
 from persongen_jax.weights.source import Renaming, TensorSource
 
-_PROJECTION = re.compile(r"(?:module\.)?image_proj_model\.(.+)")
-_NUMBERED = re.compile(r"(?:module\.)?adapter_modules\.(\d+)\.(.+)")
-_UNET = re.compile(r"(?:module\.)?unet\.(.+)")
+# With what torch puts around modules on several devices, and compiled.
+_AROUND = r"(?:module\.|_orig_mod\.)*"
+_PROJECTION = re.compile(rf"{_AROUND}image_proj_model\.{_AROUND}(.+)")
+_NUMBERED = re.compile(rf"{_AROUND}adapter_modules\.{_AROUND}(\d+)\.{_AROUND}(.+)")
+_UNET = re.compile(rf"{_AROUND}unet\.{_AROUND}(.+)")
 _LAYER = re.compile(r"(?P<block>.+\.transformer_blocks\.\d+)\.attn(?P<which>[12])\.(?P<rest>.+)")
 # In the order in which diffusers registers attention processors.
 _STAGES = ("down_blocks", "up_blocks", "mid_block")

@@ -24,6 +24,7 @@ from persongen_jax.weights.errors import (
     WeightsError,
 )
 from persongen_jax.weights.keys import normalise_clip_vision
+from persongen_jax.weights.layout import unwrapped
 from persongen_jax.weights.loader import load_module, parameter_leaves
 from persongen_jax.weights.slots import (
     Slot,
@@ -93,7 +94,7 @@ def read_photomaker(path) -> PhotoMakerFile:
         UnsupportedAdapter: another kind of file, which is named, or LoRA layers of several ranks.
         WeightsError: any other fault of the file.
     """
-    file = open_file(path)
+    file = unwrapped(open_file(path))
     try:
         renaming = Renaming(file)
         for key in file.keys():

@@ -141,7 +141,13 @@ def fill_slots(slots: dict[str, Slot], source):
     if missing or unexpected or misshapen:
         raise KeyMismatch(source.describe(), missing, unexpected, misshapen)
     for key, slot in slots.items():
-        slot.set(source.read(key))
+        array = source.read(key)
+        if not np.isfinite(array.astype(np.float32)).all():
+            raise WeightsError(
+                f"{source.describe()}: {key!r} holds values that are not finite: its training has "
+                "failed. Take an earlier save of it."
+            )
+        slot.set(array)
 
 
 def write_slots(path, slots: dict[str, Slot | Computed], notes: dict[str, str] | None = None):

@@ -272,6 +272,7 @@ FILES = {
     ),
     "a projection of other kinds": (ip_adapter(latents=(16,), proj__weight=()), "unknown", {}),
     "a lora of numbers": ({f"unet.{ATTENTION}.attn2.to_k.lora_A.weight": ()}, "lora-peft", {}),
+    "a word": ({"clip_l": (2, 768), "clip_g": (2, 1280)}, "embedding", {}),
     "a unet of other shapes": (dict.fromkeys(UNET, (8,)), "unet", {}),
 }
 

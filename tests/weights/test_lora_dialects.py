@@ -313,6 +313,107 @@ def test_sdxl_s_own_files_are_not_refused(tmp_path):
     assert set(read_lora(DictSource(beside), MODULES)) == {"unet", "text_encoder"}
 
 
+@pytest.mark.parametrize(
+    "notes",
+    [
+        {"ss_base_model_version": "SD 1.5"},
+        {"ss_base_model_version": "sd15"},
+        {"modelspec.architecture": "stable-diffusion-1.5/lora"},
+    ],
+)
+def test_notes_of_an_older_base(notes, tmp_path):
+    tensors = pair(f"lora_te1_{TE}", 8)
+    with pytest.raises(UnsupportedAdapter, match="this is a LoRA for SD 1.x"):
+        read_lora(save(tmp_path / "a.safetensors", tensors, notes), MODULES)
+    fine = {"ss_base_model_version": "swan_mix_xl"}
+    assert read_lora(save(tmp_path / "b.safetensors", tensors, fine), MODULES)
+
+
+def test_one_encoders_prefix_beside_a_unet_that_tells_nothing(tmp_path):
+    """SD 1.x has layers of self-attention as wide as some of SDXL's."""
+    both = {**pair(f"lora_te_{TE}", 8), **pair(f"unet.{ATTENTION}.attn1.to_k", 8)}
+    with pytest.raises(UnsupportedAdapter, match="this is a LoRA for SD 1.x"):
+        read_lora(DictSource(both), MODULES)
+
+
+def test_peft_s_settings_name_another_base(tmp_path):
+    folder = tmp_path / "peft"
+    folder.mkdir()
+    save(folder / "adapter_model.safetensors", pair(f"base_model.model.{UNET}", 8))
+    config = {"peft_type": "LORA", "r": RANK, "base_model_name_or_path": "runwayml/sd-v1-5"}
+    config["auto_mapping"] = {"base_model_class": "UNet2DConditionModel"}
+    for name, refused in (("x/stable-diffusion-v1-5", True), ("x/stable-diffusion-xl-base", False)):
+        config["base_model_name_or_path"] = name
+        (folder / "adapter_config.json").write_text(json.dumps(config))
+        if refused:
+            with pytest.raises(UnsupportedAdapter, match="this is a LoRA for SD 1.x"):
+                read_lora(folder, MODULES)
+        else:
+            assert read_lora(folder, MODULES)
+    config["use_dora"] = True
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    with pytest.raises(UnsupportedAdapter, match="no magnitude, though the settings say use_dora"):
+        read_lora(folder, MODULES)
+    config |= {"use_dora": False, "init_lora_weights": "lora_ga"}
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    with pytest.raises(UnsupportedAdapter, match="lora_ga"):
+        read_lora(folder, MODULES)
+    (folder / "adapter_config.json").write_bytes(json.dumps(config).encode("utf-16-le"))
+    with pytest.raises(UnsupportedAdapter, match="adapter_config.json: saved as UTF-16"):
+        read_lora(folder, MODULES)
+
+
+def test_a_folder_with_two_adapters_is_not_read_by_halves(tmp_path):
+    save(tmp_path / "adapter_model.safetensors", pair(f"base_model.model.{UNET}", 8))
+    (tmp_path / "adapter_config.json").write_text('{"peft_type": "LORA"}')
+    save(tmp_path / "pytorch_lora_weights.safetensors", pair(f"unet.{UNET}", 8))
+    with pytest.raises(UnsupportedAdapter, match="holds several adapters: .*Give one of them"):
+        read_lora(tmp_path, MODULES)
+
+
+def test_expressions_in_peft_s_settings(tmp_path):
+    """Ordinary ones are run as PEFT does, others refused."""
+    save(tmp_path / "adapter_model.safetensors", pair(f"base_model.model.{UNET}", 8))
+    config = {"peft_type": "LORA", "r": RANK, "lora_alpha": 1.0}
+    config["auto_mapping"] = {"base_model_class": "UNet2DConditionModel"}
+    for pattern, alpha in (("attn1.to_(k|q)", 3.0), (r".*attn1\.to_k", 3.0), (".*attn2.to_k", 1.0)):
+        config["alpha_pattern"] = {pattern: 3.0}
+        (tmp_path / "adapter_config.json").write_text(json.dumps(config))
+        assert read_lora(tmp_path, MODULES)["unet"][UNET].alpha == alpha, pattern
+    for pattern in ("(a*)*b", "(", "(.*)(.*)(.*)(.*)(.*)k"):
+        config["alpha_pattern"] = {pattern: 3.0}
+        (tmp_path / "adapter_config.json").write_text(json.dumps(config))
+        with pytest.raises(UnsupportedAdapter, match="alpha_pattern"):
+            read_lora(tmp_path, MODULES)
+
+
+@pytest.mark.parametrize(
+    ("key", "said"),
+    [
+        (f"unet.{ATTENTION}.norm1.diff", "trained norms"),
+        (f"unet.{ATTENTION}.norm1.bias", "trained biases"),
+        (f"unet.{UNET}.base_layer.weight", "a whole model with PEFT's layers"),
+        (f"lora_unet_{UNET.replace('.', '_')}.scalar", "scalar was not folded in"),
+        ("bundle_emb.me.emb_params", "embeddings of words for SD 1.x"),
+    ],
+)
+def test_what_fits_nowhere_is_called_by_its_name(key, said):
+    beside = {**pair(f"unet.{UNET}", 8), key: np.ones((8, 8), np.float32)}
+    with pytest.raises(UnsupportedAdapter, match=f"belongs to .*{said}"):
+        read_lora(DictSource(beside, "x"), MODULES)
+
+
+def test_counters_are_no_part_of_it():
+    beside = {**pair(f"unet.{UNET}", 8), "global_step": np.array(7), "step": np.array([3])}
+    assert list(read_lora(DictSource(beside, "x"), MODULES)["unet"]) == [UNET]
+
+
+def test_what_is_no_lora_at_all():
+    word = {"clip_l": np.ones((2, 768), "f4"), "clip_g": np.ones((2, 1280), "f4")}
+    with pytest.raises(UnsupportedAdapter, match="this is a Textual Inversion embedding, and no"):
+        read_lora(DictSource(word, "x"), MODULES)
+
+
 # ---- Nothing in it -----------------------------------------------------------------------------
 
 

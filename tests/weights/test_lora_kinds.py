@@ -292,6 +292,8 @@ PEFT = {
     "LoRA with a bias": ("LoraConfig", {"lora_alpha": 3, "lora_bias": True}),
     "rank-stabilised": ("LoraConfig", {"lora_alpha": 3, "use_rslora": True}),
     "IA3": ("IA3Config", {"feedforward_modules": ["conv"]}),
+    "IA3, square": ("IA3Config", {"feedforward_modules": ["proj"]}),
+    "IA3, square, an expression": ("IA3Config", {"feedforward_modules": ".*(proj|conv)"}),
 }
 
 
@@ -301,7 +303,8 @@ def test_peft_adds_the_same(case, tmp_path):
     peft, torch = pytest.importorskip("peft"), pytest.importorskip("torch")
     torch.manual_seed(0)
     net = torch.nn.ModuleDict()
-    net["proj"], net["conv"] = torch.nn.Linear(8, 12), torch.nn.Conv2d(4, 6, 3)
+    out = (8, 4) if "square" in case else (12, 6)
+    net["proj"], net["conv"] = torch.nn.Linear(8, out[0]), torch.nn.Conv2d(4, out[1], 3)
     before = {name: value.detach().numpy().copy() for name, value in net.state_dict().items()}
     name, options = PEFT[case]
     options = {"target_modules": ["proj", "conv"], **options}
@@ -317,7 +320,7 @@ def test_peft_adds_the_same(case, tmp_path):
     assert config["peft_type"] in ("LORA", "LOHA", "LOKR", "IA3")
     merged = {k: v.detach().numpy() for k, v in model.merge_and_unload().state_dict().items()}
 
-    shapes = {"proj": (12, 8), "conv": (6, 4, 3, 3)}
+    shapes = {"proj": (out[0], 8), "conv": (out[1], 4, 3, 3)}
     found = read_lora(tmp_path, {"unet": shapes})["unet"]
     assert set(found) == set(shapes)
     for path, adapter in found.items():

@@ -34,31 +34,31 @@ _NOTES = ("modelspec.architecture", "ss_base_model_version", "ss_sd_model_name_v
 _WORDS = {
     r"xl.*refiner": "the SDXL refiner",
     r"sdxl|xl-v1|diffusion-xl": SDXL,
-    r"stable-diffusion-v1|sd_v1|sd1\b|sd_1": "SD 1.x",
-    r"stable-diffusion-v2|sd_v2|sd2\b|sd_2": "SD 2.x",
+    r"stable-diffusion-v?1|sd_?v1|\bsd[ _.-]?1": "SD 1.x",
+    r"stable-diffusion-v?2|sd_?v2|\bsd[ _.-]?2": "SD 2.x",
     r"stable-diffusion-?3|sd3": "SD 3",
     r"flux": "FLUX",
     r"cascade": "Stable Cascade",
     r"hunyuan": "Hunyuan",
-    r"wan": "Wan",
+    r"\bwan([ _.-]?[0-9]|\b(?![ _-]))": "Wan",
 }
 
 
-def refuse_other_base(source, found: list, modules, unmatched):
+def refuse_other_base(source, found: list, modules, unmatched, base: str = ""):
     """UnsupportedAdapter where the file is for another base than the model.
 
     Args:
         source: the file.
         found: (stem, one-encoder prefix or not, component, path, inner width or None) of what fits.
         modules: component -> path -> shape.
-        unmatched: keys that fit nowhere.
+        unmatched: keys that fit nowhere. base: what settings beside the file call its base.
     """
     widths = {inner for stem, *_, inner in found if inner and _READS_TEXT.fullmatch(stem)}
     name = (
         _by_keys(source, unmatched)
         or _by_width(widths, modules)
-        or _by_encoder(source, found)
-        or (_by_notes(source) if not widths else None)
+        or (None if widths else _by_encoder(source, found))
+        or (None if widths else _by_notes(source, base))
     )
     if name and name != SDXL:
         raise UnsupportedAdapter(
@@ -87,19 +87,20 @@ def _by_width(widths, modules) -> str | None:
 
 
 def _by_encoder(source, found) -> str | None:
-    """A file for the text encoder alone whose prefix is that of models with a single one."""
-    if not found or not all(one_encoder for _, one_encoder, *_ in found):
-        return None
-    if _by_notes(source) == SDXL:
+    """A file whose text encoder's prefix is that of models with a single one.
+
+    Only where no tensor that reads the text states tells more.
+    """
+    found = [each for each in found if each[1]]
+    if not found or _by_notes(source) == SDXL:
         return None
     layers = {int(m[1]) for stem, *_ in found if (m := re.search(r"layers[._](\d+)", stem))}
     widths = {inner for *_, inner in found if inner}
     return "SD 2.x" if 1024 in widths or max(layers, default=0) >= 12 else "SD 1.x"
 
 
-def _by_notes(source) -> str | None:
-    for note in _NOTES:
-        text = source.metadata.get(note, "").lower()
+def _by_notes(source, base: str = "") -> str | None:
+    for text in (*(source.metadata.get(note, "").lower() for note in _NOTES), base.lower()):
         for pattern, name in _WORDS.items():
             if text and re.search(pattern, text):
                 return name

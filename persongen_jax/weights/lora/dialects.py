@@ -62,6 +62,15 @@ _OTHER_KINDS = {
     r"\.reshape_weight$": "a LoRA of layers that were widened",
 }
 
+# The same, of keys that a whole model may have as well: of those that fit no module here.
+_OTHERS_UNFIT = {
+    r"norm\w*\.diff(_b)?$": "trained norms",
+    r"\.bias$": "trained biases",
+    r"\.base_layer\.weight$": "a whole model with PEFT's layers in it",
+    r"\.scalar$": "a LyCORIS adapter whose scalar was not folded in",
+    r"^bundle_emb\.": "embeddings of words for SD 1.x or 2.x",
+}
+
 # What stands around a network whose adapter was saved; none of it says anything.
 _WRAPPERS = ("base_model.model.", "module.", "_orig_mod.")
 _INSIDE = re.compile(r"\.(?:_orig_mod|processor)(?=\.)")
@@ -106,6 +115,11 @@ EMBEDDING = re.compile(r"bundle_emb\.(?P<token>.+)\.(?P<tower>clip_[lg](?:_out)?
 def other_kind(key: str) -> str | None:
     """The kind of adapter that a key shows and that is not applied here; None for all others."""
     return next((kind for pattern, kind in _OTHER_KINDS.items() if re.search(pattern, key)), None)
+
+
+def other_unfit(key: str) -> str | None:
+    """The same of a key that fits no module."""
+    return next((kind for pattern, kind in _OTHERS_UNFIT.items() if re.search(pattern, key)), None)
 
 
 def relatives(keys) -> list[str]:
@@ -235,6 +249,7 @@ __all__ = [
     "ONE_ENCODER",
     "Names",
     "other_kind",
+    "other_unfit",
     "relatives",
     "sgm_names",
     "split_key",

@@ -8,8 +8,10 @@ from pathlib import Path
 from data_pipeline.text_files import TextError, read_text
 from persongen_jax.weights.directory import open_file
 from persongen_jax.weights.errors import MissingFile, UnsupportedAdapter, shorten
+from persongen_jax.weights.layout import unwrapped
 from persongen_jax.weights.lora.dialects import COMPONENTS
 from persongen_jax.weights.lora.settings import PeftSettings, parse_object
+from persongen_jax.weights.quantised import dequantised
 from persongen_jax.weights.source import TensorSource
 
 CONFIG = "adapter_config.json"
@@ -69,6 +71,13 @@ def _open(path: Path) -> Iterator[Opened]:
         yield _opened(path, config)
         return
     parts = [path / name for name in COMPONENTS if (path / name / CONFIG).is_file()]
+    kinds = {CONFIG: (path / CONFIG).is_file(), f"{', '.join(p.name for p in parts)}/": bool(parts)}
+    kinds[DIFFUSERS_FILE] = (path / DIFFUSERS_FILE).is_file()
+    there = [name for name, is_there in kinds.items() if is_there]
+    if len(there) > 1:
+        raise UnsupportedAdapter(
+            f"{path}: holds several adapters: {' and '.join(there)}. Give one of them, or each."
+        )
     if (path / CONFIG).is_file():
         yield _opened(adapter_file(path), path / CONFIG)
     elif parts:
@@ -92,9 +101,14 @@ def adapter_file(folder: Path) -> Path:
     return found[0]
 
 
+def _open_plain(file: Path) -> TensorSource:
+    """Without what a trainer saved around it; scaled fp8 multiplied out."""
+    return dequantised(unwrapped(open_file(file)))
+
+
 def _opened(file: Path, config: Path | None = None, component: str | None = None) -> Opened:
     if config is None:
-        source = open_file(file)
+        source = _open_plain(file)
         try:
             return Opened(source, component, PeftSettings.of_file(source))
         except BaseException:
@@ -114,7 +128,7 @@ def _opened(file: Path, config: Path | None = None, component: str | None = None
     settings = PeftSettings(str(config), values)
     mapping = values.get("auto_mapping")
     name = mapping.get("base_model_class") if isinstance(mapping, dict) else None
-    return Opened(open_file(file), component or _CLASSES.get(name), settings)
+    return Opened(_open_plain(file), component or _CLASSES.get(name), settings)
 
 
 __all__ = ["CONFIG", "DIFFUSERS_FILE", "PEFT_FILES", "Opened", "adapter_file", "open_adapter"]

@@ -15,7 +15,24 @@ from persongen_jax.weights.lora.kinds import (
     fold_core,
 )
 
+LARGEST = 1e30  # of an alpha: beyond, float32 ends
 _LOHA = ("w1_a", "w1_b", "w2_a", "w2_b")
+
+
+def _sound(source, key) -> np.ndarray:
+    """The tensor; UnsupportedAdapter for one that no computation makes sense of."""
+    array = source.read(key)
+    if "float" not in array.dtype.name and array.size > 1:
+        raise UnsupportedAdapter(
+            f"{source.describe()}: {key!r} is stored as {array.dtype.name}, which is no weight: it "
+            "is quantised in a way that is not read here. Get the file in fp16 or bf16."
+        )
+    if not np.isfinite(array.astype(np.float32)).all():
+        raise UnsupportedAdapter(
+            f"{source.describe()}: {key!r} holds values that are not finite: its training has "
+            "failed. Take an earlier save of it."
+        )
+    return array
 
 
 @dataclass(frozen=True)
@@ -38,6 +55,9 @@ def read_layer(source, layer: Layer, settings) -> LoraWeights | Change:
         UnsupportedAdapter: tensors that are missing, or whose shapes do not go together.
     """
     reader = _Reader(source, layer, settings)
+    if "down" in layer.roles and "magnitude" not in layer.roles:
+        if settings.uses_dora(layer.component):
+            reader.fail("has no magnitude, though the settings say use_dora")
     kinds = {role.split()[0] for role in layer.roles} & {"down", "up", "mid", "loha", "lokr"}
     if len(kinds - {"down", "up", "mid"}) + bool(kinds & {"down", "up", "mid"}) > 1:
         reader.fail(f"has tensors of several kinds ({shorten(layer.roles.values())})")
@@ -72,7 +92,7 @@ class _Reader:
 
     def read(self, role) -> np.ndarray | None:
         key = self.layer.roles.get(role)
-        return None if key is None else self.source.read(key)
+        return None if key is None else _sound(self.source, key)
 
     # ---- the kinds ----
 
@@ -151,13 +171,22 @@ class _Reader:
     def gain(self) -> tuple[np.ndarray | None, bool]:
         """(IA3's factors minus 1 along the axis that they scale, whether they scale the bias)."""
         if "ia3" in self.layer.roles:
-            on_input = self.settings.scales_input(self.layer.path)
-            factors = self._vector(self.read("ia3"), on_input) - 1
-            return factors, not on_input
+            array = self.read("ia3")
+            on_input = self._scales_input(array)
+            return self._vector(array, on_input) - 1, not on_input
         if "weight" not in self.layer.roles:
             return None, False
         on_input = self._number("on_input") != 0
         return self._vector(self.read("weight"), on_input), False
+
+    def _scales_input(self, array) -> bool:
+        """PEFT has a linear layer's factors as [1, in] or [out, 1], a convolution's always flat."""
+        out, inner = self.layer.shape[:2]
+        if len(self.layer.shape) == 2 and array.ndim == 2 and 1 in array.shape and out * inner > 1:
+            return array.shape[0] == 1 and array.shape[1] == inner and inner > 1
+        if out != inner:
+            return array.size == inner
+        return self.settings.scales_input(self.layer.path)
 
     def bias(self, products) -> np.ndarray | None:
         if "bias" in self.layer.roles:  # PEFT's lora_bias: part of the up half
@@ -182,9 +211,9 @@ class _Reader:
         return 1.0 if alpha is None else alpha / rank
 
     def _number(self, role) -> float:
-        array = self.read(role)
+        array = self.source.read(self.layer.roles[role])
         value = float(array.reshape(-1)[0]) if array.size == 1 else math.nan
-        if not math.isfinite(value):
+        if not math.isfinite(value) or abs(value) > LARGEST:
             raise UnsupportedAdapter(
                 f"{self.source.describe()}: {self.layer.roles[role]!r} must be one finite number, "
                 f"and is {array.size} values ({value}). Fetch the file again."

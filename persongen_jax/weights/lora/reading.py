@@ -15,6 +15,7 @@ from persongen_jax.weights.lora.dialects import (
     ONE_ENCODER,
     Names,
     other_kind,
+    other_unfit,
     split_key,
 )
 from persongen_jax.weights.lora.kinds import Change, LoraWeights
@@ -22,6 +23,8 @@ from persongen_jax.weights.lora.opening import Opened, open_adapter
 from persongen_jax.weights.lora.parts import Layer, read_layer
 from persongen_jax.weights.lora.settings import PeftSettings
 from persongen_jax.weights.source import TensorSource
+
+COUNTERS = ("step", "global_step", "epoch", "iteration")  # of its training; no part of it
 
 Adapters = dict[str, dict[str, LoraWeights | Change]]
 
@@ -86,6 +89,8 @@ def _read_one(opened: Opened, modules, layers_per_block) -> Adapters:
     _warn_of_missing_settings(opened)
     layers, unmatched = _group(opened, modules, layers_per_block)
     if unmatched:
+        _refuse_what_is_no_lora(source)
+        _refuse_other_kinds(source, unmatched, other_unfit)
         raise KeyMismatch(
             source.describe(),
             unexpected={key: source.info(key)[1] for key in unmatched},
@@ -105,7 +110,7 @@ def _group(opened: Opened, modules, layers_per_block) -> tuple[dict, list[str]]:
     names = Names(modules, layers_per_block, opened.component)
     stems, unmatched = {}, []
     for key in source.keys():
-        if EMBEDDING.fullmatch(key):
+        if EMBEDDING.fullmatch(key) or key in COUNTERS:
             continue
         split = split_key(key)
         if split is None:
@@ -126,7 +131,7 @@ def _group(opened: Opened, modules, layers_per_block) -> tuple[dict, list[str]]:
         layer = layers.setdefault(place, Layer(*place, modules[place[0]][place[1]], {}))
         for role, key in roles.items():
             _put(where, layer.roles, role, key, f"{place[0]}.{place[1]}")
-    refuse_other_base(source, found, modules, unmatched)
+    refuse_other_base(source, found, modules, unmatched, opened.settings.base)
     return layers, unmatched
 
 
@@ -148,14 +153,25 @@ def _inner(source, roles) -> int | None:
     return None
 
 
-def _refuse_other_kinds(source):
-    for key in source.keys():
-        if kind := other_kind(key):
+def _refuse_other_kinds(source, keys=None, find=other_kind):
+    for key in source.keys() if keys is None else keys:
+        if kind := find(key):
             raise UnsupportedAdapter(
                 f"{source.describe()}: {key!r} belongs to {kind}, which is not supported; LoRA, "
                 "DoRA, LoHa, LoKr, IA3 and full differences are. Merge it into the base weights "
                 "with the tool that made it."
             )
+
+
+def _refuse_what_is_no_lora(source):
+    from persongen_jax.weights.identify import NAMES, tell
+
+    kind, _ = tell(source)
+    if kind != "unknown" and not kind.startswith("lora-"):
+        raise UnsupportedAdapter(
+            f"{source.describe()}: this is {NAMES[kind]}, and no LoRA. What reads it says "
+            "docs/convert.md."
+        )
 
 
 def _refuse_nothing(source):

@@ -19,7 +19,10 @@ _OTHER_FORMULAS = {
     "block_share": (False, None),
 }
 # These change the base as well, unless they were converted when they were saved.
-_OTHER_BASES = ("pissa", "olora", "corda", "loftq")
+_OTHER_BASES = ("pissa", "olora", "corda", "loftq", "lora_ga")
+# Regular expressions of a settings file that are run: no repeated groups, which may take for ever.
+_PLAIN_EXPRESSION = re.compile(r"[\w.*\\|()^$?:-]{1,200}")
+_REPEATED_GROUP = re.compile(r"\)[*+{]|(?:\*.*){5}")
 
 
 class PeftSettings:
@@ -80,7 +83,33 @@ class PeftSettings:
     def scales_input(self, path: str) -> bool:
         """Whether IA3 scales what goes into this layer rather than what comes out."""
         names = self._values.get("feedforward_modules") or []
+        if isinstance(names, str):  # an expression of the whole path
+            self._check_expression("feedforward_modules", names)
+            return re.fullmatch(names, path) is not None
         return any(path == name or path.endswith("." + name) for name in names)
+
+    def uses_dora(self, component: str) -> bool:
+        """Whether a layer without a magnitude is half of what was trained."""
+        prefix = self._prefix(component)
+        return prefix is not None and self._values.get(f"{prefix}use_dora") is True
+
+    @property
+    def base(self) -> str:
+        """What the settings call the base model; "" if they say nothing."""
+        name = self._values.get("base_model_name_or_path")
+        return name if isinstance(name, str) else ""
+
+    def _check_expression(self, name: str, pattern: str):
+        """UnsupportedAdapter for one that is broken, or may take for ever."""
+        if not _PLAIN_EXPRESSION.fullmatch(pattern) or _REPEATED_GROUP.search(pattern):
+            raise UnsupportedAdapter(
+                f"{self._where}: {name} {pattern!r} is an expression that is not run here. Write "
+                "plain module paths into the adapter_config.json."
+            )
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            raise UnsupportedAdapter(f"{self._where}: {name} {pattern!r}: {error}.") from error
 
     def _prefix(self, component) -> str | None:
         if any(key.startswith(component + ".") for key in self._values):
@@ -100,13 +129,12 @@ class PeftSettings:
         return float(value)
 
     def _matches(self, pattern, component, path) -> bool:
-        # PEFT runs these as regular expressions on the path or its last parts. Files hold plain
-        # paths, with ^ for "the whole path"; others are refused rather than run.
+        # PEFT runs these as regular expressions on the path or its last parts. Most files hold
+        # plain paths, with ^ for "the whole path".
         name = pattern.removeprefix("^")
         if not re.fullmatch(r"[\w.]+", name):
-            raise UnsupportedAdapter(
-                f"{self._where}: alpha_pattern {pattern!r} is no plain module path."
-            )
+            self._check_expression("alpha_pattern", pattern)
+            return re.fullmatch(rf"(.*\.)?({pattern})", path) is not None
         if component != "unet":
             name = name.removeprefix("text_model.")
         return path == name or (not pattern.startswith("^") and path.endswith("." + name))
