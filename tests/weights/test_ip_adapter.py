@@ -20,6 +20,7 @@ from persongen_jax.methods.base import Parts
 from persongen_jax.methods.ip_adapter_file import IPAdapterFile
 from persongen_jax.models.lora import add_adapter, lora_layers
 from persongen_jax.partition import assign_groups, leaf_paths
+from persongen_jax.pipeline.loading import weights_in
 from persongen_jax.weights.errors import (
     KeyMismatch,
     MissingFile,
@@ -420,3 +421,41 @@ def test_inspect_knows_a_training_state(unet, files, tmp_path):
     found = identify(path)
     assert found.kind == "ip-adapter" and found.facts["from"] == "a training state"
     assert found.facts["attention layers"] == len(unet.attn_processors) // 2
+
+
+@pytest.mark.parametrize("around", ["unet.module.", "unet._orig_mod.", "module.unet._orig_mod."])
+def test_a_state_of_wrapped_modules(around, unet, files, tmp_path):
+    published = files["base"][1]
+    state = training_state(unet, published, kept="processors")
+    tensors = {
+        around + key.removeprefix("unet.") if key.startswith("unet.") else key: value
+        for key, value in state.items()
+    }
+    save_file(tensors, tmp_path / "s.safetensors")
+    with pytest.warns(UserWarning, match="not used"):
+        with read_ip_adapter(tmp_path / "s.safetensors") as found:
+            for key, value in published.items():
+                assert np.array_equal(found.tensors.read(key), value.numpy()), key
+
+
+def test_a_pickle_that_is_nested_in_a_state_dict(files, tmp_path):
+    torch.save({"state_dict": files["base"][1], "epoch": 3}, tmp_path / "s.bin")
+    with read_ip_adapter(tmp_path / "s.bin") as found:
+        assert set(found.tensors.keys()) == set(files["base"][1])
+
+
+def test_the_folder_that_a_trainer_left_is_taken(unet, files, tmp_path):
+    assert weights_in(tmp_path) == tmp_path
+    path = state_file(tmp_path / "model.safetensors", unet, files["base"][1])
+    assert weights_in(tmp_path) == path
+    (tmp_path / "checkpoints").mkdir()  # a run of ours
+    assert weights_in(tmp_path) == tmp_path
+
+
+def test_values_that_are_not_finite(files, loaded, tmp_path):
+    key = next(key for key in files["base"][1] if "to_k_ip" in key)
+    bad = {**files["base"][1], key: files["base"][1][key] * float("nan")}
+    save_file(bad, tmp_path / "nan.safetensors")
+    with pytest.raises(WeightsError, match=f"'{key}' holds values that are not finite"):
+        load_ip_adapter_into(loaded["base"], tmp_path / "nan.safetensors")
+    load_ip_adapter_into(loaded["base"], files["base"][0])
