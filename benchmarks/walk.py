@@ -6,9 +6,10 @@ takes one step of the main job (the batch made from records and put on the devic
 traced and run), and generates one image of a person (a call of the pipeline with a prompt and a
 reference). A file counts where a function of it is called; what only an import runs does not.
 Networks (models/), weight files (weights/) and the opening and checking of what people give
-(data_pipeline/pictures/, pipeline/checks.py) are left out: they are what a step computes with, not
-how it is put together. docs/architecture.md has a sentence for each file of the two lists. What the
-generate command adds to the call (options, the face detector, loading) is listed apart.
+(data_pipeline/pictures/, prompt_syntax.py, pipeline/checks.py) are left out: they are what a step
+computes with, not how it is put together. docs/architecture.md has a sentence for each file of the
+two lists. What the generate command adds to the call (options, the face detector, loading) is
+listed apart.
 """
 
 import argparse
@@ -24,7 +25,8 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[1]
 LEFT_OUT = (
     *("persongen_jax/models/", "persongen_jax/weights/", "benchmarks/"),
-    *("data_pipeline/pictures/", "persongen_jax/pipeline/checks.py"),
+    *("data_pipeline/pictures/", "data_pipeline/prompt_syntax.py"),
+    "persongen_jax/pipeline/checks.py",
 )
 MOST = 16
 

@@ -20,6 +20,7 @@ from persongen_jax.models.layers import Conv
 from persongen_jax.partition import split_model
 from persongen_jax.pipeline import Pipeline
 from persongen_jax.pipeline.images import sample_steps
+from persongen_jax.plain_warnings import plain_warnings
 from persongen_jax.systems.open import open_system
 from persongen_jax.train_step import keys_of, merge_model
 from tests.training_runs import small_base
@@ -305,7 +306,8 @@ def test_inputs_that_do_not_fit_are_named(inputs, named, posed):
 def command(base, out, *arguments):
     options = ["--base", base, "--out", out, "--steps", 4, "--seed", 3, "--batch-size", 1]
     options += ["--no-compilation-cache", "--negative-prompt", "", *arguments]
-    paths = generate.generate(generate.parse_arguments(list(map(str, options))))
+    with plain_warnings():
+        paths = generate.generate(generate.parse_arguments(list(map(str, options))))
     return [np.asarray(Image.open(path)) for path in paths], Image.open(paths[0]).text
 
 

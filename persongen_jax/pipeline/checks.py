@@ -248,7 +248,8 @@ def tell_of_call(
     tell_of_texts(conditioner, prompts, read, parts, people)
     texts = [text for given in (prompts, read, *parts.values()) for text in given if text]
     lines = [*options.without_effect(negatives, people is not None, plan)]
-    lines += pipe.words.without_use(texts)
+    if pipe.base.tokenizers.words:
+        lines += pipe.words.without_use(texts)
     if asked:
         identities = {"identity", *conditioner.of_people} if people is not None else ()
         first = max(0, options.merge_step(plan) + 1)

@@ -328,10 +328,14 @@ def _fill_in(files: BaseFiles, names, single, path, variant):
         parts = [CALLED[name] for name in (single.layout.parts if single else files.sources)]
         ways = " and ".join(dict.fromkeys(GIVEN[name] for name in lacking))
         folder = f", or a directory that has their weights as {CONFIG}" if single else ""
+
+        def called(name):  # of a directory with the place where it was looked for
+            return CALLED[name] if single else f"{CALLED[name]} ({files.folder / name})"
+
         verb = "are" if len(lacking) > 1 else "is"
         raise MissingFile(
             f"{path}: holds {', '.join(parts) or 'no weights'}; "
-            f"{', '.join(CALLED[name] for name in lacking)} {verb} missing. Give {ways}{folder}."
+            f"{', '.join(map(called, lacking))} {verb} missing. Give {ways}{folder}."
         )
 
 

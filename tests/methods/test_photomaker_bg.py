@@ -23,6 +23,7 @@ from persongen_jax.optimizer import make_optimizer
 from persongen_jax.partition import split_model
 from persongen_jax.pipeline import Pipeline, conditioner
 from persongen_jax.pipeline.images import sample_steps
+from persongen_jax.plain_warnings import plain_warnings
 from persongen_jax.sharding import make_mesh, replicated
 from persongen_jax.systems.diffusion import drop_conditions
 from persongen_jax.systems.open import open_system
@@ -286,7 +287,8 @@ def test_branches_have_no_place_in_a_diffusers_folder(small, run, tmp_path):
 def command(base, out, *arguments):
     arguments = ["--base", base, "--out", out, "--steps", 2, "--seed", 0, *arguments]
     arguments += ["--batch-size", 1, "--no-compilation-cache"]
-    paths = generate.generate(generate.parse_arguments(list(map(str, arguments))))
+    with plain_warnings():
+        paths = generate.generate(generate.parse_arguments(list(map(str, arguments))))
     return [np.asarray(Image.open(path)) for path in paths], Image.open(paths[0]).text
 
 
