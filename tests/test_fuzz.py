@@ -20,6 +20,8 @@ ONCE_WRONG = (
     ("base: scheduler/scheduler_config.json", 78),
     ("base: text_encoder_2/config.json", 80),
     ("base: tokenizer_2/tokenizer_config.json", 87),
+    ("base: scheduler/scheduler_config.json", 639),
+    ("base: scheduler/scheduler_config.json", 1002),
 )
 
 

@@ -85,7 +85,7 @@ def load_sdxl(
     options = {"config": config, "variant": variant, "prediction_type": prediction_type}
     with open_base(path, **parts, **options) as files:
         if check is not None:
-            check(files.scheduler_config)
+            _check_schedule(check, files)
         models = {name: _prepare(files, name, dtypes[name]) for name in COMPONENTS}
         tokenizers = Tokenizers.from_pretrained(files.folder)
         for note in files.notes:
@@ -103,6 +103,14 @@ def load_sdxl(
         path=str(path),
         folder=str(files.folder),
     )
+
+
+def _check_schedule(check, files):
+    try:
+        check(files.scheduler_config)
+    except ValueError as error:
+        file = files.folder / "scheduler" / "scheduler_config.json"
+        raise ValueError(f"{error} (the base's: {file})") from error
 
 
 def _prepare(files, name: str, dtypes: dict):

@@ -169,9 +169,9 @@ def _table(folder):
 def _of_base(base):
     def read(path):
         """``path`` stands where it stands in ``base``, with links to all else."""
-        loaded = load_sdxl(next(p for p in path.parents if p.name == "base"))
+        folder = next(p for p in path.parents if p.name == "base")
+        loaded = load_sdxl(folder, check=lambda config: make_plan(config, 3))  # as generate does
         loaded.tokenizers.encode("a man in a hat")
-        return make_plan(loaded.scheduler_config, 3)
 
     read.root = base
     return read
