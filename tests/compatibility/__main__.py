@@ -28,17 +28,17 @@ that `tests/compatibility/` names; a row's test passed then, unless the row says
 
 
 class Outcomes:
-    """A pytest plugin: the worst outcome of each test, parametrisations taken together."""
+    """A pytest plugin: the worst outcome of each test, and of all its parametrisations together."""
 
     def __init__(self):
         self.found: dict[str, str] = {}
 
     def pytest_runtest_logreport(self, report):
-        name = report.nodeid.partition("[")[0]
-        if report.failed or (report.when == "call" and name not in self.found):
-            self.found[name] = report.outcome
-        elif report.skipped:
-            self.found.setdefault(name, "skipped")
+        for name in {report.nodeid, report.nodeid.partition("[")[0]}:
+            if report.failed or (report.when == "call" and name not in self.found):
+                self.found[name] = report.outcome
+            elif report.skipped:
+                self.found.setdefault(name, "skipped")
 
 
 def entries() -> dict[str, list[tuple[str, str, str, str]]]:

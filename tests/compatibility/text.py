@@ -118,12 +118,6 @@ ENTRIES = [
                 "test_references_and_strengths_without_effect_are_told",
             ),
             (
-                "prompt syntax",
-                "(x:1.5), ((x)), (x)++, [x], BREAK, AND, <lora:>, embedding:, {a|b}, __x__",
-                "plain text, warned of",
-                "test_syntax_of_other_programs_is_told",
-            ),
-            (
                 "wrong types",
                 "None, numbers, bytes, arrays, empty list, half characters",
                 "one sentence",
@@ -275,13 +269,19 @@ ENTRIES = [
         f"{PROMPTS}::test_what_else_lies_in_a_tokenizers_folder_does_not_matter",
     ),
     (
-        "prompt weights",
-        "of the web interfaces and compel; what only looks so",
-        "told; not told",
+        "prompt syntax",
+        "(x:1.5), ((x)), (x)++, [x], BREAK, AND, <lora:>, embedding:, {a|b}, __x__",
+        "plain text, warned of, in training's captions too",
         "tests/data_pipeline/test_prompt_syntax.py::test_syntax_of_other_programs_is_told",
     ),
     (
-        "prompt weights",
+        "prompt syntax",
+        "(ratio 16:9), at (10:30), C++, A MAN AND A DOG",
+        "nothing said",
+        "tests/data_pipeline/test_prompt_syntax.py::test_plain_text_is_not_taken_for_syntax",
+    ),
+    (
+        "prompt syntax",
         "texts of 50,000 signs",
         "no time lost",
         "tests/data_pipeline/test_prompt_syntax.py::test_long_texts_take_no_time",
