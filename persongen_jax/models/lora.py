@@ -175,14 +175,21 @@ def changed_layers(module) -> dict[tuple, nnx.Module]:
     }
 
 
+def check_mergeable(module):
+    """ValueError if an adapter adds a bias to a layer that has no place for one."""
+    for path, layer in changed_layers(module).items():
+        if layer.change.bias is not None and layer.bias is None:
+            name = ".".join(map(str, path))
+            raise ValueError(
+                f"{name}: an adapter adds a bias to a layer without one: it cannot be merged into "
+                "the weights; keep it loaded"
+            )
+
+
 def merge_adapters(module):
-    """Add every adapter into the kernel it sits on, and remove it."""
+    """Add every adapter into the kernel it sits on, and remove it; ``check_mergeable`` first."""
     for layer in changed_layers(module).values():
         for own, change in ((layer.kernel, layer.change.kernel), (layer.bias, layer.change.bias)):
-            if change is not None and own is None:
-                raise ValueError(
-                    "an adapter adds a bias to a layer without one: it cannot be merged"
-                )
             if change is not None:
                 both = own[...].astype(jnp.float32) + change[...].astype(jnp.float32)
                 own[...] = both.astype(own[...].dtype)

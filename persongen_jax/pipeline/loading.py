@@ -13,7 +13,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from persongen_jax.checkpoint import load_trained
-from persongen_jax.models.lora import merge_adapters, remove_adapters
+from persongen_jax.models.lora import check_mergeable, merge_adapters, remove_adapters
 from persongen_jax.partition import leaf_paths
 from persongen_jax.pipeline.words import Words, read_words
 from persongen_jax.sharding import replicated
@@ -181,6 +181,8 @@ def remove_all(model):
 
 def merge_all(model):
     """Add those that are there into the weights."""
+    for part in LORA_COMPONENTS:
+        check_mergeable(getattr(model, part))
     for part in LORA_COMPONENTS:
         merge_adapters(getattr(model, part))
 
