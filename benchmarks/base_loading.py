@@ -100,6 +100,7 @@ def measure(here: Path, other: Path, full: Path, small: Path, scratch: Path, rou
         order = [("before", other), ("now", here)]
         row = {"floor": {"now": floor(full)}, **{what: {} for what in list(found)[:2]}}
         for which, checkout in order if number % 2 else order[::-1]:
+            floor(full)  # both find the files in the same state of the system's cache
             row["open SDXL, fp16"][which] = float(run(checkout, "-c", LOAD, full)[1].split()[-1])
             out = scratch / f"{which}{number}"
             options = ["--base", small, "--out", out, *GENERATE]
@@ -130,7 +131,7 @@ def processor() -> str:
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--versus", type=Path, required=True, help="another checkout")
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=4, help="even: each is first as often")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args(argv)
     here = Path(__file__).resolve().parent.parent
