@@ -117,9 +117,9 @@ def test_what_of_a_word_has_no_effect_is_said(ours, shapes, tmp_path):
     lines = [str(each.message) for each in told]
     assert any("clip_l_out of the word '<me>'" in line for line in lines)
     assert any("no embedding of the word '<me>' for text_encoder," in line for line in lines)
-    call = {"num_inference_steps": 1, "guidance_scale": 1, "output_type": "latent"}
     with pytest.warns(UserWarning, match="'<me>' that LoRA .* is in none of the prompts"):
-        ours("a man", height=64, width=64, **call)
+        with pytest.raises(ValueError, match="latents have shape"):  # before anything is compiled
+            ours("a man", num_inference_steps=1, latents=np.zeros(1))
     assert not ours.words.without_use(["a man like <Me>"])
     other = bundle(ours, shapes, tmp_path / "b.safetensors")
     with pytest.warns(UserWarning, match="is also one of LoRA"):
