@@ -148,6 +148,7 @@ def change_of_net(seed=0):
     }
 
 
+@pytest.mark.slow
 def test_layers_with_changes_of_several_files_and_a_lora():
     """Each acts by its strength, apart from the others; fused and taken off again."""
     parts = [({"proj": LoraWeights(draw(3, 8, size=1), draw(12, 3, size=1), 1.5)}, 0.8)]

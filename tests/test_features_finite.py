@@ -39,6 +39,7 @@ def system(tmp_path_factory):
     return system
 
 
+@pytest.mark.slow
 def test_what_is_not_finite_is_named_and_not_stored(system, caplog):
     stream, cache = system.examples(0), Path(system.config.cache)
     source, count = stream.source, "moments not finite, not stored"
