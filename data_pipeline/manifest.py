@@ -29,6 +29,7 @@ log = logging.getLogger(__name__)
 FILE_NAME = "manifest.jsonl"
 REQUIRED, TEXTS = ("identity", "image", "caption"), ("background", "body", "class_word")
 SHOWN_PROBLEMS = 20
+SPACED_LETTER = "[A-Za-z\u00c0-\u024f\u0370-\u052f]"  # Latin, Greek, Cyrillic
 
 # What read_manifest counts, besides the records.
 CLIPPED, DROPPED = "boxes clipped at the picture's edge", "boxes outside the picture dropped"
@@ -140,8 +141,9 @@ def _record(folder: Path, entry, trigger_word: str | None) -> tuple[Record, list
             raise ManifestError(f"{key} is {text!r}; a text is needed")
     if trigger_word is not None:
         before, _ = split_at_trigger(texts["caption"], trigger_word)
+        # No part of another word, in writing that has blanks between words.
         word = re.escape(texts["class_word"])
-        if word and not re.search(rf"(?<!\w){word}$", before, re.IGNORECASE):
+        if word and not re.search(rf"(?<!{SPACED_LETTER}){word}$", before, re.IGNORECASE):
             raise ManifestError(
                 f"class_word {texts['class_word']!r} does not stand before the trigger word in "
                 f'the caption "{texts["caption"]}"'

@@ -357,9 +357,16 @@ def _max_length(tokenizer) -> int:
 
 
 def _apart(words) -> str:
-    """Any of the words, in a group, no letter or digit beside it; the longest that fits."""
+    """Any of the words, in a group, the longest that fits; no letter or digit beside its own."""
     longest_first = sorted(words, key=len, reverse=True)
-    return rf"(?<!\w)({'|'.join(map(re.escape, longest_first))})(?!\w)"
+    return rf"({'|'.join(map(_alone, longest_first))})"
+
+
+def _alone(word: str) -> str:
+    # A sign, as in <me>, ends a word by itself: Chinese has no blanks around it.
+    before = r"(?<!\w)" if re.match(r"\w", word) else ""
+    after = r"(?!\w)" if re.search(r"\w$", word) else ""
+    return before + re.escape(word) + after
 
 
 def _finish(tokenizer, ids: list[int]) -> np.ndarray:

@@ -100,6 +100,11 @@ def test_numbers_of_the_wrong_kind_are_one_sentence(settings, named, plain):
         plain("a man", **settings)
 
 
+def test_sizes_may_be_arrays(plain):
+    pair = np.array([64, 64])
+    assert said(plain, "a man", original_size=pair, crops_coords_top_left=pair) == []
+
+
 @pytest.mark.parametrize("given", [None, [None], [], 5])
 def test_encode_prompt_is_as_strict(given, plain):
     with pytest.raises(ValueError, match="prompts is|give a text"):

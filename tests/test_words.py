@@ -105,6 +105,7 @@ def test_a_word_is_cut_and_counted_as_its_tokens(ours, shapes, tmp_path):
     assert list(np.flatnonzero(mask)) == [3, 4] and read == "me"
     long = "me " * 25 + "ME end"
     assert tokenizers.cut_part(long) == "ME end"
+    assert tokenizers.has_word("<me>", "海边的<me>在笑")
     assert not tokenizers.has_word("me", "some time") and tokenizers.has_word("me", "Me.")
 
 

@@ -379,7 +379,10 @@ class Pipeline:
         said = (prompts, negatives, parts, people, regions)
         checks.tell_of_call(self, *said, plan, scales or {}, strengths, options)
         seed, tile_size = seed or 0, tile_size or 512
-        sizes = (original_size or size, crops_coords_top_left or (0, 0), target_size or size)
+        given = zip(
+            (original_size, crops_coords_top_left, target_size), (size, (0, 0), size), strict=True
+        )
+        sizes = [usual if pair is None else pair for pair, usual in given]
         time_ids = np.tile(np.concatenate(sizes).astype(np.float32), (count, 1))
         call = Call(prompts, parts, people, time_ids, size, inputs)
         against = negatives if guidance_scale > 1 else None

@@ -45,6 +45,7 @@ BASES = ("checkpoint", "unet", "unet-sgm", "vae", "vae-sgm")
 # What a scheduler_config.json says of the training, and not of how one samples.
 TRAINED_FOR = ("prediction_type", "rescale_betas_zero_snr", "num_train_timesteps")
 TRAINED_FOR += ("beta_start", "beta_end", "beta_schedule", "trained_betas")
+UNSAID = {"prediction_type": "epsilon", "num_train_timesteps": 1000}  # diffusers' own
 CONFIG = "config=DIR (generate: --base-config, training: --config.base_config)"
 
 
@@ -358,13 +359,17 @@ def _own_scheduler(unet: Path) -> Path | None:
 def _take_schedule(files: BaseFiles, path: Path):
     """What a UNet was trained for goes with it: its own schedule in place of the base's."""
     own, before = read_json(path, BadConfig), files.scheduler_config
-    changed = [key for key in TRAINED_FOR if (own.get(key) or None) != (before.get(key) or None)]
+
+    def said(config, key):
+        return config.get(key) or UNSAID.get(key)
+
+    changed = [key for key in TRAINED_FOR if said(own, key) != said(before, key)]
     if not changed:
         return
     kept = {key: value for key, value in before.items() if key not in TRAINED_FOR}
     files.scheduler_config = kept | {key: own[key] for key in TRAINED_FOR if key in own}
-    said = ", ".join(f"{key}={own.get(key)!r}" for key in changed)
-    files.notes.append(f"{path}: of the UNet that is taken: {said}, in place of the base's")
+    listed = ", ".join(f"{key}={said(own, key)!r}" for key in changed)
+    files.notes.append(f"{path}: of the UNet that is taken: {listed}, in place of the base's")
 
 
 def _decide(files: BaseFiles, path: Path, given, asked):

@@ -54,6 +54,16 @@ def test_reads_what_was_written(write):
     assert read_manifest(folder) == records
 
 
+def test_class_words_in_writing_without_blanks(write):
+    folder = write()
+    records = [
+        Record(str(folder / f"{i}.png"), "anna", "一个女人 img 在海边", class_word="女人")
+        for i in range(2)
+    ]
+    write_manifest(folder, records)
+    assert read_manifest(folder) == records
+
+
 def test_writing_refuses_pictures_elsewhere(write, tmp_path_factory):
     with pytest.raises(ManifestError, match="outside"):
         write_manifest(write() / "inner", [Record(str(write() / "0.png"), "anna", "a woman img")])

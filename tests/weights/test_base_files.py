@@ -211,8 +211,11 @@ def test_a_unets_own_scheduler_goes_with_it(tiny_base, tmp_path):
             (note,) = files.notes
             assert "prediction_type='v_prediction'" in note and "in place of the base's" in note
             assert asked.items() <= files.scheduler_config.items()
-    with open_base(tiny_base, unet=tiny_base) as files:
-        assert not files.notes
+    unsaid = json.loads(file.read_text()) | {"prediction_type": None, "num_train_timesteps": None}
+    file.write_text(json.dumps(unsaid | {"rescale_betas_zero_snr": False}))
+    for unet in (tiny_base, tmp_path / "v"):  # what is left out is epsilon and 1000
+        with open_base(tiny_base, unet=unet) as files:
+            assert not files.notes
     with open_base(tiny_base, config=tmp_path / "v") as files:
         assert "has no effect" in files.notes[0]
 
