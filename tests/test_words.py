@@ -2,7 +2,9 @@
 
 import numpy as np
 import pytest
+from flax import nnx
 
+from persongen_jax.models.clip import CLIPTextModel
 from persongen_jax.pipeline import Pipeline
 from persongen_jax.weights.errors import UnsupportedAdapter
 from tests.test_adapter_kinds import LINEAR, draw, lora
@@ -62,6 +64,15 @@ def test_a_word_is_its_embeddings(ours, shapes, tmp_path):
     for mine, right, other in zip(seen, expected, plain, strict=True):
         np.testing.assert_array_equal(mine, right)
         assert np.abs(np.asarray(other) - right[:1]).max() > 1e-3
+
+
+@pytest.mark.parametrize("eos", [2, 9])
+def test_a_text_ends_where_it_did_with_words_in_it(eos):
+    """Their ids are the highest; configs with 2 stand for the highest of the vocabulary."""
+    sizes = {"hidden_size": 8, "intermediate_size": 8, "num_attention_heads": 2}
+    config = {**sizes, "num_hidden_layers": 1, "vocab_size": 10, "eos_token_id": eos}
+    model = CLIPTextModel(config, rngs=nnx.Rngs(0))
+    assert model._pooled_positions(np.array([[8, 1, 10, 11, 3, 9, 9]])).tolist() == [5]
 
 
 def test_words_come_and_go_with_their_lora(ours, shapes, tmp_path):

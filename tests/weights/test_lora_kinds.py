@@ -334,6 +334,15 @@ def test_peft_adds_the_same(case, tmp_path):
         assert_exact(bias + of_bias, merged[f"{path}.bias"])
 
 
+@pytest.mark.parametrize("on_input", [True, False])
+def test_a_square_layers_ia3_says_by_its_shape_what_it_scales(on_input):
+    """Also where no settings lie beside the file."""
+    factors = np.arange(1, 9, dtype=np.float32).reshape((1, 8) if on_input else (8, 1))
+    adapters = read_lora(DictSource({"proj.ia3_l": factors}, "x"), {"unet": {"proj": (8, 8)}})
+    change, _ = adapters["unet"]["proj"].of_layer((8, 8), np.ones((8, 8), np.float32), None)
+    np.testing.assert_array_equal(1 + change, np.broadcast_to(factors, (8, 8)))
+
+
 # ---- What does not go together ------------------------------------------------------------------
 
 
