@@ -17,16 +17,16 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from persongen_jax.aot import parse_options, read_json, write_json
-from persongen_jax.aot_chips import open_topology
-from persongen_jax.aot_compile import check_options, measure, report
-from persongen_jax.aot_cost import profile
-from persongen_jax.aot_programs import Program
-from persongen_jax.conditioning import Conditioning, TokenStream
+from persongen_jax.aot.__main__ import parse_options, read_json, write_json
+from persongen_jax.aot.chips import open_topology
+from persongen_jax.aot.compiling import check_options, measure, report
+from persongen_jax.aot.cost import profile
+from persongen_jax.aot.programs import Program
+from persongen_jax.diffusion.conditioning import Conditioning, TokenStream
 from persongen_jax.models.layers import UnusedRngs
-from persongen_jax.models.sdxl_sizes import CONFIGS
-from persongen_jax.models.unet import UNet2DConditionModel
-from persongen_jax.sharding import along_batch, make_mesh, replicated
+from persongen_jax.models.sdxl.sizes import CONFIGS
+from persongen_jax.models.sdxl.unet import UNet2DConditionModel
+from persongen_jax.parallel.sharding import along_batch, make_mesh, replicated
 
 
 def unet_gradient(mesh, per_chip: int, size: int, remat: bool) -> Program:

@@ -16,10 +16,10 @@ from pathlib import Path
 import numpy as np
 
 from data_pipeline.attributes.vocabulary import UNKNOWN
+from persongen_jax.evaluation.sampled import as_rgb
 from persongen_jax.metrics.attribute_judge import AttributeJudge
 from persongen_jax.metrics.attribute_scores import share
 from persongen_jax.pipeline.attributes import AttributePipeline
-from persongen_jax.sampled_evaluation import as_rgb
 
 SAMPLES = 10_000  # of the bootstrap
 RISES = 0.5  # rank correlation of score and place from which on a line counts as rising

@@ -24,13 +24,13 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from persongen_jax.models.sdxl import COMPONENTS, build
-from persongen_jax.models.sdxl_sizes import CONFIGS
+from persongen_jax.models.sdxl.parts import COMPONENTS, build
+from persongen_jax.models.sdxl.sizes import CONFIGS
+from persongen_jax.weights.files.safetensors_file import write_safetensors
+from persongen_jax.weights.formats.sdxl.loading import FILE_NAMES
 from persongen_jax.weights.loader import parameter_leaves, to_torch_shape, torch_key
 from persongen_jax.weights.random_base import write_random_base
-from persongen_jax.weights.safetensors_file import write_safetensors
 from persongen_jax.weights.saver import write_json
-from persongen_jax.weights.sdxl import FILE_NAMES
 
 LOAD = """
 import sys, time, jax.numpy as jnp, jax

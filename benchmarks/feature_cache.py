@@ -26,12 +26,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from data_pipeline.examples.fields import flatten
-from persongen_jax.assembly import assemble
 from persongen_jax.features.cache import encoded_fields, open_encoder
-from persongen_jax.sharding import make_mesh
+from persongen_jax.parallel.sharding import make_mesh
+from persongen_jax.systems.assembly import assemble
 from persongen_jax.systems.open import open_system
 from persongen_jax.systems.sdxl import Sdxl
-from persongen_jax.train_step import compile_step
+from persongen_jax.training.step import compile_step
 
 
 def open_stream(system, **changes):

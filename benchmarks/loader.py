@@ -30,11 +30,11 @@ from data_pipeline.examples.batches import batches, tf_batches
 from data_pipeline.examples.conditions import References, Text
 from data_pipeline.examples.fields import FaceBox, Image, TimeIds
 from data_pipeline.examples.source import ExampleSource
-from data_pipeline.manifest import write_manifest
 from data_pipeline.prompts import Tokenizers
+from data_pipeline.records.manifest import write_manifest
+from data_pipeline.records.sources import open_records
 from data_pipeline.shards import write_shards
-from data_pipeline.sources import open_records
-from persongen_jax.tiny_tokenizer import SDXL_PAD_TOKENS, write_tiny_tokenizer
+from persongen_jax.weights.tiny_tokenizer import SDXL_PAD_TOKENS, write_tiny_tokenizer
 
 LOADERS = {"memory": batches, "tf.data": tf_batches}
 STREAMS = ("text", "background", "body")

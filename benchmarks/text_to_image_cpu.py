@@ -126,9 +126,9 @@ def floor(args) -> dict:
     import numpy as np
     from flax import nnx
 
-    from persongen_jax.conditioning import Conditioning, TokenStream
-    from persongen_jax.flop_count import count
+    from persongen_jax.diffusion.conditioning import Conditioning, TokenStream
     from persongen_jax.pipeline import Pipeline
+    from persongen_jax.training.flop_count import count
 
     pipe = Pipeline.from_pretrained(args.base)
     model, batch, side = pipe.model, len(PROMPTS), args.latent_side

@@ -22,10 +22,10 @@ from peft import LoraConfig
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from persongen_jax.bench_device import check_finite, host_peak
-from persongen_jax.bench_settings import read_variant
-from persongen_jax.diffusion import NoiseSchedule
-from persongen_jax.systems.sdxl_shapes import network_configs
+from persongen_jax.bench.device import check_finite, host_peak
+from persongen_jax.bench.settings import read_variant
+from persongen_jax.diffusion.schedule import NoiseSchedule
+from persongen_jax.systems.abstract import network_configs
 from persongen_jax.weights.random_base import SCHEDULER
 
 LORA_LAYERS = ["to_q", "to_k", "to_v", "to_out.0"]
@@ -109,7 +109,7 @@ class MLP(nn.Sequential):
 
 
 class Identity(nn.Module):
-    """PhotoMaker's projections and fuse module, as persongen_jax/models/id_encoder.py has them."""
+    """PhotoMaker's projections and fuse module, as models/encoders/id_encoder.py has them."""
 
     def __init__(self, image: int, text: tuple[int, int]):
         super().__init__()

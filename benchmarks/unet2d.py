@@ -25,9 +25,9 @@ import numpy as np
 import optax
 from flax import nnx
 
-from persongen_jax.bench import KEEP_MEMORY
-from persongen_jax.models.unet2d import UNet2DModel
-from persongen_jax.sharding import along_batch, make_mesh, replicated
+from persongen_jax.bench.__main__ import KEEP_MEMORY
+from persongen_jax.models.ddpm.unet2d import UNet2DModel
+from persongen_jax.parallel.sharding import along_batch, make_mesh, replicated
 
 # Config, batch, and how many devices the CPU counts as (config.cpu_devices).
 CONFIGS = {

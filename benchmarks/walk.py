@@ -58,8 +58,8 @@ class Recorder:
 def of_training_step() -> list[str]:
     """The files of one step of configs/mini/photomaker_bg.py."""
     from configs.mini.photomaker_bg import get_config
-    from persongen_jax.assembly import assemble
-    from persongen_jax.sharding import make_mesh, put_batch
+    from persongen_jax.parallel.sharding import make_mesh, put_batch
+    from persongen_jax.systems.assembly import assemble
     from persongen_jax.systems.open import open_system
 
     config, mesh = get_config(), make_mesh()
@@ -77,7 +77,7 @@ def of_generate(folder: str) -> tuple[list[str], list[str]]:
     from PIL import Image
 
     from data_pipeline.people import examples
-    from persongen_jax import generate
+    from persongen_jax.generate import __main__ as generate
     from persongen_jax.pipeline import Pipeline
 
     assets, prompt = ROOT / "persongen_jax" / "assets", "a photo of a person img in the snow"

@@ -2,9 +2,9 @@
 
     python -m data_pipeline.people --out data/people --identities 20 --pictures 12 --split in_train
 
-writes ``images/``, ``manifest.jsonl`` (data_pipeline.manifest), ``ground_truth.jsonl`` (per line of
-the manifest: image, face_box, landmarks, keypoints, visibility, attributes) and ``sheet.png``, one
-row per person. Same arguments, same bytes, whatever is drawn beside a picture.
+writes ``images/``, ``manifest.jsonl`` (data_pipeline.records.manifest), ``ground_truth.jsonl`` (per
+line of the manifest: image, face_box, landmarks, keypoints, visibility, attributes) and
+``sheet.png``, one row per person. Same arguments, same bytes, whatever is drawn beside a picture.
 
 As a library, everything is a function of seeds; nothing is stored:
 
@@ -40,9 +40,9 @@ from data_pipeline.drawing.pictures import (
 )
 from data_pipeline.drawing.portrait import People, render
 from data_pipeline.drawing.randomness import EXAMPLE, PICTURE, fold
-from data_pipeline.manifest import write_manifest
 from data_pipeline.prompts import split_at_trigger
-from data_pipeline.schema import Record
+from data_pipeline.records.manifest import write_manifest
+from data_pipeline.records.schema import Record
 
 __all__ = [
     "CLOTHES",

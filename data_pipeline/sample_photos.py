@@ -21,9 +21,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from data_pipeline.faces import find_face
-from data_pipeline.manifest import write_manifest
-from data_pipeline.schema import Record
+from data_pipeline.faces.find import find_face
+from data_pipeline.records.manifest import write_manifest
+from data_pipeline.records.schema import Record
 
 LFW_FACES = 100  # the subset's later pictures show no faces
 LFW_SIDE = 100  # pixels, four times theirs

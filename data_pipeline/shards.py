@@ -3,11 +3,12 @@
     python -m data_pipeline.shards --from path/to/photographs --out path/to/shards
     python -m data_pipeline.shards --from "people:in_train?identities=200" --out path/to/shards
 
-reads a folder with a manifest.jsonl, or draws people (data_pipeline/sources.py), checks all of it
-and writes array_record files: one record per picture, holding its file as it was (drawn ones as
-PNG) and everything that is known about it. Absent boxes and points are NaN there. array_record can
-be read at any place, which the loader needs; TFRecord cannot. ``index.jsonl`` beside them says all
-but the pictures, a line per record and in their order, so that opening the set reads no picture.
+reads a folder with a manifest.jsonl, or draws people (data_pipeline/records/sources.py), checks all
+of it and writes array_record files: one record per picture, holding its file as it was (drawn ones
+as PNG) and everything that is known about it. Absent boxes and points are NaN there. array_record
+can be read at any place, which the loader needs; TFRecord cannot. ``index.jsonl`` beside them says
+all but the pictures, a line per record and in their order, so that opening the set reads no
+picture.
 
 Neither writing nor reading needs TensorFlow itself. Everybody else opens the folder by
 
@@ -33,12 +34,26 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from data_pipeline.manifest import CLIPPED, COPIES, DROPPED, SINGLE, read_manifest, serviceable
 from data_pipeline.pictures.reading import ImageError, load_image
 from data_pipeline.prompts import PromptError, split_at_trigger
-from data_pipeline.schema import Record, to_entry
-from data_pipeline.shard_reading import FORMAT, INDEX, SPLIT, ShardError, is_shards, open_tfds
-from data_pipeline.sources import PEOPLE, open_records
+from data_pipeline.records.manifest import (
+    CLIPPED,
+    COPIES,
+    DROPPED,
+    SINGLE,
+    read_manifest,
+    serviceable,
+)
+from data_pipeline.records.schema import Record, to_entry
+from data_pipeline.records.shard_reading import (
+    FORMAT,
+    INDEX,
+    SPLIT,
+    ShardError,
+    is_shards,
+    open_tfds,
+)
+from data_pipeline.records.sources import PEOPLE, open_records
 
 log = logging.getLogger(__name__)
 

@@ -14,12 +14,12 @@ import sys
 import warnings
 from pathlib import Path
 
-from persongen_jax import distributed
-from persongen_jax.comparison import compare_runs, table
+from persongen_jax.evaluation.comparison import compare_runs, table
+from persongen_jax.evaluation.trajectories import SETS, write_rows
+from persongen_jax.evaluation.validation import write_image_file
+from persongen_jax.parallel import distributed
 from persongen_jax.plain_warnings import plain_warnings
 from persongen_jax.systems.open import open_run, system_class
-from persongen_jax.trajectories import SETS, write_rows
-from persongen_jax.validation import write_image_file
 from persongen_jax.weights.saver import write_json
 
 FINAL = "metrics.json"

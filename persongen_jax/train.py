@@ -21,25 +21,26 @@ from ml_collections import ConfigDict, config_flags
 from tqdm import tqdm
 
 from data_pipeline.examples.prefetch import prefetch_to_device
-from persongen_jax import distributed, flop_count
-from persongen_jax.assembly import assemble, summary
-from persongen_jax.bad_steps import BadSteps
-from persongen_jax.checkpoint import Checkpoints
-from persongen_jax.command_flags import parse_flags
+from persongen_jax.cli import parse_flags
 from persongen_jax.config_ranges import check_ranges
-from persongen_jax.full_disk import unless_full
-from persongen_jax.idle_keys import idle_keys
+from persongen_jax.evaluation.validation import Validator
+from persongen_jax.files import unless_full
 from persongen_jax.methods.start import settle_step
+from persongen_jax.parallel import distributed
+from persongen_jax.parallel.sharding import make_mesh, put_batch
 from persongen_jax.plain_warnings import plain_warnings
 from persongen_jax.settings import check_same_run, check_steps, settle_schedule
-from persongen_jax.sharding import make_mesh, put_batch
-from persongen_jax.stopping import StopSignals
+from persongen_jax.systems.assembly import assemble, summary
 from persongen_jax.systems.open import complete_config, open_system, system_class
-from persongen_jax.train_step import CompiledSteps, TrainState
-from persongen_jax.training_log import EventFile, MetricsFile, Stopwatch, falling
-from persongen_jax.validation import Validator
+from persongen_jax.training import flop_count
+from persongen_jax.training.bad_steps import BadSteps
+from persongen_jax.training.checkpoint import Checkpoints
+from persongen_jax.training.idle_keys import idle_keys
+from persongen_jax.training.log import EventFile, MetricsFile, Stopwatch, falling
+from persongen_jax.training.step import CompiledSteps, TrainState
+from persongen_jax.training.stopping import StopSignals
+from persongen_jax.training.workdir_lock import only_run_in
 from persongen_jax.weights.saver import write_json
-from persongen_jax.workdir_lock import only_run_in
 
 log = logging.getLogger(__name__)
 

@@ -20,7 +20,7 @@ from data_pipeline.attributes.folder_pictures import square
 from data_pipeline.attributes.labelled import AttributeData, LabelledImages
 from data_pipeline.attributes.vocabulary import Vocabulary
 from data_pipeline.pictures.reading import load_image
-from data_pipeline.shard_reading import INFO, open_tfds
+from data_pipeline.records.shard_reading import INFO, open_tfds
 
 CACHE = "persongen_jax"
 MNIST = Vocabulary.of_classes("digit", tuple(map(str, range(10))))

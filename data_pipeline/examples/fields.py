@@ -18,8 +18,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from data_pipeline.schema import Record
-from data_pipeline.transforms import TargetCrop
+from data_pipeline.examples.transforms import TargetCrop
+from data_pipeline.records.schema import Record
 
 Spec = dict[str, tuple[tuple[int, ...], np.dtype]]
 

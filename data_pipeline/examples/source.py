@@ -15,11 +15,11 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from data_pipeline.buckets import Turns, nearest
+from data_pipeline.examples.buckets import Turns, nearest
 from data_pipeline.examples.fields import Example, Field, Input
+from data_pipeline.examples.transforms import TargetCrop, plan_crop
 from data_pipeline.pictures.reading import ImageError, image_size, load_image
-from data_pipeline.schema import MAX_REFERENCES, Record, to_entry
-from data_pipeline.transforms import TargetCrop, plan_crop
+from data_pipeline.records.schema import MAX_REFERENCES, Record, to_entry
 
 log = logging.getLogger(__name__)
 
@@ -33,15 +33,15 @@ class ExampleSource:
     """Makes examples, flat dicts of arrays, by number; safe to call from several threads.
 
     Args:
-        records: data_pipeline.schema.Record.
+        records: data_pipeline.records.schema.Record.
         fields: what an example holds (data_pipeline/examples/fields.py).
         size: the side of the target crop in pixels.
         buckets: shapes (height, width); targets have the nearest of these instead. Then example n
             belongs to step n // ``batch_size``, and all of a step to one bucket
-            (data_pipeline/buckets.py).
+            (data_pipeline/examples/buckets.py).
         random_crop: the crop's place is drawn; False: the middle, or the face.
         read_image: makes a record's ``image`` uint8 RGB [h, w, 3], or raises an ImageError
-            (data_pipeline/sources.py).
+            (data_pipeline/records/sources.py).
         cache_bytes: pictures and reference crops are kept in memory up to so many.
         features: persongen_jax/features/; what frozen networks make of fields takes their place.
         mark: a record's ``image`` to a short text of one length that changes with its content.

@@ -26,11 +26,11 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from data_pipeline.cache import KEY_BYTES, FeatureTable, digest_of
 from data_pipeline.examples.fields import Encoding, Field, Input, unflatten
 from data_pipeline.pictures.reading import ImageError
-from persongen_jax.full_disk import is_full
-from persongen_jax.partition import assign_groups, leaf_paths
+from persongen_jax.features.store import KEY_BYTES, FeatureTable, digest_of
+from persongen_jax.files import is_full
+from persongen_jax.training.partition import assign_groups, leaf_paths
 
 log = logging.getLogger(__name__)
 
@@ -348,7 +348,8 @@ class _Encoder:
 def _local(array):
     """The array on this process' first device, whatever devices it lies on.
 
-    An offloaded one (offload.py) stays on the host, so that it is on the device for one call only.
+    An offloaded one (training/offload.py) stays on the host, so that it is on the device for one
+    call only.
     """
     if isinstance(array, np.ndarray):
         return array

@@ -6,14 +6,14 @@ what each computes and trains, and adds one more as an example.
 
 from persongen_jax.config import import_object
 from persongen_jax.methods.base import Method
-from persongen_jax.methods.cascade import Cascade
-from persongen_jax.methods.dual import Dual
-from persongen_jax.methods.ip_adapter import IPAdapter
-from persongen_jax.methods.ip_adapter_file import IPAdapterFile
-from persongen_jax.methods.ip_lora import IPLora
-from persongen_jax.methods.photomaker import PhotoMaker
-from persongen_jax.methods.photomaker_bg import PhotoMakerBackground
-from persongen_jax.methods.photomaker_bg_body import PhotoMakerBackgroundBody
+from persongen_jax.methods.published.ip_adapter_file import IPAdapterFile
+from persongen_jax.methods.published.photomaker import PhotoMaker
+from persongen_jax.methods.thesis.cascade import Cascade
+from persongen_jax.methods.thesis.dual import Dual
+from persongen_jax.methods.thesis.ip_adapter import IPAdapter
+from persongen_jax.methods.thesis.ip_lora import IPLora
+from persongen_jax.methods.thesis.photomaker_bg import PhotoMakerBackground
+from persongen_jax.methods.thesis.photomaker_bg_body import PhotoMakerBackgroundBody
 
 METHODS: dict[str, type[Method]] = {
     "photomaker": PhotoMaker,

@@ -10,10 +10,10 @@ from flax import nnx
 from data_pipeline.examples.conditions import References, Text
 from data_pipeline.examples.fields import Encoding, Field
 from data_pipeline.prompts import Tokenizers
-from persongen_jax.conditioning import Conditioning
+from persongen_jax.diffusion.conditioning import Conditioning
 from persongen_jax.models.attention import remove_branches
 from persongen_jax.models.lora import remove_adapters
-from persongen_jax.models.sdxl import COMPONENTS, StableDiffusionXL
+from persongen_jax.models.sdxl.parts import COMPONENTS, StableDiffusionXL
 
 
 @dataclass
@@ -29,7 +29,7 @@ class Method(abc.ABC):
 
     Attributes:
         groups: rows (path pattern, learning-rate group) of what it trains; a config's
-            ``trainable`` may say otherwise. See partition.py.
+            ``trainable`` may say otherwise. See training/partition.py.
         denoises_with: names of the model's parts that ``denoise`` runs besides the UNet.
         decodes: whether ``losses`` reads the decoded image (``step.image()``), so that the VAE's
             decoder stays on the device.

@@ -14,12 +14,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 
-from persongen_jax import distributed
-from persongen_jax.models.id_encoder import PhotoMakerIDEncoder
+from persongen_jax.models.encoders.id_encoder import PhotoMakerIDEncoder
 from persongen_jax.models.lora import lora_layers
-from persongen_jax.partition import leaf_paths, set_leaves
-from persongen_jax.weights.clip import load_vision_tower
+from persongen_jax.parallel import distributed
+from persongen_jax.training.partition import leaf_paths, set_leaves
 from persongen_jax.weights.errors import KeyMismatch, MissingFile, UnsupportedAdapter
+from persongen_jax.weights.formats.clip import load_vision_tower
 
 
 def add_id_encoder(model, config, rngs):
@@ -66,8 +66,8 @@ def find_origin(config) -> Origin:
         FileNotFoundError: no checkpoint in a run on the way, or not the one that is needed.
         ValueError: the runs started from each other.
     """
-    from persongen_jax.checkpoint import load_trained
-    from persongen_jax.sharding import make_mesh, replicated
+    from persongen_jax.parallel.sharding import make_mesh, replicated
+    from persongen_jax.training.checkpoint import load_trained
 
     first = source = config.get("start_from", "")
     step, whose, trained, seen = config.get("start_from_step", 0), "", {}, set()
@@ -109,7 +109,7 @@ def start_from(model, config) -> Origin:
         WeightsError: a file of another kind, or, named by the config itself, of another rank.
         FileNotFoundError, ValueError: see :func:`find_origin`.
     """
-    from persongen_jax.weights.photomaker import load_photomaker_into
+    from persongen_jax.weights.formats.photomaker import load_photomaker_into
 
     origin = find_origin(config)
     fitting, _, misshapen = _sort(model, origin)
@@ -154,7 +154,7 @@ def _sort(model, origin):
 
 def _has_rank(origin, rank: int, misshapen) -> bool:
     """Whether the file's LoRA fits, and no run since then has had one of another rank."""
-    from persongen_jax.weights.photomaker import read_photomaker
+    from persongen_jax.weights.formats.photomaker import read_photomaker
 
     with read_photomaker(origin.file) as file:
         return file.rank == rank and not any("/lora/" in path for path in misshapen)
@@ -162,7 +162,7 @@ def _has_rank(origin, rank: int, misshapen) -> bool:
 
 def _load_id_encoder(model, path):
     """The ID encoder of a PhotoMaker v1 file without its LoRA (thesis, 5.2.1)."""
-    from persongen_jax.weights.photomaker import read_photomaker
+    from persongen_jax.weights.formats.photomaker import read_photomaker
     from persongen_jax.weights.slots import fill_slots, module_slots
 
     with read_photomaker(path) as file:
@@ -196,7 +196,7 @@ def settle_step(config, before: dict | None):
 
 
 def _newest_step(workdir) -> int:
-    from persongen_jax.checkpoint import find_run
+    from persongen_jax.training.checkpoint import find_run
 
     step = find_run(workdir)[1] if distributed.is_first() else 0
     if jax.process_count() > 1:

@@ -11,13 +11,13 @@ import jax
 import numpy as np
 from flax import nnx
 
-from data_pipeline.align import align_face
-from data_pipeline.detectors import Detector, open_detector
-from data_pipeline.detectors.insightface_scrfd import is_available
+from data_pipeline.faces.align import align_face
+from data_pipeline.faces.detectors import Detector, open_detector
+from data_pipeline.faces.detectors.insightface_scrfd import is_available
 from data_pipeline.pictures.reading import load_image
-from persongen_jax.weights.arcface import Recogniser, load_arcface
-from persongen_jax.weights.directory import read_config
 from persongen_jax.weights.errors import MissingFile
+from persongen_jax.weights.files.directory import read_config
+from persongen_jax.weights.formats.arcface import Recogniser, load_arcface
 
 BATCH = 32  # faces per call of the recogniser: one shape, so that nothing is compiled twice
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from persongen_jax.metrics.base import Metric
-from persongen_jax.partition import leaf_paths
+from persongen_jax.training.partition import leaf_paths
 
 LOOKED_AT = 2  # arrays of each network: the largest ones of different shapes
 # Of the relative distance: what rounding to 16 bits and back can make of one array.

@@ -4,9 +4,9 @@ import argparse
 import sys
 from pathlib import Path
 
-from persongen_jax.distributed import unfinished_status
 from persongen_jax.miniature.stages import STAGES, run
-from persongen_jax.stopping import Stopped
+from persongen_jax.parallel.distributed import unfinished_status
+from persongen_jax.training.stopping import Stopped
 from persongen_jax.weights.errors import WeightsError
 
 ASSETS = Path(__file__).parent.parent / "assets"

@@ -18,17 +18,17 @@ import numpy as np
 from flax import nnx
 
 from data_pipeline import people
-from data_pipeline.align import align_faces
+from data_pipeline.examples.transforms import clip_preprocess, square_face_crop
+from data_pipeline.faces.align import align_faces
 from data_pipeline.prompts import join_parts, split_at_trigger
-from data_pipeline.transforms import clip_preprocess, square_face_crop
 from persongen_jax.metrics.clip_score import ClipScore
 from persongen_jax.metrics.face_similarity import rank1
 from persongen_jax.miniature.__main__ import ASSETS
-from persongen_jax.models.iresnet import normalise_faces
+from persongen_jax.models.faces.iresnet import normalise_faces
 from persongen_jax.pipeline import Pipeline
-from persongen_jax.weights.arcface import load_arcface
-from persongen_jax.weights.clip import load_vision_tower
-from persongen_jax.weights.keypoint_net import load_keypoint_net
+from persongen_jax.weights.formats.arcface import load_arcface
+from persongen_jax.weights.formats.clip import load_vision_tower
+from persongen_jax.weights.formats.keypoint_net import load_keypoint_net
 from persongen_jax.weights.saver import write_json
 
 SPLIT = "out_of_train"
@@ -191,7 +191,7 @@ def measure_base(pipe: Pipeline, clip: ClipScore, out: Path, samples: int) -> di
 def measure_photomaker(assets: Path, clip: ClipScore) -> dict:
     """The shipped adapter on ten people whom no training has seen, each from one picture."""
     from configs.mini.photomaker import get_config
-    from persongen_jax.evaluation import Evaluation
+    from persongen_jax.evaluation.people import Evaluation
     from persongen_jax.systems.open import open_system
 
     config = get_config()

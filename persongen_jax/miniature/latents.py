@@ -9,7 +9,7 @@ from flax import nnx
 
 from persongen_jax.miniature import sizes
 from persongen_jax.miniature.pool import Pool, kept
-from persongen_jax.models.vae import AutoencoderKL
+from persongen_jax.models.sdxl.vae import AutoencoderKL
 
 ROWS = 100
 MEASURED = 1024  # pictures that the scaling factor is measured on

@@ -13,7 +13,7 @@ import numpy as np
 
 from data_pipeline.prompts import Tokenizers, join_parts, split_at_trigger
 from data_pipeline.text_files import read_json
-from persongen_jax.tiny_tokenizer import SDXL_PAD_TOKENS, write_tiny_tokenizer
+from persongen_jax.weights.tiny_tokenizer import SDXL_PAD_TOKENS, write_tiny_tokenizer
 
 PEOPLE, PICTURES = 4000, 20
 CHUNK = 4000

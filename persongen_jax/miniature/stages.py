@@ -15,13 +15,13 @@ from persongen_jax.miniature.configs import TRAININGS, get_config
 from persongen_jax.miniature.pool import open_pool, open_tokenizers
 from persongen_jax.miniature.systems.base import open_network
 from persongen_jax.miniature.unit_scale import to_unit_scale
-from persongen_jax.models.sdxl import StableDiffusionXL
-from persongen_jax.stopping import Stopped
+from persongen_jax.models.sdxl.parts import StableDiffusionXL
 from persongen_jax.train import train
-from persongen_jax.weights.keypoint_net import save_keypoint_net
+from persongen_jax.training.stopping import Stopped
+from persongen_jax.weights.formats.keypoint_net import save_keypoint_net
+from persongen_jax.weights.formats.sdxl.loading import SDXLBase, save_sdxl
 from persongen_jax.weights.loader import cast_module
 from persongen_jax.weights.saver import save_module, write_json
-from persongen_jax.weights.sdxl import SDXLBase, save_sdxl
 
 TRAINED = tuple(TRAININGS)
 STAGES = (*TRAINED, "write", "photomaker")
@@ -88,7 +88,7 @@ def train_photomaker(work: Path, out: Path):
     """configs/mini/photomaker.py for longer than the main job has time for, as a v1 file."""
     from configs.mini.photomaker import get_config
     from persongen_jax.pipeline import Pipeline
-    from persongen_jax.weights.photomaker import save_photomaker
+    from persongen_jax.weights.formats.photomaker import save_photomaker
 
     config = get_config()
     config.steps = config.validation_every = ADAPTER_STEPS

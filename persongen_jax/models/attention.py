@@ -15,11 +15,11 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from persongen_jax.conditioning import TokenStream
+from persongen_jax.diffusion.conditioning import TokenStream
 from persongen_jax.models.layers import Conv, GroupNorm, LayerNorm, Linear, UnusedRngs
 from persongen_jax.models.ops import geglu, materialize
 from persongen_jax.models.platform import kernels_for_attention, target
-from persongen_jax.sharding import BATCH
+from persongen_jax.parallel.sharding import BATCH
 
 # Scores of one example above this are never held whole; queries then go in chunks of a quarter.
 MAX_SCORE_BYTES = 768 * 2**20

@@ -11,7 +11,7 @@ from persongen_jax.models.attention import attention
 from persongen_jax.models.layers import GroupNorm, Linear
 from persongen_jax.models.ops import per_device
 from persongen_jax.models.platform import target
-from persongen_jax.sharding import BATCH
+from persongen_jax.parallel.sharding import BATCH
 
 # From so many positions on, and up to so wide a head, a CPU goes head by head.
 CPU_BY_HEADS_TOKENS = 256

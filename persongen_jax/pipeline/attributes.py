@@ -19,9 +19,9 @@ from data_pipeline.attributes.folder_pictures import square
 from data_pipeline.attributes.labelled import to_pixels
 from data_pipeline.attributes.vocabulary import RequestError
 from data_pipeline.pictures.reading import load_image
-from persongen_jax import sampling
-from persongen_jax.sampling_inversion import make_inverse_plan
-from persongen_jax.sharding import to_host
+from persongen_jax.diffusion import samplers as sampling
+from persongen_jax.diffusion.inversion import make_inverse_plan
+from persongen_jax.parallel.sharding import to_host
 from persongen_jax.systems.ddpm import Ddpm, can_guide
 
 AT_ONCE, GUIDANCE = 64, 3.0

@@ -9,12 +9,12 @@ import numpy as np
 from flax import nnx
 from jax.sharding import PartitionSpec
 
-from persongen_jax import sampling
-from persongen_jax.conditioning import Guidance, deinterleave, interleave
+from persongen_jax.diffusion import samplers as sampling
+from persongen_jax.diffusion.conditioning import Guidance, deinterleave, interleave
 from persongen_jax.methods.base import denoiser_view
-from persongen_jax.models.vae import decode_images
-from persongen_jax.sharding import BATCH, along_batch, put_array
-from persongen_jax.weights.sdxl import SDXLBase
+from persongen_jax.models.sdxl.vae import decode_images
+from persongen_jax.parallel.sharding import BATCH, along_batch, put_array
+from persongen_jax.weights.formats.sdxl.loading import SDXLBase
 
 
 def default_size(base: SDXLBase) -> tuple[int, int]:

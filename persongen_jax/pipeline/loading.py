@@ -12,23 +12,23 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from persongen_jax.checkpoint import load_trained
 from persongen_jax.models.lora import check_mergeable, merge_adapters, remove_adapters
-from persongen_jax.partition import leaf_paths
+from persongen_jax.parallel.sharding import replicated
 from persongen_jax.pipeline.words import Words, read_words
-from persongen_jax.sharding import replicated
-from persongen_jax.weights.adapters import (
+from persongen_jax.training.checkpoint import load_trained
+from persongen_jax.training.partition import leaf_paths
+from persongen_jax.weights.files.directory import read_config
+from persongen_jax.weights.formats.adapters import (
     apply_adapter,
     check_adapters,
     extract_adapter,
     module_paths,
 )
-from persongen_jax.weights.directory import read_config
-from persongen_jax.weights.ip_adapter import is_ip_adapter
-from persongen_jax.weights.lora.kinds import LoraWeights
-from persongen_jax.weights.lora.reading import no_effect, read_lora
-from persongen_jax.weights.photomaker import has_tower_like, read_photomaker
-from persongen_jax.weights.sdxl import SDXLBase
+from persongen_jax.weights.formats.ip_adapter import is_ip_adapter
+from persongen_jax.weights.formats.lora.kinds import LoraWeights
+from persongen_jax.weights.formats.lora.reading import no_effect, read_lora
+from persongen_jax.weights.formats.photomaker import has_tower_like, read_photomaker
+from persongen_jax.weights.formats.sdxl.loading import SDXLBase
 
 METHOD_PREFIX = "method:"  # of the name that a method's own LoRA goes by
 LORA_COMPONENTS = ("unet", "text_encoder", "text_encoder_2")

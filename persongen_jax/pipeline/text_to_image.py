@@ -11,19 +11,19 @@ from flax import nnx
 
 from data_pipeline.examples.conditions import Text
 from data_pipeline.examples.fields import Call, TimeIds
-from persongen_jax import sampling
+from persongen_jax.diffusion import samplers as sampling
+from persongen_jax.diffusion.plan import make_plan
+from persongen_jax.diffusion.scales import Strength
 from persongen_jax.methods import get_method
 from persongen_jax.methods.base import Parts
 from persongen_jax.models.attention import branch_names
-from persongen_jax.partition import fill_trained, set_leaves
+from persongen_jax.parallel.sharding import make_mesh, put, replicated, shardings_by_path, to_host
 from persongen_jax.pipeline import checks, images, loading
 from persongen_jax.pipeline.conditioner import Conditioner
 from persongen_jax.pipeline.words import OwnWords
-from persongen_jax.sampling_plan import make_plan
-from persongen_jax.scales import Strength
-from persongen_jax.sharding import make_mesh, put, replicated, shardings_by_path, to_host
-from persongen_jax.weights.lora.writing import write_lora
-from persongen_jax.weights.sdxl import SDXLBase, load_sdxl, save_sdxl
+from persongen_jax.training.partition import fill_trained, set_leaves
+from persongen_jax.weights.formats.lora.writing import write_lora
+from persongen_jax.weights.formats.sdxl.loading import SDXLBase, load_sdxl, save_sdxl
 
 IMAGES_PER_DEVICE = 4  # of a batch, where the caller does not say
 
@@ -69,7 +69,7 @@ class Pipeline:
         """Open a diffusers-format SDXL directory or a single-file checkpoint.
 
         ``options``: param_dtype, vae_dtype, variant, config, unet, vae, text_encoders,
-        prediction_type, check; see :func:`~persongen_jax.weights.sdxl.load_sdxl`.
+        prediction_type, check; see :func:`~persongen_jax.weights.formats.sdxl.loading.load_sdxl`.
         """
         checks.check_path("path", path)
         mesh = make_mesh() if mesh is None else mesh
@@ -155,9 +155,9 @@ class Pipeline:
             name: the method. None takes the one that a run trained; for a file photomaker, or
                 ip_adapter_file, which an IP-Adapter file is also by the name ip_adapter.
             weights: the working directory of a training run; or a PhotoMaker v1 file, ``.bin`` or
-                ``.safetensors`` (weights/photomaker.py). What a method has beyond PhotoMaker, such
-                as a branch for the background, is then as its training begins with it. Or an
-                IP-Adapter file for SDXL (weights/ip_adapter.py).
+                ``.safetensors`` (weights/formats/photomaker.py). What a method has beyond
+                PhotoMaker, such as a branch for the background, is then as its training begins with
+                it. Or an IP-Adapter file for SDXL (weights/formats/ip_adapter.py).
             encoder: the folder of the image encoder that the weights go with. Default: what the
                 run was trained with; for a file ``<base>/image_encoder``, where that is no other
                 than a PhotoMaker file's own. FaceID has no default: it needs the face recogniser's
@@ -317,16 +317,17 @@ class Pipeline:
             references: with a method loaded, for each prompt a list of one to four face crops of
                 one person (paths, PIL images, arrays: see data_pipeline/pictures/reading.py); the
                 prompt then holds the trigger word after the class word: "a man img in a suit". For
-                a FaceID file the crops are aligned faces (data_pipeline/align.py). A method that
-                reads identities by an attention branch alone does not need the trigger word. With
-                such a branch several people: for each prompt a list of such lists, and ``regions``.
+                a FaceID file the crops are aligned faces (data_pipeline/faces/align.py). A method
+                that reads identities by an attention branch alone does not need the trigger word.
+                With such a branch several people: for each prompt a list of such lists, and
+                ``regions``.
                 (Where the identity is also written into the class word, the first person's.)
             regions: for each prompt a list of masks, one per person: where in the image the
                 branches that read a person may act for them. Each is a picture (white is 1) or
                 bool [h, w] of any size; it is stretched over the image.
             scales: factors of what the method adds, {"identity": 0.8}; 1 where nothing is said.
                 Each is a number, or [(start, end, number), ...] over fractions of the steps
-                (persongen_jax/scales.py). Every stream and map of the method has one by its name
+                (diffusion/scales.py). Every stream and map of the method has one by its name
                 ("background": of what the branch that reads this stream adds). "identity" is also
                 of references in text space: a class token e, fused with a reference to f, becomes
                 e + scale * (f - e). "lora": of the method's LoRA on the UNet, on top of its weight.

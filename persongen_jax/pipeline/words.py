@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from persongen_jax.weights.errors import UnsupportedAdapter
-from persongen_jax.weights.lora.reading import read_embeddings
+from persongen_jax.weights.formats.lora.reading import read_embeddings
 
 TOWERS = {"clip_l": "text_encoder", "clip_g": "text_encoder_2"}  # of SDXL's two encoders
 

@@ -15,15 +15,15 @@ from flax import nnx
 
 from data_pipeline.attributes.labelled import to_pixels
 from data_pipeline.attributes.vocabulary import UNKNOWN
-from persongen_jax.contact_sheet import Row, contact_sheet
-from persongen_jax.evaluation import Result
+from persongen_jax.evaluation.contact_sheet import Row, contact_sheet
+from persongen_jax.evaluation.people import Result
+from persongen_jax.evaluation.sampled import WIDE, as_rgb
 from persongen_jax.metrics.attribute_scores import mean_of_pictures, right, share
 from persongen_jax.metrics.measures import DESCRIPTION
-from persongen_jax.models.attribute_classifier import GROUPS, AttributeClassifier
-from persongen_jax.sampled_evaluation import WIDE, as_rgb
-from persongen_jax.sharding import to_host
-from persongen_jax.stopping import Stopped
+from persongen_jax.models.ddpm.classifier import GROUPS, AttributeClassifier
+from persongen_jax.parallel.sharding import to_host
 from persongen_jax.systems.on_attributes import OnAttributes
+from persongen_jax.training.stopping import Stopped
 
 SHIFT, NOISE = range(2)  # purposes of random numbers
 AT_ONCE = 256  # pictures classified together

@@ -1,7 +1,7 @@
 """A System is what is trained: a model, what of it moves, examples, and how they become losses.
 
-The loop (train.py), the step (train_step.py), checkpoints, logs, ``aot``, ``bench`` and ``study``
-know this class and no other. systems/diffusion.py has what all diffusion models share.
+The loop (train.py), the step (training/step.py), checkpoints, logs, ``aot``, ``bench`` and
+``study`` know this class and no other. systems/diffusion.py has what all diffusion models share.
 """
 
 import abc
@@ -43,7 +43,8 @@ class System(abc.ABC):
         config: the experiment's config.
         model: an nnx.Module with all networks, trained and frozen.
         groups: rows (path pattern, learning-rate group) of what is trained; each group's rate is
-            ``config.lr_<group>``. ``config.trainable`` may say otherwise. See partition.py.
+            ``config.lr_<group>``. ``config.trainable`` may say otherwise. See
+            training/partition.py.
         fields: of an example, where it is made of such (data_pipeline/examples/fields.py).
         statistics: whether a step also moves what the model's own layers gather (running means of
             batch norms), which no gradient moves.
@@ -161,7 +162,7 @@ class System(abc.ABC):
         return []
 
     def unread(self, cached: bool = False) -> tuple[str, ...]:
-        """Beginnings of the paths of frozen weights that a step does not read (offload.py)."""
+        """Beginnings of the paths of frozen weights a step does not read (training/offload.py)."""
         return ()
 
     # ---- looking at it ----
@@ -186,7 +187,7 @@ class System(abc.ABC):
         return ()
 
     def evaluation(self):
-        """What measures the model in a validation; see evaluation.py.
+        """What measures the model in a validation; see evaluation/people.py.
 
         Called as (model, step) it gives for each of ``validation_sets`` a Result: the row of
         metrics.jsonl, and the images. ``sheet(set, images)`` is their contact sheet,

@@ -10,11 +10,12 @@ import jax.numpy as jnp
 from flax import nnx
 
 from data_pipeline.examples.fields import flatten, unflatten
-from persongen_jax import diffusion, sampling
-from persongen_jax.conditioning import deinterleave, interleave
-from persongen_jax.models.vae import DiagonalGaussianDistribution, decode_images, scale_latents
-from persongen_jax.sampling_plan import make_plan
-from persongen_jax.sharding import along_batch, make_mesh, put_array
+from persongen_jax.diffusion import samplers as sampling
+from persongen_jax.diffusion import schedule as diffusion
+from persongen_jax.diffusion.conditioning import deinterleave, interleave
+from persongen_jax.diffusion.plan import make_plan
+from persongen_jax.models.sdxl.vae import DiagonalGaussianDistribution, decode_images, scale_latents
+from persongen_jax.parallel.sharding import along_batch, make_mesh, put_array
 from persongen_jax.systems.base import SamplingProgram, System
 
 # Purposes of random numbers; each draws from its own stream.
@@ -214,7 +215,7 @@ class DiffusionSystem(System):
         raise ValueError(f"{self.label} has no validation set {name!r}")
 
     def evaluation(self):
-        from persongen_jax.sampled_evaluation import SampledEvaluation
+        from persongen_jax.evaluation.sampled import SampledEvaluation
 
         return SampledEvaluation(self)
 

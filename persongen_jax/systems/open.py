@@ -6,13 +6,13 @@ from typing import NamedTuple
 
 from ml_collections import ConfigDict
 
-from persongen_jax.checkpoint import find_run, read_trained
 from persongen_jax.config import import_object
-from persongen_jax.diffusion import check_choice
-from persongen_jax.partition import fill_trained
+from persongen_jax.diffusion.schedule import check_choice
+from persongen_jax.parallel.sharding import load_shardings, make_mesh, mesh_for, replicated
 from persongen_jax.settings import brought_up
-from persongen_jax.sharding import load_shardings, make_mesh, mesh_for, replicated
 from persongen_jax.systems.base import System
+from persongen_jax.training.checkpoint import find_run, read_trained
+from persongen_jax.training.partition import fill_trained
 
 SYSTEMS = {
     "sdxl": "persongen_jax.systems.sdxl:Sdxl",

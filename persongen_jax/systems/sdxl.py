@@ -7,25 +7,26 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from data_pipeline.buckets import bucket_shapes, check_shapes
+from data_pipeline.examples.buckets import bucket_shapes, check_shapes
 from data_pipeline.examples.fields import FaceBox, Image, TimeIds, needs
 from data_pipeline.examples.source import ExampleSource
-from data_pipeline.sources import open_records, picture_mark, picture_stamps
-from persongen_jax import diffusion, sampling
-from persongen_jax.conditioning import Guidance
+from data_pipeline.records.sources import open_records, picture_mark, picture_stamps
+from persongen_jax.diffusion import samplers as sampling
+from persongen_jax.diffusion import schedule as diffusion
+from persongen_jax.diffusion.conditioning import Guidance
+from persongen_jax.diffusion.plan import make_plan
+from persongen_jax.evaluation.trajectories import SETS
 from persongen_jax.features.cache import Features, abstract_batch, cached_kinds
 from persongen_jax.methods import get_method
 from persongen_jax.methods.base import Parts, denoiser_view
-from persongen_jax.models.sdxl import COMPONENTS
+from persongen_jax.models.sdxl.parts import COMPONENTS
 from persongen_jax.pipeline.images import sample_steps
-from persongen_jax.read_keys import ReadKeys
-from persongen_jax.sampling_plan import make_plan
 from persongen_jax.systems.base import SamplingProgram
 from persongen_jax.systems.diffusion import FACE, VAE, DiffusionSystem
+from persongen_jax.systems.read_keys import ReadKeys
 from persongen_jax.systems.sdxl_config import METHOD_KEYS, sdxl_defaults
 from persongen_jax.systems.sdxl_fields import image_encoding
-from persongen_jax.trajectories import SETS
-from persongen_jax.weights.sdxl import SDXLBase, load_sdxl
+from persongen_jax.weights.formats.sdxl.loading import SDXLBase, load_sdxl
 
 DECODER = ("vae/decoder/", "vae/post_quant_conv/")
 
@@ -75,7 +76,7 @@ class Sdxl(DiffusionSystem):
 
     @classmethod
     def abstract(cls, config):
-        from persongen_jax.systems.sdxl_shapes import abstract_base
+        from persongen_jax.systems.abstract import abstract_base
 
         base, method = abstract_base(config)
         base.model.unet.set_remat(config.remat)
@@ -99,7 +100,7 @@ class Sdxl(DiffusionSystem):
         if not config.data:
             raise ValueError(
                 "config.data is empty; give --config.data=DIR, photographs with a manifest.jsonl "
-                "or shards, or drawn people (see data_pipeline/sources.py)"
+                "or shards, or drawn people (see data_pipeline/records/sources.py)"
             )
         records, read_image = open_records(config.data, config.trigger_word, **needs(self.fields))
         shapes = bucket_shapes(config.buckets)
@@ -130,7 +131,7 @@ class Sdxl(DiffusionSystem):
         return abstract_batch(self.model, self.fields, shape, self.config.batch_size, kinds)
 
     def random_batch(self, cached=False):
-        from persongen_jax.systems.sdxl_shapes import VOCABULARY, draw_batch
+        from persongen_jax.systems.abstract import VOCABULARY, draw_batch
 
         vocabulary = self.base.configs["text_encoder"].get("vocab_size", VOCABULARY)
         return draw_batch(self.abstract_batch(cached), self.config.size, vocabulary)
@@ -211,7 +212,7 @@ class Sdxl(DiffusionSystem):
         return tuple(n for n, p in parts if isinstance(p, nnx.Module) and n not in COMPONENTS)
 
     def evaluation(self):
-        from persongen_jax.evaluation import Evaluation
+        from persongen_jax.evaluation.people import Evaluation
 
         return Evaluation(self)
 

@@ -40,7 +40,7 @@ def sdxl_defaults() -> ConfigDict:
     config.batch_size = 24  # over all devices
     config.random_crop = True  # where a picture has room; False: the middle, or the face
     # Shapes of the target, () for squares of ``size``: "512" and "1024" are SDXL's families, others
-    # are "WIDTHxHEIGHT"; see data_pipeline/buckets.py.
+    # are "WIDTHxHEIGHT"; see data_pipeline/examples/buckets.py.
     config.buckets = ()
     # A folder in which what frozen networks make of the data is kept, "": none; and of what, see
     # docs/cache.md.
@@ -88,7 +88,7 @@ def sdxl_defaults() -> ConfigDict:
     config.validate_out_of_domain = ""
     config.validation_gallery = ""  # the people among whom rank-1 looks; 100 of them as a rule
     config.validation_people = 10  # of each set, at most
-    config.validation_prompts = "thesis"  # or a JSON file, see persongen_jax/validation_prompts.py
+    config.validation_prompts = "thesis"  # or a JSON file, see persongen_jax/evaluation/prompts.py
     config.validation_images = 5  # per person and prompt
     config.validation_size = 0  # side of the pictures in pixels; 0: ``size``
     config.validation_guidance = 5.0

@@ -9,7 +9,7 @@ with a projection and everything older with the prefix): ``embeddings.*``, ``enc
 
 import re
 
-from persongen_jax.weights.source import POINTWISE, RenamedSource, Renaming, TensorSource
+from persongen_jax.weights.files.source import POINTWISE, RenamedSource, Renaming, TensorSource
 
 # Before it was made a non-persistent buffer, CLIP saved 0, 1, 2, … as a tensor.
 _POSITION_IDS = "embeddings.position_ids"

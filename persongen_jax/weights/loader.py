@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from persongen_jax.sharding import put_array
+from persongen_jax.parallel.sharding import put_array
 from persongen_jax.weights.errors import KeyMismatch, WeightsError
 
 WEIGHT_NAMES = ("kernel", "scale", "embedding")

@@ -15,10 +15,11 @@ import numpy as np
 from flax import nnx
 
 from data_pipeline.prompts import Tokenizers
-from persongen_jax.models.clip import CLIPVisionModel
+from persongen_jax.models.encoders.clip import CLIPVisionModel
 from persongen_jax.models.layers import UnusedRngs
-from persongen_jax.models.sdxl import COMPONENTS, StableDiffusionXL, build
-from persongen_jax.tiny_tokenizer import SDXL_PAD_TOKENS, write_tiny_tokenizer
+from persongen_jax.models.sdxl.parts import COMPONENTS, StableDiffusionXL, build
+from persongen_jax.weights.files.source import TensorSource
+from persongen_jax.weights.formats.sdxl.loading import SDXLBase, save_sdxl
 from persongen_jax.weights.loader import (
     load_module,
     parameter_leaves,
@@ -26,8 +27,7 @@ from persongen_jax.weights.loader import (
     torch_key,
 )
 from persongen_jax.weights.saver import save_module, write_json
-from persongen_jax.weights.sdxl import SDXLBase, save_sdxl
-from persongen_jax.weights.source import TensorSource
+from persongen_jax.weights.tiny_tokenizer import SDXL_PAD_TOKENS, write_tiny_tokenizer
 
 # What SDXL's own scheduler_config.json says.
 SCHEDULER = {

@@ -7,13 +7,13 @@ from pathlib import Path
 import jax
 import numpy as np
 
+from persongen_jax.weights.files.safetensors_file import write_safetensors
 from persongen_jax.weights.loader import (
     parameter_leaves,
     to_torch_layout,
     to_torch_shape,
     torch_key,
 )
-from persongen_jax.weights.safetensors_file import write_safetensors
 
 
 def save_module(module, folder, config: dict, *, file_name: str):

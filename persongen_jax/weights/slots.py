@@ -13,8 +13,9 @@ import ml_dtypes
 import numpy as np
 from flax import nnx
 
-from persongen_jax.sharding import put_array
+from persongen_jax.parallel.sharding import put_array
 from persongen_jax.weights.errors import KeyMismatch, MissingDependency, WeightsError
+from persongen_jax.weights.files.safetensors_file import write_safetensors
 from persongen_jax.weights.loader import (
     from_torch_layout,
     parameter_leaves,
@@ -22,7 +23,6 @@ from persongen_jax.weights.loader import (
     to_torch_shape,
     torch_key,
 )
-from persongen_jax.weights.safetensors_file import write_safetensors
 
 
 class Slot:

@@ -1,11 +1,11 @@
 """Adapter files: (kind, variant, what happens, the test that shows it)."""
 
-DIALECTS = "tests/weights/test_lora_dialects.py::"
-KINDS = "tests/weights/test_lora_kinds.py::"
-PIPELINE = "tests/test_adapter_kinds.py::"
-LORA = "tests/test_lora.py::"
-CONVERT = "tests/test_convert.py::"
-IP_ADAPTER = "tests/weights/test_ip_adapter.py::"
+DIALECTS = "tests/weights/formats/test_lora_dialects.py::"
+KINDS = "tests/weights/formats/test_lora_kinds.py::"
+PIPELINE = "tests/pipeline/test_adapter_kinds.py::"
+LORA = "tests/pipeline/test_lora.py::"
+CONVERT = "tests/convert/test_convert.py::"
+IP_ADAPTER = "tests/weights/formats/test_ip_adapter.py::"
 
 SPELLINGS = f"{DIALECTS}test_every_spelling_is_the_same_pair"
 FORMULAS = f"{KINDS}test_the_published_formulas_in_float64"
@@ -100,7 +100,7 @@ ENTRIES = [
         "more than LoRA",
         "OFT, GLoRA, trained norms and others",
         "refused by name",
-        "tests/weights/test_lora_files.py::test_other_kinds_are_named",
+        "tests/weights/formats/test_lora_files.py::test_other_kinds_are_named",
     ),
     (
         "more than LoRA",
@@ -112,19 +112,19 @@ ENTRIES = [
         "more than LoRA",
         "bundle_emb",
         "LoRA applied, word usable in prompts",
-        "tests/test_words.py::test_a_word_is_its_embeddings",
+        "tests/pipeline/test_words.py::test_a_word_is_its_embeddings",
     ),
     (
         "more than LoRA",
         "bundle_emb of another width, or not finite",
         "refused",
-        "tests/test_words.py::test_embeddings_for_another_base",
+        "tests/pipeline/test_words.py::test_embeddings_for_another_base",
     ),
     (
         "more than LoRA",
         "bundle_emb of one tower, output embeddings, a word in no prompt",
         "warning",
-        "tests/test_words.py::test_what_of_a_word_has_no_effect_is_said",
+        "tests/pipeline/test_words.py::test_what_of_a_word_has_no_effect_is_said",
     ),
     ("no effect", "nothing in the file", "refused", f"{DIALECTS}test_a_file_with_nothing_in_it"),
     ("no effect", "weight 0, all zero", "warning", f"{PIPELINE}test_what_changes_nothing_is_said"),

@@ -2,7 +2,7 @@
 
 READING = "tests/data_pipeline/pictures/test_reading.py"
 COPIES = "tests/data_pipeline/pictures/test_copies.py"
-PYTHON = "tests/test_picture_arguments.py"
+PYTHON = "tests/pipeline/test_picture_arguments.py"
 
 ENTRIES = [
     ("colour profile", "Display P3, Adobe RGB in JPEG, PNG, WebP, TIFF, AVIF", "converted to sRGB",

@@ -1,6 +1,6 @@
 """What happens to base models as people have them: (kind, variant, what happens, test)."""
 
-FILE, BASE = "tests/weights/test_base_files.py", "base model"
+FILE, BASE = "tests/weights/formats/test_base_files.py", "base model"
 SAMPLING = "scheduler config"
 
 ENTRIES = [
@@ -218,7 +218,7 @@ ENTRIES = [
 ENTRIES = [
     (kind, variant, happens, f"{FILE}::test_{test}") for kind, variant, happens, test in ENTRIES
 ]
-DIRECTORY = "tests/weights/test_directory.py::test_"
+DIRECTORY = "tests/weights/files/test_directory.py::test_"
 ENTRIES += [
     (BASE, "a Git LFS pointer, JSON, under any ending", "said what it is",
      f"{DIRECTORY}what_is_no_weights_at_all"),

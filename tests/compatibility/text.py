@@ -2,11 +2,11 @@
 
 FILES = "tests/data_pipeline/test_text_files.py"
 TRIGGER = "tests/data_pipeline/test_trigger_word.py"
-PROMPTS = "tests/test_prompts.py"
-CALLS = "tests/test_call_checks.py"
-GENERATE = "tests/test_generate_text.py"
-WORKDIR = "tests/test_workdir.py"
-FEATURES = "tests/test_features_finite.py"
+PROMPTS = "tests/data_pipeline/test_prompts.py"
+CALLS = "tests/pipeline/test_call_checks.py"
+GENERATE = "tests/generate/test_generate_text.py"
+WORKDIR = "tests/training/test_workdir.py"
+FEATURES = "tests/features/test_features_finite.py"
 TEXTS = "tests/data_pipeline/examples/test_text.py"
 
 ENTRIES = [
@@ -248,13 +248,13 @@ ENTRIES = [
         "not finite",
         "training steps in a row",
         "the pictures are named",
-        "tests/test_checkpoint.py::test_bad_steps_in_a_row_end_the_run",
+        "tests/training/test_checkpoint.py::test_bad_steps_in_a_row_end_the_run",
     ),
     (
         "text files",
         "a manifest's key twice, numbers of 400 digits, names of 300 letters",
         "the line is told",
-        "tests/data_pipeline/test_manifest.py::test_bad_lines",
+        "tests/data_pipeline/records/test_manifest.py::test_bad_lines",
     ),
     (
         "tokenizer",
@@ -308,6 +308,6 @@ ENTRIES = [
         "outputs",
         "a folder that cannot be written",
         "refused before any image",
-        "tests/test_generate.py::test_a_folder_that_cannot_be_written_costs_no_image",
+        "tests/generate/test_generate.py::test_a_folder_that_cannot_be_written_costs_no_image",
     ),
 ]

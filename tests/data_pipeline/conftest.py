@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data_pipeline.manifest import read_manifest, write_manifest
 from data_pipeline.prompts import Tokenizers
-from data_pipeline.schema import Record
-from persongen_jax.tiny_tokenizer import SDXL_PAD_TOKENS, write_tiny_tokenizer
+from data_pipeline.records.manifest import read_manifest, write_manifest
+from data_pipeline.records.schema import Record
+from persongen_jax.weights.tiny_tokenizer import SDXL_PAD_TOKENS, write_tiny_tokenizer
 
 
 @pytest.fixture(scope="session")

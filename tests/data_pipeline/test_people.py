@@ -13,8 +13,8 @@ from data_pipeline.drawing.canvas import Canvas
 from data_pipeline.drawing.identities import GROUP, INNER, OUT_OF_DOMAIN, RANGES
 from data_pipeline.drawing.pictures import COLOUR_NAMES, PALETTE, SCENES, SUNSET_SCENES
 from data_pipeline.drawing.scenes import paint_scenes
-from data_pipeline.manifest import read_manifest
 from data_pipeline.prompts import split_at_trigger
+from data_pipeline.records.manifest import read_manifest
 
 N = 160
 PORTRAITS = (1, 0, 0)

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from data_pipeline.examples.batches import batches
-from data_pipeline.manifest import read_manifest
 from data_pipeline.pictures.reading import load_image
+from data_pipeline.records.manifest import read_manifest
 from data_pipeline.sample_photos import Variant, main, write_sample_photos
 from tests.data_pipeline.photographs import photograph_source
 

@@ -6,7 +6,7 @@ import json
 import pytest
 
 from data_pipeline.attributes.table import TableError, read_table
-from data_pipeline.manifest import ManifestError, read_manifest
+from data_pipeline.records.manifest import ManifestError, read_manifest
 from data_pipeline.text_files import (
     TextError,
     parse_json_lines,

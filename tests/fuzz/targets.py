@@ -12,20 +12,20 @@ import torch
 from PIL import Image
 
 from data_pipeline.attributes.folder import open_folder
-from data_pipeline.manifest import read_manifest
 from data_pipeline.pictures.reading import load_image
-from persongen_jax import convert
-from persongen_jax.convert_import import import_file
-from persongen_jax.models.sdxl import COMPONENTS
-from persongen_jax.sampling_plan import make_plan
-from persongen_jax.weights.base_files import NORMALISE
-from persongen_jax.weights.directory import open_component, read_config
-from persongen_jax.weights.safetensors_file import TensorFile
-from persongen_jax.weights.sdxl import load_sdxl
+from data_pipeline.records.manifest import read_manifest
+from persongen_jax.convert import __main__ as convert
+from persongen_jax.convert.importing import import_file
+from persongen_jax.diffusion.plan import make_plan
+from persongen_jax.models.sdxl.parts import COMPONENTS
+from persongen_jax.weights.files.directory import open_component, read_config
+from persongen_jax.weights.files.safetensors_file import TensorFile
+from persongen_jax.weights.formats.sdxl.loading import load_sdxl
+from persongen_jax.weights.formats.sdxl.opening import NORMALISE
 from tests.fuzz import mutations
-from tests.photomaker_files import write_random_photomaker
-from tests.weights.sgm import checkpoint
-from tests.weights.test_lora_files import save
+from tests.helpers.photomaker_files import write_random_photomaker
+from tests.weights.formats.sgm import checkpoint
+from tests.weights.formats.test_lora_files import save
 
 MB = 1 << 20
 SIDE = 24  # of the pictures, pixels

@@ -9,21 +9,21 @@ import pytest
 from flax import nnx
 from PIL import Image
 
-from data_pipeline.manifest import write_manifest
-from data_pipeline.schema import Record
+from data_pipeline.records.manifest import write_manifest
+from data_pipeline.records.schema import Record
 from persongen_jax import train
-from persongen_jax.assembly import assemble
-from persongen_jax.checkpoint import Checkpoints
 from persongen_jax.methods import METHODS, get_method
 from persongen_jax.methods.base import Parts
-from persongen_jax.partition import leaf_paths, split_model
+from persongen_jax.parallel.sharding import make_mesh, put_batch
 from persongen_jax.pipeline import Pipeline
-from persongen_jax.sharding import make_mesh, put_batch
+from persongen_jax.systems.assembly import assemble
 from persongen_jax.systems.open import open_system
 from persongen_jax.systems.sdxl import Sdxl
-from persongen_jax.train_step import keys_of
-from persongen_jax.weights.sdxl import load_sdxl
-from tests.training_runs import changed, small_base, small_config
+from persongen_jax.training.checkpoint import Checkpoints
+from persongen_jax.training.partition import leaf_paths, split_model
+from persongen_jax.training.step import keys_of
+from persongen_jax.weights.formats.sdxl.loading import load_sdxl
+from tests.helpers.training_runs import changed, small_base, small_config
 
 BARE, CONTROLLED = (f"tests.methods.additions:{name}" for name in ("Bare", "Controlled"))
 

@@ -12,25 +12,25 @@ import pytest
 from flax import nnx
 
 from configs import base as base_config
-from configs import experiments
+from configs import thesis
 from data_pipeline.examples.fields import Call, unflatten
 from persongen_jax import train
-from persongen_jax.checkpoint import Checkpoints, load_trained
-from persongen_jax.conditioning import Conditioning, TokenStream
+from persongen_jax.diffusion.conditioning import Conditioning, TokenStream
 from persongen_jax.methods import METHODS
 from persongen_jax.methods.start import settle_step
 from persongen_jax.models.attention import Composition, branch_names
 from persongen_jax.models.lora import lora_layers
-from persongen_jax.optimizer import make_optimizer
-from persongen_jax.partition import assign_groups, leaf_paths, split_model
+from persongen_jax.parallel.sharding import make_mesh, replicated
 from persongen_jax.pipeline import Pipeline
-from persongen_jax.sharding import make_mesh, replicated
 from persongen_jax.systems.diffusion import drop_conditions
 from persongen_jax.systems.open import open_system
+from persongen_jax.training.checkpoint import Checkpoints, load_trained
+from persongen_jax.training.optimizer import make_optimizer
+from persongen_jax.training.partition import assign_groups, leaf_paths, split_model
 from persongen_jax.weights.errors import KeyMismatch, MissingFile
-from persongen_jax.weights.photomaker import save_photomaker
-from persongen_jax.weights.sdxl import load_sdxl
-from tests.training_runs import changed, small_base, small_config
+from persongen_jax.weights.formats.photomaker import save_photomaker
+from persongen_jax.weights.formats.sdxl.loading import load_sdxl
+from tests.helpers.training_runs import changed, small_base, small_config
 
 PROMPT, SCENE, CLOTHES = "a woman img in a red hat", "a beach, two boats", "she wears a coat"
 PLAIN = "a woman in a red hat"
@@ -116,16 +116,25 @@ def test_every_group_has_its_rate_in_both_configs(name, build):
 
 def test_the_experiments_differ_from_the_baseline_by_keys_that_work(build):
     model = build("photomaker").model
-    names = [module.name for module in pkgutil.iter_modules(experiments.__path__)]
-    numbered = [f"e5_1_{n}" for n in (1, 2, 3, 4, 5, 7, 8)] + [f"a1_{n}" for n in range(1, 6)]
-    assert sorted(names) == sorted(numbered)
+    names = [module.name for module in pkgutil.iter_modules(thesis.__path__)]
+    whole_encoder = ["whole_encoder", "whole_encoder_and_lora", "whole_encoder_from_photomaker"]
+    whole_encoder.append("stock_sdxl_whole_encoder")
+    others = [
+        "fuse_module",
+        "fuse_module_and_lora",
+        "from_photomaker",
+        "from_photomaker_with_warmup",
+    ]
+    stages = ("fuse_module", "lora_rank_1", "lora_in_stages", "lora_rank_16")
+    others += [f"stock_sdxl_{stage}" for stage in stages]
+    assert sorted(names) == sorted(whole_encoder + others)
     defaults = base_config.get_config()
     for name in names:
-        config = importlib.import_module(f"configs.experiments.{name}").get_config()
+        config = importlib.import_module(f"configs.thesis.{name}").get_config()
         assert config.keys() == defaults.keys()
         groups = assign_groups(leaf_paths(model), config.trainable)
         make_optimizer(config, groups)
-        assert ("id_encoder" in groups.values()) == (name in ("e5_1_1", "e5_1_2", "e5_1_5", "a1_1"))
+        assert ("id_encoder" in groups.values()) == (name in whole_encoder)
 
 
 @each_method

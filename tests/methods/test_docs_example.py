@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from persongen_jax import methods
-from persongen_jax.optimizer import make_optimizer
-from persongen_jax.partition import assign_groups, leaf_paths
 from persongen_jax.systems.open import open_system
+from persongen_jax.training.optimizer import make_optimizer
+from persongen_jax.training.partition import assign_groups, leaf_paths
+from tests.helpers.training_runs import small_base
 from tests.methods.test_all_methods import make_batch
-from tests.training_runs import small_base
 
 DOCS = Path(__file__).parents[2] / "docs" / "methods.md"
 

@@ -9,17 +9,17 @@ from flax import nnx
 
 from configs.first_light import get_config
 from persongen_jax.methods import get_method
-from persongen_jax.models.clip import CLIPVisionModel
-from persongen_jax.models.id_encoder import FuseModule, PhotoMakerIDEncoder
+from persongen_jax.models.encoders.clip import CLIPVisionModel
+from persongen_jax.models.encoders.id_encoder import FuseModule, PhotoMakerIDEncoder
 from persongen_jax.models.layers import UnusedRngs
 from persongen_jax.models.lora import lora_layers
-from persongen_jax.partition import assign_groups, leaf_paths, split_model
 from persongen_jax.systems.diffusion import drop_conditions
 from persongen_jax.systems.open import open_system
-from persongen_jax.train_step import merge_model
+from persongen_jax.training.partition import assign_groups, leaf_paths, split_model
+from persongen_jax.training.step import merge_model
 from persongen_jax.weights.errors import MissingFile
 from persongen_jax.weights.loader import parameter_leaves, torch_key
-from tests.twins import relative_error
+from tests.helpers.twins import relative_error
 
 TOLERANCE = 1e-5
 
@@ -59,7 +59,7 @@ class TorchFuse(torch.nn.Module):
 
 @pytest.fixture(scope="module")
 def fuse_twins():
-    from tests.twins import load_twin, randomise
+    from tests.helpers.twins import load_twin, randomise
 
     theirs = randomise(TorchFuse(12))
     kw = {"dtype": jnp.float32, "param_dtype": jnp.float32}
@@ -152,7 +152,7 @@ def make_batch(base, b=2):
 
 def test_at_the_start_the_unet_is_the_base(built, tiny_base):
     """LoRA's up is zero: for text alone, the model is bit-equal to the one without a method."""
-    from persongen_jax.weights.sdxl import load_sdxl
+    from persongen_jax.weights.formats.sdxl.loading import load_sdxl
 
     batch = jax.tree.map(jnp.asarray, make_batch(built.base))
     batch["id_mask"] = jnp.zeros_like(batch["id_mask"])

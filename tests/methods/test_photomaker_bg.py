@@ -14,20 +14,21 @@ from configs import photomaker_bg
 from configs.first_light import get_config as first_light
 from configs.first_light_bg import get_config
 from data_pipeline.examples.fields import Call
-from persongen_jax import generate, train
-from persongen_jax.checkpoint import Checkpoints, load_trained
-from persongen_jax.conditioning import Conditioning
+from persongen_jax import train
+from persongen_jax.diffusion.conditioning import Conditioning
+from persongen_jax.generate import __main__ as generate
 from persongen_jax.models.attention import ParallelCrossAttention, branch_names
 from persongen_jax.models.lora import lora_layers
-from persongen_jax.optimizer import make_optimizer
-from persongen_jax.partition import split_model
+from persongen_jax.parallel.sharding import make_mesh, replicated
 from persongen_jax.pipeline import Pipeline, conditioner
 from persongen_jax.pipeline.images import sample_steps
 from persongen_jax.plain_warnings import plain_warnings
-from persongen_jax.sharding import make_mesh, replicated
 from persongen_jax.systems.diffusion import drop_conditions
 from persongen_jax.systems.open import open_system
-from tests.training_runs import small_base
+from persongen_jax.training.checkpoint import Checkpoints, load_trained
+from persongen_jax.training.optimizer import make_optimizer
+from persongen_jax.training.partition import split_model
+from tests.helpers.training_runs import small_base
 
 PROMPT, SCENE = "a woman img in a red hat", "a beach, two boats"
 

@@ -12,9 +12,9 @@ from safetensors.torch import load_file
 from transformers import CLIPVisionModel
 
 from persongen_jax.pipeline import Pipeline
+from tests.helpers.photomaker_files import write_random_photomaker
+from tests.helpers.training_runs import small_base
 from tests.methods.test_photomaker import TorchFuse
-from tests.photomaker_files import write_random_photomaker
-from tests.training_runs import small_base
 
 PIXEL = 2 / 255
 STEPS, MERGE, GUIDANCE, SIDE = 10, 3, 5.0, 64

@@ -8,7 +8,7 @@ from sklearn.neighbors import NearestNeighbors
 
 from benchmarks.attributes import compare_frechet
 from data_pipeline.attributes.vocabulary import Vocabulary
-from persongen_jax.comparison import table
+from persongen_jax.evaluation.comparison import table
 from persongen_jax.metrics.attribute_scores import mean_of_pictures, right, share
 from persongen_jax.metrics.base import Generated, Known, Owner, People
 from persongen_jax.metrics.images.attribute_accuracy import AttributeAccuracy

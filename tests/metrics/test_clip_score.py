@@ -8,11 +8,11 @@ import torch
 import transformers
 from PIL import Image
 
-from data_pipeline.transforms import clip_preprocess
+from data_pipeline.examples.transforms import clip_preprocess
 from persongen_jax.metrics import clip_score
 from persongen_jax.metrics.clip_score import BATCH, ClipScore
 from persongen_jax.weights.errors import KeyMismatch, MissingFile
-from tests.tiny_clip import write_tiny_clip
+from tests.helpers.tiny_clip import write_tiny_clip
 
 TEXTS = ["a man", "a photo of a woman in a red hat", "", "castle " * 100]
 TOLERANCE = 1e-4  # of the score, which is in -100..100

@@ -4,14 +4,14 @@ import numpy as np
 import pytest
 import torch
 
-from data_pipeline.align import align_face
+from data_pipeline.faces.align import align_face
 from persongen_jax.metrics.face_embedder import BATCH, open_face_embedder
-from persongen_jax.weights.arcface import INSIGHTFACE_LICENCE, load_arcface
 from persongen_jax.weights.errors import MissingFile
+from persongen_jax.weights.formats.arcface import INSIGHTFACE_LICENCE, load_arcface
 from persongen_jax.weights.saver import save_module
-from tests.iresnet_twin import TorchIResNet, randomise_statistics
-from tests.keypoint_nets import LANDMARKS, write_keypoint_net
-from tests.twins import randomise, relative_error
+from tests.helpers.iresnet_twin import TorchIResNet, randomise_statistics
+from tests.helpers.keypoint_nets import LANDMARKS, write_keypoint_net
+from tests.helpers.twins import randomise, relative_error
 
 # The weights alone would allow crops of 16 pixels too.
 SIZE = 15

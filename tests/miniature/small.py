@@ -3,7 +3,7 @@
 from flax import nnx
 
 from persongen_jax.miniature import configs, sizes
-from persongen_jax.models.clip import CLIPTextModel
+from persongen_jax.models.encoders.clip import CLIPTextModel
 
 STEPS = 8
 

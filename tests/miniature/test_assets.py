@@ -13,9 +13,9 @@ from persongen_jax.miniature.figures import (
     measure_keypoints,
     measure_vae,
 )
-from persongen_jax.weights.arcface import load_arcface
-from persongen_jax.weights.keypoint_net import load_keypoint_net
-from persongen_jax.weights.sdxl import load_sdxl
+from persongen_jax.weights.formats.arcface import load_arcface
+from persongen_jax.weights.formats.keypoint_net import load_keypoint_net
+from persongen_jax.weights.formats.sdxl.loading import load_sdxl
 
 FIGURES = json.loads((ASSETS / "figures.json").read_text())
 MOST_BYTES = 40_000_000
@@ -94,7 +94,7 @@ def test_keypoint_net_sees_no_face_in_a_picture_without_one():
 
 def test_the_adapter_is_read_with_the_heads_it_was_trained_with():
     """Shapes do not tell them, and the miniature's are not 64 wide: the file's metadata do."""
-    from persongen_jax.weights.photomaker import load_photomaker_tower
+    from persongen_jax.weights.formats.photomaker import load_photomaker_tower
 
     tower = load_photomaker_tower(ASSETS / "photomaker-v1.safetensors", dtype=np.float32)
     config = json.loads((ASSETS / "clip" / "config.json").read_text())["vision_config"]

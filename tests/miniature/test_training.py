@@ -10,8 +10,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from persongen_jax.assembly import assemble
-from persongen_jax.checkpoint import load_trained
 from persongen_jax.miniature import stages
 from persongen_jax.miniature.__main__ import main
 from persongen_jax.miniature.losses import arcface_losses
@@ -22,13 +20,15 @@ from persongen_jax.miniature.systems.base import open_network
 from persongen_jax.miniature.systems.clip import contrast
 from persongen_jax.miniature.systems.keypoint_net import NOBODY, Keypoints
 from persongen_jax.miniature.systems.vae import CROP, box_mask, crop_with_latents
-from persongen_jax.models.keypoint_net import KeypointOutput
-from persongen_jax.partition import leaf_paths
-from persongen_jax.sharding import make_mesh, replicated
+from persongen_jax.models.faces.keypoint_net import KeypointOutput
+from persongen_jax.parallel.sharding import make_mesh, replicated
+from persongen_jax.systems.assembly import assemble
 from persongen_jax.systems.open import system_class
 from persongen_jax.train import train
+from persongen_jax.training.checkpoint import load_trained
+from persongen_jax.training.partition import leaf_paths
+from tests.helpers.training_runs import metrics
 from tests.miniature.small import STEPS, shrink_networks, small_config
-from tests.training_runs import metrics
 
 # The first compiles quickly; the others take minutes.
 EACH = [s if s == "face_net" else pytest.param(s, marks=pytest.mark.slow) for s in TRAINED]
@@ -214,9 +214,9 @@ def test_costs_are_read_from_the_log(tmp_path):
 @pytest.mark.slow
 def test_what_is_written_opens(world, tmp_path):
     from persongen_jax.pipeline import Pipeline
-    from persongen_jax.weights.arcface import load_arcface
-    from persongen_jax.weights.clip import load_clip
-    from persongen_jax.weights.keypoint_net import load_keypoint_net
+    from persongen_jax.weights.formats.arcface import load_arcface
+    from persongen_jax.weights.formats.clip import load_clip
+    from persongen_jax.weights.formats.keypoint_net import load_keypoint_net
 
     stages.write(world, tmp_path)
     pipe = Pipeline.from_pretrained(tmp_path / "sdxl")

@@ -3,10 +3,10 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from persongen_jax.conditioning import Conditioning, TokenStream
+from persongen_jax.diffusion.conditioning import Conditioning, TokenStream
 from persongen_jax.miniature.unit_scale import measure_scale, to_unit_scale
-from persongen_jax.models.sdxl import Conditioner
-from persongen_jax.models.unet import UNet2DConditionModel
+from persongen_jax.models.sdxl.parts import Conditioner
+from persongen_jax.models.sdxl.unet import UNet2DConditionModel
 from tests.miniature.small import small_towers, small_unet_config
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from persongen_jax.conditioning import (
+from persongen_jax.diffusion.conditioning import (
     Conditioning,
     TokenStream,
     deinterleave,
@@ -22,8 +22,8 @@ from persongen_jax.models.attention import (
     remove_branches,
 )
 from persongen_jax.models.lora import new_lora
-from persongen_jax.models.unet import UNet2DConditionModel
-from tests.configs import TINY_UNETS
+from persongen_jax.models.sdxl.unet import UNet2DConditionModel
+from tests.helpers.configs import TINY_UNETS
 
 TOLERANCE = 1e-5
 HEADS, HEAD_DIM, DIM, CONTEXT = 3, 8, 20, 12

@@ -8,7 +8,7 @@ import torch
 import transformers
 from flax import nnx
 
-from persongen_jax.models.clip import CLIPTextModel, CLIPVisionModel
+from persongen_jax.models.encoders.clip import CLIPTextModel, CLIPVisionModel
 from persongen_jax.models.layers import UnusedRngs
 from persongen_jax.weights.keys import normalise_clip_text, normalise_clip_vision
 from persongen_jax.weights.loader import (
@@ -17,7 +17,7 @@ from persongen_jax.weights.loader import (
     to_torch_shape,
     torch_key,
 )
-from tests.twins import nhwc, randomise, relative_error, state_dict_source
+from tests.helpers.twins import nhwc, randomise, relative_error, state_dict_source
 
 # Relative error of float32 against float32, and of bfloat16 against float32.
 TOLERANCE = 1e-5

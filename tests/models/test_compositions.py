@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from persongen_jax.conditioning import TokenStream
+from persongen_jax.diffusion.conditioning import TokenStream
 from persongen_jax.models.attention import (
     BasicTransformerBlock,
     CascadeCrossAttention,

@@ -7,7 +7,7 @@ import pytest
 import torch
 from flax import nnx
 
-from persongen_jax.models.iresnet import (
+from persongen_jax.models.faces.iresnet import (
     R50,
     R100,
     BatchNorm,
@@ -16,16 +16,16 @@ from persongen_jax.models.iresnet import (
     normalise_faces,
 )
 from persongen_jax.models.layers import UnusedRngs
-from persongen_jax.weights.arcface import COUNTER
+from persongen_jax.weights.files.source import DictSource
+from persongen_jax.weights.formats.arcface import COUNTER
 from persongen_jax.weights.loader import (
     load_module,
     parameter_leaves,
     to_torch_shape,
     torch_key,
 )
-from persongen_jax.weights.source import DictSource
-from tests.iresnet_twin import TorchIResNet, randomise_statistics
-from tests.twins import nhwc, randomise, relative_error
+from tests.helpers.iresnet_twin import TorchIResNet, randomise_statistics
+from tests.helpers.twins import nhwc, randomise, relative_error
 
 # Relative error of float32 against float32, and of bfloat16 against float32.
 TOLERANCE = 1e-5

@@ -2,9 +2,9 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from persongen_jax.models.keypoint_net import KeypointNet
+from persongen_jax.models.faces.keypoint_net import KeypointNet
 from persongen_jax.weights.errors import MissingFile
-from persongen_jax.weights.keypoint_net import load_keypoint_net, save_keypoint_net
+from persongen_jax.weights.formats.keypoint_net import load_keypoint_net, save_keypoint_net
 
 CONFIG = {"image_size": 16, "widths": (8, 16), "hidden_features": 12}
 

@@ -12,14 +12,14 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
-from persongen_jax.models.clip import CLIPVisionModel
+from persongen_jax.models.encoders.clip import CLIPVisionModel
+from persongen_jax.models.encoders.photomaker_v2 import PhotoMakerV2IDEncoder
+from persongen_jax.models.encoders.resampler import apply
 from persongen_jax.models.layers import UnusedRngs
-from persongen_jax.models.photomaker_v2 import PhotoMakerV2IDEncoder
-from persongen_jax.models.resampler import apply
+from persongen_jax.weights.files.source import DictSource
 from persongen_jax.weights.loader import load_module, parameter_leaves, to_torch_shape, torch_key
-from persongen_jax.weights.source import DictSource
+from tests.helpers.twins import nhwc, randomise, relative_error
 from tests.methods.test_photomaker import TorchFuse
-from tests.twins import nhwc, randomise, relative_error
 
 TOLERANCE = 1e-5
 ID, HEAD_DIM = 12, 16  # of the published file: 512, 128

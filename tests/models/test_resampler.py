@@ -7,12 +7,17 @@ import pytest
 import torch
 from flax import nnx
 
+from persongen_jax.models.encoders.resampler import (
+    FaceIDProjection,
+    ImageProjection,
+    Resampler,
+    apply,
+)
 from persongen_jax.models.layers import UnusedRngs
-from persongen_jax.models.resampler import FaceIDProjection, ImageProjection, Resampler, apply
+from persongen_jax.weights.files.source import DictSource
 from persongen_jax.weights.loader import load_module
-from persongen_jax.weights.source import DictSource
-from tests.ip_adapters import file_tensors, projection
-from tests.twins import relative_error
+from tests.helpers.ip_adapters import file_tensors, projection
+from tests.helpers.twins import relative_error
 
 TOLERANCE = 1e-5
 IN, OUT = 24, 40

@@ -8,16 +8,16 @@ import torch
 from diffusers import UNet2DConditionModel as TorchUNet
 from flax import nnx
 
-from persongen_jax.conditioning import Conditioning, TokenStream
+from persongen_jax.diffusion.conditioning import Conditioning, TokenStream
 from persongen_jax.models.layers import UnusedRngs
-from persongen_jax.models.unet import UNet2DConditionModel
+from persongen_jax.models.sdxl.unet import UNet2DConditionModel
 from persongen_jax.weights.loader import (
     parameter_leaves,
     to_torch_shape,
     torch_key,
 )
-from tests.configs import SDXL_UNET, TINY_UNETS
-from tests.twins import load_twin, nhwc, randomise, relative_error
+from tests.helpers.configs import SDXL_UNET, TINY_UNETS
+from tests.helpers.twins import load_twin, nhwc, randomise, relative_error
 
 TOLERANCE = 1e-4
 

@@ -17,13 +17,13 @@ from flax import nnx
 from safetensors.numpy import load_file, save_file
 
 from persongen_jax.models.attention import attention
+from persongen_jax.models.ddpm.unet2d import UNet2DModel, complete_config
 from persongen_jax.models.layers import UnusedRngs
 from persongen_jax.models.platform import compile_for
 from persongen_jax.models.spatial_attention import attention_by_heads, cpu_by_heads
-from persongen_jax.models.unet2d import UNet2DModel, complete_config
 from persongen_jax.weights.errors import WeightsError
 from persongen_jax.weights.loader import parameter_leaves, to_torch_layout, torch_key
-from tests.twins import load_twin, nhwc, randomise, relative_error
+from tests.helpers.twins import load_twin, nhwc, randomise, relative_error
 
 TOLERANCE = 1e-5  # relative, float32; the issue asks for 1e-4
 

@@ -10,16 +10,16 @@ from diffusers.image_processor import VaeImageProcessor
 from flax import nnx
 
 from persongen_jax.models.layers import UnusedRngs
-from persongen_jax.models.vae import (
+from persongen_jax.models.sdxl.vae import (
     AutoencoderKL,
     DiagonalGaussianDistribution,
     decode_images,
     scale_latents,
     unscale_latents,
 )
-from persongen_jax.models.vae_tiling import decode_tiled
+from persongen_jax.models.sdxl.vae_tiling import decode_tiled
 from persongen_jax.weights.loader import parameter_leaves, to_torch_shape, torch_key
-from tests.twins import load_twin, nhwc, randomise, relative_error
+from tests.helpers.twins import load_twin, nhwc, randomise, relative_error
 
 # Relative error of float32 against float32, and of bfloat16 against float32.
 TOLERANCE = 1e-5

@@ -7,11 +7,11 @@ from sklearn.datasets import load_digits
 
 from data_pipeline.examples.batches import Arrays
 from data_pipeline.examples.fields import Field
-from persongen_jax.diffusion import NoiseSchedule
+from persongen_jax.diffusion.schedule import NoiseSchedule
+from persongen_jax.evaluation.sampled import Cases
 from persongen_jax.models.embeddings import TimestepEmbedding, sinusoidal_embedding
 from persongen_jax.models.layers import Conv, Embed
 from persongen_jax.models.resnet import ResnetBlock2D
-from persongen_jax.sampled_evaluation import Cases
 from persongen_jax.systems.diffusion import DiffusionSystem, Pixels
 
 WIDTH, NOBODY = 32, 10  # channels; the label of "no condition"

@@ -18,24 +18,26 @@ from flax import nnx
 
 from configs.attributes import celeba, classifier, digits, drawn_faces, mnist
 from data_pipeline.attributes.drawn_faces import VOCABULARY, write_folder
-from persongen_jax import diffusion, evaluate, flop_count
-from persongen_jax.aot_programs import training, with_batch
-from persongen_jax.assembly import assemble, number
-from persongen_jax.checkpoint import load_trained
+from persongen_jax import evaluate
+from persongen_jax.aot.programs import training, with_batch
+from persongen_jax.diffusion import schedule as diffusion
+from persongen_jax.diffusion.plan import make_plan
 from persongen_jax.metrics.attribute_judge import AttributeJudge
 from persongen_jax.metrics.base import Known, Owner, People
 from persongen_jax.models.layers import UnusedRngs
-from persongen_jax.partition import leaf_paths
+from persongen_jax.parallel.sharding import make_mesh, replicated
 from persongen_jax.pipeline.attributes import AttributePipeline
-from persongen_jax.sampling_plan import make_plan
 from persongen_jax.settings import check_same_run
-from persongen_jax.sharding import make_mesh, replicated
 from persongen_jax.systems import ddpm
+from persongen_jax.systems.assembly import assemble, number
 from persongen_jax.systems.attribute_classifier import Classifier, HeldOut
 from persongen_jax.systems.open import complete_config, open_system
 from persongen_jax.train import train
+from persongen_jax.training import flop_count
+from persongen_jax.training.checkpoint import load_trained
+from persongen_jax.training.partition import leaf_paths
+from tests.parallel.test_sharding import MESHES, assert_same, finish, start
 from tests.systems.ddpm_config import get_config
-from tests.test_sharding import MESHES, assert_same, finish, start
 
 ROOT = Path(__file__).parents[2]
 FIGURES = Path("validation", "metrics.jsonl")

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from persongen_jax import diffusion
-from persongen_jax.drawn_weights import with_drawn_weights
+from persongen_jax.diffusion import schedule as diffusion
 from persongen_jax.models.layers import UnusedRngs
-from persongen_jax.models.vae import AutoencoderKL
+from persongen_jax.models.sdxl.vae import AutoencoderKL
 from persongen_jax.systems.diffusion import VAE, Step
+from persongen_jax.systems.drawn_weights import with_drawn_weights
 
 SHAPE = (3, 4, 4, 4)
 SMALL_VAE = {

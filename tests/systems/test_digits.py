@@ -15,17 +15,19 @@ import jax
 import numpy as np
 import pytest
 
-from persongen_jax import evaluate, flop_count, study
-from persongen_jax.aot_programs import encoders, training, with_batch
-from persongen_jax.assembly import assemble, number
-from persongen_jax.checkpoint import load_trained
+from persongen_jax import evaluate
+from persongen_jax.aot.programs import encoders, training, with_batch
 from persongen_jax.features import __main__ as features
-from persongen_jax.sharding import make_mesh, replicated
+from persongen_jax.parallel.sharding import make_mesh, replicated
+from persongen_jax.study import __main__ as study
+from persongen_jax.systems.assembly import assemble, number
 from persongen_jax.systems.open import open_run, open_system
+from persongen_jax.training import flop_count
+from persongen_jax.training.checkpoint import load_trained
+from tests.parallel.test_distributed import Two
+from tests.parallel.test_sharding import MESHES, assert_same, finish, start, two_processes
 from tests.systems.digits_config import get_config
-from tests.test_checkpoint import flip_a_bit, largest_file
-from tests.test_distributed import Two
-from tests.test_sharding import MESHES, assert_same, finish, start, two_processes
+from tests.training.test_checkpoint import flip_a_bit, largest_file
 
 FILE = Path(__file__).parent / "digits.py"
 ROOT = FILE.parents[2]

@@ -8,9 +8,9 @@ from flax import nnx
 
 from data_pipeline.examples.batches import Arrays
 from persongen_jax import train
-from persongen_jax.assembly import assemble
-from persongen_jax.models.iresnet import MOMENTUM, BatchNorm
-from persongen_jax.sharding import make_mesh, put_batch
+from persongen_jax.models.faces.iresnet import MOMENTUM, BatchNorm
+from persongen_jax.parallel.sharding import make_mesh, put_batch
+from persongen_jax.systems.assembly import assemble
 from persongen_jax.systems.base import System
 from persongen_jax.systems.open import open_run, open_system
 

@@ -3,14 +3,14 @@
 import numpy as np
 import pytest
 
-from persongen_jax.weights.directory import open_component
 from persongen_jax.weights.errors import WeightsError
+from persongen_jax.weights.files.directory import open_component
+from persongen_jax.weights.files.source import DictSource
 from persongen_jax.weights.keys import (
     normalise_attention,
     normalise_clip_text,
     normalise_clip_vision,
 )
-from persongen_jax.weights.source import DictSource
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")

@@ -16,10 +16,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from persongen_jax.weights.files.safetensors_file import write_safetensors
 from persongen_jax.weights.loader import parameter_leaves, to_torch_shape, torch_key
-from persongen_jax.weights.safetensors_file import write_safetensors
 from persongen_jax.weights.saver import write_json
-from tests.configs import SDXL_UNET, TINY_UNETS
+from tests.helpers.configs import SDXL_UNET, TINY_UNETS
 
 WEIGHTS = 2_567_463_684 * 2  # bytes of SDXL's UNet in half precision
 SPARE = 10**9
@@ -38,7 +38,7 @@ def values(key, shape):
 
 
 def builder(config, param_dtype):
-    from persongen_jax.models.sdxl import build
+    from persongen_jax.models.sdxl.parts import build
 
     return build({"unet": config}, "unet", dtype="float32", param_dtype=param_dtype)
 
@@ -72,7 +72,7 @@ def report_loading(folder, param_dtype):
     """Run in a process of its own: load, check a few tensors, print the figures."""
     import jax
 
-    from persongen_jax.weights.directory import open_component, read_config
+    from persongen_jax.weights.files.directory import open_component, read_config
     from persongen_jax.weights.loader import load_module, to_torch_layout
 
     jax.device_put(np.zeros(1))  # start the backend
@@ -125,7 +125,7 @@ def shard_of(path, shape):
     """The widest axis over eight devices where it divides; norms and the like on all of them."""
     from jax.sharding import NamedSharding, PartitionSpec
 
-    from persongen_jax.sharding import make_mesh
+    from persongen_jax.parallel.sharding import make_mesh
 
     axis = int(np.argmax(shape))
     split = len(shape) > 1 and shape[axis] % 8 == 0 and path[0] != "conv_in"
@@ -137,7 +137,7 @@ def check_shards(folder):
     """Run in a process of its own with eight devices."""
     import jax
 
-    from persongen_jax.weights.directory import open_component, read_config
+    from persongen_jax.weights.files.directory import open_component, read_config
     from persongen_jax.weights.loader import load_module, to_torch_layout
 
     assert jax.device_count() == 8

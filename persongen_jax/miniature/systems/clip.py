@@ -11,12 +11,12 @@ import numpy as np
 import optax
 from flax import nnx
 
-from data_pipeline.transforms import CLIP_MEAN, CLIP_STD, square_face_crop
+from data_pipeline.examples.transforms import CLIP_MEAN, CLIP_STD, square_face_crop
 from persongen_jax.miniature import sizes
 from persongen_jax.miniature.losses import Centres, arcface_losses
 from persongen_jax.miniature.pool import Pool, kept
 from persongen_jax.miniature.systems.base import PoolSystem, open_network
-from persongen_jax.models.clip import CLIPTextModel, CLIPVisionModel
+from persongen_jax.models.encoders.clip import CLIPTextModel, CLIPVisionModel
 from persongen_jax.models.layers import Linear
 
 PART = 0.3  # of the captions: one of general, background and body alone

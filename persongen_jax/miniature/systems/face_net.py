@@ -6,12 +6,12 @@ Face-Sim's own net is trained with a seed of its own, so that no method has seen
 import numpy as np
 from flax import nnx
 
-from data_pipeline.align import align_faces
+from data_pipeline.faces.align import align_faces
 from persongen_jax.miniature import sizes
 from persongen_jax.miniature.losses import Centres, arcface_losses
 from persongen_jax.miniature.pool import Pool, kept
 from persongen_jax.miniature.systems.base import PoolSystem
-from persongen_jax.models.iresnet import IResNet, normalise_faces
+from persongen_jax.models.faces.iresnet import IResNet, normalise_faces
 
 JITTER = 0.5  # pixels of the picture: detectors do not find landmarks exactly
 ROWS = 1000

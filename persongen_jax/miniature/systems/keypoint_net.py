@@ -7,7 +7,7 @@ from flax import nnx
 
 from persongen_jax.miniature import sizes
 from persongen_jax.miniature.systems.base import PoolSystem, to_pixels
-from persongen_jax.models.keypoint_net import KeypointNet
+from persongen_jax.models.faces.keypoint_net import KeypointNet
 
 NOBODY = 6  # every so many-th example is a picture without a face
 SOMEBODY = 1 - 1 / NOBODY

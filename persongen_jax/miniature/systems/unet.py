@@ -11,17 +11,17 @@ import numpy as np
 from flax import nnx
 
 from data_pipeline.prompts import split_at_trigger
-from persongen_jax import diffusion
-from persongen_jax.conditioning import Conditioning, TokenStream
-from persongen_jax.diffusion import min_snr_weights
+from persongen_jax.diffusion import schedule as diffusion
+from persongen_jax.diffusion.conditioning import Conditioning, TokenStream
+from persongen_jax.diffusion.schedule import min_snr_weights
 from persongen_jax.miniature import sizes
 from persongen_jax.miniature.names import make_names, put_names
 from persongen_jax.miniature.pool import Pool
 from persongen_jax.miniature.systems.base import PoolSystem, open_network
 from persongen_jax.miniature.systems.clip import text_encoders
 from persongen_jax.miniature.systems.vae import open_vae
-from persongen_jax.models.sdxl import StableDiffusionXL
-from persongen_jax.models.unet import UNet2DConditionModel
+from persongen_jax.models.sdxl.parts import StableDiffusionXL
+from persongen_jax.models.sdxl.unet import UNet2DConditionModel
 from persongen_jax.systems.diffusion import VAE, DiffusionSystem
 
 PART = 1 / 6  # of the prompts that are not dropped: one of general, background and body alone

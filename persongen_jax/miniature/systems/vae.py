@@ -8,7 +8,7 @@ from flax import nnx
 from persongen_jax.miniature import sizes
 from persongen_jax.miniature.latents import encode_pool, scaling_factor, with_scaling_factor
 from persongen_jax.miniature.systems.base import PoolSystem, open_network, to_pixels
-from persongen_jax.models.vae import AutoencoderKL
+from persongen_jax.models.sdxl.vae import AutoencoderKL
 
 CROP = 32  # side of the crops that most steps see: a quarter of the work, and of the memory
 WHOLE = 0.1  # of the steps, the last ones: whole pictures, so that the norms see what they will

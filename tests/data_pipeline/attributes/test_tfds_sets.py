@@ -15,7 +15,7 @@ from data_pipeline.attributes.folder import CELEBA_TERMS
 from data_pipeline.attributes.labelled import LabelledExamples
 from data_pipeline.attributes.open import describe_attribute_data, open_attribute_data
 from data_pipeline.attributes.tfds_sets import DataSetError, open_celeb_a, open_mnist
-from data_pipeline.shard_reading import open_tfds
+from data_pipeline.records.shard_reading import open_tfds
 
 TRAIN, TEST = 23, 7
 NAMES = ("Eyeglasses", "Smiling", "Young")  # of CelebA's 40

@@ -175,7 +175,7 @@ def test_a_program_that_uses_tf_data_ends(folder, tokenizers, ahead):
     code = (
         "from data_pipeline.examples.batches import tf_batches\n"
         "from data_pipeline.examples.prefetch import prefetch_to_device\n"
-        "from data_pipeline.manifest import read_manifest\n"
+        "from data_pipeline.records.manifest import read_manifest\n"
         "from data_pipeline.prompts import Tokenizers\n"
         "from tests.data_pipeline.photographs import photograph_source\n"
         f"tokenizers = Tokenizers.from_pretrained({str(base)!r})\n"
@@ -193,8 +193,8 @@ def test_memory_loader_imports_no_heavy_library(folder):
     modules = ["batches", "conditions", "fields", "prefetch", "source", "spatial"]
     names = ", ".join(f"data_pipeline.examples.{module}" for module in modules)
     code = (
-        f"import sys, {names}, data_pipeline.manifest, data_pipeline.faces\n"
-        f"data_pipeline.manifest.read_manifest({str(folder)!r})\n"
+        f"import sys, {names}, data_pipeline.records.manifest, data_pipeline.faces.find\n"
+        f"data_pipeline.records.manifest.read_manifest({str(folder)!r})\n"
         "heavy = {'tensorflow', 'torch', 'diffusers', 'skimage', 'insightface', 'jax'}\n"
         "assert not heavy & set(sys.modules), heavy & set(sys.modules)"
     )

@@ -6,7 +6,7 @@ import pytest
 from data_pipeline.examples.batches import batches, tf_batches
 from data_pipeline.examples.fields import Call, Field, FieldError, Image
 from data_pipeline.examples.source import ExampleSource
-from data_pipeline.manifest import read_manifest
+from data_pipeline.records.manifest import read_manifest
 from tests.data_pipeline.photographs import (
     assert_same,
     photograph_fields,

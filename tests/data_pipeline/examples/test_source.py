@@ -11,11 +11,11 @@ from data_pipeline.examples.conditions import Text
 from data_pipeline.examples.fields import FieldError, Image, TimeIds
 from data_pipeline.examples.source import ExampleSource
 from data_pipeline.examples.spatial import ControlImage, Weight
-from data_pipeline.manifest import write_manifest
 from data_pipeline.pictures.reading import ImageError, load_image
 from data_pipeline.prompts import PromptError
-from data_pipeline.schema import Record
-from data_pipeline.sources import open_records
+from data_pipeline.records.manifest import write_manifest
+from data_pipeline.records.schema import Record
+from data_pipeline.records.sources import open_records
 from tests.data_pipeline.photographs import (
     assert_same,
     photograph_fields,

@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data_pipeline import manifest
 from data_pipeline.examples.batches import batches
-from data_pipeline.manifest import COPIES, ManifestError, read_manifest
 from data_pipeline.pictures import copies
 from data_pipeline.pictures.copies import mark, near_copies, same_bytes
-from data_pipeline.sources import picture_mark
+from data_pipeline.records import manifest
+from data_pipeline.records.manifest import COPIES, ManifestError, read_manifest
+from data_pipeline.records.sources import picture_mark
 from tests.data_pipeline.photographs import photograph_source, references_of, target_of
 
 

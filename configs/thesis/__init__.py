@@ -1,0 +1,17 @@
+"""The thesis' experiments with PhotoMaker (5.1 and A.1): the baseline with a few changed lines.
+
+    python -m persongen_jax.train --config configs/thesis/from_photomaker_with_warmup.py \\
+        --config.base=/path/to/sdxl --config.id_encoder=/path/to/clip-vit-large-patch14 \\
+        --config.data=/path/to/photographs
+
+Those that start from PhotoMaker's weights look for them in ``PHOTOMAKER``; give --config.start_from
+for another place. The rows below are for ``config.trainable``.
+"""
+
+PHOTOMAKER = "weights/photomaker-v1.bin"
+STOCK_SDXL = "weights/stable-diffusion-xl-base-1.0"
+
+ENCODER = (r"id_encoder/vision_model/.*", "id_encoder")
+HEADS = (r"id_encoder/visual_projection(_2)?/kernel", "projections")
+MLP = (r"id_encoder/fuse_module/.*", "fuse_module")
+LORA = (r"unet/.*/lora/(down|up)", "lora")

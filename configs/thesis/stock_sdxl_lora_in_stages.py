@@ -1,0 +1,9 @@
+"""Experiment 4 of the wrongly set ones (thesis, A.1.4): in stages, stock_sdxl_fuse_module.py's run and then LoRA."""
+
+from configs.thesis.stock_sdxl_lora_rank_1 import get_config as lora_rank_1
+
+
+def get_config():
+    config = lora_rank_1()
+    config.start_from = "runs/thesis/stock_sdxl_fuse_module"
+    return config

@@ -1,0 +1,13 @@
+"""Experiment 5 of the wrongly set ones (thesis, A.1.5): stock_sdxl_lora_rank_1.py's run goes on with rank 16.
+
+Its LoRA of rank 1 is replaced by a new one.
+"""
+
+from configs.thesis.stock_sdxl_lora_rank_1 import get_config as lora_rank_1
+
+
+def get_config():
+    config = lora_rank_1()
+    config.start_from = "runs/thesis/stock_sdxl_lora_rank_1"
+    config.rank, config.lora_alpha = 16, 16.0
+    return config

@@ -1,0 +1,95 @@
+"""InsightFace's detector (SCRFD, arXiv 2105.04714) out of the model packs that people have.
+
+The code is MIT; its pretrained models are for non-commercial research only. Nothing is downloaded.
+"""
+
+import importlib.util
+from pathlib import Path
+
+import numpy as np
+
+from data_pipeline.faces.detectors.base import Detection, Detector
+
+HOME = Path("~/.insightface/models")  # where InsightFace keeps its packs
+PACKS = ("buffalo_l", "antelopev2", "buffalo_m", "buffalo_s", "buffalo_sc")  # the best first
+FILES = ("det_*.onnx", "scrfd_*.onnx")
+# Sides at which the picture is looked at, until a face is found: small ones are for close-ups.
+SIZES = tuple(range(640, 255, -64))
+LICENCE = "InsightFace's detectors are for non-commercial research only"
+CENTRE_TO_CORNER = 0.5  # its positions have origin "centre" (data_pipeline/faces/align.py)
+
+
+def find_model(path=None) -> Path | None:
+    """A detector's ``.onnx``: ``path`` itself, or in it; None looks through InsightFace's packs."""
+    if path is not None and Path(path).expanduser().is_file():
+        return Path(path).expanduser()
+    folders = [HOME / pack for pack in PACKS]
+    if path is not None:
+        # Its files, InsightFace's own root, or the name of a pack there.
+        folders = [Path(path), *(Path(path) / "models" / pack for pack in PACKS), HOME / path]
+    for folder in folders:
+        for pattern in FILES:
+            # Some packs unpack into a folder of their own name once more.
+            for file in sorted(folder.expanduser().rglob(pattern)):
+                return file
+    return None
+
+
+def is_available() -> bool:
+    """Whether both InsightFace and a pack's detector are there."""
+    return importlib.util.find_spec("insightface") is not None and find_model() is not None
+
+
+class InsightFaceDetector(Detector):
+    """SCRFD on the CPU.
+
+    Args:
+        path: the detector's file; a folder that holds it; a pack's name under
+            ~/.insightface/models; or None for the best pack there.
+
+    Raises:
+        FileNotFoundError: no such file; the message says where to put what.
+        ImportError: InsightFace is not installed.
+    """
+
+    name = "insightface"
+    licence = LICENCE
+
+    def __init__(self, path=None):
+        file = find_model(path)
+        if file is None:
+            raise FileNotFoundError(
+                f"{HOME if path is None else path}: no InsightFace detector (det_*.onnx) there. "
+                "Unpack https://github.com/deepinsight/insightface/releases/download/v0.7/"
+                f"buffalo_l.zip into {HOME}/buffalo_l, or give its folder as insightface:DIR "
+                f"({LICENCE})"
+            )
+        try:
+            from insightface.model_zoo import get_model
+        except ImportError as error:
+            raise ImportError(
+                "the detector needs InsightFace: pip install 'persongen_jax[faces]'"
+            ) from error
+        self._model = get_model(str(file), providers=["CPUExecutionProvider"])
+        if getattr(self._model, "taskname", None) != "detection":
+            raise ValueError(f"{file}: is no face detector. Give a pack's det_*.onnx.")
+        self._model.prepare(ctx_id=-1)
+        self.gives_landmarks = self._model.use_kps
+
+    def detect(self, images):
+        return [self._largest(np.asarray(image)) for image in images]
+
+    def _largest(self, image):
+        bgr = np.ascontiguousarray(image[..., ::-1])
+        for side in SIZES:
+            boxes, landmarks = self._model.detect(bgr, input_size=(side, side))
+            if len(boxes):
+                best = np.argmax((boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1]))
+                *box, score = (float(v) for v in boxes[best])
+                points = None
+                if landmarks is not None:
+                    points = landmarks[best].astype(np.float64) + CENTRE_TO_CORNER
+                return Detection(tuple(v + CENTRE_TO_CORNER for v in box), points, score)
+            if self._model.static_input_size is not None:
+                break
+        return None

@@ -1,0 +1,83 @@
+"""The miniature's own detector: KeypointNet, trained on procedural portraits of one person each."""
+
+import numpy as np
+from PIL import Image
+
+from data_pipeline.faces.detectors.base import Detection, Detector
+
+BATCH = 32  # pictures per call of the network: one shape, so that nothing is compiled twice
+THRESHOLD = 0.5  # of the probability that a face is there
+SMALLEST = 1e-2  # pixels; a face without extent is none
+
+
+class KeypointsDetector(Detector):
+    """A KeypointNet on pictures of any size, which it sees in its own.
+
+    Args:
+        path: the network's folder, as persongen_jax/weights/formats/keypoint_net.py writes it.
+    """
+
+    name = "keypoints"
+
+    def __init__(self, path):
+        import jax
+        from flax import nnx
+
+        from persongen_jax.weights.formats.keypoint_net import load_keypoint_net
+
+        net = load_keypoint_net(path)
+        self.size = net.config["image_size"]
+        graphdef, self._state = nnx.split(net)
+
+        @jax.jit
+        def run(state, images):
+            out = nnx.merge(graphdef, state)(images.astype("float32") / 127.5 - 1)
+            return jax.nn.sigmoid(out.present), out.face_box, out.landmarks
+
+        self._run = run
+
+    def detect(self, images):
+        images = [np.asarray(image) for image in images]
+        found = []
+        for start in range(0, len(images), BATCH):
+            part = images[start : start + BATCH]
+            batch = np.zeros((BATCH, self.size, self.size, 3), np.uint8)
+            for row, image in zip(batch, part, strict=False):
+                row[:] = _resize(_make_square(image), self.size)
+            outputs = [np.asarray(x) for x in self._run(self._state, batch)]
+            found += [
+                _in_pixels(image, *rows) for image, *rows in zip(part, *outputs, strict=False)
+            ]
+        return found
+
+
+def _frame(image):
+    """What a square lacks of the picture in its middle: rows and columns, and (left, top)."""
+    height, width = image.shape[:2]
+    side = max(height, width)
+    left, top = (side - width) // 2, (side - height) // 2
+    return ((top, side - height - top), (left, side - width - left), (0, 0)), (left, top)
+
+
+def _make_square(image):
+    """The picture in the middle of a square whose rest repeats its edges."""
+    rest, _ = _frame(image)
+    return np.pad(image, rest, mode="edge") if np.any(rest) else image
+
+
+def _resize(image, size):
+    if len(image) == size:
+        return image
+    return np.asarray(Image.fromarray(image).resize((size, size), Image.Resampling.BICUBIC))
+
+
+def _in_pixels(image, present, box, landmarks):
+    """The network's positions are in sides of the square, origin "corner"."""
+    _, shift = _frame(image)
+    side = max(image.shape[:2])
+    corners = box.astype(np.float64).reshape(2, 2) * side - shift
+    landmarks = landmarks.astype(np.float64) * side - shift
+    extents = [*(corners[1] - corners[0]), *np.ptp(landmarks, axis=0)]
+    if present < THRESHOLD or min(extents) < SMALLEST:
+        return None
+    return Detection(tuple(corners.ravel().tolist()), landmarks, float(present))

@@ -1,0 +1,1 @@
+"""Records of pictures, the manifest, and where they come from."""

@@ -1,0 +1,64 @@
+"""What flows through the pipeline: a Record per photograph; examples and batches are made of it.
+
+An **example** is a flat dict of arrays, what its fields make of a record
+(data_pipeline/examples/fields.py); a **batch** is a nested dict of such arrays [b, ...]:
+"input_ids/text" is batch["input_ids"]["text"]. How many references an example has, or whether it
+has a face box, is data and not a shape: shapes never change within a run, but for the target's,
+which is one of a few where a config has buckets (data_pipeline/examples/buckets.py). With a
+feature cache (persongen_jax/features/) a batch brings what frozen networks made of some fields in
+their place.
+"""
+
+from dataclasses import dataclass, fields
+
+MAX_REFERENCES = 4
+
+
+@dataclass(frozen=True)
+class Record:
+    """One photograph of one person.
+
+    ``image`` names the picture: a path to the file, or a key that the source of the records reads
+    (data_pipeline/records/sources.py). ``caption`` holds the trigger word behind the class word ("a
+    man img in a space suit"); ``background`` and ``body`` are plain texts.
+
+    Boxes are (x0, y0, x1, y1), points (x, y), both in pixels of the upright picture: the face box,
+    5 ``landmarks`` in ArcFace's order, 12 ``keypoints`` (COCO's 5 to 16) and whether each of them
+    is to be seen. A picture that is but a part of a photograph has that one's ``original_size``
+    (height, width) and the ``crop`` (box in the photograph's pixels) that it shows, perhaps at
+    another scale; without a crop it shows the whole. None, or "", is what nobody has said.
+
+    ``images`` names further pictures that belong to this one, {"pose": path}; ``extra`` holds what
+    else the source says, by its key, for the fields that read it.
+    """
+
+    image: str
+    identity: str
+    caption: str
+    background: str = ""
+    body: str = ""
+    face_box: tuple[float, float, float, float] | None = None
+    class_word: str = ""
+    landmarks: tuple[tuple[float, float], ...] | None = None
+    keypoints: tuple[tuple[float, float], ...] | None = None
+    visibility: tuple[bool, ...] | None = None
+    original_size: tuple[int, int] | None = None
+    crop: tuple[float, float, float, float] | None = None
+    images: dict[str, str] | None = None
+    extra: dict[str, object] | None = None
+
+
+def to_entry(record: Record) -> dict:
+    """The record for JSON, without what nobody has said."""
+    entry = {field.name: getattr(record, field.name) for field in fields(Record)}
+    return {name: value for name, value in entry.items() if value is not None and value != ""}
+
+
+def from_entry(entry: dict) -> Record:
+    """to_entry's record, from JSON's lists; a key that Record does not have is a TypeError."""
+    plain = {name: _tuples(value) for name, value in entry.items() if name != "extra"}
+    return Record(**plain, extra=entry.get("extra"))
+
+
+def _tuples(value):
+    return tuple(map(_tuples, value)) if isinstance(value, (list, tuple)) else value

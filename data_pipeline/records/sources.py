@@ -1,0 +1,171 @@
+"""Where records come from: a folder of photographs, a folder of shards, or drawn people.
+
+``config.data`` and the tools' ``--data`` take these three forms:
+
+    path/to/photographs   a folder with a manifest.jsonl
+    (data_pipeline/records/manifest.py) path/to/shards        a folder that data_pipeline.shards
+    wrote   (data_pipeline/shards.py) people:in_train?identities=200&pictures=16&size=64
+      (data_pipeline/people.py)
+
+Drawn people are rendered into memory at once; no TensorFlow, no files. Behind the split's name
+may stand, in any order: ``identities`` (200) and ``pictures`` (16) of each; ``seed`` (0) of the
+people; ``size`` (64), the side in pixels; ``framing``, mixed or portrait (mixed); ``first_picture``
+(0), the number of the first picture. Pictures of one number have the same circumstances, so sets
+that are to differ need numbers apart: a set takes ``identities`` x ``pictures`` of them.
+"""
+
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from urllib.parse import parse_qsl
+
+import numpy as np
+
+from data_pipeline.pictures.copies import mark
+from data_pipeline.pictures.reading import ImageError, load_image
+from data_pipeline.records.manifest import read_manifest
+from data_pipeline.records.schema import Record
+from data_pipeline.records.shard_reading import is_shards, open_shards
+
+PEOPLE = "people:"
+NUMBERS = {"identities": 200, "pictures": 16, "seed": 0, "size": 64, "first_picture": 0}
+LEAST = {"identities": 1, "pictures": 2, "size": 16}  # two pictures: a target and a reference
+FRAMINGS = ("mixed", "portrait")
+PORTRAITS = (1, 0, 0)
+RENDER_BATCH = 1024
+
+
+class SourceError(ValueError):
+    """A source that is not understood; the message quotes it and lists what there is."""
+
+
+def open_records(
+    data: str, trigger_word: str = "img", *, marked: bool = True, least: int = 2
+) -> tuple[list[Record], Callable[[str], np.ndarray]]:
+    """The records of ``data``, and ``read_image``: a record's image to uint8 RGB [h, w, 3].
+
+    ``read_image`` may be called from several threads; it raises an ImageError for a picture that
+    cannot be decoded. ``trigger_word`` stands behind the class word in every caption; with
+    ``marked=False`` it may be missing. People with fewer than ``least`` pictures are left out and
+    counted.
+    """
+    data = str(data)
+    if data.startswith(PEOPLE):
+        return _draw(data, trigger_word)
+    if not data:
+        raise SourceError(f"no data given; {_forms()}")
+    folder = Path(data)
+    if not folder.is_dir():
+        raise SourceError(f"{data}: no such folder; {_forms()}")
+    if is_shards(folder):
+        return open_shards(folder, trigger_word)
+    return read_manifest(folder, trigger_word, marked=marked, least=least), load_image
+
+
+def picture_stamps(data: str) -> Callable[[str], str | None]:
+    """record.image to a text that is another one when the file has changed, without reading it.
+
+    None for drawn people, which are in memory anyway, and for a file that is not there.
+    """
+    data = str(data)
+    if data.startswith(PEOPLE):
+        return lambda name: None
+    if is_shards(data):
+        files = sorted(path for path in Path(data).iterdir() if path.is_file())
+        all_of_them = ";".join(map(_stamp, files))
+        return lambda name: f"{all_of_them};{name}"
+
+    def stamp(name: str) -> str | None:
+        try:
+            return _stamp(Path(name))
+        except OSError:
+            return None
+
+    return stamp
+
+
+def picture_mark(data: str) -> Callable[[str], str] | None:
+    """record.image to a text of its content, wherever it lies; None for drawn people.
+
+    Of shards all pictures have one: that of all files.
+    """
+    data = str(data)
+    if data.startswith(PEOPLE):
+        return None
+    if not is_shards(data):
+        return mark
+    marks = "".join(mark(str(path)) for path in sorted(Path(data).glob("*record*")))
+    of_all = f"{zlib.crc32(marks.encode()):08x}"
+    return lambda name: of_all
+
+
+def _stamp(path: Path) -> str:
+    found = path.stat()
+    return f"{path.absolute()} {found.st_size} {found.st_mtime_ns}"
+
+
+def _forms() -> str:
+    return (
+        "give a folder with a manifest.jsonl, one written by `python -m data_pipeline.shards`, "
+        f'or drawn people, such as "{PEOPLE}in_train?identities=200&pictures=16"'
+    )
+
+
+def _draw(data: str, trigger_word: str):
+    from data_pipeline import people
+
+    split, numbers, weights = _people(data)
+    count, size = numbers["identities"] * numbers["pictures"], numbers["size"]
+    images = np.empty((count, size, size, 3), np.uint8)
+    records = []
+    for start in range(0, count, RENDER_BATCH):
+        place = np.arange(start, min(start + RENDER_BATCH, count))
+        who, picture = place // numbers["pictures"], numbers["first_picture"] + place
+        drawn = people.examples(split, who, picture, size, numbers["seed"], weights)
+        images[place] = drawn.images
+        names = [f"people/{split}/{i:06d}/{p:06d}" for i, p in zip(who, picture, strict=True)]
+        records += people.records_of(drawn, names, trigger_word)
+    images.setflags(write=False)  # handed out as they are
+    row = {record.image: i for i, record in enumerate(records)}
+
+    def read_image(name: str) -> np.ndarray:
+        if name not in row:
+            raise ImageError(f"{name}: no such picture in {data}")
+        return images[row[name]]
+
+    return records, read_image
+
+
+def _people(data: str) -> tuple[str, dict[str, int], tuple[int, ...]]:
+    """Split, numbers and framing weights of "people:SPLIT?name=value&..."."""
+    from data_pipeline import people
+
+    split, _, query = data[len(PEOPLE) :].partition("?")
+    if split not in people.SPLITS:
+        raise SourceError(f"{data}: split {split!r} is unknown; use {_one_of(people.SPLITS)}")
+    try:
+        pairs = parse_qsl(query, keep_blank_values=True, strict_parsing=bool(query))
+    except ValueError:
+        raise SourceError(f'{data}: "name=value&name=value" is needed behind the "?"') from None
+    given = dict(pairs)
+    unknown = sorted(given.keys() - {*NUMBERS, "framing"})
+    if unknown:
+        known = ", ".join([*NUMBERS, "framing"])
+        raise SourceError(f"{data}: {', '.join(unknown)} is unknown here; known are {known}")
+    if len(given) < len(pairs):
+        raise SourceError(f"{data}: a name stands twice")
+    framing = given.pop("framing", FRAMINGS[0])
+    if framing not in FRAMINGS:
+        raise SourceError(f"{data}: framing={framing} is unknown; use {_one_of(FRAMINGS)}")
+    for name, text in given.items():
+        if not text.isascii() or not text.isdigit() or int(text) < LEAST.get(name, 0):
+            least = LEAST.get(name, 0)
+            raise SourceError(
+                f"{data}: {name}={text}; a whole number of at least {least} is needed"
+            )
+    numbers = NUMBERS | {name: int(text) for name, text in given.items()}
+    return split, numbers, PORTRAITS if framing == "portrait" else people.FRAMING_WEIGHTS
+
+
+def _one_of(names) -> str:
+    return ", ".join(names[:-1]) + f" or {names[-1]}"

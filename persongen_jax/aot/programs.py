@@ -1,0 +1,156 @@
+"""The real step and the real sampler at full size, in shapes only, for devices that are not there.
+
+Nothing is allocated: weights, optimizer and batch are ShapeDtypeStructs that lie on the topology's
+mesh as training and the pipeline would place them.
+"""
+
+import dataclasses
+import math
+
+import jax
+from jax.interpreters import partial_eval
+from ml_collections import ConfigDict
+
+from data_pipeline.examples.fields import flatten
+from persongen_jax.features.cache import open_encoder
+from persongen_jax.models.platform import compile_for
+from persongen_jax.parallel.sharding import along_batch, frozen_shardings
+from persongen_jax.systems.assembly import assemble, number, placed
+from persongen_jax.systems.open import abstract_system
+from persongen_jax.training import flop_count
+
+
+@dataclasses.dataclass
+class Program:
+    """What is to be compiled.
+
+    Attributes:
+        arguments: of ``function``, ShapeDtypeStructs with shardings; static ones as they are.
+        parts: what of the arguments is what: name -> tree.
+        images: pictures over all chips that one run makes, or trains on.
+        steps: how often the loop runs of which the compiler cannot know it; 1 for a step.
+        holds_all: arguments that it does not read lie on the chips all the same.
+        label: what tables call the system whose program it is.
+    """
+
+    function: object
+    arguments: tuple
+    parts: dict
+    images: int
+    mesh: object
+    steps: int = 1
+    holds_all: bool = False
+    label: str = ""
+
+    def trace(self):
+        with jax.set_mesh(self.mesh), compile_for("tpu"):
+            return self.function.trace(*self.arguments)
+
+    def lower(self, traced):
+        with jax.set_mesh(self.mesh), compile_for("tpu"):
+            return traced.lower()
+
+    def flops(self) -> int:
+        """Of all chips together; a loop that runs ``steps`` times counts once."""
+        with jax.set_mesh(self.mesh), compile_for("tpu"):
+            return flop_count.of_function(self.function, *self.arguments)
+
+    def bytes_per_chip(self) -> dict[str, int]:
+        return {name: tree_bytes(tree) for name, tree in self.parts.items()}
+
+    def unread_bytes(self, traced) -> int:
+        """Per chip, of what lies there though the program does not read it."""
+        if not self.holds_all:
+            return 0
+        jaxpr, leaves = traced.jaxpr.jaxpr, jax.tree.leaves(self.arguments)
+        _, read = partial_eval.dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))
+        unread = [leaf for leaf, used in zip(leaves, read, strict=True) if not used]
+        return tree_bytes(unread)
+
+
+def training(config, mesh, *, cached: bool) -> Program:
+    """The training step of a config; ``config.batch_size`` is over all chips.
+
+    Args:
+        cached: the batch brings what frozen encoders made, as with a feature cache.
+    """
+    system = abstract_system(config)
+    parts = assemble(system, mesh, cached=cached)
+    batch = _spread(system.abstract_batch(cached), along_batch(mesh))
+    pieces = {
+        "frozen weights": parts.frozen,
+        "trained weights": (parts.state.trainable, parts.state.ema, parts.state.stats),
+        "optimizer": parts.state.opt_state,
+        "batch": batch,
+    }
+    arguments = (parts.state, parts.frozen, batch, number(mesh))
+    kw = {"holds_all": True, "label": system.label}
+    return Program(parts.step, arguments, pieces, config.batch_size, mesh, **kw)
+
+
+def sampler(config, mesh, *, steps: int) -> Program:
+    """The sampler's loop as validation runs it, guidance included, without the codec."""
+    system = abstract_system(config)
+    program = system.sampling_program(steps)
+    weights = placed(program.weights, frozen_shardings(mesh, config, program.weights))
+    inputs = _spread(program.inputs, along_batch(mesh))
+    arguments = (*program.static, weights, *inputs)
+    parts = {"weights": weights, "batch": inputs}
+    loops = program.unknown_steps
+    kw = {"steps": loops, "label": system.label}
+    return Program(program.function, arguments, parts, config.batch_size, mesh, **kw)
+
+
+def encoders(config, mesh) -> Program:
+    """What the frozen encoders compute in a training step without cached features, alone."""
+    system = abstract_system(config)
+    whole = flatten(system.abstract_batch())
+    kinds = system.cached_kinds()
+    fields = [f for f in system.fields if f.encoding is not None and f.encoding.kind in kinds]
+    if not fields:
+        raise ValueError(f"no encoder of {system.label} is frozen, so there is nothing to compile")
+    inputs, opened = {}, {}
+    for field in fields:
+        shape = field.input_shape((config.size, config.size))
+        own = {n: whole[n] for n in field.spec((config.size, config.size)) if n in whole}
+        own = {n: a for n, a in own.items() if a.shape[1:][-len(shape) :] == shape}
+        inputs[field.name] = _spread(own, along_batch(mesh))
+        opened[field.name] = open_encoder(system.model, field.encoding), shape
+    states = {name: state for name, ((_, state), _) in opened.items()}
+    states = placed(states, frozen_shardings(mesh, config, states))
+
+    def encode(states, inputs):
+        def one(name, array):
+            (function, _), shape = opened[name]
+            return function(states[name], array.reshape(-1, *shape))
+
+        return {k: {n: one(k, a) for n, a in arrays.items()} for k, arrays in inputs.items()}
+
+    parts = {"weights": states, "batch": inputs}
+    kw = {"label": system.label}
+    return Program(jax.jit(encode), (states, inputs), parts, config.batch_size, mesh, **kw)
+
+
+def _spread(tree, sharding):
+    """With the shapes of ``tree`` dealt out over the chips; numbers stay as they are."""
+
+    def spread(leaf):
+        if not isinstance(leaf, jax.ShapeDtypeStruct):
+            return leaf
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+    return jax.tree.map(spread, tree)
+
+
+def tree_bytes(tree) -> int:
+    """Bytes of a tree of ShapeDtypeStructs on one of its chips; none of what has no place there."""
+    return sum(
+        math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+        for leaf in jax.tree.leaves(tree)
+        if isinstance(leaf, jax.ShapeDtypeStruct) and leaf.sharding is not None
+    )
+
+
+def with_batch(config, per_chip: int, chips: int):
+    """The config with ``per_chip`` pictures on each chip, in as many parts as it says."""
+    return ConfigDict({**config, "batch_size": per_chip * chips})

@@ -1,0 +1,83 @@
+"""The training step as ``train.py`` compiles it, on weights and a batch drawn on the device."""
+
+import time
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from persongen_jax.bench.device import at_the_end, check_finite, describe_device, program_memory
+from persongen_jax.models.platform import attention_by
+from persongen_jax.parallel.sharding import along_batch, make_mesh, put
+from persongen_jax.systems.assembly import assemble, number
+from persongen_jax.systems.drawn_weights import with_drawn_weights
+from persongen_jax.systems.open import abstract_system
+from persongen_jax.training.flop_count import of_function
+from persongen_jax.training.step import compile_step
+
+
+class TrainRow:
+    """One setting of the step.
+
+    Args:
+        config: a training's config; nothing of it is opened.
+        cached: whether the batch holds what the feature cache stores.
+        attention: "auto" or "xla", see :func:`attention_by`.
+    """
+
+    def __init__(self, config, *, cached: bool, attention: str):
+        self.device = describe_device()  # while its memory is free
+        mesh = make_mesh(fsdp=config.fsdp)
+        # All weights lie on the devices, also those that this step does not read.
+        system = abstract_system(ConfigDict({**config, "offload_encoders": False}))
+        self.batch = put(system.random_batch(cached), along_batch(mesh))
+        system.model = with_drawn_weights(system.model)
+        parts = assemble(system, mesh)
+        self.state, self.frozen = parts.state, parts.frozen
+        step = parts.step
+        del system, parts
+        with jax.set_mesh(mesh), attention_by(attention):
+            arguments = (self.state, self.frozen, self.batch, np.int32(0))
+            self.program, _, self.compile_s = compile_step(step, *arguments)
+        self.done = 0
+
+    def prepare(self) -> dict:
+        """Run once, and tell of the program and the device."""
+        first = self.run(1)
+        return {
+            **self.device,
+            "trained": int(sum(x.size for x in self.state.trainable.values())),
+            "compile_s": self.compile_s,
+            "first_s": first["seconds"],
+            "program_gib": program_memory(self.program),
+        }
+
+    def run(self, steps: int) -> dict:
+        """Seconds of so many steps, and the last one's loss."""
+        start = time.perf_counter()
+        for _ in range(steps):
+            arguments = (self.state, self.frozen, self.batch, np.int32(self.done))
+            self.state, metrics = self.program(*arguments)
+            self.done += 1
+        loss = float(metrics["loss"])
+        seconds = time.perf_counter() - start
+        check_finite(loss)
+        return {"seconds": seconds, "loss": loss}
+
+    def finish(self) -> dict:
+        return at_the_end()
+
+
+def step_flops(config, *, cached: bool) -> tuple[int, int]:
+    """(floating-point operations of a step per picture, parameters that it trains).
+
+    Of the plain step: what remat computes again is work for the device, but none of the model's.
+    """
+    config = config.copy_and_resolve_references()
+    config.batch_size = config.grad_accum = 1
+    config.remat = False
+    system = abstract_system(config)
+    parts = assemble(system, make_mesh(jax.devices()[:1]), cached=cached)
+    batch = system.abstract_batch(cached)
+    flops = of_function(parts.step, parts.state, parts.frozen, batch, number(parts.mesh))
+    return flops, sum(x.size for x in parts.state.trainable.values())

@@ -1,0 +1,116 @@
+"""One row of the bench in a process of its own: what runs out of memory there harms no other row.
+
+    python -m persongen_jax.bench.worker TASK
+
+TASK is JSON, see :func:`make_row`, :func:`count_work` and :func:`look`. The answers are lines of
+JSON on standard output: what ``prepare`` says; for each number read from standard input what
+``run`` says of so many steps; at its end what ``finish`` says. Or {"error": ...}, and that was it.
+Everything else that is printed goes to standard error.
+"""
+
+import json
+import os
+import sys
+import traceback
+
+OUT_OF_MEMORY = ("RESOURCE_EXHAUSTED", "out of memory", "OutOfMemoryError", "bad_alloc")
+
+
+def make_row(task: dict):
+    """An object with ``prepare``, ``run`` and ``finish``.
+
+    Args:
+        task: {"what": "train" or "sample", "by": "ours" or "torch", "config": file, "overrides":
+            {key of the config: value}, "options": arguments of the row's class}.
+    """
+    from persongen_jax.bench.settings import read_config
+
+    config = read_config(task["config"], task["overrides"])
+    if task["by"] == "ours":
+        if task["what"] == "train":
+            from persongen_jax.bench.training import TrainRow as Row
+        else:
+            from persongen_jax.bench.sampling import SampleRow as Row
+    elif task["what"] == "train":
+        from benchmarks.torch_rows import TorchTrainRow as Row
+    else:
+        from benchmarks.torch_rows import TorchSampleRow as Row
+    return Row(config, **task["options"])
+
+
+def count_work(task: dict) -> dict:
+    """{"ours", "torch": floating-point operations per picture, "trained", "trained_torch"}.
+
+    Where torch's cannot be counted, there is "torch_error" instead, and ours all the same.
+    """
+    from persongen_jax.bench.settings import read_config
+
+    config = read_config(task["config"], task["overrides"])
+    counts = count_ours(config, task)
+    if task["torch"]:
+        try:
+            counts |= count_torch(config, task)
+        except Exception as error:
+            traceback.print_exc()
+            counts["torch_error"] = in_short(error)
+    return counts
+
+
+def count_ours(config, task: dict) -> dict:
+    if task["what"] == "train":
+        from persongen_jax.bench.training import step_flops
+
+        return dict(zip(("ours", "trained"), step_flops(config, **task["options"]), strict=True))
+    from persongen_jax.bench.sampling import picture_flops
+
+    return {"ours": picture_flops(config, **task["options"])}
+
+
+def count_torch(config, task: dict) -> dict:
+    if task["what"] == "train":
+        from benchmarks.torch_rows import torch_step_flops
+
+        return dict(zip(("torch", "trained_torch"), torch_step_flops(config), strict=True))
+    from benchmarks.torch_rows import torch_picture_flops
+
+    return {"torch": torch_picture_flops(config, **task["options"])}
+
+
+def look() -> dict:
+    """The devices that ours runs on."""
+    import jax
+
+    return {"platform": jax.default_backend(), "devices": jax.device_count()}
+
+
+def in_short(error: Exception) -> str:
+    text = f"{type(error).__name__}: {error}"
+    if any(sign in text for sign in OUT_OF_MEMORY):
+        return "out of memory"
+    return text.split("\n")[0][:300]
+
+
+def main():
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+
+    def answer(what: dict):
+        print(json.dumps(what), file=answers, flush=True)
+
+    task = json.loads(sys.argv[1])
+    try:
+        if task["by"] in ("count", "look"):
+            answer(count_work(task) if task["by"] == "count" else look())
+            return
+        row = make_row(task)
+        answer(row.prepare())
+        for line in sys.stdin:
+            answer(row.run(int(line)))
+        answer(row.finish())
+    except Exception as error:
+        traceback.print_exc()
+        answer({"error": in_short(error)})
+
+
+if __name__ == "__main__":
+    main()

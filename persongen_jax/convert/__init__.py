@@ -1,0 +1,1 @@
+"""Weight files in, out, and described: the convert command."""

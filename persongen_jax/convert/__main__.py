@@ -1,0 +1,192 @@
+"""Look into weight files, bring public ones in, and write a training run's for other programs.
+
+    python -m persongen_jax.convert inspect photomaker-v1.bin
+    python -m persongen_jax.convert import photomaker-v1.bin photomaker.safetensors --base sdxl
+    python -m persongen_jax.convert export --format kohya-lora runs/mini/photomaker lora.safetensors
+
+Nothing is written by halves: a key that is missing, unexpected or of another shape ends a command,
+with all of them listed. --dry_run does the whole work and its checks, and leaves no file behind.
+"""
+
+import argparse
+import contextlib
+import sys
+import tempfile
+from pathlib import Path
+
+from persongen_jax.files import is_full
+from persongen_jax.plain_warnings import plain_warnings
+from persongen_jax.weights.errors import WeightsError
+from persongen_jax.weights.formats.identify import count, identify, open_parts
+
+SHOWN_NOTES = 200  # characters of one note of a file's metadata
+
+
+def parse_arguments(argv=None):
+    parser = argparse.ArgumentParser(
+        prog="python -m persongen_jax.convert",
+        description=__doc__.split("\n")[0],
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+
+    inspect = commands.add_parser("inspect", help="say what a file, directory or run is")
+    inspect.add_argument("path", type=Path)
+    inspect.add_argument("--keys", action="store_true", help="list every tensor")
+
+    bring = commands.add_parser("import", help="check a public file and write it as safetensors")
+    bring.add_argument("path", type=Path, help="LoRA, PhotoMaker, IP-Adapter, checkpoint, ONNX")
+    bring.add_argument("out", type=Path, help="*.safetensors; for a checkpoint a new directory")
+    bring.add_argument("--base", type=Path, metavar="DIR", help="SDXL directory that it is for")
+
+    export = commands.add_parser("export", help="write what a training run has learned")
+    export.add_argument("--format", required=True, choices=_formats(), help="of the file")
+    export.add_argument("run", type=Path, help="the working directory of the run")
+    export.add_argument("out", type=Path, help=".safetensors or .bin; for peft a new folder")
+    export.add_argument("--step", type=int, metavar="N", help="of the checkpoint; default: newest")
+    export.add_argument("--base", metavar="DIR", help="SDXL directory, if it has moved")
+    export.add_argument("--id-encoder", metavar="DIR", help="CLIP image tower, likewise")
+    export.add_argument(
+        "--sgm_names",
+        action="store_true",
+        help="of a kohya-lora: name the UNet's blocks as kohya's own trainer does",
+    )
+    for command in (bring, export):
+        command.add_argument("--dry_run", action="store_true", help="check all, write nothing")
+        command.add_argument("--force", action="store_true", help="replace a file (no directory)")
+    return parser.parse_args(argv)
+
+
+def _formats():
+    from persongen_jax.convert.exporting import FORMATS
+
+    return FORMATS
+
+
+# ---- inspect -----------------------------------------------------------------------------------
+
+
+def inspect(path, with_keys: bool = False) -> str:
+    """What ``path`` is, in lines for the terminal."""
+    found = identify(path)
+    sources = open_parts(path)
+    try:
+        tensors, numbers, stored, dtypes = count(sources)
+        lines = [str(path), f"  what: {found.what}"]
+        lines += [f"  {name}: {value}" for name, value in found.facts.items()]
+        lines += [
+            f"  size: {tensors:,} tensors, {numbers:,} numbers, {readable(stored)}",
+            f"  dtypes: {', '.join(f'{name} ({n})' for name, n in dtypes.items()) or 'none'}",
+            f"  licence: {found.licence}",
+        ]
+        for part, source in sources.items():
+            front = f"{part}/" if part else ""
+            notes = {k: v for k, v in source.metadata.items() if k != "format"}
+            lines += [f"  note {front}{key}: {shorten(text)}" for key, text in notes.items()]
+            lines += key_lines(source, front) if with_keys else group_lines(source, front)
+        return "\n".join(lines)
+    finally:
+        for source in sources.values():
+            source.close()
+
+
+def key_lines(source, front: str) -> list[str]:
+    """Every tensor with its dtype and shape."""
+    lines = []
+    for key in source.keys():
+        dtype, shape = source.info(key)
+        lines.append(f"  {front}{key}  {dtype.name} {tuple(map(int, shape))}")
+    return lines
+
+
+def group_lines(source, front: str) -> list[str]:
+    """The tensors by the first word of their keys; by the first two where all share the first."""
+    keys = source.keys()
+    if not keys:
+        return []
+    separator = "/" if "/" in keys[0] else "."
+    words = 1 if len({key.split(separator)[0] for key in keys}) > 1 else 2
+    groups = {}
+    for key in keys:
+        groups.setdefault(separator.join(key.split(separator)[:words]), []).append(key)
+    return [f"  {front}{name}{separator}…: {len(own)} tensors" for name, own in groups.items()]
+
+
+def readable(size: int) -> str:
+    """Bytes as 12.3 MB, with 1 MB = 10**6 bytes."""
+    for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if size >= scale:
+            return f"{size / scale:.1f} {unit}"
+    return f"{size} bytes"
+
+
+def shorten(text: str) -> str:
+    # A note may hold anything; escape codes would act on the terminal.
+    text = "".join(c if c.isprintable() else "?" for c in " ".join(text.split()))
+    return text if len(text) <= SHOWN_NOTES else text[: SHOWN_NOTES - 3] + "..."
+
+
+# ---- import and export -------------------------------------------------------------------------
+
+
+def import_(args) -> str:
+    from persongen_jax.convert.importing import import_file
+
+    if args.out.resolve() == args.path.resolve():
+        raise WeightsError(f"{args.out}: is the file that is to be read; give another name")
+    with destination(args) as out:
+        return import_file(args.path, out, args.base)
+
+
+def export(args) -> str:
+    from persongen_jax.convert.exporting import export_run
+    from persongen_jax.systems.open import open_run
+
+    if args.sgm_names and args.format != "kohya-lora":
+        raise WeightsError(f"--sgm_names: has no meaning for --format {args.format}")
+
+    def change(config):
+        for key, value in (("base", args.base), ("id_encoder", args.id_encoder)):
+            if value is not None:
+                config[key] = value
+
+    with destination(args) as out:
+        run = open_run(args.run, args.step, change)
+        return export_run(run, out, args.format, sgm_names=args.sgm_names)
+
+
+@contextlib.contextmanager
+def destination(args):
+    """Where to write: ``args.out``; in a dry run a place that is removed at the end."""
+    # A directory may hold more than an import once wrote: --force spares it.
+    if args.out.is_dir():
+        raise WeightsError(f"{args.out}: is a directory already; give another place, or remove it")
+    if args.out.exists() and not args.force:
+        raise WeightsError(f"{args.out}: is there already; give --force to replace it")
+    if args.dry_run:
+        with tempfile.TemporaryDirectory(prefix="persongen-jax-") as folder:
+            yield Path(folder) / args.out.name
+        return
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        yield args.out
+    except OSError as error:
+        if not is_full(error):
+            raise
+        raise OSError(f"{args.out}: no space left on the device; write it elsewhere") from error
+
+
+def main(argv=None):
+    args = parse_arguments(argv)
+    try:
+        if args.command == "inspect":
+            print(inspect(args.path, args.keys))
+            return
+        with plain_warnings():
+            said = import_(args) if args.command == "import" else export(args)
+    except (ValueError, OSError, ImportError) as error:
+        sys.exit(f"error: {error}")
+    print(f"{'would be written' if args.dry_run else 'written'}: {args.out}: {said}")
+
+
+if __name__ == "__main__":
+    main()

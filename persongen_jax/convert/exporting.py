@@ -1,0 +1,152 @@
+"""What a training run has learned, written in the formats of the PyTorch world.
+
+Every format holds a part of what a method is. All that the format has a place for is written, or
+nothing; what it has none for is named in the answer, group by group.
+"""
+
+import re
+from pathlib import Path
+
+from persongen_jax.models.attention import ParallelCrossAttention
+from persongen_jax.models.lora import lora_layers
+from persongen_jax.systems.open import TrainedRun
+from persongen_jax.training.partition import assign_groups, leaf_paths
+from persongen_jax.weights.errors import WeightsError
+from persongen_jax.weights.formats.adapters import extract_adapter, module_paths
+from persongen_jax.weights.formats.ip_adapter import save_image_encoder, save_ip_adapter
+from persongen_jax.weights.formats.lora.writing import (
+    write_comfy_lora,
+    write_kohya_lora,
+    write_lora,
+    write_peft_folder,
+)
+from persongen_jax.weights.formats.photomaker import save_photomaker
+from persongen_jax.weights.slots import processors
+
+# Format -> paths of the trained parameters that it has a place for.
+HELD = {
+    "diffusers-lora": r"unet/(?!.*/branches/).*/lora/(down|up)",
+    "kohya-lora": r"unet/(?!.*/branches/).*/lora/(down|up)",
+    "peft": r"unet/(?!.*/branches/).*/lora/(down|up)",
+    "comfy": r"unet/(?!.*/branches/).*/lora/(down|up)",
+    "photomaker": r"id_encoder/.*|unet/(?!.*/branches/).*/lora/(down|up)",
+    "ip-adapter": (
+        r"image_proj/.*|id_tokens/.*"
+        r"|unet/.*/branches/identity/to_[kv]/kernel|unet/(?!.*/branches/).*/lora/(down|up)"
+    ),
+}
+# What an IP-Adapter file and the encoder beside it hold besides, of methods that have the first.
+SHARED_HEADS = r"|id_encoder/visual_projection(_2)?/kernel"
+TOWER = r"|id_encoder/vision_model/.*"
+FORMATS = tuple(HELD)
+LORAS = ("diffusers-lora", "kohya-lora", "peft", "comfy")
+BRANCH = ".branches."
+
+
+def export_run(run: TrainedRun, out, file_format: str, *, sgm_names: bool = False) -> str:
+    """Write ``out``; returns what was written and what the format has no place for.
+
+    Args:
+        run: systems.open.open_run's.
+        out: ``.safetensors``; for PhotoMaker and IP-Adapter also ``.bin`` (the convert extra);
+            for PEFT a new folder.
+        file_format: one of ``FORMATS``.
+        sgm_names: of a kohya file: name the UNet's blocks as kohya's own trainer does for SDXL.
+
+    Raises:
+        WeightsError: the method has nothing of the kind, or nothing that the format can hold
+            without loss; nothing is written then.
+    """
+    if file_format not in FORMATS:
+        raise WeightsError(f"format {file_format!r} is unknown; known: {', '.join(FORMATS)}")
+    reason = why_not(run, file_format)
+    if reason:
+        others = [name for name in FORMATS if not why_not(run, name)]
+        remedy = f"it can be written as {', '.join(others)}" if others else "keep the run"
+        raise WeightsError(
+            f"{run.workdir}: its method {run.config.method} {reason}. As {file_format} it cannot "
+            f"be written; {remedy}, and generate reads the run itself by --method-weights"
+        )
+    model = run.system.model
+    if file_format in LORAS:
+        said = _export_lora(run, out, file_format, sgm_names)
+    elif file_format == "photomaker":
+        save_photomaker(model, out)
+        said = "PhotoMaker"
+    else:
+        save_ip_adapter(model, out)
+        said = "IP-Adapter"
+        if hasattr(model, "id_tokens"):
+            folder = Path(out).with_name(f"{Path(out).stem}_image_encoder")
+            save_image_encoder(model, folder)
+            said += f", and the image encoder that it goes with beside it, in {folder.name}"
+    left = left_out(run, file_format)
+    if left:
+        groups = ", ".join(f"{group} ({n} arrays)" for group, n in left.items())
+        said += f"; {file_format} has no place for what was trained of {groups}"
+    return said
+
+
+def _export_lora(run, out, file_format: str, sgm_names: bool) -> str:
+    if file_format == "peft":
+        if Path(out).suffix in (".safetensors", ".bin"):
+            raise WeightsError(f"{out}: PEFT's form is a folder; give a name without an ending")
+    elif Path(out).suffix != ".safetensors":
+        raise WeightsError(f"{out}: the ending has to be .safetensors")
+    adapters = {"unet": _base_lora(run)}
+    notes = {"persongen_jax": f"{run.config.method}, step {run.step}"}
+    modules = module_paths(run.system.model.unet)
+    layers = run.system.base.configs["unet"].get("layers_per_block", 2)
+    if file_format == "diffusers-lora":
+        write_lora(out, adapters, notes)
+    elif file_format == "peft":
+        write_peft_folder(out, adapters, notes, base=str(run.config.base))
+    elif file_format == "comfy":
+        write_comfy_lora(out, adapters, notes, sgm_modules=modules, layers_per_block=layers)
+    else:
+        sgm = modules if sgm_names else None
+        write_kohya_lora(out, adapters, notes, sgm_modules=sgm, layers_per_block=layers)
+    return f"LoRA of {len(adapters['unet'])} layers"
+
+
+def why_not(run: TrainedRun, file_format: str) -> str:
+    """What the method lacks for a format, or has that cannot be left out; "" if nothing."""
+    model = run.system.model
+    found = lora_layers(model.unet)
+    on_branches = any("branches" in path for path in found)
+    if file_format == "ip-adapter":
+        readers = [x for name, x in processors(model.unet).items() if name.endswith(".attn2")]
+        if not all(
+            isinstance(x, ParallelCrossAttention) and "identity" in x.order for x in readers
+        ):
+            return "has no parallel attention branch on the identity"
+    elif file_format == "photomaker" and not hasattr(model, "id_encoder"):
+        return "has no ID encoder"
+    elif all("branches" in path for path in found):
+        return "has no LoRA on the base's layers"
+    if on_branches and file_format in ("ip-adapter", "photomaker"):
+        return "has a LoRA on its attention branches too, which goes with the rest"
+    return ""
+
+
+def left_out(run: TrainedRun, file_format: str) -> dict[str, int]:
+    """Learning-rate group -> number of trained arrays that the format has no place for."""
+    held, tokens = HELD[file_format], getattr(run.system.model, "id_tokens", None)
+    if file_format == "ip-adapter" and tokens is not None:
+        held += TOWER + (SHARED_HEADS if tokens.visual_projection_3 is None else "")
+    held = re.compile(held)
+    table = run.system.table
+    left = {}
+    for path, group in assign_groups(leaf_paths(run.system.model), table).items():
+        if not held.fullmatch(path):
+            left[group] = left.get(group, 0) + 1
+    return left
+
+
+def _base_lora(run) -> dict:
+    """The LoRA on the base's own layers, by path; not that on a method's branches."""
+    return {
+        path: lora
+        for path, lora in extract_adapter(run.system.model.unet).items()
+        if BRANCH not in f".{path}."
+    }

@@ -1,0 +1,276 @@
+"""A public weight file, checked against a base and written in the form that is used here.
+
+What comes in as a pickle, as ONNX or under other names goes out as safetensors, bit-equal: dtypes
+stay as they are. The base is opened by its configs alone, none of its weights is read.
+"""
+
+import shutil
+import warnings
+from pathlib import Path
+
+import jax.numpy as jnp
+from flax import nnx
+
+from persongen_jax.models.encoders.clip import CLIPVisionModel
+from persongen_jax.models.encoders.id_encoder import PhotoMakerIDEncoder
+from persongen_jax.models.faces.iresnet import IResNet
+from persongen_jax.models.layers import UnusedRngs
+from persongen_jax.models.sdxl.parts import COMPONENTS as ALL_COMPONENTS
+from persongen_jax.models.sdxl.parts import build
+from persongen_jax.weights.errors import KeyMismatch, UnsupportedAdapter, WeightsError
+from persongen_jax.weights.files.directory import read_config
+from persongen_jax.weights.files.safetensors_file import write_safetensors
+from persongen_jax.weights.files.source import TensorSource, subsource
+from persongen_jax.weights.formats.adapters import check_adapters, module_paths
+from persongen_jax.weights.formats.arcface import infer_config, open_arcface
+from persongen_jax.weights.formats.identify import context_width, identify
+from persongen_jax.weights.formats.ip_adapter import (
+    ADAPTER,
+    IMAGE_PROJ,
+    PROJECTIONS,
+    read_ip_adapter,
+)
+from persongen_jax.weights.formats.lora.dialects import COMPONENTS
+from persongen_jax.weights.formats.lora.reading import read_embeddings, read_lora
+from persongen_jax.weights.formats.lora.writing import write_lora
+from persongen_jax.weights.formats.photomaker import (
+    ENCODER,
+    LORA,
+    infer_vision_config,
+    read_photomaker,
+)
+from persongen_jax.weights.formats.sdxl.loading import FILE_NAMES
+from persongen_jax.weights.formats.sdxl.opening import open_base
+from persongen_jax.weights.keys import normalise_clip_vision
+from persongen_jax.weights.loader import check_keys, parameter_leaves, prepare_module
+from persongen_jax.weights.saver import write_json
+from persongen_jax.weights.slots import module_slots, processors
+
+IP_ADAPTERS = ("ip-adapter", "ip-adapter-plus", "ip-adapter-faceid")
+SINGLE_FILES = ("checkpoint", "unet", "unet-sgm")
+LAYERS = ("to_q", "to_k", "to_v", "to_out")
+
+
+def import_file(path, out, base=None) -> str:
+    """Check ``path`` and write ``out``; returns a line that says what was done.
+
+    Args:
+        path: a LoRA of any style, PhotoMaker, an IP-Adapter, a single-file SDXL checkpoint, or a
+            face recogniser (.pth, .onnx).
+        out: the ``.safetensors`` file to write; for a checkpoint a directory.
+        base: diffusers-format SDXL directory that the file is for; its configs suffice. A face
+            recogniser needs none.
+
+    Raises:
+        WeightsError: the file is damaged, of another kind, or for another base; keys that are
+            missing, unexpected or misshapen are all listed, and nothing is written.
+    """
+    kind = identify(path).kind
+    if kind == "arcface":
+        writer = _import_arcface
+    elif kind.startswith("lora-"):
+        writer = _import_lora
+    elif kind.startswith("photomaker-"):
+        writer = _import_photomaker
+    elif kind in SINGLE_FILES:
+        writer = _import_checkpoint
+    elif kind in IP_ADAPTERS:
+        writer = _import_ip_adapter
+    else:
+        raise UnsupportedAdapter(
+            f"{path}: is {identify(path).what}; there is nothing to import. Imported are LoRAs, "
+            "PhotoMaker, IP-Adapters, single-file SDXL checkpoints and face recognisers; "
+            "directories are read as they are."
+        )
+    if kind != "arcface" and base is None:
+        raise WeightsError(f"{path}: give --base DIR, the SDXL directory that it is for")
+    if kind not in SINGLE_FILES and Path(out).suffix != ".safetensors":
+        raise WeightsError(f"{out}: the ending has to be .safetensors")
+    return writer(path, out, base)
+
+
+class AbstractBase:
+    """The shapes of a base's networks, from its configs alone.
+
+    Attributes: unet, text_encoder, text_encoder_2, modules whose arrays are shapes; configs.
+    """
+
+    def __init__(self, folder):
+        folder = Path(folder)
+        self.configs = {name: read_config(folder / name) for name in COMPONENTS}
+        for name in COMPONENTS:
+            make = build(self.configs, name, dtype=jnp.float32, param_dtype=jnp.float32)
+            setattr(self, name, nnx.eval_shape(make))
+
+    @property
+    def widths(self) -> tuple[int, int]:
+        """Of the two text towers' states."""
+        return tuple(self.configs[name]["hidden_size"] for name in COMPONENTS[1:])
+
+
+def copy_tensors(source: TensorSource, out, keys=None):
+    """Write tensors of ``source`` under their own names, bit-equal, one at a time."""
+    entries = [
+        (key, source.info(key)[1], source.info(key)[0], lambda key=key: source.read(key))
+        for key in (source.keys() if keys is None else keys)
+    ]
+    write_safetensors(out, entries, {"format": "pt", **source.metadata})
+
+
+def check_shapes(source: TensorSource, wanted: dict[str, tuple]):
+    """KeyMismatch unless ``source`` has exactly these tensors; all that differ are listed."""
+    found = {key: tuple(source.info(key)[1]) for key in source.keys()}
+    missing = {key: shape for key, shape in wanted.items() if key not in found}
+    unexpected = {key: shape for key, shape in found.items() if key not in wanted}
+    misshapen = {
+        key: (found[key], shape)
+        for key, shape in wanted.items()
+        if key in found and found[key] != tuple(shape)
+    }
+    if missing or unexpected or misshapen:
+        remedy = "Check that it was made for a base of these sizes."
+        raise KeyMismatch(source.describe(), missing, unexpected, misshapen, remedy)
+
+
+def check_width(source: TensorSource, base: AbstractBase):
+    """WeightsError where the cross-attention reads text states of another width."""
+    width, wanted = context_width(source), base.unet.config["cross_attention_dim"][-1]
+    if width not in (None, wanted):
+        raise WeightsError(
+            f"{source.describe()}: is for a cross-attention width of {width}, and the base has "
+            f"{wanted} (SD 1.x has 768, SDXL 2048). Get the file that was made for this base."
+        )
+
+
+# ---- One function per kind ---------------------------------------------------------------------
+
+
+def _import_lora(path, out, base) -> str:
+    base = AbstractBase(base)
+    modules = {part: module_paths(getattr(base, part)) for part in COMPONENTS}
+    layers = base.configs["unet"].get("layers_per_block", 2)
+    adapters = read_lora(path, modules, layers_per_block=layers)
+    check_adapters(base, adapters, path)
+    if words := read_embeddings(path):
+        named = ", ".join(map(repr, words))
+        warnings.warn(
+            f"{path}: the embeddings of {named} are not written, only the LoRA", stacklevel=2
+        )
+    write_lora(out, adapters)
+    counts = ", ".join(f"{part}: {len(found)} layers" for part, found in adapters.items())
+    return f"LoRA in diffusers' style ({counts}); generate reads it by --lora"
+
+
+def _import_photomaker(path, out, base) -> str:
+    base = AbstractBase(base)
+    with read_photomaker(path) as file:
+        check_width(file.tensors, base)
+        wanted = {**_encoder_shapes(file, base), **_lora_shapes(base.unet, file.rank)}
+        check_shapes(file.tensors, wanted)
+        copy_tensors(file.tensors, out)
+        said = f"PhotoMaker v{file.version}, LoRA of rank {file.rank}"
+        if file.version == 2:
+            return f"{said}; no method reads it here, load_photomaker_into does"
+        return f"{said}; generate reads it by --method-weights, training by --config.start_from"
+
+
+def _encoder_shapes(file, base) -> dict[str, tuple]:
+    """Shape by key of the ID encoder that goes with this base."""
+    tower = normalise_clip_vision(subsource(file.id_encoder, "vision_model."))
+    config = infer_vision_config(tower)
+    kw = {"dtype": jnp.float32, "param_dtype": jnp.float32, "rngs": UnusedRngs()}
+    # Of the recogniser's embedding; where the file lacks this tensor, it will be said below.
+    faces = "qformer_perceiver.token_proj.0.weight"
+    features = file.id_encoder.info(faces)[1][1] if faces in file.id_encoder else 512
+
+    def make():
+        vision = CLIPVisionModel(config, with_projection=False, **kw)
+        if file.version == 2:
+            from persongen_jax.models.encoders.photomaker_v2 import PhotoMakerV2IDEncoder
+
+            return PhotoMakerV2IDEncoder(vision, base.widths, id_features=features, **kw)
+        return PhotoMakerIDEncoder(vision, base.widths, **kw)
+
+    slots = module_slots(nnx.eval_shape(make), ENCODER)
+    return {key: tuple(slot.shape) for key, slot in slots.items()}
+
+
+def _attention_loras(unet, rank: int):
+    """(number of the layer, its name, "to_q", {half: shape}) of a LoRA on every attention layer."""
+    for i, (name, attention) in enumerate(processors(unet).items()):
+        for short in LAYERS:
+            layer = getattr(attention, short)
+            layer = layer[0] if short == "to_out" else layer
+            inner, outer = layer.kernel.shape
+            yield i, name, short, {"down": (rank, inner), "up": (outer, rank)}
+
+
+def _lora_shapes(unet, rank: int) -> dict[str, tuple]:
+    """Shape by key of PhotoMaker's LoRA."""
+    return {
+        f"{LORA}unet.{name}.processor.{short}_lora.{half}.weight": shape
+        for _, name, short, halves in _attention_loras(unet, rank)
+        for half, shape in halves.items()
+    }
+
+
+def _import_ip_adapter(path, out, base) -> str:
+    base = AbstractBase(base)
+    with read_ip_adapter(path) as file:
+        check_width(file.tensors, base)
+        kw = {"dtype": jnp.float32, "param_dtype": jnp.float32, "rngs": UnusedRngs()}
+        image_proj = nnx.eval_shape(lambda: PROJECTIONS[file.kind](**file.sizes, **kw))
+        slots = module_slots(image_proj, IMAGE_PROJ)
+        wanted = {key: tuple(slot.shape) for key, slot in slots.items()}
+        for i, (name, attention) in enumerate(processors(base.unet).items()):
+            if name.endswith(".attn2"):
+                inner = attention.to_k.kernel.shape[1]
+                for short in ("to_k_ip", "to_v_ip"):
+                    wanted[f"{ADAPTER}{i}.{short}.weight"] = (inner, file.width)
+        if file.rank is not None:
+            wanted |= {
+                f"{ADAPTER}{i}.{short}_lora.{half}.weight": shape
+                for i, _, short, halves in _attention_loras(base.unet, file.rank)
+                for half, shape in halves.items()
+            }
+        check_shapes(file.tensors, wanted)
+        copy_tensors(file.tensors, out)
+        tokens = file.sizes["num_tokens"]
+        return f"IP-Adapter, {file.kind}, {tokens} tokens; generate reads it by --method-weights"
+
+
+def _import_arcface(path, out, base) -> str:
+    with open_arcface(path) as source:
+        config = infer_config(source)
+        kw = {"dtype": jnp.float32, "param_dtype": jnp.float32, "rngs": UnusedRngs()}
+        check_keys(parameter_leaves(nnx.eval_shape(lambda: IResNet(config, **kw))), source)
+        copy_tensors(source, out)
+    size = config["input_size"]
+    return f"face recogniser for crops of {size} pixels; training reads it by --config.face_net"
+
+
+def _import_checkpoint(path, out, base) -> str:
+    """Each component under diffusers' names, beside the configs and tokenizers of ``base``."""
+    base_folder, out = Path(base), Path(out)
+    if out.is_dir():
+        raise WeightsError(f"{out}: is there already; give a directory that is to be made")
+    kw = {"dtype": jnp.float32, "param_dtype": jnp.float32}
+    partial = out.with_name(out.name + ".part")
+    shutil.rmtree(partial, ignore_errors=True)
+    with open_base(path, config=base) as files:
+        for name in ALL_COMPONENTS:
+            prepare_module(build(files.configs, name, **kw), files.sources[name])
+        for name, source in files.sources.items():
+            (partial / name).mkdir(parents=True)
+            copy_tensors(source, partial / name / FILE_NAMES[name])
+            write_json(partial / name / "config.json", files.configs[name])
+        (partial / "scheduler").mkdir()
+        write_json(partial / "scheduler" / "scheduler_config.json", files.scheduler_config)
+    for note in files.notes:
+        warnings.warn(note, stacklevel=2)
+    for name in ("tokenizer", "tokenizer_2"):
+        shutil.copytree(base_folder / name, partial / name)
+    shutil.copy(base_folder / "model_index.json", partial)
+    out.unlink(missing_ok=True)
+    partial.rename(out)
+    return f"diffusers directory, with the configs and tokenizers of {base}; read it by --base"

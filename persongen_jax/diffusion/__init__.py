@@ -1,0 +1,1 @@
+"""Noise schedule, objective, conditioning and samplers."""

@@ -1,0 +1,250 @@
+"""Runs compared: joint measures, tables in Markdown, CSV and JSON, trajectories.
+
+A run is a list of rows, as validation and evaluation write them ({"step", "set", "metrics", ...});
+runs of one name, which differ by their seed, are taken together. Which metrics there are, how they
+are called and who judged, the rows themselves say (metrics/measures.py).
+"""
+
+import csv
+import os
+from pathlib import Path
+
+from persongen_jax.evaluation.trajectories import (
+    plot_trajectories,
+    read_rows,
+    set_order,
+    write_rows,
+)
+from persongen_jax.metrics.measures import described, join_measures
+
+# What has to be the same in all rows of one set (evaluation/people.py writes them).
+GENERATED_WITH = ("sampling_steps", "guidance", "merge_step", "prompts", "images_each")
+
+
+def compare_runs(items: list[str], out: Path, step: int | None = None) -> list[dict]:
+    """Print and write the joint table and the trajectories.
+
+    Args:
+        items: PATH or NAME=PATH, see :func:`read_run`.
+        out: the folder.
+        step: of the rows in the table; None: the newest of each run.
+    """
+    groups = {}
+    for item in items:
+        name, rows = read_run(item)
+        groups.setdefault(name, []).append(rows)
+    check_comparable(groups)
+    entries = join_groups(groups, step)
+    if not entries:
+        raise ValueError(f"--compare: no rows of step {step} in any of these runs")
+    joint = write_tables(entries, out)
+    plot = plot_trajectories(join_curves(groups), out / "trajectories.png")
+    print(table(entries))
+    print(f"written: {out}" + ("" if plot is None else f", {plot}"))
+    return joint
+
+
+def read_run(item: str) -> tuple[str, list[dict]]:
+    """(name, rows) of PATH or NAME=PATH: a run's folder, or a metrics file itself."""
+    name, given, path = item.partition("=")  # a path may have one, as in lr=1e-4
+    if not given or Path(item).exists():
+        name, path = "", item
+    path = Path(path)
+    file = path / "validation" / "metrics.jsonl" if path.is_dir() else path
+    rows = read_rows(file)
+    if not rows:
+        raise FileNotFoundError(f"{file}: no validation rows there; give a run that was validated")
+    return name or rows[-1]["method"], rows
+
+
+def check_comparable(groups: dict):
+    """ValueError where figures mean different things.
+
+    That is where one metric has several judges, images were generated otherwise, or figures of
+    whole sets, which are biased by the number of images, are of different numbers of them. A judge
+    that a row of an earlier version does not name is taken to be the others'.
+    """
+    rows = [row for runs in groups.values() for rows in runs for row in rows]
+    judges, counts = {}, {}
+    for row in rows:
+        for metric, measure in described(row).items():
+            judges.setdefault(metric, (measure["title"], set()))[1].add(measure["judge"])
+            if measure["over"] == "set" and measure["n"]:
+                key = f"numbers of images for {measure['title']} on {row['set']}"
+                counts.setdefault(key, set()).add(measure["n"])
+    for title, found in judges.values():
+        _check_alike(f"judges of {title}", found - {None})
+    for key, found in counts.items():
+        _check_alike(key, found)
+    for name in dict.fromkeys(row["set"] for row in rows):
+        for key in GENERATED_WITH:
+            values = {row.get(key) for row in rows if row["set"] == name}
+            _check_alike(f"{key} on {name}", values)
+
+
+def _check_alike(what: str, values: set):
+    if len(values) > 1:
+        raise ValueError(
+            f"--compare: measured with different {what} "
+            f"({', '.join(sorted(map(str, values)))}); evaluate the runs with the same one first, "
+            "and give their metrics.json"
+        )
+
+
+def join_groups(groups: dict[str, list], step: int | None = None) -> list[tuple]:
+    """(name, set, number of runs, joint measures) of every name and set that has rows."""
+    entries = []
+    for set_name in set_order(row["set"] for runs in groups.values() for r in runs for row in r):
+        for name, runs in groups.items():
+            found = [row for rows in runs for row in last_rows(rows, step, set_name)]
+            if found:
+                entries.append((name, set_name, len(found), join_metrics(found)))
+    return entries
+
+
+def join_curves(groups: dict[str, list]) -> dict[str, list]:
+    """The joint rows of each name, for plot_trajectories."""
+    return {name: join_trajectories(runs) for name, runs in groups.items()}
+
+
+def last_rows(rows, step: int | None, set_name: str) -> list[dict]:
+    """The row of ``step``, or the newest, in a list; [] if there is none."""
+    found = [row for row in rows if row["set"] == set_name and step in (None, row["step"])]
+    return [max(found, key=lambda row: row["step"])] if found else []
+
+
+def join_metrics(rows: list[dict]) -> dict:
+    """Joint measures by metric, of those that all of the rows have; with their descriptions.
+
+    A fact such as "among", how many people a gallery holds, stays where it is the same in all.
+    """
+    all_measures = [described(row) for row in rows]
+    return {
+        name: join_measures([measures[name] for measures in all_measures])
+        for name in all_measures[0]
+        if all(name in measures for measures in all_measures)
+    }
+
+
+def join_trajectories(runs: list[list[dict]]) -> list[dict]:
+    """Rows of one curve: at each step the joint measures of the runs that have it."""
+    at = {}
+    for row in (row for rows in runs for row in rows):
+        at.setdefault((row["step"], row["set"]), []).append(row)
+    return [
+        {"step": step, "set": name, "metrics": join_metrics(rows)}
+        for (step, name), rows in sorted(at.items())
+    ]
+
+
+# ---- tables ------------------------------------------------------------------------------------
+
+
+def write_tables(entries, out: Path) -> list[dict]:
+    """comparison.json, .md and .csv in ``out``; what the first of them holds."""
+    out.mkdir(parents=True, exist_ok=True)
+    joint = [
+        {"name": name, "set": set_name, "runs": runs, "metrics": metrics}
+        for name, set_name, runs, metrics in entries
+    ]
+    write_rows(out / "comparison.json", joint)
+    (out / "comparison.md").write_text(table(entries) + "\n", encoding="utf-8")
+    write_csv(out / "comparison.csv", csv_rows(entries))
+    return joint
+
+
+def columns(entries) -> dict[str, dict]:
+    """A described measure of every metric that has a column, in the order of the entries' own."""
+    found = {}
+    for *_, metrics in entries:
+        for metric, measure in described({"metrics": metrics}).items():
+            found.setdefault(metric, measure)
+    return found
+
+
+def csv_rows(entries) -> list[dict]:
+    """The table as numbers: of each metric its mean, bounds, number of images, and its judge."""
+    rows, measured = [], columns(entries)
+    for name, set_name, runs, metrics in entries:
+        row = {"set": set_name, "run": name, "runs": runs}
+        for metric in measured:
+            measure = metrics.get(metric, {})
+            row[metric] = measure.get("mean")
+            row |= {f"{metric}_{key}": measure.get(key) for key in ("low", "high", "n", "judge")}
+        rows.append(row)
+    return rows
+
+
+def write_csv(path: Path, rows: list[dict]):
+    """A CSV file in one piece; None is an empty cell."""
+    partial = path.with_name(path.name + ".part")
+    with partial.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    os.replace(partial, path)
+
+
+def table(entries) -> str:
+    """Markdown of (name, set, runs, measures by metric), and a line that names the judges.
+
+    n is the number of images: of all that some metric could measure.
+    """
+    several = any(name for name, *_ in entries)
+    measured = columns(entries)
+    head = ["set", *(["run", "runs"] if several else [])]
+    head += [measure["title"] for measure in measured.values()] + ["n"]
+    lines = [head, ["---"] * len(head)]
+    for name, set_name, runs, metrics in entries:
+        cells = [set_name.replace("_", "-"), *([name, str(runs)] if several else [])]
+        cells += [cell(metrics.get(metric), each["form"]) for metric, each in measured.items()]
+        counts = [measure["n"] for measure in metrics.values()]
+        lines.append([*cells, str(max(counts, default=0))])
+    judges = judges_line(entries)
+    texts = [markdown(lines), *map(markdown, parts_tables(entries)), *([judges] if judges else [])]
+    return "\n\n".join(texts)
+
+
+def markdown(lines) -> str:
+    """A table of cells, the second line being the rule under the head."""
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def parts_tables(entries) -> list[list]:
+    """A table for each measure that has parts, such as attributes: a row each, a column per set."""
+    tables = []
+    for name, each in columns(entries).items():
+        found = [
+            (" ".join(filter(None, (run, set_name.replace("_", "-")))), metrics[name]["parts"])
+            for run, set_name, _, metrics in entries
+            if metrics.get(name, {}).get("parts")
+        ]
+        if found:
+            head = [each["title"], *(label for label, _ in found)]
+            lines = [head, ["---"] * len(head)]
+            for part in dict.fromkeys(part for _, parts in found for part in parts):
+                cells = [cell(parts.get(part), each["form"]) for _, parts in found]
+                lines.append([part, *cells])
+            tables.append(lines)
+    return tables
+
+
+def judges_line(entries) -> str:
+    """Such as "Judges: CLIP-T by A; Face-Sim, rank-1/10 by B."; "" if no row names one."""
+    titles = {}
+    for *_, metrics in entries:
+        for measure in described({"metrics": metrics}).values():
+            if measure["judge"]:
+                titles.setdefault(measure["judge"], {})[measure["title"]] = None
+    parts = [f"{', '.join(own)} by {judge}" for judge, own in titles.items()]
+    return f"Judges: {'; '.join(parts)}." if parts else ""
+
+
+def cell(measure: dict | None, form: str) -> str:
+    """0.312 (0.280 to 0.351); "-" if nothing was measured."""
+    if measure is None or measure["mean"] is None:
+        return "-"
+    text = form.format(measure["mean"])
+    if measure["low"] is None:
+        return text
+    return f"{text} ({form.format(measure['low'])} to {form.format(measure['high'])})"

@@ -1,0 +1,270 @@
+"""A method put to the test: people x prompts x images generated, and measured by config.metrics.
+
+The protocol is the thesis' (one reference per person; CLIP-T and Face-Sim on the people seen in
+training, on those held out from it, and on those from elsewhere). Validation during training and
+the evaluate command both measure by this.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+from tqdm import tqdm
+
+from data_pipeline.examples.fields import needs
+from data_pipeline.examples.transforms import square_face_crop
+from data_pipeline.records.schema import Record
+from data_pipeline.records.sources import open_records
+from persongen_jax.diffusion.plan import make_plan
+from persongen_jax.evaluation.contact_sheet import MAX_ROWS, Row, choose_rows, contact_sheet
+from persongen_jax.evaluation.prompts import class_word_of, open_prompts
+from persongen_jax.evaluation.trajectories import SETS
+from persongen_jax.metrics.base import Generated, Known, Owner, People
+from persongen_jax.metrics.judge_check import check_judges
+from persongen_jax.metrics.measures import measure_all
+from persongen_jax.metrics.registry import open_metrics
+from persongen_jax.parallel.sharding import mesh_for
+from persongen_jax.pipeline import Pipeline
+from persongen_jax.training.stopping import Stopped
+
+WIDE = 8  # pictures in a row of a sheet
+
+
+@dataclass
+class Person:
+    """One of whom images are generated. ``records``: all pictures, the first is the reference."""
+
+    identity: str
+    word: str
+    records: list[Record]
+    read: Callable
+    crop: np.ndarray = field(init=False)  # of the reference, as the method reads it
+    reference: np.ndarray = field(init=False)  # uint8 [h, w, 3]
+
+    def __post_init__(self):
+        first = self.records[0]
+        self.reference = self.read(first.image)
+        self.crop = self.reference
+        if first.face_box is not None:
+            self.crop = square_face_crop(self.reference, first.face_box)
+
+    def given(self, field, size: int):
+        """What a call gives a further field for this person, as in the reference; or None."""
+        return field.from_record(self.records[0], self.read, (size, size))
+
+
+@dataclass
+class Result:
+    """Of one set: a row of metrics.jsonl, and the pictures, uint8 [people, prompts, n, h, w, 3]."""
+
+    row: dict
+    images: np.ndarray
+
+
+def open_people(spec: str, system, limit: int | None = None) -> list[Person]:
+    """The first ``limit`` people of a source of records (data_pipeline/records/sources.py)."""
+    by_identity, read = records_by_identity(spec, system)
+    trigger_word, marked = system.config.trigger_word, needs(system.fields)["marked"]
+    return [
+        Person(identity, class_word_of(own[0], trigger_word, marked), own, read)
+        for identity, own in list(by_identity.items())[:limit]
+    ]
+
+
+def records_by_identity(spec: str, system) -> tuple[dict[str, list[Record]], Callable]:
+    """Records in the source's order by who is in them, and the function that reads a picture."""
+    records, read = open_records(spec, system.config.trigger_word, **needs(system.fields))
+    by_identity = {}
+    for record in records:
+        by_identity.setdefault(record.identity, []).append(record)
+    return by_identity, read
+
+
+class Evaluation:
+    """Everything that stays the same from one validation to the next.
+
+    Opening it reads people, prompts and encoders, so that a wrong path or prompt is found before
+    the first step of training; programs are compiled at the first call and used from then on.
+
+    Args:
+        system: systems.sdxl.Sdxl; the model that is measured may be another than its own. Of its
+            config the keys of configs/base.py under "Validation", and method, size, trigger_word.
+
+    Attributes:
+        people: list of Person by the name of the set; only sets that the config names.
+        metrics: those of config.metrics that can be measured, in its order.
+        known: what the metrics know about each set.
+        should_stop: asked between sampling steps; True ends the measuring by Stopped.
+
+    Raises:
+        ValueError: a source, prompt or judge that cannot be used, or a judge that the method reads.
+    """
+
+    def __init__(self, system):
+        self.system, self.config = system, system.config
+        config, base = system.config, system.base
+        self.size = config.validation_size or config.size  # side of the pictures
+        self.should_stop: Callable[[], bool] = lambda: False
+        self.mesh = mesh_for(config)
+        # The first noise is given to every call; a sampler that draws more of it reads a seed.
+        draws = make_plan(base.scheduler_config, config.validation_steps).stochastic
+        self.seed = config.validation_seed if draws else None
+        self.prompts = open_prompts(config.validation_prompts, config.trigger_word)
+        specs = {name: config[f"validate_{name}"] for name in SETS}
+        self.people = {
+            name: open_people(spec, system, config.validation_people)
+            for name, spec in specs.items()
+            if spec
+        }
+        self._check_prompts()
+        self.metrics = open_metrics(config)
+        check_judges(self.metrics, base.model, system.judging_roots, config.judges_are_inputs)
+        self.known = self._known_sets()
+        for known in self.known.values():
+            for metric in self.metrics:
+                metric.prepare(known)
+
+    def __call__(self, model, step: int) -> dict[str, Result]:
+        """Result of every set. Stopped if ``should_stop`` says so meanwhile."""
+        pipe = Pipeline.around(self.system, model, mesh=self.mesh, divided=self.config.shard_frozen)
+        results = {}
+        for name, people in self.people.items():
+            images = self._generate(pipe, name, people)
+            row = {"step": step, "set": name, **self._settings(people)}
+            generated = self._generated(images, people)
+            row["metrics"] = measure_all(self.metrics, generated, self.known[name])
+            results[name] = Result(row, images)
+        return results
+
+    def sheet(self, name: str, images) -> np.ndarray:
+        """The contact sheet of a set, uint8 [h, w, 3]: a row per person if all of theirs fits."""
+        people = self.people[name]
+        if len(self.prompts) * self.config.validation_images <= WIDE:
+            own = (array.reshape(-1, *array.shape[2:]) for array in images)
+            shown = list(zip(people, own, strict=True))[:MAX_ROWS]
+            return contact_sheet([Row(p.identity, p.reference, list(all_)) for p, all_ in shown])
+        return contact_sheet([row for *_, row in self.rows(name, images)])
+
+    def rows(self, name: str, images) -> list[tuple[int, int, Row]]:
+        """(person, prompt, row of a sheet) of the people and prompts that a sheet has room for."""
+        people, rows = self.people[name], []
+        for i, j in choose_rows(len(people), len(self.prompts)):
+            text = self.prompts[j].fill(people[i].word).whole(self.config.trigger_word)
+            label = f"{people[i].identity} / {text}"
+            rows.append((i, j, Row(label, people[i].reference, list(images[i, j]))))
+        return rows
+
+    # ---- generating ----
+
+    def _generate(self, pipe, name, people) -> np.ndarray:
+        """uint8 [people, prompts, images, h, w, 3].
+
+        Picture k of prompt j starts from the same noise for everyone and at every step of
+        training, so that sheets differ by the person and by what was learned alone.
+        """
+        config = self.config
+        shape = (len(people), len(self.prompts), config.validation_images)
+        noise = pipe.draw_latents(config.validation_seed, shape[1] * shape[2], self.size, self.size)
+        jobs = list(np.ndindex(shape))
+        # One size for all sets, or each would be a program of its own.
+        most = max(map(len, self.people.values())) * shape[1] * shape[2]
+        batch = pipe.pictures_at_once(config.validation_batch or None, most)
+        out = []
+        with tqdm(total=len(jobs), desc=name, unit="picture", leave=False, disable=None) as bar:
+            for start in range(0, len(jobs), batch):
+                here = jobs[start : start + batch]
+                out.append(self._generate_batch(pipe, people, here, noise, batch))
+                bar.update(len(here))
+        images = np.concatenate(out)
+        return images.reshape(*shape, *images.shape[1:])
+
+    def _generate_batch(self, pipe, people, jobs, noise, batch):
+        config = self.config
+        texts = [self.prompts[j].fill(people[i].word).place(pipe.streams) for i, j, _ in jobs]
+        given = {key: [own[key] for _, own in texts] for key in texts[0][1]}
+        for each in self.system.fields:
+            if each.name in pipe.conditioner.inputs:
+                own = [people[i].given(each, self.size) for i, *_ in jobs]
+                given |= {each.name: own} if all(one is not None for one in own) else {}
+        images = pipe(
+            [text for text, _ in texts],
+            config.validation_negative_prompt if config.validation_guidance > 1 else None,
+            references=[[people[i].crop] for i, _, _ in jobs] if pipe.reads_references else None,
+            **given,
+            start_merge_step=config.validation_merge_step,
+            height=self.size,
+            width=self.size,
+            num_inference_steps=config.validation_steps,
+            scheduler=config.validation_scheduler or None,
+            guidance_scale=config.validation_guidance,
+            seed=self.seed,
+            latents=np.stack([noise[j * config.validation_images + k] for _, j, k in jobs]),
+            batch_size=batch,
+            output_type="np",
+            progress=self._ask,
+        ).images
+        return (images * 255).round().astype(np.uint8)
+
+    def _ask(self, _):
+        if self.should_stop():
+            raise Stopped
+
+    def _check_prompts(self):
+        """Every prompt with every class word, before the first image is generated."""
+        text = next(field for field in self.system.fields if field.name == "text")
+        for word in sorted({p.word for people in self.people.values() for p in people}):
+            for prompt in self.prompts:
+                general, _ = prompt.fill(word).place(text.streams)
+                text.read(general, int(any(field.identity for field in self.system.fields)))
+
+    # ---- measuring ----
+
+    def _settings(self, people) -> dict:
+        """What the figures depend on besides the weights."""
+        config = self.config
+        return {
+            "method": config.method,
+            "seed": config.seed,
+            "sampling_steps": config.validation_steps,
+            "guidance": config.validation_guidance,
+            "merge_step": config.validation_merge_step,
+            "people": len(people),
+            "prompts": len(self.prompts),
+            "images_each": config.validation_images,
+        }
+
+    def _generated(self, images, people) -> Generated:
+        """What the metrics are given, in the order of _flat."""
+        trigger, n = self.config.trigger_word, images.shape[2]
+        texts = [p.fill(who.word).whole(trigger) for who in people for p in self.prompts]
+        owners = [p.identity for p in people for _ in range(images.shape[1] * n)]
+        return Generated(_flat(images), owners, [text for text in texts for _ in range(n)])
+
+    def _known_sets(self) -> dict[str, Known]:
+        """What is known about each set; the gallery is opened when a metric asks for it."""
+        gallery = self.config.validation_gallery
+        others = People(lambda: open_owners(gallery, self.system) if gallery else [])
+        known = {}
+        for name, people in self.people.items():
+            own = [owner_of(person.identity, person.records, person.read) for person in people]
+            known[name] = Known(name, People(lambda own=own: own), others)
+        return known
+
+
+def open_owners(spec: str, system) -> list[Owner]:
+    """Everyone of a source of records; no picture is read yet."""
+    by_identity, read = records_by_identity(spec, system)
+    return [owner_of(identity, own, read) for identity, own in by_identity.items()]
+
+
+def owner_of(identity: str, records: list[Record], read: Callable) -> Owner:
+    """The first record is the reference."""
+
+    def pictures(limit=None):
+        return [read(record.image) for record in records[:limit]]
+
+    return Owner(identity, lambda: pictures(1), pictures)
+
+
+def _flat(images):
+    return images.reshape(-1, *images.shape[3:])

@@ -1,0 +1,148 @@
+"""Validation of a system that generates images from its fields alone: labels, attributes, nothing.
+
+A system names cases (what is asked for), and this generates an image for each, measures them by
+``config.metrics`` and lays them out. evaluation/people.py is the protocol for people instead.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import jax
+import numpy as np
+
+from data_pipeline.examples.fields import flatten
+from persongen_jax.diffusion.samplers import image_keys
+from persongen_jax.evaluation.contact_sheet import MAX_ROWS, Row, contact_sheet
+from persongen_jax.evaluation.people import Result
+from persongen_jax.metrics.base import Generated, Known, Owner, People
+from persongen_jax.metrics.judge_check import check_judges
+from persongen_jax.metrics.measures import measure_all
+from persongen_jax.metrics.registry import open_metrics
+from persongen_jax.parallel.sharding import to_host
+from persongen_jax.training.stopping import Stopped
+
+AT_ONCE = 64  # images of a batch, where the config does not say
+WIDE = 8  # images in a row of a sheet
+
+
+@dataclass
+class Cases:
+    """What one set asks for.
+
+    Attributes:
+        batch: the fields that a condition is made of, [n, ...] each, nested as a batch is.
+        owners: [n], what each image is of (a class, a combination of attributes): the unit that
+            intervals resample.
+        real: real pictures by owner, uint8 [h, w] or [h, w, c], for metrics that compare.
+        texts: [n], what was asked for in words, or None.
+    """
+
+    batch: dict
+    owners: Sequence[str]
+    real: dict[str, Sequence[np.ndarray]]
+    texts: Sequence[str] | None = None
+
+    def known(self, name: str) -> Known:
+        """As the metrics want it."""
+
+        def owner(key: str) -> Owner:
+            def pictures(limit=None):
+                return [as_rgb(picture) for picture in self.real[key][:limit]]
+
+            return Owner(key, list, pictures)
+
+        return Known(name, People(lambda: [owner(key) for key in self.real]), People(list))
+
+
+class SampledEvaluation:
+    """Everything that stays the same from one validation to the next.
+
+    Args:
+        system: systems.diffusion.DiffusionSystem with ``cases``. Of its config validation_steps,
+            validation_guidance, validation_seed, validation_scheduler, metrics.
+
+    Raises:
+        ValueError: a metric or judge that cannot be used.
+    """
+
+    def __init__(self, system):
+        self.system, self.config = system, system.config
+        self.should_stop = lambda: False
+        self.cases = {name: system.cases(name) for name in system.validation_sets}
+        self.known = {name: cases.known(name) for name, cases in self.cases.items()}
+        self.metrics = open_metrics(self.config)
+        roots, admitted = system.judging_roots, self.config.judges_are_inputs
+        check_judges(self.metrics, system.model, roots, admitted)
+        for known in self.known.values():
+            for metric in self.metrics:
+                metric.prepare(known)
+        config = self.config
+        self.plan = system.plan(config.validation_steps, config.validation_scheduler or None)
+
+    def __call__(self, model, step: int) -> dict[str, Result]:
+        """Result of every set; its images are uint8 [n, h, w, 3]. Stopped if asked to stop."""
+        results = {}
+        for name, cases in self.cases.items():
+            images = self._generate(model, cases)
+            generated = Generated(images, cases.owners, cases.texts, _flat_inputs(cases.batch))
+            row = {"step": step, "set": name, **self._settings(len(images))}
+            row["metrics"] = measure_all(self.metrics, generated, self.known[name])
+            results[name] = Result(row, images)
+        return results
+
+    def _settings(self, images: int) -> dict:
+        """What the figures depend on besides the weights."""
+        config = self.config
+        return {
+            "method": self.system.label,
+            "seed": config.seed,
+            "sampling_steps": config.validation_steps,
+            "guidance": config.validation_guidance,
+            "images": images,
+        }
+
+    def _generate(self, model, cases: Cases) -> np.ndarray:
+        """uint8 [n, h, w, 3]; image i starts from the same noise at every step of training."""
+        system, config, n = self.system, self.config, len(cases.owners)
+        _, *shape = system.codec.shape(system.model, system.abstract_batch())
+        guidance, out = config.validation_guidance or None, []
+        batch = min(n, AT_ONCE)
+        # The sampler's own noise must not be the first once more.
+        first, keys = (image_keys(config.validation_seed, purpose, n) for purpose in (0, 1))
+        for start in range(0, n, batch):
+            if self.should_stop():
+                raise Stopped
+            # The last batch is filled up with its last image: every batch has one shape.
+            rows = np.minimum(np.arange(start, start + batch), n - 1)
+            noise = jax.vmap(lambda key: jax.random.normal(key, shape))(first[rows])
+            inputs = {"batch": jax.tree.map(lambda a: a[rows], cases.batch), "guidance": guidance}  # noqa: B023
+            images = system.sample(model, inputs, noise, self.plan, keys[rows])
+            out.append(to_host(images)[: n - start])
+        return as_rgb((np.concatenate(out) * 255).round().astype(np.uint8))
+
+    def sheet(self, name: str, images) -> np.ndarray:
+        """The contact sheet of a set, uint8 [h, w, 3]: a row per owner."""
+        return contact_sheet([row for *_, row in self.rows(name, images)])
+
+    def rows(self, name: str, images) -> list[tuple[int, int, Row]]:
+        """(number of the owner, 0, row of a sheet), a real picture in the reference's place."""
+        cases, rows = self.cases[name], []
+        owners = np.asarray(cases.owners, str)
+        for i, owner in enumerate(dict.fromkeys(cases.owners)):
+            own = list(images[owners == owner][:WIDE])
+            real = cases.real.get(owner)
+            reference = np.full_like(own[0], 255) if real is None else as_rgb(real[0])
+            rows.append((i, 0, Row(owner, reference, own)))
+        return rows[:MAX_ROWS]
+
+
+def as_rgb(images) -> np.ndarray:
+    """uint8 [..., h, w], [..., h, w, 1] or [..., h, w, 3] to [..., h, w, 3]."""
+    images = np.asarray(images)
+    if images.shape[-1] not in (1, 3):
+        images = images[..., None]
+    return np.repeat(images, 3, axis=-1) if images.shape[-1] == 1 else images
+
+
+def _flat_inputs(batch: dict) -> dict:
+    return {name: np.asarray(array) for name, array in flatten(batch).items()}

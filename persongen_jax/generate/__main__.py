@@ -1,0 +1,378 @@
+"""Generate images from the command line.
+
+    python -m persongen_jax.generate --base /path/to/sdxl --prompt "a lighthouse at dusk"
+    python -m persongen_jax.generate --base /path/to/sdxl --method-weights photomaker-v1.bin \\
+        --reference me.jpg --prompt "a man img in a space suit"
+
+With --run it generates from a run that was trained on attributes; see generate/attributes.py.
+"""
+
+import argparse
+import functools
+import os
+import sys
+import warnings
+from pathlib import Path
+
+import jax
+from tqdm import tqdm
+
+from data_pipeline.examples.conditions import PARTS
+from data_pipeline.examples.fields import FieldError
+from data_pipeline.prompts import join_parts
+from data_pipeline.records.schema import MAX_REFERENCES
+from data_pipeline.text_files import read_lines
+from persongen_jax.diffusion.scales import parse_scales
+from persongen_jax.generate.base import (
+    KEPT,
+    add_base_options,
+    open_base_pipeline,
+    scheduler_options,
+)
+from persongen_jax.generate.warnings import without_effect
+from persongen_jax.plain_warnings import plain_warnings
+
+
+def parse_arguments(argv=None):
+    parser = argparse.ArgumentParser(
+        prog="python -m persongen_jax.generate",
+        description=__doc__.split("\n")[0] + " For a run on attributes: --run DIR --help.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    add = parser.add_argument
+    add_base_options(add)
+    add(
+        "--prompt",
+        action="append",
+        default=[],
+        help="plain text, may be given several times; (weights:1.5), [x], BREAK, <lora:x:1> and "
+        "embedding:x are not understood and warned of",
+    )
+    add("--prompt-file", type=Path, help="text file, a prompt per line")
+    for part in PARTS:
+        add(
+            f"--{part}",
+            action="append",
+            default=[],
+            help=f"what to say of the {part}, for all prompts, or as often as there are prompts; "
+            "joined to the prompt where no method reads it on its own",
+        )
+    add(
+        "--part",
+        action="append",
+        default=[],
+        metavar="NAME=TEXT",
+        help="a further prompt of this name, which the method has to read; may be given several "
+        "times: for a name once, for all prompts, or as often as there are prompts",
+    )
+    add(
+        "--input",
+        action="append",
+        default=[],
+        metavar="NAME=FILE",
+        help="what else the method reads by this name: an image, such as a pose to follow, or "
+        "points (*.json, a list of [x, y] in pixels); as often as --part",
+    )
+    add("--negative-prompt", help="what to steer away from")
+    add("--out", type=Path, default=Path("outputs"), help="folder for the images")
+    add("--height", type=int, help="pixels; default: the model's own")
+    add("--width", type=int, help="pixels; default: the model's own")
+    add("--steps", type=int, default=50, help="sampling steps")
+    add("--guidance-scale", type=float, default=5.0, help="1 turns guidance off")
+    add("--guidance-rescale", type=float, default=0.0, help="0 to 1")
+    add("--scheduler", help="ddpm, ddim, euler, euler_ancestral, dpmpp_2m; default: the model's")
+    add("--karras", action="store_true", help="Karras sigmas (euler, dpmpp_2m)")
+    add("--timestep-spacing", choices=("leading", "trailing", "linspace"))
+    add("--images-per-prompt", type=int, default=1)
+    add("--batch-size", type=int, help="images at once")
+    add("--seed", type=int, default=42)
+    add("--dtype", choices=("float32", "bfloat16"), help="default: bfloat16, on a CPU float32")
+    add("--vae-dtype", choices=("float32", "bfloat16"), default="float32")
+    add("--tiling", action="store_true", help="decode in tiles: less memory for large images")
+    add("--tile-size", type=int, help="side of a tile, pixels; default: 512")
+    add(
+        "--lora",
+        action="append",
+        default=[],
+        metavar="FILE[@WEIGHT]",
+        help="LoRA file; may be given several times",
+    )
+    add("--method", help="identity method; default: what the weights are of")
+    add(
+        "--method-weights",
+        help="working directory of a training run, a PhotoMaker v1 file, or an IP-Adapter file",
+    )
+    add(
+        "--image-encoder",
+        default="",
+        help="folder of the CLIP image encoder that the method's weights go with; default: what "
+        "the run was trained with, for a file the base's image_encoder or a PhotoMaker file's own. "
+        "FaceID has no default: it needs the file of its face recogniser",
+    )
+    add(
+        "--reference",
+        action="append",
+        default=[],
+        metavar="FILE[@REGION]",
+        help=f"photograph of the person, up to {MAX_REFERENCES} times; several people in one "
+        "image: each photograph with the mask of where they may appear (white on black; one "
+        "mask, one person), for methods with an attention branch that reads the person",
+    )
+    add(
+        "--detector",
+        metavar="NAME[:PATH]",
+        help="finds the face in references: keypoints:DIR, insightface, cascade; auto, the "
+        "default: the base's own, else InsightFace where its models are, else scikit-image's "
+        "cascade, which cannot "
+        "align faces as a FaceID file needs them",
+    )
+    add(
+        "--no-crop",
+        action="store_true",
+        help="references are face crops already; for a FaceID file, aligned ones of 112 pixels",
+    )
+    add(
+        "--start-merge-step",
+        "--start_merge_step",
+        type=int,
+        help="the identity acts after this step; default: a fifth of the steps (10 of 50)",
+    )
+    add(
+        "--scale",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE[@START-END]",
+        help="factor of what the method adds, by name: identity, lora, and every stream and map "
+        "that it has, such as background (a name that it does not have is answered with those "
+        "that it has); may be given several times. With a range it is for these steps, as "
+        "fractions of all of them: identity=0.8@0.3-1",
+    )
+    add("--watermark", action="store_true", help="put diffusers' invisible SDXL watermark in")
+    add("--no-compilation-cache", action="store_true", help="compile anew in every run")
+    return parser.parse_args(argv)
+
+
+def read_prompts(args) -> list[str]:
+    prompts = list(args.prompt)
+    if args.prompt_file:
+        lines = read_lines(args.prompt_file)
+        prompts += [line.strip() for line in lines if line.strip()]
+        if not any(map(str.strip, lines)):
+            raise ValueError(f"{args.prompt_file}: no prompt in it; write one on each line")
+    if not prompts:
+        raise ValueError("no prompt: give --prompt TEXT or --prompt-file FILE")
+    return prompts
+
+
+def read_parts(args, count: int) -> dict[str, list[str]]:
+    """--background and --body that were given: a text for each of the ``count`` prompts."""
+    given = {name: getattr(args, name) for name in PARTS if getattr(args, name)}
+    return {name: for_each(f"--{name}", texts, count) for name, texts in given.items()}
+
+
+def read_named(option: str, items: list[str], count: int) -> dict[str, list[str]]:
+    """NAME=VALUE by name: a value for each of the ``count`` prompts."""
+    values = {}
+    for item in items:
+        name, equals, value = item.partition("=")
+        if not equals:
+            raise ValueError(f"{option} {item}: write NAME=VALUE")
+        values.setdefault(name.strip(), []).append(value)
+    return {name: for_each(f"{option} {name}", own, count) for name, own in values.items()}
+
+
+def for_each(what: str, values: list, count: int) -> list:
+    """As many as there are prompts, of one for all or one each."""
+    if len(values) not in (1, count):
+        raise ValueError(
+            f"{what} stands {len(values)} times for {count} prompts: give it once, or once for each"
+        )
+    return values * count if len(values) == 1 else values
+
+
+def place_parts(prompts, parts, streams) -> tuple[list[str], dict[str, list[str]]]:
+    """Parts that the loaded method reads stay apart; all others are joined to the prompts."""
+    apart = {name: texts for name, texts in parts.items() if name in streams}
+    others = [texts for name, texts in parts.items() if name not in streams]
+    return [join_parts(*texts) for texts in zip(prompts, *others, strict=True)], apart
+
+
+def check_named(pipe, named: dict, inputs: dict):
+    """ValueError naming what the loaded method reads, where it does not read one of these."""
+    read = pipe.conditioner.inputs
+    others = [name for name in read if name not in pipe.text.further]
+    for option, given, known in (("--part", named, pipe.text.further), ("--input", inputs, others)):
+        for name in given:
+            if pipe.method is None:
+                raise ValueError(f"{option} {name}: no method is loaded; give --method-weights")
+            if name not in known:
+                reads = ", ".join(known) or "nothing by this option"
+                raise ValueError(f"{option} {name}: the loaded method reads {reads}")
+
+
+def make_pipeline(args):
+    pipe = open_base_pipeline(args)
+    if args.method_weights:
+        pipe.load_method(args.method, args.method_weights, encoder=args.image_encoder)
+    for item in args.lora:
+        path, weight = parse_lora(item)
+        name = path if path not in pipe.adapters else f"{path}, number {len(pipe.adapters) + 1}"
+        pipe.load_lora(path, weight=weight, name=name)
+    return pipe
+
+
+def parse_lora(item: str) -> tuple[str, float]:
+    """FILE or FILE@WEIGHT; an @ may also be part of the file's name."""
+    path, at, weight = item.rpartition("@")
+    if not item or (at and not path):
+        raise ValueError(f"--lora {item!r}: give a file, or FILE@WEIGHT")
+    if not at or Path(item).exists():
+        return item, 1.0
+    try:
+        return path, float(weight)
+    except ValueError as error:
+        raise ValueError(f"--lora {item}: {weight!r} is no number") from error
+
+
+def make_notes(args, prompts, parts) -> list[dict]:
+    """What each image's file says about how it was made; ``parts`` as they were given."""
+    from persongen_jax.pipeline.checks import usual_merge_step
+
+    kept = (
+        "height width steps guidance_scale guidance_rescale scheduler karras "
+        "timestep_spacing dtype vae_dtype lora method method_weights image_encoder "
+        "start_merge_step scale watermark"
+    ).split()
+    settings = {name: getattr(args, name) for name in (*KEPT, *kept)}
+    settings |= {"reference": list(args.reference), "input": list(args.input)}
+    if args.reference and args.start_merge_step is None:
+        settings["start_merge_step"] = usual_merge_step(args.steps)
+    notes = []
+    for i, prompt in enumerate(prompts):
+        for _ in range(args.images_per_prompt):
+            note = {"prompt": prompt, "negative_prompt": args.negative_prompt or ""}
+            note |= {name: texts[i] for name, texts in parts.items()}
+            # The image is number ``index`` of this run's; seed and index draw its noise.
+            note |= {"seed": args.seed, "index": len(notes), "settings": settings}
+            notes.append(note)
+    return notes
+
+
+def generate(args) -> list[Path]:
+    from persongen_jax.generate.files import ImageFolder, read_input, read_references
+
+    if not args.no_compilation_cache and not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+        cache = Path.home() / ".cache" / "persongen_jax" / "xla"
+        jax.config.update("jax_compilation_cache_dir", str(cache))
+    for line in without_effect(args):
+        warnings.warn(line, stacklevel=1)
+    prompts = read_prompts(args)
+    count = len(prompts)
+    parts, named = read_parts(args, count), read_named("--part", args.part, count)
+    inputs = read_named("--input", args.input, count)
+    twice = parts.keys() & named.keys()
+    if twice:
+        raise ValueError(f"--part {min(twice)}: given as --{min(twice)} too")
+    scales = parse_scales(args.scale)
+    if args.reference and not args.method_weights:
+        raise ValueError("--reference needs a method that reads it; give --method-weights")
+    if args.method and not args.method_weights:
+        raise ValueError(f"--method {args.method}: it needs its weights; give --method-weights")
+    folder = ImageFolder(args.out)
+    read = functools.cache(read_input)
+    given = {name: [read(path) for path in own] for name, own in inputs.items()}
+    references, regions = None, None
+    if args.reference:
+        where = {
+            "base": args.base_config or args.base,
+            "detector": args.detector or "auto",
+            "crop": not args.no_crop,
+        }
+        references, regions = read_references(args.reference, args.method_weights, **where)
+    pipe = make_pipeline(args)
+    if pipe.reads_references and not references:
+        raise ValueError(f"--method-weights {args.method_weights}: give --reference too")
+    check_named(pipe, named, inputs)
+    texts, apart = place_parts(prompts, parts, pipe.streams)
+    apart |= named
+    watermark = None
+    if args.watermark:
+        from persongen_jax.pipeline.watermark import WatermarkIfItFits
+
+        watermark = WatermarkIfItFits(warnings.warn)
+    notes, paths = make_notes(args, prompts, parts | named), []
+
+    def save(image):
+        note = notes[len(paths)]
+        if watermark:
+            image, fits = watermark(image)
+            note = {**note, "settings": {**note["settings"], "watermark": fits}}
+        paths.append(folder.save(image, note))
+
+    given |= {"references": references and [references] * count, **apart}
+    given |= {"regions": regions and [regions] * count}
+    run_pipeline(pipe, args, texts, given, scales, save)
+    return paths
+
+
+def run_pipeline(pipe, args, prompts, given, scales, save):
+    """Each image, uint8 [h, w, 3], goes to ``save`` when it is done; with a progress bar.
+
+    ``given``: further arguments of the pipeline, a list with an entry for each prompt each.
+    """
+    count = len(prompts) * args.images_per_prompt
+    batches = -(-count // pipe.pictures_at_once(args.batch_size, count))
+    # The delay keeps the bar away from error messages: it appears with the first steps.
+    bar = tqdm(total=batches * args.steps, unit="step", desc=f"{count} images", delay=1e-3)
+
+    def save_batch(images):
+        for image in (images * 255).round().astype("uint8"):
+            save(image)
+
+    try:
+        pipe(
+            prompts,
+            args.negative_prompt,
+            **given,
+            scales=scales,
+            start_merge_step=args.start_merge_step,
+            height=args.height,
+            width=args.width,
+            num_inference_steps=args.steps,
+            guidance_scale=args.guidance_scale,
+            guidance_rescale=args.guidance_rescale,
+            num_images_per_prompt=args.images_per_prompt,
+            seed=args.seed,
+            scheduler=args.scheduler,
+            scheduler_options=scheduler_options(args),
+            batch_size=args.batch_size,
+            tiling=args.tiling,
+            tile_size=args.tile_size,
+            output_type="np",
+            progress=bar.update,
+            on_batch=save_batch,
+        )
+    except FieldError as error:
+        raise ValueError(f"{error} (here: --input NAME=FILE)") from error
+    bar.close()
+
+
+def main(argv=None):
+    argv = sys.argv[1:] if argv is None else argv
+    if any(item.split("=")[0] == "--run" for item in argv):
+        from persongen_jax.generate import attributes as chosen
+
+        parse, run = chosen.parse_arguments, chosen.generate
+    else:
+        parse, run = parse_arguments, generate
+    args = parse(argv)
+    try:
+        with plain_warnings():
+            paths = run(args)
+    except (ValueError, OSError, ImportError) as error:
+        sys.exit(f"error: {error}")
+    print("\n".join(map(str, paths)))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Identity methods of published papers."""

@@ -1,0 +1,62 @@
+"""PhotoMaker: identity enters through text space (Li et al., arXiv 2312.04461; thesis, 5.1).
+
+The class token ("man") stands in the prompt once per reference, and every copy is fused with that
+reference's ID embedding. Beside the fuse module, LoRA on all attention layers is trained.
+"""
+
+import re
+
+from persongen_jax.diffusion.conditioning import Conditioning, TokenStream
+from persongen_jax.methods.base import (
+    Method,
+    add_prompt_streams,
+    prompt_states,
+    prompts,
+    reference_features,
+    references,
+)
+from persongen_jax.methods.start import add_id_encoder, start_from, start_rest
+from persongen_jax.models.attention import add_branch
+from persongen_jax.models.lora import add_lora
+
+ATTENTION_LAYERS = re.compile(r".*/attn[12]/(to_q|to_k|to_v|to_out/0)")
+
+
+class PhotoMaker(Method):
+    """Stacked ID embedding in the stream "text", and LoRA.
+
+    Attributes:
+        streams: further prompts, each read by a parallel attention branch.
+    """
+
+    streams: tuple[str, ...] = ()
+    groups = (
+        (r"id_encoder/visual_projection(_2)?/kernel", "projections"),
+        (r"id_encoder/fuse_module/.*", "fuse_module"),
+        (r"unet/.*/lora/(down|up)", "lora"),
+    )
+
+    def attach(self, parts, config, rngs):
+        """LoRA on the UNet, the ID encoder on CLIP's weights, a branch for each further prompt.
+
+        Reads config.rank, lora_alpha, and what methods/start.py does.
+        """
+        model = parts.model
+        add_id_encoder(model, config, rngs)
+        add_lora(model.unet, ATTENTION_LAYERS, config.rank, alpha=config.lora_alpha, rngs=rngs)
+        origin = start_from(model, config)
+        for name in self.streams:
+            add_branch(model.unet, name)
+        start_rest(model, origin)
+
+    def fields(self, parts, config):
+        return prompts(parts, config, ("text", *self.streams)), references(self, parts.model)
+
+    def condition(self, model, batch) -> Conditioning:
+        embeds, pooled = prompt_states(model, batch)
+        id_embeds = model.id_encoder.project(reference_features(model, batch))
+        stacked = model.id_encoder.fuse_module.stack(
+            embeds, id_embeds, batch["class_tokens_mask"], batch["id_mask"]
+        )
+        conditioning = Conditioning({"text": TokenStream(stacked)}, pooled, batch["time_ids"])
+        return add_prompt_streams(conditioning, model, batch, self.streams)

@@ -1,0 +1,1 @@
+"""The thesis' own identity methods."""

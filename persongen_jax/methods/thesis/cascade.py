@@ -1,0 +1,41 @@
+"""Background, body and identity one after the other (thesis, 3.3: its target method).
+
+Behind every cross-attention on the general prompt stand three more layers, each on a stream of its
+own and beside a skip connection, from the whole of the picture to its detail.
+"""
+
+from persongen_jax.diffusion.conditioning import Conditioning
+from persongen_jax.methods.base import add_prompt_streams
+from persongen_jax.methods.start import add_id_encoder, start_from, start_rest
+from persongen_jax.methods.thesis.ip_adapter import (
+    IPAdapter,
+    add_identity,
+    identity_tokens,
+    plain_text,
+)
+from persongen_jax.models.attention import CascadeCrossAttention, add_branch
+
+ORDER = ("background", "body", "identity")
+
+
+class Cascade(IPAdapter):
+    """Streams "text", "background", "body" and "identity"; all of the added layers is trained."""
+
+    streams = ORDER[:2]
+    groups = (
+        *(row for row in IPAdapter.groups if row[1] != "identity"),
+        *((rf"unet/.*/attn2/branches/{name}/.*", name) for name in ORDER),
+    )
+
+    def attach(self, parts, config, rngs):
+        model = parts.model
+        add_id_encoder(model, config, rngs)
+        origin = start_from(model, config)
+        add_identity(model, config)
+        for name in ORDER:
+            add_branch(model.unet, name, CascadeCrossAttention)
+        start_rest(model, origin)
+
+    def condition(self, model, batch) -> Conditioning:
+        conditioning = add_prompt_streams(plain_text(model, batch), model, batch, self.streams)
+        return conditioning.with_stream("identity", *identity_tokens(model, batch))

@@ -1,0 +1,40 @@
+"""Identity by text space and by an attention branch at once (thesis, 5.2.2).
+
+PhotoMaker's stacked ID embedding (arXiv 2312.04461) and the branch of ip_adapter.py. The branch has
+a projection of its own, so that the two ways may tell different things about a face.
+"""
+
+from persongen_jax.diffusion.conditioning import Conditioning, TokenStream
+from persongen_jax.methods.base import prompt_states, reference_features
+from persongen_jax.methods.start import add_id_encoder, start_from, start_rest
+from persongen_jax.methods.thesis.ip_adapter import IPAdapter, add_identity
+from persongen_jax.models.attention import add_branch
+
+
+class Dual(IPAdapter):
+    """Stacked ID embedding in "text", and the references in "identity"; no LoRA."""
+
+    at_trigger = True
+    groups = (
+        *IPAdapter.groups,
+        (r"id_tokens/visual_projection_3/kernel", "projections"),
+        (r"id_encoder/fuse_module/.*", "fuse_module"),
+    )
+
+    def attach(self, parts, config, rngs):
+        model = parts.model
+        add_id_encoder(model, config, rngs)
+        origin = start_from(model, config)
+        add_identity(model, config, own_projection=True)
+        add_branch(model.unet, "identity")
+        start_rest(model, origin)
+
+    def condition(self, model, batch) -> Conditioning:
+        embeds, pooled = prompt_states(model, batch)
+        encoder, features = model.id_encoder, reference_features(model, batch)
+        stacked = encoder.fuse_module.stack(
+            embeds, encoder.project(features), batch["class_tokens_mask"], batch["id_mask"]
+        )
+        conditioning = Conditioning({"text": TokenStream(stacked)}, pooled, batch["time_ids"])
+        tokens = model.id_tokens(encoder, features)
+        return conditioning.with_stream("identity", tokens, batch["id_mask"])

@@ -1,0 +1,40 @@
+"""Identity by an attention branch, and LoRA everywhere (thesis, 5.2.3).
+
+The branch of ip_adapter.py. Its keys and values are not trained themselves: like the base layers
+they carry a LoRA. PhotoMaker's LoRA holds much about identity, so it is what both start from.
+"""
+
+from flax import nnx
+
+from persongen_jax.methods.published.photomaker import ATTENTION_LAYERS, PhotoMaker
+from persongen_jax.methods.start import add_id_encoder, start_from, start_rest
+from persongen_jax.methods.thesis.ip_adapter import IPAdapter, add_identity
+from persongen_jax.models.attention import ParallelCrossAttention, add_branch
+from persongen_jax.models.lora import add_lora, copy_lora
+
+
+class IPLora(IPAdapter):
+    """Streams "text" and "identity"; LoRA on the base layers and on the branch's keys and values.
+
+    The branch starts as the base layer with its LoRA: once, as a copy of both. (The thesis'
+    released code merged the LoRA into the copy and put it on top again.)
+    """
+
+    groups = (
+        *(row for row in IPAdapter.groups if row[1] != "identity"),
+        *(row for row in PhotoMaker.groups if row[1] == "lora"),
+    )
+
+    def attach(self, parts, config, rngs):
+        """Reads config.rank and lora_alpha, and what methods/start.py does."""
+        model = parts.model
+        add_id_encoder(model, config, rngs)
+        add_lora(model.unet, ATTENTION_LAYERS, config.rank, alpha=config.lora_alpha, rngs=rngs)
+        origin = start_from(model, config)
+        add_identity(model, config)
+        add_branch(model.unet, "identity")
+        for _, layer in nnx.iter_graph(model.unet):
+            if isinstance(layer, ParallelCrossAttention):
+                copy_lora(layer.to_k, layer.branches["identity"].to_k)
+                copy_lora(layer.to_v, layer.branches["identity"].to_v)
+        start_rest(model, origin)

@@ -1,0 +1,1 @@
+"""The pixel-space DDPM UNet, and the classifier that judges it."""

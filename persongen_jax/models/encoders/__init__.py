@@ -1,0 +1,1 @@
+"""Networks that encode text and reference pictures."""

@@ -1,0 +1,110 @@
+"""PhotoMaker v2's ID encoder: CLIP's patches, asked by a face recogniser's embedding.
+
+Version 1 (arXiv 2312.04461, section 3.2) takes CLIP's pooled embedding of a face. Here a
+recogniser's embedding becomes two tokens, which gather what else they need from CLIP's patches;
+each token takes the place of one copy of the class word. Module paths mirror the keys of
+``photomaker-v2.bin``.
+"""
+
+import jax.numpy as jnp
+from flax import nnx
+
+from persongen_jax.models.encoders.id_encoder import PhotoMakerIDEncoder
+from persongen_jax.models.encoders.resampler import GELU, PerceiverResampler, apply
+from persongen_jax.models.layers import LayerNorm, Linear
+
+NUM_TOKENS = 2  # for each reference
+
+
+class QFormerPerceiver(nnx.Module):
+    """A face embedding to tokens, refined by what CLIP's patches show.
+
+    Args:
+        id_features: of the face embedding (512); in_features: of a patch (1024).
+        features: of the tokens (2048); a multiple of ``head_dim``, or less, which makes one head.
+        hidden_features: between the two layers that make the tokens (4 * id_features).
+    """
+
+    def __init__(
+        self,
+        id_features,
+        in_features,
+        features,
+        *,
+        num_tokens=NUM_TOKENS,
+        hidden_features=None,
+        head_dim=128,
+        num_layers=4,
+        **kw,
+    ):
+        hidden = 4 * id_features if hidden_features is None else hidden_features
+        self.num_tokens = num_tokens
+        self.token_proj = nnx.List(
+            [Linear(id_features, hidden, **kw), GELU(), Linear(hidden, num_tokens * features, **kw)]
+        )
+        self.token_norm = LayerNorm(features, **kw)
+        self.perceiver_resampler = PerceiverResampler(
+            in_features,
+            features,
+            features,
+            heads=max(1, features // head_dim),
+            head_dim=min(head_dim, features),
+            num_layers=num_layers,
+            **kw,
+        )
+
+    def __call__(self, face_embeds, last_hidden_state):
+        """[b, id_features] and patches [b, m, in_features] to [b, n, features]."""
+        tokens = apply(self.token_proj, face_embeds)
+        tokens = self.token_norm(tokens.reshape(len(tokens), self.num_tokens, -1))
+        return tokens + self.perceiver_resampler.resample(tokens, last_hidden_state)
+
+
+class PhotoMakerV2IDEncoder(PhotoMakerIDEncoder):
+    """CLIP's image tower, version 1's parts, and :class:`QFormerPerceiver`.
+
+    ``visual_projection`` and ``visual_projection_2`` lie in the files but are not used. What it
+    gives goes to ``fuse_module.stack`` as version 1's does, with ``num_tokens`` copies of the class
+    token for each reference and the references' mask repeated as often.
+
+    Args:
+        vision_model, projection_dims, dtype, param_dtype, rngs: as version 1's.
+        id_features: of the face embedding.
+    """
+
+    def __init__(
+        self,
+        vision_model,
+        projection_dims,
+        *,
+        id_features=512,
+        head_dim=128,
+        dtype,
+        param_dtype=jnp.float32,
+        rngs,
+    ):
+        kw = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
+        super().__init__(vision_model, projection_dims, **kw)
+        self.qformer_perceiver = QFormerPerceiver(
+            id_features,
+            vision_model.config["hidden_size"],
+            sum(projection_dims),
+            head_dim=head_dim,
+            **kw,
+        )
+
+    def __call__(self, id_pixel_values, face_embeds):
+        """CLIP-normalised face crops and the recogniser's embeddings to ID embeddings.
+
+        Args:
+            id_pixel_values: [b, r, s, s, 3].
+            face_embeds: [b, r, id_features].
+
+        Returns:
+            [b, r * n, d1 + d2]: the n tokens of a reference stand side by side.
+        """
+        b, r = id_pixel_values.shape[:2]
+        images = id_pixel_values.reshape(b * r, *id_pixel_values.shape[2:])
+        patches = self.vision_model(images).last_hidden_state
+        tokens = self.qformer_perceiver(face_embeds.reshape(b * r, -1), patches)
+        return tokens.reshape(b, r * tokens.shape[1], -1)

@@ -1,0 +1,1 @@
+"""Devices and hosts: sharding, and the processes of a run."""

@@ -1,0 +1,246 @@
+"""Devices: one mesh, and where arrays lie on it.
+
+    mesh = make_mesh(fsdp=config.fsdp)
+    frozen = put(frozen, frozen_shardings(mesh, config, frozen))
+
+The mesh has the axes ("data", "fsdp"). A batch is dealt out over both. Weights that are divided lie
+in pieces on the devices of an "fsdp" group and are whole there only while a layer computes with
+them (ZeRO stage 3, Rajbhandari et al., arXiv 1910.02054, section 5); on "data" they are repeated.
+With ``fsdp=1`` every device has every weight whole.
+
+Where a weight lies is a table of (path pattern, which), see ``RULES``. What is trained is always
+divided, with the optimizer's state and the running average; frozen weights are by
+``config.shard_frozen``.
+"""
+
+import functools
+import math
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import mesh_utils
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+AXES = ("data", "fsdp")
+BATCH = PartitionSpec(AXES)  # the first axis over all devices
+
+WHOLE, DIVIDED = "whole", "divided"
+# The first row that matches the whole path of an array says whether it may be divided: the largest
+# axis that fsdp divides then is, the last of equals. An array that no row matches is an error.
+# LoRA's factors are thousands of small arrays: gathered, they would be most of a step's messages.
+RULES = (
+    (r"(.*/)?(bias|scale|running_mean|running_var|class_embedding|down|up|ns_coeffs)", WHOLE),
+    (r"(.*/)?(kernel|embedding|latents)", DIVIDED),
+)
+# Fewer numbers than these stay whole: to gather them costs a message and saves nothing.
+MIN_DIVIDED = 4096
+
+
+# ---- The mesh ----------------------------------------------------------------------------------
+
+
+def make_mesh(devices=None, *, fsdp: int = 1) -> Mesh:
+    """The mesh ("data", "fsdp") over ``devices``, by default all of all processes.
+
+    Args:
+        fsdp: among how many devices weights are divided; the rest of them are "data".
+
+    Raises:
+        ValueError: ``fsdp`` does not divide the number of devices.
+    """
+    devices = jax.devices() if devices is None else list(devices)
+    check_fsdp(fsdp, len(devices))
+    shape = (len(devices) // fsdp, fsdp)
+    if fsdp > 1 and devices[0].platform == "tpu":
+        # Groups of neighbours on the chips' network, whatever the order of their numbers.
+        array = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+    else:
+        array = np.array(devices).reshape(shape)
+    return Mesh(array, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def mesh_for(config) -> Mesh:
+    """The mesh on which a run is looked at, be it on other devices than it was trained on.
+
+    Where they are no whole number of the config's groups, groups are as large as they can be.
+    """
+    devices = jax.devices()
+    return make_mesh(devices, fsdp=math.gcd(config.fsdp, len(devices)))
+
+
+def check_fsdp(fsdp: int, devices: int):
+    """ValueError unless ``devices`` are a whole number of groups of ``fsdp``."""
+    if fsdp < 1 or devices % fsdp:
+        divisors = [n for n in range(1, devices + 1) if devices % n == 0]
+        raise ValueError(
+            f"config.fsdp={fsdp} does not divide the {devices} devices that are there; use one of "
+            f"{', '.join(map(str, divisors))}"
+        )
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """Whole on every device."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def along_batch(mesh: Mesh) -> NamedSharding:
+    """The first axis is dealt out over all devices."""
+    return NamedSharding(mesh, BATCH)
+
+
+# ---- Where weights lie -------------------------------------------------------------------------
+
+
+def spec_of(path: str, shape: tuple[int, ...], fsdp: int, rules=RULES) -> PartitionSpec:
+    """Which axis of one array is divided among ``fsdp`` devices, by the table.
+
+    Raises:
+        ValueError: no row matches ``path``. What stays whole anyway needs none.
+    """
+    if not shape or fsdp == 1 or np.prod(shape) < MIN_DIVIDED:
+        return PartitionSpec()
+    which = next((which for pattern, which in rules if re.fullmatch(pattern, path)), None)
+    if which is None:
+        raise ValueError(
+            f"no sharding rule matches {path} {tuple(shape)}: add a row to RULES in "
+            "persongen_jax/parallel/sharding.py"
+        )
+    axes = [i for i, size in enumerate(shape) if size % fsdp == 0]
+    if which == WHOLE or not axes:
+        return PartitionSpec()
+    axis = max(axes, key=lambda i: (shape[i], i))
+    return PartitionSpec(*[None] * axis, "fsdp")
+
+
+def shardings_by_path(mesh: Mesh, tree, rules=RULES):
+    """A NamedSharding for every array of ``tree`` (arrays or ShapeDtypeStructs), in its place.
+
+    Works on dictionaries by path, on NNX states, and on an optimizer's state, in which the moments
+    of a weight have its path behind their own and so go where it goes.
+    """
+    fsdp = mesh.shape["fsdp"]
+
+    def sharding(keys, leaf):
+        return NamedSharding(mesh, spec_of(path_of(keys), leaf.shape, fsdp, rules))
+
+    return jax.tree_util.tree_map_with_path(sharding, tree)
+
+
+def path_of(keys) -> str:
+    """JAX's keys of a leaf as "unet/down_blocks/0/kernel"; NNX wraps each array in a ".value"."""
+    return jax.tree_util.keystr(keys, simple=True, separator="/").removesuffix("/value")
+
+
+def state_shardings(mesh: Mesh, config, state):
+    """Of a TrainState: all of it is divided by the table, whatever ``config`` says."""
+    del config
+    return shardings_by_path(mesh, state)
+
+
+def frozen_shardings(mesh: Mesh, config, frozen):
+    """Of frozen weights: divided with ``config.shard_frozen``, else whole on every device."""
+    if config.get("shard_frozen", False):
+        return shardings_by_path(mesh, frozen)
+    return jax.tree.map(lambda _: replicated(mesh), frozen)
+
+
+def load_shardings(mesh: Mesh, config):
+    """(path, shape) to sharding for weights/loader.py: each tensor goes where it is to stay."""
+    if not config.get("shard_frozen", False):
+        return replicated(mesh)
+    fsdp = mesh.shape["fsdp"]
+
+    def sharding(path, shape):
+        return NamedSharding(mesh, spec_of("/".join(map(str, path)), shape, fsdp))
+
+    return sharding
+
+
+def gathered(tree):
+    """Inside of a jitted function: the arrays whole on every device of jax.set_mesh's mesh.
+
+    Apply where weights are used; gradients are reduce-scattered back into the weights' pieces.
+    Without it XLA may divide a layer's work the way its weights lie, and
+    send activations instead, layer by layer.
+    """
+    fsdp = jax.sharding.get_abstract_mesh().shape.get("fsdp", 1)
+    if fsdp == 1:
+        return tree
+
+    def gather(keys, array):
+        return _gathered(array, spec_of(path_of(keys), array.shape, fsdp))
+
+    return jax.tree_util.tree_map_with_path(gather, tree)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def _gathered(array, spec):
+    return jax.lax.with_sharding_constraint(array, PartitionSpec())
+
+
+_gathered.defvjp(
+    lambda array, spec: (_gathered(array, spec), None),
+    lambda spec, _, gradient: (jax.lax.with_sharding_constraint(gradient, spec),),
+)
+
+
+# ---- Putting arrays there ----------------------------------------------------------------------
+
+
+def put_array(array, sharding):
+    """One array onto its devices; every process gives the same one, whole.
+
+    Unlike jax.device_put it does not compare the values between the processes, which would send
+    every weight over the network.
+    """
+    if sharding is None or sharding.is_fully_addressable:
+        return jax.device_put(array, sharding)
+    if isinstance(array, jax.Array) and not array.is_fully_addressable:
+        if array.sharding.is_equivalent_to(sharding, array.ndim):
+            return array
+        return jax.jit(lambda x: x, out_shardings=sharding)(array)
+    if jnp.issubdtype(array.dtype, jax.dtypes.prng_key):
+        data = put_array(jax.random.key_data(array), sharding)
+        return jax.random.wrap_key_data(data, impl=jax.random.key_impl(array))
+    array = np.asarray(array)
+    return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
+
+
+def put(tree, shardings):
+    """Arrays onto their devices; ``shardings`` is one for all or a tree of the same form."""
+    if isinstance(shardings, jax.sharding.Sharding):
+        return jax.tree.map(lambda array: put_array(array, shardings), tree)
+    return jax.tree.map(put_array, tree, shardings)
+
+
+def put_batch(mesh: Mesh, batch):
+    """Host arrays [b_local, ...] to device arrays [b, ...], b being the sum over all processes.
+
+    Raises:
+        ValueError: b does not divide evenly among the devices.
+    """
+    sharding = along_batch(mesh)
+
+    def put_rows(array):
+        array = np.asarray(array)
+        rows = array.shape[0] * jax.process_count()
+        if rows % mesh.size:
+            raise ValueError(
+                f"a batch of {rows} does not divide evenly among {mesh.size} devices: "
+                f"choose a batch size that is a multiple of {mesh.size}"
+            )
+        return jax.make_array_from_process_local_data(sharding, array)
+
+    return jax.tree.map(put_rows, batch)
+
+
+def to_host(array) -> np.ndarray:
+    """The whole array, in every process; all of them have to call it."""
+    if not isinstance(array, jax.Array) or array.is_fully_addressable:
+        return np.asarray(array)
+    if not array.is_fully_replicated:
+        whole = NamedSharding(array.sharding.mesh, PartitionSpec())
+        array = jax.jit(lambda x: x, out_shardings=whole)(array)
+    return np.asarray(array.addressable_data(0))

@@ -1,0 +1,1 @@
+"""Several methods and seeds next to each other: the study command."""

@@ -1,0 +1,324 @@
+"""Train several methods over several seeds with the same budget, and compare them.
+
+    python -m persongen_jax.study --config configs/study_mini.py
+    python -m persongen_jax.study --config configs/study_mini.py --dry_run
+
+Every run is a process of its own, so that none lives in another's memory: training, then the
+evaluation of what was trained. SIGTERM and Ctrl-C are passed on to it, and it saves; the same
+command goes on from there, and does not repeat what is finished. At the end, and whenever all runs
+are there, the tables, plots and sheets are written (persongen_jax/study/report.py).
+"""
+
+import fcntl
+import json
+import os
+import runpy
+import signal
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+
+from data_pipeline.text_files import read_json
+from persongen_jax.evaluation.trajectories import read_rows
+from persongen_jax.settings import differences
+from persongen_jax.study.report import write_report
+from persongen_jax.systems.open import complete_config, system_class
+from persongen_jax.training.stopping import StopSignals
+from persongen_jax.weights.saver import write_json
+
+# A training's keys that have to be equal for a comparison to be fair.
+BUDGET = ("steps", "batch_size", "size", "data", "base")
+LOOK = 0.2  # seconds between two looks at signals and at the process under way
+
+
+class Interrupted(Exception):
+    """A signal ended the study; the same command goes on."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training: ``config`` is the training's, with all overrides; ``evaluation`` options."""
+
+    name: str
+    seed: int
+    file: str
+    overrides: dict
+    config: ConfigDict
+    evaluation: dict
+    folder: Path
+
+    @property
+    def results(self) -> Path:
+        """The folder of the evaluation."""
+        return self.folder / "evaluation" / f"step_{self.config.steps:06d}"
+
+
+# ---- What is to be done ------------------------------------------------------------------------
+
+
+def load_config(file: str, overrides: dict) -> ConfigDict:
+    """A training's config with some keys changed.
+
+    Raises:
+        ValueError: no such file, or a key or type that the config does not have.
+    """
+    if not Path(file).is_file():
+        raise ValueError(f"{file}: no such config; methods and config_files name it together")
+    config = runpy.run_path(str(file))["get_config"]()
+    for key, value in overrides.items():
+        if key not in config:
+            raise ValueError(f"{file}: has no key {key!r}, which the study overrides")
+        try:
+            config[key] = value
+        except TypeError as error:
+            raise ValueError(f"{file}: {key}={value!r}: {error}") from error
+    return config
+
+
+def plan_runs(study: ConfigDict) -> list[Run]:
+    """Every run, seed by seed, so that a study stopped half way has all methods.
+
+    Raises:
+        ValueError: nothing to do, unequal budgets, or faulty overrides.
+    """
+    if not study.methods or not study.seeds:
+        raise ValueError("config.methods and config.seeds have to name at least one each")
+    unknown = sorted(set(study.only) - set(study.methods))
+    if unknown:
+        raise ValueError(f"config.only: {', '.join(unknown)} is not among config.methods")
+    runs = []
+    for seed in study.seeds:
+        for name in study.methods:
+            file = study.config_files.format(name)
+            own = study.only.to_dict().get(name, {})
+            overrides = {**study.overrides.to_dict(), **own, "seed": seed}
+            config = load_config(file, overrides)
+            folder = Path(study.workdir) / name / f"seed_{seed}"
+            evaluation = study.evaluation.to_dict()
+            runs.append(Run(name, seed, file, overrides, config, evaluation, folder))
+    for key in BUDGET:
+        values = {run.name: run.config.get(key) for run in runs}
+        if len(set(values.values())) > 1:
+            listed = ", ".join(f"{name}: {value}" for name, value in values.items())
+            raise ValueError(
+                f"the methods' {key} differ ({listed}), and only equal budgets are compared; set "
+                f"config.overrides.{key} for all of them"
+            )
+    return runs
+
+
+def newest_step(run: Run) -> int | None:
+    """Of the run's checkpoints."""
+    steps = [int(p.name) for p in (run.folder / "checkpoints").glob("*") if p.name.isdigit()]
+    return max(steps, default=None)
+
+
+def is_trained(run: Run) -> bool:
+    """Whether the last step is saved, and validated where the config asks for it."""
+    if newest_step(run) != run.config.steps:
+        return False
+    if not run.config.validation_every:
+        return True
+    wanted = set(system_class(run.config.system).validation_sets_of(run.config))
+    rows = read_rows(run.folder / "validation" / "metrics.jsonl")
+    return wanted <= {row["set"] for row in rows if row["step"] == run.config.steps}
+
+
+def is_evaluated(run: Run) -> bool:
+    """Whether it was evaluated with the options that are asked for now."""
+    options = run.results / "options.json"
+    return options.is_file() and read_json(options) == run.evaluation
+
+
+def check_settings(run: Run):
+    """ValueError if what lies in the run's folder was trained with other settings."""
+    path = run.folder / "config.json"
+    if not path.is_file():
+        return
+    before = json.loads(complete_config(read_json(path)).to_json())
+    now = json.loads(run.config.to_json())
+    if "start_from_step" in now:
+        # Which checkpoint of an earlier run it started from, training has found out itself.
+        now["start_from_step"] = now["start_from_step"] or before.get("start_from_step", 0)
+    # And where the learning rate's curve ends that the run began with.
+    now["schedule_steps"] = now["schedule_steps"] or before["schedule_steps"]
+    lines = differences(before, now)
+    if lines:
+        raise ValueError(
+            f"{run.folder} was trained with another config (was -> now): {'; '.join(lines)}. Give "
+            "another config.workdir, or remove that folder"
+        )
+
+
+def describe(run: Run) -> str:
+    """Where the run stands, for the list of --dry_run and the log."""
+    step = newest_step(run)
+    if is_trained(run):
+        state = "finished" if is_evaluated(run) else "trained, not evaluated"
+    else:
+        state = "not begun" if step is None else f"step {step} of {run.config.steps}"
+    return f"{run.name}, seed {run.seed}: {state}"
+
+
+# ---- Doing it ----------------------------------------------------------------------------------
+
+
+class Processes:
+    """Runs one command after the other, and passes a stop on to the one under way.
+
+    ``lock``: an open file that every process inherits: it stays locked as long as one of them
+    lives, also when this one was killed.
+    """
+
+    def __init__(self, stop: StopSignals, lock):
+        self.stop, self.lock = stop, lock
+        self.environment = dict(os.environ)
+        # Runs that differ by their seed compile the same programs for sampling.
+        cache = Path.home() / ".cache" / "persongen_jax" / "xla"
+        self.environment.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache))
+
+    def __call__(self, module: str, *arguments):
+        """``python -m module arguments``.
+
+        Raises:
+            Interrupted: a signal came, before or meanwhile; the process has ended.
+            RuntimeError: it ended with an error, which stands above in the terminal.
+        """
+        if self.stop:
+            raise Interrupted
+        command = [sys.executable, "-m", module, *map(str, arguments)]
+        # A session of its own: the terminal's Ctrl-C would reach it twice otherwise.
+        process = subprocess.Popen(
+            command, env=self.environment, start_new_session=True, pass_fds=[self.lock.fileno()]
+        )
+        told = False
+        try:
+            while process.poll() is None:
+                if self.stop and not told:
+                    process.send_signal(signal.SIGTERM)
+                    told = True
+                try:
+                    process.wait(LOOK)
+                except subprocess.TimeoutExpired:
+                    pass
+        except BaseException:
+            process.kill()
+            process.wait()
+            raise
+        if self.stop:
+            raise Interrupted
+        if process.returncode:
+            raise RuntimeError(
+                f"{' '.join(command[2:])} ended with code {process.returncode}; its words are "
+                "above. The same command tries again"
+            )
+
+
+def do_run(run: Run, processes: Processes):
+    """Train and evaluate, as far as it is not done."""
+    if not is_trained(run):
+        settings = [f"--config.{key}={value}" for key, value in run.overrides.items()]
+        files = ["--config", run.file, "--workdir", run.folder]
+        processes("persongen_jax.train", *files, *settings)
+        if not is_trained(run):
+            raise RuntimeError(f"{run.folder}: the training ended before its last step")
+    if not is_evaluated(run):
+        options = ["--run", run.folder, "--out", run.results, "--pictures"]
+        for name, value in run.evaluation.items():
+            options += [f"--{name.replace('_', '-')}", value]
+        processes("persongen_jax.evaluate", *options, "--step", run.config.steps)
+        write_json(run.results / "options.json", run.evaluation)
+
+
+def measure_costs(study: ConfigDict, runs: list[Run], processes: Processes) -> dict | None:
+    """cost.json's contents, measured if it is not there for these settings; None: not asked for."""
+    if not study.cost_rounds:
+        return None
+    plan = {
+        "methods": {run.name: [run.file, run.overrides] for run in reversed(runs)},
+        "order": list(study.methods),
+        "rounds": study.cost_rounds,
+        "steps": study.cost_steps,
+        "data": study.cost_data,
+        "full_size_files": study.full_size_files.to_dict(),
+    }
+    path = Path(study.workdir) / "cost.json"
+    if not path.is_file() or read_json(path)["plan"] != json.loads(json.dumps(plan)):
+        write_json(Path(study.workdir) / "cost_plan.json", plan)
+        print("measuring the cost of a step", flush=True)
+        processes("persongen_jax.study.cost", Path(study.workdir) / "cost_plan.json", path)
+    return read_json(path)
+
+
+def run_study(study: ConfigDict, dry_run: bool = False):
+    """Everything: runs, costs, report.
+
+    Raises:
+        ValueError: settings that cannot work.
+        RuntimeError: a run failed, or another study is at work in the same folder.
+    """
+    runs = plan_runs(study)
+    for run in runs:
+        check_settings(run)
+    if dry_run:
+        print(study)
+        print("\n".join(describe(run) for run in runs))
+        return
+    workdir = Path(study.workdir)
+    workdir.mkdir(parents=True, exist_ok=True)
+    with open(workdir / "lock", "w") as lock, StopSignals() as stop:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise RuntimeError(
+                f"{workdir}: another study, or a run that it left behind, is still at work there"
+            ) from error
+        processes = Processes(stop, lock)
+        try:
+            for i, run in enumerate(runs):
+                print(f"[{i + 1}/{len(runs)}] {describe(run)}", flush=True)
+                do_run(run, processes)
+            costs = measure_costs(study, runs, processes)
+        except Interrupted:
+            print(f"stopped; the same command goes on ({workdir})")
+            return
+        print(write_report(study, runs, costs))
+    print(f"written: {workdir}")
+
+
+# ---- The command -------------------------------------------------------------------------------
+
+
+def parse(argv: list[str]) -> tuple[ConfigDict, bool]:
+    """(the study's config, whether it is a dry run)."""
+    # Flags of its own: persongen_jax.train has some of the same names.
+    values = flags.FlagValues()
+    config_flags.DEFINE_config_file(
+        "config", None, "a study, e.g. configs/study_mini.py", flag_values=values, sys_argv=argv
+    )
+    flags.DEFINE_bool("dry_run", False, "list the runs and where they stand", flag_values=values)
+    try:
+        left = values(argv)
+    except (AttributeError, KeyError) as error:
+        sys.exit(f"error: the config has no such key: {error.args[0]}")
+    except (TypeError, flags.Error, OSError) as error:
+        sys.exit(f"error: {error}")
+    if len(left) > 1 or values.config is None:
+        sys.exit("error: give --config FILE, such as configs/study_mini.py")
+    return values.config, values.dry_run
+
+
+def main(argv=None):
+    study, dry_run = parse(sys.argv if argv is None else ["study", *argv])
+    try:
+        run_study(study, dry_run)
+    except (ValueError, OSError, ImportError, RuntimeError) as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,111 @@
+"""What a step of each method costs: measured in turns, in one process, on equal batches.
+
+    python -m persongen_jax.study.cost PLAN OUT
+
+``persongen_jax.study`` writes the plan and starts this. Turns are what makes the figures comparable
+on a machine that others use as well: a slow minute hits all methods alike, and only the quotients
+within a round are kept.
+"""
+
+import argparse
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from data_pipeline.text_files import read_json
+from persongen_jax.parallel.sharding import make_mesh, put_batch
+from persongen_jax.study.__main__ import load_config
+from persongen_jax.systems.assembly import assemble
+from persongen_jax.systems.open import abstract_system, open_system
+from persongen_jax.training.step import compile_step
+from persongen_jax.weights.saver import write_json
+
+
+def measure(plan: dict) -> dict:
+    """The contents of cost.json.
+
+    Returns:
+        {"plan": as given, "device": …, "methods": {name: {"trained": {group: parameters},
+        "frozen": parameters, "gflop": of a step, "seconds": median of a step, "relative": median
+        over the rounds of its time as a multiple of the first method's, "low", "high": the least
+        and the most of them, "full_size": {group: parameters} or None}}}.
+    """
+    order = plan["order"]
+    methods = {name: _Method(*plan["methods"][name], plan["data"]) for name in order}
+    for name, method in methods.items():
+        print(f"{name}: {sum(method.trained.values()):,} trained", flush=True)
+        method.run(1)  # what happens at the first call only
+    seconds = {name: [] for name in order}
+    for _ in range(plan["rounds"]):
+        for name in order:
+            seconds[name].append(methods[name].run(plan["steps"]) / plan["steps"])
+    out, files = {}, plan["full_size_files"]
+    for name, method in methods.items():
+        quotients = np.array(seconds[name]) / np.array(seconds[order[0]])
+        out[name] = {
+            "trained": method.trained,
+            "frozen": method.frozen_count,
+            "gflop": method.flops / 1e9,
+            "seconds": float(np.median(seconds[name])),
+            "relative": float(np.median(quotients)),
+            "low": float(quotients.min()),
+            "high": float(quotients.max()),
+            "full_size": count_trained(files[name]) if name in files else None,
+        }
+    device = jax.devices()[0].device_kind
+    return {"plan": plan, "device": f"{len(jax.devices())} x {device}", "methods": out}
+
+
+class _Method:
+    """One method with its compiled step, a batch and a state of its own."""
+
+    def __init__(self, file, overrides, data):
+        config = load_config(file, overrides)
+        if data:
+            config.data = data
+        mesh = make_mesh()
+        system = open_system(config, mesh)
+        parts = assemble(system, mesh)
+        self.trained = parts.counts()
+        self.frozen_count = self.trained.pop("frozen")
+        self.state, self.frozen = parts.state, parts.frozen
+        self.batch = put_batch(mesh, next(iter(system.examples(0))))
+        with jax.set_mesh(mesh):
+            arguments = (self.state, self.frozen, self.batch, np.int32(0))
+            self.program, self.flops, _ = compile_step(parts.step, *arguments)
+
+    def run(self, steps: int) -> float:
+        """Seconds of so many steps."""
+        start = time.perf_counter()
+        for i in range(steps):
+            self.state, metrics = self.program(self.state, self.frozen, self.batch, np.int32(i))
+        jax.block_until_ready((self.state, metrics))
+        return time.perf_counter() - start
+
+
+def count_trained(file) -> dict[str, int]:
+    """Learning-rate group -> number of parameters that a config at full size trains.
+
+    What it starts from changes no size and is left out.
+    """
+    config = load_config(file, {"dtype": "bfloat16"})
+    counts = assemble(abstract_system(config), make_mesh(jax.devices()[:1])).counts()
+    return {group: n for group, n in counts.items() if group != "frozen"}
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("plan", type=Path, help="written by persongen_jax.study")
+    parser.add_argument("out", type=Path, help="the file to write")
+    args = parser.parse_args(argv)
+    try:
+        write_json(args.out, measure(read_json(args.plan)))
+    except (ValueError, OSError, ImportError) as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()

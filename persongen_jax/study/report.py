@@ -1,0 +1,204 @@
+"""What a study writes at its end, into its working directory.
+
+study.md               all of it on one page
+comparison.md, .csv    every metric of every method on every set: means over seeds and people with
+                       their 95 % intervals, and who judged; .json has all measures
+<metric>.png           trajectories in training, a line per method: face_sim.png is the thesis'
+                       figure 6.1, clip_t.png figure 6.2
+sheet_<set>.png        reference and one picture of each method, as figures 6.3 and 6.4
+cost.md, .csv          trained parameters, time of a step, size of a checkpoint
+"""
+
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from data_pipeline.text_files import read_json
+from persongen_jax.evaluate import FINAL, PICTURES
+from persongen_jax.evaluation.comparison import (
+    check_comparable,
+    join_curves,
+    join_groups,
+    table,
+    write_csv,
+    write_tables,
+)
+from persongen_jax.evaluation.contact_sheet import Row, contact_sheet
+from persongen_jax.evaluation.trajectories import (
+    plot_trajectories,
+    plotted_metrics,
+    read_rows,
+    set_order,
+)
+from persongen_jax.evaluation.validation import write_image_file
+from persongen_jax.metrics.measures import described
+
+
+def write_report(study, runs, costs: dict | None) -> str:
+    """Write everything; the page's text.
+
+    Args:
+        study: the study's config; runs: all finished (persongen_jax/study/__main__.py).
+        costs: cost.json's contents, or None.
+    """
+    out = Path(study.workdir)
+    groups = by_name(runs, lambda run: read_rows(run.results / FINAL))
+    check_comparable(groups)
+    entries = join_groups(groups)
+    write_tables(entries, out)
+    page = [heading(study, runs), table(entries), reading_aid(entries)]
+
+    curves = join_curves(by_name(runs, validation_rows))
+    figures = [
+        f"![{title}]({metric}.png)"
+        for metric, title in plotted_metrics(curves).items()
+        if plot_trajectories(curves, out / f"{metric}.png", {metric: title})
+    ]
+    page += ["## Trajectories", *figures] if figures else []
+
+    sheets = [f"![{name}]({sheet.name})" for name, sheet in write_sheets(study, runs, out).items()]
+    page += ["## The same people and prompts", *sheets]
+    if costs:
+        rows = cost_rows(costs, runs)
+        write_csv(out / "cost.csv", rows)
+        text = cost_table(rows)
+        (out / "cost.md").write_text(text + "\n", encoding="utf-8")
+        page += [f"## Cost ({costs['device']})", text, COST_NOTE]
+    text = "\n\n".join(page)
+    (out / "study.md").write_text(text + "\n", encoding="utf-8")
+    return text
+
+
+def by_name(runs, read) -> dict[str, list]:
+    """``read(run)`` of all runs of a method, in the order of the seeds."""
+    groups = {}
+    for run in runs:
+        groups.setdefault(run.name, []).append(read(run))
+    return groups
+
+
+def validation_rows(run) -> list[dict]:
+    return read_rows(run.folder / "validation" / "metrics.jsonl")
+
+
+def heading(study, runs) -> str:
+    config, seeds = runs[0].config, ", ".join(map(str, study.seeds))
+    described = f" of {config.size} pixels" if config.get("size") else ""
+    described += f", data `{config.data}`" if config.get("data") else ""
+    return (
+        f"# {len(study.methods)} methods, seeds {seeds}\n\n"
+        f"Each run: {config.steps} steps of {config.batch_size} images{described}. Means over "
+        "seeds and people, in brackets the 95 % interval from resampling both; n is the number of "
+        "images."
+    )
+
+
+def reading_aid(entries) -> str:
+    """What guessing would give, where that is known; it may differ from set to set."""
+    levels = {}
+    for _, set_name, _, metrics in entries:
+        for measure in described({"metrics": metrics}).values():
+            if "chance" in measure:
+                key = f"{measure['title']} on {set_name.replace('_', '-')}"
+                levels.setdefault(key, measure["form"].format(measure["chance"]))
+    if not levels:
+        return ""
+    return f"By chance: {', '.join(f'{key} {level}' for key, level in levels.items())}."
+
+
+# ---- Sheets ------------------------------------------------------------------------------------
+
+
+def write_sheets(study, runs, out: Path) -> dict[str, Path]:
+    """Path by set: a row for each person and prompt, a column for each method; the first seed."""
+    first = {run.name: run.results / PICTURES for run in runs if run.seed == study.seeds[0]}
+    indices = {name: read_json(p / "index.json") for name, p in first.items()}
+    sheets = {}
+    for set_name in set_order(entry["set"] for index in indices.values() for entry in index):
+        own = {
+            name: {entry["label"]: entry for entry in index if entry["set"] == set_name}
+            for name, index in indices.items()
+        }
+        rows = []
+        for label, entry in next(iter(own.values())).items():
+            reference = read_image(next(iter(first.values())) / entry["reference"])
+            # Prompts are the same for all, but a method may have been evaluated on fewer people.
+            pictures = [
+                read_image(first[name] / index[label]["picture"])
+                for name, index in own.items()
+                if label in index
+            ]
+            if len(pictures) == len(own):
+                rows.append(Row(label, reference, pictures))
+        if rows:
+            sheets[set_name] = out / f"sheet_{set_name}.png"
+            write_image_file(sheets[set_name], contact_sheet(rows, ["reference", *own]))
+    return sheets
+
+
+def read_image(path: Path) -> np.ndarray:
+    with Image.open(path) as image:
+        return np.asarray(image.convert("RGB"))
+
+
+# ---- Cost --------------------------------------------------------------------------------------
+
+COST_NOTE = (
+    "A step's time is that of the same batch, measured in turns; in brackets the least and the "
+    "most of the rounds, as a multiple of the first method's. A checkpoint holds the trained "
+    "weights and the optimizer's state, which is what resuming needs; at full size both are "
+    "counted, three float32 numbers for each trained parameter, and nothing is measured."
+)
+
+
+def cost_rows(costs: dict, runs) -> list[dict]:
+    """A row of numbers for each method."""
+    rows = []
+    for name, cost in costs["methods"].items():
+        run = next(run for run in runs if run.name == name)
+        full = cost["full_size"]
+        whole = sum(full.values()) if full else None
+        rows.append(
+            {
+                "method": name,
+                "trained_parameters": sum(cost["trained"].values()),
+                "gflop_per_step": round(cost["gflop"], 3),
+                "seconds_per_step": cost["seconds"],
+                "relative": cost["relative"],
+                "relative_low": cost["low"],
+                "relative_high": cost["high"],
+                "checkpoint_bytes": checkpoint_bytes(run),
+                "full_size_trained_parameters": whole,
+                "full_size_checkpoint_bytes": 3 * 4 * whole if whole else None,
+            }
+        )
+    return rows
+
+
+def checkpoint_bytes(run) -> int:
+    """On the disk, of the last checkpoint."""
+    folder = run.folder / "checkpoints" / str(run.config.steps)
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def cost_table(rows: list[dict]) -> str:
+    """Markdown."""
+    head = ["method", "trained", "GFLOP a step", "step time", "checkpoint"]
+    head += ["trained at full size", "checkpoint at full size"]
+    lines = [head, ["---"] * len(head)]
+    for row in rows:
+        full, size = row["full_size_trained_parameters"], row["full_size_checkpoint_bytes"]
+        bounds = f"({row['relative_low']:.2f} to {row['relative_high']:.2f})"
+        lines.append(
+            [
+                row["method"],
+                f"{row['trained_parameters'] / 1e6:.3f} M",
+                f"{row['gflop_per_step']:.1f}",
+                f"{row['relative']:.2f} {bounds}",
+                f"{row['checkpoint_bytes'] / 1e6:.1f} MB",
+                f"{full / 1e6:.1f} M" if full else "-",
+                f"{size / 1e9:.2f} GB" if size else "-",
+            ]
+        )
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)

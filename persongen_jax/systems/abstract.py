@@ -1,0 +1,157 @@
+"""SDXL with its method in shapes only, and batches to go with it: nothing is opened.
+
+For counting, for compiling ahead of time, and for measuring speed on drawn weights (aot, bench).
+``config.base`` decides the sizes: empty for SDXL's own, a directory for its configs' (no weights
+are read), or a size of weights/random_base.py ("tiny", "mid").
+"""
+
+import functools
+import json
+import math
+import tempfile
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from ml_collections import ConfigDict
+
+from persongen_jax.methods import get_method
+from persongen_jax.methods.base import Parts
+from persongen_jax.models.encoders.clip import CLIPVisionModel
+from persongen_jax.models.layers import UnusedRngs
+from persongen_jax.models.sdxl.parts import COMPONENTS, StableDiffusionXL, build
+from persongen_jax.models.sdxl.sizes import CONFIGS, IMAGE_TOWER
+from persongen_jax.systems.drawn_weights import fill
+from persongen_jax.weights.files.directory import read_config
+from persongen_jax.weights.files.safetensors_file import NAMES
+from persongen_jax.weights.formats.sdxl.loading import SDXLBase
+from persongen_jax.weights.loader import parameter_leaves, to_torch_shape, torch_key
+from persongen_jax.weights.random_base import SCHEDULER, SIZES, make_configs
+from persongen_jax.weights.saver import write_json
+
+VOCABULARY = 49408  # ids of CLIP's tokenizers
+
+
+class ShapeTokenizers:
+    """In place of tokenizers where only their length counts; every text has the same ids."""
+
+    def __init__(self, max_length: int):
+        self.max_length = max_length
+
+    def encode(self, prompt: str) -> np.ndarray:
+        ids = np.zeros((2, self.max_length), np.int32)
+        ids[:, -1] = VOCABULARY - 1
+        return ids
+
+
+def network_configs(config) -> tuple[dict, dict]:
+    """(config.json contents by component, the image tower's).
+
+    Raises:
+        ValueError: ``config.base`` is neither empty, nor a size, nor a directory.
+    """
+    base = Path(config.get("base_config") or config.base)
+    if not config.base:
+        return CONFIGS, IMAGE_TOWER
+    if config.base in SIZES:
+        configs = make_configs(config.base, VOCABULARY)
+        return configs, configs.pop("image_encoder")
+    if not base.is_dir():
+        raise ValueError(
+            f"config.base={config.base} is no directory: give one, or --config.base= for SDXL's "
+            "own sizes"
+        )
+    tower = read_config(Path(config.id_encoder or base / "image_encoder"))
+    return {name: read_config(base / name) for name in COMPONENTS}, tower.get(
+        "vision_config", tower
+    )
+
+
+def abstract_base(config):
+    """(SDXLBase, method): the config's method attached, every leaf a ShapeDtypeStruct.
+
+    What a run starts from changes no size and is not opened. Methods open CLIP's image tower by
+    its path; they get a file of its keys and shapes whose data are a hole: it takes no room on the
+    disk.
+    """
+    configs, image_tower = network_configs(config)
+    method = get_method(config.method)
+    length = configs["text_encoder"]["max_position_embeddings"]
+    tokenizers = ShapeTokenizers(length)
+    with tempfile.TemporaryDirectory(prefix="persongen-jax-") as folder:
+        write_hollow_tower(Path(folder), image_tower)
+        config = ConfigDict({**config, "id_encoder": folder, "start_from": ""})
+        model = nnx.eval_shape(functools.partial(_make, config, configs, method, tokenizers))
+    return SDXLBase(model, tokenizers, configs, SCHEDULER, {}, config.base), method
+
+
+def _make(config, configs, method, tokenizers):
+    dtypes = {name: jnp.dtype(config.dtype) for name in COMPONENTS}
+    dtypes["vae"] = jnp.dtype(config.vae_dtype)
+    parts = {
+        name: build(configs, name, dtype=dtype, param_dtype=dtype)()
+        for name, dtype in dtypes.items()
+    }
+    model = StableDiffusionXL(**parts)
+    method.attach(Parts(model, tokenizers), config, UnusedRngs())
+    return model
+
+
+def write_hollow_tower(folder: Path, config: dict):
+    """CLIP's image tower as config.json and a model.safetensors whose data were never written."""
+    kw = {"dtype": jnp.bfloat16, "param_dtype": jnp.bfloat16, "rngs": UnusedRngs()}
+    tower = nnx.eval_shape(lambda: CLIPVisionModel(config, with_projection=True, **kw))
+    write_json(folder / "config.json", config)
+    header, position = {}, 0
+    for path, leaf in parameter_leaves(tower).items():
+        end = position + math.prod(leaf.shape) * leaf.dtype.itemsize
+        header[torch_key(path)] = {
+            "dtype": NAMES[np.dtype(leaf.dtype)],
+            "shape": list(to_torch_shape(path, leaf.shape)),
+            "data_offsets": [position, end],
+        }
+        position = end
+    raw = json.dumps(header).encode()
+    with open(folder / "model.safetensors", "wb") as file:
+        file.write(len(raw).to_bytes(8, "little") + raw)
+        file.truncate(8 + len(raw) + position)
+
+
+# ---- A batch to measure on ---------------------------------------------------------------------
+
+
+def draw_batch(batch: dict, size: int, vocabulary: int = VOCABULARY) -> dict:
+    """A batch of these ShapeDtypeStructs on the first device, with values that are possible.
+
+    Args:
+        batch: System.abstract_batch's; nested.
+        size: of the target in pixels. vocabulary: how many ids the text towers know.
+    """
+    import jax
+
+    leaves, structure = jax.tree_util.tree_flatten_with_path(batch)
+    filled = [
+        draw_input(i, path[-1].key, leaf, size, vocabulary) for i, (path, leaf) in enumerate(leaves)
+    ]
+    return structure.unflatten(filled)
+
+
+def draw_input(number: int, name: str, shape, size: float, vocabulary: int):
+    """One entry of a batch by its name; what has none of its own is drawn around 0."""
+    dims = shape.shape
+    if name == "class_tokens_mask":
+        return jnp.zeros(dims, bool).at[:, 5:9].set(True)
+    if name == "face_box":
+        box = jnp.array([size / 4, size / 8, 3 * size / 4, 5 * size / 8])
+        return jnp.broadcast_to(box, dims).astype(shape.dtype)
+    if name == "time_ids":
+        ids = jnp.array([size, size, 0, 0, size, size])
+        return jnp.broadcast_to(ids, dims).astype(shape.dtype)
+    if shape.dtype == bool or name == "example_weight":
+        return jnp.ones(dims, shape.dtype)
+    if jnp.issubdtype(shape.dtype, jnp.integer):
+        some = min(400, vocabulary - 2)
+        ids = 1 + jnp.arange(math.prod(dims), dtype=shape.dtype).reshape(dims) % some
+        return ids.at[..., -1].set(vocabulary - 1)
+    return fill(shape.dtype, dims, 10_000 + number, 0.0, 0.5)

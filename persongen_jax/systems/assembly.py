@@ -1,0 +1,111 @@
+"""A system put together for training: its weights split and placed, the optimizer, the step.
+
+``train``, ``aot``, ``bench``, ``study`` and the tests assemble a step here and nowhere else.
+"""
+
+import dataclasses
+import functools
+from collections import Counter
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from persongen_jax.parallel.sharding import frozen_shardings, put, replicated, state_shardings
+from persongen_jax.systems.base import System
+from persongen_jax.training.offload import offloaded, put_read, without_places
+from persongen_jax.training.optimizer import make_optimizer
+from persongen_jax.training.partition import split_model, split_shapes, statistics
+from persongen_jax.training.step import TrainState, make_train_step, merge_model
+
+
+@dataclasses.dataclass
+class Assembly:
+    """What :func:`assemble` gives.
+
+    Attributes:
+        groups: path of every trained array to its group.
+        state: TrainState as training begins with it; frozen: NNX state of all that is not trained.
+            Arrays on the mesh; ShapeDtypeStructs where the system is abstract.
+        places: the shardings of ``state``; homes: those of ``frozen``, also of what is offloaded.
+        step: jitted step(state, frozen, batch, step) to (state, metrics); see training/step.py.
+    """
+
+    system: System
+    mesh: jax.sharding.Mesh
+    groups: dict[str, str]
+    graphdef: object
+    state: TrainState
+    frozen: object
+    places: object
+    homes: object
+    step: object
+
+    def shown_model(self, state: TrainState):
+        """The model that validation sees after this state, with what is offloaded put back."""
+        return merge_model(self.graphdef, state.shown, put(self.frozen, self.homes))
+
+    def counts(self) -> dict[str, int]:
+        """Group to number of trained parameters, and "frozen"."""
+        counts = Counter()
+        for path, array in self.state.trainable.items():
+            counts[self.groups[path]] += array.size
+        return {**counts, "frozen": sum(x.size for x in jax.tree.leaves(self.frozen))}
+
+
+def assemble(system: System, mesh, *, cached: bool = False) -> Assembly:
+    """The system on the devices of ``mesh``, as its config says.
+
+    Args:
+        system: opened, with weights, or abstract (systems/open.py).
+        cached: of an abstract system: its batches bring what the feature cache gives.
+
+    Raises:
+        ValueError: a table of what is trained that does not fit the model, an unknown optimizer,
+            or weights that no sharding rule matches.
+    """
+    config, abstract = system.config, is_abstract(system.model)
+    if config.offload_encoders and not abstract:
+        offloaded(system.model, system.unread(cached=bool(config.get("cache"))))
+    split = split_shapes if abstract else split_model
+    graphdef, trainable, frozen, groups = split(system.model, system.table)
+    tx = make_optimizer(config, groups)
+    stats = statistics(frozen) if system.statistics else {}
+    create = functools.partial(TrainState.create, tx=tx, ema_decay=config.ema_decay)
+    shapes = jax.eval_shape(create, trainable, stats=stats)
+    places, homes = state_shardings(mesh, config, shapes), frozen_shardings(mesh, config, frozen)
+    if abstract:
+        state, frozen = placed(shapes, places), placed(frozen, homes)
+        if config.offload_encoders:
+            frozen = without_places(frozen, system.unread(cached=cached))
+    else:
+        frozen = put_read(frozen, homes)
+        make = jax.jit(create, out_shardings=places)
+        state = make(put(trainable, places.trainable), stats=stats)
+    step = make_train_step(system, graphdef, tx, out=(places, replicated(mesh)))
+    return Assembly(system, mesh, groups, graphdef, state, frozen, places, homes, step)
+
+
+def summary(counts: dict[str, int]) -> str:
+    """A line per group with its number of parameters, for the log."""
+    lines = [
+        f"  {group}: {n:,} trained" for group, n in sorted(counts.items()) if group != "frozen"
+    ]
+    return "\n".join([*lines, f"  frozen: {counts['frozen']:,}"])
+
+
+def is_abstract(model) -> bool:
+    """Whether the model has shapes where arrays would be."""
+    return any(isinstance(x, jax.ShapeDtypeStruct) for x in jax.tree.leaves(nnx.state(model)))
+
+
+def placed(tree, shardings):
+    """ShapeDtypeStructs with the shardings of a tree of the same form."""
+    return jax.tree.map(
+        lambda s, place: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=place), tree, shardings
+    )
+
+
+def number(mesh) -> jax.ShapeDtypeStruct:
+    """The shape of a step's number."""
+    return jax.ShapeDtypeStruct((), jnp.int32, sharding=replicated(mesh))

@@ -1,0 +1,403 @@
+"""Checkpoints of a run: what is trained, the optimizer, the step and the config. Orbax on disk.
+
+Frozen weights are never written; the config names them by path. There is no random state to save:
+it is a function of (seed, step). Beside these lie the running average of what is trained, if the
+run keeps one, and "progress", with which the run goes on: the loader's state and the metrics of
+steps that no line of the log has yet.
+
+A checkpoint is the folder ``checkpoints/<step>``. It gets this name when all of its files are
+written and digests.json (training/integrity.py) names them; until then it is ``<step>.saving``.
+What is found damaged is called ``<step>.corrupt`` and left alone. Of several processes each writes
+what its devices hold into one folder; the first writes digests, gives names and deletes.
+"""
+
+import contextlib
+import itertools
+import logging
+import math
+import os
+import re
+import shutil
+import threading
+from pathlib import Path
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
+
+from persongen_jax.files import is_full
+from persongen_jax.training import integrity
+from persongen_jax.training.unverified import find_gaps
+
+log = logging.getLogger(__name__)
+
+# Seconds in which a save has to end; with several processes, in which they wait for one that fails.
+TIMEOUT, NONE_YET, NONE_LEFT = 900, -1, -2
+
+
+class CorruptCheckpoint(ValueError):
+    """There were checkpoints, and none of them can be used."""
+
+
+class SaveFailed(OSError):
+    """The last checkpoint of a run could not be written."""
+
+
+def _handler():
+    return ocp.CompositeCheckpointHandler(
+        trainable=ocp.StandardCheckpointHandler(),
+        opt_state=ocp.StandardCheckpointHandler(),
+        ema=ocp.StandardCheckpointHandler(),
+        stats=ocp.StandardCheckpointHandler(),
+        progress=ocp.JsonCheckpointHandler(),
+        config=ocp.JsonCheckpointHandler(),
+    )
+
+
+# ---- Writing -----------------------------------------------------------------------------------
+
+
+class Checkpoints:
+    """The checkpoints of one working directory; saving runs in the background.
+
+    A save that fails, on a full disk say, is told in a warning, and the checkpoints before stay.
+    :meth:`close` raises if it was the last. Used with ``with``, that is closed at the end.
+
+    Args:
+        workdir: of the run.
+        keep: this many are kept, older ones deleted when a new one is complete; 0: all.
+    """
+
+    def __init__(self, workdir, *, keep: int = 3):
+        self.folder = Path(workdir).absolute() / "checkpoints"
+        self.keep = keep
+        self._first = jax.process_index() == 0
+        self._saved = self._saving = None  # the step of the newest that is complete; the next
+        self._thread = self._error = self._failure = None
+        self._checkpointer = _checkpointer()
+        if self._first:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            for path in self._clear():
+                log.warning("%s: was not saved to its end, and is removed", path)
+
+    def newest(self) -> int | None:
+        """The step of the newest intact checkpoint; None if none was ever made.
+
+        Its files are compared with their digests. Damaged ones are named in a warning and moved
+        aside.
+
+        Raises:
+            CorruptCheckpoint: there were some, and none is intact.
+        """
+        step = self._newest_intact() if self._first else 0
+        if jax.process_count() > 1:
+            step = int(multihost_utils.broadcast_one_to_all(np.int64(step)))
+        if step == NONE_LEFT:
+            raise CorruptCheckpoint(
+                f"{self.folder}: no checkpoint there is intact, see the warnings; bring back a "
+                "copy of one, or give another --workdir, or remove that folder to begin anew"
+            )
+        self._saved = None if step == NONE_YET else step
+        return self._saved
+
+    def _newest_intact(self) -> int:
+        for step in reversed(_steps(self.folder)):
+            if is_intact(self.folder / str(step)):
+                return step
+            aside = _free_name(self.folder / f"{step}.corrupt")
+            os.rename(self.folder / str(step), aside)
+            log.warning("moved to %s; the checkpoint before it is tried", aside)
+        return NONE_LEFT if any(self.folder.glob("*.corrupt*")) else NONE_YET
+
+    def save(
+        self,
+        step: int,
+        trainable: dict,
+        opt_state,
+        config: dict,
+        ema=None,
+        progress=None,
+        stats=None,
+    ):
+        """``step``: how many updates have been made.
+
+        Waits for the save before, if that is still under way.
+
+        Args:
+            ema: the running average of ``trainable``; None or empty if there is none.
+            progress: what JSON can hold.
+            stats: what the model's layers gather, by path; None or empty if they gather nothing.
+        """
+        self._settle()
+        self._saving = step
+        if self._first:
+            self._clear()  # once more: Orbax may have gone on writing after a save had failed
+        items = {
+            "trainable": ocp.args.StandardSave(trainable),
+            "opt_state": ocp.args.StandardSave(opt_state),
+            "progress": ocp.args.JsonSave(progress or {}),
+            "config": ocp.args.JsonSave(config),
+        }
+        more = {"ema": ema, "stats": stats}
+        items |= {name: ocp.args.StandardSave(tree) for name, tree in more.items() if tree}
+        arrays = jax.tree.leaves((trainable, opt_state, ema or {}, stats or {}))
+        size = sum(math.prod(x.shape) * np.dtype(x.dtype).itemsize for x in arrays)
+        try:
+            # The values are copied from the devices here; the rest is done in the background.
+            self._checkpointer.save(self._unfinished(step), args=ocp.args.Composite(**items))
+        except OSError as error:
+            self._error = error
+        self._thread = threading.Thread(target=self._finish, args=(step, size), name="checkpoint")
+        self._thread.start()
+
+    def _unfinished(self, step: int) -> Path:
+        return self.folder / f"{step}.saving"
+
+    def _finish(self, step: int, size: int):
+        """In the background: wait for Orbax, write the digests, give the checkpoint its name."""
+        try:
+            if self._error:
+                raise self._error
+            self._checkpointer.wait_until_finished()
+            if self._first:
+                integrity.write_digests(self._unfinished(step))
+                os.rename(self._unfinished(step), self.folder / str(step))
+                integrity.sync_folder(self.folder)
+                self._delete_old()
+        except Exception as error:  # whatever it is, the training goes on
+            self._error = error
+            if self._first:
+                self._clear()
+            self._failure = (
+                f"{self.folder}: the checkpoint of step {step} could not be saved: "
+                f"{_in_short(error)}. It takes up to {_megabytes(size)}, and "
+                f"{_megabytes(shutil.disk_usage(self.folder).free)} are free there"
+            )
+            log.warning("%s; the next save tries again", self._failure)
+
+    def _settle(self):
+        """Wait for the save under way; every process learns whether all have done their part."""
+        if self._thread is None:
+            return
+        self._thread.join()
+        self._thread = None
+        failed = self._error is not None
+        if jax.process_count() > 1:
+            failed = multihost_utils.process_allgather(np.array(failed)).any()
+        if failed:
+            self._error = None
+            self._failure = self._failure or f"{self.folder}: another process could not save"
+            self._checkpointer = _checkpointer()  # the old one remembers half a save
+        else:
+            self._saved, self._failure = self._saving, None
+
+    def has(self, step: int) -> bool:
+        """Whether ``step`` is the newest that is complete; waits for a save under way."""
+        self._settle()
+        return self._saved == step
+
+    def _delete_old(self):
+        for step in _steps(self.folder)[: -self.keep] if self.keep else ():
+            # Another name first: one that is half deleted must not look like a damaged one.
+            doomed = self.folder / f"{step}.deleting"
+            with contextlib.suppress(OSError):
+                os.rename(self.folder / str(step), doomed)
+                shutil.rmtree(doomed)
+
+    def _clear(self) -> list[Path]:
+        """Delete halves of checkpoints; those whose saving did not end."""
+        unfinished = sorted(self.folder.glob("*.saving*"))
+        for path in [*unfinished, *self.folder.glob("*.deleting")]:
+            shutil.rmtree(path, ignore_errors=True)
+        return unfinished
+
+    def config(self, step: int) -> dict:
+        """The config with which ``step`` was saved."""
+        items = ocp.args.Composite(config=ocp.args.JsonRestore())
+        return self._checkpointer.restore(self.folder / str(step), args=items)["config"]
+
+    def restore(self, step: int, trainable: dict, opt_state, ema=None, stats=None):
+        """(trainable, opt_state, ema, stats, progress) of ``step``, laid out and placed as given.
+
+        Given are arrays or ShapeDtypeStructs with a sharding.
+
+        Raises:
+            ValueError: other arrays, or other shapes, are there than given.
+        """
+        folder = self.folder / str(step)
+        _check_shapes(folder, trainable)
+        saved = {path.name for path in folder.iterdir()}
+        items = {
+            "trainable": ocp.args.StandardRestore(_abstract(trainable)),
+            "opt_state": ocp.args.StandardRestore(_abstract(opt_state)),
+        }
+        more = {name: tree for name, tree in (("ema", ema), ("stats", stats)) if tree}
+        items |= {n: ocp.args.StandardRestore(_abstract(tree)) for n, tree in more.items()}
+        if "progress" in saved:
+            items["progress"] = ocp.args.JsonRestore()
+        restored = self._checkpointer.restore(folder, args=ocp.args.Composite(**items))
+        progress = restored["progress"] if "progress" in items else {}
+        ema, stats = (restored[name] if name in more else {} for name in ("ema", "stats"))
+        return restored["trainable"], restored["opt_state"], ema, stats, progress
+
+    def close(self):
+        """Wait for the save under way.
+
+        Raises:
+            SaveFailed: the last save did not succeed.
+        """
+        self._settle()
+        self._checkpointer.close()
+        if self._failure:
+            if self._first:
+                self._clear()
+            raise SaveFailed(
+                f"{self._failure}. Make room and give the same command again: it goes on from the "
+                "last checkpoint that is complete"
+            )
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, error, *_):
+        if error is None:
+            self.close()
+        elif self._thread and jax.process_count() == 1:
+            self._thread.join()  # what is under way may still become a checkpoint
+
+
+def _checkpointer():
+    # Folders are made at once: if that fails in the background, Orbax's other threads wait minutes
+    # for it, and hold up the end of the process.
+    options = ocp.options.AsyncOptions(
+        timeout_secs=TIMEOUT, create_directories_asynchronously=False
+    )
+    return ocp.AsyncCheckpointer(_handler(), async_options=options)
+
+
+def _abstract(tree):
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), tree)
+
+
+def _in_short(error: Exception) -> str:
+    """A storage library's error names the cause at the end of a long line of functions."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    if is_full(error):
+        return f"no space left on the device ({text[:200]})"
+    return text[:400]
+
+
+def _megabytes(size: int) -> str:
+    return f"{size / 1e6:,.1f} MB"
+
+
+# ---- Looking for them --------------------------------------------------------------------------
+
+
+def _steps(folder: Path) -> list[int]:
+    # As this project names them: 0003 or other digits are somebody's copies.
+    found = (path for path in folder.glob("*") if re.fullmatch("0|[1-9][0-9]*", path.name))
+    return sorted(int(path.name) for path in found if path.is_dir())
+
+
+def is_intact(folder: Path) -> bool:
+    """Whether the files of a checkpoint are as they were written; what is wrong is a warning."""
+    try:
+        faults = integrity.find_faults(folder)
+    except FileNotFoundError:  # saved before there were any, or copied by half
+        faults = find_gaps(folder)
+        if not faults:
+            log.warning("%s: has no %s; it is used unverified", folder, integrity.NAME)
+    if faults:
+        more = f", and {len(faults) - 3} more" if len(faults) > 3 else ""
+        log.warning("%s is damaged: %s%s", folder, "; ".join(faults[:3]), more)
+    return not faults
+
+
+def _free_name(path: Path) -> Path:
+    """``path``, or with a number behind if that is taken."""
+    names = (path.with_name(f"{path.name}{n}") for n in itertools.count(2))
+    return next(name for name in itertools.chain([path], names) if not name.exists())
+
+
+def find_run(path, step: int | None = None) -> tuple[Path, int]:
+    """(working directory, step) of a run, given that directory.
+
+    Args:
+        step: of the checkpoint; None: the newest that is intact. Damaged ones are named in a
+            warning.
+
+    Raises:
+        FileNotFoundError: nothing trained lies there, or nothing of ``step``.
+        CorruptCheckpoint: what lies there is damaged.
+    """
+    path = Path(path).absolute()
+    steps = _steps(path / "checkpoints")
+    if not steps:
+        raise FileNotFoundError(
+            f"{path}: no checkpoint there; give the --workdir of a training run"
+        )
+    if step is not None and step not in steps:
+        there = ", ".join(map(str, steps))
+        raise FileNotFoundError(f"{path}: no checkpoint of step {step}; there are {there}")
+    for candidate in reversed(steps) if step is None else [step]:
+        if is_intact(path / "checkpoints" / str(candidate)):
+            return path, candidate
+    which = "no checkpoint there is" if step is None else f"the checkpoint of step {step} is not"
+    raise CorruptCheckpoint(f"{path}: {which} intact, see the warnings; bring back a copy of it")
+
+
+def load_trained(path, sharding, step: int | None = None) -> tuple[dict, dict]:
+    """(trainable arrays by path, config) of a run's checkpoint, for inference.
+
+    Of a run that kept a running average, they are that. ``step`` and errors: :func:`find_run`.
+    """
+    return read_trained(*find_run(path, step), sharding)
+
+
+def read_trained(workdir: Path, step: int, sharding) -> tuple[dict, dict]:
+    """:func:`load_trained` of what find_run has found."""
+    folder = workdir / "checkpoints" / str(step)
+    names = ["ema" if (folder / "ema").is_dir() else "trainable"]
+    names += ["stats"] if (folder / "stats").is_dir() else []
+    items = {"config": ocp.args.JsonRestore()}
+    for name in names:
+        target = {
+            path: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
+            for path, x in shapes_of(folder, name).items()
+        }
+        items[name] = ocp.args.StandardRestore(target)
+    with ocp.Checkpointer(_handler()) as checkpointer:
+        restored = checkpointer.restore(folder, args=ocp.args.Composite(**items))
+    arrays = {}
+    for name in names:
+        arrays |= restored[name]
+    return arrays, restored["config"]
+
+
+def trained_shapes(path) -> dict[str, tuple[np.dtype, tuple[int, ...]]]:
+    """(dtype, shape) of every trained array of a run's newest checkpoint; none is read."""
+    workdir, step = find_run(path)
+    arrays = shapes_of(workdir / "checkpoints" / str(step), "trainable")
+    return {name: (np.dtype(x.dtype), tuple(x.shape)) for name, x in arrays.items()}
+
+
+def _check_shapes(folder: Path, trainable: dict):
+    """ValueError, with the paths, where a checkpoint has other trained arrays than these."""
+    there = {path: tuple(x.shape) for path, x in shapes_of(folder, "trainable").items()}
+    here = {path: tuple(x.shape) for path, x in trainable.items()}
+    paths = sorted(p for p in there.keys() | here.keys() if there.get(p) != here.get(p))
+    if paths:
+        shown = ", ".join(f"{p} (was {there.get(p)}, now {here.get(p)})" for p in paths[:3])
+        more = f", and {len(paths) - 3} more" if len(paths) > 3 else ""
+        raise ValueError(
+            f"{folder}: what is trained now has other arrays: {shown}{more}; give another "
+            "--workdir, or remove that one to begin anew"
+        )
+
+
+def shapes_of(folder: Path, item: str) -> dict:
+    """Shape and dtype of every array of one item of a checkpoint's folder; none is read."""
+    with ocp.Checkpointer(_handler()) as checkpointer:
+        return dict(checkpointer.metadata(folder).item_metadata[item])

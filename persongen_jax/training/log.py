@@ -1,0 +1,222 @@
+"""What a run writes about itself: metrics.jsonl, TensorBoard events, speeds."""
+
+import contextlib
+import io
+import json
+import logging
+import math
+import os
+import socket
+import time
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from data_pipeline.text_files import whole_lines
+from persongen_jax.files import is_full
+
+log = logging.getLogger(__name__)
+
+
+class MetricsFile:
+    """metrics.jsonl: one line per ``log_every`` steps, the mean over them.
+
+    "skipped" counts the steps whose loss or gradient was not finite; the other numbers are means
+    over the rest, null if there is none. Lines that find the disk full are kept for later.
+
+    On resuming, lines after the step continued from are dropped: they will be written again.
+    ``kept`` are the steps that belong to the next line and were made before the resumed step; a
+    checkpoint holds them.
+    """
+
+    def __init__(self, path: Path, start: int, kept: list[dict] = ()):
+        rows = [line for line in _lines(path) if json.loads(line)["step"] <= start]
+        part = path.with_name(path.name + ".part")
+        part.write_text("".join(rows))
+        os.replace(part, path)
+        self.file = PatientFile(path)
+        self._kept = list(kept)
+
+    def keep(self, metrics: dict):
+        """Remember one step's; they stay on the device, so that nothing waits for them."""
+        self._kept.append(metrics)
+
+    def kept(self) -> list[dict]:
+        """The remembered steps as plain floats, a list of its own."""
+        self._kept = [{k: float(v) for k, v in step.items()} for step in self._kept]
+        return list(self._kept)
+
+    def write(self, step: int, speeds: dict) -> dict:
+        """Write the line of ``step`` and return it."""
+        kept = self.kept()
+        good = [step for step in kept if not step["skipped"]]
+        means = {k: float(np.mean([m[k] for m in good])) if good else math.nan for k in kept[0]}
+        first = {name: means.pop(name) for name in ("loss", "grad_norm")}
+        means["skipped"] = len(kept) - len(good)
+        row = {"step": step, **first, **means, **speeds}
+        numbers = {k: v if math.isfinite(v) else None for k, v in row.items()}
+        self.file.write((json.dumps(numbers) + "\n").encode())
+        self.file.flush()
+        self._kept = []
+        return row
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.file.close()
+
+
+class PatientFile:
+    """A file that is added to; what finds the disk full is kept, and written with what follows."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self._file = open(path, "ab", buffering=0)
+        self._unwritten, self._full = b"", False
+
+    def write(self, data: bytes):
+        self._unwritten += data
+
+    def flush(self):
+        try:
+            while self._unwritten:
+                self._unwritten = self._unwritten[self._file.write(self._unwritten) :]
+            self._full = False
+        except OSError as error:
+            if not is_full(error):
+                raise
+            if not self._full:
+                log.warning(
+                    "%s: no space left on the device; what is missing comes later", self.path
+                )
+            self._full = True
+
+    def close(self):
+        self.flush()
+        self._file.close()
+        if self._unwritten:
+            log.warning("%s: the last %d bytes are lost", self.path, len(self._unwritten))
+
+
+def _lines(path: Path) -> list[str]:
+    """Complete lines; a crash may have cut the last one short."""
+    return [line + "\n" for line in whole_lines(path)] if path.exists() else []
+
+
+def falling(path: Path) -> str:
+    """The loss at the beginning and at the end of a run, a tenth of its lines each."""
+    losses = [json.loads(line)["loss"] for line in _lines(path)]
+    losses = [loss for loss in losses if loss is not None]
+    if not losses:
+        return "loss: no step was made"
+    tenth = max(1, len(losses) // 10)
+    return f"loss: {np.mean(losses[:tenth]):.4f} at first, {np.mean(losses[-tenth:]):.4f} at last"
+
+
+class EventFile:
+    """TensorBoard's event file, written by its own package; TensorFlow is not needed.
+
+    Args:
+        folder: ``tensorboard --logdir`` of it shows the run.
+        start: the step continued from; TensorBoard drops what it had read after it.
+
+    Raises:
+        ImportError: TensorBoard is not installed.
+    """
+
+    def __init__(self, folder: Path, start: int = 0):
+        try:
+            from tensorboard.compat.proto import event_pb2, summary_pb2
+            from tensorboard.summary.writer.record_writer import RecordWriter
+        except ImportError as error:
+            raise ImportError(
+                "config.tensorboard needs TensorBoard: pip install 'persongen_jax[log]', or give "
+                "--config.tensorboard=False; metrics.jsonl is written in any case"
+            ) from error
+        self._event, self._summary = event_pb2.Event, summary_pb2.Summary
+        folder.mkdir(parents=True, exist_ok=True)
+        earlier = any(folder.glob("events.out.tfevents.*"))
+        # Whole seconds come first, as TensorBoard reads a folder's files in order of their names.
+        name = f"events.out.tfevents.{int(time.time()):010d}.{socket.gethostname()}.{os.getpid()}"
+        self._records = RecordWriter(PatientFile(folder / name))
+        self._write(file_version="brain.Event:2")
+        if start or earlier:
+            starting = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+            self._write(step=start + 1, session_log=starting)
+
+    def _write(self, **fields):
+        self._records.write(self._event(wall_time=time.time(), **fields).SerializeToString())
+        self._records.flush()
+
+    def scalar(self, name: str, value: float, step: int):
+        value = self._summary.Value(tag=name, simple_value=float(value))
+        self._write(step=step, summary=self._summary(value=[value]))
+
+    def scalars(self, group: str, row: dict, step: int):
+        """A line of metrics.jsonl, as ``group/name``."""
+        for name, value in row.items():
+            if name != "step":
+                self.scalar(f"{group}/{name}", value, step)
+
+    def image(self, name: str, image, step: int):
+        """``image``: uint8 [h, w, 3]."""
+        png = io.BytesIO()
+        Image.fromarray(np.asarray(image)).save(png, "PNG")
+        height, width, _ = image.shape
+        value = self._summary.Value(
+            tag=name,
+            image=self._summary.Image(
+                height=height, width=width, colorspace=3, encoded_image_string=png.getvalue()
+            ),
+        )
+        self._write(step=step, summary=self._summary(value=[value]))
+
+    def close(self):
+        self._records.close()
+
+
+class Stopwatch:
+    """Steps per second and waiting for data, between two rows of the log."""
+
+    def __init__(self):
+        self.restart()
+
+    def restart(self):
+        self._start, self._waited, self._steps = time.perf_counter(), 0.0, 0
+
+    def next_batch(self, stream, running=None):
+        """The next of ``stream``; the wait counts if the devices have run out of work meanwhile.
+
+        ``running`` is an array that the last step will have computed when it is done.
+        """
+        start = time.perf_counter()
+        batch = next(stream)
+        if running is None or running.is_ready():
+            self._waited += time.perf_counter() - start
+        self._steps += 1
+        return batch
+
+    @contextlib.contextmanager
+    def paused(self):
+        """What is done inside does not count."""
+        start = time.perf_counter()
+        yield
+        self._start += time.perf_counter() - start
+
+    def read(self, batch_size: int, step_flops: float, peak: float) -> dict:
+        """The speeds since the last reading, as metrics.jsonl has them; starts anew.
+
+        images_per_second; data_wait, a fraction of the time; mfu, the floating-point work done as a
+        fraction of what ``peak`` FLOP/s would have allowed.
+        """
+        seconds = max(time.perf_counter() - self._start, 1e-9)
+        rate = self._steps / seconds
+        speeds = {
+            "images_per_second": rate * batch_size,
+            "data_wait": self._waited / seconds,
+            "mfu": rate * step_flops / peak,
+        }
+        self.restart()
+        return speeds

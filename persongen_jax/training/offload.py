@@ -1,0 +1,50 @@
+"""Frozen weights that a training step does not read, kept in the host's memory.
+
+No step reads the VAE's decoder, and one on cached features (features/) no encoder either: at
+SDXL's size more than 2 GiB of a chip. ``System.unread`` says what of a system it is. With
+``config.offload_encoders`` these are NumPy arrays. Validation brings them back to the devices for
+as long as it lasts, and the cache for each row that it lacks.
+"""
+
+import jax
+import numpy as np
+
+from persongen_jax.parallel.sharding import path_of, put
+from persongen_jax.training.partition import leaf_paths
+
+
+def offloaded(model, roots: tuple[str, ...]):
+    """Take what lies under ``roots`` (beginnings of paths) off the devices, in place.
+
+    Raises:
+        ValueError: no process has the weights whole.
+    """
+    for path, leaf in leaf_paths(model).items():
+        if path.startswith(roots):
+            array = leaf.get_value()
+            if not (array.is_fully_addressable or array.is_fully_replicated):
+                raise ValueError(
+                    "config.offload_encoders: the frozen weights are divided among processes "
+                    "(config.shard_frozen); give one of the two as False"
+                )
+            leaf.set_value(np.asarray(array))
+
+
+def put_read(tree, shardings):
+    """sharding.put of what is not offloaded; NumPy's arrays stay where they are."""
+    return jax.tree.map(
+        lambda array, place: array if isinstance(array, np.ndarray) else put(array, place),
+        tree,
+        shardings,
+    )
+
+
+def without_places(tree, roots: tuple[str, ...]):
+    """ShapeDtypeStructs without a place on the devices for what lies under ``roots``."""
+
+    def offload(keys, leaf):
+        if not path_of(keys).startswith(roots):
+            return leaf
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
+
+    return jax.tree_util.tree_map_with_path(offload, tree)

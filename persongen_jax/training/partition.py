@@ -1,0 +1,120 @@
+"""What is trained: a table of (path pattern, group), the split of the model.
+
+Paths are written "unet/down_blocks/1/.../to_q/lora/down". A pattern has to match the whole path.
+"""
+
+import re
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from persongen_jax.training.step import key_of
+from persongen_jax.weights.errors import KeyMismatch
+
+
+def leaf_paths(model) -> dict[str, nnx.Variable]:
+    """Every parameter of the model by its path."""
+    flat = nnx.to_flat_state(nnx.state(model, nnx.Param))
+    return {"/".join(map(str, path)): leaf for path, leaf in flat}
+
+
+def assign_groups(paths, table) -> dict[str, str]:
+    """Path to group for every path that a row of ``table`` matches.
+
+    Raises:
+        ValueError: a row that matches nothing, or a path that two rows match.
+    """
+    rows = [(re.compile(pattern), group) for pattern, group in table]
+    groups, unused = {}, {pattern.pattern for pattern, _ in rows}
+    for path in paths:
+        matches = [(pattern, group) for pattern, group in rows if pattern.fullmatch(path)]
+        if len(matches) > 1:
+            patterns = " and ".join(repr(pattern.pattern) for pattern, _ in matches)
+            raise ValueError(f"{path} is matched by {patterns}: make the patterns disjoint")
+        for pattern, group in matches:
+            groups[path] = group
+            unused.discard(pattern.pattern)
+    if unused:
+        examples = ", ".join(sorted(paths)[:5])
+        raise ValueError(
+            f"trainable patterns that match no parameter: {sorted(unused)}; paths look like "
+            f"{examples}"
+        )
+    return groups
+
+
+def split_model(model, table):
+    """Divide a model into what is trained and what is not.
+
+    Returns:
+        (graphdef, trainable, frozen, groups): ``trainable`` maps path to float32 array; ``frozen``
+        is the NNX state of all the rest; ``groups`` maps the trainable paths to their group.
+        train_step.merge_model puts them together again.
+    """
+    groups = assign_groups(leaf_paths(model), table)
+
+    def is_trainable(path, _):
+        return "/".join(map(str, path)) in groups
+
+    graphdef, trainable, frozen = nnx.split(model, is_trainable, ...)
+    flat = {"/".join(map(str, p)): v.get_value() for p, v in nnx.to_flat_state(trainable)}
+    # Adam's small steps vanish in half precision.
+    return graphdef, {p: v.astype(jnp.float32) for p, v in flat.items()}, frozen, groups
+
+
+def split_shapes(model, table):
+    """:func:`split_model` for a model of shapes."""
+    whole, state = nnx.split(model)
+    static = []
+
+    def split(state):
+        graphdef, trainable, frozen, groups = split_model(nnx.merge(whole, state), table)
+        static.append((graphdef, groups))
+        return trainable, frozen
+
+    trainable, frozen = jax.eval_shape(split, state)
+    graphdef, groups = static[0]
+    return graphdef, trainable, frozen, groups
+
+
+def statistics(frozen) -> dict:
+    """What layers gather (running means and variances) among frozen weights, by path."""
+    flat = nnx.to_flat_state(frozen)
+    stats = {p: v for p, v in flat if isinstance(v, nnx.BatchStat)}
+    return {"/".join(map(str, path)): leaf.get_value() for path, leaf in stats.items()}
+
+
+def fill_trained(model, trained: dict, table, where: str):
+    """Set a model's trainable leaves to arrays by path, in place; strict both ways.
+
+    What the model's layers gather (:func:`statistics`) may be among them.
+
+    Raises:
+        KeyMismatch: paths or shapes that do not pair up; ``where`` names the file.
+    """
+    leaves = leaf_paths(model)
+    wanted = {path: leaves[path] for path in assign_groups(leaves, table)}
+    gathered = dict(nnx.to_flat_state(nnx.state(model, nnx.BatchStat)))
+    gathered = {"/".join(map(str, path)): leaf for path, leaf in gathered.items()}
+    wanted |= {path: leaf for path, leaf in gathered.items() if path in trained}
+    missing = set(wanted) - set(trained)
+    unexpected = set(trained) - set(wanted)
+    misshapen = {
+        path: (tuple(trained[path].shape), tuple(wanted[path].shape))
+        for path in set(wanted) & set(trained)
+        if trained[path].shape != wanted[path].shape
+    }
+    if missing or unexpected or misshapen:
+        remedy = "These weights were trained on another base, or with another config."
+        raise KeyMismatch(where, sorted(missing), sorted(unexpected), misshapen, remedy)
+    set_leaves(model, trained)
+
+
+def set_leaves(model, arrays: dict):
+    """Set arrays of the model to others of their shape, by path, in place."""
+    flat = nnx.to_flat_state(nnx.state(model, (nnx.Param, nnx.BatchStat)))
+    leaves = {"/".join(map(str, path)): leaf for path, leaf in flat}
+    for path, array in arrays.items():
+        leaves[path].set_value(jnp.asarray(array))
+    nnx.update(model, nnx.from_flat_state([(key_of(path), leaves[path]) for path in arrays]))

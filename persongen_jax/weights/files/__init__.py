@@ -1,0 +1,1 @@
+"""Reading and writing containers of arrays: safetensors, pickles, ONNX, directories."""

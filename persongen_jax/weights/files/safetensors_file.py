@@ -1,0 +1,311 @@
+"""safetensors files, read strictly and without PyTorch, written one tensor at a time.
+
+The layout: eight bytes with the length of the header (little endian), the header (a JSON object),
+and the tensors' bytes, which the header's offsets must tile without overlap or gap.
+
+Reading goes through ``read`` and not through a memory map, because mapped pages count as resident
+memory: a map would hold the whole file beside the arrays that were made from it.
+"""
+
+import json
+import math
+import os
+import secrets
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+
+from persongen_jax.weights.errors import (
+    BadEntry,
+    BadHeader,
+    KeyMismatch,
+    MissingFile,
+    TruncatedFile,
+)
+from persongen_jax.weights.files.source import TensorSource
+
+MAX_HEADER = 100_000_000  # bytes; the public reader's limit too
+MAX_ELEMENTS = 2**63 - 1
+MAX_DIMS = 64  # numpy's own limit
+
+DTYPES = {
+    "BOOL": np.dtype(np.bool_),
+    "U8": np.dtype(np.uint8),
+    "I8": np.dtype(np.int8),
+    "U16": np.dtype("<u2"),
+    "I16": np.dtype("<i2"),
+    "U32": np.dtype("<u4"),
+    "I32": np.dtype("<i4"),
+    "U64": np.dtype("<u8"),
+    "I64": np.dtype("<i8"),
+    "F16": np.dtype("<f2"),
+    "BF16": np.dtype(ml_dtypes.bfloat16),
+    "F32": np.dtype("<f4"),
+    "F64": np.dtype("<f8"),
+    "C64": np.dtype("<c8"),
+    "F8_E4M3": np.dtype(ml_dtypes.float8_e4m3fn),
+    "F8_E5M2": np.dtype(ml_dtypes.float8_e5m2),
+    "F8_E4M3FNUZ": np.dtype(ml_dtypes.float8_e4m3fnuz),
+    "F8_E5M2FNUZ": np.dtype(ml_dtypes.float8_e5m2fnuz),
+    "F8_E8M0": np.dtype(ml_dtypes.float8_e8m0fnu),
+}
+NAMES = {dtype: name for name, dtype in DTYPES.items()}
+
+
+class TensorFile(TensorSource):
+    """One safetensors file, open for reading.
+
+    The whole header is checked before anything else: an object that exists describes a sound file.
+
+    Args:
+        path: the file.
+
+    Raises:
+        MissingFile: there is none.
+        TruncatedFile: it ends before its header or its data does.
+        BadHeader: the header breaks the format in any other way.
+    """
+
+    def __init__(self, path: str | os.PathLike):
+        self._path = Path(path)
+        try:
+            self._file = open(self._path, "rb", buffering=0)
+        except (FileNotFoundError, NotADirectoryError) as error:
+            raise MissingFile(f"{self._path}: no such file. Check the path.") from error
+        except IsADirectoryError as error:
+            raise MissingFile(f"{self._path} is a folder; a file is expected here.") from error
+        try:
+            header, self._start, data_size = self._read_header()
+            self.metadata = _metadata(self._path, header.pop("__metadata__", {}))
+            self._entries = {key: _entry(self._path, key, v) for key, v in header.items()}
+            _check_tiling(self._path, self._entries, data_size)
+        except BaseException:
+            self._file.close()
+            raise
+
+    def keys(self):
+        return list(self._entries)
+
+    def info(self, key):
+        dtype, shape, _ = self._get(key)
+        return dtype, shape
+
+    def read(self, key):
+        dtype, shape, (begin, end) = self._get(key)
+        # Bytes first and a view after: 0-d arrays and ml_dtypes offer no writable byte buffer.
+        buffer = np.empty(end - begin, np.uint8)
+        self._file.seek(self._start + begin)
+        self._fill(memoryview(buffer), key)
+        return buffer.view(dtype).reshape(shape)
+
+    def describe(self):
+        return str(self._path)
+
+    def close(self):
+        self._file.close()
+
+    def _get(self, key):
+        if key not in self._entries:
+            raise KeyMismatch(self._path, missing=[key])
+        return self._entries[key]
+
+    def _fill(self, view, what):
+        """Read until ``view`` is full: one call gives at most 2 GiB, and may give less."""
+        done = 0
+        while done < len(view):
+            count = self._file.readinto(view[done:])
+            if not count:
+                raise TruncatedFile(
+                    f"{self._path}: the file ends within {what!r}, {len(view) - done} bytes short. "
+                    "Fetch or copy it again."
+                )
+            done += count
+
+    def _read_header(self):
+        """(parsed JSON object, offset of the data, size of the data in bytes)."""
+        size = os.fstat(self._file.fileno()).st_size
+        if size < 8:
+            raise TruncatedFile(
+                f"{self._path}: {size} bytes cannot be a safetensors file. Fetch or copy it again."
+            )
+        prefix = bytearray(8)
+        self._fill(memoryview(prefix), "the header's length")
+        if bytes(prefix) == b"version ":
+            raise BadHeader(
+                f"{self._path} looks like a Git LFS pointer in place of the weights. "
+                "Fetch the real file, for instance with `git lfs pull`."
+            )
+        length = int.from_bytes(prefix, "little")
+        if length > MAX_HEADER:
+            raise BadHeader(
+                f"{self._path}: announces a header of {length} bytes, more than the {MAX_HEADER} "
+                "that are allowed. It is no safetensors file, or a damaged one."
+            )
+        if 8 + length > size:
+            raise TruncatedFile(
+                f"{self._path}: announces a header of {length} bytes, but the file has {size}. "
+                "Fetch or copy it again."
+            )
+        raw = bytearray(length)
+        self._fill(memoryview(raw), "the header")
+        return _parse_header(self._path, bytes(raw)), 8 + length, size - 8 - length
+
+
+def _parse_header(path, raw: bytes) -> dict:
+    def unique(pairs):
+        result = dict(pairs)
+        if len(result) != len(pairs):
+            names = [name for name, _ in pairs]
+            twice = next(name for name in names if names.count(name) > 1)
+            raise BadHeader(f"{path}: the header names {twice!r} twice. Write the file again.")
+        return result
+
+    try:
+        header = json.loads(raw.decode("utf-8"), object_pairs_hook=unique)
+    except BadHeader:
+        raise
+    except (ValueError, RecursionError) as error:
+        raise BadHeader(
+            f"{path}: the header is not valid JSON ({error}). It is no safetensors file, or a "
+            "damaged one."
+        ) from error
+    if not isinstance(header, dict):
+        raise BadHeader(f"{path}: the header is no JSON object. It is no safetensors file.")
+    return header
+
+
+def _metadata(path, value) -> dict[str, str]:
+    if not isinstance(value, dict) or not all(isinstance(v, str) for v in value.values()):
+        raise BadHeader(f"{path}: __metadata__ must map text to text. Write the file again.")
+    return value
+
+
+def _entry(path, key: str, value):
+    """(dtype, shape, (begin, end)) of one tensor, checked by itself."""
+
+    def bad(why):
+        return BadHeader(f"{path}: {key!r} {why}. The file is damaged; write or fetch it again.")
+
+    try:
+        key.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise bad("is no valid text") from error
+    if not isinstance(value, dict) or set(value) != {"dtype", "shape", "data_offsets"}:
+        raise bad("must have exactly dtype, shape and data_offsets")
+    name, shape, offsets = value["dtype"], value["shape"], value["data_offsets"]
+    if not isinstance(name, str) or name not in DTYPES:
+        raise bad(f"has dtype {name!r}, which is not one of {', '.join(DTYPES)}")
+    # `type(...) is int`, since JSON's true would pass for 1.
+    if not isinstance(shape, list) or not all(type(n) is int and n >= 0 for n in shape):
+        raise bad(f"has shape {shape!r}, not a list of sizes")
+    # Zero sizes are left out here: beside them numpy still refuses impossible other sizes.
+    if len(shape) > MAX_DIMS or math.prod(n for n in shape if n) > MAX_ELEMENTS // 16:
+        raise bad(f"has shape {shape!r}, too large for any memory")
+    if (
+        not isinstance(offsets, list)
+        or len(offsets) != 2
+        or not all(type(n) is int and n >= 0 for n in offsets)
+        or offsets[0] > offsets[1]
+    ):
+        raise bad(f"has data_offsets {offsets!r}, not [begin, end]")
+    dtype, (begin, end) = DTYPES[name], offsets
+    if end - begin != math.prod(shape) * dtype.itemsize:
+        raise bad(f"has {end - begin} bytes of data, which do not make {name} {shape}")
+    return dtype, tuple(shape), (begin, end)
+
+
+def _check_tiling(path, entries, data_size: int):
+    """The tensors' bytes must lie side by side and fill the file exactly."""
+    position = 0
+    for key, (_, _, (begin, end)) in sorted(entries.items(), key=lambda item: item[1][2]):
+        if begin != position:
+            kind = "overlaps the tensor before it" if begin < position else "leaves a gap before it"
+            raise BadHeader(
+                f"{path}: {key!r} begins at byte {begin} of the data and {kind}, which ends at "
+                f"{position}. The file is damaged; write or fetch it again."
+            )
+        position = end
+    if position > data_size:
+        raise TruncatedFile(
+            f"{path}: holds {data_size} bytes of data where its header announces {position}. "
+            "Fetch or copy it again."
+        )
+    if position < data_size:
+        raise BadHeader(
+            f"{path}: {data_size - position} bytes follow the last tensor. The file is damaged; "
+            "write or fetch it again."
+        )
+
+
+Entry = tuple[str, tuple[int, ...], np.dtype, Callable[[], np.ndarray]]
+
+
+def write_safetensors(
+    path: str | os.PathLike, entries: Iterable[Entry], metadata: dict[str, str] | None = None
+) -> None:
+    """Write a file with one tensor in memory at a time; it appears whole or not at all.
+
+    Args:
+        path: the file; its folder must exist. An old file of this name is replaced at the end.
+        entries: (name, shape, dtype, function of no arguments that gives the array). The functions
+            are called once each, tensors of wide dtypes first, which keeps all data aligned.
+        metadata: text -> text.
+
+    Raises:
+        BadEntry: a name twice, a dtype the format lacks, metadata that is no text, or an array that
+            is not what was announced. No file is left behind.
+    """
+    path = Path(path)
+    entries = sorted(entries, key=lambda entry: -np.dtype(entry[2]).itemsize)
+    header = _make_header(path, entries, metadata)
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        with open(temporary, "xb") as file:
+            file.write(len(header).to_bytes(8, "little") + header)
+            for key, shape, dtype, make in entries:
+                file.write(_promised(path, key, tuple(shape), np.dtype(dtype), make()))
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def _make_header(path, entries, metadata) -> bytes:
+    header, position = {}, 0
+    if metadata is not None:
+        if not all(isinstance(text, str) for item in metadata.items() for text in item):
+            raise BadEntry(f"{path}: metadata must map text to text; convert it first.")
+        header["__metadata__"] = dict(metadata)
+    for key, shape, dtype, _ in entries:
+        dtype = np.dtype(dtype)
+        if key in header or key == "__metadata__":
+            raise BadEntry(f"{path}: the name {key!r} is given twice, or reserved. Rename one.")
+        if dtype not in NAMES:
+            raise BadEntry(f"{path}: {key!r} has dtype {dtype}, which safetensors lacks. Cast it.")
+        size = math.prod(shape) * dtype.itemsize
+        header[key] = {
+            "dtype": NAMES[dtype],
+            "shape": [int(n) for n in shape],
+            "data_offsets": [position, position + size],
+        }
+        position += size
+    raw = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode("utf-8")
+    return raw + b" " * (-len(raw) % 8)  # so that the data begin on a multiple of eight
+
+
+def _promised(path, key, shape, dtype, array) -> memoryview:
+    """The array's bytes, if it is what was announced."""
+    array = np.asarray(array)
+    if array.shape != shape or array.dtype != dtype:
+        raise BadEntry(
+            f"{path}: {key!r} was announced as {dtype} {shape} and came as {array.dtype} "
+            f"{array.shape}. Announce what will be given."
+        )
+    return memoryview(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
+
+
+__all__ = ["DTYPES", "MAX_HEADER", "TensorFile", "write_safetensors"]

@@ -1,0 +1,1 @@
+"""Who writes which weight files, and what their keys mean."""

@@ -1,0 +1,130 @@
+"""Between adapter files and the adapters on a module's layers."""
+
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from persongen_jax.models.lora import add_adapter, add_change, changed_layers, lora_layers
+from persongen_jax.weights.errors import KeyMismatch
+from persongen_jax.weights.formats.lora.kinds import Change, LoraWeights
+from persongen_jax.weights.loader import from_torch_layout, to_torch_layout, to_torch_shape
+
+KERNEL = ("kernel",)
+
+
+def check_adapters(model, adapters: dict[str, dict], where):
+    """KeyMismatch unless every adapter has the sizes of the layer it is for.
+
+    Args:
+        adapters: as read_lora returns them: component, module path, LoraWeights or Change.
+        where: the file, for the message.
+    """
+    misshapen = {}
+    for part, weights in adapters.items():
+        for path, adapter in weights.items():
+            layer = _find(getattr(model, part), path)
+            for name, found, shape in _sizes(layer, adapter):
+                if found != shape:
+                    misshapen[f"{part}.{path} {name}"] = (found, shape)
+    if misshapen:
+        raise KeyMismatch(where, misshapen=misshapen, remedy="Check that the LoRA is for SDXL.")
+
+
+def _sizes(layer, adapter):
+    """(what, size in the file, size that the layer needs)."""
+    shape = to_torch_shape(KERNEL, layer.kernel.shape)
+    if isinstance(adapter, Change):
+        for each in adapter.products:
+            yield each.name, each.sizes, (shape[0], int(np.prod(shape[1:])))
+        if adapter.bias is not None:
+            yield "bias", adapter.bias.shape, (shape[0],)
+        return
+    # Some tools write linear layers as 1x1 convolutions, some 1x1 convolutions as linear.
+    for half, wanted in (("down", (adapter.rank, *shape[1:])), ("up", (shape[0], adapter.rank))):
+        found = getattr(adapter, half).shape
+        same = _four(found) == _four(wanted)
+        yield half, found, found if same else wanted
+
+
+def _four(shape) -> tuple:
+    return (*shape, 1, 1)[:4]
+
+
+def _find(module, path: str):
+    for part in path.split("."):
+        module = module[int(part)] if part.isdigit() else getattr(module, part)
+    return module
+
+
+def apply_adapter(module, weights: dict, weight: float = 1.0):
+    """Put a parsed adapter file on a module.
+
+    Args:
+        weights: dotted module path to LoraWeights or Change (weights/formats/lora/kinds.py), in
+            PyTorch's layout.
+        weight: factor of its effect, on top of alpha / rank. Everything is linear in it, DoRA and
+            IA3 included: 0 is the layer as it was, 1 the file as it was trained.
+    """
+    for path, adapter in weights.items():
+        layer = _find(module, path)
+        if isinstance(adapter, Change):
+            _apply_change(layer, adapter, weight)
+        else:
+            _apply_lora(layer, adapter, weight)
+
+
+def _apply_lora(layer, lora: LoraWeights, weight: float):
+    # [r, in, kh, kw] to [kh, kw, in, r]; [r, in] to [in, r].
+    down = from_torch_layout(KERNEL, lora.down)
+    if len(layer.kernel.shape) == 2 and down.ndim == 4:
+        down = down.reshape(down.shape[2:])
+    if len(layer.kernel.shape) == 4 and down.ndim == 2:
+        down = down[None, None]
+    up = lora.up.reshape(lora.up.shape[:2]).T
+    add_adapter(layer, down.astype("float32"), up.astype("float32"), weight * lora.scale)
+
+
+def _apply_change(layer, change: Change, weight: float):
+    kernel = bias = None
+    if change.reads_layer:
+        kernel = to_torch_layout(KERNEL, layer.kernel[...].astype(jnp.float32))
+        bias = None if layer.bias is None else layer.bias[...].astype(jnp.float32)
+    shape = to_torch_shape(KERNEL, layer.kernel.shape)
+    of_kernel, of_bias = change.of_layer(shape, kernel, bias)
+    if of_kernel is not None:
+        of_kernel = weight * from_torch_layout(KERNEL, of_kernel)
+    add_change(layer, of_kernel, None if of_bias is None else weight * of_bias)
+
+
+def extract_adapter(module) -> dict[str, LoraWeights]:
+    """Every LoRA of a module as LoraWeights by dotted path, in PyTorch's layout.
+
+    ``scale`` is folded into alpha where it is the same for all ranks, which it is for one adapter.
+
+    Raises:
+        ValueError: what lies on a layer cannot be taken apart again.
+    """
+    extracted = {}
+    for path in changed_layers(module):
+        name = ".".join(map(str, path))
+        raise ValueError(f"{name}: carries an adapter that is no plain LoRA; unload it first")
+    for path, layer in lora_layers(module).items():
+        lora = layer.lora
+        down, up, scale = (np.asarray(x[...]) for x in (lora.down, lora.up, lora.scale))
+        if not np.all(scale == scale[0]):
+            name = ".".join(map(str, path))
+            raise ValueError(f"{name}: several adapters lie on this layer; unload all but one")
+        down = down.transpose(3, 2, 0, 1) if down.ndim == 4 else down.T
+        up = up.T[..., None, None] if down.ndim == 4 else up.T
+        alpha = float(scale[0]) * down.shape[0]
+        extracted[".".join(map(str, path))] = LoraWeights(down, up, alpha)
+    return extracted
+
+
+def module_paths(module) -> dict[str, tuple]:
+    """Dotted path -> weight's shape as PyTorch has it, of every layer that can carry an adapter."""
+    return {
+        ".".join(map(str, path)): to_torch_shape(KERNEL, node.kernel.shape)
+        for path, node in nnx.iter_graph(module)
+        if isinstance(node, nnx.Module) and hasattr(node, "lora")
+    }

@@ -1,0 +1,118 @@
+"""CLIP directories of transformers: the image tower on its own, or both towers with projections."""
+
+import os
+from pathlib import Path
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from flax import nnx
+
+from persongen_jax.models.encoders.clip import CLIPTextModel, CLIPVisionModel
+from persongen_jax.models.layers import UnusedRngs
+from persongen_jax.weights.errors import MissingFile
+from persongen_jax.weights.files.directory import open_component, read_config
+from persongen_jax.weights.keys import normalise_clip_text, normalise_clip_vision
+from persongen_jax.weights.loader import load_module
+
+
+def load_vision_tower(folder, *, dtype=jnp.float32, param_dtype=None, shardings=None):
+    """Open the image tower of a CLIP directory (a full CLIPModel's, or a vision model's), or the
+    one that a PhotoMaker file brings along.
+
+    Returns:
+        (tower without projection, the projection's kernel [d, p] or None).
+
+    Raises:
+        MissingFile: no such directory; the message says what to get.
+        WeightsError: any other fault of its files.
+    """
+    folder = Path(folder)
+    if folder.is_file():
+        from persongen_jax.weights.formats.photomaker import load_photomaker_tower
+
+        tower = load_photomaker_tower(
+            folder, dtype=dtype, param_dtype=param_dtype, shardings=shardings
+        )
+        return tower, None
+    if not folder.is_dir():
+        raise MissingFile(
+            f"{folder}: no such directory. The references are read by a CLIP image tower; give "
+            "one, a transformers folder such as openai/clip-vit-large-patch14 or a PhotoMaker "
+            "file: to train as --config.id_encoder=PATH, to evaluate and convert as --id-encoder, "
+            "to generate as --image-encoder, to load_method as encoder"
+        )
+    config = read_config(folder)
+    with open_component(folder) as source:
+        source = normalise_clip_vision(source)
+        projects = "visual_projection.weight" in source
+        tower = load_module(
+            lambda: CLIPVisionModel(
+                config,
+                with_projection=projects,
+                dtype=dtype,
+                param_dtype=dtype if param_dtype is None else param_dtype,
+                rngs=UnusedRngs(),
+            ),
+            source,
+            shardings=shardings,
+        )
+    projection = None
+    if projects:
+        projection = tower.visual_projection.kernel.get_value()
+        tower.visual_projection = nnx.data(None)
+    return tower, projection
+
+
+class Clip(NamedTuple):
+    """What :func:`load_clip` gives: both towers with their projections, and the tokenizer."""
+
+    text_model: CLIPTextModel
+    vision_model: CLIPVisionModel
+    tokenizer: object
+
+
+def load_clip(folder, *, dtype=jnp.float32, param_dtype=None, shardings=None) -> Clip:
+    """Open a full CLIPModel's directory: config.json, weights and tokenizer files.
+
+    Raises:
+        MissingFile: the directory or its tokenizer is not there; the message says what to get.
+        WeightsError: any other fault of its files, such as a tower or a projection that is absent.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise MissingFile(
+            f"{folder}: no such directory. CLIP-T needs a whole CLIP; give a transformers folder "
+            "such as openai/clip-vit-large-patch14-336"
+        )
+    config = read_config(folder)
+    towers = {}
+    with open_component(folder) as source:
+        for kind, model, normalise in (
+            ("text", CLIPTextModel, normalise_clip_text),
+            ("vision", CLIPVisionModel, normalise_clip_vision),
+        ):
+            towers[f"{kind}_model"] = load_module(
+                lambda model=model: model(
+                    config,
+                    with_projection=True,
+                    dtype=dtype,
+                    param_dtype=dtype if param_dtype is None else param_dtype,
+                    rngs=UnusedRngs(),
+                ),
+                normalise(source),
+                shardings=shardings,
+            )
+    return Clip(**towers, tokenizer=_load_tokenizer(folder))
+
+
+def _load_tokenizer(folder: Path):
+    if not (folder / "vocab.json").is_file() and not (folder / "tokenizer.json").is_file():
+        raise MissingFile(
+            f"{folder}: no tokenizer there (vocab.json and merges.txt, or tokenizer.json). Fetch "
+            "it from where the weights are from."
+        )
+    # transformers advises to install PyTorch, which its tokenizers do not need.
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+    from transformers import CLIPTokenizer
+
+    return CLIPTokenizer.from_pretrained(str(folder), local_files_only=True)

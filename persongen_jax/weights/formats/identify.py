@@ -1,0 +1,429 @@
+"""What a weight file is, told by its keys and shapes: of safetensors only the header is read.
+
+    found = identify("photomaker-v1.bin")
+    found.kind, found.what, found.facts, found.licence
+
+Every public layout that this project reads has a kind of its own, and so have those that people
+mistake for them (Stable Diffusion 1.5's, InstantID, PuLID, adapters that are no plain LoRA).
+"""
+
+import re
+import warnings
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from data_pipeline.text_files import TextError, read_json
+from persongen_jax.weights.errors import BadOnnx, MissingFile, WeightsError
+from persongen_jax.weights.files.directory import open_component, open_file
+from persongen_jax.weights.files.onnx_file import OnnxFile
+from persongen_jax.weights.files.source import DictSource, TensorSource
+from persongen_jax.weights.formats.arcface import infer_config, licence_hint, name_onnx_tensors
+from persongen_jax.weights.formats.ip_adapter_state import is_training_state, published_names
+from persongen_jax.weights.formats.layout import unwrapped
+from persongen_jax.weights.formats.lora.dialects import COMPONENTS, EMBEDDING, other_kind, relatives
+from persongen_jax.weights.formats.lora.opening import CONFIG, DIFFUSERS_FILE, adapter_file
+from persongen_jax.weights.formats.lora.settings import METADATA_KEY
+from persongen_jax.weights.formats.sdxl.facts import folder_facts, refine
+from persongen_jax.weights.formats.sdxl.recognise import SDXL
+
+# Kind -> what it is called. The order of ``_RULES`` decides where several would do.
+NAMES = {
+    "sdxl": "a Stable Diffusion directory in diffusers' format",
+    "run": "a training run of this project",
+    "photomaker-v1": "PhotoMaker v1: ID encoder and LoRA",
+    "photomaker-v2": "PhotoMaker v2: ID encoder with a face-embedding resampler, and LoRA",
+    "id-encoder": "PhotoMaker's ID encoder without its LoRA",
+    "ip-adapter": "an IP-Adapter, base",
+    "ip-adapter-plus": "an IP-Adapter, plus (resampler)",
+    "ip-adapter-full": "an IP-Adapter, full-face",
+    "ip-adapter-faceid": "an IP-Adapter, FaceID",
+    "ip-adapter-faceid-plus": "an IP-Adapter, FaceID plus",
+    "instantid": "InstantID's IP-Adapter",
+    "pulid": "PuLID",
+    "checkpoint": "a single-file checkpoint with sgm's names",
+    "lora-diffusers": "a LoRA in diffusers' style",
+    "lora-peft": "a LoRA in PEFT's style",
+    "lora-kohya": "a LoRA in kohya's style",
+    "lora-comfy": "a LoRA in ComfyUI's or OneTrainer's style",
+    "lora-relative": "an adapter of LoRA's family",
+    "lora-processors": "a LoRA in the style of diffusers' old attention processors",
+    "other-adapter": "an adapter that is no plain LoRA",
+    "embedding": "a Textual Inversion embedding",
+    "controlnet": "a ControlNet in diffusers' format",
+    "unet": "a UNet in diffusers' format",
+    "unet-sgm": "a UNet alone, with sgm's names",
+    "vae": "a VAE in diffusers' format",
+    "vae-sgm": "a VAE alone, with sgm's names",
+    "other-base": "a base model of another family, which is not read here",
+    "clip": "CLIP, both towers",
+    "clip-text": "a CLIP text tower",
+    "clip-vision": "a CLIP image tower",
+    "arcface": "an ArcFace recogniser (IResNet)",
+    "onnx": "an ONNX graph that is no ArcFace recogniser",
+    "unknown": "of no layout that is known here",
+}
+
+# Kind -> patterns; each of them has to match some key from its beginning.
+_RULES = (
+    ("photomaker-v2", (r"id_encoder\.qformer_perceiver\.", r"lora_weights\.")),
+    ("photomaker-v1", (r"id_encoder\.", r"lora_weights\.")),
+    ("id-encoder", (r"(id_encoder\.)?visual_projection_2\.", r"(id_encoder\.)?fuse_module\.")),
+    ("pulid", (r"id_adapter",)),
+    ("ip-adapter", (r"image_proj\.", r"ip_adapter\.\d+\.")),
+    ("checkpoint", (r"model\.diffusion_model\.",)),
+    ("lora-kohya", (r"(lora_(unet|te\d?)|lycoris)_.*\.lora_(down|up)\.weight$",)),
+    ("lora-comfy", (r".*\.lora_(down|up)\.weight$",)),
+    ("lora-peft", (r".*\.lora_(A|B)(\.[^.]+)?\.weight$",)),
+    ("lora-diffusers", (r".*\.lora(_linear_layer)?\.(down|up)\.weight$",)),
+    ("lora-processors", (r".*\.(processor\.)?to_(q|k|v|out)_lora\.(down|up)\.weight$",)),
+    ("controlnet", (r"controlnet_cond_embedding\.",)),
+    ("unet", (r"conv_in\.", r"time_embedding\.", r"down_blocks\.")),
+    ("vae", (r"encoder\.conv_in\.", r"decoder\.conv_in\.")),
+    ("clip", (r"(text_model|text_projection)\.", r"(vision_model|visual_projection)\.")),
+    ("clip-vision", (r"(vision_model\.)?embeddings\.patch_embedding\.",)),
+    ("clip-text", (r"(text_model\.)?embeddings\.token_embedding\.",)),
+    ("clip-text", (r"token_embedding\.", r"transformer\.resblocks\.")),
+    ("embedding", (r"(clip_[lg]|emb_params|string_to_param\..*)$",)),
+    ("arcface", (r"layer1\.0\.conv1\.weight", r"fc\.weight")),
+)
+
+# Whose text states are how wide.
+_FAMILIES = {768: "SD 1.x", 1024: "SD 2.x", 1280: "the SDXL refiner", 2048: "SDXL"}
+_TOWERS = {1280: "ViT-bigG", 1024: "ViT-H"}
+FACE = 512  # length of an ArcFace embedding
+
+# A cross-attention's key or value projection, whose inputs are the text states.
+_CONTEXT = re.compile(
+    r".*attn2[._](processor\.)?to_[kv](_lora)?\.?(lora|lora_linear_layer)?\.?"
+    r"(weight|down\.weight|lora_A(\.[^.]+)?\.weight|lora_down\.weight)$"
+    r"|ip_adapter\.\d+\.to_[kv]_ip\.weight$"
+)
+_DOWN = re.compile(r".*(lora_A(\.[^.]+)?|lora_down|lora\.down|lora_linear_layer\.down)\.weight$")
+
+# How many sizes the tensors of an IP-Adapter's projection have that tell its variants apart.
+_PROJECTION_DIMS = {
+    "latents": 3,
+    "proj_in.weight": 2,
+    "proj.weight": 2,
+    "proj.0.weight": 2,
+    "proj.2.weight": 2,
+}
+
+# Licences that the publishers of these files give; a file of the same layout may have another.
+_PUBLISHED = {
+    "photomaker-v1": "TencentARC's is Apache-2.0",
+    "photomaker-v2": "TencentARC's is Apache-2.0; InsightFace's models, for it, are research only",
+    "id-encoder": "TencentARC's is Apache-2.0",
+    "ip-adapter": "h94/IP-Adapter's are Apache-2.0",
+    "ip-adapter-faceid": "h94/IP-Adapter-FaceID's are for non-commercial research only",
+    "instantid": "InstantX's is Apache-2.0; InsightFace's models, for it, are research only",
+    "pulid": "guozinan/PuLID's is Apache-2.0",
+    "checkpoint": "SDXL 1.0's is CreativeML Open RAIL++-M; fine-tunes differ",
+    "sdxl": "SDXL 1.0's is CreativeML Open RAIL++-M; fine-tunes differ",
+    "unet": "SDXL 1.0's is CreativeML Open RAIL++-M; fine-tunes differ",
+    "vae": "SDXL 1.0's is CreativeML Open RAIL++-M",
+    "clip": "OpenAI's and LAION's are MIT",
+    "run": "goes by the base, the data and the weights that it started from",
+}
+_LICENCE_NOTES = ("modelspec.license", "license", "licence")
+
+
+@dataclass(frozen=True)
+class Found:
+    """What :func:`identify` says.
+
+    Attributes:
+        kind: one of ``NAMES``.
+        what: one line.
+        facts: sizes that tell variants apart, by name ("rank": 64), in the order of printing.
+        licence: a hint and its origin; never legal advice.
+    """
+
+    kind: str
+    what: str
+    facts: dict = field(default_factory=dict)
+    licence: str = ""
+
+
+def identify(path) -> Found:
+    """What the file or directory is.
+
+    Raises:
+        MissingFile: there is none.
+        WeightsError: it is damaged, or of an ending that nothing here reads.
+    """
+    path = Path(path)
+    sources = open_parts(path)
+    try:
+        if path.is_dir():
+            return _identify_folder(path, sources)
+        (source,) = sources.values()
+        kind, facts = tell(source)
+        return Found(kind, NAMES[kind], facts, licence(path, kind, source, facts))
+    finally:
+        for source in sources.values():
+            source.close()
+
+
+def open_parts(path) -> dict[str, TensorSource]:
+    """The tensors of a file, as {"": source}; of a directory, by the name of its components.
+
+    A training run's are known by name, shape and dtype, and hold zeros.
+
+    Raises:
+        MissingFile: there is nothing, or nothing with weights.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise MissingFile(f"{path}: no such file or directory. Check the path.")
+    if path.suffix == ".onnx":
+        return {"": _open_onnx(path)}
+    if path.is_file():
+        return {"": unwrapped(open_file(path))}
+    if (path / "checkpoints").is_dir():
+        return {"": _open_run(path)}
+    if (path / CONFIG).is_file():
+        return {"": open_file(adapter_file(path))}
+    if (path / DIFFUSERS_FILE).is_file():
+        return {"": open_file(path / DIFFUSERS_FILE)}
+    if found := [name for name in COMPONENTS if (path / name / CONFIG).is_file()]:
+        return {name: open_file(adapter_file(path / name)) for name in found}
+    if _is_pipeline(path):
+        parts = sorted(p.parent.name for p in path.glob("*/config.json"))
+        return {name: open_component(path / name) for name in parts if _has_weights(path / name)}
+    return {"": open_component(path)}
+
+
+def tell(source: TensorSource) -> tuple[str, dict]:
+    """(kind, facts) by the keys and shapes."""
+    if isinstance(source, OnnxFile):
+        return "onnx", {"operations": len(source.nodes)}
+    if is_training_state(source):
+        with warnings.catch_warnings():  # of what is left out, which is for those who load it
+            warnings.simplefilter("ignore")
+            kind, facts = _ip_adapter(published_names(source))
+        return kind, {"from": "a training state", **facts}
+    keys = source.keys()
+    if other := next((name for name in map(other_kind, keys) if name), None):
+        if any(re.match(r"(lora_|lycoris_|unet\.|text_encoder|bundle_emb)", key) for key in keys):
+            return "other-adapter", {"adapter": other}
+    if found := relatives(keys):
+        return "lora-relative", {"kinds": ", ".join(dict.fromkeys(found)), **_facts("lora", source)}
+    kind = "unknown"
+    for name, patterns in _RULES:
+        if all(any(re.match(pattern, key) for key in keys) for pattern in patterns):
+            kind = name
+            break
+    if kind == "ip-adapter":
+        return _ip_adapter(source)
+    if kind in ("checkpoint", "unet", "vae", "unknown"):
+        kind, facts = refine(kind, source)
+        return kind, {**facts, **_facts(kind, source)}
+    return kind, _facts(kind, source)
+
+
+def licence(path, kind: str, source: TensorSource | None = None, facts: dict | None = None) -> str:
+    """What file, config or model card say of the licence; else that of the published ones.
+
+    ``facts``: tell's, whose family may not be the one that was published in this layout.
+    """
+    for where, text in _stated(Path(path), source):
+        return f"{text} (so says {where})"
+    if kind == "arcface":
+        return f"{licence_hint(path)} (by the layout and path)"
+    # Variants go by what they are variants of.
+    published = _PUBLISHED.get(kind) or _PUBLISHED.get(kind.rpartition("-")[0])
+    if (facts or {}).get("family", SDXL) not in (SDXL, "no key tells"):
+        published = None
+    return "not stated in the file" + (f"; {published}" if published else "")
+
+
+def count(sources: dict[str, TensorSource]) -> tuple[int, int, int, dict[str, int]]:
+    """(tensors, numbers in them, bytes, tensors by dtype)."""
+    infos = [source.info(key) for source in sources.values() for key in source.keys()]
+    sizes = [int(np.prod(shape, dtype=np.int64)) for _, shape in infos]
+    stored = sum(n * dtype.itemsize for n, (dtype, _) in zip(sizes, infos, strict=True))
+    dtypes = {}
+    for dtype, _ in infos:
+        dtypes[dtype.name] = dtypes.get(dtype.name, 0) + 1
+    return len(infos), sum(sizes), stored, dict(sorted(dtypes.items()))
+
+
+# ---- Directories -------------------------------------------------------------------------------
+
+
+def _is_pipeline(path: Path) -> bool:
+    return (path / "model_index.json").is_file() or (path / "unet" / "config.json").is_file()
+
+
+def _has_weights(folder: Path) -> bool:
+    return any(p.suffix in (".safetensors", ".bin") for p in folder.iterdir())
+
+
+def _open_run(path: Path) -> TensorSource:
+    from persongen_jax.training.checkpoint import trained_shapes
+
+    tensors = {
+        # One number seen as many: no memory, however large.
+        name: np.broadcast_to(np.zeros((), dtype), shape)
+        for name, (dtype, shape) in trained_shapes(path).items()
+    }
+    return DictSource(tensors, str(path))
+
+
+def _open_onnx(path: Path) -> TensorSource:
+    file = OnnxFile(path)
+    try:
+        return name_onnx_tensors(file)
+    except BadOnnx:
+        return file
+
+
+def _identify_folder(path: Path, sources) -> Found:
+    if (path / "checkpoints").is_dir():
+        config = _json(path / "config.json")
+        steps = sorted(int(p.name) for p in (path / "checkpoints").glob("[0-9]*"))
+        facts = {
+            "method": config.get("method", "unknown"),
+            "checkpoints of step": ", ".join(map(str, steps)),
+            "base": config.get("base", "unknown"),
+        }
+        return Found("run", NAMES["run"], facts, licence(path, "run"))
+    if _is_pipeline(path):
+        index = _json(path / "model_index.json")
+        facts = {"class": index.get("_class_name", "unknown"), **folder_facts(path, sources)}
+        for name, source in sources.items():
+            kind, more = tell(source)
+            more.pop("predicts", None)  # said above, with the scheduler's word
+            facts[name] = ", ".join([NAMES[kind], *(f"{k} {v}" for k, v in more.items())])
+        return Found("sdxl", NAMES["sdxl"], facts, licence(path, "sdxl"))
+    source = next(iter(sources.values()))  # of several, one for each component, all are alike
+    kind, facts = tell(source)
+    if len(sources) > 1:
+        facts["of"] = ", ".join(sources)
+    return Found(kind, NAMES[kind], facts, licence(path, kind, source))
+
+
+def _json(path: Path) -> dict:
+    try:
+        content = read_json(path) if path.is_file() else {}
+    except TextError as error:
+        raise WeightsError(f"{error}. Fetch it again.") from None
+    return content if isinstance(content, dict) else {}
+
+
+def _stated(path: Path, source):
+    """(where, text) of every statement about the licence."""
+    for note in _LICENCE_NOTES:
+        text = (source.metadata if source else {}).get(note, "").strip()
+        if text:
+            yield f"its {note}", text
+    folder = path if path.is_dir() else path.parent
+    if path.is_dir() or path.name == "model.safetensors":
+        for note in ("licence", "license"):
+            text = _json(folder / "config.json").get(note)
+            if isinstance(text, str) and text:
+                yield "config.json", text
+    card = folder / "README.md"
+    if card.is_file():
+        match = re.search(r"\A---\n(?:.*\n)*?license:\s*(\S+)", card.read_text("utf-8", "replace"))
+        if match:
+            yield "README.md", match[1]
+
+
+# ---- Sizes that tell variants apart ------------------------------------------------------------
+
+
+def _facts(kind: str, source: TensorSource) -> dict:
+    facts = {}
+    if kind == "arcface":
+        config = infer_config(source)
+        keys = ("layers", "embedding_dim", "input_size")
+        return {key.replace("_", " "): config[key] for key in keys}
+    if kind.startswith(("lora", "photomaker")):
+        facts |= _lora(source)
+    if width := context_width(source):
+        facts["cross-attention width"] = _of(width, _FAMILIES)
+    if kind in ("unet", "controlnet") and (shape := _shape(source, r"conv_in\.weight", 4)):
+        facts["first channels"] = shape[0]
+    if kind == "vae" and (shape := _shape(source, r"encoder\.conv_out\.weight", 4)):
+        facts["latent channels"] = shape[0] // 2
+    if shape := _shape(source, r".*patch_embedding\.weight", 4):
+        facts["image tower"] = f"{shape[0]} wide, patches of {shape[2]}"
+    if shape := _shape(source, r".*token_embedding\.weight", 2):
+        facts["text tower"] = f"{shape[1]} wide, {shape[0]} words"
+    return facts
+
+
+def _shape(source: TensorSource, pattern: str, dims: int) -> tuple | None:
+    """Of the first tensor with such a key and ``dims`` sizes; None if there is none.
+
+    Networks that are not known here use the same names for tensors of other kinds.
+    """
+    shapes = (source.info(key)[1] for key in source.keys() if re.fullmatch(pattern, key))
+    return next((shape for shape in shapes if len(shape) == dims), None)
+
+
+def context_width(source: TensorSource) -> int | None:
+    """How wide the text states are that the cross-attention reads; None if no key tells."""
+    shapes = (source.info(key)[1] for key in source.keys() if _CONTEXT.fullmatch(key))
+    return next((shape[1] for shape in shapes if len(shape) > 1), None)
+
+
+def _ranks(source) -> str:
+    """Of the LoRA's layers; "" if there are none."""
+    shapes = (source.info(key)[1] for key in source.keys() if _DOWN.fullmatch(key))
+    return ", ".join(map(str, sorted({shape[0] for shape in shapes if len(shape)})))
+
+
+def _lora(source) -> dict:
+    ranks = _ranks(source)
+    facts = {"rank": ranks} if ranks else {}
+    words = {match["token"] for key in source.keys() if (match := EMBEDDING.fullmatch(key))}
+    if words:
+        facts["words"] = ", ".join(sorted(words))
+    if METADATA_KEY in source.metadata or any(key.endswith(".alpha") for key in source.keys()):
+        facts["alpha"] = "in the file"
+    return facts
+
+
+def _of(width: int, names: dict) -> str:
+    return f"{width} ({names[width]}'s)" if width in names else str(width)
+
+
+def _ip_adapter(source) -> tuple[str, dict]:
+    """The variant by its projection, whose shape no two of them share."""
+    shapes = {
+        key.removeprefix("image_proj."): source.info(key)[1]
+        for key in source.keys()
+        if key.startswith("image_proj.")
+    }
+    shapes = {k: s for k, s in shapes.items() if len(s) == _PROJECTION_DIMS.get(k, len(s))}
+    width = context_width(source)
+    facts = {} if width is None else {"cross-attention width": _of(width, _FAMILIES)}
+    facts["attention layers"] = sum(key.endswith(".to_k_ip.weight") for key in source.keys())
+    if "latents" in shapes:
+        facts["tokens"] = shapes["latents"][1]
+        features = shapes.get("proj_in.weight", (0, 0))[1]
+        if features == FACE:
+            return "instantid", {**facts, "reads": f"face embeddings, {FACE} wide"}
+        return "ip-adapter-plus", {**facts, "image encoder": _of(features, _TOWERS)}
+    if "proj.weight" in shapes:
+        out, features = shapes["proj.weight"]
+        facts["tokens"] = out // width if width else "unknown"
+        return "ip-adapter", {**facts, "image encoder": _of(features, _TOWERS)}
+    if any(name.startswith("perceiver_resampler.") for name in shapes):
+        return "ip-adapter-faceid-plus", facts
+    if "proj.3.weight" in shapes:
+        return "ip-adapter-full", facts
+    if {"proj.0.weight", "proj.2.weight", "norm.weight"} <= shapes.keys():
+        features = shapes["proj.0.weight"][1]
+        facts["tokens"] = shapes["proj.2.weight"][0] // width if width else "unknown"
+        facts["LoRA rank"] = _ranks(source) or "none"
+        return "ip-adapter-faceid", {**facts, "reads": f"face embeddings, {features} wide"}
+    return "unknown", facts
+
+
+__all__ = ["NAMES", "Found", "context_width", "count", "identify", "licence", "open_parts", "tell"]

@@ -1,0 +1,254 @@
+"""LoRA files for other programs: diffusers', kohya's, ComfyUI's and PEFT's.
+
+Tensors are written as they are. What differs is where alpha goes: kohya's and ComfyUI's files hold
+it as a tensor; diffusers keeps it in the file's metadata, PEFT in an adapter_config.json.
+"""
+
+import json
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import numpy as np
+
+from persongen_jax.weights.errors import UnsupportedAdapter
+from persongen_jax.weights.files.safetensors_file import write_safetensors
+from persongen_jax.weights.formats.lora.dialects import COMPONENTS, sgm_names
+from persongen_jax.weights.formats.lora.kinds import LoraWeights
+from persongen_jax.weights.formats.lora.opening import CONFIG, PEFT_FILES
+from persongen_jax.weights.formats.lora.settings import METADATA_KEY
+from persongen_jax.weights.formats.sdxl.sgm_names import rename_by_prefix
+from persongen_jax.weights.saver import write_json
+
+Adapters = Mapping[str, Mapping[str, LoraWeights]]
+
+_KOHYA = {"unet": "lora_unet_", "text_encoder": "lora_te1_", "text_encoder_2": "lora_te2_"}
+_COMFY = {
+    "unet": "diffusion_model.",
+    "text_encoder": "text_encoders.clip_l.transformer.",
+    "text_encoder_2": "text_encoders.clip_g.transformer.",
+}
+# The classes that a PEFT folder names, and where they are.
+_CLASSES = {
+    "unet": ("UNet2DConditionModel", "diffusers.models.unets.unet_2d_condition"),
+    "text_encoder": ("CLIPTextModel", "transformers.models.clip.modeling_clip"),
+    "text_encoder_2": ("CLIPTextModelWithProjection", "transformers.models.clip.modeling_clip"),
+}
+
+
+def write_lora(
+    path: str | os.PathLike, adapters: Adapters, metadata: Mapping[str, str] | None = None
+) -> None:
+    """Write a LoRA file that diffusers' ``load_lora_weights`` gives the same effect.
+
+    Alphas go to the metadata, where today's diffusers looks for them; versions from before it did
+    so take alpha = rank. If some modules have an alpha and some None, the latter read back as
+    alpha = rank.
+
+    Args:
+        path: the file, by custom ``pytorch_lora_weights.safetensors``.
+        adapters: component -> module path -> ``LoraWeights``, as ``read_lora`` returns.
+        metadata: further text notes.
+
+    Raises:
+        UnsupportedAdapter: a component that is not known, nothing to write, or what is no plain
+            LoRA, which these formats have no place for.
+        BadEntry: what ``write_safetensors`` refuses.
+    """
+    _check(path, adapters)
+    entries = []
+    for component, module, lora in _layers(adapters):
+        stem = _diffusers_stem(component, module)
+        entries += _pair(f"{stem}.down.weight", f"{stem}.up.weight", lora)
+    notes = {"format": "pt", **(metadata or {})}
+    if any(lora.alpha is not None for *_, lora in _layers(adapters)):
+        settings = {}
+        for component, weights in adapters.items():
+            # The UNet's exceptions are anchored, as diffusers anchors its own. Text encoders' paths
+            # begin with text_model. in some versions of transformers and not in others.
+            own = _peft_settings(weights, "^" if component == "unet" else "") if weights else {}
+            settings |= {f"{component}.{name}": value for name, value in own.items()}
+        notes[METADATA_KEY] = json.dumps(settings, indent=2, sort_keys=True)
+    write_safetensors(path, entries, notes)
+
+
+def write_kohya_lora(
+    path: str | os.PathLike,
+    adapters: Adapters,
+    metadata: Mapping[str, str] | None = None,
+    *,
+    sgm_modules: Iterable[str] | None = None,
+    layers_per_block: int = 2,
+) -> None:
+    """Write a LoRA file in kohya's spelling, which most user interfaces read.
+
+    Every module gets an alpha, a float32 number: where ``LoraWeights`` has None, its rank.
+
+    Args:
+        path, adapters, metadata: as :func:`write_lora`'s.
+        sgm_modules: None for diffusers' names of the UNet's blocks (down_blocks_1_…). With the
+            paths of all the UNet's modules they are sgm's (input_blocks_4_1_…), which kohya's own
+            trainer writes for SDXL.
+        layers_per_block: the UNet's, which sgm's counting depends on.
+
+    Raises:
+        As :func:`write_lora`.
+    """
+    _check(path, adapters)
+    to_sgm = {} if sgm_modules is None else sgm_names(set(sgm_modules), layers_per_block)
+    entries, ranks, alphas = [], set(), set()
+    for component, module, lora in _layers(adapters):
+        stem = _KOHYA[component] + _original(component, module, to_sgm).replace(".", "_")
+        entries += _with_alpha(stem, lora)
+        ranks.add(lora.rank)
+        alphas.add(float(_alpha(lora)))
+    notes = {"ss_network_module": "networks.lora", **(metadata or {})}
+    # kohya's tools show these; a file of several values has none to show.
+    if len(ranks) == len(alphas) == 1:
+        notes |= {"ss_network_dim": str(*ranks), "ss_network_alpha": str(*alphas)}
+    write_safetensors(path, entries, notes)
+
+
+def write_comfy_lora(
+    path: str | os.PathLike,
+    adapters: Adapters,
+    metadata: Mapping[str, str] | None = None,
+    *,
+    sgm_modules: Iterable[str],
+    layers_per_block: int = 2,
+) -> None:
+    """Write a LoRA file under the names that ComfyUI's own models have; arguments as above."""
+    _check(path, adapters)
+    to_sgm, entries = sgm_names(set(sgm_modules), layers_per_block), []
+    for component, module, lora in _layers(adapters):
+        entries += _with_alpha(_COMFY[component] + _original(component, module, to_sgm), lora)
+    write_safetensors(path, entries, {"format": "pt", **(metadata or {})})
+
+
+def write_peft_folder(
+    folder: str | os.PathLike,
+    adapters: Adapters,
+    metadata: Mapping[str, str] | None = None,
+    *,
+    base: str = "",
+) -> None:
+    """Write what PEFT's ``PeftModel.from_pretrained(model, folder)`` opens.
+
+    The UNet's adapter lies in ``folder`` itself where there is no other, else each component's in
+    a folder of its name.
+
+    Args:
+        base: of which model, for the config.
+
+    Raises:
+        As :func:`write_lora`.
+    """
+    _check(folder, adapters)
+    for component, weights in adapters.items():
+        if not weights:
+            continue
+        inside = Path(folder) if set(adapters) == {"unet"} else Path(folder) / component
+        inside.mkdir(parents=True, exist_ok=True)
+        entries = []
+        for module, lora in sorted(weights.items()):
+            stem = f"base_model.model.{_inner(component, module)}"
+            entries += _pair(f"{stem}.lora_A.weight", f"{stem}.lora_B.weight", lora)
+        write_safetensors(inside / PEFT_FILES[0], entries, {"format": "pt", **(metadata or {})})
+        name, library = _CLASSES[component]
+        settings = _peft_settings(weights, "^" if component == "unet" else "")
+        if component != "unet":
+            targets = [_inner(component, module) for module in weights]
+            settings["target_modules"] = sorted(targets)
+        write_json(
+            inside / CONFIG,
+            {
+                "peft_type": "LORA",
+                "task_type": None,
+                "auto_mapping": {"base_model_class": name, "parent_library": library},
+                "base_model_name_or_path": base,
+                "bias": "none",
+                "inference_mode": True,
+                "init_lora_weights": True,
+                "lora_dropout": 0.0,
+                **settings,
+            },
+        )
+
+
+def _check(path, adapters):
+    unknown = sorted(set(adapters) - set(COMPONENTS))
+    if unknown or not any(adapters.values()):
+        raise UnsupportedAdapter(
+            f"{path}: cannot write adapters of {unknown or 'no module'}. Known are {COMPONENTS}."
+        )
+    for component, module, lora in _layers(adapters):
+        if not isinstance(lora, LoraWeights):
+            raise UnsupportedAdapter(
+                f"{path}: {component}.{module} has {lora.name}, which a LoRA file has no place "
+                "for; keep the file that it was read from, which generate reads by --lora."
+            )
+
+
+def _layers(adapters):
+    for component, weights in adapters.items():
+        for module, lora in sorted(weights.items()):
+            yield component, module, lora
+
+
+def _inner(component, module) -> str:
+    """The path as the class has it, text encoders' with ``text_model.``."""
+    return module if component == "unet" or module == "text_projection" else f"text_model.{module}"
+
+
+def _original(component, module, to_sgm) -> str:
+    if component == "unet":
+        return rename_by_prefix(to_sgm, module) or module
+    return _inner(component, module)
+
+
+def _diffusers_stem(component, module) -> str:
+    # diffusers tells the text encoders' spelling by the last word; and it takes text_model. off
+    # again where the class no longer has it.
+    word = "lora" if component == "unet" else "lora_linear_layer"
+    return f"{component}.{_inner(component, module)}.{word}"
+
+
+def _pair(down: str, up: str, lora) -> list:
+    halves = ((down, lora.down), (up, lora.up))
+    return [(key, array.shape, array.dtype, lambda array=array: array) for key, array in halves]
+
+
+def _alpha(lora):
+    return np.float32(lora.rank if lora.alpha is None else lora.alpha)
+
+
+def _with_alpha(stem: str, lora) -> list:
+    pair = _pair(f"{stem}.lora_down.weight", f"{stem}.lora_up.weight", lora)
+    return [*pair, (f"{stem}.alpha", (), np.dtype(np.float32), lambda: _alpha(lora))]
+
+
+def _peft_settings(weights, anchor: str) -> dict:
+    """PEFT's LoraConfig fields for one component: common values, and exceptions by module."""
+    ranks = {module: lora.rank for module, lora in weights.items()}
+    alphas = {
+        module: float(lora.rank if lora.alpha is None else lora.alpha)
+        for module, lora in weights.items()
+    }
+
+    def common(values):
+        return max(set(values.values()), key=list(values.values()).count)
+
+    def exceptions(values):
+        usual = common(values)
+        return {anchor + module: v for module, v in sorted(values.items()) if v != usual}
+
+    return {
+        "r": common(ranks),
+        "lora_alpha": common(alphas),
+        "rank_pattern": exceptions(ranks),
+        "alpha_pattern": exceptions(alphas),
+        "target_modules": sorted(weights),
+    }
+
+
+__all__ = ["write_comfy_lora", "write_kohya_lora", "write_lora", "write_peft_folder"]

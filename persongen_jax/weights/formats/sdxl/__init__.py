@@ -1,0 +1,1 @@
+"""SDXL bases: recognising, checking and opening them."""

@@ -1,0 +1,188 @@
+"""Single files of a base model, split into diffusers' components under diffusers' names.
+
+Where each part lies in the file is layout.py's matter; here its keys get their names.
+"""
+
+from collections.abc import Mapping
+
+from persongen_jax.weights.errors import BadConfig, KeyMismatch
+from persongen_jax.weights.files.source import (
+    TRANSPOSE,
+    RenamedSource,
+    Renaming,
+    TensorSource,
+    third,
+)
+from persongen_jax.weights.formats.layout import Layout, Place, read_layout
+from persongen_jax.weights.formats.sdxl.sgm_names import rename_by_prefix, unet_modules
+from persongen_jax.weights.keys import pointwise
+
+_DOWN = {"DownBlock2D": False, "CrossAttnDownBlock2D": True}
+_UP = {"UpBlock2D": False, "CrossAttnUpBlock2D": True}
+
+# open_clip -> transformers, within one layer and outside of the layers.
+_CLIP_LAYER = {
+    "ln_1": "layer_norm1",
+    "ln_2": "layer_norm2",
+    "mlp.c_fc": "mlp.fc1",
+    "mlp.c_proj": "mlp.fc2",
+    "attn.out_proj": "self_attn.out_proj",
+}
+_CLIP_OUTSIDE = {
+    "token_embedding.weight": "embeddings.token_embedding.weight",
+    "positional_embedding": "embeddings.position_embedding.weight",
+    "ln_final.weight": "final_layer_norm.weight",
+    "ln_final.bias": "final_layer_norm.bias",
+}
+_CLIP_LAYERS = "transformer.resblocks."
+
+
+def split_checkpoint(
+    source: TensorSource,
+    unet_config: Mapping,
+    vae_config: Mapping,
+    layout: Layout | None = None,
+    parts: tuple[str, ...] | None = None,
+) -> dict[str, RenamedSource]:
+    """One source per component that is there, named as diffusers and ``keys.py`` name them.
+
+    All read through ``source``, which the caller closes when all are done with.
+
+    Args:
+        source: the opened file.
+        unet_config: diffusers' UNet config: block types and ``layers_per_block`` are used.
+        vae_config: diffusers' VAE config: block types are used.
+        layout: of ``source``, if it is known already.
+        parts: the components that are wanted; None: all. Others are not looked at.
+
+    Returns:
+        By "unet", "vae", "text_encoder", "text_encoder_2". What was left out on purpose is in the
+        ``ignored`` of each.
+
+    Raises:
+        KeyMismatch: a key that no rule knows.
+        BadConfig: a config with blocks that SDXL does not have.
+    """
+    layout = read_layout(source) if layout is None else layout
+    configs = {"unet": unet_config, "vae": vae_config}
+    renamings = {}
+    unknown = {key: source.info(key)[1] for key in layout.others}
+    for name, place in layout.parts.items():
+        if parts is not None and name not in parts:
+            continue
+        renamings[name] = renaming = Renaming(source)
+        for key, entries in _entries(source, place, configs):
+            if not entries:
+                unknown[key] = source.info(key)[1]
+            for new, transform in entries:
+                renaming.add(new, key, transform)
+        for key in (*layout.harmless, *layout.markers):
+            renaming.ignore(key)
+    if unknown:
+        raise KeyMismatch(
+            source.describe(),
+            unexpected=unknown,
+            remedy="Check that it is an SDXL checkpoint and that the configs belong to it.",
+        )
+    return {name: own.source(part=name, owns_base=False) for name, own in renamings.items()}
+
+
+def _entries(source, place: Place, configs):
+    """(key, [(name, transform)] that it becomes; empty if no rule knows it) of every key."""
+    modules = {}
+    if place.dialect == "sgm":
+        make = {"unet": _unet_modules, "vae": _vae_modules}[place.part]
+        modules = make(configs[place.part])
+    for key, inner in zip(place.keys, place.inner(), strict=True):
+        if place.dialect == "open_clip":
+            yield key, _open_clip_entries(inner, source.info(key)[1])
+        elif place.dialect == "sgm":
+            path, _, leaf = inner.rpartition(".")
+            renamed = rename_by_prefix(modules, path)
+            linear = place.part == "vae" and ".mid.attn_1." in inner
+            transform = pointwise(source, key) if linear else None
+            yield key, [(f"{renamed}.{leaf}", transform)] if renamed else []
+        else:
+            yield key, [(inner.removeprefix("text_model."), None)]
+
+
+def _open_clip_entries(inner, shape):
+    if inner in _CLIP_OUTSIDE:
+        return [(_CLIP_OUTSIDE[inner], None)]
+    if inner == "text_projection":
+        # open_clip multiplies from the right: [width, projection].
+        return [("text_projection.weight", TRANSPOSE)]
+    if inner == "text_projection.weight":  # ComfyUI's, turned already
+        return [(inner, None)]
+    if not inner.startswith(_CLIP_LAYERS):
+        return []
+    number, _, rest = inner.removeprefix(_CLIP_LAYERS).partition(".")
+    layer = f"encoder.layers.{number}."
+    if rest in ("attn.in_proj_weight", "attn.in_proj_bias") and shape and shape[0] % 3 == 0:
+        leaf = rest.removeprefix("attn.in_proj_")
+        return [(f"{layer}self_attn.{x}_proj.{leaf}", third(i)) for i, x in enumerate("qkv")]
+    path, _, leaf = rest.rpartition(".")
+    return [(f"{layer}{_CLIP_LAYER[path]}.{leaf}", None)] if path in _CLIP_LAYER else []
+
+
+def _unet_modules(config):
+    down = _attention("UNet", _DOWN, config, "down_block_types")
+    up = _attention("UNet", _UP, config, "up_block_types")
+    layers = config.get("layers_per_block", 2)
+    layers = [layers] * len(down) if isinstance(layers, int) else list(layers)
+    if len(up) != len(down) or len(layers) != len(down):
+        raise BadConfig(
+            f"UNet config: {len(down)} down blocks, {len(up)} up blocks and layers_per_block "
+            f"{layers} do not fit together. Use the checkpoint's own config."
+        )
+    return unet_modules(down, up, layers)
+
+
+def _attention(model, known, config, name):
+    types = config.get(name)
+    if not types or any(kind not in known for kind in types):
+        raise BadConfig(
+            f"{model} config: {name} {types!r} is not what SDXL has; known are {list(known)}."
+        )
+    return [known[kind] for kind in types]
+
+
+def _vae_modules(config):
+    """As ``unet_modules``. The VAE's insides differ little; the way up is counted backwards."""
+    number = len(_attention("VAE", {"DownEncoderBlock2D": False}, config, "down_block_types"))
+    if len(_attention("VAE", {"UpDecoderBlock2D": False}, config, "up_block_types")) != number:
+        raise BadConfig("VAE config: down_block_types and up_block_types differ in number.")
+    layers = config.get("layers_per_block", 1)
+
+    table = {"quant_conv": "quant_conv", "post_quant_conv": "post_quant_conv"}
+
+    def resnet(original, ours):
+        names = {name: name for name in ("norm1", "conv1", "norm2", "conv2")}
+        names["nin_shortcut"] = "conv_shortcut"
+        table.update({f"{original}.{a}": f"{ours}.{b}" for a, b in names.items()})
+
+    for coder in ("encoder", "decoder"):
+        table[f"{coder}.conv_in"] = f"{coder}.conv_in"
+        table[f"{coder}.norm_out"] = f"{coder}.conv_norm_out"
+        table[f"{coder}.conv_out"] = f"{coder}.conv_out"
+        resnet(f"{coder}.mid.block_1", f"{coder}.mid_block.resnets.0")
+        resnet(f"{coder}.mid.block_2", f"{coder}.mid_block.resnets.1")
+        original, ours = f"{coder}.mid.attn_1", f"{coder}.mid_block.attentions.0"
+        table[f"{original}.norm"] = f"{ours}.group_norm"
+        table[f"{original}.proj_out"] = f"{ours}.to_out.0"
+        table.update({f"{original}.{x}": f"{ours}.to_{x}" for x in "qkv"})
+    for i in range(number):
+        ours = f"encoder.down_blocks.{i}"
+        for j in range(layers):
+            resnet(f"encoder.down.{i}.block.{j}", f"{ours}.resnets.{j}")
+        if i + 1 < number:
+            table[f"encoder.down.{i}.downsample.conv"] = f"{ours}.downsamplers.0.conv"
+        original, ours = f"decoder.up.{number - 1 - i}", f"decoder.up_blocks.{i}"
+        for j in range(layers + 1):
+            resnet(f"{original}.block.{j}", f"{ours}.resnets.{j}")
+        if i + 1 < number:
+            table[f"{original}.upsample.conv"] = f"{ours}.upsamplers.0.conv"
+    return table
+
+
+__all__ = ["split_checkpoint"]

@@ -1,0 +1,37 @@
+"""UNet2DModel's folders in diffusers' format, read and written."""
+
+from pathlib import Path
+
+import jax.numpy as jnp
+
+from persongen_jax.models.ddpm.unet2d import UNet2DModel
+from persongen_jax.models.layers import UnusedRngs
+from persongen_jax.weights.files.directory import open_component, read_config
+from persongen_jax.weights.keys import normalise_attention
+from persongen_jax.weights.loader import load_module
+from persongen_jax.weights.saver import save_module
+
+FILE_NAME = "diffusion_pytorch_model.safetensors"
+
+
+def load_unet2d(
+    directory, *, dtype=jnp.float32, param_dtype=jnp.float32, variant: str | None = None
+) -> UNet2DModel:
+    """Of a folder with config.json and weights, or of a pipeline's folder with ``unet/`` in it.
+
+    Raises:
+        WeightsError: a fault of the files. ValueError: a config that is not implemented.
+    """
+    folder = Path(directory)
+    if not (folder / "config.json").is_file() and (folder / "unet").is_dir():
+        folder /= "unet"
+    config = read_config(folder)
+    kw = {"dtype": dtype, "param_dtype": param_dtype, "rngs": UnusedRngs()}
+    with open_component(folder, variant) as source:
+        return load_module(lambda: UNet2DModel(config, **kw), normalise_attention(source))
+
+
+def save_unet2d(model: UNet2DModel, directory):
+    """Write config.json and the weights, as diffusers' UNet2DModel opens them."""
+    config = {"_class_name": "UNet2DModel", **model.config.to_dict()}
+    save_module(model, directory, config, file_name=FILE_NAME)

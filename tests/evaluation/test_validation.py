@@ -1,0 +1,381 @@
+"""Validation and evaluation on tiny random networks: written, resumed, stopped, compared."""
+
+import csv
+import json
+import re
+
+import numpy as np
+import pytest
+import torch
+from ml_collections import ConfigDict
+from PIL import Image
+
+from configs.first_light import get_config
+from persongen_jax import evaluate
+from persongen_jax.evaluation.trajectories import read_rows
+from persongen_jax.evaluation.validation import Validator
+from persongen_jax.metrics.base import Metric, Values
+from persongen_jax.metrics.measures import measure
+from persongen_jax.pipeline import conditioner, images
+from persongen_jax.pipeline.images import sample_steps
+from persongen_jax.systems.open import open_system
+from persongen_jax.systems.sdxl import Sdxl
+from persongen_jax.training.checkpoint import Checkpoints
+from persongen_jax.training.partition import split_model
+from persongen_jax.training.step import merge_model
+from persongen_jax.weights.formats.arcface import load_arcface
+from persongen_jax.weights.saver import save_module
+from tests.helpers.iresnet_twin import TorchIResNet, randomise_statistics
+from tests.helpers.keypoint_nets import write_keypoint_net
+from tests.helpers.tiny_clip import write_tiny_clip
+from tests.helpers.twins import randomise
+
+FACE_NET = {"layers": (1, 1), "widths": (4, 8), "input_size": 16, "embedding_dim": 6}
+METRICS = (
+    *("clip_t", "brightness", "face_sim", "rank1_10", "rank1_100", "detection_rate"),
+    *("face_sim_misses_as_0", "cosine_true", "cosine_others", "frechet_clip"),
+)
+SET = "people:{}?identities={}&pictures=2&size=48"
+
+
+class Brightness(Metric):
+    """A metric of a set that no file of the package knows: generated less real pictures."""
+
+    name, title, form, over = "brightness", "brighter by", "{:+.1f}", "set"
+
+    def __call__(self, generated, known):
+        real = [p.mean() for owner in known.people.owners for p in owner.pictures()]
+        return Values(generated.images.mean() - np.mean(real), facts={"n_real": len(real)})
+
+
+OWN = {"brightness": "tests.evaluation.test_validation:Brightness"}
+
+
+@pytest.fixture(scope="module")
+def encoders(tmp_path_factory):
+    """Folders ``clip`` and, as the miniature has them, ``face_net`` and ``face_detector``."""
+    folder = tmp_path_factory.mktemp("encoders")
+    write_tiny_clip(folder / "clip")
+    twin = randomise_statistics(randomise(TorchIResNet(**FACE_NET)))
+    torch.save(twin.state_dict(), folder / "backbone.pth")
+    net = load_arcface(folder / "backbone.pth").model
+    save_module(net, folder / "face_net", {"licence": "none"}, file_name="model.safetensors")
+    write_keypoint_net(folder / "face_detector", present=3.0)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def config(tiny_base, encoders, tmp_path_factory):
+    prompts = tmp_path_factory.mktemp("prompts") / "prompts.json"
+    entries = [
+        {"general": "a photo of a {word} img", "background": "a beach behind {him}"},
+        {"general": "a {word} img, {his} face", "body": "{he} is in a coat"},
+    ]
+    prompts.write_text(json.dumps(entries))
+    config = get_config()
+    config.base, config.method = str(tiny_base), "photomaker_bg"
+    config.validate_out_of_train = SET.format("out_of_train", 3)
+    config.validate_out_of_domain = SET.format("out_of_domain", 2)
+    config.validation_gallery = SET.format("out_of_train", 5)
+    config.validation_people = 2
+    config.validation_prompts = str(prompts)
+    config.validation_images, config.validation_steps = 2, 3
+    config.validation_merge_step, config.validation_batch = 0, 4
+    config.clip, config.face_net = str(encoders / "clip"), str(encoders / "face_net")
+    config.metrics = tuple(OWN.get(name, name) for name in METRICS)
+    return config
+
+
+@pytest.fixture(scope="module")
+def trained(config):
+    """(system, graphdef, trainable, frozen), as the trainer holds them."""
+    system = open_system(config)
+    graphdef, trainable, frozen, _ = split_model(system.model, system.table)
+    return system, graphdef, trainable, frozen
+
+
+def with_config(system, config):
+    """The same networks by other settings."""
+    return Sdxl(config, system.base, system.method)
+
+
+def moved(trainable, seed):
+    """Weights that training might have led to; the identity would hardly show otherwise."""
+    rng = np.random.default_rng(seed)
+    draw = {path: rng.standard_normal(x.shape).astype(np.float32) for path, x in trainable.items()}
+    return {path: x + 0.1 * draw[path] for path, x in trainable.items()}
+
+
+@pytest.fixture(scope="module")
+def run(config, trained, tmp_path_factory):
+    """A working directory as a run of 20 steps leaves it, validated at 0 and 20."""
+    system, graphdef, trainable, frozen = trained
+    workdir = tmp_path_factory.mktemp("run")
+    weights = {10: moved(trainable, 0), 20: moved(trainable, 1)}
+    checkpoints = Checkpoints(workdir)
+    for step, arrays in weights.items():
+        checkpoints.save(step, arrays, {"count": np.zeros(1)}, json.loads(config.to_json()))
+    checkpoints.close()
+
+    validator = Validator(system, workdir)
+    assert not validator.has(0)
+    scalars, pictures, sizes = [], [], []
+    log = (lambda *row: scalars.append(row), lambda *row: pictures.append(row))
+    for step, arrays in ((0, trainable), (20, weights[20])):
+        model = merge_model(graphdef, arrays, frozen)
+        validator(model, step, *log)
+        assert validator.has(step) and not validator.has(step + 1)
+        compiled = sample_steps, conditioner._condition, images._decode
+        sizes.append([function._cache_size() for function in compiled])
+    return workdir, scalars, pictures, sizes
+
+
+def rows_of(workdir):
+    return read_rows(workdir / "validation" / "metrics.jsonl")
+
+
+def test_a_row_per_step_and_set_with_every_measure(run):
+    rows = rows_of(run[0])
+    sets = ("out_of_train", "out_of_domain")
+    assert [(r["step"], r["set"]) for r in rows] == [(s, name) for s in (0, 20) for name in sets]
+    for row in rows:
+        assert tuple(row["metrics"]) == METRICS  # in the config's order
+        assert row["method"] == "photomaker_bg" and row["people"] == 2
+        assert row["metrics"]["clip_t"]["n"] == 8  # 2 people x 2 prompts x 2 images
+        assert row["metrics"]["detection_rate"]["mean"] == 1
+        assert row["metrics"]["rank1_10"]["among"] == 2
+        assert all(0 <= row["metrics"][name]["mean"] <= 1 for name in ("rank1_10", "rank1_100"))
+        low, mean, high = (row["metrics"]["face_sim"][key] for key in ("low", "mean", "high"))
+        assert low <= mean <= high
+        assert row["metrics"]["clip_t"]["judge"].endswith("clip")
+        assert row["metrics"]["rank1_10"]["judge"].endswith("face_net")
+        assert row["metrics"]["detection_rate"]["judge"].endswith("face_detector")
+        own = row["metrics"]["brightness"]
+        assert own["n"] == 8 and own["n_real"] == 4 and own["title"] == "brighter by"
+        assert row["metrics"]["frechet_clip"]["n_real"] == 4
+    # The gallery has the first set's people; the second's are added.
+    assert [row["metrics"]["rank1_100"]["among"] for row in rows[:2]] == [5, 7]
+    # Other weights, other pictures.
+    assert rows[0]["metrics"]["clip_t"]["mean"] != rows[2]["metrics"]["clip_t"]["mean"]
+
+
+def test_nothing_is_compiled_at_the_second_validation(run):
+    first, second = run[3]
+    assert first == second and min(first) > 0
+
+
+def test_sheets_plots_and_events(run):
+    workdir, scalars, pictures, _ = run
+    folder = workdir / "validation"
+    sheets = {f"step_{s:06d}_{n}.png" for s in (0, 20) for n in ("out_of_train", "out_of_domain")}
+    assert {path.name for path in folder.iterdir()} == {
+        *sheets,
+        "metrics.jsonl",
+        "trajectories.png",
+    }
+    name, sheet, step = pictures[0]
+    assert (name, step) == ("validation/out_of_train", 0)
+    assert np.array_equal(np.asarray(Image.open(folder / "step_000000_out_of_train.png")), sheet)
+    assert ("validation/out_of_train/clip_t", 20) in [(name, step) for name, _, step in scalars]
+    rows = rows_of(workdir)
+    assert rows[0]["metrics"]["clip_t"]["mean"] in [value for _, value, _ in scalars]
+
+
+def test_resuming_drops_later_rows_and_the_rest_is_repeated_exactly(run, config, trained, tmp_path):
+    system, graphdef, trainable, frozen = trained
+    (tmp_path / "validation").mkdir()
+    path = tmp_path / "validation" / "metrics.jsonl"
+    path.write_text((run[0] / "validation" / "metrics.jsonl").read_text() + '{"step": 30, "s')
+    validator = Validator(system, tmp_path, start_step=10)
+    assert validator.has(0) and not validator.has(20)
+    assert {row["step"] for row in rows_of(tmp_path)} == {0}
+    means = validator(merge_model(graphdef, moved(trainable, 1), frozen), 20)
+    assert rows_of(tmp_path) == rows_of(run[0])
+    assert list(means) == [f"{s}/{m}" for s in ("out_of_train", "out_of_domain") for m in METRICS]
+
+
+def test_a_stop_leaves_nothing_behind(config, trained, tmp_path):
+    system, graphdef, trainable, frozen = trained
+    validator = Validator(system, tmp_path)
+    asked = []
+
+    def stop():
+        asked.append(1)
+        return len(asked) > 4  # in the second batch
+
+    validator.should_stop = stop
+    assert validator(merge_model(graphdef, trainable, frozen), 0) == {}
+    assert len(asked) == 5 and not validator.has(0)
+    assert [path.name for path in (tmp_path / "validation").iterdir()] == ["metrics.jsonl"]
+    assert rows_of(tmp_path) == []
+
+
+def test_everyone_starts_from_the_same_noise(run, config, trained):
+    """Before the identity acts, two people of one class word get the same images."""
+    from persongen_jax.evaluation.people import Evaluation
+
+    system, graphdef, trainable, frozen = trained
+    config = config.copy_and_resolve_references()
+    config.validation_merge_step = 3  # never
+    config.validate_out_of_domain = config.face_net = config.clip = ""
+    evaluation = Evaluation(with_config(system, config))
+    for person in evaluation.people["out_of_train"]:
+        person.word = "man"
+    result = evaluation(merge_model(graphdef, trainable, frozen), 0)["out_of_train"]
+    one, other = result.images
+    assert one.shape == (2, 2, 64, 64, 3)
+    assert np.abs(one.astype(int) - other).max() <= 1
+    assert not np.array_equal(one[0, 0], one[0, 1]) and not np.array_equal(one[0], one[1])
+    assert list(result.row["metrics"]) == ["brightness"]  # all that needs no judge
+
+
+def test_without_sets_nothing_is_done(config, trained, tmp_path):
+    config = config.copy_and_resolve_references()
+    config.validate_out_of_train = config.validate_out_of_domain = ""
+    validator = Validator(with_config(trained[0], config), tmp_path)
+    assert validator.has(7) and validator(None, 7) == {}
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"clip": "/nowhere"}, "/nowhere"),
+        ({"face_net": "/nowhere"}, "/nowhere"),
+        ({"validate_out_of_train": "/nowhere"}, "/nowhere"),
+        ({"validation_prompts": "/nowhere"}, "/nowhere"),
+        ({"validation_gallery": "people:nobody"}, "nobody"),
+        ({"metrics": ("clip",)}, "no metric 'clip'"),
+    ],
+)
+def test_what_cannot_be_opened_is_found_at_once(change, named, config, trained, tmp_path):
+    config = config.copy_and_resolve_references()
+    config.update(change)
+    with pytest.raises((ValueError, OSError), match=named):
+        Validator(with_config(trained[0], config), tmp_path)
+
+
+# ---- the command -------------------------------------------------------------------------------
+
+
+def test_evaluate_measures_as_validation_did(run, tmp_path, capsys):
+    workdir = run[0]
+    evaluate.main(["--run", str(workdir), "--out", str(tmp_path)])
+    rows = json.loads((tmp_path / "metrics.json").read_text())
+    wanted = [row for row in rows_of(workdir) if row["step"] == 20]
+    assert rows == wanted  # bit for bit
+    shown = capsys.readouterr().out
+    assert "| set | CLIP-T | brighter by | Face-Sim | rank-1/10 | rank-1/100 |" in shown
+    assert re.search(r"Judges: CLIP-T, .*/clip; Face-Sim, .*/face_net; faces found by ", shown)
+    assert "| out-of-train |" in shown and "| 8 |" in shown
+    assert Image.open(tmp_path / "out_of_train.png").height > 100
+
+
+def test_evaluate_takes_options_and_steps(run, tmp_path, capsys):
+    options = ["--sets", f"in_train={SET.format('in_train', 2)}", "--people", "1"]
+    options += ["--images", "4", "--step", "10", "--gallery", ""]
+    options += ["--metrics", "rank1_100", "clip_t", OWN["brightness"]]
+    evaluate.main(["--run", str(run[0]), *options, "--out", str(tmp_path)])
+    (row,) = json.loads((tmp_path / "metrics.json").read_text())
+    assert (row["step"], row["set"], row["people"], row["images_each"]) == (10, "in_train", 1, 4)
+    assert row["metrics"]["clip_t"]["n"] == 8
+    assert list(row["metrics"]) == ["clip_t", "brightness"]  # no gallery, no rank-1 among 100
+    assert row["metrics"]["clip_t"]["low"] is None  # one person tells nothing of others
+    assert "| set | CLIP-T | brighter by | n |" in capsys.readouterr().out
+
+
+def test_options_of_several_names_replace_the_configs(config):
+    """Also a saved config's, which JSON has made lists of."""
+    saved = ConfigDict(json.loads(config.to_json()))
+    options = ["--run", "x", "--metrics", "clip_t", "face_sim", "--judges-are-inputs", "clip_t"]
+    for each in (config.copy_and_resolve_references(), saved):
+        evaluate.change_config(each, evaluate.parse_arguments(options))
+        assert tuple(each.metrics) == ("clip_t", "face_sim")
+        assert tuple(each.judges_are_inputs) == ("clip_t",)
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        (["--step", "15"], "there are 10, 20"),
+        (["--sets", "train"], "out_of_domain"),
+        (["--sets", "in_train"], "in_train=…"),
+        (["--base", "/nowhere"], "/nowhere"),
+    ],
+)
+def test_evaluate_names_what_is_wrong(options, named, run):
+    with pytest.raises(SystemExit) as caught:
+        evaluate.main(["--run", str(run[0]), *options])
+    assert caught.value.code.startswith("error: ") and named in caught.value.code
+
+
+def write_run(folder, method, seed, figures, clip="c"):
+    """A run's rows: ``figures`` are the two people's values at steps 0 and 10."""
+    rows = []
+    for step, values in zip((0, 10), figures, strict=True):
+        metrics = {"clip_t": measure(values, ["a", "b"])}
+        row = {"step": step, "set": "in_train", "method": method, "seed": seed, "clip": clip}
+        rows.append({**row, "face_net": "f", "metrics": metrics})
+    (folder / "validation").mkdir(parents=True)
+    path = folder / "validation" / "metrics.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(folder)
+
+
+def test_runs_are_compared_by_method(tmp_path, capsys):
+    runs = [
+        write_run(tmp_path / "a1", "photomaker", 1, [[20, 22], [24, 26]]),
+        write_run(tmp_path / "a2", "photomaker", 2, [[20, 22], [28, 30]]),
+        write_run(tmp_path / "b1", "photomaker_bg", 1, [[20, 22], [30, 31]]),
+    ]
+    evaluate.main(["--compare", *runs, "--out", str(tmp_path / "out")])
+    shown = capsys.readouterr().out
+    assert "| in-train | photomaker | 2 | 27.00 (24.00 to 30.00) |" in shown
+    assert "| in-train | photomaker_bg | 1 | 30.50 (30.00 to 31.00) |" in shown
+    joint = json.loads((tmp_path / "out" / "comparison.json").read_text())
+    assert [(entry["name"], entry["runs"]) for entry in joint] == [
+        ("photomaker", 2),
+        ("photomaker_bg", 1),
+    ]
+    assert (tmp_path / "out" / "trajectories.png").exists()
+    # Another step; other names.
+    named = [f"first={runs[0]}", f"second={runs[1]}", "--step", "0"]
+    evaluate.main(["--compare", *named, "--out", str(tmp_path / "out")])
+    assert "| in-train | second | 1 | 21.00" in capsys.readouterr().out
+
+
+def test_ones_own_metric_is_joined_and_plotted(run, tmp_path, capsys):
+    """Two runs of the one method, and a third of another; the rows alone say what it is."""
+    files = []
+    for number, method in enumerate(("photomaker_bg", "photomaker_bg", "other")):
+        rows = [{**row, "method": method, "seed": number} for row in rows_of(run[0])]
+        for row in rows:
+            row["metrics"] = {"brightness": dict(row["metrics"]["brightness"])}
+            row["metrics"]["brightness"]["mean"] += number
+        files.append(tmp_path / f"{number}.json")
+        files[-1].write_text(json.dumps(rows))
+    evaluate.main(["--compare", *map(str, files), "--out", str(tmp_path / "out")])
+    shown = capsys.readouterr().out
+    assert "| set | run | runs | brighter by | n |" in shown and "judge" not in shown.lower()
+    (joint, *_) = json.loads((tmp_path / "out" / "comparison.json").read_text())
+    first = json.loads(files[0].read_text())[2]["metrics"]["brightness"]["mean"]
+    found = joint["metrics"]["brightness"]
+    assert (found["low"], found["mean"], found["high"]) == pytest.approx(
+        (first, first + 0.5, first + 1)
+    )
+    assert found["n"] == 16 and found["n_real"] == 4
+    with (tmp_path / "out" / "comparison.csv").open(newline="") as file:
+        row = next(csv.DictReader(file))
+    assert float(row["brightness"]) == pytest.approx(first + 0.5) and row["brightness_n"] == "16"
+    assert Image.open(tmp_path / "out" / "trajectories.png").height > 100
+
+
+def test_figures_of_different_judges_are_not_compared(tmp_path):
+    runs = [
+        write_run(tmp_path / "a", "photomaker", 1, [[1, 2], [3, 4]]),
+        write_run(tmp_path / "b", "photomaker", 2, [[1, 2], [3, 4]], clip="other"),
+    ]
+    with pytest.raises(SystemExit, match=r"different judges of CLIP-T \(c, other\)"):
+        evaluate.main(["--compare", *runs, "--out", str(tmp_path / "out")])
+    with pytest.raises(SystemExit, match="no validation rows"):
+        evaluate.main(["--compare", str(tmp_path / "none")])

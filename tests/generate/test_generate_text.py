@@ -1,0 +1,50 @@
+"""What generate reads as text, and what it says of options without effect."""
+
+import pytest
+
+from persongen_jax.generate import __main__ as generate
+from persongen_jax.generate.warnings import without_effect
+from persongen_jax.pipeline.checks import tell
+from persongen_jax.plain_warnings import plain_warnings
+
+
+@pytest.mark.parametrize("coding", ["utf-8", "utf-8-sig", "utf-16", "utf-32"])
+def test_a_prompt_file_from_windows(coding, tmp_path):
+    """A line ends at \\n, \\r\\n and \\r, and no mark is left."""
+    text = "a castle\u2028höher\x85als\x0balles"
+    (tmp_path / "prompts.txt").write_bytes(f"{text}\r\n\r\n  a man\r男人 \n".encode(coding))
+    arguments = ["--base", "x", "--prompt-file", str(tmp_path / "prompts.txt")]
+    found = generate.read_prompts(generate.parse_arguments(arguments))
+    assert found == [text, "a man", "男人"]
+
+
+def test_a_prompt_file_without_text_or_without_prompts(tmp_path):
+    file = tmp_path / "prompts.txt"
+    arguments = generate.parse_arguments(["--base", "x", "--prompt-file", str(file)])
+    file.write_bytes("a castle\n".encode("utf-16-le"))
+    with pytest.raises(ValueError, match=r"prompts\.txt: saved as UTF-16: save it as UTF-8"):
+        generate.read_prompts(arguments)
+    file.write_bytes(b" \r\n")
+    with pytest.raises(ValueError, match=r"prompts\.txt: no prompt in it"):
+        generate.read_prompts(arguments)
+
+
+def test_options_without_effect_are_lines(capsys):
+    def told(*options):
+        return without_effect(generate.parse_arguments(["--base", "x", "--prompt", "a", *options]))
+
+    assert told() == told("--reference", "a.png", "--no-crop", "--tile-size", "64") == []
+    assert told("--no-crop", "--detector", "cascade", "--image-encoder", "x") == [
+        "--detector has no effect without --reference",
+        "--no-crop has no effect without --reference",
+        "--image-encoder has no effect without --method-weights",
+    ]
+    assert told("--reference", "a.png", "--no-crop", "--detector", "cascade") == [
+        "--detector cascade has no effect: --no-crop looks for no face"
+    ]
+    # What a call of the pipeline warns of is a line each, and said once by every command.
+    for _ in range(2):
+        with plain_warnings():
+            for _ in range(2):
+                tell("seed=3 has no effect")
+    assert capsys.readouterr().err == "warning: seed=3 has no effect\n" * 2

@@ -1,0 +1,479 @@
+"""The text-to-image pipeline against diffusers': same weights, same latents, same pictures."""
+
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+
+import jax
+import numpy as np
+import pytest
+import torch
+from diffusers import (
+    DDIMScheduler,
+    DDPMScheduler,
+    DPMSolverMultistepScheduler,
+    EulerAncestralDiscreteScheduler,
+    EulerDiscreteScheduler,
+    StableDiffusionXLPipeline,
+)
+from diffusers.schedulers import scheduling_ddpm, scheduling_euler_ancestral_discrete
+from flax import nnx
+from ml_collections import ConfigDict
+
+from data_pipeline.examples.fields import Call
+from data_pipeline.prompts import PromptError
+from persongen_jax.diffusion.samplers import image_keys
+from persongen_jax.methods import get_method
+from persongen_jax.methods.base import Parts
+from persongen_jax.models.attention import branch_names
+from persongen_jax.models.encoders.clip import CLIPVisionModel
+from persongen_jax.models.lora import lora_layers
+from persongen_jax.models.sdxl.parts import COMPONENTS
+from persongen_jax.pipeline import Pipeline, conditioner, images
+from persongen_jax.pipeline.images import sample_steps
+from persongen_jax.training.checkpoint import Checkpoints
+from persongen_jax.training.partition import split_model
+from persongen_jax.weights.errors import KeyMismatch, MissingFile
+from persongen_jax.weights.files.directory import read_config
+from persongen_jax.weights.formats.adapters import extract_adapter
+from persongen_jax.weights.formats.lora.kinds import LoraWeights
+from persongen_jax.weights.formats.lora.writing import write_lora
+from persongen_jax.weights.formats.photomaker import load_photomaker_into, save_photomaker
+from persongen_jax.weights.formats.sdxl.loading import load_sdxl
+from persongen_jax.weights.saver import save_module
+from tests.helpers.photomaker_files import write_random_photomaker
+
+PROMPTS = ["a man", "a photo of a woman in a red hat, a castle on the mountain behind her"]
+STEPS = 20  # with batches of 2 nearly everywhere: each other number is a program to compile
+PIXEL = 2 / 255  # what the issue asks for; float32 twins are far below it
+TIGHT = 0.5 / 255
+SCHEDULERS = {
+    "euler": EulerDiscreteScheduler,
+    "euler_ancestral": EulerAncestralDiscreteScheduler,
+    "ddim": DDIMScheduler,
+    "ddpm": DDPMScheduler,
+    "dpmpp_2m": DPMSolverMultistepScheduler,
+}
+
+
+@pytest.fixture(scope="module")
+def ours(tiny_base):
+    return Pipeline.from_pretrained(tiny_base)
+
+
+@pytest.fixture(scope="module")
+def theirs(tiny_base):
+    pipe = StableDiffusionXLPipeline.from_pretrained(tiny_base)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+@pytest.fixture(scope="module")
+def latents():
+    return np.random.default_rng(0).standard_normal((2, 8, 8, 4)).astype(np.float32)
+
+
+def to_torch(latents):
+    return torch.from_numpy(latents).permute(0, 3, 1, 2).contiguous()
+
+
+def run_ours(pipe, latents, **settings):
+    settings = {"num_inference_steps": STEPS, "guidance_scale": 5.0, **settings}
+    return pipe(PROMPTS, latents=latents, output_type="np", **settings).images
+
+
+def run_theirs(pipe, latents, **settings):
+    settings = {"num_inference_steps": STEPS, "guidance_scale": 5.0, **settings}
+    return pipe(PROMPTS, latents=to_torch(latents), output_type="np", **settings).images
+
+
+def share_noise(monkeypatch, shape):
+    """Make diffusers' stochastic schedulers draw what ours will draw from seed 0."""
+    keys = image_keys(0, 1, shape[0])
+    step = iter(range(STEPS))
+
+    def randn_tensor(*_, **__):
+        i = next(step)
+        draw = jax.vmap(lambda key: jax.random.normal(jax.random.fold_in(key, i), shape[1:]))
+        return to_torch(np.array(draw(keys)))
+
+    for module in (scheduling_ddpm, scheduling_euler_ancestral_discrete):
+        monkeypatch.setattr(module, "randn_tensor", randn_tensor)
+
+
+@pytest.mark.parametrize("name", [*SCHEDULERS, "dpmpp_2m karras", "euler trailing"])
+def test_same_pictures_as_diffusers(name, ours, theirs, latents, monkeypatch):
+    name, _, option = name.partition(" ")
+    options = {
+        "": {},
+        "karras": {"use_karras_sigmas": True},
+        "trailing": {"timestep_spacing": "trailing"},
+    }[option]
+    share_noise(monkeypatch, latents.shape)
+    base = EulerDiscreteScheduler.from_config(ours.base.scheduler_config)
+    monkeypatch.setattr(theirs, "scheduler", SCHEDULERS[name].from_config(base.config, **options))
+    wanted = run_theirs(theirs, latents)
+    found = run_ours(ours, latents, scheduler=name, scheduler_options=options)
+    assert wanted.std() > 0.05  # pictures with something in them
+    difference = np.abs(found - wanted).max()
+    assert difference < PIXEL
+    assert difference < TIGHT
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"negative_prompt": ["lowres, blurry", "a man"]},
+        {"guidance_rescale": 0.7},
+        {"height": 80, "width": 48, "crops_coords_top_left": (3, 5), "original_size": (90, 70)},
+    ],
+    ids=lambda settings: next(iter(settings)),
+)
+def test_same_pictures_with_other_settings(settings, ours, theirs, latents):
+    if "height" in settings:
+        latents = np.random.default_rng(1).standard_normal((2, 10, 6, 4)).astype(np.float32)
+    wanted = run_theirs(theirs, latents, **settings)
+    assert np.abs(run_ours(ours, latents, **settings) - wanted).max() < TIGHT
+
+
+def test_lightning_setting(ours, theirs, latents, monkeypatch):
+    """SDXL-Lightning: four Euler steps, trailing, and no guidance, which is another program."""
+    scheduler = EulerDiscreteScheduler.from_config(
+        ours.base.scheduler_config, timestep_spacing="trailing"
+    )
+    monkeypatch.setattr(theirs, "scheduler", scheduler)
+    settings = {"num_inference_steps": 4, "guidance_scale": 0.0}
+    options = {"scheduler": "euler", "scheduler_options": {"timestep_spacing": "trailing"}}
+    found = run_ours(ours, latents, **settings, **options)
+    assert np.abs(found - run_theirs(theirs, latents, **settings)).max() < TIGHT
+
+
+def test_other_prompts_seeds_and_scales_compile_nothing(ours):
+    settings = {"num_inference_steps": STEPS, "output_type": "np", "batch_size": 2}
+    first = ours(PROMPTS, seed=1, guidance_scale=5.0, **settings).images
+    functions = (
+        sample_steps,
+        conditioner._encode_prompt,
+        images._decode,
+    )
+    compiled = [function._cache_size() for function in functions]
+    second = ours(
+        ["x", "y", "a much longer prompt"], "blurry", seed=2, guidance_scale=7.5, **settings
+    )
+    third = ours(PROMPTS, seed=1, guidance_scale=5.0, guidance_rescale=0.5, **settings).images
+    assert [function._cache_size() for function in functions] == compiled
+    assert second.images.shape[0] == 3
+    assert not np.allclose(first, third)
+
+
+def test_a_picture_does_not_depend_on_its_batch(ours):
+    settings = {"num_inference_steps": STEPS, "output_type": "np", "scheduler": "euler_ancestral"}
+    prompts = ["a", "b", "c"]
+    alone = ours(prompts, batch_size=1, **settings).images
+    together = ours(prompts, batch_size=2, **settings).images
+    assert np.abs(alone - together).max() < TIGHT
+    # One batch after the other goes out as soon as it is painted.
+    done, batches = [], []
+
+    def take(images):
+        batches.append(images)
+        assert sum(done) == len(batches) * STEPS
+
+    kept = ours(prompts, batch_size=2, progress=done.append, on_batch=take, **settings)
+    assert kept.images == [] and [len(images) for images in batches] == [2, 1]
+    assert np.array_equal(together, np.concatenate(batches))
+
+
+def test_progress_counts_every_step_and_changes_nothing(ours, latents):
+    done = []
+    settings = {"scheduler": "dpmpp_2m"}
+    watched = run_ours(ours, latents, progress=done.append, **settings)
+    assert sum(done) == STEPS and len(done) > 1
+    assert np.abs(watched - run_ours(ours, latents, **settings)).max() < TIGHT
+
+
+def test_output_types_and_numbering(ours):
+    settings = {"num_inference_steps": STEPS, "batch_size": 2, "seed": 3}
+    pil = ours(PROMPTS, num_images_per_prompt=2, **settings).images
+    arrays = ours(PROMPTS, num_images_per_prompt=2, output_type="np", **settings).images
+    assert len(pil) == 4 and pil[0].size == (64, 64)
+    assert np.array_equal(np.asarray(pil[3]), (arrays[3] * 255).round().astype(np.uint8))
+    assert ours("a", output_type="latent", **settings).images.shape == (1, 8, 8, 4)
+
+
+@pytest.mark.parametrize(
+    ("settings", "named"),
+    [
+        ({"height": 60}, "height=60"),
+        ({"scheduler": "heun"}, "heun"),
+        ({"scheduler_options": {"eta": 0.5}}, "eta"),
+        ({"output_type": "jpeg"}, "jpeg"),
+        ({"latents": np.zeros((1, 4, 4, 4))}, r"\(1, 4, 4, 4\)"),
+        ({"negative_prompt": ["a", "b", "c"]}, "3 negative prompts for 2"),
+        ({"references": [[np.zeros((8, 8, 3), np.uint8)]] * 2}, "load_method"),
+        ({"batch_size": 0}, "batch_size=0"),
+    ],
+)
+def test_bad_arguments_are_named(settings, named, ours):
+    with pytest.raises(ValueError, match=named):
+        ours(PROMPTS, **settings)
+
+
+EIGHT_DEVICES = """
+import sys
+import jax, numpy as np
+from persongen_jax.pipeline import Pipeline, conditioner, images
+assert jax.device_count() == 8
+pipe = Pipeline.from_pretrained(sys.argv[1])
+assert pipe.mesh.size == 8
+prompts = [f"prompt {i}" for i in range(11)]
+images = pipe(prompts, num_inference_steps=int(sys.argv[2]), output_type="np").images
+np.save(sys.argv[3], images)
+"""
+
+
+def test_prompts_are_dealt_out_over_eight_devices(ours, tiny_base, tmp_path, monkeypatch):
+    flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=8"
+    monkeypatch.setenv("XLA_FLAGS", flags)
+    file = tmp_path / "images.npy"
+    run = subprocess.run(
+        [sys.executable, "-c", EIGHT_DEVICES, str(tiny_base), str(STEPS), str(file)],
+        capture_output=True,
+        text=True,
+    )
+    assert run.returncode == 0, run.stderr[-2000:]
+    prompts = [f"prompt {i}" for i in range(11)]
+    settings = {"num_inference_steps": STEPS, "output_type": "np", "batch_size": 2}
+    found, wanted = np.load(file), ours(prompts, **settings).images
+    assert found.shape == (11, 64, 64, 3)
+    assert np.abs(found - wanted).max() < TIGHT
+
+
+# ---- Identity methods --------------------------------------------------------------------------
+
+FACE = np.random.default_rng(0).integers(0, 256, (40, 40, 3), np.uint8)
+IDENTITY = "a woman img in a red hat"
+
+
+@pytest.fixture(scope="module")
+def photomaker(tiny_base, tmp_path_factory):
+    path = tmp_path_factory.mktemp("photomaker") / "photomaker.safetensors"
+    write_random_photomaker(tiny_base, path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def personal(tiny_base, photomaker):
+    pipe = Pipeline.from_pretrained(tiny_base)
+    pipe.load_method(None, photomaker)
+    return pipe
+
+
+def paint(pipe, **settings):
+    # What generate's tests have too: one program.
+    same = {"num_inference_steps": 2, "batch_size": 1, "start_merge_step": 0, "output_type": "np"}
+    return pipe(IDENTITY, references=[[FACE]], **{**same, **settings}).images
+
+
+def test_a_photomaker_file_is_a_method(personal, photomaker, tiny_base):
+    loaded = load_sdxl(tiny_base)
+    other, parts = loaded.model, Parts(loaded.model, loaded.tokenizers)
+    config = {"base": str(tiny_base), "id_encoder": "", "rank": 3, "lora_alpha": 3.0}
+    personal.method.attach(parts, ConfigDict({**config, "dtype": "float32"}), nnx.Rngs(0))
+    load_photomaker_into(other, photomaker)
+    found, wanted = extract_adapter(personal.model.unet), extract_adapter(other.unet)
+    assert found.keys() == wanted.keys()
+    assert all(np.array_equal(found[k].up, wanted[k].up) for k in wanted)
+    first = nnx.state(personal.model.id_encoder), nnx.state(other.id_encoder)
+    assert all(map(np.array_equal, *map(jax.tree.leaves, first)))
+    assert list(personal.adapters) == ["method:photomaker"] and personal.streams == ("text",)
+
+
+def test_a_method_that_has_more_than_photomaker_starts_from_its_file(photomaker, tiny_base):
+    pipe = Pipeline.from_pretrained(tiny_base)
+    pipe.load_method("photomaker_bg", photomaker)
+    assert pipe.streams == ("text", "background")
+    assert branch_names(pipe.model.unet) == ["background"]
+    with pytest.raises(ValueError, match="photo.*photomaker_bg"):
+        pipe.load_method("photo", photomaker)
+    with pytest.raises((FileNotFoundError, MissingFile), match="nowhere"):
+        pipe.load_method(None, "/nowhere")
+
+
+def test_a_run_that_started_from_a_file_has_its_image_tower(personal, tiny_base, tmp_path):
+    """A checkpoint holds what was trained, and the tower is not."""
+    config = {"base": str(tiny_base), "id_encoder": "", "rank": 3, "lora_alpha": 3.0}
+    config |= {"dtype": "float32", "method": "photomaker", "trigger_word": "img", "trainable": []}
+    loaded = load_sdxl(tiny_base)
+    model, parts = loaded.model, Parts(loaded.model, loaded.tokenizers)
+    personal.method.attach(parts, ConfigDict(config), nnx.Rngs(0))
+    bias = model.id_encoder.vision_model.post_layernorm.bias
+    bias.set_value(bias.get_value() + 3)
+    save_photomaker(model, tmp_path / "photomaker.safetensors")
+    checkpoints = Checkpoints(tmp_path / "run")
+    trainable = split_model(model, personal.method.groups)[1]
+    config["start_from"] = str(tmp_path / "photomaker.safetensors")
+    checkpoints.save(0, trainable, {"count": np.zeros(1)}, config)
+    checkpoints.close()
+    pipe = Pipeline.from_pretrained(tiny_base)
+    pipe.load_method(None, tmp_path / "run")
+    found = pipe.model.id_encoder.vision_model.post_layernorm.bias
+    assert np.array_equal(found.get_value(), bias.get_value())
+
+
+@pytest.fixture
+def other_encoder(tiny_base, tmp_path):
+    """The base with another image encoder beside it, as an IP-Adapter brings it; and its own."""
+    base, own = tmp_path / "base", tiny_base / "image_encoder"
+    ignore = shutil.ignore_patterns("image_encoder")
+    shutil.copytree(tiny_base, base, ignore=ignore, copy_function=os.symlink)
+    config = {**read_config(own), "num_hidden_layers": 3}
+    tower = CLIPVisionModel(config, with_projection=True, rngs=nnx.Rngs(0))
+    save_module(tower, base / "image_encoder", config, file_name="model.safetensors")
+    return base, own
+
+
+def test_the_image_encoder_beside_the_base_may_be_another_than_the_files(
+    other_encoder, personal, photomaker
+):
+    base, own = other_encoder
+    pipe = Pipeline.from_pretrained(base)
+    pipe.load_method(None, photomaker)
+    tower, wanted = (p.model.id_encoder.vision_model for p in (pipe, personal))
+    first = nnx.state(tower), nnx.state(wanted)
+    assert all(map(np.array_equal, *map(jax.tree.leaves, first)))
+    pipe.load_method(None, photomaker, encoder=own)
+    assert len(pipe.model.id_encoder.vision_model.encoder.layers) == 2
+
+
+def test_the_image_encoder_of_a_run_may_have_moved(other_encoder, tmp_path):
+    base, own = other_encoder
+    config = {"base": str(base), "id_encoder": str(own), "rank": 3, "lora_alpha": 3.0}
+    config |= {"dtype": "float32", "method": "photomaker", "trigger_word": "img", "trainable": []}
+    pipe = Pipeline.from_pretrained(base)
+    method = get_method("photomaker")
+    method.attach(Parts(pipe.model, pipe.base.tokenizers), ConfigDict(config), nnx.Rngs(0))
+    checkpoints = Checkpoints(tmp_path / "run")
+    trainable = split_model(pipe.model, method.groups)[1]
+    config["id_encoder"] = str(tmp_path / "moved")
+    checkpoints.save(0, trainable, {"count": np.zeros(1)}, config)
+    checkpoints.close()
+    pipe = Pipeline.from_pretrained(base)
+    with pytest.raises(MissingFile, match="moved: .*--image-encoder"):
+        pipe.load_method(None, tmp_path / "run")
+    pipe.load_method(None, tmp_path / "run", encoder=own)
+    assert len(pipe.model.id_encoder.vision_model.encoder.layers) == 2
+
+
+def test_a_method_that_cannot_be_loaded_leaves_none_and_all_loras(photomaker, tiny_base, tmp_path):
+    pipe = Pipeline.from_pretrained(tiny_base)
+    pipe.load_method("photomaker_bg", photomaker)
+    kernel = pipe.model.unet.mid_block.attentions[0].proj_in.kernel
+    weights = LoraWeights(np.ones((2, kernel.shape[0])), np.ones((kernel.shape[1], 2)))
+    write_lora(tmp_path / "lora.safetensors", {"unet": {"mid_block.attentions.0.proj_in": weights}})
+    pipe.load_lora(tmp_path / "lora.safetensors", name="mine")
+    run = {"method": "ip_adapter", "dtype": "float32", "id_encoder": "", "trigger_word": "img"}
+    checkpoints = Checkpoints(tmp_path / "run")
+    other = {"id_tokens/id_norm/scale": np.ones(3, np.float32)}
+    checkpoints.save(0, other, {"count": np.zeros(1)}, {**run, "trainable": []})
+    checkpoints.close()
+    with pytest.raises(KeyMismatch, match="id_norm/scale"):
+        pipe.load_method(None, tmp_path / "run")
+    assert pipe.method is None and pipe.streams == ("text",)
+    assert list(pipe.adapters) == ["mine"] and branch_names(pipe.model.unet) == []
+    assert [".".join(map(str, path)) for path in lora_layers(pipe.model.unet)] == [
+        "mid_block.attentions.0.proj_in"
+    ]
+    assert {name for name, part in vars(pipe.model).items() if isinstance(part, nnx.Module)} == {
+        *COMPONENTS
+    }
+    with pytest.raises(ValueError, match="load_method"):
+        pipe("a man img", references=[[FACE]])
+    # A name that there is no method of changes nothing at all.
+    pipe.load_method("photomaker_bg", photomaker)
+    with pytest.raises(ValueError, match="photo"):
+        pipe.load_method("photo", photomaker)
+    assert pipe.streams == ("text", "background")
+
+
+def test_of_the_method_before_nothing_stays(photomaker, tiny_base, tmp_path):
+    config = {"base": str(tiny_base), "id_encoder": "", "dtype": "float32", "trainable": []}
+    config |= {"method": "ip_adapter", "trigger_word": "img"}
+    loaded, method = load_sdxl(tiny_base), get_method("ip_adapter")
+    method.attach(Parts(loaded.model, loaded.tokenizers), ConfigDict(config), nnx.Rngs(0))
+    checkpoints = Checkpoints(tmp_path)
+    trainable = split_model(loaded.model, method.groups)[1]
+    checkpoints.save(0, trainable, {"count": np.zeros(1)}, config)
+    checkpoints.close()
+    pipe = Pipeline.from_pretrained(tiny_base)
+    pipe.load_method(None, tmp_path)
+    assert hasattr(pipe.model, "id_tokens")
+    pipe.load_method(None, photomaker)
+    assert not hasattr(pipe.model, "id_tokens") and hasattr(pipe.model, "id_encoder")
+
+
+def test_the_identitys_scale_is_the_way_to_the_fused_token(personal):
+    ids = np.array([[64, 64, 0, 0, 64, 64]], np.float32)
+    call = Call([IDENTITY], {}, [[[FACE, FACE]]], ids, (64, 64))
+    guidance = personal.conditioner.guidance(call, None, None, [0])
+
+    def tokens(scale):
+        at = replace(guidance, scales={"identity": np.array([scale], np.float32)})
+        return np.asarray(at.conditional(0, -1).streams["text"].tokens[0])
+
+    plain, half, whole = tokens(0.0), tokens(0.5), tokens(1.0)
+    changed = np.flatnonzero((plain != whole).any(-1))
+    _, mask, _ = personal.base.tokenizers.encode_with_trigger(IDENTITY, 2)
+    assert np.array_equal(changed, np.flatnonzero(mask)) and len(changed) == 2
+    assert np.allclose(half, (plain + whole) / 2, atol=1e-5)
+
+
+def test_scales_change_the_picture_and_compile_nothing(personal):
+    whole = paint(personal)
+    never = paint(personal, start_merge_step=9)
+    compiled = sample_steps._cache_size()
+    # Where nobody says, the identity acts after a fifth of the steps: here after the first of two.
+    assert np.array_equal(paint(personal, start_merge_step=None), whole)
+    assert np.array_equal(paint(personal, scales={"identity": 1, "lora": 1}), whole)
+    # With one reference the prompt without it is the prompt that stands there until the merge.
+    assert np.abs(paint(personal, scales={"identity": 0}) - never).max() < TIGHT
+    half = paint(personal, scales={"identity": 0.5})
+    assert not np.allclose(half, whole) and not np.allclose(half, never)
+    silent = paint(personal, scales={"lora": 0})
+    assert not np.allclose(silent, whole)
+    # The scale is for the one call.
+    assert personal.adapters["method:photomaker"][1] == 1
+    assert np.array_equal(paint(personal), whole)
+    personal.set_lora_weights({"method:photomaker": 0})
+    assert np.array_equal(paint(personal), silent)
+    personal.set_lora_weights({"method:photomaker": 1})
+    assert sample_steps._cache_size() == compiled
+
+
+@pytest.mark.parametrize(
+    ("prompt", "settings", "named"),
+    [
+        (IDENTITY, {"scales": {"background": 1}}, "'background'"),
+        (IDENTITY, {"scales": {"identity": 1}, "references": None}, "references"),
+        (IDENTITY, {"references": [[FACE]] * 2}, "2 lists of references for 1 prompts"),
+        (IDENTITY, {"references": [[FACE] * 5]}, "5 references"),
+        ("a woman", {}, 'stands 0 times in the prompt "a woman"'),
+        ("img of a woman", {}, 'opens the prompt "img of a woman"'),
+    ],
+)
+def test_bad_arguments_of_a_method_are_named(prompt, settings, named, personal):
+    with pytest.raises(ValueError, match=named):
+        personal(prompt, **{"references": [[FACE]], **settings})
+
+
+def test_a_bad_prompt_ends_the_run_before_its_first_picture(personal):
+    with pytest.raises(PromptError, match="two img img"):
+        personal(
+            [IDENTITY, "two img img"],
+            references=[[FACE]] * 2,
+            batch_size=1,
+            num_inference_steps=2,
+            on_batch=lambda _: pytest.fail("painted"),
+        )

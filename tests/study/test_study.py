@@ -1,0 +1,432 @@
+"""A study: planned, checked, stopped, resumed, and its tables against the runs' own files."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from persongen_jax.evaluation.trajectories import SETS
+from persongen_jax.metrics.measures import join_runs, measure
+from persongen_jax.study import __main__ as study_module
+from persongen_jax.study.__main__ import (
+    Interrupted,
+    Processes,
+    check_settings,
+    describe,
+    is_evaluated,
+    is_trained,
+    parse,
+    plan_runs,
+    run_study,
+)
+from persongen_jax.study.cost import count_trained
+from persongen_jax.study.report import write_report
+from persongen_jax.training.stopping import StopSignals
+from tests.evaluation.test_validation import encoders  # noqa: F401
+from tests.helpers.training_runs import small_base
+
+METHODS, SEEDS, STEPS = ("photomaker", "photomaker_bg"), (0, 1), 2
+PEOPLE = ("ann", "bob", "cid")
+TRAINING = """
+from configs.first_light import get_config as first_light
+
+
+def get_config():
+    config = first_light()
+    config.method = {method!r}
+    config.update({settings!r})
+    return config
+"""
+SETTINGS = {
+    "base": "weights/sdxl",
+    "data": "people:in_train?identities=4&pictures=3",
+    "loader": "memory",
+    "rank": 2,
+    "batch_size": 2,
+    "checkpoint_every": 1,
+    "validation_every": 1,
+    "validate_in_train": "people:in_train?identities=2&pictures=2",
+    "validate_out_of_train": "people:out_of_train?identities=2&pictures=2",
+    "validation_people": 2,
+    "validation_images": 1,
+    "validation_steps": 2,
+    "validation_merge_step": 0,
+}
+
+
+def make_study(folder):
+    """The study's config, whose trainings are those of ``write_trainings``."""
+    study, _ = parse(["study", "--config", "configs/study_mini.py"])
+    study.workdir = str(folder / "study")
+    study.methods, study.seeds = METHODS, SEEDS
+    study.config_files = str(folder / "{}.py")
+    study.overrides.update({"steps": STEPS, "validation_every": 1, "checkpoint_every": 1})
+    return study
+
+
+def write_trainings(folder, **changes):
+    for method in METHODS:
+        text = TRAINING.format(method=method, settings={**SETTINGS, **changes})
+        (folder / f"{method}.py").write_text(text)
+
+
+# ---- What is planned ---------------------------------------------------------------------------
+
+
+@pytest.fixture
+def study(tmp_path):
+    write_trainings(tmp_path)
+    return make_study(tmp_path)
+
+
+def test_runs_come_seed_by_seed_with_their_own_settings(study, tmp_path):
+    study.only = {"photomaker_bg": {"lr_background": 0.5}}
+    runs = plan_runs(study)
+    assert [(run.name, run.seed) for run in runs] == [(m, s) for s in SEEDS for m in METHODS]
+    assert [run.config.seed for run in runs] == [0, 0, 1, 1]
+    assert [run.config.lr_background for run in runs][:2] == [1e-5, 0.5]
+    assert {run.config.steps for run in runs} == {STEPS}
+    assert runs[1].folder == tmp_path / "study" / "photomaker_bg" / "seed_0"
+    assert describe(runs[0]) == "photomaker, seed 0: not begun"
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"seeds": ()}, "at least one"),
+        ({"only": {"cascade": {"rank": 3}}}, "cascade"),
+        ({"only": {"photomaker": {"batch_size": 4}}}, "batch_size differ.*overrides.batch_size"),
+        ({"only": {"photomaker": {"ranks": 4}}}, "no key 'ranks'"),
+        ({"only": {"photomaker": {"rank": "x"}}}, "rank='x'"),
+        ({"methods": ("nothing",)}, "nothing.py"),
+    ],
+)
+def test_faulty_plans_are_named(change, named, study):
+    for key, value in change.items():
+        study[key] = value
+    with pytest.raises(ValueError, match=named):
+        plan_runs(study)
+
+
+def test_another_setting_than_a_finished_runs_is_refused(study):
+    run = plan_runs(study)[0]
+    run.folder.mkdir(parents=True)
+    settings = json.loads(run.config.to_json())
+    path = run.folder / "config.json"
+    # The base may have moved, and how often a checkpoint is made is nobody's business.
+    path.write_text(json.dumps({**settings, "base": "/elsewhere/sdxl", "checkpoint_every": 7}))
+    check_settings(run)
+    # Training itself has found the checkpoint of the earlier run.
+    path.write_text(json.dumps({**settings, "start_from_step": 3}))
+    check_settings(run)
+    path.write_text(json.dumps({**settings, "lr_lora": 0.5}))
+    with pytest.raises(ValueError, match=r"lr_lora: 0\.5 -> 0\.003"):
+        check_settings(run)
+
+
+# ---- What is finished --------------------------------------------------------------------------
+
+
+def values_of(method, seed, step, set_name):
+    """Figures that differ by everything."""
+    rng = np.random.default_rng([METHODS.index(method), seed, step, SETS.index(set_name)])
+    return rng.uniform(0, 1, len(PEOPLE))
+
+
+def finish(run):
+    """What a run leaves: a checkpoint, rows, an evaluation with pictures."""
+    (run.folder / "checkpoints" / str(STEPS)).mkdir(parents=True)
+    (run.folder / "checkpoints" / str(STEPS) / "arrays").write_bytes(bytes(1000))
+    (run.folder / "config.json").write_text(run.config.to_json())
+
+    def rows(step):
+        out = []
+        for set_name in SETS:
+            values = values_of(run.name, run.seed, step, set_name)
+            metrics = {
+                "clip_t": measure(100 * values, PEOPLE),
+                "face_sim": measure(values, PEOPLE),
+                "detection_rate": measure(np.ones(3), PEOPLE),
+                "rank1_10": {**measure(values > 0.5, PEOPLE), "among": 3},
+                "rank1_100": {**measure(values > 0.7, PEOPLE), "among": 50},
+            }
+            row = {"step": step, "set": set_name, "method": run.name, "clip": "c"}
+            out.append({**row, "face_net": "f", "metrics": metrics})
+        return out
+
+    (run.folder / "validation").mkdir()
+    lines = [json.dumps(row) for step in range(STEPS + 1) for row in rows(step)]
+    (run.folder / "validation" / "metrics.jsonl").write_text("\n".join(lines) + "\n")
+    folder = run.results / "pictures"
+    folder.mkdir(parents=True)
+    (run.results / "metrics.json").write_text(json.dumps(rows(STEPS)))
+    (run.results / "options.json").write_text(json.dumps(run.evaluation))
+    shade = 60 * (1 + METHODS.index(run.name))
+    index = []
+    for set_name in SETS:
+        Image.new("RGB", (64, 64), (255, 0, 0)).save(folder / f"{set_name}_r.png")
+        Image.new("RGB", (64, 64), (0, 0, shade)).save(folder / f"{set_name}.png")
+        entry = {"set": set_name, "label": f"ann of {set_name}"}
+        names = {"reference": f"{set_name}_r.png", "picture": f"{set_name}.png"}
+        index.append({**entry, **names})
+    (folder / "index.json").write_text(json.dumps(index))
+
+
+def test_finished_means_saved_validated_and_evaluated(study):
+    run = plan_runs(study)[0]
+    finish(run)
+    assert is_trained(run) and is_evaluated(run)
+    assert describe(run).endswith("finished")
+    study.evaluation.images = 7
+    assert is_trained(run) and not is_evaluated(plan_runs(study)[0])
+    rows = run.folder / "validation" / "metrics.jsonl"
+    whole = rows.read_text()
+    rows.write_text(whole[: whole.index(f'"step": {STEPS}')])
+    assert not is_trained(run)
+    rows.write_text(whole)
+    last = run.folder / "checkpoints" / str(STEPS)
+    last.rename(last.with_name("1"))
+    assert not is_trained(run) and describe(run).endswith(f"step 1 of {STEPS}")
+
+
+def test_a_finished_study_only_reports(study, capsys):
+    study.cost_rounds = 0
+    for run in plan_runs(study):
+        finish(run)
+    run_study(study)
+    shown = capsys.readouterr().out
+    assert shown.count(": finished") == 4 and "# 2 methods, seeds 0, 1" in shown
+    run_study(study, dry_run=True)
+    assert "config_files" in capsys.readouterr().out
+
+
+COSTS = {
+    "device": "1 x cpu",
+    "methods": {
+        name: {
+            "trained": {"lora": 1_500_000, "fuse_module": 500_000},
+            "frozen": 9,
+            "gflop": 12.5,
+            "seconds": 0.1 * n,
+            "relative": n,
+            "low": n - 0.1,
+            "high": n + 0.1,
+            "full_size": {"lora": 185_000_000} if name == "photomaker" else None,
+        }
+        for n, name in enumerate(METHODS, 1)
+    },
+}
+
+
+def markdown(text) -> list[list[str]]:
+    """Cells of the table's lines."""
+    lines = [line for line in text.splitlines() if line.startswith("|")]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+
+
+def test_tables_say_what_the_metrics_files_say(study, tmp_path):
+    runs = plan_runs(study)
+    for run in runs:
+        finish(run)
+    page = write_report(study, runs, COSTS)
+    out = tmp_path / "study"
+    assert (out / "study.md").read_text() == page + "\n"
+    with open(out / "comparison.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["set"], row["run"]) for row in rows] == [(s, m) for s in SETS for m in METHODS]
+    cells = markdown((out / "comparison.md").read_text())
+    titles = cells[0]
+    for row, line in zip(rows, cells[2:], strict=True):
+        finals = [
+            json.loads((run.results / "metrics.json").read_text())
+            for run in runs
+            if run.name == row["run"]
+        ]
+        own = [entry for final in finals for entry in final if entry["set"] == row["set"]]
+        assert len(own) == int(row["runs"]) == 2
+        for metric in ("clip_t", "face_sim", "rank1_10", "rank1_100"):
+            wanted = join_runs([entry["metrics"][metric] for entry in own])
+            for key, name in (("mean", ""), ("low", "_low"), ("high", "_high"), ("n", "_n")):
+                assert float(row[metric + name]) == pytest.approx(wanted[key], abs=1e-12)
+            means = [np.mean(values_of(row["run"], s, STEPS, row["set"])) for s in SEEDS]
+            if metric == "face_sim":
+                assert float(row[metric]) == pytest.approx(np.mean(means))
+                cell = line[titles.index("Face-Sim")]
+                assert cell == f"{wanted['mean']:.3f} ({wanted['low']:.3f} to {wanted['high']:.3f})"
+    assert rows[0]["clip_t_judge"] == "c" and "Judges: CLIP-T by c; Face-Sim, rank-1/10" in page
+    assert "rank-1/10 on in-train 33.3%" in page and "rank-1/100 on out-of-train 2.0%" in page
+
+
+def test_figures_sheets_and_costs(study, tmp_path):
+    runs = plan_runs(study)
+    for run in runs:
+        finish(run)
+    page = write_report(study, runs, COSTS)
+    out = tmp_path / "study"
+    assert "rank1_10.png" not in page and not (out / "rank1_10.png").exists()
+    for name in ("face_sim.png", "clip_t.png", *(f"sheet_{name}.png" for name in SETS)):
+        assert f"({name})" in page and Image.open(out / name).height > 100
+    sheet = np.asarray(Image.open(out / "sheet_in_train.png")).astype(int)
+    line = sheet[len(sheet) // 2]
+    # Reference left, then a column for each method, in the order of the study.
+    places = [np.flatnonzero((line == colour).all(-1)).mean() for colour in ((255, 0, 0),)]
+    places += [np.flatnonzero((line == (0, 0, 60 * n)).all(-1)).mean() for n in (1, 2)]
+    assert places == sorted(places) and len(set(places)) == 3
+
+    cells = markdown((out / "cost.md").read_text())
+    assert cells[2][:5] == ["photomaker", "2.000 M", "12.5", "1.00 (0.90 to 1.10)", "0.0 MB"]
+    assert cells[2][5:] == ["185.0 M", "2.22 GB"] and cells[3][5:] == ["-", "-"]
+    with open(out / "cost.csv", newline="") as file:
+        costs = list(csv.DictReader(file))
+    assert [row["checkpoint_bytes"] for row in costs] == ["1000", "1000"]
+    assert costs[1]["full_size_trained_parameters"] == "" and costs[1]["relative"] == "2"
+
+
+def test_parameters_at_full_size():
+    """Against the layers that methods.md and formats.md list."""
+    counts = count_trained("configs/photomaker_bg.py")
+    blocks = {640: 10, 1280: 60}  # transformer blocks by width
+    width = 2048
+    linear = [(2 * width, width), (width, width), (width, width), (width, width)]
+    norms = [2 * width, width, width]
+    assert counts == {
+        "projections": 1024 * (768 + 1280),
+        "fuse_module": sum(i * o + o for i, o in linear) + 2 * sum(norms),
+        # to_q, to_k, to_v, to_out of both attentions; attn2's to_k and to_v read the text.
+        "lora": sum(64 * n * (6 * 2 * h + 2 * (width + h)) for h, n in blocks.items()),
+        "background": sum(2 * n * width * h for h, n in blocks.items()),
+    }
+    assert counts["background"] == 340_787_200
+
+
+# ---- Processes ---------------------------------------------------------------------------------
+
+SLEEP = ("-n", "1", "-r", "1", "import time; time.sleep(100)")
+
+
+def test_a_stop_is_passed_on(tmp_path):
+    start = time.monotonic()
+    with open(tmp_path / "lock", "w") as lock, StopSignals() as stop:
+        processes = Processes(stop, lock)
+        processes("timeit", "-n", "1", "-r", "1", "pass")
+        timer = threading.Timer(1, os.kill, (os.getpid(), signal.SIGTERM))
+        timer.start()
+        with pytest.raises(Interrupted):
+            processes("timeit", *SLEEP)
+        with pytest.raises(Interrupted):
+            processes("timeit", "pass")  # nothing is begun any more
+    assert time.monotonic() - start < 90
+
+
+def test_a_failure_is_told(tmp_path, capfd):
+    with open(tmp_path / "lock", "w") as lock, StopSignals() as stop:
+        with pytest.raises(RuntimeError, match="timeit.*code 1"):
+            Processes(stop, lock)("timeit", "-n", "1", "1/0")
+    assert "ZeroDivisionError" in capfd.readouterr().err
+
+
+def test_two_studies_do_not_share_a_folder(study, tmp_path):
+    """Nor does a study go on while a process that it left behind still trains there."""
+    folder = tmp_path / "study"
+    folder.mkdir()
+    with open(folder / "lock", "w") as lock:
+        study_module.fcntl.flock(lock, study_module.fcntl.LOCK_EX)
+        with pytest.raises(RuntimeError, match="still at work"):
+            run_study(study)
+        left = subprocess.Popen([sys.executable, "-m", "timeit", *SLEEP], pass_fds=[lock.fileno()])
+    try:
+        with pytest.raises(RuntimeError, match="still at work"):
+            run_study(study)
+    finally:
+        left.kill()
+        left.wait()
+
+
+# ---- The whole ---------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_a_study_is_stopped_goes_on_and_compares(
+    tmp_path,
+    tmp_path_factory,
+    encoders,  # noqa: F811
+):
+    prompts = tmp_path / "prompts.json"
+    prompts.write_text(
+        json.dumps([{"general": "a photo of a {word} img", "background": "a beach"}])
+    )
+    base = small_base(tmp_path_factory.getbasetemp())
+    write_trainings(
+        tmp_path,
+        base=str(base),
+        validation_prompts=str(prompts),
+        clip=str(encoders / "clip"),
+        face_net=str(encoders / "face_net"),
+        face_detector=f"keypoints:{encoders / 'face_detector'}",
+    )
+    (tmp_path / "study.py").write_text(
+        "from configs.study_mini import get_config as mini\n\n\n"
+        "def get_config():\n"
+        "    config = mini()\n"
+        f"    config.workdir = {str(tmp_path / 'study')!r}\n"
+        f"    config.methods, config.seeds = {METHODS!r}, {SEEDS!r}\n"
+        f"    config.config_files = {str(tmp_path / '{}.py')!r}\n"
+        "    config.full_size_files, config.cost_data = type(config)(), ''\n"
+        "    config.cost_rounds, config.cost_steps = 2, 1\n"
+        f"    config.overrides.steps = {STEPS}\n"
+        "    config.overrides.validation_every = config.overrides.checkpoint_every = 1\n"
+        "    config.evaluation.people = config.evaluation.batch = 2\n"
+        "    config.evaluation.images = 1\n"
+        "    return config\n"
+    )
+    command = [
+        sys.executable,
+        "-m",
+        "persongen_jax.study",
+        "--config",
+        str(tmp_path / "study.py"),
+    ]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    process = subprocess.Popen(command, **pipes)
+    second = tmp_path / "study" / "photomaker_bg" / "seed_0"
+    while process.poll() is None and not (second / "validation" / "metrics.jsonl").exists():
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    words, _ = process.communicate(timeout=600)
+    assert process.returncode == 0 and "stopped; the same command goes on" in words, words
+    first = tmp_path / "study" / "photomaker" / "seed_0" / "checkpoints" / str(STEPS)
+    made = first.stat().st_mtime_ns
+
+    done = subprocess.run(command, **pipes, timeout=1800)
+    assert done.returncode == 0, done.stdout
+    assert "[1/4] photomaker, seed 0: finished" in done.stdout
+    assert first.stat().st_mtime_ns == made  # not trained again
+    out = tmp_path / "study"
+    with open(out / "comparison.csv", newline="") as file:
+        rows = {(row["set"], row["run"]): row for row in csv.DictReader(file)}
+    assert set(rows) == {(s, m) for s in ("in_train", "out_of_train") for m in METHODS}
+    for (set_name, name), row in rows.items():
+        finals = [
+            json.loads((out / name / f"seed_{s}/evaluation/step_000002/metrics.json").read_text())
+            for s in SEEDS
+        ]
+        own = [entry for final in finals for entry in final if entry["set"] == set_name]
+        for metric in ("clip_t", "face_sim", "rank1_10"):
+            wanted = join_runs([entry["metrics"][metric] for entry in own])
+            assert float(row[metric]) == pytest.approx(wanted["mean"])
+            assert int(row[f"{metric}_n"]) == wanted["n"] == 4  # 2 seeds, 2 people, a picture each
+    costs = json.loads((out / "cost.json").read_text())["methods"]
+    trained = {name: sum(cost["trained"].values()) for name, cost in costs.items()}
+    assert trained["photomaker_bg"] > trained["photomaker"] > 0
+    assert costs["photomaker"]["relative"] == 1 and costs["photomaker_bg"]["relative"] > 0
+    assert Image.open(out / "sheet_in_train.png").width > 3 * 128
+    again = subprocess.run(command, **pipes, timeout=600)
+    assert again.stdout.count(": finished") == 4 and "measuring" not in again.stdout
