@@ -35,7 +35,7 @@ from persongen_jax.weights.saver import write_json
 LOAD = """
 import sys, time, jax.numpy as jnp, jax
 jax.devices()
-from persongen_jax.weights.sdxl import load_sdxl
+from persongen_jax.weights.formats.sdxl.loading import load_sdxl
 start = time.perf_counter()
 base = load_sdxl(sys.argv[1], dtype=jnp.float16, vae_dtype=jnp.float16)
 jax.block_until_ready(base.model.unet.conv_in.kernel.get_value())

@@ -1,4 +1,7 @@
-"""Experiment 4 of the wrongly set ones (thesis, A.1.4): in stages, stock_sdxl_fuse_module.py's run and then LoRA."""
+"""Experiment 4 of the wrongly set ones (thesis, A.1.4): in stages.
+
+First stock_sdxl_fuse_module.py's run, then LoRA.
+"""
 
 from configs.thesis.stock_sdxl_lora_rank_1 import get_config as lora_rank_1
 

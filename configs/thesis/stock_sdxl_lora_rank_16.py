@@ -1,6 +1,6 @@
-"""Experiment 5 of the wrongly set ones (thesis, A.1.5): stock_sdxl_lora_rank_1.py's run goes on with rank 16.
+"""Experiment 5 of the wrongly set ones (thesis, A.1.5): LoRA of rank 16 after rank 1.
 
-Its LoRA of rank 1 is replaced by a new one.
+Continues stock_sdxl_lora_rank_1.py's run, whose LoRA of rank 1 is replaced by a new one.
 """
 
 from configs.thesis.stock_sdxl_lora_rank_1 import get_config as lora_rank_1

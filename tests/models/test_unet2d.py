@@ -216,7 +216,7 @@ ON_A_MESH = """
 import jax, jax.numpy as jnp, numpy as np
 from persongen_jax.models.attention import attention
 from persongen_jax.models.spatial_attention import attend, cpu_by_heads
-from persongen_jax.sharding import along_batch, make_mesh
+from persongen_jax.parallel.sharding import along_batch, make_mesh
 qkv = [jax.random.normal(key, (8, 256, 2, 4)) for key in jax.random.split(jax.random.key(0), 3)]
 
 def both(function, qkv):

@@ -104,7 +104,7 @@ from pathlib import Path
 from persongen_jax import distributed
 with distributed.together():
     import jax
-    from persongen_jax.stopping import StopSignals
+    from persongen_jax.training.stopping import StopSignals
     me, folder = jax.process_index(), Path(sys.argv[1])
     assert distributed.of_first(me == 0) and not distributed.of_first(me == 1)
     assert (distributed.log_folder(folder) == folder) == (me == 0)

@@ -51,7 +51,7 @@ class Words(logging.Handler):
 SAVES_ALL_THE_TIME = """
 import sys
 import numpy as np
-from persongen_jax.checkpoint import Checkpoints
+from persongen_jax.training.checkpoint import Checkpoints
 
 checkpoints = Checkpoints(sys.argv[1], keep=2)
 assert checkpoints.newest() is None

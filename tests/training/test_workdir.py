@@ -74,7 +74,7 @@ def test_an_error_in_the_run_frees_it(tmp_path):
 HOLD = """
 import sys, time
 from pathlib import Path
-from persongen_jax.workdir_lock import only_run_in
+from persongen_jax.training.workdir_lock import only_run_in
 with only_run_in(Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(60)
