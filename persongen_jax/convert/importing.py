@@ -30,7 +30,6 @@ from persongen_jax.weights.formats.ip_adapter import (
     PROJECTIONS,
     read_ip_adapter,
 )
-from persongen_jax.weights.formats.lora.dialects import COMPONENTS
 from persongen_jax.weights.formats.lora.reading import read_embeddings, read_lora
 from persongen_jax.weights.formats.lora.writing import write_lora
 from persongen_jax.weights.formats.photomaker import (
@@ -43,6 +42,7 @@ from persongen_jax.weights.formats.sdxl.loading import FILE_NAMES
 from persongen_jax.weights.formats.sdxl.opening import open_base
 from persongen_jax.weights.keys import normalise_clip_vision
 from persongen_jax.weights.loader import check_keys, parameter_leaves, prepare_module
+from persongen_jax.weights.recognition.lora_names import COMPONENTS
 from persongen_jax.weights.saver import write_json
 from persongen_jax.weights.slots import module_slots, processors
 

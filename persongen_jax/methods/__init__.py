@@ -10,7 +10,7 @@ from persongen_jax.methods.published.ip_adapter_file import IPAdapterFile
 from persongen_jax.methods.published.photomaker import PhotoMaker
 from persongen_jax.methods.thesis.cascade import Cascade
 from persongen_jax.methods.thesis.dual import Dual
-from persongen_jax.methods.thesis.ip_adapter import IPAdapter
+from persongen_jax.methods.thesis.id_branch import IPAdapter
 from persongen_jax.methods.thesis.ip_lora import IPLora
 from persongen_jax.methods.thesis.photomaker_bg import PhotoMakerBackground
 from persongen_jax.methods.thesis.photomaker_bg_body import PhotoMakerBackgroundBody

@@ -13,7 +13,7 @@ from data_pipeline.examples.spatial import ControlImage
 from persongen_jax.generate import __main__ as generate
 from persongen_jax.methods.base import Method, add_prompt_streams, prompts
 from persongen_jax.methods.start import add_id_encoder
-from persongen_jax.methods.thesis.ip_adapter import (
+from persongen_jax.methods.thesis.id_branch import (
     IPAdapter,
     add_identity,
     identity_tokens,

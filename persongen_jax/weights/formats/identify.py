@@ -20,13 +20,18 @@ from persongen_jax.weights.files.directory import open_component, open_file
 from persongen_jax.weights.files.onnx_file import OnnxFile
 from persongen_jax.weights.files.source import DictSource, TensorSource
 from persongen_jax.weights.formats.arcface import infer_config, licence_hint, name_onnx_tensors
-from persongen_jax.weights.formats.ip_adapter_state import is_training_state, published_names
-from persongen_jax.weights.formats.layout import unwrapped
-from persongen_jax.weights.formats.lora.dialects import COMPONENTS, EMBEDDING, other_kind, relatives
 from persongen_jax.weights.formats.lora.opening import CONFIG, DIFFUSERS_FILE, adapter_file
 from persongen_jax.weights.formats.lora.settings import METADATA_KEY
-from persongen_jax.weights.formats.sdxl.facts import folder_facts, refine
-from persongen_jax.weights.formats.sdxl.recognise import SDXL
+from persongen_jax.weights.recognition.ip_adapter_state import is_training_state, published_names
+from persongen_jax.weights.recognition.layout import unwrapped
+from persongen_jax.weights.recognition.lora_names import (
+    COMPONENTS,
+    EMBEDDING,
+    other_kind,
+    relatives,
+)
+from persongen_jax.weights.recognition.sdxl import SDXL
+from persongen_jax.weights.recognition.sdxl_facts import folder_facts, refine
 
 # Kind -> what it is called. The order of ``_RULES`` decides where several would do.
 NAMES = {

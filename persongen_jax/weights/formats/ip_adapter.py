@@ -22,8 +22,8 @@ from persongen_jax.models.lora import lora_layers
 from persongen_jax.weights.errors import KeyMismatch, UnsupportedAdapter, WeightsError
 from persongen_jax.weights.files.directory import open_file
 from persongen_jax.weights.files.source import OpenedFile, TensorSource, subsource
-from persongen_jax.weights.formats.ip_adapter_state import is_training_state, published_names
-from persongen_jax.weights.formats.layout import unwrapped
+from persongen_jax.weights.recognition.ip_adapter_state import is_training_state, published_names
+from persongen_jax.weights.recognition.layout import unwrapped
 from persongen_jax.weights.saver import save_module
 from persongen_jax.weights.slots import (
     Computed,

@@ -25,9 +25,9 @@ from persongen_jax.weights.errors import (
 )
 from persongen_jax.weights.files.directory import open_file
 from persongen_jax.weights.files.source import OpenedFile, Renaming, TensorSource, subsource
-from persongen_jax.weights.formats.layout import unwrapped
 from persongen_jax.weights.keys import normalise_clip_vision
 from persongen_jax.weights.loader import load_module, parameter_leaves
+from persongen_jax.weights.recognition.layout import unwrapped
 from persongen_jax.weights.slots import (
     Slot,
     fill_slots,

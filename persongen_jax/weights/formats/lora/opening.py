@@ -10,9 +10,9 @@ from persongen_jax.weights.errors import MissingFile, UnsupportedAdapter, shorte
 from persongen_jax.weights.files.directory import open_file
 from persongen_jax.weights.files.quantised import dequantised
 from persongen_jax.weights.files.source import TensorSource
-from persongen_jax.weights.formats.layout import unwrapped
-from persongen_jax.weights.formats.lora.dialects import COMPONENTS
 from persongen_jax.weights.formats.lora.settings import PeftSettings, parse_object
+from persongen_jax.weights.recognition.layout import unwrapped
+from persongen_jax.weights.recognition.lora_names import COMPONENTS
 
 CONFIG = "adapter_config.json"
 PEFT_FILES = ("adapter_model.safetensors", "adapter_model.bin")

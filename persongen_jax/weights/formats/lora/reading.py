@@ -11,7 +11,11 @@ from collections.abc import Mapping
 from persongen_jax.weights.errors import KeyMismatch, UnsupportedAdapter
 from persongen_jax.weights.files.source import TensorSource
 from persongen_jax.weights.formats.lora.bases import refuse_other_base
-from persongen_jax.weights.formats.lora.dialects import (
+from persongen_jax.weights.formats.lora.kinds import Change, LoraWeights
+from persongen_jax.weights.formats.lora.opening import Opened, open_adapter
+from persongen_jax.weights.formats.lora.parts import Layer, read_layer
+from persongen_jax.weights.formats.lora.settings import PeftSettings
+from persongen_jax.weights.recognition.lora_names import (
     EMBEDDING,
     ONE_ENCODER,
     Names,
@@ -19,10 +23,6 @@ from persongen_jax.weights.formats.lora.dialects import (
     other_unfit,
     split_key,
 )
-from persongen_jax.weights.formats.lora.kinds import Change, LoraWeights
-from persongen_jax.weights.formats.lora.opening import Opened, open_adapter
-from persongen_jax.weights.formats.lora.parts import Layer, read_layer
-from persongen_jax.weights.formats.lora.settings import PeftSettings
 
 COUNTERS = ("step", "global_step", "epoch", "iteration")  # of its training; no part of it
 

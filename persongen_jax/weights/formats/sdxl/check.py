@@ -1,12 +1,7 @@
 """Whether what was recognised is a base that this project can use: one sentence if it is not."""
 
 from persongen_jax.weights.errors import BadConfig, WeightsError
-from persongen_jax.weights.formats.sdxl.recognise import (
-    SDXL,
-    Prediction,
-    Recognised,
-    family_of_config,
-)
+from persongen_jax.weights.recognition.sdxl import SDXL, Prediction, Recognised, family_of_config
 
 _WIDTHS = "SD 1.x reads text states 768 wide, SD 2.x 1024, the refiner 1280, SDXL 2048"
 _CHANNELS = {

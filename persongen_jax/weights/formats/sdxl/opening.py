@@ -18,22 +18,22 @@ from persongen_jax.weights.errors import BadConfig, MissingFile, WeightsError, s
 from persongen_jax.weights.files.directory import open_component, open_file, read_config, read_json
 from persongen_jax.weights.files.quantised import dequantised, precision
 from persongen_jax.weights.files.source import RenamedSource, TensorSource
-from persongen_jax.weights.formats.layout import read_layout, unwrapped
 from persongen_jax.weights.formats.sdxl import check as base_check
 from persongen_jax.weights.formats.sdxl.config_values import check_time_ids, check_values
 from persongen_jax.weights.formats.sdxl.original import split_checkpoint
-from persongen_jax.weights.formats.sdxl.recognise import (
+from persongen_jax.weights.formats.sdxl.text_encoder_file import (
+    open_text_encoder,
+    text_encoder_files,
+)
+from persongen_jax.weights.keys import normalise_attention, normalise_clip_text
+from persongen_jax.weights.recognition.layout import read_layout, unwrapped
+from persongen_jax.weights.recognition.sdxl import (
     CALLED,
     Prediction,
     Recognised,
     prediction,
     recognise,
 )
-from persongen_jax.weights.formats.sdxl.text_encoder_file import (
-    open_text_encoder,
-    text_encoder_files,
-)
-from persongen_jax.weights.keys import normalise_attention, normalise_clip_text
 
 NORMALISE = {
     "unet": lambda source: source,

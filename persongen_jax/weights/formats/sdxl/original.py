@@ -13,9 +13,9 @@ from persongen_jax.weights.files.source import (
     TensorSource,
     third,
 )
-from persongen_jax.weights.formats.layout import Layout, Place, read_layout
-from persongen_jax.weights.formats.sdxl.sgm_names import rename_by_prefix, unet_modules
 from persongen_jax.weights.keys import pointwise
+from persongen_jax.weights.recognition.layout import Layout, Place, read_layout
+from persongen_jax.weights.recognition.sgm_names import rename_by_prefix, unet_modules
 
 _DOWN = {"DownBlock2D": False, "CrossAttnDownBlock2D": True}
 _UP = {"UpBlock2D": False, "CrossAttnUpBlock2D": True}

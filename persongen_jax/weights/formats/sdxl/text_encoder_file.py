@@ -11,8 +11,8 @@ from persongen_jax.weights.errors import WeightsError
 from persongen_jax.weights.files.directory import open_file
 from persongen_jax.weights.files.quantised import dequantised
 from persongen_jax.weights.files.source import TensorSource
-from persongen_jax.weights.formats.layout import Layout, Place, unwrapped
 from persongen_jax.weights.formats.sdxl.original import split_checkpoint
+from persongen_jax.weights.recognition.layout import Layout, Place, unwrapped
 
 _TABLE = re.compile(r"(text_model\.embeddings\.|embeddings\.)?token_embedding\.weight$")
 _LEFT_OUT = re.compile(r"(text_model\.)?(embeddings\.position_ids|logit_scale)$")

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from persongen_jax.weights.errors import shorten
 from persongen_jax.weights.files.quantised import precision
 from persongen_jax.weights.files.source import TensorSource
-from persongen_jax.weights.formats.layout import Layout, marker_name, read_layout
+from persongen_jax.weights.recognition.layout import Layout, marker_name, read_layout
 
 SDXL, REFINER, SD1, SD2 = "SDXL", "the SDXL refiner", "SD 1.x", "SD 2.x"
 

@@ -16,7 +16,7 @@ import re
 from collections.abc import Mapping
 
 from persongen_jax.weights.errors import UnsupportedAdapter, shorten
-from persongen_jax.weights.formats.sdxl.sgm_names import rename_by_prefix, unet_modules
+from persongen_jax.weights.recognition.sgm_names import rename_by_prefix, unet_modules
 
 COMPONENTS = ("unet", "text_encoder", "text_encoder_2")
 

@@ -7,7 +7,7 @@ from persongen_jax.weights.errors import BadConfig, WeightsError, shorten
 from persongen_jax.weights.files.directory import read_json
 from persongen_jax.weights.files.quantised import dequantised
 from persongen_jax.weights.files.source import TensorSource
-from persongen_jax.weights.formats.sdxl.recognise import (
+from persongen_jax.weights.recognition.sdxl import (
     CALLED,
     REFINER,
     SD1,
