@@ -115,7 +115,7 @@ def record_counts() -> dict:
 
 def record_images(run: Path) -> dict:
     """ "images/CALL" [n, h, w, 3] of the base, of the run, and of the shipped PhotoMaker file."""
-    from data_pipeline.people import examples
+    from data_pipeline.drawing.people import examples
     from persongen_jax.pipeline import Pipeline
 
     assets = Path(__file__).parents[1] / "persongen_jax" / "assets"

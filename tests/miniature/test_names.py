@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from data_pipeline.people import vocabulary
+from data_pipeline.drawing.people import vocabulary
 from data_pipeline.prompts import Tokenizers
 from persongen_jax.miniature.names import make_names, put_names
 from persongen_jax.miniature.systems.unet import class_word_places
