@@ -6,7 +6,7 @@ what each computes and trains, and adds one more as an example.
 
 from persongen_jax.config import import_object
 from persongen_jax.methods.base import Method
-from persongen_jax.methods.published.ip_adapter_file import IPAdapterFile
+from persongen_jax.methods.published.ip_adapter import IPAdapterFile
 from persongen_jax.methods.published.photomaker import PhotoMaker
 from persongen_jax.methods.thesis.cascade import Cascade
 from persongen_jax.methods.thesis.dual import Dual

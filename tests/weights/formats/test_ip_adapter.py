@@ -16,7 +16,7 @@ from transformers import CLIPVisionModelWithProjection
 from persongen_jax import models
 from persongen_jax.methods import get_method
 from persongen_jax.methods.base import Parts
-from persongen_jax.methods.published.ip_adapter_file import IPAdapterFile
+from persongen_jax.methods.published.ip_adapter import IPAdapterFile
 from persongen_jax.models.lora import add_adapter, lora_layers
 from persongen_jax.pipeline.loading import weights_in
 from persongen_jax.training.checkpoint import Checkpoints
