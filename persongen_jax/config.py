@@ -1,6 +1,8 @@
 """Configs: objects that a config names, and the keys that every system's config has."""
 
 import importlib
+import runpy
+from pathlib import Path
 
 from ml_collections import ConfigDict
 
@@ -21,6 +23,25 @@ def import_object(name: str, key: str):
         raise ValueError(f"{key}={name!r}: there is no module {error.name!r}") from error
     except AttributeError as error:
         raise ValueError(f"{key}={name!r}: {module} has no {attribute!r}") from error
+
+
+def load_config(file: str, overrides: dict) -> ConfigDict:
+    """A training's config with some keys changed.
+
+    Raises:
+        ValueError: no such file, or a key or type that the config does not have.
+    """
+    if not Path(file).is_file():
+        raise ValueError(f"{file}: no such config; check the path")
+    config = runpy.run_path(str(file))["get_config"]()
+    for key, value in overrides.items():
+        if key not in config:
+            raise ValueError(f"{file}: has no key {key!r}")
+        try:
+            config[key] = value
+        except TypeError as error:
+            raise ValueError(f"{file}: {key}={value!r}: {error}") from error
+    return config
 
 
 def run_defaults() -> ConfigDict:

@@ -10,7 +10,7 @@ from flax import nnx
 from data_pipeline.examples.conditions import References, Text
 from data_pipeline.examples.fields import Encoding, Field
 from data_pipeline.prompts import Tokenizers
-from persongen_jax.diffusion.conditioning import Conditioning
+from persongen_jax.diffusion.conditioning import Conditioning, TokenStream
 from persongen_jax.models.attention import remove_branches
 from persongen_jax.models.lora import remove_adapters
 from persongen_jax.models.sdxl.parts import COMPONENTS, StableDiffusionXL
@@ -200,6 +200,12 @@ def reference_features(model, batch):
     if "id_features" in batch:
         return batch["id_features"]
     return model.id_encoder.pool(batch["id_pixel_values"])
+
+
+def plain_text(model, batch) -> Conditioning:
+    """The prompt as it was written, with no place for an identity in it."""
+    embeds, pooled = prompt_states(model, batch)
+    return Conditioning({"text": TokenStream(embeds)}, pooled, batch["time_ids"])
 
 
 def add_prompt_streams(conditioning: Conditioning, model, batch, streams) -> Conditioning:

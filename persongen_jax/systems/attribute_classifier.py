@@ -14,12 +14,6 @@ import optax
 from flax import nnx
 
 from data_pipeline.attributes.labelled import to_pixels
-from data_pipeline.attributes.vocabulary import UNKNOWN
-from persongen_jax.evaluation.contact_sheet import Row, contact_sheet
-from persongen_jax.evaluation.people import Result
-from persongen_jax.evaluation.sampled import WIDE, as_rgb
-from persongen_jax.metrics.attribute_scores import mean_of_pictures, right, share
-from persongen_jax.metrics.measures import DESCRIPTION
 from persongen_jax.models.ddpm.classifier import GROUPS, AttributeClassifier
 from persongen_jax.parallel.sharding import to_host
 from persongen_jax.systems.on_attributes import OnAttributes
@@ -28,11 +22,12 @@ from persongen_jax.training.stopping import Stopped
 SHIFT, NOISE = range(2)  # purposes of random numbers
 AT_ONCE = 256  # pictures classified together
 HELD_OUT = "held_out"
-ABOUT = ("attribute accuracy", "{:.1%}", "images", True)  # title, form, over, plotted
 
 
 class Classifier(OnAttributes):
     """Tells every attribute of a data set; see data_pipeline/attributes/open.py."""
+
+    evaluation = "persongen_jax.evaluation.held_out:HeldOut"
 
     def __init__(self, config):
         self.config = config
@@ -99,9 +94,6 @@ class Classifier(OnAttributes):
     def validation_sets_of(cls, config):
         return (HELD_OUT,)
 
-    def evaluation(self):
-        return HeldOut(self)
-
     def scores(self, pictures) -> tuple[np.ndarray, np.ndarray]:
         """uint8 pictures, n of [h, w, c], to logits [n, K] and features [n, d]."""
         return classify(self.model, pictures)
@@ -137,33 +129,3 @@ def classify(model, pictures, should_stop=lambda: False) -> tuple[np.ndarray, np
 @functools.partial(jax.jit, static_argnums=0)
 def _classify(graphdef, state, pictures):
     return nnx.merge(graphdef, state)(pictures)
-
-
-class HeldOut:
-    """Measures a classifier on the pictures that it was not trained on; see System.evaluation."""
-
-    def __init__(self, system: Classifier):
-        self.system = system
-        self.should_stop = lambda: False
-
-    def __call__(self, model, step):
-        test, vocabulary = self.system.data.test, self.system.vocabulary
-        logits, _ = classify(model, test.images, self.should_stop)
-        known = test.values != UNKNOWN
-        correct = right(logits, test.values, known, vocabulary)
-        parts = {name: share(correct[:, i]) for i, name in enumerate(vocabulary.names)}
-        about = {**dict(zip(DESCRIPTION, ABOUT, strict=True)), "judge": ""}
-        row = {"step": step, "set": HELD_OUT, "method": "classifier"}
-        row |= {"seed": self.system.config.seed, "metrics": {}}
-        row["metrics"]["accuracy"] = {**mean_of_pictures(correct), "parts": parts, **about}
-        return {HELD_OUT: Result(row, as_rgb(np.stack(list(test.images[: 5 * WIDE]))))}
-
-    def rows(self, name, images):
-        found = []
-        for i in range(0, len(images), WIDE):
-            first, *others = images[i : i + WIDE]
-            found.append((i // WIDE, 0, Row("held out", first, others or [first])))
-        return found
-
-    def sheet(self, name, images):
-        return contact_sheet([row for *_, row in self.rows(name, images)])

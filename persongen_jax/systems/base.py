@@ -48,6 +48,8 @@ class System(abc.ABC):
         fields: of an example, where it is made of such (data_pipeline/examples/fields.py).
         statistics: whether a step also moves what the model's own layers gather (running means of
             batch norms), which no gradient moves.
+        evaluation: "package.module:Class" of what measures the model in a validation, called with
+            the system (persongen_jax/evaluation/validation.py says what it has to do); "": nothing.
     """
 
     config: ConfigDict
@@ -55,6 +57,7 @@ class System(abc.ABC):
     groups: tuple[tuple[str, str], ...] = ((".*", "model"),)
     fields: tuple = ()
     statistics: bool = False
+    evaluation: str = ""
 
     @classmethod
     def defaults(cls) -> ConfigDict:
@@ -185,16 +188,6 @@ class System(abc.ABC):
         """Beginnings of the paths of networks that are an input or a loss: none of them may judge
         the figures (metrics/judge_check.py)."""
         return ()
-
-    def evaluation(self):
-        """What measures the model in a validation; see evaluation/people.py.
-
-        Called as (model, step) it gives for each of ``validation_sets`` a Result: the row of
-        metrics.jsonl, and the images. ``sheet(set, images)`` is their contact sheet,
-        ``rows(set, images)`` what it is made of, and ``should_stop`` is asked all the time; True
-        ends it by stopping.Stopped.
-        """
-        raise ValueError(f"config.validation_every: {self.label} has nothing to validate with")
 
 
 def spec_of(arrays: dict) -> dict:

@@ -13,10 +13,9 @@ from flax import nnx
 
 from data_pipeline.attributes.field import Attributes
 from persongen_jax.diffusion.schedule import NoiseSchedule, check_choice
-from persongen_jax.evaluation.sampled import Cases
 from persongen_jax.models.ddpm.unet2d import UNet2DModel
 from persongen_jax.models.layers import Linear
-from persongen_jax.systems.diffusion import DiffusionSystem, Pixels
+from persongen_jax.systems.diffusion import Cases, DiffusionSystem, Pixels
 from persongen_jax.systems.on_attributes import OnAttributes
 
 CONDITIONING = ("input", "blocks", "none")

@@ -3,10 +3,11 @@
 import abc
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from data_pipeline.examples.fields import flatten, unflatten
@@ -125,6 +126,24 @@ class Step:
         return self.decode(self.x0())
 
 
+@dataclasses.dataclass
+class Cases:
+    """What one set asks for.
+
+    Attributes:
+        batch: the fields that a condition is made of, [n, ...] each, nested as a batch is.
+        owners: [n], what each image is of (a class, a combination of attributes): the unit that
+            intervals resample.
+        real: real pictures by owner, uint8 [h, w] or [h, w, c], for metrics that compare.
+        texts: [n], what was asked for in words, or None.
+    """
+
+    batch: dict
+    owners: Sequence[str]
+    real: dict[str, Sequence[np.ndarray]]
+    texts: Sequence[str] | None = None
+
+
 class DiffusionSystem(System):
     """A model that predicts noise, v, or the picture.
 
@@ -135,6 +154,8 @@ class DiffusionSystem(System):
         fields: of an example; see data_pipeline/examples/fields.py. Each says what it is where the
             condition is dropped (``config.drop_prob``).
     """
+
+    evaluation = "persongen_jax.evaluation.sampled:SampledEvaluation"
 
     scheduler_config: dict
     schedule: diffusion.NoiseSchedule
@@ -211,13 +232,8 @@ class DiffusionSystem(System):
     # ---- sampling ----
 
     def cases(self, name: str):
-        """What a validation asks for on the set ``name``: sampled_evaluation.Cases."""
+        """What a validation asks for on the set ``name``: a Cases."""
         raise ValueError(f"{self.label} has no validation set {name!r}")
-
-    def evaluation(self):
-        from persongen_jax.evaluation.sampled import SampledEvaluation
-
-        return SampledEvaluation(self)
 
     def plan(self, steps: int, scheduler: str | None = None, **options):
         """The sampler's numbers (sampling_plan.Plan); ``scheduler`` None: the system's own."""

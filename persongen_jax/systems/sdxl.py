@@ -15,16 +15,15 @@ from persongen_jax.diffusion import samplers as sampling
 from persongen_jax.diffusion import schedule as diffusion
 from persongen_jax.diffusion.conditioning import Guidance
 from persongen_jax.diffusion.plan import make_plan
-from persongen_jax.evaluation.trajectories import SETS
 from persongen_jax.features.cache import Features, abstract_batch, cached_kinds
 from persongen_jax.methods import get_method
 from persongen_jax.methods.base import Parts, denoiser_view
+from persongen_jax.methods.sampling import sample_steps
 from persongen_jax.models.sdxl.parts import COMPONENTS
-from persongen_jax.pipeline.images import sample_steps
 from persongen_jax.systems.base import SamplingProgram
 from persongen_jax.systems.diffusion import FACE, VAE, DiffusionSystem
 from persongen_jax.systems.read_keys import ReadKeys
-from persongen_jax.systems.sdxl_config import METHOD_KEYS, sdxl_defaults
+from persongen_jax.systems.sdxl_config import METHOD_KEYS, SETS, sdxl_defaults
 from persongen_jax.systems.sdxl_fields import image_encoding
 from persongen_jax.weights.formats.sdxl.loading import SDXLBase, load_sdxl
 
@@ -38,6 +37,8 @@ class Sdxl(DiffusionSystem):
         base: SDXLBase, whose model has the method's parts.
         method: methods.base.Method, attached.
     """
+
+    evaluation = "persongen_jax.evaluation.people:Evaluation"
 
     def __init__(self, config, base: SDXLBase, method):
         self.config, self.base, self.method = config, base, method
@@ -210,11 +211,6 @@ class Sdxl(DiffusionSystem):
         """All networks that the method has brought: its inputs, and what its losses run."""
         parts = vars(self.model).items()
         return tuple(n for n, p in parts if isinstance(p, nnx.Module) and n not in COMPONENTS)
-
-    def evaluation(self):
-        from persongen_jax.evaluation.people import Evaluation
-
-        return Evaluation(self)
 
 
 def check_sampler(config, scheduler_config: dict):

@@ -7,6 +7,9 @@ from persongen_jax.systems.diffusion import DiffusionSystem
 # Keys that some methods read and others do not.
 METHOD_KEYS = ("rank", "lora_alpha", "id_gain", "id_norm_gain", "image_proj", "image_lora_rank")
 
+# What a validation may generate for: people seen in training, held out from it, and from elsewhere.
+SETS = ("in_train", "out_of_train", "out_of_domain")
+
 
 def sdxl_defaults() -> ConfigDict:
     """PhotoMaker on SDXL at 512, as the thesis' baseline trains it (section 5.1.8)."""

@@ -17,10 +17,9 @@ from flax import nnx
 from data_pipeline.examples.transforms import CLIP_MEAN, CLIP_STD
 from data_pipeline.records.schema import MAX_REFERENCES
 from persongen_jax.diffusion.conditioning import Conditioning
-from persongen_jax.methods.base import Method, prompts, references
+from persongen_jax.methods.base import Method, plain_text, prompts, references
 from persongen_jax.methods.published.photomaker import ATTENTION_LAYERS
 from persongen_jax.methods.start import find_origin, image_encoder_of, start_rest
-from persongen_jax.methods.thesis.id_branch import plain_text
 from persongen_jax.models.attention import add_branch
 from persongen_jax.models.layers import Linear
 from persongen_jax.models.lora import add_lora

@@ -5,13 +5,12 @@ own and beside a skip connection, from the whole of the picture to its detail.
 """
 
 from persongen_jax.diffusion.conditioning import Conditioning
-from persongen_jax.methods.base import add_prompt_streams
+from persongen_jax.methods.base import add_prompt_streams, plain_text
 from persongen_jax.methods.start import add_id_encoder, start_from, start_rest
 from persongen_jax.methods.thesis.id_branch import (
     IPAdapter,
     add_identity,
     identity_tokens,
-    plain_text,
 )
 from persongen_jax.models.attention import CascadeCrossAttention, add_branch
 

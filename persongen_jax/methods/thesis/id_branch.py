@@ -6,10 +6,10 @@ cross-attention reads. The prompt is an ordinary one: no trigger word, no copies
 
 import jax.numpy as jnp
 
-from persongen_jax.diffusion.conditioning import Conditioning, TokenStream
+from persongen_jax.diffusion.conditioning import Conditioning
 from persongen_jax.methods.base import (
     Method,
-    prompt_states,
+    plain_text,
     prompts,
     reference_features,
     references,
@@ -57,12 +57,6 @@ def add_identity(model, config, **options):
     scale = tokens.id_norm.scale
     scale.set_value(scale.get_value() * config.get("id_norm_gain", 1.0))
     model.id_tokens = tokens
-
-
-def plain_text(model, batch) -> Conditioning:
-    """The prompt as it was written, with no place for an identity in it."""
-    embeds, pooled = prompt_states(model, batch)
-    return Conditioning({"text": TokenStream(embeds)}, pooled, batch["time_ids"])
 
 
 def identity_tokens(model, batch):

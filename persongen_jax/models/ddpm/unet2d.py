@@ -223,28 +223,6 @@ class UNet2DModel(nnx.Module):
         elif config["class_embed_type"] is None and config["num_class_embeds"] is not None:
             self.class_embedding = Embed(config["num_class_embeds"], dim, **kw)
 
-    @classmethod
-    def from_pretrained(
-        cls, directory, *, dtype=jnp.float32, param_dtype=jnp.float32, variant=None
-    ) -> "UNet2DModel":
-        """Of a folder with config.json and weights, or of a pipeline's folder with ``unet/`` in it.
-
-        Args:
-            variant: "fp16" to read ``*.fp16.safetensors``.
-
-        Raises:
-            WeightsError: a fault of the files. ValueError: a config that is not implemented.
-        """
-        from persongen_jax.weights.formats.unet2d import load_unet2d
-
-        return load_unet2d(directory, dtype=dtype, param_dtype=param_dtype, variant=variant)
-
-    def save_pretrained(self, directory):
-        """Write config.json and the weights, as diffusers' UNet2DModel opens them."""
-        from persongen_jax.weights.formats.unet2d import save_unet2d
-
-        save_unet2d(self, directory)
-
     def _frequencies(self, values):
         """[b] timesteps to what the time embedding reads, [b, c] float32."""
         if self.time_proj is not None:
