@@ -1,6 +1,7 @@
 """Configs: objects that a config names, and the keys that every system's config has."""
 
 import importlib
+import importlib.util
 import runpy
 from pathlib import Path
 
@@ -25,15 +26,29 @@ def import_object(name: str, key: str):
         raise ValueError(f"{key}={name!r}: {module} has no {attribute!r}") from error
 
 
+def find_config(file: str | Path) -> Path:
+    """The file of a config. "configs/…" is looked up in the installed configs too.
+
+    Raises:
+        ValueError: no such file.
+    """
+    path = Path(file)
+    if not path.is_file() and path.parts[:1] == ("configs",):
+        installed = importlib.util.find_spec("configs")
+        if installed is not None:
+            path = Path(installed.submodule_search_locations[0]).joinpath(*path.parts[1:])
+    if not path.is_file():
+        raise ValueError(f"{file}: no such config; check the path")
+    return path
+
+
 def load_config(file: str, overrides: dict) -> ConfigDict:
     """A training's config with some keys changed.
 
     Raises:
         ValueError: no such file, or a key or type that the config does not have.
     """
-    if not Path(file).is_file():
-        raise ValueError(f"{file}: no such config; check the path")
-    config = runpy.run_path(str(file))["get_config"]()
+    config = runpy.run_path(str(find_config(file)))["get_config"]()
     for key, value in overrides.items():
         if key not in config:
             raise ValueError(f"{file}: has no key {key!r}")

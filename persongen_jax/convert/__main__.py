@@ -14,10 +14,10 @@ import sys
 import tempfile
 from pathlib import Path
 
+from persongen_jax.convert.identify import count, identify, open_parts
 from persongen_jax.files import is_full
 from persongen_jax.plain_warnings import plain_warnings
 from persongen_jax.weights.errors import WeightsError
-from persongen_jax.weights.formats.identify import count, identify, open_parts
 
 SHOWN_NOTES = 200  # characters of one note of a file's metadata
 

@@ -11,10 +11,11 @@ import re
 from pathlib import Path
 
 from data_pipeline.faces.align import align_face
-from data_pipeline.faces.find import NoFaceFound, crop_face, open_reference_detector
+from data_pipeline.faces.find import NoFaceFound, crop_face
 from data_pipeline.pictures.reading import load_image, load_mask
 from data_pipeline.records.schema import MAX_REFERENCES
 from data_pipeline.text_files import read_json
+from persongen_jax.face_detectors import open_reference_detector
 from persongen_jax.weights.formats.ip_adapter import is_ip_adapter, read_ip_adapter
 
 

@@ -6,13 +6,14 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 
-from persongen_jax.models.faces.iresnet import EPS, IResNet, complete_config, final_side
+from persongen_jax.models.faces.iresnet import EPS, IResNet
 from persongen_jax.models.layers import UnusedRngs
-from persongen_jax.weights.errors import BadConfig, BadOnnx, KeyMismatch, MissingFile
+from persongen_jax.weights.errors import BadOnnx, MissingFile
 from persongen_jax.weights.files.directory import open_file
 from persongen_jax.weights.files.onnx_file import Node, OnnxFile
 from persongen_jax.weights.files.source import RenamedSource, Renaming, TensorSource, Transform
 from persongen_jax.weights.loader import load_module
+from persongen_jax.weights.recognition.arcface import infer_config
 
 INSIGHTFACE_LICENCE = (
     "InsightFace's pretrained models, and what is trained on its data sets, are for "
@@ -127,54 +128,6 @@ def open_arcface(path) -> TensorSource:
         else:
             renaming.add(key, key)
     return renaming.source()
-
-
-def infer_config(source: TensorSource, input_size: int | None = None) -> dict:
-    """An IResNet's config from arcface_torch's keys and shapes.
-
-    Raises:
-        KeyMismatch: the keys are not an IResNet's.
-        BadConfig: fc does not fit square crops, or not crops of ``input_size``.
-    """
-    keys = set(source.keys())
-
-    def shape(key, dims):
-        found = source.info(key)[1] if key in keys else ()
-        if len(found) != dims or 0 in found:
-            raise KeyMismatch(
-                source.describe(),
-                missing=[key],
-                remedy="It is no ArcFace IResNet, whose keys are arcface_torch's.",
-            )
-        return found
-
-    layers, widths = [], []
-    shape("layer1.0.conv1.weight", 4)
-    while f"layer{len(layers) + 1}.0.conv1.weight" in keys:
-        stage = f"layer{len(layers) + 1}"
-        depth = 1
-        while f"{stage}.{depth}.conv1.weight" in keys:
-            depth += 1
-        layers.append(depth)
-        widths.append(shape(f"{stage}.0.conv1.weight", 4)[0])
-    in_channels = shape("conv1.weight", 4)[1]
-    embedding_dim, columns = shape("fc.weight", 2)
-    side = math.isqrt(columns // widths[-1])
-    config = {
-        "layers": tuple(layers),
-        "widths": tuple(widths),
-        "input_size": side * 2 ** len(layers) if input_size is None else input_size,
-        "embedding_dim": embedding_dim,
-        "in_channels": in_channels,
-        "folded": "conv1.bias" in keys,
-    }
-    if side**2 * widths[-1] != columns or final_side(config) != side:
-        raise BadConfig(
-            f"{source.describe()}: fc has {columns} inputs, {widths[-1]} channels of {side} x "
-            f"{side} positions, which does not fit crops of {config['input_size']} pixels. Give "
-            "the input_size that it was trained with."
-        )
-    return complete_config(config)
 
 
 def name_onnx_tensors(file: OnnxFile) -> RenamedSource:
@@ -313,7 +266,6 @@ __all__ = [
     "AURAFACE_LICENCE",
     "INSIGHTFACE_LICENCE",
     "Recogniser",
-    "infer_config",
     "licence_hint",
     "load_arcface",
     "name_onnx_tensors",

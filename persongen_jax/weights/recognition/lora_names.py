@@ -19,6 +19,7 @@ from persongen_jax.weights.errors import UnsupportedAdapter, shorten
 from persongen_jax.weights.recognition.sgm_names import rename_by_prefix, unet_modules
 
 COMPONENTS = ("unet", "text_encoder", "text_encoder_2")
+METADATA_KEY = "lora_adapter_metadata"  # diffusers' name for PEFT's settings in JSON
 
 # What follows a module's path -> what the tensor is. (.NAME) is the adapter's name in PEFT.
 _NAME = r"(?:\.[^.]+)?"

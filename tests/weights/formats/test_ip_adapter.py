@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from transformers import CLIPVisionModelWithProjection
 
 from persongen_jax import models
+from persongen_jax.convert.identify import identify
 from persongen_jax.methods import get_method
 from persongen_jax.methods.base import Parts
 from persongen_jax.methods.published.ip_adapter import IPAdapterFile
@@ -27,7 +28,6 @@ from persongen_jax.weights.errors import (
     UnsupportedAdapter,
     WeightsError,
 )
-from persongen_jax.weights.formats.identify import identify
 from persongen_jax.weights.formats.ip_adapter import (
     is_ip_adapter,
     load_ip_adapter_into,

@@ -5,8 +5,7 @@ import math
 import re
 
 from persongen_jax.weights.errors import UnsupportedAdapter
-
-METADATA_KEY = "lora_adapter_metadata"  # diffusers' name for PEFT's settings in JSON
+from persongen_jax.weights.recognition.lora_names import METADATA_KEY
 
 # Settings under which the tensors mean something else, and those of them that mean nothing new.
 _OTHER_FORMULAS = {
@@ -153,4 +152,4 @@ def parse_object(where: str, name: str, text: str) -> dict:
     return values
 
 
-__all__ = ["METADATA_KEY", "PeftSettings", "parse_object"]
+__all__ = ["PeftSettings", "parse_object"]

@@ -15,8 +15,7 @@ from persongen_jax.weights.errors import UnsupportedAdapter
 from persongen_jax.weights.files.safetensors_file import write_safetensors
 from persongen_jax.weights.formats.lora.kinds import LoraWeights
 from persongen_jax.weights.formats.lora.opening import CONFIG, PEFT_FILES
-from persongen_jax.weights.formats.lora.settings import METADATA_KEY
-from persongen_jax.weights.recognition.lora_names import COMPONENTS, sgm_names
+from persongen_jax.weights.recognition.lora_names import COMPONENTS, METADATA_KEY, sgm_names
 from persongen_jax.weights.recognition.sgm_names import rename_by_prefix
 from persongen_jax.weights.saver import write_json
 

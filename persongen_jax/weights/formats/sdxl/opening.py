@@ -26,6 +26,7 @@ from persongen_jax.weights.formats.sdxl.text_encoder_file import (
     text_encoder_files,
 )
 from persongen_jax.weights.keys import normalise_attention, normalise_clip_text
+from persongen_jax.weights.recognition.kinds import NAMES, tell
 from persongen_jax.weights.recognition.layout import read_layout, unwrapped
 from persongen_jax.weights.recognition.sdxl import (
     CALLED,
@@ -209,8 +210,6 @@ def _check_base_file(path: Path, found: Recognised):
 
 def _check_kind(path: Path, source: TensorSource):
     """WeightsError for a file that has nothing of a base, such as a LoRA."""
-    from persongen_jax.weights.formats.identify import NAMES, tell
-
     kind, _ = tell(source)
     if kind not in BASES:
         what = f"this is {NAMES[kind]}" if kind != "unknown" else "its keys are of no known model"
