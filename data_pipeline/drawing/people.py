@@ -27,7 +27,7 @@ from data_pipeline.drawing.pictures import (
     pictures_of,
 )
 from data_pipeline.drawing.portrait import People, render
-from data_pipeline.drawing.randomness import EXAMPLE, PICTURE, fold
+from data_pipeline.drawing.rows import EXAMPLE, PICTURE, fold
 
 __all__ = [
     "CLOTHES",

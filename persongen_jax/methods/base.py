@@ -11,7 +11,7 @@ from data_pipeline.examples.conditions import References, Text
 from data_pipeline.examples.fields import Encoding, Field
 from data_pipeline.prompts import Tokenizers
 from persongen_jax.diffusion.conditioning import Conditioning, TokenStream
-from persongen_jax.models.attention import remove_branches
+from persongen_jax.models.branches import remove_branches
 from persongen_jax.models.lora import remove_adapters
 from persongen_jax.models.sdxl.parts import COMPONENTS, StableDiffusionXL
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import lax
 
-from persongen_jax.models.attention import attention
+from persongen_jax.models.attention_kernels import attention
 from persongen_jax.models.layers import GroupNorm, Linear
 from persongen_jax.models.ops import per_device
 from persongen_jax.models.platform import target

@@ -16,7 +16,7 @@ from persongen_jax.diffusion.plan import make_plan
 from persongen_jax.diffusion.scales import Strength
 from persongen_jax.methods import get_method
 from persongen_jax.methods.base import Parts
-from persongen_jax.models.attention import branch_names
+from persongen_jax.models.branches import branch_names
 from persongen_jax.parallel.sharding import make_mesh, put, replicated, shardings_by_path, to_host
 from persongen_jax.pipeline import checks, images, loading
 from persongen_jax.pipeline.conditioner import Conditioner

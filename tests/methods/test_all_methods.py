@@ -18,7 +18,7 @@ from persongen_jax import train
 from persongen_jax.diffusion.conditioning import Conditioning, TokenStream
 from persongen_jax.methods import METHODS
 from persongen_jax.methods.start import settle_step
-from persongen_jax.models.attention import Composition, branch_names
+from persongen_jax.models.branches import Composition, branch_names
 from persongen_jax.models.lora import lora_layers
 from persongen_jax.parallel.sharding import make_mesh, replicated
 from persongen_jax.pipeline import Pipeline

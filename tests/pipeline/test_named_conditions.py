@@ -19,7 +19,7 @@ from persongen_jax.methods.thesis.id_branch import (
     add_identity,
     identity_tokens,
 )
-from persongen_jax.models.attention import add_branch
+from persongen_jax.models.branches import add_branch
 from persongen_jax.models.layers import Conv
 from persongen_jax.pipeline import Pipeline
 from persongen_jax.pipeline.images import sample_steps

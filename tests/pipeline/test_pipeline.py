@@ -27,7 +27,7 @@ from data_pipeline.prompts import PromptError
 from persongen_jax.diffusion.samplers import image_keys
 from persongen_jax.methods import get_method
 from persongen_jax.methods.base import Parts
-from persongen_jax.models.attention import branch_names
+from persongen_jax.models.branches import branch_names
 from persongen_jax.models.encoders.clip import CLIPVisionModel
 from persongen_jax.models.lora import lora_layers
 from persongen_jax.models.sdxl.parts import COMPONENTS

@@ -20,7 +20,7 @@ from persongen_jax.diffusion.conditioning import Conditioning
 from persongen_jax.methods.base import Method, plain_text, prompts, references
 from persongen_jax.methods.published.photomaker import ATTENTION_LAYERS
 from persongen_jax.methods.start import find_origin, image_encoder_of, start_rest
-from persongen_jax.models.attention import add_branch
+from persongen_jax.models.branches import add_branch
 from persongen_jax.models.layers import Linear
 from persongen_jax.models.lora import add_lora
 from persongen_jax.weights.files.directory import read_config

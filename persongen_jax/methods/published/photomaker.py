@@ -16,7 +16,7 @@ from persongen_jax.methods.base import (
     references,
 )
 from persongen_jax.methods.start import add_id_encoder, start_from, start_rest
-from persongen_jax.models.attention import add_branch
+from persongen_jax.models.branches import add_branch
 from persongen_jax.models.lora import add_lora
 
 ATTENTION_LAYERS = re.compile(r".*/attn[12]/(to_q|to_k|to_v|to_out/0)")

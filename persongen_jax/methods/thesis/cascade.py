@@ -12,7 +12,7 @@ from persongen_jax.methods.thesis.id_branch import (
     add_identity,
     identity_tokens,
 )
-from persongen_jax.models.attention import CascadeCrossAttention, add_branch
+from persongen_jax.models.branches import CascadeCrossAttention, add_branch
 
 ORDER = ("background", "body", "identity")
 

@@ -8,7 +8,7 @@ from persongen_jax.diffusion.conditioning import Conditioning, TokenStream
 from persongen_jax.methods.base import prompt_states, reference_features
 from persongen_jax.methods.start import add_id_encoder, start_from, start_rest
 from persongen_jax.methods.thesis.id_branch import IPAdapter, add_identity
-from persongen_jax.models.attention import add_branch
+from persongen_jax.models.branches import add_branch
 
 
 class Dual(IPAdapter):

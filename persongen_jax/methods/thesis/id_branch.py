@@ -15,7 +15,7 @@ from persongen_jax.methods.base import (
     references,
 )
 from persongen_jax.methods.start import add_id_encoder, start_from, start_rest
-from persongen_jax.models.attention import add_branch
+from persongen_jax.models.branches import add_branch
 from persongen_jax.models.encoders.id_encoder import IdentityTokens
 
 

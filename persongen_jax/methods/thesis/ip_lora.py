@@ -9,7 +9,7 @@ from flax import nnx
 from persongen_jax.methods.published.photomaker import ATTENTION_LAYERS, PhotoMaker
 from persongen_jax.methods.start import add_id_encoder, start_from, start_rest
 from persongen_jax.methods.thesis.id_branch import IPAdapter, add_identity
-from persongen_jax.models.attention import ParallelCrossAttention, add_branch
+from persongen_jax.models.branches import ParallelCrossAttention, add_branch
 from persongen_jax.models.lora import add_lora, copy_lora
 
 

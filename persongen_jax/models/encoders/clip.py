@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from flax import nnx
 from ml_collections import FrozenConfigDict
 
-from persongen_jax.models.attention import attention
+from persongen_jax.models.attention_kernels import attention
 from persongen_jax.models.layers import Conv, Embed, LayerNorm, Linear
 from persongen_jax.models.ops import activation, materialize
 

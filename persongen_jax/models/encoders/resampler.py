@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from persongen_jax.models.attention import attention
+from persongen_jax.models.attention_kernels import attention
 from persongen_jax.models.layers import LayerNorm, Linear
 from persongen_jax.models.ops import activation
 

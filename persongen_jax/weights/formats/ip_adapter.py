@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from persongen_jax.models.attention import ParallelCrossAttention
+from persongen_jax.models.branches import ParallelCrossAttention
 from persongen_jax.models.encoders.resampler import FaceIDProjection, ImageProjection, Resampler
 from persongen_jax.models.layers import Linear
 from persongen_jax.models.lora import lora_layers
