@@ -23,7 +23,7 @@ import jax
 import numpy as np
 
 METHODS = (
-    *("photomaker", "ip_adapter", "dual", "ip_lora"),
+    *("photomaker", "id_branch", "dual", "ip_lora"),
     *("photomaker_bg", "photomaker_bg_body", "cascade"),
 )
 CHECKPOINTS = (0, 100, 200, 300)

@@ -59,9 +59,13 @@ def load_config(file: str, overrides: dict) -> ConfigDict:
     return config
 
 
+VERSION = 2  # of the names in configs; convert upgrade rewrites those of earlier runs
+
+
 def run_defaults() -> ConfigDict:
     """What training reads of any config, whatever its system; a system adds its own keys."""
     config = ConfigDict()
+    config.version = VERSION
     # What is trained: a name of systems/open.py, or "package.module:Class".
     config.system = "sdxl"
     config.dtype = "float32"

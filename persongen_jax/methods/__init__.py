@@ -6,24 +6,24 @@ what each computes and trains, and adds one more as an example.
 
 from persongen_jax.config import import_object
 from persongen_jax.methods.base import Method
-from persongen_jax.methods.published.ip_adapter import IPAdapterFile
+from persongen_jax.methods.published.ip_adapter import IPAdapter
 from persongen_jax.methods.published.photomaker import PhotoMaker
 from persongen_jax.methods.thesis.cascade import Cascade
 from persongen_jax.methods.thesis.dual import Dual
-from persongen_jax.methods.thesis.id_branch import IPAdapter
+from persongen_jax.methods.thesis.id_branch import IDBranch
 from persongen_jax.methods.thesis.ip_lora import IPLora
 from persongen_jax.methods.thesis.photomaker_bg import PhotoMakerBackground
 from persongen_jax.methods.thesis.photomaker_bg_body import PhotoMakerBackgroundBody
 
 METHODS: dict[str, type[Method]] = {
     "photomaker": PhotoMaker,
-    "ip_adapter": IPAdapter,
+    "id_branch": IDBranch,
     "dual": Dual,
     "ip_lora": IPLora,
     "photomaker_bg": PhotoMakerBackground,
     "photomaker_bg_body": PhotoMakerBackgroundBody,
     "cascade": Cascade,
-    "ip_adapter_file": IPAdapterFile,
+    "ip_adapter": IPAdapter,
 }
 
 

@@ -17,6 +17,7 @@ from jax.experimental import multihost_utils
 from persongen_jax.models.encoders.id_encoder import PhotoMakerIDEncoder
 from persongen_jax.models.lora import lora_layers
 from persongen_jax.parallel import distributed
+from persongen_jax.settings import check_version
 from persongen_jax.training.partition import leaf_paths, set_leaves
 from persongen_jax.weights.errors import KeyMismatch, MissingFile, UnsupportedAdapter
 from persongen_jax.weights.formats.clip import load_vision_tower
@@ -86,6 +87,7 @@ def find_origin(config) -> Origin:
         seen.add(Path(source).resolve())
         try:
             arrays, saved = load_trained(source, replicated(make_mesh()), step or None)
+            check_version(saved, source)
         except FileNotFoundError as error:
             if not step:
                 raise

@@ -100,7 +100,7 @@ class Conditioner:
             raise ValueError(
                 f"{'several people' if several else 'regions'}: no stream of the loaded method "
                 "has tokens for each person; where it writes the identity into the prompt, that "
-                "acts everywhere. Take one that reads it by an attention branch (ip_adapter, "
+                "acts everywhere. Take one that reads it by an attention branch (id_branch, "
                 "ip_lora, dual, cascade)"
             )
         for prompt, persons in zip(prompts, people, strict=True):

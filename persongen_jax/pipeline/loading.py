@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 from persongen_jax.models.lora import check_mergeable, merge_adapters, remove_adapters
 from persongen_jax.parallel.sharding import replicated
 from persongen_jax.pipeline.words import Words, read_words
+from persongen_jax.settings import check_version
 from persongen_jax.training.checkpoint import load_trained
 from persongen_jax.training.partition import leaf_paths
 from persongen_jax.weights.files.directory import read_config
@@ -54,12 +55,13 @@ def read_method(base: SDXLBase, name: str | None, weights, encoder, mesh):
     trained, weights = None, weights_in(weights)
     if not Path(weights).is_file():
         trained, config = load_trained(weights, replicated(mesh))
+        check_version(config, weights)
         if name not in (None, config["method"]):
             raise ValueError(f"{weights}: holds weights of {config['method']!r}, not of {name!r}")
     elif is_ip_adapter(weights):
-        if name not in (None, "ip_adapter", "ip_adapter_file"):
+        if name not in (None, "ip_adapter"):
             raise ValueError(f"{weights}: is an IP-Adapter file, not one for {name!r}")
-        config = {"method": "ip_adapter_file", "trigger_word": "img", "id_encoder": ""}
+        config = {"method": "ip_adapter", "trigger_word": "img", "id_encoder": ""}
     else:
         config = _photomaker_config(base, weights, name or "photomaker")
     here = {

@@ -152,8 +152,8 @@ class Pipeline:
         """Put a trained identity method on the model; then give ``references`` when calling.
 
         Args:
-            name: the method. None takes the one that a run trained; for a file photomaker, or
-                ip_adapter_file, which an IP-Adapter file is also by the name ip_adapter.
+            name: the method. None takes the one that a run trained; for a file photomaker or
+                ip_adapter.
             weights: the working directory of a training run; or a PhotoMaker v1 file, ``.bin`` or
                 ``.safetensors`` (weights/formats/photomaker.py). What a method has beyond
                 PhotoMaker, such as a branch for the background, is then as its training begins with

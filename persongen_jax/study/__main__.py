@@ -124,7 +124,7 @@ def check_settings(run: Run):
     path = run.folder / "config.json"
     if not path.is_file():
         return
-    before = json.loads(complete_config(read_json(path)).to_json())
+    before = json.loads(complete_config(read_json(path), run.folder).to_json())
     now = json.loads(run.config.to_json())
     if "start_from_step" in now:
         # Which checkpoint of an earlier run it started from, training has found out itself.

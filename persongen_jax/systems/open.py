@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 from persongen_jax.config import import_object
 from persongen_jax.diffusion.schedule import check_choice
 from persongen_jax.parallel.sharding import load_shardings, make_mesh, mesh_for, replicated
-from persongen_jax.settings import brought_up
+from persongen_jax.settings import check_version
 from persongen_jax.systems.base import System
 from persongen_jax.training.checkpoint import find_run, read_trained
 from persongen_jax.training.partition import fill_trained
@@ -51,9 +51,16 @@ def abstract_system(config) -> System:
     return system_class(config.system).abstract(config)
 
 
-def complete_config(saved: dict) -> ConfigDict:
-    """A run's saved config, with today's defaults for keys that it lacks."""
-    saved = brought_up(saved)
+def complete_config(saved: dict, where="the run") -> ConfigDict:
+    """A run's saved config, with today's defaults for keys that it lacks.
+
+    Args:
+        where: the run's working directory, for messages.
+
+    Raises:
+        OldRun: the config is one of an earlier version.
+    """
+    check_version(saved, where)
     defaults = json.loads(system_class(saved.get("system", "sdxl")).defaults().to_json())
     return ConfigDict({**defaults, **saved})
 
@@ -87,7 +94,7 @@ def open_run(path, step: int | None = None, change=lambda config: None) -> Train
     """
     workdir, step = find_run(path, step)
     trained, saved = read_trained(workdir, step, replicated(make_mesh()))
-    config = complete_config(saved)
+    config = complete_config(saved, workdir)
     change(config)
     system = open_system(config, mesh_for(config))
     fill_trained(system.model, trained, system.table, str(workdir))

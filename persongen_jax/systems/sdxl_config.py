@@ -56,7 +56,7 @@ def sdxl_defaults() -> ConfigDict:
     config.id_gain = 1.0  # of the ID projections at the start; above 1 the face is heard sooner
     # Of the identity branch's tokens at the start; below 1 an untrained branch disturbs less.
     config.id_norm_gain = 1.0
-    # ip_adapter_file's: "base", "plus" or "faceid", and the rank of its LoRA (0: none).
+    # ip_adapter's: "base", "plus" or "faceid", and the rank of its LoRA (0: none).
     config.image_proj = "base"
     config.image_lora_rank = 0
     # What the run starts from: PhotoMaker weights (photomaker-v1.bin), or the working directory of

@@ -18,7 +18,17 @@ NAME = "digests.json"
 def write_digests(folder: Path):
     """Write ``folder``/digests.json about all files that are there now, at any depth."""
     folder = Path(folder)
-    entries = {name: _measure(folder / name) for name in _files(folder)}
+    _write(folder, {name: _measure(folder / name) for name in _files(folder)})
+
+
+def renew_digest(folder: Path, name: str):
+    """Write digests.json anew for one file that was rewritten on purpose."""
+    folder = Path(folder)
+    entries = json.loads((folder / NAME).read_bytes())["files"]
+    _write(folder, {**entries, name: _measure(folder / name)})
+
+
+def _write(folder: Path, entries: dict):
     part = folder / (NAME + ".part")
     with open(part, "w") as file:
         json.dump({"files": entries}, file, indent=1)

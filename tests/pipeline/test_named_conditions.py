@@ -15,7 +15,7 @@ from persongen_jax.generate import __main__ as generate
 from persongen_jax.methods.base import Method, add_prompt_streams, plain_text, prompts
 from persongen_jax.methods.start import add_id_encoder
 from persongen_jax.methods.thesis.id_branch import (
-    IPAdapter,
+    IDBranch,
     add_identity,
     identity_tokens,
 )
@@ -53,10 +53,10 @@ class Hair(Method):
         return add_prompt_streams(plain_text(model, batch), model, batch, ("hair",))
 
 
-class Who(IPAdapter):
+class Who(IDBranch):
     """IP-Adapter, whose stream is called otherwise."""
 
-    groups = (*IPAdapter.groups[:-1], (r"unet/.*/branches/who/to_[kv]/kernel", "identity"))
+    groups = (*IDBranch.groups[:-1], (r"unet/.*/branches/who/to_[kv]/kernel", "identity"))
 
     def attach(self, parts, config, rngs):
         add_id_encoder(parts.model, config, rngs)

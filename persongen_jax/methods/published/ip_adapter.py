@@ -37,7 +37,7 @@ BRANCH = "identity"
 LORA_ROW = (r"unet/.*/lora/(down|up)", "lora")
 
 
-class IPAdapterFile(Method):
+class IPAdapter(Method):
     """Image tokens in the stream "identity", made by ``model.image_proj``; perhaps LoRA.
 
     The prompt is an ordinary one. A published FaceID file was trained on aligned faces, and its

@@ -8,7 +8,7 @@ from persongen_jax.diffusion.conditioning import Conditioning
 from persongen_jax.methods.base import add_prompt_streams, plain_text
 from persongen_jax.methods.start import add_id_encoder, start_from, start_rest
 from persongen_jax.methods.thesis.id_branch import (
-    IPAdapter,
+    IDBranch,
     add_identity,
     identity_tokens,
 )
@@ -17,12 +17,12 @@ from persongen_jax.models.branches import CascadeCrossAttention, add_branch
 ORDER = ("background", "body", "identity")
 
 
-class Cascade(IPAdapter):
+class Cascade(IDBranch):
     """Streams "text", "background", "body" and "identity"; all of the added layers is trained."""
 
     streams = ORDER[:2]
     groups = (
-        *(row for row in IPAdapter.groups if row[1] != "identity"),
+        *(row for row in IDBranch.groups if row[1] != "identity"),
         *((rf"unet/.*/attn2/branches/{name}/.*", name) for name in ORDER),
     )
 

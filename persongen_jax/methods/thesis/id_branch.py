@@ -19,7 +19,7 @@ from persongen_jax.models.branches import add_branch
 from persongen_jax.models.encoders.id_encoder import IdentityTokens
 
 
-class IPAdapter(Method):
+class IDBranch(Method):
     """Streams "text" and "identity": [b, r, d], padding references masked."""
 
     at_trigger = False  # whether the identity also enters at the class word

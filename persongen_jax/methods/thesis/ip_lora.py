@@ -1,6 +1,6 @@
 """Identity by an attention branch, and LoRA everywhere (thesis, 5.2.3).
 
-The branch of ip_adapter.py. Its keys and values are not trained themselves: like the base layers
+The branch of id_branch.py. Its keys and values are not trained themselves: like the base layers
 they carry a LoRA. PhotoMaker's LoRA holds much about identity, so it is what both start from.
 """
 
@@ -8,12 +8,12 @@ from flax import nnx
 
 from persongen_jax.methods.published.photomaker import ATTENTION_LAYERS, PhotoMaker
 from persongen_jax.methods.start import add_id_encoder, start_from, start_rest
-from persongen_jax.methods.thesis.id_branch import IPAdapter, add_identity
+from persongen_jax.methods.thesis.id_branch import IDBranch, add_identity
 from persongen_jax.models.branches import ParallelCrossAttention, add_branch
 from persongen_jax.models.lora import add_lora, copy_lora
 
 
-class IPLora(IPAdapter):
+class IPLora(IDBranch):
     """Streams "text" and "identity"; LoRA on the base layers and on the branch's keys and values.
 
     The branch starts as the base layer with its LoRA: once, as a copy of both. (The thesis'
@@ -21,7 +21,7 @@ class IPLora(IPAdapter):
     """
 
     groups = (
-        *(row for row in IPAdapter.groups if row[1] != "identity"),
+        *(row for row in IDBranch.groups if row[1] != "identity"),
         *(row for row in PhotoMaker.groups if row[1] == "lora"),
     )
 
