@@ -4,8 +4,8 @@
 conditioning from named token streams.
 
 The base model's cross-attention reads "text". A method adds **branches**, each on a stream of its
-own; how their outputs come together is one class, a **composition**, that takes the base layer's
-place as ``attn2``: :class:`ParallelCrossAttention`, :class:`CascadeCrossAttention`.
+The base model's cross-attention reads "text". A method adds **branches**, each on a stream of its
+own. A **composition**, a class that replaces the base layer as ``attn2``, combines their outputs:
 """
 
 import functools
@@ -21,17 +21,17 @@ from persongen_jax.models.ops import geglu, materialize
 from persongen_jax.models.platform import kernels_for_attention, target
 from persongen_jax.parallel.sharding import BATCH
 
-# Scores of one example above this are never held whole; queries then go in chunks of a quarter.
+# Score matrices of one example above this size are never held whole; queries are then chunked.
 MAX_SCORE_BYTES = 768 * 2**20
-# From here on a TPU's flash kernel is picked: its scores never leave the chip's fast memory. At
-# 1024 tokens, forward and backward, XLA's own takes 0.76 ms by the compiler's cycles (v5p, 4
-# pictures, 10 heads of 64); around the kernel it sees 0.47 ms and nothing of the kernel itself,
-# whose products alone take 0.11 ms at the chip's peak.
+# From this size on, TPUs use the flash kernel: its scores never leave the chip's fast memory. At
+# 1024 tokens, forward and backward, XLA's own attention takes 0.76 ms by the compiler's cycles
+# (v5p, 4 images, 10 heads of 64); XLA counts 0.47 ms around the kernel but nothing inside, where
+# the products alone take 0.11 ms at the chip's peak.
 MIN_TPU_FLASH_TOKENS = 2048
 
 
 def attention(q, k, v, mask=None, *, is_causal=False, scale=None):
-    """softmax(q k^T * scale) v, by the best kernel of the platform.
+    """softmax(q k^T * scale) v, by the platform's best kernel.
 
     Args:
         q: [b, n, heads, d]; k, v: [b, m, heads, d].
@@ -68,7 +68,7 @@ def pick_kernel(q_shape, k_shape, dtype, has_mask: bool, is_causal: bool) -> str
     if not kernels_for_attention():
         return plain
     if platform in ("gpu", "cuda") and dtype in (jnp.bfloat16, jnp.float16):
-        # Its backward pass with a mask wants even lengths; keys are padded (even_keys).
+        # Its backward pass with a mask needs even lengths; keys are padded (even_keys).
         if d % 8 == 0 and d <= 128 and not (has_mask and n % 2):
             return "cudnn"
     if platform == "tpu" and not has_mask and not is_causal:
@@ -78,7 +78,7 @@ def pick_kernel(q_shape, k_shape, dtype, has_mask: bool, is_causal: bool) -> str
 
 
 def even_keys(k, v, mask):
-    """k, v [b, m, heads, d] and mask [b, heads, n, m], with a key that nothing sees if m is odd."""
+    """k, v [b, m, heads, d] and mask [b, heads, n, m], with one masked key added if m is odd."""
     odd = k.shape[1] % 2
     k, v = (jnp.pad(x, ((0, 0), (0, odd), (0, 0), (0, 0))) for x in (k, v))
     return k, v, jnp.pad(mask, ((0, 0), (0, 0), (0, 0), (0, odd)))
@@ -104,10 +104,10 @@ def _scores(q, k, mask, scale):
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
 def _tpu_attention(q, k, v, mask, scale):
-    """The formula, with a backward pass of its own (that of FlashAttention, arXiv 2205.14135).
+    """The formula, with its own backward pass (that of FlashAttention, arXiv 2205.14135).
 
-    It divides by the sum of the exponentials behind the product with v, and keeps the exponentials
-    in v's dtype: a third fewer bytes than by JAX's derivative of softmax, and half the memory.
+    It divides by the sum of the exponentials after the product with v, and keeps the exponentials
+    in v's dtype: a third fewer bytes than JAX's derivative of softmax, and half the memory.
     """
     return _tpu_forward(q, k, v, mask, scale)[0]
 
@@ -124,7 +124,7 @@ def _tpu_forward(q, k, v, mask, scale):
 
 def _tpu_backward(scale, kept, out_gradient):
     q, k, v, weights, inverse, out = kept
-    # In half precision, for the product that makes it would otherwise be written in float32.
+    # In half precision, because the product that makes it would otherwise be written in float32.
     gradient = out_gradient * inverse.astype(v.dtype)
     drift = (gradient.astype(jnp.float32) * out).sum(-1)  # [b, n, heads]
     drift = jnp.swapaxes(drift, 1, 2)[..., None]
@@ -143,7 +143,7 @@ _tpu_attention.defvjp(_tpu_forward, _tpu_backward)
 
 
 def _chunked_attention(q, k, v, mask, scale):
-    """The same over chunks of queries in turn, so that the scores never stand whole."""
+    """The same over chunks of queries in turn, so that the scores are never held whole."""
     b, n, heads, d = q.shape
     bytes_per_query = heads * k.shape[1] * 4
     chunk = max(1, MAX_SCORE_BYTES // 4 // bytes_per_query)
@@ -168,8 +168,8 @@ def _tpu_flash(q, k, v, scale):
         q, k, v = (jnp.swapaxes(x, 1, 2) for x in (q, k, v))
         return jnp.swapaxes(flash_attention(q, k, v, sm_scale=scale), 1, 2)
 
-    # The compiler cannot divide a Pallas kernel among devices: say that the batch is what is dealt
-    # out. The mesh is that of jax.set_mesh, under which sampling and training run.
+    # The compiler cannot partition a Pallas kernel: say that the batch is split over the devices.
+    # The mesh is that of jax.set_mesh, under which sampling and training run.
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or "data" in mesh.manual_axes:
         return flash(q, k, v)
@@ -210,7 +210,7 @@ class CrossAttention(Attention):
         return self.to_out[0](self.attend_text(self.to_q(x), streams))
 
     def add_to(self, x, norm, streams):
-        """``x`` [b, n, query_dim] plus what is read after ``norm``: the layer and its skip."""
+        """``x`` [b, n, query_dim] plus the layer's output after ``norm``, the skip included."""
         return x + self(norm(x), streams)
 
     def attend_text(self, q, streams):
@@ -219,13 +219,13 @@ class CrossAttention(Attention):
 
 
 def read_stream(read, q, stream: TokenStream):
-    """What a branch adds, [b, n, d]; exactly 0 where its stream is fully masked.
+    """The output of a branch, [b, n, d]; exactly 0 where its stream is fully masked.
 
     Args:
         read: (q [B, n, inner], tokens [B, m, d'], mask [B, m] or None) to [B, n, d].
-        q: [b, n, inner], of the n positions of the picture.
-        stream: its scale multiplies the result. With a region each part of the tokens is read on
-            its own (B = b * g) and weighted by its region, as diffusers' ``ip_adapter_masks`` are.
+        q: [b, n, inner], of the n positions of the image.
+        stream: its scale multiplies the result. With a region, each part of the tokens is read
+        separately (B = b * g) and weighted by its region, like diffusers' ``ip_adapter_masks``.
     """
     b, n = q.shape[:2]
     groups = 1 if stream.region is None else stream.region.shape[1]
@@ -238,7 +238,7 @@ def read_stream(read, q, stream: TokenStream):
     present = None
     if mask is not None:
         present = mask.any(axis=1)
-        # Softmax over nothing is undefined: over everything then, and none of it is used.
+        # Softmax over nothing is undefined: attend to everything and discard the result.
         mask = mask | ~present[:, None]
     out = read(q, tokens, mask)
     if present is not None:
@@ -255,29 +255,29 @@ class Composition(CrossAttention):
     """Cross-attention on "text" and on the streams of its branches.
 
     Args:
-        base: the layer whose place this one takes. Its projections are used, not copied.
+        base: the layer that this one replaces. Its projections are used, not copied.
 
     Attributes:
-        branches: by the name of the stream.
-        order: the names in the order in which they were added.
+        branches: by stream name.
+        order: their names in the order in which they were added.
     """
 
     def __init__(self, base: CrossAttention):
         self.heads = base.heads
         self.to_q, self.to_k, self.to_v, self.to_out = base.to_q, base.to_k, base.to_v, base.to_out
         self.branches = nnx.Dict()
-        self.order = ()  # of its own, because NNX keeps no order
+        self.order = ()  # separate, because NNX keeps no order
 
     def add(self, name: str, norm: LayerNorm):
-        """One more branch; ``norm`` is the one that the block has before this layer."""
+        """Add a branch; ``norm`` is the block's norm before this layer."""
         self.branches[name] = self.new_branch(norm)
         self.order = (*self.order, name)
 
 
 class Branch(nnx.Module):
-    """Keys and values of one more stream, starting as float32 copies of the base layer's.
+    """Keys and values of one additional stream, starting as float32 copies of the base layer's.
 
-    Copies without its LoRA; float32, because they are trained. They compute in the base's dtype.
+    The copies omit its LoRA and are float32, because they are trained. They compute in its dtype.
     """
 
     def __init__(self, base: Attention):
@@ -291,8 +291,7 @@ def _trained_copy(layer: Linear | LayerNorm):
         copy.lora = copy.change = nnx.data(None)
     for name, leaf in vars(layer).items():
         if isinstance(leaf, nnx.Param):
-            # A buffer of its own in any case: training donates the trained ones and keeps the
-            # frozen ones.
+            # Always its own buffer: training donates the trained ones and keeps the frozen ones.
             setattr(copy, name, nnx.Param(jnp.array(leaf[...], jnp.float32, copy=True)))
     return copy
 
@@ -300,7 +299,7 @@ def _trained_copy(layer: Linear | LayerNorm):
 class ParallelCrossAttention(Composition):
     """IP-Adapter's decoupled cross-attention (Ye et al., arXiv 2308.06721, section 3.2.2).
 
-    One query and one output projection; what the branches read is added between the two:
+    One query and one output projection; the branches' outputs are added between the two:
 
         Z = to_out( A(Q, K_text, V_text) + sum_b scale_b * A(Q, K_b, V_b) )
 
@@ -311,7 +310,7 @@ class ParallelCrossAttention(Composition):
         return Branch(self)
 
     def __call__(self, x, streams: dict[str, TokenStream]):
-        """[b, n, query_dim] to the same; a branch whose stream is not there adds nothing."""
+        """[b, n, query_dim] to the same; a branch whose stream is missing adds nothing."""
         q = self.to_q(x)
         out = self.attend_text(q, streams)
         for name in self.order:
@@ -326,7 +325,7 @@ class ParallelCrossAttention(Composition):
 
 
 class CascadeLayer(Attention):
-    """A whole attention layer on one more stream, with a norm of its own.
+    """A whole attention layer on one additional stream, with its own norm.
 
     norm, to_q, to_k and to_v start as float32 copies of the base's without its LoRA; to_out starts
     at zero, so that the layer adds nothing yet.
@@ -342,7 +341,7 @@ class CascadeLayer(Attention):
         self.to_out = nnx.List([out])
 
     def __call__(self, x, stream: TokenStream):
-        """What is added to ``x`` [b, n, query_dim]."""
+        """The term to add to ``x`` [b, n, query_dim]."""
 
         def read(q, tokens, mask):
             return self.to_out[0](self.attend(q, tokens, self.to_k, self.to_v, mask))
@@ -351,7 +350,7 @@ class CascadeLayer(Attention):
 
 
 class CascadeCrossAttention(Composition):
-    """The thesis' target adapter (section 3.3): layer after layer, from the whole to the detail.
+    """The thesis' target adapter (section 3.3): layer after layer, from the whole to the details.
 
         x_0 = x + A_text(norm(x))
         x_b = x_{b-1} + scale_b * A_b(norm_b(x_{b-1}))
@@ -363,7 +362,7 @@ class CascadeCrossAttention(Composition):
         return CascadeLayer(self, norm)
 
     def add_to(self, x, norm, streams):
-        """A branch whose stream is not there adds nothing."""
+        """A branch whose stream is missing adds nothing."""
         x = super().add_to(x, norm, streams)
         for name in self.order:
             if name in streams:
@@ -382,7 +381,7 @@ class GEGLU(nnx.Module):
 
 
 class Identity(nnx.Module):
-    """Keeps diffusers' numbering where it has a dropout layer."""
+    """Keeps diffusers' numbering in place of a dropout layer."""
 
     def __call__(self, x):
         return x
@@ -403,7 +402,7 @@ class FeedForward(nnx.Module):
 
 
 class BasicTransformerBlock(nnx.Module):
-    """Self-attention, cross-attention, feed-forward, each after a norm and beside a skip."""
+    """Self-attention, cross-attention, feed-forward, each after a norm and with a skip."""
 
     def __init__(self, features, *, heads, cross_attention_dim, **kw):
         head_dim = features // heads
@@ -474,20 +473,20 @@ class Transformer2DModel(nnx.Module):
 
 
 def add_branch(unet, name: str, composition: type[Composition] = ParallelCrossAttention):
-    """A branch on stream ``name`` in every cross-attention (``attn2``) of ``unet``, in place.
+    """Add a branch on stream ``name`` to every cross-attention (``attn2``) of ``unet``, in place.
 
     Args:
-        composition: how branches come together; one kind for all of a network.
+        composition: how branches are combined; the same for the whole network.
 
     Raises:
-        ValueError: there is one of this name, another composition, or no cross-attention.
+        ValueError: the name is taken, the network has another composition, or no cross-attention.
     """
     blocks = _transformer_blocks(unet)
     if not blocks:
         raise ValueError(f"branch {name!r}: {type(unet).__name__} has no cross-attention blocks")
     names = branch_names(unet)
     if name == "text" or name in names:
-        raise ValueError(f"there is a cross-attention on the stream {name!r} already")
+        raise ValueError(f"there already is a cross-attention on the stream {name!r}")
     for block in blocks:
         if not isinstance(block.attn2, composition):
             if names:
@@ -506,7 +505,7 @@ def branch_names(unet) -> list[str]:
 
 
 def remove_branches(unet):
-    """Take every branch off again: what is left is the base model, its structure included."""
+    """Remove every branch, which restores the base model and its structure."""
     for block in _transformer_blocks(unet):
         if isinstance(block.attn2, Composition):
             block.attn2 = _without_branches(block.attn2)
