@@ -1,10 +1,10 @@
-"""What a weight file is, told by its keys and shapes: of safetensors only the header is read.
+"""Identifies a weight file by its keys and shapes; of safetensors it reads only the header.
 
     found = identify("photomaker-v1.bin")
     found.kind, found.what, found.facts, found.licence
 
-Every public layout that this project reads has a kind of its own, and so have those that people
-mistake for them (Stable Diffusion 1.5's, InstantID, PuLID, adapters that are no plain LoRA).
+Every public layout that this project reads has its own kind, and so do layouts that are easily
+mistaken for one (Stable Diffusion 1.5's, InstantID, PuLID, adapters other than plain LoRA).
 """
 
 import re
@@ -28,7 +28,7 @@ from persongen_jax.weights.formats.lora.settings import METADATA_KEY
 from persongen_jax.weights.formats.sdxl.facts import folder_facts, refine
 from persongen_jax.weights.formats.sdxl.recognise import SDXL
 
-# Kind -> what it is called. The order of ``_RULES`` decides where several would do.
+# Kind -> its description. The order of ``_RULES`` decides if several match.
 NAMES = {
     "sdxl": "a Stable Diffusion directory in diffusers' format",
     "run": "a training run of this project",
@@ -65,7 +65,7 @@ NAMES = {
     "unknown": "of no layout that is known here",
 }
 
-# Kind -> patterns; each of them has to match some key from its beginning.
+# Kind -> patterns; each of them must match the beginning of some key.
 _RULES = (
     ("photomaker-v2", (r"id_encoder\.qformer_perceiver\.", r"lora_weights\.")),
     ("photomaker-v1", (r"id_encoder\.", r"lora_weights\.")),
@@ -89,7 +89,7 @@ _RULES = (
     ("arcface", (r"layer1\.0\.conv1\.weight", r"fc\.weight")),
 )
 
-# Whose text states are how wide.
+# Width of the text states -> model family.
 _FAMILIES = {768: "SD 1.x", 1024: "SD 2.x", 1280: "the SDXL refiner", 2048: "SDXL"}
 _TOWERS = {1280: "ViT-bigG", 1024: "ViT-H"}
 FACE = 512  # length of an ArcFace embedding
@@ -102,7 +102,7 @@ _CONTEXT = re.compile(
 )
 _DOWN = re.compile(r".*(lora_A(\.[^.]+)?|lora_down|lora\.down|lora_linear_layer\.down)\.weight$")
 
-# How many sizes the tensors of an IP-Adapter's projection have that tell its variants apart.
+# The number of sizes of an IP-Adapter's projection tensors that distinguish the variants.
 _PROJECTION_DIMS = {
     "latents": 3,
     "proj_in.weight": 2,
@@ -111,7 +111,7 @@ _PROJECTION_DIMS = {
     "proj.2.weight": 2,
 }
 
-# Licences that the publishers of these files give; a file of the same layout may have another.
+# Licences stated by the publishers of these files; another file of the same layout may differ.
 _PUBLISHED = {
     "photomaker-v1": "TencentARC's is Apache-2.0",
     "photomaker-v2": "TencentARC's is Apache-2.0; InsightFace's models, for it, are research only",
@@ -132,12 +132,12 @@ _LICENCE_NOTES = ("modelspec.license", "license", "licence")
 
 @dataclass(frozen=True)
 class Found:
-    """What :func:`identify` says.
+    """The result of :func:`identify`.
 
     Attributes:
         kind: one of ``NAMES``.
         what: one line.
-        facts: sizes that tell variants apart, by name ("rank": 64), in the order of printing.
+        facts: sizes that distinguish variants, by name ("rank": 64), in printing order.
         licence: a hint and its origin; never legal advice.
     """
 
@@ -148,11 +148,11 @@ class Found:
 
 
 def identify(path) -> Found:
-    """What the file or directory is.
+    """Identify a file or directory.
 
     Raises:
         MissingFile: there is none.
-        WeightsError: it is damaged, or of an ending that nothing here reads.
+        WeightsError: it is damaged, or has an unsupported extension.
     """
     path = Path(path)
     sources = open_parts(path)
@@ -168,12 +168,12 @@ def identify(path) -> Found:
 
 
 def open_parts(path) -> dict[str, TensorSource]:
-    """The tensors of a file, as {"": source}; of a directory, by the name of its components.
+    """The tensors of a file, as {"": source}; of a directory, by component name.
 
-    A training run's are known by name, shape and dtype, and hold zeros.
+    Those of a training run have the right names, shapes and dtypes, but read as zeros.
 
     Raises:
-        MissingFile: there is nothing, or nothing with weights.
+        MissingFile: nothing is there, or nothing with weights.
     """
     path = Path(path)
     if not path.exists():
@@ -197,11 +197,11 @@ def open_parts(path) -> dict[str, TensorSource]:
 
 
 def tell(source: TensorSource) -> tuple[str, dict]:
-    """(kind, facts) by the keys and shapes."""
+    """(kind, facts) from the keys and shapes."""
     if isinstance(source, OnnxFile):
         return "onnx", {"operations": len(source.nodes)}
     if is_training_state(source):
-        with warnings.catch_warnings():  # of what is left out, which is for those who load it
+        with warnings.catch_warnings():  # about left-out keys, which matter only when loading
             warnings.simplefilter("ignore")
             kind, facts = _ip_adapter(published_names(source))
         return kind, {"from": "a training state", **facts}
@@ -225,15 +225,15 @@ def tell(source: TensorSource) -> tuple[str, dict]:
 
 
 def licence(path, kind: str, source: TensorSource | None = None, facts: dict | None = None) -> str:
-    """What file, config or model card say of the licence; else that of the published ones.
+    """The licence stated by the file, config or model card; else that of the published files.
 
-    ``facts``: tell's, whose family may not be the one that was published in this layout.
+    ``facts``: tell's; their family may differ from the one that was published in this layout.
     """
     for where, text in _stated(Path(path), source):
         return f"{text} (so says {where})"
     if kind == "arcface":
         return f"{licence_hint(path)} (by the layout and path)"
-    # Variants go by what they are variants of.
+    # Variants have the licence of their base kind.
     published = _PUBLISHED.get(kind) or _PUBLISHED.get(kind.rpartition("-")[0])
     if (facts or {}).get("family", SDXL) not in (SDXL, "no key tells"):
         published = None
@@ -266,7 +266,7 @@ def _open_run(path: Path) -> TensorSource:
     from persongen_jax.training.checkpoint import trained_shapes
 
     tensors = {
-        # One number seen as many: no memory, however large.
+        # A broadcast scalar: no memory, whatever the shape.
         name: np.broadcast_to(np.zeros((), dtype), shape)
         for name, (dtype, shape) in trained_shapes(path).items()
     }
@@ -299,7 +299,7 @@ def _identify_folder(path: Path, sources) -> Found:
             more.pop("predicts", None)  # said above, with the scheduler's word
             facts[name] = ", ".join([NAMES[kind], *(f"{k} {v}" for k, v in more.items())])
         return Found("sdxl", NAMES["sdxl"], facts, licence(path, "sdxl"))
-    source = next(iter(sources.values()))  # of several, one for each component, all are alike
+    source = next(iter(sources.values()))  # if there are several, one per component, all are alike
     kind, facts = tell(source)
     if len(sources) > 1:
         facts["of"] = ", ".join(sources)
@@ -333,7 +333,7 @@ def _stated(path: Path, source):
             yield "README.md", match[1]
 
 
-# ---- Sizes that tell variants apart ------------------------------------------------------------
+# ---- Sizes that distinguish variants ------------------------------------------------------------
 
 
 def _facts(kind: str, source: TensorSource) -> dict:
@@ -358,22 +358,22 @@ def _facts(kind: str, source: TensorSource) -> dict:
 
 
 def _shape(source: TensorSource, pattern: str, dims: int) -> tuple | None:
-    """Of the first tensor with such a key and ``dims`` sizes; None if there is none.
+    """The shape of the first tensor with a matching key and ``dims`` axes; None if there is none.
 
-    Networks that are not known here use the same names for tensors of other kinds.
+    Networks unknown here use the same names for tensors of other kinds.
     """
     shapes = (source.info(key)[1] for key in source.keys() if re.fullmatch(pattern, key))
     return next((shape for shape in shapes if len(shape) == dims), None)
 
 
 def context_width(source: TensorSource) -> int | None:
-    """How wide the text states are that the cross-attention reads; None if no key tells."""
+    """Width of the text states that the cross-attention reads; None if no key shows it."""
     shapes = (source.info(key)[1] for key in source.keys() if _CONTEXT.fullmatch(key))
     return next((shape[1] for shape in shapes if len(shape) > 1), None)
 
 
 def _ranks(source) -> str:
-    """Of the LoRA's layers; "" if there are none."""
+    """The ranks of the LoRA's layers; "" if there are none."""
     shapes = (source.info(key)[1] for key in source.keys() if _DOWN.fullmatch(key))
     return ", ".join(map(str, sorted({shape[0] for shape in shapes if len(shape)})))
 
@@ -394,7 +394,7 @@ def _of(width: int, names: dict) -> str:
 
 
 def _ip_adapter(source) -> tuple[str, dict]:
-    """The variant by its projection, whose shape no two of them share."""
+    """The variant by its projection, whose shape is unique to it."""
     shapes = {
         key.removeprefix("image_proj."): source.info(key)[1]
         for key in source.keys()
