@@ -61,11 +61,11 @@ class Found:
 
 
 def identify(path) -> Found:
-    """What the file or directory is.
+    """Identify a file or directory.
 
     Raises:
         MissingFile: there is none.
-        WeightsError: it is damaged, or of an ending that nothing here reads.
+        WeightsError: it is damaged, or has an unsupported extension.
     """
     path = Path(path)
     sources = open_parts(path)
@@ -81,12 +81,12 @@ def identify(path) -> Found:
 
 
 def open_parts(path) -> dict[str, TensorSource]:
-    """The tensors of a file, as {"": source}; of a directory, by the name of its components.
+    """The tensors of a file, as {"": source}; of a directory, by component name.
 
-    A training run's are known by name, shape and dtype, and hold zeros.
+    Those of a training run have the right names, shapes and dtypes, but read as zeros.
 
     Raises:
-        MissingFile: there is nothing, or nothing with weights.
+        MissingFile: nothing is there, or nothing with weights.
     """
     path = Path(path)
     if not path.exists():
@@ -110,15 +110,15 @@ def open_parts(path) -> dict[str, TensorSource]:
 
 
 def licence(path, kind: str, source: TensorSource | None = None, facts: dict | None = None) -> str:
-    """What file, config or model card say of the licence; else that of the published ones.
+    """The licence stated by the file, config or model card; else that of the published files.
 
-    ``facts``: tell's, whose family may not be the one that was published in this layout.
+    ``facts``: tell's; their family may differ from the one that was published in this layout.
     """
     for where, text in _stated(Path(path), source):
         return f"{text} (so says {where})"
     if kind == "arcface":
         return f"{licence_hint(path)} (by the layout and path)"
-    # Variants go by what they are variants of.
+    # Variants have the licence of their base kind.
     published = _PUBLISHED.get(kind) or _PUBLISHED.get(kind.rpartition("-")[0])
     if (facts or {}).get("family", SDXL) not in (SDXL, "no key tells"):
         published = None
@@ -182,7 +182,7 @@ def _identify_folder(path: Path, sources) -> Found:
             more.pop("predicts", None)  # said above, with the scheduler's word
             facts[name] = ", ".join([NAMES[kind], *(f"{k} {v}" for k, v in more.items())])
         return Found("sdxl", NAMES["sdxl"], facts, licence(path, "sdxl"))
-    source = next(iter(sources.values()))  # of several, one for each component, all are alike
+    source = next(iter(sources.values()))  # if there are several, one per component, all are alike
     kind, facts = tell(source)
     if len(sources) > 1:
         facts["of"] = ", ".join(sources)

@@ -1,7 +1,7 @@
-"""Identity methods, by name. A new one is a file here, a line in ``METHODS`` and a config.
+"""Identity methods, by name. A new method is a file here, a line in ``METHODS`` and a config.
 
-A method that lies elsewhere is named in a config as "package.module:Class". docs/methods.md says
-what each computes and trains, and adds one more as an example.
+A config names a method from elsewhere as "package.module:Class". docs/methods.md says what each
+method computes and trains, and adds one as an example.
 """
 
 from persongen_jax.config import import_object
@@ -28,7 +28,7 @@ METHODS: dict[str, type[Method]] = {
 
 
 def get_method(name: str) -> Method:
-    """The method called ``name``, or "package.module:Class"; ValueError naming those that exist."""
+    """The method called ``name``, or "package.module:Class"; ValueError listing the known names."""
     if ":" in name:
         return import_object(name, "config.method")()
     if name not in METHODS:

@@ -14,7 +14,7 @@ def guided(method, graphdef, state, guidance: Guidance, scalars) -> Callable:
     """(x, t, step) to the guided prediction, for sampling.run_steps.
 
     Args:
-        method: whose ``denoise`` runs; None: the base alone.
+        method: its ``denoise`` runs; None: the base alone.
         graphdef, state: of the networks that it runs (denoiser_view).
         scalars: (guidance_scale, guidance_rescale, merge_step), may be traced.
     """
@@ -45,7 +45,7 @@ def sample_steps(method, graphdef, state, plan, carry, guidance: Guidance, keys,
     """The sampler's loop over steps start..stop-1, compiled once per plan and shape.
 
     Args:
-        method: whose ``denoise`` runs; None: the base alone. Static, as ``graphdef`` is.
+        method: its ``denoise`` runs; None: the base alone. Static, like ``graphdef``.
         graphdef, state: of denoiser_view.
         scalars: (guidance_scale, guidance_rescale, merge_step, start, stop).
     """

@@ -47,7 +47,7 @@ class CrossAttention(Attention):
         return self.to_out[0](self.attend_text(self.to_q(x), streams))
 
     def add_to(self, x, norm, streams):
-        """``x`` [b, n, query_dim] plus what is read after ``norm``: the layer and its skip."""
+        """``x`` [b, n, query_dim] plus the layer's output after ``norm``, the skip included."""
         return x + self(norm(x), streams)
 
     def attend_text(self, q, streams):
@@ -66,7 +66,7 @@ class GEGLU(nnx.Module):
 
 
 class Identity(nnx.Module):
-    """Keeps diffusers' numbering where it has a dropout layer."""
+    """Keeps diffusers' numbering in place of a dropout layer."""
 
     def __call__(self, x):
         return x
@@ -87,7 +87,7 @@ class FeedForward(nnx.Module):
 
 
 class BasicTransformerBlock(nnx.Module):
-    """Self-attention, cross-attention, feed-forward, each after a norm and beside a skip."""
+    """Self-attention, cross-attention, feed-forward, each after a norm and with a skip."""
 
     def __init__(self, features, *, heads, cross_attention_dim, **kw):
         head_dim = features // heads

@@ -19,7 +19,7 @@ MIN_TPU_FLASH_TOKENS = 2048
 
 
 def attention(q, k, v, mask=None, *, is_causal=False, scale=None):
-    """softmax(q k^T * scale) v, by the best kernel of the platform.
+    """softmax(q k^T * scale) v, by the platform's best kernel.
 
     Args:
         q: [b, n, heads, d]; k, v: [b, m, heads, d].
@@ -56,7 +56,7 @@ def pick_kernel(q_shape, k_shape, dtype, has_mask: bool, is_causal: bool) -> str
     if not kernels_for_attention():
         return plain
     if platform in ("gpu", "cuda") and dtype in (jnp.bfloat16, jnp.float16):
-        # Its backward pass with a mask wants even lengths; keys are padded (even_keys).
+        # Its backward pass with a mask needs even lengths; keys are padded (even_keys).
         if d % 8 == 0 and d <= 128 and not (has_mask and n % 2):
             return "cudnn"
     if platform == "tpu" and not has_mask and not is_causal:
@@ -66,7 +66,7 @@ def pick_kernel(q_shape, k_shape, dtype, has_mask: bool, is_causal: bool) -> str
 
 
 def even_keys(k, v, mask):
-    """k, v [b, m, heads, d] and mask [b, heads, n, m], with a key that nothing sees if m is odd."""
+    """k, v [b, m, heads, d] and mask [b, heads, n, m], with one masked key added if m is odd."""
     odd = k.shape[1] % 2
     k, v = (jnp.pad(x, ((0, 0), (0, odd), (0, 0), (0, 0))) for x in (k, v))
     return k, v, jnp.pad(mask, ((0, 0), (0, 0), (0, 0), (0, odd)))
@@ -92,10 +92,10 @@ def _scores(q, k, mask, scale):
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
 def _tpu_attention(q, k, v, mask, scale):
-    """The formula, with a backward pass of its own (that of FlashAttention, arXiv 2205.14135).
+    """The formula, with its own backward pass (that of FlashAttention, arXiv 2205.14135).
 
-    It divides by the sum of the exponentials behind the product with v, and keeps the exponentials
-    in v's dtype: a third fewer bytes than by JAX's derivative of softmax, and half the memory.
+    It divides by the sum of the exponentials after the product with v, and keeps the exponentials
+    in v's dtype: a third fewer bytes than JAX's derivative of softmax, and half the memory.
     """
     return _tpu_forward(q, k, v, mask, scale)[0]
 
@@ -112,7 +112,7 @@ def _tpu_forward(q, k, v, mask, scale):
 
 def _tpu_backward(scale, kept, out_gradient):
     q, k, v, weights, inverse, out = kept
-    # In half precision, for the product that makes it would otherwise be written in float32.
+    # In half precision, because the product that makes it would otherwise be written in float32.
     gradient = out_gradient * inverse.astype(v.dtype)
     drift = (gradient.astype(jnp.float32) * out).sum(-1)  # [b, n, heads]
     drift = jnp.swapaxes(drift, 1, 2)[..., None]
@@ -131,7 +131,7 @@ _tpu_attention.defvjp(_tpu_forward, _tpu_backward)
 
 
 def _chunked_attention(q, k, v, mask, scale):
-    """The same over chunks of queries in turn, so that the scores never stand whole."""
+    """The same over chunks of queries in turn, so that the scores are never held whole."""
     b, n, heads, d = q.shape
     bytes_per_query = heads * k.shape[1] * 4
     chunk = max(1, MAX_SCORE_BYTES // 4 // bytes_per_query)
@@ -156,8 +156,8 @@ def _tpu_flash(q, k, v, scale):
         q, k, v = (jnp.swapaxes(x, 1, 2) for x in (q, k, v))
         return jnp.swapaxes(flash_attention(q, k, v, sm_scale=scale), 1, 2)
 
-    # The compiler cannot divide a Pallas kernel among devices: say that the batch is what is dealt
-    # out. The mesh is that of jax.set_mesh, under which sampling and training run.
+    # The compiler cannot partition a Pallas kernel: say that the batch is split over the devices.
+    # The mesh is that of jax.set_mesh, under which sampling and training run.
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or "data" in mesh.manual_axes:
         return flash(q, k, v)

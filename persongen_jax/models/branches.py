@@ -14,13 +14,13 @@ from persongen_jax.models.layers import LayerNorm, Linear, UnusedRngs
 
 
 def read_stream(read, q, stream: TokenStream):
-    """What a branch adds, [b, n, d]; exactly 0 where its stream is fully masked.
+    """The output of a branch, [b, n, d]; exactly 0 where its stream is fully masked.
 
     Args:
         read: (q [B, n, inner], tokens [B, m, d'], mask [B, m] or None) to [B, n, d].
-        q: [b, n, inner], of the n positions of the picture.
-        stream: its scale multiplies the result. With a region each part of the tokens is read on
-            its own (B = b * g) and weighted by its region, as diffusers' ``ip_adapter_masks`` are.
+        q: [b, n, inner], of the n positions of the image.
+        stream: its scale multiplies the result. With a region, each part of the tokens is read
+        separately (B = b * g) and weighted by its region, like diffusers' ``ip_adapter_masks``.
     """
     b, n = q.shape[:2]
     groups = 1 if stream.region is None else stream.region.shape[1]
@@ -33,7 +33,7 @@ def read_stream(read, q, stream: TokenStream):
     present = None
     if mask is not None:
         present = mask.any(axis=1)
-        # Softmax over nothing is undefined: over everything then, and none of it is used.
+        # Softmax over nothing is undefined: attend to everything and discard the result.
         mask = mask | ~present[:, None]
     out = read(q, tokens, mask)
     if present is not None:
@@ -61,10 +61,10 @@ class Composition(CrossAttention):
         self.heads = base.heads
         self.to_q, self.to_k, self.to_v, self.to_out = base.to_q, base.to_k, base.to_v, base.to_out
         self.branches = nnx.Dict()
-        self.order = ()  # of its own, because NNX keeps no order
+        self.order = ()  # separate, because NNX keeps no order
 
     def add(self, name: str, norm: LayerNorm):
-        """One more branch; ``norm`` is the one that the block has before this layer."""
+        """Add a branch; ``norm`` is the block's norm before this layer."""
         self.branches[name] = self.new_branch(norm)
         self.order = (*self.order, name)
 
@@ -86,8 +86,7 @@ def _trained_copy(layer: Linear | LayerNorm):
         copy.lora = copy.change = nnx.data(None)
     for name, leaf in vars(layer).items():
         if isinstance(leaf, nnx.Param):
-            # A buffer of its own in any case: training donates the trained ones and keeps the
-            # frozen ones.
+            # Always its own buffer: training donates the trained ones and keeps the frozen ones.
             setattr(copy, name, nnx.Param(jnp.array(leaf[...], jnp.float32, copy=True)))
     return copy
 
@@ -106,7 +105,7 @@ class ParallelCrossAttention(Composition):
         return Branch(self)
 
     def __call__(self, x, streams: dict[str, TokenStream]):
-        """[b, n, query_dim] to the same; a branch whose stream is not there adds nothing."""
+        """[b, n, query_dim] to the same; a branch whose stream is missing adds nothing."""
         q = self.to_q(x)
         out = self.attend_text(q, streams)
         for name in self.order:
@@ -137,7 +136,7 @@ class CascadeLayer(Attention):
         self.to_out = nnx.List([out])
 
     def __call__(self, x, stream: TokenStream):
-        """What is added to ``x`` [b, n, query_dim]."""
+        """The term to add to ``x`` [b, n, query_dim]."""
 
         def read(q, tokens, mask):
             return self.to_out[0](self.attend(q, tokens, self.to_k, self.to_v, mask))
@@ -158,7 +157,7 @@ class CascadeCrossAttention(Composition):
         return CascadeLayer(self, norm)
 
     def add_to(self, x, norm, streams):
-        """A branch whose stream is not there adds nothing."""
+        """A branch whose stream is missing adds nothing."""
         x = super().add_to(x, norm, streams)
         for name in self.order:
             if name in streams:
@@ -199,7 +198,7 @@ def branch_names(unet) -> list[str]:
 
 
 def remove_branches(unet):
-    """Take every branch off again: what is left is the base model, its structure included."""
+    """Remove every branch, which restores the base model and its structure."""
     for block in _transformer_blocks(unet):
         if isinstance(block.attn2, Composition):
             block.attn2 = _without_branches(block.attn2)

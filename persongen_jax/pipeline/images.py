@@ -1,4 +1,4 @@
-"""From noise to images: sizes, the first noise, the sampler's loop, decoding."""
+"""Turns noise into images: sizes, initial noise, the sampler's loop, decoding."""
 
 import functools
 
@@ -17,17 +17,17 @@ from persongen_jax.weights.formats.sdxl.loading import SDXLBase
 
 
 def default_size(base: SDXLBase) -> tuple[int, int]:
-    """(height, width) in pixels of what the UNet was made for."""
+    """(height, width) in pixels that the UNet was made for."""
     side = base.configs["unet"].get("sample_size")
     pair = isinstance(side, (list, tuple)) and len(side) == 2
-    # Where the config does not say, diffusers takes SDXL's.
+    # If the config does not say, diffusers uses SDXL's.
     sides = side if pair else (side or 128,) * 2
     height, width = (side * base.model.vae.vae_scale_factor for side in sides)
     return height, width
 
 
 def image_size(base: SDXLBase, height: int | None, width: int | None) -> tuple[int, int]:
-    """(height, width) in pixels; ValueError unless the VAE can make it."""
+    """(height, width) in pixels; ValueError unless the VAE supports it."""
     factor, default = base.model.vae.vae_scale_factor, default_size(base)
     height = default[0] if height is None else height
     width = default[1] if width is None else width
@@ -58,8 +58,8 @@ def sample(model, method, mesh, plan, noise, guidance, keys, settings, progress=
     """Latents [b, h, w, c]: the whole loop in one call, or in about twenty for ``progress``.
 
     Args:
-        method: whose ``denoise`` runs; None: the base alone.
-        noise: [b, h, w, c] standard normal. keys: [b], for samplers that draw.
+        method: its ``denoise`` runs; None: the base alone.
+        noise: [b, h, w, c] standard normal. keys: [b], for stochastic samplers.
         settings: (guidance_scale, guidance_rescale, merge_step).
         progress: called with the number of steps done since the last call.
     """
@@ -80,7 +80,7 @@ def sample(model, method, mesh, plan, noise, guidance, keys, settings, progress=
 
 
 def decode(vae, mesh, latents, tile_size: int | None = None):
-    """Latents [b, h, w, c] to images [b, H, W, 3] float32 in 0..1; in tiles of so many pixels."""
+    """Latents [b, h, w, c] to images [b, H, W, 3] float32 in 0..1; ``tile_size`` in pixels."""
     graphdef, state = nnx.split(vae)
     tile = None if tile_size is None else tile_size // vae.vae_scale_factor
     return _decode(graphdef, mesh, tile, state, latents)
@@ -92,7 +92,7 @@ def _decode(graphdef, mesh, tile, state, latents):
         vae = nnx.merge(graphdef, state)
         return decode_images(vae, latents, tiling=tile is not None, tile_size=tile)
 
-    # decode_images goes through its images one by one: each device through its own.
+    # decode_images processes its images one by one: each device processes its own.
     specs = (PartitionSpec(), BATCH)
     return jax.shard_map(decode, mesh=mesh, in_specs=specs, out_specs=BATCH, check_vma=False)(
         state, latents

@@ -1,4 +1,4 @@
-"""The judge of generated attributes: a classifier, trained on real pictures and measured on others.
+"""The classifier that judges generated attributes, trained and evaluated on disjoint real images.
 
     python -m persongen_jax.train --config configs/attributes/classifier.py:digits \\
         --workdir runs/attributes/digits_classifier
@@ -19,13 +19,13 @@ from persongen_jax.parallel.sharding import to_host
 from persongen_jax.systems.on_attributes import OnAttributes
 from persongen_jax.training.stopping import Stopped
 
-SHIFT, NOISE = range(2)  # purposes of random numbers
-AT_ONCE = 256  # pictures classified together
+SHIFT, NOISE = range(2)  # purposes of random keys
+AT_ONCE = 256  # images per forward pass
 HELD_OUT = "held_out"
 
 
 class Classifier(OnAttributes):
-    """Tells every attribute of a data set; see data_pipeline/attributes/open.py."""
+    """Classifies every attribute of a data set; see data_pipeline/attributes/open.py."""
 
     evaluation = "persongen_jax.evaluation.held_out:HeldOut"
 
@@ -34,12 +34,12 @@ class Classifier(OnAttributes):
         height, width, channels = self.described.shape
         if not config.widths or any(width % GROUPS for width in config.widths):
             raise ValueError(
-                f"config.widths={tuple(config.widths)}: give multiples of {GROUPS}, one at least"
+                f"config.widths={tuple(config.widths)}: give one or more multiples of {GROUPS}"
             )
         halvings = len(config.widths) - 1
         if min(height, width) % 2**halvings:
             raise ValueError(
-                f"pictures of {height}x{width} pixels cannot be halved {halvings} times; choose "
+                f"images of {height}x{width} pixels cannot be halved {halvings} times; choose "
                 "config.size, or fewer config.widths"
             )
         attributes = len(self.vocabulary)
@@ -50,8 +50,8 @@ class Classifier(OnAttributes):
     def defaults(cls):
         config = super().defaults()
         config.widths = (32, 64, 128)
-        # Generated pictures are not as clean as real ones, nor always in the middle.
-        config.shift = 0.0625  # up to this part of the side, in whole pixels: of 8 pixels none
+        # Generated images are not as clean as real ones, nor always centred.
+        config.shift = 0.0625  # maximum, as a fraction of the side, rounded down to pixels
         config.noise = 0.05  # standard deviation, in [-1, 1]
         config.lr_model = 2e-3
         return config
@@ -59,7 +59,7 @@ class Classifier(OnAttributes):
     # ---- a step ----
 
     def draw(self, key_of, batch):
-        """ "shift" [b, 2] whole pixels, "noise" as the pictures."""
+        """ "shift" [b, 2] whole pixels, "noise" shaped like the images."""
         b, height, *_ = batch["pixel_values"].shape
         most = int(height * self.config.shift)
         return {
@@ -68,7 +68,7 @@ class Classifier(OnAttributes):
         }
 
     def losses(self, model, batch, draws):
-        """Cross-entropy of every known attribute; of a group, over its members."""
+        """Cross-entropy of every known attribute; within a group, over its members."""
         pictures = jax.vmap(_shifted)(batch["pixel_values"], draws["shift"])
         logits, _ = model(pictures + self.config.noise * draws["noise"])
         values, known = batch["attributes"], batch["attributes_known"]
@@ -88,29 +88,29 @@ class Classifier(OnAttributes):
     def _place(self, name: str) -> int:
         return self.vocabulary.names.index(name)
 
-    # ---- looking at it ----
+    # ---- evaluation ----
 
     @classmethod
     def validation_sets_of(cls, config):
         return (HELD_OUT,)
 
     def scores(self, pictures) -> tuple[np.ndarray, np.ndarray]:
-        """uint8 pictures, n of [h, w, c], to logits [n, K] and features [n, d]."""
+        """Maps uint8 images, n of [h, w, c], to logits [n, K] and features [n, d]."""
         return classify(self.model, pictures)
 
 
 def _shifted(picture, shift):
-    """[h, w, c] moved by ``shift`` [2] whole pixels; what leaves on one side is lost."""
+    """[h, w, c] shifted by ``shift`` [2] whole pixels; what leaves on one side is lost."""
     most = picture.shape[0]
     padded = jnp.pad(picture, ((most, most), (most, most), (0, 0)), mode="edge")
     return jax.lax.dynamic_slice(padded, (most + shift[0], most + shift[1], 0), picture.shape)
 
 
 def classify(model, pictures, should_stop=lambda: False) -> tuple[np.ndarray, np.ndarray]:
-    """uint8 pictures, a sequence of n [h, w, c], to logits [n, K] and features [n, d], float32.
+    """Maps uint8 images, a sequence of n [h, w, c], to float32 logits [n, K] and features [n, d].
 
     Raises:
-        Stopped: ``should_stop`` said so.
+        Stopped: ``should_stop`` returned True.
     """
     graphdef, state = nnx.split(model)
     logits, features = [], []
@@ -118,7 +118,7 @@ def classify(model, pictures, should_stop=lambda: False) -> tuple[np.ndarray, np
         if should_stop():
             raise Stopped
         here = to_pixels(np.stack([np.asarray(p) for p in pictures[start : start + AT_ONCE]]))
-        # Filled up, so that every part has one shape.
+        # Padded, so that every part has the same shape.
         filled = np.concatenate([here, np.zeros((AT_ONCE - len(here), *here.shape[1:]), "f")])
         rows = [to_host(part) for part in _classify(graphdef, state, filled)]
         logits.append(rows[0][: len(here)])

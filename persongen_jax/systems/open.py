@@ -1,4 +1,4 @@
-"""A config, or a finished or interrupted run, opened as a System."""
+"""Opens a config, or a finished or interrupted run, as a System."""
 
 import json
 from pathlib import Path
@@ -31,13 +31,13 @@ def system_class(name: str) -> type[System]:
 
 
 def open_system(config, mesh=None) -> System:
-    """The system of a config, with its weights as training begins with them.
+    """The system of a config, with its initial weights.
 
     Args:
-        mesh: where frozen weights are to lie; None: on the default device.
+        mesh: where to put frozen weights; None: on the default device.
 
     Raises:
-        ValueError: an unknown system or method, or a key without its value.
+        ValueError: an unknown system or method, or a key without a value.
         WeightsError: a file that is missing or does not fit.
     """
     check_choice("config.dtype", config.dtype, DTYPES)
@@ -66,11 +66,11 @@ def complete_config(saved: dict, where="the run") -> ConfigDict:
 
 
 class TrainedRun(NamedTuple):
-    """What :func:`open_run` gives.
+    """The result of :func:`open_run`.
 
-    workdir: of the run; step: of the checkpoint; config: ConfigDict, today's defaults for keys
-    that the run's lacks; system: with the trained weights (the running average if the run kept
-    one).
+    workdir: of the run; step: of the checkpoint; config: ConfigDict, with today's defaults for
+    keys that the run lacks; system: with the trained weights (the running average if the run
+    kept one).
     """
 
     workdir: Path
@@ -84,13 +84,13 @@ def open_run(path, step: int | None = None, change=lambda config: None) -> Train
 
     Args:
         path: its working directory.
-        step: of the checkpoint; None: the newest that is intact.
+        step: of the checkpoint; None: the newest intact one.
         change: called with the config before anything is loaded, to change it in place.
 
     Raises:
-        FileNotFoundError: no checkpoint there, or none of ``step``.
-        CorruptCheckpoint: what is there is damaged.
-        WeightsError: the base is no longer what the run was trained on.
+        FileNotFoundError: there is no checkpoint, or none of ``step``.
+        CorruptCheckpoint: the checkpoint is damaged.
+        WeightsError: the base is no longer the one that the run was trained on.
     """
     workdir, step = find_run(path, step)
     trained, saved = read_trained(workdir, step, replicated(make_mesh()))

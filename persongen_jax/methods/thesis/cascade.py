@@ -1,7 +1,7 @@
 """Background, body and identity one after the other (thesis, 3.3: its target method).
 
-Behind every cross-attention on the general prompt stand three more layers, each on a stream of its
-own and beside a skip connection, from the whole of the picture to its detail.
+Every cross-attention on the general prompt is followed by three more layers, each on its own stream
+and with a skip connection, from the whole of the image to its details.
 """
 
 from persongen_jax.diffusion.conditioning import Conditioning

@@ -1,4 +1,4 @@
-"""Identity by text space and by an attention branch at once (thesis, 5.2.2).
+"""Identity through text space and an attention branch at once (thesis, 5.2.2).
 
 PhotoMaker's stacked ID embedding (arXiv 2312.04461) and the branch of id_branch.py. The branch has
 a projection of its own, so that the two ways may tell different things about a face.

@@ -1,4 +1,4 @@
-"""Identity by an attention branch of its own (Ye et al., arXiv 2308.06721; thesis, 5.2.1).
+"""Identity through its own attention branch (Ye et al., arXiv 2308.06721; thesis, 5.2.1).
 
 Every reference is one token, its normalised ID embedding, which a parallel branch of each
 cross-attention reads. The prompt is an ordinary one: no trigger word, no copies of the class token.
@@ -23,7 +23,7 @@ class IDBranch(Method):
     """Streams "text" and "identity": [b, r, d], padding references masked."""
 
     at_trigger = False  # whether the identity also enters at the class word
-    streams: tuple[str, ...] = ()  # further prompts, each read by a branch
+    streams: tuple[str, ...] = ()  # additional prompts, each read by a branch
     groups = (
         (r"id_encoder/visual_projection(_2)?/kernel", "projections"),
         (r"id_tokens/id_norm/(scale|bias)", "id_norm"),
@@ -48,7 +48,7 @@ class IDBranch(Method):
 
 
 def add_identity(model, config, **options):
-    """What makes ID embeddings the branch's tokens; ``options`` are IdentityTokens'.
+    """Adds what turns ID embeddings into the branch's tokens; ``options`` are IdentityTokens'.
 
     Reads config.id_norm_gain and dtype.
     """

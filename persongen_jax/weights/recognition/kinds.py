@@ -1,7 +1,7 @@
 """What kind of weights a file holds, by the keys and shapes of its tensors.
 
-Every public layout that this project reads has a kind of its own, and so have those that people
-mistake for them (Stable Diffusion 1.5's, InstantID, PuLID, adapters that are no plain LoRA).
+Every public layout that this project reads has its own kind, and so do layouts that are easily
+mistaken for one (Stable Diffusion 1.5's, InstantID, PuLID, adapters other than plain LoRA).
 """
 
 import re
@@ -19,7 +19,7 @@ from persongen_jax.weights.recognition.lora_names import (
 )
 from persongen_jax.weights.recognition.sdxl_facts import refine
 
-# Kind -> what it is called. The order of ``_RULES`` decides where several would do.
+# Kind -> its description. The order of ``_RULES`` decides if several match.
 NAMES = {
     "sdxl": "a Stable Diffusion directory in diffusers' format",
     "run": "a training run of this project",
@@ -56,7 +56,7 @@ NAMES = {
     "unknown": "of no layout that is known here",
 }
 
-# Kind -> patterns; each of them has to match some key from its beginning.
+# Kind -> patterns; each of them must match the beginning of some key.
 _RULES = (
     ("photomaker-v2", (r"id_encoder\.qformer_perceiver\.", r"lora_weights\.")),
     ("photomaker-v1", (r"id_encoder\.", r"lora_weights\.")),
@@ -80,7 +80,7 @@ _RULES = (
     ("arcface", (r"layer1\.0\.conv1\.weight", r"fc\.weight")),
 )
 
-# Whose text states are how wide.
+# Width of the text states -> model family.
 _FAMILIES = {768: "SD 1.x", 1024: "SD 2.x", 1280: "the SDXL refiner", 2048: "SDXL"}
 _TOWERS = {1280: "ViT-bigG", 1024: "ViT-H"}
 FACE = 512  # length of an ArcFace embedding
@@ -93,7 +93,7 @@ _CONTEXT = re.compile(
 )
 _DOWN = re.compile(r".*(lora_A(\.[^.]+)?|lora_down|lora\.down|lora_linear_layer\.down)\.weight$")
 
-# How many sizes the tensors of an IP-Adapter's projection have that tell its variants apart.
+# The number of sizes of an IP-Adapter's projection tensors that distinguish the variants.
 _PROJECTION_DIMS = {
     "latents": 3,
     "proj_in.weight": 2,
@@ -104,11 +104,11 @@ _PROJECTION_DIMS = {
 
 
 def tell(source: TensorSource) -> tuple[str, dict]:
-    """(kind, facts) by the keys and shapes."""
+    """(kind, facts) from the keys and shapes."""
     if isinstance(source, OnnxFile):
         return "onnx", {"operations": len(source.nodes)}
     if is_training_state(source):
-        with warnings.catch_warnings():  # of what is left out, which is for those who load it
+        with warnings.catch_warnings():  # about left-out keys, which matter only when loading
             warnings.simplefilter("ignore")
             kind, facts = _ip_adapter(published_names(source))
         return kind, {"from": "a training state", **facts}
@@ -153,22 +153,22 @@ def _facts(kind: str, source: TensorSource) -> dict:
 
 
 def _shape(source: TensorSource, pattern: str, dims: int) -> tuple | None:
-    """Of the first tensor with such a key and ``dims`` sizes; None if there is none.
+    """The shape of the first tensor with a matching key and ``dims`` axes; None if there is none.
 
-    Networks that are not known here use the same names for tensors of other kinds.
+    Networks unknown here use the same names for tensors of other kinds.
     """
     shapes = (source.info(key)[1] for key in source.keys() if re.fullmatch(pattern, key))
     return next((shape for shape in shapes if len(shape) == dims), None)
 
 
 def context_width(source: TensorSource) -> int | None:
-    """How wide the text states are that the cross-attention reads; None if no key tells."""
+    """Width of the text states that the cross-attention reads; None if no key shows it."""
     shapes = (source.info(key)[1] for key in source.keys() if _CONTEXT.fullmatch(key))
     return next((shape[1] for shape in shapes if len(shape) > 1), None)
 
 
 def _ranks(source) -> str:
-    """Of the LoRA's layers; "" if there are none."""
+    """The ranks of the LoRA's layers; "" if there are none."""
     shapes = (source.info(key)[1] for key in source.keys() if _DOWN.fullmatch(key))
     return ", ".join(map(str, sorted({shape[0] for shape in shapes if len(shape)})))
 
@@ -189,7 +189,7 @@ def _of(width: int, names: dict) -> str:
 
 
 def _ip_adapter(source) -> tuple[str, dict]:
-    """The variant by its projection, whose shape no two of them share."""
+    """The variant by its projection, whose shape is unique to it."""
     shapes = {
         key.removeprefix("image_proj."): source.info(key)[1]
         for key in source.keys()
