@@ -21,7 +21,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=find_packages(include=["persongen_jax*", "data_pipeline*", "configs*"]),
-    package_data={"persongen_jax": ["assets/**/*"]},
+    package_data={"persongen_jax": ["assets/**/*"], "configs.mini": ["prompts.json"]},
     install_requires=[
         "jax>=0.10.2,<0.13",
         "flax>=0.12.8,<0.13",

@@ -1,8 +1,12 @@
 """Configs: objects that a config names, and the keys that every system's config has."""
 
 import importlib
+import importlib.util
+from pathlib import Path
 
 from ml_collections import ConfigDict
+
+INSTALLED = Path(__file__).parents[1]
 
 
 def import_object(name: str, key: str):
@@ -21,6 +25,29 @@ def import_object(name: str, key: str):
         raise ValueError(f"{key}={name!r}: there is no module {error.name!r}") from error
     except AttributeError as error:
         raise ValueError(f"{key}={name!r}: {module} has no {attribute!r}") from error
+
+
+def config_file(name: str) -> str:
+    """The config file that ``name`` means, found outside the checkout as well.
+
+    A path below configs/ that the working directory does not have is looked up next to the
+    installed package. What follows a colon is the config's argument, and stays.
+
+    Raises:
+        ValueError: another package named configs hides the one that these files import.
+    """
+    path, colon, argument = str(name).partition(":")
+    installed = INSTALLED / path
+    if Path(path).parts[:1] != ("configs",) or Path(path).exists() or not installed.exists():
+        return str(name)
+    spec = importlib.util.find_spec("configs")
+    found = Path(spec.origin or next(iter(spec.submodule_search_locations)))
+    if found.resolve().parent != (INSTALLED / "configs").resolve():
+        raise ValueError(
+            f"{path}: Python finds another package named configs, {found}, which hides the one "
+            "that this file imports; rename it, or delete its __init__.py"
+        )
+    return f"{installed}{colon}{argument}"
 
 
 def run_defaults() -> ConfigDict:

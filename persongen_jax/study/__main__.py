@@ -20,9 +20,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from absl import flags
-from ml_collections import ConfigDict, config_flags
+from ml_collections import ConfigDict
 
 from data_pipeline.text_files import read_json
+from persongen_jax.cli import define_config
+from persongen_jax.config import config_file
 from persongen_jax.evaluation.trajectories import read_rows
 from persongen_jax.settings import differences
 from persongen_jax.study.report import write_report
@@ -66,9 +68,10 @@ def load_config(file: str, overrides: dict) -> ConfigDict:
     Raises:
         ValueError: no such file, or a key or type that the config does not have.
     """
-    if not Path(file).is_file():
+    path = Path(config_file(file))
+    if not path.is_file():
         raise ValueError(f"{file}: no such config; methods and config_files name it together")
-    config = runpy.run_path(str(file))["get_config"]()
+    config = runpy.run_path(str(path))["get_config"]()
     for key, value in overrides.items():
         if key not in config:
             raise ValueError(f"{file}: has no key {key!r}, which the study overrides")
@@ -297,9 +300,7 @@ def parse(argv: list[str]) -> tuple[ConfigDict, bool]:
     """(the study's config, whether it is a dry run)."""
     # Flags of its own: persongen_jax.train has some of the same names.
     values = flags.FlagValues()
-    config_flags.DEFINE_config_file(
-        "config", None, "a study, e.g. configs/study_mini.py", flag_values=values, sys_argv=argv
-    )
+    define_config("a study, e.g. configs/study_mini.py", values, argv)
     flags.DEFINE_bool("dry_run", False, "list the runs and where they stand", flag_values=values)
     try:
         left = values(argv)
