@@ -82,17 +82,17 @@ def write_kohya_lora(
 ) -> None:
     """Write a LoRA file in kohya's spelling, which most user interfaces read.
 
-    Every module gets an alpha, a float32 number: where ``LoraWeights`` has None, its rank.
+    Every module gets an alpha, a float32 number: where ``LoraWeights`` has None, its rank. What is
+    not listed here is as in :func:`write_lora`.
 
     Args:
-        path, adapters, metadata: as :func:`write_lora`'s.
         sgm_modules: None for diffusers' names of the UNet's blocks (down_blocks_1_…). With the
             paths of all the UNet's modules they are sgm's (input_blocks_4_1_…), which kohya's own
             trainer writes for SDXL.
         layers_per_block: the UNet's, which sgm's counting depends on.
 
     Raises:
-        As :func:`write_lora`.
+        WeightsError: as :func:`write_lora`.
     """
     _check(path, adapters)
     to_sgm = {} if sgm_modules is None else sgm_names(set(sgm_modules), layers_per_block)
@@ -141,7 +141,7 @@ def write_peft_folder(
         base: of which model, for the config.
 
     Raises:
-        As :func:`write_lora`.
+        WeightsError: as :func:`write_lora`.
     """
     _check(folder, adapters)
     for component, weights in adapters.items():
