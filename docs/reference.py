@@ -59,5 +59,5 @@ class PlainRoles(griffe.Extension):
 
     def on_instance(self, *, obj, **_):
         if obj.docstring:
-            text = re.sub(r":(?:func|class|meth|mod|attr):`~?([^`]+)`", r"`\1`", obj.docstring.value)
-            obj.docstring.value = text
+            role = r":(?:func|class|meth|mod|attr):`~?([^`]+)`"
+            obj.docstring.value = re.sub(role, r"`\1`", obj.docstring.value)
