@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Install with the test extra into a virtual environment (first argument, default .venv-test), check
-# the style, and run the tests; further arguments go to pytest.
+# style, types and layers, build the documentation, and run the tests; further arguments go to pytest.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 environment=${1:-.venv-test}
@@ -8,5 +8,8 @@ environment=${1:-.venv-test}
 "$environment/bin/pip" install --quiet --editable '.[test]'
 "$environment/bin/ruff" check .
 "$environment/bin/ruff" format --check .
+"$environment/bin/mypy"
+"$environment/bin/lint-imports"
+NO_MKDOCS_2_WARNING=1 "$environment/bin/mkdocs" build --strict --quiet
 # A process per core, each with whole files: most of the time goes into compiling, on one core.
 "$environment/bin/python" -m pytest -n auto --maxprocesses 4 --dist loadfile "${@:2}"

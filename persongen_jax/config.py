@@ -7,6 +7,8 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
+INSTALLED = Path(__file__).parents[1]
+
 
 def import_object(name: str, key: str):
     """What "package.module:Name" names.
@@ -26,20 +28,27 @@ def import_object(name: str, key: str):
         raise ValueError(f"{key}={name!r}: {module} has no {attribute!r}") from error
 
 
-def find_config(file: str | Path) -> Path:
-    """The file of a config. "configs/…" is looked up in the installed configs too.
+def config_file(name: str) -> str:
+    """The config file that ``name`` means, found outside the checkout as well.
+
+    A path below configs/ that the working directory does not have is looked up next to the
+    installed package. What follows a colon is the config's argument, and stays.
 
     Raises:
-        ValueError: no such file.
+        ValueError: another package named configs hides the one that these files import.
     """
-    path = Path(file)
-    if not path.is_file() and path.parts[:1] == ("configs",):
-        installed = importlib.util.find_spec("configs")
-        if installed is not None:
-            path = Path(installed.submodule_search_locations[0]).joinpath(*path.parts[1:])
-    if not path.is_file():
-        raise ValueError(f"{file}: no such config; check the path")
-    return path
+    path, colon, argument = str(name).partition(":")
+    installed = INSTALLED / path
+    if Path(path).parts[:1] != ("configs",) or Path(path).exists() or not installed.exists():
+        return str(name)
+    spec = importlib.util.find_spec("configs")
+    found = Path(spec.origin or next(iter(spec.submodule_search_locations)))
+    if found.resolve().parent != (INSTALLED / "configs").resolve():
+        raise ValueError(
+            f"{path}: Python finds another package named configs, {found}, which hides the one "
+            "that this file imports; rename it, or delete its __init__.py"
+        )
+    return f"{installed}{colon}{argument}"
 
 
 def load_config(file: str, overrides: dict) -> ConfigDict:
@@ -48,7 +57,10 @@ def load_config(file: str, overrides: dict) -> ConfigDict:
     Raises:
         ValueError: no such file, or a key or type that the config does not have.
     """
-    config = runpy.run_path(str(find_config(file)))["get_config"]()
+    path = Path(config_file(file))
+    if not path.is_file():
+        raise ValueError(f"{file}: no such config; check the path")
+    config = runpy.run_path(str(path))["get_config"]()
     for key, value in overrides.items():
         if key not in config:
             raise ValueError(f"{file}: has no key {key!r}")

@@ -21,7 +21,7 @@ from ml_collections import ConfigDict, config_flags
 from tqdm import tqdm
 
 from data_pipeline.examples.prefetch import prefetch_to_device
-from persongen_jax.cli import parse_flags
+from persongen_jax.cli import define_config, parse_flags
 from persongen_jax.config_ranges import check_ranges
 from persongen_jax.evaluation.validation import Validator
 from persongen_jax.files import unless_full
@@ -234,7 +234,7 @@ def in_short(row: dict) -> str:
 
 # ---- The command -------------------------------------------------------------------------------
 
-CONFIG = config_flags.DEFINE_config_file("config", None, "an experiment, e.g. configs/base.py")
+CONFIG = define_config("an experiment, e.g. configs/base.py")
 WORKDIR = flags.DEFINE_string("workdir", None, "checkpoints and metrics; default runs/<config>")
 DRY_RUN = flags.DEFINE_bool("dry_run", False, "print the config and parameter counts, and stop")
 

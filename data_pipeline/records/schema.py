@@ -2,8 +2,8 @@
 
 An **example** is a flat dict of arrays, what its fields make of a record
 (data_pipeline/examples/fields.py); a **batch** is a nested dict of such arrays [b, ...]:
-"input_ids/text" is batch["input_ids"]["text"]. How many references an example has, or whether it
-has a face box, is data and not a shape: shapes never change within a run, but for the target's,
+"input_ids/text" is ``batch["input_ids"]["text"]``. How many references an example has, or whether
+it has a face box, is data and not a shape: shapes never change within a run, but for the target's,
 which is one of a few where a config has buckets (data_pipeline/examples/buckets.py). With a
 feature cache (persongen_jax/features/) a batch brings what frozen networks made of some fields in
 their place.

@@ -36,7 +36,7 @@ from persongen_jax.aot.compiling import (
 )  # noqa: E402
 from persongen_jax.aot.programs import encoders, sampler, training, with_batch  # noqa: E402
 from persongen_jax.aot.search import largest  # noqa: E402
-from persongen_jax.cli import parse_flags  # noqa: E402
+from persongen_jax.cli import define_config, parse_flags  # noqa: E402
 from persongen_jax.parallel.sharding import make_mesh  # noqa: E402
 
 DEFAULT_BATCH = 4
@@ -140,7 +140,7 @@ def search(
 
 def define_flags():
     """Only for the command: other modules have flags of the same names."""
-    config_flags.DEFINE_config_file("config", None, "an experiment, e.g. configs/base.py")
+    define_config("an experiment, e.g. configs/base.py")
     flags.DEFINE_string("topology", "v5e:4x4", "chips, e.g. v5e:4x4, v5p:4x4x4, v6e:4x4")
     flags.DEFINE_integer("per_chip_batch", DEFAULT_BATCH, "pictures per chip")
     flags.DEFINE_bool("search", False, "find the largest batch per chip that fits")

@@ -11,9 +11,9 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 
 from absl import flags
-from ml_collections import config_flags
 from tqdm import tqdm
 
+from persongen_jax.cli import define_config
 from persongen_jax.features.cache import Features
 from persongen_jax.systems.open import open_system
 
@@ -48,9 +48,7 @@ def fill_cache(config, worker: int = 0, workers: int = 1, batch_size: int = 16) 
 def main(argv=None) -> int:
     argv = sys.argv if argv is None else ["features", *argv]
     values = flags.FlagValues()
-    config_flags.DEFINE_config_file(
-        "config", None, "an experiment", flag_values=values, sys_argv=argv
-    )
+    define_config("an experiment", values, argv)
     numbers = {
         "worker": (0, "which share of the records this process takes"),
         "workers": (1, "how many shares there are"),

@@ -1,6 +1,6 @@
-"""Checks a pipeline call: whether its arguments are valid, and whether they have an effect.
+"""What a call of the pipeline says, checked: of the right kind, and with an effect.
 
-An invalid argument raises with one sentence; one that has no effect, or is cut, is a
+What is of the wrong kind ends in one sentence; what has no effect, or is cut, is a
 :class:`CallWarning`, which ``generate`` prints as a line.
 """
 
@@ -18,22 +18,22 @@ from data_pipeline.prompts import has_trigger
 
 
 class CallWarning(UserWarning):
-    """Part of a call has no effect, or an unexpected one."""
+    """Part of a call has no effect, or another one than its words suggest."""
 
 
 def tell(message: str):
-    """Warn about a call; Python reports the line outside this package that made it."""
+    """Warn of a call; Python names the line outside this package that made it."""
     frame, level = sys._getframe(1), 2
     while frame.f_back and frame.f_globals.get("__name__", "").startswith("persongen_jax.pipeline"):
         frame, level = frame.f_back, level + 1
     warnings.warn(message, CallWarning, stacklevel=level)
 
 
-# ---- Validity -------------------------------------------------------------------------
+# ---- Of the right kind -------------------------------------------------------------------------
 
 
 def texts_of(name: str, given) -> list[str]:
-    """One text or several, as a list; ValueError for anything else, and for an empty list."""
+    """One text or several, as a list; ValueError for anything else, and for none."""
     if isinstance(given, str):
         given = [given]
     if not isinstance(given, (list, tuple)):
@@ -46,7 +46,7 @@ def texts_of(name: str, given) -> list[str]:
 
 
 def check_text(name: str, text):
-    """ValueError unless it is text that can be encoded."""
+    """ValueError unless it is a text that can be written down."""
     if not isinstance(text, str):
         raise ValueError(f"{name} is {_kind(text)}: give a text")
     try:
@@ -127,20 +127,20 @@ def _kind(given) -> str:
     return f"of type {type(given).__name__}"
 
 
-# ---- Effects ----------------------------------------------------------------------------
+# ---- With an effect ----------------------------------------------------------------------------
 
 
 def usual_merge_step(steps: int) -> int:
-    """The default last step in which the prompt alone acts: a fifth of all steps.
+    """The last step in which the prompt alone acts, where nobody says: a fifth of all steps.
 
-    PhotoMaker's released demo has a default style strength of 20 %, of at most 30 steps. However
-    few steps there are, the identity acts in the last one.
+    PhotoMaker's released demonstration has a style strength of 20 % by default, of at most 30
+    steps. However few there are, the identity acts in the last.
     """
     return min(30, steps // 5, steps - 2)
 
 
 class Options(NamedTuple):
-    """The arguments of a call that other arguments may make ineffective; None: not given."""
+    """Of a call's arguments those whose effect others may take away; None: not given."""
 
     guidance_scale: float
     guidance_rescale: float
@@ -152,7 +152,7 @@ class Options(NamedTuple):
     output_type: str
 
     def check(self, num_inference_steps, num_images_per_prompt, height, width, batch_size):
-        """ValueError unless all are valid; the arguments here must be whole numbers, at least 1."""
+        """ValueError unless all are of the right kind; those given here are whole, at least 1."""
         if num_inference_steps is None or num_images_per_prompt is None:
             raise ValueError(
                 f"num_inference_steps={num_inference_steps}, num_images_per_prompt="
@@ -181,12 +181,12 @@ class Options(NamedTuple):
             raise ValueError("latents: a text; give an array [n, h / 8, w / 8, 4]")
 
     def merge_step(self, plan) -> int:
-        """The last step in which the prompt alone acts."""
+        """Through this step the prompt alone acts."""
         own = self.start_merge_step
         return usual_merge_step(plan.num_steps) if own is None else own
 
     def without_effect(self, negatives, identity: bool, plan) -> Iterator[str]:
-        """Sentences about arguments without an effect; ``identity``: whether references act."""
+        """Sentences about those that have none; ``identity``: whether references act."""
         if self.guidance_scale <= 1:
             off = f"guidance_scale={self.guidance_scale:g} turns guidance off"
             if self.guidance_scale not in (0, 1):
@@ -214,16 +214,16 @@ class Options(NamedTuple):
 
 
 def cut_parts(text_field, tokenizers, prompts, people, others) -> Iterator[str]:
-    """One sentence per text that exceeds the 77 tokens that the text towers read.
+    """What the text towers will not see of the 77 tokens that they read: a sentence each.
 
     Args:
-        people: per prompt, or None without references. others: (name, text).
+        people: of each prompt, or None without references. others: (name, text).
     """
     for number, prompt in enumerate(prompts):
         if people is None:
             cut = tokenizers.cut_part(prompt)
         else:
-            # The text read has no trigger word, but possibly the class token once per reference.
+            # What is read has no trigger, but perhaps the class token once per reference.
             _, class_tokens_mask, read = text_field.read(prompt, len(people[number][0]))
             cut = tokenizers.cut_part(read, copies=max(1, class_tokens_mask.sum()))
         if cut:
@@ -237,11 +237,12 @@ def cut_parts(text_field, tokenizers, prompts, people, others) -> Iterator[str]:
 def tell_of_call(
     pipe, prompts, negatives, parts, people, regions, plan, asked, schedules, options: Options
 ):
-    """Warn about what is cut, may be misread, or has no effect.
+    """Warn of what is cut, not read as it may have been meant, or without effect.
 
     Args:
-        people, regions, parts: per prompt, checked. asked: the call's scales; schedules: their
-        values in each step.
+        people: of each prompt, checked, like ``regions`` and ``parts``.
+        asked: the call's scales.
+        schedules: what they are in each step.
     """
     conditioner = pipe.conditioner
     read = negatives if options.guidance_scale > 1 else ()
@@ -256,7 +257,7 @@ def tell_of_call(
         lines += idle_scales(asked, schedules, identities, first)
     for name, (_, weight) in pipe.adapters.items():
         if weight == 0:
-            lines.append(f"LoRA {name}: its weight is 0, so it has no effect")
+            lines.append(f"LoRA {name}: its weight is 0, so that it has no effect")
     if regions is not None:
         for number, persons in enumerate(people, 1):
             for place in range(len(persons)):
@@ -270,7 +271,7 @@ def tell_of_call(
 
 
 def tell_of_texts(conditioner, prompts, negatives, parts, people):
-    """Warn about texts that are cut or may be misread."""
+    """Warn of what is cut, and of what is not read as it may have been meant."""
     others = [("negative prompt", text) for text in negatives if text]
     others += [(name, text) for name, texts in parts.items() for text in texts if text]
     tokenizers, text_field = conditioner.base.tokenizers, conditioner.text
@@ -287,10 +288,10 @@ def tell_of_texts(conditioner, prompts, negatives, parts, people):
 
 
 def idle_scales(asked: dict, schedules: dict, identities, first: int) -> Iterator[str]:
-    """Sentences about strengths that change nothing, or remove everything.
+    """Sentences about strengths that change nothing, or take everything away.
 
     Args:
-        asked: what the call gave, by name. schedules: [steps] by name.
+        asked: what the call gave by name. schedules: [steps] by name.
         identities: names that act from step ``first`` on, as the person does.
     """
     for name in asked:
@@ -298,9 +299,9 @@ def idle_scales(asked: dict, schedules: dict, identities, first: int) -> Iterato
         if not values.size:
             continue
         if not values.any():
-            yield f"scales: {name!r} is 0 in every step where it acts, so it has no effect"
+            yield f"scales: {name!r} is 0 in every step that it acts in: it has no effect"
         elif np.any(schedules[name] != 1) and np.all(values == 1):
-            yield f"scales: {name!r} covers only steps before the person acts, so it has no effect"
+            yield f"scales: {name!r} is for steps before the person acts: it has no effect"
         elif not isinstance(asked[name], (int, float, np.number)) and np.all(values == 1):
             if any(value != 1 for *_, value in asked[name]):
-                yield f"scales: {name!r} has a range that contains none of the steps"
+                yield f"scales: {name!r} has a range in which none of the steps lies"

@@ -27,8 +27,10 @@ class Conditioner:
     """Conditions on prompts alone, or with the method attached to the base's model.
 
     Args:
-        base: SDXLBase. mesh: the devices that the images are split over.
-        method, fields: the attached method, and its inputs; None: the base alone.
+        base: SDXLBase.
+        mesh: whose devices the images are dealt out over.
+        method: what is attached; None: the base alone.
+        fields: the inputs that the method reads.
 
     Attributes:
         text: the field that reads prompts.

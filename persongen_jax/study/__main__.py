@@ -19,10 +19,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from absl import flags
-from ml_collections import ConfigDict, config_flags
+from ml_collections import ConfigDict
 
 from data_pipeline.text_files import read_json
-from persongen_jax.config import load_config
+from persongen_jax.cli import define_config
+from persongen_jax.config import config_file, load_config
 from persongen_jax.evaluation.trajectories import read_rows
 from persongen_jax.settings import differences
 from persongen_jax.study.report import write_report
@@ -77,7 +78,7 @@ def plan_runs(study: ConfigDict) -> list[Run]:
             file = study.config_files.format(name)
             own = study.only.to_dict().get(name, {})
             overrides = {**study.overrides.to_dict(), **own, "seed": seed}
-            if not Path(file).is_file():
+            if not Path(config_file(file)).is_file():
                 raise ValueError(
                     f"{file}: no such config; methods and config_files name it together"
                 )
@@ -282,9 +283,7 @@ def parse(argv: list[str]) -> tuple[ConfigDict, bool]:
     """(the study's config, whether it is a dry run)."""
     # Flags of its own: persongen_jax.train has some of the same names.
     values = flags.FlagValues()
-    config_flags.DEFINE_config_file(
-        "config", None, "a study, e.g. configs/study_mini.py", flag_values=values, sys_argv=argv
-    )
+    define_config("a study, e.g. configs/study_mini.py", values, argv)
     flags.DEFINE_bool("dry_run", False, "list the runs and where they stand", flag_values=values)
     try:
         left = values(argv)

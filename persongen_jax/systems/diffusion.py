@@ -232,7 +232,7 @@ class DiffusionSystem(System):
     # ---- sampling ----
 
     def cases(self, name: str):
-        """What a validation samples on the set ``name``: a sampled_evaluation.Cases."""
+        """What a validation samples on the set ``name``: a Cases."""
         raise ValueError(f"{self.label} has no validation set {name!r}")
 
     def plan(self, steps: int, scheduler: str | None = None, **options):

@@ -56,7 +56,7 @@ def sdxl_defaults() -> ConfigDict:
     config.id_gain = 1.0  # initial gain of the ID projections; above 1 the face acts sooner
     # Initial scale of the identity branch's tokens; below 1 an untrained branch disturbs less.
     config.id_norm_gain = 1.0
-    # For ip_adapter_file: "base", "plus" or "faceid", and the rank of its LoRA (0: none).
+    # For ip_adapter: "base", "plus" or "faceid", and the rank of its LoRA (0: none).
     config.image_proj = "base"
     config.image_lora_rank = 0
     # Initial weights: PhotoMaker weights (photomaker-v1.bin), or the working directory of an

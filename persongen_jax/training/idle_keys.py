@@ -5,8 +5,10 @@ def idle_keys(config, defaults, groups, unread=()) -> list[str]:
     """One line per reason why keys that were set are not read by this run.
 
     Args:
-        config, defaults: of the run, and of its system; a key that differs was set.
-        groups: learning-rate groups that are trained. unread: keys that the method ignores.
+        config: of the run.
+        defaults: of its system: what differs was given.
+        groups: learning-rate groups that are trained.
+        unread: keys that the method does not read.
     """
 
     def given(key):

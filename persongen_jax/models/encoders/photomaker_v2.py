@@ -1,8 +1,8 @@
-"""PhotoMaker v2's ID encoder: queries CLIP's patches with a face recogniser's embedding.
+"""PhotoMaker v2's ID encoder: CLIP's patches, asked by a face recogniser's embedding.
 
-Version 1 (arXiv 2312.04461, section 3.2) uses CLIP's pooled embedding of a face. Here a
+Version 1 (arXiv 2312.04461, section 3.2) takes CLIP's pooled embedding of a face. Here a
 recogniser's embedding becomes two tokens, which gather what else they need from CLIP's patches;
-each token replaces one copy of the class word. Module paths mirror the keys of
+each token takes the place of one copy of the class word. Module paths mirror the keys of
 ``photomaker-v2.bin``.
 """
 
@@ -13,16 +13,16 @@ from persongen_jax.models.encoders.id_encoder import PhotoMakerIDEncoder
 from persongen_jax.models.encoders.resampler import GELU, PerceiverResampler, apply
 from persongen_jax.models.layers import LayerNorm, Linear
 
-NUM_TOKENS = 2  # per reference
+NUM_TOKENS = 2  # for each reference
 
 
 class QFormerPerceiver(nnx.Module):
-    """Turns a face embedding into tokens, refined by CLIP's patches.
+    """A face embedding to tokens, refined by what CLIP's patches show.
 
     Args:
         id_features: of the face embedding (512); in_features: of a patch (1024).
-        features: of the tokens (2048); a multiple of ``head_dim``, or less, which gives one head.
-        hidden_features: between the two layers that produce the tokens (4 * id_features).
+        features: of the tokens (2048); a multiple of ``head_dim``, or less, which makes one head.
+        hidden_features: between the two layers that make the tokens (4 * id_features).
     """
 
     def __init__(
@@ -63,13 +63,12 @@ class QFormerPerceiver(nnx.Module):
 class PhotoMakerV2IDEncoder(PhotoMakerIDEncoder):
     """CLIP's image tower, version 1's parts, and :class:`QFormerPerceiver`.
 
-    ``visual_projection`` and ``visual_projection_2`` are in the files but are not used. Its output
-    goes to ``fuse_module.stack`` as in version 1, with ``num_tokens`` copies of the class token per
-    reference and the references' mask repeated as often.
+    ``visual_projection`` and ``visual_projection_2`` lie in the files but are not used. What it
+    gives goes to ``fuse_module.stack`` as version 1's does, with ``num_tokens`` copies of the class
+    token for each reference and the references' mask repeated as often.
 
     Args:
-        vision_model, projection_dims, dtype, param_dtype, rngs: as in version 1.
-        id_features: of the face embedding.
+        id_features: of the face embedding. All other arguments are as version 1's.
     """
 
     def __init__(
@@ -101,7 +100,7 @@ class PhotoMakerV2IDEncoder(PhotoMakerIDEncoder):
             face_embeds: [b, r, id_features].
 
         Returns:
-            [b, r * n, d1 + d2]: the n tokens of a reference are adjacent.
+            [b, r * n, d1 + d2]: the n tokens of a reference stand side by side.
         """
         b, r = id_pixel_values.shape[:2]
         images = id_pixel_values.reshape(b * r, *id_pixel_values.shape[2:])

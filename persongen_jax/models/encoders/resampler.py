@@ -104,8 +104,10 @@ class PerceiverResampler(nnx.Module):
     """Latents gather what they need from an image's patches, layer by layer.
 
     Args:
-        in_features: e, of a patch; features: d, of the latents; out_features: of the tokens.
-        heads, head_dim: of the attention; hidden_features: of the feed-forward layers (4 d).
+        in_features: e, of a patch.
+        features: d, of the latents.
+        out_features: of the tokens.
+        hidden_features: of the feed-forward layers (4 d).
     """
 
     def __init__(

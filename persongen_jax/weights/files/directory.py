@@ -143,7 +143,7 @@ class ShardedSource(TensorSource):
         index: path of the ``*.index.json``, in the same folder as the shards.
 
     Raises:
-        BadIndex, MissingFile, or what a shard's reader raises.
+        WeightsError: BadIndex, MissingFile, or what a shard's reader raises.
     """
 
     def __init__(self, index: str | os.PathLike):

@@ -294,7 +294,7 @@ def _branch_slots(model, branch) -> dict[str, Slot]:
             if not isinstance(layer, ParallelCrossAttention) or branch not in layer.branches:
                 raise WeightsError(
                     f"the UNet has no parallel attention branch {branch!r}, which is what an "
-                    "IP-Adapter has: attach the method ip_adapter_file before its weights"
+                    "IP-Adapter has: attach the method ip_adapter before its weights"
                 )
             reader = layer.branches[branch]
             for short in ("to_k", "to_v"):
@@ -307,7 +307,7 @@ def _image_proj(model) -> nnx.Module:
     found = getattr(model, "image_proj", None)
     if found is None:
         raise WeightsError(
-            "the model has no image_proj: attach the method ip_adapter_file before its weights"
+            "the model has no image_proj: attach the method ip_adapter before its weights"
         )
     return found
 

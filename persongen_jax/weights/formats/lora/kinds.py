@@ -148,8 +148,8 @@ class Change:
 
         Args:
             shape: of the weight.
-            weight, bias: the layer's own, needed if ``reads_layer``; numpy or JAX, float32 or
-            wider.
+            weight: the layer's own, numpy or JAX, float32 or wider; needed if ``reads_layer``.
+            bias: likewise.
         """
         total, of_bias = None, None
         for each in self.products:

@@ -80,10 +80,10 @@ def write_kohya_lora(
 ) -> None:
     """Write a LoRA file in kohya's spelling, which most user interfaces read.
 
-    Every module gets an alpha, a float32 number: its rank if ``LoraWeights`` has None.
+    Every module gets an alpha, a float32 number: where ``LoraWeights`` has None, its rank. What is
+    not listed here is as in :func:`write_lora`.
 
     Args:
-        path, adapters, metadata: as for :func:`write_lora`.
         sgm_modules: None for diffusers' names of the UNet's blocks (down_blocks_1_…). With the
             paths
         of all the UNet's modules, sgm's names (input_blocks_4_1_…), which kohya's own trainer
@@ -91,7 +91,7 @@ def write_kohya_lora(
         layers_per_block: the UNet's, which sgm's block numbers depend on.
 
     Raises:
-        As :func:`write_lora`.
+        WeightsError: as :func:`write_lora`.
     """
     _check(path, adapters)
     to_sgm = {} if sgm_modules is None else sgm_names(set(sgm_modules), layers_per_block)
@@ -140,7 +140,7 @@ def write_peft_folder(
         base: the name of the base model, for the config.
 
     Raises:
-        As :func:`write_lora`.
+        WeightsError: as :func:`write_lora`.
     """
     _check(folder, adapters)
     for component, weights in adapters.items():
