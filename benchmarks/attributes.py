@@ -10,12 +10,12 @@ Both print Markdown.
 
 import argparse
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
 
 from data_pipeline.attributes.vocabulary import UNKNOWN
+from persongen_jax.cli import command
 from persongen_jax.evaluation.sampled import as_rgb
 from persongen_jax.metrics.attribute_judge import AttributeJudge
 from persongen_jax.metrics.attribute_scores import share
@@ -119,6 +119,7 @@ def compare_frechet(study: Path) -> str:
     return "\n".join(lines) + f"\n\nWith attributes the distance is {verdict}."
 
 
+@command
 def main(argv=None):
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.attributes", description=__doc__.split("\n")[0]
@@ -134,14 +135,11 @@ def main(argv=None):
     frechet = which.add_parser("frechet")
     frechet.add_argument("--study", type=Path, required=True)
     args = parser.parse_args(argv)
-    try:
-        if args.which == "frechet":
-            print(compare_frechet(args.study))
-            return
-        options = {name: getattr(args, name) for name in ("strips", "frames", "steps", "guidance")}
-        print(lines_table(measure_lines(args.run, args.classifier, **options)))
-    except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
+    if args.which == "frechet":
+        print(compare_frechet(args.study))
+        return
+    options = {name: getattr(args, name) for name in ("strips", "frames", "steps", "guidance")}
+    print(lines_table(measure_lines(args.run, args.classifier, **options)))
 
 
 if __name__ == "__main__":

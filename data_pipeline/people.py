@@ -20,12 +20,12 @@ brows, nose and mouth.
 
 import argparse
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
+from data_pipeline.cli import command
 from data_pipeline.drawing.captions import TRIGGER, vocabulary, words_of
 from data_pipeline.drawing.identities import SPLITS, Identities, identities_of
 from data_pipeline.drawing.pictures import (
@@ -202,7 +202,8 @@ def _numbers(values):
     return tuple(round(float(value), 3) for value in values)
 
 
-def main(argv=None) -> int:
+@command
+def main(argv=None):
     parser = argparse.ArgumentParser(
         prog="python -m data_pipeline.people",
         description="Draws portraits of made-up people, with captions and ground truth.",
@@ -223,19 +224,14 @@ def main(argv=None) -> int:
     args = vars(parser.parse_args(argv))
     out, force = args.pop("out"), args.pop("force")
     foreign = out.is_dir() and any(out.iterdir()) and not (out / GROUND_TRUTH).exists()
-    try:
-        if foreign and not force:
-            raise FileExistsError(
-                f"{out} holds files that this command did not make; choose another folder, or pass "
-                "--force to write among them"
-            )
-        records = write_people(out, **args)
-    except (ValueError, OSError) as error:
-        print(f"people: {error}", file=sys.stderr)
-        return 1
+    if foreign and not force:
+        raise FileExistsError(
+            f"{out} holds files that this command did not make; choose another folder, or pass "
+            "--force to write among them"
+        )
+    records = write_people(out, **args)
     print(f"{out}: {len(records)} pictures of {args['identities']} people ({args['split']})")
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -10,12 +10,11 @@ with all of them listed. --dry_run does the whole work and its checks, and leave
 
 import argparse
 import contextlib
-import sys
 import tempfile
 from pathlib import Path
 
+from persongen_jax.cli import command
 from persongen_jax.files import is_full
-from persongen_jax.plain_warnings import plain_warnings
 from persongen_jax.weights.errors import WeightsError
 from persongen_jax.weights.formats.identify import count, identify, open_parts
 
@@ -50,9 +49,9 @@ def parse_arguments(argv=None):
         action="store_true",
         help="of a kohya-lora: name the UNet's blocks as kohya's own trainer does",
     )
-    for command in (bring, export):
-        command.add_argument("--dry_run", action="store_true", help="check all, write nothing")
-        command.add_argument("--force", action="store_true", help="replace a file (no directory)")
+    for writes in (bring, export):
+        writes.add_argument("--dry_run", action="store_true", help="check all, write nothing")
+        writes.add_argument("--force", action="store_true", help="replace a file (no directory)")
     return parser.parse_args(argv)
 
 
@@ -175,16 +174,13 @@ def destination(args):
         raise OSError(f"{args.out}: no space left on the device; write it elsewhere") from error
 
 
+@command
 def main(argv=None):
     args = parse_arguments(argv)
-    try:
-        if args.command == "inspect":
-            print(inspect(args.path, args.keys))
-            return
-        with plain_warnings():
-            said = import_(args) if args.command == "import" else export(args)
-    except (ValueError, OSError, ImportError) as error:
-        sys.exit(f"error: {error}")
+    if args.command == "inspect":
+        print(inspect(args.path, args.keys))
+        return
+    said = import_(args) if args.command == "import" else export(args)
     print(f"{'would be written' if args.dry_run else 'written'}: {args.out}: {said}")
 
 
