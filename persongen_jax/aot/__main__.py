@@ -23,6 +23,7 @@ from pathlib import Path
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 from data_pipeline import text_files  # noqa: E402
+from data_pipeline.files import write_text  # noqa: E402
 from persongen_jax.aot.chips import GIB, open_topology  # noqa: E402
 from persongen_jax.aot.compiling import (
     TO_FIT,
@@ -154,7 +155,7 @@ def read_json(path: Path) -> list[dict]:
 
 def write_json(path: Path, rows: list[dict]):
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(rows, indent=1) + "\n")
+    write_text(path, json.dumps(rows, indent=1) + "\n")
 
 
 def installed(package: str) -> str | None:

@@ -6,9 +6,9 @@ are called and who judged, the rows themselves say (metrics/measures.py).
 """
 
 import csv
-import os
 from pathlib import Path
 
+from data_pipeline.files import atomic_write
 from persongen_jax.evaluation.trajectories import (
     plot_trajectories,
     read_rows,
@@ -177,12 +177,10 @@ def csv_rows(entries) -> list[dict]:
 
 def write_csv(path: Path, rows: list[dict]):
     """A CSV file in one piece; None is an empty cell."""
-    partial = path.with_name(path.name + ".part")
-    with partial.open("w", newline="", encoding="utf-8") as file:
+    with atomic_write(path) as partial, partial.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, list(rows[0]))
         writer.writeheader()
         writer.writerows(rows)
-    os.replace(partial, path)
 
 
 def table(entries) -> str:

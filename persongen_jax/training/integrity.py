@@ -12,6 +12,8 @@ import json
 import os
 from pathlib import Path
 
+from data_pipeline.files import write_text
+
 NAME = "digests.json"
 
 
@@ -19,12 +21,7 @@ def write_digests(folder: Path):
     """Write ``folder``/digests.json about all files that are there now, at any depth."""
     folder = Path(folder)
     entries = {name: _measure(folder / name) for name in _files(folder)}
-    part = folder / (NAME + ".part")
-    with open(part, "w") as file:
-        json.dump({"files": entries}, file, indent=1)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(part, folder / NAME)
+    write_text(folder / NAME, json.dumps({"files": entries}, indent=1))
     sync_folder(folder)
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from data_pipeline.files import write_text
 from data_pipeline.text_files import whole_lines
 from persongen_jax.files import is_full
 
@@ -32,9 +33,7 @@ class MetricsFile:
 
     def __init__(self, path: Path, start: int, kept: list[dict] = ()):
         rows = [line for line in _lines(path) if json.loads(line)["step"] <= start]
-        part = path.with_name(path.name + ".part")
-        part.write_text("".join(rows))
-        os.replace(part, path)
+        write_text(path, "".join(rows))
         self.file = PatientFile(path)
         self._kept = list(kept)
 
