@@ -33,6 +33,7 @@ setup(
         "numpy>=2.1",
         "pillow>=10.3",
         "matplotlib>=3.9",
+        "tabulate>=0.9",
         "tqdm",
     ],
     extras_require={
