@@ -9,7 +9,7 @@ DATA = [
     "importlib_resources>=6",  # tfds asks for it without saying so
     "array_record>=0.8; platform_system != 'Windows'",  # tfds asks for it on Linux only
 ]
-LOG = ["tensorboard>=2.20"]
+LOG = ["tensorboardX>=2.6"]
 FACES = ["scikit-image>=0.24", "insightface>=2.1", "onnxruntime>=1.20"]
 
 HEIC = ["pillow-heif>=1.0"]
@@ -47,6 +47,7 @@ setup(
             *DATA,
             *LOG,
             *HEIC,
+            "tensorboard>=2.20",  # reads the events
             "scikit-image>=0.24",
             "scikit-learn>=1.5",
             TORCH,
