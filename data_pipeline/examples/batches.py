@@ -21,8 +21,14 @@ class Source(Protocol):
     """What batches are made of: examples by number. ExampleSource is one, Arrays another."""
 
     seed: int
-    specs: list[dict]  # flat name to (shape, dtype); one for every shape that a batch may have
-    fingerprint: str  # of the data, so that a run notices that it goes on with others
+
+    @property
+    def specs(self) -> list[dict]:
+        """Flat name to (shape, dtype); one for every shape that a batch may have."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the data, so that a run notices that it goes on with others."""
 
     def example(self, n: int) -> dict[str, np.ndarray]:
         """Example number n, flat; a function of the source and ``n`` alone."""

@@ -4,11 +4,13 @@ Streams and maps are looked up by name ("text", "background", "identity", "pose"
 slicing one long sequence, so that a method may add one without changes to any other part.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import ArrayLike
 
 
 @jax.tree_util.register_dataclass
@@ -163,7 +165,7 @@ class Guidance:
     unconditional: Conditioning | None = None
     early: Conditioning | None = None
     plain: jax.Array | None = None
-    scales: dict[str, jax.Array] = field(default_factory=dict)
+    scales: Mapping[str, ArrayLike] = field(default_factory=dict)
     lora: dict[str, jax.Array] = field(default_factory=dict)
 
     def scales_at(self, step) -> dict[str, jax.Array]:
