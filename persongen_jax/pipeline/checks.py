@@ -8,20 +8,22 @@ import operator
 import os
 import sys
 import warnings
-from collections.abc import Iterator
-from typing import NamedTuple
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from data_pipeline.examples.conditions import Text
 from data_pipeline.prompt_syntax import plain_syntax
-from data_pipeline.prompts import has_trigger
+from data_pipeline.prompts import Tokenizers, has_trigger
+from persongen_jax.diffusion.plan import Plan
 
 
 class CallWarning(UserWarning):
     """Part of a call has no effect, or another one than its words suggest."""
 
 
-def tell(message: str):
+def tell(message: str) -> None:
     """Warn of a call; Python names the line outside this package that made it."""
     frame, level = sys._getframe(1), 2
     while frame.f_back and frame.f_globals.get("__name__", "").startswith("persongen_jax.pipeline"):
@@ -32,7 +34,7 @@ def tell(message: str):
 # ---- Of the right kind -------------------------------------------------------------------------
 
 
-def texts_of(name: str, given) -> list[str]:
+def texts_of(name: str, given: Any) -> list[str]:
     """One text or several, as a list; ValueError for anything else, and for none."""
     if isinstance(given, str):
         given = [given]
@@ -45,7 +47,7 @@ def texts_of(name: str, given) -> list[str]:
     return list(given)
 
 
-def check_text(name: str, text):
+def check_text(name: str, text: Any) -> None:
     """ValueError unless it is a text that can be written down."""
     if not isinstance(text, str):
         raise ValueError(f"{name} is {_kind(text)}: give a text")
@@ -59,7 +61,7 @@ def check_text(name: str, text):
         ) from None
 
 
-def one_each(texts, count: int, what: str) -> list:
+def one_each(texts: Any, count: int, what: str) -> list:
     """One text (or None) for all, or one each."""
     if texts is None or isinstance(texts, str):
         texts = [texts] * count
@@ -73,7 +75,7 @@ def one_each(texts, count: int, what: str) -> list:
     return list(texts)
 
 
-def check_numbers(least: int = 1, **numbers):
+def check_numbers(least: int = 1, **numbers: Any) -> None:
     """ValueError unless each is a whole number of at least ``least``, or None."""
     for name, number in numbers.items():
         if number is None:
@@ -86,7 +88,7 @@ def check_numbers(least: int = 1, **numbers):
             raise ValueError(f"{name}={number}: give a whole number of at least {least}")
 
 
-def check_finite(**numbers):
+def check_finite(**numbers: Any) -> None:
     """ValueError unless each is a finite number."""
     for name, number in numbers.items():
         try:
@@ -97,13 +99,13 @@ def check_finite(**numbers):
             raise ValueError(f"{name}={number!r}: give a finite number")
 
 
-def check_path(name: str, path):
+def check_path(name: str, path: Any) -> None:
     """ValueError unless it can be a path."""
     if not isinstance(path, (str, os.PathLike)) or not os.fspath(path):
         raise ValueError(f"{name} is {_kind(path) if path != '' else 'empty'}: give a path")
 
 
-def check_pairs(**pairs):
+def check_pairs(**pairs: Any) -> None:
     """ValueError unless each is (height, width) in whole numbers, or None."""
     for name, pair in pairs.items():
         if pair is None:
@@ -114,7 +116,7 @@ def check_pairs(**pairs):
         check_numbers(-(2**31), **{f"{name}[{i}]": value for i, value in enumerate(pair)})
 
 
-def check_kinds(kind, wanted: str, **given):
+def check_kinds(kind: Any, wanted: str, **given: Any) -> None:
     """ValueError unless each is of this kind, or None."""
     for name, value in given.items():
         if value is not None and not isinstance(value, kind):
@@ -151,7 +153,14 @@ class Options(NamedTuple):
     tile_size: int | None
     output_type: str
 
-    def check(self, num_inference_steps, num_images_per_prompt, height, width, batch_size):
+    def check(
+        self,
+        num_inference_steps: int | None,
+        num_images_per_prompt: int | None,
+        height: int | None,
+        width: int | None,
+        batch_size: int | None,
+    ) -> None:
         """ValueError unless all are of the right kind; those given here are whole, at least 1."""
         if num_inference_steps is None or num_images_per_prompt is None:
             raise ValueError(
@@ -180,12 +189,14 @@ class Options(NamedTuple):
         if isinstance(self.latents, (str, bytes)):
             raise ValueError("latents: a text; give an array [n, h / 8, w / 8, 4]")
 
-    def merge_step(self, plan) -> int:
+    def merge_step(self, plan: Plan) -> int:
         """Through this step the prompt alone acts."""
         own = self.start_merge_step
         return usual_merge_step(plan.num_steps) if own is None else own
 
-    def without_effect(self, negatives, identity: bool, plan) -> Iterator[str]:
+    def without_effect(
+        self, negatives: Sequence[str | None], identity: bool, plan: Plan
+    ) -> Iterator[str]:
         """Sentences about those that have none; ``identity``: whether references act."""
         if self.guidance_scale <= 1:
             off = f"guidance_scale={self.guidance_scale:g} turns guidance off"
@@ -213,7 +224,13 @@ class Options(NamedTuple):
             )
 
 
-def cut_parts(text_field, tokenizers, prompts, people, others) -> Iterator[str]:
+def cut_parts(
+    text_field: Text,
+    tokenizers: Tokenizers,
+    prompts: Sequence[str],
+    people: Sequence | None,
+    others: Iterable[tuple[str, str]],
+) -> Iterator[str]:
     """What the text towers will not see of the 77 tokens that they read: a sentence each.
 
     Args:
@@ -235,8 +252,17 @@ def cut_parts(text_field, tokenizers, prompts, people, others) -> Iterator[str]:
 
 
 def tell_of_call(
-    pipe, prompts, negatives, parts, people, regions, plan, asked, schedules, options: Options
-):
+    pipe: Any,
+    prompts: Sequence[str],
+    negatives: Sequence[str | None],
+    parts: Mapping[str, Sequence[str | None]],
+    people: Sequence | None,
+    regions: np.ndarray | None,
+    plan: Plan,
+    asked: dict,
+    schedules: dict,
+    options: Options,
+) -> None:
     """Warn of what is cut, not read as it may have been meant, or without effect.
 
     Args:
@@ -259,7 +285,7 @@ def tell_of_call(
         if weight == 0:
             lines.append(f"LoRA {name}: its weight is 0, so that it has no effect")
     if regions is not None:
-        for number, persons in enumerate(people, 1):
+        for number, persons in enumerate(people or (), 1):
             for place in range(len(persons)):
                 if not regions[number - 1, place].any():
                     lines.append(
@@ -270,7 +296,13 @@ def tell_of_call(
         tell(line)
 
 
-def tell_of_texts(conditioner, prompts, negatives, parts, people):
+def tell_of_texts(
+    conditioner: Any,
+    prompts: Sequence[str],
+    negatives: Sequence[str | None],
+    parts: Mapping[str, Sequence[str | None]],
+    people: Sequence | None,
+) -> None:
     """Warn of what is cut, and of what is not read as it may have been meant."""
     others = [("negative prompt", text) for text in negatives if text]
     others += [(name, text) for name, texts in parts.items() for text in texts if text]
@@ -287,7 +319,9 @@ def tell_of_texts(conditioner, prompts, negatives, parts, people):
         tell(line)
 
 
-def idle_scales(asked: dict, schedules: dict, identities, first: int) -> Iterator[str]:
+def idle_scales(
+    asked: dict, schedules: dict, identities: Collection[str], first: int
+) -> Iterator[str]:
     """Sentences about strengths that change nothing, or take everything away.
 
     Args:

@@ -12,6 +12,8 @@ of them; and diffusers embeds before rounding to 8 bits, where U is centred at 0
 so the bits of its own warm-coloured images often cannot be read at all.
 """
 
+from collections.abc import Callable
+
 import numpy as np
 
 # The message of Stability AI's and diffusers' SDXL pipelines, first bit first.
@@ -79,10 +81,10 @@ def has_watermark(image: np.ndarray) -> bool:
 class WatermarkIfItFits:
     """Adds the watermark to images; warns once if they are too small to hold it."""
 
-    def __init__(self, warn):
+    def __init__(self, warn: Callable[[str], object]):
         self.warn, self.warned = warn, False
 
-    def __call__(self, image):
+    def __call__(self, image: np.ndarray) -> tuple[np.ndarray, bool]:
         """(the image uint8 [h, w, 3], whether it has the watermark now)."""
         height, width = image.shape[:2]
         if _large_enough((height, width)):
