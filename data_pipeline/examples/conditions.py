@@ -6,13 +6,13 @@ import functools
 import numpy as np
 
 from data_pipeline.examples.fields import EncodedField, Encoding, Input
-from data_pipeline.examples.transforms import (
+from data_pipeline.pictures.reading import load_image
+from data_pipeline.pictures.transforms import (
     clip_crop,
     clip_normalise,
     clip_preprocess,
     square_face_crop,
 )
-from data_pipeline.pictures.reading import load_image
 from data_pipeline.prompt_syntax import plain_syntax
 from data_pipeline.prompts import join_parts, without_trigger
 from data_pipeline.records.schema import MAX_REFERENCES, Record

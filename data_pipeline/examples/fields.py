@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from data_pipeline.examples.transforms import TargetCrop
+from data_pipeline.pictures.transforms import TargetCrop
 from data_pipeline.records.schema import Record
 
 Spec = dict[str, tuple[tuple[int, ...], np.dtype]]

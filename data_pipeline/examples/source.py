@@ -16,9 +16,9 @@ import numpy as np
 
 from data_pipeline.examples.buckets import Turns, nearest
 from data_pipeline.examples.fields import Example, Field, Input
-from data_pipeline.examples.transforms import TargetCrop, plan_crop
 from data_pipeline.pictures.kept import SHOWN_PROBLEMS, Pictures
 from data_pipeline.pictures.reading import ImageError, load_image
+from data_pipeline.pictures.transforms import TargetCrop, plan_crop
 from data_pipeline.records.schema import MAX_REFERENCES, Record, to_entry
 
 log = logging.getLogger(__name__)

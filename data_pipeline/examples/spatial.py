@@ -3,8 +3,8 @@
 import numpy as np
 
 from data_pipeline.examples.fields import Field, FieldError, array_spec
-from data_pipeline.examples.transforms import fit_image, plan_crop
 from data_pipeline.pictures.reading import ImageError, image_size, load_image
+from data_pipeline.pictures.transforms import fit_image, plan_crop
 
 
 class Points(Field):

@@ -2,9 +2,9 @@
 
 import numpy as np
 
-from data_pipeline.examples.transforms import square_face_crop
 from data_pipeline.faces.detectors import Detector, open_detector
 from data_pipeline.pictures.reading import load_image
+from data_pipeline.pictures.transforms import square_face_crop
 
 
 class NoFaceFound(ValueError):

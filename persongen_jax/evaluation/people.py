@@ -12,7 +12,7 @@ import numpy as np
 from tqdm import tqdm
 
 from data_pipeline.examples.fields import needs
-from data_pipeline.examples.transforms import square_face_crop
+from data_pipeline.pictures.transforms import square_face_crop
 from data_pipeline.records.schema import Record
 from data_pipeline.records.sources import open_records
 from persongen_jax.diffusion.plan import make_plan

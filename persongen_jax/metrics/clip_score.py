@@ -11,8 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from data_pipeline.examples.transforms import clip_preprocess
 from data_pipeline.pictures.reading import load_image
+from data_pipeline.pictures.transforms import clip_preprocess
 from persongen_jax.weights.formats.clip import load_clip
 
 BATCH = 8  # pictures or texts at once

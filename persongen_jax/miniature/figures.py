@@ -17,8 +17,8 @@ import numpy as np
 from flax import nnx
 
 from data_pipeline.drawing import people
-from data_pipeline.examples.transforms import clip_preprocess, square_face_crop
 from data_pipeline.faces.align import align_faces
+from data_pipeline.pictures.transforms import clip_preprocess, square_face_crop
 from data_pipeline.prompts import join_parts, split_at_trigger
 from persongen_jax.cli import command
 from persongen_jax.config import load_config

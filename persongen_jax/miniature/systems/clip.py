@@ -11,7 +11,7 @@ import numpy as np
 import optax
 from flax import nnx
 
-from data_pipeline.examples.transforms import CLIP_MEAN, CLIP_STD, square_face_crop
+from data_pipeline.pictures.transforms import CLIP_MEAN, CLIP_STD, square_face_crop
 from persongen_jax.miniature import sizes
 from persongen_jax.miniature.losses import Centres, arcface_losses
 from persongen_jax.miniature.pool import Pool, kept
