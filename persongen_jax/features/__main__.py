@@ -1,9 +1,9 @@
-"""Fill the feature cache of a config: all that its examples need of frozen networks.
+"""Fill the feature cache of a config: all frozen networks' outputs that its examples need.
 
     python -m persongen_jax.features --config configs/photomaker_bg.py --config.cache=DIR
     python -m persongen_jax.features --config ... --worker 3 --workers 8
 
-It can be stopped and started again, and several may share the work. docs/cache.md says more.
+It can be interrupted and resumed, and several processes may share the work. See docs/cache.md.
 """
 
 import logging
@@ -21,15 +21,15 @@ log = logging.getLogger(__name__)
 
 
 def fill_cache(config, worker: int = 0, workers: int = 1, batch_size: int = 16) -> Features:
-    """Computes and stores what the config's examples need: of every ``workers``-th record.
+    """Compute and store what the config's examples need, for every ``workers``-th record.
 
     Raises:
-        ValueError: the config has no ``cache``, or what the trainer would refuse.
+        ValueError: the config has no ``cache``, or anything that the trainer would refuse.
     """
     if not config.get("cache_kinds"):
-        raise ValueError(f"config.system={config.system}: it has nothing that could be cached")
+        raise ValueError(f"config.system={config.system}: it has nothing to cache")
     if not config.cache:
-        raise ValueError("config.cache is empty; give --config.cache=DIR, where features are kept")
+        raise ValueError("config.cache is empty; give --config.cache=DIR, where to store features")
     if not 0 <= worker < workers:
         raise ValueError(f"--worker {worker}: a number from 0 to --workers - 1 ({workers - 1})")
     source = open_system(config).examples(0, alone=True).source
@@ -37,7 +37,7 @@ def fill_cache(config, worker: int = 0, workers: int = 1, batch_size: int = 16) 
 
     def jobs():
         with ThreadPoolExecutor() as pool:
-            # Some rows at a time: a picture that was never seen has to be decoded for its digest.
+            # Some rows at a time: an image that was never seen must be decoded for its digest.
             for start in tqdm(range(0, len(rows), 64), unit="x64 records"):
                 yield from pool.map(source.feature_jobs, rows[start : start + 64])
 
@@ -52,9 +52,9 @@ def main(argv=None) -> int:
         "config", None, "an experiment", flag_values=values, sys_argv=argv
     )
     numbers = {
-        "worker": (0, "which share of the records this process takes"),
+        "worker": (0, "which share of the records this process handles"),
         "workers": (1, "how many shares there are"),
-        "batch": (16, "rows that are encoded at once"),
+        "batch": (16, "rows to encode at once"),
     }
     for name, (default, what) in numbers.items():
         least = 0 if name == "worker" else 1
