@@ -3,10 +3,10 @@
     python -m persongen_jax.study --config configs/study_mini.py
     python -m persongen_jax.study --config configs/study_mini.py --dry_run
 
-Every run is a process of its own, so that none lives in another's memory: training, then the
-evaluation of what was trained. SIGTERM and Ctrl-C are passed on to it, and it saves; the same
-command goes on from there, and does not repeat what is finished. At the end, and whenever all runs
-are there, the tables, plots and sheets are written (persongen_jax/study/report.py).
+Every run is a separate process, so that none shares memory with another: training, then evaluation.
+SIGTERM and Ctrl-C are passed on to it, and it saves; the same command resumes from there and skips
+finished runs. At the end, and whenever all runs are finished, the tables, plots and sheets are
+written (persongen_jax/study/report.py).
 """
 
 import fcntl
@@ -30,13 +30,13 @@ from persongen_jax.systems.open import complete_config, system_class
 from persongen_jax.training.stopping import StopSignals
 from persongen_jax.weights.saver import write_json
 
-# A training's keys that have to be equal for a comparison to be fair.
+# Config keys that must be equal for a fair comparison.
 BUDGET = ("steps", "batch_size", "size", "data", "base")
-LOOK = 0.2  # seconds between two looks at signals and at the process under way
+LOOK = 0.2  # seconds between polls of signals and the running process
 
 
 class Interrupted(Exception):
-    """A signal ended the study; the same command goes on."""
+    """A signal ended the study; the same command resumes it."""
 
 
 @dataclass(frozen=True)
@@ -57,14 +57,14 @@ class Run:
         return self.folder / "evaluation" / f"step_{self.config.steps:06d}"
 
 
-# ---- What is to be done ------------------------------------------------------------------------
+# ---- Planning ------------------------------------------------------------------------
 
 
 def load_config(file: str, overrides: dict) -> ConfigDict:
     """A training's config with some keys changed.
 
     Raises:
-        ValueError: no such file, or a key or type that the config does not have.
+        ValueError: no such file, or a key or type that does not fit the config.
     """
     if not Path(file).is_file():
         raise ValueError(f"{file}: no such config; methods and config_files name it together")
@@ -80,13 +80,13 @@ def load_config(file: str, overrides: dict) -> ConfigDict:
 
 
 def plan_runs(study: ConfigDict) -> list[Run]:
-    """Every run, seed by seed, so that a study stopped half way has all methods.
+    """Every run, seed by seed, so that a study stopped halfway has all methods.
 
     Raises:
-        ValueError: nothing to do, unequal budgets, or faulty overrides.
+        ValueError: nothing to do, unequal budgets, or invalid overrides.
     """
     if not study.methods or not study.seeds:
-        raise ValueError("config.methods and config.seeds have to name at least one each")
+        raise ValueError("config.methods and config.seeds must name at least one each")
     unknown = sorted(set(study.only) - set(study.methods))
     if unknown:
         raise ValueError(f"config.only: {', '.join(unknown)} is not among config.methods")
@@ -112,13 +112,13 @@ def plan_runs(study: ConfigDict) -> list[Run]:
 
 
 def newest_step(run: Run) -> int | None:
-    """Of the run's checkpoints."""
+    """The step of the run's newest checkpoint."""
     steps = [int(p.name) for p in (run.folder / "checkpoints").glob("*") if p.name.isdigit()]
     return max(steps, default=None)
 
 
 def is_trained(run: Run) -> bool:
-    """Whether the last step is saved, and validated where the config asks for it."""
+    """Whether the last step is saved, and validated if the config asks for it."""
     if newest_step(run) != run.config.steps:
         return False
     if not run.config.validation_every:
@@ -129,22 +129,22 @@ def is_trained(run: Run) -> bool:
 
 
 def is_evaluated(run: Run) -> bool:
-    """Whether it was evaluated with the options that are asked for now."""
+    """Whether it was evaluated with the current options."""
     options = run.results / "options.json"
     return options.is_file() and read_json(options) == run.evaluation
 
 
 def check_settings(run: Run):
-    """ValueError if what lies in the run's folder was trained with other settings."""
+    """ValueError if the run's folder was trained with other settings."""
     path = run.folder / "config.json"
     if not path.is_file():
         return
     before = json.loads(complete_config(read_json(path)).to_json())
     now = json.loads(run.config.to_json())
     if "start_from_step" in now:
-        # Which checkpoint of an earlier run it started from, training has found out itself.
+        # Training itself fills in which checkpoint of an earlier run it started from,
         now["start_from_step"] = now["start_from_step"] or before.get("start_from_step", 0)
-    # And where the learning rate's curve ends that the run began with.
+    # and where the initial learning-rate schedule ends.
     now["schedule_steps"] = now["schedule_steps"] or before["schedule_steps"]
     lines = differences(before, now)
     if lines:
@@ -155,7 +155,7 @@ def check_settings(run: Run):
 
 
 def describe(run: Run) -> str:
-    """Where the run stands, for the list of --dry_run and the log."""
+    """The state of the run, for the list of --dry_run and the log."""
     step = newest_step(run)
     if is_trained(run):
         state = "finished" if is_evaluated(run) else "trained, not evaluated"
@@ -164,20 +164,20 @@ def describe(run: Run) -> str:
     return f"{run.name}, seed {run.seed}: {state}"
 
 
-# ---- Doing it ----------------------------------------------------------------------------------
+# ---- Execution ----------------------------------------------------------------------------------
 
 
 class Processes:
-    """Runs one command after the other, and passes a stop on to the one under way.
+    """Runs one command after another, and passes a stop on to the running one.
 
-    ``lock``: an open file that every process inherits: it stays locked as long as one of them
-    lives, also when this one was killed.
+    ``lock``: an open file that every process inherits: it stays locked while any of them lives,
+    even if this one was killed.
     """
 
     def __init__(self, stop: StopSignals, lock):
         self.stop, self.lock = stop, lock
         self.environment = dict(os.environ)
-        # Runs that differ by their seed compile the same programs for sampling.
+        # Runs that differ only by their seed compile the same sampling programs.
         cache = Path.home() / ".cache" / "persongen_jax" / "xla"
         self.environment.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache))
 
@@ -185,13 +185,13 @@ class Processes:
         """``python -m module arguments``.
 
         Raises:
-            Interrupted: a signal came, before or meanwhile; the process has ended.
-            RuntimeError: it ended with an error, which stands above in the terminal.
+            Interrupted: a signal came, before or during it; the process has ended.
+            RuntimeError: it ended with an error, which is above in the terminal.
         """
         if self.stop:
             raise Interrupted
         command = [sys.executable, "-m", module, *map(str, arguments)]
-        # A session of its own: the terminal's Ctrl-C would reach it twice otherwise.
+        # Its own session: otherwise the terminal's Ctrl-C would reach it twice.
         process = subprocess.Popen(
             command, env=self.environment, start_new_session=True, pass_fds=[self.lock.fileno()]
         )
@@ -213,13 +213,13 @@ class Processes:
             raise Interrupted
         if process.returncode:
             raise RuntimeError(
-                f"{' '.join(command[2:])} ended with code {process.returncode}; its words are "
+                f"{' '.join(command[2:])} ended with code {process.returncode}; its error is "
                 "above. The same command tries again"
             )
 
 
 def do_run(run: Run, processes: Processes):
-    """Train and evaluate, as far as it is not done."""
+    """Train and evaluate, as far as not done yet."""
     if not is_trained(run):
         settings = [f"--config.{key}={value}" for key, value in run.overrides.items()]
         files = ["--config", run.file, "--workdir", run.folder]
@@ -235,7 +235,7 @@ def do_run(run: Run, processes: Processes):
 
 
 def measure_costs(study: ConfigDict, runs: list[Run], processes: Processes) -> dict | None:
-    """cost.json's contents, measured if it is not there for these settings; None: not asked for."""
+    """Contents of cost.json, measured unless they exist for these settings; None: not requested."""
     if not study.cost_rounds:
         return None
     plan = {
@@ -255,11 +255,11 @@ def measure_costs(study: ConfigDict, runs: list[Run], processes: Processes) -> d
 
 
 def run_study(study: ConfigDict, dry_run: bool = False):
-    """Everything: runs, costs, report.
+    """Run everything: trainings, costs, report.
 
     Raises:
         ValueError: settings that cannot work.
-        RuntimeError: a run failed, or another study is at work in the same folder.
+        RuntimeError: a run failed, or another study is using the same folder.
     """
     runs = plan_runs(study)
     for run in runs:
@@ -275,7 +275,7 @@ def run_study(study: ConfigDict, dry_run: bool = False):
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise RuntimeError(
-                f"{workdir}: another study, or a run that it left behind, is still at work there"
+                f"{workdir}: another study, or a run that it left behind, is still using it"
             ) from error
         processes = Processes(stop, lock)
         try:
@@ -284,7 +284,7 @@ def run_study(study: ConfigDict, dry_run: bool = False):
                 do_run(run, processes)
             costs = measure_costs(study, runs, processes)
         except Interrupted:
-            print(f"stopped; the same command goes on ({workdir})")
+            print(f"stopped; the same command resumes ({workdir})")
             return
         print(write_report(study, runs, costs))
     print(f"written: {workdir}")
@@ -295,12 +295,12 @@ def run_study(study: ConfigDict, dry_run: bool = False):
 
 def parse(argv: list[str]) -> tuple[ConfigDict, bool]:
     """(the study's config, whether it is a dry run)."""
-    # Flags of its own: persongen_jax.train has some of the same names.
+    # Separate flags: persongen_jax.train has some with the same names.
     values = flags.FlagValues()
     config_flags.DEFINE_config_file(
         "config", None, "a study, e.g. configs/study_mini.py", flag_values=values, sys_argv=argv
     )
-    flags.DEFINE_bool("dry_run", False, "list the runs and where they stand", flag_values=values)
+    flags.DEFINE_bool("dry_run", False, "list the runs and their states", flag_values=values)
     try:
         left = values(argv)
     except (AttributeError, KeyError) as error:
