@@ -33,7 +33,7 @@ def main(argv=None) -> int:
     except (ValueError, OSError, WeightsError) as error:
         print(f"miniature: {error}", file=sys.stderr)
         return 1
-    except Stopped:  # training has said where
+    except Stopped:  # training has printed where
         return unfinished_status()
     return 0
 
