@@ -1,4 +1,4 @@
-"""What commands with a config do with their arguments."""
+"""How commands with a config parse their arguments."""
 
 import sys
 
@@ -6,7 +6,7 @@ from absl import flags
 
 
 def parse_flags(argv):
-    """absl's parsing; a key that the config does not have ends in a line, not in a trace."""
+    """absl's parsing; a key that the config lacks prints a line instead of a traceback."""
     try:
         return flags.FLAGS(argv)
     except (AttributeError, KeyError) as error:

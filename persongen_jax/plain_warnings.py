@@ -1,4 +1,4 @@
-"""Warnings as a command's user reads them: one line, without the place in our code."""
+"""Warnings for a command's user: one line, without the place in our code."""
 
 import contextlib
 import sys
@@ -7,7 +7,7 @@ import warnings
 
 @contextlib.contextmanager
 def plain_warnings():
-    """Inside, every UserWarning is a line ``warning: <text>`` on stderr, once for each text."""
+    """Inside, every UserWarning prints ``warning: <text>`` to stderr, once per text."""
     with warnings.catch_warnings():
         others, told = warnings.showwarning, set()
 
