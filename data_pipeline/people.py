@@ -1,10 +1,11 @@
-"""Drawn people with ground truth: the miniature's photographs, made instead of downloaded.
+"""Drawn people with ground truth: the miniature's images, made instead of downloaded.
 
     python -m data_pipeline.people --out data/people --identities 20 --pictures 12 --split in_train
 
 writes ``images/``, ``manifest.jsonl`` (data_pipeline.records.manifest), ``ground_truth.jsonl`` (per
 line of the manifest: image, face_box, landmarks, keypoints, visibility, attributes) and
-``sheet.png``, one row per person. Same arguments, same bytes, whatever is drawn beside a picture.
+``sheet.png``, one row per person. Same arguments, same bytes; each image is independent of the
+others.
 
 As a library, everything is a function of seeds; nothing is stored:
 
@@ -14,7 +15,7 @@ As a library, everything is a function of seeds; nothing is stored:
     examples("in_train", identity_indices=[3, 3, 8], picture_seeds=[0, 1, 2])
 
 The splits hold different people by construction. ``out_of_domain`` has hair, tones and proportions
-that the others never show; in ``look_alikes`` ten people after another share everything but eyes,
+that the others never show; in ``look_alikes`` each group of ten people shares everything but eyes,
 brows, nose and mouth.
 """
 
@@ -80,12 +81,12 @@ def make_identities(split: str, count: int, seed: int = 0) -> Identities:
 
 
 def identity_of(split: str, index: int, seed: int = 0) -> Identities:
-    """One person, as a batch of one: make_identities(split, n, seed)'s row ``index``."""
+    """One person, as a batch of one: row ``index`` of make_identities(split, n, seed)."""
     return identities_of(split, [index], seed)
 
 
 def draw_pictures(seed: int, count: int, framing_weights=FRAMING_WEIGHTS) -> Pictures:
-    """``count`` circumstances. ``framing_weights`` are of portrait, half and full figures."""
+    """``count`` variations. ``framing_weights`` are for portrait, half and full figures."""
     return pictures_of(fold(PICTURE, seed, np.arange(count)), framing_weights)
 
 
@@ -97,10 +98,9 @@ def examples(
     seed: int = 0,
     framing_weights=FRAMING_WEIGHTS,
 ) -> People:
-    """Person ``identity_indices[i]`` in circumstances ``picture_seeds[i]``, both [n] of integers.
+    """Person ``identity_indices[i]`` with variation ``picture_seeds[i]``, both [n] integers.
 
-    A picture seed means the same circumstances for everyone; take different ones for different
-    pictures.
+    A picture seed gives everyone the same variation; use different seeds for different images.
     """
     seeds = np.atleast_1d(np.asarray(picture_seeds, np.int64))
     people = identities_of(split, identity_indices, seed)
@@ -110,12 +110,12 @@ def examples(
 def example(
     split: str, identity_index: int, picture_seed: int, size: int = 64, seed: int = 0
 ) -> People:
-    """One picture, as a batch of one."""
+    """One image, as a batch of one."""
     return examples(split, [identity_index], [picture_seed], size, seed)
 
 
 def records_of(drawn: People, images: list[str], trigger_word: str = TRIGGER) -> list[Record]:
-    """A Record per picture, with its ground truth; ``images`` are their names."""
+    """A Record per image, with its ground truth; ``images`` are their names."""
     records = []
     for i, image in enumerate(images):
         before, after = split_at_trigger(drawn.captions[i], TRIGGER)
@@ -139,7 +139,7 @@ def records_of(drawn: People, images: list[str], trigger_word: str = TRIGGER) ->
 def write_people(
     out, *, identities: int, pictures: int, split: str, size: int = 64, seed: int = 0
 ) -> list[Record]:
-    """Writes the folder that the module's text describes and returns its records."""
+    """Write the folder that the module's docstring describes; return its records."""
     out = Path(out)
     if identities < 1 or pictures < 2 or size < 16:
         raise ValueError(
@@ -166,7 +166,7 @@ def write_people(
 
 
 def contact_sheet(images, columns: int) -> np.ndarray:
-    """[n, s, s, 3] to one picture [rows * s, columns * s, 3]; missing ones are black."""
+    """Tile [n, s, s, 3] into one image [rows * s, columns * s, 3]; missing ones are black."""
     count, size = images.shape[:2]
     rows = -(-count // columns)
     padded = np.zeros((rows * columns, *images.shape[1:]), np.uint8)
@@ -198,7 +198,7 @@ def _truth(drawn: People, i: int) -> dict:
 
 
 def _numbers(values):
-    """Plain numbers in pixels; a thousandth of one is more than anybody can use."""
+    """Plain numbers in pixels, rounded to more digits than anybody needs."""
     return tuple(round(float(value), 3) for value in values)
 
 

@@ -1,6 +1,6 @@
-"""Random numbers as a function of a key: row i's numbers do not depend on the rows beside it.
+"""Random numbers as a function of a key: a row's numbers do not depend on other rows.
 
-A generator object per row would give that too, but costs more than drawing the picture's shapes.
+One generator object per row would do too, but costs more than drawing the image's shapes.
 The hash is splitmix64 (Steele, Lea and Flood, 2014).
 """
 
@@ -15,12 +15,12 @@ def _mix(state):
     return state ^ (state >> np.uint64(31))
 
 
-# The first part of every key, so that person 3 of seed 0 and picture 3 of seed 0 share nothing.
+# The first part of every key, so that person 3 of seed 0 and picture 3 of seed 0 are independent.
 PERSON, GROUP, PICTURE, EXAMPLE, SCENERY = range(5)
 
 
 def fold(*parts) -> np.ndarray:
-    """One uint64 key [n] out of whole numbers and arrays [n] of them; order matters."""
+    """One uint64 key [n] from whole numbers and arrays [n] of them; the order matters."""
     key = np.zeros(1, np.uint64)
     for part in parts:
         key = _mix(key * GOLDEN + _mix(np.atleast_1d(part).astype(np.uint64) + GOLDEN))

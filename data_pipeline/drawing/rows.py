@@ -4,7 +4,7 @@ from dataclasses import fields, replace
 
 
 class Rows:
-    """Base of dataclasses whose fields are all arrays [n, ...]."""
+    """Base class of dataclasses whose fields are all arrays [n, ...]."""
 
     def __len__(self):
         return len(getattr(self, fields(self)[0].name))

@@ -1,9 +1,9 @@
 """Face detectors behind one interface, opened by name.
 
 keypoints:DIR     the miniature's KeypointNet, a folder of this project
-insightface       SCRFD out of InsightFace's model packs, if their files are there
-insightface:DIR   the same, out of this folder
-cascade           scikit-image's own; boxes alone
+insightface       SCRFD from InsightFace's model packs, if their files exist
+insightface:DIR   the same, from this folder
+cascade           scikit-image's own; boxes only
 """
 
 from data_pipeline.faces.detectors.base import Detection, Detector
@@ -18,7 +18,7 @@ def open_detector(name: str, path=None) -> Detector:
 
     Raises:
         ValueError: no such detector, or one that needs a folder and has none.
-        FileNotFoundError, ImportError: its files or its library are absent; says what to do.
+        FileNotFoundError, ImportError: its files or its library are missing; has the remedy.
     """
     kind, _, inline = str(name).partition(":")
     path = inline or path
