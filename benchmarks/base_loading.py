@@ -1,11 +1,11 @@
-"""Opening SDXL at full size in fp16, and the start of generate: this checkout against another.
+"""Opening full-size SDXL in fp16, and the start of generate: this checkout against another.
 
     git worktree add ../earlier COMMIT
     python -m benchmarks.base_loading --versus ../earlier --out benchmarks/results/base_loading.md
 
-The files have SDXL's own shapes and random bits. Every figure is a process of its own; the two
-checkouts take turns, so that a drift of the machine's speed hits both. The floor is reading the
-same bytes and writing them to fresh memory.
+The files have SDXL's own shapes and random bits. Every figure comes from a separate process; the
+two checkouts take turns, so that drift of the machine's speed affects both. The floor is reading
+the same bytes and writing them to fresh memory.
 """
 
 import argparse
@@ -66,7 +66,7 @@ def write_full_size(folder: Path, small: Path):
 
 
 def run(checkout: Path, *arguments) -> tuple[float, str]:
-    """Seconds of a Python process that sees this checkout's packages, and what it printed."""
+    """Seconds of a Python process that uses this checkout's packages, and its output."""
     environment = {**os.environ, "PYTHONPATH": str(checkout)}
     start = time.perf_counter()
     done = subprocess.run(
@@ -90,7 +90,7 @@ def floor(folder: Path) -> float:
 
 
 def measure(here: Path, other: Path, full: Path, small: Path, scratch: Path, rounds: int):
-    """{what: {which: seconds of each round}}; the first round is to warm up and not kept."""
+    """{what: {which: seconds of each round}}; the first round is a warm-up and not kept."""
     found = {
         "open SDXL, fp16": {"before": [], "now": []},
         "generate, one step of the tiny base": {"before": [], "now": []},
@@ -100,7 +100,7 @@ def measure(here: Path, other: Path, full: Path, small: Path, scratch: Path, rou
         order = [("before", other), ("now", here)]
         row = {"floor": {"now": floor(full)}, **{what: {} for what in list(found)[:2]}}
         for which, checkout in order if number % 2 else order[::-1]:
-            floor(full)  # both find the files in the same state of the system's cache
+            floor(full)  # puts the files into the system's cache for both
             row["open SDXL, fp16"][which] = float(run(checkout, "-c", LOAD, full)[1].split()[-1])
             out = scratch / f"{which}{number}"
             options = ["--base", small, "--out", out, *GENERATE]

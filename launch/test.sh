@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Install with the test extra into a virtual environment (first argument, default .venv-test), check
-# the style, and run the tests; further arguments go to pytest.
+# the style, and run the tests; remaining arguments go to pytest.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 environment=${1:-.venv-test}
@@ -8,5 +8,5 @@ environment=${1:-.venv-test}
 "$environment/bin/pip" install --quiet --editable '.[test]'
 "$environment/bin/ruff" check .
 "$environment/bin/ruff" format --check .
-# A process per core, each with whole files: most of the time goes into compiling, on one core.
+# One process per core, each with whole files: most of the time is compilation, on one core.
 "$environment/bin/python" -m pytest -n auto --maxprocesses 4 --dist loadfile "${@:2}"

@@ -1,4 +1,4 @@
-"""Identity by an attention branch (thesis, 5.2.1) in the miniature world.
+"""Identity through an attention branch (thesis, 5.2.1) in the miniature world.
 
 python -m persongen_jax.train --config configs/mini/ip_adapter.py
 """
@@ -9,8 +9,8 @@ from configs.mini.photomaker import get_config as photomaker_config
 def get_config():
     config = photomaker_config()
     config.method = "ip_adapter"
-    # At full strength the untrained branch, read at every place of the picture, drowns the prompt,
-    # and most of the run goes into unlearning it (seed 0, strangers: CLIP-T 19 at step 0 and 59 at
+    # At full strength the untrained branch, which acts everywhere in the image, drowns the prompt,
+    # and most of the run is spent unlearning it (seed 0, strangers: CLIP-T 19 at step 0 and 59 at
     # the end, Face-Sim 0.08; with this gain and these rates 80, 81 and 0.20).
     config.id_norm_gain = 0.2
     config.lr_projections = 3e-3
