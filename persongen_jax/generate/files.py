@@ -1,8 +1,8 @@
-"""The files that generate reads and writes: photographs, other inputs, and images with their notes.
+"""The files that generate reads and writes: references, other inputs, and images with notes.
 
-A published FaceID file was trained on aligned faces: a recogniser's embedding of any other crop is
-not what its projection knows. All other weights, runs of this project among them, read square crops
-(data_pipeline/faces/find.py).
+A published FaceID file was trained on aligned faces, and its projection does not know a
+recogniser's embedding of any other crop. All other weights, including runs of this project, read
+square crops (data_pipeline/faces/find.py).
 """
 
 import json
@@ -20,7 +20,7 @@ from persongen_jax.weights.formats.ip_adapter import is_ip_adapter, read_ip_adap
 
 
 def read_references(items, weights, *, base, detector: str, crop: bool) -> tuple[list, list | None]:
-    """Face crops of each person, as the method's ``weights`` want them; and a mask each, or None.
+    """Face crops of each person, as the method's ``weights`` need them; and a mask each, or None.
 
     Args:
         items: FILE or FILE@REGION.
@@ -28,7 +28,7 @@ def read_references(items, weights, *, base, detector: str, crop: bool) -> tuple
         crop: False if they are crops already.
 
     Raises:
-        ValueError: numbers that do not fit, no face found, a detector that cannot align.
+        ValueError: counts that do not match, no face found, a detector that cannot align.
     """
     people = group_references(items)
     for paths in people.values():
@@ -46,7 +46,7 @@ def read_references(items, weights, *, base, detector: str, crop: bool) -> tuple
 
 
 def group_references(items: list[str]) -> dict[Path | None, list[Path]]:
-    """FILE or FILE@REGION: the photographs by their region's file; an @ may be part of a name."""
+    """FILE or FILE@REGION: the images by their region's file; names may contain an @."""
     people = {}
     for item in items:
         path, at, mask = item.rpartition("@")
@@ -70,42 +70,42 @@ def wants_aligned_faces(weights) -> bool:
 
 
 def align_reference(image, name: str, detector):
-    """The largest face of ``image`` [h, w, 3] on ArcFace's template, [112, 112, 3].
+    """Align the largest face of ``image`` [h, w, 3] to ArcFace's template, [112, 112, 3].
 
     Raises:
-        ValueError: a detector that gives no landmarks.
-        NoFaceFound: of the picture ``name``.
+        ValueError: a detector that finds no landmarks.
+        NoFaceFound: in the image ``name``.
     """
     if not detector.gives_landmarks:
         raise ValueError(
-            f"--detector {detector.name}: it gives no landmarks, by which FaceID's references are "
-            "aligned; give --detector insightface or keypoints:DIR, or aligned crops of 112 "
+            f"--detector {detector.name}: it finds no landmarks, which FaceID's references are "
+            "aligned by; give --detector insightface or keypoints:DIR, or aligned crops of 112 "
             "pixels and --no-crop"
         )
     (found,) = detector.detect([image])
     if found is None:
         raise NoFaceFound(
             f"no face found in {name} ({image.shape[1]}x{image.shape[0]} pixels, detector "
-            f"{detector.name}); FaceID needs aligned crops: give another picture, or an aligned "
+            f"{detector.name}); FaceID needs aligned crops: give another image, or an aligned "
             "crop of 112 pixels and --no-crop"
         )
     return align_face(image, found.landmarks)
 
 
 def read_input(path: str):
-    """An image, uint8 [h, w, 3]; or what a *.json file holds."""
+    """An image, uint8 [h, w, 3]; or the contents of a *.json file."""
     if Path(path).suffix.lower() == ".json":
         return read_json(path)
     return load_image(path)
 
 
 class ImageFolder:
-    """Saves PNGs one after the other, numbered on from what is there: nothing is overwritten.
+    """Saves PNGs with consecutive numbers after the existing ones: nothing is overwritten.
 
-    The folder is made with the first image.
+    The folder is created with the first image.
 
     Raises:
-        OSError: no folder can be there, or it may not be written; no image has to be made for that.
+        OSError: the folder cannot be created, or is not writable; raised before any image exists.
     """
 
     def __init__(self, folder: Path):
@@ -114,13 +114,13 @@ class ImageFolder:
         if not there.is_dir():
             raise NotADirectoryError(f"{folder}: {there} is a file; name another folder for images")
         if not os.access(there, os.W_OK | os.X_OK):
-            raise PermissionError(f"{folder}: {there} may not be written to; name another folder")
+            raise PermissionError(f"{folder}: {there} is not writable; name another folder")
         numbered = (path.stem for path in folder.glob("*.png"))
         taken = [int(stem) for stem in numbered if re.fullmatch("[0-9]+", stem)]
         self._next = max(taken, default=-1) + 1
 
     def save(self, image, note: dict) -> Path:
-        """``image`` uint8 [h, w, 3]; ``note`` goes into the file as text chunks."""
+        """Save ``image`` uint8 [h, w, 3]; ``note`` goes into the file as text chunks."""
         from PIL import Image, PngImagePlugin
 
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -131,7 +131,7 @@ class ImageFolder:
         try:
             Image.fromarray(image).save(path, pnginfo=info)
         except OSError as error:
-            path.unlink(missing_ok=True)  # no half of an image
+            path.unlink(missing_ok=True)  # leave no partial image
             raise OSError(f"{path}: cannot be written ({error.strerror or error})") from error
         self._next += 1
         return path
