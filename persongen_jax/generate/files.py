@@ -23,8 +23,7 @@ def read_references(items, weights, *, base, detector: str, crop: bool) -> tuple
 
     Args:
         items: FILE or FILE@REGION.
-        base: as open_reference_detector's, like ``detector``.
-        crop: False if they are crops already.
+        base, detector: as open_reference_detector's. crop: False if they are crops already.
 
     Raises:
         ValueError: numbers that do not fit, no face found, a detector that cannot align.

@@ -27,10 +27,8 @@ class Conditioner:
     """Conditions on prompts alone, or as a method does that is attached to the base's model.
 
     Args:
-        base: SDXLBase.
-        mesh: whose devices the images are dealt out over.
-        method: what is attached; None: the base alone.
-        fields: the inputs that the method reads.
+        base: SDXLBase. mesh: whose devices the images are dealt out over.
+        method, fields: what is attached, and the inputs that it reads; None: the base alone.
 
     Attributes:
         text: the field that reads prompts.

@@ -112,7 +112,7 @@ def guided(method, graphdef, state, guidance: Guidance, scalars) -> Callable:
 
     Args:
         method: whose ``denoise`` runs; None: the base alone.
-        graphdef: of the networks that it runs (denoiser_view), like ``state``.
+        graphdef, state: of the networks that it runs (denoiser_view).
         scalars: (guidance_scale, guidance_rescale, merge_step), may be traced.
     """
     guidance_scale, guidance_rescale, merge_step = scalars
@@ -143,7 +143,7 @@ def sample_steps(method, graphdef, state, plan, carry, guidance: Guidance, keys,
 
     Args:
         method: whose ``denoise`` runs; None: the base alone. Static, as ``graphdef`` is.
-        graphdef: of denoiser_view, like ``state``.
+        graphdef, state: of denoiser_view.
         scalars: (guidance_scale, guidance_rescale, merge_step, start, stop).
     """
     *settings, start, stop = scalars

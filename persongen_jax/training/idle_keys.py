@@ -5,10 +5,8 @@ def idle_keys(config, defaults, groups, unread=()) -> list[str]:
     """A line for each reason for which keys that were given are not read by this run.
 
     Args:
-        config: of the run.
-        defaults: of its system: what differs was given.
-        groups: learning-rate groups that are trained.
-        unread: keys that the method does not read.
+        config, defaults: of the run, and of its system: what differs was given.
+        groups: learning-rate groups that are trained. unread: keys that the method does not read.
     """
 
     def given(key):

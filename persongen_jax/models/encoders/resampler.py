@@ -104,10 +104,8 @@ class PerceiverResampler(nnx.Module):
     """Given latents gather what they need from a picture's patches, layer by layer.
 
     Args:
-        in_features: e, of a patch.
-        features: d, of the latents.
-        out_features: of the tokens.
-        hidden_features: of the feed-forward layers (4 d).
+        in_features: e, of a patch; features: d, of the latents; out_features: of the tokens.
+        heads, head_dim: of the attention; hidden_features: of the feed-forward layers (4 d).
     """
 
     def __init__(

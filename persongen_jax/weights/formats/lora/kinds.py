@@ -148,8 +148,8 @@ class Change:
 
         Args:
             shape: of the weight.
-            weight: the layer's own, numpy or JAX, float32 or wider; needed if ``reads_layer``.
-            bias: likewise.
+            weight, bias: the layer's own, of which ``reads_layer`` says whether they are needed;
+                numpy or JAX, float32 or wider.
         """
         total, of_bias = None, None
         for each in self.products:

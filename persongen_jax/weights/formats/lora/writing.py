@@ -82,10 +82,10 @@ def write_kohya_lora(
 ) -> None:
     """Write a LoRA file in kohya's spelling, which most user interfaces read.
 
-    Every module gets an alpha, a float32 number: where ``LoraWeights`` has None, its rank. What is
-    not listed here is as in :func:`write_lora`.
+    Every module gets an alpha, a float32 number: where ``LoraWeights`` has None, its rank.
 
     Args:
+        path, adapters, metadata: as :func:`write_lora`'s.
         sgm_modules: None for diffusers' names of the UNet's blocks (down_blocks_1_…). With the
             paths of all the UNet's modules they are sgm's (input_blocks_4_1_…), which kohya's own
             trainer writes for SDXL.

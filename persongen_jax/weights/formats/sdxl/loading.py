@@ -64,8 +64,7 @@ def load_sdxl(
         variant: "fp16" to read ``*.fp16.safetensors``.
         config: for a single file, the directory that has its configs and tokenizers; its weights
             fill in for parts that the file lacks.
-        unet: a file or a component's directory that takes the place of the base's own.
-        vae: likewise.
+        unet, vae: a file or a component's directory that takes the place of the base's own.
         text_encoders: likewise a directory with ``text_encoder`` and ``text_encoder_2``, a whole
             checkpoint, or one or both in files of their own (in one directory).
         prediction_type: what the UNet predicts, whatever files and configs say.
