@@ -18,8 +18,9 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from persongen_jax.models import attention as attention_module
-from persongen_jax.models.attention import FeedForward, attention
+from persongen_jax.models import attention_kernels as attention_module
+from persongen_jax.models.attention import FeedForward
+from persongen_jax.models.attention_kernels import attention
 from persongen_jax.models.layers import Conv, GroupNorm, LayerNorm, Linear
 from persongen_jax.models.lora import new_lora
 from persongen_jax.models.ops import activation

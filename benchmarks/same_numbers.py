@@ -23,7 +23,7 @@ import jax
 import numpy as np
 
 METHODS = (
-    *("photomaker", "ip_adapter", "dual", "ip_lora"),
+    *("photomaker", "id_branch", "dual", "ip_lora"),
     *("photomaker_bg", "photomaker_bg_body", "cascade"),
 )
 CHECKPOINTS = (0, 100, 200, 300)
@@ -35,8 +35,8 @@ LIMITS = {"loss": 1e-6, "gradient": 1e-5, "first steps": 1e-4, "counts": 0, "ima
 
 def record_gradients(run: Path) -> dict:
     """ "loss/STEP" [] and "gradient/STEP/PATH" of every trained array."""
+    from persongen_jax.config import load_config
     from persongen_jax.parallel.sharding import make_mesh, replicated
-    from persongen_jax.study.__main__ import load_config
     from persongen_jax.systems.open import open_system
     from persongen_jax.training.checkpoint import load_trained
     from persongen_jax.training.partition import split_model
@@ -67,8 +67,8 @@ def record_gradients(run: Path) -> dict:
 
 def record_first_steps() -> dict:
     """ "first steps" [40], the main job's losses from the start."""
+    from persongen_jax.config import load_config
     from persongen_jax.parallel.sharding import make_mesh, put_batch
-    from persongen_jax.study.__main__ import load_config
     from persongen_jax.systems.assembly import assemble
     from persongen_jax.systems.open import open_system
 
@@ -86,8 +86,8 @@ def record_first_steps() -> dict:
 def record_counts() -> dict:
     """ "counts/METHOD", JSON of all that is counted."""
     from persongen_jax.aot.programs import sampler, training, with_batch
+    from persongen_jax.config import load_config
     from persongen_jax.parallel.sharding import make_mesh
-    from persongen_jax.study.__main__ import load_config
     from persongen_jax.study.cost import count_trained
     from persongen_jax.systems.assembly import assemble, number
     from persongen_jax.systems.open import open_system
@@ -115,7 +115,7 @@ def record_counts() -> dict:
 
 def record_images(run: Path) -> dict:
     """ "images/CALL" [n, h, w, 3] of the base, of the run, and of the shipped PhotoMaker file."""
-    from data_pipeline.people import examples
+    from data_pipeline.drawing.people import examples
     from persongen_jax.pipeline import Pipeline
 
     assets = Path(__file__).parents[1] / "persongen_jax" / "assets"

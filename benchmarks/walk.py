@@ -76,7 +76,7 @@ def of_generate(folder: str) -> tuple[list[str], list[str]]:
     """The files of one call of the pipeline, and what the generate command executes besides."""
     from PIL import Image
 
-    from data_pipeline.people import examples
+    from data_pipeline.drawing.people import examples
     from persongen_jax.generate import __main__ as generate
     from persongen_jax.pipeline import Pipeline
 

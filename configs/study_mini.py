@@ -17,13 +17,13 @@ def get_config() -> ConfigDict:
     # Curves of the comparison. Each is trained by ``config_files`` with its name put in; the first
     # is what costs are relative to.
     config.methods = (
-        *("photomaker", "ip_adapter", "dual", "ip_lora"),
+        *("photomaker", "id_branch", "dual", "ip_lora"),
         *("photomaker_bg", "photomaker_bg_body", "cascade"),
     )
     config.config_files = "configs/mini/{}.py"
 
     # The training's keys that are set alike for all, and in further dictionaries for one method:
-    # config.only.ip_adapter = {"lr_identity": 1e-4}. Keys: configs/base.py.
+    # config.only.id_branch = {"lr_identity": 1e-4}. Keys: configs/base.py.
     config.overrides = ConfigDict({"steps": 400, "validation_every": 100, "checkpoint_every": 200})
     config.only = ConfigDict()
 

@@ -2,6 +2,7 @@
 
 import importlib
 import importlib.util
+import runpy
 from pathlib import Path
 
 from ml_collections import ConfigDict
@@ -50,9 +51,33 @@ def config_file(name: str) -> str:
     return f"{installed}{colon}{argument}"
 
 
+def load_config(file: str, overrides: dict) -> ConfigDict:
+    """A training's config with some keys changed.
+
+    Raises:
+        ValueError: no such file, or a key or type that the config does not have.
+    """
+    path = Path(config_file(file))
+    if not path.is_file():
+        raise ValueError(f"{file}: no such config; check the path")
+    config = runpy.run_path(str(path))["get_config"]()
+    for key, value in overrides.items():
+        if key not in config:
+            raise ValueError(f"{file}: has no key {key!r}")
+        try:
+            config[key] = value
+        except TypeError as error:
+            raise ValueError(f"{file}: {key}={value!r}: {error}") from error
+    return config
+
+
+VERSION = 2  # of the names in configs; convert upgrade rewrites those of earlier runs
+
+
 def run_defaults() -> ConfigDict:
     """What training reads of any config, whatever its system; a system adds its own keys."""
     config = ConfigDict()
+    config.version = VERSION
     # What is trained: a name of systems/open.py, or "package.module:Class".
     config.system = "sdxl"
     config.dtype = "float32"

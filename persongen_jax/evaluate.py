@@ -16,7 +16,7 @@ from pathlib import Path
 
 from persongen_jax.evaluation.comparison import compare_runs, table
 from persongen_jax.evaluation.trajectories import SETS, write_rows
-from persongen_jax.evaluation.validation import write_image_file
+from persongen_jax.evaluation.validation import open_evaluation, write_image_file
 from persongen_jax.parallel import distributed
 from persongen_jax.plain_warnings import plain_warnings
 from persongen_jax.systems.open import open_run, system_class
@@ -114,7 +114,7 @@ def evaluate(args) -> list[dict]:
     The model is put together as in training, so that the figures are those of a validation.
     """
     run = open_run(args.run, args.step, lambda config: change_config(config, args))
-    evaluation = run.system.evaluation()
+    evaluation = open_evaluation(run.system)
     results = evaluation(run.system.model, run.step)
     if not distributed.is_first():
         return [result.row for result in results.values()]

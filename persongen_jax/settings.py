@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+from persongen_jax.config import VERSION
+
 # Keys that change nothing of what is computed, but for the order in which numbers are added.
 FREE = (
     *("log_every", "keep_checkpoints", "checkpoint_every", "tensorboard", "max_bad_steps"),
@@ -30,28 +32,24 @@ PLACES = (
 ON_THE_WAY = ("steps", "clip", "face_net", "face_detector", "classifier", "validat*", "metrics")
 
 
-# Adam's settings when they were keys of their own: option's name and default by key.
-ADAM_KEYS = {"adam_b1": ("b1", 0.9), "adam_b2": ("b2", 0.999)}
+class OldRun(ValueError):
+    """A run of an earlier version, whose config has other names."""
 
 
-def brought_up(saved: dict) -> dict:
-    """A saved config whose keys are today's; keys that did not exist then stay absent.
+def check_version(saved: dict, where):
+    """OldRun, with the command that helps, unless the saved config has today's names.
 
-    ``adam_b1`` and ``adam_b2`` become ``optimizer`` and ``optimizer_options``, without those that
-    are Adam's defaults. A learning rate that fell did so until the last step.
+    Args:
+        where: the run's working directory, for the message.
     """
-    saved = dict(saved)
-    if saved.get("lr_schedule", "constant") != "constant":
-        saved.setdefault("schedule_steps", saved.get("steps", 0))
-    if not ADAM_KEYS.keys() & saved.keys():
-        return saved
-    options = {
-        name: saved[key]
-        for key, (name, default) in ADAM_KEYS.items()
-        if saved.get(key, default) != default
-    }
-    kept = {key: value for key, value in saved.items() if key not in ADAM_KEYS}
-    return {**kept, "optimizer": "adam", "optimizer_options": options}
+    version = saved.get("version", 1)
+    if version < VERSION:
+        raise OldRun(
+            f"{where}: was trained by an earlier version, whose configs use other names; rewrite "
+            f"them once with: python -m persongen_jax.convert upgrade {where}"
+        )
+    if version > VERSION:
+        raise OldRun(f"{where}: was trained by a later version of persongen_jax; update this one")
 
 
 def differences(before: dict, now: dict, free=FREE) -> list[str]:
@@ -96,8 +94,8 @@ def settle_schedule(config, before: dict | None):
     config = config.copy_and_resolve_references()
     if before is None:
         config.schedule_steps = config.steps
-    else:  # runs of before there was the key fell to 0 at their last step
-        config.schedule_steps = brought_up(before)["schedule_steps"] or before["steps"]
+    else:
+        config.schedule_steps = before["schedule_steps"] or before["steps"]
     return config
 
 

@@ -70,12 +70,14 @@ def train_alone(config: ConfigDict, workdir: Path, dry_run: bool = False) -> boo
         workdir.mkdir(parents=True, exist_ok=True)
         checkpoints = Checkpoints(workdir, keep=config.keep_checkpoints)
         start = checkpoints.newest()
-        before = None if start is None else checkpoints.config(start)
+        before = None
+        if start is not None:
+            before = json.loads(complete_config(checkpoints.config(start), workdir).to_json())
         config = settle_schedule(settle_step(config, before), before)
         config = system_class(config.system).settled(config)
         settings = json.loads(config.to_json())
         if before is not None:
-            check_same_run(workdir, json.loads(complete_config(before).to_json()), settings)
+            check_same_run(workdir, before, settings)
         for line in check_steps(config, workdir, start or 0):
             print(line)
 

@@ -6,10 +6,10 @@ Everything is learned here, from nothing; the thesis starts from PhotoMaker's we
 (--config.start_from=FILE).
 """
 
-from configs.mini.ip_adapter import get_config as ip_adapter_config
+from configs.mini.id_branch import get_config as id_branch_config
 
 
 def get_config():
-    config = ip_adapter_config()
+    config = id_branch_config()
     config.method = "ip_lora"
     return config

@@ -23,7 +23,7 @@ from data_pipeline.attributes.vocabulary import Vocabulary
 from data_pipeline.drawing.identities import HAIR_STYLES, Identities, identities_of
 from data_pipeline.drawing.pictures import EXPRESSIONS, HATS, Pictures, pictures_of
 from data_pipeline.drawing.portrait import render
-from data_pipeline.drawing.randomness import Draws, fold
+from data_pipeline.drawing.rows import Draws, fold
 
 VOCABULARY = Vocabulary(
     ("glasses", "beard", "hat", "long_hair", "light_hair", "dark_skin", "smiling")

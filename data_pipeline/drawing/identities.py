@@ -8,9 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from data_pipeline.drawing import randomness
-from data_pipeline.drawing.randomness import Draws, fold
-from data_pipeline.drawing.rows import Rows
+from data_pipeline.drawing import rows as keyed
+from data_pipeline.drawing.rows import Draws, Rows, fold
 
 SPLITS = ("in_train", "out_of_train", "out_of_domain", "look_alikes")
 SPLIT_SIZE = 1_000_000  # the numbers of a split's people start at its place times this
@@ -172,9 +171,9 @@ def identities_of(split: str, indices, seed: int = 0) -> Identities:
         raise ValueError(f"identity indices of a split lie in [0, {SPLIT_SIZE})")
     place = SPLITS.index(split)
     number = place * SPLIT_SIZE + indices
-    people = _draw(fold(randomness.PERSON, seed, number), split == "out_of_domain")
+    people = _draw(fold(keyed.PERSON, seed, number), split == "out_of_domain")
     if split == "look_alikes":
-        shared = _draw(fold(randomness.GROUP, seed, number - indices % GROUP), False)
+        shared = _draw(fold(keyed.GROUP, seed, number - indices % GROUP), False)
         people = {name: (people if name in INNER else shared)[name] for name in people}
     names = np.array([f"{split}_{seed}_{i:06d}" for i in indices])
     return Identities(name=names, split=np.full(len(indices), place), number=number, **people)

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from data_pipeline.drawing.randomness import Draws
-from data_pipeline.drawing.rows import Rows
+from data_pipeline.drawing.rows import Draws, Rows
 
 EXPRESSIONS = ("neutral", "smiling", "laughing", "surprised", "angry", "sad")
 GAZES = ("camera", "left", "right")  # left and right in the picture

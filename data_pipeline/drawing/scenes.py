@@ -10,7 +10,7 @@ import numpy as np
 from data_pipeline.drawing import shapes
 from data_pipeline.drawing.canvas import Canvas
 from data_pipeline.drawing.pictures import SCENES, Pictures
-from data_pipeline.drawing.randomness import SCENERY, Draws, fold
+from data_pipeline.drawing.rows import SCENERY, Draws, fold
 from data_pipeline.drawing.shapes import per_picture
 
 DAY = ((0.36, 0.62, 0.95), (0.76, 0.89, 0.99))  # the sky's colours, above and at the horizon

@@ -1,34 +1,14 @@
 """A person's face in any photograph: found, and cropped as references are."""
 
-from pathlib import Path
-
 import numpy as np
 
 from data_pipeline.examples.transforms import square_face_crop
 from data_pipeline.faces.detectors import Detector, open_detector
-from data_pipeline.faces.detectors.insightface_scrfd import is_available
 from data_pipeline.pictures.reading import load_image
 
 
 class NoFaceFound(ValueError):
     """No face in the picture; the message says how to do without the detector."""
-
-
-def open_reference_detector(base=None, name: str = "auto") -> Detector:
-    """The detector that references are cropped with.
-
-    Args:
-        base: a base model's directory. One that has a ``face_detector`` of its own (the miniature)
-            wants its faces found by that.
-        name: as ``open_detector``'s; "auto" takes the base's own, else InsightFace where its
-            models are present, else scikit-image's cascade.
-    """
-    if name != "auto":
-        return open_detector(name)
-    own = None if base is None else Path(base) / "face_detector"
-    if own is not None and own.is_dir():
-        return open_detector("keypoints", own)
-    return open_detector("insightface" if is_available() else "cascade")
 
 
 def find_face(

@@ -112,7 +112,8 @@ def _forms() -> str:
 
 
 def _draw(data: str, trigger_word: str):
-    from data_pipeline import people
+    from data_pipeline.drawing import people
+    from data_pipeline.records.drawn import records_of
 
     split, numbers, weights = _people(data)
     count, size = numbers["identities"] * numbers["pictures"], numbers["size"]
@@ -124,7 +125,7 @@ def _draw(data: str, trigger_word: str):
         drawn = people.examples(split, who, picture, size, numbers["seed"], weights)
         images[place] = drawn.images
         names = [f"people/{split}/{i:06d}/{p:06d}" for i, p in zip(who, picture, strict=True)]
-        records += people.records_of(drawn, names, trigger_word)
+        records += records_of(drawn, names, trigger_word)
     images.setflags(write=False)  # handed out as they are
     row = {record.image: i for i, record in enumerate(records)}
 
@@ -138,7 +139,7 @@ def _draw(data: str, trigger_word: str):
 
 def _people(data: str) -> tuple[str, dict[str, int], tuple[int, ...]]:
     """Split, numbers and framing weights of "people:SPLIT?name=value&..."."""
-    from data_pipeline import people
+    from data_pipeline.drawing import people
 
     split, _, query = data[len(PEOPLE) :].partition("?")
     if split not in people.SPLITS:

@@ -31,7 +31,8 @@ class SampleRow:
 
     Args:
         config: a training's config, for its base, method, ``size``, ``batch_size`` and dtypes.
-        steps, guidance: of the sampler; a guidance of 1 halves the work.
+        steps: of the sampler.
+        guidance: of the sampler; 1 halves the work.
         identity: with the config's method and a reference; False: the base alone.
         attention: "auto" or "xla".
     """

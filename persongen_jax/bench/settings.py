@@ -10,7 +10,7 @@ import importlib.util
 import itertools
 from dataclasses import dataclass, field
 
-from persongen_jax.study.__main__ import load_config
+from persongen_jax.config import load_config
 
 # Beside the config's keys, with their defaults. "attention": auto or xla; "xla": names of FLAGS
 # joined by "+"; "cached": whether the feature cache gives VAE moments, text states, CLIP features.

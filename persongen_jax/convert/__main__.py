@@ -14,10 +14,11 @@ import sys
 import tempfile
 from pathlib import Path
 
+from persongen_jax.convert.identify import count, identify, open_parts
+from persongen_jax.convert.upgrade import upgrade_run
 from persongen_jax.files import is_full
 from persongen_jax.plain_warnings import plain_warnings
 from persongen_jax.weights.errors import WeightsError
-from persongen_jax.weights.formats.identify import count, identify, open_parts
 
 SHOWN_NOTES = 200  # characters of one note of a file's metadata
 
@@ -50,6 +51,9 @@ def parse_arguments(argv=None):
         action="store_true",
         help="of a kohya-lora: name the UNet's blocks as kohya's own trainer does",
     )
+    upgrade = commands.add_parser("upgrade", help="rewrite earlier versions' runs to today's names")
+    upgrade.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="working directories")
+
     for command in (bring, export):
         command.add_argument("--dry_run", action="store_true", help="check all, write nothing")
         command.add_argument("--force", action="store_true", help="replace a file (no directory)")
@@ -180,6 +184,10 @@ def main(argv=None):
     try:
         if args.command == "inspect":
             print(inspect(args.path, args.keys))
+            return
+        if args.command == "upgrade":
+            for run in args.runs:
+                print("\n".join(upgrade_run(run) or [f"{run}: has today's names already"]))
             return
         with plain_warnings():
             said = import_(args) if args.command == "import" else export(args)

@@ -7,7 +7,7 @@ nothing; what it has none for is named in the answer, group by group.
 import re
 from pathlib import Path
 
-from persongen_jax.models.attention import ParallelCrossAttention
+from persongen_jax.models.branches import ParallelCrossAttention
 from persongen_jax.models.lora import lora_layers
 from persongen_jax.systems.open import TrainedRun
 from persongen_jax.training.partition import assign_groups, leaf_paths

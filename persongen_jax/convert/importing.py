@@ -11,6 +11,7 @@ from pathlib import Path
 import jax.numpy as jnp
 from flax import nnx
 
+from persongen_jax.convert.identify import identify
 from persongen_jax.models.encoders.clip import CLIPVisionModel
 from persongen_jax.models.encoders.id_encoder import PhotoMakerIDEncoder
 from persongen_jax.models.faces.iresnet import IResNet
@@ -22,15 +23,13 @@ from persongen_jax.weights.files.directory import read_config
 from persongen_jax.weights.files.safetensors_file import write_safetensors
 from persongen_jax.weights.files.source import TensorSource, subsource
 from persongen_jax.weights.formats.adapters import check_adapters, module_paths
-from persongen_jax.weights.formats.arcface import infer_config, open_arcface
-from persongen_jax.weights.formats.identify import context_width, identify
+from persongen_jax.weights.formats.arcface import open_arcface
 from persongen_jax.weights.formats.ip_adapter import (
     ADAPTER,
     IMAGE_PROJ,
     PROJECTIONS,
     read_ip_adapter,
 )
-from persongen_jax.weights.formats.lora.dialects import COMPONENTS
 from persongen_jax.weights.formats.lora.reading import read_embeddings, read_lora
 from persongen_jax.weights.formats.lora.writing import write_lora
 from persongen_jax.weights.formats.photomaker import (
@@ -43,6 +42,9 @@ from persongen_jax.weights.formats.sdxl.loading import FILE_NAMES
 from persongen_jax.weights.formats.sdxl.opening import open_base
 from persongen_jax.weights.keys import normalise_clip_vision
 from persongen_jax.weights.loader import check_keys, parameter_leaves, prepare_module
+from persongen_jax.weights.recognition.arcface import infer_config
+from persongen_jax.weights.recognition.kinds import context_width
+from persongen_jax.weights.recognition.lora_names import COMPONENTS
 from persongen_jax.weights.saver import write_json
 from persongen_jax.weights.slots import module_slots, processors
 

@@ -1,4 +1,4 @@
-"""What a sampler may be told: scheduler_config.json's keys, checked and completed.
+"""The sampler's options: scheduler_config.json's keys, checked and completed.
 
 Switching the scheduler keeps what both know and takes the rest from the new one's defaults, as
 diffusers' ``from_config`` does.
@@ -75,7 +75,7 @@ DEFAULTS = {
         "variance_type": None,
         "use_dynamic_shifting": False,
         "time_shift_type": "exponential",
-        # Not of diffusers' class either, but taken over when switching from an Euler config.
+        # Not of diffusers' class either, but kept when switching from an Euler config.
         "sigma_min": None,
         "sigma_max": None,
     },
@@ -103,12 +103,12 @@ _SUPPORTED_VALUES = {
     "use_flow_sigmas": (False, None),
     "use_dynamic_shifting": (False, None),
     "solver_order": (2,),
-    # The second names are what sibling classes call theirs; diffusers maps them to the first.
+    # The second names are those of sibling classes; diffusers maps them to the first.
     "algorithm_type": ("dpmsolver++", "deis"),
     "solver_type": ("midpoint", "logrho", "bh1", "bh2"),
 }
 
-# Parameters of diffusers' other schedulers, often left in a file whose class was switched.
+# Parameters of diffusers' other schedulers, often left in a file after a change of class.
 _FOREIGN_KEYS = frozenset(
     "disable_corrector predict_x0 rho shift_terminal sigma_data sigma_schedule skip_prk_steps "
     "solver_p".split()
@@ -148,7 +148,7 @@ def resolve_config(
                 f"{key}={overrides[key]!r}: sampler {name!r} has no such parameter; "
                 f"it has {', '.join(sorted(defaults))}"
             )
-    # diffusers marks values nobody chose; they must not win over the new class's defaults.
+    # diffusers marks values that nobody chose; they must not override the new class's defaults.
     left = unchosen(scheduler_config)
     given = {k: v for k, v in scheduler_config.items() if k not in left and not k.startswith("_")}
     known = _FOREIGN_KEYS.union(*DEFAULTS.values())

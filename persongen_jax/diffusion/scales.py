@@ -1,11 +1,11 @@
-"""Strengths at run time, by step and by place.
+"""Strengths at run time, by step and by region.
 
     {"background": 0.5}                                   all steps
     {"identity": [(0.0, 0.3, 0.0), (0.3, 1.0, 0.8)]}      nothing in the first 30 %, then 0.8
 
 Ranges are fractions of the steps, as diffusers' ``control_guidance_start`` and ``_end`` are: of n
 steps, step i belongs to (start, end, value) where start <= i / n < end. A region says where in the
-image something acts: a mask of any size, laid over all of it.
+image something acts: a mask of any size, stretched over the whole image.
 """
 
 import math
@@ -91,7 +91,7 @@ def parse_scales(items: Sequence[str]) -> dict[str, Strength]:
 def region_arrays(regions, people, height: int, width: int) -> np.ndarray:
     """[prompts, p, height, width] float32 in 0..1; p is the most people of a prompt.
 
-    Places of people who are not there hold 0.
+    Places of absent people hold 0.
     """
     out = np.zeros((len(regions), max(map(len, people)), height, width), np.float32)
     for row, masks in enumerate(regions):
@@ -105,12 +105,12 @@ def to_region(mask, height: int, width: int, name: str = "a region") -> np.ndarr
     """A mask of any size, averaged down (or repeated up) to [height, width] float32 in 0..1.
 
     Args:
-        mask: whatever load_mask takes: a path, a file object, a PIL image (white is 1), an array
-            [h, w] bool, float in 0..1, or uint8.
+        mask: anything that load_mask accepts: a path, a file object, a PIL image (white is 1), an
+            array [h, w] bool, float in 0..1, or uint8.
         name: of the region in messages.
 
     Raises:
-        ImageError: another array, or a picture that cannot be read.
+        ImageError: another array, or an image that cannot be read.
     """
     from PIL import Image
 

@@ -1,6 +1,6 @@
 """The forward diffusion process: noise schedule, training targets and per-example losses.
 
-Everything after `NoiseSchedule.from_config` is made of traced arrays and can be jitted. Images and
+Everything after `NoiseSchedule.from_config` works on traced arrays and can be jitted. Images and
 latents are [b, h, w, c].
 """
 

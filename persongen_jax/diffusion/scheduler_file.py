@@ -1,8 +1,8 @@
-"""What a diffusers scheduler_config.json may say, checked before anything is computed from it.
+"""Checks a diffusers scheduler_config.json before anything is computed from it.
 
-A model is told how it was trained by two things in there: its noise schedule (betas) and what it
-predicts. Which sampler walks that schedule is another question, and any of ours may take over. A
-class of another parametrisation (EDM, flow matching) says that there are no betas at all.
+Two things in it say how a model was trained: its noise schedule (betas) and what it predicts. Which
+sampler follows that schedule is a separate question, and any of ours can. A class of another
+parametrisation (EDM, flow matching) has no betas at all.
 """
 
 import math
@@ -22,7 +22,7 @@ OURS = frozenset(
     name + "Scheduler"
     for name in "DDPM DDIM EulerDiscrete EulerAncestralDiscrete DPMSolverMultistep".split()
 )
-# Part of a class's name -> the parametrisation that it stands for.
+# Part of a class's name -> the parametrisation that it implies.
 _OTHER_MODELS = {
     "EDM": "EDM's (preconditioned by sigma_data)",
     "CosineDPMSolver": "EDM's (preconditioned by sigma_data)",
@@ -34,7 +34,7 @@ _OTHER_MODELS = {
     "IPNDM": "IPNDM's, without betas",
 }
 
-# Keys that are numbers: (smallest, largest) that makes sense.
+# Numeric keys: (smallest, largest) sensible value.
 _NUMBERS = {
     "beta_start": (0, 1),
     "beta_end": (0, 1),
@@ -45,9 +45,9 @@ _NUMBERS = {
     "dynamic_thresholding_ratio": (0, 1),
     "flow_shift": (-math.inf, math.inf),
     "lambda_min_clipped": (-math.inf, math.inf),
-    "eta": (-math.inf, math.inf),  # make_plan says which it takes
+    "eta": (-math.inf, math.inf),  # make_plan checks the range
 }
-# More timesteps than any model has would only take memory.
+# More timesteps than any model has would only use memory.
 _WHOLE = {"num_train_timesteps": (1, 100_000), "steps_offset": (0, 100_000)}
 _FLAGS = frozenset(
     "rescale_betas_zero_snr use_karras_sigmas use_exponential_sigmas use_beta_sigmas clip_sample "
@@ -58,23 +58,23 @@ _CHOICES = frozenset(
     "beta_schedule prediction_type timestep_spacing interpolation_type timestep_type "
     "final_sigmas_type solver_order algorithm_type solver_type".split()
 )
-# Where diffusers has no use for null, it stands for the key that was left out. A flag that is null
-# stays as it is: it is no.
+# Where diffusers has no use for null, it means that the key was left out. A flag that is null stays
+# as it is: it means no.
 _NULL_IS_ABSENT = frozenset(_NUMBERS) | frozenset(_WHOLE) | _CHOICES
 
 
 def check_parametrisation(config: dict) -> None:
-    """ValueError where the config is of a model that no sampler and no training here fits."""
+    """ValueError if no sampler and no training code here supports the config's model."""
     name = config.get("_class_name")
     if name is not None and not isinstance(name, str):
-        raise ValueError(f"scheduler config: _class_name={name!r} is no text; use a class's name")
+        raise ValueError(f"scheduler config: _class_name={name!r} is no string; use a class name")
     for part, what in _OTHER_MODELS.items():
         if name and part in name:
             raise ValueError(_refusal(f"its class {name} is {what}"))
     if name and name not in OURS | OTHER_SAMPLERS:
         raise ValueError(
-            f"scheduler config: the class {name} is not known here, nor whether its models are "
-            "trained on a schedule of betas; if this one is, write EulerDiscreteScheduler there"
+            f"scheduler config: the class {name} is unknown, and so is whether its models are "
+            "trained on a schedule of betas; if this one is, set EulerDiscreteScheduler"
         )
     chosen = {key for key, value in config.items() if value is not None} - set(unchosen(config))
     if "sigma_data" in chosen and config["sigma_data"] is not True:
@@ -93,7 +93,7 @@ def check_parametrisation(config: dict) -> None:
 def _refusal(what: str) -> str:
     return (
         f"scheduler config: the model was trained in another parametrisation ({what}), which is "
-        "not supported with any sampler (neither in training); use a model that predicts epsilon, "
+        "supported neither by a sampler nor in training; use a model that predicts epsilon, "
         "v_prediction or sample on a schedule of betas"
     )
 
@@ -104,12 +104,12 @@ def unchosen(config: dict) -> tuple:
     if marked is None:
         return ()
     if not isinstance(marked, (list, tuple)) or not all(isinstance(k, str) for k in marked):
-        raise ValueError(f"scheduler config: _use_default_values={marked!r} is no list of names")
+        raise ValueError(f"scheduler config: _use_default_values={marked!r} is not a list of names")
     return tuple(marked)
 
 
 def values(config: dict, keys) -> dict:
-    """Of ``config`` those of ``keys`` that say something, each of the type that it has to have.
+    """The entries of ``config`` among ``keys`` that have a value, each checked for its type.
 
     Raises:
         ValueError: a value of another type or outside its range.
@@ -121,25 +121,25 @@ def values(config: dict, keys) -> dict:
 
 def _checked(key: str, value):
     if key in _FLAGS and not (value is None or isinstance(value, bool)):
-        raise ValueError(f"scheduler config: {key}={value!r} has to be true or false")
+        raise ValueError(f"scheduler config: {key}={value!r} must be true or false")
     if key in _WHOLE:
         low, high = _WHOLE[key]
         if not _is_number(value) or value != math.floor(value) or not low <= value <= high:
             what = f"a whole number from {low} to {high}"
-            raise ValueError(f"scheduler config: {key}={value!r} has to be {what}")
+            raise ValueError(f"scheduler config: {key}={value!r} must be {what}")
         return int(value)
     if key in _NUMBERS and value is not None:
         low, high = _NUMBERS[key]
         if not _is_number(value, endless=key == "lambda_min_clipped") or not low <= value <= high:
             range_ = "" if math.isinf(low) else f" from {low} to {high:g}"
             raise ValueError(
-                f"scheduler config: {key}={value!r} has to be a number{range_}"
-                + ("; take the quotation marks off" if isinstance(value, str) else "")
+                f"scheduler config: {key}={value!r} must be a number{range_}"
+                + ("; remove the quotation marks" if isinstance(value, str) else "")
             )
     if key == "trained_betas" and value is not None:
         listed = list(value) if hasattr(value, "__iter__") and not isinstance(value, str) else [""]
         if not all(_is_number(x) and 0 <= x < 1 for x in listed):
-            raise ValueError("scheduler config: trained_betas has to be a list of numbers in 0..1")
+            raise ValueError("scheduler config: trained_betas must be a list of numbers in 0..1")
     return value
 
 

@@ -4,9 +4,6 @@ A system names cases (what is asked for), and this generates an image for each, 
 ``config.metrics`` and lays them out. evaluation/people.py is the protocol for people instead.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-
 import jax
 import numpy as np
 
@@ -19,39 +16,11 @@ from persongen_jax.metrics.judge_check import check_judges
 from persongen_jax.metrics.measures import measure_all
 from persongen_jax.metrics.registry import open_metrics
 from persongen_jax.parallel.sharding import to_host
+from persongen_jax.systems.diffusion import Cases
 from persongen_jax.training.stopping import Stopped
 
 AT_ONCE = 64  # images of a batch, where the config does not say
 WIDE = 8  # images in a row of a sheet
-
-
-@dataclass
-class Cases:
-    """What one set asks for.
-
-    Attributes:
-        batch: the fields that a condition is made of, [n, ...] each, nested as a batch is.
-        owners: [n], what each image is of (a class, a combination of attributes): the unit that
-            intervals resample.
-        real: real pictures by owner, uint8 [h, w] or [h, w, c], for metrics that compare.
-        texts: [n], what was asked for in words, or None.
-    """
-
-    batch: dict
-    owners: Sequence[str]
-    real: dict[str, Sequence[np.ndarray]]
-    texts: Sequence[str] | None = None
-
-    def known(self, name: str) -> Known:
-        """As the metrics want it."""
-
-        def owner(key: str) -> Owner:
-            def pictures(limit=None):
-                return [as_rgb(picture) for picture in self.real[key][:limit]]
-
-            return Owner(key, list, pictures)
-
-        return Known(name, People(lambda: [owner(key) for key in self.real]), People(list))
 
 
 class SampledEvaluation:
@@ -69,7 +38,7 @@ class SampledEvaluation:
         self.system, self.config = system, system.config
         self.should_stop = lambda: False
         self.cases = {name: system.cases(name) for name in system.validation_sets}
-        self.known = {name: cases.known(name) for name, cases in self.cases.items()}
+        self.known = {name: known_of(cases, name) for name, cases in self.cases.items()}
         self.metrics = open_metrics(self.config)
         roots, admitted = system.judging_roots, self.config.judges_are_inputs
         check_judges(self.metrics, system.model, roots, admitted)
@@ -146,3 +115,15 @@ def as_rgb(images) -> np.ndarray:
 
 def _flat_inputs(batch: dict) -> dict:
     return {name: np.asarray(array) for name, array in flatten(batch).items()}
+
+
+def known_of(cases: Cases, name: str) -> Known:
+    """The real pictures of a set as metrics take them."""
+
+    def owner(key: str) -> Owner:
+        def pictures(limit=None):
+            return [as_rgb(picture) for picture in cases.real[key][:limit]]
+
+        return Owner(key, list, pictures)
+
+    return Known(name, People(lambda: [owner(key) for key in cases.real]), People(list))

@@ -6,8 +6,7 @@ from pathlib import Path
 
 from data_pipeline.text_files import parse_json, read_json, whole_lines
 from persongen_jax.metrics.measures import described
-
-SETS = ("in_train", "out_of_train", "out_of_domain")
+from persongen_jax.systems.sdxl_config import SETS
 
 
 def read_rows(path) -> list[dict]:

@@ -11,12 +11,36 @@ or on how often the run was interrupted.
 
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any, Protocol
 
+import numpy as np
 from PIL import Image
 
+from persongen_jax.config import import_object
 from persongen_jax.evaluation.trajectories import plot_trajectories, read_rows
+from persongen_jax.systems.base import System
 from persongen_jax.training.stopping import Stopped
+
+
+class Evaluation(Protocol):
+    """Measures a system's model.
+
+    Attributes:
+        should_stop: asked all the time; True ends it by stopping.Stopped.
+    """
+
+    should_stop: Callable[[], bool]
+
+    def __call__(self, model, step: int) -> dict[str, Any]:
+        """For each of ``system.validation_sets`` a Result: its row of metrics.jsonl, and images."""
+
+    def sheet(self, name: str, images) -> np.ndarray:
+        """A set's contact sheet, uint8 [h, w, 3]."""
+
+    def rows(self, name: str, images) -> list[tuple]:
+        """What the sheet is made of: (number of the owner, number of the prompt, Row) each."""
 
 
 class Validator:
@@ -40,7 +64,7 @@ class Validator:
         if not system.validation_sets or not system.config.validation_every:
             return
         self.sets, self.label = system.validation_sets, system.label
-        self.evaluation = system.evaluation()
+        self.evaluation = open_evaluation(system)
         self.folder.mkdir(parents=True, exist_ok=True)
         self._write([row for row in read_rows(self.path) if row["step"] <= start_step])
 
@@ -97,3 +121,14 @@ def write_image_file(path: Path, image):
     partial = path.with_name(path.name + ".part")
     Image.fromarray(image).save(partial, format="png")
     os.replace(partial, path)
+
+
+def open_evaluation(system: System) -> Evaluation:
+    """What measures the system: ``system.evaluation``, opened with it.
+
+    Raises:
+        ValueError: the system has none, or it needs something that the config lacks.
+    """
+    if not system.evaluation:
+        raise ValueError(f"config.validation_every: {system.label} has nothing to validate with")
+    return import_object(system.evaluation, "evaluation")(system)

@@ -11,10 +11,11 @@ import re
 from pathlib import Path
 
 from data_pipeline.faces.align import align_face
-from data_pipeline.faces.find import NoFaceFound, crop_face, open_reference_detector
+from data_pipeline.faces.find import NoFaceFound, crop_face
 from data_pipeline.pictures.reading import load_image, load_mask
 from data_pipeline.records.schema import MAX_REFERENCES
 from data_pipeline.text_files import read_json
+from persongen_jax.face_detectors import open_reference_detector
 from persongen_jax.weights.formats.ip_adapter import is_ip_adapter, read_ip_adapter
 
 
@@ -23,7 +24,8 @@ def read_references(items, weights, *, base, detector: str, crop: bool) -> tuple
 
     Args:
         items: FILE or FILE@REGION.
-        base, detector: as open_reference_detector's. crop: False if they are crops already.
+        base: as open_reference_detector's, like ``detector``.
+        crop: False if they are crops already.
 
     Raises:
         ValueError: numbers that do not fit, no face found, a detector that cannot align.

@@ -17,10 +17,11 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from data_pipeline import people
+from data_pipeline.drawing import people
 from data_pipeline.examples.transforms import clip_preprocess, square_face_crop
 from data_pipeline.faces.align import align_faces
 from data_pipeline.prompts import join_parts, split_at_trigger
+from persongen_jax.config import load_config
 from persongen_jax.metrics.clip_score import ClipScore
 from persongen_jax.metrics.face_similarity import rank1
 from persongen_jax.miniature.__main__ import ASSETS
@@ -190,11 +191,10 @@ def measure_base(pipe: Pipeline, clip: ClipScore, out: Path, samples: int) -> di
 
 def measure_photomaker(assets: Path, clip: ClipScore) -> dict:
     """The shipped adapter on ten people whom no training has seen, each from one picture."""
-    from configs.mini.photomaker import get_config
     from persongen_jax.evaluation.people import Evaluation
     from persongen_jax.systems.open import open_system
 
-    config = get_config()
+    config = load_config("configs/mini/photomaker.py", {})
     config.start_from = str(assets / "photomaker-v1.safetensors")
     config.validate_in_train = config.validate_out_of_domain = ""
     config.validation_images = 3

@@ -81,7 +81,7 @@ def open_pool(work: Path, people: int = PEOPLE) -> Pool:
 
 
 def _draw(start: int, end: int) -> dict:
-    from data_pipeline import people
+    from data_pipeline.drawing import people
 
     number = np.arange(start, end)
     drawn = people.examples("in_train", number // PICTURES, number, 64)
@@ -102,7 +102,7 @@ def kept(path: Path, make: Callable[[], np.ndarray]) -> np.ndarray:
 
 def open_tokenizers(work: Path) -> Tokenizers:
     """Both tokenizers of the captions' words, written if they are not there yet."""
-    from data_pipeline.people import vocabulary
+    from data_pipeline.drawing.people import vocabulary
 
     for name, pad_token in zip(("tokenizer", "tokenizer_2"), SDXL_PAD_TOKENS, strict=True):
         if not (work / name / "merges.txt").exists():

@@ -10,6 +10,7 @@ import numpy as np
 from flax import nnx
 
 from data_pipeline.text_files import read_json, whole_lines
+from persongen_jax.config import load_config
 from persongen_jax.miniature import sizes
 from persongen_jax.miniature.configs import TRAININGS, get_config
 from persongen_jax.miniature.pool import open_pool, open_tokenizers
@@ -86,11 +87,10 @@ def run(stages, work: Path, out: Path):
 
 def train_photomaker(work: Path, out: Path):
     """configs/mini/photomaker.py for longer than the main job has time for, as a v1 file."""
-    from configs.mini.photomaker import get_config
     from persongen_jax.pipeline import Pipeline
     from persongen_jax.weights.formats.photomaker import save_photomaker
 
-    config = get_config()
+    config = load_config("configs/mini/photomaker.py", {})
     config.steps = config.validation_every = ADAPTER_STEPS
     config.base, config.id_encoder, config.clip = (
         str(out / name) for name in ("sdxl", "clip", "clip")

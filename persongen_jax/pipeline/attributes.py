@@ -39,20 +39,20 @@ class AttributePipeline:
 
     @classmethod
     def from_run(cls, run, step: int | None = None) -> "AttributePipeline":
-        """Of a run's working directory.
+        """Open a run's working directory.
 
         Args:
-            step: of the checkpoint; None: the newest that is intact.
+            step: of the checkpoint; None: the newest intact one.
 
         Raises:
-            ValueError: a run of another system. FileNotFoundError: no run there.
+            ValueError: a run of another system. FileNotFoundError: there is no run.
         """
         from persongen_jax.systems.open import open_run
 
         found = open_run(run, step)
         if not isinstance(found.system, Ddpm):
             raise ValueError(
-                f"{run} is a run of {found.config.system}, which is not generated from attributes; "
+                f"{run} is a run of {found.config.system}, which does not use attributes; "
                 "give --base and --method-weights instead of --run"
             )
         return cls(found.system)
@@ -75,14 +75,14 @@ class AttributePipeline:
         progress=lambda steps: None,
         **options,
     ) -> np.ndarray:
-        """Images of each request, uint8 [requests * images, h, w, c].
+        """Images for each request, uint8 [requests * images, h, w, c].
 
         Args:
-            requests: such as "glasses=1,beard=0"; "" for whatever the training has shown.
-            images: of each request. Image i of every request starts from the same noise.
+            requests: such as "glasses=1,beard=0"; "" for anything seen in training.
+            images: per request. Image i of every request starts from the same noise.
             steps: of the sampler.
             guidance_scale: s of ε = ε_u + s (ε_c - ε_u), the paper's 1 + w, above 0; 1 turns it
-                off. None: 3, or 1 for a model that was always trained with its condition, or never.
+                off. None: 3, or 1 for a model that was always or never trained with its condition.
             scheduler: a sampler's name; None: the model's own, DDIM.
             seed: of the noise.
             batch_size: images at once.
@@ -90,7 +90,7 @@ class AttributePipeline:
             **options: of the sampler, such as eta=0.5.
 
         Raises:
-            RequestError: an attribute that the run does not know, or a contradiction.
+            RequestError: an attribute that the run does not have, or a contradiction.
         """
         requests = [requests] if isinstance(requests, str) else list(requests)
         asked = self._asked(requests)
@@ -115,20 +115,20 @@ class AttributePipeline:
         progress=lambda steps: None,
         **options,
     ) -> np.ndarray:
-        """The straight line between two requests from the same noise, uint8 [frames, h, w, c].
+        """Interpolate linearly between two requests on the same noise, uint8 [frames, h, w, c].
 
-        An attribute of which one end alone speaks is halfway at the other. Further arguments as
-        ``__call__``'s.
+        An attribute that only one end sets is halfway at the other. The other arguments are those
+        of ``__call__``.
 
         Args:
-            frames: at least 2, the ends included.
-            index: of the noise, as an image's number in ``__call__``.
+            frames: at least 2, including the ends.
+            index: of the noise, like an image's number in ``__call__``.
 
         Raises:
-            ValueError: fewer than two frames, or ends that ask for the same.
+            ValueError: fewer than two frames, or equal ends.
         """
         if frames < 2:
-            raise ValueError(f"frames={frames}: an interpolation has at least 2")
+            raise ValueError(f"frames={frames}: an interpolation needs at least 2")
         batch = line(self._asked([start, end]), frames)
         if np.allclose(batch["attributes"][0], batch["attributes"][-1]):
             raise RequestError(f"attributes: {start!r} and {end!r} ask for the same")
@@ -140,7 +140,7 @@ class AttributePipeline:
         return self._sample(batch, noise, plan, repeated, guidance_scale, batch_size, progress)
 
     def said_once(self, start: str, end: str) -> list[str]:
-        """The attributes, and groups, of which one end of an interpolation alone speaks."""
+        """The attributes and groups that only one end of an interpolation sets."""
         told = self.system.attributes.of_requests([start, end])["attributes_known"] > 0
         vocabulary = self.system.vocabulary
         own = (name for name, one in zip(vocabulary.names, told[0] != told[1], strict=True) if one)
@@ -156,16 +156,16 @@ class AttributePipeline:
         guidance_scale: float | None = None,
         progress=lambda steps: None,
     ) -> np.ndarray:
-        """A picture with other attributes, by DDIM inversion; uint8 [h, w, c].
+        """An image with other attributes, by DDIM inversion; uint8 [h, w, c].
 
-        The picture is followed to its noise under ``source``, without guidance, and generated from
+        The image is inverted to its noise under ``source``, without guidance, and generated from
         there under ``request``.
 
         Args:
-            image: whatever load_image takes (data_pipeline/pictures/reading.py): a path, a file
-                object, a PIL image, an array; of another size, its middle square is scaled.
-            request: what it shall show; what it leaves out is unknown.
-            source: what it shows; "": nothing is said.
+            image: anything that load_image accepts (data_pipeline/pictures/reading.py): a path, a
+            file object, a PIL image, an array; if the size differs, its central square is scaled.
+            request: what it should show; attributes left out are unknown.
+            source: what it shows; "": unknown.
         """
         pixels = jnp.asarray(to_pixels(self.read(image))[None])
         inverse = make_inverse_plan(self.system.scheduler_config, steps)
@@ -178,12 +178,12 @@ class AttributePipeline:
         return self._sample(asked, noise, plan, None, guidance_scale, 1, progress)[0]
 
     def read(self, image) -> np.ndarray:
-        """A picture as the model has them, uint8 [h, w, c]."""
+        """An image in the model's format, uint8 [h, w, c]."""
         height, _, channels = self.size
         return square(load_image(image, "image"), height, channels)
 
     def _asked(self, requests) -> dict[str, np.ndarray]:
-        """The requests' arrays; a warning of what the run has hardly seen in training."""
+        """The requests' arrays; warns about combinations that were rare in training."""
         config, asked = self.system.config, self.system.attributes.of_requests(requests)
         told = asked["attributes_known"] > 0
         if config.conditioning == "none" and told.any():
@@ -193,8 +193,8 @@ class AttributePipeline:
         rare = ~told.all(1) if config.drop_prob == 0 else told.any(1) & ~told.all(1)
         if rare.any():
             warnings.warn(
-                f"{requests[int(rare.argmax())]!r} leaves attributes out, of which the training "
-                "had no or few examples (config.hide_prob=0); name all of them",
+                f"{requests[int(rare.argmax())]!r} leaves out attributes; training had few or no "
+                "examples without them (config.hide_prob=0); name all of them",
                 stacklevel=3,
             )
         return asked
@@ -217,7 +217,7 @@ class AttributePipeline:
         guidance = None if guidance_scale == 1 else float(guidance_scale)
         at_once = min(n, at_once)
         for start in range(0, n, at_once):
-            # The last batch is filled up with its last image: every batch has one shape.
+            # The last batch is padded with its last image: every batch has the same shape.
             rows = np.minimum(np.arange(start, start + at_once), n - 1)
             inputs = {"batch": {k: v[rows] for k, v in batch.items()}, "guidance": guidance}
             own = None if keys is None else keys[rows]
@@ -228,7 +228,7 @@ class AttributePipeline:
 
 
 def line(ends: dict, frames: int) -> dict:
-    """Attributes of two requests, [2, K] each, to those of the frames between them, [frames, K]."""
+    """Attributes of two requests, [2, K] each, to those of all frames, [frames, K]."""
     values, known = ends["attributes"], ends["attributes_known"]
     values = np.where(known > 0, values, 0.5)
     part = np.linspace(0, 1, frames, dtype=np.float32)[:, None]

@@ -240,8 +240,9 @@ def tell_of_call(
     """Warn of what is cut, not read as it may have been meant, or without effect.
 
     Args:
-        people, regions, parts: of each prompt, checked. asked: the call's scales; schedules: what
-            they are in each step.
+        people: of each prompt, checked, like ``regions`` and ``parts``.
+        asked: the call's scales.
+        schedules: what they are in each step.
     """
     conditioner = pipe.conditioner
     read = negatives if options.guidance_scale > 1 else ()

@@ -12,7 +12,6 @@ are there, the tables, plots and sheets are written (persongen_jax/study/report.
 import fcntl
 import json
 import os
-import runpy
 import signal
 import subprocess
 import sys
@@ -24,7 +23,7 @@ from ml_collections import ConfigDict
 
 from data_pipeline.text_files import read_json
 from persongen_jax.cli import define_config
-from persongen_jax.config import config_file
+from persongen_jax.config import config_file, load_config
 from persongen_jax.evaluation.trajectories import read_rows
 from persongen_jax.settings import differences
 from persongen_jax.study.report import write_report
@@ -62,26 +61,6 @@ class Run:
 # ---- What is to be done ------------------------------------------------------------------------
 
 
-def load_config(file: str, overrides: dict) -> ConfigDict:
-    """A training's config with some keys changed.
-
-    Raises:
-        ValueError: no such file, or a key or type that the config does not have.
-    """
-    path = Path(config_file(file))
-    if not path.is_file():
-        raise ValueError(f"{file}: no such config; methods and config_files name it together")
-    config = runpy.run_path(str(path))["get_config"]()
-    for key, value in overrides.items():
-        if key not in config:
-            raise ValueError(f"{file}: has no key {key!r}, which the study overrides")
-        try:
-            config[key] = value
-        except TypeError as error:
-            raise ValueError(f"{file}: {key}={value!r}: {error}") from error
-    return config
-
-
 def plan_runs(study: ConfigDict) -> list[Run]:
     """Every run, seed by seed, so that a study stopped half way has all methods.
 
@@ -99,6 +78,10 @@ def plan_runs(study: ConfigDict) -> list[Run]:
             file = study.config_files.format(name)
             own = study.only.to_dict().get(name, {})
             overrides = {**study.overrides.to_dict(), **own, "seed": seed}
+            if not Path(config_file(file)).is_file():
+                raise ValueError(
+                    f"{file}: no such config; methods and config_files name it together"
+                )
             config = load_config(file, overrides)
             folder = Path(study.workdir) / name / f"seed_{seed}"
             evaluation = study.evaluation.to_dict()
@@ -142,7 +125,7 @@ def check_settings(run: Run):
     path = run.folder / "config.json"
     if not path.is_file():
         return
-    before = json.loads(complete_config(read_json(path)).to_json())
+    before = json.loads(complete_config(read_json(path), run.folder).to_json())
     now = json.loads(run.config.to_json())
     if "start_from_step" in now:
         # Which checkpoint of an earlier run it started from, training has found out itself.

@@ -16,8 +16,8 @@ import jax
 import numpy as np
 
 from data_pipeline.text_files import read_json
+from persongen_jax.config import load_config
 from persongen_jax.parallel.sharding import make_mesh, put_batch
-from persongen_jax.study.__main__ import load_config
 from persongen_jax.systems.assembly import assemble
 from persongen_jax.systems.open import abstract_system, open_system
 from persongen_jax.training.step import compile_step

@@ -1,7 +1,7 @@
-"""A diffusion model on pixels, conditional on attributes, trained from scratch.
+"""A diffusion model on pixels, conditioned on attributes and trained from scratch.
 
 DDPM (Ho et al., arXiv 2006.11239) with classifier-free guidance (Ho and Salimans, arXiv 2207.12598)
-on pictures with attributes, as the seed project face-diffusion does on MNIST and CelebA:
+on images with attributes, as the seed project face-diffusion does on MNIST and CelebA:
 
     python -m persongen_jax.train --config configs/attributes/digits.py
 """
@@ -13,30 +13,29 @@ from flax import nnx
 
 from data_pipeline.attributes.field import Attributes
 from persongen_jax.diffusion.schedule import NoiseSchedule, check_choice
-from persongen_jax.evaluation.sampled import Cases
 from persongen_jax.models.ddpm.unet2d import UNet2DModel
 from persongen_jax.models.layers import Linear
-from persongen_jax.systems.diffusion import DiffusionSystem, Pixels
+from persongen_jax.systems.diffusion import Cases, DiffusionSystem, Pixels
 from persongen_jax.systems.on_attributes import OnAttributes
 
 CONDITIONING = ("input", "blocks", "none")
-HIDE = 16  # a purpose of random numbers, beside those of systems/diffusion.py
+HIDE = 16  # a purpose of random keys, next to those of systems/diffusion.py
 SEEN, UNSEEN = "seen", "unseen"  # validation sets
 CLIPPING = ("ddim", "ddpm", "DDIMScheduler", "DDPMScheduler")  # samplers that clip x0
 
 
 class AttributeUNet(nnx.Module):
-    """A UNet2DModel that is told attributes.
+    """A UNet2DModel conditioned on attributes.
 
     Args:
-        config: diffusers' config of the UNet, without what tells the attributes.
+        config: diffusers' config of the UNet, without the conditioning.
         attributes: K.
-        conditioning: "input": ``embedding``, a linear map to ``width`` numbers, which are further
-            channels of the noisy picture, the same for every pixel (the seed's code); "blocks": two
-            linear layers to the width of the timestep's embedding, to which they are added, and so
-            reach every block (the seed's figure); "none": nothing.
+        conditioning: "input": ``embedding``, a linear map to ``width`` numbers, which become
+        additional channels of the noisy image, equal for all pixels (the seed's code); "blocks":
+        two linear layers to the width of the timestep embedding, which they are added to, and so
+        reach every block (the seed's figure); "none": no conditioning.
         width: of "input".
-        null: whether there is a learned embedding of "nothing is known".
+        null: whether there is a learned embedding for "all attributes unknown".
     """
 
     def __init__(self, config: dict, attributes: int, *, conditioning, width, null, rngs, **kw):
@@ -52,7 +51,7 @@ class AttributeUNet(nnx.Module):
         else:
             self.unet = UNet2DModel({**config, "class_embed_type": "identity"}, rngs=rngs, **kw)
             width = 4 * config["block_out_channels"][0]
-            # Whether an attribute is known is told apart from its value.
+            # Whether an attribute is known is an input separate from its value.
             self.embedding = nnx.List(
                 [Linear(2 * attributes, width, **layers), Linear(width, width, **layers)]
             )
@@ -61,10 +60,10 @@ class AttributeUNet(nnx.Module):
             self.null = nnx.Param(jnp.zeros((width,), jnp.float32))
 
     def embed(self, attributes, known):
-        """Values in 0..1 and what is known of them, [b, K] each, to embeddings [b, e].
+        """Embeddings [b, e] of values in 0..1 and of whether they are known, [b, K] each.
 
-        An unknown attribute is 0 between -1 (no) and 1 (yes). Where none is known the embedding is
-        the learned one of nothing.
+        An unknown attribute is 0, between -1 (no) and 1 (yes). If none is known, the embedding is
+        the learned null embedding.
         """
         signed = (2 * attributes - 1) * known
         if self.conditioning == "input":
@@ -77,7 +76,7 @@ class AttributeUNet(nnx.Module):
         return jnp.where(known.any(-1, keepdims=True), embedded, self.null[...])
 
     def __call__(self, x, t, embedded):
-        """The prediction at pictures ``x`` [b, h, w, c]; ``embedded`` [b, e], None for "none"."""
+        """The prediction at images ``x`` [b, h, w, c]; ``embedded`` [b, e], None for "none"."""
         if self.conditioning == "input":
             b, h, w, _ = x.shape
             plane = jnp.broadcast_to(embedded[:, None, None, :], (b, h, w, embedded.shape[-1]))
@@ -89,7 +88,7 @@ _DTYPES = {"dtype": jnp.float32, "param_dtype": jnp.float32}
 
 
 class Ddpm(OnAttributes, DiffusionSystem):
-    """Pictures from attributes.
+    """Generates images from attributes.
 
     Raises:
         ValueError: data or a size that cannot be used.
@@ -102,7 +101,7 @@ class Ddpm(OnAttributes, DiffusionSystem):
                 raise ValueError(f"config.{name}={config[name]:g}: a probability is 0 to 1")
         if config.validation_guidance and not can_guide(config):
             raise ValueError(
-                f"config.validation_guidance={config.validation_guidance:g} needs a model that is "
+                f"config.validation_guidance={config.validation_guidance:g} needs a model that was "
                 "also trained without its condition; set it to 0, or config.drop_prob above 0"
             )
         if config.validation_images < 1:
@@ -125,19 +124,19 @@ class Ddpm(OnAttributes, DiffusionSystem):
     @classmethod
     def defaults(cls):
         config = super().defaults()
-        # The network: diffusers' UNet2DModel. A level per number of channels; the sides are halved
-        # from one to the next.
+        # The network: diffusers' UNet2DModel. One level per number of channels; each level halves
+        # the sides.
         config.block_out_channels = (32, 32, 32, 64)
-        config.attention = (False, True, True, True)  # of which levels
+        config.attention = (False, True, True, True)  # per level
         config.layers_per_block = 2
         config.attention_head_dim = 8
         config.norm_num_groups = 32
 
-        # Conditioning: "input", "blocks" or "none", see AttributeUNet. An example is shown without
-        # any attribute by ``drop_prob``, and by ``hide_prob`` without some of them, so that a
-        # request may name a few.
+        # Conditioning: "input", "blocks" or "none", see AttributeUNet. An example loses all
+        # attributes with probability ``drop_prob`` and some of them with ``hide_prob``, so that a
+        # request may name only a few.
         config.conditioning = "blocks"
-        config.embedding_width = 5  # of "input"
+        config.embedding_width = 5  # for "input"
         config.hide_prob = 0.3
 
         config.lr_model = 1e-3
@@ -160,9 +159,9 @@ class Ddpm(OnAttributes, DiffusionSystem):
     # ---- a step ----
 
     def draw(self, key_of, batch):
-        """As DiffusionSystem's; "hidden" [b, K] bool, attributes that are not told.
+        """DiffusionSystem's, and "hidden" [b, K] bool, the attributes that the model does not see.
 
-        By chance an example hides any part of them from none to all, and a class as a whole.
+        An example hides a random fraction of them, from none to all, and a class as a whole.
         """
         draws = super().draw(key_of, batch)
         if self.config.hide_prob > 0:
@@ -191,10 +190,10 @@ class Ddpm(OnAttributes, DiffusionSystem):
     # ---- sampling ----
 
     def plan(self, steps, scheduler=None, **options):
-        """As DiffusionSystem's. Samplers that do not clip begin where some signal is left.
+        """DiffusionSystem's. Samplers that do not clip start where some signal is left.
 
-        At the last timestep a cosine schedule leaves so little that the smallest error of a
-        prediction of noise is a picture's worth of error.
+        At the last timestep a cosine schedule leaves so little signal that the smallest error of a
+        noise prediction becomes an error as large as the image.
         """
         if scheduler not in (None, "", *CLIPPING):
             options = {"timestep_spacing": "leading", **options}
@@ -207,16 +206,16 @@ class Ddpm(OnAttributes, DiffusionSystem):
         return (SEEN, UNSEEN) if config.data == "drawn_faces" else (SEEN,)
 
     def cases(self, name):
-        """Combinations of the training's pictures, or those that it never shows; each known whole.
+        """Combinations of attributes in the training set, or those absent from it; all are known.
 
-        The real pictures are those of ``test`` with such combinations.
+        The real images are those of ``test`` with these combinations.
         """
         data, n = self.data, self.config.validation_images
         rng = np.random.default_rng(self.config.validation_seed)
         if name == UNSEEN and not len(data.unseen):
             raise ValueError(
-                "config.attributes: of so few every combination is in the training, none is left "
-                "to validate as unseen; read more of them, or set config.validation_every=0"
+                "config.attributes: with so few, the training set has every combination, none is "
+                "left to validate as unseen; read more of them, or set config.validation_every=0"
             )
         if name == UNSEEN:
             values = data.unseen[rng.permutation(np.arange(n) % len(data.unseen))]
@@ -229,7 +228,7 @@ class Ddpm(OnAttributes, DiffusionSystem):
         for i, row in enumerate(data.test.values):
             if (tuple(row.tolist()) in unseen) == (name == UNSEEN):
                 real.setdefault(describe(row), []).append(i)
-        # Sorted, so that a sheet shows a row per combination.
+        # Sorted, so that each row of a sheet shows one combination.
         order = np.argsort(owners, kind="stable")
         return Cases(
             self.attributes.of_requests([owners[i] for i in order]),
@@ -240,7 +239,7 @@ class Ddpm(OnAttributes, DiffusionSystem):
 
 
 class _Pictures:
-    """Some pictures of a sequence, read when they are asked for."""
+    """Selected images of a sequence, read on access."""
 
     def __init__(self, images, rows):
         self._images, self._rows = images, rows
@@ -255,12 +254,12 @@ class _Pictures:
 
 
 def can_guide(config) -> bool:
-    """Whether the model knows what it predicts without a condition, and has one."""
+    """Whether the model also predicts without a condition, and has one."""
     return config.conditioning != "none" and config.drop_prob > 0
 
 
 def scheduler_config_of(config) -> dict:
-    """diffusers' scheduler_config.json for a run: for training's noise, and for samplers."""
+    """diffusers' scheduler_config.json for a run: for training noise and for samplers."""
     return {
         "_class_name": "DDIMScheduler",
         "num_train_timesteps": 1000,
@@ -268,8 +267,8 @@ def scheduler_config_of(config) -> dict:
         "beta_start": 1e-4,
         "beta_end": 0.02,
         "prediction_type": config.prediction_type,
-        # Pixels end in [-1, 1], and guidance pushes them out. Clipped without its noise following,
-        # DDIM ended at other digits than those asked for, four times of five.
+        # Pixels end in [-1, 1], and guidance pushes them out. With clipping, but without adapting
+        # the noise to it, DDIM generated other digits than requested four times out of five.
         "clip_sample": True,
         "use_clipped_model_output": True,
         "timestep_spacing": "trailing",
@@ -290,7 +289,7 @@ def unet_config_of(config, size: int, channels: int) -> dict:
         )
     if size % 2 ** (levels - 1):
         raise ValueError(
-            f"pictures of {size} pixels cannot be halved {levels - 1} times; choose config.size, "
+            f"images of {size} pixels cannot be halved {levels - 1} times; choose config.size, "
             "or fewer config.block_out_channels"
         )
     return {

@@ -1,7 +1,7 @@
-"""Weights drawn on the device, for measuring what does not depend on their values.
+"""Random weights made on the device, for measurements that do not depend on their values.
 
-What a step or a picture costs does not depend on the values, as long as they stay finite: kernels
-are drawn with a variance of 1 / fan-in, norms begin as identity. Nothing is opened or downloaded.
+The cost of a step or an image does not depend on the values as long as they stay finite: kernels
+are drawn with a variance of 1 / fan-in, norms start as identity. No file is opened or downloaded.
 """
 
 import functools
@@ -13,7 +13,7 @@ from flax import nnx
 
 
 def with_drawn_weights(model):
-    """A model of ShapeDtypeStructs with arrays in their places, on the first device."""
+    """A model of ShapeDtypeStructs with arrays in their place, on the first device."""
     graphdef, state = nnx.split(model)
     filled = [
         (path, leaf.replace(draw_weight(i, path, leaf.get_value())))
@@ -23,7 +23,7 @@ def with_drawn_weights(model):
 
 
 def draw_weight(number: int, path: tuple, shape):
-    """An array like ``shape``, a ShapeDtypeStruct; ``number`` tells it from the others."""
+    """An array like ``shape``, a ShapeDtypeStruct; ``number`` makes it differ from the others."""
     name, dims = path[-1], shape.shape
     if name == "bias":
         return fill(shape.dtype, dims, number, 0.0, 0.0)
@@ -38,8 +38,8 @@ def draw_weight(number: int, path: tuple, shape):
 def fill(dtype, shape, number, mean, std):
     """[*shape] uniform around ``mean`` with this standard deviation.
 
-    A hash of the position: SDXL has thousands of arrays of about a hundred shapes, and this
-    compiles in no time for each.
+    Hashes the position: SDXL has thousands of arrays of about a hundred shapes, and this compiles
+    in no time for each.
     """
     bits = jax.lax.iota(jnp.uint32, math.prod(shape)) + jnp.uint32(number) * jnp.uint32(0x9E3779B9)
     for shift, factor in ((16, 0x7FEB352D), (15, 0x846CA68B)):

@@ -1,4 +1,4 @@
-"""What systems on pictures with attributes share: the data set, by the config's keys."""
+"""What systems on images with attributes share: the data set, chosen by the config's keys."""
 
 import functools
 
@@ -18,21 +18,21 @@ from persongen_jax.systems.base import System
 
 
 class OnAttributes(System):
-    """A system whose examples are pictures with attributes."""
+    """A system whose examples are images with attributes."""
 
     @classmethod
     def defaults(cls):
         config = super().defaults()
         # See data_pipeline/attributes/open.py.
         config.data = "digits"
-        config.size = 32  # of the pictures, pixels
-        config.attributes = ()  # names of those that are read; (): all
+        config.size = 32  # of the images, in pixels
+        config.attributes = ()  # names of the attributes to read; (): all
         config.csv = ""
-        config.channels = 3  # of a folder's pictures
+        config.channels = 3  # of a folder's images
         config.data_dir = ""
         config.download = False
-        config.mirror = True  # every other picture is mirrored, where that changes no attribute
-        # What the data were when training began: a run writes it here by itself.
+        config.mirror = True  # mirror every other image, if that changes no attribute
+        # The data's description when training began: a run fills it in by itself.
         config.described = ConfigDict()
         return config
 
@@ -44,13 +44,13 @@ class OnAttributes(System):
 
     @functools.cached_property
     def described(self) -> Description:
-        """All that the model depends on; of a run what it was when training began."""
+        """All that the model depends on; for a run, as it was when training began."""
         said = self.config.described
         return Description.from_dict(said) if said else _describe(self.config)
 
     @functools.cached_property
     def data(self) -> AttributeData:
-        """The pictures, with the attributes of ``described`` in its order."""
+        """The images, with the attributes of ``described`` in its order."""
         config = self.config
         fetch = {"data_dir": config.data_dir, "download": config.download}
         found = open_attribute_data(config.data, **_of_folder(config), **fetch)

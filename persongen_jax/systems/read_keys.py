@@ -1,8 +1,8 @@
-"""Which keys of a config something reads, found out by watching it read."""
+"""Finds out which keys of a config are read by recording the accesses."""
 
 
 class ReadKeys:
-    """A config, read-only, that notes the keys that are read; ``keys``: their names."""
+    """A read-only config that records the keys that are read; ``keys``: their names."""
 
     def __init__(self, config):
         self._config, self.keys = config, set()
@@ -23,7 +23,7 @@ class ReadKeys:
         return self._config.get(key, default)
 
     def unread(self, keys) -> tuple[str, ...]:
-        """Those of ``keys`` that were not; none where it was read as a whole (``to_dict``)."""
+        """The ``keys`` that were not read; none if the config was read as a whole (``to_dict``)."""
         whole = any(callable(getattr(type(self._config), key, None)) for key in self.keys)
         return () if whole else tuple(key for key in keys if key not in self.keys)
 

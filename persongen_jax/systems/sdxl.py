@@ -1,4 +1,4 @@
-"""SDXL with an identity method: the base stays frozen, what the method adds is trained."""
+"""SDXL with an identity method: the base stays frozen, and what the method adds is trained."""
 
 import functools
 
@@ -15,16 +15,15 @@ from persongen_jax.diffusion import samplers as sampling
 from persongen_jax.diffusion import schedule as diffusion
 from persongen_jax.diffusion.conditioning import Guidance
 from persongen_jax.diffusion.plan import make_plan
-from persongen_jax.evaluation.trajectories import SETS
 from persongen_jax.features.cache import Features, abstract_batch, cached_kinds
 from persongen_jax.methods import get_method
 from persongen_jax.methods.base import Parts, denoiser_view
+from persongen_jax.methods.sampling import sample_steps
 from persongen_jax.models.sdxl.parts import COMPONENTS
-from persongen_jax.pipeline.images import sample_steps
 from persongen_jax.systems.base import SamplingProgram
 from persongen_jax.systems.diffusion import FACE, VAE, DiffusionSystem
 from persongen_jax.systems.read_keys import ReadKeys
-from persongen_jax.systems.sdxl_config import METHOD_KEYS, sdxl_defaults
+from persongen_jax.systems.sdxl_config import METHOD_KEYS, SETS, sdxl_defaults
 from persongen_jax.systems.sdxl_fields import image_encoding
 from persongen_jax.weights.formats.sdxl.loading import SDXLBase, load_sdxl
 
@@ -32,12 +31,14 @@ DECODER = ("vae/decoder/", "vae/post_quant_conv/")
 
 
 class Sdxl(DiffusionSystem):
-    """Text to image by StableDiffusionXL, with the person in it that a method brings.
+    """Text to image by StableDiffusionXL, personalised by a method.
 
     Attributes:
-        base: SDXLBase, whose model has the method's parts.
+        base: SDXLBase, whose model includes the method's parts.
         method: methods.base.Method, attached.
     """
+
+    evaluation = "persongen_jax.evaluation.people:Evaluation"
 
     def __init__(self, config, base: SDXLBase, method):
         self.config, self.base, self.method = config, base, method
@@ -45,7 +46,7 @@ class Sdxl(DiffusionSystem):
         self.scheduler_config = base.scheduler_config
         self.schedule = diffusion.NoiseSchedule.from_config(base.scheduler_config)
         self.codec = VAE(base.model.vae)
-        self.read = ReadKeys(config)  # what the method reads of it
+        self.read = ReadKeys(config)  # records which keys the method reads
         method_fields = method.fields(Parts(base.model, base.tokenizers), self.read)
         self.fields = (Image(image_encoding()), *method_fields, TimeIds(), FaceBox())
         self.groups = method.groups
@@ -99,7 +100,7 @@ class Sdxl(DiffusionSystem):
         config = self.config
         if not config.data:
             raise ValueError(
-                "config.data is empty; give --config.data=DIR, photographs with a manifest.jsonl "
+                "config.data is empty; give --config.data=DIR, images with a manifest.jsonl "
                 "or shards, or drawn people (see data_pipeline/records/sources.py)"
             )
         records, read_image = open_records(config.data, config.trigger_word, **needs(self.fields))
@@ -152,7 +153,7 @@ class Sdxl(DiffusionSystem):
     # ---- a step ----
 
     def draw(self, key_of, batch):
-        """As DiffusionSystem's, and "face_only" [b]: the loss counts the face box alone."""
+        """DiffusionSystem's, and "face_only" [b]: the loss counts the face box alone."""
         draws = super().draw(key_of, batch)
         rows = draws["drop"].shape
         face_only = jax.random.bernoulli(key_of(FACE), self.config.face_loss_prob, rows)
@@ -162,7 +163,7 @@ class Sdxl(DiffusionSystem):
         return self.method.condition(model, batch)
 
     def denoise(self, model, x, t, condition, step=None):
-        # Of the model what sampling sees, so that a part that is not named is missed in training.
+        # Only the parts that sampling sees, so that a part missing there is missed in training too.
         return self.method.denoise(denoiser_view(model, self.method), x, t, condition, step)
 
     def mask(self, batch, draws, shape):
@@ -177,10 +178,10 @@ class Sdxl(DiffusionSystem):
     def terms(self, model, batch, step):
         return self.method.losses(model, batch, step)
 
-    # ---- looking at it ----
+    # ---- evaluation ----
 
     def sampling_program(self, steps):
-        """The pipeline's loop, guidance and identity included, without the VAE."""
+        """The pipeline's loop, including guidance and identity, without the VAE."""
         config, view = self.config, self.model.conditioner()
         graphdef, state = nnx.split(view)
         conditioning = jax.eval_shape(
@@ -207,17 +208,12 @@ class Sdxl(DiffusionSystem):
 
     @property
     def judging_roots(self):
-        """All networks that the method has brought: its inputs, and what its losses run."""
+        """All networks that the method has added: its inputs, and those that its losses run."""
         parts = vars(self.model).items()
         return tuple(n for n, p in parts if isinstance(p, nnx.Module) and n not in COMPONENTS)
 
-    def evaluation(self):
-        from persongen_jax.evaluation.people import Evaluation
-
-        return Evaluation(self)
-
 
 def check_sampler(config, scheduler_config: dict):
-    """ValueError where pictures are to be sampled and no sampler here is the base's own."""
+    """ValueError if images are to be sampled and no sampler supports the base's scheduler."""
     if Sdxl.validation_sets_of(config):
         make_plan(scheduler_config, config.validation_steps, config.validation_scheduler or None)

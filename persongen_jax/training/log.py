@@ -1,4 +1,4 @@
-"""What a run writes about itself: metrics.jsonl, TensorBoard events, speeds."""
+"""What a run logs about itself: metrics.jsonl, TensorBoard events, speeds."""
 
 import contextlib
 import io
@@ -20,14 +20,13 @@ log = logging.getLogger(__name__)
 
 
 class MetricsFile:
-    """metrics.jsonl: one line per ``log_every`` steps, the mean over them.
+    """metrics.jsonl: one line per ``log_every`` steps, with the mean over them.
 
     "skipped" counts the steps whose loss or gradient was not finite; the other numbers are means
-    over the rest, null if there is none. Lines that find the disk full are kept for later.
+    over the remaining steps, null if there are none. Lines that hit a full disk are kept for later.
 
-    On resuming, lines after the step continued from are dropped: they will be written again.
-    ``kept`` are the steps that belong to the next line and were made before the resumed step; a
-    checkpoint holds them.
+    Resuming drops the lines after the resumed step, because they are written again. ``kept`` are
+    the steps before the resumed one that belong to the next line; a checkpoint holds them.
     """
 
     def __init__(self, path: Path, start: int, kept: list[dict] = ()):
@@ -39,11 +38,11 @@ class MetricsFile:
         self._kept = list(kept)
 
     def keep(self, metrics: dict):
-        """Remember one step's; they stay on the device, so that nothing waits for them."""
+        """Remember a step's metrics; they stay on the device, so that nothing waits for them."""
         self._kept.append(metrics)
 
     def kept(self) -> list[dict]:
-        """The remembered steps as plain floats, a list of its own."""
+        """A new list of the remembered steps as plain floats."""
         self._kept = [{k: float(v) for k, v in step.items()} for step in self._kept]
         return list(self._kept)
 
@@ -69,7 +68,7 @@ class MetricsFile:
 
 
 class PatientFile:
-    """A file that is added to; what finds the disk full is kept, and written with what follows."""
+    """An append-only file; data that hit a full disk are kept and written with the next ones."""
 
     def __init__(self, path: Path):
         self.path = path
@@ -89,7 +88,7 @@ class PatientFile:
                 raise
             if not self._full:
                 log.warning(
-                    "%s: no space left on the device; what is missing comes later", self.path
+                    "%s: no space left on the device; the missing part is written later", self.path
                 )
             self._full = True
 
@@ -101,26 +100,26 @@ class PatientFile:
 
 
 def _lines(path: Path) -> list[str]:
-    """Complete lines; a crash may have cut the last one short."""
+    """The complete lines; a crash may have cut the last one short."""
     return [line + "\n" for line in whole_lines(path)] if path.exists() else []
 
 
 def falling(path: Path) -> str:
-    """The loss at the beginning and at the end of a run, a tenth of its lines each."""
+    """The loss at the beginning and the end of a run, each the mean of a tenth of its lines."""
     losses = [json.loads(line)["loss"] for line in _lines(path)]
     losses = [loss for loss in losses if loss is not None]
     if not losses:
-        return "loss: no step was made"
+        return "loss: no steps were run"
     tenth = max(1, len(losses) // 10)
     return f"loss: {np.mean(losses[:tenth]):.4f} at first, {np.mean(losses[-tenth:]):.4f} at last"
 
 
 class EventFile:
-    """TensorBoard's event file, written by its own package; TensorFlow is not needed.
+    """TensorBoard's event file, written by the tensorboard package; TensorFlow is not needed.
 
     Args:
-        folder: ``tensorboard --logdir`` of it shows the run.
-        start: the step continued from; TensorBoard drops what it had read after it.
+        folder: ``tensorboard --logdir`` reads it.
+        start: the resumed step; TensorBoard drops the later steps that it has read.
 
     Raises:
         ImportError: TensorBoard is not installed.
@@ -138,7 +137,8 @@ class EventFile:
         self._event, self._summary = event_pb2.Event, summary_pb2.Summary
         folder.mkdir(parents=True, exist_ok=True)
         earlier = any(folder.glob("events.out.tfevents.*"))
-        # Whole seconds come first, as TensorBoard reads a folder's files in order of their names.
+        # Whole seconds come first, because TensorBoard reads a folder's files in the order of their
+        # names.
         name = f"events.out.tfevents.{int(time.time()):010d}.{socket.gethostname()}.{os.getpid()}"
         self._records = RecordWriter(PatientFile(folder / name))
         self._write(file_version="brain.Event:2")
@@ -155,7 +155,7 @@ class EventFile:
         self._write(step=step, summary=self._summary(value=[value]))
 
     def scalars(self, group: str, row: dict, step: int):
-        """A line of metrics.jsonl, as ``group/name``."""
+        """A row of metrics.jsonl, each number as ``group/name``."""
         for name, value in row.items():
             if name != "step":
                 self.scalar(f"{group}/{name}", value, step)
@@ -178,7 +178,7 @@ class EventFile:
 
 
 class Stopwatch:
-    """Steps per second and waiting for data, between two rows of the log."""
+    """Steps per second and the time spent waiting for data, between two rows of the log."""
 
     def __init__(self):
         self.restart()
@@ -187,9 +187,9 @@ class Stopwatch:
         self._start, self._waited, self._steps = time.perf_counter(), 0.0, 0
 
     def next_batch(self, stream, running=None):
-        """The next of ``stream``; the wait counts if the devices have run out of work meanwhile.
+        """The next batch of ``stream``; the wait counts if the devices run out of work meanwhile.
 
-        ``running`` is an array that the last step will have computed when it is done.
+        ``running`` is an array that is ready when the last step is done.
         """
         start = time.perf_counter()
         batch = next(stream)
@@ -200,16 +200,16 @@ class Stopwatch:
 
     @contextlib.contextmanager
     def paused(self):
-        """What is done inside does not count."""
+        """Time spent inside does not count."""
         start = time.perf_counter()
         yield
         self._start += time.perf_counter() - start
 
     def read(self, batch_size: int, step_flops: float, peak: float) -> dict:
-        """The speeds since the last reading, as metrics.jsonl has them; starts anew.
+        """The speeds since the last call, as metrics.jsonl stores them; resets the clock.
 
-        images_per_second; data_wait, a fraction of the time; mfu, the floating-point work done as a
-        fraction of what ``peak`` FLOP/s would have allowed.
+        images_per_second; data_wait, a fraction of the time; mfu, the floating-point operations
+        done as a fraction of what ``peak`` FLOP/s would have allowed.
         """
         seconds = max(time.perf_counter() - self._start, 1e-9)
         rate = self._steps / seconds

@@ -1,4 +1,4 @@
-"""Ending a run in good order when it is told to: SIGTERM, or Ctrl-C once."""
+"""Ends a run cleanly on SIGTERM or a single Ctrl-C."""
 
 import signal
 import threading
@@ -10,17 +10,17 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 
 class Stopped(Exception):
-    """``should_stop`` said so in the middle of something, of which nothing is kept."""
+    """``should_stop`` returned True in the middle of work, whose result is discarded."""
 
 
 class StopSignals:
     """Inside the ``with``, SIGTERM and SIGINT only set ``requested``.
 
-    A second SIGINT interrupts as usual. Outside of the main thread, where Python hands out no
-    signals, nothing is changed.
+    A second SIGINT interrupts as usual. Outside the main thread, where Python delivers no signals,
+    nothing changes.
 
-    With several processes a signal to one of them has to stop all, between the same two steps:
-    :meth:`ask` says so, and the truth of the object is its last answer.
+    With several processes, a signal to one of them has to stop all of them between the same two
+    steps: :meth:`ask` agrees on it, and ``bool`` of the object is its last answer.
     """
 
     def __init__(self):
@@ -36,10 +36,11 @@ class StopSignals:
         return self.requested if jax.process_count() == 1 else self._agreed
 
     def ask(self) -> bool:
-        """Whether any process was told to stop; the same answer in all, who all have to ask.
+        """Whether any process received a signal; all processes must call it and get the same
+        answer.
 
-        With several processes the answer is to the question before, which the devices have worked
-        out meanwhile: nothing waits for it. So a stop is heard one call later.
+        With several processes the answer is to the previous call, which the devices have computed
+        meanwhile, so that nothing waits for it. A stop therefore takes effect one call later.
         """
         if jax.process_count() > 1:
             if self._question is not None:

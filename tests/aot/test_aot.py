@@ -28,7 +28,7 @@ from persongen_jax.aot.compiling import DoesNotFit, compile_program, measure, re
 from persongen_jax.aot.cost import corrected_optimal, read_cost, shape_bytes
 from persongen_jax.aot.programs import Program, encoders, training, with_batch
 from persongen_jax.aot.search import largest
-from persongen_jax.models.attention import attention
+from persongen_jax.models.attention_kernels import attention
 from persongen_jax.models.sdxl.sizes import CONFIGS
 from persongen_jax.parallel.sharding import along_batch, make_mesh, replicated
 from persongen_jax.systems.abstract import network_configs

@@ -227,7 +227,7 @@ def test_a_photomaker_of_version_2_comes_in_bit_equal(workdir, tiny_base, tmp_pa
 
 
 def test_an_exported_ip_adapter_holds_what_was_trained(tiny_base, tmp_path, capsys):
-    workdir = write_run(tmp_path / "run", tiny_base, "ip_adapter", steps=(5,))
+    workdir = write_run(tmp_path / "run", tiny_base, "id_branch", steps=(5,))
     path = tmp_path / "mine.safetensors"
     convert.main(["export", "--format", "ip-adapter", str(workdir), str(path)])
     shown = capsys.readouterr().out
@@ -262,7 +262,7 @@ def test_an_ip_adapter_of_dual_names_what_it_leaves_out(tiny_base, tmp_path):
 @pytest.mark.parametrize(
     ("name", "file_format", "reason", "others"),
     [
-        ("ip_adapter", "photomaker", "has no LoRA on the base's layers", "as ip-adapter,"),
+        ("id_branch", "photomaker", "has no LoRA on the base's layers", "as ip-adapter,"),
         ("cascade", "ip-adapter", "has no parallel attention branch on the id", "keep the run"),
         ("ip_lora", "ip-adapter", "has a LoRA on its attention branches", "kohya-lora,"),
         ("ip_lora", "photomaker", "has a LoRA on its attention branches", "kohya-lora,"),

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data_pipeline import people as api
+from data_pipeline import people as command
+from data_pipeline.drawing import people as api
 from data_pipeline.drawing.canvas import Canvas
 from data_pipeline.drawing.identities import GROUP, INNER, OUT_OF_DOMAIN, RANGES
 from data_pipeline.drawing.pictures import COLOUR_NAMES, PALETTE, SCENES, SUNSET_SCENES
@@ -395,7 +396,7 @@ def test_resolution_changes_nothing_but_sharpness(crowd, size):
 def test_command_writes_a_data_set(tmp_path, capsys):
     arguments = ["--identities", "3", "--pictures", "4", "--split", "look_alikes", "--seed", "5"]
     for name in ("a", "b"):
-        assert api.main(["--out", str(tmp_path / name), *arguments]) == 0
+        assert command.main(["--out", str(tmp_path / name), *arguments]) == 0
     out = tmp_path / "a"
     files = sorted(p.relative_to(out) for p in out.rglob("*") if p.is_file())
     assert len(files) == 12 + 3
@@ -414,6 +415,6 @@ def test_command_writes_a_data_set(tmp_path, capsys):
 
     (tmp_path / "c").mkdir()
     (tmp_path / "c" / "mine.txt").write_text("keep")
-    assert api.main(["--out", str(tmp_path / "c"), *arguments]) == 1
+    assert command.main(["--out", str(tmp_path / "c"), *arguments]) == 1
     assert "--force" in capsys.readouterr().err
-    assert api.main(["--out", str(tmp_path / "d"), "--identities", "0"]) == 1
+    assert command.main(["--out", str(tmp_path / "d"), "--identities", "0"]) == 1

@@ -168,7 +168,7 @@ def test_crops_that_are_drawn_are_computed_and_not_stored(config, build, tmp_pat
     assert source.features.counts["moments computed"] == rows(tmp_path, "moments") == 4
 
 
-@pytest.mark.parametrize("name", ["photomaker_bg", "ip_adapter", "dual"])
+@pytest.mark.parametrize("name", ["photomaker_bg", "id_branch", "dual"])
 def test_conditions_are_those_of_the_encoders(name, config, build, tmp_path):
     """With and without dropping, for a method of each way to read prompts and references."""
     config = changed(config, method=name)
@@ -225,7 +225,7 @@ def test_what_is_trained_is_not_cached(config, build, tmp_path):
 
 
 def test_other_weights_have_other_features(config, build, tmp_path):
-    config = changed(config, method="ip_adapter", cache=str(tmp_path))
+    config = changed(config, method="id_branch", cache=str(tmp_path))
     system = build(config)
     model = system.model
 

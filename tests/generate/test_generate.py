@@ -10,9 +10,9 @@ from PIL import Image
 
 from configs.first_light import get_config
 from data_pipeline.faces.align import align_face
-from data_pipeline.faces.detectors import open_detector
 from data_pipeline.faces.find import NoFaceFound, crop_face
 from data_pipeline.prompts import Tokenizers
+from persongen_jax.face_detectors import open_detector
 from persongen_jax.generate import __main__ as generate
 from persongen_jax.generate import files as generate_files
 from persongen_jax.pipeline import Pipeline

@@ -3,8 +3,7 @@
 import jax.numpy as jnp
 
 from data_pipeline.examples.spatial import ControlImage, Weight
-from persongen_jax.methods.base import Method, prompts
-from persongen_jax.methods.thesis.ip_adapter import plain_text
+from persongen_jax.methods.base import Method, plain_text, prompts
 from persongen_jax.models.layers import Conv
 
 

@@ -12,6 +12,7 @@ from PIL import Image
 from data_pipeline.records.manifest import write_manifest
 from data_pipeline.records.schema import Record
 from persongen_jax import train
+from persongen_jax.evaluation.validation import open_evaluation
 from persongen_jax.methods import METHODS, get_method
 from persongen_jax.methods.base import Parts
 from persongen_jax.parallel.sharding import make_mesh, put_batch
@@ -230,7 +231,7 @@ def test_a_validation_gives_a_method_the_pose_of_the_record(config, monkeypatch)
         return call(pipe, *args, **options)
 
     monkeypatch.setattr(Pipeline, "__call__", spy)
-    images = system.evaluation()(system.model, 0)["in_train"].images
+    images = open_evaluation(system)(system.model, 0)["in_train"].images
     assert images.shape[:2] == (1, 4)
     pose = np.asarray(Image.open(f"{config.data}/pose_0.png"))
     assert all(np.array_equal(each, pose) for poses in given for each in poses)

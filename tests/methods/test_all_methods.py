@@ -15,10 +15,11 @@ from configs import base as base_config
 from configs import thesis
 from data_pipeline.examples.fields import Call, unflatten
 from persongen_jax import train
+from persongen_jax.config import VERSION
 from persongen_jax.diffusion.conditioning import Conditioning, TokenStream
 from persongen_jax.methods import METHODS
 from persongen_jax.methods.start import settle_step
-from persongen_jax.models.attention import Composition, branch_names
+from persongen_jax.models.branches import Composition, branch_names
 from persongen_jax.models.lora import lora_layers
 from persongen_jax.parallel.sharding import make_mesh, replicated
 from persongen_jax.pipeline import Pipeline
@@ -37,7 +38,7 @@ PLAIN = "a woman in a red hat"
 # methods.md: the streams beside "text", and the groups that are trained.
 STREAMS = {
     "photomaker": "",
-    "ip_adapter": "identity",
+    "id_branch": "identity",
     "dual": "identity",
     "ip_lora": "identity",
     "photomaker_bg": "background",
@@ -46,7 +47,7 @@ STREAMS = {
 }
 GROUPS = {
     "photomaker": "projections fuse_module lora",
-    "ip_adapter": "projections id_norm identity",
+    "id_branch": "projections id_norm identity",
     "dual": "projections id_norm identity fuse_module",
     "ip_lora": "projections id_norm lora",
     "photomaker_bg": "projections fuse_module lora background",
@@ -96,7 +97,7 @@ def make_batch(system, references=2):
 
 def test_the_table_of_methods():
     # Beside them only IP-Adapter's published variants, which have tests of their own.
-    assert METHODS.keys() - {"ip_adapter_file"} == STREAMS.keys() == GROUPS.keys()
+    assert METHODS.keys() - {"ip_adapter"} == STREAMS.keys() == GROUPS.keys()
 
 
 @each_method
@@ -273,7 +274,9 @@ def write_run(workdir, model, name, step=0, **config):
     trainable = split_model(model, METHODS[name]().groups)[1]
     trainable = {path: array + 1 for path, array in trainable.items()}
     checkpoints = Checkpoints(workdir)
-    checkpoints.save(step, trainable, {"count": np.zeros(1)}, {"method": name, **config})
+    checkpoints.save(
+        step, trainable, {"count": np.zeros(1)}, {"version": VERSION, "method": name, **config}
+    )
     checkpoints.close()
     return trainable
 
@@ -288,7 +291,7 @@ def test_a_run_goes_on_in_stages(config, build, tmp_path):
             taken = np.array_equal(leaves[path].get_value(), array)
             assert taken == (rank == config.rank or "/lora/" not in path)
     with pytest.raises(KeyMismatch, match="another method"):
-        started(config, "ip_adapter", tmp_path)
+        started(config, "id_branch", tmp_path)
 
 
 @pytest.mark.parametrize("extra_rank", [0, 1])
@@ -300,7 +303,7 @@ def test_a_run_goes_on_from_what_the_run_before_it_started_from(
     heads = write_run(tmp_path / "a", model, "photomaker", start_from=str(photomaker_file))
     fewer = {path: array + 1 for path, array in heads.items() if "visual_projection" in path}
     checkpoints = Checkpoints(tmp_path / "b")
-    settings = {"method": "photomaker", "start_from": str(tmp_path / "a")}
+    settings = {"version": VERSION, "method": "photomaker", "start_from": str(tmp_path / "a")}
     checkpoints.save(0, fewer, {"count": np.zeros(1)}, settings)
     checkpoints.close()
     here = changed(config, rank=config.rank + extra_rank, start_from=str(tmp_path / "b"))
@@ -338,7 +341,7 @@ def test_what_is_copied_is_copied_from_what_the_earlier_run_trained(config, buil
     leaves = leaf_paths(started(config, "ip_lora", tmp_path / "ip_lora"))
     assert all(np.array_equal(leaves[path].get_value(), x) for path, x in trained.items())
 
-    write_run(tmp_path / "heads", build("ip_adapter").model, "ip_adapter")
+    write_run(tmp_path / "heads", build("id_branch").model, "id_branch")
     model = started(config, "dual", tmp_path / "heads")
     heads = (model.id_encoder.visual_projection, model.id_encoder.visual_projection_2)
     first = build("dual").model.id_encoder.visual_projection.kernel[...]

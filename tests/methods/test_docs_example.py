@@ -36,7 +36,7 @@ def test_the_eighth_method(example, tmp_path_factory):
     make_optimizer(example, groups)
     batch, model = make_batch(system, references=3), system.model
     found = system.condition(model, batch).streams["identity"]
-    each = methods.get_method("ip_adapter").condition(model, batch).streams["identity"]
+    each = methods.get_method("id_branch").condition(model, batch).streams["identity"]
     assert np.allclose(found.tokens[:, 0], each.tokens[:, :3].mean(axis=1), atol=1e-5)
     assert found.mask.shape == (2, 1) and found.mask.all()
     nobody = {**batch, "id_mask": jnp.zeros_like(batch["id_mask"])}

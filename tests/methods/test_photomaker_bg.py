@@ -17,7 +17,7 @@ from data_pipeline.examples.fields import Call
 from persongen_jax import train
 from persongen_jax.diffusion.conditioning import Conditioning
 from persongen_jax.generate import __main__ as generate
-from persongen_jax.models.attention import ParallelCrossAttention, branch_names
+from persongen_jax.models.branches import ParallelCrossAttention, branch_names
 from persongen_jax.models.lora import lora_layers
 from persongen_jax.parallel.sharding import make_mesh, replicated
 from persongen_jax.pipeline import Pipeline, conditioner

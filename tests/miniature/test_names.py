@@ -6,9 +6,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from data_pipeline.people import vocabulary
+from data_pipeline.drawing.people import vocabulary
 from data_pipeline.prompts import Tokenizers
-from persongen_jax.miniature.names import make_names, put_names
+from persongen_jax.miniature.systems.names import make_names, put_names
 from persongen_jax.miniature.systems.unet import class_word_places
 from persongen_jax.miniature.unit_scale import measure_scale
 from persongen_jax.weights.tiny_tokenizer import SDXL_PAD_TOKENS, write_tiny_tokenizer

@@ -7,8 +7,9 @@ import pytest
 from flax import nnx
 
 from persongen_jax.diffusion.conditioning import TokenStream
-from persongen_jax.models import attention as module
-from persongen_jax.models.attention import Transformer2DModel, attention, even_keys, pick_kernel
+from persongen_jax.models import attention_kernels as module
+from persongen_jax.models.attention import Transformer2DModel
+from persongen_jax.models.attention_kernels import attention, even_keys, pick_kernel
 from persongen_jax.models.platform import attention_by, compile_for, target
 
 

@@ -13,9 +13,8 @@ from persongen_jax.diffusion.conditioning import (
     interleave,
     select,
 )
-from persongen_jax.models.attention import (
-    BasicTransformerBlock,
-    CrossAttention,
+from persongen_jax.models.attention import BasicTransformerBlock, CrossAttention
+from persongen_jax.models.branches import (
     ParallelCrossAttention,
     add_branch,
     branch_names,

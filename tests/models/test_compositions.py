@@ -9,11 +9,10 @@ import pytest
 from flax import nnx
 
 from persongen_jax.diffusion.conditioning import TokenStream
-from persongen_jax.models.attention import (
-    BasicTransformerBlock,
+from persongen_jax.models.attention import BasicTransformerBlock, CrossAttention
+from persongen_jax.models.branches import (
     CascadeCrossAttention,
     CascadeLayer,
-    CrossAttention,
     ParallelCrossAttention,
     add_branch,
     branch_names,

@@ -10,16 +10,16 @@ from PIL import Image
 from configs.first_light import get_config
 from data_pipeline.examples.fields import Call
 from data_pipeline.examples.spatial import ControlImage
+from persongen_jax.evaluation.validation import open_evaluation
 from persongen_jax.generate import __main__ as generate
-from persongen_jax.methods.base import Method, add_prompt_streams, prompts
+from persongen_jax.methods.base import Method, add_prompt_streams, plain_text, prompts
 from persongen_jax.methods.start import add_id_encoder
-from persongen_jax.methods.thesis.ip_adapter import (
-    IPAdapter,
+from persongen_jax.methods.thesis.id_branch import (
+    IDBranch,
     add_identity,
     identity_tokens,
-    plain_text,
 )
-from persongen_jax.models.attention import add_branch
+from persongen_jax.models.branches import add_branch
 from persongen_jax.models.layers import Conv
 from persongen_jax.pipeline import Pipeline
 from persongen_jax.pipeline.images import sample_steps
@@ -53,10 +53,10 @@ class Hair(Method):
         return add_prompt_streams(plain_text(model, batch), model, batch, ("hair",))
 
 
-class Who(IPAdapter):
+class Who(IDBranch):
     """IP-Adapter, whose stream is called otherwise."""
 
-    groups = (*IPAdapter.groups[:-1], (r"unet/.*/branches/who/to_[kv]/kernel", "identity"))
+    groups = (*IDBranch.groups[:-1], (r"unet/.*/branches/who/to_[kv]/kernel", "identity"))
 
     def attach(self, parts, config, rngs):
         add_id_encoder(parts.model, config, rngs)
@@ -221,7 +221,7 @@ def test_a_method_without_references_is_validated(base):
     config.validate_in_train = "people:in_train?identities=1&pictures=2"
     config.validation_images, config.validation_steps, config.metrics = 1, 2, ()
     system = open_system(config)
-    (result,) = system.evaluation()(system.model, 0).values()
+    (result,) = open_evaluation(system)(system.model, 0).values()
     assert result.images.shape == (1, 4, 1, 64, 64, 3) and result.images.std() > 10
 
 

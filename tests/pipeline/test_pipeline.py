@@ -24,10 +24,11 @@ from ml_collections import ConfigDict
 
 from data_pipeline.examples.fields import Call
 from data_pipeline.prompts import PromptError
+from persongen_jax.config import VERSION
 from persongen_jax.diffusion.samplers import image_keys
 from persongen_jax.methods import get_method
 from persongen_jax.methods.base import Parts
-from persongen_jax.models.attention import branch_names
+from persongen_jax.models.branches import branch_names
 from persongen_jax.models.encoders.clip import CLIPVisionModel
 from persongen_jax.models.lora import lora_layers
 from persongen_jax.models.sdxl.parts import COMPONENTS
@@ -305,7 +306,13 @@ def test_a_method_that_has_more_than_photomaker_starts_from_its_file(photomaker,
 def test_a_run_that_started_from_a_file_has_its_image_tower(personal, tiny_base, tmp_path):
     """A checkpoint holds what was trained, and the tower is not."""
     config = {"base": str(tiny_base), "id_encoder": "", "rank": 3, "lora_alpha": 3.0}
-    config |= {"dtype": "float32", "method": "photomaker", "trigger_word": "img", "trainable": []}
+    config |= {
+        "dtype": "float32",
+        "method": "photomaker",
+        "version": VERSION,
+        "trigger_word": "img",
+        "trainable": [],
+    }
     loaded = load_sdxl(tiny_base)
     model, parts = loaded.model, Parts(loaded.model, loaded.tokenizers)
     personal.method.attach(parts, ConfigDict(config), nnx.Rngs(0))
@@ -351,7 +358,13 @@ def test_the_image_encoder_beside_the_base_may_be_another_than_the_files(
 def test_the_image_encoder_of_a_run_may_have_moved(other_encoder, tmp_path):
     base, own = other_encoder
     config = {"base": str(base), "id_encoder": str(own), "rank": 3, "lora_alpha": 3.0}
-    config |= {"dtype": "float32", "method": "photomaker", "trigger_word": "img", "trainable": []}
+    config |= {
+        "dtype": "float32",
+        "method": "photomaker",
+        "version": VERSION,
+        "trigger_word": "img",
+        "trainable": [],
+    }
     pipe = Pipeline.from_pretrained(base)
     method = get_method("photomaker")
     method.attach(Parts(pipe.model, pipe.base.tokenizers), ConfigDict(config), nnx.Rngs(0))
@@ -374,7 +387,13 @@ def test_a_method_that_cannot_be_loaded_leaves_none_and_all_loras(photomaker, ti
     weights = LoraWeights(np.ones((2, kernel.shape[0])), np.ones((kernel.shape[1], 2)))
     write_lora(tmp_path / "lora.safetensors", {"unet": {"mid_block.attentions.0.proj_in": weights}})
     pipe.load_lora(tmp_path / "lora.safetensors", name="mine")
-    run = {"method": "ip_adapter", "dtype": "float32", "id_encoder": "", "trigger_word": "img"}
+    run = {
+        "version": VERSION,
+        "method": "id_branch",
+        "dtype": "float32",
+        "id_encoder": "",
+        "trigger_word": "img",
+    }
     checkpoints = Checkpoints(tmp_path / "run")
     other = {"id_tokens/id_norm/scale": np.ones(3, np.float32)}
     checkpoints.save(0, other, {"count": np.zeros(1)}, {**run, "trainable": []})
@@ -400,8 +419,8 @@ def test_a_method_that_cannot_be_loaded_leaves_none_and_all_loras(photomaker, ti
 
 def test_of_the_method_before_nothing_stays(photomaker, tiny_base, tmp_path):
     config = {"base": str(tiny_base), "id_encoder": "", "dtype": "float32", "trainable": []}
-    config |= {"method": "ip_adapter", "trigger_word": "img"}
-    loaded, method = load_sdxl(tiny_base), get_method("ip_adapter")
+    config |= {"version": VERSION, "method": "id_branch", "trigger_word": "img"}
+    loaded, method = load_sdxl(tiny_base), get_method("id_branch")
     method.attach(Parts(loaded.model, loaded.tokenizers), ConfigDict(config), nnx.Rngs(0))
     checkpoints = Checkpoints(tmp_path)
     trainable = split_model(loaded.model, method.groups)[1]

@@ -22,6 +22,8 @@ from persongen_jax import evaluate
 from persongen_jax.aot.programs import training, with_batch
 from persongen_jax.diffusion import schedule as diffusion
 from persongen_jax.diffusion.plan import make_plan
+from persongen_jax.evaluation.held_out import HeldOut
+from persongen_jax.evaluation.validation import open_evaluation
 from persongen_jax.metrics.attribute_judge import AttributeJudge
 from persongen_jax.metrics.base import Known, Owner, People
 from persongen_jax.models.layers import UnusedRngs
@@ -30,7 +32,7 @@ from persongen_jax.pipeline.attributes import AttributePipeline
 from persongen_jax.settings import check_same_run
 from persongen_jax.systems import ddpm
 from persongen_jax.systems.assembly import assemble, number
-from persongen_jax.systems.attribute_classifier import Classifier, HeldOut
+from persongen_jax.systems.attribute_classifier import Classifier
 from persongen_jax.systems.open import complete_config, open_system
 from persongen_jax.train import train
 from persongen_jax.training import flop_count
@@ -419,7 +421,7 @@ def test_a_judge_that_is_none(run, tmp_path):
     def opened(path):
         config = get_config()
         config.classifier = str(path)
-        open_system(config).evaluation()
+        open_evaluation(open_system(config))
 
     with pytest.raises(ValueError, match="there is no trained classifier; train it first"):
         opened(tmp_path / "nothing")

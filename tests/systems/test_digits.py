@@ -17,6 +17,7 @@ import pytest
 
 from persongen_jax import evaluate
 from persongen_jax.aot.programs import encoders, training, with_batch
+from persongen_jax.evaluation.validation import open_evaluation
 from persongen_jax.features import __main__ as features
 from persongen_jax.parallel.sharding import make_mesh, replicated
 from persongen_jax.study import __main__ as study
@@ -144,7 +145,7 @@ def test_the_sampler_s_noise_is_not_the_first_again(monkeypatch):
         return np.zeros(noise.shape)
 
     monkeypatch.setattr(system, "sample", sample)
-    system.evaluation()(system.model, 0)
+    open_evaluation(system)(system.model, 0)
     noise, keys = seen[0]
     drawn = jax.vmap(lambda key: jax.random.normal(jax.random.fold_in(key, 0), noise.shape[1:]))
     assert noise.shape[0] == 40 and not np.isclose(noise, drawn(keys)).all(axis=(1, 2, 3)).any()

@@ -13,7 +13,7 @@ import pytest
 
 from configs.base import get_config
 from persongen_jax.parallel.sharding import make_mesh, replicated
-from persongen_jax.settings import brought_up, check_same_run, differences
+from persongen_jax.settings import check_same_run, differences
 from persongen_jax.systems.open import complete_config
 from persongen_jax.training import integrity
 from persongen_jax.training.bad_steps import BadSteps, NonFinite
@@ -256,22 +256,6 @@ def test_other_settings_are_refused_with_the_differences():
     said = str(refused.value)
     assert "clip_norm: 0.5 -> 0.0; lr_lora: 1e-05 -> 0.5; method: 'photomaker' -> " in said
     assert "--config.start_from=runs/x" in said and "steps" not in said
-
-
-def test_a_run_from_when_adam_had_keys_of_its_own_goes_on():
-    before = {**changed(), "adam_b1": 0.9, "adam_b2": 0.99}
-    del before["optimizer"], before["optimizer_options"]
-    now = changed(optimizer_options={"b2": 0.99})
-    assert brought_up(before) == now
-    complete = json.loads(complete_config(before).to_json())
-    assert complete.keys().isdisjoint(before.keys() - now.keys())
-    assert {key: complete[key] for key in now} == now
-    check_same_run("runs/x", complete, {**complete, "steps": 7})
-    with pytest.raises(ValueError, match=r"optimizer_options: \{'b2': 0.99\} -> \{\}"):
-        check_same_run("runs/x", complete, {**complete, "optimizer_options": {}})
-    # Adam's defaults are no options.
-    assert brought_up({**before, "adam_b2": 0.999}) == changed()
-    assert brought_up({"steps": 3}) == {"steps": 3}
 
 
 # ---- Steps that are not finite -----------------------------------------------------------------

@@ -12,7 +12,7 @@ from configs.base import get_config
 from data_pipeline.examples.batches import Arrays
 from persongen_jax.diffusion.conditioning import Conditioning, TokenStream
 from persongen_jax.diffusion.schedule import NoiseSchedule
-from persongen_jax.models.attention import attention
+from persongen_jax.models.attention_kernels import attention
 from persongen_jax.models.platform import compile_for
 from persongen_jax.models.sdxl.unet import MidBlock, UNet2DConditionModel
 from persongen_jax.systems.base import System

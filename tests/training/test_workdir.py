@@ -18,7 +18,7 @@ import pytest
 from configs.first_light import get_config
 from persongen_jax.config_ranges import check_ranges
 from persongen_jax.settings import check_same_run, check_steps, settle_schedule
-from persongen_jax.systems.open import complete_config, system_class
+from persongen_jax.systems.open import system_class
 from persongen_jax.systems.read_keys import ReadKeys
 from persongen_jax.systems.sdxl_config import sdxl_defaults
 from persongen_jax.training import workdir_lock
@@ -166,18 +166,6 @@ def test_more_steps_leave_the_curve_as_it_began(schedule):
         check_same_run("run", saved, on.to_dict())
         first, then = (learning_rate(config, 0.5) for config in (began, on))
         assert [float(first(i)) for i in range(20)] == [float(then(i)) for i in range(20)]
-
-
-def test_a_run_of_before_there_was_the_key_keeps_its_curve():
-    saved = config_of().to_dict()
-    del saved["schedule_steps"]
-    on = settle_schedule(config_of(steps=20), saved)
-    assert on.schedule_steps == 10
-    check_same_run("run", json.loads(complete_config(saved).to_json()), json.loads(on.to_json()))
-    constant = {**saved, "lr_schedule": "constant"}
-    on = settle_schedule(config_of(steps=20, lr_schedule="constant"), constant)
-    assert on.schedule_steps == 0
-    check_same_run("run", complete_config(constant).to_dict(), on.to_dict())
 
 
 def test_another_end_of_the_schedule_is_another_run():

@@ -1,7 +1,7 @@
 """PhotoMaker: identity enters through text space (Li et al., arXiv 2312.04461; thesis, 5.1).
 
-The class token ("man") stands in the prompt once per reference, and every copy is fused with that
-reference's ID embedding. Beside the fuse module, LoRA on all attention layers is trained.
+The class token ("man") appears in the prompt once per reference, and every copy is fused with that
+reference's ID embedding. The fuse module is trained, and LoRA on all attention layers.
 """
 
 import re
@@ -16,7 +16,7 @@ from persongen_jax.methods.base import (
     references,
 )
 from persongen_jax.methods.start import add_id_encoder, start_from, start_rest
-from persongen_jax.models.attention import add_branch
+from persongen_jax.models.branches import add_branch
 from persongen_jax.models.lora import add_lora
 
 ATTENTION_LAYERS = re.compile(r".*/attn[12]/(to_q|to_k|to_v|to_out/0)")
@@ -26,7 +26,7 @@ class PhotoMaker(Method):
     """Stacked ID embedding in the stream "text", and LoRA.
 
     Attributes:
-        streams: further prompts, each read by a parallel attention branch.
+        streams: additional prompts, each read by a parallel attention branch.
     """
 
     streams: tuple[str, ...] = ()
@@ -37,9 +37,9 @@ class PhotoMaker(Method):
     )
 
     def attach(self, parts, config, rngs):
-        """LoRA on the UNet, the ID encoder on CLIP's weights, a branch for each further prompt.
+        """LoRA on the UNet, the ID encoder on CLIP's weights, a branch per additional prompt.
 
-        Reads config.rank, lora_alpha, and what methods/start.py does.
+        Reads config.rank, lora_alpha, and the keys that methods/start.py reads.
         """
         model = parts.model
         add_id_encoder(model, config, rngs)

@@ -1,29 +1,28 @@
 """Background, body and identity one after the other (thesis, 3.3: its target method).
 
-Behind every cross-attention on the general prompt stand three more layers, each on a stream of its
-own and beside a skip connection, from the whole of the picture to its detail.
+Every cross-attention on the general prompt is followed by three more layers, each on its own stream
+and with a skip connection, from the whole of the image to its details.
 """
 
 from persongen_jax.diffusion.conditioning import Conditioning
-from persongen_jax.methods.base import add_prompt_streams
+from persongen_jax.methods.base import add_prompt_streams, plain_text
 from persongen_jax.methods.start import add_id_encoder, start_from, start_rest
-from persongen_jax.methods.thesis.ip_adapter import (
-    IPAdapter,
+from persongen_jax.methods.thesis.id_branch import (
+    IDBranch,
     add_identity,
     identity_tokens,
-    plain_text,
 )
-from persongen_jax.models.attention import CascadeCrossAttention, add_branch
+from persongen_jax.models.branches import CascadeCrossAttention, add_branch
 
 ORDER = ("background", "body", "identity")
 
 
-class Cascade(IPAdapter):
+class Cascade(IDBranch):
     """Streams "text", "background", "body" and "identity"; all of the added layers is trained."""
 
     streams = ORDER[:2]
     groups = (
-        *(row for row in IPAdapter.groups if row[1] != "identity"),
+        *(row for row in IDBranch.groups if row[1] != "identity"),
         *((rf"unet/.*/attn2/branches/{name}/.*", name) for name in ORDER),
     )
 

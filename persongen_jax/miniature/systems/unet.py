@@ -15,10 +15,10 @@ from persongen_jax.diffusion import schedule as diffusion
 from persongen_jax.diffusion.conditioning import Conditioning, TokenStream
 from persongen_jax.diffusion.schedule import min_snr_weights
 from persongen_jax.miniature import sizes
-from persongen_jax.miniature.names import make_names, put_names
 from persongen_jax.miniature.pool import Pool
 from persongen_jax.miniature.systems.base import PoolSystem, open_network
 from persongen_jax.miniature.systems.clip import text_encoders
+from persongen_jax.miniature.systems.names import make_names, put_names
 from persongen_jax.miniature.systems.vae import open_vae
 from persongen_jax.models.sdxl.parts import StableDiffusionXL
 from persongen_jax.models.sdxl.unet import UNet2DConditionModel

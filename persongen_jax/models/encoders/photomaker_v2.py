@@ -68,8 +68,7 @@ class PhotoMakerV2IDEncoder(PhotoMakerIDEncoder):
     token for each reference and the references' mask repeated as often.
 
     Args:
-        vision_model, projection_dims, dtype, param_dtype, rngs: as version 1's.
-        id_features: of the face embedding.
+        id_features: of the face embedding. All other arguments are as version 1's.
     """
 
     def __init__(

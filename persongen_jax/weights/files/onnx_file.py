@@ -1,8 +1,8 @@
 """ONNX files as graphs with named tensors, read without the onnx package.
 
-An ONNX file is one protobuf message: fields of (number, value) that follow each other, nested. Of
-onnx.proto's messages only nodes, attributes, initialisers and the graph's inputs and outputs are
-read here; nothing is executed.
+An ONNX file is one protobuf message: a sequence of fields (number, value), nested. Of onnx.proto's
+messages only nodes, attributes, initialisers and the graph's inputs and outputs are read; nothing
+is executed.
 """
 
 import math
@@ -38,7 +38,7 @@ class _Malformed(Exception):
 
 @dataclass
 class Node:
-    """One operation of the graph; attributes of other kinds than numbers and text are None."""
+    """One operation of the graph; attributes other than numbers and text are None."""
 
     op: str = ""
     inputs: list[str] = field(default_factory=list)
@@ -61,12 +61,12 @@ class OnnxFile(TensorSource):
         path: the file. It is held in memory until ``close``.
 
     Attributes:
-        nodes: in the file's order, which is checked to be an order of execution.
-        inputs, outputs: names of the graph's inputs that are no initialisers, and of its outputs.
+        nodes: in the file's order, which is checked to be a valid execution order.
+        inputs, outputs: names of the graph's inputs that are not initialisers, and of its outputs.
 
     Raises:
         MissingFile: there is none.
-        BadOnnx: it is damaged, or no ONNX file.
+        BadOnnx: it is damaged, or not an ONNX file.
     """
 
     def __init__(self, path: str | os.PathLike):
@@ -106,7 +106,7 @@ class OnnxFile(TensorSource):
         if key not in self._tensors:
             raise KeyMismatch(self._path, missing=[key])
         tensor = self._tensors[key]
-        # Only here, since a graph may hold tensors of odd kinds that nobody asks for.
+        # Checked only on access, since a graph may hold unused tensors of unsupported kinds.
         if tensor.dtype not in DTYPES or tensor.data is None:
             raise BadOnnx(
                 f"{self._path}: {key!r} is of a kind that is not read here (data type "
@@ -138,8 +138,8 @@ class OnnxFile(TensorSource):
         self.inputs = [name for name in self.inputs if name not in self._tensors]
 
     def _check_order(self):
-        """Every value is made once and before its use, so that following them comes to an end."""
-        known = {"", *self.inputs, *self._tensors}  # "" stands for an input that is left out
+        """Every value is produced once and before its use, so that traversing them terminates."""
+        known = {"", *self.inputs, *self._tensors}  # "" means an omitted input
         for node in self.nodes:
             for name in node.inputs:
                 if name not in known:
@@ -205,7 +205,7 @@ def _tensor(data) -> _Tensor:
 
 
 def _fields(data: memoryview):
-    """(number, value) of every field of one message; value is an int or a piece of ``data``."""
+    """(number, value) of every field of one message; value is an int or a slice of ``data``."""
     position, end = 0, len(data)
     while position < end:
         tag, position = _varint(data, position)
@@ -227,7 +227,7 @@ def _fields(data: memoryview):
 
 
 def _varint(data, position):
-    """(unsigned integer, position behind it): seven bits a byte, the lowest first."""
+    """(unsigned integer, position after it): seven bits per byte, the lowest first."""
     value = 0
     for shift in range(0, 70, 7):
         if position >= len(data):
@@ -253,7 +253,7 @@ def _integer(value) -> int:
 
 
 def _integers(value) -> list[int]:
-    """A repeated integer comes one by one or packed into one run of bytes."""
+    """Repeated integers are stored one by one or packed into one byte string."""
     if isinstance(value, int):
         return [_signed(value)]
     numbers, position = [], 0

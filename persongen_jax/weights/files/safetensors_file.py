@@ -1,10 +1,10 @@
-"""safetensors files, read strictly and without PyTorch, written one tensor at a time.
+"""safetensors files, read strictly and without PyTorch, and written one tensor at a time.
 
 The layout: eight bytes with the length of the header (little endian), the header (a JSON object),
 and the tensors' bytes, which the header's offsets must tile without overlap or gap.
 
-Reading goes through ``read`` and not through a memory map, because mapped pages count as resident
-memory: a map would hold the whole file beside the arrays that were made from it.
+Reads with ``read`` instead of a memory map, because mapped pages count as resident memory: a map
+would hold the whole file in addition to the arrays made from it.
 """
 
 import json
@@ -26,7 +26,7 @@ from persongen_jax.weights.errors import (
 )
 from persongen_jax.weights.files.source import TensorSource
 
-MAX_HEADER = 100_000_000  # bytes; the public reader's limit too
+MAX_HEADER = 100_000_000  # bytes; same as the public reader's limit
 MAX_ELEMENTS = 2**63 - 1
 MAX_DIMS = 64  # numpy's own limit
 
@@ -57,7 +57,7 @@ NAMES = {dtype: name for name, dtype in DTYPES.items()}
 class TensorFile(TensorSource):
     """One safetensors file, open for reading.
 
-    The whole header is checked before anything else: an object that exists describes a sound file.
+    The whole header is checked first: if the object exists, the file is sound.
 
     Args:
         path: the file.
@@ -65,7 +65,7 @@ class TensorFile(TensorSource):
     Raises:
         MissingFile: there is none.
         TruncatedFile: it ends before its header or its data does.
-        BadHeader: the header breaks the format in any other way.
+        BadHeader: the header violates the format in any other way.
     """
 
     def __init__(self, path: str | os.PathLike):
@@ -94,7 +94,7 @@ class TensorFile(TensorSource):
 
     def read(self, key):
         dtype, shape, (begin, end) = self._get(key)
-        # Bytes first and a view after: 0-d arrays and ml_dtypes offer no writable byte buffer.
+        # Bytes first, then a view: 0-d arrays and ml_dtypes offer no writable byte buffer.
         buffer = np.empty(end - begin, np.uint8)
         self._file.seek(self._start + begin)
         self._fill(memoryview(buffer), key)
@@ -112,7 +112,7 @@ class TensorFile(TensorSource):
         return self._entries[key]
 
     def _fill(self, view, what):
-        """Read until ``view`` is full: one call gives at most 2 GiB, and may give less."""
+        """Read until ``view`` is full: one call returns at most 2 GiB, and may return less."""
         done = 0
         while done < len(view):
             count = self._file.readinto(view[done:])
@@ -183,7 +183,7 @@ def _metadata(path, value) -> dict[str, str]:
 
 
 def _entry(path, key: str, value):
-    """(dtype, shape, (begin, end)) of one tensor, checked by itself."""
+    """(dtype, shape, (begin, end)) of one tensor, checked on its own."""
 
     def bad(why):
         return BadHeader(f"{path}: {key!r} {why}. The file is damaged; write or fetch it again.")
@@ -197,10 +197,10 @@ def _entry(path, key: str, value):
     name, shape, offsets = value["dtype"], value["shape"], value["data_offsets"]
     if not isinstance(name, str) or name not in DTYPES:
         raise bad(f"has dtype {name!r}, which is not one of {', '.join(DTYPES)}")
-    # `type(...) is int`, since JSON's true would pass for 1.
+    # `type(...) is int`, because JSON's true would count as 1.
     if not isinstance(shape, list) or not all(type(n) is int and n >= 0 for n in shape):
         raise bad(f"has shape {shape!r}, not a list of sizes")
-    # Zero sizes are left out here: beside them numpy still refuses impossible other sizes.
+    # Skip zero sizes: numpy refuses impossible other sizes next to them all the same.
     if len(shape) > MAX_DIMS or math.prod(n for n in shape if n) > MAX_ELEMENTS // 16:
         raise bad(f"has shape {shape!r}, too large for any memory")
     if (
@@ -217,7 +217,7 @@ def _entry(path, key: str, value):
 
 
 def _check_tiling(path, entries, data_size: int):
-    """The tensors' bytes must lie side by side and fill the file exactly."""
+    """The tensors' bytes must be contiguous and fill the file exactly."""
     position = 0
     for key, (_, _, (begin, end)) in sorted(entries.items(), key=lambda item: item[1][2]):
         if begin != position:
@@ -245,17 +245,17 @@ Entry = tuple[str, tuple[int, ...], np.dtype, Callable[[], np.ndarray]]
 def write_safetensors(
     path: str | os.PathLike, entries: Iterable[Entry], metadata: dict[str, str] | None = None
 ) -> None:
-    """Write a file with one tensor in memory at a time; it appears whole or not at all.
+    """Write a file with one tensor in memory at a time, atomically.
 
     Args:
-        path: the file; its folder must exist. An old file of this name is replaced at the end.
-        entries: (name, shape, dtype, function of no arguments that gives the array). The functions
-            are called once each, tensors of wide dtypes first, which keeps all data aligned.
+        path: the file; its folder must exist. An existing file is replaced at the end.
+        entries: (name, shape, dtype, function without arguments that returns the array). Each
+        function is called once, tensors of wide dtypes first, which keeps all data aligned.
         metadata: text -> text.
 
     Raises:
-        BadEntry: a name twice, a dtype the format lacks, metadata that is no text, or an array that
-            is not what was announced. No file is left behind.
+        BadEntry: a duplicate name, a dtype the format lacks, metadata that is not text, or an array
+        that differs from its declaration. No file is left behind.
     """
     path = Path(path)
     entries = sorted(entries, key=lambda entry: -np.dtype(entry[2]).itemsize)
@@ -294,11 +294,11 @@ def _make_header(path, entries, metadata) -> bytes:
         }
         position += size
     raw = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode("utf-8")
-    return raw + b" " * (-len(raw) % 8)  # so that the data begin on a multiple of eight
+    return raw + b" " * (-len(raw) % 8)  # aligns the data to eight bytes
 
 
 def _promised(path, key, shape, dtype, array) -> memoryview:
-    """The array's bytes, if it is what was announced."""
+    """The array's bytes, if it matches its declaration."""
     array = np.asarray(array)
     if array.shape != shape or array.dtype != dtype:
         raise BadEntry(

@@ -6,8 +6,8 @@ from PIL import Image
 from skimage.data import astronaut
 from skimage.transform import SimilarityTransform, warp
 
+from data_pipeline.drawing.people import examples
 from data_pipeline.faces.align import TEMPLATE, align_face, align_faces, similarity
-from data_pipeline.people import examples
 
 # Eyes, nose and mouth of skimage's astronaut, by eye.
 FACE = np.array([(204, 107), (239, 105), (224, 127), (209, 147), (239, 145)], float)

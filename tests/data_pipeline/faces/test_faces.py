@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data_pipeline.faces.detectors import open_detector
 from data_pipeline.faces.detectors.insightface_scrfd import find_model, is_available
-from data_pipeline.faces.find import NoFaceFound, crop_face, find_face, open_reference_detector
+from data_pipeline.faces.find import NoFaceFound, crop_face, find_face
+from persongen_jax.face_detectors import open_detector, open_reference_detector
 from tests.helpers.keypoint_nets import BOX, LANDMARKS, write_keypoint_net
 
 skimage_data = pytest.importorskip("skimage.data")

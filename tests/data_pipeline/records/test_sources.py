@@ -7,7 +7,7 @@ from dataclasses import fields
 import numpy as np
 import pytest
 
-from data_pipeline import people
+from data_pipeline.drawing import people
 from data_pipeline.pictures.reading import ImageError, load_image
 from data_pipeline.records.manifest import read_manifest
 from data_pipeline.records.schema import Record
@@ -100,7 +100,7 @@ def test_people_need_no_heavy_library():
             "data_pipeline.records.shard_reading",
             ["data_pipeline.shards", "data_pipeline.records.sources"],
         ),
-        ("data_pipeline.shards", ["tensorflow_datasets", "data_pipeline.people"]),
+        ("data_pipeline.shards", ["tensorflow_datasets", "data_pipeline.drawing.people"]),
         (
             "data_pipeline.records.manifest",
             ["data_pipeline.records.sources", "data_pipeline.records.shard_reading"],

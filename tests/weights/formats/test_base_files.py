@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 
 from persongen_jax.convert import __main__ as convert
+from persongen_jax.convert.identify import identify
 from persongen_jax.diffusion.plan import make_plan
 from persongen_jax.diffusion.schedule import NoiseSchedule, training_target
 from persongen_jax.models.sdxl.parts import COMPONENTS
 from persongen_jax.weights.errors import BadConfig, KeyMismatch, MissingFile, WeightsError
 from persongen_jax.weights.files.directory import open_component, read_config
 from persongen_jax.weights.files.safetensors_file import TensorFile, write_safetensors
-from persongen_jax.weights.formats.identify import identify
 from persongen_jax.weights.formats.sdxl.loading import load_sdxl
 from persongen_jax.weights.formats.sdxl.opening import NORMALISE, open_base
 from tests.weights.formats.sgm import checkpoint, unet_to_sgm

@@ -14,9 +14,11 @@ from safetensors.torch import load_file, save_file
 from transformers import CLIPVisionModelWithProjection
 
 from persongen_jax import models
+from persongen_jax.config import VERSION
+from persongen_jax.convert.identify import identify
 from persongen_jax.methods import get_method
 from persongen_jax.methods.base import Parts
-from persongen_jax.methods.published.ip_adapter_file import IPAdapterFile
+from persongen_jax.methods.published.ip_adapter import IPAdapter
 from persongen_jax.models.lora import add_adapter, lora_layers
 from persongen_jax.pipeline.loading import weights_in
 from persongen_jax.training.checkpoint import Checkpoints
@@ -27,7 +29,6 @@ from persongen_jax.weights.errors import (
     UnsupportedAdapter,
     WeightsError,
 )
-from persongen_jax.weights.formats.identify import identify
 from persongen_jax.weights.formats.ip_adapter import (
     is_ip_adapter,
     load_ip_adapter_into,
@@ -68,7 +69,7 @@ def files(unet, tmp_path_factory):
 def attach(tiny_base, method=None, **settings):
     base = load_sdxl(tiny_base)
     config = {"base": str(tiny_base), "id_encoder": "", "face_net": FACE_NET, "dtype": "float32"}
-    method = IPAdapterFile() if method is None else method
+    method = IPAdapter() if method is None else method
     method.attach(
         Parts(base.model, base.tokenizers), ConfigDict({**config, **settings}), nnx.Rngs(0)
     )
@@ -220,7 +221,7 @@ def test_a_run_goes_on_from_the_file_that_an_earlier_one_started_from(
     wanted = {name: leaf.get_value() for name, leaf in leaf_paths(loaded["faceid"]).items()}
     trained = {name: array + 1 for name, array in wanted.items() if "/branches/" in name}
     checkpoints = Checkpoints(tmp_path)
-    config = {"method": "ip_adapter_file", "start_from": path}
+    config = {"version": VERSION, "method": "ip_adapter", "start_from": path}
     checkpoints.save(0, trained, {"count": np.zeros(1)}, config)
     checkpoints.close()
     leaves = leaf_paths(attach(tiny_base, start_from=str(tmp_path))[0])
@@ -231,7 +232,7 @@ def test_a_run_goes_on_from_the_file_that_an_earlier_one_started_from(
 
 def test_a_single_token_per_reference_becomes_a_base_file(tiny_base, tmp_path):
     """diffusers' own class makes four times our token of the tensors that we write."""
-    method = get_method("ip_adapter")
+    method = get_method("id_branch")
     model, _ = attach(tiny_base, method)
     rng = np.random.default_rng(0)
     for leaf in (model.id_tokens.id_norm.scale, model.id_tokens.id_norm.bias):

@@ -1,8 +1,8 @@
-"""Where a file keeps each part of a base model, and whose names it uses there.
+"""Where a file keeps each part of a base model, and which project's names it uses.
 
-A whole checkpoint has its parts under prefixes, a file of one part alone often has none. The names
-behind the prefix are sgm's (``input_blocks.1.0``), open_clip's (``transformer.resblocks.0``), or
-diffusers' and transformers' (``down_blocks.0``, ``text_model``). Only keys are looked at.
+A whole checkpoint has its parts under prefixes, a file with a single part often has none. The names
+after the prefix are sgm's (``input_blocks.1.0``), open_clip's (``transformer.resblocks.0``), or
+diffusers' and transformers' (``down_blocks.0``, ``text_model``). Only keys are examined.
 """
 
 import re
@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 from persongen_jax.weights.files.source import RenamedSource, TensorSource
 
-# Longest first where one is the beginning of another.
+# Longest first if one is a prefix of another.
 PREFIXES = (
     ("model.diffusion_model.", "unet"),
     ("diffusion_model.", "unet"),
@@ -18,7 +18,7 @@ PREFIXES = (
     ("first_stage_model.", "vae"),
     ("vae.", "vae"),
     ("conditioner.embedders.0.transformer.", "text_encoder"),
-    ("conditioner.embedders.0.model.", "text_encoder_2"),  # the refiner's only one
+    ("conditioner.embedders.0.model.", "text_encoder_2"),  # the only one of the refiner
     ("conditioner.embedders.1.model.", "text_encoder_2"),
     ("cond_stage_model.transformer.", "text_encoder"),  # SD 1.x
     ("cond_stage_model.model.", "text_encoder"),  # SD 2.x
@@ -28,7 +28,7 @@ PREFIXES = (
     ("text_encoder_2.", "text_encoder_2"),
 )
 
-# First words of the keys of a part that stands alone, without a prefix; how it is recognised.
+# First words of the keys of a part without a prefix, which identify it.
 _ALONE = {
     "unet": (
         re.compile(r"(input_blocks|down_blocks|double_blocks|joint_blocks)\."),
@@ -43,7 +43,7 @@ _ALONE = {
     ),
 }
 
-# Part -> (whose names, a key that they have), in the order of looking.
+# Part -> (whose names, a key that has them), in search order.
 _DIALECTS = {
     "unet": (
         (
@@ -62,9 +62,9 @@ _TEXT_DIALECTS = (
     ("transformers", re.compile(r"(text_model\.)?(encoder\.layers|embeddings)\.")),
 )
 
-# Left out on purpose. The noise schedule, which the scheduler's config decides; what training kept:
-# counters, a moving average, a discriminator; CLIP's temperature; constant position numbers; and
-# the first text encoder's projection, which SDXL does not read.
+# Left out on purpose: the noise schedule, which the scheduler's config defines; training state,
+# such as counters, a moving average, a discriminator; CLIP's temperature; constant position
+# numbers; and the first text encoder's projection, which SDXL does not use.
 _HARMLESS = re.compile(
     r"(model\.diffusion_model\.__index_timestep_zero__|first_stage_model\.logvar)$"
     r"|(alphas|betas|alphas_cumprod(_prev|_next)?|sqrt_(one_minus_|recip_|recipm1_)?alphas(_cumprod)?|"
@@ -76,7 +76,7 @@ _HARMLESS = re.compile(
     r"|(conditioner\.embedders\.\d|text_encoders\.clip_[lg]|cond_stage_model)\.(\w+\.)?logit_scale$"
     r"|(conditioner\.embedders\.0|text_encoders\.clip_l)\.(transformer\.)?text_projection(\.weight)?$"
 )
-# Of these, what every published checkpoint has: nobody has to be told that it is left out.
+# Of these, what every published checkpoint has, so leaving it out needs no warning.
 _USUAL = re.compile(r"denoiser\.|model_ema\.|.*\.(position_ids|logit_scale)$")
 MARKERS = (
     *("v_pred", "ztsnr", "edm_mean", "edm_std"),
@@ -86,7 +86,7 @@ MARKERS = (
 
 @dataclass(frozen=True)
 class Place:
-    """A part within a file. ``dialect``: whose names, "" if they tell nothing."""
+    """A part within a file. ``dialect``: whose names it has, "" if unknown."""
 
     part: str
     prefix: str
@@ -100,7 +100,7 @@ class Place:
 
 @dataclass(frozen=True)
 class Layout:
-    """What :func:`read_layout` gives.
+    """The result of :func:`read_layout`.
 
     Attributes:
         parts: Place by part. harmless, markers, others: keys that belong to none.
@@ -117,7 +117,7 @@ class Layout:
 
 
 def read_layout(source: TensorSource) -> Layout:
-    """Every key of ``source`` put where it belongs."""
+    """Assign every key of ``source`` to its part."""
     keys, found, harmless, markers, others = source.keys(), {}, [], [], []
     alone = _part_alone(keys)
     for key in keys:
@@ -134,7 +134,7 @@ def read_layout(source: TensorSource) -> Layout:
             else:
                 others.append(key)
     parts = {}
-    # Of two prefixes for one part, the one with more keys is it.
+    # If one part has two prefixes, the one with more keys counts.
     for (prefix, part), own in sorted(found.items(), key=lambda item: len(item[1])):
         if part in parts:
             others += parts[part].keys
@@ -143,10 +143,10 @@ def read_layout(source: TensorSource) -> Layout:
 
 
 def unwrapped(source: TensorSource) -> TensorSource:
-    """The state dict out of what a trainer saved around it; ``source`` itself if there is none.
+    """The state dict inside a trainer's file; ``source`` itself if nothing wraps it.
 
-    Taken off are "state_dict." and "model." of a whole checkpoint in a pickle, and what torch's
-    wrappers for several devices ("module.") and compiling ("_orig_mod.") put into the names.
+    This removes "state_dict." and "model." of a whole checkpoint in a pickle, and the prefixes of
+    torch's wrappers for several devices ("module.") and compiling ("_orig_mod.").
     """
     keys = source.keys()
     around = _AROUND.match(next((key for key in keys if _AROUND.match(key)), ""))
@@ -158,7 +158,7 @@ def unwrapped(source: TensorSource) -> TensorSource:
     return RenamedSource(source, table, ignored=[key for key in keys if key not in names])
 
 
-# A pickle's outer dictionary, as its keys are joined.
+# A pickle's outer dictionary, after joining its keys.
 _AROUND = re.compile(
     r"(?:state_dict|model_state_dict|model(?=\.(?:model\.diffusion_model|input_blocks|time_embed|"
     r"conv_in|first_stage_model|conditioner|down_blocks)\.))\."
@@ -170,7 +170,7 @@ def _plain(key: str) -> str:
 
 
 def marker_name(key: str) -> str:
-    """One of ``MARKERS`` that the key is, with or without the UNet's prefix."""
+    """The entry of ``MARKERS`` that matches the key, with or without the UNet's prefix."""
     return key.removeprefix("model.").removeprefix("diffusion_model.")
 
 

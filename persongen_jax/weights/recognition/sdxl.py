@@ -1,7 +1,7 @@
-"""What a base model's file or directory is, told before any weight is read.
+"""Recognises a base model's file or directory before any weight is read.
 
-From a file's keys, shapes and notes, or from a directory's configs: the family, the parts that are
-there and whose names they have, what the UNet predicts, and how the weights are stored.
+From a file's keys, shapes and metadata, or a directory's configs, it derives the family, the parts
+and whose names they have, what the UNet predicts, and how the weights are stored.
 
     found = recognise(source)
     found.family, found.layout.parts, found.prediction, found.precision
@@ -13,11 +13,11 @@ from dataclasses import dataclass
 from persongen_jax.weights.errors import shorten
 from persongen_jax.weights.files.quantised import precision
 from persongen_jax.weights.files.source import TensorSource
-from persongen_jax.weights.formats.layout import Layout, marker_name, read_layout
+from persongen_jax.weights.recognition.layout import Layout, marker_name, read_layout
 
 SDXL, REFINER, SD1, SD2 = "SDXL", "the SDXL refiner", "SD 1.x", "SD 2.x"
 
-# Keys of models without a UNet, behind a checkpoint's prefix or none: sign and family.
+# Keys of models without a UNet, after a checkpoint's prefix or without one: sign and family.
 _OTHER_FAMILIES = (
     (re.compile(r"transformer_blocks\.\d+\.(img_mod|txt_mod)\."), "Qwen-Image"),
     (re.compile(r"txt_in\.individual_token_refiner\.|context_embedder\.time_text"), "HunyuanVideo"),
@@ -41,7 +41,7 @@ _LEVELS = {
 }
 FAMILY_OF_WIDTH = {768: SD1, 1024: SD2, 1280: REFINER, 2048: SDXL}
 
-# Part -> what messages call it.
+# Part -> its name in messages.
 CALLED = {
     "unet": "the UNet",
     "vae": "the VAE",
@@ -49,7 +49,7 @@ CALLED = {
     "text_encoder_2": "the second text encoder",
 }
 
-# A note's text (lower case, _ for -) -> prediction_type. Others are not guessed at.
+# A metadata text (lower case, _ for -) -> prediction_type. Others are not guessed.
 _PREDICTIONS = {
     **dict.fromkeys(("v", "v_prediction", "v_pred", "vpred", "velocity"), "v_prediction"),
     **dict.fromkeys(("epsilon", "eps", "e", "noise"), "epsilon"),
@@ -65,9 +65,9 @@ _TRUE, _FALSE = ("true", "1", "yes"), ("false", "0", "no")
 class Prediction:
     """What markers say.
 
-    kind: a prediction_type, "" if none says. zero_snr: whether the schedule is rescaled to end
-    without signal; False where none says. said_by: which markers. refusal: why the markers cannot
-    be followed, "" if they can. edm: the refusal holds whatever the user says. denied: markers that
+    kind: a prediction_type, "" if unknown. zero_snr: whether the schedule is rescaled to end
+    without signal; False if unknown. said_by: which markers. refusal: why the markers cannot be
+    followed, "" if they can. edm: the refusal holds whatever the user says. denied: markers that
     say that the schedule is not rescaled.
     """
 
@@ -81,10 +81,10 @@ class Prediction:
 
 @dataclass(frozen=True)
 class Recognised:
-    """What :func:`recognise` gives.
+    """The result of :func:`recognise`.
 
-    family: SDXL, REFINER, SD1, SD2 or another's name; "" if no key tells. width: of the text states
-    that the UNet reads; channels: of what it reads; None where no key tells.
+    family: SDXL, REFINER, SD1, SD2 or another's name; "" if no key shows it. width: of the text
+    states that the UNet reads; channels: of its input; None if no key shows it.
     """
 
     family: str
@@ -95,12 +95,12 @@ class Recognised:
     channels: int | None = None
 
     def missing(self) -> list[str]:
-        """The parts of SDXL that are not there."""
+        """The parts of SDXL that the file lacks."""
         return [part for part in CALLED if part not in self.layout.parts]
 
 
 def recognise(source: TensorSource) -> Recognised:
-    """By keys, shapes and notes alone."""
+    """Recognise a file by keys, shapes and metadata alone."""
     layout = read_layout(source)
     family, width, channels = _family(source, layout)
     said = prediction(source, layout.markers)
@@ -129,7 +129,7 @@ def _family(source, layout):
         projection = next((source.info(inner[k])[1] for k in inner if _PROJ_IN.match(k)), ())
         by_projection = {4: SD1, 2: SD2}.get(len(projection), "")
         return FAMILY_OF_WIDTH.get(width, by_projection), width, channels
-    if width in (768, 1024):  # unCLIP and the upscaler read labels, too
+    if width in (768, 1024):  # unCLIP and the upscaler also read labels
         return f"{FAMILY_OF_WIDTH[width]} with labels", width, channels
     refiner = width == 1280 or _levels(unet, inner) == 4
     return (REFINER if refiner else SDXL), width, channels
@@ -164,7 +164,7 @@ def _shape(source, key, dims) -> tuple:
 
 
 def family_of_config(config: dict) -> str:
-    """The family of a diffusers UNet's config; "" if it does not tell."""
+    """The family of a diffusers UNet's config; "" if unknown."""
     width = config.get("cross_attention_dim", 1280)
     width = width[-1] if isinstance(width, (list, tuple)) and width else width
     if config.get("addition_embed_type") is None:
@@ -180,7 +180,7 @@ def family_of_config(config: dict) -> str:
 
 
 def prediction(source: TensorSource, markers=None) -> Prediction:
-    """What tensors that are markers, and the file's notes, say."""
+    """What marker tensors and the file's metadata say."""
     if markers is None:
         markers = read_layout(source).markers
     names = {marker_name(key) for key in markers}

@@ -7,10 +7,11 @@ import ml_dtypes
 import numpy as np
 import pytest
 
+from persongen_jax.convert.identify import count, identify, open_parts
 from persongen_jax.miniature.__main__ import ASSETS
 from persongen_jax.weights.errors import MissingFile, WeightsError
 from persongen_jax.weights.files.safetensors_file import NAMES as DTYPE_NAMES
-from persongen_jax.weights.formats.identify import NAMES, count, identify, open_parts
+from persongen_jax.weights.recognition.kinds import NAMES
 from tests.weights.formats.test_lora_files import ATTENTION, kohya, random_adapters, save
 
 SDXL, SD15 = 2048, 768

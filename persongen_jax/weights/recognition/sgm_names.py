@@ -1,8 +1,8 @@
-"""How the original SDXL code (sgm) names the UNet's modules, beside diffusers' names.
+"""The original SDXL code's (sgm's) names of the UNet's modules, mapped to diffusers' names.
 
-sgm counts all residual blocks of the way down, samplers included, in one row (``input_blocks``),
-and those of the way up in another (``output_blocks``); within a block ``0`` is the residual block
-and ``1`` the attention. diffusers groups them by resolution.
+sgm numbers all residual blocks of the down path consecutively, including samplers
+(``input_blocks``), and likewise those of the up path (``output_blocks``); within a block ``0`` is
+the residual block and ``1`` the attention. diffusers groups them by resolution.
 """
 
 from collections.abc import Sequence
@@ -32,12 +32,12 @@ def unet_modules(
     """sgm module path -> diffusers module path.
 
     Layers of residual blocks are listed one by one. Attentions are listed as a whole, since their
-    insides have the same names on both sides.
+    parts have the same names on both sides.
 
     Args:
         down_attention: for every down block, whether it has attention.
         up_attention: for every up block, from the lowest resolution on.
-        layers: residual blocks in every down block; an up block has one more than its counterpart.
+        layers: residual blocks per down block; an up block has one more than its counterpart.
     """
     table = dict(_OUTSIDE)
 
@@ -67,16 +67,16 @@ def unet_modules(
                 table[f"output_blocks.{n}.1"] = f"up_blocks.{i}.attentions.{j}"
             n += 1
         if i + 1 < len(up_attention):
-            # The upsampler takes the next free place of the block's last entry.
+            # The upsampler takes the next free index of the block's last entry.
             place = 2 if attention else 1
             table[f"output_blocks.{n - 1}.{place}.conv"] = f"up_blocks.{i}.upsamplers.0.conv"
     return table
 
 
 def rename_by_prefix(table: dict[str, str], path: str) -> str | None:
-    """``path`` with its longest leading part that ``table`` knows replaced; None if it knows none.
+    """``path`` with its longest prefix in ``table`` replaced; None if there is none.
 
-    Parts are whole names between dots: ``a.1`` is no leading part of ``a.10``.
+    Prefixes consist of whole names between dots: ``a.1`` is not a prefix of ``a.10``.
     """
     parts = path.split(".")
     for n in range(len(parts), 0, -1):

@@ -1,12 +1,12 @@
-"""IP-Adapter as it is published: several tokens of each image (Ye et al., arXiv 2308.06721).
+"""The published IP-Adapter: several tokens per image (Ye et al., arXiv 2308.06721).
 
-The base variant reads an image encoder's pooled embedding (4 tokens), plus its patches through a
-resampler (16 tokens), FaceID a face recogniser's embedding (4 tokens). The tokens of all references
-are read by a parallel branch "identity" of every cross-attention. weights/formats/ip_adapter.py
-reads and writes the files; training from scratch is possible as well.
+The base variant reads an image encoder's pooled embedding (4 tokens), plus reads its patches
+through a resampler (16 tokens), FaceID reads a face recogniser's embedding (4 tokens). A parallel
+branch "identity" of every cross-attention reads the tokens of all references.
+weights/formats/ip_adapter.py reads and writes the files; training from scratch is possible as well.
 
-What an example without references reads is IP-Adapter's own "no image", as in its training: zeros
-through the projection; for plus zeros through the encoder, a picture of one grey.
+An example without references reads IP-Adapter's own "no image", as in its training: zeros through
+the projection; for plus, zeros through the encoder, a uniform grey image.
 """
 
 from pathlib import Path
@@ -17,11 +17,10 @@ from flax import nnx
 from data_pipeline.examples.transforms import CLIP_MEAN, CLIP_STD
 from data_pipeline.records.schema import MAX_REFERENCES
 from persongen_jax.diffusion.conditioning import Conditioning
-from persongen_jax.methods.base import Method, prompts, references
+from persongen_jax.methods.base import Method, plain_text, prompts, references
 from persongen_jax.methods.published.photomaker import ATTENTION_LAYERS
 from persongen_jax.methods.start import find_origin, image_encoder_of, start_rest
-from persongen_jax.methods.thesis.ip_adapter import plain_text
-from persongen_jax.models.attention import add_branch
+from persongen_jax.models.branches import add_branch
 from persongen_jax.models.layers import Linear
 from persongen_jax.models.lora import add_lora
 from persongen_jax.weights.files.directory import read_config
@@ -38,12 +37,12 @@ BRANCH = "identity"
 LORA_ROW = (r"unet/.*/lora/(down|up)", "lora")
 
 
-class IPAdapterFile(Method):
+class IPAdapter(Method):
     """Image tokens in the stream "identity", made by ``model.image_proj``; perhaps LoRA.
 
-    The prompt is an ordinary one. A published FaceID file was trained on aligned faces, and its
-    references have to be such (persongen_jax/generate/files.py); what is trained here reads the
-    square crops that all methods do.
+    The prompt is an ordinary one. A published FaceID file was trained on aligned faces and needs
+    aligned references (persongen_jax/generate/files.py); what is trained here reads the square
+    crops that all methods read.
     """
 
     image_tower = "image_encoder"
@@ -55,13 +54,13 @@ class IPAdapterFile(Method):
     def attach(self, parts, config, rngs):
         """The image encoder, ``image_proj``, the branch and, with a rank, LoRA.
 
-        ``config.start_from`` may name an IP-Adapter file, which then decides the variant and every
-        size, or an earlier run, which may have started from one. Reads otherwise config.image_proj
-        ("base", "plus", "faceid") and image_lora_rank (0: none); dtype; and where the encoder lies:
-        id_encoder (default: ``<base>/image_encoder``), for faceid face_net.
+        ``config.start_from`` may name an IP-Adapter file, which then sets the variant and every
+        size, or an earlier run, which may have started from such a file. Otherwise reads
+        config.image_proj ("base", "plus", "faceid") and image_lora_rank (0: none); dtype; and the
+        encoder's path: id_encoder (default: ``<base>/image_encoder``), for faceid face_net.
 
         Raises:
-            ValueError: an unknown variant, or one that was made for another image encoder.
+            ValueError: an unknown variant, or one made for another image encoder.
         """
         model = parts.model
         kind, rank, sizes = config.get("image_proj", "base"), config.get("image_lora_rank", 0), {}
@@ -100,14 +99,14 @@ class IPAdapterFile(Method):
         return config["input_size" if _reads_faces(model) else "image_size"]
 
     def condition(self, model, batch) -> Conditioning:
-        """Stream "identity": [b, r * n, d], the n tokens of a reference side by side.
+        """Stream "identity": [b, r * n, d], the n tokens of each reference concatenated.
 
-        With ``batch["face_embeds"]`` [b, r, e], FaceID takes these instead of reading the pixels.
+        If the batch has ``face_embeds`` [b, r, e], FaceID uses these instead of the pixels.
         """
         tokens, nothing = image_tokens(model, self._features(model, batch))
         b, r, n, d = tokens.shape
         present = batch["id_mask"].any(axis=1)
-        # Without references: "no image" once for every person there may be.
+        # Without references: "no image", once for every possible person.
         first = jnp.arange(r) % MAX_REFERENCES == 0
         mask = jnp.where(present[:, None], batch["id_mask"], first)
         tokens = jnp.where(present[:, None, None, None], tokens, nothing)
@@ -115,7 +114,7 @@ class IPAdapterFile(Method):
         return plain_text(model, batch).with_stream(BRANCH, tokens, mask)
 
     def encode_references(self, model, id_pixel_values):
-        """What ``image_proj`` reads: [b, r, d]; for plus, every patch: [b, r, m, d]."""
+        """The input of ``image_proj``: [b, r, d]; for plus, every patch: [b, r, m, d]."""
         b, r = id_pixel_values.shape[:2]
         features = _encode(model, id_pixel_values.reshape(b * r, *id_pixel_values.shape[2:]))
         return features.reshape(b, r, *features.shape[1:])
@@ -129,7 +128,7 @@ class IPAdapterFile(Method):
 
 
 def image_tokens(model, features):
-    """Features [b, r, ...] to every reference's tokens, [b, r, n, d], and no image's, [n, d]."""
+    """Features [b, r, ...] to each reference's tokens [b, r, n, d] and no image's [n, d]."""
     b, r = features.shape[:2]
     features = features.reshape(b * r, *features.shape[2:])
     if model.image_proj.reads == "hidden_states":
@@ -142,7 +141,7 @@ def image_tokens(model, features):
 
 
 def _encode(model, images):
-    """[k, s, s, 3] normalised for CLIP to [k, ...]."""
+    """Maps [k, s, s, 3] normalised for CLIP to [k, ...]."""
     if _reads_faces(model):
         embeds = model.image_encoder(2 * (images * CLIP_STD + CLIP_MEAN) - 1)
         return embeds / jnp.linalg.norm(embeds, axis=-1, keepdims=True)
@@ -156,7 +155,7 @@ def _reads_faces(model) -> bool:
 
 
 def _open_encoder(kind: str, config):
-    """The image tower, with its projection where ``kind`` reads behind it; or the recogniser."""
+    """The image tower, with its projection if ``kind`` reads its output; or the recogniser."""
     dtype = jnp.dtype(config.dtype)
     if kind == "faceid":
         path = Path(config.get("face_net", ""))
@@ -175,8 +174,8 @@ def _open_encoder(kind: str, config):
     if kind == "base":
         if projection is None:
             raise ValueError(
-                f"{folder}: an image tower without visual_projection, which the base variant reads "
-                "behind; give CLIPVisionModelWithProjection's folder"
+                f"{folder}: an image tower without visual_projection, which the base variant "
+                "needs; give CLIPVisionModelWithProjection's folder"
             )
         kw = {"dtype": dtype, "param_dtype": dtype, "rngs": nnx.Rngs(0)}
         tower.visual_projection = Linear(*projection.shape, use_bias=False, **kw)
@@ -185,7 +184,7 @@ def _open_encoder(kind: str, config):
 
 
 def _width(kind: str, encoder) -> int:
-    """Of the features that the encoder gives this variant."""
+    """Width of the features that the encoder gives this variant."""
     if kind == "base":
         return encoder.visual_projection.kernel.shape[1]
     return encoder.config["hidden_size" if kind == "plus" else "embedding_dim"]

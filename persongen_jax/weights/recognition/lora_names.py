@@ -1,11 +1,12 @@
-"""The one table of how tools spell an adapter's keys, and the finding of the module they mean.
+"""The one table of how tools spell an adapter's keys, and the search for the module they mean.
 
-A key is a prefix, a module's path and an ending. The prefix says which network (or nothing), the
-path is in diffusers' or sgm's names, with dots or with underscores, and the ending says which of
-the adapter's tensors it is. Every prefix goes with every path and every ending, since tools mix:
+A key is a prefix, a module's path and an ending. The prefix names the network (or nothing), the
+path uses diffusers' or sgm's names, with dots or underscores, and the ending says which of the
+adapter's tensors it is. Every prefix is combined with every path and every ending, since tools mix
+them:
 
     diffusers        unet.down_blocks.1.….to_q.lora.down.weight, text_encoder.….lora_linear_layer.…
-    its first        unet.….attn1.processor.to_q_lora.down.weight
+    its oldest       unet.….attn1.processor.to_q_lora.down.weight
     PEFT             unet.….to_q.lora_A.weight, .lora_A.NAME.weight; base_model.model.…; no prefix
     kohya, LyCORIS   lora_unet_down_blocks_1_…, lora_unet_input_blocks_4_1_…, lora_te1_, lycoris_…
     OneTrainer       unet.input_blocks.4.1.…, clip_l.…; lora_unet.down_blocks.1.…; kohya's
@@ -16,11 +17,12 @@ import re
 from collections.abc import Mapping
 
 from persongen_jax.weights.errors import UnsupportedAdapter, shorten
-from persongen_jax.weights.formats.sdxl.sgm_names import rename_by_prefix, unet_modules
+from persongen_jax.weights.recognition.sgm_names import rename_by_prefix, unet_modules
 
 COMPONENTS = ("unet", "text_encoder", "text_encoder_2")
+METADATA_KEY = "lora_adapter_metadata"  # diffusers' name for PEFT's settings in JSON
 
-# What follows a module's path -> what the tensor is. (.NAME) is the adapter's name in PEFT.
+# What follows a module's path -> the kind of tensor. (.NAME) is the adapter's name in PEFT.
 _NAME = r"(?:\.[^.]+)?"
 _ENDINGS = {
     r"(?:\.lora|\.lora_linear_layer|_lora)\.down\.weight": "down",
@@ -51,7 +53,7 @@ _RELATIVES = {
     "on_input": "IA3",
 }
 
-# What other tools write that is not applied here. Found anywhere in a key.
+# Adapters of other tools that are not supported. Matched anywhere in a key.
 _OTHER_KINDS = {
     r"\.(w_norm|b_norm)$": "trained norms",
     r"\.oft_|\.oft_diag|\.boft_": "OFT",
@@ -62,7 +64,7 @@ _OTHER_KINDS = {
     r"\.reshape_weight$": "a LoRA of layers that were widened",
 }
 
-# The same, of keys that a whole model may have as well: of those that fit no module here.
+# The same for keys that a whole model may have as well: only for keys that match no module.
 _OTHERS_UNFIT = {
     r"norm\w*\.diff(_b)?$": "trained norms",
     r"\.bias$": "trained biases",
@@ -71,11 +73,11 @@ _OTHERS_UNFIT = {
     r"^bundle_emb\.": "embeddings of words for SD 1.x or 2.x",
 }
 
-# What stands around a network whose adapter was saved; none of it says anything.
+# Wrappers around a network whose adapter was saved; they carry no information.
 _WRAPPERS = ("base_model.model.", "module.", "_orig_mod.")
 _INSIDE = re.compile(r"\.(?:_orig_mod|processor)(?=\.)")
 
-# Prefix -> component. The longer ones come first.
+# Prefix -> component. Longer ones come first.
 _PREFIXES = {
     "model.diffusion_model.": "unet",
     "diffusion_model.": "unet",
@@ -96,14 +98,14 @@ _PREFIXES = {
     "lora_te2.": "text_encoder_2",
     "lora_te2_": "text_encoder_2",
     "lycoris_te2_": "text_encoder_2",
-    # Of models with one text encoder; bases.py says when that is told to the user.
+    # From models with one text encoder; bases.py says when the user is told so.
     "lora_te.": "text_encoder",
     "lora_te_": "text_encoder",
     "lycoris_te_": "text_encoder",
 }
 ONE_ENCODER = ("lora_te.", "lora_te_", "lycoris_te_")
 
-# diffusers' first attention processors named the projections alike in UNet and text encoders.
+# diffusers' first attention processors used the same projection names in UNet and text encoders.
 _FIRST_NAMES = {
     "unet": {"to_out": "to_out.0"},
     "text": {"to_q": "q_proj", "to_k": "k_proj", "to_v": "v_proj", "to_out": "out_proj"},
@@ -113,23 +115,23 @@ EMBEDDING = re.compile(r"bundle_emb\.(?P<token>.+)\.(?P<tower>clip_[lg](?:_out)?
 
 
 def other_kind(key: str) -> str | None:
-    """The kind of adapter that a key shows and that is not applied here; None for all others."""
+    """The kind of unsupported adapter that a key reveals; None for all others."""
     return next((kind for pattern, kind in _OTHER_KINDS.items() if re.search(pattern, key)), None)
 
 
 def other_unfit(key: str) -> str | None:
-    """The same of a key that fits no module."""
+    """The same for a key that matches no module."""
     return next((kind for pattern, kind in _OTHERS_UNFIT.items() if re.search(pattern, key)), None)
 
 
 def relatives(keys) -> list[str]:
-    """What is in a file besides plain LoRA, of the kinds that are applied."""
+    """The supported kinds other than plain LoRA in a file."""
     roles = {split[1].split()[0] for key in keys if (split := split_key(key))}
     return [name for role, name in _RELATIVES.items() if role in roles]
 
 
 def split_key(key: str) -> tuple[str, str] | None:
-    """(what stands before the ending, which tensor of the adapter it is); None for other keys."""
+    """(the part before the ending, which tensor of the adapter it is); None for other keys."""
     for pattern, role in _KEY:
         if match := pattern.fullmatch(key):
             part = match[role] if role in ("loha", "lokr") else ""
@@ -141,9 +143,9 @@ class Names:
     """Finds the module that a key belongs to.
 
     Args:
-        modules: component -> module path -> shape of its weight, as PyTorch has it.
-        layers_per_block: the UNet's, which sgm's counting of blocks depends on.
-        component: what keys without a prefix belong to; None: whatever has such a module.
+        modules: component -> module path -> shape of its weight in PyTorch.
+        layers_per_block: the UNet's, which sgm's block numbers depend on.
+        component: the one that keys without a prefix belong to; None: any with such a module.
     """
 
     def __init__(self, modules: Mapping[str, Mapping[str, tuple]], layers_per_block, component):
@@ -153,12 +155,12 @@ class Names:
         }
 
     def locate(self, where: str, stem: str, inner: int | None) -> tuple[str, str] | None:
-        """(component, module path), or None where nothing fits.
+        """(component, module path), or None if nothing matches.
 
         Args:
             where: the file, for messages.
             stem: the key without its ending.
-            inner: the inputs that the tensor has, where it tells; what tells encoders apart.
+            inner: the tensor's number of inputs, if known; distinguishes the encoders.
         """
         name = _unwrap(stem)
         for prefix, component in _PREFIXES.items():
@@ -169,7 +171,7 @@ class Names:
         components = [self._component] if self._component else list(self._modules)
         found = [(c, path) for c in components if (path := self._find(where, c, name))]
         if len(found) > 1:
-            # The two text encoders have the same names, and (in SDXL) other widths.
+            # The two text encoders have the same names, and (in SDXL) different widths.
             fitting = [(c, path) for c, path in found if self._modules[c][path][1] == inner]
             if len(fitting) != 1:
                 raise UnsupportedAdapter(
@@ -199,7 +201,7 @@ class Names:
 
 
 def _unwrap(name: str) -> str:
-    """Without what stands around the network, in whatever order."""
+    """Remove the wrappers' prefixes, in any order."""
     name = _INSIDE.sub("", name)
     while name.startswith(_WRAPPERS):
         name = next(name.removeprefix(each) for each in _WRAPPERS if name.startswith(each))
@@ -214,7 +216,7 @@ def _today(component, path) -> str:
 
 
 def _flat_names(component, paths, layers_per_block) -> dict[str, set[str]]:
-    """Every spelling of the given modules with _ for . -> the paths it may stand for."""
+    """Every spelling of the given modules with _ for . -> the paths it may mean."""
     flat: dict[str, set[str]] = {}
     to_sgm = sgm_names(paths, layers_per_block) if component == "unet" else {}
     for path in paths:
@@ -227,7 +229,7 @@ def _flat_names(component, paths, layers_per_block) -> dict[str, set[str]]:
 
 
 def sgm_names(paths, layers_per_block: int) -> dict[str, str]:
-    """diffusers module path -> sgm's, for the blocks that ``paths`` show."""
+    """diffusers module path -> sgm's, for the blocks in ``paths``."""
 
     def attention(kind):
         blocks: dict[int, bool] = {}

@@ -1,9 +1,9 @@
-"""An IP-Adapter as its trainer leaves it, under the published files' names.
+"""Reads an IP-Adapter's training state under the published files' names.
 
 The trainer's modules are ``unet``, ``image_proj_model`` and ``adapter_modules``, the last a list of
-the UNet's attention processors. Both names of a processor stand for one tensor, of which a
-safetensors file keeps one, which of them is up to the saving: the numbers are those of the
-published files, and a processor under the UNet's name gets its number by the place of its layer.
+the UNet's attention processors. Both names of a processor refer to one tensor, of which a
+safetensors file keeps only one name, depending on how it was saved. The numbers are those of the
+published files, and a processor under the UNet's name gets its number from its layer's position.
 """
 
 import re
@@ -14,13 +14,13 @@ import numpy as np
 from persongen_jax.weights.errors import WeightsError
 from persongen_jax.weights.files.source import Renaming, TensorSource
 
-# With what torch puts around modules on several devices, and compiled.
+# Including the prefixes of torch's wrappers for several devices and for compiling.
 _AROUND = r"(?:module\.|_orig_mod\.)*"
 _PROJECTION = re.compile(rf"{_AROUND}image_proj_model\.{_AROUND}(.+)")
 _NUMBERED = re.compile(rf"{_AROUND}adapter_modules\.{_AROUND}(\d+)\.{_AROUND}(.+)")
 _UNET = re.compile(rf"{_AROUND}unet\.{_AROUND}(.+)")
 _LAYER = re.compile(r"(?P<block>.+\.transformer_blocks\.\d+)\.attn(?P<which>[12])\.(?P<rest>.+)")
-# In the order in which diffusers registers attention processors.
+# The order in which diffusers registers attention processors.
 _STAGES = ("down_blocks", "up_blocks", "mid_block")
 
 
@@ -30,9 +30,9 @@ def is_training_state(source: TensorSource) -> bool:
 
 
 def published_names(source: TensorSource) -> TensorSource:
-    """``source`` as a published file names its tensors; itself where it is no training state.
+    """``source`` with the published files' names; itself if it is not a training state.
 
-    The UNet's own weights, which this training leaves as they are, are ignored with a warning.
+    The UNet's own weights, which this training does not change, are ignored with a warning.
 
     Raises:
         WeightsError: the two names of a processor hold different tensors.
@@ -52,7 +52,7 @@ def published_names(source: TensorSource) -> TensorSource:
         match = _UNET.fullmatch(key)
         if not match:
             if not _PROJECTION.fullmatch(key) and not _NUMBERED.fullmatch(key):
-                renaming.add(key, key)  # of nothing known: whoever reads it will say so
+                renaming.add(key, key)  # unknown: its reader will report it
             continue
         layer = _LAYER.fullmatch(match[1])
         if layer is None or not layer["rest"].startswith("processor."):

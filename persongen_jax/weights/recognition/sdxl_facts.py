@@ -1,4 +1,4 @@
-"""What ``inspect`` says of a base model: the recogniser's answer, in lines."""
+"""What ``inspect`` prints about a base model: the recognised facts, as lines."""
 
 from pathlib import Path
 
@@ -7,7 +7,7 @@ from persongen_jax.weights.errors import BadConfig, WeightsError, shorten
 from persongen_jax.weights.files.directory import read_json
 from persongen_jax.weights.files.quantised import dequantised
 from persongen_jax.weights.files.source import TensorSource
-from persongen_jax.weights.formats.sdxl.recognise import (
+from persongen_jax.weights.recognition.sdxl import (
     CALLED,
     REFINER,
     SD1,
@@ -66,10 +66,10 @@ def _facts(kind, found: Recognised, source) -> dict:
 
 
 def predicts(said: Prediction, config: dict | None = None) -> str:
-    """What a UNet predicts, and who says so.
+    """What a UNet predicts, and the source of that information.
 
     Args:
-        said: by its file. config: contents of scheduler_config.json, where there is one.
+        said: by its file. config: contents of scheduler_config.json, if there is one.
     """
     if said.refusal:
         return f"not clear: {said.refusal}"
@@ -96,7 +96,7 @@ def _predicts_by(scheduler: dict, said: Prediction) -> str:
 
 
 def folder_facts(path: Path, sources: dict[str, TensorSource]) -> dict:
-    """Of a pipeline's directory: family, prediction, and the parts that it lacks."""
+    """For a pipeline's directory: family, prediction, and the parts that it lacks."""
     unet = _read(path / "unet" / "config.json")
     facts = {}
     if unet:

@@ -1,4 +1,4 @@
-"""Identity by an attention branch of its own (Ye et al., arXiv 2308.06721; thesis, 5.2.1).
+"""Identity through its own attention branch (Ye et al., arXiv 2308.06721; thesis, 5.2.1).
 
 Every reference is one token, its normalised ID embedding, which a parallel branch of each
 cross-attention reads. The prompt is an ordinary one: no trigger word, no copies of the class token.
@@ -6,24 +6,24 @@ cross-attention reads. The prompt is an ordinary one: no trigger word, no copies
 
 import jax.numpy as jnp
 
-from persongen_jax.diffusion.conditioning import Conditioning, TokenStream
+from persongen_jax.diffusion.conditioning import Conditioning
 from persongen_jax.methods.base import (
     Method,
-    prompt_states,
+    plain_text,
     prompts,
     reference_features,
     references,
 )
 from persongen_jax.methods.start import add_id_encoder, start_from, start_rest
-from persongen_jax.models.attention import add_branch
+from persongen_jax.models.branches import add_branch
 from persongen_jax.models.encoders.id_encoder import IdentityTokens
 
 
-class IPAdapter(Method):
+class IDBranch(Method):
     """Streams "text" and "identity": [b, r, d], padding references masked."""
 
     at_trigger = False  # whether the identity also enters at the class word
-    streams: tuple[str, ...] = ()  # further prompts, each read by a branch
+    streams: tuple[str, ...] = ()  # additional prompts, each read by a branch
     groups = (
         (r"id_encoder/visual_projection(_2)?/kernel", "projections"),
         (r"id_tokens/id_norm/(scale|bias)", "id_norm"),
@@ -48,7 +48,7 @@ class IPAdapter(Method):
 
 
 def add_identity(model, config, **options):
-    """What makes ID embeddings the branch's tokens; ``options`` are IdentityTokens'.
+    """Adds what turns ID embeddings into the branch's tokens; ``options`` are IdentityTokens'.
 
     Reads config.id_norm_gain and dtype.
     """
@@ -57,12 +57,6 @@ def add_identity(model, config, **options):
     scale = tokens.id_norm.scale
     scale.set_value(scale.get_value() * config.get("id_norm_gain", 1.0))
     model.id_tokens = tokens
-
-
-def plain_text(model, batch) -> Conditioning:
-    """The prompt as it was written, with no place for an identity in it."""
-    embeds, pooled = prompt_states(model, batch)
-    return Conditioning({"text": TokenStream(embeds)}, pooled, batch["time_ids"])
 
 
 def identity_tokens(model, batch):

@@ -1,13 +1,50 @@
-"""The miniature's own detector: KeypointNet, trained on procedural portraits of one person each."""
+"""Face detectors by name: data_pipeline's, and the miniature's KeypointNet, which runs in JAX.
 
+keypoints:DIR     the miniature's KeypointNet, trained on drawn portraits of one person each
+others            see data_pipeline/faces/detectors/
+"""
+
+from pathlib import Path
+
+import jax
 import numpy as np
+from flax import nnx
 from PIL import Image
 
-from data_pipeline.faces.detectors.base import Detection, Detector
+from data_pipeline.faces import detectors
+from data_pipeline.faces.detectors import Detection, Detector
+from persongen_jax.weights.formats.keypoint_net import load_keypoint_net
 
 BATCH = 32  # pictures per call of the network: one shape, so that nothing is compiled twice
 THRESHOLD = 0.5  # of the probability that a face is there
 SMALLEST = 1e-2  # pixels; a face without extent is none
+
+
+def open_detector(name: str, path=None) -> Detector:
+    """As data_pipeline.faces.detectors.open_detector, and "keypoints:DIR"; DIR may be ``path``."""
+    kind, _, inline = str(name).partition(":")
+    if kind != "keypoints":
+        return detectors.open_detector(name, path)
+    if not (inline or path):
+        raise ValueError("the detector 'keypoints' needs its folder: keypoints:DIR")
+    return KeypointsDetector(inline or path)
+
+
+def open_reference_detector(base=None, name: str = "auto") -> Detector:
+    """The detector that references are cropped with.
+
+    Args:
+        base: a base model's directory. One that has a ``face_detector`` of its own (the miniature)
+            wants its faces found by that.
+        name: as ``open_detector``'s; "auto" takes the base's own, else InsightFace where its
+            models are present, else scikit-image's cascade.
+    """
+    if name != "auto":
+        return open_detector(name)
+    own = None if base is None else Path(base) / "face_detector"
+    if own is not None and own.is_dir():
+        return open_detector("keypoints", own)
+    return open_detector("insightface" if detectors.is_available() else "cascade")
 
 
 class KeypointsDetector(Detector):
@@ -20,11 +57,6 @@ class KeypointsDetector(Detector):
     name = "keypoints"
 
     def __init__(self, path):
-        import jax
-        from flax import nnx
-
-        from persongen_jax.weights.formats.keypoint_net import load_keypoint_net
-
         net = load_keypoint_net(path)
         self.size = net.config["image_size"]
         graphdef, self._state = nnx.split(net)
