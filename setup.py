@@ -11,7 +11,7 @@ DATA = [
     "importlib_resources>=6",  # tfds asks for it without saying so
     "array_record>=0.8; platform_system != 'Windows'",  # tfds asks for it on Linux only
 ]
-LOG = ["tensorboard>=2.20"]
+LOG = ["tensorboardX>=2.6"]
 FACES = ["scikit-image>=0.24", "insightface>=2.1", "onnxruntime>=1.20"]
 HEIC = ["pillow-heif>=1.0"]
 DOCS = ["mkdocs>=1.6,<2", "mkdocs-material>=9.6", "mkdocstrings-python>=2.0"]
@@ -20,6 +20,7 @@ TEST = [
     *LOG,
     *HEIC,
     *DOCS,
+    "tensorboard>=2.20",  # reads the events
     "scikit-image>=0.24",
     "scikit-learn>=1.5",
     TORCH,
@@ -58,6 +59,7 @@ setup(
         "numpy>=2.1",
         "pillow>=10.3",
         "matplotlib>=3.9",
+        "tabulate>=0.9",
         "tqdm",
     ],
     extras_require={

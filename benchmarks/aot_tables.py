@@ -12,6 +12,8 @@ import re
 import sys
 from pathlib import Path
 
+from persongen_jax.tables import markdown
+
 ROOT = Path(__file__).parents[1]
 RESULTS, DOCUMENT = ROOT / "benchmarks/results/aot.json", ROOT / "docs/aot.md"
 GIB = 2**30
@@ -108,10 +110,8 @@ def table(name: str, rows: list[dict]) -> str:
     if not rows:
         return "Not compiled yet."
     columns = (("topology", lambda row: row["topology"]), *columns)
-    lines = ["| " + " | ".join(title for title, _ in columns) + " |", "|---" * len(columns) + "|"]
-    for row in rows:
-        lines.append("| " + " | ".join(cell(row) for _, cell in columns) + " |")
-    return "\n".join(lines)
+    cells = [[cell(row) for _, cell in columns] for row in rows]
+    return markdown([title for title, _ in columns], cells)
 
 
 def filled(text: str, rows: list[dict]) -> str:

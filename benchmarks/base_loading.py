@@ -26,6 +26,7 @@ from flax import nnx
 
 from persongen_jax.models.sdxl.parts import COMPONENTS, build
 from persongen_jax.models.sdxl.sizes import CONFIGS
+from persongen_jax.tables import markdown
 from persongen_jax.weights.files.safetensors_file import write_safetensors
 from persongen_jax.weights.formats.sdxl.loading import FILE_NAMES
 from persongen_jax.weights.loader import parameter_leaves, to_torch_shape, torch_key
@@ -114,13 +115,13 @@ def measure(here: Path, other: Path, full: Path, small: Path, scratch: Path, rou
 
 
 def table(found) -> str:
-    lines = ["| what | before, s | now, s | now / before |", "|---|---|---|---|"]
+    rows = []
     for what, sides in found.items():
         seconds = {k: statistics.median(v) for k, v in sides.items()}
         before = f"{seconds['before']:.2f}" if "before" in seconds else ""
         ratio = f"{seconds['now'] / seconds['before']:.3f}" if before else ""
-        lines.append(f"| {what} | {before} | {seconds['now']:.2f} | {ratio} |")
-    return "\n".join(lines)
+        rows.append([what, before, f"{seconds['now']:.2f}", ratio])
+    return markdown(("what", "before, s", "now, s", "now / before"), rows)
 
 
 def processor() -> str:

@@ -25,6 +25,7 @@ from persongen_jax.models.layers import Conv, GroupNorm, LayerNorm, Linear
 from persongen_jax.models.lora import new_lora
 from persongen_jax.models.ops import activation
 from persongen_jax.models.platform import compile_for
+from persongen_jax.tables import markdown
 
 # name: (batch, queries, keys, heads, masked); heads have 64 numbers.
 ATTENTION = {
@@ -175,31 +176,27 @@ def time_layer(name, module, shape, flops, dtype) -> dict:
 
 
 def as_markdown(result: dict) -> str:
-    lines = [
-        f"# kernels: {result['device']}, {result['dtype']}",
-        "",
-        "| attention | kernel | error out, dq, dk, dv | forward ms | XLA's | + gradients ms "
-        "| XLA's | TFLOP/s |",
-        "|" + "---|" * 8,
-    ]
+    attention, layers = [], []
     for row in result["attention"]:
         if "error" in row:
-            lines.append(f"| {row['name']} | {row['error']} |" + " |" * 6)
+            attention.append([row["name"], row["error"]])
             continue
         errors = ", ".join(f"{error:.1e}" for error in row["errors"].values())
         times = (row[k] for k in ("forward_s", "xla_forward_s", "both_s", "xla_both_s"))
         cells = [row["name"], row["kernel"], errors + ("" if row["good"] else " WRONG")]
         cells += [f"{1e3 * t:.3f}" for t in times]
         cells.append(f"{row['forward_tflops']:.1f}, {row['both_tflops']:.1f}")
-        lines.append("| " + " | ".join(cells) + " |")
-    lines += ["", "| layer | forward ms | + gradient ms | rate |", "|---|---|---|---|"]
+        attention.append(cells)
     for row in result["layers"]:
         unit = "TFLOP/s" if "forward_tflops" in row else "GB/s"
         key = "tflops" if "forward_tflops" in row else "gb_s"
         rate = f"{row[f'forward_{key}']:.1f}, {row[f'both_{key}']:.1f} {unit}"
-        cells = [row["name"], f"{1e3 * row['forward_s']:.3f}", f"{1e3 * row['both_s']:.3f}", rate]
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n"
+        times = [f"{1e3 * row[key]:.3f}" for key in ("forward_s", "both_s")]
+        layers.append([row["name"], *times, rate])
+    head = ("attention", "kernel", "error out, dq, dk, dv", "forward ms", "XLA's")
+    first = markdown((*head, "+ gradients ms", "XLA's", "TFLOP/s"), attention)
+    second = markdown(("layer", "forward ms", "+ gradient ms", "rate"), layers)
+    return f"# kernels: {result['device']}, {result['dtype']}\n\n{first}\n\n{second}\n"
 
 
 def main(argv=None):

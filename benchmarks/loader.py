@@ -34,6 +34,7 @@ from data_pipeline.prompts import Tokenizers
 from data_pipeline.records.manifest import write_manifest
 from data_pipeline.records.sources import open_records
 from data_pipeline.shards import write_shards
+from persongen_jax.tables import markdown
 from persongen_jax.weights.tiny_tokenizer import SDXL_PAD_TOKENS, write_tiny_tokenizer
 
 LOADERS = {"memory": batches, "tf.data": tf_batches}
@@ -185,24 +186,25 @@ def report(result: dict) -> str:
         f"{result['cpu']}, {result['cores']} cores, {result['date']}; JPEG files of "
         f"{result['jpeg_kbytes']:.0f} kB; median of {result['rounds']} runs (lowest to highest)",
         "",
-        "| | loader | workers = cores | examples/s | examples per core second |",
-        "|---|---|---|---|---|",
     ]
+    rows = []
     for row in result["rows"]:
         low, high = row["examples_per_second_range"]
-        lines.append(
-            f"| {row['world']}, {row['size']} px, references {row['id_size']} px | "
-            f"{row['loader']} | {row['workers']} | {row['examples_per_second']:.1f} "
-            f"({low:.1f} to {high:.1f}) | {row['examples_per_core_second']:.1f} |"
-        )
-    lines += [
-        "",
-        f"| chip, {ASSUMED_UTILISATION:.0%} of its bf16 peak assumed, {TFLOP_PER_IMAGE} TFLOP per "
-        "image of 512 px | images/s | cores that load as many |",
-        "|---|---|---|",
+        what = f"{row['world']}, {row['size']} px, references {row['id_size']} px"
+        rate = f"{row['examples_per_second']:.1f} ({low:.1f} to {high:.1f})"
+        per_core = f"{row['examples_per_core_second']:.1f}"
+        rows.append([what, row["loader"], row["workers"], rate, per_core])
+    head = ("", "loader", "workers = cores", "examples/s", "examples per core second")
+    lines += [markdown(head, rows), ""]
+    chip = (
+        f"chip, {ASSUMED_UTILISATION:.0%} of its bf16 peak assumed, {TFLOP_PER_IMAGE} TFLOP per "
+        "image of 512 px"
+    )
+    need = [
+        (row["chip"], f"{row['images_per_second']:.0f}", f"{row['cores']:.1f}")
+        for row in result["need"]
     ]
-    for row in result["need"]:
-        lines.append(f"| {row['chip']} | {row['images_per_second']:.0f} | {row['cores']:.1f} |")
+    lines.append(markdown((chip, "images/s", "cores that load as many"), need))
     return "\n".join(lines)
 
 

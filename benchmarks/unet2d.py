@@ -28,6 +28,7 @@ from flax import nnx
 from persongen_jax.bench.__main__ import KEEP_MEMORY
 from persongen_jax.models.ddpm.unet2d import UNet2DModel
 from persongen_jax.parallel.sharding import along_batch, make_mesh, replicated
+from persongen_jax.tables import markdown
 
 # Config, batch, and how many devices the CPU counts as (config.cpu_devices).
 CONFIGS = {
@@ -158,16 +159,14 @@ def in_a_process(network: str, args) -> dict[str, list[float]]:
 
 
 def table(results: dict) -> str:
-    lines = [
-        "| network | batch | program | images/s, median (range) | ours / it, median (range) |",
-        "|---|---|---|---|---|",
-    ]
+    rows = []
     for name, (batch, found) in results.items():
         for program, values in found.items():
             ratios = [a / b for a, b in zip(found["ours"], values, strict=True)]
             ratio = "" if program == "ours" else f"{_of(ratios, '.2f')}"
-            lines.append(f"| {name} | {batch} | {program} | {_of(values, '.1f')} | {ratio} |")
-    return "\n".join(lines)
+            rows.append([name, batch, program, _of(values, ".1f"), ratio])
+    head = ("network", "batch", "program", "images/s, median (range)", "ours / it, median (range)")
+    return markdown(head, rows)
 
 
 def _of(values, form):

@@ -10,12 +10,12 @@ are in drawing/people.py.
 
 import argparse
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
+from data_pipeline.cli import command
 from data_pipeline.drawing.identities import SPLITS
 from data_pipeline.drawing.people import contact_sheet, examples
 from data_pipeline.drawing.portrait import People
@@ -79,7 +79,8 @@ def _truth(drawn: People, i: int) -> dict:
     }
 
 
-def main(argv=None) -> int:
+@command
+def main(argv=None):
     parser = argparse.ArgumentParser(
         prog="python -m data_pipeline.people",
         description="Draws portraits of made-up people, with captions and ground truth.",
@@ -100,19 +101,14 @@ def main(argv=None) -> int:
     args = vars(parser.parse_args(argv))
     out, force = args.pop("out"), args.pop("force")
     foreign = out.is_dir() and any(out.iterdir()) and not (out / GROUND_TRUTH).exists()
-    try:
-        if foreign and not force:
-            raise FileExistsError(
-                f"{out} holds files that this command did not make; choose another folder, or pass "
-                "--force to write among them"
-            )
-        records = write_people(out, **args)
-    except (ValueError, OSError) as error:
-        print(f"people: {error}", file=sys.stderr)
-        return 1
+    if foreign and not force:
+        raise FileExistsError(
+            f"{out} holds files that this command did not make; choose another folder, or pass "
+            "--force to write among them"
+        )
+    records = write_people(out, **args)
     print(f"{out}: {len(records)} pictures of {args['identities']} people ({args['split']})")
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -14,13 +14,13 @@ photograph for ``generate --reference``. Same scikit-image, same bytes.
 """
 
 import argparse
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
+from data_pipeline.cli import command
 from data_pipeline.faces.find import find_face
 from data_pipeline.records.manifest import write_manifest
 from data_pipeline.records.schema import Record
@@ -85,7 +85,8 @@ LFW_VARIANTS = (
 )
 
 
-def main(argv=None) -> int:
+@command
+def main(argv=None):
     parser = argparse.ArgumentParser(
         prog="python -m data_pipeline.sample_photos",
         description="Writes a small manifest folder of real photographs that ship with "
@@ -106,18 +107,13 @@ def main(argv=None) -> int:
         help="write even if DIR holds files that this command did not make",
     )
     args = parser.parse_args(argv)
-    try:
-        records = write_sample_photos(args.out, lfw=args.lfw, force=args.force)
-    except (ValueError, OSError, ImportError) as error:
-        print(f"sample_photos: {error}", file=sys.stderr)
-        return 1
+    records = write_sample_photos(args.out, lfw=args.lfw, force=args.force)
     people = len({record.identity for record in records})
     print(f"{args.out}: {len(records)} pictures of {people} people, plain photograph astronaut.png")
     print(
         "Note: there is ONE photograph per person, in mirrored, cropped, lighter and darker "
         "versions. This tries the pipeline out; it cannot teach identity."
     )
-    return 0
 
 
 def write_sample_photos(out, lfw: int = 0, force: bool = False) -> list[Record]:
@@ -183,4 +179,4 @@ def _write(out: Path, identity: str, variant: Variant, photograph, face_box, **t
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

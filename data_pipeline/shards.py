@@ -23,7 +23,6 @@ import json
 import logging
 import os
 import shutil
-import sys
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -34,8 +33,9 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from data_pipeline.cli import command
 from data_pipeline.pictures.reading import ImageError, load_image
-from data_pipeline.prompts import PromptError, split_at_trigger
+from data_pipeline.prompts import split_at_trigger
 from data_pipeline.records.manifest import (
     CLIPPED,
     COPIES,
@@ -246,7 +246,8 @@ def _features(record: Record, file: bytes) -> dict:
 # ---- The command -------------------------------------------------------------------------------
 
 
-def main(argv=None) -> int:
+@command
+def main(argv=None):
     parser = argparse.ArgumentParser(
         prog="python -m data_pipeline.shards",
         description="Turns a folder of photographs with a manifest, or drawn people, into shards.",
@@ -264,13 +265,7 @@ def main(argv=None) -> int:
     )
     parser.add_argument("--trigger-word", default="img", metavar="WORD", help="default: img")
     args = parser.parse_args(argv)
-    try:
-        counts = write_shards(
-            args.source, args.out, shards=args.shards, trigger_word=args.trigger_word
-        )
-    except (ValueError, OSError, ImportError, PromptError) as error:
-        print(f"shards: {error}", file=sys.stderr)
-        return 1
+    counts = write_shards(args.source, args.out, shards=args.shards, trigger_word=args.trigger_word)
     changes = ", ".join(
         f"{counts[name]} {name}" for name in (UNDECODABLE, CLIPPED, DROPPED, SINGLE, COPIES)
     )
@@ -278,8 +273,7 @@ def main(argv=None) -> int:
         f"{args.out}: {counts['pictures']} pictures of {counts['people']} people in "
         f"{counts['shards']} shards; {changes}"
     )
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

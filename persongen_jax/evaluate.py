@@ -10,15 +10,14 @@ seed, prints a table and draws the trajectories.
 """
 
 import argparse
-import sys
 import warnings
 from pathlib import Path
 
+from persongen_jax.cli import command
 from persongen_jax.evaluation.comparison import compare_runs, table
 from persongen_jax.evaluation.trajectories import SETS, write_rows
 from persongen_jax.evaluation.validation import open_evaluation, write_image_file
 from persongen_jax.parallel import distributed
-from persongen_jax.plain_warnings import plain_warnings
 from persongen_jax.systems.open import open_run, system_class
 from persongen_jax.weights.saver import write_json
 
@@ -198,17 +197,14 @@ def compare(args):
     compare_runs(args.compare, args.out or Path("evaluation"), args.step)
 
 
+@command
 def main(argv=None):
     args = parse_arguments(argv)
-    try:
-        with plain_warnings():
-            if args.compare:
-                compare(args)
-            else:
-                with distributed.together():
-                    evaluate(args)
-    except (ValueError, OSError, ImportError) as error:
-        sys.exit(f"error: {error}")
+    if args.compare:
+        compare(args)
+    else:
+        with distributed.together():
+            evaluate(args)
 
 
 if __name__ == "__main__":

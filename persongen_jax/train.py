@@ -8,6 +8,7 @@ where the last checkpoint was made. What is trained (the model, its examples, it
 config's System; the loop knows none of them (persongen_jax/systems/base.py).
 """
 
+import argparse
 import functools
 import json
 import logging
@@ -16,19 +17,17 @@ from pathlib import Path
 
 import jax
 import numpy as np
-from absl import app, flags
-from ml_collections import ConfigDict, config_flags
+from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from data_pipeline.examples.prefetch import prefetch_to_device
-from persongen_jax.cli import define_config, parse_flags
+from persongen_jax.cli import command, parse_with_config
 from persongen_jax.config_ranges import check_ranges
 from persongen_jax.evaluation.validation import Validator
 from persongen_jax.files import unless_full
 from persongen_jax.methods.start import settle_step
 from persongen_jax.parallel import distributed
 from persongen_jax.parallel.sharding import make_mesh, put_batch
-from persongen_jax.plain_warnings import plain_warnings
 from persongen_jax.settings import check_same_run, check_steps, settle_schedule
 from persongen_jax.systems.assembly import assemble, summary
 from persongen_jax.systems.open import complete_config, open_system, system_class
@@ -234,38 +233,36 @@ def in_short(row: dict) -> str:
 
 # ---- The command -------------------------------------------------------------------------------
 
-CONFIG = define_config("an experiment, e.g. configs/base.py")
-WORKDIR = flags.DEFINE_string("workdir", None, "checkpoints and metrics; default runs/<config>")
-DRY_RUN = flags.DEFINE_bool("dry_run", False, "print the config and parameter counts, and stop")
 
-
-def main(_):
+@command
+def main(argv=None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m persongen_jax.train",
+        description=__doc__.split(".")[0],
+        allow_abbrev=False,
+    )
+    parser.add_argument("--workdir", help="checkpoints and metrics; default runs/<config>")
+    parser.add_argument(
+        "--dry_run", action="store_true", help="print the config and parameter counts, and stop"
+    )
     # Orbax tells of every file that it renames, JAX of every backend that is not there; what goes
     # wrong still comes through.
     for name in (None, "absl"):
         logging.getLogger(name).setLevel(logging.WARNING)
-    config = CONFIG.value
-    if config is None:
-        sys.exit("--config is missing; try --config configs/mini/photomaker_bg.py")
-    parts = Path(config_flags.get_config_filename(flags.FLAGS["config"])).with_suffix("").parts
+    args, config = parse_with_config(parser, argv, "configs/mini/photomaker_bg.py")
+    parts = Path(args.config).with_suffix("").parts
     if "configs" in parts:  # configs/mini/x.py runs in runs/mini/x
         parts = parts[parts.index("configs") + 1 :]
     else:
         parts = parts[-1:]
     name = "/".join(parts)
-    workdir = Path(WORKDIR.value or f"runs/{name}")
-    try:
-        if config.get("cpu_devices", 1) > 1:
-            jax.config.update("jax_num_cpu_devices", config.cpu_devices)
-        with plain_warnings(), distributed.together():
-            finished = train(config, workdir, DRY_RUN.value)
-    except (ValueError, OSError, ImportError) as error:
-        # The user's files or settings: the message says which and what to do; a trace would not.
-        log.debug("", exc_info=True)
-        sys.exit(f"error: {error}")
-    if not finished:
-        sys.exit(distributed.unfinished_status())
+    workdir = Path(args.workdir or f"runs/{name}")
+    if config.get("cpu_devices", 1) > 1:
+        jax.config.update("jax_num_cpu_devices", config.cpu_devices)
+    with distributed.together():
+        finished = train(config, workdir, args.dry_run)
+    return 0 if finished else distributed.unfinished_status()
 
 
 if __name__ == "__main__":
-    app.run(main, flags_parser=parse_flags)
+    sys.exit(main())

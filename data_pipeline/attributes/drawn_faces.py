@@ -11,7 +11,6 @@ import argparse
 import csv
 import functools
 import itertools
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,6 +19,7 @@ from PIL import Image
 
 from data_pipeline.attributes.labelled import AttributeData, Description, LabelledImages
 from data_pipeline.attributes.vocabulary import Vocabulary
+from data_pipeline.cli import command
 from data_pipeline.drawing.identities import HAIR_STYLES, Identities, identities_of
 from data_pipeline.drawing.pictures import EXPRESSIONS, HATS, Pictures, pictures_of
 from data_pipeline.drawing.portrait import render
@@ -197,6 +197,7 @@ def write_folder(out: Path, count: int, size: int, split: str = "out_of_train") 
             table.writerow([name, *values[i].tolist()])
 
 
+@command
 def main(argv=None):
     parser = argparse.ArgumentParser(
         prog="python -m data_pipeline.attributes.drawn_faces", description=__doc__.split("\n")[0]
@@ -205,10 +206,7 @@ def main(argv=None):
     parser.add_argument("--count", type=int, default=200)
     parser.add_argument("--size", type=int, default=64, help="pixels")
     args = parser.parse_args(argv)
-    try:
-        write_folder(args.out, args.count, args.size)
-    except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
+    write_folder(args.out, args.count, args.size)
     print(f"{args.count} faces: {args.out}")
 
 

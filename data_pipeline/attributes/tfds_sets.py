@@ -4,10 +4,8 @@
 TensorFlow itself is not needed to read what was fetched by ``download``.
 """
 
-import contextlib
 import io
 import itertools
-import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -19,6 +17,7 @@ from data_pipeline.attributes.folder import CELEBA_TERMS
 from data_pipeline.attributes.folder_pictures import square
 from data_pipeline.attributes.labelled import AttributeData, LabelledImages
 from data_pipeline.attributes.vocabulary import Vocabulary
+from data_pipeline.files import atomic_write
 from data_pipeline.pictures.reading import load_image
 from data_pipeline.records.shard_reading import INFO, open_tfds
 
@@ -166,7 +165,7 @@ def _write(builder, split, shape, values_of, images_path: Path, values_path: Pat
 
     header = {"descr": "|u1", "fortran_order": False, "shape": shape}
     with (
-        _replaced(images_path) as partial,
+        atomic_write(images_path) as partial,
         partial.open("wb") as file,  # mapped into memory, a full disk would end the process
         ThreadPoolExecutor() as pool,
     ):
@@ -176,7 +175,7 @@ def _write(builder, split, shape, values_of, images_path: Path, values_path: Pat
         while chunk := list(itertools.islice(examples, AT_ONCE)):
             file.writelines(map(np.ndarray.tobytes, pool.map(picture, chunk)))
             values += map(values_of, chunk)
-        with _replaced(values_path) as partial_values:
+        with atomic_write(values_path) as partial_values:
             partial_values.write_bytes(_npy(np.array(values, np.int8)))
 
 
@@ -190,17 +189,6 @@ def _examples(builder, split: str) -> Iterator[dict]:
         yield from tfds.as_numpy(builder.as_dataset(split, decoders=undecoded))
     else:
         yield from (source[i] for i in range(len(source)))
-
-
-@contextlib.contextmanager
-def _replaced(path: Path) -> Iterator[Path]:
-    """A name to write to; who reads ``path`` sees the old file or the new, never half of one."""
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    try:
-        yield partial
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def _npy(array: np.ndarray) -> bytes:

@@ -18,6 +18,7 @@ from collections import Counter, defaultdict
 from dataclasses import fields, replace
 from pathlib import Path
 
+from data_pipeline.files import write_text
 from data_pipeline.pictures.copies import NEAR_LIMIT, near_copies, same_bytes
 from data_pipeline.pictures.reading import ImageError, image_size
 from data_pipeline.prompts import PromptError, split_at_trigger
@@ -114,9 +115,7 @@ def write_manifest(folder, records) -> Path:
             entry["images"] = {name: _inside(folder, f) for name, f in record.images.items()}
         lines.append(json.dumps(entry, ensure_ascii=False) + "\n")
     path = folder / FILE_NAME
-    partial = path.with_name(FILE_NAME + ".partial")
-    partial.write_text("".join(lines), encoding="utf-8")
-    partial.replace(path)  # a reader sees the old file or the new one, never half of one
+    write_text(path, "".join(lines))
     return path
 
 

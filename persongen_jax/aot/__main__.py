@@ -11,21 +11,19 @@ directory, whose configs then count; if it is empty the networks are SDXL's. Any
 can be overridden by --config.KEY=VALUE.
 """
 
+import argparse
 import importlib.metadata
 import json
 import logging
 import math
 import os
-import sys
 from pathlib import Path
-
-from absl import app, flags
-from ml_collections import config_flags
 
 # The devices are the topology's; a backend of this machine would only be in the way.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 from data_pipeline import text_files  # noqa: E402
+from data_pipeline.files import write_text  # noqa: E402
 from persongen_jax.aot.chips import GIB, open_topology  # noqa: E402
 from persongen_jax.aot.compiling import (
     TO_FIT,
@@ -36,7 +34,7 @@ from persongen_jax.aot.compiling import (
 )  # noqa: E402
 from persongen_jax.aot.programs import encoders, sampler, training, with_batch  # noqa: E402
 from persongen_jax.aot.search import largest  # noqa: E402
-from persongen_jax.cli import define_config, parse_flags  # noqa: E402
+from persongen_jax.cli import command, parse_with_config  # noqa: E402
 from persongen_jax.parallel.sharding import make_mesh  # noqa: E402
 
 DEFAULT_BATCH = 4
@@ -138,19 +136,6 @@ def search(
 # ---- The command -------------------------------------------------------------------------------
 
 
-def define_flags():
-    """Only for the command: other modules have flags of the same names."""
-    define_config("an experiment, e.g. configs/base.py")
-    flags.DEFINE_string("topology", "v5e:4x4", "chips, e.g. v5e:4x4, v5p:4x4x4, v6e:4x4")
-    flags.DEFINE_integer("per_chip_batch", DEFAULT_BATCH, "pictures per chip")
-    flags.DEFINE_bool("search", False, "find the largest batch per chip that fits")
-    flags.DEFINE_string("what", "train", f"one of {', '.join(KINDS)}")
-    flags.DEFINE_bool("cached", False, "a step on cached features, without frozen encoders")
-    flags.DEFINE_multi_string("option", [], "of the TPU's compiler: NAME=VALUE")
-    flags.DEFINE_string("text", "", "a file to write the compiled program to, cycles and all")
-    flags.DEFINE_string("json", "", "a file to write; added to if it is there")
-
-
 def parse_options(options: list[str]) -> dict:
     """["a=true", "b=2"] to the compiler's options; ValueError for what has no value."""
     words = {"true": True, "false": False}
@@ -170,7 +155,7 @@ def read_json(path: Path) -> list[dict]:
 
 def write_json(path: Path, rows: list[dict]):
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(rows, indent=1) + "\n")
+    write_text(path, json.dumps(rows, indent=1) + "\n")
 
 
 def installed(package: str) -> str | None:
@@ -187,45 +172,53 @@ def is_of(row: dict, asked: dict) -> bool:
     return row["versions"] == versions and all(known.get(k) == v for k, v in asked.items())
 
 
-def main(_):
+@command
+def main(argv=None):
     logging.getLogger("absl").setLevel(logging.WARNING)
-    given = flags.FLAGS
-    config = given.config
-    if config is None:
-        sys.exit("--config is missing; try --config configs/photomaker_bg.py")
-    try:
-        options = parse_options(given.option)
-        kw = {"what": given.what, "cached": given.cached, "options": options}
-        if given.text:
-            kw["text"] = Path(given.text)
-        before = read_json(Path(given.json)) if given.json else []
-        overrides = config_flags.get_override_values(given["config"])
-        program = {
-            "config": config_flags.get_config_filename(given["config"]),
-            "overrides": json.loads(json.dumps(overrides, default=str)),  # as it will be read
-        }
+    parser = argparse.ArgumentParser(
+        prog="python -m persongen_jax.aot",
+        description=__doc__.split("\n")[0],
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add("--topology", default="v5e:4x4", help="chips, e.g. v5e:4x4, v5p:4x4x4, v6e:4x4")
+    add("--per_chip_batch", type=int, default=DEFAULT_BATCH, help="pictures per chip")
+    add("--search", action="store_true", help="find the largest batch per chip that fits")
+    add("--what", default="train", choices=KINDS, help="the program")
+    add("--cached", action="store_true", help="a step on cached features, no frozen encoders")
+    add("--option", action="append", default=[], metavar="NAME=VALUE", help="of the compiler")
+    add("--text", type=Path, metavar="FILE", help="write the compiled program there, with cycles")
+    add("--json", type=Path, metavar="FILE", help="write there; added to if it is there")
+    args, config = parse_with_config(parser, argv, "configs/photomaker_bg.py")
+    options = parse_options(args.option)
+    kw = {"what": args.what, "cached": args.cached, "options": options}
+    if args.text:
+        kw["text"] = args.text
+    before = read_json(args.json) if args.json else []
+    program = {
+        "config": args.config,
+        "overrides": json.loads(json.dumps(args.overrides, default=str)),  # as it will be read
+    }
 
-        def keep(row):
-            row.update(program)
-            if given.json:
-                write_json(Path(given.json), [*before, row])
+    def keep(row):
+        row.update(program)
+        if args.json:
+            write_json(args.json, [*before, row])
 
-        if given.search:
-            asked = {**program, "topology": given.topology, "what": given.what}
-            asked |= {"cached": given.cached, "options": options}
-            same = [row for row in before if is_of(row, asked)]
-            # A search that goes on takes the place of what it had written.
-            before = [row for row in before if row not in same or "tries" not in row]
-            kw |= {"keep": keep, "before": same}
+    if args.search:
+        asked = {**program, "topology": args.topology, "what": args.what}
+        asked |= {"cached": args.cached, "options": options}
+        same = [row for row in before if is_of(row, asked)]
+        # A search that goes on takes the place of what it had written.
+        before = [row for row in before if row not in same or "tries" not in row]
+        kw |= {"keep": keep, "before": same}
 
-        run = search if given.search else compile_for_topology
-        row = run(config, given.topology, given.per_chip_batch, **kw)
-        keep(row)
-        print(report(row))
-    except (ValueError, OSError, ImportError, DoesNotFit) as error:
-        sys.exit(f"error: {error}")
+    run = search if args.search else compile_for_topology
+    row = run(config, args.topology, args.per_chip_batch, **kw)
+    keep(row)
+    print(report(row))
 
 
 if __name__ == "__main__":
-    define_flags()
-    app.run(main, flags_parser=parse_flags)
+    main()

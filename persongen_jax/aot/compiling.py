@@ -18,7 +18,7 @@ TO_FIT = (
 )
 
 
-class DoesNotFit(Exception):
+class DoesNotFit(ValueError):
     """The compiler found no way to fit the program into the chip's memory.
 
     ``needed`` is what it says would be needed, bytes; None if it does not say.

@@ -31,6 +31,7 @@ from persongen_jax.bench.settings import (
     torch_rows,
 )
 from persongen_jax.bench.worker import OUT_OF_MEMORY
+from persongen_jax.cli import command
 
 # Linux' C library gives freed memory back and takes it anew, page by page; a CPU program of XLA,
 # which takes all its room at once, spends up to a third of its time in that.
@@ -286,6 +287,7 @@ def read_variants(text: str) -> list[str]:
         raise argparse.ArgumentTypeError(str(error)) from error
 
 
+@command
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("what", choices=("train", "sample"))
@@ -314,11 +316,7 @@ def main(argv=None):
     )
     parser.add_argument("--limit", type=float, help="seconds after which no more is measured")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
-    args = parser.parse_args(argv)
-    try:
-        print(Bench(args).run())
-    except (ValueError, OSError, ImportError) as error:
-        sys.exit(f"error: {error}")
+    print(Bench(parser.parse_args(argv)).run())
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from persongen_jax.bench.settings import Row
+from persongen_jax.tables import markdown
 from persongen_jax.weights.saver import write_json
 
 PACKAGES = ("jax", "jaxlib", "flax", "torch", "diffusers", "peft")
@@ -128,7 +129,7 @@ def as_markdown(result: dict) -> str:
         f"{result['date']}; {' / '.join(devices) or 'no device answered'}; {result['cores']} CPU "
         f"cores; {names}; {result['rounds']} rounds, {turns}."
     )
-    lines += ["", *_table(HEAD, [_cells(row) for row in result["rows"]]), ""]
+    lines += ["", markdown(HEAD, map(_cells, result["rows"])), ""]
     for row in result["rows"]:
         if "gap" in row:
             lines.append(
@@ -140,7 +141,7 @@ def as_markdown(result: dict) -> str:
     lines.append("")
     lines += [_counted(work) for work in result["work"]]
     if result["ratios"]:
-        lines += ["", *_table(RATIO_HEAD, [_ratio_cells(ratio) for ratio in result["ratios"]])]
+        lines += ["", markdown(RATIO_HEAD, map(_ratio_cells, result["ratios"]))]
     return "\n".join(lines) + "\n"
 
 
@@ -188,11 +189,6 @@ def _cells(row: dict) -> list[str]:
         f"{row['compile_s']:.1f}" if "compile_s" in row else "",
         f"{row['loss']:.4f}" if "loss" in row else "",
     ]
-
-
-def _table(head, rows) -> list[str]:
-    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
-    return lines + ["| " + " | ".join(cells) + " |" for cells in rows]
 
 
 def in_short(row: Row) -> str:

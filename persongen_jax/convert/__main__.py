@@ -10,14 +10,13 @@ with all of them listed. --dry_run does the whole work and its checks, and leave
 
 import argparse
 import contextlib
-import sys
 import tempfile
 from pathlib import Path
 
+from persongen_jax.cli import command
 from persongen_jax.convert.identify import count, identify, open_parts
 from persongen_jax.convert.upgrade import upgrade_run
 from persongen_jax.files import is_full
-from persongen_jax.plain_warnings import plain_warnings
 from persongen_jax.weights.errors import WeightsError
 
 SHOWN_NOTES = 200  # characters of one note of a file's metadata
@@ -54,9 +53,9 @@ def parse_arguments(argv=None):
     upgrade = commands.add_parser("upgrade", help="rewrite earlier versions' runs to today's names")
     upgrade.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="working directories")
 
-    for command in (bring, export):
-        command.add_argument("--dry_run", action="store_true", help="check all, write nothing")
-        command.add_argument("--force", action="store_true", help="replace a file (no directory)")
+    for writes in (bring, export):
+        writes.add_argument("--dry_run", action="store_true", help="check all, write nothing")
+        writes.add_argument("--force", action="store_true", help="replace a file (no directory)")
     return parser.parse_args(argv)
 
 
@@ -179,20 +178,17 @@ def destination(args):
         raise OSError(f"{args.out}: no space left on the device; write it elsewhere") from error
 
 
+@command
 def main(argv=None):
     args = parse_arguments(argv)
-    try:
-        if args.command == "inspect":
-            print(inspect(args.path, args.keys))
-            return
-        if args.command == "upgrade":
-            for run in args.runs:
-                print("\n".join(upgrade_run(run) or [f"{run}: has today's names already"]))
-            return
-        with plain_warnings():
-            said = import_(args) if args.command == "import" else export(args)
-    except (ValueError, OSError, ImportError) as error:
-        sys.exit(f"error: {error}")
+    if args.command == "inspect":
+        print(inspect(args.path, args.keys))
+        return
+    if args.command == "upgrade":
+        for run in args.runs:
+            print("\n".join(upgrade_run(run) or [f"{run}: has today's names already"]))
+        return
+    said = import_(args) if args.command == "import" else export(args)
     print(f"{'would be written' if args.dry_run else 'written'}: {args.out}: {said}")
 
 

@@ -6,9 +6,9 @@ are called and who judged, the rows themselves say (metrics/measures.py).
 """
 
 import csv
-import os
 from pathlib import Path
 
+from data_pipeline.files import atomic_write
 from persongen_jax.evaluation.trajectories import (
     plot_trajectories,
     read_rows,
@@ -16,6 +16,7 @@ from persongen_jax.evaluation.trajectories import (
     write_rows,
 )
 from persongen_jax.metrics.measures import described, join_measures
+from persongen_jax.tables import markdown
 
 # What has to be the same in all rows of one set (evaluation/people.py writes them).
 GENERATED_WITH = ("sampling_steps", "guidance", "merge_step", "prompts", "images_each")
@@ -177,12 +178,10 @@ def csv_rows(entries) -> list[dict]:
 
 def write_csv(path: Path, rows: list[dict]):
     """A CSV file in one piece; None is an empty cell."""
-    partial = path.with_name(path.name + ".part")
-    with partial.open("w", newline="", encoding="utf-8") as file:
+    with atomic_write(path) as partial, partial.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, list(rows[0]))
         writer.writeheader()
         writer.writerows(rows)
-    os.replace(partial, path)
 
 
 def table(entries) -> str:
@@ -194,23 +193,17 @@ def table(entries) -> str:
     measured = columns(entries)
     head = ["set", *(["run", "runs"] if several else [])]
     head += [measure["title"] for measure in measured.values()] + ["n"]
-    lines = [head, ["---"] * len(head)]
+    rows = []
     for name, set_name, runs, metrics in entries:
         cells = [set_name.replace("_", "-"), *([name, str(runs)] if several else [])]
         cells += [cell(metrics.get(metric), each["form"]) for metric, each in measured.items()]
         counts = [measure["n"] for measure in metrics.values()]
-        lines.append([*cells, str(max(counts, default=0))])
-    judges = judges_line(entries)
-    texts = [markdown(lines), *map(markdown, parts_tables(entries)), *([judges] if judges else [])]
-    return "\n\n".join(texts)
+        rows.append([*cells, str(max(counts, default=0))])
+    texts = [markdown(head, rows), *parts_tables(entries), judges_line(entries)]
+    return "\n\n".join(filter(None, texts))
 
 
-def markdown(lines) -> str:
-    """A table of cells, the second line being the rule under the head."""
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-def parts_tables(entries) -> list[list]:
+def parts_tables(entries) -> list[str]:
     """A table for each measure that has parts, such as attributes: a row each, a column per set."""
     tables = []
     for name, each in columns(entries).items():
@@ -221,11 +214,11 @@ def parts_tables(entries) -> list[list]:
         ]
         if found:
             head = [each["title"], *(label for label, _ in found)]
-            lines = [head, ["---"] * len(head)]
+            rows = []
             for part in dict.fromkeys(part for _, parts in found for part in parts):
                 cells = [cell(parts.get(part), each["form"]) for _, parts in found]
-                lines.append([part, *cells])
-            tables.append(lines)
+                rows.append([part, *cells])
+            tables.append(markdown(head, rows))
     return tables
 
 

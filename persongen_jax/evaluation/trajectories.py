@@ -1,9 +1,9 @@
 """How the metrics move over training: rows of validation/metrics.jsonl, and their plot."""
 
 import json
-import os
 from pathlib import Path
 
+from data_pipeline.files import atomic_write, write_text
 from data_pipeline.text_files import parse_json, read_json, whole_lines
 from persongen_jax.metrics.measures import described
 from persongen_jax.systems.sdxl_config import SETS
@@ -30,9 +30,7 @@ def set_order(names) -> list[str]:
 
 def write_rows(path: Path, rows: list[dict]):
     """A .json of rows in one piece; their metrics stay in the config's order, as tables have it."""
-    partial = path.with_name(path.name + ".part")
-    partial.write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
-    os.replace(partial, path)
+    write_text(path, json.dumps(rows, indent=2) + "\n")
 
 
 def curve(rows: list[dict], name: str, metric: str) -> list[tuple]:
@@ -95,9 +93,8 @@ def plot_trajectories(runs: dict[str, list[dict]], path, metrics: dict[str, str]
         drawn = {line.get_label(): line for axis in axes.flat for line in axis.get_lines()}
         handles = [drawn[label] for label in runs if label in drawn]
         figure.legend(handles=handles, fontsize="small", loc="outside right center")
-    partial = Path(path).with_name(Path(path).name + ".part")
-    figure.savefig(partial, dpi=100, format="png", metadata={"Software": None})
-    partial.replace(path)
+    with atomic_write(path) as partial:
+        figure.savefig(partial, dpi=100, format="png", metadata={"Software": None})
     return path
 
 

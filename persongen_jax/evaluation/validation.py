@@ -10,7 +10,6 @@ or on how often the run was interrupted.
 """
 
 import json
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
@@ -18,6 +17,7 @@ from typing import Any, Protocol
 import numpy as np
 from PIL import Image
 
+from data_pipeline.files import atomic_write, write_text
 from persongen_jax.config import import_object
 from persongen_jax.evaluation.trajectories import plot_trajectories, read_rows
 from persongen_jax.systems.base import System
@@ -111,16 +111,13 @@ class Validator:
 
     def _write(self, rows: list[dict]):
         """The file in one piece: all rows of a step or none."""
-        partial = self.path.with_name(self.path.name + ".part")
-        partial.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-        os.replace(partial, self.path)
+        write_text(self.path, "".join(json.dumps(row) + "\n" for row in rows))
 
 
 def write_image_file(path: Path, image):
     """A PNG in one piece."""
-    partial = path.with_name(path.name + ".part")
-    Image.fromarray(image).save(partial, format="png")
-    os.replace(partial, path)
+    with atomic_write(path) as partial:
+        Image.fromarray(image).save(partial, format="png")
 
 
 def open_evaluation(system: System) -> Evaluation:

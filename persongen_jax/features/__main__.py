@@ -6,18 +6,15 @@
 It can be stopped and started again, and several may share the work. docs/cache.md says more.
 """
 
-import logging
-import sys
+import argparse
+import functools
 from concurrent.futures import ThreadPoolExecutor
 
-from absl import flags
 from tqdm import tqdm
 
-from persongen_jax.cli import define_config
+from persongen_jax.cli import command, parse_with_config
 from persongen_jax.features.cache import Features
 from persongen_jax.systems.open import open_system
-
-log = logging.getLogger(__name__)
 
 
 def fill_cache(config, worker: int = 0, workers: int = 1, batch_size: int = 16) -> Features:
@@ -32,6 +29,8 @@ def fill_cache(config, worker: int = 0, workers: int = 1, batch_size: int = 16) 
         raise ValueError("config.cache is empty; give --config.cache=DIR, where features are kept")
     if not 0 <= worker < workers:
         raise ValueError(f"--worker {worker}: a number from 0 to --workers - 1 ({workers - 1})")
+    if batch_size < 1:
+        raise ValueError(f"--batch {batch_size}: give 1 or more")
     source = open_system(config).examples(0, alone=True).source
     rows = range(worker, len(source.records), workers)
 
@@ -45,31 +44,20 @@ def fill_cache(config, worker: int = 0, workers: int = 1, batch_size: int = 16) 
     return source.features
 
 
-def main(argv=None) -> int:
-    argv = sys.argv if argv is None else ["features", *argv]
-    values = flags.FlagValues()
-    define_config("an experiment", values, argv)
-    numbers = {
-        "worker": (0, "which share of the records this process takes"),
-        "workers": (1, "how many shares there are"),
-        "batch": (16, "rows that are encoded at once"),
-    }
-    for name, (default, what) in numbers.items():
-        least = 0 if name == "worker" else 1
-        flags.DEFINE_integer(name, default, what, lower_bound=least, flag_values=values)
-    try:
-        values(argv)
-        if values.config is None:
-            raise ValueError("--config is missing; try --config configs/mini/photomaker_bg.py")
-        features = fill_cache(values.config, values.worker, values.workers, values.batch)
-    except (AttributeError, KeyError) as error:
-        sys.exit(f"error: the config has no such key: {error.args[0]}")
-    except (ValueError, TypeError, flags.Error, OSError, ImportError) as error:
-        log.debug("", exc_info=True)
-        sys.exit(f"error: {error}")
-    print(features.used())
-    return 0
+@command
+def main(argv=None):
+    parser = argparse.ArgumentParser(
+        prog="python -m persongen_jax.features",
+        description=__doc__.split("\n")[0],
+        allow_abbrev=False,
+    )
+    add = functools.partial(parser.add_argument, type=int)
+    add("--worker", default=0, help="which share of the records this process takes")
+    add("--workers", default=1, help="how many shares there are")
+    add("--batch", default=16, help="rows that are encoded at once")
+    args, config = parse_with_config(parser, argv, "configs/mini/photomaker_bg.py")
+    print(fill_cache(config, args.worker, args.workers, args.batch).used())
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

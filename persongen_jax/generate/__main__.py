@@ -22,6 +22,7 @@ from data_pipeline.examples.fields import FieldError
 from data_pipeline.prompts import join_parts
 from data_pipeline.records.schema import MAX_REFERENCES
 from data_pipeline.text_files import read_lines
+from persongen_jax.cli import command
 from persongen_jax.diffusion.scales import parse_scales
 from persongen_jax.generate.base import (
     KEPT,
@@ -30,7 +31,6 @@ from persongen_jax.generate.base import (
     scheduler_options,
 )
 from persongen_jax.generate.warnings import without_effect
-from persongen_jax.plain_warnings import plain_warnings
 
 
 def parse_arguments(argv=None):
@@ -357,6 +357,7 @@ def run_pipeline(pipe, args, prompts, given, scales, save):
     bar.close()
 
 
+@command
 def main(argv=None):
     argv = sys.argv[1:] if argv is None else argv
     if any(item.split("=")[0] == "--run" for item in argv):
@@ -365,13 +366,7 @@ def main(argv=None):
         parse, run = chosen.parse_arguments, chosen.generate
     else:
         parse, run = parse_arguments, generate
-    args = parse(argv)
-    try:
-        with plain_warnings():
-            paths = run(args)
-    except (ValueError, OSError, ImportError) as error:
-        sys.exit(f"error: {error}")
-    print("\n".join(map(str, paths)))
+    print("\n".join(map(str, run(parse(argv)))))
 
 
 if __name__ == "__main__":

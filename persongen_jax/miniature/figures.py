@@ -8,7 +8,6 @@ judge is right about real (drawn) pictures. Everything is read from the shipped 
 
 import argparse
 import json
-import sys
 import time
 from pathlib import Path
 
@@ -21,6 +20,7 @@ from data_pipeline.drawing import people
 from data_pipeline.examples.transforms import clip_preprocess, square_face_crop
 from data_pipeline.faces.align import align_faces
 from data_pipeline.prompts import join_parts, split_at_trigger
+from persongen_jax.cli import command
 from persongen_jax.config import load_config
 from persongen_jax.metrics.clip_score import ClipScore
 from persongen_jax.metrics.face_similarity import rank1
@@ -298,7 +298,8 @@ def measure(assets: Path, out: Path, samples: int) -> dict:
     }
 
 
-def main(argv=None) -> int:
+@command
+def main(argv=None):
     parser = argparse.ArgumentParser(
         prog="python -m persongen_jax.miniature.figures", description=__doc__.split("\n")[0]
     )
@@ -313,8 +314,7 @@ def main(argv=None) -> int:
     write_json(out / "figures.json", figures)
     print(json.dumps(figures, indent=1))
     print(f"{out / 'figures.json'}: {time.perf_counter() - start:.0f} s")
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from data_pipeline.files import atomic_write
 from data_pipeline.prompts import Tokenizers, join_parts, split_at_trigger
 from data_pipeline.text_files import read_json
 from persongen_jax.weights.tiny_tokenizer import SDXL_PAD_TOKENS, write_tiny_tokenizer
@@ -94,9 +95,8 @@ def _draw(start: int, end: int) -> dict:
 def kept(path: Path, make: Callable[[], np.ndarray]) -> np.ndarray:
     """The array in the file ``path``; ``make`` gives it when there is no such file yet."""
     if not path.exists():
-        partial = path.with_suffix(".part.npy")
-        np.save(partial, make())
-        os.replace(partial, path)
+        with atomic_write(path) as partial, open(partial, "wb") as file:
+            np.save(file, make())
     return np.load(path, mmap_mode="r")
 
 

@@ -9,6 +9,7 @@ command goes on from there, and does not repeat what is finished. At the end, an
 are there, the tables, plots and sheets are written (persongen_jax/study/report.py).
 """
 
+import argparse
 import fcntl
 import json
 import os
@@ -18,11 +19,10 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from absl import flags
 from ml_collections import ConfigDict
 
 from data_pipeline.text_files import read_json
-from persongen_jax.cli import define_config
+from persongen_jax.cli import command, parse_with_config
 from persongen_jax.config import config_file, load_config
 from persongen_jax.evaluation.trajectories import read_rows
 from persongen_jax.settings import differences
@@ -172,14 +172,14 @@ class Processes:
 
         Raises:
             Interrupted: a signal came, before or meanwhile; the process has ended.
-            RuntimeError: it ended with an error, which stands above in the terminal.
+            ChildProcessError: it ended with an error, which stands above in the terminal.
         """
         if self.stop:
             raise Interrupted
-        command = [sys.executable, "-m", module, *map(str, arguments)]
+        words = [sys.executable, "-m", module, *map(str, arguments)]
         # A session of its own: the terminal's Ctrl-C would reach it twice otherwise.
         process = subprocess.Popen(
-            command, env=self.environment, start_new_session=True, pass_fds=[self.lock.fileno()]
+            words, env=self.environment, start_new_session=True, pass_fds=[self.lock.fileno()]
         )
         told = False
         try:
@@ -198,8 +198,8 @@ class Processes:
         if self.stop:
             raise Interrupted
         if process.returncode:
-            raise RuntimeError(
-                f"{' '.join(command[2:])} ended with code {process.returncode}; its words are "
+            raise ChildProcessError(
+                f"{' '.join(words[2:])} ended with code {process.returncode}; its words are "
                 "above. The same command tries again"
             )
 
@@ -211,7 +211,7 @@ def do_run(run: Run, processes: Processes):
         files = ["--config", run.file, "--workdir", run.folder]
         processes("persongen_jax.train", *files, *settings)
         if not is_trained(run):
-            raise RuntimeError(f"{run.folder}: the training ended before its last step")
+            raise ChildProcessError(f"{run.folder}: the training ended before its last step")
     if not is_evaluated(run):
         options = ["--run", run.folder, "--out", run.results, "--pictures"]
         for name, value in run.evaluation.items():
@@ -245,7 +245,8 @@ def run_study(study: ConfigDict, dry_run: bool = False):
 
     Raises:
         ValueError: settings that cannot work.
-        RuntimeError: a run failed, or another study is at work in the same folder.
+        ChildProcessError: a run failed.
+        BlockingIOError: another study is at work in the same folder.
     """
     runs = plan_runs(study)
     for run in runs:
@@ -260,7 +261,7 @@ def run_study(study: ConfigDict, dry_run: bool = False):
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise RuntimeError(
+            raise BlockingIOError(
                 f"{workdir}: another study, or a run that it left behind, is still at work there"
             ) from error
         processes = Processes(stop, lock)
@@ -279,29 +280,16 @@ def run_study(study: ConfigDict, dry_run: bool = False):
 # ---- The command -------------------------------------------------------------------------------
 
 
-def parse(argv: list[str]) -> tuple[ConfigDict, bool]:
-    """(the study's config, whether it is a dry run)."""
-    # Flags of its own: persongen_jax.train has some of the same names.
-    values = flags.FlagValues()
-    define_config("a study, e.g. configs/study_mini.py", values, argv)
-    flags.DEFINE_bool("dry_run", False, "list the runs and where they stand", flag_values=values)
-    try:
-        left = values(argv)
-    except (AttributeError, KeyError) as error:
-        sys.exit(f"error: the config has no such key: {error.args[0]}")
-    except (TypeError, flags.Error, OSError) as error:
-        sys.exit(f"error: {error}")
-    if len(left) > 1 or values.config is None:
-        sys.exit("error: give --config FILE, such as configs/study_mini.py")
-    return values.config, values.dry_run
-
-
+@command
 def main(argv=None):
-    study, dry_run = parse(sys.argv if argv is None else ["study", *argv])
-    try:
-        run_study(study, dry_run)
-    except (ValueError, OSError, ImportError, RuntimeError) as error:
-        sys.exit(f"error: {error}")
+    parser = argparse.ArgumentParser(
+        prog="python -m persongen_jax.study",
+        description=__doc__.split("\n")[0],
+        allow_abbrev=False,
+    )
+    parser.add_argument("--dry_run", action="store_true", help="list the runs and where they stand")
+    args, study = parse_with_config(parser, argv, "configs/study_mini.py")
+    run_study(study, args.dry_run)
 
 
 if __name__ == "__main__":

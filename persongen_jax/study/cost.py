@@ -8,7 +8,6 @@ within a round are kept.
 """
 
 import argparse
-import sys
 import time
 from pathlib import Path
 
@@ -16,6 +15,7 @@ import jax
 import numpy as np
 
 from data_pipeline.text_files import read_json
+from persongen_jax.cli import command
 from persongen_jax.config import load_config
 from persongen_jax.parallel.sharding import make_mesh, put_batch
 from persongen_jax.systems.assembly import assemble
@@ -96,15 +96,13 @@ def count_trained(file) -> dict[str, int]:
     return {group: n for group, n in counts.items() if group != "frozen"}
 
 
+@command
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("plan", type=Path, help="written by persongen_jax.study")
     parser.add_argument("out", type=Path, help="the file to write")
     args = parser.parse_args(argv)
-    try:
-        write_json(args.out, measure(read_json(args.plan)))
-    except (ValueError, OSError, ImportError) as error:
-        sys.exit(f"error: {error}")
+    write_json(args.out, measure(read_json(args.plan)))
 
 
 if __name__ == "__main__":

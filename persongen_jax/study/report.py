@@ -33,6 +33,7 @@ from persongen_jax.evaluation.trajectories import (
 )
 from persongen_jax.evaluation.validation import write_image_file
 from persongen_jax.metrics.measures import described
+from persongen_jax.tables import markdown
 
 
 def write_report(study, runs, costs: dict | None) -> str:
@@ -186,7 +187,7 @@ def cost_table(rows: list[dict]) -> str:
     """Markdown."""
     head = ["method", "trained", "GFLOP a step", "step time", "checkpoint"]
     head += ["trained at full size", "checkpoint at full size"]
-    lines = [head, ["---"] * len(head)]
+    lines = []
     for row in rows:
         full, size = row["full_size_trained_parameters"], row["full_size_checkpoint_bytes"]
         bounds = f"({row['relative_low']:.2f} to {row['relative_high']:.2f})"
@@ -201,4 +202,4 @@ def cost_table(rows: list[dict]) -> str:
                 f"{size / 1e9:.2f} GB" if size else "-",
             ]
         )
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return markdown(head, lines)

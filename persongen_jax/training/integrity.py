@@ -11,6 +11,8 @@ import json
 import os
 from pathlib import Path
 
+from data_pipeline.files import write_text
+
 NAME = "digests.json"
 
 
@@ -28,12 +30,7 @@ def renew_digest(folder: Path, name: str):
 
 
 def _write(folder: Path, entries: dict):
-    part = folder / (NAME + ".part")
-    with open(part, "w") as file:
-        json.dump({"files": entries}, file, indent=1)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(part, folder / NAME)
+    write_text(folder / NAME, json.dumps({"files": entries}, indent=1))
     sync_folder(folder)
 
 

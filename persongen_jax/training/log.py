@@ -1,7 +1,6 @@
 """What a run logs about itself: metrics.jsonl, TensorBoard events, speeds."""
 
 import contextlib
-import io
 import json
 import logging
 import math
@@ -9,10 +8,11 @@ import os
 import socket
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
-from PIL import Image
 
+from data_pipeline.files import write_text
 from data_pipeline.text_files import whole_lines
 from persongen_jax.files import is_full
 
@@ -31,9 +31,7 @@ class MetricsFile:
 
     def __init__(self, path: Path, start: int, kept: list[dict] = ()):
         rows = [line for line in _lines(path) if json.loads(line)["step"] <= start]
-        part = path.with_name(path.name + ".part")
-        part.write_text("".join(rows))
-        os.replace(part, path)
+        write_text(path, "".join(rows))
         self.file = PatientFile(path)
         self._kept = list(kept)
 
@@ -115,44 +113,50 @@ def falling(path: Path) -> str:
 
 
 class EventFile:
-    """TensorBoard's event file, written by the tensorboard package; TensorFlow is not needed.
+    """TensorBoard's event file, by the parts of tensorboardX; each event is written at once.
+
+    Not by its SummaryWriter: that writes from a thread, which a full disk would end, and the
+    training would then wait for it for ever.
 
     Args:
         folder: ``tensorboard --logdir`` reads it.
         start: the resumed step; TensorBoard drops the later steps that it has read.
 
     Raises:
-        ImportError: TensorBoard is not installed.
+        ImportError: tensorboardX is not installed.
     """
 
     def __init__(self, folder: Path, start: int = 0):
         try:
-            from tensorboard.compat.proto import event_pb2, summary_pb2
-            from tensorboard.summary.writer.record_writer import RecordWriter
+            from tensorboardX import RecordWriter, summary
+            from tensorboardX.proto.event_pb2 import Event, SessionLog
+            from tensorboardX.record_writer import register_writer_factory
         except ImportError as error:
             raise ImportError(
-                "config.tensorboard needs TensorBoard: pip install 'persongen_jax[log]', or give "
+                "config.tensorboard needs tensorboardX: pip install 'persongen_jax[log]', or give "
                 "--config.tensorboard=False; metrics.jsonl is written in any case"
             ) from error
-        self._event, self._summary = event_pb2.Event, summary_pb2.Summary
+        self._event, self._summary = Event, summary
+        opening = SimpleNamespace(
+            open=lambda path: PatientFile(Path(path.removeprefix("patient:")))
+        )
+        register_writer_factory("patient", opening)
         folder.mkdir(parents=True, exist_ok=True)
         earlier = any(folder.glob("events.out.tfevents.*"))
         # Whole seconds come first, because TensorBoard reads a folder's files in the order of their
         # names.
         name = f"events.out.tfevents.{int(time.time()):010d}.{socket.gethostname()}.{os.getpid()}"
-        self._records = RecordWriter(PatientFile(folder / name))
+        self._records = RecordWriter(f"patient:{folder / name}")
         self._write(file_version="brain.Event:2")
         if start or earlier:
-            starting = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
-            self._write(step=start + 1, session_log=starting)
+            self._write(step=start + 1, session_log=SessionLog(status=SessionLog.START))
 
     def _write(self, **fields):
         self._records.write(self._event(wall_time=time.time(), **fields).SerializeToString())
         self._records.flush()
 
     def scalar(self, name: str, value: float, step: int):
-        value = self._summary.Value(tag=name, simple_value=float(value))
-        self._write(step=step, summary=self._summary(value=[value]))
+        self._value(step, tag=name, simple_value=float(value))
 
     def scalars(self, group: str, row: dict, step: int):
         """A row of metrics.jsonl, each number as ``group/name``."""
@@ -161,17 +165,12 @@ class EventFile:
                 self.scalar(f"{group}/{name}", value, step)
 
     def image(self, name: str, image, step: int):
-        """``image``: uint8 [h, w, 3]."""
-        png = io.BytesIO()
-        Image.fromarray(np.asarray(image)).save(png, "PNG")
-        height, width, _ = image.shape
-        value = self._summary.Value(
-            tag=name,
-            image=self._summary.Image(
-                height=height, width=width, colorspace=3, encoded_image_string=png.getvalue()
-            ),
-        )
-        self._write(step=step, summary=self._summary(value=[value]))
+        """A picture, uint8 [h, w, 3]."""
+        self._value(step, tag=name, image=self._summary.make_image(np.asarray(image)))
+
+    def _value(self, step: int, **fields):
+        value = self._summary.Summary.Value(**fields)
+        self._write(step=step, summary=self._summary.Summary(value=[value]))
 
     def close(self):
         self._records.close()

@@ -15,6 +15,7 @@ import numpy as np
 from flax import nnx
 
 from data_pipeline.prompts import Tokenizers
+from persongen_jax.cli import command
 from persongen_jax.models.encoders.clip import CLIPVisionModel
 from persongen_jax.models.layers import UnusedRngs
 from persongen_jax.models.sdxl.parts import COMPONENTS, StableDiffusionXL, build
@@ -226,6 +227,7 @@ def write_random_base(folder, *, size: str = "tiny", seed: int = 0):
     write_json(folder / "random_base.json", {"size": size, "seed": seed})
 
 
+@command
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--out", required=True, help="folder to write")

@@ -1,12 +1,12 @@
 """Writes diffusers-format folders that diffusers and transformers open."""
 
 import json
-import os
 from pathlib import Path
 
 import jax
 import numpy as np
 
+from data_pipeline.files import write_text
 from persongen_jax.weights.files.safetensors_file import write_safetensors
 from persongen_jax.weights.loader import (
     parameter_leaves,
@@ -43,7 +43,4 @@ def _reader(path, leaf):
 
 def write_json(path, content: dict):
     """Write a JSON file atomically: a reader sees the old one or the new one."""
-    path = Path(path)
-    temporary = path.with_name(path.name + ".part")
-    temporary.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")
-    os.replace(temporary, path)
+    write_text(path, json.dumps(content, indent=2, sort_keys=True) + "\n")

@@ -4,7 +4,6 @@ An adapter's file holds parts of several networks under its own names, so no sin
 it. A table of slots, from key to leaf in the file's order, is filled from a file or written to one.
 """
 
-import os
 from pathlib import Path
 
 import jax
@@ -12,6 +11,7 @@ import ml_dtypes
 import numpy as np
 from flax import nnx
 
+from data_pipeline.files import atomic_write
 from persongen_jax.parallel.sharding import put_array
 from persongen_jax.weights.errors import KeyMismatch, MissingDependency, WeightsError
 from persongen_jax.weights.files.safetensors_file import write_safetensors
@@ -190,9 +190,9 @@ def _write_pickle(path, slots):
         part, _, name = key.partition(".")
         # A copy: arrays from JAX may be read-only, which torch warns about.
         content.setdefault(part, {})[name] = tensor(np.array(slot.get()))
-    temporary = path.with_name(path.name + ".part")
-    torch.save(content, temporary)
-    os.replace(temporary, path)
+    # By a file: torch writes the name of a path into it.
+    with atomic_write(path) as partial, open(partial, "wb") as file:
+        torch.save(content, file)
 
 
 __all__ = [

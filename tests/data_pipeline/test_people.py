@@ -396,7 +396,7 @@ def test_resolution_changes_nothing_but_sharpness(crowd, size):
 def test_command_writes_a_data_set(tmp_path, capsys):
     arguments = ["--identities", "3", "--pictures", "4", "--split", "look_alikes", "--seed", "5"]
     for name in ("a", "b"):
-        assert command.main(["--out", str(tmp_path / name), *arguments]) == 0
+        command.main(["--out", str(tmp_path / name), *arguments])
     out = tmp_path / "a"
     files = sorted(p.relative_to(out) for p in out.rglob("*") if p.is_file())
     assert len(files) == 12 + 3
@@ -415,6 +415,7 @@ def test_command_writes_a_data_set(tmp_path, capsys):
 
     (tmp_path / "c").mkdir()
     (tmp_path / "c" / "mine.txt").write_text("keep")
-    assert command.main(["--out", str(tmp_path / "c"), *arguments]) == 1
-    assert "--force" in capsys.readouterr().err
-    assert command.main(["--out", str(tmp_path / "d"), "--identities", "0"]) == 1
+    with pytest.raises(SystemExit, match="^error: .*--force"):
+        command.main(["--out", str(tmp_path / "c"), *arguments])
+    with pytest.raises(SystemExit, match="^error: "):
+        command.main(["--out", str(tmp_path / "d"), "--identities", "0"])

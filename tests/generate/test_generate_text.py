@@ -2,10 +2,10 @@
 
 import pytest
 
+from persongen_jax.cli import plain_warnings
 from persongen_jax.generate import __main__ as generate
 from persongen_jax.generate.warnings import without_effect
 from persongen_jax.pipeline.checks import tell
-from persongen_jax.plain_warnings import plain_warnings
 
 
 @pytest.mark.parametrize("coding", ["utf-8", "utf-8-sig", "utf-16", "utf-32"])

@@ -15,6 +15,7 @@ from configs.first_light import get_config as first_light
 from configs.first_light_bg import get_config
 from data_pipeline.examples.fields import Call
 from persongen_jax import train
+from persongen_jax.cli import plain_warnings
 from persongen_jax.diffusion.conditioning import Conditioning
 from persongen_jax.generate import __main__ as generate
 from persongen_jax.models.branches import ParallelCrossAttention, branch_names
@@ -22,7 +23,6 @@ from persongen_jax.models.lora import lora_layers
 from persongen_jax.parallel.sharding import make_mesh, replicated
 from persongen_jax.pipeline import Pipeline, conditioner
 from persongen_jax.pipeline.images import sample_steps
-from persongen_jax.plain_warnings import plain_warnings
 from persongen_jax.systems.diffusion import drop_conditions
 from persongen_jax.systems.open import open_system
 from persongen_jax.training.checkpoint import Checkpoints, load_trained

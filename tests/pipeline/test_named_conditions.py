@@ -10,6 +10,7 @@ from PIL import Image
 from configs.first_light import get_config
 from data_pipeline.examples.fields import Call
 from data_pipeline.examples.spatial import ControlImage
+from persongen_jax.cli import plain_warnings
 from persongen_jax.evaluation.validation import open_evaluation
 from persongen_jax.generate import __main__ as generate
 from persongen_jax.methods.base import Method, add_prompt_streams, plain_text, prompts
@@ -23,7 +24,6 @@ from persongen_jax.models.branches import add_branch
 from persongen_jax.models.layers import Conv
 from persongen_jax.pipeline import Pipeline
 from persongen_jax.pipeline.images import sample_steps
-from persongen_jax.plain_warnings import plain_warnings
 from persongen_jax.systems.open import open_system
 from persongen_jax.training.checkpoint import Checkpoints
 from persongen_jax.training.partition import split_model

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from configs import study_mini
 from persongen_jax.evaluation.trajectories import SETS
 from persongen_jax.metrics.measures import join_runs, measure
 from persongen_jax.study import __main__ as study_module
@@ -23,7 +24,6 @@ from persongen_jax.study.__main__ import (
     describe,
     is_evaluated,
     is_trained,
-    parse,
     plan_runs,
     run_study,
 )
@@ -64,7 +64,7 @@ SETTINGS = {
 
 def make_study(folder):
     """The study's config, whose trainings are those of ``write_trainings``."""
-    study, _ = parse(["study", "--config", "configs/study_mini.py"])
+    study = study_mini.get_config()
     study.workdir = str(folder / "study")
     study.methods, study.seeds = METHODS, SEEDS
     study.config_files = str(folder / "{}.py")
@@ -328,7 +328,7 @@ def test_a_stop_is_passed_on(tmp_path):
 
 def test_a_failure_is_told(tmp_path, capfd):
     with open(tmp_path / "lock", "w") as lock, StopSignals() as stop:
-        with pytest.raises(RuntimeError, match="timeit.*code 1"):
+        with pytest.raises(ChildProcessError, match="timeit.*code 1"):
             Processes(stop, lock)("timeit", "-n", "1", "1/0")
     assert "ZeroDivisionError" in capfd.readouterr().err
 
@@ -339,11 +339,11 @@ def test_two_studies_do_not_share_a_folder(study, tmp_path):
     folder.mkdir()
     with open(folder / "lock", "w") as lock:
         study_module.fcntl.flock(lock, study_module.fcntl.LOCK_EX)
-        with pytest.raises(RuntimeError, match="still at work"):
+        with pytest.raises(BlockingIOError, match="still at work"):
             run_study(study)
         left = subprocess.Popen([sys.executable, "-m", "timeit", *SLEEP], pass_fds=[lock.fileno()])
     try:
-        with pytest.raises(RuntimeError, match="still at work"):
+        with pytest.raises(BlockingIOError, match="still at work"):
             run_study(study)
     finally:
         left.kill()

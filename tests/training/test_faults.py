@@ -18,12 +18,13 @@ import numpy as np
 import optax
 import orbax.checkpoint as ocp
 import pytest
+from PIL import Image
 
 from persongen_jax import train
 from persongen_jax.training import integrity
 from persongen_jax.training.bad_steps import NonFinite
 from persongen_jax.training.checkpoint import Checkpoints, SaveFailed, find_run, is_intact
-from persongen_jax.training.log import PatientFile
+from persongen_jax.training.log import EventFile, PatientFile
 from persongen_jax.training.partition import split_model
 from persongen_jax.training.step import TrainState, make_train_step
 from tests.helpers.training_runs import STEPS, metrics, small_base, small_config, whole_run
@@ -163,6 +164,33 @@ def test_the_log_waits_for_room(tmp_path):
         file.close()
         assert (disk / "metrics.jsonl").read_bytes() == b"".join(lines)
     assert len(words) == 1 and "metrics.jsonl: no space left" in words[0]
+
+
+def test_events_wait_for_room_and_a_resumed_run_takes_the_place_of_what_follows(tmp_path):
+    """As TensorBoard itself reads them, which checks every event's checksum."""
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    picture = np.random.default_rng(0).integers(0, 256, (40, 40, 3), np.uint8)
+    with small_disk(tmp_path / "disk", "size=1m,nr_inodes=10k") as disk, Words() as words:
+        events = EventFile(disk)
+        for step in range(1, 6):
+            if step == 2:
+                fill(disk)
+            if step == 4:
+                make_room(disk)
+            events.scalars("training", {"step": step, "loss": step / 4}, step)
+            events.image("validation/in_train", picture, step)
+        events.close()
+        resumed = EventFile(disk, start=3)
+        resumed.scalar("training/loss", 9.0, 4)
+        resumed.close()
+        read = accumulator.EventAccumulator(str(disk)).Reload()
+        losses = [(event.step, event.value) for event in read.Scalars("training/loss")]
+        shown = read.Images("validation/in_train")
+    assert losses == [(1, 0.25), (2, 0.5), (3, 0.75), (4, 9.0)]
+    assert [event.step for event in shown] == [1, 2, 3]
+    with Image.open(io.BytesIO(shown[1].encoded_image_string)) as image:
+        np.testing.assert_array_equal(np.asarray(image), picture)
+    assert len(words) == 1 and "no space left" in words[0]
 
 
 # ---- A step that is not finite -----------------------------------------------------------------

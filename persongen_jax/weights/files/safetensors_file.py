@@ -10,13 +10,13 @@ would hold the whole file in addition to the arrays made from it.
 import json
 import math
 import os
-import secrets
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import ml_dtypes
 import numpy as np
 
+from data_pipeline.files import atomic_write
 from persongen_jax.weights.errors import (
     BadEntry,
     BadHeader,
@@ -260,18 +260,10 @@ def write_safetensors(
     path = Path(path)
     entries = sorted(entries, key=lambda entry: -np.dtype(entry[2]).itemsize)
     header = _make_header(path, entries, metadata)
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-    try:
-        with open(temporary, "xb") as file:
-            file.write(len(header).to_bytes(8, "little") + header)
-            for key, shape, dtype, make in entries:
-                file.write(_promised(path, key, tuple(shape), np.dtype(dtype), make()))
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    with atomic_write(path) as partial, open(partial, "xb") as file:
+        file.write(len(header).to_bytes(8, "little") + header)
+        for key, shape, dtype, make in entries:
+            file.write(_promised(path, key, tuple(shape), np.dtype(dtype), make()))
 
 
 def _make_header(path, entries, metadata) -> bytes:

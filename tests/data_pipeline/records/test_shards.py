@@ -147,21 +147,22 @@ def test_further_keys_of_the_manifest_are_kept(photographs, tmp_path, tokenizers
     assert sorted(weights) == [0.5] + [1] * 11
 
 
-def test_further_pictures_are_refused(photographs, tmp_path, capsys):
+def test_further_pictures_are_refused(photographs, tmp_path):
     records = read_manifest(photographs)
     records[4] = replace(records[4], images={"pose": records[4].image, "depth": records[5].image})
     write_manifest(photographs, records)
-    assert main(["--from", str(photographs), "--out", str(tmp_path / "s")]) == 1
-    assert capsys.readouterr().err == (
-        "shards: bert_2.png: has further pictures (pose, depth), which shards have no place for; "
-        "train from the folder itself\n"
+    with pytest.raises(SystemExit) as ended:
+        main(["--from", str(photographs), "--out", str(tmp_path / "s")])
+    assert ended.value.code == (
+        "error: bert_2.png: has further pictures (pose, depth), which shards have no place for; "
+        "train from the folder itself"
     )
     assert not (tmp_path / "s").exists() and not (tmp_path / "s.partial").exists()
 
 
 def test_drawn_people(tmp_path):
     text = "people:in_train?identities=2&pictures=3&size=32"
-    assert main(["--from", text, "--out", str(tmp_path / "shards")]) == 0
+    main(["--from", text, "--out", str(tmp_path / "shards")])
     records, read_image = open_records(tmp_path / "shards")
     drawn, draw = open_records(text)
     for ours, theirs in zip(records, drawn, strict=True):
@@ -178,7 +179,7 @@ def test_what_is_put_right_is_counted_and_logged(folder, tmp_path, capsys, caplo
         whole = open(records[i].image, "rb").read()
         with open(records[i].image, "wb") as file:
             file.write(whole[: len(whole) // 2])
-    assert main(["--from", str(folder), "--out", str(tmp_path / "s"), "--shards", "2"]) == 0
+    main(["--from", str(folder), "--out", str(tmp_path / "s"), "--shards", "2"])
     last = capsys.readouterr().out.splitlines()[-1]
     assert last.endswith(
         "9 pictures of 2 people in 2 shards; 2 pictures that do not decode passed over, "
@@ -196,15 +197,16 @@ def test_what_is_put_right_is_counted_and_logged(folder, tmp_path, capsys, caplo
         np.testing.assert_array_equal(read_image(record.image), load_image(folder / record.image))
 
 
-def test_what_cannot_be_put_right_is_listed_and_nothing_is_written(folder, tmp_path, capsys):
+def test_what_cannot_be_put_right_is_listed_and_nothing_is_written(folder, tmp_path):
     records = read_manifest(folder)
     captions = {1: "a man", 3: "a man img img", 6: "img of a man"}
     changed = [replace(r, caption=captions.get(i, r.caption)) for i, r in enumerate(records)]
     write_manifest(folder, changed)
     for i in (8, 9):
         (folder / f"carl_{i - 6}.png").unlink()
-    assert main(["--from", str(folder), "--out", str(tmp_path / "s")]) == 1
-    said = capsys.readouterr().err
+    with pytest.raises(SystemExit) as ended:
+        main(["--from", str(folder), "--out", str(tmp_path / "s")])
+    said = ended.value.code
     assert "5 lines cannot be used" in said and "2 image files are missing" in said
     for i in (*captions, 8, 9):
         assert records[i].image.rpartition("/")[2] in said
