@@ -7,8 +7,7 @@ import pytest
 
 import configs
 from persongen_jax.cli import parse_with_config
-from persongen_jax.config import config_file
-from persongen_jax.study.__main__ import load_config
+from persongen_jax.config import config_file, load_config
 
 INSTALLED = Path(configs.__file__).parent
 
