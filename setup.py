@@ -29,7 +29,7 @@ setup(
         "orbax-checkpoint>=0.12.8",
         "ml_collections>=1.1.0",
         "transformers>=5,<6",
-        "safetensors>=0.5",
+        "safetensors>=0.7",
         "numpy>=2.1",
         "pillow>=10.3",
         "matplotlib>=3.9",
