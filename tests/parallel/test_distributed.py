@@ -195,7 +195,7 @@ def losses(workdir):
 @pytest.mark.parametrize("victim", [0, 1])
 def test_two_hosts_of_which_one_dies(victim, tmp_path_factory, tmp_path, sample_photos):
     """The other names it and ends within the bound; the same command goes on to the same end."""
-    config = small_config(small_base(tmp_path_factory.getbasetemp()), sample_photos)
+    config = small_config(small_base(tmp_path_factory), sample_photos)
     config.steps = 30
     two = Two(29431, *train_command(config, tmp_path / "whole"), devices=2)
     ends = two.finish()
@@ -226,7 +226,7 @@ def test_two_hosts_of_which_one_dies(victim, tmp_path_factory, tmp_path, sample_
 @pytest.mark.slow
 def test_sigterm_to_one_host_saves_on_all(tmp_path_factory, tmp_path, sample_photos):
     """With validation in between, whose images all hosts generate and the first writes."""
-    config = small_config(small_base(tmp_path_factory.getbasetemp()), sample_photos)
+    config = small_config(small_base(tmp_path_factory), sample_photos)
     config.steps, config.checkpoint_every = 30, 100
     options = [f"--config.validate_in_train={sample_photos}", "--config.validation_every=4"]
     options += ["--config.validation_people=1", "--config.validation_images=1"]
