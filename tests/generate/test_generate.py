@@ -24,7 +24,7 @@ from persongen_jax.weights.formats.adapters import extract_adapter
 from persongen_jax.weights.formats.photomaker import save_photomaker
 from tests.helpers.ip_adapters import write_ip_adapter
 from tests.helpers.keypoint_nets import write_keypoint_net
-from tests.weights.formats.test_lora_files import save
+from tests.helpers.lora_files import save
 
 # One batch size and number of steps nearly everywhere: one compiled program.
 SAME = ["--no-compilation-cache", "--batch-size", "1", "--steps", "2"]
