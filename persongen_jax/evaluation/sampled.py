@@ -34,6 +34,8 @@ class SampledEvaluation:
         ValueError: a metric or judge that cannot be used.
     """
 
+    generates = True
+
     def __init__(self, system):
         self.system, self.config = system, system.config
         self.should_stop = lambda: False
