@@ -55,7 +55,7 @@ setup(
         "ml_collections>=1.1.0",
         "absl-py>=2.1",
         "transformers>=5,<6",
-        "safetensors>=0.5",
+        "safetensors>=0.7",
         "numpy>=2.1",
         "pillow>=11.0",
         "matplotlib>=3.9",

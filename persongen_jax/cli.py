@@ -36,12 +36,12 @@ def parse_with_config(
     args, rest = parser.parse_known_args(argv)
     if args.config is None:
         parser.error(f"--config is missing; try --config {example}")
-    args.config = config_file(args.config)
-    file = re.sub(r"(?<=\.py):.*", "", args.config)  # x.py:digits is get_config("digits") of x.py
+    found = config_file(args.config)
+    file = re.sub(r"(?<=\.py):.*", "", found)  # x.py:digits is get_config("digits") of x.py
     if not Path(file).is_file():
         raise FileNotFoundError(f"{file}: no such config; {example} is one")
     # Not absl's global flags: commands that import each other share option names.
-    values, words = flags.FlagValues(), [parser.prog, f"--config={args.config}", *rest]
+    values, words = flags.FlagValues(), [parser.prog, f"--config={found}", *rest]
     config_flags.DEFINE_config_file("config", None, "", flag_values=values, sys_argv=words)
     try:
         left = values(words)[1:]

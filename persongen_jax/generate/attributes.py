@@ -1,4 +1,4 @@
-"""Images of a run that was trained on attributes: generated, interpolated, edited.
+"""Images from a run trained on attributes: generated, interpolated, edited.
 
     python -m persongen_jax.generate --run runs/attributes/drawn_faces \\
         --attributes "glasses=1,beard=0" --images 16
@@ -34,27 +34,27 @@ def parse_arguments(argv=None):
     )
     add = parser.add_argument
     add("--run", required=True, help="working directory of a training run on attributes")
-    add("--step", type=int, help="of the checkpoint; default: the newest")
+    add("--step", type=int, help="step of the checkpoint; default: the newest")
     add(
         "--attributes",
         action="append",
         default=[],
         metavar="REQUEST",
-        help='such as "glasses=1,beard=0" or "digit=7"; what it leaves out is left to chance; may '
-        "be given several times",
+        help='such as "glasses=1,beard=0" or "digit=7"; omitted attributes are random; may '
+        "be repeated",
     )
-    # What has no effect on one of the three is known by None: DEFAULTS says the rest.
-    add("--images", type=int, help="of each request, with --interpolate strips; default: 1")
+    # Options without effect in one of the three modes default to None: DEFAULTS has the values.
+    add("--images", type=int, help="per request, with --interpolate strips; default: 1")
     what = parser.add_mutually_exclusive_group()
     what.add_argument(
         "--interpolate",
         nargs=2,
         metavar=("FROM", "TO"),
-        help="images between two requests, of the same noise: a strip, and an animated WebP",
+        help="images between two requests, from the same noise: a strip, and an animated WebP",
     )
-    what.add_argument("--edit", metavar="IMAGE", help="change this picture, by DDIM inversion")
+    what.add_argument("--edit", metavar="IMAGE", help="change this image, by DDIM inversion")
     add("--frames", type=int, help="of --interpolate; default: 9")
-    add("--source", default="", metavar="REQUEST", help="what the picture of --edit shows")
+    add("--source", default="", metavar="REQUEST", help="what the image of --edit shows")
     add("--out", type=Path, default=Path("outputs"), help="folder for the images")
     add("--steps", type=int, default=50, help="sampling steps")
     add(
@@ -70,7 +70,7 @@ def parse_arguments(argv=None):
 
 
 def check(args):
-    """ValueError for options that do not go together, or would have no effect."""
+    """ValueError for options that exclude each other, or would have no effect."""
     for name in ("images", "frames", "steps", "batch_size"):
         number = getattr(args, name)
         if number is not None and number < 1:
@@ -78,19 +78,19 @@ def check(args):
     if args.interpolate and args.attributes:
         raise ValueError("--attributes has no effect on --interpolate FROM TO; leave it out")
     if args.source and args.edit is None:
-        raise ValueError("--source says what the picture of --edit shows; give --edit too")
+        raise ValueError("--source says what the image of --edit shows; give --edit too")
     if args.frames is not None and not args.interpolate:
-        raise ValueError("--frames is of --interpolate FROM TO; give it too")
+        raise ValueError("--frames goes with --interpolate FROM TO; give it too")
     if args.edit is None:
         return
     if len(args.attributes) != 1:
-        raise ValueError("--edit needs --attributes once: what the picture shall show")
+        raise ValueError("--edit needs --attributes once: what the image should show")
     unread = ("scheduler", "images", "seed", "batch_size")
     given = [f"--{name.replace('_', '-')}" for name in unread if getattr(args, name) is not None]
     if given:
         raise ValueError(
             f"{', '.join(given)}: without effect on --edit, which makes one image by DDIM, from "
-            "the picture's own noise; leave it out"
+            "the image's own noise; leave it out"
         )
 
 
@@ -106,7 +106,7 @@ def generate(args) -> list[Path]:
 
 
 def several(pipe, args) -> list[Path]:
-    """A file for each image, and a grid of all with a row per request."""
+    """A file per image, and a grid of all with a row per request."""
     requests = args.attributes or [""]
     n = len(requests) * args.images
     with Bar(args, -(-n // min(n, args.batch_size)), f"{n} images") as progress:
@@ -126,10 +126,10 @@ def several(pipe, args) -> list[Path]:
 
 
 def interpolate(pipe, args) -> list[Path]:
-    """A strip and an animation for each noise."""
+    """A strip and an animation per noise."""
     one_sided = pipe.said_once(*args.interpolate)
     if one_sided:
-        print(f"{', '.join(one_sided)}: the other end says nothing and starts halfway")
+        print(f"{', '.join(one_sided)}: the other end does not set it and starts halfway")
     folder, paths = ImageFolder(args.out, not args.no_mark), []
     batches = args.images * -(-args.frames // min(args.frames, args.batch_size))
     with Bar(args, batches, f"{args.images} strips") as progress:
@@ -154,8 +154,8 @@ def edit(pipe, args) -> list[Path]:
     height, width = image_size(args.edit)
     if (height, width) != pipe.size[:2]:
         print(
-            f"{args.edit}: the middle square of {width}x{height} is scaled to "
-            f"{pipe.size[1]}x{pipe.size[0]}, which the run knows",
+            f"{args.edit}: the central square of {width}x{height} is scaled to "
+            f"{pipe.size[1]}x{pipe.size[0]}, the run's size",
             file=sys.stderr,
         )
     with Bar(args, 2, "1 image") as progress:
@@ -173,7 +173,7 @@ def edit(pipe, args) -> list[Path]:
 
 
 def common(args, progress) -> dict:
-    """The pipeline's arguments that all three share."""
+    """The pipeline's arguments that all three modes share."""
     return {
         "steps": args.steps,
         "guidance_scale": args.guidance_scale,
@@ -184,7 +184,7 @@ def common(args, progress) -> dict:
 
 
 def note(args) -> dict:
-    """What an image's file says about how it was made."""
+    """The notes on how an image was made."""
     kept = ("run", "step", "steps", "guidance_scale", "scheduler")
     return {"seed": args.seed, "settings": {name: getattr(args, name) for name in kept}}
 
@@ -204,7 +204,7 @@ class Bar:
 
 
 def grid(images, columns: int) -> np.ndarray:
-    """uint8 [n, h, w, c] side by side, uint8 [rows * h, columns * w, 3]; missing ones are white."""
+    """uint8 [n, h, w, c] to a grid, uint8 [rows * h, columns * w, 3]; missing ones are white."""
     images = enlarged(as_rgb(images))
     n, height, width, _ = images.shape
     rows = -(-n // columns)
@@ -215,6 +215,6 @@ def grid(images, columns: int) -> np.ndarray:
 
 
 def enlarged(images) -> np.ndarray:
-    """Small images by a whole factor, so that one can see them."""
+    """Small images enlarged by a whole factor, so that one can see them."""
     factor = max(1, GRID_SIDE // images.shape[1])
     return images.repeat(factor, axis=1).repeat(factor, axis=2)

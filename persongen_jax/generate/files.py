@@ -1,8 +1,8 @@
-"""The files that generate reads: photographs and other inputs.
+"""The files that generate reads: references and other inputs.
 
-A published FaceID file was trained on aligned faces: a recogniser's embedding of any other crop is
-not what its projection knows. All other weights, runs of this project among them, read square crops
-(data_pipeline/faces/find.py).
+A published FaceID file was trained on aligned faces, and its projection does not know a
+recogniser's embedding of any other crop. All other weights, including runs of this project, read
+square crops (data_pipeline/faces/find.py).
 """
 
 from pathlib import Path
@@ -17,7 +17,7 @@ from persongen_jax.weights.formats.ip_adapter import is_ip_adapter, read_ip_adap
 
 
 def read_references(items, weights, *, base, detector: str, crop: bool) -> tuple[list, list | None]:
-    """Face crops of each person, as the method's ``weights`` want them; and a mask each, or None.
+    """Face crops of each person, as the method's ``weights`` need them; and a mask each, or None.
 
     Args:
         items: FILE or FILE@REGION.
@@ -25,7 +25,7 @@ def read_references(items, weights, *, base, detector: str, crop: bool) -> tuple
         crop: False if they are crops already.
 
     Raises:
-        ValueError: numbers that do not fit, no face found, a detector that cannot align.
+        ValueError: counts that do not match, no face found, a detector that cannot align.
     """
     people = group_references(items)
     for paths in people.values():
@@ -43,7 +43,7 @@ def read_references(items, weights, *, base, detector: str, crop: bool) -> tuple
 
 
 def group_references(items: list[str]) -> dict[Path | None, list[Path]]:
-    """FILE or FILE@REGION: the photographs by their region's file; an @ may be part of a name."""
+    """FILE or FILE@REGION: the images by their region's file; names may contain an @."""
     people = {}
     for item in items:
         path, at, mask = item.rpartition("@")
@@ -67,30 +67,30 @@ def wants_aligned_faces(weights) -> bool:
 
 
 def align_reference(image, name: str, detector):
-    """The largest face of ``image`` [h, w, 3] on ArcFace's template, [112, 112, 3].
+    """Align the largest face of ``image`` [h, w, 3] to ArcFace's template, [112, 112, 3].
 
     Raises:
-        ValueError: a detector that gives no landmarks.
-        NoFaceFound: of the picture ``name``.
+        ValueError: a detector that finds no landmarks.
+        NoFaceFound: in the image ``name``.
     """
     if not detector.gives_landmarks:
         raise ValueError(
-            f"--detector {detector.name}: it gives no landmarks, by which FaceID's references are "
-            "aligned; give --detector insightface or keypoints:DIR, or aligned crops of 112 "
+            f"--detector {detector.name}: it finds no landmarks, which FaceID's references are "
+            "aligned by; give --detector insightface or keypoints:DIR, or aligned crops of 112 "
             "pixels and --no-crop"
         )
     (found,) = detector.detect([image])
     if found is None:
         raise NoFaceFound(
             f"no face found in {name} ({image.shape[1]}x{image.shape[0]} pixels, detector "
-            f"{detector.name}); FaceID needs aligned crops: give another picture, or an aligned "
+            f"{detector.name}); FaceID needs aligned crops: give another image, or an aligned "
             "crop of 112 pixels and --no-crop"
         )
     return align_face(image, found.landmarks)
 
 
 def read_input(path: str):
-    """An image, uint8 [h, w, 3]; or what a *.json file holds."""
+    """An image, uint8 [h, w, 3]; or the contents of a *.json file."""
     if Path(path).suffix.lower() == ".json":
         return read_json(path)
     return load_image(path)

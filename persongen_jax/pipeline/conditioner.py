@@ -249,7 +249,7 @@ def check_people(references, regions, count: int) -> list[list[list]]:
 
     Raises:
         ValueError: an image instead of a list; counts that do not match; several people without
-        regions.
+            regions.
     """
     _check_list("references", references)
     if regions is not None:

@@ -130,12 +130,12 @@ class ImageWriter:
 
 
 class ImageFolder:
-    """Saves PNGs numbered on from those that are already there; overwrites nothing.
+    """Saves PNGs with consecutive numbers after the existing ones: nothing is overwritten.
 
-    The folder is made with the first image.
+    The folder is created with the first image.
 
     Raises:
-        OSError: no folder can be there, or it may not be written; no image has to be made for that.
+        OSError: the folder cannot be created, or is not writable; raised before any image exists.
     """
 
     def __init__(self, folder: Path, mark: bool = True):
@@ -144,7 +144,7 @@ class ImageFolder:
         if not there.is_dir():
             raise NotADirectoryError(f"{folder}: {there} is a file; name another folder for images")
         if not os.access(there, os.W_OK | os.X_OK):
-            raise PermissionError(f"{folder}: {there} may not be written to; name another folder")
+            raise PermissionError(f"{folder}: {there} is not writable; name another folder")
         numbered = (path.stem for path in folder.glob("*.png"))
         taken = [int(stem) for stem in numbered if re.fullmatch("[0-9]+", stem)]
         self._next = max(taken, default=-1) + 1

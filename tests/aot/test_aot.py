@@ -346,7 +346,7 @@ def test_impossible_shape_of_a_topology_is_named():
 
 @pytest.mark.slow
 def test_encoders_alone_are_what_a_cache_saves(tmp_path_factory, tmp_path):
-    base = small_base(tmp_path_factory.getbasetemp())
+    base = small_base(tmp_path_factory)
     config = with_batch(small_config(base, tmp_path), 4, 1)
     config.size = 32
     mesh = make_mesh(jax.devices()[:1], fsdp=1)
@@ -364,7 +364,7 @@ def test_encoders_alone_are_what_a_cache_saves(tmp_path_factory, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("what", ["train", "sample", "encode"])
 def test_the_real_programs_of_a_small_base(what, tmp_path_factory, tmp_path):
-    base = small_base(tmp_path_factory.getbasetemp())
+    base = small_base(tmp_path_factory)
     config = small_config(base, tmp_path)
     config.size, config.validation_steps = 32, 3
     row = compile_for_topology(config, "v5e:2x2", 2, what=what)
@@ -385,7 +385,7 @@ def test_the_real_programs_of_a_small_base(what, tmp_path_factory, tmp_path):
 @needs_libtpu
 @pytest.mark.slow
 def test_search_compiles_and_keeps_the_tries(tmp_path_factory, tmp_path, monkeypatch):
-    base = small_base(tmp_path_factory.getbasetemp())
+    base = small_base(tmp_path_factory)
     config = small_config(base, tmp_path)
     config.size = 32
     said, kept = [], []

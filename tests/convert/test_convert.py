@@ -32,10 +32,9 @@ from persongen_jax.weights.formats.sdxl.opening import NORMALISE
 from tests.evaluation.test_validation import FACE_NET, moved
 from tests.helpers.ip_adapters import write_ip_adapter
 from tests.helpers.iresnet_twin import TorchIResNet, randomise_statistics
+from tests.helpers.lora_files import named, random_lora, save
 from tests.helpers.twins import randomise
-from tests.pipeline.test_lora import named, random_lora
 from tests.weights.formats.sgm import checkpoint
-from tests.weights.formats.test_lora_files import save
 
 RANK, ALPHA = 4, 2.0  # the scale is a half: a file that loses it shows
 

@@ -60,7 +60,7 @@ def photos(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def config(tmp_path_factory, photos):
-    config = small_config(small_base(tmp_path_factory.getbasetemp()), photos)
+    config = small_config(small_base(tmp_path_factory), photos)
     config.method, config.random_crop, config.size = "photomaker_bg", False, 32
     config.face_loss_prob = config.drop_prob = 0.5
     return config

@@ -24,8 +24,8 @@ from persongen_jax.weights.formats.adapters import extract_adapter
 from persongen_jax.weights.formats.photomaker import save_photomaker
 from tests.helpers.ip_adapters import write_ip_adapter
 from tests.helpers.keypoint_nets import write_keypoint_net
+from tests.helpers.lora_files import save
 from tests.pipeline.test_saving import GENERATED, source_type
-from tests.weights.formats.test_lora_files import save
 
 # One batch size and number of steps nearly everywhere: one compiled program.
 SAME = ["--no-compilation-cache", "--batch-size", "1", "--steps", "2"]

@@ -63,7 +63,7 @@ each_method = pytest.mark.parametrize("name", STREAMS)
 
 @pytest.fixture(scope="module")
 def config(tmp_path_factory, sample_photos):
-    config = small_config(small_base(tmp_path_factory.getbasetemp()), sample_photos)
+    config = small_config(small_base(tmp_path_factory), sample_photos)
     config.ema_decay = 0.0
     return config
 

@@ -16,35 +16,12 @@ from persongen_jax.weights.formats.adapters import apply_adapter, extract_adapte
 from persongen_jax.weights.formats.lora.kinds import Change, Difference, LoraWeights
 from persongen_jax.weights.formats.lora.reading import read_lora
 from persongen_jax.weights.formats.lora.writing import write_comfy_lora, write_peft_folder
-from tests.pipeline.test_lora import layer_shapes, paint, random_lora
-from tests.pipeline.test_pipeline import PIXEL, latents  # noqa: F401
-from tests.weights.formats.test_lora_dialects import save
-from tests.weights.formats.test_lora_files import ATTENTION
+from tests.helpers.lora_files import ATTENTION, layer_shapes, random_lora, save
+from tests.helpers.pictures import PIXEL, paint
 
 LINEAR, CONV = f"{ATTENTION}.attn1.to_k", "down_blocks.0.resnets.1.conv1"
 SGM = "input_blocks.4.1.transformer_blocks.0.attn1.to_k"
 OUT = f"{ATTENTION}.attn2.to_out.0"
-
-
-@pytest.fixture(scope="module")
-def pipe(tiny_base):
-    return Pipeline.from_pretrained(tiny_base)
-
-
-@pytest.fixture
-def ours(pipe):
-    yield pipe
-    pipe.unload_lora()
-
-
-@pytest.fixture(scope="module")
-def shapes(pipe):
-    return layer_shapes(pipe)["unet"]
-
-
-@pytest.fixture(scope="module")
-def plain(pipe, latents):  # noqa: F811
-    return paint(pipe, latents)
 
 
 def draw(*shape, seed=0, size=0.2):
@@ -86,7 +63,7 @@ def test_live_with_any_strength_equals_the_weights_changed(
     ours,
     file,
     tiny_base,
-    latents,  # noqa: F811
+    latents,
     plain,
     shapes,
 ):

@@ -363,7 +363,7 @@ def test_a_study_is_stopped_goes_on_and_compares(
     prompts.write_text(
         json.dumps([{"general": "a photo of a {word} img", "background": "a beach"}])
     )
-    base = small_base(tmp_path_factory.getbasetemp())
+    base = small_base(tmp_path_factory)
     write_trainings(
         tmp_path,
         base=str(base),

@@ -282,7 +282,7 @@ def run(config, workdir):
 
 @pytest.fixture(scope="module")
 def config(tmp_path_factory, sample_photos):
-    return small_config(small_base(tmp_path_factory.getbasetemp()), sample_photos)
+    return small_config(small_base(tmp_path_factory), sample_photos)
 
 
 @pytest.fixture(scope="module")
@@ -337,7 +337,7 @@ def test_a_damaged_newest_checkpoint_is_passed_over(unlucky):
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory, sample_photos):
-    return whole_run(tmp_path_factory.getbasetemp(), sample_photos)
+    return whole_run(tmp_path_factory, sample_photos)
 
 
 @pytest.mark.slow

@@ -14,7 +14,7 @@ from pathlib import Path
 import jax.numpy as jnp
 from flax import nnx
 
-from data_pipeline.examples.transforms import CLIP_MEAN, CLIP_STD
+from data_pipeline.pictures.transforms import CLIP_MEAN, CLIP_STD
 from data_pipeline.records.schema import MAX_REFERENCES
 from persongen_jax.diffusion.conditioning import Conditioning
 from persongen_jax.methods.base import Method, plain_text, prompts, references
