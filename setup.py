@@ -58,7 +58,7 @@ setup(
         "transformers>=5,<6",
         "safetensors>=0.7",
         "numpy>=2.1",
-        "pillow>=10.3",
+        "pillow>=11.0",
         "matplotlib>=3.9",
         "tabulate>=0.9",
         "tqdm",

@@ -61,4 +61,14 @@ def parse_with_config(
     return args, values.config
 
 
-__all__ = ["command", "parse_with_config", "plain_warnings"]
+def add_mark_option(parser: argparse.ArgumentParser) -> None:
+    """For commands that write generated images: pipeline/saving.py marks them, or not."""
+    parser.add_argument(
+        "--no-mark",
+        action="store_true",
+        help="write generated images without the invisible watermark and without the metadata that "
+        "says what they are",
+    )
+
+
+__all__ = ["add_mark_option", "command", "parse_with_config", "plain_warnings"]

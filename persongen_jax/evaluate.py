@@ -14,11 +14,12 @@ import argparse
 import warnings
 from pathlib import Path
 
-from persongen_jax.cli import command
+from persongen_jax.cli import add_mark_option, command
 from persongen_jax.evaluation.comparison import compare_runs, table
 from persongen_jax.evaluation.trajectories import SETS, write_rows
 from persongen_jax.evaluation.validation import open_evaluation, write_image_file
 from persongen_jax.parallel import distributed
+from persongen_jax.pipeline.saving import ImageWriter, to_rgb
 from persongen_jax.systems.open import open_run, system_class
 from persongen_jax.weights.saver import write_json
 
@@ -75,6 +76,7 @@ def parse_arguments(argv=None):
         help="metrics whose judge the method may read itself",
     )
     add("--pictures", action="store_true", help="with --run: also save each first image as a file")
+    add_mark_option(parser)
     return parser.parse_args(argv)
 
 
@@ -123,7 +125,8 @@ def evaluate(args) -> list[dict]:
     for name, result in results.items():
         write_image_file(out / f"{name}.png", evaluation.sheet(name, result.images))
     if args.pictures:
-        write_pictures(out / PICTURES, evaluation, results)
+        mark = evaluation.generates and not args.no_mark
+        write_pictures(out / PICTURES, evaluation, results, mark)
     rows = [result.row for result in results.values()]
     write_rows(out / FINAL, rows)
     print(table([("", row["set"], 1, row["metrics"]) for row in rows]))
@@ -151,18 +154,18 @@ def change_config(config, args):
         )
 
 
-def write_pictures(folder: Path, evaluation, results):
+def write_pictures(folder: Path, evaluation, results, mark: bool):
     """Write the first image of every person and prompt to a file, and an index of them.
 
     index.json: a list of {"set", "label", "reference", "picture"}, the last two as file names.
     """
     folder.mkdir(exist_ok=True)
-    index = []
+    index, write = [], ImageWriter(mark)
     for name, result in results.items():
         for i, j, row in evaluation.rows(name, result.images):
             names = f"{name}_{i:03d}.png", f"{name}_{i:03d}_{j:02d}.png"
             write_image_file(folder / names[0], row.reference)
-            write_image_file(folder / names[1], row.images[0])
+            write(to_rgb(row.images[0]), folder / names[1])
             entry = {"set": name, "label": row.label}
             index.append({**entry, "reference": names[0], "picture": names[1]})
     write_json(folder / "index.json", index)

@@ -100,6 +100,8 @@ class Evaluation:
         ValueError: an unusable source, prompt or judge, or a judge that the method reads.
     """
 
+    generates = True
+
     def __init__(self, system):
         self.system, self.config = system, system.config
         config, base = system.config, system.base

@@ -34,6 +34,8 @@ class SampledEvaluation:
         ValueError: an unusable metric or judge.
     """
 
+    generates = True
+
     def __init__(self, system):
         self.system, self.config = system, system.config
         self.should_stop = lambda: False

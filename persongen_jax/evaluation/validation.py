@@ -29,9 +29,11 @@ class Evaluation(Protocol):
 
     Attributes:
         should_stop: asked all the time; True ends it by stopping.Stopped.
+        generates: whether the images are generated, not real ones.
     """
 
     should_stop: Callable[[], bool]
+    generates: bool
 
     def __call__(self, model, step: int) -> dict[str, Any]:
         """For each of ``system.validation_sets`` a Result: its row of metrics.jsonl, and images."""

@@ -22,7 +22,7 @@ from data_pipeline.examples.fields import FieldError
 from data_pipeline.prompts import join_parts
 from data_pipeline.records.schema import MAX_REFERENCES
 from data_pipeline.text_files import read_lines
-from persongen_jax.cli import command
+from persongen_jax.cli import add_mark_option, command
 from persongen_jax.diffusion.scales import parse_scales
 from persongen_jax.generate.base import (
     KEPT,
@@ -147,7 +147,7 @@ def parse_arguments(argv=None):
         "repeated. With a range it is for these steps, as fractions of all of them: "
         "identity=0.8@0.3-1",
     )
-    add("--watermark", action="store_true", help="add diffusers' invisible SDXL watermark")
+    add_mark_option(parser)
     add("--no-compilation-cache", action="store_true", help="compile again in every run")
     return parser.parse_args(argv)
 
@@ -241,7 +241,7 @@ def make_notes(args, prompts, parts) -> list[dict]:
     kept = (
         "height width steps guidance_scale guidance_rescale scheduler karras "
         "timestep_spacing dtype vae_dtype lora method method_weights image_encoder "
-        "start_merge_step scale watermark"
+        "start_merge_step scale"
     ).split()
     settings = {name: getattr(args, name) for name in (*KEPT, *kept)}
     settings |= {"reference": list(args.reference), "input": list(args.input)}
@@ -259,7 +259,9 @@ def make_notes(args, prompts, parts) -> list[dict]:
 
 
 def generate(args) -> list[Path]:
-    from persongen_jax.generate.files import ImageFolder, read_input, read_references
+    from persongen_jax.generate.files import read_input, read_references
+    from persongen_jax.pipeline.saving import ImageFolder
+    from persongen_jax.pipeline.watermark import has_room
 
     if not args.no_compilation_cache and not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         cache = Path.home() / ".cache" / "persongen_jax" / "xla"
@@ -278,7 +280,7 @@ def generate(args) -> list[Path]:
         raise ValueError("--reference needs a method that reads it; give --method-weights")
     if args.method and not args.method_weights:
         raise ValueError(f"--method {args.method}: it needs its weights; give --method-weights")
-    folder = ImageFolder(args.out)
+    folder = ImageFolder(args.out, not args.no_mark)
     read = functools.cache(read_input)
     given = {name: [read(path) for path in own] for name, own in inputs.items()}
     references, regions = None, None
@@ -295,18 +297,11 @@ def generate(args) -> list[Path]:
     check_named(pipe, named, inputs)
     texts, apart = place_parts(prompts, parts, pipe.streams)
     apart |= named
-    watermark = None
-    if args.watermark:
-        from persongen_jax.pipeline.watermark import WatermarkIfItFits
-
-        watermark = WatermarkIfItFits(warnings.warn)
     notes, paths = make_notes(args, prompts, parts | named), []
 
     def save(image):
         note = notes[len(paths)]
-        if watermark:
-            image, fits = watermark(image)
-            note = {**note, "settings": {**note["settings"], "watermark": fits}}
+        note["settings"]["watermark"] = not args.no_mark and has_room(*image.shape[:2])
         paths.append(folder.save(image, note))
 
     given |= {"references": references and [references] * count, **apart}

@@ -13,13 +13,13 @@ import sys
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 from tqdm import tqdm
 
 from data_pipeline.pictures.reading import image_size
+from persongen_jax.cli import add_mark_option
 from persongen_jax.evaluation.sampled import as_rgb
-from persongen_jax.generate.files import ImageFolder
 from persongen_jax.pipeline.attributes import AT_ONCE, AttributePipeline
+from persongen_jax.pipeline.saving import ImageFolder
 
 FRAME_MS = 200  # of the animation
 DEFAULTS = {"images": 1, "frames": 9, "seed": 42, "batch_size": AT_ONCE}
@@ -65,6 +65,7 @@ def parse_arguments(argv=None):
     add("--scheduler", help="ddpm, ddim, euler, euler_ancestral, dpmpp_2m; default: ddim")
     add("--seed", type=int, help="of the noise; default: 42")
     add("--batch-size", type=int, help=f"images at once; default: {AT_ONCE}")
+    add_mark_option(parser)
     return parser.parse_args(argv)
 
 
@@ -112,15 +113,15 @@ def several(pipe, args) -> list[Path]:
         images = pipe(
             requests, images=args.images, batch_size=args.batch_size, **common(args, progress)
         )
-    folder = ImageFolder(args.out)
+    folder = ImageFolder(args.out, not args.no_mark)
     paths = []
     for i, image in enumerate(as_rgb(images)):
         request, index = requests[i // args.images], i % args.images
         paths.append(folder.save(image, {**note(args), "attributes": request, "index": index}))
     if n > 1:
         columns = args.images if len(requests) > 1 else int(np.ceil(np.sqrt(n)))
-        paths.append(args.out / f"grid_{paths[0].stem}.png")
-        Image.fromarray(grid(images, columns)).save(paths[-1])
+        name = f"grid_{paths[0].stem}.png"
+        paths.append(folder.write(grid(images, columns), args.out / name))
     return paths
 
 
@@ -129,7 +130,7 @@ def interpolate(pipe, args) -> list[Path]:
     one_sided = pipe.said_once(*args.interpolate)
     if one_sided:
         print(f"{', '.join(one_sided)}: the other end does not set it and starts halfway")
-    folder, paths = ImageFolder(args.out), []
+    folder, paths = ImageFolder(args.out, not args.no_mark), []
     batches = args.images * -(-args.frames // min(args.frames, args.batch_size))
     with Bar(args, batches, f"{args.images} strips") as progress:
         for index in range(args.images):
@@ -143,7 +144,9 @@ def interpolate(pipe, args) -> list[Path]:
             said = {**note(args), "from": args.interpolate[0], "to": args.interpolate[1]}
             path = folder.save(grid(frames, args.frames), {**said, "index": index})
             paths += [path, path.with_suffix(".webp")]
-            save_animation(paths[-1], frames)
+            there = enlarged(as_rgb(frames))
+            back = there[-2:0:-1]
+            folder.write.animation([*there, *back], paths[-1], FRAME_MS)
     return paths
 
 
@@ -165,7 +168,8 @@ def edit(pipe, args) -> list[Path]:
             progress=progress,
         )
     said = {"picture": args.edit, "attributes": args.attributes[0], "source": args.source}
-    return [ImageFolder(args.out).save(as_rgb(image[None])[0], {**note(args), **said})]
+    folder = ImageFolder(args.out, not args.no_mark)
+    return [folder.save(as_rgb(image[None])[0], {**note(args), **said})]
 
 
 def common(args, progress) -> dict:
@@ -214,12 +218,3 @@ def enlarged(images) -> np.ndarray:
     """Small images enlarged by a whole factor, so that one can see them."""
     factor = max(1, GRID_SIDE // images.shape[1])
     return images.repeat(factor, axis=1).repeat(factor, axis=2)
-
-
-def save_animation(path: Path, frames):
-    """Forwards and backwards, in an endless loop."""
-    pictures = [Image.fromarray(frame) for frame in enlarged(as_rgb(frames))]
-    pictures += pictures[-2:0:-1]
-    pictures[0].save(
-        path, save_all=True, append_images=pictures[1:], duration=FRAME_MS, loop=0, lossless=True
-    )

@@ -1,13 +1,10 @@
-"""The files that generate reads and writes: references, other inputs, and images with notes.
+"""The files that generate reads: references and other inputs.
 
 A published FaceID file was trained on aligned faces, and its projection does not know a
 recogniser's embedding of any other crop. All other weights, including runs of this project, read
 square crops (data_pipeline/faces/find.py).
 """
 
-import json
-import os
-import re
 from pathlib import Path
 
 from data_pipeline.faces.align import align_face
@@ -97,41 +94,3 @@ def read_input(path: str):
     if Path(path).suffix.lower() == ".json":
         return read_json(path)
     return load_image(path)
-
-
-class ImageFolder:
-    """Saves PNGs with consecutive numbers after the existing ones: nothing is overwritten.
-
-    The folder is created with the first image.
-
-    Raises:
-        OSError: the folder cannot be created, or is not writable; raised before any image exists.
-    """
-
-    def __init__(self, folder: Path):
-        self.folder = folder
-        there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-        if not there.is_dir():
-            raise NotADirectoryError(f"{folder}: {there} is a file; name another folder for images")
-        if not os.access(there, os.W_OK | os.X_OK):
-            raise PermissionError(f"{folder}: {there} is not writable; name another folder")
-        numbered = (path.stem for path in folder.glob("*.png"))
-        taken = [int(stem) for stem in numbered if re.fullmatch("[0-9]+", stem)]
-        self._next = max(taken, default=-1) + 1
-
-    def save(self, image, note: dict) -> Path:
-        """Save ``image`` uint8 [h, w, 3]; ``note`` goes into the file as text chunks."""
-        from PIL import Image, PngImagePlugin
-
-        self.folder.mkdir(parents=True, exist_ok=True)
-        info = PngImagePlugin.PngInfo()
-        for key, value in note.items():
-            info.add_itxt(key, value if isinstance(value, str) else json.dumps(value))
-        path = self.folder / f"{self._next:05d}.png"
-        try:
-            Image.fromarray(image).save(path, pnginfo=info)
-        except OSError as error:
-            path.unlink(missing_ok=True)  # leave no partial image
-            raise OSError(f"{path}: cannot be written ({error.strerror or error})") from error
-        self._next += 1
-        return path
