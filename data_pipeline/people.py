@@ -31,7 +31,7 @@ WRITE_BATCH = 256
 def write_people(
     out, *, identities: int, pictures: int, split: str, size: int = 64, seed: int = 0
 ) -> list[Record]:
-    """Writes the folder that the module's text describes and returns its records."""
+    """Write the folder that the module's docstring describes; return its records."""
     out = Path(out)
     if identities < 1 or pictures < 2 or size < 16:
         raise ValueError(

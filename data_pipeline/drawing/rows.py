@@ -13,7 +13,7 @@ GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
 
 class Rows:
-    """Base of dataclasses whose fields are all arrays [n, ...]."""
+    """Base class of dataclasses whose fields are all arrays [n, ...]."""
 
     def __len__(self):
         return len(getattr(self, fields(self)[0].name))
@@ -34,7 +34,7 @@ PERSON, GROUP, PICTURE, EXAMPLE, SCENERY = range(5)
 
 
 def fold(*parts) -> np.ndarray:
-    """One uint64 key [n] out of whole numbers and arrays [n] of them; order matters."""
+    """One uint64 key [n] from whole numbers and arrays [n] of them; the order matters."""
     key = np.zeros(1, np.uint64)
     for part in parts:
         key = _mix(key * GOLDEN + _mix(np.atleast_1d(part).astype(np.uint64) + GOLDEN))

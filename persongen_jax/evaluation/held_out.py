@@ -16,6 +16,8 @@ ABOUT = ("attribute accuracy", "{:.1%}", "images", True)  # title, form, over, p
 class HeldOut:
     """Accuracy of every attribute, and a sheet of pictures; see evaluation/validation.py."""
 
+    generates = False
+
     def __init__(self, system: Classifier):
         self.system = system
         self.should_stop = lambda: False

@@ -1,7 +1,7 @@
-"""Validation of a system that generates images from its fields alone: labels, attributes, nothing.
+"""Validates systems that generate images from their fields alone: labels, attributes, nothing.
 
-A system names cases (what is asked for), and this generates an image for each, measures them by
-``config.metrics`` and lays them out. evaluation/people.py is the protocol for people instead.
+A system names cases (what to generate); this module generates an image for each, measures them by
+``config.metrics`` and makes sheets. evaluation/people.py is the protocol for people.
 """
 
 import jax
@@ -19,20 +19,22 @@ from persongen_jax.parallel.sharding import to_host
 from persongen_jax.systems.diffusion import Cases
 from persongen_jax.training.stopping import Stopped
 
-AT_ONCE = 64  # images of a batch, where the config does not say
+AT_ONCE = 64  # default batch size
 WIDE = 8  # images in a row of a sheet
 
 
 class SampledEvaluation:
-    """Everything that stays the same from one validation to the next.
+    """Everything that is constant between validations.
 
     Args:
-        system: systems.diffusion.DiffusionSystem with ``cases``. Of its config validation_steps,
-            validation_guidance, validation_seed, validation_scheduler, metrics.
+        system: systems.diffusion.DiffusionSystem with ``cases``. Reads its config's
+            validation_steps, validation_guidance, validation_seed, validation_scheduler, metrics.
 
     Raises:
-        ValueError: a metric or judge that cannot be used.
+        ValueError: an unusable metric or judge.
     """
+
+    generates = True
 
     def __init__(self, system):
         self.system, self.config = system, system.config
@@ -49,7 +51,7 @@ class SampledEvaluation:
         self.plan = system.plan(config.validation_steps, config.validation_scheduler or None)
 
     def __call__(self, model, step: int) -> dict[str, Result]:
-        """Result of every set; its images are uint8 [n, h, w, 3]. Stopped if asked to stop."""
+        """The Result of every set, with images uint8 [n, h, w, 3]. Stopped if ``should_stop``."""
         results = {}
         for name, cases in self.cases.items():
             images = self._generate(model, cases)
@@ -60,7 +62,7 @@ class SampledEvaluation:
         return results
 
     def _settings(self, images: int) -> dict:
-        """What the figures depend on besides the weights."""
+        """What the figures depend on other than the weights."""
         config = self.config
         return {
             "method": self.system.label,
@@ -76,12 +78,12 @@ class SampledEvaluation:
         _, *shape = system.codec.shape(system.model, system.abstract_batch())
         guidance, out = config.validation_guidance or None, []
         batch = min(n, AT_ONCE)
-        # The sampler's own noise must not be the first once more.
+        # The sampler's own noise must differ from the initial noise.
         first, keys = (image_keys(config.validation_seed, purpose, n) for purpose in (0, 1))
         for start in range(0, n, batch):
             if self.should_stop():
                 raise Stopped
-            # The last batch is filled up with its last image: every batch has one shape.
+            # The last batch is padded with its last image: every batch has the same shape.
             rows = np.minimum(np.arange(start, start + batch), n - 1)
             noise = jax.vmap(lambda key: jax.random.normal(key, shape))(first[rows])
             inputs = {"batch": jax.tree.map(lambda a: a[rows], cases.batch), "guidance": guidance}  # noqa: B023
@@ -94,7 +96,7 @@ class SampledEvaluation:
         return contact_sheet([row for *_, row in self.rows(name, images)])
 
     def rows(self, name: str, images) -> list[tuple[int, int, Row]]:
-        """(number of the owner, 0, row of a sheet), a real picture in the reference's place."""
+        """(index of the owner, 0, row of a sheet), with a real image in place of the reference."""
         cases, rows = self.cases[name], []
         owners = np.asarray(cases.owners, str)
         for i, owner in enumerate(dict.fromkeys(cases.owners)):

@@ -5,8 +5,8 @@
         validator(model, step)
 
 writes, under ``workdir/validation``: metrics.jsonl, a row per step and set; a contact sheet
-``step_000500_out_of_train.png`` of each; and trajectories.png. Nothing in them depends on the time
-or on how often the run was interrupted.
+``step_000500_out_of_train.png`` for each; and trajectories.png. Their contents do not depend on the
+time or on how often the run was interrupted.
 """
 
 import json
@@ -29,9 +29,11 @@ class Evaluation(Protocol):
 
     Attributes:
         should_stop: asked all the time; True ends it by stopping.Stopped.
+        generates: whether the images are generated, not real ones.
     """
 
     should_stop: Callable[[], bool]
+    generates: bool
 
     def __call__(self, model, step: int) -> dict[str, Any]:
         """For each of ``system.validation_sets`` a Result: its row of metrics.jsonl, and images."""
@@ -44,15 +46,15 @@ class Evaluation(Protocol):
 
 
 class Validator:
-    """Measures a system's model on its validation sets; with none it does nothing.
+    """Evaluates a system's model on its validation sets; without sets it does nothing.
 
     Args:
         system: systems.base.System.
         workdir: of the run.
-        start_step: the step from which training goes on; rows of later ones are dropped.
+        start_step: the step from which training resumes; rows of later steps are dropped.
 
     Attributes:
-        should_stop: asked all the time; True ends a validation with nothing written.
+        should_stop: called regularly; True ends a validation without writing anything.
     """
 
     def __init__(self, system, workdir, start_step: int = 0):
@@ -60,7 +62,7 @@ class Validator:
         self.path = self.folder / "metrics.jsonl"
         self.should_stop = lambda: False
         self.sets, self.evaluation = (), None
-        # Judges and pipeline are not loaded for a run that does not validate.
+        # A run that does not validate loads neither judges nor pipeline.
         if not system.validation_sets or not system.config.validation_every:
             return
         self.sets, self.label = system.validation_sets, system.label
@@ -69,17 +71,17 @@ class Validator:
         self._write([row for row in read_rows(self.path) if row["step"] <= start_step])
 
     def has(self, step: int) -> bool:
-        """Whether the rows of ``step`` are there: nothing to do."""
+        """Whether the rows of ``step`` exist already."""
         there = {row["set"] for row in read_rows(self.path) if row["step"] == step}
         return set(self.sets) <= there
 
     def __call__(self, model, step: int, write_scalar=None, write_image=None) -> dict[str, float]:
-        """Measure ``model`` as it is after ``step`` steps.
+        """Evaluate ``model`` as it is after ``step`` steps.
 
         Args:
-            model: the system's, with its present weights.
-            write_scalar: called as (name, number, step), write_image as (name, uint8 [h, w, 3],
-                step); TensorBoard's.
+            model: the system's, with its current weights.
+            write_scalar: called with (name, number, step); write_image with (name, uint8 [h, w, 3],
+                step); both from TensorBoard.
 
         Returns:
             The means by "set/metric"; {} if ``should_stop`` ended it.

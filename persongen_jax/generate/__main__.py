@@ -4,7 +4,7 @@
     python -m persongen_jax.generate --base /path/to/sdxl --method-weights photomaker-v1.bin \\
         --reference me.jpg --prompt "a man img in a space suit"
 
-With --run it generates from a run that was trained on attributes; see generate/attributes.py.
+With --run it generates from a run trained on attributes; see generate/attributes.py.
 """
 
 import argparse
@@ -22,7 +22,7 @@ from data_pipeline.examples.fields import FieldError
 from data_pipeline.prompts import join_parts
 from data_pipeline.records.schema import MAX_REFERENCES
 from data_pipeline.text_files import read_lines
-from persongen_jax.cli import command
+from persongen_jax.cli import add_mark_option, command
 from persongen_jax.diffusion.scales import parse_scales
 from persongen_jax.generate.base import (
     KEPT,
@@ -45,8 +45,8 @@ def parse_arguments(argv=None):
         "--prompt",
         action="append",
         default=[],
-        help="plain text, may be given several times; (weights:1.5), [x], BREAK, <lora:x:1> and "
-        "embedding:x are not understood and warned of",
+        help="plain text, may be repeated; (weights:1.5), [x], BREAK, <lora:x:1> and "
+        "embedding:x are not understood; a warning says so",
     )
     add("--prompt-file", type=Path, help="text file, a prompt per line")
     for part in PARTS:
@@ -54,23 +54,23 @@ def parse_arguments(argv=None):
             f"--{part}",
             action="append",
             default=[],
-            help=f"what to say of the {part}, for all prompts, or as often as there are prompts; "
-            "joined to the prompt where no method reads it on its own",
+            help=f"description of the {part}, one for all prompts or one each; joined to the "
+            "prompt if no method reads it separately",
         )
     add(
         "--part",
         action="append",
         default=[],
         metavar="NAME=TEXT",
-        help="a further prompt of this name, which the method has to read; may be given several "
-        "times: for a name once, for all prompts, or as often as there are prompts",
+        help="an additional prompt of this name, which the method must read; may be repeated: one "
+        "per name for all prompts, or one for each prompt",
     )
     add(
         "--input",
         action="append",
         default=[],
         metavar="NAME=FILE",
-        help="what else the method reads by this name: an image, such as a pose to follow, or "
+        help="another input of the method by this name: an image, such as a pose to follow, or "
         "points (*.json, a list of [x, y] in pixels); as often as --part",
     )
     add("--negative-prompt", help="what to steer away from")
@@ -95,9 +95,9 @@ def parse_arguments(argv=None):
         action="append",
         default=[],
         metavar="FILE[@WEIGHT]",
-        help="LoRA file; may be given several times",
+        help="LoRA file; may be repeated",
     )
-    add("--method", help="identity method; default: what the weights are of")
+    add("--method", help="identity method; default: that of the weights")
     add(
         "--method-weights",
         help="working directory of a training run, a PhotoMaker v1 file, or an IP-Adapter file",
@@ -105,7 +105,7 @@ def parse_arguments(argv=None):
     add(
         "--image-encoder",
         default="",
-        help="folder of the CLIP image encoder that the method's weights go with; default: what "
+        help="folder of the CLIP image encoder that belongs to the method's weights; default: what "
         "the run was trained with, for a file the base's image_encoder or a PhotoMaker file's own. "
         "FaceID has no default: it needs the file of its face recogniser",
     )
@@ -114,8 +114,8 @@ def parse_arguments(argv=None):
         action="append",
         default=[],
         metavar="FILE[@REGION]",
-        help=f"photograph of the person, up to {MAX_REFERENCES} times; several people in one "
-        "image: each photograph with the mask of where they may appear (white on black; one "
+        help=f"image of the person, up to {MAX_REFERENCES} times; several people in one "
+        "image: each file with the mask of where they may appear (white on black; one "
         "mask, one person), for methods with an attention branch that reads the person",
     )
     add(
@@ -135,7 +135,7 @@ def parse_arguments(argv=None):
         "--start-merge-step",
         "--start_merge_step",
         type=int,
-        help="the identity acts after this step; default: a fifth of the steps (10 of 50)",
+        help="the identity acts only after this step; default: a fifth of the steps (10 of 50)",
     )
     add(
         "--scale",
@@ -143,12 +143,12 @@ def parse_arguments(argv=None):
         default=[],
         metavar="NAME=VALUE[@START-END]",
         help="factor of what the method adds, by name: identity, lora, and every stream and map "
-        "that it has, such as background (a name that it does not have is answered with those "
-        "that it has); may be given several times. With a range it is for these steps, as "
-        "fractions of all of them: identity=0.8@0.3-1",
+        "of the method, such as background (an unknown name lists the known ones); may be "
+        "repeated. With a range it is for these steps, as fractions of all of them: "
+        "identity=0.8@0.3-1",
     )
-    add("--watermark", action="store_true", help="put diffusers' invisible SDXL watermark in")
-    add("--no-compilation-cache", action="store_true", help="compile anew in every run")
+    add_mark_option(parser)
+    add("--no-compilation-cache", action="store_true", help="compile again in every run")
     return parser.parse_args(argv)
 
 
@@ -165,13 +165,13 @@ def read_prompts(args) -> list[str]:
 
 
 def read_parts(args, count: int) -> dict[str, list[str]]:
-    """--background and --body that were given: a text for each of the ``count`` prompts."""
+    """The given --background and --body: a text for each of the ``count`` prompts."""
     given = {name: getattr(args, name) for name in PARTS if getattr(args, name)}
     return {name: for_each(f"--{name}", texts, count) for name, texts in given.items()}
 
 
 def read_named(option: str, items: list[str], count: int) -> dict[str, list[str]]:
-    """NAME=VALUE by name: a value for each of the ``count`` prompts."""
+    """NAME=VALUE options by name: a value for each of the ``count`` prompts."""
     values = {}
     for item in items:
         name, equals, value = item.partition("=")
@@ -182,23 +182,23 @@ def read_named(option: str, items: list[str], count: int) -> dict[str, list[str]
 
 
 def for_each(what: str, values: list, count: int) -> list:
-    """As many as there are prompts, of one for all or one each."""
+    """``count`` values, from one for all or one each."""
     if len(values) not in (1, count):
         raise ValueError(
-            f"{what} stands {len(values)} times for {count} prompts: give it once, or once for each"
+            f"{what} is given {len(values)} times for {count} prompts: give it once or once each"
         )
     return values * count if len(values) == 1 else values
 
 
 def place_parts(prompts, parts, streams) -> tuple[list[str], dict[str, list[str]]]:
-    """Parts that the loaded method reads stay apart; all others are joined to the prompts."""
+    """Parts that the loaded method reads stay separate; all others are joined to the prompts."""
     apart = {name: texts for name, texts in parts.items() if name in streams}
     others = [texts for name, texts in parts.items() if name not in streams]
     return [join_parts(*texts) for texts in zip(prompts, *others, strict=True)], apart
 
 
 def check_named(pipe, named: dict, inputs: dict):
-    """ValueError naming what the loaded method reads, where it does not read one of these."""
+    """ValueError naming what the loaded method reads if it does not read one of these."""
     read = pipe.conditioner.inputs
     others = [name for name in read if name not in pipe.text.further]
     for option, given, known in (("--part", named, pipe.text.further), ("--input", inputs, others)):
@@ -231,17 +231,17 @@ def parse_lora(item: str) -> tuple[str, float]:
     try:
         return path, float(weight)
     except ValueError as error:
-        raise ValueError(f"--lora {item}: {weight!r} is no number") from error
+        raise ValueError(f"--lora {item}: {weight!r} is not a number") from error
 
 
 def make_notes(args, prompts, parts) -> list[dict]:
-    """What each image's file says about how it was made; ``parts`` as they were given."""
+    """The notes on how each image was made; ``parts`` as given."""
     from persongen_jax.pipeline.checks import usual_merge_step
 
     kept = (
         "height width steps guidance_scale guidance_rescale scheduler karras "
         "timestep_spacing dtype vae_dtype lora method method_weights image_encoder "
-        "start_merge_step scale watermark"
+        "start_merge_step scale"
     ).split()
     settings = {name: getattr(args, name) for name in (*KEPT, *kept)}
     settings |= {"reference": list(args.reference), "input": list(args.input)}
@@ -259,7 +259,9 @@ def make_notes(args, prompts, parts) -> list[dict]:
 
 
 def generate(args) -> list[Path]:
-    from persongen_jax.generate.files import ImageFolder, read_input, read_references
+    from persongen_jax.generate.files import read_input, read_references
+    from persongen_jax.pipeline.saving import ImageFolder
+    from persongen_jax.pipeline.watermark import has_room
 
     if not args.no_compilation_cache and not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         cache = Path.home() / ".cache" / "persongen_jax" / "xla"
@@ -278,7 +280,7 @@ def generate(args) -> list[Path]:
         raise ValueError("--reference needs a method that reads it; give --method-weights")
     if args.method and not args.method_weights:
         raise ValueError(f"--method {args.method}: it needs its weights; give --method-weights")
-    folder = ImageFolder(args.out)
+    folder = ImageFolder(args.out, not args.no_mark)
     read = functools.cache(read_input)
     given = {name: [read(path) for path in own] for name, own in inputs.items()}
     references, regions = None, None
@@ -295,18 +297,11 @@ def generate(args) -> list[Path]:
     check_named(pipe, named, inputs)
     texts, apart = place_parts(prompts, parts, pipe.streams)
     apart |= named
-    watermark = None
-    if args.watermark:
-        from persongen_jax.pipeline.watermark import WatermarkIfItFits
-
-        watermark = WatermarkIfItFits(warnings.warn)
     notes, paths = make_notes(args, prompts, parts | named), []
 
     def save(image):
         note = notes[len(paths)]
-        if watermark:
-            image, fits = watermark(image)
-            note = {**note, "settings": {**note["settings"], "watermark": fits}}
+        note["settings"]["watermark"] = not args.no_mark and has_room(*image.shape[:2])
         paths.append(folder.save(image, note))
 
     given |= {"references": references and [references] * count, **apart}
@@ -316,9 +311,9 @@ def generate(args) -> list[Path]:
 
 
 def run_pipeline(pipe, args, prompts, given, scales, save):
-    """Each image, uint8 [h, w, 3], goes to ``save`` when it is done; with a progress bar.
+    """Pass each image, uint8 [h, w, 3], to ``save`` when it is done; with a progress bar.
 
-    ``given``: further arguments of the pipeline, a list with an entry for each prompt each.
+    ``given``: additional arguments of the pipeline, each a list with an entry per prompt.
     """
     count = len(prompts) * args.images_per_prompt
     batches = -(-count // pipe.pictures_at_once(args.batch_size, count))

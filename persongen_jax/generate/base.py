@@ -1,4 +1,4 @@
-"""generate's options about the base model: where its parts are, and how it is sampled."""
+"""generate's options for the base model: where its parts are, and how to sample it."""
 
 import jax
 import jax.numpy as jnp
@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from persongen_jax.diffusion.plan import make_plan
 from persongen_jax.diffusion.schedule import PREDICTION_TYPES
 
-# What of these options an image's notes keep.
+# The options that an image's notes record.
 KEPT = ("base", "base_config", "unet", "vae", "text_encoders", "prediction_type")
 
 
@@ -19,12 +19,12 @@ def add_base_options(add):
         help="for a file: directory with its configs and tokenizers, whose weights fill in for "
         "parts that the file lacks",
     )
-    add("--unet", metavar="FILE|DIR", help="UNet in place of the base's")
-    add("--vae", metavar="FILE|DIR", help="VAE in place of the base's")
+    add("--unet", metavar="FILE|DIR", help="UNet instead of the base's")
+    add("--vae", metavar="FILE|DIR", help="VAE instead of the base's")
     add(
         "--text-encoders",
         metavar="FILE|DIR",
-        help="directory or checkpoint with both, or files of their own, in place of the base's",
+        help="directory or checkpoint with both, or separate files, instead of the base's",
     )
     add(
         "--prediction-type",
@@ -35,7 +35,7 @@ def add_base_options(add):
 
 
 def open_base_pipeline(args):
-    """The pipeline of the base alone; a sampler that does not fit is refused before it loads."""
+    """The pipeline of the base alone; refuses an unsupported sampler before loading."""
     from persongen_jax.pipeline import Pipeline
 
     def check(scheduler_config):
@@ -57,7 +57,7 @@ def open_base_pipeline(args):
 
 
 def scheduler_options(args) -> dict:
-    """The sampler's parameters that were asked for."""
+    """The requested parameters of the sampler."""
     options = {}
     if args.karras:
         options["use_karras_sigmas"] = True

@@ -24,7 +24,7 @@ class CallWarning(UserWarning):
 
 
 def tell(message: str) -> None:
-    """Warn of a call; Python names the line outside this package that made it."""
+    """Warn about a call; Python reports the line outside this package that made it."""
     frame, level = sys._getframe(1), 2
     while frame.f_back and frame.f_globals.get("__name__", "").startswith("persongen_jax.pipeline"):
         frame, level = frame.f_back, level + 1
@@ -35,7 +35,7 @@ def tell(message: str) -> None:
 
 
 def texts_of(name: str, given: Any) -> list[str]:
-    """One text or several, as a list; ValueError for anything else, and for none."""
+    """One text or several, as a list; ValueError for anything else, and for an empty list."""
     if isinstance(given, str):
         given = [given]
     if not isinstance(given, (list, tuple)):
@@ -48,7 +48,7 @@ def texts_of(name: str, given: Any) -> list[str]:
 
 
 def check_text(name: str, text: Any) -> None:
-    """ValueError unless it is a text that can be written down."""
+    """ValueError unless it is text that can be encoded."""
     if not isinstance(text, str):
         raise ValueError(f"{name} is {_kind(text)}: give a text")
     try:
@@ -133,10 +133,10 @@ def _kind(given) -> str:
 
 
 def usual_merge_step(steps: int) -> int:
-    """The last step in which the prompt alone acts, where nobody says: a fifth of all steps.
+    """The default last step in which the prompt alone acts: a fifth of all steps.
 
-    PhotoMaker's released demonstration has a style strength of 20 % by default, of at most 30
-    steps. However few there are, the identity acts in the last.
+    PhotoMaker's released demo has a default style strength of 20 %, of at most 30 steps. However
+    few steps there are, the identity acts in the last one.
     """
     return min(30, steps // 5, steps - 2)
 
@@ -161,7 +161,7 @@ class Options(NamedTuple):
         width: int | None,
         batch_size: int | None,
     ) -> None:
-        """ValueError unless all are of the right kind; those given here are whole, at least 1."""
+        """ValueError unless all are valid; the arguments here must be whole numbers, at least 1."""
         if num_inference_steps is None or num_images_per_prompt is None:
             raise ValueError(
                 f"num_inference_steps={num_inference_steps}, num_images_per_prompt="
@@ -190,14 +190,14 @@ class Options(NamedTuple):
             raise ValueError("latents: a text; give an array [n, h / 8, w / 8, 4]")
 
     def merge_step(self, plan: Plan) -> int:
-        """Through this step the prompt alone acts."""
+        """The last step in which the prompt alone acts."""
         own = self.start_merge_step
         return usual_merge_step(plan.num_steps) if own is None else own
 
     def without_effect(
         self, negatives: Sequence[str | None], identity: bool, plan: Plan
     ) -> Iterator[str]:
-        """Sentences about those that have none; ``identity``: whether references act."""
+        """Sentences about arguments without an effect; ``identity``: whether references act."""
         if self.guidance_scale <= 1:
             off = f"guidance_scale={self.guidance_scale:g} turns guidance off"
             if self.guidance_scale not in (0, 1):
@@ -231,16 +231,16 @@ def cut_parts(
     people: Sequence | None,
     others: Iterable[tuple[str, str]],
 ) -> Iterator[str]:
-    """What the text towers will not see of the 77 tokens that they read: a sentence each.
+    """One sentence per text that exceeds the 77 tokens that the text towers read.
 
     Args:
-        people: of each prompt, or None without references. others: (name, text).
+        people: per prompt, or None without references. others: (name, text).
     """
     for number, prompt in enumerate(prompts):
         if people is None:
             cut = tokenizers.cut_part(prompt)
         else:
-            # What is read has no trigger, but perhaps the class token once per reference.
+            # The text read has no trigger word, but possibly the class token once per reference.
             _, class_tokens_mask, read = text_field.read(prompt, len(people[number][0]))
             cut = tokenizers.cut_part(read, copies=max(1, class_tokens_mask.sum()))
         if cut:
@@ -303,7 +303,7 @@ def tell_of_texts(
     parts: Mapping[str, Sequence[str | None]],
     people: Sequence | None,
 ) -> None:
-    """Warn of what is cut, and of what is not read as it may have been meant."""
+    """Warn about texts that are cut or may be misread."""
     others = [("negative prompt", text) for text in negatives if text]
     others += [(name, text) for name, texts in parts.items() for text in texts if text]
     tokenizers, text_field = conditioner.base.tokenizers, conditioner.text

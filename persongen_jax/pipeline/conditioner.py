@@ -266,7 +266,7 @@ def check_people(references: Sequence, regions: Sequence | None, count: int) -> 
 
     Raises:
         ValueError: an image instead of a list; counts that do not match; several people without
-        regions.
+            regions.
     """
     _check_list("references", references)
     if regions is not None:

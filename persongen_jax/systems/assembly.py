@@ -63,7 +63,7 @@ def assemble(system: System, mesh: jax.sharding.Mesh, *, cached: bool = False) -
 
     Raises:
         ValueError: a table of trained weights that does not fit the model, an unknown optimizer, or
-        weights that no sharding rule matches.
+            weights that no sharding rule matches.
     """
     config, abstract = system.config, is_abstract(system.model)
     if config.offload_encoders and not abstract:

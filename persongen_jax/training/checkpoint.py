@@ -338,7 +338,7 @@ def find_run(path: str | Path, step: int | None = None) -> tuple[Path, int]:
 
     Args:
         step: of the checkpoint; None: the newest intact one. Damaged ones are reported in a
-        warning.
+            warning.
 
     Raises:
         FileNotFoundError: there is no checkpoint, or none of ``step``.

@@ -140,10 +140,8 @@ class EventFile:
                 "--config.tensorboard=False; metrics.jsonl is written in any case"
             ) from error
         self._event, self._summary = Event, summary
-        opening = SimpleNamespace(
-            open=lambda path: PatientFile(Path(path.removeprefix("patient:")))
-        )
-        register_writer_factory("patient", opening)
+        files = SimpleNamespace(open=lambda name: PatientFile(Path(name.partition(":")[2])))
+        register_writer_factory("patient", files)
         folder.mkdir(parents=True, exist_ok=True)
         earlier = any(folder.glob("events.out.tfevents.*"))
         # Whole seconds come first, because TensorBoard reads a folder's files in the order of their

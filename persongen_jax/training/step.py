@@ -101,8 +101,8 @@ def make_train_step(
 
     Args:
         system: its ``draw`` and ``losses`` define the objective; its config's grad_accum splits the
-        batch into this many equal parts that are processed in turn, which needs less memory and
-        gives the gradient of the whole batch; ema_decay and ema_warmup are read as well.
+            batch into this many equal parts that are processed in turn, which needs less memory and
+            gives the gradient of the whole batch; ema_decay and ema_warmup are read as well.
         graphdef: of partition.split_model; tx: the optimizer.
         out: the sharding of the outputs.
     """
@@ -128,7 +128,8 @@ def make_train_step(
         ema = {}
         if config.ema_decay > 0:
             decay = ema_decay_at(config.ema_decay, config.ema_warmup, step)
-            ema = running_average(state.ema, trainable, decay)
+            # decay * ema + (1 - decay) * trainable
+            ema = optax.incremental_update(state.ema, trainable, decay)
         norm = optax.global_norm(grads)
         good = jnp.isfinite(loss) & jnp.isfinite(norm)
         # Select element-wise instead of branching: it fuses with writing the update.
@@ -149,11 +150,6 @@ def statistics_of(model: nnx.Module) -> dict:
     """Statistics that a model's layers have gathered (running means and variances), by path."""
     flat = nnx.to_flat_state(nnx.state(model, nnx.BatchStat))
     return {"/".join(map(str, path)): leaf.get_value() for path, leaf in flat}
-
-
-def running_average(ema: dict, trainable: dict, decay: float | jax.Array) -> dict:
-    """The exponential moving average after one more step."""
-    return jax.tree.map(lambda a, b: decay * a + (1 - decay) * b, ema, trainable)
 
 
 def accumulate(gradients: Callable, trainable: dict, examples: tuple, parts: int) -> Any:
@@ -182,8 +178,7 @@ class CompiledSteps:
     Args:
         train_step: step(state, frozen, batch, step).
         specs: of examples, flat name to (shape, dtype), one per possible shape; a batch of any
-            other
-        shape is an error and never triggers a compilation.
+            other shape is an error and never triggers a compilation.
         say: called with (number of the program, FLOPs, seconds) after each compilation.
     """
 

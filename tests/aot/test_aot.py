@@ -234,7 +234,7 @@ def test_a_base_that_is_no_directory_is_named():
     assert network_configs(config)[0] is CONFIGS
     for base in ("middle", "/mistyped"):
         config.base = base
-        with pytest.raises(ValueError, match=f"config.base={base} is no directory"):
+        with pytest.raises(ValueError, match=f"config.base={base} is not a directory"):
             network_configs(config)
     # A size of weights/random_base.py is that size.
     config.base = "mid"
@@ -346,7 +346,7 @@ def test_impossible_shape_of_a_topology_is_named():
 
 @pytest.mark.slow
 def test_encoders_alone_are_what_a_cache_saves(tmp_path_factory, tmp_path):
-    base = small_base(tmp_path_factory.getbasetemp())
+    base = small_base(tmp_path_factory)
     config = with_batch(small_config(base, tmp_path), 4, 1)
     config.size = 32
     mesh = make_mesh(jax.devices()[:1], fsdp=1)
@@ -364,7 +364,7 @@ def test_encoders_alone_are_what_a_cache_saves(tmp_path_factory, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("what", ["train", "sample", "encode"])
 def test_the_real_programs_of_a_small_base(what, tmp_path_factory, tmp_path):
-    base = small_base(tmp_path_factory.getbasetemp())
+    base = small_base(tmp_path_factory)
     config = small_config(base, tmp_path)
     config.size, config.validation_steps = 32, 3
     row = compile_for_topology(config, "v5e:2x2", 2, what=what)
@@ -385,7 +385,7 @@ def test_the_real_programs_of_a_small_base(what, tmp_path_factory, tmp_path):
 @needs_libtpu
 @pytest.mark.slow
 def test_search_compiles_and_keeps_the_tries(tmp_path_factory, tmp_path, monkeypatch):
-    base = small_base(tmp_path_factory.getbasetemp())
+    base = small_base(tmp_path_factory)
     config = small_config(base, tmp_path)
     config.size = 32
     said, kept = [], []
@@ -407,7 +407,7 @@ def test_search_compiles_and_keeps_the_tries(tmp_path_factory, tmp_path, monkeyp
     again = search(config, "v5e:2x2", 20_000, before=before, **kw)
     assert again["tries"] == row["tries"]
     assert again["per_chip_batch"] == row["per_chip_batch"]
-    assert said[-1].endswith("as tried before")
+    assert said[-1].endswith("from an earlier run")
 
 
 def test_rows_of_the_same_program_and_compiler():

@@ -12,7 +12,7 @@ from persongen_jax.miniature.__main__ import ASSETS
 from persongen_jax.weights.errors import MissingFile, WeightsError
 from persongen_jax.weights.files.safetensors_file import NAMES as DTYPE_NAMES
 from persongen_jax.weights.recognition.kinds import NAMES
-from tests.weights.formats.test_lora_files import ATTENTION, kohya, random_adapters, save
+from tests.helpers.lora_files import ATTENTION, kohya, random_adapters, save
 
 SDXL, SD15 = 2048, 768
 KEYS = [f"ip_adapter.{i}.to_k_ip.weight" for i in (1, 3)]

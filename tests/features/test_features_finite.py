@@ -29,7 +29,7 @@ def system(tmp_path_factory):
         Image.fromarray(rng.integers(low, high, (32, 32, 3), np.uint8, False)).save(path)
         records.append(Record(str(path), "anna", "a woman img"))
     write_manifest(folder, records)
-    config = small_config(small_base(tmp_path_factory.getbasetemp()), folder)
+    config = small_config(small_base(tmp_path_factory), folder)
     config.size, config.cache, config.random_crop = 32, str(folder / "cache"), False
     config.cache_kinds = ("moments",)
     system = open_system(config)

@@ -23,9 +23,9 @@ from persongen_jax.weights.files.safetensors_file import TensorFile
 from persongen_jax.weights.formats.sdxl.loading import load_sdxl
 from persongen_jax.weights.formats.sdxl.opening import NORMALISE
 from tests.fuzz import mutations
+from tests.helpers.lora_files import save
 from tests.helpers.photomaker_files import write_random_photomaker
 from tests.weights.formats.sgm import checkpoint
-from tests.weights.formats.test_lora_files import save
 
 MB = 1 << 20
 SIDE = 24  # of the pictures, pixels

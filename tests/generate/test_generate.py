@@ -24,7 +24,8 @@ from persongen_jax.weights.formats.adapters import extract_adapter
 from persongen_jax.weights.formats.photomaker import save_photomaker
 from tests.helpers.ip_adapters import write_ip_adapter
 from tests.helpers.keypoint_nets import write_keypoint_net
-from tests.weights.formats.test_lora_files import save
+from tests.helpers.lora_files import save
+from tests.pipeline.test_saving import GENERATED, source_type
 
 # One batch size and number of steps nearly everywhere: one compiled program.
 SAME = ["--no-compilation-cache", "--batch-size", "1", "--steps", "2"]
@@ -124,22 +125,32 @@ def test_what_the_command_paints_is_what_the_pipeline_paints(tiny_base, pipe, tm
     assert np.array_equal(pixels(tmp_path / "00000.png"), (wanted[0] * 255).round())
 
 
-def test_watermark(tiny_base, tmp_path, capsys):
+def test_images_are_marked_unless_asked_not_to(tiny_base, pipe, tmp_path, capsys):
     size = ["--height", 256, "--width", 256, "--prompt", "blue ice"]
     run(tiny_base, tmp_path, *size)
-    run(tiny_base, tmp_path, *size, "--watermark")
-    plain, marked = (tmp_path / name for name in ("00000.png", "00001.png"))
+    run(tiny_base, tmp_path, *size, "--no-mark")
+    marked, plain = (tmp_path / name for name in ("00000.png", "00001.png"))
     assert has_watermark(pixels(marked)) and not has_watermark(pixels(plain))
+    assert source_type(marked) == GENERATED and source_type(plain) is None
     assert 0.1 < np.abs(pixels(marked).astype(int) - pixels(plain)).mean() < 10
-    assert json.loads(Image.open(marked).text["settings"])["watermark"] is True
+    for path, there in ((marked, True), (plain, False)):
+        assert json.loads(Image.open(path).text["settings"])["watermark"] is there
     assert "warning" not in capsys.readouterr().err
+    settings = {"seed": 42, "num_inference_steps": 2, "batch_size": 1, "output_type": "np"}
+    wanted = pipe("blue ice", height=256, width=256, **settings).images
+    assert np.array_equal(pixels(plain), (wanted[0] * 255).round())
 
 
 def test_a_picture_too_small_for_the_watermark_says_so(tiny_base, tmp_path, capsys):
-    run(tiny_base, tmp_path, "--prompt", "a", "--watermark")
+    run(tiny_base, tmp_path, "--prompt", "a", "--prompt", "b")
     said = [line for line in capsys.readouterr().err.splitlines() if "warning" in line]
     assert len(said) == 1 and "no watermark: 64x64" in said[0] and "256" in said[0]
-    assert json.loads(Image.open(tmp_path / "00000.png").text["settings"])["watermark"] is False
+    for path in (tmp_path / "00000.png", tmp_path / "00001.png"):
+        assert json.loads(Image.open(path).text["settings"])["watermark"] is False
+        assert source_type(path) == GENERATED
+    run(tiny_base, tmp_path, "--prompt", "a", "--no-mark")
+    assert "warning" not in capsys.readouterr().err
+    assert source_type(tmp_path / "00002.png") is None
 
 
 def lora_file(path):
@@ -309,7 +320,8 @@ def test_references_of_a_faceid_file_are_aligned(tiny_base, tmp_path):
 
 
 def test_the_cut_part_of_a_plain_prompt(tiny_base, tmp_path, capsys):
-    run(tiny_base, tmp_path, "--prompt", "a " * 75 + "Castle, in ruins", "--prompt", "a " * 75)
+    prompts = ["--prompt", "a " * 75 + "Castle, in ruins", "--prompt", "a " * 75]
+    run(tiny_base, tmp_path, *prompts, "--no-mark")
     said = [line for line in capsys.readouterr().err.splitlines() if "warning" in line]
     assert said == ['warning: the prompt is too long; this part is cut: "Castle, in ruins"']
 

@@ -16,6 +16,7 @@ from persongen_jax.pipeline.attributes import AttributePipeline, line
 from persongen_jax.systems.assembly import assemble
 from persongen_jax.systems.open import open_system
 from persongen_jax.training.checkpoint import Checkpoints
+from tests.pipeline.test_saving import GENERATED, source_type
 from tests.systems.ddpm_config import get_config
 
 STEPS = "--steps=4"
@@ -56,6 +57,7 @@ def test_images_and_their_grid(run, pipe, tmp_path, capsys):
     assert saved.text["attributes"] == "digit=7" and saved.text["index"] == "1"
     assert json.loads(saved.text["settings"])["steps"] == 4
     assert Image.open(paths[-1]).size == (128, 128)
+    assert [source_type(path) for path in paths] == [GENERATED] * 4
     again = command(run, tmp_path, capsys, "--attributes=digit=3", "--attributes=digit=4")
     assert [path.name for path in again[:2]] == ["00003.png", "00004.png"]
 
@@ -137,6 +139,7 @@ def test_a_strip_and_its_animation(run, pipe, tmp_path, capsys):
     assert strip.size == (5 * 64, 64) and strip.text["from"] == "digit=1"
     animation = Image.open(paths[3])
     assert animation.n_frames == 8 and animation.size == (64, 64)  # there and back
+    assert [source_type(path) for path in paths] == [GENERATED] * 4
     frames = pipe.interpolate("digit=1", "digit=7", frames=5, steps=4, index=1)
     assert np.array_equal(np.asarray(strip)[4::8, 4::8, 0], np.concatenate(frames[..., 0], axis=1))
     # Its ends are the images of its ends, from the same noise.
@@ -189,6 +192,11 @@ def test_editing_is_a_command(run, tmp_path, capsys):
     captured = capsys.readouterr()
     assert "the middle square of 30x20 is scaled to 8x8" in captured.err
     assert Image.open(captured.out.strip()).size == (8, 8)
+    assert source_type(captured.out.strip()) == GENERATED
+    assert captured.err.count("warning: no watermark: 8x8") == 1
+    generate.main([*words, f"--out={tmp_path / 'plain'}", "--no-mark"])
+    captured = capsys.readouterr()
+    assert source_type(captured.out.strip()) is None and "no watermark" not in captured.err
 
 
 @pytest.mark.parametrize(
@@ -204,7 +212,7 @@ def test_editing_is_a_command(run, tmp_path, capsys):
         (["--edit=nothing.png", "--attributes=digit=1"], "nothing.png"),
         (["--edit=nothing.png"], "needs --attributes once"),
         (["--source=digit=1"], "give --edit too"),
-        (["--source=", "--frames=5"], "--frames is of --interpolate"),
+        (["--source=", "--frames=5"], "--frames goes with --interpolate"),
         (["--edit="], "needs --attributes once"),
         (["--edit=a.png", "--attributes=digit=1", "--seed=1"], "--seed: without effect on --edit"),
         (["--edit=a.png", "--attributes=digit=1", "--images=1", "--batch-size=2"], "--images, --b"),

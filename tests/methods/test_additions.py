@@ -40,7 +40,7 @@ def config(tmp_path_factory):
         more = {"images": {"pose": str(pose)}, "extra": {"weight": [0, 1, 0.5, 3][i]}}
         records.append(Record(str(image), "anna", f"a woman, view {i}", **more))
     write_manifest(folder, records)
-    config = small_config(small_base(tmp_path_factory.getbasetemp()), folder)
+    config = small_config(small_base(tmp_path_factory), folder)
     config.size, config.lr_hint, config.face_loss_prob = 32, 1e-2, 0.0
     config.ema_decay, config.image_lora_rank = 0.0, 2
     return config

@@ -63,7 +63,7 @@ each_method = pytest.mark.parametrize("name", STREAMS)
 
 @pytest.fixture(scope="module")
 def config(tmp_path_factory, sample_photos):
-    config = small_config(small_base(tmp_path_factory.getbasetemp()), sample_photos)
+    config = small_config(small_base(tmp_path_factory), sample_photos)
     config.ema_decay = 0.0
     return config
 
@@ -368,7 +368,9 @@ def test_the_step_that_a_run_started_from_stays_the_same(config, build, tmp_path
     assert settle_step(anew, here.to_dict()).start_from_step == 3
     assert settle_step(changed(here, start_from_step=7), here.to_dict()).start_from_step == 7
     shutil.rmtree(source / "checkpoints" / "3")
-    with pytest.raises(FileNotFoundError, match=r"start_from_step=3: .*there are 7.*bring back"):
+    with pytest.raises(
+        FileNotFoundError, match=r"start_from_step=3: .*there are 7.*restore a copy"
+    ):
         open_system(here)
 
 

@@ -30,7 +30,7 @@ def example(monkeypatch):
 
 
 def test_the_eighth_method(example, tmp_path_factory):
-    example.base, example.id_encoder = str(small_base(tmp_path_factory.getbasetemp())), ""
+    example.base, example.id_encoder = str(small_base(tmp_path_factory)), ""
     system = open_system(example)
     groups = assign_groups(leaf_paths(system.model), system.table)
     make_optimizer(example, groups)

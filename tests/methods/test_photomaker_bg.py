@@ -42,7 +42,7 @@ def configured(get_config, base, **changes):
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory):
-    return small_base(tmp_path_factory.getbasetemp())
+    return small_base(tmp_path_factory)
 
 
 @pytest.fixture(scope="module")

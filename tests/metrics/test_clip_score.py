@@ -8,7 +8,7 @@ import torch
 import transformers
 from PIL import Image
 
-from data_pipeline.examples.transforms import clip_preprocess
+from data_pipeline.pictures.transforms import clip_preprocess
 from persongen_jax.metrics import clip_score
 from persongen_jax.metrics.clip_score import BATCH, ClipScore
 from persongen_jax.weights.errors import KeyMismatch, MissingFile

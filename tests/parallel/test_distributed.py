@@ -15,6 +15,7 @@ import pytest
 
 from persongen_jax.parallel import distributed
 from persongen_jax.training.stopping import StopSignals
+from tests.helpers.made_once import made_once
 from tests.helpers.training_runs import small_base, small_config
 
 PLAIN = {
@@ -191,17 +192,29 @@ def losses(workdir):
     return [(row["step"], row["loss"]) for row in rows(workdir)]
 
 
+@pytest.fixture(scope="module")
+def thirty_steps(tmp_path_factory, sample_photos):
+    config = small_config(small_base(tmp_path_factory), sample_photos)
+    config.steps = 30
+    return config
+
+
+@pytest.fixture(scope="module")
+def whole(thirty_steps, tmp_path_factory):
+    """The run of two hosts that both live."""
+
+    def train(workdir):
+        ends = Two(29431, *train_command(thirty_steps, workdir), devices=2).finish()
+        assert [code for code, *_ in ends] == [0, 0], ends
+
+    return made_once(tmp_path_factory, "two-hosts", train)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("victim", [0, 1])
-def test_two_hosts_of_which_one_dies(victim, tmp_path_factory, tmp_path, sample_photos):
+def test_two_hosts_of_which_one_dies(victim, thirty_steps, whole, tmp_path):
     """The other names it and ends within the bound; the same command goes on to the same end."""
-    config = small_config(small_base(tmp_path_factory.getbasetemp()), sample_photos)
-    config.steps = 30
-    two = Two(29431, *train_command(config, tmp_path / "whole"), devices=2)
-    ends = two.finish()
-    assert [code for code, *_ in ends] == [0, 0], ends
-
-    command = train_command(config, tmp_path / "cut")
+    command = train_command(thirty_steps, tmp_path / "cut")
     two = Two(29432 + 2 * victim, *command, devices=2)
     # A checkpoint has its name when it is whole, steps after the one that it is of.
     two.wait_until((tmp_path / "cut" / "checkpoints" / "5").is_dir)
@@ -213,20 +226,20 @@ def test_two_hosts_of_which_one_dies(victim, tmp_path_factory, tmp_path, sample_
     assert code != 0
     if victim == 1:
         assert re.search(r"of 2 processes, process 1 on \S+ is lost", errors), errors
-        assert "the same command on all hosts goes on from the last checkpoint" in errors
+        assert "the same command on all hosts resumes from the last checkpoint" in errors
     else:
         # Process 0 kept the store by which the others hear of each other: JAX itself ends them.
         assert "leader task" in errors or "process 0" in errors, errors
     (first, out, errors), (second, *_) = Two(29433 + 2 * victim, *command, devices=2).finish()
     assert (first, second) == (0, 0), errors
     assert re.search(r"continuing from step (5|10|15|20|25)\n", out), out
-    assert losses(tmp_path / "cut") == losses(tmp_path / "whole")
+    assert losses(tmp_path / "cut") == losses(whole)
 
 
 @pytest.mark.slow
 def test_sigterm_to_one_host_saves_on_all(tmp_path_factory, tmp_path, sample_photos):
     """With validation in between, whose images all hosts generate and the first writes."""
-    config = small_config(small_base(tmp_path_factory.getbasetemp()), sample_photos)
+    config = small_config(small_base(tmp_path_factory), sample_photos)
     config.steps, config.checkpoint_every = 30, 100
     options = [f"--config.validate_in_train={sample_photos}", "--config.validation_every=4"]
     options += ["--config.validation_people=1", "--config.validation_images=1"]

@@ -196,7 +196,7 @@ def test_two_processes_save_and_one_restores(small_runs):
 def test_devices_change_nothing_of_a_whole_training_step(tmp_path_factory, sample_photos):
     """The same on the tiny SDXL with PhotoMaker."""
     folder = tmp_path_factory.mktemp("sdxl")
-    base = small_base(tmp_path_factory.getbasetemp())
+    base = small_base(tmp_path_factory)
     finish(start([folder, base, sample_photos, *MESHES], 8))
     (folder / "two").mkdir()
     two_processes(29412, folder / "two", base, sample_photos, "4x2f")

@@ -16,35 +16,12 @@ from persongen_jax.weights.formats.adapters import apply_adapter, extract_adapte
 from persongen_jax.weights.formats.lora.kinds import Change, Difference, LoraWeights
 from persongen_jax.weights.formats.lora.reading import read_lora
 from persongen_jax.weights.formats.lora.writing import write_comfy_lora, write_peft_folder
-from tests.pipeline.test_lora import layer_shapes, paint, random_lora
-from tests.pipeline.test_pipeline import PIXEL, latents  # noqa: F401
-from tests.weights.formats.test_lora_dialects import save
-from tests.weights.formats.test_lora_files import ATTENTION
+from tests.helpers.lora_files import ATTENTION, layer_shapes, random_lora, save
+from tests.helpers.pictures import PIXEL, paint
 
 LINEAR, CONV = f"{ATTENTION}.attn1.to_k", "down_blocks.0.resnets.1.conv1"
 SGM = "input_blocks.4.1.transformer_blocks.0.attn1.to_k"
 OUT = f"{ATTENTION}.attn2.to_out.0"
-
-
-@pytest.fixture(scope="module")
-def pipe(tiny_base):
-    return Pipeline.from_pretrained(tiny_base)
-
-
-@pytest.fixture
-def ours(pipe):
-    yield pipe
-    pipe.unload_lora()
-
-
-@pytest.fixture(scope="module")
-def shapes(pipe):
-    return layer_shapes(pipe)["unet"]
-
-
-@pytest.fixture(scope="module")
-def plain(pipe, latents):  # noqa: F811
-    return paint(pipe, latents)
 
 
 def draw(*shape, seed=0, size=0.2):
@@ -86,7 +63,7 @@ def test_live_with_any_strength_equals_the_weights_changed(
     ours,
     file,
     tiny_base,
-    latents,  # noqa: F811
+    latents,
     plain,
     shapes,
 ):
@@ -220,7 +197,7 @@ def lora(shapes, up=None):
 
 def test_what_changes_nothing_is_said(ours, shapes, tmp_path):
     path = save(tmp_path / "a.safetensors", lora(shapes))
-    with pytest.warns(UserWarning, match="weight 0 and changes nothing"):
+    with pytest.warns(UserWarning, match="weight 0, so it changes nothing"):
         ours.load_lora(path, weight=0)
     empty = save(tmp_path / "b.safetensors", lora(shapes, np.zeros((shapes[LINEAR][0], 2))))
     with pytest.warns(UserWarning, match="all of its layers are zero"):
@@ -228,7 +205,7 @@ def test_what_changes_nothing_is_said(ours, shapes, tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         ours.load_lora(path, name="another")
-    with pytest.warns(UserWarning, match="takes the place of the one of that name; give name="):
+    with pytest.warns(UserWarning, match="replaces the one of that name; give name="):
         ours.load_lora(path, weight=0.5)
 
 
@@ -282,7 +259,7 @@ def test_values_that_are_not_finite_are_refused(ours, shapes, tmp_path, bad):
     whole = {key: value.astype(np.int8) for key, value in lora(shapes).items()}
     with pytest.raises(UnsupportedAdapter, match="is stored as int8"):
         ours.load_lora(save(tmp_path / "b.safetensors", whole))
-    with pytest.raises(ValueError, match="method:.* is for what methods bring"):
+    with pytest.raises(ValueError, match="method:.* is reserved for methods"):
         ours.load_lora(save(tmp_path / "c.safetensors", lora(shapes)), name="method:photomaker")
     assert not ours.adapters
 

@@ -19,7 +19,7 @@ LEFT = np.arange(64)[None] < np.full((64, 1), 32)
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory):
-    return small_base(tmp_path_factory.getbasetemp())
+    return small_base(tmp_path_factory)
 
 
 @pytest.fixture(scope="module")

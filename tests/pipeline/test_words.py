@@ -7,27 +7,10 @@ from flax import nnx
 from persongen_jax.models.encoders.clip import CLIPTextModel
 from persongen_jax.pipeline import Pipeline
 from persongen_jax.weights.errors import UnsupportedAdapter
+from tests.helpers.lora_files import save
 from tests.pipeline.test_adapter_kinds import LINEAR, draw, lora
-from tests.pipeline.test_lora import layer_shapes
-from tests.weights.formats.test_lora_dialects import save
 
 WIDTHS = {"clip_l": "text_encoder", "clip_g": "text_encoder_2"}
-
-
-@pytest.fixture(scope="module")
-def pipe(tiny_base):
-    return Pipeline.from_pretrained(tiny_base)
-
-
-@pytest.fixture
-def ours(pipe):
-    yield pipe
-    pipe.unload_lora()
-
-
-@pytest.fixture(scope="module")
-def shapes(pipe):
-    return layer_shapes(pipe)["unet"]
 
 
 def table(pipe, tower):

@@ -39,6 +39,7 @@ from persongen_jax.training import flop_count
 from persongen_jax.training.checkpoint import load_trained
 from persongen_jax.training.partition import leaf_paths
 from tests.parallel.test_sharding import MESHES, assert_same, finish, start
+from tests.pipeline.test_saving import source_type
 from tests.systems.ddpm_config import get_config
 
 ROOT = Path(__file__).parents[2]
@@ -236,9 +237,11 @@ def test_it_trains_validates_and_opens(run, judge, tmp_path, capsys):
 
 
 def test_the_classifier_is_measured_on_pictures_held_out(judge, tmp_path, capsys):
-    evaluate.main(["--run", str(judge), "--out", str(tmp_path)])
+    evaluate.main(["--run", str(judge), "--out", str(tmp_path), "--pictures"])
     (row,) = json.loads((tmp_path / "metrics.json").read_text())
     measure = row["metrics"]["accuracy"]
+    real = list((tmp_path / "pictures").glob("*.png"))  # nothing is generated here
+    assert real and all(source_type(path) is None for path in real)
     assert row["set"] == "held_out" and measure["n"] == 300 and len(measure["parts"]) == 10
     assert measure["mean"] > 0.3  # a moment's training; chance is 0.1
     assert "held-out" in capsys.readouterr().out

@@ -27,6 +27,7 @@ from persongen_jax.training import flop_count
 from persongen_jax.training.checkpoint import load_trained
 from tests.parallel.test_distributed import Two
 from tests.parallel.test_sharding import MESHES, assert_same, finish, start, two_processes
+from tests.pipeline.test_saving import GENERATED, source_type
 from tests.systems.digits_config import get_config
 from tests.training.test_checkpoint import flip_a_bit, largest_file
 
@@ -120,7 +121,11 @@ def test_a_finished_run_opens_and_is_evaluated(whole_run, tmp_path, capsys):
     (row,) = json.loads((tmp_path / "metrics.json").read_text())
     last = rows(whole_run / "validation" / "metrics.jsonl")[-1]
     assert row["metrics"]["read_as_asked"]["mean"] == last["metrics"]["read_as_asked"]["mean"]
-    assert len(json.loads((tmp_path / "pictures" / "index.json").read_text())) == 10
+    index = json.loads((tmp_path / "pictures" / "index.json").read_text())
+    assert len(index) == 10
+    for row in index:
+        found = [source_type(tmp_path / "pictures" / row[key]) for key in ("picture", "reference")]
+        assert found == [GENERATED, None]  # references are real pictures
     with pytest.raises(SystemExit, match="--data: the run's system .* has no such setting"):
         evaluate.main(["--run", str(whole_run), "--data", "elsewhere"])
     with pytest.raises(SystemExit, match="--people: the run's system .* has no such setting"):
@@ -154,7 +159,7 @@ def test_the_sampler_s_noise_is_not_the_first_again(monkeypatch):
 def test_commands_say_what_this_system_has_not():
     with pytest.raises(ValueError, match="no encoder of digits is frozen"):
         encoders(with_batch(small(), 2, 1), make_mesh(jax.devices()[:1]))
-    with pytest.raises(SystemExit, match="has nothing that could be cached"):
+    with pytest.raises(SystemExit, match="has nothing to cache"):
         features.main([f"--config={FILE.parent}/digits_config.py"])
 
 

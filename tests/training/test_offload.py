@@ -18,7 +18,7 @@ from tests.helpers.training_runs import metrics, small_base, small_config
 
 @pytest.fixture
 def config(tmp_path_factory, sample_photos):
-    config = small_config(small_base(tmp_path_factory.getbasetemp()), sample_photos)
+    config = small_config(small_base(tmp_path_factory), sample_photos)
     config.size, config.random_crop = 32, False
     return config
 

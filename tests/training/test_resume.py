@@ -17,7 +17,7 @@ from tests.helpers.training_runs import STEPS, metrics, small_base, small_config
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory, sample_photos):
-    return whole_run(tmp_path_factory.getbasetemp(), sample_photos)
+    return whole_run(tmp_path_factory, sample_photos)
 
 
 class Run:
@@ -59,7 +59,7 @@ class Run:
 
 @pytest.fixture(scope="module")
 def interrupted(tmp_path_factory, sample_photos):
-    config = small_config(small_base(tmp_path_factory.getbasetemp()), sample_photos)
+    config = small_config(small_base(tmp_path_factory), sample_photos)
     run = Run(config, tmp_path_factory.mktemp("interrupted"))
     # Lines of the log come every 3 steps.
     run.killed_at = 3 * random.randrange(1, 6)
@@ -106,7 +106,7 @@ def test_metrics_are_the_same(whole, interrupted):
 def test_other_data_or_batches_are_refused(interrupted, tmp_path_factory, sample_photos):
     from persongen_jax import train
 
-    config = small_config(small_base(tmp_path_factory.getbasetemp()), sample_photos)
+    config = small_config(small_base(tmp_path_factory), sample_photos)
     config.batch_size = 2
     with pytest.raises(ValueError, match="batch_size: 4 -> 2"):
         train.train(config, interrupted.workdir)

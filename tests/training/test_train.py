@@ -23,7 +23,7 @@ from tests.helpers.training_runs import STEPS, TIMES, metrics, small_base, small
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory):
-    return small_base(tmp_path_factory.getbasetemp())
+    return small_base(tmp_path_factory)
 
 
 @pytest.fixture
@@ -33,7 +33,7 @@ def config(base, sample_photos):
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory, sample_photos):
-    return whole_run(tmp_path_factory.getbasetemp(), sample_photos)
+    return whole_run(tmp_path_factory, sample_photos)
 
 
 def trained(workdir):

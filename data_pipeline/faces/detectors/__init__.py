@@ -18,7 +18,7 @@ def open_detector(name: str, path=None) -> Detector:
 
     Raises:
         ValueError: no such detector, or one that needs a folder and has none.
-        FileNotFoundError, ImportError: its files or its library are absent; says what to do.
+        FileNotFoundError, ImportError: its files or its library are missing; has the remedy.
     """
     kind, _, inline = str(name).partition(":")
     path = inline or path

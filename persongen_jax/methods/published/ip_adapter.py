@@ -17,7 +17,7 @@ from flax import nnx
 from ml_collections import ConfigDict
 
 from data_pipeline.examples.fields import Batch, Field
-from data_pipeline.examples.transforms import CLIP_MEAN, CLIP_STD
+from data_pipeline.pictures.transforms import CLIP_MEAN, CLIP_STD
 from data_pipeline.records.schema import MAX_REFERENCES
 from persongen_jax.diffusion.conditioning import Conditioning
 from persongen_jax.methods.base import Method, Model, Parts, plain_text, prompts, references

@@ -183,11 +183,11 @@ def save_photomaker(model, path):
     Args:
         model: as for :func:`load_photomaker_into`.
         path: "….safetensors", or "….bin" in PyTorch's format (needs the convert extra), written
-        atomically.
+            atomically.
 
     Raises:
         WeightsError: another extension, the method is not attached, or LoRAs that the format has no
-        place for.
+            place for.
         MissingDependency: ``.bin`` without PyTorch.
     """
     slots = _slots(model)

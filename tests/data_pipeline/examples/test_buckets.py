@@ -14,8 +14,8 @@ from data_pipeline.examples.buckets import (
     nearest,
 )
 from data_pipeline.examples.fields import flatten
-from data_pipeline.examples.transforms import plan_crop
 from data_pipeline.pictures.reading import load_image
+from data_pipeline.pictures.transforms import plan_crop
 from data_pipeline.records.manifest import read_manifest
 from tests.data_pipeline.photographs import photograph_source, take
 

@@ -12,8 +12,8 @@ from data_pipeline.examples.batches import batches, tf_batches
 from data_pipeline.examples.fields import Call, FaceBox, FieldError, Image, TimeIds
 from data_pipeline.examples.source import ExampleSource
 from data_pipeline.examples.spatial import ControlImage, Points, Weight
-from data_pipeline.examples.transforms import plan_crop
 from data_pipeline.pictures.reading import load_image
+from data_pipeline.pictures.transforms import plan_crop
 from data_pipeline.records.manifest import ManifestError, read_manifest
 from data_pipeline.records.schema import Record
 from tests.data_pipeline.photographs import rewrite_manifest, target_of

@@ -8,6 +8,23 @@ import re
 
 import numpy as np
 
+# A tiny one of SDXL's structure.
+UNET = {
+    "sample_size": 8,
+    "addition_embed_type": "text_time",
+    "addition_time_embed_dim": 4,
+    "attention_head_dim": [1, 2, 2],
+    "block_out_channels": (4, 8, 8),
+    "cross_attention_dim": 12,
+    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+    "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+    "layers_per_block": 2,
+    "norm_num_groups": 2,
+    "projection_class_embeddings_input_dim": 30,
+    "transformer_layers_per_block": [1, 1, 2],
+    "use_linear_projection": True,
+}
+
 
 def unet_to_sgm(key, config):
     layers = config["layers_per_block"]

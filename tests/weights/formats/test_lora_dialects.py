@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from persongen_jax.weights.errors import MissingFile, UnsupportedAdapter
-from persongen_jax.weights.files.safetensors_file import write_safetensors
 from persongen_jax.weights.files.source import DictSource
 from persongen_jax.weights.formats.lora.reading import read_lora
+from tests.helpers.lora_files import save
 
 ATTENTION = "down_blocks.1.attentions.0.transformer_blocks.0"
 SGM = "input_blocks.4.1.transformer_blocks.0"
@@ -87,12 +87,6 @@ def halves(component, seed=0):
     rng, width = np.random.default_rng(seed), WIDTHS[component]
     shapes = ((RANK, width), (width, RANK))
     return [rng.standard_normal(shape).astype(np.float32) for shape in shapes]
-
-
-def save(path, tensors, notes=None):
-    entries = [(k, v.shape, v.dtype, lambda v=v: v) for k, v in tensors.items()]
-    write_safetensors(path, entries, notes)
-    return path
 
 
 def check(found, component, path, alpha):

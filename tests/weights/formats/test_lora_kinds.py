@@ -10,7 +10,7 @@ from persongen_jax.weights.errors import UnsupportedAdapter
 from persongen_jax.weights.files.source import DictSource
 from persongen_jax.weights.formats.lora.kinds import Change, LoraWeights
 from persongen_jax.weights.formats.lora.reading import no_effect, read_lora
-from tests.weights.formats.test_lora_dialects import save
+from tests.helpers.lora_files import save
 
 LINEAR, CONV = "down_blocks.1.attentions.0.proj_in", "down_blocks.0.resnets.0.conv1"
 SHAPES = {LINEAR: (12, 8), CONV: (6, 4, 3, 3)}

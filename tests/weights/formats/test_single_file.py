@@ -11,8 +11,8 @@ from persongen_jax.pipeline import Pipeline
 from persongen_jax.weights.errors import KeyMismatch, MissingFile
 from persongen_jax.weights.files.directory import open_component, read_config
 from persongen_jax.weights.formats.sdxl.opening import NORMALISE
+from tests.helpers.lora_files import save
 from tests.weights.formats.sgm import checkpoint
-from tests.weights.formats.test_lora_files import save
 
 
 @pytest.fixture(scope="module")

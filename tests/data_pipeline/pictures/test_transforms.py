@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data_pipeline.examples.transforms import (
+from data_pipeline.pictures.transforms import (
     clip_crop,
     clip_normalise,
     clip_preprocess,
