@@ -28,7 +28,7 @@ def import_object(name: str, key: str):
         raise ValueError(f"{key}={name!r}: {module} has no {attribute!r}") from error
 
 
-def config_file(name: str) -> str:
+def config_file(name: str | Path) -> str:
     """The config file that ``name`` means, found outside the checkout as well.
 
     A path below configs/ that the working directory does not have is looked up next to the
@@ -51,7 +51,7 @@ def config_file(name: str) -> str:
     return f"{installed}{colon}{argument}"
 
 
-def load_config(file: str, overrides: dict) -> ConfigDict:
+def load_config(file: str | Path, overrides: dict) -> ConfigDict:
     """A training's config with some keys changed.
 
     Raises:
