@@ -16,6 +16,7 @@ import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -166,8 +167,8 @@ class Tokenizers:
             letters and digits. Whoever adds one must also add the ids' embeddings to the model.
     """
 
-    tokenizer: object
-    tokenizer_2: object
+    tokenizer: Any
+    tokenizer_2: Any
     words: dict[str, tuple] = field(default_factory=dict, compare=False)
 
     def __post_init__(self):
