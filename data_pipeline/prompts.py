@@ -23,7 +23,7 @@ import numpy as np
 from data_pipeline.text_files import parse_json, read_text, split_lines
 
 # The files that transformers reads from a tokenizer's folder.
-OWN_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt")
+OWN_FILES: tuple[str, ...] = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt")
 OWN_FILES += ("special_tokens_map.json", "added_tokens.json")
 CLIP_MAX_LENGTH = 77  # positions, including the two end markers
 # A zero-width space separates words, all others join.
@@ -185,7 +185,7 @@ class Tokenizers:
             )
 
     @classmethod
-    def from_pretrained(cls, base) -> "Tokenizers":
+    def from_pretrained(cls, base: str | Path) -> "Tokenizers":
         """Open ``<base>/tokenizer`` and ``<base>/tokenizer_2``; never uses the network."""
         return cls(_load(Path(base) / "tokenizer"), _load(Path(base) / "tokenizer_2"))
 
@@ -263,7 +263,8 @@ class Tokenizers:
         return self.tokenizer, self.tokenizer_2
 
     def _ids(self, text: str) -> tuple[list[int], list[int]]:
-        return tuple([token for token, _ in self._tokens(which, text)] for which in (0, 1))
+        first, second = ([token for token, _ in self._tokens(i, text)] for i in (0, 1))
+        return first, second
 
     def _tokens(self, which: int, text: str) -> Iterator[tuple[int, int]]:
         """(id, its start in the text) from the first or the second tokenizer."""

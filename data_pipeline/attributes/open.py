@@ -1,6 +1,7 @@
 """Opens data sets of images with attributes by the name in a config."""
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 
 from data_pipeline.attributes import digits, drawn_faces, tfds_sets
@@ -20,7 +21,7 @@ COLOUR = 3  # channels; also the default
 
 
 def describe_attribute_data(
-    data: str, *, size: int, attributes=(), csv: str = "", channels: int = 3
+    data: str, *, size: int, attributes: Sequence[str] = (), csv: str = "", channels: int = 3
 ) -> Description:
     """The description of a data set, without its images; for a folder the table is read.
 
@@ -40,7 +41,7 @@ def open_attribute_data(
     data: str,
     *,
     size: int,
-    attributes=(),
+    attributes: Sequence[str] = (),
     csv: str = "",
     channels: int = 3,
     data_dir: str = "",

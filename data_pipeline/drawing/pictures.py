@@ -3,6 +3,7 @@
 Positions are in sides of the frame, x right and y down; angles in radians.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -79,7 +80,7 @@ class Pictures(Rows):
     wording: np.ndarray
 
 
-def pictures_of(keys, framing_weights=FRAMING_WEIGHTS) -> Pictures:
+def pictures_of(keys: np.ndarray, framing_weights: Sequence[float] = FRAMING_WEIGHTS) -> Pictures:
     """Variations from keys [n] uint64."""
     draws = Draws(keys)
     framing = draws.choice(framing_weights)

@@ -1,5 +1,7 @@
 """Finds a person's face in any image, and crops it like references."""
 
+from typing import Any
+
 import numpy as np
 
 from data_pipeline.faces.detectors import Detector, open_detector
@@ -33,7 +35,9 @@ def find_face(
     )
 
 
-def crop_face(image, name: str = "the picture", detector: Detector | None = None) -> np.ndarray:
+def crop_face(
+    image: Any, name: str = "the picture", detector: Detector | None = None
+) -> np.ndarray:
     """The square reference crop [s, s, 3] around the largest face of an image for load_image.
 
     Raises:
