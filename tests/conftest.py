@@ -5,13 +5,13 @@ import tempfile
 
 import pytest
 
-# Many tests compile the same programs, some of them in processes of their own.
+# Many tests compile the same programs, some of them in separate processes.
 _cache = tempfile.TemporaryDirectory(prefix="persongen-jax-tests-")
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", _cache.name)
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
 
-# Compiling takes most of the time; the compiler's least effort takes two thirds of it. To test what
-# users run: XLA_FLAGS=--xla_backend_optimization_level=3.
+# Compilation takes most of the time; the lowest optimisation level takes two thirds as long. To
+# test what users run: XLA_FLAGS=--xla_backend_optimization_level=3.
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 
 
@@ -39,7 +39,7 @@ def tiny_base(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def sample_photos(tmp_path_factory):
-    """The photographs that come with scikit-image, as a manifest folder."""
+    """The photographs that ship with scikit-image, as a manifest folder."""
     from data_pipeline.sample_photos import write_sample_photos
 
     folder = tmp_path_factory.mktemp("photos")

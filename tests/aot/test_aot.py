@@ -1,7 +1,7 @@
-"""Compiling for TPUs that are not there: what is read from a program, and the search for a batch.
+"""Compiling for absent TPUs: what is read from a program, and the search for a batch.
 
-The estimates themselves are the compiler's; what is tested is that all of them are found and that
-loops, branches and collectives count as often as they run.
+The estimates themselves are the compiler's; these tests check that all of them are found and that
+loops, branches and collectives count once per execution.
 """
 
 import importlib.metadata
@@ -58,7 +58,7 @@ def test_search_finds_the_largest(fixed, each, truth, start):
     found = largest(needs, 16.0, [start])
     assert needs(found) <= 16.0
     assert truth - max(1, truth // 16) <= found <= truth
-    assert len(tried) == len(set(tried)) + 1  # each once, and the one above
+    assert len(tried) == len(set(tried)) + 1  # each once, plus the one above
     assert len(tried) < 8
 
 
@@ -69,7 +69,7 @@ def test_search_where_only_failure_is_known():
 @pytest.mark.parametrize("above", [0.001, 0.5, 100.0])
 @pytest.mark.parametrize("fits", [5_000, 54_850, 99_900])
 def test_search_is_quick_where_memory_is_no_line(above, fits):
-    """Near the edge the compiler makes more and more fit: need stays just below or above."""
+    """Near the limit the compiler makes more and more fit: the need stays just below or above."""
     tried = []
 
     def needs(n):
@@ -87,7 +87,7 @@ def test_search_begins_with_what_is_known():
         tried.append(n)
         return float(n)
 
-    # 90 says nothing that 30 has not said.
+    # 90 adds nothing to what 30 has shown.
     assert largest(needs, 16.0, [3, 12, 30, 90, 16]) == 16
     assert tried == [3, 12, 30, 16, 17]
 
@@ -97,7 +97,7 @@ def test_search_finds_that_nothing_fits():
 
 
 def test_search_goes_on_from_a_try_whose_need_was_not_said(monkeypatch):
-    """The compiler refused 8 without a figure, and 12 compiled after all."""
+    """The compiler refused 8 without a figure, but 12 compiled."""
     chip = aot_chips.CHIPS["v5e"]
     monkeypatch.setattr("persongen_jax.aot.__main__.open_topology", lambda name: (chip, []))
     tries = {"8": None, "12": 15 * GIB, "13": 17 * GIB}
@@ -114,7 +114,7 @@ def test_a_batch_of_nothing_is_named(run):
 
 # ---- Texts -------------------------------------------------------------------------------------
 
-# As the compiler writes it, cut down to what is read.
+# The compiler's output, reduced to what is read.
 TEXT = """HloModule jit_f, is_scheduled=true
 
 %body (p: (s32[], bf16[8,128])) -> (s32[], bf16[8,128]) {
@@ -186,7 +186,7 @@ def test_loops_branches_and_collectives_count_as_often_as_they_run():
     assert cost.kernels == {"tpu_custom_call": 1}
     assert cost.collectives == {
         "all-reduce": (10, 10 * 8 * 128 * 2),
-        "all-gather": (2, 8 * 8 * 2 + 8 * 2),  # the one in pieces once
+        "all-gather": (2, 8 * 8 * 2 + 8 * 2),  # the sharded one once
         "reduce-scatter": (1, 2 * 4 * 4),
     }
 
@@ -229,14 +229,14 @@ def test_unknown_chip_is_named():
 
 
 def test_a_base_that_is_no_directory_is_named():
-    """It was taken for SDXL at full size."""
+    """It was mistaken for SDXL at full size."""
     config = get_config()
     assert network_configs(config)[0] is CONFIGS
     for base in ("middle", "/mistyped"):
         config.base = base
         with pytest.raises(ValueError, match=f"config.base={base} is not a directory"):
             network_configs(config)
-    # A size of weights/random_base.py is that size.
+    # A size of weights/random_base.py is accepted as that size.
     config.base = "mid"
     widths = network_configs(config)[0]["unet"]["block_out_channels"]
     assert widths == make_configs("mid", 49408)["unet"]["block_out_channels"]
@@ -259,7 +259,7 @@ def topology():
 
 
 def product_program(mesh, rows: int, times: int) -> Program:
-    """Products of [rows, 256] with a matrix one after the other, and a sum over the chips."""
+    """Products of [rows, 256] with a matrix in sequence, and a sum over the chips."""
     x = jax.ShapeDtypeStruct((rows, 256), jnp.bfloat16, sharding=along_batch(mesh))
     w = jax.ShapeDtypeStruct((256, 256), jnp.bfloat16, sharding=replicated(mesh))
 
@@ -370,15 +370,15 @@ def test_the_real_programs_of_a_small_base(what, tmp_path_factory, tmp_path):
     row = compile_for_topology(config, "v5e:2x2", 2, what=what)
     assert (row["chips"], row["per_chip_batch"]) == (4, 2)
     sizes = row["bytes"]
-    # Encoders as small as these need no memory beside the chip's fast one.
+    # Encoders as small as these only need the chip's fast memory.
     assert (what != "encode") <= sizes["temporaries"] < sizes["total"] < sizes["memory"]
     assert 0 < row["mfu"]["cycles"] < 1
     assert 0 < row["mfu"]["optimal"] < 1
     if what == "train":
-        # Gradients of what is trained go over the network, in float32.
+        # Gradients of trained weights go over the network, in float32.
         assert row["collectives"]["all-reduce"]["bytes"] >= sizes["trained weights"] / 2
     else:
-        assert row["collectives"] == {}  # every chip paints its own pictures
+        assert row["collectives"] == {}  # every chip generates its own images
     assert "per chip" in report(row)
 
 
@@ -398,7 +398,7 @@ def test_search_compiles_and_keeps_the_tries(tmp_path_factory, tmp_path, monkeyp
     sizes = [each["per_chip_batch"] for each in kept]
     assert sizes == sorted(sizes)
 
-    # What a file has is not compiled again, whether it was a search or one batch.
+    # A row in the file is not compiled again, whether it was a search or a single batch.
     def never(*_, **__):
         raise AssertionError("compiled again")
 

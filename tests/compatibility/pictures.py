@@ -1,4 +1,4 @@
-"""Pictures as people have them: kind, variant, what happens, and the test that shows it."""
+"""Images as users have them: kind, variant, what happens, and the test that shows it."""
 
 READING = "tests/data_pipeline/pictures/test_reading.py"
 COPIES = "tests/data_pipeline/pictures/test_copies.py"

@@ -1,4 +1,4 @@
-"""Text, prompts, options and the workdir: kind, variant, what happens, and the test of it."""
+"""Text, prompts, options and the workdir: kind, variant, what happens, and its test."""
 
 FILES = "tests/data_pipeline/test_text_files.py"
 TRIGGER = "tests/data_pipeline/test_trigger_word.py"

@@ -1,4 +1,4 @@
-"""The convert command: what it says of files, what it brings in, what it writes of a run."""
+"""The convert command: what it reports about files, imports, and exports from a run."""
 
 import json
 import re
@@ -37,11 +37,11 @@ from tests.pipeline.test_lora import named, random_lora
 from tests.weights.formats.sgm import checkpoint
 from tests.weights.formats.test_lora_files import save
 
-RANK, ALPHA = 4, 2.0  # the scale is a half: a file that loses it shows
+RANK, ALPHA = 4, 2.0  # the scale is a half, so that a file without it is detected
 
 
 def write_run(workdir, tiny_base, name, steps=(10, 20)):
-    """What a run of a method leaves, with weights that training might have led to."""
+    """What a run of a method leaves, with plausible trained weights."""
     config = get_config()
     config.base, config.method = str(tiny_base), name
     config.rank, config.lora_alpha = RANK, ALPHA
@@ -77,7 +77,7 @@ def unet(tiny_base):
 
 
 def fails(*options) -> str:
-    """The message with which the command ends."""
+    """The message that the command ends with."""
     with pytest.raises(SystemExit) as caught:
         convert.main([str(option) for option in options])
     assert str(caught.value.code).startswith("error: ")
@@ -199,10 +199,10 @@ def test_an_exported_photomaker_fills_a_model_bit_equal(run, workdir, tiny_base,
     leaves = leaf_paths(run.system.model)
     for name, leaf in leaf_paths(again).items():
         if "branches" not in name:
-            # up carries the scale in the file, a half: exact in float32
+            # the file stores the scale in up, a half: exact in float32
             assert np.array_equal(leaf.get_value(), leaves[name].get_value()), name
 
-    # And in again, as safetensors.
+    # And imported again, as safetensors.
     out = tmp_path / "mine.safetensors"
     convert.main(["import", str(path), str(out), "--base", str(tiny_base)])
     same(tensors(out), tensors(path))
@@ -243,7 +243,7 @@ def test_an_exported_ip_adapter_holds_what_was_trained(tiny_base, tmp_path, caps
         assert np.array_equal(arrays[f"ip_adapter.1.{short}_ip.weight"], trained.T)
     norm = leaves["id_tokens/id_norm/scale"].get_value()
     assert np.array_equal(arrays["image_proj.norm.weight"], norm)
-    # And in again.
+    # And imported again.
     out = tmp_path / "again.safetensors"
     convert.main(["import", str(path), str(out), "--base", str(tiny_base)])
     same(tensors(out), arrays)
@@ -251,7 +251,7 @@ def test_an_exported_ip_adapter_holds_what_was_trained(tiny_base, tmp_path, caps
 
 
 def test_an_ip_adapter_of_dual_names_what_it_leaves_out(tiny_base, tmp_path):
-    """Its branch has a projection of its own; the two heads belong to the text space."""
+    """Its branch has its own projection; the two heads belong to text space."""
     run = open_run(write_run(tmp_path / "run", tiny_base, "dual", steps=(5,)))
     said = export_run(run, tmp_path / "mine.safetensors", "ip-adapter")
     assert re.search(r"no place for .*fuse_module \(\d+ arrays\), projections \(2 arrays\)$", said)

@@ -1,4 +1,4 @@
-"""What other programs read in prompts is told; plain text is not."""
+"""Prompt syntax of other programs causes a warning; plain text does not."""
 
 import re
 import time

@@ -154,9 +154,7 @@ def test_a_cut_merges_file_is_refused(tmp_path):
     Tokenizers.from_pretrained(tmp_path)
     for half in ("", "\n".join(lines[: len(lines) // 2])):
         merges.write_text(half)
-        with pytest.raises(
-            ValueError, match="merges.txt: .* tokens of vocab.json come from none"
-        ):
+        with pytest.raises(ValueError, match="merges.txt: .* tokens of vocab.json come from none"):
             Tokenizers.from_pretrained(tmp_path)
 
 
@@ -183,7 +181,7 @@ def test_a_length_that_is_text(tmp_path):
 
 
 def test_tokenizers_that_place_the_class_word_differently(base, tmp_path):
-    """As real SDXL does: "!!" is one token for the first tokenizer and two for the second."""
+    """As with real SDXL: "!!" is one token for the first tokenizer and two for the second."""
     vocab = json.loads((base / "tokenizer" / "vocab.json").read_text("utf-8"))
     merges = (base / "tokenizer" / "merges.txt").read_text("utf-8")
     for name, pad_token in zip(("tokenizer", "tokenizer_2"), SDXL_PAD_TOKENS, strict=True):

@@ -1,4 +1,4 @@
-"""Text as people save it: marks, encodings, line ends, broken JSON."""
+"""Text as users save it: byte order marks, encodings, line ends, broken JSON."""
 
 import codecs
 import json
@@ -50,7 +50,7 @@ def test_plain_text_and_no_text(file):
 def test_marks_where_files_were_put_together(file):
     file.write_bytes(codecs.BOM_UTF8 * 2 + b"one\r\n" + codecs.BOM_UTF8 + b"two")
     assert read_lines(file) == ["one", "two"]
-    file.write_text("one \ufeff two", "utf-8")  # inside a line it is the user's own
+    file.write_text("one \ufeff two", "utf-8")  # inside a line it is the user's text
     assert read_lines(file) == ["one \ufeff two"]
 
 

@@ -1,4 +1,4 @@
-"""DDIM backwards: equal to diffusers' DDIMInverseScheduler, and it leads back to the picture."""
+"""DDIM in reverse: equal to diffusers' DDIMInverseScheduler, and it leads back to the image."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -52,7 +52,7 @@ def test_equal_to_diffusers(spacing, prediction, steps):
 
 
 def test_back_again():
-    """Of pictures that all are one normal distribution the best prediction is known exactly."""
+    """For images from one normal distribution the best prediction is known exactly."""
     schedule, spread = NoiseSchedule.from_config(CONFIG), 0.5
 
     def model(x, t, step):

@@ -1,4 +1,4 @@
-"""Trajectories: rows read back, curves picked out, a plot with a panel per metric and set."""
+"""Trajectories: reading rows, selecting curves, a plot with a panel per metric and set."""
 
 import json
 
@@ -64,7 +64,7 @@ def test_plots_of_one_run_and_of_several(tmp_path):
         {"photomaker": ROWS, "photomaker_bg": ROWS[:1]}, tmp_path / "several.png"
     )
     assert one.exists() and several.exists() and ink(one) > 100
-    # The same panels, and a legend beside them.
+    # The same panels, and a legend next to them.
     assert Image.open(one).height == Image.open(several).height
     assert Image.open(one).width < Image.open(several).width
     assert ink(several) > ink(one)

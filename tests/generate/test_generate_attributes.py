@@ -1,4 +1,4 @@
-"""generate --run: images, strips and edits of a run on attributes, by the command and in Python."""
+"""generate --run: images, strips and edits of a run on attributes, by command and in Python."""
 
 import json
 import warnings
@@ -23,7 +23,7 @@ STEPS = "--steps=4"
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """A run of no step: what its weights are makes no difference here."""
+    """A run of zero steps: the weights do not matter here."""
     config, folder = get_config(), tmp_path_factory.mktemp("run") / "digits"
     mesh = make_mesh(jax.devices()[:1])
     state = assemble(open_system(config, mesh), mesh).state
@@ -156,14 +156,14 @@ def test_the_line_is_straight_and_what_one_end_says_is_halfway_at_the_other():
 
 
 def test_a_picture_edited_as_it_is_comes_back(tmp_path):
-    """A system that knows the answer, inverted and generated under one condition."""
+    """A system with a known best prediction, inverted and generated under one condition."""
     system = open_system(get_config())
 
-    # Pictures around a grey; the best prediction of the noise of one normal distribution.
+    # Images around a grey; the best noise prediction for one normal distribution.
     def denoise(model, x, t, condition, step=None):
         t = jnp.broadcast_to(jnp.asarray(t).astype(int), x.shape[:1])
         alpha, sigma = (a.reshape(-1, 1, 1, 1) for a in signal_and_noise(system.schedule, t))
-        # No model is exact: unclipped, an error of 1 % at the last timestep ruins the picture.
+        # No model is exact: unclipped, an error of 1 % at the last timestep ruins the image.
         return sigma * x / (alpha**2 * 0.25 + sigma**2) + 0.01 * jnp.sin(7 * x)
 
     system.denoise = denoise

@@ -1,4 +1,4 @@
-"""What generate reads as text, and what it says of options without effect."""
+"""Text that generate reads, and its warnings about options without effect."""
 
 import pytest
 
@@ -42,7 +42,7 @@ def test_options_without_effect_are_lines(capsys):
     assert told("--reference", "a.png", "--no-crop", "--detector", "cascade") == [
         "--detector cascade has no effect: --no-crop looks for no face"
     ]
-    # What a call of the pipeline warns of is a line each, and said once by every command.
+    # A warning of a pipeline call is a line, and every command prints it once.
     for _ in range(2):
         with plain_warnings():
             for _ in range(2):

@@ -1,4 +1,4 @@
-"""Names of config.metrics to metrics: one's own, unknown ones, and those that nobody judges."""
+"""Names of config.metrics: user-defined metrics, unknown ones, and those without a judge."""
 
 import pytest
 from ml_collections import ConfigDict
@@ -9,7 +9,7 @@ from persongen_jax.metrics.registry import METRICS, find_class, open_metrics
 
 
 class Whiteness(Metric):
-    """A metric of images, as somebody else writes it."""
+    """A user-defined metric of images."""
 
     name, title, form = "whiteness", "white", "{:.1f}"
 

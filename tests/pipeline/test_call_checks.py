@@ -1,4 +1,4 @@
-"""What a call of the pipeline says: the wrong kind is refused, what has no effect is told."""
+"""Pipeline calls: invalid arguments are refused, ineffective ones cause a warning."""
 
 import warnings
 
@@ -12,13 +12,13 @@ from persongen_jax.systems.open import open_system
 
 FACE = np.zeros((32, 32, 3), np.uint8)
 LONG = "a red hat and " * 25 + "a Castle"
-# Refused after all warnings are out and before anything is compiled.
+# Refused after all warnings and before anything is compiled.
 STOP = {"latents": np.zeros(1)}
 
 
 @pytest.fixture(scope="module")
 def personal(tiny_base):
-    """PhotoMaker as training begins with it."""
+    """PhotoMaker with its initial weights."""
     config = get_config()
     config.base = str(tiny_base)
     return Pipeline.around(open_system(config))
@@ -30,7 +30,7 @@ def plain(personal):
 
 
 def said(pipe, prompt, *arguments, **settings):
-    """The warnings of a call that goes no further."""
+    """The warnings of a call that is refused afterwards."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         with pytest.raises(ValueError, match="latents have shape"):
@@ -157,7 +157,7 @@ def test_what_is_cut_is_told_in_python_too(what, plain):
     texts = (LONG,) if what == "prompt" else ("a man", LONG)
     (line,) = said(plain, *texts)
     assert line.startswith(f'the {what} is too long; this part is cut: "') and "Castle" in line
-    # Without guidance nobody reads the negative prompt.
+    # Without guidance the negative prompt is unused.
     lines = said(plain, *texts, guidance_scale=1.0)
     assert [line.startswith("the negative prompt has no effect") for line in lines] == (
         [True] if what == "negative prompt" else [False]
@@ -206,7 +206,7 @@ def test_options_without_effect_are_told(case, plain):
         ({"start_merge_step": 7}, "start_merge_step=7 is not before the last of 8 steps"),
         ({"start_merge_step": 6}, ""),
         ({"scales": {"identity": 0}}, "'identity' is 0 in every step"),
-        # Steps 2 to 7 of 8 are those in which the person acts.
+        # The person acts in steps 2 to 7 of 8.
         ({"scales": {"identity": [(0.2, 1, 0)]}}, "'identity' is 0 in every step"),
         ({"scales": {"identity": [(0.3, 1, 0)]}}, ""),
         ({"scales": {"identity": [(0, 0.2, 0.5)]}}, "steps before the person acts"),

@@ -1,4 +1,4 @@
-"""LoRA files on the pipeline, against diffusers: same file, same latents, same picture."""
+"""LoRA files on the pipeline, against diffusers: same file, same latents, same image."""
 
 import jax
 import jax.numpy as jnp
@@ -25,14 +25,14 @@ from tests.weights.formats.sgm import unet_to_sgm
 from tests.weights.formats.test_lora_files import ATTENTION, CHOSEN, UNET, delta, kohya, save
 
 STEPS = 10
-RANK = 4  # in sum, on every layer of CHOSEN: one compiled program serves nearly all tests
+RANK = 4  # in total, on every layer of CHOSEN: nearly all tests share one compiled program
 CLEARLY = 5 * PIXEL
 LINEAR, POINTWISE = f"{ATTENTION}.attn1.to_q", "down_blocks.1.resnets.0.conv_shortcut"
 
 
 @pytest.fixture(scope="module", autouse=True)
 def one_torch_thread():
-    """The networks are tiny: on a busy machine more threads mostly wait for each other."""
+    """The networks are tiny: on a busy machine additional threads mostly wait for each other."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -46,7 +46,7 @@ def shared(tiny_base):
 
 @pytest.fixture
 def ours(shared):
-    """Without LoRA before and after each test; for what changes the weights see ``fresh``."""
+    """Without LoRA before and after each test; tests that change the weights use ``fresh``."""
     yield shared
     shared.unload_lora()
 
@@ -85,7 +85,7 @@ def layer_shapes(pipe):
 
 
 def random_lora(pipe, chosen=CHOSEN, *, rank=RANK, alpha=None, seed=0):
-    """Adapters about as strong as the weights they lie on."""
+    """Adapters about as strong as the weights that they modify."""
     rng = np.random.default_rng(seed)
     out = {}
     for component, paths in chosen.items():
@@ -141,7 +141,7 @@ STYLES = ("diffusers", "peft", "kohya", "kohya, sgm blocks")
 )
 def test_same_pictures_as_diffusers(style, components, ours, theirs, latents, plain, tmp_path):  # noqa: F811
     chosen = {k: v for k, v in CHOSEN.items() if components == "all" or k != "unet"}
-    # An alpha that is not the rank: only kohya's files can say so.
+    # An alpha other than the rank: only kohya's files can store it.
     adapters = random_lora(ours, chosen, alpha=2.5 if "kohya" in style else None)
     path = save(tmp_path / "lora.safetensors", named(adapters, style))
     ours.load_lora(path)
@@ -153,7 +153,7 @@ def test_same_pictures_as_diffusers(style, components, ours, theirs, latents, pl
 
 
 def test_one_image_from_one_pair_in_every_spelling(ours, latents, tmp_path):  # noqa: F811
-    """Bit by bit; alpha is the rank, which is what files without one mean."""
+    """Bit for bit; alpha is the rank, as in files without alpha."""
     adapters, images = random_lora(ours, alpha=float(RANK)), []
     styles = {name: named(adapters, name) for name in ("kohya", "comfy", "peft, named")}
     comfy = styles["comfy"].items()
@@ -236,7 +236,7 @@ def test_against_merging_by_hand(swapped, ours, fresh, latents, plain, tmp_path)
             change = delta(lora)
             change = change.transpose(2, 3, 1, 0) if change.ndim == 4 else change.T
             layer.kernel[...] = layer.kernel[...] + change
-    if swapped:  # as some tools write them
+    if swapped:  # as written by some tools
         unet = adapters["unet"]
         a, b = unet[POINTWISE], unet[LINEAR]
         unet[POINTWISE] = LoraWeights(a.down[..., 0, 0], a.up[..., 0, 0], a.alpha)
@@ -281,7 +281,7 @@ def test_two_adapters_on_a_layer_are_not_written_as_one(ours, tmp_path):
 
 
 def misfit(ours, fault):
-    """Adapters, and what a message about them has to say."""
+    """Adapters, and the expected part of the message about them."""
     path = LINEAR
     lora = random_lora(ours, {"unet": [path]})["unet"][path]
     down, up = lora.down, lora.up
@@ -315,7 +315,7 @@ def test_a_lora_that_does_not_fit(fault, ours, tmp_path):
         ours.load_lora(save(tmp_path / "bad.safetensors", bad))
     for words in said:
         assert words in str(caught.value)
-    # What was loaded still is, and works.
+    # Loaded adapters stay, and work.
     assert list(ours.adapters) == ["good"]
     ours.set_lora_weights({"good": 0.5})
     assert extract_adapter(ours.model.unet).keys() == before
@@ -331,7 +331,7 @@ def test_a_file_that_is_not_there_or_no_lora(ours, tmp_path):
 
 
 def test_the_gradients_of_a_product():
-    """LoRA's products have a gradient of their own: that of ``x @ factor``."""
+    """LoRA's products have a custom gradient: it equals that of ``x @ factor``."""
     x = jax.random.normal(jax.random.key(0), (2, 5, 12))
     for shape in ((12, 3), (12, 20)):
         factor = jax.random.normal(jax.random.key(1), shape)

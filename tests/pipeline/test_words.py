@@ -1,4 +1,4 @@
-"""Words whose embeddings lie with a LoRA (``bundle_emb``), in prompts."""
+"""Words whose embeddings are bundled with a LoRA (``bundle_emb``), in prompts."""
 
 import numpy as np
 import pytest
@@ -68,7 +68,7 @@ def test_a_word_is_its_embeddings(ours, shapes, tmp_path):
 
 @pytest.mark.parametrize("eos", [2, 9])
 def test_a_text_ends_where_it_did_with_words_in_it(eos):
-    """Their ids are the highest; configs with 2 stand for the highest of the vocabulary."""
+    """Their ids are the highest; in configs, 2 means the highest of the vocabulary."""
     sizes = {"hidden_size": 8, "intermediate_size": 8, "num_attention_heads": 2}
     config = {**sizes, "num_hidden_layers": 1, "vocab_size": 10, "eos_token_id": eos}
     model = CLIPTextModel(config, rngs=nnx.Rngs(0))
@@ -83,7 +83,7 @@ def test_words_come_and_go_with_their_lora(ours, shapes, tmp_path):
     ours.load_lora(first)
     ours.load_lora(second)
     both = np.asarray(ours.encode_prompt(["<me> and him"])[0])
-    ours.load_lora(first)  # once more: nothing is there twice
+    ours.load_lora(first)  # again: nothing is duplicated
     assert table(ours, "clip_g").shape[0] == sizes["clip_g"][0] + 3
     np.testing.assert_array_equal(ours.encode_prompt(["<me> and him"])[0], both)
     ours.unload_lora()

@@ -1,4 +1,4 @@
-"""The loop is free: a system of one file, on scikit-learn's digits, through the usual commands."""
+"""The loop is generic: a one-file system, on scikit-learn's digits, with the usual commands."""
 
 import ast
 import json
@@ -43,7 +43,7 @@ def small():
 
 
 def command(workdir, config):
-    """The training command of this config; runs are processes of their own, as users have them."""
+    """The training command of this config; runs are separate processes, as for users."""
     changed = ("batch_size", "steps", "warmup_steps", "log_every", "checkpoint_every")
     changed += ("validation_every", "validation_steps")
     options = [f"--config.{key}={config[key]}" for key in changed]
@@ -180,7 +180,7 @@ def test_devices_and_processes_change_nothing(tmp_path):
 
 @pytest.mark.slow
 def test_of_two_hosts_one_dies(tmp_path):
-    """The other ends and names it; the same command goes on to the same end."""
+    """The other ends and names it; the same command resumes to the same end."""
     options = ["--config.steps=60", "--config.batch_size=16", "--config.log_every=1"]
     options += ["--config.checkpoint_every=5", "--config.validation_every=0", "--config.fsdp=2"]
 
@@ -204,7 +204,7 @@ def test_of_two_hosts_one_dies(tmp_path):
 
 @pytest.mark.slow
 def test_bad_luck_changes_no_number(whole_run, tmp_path):
-    """A damaged checkpoint is passed over; a step that is not finite changes nothing."""
+    """A damaged checkpoint is skipped; a step that is not finite changes nothing."""
     shutil.copytree(whole_run, tmp_path / "run")
     flip_a_bit(largest_file(tmp_path / "run" / "checkpoints" / str(STEPS)))
     again = command(tmp_path / "run", small())

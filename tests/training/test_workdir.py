@@ -1,4 +1,4 @@
-"""One run at a time in a working directory, and what a run goes on with."""
+"""One run at a time in a working directory, and the conditions for resuming."""
 
 import errno
 import json
@@ -36,7 +36,7 @@ def write_lock(workdir, process, host=HOST):
 
 @pytest.fixture
 def gone():
-    """The number of a process that has ended."""
+    """The id of a process that has ended."""
     process = multiprocessing.get_context("spawn").Process(target=int)
     process.start()
     process.join()
@@ -129,10 +129,10 @@ def test_a_lock_of_another_host_holds_while_its_time_goes_on(tmp_path, quick):
     finally:
         ended.set()
         beating.join()
-    with only_run_in(tmp_path):  # it stands still
+    with only_run_in(tmp_path):  # it is not updated
         before = (tmp_path / NAME).stat().st_mtime_ns
         deadline = time.monotonic() + 5
-        while (tmp_path / NAME).stat().st_mtime_ns == before:  # ours goes on
+        while (tmp_path / NAME).stat().st_mtime_ns == before:  # ours is updated
             assert time.monotonic() < deadline
             time.sleep(0.02)
 
@@ -147,7 +147,7 @@ def test_a_run_that_finds_its_workdir_in_use_touches_nothing(tmp_path):
     assert half.is_dir()
 
 
-# ---- The schedule of a run that goes on --------------------------------------------------------
+# ---- The schedule of a resumed run --------------------------------------------------------
 
 
 def config_of(**keys):
@@ -198,7 +198,7 @@ def test_what_is_said_of_the_schedule():
         "lr_schedule=cosine ends at step 10 (config.schedule_steps), as this run began, and the "
         "steps from there to 20 change nothing"
     ]
-    # At its end a run is done; more steps would be at a rate of 0.
+    # At its end a run is done; more steps would have a rate of 0.
     assert len(said(20, schedule_steps=10, steps=20)) == 1
     for start in (10, 15):
         with pytest.raises(ValueError, match="come to 0 at step 10.*start_from=runs/x"):
@@ -213,7 +213,7 @@ def test_fewer_steps_than_are_made_are_refused():
 
 
 def test_the_command_refuses_fewer_steps(tmp_path, monkeypatch):
-    """Before anything is opened: the base that the config names is not there."""
+    """Before anything is opened: the base that the config names does not exist."""
     from persongen_jax import train
 
     config = get_config()
@@ -228,7 +228,7 @@ def test_the_command_refuses_fewer_steps(tmp_path, monkeypatch):
         train.train(config, tmp_path)
 
 
-# ---- Checkpoints copied by half ----------------------------------------------------------------
+# ---- Partial copies of checkpoints ---------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""A plain folder of pictures with its table: what it says, and what is said of its faults."""
+"""A plain folder of images with its table: its contents, and messages about its faults."""
 
 import numpy as np
 import pytest
@@ -25,7 +25,7 @@ def shade(i):
 
 @pytest.fixture
 def write(tmp_path):
-    """Writes a folder "faces" of pictures 0.png, 1.png, ... of shades 0, 20, ... and its table."""
+    """Writes a folder "faces" of images 0.png, 1.png, ... of shades 0, 20, ... and its table."""
     folder = tmp_path / "faces"
 
     def write(text, n=4, name="labels.csv", encoding="utf-8"):
@@ -43,7 +43,7 @@ def opened(folder, **options):
 
 
 def by_shade(data):
-    """What is said of each picture, and whether it is held out, by its number."""
+    """The values of each image, and whether it is held out, by its index."""
     found = {}
     for held, part in ((False, data.train), (True, data.test)):
         for i in range(len(part)):
@@ -72,7 +72,7 @@ def test_a_folder_is_read(write, capsys):
     }
     assert data.train.values.dtype == np.int8 and data.train.shape == (SIZE, SIZE, 3)
     assert data.mirror and data.terms == ""
-    assert capsys.readouterr().out == ""  # nothing was cut or scaled
+    assert capsys.readouterr().out == ""  # nothing was cropped or scaled
 
 
 @pytest.mark.parametrize(
@@ -82,7 +82,7 @@ def test_a_folder_is_read(write, capsys):
         "\ufeffimage\ta b\tc\r\n0.png\t1\t0\r\n1.png\t0\t1\r\n\r\n2.png\tNaN\t1\r\n",
         '"picture","a b","c"\n"0",1,0\n"1.png",0,1\n"./2.png",,1\n',
         "a b,c,Filename\n1,0,0.png\n0,1,1\n, 1 ,2.png\n",
-        "id,a b,c\n2,,yes\n1,no,yes\n0,yes,no\n0.png,1,0\n",  # said twice, but the same
+        "id,a b,c\n2,,yes\n1,no,yes\n0,yes,no\n0.png,1,0\n",  # given twice, but equal
     ],
 )
 def test_tables_of_other_forms(write, text):
@@ -170,7 +170,7 @@ def test_a_tenth_is_held_out_whatever_comes_to_it(tmp_path):
     more = sorted([*names, *(f"new-{i}.png" for i in range(500))])
     again = dict(zip(more, module._every_tenth(more), strict=True))
     assert [again[name] for name in names] == held.tolist()
-    for n in range(2, 9):  # few pictures: one at least on either side
+    for n in range(2, 9):  # few images: at least one on either side
         held = module._every_tenth(names[:n])
         assert held.any() and not held.all()
 
@@ -255,7 +255,7 @@ def test_pictures_are_decoded_once_and_cannot_be_changed(write, monkeypatch):
     assert pictures[:].shape == (3, SIZE, SIZE, 3) and pictures[2:2].shape == (0, SIZE, SIZE, 3)
     np.testing.assert_array_equal(pictures[[2, 1]], [pictures[2], pictures[1]])
     assert len(list(pictures)) == 3 == len(reads)
-    monkeypatch.setattr(folder_pictures, "KEPT", 1)  # too many to keep: they are decoded again
+    monkeypatch.setattr(folder_pictures, "KEPT", 1)  # too many to keep, so they are decoded again
     assert len(FolderPictures(paths, SIZE, 3)[[0, 1, 0, 1]]) == 4 and len(reads) == 7
 
 
@@ -275,7 +275,7 @@ def test_the_fingerprint_changes_with_the_content(write):
     marks.add(opened(folder, channels=1).train.fingerprint)
     marks.add(opened(write(text.replace("3,0", "3,1"))).train.fingerprint)
     file, sizes = write(text) / "3.png", set()
-    for seed in (0, 1):  # two pictures of as many bytes
+    for seed in (0, 1):  # two images of equal size in bytes
         pixels = np.random.default_rng(seed).integers(0, 256, (8, 8, 3), np.uint8)
         Image.fromarray(pixels).save(file, compress_level=0)
         marks.add(opened(folder).train.fingerprint)

@@ -1,4 +1,4 @@
-"""What requests say, and the examples that training makes of pictures with attributes."""
+"""The meaning of requests, and training examples made from images with attributes."""
 
 import numpy as np
 import pytest
@@ -37,7 +37,7 @@ def said(request, vocabulary=FACES):
         ("LONG HAIR=-1,glasses=unknown,beard=?", [None, 0, None, None, None, None]),
         ("hat=cap", [None, None, 0, 1, 0, None]),
         ("hat=top-hat,glasses=0", [0, None, 0, 0, 1, None]),
-        ("hat=none", [None, None, 1, 0, 0, None]),  # a member of that name goes first
+        ("hat=none", [None, None, 1, 0, 0, None]),  # a member of that name takes precedence
         ("hat=unknown", [None] * 6),
         ("hat=cap,hat=cap,glasses=1,glasses=1.0", [1, None, 0, 1, 0, None]),
     ],
@@ -63,7 +63,7 @@ def test_a_request_says(request_, expected):
     ],
 )
 def test_a_request_that_cannot_be_met(request_, message):
-    if message is None:  # nothing is said
+    if message is None:  # no message
         assert said(request_) == [None] * 6
         return
     with pytest.raises(RequestError, match=message) as error:
@@ -98,7 +98,7 @@ def test_choosing_attributes():
     assert FACES.choose(["long hair"]) == (Vocabulary(("Long_Hair",)), [1])
     with pytest.raises(RequestError, match=r"no 'beart'.*did you mean beard\?"):
         FACES.choose(["glasses", "beart"])
-    # Alone it could not be asked for.
+    # Alone it could not be requested.
     with pytest.raises(RequestError, match="hat=cap is one of a group; choose hat"):
         FACES.choose(["hat=cap"])
 
@@ -136,7 +136,7 @@ def test_names_that_differ_in_spelling_alone_are_one():
 
 
 def pictures(n=7):
-    """Picture i has the values 10 i on its left and 10 i + 5 on its right."""
+    """Image i has the values 10 i on its left and 10 i + 5 on its right."""
     images = np.zeros((n, 2, 4, 1), np.uint8) + np.uint8(10 * np.arange(n))[:, None, None, None]
     images[:, :, 2:] += 5
     values = np.array([[i % 2, UNKNOWN, i % 3 == 0] for i in range(n)], np.int8)

@@ -1,4 +1,4 @@
-"""Streams of batches, with TensorFlow and without: the same ones, resumed, and shared out."""
+"""Streams of batches, with TensorFlow and without: equal, resumed, and shared."""
 
 import json
 import logging
@@ -27,7 +27,7 @@ from tests.data_pipeline.photographs import (
 
 @pytest.fixture
 def open_source(records, tokenizers):
-    """Makes a source of the folder's records that has kept nothing yet."""
+    """Makes a source of the folder's records that has cached nothing yet."""
 
     def open_source(records=records, **options):
         return photograph_source(records, tokenizers, **options)
@@ -108,7 +108,7 @@ def test_another_position_is_told(records, open_source):
 
 
 def test_further_pictures_may_have_moved_as_well(records, tokenizers, open_source):
-    """But a run whose fields read another kind of them is another."""
+    """But a run whose fields read another kind of additional image is a different run."""
 
     def fingerprint(name, folder):
         given = [replace(r, images={name: f"{folder}/1.png"}) for r in records]

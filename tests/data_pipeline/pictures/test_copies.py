@@ -1,4 +1,4 @@
-"""A person's picture under two names is never its own reference; replaced pictures are noticed."""
+"""An image under two names is never its own reference; replaced images are noticed."""
 
 import json
 import logging
@@ -21,7 +21,7 @@ from tests.data_pipeline.photographs import photograph_source, references_of, ta
 
 
 def copy_record(folder, name, of, **changes):
-    """A further line of the manifest: the file ``of`` once more, as ``name``."""
+    """An additional line of the manifest: the file ``of`` again, as ``name``."""
     path = folder / "manifest.jsonl"
     lines = [json.loads(line) for line in path.read_text().splitlines()]
     line = next(line for line in lines if line["image"] == of)
@@ -36,7 +36,7 @@ def test_a_copy_is_never_the_reference_of_its_original(folder, tokenizers, caplo
     counts = Counter()
     records = read_manifest(folder, counts=counts)
     assert counts[COPIES] == 2 and "again.png is anna_0.png" in caplog.text
-    # The same words are left out; other words are further words of the same picture.
+    # Equal captions are left out; other captions are additional captions of the same image.
     assert records[:-1] == plain and records[-1].caption == "a woman img, seen anew"
     assert records[-1].image == plain[1].image
     source = photograph_source(records, tokenizers)
@@ -56,7 +56,7 @@ def test_a_person_of_copies_alone_is_left_out(folder, caplog):
         shutil.copy(folder / "bert_0.png", folder / name)
     assert {record.identity for record in read_manifest(folder)} == {"bert", "carl"}
     assert "1 identities with fewer than 2 pictures are left out: anna" in caplog.text
-    for record in read_manifest(folder):  # bert's own and carl's, all of them one picture
+    for record in read_manifest(folder):  # bert's own and carl's, all of them one image
         if record.image != str(folder / "bert_0.png"):
             shutil.copy(folder / "bert_0.png", record.image)
     with pytest.raises(ManifestError, match="no identity has two pictures"):
@@ -89,14 +89,14 @@ def test_near_copies_are_warned_of(kind, folder, caplog):
         smooth.resize((60, 50)).save(folder / "near.png")
     elif kind == "jpeg":
         smooth.save(folder / "near.png", "JPEG", quality=60)
-    elif kind == "turned":  # stored on its side, with the tag that turns it
+    elif kind == "turned":  # stored on its side, with the orientation tag
         exif[0x0112] = 6
         smooth.transpose(Image.Transpose.ROTATE_90).save(folder / "near.png", exif=exif)
     else:
         smooth.convert("RGBA").save(folder / "near.png", compress_level=1)
     shutil.copy(folder / "near.png", folder / "anna_1.png")
     records = read_manifest(folder)
-    assert len(records) == 12  # a warning, no more
+    assert len(records) == 12  # only a warning
     (said,) = (r.message for r in caplog.records if r.levelno == logging.WARNING)
     assert "1 pictures look like others" in said and "anna_1.png is anna_0.png" in said
 
@@ -123,7 +123,7 @@ def test_of_many_pictures_it_is_said_that_near_copies_are_not_looked_for(
 
 
 def test_what_is_said_of_the_pixels_holds_for_every_copy(folder):
-    """A copy without the face box, or alone with it, takes it from, or gives it to, the other."""
+    """A copy without a face box gets it from the other; a copy with one gives it to the other."""
     plain = read_manifest(folder)
     boxed = next(record for record in plain if record.face_box)
     other = next(record for record in plain if not record.face_box)
@@ -154,7 +154,7 @@ def test_a_mark_is_of_the_content_alone(folder, tmp_path):
     shutil.copy(file, moved)
     os.utime(moved, (1, 1))
     assert mark(str(moved)) == before
-    for kind in ("png", "bmp"):  # of one size whatever they show
+    for kind in ("png", "bmp"):  # of equal size whatever they show
         files = [str(tmp_path / f"{i}.{kind}") for i in range(2)]
         for i, name in enumerate(files):
             Image.new("RGB", (8, 8), (i, i, i)).save(name)
@@ -200,7 +200,7 @@ def test_pictures_replaced_under_their_names_are_noticed_at_resume(
     assert records[2].image in said and "restore the old ones" in said
     del state["pictures"]
     caplog.clear()
-    stream().check(state)  # of a run that kept no marks
+    stream().check(state)  # of a run without marks
     assert not caplog.records
 
 

@@ -1,4 +1,4 @@
-"""The one opener: what it makes of files, bytes, PIL images and arrays of every kind."""
+"""Reading images: from files, bytes, PIL images and arrays of every kind."""
 
 import io
 import tracemalloc
@@ -32,7 +32,7 @@ PIXELS = picture()
 
 
 def converted(image, profile, mode="RGB"):
-    """By Pillow's own conversion, of a picture that is upright and opaque."""
+    """Pillow's own conversion, for an image that is upright and opaque."""
     source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
     return np.asarray(
         ImageCms.profileToProfile(image.convert(mode), source, SRGB, outputMode="RGB")
@@ -40,7 +40,7 @@ def converted(image, profile, mode="RGB"):
 
 
 def by_formula(pixels, primaries, gamma):
-    """To sRGB in float64, with what lies outside of it cut off."""
+    """To sRGB in float64, clipped."""
     srgb = ((0.64, 0.33), (0.30, 0.60), (0.15, 0.06))
     linear = (pixels / 255.0) ** gamma @ to_xyz(primaries).T @ np.linalg.inv(to_xyz(srgb)).T
     linear = linear.clip(0, 1)
@@ -92,7 +92,7 @@ def test_grey_and_palette_profiles(tmp_path):
 
 
 def test_cmyk_profiles(tmp_path):
-    """By a table, as every CMYK profile: here ink to Lab by a rule that Pillow's own lacks."""
+    """By a table, like every CMYK profile: here ink to Lab by a rule that Pillow's own lacks."""
     image = Image.fromarray(np.dstack([picture(), picture()[..., 1] // 4]), "CMYK")
     profile = cmyk_profile()
     for kind in ("jpg", "tiff"):
@@ -328,7 +328,7 @@ def test_a_deep_scan_in_which_white_is_zero(tmp_path):
 
 
 def with_chunk(path, kind: bytes, data: bytes):
-    """The PNG with one more chunk behind its header."""
+    """The PNG with one more chunk after its header."""
     found = path.read_bytes()
     crc = zlib.crc32(kind + data).to_bytes(4, "big")
     chunk = len(data).to_bytes(4, "big") + kind + data + crc
@@ -448,7 +448,7 @@ def test_a_raw_photograph_is_not_its_preview(tmp_path):
     from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
     tags = ImageFileDirectory_v2()
-    tags[254] = 1  # a reduced version of another picture in the file
+    tags[254] = 1  # a reduced version of another image in the file
     Image.fromarray(picture()).save(tmp_path / "a.tiff", tiffinfo=tags)
     Image.fromarray(picture()).save(tmp_path / "b.tiff")
     (tmp_path / "b.tiff").rename(tmp_path / "b.nef")

@@ -82,7 +82,7 @@ def test_writing_refuses_pictures_elsewhere(write, tmp_path_factory):
 
 
 def test_further_keys_and_pictures_are_written_and_read(write):
-    """Also keys of the names under which a record holds them."""
+    """Even keys with the names of a record's fields."""
     folder = write()
     say = {
         "weight": 0.5,
@@ -202,7 +202,7 @@ def test_nothing_there(write, tmp_path):
 
 
 def test_unknown_keys_are_kept(write):
-    """Who reads them is known when training opens: examples/test_source.py."""
+    """Unread keys are reported when training opens: examples/test_source.py."""
     records = read_manifest(write(entry(0, facebox=[1, 2, 3, 4]), entry(1)))
     assert [record.extra for record in records] == [{"facebox": [1, 2, 3, 4]}, None]
 

@@ -1,4 +1,4 @@
-"""Shards hold what the folder holds, give the same batches, and appear whole or not at all."""
+"""Shards hold what the folder holds, give the same batches, and are written atomically."""
 
 import io
 import json
@@ -28,7 +28,7 @@ from tests.data_pipeline.photographs import assert_same, photograph_source, take
 
 @pytest.fixture
 def photographs(folder):
-    """The folder, one of its pictures a turned JPEG, and one with everything that can be said."""
+    """The folder, one of its images a turned JPEG, and one with all optional data."""
     records = read_manifest(folder)
     exif = PillowImage.Exif()
     exif[0x0112] = 6
@@ -127,7 +127,7 @@ def test_the_same_batches_from_folder_and_shards_with_and_without_tf_data(
 
 
 def test_further_keys_of_the_manifest_are_kept(photographs, tmp_path, tokenizers):
-    """As JSON has them, for the fields that read them."""
+    """In JSON's types, for the fields that read them."""
     say = {"weight": 0.5, "hair": "r\u00f6t\u2028lich", "tags": ["a", [1, 2]], "extra": {"a": None}}
     records = read_manifest(photographs)
     records[4] = replace(records[4], extra=say)
@@ -266,7 +266,7 @@ def test_damaged_and_foreign_folders(shards, tmp_path):
 
 
 def test_a_damaged_record_stops_and_is_not_passed_over(shards):
-    """Its content is somebody else's fault, and another picture in its place would go unnoticed."""
+    """The fault is not the image's, and replacing it by another would go unnoticed."""
     path = sorted(shards.glob("*array_record*"))[0]
     data = bytearray(path.read_bytes())
     for i in range(200, len(data) - 200):

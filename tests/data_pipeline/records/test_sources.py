@@ -1,4 +1,4 @@
-"""Folders, shards and drawn people as sources; what is not understood names what there is."""
+"""Folders, shards and drawn people as sources; invalid sources list the valid ones."""
 
 import subprocess
 import sys
@@ -43,7 +43,7 @@ def test_people_are_those_that_are_drawn(few):
 
 
 def test_no_two_pictures_share_their_circumstances(few):
-    """Not even of different people: each has a caption, or a place of the face, of its own."""
+    """Not even of different people: each has its own caption or face position."""
     records, _ = few
     assert len({(r.caption, r.background, r.body, r.face_box) for r in records}) == len(records)
 
@@ -146,6 +146,6 @@ def test_a_folder_of_something_else(tmp_path):
 
 
 def test_every_field_of_a_record_is_filled(few):
-    """But the two that tell what a picture was cut from, and what a manifest may add."""
+    """Except the two that say what an image was cropped from, and what a manifest may add."""
     absent = {f.name for f in fields(Record) if any(not getattr(r, f.name) for r in few[0])}
     assert absent == {"original_size", "crop", "images", "extra"}

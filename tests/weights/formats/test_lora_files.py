@@ -1,4 +1,4 @@
-"""LoRA files in every spelling, compared with what diffusers makes of the same files."""
+"""LoRA files in every spelling, compared with diffusers' result for the same files."""
 
 import json
 
@@ -99,7 +99,7 @@ def random_adapters(shapes, chosen=CHOSEN, ranks=(4,), alphas=(None,)):
 
 
 def delta(lora):
-    """scale * up @ down, shaped as the layer's weight."""
+    """scale * up @ down, with the shape of the layer's weight."""
     up = lora.up.reshape(lora.up.shape[:2])
     return lora.scale * np.einsum("or,r...->o...", up, lora.down)
 
@@ -194,7 +194,7 @@ def test_bfloat16_and_mixed_alphas_round_trip(tmp_path, modules):
     second = LoraWeights(np.ones((3, 8), np.float16), np.ones((16, 3), np.float32))
     write_lora(tmp_path / "a.safetensors", {"text_encoder": {a: first, b: second}})
     got = read_lora(tmp_path / "a.safetensors", modules)
-    # None has no place beside numbers, and means alpha = rank.
+    # A None among numbers cannot be stored, and means alpha = rank.
     assert_same(got, {"text_encoder": {a: first, b: LoraWeights(second.down, second.up, 3.0)}})
 
 
