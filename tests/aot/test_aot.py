@@ -108,7 +108,7 @@ def test_search_goes_on_from_a_try_whose_need_was_not_said(monkeypatch):
 
 @pytest.mark.parametrize("run", [search, compile_for_topology])
 def test_a_batch_of_nothing_is_named(run):
-    with pytest.raises(ValueError, match="--per_chip_batch -1: at least one"):
+    with pytest.raises(ValueError, match="--per_chip_batch -1: give at least 1"):
         run(None, "v5e:2x2", -1)
 
 
@@ -331,8 +331,8 @@ def test_what_is_not_read_counts_where_it_lies_on_the_chip(topology):
     fits = rows(8, sharding=replicated(mesh))
     assert fits["bytes"]["unread"] == 8 * GIB
     assert 8 * GIB < fits["bytes"]["total"] < 8.1 * GIB
-    assert "8.00 of it are not read" in report(fits)
-    with pytest.raises(DoesNotFit, match="20.00 of them for frozen weights.*offload_encoders"):
+    assert "8.00 of it is not read" in report(fits)
+    with pytest.raises(DoesNotFit, match="20.00 of it for frozen weights.*offload_encoders"):
         rows(20, sharding=replicated(mesh))
     assert rows(20)["bytes"]["unread"] == 0  # not on any chip
     assert rows(20, holds_all=False, sharding=replicated(mesh))["bytes"]["unread"] == 0

@@ -291,7 +291,7 @@ def test_what_a_run_cannot_give(run, exported, tmp_path):
         export_run(run, tmp_path / "a.safetensors", "ip-adapter")
     assert str(run.workdir) in str(refused.value)
     assert "as diffusers-lora, kohya-lora, peft, comfy, photomaker," in str(refused.value)
-    with pytest.raises(WeightsError, match=r"ending has to be \.safetensors"):
+    with pytest.raises(WeightsError, match=r"extension must be \.safetensors"):
         export_run(run, tmp_path / "a.bin", "diffusers-lora")
     assert list(tmp_path.iterdir()) == []
     there = exported["kohya"]

@@ -120,8 +120,8 @@ def test_trigger_of_several_tokens_and_class_word_of_several_tokens(tokenizers):
     ("prompt", "message"),
     [
         ("a man in a suit", "appears 0 times"),
-        ("a man with imgs, a timg and img_1", 'inside "imgs", not as a word of its own'),
-        ("a man img and a woman img", "stands 2 times"),
+        ("a man with imgs, a timg and img_1", 'inside "imgs", not as a separate word'),
+        ("a man img and a woman img", "appears 2 times"),
         ("img a man", "opens the prompt"),
         ("  img", "opens the prompt"),
         ("a man, img in a suit", 'follows a ","'),

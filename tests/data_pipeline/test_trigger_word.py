@@ -79,7 +79,7 @@ def test_a_trigger_with_an_invisible_character_inside(c):
         ("a man,\u200b img", 'follows a ","'),
         ("a man\u2764\ufe0f img", 'follows a "\u2764"'),
         ("a man", "appears 0 times"),
-        ("a man img\u200bimg", "stands 2 times"),
+        ("a man img\u200bimg", "appears 2 times"),
     ],
 )
 def test_what_is_refused_stays_refused(prompt, message):

@@ -83,7 +83,7 @@ def test_prompts_from_a_file(tmp_path):
         ("[]", "non-empty list"),
         ('[{"background": "a beach"}]', "prompt 1"),
         ('[{"general": "a man img"}, {"general": "a man img", "clothes": "a coat"}]', "prompt 2"),
-        ('[{"general": "a man in a coat"}]', '"img" stands 0 times'),
+        ('[{"general": "a man in a coat"}]', '"img" appears 0 times'),
         ('[{"general": "a {word} img, {name}"}]', "name"),
         ('[{"general": "a {word img"}]', "word"),
     ],

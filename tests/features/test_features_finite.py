@@ -45,7 +45,7 @@ def test_what_is_not_finite_is_named_and_not_stored(system, caplog):
     source, count = stream.source, "moments not finite, not stored"
     source.features.fill(map(source.feature_jobs, range(6)), batch_size=3)
     assert source.features.counts[count] == 1
-    named = rf"{BAD}\.png: what the frozen networks make of it \(moments\) is not finite.*look at"
+    named = rf"{BAD}\.png: the frozen networks' output \(moments\) is not finite.*check"
     assert re.search(named, caplog.text)
     assert rows(cache, "moments") == 5
     for _ in range(3):  # two passes over the data

@@ -327,7 +327,7 @@ PLAIN_ERRORS = {
     "lora": ([*PROMPT, "--lora", "/nowhere/x.safetensors@0.5"], "/nowhere/x.safetensors:"),
     "scale": ([*PROMPT, "--scale", "identity"], "NAME=NUMBER"),
     "scales alone": ([*PROMPT, "--scale", "identity=1"], "references"),
-    "lora weight": ([*PROMPT, "--lora", "x.safetensors@much"], "'much' is no number"),
+    "lora weight": ([*PROMPT, "--lora", "x.safetensors@much"], "'much' is not a number"),
 }
 
 
@@ -356,8 +356,8 @@ def test_a_prompt_file_that_is_no_text(tiny_base, tmp_path, capsys):
 
 
 REFERENCE_ERRORS = {
-    "no trigger": ("a man", "face.png", 1, ["--no-crop"], '"img" stands 0 times'),
-    "two triggers": ("a man img img", "face.png", 1, ["--no-crop"], '"img" stands 2 times'),
+    "no trigger": ("a man", "face.png", 1, ["--no-crop"], '"img" appears 0 times'),
+    "two triggers": ("a man img img", "face.png", 1, ["--no-crop"], '"img" appears 2 times'),
     "leading trigger": ("img of a man", "face.png", 1, ["--no-crop"], 'opens the prompt "img of'),
     "late trigger": ("a " * 80 + "man img", "face.png", 1, ["--no-crop"], "too late"),
     "five": ("a man img", "face.png", 5, ["--no-crop"], "5 references"),

@@ -89,7 +89,7 @@ def test_a_request_that_training_never_showed_is_warned_of():
     config = get_config()
     config.drop_prob = config.validation_guidance = 0.0
     never = AttributePipeline(open_system(config))
-    with pytest.warns(UserWarning, match="'' leaves attributes out, of which the training had no"):
+    with pytest.warns(UserWarning, match="'' leaves out attributes; training had few or no"):
         never(["digit=1", ""], steps=1)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -99,7 +99,7 @@ def test_a_request_that_training_never_showed_is_warned_of():
 def test_a_line_of_which_one_end_says_nothing_is_told(run, tmp_path, capsys):
     words = ("--interpolate", "digit=1", "", "--frames=2")
     generate.main([f"--run={run}", f"--out={tmp_path}", STEPS, *words])
-    assert "digit: the other end says nothing" in capsys.readouterr().out
+    assert "digit: the other end does not set it" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("mode", ["P", "RGBA", "L", "1"])
@@ -187,7 +187,7 @@ def test_editing_is_a_command(run, tmp_path, capsys):
     words = [f"--edit={tmp_path / 'in.png'}", "--attributes=digit=3", STEPS, f"--run={run}"]
     generate.main([*words, f"--out={tmp_path / 'out'}"])
     captured = capsys.readouterr()
-    assert "the middle square of 30x20 is scaled to 8x8" in captured.err
+    assert "the central square of 30x20 is scaled to 8x8" in captured.err
     assert Image.open(captured.out.strip()).size == (8, 8)
 
 

@@ -40,7 +40,7 @@ def test_options_without_effect_are_lines(capsys):
         "--image-encoder has no effect without --method-weights",
     ]
     assert told("--reference", "a.png", "--no-crop", "--detector", "cascade") == [
-        "--detector cascade has no effect: --no-crop looks for no face"
+        "--detector cascade has no effect: --no-crop detects no face"
     ]
     # A warning of a pipeline call is a line, and every command prints it once.
     for _ in range(2):

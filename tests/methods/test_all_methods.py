@@ -390,7 +390,7 @@ def test_a_run_saves_the_step_that_it_started_from(config, build, tmp_path, monk
 
 
 def test_a_start_that_is_not_there(config, build, tmp_path):
-    wanted = r"start_from=\S*nowhere: there is no such file or folder\. .*--workdir"
+    wanted = r"start_from=\S*nowhere: no such file or folder\. .*--workdir"
     with pytest.raises(MissingFile, match=f"^config.{wanted}"):
         started(config, "photomaker", tmp_path / "nowhere")
     source, gone = tmp_path / "earlier", str(tmp_path / "nowhere")

@@ -82,7 +82,7 @@ def test_any_number_and_size_is_one_program(ours):
 
 
 def test_a_text_each(ours):
-    with pytest.raises(ValueError, match="3 pictures and 1 texts"):
+    with pytest.raises(ValueError, match="3 images and 1 texts"):
         ours.score(pictures(3), ["a man"])
     with pytest.raises(ValueError, match="nothing"):
         ours.image_features([])

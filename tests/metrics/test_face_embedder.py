@@ -103,7 +103,7 @@ def test_a_file_and_its_folder_open_alike_and_name_their_licences(assets, embedd
 
 def test_a_detector_without_landmarks_is_refused(assets):
     pytest.importorskip("skimage")
-    with pytest.raises(ValueError, match="'cascade' gives no landmarks.*keypoints:DIR"):
+    with pytest.raises(ValueError, match="'cascade' finds no landmarks.*keypoints:DIR"):
         open_face_embedder(assets / "face_net", "cascade")
 
 

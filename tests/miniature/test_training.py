@@ -127,7 +127,7 @@ def test_a_signal_ends_the_command_which_then_goes_on(world, small, tmp_path, ca
         patch.setattr(Keypoints, "example", and_stop)
         assert main(command) == 0
         assert "the same command continues" in capsys.readouterr().out
-        with pytest.raises(ValueError, match=r"keypoint_net: \d of 8 steps are made; .*--only"):
+        with pytest.raises(ValueError, match=r"keypoint_net: \d of 8 steps are done; .*--only"):
             open_network(tmp_path, "keypoint_net")
     assert main(command) == 0
     world.network("keypoint_net")

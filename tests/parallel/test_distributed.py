@@ -51,7 +51,7 @@ def test_plain_variables():
         ({"JAX_PROCESS_ID": ""}, "without JAX_PROCESS_ID"),
         ({"JAX_COORDINATOR_ADDRESS": "", "JAX_PROCESS_ID": ""}, "ADDRESS, JAX_PROCESS_ID"),
         ({"JAX_COORDINATOR_ADDRESS": "host0"}, "give HOST:PORT"),
-        ({"JAX_PROCESS_ID": "4"}, "JAX_PROCESS_ID=4 has to be below JAX_NUM_PROCESSES=4"),
+        ({"JAX_PROCESS_ID": "4"}, "JAX_PROCESS_ID=4 must be below JAX_NUM_PROCESSES=4"),
         ({"JAX_NUM_PROCESSES": "four"}, "JAX_NUM_PROCESSES='four' is not a whole number"),
     ],
 )

@@ -141,7 +141,7 @@ def test_a_strength_of_the_wrong_kind(strength, personal):
 
 
 def test_an_empty_prompt_with_a_reference_is_one_sentence(personal):
-    with pytest.raises(ValueError, match='stands 0 times in the prompt ""'):
+    with pytest.raises(ValueError, match='appears 0 times in the prompt ""'):
         personal("", references=[[FACE]])
 
 
@@ -223,7 +223,7 @@ def test_a_lora_of_weight_0_and_a_trigger_without_references(personal):
     own = dict(personal.adapters)
     personal.adapters = {**own, "style": ({}, 0.0)}
     try:
-        assert said(personal, "a man") == ["LoRA style: its weight is 0, so that it has no effect"]
+        assert said(personal, "a man") == ["LoRA style: its weight is 0, so it has no effect"]
     finally:
         personal.adapters = own
     (line,) = said(personal, "a man img on a hill")

@@ -296,8 +296,8 @@ def test_without_references_the_base_generates_alone(posed, plain):
         ({}, "pose: .*give pose="),
         ({"pose": [POSE] * 2}, "2 of pose for 1 prompts"),
         ({"pose": Image.fromarray(POSE)}, "pose: Image; give a list"),
-        ({"pose": [POSE], "depth": [POSE]}, r"depth=\.\.\.: .*read are text, pose"),
-        ({"pose": [POSE], "hair": "red"}, "hair='red': .*read are text, pose"),
+        ({"pose": [POSE], "depth": [POSE]}, r"depth=\.\.\.: .*available: text, pose"),
+        ({"pose": [POSE], "hair": "red"}, "hair='red': .*available: text, pose"),
     ],
 )
 def test_inputs_that_do_not_fit_are_named(inputs, named, posed):

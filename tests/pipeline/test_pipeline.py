@@ -459,7 +459,7 @@ def test_scales_change_the_picture_and_compile_nothing(personal):
         (IDENTITY, {"scales": {"identity": 1}, "references": None}, "references"),
         (IDENTITY, {"references": [[FACE]] * 2}, "2 lists of references for 1 prompts"),
         (IDENTITY, {"references": [[FACE] * 5]}, "5 references"),
-        ("a woman", {}, 'stands 0 times in the prompt "a woman"'),
+        ("a woman", {}, 'appears 0 times in the prompt "a woman"'),
         ("img of a woman", {}, 'opens the prompt "img of a woman"'),
     ],
 )

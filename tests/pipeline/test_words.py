@@ -95,12 +95,12 @@ def test_words_come_and_go_with_their_lora(ours, shapes, tmp_path):
 def test_a_fused_lora_leaves_its_words_and_a_saved_model_does_not(tiny_base, shapes, tmp_path):
     pipe = Pipeline.from_pretrained(tiny_base)
     pipe.load_lora(bundle(pipe, shapes, tmp_path / "a.safetensors"), name="a")
-    with pytest.warns(UserWarning, match="'<me>' are not written"):
+    with pytest.warns(UserWarning, match="'<me>' are not saved"):
         pipe.save_lora(tmp_path / "b.safetensors", "a")
     pipe.fuse_lora()
     pipe.unload_lora()
     fused = np.asarray(pipe.encode_prompt(["<me>"])[0])
-    with pytest.warns(UserWarning, match="'<me>' are not written"):
+    with pytest.warns(UserWarning, match="'<me>' are not saved"):
         pipe.save_pretrained(tmp_path / "saved")
     np.testing.assert_array_equal(pipe.encode_prompt(["<me>"])[0], fused)
     again = Pipeline.from_pretrained(tmp_path / "saved")
@@ -129,7 +129,7 @@ def test_what_of_a_word_has_no_effect_is_said(ours, shapes, tmp_path):
     lines = [str(each.message) for each in told]
     assert any("clip_l_out of the word '<me>'" in line for line in lines)
     assert any("no embedding of the word '<me>' for text_encoder," in line for line in lines)
-    with pytest.warns(UserWarning, match="'<me>' that LoRA .* is in none of the prompts"):
+    with pytest.warns(UserWarning, match="'<me>' of LoRA .* is in none of the prompts"):
         with pytest.raises(ValueError, match="latents have shape"):  # before anything is compiled
             ours("a man", num_inference_steps=1, latents=np.zeros(1))
     assert not ours.words.without_use(["a man like <Me>"])

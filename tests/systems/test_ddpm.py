@@ -356,7 +356,7 @@ def test_a_judge_that_cannot_judge_is_named(judge):
     judge, picture = AttributeJudge(str(judge)), np.zeros((16, 16, 3), np.uint8)
     owner = Owner("hat=1", list, lambda limit=None: [picture])
     known = Known("seen", People(lambda: [owner]), People(list))
-    with pytest.raises(ValueError, match="reads pictures of 8x8 pixels, the run's have 16x16"):
+    with pytest.raises(ValueError, match="reads images of 8x8 pixels, the run's have 16x16"):
         judge.check(known)
     with pytest.raises(ValueError, match="cannot judge 'hat=1': .* --config.data"):
         judge.parse("hat=1")
@@ -411,7 +411,7 @@ def test_a_judge_of_few_pictures_has_a_sheet():
     few = np.zeros((3, 8, 8, 3), np.uint8)
     assert held.sheet("held_out", few).ndim == 3 and len(held.rows("held_out", few)) == 1
     config.widths = ()
-    with pytest.raises(ValueError, match="give multiples of 8"):
+    with pytest.raises(ValueError, match="give one or more multiples of 8"):
         open_system(config)
 
 

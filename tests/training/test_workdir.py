@@ -195,13 +195,13 @@ def test_what_is_said_of_the_schedule():
         "lr_schedule=cosine ends at step 20 (config.schedule_steps)"
     ]
     assert said(5, schedule_steps=10, steps=20) == [
-        "lr_schedule=cosine ends at step 10 (config.schedule_steps), as this run began, and the "
+        "lr_schedule=cosine ends at step 10 (config.schedule_steps), as at the start of this run, and the "
         "steps from there to 20 change nothing"
     ]
     # At its end a run is done; more steps would have a rate of 0.
     assert len(said(20, schedule_steps=10, steps=20)) == 1
     for start in (10, 15):
-        with pytest.raises(ValueError, match="come to 0 at step 10.*start_from=runs/x"):
+        with pytest.raises(ValueError, match="reached 0 at step 10.*start_from=runs/x"):
             said(start, schedule_steps=10, steps=20)
     assert said(15, schedule_steps=0, steps=20, lr_schedule="constant") == []
 
@@ -330,7 +330,7 @@ def test_keys_without_effect_are_told():
         "without effect: config.ema_warmup; that needs config.ema_decay above 0"
     ]
     assert told(schedule_steps=5) == [
-        "without effect: config.schedule_steps; that needs a config.lr_schedule that falls"
+        "without effect: config.schedule_steps; that needs a decaying config.lr_schedule"
     ]
     assert told(cache_kinds=("text",)) == [
         "without effect: config.cache_kinds; that needs config.cache"

@@ -180,7 +180,7 @@ def test_nothing_half_written_is_left(offline, tmp_path, monkeypatch):
     assert not list((tmp_path / "persongen_jax").iterdir())
     (tmp_path / "persongen_jax").rmdir()
     (tmp_path / "persongen_jax").touch()
-    with pytest.raises(DataSetError, match="persongen_jax: the decoded pictures cannot be kept th"):
+    with pytest.raises(DataSetError, match="persongen_jax: the decoded images cannot be stored th"):
         open_mnist(28, str(tmp_path))
 
 

@@ -142,7 +142,7 @@ def test_two_processes_share_a_batch(open_source):
 
 
 @pytest.mark.parametrize(
-    ("index", "count", "message"), [(0, 3, "evenly to 3 processes"), (2, 2, "not below 2")]
+    ("index", "count", "message"), [(0, 3, "evenly over 3 processes"), (2, 2, "not below 2")]
 )
 def test_impossible_sharing(open_source, index, count, message):
     with pytest.raises(ValueError, match=message):
@@ -211,7 +211,7 @@ def test_undecodable_pictures_are_replaced_and_counted(records, open_source, cap
         stream = make(open_source(), batch_size=6)
         first = take(stream, 6)
     assert sorted(stream.source.skipped) == sorted(bad)
-    assert stream.report() == ["pictures passed over because they do not decode: 2"]
+    assert stream.report() == ["images skipped because they do not decode: 2"]
     for path in bad:
         assert sum(path in line for line in caplog.messages) == 1
     for a, b in zip(first, batches(open_source(), batch_size=6), strict=False):

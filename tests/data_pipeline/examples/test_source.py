@@ -223,7 +223,7 @@ def single_pictures(tmp_path):
 def test_without_references_one_picture_and_a_plain_caption_serve(single_pictures, tokenizers):
     with pytest.raises(ValueError, match="3 lines cannot be used"):
         open_records(single_pictures)
-    with pytest.raises(ValueError, match="no identity has two pictures"):
+    with pytest.raises(ValueError, match="no identity has two images"):
         open_records(single_pictures, marked=False)
     records, read_image = open_records(single_pictures, marked=False, least=1)
     fields = (Image(), Text(tokenizers, at_trigger=False), TimeIds())

@@ -55,11 +55,11 @@ def test_a_person_of_copies_alone_is_left_out(folder, caplog):
     for name in ("anna_1.png", "anna_0.png"):
         shutil.copy(folder / "bert_0.png", folder / name)
     assert {record.identity for record in read_manifest(folder)} == {"bert", "carl"}
-    assert "1 identities with fewer than 2 pictures are left out: anna" in caplog.text
+    assert "1 identities with fewer than 2 images are left out: anna" in caplog.text
     for record in read_manifest(folder):  # bert's own and carl's, all of them one image
         if record.image != str(folder / "bert_0.png"):
             shutil.copy(folder / "bert_0.png", record.image)
-    with pytest.raises(ManifestError, match="no identity has two pictures"):
+    with pytest.raises(ManifestError, match="no identity has two images"):
         read_manifest(folder)
 
 
@@ -98,7 +98,7 @@ def test_near_copies_are_warned_of(kind, folder, caplog):
     records = read_manifest(folder)
     assert len(records) == 12  # only a warning
     (said,) = (r.message for r in caplog.records if r.levelno == logging.WARNING)
-    assert "1 pictures look like others" in said and "anna_1.png is anna_0.png" in said
+    assert "1 images look like others" in said and "anna_1.png is anna_0.png" in said
 
 
 def test_two_people_before_one_wall_are_no_near_copies(tmp_path):
@@ -117,7 +117,7 @@ def test_of_many_pictures_it_is_said_that_near_copies_are_not_looked_for(
     monkeypatch.setattr(copies, "NEAR_LIMIT", 11)
     monkeypatch.setattr(manifest, "NEAR_LIMIT", 11)
     read_manifest(folder)
-    assert "more than 11 pictures: copies in another size or format are not looked for" in (
+    assert "more than 11 images: copies in another size or format are not searched for" in (
         caplog.text
     )
 
@@ -196,7 +196,7 @@ def test_pictures_replaced_under_their_names_are_noticed_at_resume(
     Image.new("RGB", (50, 50), "red").save(records[2].image)
     stream().check(state)
     (said,) = (record.getMessage() for record in caplog.records)
-    assert said.startswith("1 pictures are others than when the run was left, under the same names")
+    assert said.startswith("1 images have changed under the same names since the run stopped")
     assert records[2].image in said and "restore the old ones" in said
     del state["pictures"]
     caplog.clear()
@@ -218,4 +218,4 @@ def test_of_very_many_pictures_one_mark_is_kept(records, tokenizers, monkeypatch
     assert not caplog.records
     Image.new("RGB", (50, 50), "red").save(records[2].image)
     stream().check(state)
-    assert "12 pictures are others" in caplog.text
+    assert "12 images have changed" in caplog.text

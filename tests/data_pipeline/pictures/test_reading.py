@@ -208,7 +208,7 @@ def test_deep_pictures_are_scaled(tmp_path):
         assert np.abs(load_mask(tmp_path / name) - deep / 65535).max() < 1 / 254, name
     Image.fromarray(np.full((4, 4), 70000, np.int32)).save(tmp_path / "more.tiff")
     Image.fromarray(np.full((4, 4), 200, np.float32)).save(tmp_path / "far.tiff")
-    for name, said in (("more", "32 bits, 70000"), ("far", "200 to 200: floats have to lie in 0")):
+    for name, said in (("more", "32 bits, 70000"), ("far", "200 to 200: floats must be in 0")):
         with pytest.raises(ImageError, match=rf"{name}\.tiff: .*{said}"):
             load_image(tmp_path / f"{name}.tiff")
 
@@ -244,8 +244,8 @@ def test_everything_that_holds_a_picture(tmp_path):
 @pytest.mark.parametrize(
     "given, said",
     [
-        (picture().astype(np.float32), "values 0 to 255: floats have to lie in 0..1: divide by"),
-        (picture() / 127.5 - 1, "values -1 to 1: floats have to lie in 0..1: bring them there"),
+        (picture().astype(np.float32), "values 0 to 255: floats must be in 0..1: divide by"),
+        (picture() / 127.5 - 1, "values -1 to 1: floats must be in 0..1: scale them"),
         (np.full((4, 4, 3), np.nan), "NaN"),
         (picture().astype(np.int64), "int64 .*, give uint8 of 0 to 255, or float"),
         (picture() > 3, "bool .*, give uint8"),
@@ -315,7 +315,7 @@ def test_eight_bits_in_a_deeper_mode_are_not_read_as_black(tmp_path):
 def test_floats_may_go_a_little_beyond_1_and_not_more():
     just = np.float32([[0, 1.004], [-0.004, 0.5]])
     np.testing.assert_array_equal(load_image(just)[..., 0], [[0, 255], [0, 128]])
-    with pytest.raises(ImageError, match=r"0 to 1\.02: floats have to lie in 0\.\.1"):
+    with pytest.raises(ImageError, match=r"0 to 1\.02: floats must be in 0\.\.1"):
         load_image(np.float32([[0, 1.02]]))
 
 
@@ -365,7 +365,7 @@ def test_what_is_said_of_one_picture_is_said_of_the_next(caplog):
 def test_limits_hold_for_pictures_in_memory(monkeypatch):
     monkeypatch.setattr(formats, "MAX_PIXELS", 15)
     for given in (np.zeros((4, 4), np.uint8), Image.new("1", (4, 4)), np.zeros((4, 4, 3))):
-        with pytest.raises(ImageError, match="4x4 pixels are more than"):
+        with pytest.raises(ImageError, match="4x4 pixels exceed"):
             load_image(given)
 
 
@@ -412,13 +412,13 @@ def box(brand: bytes) -> bytes:
     "content, said",
     [
         (b"", "the file is empty: copy it again"),
-        (b"no picture", "damaged or of a format that is not read here: save it as JPEG or PNG"),
+        (b"no picture", "damaged or of an unsupported format: save it as JPEG or PNG"),
         (b"<!DOCTYPE html><html>", "a web page, not the image itself"),
         (b"<svg xmlns='x'/>", "SVG or other XML"),
         (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n", "PostScript"),
         (b"\xff\x0a" + bytes(40), "JPEG XL"),
         (box(b"crx "), "a raw photograph"),
-        (box(b"isom"), "a film"),
+        (box(b"isom"), "a video"),
         (b"version https://git-lfs.github.com/spec/v1", "Git LFS pointer.*git lfs pull"),
         (b"PK\x03\x04" + bytes(40), "an archive: unpack it"),
     ],
@@ -463,9 +463,11 @@ def test_large_pictures_are_refused_by_their_header(tmp_path):
     tracemalloc.start()
     for name, size in (("large", "10001x10000 pixels"), ("huge", "200 megapixels")):
         for read in (load_image, load_mask, image_size):
-            with pytest.raises(ImageError, match=f"{name}.png: {size} are more than the 100 mega"):
+            with pytest.raises(
+                ImageError, match=f"{name}.png: {size} exceed the limit of 100 mega"
+            ):
                 read(tmp_path / f"{name}.png")
-    with pytest.raises(ImageError, match="100 megapixels that are read: scale the picture down"):
+    with pytest.raises(ImageError, match="100 megapixels: scale the image down"):
         load_image((tmp_path / "large.png").read_bytes())
     assert tracemalloc.get_traced_memory()[1] < 1e7
     tracemalloc.stop()

@@ -153,7 +153,7 @@ def test_further_pictures_are_refused(photographs, tmp_path, capsys):
     write_manifest(photographs, records)
     assert main(["--from", str(photographs), "--out", str(tmp_path / "s")]) == 1
     assert capsys.readouterr().err == (
-        "shards: bert_2.png: has further pictures (pose, depth), which shards have no place for; "
+        "shards: bert_2.png: has additional images (pose, depth), which shards have no place for; "
         "train from the folder itself\n"
     )
     assert not (tmp_path / "s").exists() and not (tmp_path / "s.partial").exists()
@@ -181,10 +181,10 @@ def test_what_is_put_right_is_counted_and_logged(folder, tmp_path, capsys, caplo
     assert main(["--from", str(folder), "--out", str(tmp_path / "s"), "--shards", "2"]) == 0
     last = capsys.readouterr().out.splitlines()[-1]
     assert last.endswith(
-        "9 pictures of 2 people in 2 shards; 2 pictures that do not decode passed over, "
-        "1 boxes clipped at the picture's edge, 1 boxes outside the picture dropped, "
-        "1 people with a single picture left out, 0 copies of a picture under another name "
-        "taken as that picture"
+        "9 images of 2 people in 2 shards; 2 images skipped because they do not decode, "
+        "1 boxes clipped at the image's edge, 1 boxes outside the image dropped, "
+        "1 people with a single image left out, 0 copies of an image under another name "
+        "treated as that image"
     )
     assert "anna_0.png: cannot be decoded" in caplog.text and "bert_3.png: cannot" in caplog.text
     kept, read_image = open_records(tmp_path / "s")
@@ -208,7 +208,7 @@ def test_what_cannot_be_put_right_is_listed_and_nothing_is_written(folder, tmp_p
     assert "5 lines cannot be used" in said and "2 image files are missing" in said
     for i in (*captions, 8, 9):
         assert records[i].image.rpartition("/")[2] in said
-    for problem in ("appears 0 times", "stands 2 times", "opens the prompt"):
+    for problem in ("appears 0 times", "appears 2 times", "opens the prompt"):
         assert problem in said
     assert not (tmp_path / "s").exists() and not (tmp_path / "s.partial").exists()
 

@@ -64,7 +64,7 @@ def test_pictures_in_memory_are_safe(few):
     records, read_image = few
     with pytest.raises(ValueError, match="read-only"):
         read_image(records[0].image)[:] = 0
-    with pytest.raises(ImageError, match=r"people/nobody: no such picture in people:in_train"):
+    with pytest.raises(ImageError, match=r"people/nobody: no such image in people:in_train"):
         read_image("people/nobody")
 
 
