@@ -195,8 +195,8 @@ def test_what_is_said_of_the_schedule():
         "lr_schedule=cosine ends at step 20 (config.schedule_steps)"
     ]
     assert said(5, schedule_steps=10, steps=20) == [
-        "lr_schedule=cosine ends at step 10 (config.schedule_steps), as at the start of this run, and the "
-        "steps from there to 20 change nothing"
+        "lr_schedule=cosine ends at step 10 (config.schedule_steps), as at the start of this run, "
+        "and the steps from there to 20 change nothing"
     ]
     # At its end a run is done; more steps would have a rate of 0.
     assert len(said(20, schedule_steps=10, steps=20)) == 1
