@@ -62,13 +62,13 @@ def test_search_finds_the_largest(fixed, each, truth, start):
     assert len(tried) < 8
 
 
-def test_search_where_only_failure_is_known():
+def test_search_knows_only_whether_it_fits():
     assert 45 <= largest(lambda n: n if n <= 47 else math.inf, 1000, [4]) <= 47
 
 
 @pytest.mark.parametrize("above", [0.001, 0.5, 100.0])
 @pytest.mark.parametrize("fits", [5_000, 54_850, 99_900])
-def test_search_is_quick_where_memory_is_no_line(above, fits):
+def test_search_is_fast_if_memory_is_not_linear(above, fits):
     """Near the limit the compiler makes more and more fit: the need stays just below or above."""
     tried = []
 
@@ -80,7 +80,7 @@ def test_search_is_quick_where_memory_is_no_line(above, fits):
     assert fits * 16 / 17 <= largest(needs, 16.0, [20]) <= fits
 
 
-def test_search_begins_with_what_is_known():
+def test_search_starts_from_known_tries():
     tried = []
 
     def needs(n):
@@ -96,7 +96,7 @@ def test_search_finds_that_nothing_fits():
     assert largest(lambda n: 17.0, 16.0, [4]) == 0
 
 
-def test_search_goes_on_from_a_try_whose_need_was_not_said(monkeypatch):
+def test_search_continues_from_a_failure_without_a_figure(monkeypatch):
     """The compiler refused 8 without a figure, but 12 compiled."""
     chip = aot_chips.CHIPS["v5e"]
     monkeypatch.setattr("persongen_jax.aot.__main__.open_topology", lambda name: (chip, []))
@@ -107,7 +107,7 @@ def test_search_goes_on_from_a_try_whose_need_was_not_said(monkeypatch):
 
 
 @pytest.mark.parametrize("run", [search, compile_for_topology])
-def test_a_batch_of_nothing_is_named(run):
+def test_an_empty_batch_is_refused(run):
     with pytest.raises(ValueError, match="--per_chip_batch -1: give at least 1"):
         run(None, "v5e:2x2", -1)
 
@@ -191,7 +191,7 @@ def test_loops_branches_and_collectives_count_as_often_as_they_run():
     }
 
 
-def test_what_is_no_program_is_refused():
+def test_text_without_a_program_is_refused():
     with pytest.raises(ValueError, match="ENTRY"):
         read_cost("nothing")
 
@@ -228,7 +228,7 @@ def test_unknown_chip_is_named():
         open_topology("v4:2x2")
 
 
-def test_a_base_that_is_no_directory_is_named():
+def test_a_base_that_is_not_a_directory_is_refused():
     """It was mistaken for SDXL at full size."""
     config = get_config()
     assert network_configs(config)[0] is CONFIGS
@@ -287,7 +287,7 @@ def test_a_loop_costs_its_length(topology):
 
 
 @needs_libtpu
-def test_what_does_not_fit_says_how_much_it_needs(topology):
+def test_too_large_programs_report_the_needed_memory(topology):
     _, mesh = topology
     with pytest.raises(DoesNotFit) as raised:
         compile_program(product_program(mesh, 4 * 40 * 2**30 // 512, 1), {})
@@ -297,7 +297,7 @@ def test_what_does_not_fit_says_how_much_it_needs(topology):
 
 @needs_libtpu
 @pytest.mark.parametrize("options", [{"nonsense": True}, {"xla_tpu_scoped_vmem_limit_kib": "much"}])
-def test_options_that_the_compiler_does_not_take_are_named_at_once(options, monkeypatch):
+def test_options_that_the_compiler_rejects_are_reported_at_once(options, monkeypatch):
     monkeypatch.setattr("persongen_jax.aot.__main__.training", None)  # nothing is built
     with pytest.raises(ValueError, match=f"--option {next(iter(options))}="):
         compile_for_topology(get_config(), "v5e:2x2", 1, options=options)
@@ -317,7 +317,7 @@ def test_attention_in_a_kernel_is_counted(topology, tmp_path):
 
 
 @needs_libtpu
-def test_what_is_not_read_counts_where_it_lies_on_the_chip(topology):
+def test_unread_weights_on_the_chip_count_as_memory(topology):
     chip, mesh = topology
 
     def rows(gib, holds_all=True, **kw):
@@ -345,7 +345,7 @@ def test_impossible_shape_of_a_topology_is_named():
 
 
 @pytest.mark.slow
-def test_encoders_alone_are_what_a_cache_saves(tmp_path_factory, tmp_path):
+def test_encoders_alone_cost_what_a_cache_saves(tmp_path_factory, tmp_path):
     base = small_base(tmp_path_factory.getbasetemp())
     config = with_batch(small_config(base, tmp_path), 4, 1)
     config.size = 32

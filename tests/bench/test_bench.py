@@ -53,7 +53,7 @@ def test_rows_are_every_combination():
         ("offload_encoders=false,true", "keeps all weights on the devices"),
     ],
 )
-def test_rows_that_make_no_sense(row, complaint):
+def test_invalid_rows_are_refused(row, complaint):
     with pytest.raises(ValueError, match=complaint):
         parse_rows("sample", CONFIG, [[row]])
 
@@ -119,7 +119,7 @@ def test_drawn_weights_look_random():
     assert abs(np.corrcoef(drawn[:-1].ravel(), drawn[1:].ravel())[0, 1]) < 0.02
 
 
-def test_what_a_worker_says_of_errors():
+def test_workers_report_errors():
     assert in_short(RuntimeError("RESOURCE_EXHAUSTED: Out of memory while ...")) == "out of memory"
     assert in_short(ValueError("first line\nsecond")) == "ValueError: first line"
 
@@ -132,7 +132,7 @@ def test_what_a_worker_says_of_errors():
         ("import time; time.sleep(60)", "out of time"),
     ],
 )
-def test_a_worker_that_dies_is_a_line(tmp_path, monkeypatch, program, said):
+def test_a_worker_that_dies_becomes_a_row(tmp_path, monkeypatch, program, said):
     """A real parent, and a process that exits like a failed worker."""
     command = tmp_path / "python"
     command.write_text(f'#!/bin/sh\nexec {sys.executable} -S -c "{program}"\n')

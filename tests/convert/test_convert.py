@@ -209,7 +209,7 @@ def test_an_exported_photomaker_fills_a_model_bit_equal(run, workdir, tiny_base,
     assert "PhotoMaker v1, LoRA of rank 4" in capsys.readouterr().out
 
 
-def test_a_photomaker_of_version_2_comes_in_bit_equal(workdir, tiny_base, tmp_path, capsys):
+def test_a_photomaker_of_version_2_is_imported_bit_equal(workdir, tiny_base, tmp_path, capsys):
     model = open_run(workdir).system.model
     tower, faces = model.id_encoder.vision_model, 12  # the published recogniser's has 512 features
     kw = {"dtype": jnp.float32, "rngs": nnx.Rngs(0)}
@@ -286,7 +286,7 @@ def test_a_dry_run_checks_and_writes_nothing(workdir, tmp_path, capsys):
     assert "there are 10, 20" in fails(*options[:-2], "15", "--dry_run", workdir, out)
 
 
-def test_what_a_run_cannot_give(run, exported, tmp_path):
+def test_exports_that_a_run_cannot_provide(run, exported, tmp_path):
     with pytest.raises(WeightsError, match="photomaker_bg has no parallel.* identity") as refused:
         export_run(run, tmp_path / "a.safetensors", "ip-adapter")
     assert str(run.workdir) in str(refused.value)
@@ -353,7 +353,7 @@ def test_adapters_for_another_base_are_refused(pipe, tiny_base, exported, run, t
 
 
 @pytest.mark.parametrize(("kind", "rank"), [("base", 0), ("plus", 0), ("faceid", 3)])
-def test_ip_adapters_come_in_bit_equal(kind, rank, unet, tiny_base, tmp_path):
+def test_ip_adapters_are_imported_bit_equal(kind, rank, unet, tiny_base, tmp_path):
     path, out = tmp_path / "adapter.bin", tmp_path / "adapter.safetensors"
     flat = write_ip_adapter(path, unet, kind, 64, rank=rank)
     wanted = {key: value.numpy() for key, value in flat.items()}
@@ -427,7 +427,7 @@ def test_a_file_does_not_replace_itself(tmp_path):
     assert "is the input file" in said
 
 
-def test_what_is_not_imported(tiny_base, tmp_path):
+def test_unsupported_imports_are_refused(tiny_base, tmp_path):
     vae = tiny_base / "vae" / "diffusion_pytorch_model.safetensors"
     said = fails("import", vae, tmp_path / "a.safetensors", "--base", tiny_base)
     assert "a VAE in diffusers' format; there is nothing to import" in said

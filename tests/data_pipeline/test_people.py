@@ -323,7 +323,7 @@ def test_clothes_have_their_colour():
     assert np.mean(right) > 0.97
 
 
-def test_scenes_are_told_apart_and_mirrored_ones_are():
+def test_scenes_and_their_mirror_images_are_distinguishable():
     """Nearest mean image among scenes and sides, from images with other people in front."""
     drawn = api.render(api.make_identities("in_train", 900), api.draw_pictures(seed=9, count=900))
     sides = np.isin(drawn.attributes["scene"], ["mountains", "city", "room", "desert"])
@@ -354,7 +354,7 @@ FIRST_OBJECTS = {
 }
 
 
-def test_things_stand_where_the_caption_says():
+def test_objects_are_where_the_caption_says():
     """The side named first in a background caption's pair of sides, against the bare scene."""
     n = 400
     pictures = api.draw_pictures(seed=10, count=n)

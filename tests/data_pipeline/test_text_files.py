@@ -32,7 +32,7 @@ def file(tmp_path):
 
 
 @pytest.mark.parametrize("coding", MARKED)
-def test_marks_are_taken_off_and_say_the_encoding(coding, file):
+def test_byte_order_marks_are_removed_and_set_the_encoding(coding, file):
     file.write_bytes(MARKED[coding] + TEXT.encode(coding))
     assert read_text(file) == TEXT
     assert read_lines(file) == ["a man img, größer", "ein 男人 img"]
@@ -87,7 +87,7 @@ def test_utf16_is_called_by_its_name(file):
         (b"one\ntw\x00o", "line 2: a NUL character"),
     ],
 )
-def test_bytes_that_are_no_text_are_told_with_their_line(raw, said, file):
+def test_bytes_that_are_not_text_are_reported_with_their_line(raw, said, file):
     file.write_bytes(raw)
     with pytest.raises(TextError, match=said):
         read_text(file)

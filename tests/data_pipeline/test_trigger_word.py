@@ -82,7 +82,7 @@ def test_a_trigger_with_an_invisible_character_inside(c):
         ("a man img\u200bimg", "appears 2 times"),
     ],
 )
-def test_what_is_refused_stays_refused(prompt, message):
+def test_other_invalid_triggers_are_still_refused(prompt, message):
     with pytest.raises(PromptError, match=message):
         split_at_trigger(prompt)
 

@@ -54,7 +54,7 @@ def test_runs_may_differ_by_method_seed_and_step():
 
 
 @pytest.mark.parametrize("key", GENERATED_WITH)
-def test_images_generated_otherwise_are_not_compared(key):
+def test_images_with_other_settings_are_not_compared(key):
     assert key in ROW
     with pytest.raises(ValueError, match=f"different {key}.*7.*; evaluate the runs"):
         check_comparable({"a": [[ROW]], "b": [[{**ROW, key: 7}]]})

@@ -41,7 +41,7 @@ def test_a_curve_has_the_measured_steps_in_order():
     assert curve(ROWS, "out_of_domain", "clip_t") == []
 
 
-def test_what_is_plotted_the_rows_say():
+def test_rows_decide_what_is_plotted():
     assert plotted_metrics({"x": ROWS}) == {"clip_t": "CLIP-T", "face_sim": "Face-Sim"}
     own = {**measure([1], ["a"]), "title": "mine", "form": "{}", "over": "set", "judge": ""}
     rows = [

@@ -248,7 +248,7 @@ def test_without_sets_nothing_is_done(config, trained, tmp_path):
         ({"metrics": ("clip",)}, "no metric 'clip'"),
     ],
 )
-def test_what_cannot_be_opened_is_found_at_once(change, named, config, trained, tmp_path):
+def test_unusable_settings_fail_at_once(change, named, config, trained, tmp_path):
     config = config.copy_and_resolve_references()
     config.update(change)
     with pytest.raises((ValueError, OSError), match=named):
@@ -344,7 +344,7 @@ def test_runs_are_compared_by_method(tmp_path, capsys):
     assert "| in-train | second | 1 | 21.00" in capsys.readouterr().out
 
 
-def test_ones_own_metric_is_joined_and_plotted(run, tmp_path, capsys):
+def test_a_user_defined_metric_is_joined_and_plotted(run, tmp_path, capsys):
     """Two runs of one method, and a third of another; the rows alone describe the metric."""
     files = []
     for number, method in enumerate(("photomaker_bg", "photomaker_bg", "other")):

@@ -153,7 +153,7 @@ def test_cache_on_against_off(config, build, make_step, tmp_path, monkeypatch):
     assert not [what for what in source.features.counts if "computed" in what]
 
 
-def test_crops_that_are_drawn_are_computed_and_not_stored(config, build, tmp_path):
+def test_random_crops_are_computed_and_not_stored(config, build, tmp_path):
     config = changed(config, random_crop=True)
     on = changed(config, cache=str(tmp_path))
     plain, cached = (next(open_source(c, build)) for c in (config, on))
@@ -290,7 +290,7 @@ def full(*_):
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
-def test_no_room_for_features_stops_no_batches(config, build, tmp_path, monkeypatch, caplog):
+def test_a_full_disk_does_not_stop_batches(config, build, tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(FeatureTable.__init__, "__defaults__", (1,))  # part_bytes
     monkeypatch.setattr(FeatureTable, "flush", full)
     source = open_source(changed(config, cache=str(tmp_path)), build)

@@ -40,7 +40,7 @@ def system(tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_what_is_not_finite_is_named_and_not_stored(system, caplog):
+def test_values_that_are_not_finite_are_logged_and_not_stored(system, caplog):
     stream, cache = system.examples(0), Path(system.config.cache)
     source, count = stream.source, "moments not finite, not stored"
     source.features.fill(map(source.feature_jobs, range(6)), batch_size=3)

@@ -103,7 +103,7 @@ def test_a_damaged_file_is_named_and_left_out(tmp_path, caplog, damage):
     assert len(table) == 3 and all(same(table.get(KEYS[i]), i) for i in range(3, 6))
 
 
-def test_what_was_being_written_leaves_nothing(tmp_path, monkeypatch):
+def test_an_interrupted_write_leaves_nothing(tmp_path, monkeypatch):
     """A full disk: no partial file is left, and the rows still wait in memory."""
     table = written(tmp_path, range(2))
 

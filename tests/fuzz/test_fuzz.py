@@ -51,6 +51,6 @@ def test_three_hundred_damaged_files(targets, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "seed"), ONCE_WRONG)
-def test_what_was_once_wrong(targets, tmp_path, name, seed):
+def test_earlier_faults(targets, tmp_path, name, seed):
     _, fault = try_one(targets[name], name, seed, tmp_path)
     assert fault is None, of([fault])

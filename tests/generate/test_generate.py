@@ -117,7 +117,7 @@ def test_prompts_notes_and_numbers(tiny_base, tmp_path, capsys):
     assert again == [path.read_bytes() for path in paths[:2]]
 
 
-def test_what_the_command_paints_is_what_the_pipeline_paints(tiny_base, pipe, tmp_path):
+def test_the_command_generates_what_the_pipeline_generates(tiny_base, pipe, tmp_path):
     run(tiny_base, tmp_path, "--prompt", "a man", "--negative-prompt", "b", "--seed", "9")
     settings = {"seed": 9, "num_inference_steps": 2, "batch_size": 1, "output_type": "np"}
     wanted = pipe("a man", "b", **settings).images

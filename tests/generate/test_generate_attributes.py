@@ -80,12 +80,12 @@ def test_every_sampler(pipe, scheduler):
     assert pipe("digit=1", steps=3, scheduler=scheduler).std() > 0
 
 
-def test_without_a_request_nothing_is_asked_for(pipe):
+def test_without_a_request_nothing_is_requested(pipe):
     free = pipe("", steps=2, guidance_scale=1)
     assert np.array_equal(free, pipe("", steps=2, guidance_scale=5))
 
 
-def test_a_request_that_training_never_showed_is_warned_of():
+def test_a_request_unseen_in_training_causes_a_warning():
     config = get_config()
     config.drop_prob = config.validation_guidance = 0.0
     never = AttributePipeline(open_system(config))
@@ -96,7 +96,7 @@ def test_a_request_that_training_never_showed_is_warned_of():
         never(["digit=1", "digit=2"], steps=1)
 
 
-def test_a_line_of_which_one_end_says_nothing_is_told(run, tmp_path, capsys):
+def test_an_end_without_attributes_is_reported(run, tmp_path, capsys):
     words = ("--interpolate", "digit=1", "", "--frames=2")
     generate.main([f"--run={run}", f"--out={tmp_path}", STEPS, *words])
     assert "digit: the other end does not set it" in capsys.readouterr().out
@@ -144,7 +144,7 @@ def test_a_strip_and_its_animation(run, pipe, tmp_path, capsys):
     assert np.abs(frames[[0, -1]].astype(int) - ends).max() <= 1
 
 
-def test_the_line_is_straight_and_what_one_end_says_is_halfway_at_the_other():
+def test_interpolation_is_linear_and_one_sided_attributes_are_halfway():
     ends = {
         "attributes": np.array([[0, 1, 0], [1, 0, 0]], np.float32),
         "attributes_known": np.array([[1, 1, 0], [1, 0, 0]], np.float32),

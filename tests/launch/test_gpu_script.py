@@ -56,7 +56,7 @@ def limits(calls):
     return [int(call[call.index("--limit") + 1]) for call in calls if "--limit" in call]
 
 
-def test_failures_are_told_and_the_rest_goes_on(tmp_path):
+def test_failures_are_reported_and_the_rest_continues(tmp_path):
     done, calls = run(tmp_path, kernels=1)
     assert done.returncode == 1 and done.stderr.strip().endswith("above: kernels")
     assert sum("persongen_jax.bench" in call for call in calls) == 2

@@ -139,7 +139,7 @@ def test_tpu_pod_asks_for_no_slice_that_is_there(tmp_path):
     assert calls == ONCE[1:]
 
 
-def test_tpu_pod_ends_with_what_gcloud_says(tmp_path):
+def test_tpu_pod_ends_with_the_message_of_gcloud(tmp_path):
     expired = "if [[ -f state ]]; then echo 'ERROR: Reauthentication failed.' >&2; exit 1; fi"
     done, calls = tpu_pod(tmp_path, describe=expired)
     assert done.returncode == 2 and calls == ONCE[:1]

@@ -71,7 +71,7 @@ def pipe(config):
 
 
 @pytest.mark.parametrize("name", [*METHODS, CONTROLLED])
-def test_what_is_detached_leaves_nothing_behind(name, config, base, pipe, tmp_path):
+def test_detaching_restores_the_model(name, config, base, pipe, tmp_path):
     settings = changed(config, method=name)
     before, model = kept(base.model), base.model
     leaves = jax.tree.leaves(nnx.state(model))

@@ -258,7 +258,9 @@ def test_ip_lora_starts_with_photomakers_lora_on_both_once(config, build, photom
             assert base.lora.up[...] is not copy.lora.up[...]
 
 
-def test_what_has_no_lora_takes_the_id_encoder_of_a_photomaker_file(config, build, photomaker_file):
+def test_methods_without_lora_load_the_id_encoder_of_a_photomaker_file(
+    config, build, photomaker_file
+):
     model, fresh = started(config, "dual", photomaker_file), build("dual").model
     encoder, own = model.id_encoder, model.id_tokens.visual_projection_3.kernel[...]
     heads = (encoder.visual_projection, encoder.visual_projection_2)
@@ -389,7 +391,7 @@ def test_a_run_saves_the_step_that_it_started_from(config, build, tmp_path, monk
         train.train(changed(here, start_from_step=7), workdir)
 
 
-def test_a_start_that_is_not_there(config, build, tmp_path):
+def test_a_missing_start_is_refused(config, build, tmp_path):
     wanted = r"start_from=\S*nowhere: no such file or folder\. .*--workdir"
     with pytest.raises(MissingFile, match=f"^config.{wanted}"):
         started(config, "photomaker", tmp_path / "nowhere")

@@ -88,7 +88,7 @@ def test_a_text_each(ours):
         ours.image_features([])
 
 
-def test_what_is_no_clip_is_named(folder, theirs, tiny_base, tmp_path):
+def test_folders_without_a_clip_are_refused(folder, theirs, tiny_base, tmp_path):
     with pytest.raises(MissingFile, match="clip-vit-large-patch14-336"):
         ClipScore(tmp_path / "none")
     with pytest.raises(KeyMismatch):  # an image tower alone

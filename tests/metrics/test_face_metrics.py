@@ -78,7 +78,7 @@ def test_ranks_agree_with_rank1_and_the_gallery_may_be_larger():
     assert measures["rank1_100"]["among"] == 30
 
 
-def test_who_is_not_of_the_large_gallery_is_added():
+def test_people_missing_in_the_large_gallery_are_added():
     judges = TableJudges(AXES)
     known = known_set({"a": [0]}, {"b": [1], "c": [2]})
     measures = measures_of(judges, generated([0, 1], "aa"), known)

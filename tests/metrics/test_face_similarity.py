@@ -106,6 +106,6 @@ def test_interval_is_seeded():
         ([1, 2], ["a"], "both are"),
     ],
 )
-def test_what_makes_no_interval_is_refused(values, identities, named):
+def test_values_without_an_interval_are_refused(values, identities, named):
     with pytest.raises(ValueError, match=named):
         bootstrap_interval(values, identities)

@@ -51,7 +51,7 @@ def test_a_copy_under_another_name_and_in_another_dtype_is_found(clip, dtype, tm
         check_judges(metrics_by(tmp_path / "judge"), model_with(clip, dtype), ROOT, ())
 
 
-def test_what_is_admitted_is_said(clip, capsys):
+def test_admitted_judges_are_printed(clip, capsys):
     metrics, model = metrics_by(clip), model_with(clip)
     with pytest.raises(ValueError, match="Fréchet.*--judges-are-inputs clip_t frechet_clip"):
         check_judges(metrics, model, ROOT, ("clip_t",))

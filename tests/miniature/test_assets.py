@@ -30,7 +30,7 @@ def test_all_of_it_is_small():
     assert sum(path.stat().st_size for path in ASSETS.rglob("*") if path.is_file()) <= MOST_BYTES
 
 
-def test_diffusers_opens_the_base_and_paints_the_same_picture():
+def test_diffusers_opens_the_base_and_generates_the_same_image():
     """From prompt to pixels, at most 2 of 255 apart: float32 from float16 weights."""
     import torch
     from diffusers import StableDiffusionXLPipeline

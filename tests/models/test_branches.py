@@ -129,7 +129,7 @@ def test_equals_the_formula(case, layer):
 
 @pytest.mark.parametrize("compiled", [True, False])
 @pytest.mark.parametrize("weight", [1.0, np.nan])
-def test_what_is_not_there_adds_exactly_nothing(compiled, weight, layer):
+def test_absent_streams_add_exactly_nothing(compiled, weight, layer):
     """Whatever the branch's weights: here even with NaN."""
     for projection in (layer.branches["background"].to_k, layer.branches["background"].to_v):
         projection.kernel.set_value(weight * projection.kernel[...])

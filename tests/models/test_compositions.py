@@ -180,7 +180,7 @@ def test_equals_the_formula(case, block):
 
 
 @pytest.mark.parametrize("region", [None, make_region(2)])
-def test_what_is_not_there_adds_exactly_nothing(region, block):
+def test_absent_streams_add_exactly_nothing(region, block):
     absent = run(block, {"text": TEXT})
     masked = stream(2, 8, np.zeros((B, 8), bool), [1, 2, 3], region)
     assert np.array_equal(run(block, {"text": TEXT, "identity": masked}), absent)

@@ -218,7 +218,7 @@ def lora(shapes, up=None):
     }
 
 
-def test_what_changes_nothing_is_said(ours, shapes, tmp_path):
+def test_adapters_without_effect_cause_a_warning(ours, shapes, tmp_path):
     path = save(tmp_path / "a.safetensors", lora(shapes))
     with pytest.warns(UserWarning, match="weight 0, so it changes nothing"):
         ours.load_lora(path, weight=0)

@@ -111,7 +111,7 @@ def test_encode_prompt_is_as_strict(given, plain):
         plain.encode_prompt(given)
 
 
-def test_encode_prompt_tells_of_what_is_cut(plain):
+def test_encode_prompt_warns_about_cut_text(plain):
     with pytest.warns(CallWarning, match="the prompt is too long"):
         plain.encode_prompt([LONG])
 
@@ -145,7 +145,7 @@ def test_an_empty_prompt_with_a_reference_is_one_sentence(personal):
         personal("", references=[[FACE]])
 
 
-def test_nothing_is_said_of_a_usual_call(plain, personal):
+def test_an_ordinary_call_causes_no_warning(plain, personal):
     assert said(plain, ["a man in a hat", "a (small) dog, 3-4 years"], "blurry") == []
     assert said(personal, "a man img in a hat", "blurry", references=[[FACE]]) == []
     given = {"references": [[FACE]], "scales": {"identity": [(0.5, 1, 0.8)]}}
@@ -153,7 +153,7 @@ def test_nothing_is_said_of_a_usual_call(plain, personal):
 
 
 @pytest.mark.parametrize("what", ["prompt", "negative prompt"])
-def test_what_is_cut_is_told_in_python_too(what, plain):
+def test_cut_text_causes_a_warning_in_python_too(what, plain):
     texts = (LONG,) if what == "prompt" else ("a man", LONG)
     (line,) = said(plain, *texts)
     assert line.startswith(f'the {what} is too long; this part is cut: "') and "Castle" in line
@@ -192,7 +192,7 @@ WITHOUT_EFFECT = {
 
 
 @pytest.mark.parametrize("case", WITHOUT_EFFECT)
-def test_options_without_effect_are_told(case, plain):
+def test_options_without_effect_cause_a_warning(case, plain):
     settings, named = WITHOUT_EFFECT[case]
     lines = said(plain, "a man", "blurry", **settings)
     assert len(lines) == len(named)
@@ -213,7 +213,7 @@ def test_options_without_effect_are_told(case, plain):
         ({"scales": {"identity": [(0.3, 0.36, 0)]}}, "a range that contains none of the steps"),
     ],
 )
-def test_references_and_strengths_without_effect_are_told(settings, named, personal):
+def test_references_and_strengths_without_effect_cause_a_warning(settings, named, personal):
     lines = said(personal, "a man img", references=[[FACE]], **settings)
     assert len(lines) == bool(named)
     assert all(named in line for line in lines)

@@ -120,7 +120,7 @@ def test_a_word_is_cut_and_counted_as_its_tokens(ours, shapes, tmp_path):
     assert not tokenizers.has_word("me", "some time") and tokenizers.has_word("me", "Me.")
 
 
-def test_what_of_a_word_has_no_effect_is_said(ours, shapes, tmp_path):
+def test_words_without_effect_cause_a_warning(ours, shapes, tmp_path):
     vectors = embeddings(ours)
     vectors["bundle_emb.<me>.clip_l_out"] = vectors.pop("bundle_emb.<me>.clip_l")
     path = save(tmp_path / "a.safetensors", {**lora(shapes), **vectors})

@@ -150,7 +150,7 @@ def test_the_sampler_s_noise_is_not_the_first_again(monkeypatch):
     assert noise.shape[0] == 40 and not np.isclose(noise, drawn(keys)).all(axis=(1, 2, 3)).any()
 
 
-def test_commands_say_what_this_system_has_not():
+def test_commands_report_what_this_system_lacks():
     with pytest.raises(ValueError, match="no encoder of digits is frozen"):
         encoders(with_batch(small(), 2, 1), make_mesh(jax.devices()[:1]))
     with pytest.raises(SystemExit, match="has nothing to cache"):
@@ -203,7 +203,7 @@ def test_of_two_hosts_one_dies(tmp_path):
 
 
 @pytest.mark.slow
-def test_bad_luck_changes_no_number(whole_run, tmp_path):
+def test_faults_change_no_number(whole_run, tmp_path):
     """A damaged checkpoint is skipped; a step that is not finite changes nothing."""
     shutil.copytree(whole_run, tmp_path / "run")
     flip_a_bit(largest_file(tmp_path / "run" / "checkpoints" / str(STEPS)))

@@ -103,7 +103,7 @@ def test_digests_that_are_damaged_are_a_fault(workdir):
         integrity.find_faults(folder)
 
 
-def test_what_the_disk_does_not_give_is_a_fault(workdir, monkeypatch):
+def test_unreadable_files_are_a_fault(workdir, monkeypatch):
     measure = integrity._measure
 
     def broken(path):
@@ -163,7 +163,7 @@ def test_none_intact_is_an_error_and_no_new_beginning(workdir):
     assert len(list((workdir / "checkpoints").glob("*.corrupt"))) == 3
 
 
-def test_one_of_before_there_were_digests_is_used_with_a_warning(workdir, caplog):
+def test_a_checkpoint_without_digests_is_used_with_a_warning(workdir, caplog):
     (workdir / "checkpoints" / "3" / integrity.NAME).unlink()
     assert find_run(workdir)[1] == 3
     assert "used unverified" in caplog.text
@@ -178,7 +178,7 @@ def test_a_step_that_is_not_there(workdir):
 # ---- What is saved, and for how long -----------------------------------------------------------
 
 
-def test_what_was_saved_comes_back_onto_shapes(workdir):
+def test_checkpoints_restore_onto_shapes(workdir):
     sharding = replicated(make_mesh())
 
     def shapes(tree):

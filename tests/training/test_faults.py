@@ -314,7 +314,7 @@ def whole(tmp_path_factory, sample_photos):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("item", ["trainable", "opt_state", "ema"])
-def test_bad_luck_changes_no_number(item, unlucky, whole):
+def test_faults_change_no_number(item, unlucky, whole):
     first, second = (
         ocp.StandardCheckpointer().restore(workdir / "checkpoints" / str(STEPS) / item)
         for workdir in (whole, unlucky[0])

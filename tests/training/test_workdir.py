@@ -52,7 +52,7 @@ def quick(monkeypatch):
 # ---- The lock ----------------------------------------------------------------------------------
 
 
-def test_a_second_run_is_told_of_the_first(tmp_path):
+def test_a_second_run_names_the_first(tmp_path):
     with only_run_in(tmp_path / "run"):
         with pytest.raises(WorkdirInUse) as caught, only_run_in(tmp_path / "run"):
             pass
@@ -157,7 +157,7 @@ def config_of(**keys):
 
 
 @pytest.mark.parametrize("schedule", ["cosine", "linear"])
-def test_more_steps_leave_the_curve_as_it_began(schedule):
+def test_more_steps_keep_the_schedule(schedule):
     began = settle_schedule(config_of(lr_schedule=schedule), None)
     assert began.schedule_steps == 10
     saved = began.to_dict()
@@ -168,7 +168,7 @@ def test_more_steps_leave_the_curve_as_it_began(schedule):
         assert [float(first(i)) for i in range(20)] == [float(then(i)) for i in range(20)]
 
 
-def test_a_run_of_before_there_was_the_key_keeps_its_curve():
+def test_a_run_saved_without_the_key_keeps_its_schedule():
     saved = config_of().to_dict()
     del saved["schedule_steps"]
     on = settle_schedule(config_of(steps=20), saved)
@@ -186,7 +186,7 @@ def test_another_end_of_the_schedule_is_another_run():
         check_same_run("run", saved, settle_schedule(config_of(schedule_steps=20), saved).to_dict())
 
 
-def test_what_is_said_of_the_schedule():
+def test_log_lines_about_the_schedule():
     def said(start, **keys):
         return check_steps(config_of(**keys), "runs/x", start)
 
@@ -256,7 +256,7 @@ HALVES = {
 
 
 @pytest.mark.parametrize("half", HALVES)
-def test_a_checkpoint_copied_by_half_is_passed_over(half, saved, tmp_path, caplog):
+def test_a_partial_copy_of_a_checkpoint_is_skipped(half, saved, tmp_path, caplog):
     shutil.copytree(saved, tmp_path / "run")
     folder = tmp_path / "run" / "checkpoints" / "2"
     for pattern in HALVES[half]:
@@ -315,7 +315,7 @@ def test_keys_that_a_method_does_not_read():
     assert read.unread(("image_proj",)) == ()
 
 
-def test_keys_without_effect_are_told():
+def test_keys_without_effect_are_reported():
     defaults = system_class("sdxl").defaults()
     trained = {"lora", "projections"}
     assert idle_keys(defaults, defaults, trained) == []

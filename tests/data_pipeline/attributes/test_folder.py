@@ -163,7 +163,7 @@ def test_celeba_s_own_tables(tmp_path, capsys, partition):
     )
 
 
-def test_a_tenth_is_held_out_whatever_comes_to_it(tmp_path):
+def test_a_tenth_is_held_out_whatever_is_added(tmp_path):
     names = [f"{i:04d}.png" for i in range(2000)]
     held = module._every_tenth(names)
     assert 150 < held.sum() < 250
@@ -184,7 +184,7 @@ def test_names_in_subfolders():
     assert names.find("4.png") == names.find("c/3.png") == names.find("") == []
 
 
-def test_hidden_files_and_links_in_circles_are_passed_over(write):
+def test_hidden_files_and_cyclic_links_are_skipped(write):
     folder = write("", n=2)
     (folder / "inner").mkdir()
     (folder / "inner" / "loop").symlink_to(folder)
@@ -229,7 +229,7 @@ def test_grey_pictures_turned_and_transparent_ones(write):
     assert any(p[0].max() < 10 and p[-1].min() > 245 for p in pictures)  # the upright one
 
 
-def test_square_takes_what_pipelines_give():
+def test_square_accepts_all_forms_of_images():
     grey = np.arange(48, dtype=np.uint8).reshape(6, 8)
     for image in (grey, grey[..., None]):
         np.testing.assert_array_equal(square(image, 6, 1)[..., 0], grey[:, 1:7])
@@ -392,7 +392,7 @@ def test_a_picture_that_cannot_be_used_is_found_when_opening(write, picture, mes
         opened(folder)
 
 
-def test_a_list_of_splits_has_to_tell_of_every_picture(tmp_path):
+def test_a_list_of_splits_must_cover_every_image(tmp_path):
     folder = celeba(tmp_path, "list_eval_partition.txt")
     splits = folder / "list_eval_partition.txt"
     splits.write_text("000001.jpg 0\n000002.jpg 1\n")

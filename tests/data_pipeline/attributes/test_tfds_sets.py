@@ -81,7 +81,7 @@ def shades(part):
 
 
 @pytest.mark.parametrize("open_it", [open_mnist, open_celeb_a])
-def test_nothing_is_fetched_unasked(tmp_path, capsys, open_it):
+def test_nothing_is_downloaded_unless_asked(tmp_path, capsys, open_it):
     with pytest.raises(DataSetError, match="is not in .*: fetch it by --config.download=True, or"):
         open_it(28, str(tmp_path))
     assert not list(tmp_path.iterdir()) and not capsys.readouterr().out
@@ -114,7 +114,7 @@ def test_mnist_is_fetched_and_kept(offline, tmp_path, monkeypatch):
     assert again.train.fingerprint == data.train.fingerprint
 
 
-def test_celeb_a_is_fetched_after_its_terms_are_said(offline, tmp_path, capsys, monkeypatch):
+def test_celeb_a_is_downloaded_after_printing_its_terms(offline, tmp_path, capsys, monkeypatch):
     def generators(self, _):
         assert capsys.readouterr().out.startswith(CELEBA_TERMS)
         return {"train": faces(self, TRAIN), "test": faces(self, TEST)}
@@ -124,7 +124,7 @@ def test_celeb_a_is_fetched_after_its_terms_are_said(offline, tmp_path, capsys, 
     check_celeb_a(data)
 
 
-def test_celeb_a_in_the_format_that_tfds_prepares_of_itself(offline, tmp_path, capsys):
+def test_celeb_a_in_the_default_format_of_tfds(offline, tmp_path, capsys):
     """TensorFlow reads that format."""
     builder = open_tfds().builder("celeb_a", data_dir=tmp_path, file_format="tfrecord")
     builder.download_and_prepare()
@@ -155,7 +155,7 @@ def check_celeb_a(data):
             assert values.sum() == values[places].sum()
 
 
-def test_what_is_kept_is_written_anew_if_it_is_broken(offline, tmp_path):
+def test_broken_cache_files_are_rewritten(offline, tmp_path):
     data = open_mnist(28, str(tmp_path), download=True)
     expected = np.array(data.train.images)
     kept = tmp_path / "persongen_jax" / "mnist_28_train.npy"
@@ -170,7 +170,7 @@ def test_what_is_kept_is_written_anew_if_it_is_broken(offline, tmp_path):
     assert len(list(kept.parent.iterdir())) == 8
 
 
-def test_nothing_half_written_is_left(offline, tmp_path, monkeypatch):
+def test_no_partial_file_is_left(offline, tmp_path, monkeypatch):
     def stop(*args):
         raise KeyboardInterrupt
 
@@ -198,7 +198,9 @@ def test_nothing_half_written_is_left(offline, tmp_path, monkeypatch):
         ),
     ],
 )
-def test_a_failed_download_is_said_in_one_sentence(offline, tmp_path, monkeypatch, error, message):
+def test_a_failed_download_is_reported_in_one_sentence(
+    offline, tmp_path, monkeypatch, error, message
+):
     def generators(self, _):
         raise error
 

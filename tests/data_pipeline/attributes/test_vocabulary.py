@@ -42,7 +42,7 @@ def said(request, vocabulary=FACES):
         ("hat=cap,hat=cap,glasses=1,glasses=1.0", [1, None, 0, 1, 0, None]),
     ],
 )
-def test_a_request_says(request_, expected):
+def test_parsed_requests(request_, expected):
     assert said(request_) == expected
 
 
@@ -65,7 +65,7 @@ def test_a_request_says(request_, expected):
         ("hat=cap,hat=none", "hat=none and hat=cap exclude each other; ask for one hat"),
     ],
 )
-def test_a_request_that_cannot_be_met(request_, message):
+def test_invalid_requests_are_refused(request_, message):
     if message is None:  # no message
         assert said(request_) == [None] * 6
         return
@@ -131,7 +131,7 @@ def test_values_as_people_write_them(text, value):
     assert read_value(text) == value
 
 
-def test_names_that_differ_in_spelling_alone_are_one():
+def test_names_that_differ_only_in_spelling_are_equal():
     assert plain("Top Hat") == plain("top-hat") == plain("TOP_HAT") != plain("tophat")
 
 
@@ -159,7 +159,7 @@ def test_every_picture_is_shown_once_per_epoch():
     assert others != orders[0]
 
 
-def test_an_example_depends_on_its_number_alone():
+def test_an_example_depends_only_on_its_index():
     forwards, backwards = (LabelledExamples(pictures(), seed=3, mirror=True) for _ in range(2))
     expected = [forwards.example(n) for n in range(30)]
     for n in reversed(range(30)):
@@ -168,7 +168,7 @@ def test_an_example_depends_on_its_number_alone():
             np.testing.assert_array_equal(example[name], array)
 
 
-def test_an_example_is_what_the_specs_say():
+def test_examples_match_their_specs():
     data = pictures()
     examples = LabelledExamples(data, seed=0)
     for n in range(7):

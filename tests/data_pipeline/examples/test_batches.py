@@ -68,7 +68,7 @@ def test_loaders_by_name():
         open_loader("torch")
 
 
-def test_resuming_gives_the_batches_that_would_have_come(open_source):
+def test_resuming_gives_the_same_batches(open_source):
     whole = take(batches(open_source(), batch_size=4), 6)
     rest = take(batches(open_source(), batch_size=4, start_step=4), 2)
     for a, b in zip(whole[4:], rest, strict=True):
@@ -89,7 +89,7 @@ def test_saved_and_restored_exactly(open_source, make):
         assert_same(a, b)
 
 
-def test_another_position_is_told(records, open_source):
+def test_another_position_is_refused(records, open_source):
     state = batches(open_source(), batch_size=4, start_step=5).state()
 
     def check(records=records, batch_size=4, start_step=5, **changes):
@@ -144,7 +144,7 @@ def test_two_processes_share_a_batch(open_source):
 @pytest.mark.parametrize(
     ("index", "count", "message"), [(0, 3, "evenly over 3 processes"), (2, 2, "not below 2")]
 )
-def test_impossible_sharing(open_source, index, count, message):
+def test_batches_that_do_not_divide_are_refused(open_source, index, count, message):
     with pytest.raises(ValueError, match=message):
         batches(open_source(), batch_size=4, process_index=index, process_count=count)
 

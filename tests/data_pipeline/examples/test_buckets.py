@@ -187,7 +187,7 @@ def test_resumption_and_processes(open_source):
 
 
 @pytest.mark.parametrize("make", [batches, tf_batches])
-def test_source_and_batches_have_to_be_of_one_size(open_source, make):
+def test_source_and_batches_must_agree_on_the_batch_size(open_source, make):
     with pytest.raises(ValueError, match="batches of 4 from a source .* batch_size is 2"):
         make(open_source(2), batch_size=4)
     make(open_source(2, buckets=()), batch_size=4)

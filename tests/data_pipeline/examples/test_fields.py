@@ -76,7 +76,7 @@ def test_weights_come_from_the_manifest(folder, make):
 @pytest.mark.parametrize(
     "bad", ["2", True, -0.5, float("nan"), float("inf"), 1e39, 10**400, [1], {"a": 1}], ids=repr_of
 )
-def test_a_bad_weight_is_told_before_the_first_step(folder, bad):
+def test_a_bad_weight_fails_before_the_first_step(folder, bad):
     rewrite_manifest(folder, weight=[1.0, None, bad])
     records = read_manifest(folder)
     with pytest.raises(FieldError, match="1 records cannot be used") as told:
@@ -140,7 +140,7 @@ def test_a_control_image_may_be_of_another_size(tmp_path):
     assert bright.any() and len(lefts) > 3
 
 
-def test_what_a_control_image_lacks_is_told_before_the_first_step(posed):
+def test_missing_control_images_fail_before_the_first_step(posed):
     fields = (Image(), ControlImage("pose"))
     records = read_manifest(posed)
 
@@ -166,7 +166,7 @@ def test_what_a_control_image_lacks_is_told_before_the_first_step(posed):
         read_manifest(posed)
 
 
-def test_another_aspect_ratio_is_told_of_pictures_that_are_no_files(posed):
+def test_another_aspect_ratio_in_shards_is_reported(posed):
     """Their size is known only when they are read."""
     records = [replace(r, image=f"key {i}") for i, r in enumerate(read_manifest(posed))]
     wide = np.zeros((40, 60, 3), np.uint8)
@@ -180,7 +180,7 @@ def test_another_aspect_ratio_is_told_of_pictures_that_are_no_files(posed):
         source.example(0)
 
 
-def test_a_control_image_that_does_not_decode_is_passed_over(posed):
+def test_a_control_image_that_does_not_decode_is_skipped(posed):
     records = read_manifest(posed)
     broken = Path(records[3].images["pose"])
     broken.write_bytes(broken.read_bytes()[:200])
@@ -246,7 +246,7 @@ def test_landmarks_move_as_the_face_box_does(folder):
     assert sum(seen) == 12 and len(boxes) > 4
 
 
-def test_landmarks_lie_where_the_picture_shows_them(tmp_path):
+def test_landmarks_match_the_image(tmp_path):
     """A grey dot on each of them; scaled unevenly, 45 x 70 to 22 x 34, and cropped."""
     pixels, points = np.zeros((45, 70, 3), np.uint8), []
     for i, (x, y) in enumerate([(20, 10), (36, 8), (50, 20), (24, 34), (44, 36)]):
@@ -310,7 +310,7 @@ def test_a_call_gives_points():
 
 
 @with_xp
-def test_no_point_is_seen_where_the_condition_is_dropped(xp):
+def test_no_point_is_visible_without_the_condition(xp):
     field = Points("landmarks")
     batch = {n: xp.ones((2, *s), d) for n, (s, d) in field.spec((8, 12)).items()}
     dropped = field.dropped(batch, xp)

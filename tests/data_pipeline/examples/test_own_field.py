@@ -48,7 +48,7 @@ class Attributes(Field):
 
 
 @pytest.mark.parametrize("make", [batches, tf_batches])
-def test_a_field_of_ones_own(folder, tokenizers, make, caplog):
+def test_a_user_defined_field(folder, tokenizers, make, caplog):
     ages = [20 + i for i in range(11)] + [99]
     rewrite_manifest(folder, age=ages, smiles=[True] * 4)
     records = read_manifest(folder)

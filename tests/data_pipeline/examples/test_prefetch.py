@@ -28,7 +28,7 @@ def test_prefetch_runs_ahead_by_depth_only():
 
 
 @pytest.mark.parametrize("place", ["iterator", "put"])
-def test_prefetch_hands_on_errors_after_what_came_before(place):
+def test_prefetch_raises_errors_after_earlier_items(place):
     def items():
         yield 1
         yield 2

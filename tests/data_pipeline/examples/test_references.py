@@ -52,7 +52,7 @@ def test_dropped_references_are_masked(xp, pictures):
     assert dropped["id_mask"].dtype == bool and not dropped["id_mask"].any()
 
 
-def test_it_says_who_the_person_is():
+def test_references_are_an_identity_field():
     field = References(14)
     assert field.identity and field.others == 1
 

@@ -96,7 +96,7 @@ def test_pictures_come_from_read_image_once(records, tokenizers):
     assert sorted(asked) == sorted(files)
 
 
-def test_kept_arrays_cannot_be_spoilt(records, tokenizers):
+def test_cached_arrays_are_read_only(records, tokenizers):
     source = photograph_source(records, tokenizers, streams=("text", "background"))
     example = source.example(0)
     for array in (example[name] for name in example if name.startswith(("input_ids/", "class_"))):
@@ -158,7 +158,7 @@ def test_unusable_captions_are_found_before_the_first_step(records, tokenizers):
         photograph_source([*records[:-1], late], tokenizers)
 
 
-def test_problems_of_several_kinds_are_told_together(records, tokenizers):
+def test_problems_of_several_kinds_are_reported_together(records, tokenizers):
     late = replace(records[-1], caption="a " * 73 + "man img")
     heavy = replace(records[0], extra={"weight": "much"})
     fields = (*photograph_fields(tokenizers), Weight())
@@ -169,7 +169,7 @@ def test_problems_of_several_kinds_are_told_together(records, tokenizers):
     assert not isinstance(told.value, PromptError | FieldError)
 
 
-def test_sets_that_cannot_serve(records, tokenizers):
+def test_unusable_sets_are_refused(records, tokenizers):
     with pytest.raises(ValueError, match="no records"):
         photograph_source([], tokenizers)
     with pytest.raises(ValueError, match="1 identities have no second picture"):
@@ -178,7 +178,7 @@ def test_sets_that_cannot_serve(records, tokenizers):
         photograph_source(records, tokenizers, streams=("background",))
 
 
-def test_a_person_whose_references_do_not_decode_is_passed_over(records, tokenizers):
+def test_a_person_whose_references_do_not_decode_is_skipped(records, tokenizers):
     """One of anna's two images is broken, which leaves the other without a reference."""
     with open(records[1].image, "wb") as file:
         file.write(b"broken")
@@ -258,7 +258,7 @@ def join(record):
     return f"{record.caption}. {record.background}" if record.background else record.caption
 
 
-def test_without_references_no_target_is_told_as_that(single_pictures, tokenizers):
+def test_without_references_undecodable_targets_are_reported(single_pictures, tokenizers):
     records, _ = open_records(single_pictures, marked=False, least=1)
     source = ExampleSource(records, (Image(),), seed=0, size=16)
     for record in records:

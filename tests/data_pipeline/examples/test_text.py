@@ -49,7 +49,7 @@ def test_a_key_that_is_no_prompt_by_itself_serves_as_one(records, tokenizers):
     np.testing.assert_array_equal(example["input_ids/mood"], tokenizers.encode(""))
 
 
-def test_a_key_that_is_no_text_is_told_before_the_first_step(haired, tokenizers):
+def test_a_key_that_is_not_text_fails_before_the_first_step(haired, tokenizers):
     haired[7] = replace(haired[7], extra={"hair": 3})
     with pytest.raises(ValueError, match=r"1 records.*\n.*carl_1\.png: hair is 3; give a text"):
         ExampleSource(haired, (Text(tokenizers, ("text", "hair")),), seed=0, size=16)

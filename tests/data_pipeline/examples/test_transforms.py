@@ -89,7 +89,7 @@ def test_resized_box_still_covers_the_marked_patch():
     assert bright[y0:y1, x0:x1].all() and bright.sum() == (y1 - y0) * (x1 - x0)
 
 
-def test_time_ids_tell_of_the_photograph_that_the_picture_is_a_part_of():
+def test_time_ids_describe_the_original_of_a_cropped_image():
     """Cropped and halved before; the offsets are those of the same crop of the whole photograph."""
     photograph = picture(200, 300)
     part = photograph[40:160:2, 100:260:2]  # 60 x 80

@@ -112,7 +112,7 @@ def test_batch_as_one_by_one():
         np.testing.assert_array_equal(align_face(image, points, 48), crop)
 
 
-def test_a_pil_image_will_do():
+def test_a_pil_image_is_accepted():
     image = astronaut()
     crop = align_face(Image.fromarray(image), FACE)
     np.testing.assert_array_equal(crop, align_face(image, FACE))

@@ -66,7 +66,7 @@ def test_without_scikit_image_the_extra_is_named(monkeypatch):
         find_face(np.zeros((64, 64, 3), np.uint8))
 
 
-def test_the_cascade_gives_boxes_alone():
+def test_the_cascade_finds_only_boxes():
     detector = open_detector("cascade")
     (face,) = detector.detect([skimage_data.astronaut()])
     assert face.landmarks is None and not detector.gives_landmarks

@@ -111,9 +111,7 @@ def test_two_people_before_one_wall_are_no_near_copies(tmp_path):
     assert near_copies([files]) == {}
 
 
-def test_of_many_pictures_it_is_said_that_near_copies_are_not_looked_for(
-    folder, monkeypatch, caplog
-):
+def test_many_images_skip_the_search_for_near_copies(folder, monkeypatch, caplog):
     monkeypatch.setattr(copies, "NEAR_LIMIT", 11)
     monkeypatch.setattr(manifest, "NEAR_LIMIT", 11)
     read_manifest(folder)
@@ -122,7 +120,7 @@ def test_of_many_pictures_it_is_said_that_near_copies_are_not_looked_for(
     )
 
 
-def test_what_is_said_of_the_pixels_holds_for_every_copy(folder):
+def test_annotations_of_pixels_apply_to_every_copy(folder):
     """A copy without a face box gets it from the other; a copy with one gives it to the other."""
     plain = read_manifest(folder)
     boxed = next(record for record in plain if record.face_box)
@@ -147,7 +145,7 @@ def test_different_pictures_are_no_near_copies(folder, records, caplog):
     assert near_copies([[*files, str(folder / "absent.png")]]) == {}
 
 
-def test_a_mark_is_of_the_content_alone(folder, tmp_path):
+def test_a_mark_depends_only_on_the_content(folder, tmp_path):
     file = folder / "anna_0.png"
     before = mark(str(file))
     moved = tmp_path / "elsewhere.png"
@@ -169,7 +167,7 @@ def test_a_mark_is_of_the_content_alone(folder, tmp_path):
     assert len(marks) == 2
 
 
-def test_shards_written_anew_of_other_pictures_have_another_mark(folder, records, tmp_path):
+def test_rewritten_shards_with_other_images_have_another_mark(folder, records, tmp_path):
     pytest.importorskip("tensorflow_datasets")
     from data_pipeline.shards import write_shards
 

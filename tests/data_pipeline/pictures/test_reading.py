@@ -115,7 +115,7 @@ def test_srgb_by_name_and_broken_profiles_change_nothing(tmp_path, caplog):
     assert "grey.png: its colour profile is of L, the picture of RGB: taken as sRGB" in caplog.text
 
 
-def test_colours_told_otherwise_are_said(tmp_path, caplog):
+def test_other_colour_information_causes_a_warning(tmp_path, caplog):
     exif = Image.Exif()
     exif.get_ifd(0x8769)[0xA001] = 0xFFFF
     exif.get_ifd(0x8769)[0xA005] = {1: "R03", 2: b"0100"}
@@ -168,7 +168,7 @@ def test_orientation_profile_and_alpha_at_once_in_bands(tmp_path, monkeypatch):
     np.testing.assert_array_equal(load_image(tmp_path / "all.png"), whole)
 
 
-def test_damaged_exif_is_said_and_the_picture_read(tmp_path, caplog):
+def test_damaged_exif_causes_a_warning_and_the_image_is_read(tmp_path, caplog):
     Image.fromarray(picture()).save(tmp_path / "odd.webp", exif=b"Exif\0\0no EXIF", lossless=True)
     np.testing.assert_array_equal(load_image(tmp_path / "odd.webp"), picture())
     assert "odd.webp: its EXIF data cannot be read" in caplog.text
@@ -177,7 +177,7 @@ def test_damaged_exif_is_said_and_the_picture_read(tmp_path, caplog):
 # ---- modes and depths --------------------------------------------------------------------------
 
 
-def test_transparency_lies_on_white(tmp_path):
+def test_transparency_is_blended_on_white(tmp_path):
     half = Image.new("RGBA", (8, 8), (255, 0, 0, 0))
     half.paste((0, 0, 255, 255), (0, 0, 4, 8))
     palette = Image.new("P", (8, 8), 1)
@@ -224,7 +224,7 @@ def test_other_modes():
 # ---- Python's own ------------------------------------------------------------------------------
 
 
-def test_everything_that_holds_a_picture(tmp_path):
+def test_every_form_of_image_is_read(tmp_path):
     path, pixels = tmp_path / "a.png", picture()
     Image.fromarray(pixels).save(path)
     with path.open("rb") as file, Image.open(path) as image:
@@ -260,7 +260,7 @@ def test_everything_that_holds_a_picture(tmp_path):
         (Image.new("RGB", (100, 2)), "100x2 pixels are too narrow a strip"),
     ],
 )
-def test_what_is_no_picture_is_named(given, said):
+def test_invalid_images_are_refused(given, said):
     with pytest.raises(ImageError, match=f"^reference 2 of prompt 1: .*({said})") as told:
         load_image(given, "reference 2 of prompt 1")
     assert "\n" not in str(told.value)
@@ -336,7 +336,7 @@ def with_chunk(path, kind: bytes, data: bytes):
     return path
 
 
-def test_colours_by_code_points_and_primaries_are_told_of(tmp_path, caplog):
+def test_code_points_and_primaries_cause_a_warning(tmp_path, caplog):
     p3 = np.int32(np.float64([0.3127, 0.329, 0.68, 0.32, 0.265, 0.69, 0.15, 0.06]) * 1e5)
     chunks = {
         "p3": (b"cICP", bytes([12, 13, 0, 1])),
@@ -354,7 +354,7 @@ def test_colours_by_code_points_and_primaries_are_told_of(tmp_path, caplog):
             assert ("taken as sRGB" in caplog.text) == (name != "srgb"), name
 
 
-def test_what_is_said_of_one_picture_is_said_of_the_next(caplog):
+def test_every_image_gets_its_own_warning(caplog):
     bad = io.BytesIO()
     Image.fromarray(PIXELS).save(bad, "PNG", icc_profile=b"none")
     for _ in range(2):

@@ -165,7 +165,7 @@ def test_all_missing_files_in_one_error(write):
     assert "31 lines cannot be used" in str(caught.value) and "not JSON" in str(caught.value)
 
 
-def test_boxes_at_and_over_the_edge_are_put_right_and_counted(write, caplog):
+def test_boxes_at_and_over_the_edge_are_fixed_and_counted(write, caplog):
     boxes = ([-3, 5, 60, 45], [0, 0, 40, 30], [40, 5, 60, 9], [-9, -9, 0, 2])
     counts = Counter()
     with caplog.at_level(logging.WARNING):
@@ -191,7 +191,7 @@ def test_one_file_twice_is_one_picture(write):
         read_manifest(write(entry(0), entry(0, caption="another woman img")))
 
 
-def test_nothing_there(write, tmp_path):
+def test_an_empty_or_missing_manifest(write, tmp_path):
     with pytest.raises(ManifestError, match="no such file"):
         read_manifest(tmp_path / "elsewhere")
     with pytest.raises(ManifestError, match="no identity has two images"):

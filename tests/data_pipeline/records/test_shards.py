@@ -169,7 +169,7 @@ def test_drawn_people(tmp_path):
         np.testing.assert_array_equal(read_image(ours.image), draw(theirs.image))
 
 
-def test_what_is_put_right_is_counted_and_logged(folder, tmp_path, capsys, caplog):
+def test_fixes_are_counted_and_logged(folder, tmp_path, capsys, caplog):
     records = read_manifest(folder)  # 2 pictures of anna, 4 of bert, 6 of carl
     lines = [json.loads(line) for line in (folder / "manifest.jsonl").read_text().splitlines()]
     lines[3]["face_box"], lines[4]["face_box"] = [-5, 3, 20, 30], [500, 500, 600, 600]
@@ -196,7 +196,7 @@ def test_what_is_put_right_is_counted_and_logged(folder, tmp_path, capsys, caplo
         np.testing.assert_array_equal(read_image(record.image), load_image(folder / record.image))
 
 
-def test_what_cannot_be_put_right_is_listed_and_nothing_is_written(folder, tmp_path, capsys):
+def test_unfixable_problems_are_listed_and_nothing_is_written(folder, tmp_path, capsys):
     records = read_manifest(folder)
     captions = {1: "a man", 3: "a man img img", 6: "img of a man"}
     changed = [replace(r, caption=captions.get(i, r.caption)) for i, r in enumerate(records)]
@@ -265,7 +265,7 @@ def test_damaged_and_foreign_folders(shards, tmp_path):
         write_shards(shards, tmp_path / "again", shards=0)
 
 
-def test_a_damaged_record_stops_and_is_not_passed_over(shards):
+def test_a_damaged_record_raises_and_is_not_skipped(shards):
     """The fault is not the image's, and replacing it by another would go unnoticed."""
     path = sorted(shards.glob("*array_record*"))[0]
     data = bytearray(path.read_bytes())

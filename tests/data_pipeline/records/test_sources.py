@@ -42,7 +42,7 @@ def test_people_are_those_that_are_drawn(few):
     assert records[5].image == "people/in_train/000001/000005"
 
 
-def test_no_two_pictures_share_their_circumstances(few):
+def test_no_two_images_share_their_variation(few):
     """Not even of different people: each has its own caption or face position."""
     records, _ = few
     assert len({(r.caption, r.background, r.body, r.face_box) for r in records}) == len(records)
@@ -135,7 +135,7 @@ def test_no_module_imports_what_imports_it(module, absent):
         ("photographs/of/nobody", "photographs/of/nobody: no such folder; give a folder"),
     ],
 )
-def test_what_is_not_understood(data, message):
+def test_invalid_sources_are_refused(data, message):
     with pytest.raises(SourceError, match=message):
         open_records(data)
 

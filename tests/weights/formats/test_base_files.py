@@ -466,7 +466,7 @@ WRAPPED = {
 
 
 @pytest.mark.parametrize("kind", WRAPPED)
-def test_what_torchs_wrappers_put_into_names_is_taken_off(kind, whole, state, bare, tmp_path):
+def test_prefixes_of_torchs_wrappers_are_removed(kind, whole, state, bare, tmp_path):
     names = {key: WRAPPED[kind].format(key) for key in whole}
     if kind == "inside":
         names = {key: key.replace(UNET, UNET + "_orig_mod.") for key in whole}
@@ -495,7 +495,7 @@ def test_integers_are_no_weights(tiny_base, state, tmp_path):
         load_sdxl(tiny_base, unet=path)
 
 
-def test_a_vae_of_more_channels_is_told(whole, tiny_base, tmp_path):
+def test_a_vae_with_more_channels_is_refused(whole, tiny_base, tmp_path):
     flat = {k.removeprefix(VAE): v for k, v in only(whole, VAE).items()}
     shape = list(flat["decoder.conv_in.weight"].shape)
     flat["decoder.conv_in.weight"] = np.zeros([shape[0], 16, *shape[2:]], "f4")
@@ -510,7 +510,7 @@ def test_one_text_encoders_folder(tiny_base, state, tmp_path):
 
 
 @pytest.mark.parametrize("option", ["path", "config", "unet", "vae", "text_encoders"])
-def test_what_is_no_path_is_told(option, tiny_base):
+def test_values_that_are_not_paths_are_refused(option, tiny_base):
     with pytest.raises(MissingFile, match="=5: give a path"):
         open_base(**{"path": tiny_base, option: 5})
 

@@ -397,7 +397,7 @@ def test_expressions_in_peft_s_settings(tmp_path):
         ("bundle_emb.me.emb_params", "embeddings of words for SD 1.x"),
     ],
 )
-def test_what_fits_nowhere_is_called_by_its_name(key, said):
+def test_unmatched_keys_are_named_by_kind(key, said):
     beside = {**pair(f"unet.{UNET}", 8), key: np.ones((8, 8), np.float32)}
     with pytest.raises(UnsupportedAdapter, match=f"belongs to .*{said}"):
         read_lora(DictSource(beside, "x"), MODULES)
@@ -408,7 +408,7 @@ def test_counters_are_no_part_of_it():
     assert list(read_lora(DictSource(beside, "x"), MODULES)["unet"]) == [UNET]
 
 
-def test_what_is_no_lora_at_all():
+def test_files_without_any_lora_are_refused():
     word = {"clip_l": np.ones((2, 768), "f4"), "clip_g": np.ones((2, 1280), "f4")}
     with pytest.raises(UnsupportedAdapter, match="this is a Textual Inversion embedding, and no"):
         read_lora(DictSource(word, "x"), MODULES)
