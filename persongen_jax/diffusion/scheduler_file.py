@@ -93,7 +93,7 @@ def check_parametrisation(config: dict) -> None:
 def _refusal(what: str) -> str:
     return (
         f"scheduler config: the model was trained in another parametrisation ({what}), which is "
-        "supported neither by a sampler nor in training; use a model that predicts epsilon, "
+        "not supported with any sampler, nor in training; use a model that predicts epsilon, "
         "v_prediction or sample on a schedule of betas"
     )
 

@@ -12,7 +12,7 @@ def test_a_number_and_ranges():
     assert schedule("identity", 0.5, 3).tolist() == [0.5, 0.5, 0.5]
     found = schedule("identity", [(0.3, 1.0, 0.8), (0.0, 0.3, 0.0)], 10)
     assert np.allclose(found, [0] * 3 + [0.8] * 7) and found.dtype == np.float32
-    # What no range covers is 1; 0.3 of 50 steps are 15.
+    # Steps that no range covers have 1; 0.3 of 50 steps are 15.
     assert schedule("body", [(0.3, 0.5, -2)], 50).tolist() == [1] * 15 + [-2] * 10 + [1] * 25
 
 

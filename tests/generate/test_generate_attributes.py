@@ -1,4 +1,4 @@
-"""generate --run: images, strips and edits of a run on attributes, by the command and in Python."""
+"""generate --run: images, strips and edits of a run on attributes, by command and in Python."""
 
 import json
 import warnings
@@ -24,7 +24,7 @@ STEPS = "--steps=4"
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """A run of no step: what its weights are makes no difference here."""
+    """A run of zero steps: the weights do not matter here."""
     config, folder = get_config(), tmp_path_factory.mktemp("run") / "digits"
     mesh = make_mesh(jax.devices()[:1])
     state = assemble(open_system(config, mesh), mesh).state
@@ -82,26 +82,26 @@ def test_every_sampler(pipe, scheduler):
     assert pipe("digit=1", steps=3, scheduler=scheduler).std() > 0
 
 
-def test_without_a_request_nothing_is_asked_for(pipe):
+def test_without_a_request_nothing_is_requested(pipe):
     free = pipe("", steps=2, guidance_scale=1)
     assert np.array_equal(free, pipe("", steps=2, guidance_scale=5))
 
 
-def test_a_request_that_training_never_showed_is_warned_of():
+def test_a_request_unseen_in_training_causes_a_warning():
     config = get_config()
     config.drop_prob = config.validation_guidance = 0.0
     never = AttributePipeline(open_system(config))
-    with pytest.warns(UserWarning, match="'' leaves attributes out, of which the training had no"):
+    with pytest.warns(UserWarning, match="'' leaves out attributes; training had few or no"):
         never(["digit=1", ""], steps=1)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         never(["digit=1", "digit=2"], steps=1)
 
 
-def test_a_line_of_which_one_end_says_nothing_is_told(run, tmp_path, capsys):
+def test_an_end_without_attributes_is_reported(run, tmp_path, capsys):
     words = ("--interpolate", "digit=1", "", "--frames=2")
     generate.main([f"--run={run}", f"--out={tmp_path}", STEPS, *words])
-    assert "digit: the other end says nothing" in capsys.readouterr().out
+    assert "digit: the other end does not set it" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("mode", ["P", "RGBA", "L", "1"])
@@ -147,7 +147,7 @@ def test_a_strip_and_its_animation(run, pipe, tmp_path, capsys):
     assert np.abs(frames[[0, -1]].astype(int) - ends).max() <= 1
 
 
-def test_the_line_is_straight_and_what_one_end_says_is_halfway_at_the_other():
+def test_interpolation_is_linear_and_one_sided_attributes_are_halfway():
     ends = {
         "attributes": np.array([[0, 1, 0], [1, 0, 0]], np.float32),
         "attributes_known": np.array([[1, 1, 0], [1, 0, 0]], np.float32),
@@ -159,14 +159,14 @@ def test_the_line_is_straight_and_what_one_end_says_is_halfway_at_the_other():
 
 
 def test_a_picture_edited_as_it_is_comes_back(tmp_path):
-    """A system that knows the answer, inverted and generated under one condition."""
+    """A system with a known best prediction, inverted and generated under one condition."""
     system = open_system(get_config())
 
-    # Pictures around a grey; the best prediction of the noise of one normal distribution.
+    # Images around a grey; the best noise prediction for one normal distribution.
     def denoise(model, x, t, condition, step=None):
         t = jnp.broadcast_to(jnp.asarray(t).astype(int), x.shape[:1])
         alpha, sigma = (a.reshape(-1, 1, 1, 1) for a in signal_and_noise(system.schedule, t))
-        # No model is exact: unclipped, an error of 1 % at the last timestep ruins the picture.
+        # No model is exact: unclipped, an error of 1 % at the last timestep ruins the image.
         return sigma * x / (alpha**2 * 0.25 + sigma**2) + 0.01 * jnp.sin(7 * x)
 
     system.denoise = denoise
@@ -190,7 +190,7 @@ def test_editing_is_a_command(run, tmp_path, capsys):
     words = [f"--edit={tmp_path / 'in.png'}", "--attributes=digit=3", STEPS, f"--run={run}"]
     generate.main([*words, f"--out={tmp_path / 'out'}"])
     captured = capsys.readouterr()
-    assert "the middle square of 30x20 is scaled to 8x8" in captured.err
+    assert "the central square of 30x20 is scaled to 8x8" in captured.err
     assert Image.open(captured.out.strip()).size == (8, 8)
     assert source_type(captured.out.strip()) == GENERATED
     assert captured.err.count("warning: no watermark: 8x8") == 1

@@ -1,4 +1,4 @@
-"""Pictures as arguments in Python: references, regions, control images, edits, judges."""
+"""Images as arguments in Python: references, regions, control images, edits, judges."""
 
 import io
 import warnings
@@ -21,7 +21,7 @@ FACE = np.random.default_rng(0).integers(0, 256, (24, 20, 3), np.uint8)
 
 @pytest.fixture
 def turned(tmp_path):
-    """A file on its side, and what it shows."""
+    """A file stored on its side, and its upright image."""
     exif = Image.Exif()
     exif[0x0112] = 6
     Image.fromarray(FACE).save(tmp_path / "turned.png", exif=exif)

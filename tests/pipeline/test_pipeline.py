@@ -1,4 +1,4 @@
-"""The text-to-image pipeline against diffusers': same weights, same latents, same pictures."""
+"""The text-to-image pipeline against diffusers: same weights, same latents, same images."""
 
 import os
 import shutil
@@ -86,7 +86,7 @@ def test_same_pictures_as_diffusers(name, ours, theirs, latents, golden, monkeyp
 
     wanted = golden(of_diffusers)
     found = run_ours(ours, latents, scheduler=name, scheduler_options=options)
-    assert wanted.std() > 0.05  # pictures with something in them
+    assert wanted.std() > 0.05  # images with some content
     difference = np.abs(found - wanted).max()
     assert difference < PIXEL
     assert difference < TIGHT
@@ -146,7 +146,7 @@ def test_a_picture_does_not_depend_on_its_batch(ours):
     alone = ours(prompts, batch_size=1, **settings).images
     together = ours(prompts, batch_size=2, **settings).images
     assert np.abs(alone - together).max() < TIGHT
-    # One batch after the other goes out as soon as it is painted.
+    # One batch after the other is returned as soon as it is generated.
     done, batches = [], []
 
     def take(images):
@@ -244,7 +244,7 @@ def personal(tiny_base, photomaker):
 
 
 def paint(pipe, **settings):
-    # What generate's tests have too: one program.
+    # Shared with generate's tests: one program.
     same = {"num_inference_steps": 2, "batch_size": 1, "start_merge_step": 0, "output_type": "np"}
     return pipe(IDENTITY, references=[[FACE]], **{**same, **settings}).images
 
@@ -303,7 +303,7 @@ def test_a_run_that_started_from_a_file_has_its_image_tower(personal, tiny_base,
 
 @pytest.fixture
 def other_encoder(tiny_base, tmp_path):
-    """The base with another image encoder beside it, as an IP-Adapter brings it; and its own."""
+    """The base with another image encoder next to it, as for an IP-Adapter; and its own."""
     base, own = tmp_path / "base", tiny_base / "image_encoder"
     ignore = shutil.ignore_patterns("image_encoder")
     shutil.copytree(tiny_base, base, ignore=ignore, copy_function=os.symlink)
@@ -381,7 +381,7 @@ def test_a_method_that_cannot_be_loaded_leaves_none_and_all_loras(photomaker, ti
     }
     with pytest.raises(ValueError, match="load_method"):
         pipe("a man img", references=[[FACE]])
-    # A name that there is no method of changes nothing at all.
+    # An unknown method name changes nothing.
     pipe.load_method("photomaker_bg", photomaker)
     with pytest.raises(ValueError, match="photo"):
         pipe.load_method("photo", photomaker)
@@ -424,16 +424,16 @@ def test_scales_change_the_picture_and_compile_nothing(personal):
     whole = paint(personal)
     never = paint(personal, start_merge_step=9)
     compiled = sample_steps._cache_size()
-    # Where nobody says, the identity acts after a fifth of the steps: here after the first of two.
+    # By default the identity acts after a fifth of the steps: here after the first of two.
     assert np.array_equal(paint(personal, start_merge_step=None), whole)
     assert np.array_equal(paint(personal, scales={"identity": 1, "lora": 1}), whole)
-    # With one reference the prompt without it is the prompt that stands there until the merge.
+    # With one reference, the prompt without it is the prompt used until the merge step.
     assert np.abs(paint(personal, scales={"identity": 0}) - never).max() < TIGHT
     half = paint(personal, scales={"identity": 0.5})
     assert not np.allclose(half, whole) and not np.allclose(half, never)
     silent = paint(personal, scales={"lora": 0})
     assert not np.allclose(silent, whole)
-    # The scale is for the one call.
+    # The scale applies only to that call.
     assert personal.adapters["method:photomaker"][1] == 1
     assert np.array_equal(paint(personal), whole)
     personal.set_lora_weights({"method:photomaker": 0})
@@ -449,7 +449,7 @@ def test_scales_change_the_picture_and_compile_nothing(personal):
         (IDENTITY, {"scales": {"identity": 1}, "references": None}, "references"),
         (IDENTITY, {"references": [[FACE]] * 2}, "2 lists of references for 1 prompts"),
         (IDENTITY, {"references": [[FACE] * 5]}, "5 references"),
-        ("a woman", {}, 'stands 0 times in the prompt "a woman"'),
+        ("a woman", {}, 'appears 0 times in the prompt "a woman"'),
         ("img of a woman", {}, 'opens the prompt "img of a woman"'),
     ],
 )
