@@ -39,10 +39,10 @@ from tests.weights.formats.sgm import checkpoint
 RANK, ALPHA = 4, 2.0  # the scale is a half: a file that loses it shows
 
 
-def write_run(workdir, small_base, name, steps=(10, 20)):
+def write_run(workdir, tiny_base, name, steps=(10, 20)):
     """What a run of a method leaves, with weights that training might have led to."""
     config = get_config()
-    config.base, config.method = str(small_base), name
+    config.base, config.method = str(tiny_base), name
     config.rank, config.lora_alpha = RANK, ALPHA
     system = open_system(config)
     _, trainable, _, _ = split_model(system.model, system.table)
@@ -56,8 +56,8 @@ def write_run(workdir, small_base, name, steps=(10, 20)):
 
 
 @pytest.fixture(scope="module")
-def workdir(small_base, tmp_path_factory):
-    return write_run(tmp_path_factory.mktemp("run"), small_base, "photomaker_bg")
+def workdir(tiny_base, tmp_path_factory):
+    return write_run(tmp_path_factory.mktemp("run"), tiny_base, "photomaker_bg")
 
 
 @pytest.fixture(scope="module")
@@ -66,13 +66,13 @@ def run(workdir):
 
 
 @pytest.fixture(scope="module")
-def pipe(small_base):
-    return Pipeline.from_pretrained(small_base)
+def pipe(tiny_base):
+    return Pipeline.from_pretrained(tiny_base)
 
 
 @pytest.fixture(scope="module")
-def unet(small_base):
-    return UNet2DConditionModel.from_pretrained(small_base / "unet")
+def unet(tiny_base):
+    return UNet2DConditionModel.from_pretrained(tiny_base / "unet")
 
 
 def fails(*options) -> str:
@@ -188,7 +188,7 @@ def test_diffusers_opens_exported_loras(style, exported, run, unet):
         pipe.unload_lora_weights()
 
 
-def test_an_exported_photomaker_fills_a_model_bit_equal(run, workdir, small_base, tmp_path, capsys):
+def test_an_exported_photomaker_fills_a_model_bit_equal(run, workdir, tiny_base, tmp_path, capsys):
     path = tmp_path / "mine.bin"
     convert.main(["export", "--format", "photomaker", str(workdir), str(path)])
     shown = capsys.readouterr().out
@@ -203,30 +203,30 @@ def test_an_exported_photomaker_fills_a_model_bit_equal(run, workdir, small_base
 
     # And in again, as safetensors.
     out = tmp_path / "mine.safetensors"
-    convert.main(["import", str(path), str(out), "--base", str(small_base)])
+    convert.main(["import", str(path), str(out), "--base", str(tiny_base)])
     same(tensors(out), tensors(path))
     assert "PhotoMaker v1, LoRA of rank 4" in capsys.readouterr().out
 
 
-def test_a_photomaker_of_version_2_comes_in_bit_equal(workdir, small_base, tmp_path, capsys):
+def test_a_photomaker_of_version_2_comes_in_bit_equal(workdir, tiny_base, tmp_path, capsys):
     model = open_run(workdir).system.model
     tower, faces = model.id_encoder.vision_model, 12  # the published recogniser's has 512 features
     kw = {"dtype": jnp.float32, "rngs": nnx.Rngs(0)}
     model.id_encoder = PhotoMakerV2IDEncoder(tower, (32, 64), id_features=faces, **kw)
     path, out = tmp_path / "v2.bin", tmp_path / "v2.safetensors"
     save_photomaker(model, path)
-    convert.main(["import", str(path), str(out), "--base", str(small_base)])
+    convert.main(["import", str(path), str(out), "--base", str(tiny_base)])
     same(tensors(out), tensors(path))
     assert "PhotoMaker v2, LoRA of rank 4; no method reads it" in capsys.readouterr().out
     arrays = tensors(out)
     gone = "id_encoder.qformer_perceiver.token_proj.0.weight"
     del arrays[gone]
     broken = save(tmp_path / "broken.safetensors", arrays)
-    assert gone in fails("import", broken, tmp_path / "b.safetensors", "--base", small_base)
+    assert gone in fails("import", broken, tmp_path / "b.safetensors", "--base", tiny_base)
 
 
-def test_an_exported_ip_adapter_holds_what_was_trained(small_base, tmp_path, capsys):
-    workdir = write_run(tmp_path / "run", small_base, "ip_adapter", steps=(5,))
+def test_an_exported_ip_adapter_holds_what_was_trained(tiny_base, tmp_path, capsys):
+    workdir = write_run(tmp_path / "run", tiny_base, "ip_adapter", steps=(5,))
     path = tmp_path / "mine.safetensors"
     convert.main(["export", "--format", "ip-adapter", str(workdir), str(path)])
     shown = capsys.readouterr().out
@@ -244,14 +244,14 @@ def test_an_exported_ip_adapter_holds_what_was_trained(small_base, tmp_path, cap
     assert np.array_equal(arrays["image_proj.norm.weight"], norm)
     # And in again.
     out = tmp_path / "again.safetensors"
-    convert.main(["import", str(path), str(out), "--base", str(small_base)])
+    convert.main(["import", str(path), str(out), "--base", str(tiny_base)])
     same(tensors(out), arrays)
     assert "IP-Adapter, base, 4 tokens" in capsys.readouterr().out
 
 
-def test_an_ip_adapter_of_dual_names_what_it_leaves_out(small_base, tmp_path):
+def test_an_ip_adapter_of_dual_names_what_it_leaves_out(tiny_base, tmp_path):
     """Its branch has a projection of its own; the two heads belong to the text space."""
-    run = open_run(write_run(tmp_path / "run", small_base, "dual", steps=(5,)))
+    run = open_run(write_run(tmp_path / "run", tiny_base, "dual", steps=(5,)))
     said = export_run(run, tmp_path / "mine.safetensors", "ip-adapter")
     assert re.search(r"no place for .*fuse_module \(\d+ arrays\), projections \(2 arrays\)$", said)
     said = left_out(run, "photomaker")
@@ -268,8 +268,8 @@ def test_an_ip_adapter_of_dual_names_what_it_leaves_out(small_base, tmp_path):
         ("dual", "diffusers-lora", "has no LoRA on the base's layers", "as ip-adapter,"),
     ],
 )
-def test_a_format_that_is_not_the_methods(name, file_format, reason, others, small_base, tmp_path):
-    workdir = write_run(tmp_path / "run", small_base, name, steps=(5,))
+def test_a_format_that_is_not_the_methods(name, file_format, reason, others, tiny_base, tmp_path):
+    workdir = write_run(tmp_path / "run", tiny_base, name, steps=(5,))
     out = tmp_path / "mine.safetensors"
     said = fails("export", "--format", file_format, workdir, out)
     assert f"{workdir}: its method {name} {reason}" in said and others in said
@@ -305,14 +305,14 @@ def test_what_a_run_cannot_give(run, exported, tmp_path):
 # ---- import ------------------------------------------------------------------------------------
 
 
-def test_a_kohya_pickle_becomes_diffusers_safetensors(pipe, small_base, tmp_path):
+def test_a_kohya_pickle_becomes_diffusers_safetensors(pipe, tiny_base, tmp_path):
     adapters = random_lora(pipe, alpha=2.5)
     torch.save(
         {key: torch.from_numpy(np.array(x)) for key, x in named(adapters, "kohya").items()},
         tmp_path / "lora.pt",
     )
     out = tmp_path / "lora.safetensors"
-    convert.main(["import", str(tmp_path / "lora.pt"), str(out), "--base", str(small_base)])
+    convert.main(["import", str(tmp_path / "lora.pt"), str(out), "--base", str(tiny_base)])
     modules = {part: module_paths(getattr(pipe.model, part)) for part in LORA_COMPONENTS}
     found = read_lora(out, modules)
     for part, layers in adapters.items():
@@ -323,7 +323,7 @@ def test_a_kohya_pickle_becomes_diffusers_safetensors(pipe, small_base, tmp_path
             assert again.alpha == lora.alpha
 
 
-def test_adapters_for_another_base_are_refused(pipe, small_base, exported, run, tmp_path):
+def test_adapters_for_another_base_are_refused(pipe, tiny_base, exported, run, tmp_path):
     out = tmp_path / "out.safetensors"
     to_k = "down_blocks.1.attentions.0.transformer_blocks.0.attn2.to_k"
     lora = {
@@ -332,10 +332,10 @@ def test_adapters_for_another_base_are_refused(pipe, small_base, exported, run, 
         "unet.down_blocks.9.proj_in.lora_A.weight": np.zeros((2, 64), np.float32),
     }
     path = save(tmp_path / "lora.safetensors", lora)
-    assert "down_blocks.9.proj_in" in fails("import", path, out, "--base", small_base)
+    assert "down_blocks.9.proj_in" in fails("import", path, out, "--base", tiny_base)
     del lora["unet.down_blocks.9.proj_in.lora_A.weight"]
     path = save(tmp_path / "lora.safetensors", lora)
-    said = fails("import", path, out, "--base", small_base)
+    said = fails("import", path, out, "--base", tiny_base)
     assert f"{to_k} down: file (2, 77), model (2, 96)" in said
     assert "--base DIR" in fails("import", path, out)
 
@@ -345,24 +345,24 @@ def test_adapters_for_another_base_are_refused(pipe, small_base, exported, run, 
     gone = next(key for key in arrays if key.endswith("attn1.processor.to_q_lora.down.weight"))
     del arrays[gone]
     arrays["id_encoder.more.weight"] = np.zeros((3, 3), np.float32)
-    said = fails("import", save(tmp_path / "pm.safetensors", arrays), out, "--base", small_base)
+    said = fails("import", save(tmp_path / "pm.safetensors", arrays), out, "--base", tiny_base)
     assert f"missing from the file (1):\n  {gone} (4, 64)" in said
     assert "unexpected in the file (1):\n  id_encoder.more.weight (3, 3)" in said
     assert not out.exists()
 
 
 @pytest.mark.parametrize(("kind", "rank"), [("base", 0), ("plus", 0), ("faceid", 3)])
-def test_ip_adapters_come_in_bit_equal(kind, rank, unet, small_base, tmp_path):
+def test_ip_adapters_come_in_bit_equal(kind, rank, unet, tiny_base, tmp_path):
     path, out = tmp_path / "adapter.bin", tmp_path / "adapter.safetensors"
     flat = write_ip_adapter(path, unet, kind, 64, rank=rank)
     wanted = {key: value.numpy() for key, value in flat.items()}
-    convert.main(["import", str(path), str(out), "--base", str(small_base)])
+    convert.main(["import", str(path), str(out), "--base", str(tiny_base)])
     same(tensors(out), wanted)
     gone = "ip_adapter.5.to_k_ip.weight"
     broken = {key: x for key, x in wanted.items() if key != gone}
     broken["ip_adapter.1.to_v_ip.weight"] = np.zeros((3, 96), np.float32)
     path = save(tmp_path / "broken.safetensors", broken)
-    said = fails("import", path, tmp_path / "b.safetensors", "--base", small_base)
+    said = fails("import", path, tmp_path / "b.safetensors", "--base", tiny_base)
     assert gone in said and "ip_adapter.1.to_v_ip.weight: file (3, 96), model (64, 96)" in said
     assert not (tmp_path / "b.safetensors").exists()
 
@@ -386,17 +386,17 @@ def test_a_face_recogniser_comes_in_as_safetensors(tmp_path):
     assert not (tmp_path / "b.safetensors").exists()
 
 
-def test_a_single_file_checkpoint_becomes_a_directory(small_base, tmp_path):
+def test_a_single_file_checkpoint_becomes_a_directory(tiny_base, tmp_path):
     state = {}
     for name in COMPONENTS:
-        with open_component(small_base / name) as file:
+        with open_component(tiny_base / name) as file:
             source = NORMALISE[name](file)
             state[name] = {key: source.read(key) for key in source.keys()}
     single = save(
-        tmp_path / "sdxl.safetensors", checkpoint(state, read_config(small_base / "unet"))
+        tmp_path / "sdxl.safetensors", checkpoint(state, read_config(tiny_base / "unet"))
     )
     configs = tmp_path / "configs"
-    shutil.copytree(small_base, configs, ignore=shutil.ignore_patterns("*.safetensors"))
+    shutil.copytree(tiny_base, configs, ignore=shutil.ignore_patterns("*.safetensors"))
     out = tmp_path / "sdxl"
     out.write_text("of another kind")
     assert "--force" in fails("import", single, out, "--base", configs)
@@ -406,7 +406,7 @@ def test_a_single_file_checkpoint_becomes_a_directory(small_base, tmp_path):
         with open_component(out / name) as file:
             source = NORMALISE[name](file)
             same({key: source.read(key) for key in source.keys()}, state[name])
-        assert read_config(out / name) == read_config(small_base / name)
+        assert read_config(out / name) == read_config(tiny_base / name)
     assert {"tokenizer", "tokenizer_2", "scheduler", "model_index.json"} <= {
         path.name for path in out.iterdir()
     }
@@ -428,21 +428,21 @@ def test_a_file_does_not_replace_itself(tmp_path):
     assert "is the file that is to be read" in said
 
 
-def test_what_is_not_imported(small_base, tmp_path):
-    vae = small_base / "vae" / "diffusion_pytorch_model.safetensors"
-    said = fails("import", vae, tmp_path / "a.safetensors", "--base", small_base)
+def test_what_is_not_imported(tiny_base, tmp_path):
+    vae = tiny_base / "vae" / "diffusion_pytorch_model.safetensors"
+    said = fails("import", vae, tmp_path / "a.safetensors", "--base", tiny_base)
     assert "a VAE in diffusers' format; there is nothing to import" in said
 
 
 # ---- inspect -----------------------------------------------------------------------------------
 
 
-def test_inspect_says_what_a_run_is(workdir, small_base, capsys):
+def test_inspect_says_what_a_run_is(workdir, tiny_base, capsys):
     convert.main(["inspect", str(workdir)])
     shown = capsys.readouterr().out
     assert "what: a training run of this project" in shown
     assert "method: photomaker_bg" in shown and "checkpoints of step: 10, 20" in shown
-    assert f"base: {small_base}" in shown and "dtypes: float32" in shown
+    assert f"base: {tiny_base}" in shown and "dtypes: float32" in shown
     assert re.search(r"unet/…: \d+ tensors", shown)
 
 
