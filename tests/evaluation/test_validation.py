@@ -65,7 +65,7 @@ def encoders(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def config(tiny_base, encoders, tmp_path_factory):
+def config(small_base, encoders, tmp_path_factory):
     prompts = tmp_path_factory.mktemp("prompts") / "prompts.json"
     entries = [
         {"general": "a photo of a {word} img", "background": "a beach behind {him}"},
@@ -73,7 +73,7 @@ def config(tiny_base, encoders, tmp_path_factory):
     ]
     prompts.write_text(json.dumps(entries))
     config = get_config()
-    config.base, config.method = str(tiny_base), "photomaker_bg"
+    config.base, config.method = str(small_base), "photomaker_bg"
     config.validate_out_of_train = SET.format("out_of_train", 3)
     config.validate_out_of_domain = SET.format("out_of_domain", 2)
     config.validation_gallery = SET.format("out_of_train", 5)

@@ -17,10 +17,10 @@ STOP = {"latents": np.zeros(1)}
 
 
 @pytest.fixture(scope="module")
-def personal(tiny_base):
+def personal(small_base):
     """PhotoMaker with its initial weights."""
     config = get_config()
-    config.base = str(tiny_base)
+    config.base = str(small_base)
     return Pipeline.around(open_system(config))
 
 
@@ -128,9 +128,9 @@ def test_paths_and_names_of_the_wrong_kind(plain):
 
 
 @pytest.mark.parametrize("dtype", ["int8", "bool", np.int32])
-def test_weights_are_floats(dtype, tiny_base):
+def test_weights_are_floats(dtype, small_base):
     with pytest.raises(ValueError, match="dtype=.*: give bfloat16, float16 or float32"):
-        Pipeline.from_pretrained(tiny_base, dtype=dtype)
+        Pipeline.from_pretrained(small_base, dtype=dtype)
 
 
 @pytest.mark.parametrize("strength", [None, "0.5", {"a": 1}])

@@ -248,8 +248,7 @@ def test_the_classifier_is_measured_on_pictures_held_out(judge, tmp_path, capsys
 
 
 @pytest.mark.slow
-def test_a_run_that_was_killed_ends_as_one_that_was_not(judge, tmp_path):
-    subprocess.run(command(tmp_path / "whole", judge), check=True, cwd=ROOT)
+def test_a_run_that_was_killed_ends_as_one_that_was_not(run, judge, tmp_path):
     words = command(tmp_path / "killed", judge)
     with subprocess.Popen(words, cwd=ROOT, start_new_session=True) as process:
         deadline = time.time() + 120
@@ -258,7 +257,7 @@ def test_a_run_that_was_killed_ends_as_one_that_was_not(judge, tmp_path):
             time.sleep(0.005)
         os.killpg(process.pid, signal.SIGKILL)
     subprocess.run(words, check=True, cwd=ROOT)
-    folders = [tmp_path / "killed", tmp_path / "whole"]
+    folders = [tmp_path / "killed", run]
     ours, theirs = (load_trained(w, replicated(make_mesh()), 12)[0] for w in folders)
     assert ours.keys() == theirs.keys()
     assert all(np.array_equal(ours[path], theirs[path]) for path in ours)

@@ -23,6 +23,7 @@ from persongen_jax.parallel.sharding import make_mesh, replicated
 from persongen_jax.study import __main__ as study
 from persongen_jax.systems.assembly import assemble, number
 from persongen_jax.systems.open import open_run, open_system
+from persongen_jax.train import train
 from persongen_jax.training import flop_count
 from persongen_jax.training.checkpoint import load_trained
 from tests.parallel.test_distributed import Two
@@ -45,7 +46,7 @@ def small():
 
 
 def command(workdir, config):
-    """The training command of this config; runs are separate processes, as for users."""
+    """The training command of this config, for runs that are killed."""
     changed = ("batch_size", "steps", "warmup_steps", "log_every", "checkpoint_every")
     changed += ("validation_every", "validation_steps")
     options = [f"--config.{key}={config[key]}" for key in changed]
@@ -57,7 +58,7 @@ def command(workdir, config):
 def whole_run(tmp_path_factory):
     """The folder of a run from the first step to the last."""
     workdir = tmp_path_factory.mktemp("digits") / "run"
-    subprocess.run(command(workdir, small()), check=True, cwd=ROOT)
+    assert train(small(), workdir)
     return workdir
 
 
@@ -100,7 +101,7 @@ def test_a_run_that_was_killed_ends_as_one_that_was_not(whole_run, tmp_path):
             time.sleep(0.005)
         os.killpg(process.pid, signal.SIGKILL)
     assert process.returncode == -signal.SIGKILL
-    subprocess.run(words, check=True, cwd=ROOT)
+    assert train(small(), tmp_path)
     ours, theirs = trained(tmp_path), trained(whole_run)
     assert ours.keys() == theirs.keys()
     for path in ours:
