@@ -1,20 +1,16 @@
-"""Strengths at run time, by step and by region.
+"""Strengths at run time, by step.
 
     {"background": 0.5}                                   all steps
     {"identity": [(0.0, 0.3, 0.0), (0.3, 1.0, 0.8)]}      nothing in the first 30 %, then 0.8
 
 Ranges are fractions of the steps, as diffusers' ``control_guidance_start`` and ``_end`` are: of n
-steps, step i belongs to (start, end, value) where start <= i / n < end. A region says where in the
-image something acts: a mask of any size, stretched over the whole image.
+steps, step i belongs to (start, end, value) where start <= i / n < end.
 """
 
 import math
-import warnings
 from collections.abc import Sequence
 
 import numpy as np
-
-from data_pipeline.pictures.reading import load_mask
 
 Strength = float | Sequence[tuple[float, float, float]]
 
@@ -86,35 +82,3 @@ def parse_scales(items: Sequence[str]) -> dict[str, Strength]:
             raise ValueError(f"--scale {item}: {name} has a strength for these steps already")
         scales[name] = scales.get(name, []) + strength if at else strength
     return scales
-
-
-def region_arrays(regions, people, height: int, width: int) -> np.ndarray:
-    """[prompts, p, height, width] float32 in 0..1; p is the most people of a prompt.
-
-    Places of absent people hold 0.
-    """
-    out = np.zeros((len(regions), max(map(len, people)), height, width), np.float32)
-    for row, masks in enumerate(regions):
-        for column, mask in enumerate(masks):
-            name = f"region {column + 1} of prompt {row + 1}"
-            out[row, column] = to_region(mask, height, width, name)
-    return out
-
-
-def to_region(mask, height: int, width: int, name: str = "a region") -> np.ndarray:
-    """A mask of any size, averaged down (or repeated up) to [height, width] float32 in 0..1.
-
-    Args:
-        mask: anything that load_mask accepts: a path, a file object, a PIL image (white is 1), an
-            array [h, w] bool, float in 0..1, or uint8.
-        name: of the region in messages.
-
-    Raises:
-        ImageError: another array, or an image that cannot be read.
-    """
-    from PIL import Image
-
-    mask = load_mask(mask, name)
-    if not mask.any():
-        warnings.warn(f"{name} is empty (all black): it acts nowhere", stacklevel=2)
-    return np.asarray(Image.fromarray(mask).resize((width, height), Image.Resampling.BOX))

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from persongen_jax.diffusion.plan import make_plan
-from persongen_jax.diffusion.schedule import PREDICTION_TYPES
+from persongen_jax.diffusion.scheduler_config import PREDICTION_TYPES
 
 # The options that an image's notes record.
 KEPT = ("base", "base_config", "unet", "vae", "text_encoders", "prediction_type")

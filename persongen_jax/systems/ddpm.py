@@ -12,7 +12,8 @@ import numpy as np
 from flax import nnx
 
 from data_pipeline.attributes.field import Attributes
-from persongen_jax.diffusion.schedule import NoiseSchedule, check_choice
+from persongen_jax.diffusion.schedule import NoiseSchedule
+from persongen_jax.diffusion.scheduler_config import check_choice
 from persongen_jax.models.ddpm.unet2d import UNet2DModel
 from persongen_jax.models.layers import Linear
 from persongen_jax.systems.diffusion import Cases, DiffusionSystem, Pixels
