@@ -22,7 +22,7 @@ from persongen_jax.diffusion.conditioning import (
     TokenStream,
     region_arrays,
 )
-from persongen_jax.diffusion.scales import schedule
+from persongen_jax.diffusion.options import schedule
 from persongen_jax.parallel.sharding import along_batch, put, put_array
 from persongen_jax.pipeline.checks import one_each
 from persongen_jax.pipeline.images import default_size

@@ -5,7 +5,8 @@ import pytest
 from PIL import Image
 
 from persongen_jax.diffusion.conditioning import region_arrays, to_region
-from persongen_jax.diffusion.scales import parse_scales, schedule
+from persongen_jax.diffusion.options import schedule
+from persongen_jax.generate.base import parse_scales
 from persongen_jax.pipeline.conditioner import check_people
 
 
