@@ -199,7 +199,7 @@ def train_alone(config: ConfigDict, workdir: Path, dry_run: bool = False) -> boo
     if events:
         events.close()
     if unfinished:
-        print(f"saved at step {done}; the same command resumes")
+        print(f"saved at step {done}; the same command continues")
         return False
     for line in examples.report():
         print(line)

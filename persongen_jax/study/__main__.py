@@ -262,7 +262,7 @@ def run_study(study: ConfigDict, dry_run: bool = False):
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise BlockingIOError(
-                f"{workdir}: another study, or a run that it left behind, is still at work there"
+                f"{workdir}: another study, or a run that it left behind, is still using it"
             ) from error
         processes = Processes(stop, lock)
         try:

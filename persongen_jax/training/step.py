@@ -118,7 +118,8 @@ def make_train_step(system, graphdef, tx, *, out=None):
         ema = {}
         if config.ema_decay > 0:
             decay = ema_decay_at(config.ema_decay, config.ema_warmup, step)
-            ema = running_average(state.ema, trainable, decay)
+            # decay * ema + (1 - decay) * trainable
+            ema = optax.incremental_update(state.ema, trainable, decay)
         norm = optax.global_norm(grads)
         good = jnp.isfinite(loss) & jnp.isfinite(norm)
         # Select element-wise instead of branching: it fuses with writing the update.
@@ -139,11 +140,6 @@ def statistics_of(model) -> dict:
     """Statistics that a model's layers have gathered (running means and variances), by path."""
     flat = nnx.to_flat_state(nnx.state(model, nnx.BatchStat))
     return {"/".join(map(str, path)): leaf.get_value() for path, leaf in flat}
-
-
-def running_average(ema: dict, trainable: dict, decay: float) -> dict:
-    """The exponential moving average after one more step."""
-    return jax.tree.map(lambda a, b: decay * a + (1 - decay) * b, ema, trainable)
 
 
 def accumulate(gradients, trainable, examples, parts: int):

@@ -234,7 +234,7 @@ def test_a_base_that_is_no_directory_is_named():
     assert network_configs(config)[0] is CONFIGS
     for base in ("middle", "/mistyped"):
         config.base = base
-        with pytest.raises(ValueError, match=f"config.base={base} is no directory"):
+        with pytest.raises(ValueError, match=f"config.base={base} is not a directory"):
             network_configs(config)
     # A size of weights/random_base.py is that size.
     config.base = "mid"
@@ -407,7 +407,7 @@ def test_search_compiles_and_keeps_the_tries(tmp_path_factory, tmp_path, monkeyp
     again = search(config, "v5e:2x2", 20_000, before=before, **kw)
     assert again["tries"] == row["tries"]
     assert again["per_chip_batch"] == row["per_chip_batch"]
-    assert said[-1].endswith("as tried before")
+    assert said[-1].endswith("from an earlier run")
 
 
 def test_rows_of_the_same_program_and_compiler():

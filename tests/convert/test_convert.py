@@ -162,7 +162,7 @@ def test_peft_opens_the_exported_folder(exported, run, unet):
 def test_peft_s_form_is_a_folder(exported, run, workdir, tmp_path):
     files = sorted(path.name for path in exported["peft"].iterdir())
     assert files == ["adapter_config.json", "adapter_model.safetensors"]
-    assert "is a directory already" in fails(
+    assert "is an existing directory" in fails(
         "export", "--format", "peft", workdir, exported["peft"]
     )
     with pytest.raises(WeightsError, match="PEFT's form is a folder"):
@@ -416,14 +416,14 @@ def test_a_directory_is_never_replaced(options, tmp_path):
     kept = tmp_path / "out" / "kept"
     kept.mkdir(parents=True)
     said = fails("import", "sdxl.safetensors", kept.parent, "--base", "base", *options)
-    assert "is a directory already" in said and "--force" not in said
+    assert "is an existing directory" in said and "--force" not in said
     assert kept.is_dir()
 
 
 def test_a_file_does_not_replace_itself(tmp_path):
     path = save(tmp_path / "a.safetensors", {"x": np.zeros(2, np.float32)})
     said = fails("import", path, path, "--base", "base", "--force")
-    assert "is the file that is to be read" in said
+    assert "is the input file" in said
 
 
 def test_what_is_not_imported(tiny_base, tmp_path):

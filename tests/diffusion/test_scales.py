@@ -53,7 +53,7 @@ def test_people_and_regions_belong_together():
         ([[]], None, 1, "0 references"),
         ([[a] * 5], None, 1, "5 references"),
         ([[[a], [b]]], None, 1, "give regions"),
-        ([[[a], b]], None, 1, "not both"),
+        ([[[a], b]], None, 1, "not a mix of both"),
         ([[[a], [b]]], [[np.ones((2, 2))]], 1, "1 regions for 2 people"),
         ([[a]], [], 1, "0 lists of regions"),
     ]

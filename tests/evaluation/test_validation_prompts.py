@@ -80,7 +80,7 @@ def test_prompts_from_a_file(tmp_path):
     [
         (None, "no such file"),
         ("[", "JSON"),
-        ("[]", "one at least"),
+        ("[]", "non-empty list"),
         ('[{"background": "a beach"}]', "prompt 1"),
         ('[{"general": "a man img"}, {"general": "a man img", "clothes": "a coat"}]', "prompt 2"),
         ('[{"general": "a man in a coat"}]', '"img" stands 0 times'),

@@ -164,7 +164,7 @@ def test_crops_that_are_drawn_are_computed_and_not_stored(config, build, tmp_pat
     source = open_source(on, build).source
     source.features.fill(map(source.feature_jobs, range(7)))
     # The wide ones have room: 1 of anna's 2 pictures, 2 of bert's 5.
-    assert source.features.counts["crops drawn anew in every step, not stored"] == 3
+    assert source.features.counts["crops drawn again in every step, not stored"] == 3
     assert source.features.counts["moments computed"] == rows(tmp_path, "moments") == 4
 
 
@@ -363,7 +363,7 @@ def test_a_batch_of_another_shape_is_refused():
         batch = {"pixel_values": jnp.zeros((2, height, width, 3))}
         steps(jnp.zeros(()), {}, batch, np.int32(0))
     assert steps.compiled == steps.expected == 2 and len(traced) == 2
-    with pytest.raises(ValueError, match=r"not announce: pixel_values \(48, 32, 3\)"):
+    with pytest.raises(ValueError, match=r"not declare: pixel_values \(48, 32, 3\)"):
         steps(jnp.zeros(()), {}, {"pixel_values": jnp.zeros((2, 48, 32, 3))}, np.int32(0))
     assert steps.compiled == 2
 

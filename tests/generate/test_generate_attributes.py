@@ -219,7 +219,7 @@ def test_editing_is_a_command(run, tmp_path, capsys):
         (["--edit=nothing.png", "--attributes=digit=1"], "nothing.png"),
         (["--edit=nothing.png"], "needs --attributes once"),
         (["--source=digit=1"], "give --edit too"),
-        (["--source=", "--frames=5"], "--frames is of --interpolate"),
+        (["--source=", "--frames=5"], "--frames goes with --interpolate"),
         (["--edit="], "needs --attributes once"),
         (["--edit=a.png", "--attributes=digit=1", "--seed=1"], "--seed: without effect on --edit"),
         (["--edit=a.png", "--attributes=digit=1", "--images=1", "--batch-size=2"], "--images, --b"),

@@ -368,7 +368,9 @@ def test_the_step_that_a_run_started_from_stays_the_same(config, build, tmp_path
     assert settle_step(anew, here.to_dict()).start_from_step == 3
     assert settle_step(changed(here, start_from_step=7), here.to_dict()).start_from_step == 7
     shutil.rmtree(source / "checkpoints" / "3")
-    with pytest.raises(FileNotFoundError, match=r"start_from_step=3: .*there are 7.*bring back"):
+    with pytest.raises(
+        FileNotFoundError, match=r"start_from_step=3: .*there are 7.*restore a copy"
+    ):
         open_system(here)
 
 

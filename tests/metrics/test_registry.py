@@ -61,7 +61,7 @@ def test_what_nobody_judges_is_left_out_and_said_in_a_line(capsys):
         (("clip",), "no metric 'clip'; there are clip_t, .*package.module:Class"),
         (("no.such.module:X",), "no.such.module.* cannot be imported"),
         ((f"{HERE}Nothing",), "Nothing.* cannot be imported"),
-        ((f"{HERE}config",), "no class derived from"),
+        ((f"{HERE}config",), "is no subclass of"),
         ((f"{HERE}Whiteness", f"{HERE}WhitenessAgain"), "'whiteness' is the name of two"),
         ((f"{HERE}BadName",), "white/ness"),
     ],

@@ -226,7 +226,7 @@ def test_two_hosts_of_which_one_dies(victim, thirty_steps, whole, tmp_path):
     assert code != 0
     if victim == 1:
         assert re.search(r"of 2 processes, process 1 on \S+ is lost", errors), errors
-        assert "the same command on all hosts goes on from the last checkpoint" in errors
+        assert "the same command on all hosts resumes from the last checkpoint" in errors
     else:
         # Process 0 kept the store by which the others hear of each other: JAX itself ends them.
         assert "leader task" in errors or "process 0" in errors, errors

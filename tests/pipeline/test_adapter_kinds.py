@@ -197,7 +197,7 @@ def lora(shapes, up=None):
 
 def test_what_changes_nothing_is_said(ours, shapes, tmp_path):
     path = save(tmp_path / "a.safetensors", lora(shapes))
-    with pytest.warns(UserWarning, match="weight 0 and changes nothing"):
+    with pytest.warns(UserWarning, match="weight 0, so it changes nothing"):
         ours.load_lora(path, weight=0)
     empty = save(tmp_path / "b.safetensors", lora(shapes, np.zeros((shapes[LINEAR][0], 2))))
     with pytest.warns(UserWarning, match="all of its layers are zero"):
@@ -205,7 +205,7 @@ def test_what_changes_nothing_is_said(ours, shapes, tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         ours.load_lora(path, name="another")
-    with pytest.warns(UserWarning, match="takes the place of the one of that name; give name="):
+    with pytest.warns(UserWarning, match="replaces the one of that name; give name="):
         ours.load_lora(path, weight=0.5)
 
 
@@ -259,7 +259,7 @@ def test_values_that_are_not_finite_are_refused(ours, shapes, tmp_path, bad):
     whole = {key: value.astype(np.int8) for key, value in lora(shapes).items()}
     with pytest.raises(UnsupportedAdapter, match="is stored as int8"):
         ours.load_lora(save(tmp_path / "b.safetensors", whole))
-    with pytest.raises(ValueError, match="method:.* is for what methods bring"):
+    with pytest.raises(ValueError, match="method:.* is reserved for methods"):
         ours.load_lora(save(tmp_path / "c.safetensors", lora(shapes)), name="method:photomaker")
     assert not ours.adapters
 

@@ -211,7 +211,7 @@ def test_options_without_effect_are_told(case, plain):
         ({"scales": {"identity": [(0.2, 1, 0)]}}, "'identity' is 0 in every step"),
         ({"scales": {"identity": [(0.3, 1, 0)]}}, ""),
         ({"scales": {"identity": [(0, 0.2, 0.5)]}}, "steps before the person acts"),
-        ({"scales": {"identity": [(0.3, 0.36, 0)]}}, "a range in which none of the steps lies"),
+        ({"scales": {"identity": [(0.3, 0.36, 0)]}}, "a range that contains none of the steps"),
     ],
 )
 def test_references_and_strengths_without_effect_are_told(settings, named, personal):

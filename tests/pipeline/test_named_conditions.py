@@ -194,7 +194,7 @@ def test_a_method_without_references_generates_images(hair, plain):
     assert apart(red, images(plain)) and apart(red, black)
     # There is no identity whose merging could be put off.
     assert np.array_equal(images(hair, hair=HAIR, start_merge_step=0), red)
-    with pytest.raises(ValueError, match="references: the loaded method reads none"):
+    with pytest.raises(ValueError, match="references: the loaded method does not read any"):
         images(hair, references=[[ANN]])
 
 
@@ -355,10 +355,10 @@ GENERATE_ERRORS = {
     "another part": (["--part", "beard=long"], "--part beard: the loaded method reads hair"),
     "an image": (["--input", "hair=FILE"], "--input hair: the loaded method reads nothing"),
     "no file": (["--input", "pose=/nowhere/x.png"], "/nowhere/x.png"),
-    "thrice": (["--part", "hair=a"] * 3, "--part hair stands 3 times for 1 prompts"),
+    "thrice": (["--part", "hair=a"] * 3, "--part hair is given 3 times for 1 prompts"),
     "twice": (["--part", "body=a", "--body", "b"], "--part body: given as --body too"),
     "a scale": (["--scale", "beard=1"], "'beard'; this method has hair "),
-    "a reference": (["--reference", "FILE", "--no-crop"], "reads none"),
+    "a reference": (["--reference", "FILE", "--no-crop"], "does not read any"),
 }
 
 

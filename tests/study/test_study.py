@@ -339,11 +339,11 @@ def test_two_studies_do_not_share_a_folder(study, tmp_path):
     folder.mkdir()
     with open(folder / "lock", "w") as lock:
         study_module.fcntl.flock(lock, study_module.fcntl.LOCK_EX)
-        with pytest.raises(BlockingIOError, match="still at work"):
+        with pytest.raises(BlockingIOError, match="still using it"):
             run_study(study)
         left = subprocess.Popen([sys.executable, "-m", "timeit", *SLEEP], pass_fds=[lock.fileno()])
     try:
-        with pytest.raises(BlockingIOError, match="still at work"):
+        with pytest.raises(BlockingIOError, match="still using it"):
             run_study(study)
     finally:
         left.kill()
@@ -401,7 +401,7 @@ def test_a_study_is_stopped_goes_on_and_compares(
         time.sleep(0.05)
     process.send_signal(signal.SIGTERM)
     words, _ = process.communicate(timeout=600)
-    assert process.returncode == 0 and "stopped; the same command goes on" in words, words
+    assert process.returncode == 0 and "stopped; the same command resumes" in words, words
     first = tmp_path / "study" / "photomaker" / "seed_0" / "checkpoints" / str(STEPS)
     made = first.stat().st_mtime_ns
 

@@ -159,7 +159,7 @@ def test_the_sampler_s_noise_is_not_the_first_again(monkeypatch):
 def test_commands_say_what_this_system_has_not():
     with pytest.raises(ValueError, match="no encoder of digits is frozen"):
         encoders(with_batch(small(), 2, 1), make_mesh(jax.devices()[:1]))
-    with pytest.raises(SystemExit, match="has nothing that could be cached"):
+    with pytest.raises(SystemExit, match="has nothing to cache"):
         features.main([f"--config={FILE.parent}/digits_config.py"])
 
 

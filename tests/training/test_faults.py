@@ -80,7 +80,7 @@ def test_sigkill_during_a_save(tmp_path):
     (half,) = folder.glob("*.saving*")
     with Words() as words, Checkpoints(tmp_path, keep=2) as checkpoints:
         step = checkpoints.newest()
-    assert words == [f"{half}: was not saved to its end, and is removed"]
+    assert words == [f"{half}: incomplete checkpoint, removed"]
     assert step == int(half.name.split(".")[0]) - 1 >= 2
     assert is_intact(folder / str(step)) and not half.exists()
 
@@ -145,7 +145,7 @@ def test_a_full_disk_leaves_what_was_saved(options, tmp_path):
 
         fill(disk)
         checkpoints.save(4, *parts)
-        with pytest.raises(SaveFailed, match="step 4 could not be saved.*Make room"):
+        with pytest.raises(SaveFailed, match="step 4 could not be saved.*Free some space"):
             checkpoints.close()
         assert find_run(disk) == (disk, 3)
 

@@ -56,7 +56,7 @@ def test_a_second_run_is_told_of_the_first(tmp_path):
     with only_run_in(tmp_path / "run"):
         with pytest.raises(WorkdirInUse) as caught, only_run_in(tmp_path / "run"):
             pass
-        assert f"process {os.getpid()} on host {HOST} trains here" in str(caught.value)
+        assert f"process {os.getpid()} on host {HOST} is training here" in str(caught.value)
         with only_run_in(tmp_path / "other"):
             pass
     assert list((tmp_path / "run").iterdir()) == []
@@ -124,7 +124,7 @@ def test_a_lock_of_another_host_holds_while_its_time_goes_on(tmp_path, quick):
     beating = threading.Thread(target=other_host)
     beating.start()
     try:
-        with pytest.raises(WorkdirInUse, match="process 7 on host node2 trains here"):
+        with pytest.raises(WorkdirInUse, match="process 7 on host node2 is training here"):
             only_run_in(tmp_path).__enter__()
     finally:
         ended.set()
@@ -142,7 +142,7 @@ def test_a_run_that_finds_its_workdir_in_use_touches_nothing(tmp_path):
 
     half = tmp_path / "checkpoints" / "5.saving"
     half.mkdir(parents=True)
-    with only_run_in(tmp_path), pytest.raises(ValueError, match="trains here"):
+    with only_run_in(tmp_path), pytest.raises(ValueError, match="is training here"):
         train.train(get_config(), tmp_path)
     assert half.is_dir()
 

@@ -358,7 +358,7 @@ def test_a_folder_without_table_or_pictures(write, tmp_path):
 def test_a_single_picture(write):
     with pytest.raises(TableError, match="column a with the same value"):
         opened(write("image,a\n0,1\n", n=1))
-    with pytest.raises(TableError, match="a single picture; two are the least"):
+    with pytest.raises(TableError, match="a single image; at least two are needed"):
         module._check_split("faces", module._every_tenth(["0.png"]), None)
 
 

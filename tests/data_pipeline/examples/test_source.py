@@ -174,7 +174,7 @@ def test_sets_that_cannot_serve(records, tokenizers):
         photograph_source([], tokenizers)
     with pytest.raises(ValueError, match="1 identities have no second picture"):
         photograph_source(records[1:], tokenizers)
-    with pytest.raises(ValueError, match='"text", the caption, has to be among them'):
+    with pytest.raises(ValueError, match='"text", the caption, must be among them'):
         photograph_source(records, tokenizers, streams=("background",))
 
 

@@ -121,7 +121,7 @@ def test_a_pil_image_will_do():
 @pytest.mark.parametrize(
     ("change", "named"),
     [
-        ({"landmarks": np.zeros((5, 2))}, "one point"),
+        ({"landmarks": np.zeros((5, 2))}, "coincide"),
         ({"landmarks": FACE * np.nan}, "not finite"),
         ({"landmarks": FACE + [np.inf, 0]}, "not finite"),
         ({"landmarks": FACE[:4]}, "5, 2"),

@@ -197,7 +197,7 @@ def test_pictures_replaced_under_their_names_are_noticed_at_resume(
     stream().check(state)
     (said,) = (record.getMessage() for record in caplog.records)
     assert said.startswith("1 pictures are others than when the run was left, under the same names")
-    assert records[2].image in said and "put the old ones back" in said
+    assert records[2].image in said and "restore the old ones" in said
     del state["pictures"]
     caplog.clear()
     stream().check(state)  # of a run that kept no marks

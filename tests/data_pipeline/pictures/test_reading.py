@@ -129,7 +129,7 @@ def test_colours_told_otherwise_are_said(tmp_path, caplog):
     for name in ("camera.jpg", "linear.png", "usual.png"):
         load_image(tmp_path / name)
     assert "camera.jpg: Adobe RGB by its EXIF, without a profile" in caplog.text
-    assert "linear.png: its gamma of 1 is not minded" in caplog.text
+    assert "linear.png: its gamma of 1 is ignored" in caplog.text
     assert "usual.png" not in caplog.text
 
 
@@ -379,7 +379,7 @@ def test_tensors_that_numpy_cannot_read():
 
 
 def test_files_that_are_closed_or_named_too_long(tmp_path):
-    with pytest.raises(ImageError, match="closed.*open it anew"):
+    with pytest.raises(ImageError, match="closed.*open it again"):
         closed = io.BytesIO()
         closed.close()
         load_image(closed)
@@ -411,9 +411,9 @@ def box(brand: bytes) -> bytes:
 @pytest.mark.parametrize(
     "content, said",
     [
-        (b"", "the file is empty: copy it anew"),
+        (b"", "the file is empty: copy it again"),
         (b"no picture", "damaged or of a format that is not read here: save it as JPEG or PNG"),
-        (b"<!DOCTYPE html><html>", "a web page, not the picture itself"),
+        (b"<!DOCTYPE html><html>", "a web page, not the image itself"),
         (b"<svg xmlns='x'/>", "SVG or other XML"),
         (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n", "PostScript"),
         (b"\xff\x0a" + bytes(40), "JPEG XL"),
@@ -438,7 +438,7 @@ def test_damaged_files_absent_files_and_folders(tmp_path):
         with pytest.raises(ImageError, match=rf"half\.{kind}: cannot be decoded") as told:
             load_image(tmp_path / f"half.{kind}")
         assert "\n" not in str(told.value)
-    with pytest.raises(ImageError, match="a folder, not an image file: name a picture in it"):
+    with pytest.raises(ImageError, match="a folder, not an image file: name an image in it"):
         load_image(tmp_path)
     with pytest.raises(ImageError, match=r"region 1 \(.*absent.png\): no such image file"):
         load_mask(tmp_path / "absent.png", "region 1")
@@ -494,7 +494,7 @@ def test_heic_by_the_library(tmp_path):
     assert image_size(tmp_path / "a.heic") == (96, 64)
     (tmp_path / "half.heic").write_bytes((tmp_path / "a.heic").read_bytes()[:40])
     for given in (tmp_path / "half.heic", box(b"heic")):
-        with pytest.raises(ImageError, match="HEIC that is damaged: copy it anew"):
+        with pytest.raises(ImageError, match="HEIC that is damaged: copy it again"):
             load_image(given)
 
 

@@ -210,7 +210,7 @@ def test_what_cannot_be_put_right_is_listed_and_nothing_is_written(folder, tmp_p
     assert "5 lines cannot be used" in said and "2 image files are missing" in said
     for i in (*captions, 8, 9):
         assert records[i].image.rpartition("/")[2] in said
-    for problem in ("stands 0 times", "stands 2 times", "opens the prompt"):
+    for problem in ("appears 0 times", "stands 2 times", "opens the prompt"):
         assert problem in said
     assert not (tmp_path / "s").exists() and not (tmp_path / "s.partial").exists()
 
@@ -259,7 +259,7 @@ def test_damaged_and_foreign_folders(shards, tmp_path):
     gone.unlink()
     with pytest.raises(ShardError, match=f"1 files are missing: .*{gone.name}"):
         open_records(gone.parent)
-    with pytest.raises(ShardError, match="is there already"):
+    with pytest.raises(ShardError, match="exists already"):
         write_shards("people:in_train?identities=1", shards)
     with pytest.raises(ShardError, match="these are shards already"):
         write_shards(shards, tmp_path / "again")

@@ -1,5 +1,6 @@
 """Recognisers' files: PyTorch's, safetensors and .onnx, against the PyTorch twin they come from."""
 
+import sys
 import time
 import warnings
 
@@ -12,7 +13,14 @@ from flax import nnx
 
 from persongen_jax.models.faces.iresnet import R50, R100, IResNet, complete_config
 from persongen_jax.models.layers import UnusedRngs
-from persongen_jax.weights.errors import BadConfig, BadOnnx, KeyMismatch, MissingFile, WeightsError
+from persongen_jax.weights.errors import (
+    BadConfig,
+    BadOnnx,
+    KeyMismatch,
+    MissingDependency,
+    MissingFile,
+    WeightsError,
+)
 from persongen_jax.weights.files.onnx_file import OnnxFile
 from persongen_jax.weights.files.safetensors_file import write_safetensors
 from persongen_jax.weights.files.source import DictSource
@@ -349,3 +357,9 @@ def test_licence_hints():
     assert licence_hint("models/buffalo_l/w600k_r50.onnx") == INSIGHTFACE_LICENCE
     assert licence_hint("models/antelopev2/glintr100.onnx") == INSIGHTFACE_LICENCE
     assert licence_hint("hub/models--fal--AuraFace-v1/glintr100.onnx") == AURAFACE_LICENCE
+
+
+def test_without_the_onnx_package_its_extra_is_named(onnx_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "onnx", None)
+    with pytest.raises(MissingDependency, match=r"\.onnx: .*persongen_jax\[onnx\]"):
+        load_arcface(onnx_path)

@@ -237,7 +237,7 @@ SCHEDULERS = {
     "not a number": ({"beta_start": float("nan")}, "beta_start=nan"),
     "half a step": ({"num_train_timesteps": 1000.5}, "num_train_timesteps=1000.5.*whole"),
     "no class": ({"_class_name": ["x"]}, "_class_name"),
-    "unknown class": ({"_class_name": "SCMScheduler"}, "SCMScheduler is not known.*write Euler"),
+    "unknown class": ({"_class_name": "SCMScheduler"}, "SCMScheduler is unknown.*set Euler"),
     "edm, null betas": ({"sigma_data": 0.5, "trained_betas": None}, "sigma_data=0.5"),
     "shifted": ({"snr_shift_scale": 3.0}, "snr_shift_scale=3.0 moves its noise schedule"),
     "defaults": ({"_use_default_values": 3}, "_use_default_values=3"),
