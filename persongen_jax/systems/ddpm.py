@@ -6,13 +6,16 @@ on images with attributes, as the seed project face-diffusion does on MNIST and 
     python -m persongen_jax.train --config configs/attributes/digits.py
 """
 
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
 from data_pipeline.attributes.field import Attributes
-from persongen_jax.diffusion.schedule import NoiseSchedule, check_choice
+from persongen_jax.diffusion.schedule import NoiseSchedule
+from persongen_jax.diffusion.scheduler_config import check_choice
 from persongen_jax.models.ddpm.unet2d import UNet2DModel
 from persongen_jax.models.layers import Linear
 from persongen_jax.systems.diffusion import Cases, DiffusionSystem, Pixels
@@ -189,15 +192,16 @@ class Ddpm(OnAttributes, DiffusionSystem):
 
     # ---- sampling ----
 
-    def plan(self, steps, scheduler=None, **options):
+    def plan(self, options):
         """DiffusionSystem's. Samplers that do not clip start where some signal is left.
 
         At the last timestep a cosine schedule leaves so little signal that the smallest error of a
         noise prediction becomes an error as large as the image.
         """
-        if scheduler not in (None, "", *CLIPPING):
-            options = {"timestep_spacing": "leading", **options}
-        return super().plan(steps, scheduler, **options)
+        if options.scheduler not in (None, *CLIPPING):
+            own = {"timestep_spacing": "leading", **(options.scheduler_options or {})}
+            options = replace(options, scheduler_options=own)
+        return super().plan(options)
 
     # ---- validation ----
 

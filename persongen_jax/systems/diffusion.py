@@ -14,7 +14,8 @@ from data_pipeline.examples.fields import flatten, unflatten
 from persongen_jax.diffusion import samplers as sampling
 from persongen_jax.diffusion import schedule as diffusion
 from persongen_jax.diffusion.conditioning import deinterleave, interleave
-from persongen_jax.diffusion.plan import make_plan
+from persongen_jax.diffusion.options import SamplingOptions
+from persongen_jax.diffusion.plan import Plan
 from persongen_jax.models.sdxl.vae import DiagonalGaussianDistribution, decode_images, scale_latents
 from persongen_jax.parallel.sharding import along_batch, make_mesh, put_array
 from persongen_jax.systems.base import SamplingProgram, System
@@ -235,9 +236,9 @@ class DiffusionSystem(System):
         """What a validation samples on the set ``name``: a Cases."""
         raise ValueError(f"{self.label} has no validation set {name!r}")
 
-    def plan(self, steps: int, scheduler: str | None = None, **options):
-        """The sampler's numbers (sampling_plan.Plan); ``scheduler`` None: the system's own."""
-        return make_plan(self.scheduler_config, steps, scheduler, **options)
+    def plan(self, options: SamplingOptions) -> Plan:
+        """The sampler's numbers."""
+        return options.plan(self.scheduler_config)
 
     def denoiser(self, model, inputs: dict) -> Callable:
         """(x [b, h, w, c], t, step) to the prediction, for sampling.run_steps.
@@ -270,7 +271,7 @@ class DiffusionSystem(System):
         Args:
             inputs: as ``denoiser``'s.
             noise: [b, h, w, c] standard normal.
-            plan: sampling_plan.Plan; key: a random key, for stochastic samplers.
+            plan: plan.Plan; key: a random key, for stochastic samplers.
         """
         graphdef, state = nnx.split(model)
         mesh, rows = make_mesh(), noise.shape[0]
@@ -287,7 +288,7 @@ class DiffusionSystem(System):
         batch = self.abstract_batch()
         noise = jax.ShapeDtypeStruct(self.codec.shape(self.model, flatten(batch)), jnp.float32)
         graphdef, weights = nnx.split(self.model)
-        plan = make_plan(self.scheduler_config, steps)
+        plan = self.plan(SamplingOptions(num_inference_steps=steps))
         inputs = ({"batch": batch, "guidance": 5.0}, noise, plan, jax.random.key(0))
         return SamplingProgram(_sample, (self, graphdef), weights, inputs)
 

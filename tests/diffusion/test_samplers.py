@@ -18,10 +18,10 @@ from persongen_jax.diffusion import (
     plan as sampling_plan,
 )
 from persongen_jax.diffusion import (
-    sampler_config as sampling_config,
+    samplers as sampling,
 )
 from persongen_jax.diffusion import (
-    samplers as sampling,
+    scheduler_config as sampling_config,
 )
 
 SDXL = {

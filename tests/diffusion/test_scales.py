@@ -4,7 +4,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from persongen_jax.diffusion.scales import parse_scales, region_arrays, schedule, to_region
+from persongen_jax.diffusion.conditioning import region_arrays, to_region
+from persongen_jax.diffusion.options import schedule
+from persongen_jax.generate.base import parse_scales
 from persongen_jax.pipeline.conditioner import check_people
 
 

@@ -8,7 +8,6 @@ import torch
 from diffusers import DDPMScheduler
 
 from persongen_jax.diffusion.schedule import (
-    PREDICTION_TYPES,
     NoiseSchedule,
     add_noise,
     face_box_mask,
@@ -16,6 +15,7 @@ from persongen_jax.diffusion.schedule import (
     training_target,
     x0_and_eps,
 )
+from persongen_jax.diffusion.scheduler_config import PREDICTION_TYPES
 
 SDXL = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
 CONFIGS = {

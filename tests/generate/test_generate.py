@@ -148,7 +148,7 @@ def test_a_picture_too_small_for_the_watermark_says_so(small_base, tmp_path, cap
     for path in (tmp_path / "00000.png", tmp_path / "00001.png"):
         assert json.loads(Image.open(path).text["settings"])["watermark"] is False
         assert source_type(path) == GENERATED
-    run(tiny_base, tmp_path, "--prompt", "a", "--no-mark")
+    run(small_base, tmp_path, "--prompt", "a", "--no-mark")
     assert "warning" not in capsys.readouterr().err
     assert source_type(tmp_path / "00002.png") is None
 

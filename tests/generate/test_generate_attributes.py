@@ -2,6 +2,7 @@
 
 import json
 import warnings
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from persongen_jax.diffusion.options import SamplingOptions
 from persongen_jax.diffusion.schedule import signal_and_noise
 from persongen_jax.generate import __main__ as generate
 from persongen_jax.parallel.sharding import make_mesh
@@ -50,7 +52,7 @@ def test_images_and_their_grid(run, pipe, tmp_path, capsys):
         *("00000.png", "00001.png", "00002.png"),
         "grid_00000.png",
     ]
-    images = pipe("digit=7", images=3, steps=4)
+    images = pipe("digit=7", images=3, num_inference_steps=4)
     assert images.shape == (3, 8, 8, 1) and images.dtype == np.uint8
     saved = Image.open(paths[1])
     assert np.array_equal(np.asarray(saved)[..., 0], images[1, ..., 0])
@@ -64,27 +66,30 @@ def test_images_and_their_grid(run, pipe, tmp_path, capsys):
 
 @pytest.mark.slow
 def test_the_same_noise_for_every_request_and_any_batch(pipe):
-    both = pipe(["digit=7", "digit=2"], images=2, steps=2)
-    one = pipe("digit=2", images=2, steps=2, batch_size=1)
+    both = pipe(["digit=7", "digit=2"], images=2, num_inference_steps=2)
+    one = pipe("digit=2", images=2, num_inference_steps=2, batch_size=1)
     assert np.abs(both[2:].astype(int) - one).max() <= 1
     assert not np.array_equal(both[:2], both[2:])
 
 
 @pytest.mark.slow
 def test_the_sampler_s_own_noise_in_any_batch(pipe):
-    drawn = [pipe("digit=2", images=3, steps=3, scheduler="ddpm", batch_size=n) for n in (3, 2)]
+    drawn = [
+        pipe("digit=2", images=3, num_inference_steps=3, scheduler="ddpm", batch_size=n)
+        for n in (3, 2)
+    ]
     assert np.abs(drawn[0].astype(int) - drawn[1]).max() <= 1
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("scheduler", ["euler", "euler_ancestral", "dpmpp_2m"])
 def test_every_sampler(pipe, scheduler):
-    assert pipe("digit=1", steps=3, scheduler=scheduler).std() > 0
+    assert pipe("digit=1", num_inference_steps=3, scheduler=scheduler).std() > 0
 
 
 def test_without_a_request_nothing_is_requested(pipe):
-    free = pipe("", steps=2, guidance_scale=1)
-    assert np.array_equal(free, pipe("", steps=2, guidance_scale=5))
+    free = pipe("", num_inference_steps=2, guidance_scale=1)
+    assert np.array_equal(free, pipe("", num_inference_steps=2, guidance_scale=5))
 
 
 def test_a_request_unseen_in_training_causes_a_warning():
@@ -92,10 +97,10 @@ def test_a_request_unseen_in_training_causes_a_warning():
     config.drop_prob = config.validation_guidance = 0.0
     never = AttributePipeline(open_system(config))
     with pytest.warns(UserWarning, match="'' leaves out attributes; training had few or no"):
-        never(["digit=1", ""], steps=1)
+        never(["digit=1", ""], num_inference_steps=1)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        never(["digit=1", "digit=2"], steps=1)
+        never(["digit=1", "digit=2"], num_inference_steps=1)
 
 
 def test_an_end_without_attributes_is_reported(run, tmp_path, capsys):
@@ -124,11 +129,11 @@ def test_a_model_that_cannot_be_guided_is_not():
     config = get_config()
     config.conditioning, config.validation_guidance = "none", 0.0
     pipe = AttributePipeline(open_system(config))
-    assert pipe("", steps=1).shape == (1, 8, 8, 1)
+    assert pipe("", num_inference_steps=1).shape == (1, 8, 8, 1)
     with pytest.raises(ValueError, match="the run is unconditional"):
-        pipe("digit=1", steps=1)
+        pipe("digit=1", num_inference_steps=1)
     with pytest.raises(ValueError, match="guidance_scale=2: this run was not trained both"):
-        pipe("", steps=1, guidance_scale=2)
+        pipe("", num_inference_steps=1, guidance_scale=2)
 
 
 def test_a_strip_and_its_animation(run, pipe, tmp_path, capsys):
@@ -140,10 +145,10 @@ def test_a_strip_and_its_animation(run, pipe, tmp_path, capsys):
     animation = Image.open(paths[3])
     assert animation.n_frames == 8 and animation.size == (64, 64)  # there and back
     assert [source_type(path) for path in paths] == [GENERATED] * 4
-    frames = pipe.interpolate("digit=1", "digit=7", frames=5, steps=4, index=1)
+    frames = pipe.interpolate("digit=1", "digit=7", frames=5, num_inference_steps=4, index=1)
     assert np.array_equal(np.asarray(strip)[4::8, 4::8, 0], np.concatenate(frames[..., 0], axis=1))
     # Its ends are the images of its ends, from the same noise.
-    ends = [pipe(text, images=2, steps=4)[1] for text in ("digit=1", "digit=7")]
+    ends = [pipe(text, images=2, num_inference_steps=4)[1] for text in ("digit=1", "digit=7")]
     assert np.abs(frames[[0, -1]].astype(int) - ends).max() <= 1
 
 
@@ -172,15 +177,17 @@ def test_a_picture_edited_as_it_is_comes_back(tmp_path):
     system.denoise = denoise
     pipe = AttributePipeline(system)
     picture = np.random.default_rng(0).integers(60, 200, (8, 8, 1)).astype(np.uint8)
-    back = pipe.edit(picture, "digit=1", steps=200, guidance_scale=1)
+    back = pipe.edit(picture, "digit=1", num_inference_steps=200, guidance_scale=1)
     assert np.abs(back.astype(int) - picture).mean() <= 12
 
 
 def test_samplers_that_do_not_clip_begin_where_signal_is_left(pipe):
     for scheduler in ("euler", "euler_ancestral", "dpmpp_2m"):
-        assert pipe.system.plan(50, scheduler).sigmas[0] < 50
-        assert pipe.system.plan(50, scheduler, timestep_spacing="trailing").sigmas[0] > 1000
-    assert pipe.system.plan(50).sigmas[0] > 1000
+        options = SamplingOptions(scheduler=scheduler)
+        assert pipe.system.plan(options).sigmas[0] < 50
+        trailing = replace(options, scheduler_options={"timestep_spacing": "trailing"})
+        assert pipe.system.plan(trailing).sigmas[0] > 1000
+    assert pipe.system.plan(SamplingOptions()).sigmas[0] > 1000
 
 
 def test_editing_is_a_command(run, tmp_path, capsys):
@@ -217,8 +224,9 @@ def test_editing_is_a_command(run, tmp_path, capsys):
         (["--edit=a.png", "--attributes=digit=1", "--seed=1"], "--seed: without effect on --edit"),
         (["--edit=a.png", "--attributes=digit=1", "--images=1", "--batch-size=2"], "--images, --b"),
         (["--guidance-scale=0"], "guidance_scale=0: give a number above 0"),
-        (["--guidance-scale=nan"], "guidance_scale=nan: give a number above 0"),
+        (["--guidance-scale=nan"], "guidance_scale=nan: give a finite number"),
         (["--images=0"], "--images 0: at least 1"),
+        (["--steps=0"], "num_inference_steps=0: give a whole number of at least 1"),
         (["--steps=2000"], "must lie in 1..1000"),
         (["--scheduler=magic"], "'magic' is not supported"),
     ],

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from configs.first_light import get_config
+from persongen_jax.diffusion.options import usual_merge_step
 from persongen_jax.pipeline import Pipeline
-from persongen_jax.pipeline.checks import CallWarning, usual_merge_step
+from persongen_jax.pipeline.checks import CallWarning
 from persongen_jax.systems.open import open_system
 
 FACE = np.zeros((32, 32, 3), np.uint8)

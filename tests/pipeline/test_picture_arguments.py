@@ -11,7 +11,7 @@ from data_pipeline.examples.fields import Call
 from data_pipeline.examples.spatial import ControlImage
 from data_pipeline.faces.find import crop_face
 from data_pipeline.pictures.reading import ImageError, load_image
-from persongen_jax.diffusion.scales import region_arrays, to_region
+from persongen_jax.diffusion.conditioning import region_arrays, to_region
 from persongen_jax.generate.files import read_references
 from persongen_jax.pipeline.attributes import AttributePipeline
 from persongen_jax.pipeline.conditioner import check_people, read_people

@@ -334,7 +334,7 @@ def test_a_run_knows_its_attributes_when_its_folder_is_gone(faces):
     saved = complete_config(json.loads(config.to_json()))
     system = open_system(saved)
     assert system.vocabulary == VOCABULARY and system.described.shape == (16, 16, 3)
-    assert AttributePipeline(system)("hat=1", steps=1).shape == (1, 16, 16, 3)
+    assert AttributePipeline(system)("hat=1", num_inference_steps=1).shape == (1, 16, 16, 3)
 
 
 def test_columns_in_another_order_mean_the_same(faces, capsys):
