@@ -21,8 +21,14 @@ class Source(Protocol):
     """Provides examples by index for batches. ExampleSource is one, Arrays another."""
 
     seed: int
-    specs: list[dict]  # flat name to (shape, dtype); one per possible shape of a batch
-    fingerprint: str  # of the data, so that a resumed run notices other data
+
+    @property
+    def specs(self) -> list[dict]:
+        """Flat name to (shape, dtype); one per possible shape of a batch."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the data, so that a resumed run notices other data."""
 
     def example(self, n: int) -> dict[str, np.ndarray]:
         """Example number n, flat; a function of only the source and ``n``."""

@@ -14,7 +14,7 @@ import abc
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -22,6 +22,7 @@ from data_pipeline.pictures.transforms import TargetCrop
 from data_pipeline.records.schema import Record
 
 Spec = dict[str, tuple[tuple[int, ...], np.dtype]]
+Batch = dict[str, Any]  # arrays [b, ...] by name, nested as :func:`unflatten` does
 
 
 class FieldError(ValueError):
@@ -338,9 +339,9 @@ def needs(fields) -> dict:
 # ---- Flat and nested ---------------------------------------------------------------------------
 
 
-def flatten(tree: dict, prefix: str = "") -> dict[str, np.ndarray]:
+def flatten(tree: Batch, prefix: str = "") -> dict[str, Any]:
     """{"a": {"b": x}} to {"a/b": x}."""
-    flat = {}
+    flat: dict[str, Any] = {}
     for name, value in tree.items():
         if isinstance(value, dict):
             flat |= flatten(value, f"{prefix}{name}/")
@@ -349,9 +350,9 @@ def flatten(tree: dict, prefix: str = "") -> dict[str, np.ndarray]:
     return flat
 
 
-def unflatten(flat: dict[str, np.ndarray]) -> dict:
+def unflatten(flat: dict[str, Any]) -> Batch:
     """{"a/b": x} to {"a": {"b": x}}."""
-    tree = {}
+    tree: Batch = {}
     for name, value in flat.items():
         *parents, leaf = name.split("/")
         branch = tree

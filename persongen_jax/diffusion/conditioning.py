@@ -5,12 +5,14 @@ slicing one long sequence, so that a method may add one without changes to any o
 """
 
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.typing import ArrayLike
 
 from data_pipeline.pictures.reading import load_mask
 
@@ -165,7 +167,7 @@ class Guidance:
     unconditional: Conditioning | None = None
     early: Conditioning | None = None
     plain: jax.Array | None = None
-    scales: dict[str, jax.Array] = field(default_factory=dict)
+    scales: Mapping[str, ArrayLike] = field(default_factory=dict)
     lora: dict[str, jax.Array] = field(default_factory=dict)
 
     def scales_at(self, step) -> dict[str, jax.Array]:

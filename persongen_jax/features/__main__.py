@@ -9,7 +9,9 @@ It can be interrupted and resumed, and several processes may share the work. See
 import argparse
 import functools
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
+from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from persongen_jax.cli import command, parse_with_config
@@ -17,7 +19,9 @@ from persongen_jax.features.cache import Features
 from persongen_jax.systems.open import open_system
 
 
-def fill_cache(config, worker: int = 0, workers: int = 1, batch_size: int = 16) -> Features:
+def fill_cache(
+    config: ConfigDict, worker: int = 0, workers: int = 1, batch_size: int = 16
+) -> Features:
     """Compute and store what the config's examples need, for every ``workers``-th record.
 
     Raises:
@@ -31,7 +35,7 @@ def fill_cache(config, worker: int = 0, workers: int = 1, batch_size: int = 16) 
         raise ValueError(f"--worker {worker}: a number from 0 to --workers - 1 ({workers - 1})")
     if batch_size < 1:
         raise ValueError(f"--batch {batch_size}: give 1 or more")
-    source = open_system(config).examples(0, alone=True).source
+    source: Any = open_system(config).examples(0, alone=True).source
     rows = range(worker, len(source.records), workers)
 
     def jobs():
@@ -45,7 +49,7 @@ def fill_cache(config, worker: int = 0, workers: int = 1, batch_size: int = 16) 
 
 
 @command
-def main(argv=None):
+def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m persongen_jax.features",
         description=__doc__.split("\n")[0],

@@ -16,17 +16,19 @@ import logging
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from ml_collections import ConfigDict
 
-from data_pipeline.examples.fields import Encoding, Field, Input, unflatten
+from data_pipeline.examples.fields import EncodedField, Encoding, Field, Input, unflatten
+from data_pipeline.examples.source import ExampleSource
 from data_pipeline.pictures.reading import ImageError
 from persongen_jax.features.store import KEY_BYTES, FeatureTable, digest_of
 from persongen_jax.files import is_full
@@ -43,12 +45,14 @@ VERSION = 1  # how images and prompts are prepared and rows laid out; part of ev
 # ---- What can be cached, and its shapes --------------------------------------------------------
 
 
-def encoded_fields(fields) -> list[Field]:
-    """The fields that frozen networks encode."""
-    return [field for field in fields if field.encoding is not None]
+def encodings_of(fields: Iterable[Field]) -> list[Encoding]:
+    """Of the fields that frozen networks encode."""
+    return [field.encoding for field in fields if field.encoding is not None]
 
 
-def cached_kinds(config, model, fields, table) -> dict[str, str]:
+def cached_kinds(
+    config: ConfigDict, model: nnx.Module, fields: Iterable[Field], table: Iterable[tuple[str, str]]
+) -> dict[str, str]:
     """Maps kind to "" if it can be cached, else to the reason why not; in the order of ``fields``.
 
     Args:
@@ -57,7 +61,7 @@ def cached_kinds(config, model, fields, table) -> dict[str, str]:
     Raises:
         ValueError: a name in ``config.cache_kinds`` that no field has.
     """
-    encodings = [field.encoding for field in encoded_fields(fields)]
+    encodings = encodings_of(fields)
     known = [encoding.kind for encoding in encodings]
     unknown = sorted(set(config.cache_kinds) - {*known, *USUAL_KINDS})
     if unknown:
@@ -74,7 +78,7 @@ def cached_kinds(config, model, fields, table) -> dict[str, str]:
     return reasons
 
 
-def row_spec(model, encoding: Encoding, input_shape) -> dict:
+def row_spec(model: nnx.Module, encoding: Encoding, input_shape: tuple[int, ...]) -> dict:
     """Name to (shape, dtype) of ``encoding``'s output for one input; computes nothing."""
     encode, state = open_encoder(model, encoding)
     one = jax.ShapeDtypeStruct((1, *input_shape), encoding.dtype)
@@ -82,7 +86,7 @@ def row_spec(model, encoding: Encoding, input_shape) -> dict:
     return {name: (a.shape[1:], np.dtype(a.dtype)) for name, a in made.items()}
 
 
-def open_encoder(model, encoding: Encoding):
+def open_encoder(model: nnx.Module, encoding: Encoding) -> tuple[Callable, nnx.State]:
     """(encode, state): the encoding as a function of (state, inputs), without other networks."""
     graphdef, state = nnx.split(encoding.view(model))
 
@@ -92,7 +96,13 @@ def open_encoder(model, encoding: Encoding):
     return encode, state
 
 
-def abstract_batch(model, fields, shape: tuple[int, int], batch_size: int, kinds=()) -> dict:
+def abstract_batch(
+    model: nnx.Module,
+    fields: Iterable[Field],
+    shape: tuple[int, int],
+    batch_size: int,
+    kinds: Collection[str] = (),
+) -> dict:
     """A batch as ShapeDtypeStructs, over all devices: [batch_size, ...] each.
 
     Args:
@@ -102,8 +112,9 @@ def abstract_batch(model, fields, shape: tuple[int, int], batch_size: int, kinds
     """
     spec = {}
     for field in fields:
-        if field.encoding is not None and field.encoding.kind in kinds:
-            rows = row_spec(model, field.encoding, field.input_shape(shape))
+        encoding = field.encoding
+        if isinstance(field, EncodedField) and encoding is not None and encoding.kind in kinds:
+            rows = row_spec(model, encoding, field.input_shape(shape))
             spec |= field.row_spec(shape, rows)
         else:
             spec |= field.spec(shape)
@@ -145,7 +156,14 @@ class Features:
         counts: numbers of computed, read and unstored rows, by kind.
     """
 
-    def __init__(self, config, model, fields, table, stamps: Callable[[str], str | None]):
+    def __init__(
+        self,
+        config: ConfigDict,
+        model: nnx.Module,
+        fields: Iterable[Field],
+        table: Iterable[tuple[str, str]],
+        stamps: Callable[[str], str | None],
+    ):
         self._reasons = cached_kinds(config, model, fields, table)
         self.kinds = tuple(kind for kind, reason in self._reasons.items() if not reason)
         self.folder, self._stamps, self.counts = Path(config.cache), stamps, Counter()
@@ -153,9 +171,9 @@ class Features:
         self._tables, self._rows, self._known = {}, {}, {}
         self._bad: dict[tuple, str] = {}
         self._encoders = {
-            field.encoding.kind: _Encoder(config, model, field.encoding)
-            for field in encoded_fields(fields)
-            if field.encoding.kind in self.kinds
+            encoding.kind: _Encoder(config, model, encoding)
+            for encoding in encodings_of(fields)
+            if encoding.kind in self.kinds
         }
         self.caches_pixels = any(self.caches(field) for field in fields if field.name == "image")
         spec = {"digest": ((KEY_BYTES,), np.uint8), "size": ((2,), np.int32)}
@@ -174,14 +192,14 @@ class Features:
         """Whether the field's rows are stored here."""
         return field.encoding is not None and field.encoding.kind in self.kinds
 
-    def row_spec(self, encoding: Encoding, input_shape) -> dict:
+    def row_spec(self, encoding: Encoding, input_shape: tuple[int, ...]) -> dict:
         """Name to (shape, dtype) of a row of this encoding."""
         known = (encoding.kind, input_shape)
         if known not in self._rows:
             self._rows[known] = self._encoders[encoding.kind].row_spec(input_shape)
         return self._rows[known]
 
-    def picture_of(self, source, name: str) -> Picture:
+    def picture_of(self, source: ExampleSource, name: str) -> Picture:
         """Digest and size of an image; it is decoded only if its file was never seen.
 
         Raises:
@@ -200,7 +218,8 @@ class Features:
             row = {"digest": digest, "size": np.array(image.shape[:2], np.int32)}
             if key is not None:
                 self._store(self._pictures, key, row)
-        picture = Picture(row["digest"].tobytes(), tuple(map(int, row["size"])))
+        height, width = map(int, row["size"])
+        picture = Picture(row["digest"].tobytes(), (height, width))
         self._known[name] = picture
         return picture
 
@@ -252,9 +271,12 @@ class Features:
     def _key(encoding: Encoding, entry: Input) -> bytes:
         return digest_of(VERSION, encoding.kind, *entry.key())
 
-    def fill(self, jobs, batch_size: int = 16, threads: int = 8) -> None:
+    def fill(
+        self, jobs: Iterable[Iterable[tuple[Any, Input]]], batch_size: int = 16, threads: int = 8
+    ) -> None:
         """Compute and store what is missing for ``jobs``, lists of (field, input)."""
-        waiting, promised = {}, set()
+        waiting: dict[tuple, tuple[Encoding, list]] = {}
+        promised = set()
         flushed = time.monotonic()
         try:
             with ThreadPoolExecutor(threads) as pool:

@@ -11,6 +11,7 @@ read it at once. Truncated files and flipped bytes are detected, logged and trea
 rows are computed again.
 """
 
+import functools
 import hashlib
 import logging
 import math
@@ -20,6 +21,7 @@ import threading
 import time
 import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -33,12 +35,12 @@ PART_BYTES = 1 << 28  # rows that wait in memory to be written
 FORMAT = "feature table 1"
 
 
-def digest_of(*parts) -> bytes:
+def digest_of(*parts: Any) -> bytes:
     """The 16-byte key of these texts, numbers, bytes and arrays; it differs for any others."""
     digest = hashlib.blake2b(digest_size=KEY_BYTES)
     for part in parts:
         if isinstance(part, np.ndarray):
-            content = np.ascontiguousarray(part)
+            content: Any = np.ascontiguousarray(part)
             head = f"{content.dtype.str}{content.shape}"
             content = content.reshape(-1).view(np.uint8).data
         elif isinstance(part, bytes):
@@ -62,7 +64,7 @@ class FeatureTable:
         ValueError: the folder holds rows of another spec.
     """
 
-    def __init__(self, folder, spec: dict, part_bytes: int = PART_BYTES):
+    def __init__(self, folder: str | Path, spec: dict, part_bytes: int = PART_BYTES):
         self.folder = Path(folder)
         self.spec = {name: (tuple(shape), np.dtype(dtype)) for name, (shape, dtype) in spec.items()}
         sizes = (math.prod(shape) * dtype.itemsize for shape, dtype in self.spec.values())
@@ -124,7 +126,7 @@ class FeatureTable:
                 return
             keys, rows = list(self._waiting), list(self._waiting.values())
             name = f"{time.time_ns():020d}-{secrets.token_hex(4)}.safetensors"
-            arrays = {
+            arrays: dict[str, np.ndarray] = {
                 "keys": np.frombuffer(b"".join(keys), np.uint8).reshape(-1, KEY_BYTES),
                 "crc": np.array([zlib.crc32(row) for row in rows], np.uint32),
                 "rows": np.frombuffer(b"".join(rows), np.uint8).reshape(len(rows), self.row_bytes),
@@ -132,9 +134,11 @@ class FeatureTable:
             index = zlib.crc32(arrays["keys"].tobytes() + arrays["crc"].tobytes())
             metadata = {"format": FORMAT, "spec": self._said(), "index": str(index)}
             path = self.folder / name
-            write_safetensors(
-                path, [(n, a.shape, a.dtype, lambda a=a: a) for n, a in arrays.items()], metadata
-            )
+            tensors = [
+                (n, array.shape, array.dtype, functools.partial(arrays.__getitem__, n))
+                for n, array in arrays.items()
+            ]
+            write_safetensors(path, tensors, metadata)
             self._seen.add(name)
             self._open(path)
             self._waiting.clear()
