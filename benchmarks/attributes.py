@@ -52,7 +52,7 @@ def measure_lines(run, classifier, *, strips: int, frames: int, steps: int, guid
                 values[place] = value
                 ends.append(data.vocabulary.describe(values, values != UNKNOWN))
             images = pipe.interpolate(
-                *ends, frames=frames, index=i, steps=steps, guidance_scale=guidance
+                *ends, frames=frames, index=i, num_inference_steps=steps, guidance_scale=guidance
             )
             scores.append(judge.scores(as_rgb(images))[0][:, column])
         found[name] = judge_lines(np.array(scores))

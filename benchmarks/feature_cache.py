@@ -27,7 +27,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from data_pipeline.examples.fields import flatten
-from persongen_jax.features.cache import encoded_fields, open_encoder
+from persongen_jax.features.cache import open_encoder
 from persongen_jax.parallel.sharding import make_mesh
 from persongen_jax.systems.assembly import assemble
 from persongen_jax.systems.open import open_system
@@ -65,7 +65,7 @@ class Step:
 def encoders_of(system, batch):
     """(a function that encodes the whole batch, its floating-point operations)."""
     flat, shape, encoders, inputs = flatten(batch), (system.config.size,) * 2, {}, {}
-    for field in encoded_fields(system.fields):
+    for field in (field for field in system.fields if field.encoding):
         one = field.input_shape(shape)
         own = [flat[name] for name in field.spec(shape)]
         own = [array.reshape(-1, *one) for array in own if array.shape[1:][-len(one) :] == one]

@@ -269,7 +269,7 @@ def main(argv: list[str] | None = None) -> None:
         f"{counts[name]} {name}" for name in (UNDECODABLE, CLIPPED, DROPPED, SINGLE, COPIES)
     )
     print(
-        f"{args.out}: {counts['pictures']} pictures of {counts['people']} people in "
+        f"{args.out}: {counts['pictures']} images of {counts['people']} people in "
         f"{counts['shards']} shards; {changes}"
     )
 

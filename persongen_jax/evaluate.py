@@ -15,6 +15,7 @@ import warnings
 from pathlib import Path
 
 from persongen_jax.cli import add_mark_option, command
+from persongen_jax.diffusion.options import VALIDATION_FLAGS, add_validation_options
 from persongen_jax.evaluation.comparison import compare_runs, table
 from persongen_jax.evaluation.trajectories import SETS, write_rows
 from persongen_jax.evaluation.validation import open_evaluation, write_image_file
@@ -55,11 +56,7 @@ def parse_arguments(argv=None):
     add("--gallery", metavar="SOURCE", help="the people that rank-1 searches")
     add("--people", type=int, metavar="N", help="per set, at most")
     add("--images", type=int, metavar="N", help="per person and prompt")
-    add("--steps", type=int, metavar="N", help="sampling steps")
-    add("--scheduler", metavar="NAME", help="sampler; default: the run's validation_scheduler")
-    add("--merge-step", type=int, metavar="N", help="the identity acts after this sampling step")
-    add("--guidance", type=float, metavar="X", help="guidance scale")
-    add("--seed", type=int, metavar="N", help="of the noise")
+    add_validation_options(parser)
     add("--batch", type=int, metavar="N", help="images at once")
     add("--data", metavar="DATA", help="for a run on attributes, if its folder has moved")
     add("--csv", metavar="FILE", help="its table, likewise")
@@ -90,11 +87,7 @@ OPTIONS = {
     "gallery": "validation_gallery",
     "people": "validation_people",
     "images": "validation_images",
-    "steps": "validation_steps",
-    "scheduler": "validation_scheduler",
-    "merge_step": "validation_merge_step",
-    "guidance": "validation_guidance",
-    "seed": "validation_seed",
+    **VALIDATION_FLAGS,
     "batch": "validation_batch",
     "prompts": "validation_prompts",
     "clip": "clip",

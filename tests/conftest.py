@@ -1,8 +1,10 @@
 """Shared by all tests: the --runslow switch, kept compiled programs, files that are written once,
 and what each folder of tests costs."""
 
+import gc
 import os
 import time
+from pathlib import Path
 
 import pytest
 
@@ -22,6 +24,11 @@ os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 # PyTorch's threads spin while they wait for each other, which on tiny networks they mostly do.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+# Tracing allocates much and frees little of it in cycles: Python's usual thresholds cost a third of
+# its time.
+gc.set_threshold(100_000, 20, 100)
+
+MEMORY = 3 << 30  # bytes of a process beyond which its compiled programs are dropped
 START = pytest.StashKey[float]()
 
 
@@ -43,6 +50,24 @@ def pytest_collection_modifyitems(config, items):
     for item in items:
         if "slow" in item.keywords:
             item.add_marker(pytest.mark.skip(reason="slow; run with --runslow"))
+
+
+def pytest_collection_finish():
+    """What was imported stays, and need not be looked through for garbage again."""
+    gc.collect()
+    gc.freeze()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def bounded_memory():
+    """A few workers fit into a small machine; what is compiled is on the disk anyway."""
+    yield
+    statm = Path("/proc/self/statm")
+    if statm.exists() and int(statm.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") > MEMORY:
+        import jax
+
+        jax.clear_caches()
+        gc.collect()
 
 
 def pytest_terminal_summary(terminalreporter, config):
@@ -70,8 +95,16 @@ def tiny_base(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
+def small_base(tmp_path_factory):
+    """The same with a UNet of two levels, which compiles in a third of the time."""
+    from tests.helpers.training_runs import small_base
+
+    return small_base(tmp_path_factory)
+
+
+@pytest.fixture(scope="session")
 def sample_photos(tmp_path_factory):
-    """The photographs that come with scikit-image, as a manifest folder."""
+    """The photographs that ship with scikit-image, as a manifest folder."""
     from data_pipeline.sample_photos import write_sample_photos
 
     return made_once(tmp_path_factory, "photos", lambda folder: write_sample_photos(folder, lfw=3))

@@ -110,7 +110,7 @@ class BatchStream:
         changed = source.pictures_changed(marks) if marks else []
         if changed:
             log.warning(
-                "%d pictures have changed under the same names since the run stopped (%s%s): using "
+                "%d images have changed under the same names since the run stopped (%s%s): using "
                 "the new ones; to continue as before, restore the old ones",
                 len(changed),
                 ", ".join(changed[:3]),

@@ -41,7 +41,7 @@ def open_shards(
         raise ShardError(f"{folder}: {len(absent)} files are missing: {', '.join(absent)}")
     if split.num_examples != len(records):
         raise ShardError(
-            f"{folder}: {split.num_examples} pictures, but {len(records)} lines in {INDEX}; write "
+            f"{folder}: {split.num_examples} images, but {len(records)} lines in {INDEX}; write "
             "the shards again"
         )
     undecoded = {"image": open_tfds().decode.SkipDecoding()}

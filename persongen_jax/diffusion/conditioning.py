@@ -4,13 +4,17 @@ Streams and maps are looked up by name ("text", "background", "identity", "pose"
 slicing one long sequence, so that a method may add one without changes to any other part.
 """
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax.typing import ArrayLike
+
+from data_pipeline.pictures.reading import load_mask
 
 
 @jax.tree_util.register_dataclass
@@ -202,3 +206,35 @@ def weaken(late: Conditioning, plain, scale) -> Conditioning:
     tokens = jnp.where(text.tokens == plain, plain, tokens)
     streams = {**late.streams, "text": TokenStream(tokens, text.mask)}
     return replace(late, streams=streams)
+
+
+def region_arrays(regions, people, height: int, width: int) -> np.ndarray:
+    """[prompts, p, height, width] float32 in 0..1; p is the most people of a prompt.
+
+    Places of absent people hold 0.
+    """
+    out = np.zeros((len(regions), max(map(len, people)), height, width), np.float32)
+    for row, masks in enumerate(regions):
+        for column, mask in enumerate(masks):
+            name = f"region {column + 1} of prompt {row + 1}"
+            out[row, column] = to_region(mask, height, width, name)
+    return out
+
+
+def to_region(mask, height: int, width: int, name: str = "a region") -> np.ndarray:
+    """A mask of any size, averaged down (or repeated up) to [height, width] float32 in 0..1.
+
+    Args:
+        mask: anything that load_mask accepts: a path, a file object, a PIL image (white is 1), an
+            array [h, w] bool, float in 0..1, or uint8.
+        name: of the region in messages.
+
+    Raises:
+        ImageError: another array, or an image that cannot be read.
+    """
+    from PIL import Image
+
+    mask = load_mask(mask, name)
+    if not mask.any():
+        warnings.warn(f"{name} is empty (all black): it acts nowhere", stacklevel=2)
+    return np.asarray(Image.fromarray(mask).resize((width, height), Image.Resampling.BOX))

@@ -17,6 +17,7 @@ from data_pipeline.examples.fields import Field, needs
 from data_pipeline.pictures.transforms import square_face_crop
 from data_pipeline.records.schema import Record
 from data_pipeline.records.sources import open_records
+from persongen_jax.diffusion.options import SamplingOptions
 from persongen_jax.diffusion.plan import make_plan
 from persongen_jax.evaluation.contact_sheet import MAX_ROWS, Row, choose_rows, contact_sheet
 from persongen_jax.evaluation.prompts import class_word_of, open_prompts
@@ -113,7 +114,9 @@ class Evaluation:
         self.mesh = mesh_for(config)
         # Every call gets the same initial noise; a sampler that draws more noise uses a seed.
         draws = make_plan(base.scheduler_config, config.validation_steps).stochastic
-        self.seed = config.validation_seed if draws else None
+        seed = config.validation_seed if draws else None
+        size = {"height": self.size, "width": self.size}
+        self.options = SamplingOptions.of_validation(config, seed=seed, output_type="np", **size)
         self.prompts = open_prompts(config.validation_prompts, config.trigger_word)
         specs = {name: config[f"validate_{name}"] for name in SETS}
         self.people = {
@@ -193,20 +196,13 @@ class Evaluation:
                 given |= {each.name: own} if all(one is not None for one in own) else {}
         images = pipe(
             [text for text, _ in texts],
-            config.validation_negative_prompt if config.validation_guidance > 1 else None,
+            config.validation_negative_prompt if self.options.guidance_scale > 1 else None,
             references=[[people[i].crop] for i, _, _ in jobs] if pipe.reads_references else None,
             **given,
-            start_merge_step=config.validation_merge_step,
-            height=self.size,
-            width=self.size,
-            num_inference_steps=config.validation_steps,
-            scheduler=config.validation_scheduler or None,
-            guidance_scale=config.validation_guidance,
-            seed=self.seed,
             latents=np.stack([noise[j * config.validation_images + k] for _, j, k in jobs]),
-            batch_size=batch,
-            output_type="np",
             progress=self._ask,
+            options=self.options,
+            batch_size=batch,
         ).images
         return (images * 255).round().astype(np.uint8)
 
@@ -230,9 +226,9 @@ class Evaluation:
         return {
             "method": config.method,
             "seed": config.seed,
-            "sampling_steps": config.validation_steps,
-            "guidance": config.validation_guidance,
-            "merge_step": config.validation_merge_step,
+            "sampling_steps": self.options.num_inference_steps,
+            "guidance": self.options.guidance_scale,
+            "merge_step": self.options.start_merge_step,
             "people": len(people),
             "prompts": len(self.prompts),
             "images_each": config.validation_images,

@@ -10,6 +10,7 @@ from flax import nnx
 from numpy.typing import ArrayLike
 
 from data_pipeline.examples.fields import flatten
+from persongen_jax.diffusion.options import SamplingOptions
 from persongen_jax.diffusion.samplers import image_keys
 from persongen_jax.evaluation.contact_sheet import MAX_ROWS, Row, contact_sheet
 from persongen_jax.evaluation.people import Result
@@ -49,8 +50,8 @@ class SampledEvaluation:
         for known in self.known.values():
             for metric in self.metrics:
                 metric.prepare(known)
-        config = self.config
-        self.plan = system.plan(config.validation_steps, config.validation_scheduler or None)
+        self.options = SamplingOptions.of_validation(self.config)
+        self.plan = system.plan(self.options)
 
     def __call__(self, model: nnx.Module, step: int) -> dict[str, Result]:
         """The Result of every set, with images uint8 [n, h, w, 3]. Stopped if ``should_stop``."""
@@ -69,19 +70,19 @@ class SampledEvaluation:
         return {
             "method": self.system.label,
             "seed": config.seed,
-            "sampling_steps": config.validation_steps,
-            "guidance": config.validation_guidance,
+            "sampling_steps": self.options.num_inference_steps,
+            "guidance": self.options.guidance_scale,
             "images": images,
         }
 
     def _generate(self, model, cases: Cases) -> np.ndarray:
         """uint8 [n, h, w, 3]; image i starts from the same noise at every step of training."""
-        system, config, n = self.system, self.config, len(cases.owners)
+        system, n = self.system, len(cases.owners)
         _, *shape = system.codec.shape(system.model, system.abstract_batch())
-        guidance, out = config.validation_guidance or None, []
+        guidance, out = self.options.guidance_scale or None, []
         batch = min(n, AT_ONCE)
         # The sampler's own noise must differ from the initial noise.
-        first, keys = (image_keys(config.validation_seed, purpose, n) for purpose in (0, 1))
+        first, keys = (image_keys(self.options.seed, purpose, n) for purpose in (0, 1))
         for start in range(0, n, batch):
             if self.should_stop():
                 raise Stopped

@@ -23,14 +23,18 @@ from data_pipeline.prompts import join_parts
 from data_pipeline.records.schema import MAX_REFERENCES
 from data_pipeline.text_files import read_lines
 from persongen_jax.cli import add_mark_option, command
-from persongen_jax.diffusion.scales import parse_scales
+from persongen_jax.diffusion.options import FLAGS, SamplingOptions, add_options, given_options
 from persongen_jax.generate.base import (
     KEPT,
     add_base_options,
     open_base_pipeline,
+    parse_scales,
     scheduler_options,
 )
 from persongen_jax.generate.warnings import without_effect
+
+# Settings that say how many images there are, and not how each is made.
+COUNTS = ("seed", "num_images_per_prompt", "batch_size")
 
 
 def parse_arguments(argv=None):
@@ -75,21 +79,11 @@ def parse_arguments(argv=None):
     )
     add("--negative-prompt", help="what to steer away from")
     add("--out", type=Path, default=Path("outputs"), help="folder for the images")
-    add("--height", type=int, help="pixels; default: the model's own")
-    add("--width", type=int, help="pixels; default: the model's own")
-    add("--steps", type=int, default=50, help="sampling steps")
-    add("--guidance-scale", type=float, default=5.0, help="1 turns guidance off")
-    add("--guidance-rescale", type=float, default=0.0, help="0 to 1")
-    add("--scheduler", help="ddpm, ddim, euler, euler_ancestral, dpmpp_2m; default: the model's")
+    add_options(parser, seed=42)
     add("--karras", action="store_true", help="Karras sigmas (euler, dpmpp_2m)")
     add("--timestep-spacing", choices=("leading", "trailing", "linspace"))
-    add("--images-per-prompt", type=int, default=1)
-    add("--batch-size", type=int, help="images at once")
-    add("--seed", type=int, default=42)
     add("--dtype", choices=("float32", "bfloat16"), help="default: bfloat16, on a CPU float32")
     add("--vae-dtype", choices=("float32", "bfloat16"), default="float32")
-    add("--tiling", action="store_true", help="decode in tiles: less memory for large images")
-    add("--tile-size", type=int, help="side of a tile, pixels; default: 512")
     add(
         "--lora",
         action="append",
@@ -130,12 +124,6 @@ def parse_arguments(argv=None):
         "--no-crop",
         action="store_true",
         help="references are face crops already; for a FaceID file, aligned ones of 112 pixels",
-    )
-    add(
-        "--start-merge-step",
-        "--start_merge_step",
-        type=int,
-        help="the identity acts only after this step; default: a fifth of the steps (10 of 50)",
     )
     add(
         "--scale",
@@ -210,8 +198,8 @@ def check_named(pipe, named: dict, inputs: dict):
                 raise ValueError(f"{option} {name}: the loaded method reads {reads}")
 
 
-def make_pipeline(args):
-    pipe = open_base_pipeline(args)
+def make_pipeline(args, options):
+    pipe = open_base_pipeline(args, options)
     if args.method_weights:
         pipe.load_method(args.method, args.method_weights, encoder=args.image_encoder)
     for item in args.lora:
@@ -234,19 +222,14 @@ def parse_lora(item: str) -> tuple[str, float]:
         raise ValueError(f"--lora {item}: {weight!r} is not a number") from error
 
 
-def make_notes(args, prompts, parts) -> list[dict]:
+def make_notes(args, options, prompts, parts) -> list[dict]:
     """The notes on how each image was made; ``parts`` as given."""
-    from persongen_jax.pipeline.checks import usual_merge_step
-
-    kept = (
-        "height width steps guidance_scale guidance_rescale scheduler karras "
-        "timestep_spacing dtype vae_dtype lora method method_weights image_encoder "
-        "start_merge_step scale"
-    ).split()
-    settings = {name: getattr(args, name) for name in (*KEPT, *kept)}
+    kept = (*KEPT, *"karras timestep_spacing dtype vae_dtype lora method method_weights".split())
+    kept += ("image_encoder", "scale", *(FLAGS[name] for name in FLAGS if name not in COUNTS))
+    settings = {name: getattr(args, name) for name in kept}
     settings |= {"reference": list(args.reference), "input": list(args.input)}
     if args.reference and args.start_merge_step is None:
-        settings["start_merge_step"] = usual_merge_step(args.steps)
+        settings["start_merge_step"] = options.merge_step(args.steps)
     notes = []
     for i, prompt in enumerate(prompts):
         for _ in range(args.images_per_prompt):
@@ -275,7 +258,12 @@ def generate(args) -> list[Path]:
     twice = parts.keys() & named.keys()
     if twice:
         raise ValueError(f"--part {min(twice)}: given as --{min(twice)} too")
-    scales = parse_scales(args.scale)
+    options = SamplingOptions(
+        **given_options(args),
+        scheduler_options=scheduler_options(args),
+        scales=parse_scales(args.scale),
+        output_type="np",
+    )
     if args.reference and not args.method_weights:
         raise ValueError("--reference needs a method that reads it; give --method-weights")
     if args.method and not args.method_weights:
@@ -291,13 +279,13 @@ def generate(args) -> list[Path]:
             "crop": not args.no_crop,
         }
         references, regions = read_references(args.reference, args.method_weights, **where)
-    pipe = make_pipeline(args)
+    pipe = make_pipeline(args, options)
     if pipe.reads_references and not references:
         raise ValueError(f"--method-weights {args.method_weights}: give --reference too")
     check_named(pipe, named, inputs)
     texts, apart = place_parts(prompts, parts, pipe.streams)
     apart |= named
-    notes, paths = make_notes(args, prompts, parts | named), []
+    notes, paths = make_notes(args, options, prompts, parts | named), []
 
     def save(image):
         note = notes[len(paths)]
@@ -306,11 +294,11 @@ def generate(args) -> list[Path]:
 
     given |= {"references": references and [references] * count, **apart}
     given |= {"regions": regions and [regions] * count}
-    run_pipeline(pipe, args, texts, given, scales, save)
+    run_pipeline(pipe, args, options, texts, given, save)
     return paths
 
 
-def run_pipeline(pipe, args, prompts, given, scales, save):
+def run_pipeline(pipe, args, options, prompts, given, save):
     """Pass each image, uint8 [h, w, 3], to ``save`` when it is done; with a progress bar.
 
     ``given``: additional arguments of the pipeline, each a list with an entry per prompt.
@@ -329,21 +317,7 @@ def run_pipeline(pipe, args, prompts, given, scales, save):
             prompts,
             args.negative_prompt,
             **given,
-            scales=scales,
-            start_merge_step=args.start_merge_step,
-            height=args.height,
-            width=args.width,
-            num_inference_steps=args.steps,
-            guidance_scale=args.guidance_scale,
-            guidance_rescale=args.guidance_rescale,
-            num_images_per_prompt=args.images_per_prompt,
-            seed=args.seed,
-            scheduler=args.scheduler,
-            scheduler_options=scheduler_options(args),
-            batch_size=args.batch_size,
-            tiling=args.tiling,
-            tile_size=args.tile_size,
-            output_type="np",
+            options=options,
             progress=bar.update,
             on_batch=save_batch,
         )

@@ -17,12 +17,14 @@ from tqdm import tqdm
 
 from data_pipeline.pictures.reading import image_size
 from persongen_jax.cli import add_mark_option
+from persongen_jax.diffusion.options import SamplingOptions, add_options, given_options
 from persongen_jax.evaluation.sampled import as_rgb
-from persongen_jax.pipeline.attributes import AT_ONCE, AttributePipeline
+from persongen_jax.pipeline.attributes import AT_ONCE, SEED, AttributePipeline
 from persongen_jax.pipeline.saving import ImageFolder
 
 FRAME_MS = 200  # of the animation
-DEFAULTS = {"images": 1, "frames": 9, "seed": 42, "batch_size": AT_ONCE}
+DEFAULTS = {"images": 1, "frames": 9, "seed": SEED, "batch_size": AT_ONCE}
+FLAGGED = ("num_inference_steps", "guidance_scale", "scheduler", "seed", "batch_size")
 GRID_SIDE = 64  # smaller images are enlarged in grids, strips and animations
 
 
@@ -56,22 +58,17 @@ def parse_arguments(argv=None):
     add("--frames", type=int, help="of --interpolate; default: 9")
     add("--source", default="", metavar="REQUEST", help="what the image of --edit shows")
     add("--out", type=Path, default=Path("outputs"), help="folder for the images")
-    add("--steps", type=int, default=50, help="sampling steps")
-    add(
-        "--guidance-scale",
-        type=float,
-        help="1 turns guidance off; default: 3, or 1 for a run that cannot be guided",
-    )
-    add("--scheduler", help="ddpm, ddim, euler, euler_ancestral, dpmpp_2m; default: ddim")
-    add("--seed", type=int, help="of the noise; default: 42")
-    add("--batch-size", type=int, help=f"images at once; default: {AT_ONCE}")
+    defaults = {"scheduler": "ddim", "seed": str(SEED), "batch_size": str(AT_ONCE)}
+    defaults["guidance_scale"] = "3, or 1 for a run that cannot be guided"
+    add_options(parser, FLAGGED, **defaults)
     add_mark_option(parser)
     return parser.parse_args(argv)
 
 
 def check(args):
     """ValueError for options that exclude each other, or would have no effect."""
-    for name in ("images", "frames", "steps", "batch_size"):
+    SamplingOptions(**given_options(args))
+    for name in ("images", "frames"):
         number = getattr(args, name)
         if number is not None and number < 1:
             raise ValueError(f"--{name.replace('_', '-')} {number}: at least 1")
@@ -110,9 +107,7 @@ def several(pipe, args) -> list[Path]:
     requests = args.attributes or [""]
     n = len(requests) * args.images
     with Bar(args, -(-n // min(n, args.batch_size)), f"{n} images") as progress:
-        images = pipe(
-            requests, images=args.images, batch_size=args.batch_size, **common(args, progress)
-        )
+        images = pipe(requests, images=args.images, progress=progress, **given_options(args))
     folder = ImageFolder(args.out, not args.no_mark)
     paths = []
     for i, image in enumerate(as_rgb(images)):
@@ -138,8 +133,8 @@ def interpolate(pipe, args) -> list[Path]:
                 *args.interpolate,
                 frames=args.frames,
                 index=index,
-                batch_size=args.batch_size,
-                **common(args, progress),
+                progress=progress,
+                **given_options(args),
             )
             said = {**note(args), "from": args.interpolate[0], "to": args.interpolate[1]}
             path = folder.save(grid(frames, args.frames), {**said, "index": index})
@@ -163,24 +158,13 @@ def edit(pipe, args) -> list[Path]:
             args.edit,
             args.attributes[0],
             source=args.source,
-            steps=args.steps,
-            guidance_scale=args.guidance_scale,
             progress=progress,
+            num_inference_steps=args.steps,
+            guidance_scale=args.guidance_scale,
         )
     said = {"picture": args.edit, "attributes": args.attributes[0], "source": args.source}
     folder = ImageFolder(args.out, not args.no_mark)
     return [folder.save(as_rgb(image[None])[0], {**note(args), **said})]
-
-
-def common(args, progress) -> dict:
-    """The pipeline's arguments that all three modes share."""
-    return {
-        "steps": args.steps,
-        "guidance_scale": args.guidance_scale,
-        "scheduler": args.scheduler,
-        "seed": args.seed,
-        "progress": progress,
-    }
 
 
 def note(args) -> dict:

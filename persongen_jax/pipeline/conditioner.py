@@ -19,8 +19,13 @@ from data_pipeline.examples.conditions import Text
 from data_pipeline.examples.fields import Call, Field, TimeIds, unflatten
 from data_pipeline.pictures.reading import load_image
 from data_pipeline.records.schema import MAX_REFERENCES
-from persongen_jax.diffusion.conditioning import Conditioning, Guidance, TokenStream
-from persongen_jax.diffusion.scales import region_arrays, schedule
+from persongen_jax.diffusion.conditioning import (
+    Conditioning,
+    Guidance,
+    TokenStream,
+    region_arrays,
+)
+from persongen_jax.diffusion.options import schedule
 from persongen_jax.methods.base import Method
 from persongen_jax.parallel.sharding import along_batch, put, put_array
 from persongen_jax.pipeline.checks import one_each

@@ -53,6 +53,8 @@ def first_noise(latents: ArrayLike | None, seed: int, shape: tuple[int, ...]) ->
     if latents is None:
         draw = jax.vmap(lambda key: jax.random.normal(key, shape[1:], jnp.float32))
         return np.asarray(draw(sampling.image_keys(seed, 0, shape[0])))
+    if isinstance(latents, (str, bytes)):
+        raise ValueError("latents: a text; give an array [n, h / 8, w / 8, 4]")
     latents = np.asarray(latents, np.float32)
     if latents.shape != shape:
         raise ValueError(f"latents have shape {latents.shape}; {shape} is needed")

@@ -3,7 +3,7 @@
 import itertools
 from collections.abc import Callable
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -12,8 +12,7 @@ from flax import nnx
 from data_pipeline.examples.conditions import Text
 from data_pipeline.examples.fields import Call, TimeIds
 from persongen_jax.diffusion import samplers as sampling
-from persongen_jax.diffusion.plan import make_plan
-from persongen_jax.diffusion.scales import Strength
+from persongen_jax.diffusion.options import SamplingOptions
 from persongen_jax.methods import get_method
 from persongen_jax.methods.base import Parts
 from persongen_jax.models.branches import branch_names
@@ -282,28 +281,11 @@ class Pipeline:
         *,
         references: list | None = None,
         regions: list | None = None,
-        scales: dict[str, Strength] | None = None,
-        start_merge_step: int | None = None,
-        height: int | None = None,
-        width: int | None = None,
-        num_inference_steps: int = 50,
-        guidance_scale: float = 5.0,
-        guidance_rescale: float = 0.0,
-        num_images_per_prompt: int = 1,
-        seed: int | None = None,
-        latents=None,
-        scheduler: str | None = None,
-        scheduler_options: dict | None = None,
-        original_size: tuple[int, int] | None = None,
-        crops_coords_top_left: tuple[int, int] | None = None,
-        target_size: tuple[int, int] | None = None,
-        output_type: str = "pil",
-        batch_size: int | None = None,
-        tiling: bool = False,
-        tile_size: int | None = None,
-        progress=None,
-        on_batch=None,
-        **inputs,
+        latents: Any = None,
+        progress: Callable | None = None,
+        on_batch: Callable | None = None,
+        options: SamplingOptions | None = None,
+        **named: Any,
     ) -> PipelineOutput:
         """Generate ``num_images_per_prompt`` images of each prompt.
 
@@ -314,98 +296,69 @@ class Pipeline:
                 method always the empty prompt, which is the dropped condition in training.
             references: with a method loaded, per prompt a list of one to four face crops of one
                 person (paths, PIL images, arrays: see data_pipeline/pictures/reading.py); the
-                prompt
-            then holds the trigger word after the class word: "a man img in a suit". For a FaceID
-                file the crops are aligned faces (data_pipeline/faces/align.py). A method that reads
-                identities only by an attention branch does not need the trigger word and supports
-            several people: per prompt a list of such lists, and ``regions``. (If the identity is
-                also written into the class word, that is the first person's.)
+                prompt then holds the trigger word after the class word: "a man img in a suit". For
+                a FaceID file the crops are aligned faces (data_pipeline/faces/align.py). A method
+                that reads identities only by an attention branch does not need the trigger word and
+                supports several people: per prompt a list of such lists, and ``regions``. (If the
+                identity is also written into the class word, that is the first person's.)
             regions: per prompt a list of masks, one per person: where in the image the branches
                 that read a person may act for them. Each is an image (white is 1) or bool [h, w] of
                 any size, stretched over the image.
-            scales: factors of the method's effects, {"identity": 0.8}; 1 if absent. Each is a
-                number, or [(start, end, number), ...] over fractions of the steps
-                (diffusion/scales.py). Every stream and map of the method has one by its name
-                ("background" scales the output of the branch that reads this stream). "identity"
-                also scales references in text space: a class token e, fused with a reference to f,
-                becomes e + scale * (f - e). "lora" scales the method's LoRA on the UNet, in
-                addition to its weight.
-            start_merge_step: through this step (inclusive) the prompt alone acts, then the identity
-                (delayed merging, arXiv 2312.04461, section 3.3). None: a fifth of the steps.
-            height, width: pixels, multiples of the VAE's factor (8). Default: the UNet's own.
-            guidance_scale: 1 or less turns guidance off and halves the cost.
-            guidance_rescale: 0..1 (Lin et al., arXiv 2305.08891, section 3.4).
-            seed: image n depends on (seed, n), not on how images are batched. None: 0.
             latents: [n, h / 8, w / 8, 4] standard normal, instead of drawing them from the seed.
-            scheduler: "ddpm", "ddim", "euler", "euler_ancestral", "dpmpp_2m" or a diffusers class
-                name; default: scheduler_config.json's. scheduler_options: its parameters, e.g.
-                {"use_karras_sigmas": True}.
-            original_size, crops_coords_top_left, target_size: SDXL's micro-conditioning, (h, w).
-            output_type: "pil"; "np", float32 [n, h, w, 3] in 0..1; or "latent", [n, h/8, w/8, 4].
-            batch_size: images at once, rounded up to a multiple of the devices.
-            tiling: decode in overlapping tiles with sides of ``tile_size`` (512) pixels. At 1024 x
-                1024 and SDXL's size, this needs a quarter of the memory, 1 GiB (float32).
             progress: called with the number of steps done since the last call.
             on_batch: called with each batch's images as soon as they are ready, in order and in the
                 form of ``output_type``. They are not kept then: ``images`` is empty.
-            inputs: other inputs of the method's fields, by name: additional prompts
-                (``background``, ``body``: a text for all or one each; they act from the first step
-                on, None is the empty prompt), control images and points (a list, one each).
+            options: the settings that are not given by name.
+            named: settings, by the names of SamplingOptions (diffusion/options.py):
+                num_inference_steps, guidance_scale, scheduler, seed, height, ... And other inputs
+                of the method's fields: additional prompts (``background``, ``body``: a text for all
+                or one each; they act from the first step on, None is the empty prompt), control
+                images and points (a list, one each).
 
         Raises:
             ValueError: sizes, counts or names that do not fit; the message names them. A
                 checks.CallWarning reports prompts that are cut, and arguments without effect.
         """
-        options = (guidance_scale, guidance_rescale, start_merge_step, seed, latents)
-        options = checks.Options(*options, tiling, tile_size, output_type)
-        options.check(num_inference_steps, num_images_per_prompt, height, width, batch_size)
-        checks.check_pairs(original_size=original_size, target_size=target_size)
-        checks.check_pairs(crops_coords_top_left=crops_coords_top_left)
-        checks.check_kinds(dict, "a dictionary", scales=scales, scheduler_options=scheduler_options)
+        options, inputs = (options or SamplingOptions()).taking(named)
         checks.check_kinds(Callable, "a function", progress=progress, on_batch=on_batch)
         prompts = checks.texts_of("prompt", prompt)
         conditioner, count = self.conditioner, len(prompts)
-        size = images.image_size(self.base, height, width)
+        size = images.image_size(self.base, options.height, options.width)
         shape = images.latent_shape(self.base, size)
         negatives = checks.one_each(negative_prompt, count, "negative prompts")
         people, regions = conditioner.check_people(references, regions, prompts, shape[:2])
         acts = conditioner.acts(references)
         parts, inputs = conditioner.check_inputs(inputs, acts, count)
-        plan = make_plan(
-            self.base.scheduler_config, num_inference_steps, scheduler, **(scheduler_options or {})
-        )
+        plan = options.plan(self.base.scheduler_config)
         own_lora = self._own_lora if acts else {}
-        strengths = conditioner.schedules(scales or {}, bool(own_lora), acts, plan.num_steps)
-        said = (prompts, negatives, parts, people, regions)
-        checks.tell_of_call(self, *said, plan, scales or {}, strengths, options)
-        seed, tile_size = seed or 0, tile_size or 512
-        given = zip(
-            (original_size, crops_coords_top_left, target_size), (size, (0, 0), size), strict=True
+        strengths = conditioner.schedules(
+            options.scales or {}, bool(own_lora), acts, plan.num_steps
         )
-        sizes = [usual if pair is None else pair for pair, usual in given]
-        time_ids = np.tile(np.concatenate(sizes).astype(np.float32), (count, 1))
+        said = (prompts, negatives, parts, people, regions)
+        checks.tell_of_call(self, *said, plan, strengths, options, latents)
+        time_ids = np.tile(options.time_ids(size), (count, 1))
         call = Call(prompts, parts, people, time_ids, size, inputs)
-        against = negatives if guidance_scale > 1 else None
-        total = count * num_images_per_prompt
+        against = negatives if options.guidance_scale > 1 else None
+        seed, total = options.seed or 0, count * options.num_images_per_prompt
         noise = images.first_noise(latents, seed, (total, *shape))
         keys = sampling.image_keys(seed, 1, total)
-        batch = self.pictures_at_once(batch_size, total)
-        settings = (guidance_scale, guidance_rescale, options.merge_step(plan))
+        batch = self.pictures_at_once(options.batch_size, total)
+        tile_size = (options.tile_size or 512) if options.tiling else None
         method, done = self.method if acts else None, []
         keep = done.append if on_batch is None else on_batch
         for start in range(0, total, batch):
             # The last batch is padded with its last image: every batch has the same shape.
             rows = np.minimum(np.arange(start, start + batch), total - 1)
-            which = rows // num_images_per_prompt
+            which = rows // options.num_images_per_prompt
             guidance = conditioner.guidance(call, against, regions, which)
             guidance = replace(guidance, scales=strengths, lora=own_lora)
-            row = (plan, noise[rows], guidance, keys[rows], settings, progress)
-            out = images.sample(self.model, method, self.mesh, *row)
-            if output_type != "latent":
-                out = images.decode(self.model.vae, self.mesh, out, tile_size if tiling else None)
+            row = (plan, noise[rows], guidance, keys[rows], options.scalars(plan.num_steps))
+            out = images.sample(self.model, method, self.mesh, *row, progress)
+            if options.output_type != "latent":
+                out = images.decode(self.model.vae, self.mesh, out, tile_size)
             out = to_host(out)[: min(batch, total - start)]
-            keep(images.to_pil(out) if output_type == "pil" else out)
-        if on_batch is not None or output_type == "pil":
+            keep(images.to_pil(out) if options.output_type == "pil" else out)
+        if on_batch is not None or options.output_type == "pil":
             return PipelineOutput(list(itertools.chain(*done)))
         return PipelineOutput(np.concatenate(done))
 

@@ -7,6 +7,7 @@ on images with attributes, as the seed project face-diffusion does on MNIST and 
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -18,8 +19,10 @@ from ml_collections import ConfigDict
 
 from data_pipeline.attributes.field import Attributes
 from data_pipeline.examples.fields import Batch
+from persongen_jax.diffusion.options import SamplingOptions
 from persongen_jax.diffusion.plan import Plan
-from persongen_jax.diffusion.schedule import NoiseSchedule, check_choice
+from persongen_jax.diffusion.schedule import NoiseSchedule
+from persongen_jax.diffusion.scheduler_config import check_choice
 from persongen_jax.models.ddpm.unet2d import UNet2DModel
 from persongen_jax.models.layers import Linear
 from persongen_jax.systems.diffusion import Cases, DiffusionSystem, Pixels
@@ -211,15 +214,16 @@ class Ddpm(OnAttributes, DiffusionSystem):
 
     # ---- sampling ----
 
-    def plan(self, steps: int, scheduler: str | None = None, **options: Any) -> Plan:
+    def plan(self, options: SamplingOptions) -> Plan:
         """DiffusionSystem's. Samplers that do not clip start where some signal is left.
 
         At the last timestep a cosine schedule leaves so little signal that the smallest error of a
         noise prediction becomes an error as large as the image.
         """
-        if scheduler not in (None, "", *CLIPPING):
-            options = {"timestep_spacing": "leading", **options}
-        return super().plan(steps, scheduler, **options)
+        if options.scheduler not in (None, *CLIPPING):
+            own = {"timestep_spacing": "leading", **(options.scheduler_options or {})}
+            options = replace(options, scheduler_options=own)
+        return super().plan(options)
 
     # ---- validation ----
 

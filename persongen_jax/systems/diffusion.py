@@ -17,7 +17,8 @@ from data_pipeline.examples.fields import Batch, Field, flatten, unflatten
 from persongen_jax.diffusion import samplers as sampling
 from persongen_jax.diffusion import schedule as diffusion
 from persongen_jax.diffusion.conditioning import deinterleave, interleave
-from persongen_jax.diffusion.plan import Plan, make_plan
+from persongen_jax.diffusion.options import SamplingOptions
+from persongen_jax.diffusion.plan import Plan
 from persongen_jax.models.sdxl.vae import (
     AutoencoderKL,
     DiagonalGaussianDistribution,
@@ -247,9 +248,9 @@ class DiffusionSystem(System):
         """What a validation samples on the set ``name``: a Cases."""
         raise ValueError(f"{self.label} has no validation set {name!r}")
 
-    def plan(self, steps: int, scheduler: str | None = None, **options: Any) -> Plan:
-        """The sampler's numbers (sampling_plan.Plan); ``scheduler`` None: the system's own."""
-        return make_plan(self.scheduler_config, steps, scheduler, **options)
+    def plan(self, options: SamplingOptions) -> Plan:
+        """The sampler's numbers."""
+        return options.plan(self.scheduler_config)
 
     def denoiser(self, model: Any, inputs: dict) -> Callable:
         """(x [b, h, w, c], t, step) to the prediction, for sampling.run_steps.
@@ -284,7 +285,7 @@ class DiffusionSystem(System):
         Args:
             inputs: as ``denoiser``'s.
             noise: [b, h, w, c] standard normal.
-            plan: sampling_plan.Plan; key: a random key, for stochastic samplers.
+            plan: plan.Plan; key: a random key, for stochastic samplers.
         """
         graphdef, state = nnx.split(model)
         mesh, rows = make_mesh(), noise.shape[0]
@@ -301,7 +302,7 @@ class DiffusionSystem(System):
         batch = self.abstract_batch()
         noise = jax.ShapeDtypeStruct(self.codec.shape(self.model, flatten(batch)), jnp.float32)
         graphdef, weights = nnx.split(self.model)
-        plan = make_plan(self.scheduler_config, steps)
+        plan = self.plan(SamplingOptions(num_inference_steps=steps))
         inputs = ({"batch": batch, "guidance": 5.0}, noise, plan, jax.random.key(0))
         return SamplingProgram(_sample, (self, graphdef), weights, inputs)
 

@@ -9,7 +9,7 @@ import jax
 from ml_collections import ConfigDict
 
 from persongen_jax.config import import_object
-from persongen_jax.diffusion.schedule import check_choice
+from persongen_jax.diffusion.scheduler_config import check_choice
 from persongen_jax.parallel.sharding import load_shardings, make_mesh, mesh_for, replicated
 from persongen_jax.settings import check_version
 from persongen_jax.systems.base import System

@@ -18,7 +18,7 @@ from data_pipeline.records.sources import open_records, picture_mark, picture_st
 from persongen_jax.diffusion import samplers as sampling
 from persongen_jax.diffusion import schedule as diffusion
 from persongen_jax.diffusion.conditioning import Guidance
-from persongen_jax.diffusion.plan import make_plan
+from persongen_jax.diffusion.options import SamplingOptions
 from persongen_jax.features.cache import Features, abstract_batch, cached_kinds
 from persongen_jax.methods import get_method
 from persongen_jax.methods.base import Method, Parts, denoiser_view
@@ -207,12 +207,13 @@ class Sdxl(DiffusionSystem):
         plain = conditioning.streams["text"].tokens
         guidance = Guidance(conditioning, conditioning, conditioning, plain, scales)
         side, channels = config.size // self.codec.factor, self.model.unet.config["in_channels"]
-        plan = make_plan(self.scheduler_config, steps, config.validation_scheduler or None)
+        options = SamplingOptions.of_validation(config, num_inference_steps=steps)
+        plan = self.plan(options)
         latents = jax.ShapeDtypeStruct((config.batch_size, side, side, channels), jnp.float32)
         carry = jax.eval_shape(functools.partial(sampling.init_carry, plan), latents)
         keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), config.batch_size))
         graphdef, weights = nnx.split(denoiser_view(self.model, self.method))
-        inputs = (plan, carry, guidance, keys, (5.0, 0.0, 10, 0, steps))
+        inputs = (plan, carry, guidance, keys, (*options.scalars(steps), 0, steps))
         return SamplingProgram(sample_steps, (self.method, graphdef), weights, inputs, steps)
 
     @classmethod
@@ -229,4 +230,4 @@ class Sdxl(DiffusionSystem):
 def check_sampler(config: ConfigDict, scheduler_config: dict) -> None:
     """ValueError if images are to be sampled and no sampler supports the base's scheduler."""
     if Sdxl.validation_sets_of(config):
-        make_plan(scheduler_config, config.validation_steps, config.validation_scheduler or None)
+        SamplingOptions.of_validation(config).plan(scheduler_config)

@@ -1,4 +1,4 @@
-"""What files are, by their keys and shapes alone."""
+"""Identifying files by their keys and shapes alone."""
 
 import json
 import struct
@@ -19,7 +19,7 @@ KEYS = [f"ip_adapter.{i}.to_k_ip.weight" for i in (1, 3)]
 
 
 def hollow(path, shapes, metadata=None, dtype=np.float32):
-    """A safetensors file of these shapes whose data are a hole: quick only if they are not read."""
+    """A sparse safetensors file of these shapes: fast only if the data are not read."""
     header, position = {"__metadata__": metadata or {}}, 0
     for key, shape in shapes.items():
         end = position + int(np.prod(shape)) * np.dtype(dtype).itemsize
@@ -292,7 +292,7 @@ def test_every_kind_that_files_can_have_is_tried():
 
 
 def test_a_large_file_is_not_read(tmp_path):
-    """Ten gigabytes that are not there: reading them would take memory and minutes."""
+    """A sparse file of ten gigabytes: reading it would take memory and minutes."""
     path = hollow(tmp_path / "a.safetensors", {"x": (2_500_000_000,)}, dtype=ml_dtypes.bfloat16)
     assert identify(path).kind == "unknown"
     parts = open_parts(path)

@@ -120,8 +120,8 @@ def test_trigger_of_several_tokens_and_class_word_of_several_tokens(tokenizers):
     ("prompt", "message"),
     [
         ("a man in a suit", "appears 0 times"),
-        ("a man with imgs, a timg and img_1", 'inside "imgs", not as a word of its own'),
-        ("a man img and a woman img", "stands 2 times"),
+        ("a man with imgs, a timg and img_1", 'inside "imgs", not as a separate word'),
+        ("a man img and a woman img", "appears 2 times"),
         ("img a man", "opens the prompt"),
         ("  img", "opens the prompt"),
         ("a man, img in a suit", 'follows a ","'),
@@ -181,7 +181,7 @@ def test_a_length_that_is_text(tmp_path):
 
 
 def test_tokenizers_that_place_the_class_word_differently(base, tmp_path):
-    """As real SDXL does: "!!" is one token for the first tokenizer and two for the second."""
+    """As with real SDXL: "!!" is one token for the first tokenizer and two for the second."""
     vocab = json.loads((base / "tokenizer" / "vocab.json").read_text("utf-8"))
     merges = (base / "tokenizer" / "merges.txt").read_text("utf-8")
     for name, pad_token in zip(("tokenizer", "tokenizer_2"), SDXL_PAD_TOKENS, strict=True):

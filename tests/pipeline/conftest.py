@@ -1,13 +1,11 @@
 """The tiny base as a pipeline, ours and diffusers', opened once for the whole folder."""
 
-import functools
-
 import numpy as np
 import pytest
 
 from persongen_jax.pipeline import Pipeline
 from tests.helpers.lora_files import layer_shapes
-from tests.helpers.pictures import paint
+from tests.helpers.pictures import opened_when_called, paint
 
 
 @pytest.fixture(scope="session")
@@ -30,17 +28,7 @@ def fresh(tiny_base):
 
 @pytest.fixture(scope="session")
 def theirs(tiny_base):
-    """Opens diffusers' pipeline when it is first called: most runs do without."""
-
-    @functools.cache
-    def opened():
-        from diffusers import StableDiffusionXLPipeline
-
-        pipe = StableDiffusionXLPipeline.from_pretrained(tiny_base)
-        pipe.set_progress_bar_config(disable=True)
-        return pipe
-
-    return opened
+    return opened_when_called(tiny_base)
 
 
 @pytest.fixture(scope="session")

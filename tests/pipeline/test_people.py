@@ -1,6 +1,6 @@
 """An attention branch on the identity when sampling: strengths by step, several people, no trigger.
 
-On ip_lora, which has everything: a branch, and LoRA on it and on the base layers.
+On ip_lora, which has all of it: a branch, and LoRA on it and on the base layers.
 """
 
 import numpy as np

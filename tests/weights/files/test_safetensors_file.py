@@ -293,7 +293,7 @@ def test_one_tensor_at_a_time(tmp_path):
 
 @pytest.mark.skipif(not os.path.exists("/proc/self/statm"), reason="needs Linux")
 def test_read_pages_do_not_stay_resident(tmp_path):
-    # A memory map would keep the whole file resident beside the arrays.
+    # A memory map would keep the whole file resident in addition to the arrays.
     def resident():
         with open("/proc/self/statm") as file:
             return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
