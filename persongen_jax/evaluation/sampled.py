@@ -82,7 +82,8 @@ class SampledEvaluation:
         guidance, out = self.options.guidance_scale or None, []
         batch = min(n, AT_ONCE)
         # The sampler's own noise must differ from the initial noise.
-        first, keys = (image_keys(self.options.seed, purpose, n) for purpose in (0, 1))
+        seed = self.options.seed or 0
+        first, keys = (image_keys(seed, purpose, n) for purpose in (0, 1))
         for start in range(0, n, batch):
             if self.should_stop():
                 raise Stopped

@@ -67,7 +67,7 @@ class FaceEmbedder:
         found = np.array([detection is not None for detection in detections], bool)
         embeddings = np.zeros((len(detections), self.dim), np.float32)
         crops = [
-            align_face(image, detection.landmarks, self.size)
+            align_face(image, np.asarray(detection.landmarks), self.size)
             for image, detection in zip(images, detections, strict=True)
             if detection is not None
         ]
