@@ -45,6 +45,9 @@ class TokenStream:
         return replace(self, region=jax.image.resize(self.region, shape, "linear"))
 
 
+Streams = dict[str, TokenStream]
+
+
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class ControlMap:
@@ -72,7 +75,7 @@ class Conditioning:
         maps: name to :class:`ControlMap`, for methods whose ``denoise`` reads any.
     """
 
-    streams: dict[str, TokenStream]
+    streams: Streams
     pooled_prompt_embeds: jax.Array | None = None
     time_ids: jax.Array | None = None
     maps: dict[str, ControlMap] = field(default_factory=dict)
