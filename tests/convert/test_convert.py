@@ -392,9 +392,7 @@ def test_a_single_file_checkpoint_becomes_a_directory(tiny_base, tmp_path):
         with open_component(tiny_base / name) as file:
             source = NORMALISE[name](file)
             state[name] = {key: source.read(key) for key in source.keys()}
-    single = save(
-        tmp_path / "sdxl.safetensors", checkpoint(state, read_config(tiny_base / "unet"))
-    )
+    single = save(tmp_path / "sdxl.safetensors", checkpoint(state, read_config(tiny_base / "unet")))
     configs = tmp_path / "configs"
     shutil.copytree(tiny_base, configs, ignore=shutil.ignore_patterns("*.safetensors"))
     out = tmp_path / "sdxl"
