@@ -1,4 +1,6 @@
-"""Packaging: a light core, and one extra for each kind of work."""
+"""Packaging: a light core, and one extra for each kind of work (docs/dependencies.md)."""
+
+from pathlib import Path
 
 from setuptools import find_packages, setup
 
@@ -9,30 +11,56 @@ DATA = [
     "importlib_resources>=6",  # tfds asks for it without saying so
     "array_record>=0.8; platform_system != 'Windows'",  # tfds asks for it on Linux only
 ]
-LOG = ["tensorboard>=2.20"]
-FACES = ["scikit-image>=0.24", "insightface>=2.1", "onnxruntime>=1.20"]
-
+LOG = ["tensorboardX>=2.6"]
+ONNX = ["onnx>=1.16"]
+FACES = ["scikit-image>=0.24", "insightface>=2.1", "onnxruntime>=1.20", *ONNX]
 HEIC = ["pillow-heif>=1.0"]
+DOCS = ["mkdocs>=1.6,<2", "mkdocs-material>=9.6", "mkdocstrings-python>=2.0"]
+TEST = [
+    *DATA,
+    *LOG,
+    *HEIC,
+    *DOCS,
+    "tensorboard>=2.20",  # reads the events
+    "scikit-image>=0.24",
+    "scikit-learn>=1.5",
+    TORCH,
+    "diffusers>=0.42.1,<0.43",
+    "peft>=0.17",
+    *ONNX,
+    "onnxruntime>=1.20",
+    "pytest>=8",
+    "pytest-xdist",
+    "ruff",
+    "mypy",
+    "import-linter",
+    "pyyaml",
+    "setuptools>=77",  # builds the wheel that a test installs; Python 3.12 brings none
+]
 
 setup(
     name="persongen_jax",
     version="0.1.0",
     description="Personalised person generation in JAX/Flax: SDXL, PhotoMaker and relatives",
+    long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=find_packages(include=["persongen_jax*", "data_pipeline*", "configs*"]),
-    package_data={"persongen_jax": ["assets/**/*"]},
+    package_data={"persongen_jax": ["assets/**/*"], "configs.mini": ["prompts.json"]},
     install_requires=[
         "jax>=0.10.2,<0.13",
         "flax>=0.12.8,<0.13",
         "optax>=0.2.8",
         "orbax-checkpoint>=0.12.8",
         "ml_collections>=1.1.0",
+        "absl-py>=2.1",
         "transformers>=5,<6",
-        "safetensors>=0.5",
+        "safetensors>=0.7",
         "numpy>=2.1",
-        "pillow>=10.3",
+        "pillow>=11.0",
         "matplotlib>=3.9",
+        "tabulate>=0.9",
         "tqdm",
     ],
     extras_require={
@@ -40,23 +68,12 @@ setup(
         "log": LOG,
         "faces": FACES,
         "heic": HEIC,
+        "onnx": ONNX,
         "convert": [TORCH],
         "demo": [*DATA, *LOG, "scikit-image>=0.24", "scikit-learn>=1.5"],
-        "test": [
-            *DATA,
-            *LOG,
-            *HEIC,
-            "scikit-image>=0.24",
-            "scikit-learn>=1.5",
-            TORCH,
-            "diffusers>=0.42.1,<0.43",
-            "peft>=0.17",
-            "onnx>=1.16",
-            "onnxruntime>=1.20",
-            "pytest>=8",
-            "pytest-xdist",
-            "ruff",
-        ],
+        "test": TEST,
+        "docs": DOCS,
+        "dev": [*TEST, "pre-commit"],
         "gpu": ["jax[cuda13]>=0.10.2,<0.13"],
         "tpu": ["jax[tpu]>=0.10.2,<0.13"],
         "tpu-aot": ["libtpu==0.0.42.1"],  # the compiler alone; its estimates depend on the version

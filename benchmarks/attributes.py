@@ -1,28 +1,29 @@
-"""What a model on attributes has learned, beyond the figures of a validation.
+"""What a model on attributes has learned, in addition to the figures of a validation.
 
     python -m benchmarks.attributes lines --run RUN --classifier CLASSIFIER
     python -m benchmarks.attributes frechet --study runs/attributes/study
 
-``lines``: along the straight line from "not A" to "A", does the classifier's score of A rise?
+``lines``: does the classifier's score of A rise along the straight line from "not A" to "A"?
 ``frechet``: is the Fréchet distance lower with attributes than without, over the study's seeds?
 Both print Markdown.
 """
 
 import argparse
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
 
 from data_pipeline.attributes.vocabulary import UNKNOWN
+from persongen_jax.cli import command
 from persongen_jax.evaluation.sampled import as_rgb
 from persongen_jax.metrics.attribute_judge import AttributeJudge
 from persongen_jax.metrics.attribute_scores import share
 from persongen_jax.pipeline.attributes import AttributePipeline
+from persongen_jax.tables import markdown
 
 SAMPLES = 10_000  # of the bootstrap
-RISES = 0.5  # rank correlation of score and place from which on a line counts as rising
+RISES = 0.5  # rank correlation of score and position above which a line counts as rising
 
 
 # ---- lines -------------------------------------------------------------------------------------
@@ -31,15 +32,15 @@ RISES = 0.5  # rank correlation of score and place from which on a line counts a
 def measure_lines(run, classifier, *, strips: int, frames: int, steps: int, guidance: float):
     """For each attribute, dicts of shares of its lines: see ``lines_table``.
 
-    Strip i of an attribute starts from noise i; its other attributes stay: a combination
-    that training never saw, where there are such.
+    Strip i of an attribute starts from noise i and keeps the other attributes: a combination that
+    training never saw, if there is one.
     """
     pipe, judge = AttributePipeline.from_run(run), AttributeJudge(classifier)
     data = pipe.system.data
     combinations = data.unseen if data.unseen is not None and len(data.unseen) else data.test.values
     rng, found = np.random.default_rng(0), {}
     if data.vocabulary.groups:
-        raise ValueError(f"{run} knows classes; lines are of attributes that are or are not")
+        raise ValueError(f"{run} knows classes; lines need yes-or-no attributes")
     for name in data.vocabulary.names:
         place = data.vocabulary.names.index(name)
         column = judge.vocabulary.names.index(name)
@@ -51,7 +52,7 @@ def measure_lines(run, classifier, *, strips: int, frames: int, steps: int, guid
                 values[place] = value
                 ends.append(data.vocabulary.describe(values, values != UNKNOWN))
             images = pipe.interpolate(
-                *ends, frames=frames, index=i, steps=steps, guidance_scale=guidance
+                *ends, frames=frames, index=i, num_inference_steps=steps, guidance_scale=guidance
             )
             scores.append(judge.scores(as_rgb(images))[0][:, column])
         found[name] = judge_lines(np.array(scores))
@@ -74,14 +75,14 @@ def judge_lines(scores) -> dict:
 
 def lines_table(found: dict) -> str:
     heads = list(next(iter(found.values())))
-    lines = [f"| attribute | {' | '.join(heads)} |", "|---" * (len(heads) + 1) + "|"]
-    for name, shares in found.items():
-        cells = [f"{s['mean']:.1%} ({s['low']:.1%} to {s['high']:.1%})" for s in shares.values()]
-        lines.append(f"| {name} | {' | '.join(cells)} |")
+    rows = [
+        [name, *(f"{s['mean']:.1%} ({s['low']:.1%} to {s['high']:.1%})" for s in shares.values())]
+        for name, shares in found.items()
+    ]
     n = next(iter(next(iter(found.values())).values()))["n"]
     total = [sum(f[h]["mean"] for f in found.values()) / len(found) for h in heads]
-    lines.append(f"| all | {' | '.join(f'{t:.1%}' for t in total)} |")
-    return "\n".join(lines) + (
+    rows.append(["all", *(f"{t:.1%}" for t in total)])
+    return markdown(["attribute", *heads], rows) + (
         f"\n\n{n} strips of each attribute. Rises: the last frame's score is above the first's, "
         f"and the rank correlation of score and place is above {RISES}. Wilson's intervals at 95 %."
     )
@@ -106,19 +107,17 @@ def compare_frechet(study: Path) -> str:
     rng = np.random.default_rng(0)
     drawn = differences[rng.integers(len(seeds), size=(SAMPLES, len(seeds)))].mean(1)
     low, high = np.quantile(drawn, [0.025, 0.975])
-    lines = ["| seed | with attributes | without | difference |", "|---|---|---|---|"]
-    lines += [
-        f"| {s} | {a:.3f} | {b:.3f} | {a - b:+.3f} |"
-        for s, (a, b) in zip(seeds, pairs, strict=True)
+    rows = [
+        [s, f"{a:.3f}", f"{b:.3f}", f"{a - b:+.3f}"] for s, (a, b) in zip(seeds, pairs, strict=True)
     ]
     verdict = "lower" if high < 0 else "higher" if low > 0 else "open: the interval holds 0"
-    lines.append(
-        f"| mean | {pairs[:, 0].mean():.3f} | {pairs[:, 1].mean():.3f} | "
-        f"{differences.mean():+.3f} ({low:+.3f} to {high:+.3f}) |"
-    )
-    return "\n".join(lines) + f"\n\nWith attributes the distance is {verdict}."
+    interval = f"{differences.mean():+.3f} ({low:+.3f} to {high:+.3f})"
+    rows.append(["mean", *(f"{mean:.3f}" for mean in pairs.mean(0)), interval])
+    head = ("seed", "with attributes", "without", "difference")
+    return markdown(head, rows) + f"\n\nWith attributes the distance is {verdict}."
 
 
+@command
 def main(argv=None):
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.attributes", description=__doc__.split("\n")[0]
@@ -134,14 +133,11 @@ def main(argv=None):
     frechet = which.add_parser("frechet")
     frechet.add_argument("--study", type=Path, required=True)
     args = parser.parse_args(argv)
-    try:
-        if args.which == "frechet":
-            print(compare_frechet(args.study))
-            return
-        options = {name: getattr(args, name) for name in ("strips", "frames", "steps", "guidance")}
-        print(lines_table(measure_lines(args.run, args.classifier, **options)))
-    except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
+    if args.which == "frechet":
+        print(compare_frechet(args.study))
+        return
+    options = {name: getattr(args, name) for name in ("strips", "frames", "steps", "guidance")}
+    print(lines_table(measure_lines(args.run, args.classifier, **options)))
 
 
 if __name__ == "__main__":

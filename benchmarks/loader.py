@@ -1,13 +1,13 @@
-"""The loader alone: examples per second, beside what a training chip asks for at full size.
+"""The loader alone: examples per second, compared with the needs of a training chip at full size.
 
     python -m benchmarks.loader --json benchmarks/results/loader.json
-    python -m benchmarks.loader --quick        # does it work? a minute, no figures to keep
+    python -m benchmarks.loader --quick        # a one-minute smoke test, figures are meaningless
 
-Full size: shards of JPEG photographs of 768 px (drawn people, enlarged, with grain, so that a file
-is as long as a photograph's), targets of 512 px, up to four references of 224 px. Nothing is kept
-in memory there: a real set is read about once an epoch. Miniature: drawn people in memory, 64 px.
-Every contender is a process of its own, tied to as many cores as it has workers; they take turns,
-so that a drift of the machine's speed hits all.
+Full size: shards of JPEG images of 768 px (drawn people, enlarged, with grain, so that a file is as
+large as a photograph's), targets of 512 px, up to four references of 224 px. Nothing is cached in
+memory there: a real set is read about once per epoch. Miniature: drawn people in memory, 64 px.
+Every contender is a separate process, tied to as many cores as it has workers; they take turns, so
+that drift of the machine's speed affects all.
 """
 
 import argparse
@@ -34,6 +34,7 @@ from data_pipeline.prompts import Tokenizers
 from data_pipeline.records.manifest import write_manifest
 from data_pipeline.records.sources import open_records
 from data_pipeline.shards import write_shards
+from persongen_jax.tables import markdown
 from persongen_jax.weights.tiny_tokenizer import SDXL_PAD_TOKENS, write_tiny_tokenizer
 
 LOADERS = {"memory": batches, "tf.data": tf_batches}
@@ -45,7 +46,7 @@ TFLOP_PER_IMAGE = 3.18
 PEAKS = {"v5e": 197, "v5p": 459, "v6e": 918, "H200": 989}
 ASSUMED_UTILISATION = 0.45
 
-# pixels: the photographs' side; drawn: the side at which they are drawn, before they are enlarged.
+# pixels: the images' side; drawn: the side at which they are drawn, before they are enlarged.
 FULL = {"pixels": 768, "drawn": 192, "identities": 16, "pictures": 12, "size": 512, "id_size": 224}
 MINI = {"identities": 200, "pictures": 16, "size": 64, "id_size": 64}
 QUICK_FULL = {**FULL, "pixels": 96, "drawn": 48, "identities": 2, "size": 64, "id_size": 32}
@@ -88,7 +89,7 @@ def write_tokenizers(folder: Path) -> str:
 
 
 def measure(job: dict) -> dict:
-    """Examples per second of wall time and of processor time, once everything is warm."""
+    """Examples per second of wall time and of processor time, after warm-up."""
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[-job["workers"] :])
     records, read_image = open_records(job["data"])
@@ -97,7 +98,8 @@ def measure(job: dict) -> dict:
     options = {"seed": 0, "size": job["size"], "cache_bytes": job["cache_bytes"]}
     source = ExampleSource(records, fields, read_image=read_image, **options)
     stream = LOADERS[job["loader"]](source, batch_size=BATCH, workers=job["workers"])
-    # With a memory: until nearly all is in it. Without: two batches, tf.data's threads at work.
+    # With a memory cache: until nearly all is in it. Without: two batches, with tf.data's threads
+    # busy.
     for _ in range(2 * len(records) // BATCH if job["cache_bytes"] else 2):
         next(stream)
     made, start, busy = 0, time.perf_counter(), time.process_time()
@@ -185,30 +187,31 @@ def report(result: dict) -> str:
         f"{result['cpu']}, {result['cores']} cores, {result['date']}; JPEG files of "
         f"{result['jpeg_kbytes']:.0f} kB; median of {result['rounds']} runs (lowest to highest)",
         "",
-        "| | loader | workers = cores | examples/s | examples per core second |",
-        "|---|---|---|---|---|",
     ]
+    rows = []
     for row in result["rows"]:
         low, high = row["examples_per_second_range"]
-        lines.append(
-            f"| {row['world']}, {row['size']} px, references {row['id_size']} px | "
-            f"{row['loader']} | {row['workers']} | {row['examples_per_second']:.1f} "
-            f"({low:.1f} to {high:.1f}) | {row['examples_per_core_second']:.1f} |"
-        )
-    lines += [
-        "",
-        f"| chip, {ASSUMED_UTILISATION:.0%} of its bf16 peak assumed, {TFLOP_PER_IMAGE} TFLOP per "
-        "image of 512 px | images/s | cores that load as many |",
-        "|---|---|---|",
+        what = f"{row['world']}, {row['size']} px, references {row['id_size']} px"
+        rate = f"{row['examples_per_second']:.1f} ({low:.1f} to {high:.1f})"
+        per_core = f"{row['examples_per_core_second']:.1f}"
+        rows.append([what, row["loader"], row["workers"], rate, per_core])
+    head = ("", "loader", "workers = cores", "examples/s", "examples per core second")
+    lines += [markdown(head, rows), ""]
+    chip = (
+        f"chip, {ASSUMED_UTILISATION:.0%} of its bf16 peak assumed, {TFLOP_PER_IMAGE} TFLOP per "
+        "image of 512 px"
+    )
+    need = [
+        (row["chip"], f"{row['images_per_second']:.0f}", f"{row['cores']:.1f}")
+        for row in result["need"]
     ]
-    for row in result["need"]:
-        lines.append(f"| {row['chip']} | {row['images_per_second']:.0f} | {row['cores']:.1f} |")
+    lines.append(markdown((chip, "images/s", "cores that load as many"), need))
     return "\n".join(lines)
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--quick", action="store_true", help="tiny pictures, one short round")
+    parser.add_argument("--quick", action="store_true", help="tiny images, one short round")
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 2], help="default: 1 2")
     parser.add_argument("--rounds", type=int, help="default: 3")
     parser.add_argument("--seconds", type=float, help="of measuring per contender; default: 10")

@@ -1,4 +1,4 @@
-"""Whether a change of the code changed any number: record before and after, then compare.
+"""Checks whether a code change affects any number: record before and after, then compare.
 
     python -m persongen_jax.train --config configs/mini/photomaker_bg.py --workdir RUN \\
         --config.checkpoint_every=100 --config.keep_checkpoints=0 --config.validation_every=0
@@ -7,10 +7,10 @@
     python -m benchmarks.same_numbers record after.npz --run RUN
     python -m benchmarks.same_numbers compare before.npz after.npz
 
-Recorded are, of the main job: losses and gradients from the run's checkpoints at steps 0, 100, 200
-and 300; the losses of the first 40 steps from the start; images of a few calls. Of all seven
+It records for the main job: losses and gradients from the run's checkpoints at steps 0, 100, 200
+and 300; the losses of the first 40 steps from the start; images of a few calls. For all seven
 methods: trained and frozen parameters, FLOPs of a step in the miniature, and at full size those of
-the step and the sampler that ``aot`` compiles. Both records have to be made on one machine, by code
+the step and the sampler that ``aot`` compiles. Both records must be made on one machine, by code
 that has this file; results/same_numbers.md has the comparison with the code before it.
 """
 
@@ -23,20 +23,20 @@ import jax
 import numpy as np
 
 METHODS = (
-    *("photomaker", "ip_adapter", "dual", "ip_lora"),
+    *("photomaker", "id_branch", "dual", "ip_lora"),
     *("photomaker_bg", "photomaker_bg_body", "cascade"),
 )
 CHECKPOINTS = (0, 100, 200, 300)
 FIRST_STEPS = 40
 MAIN_JOB = "configs/mini/photomaker_bg.py"
-# Relative; of gradients by their norm over all arrays.
+# Relative limits; for gradients on their norm over all arrays.
 LIMITS = {"loss": 1e-6, "gradient": 1e-5, "first steps": 1e-4, "counts": 0, "images": 1e-6}
 
 
 def record_gradients(run: Path) -> dict:
     """ "loss/STEP" [] and "gradient/STEP/PATH" of every trained array."""
+    from persongen_jax.config import load_config
     from persongen_jax.parallel.sharding import make_mesh, replicated
-    from persongen_jax.study.__main__ import load_config
     from persongen_jax.systems.open import open_system
     from persongen_jax.training.checkpoint import load_trained
     from persongen_jax.training.partition import split_model
@@ -67,8 +67,8 @@ def record_gradients(run: Path) -> dict:
 
 def record_first_steps() -> dict:
     """ "first steps" [40], the main job's losses from the start."""
+    from persongen_jax.config import load_config
     from persongen_jax.parallel.sharding import make_mesh, put_batch
-    from persongen_jax.study.__main__ import load_config
     from persongen_jax.systems.assembly import assemble
     from persongen_jax.systems.open import open_system
 
@@ -84,10 +84,10 @@ def record_first_steps() -> dict:
 
 
 def record_counts() -> dict:
-    """ "counts/METHOD", JSON of all that is counted."""
+    """ "counts/METHOD", JSON of everything that is counted."""
     from persongen_jax.aot.programs import sampler, training, with_batch
+    from persongen_jax.config import load_config
     from persongen_jax.parallel.sharding import make_mesh
-    from persongen_jax.study.__main__ import load_config
     from persongen_jax.study.cost import count_trained
     from persongen_jax.systems.assembly import assemble, number
     from persongen_jax.systems.open import open_system
@@ -115,7 +115,7 @@ def record_counts() -> dict:
 
 def record_images(run: Path) -> dict:
     """ "images/CALL" [n, h, w, 3] of the base, of the run, and of the shipped PhotoMaker file."""
-    from data_pipeline.people import examples
+    from data_pipeline.drawing.people import examples
     from persongen_jax.pipeline import Pipeline
 
     assets = Path(__file__).parents[1] / "persongen_jax" / "assets"
@@ -135,7 +135,7 @@ def record_images(run: Path) -> dict:
 
 
 def compare(before: dict, after: dict) -> list[tuple[str, float, float]]:
-    """(what, the largest relative difference, its limit), a line for each of LIMITS."""
+    """(what, the largest relative difference, its limit), one line per entry of LIMITS."""
     if before.keys() != after.keys():
         raise ValueError(f"the records differ in {sorted(before.keys() ^ after.keys())[:5]}")
     worst = dict.fromkeys(LIMITS, 0.0)

@@ -1,145 +1,37 @@
-"""Drawn people with ground truth: the miniature's photographs, made instead of downloaded.
+"""Drawn people with ground truth, written as a folder of images with a manifest.
 
     python -m data_pipeline.people --out data/people --identities 20 --pictures 12 --split in_train
 
 writes ``images/``, ``manifest.jsonl`` (data_pipeline.records.manifest), ``ground_truth.jsonl`` (per
 line of the manifest: image, face_box, landmarks, keypoints, visibility, attributes) and
-``sheet.png``, one row per person. Same arguments, same bytes, whatever is drawn beside a picture.
-
-As a library, everything is a function of seeds; nothing is stored:
-
-    people = make_identities("in_train", 100)
-    drawn = render(people, draw_pictures(seed=7, count=100), size=64)
-    drawn.images, drawn.landmarks, drawn.captions, ...              # portrait.People
-    examples("in_train", identity_indices=[3, 3, 8], picture_seeds=[0, 1, 2])
-
-The splits hold different people by construction. ``out_of_domain`` has hair, tones and proportions
-that the others never show; in ``look_alikes`` ten people after another share everything but eyes,
-brows, nose and mouth.
+``sheet.png``, one row per person. The same arguments write the same bytes. The people themselves
+are in drawing/people.py.
 """
 
 import argparse
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from data_pipeline.drawing.captions import TRIGGER, vocabulary, words_of
-from data_pipeline.drawing.identities import SPLITS, Identities, identities_of
-from data_pipeline.drawing.pictures import (
-    CLOTHES,
-    COLOUR_NAMES,
-    EXPRESSIONS,
-    FRAMING_WEIGHTS,
-    HATS,
-    SCENES,
-    Pictures,
-    pictures_of,
-)
-from data_pipeline.drawing.portrait import People, render
-from data_pipeline.drawing.randomness import EXAMPLE, PICTURE, fold
-from data_pipeline.prompts import split_at_trigger
+from data_pipeline.cli import command
+from data_pipeline.drawing.identities import SPLITS
+from data_pipeline.drawing.people import contact_sheet, examples
+from data_pipeline.drawing.portrait import People
+from data_pipeline.records.drawn import plain_numbers
 from data_pipeline.records.manifest import write_manifest
 from data_pipeline.records.schema import Record
-
-__all__ = [
-    "CLOTHES",
-    "COLOUR_NAMES",
-    "EXPRESSIONS",
-    "HATS",
-    "SCENES",
-    "SPLITS",
-    "TRIGGER",
-    "Identities",
-    "People",
-    "Pictures",
-    "contact_sheet",
-    "draw_pictures",
-    "example",
-    "examples",
-    "identities_of",
-    "identity_of",
-    "make_identities",
-    "records_of",
-    "render",
-    "vocabulary",
-    "words_of",
-    "write_people",
-]
 
 GROUND_TRUTH = "ground_truth.jsonl"
 SHEET_ROWS, SHEET_COLUMNS = 24, 16
 WRITE_BATCH = 256
 
 
-def make_identities(split: str, count: int, seed: int = 0) -> Identities:
-    """The first ``count`` people of a split; SPLITS names the splits."""
-    return identities_of(split, np.arange(count), seed)
-
-
-def identity_of(split: str, index: int, seed: int = 0) -> Identities:
-    """One person, as a batch of one: make_identities(split, n, seed)'s row ``index``."""
-    return identities_of(split, [index], seed)
-
-
-def draw_pictures(seed: int, count: int, framing_weights=FRAMING_WEIGHTS) -> Pictures:
-    """``count`` circumstances. ``framing_weights`` are of portrait, half and full figures."""
-    return pictures_of(fold(PICTURE, seed, np.arange(count)), framing_weights)
-
-
-def examples(
-    split: str,
-    identity_indices,
-    picture_seeds,
-    size: int = 64,
-    seed: int = 0,
-    framing_weights=FRAMING_WEIGHTS,
-) -> People:
-    """Person ``identity_indices[i]`` in circumstances ``picture_seeds[i]``, both [n] of integers.
-
-    A picture seed means the same circumstances for everyone; take different ones for different
-    pictures.
-    """
-    seeds = np.atleast_1d(np.asarray(picture_seeds, np.int64))
-    people = identities_of(split, identity_indices, seed)
-    return render(people, pictures_of(fold(EXAMPLE, seed, seeds), framing_weights), size)
-
-
-def example(
-    split: str, identity_index: int, picture_seed: int, size: int = 64, seed: int = 0
-) -> People:
-    """One picture, as a batch of one."""
-    return examples(split, [identity_index], [picture_seed], size, seed)
-
-
-def records_of(drawn: People, images: list[str], trigger_word: str = TRIGGER) -> list[Record]:
-    """A Record per picture, with its ground truth; ``images`` are their names."""
-    records = []
-    for i, image in enumerate(images):
-        before, after = split_at_trigger(drawn.captions[i], TRIGGER)
-        records.append(
-            Record(
-                image=image,
-                identity=str(drawn.identity[i]),
-                caption=f"{before} {trigger_word}{after}",
-                background=drawn.backgrounds[i],
-                body=drawn.bodies[i],
-                face_box=_numbers(drawn.face_box[i]),
-                class_word=str(drawn.attributes["class_word"][i]),
-                landmarks=tuple(map(_numbers, drawn.landmarks[i])),
-                keypoints=tuple(map(_numbers, drawn.keypoints[i])),
-                visibility=tuple(drawn.visibility[i].tolist()),
-            )
-        )
-    return records
-
-
 def write_people(
     out, *, identities: int, pictures: int, split: str, size: int = 64, seed: int = 0
 ) -> list[Record]:
-    """Writes the folder that the module's text describes and returns its records."""
+    """Write the folder that the module's docstring describes; return its records."""
     out = Path(out)
     if identities < 1 or pictures < 2 or size < 16:
         raise ValueError(
@@ -165,16 +57,6 @@ def write_people(
     return records
 
 
-def contact_sheet(images, columns: int) -> np.ndarray:
-    """[n, s, s, 3] to one picture [rows * s, columns * s, 3]; missing ones are black."""
-    count, size = images.shape[:2]
-    rows = -(-count // columns)
-    padded = np.zeros((rows * columns, *images.shape[1:]), np.uint8)
-    padded[:count] = images
-    grid = padded.reshape(rows, columns, size, size, 3).transpose(0, 2, 1, 3, 4)
-    return grid.reshape(rows * size, columns * size, 3)
-
-
 def _record(path: Path, drawn: People, i: int) -> Record:
     return Record(
         image=str(path),
@@ -182,27 +64,23 @@ def _record(path: Path, drawn: People, i: int) -> Record:
         caption=drawn.captions[i],
         background=drawn.backgrounds[i],
         body=drawn.bodies[i],
-        face_box=_numbers(drawn.face_box[i]),
+        face_box=plain_numbers(drawn.face_box[i]),
     )
 
 
 def _truth(drawn: People, i: int) -> dict:
     return {
         "identity": str(drawn.identity[i]),
-        "face_box": _numbers(drawn.face_box[i]),
-        "landmarks": [_numbers(point) for point in drawn.landmarks[i]],
-        "keypoints": [_numbers(point) for point in drawn.keypoints[i]],
+        "face_box": plain_numbers(drawn.face_box[i]),
+        "landmarks": [plain_numbers(point) for point in drawn.landmarks[i]],
+        "keypoints": [plain_numbers(point) for point in drawn.keypoints[i]],
         "visibility": drawn.visibility[i].tolist(),
         "attributes": {name: values[i].item() for name, values in drawn.attributes.items()},
     }
 
 
-def _numbers(values):
-    """Plain numbers in pixels; a thousandth of one is more than anybody can use."""
-    return tuple(round(float(value), 3) for value in values)
-
-
-def main(argv=None) -> int:
+@command
+def main(argv=None):
     parser = argparse.ArgumentParser(
         prog="python -m data_pipeline.people",
         description="Draws portraits of made-up people, with captions and ground truth.",
@@ -223,19 +101,14 @@ def main(argv=None) -> int:
     args = vars(parser.parse_args(argv))
     out, force = args.pop("out"), args.pop("force")
     foreign = out.is_dir() and any(out.iterdir()) and not (out / GROUND_TRUTH).exists()
-    try:
-        if foreign and not force:
-            raise FileExistsError(
-                f"{out} holds files that this command did not make; choose another folder, or pass "
-                "--force to write among them"
-            )
-        records = write_people(out, **args)
-    except (ValueError, OSError) as error:
-        print(f"people: {error}", file=sys.stderr)
-        return 1
+    if foreign and not force:
+        raise FileExistsError(
+            f"{out} holds files that this command did not make; choose another folder, or pass "
+            "--force to write among them"
+        )
+    records = write_people(out, **args)
     print(f"{out}: {len(records)} pictures of {args['identities']} people ({args['split']})")
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

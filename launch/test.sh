@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Install with the test extra into a virtual environment (first argument, default .venv-test), check
-# the style, and run the tests; further arguments go to pytest.
+# style, types and layers, build the documentation, and run the tests; further arguments go to pytest.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 environment=${1:-.venv-test}
@@ -8,6 +8,9 @@ environment=${1:-.venv-test}
 "$environment/bin/pip" install --quiet --editable '.[test]'
 "$environment/bin/ruff" check .
 "$environment/bin/ruff" format --check .
+"$environment/bin/mypy"
+"$environment/bin/lint-imports"
+NO_MKDOCS_2_WARNING=1 "$environment/bin/mkdocs" build --strict --quiet
 # A process per core: most of the time goes into tracing and compiling, on one core. Each begins with
 # its share of whole folders and, when it has none left, takes the rest of another's.
 "$environment/bin/python" -m pytest -n auto --maxprocesses 4 --dist worksteal "${@:2}"

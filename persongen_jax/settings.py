@@ -1,6 +1,8 @@
-"""Which keys of a config may change when a run goes on, and which would make it another run."""
+"""Which keys of a config may change when a run resumes, and which would make it another run."""
 
 from pathlib import Path
+
+from persongen_jax.config import VERSION
 
 # Keys that change nothing of what is computed, but for the order in which numbers are added.
 FREE = (
@@ -8,7 +10,7 @@ FREE = (
     *("loader", "cache", "cache_kinds", "remat", "grad_accum", "fsdp", "shard_frozen"),
     *("offload_encoders", "cpu_devices", "judges_are_inputs", "download"),
 )
-# Keys that say where something lies; it may have moved, under the same name.
+# Keys that say where something is; it may have moved, under the same name.
 PLACES = (
     *(
         "base",
@@ -25,42 +27,38 @@ PLACES = (
     ),
     *("clip", "face_net", "face_detector", "classifier", "validation_prompts"),
 )
-# Keys that a run may change on its way, and that make a difference in a comparison: how far it
-# goes, and how it is validated.
+# Keys that a run may change when it resumes, but that matter in a comparison: how long it trains,
+# and how it is validated.
 ON_THE_WAY = ("steps", "clip", "face_net", "face_detector", "classifier", "validat*", "metrics")
 
 
-# Adam's settings when they were keys of their own: option's name and default by key.
-ADAM_KEYS = {"adam_b1": ("b1", 0.9), "adam_b2": ("b2", 0.999)}
+class OldRun(ValueError):
+    """A run of an earlier version, whose config has other names."""
 
 
-def brought_up(saved: dict) -> dict:
-    """A saved config whose keys are today's; keys that did not exist then stay absent.
+def check_version(saved: dict, where):
+    """OldRun, with the command that helps, unless the saved config has today's names.
 
-    ``adam_b1`` and ``adam_b2`` become ``optimizer`` and ``optimizer_options``, without those that
-    are Adam's defaults. A learning rate that fell did so until the last step.
+    Args:
+        where: the run's working directory, for the message.
     """
-    saved = dict(saved)
-    if saved.get("lr_schedule", "constant") != "constant":
-        saved.setdefault("schedule_steps", saved.get("steps", 0))
-    if not ADAM_KEYS.keys() & saved.keys():
-        return saved
-    options = {
-        name: saved[key]
-        for key, (name, default) in ADAM_KEYS.items()
-        if saved.get(key, default) != default
-    }
-    kept = {key: value for key, value in saved.items() if key not in ADAM_KEYS}
-    return {**kept, "optimizer": "adam", "optimizer_options": options}
+    version = saved.get("version", 1)
+    if version < VERSION:
+        raise OldRun(
+            f"{where}: was trained by an earlier version, whose configs use other names; rewrite "
+            f"them once with: python -m persongen_jax.convert upgrade {where}"
+        )
+    if version > VERSION:
+        raise OldRun(f"{where}: was trained by a later version of persongen_jax; update this one")
 
 
 def differences(before: dict, now: dict, free=FREE) -> list[str]:
-    """A line for every key that differs and is not free: key: was -> is.
+    """A line per key that differs and is not free: key: was -> is.
 
     Args:
         before: the config that a run was made with, complete (systems.open.complete_config).
-        now: the config that it is to go on with.
-        free: names of keys, or their beginnings with a * behind.
+        now: the config that it is to resume with.
+        free: names of keys, or prefixes followed by a *.
     """
     lines = []
     for key in sorted(before.keys() | now.keys()):
@@ -73,20 +71,20 @@ def differences(before: dict, now: dict, free=FREE) -> list[str]:
 
 
 def check_same_run(workdir, before: dict, now: dict):
-    """ValueError, with the differences, if a run cannot go on with the config ``now``."""
+    """ValueError with the differences if a run cannot resume with the config ``now``."""
     lines = differences(before, now, FREE + ON_THE_WAY)
     if lines:
         raise ValueError(
-            f"{workdir} was trained with another config (was -> now): {'; '.join(lines)}. Go on "
-            "with the old values; or give another --workdir, and to begin with the weights that "
+            f"{workdir} was trained with another config (was -> now): {'; '.join(lines)}. Use "
+            "the old values; or give another --workdir, and to start from the weights that "
             f"were trained here, --config.start_from={workdir}"
         )
 
 
 def settle_schedule(config, before: dict | None):
-    """The config with ``schedule_steps`` for good, where the learning rate falls.
+    """The config with ``schedule_steps`` fixed if the learning rate decays.
 
-    A run that goes on with more steps, or fewer, keeps the curve that it began with.
+    A run that resumes with more or fewer steps keeps its original schedule.
 
     Args:
         before: the config in the run's own checkpoint; None when the run begins.
@@ -96,13 +94,13 @@ def settle_schedule(config, before: dict | None):
     config = config.copy_and_resolve_references()
     if before is None:
         config.schedule_steps = config.steps
-    else:  # runs of before there was the key fell to 0 at their last step
-        config.schedule_steps = brought_up(before)["schedule_steps"] or before["steps"]
+    else:
+        config.schedule_steps = before["schedule_steps"] or before["steps"]
     return config
 
 
 def check_steps(config, workdir, start: int):
-    """What is to be said of a run that goes on from step ``start``; ValueError if it cannot.
+    """Lines to log when a run resumes from step ``start``; ValueError if it cannot.
 
     Returns:
         A list of lines for the log.
@@ -117,14 +115,14 @@ def check_steps(config, workdir, start: int):
         return []
     if end <= start < steps:
         raise ValueError(
-            f"{workdir}: the learning rate (config.lr_schedule={config.lr_schedule}) has come to 0 "
-            f"at step {end}, where this run's schedule ends (config.schedule_steps), so that more "
+            f"{workdir}: the learning rate (config.lr_schedule={config.lr_schedule}) has reached 0 "
+            f"at step {end}, where this run's schedule ends (config.schedule_steps), so more "
             f"steps, to {steps}, would change nothing; give another --workdir with "
-            f"--config.start_from={workdir} to go on with these weights and a curve of their own"
+            f"--config.start_from={workdir} to continue from these weights with a new schedule"
         )
     line = f"lr_schedule={config.lr_schedule} ends at step {end} (config.schedule_steps)"
     if start:
-        line += ", as this run began"
+        line += ", as at the start of this run"
     after = f", and the steps from there to {steps} change nothing" if end < steps else ""
     return [line + after]
 

@@ -1,13 +1,14 @@
-"""Train a system. Read from top to bottom, in the order in which it runs.
+"""Train a system. Read from top to bottom, in the order of execution.
 
     python -m persongen_jax.train --config configs/mini/photomaker_bg.py
     python -m persongen_jax.train --config configs/base.py --config.base=/path/to/sdxl --dry_run
 
-Any key of the config can be overridden by --config.KEY=VALUE. The same command again continues
-where the last checkpoint was made. What is trained (the model, its examples, its losses) is the
-config's System; the loop knows none of them (persongen_jax/systems/base.py).
+Any key of the config can be overridden with --config.KEY=VALUE. The same command resumes from the
+last checkpoint. The config's System defines what is trained (the model, its examples, its losses);
+the loop knows none of it (persongen_jax/systems/base.py).
 """
 
+import argparse
 import functools
 import json
 import logging
@@ -16,19 +17,17 @@ from pathlib import Path
 
 import jax
 import numpy as np
-from absl import app, flags
-from ml_collections import ConfigDict, config_flags
+from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from data_pipeline.examples.prefetch import prefetch_to_device
-from persongen_jax.cli import parse_flags
+from persongen_jax.cli import command, parse_with_config
 from persongen_jax.config_ranges import check_ranges
 from persongen_jax.evaluation.validation import Validator
 from persongen_jax.files import unless_full
 from persongen_jax.methods.start import settle_step
 from persongen_jax.parallel import distributed
 from persongen_jax.parallel.sharding import make_mesh, put_batch
-from persongen_jax.plain_warnings import plain_warnings
 from persongen_jax.settings import check_same_run, check_steps, settle_schedule
 from persongen_jax.systems.assembly import assemble, summary
 from persongen_jax.systems.open import complete_config, open_system, system_class
@@ -49,9 +48,10 @@ log = logging.getLogger(__name__)
 
 
 def train(config: ConfigDict, workdir: Path, dry_run: bool = False) -> bool:
-    """Train by ``config``, with checkpoints and metrics.jsonl in ``workdir``.
+    """Train with ``config``, with checkpoints and metrics.jsonl in ``workdir``.
 
-    Returns whether all is done: False if a signal ended it before, be it in the last validation.
+    Returns whether everything is done: False if a signal ended it early, even in the last
+    validation.
     """
     if dry_run or not distributed.is_first():
         return train_alone(config, workdir, dry_run)
@@ -60,7 +60,7 @@ def train(config: ConfigDict, workdir: Path, dry_run: bool = False) -> bool:
 
 
 def train_alone(config: ConfigDict, workdir: Path, dry_run: bool = False) -> bool:
-    """:func:`train`, when no other run is in ``workdir``."""
+    """:func:`train`, when no other run is using ``workdir``."""
     check_ranges(config)
     mesh = make_mesh(fsdp=config.fsdp)
     check_parts(config, mesh.size)
@@ -70,12 +70,14 @@ def train_alone(config: ConfigDict, workdir: Path, dry_run: bool = False) -> boo
         workdir.mkdir(parents=True, exist_ok=True)
         checkpoints = Checkpoints(workdir, keep=config.keep_checkpoints)
         start = checkpoints.newest()
-        before = None if start is None else checkpoints.config(start)
+        before = None
+        if start is not None:
+            before = json.loads(complete_config(checkpoints.config(start), workdir).to_json())
         config = settle_schedule(settle_step(config, before), before)
         config = system_class(config.system).settled(config)
         settings = json.loads(config.to_json())
         if before is not None:
-            check_same_run(workdir, json.loads(complete_config(before).to_json()), settings)
+            check_same_run(workdir, before, settings)
         for line in check_steps(config, workdir, start or 0):
             print(line)
 
@@ -107,7 +109,7 @@ def train_alone(config: ConfigDict, workdir: Path, dry_run: bool = False) -> boo
     logs = distributed.log_folder(workdir)
     write_json(logs / "config.json", settings)
 
-    # The step: a program for each shape of the batch, compiled on its first batch.
+    # The step: a program per batch shape, compiled on its first batch.
     peak, origin = flop_count.peak_flops(jax.devices())
 
     def say(count, flops, seconds):
@@ -130,7 +132,7 @@ def train_alone(config: ConfigDict, workdir: Path, dry_run: bool = False) -> boo
     watch, done, running = Stopwatch(), start, None
     bar = tqdm(initial=start, total=config.steps, unit="step", disable=not distributed.is_first())
 
-    # A signal is answered between two steps. Before this point it may just end the process, as
+    # Signals are handled between two steps. Before this point they may simply end the process, as
     # nothing would be lost.
     rows = MetricsFile(logs / "metrics.jsonl", start, progress.get("unlogged", ()))
     in_a_row = progress.get("bad_steps", ())
@@ -143,7 +145,7 @@ def train_alone(config: ConfigDict, workdir: Path, dry_run: bool = False) -> boo
 
         def save():
             bad_steps.check()
-            with unless_full(config.get("cache")):  # what is not stored is computed again
+            with unless_full(config.get("cache")):  # rows not stored are computed again
                 examples.flush()
             progress = {"data": examples.state(done), "unlogged": rows.kept()}
             progress["bad_steps"] = bad_steps.in_a_row
@@ -165,10 +167,10 @@ def train_alone(config: ConfigDict, workdir: Path, dry_run: bool = False) -> boo
             with watch.paused(), jax.set_mesh(mesh):
                 program.prepare(state, frozen, batch, np.int32(done))
             state, metrics = program(state, frozen, batch, np.int32(done))
-            # One step is under way while the next is prepared, and never more: then a signal finds
-            # little left to finish.
+            # At most one step runs while the next is prepared, so that a signal leaves little to
+            # finish.
             jax.block_until_ready(running)
-            bad_steps.check()  # those before this one
+            bad_steps.check()  # the steps before this one
             running = metrics["loss"]
             rows.keep(metrics)
             done += 1
@@ -213,7 +215,7 @@ def led_by(held: list, stream):
 
 
 def check_parts(config, devices: int):
-    """ValueError unless the batch divides into ``grad_accum`` parts and each among the devices."""
+    """ValueError unless the batch splits into ``grad_accum`` parts and each over the devices."""
     if config.grad_accum < 1 or config.batch_size % (config.grad_accum * devices):
         raise ValueError(
             f"config.batch_size={config.batch_size} does not divide evenly into "
@@ -232,38 +234,36 @@ def in_short(row: dict) -> str:
 
 # ---- The command -------------------------------------------------------------------------------
 
-CONFIG = config_flags.DEFINE_config_file("config", None, "an experiment, e.g. configs/base.py")
-WORKDIR = flags.DEFINE_string("workdir", None, "checkpoints and metrics; default runs/<config>")
-DRY_RUN = flags.DEFINE_bool("dry_run", False, "print the config and parameter counts, and stop")
 
-
-def main(_):
+@command
+def main(argv=None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m persongen_jax.train",
+        description=__doc__.split(".")[0],
+        allow_abbrev=False,
+    )
+    parser.add_argument("--workdir", help="checkpoints and metrics; default runs/<config>")
+    parser.add_argument(
+        "--dry_run", action="store_true", help="print the config and parameter counts, and stop"
+    )
     # Orbax tells of every file that it renames, JAX of every backend that is not there; what goes
     # wrong still comes through.
     for name in (None, "absl"):
         logging.getLogger(name).setLevel(logging.WARNING)
-    config = CONFIG.value
-    if config is None:
-        sys.exit("--config is missing; try --config configs/mini/photomaker_bg.py")
-    parts = Path(config_flags.get_config_filename(flags.FLAGS["config"])).with_suffix("").parts
+    args, config = parse_with_config(parser, argv, "configs/mini/photomaker_bg.py")
+    parts = Path(args.config).with_suffix("").parts
     if "configs" in parts:  # configs/mini/x.py runs in runs/mini/x
         parts = parts[parts.index("configs") + 1 :]
     else:
         parts = parts[-1:]
     name = "/".join(parts)
-    workdir = Path(WORKDIR.value or f"runs/{name}")
-    try:
-        if config.get("cpu_devices", 1) > 1:
-            jax.config.update("jax_num_cpu_devices", config.cpu_devices)
-        with plain_warnings(), distributed.together():
-            finished = train(config, workdir, DRY_RUN.value)
-    except (ValueError, OSError, ImportError) as error:
-        # The user's files or settings: the message says which and what to do; a trace would not.
-        log.debug("", exc_info=True)
-        sys.exit(f"error: {error}")
-    if not finished:
-        sys.exit(distributed.unfinished_status())
+    workdir = Path(args.workdir or f"runs/{name}")
+    if config.get("cpu_devices", 1) > 1:
+        jax.config.update("jax_num_cpu_devices", config.cpu_devices)
+    with distributed.together():
+        finished = train(config, workdir, args.dry_run)
+    return 0 if finished else distributed.unfinished_status()
 
 
 if __name__ == "__main__":
-    app.run(main, flags_parser=parse_flags)
+    sys.exit(main())

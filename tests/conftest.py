@@ -104,7 +104,7 @@ def small_base(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def sample_photos(tmp_path_factory):
-    """The photographs that come with scikit-image, as a manifest folder."""
+    """The photographs that ship with scikit-image, as a manifest folder."""
     from data_pipeline.sample_photos import write_sample_photos
 
     return made_once(tmp_path_factory, "photos", lambda folder: write_sample_photos(folder, lfw=3))

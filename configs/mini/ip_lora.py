@@ -1,15 +1,16 @@
-"""Identity by an attention branch, and LoRA everywhere (thesis, 5.2.3), in the miniature world.
+"""Identity through an attention branch, and LoRA everywhere (thesis, 5.2.3), in the miniature
+world.
 
     python -m persongen_jax.train --config configs/mini/ip_lora.py
 
-Everything is learned here, from nothing; the thesis starts from PhotoMaker's weights
+Everything is learned here from scratch; the thesis starts from PhotoMaker's weights
 (--config.start_from=FILE).
 """
 
-from configs.mini.ip_adapter import get_config as ip_adapter_config
+from configs.mini.id_branch import get_config as id_branch_config
 
 
 def get_config():
-    config = ip_adapter_config()
+    config = id_branch_config()
     config.method = "ip_lora"
     return config

@@ -1,4 +1,4 @@
-"""The field of attributes: what a picture shows, and what an image shall show."""
+"""The field of attributes: what an image shows, or should show."""
 
 import numpy as np
 
@@ -9,7 +9,7 @@ from data_pipeline.examples.fields import Field, array_spec
 class Attributes(Field):
     """ "attributes" [K] float32 in 0..1; "attributes_known" [K] float32, 0 where unknown, else 1.
 
-    Where the condition is dropped nothing is known.
+    If the condition is dropped, nothing is known.
 
     Args:
         vocabulary: of the data.
@@ -29,7 +29,7 @@ class Attributes(Field):
         return {name: xp.zeros_like(batch[name]) for name in names}
 
     def of_requests(self, requests) -> dict[str, np.ndarray]:
-        """The arrays [n, K] of n requests, see Vocabulary.parse.
+        """The arrays [n, K] for n requests, see Vocabulary.parse.
 
         Raises:
             RequestError: an attribute that the data do not have, or a contradiction.

@@ -21,18 +21,18 @@ def darker(colour, factor=0.62):
 
 
 def paint_body(canvas: Canvas, people: Identities, pictures: Pictures, pose: Pose) -> None:
-    """Everything below the head, in front of the hair that hangs behind it."""
+    """Draw everything below the head, over the hair that hangs behind it."""
     clothes, cloth = pictures.clothes, PALETTE[pictures.clothes_colour]
     paint_legs(canvas, people, pictures, pose)
     space = canvas.space(pose.x, pose.y, pose.unit)
     bare = clothes == DRESS
-    # Dark clothes before a dark scene and white ones before a white wall keep an edge.
+    # An edge keeps dark clothes visible against a dark scene and white ones against a white wall.
     edge = np.where(cloth.mean(1, keepdims=True) < 0.25, cloth + 0.2, darker(cloth, 0.6))
 
     half = people.build + 0.22
     shoulder_y = np.where(bare, 1.62, 1.42)
     torso = _torso(space, half, 0.62 + 0.3 * people.build, shoulder_y)
-    # How deep the skin shows depends on the collar; under a sweater's there is none.
+    # The collar decides how much skin shows; under a sweater's there is none.
     depth = np.where(clothes == SWEATER, 1.1, np.where(bare, 1.5, 1.35))
     neck = shapes.capsule(space, 0.35 * pose.shift, 0.55, 0, depth, 0.36 + 0.07 * people.build)
     skin = people.skin_rgb
@@ -94,7 +94,7 @@ def paint_arms(canvas, people, pictures, pose, cloth, edge):
         points = pose.joints[:, [side, 2 + side, 4 + side]]
         sign = 1 if side == 0 else -1
         raised = (pictures.pose >= WAVING) & (pictures.pose_side == sign)
-        # Under a cloak only a raised arm shows.
+        # Under a cloak only a raised arm is visible.
         for part, rows in canvas.parts(~covered | raised, _arm_window(pose, points)):
             p = pose.take(rows)
             space = part.space(p.x, p.y, p.unit)
@@ -130,7 +130,7 @@ def _arm_window(pose, points):
 
 
 def paint_phone(canvas, people, pictures, pose):
-    """The phone beside the jaw with the hand around it, in front of hair and hat."""
+    """The phone next to the jaw with the hand around it, in front of hair and hat."""
     hand_x = pictures.pose_side * (people.face_width + 0.20)
     reach = 0.8 * pose.unit
     window = (pose.x + hand_x * pose.unit, pose.y + 0.4 * pose.unit, reach, reach)
@@ -183,7 +183,7 @@ def suit(canvas, space, cloth, pictures, build):
 
 def dress(canvas, space, cloth, pictures, build):
     del pictures
-    # The neckline is skin above it (painted before), so straps are all that is missing.
+    # The neckline is skin above it (painted before), so only the straps are missing.
     for side in (-1, 1):
         strap = shapes.capsule(space, side * 0.55 * build, 1.45, side * 0.55 * build, 2.0, 0.10)
         canvas.paint(space, strap, cloth)
@@ -211,7 +211,7 @@ def space_suit(canvas, space, cloth, pictures, build):
 
 
 def cloak(canvas, space, cloth, pictures, build):
-    """The collar and the clasp; the wide shape itself is painted by paint_cloak."""
+    """The collar and the clasp; paint_cloak draws the wide shape itself."""
     del pictures, build
     rim = np.where(cloth.mean(1, keepdims=True) < 0.3, cloth + 0.22, darker(cloth, 0.6))
     stand = shapes.capsule(space, -0.62, 1.2, 0, 1.95, 0.16)
@@ -269,7 +269,7 @@ FRONTS = {
 
 
 def occluded(pictures: Pictures) -> np.ndarray:
-    """[n, 12] bool: joints that clothes hide so well that nobody could point at them."""
+    """[n, 12] bool: joints that clothes hide so well that nobody could locate them."""
     hidden = np.zeros((len(pictures), 12), bool)
     cloak_on = pictures.clothes == CLOAK
     for side, sign in ((0, 1), (1, -1)):

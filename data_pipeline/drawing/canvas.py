@@ -1,7 +1,7 @@
-"""Pictures being painted: a batch of pixels, their coordinates, and anti-aliased filling.
+"""A batch of images being drawn: pixels, their coordinates, and anti-aliased filling.
 
-A frame is 1 × 1: x to the right, y down, whatever its number of pixels. ``Canvas.parts`` cuts small
-windows out, because a mouth should not cost as much as a sky.
+A frame is 1 × 1: x to the right, y down, whatever its number of pixels. ``Canvas.parts`` cuts out
+small windows, because a mouth should not cost as much as a sky.
 """
 
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ import numpy as np
 
 from data_pipeline.drawing.shapes import per_picture
 
-CHUNK = 32  # pictures painted together; more would fall out of the CPU's second-level cache
+CHUNK = 32  # images drawn together; more would not fit the CPU's second-level cache
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Canvas:
         return Space(u, v, np.float32(1 / self.size) / unit)
 
     def paint(self, space: Space, distance, colour, opacity=1.0):
-        """Fills a shape, its edge one pixel wide.
+        """Fill a shape with an edge one pixel wide.
 
         ``distance`` [n, h, w] in the space's unit, ``colour`` [3] or [n, 3] in [0, 1], ``opacity``
         a scalar or [n].
@@ -60,7 +60,7 @@ class Canvas:
         self.soften(distance, space.pixel, colour, opacity)
 
     def soften(self, distance, width, colour, opacity=1.0):
-        """Fills a shape with an edge ``width`` wide, in the space's unit: the same blur at every
+        """Fill a shape with an edge ``width`` wide, in the space's unit: the same blur at every
         resolution."""
         alpha = np.float32(0.5) - distance * (1 / per_picture(width))
         np.maximum(alpha, 0, out=alpha)
@@ -68,7 +68,7 @@ class Canvas:
         self.blend(alpha, colour, opacity)
 
     def blend(self, alpha, colour, opacity=1.0):
-        """Lays ``colour`` over the pixels, ``alpha`` [n, h, w] thick."""
+        """Blend ``colour`` over the pixels, with ``alpha`` [n, h, w]."""
         if np.ndim(opacity) or opacity != 1:
             alpha = alpha * per_picture(opacity)
         colour = np.asarray(colour, np.float32)
@@ -78,17 +78,17 @@ class Canvas:
         self.pixels += change
 
     def chunks(self):
-        """(canvas, slice) pairs of at most CHUNK pictures that share this canvas' memory."""
+        """(canvas, slice) pairs of at most CHUNK images that share this canvas' memory."""
         for start in range(0, len(self), CHUNK):
             rows = slice(start, min(start + CHUNK, len(self)))
             x, y = (a if len(a) == 1 else a[rows] for a in (self.x, self.y))
             yield Canvas(self.pixels[rows], x, y, self.size), rows
 
     def parts(self, mask=None, window=None):
-        """(canvas, rows) pairs that cover the pictures of ``mask`` [n], painted back when left.
+        """(canvas, rows) pairs that cover the images of ``mask`` [n], written back when exhausted.
 
-        ``window`` is (x, y, half_width, half_height) in sides, scalars or [n] each: only the
-        pixels around there are cut out, at least. No pairs if there is nothing to paint.
+        ``window`` is (x, y, half_width, half_height) in sides, scalars or [n] each: at least the
+        pixels in it are cut out. No pairs if there is nothing to paint.
         """
         count = len(self)
         chosen = np.arange(count) if mask is None else np.flatnonzero(mask)
@@ -107,7 +107,7 @@ class Canvas:
                 self.pixels[row, :, y0 : y0 + height, x0 : x0 + width] = pixels[i]
 
     def _window(self, window, rows):
-        """First columns [k] and rows [k], width and height in pixels."""
+        """Left columns [k] and top rows [k], width and height in pixels."""
         height, width = self.pixels.shape[2:]
         if window is None:
             zeros = np.zeros(len(rows), int)

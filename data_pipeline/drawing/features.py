@@ -1,6 +1,6 @@
 """Eyes, brows, nose, mouth, marks and glasses. Head coordinates as in pose.py.
 
-These few pixels carry the identity, so every one of them has its own small window.
+These few pixels carry the identity, so each of them has its own small window.
 """
 
 import numpy as np
@@ -36,7 +36,7 @@ def _window(pose: Pose, points, half_width, half_height):
 
 
 def _each(canvas, people, pose, mask, window):
-    """(canvas, space, rows, people, pose) of the pictures with something to paint."""
+    """(canvas, space, rows, people, pose) for images with something to paint."""
     for part, rows in canvas.parts(mask, window):
         p = pose.take(rows)
         yield part, part.space(p.x, p.y, p.unit, p.tilt), rows, people.take(rows), p
@@ -86,7 +86,7 @@ def paint_nose(canvas, people, pose):
         skin = who.skin_rgb
         bridge_x = 0.75 * x
         top = y - 0.62 * who.nose_length
-        # The side of the bridge in shadow, the ball, and the nostrils as a darker foot.
+        # The shaded side of the bridge, the ball, and the nostrils as a darker base.
         ridge = shapes.capsule(space, bridge_x, top, x, y, 0.035, 0.5 * who.nose_width)
         part.paint(space, ridge, skin * 0.84)
         part.paint(space, shapes.ellipse(space, x, y, who.nose_width, 0.085), skin * 0.78)
@@ -108,7 +108,7 @@ def paint_mouth(canvas, people, pose):
         above = line + (full + np.float32(0.3) * opening) * lens
         below = line - (np.float32(1.25) * full + opening) * lens
         lips = LIP_COLOURS[who.lip_colour] * (0.45 + 0.55 * who.skin_rgb.max(1, keepdims=True))
-        # Thin lips alone would fade out beyond the corners instead of ending there.
+        # Otherwise thin lips would fade out beyond the corners instead of ending there.
         ends = (np.abs(t) - 1) * per_picture(p.mouth_width)
         part.paint(space, np.maximum(np.maximum(-above, below), ends), lips)
         inner_top = line + np.float32(0.3) * opening * lens
@@ -160,7 +160,7 @@ def paint_glasses(canvas, people, pose):
         colour = FRAME_COLOURS[who.frame_colour]
         round_ones = (who.glasses == 1).astype(float)
         (left_x, left_y), (right_x, right_y) = p.eyes.transpose(1, 2, 0)
-        # Never so wide that the two lenses would meet over the nose.
+        # Never so wide that the lenses would meet over the nose.
         radius = np.minimum(0.27, 0.45 * (right_x - left_x))
         for side, x, y in ((-1, left_x, left_y), (1, right_x, right_y)):
             circle = shapes.circle(space, x, y, radius)

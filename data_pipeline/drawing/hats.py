@@ -8,7 +8,7 @@ from data_pipeline.drawing.identities import Identities
 from data_pipeline.drawing.pictures import HATS, PALETTE, Pictures
 from data_pipeline.drawing.pose import Pose
 
-EDGE = np.float32(0.04)  # a darker rim parts a hat from what is behind it
+EDGE = np.float32(0.04)  # a darker rim separates a hat from the background
 
 
 def paint_hat(canvas: Canvas, people: Identities, pictures: Pictures, pose: Pose) -> None:
@@ -54,7 +54,7 @@ def cap(canvas, space, half, colour, dark, turn):
     dome = shapes.ellipse(space, 0, -0.58, half, 0.72)
     dome = np.maximum(dome, space.v + np.float32(0.55))
     _fill(canvas, space, dome, colour, dark)
-    side = np.where(turn < 0, -1, 1)  # the peak points where the face does
+    side = np.where(turn < 0, -1, 1)  # the peak points in the direction of the face
     peak = shapes.capsule(space, 0, -0.55, side * (half + 0.42), -0.46, 0.11, 0.07)
     canvas.paint(space, peak, dark)
 

@@ -1,7 +1,7 @@
-"""The places behind the people: one function per scene, painted on the whole frame.
+"""The scenes behind the people: one function per scene, painted on the whole frame.
 
-Every scene has named things in named places, so that a caption can be true or false. Objects stand
-at the sides, because the person stands in the middle; ``mirrored`` pictures are flipped at the end.
+Every scene has named objects in known positions, so that a caption can be true or false. Objects
+are at the sides, because the person is in the middle; ``mirrored`` images are flipped at the end.
 ``detail`` is [n, 12] in [0, 1).
 """
 
@@ -10,7 +10,7 @@ import numpy as np
 from data_pipeline.drawing import shapes
 from data_pipeline.drawing.canvas import Canvas
 from data_pipeline.drawing.pictures import SCENES, Pictures
-from data_pipeline.drawing.randomness import SCENERY, Draws, fold
+from data_pipeline.drawing.rows import SCENERY, Draws, fold
 from data_pipeline.drawing.shapes import per_picture
 
 DAY = ((0.36, 0.62, 0.95), (0.76, 0.89, 0.99))  # the sky's colours, above and at the horizon
@@ -32,7 +32,7 @@ def _sky(canvas, sunset):
 
 
 def _gradient(canvas, above, below, end=1.0):
-    """From the top to ``end`` of the frame's height."""
+    """A gradient from the top to ``end`` of the frame's height."""
     above, below = (np.asarray(c, np.float32).reshape(-1, 3, 1, 1) for c in (above, below))
     part = np.minimum(canvas.y / np.float32(end), 1)[:, None]
     canvas.pixels[:] = above + (below - above) * part
@@ -44,7 +44,7 @@ def _ground(canvas, top, colour):
 
 
 def _box(canvas, left, top, right, bottom, colour):
-    """By its edges, scalars or [n]."""
+    """A box given by its edges, scalars or [n]."""
     x, y = (np.add(left, right) / 2, np.add(top, bottom) / 2)
     half = np.subtract(right, left) / 2, np.subtract(bottom, top) / 2
     for part, rows in canvas.parts(window=(x, y, *half)):
@@ -74,7 +74,7 @@ def _line(canvas, x0, y0, x1, y1, radius, colour):
 
 
 def _stars(canvas, count, colour, radius, seed):
-    """Small dots in fixed places: a sky full of them, the same in every picture."""
+    """Small dots in fixed positions: the same starry sky in every image."""
     for x, y in Draws(fold(SCENERY, seed, np.arange(count))).uniform(columns=2):
         _blob(canvas, x, y, radius, radius, colour)
 
@@ -92,7 +92,7 @@ def mountains(canvas, detail, sunset):
         slope = (0.62, 0.62, 0.75)[place]
         rock = shapes.peak(frame, x, top, slope)
         canvas.paint(frame, rock, colour)
-        if place < 2:  # the castle stands on the third one's top, where no snow lies
+        if place < 2:  # the castle is on top of the third one, where there is no snow
             snow_line = per_picture(top + 0.11)
             canvas.paint(frame, np.maximum(rock, frame.v - snow_line), (0.97, 0.98, 1.0))
     _ground(canvas, 0.72 + 0.06 * detail[:, 3], (0.30, 0.58, 0.24))
@@ -130,7 +130,7 @@ def city(canvas, detail, sunset):
         _box(canvas, column, 0.46, column + 0.035, 0.82, (0.68, 0.62, 0.50))
     roof = shapes.peak(frame, 0.13, 0.29, 1.9)
     canvas.paint(frame, np.maximum(roof, frame.v - np.float32(0.40)), (0.72, 0.66, 0.54))
-    # "Neon Bank": at 64 pixels a sign cannot be read, but its colours are nobody else's.
+    # "Neon Bank": at 64 pixels a sign cannot be read, but its colours are unique.
     _box(canvas, -0.01, 0.10, 0.32, 0.27, (0.10, 0.03, 0.16))
     glow = np.where(detail[:, 5:6] < 0.5, (1.0, 0.15, 0.75), (0.10, 0.95, 0.95))
     for letter in range(4):

@@ -1,14 +1,14 @@
 """Signed distances to shapes: negative inside, positive outside, in the space's own unit.
 
 A space has coordinates ``u`` (right) and ``v`` (down), broadcastable to [n, h, w]. Every number of
-a shape may be a scalar or an array [n], one value per picture.
+a shape may be a scalar or an array [n], one value per image.
 """
 
 import numpy as np
 
 
 def per_picture(value):
-    """Scalars as they are, [n] to [n, 1, 1] float32."""
+    """Scalars unchanged, [n] to [n, 1, 1] float32."""
     value = np.asarray(value, np.float32)
     return value[:, None, None] if value.ndim == 1 else value
 
@@ -19,7 +19,7 @@ def ellipse(space, x, y, radius_x, radius_y):
     p, q = (space.u - x) / radius_x, (space.v - y) / radius_y
     norm = np.sqrt(p * p + q * q)
     slope = np.square(p / radius_x) + np.square(q / radius_y)
-    # The centre itself has no direction: the small number keeps it from 0/0.
+    # The centre itself has no direction: the small number avoids 0/0.
     return norm * (norm - 1) / np.sqrt(slope + np.float32(1e-6))
 
 
@@ -45,7 +45,7 @@ def round_box(space, x, y, half_width, half_height, radius):
 
 
 def capsule(space, x0, y0, x1, y1, radius0, radius1=None):
-    """A line from (x0, y0) to (x1, y1), round at its ends, ``radius0`` to ``radius1`` thick."""
+    """A line from (x0, y0) to (x1, y1) with round ends, ``radius0`` to ``radius1`` thick."""
     x0, y0, x1, y1, radius0 = map(per_picture, (x0, y0, x1, y1, radius0))
     radius1 = radius0 if radius1 is None else per_picture(radius1)
     dx, dy = x1 - x0, y1 - y0
@@ -57,7 +57,7 @@ def capsule(space, x0, y0, x1, y1, radius0, radius1=None):
 
 
 def peak(space, x, top, slope):
-    """A triangle without a foot: its half width is ``slope`` times the depth below its top."""
+    """A triangle without a base: its half width is ``slope`` times the depth below its top."""
     x, top, slope = map(per_picture, (x, top, slope))
     return (np.abs(space.u - x) - (space.v - top) * slope) / np.sqrt(1 + slope * slope)
 
@@ -68,7 +68,7 @@ def ring(distance, half_width):
 
 
 def wave(t):
-    """A smooth bump train with period 1 in [0, 1]; plain arithmetic, so the same on every CPU."""
+    """A periodic smooth bump with period 1 in [0, 1]; plain arithmetic, so equal on every CPU."""
     f = t - np.floor(t)
     f = f * (1 - f)
     return 16 * f * f

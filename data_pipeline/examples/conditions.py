@@ -1,4 +1,4 @@
-"""What identity methods read besides the target, as fields: prompts and references."""
+"""Inputs of identity methods other than the target, as fields: prompts and references."""
 
 import dataclasses
 import functools
@@ -6,32 +6,32 @@ import functools
 import numpy as np
 
 from data_pipeline.examples.fields import EncodedField, Encoding, Input
-from data_pipeline.examples.transforms import (
+from data_pipeline.pictures.reading import load_image
+from data_pipeline.pictures.transforms import (
     clip_crop,
     clip_normalise,
     clip_preprocess,
     square_face_crop,
 )
-from data_pipeline.pictures.reading import load_image
 from data_pipeline.prompt_syntax import plain_syntax
 from data_pipeline.prompts import join_parts, without_trigger
 from data_pipeline.records.schema import MAX_REFERENCES, Record
 
-# Prompts whose token ids are kept, some 1.5 KB each.
+# Number of prompts whose token ids are cached, about 1.5 KB each.
 KEPT_PROMPTS = 1 << 16
 SHOWN_SYNTAX = 3  # sentences
 
 
 class Text(EncodedField):
-    """The caption and further prompts of a record.
+    """The caption and additional prompts of a record.
 
         input_ids/text       [2, n] int32  for both tokenizers; with ``at_trigger`` without the
                                            trigger word, and the class token once per reference
-        input_ids/STREAM     [2, n] int32  a further prompt as it is ("" if there is none)
+        input_ids/STREAM     [2, n] int32  an additional prompt, unchanged ("" if there is none)
         class_tokens_mask    [n] bool      with ``at_trigger``: True at the class token's copies
 
-    Parts of a record (background, body) that no stream reads join the caption. With the
-    ``encoding`` a cache keeps the text towers' states instead (docs/cache.md):
+    Parts of a record (background, body) without a stream of their own are joined to the caption.
+    With the ``encoding`` a cache stores the text towers' states instead (docs/cache.md):
 
         text_states/STREAM   [n, d], text_states/pooled [p] of "text"
         text_states/empty    [n, d], text_states/empty_pooled [p]: the empty prompt's, in every row
@@ -41,8 +41,8 @@ class Text(EncodedField):
         streams: names of prompts; "text" is the caption, others are the record's own
             (``background``, ``body``, or a key of the manifest).
         trigger_word: follows the class word in captions.
-        at_trigger: the identity enters at the class word, so that a caption has to say where that
-            is. Otherwise a caption may have the trigger word, and it is left out.
+        at_trigger: whether the identity enters at the class word, so that a caption must mark it.
+            Otherwise a caption may contain the trigger word, and it is removed.
     """
 
     name = "text"
@@ -57,17 +57,17 @@ class Text(EncodedField):
         encoding: Encoding | None = None,
     ):
         if "text" not in streams:
-            raise ValueError(f'streams {tuple(streams)}: "text", the caption, has to be among them')
+            raise ValueError(f'streams {tuple(streams)}: "text", the caption, must be among them')
         self.tokenizers, self.streams = tokenizers, tuple(streams)
         self.trigger_word, self.at_trigger, self.encoding = trigger_word, at_trigger, encoding
         self.keys = tuple(name for name in self.streams if name not in OWN and name != "text")
         self._ids = functools.lru_cache(KEPT_PROMPTS)(self._encode)
-        # Of what ``check`` has seen: stream to (count, the first); sentence to picture.
+        # Found by ``check``: stream to (count, the first); sentence to image.
         self._cut, self._syntax = {}, {}
 
     @property
     def further(self) -> tuple[str, ...]:
-        """The streams besides "text"."""
+        """The streams other than "text"."""
         return tuple(name for name in self.streams if name != "text")
 
     # ---- its arrays ----
@@ -98,7 +98,7 @@ class Text(EncodedField):
         return [self._input(ids) for ids in (ids, *texts, empty)]
 
     def _caption_ids(self, example):
-        # One where none is read, or where none decodes and this record will not serve.
+        # One if no references are read, or if none decodes and this record will be rejected.
         count = max(1, len(example.references)) if self.at_trigger else None
         return self._ids(self.caption(example.record), count)
 
@@ -133,9 +133,9 @@ class Text(EncodedField):
         return [self._input(i) for i in (*ids, self._ids("")[0])]
 
     def caption(self, record) -> str:
-        """The caption, followed by the parts that no stream of their own reads.
+        """The caption, followed by the parts without a stream of their own.
 
-        Without ``at_trigger`` the trigger word is left out.
+        Without ``at_trigger`` the trigger word is removed.
         """
         parts = (getattr(record, name) for name in PARTS if name not in self.streams)
         caption = record.caption if self.at_trigger else self.without_trigger(record.caption)
@@ -169,9 +169,9 @@ class Text(EncodedField):
         ] + [f"{image}: {line}" for line, image in list(syntax.items())[:SHOWN_SYNTAX]]
 
     def _encode(self, prompt: str, references: int | None = None):
-        """(ids, class_tokens_mask or None) for so many references; None: of a plain text.
+        """(ids, class_tokens_mask or None) for this many references; None: for a plain text.
 
-        Read-only, because they are handed out again.
+        Read-only, because they are shared.
         """
         if references is None:
             ids, mask = self.tokenizers.encode(prompt), None
@@ -184,7 +184,7 @@ class Text(EncodedField):
         return ids, mask
 
     def without_trigger(self, prompt: str) -> str:
-        """The prompt with the trigger word left out wherever it stands as a word of its own."""
+        """The prompt without the trigger word wherever it is a separate word."""
         return without_trigger(prompt, self.trigger_word)
 
     # ---- from a call ----
@@ -192,7 +192,7 @@ class Text(EncodedField):
     def read(self, prompt: str, references: int):
         """ids [2, n], class_tokens_mask [n], and the prompt without its trigger word.
 
-        PromptError unless the prompt says where the identity goes, for a method that needs it.
+        PromptError unless the prompt marks where the identity goes, for a method that needs it.
         """
         if self.at_trigger and references:
             return self.tokenizers.encode_with_trigger(prompt, references, self.trigger_word)
@@ -232,34 +232,34 @@ class Text(EncodedField):
         }
 
 
-# Parts of a caption that a record has keys of its own for.
+# Parts of a caption for which a record has its own keys.
 PARTS = ("background", "body")
 # Keys of the manifest that are not in a record's ``extra``.
 OWN = frozenset(field.name for field in dataclasses.fields(Record)) - {"images", "extra"}
 
 
 def text_of(record, name: str) -> str:
-    """A further prompt of a record; "" if it has none."""
+    """An additional prompt of a record; "" if it has none."""
     text = getattr(record, name, None) if name in OWN else (record.extra or {}).get(name)
     text = "" if text is None else text
     if not isinstance(text, str):
-        raise ValueError(f"{name} is {text!r}; a text is needed")
+        raise ValueError(f"{name} is {text!r}; give a text")
     return text
 
 
 class References(EncodedField):
-    """1 to 4 other pictures of the identity, never the target's own file.
+    """1 to 4 other images of the identity, never the target's own file.
 
-        id_pixel_values  [4, s, s, 3] float32  face crops, normalised for CLIP; zeros where none is
+        id_pixel_values  [4, s, s, 3] float32  face crops, normalised for CLIP; zeros if absent
         id_mask          [4] bool              True where there is a reference
 
-    With the ``encoding`` a cache keeps "id_features" [4, ...] instead. A call may bring several
-    people: then the four places of each lie next to each other, [b, people * 4, ...]. A method with
-    two image encoders has a second field of another name; both get the same pictures.
+    With the ``encoding`` a cache stores "id_features" [4, ...] instead. A call may have several
+    people: then each person's four places are adjacent, [b, people * 4, ...]. A method with two
+    image encoders has a second field of another name; both get the same images.
 
     Args:
         size: s, the side in pixels that the image tower reads.
-        prefix: of the arrays' names, in the place of "id".
+        prefix: of the arrays' names, instead of "id".
     """
 
     others, identity = 1, True
@@ -294,7 +294,7 @@ class References(EncodedField):
     # ---- from records ----
 
     def of(self, source, record) -> Input:
-        """The input that a record's picture is as a reference."""
+        """The input for a record's image as a reference."""
 
         def key():
             box = record.face_box and tuple(map(float, record.face_box))
@@ -306,10 +306,10 @@ class References(EncodedField):
         return Input(key, make, self.input_shape(None), True, record.image)
 
     def crop(self, source, record) -> np.ndarray:
-        """[s, s, 3] uint8: the square around the face; the whole picture without a box.
+        """[s, s, 3] uint8: the square around the face; the whole image without a box.
 
         Raises:
-            ImageError: the picture does not decode.
+            ImageError: the image does not decode.
         """
 
         def make():
@@ -324,7 +324,7 @@ class References(EncodedField):
         return [self.of(example.source, record) for record in example.references] or None
 
     def make(self, example):
-        # As ``join`` would have it, without a float array for every crop.
+        # Like ``join``, without a float array for every crop.
         drawn = example.drawn[self.name]
         if not drawn:
             return None

@@ -1,17 +1,17 @@
-"""Fields of places and pictures: points, control images; and weights of examples."""
+"""Spatial fields: points, control images; and weights of examples."""
 
 import numpy as np
 
 from data_pipeline.examples.fields import Field, FieldError, array_spec
-from data_pipeline.examples.transforms import fit_image, plan_crop
 from data_pipeline.pictures.reading import ImageError, image_size, load_image
+from data_pipeline.pictures.transforms import fit_image, plan_crop
 
 
 class Points(Field):
-    """Points of a record, moved as the crop moves the picture: ``name`` "landmarks" or "keypoints".
+    """Points of a record, transformed like the crop: ``name`` "landmarks" or "keypoints".
 
     ``name`` [n, 2] float32 are (x, y) in the target's pixels, "``name``_mask" [n] bool is True
-    where a point is known, to be seen, and inside the target.
+    where a point is known, visible, and inside the target.
     """
 
     COUNTS = {"landmarks": 5, "keypoints": 12}
@@ -54,7 +54,7 @@ class Points(Field):
         return {self.name: points, f"{self.name}_mask": seen}
 
     def dropped(self, batch, xp):
-        """None of them is seen."""
+        """None of them is visible."""
         mask = f"{self.name}_mask"
         return {mask: xp.zeros_like(batch[mask])}
 
@@ -88,10 +88,10 @@ class Weight(Field):
 
 
 class ControlImage(Field):
-    """A second picture, cut as the target is: ``name`` [h, w, 3] float32 in 0..1.
+    """An additional image, cropped like the target: ``name`` [h, w, 3] float32 in 0..1.
 
-    From the manifest's ``images``: {"pose": "poses/anna_1.png"}; of the same size as the target's
-    picture, or of the same aspect ratio. Where the condition is dropped it is black.
+    From the manifest's ``images``: {"pose": "poses/anna_1.png"}; it must have the size or the
+    aspect ratio of the target's image. It is black if the condition is dropped.
     """
 
     def __init__(self, name: str):
@@ -111,7 +111,7 @@ class ControlImage(Field):
     def _difference(self, record, size, target) -> str:
         """What is wrong with the aspect ratio of ``size`` (height, width); "" if nothing is."""
         (h, w), (height, width) = size, target
-        # A pixel of the smaller one is what rounding may have cost.
+        # Allow a pixel of the smaller one for rounding.
         if abs(h * width - w * height) <= max(h, w, height, width):
             return ""
         return (
@@ -126,7 +126,7 @@ class ControlImage(Field):
             )
         try:
             size, target = image_size(record.images[self.name]), image_size(record.image)
-        except ImageError:  # no file, whose size ``make`` finds, or one that will be passed over
+        except ImageError:  # shards, whose size ``make`` checks, or a file that will be skipped
             return
         difference = self._difference(record, size, target)
         if difference:

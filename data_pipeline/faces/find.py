@@ -1,34 +1,14 @@
-"""A person's face in any photograph: found, and cropped as references are."""
-
-from pathlib import Path
+"""Finds a person's face in any image, and crops it like references."""
 
 import numpy as np
 
-from data_pipeline.examples.transforms import square_face_crop
 from data_pipeline.faces.detectors import Detector, open_detector
-from data_pipeline.faces.detectors.insightface_scrfd import is_available
 from data_pipeline.pictures.reading import load_image
+from data_pipeline.pictures.transforms import square_face_crop
 
 
 class NoFaceFound(ValueError):
-    """No face in the picture; the message says how to do without the detector."""
-
-
-def open_reference_detector(base=None, name: str = "auto") -> Detector:
-    """The detector that references are cropped with.
-
-    Args:
-        base: a base model's directory. One that has a ``face_detector`` of its own (the miniature)
-            wants its faces found by that.
-        name: as ``open_detector``'s; "auto" takes the base's own, else InsightFace where its
-            models are present, else scikit-image's cascade.
-    """
-    if name != "auto":
-        return open_detector(name)
-    own = None if base is None else Path(base) / "face_detector"
-    if own is not None and own.is_dir():
-        return open_detector("keypoints", own)
-    return open_detector("insightface" if is_available() else "cascade")
+    """No face in the image; the message says how to do without the detector."""
 
 
 def find_face(
@@ -36,8 +16,8 @@ def find_face(
 ) -> tuple[int, int, int, int]:
     """The largest face of ``image`` [h, w, 3] uint8 RGB as a box (x0, y0, x1, y1) in its pixels.
 
-    ``detector`` None is the cascade; the others' boxes hold more of forehead and chin than its
-    squares. NoFaceFound speaks of the picture by ``name``.
+    ``detector`` None is the cascade; the others' boxes include more of forehead and chin than its
+    squares. NoFaceFound refers to the image by ``name``.
     """
     detector = open_detector("cascade") if detector is None else detector
     (found,) = detector.detect([image])
@@ -54,10 +34,10 @@ def find_face(
 
 
 def crop_face(image, name: str = "the picture", detector: Detector | None = None) -> np.ndarray:
-    """The square reference crop [s, s, 3] around the largest face of whatever load_image takes.
+    """The square reference crop [s, s, 3] around the largest face of an image for load_image.
 
     Raises:
-        NoFaceFound: none is there. ImageError: the picture cannot be read.
+        NoFaceFound: there is no face. ImageError: the image cannot be read.
     """
     image = load_image(image, name)
     return square_face_crop(image, find_face(image, name, detector))

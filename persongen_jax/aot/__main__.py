@@ -1,4 +1,4 @@
-"""Compile the real training step or sampler for TPUs that are not there.
+"""Compile the real training step or sampler for TPUs that are not present.
 
     python -m persongen_jax.aot --config configs/photomaker_bg.py --topology v5e:4x4
     python -m persongen_jax.aot --config configs/photomaker_bg.py --topology v5p:4x4x4 --search
@@ -6,26 +6,24 @@
 
 Prints, and with --json writes, bytes per chip against its memory, FLOPs, the compiler's two
 estimates of the time and what follows from them, collectives, and what the estimates miss. It needs
-the extra "tpu-aot" and no TPU; nothing is loaded and no array is made. ``config.base`` may be a
-directory, whose configs then count; if it is empty the networks are SDXL's. Any key of the config
-can be overridden by --config.KEY=VALUE.
+the extra "tpu-aot" but no TPU; it loads nothing and creates no array. ``config.base`` may be a
+directory, whose configs are then used; if it is empty the networks have SDXL's sizes. Any key of
+the config can be overridden with --config.KEY=VALUE.
 """
 
+import argparse
 import importlib.metadata
 import json
 import logging
 import math
 import os
-import sys
 from pathlib import Path
-
-from absl import app, flags
-from ml_collections import config_flags
 
 # The devices are the topology's; a backend of this machine would only be in the way.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 from data_pipeline import text_files  # noqa: E402
+from data_pipeline.files import write_text  # noqa: E402
 from persongen_jax.aot.chips import GIB, open_topology  # noqa: E402
 from persongen_jax.aot.compiling import (
     TO_FIT,
@@ -36,7 +34,7 @@ from persongen_jax.aot.compiling import (
 )  # noqa: E402
 from persongen_jax.aot.programs import encoders, sampler, training, with_batch  # noqa: E402
 from persongen_jax.aot.search import largest  # noqa: E402
-from persongen_jax.cli import parse_flags  # noqa: E402
+from persongen_jax.cli import command, parse_with_config  # noqa: E402
 from persongen_jax.parallel.sharding import make_mesh  # noqa: E402
 
 DEFAULT_BATCH = 4
@@ -46,20 +44,20 @@ KINDS = ("train", "sample", "encode")
 def compile_for_topology(
     config, topology: str, per_chip: int, *, what="train", cached=False, options=None, text=None
 ) -> dict:
-    """The measured program as a dict for JSON (aot_compile.measure).
+    """Compile a program and return its figures as a dict for JSON (aot_compile.measure).
 
     Args:
-        config: an experiment's config; its ``batch_size`` is not read.
+        config: an experiment's config; its ``batch_size`` is ignored.
         topology: such as "v5e:4x4".
-        per_chip: pictures per chip in one step, or painted at once.
+        per_chip: images per chip in one step, or sampled at once.
         what: "train", "sample", or "encode": the frozen encoders of a training step, alone.
         cached: a training step that reads cached features instead of running frozen encoders.
         options: of the TPU's compiler, by name.
         text: a file to write the compiled program to.
 
     Raises:
-        DoesNotFit: there is not enough memory on a chip.
-        ValueError, ImportError: a fault of the arguments, with its remedy.
+        DoesNotFit: a chip has too little memory.
+        ValueError, ImportError: invalid arguments; the message has the remedy.
     """
     if what not in KINDS:
         raise ValueError(f"--what {what}: use one of {', '.join(KINDS)}")
@@ -81,7 +79,7 @@ def compile_for_topology(
 
 def check_batch(per_chip: int):
     if per_chip < 1:
-        raise ValueError(f"--per_chip_batch {per_chip}: at least one picture")
+        raise ValueError(f"--per_chip_batch {per_chip}: give at least 1")
 
 
 def search(
@@ -89,15 +87,15 @@ def search(
 ) -> dict:
     """The same for the largest batch that fits, with all ``tries``: batch -> bytes needed.
 
-    Every try takes minutes: ``keep`` is given the best row so far after each of them.
+    Every try takes minutes, so ``keep`` is called with the best row so far after each of them.
 
     Args:
         start: the first try.
         before: rows of the same program; what they have tried is not compiled again.
 
     Raises:
-        DoesNotFit: not even one picture per chip does.
-        ValueError, ImportError: as of compile_for_topology.
+        DoesNotFit: not even one image per chip fits.
+        ValueError, ImportError: as in compile_for_topology.
     """
     check_batch(start)
     chip, _ = open_topology(topology)
@@ -121,16 +119,16 @@ def search(
         fits = n <= max(rows, default=0)
         size = "?" if tries[n] is None else f"{tries[n] / GIB:.2f} GiB"
         said = f"{n} images per chip: {size}, {'fits' if fits else 'does not fit'}"
-        tell(said + (", as tried before" if known else ""))
-        # What compiles fits: the compiler knows best how much room there is. What does not may
-        # have been said to need less than there is.
+        tell(said + (", from an earlier run" if known else ""))
+        # A program that compiles fits: the compiler knows best how much room there is. One that
+        # does not compile may have been reported to need less than there is.
         if fits:
             return chip.memory if tries[n] is None else min(tries[n], chip.memory)
         return tries[n] if tries[n] is not None and tries[n] > chip.memory else math.inf
 
     best = largest(needs, chip.memory, [*sorted(tries), start])
     if not best:
-        said = f"not one picture per chip fits on {topology}; {TO_FIT}"
+        said = f"not even one image per chip fits on {topology}; {TO_FIT}"
         raise DoesNotFit(said, tries[min(tries)])
     return {**rows[best], "tries": tries}
 
@@ -138,21 +136,8 @@ def search(
 # ---- The command -------------------------------------------------------------------------------
 
 
-def define_flags():
-    """Only for the command: other modules have flags of the same names."""
-    config_flags.DEFINE_config_file("config", None, "an experiment, e.g. configs/base.py")
-    flags.DEFINE_string("topology", "v5e:4x4", "chips, e.g. v5e:4x4, v5p:4x4x4, v6e:4x4")
-    flags.DEFINE_integer("per_chip_batch", DEFAULT_BATCH, "pictures per chip")
-    flags.DEFINE_bool("search", False, "find the largest batch per chip that fits")
-    flags.DEFINE_string("what", "train", f"one of {', '.join(KINDS)}")
-    flags.DEFINE_bool("cached", False, "a step on cached features, without frozen encoders")
-    flags.DEFINE_multi_string("option", [], "of the TPU's compiler: NAME=VALUE")
-    flags.DEFINE_string("text", "", "a file to write the compiled program to, cycles and all")
-    flags.DEFINE_string("json", "", "a file to write; added to if it is there")
-
-
 def parse_options(options: list[str]) -> dict:
-    """["a=true", "b=2"] to the compiler's options; ValueError for what has no value."""
+    """["a=true", "b=2"] to the compiler's options; ValueError for one without a value."""
     words = {"true": True, "false": False}
     parsed = {}
     for option in options:
@@ -170,7 +155,7 @@ def read_json(path: Path) -> list[dict]:
 
 def write_json(path: Path, rows: list[dict]):
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(rows, indent=1) + "\n")
+    write_text(path, json.dumps(rows, indent=1) + "\n")
 
 
 def installed(package: str) -> str | None:
@@ -181,51 +166,59 @@ def installed(package: str) -> str | None:
 
 
 def is_of(row: dict, asked: dict) -> bool:
-    """Is a row of a JSON file of the program that is asked for, and by the same compiler?"""
+    """Whether a row of a JSON file is of the requested program, by the same compiler."""
     versions = {name: installed(name) for name in row["versions"]}
     known = {**row, "options": row["compile"]["options"]}
     return row["versions"] == versions and all(known.get(k) == v for k, v in asked.items())
 
 
-def main(_):
+@command
+def main(argv=None):
     logging.getLogger("absl").setLevel(logging.WARNING)
-    given = flags.FLAGS
-    config = given.config
-    if config is None:
-        sys.exit("--config is missing; try --config configs/photomaker_bg.py")
-    try:
-        options = parse_options(given.option)
-        kw = {"what": given.what, "cached": given.cached, "options": options}
-        if given.text:
-            kw["text"] = Path(given.text)
-        before = read_json(Path(given.json)) if given.json else []
-        overrides = config_flags.get_override_values(given["config"])
-        program = {
-            "config": config_flags.get_config_filename(given["config"]),
-            "overrides": json.loads(json.dumps(overrides, default=str)),  # as it will be read
-        }
+    parser = argparse.ArgumentParser(
+        prog="python -m persongen_jax.aot",
+        description=__doc__.split("\n")[0],
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add("--topology", default="v5e:4x4", help="chips, e.g. v5e:4x4, v5p:4x4x4, v6e:4x4")
+    add("--per_chip_batch", type=int, default=DEFAULT_BATCH, help="pictures per chip")
+    add("--search", action="store_true", help="find the largest batch per chip that fits")
+    add("--what", default="train", choices=KINDS, help="the program")
+    add("--cached", action="store_true", help="a step on cached features, no frozen encoders")
+    add("--option", action="append", default=[], metavar="NAME=VALUE", help="of the compiler")
+    add("--text", type=Path, metavar="FILE", help="write the compiled program there, with cycles")
+    add("--json", type=Path, metavar="FILE", help="write there; added to if it is there")
+    args, config = parse_with_config(parser, argv, "configs/photomaker_bg.py")
+    options = parse_options(args.option)
+    kw = {"what": args.what, "cached": args.cached, "options": options}
+    if args.text:
+        kw["text"] = args.text
+    before = read_json(args.json) if args.json else []
+    program = {
+        "config": args.config,
+        "overrides": json.loads(json.dumps(args.overrides, default=str)),  # as it will be read
+    }
 
-        def keep(row):
-            row.update(program)
-            if given.json:
-                write_json(Path(given.json), [*before, row])
+    def keep(row):
+        row.update(program)
+        if args.json:
+            write_json(args.json, [*before, row])
 
-        if given.search:
-            asked = {**program, "topology": given.topology, "what": given.what}
-            asked |= {"cached": given.cached, "options": options}
-            same = [row for row in before if is_of(row, asked)]
-            # A search that goes on takes the place of what it had written.
-            before = [row for row in before if row not in same or "tries" not in row]
-            kw |= {"keep": keep, "before": same}
+    if args.search:
+        asked = {**program, "topology": args.topology, "what": args.what}
+        asked |= {"cached": args.cached, "options": options}
+        same = [row for row in before if is_of(row, asked)]
+        # A search that goes on takes the place of what it had written.
+        before = [row for row in before if row not in same or "tries" not in row]
+        kw |= {"keep": keep, "before": same}
 
-        run = search if given.search else compile_for_topology
-        row = run(config, given.topology, given.per_chip_batch, **kw)
-        keep(row)
-        print(report(row))
-    except (ValueError, OSError, ImportError, DoesNotFit) as error:
-        sys.exit(f"error: {error}")
+    run = search if args.search else compile_for_topology
+    row = run(config, args.topology, args.per_chip_batch, **kw)
+    keep(row)
+    print(report(row))
 
 
 if __name__ == "__main__":
-    define_flags()
-    app.run(main, flags_parser=parse_flags)
+    main()

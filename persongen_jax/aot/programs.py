@@ -1,7 +1,7 @@
-"""The real step and the real sampler at full size, in shapes only, for devices that are not there.
+"""The real step and sampler at full size, as shapes only, for devices that are not present.
 
-Nothing is allocated: weights, optimizer and batch are ShapeDtypeStructs that lie on the topology's
-mesh as training and the pipeline would place them.
+Nothing is allocated: weights, optimizer and batch are ShapeDtypeStructs with the shardings that
+training and the pipeline would give them on the topology's mesh.
 """
 
 import dataclasses
@@ -22,15 +22,15 @@ from persongen_jax.training import flop_count
 
 @dataclasses.dataclass
 class Program:
-    """What is to be compiled.
+    """A program to compile.
 
     Attributes:
         arguments: of ``function``, ShapeDtypeStructs with shardings; static ones as they are.
-        parts: what of the arguments is what: name -> tree.
-        images: pictures over all chips that one run makes, or trains on.
-        steps: how often the loop runs of which the compiler cannot know it; 1 for a step.
-        holds_all: arguments that it does not read lie on the chips all the same.
-        label: what tables call the system whose program it is.
+        parts: the components of the arguments: name -> tree.
+        images: images over all chips that one run generates, or trains on.
+        steps: the iterations of a loop if the compiler cannot know them; 1 for a step.
+        holds_all: whether arguments that it does not read are on the chips all the same.
+        label: the system's name in tables.
     """
 
     function: object
@@ -51,7 +51,7 @@ class Program:
             return traced.lower()
 
     def flops(self) -> int:
-        """Of all chips together; a loop that runs ``steps`` times counts once."""
+        """Of all chips together; a loop with ``steps`` iterations counts once."""
         with jax.set_mesh(self.mesh), compile_for("tpu"):
             return flop_count.of_function(self.function, *self.arguments)
 
@@ -59,7 +59,7 @@ class Program:
         return {name: tree_bytes(tree) for name, tree in self.parts.items()}
 
     def unread_bytes(self, traced) -> int:
-        """Per chip, of what lies there though the program does not read it."""
+        """Per chip, of weights that are there although the program does not read them."""
         if not self.holds_all:
             return 0
         jaxpr, leaves = traced.jaxpr.jaxpr, jax.tree.leaves(self.arguments)
@@ -72,7 +72,7 @@ def training(config, mesh, *, cached: bool) -> Program:
     """The training step of a config; ``config.batch_size`` is over all chips.
 
     Args:
-        cached: the batch brings what frozen encoders made, as with a feature cache.
+        cached: the batch holds what frozen encoders made, as with a feature cache.
     """
     system = abstract_system(config)
     parts = assemble(system, mesh, cached=cached)
@@ -89,7 +89,7 @@ def training(config, mesh, *, cached: bool) -> Program:
 
 
 def sampler(config, mesh, *, steps: int) -> Program:
-    """The sampler's loop as validation runs it, guidance included, without the codec."""
+    """The sampler's loop as in validation, including guidance, without the codec."""
     system = abstract_system(config)
     program = system.sampling_program(steps)
     weights = placed(program.weights, frozen_shardings(mesh, config, program.weights))
@@ -132,7 +132,7 @@ def encoders(config, mesh) -> Program:
 
 
 def _spread(tree, sharding):
-    """With the shapes of ``tree`` dealt out over the chips; numbers stay as they are."""
+    """``tree``'s shapes sharded over the chips; numbers stay as they are."""
 
     def spread(leaf):
         if not isinstance(leaf, jax.ShapeDtypeStruct):
@@ -143,7 +143,7 @@ def _spread(tree, sharding):
 
 
 def tree_bytes(tree) -> int:
-    """Bytes of a tree of ShapeDtypeStructs on one of its chips; none of what has no place there."""
+    """Bytes of a tree of ShapeDtypeStructs on one of its chips; 0 for those without a sharding."""
     return sum(
         math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
         for leaf in jax.tree.leaves(tree)
@@ -152,5 +152,5 @@ def tree_bytes(tree) -> int:
 
 
 def with_batch(config, per_chip: int, chips: int):
-    """The config with ``per_chip`` pictures on each chip, in as many parts as it says."""
+    """The config with ``per_chip`` images on each chip, in as many parts as it says."""
     return ConfigDict({**config, "batch_size": per_chip * chips})

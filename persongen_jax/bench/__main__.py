@@ -1,12 +1,12 @@
-"""Measured speed on the accelerator that is there, beside the same work on torch.
+"""Measure speed on the accelerator at hand, next to the same work in torch.
 
     python -m persongen_jax.bench train --config configs/base.py --out runs/bench \\
         --row size=512 batch=8,16,32 --row size=1024 batch=4,8 remat=false,true --versus torch
     python -m persongen_jax.bench sample --config configs/base.py --out runs/bench \\
         --row size=1024 batch=1,4,8 vae_dtype=bfloat16 --versus torch
 
-Needs no data, no weights and no TensorFlow: networks of the config's sizes with weights drawn on
-the device. Every row is a process of its own; one that runs out of memory is a line in the table.
+Needs no data, no weights and no TensorFlow: networks of the config's sizes get random weights on
+the device. Every row is a separate process; one that runs out of memory is a line in the table.
 docs/bench.md says what is measured and how to read it.
 """
 
@@ -31,9 +31,10 @@ from persongen_jax.bench.settings import (
     torch_rows,
 )
 from persongen_jax.bench.worker import OUT_OF_MEMORY
+from persongen_jax.cli import command
 
-# Linux' C library gives freed memory back and takes it anew, page by page; a CPU program of XLA,
-# which takes all its room at once, spends up to a third of its time in that.
+# Linux' C library returns freed memory and requests it again page by page; XLA's CPU programs,
+# which allocate all their memory at once, spend up to a third of their time on that.
 KEEP_MEMORY = (
     "glibc.malloc.hugetlb=1:glibc.malloc.arena_max=1:glibc.malloc.mmap_max=0:"
     "glibc.malloc.trim_threshold=1099511627776"
@@ -41,7 +42,7 @@ KEEP_MEMORY = (
 
 
 class RowFailed(Exception):
-    """A row ended without its figures; the message says why."""
+    """A row ended without figures; the message says why."""
 
 
 class Worker:
@@ -60,7 +61,7 @@ class Worker:
             )
 
     def answer(self) -> dict:
-        """The next one; RowFailed if there is none, and then the process is gone."""
+        """The next answer; RowFailed if there is none, and then the process has ended."""
         timer = threading.Timer(max(0, self.deadline - time.monotonic()), self.process.kill)
         timer.start()
         line = self.process.stdout.readline()
@@ -76,7 +77,7 @@ class Worker:
             self.process.stdin.write(f"{steps}\n")
             self.process.stdin.flush()
         except BrokenPipeError:
-            pass  # it is gone; reading its answer says how
+            pass  # it has ended; reading its answer says how
         return self.answer()
 
     def finish(self) -> dict:
@@ -112,7 +113,7 @@ class Worker:
 
 
 class Bench:
-    """One call: the rows, their workers, and the report, which is written whenever it changes."""
+    """One invocation: the rows, their workers, and the report, rewritten at every change."""
 
     def __init__(self, args):
         self.args, self.what, self.file = args, args.what, str(args.config)
@@ -122,10 +123,10 @@ class Bench:
             check_versus(args.what, args.config, self.settings)
         self.rows = [Row("ours", setting) for setting in self.settings]
         self.counting, self.counts = [], []
-        self.together = False  # whether workers stay and take turns
+        self.together = False  # whether workers stay alive and take turns
 
     def run(self) -> str:
-        """All rows; the report as Markdown."""
+        """Run all rows; return the report as Markdown."""
         self.args.out.mkdir(parents=True, exist_ok=True)
         self.look()
         self.start_counting()
@@ -143,7 +144,7 @@ class Bench:
         return self.report()
 
     def look(self):
-        """Learn of the devices from a process of its own: this one is to hold none of them.
+        """Query the devices from a separate process, as this one must not hold any.
 
         Raises:
             ValueError: there is none, or more than torch would use.
@@ -153,7 +154,7 @@ class Bench:
         try:
             found = worker.answer()
         except RowFailed as failure:
-            raise ValueError(f"JAX finds no device ({failure}); {log} has all it says") from failure
+            raise ValueError(f"JAX finds no device ({failure}); see {log}") from failure
         worker.close()
         self.together = found["platform"] == "cpu"
         if self.args.versus and not self.together and found["devices"] > 1:
@@ -166,9 +167,9 @@ class Bench:
         return list(self.args.variants or (ON_CPU if self.together else ON_ACCELERATOR))
 
     def measure(self, rows: list[Row]) -> list[tuple[Row, Worker]]:
-        """Get the rows' workers ready; those that are yet to take turns are given back.
+        """Prepare the rows' workers; return those that are still to take turns.
 
-        An accelerator's memory is for one alone: there each is measured and ended at once.
+        An accelerator's memory fits only one: there each is measured and ended at once.
         """
         waiting = []
         for row in rows:
@@ -184,7 +185,7 @@ class Bench:
         return waiting
 
     def start(self, row: Row) -> Worker | None:
-        """The row's worker, which has run its work once; None if it came to nothing."""
+        """The row's worker after its first run; None if it failed."""
         if time.monotonic() >= self.deadline:
             row.error = "not begun: out of time"
             self.report()
@@ -194,7 +195,9 @@ class Bench:
         environment = dict.fromkeys(("OMP_NUM_THREADS", "NPROC"), str(self.args.threads))
         environment["GLIBC_TUNABLES"] = os.environ.get("GLIBC_TUNABLES", KEEP_MEMORY)
         if row.by == "torch":
-            environment["JAX_PLATFORMS"] = "cpu"  # reads configs, and is to leave the memory alone
+            environment["JAX_PLATFORMS"] = (
+                "cpu"  # reads configs only, must leave device memory alone
+            )
         else:
             flags = f"{os.environ.get('XLA_FLAGS', '')} {row.setting.xla_flags()}".strip()
             share = os.environ.get("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.92")
@@ -207,7 +210,7 @@ class Bench:
         except RowFailed as failure:
             self.fail(row, failure)
             return None
-        self.read_counts()  # nothing else is to run while times are taken
+        self.read_counts()  # nothing else may run while times are taken
         return worker
 
     def time_one(self, row: Row, worker: Worker):
@@ -238,10 +241,10 @@ class Bench:
         print(f"  {row.error}", flush=True)
         self.report()
 
-    # ---- how much work it is ----
+    # ---- amount of work ----
 
     def start_counting(self):
-        """A process for every kind of picture; it reckons with shapes alone, on the CPU."""
+        """Start a process per kind of image; it computes with shapes only, on the CPU."""
         for setting in self.settings:
             of = setting.picture_work
             if any(of == other for other, _ in self.counting):
@@ -279,13 +282,14 @@ class Bench:
 
 
 def read_variants(text: str) -> list[str]:
-    """torch's settings, divided by commas."""
+    """torch's settings, separated by commas."""
     try:
         return [variant for variant in text.split(",") if read_variant(variant)]
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from error
 
 
+@command
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("what", choices=("train", "sample"))
@@ -295,7 +299,7 @@ def main(argv=None):
         nargs="+",
         action="append",
         metavar="KEY=VALUE[,VALUE...]",
-        help="settings, a row for each combination of the values; may be given several times",
+        help="settings, a row per combination of the values; may be repeated",
     )
     parser.add_argument("--out", type=Path, required=True, help="folder for JSON and tables")
     parser.add_argument("--versus", choices=("torch",), help="measure diffusers on torch as well")
@@ -304,21 +308,17 @@ def main(argv=None):
         type=read_variants,
         help=f"torch's settings; default {','.join(ON_ACCELERATOR)}; on a CPU {','.join(ON_CPU)}",
     )
-    parser.add_argument("--rounds", type=int, default=5, help="times that each row is measured")
+    parser.add_argument("--rounds", type=int, default=5, help="how often each row is measured")
     parser.add_argument(
         "--steps",
         type=int,
         default=0,
-        help="steps (or batches of pictures) each time; default 10 for steps on an accelerator, "
+        help="steps (or batches of images) each time; default 10 for steps on an accelerator, "
         "else 1",
     )
-    parser.add_argument("--limit", type=float, help="seconds after which no more is measured")
+    parser.add_argument("--limit", type=float, help="seconds after which no more rows are measured")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
-    args = parser.parse_args(argv)
-    try:
-        print(Bench(args).run())
-    except (ValueError, OSError, ImportError) as error:
-        sys.exit(f"error: {error}")
+    print(Bench(parser.parse_args(argv)).run())
 
 
 if __name__ == "__main__":

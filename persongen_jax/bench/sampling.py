@@ -1,4 +1,4 @@
-"""Text to pictures by ``Pipeline``, from prompts to arrays on the host, on drawn weights."""
+"""Text to images with ``Pipeline``, from prompts to arrays on the host, with random weights."""
 
 import tempfile
 import time
@@ -31,13 +31,14 @@ class SampleRow:
 
     Args:
         config: a training's config, for its base, method, ``size``, ``batch_size`` and dtypes.
-        steps, guidance: of the sampler; a guidance of 1 halves the work.
+        steps: of the sampler.
+        guidance: of the sampler; 1 halves the work.
         identity: with the config's method and a reference; False: the base alone.
         attention: "auto" or "xla".
     """
 
     def __init__(self, config, *, steps: int, guidance: float, identity: bool, attention: str):
-        self.device = describe_device()  # while its memory is free
+        self.device = describe_device()  # before it allocates memory
         system = abstract_system(config)
         model = with_drawn_weights(system.model)
         if not identity:
@@ -65,7 +66,7 @@ class SampleRow:
         self.attention = attention
 
     def prepare(self) -> dict:
-        """Paint once, with all compiling, and tell of the device."""
+        """Sample once, including compilation, and describe the device."""
         first, again = self.run(1)["seconds"], self.run(1)["seconds"]
         return {
             **self.device,
@@ -74,7 +75,7 @@ class SampleRow:
         }
 
     def run(self, times: int) -> dict:
-        """Seconds of so many batches of pictures, one after the other."""
+        """The seconds of this many batches of images, one after the other."""
         start = time.perf_counter()
         with attention_by(self.attention):
             for _ in range(times):
@@ -95,7 +96,7 @@ def tiny_tokenizers() -> Tokenizers:
 
 
 def picture_flops(config, *, steps: int, guidance: float) -> int:
-    """Floating-point operations of a picture of the base alone: UNet at every step, VAE once."""
+    """Floating-point operations per image of the base alone: UNet at every step, VAE once."""
     model = abstract_system(config).model
     remove_adapters(model.unet)
     unet, vae = model.unet, model.vae

@@ -1,11 +1,11 @@
-"""One row of the bench in a process of its own: what runs out of memory there harms no other row.
+"""One row of the bench in a separate process, so that running out of memory harms no other row.
 
     python -m persongen_jax.bench.worker TASK
 
 TASK is JSON, see :func:`make_row`, :func:`count_work` and :func:`look`. The answers are lines of
-JSON on standard output: what ``prepare`` says; for each number read from standard input what
-``run`` says of so many steps; at its end what ``finish`` says. Or {"error": ...}, and that was it.
-Everything else that is printed goes to standard error.
+JSON on standard output: the result of ``prepare``; for each number read from standard input the
+result of ``run`` with that many steps; at the end of input that of ``finish``. An error is
+{"error": ...}, and ends the process. All other output goes to standard error.
 """
 
 import json
@@ -41,7 +41,7 @@ def make_row(task: dict):
 def count_work(task: dict) -> dict:
     """{"ours", "torch": floating-point operations per picture, "trained", "trained_torch"}.
 
-    Where torch's cannot be counted, there is "torch_error" instead, and ours all the same.
+    If torch's cannot be counted, there is "torch_error" instead, and ours all the same.
     """
     from persongen_jax.bench.settings import read_config
 
@@ -77,7 +77,7 @@ def count_torch(config, task: dict) -> dict:
 
 
 def look() -> dict:
-    """The devices that ours runs on."""
+    """The devices that our code runs on."""
     import jax
 
     return {"platform": jax.default_backend(), "devices": jax.device_count()}

@@ -1,25 +1,25 @@
-"""Look into weight files, bring public ones in, and write a training run's for other programs.
+"""Inspect weight files, import public ones, and export a training run for other programs.
 
     python -m persongen_jax.convert inspect photomaker-v1.bin
     python -m persongen_jax.convert import photomaker-v1.bin photomaker.safetensors --base sdxl
     python -m persongen_jax.convert export --format kohya-lora runs/mini/photomaker lora.safetensors
 
-Nothing is written by halves: a key that is missing, unexpected or of another shape ends a command,
-with all of them listed. --dry_run does the whole work and its checks, and leaves no file behind.
+Nothing is written in part: if a key is missing, unexpected or misshapen, the command lists all of
+them and stops. --dry_run does all the work and its checks, and leaves no file behind.
 """
 
 import argparse
 import contextlib
-import sys
 import tempfile
 from pathlib import Path
 
+from persongen_jax.cli import command
+from persongen_jax.convert.identify import count, identify, open_parts
+from persongen_jax.convert.upgrade import upgrade_run
 from persongen_jax.files import is_full
-from persongen_jax.plain_warnings import plain_warnings
 from persongen_jax.weights.errors import WeightsError
-from persongen_jax.weights.formats.identify import count, identify, open_parts
 
-SHOWN_NOTES = 200  # characters of one note of a file's metadata
+SHOWN_NOTES = 200  # characters of one entry of a file's metadata
 
 
 def parse_arguments(argv=None):
@@ -29,7 +29,7 @@ def parse_arguments(argv=None):
     )
     commands = parser.add_subparsers(dest="command", required=True)
 
-    inspect = commands.add_parser("inspect", help="say what a file, directory or run is")
+    inspect = commands.add_parser("inspect", help="identify a file, directory or run")
     inspect.add_argument("path", type=Path)
     inspect.add_argument("--keys", action="store_true", help="list every tensor")
 
@@ -39,7 +39,7 @@ def parse_arguments(argv=None):
     bring.add_argument("--base", type=Path, metavar="DIR", help="SDXL directory that it is for")
 
     export = commands.add_parser("export", help="write what a training run has learned")
-    export.add_argument("--format", required=True, choices=_formats(), help="of the file")
+    export.add_argument("--format", required=True, choices=_formats(), help="format of the file")
     export.add_argument("run", type=Path, help="the working directory of the run")
     export.add_argument("out", type=Path, help=".safetensors or .bin; for peft a new folder")
     export.add_argument("--step", type=int, metavar="N", help="of the checkpoint; default: newest")
@@ -50,9 +50,12 @@ def parse_arguments(argv=None):
         action="store_true",
         help="of a kohya-lora: name the UNet's blocks as kohya's own trainer does",
     )
-    for command in (bring, export):
-        command.add_argument("--dry_run", action="store_true", help="check all, write nothing")
-        command.add_argument("--force", action="store_true", help="replace a file (no directory)")
+    upgrade = commands.add_parser("upgrade", help="rewrite earlier versions' runs to today's names")
+    upgrade.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="working directories")
+
+    for writes in (bring, export):
+        writes.add_argument("--dry_run", action="store_true", help="check all, write nothing")
+        writes.add_argument("--force", action="store_true", help="replace a file (no directory)")
     return parser.parse_args(argv)
 
 
@@ -90,7 +93,7 @@ def inspect(path, with_keys: bool = False) -> str:
 
 
 def key_lines(source, front: str) -> list[str]:
-    """Every tensor with its dtype and shape."""
+    """One line per tensor with its dtype and shape."""
     lines = []
     for key in source.keys():
         dtype, shape = source.info(key)
@@ -99,7 +102,7 @@ def key_lines(source, front: str) -> list[str]:
 
 
 def group_lines(source, front: str) -> list[str]:
-    """The tensors by the first word of their keys; by the first two where all share the first."""
+    """The tensors by the first word of their keys; by the first two if all share the first."""
     keys = source.keys()
     if not keys:
         return []
@@ -120,7 +123,7 @@ def readable(size: int) -> str:
 
 
 def shorten(text: str) -> str:
-    # A note may hold anything; escape codes would act on the terminal.
+    # Metadata may contain anything; escape codes would affect the terminal.
     text = "".join(c if c.isprintable() else "?" for c in " ".join(text.split()))
     return text if len(text) <= SHOWN_NOTES else text[: SHOWN_NOTES - 3] + "..."
 
@@ -132,7 +135,7 @@ def import_(args) -> str:
     from persongen_jax.convert.importing import import_file
 
     if args.out.resolve() == args.path.resolve():
-        raise WeightsError(f"{args.out}: is the file that is to be read; give another name")
+        raise WeightsError(f"{args.out}: is the input file; give another name")
     with destination(args) as out:
         return import_file(args.path, out, args.base)
 
@@ -142,7 +145,7 @@ def export(args) -> str:
     from persongen_jax.systems.open import open_run
 
     if args.sgm_names and args.format != "kohya-lora":
-        raise WeightsError(f"--sgm_names: has no meaning for --format {args.format}")
+        raise WeightsError(f"--sgm_names: has no effect with --format {args.format}")
 
     def change(config):
         for key, value in (("base", args.base), ("id_encoder", args.id_encoder)):
@@ -156,12 +159,12 @@ def export(args) -> str:
 
 @contextlib.contextmanager
 def destination(args):
-    """Where to write: ``args.out``; in a dry run a place that is removed at the end."""
-    # A directory may hold more than an import once wrote: --force spares it.
+    """The path to write: ``args.out``; in a dry run a temporary one that is removed at the end."""
+    # A directory may hold more than an earlier import wrote, so --force does not replace it.
     if args.out.is_dir():
-        raise WeightsError(f"{args.out}: is a directory already; give another place, or remove it")
+        raise WeightsError(f"{args.out}: is an existing directory; give another path or remove it")
     if args.out.exists() and not args.force:
-        raise WeightsError(f"{args.out}: is there already; give --force to replace it")
+        raise WeightsError(f"{args.out}: exists already; give --force to replace it")
     if args.dry_run:
         with tempfile.TemporaryDirectory(prefix="persongen-jax-") as folder:
             yield Path(folder) / args.out.name
@@ -175,16 +178,17 @@ def destination(args):
         raise OSError(f"{args.out}: no space left on the device; write it elsewhere") from error
 
 
+@command
 def main(argv=None):
     args = parse_arguments(argv)
-    try:
-        if args.command == "inspect":
-            print(inspect(args.path, args.keys))
-            return
-        with plain_warnings():
-            said = import_(args) if args.command == "import" else export(args)
-    except (ValueError, OSError, ImportError) as error:
-        sys.exit(f"error: {error}")
+    if args.command == "inspect":
+        print(inspect(args.path, args.keys))
+        return
+    if args.command == "upgrade":
+        for run in args.runs:
+            print("\n".join(upgrade_run(run) or [f"{run}: has today's names already"]))
+        return
+    said = import_(args) if args.command == "import" else export(args)
     print(f"{'would be written' if args.dry_run else 'written'}: {args.out}: {said}")
 
 

@@ -1,13 +1,13 @@
-"""What a training run has learned, written in the formats of the PyTorch world.
+"""Exports what a training run has learned, in the formats of the PyTorch world.
 
-Every format holds a part of what a method is. All that the format has a place for is written, or
-nothing; what it has none for is named in the answer, group by group.
+Every format holds only part of a method. Everything that the format has a place for is written, or
+nothing; the answer names the rest, group by group.
 """
 
 import re
 from pathlib import Path
 
-from persongen_jax.models.attention import ParallelCrossAttention
+from persongen_jax.models.branches import ParallelCrossAttention
 from persongen_jax.models.lora import lora_layers
 from persongen_jax.systems.open import TrainedRun
 from persongen_jax.training.partition import assign_groups, leaf_paths
@@ -35,7 +35,7 @@ HELD = {
         r"|unet/.*/branches/identity/to_[kv]/kernel|unet/(?!.*/branches/).*/lora/(down|up)"
     ),
 }
-# What an IP-Adapter file and the encoder beside it hold besides, of methods that have the first.
+# Paths that an IP-Adapter file and the encoder next to it hold in addition, if the method has them.
 SHARED_HEADS = r"|id_encoder/visual_projection(_2)?/kernel"
 TOWER = r"|id_encoder/vision_model/.*"
 FORMATS = tuple(HELD)
@@ -44,18 +44,18 @@ BRANCH = ".branches."
 
 
 def export_run(run: TrainedRun, out, file_format: str, *, sgm_names: bool = False) -> str:
-    """Write ``out``; returns what was written and what the format has no place for.
+    """Write ``out``; return what was written and what the format has no place for.
 
     Args:
         run: systems.open.open_run's.
         out: ``.safetensors``; for PhotoMaker and IP-Adapter also ``.bin`` (the convert extra);
             for PEFT a new folder.
         file_format: one of ``FORMATS``.
-        sgm_names: of a kohya file: name the UNet's blocks as kohya's own trainer does for SDXL.
+        sgm_names: for a kohya file: name the UNet's blocks as kohya's own trainer does for SDXL.
 
     Raises:
         WeightsError: the method has nothing of the kind, or nothing that the format can hold
-            without loss; nothing is written then.
+            without loss; then nothing is written.
     """
     if file_format not in FORMATS:
         raise WeightsError(f"format {file_format!r} is unknown; known: {', '.join(FORMATS)}")
@@ -79,7 +79,7 @@ def export_run(run: TrainedRun, out, file_format: str, *, sgm_names: bool = Fals
         if hasattr(model, "id_tokens"):
             folder = Path(out).with_name(f"{Path(out).stem}_image_encoder")
             save_image_encoder(model, folder)
-            said += f", and the image encoder that it goes with beside it, in {folder.name}"
+            said += f", and its image encoder next to it, in {folder.name}"
     left = left_out(run, file_format)
     if left:
         groups = ", ".join(f"{group} ({n} arrays)" for group, n in left.items())
@@ -90,9 +90,9 @@ def export_run(run: TrainedRun, out, file_format: str, *, sgm_names: bool = Fals
 def _export_lora(run, out, file_format: str, sgm_names: bool) -> str:
     if file_format == "peft":
         if Path(out).suffix in (".safetensors", ".bin"):
-            raise WeightsError(f"{out}: PEFT's form is a folder; give a name without an ending")
+            raise WeightsError(f"{out}: PEFT's form is a folder; give a name without an extension")
     elif Path(out).suffix != ".safetensors":
-        raise WeightsError(f"{out}: the ending has to be .safetensors")
+        raise WeightsError(f"{out}: the extension must be .safetensors")
     adapters = {"unet": _base_lora(run)}
     notes = {"persongen_jax": f"{run.config.method}, step {run.step}"}
     modules = module_paths(run.system.model.unet)

@@ -1,7 +1,7 @@
-"""A public weight file, checked against a base and written in the form that is used here.
+"""Imports a public weight file: checks it against a base and writes it in our own format.
 
-What comes in as a pickle, as ONNX or under other names goes out as safetensors, bit-equal: dtypes
-stay as they are. The base is opened by its configs alone, none of its weights is read.
+Pickles, ONNX and other names become safetensors, bit-equal: dtypes do not change. Only the base's
+configs are opened, none of its weights.
 """
 
 import shutil
@@ -11,6 +11,7 @@ from pathlib import Path
 import jax.numpy as jnp
 from flax import nnx
 
+from persongen_jax.convert.identify import identify
 from persongen_jax.models.encoders.clip import CLIPVisionModel
 from persongen_jax.models.encoders.id_encoder import PhotoMakerIDEncoder
 from persongen_jax.models.faces.iresnet import IResNet
@@ -22,15 +23,13 @@ from persongen_jax.weights.files.directory import read_config
 from persongen_jax.weights.files.safetensors_file import write_safetensors
 from persongen_jax.weights.files.source import TensorSource, subsource
 from persongen_jax.weights.formats.adapters import check_adapters, module_paths
-from persongen_jax.weights.formats.arcface import infer_config, open_arcface
-from persongen_jax.weights.formats.identify import context_width, identify
+from persongen_jax.weights.formats.arcface import open_arcface
 from persongen_jax.weights.formats.ip_adapter import (
     ADAPTER,
     IMAGE_PROJ,
     PROJECTIONS,
     read_ip_adapter,
 )
-from persongen_jax.weights.formats.lora.dialects import COMPONENTS
 from persongen_jax.weights.formats.lora.reading import read_embeddings, read_lora
 from persongen_jax.weights.formats.lora.writing import write_lora
 from persongen_jax.weights.formats.photomaker import (
@@ -43,6 +42,9 @@ from persongen_jax.weights.formats.sdxl.loading import FILE_NAMES
 from persongen_jax.weights.formats.sdxl.opening import open_base
 from persongen_jax.weights.keys import normalise_clip_vision
 from persongen_jax.weights.loader import check_keys, parameter_leaves, prepare_module
+from persongen_jax.weights.recognition.arcface import infer_config
+from persongen_jax.weights.recognition.kinds import context_width
+from persongen_jax.weights.recognition.lora_names import COMPONENTS
 from persongen_jax.weights.saver import write_json
 from persongen_jax.weights.slots import module_slots, processors
 
@@ -52,7 +54,7 @@ LAYERS = ("to_q", "to_k", "to_v", "to_out")
 
 
 def import_file(path, out, base=None) -> str:
-    """Check ``path`` and write ``out``; returns a line that says what was done.
+    """Check ``path`` and write ``out``; return a line that says what was done.
 
     Args:
         path: a LoRA of any style, PhotoMaker, an IP-Adapter, a single-file SDXL checkpoint, or a
@@ -62,8 +64,8 @@ def import_file(path, out, base=None) -> str:
             recogniser needs none.
 
     Raises:
-        WeightsError: the file is damaged, of another kind, or for another base; keys that are
-            missing, unexpected or misshapen are all listed, and nothing is written.
+        WeightsError: the file is damaged, of another kind, or for another base; all keys that are
+            missing, unexpected or misshapen are listed, and nothing is written.
     """
     kind = identify(path).kind
     if kind == "arcface":
@@ -85,7 +87,7 @@ def import_file(path, out, base=None) -> str:
     if kind != "arcface" and base is None:
         raise WeightsError(f"{path}: give --base DIR, the SDXL directory that it is for")
     if kind not in SINGLE_FILES and Path(out).suffix != ".safetensors":
-        raise WeightsError(f"{out}: the ending has to be .safetensors")
+        raise WeightsError(f"{out}: the extension must be .safetensors")
     return writer(path, out, base)
 
 
@@ -104,7 +106,7 @@ class AbstractBase:
 
     @property
     def widths(self) -> tuple[int, int]:
-        """Of the two text towers' states."""
+        """The widths of the two text towers' states."""
         return tuple(self.configs[name]["hidden_size"] for name in COMPONENTS[1:])
 
 
@@ -118,7 +120,7 @@ def copy_tensors(source: TensorSource, out, keys=None):
 
 
 def check_shapes(source: TensorSource, wanted: dict[str, tuple]):
-    """KeyMismatch unless ``source`` has exactly these tensors; all that differ are listed."""
+    """KeyMismatch unless ``source`` has exactly these tensors; lists all that differ."""
     found = {key: tuple(source.info(key)[1]) for key in source.keys()}
     missing = {key: shape for key, shape in wanted.items() if key not in found}
     unexpected = {key: shape for key, shape in found.items() if key not in wanted}
@@ -133,7 +135,7 @@ def check_shapes(source: TensorSource, wanted: dict[str, tuple]):
 
 
 def check_width(source: TensorSource, base: AbstractBase):
-    """WeightsError where the cross-attention reads text states of another width."""
+    """WeightsError if the cross-attention reads text states of another width."""
     width, wanted = context_width(source), base.unet.config["cross_attention_dim"][-1]
     if width not in (None, wanted):
         raise WeightsError(
@@ -175,11 +177,11 @@ def _import_photomaker(path, out, base) -> str:
 
 
 def _encoder_shapes(file, base) -> dict[str, tuple]:
-    """Shape by key of the ID encoder that goes with this base."""
+    """Shape by key of the ID encoder that fits this base."""
     tower = normalise_clip_vision(subsource(file.id_encoder, "vision_model."))
     config = infer_vision_config(tower)
     kw = {"dtype": jnp.float32, "param_dtype": jnp.float32, "rngs": UnusedRngs()}
-    # Of the recogniser's embedding; where the file lacks this tensor, it will be said below.
+    # Width of the recogniser's embedding; if the file lacks this tensor, that is reported below.
     faces = "qformer_perceiver.token_proj.0.weight"
     features = file.id_encoder.info(faces)[1][1] if faces in file.id_encoder else 512
 
@@ -196,7 +198,7 @@ def _encoder_shapes(file, base) -> dict[str, tuple]:
 
 
 def _attention_loras(unet, rank: int):
-    """(number of the layer, its name, "to_q", {half: shape}) of a LoRA on every attention layer."""
+    """(index of the layer, its name, "to_q", {half: shape}) for LoRA on every attention layer."""
     for i, (name, attention) in enumerate(processors(unet).items()):
         for short in LAYERS:
             layer = getattr(attention, short)
@@ -250,10 +252,10 @@ def _import_arcface(path, out, base) -> str:
 
 
 def _import_checkpoint(path, out, base) -> str:
-    """Each component under diffusers' names, beside the configs and tokenizers of ``base``."""
+    """Each component under diffusers' names, with the configs and tokenizers of ``base``."""
     base_folder, out = Path(base), Path(out)
     if out.is_dir():
-        raise WeightsError(f"{out}: is there already; give a directory that is to be made")
+        raise WeightsError(f"{out}: exists already; give a new directory")
     kw = {"dtype": jnp.float32, "param_dtype": jnp.float32}
     partial = out.with_name(out.name + ".part")
     shutil.rmtree(partial, ignore_errors=True)

@@ -1,14 +1,20 @@
 """What the UNet is conditioned on: named token streams, the pooled prompt, the micro-conditioning.
 
 Streams and maps are looked up by name ("text", "background", "identity", "pose", ...), never by
-slicing one long sequence, so that a method may add one without any other part knowing.
+slicing one long sequence, so that a method may add one without changes to any other part.
 """
 
+import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
+from jax.typing import ArrayLike
+
+from data_pipeline.pictures.reading import load_mask
 
 
 @jax.tree_util.register_dataclass
@@ -19,11 +25,11 @@ class TokenStream:
     Attributes:
         tokens: [b, n, d].
         mask: [b, n] bool, True where it may be attended to; None: everywhere.
-        scale: [b] factor of what the attention branch that reads it adds; None: 1. It is data, so
-            that it differs by call, example or step without a new compilation. "text" has none.
-        region: [b, g, h, w] in 0..1, where in the picture each of the g equal parts of the tokens
-            acts (g people in one picture); None: all act everywhere. Any resolution: attention
-            layers resize it to theirs. "text" has none.
+        scale: [b] factor of the output of the attention branch that reads it; None: 1. It is data,
+            so it may differ by call, example or step without recompilation. "text" has none.
+        region: [b, g, h, w] in 0..1, where in the image each of the g equal parts of the tokens
+            acts (g people in one image); None: all act everywhere. Any resolution: attention layers
+            resize it to theirs. "text" has none.
     """
 
     tokens: jax.Array
@@ -42,11 +48,11 @@ class TokenStream:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class ControlMap:
-    """One picture that conditions place by place, as a ControlNet reads it.
+    """An image whose pixels condition the corresponding places, as a ControlNet reads it.
 
     Attributes:
         pixels: [b, h, w, c].
-        scale: [b] factor of what is made of it; None: 1. It is data, as a stream's is.
+        scale: [b] factor of its effect; None: 1. It is data, like a stream's.
     """
 
     pixels: jax.Array
@@ -56,10 +62,10 @@ class ControlMap:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Conditioning:
-    """All that the UNet sees besides the noisy latents and the timestep.
+    """All inputs of the UNet other than the noisy latents and the timestep.
 
     Attributes:
-        streams: name to :class:`TokenStream`; "text" is what the base model was trained with.
+        streams: name to :class:`TokenStream`; the base model was trained with "text".
         pooled_prompt_embeds: [b, d], the second text tower's projected embedding, or None.
         time_ids: [b, 6], (original_h, original_w, crop_top, crop_left, target_h, target_w) in
             pixels (SDXL, arXiv 2307.01952, section 2.2), or None for models without them.
@@ -72,14 +78,14 @@ class Conditioning:
     maps: dict[str, ControlMap] = field(default_factory=dict)
 
     def with_stream(self, name: str, tokens, mask=None, scale=None, region=None) -> "Conditioning":
-        """A copy in which stream ``name`` is this one."""
+        """A copy with this stream ``name``."""
         stream = TokenStream(tokens, mask, scale, region)
         return replace(self, streams={**self.streams, name: stream})
 
     def with_scales(self, scales: dict) -> "Conditioning":
-        """A copy in which every stream but "text" and every map has its scalar of ``scales``.
+        """A copy with the scalars of ``scales`` for all streams but "text" and for all maps.
 
-        One that ``scales`` does not name keeps what it has.
+        What ``scales`` does not name keeps its scale.
         """
 
         def scaled(name, part, rows):
@@ -92,17 +98,17 @@ class Conditioning:
         return replace(self, streams=streams, maps=maps)
 
     def with_map(self, name: str, pixels, scale=None) -> "Conditioning":
-        """A copy in which map ``name`` is this one, [b, h, w, c]."""
+        """A copy with this map ``name``, [b, h, w, c]."""
         return replace(self, maps={**self.maps, name: ControlMap(pixels, scale)})
 
     @property
     def scaled_names(self) -> tuple[str, ...]:
-        """What can be given a strength of its own: every stream but "text", every map."""
+        """The names that can have a scale: every stream but "text", every map."""
         return (*(name for name in self.streams if name != "text"), *self.maps)
 
 
 def select(keep_first, first: Conditioning, second: Conditioning) -> Conditioning:
-    """Per example ``first`` where ``keep_first`` [b] (or a scalar) is True, ``second`` elsewhere.
+    """Per example ``first`` where ``keep_first`` [b] (or a scalar) is True, else ``second``.
 
     Both must have the same streams with the same shapes; the choice is data, not structure, so it
     never recompiles.
@@ -121,10 +127,10 @@ def select(keep_first, first: Conditioning, second: Conditioning) -> Conditionin
 
 
 def interleave(*trees):
-    """Trees of arrays [b, ...] joined to [k * b, ...] as guidance does with its k sides.
+    """Joins trees of arrays [b, ...] to [k * b, ...], as guidance does with its k sides.
 
-    Every example's sides lie next to each other, so that none of them has to move to another device
-    than its example's. :func:`deinterleave` takes the result of them apart again.
+    The sides of an example are adjacent, so that none of them moves to another device than its
+    example. :func:`deinterleave` splits the result again.
     """
 
     def join(*leaves):
@@ -134,12 +140,12 @@ def interleave(*trees):
 
 
 def deinterleave(array, sides: int) -> list[jax.Array]:
-    """[k * b, ...] to the [b, ...] of each of the k sides."""
+    """Splits [k * b, ...] into the [b, ...] of each of the k sides."""
     array = array.reshape(-1, sides, *array.shape[1:])
     return [array[:, i] for i in range(sides)]
 
 
-# ---- From step to step of the sampler ----------------------------------------------------------
+# ---- Conditioning by sampler step ----------------------------------------------------------
 
 
 @jax.tree_util.register_dataclass
@@ -147,21 +153,21 @@ def deinterleave(array, sides: int) -> list[jax.Array]:
 class Guidance:
     """Through step ``merge_step`` (inclusive) the UNet reads ``early``, after it ``late``.
 
-    That is PhotoMaker's delayed merging (arXiv 2312.04461, section 3.3); a run without references
-    has only ``late``.
+    This is PhotoMaker's delayed merging (arXiv 2312.04461, section 3.3); without references there
+    is only ``late``.
 
     Attributes:
         late: prompts and identity; early: the prompts alone; unconditional: neither.
-        plain: [b, n, d], late's stream "text" without the identity in it; None where none is.
-        scales: name to [steps] factors: "identity" of what is in the text, streams, maps, "lora".
-        lora: path of a layer of the UNet to [r], what of its LoRA's scale is the method's own.
+        plain: [b, n, d], the stream "text" of ``late`` without the identity; None if it has none.
+        scales: name to [steps] factors: "identity" for its part of the text, streams, maps, "lora".
+        lora: path of a layer of the UNet to [r], the part of its LoRA's scale that is the method's.
     """
 
     late: Conditioning
     unconditional: Conditioning | None = None
     early: Conditioning | None = None
     plain: jax.Array | None = None
-    scales: dict[str, jax.Array] = field(default_factory=dict)
+    scales: Mapping[str, ArrayLike] = field(default_factory=dict)
     lora: dict[str, jax.Array] = field(default_factory=dict)
 
     def scales_at(self, step) -> dict[str, jax.Array]:
@@ -177,7 +183,7 @@ class Guidance:
         return select(step <= merge_step, self.early, late)
 
     def denoiser_state(self, state: nnx.State, step) -> nnx.State:
-        """The denoiser's state with the method's LoRA as strong as it is to be at a step."""
+        """The denoiser's state with the method's LoRA scaled for a step."""
         if not self.lora:
             return state
         factor, flat = self.scales_at(step)["lora"], []
@@ -200,3 +206,35 @@ def weaken(late: Conditioning, plain, scale) -> Conditioning:
     tokens = jnp.where(text.tokens == plain, plain, tokens)
     streams = {**late.streams, "text": TokenStream(tokens, text.mask)}
     return replace(late, streams=streams)
+
+
+def region_arrays(regions, people, height: int, width: int) -> np.ndarray:
+    """[prompts, p, height, width] float32 in 0..1; p is the most people of a prompt.
+
+    Places of absent people hold 0.
+    """
+    out = np.zeros((len(regions), max(map(len, people)), height, width), np.float32)
+    for row, masks in enumerate(regions):
+        for column, mask in enumerate(masks):
+            name = f"region {column + 1} of prompt {row + 1}"
+            out[row, column] = to_region(mask, height, width, name)
+    return out
+
+
+def to_region(mask, height: int, width: int, name: str = "a region") -> np.ndarray:
+    """A mask of any size, averaged down (or repeated up) to [height, width] float32 in 0..1.
+
+    Args:
+        mask: anything that load_mask accepts: a path, a file object, a PIL image (white is 1), an
+            array [h, w] bool, float in 0..1, or uint8.
+        name: of the region in messages.
+
+    Raises:
+        ImageError: another array, or an image that cannot be read.
+    """
+    from PIL import Image
+
+    mask = load_mask(mask, name)
+    if not mask.any():
+        warnings.warn(f"{name} is empty (all black): it acts nowhere", stacklevel=2)
+    return np.asarray(Image.fromarray(mask).resize((width, height), Image.Resampling.BOX))

@@ -1,23 +1,23 @@
-"""DDIM run backwards: from a picture to the noise that it would be generated from.
+"""DDIM in reverse: from an image to the noise that generates it.
 
-Song et al., arXiv 2010.02502, section 4.3: without noise of its own the sampler is an ordinary
-differential equation, which can be followed in either direction. Numbers as diffusers'
-DDIMInverseScheduler has them.
+Song et al., arXiv 2010.02502, section 4.3: without added noise the sampler is an ordinary
+differential equation, which can be solved in either direction. The numbers match diffusers'
+DDIMInverseScheduler.
 """
 
 import numpy as np
 
 from persongen_jax.diffusion.plan import Plan
-from persongen_jax.diffusion.sampler_config import resolve_config
 from persongen_jax.diffusion.schedule import NoiseSchedule
+from persongen_jax.diffusion.scheduler_config import resolve_config
 
 
 def make_inverse_plan(scheduler_config: dict, num_inference_steps: int, **overrides) -> Plan:
-    """A plan for ``sampling.run_steps`` that begins with the picture and ends with noise.
+    """A plan for ``sampling.run_steps`` that starts from the image and ends with noise.
 
-    ``make_plan(scheduler_config, num_inference_steps, "ddim")`` leads back, as exactly as the steps
-    are small. Where the last timestep leaves hardly any signal, it has to clip the picture (with
-    ``use_clipped_model_output``), or the model's smallest error there ruins it.
+    ``make_plan(scheduler_config, num_inference_steps, "ddim")`` leads back, the more exactly the
+    smaller the steps are. If the last timestep leaves hardly any signal, that plan has to clip the
+    image (with ``use_clipped_model_output``), or the model's smallest error there ruins it.
 
     Args:
         scheduler_config: contents of a diffusers scheduler_config.json.
@@ -43,8 +43,8 @@ def make_inverse_plan(scheduler_config: dict, num_inference_steps: int, **overri
         )
     if timesteps[-1] >= total:
         raise ValueError(f"the last timestep is {timesteps[-1]}, of {total}; lower steps_offset")
-    # The noise level at which a step begins is one stride below the timestep that the model is
-    # told, and the one at which it ends is that timestep's.
+    # The noise level at which a step begins is one stride below the timestep that the model
+    # receives, and the level at which it ends is that timestep's.
     before = timesteps - total // n
     first = 1.0 if config["set_alpha_to_one"] else schedule.alphas_cumprod[0]
     signal = np.where(before >= 0, schedule.alphas_cumprod[before], first).astype(np.float64)

@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from persongen_jax.diffusion.sampler_config import resolve_config
 from persongen_jax.diffusion.schedule import NoiseSchedule
+from persongen_jax.diffusion.scheduler_config import resolve_config
 
 
 @jax.tree_util.register_dataclass
@@ -21,7 +21,7 @@ class Plan:
     """One sampling run, step by step. A pytree: arrays are leaves, the rest is static.
 
     Attributes:
-      timesteps: [n] float32 in 0..T-1, what the model is told; falling.
+      timesteps: [n] float32 in 0..T-1, the model's input; falling.
       sigmas: [n + 1] float32 noise-to-signal ratios at those steps, then the one reached at the
         end (usually 0). Infinite at a step with zero terminal SNR (DDPM, DDIM).
       init_noise_sigma: float32 standard deviation of the first latents.
@@ -41,7 +41,7 @@ class Plan:
 
     @property
     def num_steps(self) -> int:
-        """Number of steps; may be below the number asked for when `lambda_min_clipped` cuts."""
+        """Number of steps; below the requested number if `lambda_min_clipped` cuts some off."""
         return self.timesteps.shape[0]
 
     def at(self, i) -> dict[str, jax.Array]:
@@ -59,11 +59,11 @@ def make_plan(
       num_inference_steps: steps, at least 1.
       scheduler: short name ("ddpm", "ddim", "euler", "euler_ancestral", "dpmpp_2m") or diffusers
         class name; None takes the config's `_class_name`.
-      **overrides: parameters that win over the config, e.g. use_karras_sigmas=True, eta=0.5.
+      **overrides: parameters that override the config, e.g. use_karras_sigmas=True, eta=0.5.
 
     Raises:
       ValueError: see `resolve_config`; also step counts, eta or timesteps out of range, and an
-        epsilon prediction asked for at zero terminal SNR.
+      epsilon prediction at zero terminal SNR.
     """
     name, config = resolve_config(scheduler_config, scheduler, **overrides)
     schedule = NoiseSchedule.from_config(config)
@@ -207,7 +207,7 @@ def _plan_euler(config, alphas_cumprod, n, ancestral=False):
     last = training_sigmas[0] if config.get("final_sigmas_type") == "sigma_min" else 0
     sigmas = np.append(sigmas, last)
     # With leading spacing the first step is not at the end of training: the latents then are image
-    # plus noise, of which the image's unit variance is part.
+    # plus noise, which includes the image's unit variance.
     from_pure_noise = config["timestep_spacing"] != "leading"
     init_noise_sigma = sigmas.max() if from_pure_noise else np.sqrt(sigmas.max() ** 2 + 1)
     now, after = sigmas[:-1], sigmas[1:]
@@ -215,7 +215,7 @@ def _plan_euler(config, alphas_cumprod, n, ancestral=False):
     coefficients = {"alpha_t": alpha_t, "sigma_t": sigma_t, "sigma": now}
     if ancestral:
         coefficients["sigma_up"] = np.sqrt(after**2 * (now**2 - after**2) / now**2)
-        after = after**2 / now  # sqrt(after^2 - sigma_up^2) without its cancellation
+        after = after**2 / now  # sqrt(after^2 - sigma_up^2) without cancellation
     coefficients["sigma_down"] = after
     return timesteps, sigmas, init_noise_sigma, coefficients, ancestral
 

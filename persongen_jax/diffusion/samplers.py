@@ -1,7 +1,7 @@
 """Samplers: from Gaussian noise to latents, all in one compiled loop.
 
 `sampling_plan.make_plan` turns a diffusers scheduler_config.json into a `Plan`: every number the
-loop needs, computed once on the host. `run_steps` then walks through it.
+needed number, computed once on the host. `run_steps` then executes it.
 
     plan = make_plan(config, 30, "dpmpp_2m", use_karras_sigmas=True)
     carry = init_carry(plan, initial_latents(plan, noise))
@@ -39,7 +39,7 @@ def ddim_step(model_output, plan, i, latents, memory, noise):
     c = plan.at(i)
     x0, eps = x0_and_eps(plan.prediction_type, latents, model_output, c["alpha_t"], c["sigma_t"])
     x0 = jnp.clip(x0, -c["clip_range"], c["clip_range"])
-    if "of_clipped" in c:  # the noise that goes with the clipped picture
+    if "of_clipped" in c:  # the noise that is consistent with the clipped x_0
         eps = (latents - c["alpha_t"] * x0) / c["sigma_t"]
     latents = c["x0_weight"] * x0 + c["eps_weight"] * eps
     if plan.stochastic:
@@ -89,7 +89,7 @@ SAMPLERS: dict[str, Callable] = {
 # ---- The loop ----------------------------------------------------------------------------------
 
 
-def initial_latents(plan: Plan, noise: jax.Array) -> jax.Array:
+def initial_latents(plan: Plan, noise: jax.Array | np.ndarray) -> jax.Array:
     """[b, h, w, c] standard normal noise → [b, h, w, c] float32 latents at the first step."""
     return noise.astype(jnp.float32) * plan.init_noise_sigma
 

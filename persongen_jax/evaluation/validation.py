@@ -5,30 +5,56 @@
         validator(model, step)
 
 writes, under ``workdir/validation``: metrics.jsonl, a row per step and set; a contact sheet
-``step_000500_out_of_train.png`` of each; and trajectories.png. Nothing in them depends on the time
-or on how often the run was interrupted.
+``step_000500_out_of_train.png`` for each; and trajectories.png. Their contents do not depend on the
+time or on how often the run was interrupted.
 """
 
 import json
-import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any, Protocol
 
+import numpy as np
 from PIL import Image
 
+from data_pipeline.files import atomic_write, write_text
+from persongen_jax.config import import_object
 from persongen_jax.evaluation.trajectories import plot_trajectories, read_rows
+from persongen_jax.systems.base import System
 from persongen_jax.training.stopping import Stopped
 
 
+class Evaluation(Protocol):
+    """Measures a system's model.
+
+    Attributes:
+        should_stop: asked all the time; True ends it by stopping.Stopped.
+        generates: whether the images are generated, not real ones.
+    """
+
+    should_stop: Callable[[], bool]
+    generates: bool
+
+    def __call__(self, model, step: int) -> dict[str, Any]:
+        """For each of ``system.validation_sets`` a Result: its row of metrics.jsonl, and images."""
+
+    def sheet(self, name: str, images) -> np.ndarray:
+        """A set's contact sheet, uint8 [h, w, 3]."""
+
+    def rows(self, name: str, images) -> list[tuple]:
+        """What the sheet is made of: (number of the owner, number of the prompt, Row) each."""
+
+
 class Validator:
-    """Measures a system's model on its validation sets; with none it does nothing.
+    """Evaluates a system's model on its validation sets; without sets it does nothing.
 
     Args:
         system: systems.base.System.
         workdir: of the run.
-        start_step: the step from which training goes on; rows of later ones are dropped.
+        start_step: the step from which training resumes; rows of later steps are dropped.
 
     Attributes:
-        should_stop: asked all the time; True ends a validation with nothing written.
+        should_stop: called regularly; True ends a validation without writing anything.
     """
 
     def __init__(self, system, workdir, start_step: int = 0):
@@ -36,26 +62,26 @@ class Validator:
         self.path = self.folder / "metrics.jsonl"
         self.should_stop = lambda: False
         self.sets, self.evaluation = (), None
-        # Judges and pipeline are not loaded for a run that does not validate.
+        # A run that does not validate loads neither judges nor pipeline.
         if not system.validation_sets or not system.config.validation_every:
             return
         self.sets, self.label = system.validation_sets, system.label
-        self.evaluation = system.evaluation()
+        self.evaluation = open_evaluation(system)
         self.folder.mkdir(parents=True, exist_ok=True)
         self._write([row for row in read_rows(self.path) if row["step"] <= start_step])
 
     def has(self, step: int) -> bool:
-        """Whether the rows of ``step`` are there: nothing to do."""
+        """Whether the rows of ``step`` exist already."""
         there = {row["set"] for row in read_rows(self.path) if row["step"] == step}
         return set(self.sets) <= there
 
     def __call__(self, model, step: int, write_scalar=None, write_image=None) -> dict[str, float]:
-        """Measure ``model`` as it is after ``step`` steps.
+        """Evaluate ``model`` as it is after ``step`` steps.
 
         Args:
-            model: the system's, with its present weights.
-            write_scalar: called as (name, number, step), write_image as (name, uint8 [h, w, 3],
-                step); TensorBoard's.
+            model: the system's, with its current weights.
+            write_scalar: called with (name, number, step); write_image with (name, uint8 [h, w, 3],
+                step); both from TensorBoard.
 
         Returns:
             The means by "set/metric"; {} if ``should_stop`` ended it.
@@ -87,13 +113,21 @@ class Validator:
 
     def _write(self, rows: list[dict]):
         """The file in one piece: all rows of a step or none."""
-        partial = self.path.with_name(self.path.name + ".part")
-        partial.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-        os.replace(partial, self.path)
+        write_text(self.path, "".join(json.dumps(row) + "\n" for row in rows))
 
 
 def write_image_file(path: Path, image):
     """A PNG in one piece."""
-    partial = path.with_name(path.name + ".part")
-    Image.fromarray(image).save(partial, format="png")
-    os.replace(partial, path)
+    with atomic_write(path) as partial:
+        Image.fromarray(image).save(partial, format="png")
+
+
+def open_evaluation(system: System) -> Evaluation:
+    """What measures the system: ``system.evaluation``, opened with it.
+
+    Raises:
+        ValueError: the system has none, or it needs something that the config lacks.
+    """
+    if not system.evaluation:
+        raise ValueError(f"config.validation_every: {system.label} has nothing to validate with")
+    return import_object(system.evaluation, "evaluation")(system)

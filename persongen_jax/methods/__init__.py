@@ -1,34 +1,34 @@
-"""Identity methods, by name. A new one is a file here, a line in ``METHODS`` and a config.
+"""Identity methods, by name. A new method is a file here, a line in ``METHODS`` and a config.
 
-A method that lies elsewhere is named in a config as "package.module:Class". docs/methods.md says
-what each computes and trains, and adds one more as an example.
+A config names a method from elsewhere as "package.module:Class". docs/methods.md says what each
+method computes and trains, and adds one as an example.
 """
 
 from persongen_jax.config import import_object
 from persongen_jax.methods.base import Method
-from persongen_jax.methods.published.ip_adapter_file import IPAdapterFile
+from persongen_jax.methods.published.ip_adapter import IPAdapter
 from persongen_jax.methods.published.photomaker import PhotoMaker
 from persongen_jax.methods.thesis.cascade import Cascade
 from persongen_jax.methods.thesis.dual import Dual
-from persongen_jax.methods.thesis.ip_adapter import IPAdapter
+from persongen_jax.methods.thesis.id_branch import IDBranch
 from persongen_jax.methods.thesis.ip_lora import IPLora
 from persongen_jax.methods.thesis.photomaker_bg import PhotoMakerBackground
 from persongen_jax.methods.thesis.photomaker_bg_body import PhotoMakerBackgroundBody
 
 METHODS: dict[str, type[Method]] = {
     "photomaker": PhotoMaker,
-    "ip_adapter": IPAdapter,
+    "id_branch": IDBranch,
     "dual": Dual,
     "ip_lora": IPLora,
     "photomaker_bg": PhotoMakerBackground,
     "photomaker_bg_body": PhotoMakerBackgroundBody,
     "cascade": Cascade,
-    "ip_adapter_file": IPAdapterFile,
+    "ip_adapter": IPAdapter,
 }
 
 
 def get_method(name: str) -> Method:
-    """The method called ``name``, or "package.module:Class"; ValueError naming those that exist."""
+    """The method called ``name``, or "package.module:Class"; ValueError listing the known names."""
     if ":" in name:
         return import_object(name, "config.method")()
     if name not in METHODS:

@@ -1,36 +1,42 @@
-"""What every identity method provides. Nothing else in the project asks which method it is."""
+"""The interface of identity methods. Nothing else in the project asks which method it is."""
 
 import abc
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterable
 from dataclasses import dataclass
+from typing import Any
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import ArrayLike
+from ml_collections import ConfigDict
 
 from data_pipeline.examples.conditions import References, Text
-from data_pipeline.examples.fields import Encoding, Field
+from data_pipeline.examples.fields import Batch, Encoding, Field
 from data_pipeline.prompts import Tokenizers
-from persongen_jax.diffusion.conditioning import Conditioning
-from persongen_jax.models.attention import remove_branches
+from persongen_jax.diffusion.conditioning import Conditioning, TokenStream
+from persongen_jax.models.branches import remove_branches
 from persongen_jax.models.lora import remove_adapters
 from persongen_jax.models.sdxl.parts import COMPONENTS, StableDiffusionXL
+
+Model = Any  # StableDiffusionXL, or a view of it, with the parts that a method has added
 
 
 @dataclass
 class Parts:
-    """What a method adds to and reads from: the model, and the tokenizers of its prompts."""
+    """What a method modifies and reads: the model, and the tokenizers of its prompts."""
 
     model: StableDiffusionXL
     tokenizers: Tokenizers
 
 
 class Method(abc.ABC):
-    """An identity method: what it adds to the model, how it conditions, what of it is trained.
+    """An identity method: what it adds to the model, how it conditions, and what it trains.
 
     Attributes:
-        groups: rows (path pattern, learning-rate group) of what it trains; a config's
-            ``trainable`` may say otherwise. See training/partition.py.
-        denoises_with: names of the model's parts that ``denoise`` runs besides the UNet.
+        groups: rows (path pattern, learning-rate group) of what it trains; a config's ``trainable``
+            overrides them. See training/partition.py.
+        denoises_with: names of the model's parts that ``denoise`` runs in addition to the UNet.
         decodes: whether ``losses`` reads the decoded image (``step.image()``), so that the VAE's
             decoder stays on the device.
     """
@@ -40,8 +46,8 @@ class Method(abc.ABC):
     decodes: bool = False
 
     def __eq__(self, other):
-        # Two of one kind compute the same: programs compiled for one serve the other. One that
-        # keeps arrays or the like is equal to itself alone.
+        # Two methods of one kind compute the same: programs compiled for one serve the other. One
+        # that keeps arrays or the like equals only itself.
         plain = all(isinstance(value, Hashable) for value in vars(self).values())
         same = type(self) is type(other) and plain and vars(self) == vars(other)
         return self is other or same
@@ -50,20 +56,20 @@ class Method(abc.ABC):
         return hash(type(self))
 
     @abc.abstractmethod
-    def attach(self, parts: Parts, config, rngs: nnx.Rngs):
-        """Add the method's parts, in place, as training begins with them.
+    def attach(self, parts: Parts, config: ConfigDict, rngs: nnx.Rngs) -> None:
+        """Add the method's parts with their initial weights, in place.
 
         Args:
             parts: ``model`` is StableDiffusionXL, loaded; ``tokenizers`` its two.
             config: the experiment's config (base, id_encoder, start_from, rank, lora_alpha, ...).
-            rngs: for what starts at random.
+            rngs: for random initialisation.
         """
 
-    def detach(self, parts: Parts):
-        """Take off all that ``attach`` has added; the model then computes what the base does.
+    def detach(self, parts: Parts) -> None:
+        """Remove all that ``attach`` has added; the model then computes what the base does.
 
-        Here: attention branches, LoRA, and further networks. A method that changes anything else
-        (a token, a layer of the base) puts that back too.
+        This removes attention branches, LoRA, and additional networks. A method that changes
+        anything else (a token, a layer of the base) must restore that too.
         """
         remove_branches(parts.model.unet)
         for name in COMPONENTS:
@@ -73,41 +79,47 @@ class Method(abc.ABC):
             if isinstance(part, nnx.Module) and name not in COMPONENTS:
                 delattr(parts.model, name)
 
-    def fields(self, parts: Parts, config) -> tuple[Field, ...]:
-        """The inputs that it reads besides the target picture and its place, attached.
+    def fields(self, parts: Parts, config: ConfigDict) -> tuple[Field, ...]:
+        """The inputs that it reads other than the target image and its crop, attached.
 
-        Here: a caption that says where the identity enters, and references.
+        By default: a caption that marks where the identity enters, and references.
         """
         return prompts(parts, config), references(self, parts.model)
 
     @abc.abstractmethod
-    def condition(self, model, batch) -> Conditioning:
-        """A batch (of the method's fields) to what the UNet reads.
+    def condition(self, model: Model, batch: Batch) -> Conditioning:
+        """Maps a batch (of the method's fields) to what the UNet reads.
 
         Where ``id_mask`` is False the identity has no influence. Runs inside a compiled step; the
-        streams, maps and shapes do not depend on the values. Prompts are read by
-        :func:`prompt_states` and references by :func:`reference_features`, for which a batch may
-        bring cached ones.
+        streams, maps and shapes do not depend on the values. :func:`prompt_states` encodes prompts
+        and :func:`reference_features` references, unless the batch holds cached ones.
         """
 
-    def denoise(self, model, x, t, conditioning: Conditioning, step=None):
+    def denoise(
+        self,
+        model: Model,
+        x: jax.Array,
+        t: ArrayLike,
+        conditioning: Conditioning,
+        step: ArrayLike | None = None,
+    ) -> jax.Array:
         """The prediction [b, h, w, c] at noisy latents ``x`` and timesteps ``t``.
 
         It runs in training and in the sampler. ``model`` has ``unet`` and the parts that
-        ``denoises_with`` names. ``step``: the index in the sampler's plan; None in training. A
-        method with maps multiplies what it makes of one by its scale
-        (``conditioning.maps[name].scale``, [b] or None for 1), which runtime strengths set.
+        ``denoises_with`` lists. ``step``: the index in the sampler's plan; None in training. A
+        method with maps multiplies the effect of each by its scale
+        (``conditioning.maps[name].scale``, [b] or None for 1), which is set at run time.
         """
         return model.unet(x, t, conditioning)
 
-    def losses(self, model, batch, step) -> dict:
-        """{"loss": [b]} that is trained on, and further terms [b] for the log.
+    def losses(self, model: Model, batch: Batch, step: Any) -> dict[str, jax.Array]:
+        """{"loss": [b]}, the objective, and additional terms [b] for the log.
 
         Args:
             model: the whole model, with all parts that ``attach`` has added.
             step: systems.diffusion.Step: ``mse`` [b], ``pred``, ``target``, ``timesteps``,
-                ``mask``, ``x0()`` (the latents that the prediction means) and ``image()`` (they
-                decoded, differentiable).
+                ``mask``, ``x0()`` (the latents that the prediction implies) and ``image()`` (the
+                same decoded, differentiable).
         """
         return {"loss": step.mse}
 
@@ -115,21 +127,21 @@ class Method(abc.ABC):
 
     image_tower = "id_encoder/vision_model"  # path of the network that reads the references
 
-    def reference_size(self, model) -> int:
+    def reference_size(self, model: Model) -> int:
         """Side in pixels of the face crops that the image tower reads."""
         return model.id_encoder.vision_model.config["image_size"]
 
-    def encode_references(self, model, id_pixel_values):
-        """Face crops [b, r, s, s, 3] to what the image tower tells of them, [b, r, ...].
+    def encode_references(self, model: Model, id_pixel_values: jax.Array) -> jax.Array:
+        """Face crops [b, r, s, s, 3] to the image tower's features, [b, r, ...].
 
-        It depends on the weights of ``image_tower`` alone: where these are frozen it is computed
-        once and cached (persongen_jax/features/).
+        It depends only on the weights of ``image_tower``: if these are frozen, the result is
+        computed once and cached (persongen_jax/features/).
         """
         return model.id_encoder.pool(id_pixel_values)
 
 
-def denoiser_view(model, method=None):
-    """The UNet, and what else the method's ``denoise`` runs, by reference, in one module."""
+def denoiser_view(model: Model, method: Method | None = None) -> Model:
+    """The UNet and the other parts that ``denoise`` runs, by reference, in one module."""
     view = nnx.Module()
     for name in ("unet", *(method.denoises_with if method else ())):
         setattr(view, name, getattr(model, name))
@@ -139,7 +151,9 @@ def denoiser_view(model, method=None):
 # ---- The fields that identity methods share ----------------------------------------------------
 
 
-def prompts(parts: Parts, config, streams=("text",), at_trigger: bool = True) -> Text:
+def prompts(
+    parts: Parts, config: ConfigDict, streams: tuple[str, ...] = ("text",), at_trigger: bool = True
+) -> Text:
     """Captions, read by both text towers; see data_pipeline/examples/conditions.py."""
     encoding = Encoding(
         kind="text",
@@ -157,19 +171,19 @@ def prompts(parts: Parts, config, streams=("text",), at_trigger: bool = True) ->
     )
 
 
-def encode_text(model, input_ids):
+def encode_text(model: Model, input_ids: jax.Array) -> dict[str, jax.Array]:
     """Token ids [b, 2, n] to {"states": [b, n, d], "pooled": [b, p]}."""
     states, pooled = model.encode_prompt(input_ids)
     return {"states": states, "pooled": pooled}
 
 
-def references(method: Method, model) -> References:
+def references(method: Method, model: Model) -> References:
     """References, read by the method's image tower."""
 
     def encode(model, id_pixel_values):
         return {"features": method.encode_references(model, id_pixel_values[:, None])[:, 0]}
 
-    # Methods that read the same network the same way share what was computed.
+    # Methods that read the same network in the same way share the cache.
     how = type(method).encode_references.__qualname__
     reads = getattr(getattr(model, "image_proj", None), "reads", "")
     encoding = Encoding(
@@ -185,28 +199,36 @@ def references(method: Method, model) -> References:
 # ---- Reading a batch ---------------------------------------------------------------------------
 
 
-def prompt_states(model, batch, stream: str = "text"):
-    """A stream's prompt: [b, 77, d], and [b, p] the pooled embedding of "text".
+def prompt_states(model: Model, batch: Batch, stream: str = "text") -> tuple[jax.Array, jax.Array]:
+    """A stream's encoded prompt: [b, 77, d], and for "text" the pooled embedding [b, p].
 
-    Both are the batch's own ("text_states") where it brings them.
+    Taken from the batch ("text_states") if it holds them.
     """
     if "text_states" in batch:
         return batch["text_states"][stream], batch["text_states"]["pooled"]
     return model.encode_prompt(batch["input_ids"][stream])
 
 
-def reference_features(model, batch):
+def reference_features(model: Model, batch: Batch) -> jax.Array:
     """CLIP's pooled embeddings of the references, [b, r, d]: the batch's own, or encoded now."""
     if "id_features" in batch:
         return batch["id_features"]
     return model.id_encoder.pool(batch["id_pixel_values"])
 
 
-def add_prompt_streams(conditioning: Conditioning, model, batch, streams) -> Conditioning:
-    """With the prompts of ``streams`` but for "text": [b, 77, d] each, unmasked.
+def plain_text(model: Model, batch: Batch) -> Conditioning:
+    """The prompt as written, with no place for an identity in it."""
+    embeds, pooled = prompt_states(model, batch)
+    return Conditioning({"text": TokenStream(embeds)}, pooled, batch["time_ids"])
 
-    As in "text", a prompt's padding is attended to. A picture without such a caption has the empty
-    prompt there, encoded like any other.
+
+def add_prompt_streams(
+    conditioning: Conditioning, model: Model, batch: Batch, streams: Iterable[str]
+) -> Conditioning:
+    """Adds the prompts of ``streams`` other than "text": [b, 77, d] each, unmasked.
+
+    As in "text", a prompt's padding is attended to. An image without such a caption gets the empty
+    prompt, encoded like any other.
     """
     for name in streams:
         if name != "text":

@@ -1,9 +1,8 @@
-"""What a method's parts start from: an ID encoder on CLIP's weights, and ``config.start_from``.
+"""Initial weights of a method's parts: an ID encoder on CLIP's weights, and ``config.start_from``.
 
 ``start_from`` names a PhotoMaker file, or the working directory of an earlier run of this project
 (staged training). That run may itself have started from another, and the first of them from a file.
-Checkpoints hold only what was trained, so all of them are read again, whenever a model is put
-together.
+Checkpoints hold only what was trained, so all of them are read again whenever a model is assembled.
 """
 
 from pathlib import Path
@@ -12,18 +11,22 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 from jax.experimental import multihost_utils
+from ml_collections import ConfigDict
 
+from persongen_jax.methods.base import Model
 from persongen_jax.models.encoders.id_encoder import PhotoMakerIDEncoder
 from persongen_jax.models.lora import lora_layers
 from persongen_jax.parallel import distributed
+from persongen_jax.settings import check_version
 from persongen_jax.training.partition import leaf_paths, set_leaves
 from persongen_jax.weights.errors import KeyMismatch, MissingFile, UnsupportedAdapter
 from persongen_jax.weights.formats.clip import load_vision_tower
 
 
-def add_id_encoder(model, config, rngs):
-    """PhotoMaker's ID encoder, whole: so its files fit, and what a method does not use is frozen.
+def add_id_encoder(model: Model, config: ConfigDict, rngs: nnx.Rngs) -> None:
+    """Adds PhotoMaker's whole ID encoder, so that its files fit; unused parts stay frozen.
 
     Reads config.base, id_encoder (a CLIP directory; default: ``<base>/image_encoder``), id_gain
     and dtype.
@@ -41,16 +44,16 @@ def add_id_encoder(model, config, rngs):
     model.id_encoder = encoder
 
 
-def image_encoder_of(config) -> Path:
-    """The base's image tower: beside its configs, also where the base itself is a single file."""
+def image_encoder_of(config: ConfigDict) -> Path:
+    """The base's image tower: next to its configs, also if the base itself is a single file."""
     return Path(config.get("base_config") or config.base) / "image_encoder"
 
 
 class Origin(NamedTuple):
-    """What :func:`find_origin` gives.
+    """The result of :func:`find_origin`.
 
     source: config.start_from; file: the weight file at the very beginning, or ""; trained: arrays
-    by path of the runs since then, of a path that several trained the last one's.
+    by path from the runs since then; if several runs trained a path, the last one's.
     """
 
     source: str
@@ -58,12 +61,12 @@ class Origin(NamedTuple):
     trained: dict
 
 
-def find_origin(config) -> Origin:
-    """Follow ``config.start_from`` to its beginning; all of it is empty where that is "".
+def find_origin(config: ConfigDict) -> Origin:
+    """Follow ``config.start_from`` to its beginning; all fields are empty if that is "".
 
     Raises:
-        MissingFile: it, or what a run on the way started from, is not there.
-        FileNotFoundError: no checkpoint in a run on the way, or not the one that is needed.
+        MissingFile: it, or the start of a run on the way, does not exist.
+        FileNotFoundError: a run on the way has no checkpoint, or lacks the needed one.
         ValueError: the runs started from each other.
     """
     from persongen_jax.parallel.sharding import make_mesh, replicated
@@ -74,24 +77,25 @@ def find_origin(config) -> Origin:
     while source and not Path(source).is_file():
         if not Path(source).is_dir():
             raise MissingFile(
-                f"{whose}config.start_from={source}: there is no such file or folder. It has to be "
+                f"{whose}config.start_from={source}: no such file or folder. It must be "
                 "a weight file such as photomaker-v1.bin, or the --workdir of an earlier run: "
-                "train that first, give another path, or bring back what was there"
+                "train that first, give another path, or restore what was there"
             )
         if Path(source).resolve() in seen:
             raise ValueError(
                 f"{whose}config.start_from={source}: these runs started from each other, so that "
-                "what they began with is gone; give another --config.start_from"
+                "their initial weights are lost; give another --config.start_from"
             )
         seen.add(Path(source).resolve())
         try:
             arrays, saved = load_trained(source, replicated(make_mesh()), step or None)
+            check_version(saved, source)
         except FileNotFoundError as error:
             if not step:
                 raise
             raise FileNotFoundError(
                 f"{whose}config.start_from_step={step}: {error}. A run needs the checkpoint that "
-                "it began with, for what it leaves frozen: bring back a copy of it"
+                "it started from for its frozen weights: restore a copy of it"
             ) from error
         trained = {**arrays, **trained}
         whose = f"{source}: "
@@ -99,14 +103,14 @@ def find_origin(config) -> Origin:
     return Origin(str(first), str(source), trained)
 
 
-def start_from(model, config) -> Origin:
-    """Fill the parts that are there: to be called before others are made as their copies.
+def start_from(model: Model, config: ConfigDict) -> Origin:
+    """Fill the existing parts; call it before others are made as copies of them.
 
-    The ID encoder comes from the file, and the LoRA where there is one; then what runs have
-    trained. What has no place yet, :func:`start_rest` fills in.
+    The ID encoder comes from the file, and so does LoRA if the model has it; then come the weights
+    that runs have trained. :func:`start_rest` fills in parts that do not exist yet.
 
     Raises:
-        WeightsError: a file of another kind, or, named by the config itself, of another rank.
+        WeightsError: a file of another kind or, if the config itself names it, of another rank.
         FileNotFoundError, ValueError: see :func:`find_origin`.
     """
     from persongen_jax.weights.formats.photomaker import load_photomaker_into
@@ -114,7 +118,7 @@ def start_from(model, config) -> Origin:
     origin = find_origin(config)
     fitting, _, misshapen = _sort(model, origin)
     if origin.file:
-        # A run may have another rank than the one that the file is for; its LoRA starts anew.
+        # A run may have another rank than the file; its LoRA then starts from scratch.
         direct = origin.file == origin.source
         if lora_layers(model.unet) and (direct or _has_rank(origin, config.rank, misshapen)):
             load_photomaker_into(model, origin.file)
@@ -124,11 +128,11 @@ def start_from(model, config) -> Origin:
     return origin
 
 
-def start_rest(model, origin: Origin):
-    """Everything that runs have trained, when all parts are there; a LoRA of another rank stays.
+def start_rest(model: Model, origin: Origin) -> None:
+    """Fill in all weights that runs have trained, once all parts exist; skips LoRA of another rank.
 
     Raises:
-        KeyMismatch: a run trained what this model does not have.
+        KeyMismatch: a run trained parts that this model does not have.
     """
     fitting, unknown, misshapen = _sort(model, origin)
     others = {path: shapes for path, shapes in misshapen.items() if "/lora/" not in path}
@@ -139,7 +143,7 @@ def start_rest(model, origin: Origin):
 
 
 def _sort(model, origin):
-    """(arrays that fit the model, paths that it lacks, path to (shape, the model's))."""
+    """(arrays that fit the model, paths that it lacks, path to (shape, the model's shape))."""
     leaves = leaf_paths(model)
     fitting, unknown, misshapen = {}, [], {}
     for path, array in origin.trained.items():
@@ -153,7 +157,7 @@ def _sort(model, origin):
 
 
 def _has_rank(origin, rank: int, misshapen) -> bool:
-    """Whether the file's LoRA fits, and no run since then has had one of another rank."""
+    """Whether the file's LoRA fits, and no run since then has had another rank."""
     from persongen_jax.weights.formats.photomaker import read_photomaker
 
     with read_photomaker(origin.file) as file:
@@ -161,7 +165,7 @@ def _has_rank(origin, rank: int, misshapen) -> bool:
 
 
 def _load_id_encoder(model, path):
-    """The ID encoder of a PhotoMaker v1 file without its LoRA (thesis, 5.2.1)."""
+    """The ID encoder of a PhotoMaker v1 file, without its LoRA (thesis, 5.2.1)."""
     from persongen_jax.weights.formats.photomaker import read_photomaker
     from persongen_jax.weights.slots import fill_slots, module_slots
 
@@ -174,14 +178,14 @@ def _load_id_encoder(model, path):
         fill_slots(module_slots(model.id_encoder, ""), file.id_encoder)
 
 
-def settle_step(config, before: dict | None):
-    """The config with ``start_from_step`` for good: the earlier run may be trained further.
+def settle_step(config: ConfigDict, before: dict | None) -> ConfigDict:
+    """The config with ``start_from_step`` fixed, as the earlier run may be trained further.
 
-    Of several processes the first looks; all of them have to call it.
+    With several processes the first one looks; all of them must call it.
 
     Args:
-        before: the config in the run's own checkpoint, whose step it goes on with; None when the
-            run begins, with the newest.
+        before: the config in the run's own checkpoint, whose step is kept; None when the run
+            begins, which uses the newest.
     """
     source, step = config.get("start_from", ""), config.get("start_from_step", 0)
     if step or not source:

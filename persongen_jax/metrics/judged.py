@@ -1,10 +1,10 @@
-"""Metrics by their judge: what all that share one have in common."""
+"""Base classes of metrics that share a judge."""
 
 from persongen_jax.metrics.base import Metric
 
 
 class JudgedByClip(Metric):
-    """By ``config.clip``, which is ``self.clip``, a judges.ClipJudge."""
+    """Judged by ``config.clip``, which is ``self.clip``, a judges.ClipJudge."""
 
     judge_key = "clip"
 
@@ -16,7 +16,7 @@ class JudgedByClip(Metric):
 
 
 class JudgedByFaceNet(Metric):
-    """By ``config.face_net``, which is ``self.faces``, a judges.FaceJudge."""
+    """Judged by ``config.face_net``, which is ``self.faces``, a judges.FaceJudge."""
 
     judge_key = "face_net"
 
@@ -28,7 +28,7 @@ class JudgedByFaceNet(Metric):
 
 
 class JudgedByClassifier(Metric):
-    """By ``config.classifier``, which is ``self.attributes``, an attribute_judge.AttributeJudge."""
+    """Judged by ``config.classifier``: ``self.attributes``, an attribute_judge.AttributeJudge."""
 
     judge_key = "classifier"
 

@@ -1,4 +1,4 @@
-"""The names that ``config.metrics`` knows, and how a name becomes a metric."""
+"""The names that ``config.metrics`` accepts, and how a name becomes a metric."""
 
 import importlib
 
@@ -25,10 +25,10 @@ METRICS = {
 
 
 def find_class(name: str) -> type[Metric]:
-    """The class of a name of METRICS, or of "package.module:Class".
+    """The class of a name in METRICS, or of "package.module:Class".
 
     Raises:
-        ValueError: no such metric; the message lists what there is.
+        ValueError: no such metric; the message lists the known ones.
     """
     place = METRICS.get(name, name)
     module, given, attribute = place.partition(":")
@@ -42,7 +42,7 @@ def find_class(name: str) -> type[Metric]:
     except (ImportError, AttributeError) as error:
         raise ValueError(f"config.metrics: {name!r} cannot be imported: {error}") from error
     if not (isinstance(found, type) and issubclass(found, Metric)):
-        raise ValueError(f"config.metrics: {name!r} is no class derived from {_HERE}.base.Metric")
+        raise ValueError(f"config.metrics: {name!r} is no subclass of {_HERE}.base.Metric")
     lacking = [each for each in ("name", "title") if not hasattr(found, each)]
     if lacking:
         raise ValueError(f"config.metrics: {name!r} has no {' and no '.join(lacking)}")
@@ -52,13 +52,13 @@ def find_class(name: str) -> type[Metric]:
 def open_metrics(config) -> list[Metric]:
     """The metrics of ``config.metrics``, in its order.
 
-    Those whose judge the config does not name are left out, and a line says so.
+    Metrics whose judge the config does not name are left out, with a printed line.
 
     Args:
-        config: ``metrics``, and what the metrics read of it (``clip``, ``face_net``, ...).
+        config: ``metrics``, and the keys that the metrics read (``clip``, ``face_net``, ...).
 
     Raises:
-        ValueError: an unknown metric, or two of one name.
+        ValueError: an unknown metric, or two with one name.
         WeightsError, OSError: a judge that cannot be opened.
     """
     judges, metrics, missing = Judges(config), [], {}

@@ -4,14 +4,15 @@ import argparse
 import sys
 from pathlib import Path
 
+from persongen_jax.cli import command
 from persongen_jax.miniature.stages import STAGES, run
 from persongen_jax.parallel.distributed import unfinished_status
 from persongen_jax.training.stopping import Stopped
-from persongen_jax.weights.errors import WeightsError
 
 ASSETS = Path(__file__).parent.parent / "assets"
 
 
+@command
 def main(argv=None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m persongen_jax.miniature",
@@ -30,9 +31,6 @@ def main(argv=None) -> int:
     args = parser.parse_args(argv)
     try:
         run(args.only, args.work, args.out)
-    except (ValueError, OSError, WeightsError) as error:
-        print(f"miniature: {error}", file=sys.stderr)
-        return 1
     except Stopped:  # training has said where
         return unfinished_status()
     return 0

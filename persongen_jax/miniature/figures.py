@@ -1,14 +1,13 @@
-"""What the miniature's networks can do, measured on people and pictures that none has seen.
+"""The quality of the miniature's networks, measured on unseen people and images.
 
     python -m persongen_jax.miniature.figures            # a few minutes; writes assets/figures.json
 
-Each figure stands beside its aim, its number of samples, and for a judged one beside how often the
-judge is right about real (drawn) pictures. Everything is read from the shipped checkpoints.
+Each figure comes with its aim, its number of samples, and if it is judged, with the judge's
+accuracy on real (drawn) images. Everything is read from the shipped checkpoints.
 """
 
 import argparse
 import json
-import sys
 import time
 from pathlib import Path
 
@@ -17,10 +16,12 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from data_pipeline import people
-from data_pipeline.examples.transforms import clip_preprocess, square_face_crop
+from data_pipeline.drawing import people
 from data_pipeline.faces.align import align_faces
+from data_pipeline.pictures.transforms import clip_preprocess, square_face_crop
 from data_pipeline.prompts import join_parts, split_at_trigger
+from persongen_jax.cli import command
+from persongen_jax.config import load_config
 from persongen_jax.metrics.clip_score import ClipScore
 from persongen_jax.metrics.face_similarity import rank1
 from persongen_jax.miniature.__main__ import ASSETS
@@ -32,15 +33,15 @@ from persongen_jax.weights.formats.keypoint_net import load_keypoint_net
 from persongen_jax.weights.saver import write_json
 
 SPLIT = "out_of_train"
-FIRST_PICTURE = 5_000_000  # circumstances that no training set draws
+FIRST_PICTURE = 5_000_000  # variations that no training set contains
 GALLERY = 100
 BATCH = 50
-BASE_GUIDANCE = 2.0  # more than 3 drives light and dark apart: at 4 the scene was right in 81 %
+BASE_GUIDANCE = 2.0  # above 3, contrast grows too strong: at 4 the scene was right in 81 %
 PROMPT_SCENES = ("mountains", "city", "desert", "room")  # of configs/mini/prompts.json
 
 
 def held_out(people_count: int, pictures: int, first: int = 0, split: str = SPLIT, portrait=False):
-    """``pictures`` pictures of each of ``people_count`` people, person by person."""
+    """``pictures`` images of each of ``people_count`` people, person by person."""
     number = np.arange(people_count * pictures)
     framing = (1, 0, 0) if portrait else people.FRAMING_WEIGHTS
     return people.examples(
@@ -69,7 +70,7 @@ def compiled(model, call):
 
 
 def measure_vae(vae) -> dict:
-    """Mean over pictures of the PSNR in dB, peak 255, of pictures encoded (mean) and decoded."""
+    """Mean PSNR in dB, peak 255, over images that were encoded (posterior mean) and decoded."""
     drawn = held_out(250, 4)
 
     def reconstruct(vae, images):
@@ -88,7 +89,7 @@ def measure_vae(vae) -> dict:
 
 
 def measure_face_net(net, keypoint_net) -> dict:
-    """Rank-1 of one picture against one of each, by the true landmarks and by the found ones."""
+    """Rank-1 of one image against one of each, with the true landmarks and with detected ones."""
     size = net.config["input_size"]
     embed = compiled(net, lambda net, crops: net(normalise_faces(crops)))
 
@@ -110,7 +111,7 @@ def measure_face_net(net, keypoint_net) -> dict:
 
 
 def _look_alikes(embeddings) -> dict:
-    """Ten who share all but the inner face: rank-1 within the group."""
+    """Ten people who share everything but the inner face: rank-1 within the group."""
     gallery = held_out(100, 1, split="look_alikes", portrait=True)
     probes = held_out(100, 5, first=20_000, split="look_alikes", portrait=True)
     found = embeddings(gallery, gallery.landmarks).reshape(10, 10, -1)
@@ -163,7 +164,7 @@ def measure_clip(clip: ClipScore, tower) -> dict:
 
 
 def measure_base(pipe: Pipeline, clip: ClipScore, out: Path, samples: int) -> dict:
-    """Is what the prompt names what is drawn? CLIP judges among all scenes, and all colours."""
+    """Does the image show what the prompt names? CLIP judges among all scenes and all colours."""
     drawn = held_out(samples, 1, first=40_000, portrait=True)
     images = pipe(
         whole_prompts(drawn),
@@ -190,11 +191,10 @@ def measure_base(pipe: Pipeline, clip: ClipScore, out: Path, samples: int) -> di
 
 def measure_photomaker(assets: Path, clip: ClipScore) -> dict:
     """The shipped adapter on ten people whom no training has seen, each from one picture."""
-    from configs.mini.photomaker import get_config
     from persongen_jax.evaluation.people import Evaluation
     from persongen_jax.systems.open import open_system
 
-    config = get_config()
+    config = load_config("configs/mini/photomaker.py", {})
     config.start_from = str(assets / "photomaker-v1.safetensors")
     config.validate_in_train = config.validate_out_of_domain = ""
     config.validation_images = 3
@@ -222,7 +222,7 @@ def measure_photomaker(assets: Path, clip: ClipScore) -> dict:
 
 
 def scene_judge(clip: ClipScore, images, drawn=None) -> np.ndarray:
-    """Names of scenes [n]: whose phrases' mean text feature is nearest."""
+    """Names of scenes [n]: those whose phrases' mean text feature is nearest."""
     from data_pipeline.drawing.captions import BACKGROUND
 
     features = []
@@ -238,7 +238,7 @@ def scene_judge(clip: ClipScore, images, drawn=None) -> np.ndarray:
 
 
 def colour_judge(clip: ClipScore, images, drawn) -> np.ndarray:
-    """Colours [n] of the clothes, whose kind and whose scene the judge is told."""
+    """Colours [n] of the clothes; the judge knows their kind and the scene."""
     images_features = clip.image_features(images)
     texts = [
         join_parts(background, body.replace(true, colour, 1))
@@ -298,7 +298,8 @@ def measure(assets: Path, out: Path, samples: int) -> dict:
     }
 
 
-def main(argv=None) -> int:
+@command
+def main(argv=None):
     parser = argparse.ArgumentParser(
         prog="python -m persongen_jax.miniature.figures", description=__doc__.split("\n")[0]
     )
@@ -313,8 +314,7 @@ def main(argv=None) -> int:
     write_json(out / "figures.json", figures)
     print(json.dumps(figures, indent=1))
     print(f"{out / 'figures.json'}: {time.perf_counter() - start:.0f} s")
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -1,4 +1,4 @@
-"""The pool's pictures as the VAE's latents, encoded once, and their scale."""
+"""The pool's images as the VAE's latents, encoded once, and their scale."""
 
 from pathlib import Path
 
@@ -12,11 +12,11 @@ from persongen_jax.miniature.pool import Pool, kept
 from persongen_jax.models.sdxl.vae import AutoencoderKL
 
 ROWS = 100
-MEASURED = 1024  # pictures that the scaling factor is measured on
+MEASURED = 1024  # images that the scaling factor is measured on
 
 
 def encode_pool(vae, pool: Pool, folder: Path) -> np.ndarray:
-    """The posterior's mean and logvar [n, h, w, 2 c] float16, kept on disk."""
+    """The posterior's mean and logvar [n, h, w, 2 c] float16, cached on disk."""
 
     def encode_all():
         graphdef, params = nnx.split(vae)

@@ -1,4 +1,4 @@
-"""The training pictures: in-train people, drawn once, kept in the work folder."""
+"""The training images: people of the training set, drawn once, stored in the work folder."""
 
 import functools
 import hashlib
@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from data_pipeline.files import atomic_write
 from data_pipeline.prompts import Tokenizers, join_parts, split_at_trigger
 from data_pipeline.text_files import read_json
 from persongen_jax.weights.tiny_tokenizer import SDXL_PAD_TOKENS, write_tiny_tokenizer
@@ -21,7 +22,7 @@ FIELDS = ("face_box", "landmarks", "keypoints", "visibility")
 
 
 class Pool:
-    """Pictures number i = person i // PICTURES, all [n, ...]; ``images`` uint8 on disk."""
+    """Image number i shows person i // PICTURES, all [n, ...]; ``images`` uint8 on disk."""
 
     def __init__(self, folder: Path):
         self.folder = folder
@@ -42,7 +43,7 @@ class Pool:
 
     @functools.cached_property
     def prompts(self) -> list[tuple[str, str, str, str]]:
-        """Per picture: the whole prompt without trigger, and its three parts."""
+        """Per image: the whole prompt without trigger, and its three parts."""
         prompts = []
         parts = zip(self.captions, self.backgrounds, self.bodies, strict=True)
         for general, background, body in parts:
@@ -52,7 +53,7 @@ class Pool:
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """Of who is in the pictures, where, and what is said of them."""
+        """A digest of the people, boxes and captions of the images."""
         digest = hashlib.sha256(json.dumps([self.captions, self.backgrounds, self.bodies]).encode())
         for name in FIELDS:
             digest.update(np.ascontiguousarray(getattr(self, name)).data)
@@ -60,7 +61,7 @@ class Pool:
 
 
 def open_pool(work: Path, people: int = PEOPLE) -> Pool:
-    """Draws ``people`` people in two processes if nothing is there yet."""
+    """Draw ``people`` people in two processes unless they exist already."""
     folder = work / "pool"
     folder.mkdir(parents=True, exist_ok=True)
     if not (folder / "images.npy").exists():
@@ -81,7 +82,7 @@ def open_pool(work: Path, people: int = PEOPLE) -> Pool:
 
 
 def _draw(start: int, end: int) -> dict:
-    from data_pipeline import people
+    from data_pipeline.drawing import people
 
     number = np.arange(start, end)
     drawn = people.examples("in_train", number // PICTURES, number, 64)
@@ -92,17 +93,16 @@ def _draw(start: int, end: int) -> dict:
 
 
 def kept(path: Path, make: Callable[[], np.ndarray]) -> np.ndarray:
-    """The array in the file ``path``; ``make`` gives it when there is no such file yet."""
+    """The array in the file ``path``; ``make`` creates it if there is no such file yet."""
     if not path.exists():
-        partial = path.with_suffix(".part.npy")
-        np.save(partial, make())
-        os.replace(partial, path)
+        with atomic_write(path) as partial, open(partial, "wb") as file:
+            np.save(file, make())
     return np.load(path, mmap_mode="r")
 
 
 def open_tokenizers(work: Path) -> Tokenizers:
     """Both tokenizers of the captions' words, written if they are not there yet."""
-    from data_pipeline.people import vocabulary
+    from data_pipeline.drawing.people import vocabulary
 
     for name, pad_token in zip(("tokenizer", "tokenizer_2"), SDXL_PAD_TOKENS, strict=True):
         if not (work / name / "merges.txt").exists():

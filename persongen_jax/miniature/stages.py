@@ -1,4 +1,4 @@
-"""The order of things: which network needs which, and what is written at the end."""
+"""The stages: which network depends on which, and what is written at the end."""
 
 import json
 import os
@@ -10,6 +10,7 @@ import numpy as np
 from flax import nnx
 
 from data_pipeline.text_files import read_json, whole_lines
+from persongen_jax.config import load_config
 from persongen_jax.miniature import sizes
 from persongen_jax.miniature.configs import TRAININGS, get_config
 from persongen_jax.miniature.pool import open_pool, open_tokenizers
@@ -35,14 +36,15 @@ ADAPTER_STEPS = 1000
 
 
 class World:
-    """All networks, each trained, or its training continued, when it is asked for."""
+    """All networks; each is trained, or its training resumed, on first access."""
 
     def __init__(self, work: Path):
         self.work = work
         self._networks = {}
 
     def network(self, stage: str):
-        """The model that a stage has trained; see its System. The stages that it needs go first.
+        """The model that a stage has trained; see its System. Trains the stages it depends on
+        first.
 
         Raises:
             Stopped: a signal ended the training before its last step.
@@ -61,7 +63,7 @@ class World:
 
 
 def cost_of(workdir: Path) -> dict:
-    """Steps of a run and the seconds that they took: without compiling and saving."""
+    """Steps of a run and the seconds that they took, without compiling and saving."""
     config = read_json(workdir / "config.json")
     seconds, before = 0.0, 0
     for line in whole_lines(workdir / "metrics.jsonl"):
@@ -72,7 +74,7 @@ def cost_of(workdir: Path) -> dict:
 
 
 def run(stages, work: Path, out: Path):
-    """Train what ``stages`` names, in their order; "write" writes everything into ``out``."""
+    """Train the stages in ``stages``, in their order; "write" writes everything to ``out``."""
     world = World(work)
     for stage in STAGES:
         if stage in stages:
@@ -86,11 +88,10 @@ def run(stages, work: Path, out: Path):
 
 def train_photomaker(work: Path, out: Path):
     """configs/mini/photomaker.py for longer than the main job has time for, as a v1 file."""
-    from configs.mini.photomaker import get_config
     from persongen_jax.pipeline import Pipeline
     from persongen_jax.weights.formats.photomaker import save_photomaker
 
-    config = get_config()
+    config = load_config("configs/mini/photomaker.py", {})
     config.steps = config.validation_every = ADAPTER_STEPS
     config.base, config.id_encoder, config.clip = (
         str(out / name) for name in ("sdxl", "clip", "clip")
@@ -108,7 +109,7 @@ def write(world: World, out: Path):
     """The checkpoints, and ``miniature.json`` with what they cost."""
     networks = {stage: world.network(stage) for stage in TRAINED}
     prompts, tokenizers = open_pool(world.work).prompts, open_tokenizers(world.work)
-    # The VAE's latents, by a better decoder; the UNet, after names.
+    # The VAE with the refined decoder; the UNet after training with names.
     model, vae = networks["unet_names"], networks["decoder"]
     configs = {
         "unet": sizes.unet_config(),
@@ -120,7 +121,7 @@ def write(world: World, out: Path):
     unet = nnx.clone(model.unet)
     ids = np.stack([tokenizers.encode(text) for text, *_ in prompts[:64]])
     to_unit_scale(towers, unet, ids)
-    # Half precision costs nothing that can be seen, and halves the largest file.
+    # Half precision costs no visible quality, and halves the largest file.
     cast_module(unet, jnp.float16)
     shipped = StableDiffusionXL(unet, vae, *towers)
     save_sdxl(SDXLBase(shipped, tokenizers, configs, sizes.SCHEDULER, {}, ""), out / "sdxl")
@@ -134,7 +135,7 @@ def write(world: World, out: Path):
 
 
 class _WholeCLIP(nnx.Module):
-    """Named as transformers' CLIPModel names its parts."""
+    """Names its parts like transformers' CLIPModel."""
 
     def __init__(self, towers):
         text, vision = nnx.clone(towers.text_encoder), nnx.clone(towers.vision)

@@ -1,9 +1,9 @@
-"""Prompt embeddings of unit scale, as SDXL's are, with nothing else changed.
+"""Scales prompt embeddings to unit size, as in SDXL, without any other change.
 
-The text towers' residual streams come out of their training with a standard deviation of about 5.
-ID encoders end in a LayerNorm whose output has 1: beside such neighbours the identity would hardly
-be heard. The towers are pre-norm, so shrinking everything that is added to the stream shrinks the
-hidden states and changes no output behind a norm; the UNet's kernels that read them grow as much.
+The trained text towers' residual streams have a standard deviation of about 5. ID encoders end in a
+LayerNorm whose output has 1: next to such neighbours the identity would have little effect. The
+towers are pre-norm, so shrinking everything that is added to the stream shrinks the hidden states
+and changes no output after a norm; the UNet's kernels that read them grow by the same factor.
 """
 
 import numpy as np
@@ -11,7 +11,7 @@ from flax import nnx
 
 
 def measure_scale(tower, input_ids) -> float:
-    """Standard deviation of the last but one hidden state, [b, n] ids."""
+    """Standard deviation of the penultimate hidden state, [b, n] ids."""
     return float(np.std(tower(input_ids).hidden_states[-2]))
 
 
@@ -34,7 +34,7 @@ def grow_readers(unet, factors):
 
 
 def to_unit_scale(towers, unet, input_ids):
-    """Both towers (in the order in which they are joined) and the UNet, in place; ids [b, 2, n]."""
+    """Scale both towers (in the order of concatenation) and the UNet, in place; ids [b, 2, n]."""
     factors = [measure_scale(tower, input_ids[:, i]) for i, tower in enumerate(towers)]
     for tower, factor in zip(towers, factors, strict=True):
         shrink(tower, factor)

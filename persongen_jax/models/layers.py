@@ -1,7 +1,7 @@
 """The few layers that every network here is made of.
 
-All of them take a compute ``dtype`` and a storage ``param_dtype`` apart from each other, so that
-frozen weights can rest in bfloat16 while the arithmetic runs in float32 and the other way round.
+All of them have a compute ``dtype`` separate from the storage ``param_dtype``, so that frozen
+weights can be stored in bfloat16 while the arithmetic runs in float32 and the other way round.
 Normalisation statistics are always taken in float32. Arrays are NHWC.
 """
 
@@ -17,15 +17,15 @@ from persongen_jax.models.ops import conv2d
 
 
 def _uniform(rngs: nnx.Rngs, shape, fan_in: int, dtype) -> jax.Array:
-    """U(-1/sqrt(fan_in), 1/sqrt(fan_in)), what PyTorch's linear and conv layers start from."""
+    """U(-1/sqrt(fan_in), 1/sqrt(fan_in)), PyTorch's initialisation of linear and conv layers."""
     bound = 1.0 / math.sqrt(fan_in)
     return jax.random.uniform(rngs.params(), shape, jnp.float32, -bound, bound).astype(dtype)
 
 
 class UnusedRngs:
-    """Stands in for nnx.Rngs where a module is only traced, to be filled with loaded weights.
+    """Replaces nnx.Rngs where a module is only traced, to be filled with loaded weights.
 
-    Counting keys inside of a trace costs time quadratic in the number of layers.
+    Counting keys inside a trace costs time quadratic in the number of layers.
     """
 
     def params(self):
@@ -33,15 +33,15 @@ class UnusedRngs:
 
 
 def _with_change(own, change, dtype):
-    """A layer's kernel or bias and what adapters add to it, in ``dtype``."""
+    """A layer's kernel or bias plus what adapters add to it, in ``dtype``."""
     if change is None:
         return own[...].astype(dtype)
-    # Summed in float32: the change may be far below the weights' last digit.
+    # Summed in float32: the change may be far below the precision of the weights.
     return (own[...].astype(jnp.float32) + change[...].astype(jnp.float32)).astype(dtype)
 
 
 class _Adaptable(nnx.Module):
-    """A layer that adapters lie on.
+    """A layer that can carry adapters.
 
     ``lora`` is None or a :class:`LoRA` whose output is added; ``change`` None or a
     :class:`LayerChange` of the kernel and the bias.
@@ -54,7 +54,7 @@ class _Adaptable(nnx.Module):
         if self.bias is not None:
             bias = _with_change(self.bias, change and change.bias, self.dtype)
         elif change is not None and change.bias is not None:
-            bias = change.bias[...].astype(self.dtype)  # the adapter's alone
+            bias = change.bias[...].astype(self.dtype)  # only the adapter's
         return kernel, bias
 
 
@@ -128,7 +128,7 @@ class Conv(_Adaptable):
 
 
 class Embed(nnx.Module):
-    """Rows of a table: integer ids [...] to [..., features]."""
+    """Looks up rows of a table: integer ids [...] to [..., features]."""
 
     def __init__(self, num_embeddings, features, *, dtype, param_dtype, rngs):
         self.dtype = dtype
@@ -143,7 +143,7 @@ class LayerNorm(nnx.Module):
     """Layer normalisation over the last axis, in float32, returned in ``dtype``."""
 
     def __init__(self, features, *, eps=1e-5, dtype, param_dtype, rngs):
-        del rngs  # nothing random; kept so that all layers are built alike
+        del rngs  # unused; kept so that all layers have the same arguments
         self.eps, self.dtype = eps, dtype
         self.scale = nnx.Param(jnp.ones((features,), param_dtype))
         self.bias = nnx.Param(jnp.zeros((features,), param_dtype))
@@ -155,7 +155,7 @@ class LayerNorm(nnx.Module):
             variance = jnp.square(x32 - mean).mean(-1, keepdims=True)
             y = (x32 - mean) * lax.rsqrt(variance + self.eps)
         else:
-            # Both sums in one pass, as in GroupNorm, and two instead of three on the way back.
+            # Both sums in one pass, as in GroupNorm, and two instead of three in the backward pass.
             variance = jnp.square(x32).mean(-1, keepdims=True) - jnp.square(mean)
             gain = lax.rsqrt(jnp.maximum(variance, 0) + self.eps)
             y = x32 * gain - mean * gain
@@ -186,8 +186,8 @@ class GroupNorm(nnx.Module):
             centred = x32 - jnp.expand_dims(mean, space)
             variance = self._per_group(jnp.square(centred).mean(space))
         else:
-            # Both sums in one pass. What cancels in the difference of squares is below what the
-            # rounding of the input to half precision has already taken.
+            # Both sums in one pass. The precision lost in the difference of squares is below the
+            # input's rounding to half precision.
             variance = self._per_group(jnp.square(x32).mean(space)) - jnp.square(mean)
             variance = jnp.maximum(variance, 0)
         gain = self.scale[...].astype(jnp.float32) * lax.rsqrt(variance + self.eps)
@@ -196,7 +196,7 @@ class GroupNorm(nnx.Module):
         return y.astype(self.dtype)
 
     def _per_group(self, per_channel):
-        """[b, c] averaged within each group and spread back to [b, c]."""
+        """[b, c] averaged within each group and broadcast back to [b, c]."""
         b, c = per_channel.shape
         grouped = per_channel.reshape(b, self.num_groups, c // self.num_groups)
         mean = jnp.broadcast_to(grouped.mean(-1, keepdims=True), grouped.shape)

@@ -1,12 +1,11 @@
 """Low-rank adapters on linear and convolution layers (LoRA, arXiv 2106.09685).
 
-Several adapters live on one layer at once: their ranks lie side by side in one pair of factors,
-and ``scale`` holds, for every rank column, weight * alpha / rank of the adapter it belongs to. So
-any number of adapters costs two small products, and their weights change without a new
-compilation.
+One layer can hold several adapters: their ranks are concatenated in one pair of factors, and
+``scale`` holds, for every rank column, weight * alpha / rank of the adapter it belongs to. Any
+number of adapters thus costs two small products, and changing their weights does not recompile.
 
-What is no product of two narrow factors (LoHa, LoKr, DoRA, ...) lies on a layer as one
-``LayerChange``, the sum of what all adapters of such kinds add to its weights.
+Adapters that are not a product of two narrow factors (LoHa, LoKr, DoRA, ...) are one
+``LayerChange`` per layer, the sum of what all adapters of these kinds add to its weights.
 """
 
 import re
@@ -51,9 +50,9 @@ class LoRA(nnx.Module):
 
 
 class LayerChange(nnx.Module):
-    """What is added to a layer's own kernel and bias; both of their shapes, or None.
+    """The change of a layer's own kernel and bias; each has the shape of its target, or is None.
 
-    Variables and no parameters: they are set, never trained, and belong to no weight file.
+    Variables, not parameters: they are set, never trained, and belong to no weight file.
     """
 
     def __init__(self, kernel, bias):
@@ -68,10 +67,10 @@ def _product(x, factor):
 
 @jax.custom_vjp
 def _product_on_cpu(x, factor):
-    """``x @ factor`` whose gradient transposes the narrow one of the two arrays that it reads.
+    """``x @ factor``, with a gradient that transposes the narrow one of the two arrays it reads.
 
     JAX's own transposes the wide one for ``down``, a copy that costs a CPU twice the product. On a
-    TPU it is this form that makes copies, a sixth of a transformer layer's cycles.
+    TPU this form makes copies instead, a sixth of a transformer layer's cycles.
     """
     return x @ factor
 
@@ -81,7 +80,7 @@ def _product_backward(kept, gradient):
     of_x = gradient @ factor.T
     x, gradient = (a.reshape(-1, a.shape[-1]) for a in (x, gradient))
     if x.shape[1] > gradient.shape[1]:
-        # Behind a barrier, or the compiler would make the one transposition into the other.
+        # Without the barrier the compiler would turn one transposition into the other.
         return of_x, jax.lax.optimization_barrier(gradient.T @ x).T
     return of_x, x.T @ gradient
 
@@ -92,7 +91,7 @@ _product_on_cpu.defvjp(lambda x, factor: (x @ factor, (x, factor)), _product_bac
 def new_lora(
     layer, rank: int, *, alpha: float | None = None, rngs: nnx.Rngs, param_dtype=jnp.float32
 ):
-    """A fresh adapter: ``down`` gaussian with std 1 / rank, ``up`` zero, so it adds nothing yet."""
+    """A new adapter: ``down`` gaussian with std 1 / rank, ``up`` zero, so it adds nothing yet."""
     kernel_shape = layer.kernel.shape
     down = jax.random.normal(rngs.params(), (*kernel_shape[:-1], rank), jnp.float32) / rank
     up = jnp.zeros((rank, kernel_shape[-1]), param_dtype)
@@ -101,7 +100,7 @@ def new_lora(
 
 
 def add_lora(module, pattern: re.Pattern, rank: int, *, alpha: float | None, rngs: nnx.Rngs):
-    """A fresh adapter on every layer of ``module`` whose path ("a/b/0/to_q") matches in full.
+    """Add a new adapter to every layer of ``module`` whose whole path ("a/b/0/to_q") matches.
 
     Raises:
         ValueError: no layer matches, or the rank is not positive.
@@ -114,13 +113,13 @@ def add_lora(module, pattern: re.Pattern, rank: int, *, alpha: float | None, rng
         if hasattr(layer, "lora") and pattern.fullmatch("/".join(map(str, path)))
     ]
     if not found:
-        raise ValueError(f"no layer matches {pattern.pattern!r}; nothing would carry a LoRA")
+        raise ValueError(f"no layer matches {pattern.pattern!r}; no layer would get a LoRA")
     for layer in found:
         layer.lora = new_lora(layer, rank, alpha=alpha, rngs=rngs)
 
 
 def add_adapter(layer, down, up, scale: float):
-    """Put one more adapter of any rank on ``layer``, beside those that are there.
+    """Add one more adapter of any rank to ``layer``.
 
     Args:
         down: [in, r] or [kh, kw, in, r]; up: [r, out]; scale: weight * alpha / rank.
@@ -134,9 +133,9 @@ def add_adapter(layer, down, up, scale: float):
 
 
 def add_change(layer, kernel=None, bias=None):
-    """Add to ``layer``'s kernel and bias, on top of other changes; float32, None for nothing.
+    """Add to ``layer``'s kernel and bias, on top of other changes; float32, None for no change.
 
-    It is stored in the kernel's dtype, in which the weights themselves are rounded as well.
+    It is stored in the kernel's dtype, to which the weights themselves are rounded as well.
     """
     there = layer.change
     kernels = [kernel, None if there is None else there.kernel]
@@ -151,14 +150,14 @@ def _sum(parts, dtype):
 
 
 def copy_lora(layer, to):
-    """Give ``to``, a layer of the same shape, a copy of the adapter that lies on ``layer``."""
+    """Give ``to``, a layer of the same shape, a copy of the adapter on ``layer``."""
     lora = layer.lora
     parts = (jnp.array(part[...], copy=True) for part in (lora.down, lora.up, lora.scale))
     to.lora = LoRA(*parts, dtype=to.dtype)
 
 
 def lora_layers(module) -> dict[tuple, nnx.Module]:
-    """Every layer of ``module`` that carries an adapter, by path."""
+    """Every layer of ``module`` that has an adapter, by path."""
     return {
         path: node
         for path, node in nnx.iter_graph(module)
@@ -167,7 +166,7 @@ def lora_layers(module) -> dict[tuple, nnx.Module]:
 
 
 def changed_layers(module) -> dict[tuple, nnx.Module]:
-    """Every layer of ``module`` that carries a ``LayerChange``, by path."""
+    """Every layer of ``module`` that has a ``LayerChange``, by path."""
     return {
         path: node
         for path, node in nnx.iter_graph(module)
@@ -176,7 +175,7 @@ def changed_layers(module) -> dict[tuple, nnx.Module]:
 
 
 def check_mergeable(module):
-    """ValueError if an adapter adds a bias to a layer that has no place for one."""
+    """ValueError if an adapter adds a bias to a layer without one."""
     for path, layer in changed_layers(module).items():
         if layer.change.bias is not None and layer.bias is None:
             name = ".".join(map(str, path))
@@ -187,7 +186,7 @@ def check_mergeable(module):
 
 
 def merge_adapters(module):
-    """Add every adapter into the kernel it sits on, and remove it; ``check_mergeable`` first."""
+    """Merge every adapter into its kernel and remove it; call ``check_mergeable`` first."""
     for layer in changed_layers(module).values():
         for own, change in ((layer.kernel, layer.change.kernel), (layer.bias, layer.change.bias)):
             if change is not None:
@@ -203,7 +202,7 @@ def merge_adapters(module):
 
 
 def remove_adapters(module):
-    """Take every adapter off again."""
+    """Remove every adapter."""
     for layer in changed_layers(module).values():
         layer.change = nnx.data(None)
     for layer in lora_layers(module).values():

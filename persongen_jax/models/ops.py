@@ -8,15 +8,15 @@ from jax import lax
 
 from persongen_jax.models.platform import target
 
-# Up to here a TPU's own way with a convolution is to cut the picture into strips that it pads,
-# masks and copies around every layer; from 8 on the batch fills its tiles by itself.
+# Up to this batch size, TPUs by default cut the image into strips that are padded, masked and
+# copied around every layer; from 8 on the batch itself fills the tiles.
 TPU_SMALL_BATCH = 4
 TPU_LANES = 128
 TPU_MAX_CELLS = 128 * 128  # the UNet's first level at 1024x1024
 
 
 def conv2d(x, kernel, strides, padding):
-    """[b, h, w, in] * HWIO kernel; a 1x1 kernel is a matrix product, the cheaper op everywhere."""
+    """[b, h, w, in] * HWIO kernel; a 1x1 kernel is a matrix product, which is always cheaper."""
     if kernel.shape[:2] == (1, 1) and strides == 1:
         return x @ kernel[0, 0]
     if strides == 1 and kernel.shape[:2] == (3, 3) and tuple(map(tuple, padding)) == ((1, 1),) * 2:
@@ -30,38 +30,38 @@ def conv2d(x, kernel, strides, padding):
 
 
 def tpu_by_rows(x_shape, kernel_shape) -> bool:
-    """Whether :func:`_conv_by_rows` is the better form on a TPU: few pictures, many channels.
+    """Whether :func:`_conv_by_rows` is faster on a TPU: few images, many channels.
 
-    Not for the VAE's sizes: it holds the picture three times.
+    Not for the VAE's sizes: it holds the image three times.
     """
     thin = per_device(x_shape[0]) <= TPU_SMALL_BATCH and min(kernel_shape[2:]) >= TPU_LANES
     return thin and x_shape[1] * x_shape[2] <= TPU_MAX_CELLS
 
 
 def cpu_by_taps(x_shape, kernel_shape) -> bool:
-    """Whether :func:`_conv_by_taps` is the better form on a CPU: fewer pixels than channels."""
+    """Whether :func:`_conv_by_taps` is faster on a CPU: fewer pixels than channels."""
     return math.prod(x_shape[:3]) <= min(kernel_shape[2:])
 
 
 def per_device(batch: int) -> int:
-    """How many rows of a batch each device has, by the mesh of jax.set_mesh."""
+    """The number of batch rows per device, by the mesh of jax.set_mesh."""
     mesh = jax.sharding.get_abstract_mesh()
     return batch if mesh.empty or mesh.manual_axes else max(1, batch // mesh.size)
 
 
 def _conv_by_rows(x, kernel):
-    """A 3x3 convolution as one along the height, of three times the channels.
+    """A 3x3 convolution as one along the height with three times the channels.
 
-    The three columns that a pixel sees lie side by side as channels, and the width is the "batch"
-    of the convolution, which a TPU lays out beside the channels: as the picture lies anyway, so
-    that nothing is copied. By the compiler's cycles for v5p, 4 pictures of 16x16x1280, forward and
+    The three columns that a pixel sees are concatenated as channels, and the width becomes the
+    "batch" of the convolution, which a TPU lays out next to the channels, as the image already is,
+    so that nothing is copied. By the compiler's cycles for v5p, 4 images of 16x16x1280, forward and
     backward: 0.18 ms instead of 0.30.
     """
     b, h, w, c = x.shape
     columns = jnp.pad(x, ((0, 0), (0, 0), (1, 1), (0, 0)))
     columns = jnp.concatenate([columns[:, :, j : j + w] for j in range(3)], axis=-1)
     rows = kernel.reshape(3, 1, 3 * c, -1)
-    # The pictures of the batch are a second dimension of space, over which the kernel has size 1.
+    # The images of the batch are a second spatial dimension, where the kernel has size 1.
     space = lax.ConvDimensionNumbers((2, 3, 1, 0), (3, 2, 0, 1), (2, 3, 1, 0))
     return lax.conv_general_dilated(
         columns, rows, (1, 1), ((1, 1), (0, 0)), dimension_numbers=space
@@ -69,11 +69,11 @@ def _conv_by_rows(x, kernel):
 
 
 def _conv_by_taps(x, kernel):
-    """A 3x3 convolution as one matrix product, of the nine pixels that each pixel sees.
+    """A 3x3 convolution as one matrix product over the nine pixels that each pixel sees.
 
-    Its gradient reads the kernel as it lies, where that of a convolution first writes a transposed
-    copy, which for few pixels takes as long as the work. 4 pictures of 8x8x512 on two cores: 4.4 ms
-    instead of 7.9 backward, 4.1 instead of 5.5 forward.
+    Its gradient reads the kernel in place, whereas that of a convolution first writes a transposed
+    copy, which for few pixels takes as long as the computation. 4 images of 8x8x512 on two cores:
+    4.4 ms instead of 7.9 backward, 4.1 instead of 5.5 forward.
     """
     b, h, w, c = x.shape
     x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
@@ -83,18 +83,18 @@ def _conv_by_taps(x, kernel):
 
 
 def materialize(x):
-    """``x``; on one CPU it, and its gradient, are written to memory here.
+    """``x``; on a single CPU device, it and its gradient are written to memory here.
 
-    XLA's CPU compiler computes a sum along residual connections anew for every product that reads
-    it, from the first layer on: time quadratic in the number of layers, 2.6 times as long at ten.
-    What it cannot see through is a branch. Elsewhere this is nothing at all.
+    XLA's CPU compiler recomputes a sum along residual connections for every product that reads it,
+    from the first layer on: time quadratic in the number of layers, 2.6 times as long at ten. It
+    cannot see through a branch. On other platforms this does nothing.
     """
     mesh = jax.sharding.get_abstract_mesh()
     return _materialize(x) if target() == "cpu" and (mesh.empty or mesh.size == 1) else x
 
 
 def _branch(x):
-    """``x`` through a branch that is never of consequence: not a number stays not a number."""
+    """``x`` through a branch that never changes it: NaN stays NaN."""
     first = x.reshape(-1)[0]
     return lax.cond(jnp.isnan(first), lambda x: jnp.full_like(x, jnp.nan), lambda x: x, x)
 
@@ -108,7 +108,7 @@ _materialize.defvjp(lambda x: (_branch(x), None), lambda _, gradient: (_branch(g
 
 
 def gelu(x):
-    """``x * Phi(x)``, exact; by erf in float32, which is far cheaper than jax.nn.gelu's erfc."""
+    """``x * Phi(x)``, exact; with erf in float32, which is far cheaper than jax.nn.gelu's erfc."""
     y = x.astype(jnp.float32)
     return (0.5 * y * (1 + lax.erf(y * math.sqrt(0.5)))).astype(x.dtype)
 
@@ -117,8 +117,8 @@ def gelu(x):
 def geglu(hidden, gate):
     """``hidden * gelu(gate)``, exact.
 
-    Its gradient is written out, so that compilers make it a part of the products before and behind
-    it: a TPU's otherwise passes over the arrays once more, a seventh of the feed-forward's time.
+    Its gradient is written out, so that compilers fuse it with the products before and after it: a
+    TPU otherwise passes over the arrays once more, a seventh of the feed-forward's time.
     """
     return hidden * gelu(gate)
 
@@ -149,7 +149,7 @@ ACTIVATIONS = {
 
 
 def activation(name: str):
-    """The function behind a config's ``act_fn`` or ``hidden_act``; ValueError if unknown."""
+    """The function for a config's ``act_fn`` or ``hidden_act``; ValueError if unknown."""
     if name not in ACTIVATIONS:
         raise ValueError(f"activation {name!r} is not supported; known: {sorted(ACTIVATIONS)}")
     return ACTIVATIONS[name]

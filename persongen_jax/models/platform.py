@@ -1,4 +1,4 @@
-"""The platform for which kernels and forms of layers are picked: the one present, or another."""
+"""The platform that kernels and layer implementations are chosen for."""
 
 import contextlib
 import contextvars
@@ -6,15 +6,15 @@ import contextvars
 import jax
 
 _platform = contextvars.ContextVar("platform", default=None)
-# JAX keeps traces by this too, so that one made with kernels is never taken for one without.
+# JAX's trace cache depends on this too, so that a trace with kernels is never reused without them.
 _attention = jax.make_user_context("auto")
 
 
 @contextlib.contextmanager
 def compile_for(platform: str):
-    """Within this block, kernels are picked for ``platform`` instead of the backend present.
+    """Within this block, choose kernels for ``platform`` instead of the present backend.
 
-    For compiling ahead of time for a machine that is not there.
+    For ahead-of-time compilation for a machine that is not present.
     """
     token = _platform.set(platform)
     try:
@@ -29,10 +29,10 @@ def target() -> str:
 
 
 def attention_by(name: str):
-    """Within this block attention is by "auto", the platform's best kernel, or by "xla".
+    """Within this block, attention uses "auto", the platform's best kernel, or "xla".
 
     The latter is the formula as products and a softmax, which any platform can compile. Everything
-    else stays in the platform's own form.
+    else keeps the platform's own implementation.
     """
     if name not in ("auto", "xla"):
         raise ValueError(f"attention={name!r}: use 'auto' or 'xla'")
@@ -40,5 +40,5 @@ def attention_by(name: str):
 
 
 def kernels_for_attention() -> bool:
-    """May attention be a kernel, or is it to be XLA's?"""
+    """Whether attention may use a kernel; otherwise it uses XLA."""
     return _attention.value == "auto"

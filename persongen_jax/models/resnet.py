@@ -12,8 +12,8 @@ class ResnetBlock2D(nnx.Module):
 
     ``x`` [b, h, w, in_channels], ``temb`` [b, temb_channels] or None, to [b, h, w, out_channels].
     With ``scale_shift`` the time embedding scales and shifts the output of the second norm
-    instead. ``resample`` "up" doubles the sides in front of the first convolution, "down" halves
-    them, on both ways; None leaves them alone.
+    instead. ``resample`` "up" doubles the sides before the first convolution, "down" halves them,
+    in the skip connection as well; None keeps them.
     """
 
     def __init__(
@@ -66,7 +66,7 @@ class ResnetBlock2D(nnx.Module):
 
 
 def downsample_average(x):
-    """[b, h, w, c] to [b, h / 2, w / 2, c]: means of two by two pixels."""
+    """[b, h, w, c] to [b, h / 2, w / 2, c]: means of 2x2 pixels."""
     b, h, w, c = x.shape
     return x.reshape(b, h // 2, 2, w // 2, 2, c).mean((2, 4))
 
@@ -92,7 +92,7 @@ class Upsample2D(nnx.Module):
         self.conv = Conv(channels, channels, 3, padding=1, **kw)
 
     def __call__(self, x, size=None):
-        """``size`` (h, w): cut the result to it, for sides that a down block could not halve."""
+        """``size`` (h, w): crop the result to it, for sides that a down block could not halve."""
         x = upsample_nearest(x)
         if size is not None and x.shape[1:3] != tuple(size):
             x = x[:, : size[0], : size[1], :]

@@ -1,4 +1,4 @@
-"""Attention over the positions of a picture, as the VAE and DDPM's UNet have it."""
+"""Attention over the positions of an image, as in the VAE and DDPM's UNet."""
 
 import math
 
@@ -7,13 +7,13 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import lax
 
-from persongen_jax.models.attention import attention
+from persongen_jax.models.attention_kernels import attention
 from persongen_jax.models.layers import GroupNorm, Linear
 from persongen_jax.models.ops import per_device
 from persongen_jax.models.platform import target
 from persongen_jax.parallel.sharding import BATCH
 
-# From so many positions on, and up to so wide a head, a CPU goes head by head.
+# With at least this many positions and at most this head width, a CPU computes head by head.
 CPU_BY_HEADS_TOKENS = 256
 CPU_BY_HEADS_WIDTH = 64
 
@@ -24,7 +24,7 @@ class SpatialAttention(nnx.Module):
     Args:
         features: c.
         heads: a divisor of c.
-        groups: of the group normalisation in front; None for no normalisation.
+        groups: of the group normalisation before it; None for no normalisation.
         eps: of that normalisation.
         output_scale_factor: the sum of input and attention is divided by it.
     """
@@ -55,7 +55,7 @@ class SpatialAttention(nnx.Module):
 
 
 def cpu_by_heads(shape, dtype) -> bool:
-    """Whether :func:`attention_by_heads` is the better form for q, k and v [b, n, heads, d]."""
+    """Whether :func:`attention_by_heads` is faster for q, k and v [b, n, heads, d]."""
     b, n, heads, d = shape
     mesh = jax.sharding.get_abstract_mesh()
     dealt = mesh.empty or bool(mesh.manual_axes) or b % mesh.size == 0
@@ -64,10 +64,10 @@ def cpu_by_heads(shape, dtype) -> bool:
 
 
 def attend(q, k, v):
-    """softmax(q k^T / sqrt(d)) v of [b, n, heads, d] each, in the better of two forms."""
+    """softmax(q k^T / sqrt(d)) v of [b, n, heads, d] each, by the faster of two implementations."""
     if not cpu_by_heads(q.shape, q.dtype):
         return attention(q, k, v)
-    # The compiler cannot divide a loop over the batch among devices: say that it is dealt out.
+    # The compiler cannot partition a loop over the batch: say that it is split over devices.
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.size == 1 or mesh.manual_axes:
         return attention_by_heads(q, k, v)
@@ -79,13 +79,13 @@ def attend(q, k, v):
 
 @jax.custom_vjp
 def attention_by_heads(q, k, v):
-    """softmax(q k^T / sqrt(d)) v of [b, n, heads, d] each, one head of one picture after the other.
+    """softmax(q k^T / sqrt(d)) v of [b, n, heads, d] each, one head of one image at a time.
 
-    The scores of one head stay in the processor's cache, where all of them at once are written to
-    memory and read again by every step of the softmax. On the way back they are computed anew
-    (FlashAttention, arXiv 2205.14135), as the transposed array, for a CPU's products are slow where
-    they sum over the rows of what they read. 16 pictures of 1024 positions, 4 heads of 8, on two
-    cores: 34 ms instead of 82 forward, 108 instead of 316 with the gradient.
+    The scores of one head stay in the processor's cache, whereas all of them at once are written to
+    memory and read again by every step of the softmax. The backward pass recomputes them
+    (FlashAttention, arXiv 2205.14135), transposed, because a CPU's products are slow if they sum
+    over the rows of an operand. 16 images of 1024 positions, 4 heads of 8, on two cores: 34 ms
+    instead of 82 forward, 108 instead of 316 with the gradient.
     """
     return _forward(q, k, v)[0]
 
@@ -119,7 +119,7 @@ def _backward(kept, gradient):
     arrays = [_heads(a) for a in (q * scale, k, v, gradient)]
     drift = _heads((gradient * out).sum(-1, keepdims=True))[..., 0]
     dq, dk, dv = lax.map(one_head, (*arrays, log_total, drift))
-    # Turned out here: within the loop the compiler makes it the slow kind of product again.
+    # Transposed outside: inside the loop the compiler would make it the slow kind of product again.
     dq = jnp.swapaxes(dq, 1, 2) * scale
     return _pictures(dq, b), _pictures(dk, b), _pictures(dv, b)
 

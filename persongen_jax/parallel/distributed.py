@@ -1,17 +1,17 @@
-"""Several processes as one run: who takes part, and what happens when one is lost.
+"""Runs several processes as one: who takes part, and what happens when one is lost.
 
     with distributed.together():  # before anything else touches a device
         train(config, workdir)
 
-What says that there are several, the first of these that does:
+The first of these that applies says that there are several:
 
 * JAX_COORDINATOR_ADDRESS (host:port of process 0), JAX_NUM_PROCESSES and JAX_PROCESS_ID; in an
-  indexed Kubernetes job JOB_COMPLETION_INDEX stands for the last;
+  indexed Kubernetes job JOB_COMPLETION_INDEX replaces the last;
 * Slurm: a step of more than one task, started by srun;
 * a TPU: its hosts find each other.
 
 Otherwise there is one process. PERSONGEN_HEARTBEAT_SECONDS (60) is how long a process may be silent
-before the others take it for lost and end.
+before the others consider it lost and end.
 """
 
 import atexit
@@ -32,11 +32,11 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 HEARTBEAT = 60  # seconds
-SLURM_PORTS = 61440, 4096  # the first, and how many; the job's number picks one
+SLURM_PORTS = 61440, 4096  # the first, and how many; the job's id selects one
 ALIVE = "persongen_jax/alive/"
 ENDED, FAILED = "ended", "failed"
-STATUS = re.compile(r"[A-Z_]+: ")  # how the runtime's errors begin; some come as a ValueError
-REMEDY = "the same command on all hosts goes on from the last checkpoint"
+STATUS = re.compile(r"[A-Z_]+: ")  # prefix of the runtime's errors; some come as a ValueError
+REMEDY = "the same command on all hosts resumes from the last checkpoint"
 
 _watch = None
 
@@ -45,29 +45,29 @@ _watch = None
 
 
 def initialize(environ=os.environ):
-    """Join the other processes, if there are any; then watch that none of them is lost.
+    """Join the other processes, if there are any, and watch for lost ones.
 
     Raises:
-        ValueError: an environment that says half of it, or contradicts itself.
-        OSError: the others were not reached.
+        ValueError: the environment is incomplete or contradictory.
+        OSError: the others could not be reached.
     """
     global _watch
     if _watch or jax.distributed.is_initialized():
         return
     seconds = heartbeat_seconds(environ)
-    # It would take SIGTERM for itself; training/stopping.py answers it on all hosts.
+    # It would handle SIGTERM itself; training/stopping.py does that on all hosts.
     jax.config.update("jax_enable_preemption_service", False)
     found = plain_variables(environ) or slurm_step(environ)
     if found is None and not has_tpu(environ):
         return
-    # JAX's own watch is the second guard: it ends the process hard, where ours gives the reason.
+    # JAX's own watchdog is the fallback: it kills the process, whereas ours gives the reason.
     timeouts = {"heartbeat_timeout_seconds": 2 * seconds, "shutdown_timeout_seconds": 2 * seconds}
     try:
         jax.distributed.initialize(**(found or {}), **timeouts)
     except ValueError:
         if found:
             raise
-        return  # a TPU of one host that does not know of others
+        return  # a TPU with a single host
     except RuntimeError as error:
         where = f" at {found['coordinator_address']}" if found else ""
         raise OSError(
@@ -90,10 +90,10 @@ def heartbeat_seconds(environ) -> int:
 
 
 def plain_variables(environ) -> dict | None:
-    """What jax.distributed.initialize wants to know, from the three variables; None without.
+    """Arguments of jax.distributed.initialize from the three variables; None without them.
 
     Raises:
-        ValueError: one of them is missing or no number in its range.
+        ValueError: one of them is missing or not a number in its range.
     """
     names = ["JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"]
     if "JAX_PROCESS_ID" not in environ and "JOB_COMPLETION_INDEX" in environ:
@@ -115,7 +115,7 @@ def plain_variables(environ) -> dict | None:
         if not text.isdecimal():
             raise ValueError(f"{name}={text!r} is not a whole number")
     if not int(index) < int(count):
-        raise ValueError(f"{names[2]}={index} has to be below JAX_NUM_PROCESSES={count}")
+        raise ValueError(f"{names[2]}={index} must be below JAX_NUM_PROCESSES={count}")
     return {
         "coordinator_address": address,
         "num_processes": int(count),
@@ -128,7 +128,7 @@ def slurm_step(environ) -> dict | None:
     """The same from srun's variables, one task on each node; None unless there are several.
 
     Raises:
-        ValueError: several tasks on a node, which would fight for its devices.
+        ValueError: several tasks on a node, which would compete for its devices.
     """
     count = environ.get("SLURM_STEP_NUM_TASKS", environ.get("SLURM_NTASKS", "1"))
     if "SLURM_STEP_NODELIST" not in environ or int(count) < 2:
@@ -136,7 +136,7 @@ def slurm_step(environ) -> dict | None:
     if environ.get("SLURM_LOCALID", "0") != "0" and not environ.get("JAX_LOCAL_DEVICE_IDS"):
         raise ValueError(
             "Slurm started several tasks on one node; one process uses all of its devices: give "
-            "--ntasks-per-node=1 (or JAX_LOCAL_DEVICE_IDS to each task)"
+            "--ntasks-per-node=1 (or JAX_LOCAL_DEVICE_IDS for each task)"
         )
     # "node[001-004,007],other" and "node001,node002" both begin with the first node.
     first = re.match(r"([^,\[]+)(?:\[(\d+))?", environ["SLURM_STEP_NODELIST"])
@@ -150,37 +150,37 @@ def slurm_step(environ) -> dict | None:
 
 
 def has_tpu(environ) -> bool:
-    """Whether this is a host with TPU chips that JAX is going to use."""
+    """Whether this host has TPU chips that JAX is going to use."""
     wanted = environ.get("JAX_PLATFORMS", "tpu")
     devices = any(Path("/dev/vfio").glob("[0-9]*")) or Path("/dev/accel0").exists()
     return "tpu" in wanted and devices and importlib.util.find_spec("libtpu") is not None
 
 
-# ---- What is done by one of them ---------------------------------------------------------------
+# ---- What only one process does ---------------------------------------------------------------
 
 
 def is_first() -> bool:
-    """Whether this process writes the files that all share."""
+    """Whether this process writes the shared files."""
     return jax.process_index() == 0
 
 
 def of_first(answer: bool) -> bool:
-    """Process 0's answer, in every process; all of them have to ask."""
+    """Process 0's answer, in every process; all processes must call it."""
     if jax.process_count() == 1:
         return answer
     return bool(multihost_utils.broadcast_one_to_all(np.array(answer)))
 
 
 def unfinished_status(environ=os.environ) -> int:
-    """The exit status of a run that was told to stop before its end: PERSONGEN_UNFINISHED_STATUS.
+    """The exit status of a run that was stopped before its end: PERSONGEN_UNFINISHED_STATUS.
 
-    0 by default; what starts runs again (launch/) gives another, to tell it from a run at its end.
+    0 by default; launchers that restart runs (launch/) set another, to tell it from a finished run.
     """
     return int(environ.get("PERSONGEN_UNFINISHED_STATUS", 0))
 
 
 def log_folder(workdir: Path) -> Path:
-    """Where this process writes its logs: ``workdir``, or a folder that goes with the process."""
+    """Where this process writes its logs: ``workdir``, or a folder per process inside it."""
     if is_first():
         return workdir
     folder = tempfile.TemporaryDirectory(prefix="persongen-jax-")
@@ -190,7 +190,7 @@ def log_folder(workdir: Path) -> Path:
 
 @contextlib.contextmanager
 def one_voice():
-    """Inside, only process 0 prints; warnings and errors of the others still come through."""
+    """Inside, only process 0 prints; warnings and errors of the others still get through."""
     if is_first():
         yield
         return
@@ -198,15 +198,15 @@ def one_voice():
         yield
 
 
-# ---- What happens when one is lost -------------------------------------------------------------
+# ---- Losing a process -------------------------------------------------------------
 
 
 class Watch:
-    """Ends this process when another is lost, which would otherwise wait for it for ever.
+    """Ends this process when another one is lost, which it would otherwise wait for for ever.
 
-    Every process counts upwards in the store that process 0 keeps; one whose count stands still
-    for ``seconds`` is lost, one that says that it failed at once. If process 0 is lost, the store
-    is too, and JAX itself ends the others.
+    Every process increments a counter in the store of process 0; one whose counter stands still for
+    ``seconds`` is lost, and so at once is one that reports a failure. If process 0 is lost, so is
+    the store, and JAX itself ends the others.
     """
 
     def __init__(self, seconds: float):
@@ -263,7 +263,7 @@ class Watch:
         os._exit(1)
 
     def close(self, word: str = ENDED):
-        """Tell the others that this process ends well, or that it failed."""
+        """Tell the others that this process ended normally, or that it failed."""
         self._stop.set()
         self._thread.join()
         with contextlib.suppress(Exception):
@@ -272,10 +272,10 @@ class Watch:
 
 @contextlib.contextmanager
 def together():
-    """Around what all processes do together: they are joined here, and process 0 speaks for all.
+    """Wraps the joint work of all processes: joins them, and lets only process 0 print.
 
-    An error of one ends all of them at once. Otherwise it would wait for the others on its way out,
-    and they for it.
+    An error in one of them ends all at once. Otherwise it would wait for the others on exit, and
+    they for it.
     """
     global _watch
     initialize()

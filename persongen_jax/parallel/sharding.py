@@ -1,15 +1,15 @@
-"""Devices: one mesh, and where arrays lie on it.
+"""One mesh of devices, and how arrays are sharded over it.
 
     mesh = make_mesh(fsdp=config.fsdp)
     frozen = put(frozen, frozen_shardings(mesh, config, frozen))
 
-The mesh has the axes ("data", "fsdp"). A batch is dealt out over both. Weights that are divided lie
-in pieces on the devices of an "fsdp" group and are whole there only while a layer computes with
-them (ZeRO stage 3, Rajbhandari et al., arXiv 1910.02054, section 5); on "data" they are repeated.
-With ``fsdp=1`` every device has every weight whole.
+The mesh has the axes ("data", "fsdp"). A batch is split over both. Sharded weights are split over
+the devices of an "fsdp" group and are gathered only while a layer computes with them (ZeRO stage 3,
+Rajbhandari et al., arXiv 1910.02054, section 5); along "data" they are replicated. With ``fsdp=1``
+every device has all weights whole.
 
-Where a weight lies is a table of (path pattern, which), see ``RULES``. What is trained is always
-divided, with the optimizer's state and the running average; frozen weights are by
+A table of (path pattern, which), ``RULES``, says which weights may be split. Trained weights are
+always sharded, with the optimizer's state and the running average; frozen weights are if
 ``config.shard_frozen``.
 """
 
@@ -27,14 +27,14 @@ AXES = ("data", "fsdp")
 BATCH = PartitionSpec(AXES)  # the first axis over all devices
 
 WHOLE, DIVIDED = "whole", "divided"
-# The first row that matches the whole path of an array says whether it may be divided: the largest
-# axis that fsdp divides then is, the last of equals. An array that no row matches is an error.
-# LoRA's factors are thousands of small arrays: gathered, they would be most of a step's messages.
+# The first row that matches the whole path of an array says whether it may be split: along the
+# largest axis that fsdp divides, the last of equals. An array that no row matches is an error.
+# LoRA's factors are thousands of small arrays: gathering them would be most of a step's messages.
 RULES = (
     (r"(.*/)?(bias|scale|running_mean|running_var|class_embedding|down|up|ns_coeffs)", WHOLE),
     (r"(.*/)?(kernel|embedding|latents)", DIVIDED),
 )
-# Fewer numbers than these stay whole: to gather them costs a message and saves nothing.
+# Arrays with fewer numbers stay whole: gathering them costs a message and saves nothing.
 MIN_DIVIDED = 4096
 
 
@@ -42,10 +42,10 @@ MIN_DIVIDED = 4096
 
 
 def make_mesh(devices=None, *, fsdp: int = 1) -> Mesh:
-    """The mesh ("data", "fsdp") over ``devices``, by default all of all processes.
+    """The mesh ("data", "fsdp") over ``devices``, by default all devices of all processes.
 
     Args:
-        fsdp: among how many devices weights are divided; the rest of them are "data".
+        fsdp: the number of devices that weights are split over; the rest form "data".
 
     Raises:
         ValueError: ``fsdp`` does not divide the number of devices.
@@ -54,7 +54,7 @@ def make_mesh(devices=None, *, fsdp: int = 1) -> Mesh:
     check_fsdp(fsdp, len(devices))
     shape = (len(devices) // fsdp, fsdp)
     if fsdp > 1 and devices[0].platform == "tpu":
-        # Groups of neighbours on the chips' network, whatever the order of their numbers.
+        # Groups are neighbours on the chips' network, whatever the order of their numbers.
         array = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
     else:
         array = np.array(devices).reshape(shape)
@@ -62,20 +62,20 @@ def make_mesh(devices=None, *, fsdp: int = 1) -> Mesh:
 
 
 def mesh_for(config) -> Mesh:
-    """The mesh on which a run is looked at, be it on other devices than it was trained on.
+    """The mesh for inspecting a run, possibly on other devices than it was trained on.
 
-    Where they are no whole number of the config's groups, groups are as large as they can be.
+    If their number is not a multiple of the config's group size, groups are as large as possible.
     """
     devices = jax.devices()
     return make_mesh(devices, fsdp=math.gcd(config.fsdp, len(devices)))
 
 
 def check_fsdp(fsdp: int, devices: int):
-    """ValueError unless ``devices`` are a whole number of groups of ``fsdp``."""
+    """ValueError unless ``devices`` is a multiple of ``fsdp``."""
     if fsdp < 1 or devices % fsdp:
         divisors = [n for n in range(1, devices + 1) if devices % n == 0]
         raise ValueError(
-            f"config.fsdp={fsdp} does not divide the {devices} devices that are there; use one of "
+            f"config.fsdp={fsdp} does not divide the {devices} available devices; use one of "
             f"{', '.join(map(str, divisors))}"
         )
 
@@ -86,18 +86,18 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 
 def along_batch(mesh: Mesh) -> NamedSharding:
-    """The first axis is dealt out over all devices."""
+    """The first axis is split over all devices."""
     return NamedSharding(mesh, BATCH)
 
 
-# ---- Where weights lie -------------------------------------------------------------------------
+# ---- How weights are sharded ---------------------------------------------------------------------
 
 
 def spec_of(path: str, shape: tuple[int, ...], fsdp: int, rules=RULES) -> PartitionSpec:
-    """Which axis of one array is divided among ``fsdp`` devices, by the table.
+    """The axis of an array that is split over ``fsdp`` devices, according to the table.
 
     Raises:
-        ValueError: no row matches ``path``. What stays whole anyway needs none.
+        ValueError: no row matches ``path``. Arrays that stay whole anyway need no row.
     """
     if not shape or fsdp == 1 or np.prod(shape) < MIN_DIVIDED:
         return PartitionSpec()
@@ -115,10 +115,10 @@ def spec_of(path: str, shape: tuple[int, ...], fsdp: int, rules=RULES) -> Partit
 
 
 def shardings_by_path(mesh: Mesh, tree, rules=RULES):
-    """A NamedSharding for every array of ``tree`` (arrays or ShapeDtypeStructs), in its place.
+    """A NamedSharding for every array of ``tree`` (arrays or ShapeDtypeStructs), same structure.
 
-    Works on dictionaries by path, on NNX states, and on an optimizer's state, in which the moments
-    of a weight have its path behind their own and so go where it goes.
+    Works on dictionaries by path, on NNX states, and on an optimizer's state, where the moments of
+    a weight have its path as a suffix and are therefore sharded like it.
     """
     fsdp = mesh.shape["fsdp"]
 
@@ -129,25 +129,25 @@ def shardings_by_path(mesh: Mesh, tree, rules=RULES):
 
 
 def path_of(keys) -> str:
-    """JAX's keys of a leaf as "unet/down_blocks/0/kernel"; NNX wraps each array in a ".value"."""
+    """JAX's keys of a leaf as "unet/down_blocks/0/kernel"; NNX wraps each array in ".value"."""
     return jax.tree_util.keystr(keys, simple=True, separator="/").removesuffix("/value")
 
 
 def state_shardings(mesh: Mesh, config, state):
-    """Of a TrainState: all of it is divided by the table, whatever ``config`` says."""
+    """For a TrainState: all of it is sharded by the table, whatever ``config`` says."""
     del config
     return shardings_by_path(mesh, state)
 
 
 def frozen_shardings(mesh: Mesh, config, frozen):
-    """Of frozen weights: divided with ``config.shard_frozen``, else whole on every device."""
+    """For frozen weights: sharded with ``config.shard_frozen``, else whole on every device."""
     if config.get("shard_frozen", False):
         return shardings_by_path(mesh, frozen)
     return jax.tree.map(lambda _: replicated(mesh), frozen)
 
 
 def load_shardings(mesh: Mesh, config):
-    """(path, shape) to sharding for weights/loader.py: each tensor goes where it is to stay."""
+    """Maps (path, shape) to sharding for weights/loader.py: each tensor goes to its final place."""
     if not config.get("shard_frozen", False):
         return replicated(mesh)
     fsdp = mesh.shape["fsdp"]
@@ -159,11 +159,11 @@ def load_shardings(mesh: Mesh, config):
 
 
 def gathered(tree):
-    """Inside of a jitted function: the arrays whole on every device of jax.set_mesh's mesh.
+    """Inside a jitted function: the arrays whole on every device of jax.set_mesh's mesh.
 
-    Apply where weights are used; gradients are reduce-scattered back into the weights' pieces.
-    Without it XLA may divide a layer's work the way its weights lie, and
-    send activations instead, layer by layer.
+    Apply where weights are used; gradients are reduce-scattered back into the weights' shards.
+    Without it XLA may partition a layer's work like its weights and send activations instead,
+    layer by layer.
     """
     fsdp = jax.sharding.get_abstract_mesh().shape.get("fsdp", 1)
     if fsdp == 1:
@@ -186,14 +186,14 @@ _gathered.defvjp(
 )
 
 
-# ---- Putting arrays there ----------------------------------------------------------------------
+# ---- Placing arrays ----------------------------------------------------------------------
 
 
 def put_array(array, sharding):
-    """One array onto its devices; every process gives the same one, whole.
+    """Place one array on its devices; every process passes the same whole array.
 
-    Unlike jax.device_put it does not compare the values between the processes, which would send
-    every weight over the network.
+    Unlike jax.device_put this does not compare the values across processes, which would send every
+    weight over the network.
     """
     if sharding is None or sharding.is_fully_addressable:
         return jax.device_put(array, sharding)
@@ -209,14 +209,14 @@ def put_array(array, sharding):
 
 
 def put(tree, shardings):
-    """Arrays onto their devices; ``shardings`` is one for all or a tree of the same form."""
+    """Place arrays on devices; ``shardings`` is one for all, or a tree of the same structure."""
     if isinstance(shardings, jax.sharding.Sharding):
         return jax.tree.map(lambda array: put_array(array, shardings), tree)
     return jax.tree.map(put_array, tree, shardings)
 
 
 def put_batch(mesh: Mesh, batch):
-    """Host arrays [b_local, ...] to device arrays [b, ...], b being the sum over all processes.
+    """Host arrays [b_local, ...] to device arrays [b, ...], where b is the sum over all processes.
 
     Raises:
         ValueError: b does not divide evenly among the devices.
@@ -237,7 +237,7 @@ def put_batch(mesh: Mesh, batch):
 
 
 def to_host(array) -> np.ndarray:
-    """The whole array, in every process; all of them have to call it."""
+    """The whole array, in every process; all of them must call it."""
     if not isinstance(array, jax.Array) or array.is_fully_addressable:
         return np.asarray(array)
     if not array.is_fully_replicated:

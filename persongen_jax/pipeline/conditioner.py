@@ -1,55 +1,69 @@
-"""From a call to what the UNet reads: prompts, references and further inputs to Guidance.
+"""Turns a call into what the UNet reads: prompts, references and other inputs into Guidance.
 
-What a call may give, scale, and place in regions is read off the loaded method's fields and off its
-conditioning, so that a stream or map of any name has all of it.
+What a call may give, scale and restrict to regions is derived from the loaded method's fields and
+conditioning, so a stream or map of any name supports all of it.
 """
 
 import functools
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from typing import cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.sharding import Mesh
 
 from data_pipeline.examples.conditions import Text
 from data_pipeline.examples.fields import Call, Field, TimeIds, unflatten
 from data_pipeline.pictures.reading import load_image
 from data_pipeline.records.schema import MAX_REFERENCES
-from persongen_jax.diffusion.conditioning import Conditioning, Guidance, TokenStream
-from persongen_jax.diffusion.scales import region_arrays, schedule
+from persongen_jax.diffusion.conditioning import (
+    Conditioning,
+    Guidance,
+    TokenStream,
+    region_arrays,
+)
+from persongen_jax.diffusion.options import schedule
+from persongen_jax.methods.base import Method
 from persongen_jax.parallel.sharding import along_batch, put, put_array
 from persongen_jax.pipeline.checks import one_each
 from persongen_jax.pipeline.images import default_size
+from persongen_jax.weights.formats.sdxl.loading import SDXLBase
 
 
 class Conditioner:
-    """Conditions on prompts alone, or as a method does that is attached to the base's model.
+    """Conditions on prompts alone, or with the method attached to the base's model.
 
     Args:
-        base: SDXLBase. mesh: whose devices the images are dealt out over.
-        method, fields: what is attached, and the inputs that it reads; None: the base alone.
+        base: SDXLBase.
+        mesh: whose devices the images are dealt out over.
+        method: what is attached; None: the base alone.
+        fields: the inputs that the method reads.
 
     Attributes:
         text: the field that reads prompts.
-        identity: the fields that say who the person is: "references", perhaps others.
-        inputs: names of what else a call may give: further prompts, control images, points.
+        identity: the fields that say who the person is: "references", possibly others.
+        inputs: names of other inputs of a call: additional prompts, control images, points.
     """
 
-    def __init__(self, base, mesh, method=None, fields=()):
+    def __init__(
+        self, base: SDXLBase, mesh: Mesh, method: Method | None = None, fields: Iterable[Field] = ()
+    ):
         self.base, self.mesh, self.method = base, mesh, method
         self.fields = tuple(fields) or (Text(base.tokenizers, at_trigger=False), TimeIds())
-        self.text = next(each for each in self.fields if each.name == "text")
+        self.text = cast(Text, next(each for each in self.fields if each.name == "text"))
         self.identity = tuple(each for each in self.fields if each.identity)
         own = (self.text, *self.identity)
         others = (each.name for each in self.fields if each not in own and _can_be_given(each))
         self.inputs = (*self.text.further, *others)
 
-    def acts(self, references) -> bool:
-        """Whether the method conditions these images; one that reads no references always does."""
+    def acts(self, references: Sequence | None) -> bool:
+        """Whether the method conditions these images; one without references always does."""
         return self.method is not None and (references is not None or not self.identity)
 
-    # ---- what a call may ask for ----
+    # ---- what a call may request ----
 
     @functools.cached_property
     def scaled(self) -> tuple[str, ...]:
@@ -62,27 +76,33 @@ class Conditioner:
 
     @functools.cached_property
     def of_people(self) -> tuple[str, ...]:
-        """The streams that have more tokens where there are more people."""
+        """The streams whose number of tokens grows with the number of people."""
         one, two = (self._shapes(people).streams for people in (1, 2))
         return tuple(n for n, s in one.items() if two[n].tokens.shape[1] > s.tokens.shape[1])
 
     def _shapes(self, people: int) -> Conditioning:
-        """The method's conditioning of one image, as shapes; nothing is computed."""
+        """The method's conditioning of one image, as shapes; computes nothing."""
         spec = {}
         for each in self.fields:
             for name, (shape, dtype) in each.spec(default_size(self.base)).items():
-                if each.identity:  # the places of each person lie next to each other
+                if each.identity:  # each person's places are adjacent
                     shape = (shape[0] * people, *shape[1:])
                 spec[name] = jax.ShapeDtypeStruct((1, *shape), dtype)
         graphdef, state = nnx.split(self.base.model.conditioner())
         condition = functools.partial(_condition, self.method, graphdef)
         return jax.eval_shape(condition, state, unflatten(spec))
 
-    def check_people(self, references, regions, prompts, shape):
-        """(people, regions): for each prompt and person the references; [n, p, *shape].
+    def check_people(
+        self,
+        references: Sequence | None,
+        regions: Sequence | None,
+        prompts: Sequence[str],
+        shape: Sequence[int],
+    ) -> tuple[list | None, np.ndarray | None]:
+        """(people, regions): the references of each prompt and person; [n, p, *shape].
 
-        Raises before anything is computed, also PromptError of the first prompt that cannot be
-        read.
+        Raises before anything is computed, including PromptError for the first prompt that cannot
+        be read.
         """
         if references is None:
             if regions is not None:
@@ -93,30 +113,28 @@ class Conditioner:
                 "references need an identity method: call load_method(name, weights) first"
             )
         if not self.identity:
-            raise ValueError("references: the loaded method reads none; leave them out")
+            raise ValueError("references: the loaded method does not read any; leave them out")
         people = check_people(references, regions, len(prompts))
         several = max(map(len, people)) > 1
         if (several or regions is not None) and not self.of_people:
             raise ValueError(
                 f"{'several people' if several else 'regions'}: no stream of the loaded method "
                 "has tokens for each person; where it writes the identity into the prompt, that "
-                "acts everywhere. Take one that reads it by an attention branch (ip_adapter, "
+                "acts everywhere. Take one that reads it by an attention branch (id_branch, "
                 "ip_lora, dual, cascade)"
             )
         for prompt, persons in zip(prompts, people, strict=True):
             self.text.read(prompt, len(persons[0]))
         people = read_people(people)
-        if regions is not None:
-            regions = region_arrays(regions, people, *shape)
-        return people, regions
+        return people, None if regions is None else region_arrays(regions, people, *shape)
 
     def check_inputs(self, inputs: dict, acts: bool, count: int) -> tuple[dict, dict]:
-        """(parts, others): for each prompt a text (or None) by stream; other fields' inputs."""
+        """(parts, others): a text (or None) per prompt by stream; inputs of other fields."""
         inputs = {name: given for name, given in inputs.items() if given is not None}
         for name, given in inputs.items():
             if name not in self.inputs:
                 raise ValueError(
-                    f"{name}={_brief(given)}: no method that reads {name!r} is loaded (read are "
+                    f"{name}={_brief(given)}: no loaded method reads {name!r} (available: "
                     f"{', '.join(('text', *self.inputs))}); say it in the prompt"
                 )
             if not acts:
@@ -132,16 +150,17 @@ class Conditioner:
         return parts, others
 
     def schedules(self, scales: dict, lora: bool, acts: bool, num_steps: int) -> dict:
-        """[num_steps] by name, of all that the method has: no other strength is a new program.
+        """[num_steps] by name, for all that the method has, so that no strength needs a new
+        program.
 
         Args:
-            scales: what the call asks for; 1 where it says nothing.
+            scales: what the call requests; missing ones are 1.
             lora: whether the method has a LoRA of its own on the model.
             acts: whether the method conditions these images.
         """
         if scales and not acts:
             needed = "a method's references" if self.method is None else "references"
-            raise ValueError(f"scales={scales}: they act with {needed}; give them too")
+            raise ValueError(f"scales={scales}: they need {needed}; give them too")
         if not acts:
             return {}
         names = sorted({*self.scaled, *(("lora",) if lora else ())})
@@ -155,18 +174,25 @@ class Conditioner:
 
     # ---- conditioning ----
 
-    def encode_prompt(self, prompts: list[str]):
+    def encode_prompt(self, prompts: Sequence[str]) -> tuple[jax.Array, jax.Array]:
         """prompt_embeds [b, 77, d] and pooled_prompt_embeds [b, p] of b prompts."""
         ids = np.stack([self.base.tokenizers.encode(prompt) for prompt in prompts])
         view = nnx.split(self.base.model.conditioner())
         return _encode_prompt(*view, put_array(ids, along_batch(self.mesh)))
 
-    def guidance(self, call: Call, negatives, regions, which) -> Guidance:
-        """Of one batch, whose rows are for the prompts of these numbers.
+    def guidance(
+        self,
+        call: Call,
+        negatives: Sequence[str | None] | None,
+        regions: np.ndarray | None,
+        which: np.ndarray,
+    ) -> Guidance:
+        """For one batch, whose rows belong to the prompts with these indices.
 
         Args:
-            call: of all prompts. negatives: a text (or None) for each prompt; None: no
-                unconditional side. regions: [prompts, people, h, w] or None.
+            call: of all prompts. negatives: a text (or None) per prompt; None: no unconditional
+                side.
+            regions: [prompts, people, h, w] or None.
             which: [b] int.
         """
         call = _rows(call, which)
@@ -176,7 +202,7 @@ class Conditioner:
         return self._of_method(call, against, None if regions is None else regions[which])
 
     def _of_prompts(self, call: Call, negatives) -> Guidance:
-        """The base's own: the prompts alone."""
+        """The base's own conditioning: the prompts alone."""
         ids = put_array(call.time_ids, along_batch(self.mesh))
         embeds, pooled = self.encode_prompt(call.prompts)
         late = Conditioning({"text": TokenStream(embeds)}, pooled, ids)
@@ -192,12 +218,12 @@ class Conditioner:
         return Guidance(late, unconditional)
 
     def _of_method(self, call: Call, negatives, regions) -> Guidance:
-        """Late: all of it. Early: without the identity. Unconditional: without any condition.
+        """Late: everything. Early: without the identity. Unconditional: without any condition.
 
-        All three are the method's own conditioning, of batches with less and less in them, so
-        that the unconditional side is what training showed it, but for the negative prompt: every
-        input as its field drops it, on the streams besides "text" the empty prompt (the released
-        code fed zeros there).
+        All three are the method's own conditioning of batches with less and less in them, so that
+        the unconditional side is what training used, apart from the negative prompt: every input as
+        its field drops it, and the empty prompt on streams other than "text" (the released code
+        used zeros there).
         """
         text, batch, nobody, nothing = self.text, {}, {}, {}
         for each in self.fields:
@@ -235,17 +261,17 @@ class Conditioner:
         return replace(conditioning, streams=streams)
 
 
-def check_people(references, regions, count: int) -> list[list[list]]:
-    """For each prompt, for each person, a list of one to four references.
+def check_people(references: Sequence, regions: Sequence | None, count: int) -> list[list[list]]:
+    """A list of one to four references for each prompt and person.
 
     Args:
-        references: for each prompt a list of images (one person), or a list of such lists.
-        regions: for each prompt a list of masks, one per person; or None.
+        references: per prompt a list of images (one person), or a list of such lists.
+        regions: per prompt a list of masks, one per person; or None.
         count: of prompts.
 
     Raises:
-        ValueError: an image where a list belongs; numbers that do not go together; several
-            people without regions.
+        ValueError: an image instead of a list; counts that do not match; several people without
+            regions.
     """
     _check_list("references", references)
     if regions is not None:
@@ -262,7 +288,7 @@ def check_people(references, regions, count: int) -> list[list[list]]:
         most = max(map(len, people))
         if most > 1:
             raise ValueError(
-                f"references of {most} people: give regions too, a mask for each, or everyone "
+                f"references of {most} people: give regions too, a mask each, or everyone "
                 "would be mixed everywhere"
             )
         return people
@@ -274,7 +300,7 @@ def check_people(references, regions, count: int) -> list[list[list]]:
 
 
 def read_people(people: list[list[list]]) -> list[list[list]]:
-    """The references as load_image has them, each object once, though all prompts may share it."""
+    """Load each reference once, although several prompts may share the object."""
     read = {}
 
     def once(image, name):
@@ -299,7 +325,7 @@ LIST_HINTS = {
 
 
 def _check_list(name: str, given):
-    # An array has a length as a list has, and its rows would be taken for pictures.
+    # An array has a length like a list, and its rows would be mistaken for images.
     if not isinstance(given, (list, tuple)):
         raise ValueError(
             f"{name}: {type(given).__name__} where a list belongs; give for each prompt a list "
@@ -315,7 +341,7 @@ def _persons(own) -> list[list]:
     if not all(nested):
         raise ValueError(
             "references of one prompt: give images of one person, or a list of images for each "
-            "person, not both beside each other"
+            "person, not a mix of both"
         )
     return [list(images) for images in own]
 
@@ -330,7 +356,7 @@ def _rows(call: Call, which) -> Call:
 
 
 def _can_be_given(field: Field) -> bool:
-    """Whether a call gives it by its name."""
+    """Whether a call passes it by its name."""
     return type(field).given is not Field.given and not isinstance(field, TimeIds)
 
 

@@ -1,34 +1,38 @@
-"""From noise to images: sizes, the first noise, the sampler's loop, decoding."""
+"""Turns noise into images: sizes, initial noise, the sampler's loop, decoding."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jax.sharding import PartitionSpec
+from jax.sharding import Mesh, PartitionSpec
+from jax.typing import ArrayLike
 
 from persongen_jax.diffusion import samplers as sampling
-from persongen_jax.diffusion.conditioning import Guidance, deinterleave, interleave
-from persongen_jax.methods.base import denoiser_view
-from persongen_jax.models.sdxl.vae import decode_images
+from persongen_jax.diffusion.conditioning import Guidance
+from persongen_jax.diffusion.plan import Plan
+from persongen_jax.methods.base import Method, Model, denoiser_view
+from persongen_jax.methods.sampling import sample_steps
+from persongen_jax.models.sdxl.vae import AutoencoderKL, decode_images
 from persongen_jax.parallel.sharding import BATCH, along_batch, put_array
 from persongen_jax.weights.formats.sdxl.loading import SDXLBase
 
 
 def default_size(base: SDXLBase) -> tuple[int, int]:
-    """(height, width) in pixels of what the UNet was made for."""
-    side = base.configs["unet"].get("sample_size")
+    """(height, width) in pixels that the UNet was made for."""
+    side: Any = base.configs["unet"].get("sample_size")
     pair = isinstance(side, (list, tuple)) and len(side) == 2
-    # Where the config does not say, diffusers takes SDXL's.
+    # If the config does not say, diffusers uses SDXL's.
     sides = side if pair else (side or 128,) * 2
     height, width = (side * base.model.vae.vae_scale_factor for side in sides)
     return height, width
 
 
 def image_size(base: SDXLBase, height: int | None, width: int | None) -> tuple[int, int]:
-    """(height, width) in pixels; ValueError unless the VAE can make it."""
+    """(height, width) in pixels; ValueError unless the VAE supports it."""
     factor, default = base.model.vae.vae_scale_factor, default_size(base)
     height = default[0] if height is None else height
     width = default[1] if width is None else width
@@ -38,29 +42,41 @@ def image_size(base: SDXLBase, height: int | None, width: int | None) -> tuple[i
     return height, width
 
 
-def latent_shape(base: SDXLBase, size) -> tuple[int, int, int]:
+def latent_shape(base: SDXLBase, size: tuple[int, int]) -> tuple[int, int, int]:
     """(h, w, c) of the latents of an image of (height, width) pixels."""
     factor = base.model.vae.vae_scale_factor
     return size[0] // factor, size[1] // factor, base.configs["unet"].get("in_channels", 4)
 
 
-def first_noise(latents, seed: int, shape) -> np.ndarray:
+def first_noise(latents: ArrayLike | None, seed: int, shape: tuple[int, ...]) -> np.ndarray:
     """``latents``, checked; None: [n, h, w, c] standard normal, drawn from the seed."""
     if latents is None:
         draw = jax.vmap(lambda key: jax.random.normal(key, shape[1:], jnp.float32))
         return np.asarray(draw(sampling.image_keys(seed, 0, shape[0])))
+    if isinstance(latents, (str, bytes)):
+        raise ValueError("latents: a text; give an array [n, h / 8, w / 8, 4]")
     latents = np.asarray(latents, np.float32)
     if latents.shape != shape:
         raise ValueError(f"latents have shape {latents.shape}; {shape} is needed")
     return latents
 
 
-def sample(model, method, mesh, plan, noise, guidance, keys, settings, progress=None):
+def sample(
+    model: Model,
+    method: Method | None,
+    mesh: Mesh,
+    plan: Plan,
+    noise: jax.Array | np.ndarray,
+    guidance: Guidance,
+    keys: ArrayLike,
+    settings: Sequence[ArrayLike],
+    progress: Callable[[int], object] | None = None,
+) -> jax.Array:
     """Latents [b, h, w, c]: the whole loop in one call, or in about twenty for ``progress``.
 
     Args:
-        method: whose ``denoise`` runs; None: the base alone.
-        noise: [b, h, w, c] standard normal. keys: [b], for samplers that draw.
+        method: its ``denoise`` runs; None: the base alone.
+        noise: [b, h, w, c] standard normal. keys: [b], for stochastic samplers.
         settings: (guidance_scale, guidance_rescale, merge_step).
         progress: called with the number of steps done since the last call.
     """
@@ -80,8 +96,10 @@ def sample(model, method, mesh, plan, noise, guidance, keys, settings, progress=
     return sampling.final_latents(carry)
 
 
-def decode(vae, mesh, latents, tile_size: int | None = None):
-    """Latents [b, h, w, c] to images [b, H, W, 3] float32 in 0..1; in tiles of so many pixels."""
+def decode(
+    vae: AutoencoderKL, mesh: Mesh, latents: jax.Array, tile_size: int | None = None
+) -> jax.Array:
+    """Latents [b, h, w, c] to images [b, H, W, 3] float32 in 0..1; ``tile_size`` in pixels."""
     graphdef, state = nnx.split(vae)
     tile = None if tile_size is None else tile_size // vae.vae_scale_factor
     return _decode(graphdef, mesh, tile, state, latents)
@@ -93,59 +111,15 @@ def _decode(graphdef, mesh, tile, state, latents):
         vae = nnx.merge(graphdef, state)
         return decode_images(vae, latents, tiling=tile is not None, tile_size=tile)
 
-    # decode_images goes through its images one by one: each device through its own.
+    # decode_images processes its images one by one: each device processes its own.
     specs = (PartitionSpec(), BATCH)
     return jax.shard_map(decode, mesh=mesh, in_specs=specs, out_specs=BATCH, check_vma=False)(
         state, latents
     )
 
 
-def to_pil(images) -> list:
+def to_pil(images: np.ndarray) -> list:
     """Float [n, h, w, 3] in 0..1 to 8-bit PIL images."""
     from PIL import Image
 
     return [Image.fromarray(image) for image in (images * 255).round().astype(np.uint8)]
-
-
-def guided(method, graphdef, state, guidance: Guidance, scalars) -> Callable:
-    """(x, t, step) to the guided prediction, for sampling.run_steps.
-
-    Args:
-        method: whose ``denoise`` runs; None: the base alone.
-        graphdef, state: of the networks that it runs (denoiser_view).
-        scalars: (guidance_scale, guidance_rescale, merge_step), may be traced.
-    """
-    guidance_scale, guidance_rescale, merge_step = scalars
-
-    def predict(x, t, step):
-        model = nnx.merge(graphdef, guidance.denoiser_state(state, step))
-        conditioning = guidance.conditional(step, merge_step)
-        if guidance.unconditional is not None:
-            x = interleave(x, x)
-            conditioning = interleave(guidance.unconditional, conditioning)
-        if guidance.scales:
-            conditioning = conditioning.with_scales(guidance.scales_at(step))
-        if method is None:
-            out = model.unet(x, t, conditioning)
-        else:
-            out = method.denoise(model, x, t, conditioning, step)
-        if guidance.unconditional is None:
-            return out
-        unconditional, conditional = deinterleave(out, 2)
-        return sampling.guide(conditional, unconditional, guidance_scale, guidance_rescale)
-
-    return predict
-
-
-@functools.partial(jax.jit, static_argnums=(0, 1), donate_argnums=4)
-def sample_steps(method, graphdef, state, plan, carry, guidance: Guidance, keys, scalars):
-    """The sampler's loop over steps start..stop-1, compiled once per plan and shape.
-
-    Args:
-        method: whose ``denoise`` runs; None: the base alone. Static, as ``graphdef`` is.
-        graphdef, state: of denoiser_view.
-        scalars: (guidance_scale, guidance_rescale, merge_step, start, stop).
-    """
-    *settings, start, stop = scalars
-    predict = guided(method, graphdef, state, guidance, settings)
-    return sampling.run_steps(plan, predict, carry, keys, start, stop)

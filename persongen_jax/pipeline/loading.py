@@ -1,7 +1,7 @@
-"""What can be put on the pipeline's model: an identity method's weights, and LoRA files.
+"""What can be loaded onto the pipeline's model: an identity method's weights, and LoRA files.
 
 ``adapters`` maps a LoRA's name to ({component: {dotted module path: LoraWeights or Change}},
-weight); any number acts at once. A method's own LoRA is one of them, "method:NAME".
+weight); any number of them acts at once. A method's own LoRA is one of them, "method:NAME".
 """
 
 import math
@@ -10,11 +10,14 @@ from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from persongen_jax.methods.base import Model
 from persongen_jax.models.lora import check_mergeable, merge_adapters, remove_adapters
 from persongen_jax.parallel.sharding import replicated
 from persongen_jax.pipeline.words import Words, read_words
+from persongen_jax.settings import check_version
 from persongen_jax.training.checkpoint import load_trained
 from persongen_jax.training.partition import leaf_paths
 from persongen_jax.weights.files.directory import read_config
@@ -30,7 +33,7 @@ from persongen_jax.weights.formats.lora.reading import no_effect, read_lora
 from persongen_jax.weights.formats.photomaker import has_tower_like, read_photomaker
 from persongen_jax.weights.formats.sdxl.loading import SDXLBase
 
-METHOD_PREFIX = "method:"  # of the name that a method's own LoRA goes by
+METHOD_PREFIX = "method:"  # prefix of the name of a method's own LoRA
 LORA_COMPONENTS = ("unet", "text_encoder", "text_encoder_2")
 
 Adapters = dict[str, tuple[dict, float]]
@@ -39,14 +42,16 @@ Adapters = dict[str, tuple[dict, float]]
 # ---- Identity methods ------------------------------------------------------------------------
 
 
-def read_method(base: SDXLBase, name: str | None, weights, encoder, mesh):
+def read_method(
+    base: SDXLBase, name: str | None, weights: str | Path, encoder: str | Path, mesh: Mesh
+) -> tuple[ConfigDict, dict | None]:
     """(config, trained) of ``weights``; the arguments are Pipeline.load_method's.
 
-    ``config`` is what the method's ``attach`` and ``fields`` have to know. ``trained`` has a run's
-    arrays by path; None for a file, which ``attach`` reads by ``config.start_from``.
+    ``config`` is what the method's ``attach`` and ``fields`` need. ``trained`` has a run's arrays
+    by path; None for a file, which ``attach`` reads from ``config.start_from``.
 
     Raises:
-        FileNotFoundError: no checkpoint there.
+        FileNotFoundError: there is no checkpoint.
         ValueError: weights of another method than ``name``.
     """
     if not Path(weights).exists():
@@ -54,12 +59,13 @@ def read_method(base: SDXLBase, name: str | None, weights, encoder, mesh):
     trained, weights = None, weights_in(weights)
     if not Path(weights).is_file():
         trained, config = load_trained(weights, replicated(mesh))
+        check_version(config, weights)
         if name not in (None, config["method"]):
             raise ValueError(f"{weights}: holds weights of {config['method']!r}, not of {name!r}")
     elif is_ip_adapter(weights):
-        if name not in (None, "ip_adapter", "ip_adapter_file"):
+        if name not in (None, "ip_adapter"):
             raise ValueError(f"{weights}: is an IP-Adapter file, not one for {name!r}")
-        config = {"method": "ip_adapter_file", "trigger_word": "img", "id_encoder": ""}
+        config = {"method": "ip_adapter", "trigger_word": "img", "id_encoder": ""}
     else:
         config = _photomaker_config(base, weights, name or "photomaker")
     here = {
@@ -77,8 +83,8 @@ def read_method(base: SDXLBase, name: str | None, weights, encoder, mesh):
 STATE_FILES = ("model.safetensors", "pytorch_model.bin")  # accelerate's
 
 
-def weights_in(path):
-    """The file in a folder that an IP-Adapter's trainer left; any other path as it is."""
+def weights_in(path: str | Path) -> str | Path:
+    """The file in the folder of an IP-Adapter's trainer; any other path unchanged."""
     folder = Path(path)
     if not folder.is_dir() or (folder / "checkpoints").is_dir():
         return path
@@ -86,18 +92,18 @@ def weights_in(path):
     return files[0] if files and is_ip_adapter(files[0]) else path
 
 
-def base_arrays(model, trained: dict | None) -> dict:
-    """The base's own arrays, by path, of what a run has trained; before a method is attached."""
+def base_arrays(model: Model, trained: dict | None) -> dict:
+    """The base's own arrays, by path, that a run has trained; call before attaching a method."""
     leaves = leaf_paths(model) if trained else {}
     return {path: leaves[path].get_value() for path in trained or () if path in leaves}
 
 
 def _photomaker_config(base: SDXLBase, path, name: str) -> dict:
-    """What makes room for the file's tensors."""
+    """The config that makes the model fit the file's tensors."""
     beside = Path(base.folder or base.path) / "image_encoder"
     with read_photomaker(path) as file:
         rank = file.rank
-        # The file has an image tower, but not its config; a directory beside the base has both,
+        # The file has an image tower, but not its config; a directory next to the base has both,
         # unless it is an IP-Adapter's image encoder.
         same = beside.is_dir() and has_tower_like(file, read_config(beside))
     return {
@@ -112,12 +118,12 @@ def _photomaker_config(base: SDXLBase, path, name: str) -> dict:
 # ---- LoRA ------------------------------------------------------------------------------------
 
 
-def read_adapter(path, base, weight: float = 1.0) -> tuple[dict, Words]:
-    """A LoRA file's weights by component, and the words that lie with it.
+def read_adapter(path: str | Path, base: SDXLBase, weight: float = 1.0) -> tuple[dict, Words]:
+    """A LoRA file's weights by component, and the words bundled with it.
 
     WeightsError unless they fit the base's model.
 
-    A warning says what of it changes nothing at this weight.
+    Warns about weights that change nothing at this weight.
     """
     _check_weight(path, weight)
     paths = {part: module_paths(getattr(base.model, part)) for part in LORA_COMPONENTS}
@@ -130,7 +136,7 @@ def read_adapter(path, base, weight: float = 1.0) -> tuple[dict, Words]:
 
 
 def with_weights(adapters: Adapters, weights: dict[str, float]) -> Adapters:
-    """The same with other weights for some, by name; ValueError for a name that is not there."""
+    """A copy with other weights for some, by name; ValueError for an unknown name."""
     for name, weight in weights.items():
         _check_weight(name, weight)
     return {**adapters, **{name: (one_of(adapters, name)[0], w) for name, w in weights.items()}}
@@ -144,43 +150,43 @@ def _check_weight(name, weight: float):
 
 
 def _warn_of_no_effect(path, adapter: dict, weight: float):
-    """Say what of a LoRA file changes nothing."""
+    """Warn if a LoRA file changes nothing."""
     if weight == 0:
-        _warn(f"{path}: is loaded with weight 0 and changes nothing until it gets another")
+        _warn(f"{path}: loaded with weight 0, so it changes nothing until that is set")
     if no_effect(adapter):
         loras = [each for layers in adapter.values() for each in layers.values()]
         why = "all of its layers are zero, as before training"
         if all(getattr(each, "scale", 1) == 0 for each in loras):
             why = "its alpha is 0"
-        _warn(f"{path}: {why}, so that it changes nothing; check that it was saved after training")
+        _warn(f"{path}: {why}, so it changes nothing; check that it was saved after training")
 
 
 def _warn(message: str):
     warnings.warn(message, stacklevel=5)
 
 
-def take_adapter(model) -> dict:
-    """What lies on the model, one adapter, as ``read_adapter`` would have read it."""
+def take_adapter(model: Model) -> dict:
+    """The model's one adapter, as ``read_adapter`` would have returned it."""
     found = {part: extract_adapter(getattr(model, part)) for part in LORA_COMPONENTS}
     return {part: weights for part, weights in found.items() if weights}
 
 
-def put_adapters(model, adapters: Adapters):
-    """Put these on the model, in place of those that are there."""
+def put_adapters(model: Model, adapters: Adapters) -> None:
+    """Put these on the model, replacing those that are there."""
     remove_all(model)
     for part in LORA_COMPONENTS:
         for adapter, weight in adapters.values():
             apply_adapter(getattr(model, part), adapter.get(part, {}), weight)
 
 
-def remove_all(model):
-    """Take off those that are there."""
+def remove_all(model: Model) -> None:
+    """Remove all adapters from the model."""
     for part in LORA_COMPONENTS:
         remove_adapters(getattr(model, part))
 
 
-def merge_all(model):
-    """Add those that are there into the weights."""
+def merge_all(model: Model) -> None:
+    """Merge all adapters into the weights."""
     for part in LORA_COMPONENTS:
         check_mergeable(getattr(model, part))
     for part in LORA_COMPONENTS:
@@ -195,24 +201,24 @@ def one_of(adapters: Adapters, name: str) -> tuple[dict, float]:
 
 
 def of_method(adapters: Adapters) -> Adapters:
-    """Those that a method has brought."""
+    """The adapters that belong to a method."""
     return {k: v for k, v in adapters.items() if k.startswith(METHOD_PREFIX)}
 
 
 def of_user(adapters: Adapters) -> Adapters:
-    """Those that were loaded from files."""
+    """The adapters that were loaded from files."""
     return {k: v for k, v in adapters.items() if not k.startswith(METHOD_PREFIX)}
 
 
 def method_scales(adapters: Adapters) -> dict[str, np.ndarray]:
-    """Path of a layer of the UNet to [r]: of its LoRA's scale, what is the method's own."""
+    """Path of a layer of the UNet to [r]: the part of its LoRA's scale that is the method's."""
     own = {}
     if not any("unet" in adapter for adapter, _ in of_method(adapters).values()):
         return own
     for name, (adapter, weight) in adapters.items():
         for path, lora in adapter.get("unet", {}).items():
             if not isinstance(lora, LoraWeights):
-                continue  # lies on the layer as a change, apart from the ranks
+                continue  # is stored on the layer as a change, not as ranks
             scale = weight * lora.scale if name.startswith(METHOD_PREFIX) else 0.0
             own.setdefault(path, []).append(np.full(lora.rank, scale, np.float32))
     return {path: np.concatenate(columns) for path, columns in own.items()}

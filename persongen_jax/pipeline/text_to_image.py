@@ -1,9 +1,9 @@
-"""The pipeline itself: what is loaded, and the loop over batches of prompts."""
+"""The pipeline class: what is loaded, and the loop over batches of prompts."""
 
 import itertools
 from collections.abc import Callable
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -12,11 +12,10 @@ from flax import nnx
 from data_pipeline.examples.conditions import Text
 from data_pipeline.examples.fields import Call, TimeIds
 from persongen_jax.diffusion import samplers as sampling
-from persongen_jax.diffusion.plan import make_plan
-from persongen_jax.diffusion.scales import Strength
+from persongen_jax.diffusion.options import SamplingOptions
 from persongen_jax.methods import get_method
 from persongen_jax.methods.base import Parts
-from persongen_jax.models.attention import branch_names
+from persongen_jax.models.branches import branch_names
 from persongen_jax.parallel.sharding import make_mesh, put, replicated, shardings_by_path, to_host
 from persongen_jax.pipeline import checks, images, loading
 from persongen_jax.pipeline.conditioner import Conditioner
@@ -25,7 +24,7 @@ from persongen_jax.training.partition import fill_trained, set_leaves
 from persongen_jax.weights.formats.lora.writing import write_lora
 from persongen_jax.weights.formats.sdxl.loading import SDXLBase, load_sdxl, save_sdxl
 
-IMAGES_PER_DEVICE = 4  # of a batch, where the caller does not say
+IMAGES_PER_DEVICE = 4  # default batch size
 
 
 class PipelineOutput(NamedTuple):
@@ -37,19 +36,19 @@ class PipelineOutput(NamedTuple):
 class Pipeline:
     """Text-to-image with SDXL.
 
-    Prompts are worked through in batches of one size, dealt out over ``mesh``'s devices. Programs
-    are compiled once per batch size, image size, number of steps and sampler; another prompt,
-    seed, guidance scale or adapter weight compiles nothing. With several processes each has to
-    make the same calls; each gets all images.
+    Prompts are processed in batches of one size, split over ``mesh``'s devices. Programs are
+    compiled once per batch size, image size, number of steps and sampler; another prompt, seed,
+    guidance scale or adapter weight compiles nothing. With several processes each must make the
+    same calls; each gets all images.
 
     Args:
         mesh: of sharding.make_mesh; all devices by default.
-        divided: weights lie in pieces on the mesh's "fsdp" groups, for devices too small to hold
-            them whole.
+        divided: shard weights over the mesh's "fsdp" groups, for devices too small to hold them
+            whole.
 
     Attributes:
-        adapters, words: the loaded LoRAs, see pipeline/loading.py, and the words they bring.
-        conditioner: what the loaded method reads, see pipeline/conditioner.py.
+        adapters, words: the loaded LoRAs, see pipeline/loading.py, and the words they define.
+        conditioner: the inputs of the loaded method, see pipeline/conditioner.py.
     """
 
     def __init__(self, base: SDXLBase, mesh=None, *, divided=False):
@@ -78,13 +77,13 @@ class Pipeline:
 
     @classmethod
     def around(cls, system, model=None, *, mesh=None, divided=False) -> "Pipeline":
-        """A pipeline over a model in memory that has its method's parts: one in training.
+        """A pipeline over a model in memory with its method's parts, for example one in training.
 
-        Nothing is copied. Programs compiled for an earlier model of the same kind are used again.
+        Copies nothing. Programs compiled for an earlier model of the same kind are reused.
 
         Args:
             system: systems.sdxl.Sdxl.
-            model: its model as it is now; default: the system's own.
+            model: its current model; default: the system's own.
         """
         base = system.base if model is None else replace(system.base, model=model)
         pipe = cls(base, mesh, divided=divided)
@@ -95,8 +94,8 @@ class Pipeline:
         """Write a directory that diffusers opens; fuse or unload LoRAs first."""
         if self.adapters:
             raise ValueError(
-                f"LoRAs are loaded ({', '.join(self.adapters)}): call fuse_lora() to write their "
-                "effect into the weights, or unload_lora() to leave it out"
+                f"LoRAs are loaded ({', '.join(self.adapters)}): call fuse_lora() to merge them "
+                "into the weights, or unload_lora() to leave them out"
             )
         branches = branch_names(self.model.unet)
         if branches:
@@ -118,7 +117,7 @@ class Pipeline:
 
     @property
     def fields(self) -> tuple:
-        """The inputs that are read, data_pipeline/examples/fields.py."""
+        """The inputs of the method, see data_pipeline/examples/fields.py."""
         return self.conditioner.fields
 
     @property
@@ -128,7 +127,7 @@ class Pipeline:
 
     @property
     def streams(self) -> tuple[str, ...]:
-        """The prompts that are read apart from each other: "text", and what the method adds."""
+        """The prompts that are read separately: "text", and what the method adds."""
         return self.text.streams
 
     @property
@@ -137,11 +136,11 @@ class Pipeline:
         return bool(self.conditioner.identity)
 
     def _use(self, method, fields=()):
-        """Take this method, attached to the model; None: the base alone."""
+        """Use this method, attached to the model; None: the base alone."""
         self.conditioner = Conditioner(self.base, self.mesh, method, fields)
 
     def _place(self):
-        """Every array of the model onto the mesh."""
+        """Place every array of the model on the mesh."""
         state = nnx.state(self.model)
         where = shardings_by_path(self.mesh, state) if self.divided else replicated(self.mesh)
         nnx.update(self.model, put(state, where))
@@ -149,24 +148,23 @@ class Pipeline:
     # ---- an identity method ----
 
     def load_method(self, name: str | None, weights, *, encoder=""):
-        """Put a trained identity method on the model; then give ``references`` when calling.
+        """Load a trained identity method; then pass ``references`` when calling.
 
         Args:
-            name: the method. None takes the one that a run trained; for a file photomaker, or
-                ip_adapter_file, which an IP-Adapter file is also by the name ip_adapter.
+            name: the method. None: the one that a run trained; for a file photomaker or
+                ip_adapter.
             weights: the working directory of a training run; or a PhotoMaker v1 file, ``.bin`` or
-                ``.safetensors`` (weights/formats/photomaker.py). What a method has beyond
-                PhotoMaker, such as a branch for the background, is then as its training begins with
-                it. Or an IP-Adapter file for SDXL (weights/formats/ip_adapter.py).
-            encoder: the folder of the image encoder that the weights go with. Default: what the
-                run was trained with; for a file ``<base>/image_encoder``, where that is no other
-                than a PhotoMaker file's own. FaceID has no default: it needs the face recogniser's
-                file.
+                ``.safetensors`` (weights/formats/photomaker.py). Parts that a method has in
+                addition to PhotoMaker's, such as a branch for the background, then have their
+                initial weights. Or an IP-Adapter file for SDXL (weights/formats/ip_adapter.py).
+            encoder: the folder of the image encoder that the weights belong to. Default: the one
+                that the run was trained with; for a file ``<base>/image_encoder``, if that is a
+                PhotoMaker file's own. FaceID has no default: it needs the face recogniser's file.
 
         Raises:
-            FileNotFoundError: no checkpoint there.
+            FileNotFoundError: there is no checkpoint.
             ValueError: weights of another method than ``name``, or that do not fit this base;
-                FaceID without ``encoder``. Where they turn out not to fit, no method is loaded
+                FaceID without ``encoder``. If they turn out not to fit, no method is loaded
                 afterwards.
         """
         checks.check_kinds(str, "a method's name", name=name)
@@ -181,7 +179,7 @@ class Pipeline:
             if trained is not None:
                 fill_trained(self.model, trained, config.trainable or method.groups, str(weights))
             fields = (*method.fields(parts, config), TimeIds())
-            # From here on the method's LoRA is one adapter among others.
+            # From here on the method's LoRA is one of the adapters.
             own = loading.take_adapter(self.model)
             if own:
                 self.adapters[loading.METHOD_PREFIX + config.method] = (own, 1.0)
@@ -193,19 +191,19 @@ class Pipeline:
         self._use(method, fields)
 
     def unload_method(self):
-        """Take the method off again; LoRAs of one's own stay."""
+        """Remove the method; LoRAs loaded from files stay."""
         self._remove_method()
         self._put_adapters(self.adapters)
 
     def _remove_method(self):
-        """Take off all that a method has added; what it is made of leaves the devices."""
+        """Remove all that a method has added, and free its memory on the devices."""
         self.adapters = loading.of_user(self.adapters)
         if self.method is not None:
             self._detach(self.method)
         self._use(None)
 
     def _detach(self, method):
-        # A run may have trained layers of the base: their own arrays come back as well.
+        # A run may have trained layers of the base: restore their original arrays too.
         method.detach(Parts(self.model, self.base.tokenizers))
         set_leaves(self.model, self._of_base)
         self._of_base = {}
@@ -213,35 +211,34 @@ class Pipeline:
     # ---- LoRA ----
 
     def load_lora(self, path, *, weight: float = 1.0, name: str | None = None):
-        """Put a LoRA (or DoRA, LoHa, LoKr, IA3) of any tool on the model; several add up.
+        """Load a LoRA (or DoRA, LoHa, LoKr, IA3) of any tool; several add up.
 
-        Words whose embeddings lie with it (``bundle_emb``) can be used in prompts from then on.
+        Words whose embeddings are bundled with it (``bundle_emb``) can be used in prompts from then
+        on.
 
         Args:
             path: the ``*.safetensors`` file, or PEFT's or diffusers' folder.
-            weight: factor of its effect; change it later by :meth:`set_lora_weights`.
-            name: what it is called from then on; by default ``str(path)``. One of the same name
-                goes, with a warning.
+            weight: factor of its effect; change it later with :meth:`set_lora_weights`.
+            name: its name from then on; by default ``str(path)``. One of the same name is replaced,
+                with a warning.
 
         Raises:
-            WeightsError: the file is not there, of a kind that is not applied (it is named), or
-                not for this model; what is loaded stays as it was.
+            WeightsError: the file does not exist, is of an unsupported kind (named in the error),
+                or is not for this model; loaded adapters do not change.
         """
         checks.check_path("path", path)
         checks.check_kinds(str, "a name", name=name)
         adapter, words = loading.read_adapter(path, self.base, weight)
         name = str(path) if name is None else name
         if name.startswith(loading.METHOD_PREFIX):
-            raise ValueError(f"name={name!r}: {loading.METHOD_PREFIX}… is for what methods bring")
+            raise ValueError(f"name={name!r}: {loading.METHOD_PREFIX}… is reserved for methods")
         if name in self.adapters:
-            checks.tell(
-                f"LoRA {name}: takes the place of the one of that name; give name= for both"
-            )
+            checks.tell(f"LoRA {name}: replaces the one of that name; give name= to keep both")
         self.words.add(name, words)
         self._put_adapters({**self.adapters, name: (adapter, weight)})
 
     def set_lora_weights(self, weights: dict[str, float]):
-        """Change the factors of loaded LoRAs by name. Compiles nothing anew."""
+        """Change the factors of loaded LoRAs by name. Does not recompile."""
         checks.check_kinds(dict, "a dictionary, {name: weight}", weights=weights)
         self._put_adapters(loading.with_weights(self.adapters, weights))
 
@@ -249,24 +246,24 @@ class Pipeline:
         """Write a loaded LoRA, or a method's own ("method:photomaker"), in diffusers' format.
 
         Raises:
-            ValueError: none of that name is loaded, or it lies on branches.
+            ValueError: none of that name is loaded, or it modifies branches.
         """
         adapter, _ = loading.one_of(self.adapters, name)
         if any(".branches." in layer for layer in adapter.get("unet", ())):
             raise ValueError(
-                f"{name}: lies on the method's attention branches too, which a LoRA file has no "
+                f"{name}: also modifies the method's attention branches, which a LoRA file has no "
                 "place for; keep its training run"
             )
         self.words.tell_not_written(name)
         write_lora(path, adapter)
 
     def unload_lora(self):
-        """Take every LoRA off again; a method keeps its own, which is a part of it."""
+        """Remove every LoRA; a method keeps its own, which is a part of it."""
         self.words.drop(self.adapters)
         self._put_adapters(loading.of_method(self.adapters))
 
     def fuse_lora(self):
-        """Add the loaded LoRAs into the weights: nothing to compute per step, no way back."""
+        """Merge the loaded LoRAs into the weights: no cost per step, but irreversible."""
         loading.merge_all(self.model)
         self.adapters = self._own_lora = {}
 
@@ -284,28 +281,11 @@ class Pipeline:
         *,
         references: list | None = None,
         regions: list | None = None,
-        scales: dict[str, Strength] | None = None,
-        start_merge_step: int | None = None,
-        height: int | None = None,
-        width: int | None = None,
-        num_inference_steps: int = 50,
-        guidance_scale: float = 5.0,
-        guidance_rescale: float = 0.0,
-        num_images_per_prompt: int = 1,
-        seed: int | None = None,
-        latents=None,
-        scheduler: str | None = None,
-        scheduler_options: dict | None = None,
-        original_size: tuple[int, int] | None = None,
-        crops_coords_top_left: tuple[int, int] | None = None,
-        target_size: tuple[int, int] | None = None,
-        output_type: str = "pil",
-        batch_size: int | None = None,
-        tiling: bool = False,
-        tile_size: int | None = None,
-        progress=None,
-        on_batch=None,
-        **inputs,
+        latents: Any = None,
+        progress: Callable | None = None,
+        on_batch: Callable | None = None,
+        options: SamplingOptions | None = None,
+        **named: Any,
     ) -> PipelineOutput:
         """Generate ``num_images_per_prompt`` images of each prompt.
 
@@ -313,100 +293,72 @@ class Pipeline:
             prompt: one or several. Image j of prompt i is number i * num_images_per_prompt + j.
             negative_prompt: what to steer away from; one for all or one each. None: the zero
                 embedding if model_index.json says so (SDXL's does), else the empty prompt; with a
-                method always the empty prompt, which is what training drops conditions to.
-            references: with a method loaded, for each prompt a list of one to four face crops of
-                one person (paths, PIL images, arrays: see data_pipeline/pictures/reading.py); the
+                method always the empty prompt, which is the dropped condition in training.
+            references: with a method loaded, per prompt a list of one to four face crops of one
+                person (paths, PIL images, arrays: see data_pipeline/pictures/reading.py); the
                 prompt then holds the trigger word after the class word: "a man img in a suit". For
                 a FaceID file the crops are aligned faces (data_pipeline/faces/align.py). A method
-                that reads identities by an attention branch alone does not need the trigger word.
-                With such a branch several people: for each prompt a list of such lists, and
-                ``regions``.
-                (Where the identity is also written into the class word, the first person's.)
-            regions: for each prompt a list of masks, one per person: where in the image the
-                branches that read a person may act for them. Each is a picture (white is 1) or
-                bool [h, w] of any size; it is stretched over the image.
-            scales: factors of what the method adds, {"identity": 0.8}; 1 where nothing is said.
-                Each is a number, or [(start, end, number), ...] over fractions of the steps
-                (diffusion/scales.py). Every stream and map of the method has one by its name
-                ("background": of what the branch that reads this stream adds). "identity" is also
-                of references in text space: a class token e, fused with a reference to f, becomes
-                e + scale * (f - e). "lora": of the method's LoRA on the UNet, on top of its weight.
-            start_merge_step: through this step (inclusive) the prompt alone acts, then the identity
-                (delayed merging, arXiv 2312.04461, section 3.3). None: a fifth of the steps.
-            height, width: pixels, multiples of the VAE's factor (8). Default: the UNet's own.
-            guidance_scale: 1 or less turns guidance off and halves the work.
-            guidance_rescale: 0..1 (Lin et al., arXiv 2305.08891, section 3.4).
-            seed: image n depends on (seed, n), not on how images are batched. None: 0.
+                that reads identities only by an attention branch does not need the trigger word and
+                supports several people: per prompt a list of such lists, and ``regions``. (If the
+                identity is also written into the class word, that is the first person's.)
+            regions: per prompt a list of masks, one per person: where in the image the branches
+                that read a person may act for them. Each is an image (white is 1) or bool [h, w] of
+                any size, stretched over the image.
             latents: [n, h / 8, w / 8, 4] standard normal, instead of drawing them from the seed.
-            scheduler: "ddpm", "ddim", "euler", "euler_ancestral", "dpmpp_2m" or a diffusers class
-                name; default: scheduler_config.json's. scheduler_options: its parameters, e.g.
-                {"use_karras_sigmas": True}.
-            original_size, crops_coords_top_left, target_size: SDXL's micro-conditioning, (h, w).
-            output_type: "pil"; "np", float32 [n, h, w, 3] in 0..1; or "latent", [n, h/8, w/8, 4].
-            batch_size: images at once, rounded up to a multiple of the devices.
-            tiling: decode in overlapping tiles with sides of ``tile_size`` (512) pixels. At 1024 x
-                1024 and SDXL's size, these need a quarter of the memory, 1 GiB (float32).
             progress: called with the number of steps done since the last call.
-            on_batch: called with every batch's images as soon as they are there, in their order
-                and as ``output_type`` has them. They are not kept then: ``images`` is empty.
-            inputs: what else the method's fields read, by name: further prompts (``background``,
-                ``body``: a text for all or one each; they act from the first step on, None is the
-                empty prompt), control images and points (a list, one each).
+            on_batch: called with each batch's images as soon as they are ready, in order and in the
+                form of ``output_type``. They are not kept then: ``images`` is empty.
+            options: the settings that are not given by name.
+            named: settings, by the names of SamplingOptions (diffusion/options.py):
+                num_inference_steps, guidance_scale, scheduler, seed, height, ... And other inputs
+                of the method's fields: additional prompts (``background``, ``body``: a text for all
+                or one each; they act from the first step on, None is the empty prompt), control
+                images and points (a list, one each).
 
         Raises:
             ValueError: sizes, counts or names that do not fit; the message names them. A
-                checks.CallWarning tells of prompts that are cut, and of what has no effect.
+                checks.CallWarning reports prompts that are cut, and arguments without effect.
         """
-        options = (guidance_scale, guidance_rescale, start_merge_step, seed, latents)
-        options = checks.Options(*options, tiling, tile_size, output_type)
-        options.check(num_inference_steps, num_images_per_prompt, height, width, batch_size)
-        checks.check_pairs(original_size=original_size, target_size=target_size)
-        checks.check_pairs(crops_coords_top_left=crops_coords_top_left)
-        checks.check_kinds(dict, "a dictionary", scales=scales, scheduler_options=scheduler_options)
+        options, inputs = (options or SamplingOptions()).taking(named)
         checks.check_kinds(Callable, "a function", progress=progress, on_batch=on_batch)
         prompts = checks.texts_of("prompt", prompt)
         conditioner, count = self.conditioner, len(prompts)
-        size = images.image_size(self.base, height, width)
+        size = images.image_size(self.base, options.height, options.width)
         shape = images.latent_shape(self.base, size)
         negatives = checks.one_each(negative_prompt, count, "negative prompts")
         people, regions = conditioner.check_people(references, regions, prompts, shape[:2])
         acts = conditioner.acts(references)
         parts, inputs = conditioner.check_inputs(inputs, acts, count)
-        plan = make_plan(
-            self.base.scheduler_config, num_inference_steps, scheduler, **(scheduler_options or {})
-        )
+        plan = options.plan(self.base.scheduler_config)
         own_lora = self._own_lora if acts else {}
-        strengths = conditioner.schedules(scales or {}, bool(own_lora), acts, plan.num_steps)
-        said = (prompts, negatives, parts, people, regions)
-        checks.tell_of_call(self, *said, plan, scales or {}, strengths, options)
-        seed, tile_size = seed or 0, tile_size or 512
-        given = zip(
-            (original_size, crops_coords_top_left, target_size), (size, (0, 0), size), strict=True
+        strengths = conditioner.schedules(
+            options.scales or {}, bool(own_lora), acts, plan.num_steps
         )
-        sizes = [usual if pair is None else pair for pair, usual in given]
-        time_ids = np.tile(np.concatenate(sizes).astype(np.float32), (count, 1))
+        said = (prompts, negatives, parts, people, regions)
+        checks.tell_of_call(self, *said, plan, strengths, options, latents)
+        time_ids = np.tile(options.time_ids(size), (count, 1))
         call = Call(prompts, parts, people, time_ids, size, inputs)
-        against = negatives if guidance_scale > 1 else None
-        total = count * num_images_per_prompt
+        against = negatives if options.guidance_scale > 1 else None
+        seed, total = options.seed or 0, count * options.num_images_per_prompt
         noise = images.first_noise(latents, seed, (total, *shape))
         keys = sampling.image_keys(seed, 1, total)
-        batch = self.pictures_at_once(batch_size, total)
-        settings = (guidance_scale, guidance_rescale, options.merge_step(plan))
+        batch = self.pictures_at_once(options.batch_size, total)
+        tile_size = (options.tile_size or 512) if options.tiling else None
         method, done = self.method if acts else None, []
         keep = done.append if on_batch is None else on_batch
         for start in range(0, total, batch):
-            # The last batch is filled up with its last image: every batch has one shape.
+            # The last batch is padded with its last image: every batch has the same shape.
             rows = np.minimum(np.arange(start, start + batch), total - 1)
-            which = rows // num_images_per_prompt
+            which = rows // options.num_images_per_prompt
             guidance = conditioner.guidance(call, against, regions, which)
             guidance = replace(guidance, scales=strengths, lora=own_lora)
-            row = (plan, noise[rows], guidance, keys[rows], settings, progress)
-            out = images.sample(self.model, method, self.mesh, *row)
-            if output_type != "latent":
-                out = images.decode(self.model.vae, self.mesh, out, tile_size if tiling else None)
+            row = (plan, noise[rows], guidance, keys[rows], options.scalars(plan.num_steps))
+            out = images.sample(self.model, method, self.mesh, *row, progress)
+            if options.output_type != "latent":
+                out = images.decode(self.model.vae, self.mesh, out, tile_size)
             out = to_host(out)[: min(batch, total - start)]
-            keep(images.to_pil(out) if output_type == "pil" else out)
-        if on_batch is not None or output_type == "pil":
+            keep(images.to_pil(out) if options.output_type == "pil" else out)
+        if on_batch is not None or options.output_type == "pil":
             return PipelineOutput(list(itertools.chain(*done)))
         return PipelineOutput(np.concatenate(done))
 
@@ -417,7 +369,7 @@ class Pipeline:
         return self.conditioner.encode_prompt(prompts)
 
     def draw_latents(self, seed: int, total: int, height: int, width: int) -> np.ndarray:
-        """What ``latents`` is when it is not given: [total, h / 8, w / 8, 4] standard normal."""
+        """The default ``latents``: [total, h / 8, w / 8, 4] standard normal."""
         shape = images.latent_shape(self.base, (height, width))
         return images.first_noise(None, seed, (total, *shape))
 
@@ -427,5 +379,5 @@ class Pipeline:
         if batch_size is None:
             batch_size = min(total, IMAGES_PER_DEVICE * devices)
         if batch_size < 1:
-            raise ValueError(f"batch_size={batch_size} has to be at least 1")
+            raise ValueError(f"batch_size={batch_size} must be at least 1")
         return -(-batch_size // devices) * devices

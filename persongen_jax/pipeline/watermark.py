@@ -1,4 +1,4 @@
-"""The invisible watermark of SDXL pictures: 48 fixed bits, hidden in the colour of 8x8 blocks.
+"""The invisible watermark of SDXL images: 48 fixed bits, hidden in the colour of 8x8 blocks.
 
 Compatible with method "dwtDct" of the ``invisible-watermark`` package, which diffusers' SDXL
 pipelines use; written here in numpy because that package needs torch and OpenCV. Despite the name
@@ -6,10 +6,10 @@ there is no DCT in it: the largest Haar average of each block of the U channel i
 or to three quarters of a quantisation step, and that is the bit.
 
 Whatever looks odd below (details swapped, values truncated) is what that package does with 8-bit
-images, and the pixels come out equal to its own. Two things follow from its design: on some
-pictures (flat or warm-coloured ones) its decoder gets back only part of the bits, so a picture is
-recognised by most of them; and diffusers embeds before rounding to 8 bits, where U is centred at
-0.5 instead of 128, so the bits of its own warm-coloured pictures often cannot be read at all.
+images, and the output pixels equal its own. Two things follow from its design: on some images (flat
+or warm-coloured ones) its decoder recovers only part of the bits, so an image is recognised by most
+of them; and diffusers embeds before rounding to 8 bits, where U is centred at 0.5 instead of 128,
+so the bits of its own warm-coloured images often cannot be read at all.
 """
 
 import numpy as np
@@ -23,8 +23,8 @@ STEP = 36  # of the quantisation of a Haar average, which is twice a mean of fou
 BLOCK = 4  # Haar averages per block side: 8 pixels
 MIN_WIDTH = 256  # diffusers skips narrower images
 MIN_PIXELS = 256 * 256  # invisible-watermark refuses smaller images
-# So many of the 48 bits must agree. From here on Stability AI's detector (generative-models,
-# scripts/demo/detect.py) says "likely watermarked", falsely so of 0.02% of their real images.
+# This many of the 48 bits must agree. From here on Stability AI's detector (generative-models,
+# scripts/demo/detect.py) says "likely watermarked", wrongly for 0.02% of their real images.
 MIN_AGREEING_BITS = 34
 
 _HALF = np.sqrt(0.5)  # the one coefficient of the orthonormal Haar filters
@@ -35,7 +35,7 @@ def add_watermark(images: np.ndarray) -> np.ndarray:
 
     Args:
         images: uint8 RGB [n, h, w, 3]. Images narrower than 256 pixels or with less than 256 * 256
-            pixels are left alone. Rows and columns beyond a multiple of 8 carry no bits.
+            pixels are returned unchanged. Rows and columns beyond a multiple of 8 carry no bits.
 
     Returns:
         uint8 RGB [n, h, w, 3], a new array.
@@ -44,7 +44,7 @@ def add_watermark(images: np.ndarray) -> np.ndarray:
         raise ValueError(
             f"images must be uint8 [n, h, w, 3], not {images.dtype} {list(images.shape)}"
         )
-    if not _large_enough(images.shape[1:3]):
+    if not has_room(*images.shape[1:3]):
         return images.copy()
     # One at a time: the intermediate values are eight times as large as the images.
     return np.stack([_embed(image) for image in images]) if len(images) else images.copy()
@@ -71,39 +71,19 @@ def has_watermark(image: np.ndarray) -> bool:
     marked.
     """
     _check_image(image)
-    if not _large_enough(image.shape[:2]):
+    if not has_room(*image.shape[:2]):
         return False
     return int(np.sum(read_watermark(image) == WATERMARK_BITS)) >= MIN_AGREEING_BITS
 
 
-class WatermarkIfItFits:
-    """Puts the watermark into images; warns, once, if they are too small to hold it."""
-
-    def __init__(self, warn):
-        self.warn, self.warned = warn, False
-
-    def __call__(self, image):
-        """(the image uint8 [h, w, 3], whether it has the mark now)."""
-        height, width = image.shape[:2]
-        if _large_enough((height, width)):
-            return add_watermark(image[None])[0], True
-        if not self.warned:
-            self.warn(
-                f"no watermark: {width}x{height} pixels are too few for it; it needs a width of "
-                f"{MIN_WIDTH} and {MIN_PIXELS} pixels"
-            )
-            self.warned = True
-        return image, False
+def has_room(height: int, width: int) -> bool:
+    """Whether an image of this size can hold the watermark."""
+    return width >= MIN_WIDTH and height * width >= MIN_PIXELS
 
 
 def _check_image(image):
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
         raise ValueError(f"image must be uint8 [h, w, 3], not {image.dtype} {list(image.shape)}")
-
-
-def _large_enough(size) -> bool:
-    height, width = size
-    return width >= MIN_WIDTH and height * width >= MIN_PIXELS
 
 
 def _embed(image):
@@ -113,7 +93,7 @@ def _embed(image):
     averages, (horizontal, vertical, diagonal) = _haar(u)
 
     blocks = _blocks(averages)
-    bits = np.resize(WATERMARK_BITS, len(blocks))  # over and over again, in row order
+    bits = np.resize(WATERMARK_BITS, len(blocks))  # repeated, in row order
     where = _largest(blocks)
     # U is never negative here, so neither are the averages.
     levels = np.take_along_axis(blocks, where, axis=1)[:, 0] // STEP
@@ -121,7 +101,7 @@ def _embed(image):
     _put_blocks(averages, blocks)
 
     # The package swaps the horizontal and vertical details, which transposes U in every 2x2 square.
-    # Reading does not depend on it; it is kept so that the pixels are those of the package.
+    # Reading does not depend on it; it is kept so that the pixels equal the package's.
     u[:] = _inverse_haar(averages, (vertical, horizontal, diagonal))
     return _yuv_to_rgb(yuv)
 
@@ -133,7 +113,7 @@ def _whole_part(channel):
 
 
 def _blocks(averages):
-    """[h, w] to a copy [blocks in row order, 16]; an incomplete block at the end is left out."""
+    """Maps [h, w] to a copy [blocks in row order, 16]; drops an incomplete block at the end."""
     rows, columns = averages.shape[0] // BLOCK, averages.shape[1] // BLOCK
     whole = averages[: rows * BLOCK, : columns * BLOCK]
     grid = whole.reshape(rows, BLOCK, columns, BLOCK).swapaxes(1, 2)
@@ -148,14 +128,14 @@ def _put_blocks(averages, blocks):
 
 
 def _largest(blocks):
-    """[n, 16] to [n, 1]: where each block's largest value is, the first one never being chosen."""
+    """Maps [n, 16] to [n, 1]: the index of each block's largest value, never the first one."""
     return np.argmax(np.abs(blocks[:, 1:]), axis=1)[:, None] + 1
 
 
 def _haar(x):
     """One level of the Haar transform: averages, (horizontal, vertical, diagonal), [h/2, w/2].
 
-    Each product is rounded as PyWavelets does it: results are truncated to whole numbers later, and
+    Each product is rounded as in PyWavelets: results are truncated to whole numbers later, and
     there the last bit of a float decides between two neighbours.
     """
     x = x * _HALF

@@ -1,29 +1,32 @@
-"""Words that a file brings with embeddings of their own (Textual Inversion, arXiv 2208.01618).
+"""Words that a file defines with its own embeddings (Textual Inversion, arXiv 2208.01618).
 
-Trainers of LoRAs write those next to it that they trained together: ``bundle_emb.WORD.clip_l`` and
-``.clip_g``, one row for each token that the word stands for. The rows are put behind those of the
-text encoders' tables, the word into the tokenizers.
+LoRA trainers bundle words that were trained together with the LoRA: ``bundle_emb.WORD.clip_l`` and
+``.clip_g``, one row per token of the word. The rows are appended to the text encoders' tables, the
+word is added to the tokenizers.
 """
 
 import contextlib
 import warnings
+from collections.abc import Iterable, Iterator
+from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
 
 from persongen_jax.weights.errors import UnsupportedAdapter
 from persongen_jax.weights.formats.lora.reading import read_embeddings
+from persongen_jax.weights.formats.sdxl.loading import SDXLBase
 
 TOWERS = {"clip_l": "text_encoder", "clip_g": "text_encoder_2"}  # of SDXL's two encoders
 
 Words = dict[str, dict[str, np.ndarray]]  # word to {tower: [n, width]}
 
 
-def read_words(path, base) -> Words:
-    """The words that lie with a LoRA; {} of most.
+def read_words(path: str | Path, base: SDXLBase) -> Words:
+    """The words bundled with a LoRA; usually {}.
 
     Raises:
-        UnsupportedAdapter: embeddings of another width than the base's, or that are not finite.
+        UnsupportedAdapter: embeddings whose width differs from the base's, or that are not finite.
     """
     words = {}
     for word, towers in read_embeddings(path).items():
@@ -32,7 +35,7 @@ def read_words(path, base) -> Words:
             _check(path, word, tower, rows, _table(base, tower).shape[1])
         without = ", ".join(sorted(set(towers) - set(TOWERS)))
         if without:
-            _warn(f"{path}: {without} of the word {word!r} (added behind a text encoder) is unused")
+            _warn(f"{path}: {without} of the word {word!r} (added after a text encoder) is unused")
         missing = ", ".join(TOWERS[tower] for tower in TOWERS if tower not in own)
         if missing and own:
             _warn(
@@ -45,31 +48,31 @@ def read_words(path, base) -> Words:
 
 
 class OwnWords:
-    """The words that a base's tokenizers and text encoders have beside their own vocabulary."""
+    """The words that a base's tokenizers and text encoders have in addition to their vocabulary."""
 
-    def __init__(self, base):
+    def __init__(self, base: SDXLBase):
         self.base, self._by_name = base, {}
 
-    def add(self, name: str, words: Words):
-        """Those of the LoRA of this name, in place of those it has brought before."""
+    def add(self, name: str, words: Words) -> None:
+        """Add the words of the LoRA of this name, replacing its earlier ones."""
         self._set({**self._without({name}), name: words})
 
-    def drop(self, names):
-        """Take those of these LoRAs out again."""
+    def drop(self, names: Iterable[str]) -> None:
+        """Remove the words of these LoRAs."""
         self._set(self._without(set(names)))
 
     def _without(self, names: set) -> dict[str, Words]:
         return {n: words for n, words in self._by_name.items() if n not in names}
 
-    def tell_not_written(self, *names):
-        """Warn that the words of these LoRAs are not in what is written of them."""
+    def tell_not_written(self, *names: str) -> None:
+        """Warn that the words of these LoRAs are not saved."""
         words = [repr(word) for name in names for word in self._by_name.get(name, ())]
         if words:
-            _warn(f"the embeddings of {', '.join(words)} are not written, only the weights are")
+            _warn(f"the embeddings of {', '.join(words)} are not saved, only the weights are")
 
     @contextlib.contextmanager
-    def left_out(self):
-        """The base without them for as long as it is written; a warning names them."""
+    def left_out(self) -> Iterator[None]:
+        """Inside, the base lacks the words, so that it can be saved; a warning names them."""
         by_name = self._by_name
         self.tell_not_written(*by_name)
         self._set({})
@@ -79,10 +82,10 @@ class OwnWords:
             self._set(by_name)
 
     def without_use(self, texts: list[str]) -> list[str]:
-        """Sentences about words that stand in none of the texts."""
+        """Sentences about words that appear in none of the texts."""
         has = self.base.tokenizers.has_word
         return [
-            f"the word {word!r} that LoRA {name} brings is in none of the prompts"
+            f"the word {word!r} of LoRA {name} is in none of the prompts"
             for name, words in self._by_name.items()
             for word in words
             if not any(has(word, text) for text in texts)
@@ -95,7 +98,7 @@ class OwnWords:
 
 
 def _put(base, by_name: dict[str, Words]):
-    """Of two words that are the same, the later acts."""
+    """If two words are the same, the later one acts."""
     base.tokenizers.words.clear()
     tables = {tower: [_own_rows(base, tower)] for tower in TOWERS}
     ends = {tower: len(rows[0]) for tower, rows in tables.items()}
@@ -110,14 +113,14 @@ def _put(base, by_name: dict[str, Words]):
                 ends[tower] += count
                 tables[tower] += [] if rows is None else [rows]
             base.tokenizers.words[word.lower()] = tuple(ids)
-    for tower, rows in tables.items():
+    for tower, parts in tables.items():
         where = getattr(base.model, TOWERS[tower]).embeddings.token_embedding.embedding
         dtype = where.get_value().dtype
-        where.set_value(jnp.concatenate([jnp.asarray(each, dtype) for each in rows]))
+        where.set_value(jnp.concatenate([jnp.asarray(each, dtype) for each in parts]))
 
 
 def _own_rows(base, tower: str):
-    """The table's rows without those of words."""
+    """The table's rows without those of the words."""
     return _table(base, tower)[: getattr(base.model, TOWERS[tower]).config["vocab_size"]]
 
 
@@ -133,8 +136,8 @@ def _check(path, word, tower, rows, width):
         )
     if not np.isfinite(np.asarray(rows, np.float32)).all():
         raise UnsupportedAdapter(
-            f"{path}: the embedding of the word {word!r} for {tower} is not finite. Take an "
-            "earlier save of its training."
+            f"{path}: the embedding of the word {word!r} for {tower} is not finite. Use an "
+            "earlier checkpoint of its training."
         )
 
 
@@ -142,7 +145,7 @@ def _tell_of_same(by_name, name, word):
     later = list(by_name)[list(by_name).index(name) + 1 :]
     for other in later:
         if word.lower() in map(str.lower, by_name[other]):
-            _warn(f"the word {word!r} of LoRA {name} is also one of LoRA {other}, whose acts")
+            _warn(f"the word {word!r} of LoRA {name} is also one of LoRA {other}, which is used")
 
 
 def _warn(message: str):

@@ -3,26 +3,27 @@
     python -m persongen_jax.study --config configs/study_mini.py
     python -m persongen_jax.study --config configs/study_mini.py --dry_run
 
-Every run is a process of its own, so that none lives in another's memory: training, then the
-evaluation of what was trained. SIGTERM and Ctrl-C are passed on to it, and it saves; the same
-command goes on from there, and does not repeat what is finished. At the end, and whenever all runs
-are there, the tables, plots and sheets are written (persongen_jax/study/report.py).
+Every run is a separate process, so that none shares memory with another: training, then evaluation.
+SIGTERM and Ctrl-C are passed on to it, and it saves; the same command resumes from there and skips
+finished runs. At the end, and whenever all runs are finished, the tables, plots and sheets are
+written (persongen_jax/study/report.py).
 """
 
+import argparse
 import fcntl
 import json
 import os
-import runpy
 import signal
 import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from absl import flags
-from ml_collections import ConfigDict, config_flags
+from ml_collections import ConfigDict
 
 from data_pipeline.text_files import read_json
+from persongen_jax.cli import command, parse_with_config
+from persongen_jax.config import config_file, load_config
 from persongen_jax.evaluation.trajectories import read_rows
 from persongen_jax.settings import differences
 from persongen_jax.study.report import write_report
@@ -30,13 +31,13 @@ from persongen_jax.systems.open import complete_config, system_class
 from persongen_jax.training.stopping import StopSignals
 from persongen_jax.weights.saver import write_json
 
-# A training's keys that have to be equal for a comparison to be fair.
+# Config keys that must be equal for a fair comparison.
 BUDGET = ("steps", "batch_size", "size", "data", "base")
-LOOK = 0.2  # seconds between two looks at signals and at the process under way
+LOOK = 0.2  # seconds between polls of signals and the running process
 
 
 class Interrupted(Exception):
-    """A signal ended the study; the same command goes on."""
+    """A signal ended the study; the same command resumes it."""
 
 
 @dataclass(frozen=True)
@@ -57,36 +58,17 @@ class Run:
         return self.folder / "evaluation" / f"step_{self.config.steps:06d}"
 
 
-# ---- What is to be done ------------------------------------------------------------------------
-
-
-def load_config(file: str, overrides: dict) -> ConfigDict:
-    """A training's config with some keys changed.
-
-    Raises:
-        ValueError: no such file, or a key or type that the config does not have.
-    """
-    if not Path(file).is_file():
-        raise ValueError(f"{file}: no such config; methods and config_files name it together")
-    config = runpy.run_path(str(file))["get_config"]()
-    for key, value in overrides.items():
-        if key not in config:
-            raise ValueError(f"{file}: has no key {key!r}, which the study overrides")
-        try:
-            config[key] = value
-        except TypeError as error:
-            raise ValueError(f"{file}: {key}={value!r}: {error}") from error
-    return config
+# ---- Planning ------------------------------------------------------------------------
 
 
 def plan_runs(study: ConfigDict) -> list[Run]:
-    """Every run, seed by seed, so that a study stopped half way has all methods.
+    """Every run, seed by seed, so that a study stopped halfway has all methods.
 
     Raises:
-        ValueError: nothing to do, unequal budgets, or faulty overrides.
+        ValueError: nothing to do, unequal budgets, or invalid overrides.
     """
     if not study.methods or not study.seeds:
-        raise ValueError("config.methods and config.seeds have to name at least one each")
+        raise ValueError("config.methods and config.seeds must name at least one each")
     unknown = sorted(set(study.only) - set(study.methods))
     if unknown:
         raise ValueError(f"config.only: {', '.join(unknown)} is not among config.methods")
@@ -96,6 +78,10 @@ def plan_runs(study: ConfigDict) -> list[Run]:
             file = study.config_files.format(name)
             own = study.only.to_dict().get(name, {})
             overrides = {**study.overrides.to_dict(), **own, "seed": seed}
+            if not Path(config_file(file)).is_file():
+                raise ValueError(
+                    f"{file}: no such config; methods and config_files name it together"
+                )
             config = load_config(file, overrides)
             folder = Path(study.workdir) / name / f"seed_{seed}"
             evaluation = study.evaluation.to_dict()
@@ -112,13 +98,13 @@ def plan_runs(study: ConfigDict) -> list[Run]:
 
 
 def newest_step(run: Run) -> int | None:
-    """Of the run's checkpoints."""
+    """The step of the run's newest checkpoint."""
     steps = [int(p.name) for p in (run.folder / "checkpoints").glob("*") if p.name.isdigit()]
     return max(steps, default=None)
 
 
 def is_trained(run: Run) -> bool:
-    """Whether the last step is saved, and validated where the config asks for it."""
+    """Whether the last step is saved, and validated if the config asks for it."""
     if newest_step(run) != run.config.steps:
         return False
     if not run.config.validation_every:
@@ -129,22 +115,22 @@ def is_trained(run: Run) -> bool:
 
 
 def is_evaluated(run: Run) -> bool:
-    """Whether it was evaluated with the options that are asked for now."""
+    """Whether it was evaluated with the current options."""
     options = run.results / "options.json"
     return options.is_file() and read_json(options) == run.evaluation
 
 
 def check_settings(run: Run):
-    """ValueError if what lies in the run's folder was trained with other settings."""
+    """ValueError if the run's folder was trained with other settings."""
     path = run.folder / "config.json"
     if not path.is_file():
         return
-    before = json.loads(complete_config(read_json(path)).to_json())
+    before = json.loads(complete_config(read_json(path), run.folder).to_json())
     now = json.loads(run.config.to_json())
     if "start_from_step" in now:
-        # Which checkpoint of an earlier run it started from, training has found out itself.
+        # Training itself fills in which checkpoint of an earlier run it started from,
         now["start_from_step"] = now["start_from_step"] or before.get("start_from_step", 0)
-    # And where the learning rate's curve ends that the run began with.
+    # and where the initial learning-rate schedule ends.
     now["schedule_steps"] = now["schedule_steps"] or before["schedule_steps"]
     lines = differences(before, now)
     if lines:
@@ -155,7 +141,7 @@ def check_settings(run: Run):
 
 
 def describe(run: Run) -> str:
-    """Where the run stands, for the list of --dry_run and the log."""
+    """The state of the run, for the list of --dry_run and the log."""
     step = newest_step(run)
     if is_trained(run):
         state = "finished" if is_evaluated(run) else "trained, not evaluated"
@@ -164,20 +150,20 @@ def describe(run: Run) -> str:
     return f"{run.name}, seed {run.seed}: {state}"
 
 
-# ---- Doing it ----------------------------------------------------------------------------------
+# ---- Execution ----------------------------------------------------------------------------------
 
 
 class Processes:
-    """Runs one command after the other, and passes a stop on to the one under way.
+    """Runs one command after another, and passes a stop on to the running one.
 
-    ``lock``: an open file that every process inherits: it stays locked as long as one of them
-    lives, also when this one was killed.
+    ``lock``: an open file that every process inherits: it stays locked while any of them lives,
+    even if this one was killed.
     """
 
     def __init__(self, stop: StopSignals, lock):
         self.stop, self.lock = stop, lock
         self.environment = dict(os.environ)
-        # Runs that differ by their seed compile the same programs for sampling.
+        # Runs that differ only by their seed compile the same sampling programs.
         cache = Path.home() / ".cache" / "persongen_jax" / "xla"
         self.environment.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache))
 
@@ -186,14 +172,14 @@ class Processes:
 
         Raises:
             Interrupted: a signal came, before or meanwhile; the process has ended.
-            RuntimeError: it ended with an error, which stands above in the terminal.
+            ChildProcessError: it ended with an error, which stands above in the terminal.
         """
         if self.stop:
             raise Interrupted
-        command = [sys.executable, "-m", module, *map(str, arguments)]
+        words = [sys.executable, "-m", module, *map(str, arguments)]
         # A session of its own: the terminal's Ctrl-C would reach it twice otherwise.
         process = subprocess.Popen(
-            command, env=self.environment, start_new_session=True, pass_fds=[self.lock.fileno()]
+            words, env=self.environment, start_new_session=True, pass_fds=[self.lock.fileno()]
         )
         told = False
         try:
@@ -212,20 +198,20 @@ class Processes:
         if self.stop:
             raise Interrupted
         if process.returncode:
-            raise RuntimeError(
-                f"{' '.join(command[2:])} ended with code {process.returncode}; its words are "
+            raise ChildProcessError(
+                f"{' '.join(words[2:])} ended with code {process.returncode}; its words are "
                 "above. The same command tries again"
             )
 
 
 def do_run(run: Run, processes: Processes):
-    """Train and evaluate, as far as it is not done."""
+    """Train and evaluate, as far as not done yet."""
     if not is_trained(run):
         settings = [f"--config.{key}={value}" for key, value in run.overrides.items()]
         files = ["--config", run.file, "--workdir", run.folder]
         processes("persongen_jax.train", *files, *settings)
         if not is_trained(run):
-            raise RuntimeError(f"{run.folder}: the training ended before its last step")
+            raise ChildProcessError(f"{run.folder}: the training ended before its last step")
     if not is_evaluated(run):
         options = ["--run", run.folder, "--out", run.results, "--pictures"]
         for name, value in run.evaluation.items():
@@ -235,7 +221,7 @@ def do_run(run: Run, processes: Processes):
 
 
 def measure_costs(study: ConfigDict, runs: list[Run], processes: Processes) -> dict | None:
-    """cost.json's contents, measured if it is not there for these settings; None: not asked for."""
+    """Contents of cost.json, measured unless they exist for these settings; None: not requested."""
     if not study.cost_rounds:
         return None
     plan = {
@@ -255,11 +241,12 @@ def measure_costs(study: ConfigDict, runs: list[Run], processes: Processes) -> d
 
 
 def run_study(study: ConfigDict, dry_run: bool = False):
-    """Everything: runs, costs, report.
+    """Run everything: trainings, costs, report.
 
     Raises:
         ValueError: settings that cannot work.
-        RuntimeError: a run failed, or another study is at work in the same folder.
+        ChildProcessError: a run failed.
+        BlockingIOError: another study is at work in the same folder.
     """
     runs = plan_runs(study)
     for run in runs:
@@ -274,8 +261,8 @@ def run_study(study: ConfigDict, dry_run: bool = False):
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise RuntimeError(
-                f"{workdir}: another study, or a run that it left behind, is still at work there"
+            raise BlockingIOError(
+                f"{workdir}: another study, or a run that it left behind, is still using it"
             ) from error
         processes = Processes(stop, lock)
         try:
@@ -284,7 +271,7 @@ def run_study(study: ConfigDict, dry_run: bool = False):
                 do_run(run, processes)
             costs = measure_costs(study, runs, processes)
         except Interrupted:
-            print(f"stopped; the same command goes on ({workdir})")
+            print(f"stopped; the same command resumes ({workdir})")
             return
         print(write_report(study, runs, costs))
     print(f"written: {workdir}")
@@ -293,31 +280,16 @@ def run_study(study: ConfigDict, dry_run: bool = False):
 # ---- The command -------------------------------------------------------------------------------
 
 
-def parse(argv: list[str]) -> tuple[ConfigDict, bool]:
-    """(the study's config, whether it is a dry run)."""
-    # Flags of its own: persongen_jax.train has some of the same names.
-    values = flags.FlagValues()
-    config_flags.DEFINE_config_file(
-        "config", None, "a study, e.g. configs/study_mini.py", flag_values=values, sys_argv=argv
-    )
-    flags.DEFINE_bool("dry_run", False, "list the runs and where they stand", flag_values=values)
-    try:
-        left = values(argv)
-    except (AttributeError, KeyError) as error:
-        sys.exit(f"error: the config has no such key: {error.args[0]}")
-    except (TypeError, flags.Error, OSError) as error:
-        sys.exit(f"error: {error}")
-    if len(left) > 1 or values.config is None:
-        sys.exit("error: give --config FILE, such as configs/study_mini.py")
-    return values.config, values.dry_run
-
-
+@command
 def main(argv=None):
-    study, dry_run = parse(sys.argv if argv is None else ["study", *argv])
-    try:
-        run_study(study, dry_run)
-    except (ValueError, OSError, ImportError, RuntimeError) as error:
-        sys.exit(f"error: {error}")
+    parser = argparse.ArgumentParser(
+        prog="python -m persongen_jax.study",
+        description=__doc__.split("\n")[0],
+        allow_abbrev=False,
+    )
+    parser.add_argument("--dry_run", action="store_true", help="list the runs and where they stand")
+    args, study = parse_with_config(parser, argv, "configs/study_mini.py")
+    run_study(study, args.dry_run)
 
 
 if __name__ == "__main__":

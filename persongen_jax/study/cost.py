@@ -1,14 +1,13 @@
-"""What a step of each method costs: measured in turns, in one process, on equal batches.
+"""The cost of each method's step: measured in turns, in one process, on equal batches.
 
     python -m persongen_jax.study.cost PLAN OUT
 
-``persongen_jax.study`` writes the plan and starts this. Turns are what makes the figures comparable
-on a machine that others use as well: a slow minute hits all methods alike, and only the quotients
-within a round are kept.
+``persongen_jax.study`` writes the plan and starts this. Taking turns makes the figures comparable
+on a shared machine: a slow minute affects all methods alike, and only the ratios within a round are
+kept.
 """
 
 import argparse
-import sys
 import time
 from pathlib import Path
 
@@ -16,8 +15,9 @@ import jax
 import numpy as np
 
 from data_pipeline.text_files import read_json
+from persongen_jax.cli import command
+from persongen_jax.config import load_config
 from persongen_jax.parallel.sharding import make_mesh, put_batch
-from persongen_jax.study.__main__ import load_config
 from persongen_jax.systems.assembly import assemble
 from persongen_jax.systems.open import abstract_system, open_system
 from persongen_jax.training.step import compile_step
@@ -30,14 +30,15 @@ def measure(plan: dict) -> dict:
     Returns:
         {"plan": as given, "device": …, "methods": {name: {"trained": {group: parameters},
         "frozen": parameters, "gflop": of a step, "seconds": median of a step, "relative": median
-        over the rounds of its time as a multiple of the first method's, "low", "high": the least
-        and the most of them, "full_size": {group: parameters} or None}}}.
+            over
+        the rounds of its time as a multiple of the first method's, "low", "high": their minimum and
+        maximum, "full_size": {group: parameters} or None}}}.
     """
     order = plan["order"]
     methods = {name: _Method(*plan["methods"][name], plan["data"]) for name in order}
     for name, method in methods.items():
         print(f"{name}: {sum(method.trained.values()):,} trained", flush=True)
-        method.run(1)  # what happens at the first call only
+        method.run(1)  # warm up
     seconds = {name: [] for name in order}
     for _ in range(plan["rounds"]):
         for name in order:
@@ -60,7 +61,7 @@ def measure(plan: dict) -> dict:
 
 
 class _Method:
-    """One method with its compiled step, a batch and a state of its own."""
+    """One method with its own compiled step, batch and state."""
 
     def __init__(self, file, overrides, data):
         config = load_config(file, overrides)
@@ -78,7 +79,7 @@ class _Method:
             self.program, self.flops, _ = compile_step(parts.step, *arguments)
 
     def run(self, steps: int) -> float:
-        """Seconds of so many steps."""
+        """The seconds that this many steps take."""
         start = time.perf_counter()
         for i in range(steps):
             self.state, metrics = self.program(self.state, self.frozen, self.batch, np.int32(i))
@@ -87,24 +88,22 @@ class _Method:
 
 
 def count_trained(file) -> dict[str, int]:
-    """Learning-rate group -> number of parameters that a config at full size trains.
+    """Learning-rate group -> number of parameters that a full-size config trains.
 
-    What it starts from changes no size and is left out.
+    Its initial weights do not change sizes and are left out.
     """
     config = load_config(file, {"dtype": "bfloat16"})
     counts = assemble(abstract_system(config), make_mesh(jax.devices()[:1])).counts()
     return {group: n for group, n in counts.items() if group != "frozen"}
 
 
+@command
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("plan", type=Path, help="written by persongen_jax.study")
     parser.add_argument("out", type=Path, help="the file to write")
     args = parser.parse_args(argv)
-    try:
-        write_json(args.out, measure(read_json(args.plan)))
-    except (ValueError, OSError, ImportError) as error:
-        sys.exit(f"error: {error}")
+    write_json(args.out, measure(read_json(args.plan)))
 
 
 if __name__ == "__main__":

@@ -1,1 +1,1 @@
-"""Systems: what is trained. base.py says what training knows of one, open.py opens them."""
+"""Systems define what is trained: base.py is their interface, open.py opens them."""

@@ -1,8 +1,8 @@
-"""SDXL with its method in shapes only, and batches to go with it: nothing is opened.
+"""SDXL and its method as shapes only, with matching batches: no file is opened.
 
-For counting, for compiling ahead of time, and for measuring speed on drawn weights (aot, bench).
-``config.base`` decides the sizes: empty for SDXL's own, a directory for its configs' (no weights
-are read), or a size of weights/random_base.py ("tiny", "mid").
+Used for counting parameters, ahead-of-time compilation, and speed measurements on random weights
+(aot, bench). ``config.base`` sets the sizes: empty for SDXL's own, a directory for its configs'
+(weights are not read), or a size of weights/random_base.py ("tiny", "mid").
 """
 
 import functools
@@ -10,14 +10,16 @@ import json
 import math
 import tempfile
 from pathlib import Path
+from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from ml_collections import ConfigDict
 
 from persongen_jax.methods import get_method
-from persongen_jax.methods.base import Parts
+from persongen_jax.methods.base import Method, Parts
 from persongen_jax.models.encoders.clip import CLIPVisionModel
 from persongen_jax.models.layers import UnusedRngs
 from persongen_jax.models.sdxl.parts import COMPONENTS, StableDiffusionXL, build
@@ -30,11 +32,11 @@ from persongen_jax.weights.loader import parameter_leaves, to_torch_shape, torch
 from persongen_jax.weights.random_base import SCHEDULER, SIZES, make_configs
 from persongen_jax.weights.saver import write_json
 
-VOCABULARY = 49408  # ids of CLIP's tokenizers
+VOCABULARY = 49408  # number of ids of CLIP's tokenizers
 
 
 class ShapeTokenizers:
-    """In place of tokenizers where only their length counts; every text has the same ids."""
+    """Replaces tokenizers where only their length matters; every text has the same ids."""
 
     def __init__(self, max_length: int):
         self.max_length = max_length
@@ -45,8 +47,8 @@ class ShapeTokenizers:
         return ids
 
 
-def network_configs(config) -> tuple[dict, dict]:
-    """(config.json contents by component, the image tower's).
+def network_configs(config: ConfigDict) -> tuple[dict, dict]:
+    """(config.json contents by component, the image tower's config).
 
     Raises:
         ValueError: ``config.base`` is neither empty, nor a size, nor a directory.
@@ -59,7 +61,7 @@ def network_configs(config) -> tuple[dict, dict]:
         return configs, configs.pop("image_encoder")
     if not base.is_dir():
         raise ValueError(
-            f"config.base={config.base} is no directory: give one, or --config.base= for SDXL's "
+            f"config.base={config.base} is not a directory: give one, or --config.base= for SDXL's "
             "own sizes"
         )
     tower = read_config(Path(config.id_encoder or base / "image_encoder"))
@@ -68,17 +70,16 @@ def network_configs(config) -> tuple[dict, dict]:
     )
 
 
-def abstract_base(config):
+def abstract_base(config: ConfigDict) -> tuple[SDXLBase, Method]:
     """(SDXLBase, method): the config's method attached, every leaf a ShapeDtypeStruct.
 
-    What a run starts from changes no size and is not opened. Methods open CLIP's image tower by
-    its path; they get a file of its keys and shapes whose data are a hole: it takes no room on the
-    disk.
+    What a run starts from does not change sizes and is not opened. Methods open CLIP's image tower
+    by its path, so they get a sparse file with its keys and shapes that takes no room on the disk.
     """
     configs, image_tower = network_configs(config)
     method = get_method(config.method)
     length = configs["text_encoder"]["max_position_embeddings"]
-    tokenizers = ShapeTokenizers(length)
+    tokenizers: Any = ShapeTokenizers(length)
     with tempfile.TemporaryDirectory(prefix="persongen-jax-") as folder:
         write_hollow_tower(Path(folder), image_tower)
         config = ConfigDict({**config, "id_encoder": folder, "start_from": ""})
@@ -98,8 +99,8 @@ def _make(config, configs, method, tokenizers):
     return model
 
 
-def write_hollow_tower(folder: Path, config: dict):
-    """CLIP's image tower as config.json and a model.safetensors whose data were never written."""
+def write_hollow_tower(folder: Path, config: dict) -> None:
+    """Write CLIP's image tower as config.json and a sparse model.safetensors without data."""
     kw = {"dtype": jnp.bfloat16, "param_dtype": jnp.bfloat16, "rngs": UnusedRngs()}
     tower = nnx.eval_shape(lambda: CLIPVisionModel(config, with_projection=True, **kw))
     write_json(folder / "config.json", config)
@@ -118,27 +119,27 @@ def write_hollow_tower(folder: Path, config: dict):
         file.truncate(8 + len(raw) + position)
 
 
-# ---- A batch to measure on ---------------------------------------------------------------------
+# ---- A batch for measurements --------------------------------------------------------------------
 
 
 def draw_batch(batch: dict, size: int, vocabulary: int = VOCABULARY) -> dict:
-    """A batch of these ShapeDtypeStructs on the first device, with values that are possible.
+    """A batch of these ShapeDtypeStructs on the first device, with plausible values.
 
     Args:
         batch: System.abstract_batch's; nested.
-        size: of the target in pixels. vocabulary: how many ids the text towers know.
+        size: of the target in pixels. vocabulary: number of ids that the text towers know.
     """
-    import jax
-
     leaves, structure = jax.tree_util.tree_flatten_with_path(batch)
     filled = [
         draw_input(i, path[-1].key, leaf, size, vocabulary) for i, (path, leaf) in enumerate(leaves)
     ]
-    return structure.unflatten(filled)
+    return jax.tree.unflatten(structure, filled)
 
 
-def draw_input(number: int, name: str, shape, size: float, vocabulary: int):
-    """One entry of a batch by its name; what has none of its own is drawn around 0."""
+def draw_input(
+    number: int, name: str, shape: jax.ShapeDtypeStruct, size: float, vocabulary: int
+) -> jax.Array:
+    """One entry of a batch by its name; unknown names are drawn around 0."""
     dims = shape.shape
     if name == "class_tokens_mask":
         return jnp.zeros(dims, bool).at[:, 5:9].set(True)

@@ -1,11 +1,12 @@
-"""A system put together for training: its weights split and placed, the optimizer, the step.
+"""Assembles a system for training: split and placed weights, the optimizer, the step.
 
-``train``, ``aot``, ``bench``, ``study`` and the tests assemble a step here and nowhere else.
+``train``, ``aot``, ``bench``, ``study`` and the tests assemble a step only here.
 """
 
 import dataclasses
 import functools
 from collections import Counter
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -21,48 +22,48 @@ from persongen_jax.training.step import TrainState, make_train_step, merge_model
 
 @dataclasses.dataclass
 class Assembly:
-    """What :func:`assemble` gives.
+    """The result of :func:`assemble`.
 
     Attributes:
-        groups: path of every trained array to its group.
-        state: TrainState as training begins with it; frozen: NNX state of all that is not trained.
-            Arrays on the mesh; ShapeDtypeStructs where the system is abstract.
-        places: the shardings of ``state``; homes: those of ``frozen``, also of what is offloaded.
+        groups: maps the path of every trained array to its group.
+        state: the initial TrainState; frozen: NNX state of all that is not trained.
+            Arrays on the mesh; ShapeDtypeStructs if the system is abstract.
+        places: the shardings of ``state``; homes: those of ``frozen``, including offloaded parts.
         step: jitted step(state, frozen, batch, step) to (state, metrics); see training/step.py.
     """
 
     system: System
     mesh: jax.sharding.Mesh
     groups: dict[str, str]
-    graphdef: object
+    graphdef: nnx.GraphDef
     state: TrainState
-    frozen: object
-    places: object
-    homes: object
-    step: object
+    frozen: nnx.State
+    places: Any
+    homes: Any
+    step: jax.stages.Wrapped
 
-    def shown_model(self, state: TrainState):
-        """The model that validation sees after this state, with what is offloaded put back."""
+    def shown_model(self, state: TrainState) -> nnx.Module:
+        """The model that validation uses after this state, with offloaded weights put back."""
         return merge_model(self.graphdef, state.shown, put(self.frozen, self.homes))
 
     def counts(self) -> dict[str, int]:
-        """Group to number of trained parameters, and "frozen"."""
+        """Maps group to number of trained parameters, including "frozen"."""
         counts = Counter()
         for path, array in self.state.trainable.items():
             counts[self.groups[path]] += array.size
         return {**counts, "frozen": sum(x.size for x in jax.tree.leaves(self.frozen))}
 
 
-def assemble(system: System, mesh, *, cached: bool = False) -> Assembly:
-    """The system on the devices of ``mesh``, as its config says.
+def assemble(system: System, mesh: jax.sharding.Mesh, *, cached: bool = False) -> Assembly:
+    """Put the system on the devices of ``mesh``, as its config says.
 
     Args:
         system: opened, with weights, or abstract (systems/open.py).
-        cached: of an abstract system: its batches bring what the feature cache gives.
+        cached: for an abstract system: its batches hold the feature cache's outputs.
 
     Raises:
-        ValueError: a table of what is trained that does not fit the model, an unknown optimizer,
-            or weights that no sharding rule matches.
+        ValueError: a table of trained weights that does not fit the model, an unknown optimizer, or
+            weights that no sharding rule matches.
     """
     config, abstract = system.config, is_abstract(system.model)
     if config.offload_encoders and not abstract:
@@ -87,25 +88,25 @@ def assemble(system: System, mesh, *, cached: bool = False) -> Assembly:
 
 
 def summary(counts: dict[str, int]) -> str:
-    """A line per group with its number of parameters, for the log."""
+    """One line per group with its number of parameters, for the log."""
     lines = [
         f"  {group}: {n:,} trained" for group, n in sorted(counts.items()) if group != "frozen"
     ]
     return "\n".join([*lines, f"  frozen: {counts['frozen']:,}"])
 
 
-def is_abstract(model) -> bool:
-    """Whether the model has shapes where arrays would be."""
+def is_abstract(model: nnx.Module) -> bool:
+    """Whether the model holds shapes instead of arrays."""
     return any(isinstance(x, jax.ShapeDtypeStruct) for x in jax.tree.leaves(nnx.state(model)))
 
 
-def placed(tree, shardings):
-    """ShapeDtypeStructs with the shardings of a tree of the same form."""
+def placed(tree: Any, shardings: Any) -> Any:
+    """ShapeDtypeStructs with the shardings of a tree of the same structure."""
     return jax.tree.map(
         lambda s, place: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=place), tree, shardings
     )
 
 
-def number(mesh) -> jax.ShapeDtypeStruct:
-    """The shape of a step's number."""
+def number(mesh: jax.sharding.Mesh) -> jax.ShapeDtypeStruct:
+    """The ShapeDtypeStruct of a step's number."""
     return jax.ShapeDtypeStruct((), jnp.int32, sharding=replicated(mesh))

@@ -1,4 +1,4 @@
-"""The judge of generated attributes: a classifier, trained on real pictures and measured on others.
+"""The classifier that judges generated attributes, trained and evaluated on disjoint real images.
 
     python -m persongen_jax.train --config configs/attributes/classifier.py:digits \\
         --workdir runs/attributes/digits_classifier
@@ -6,45 +6,44 @@
 """
 
 import functools
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
+from ml_collections import ConfigDict
 
 from data_pipeline.attributes.labelled import to_pixels
-from data_pipeline.attributes.vocabulary import UNKNOWN
-from persongen_jax.evaluation.contact_sheet import Row, contact_sheet
-from persongen_jax.evaluation.people import Result
-from persongen_jax.evaluation.sampled import WIDE, as_rgb
-from persongen_jax.metrics.attribute_scores import mean_of_pictures, right, share
-from persongen_jax.metrics.measures import DESCRIPTION
+from data_pipeline.examples.fields import Batch
 from persongen_jax.models.ddpm.classifier import GROUPS, AttributeClassifier
 from persongen_jax.parallel.sharding import to_host
 from persongen_jax.systems.on_attributes import OnAttributes
 from persongen_jax.training.stopping import Stopped
 
-SHIFT, NOISE = range(2)  # purposes of random numbers
-AT_ONCE = 256  # pictures classified together
+SHIFT, NOISE = range(2)  # purposes of random keys
+AT_ONCE = 256  # images per forward pass
 HELD_OUT = "held_out"
-ABOUT = ("attribute accuracy", "{:.1%}", "images", True)  # title, form, over, plotted
 
 
 class Classifier(OnAttributes):
-    """Tells every attribute of a data set; see data_pipeline/attributes/open.py."""
+    """Classifies every attribute of a data set; see data_pipeline/attributes/open.py."""
 
-    def __init__(self, config):
+    evaluation = "persongen_jax.evaluation.held_out:HeldOut"
+
+    def __init__(self, config: ConfigDict):
         self.config = config
         height, width, channels = self.described.shape
         if not config.widths or any(width % GROUPS for width in config.widths):
             raise ValueError(
-                f"config.widths={tuple(config.widths)}: give multiples of {GROUPS}, one at least"
+                f"config.widths={tuple(config.widths)}: give one or more multiples of {GROUPS}"
             )
         halvings = len(config.widths) - 1
         if min(height, width) % 2**halvings:
             raise ValueError(
-                f"pictures of {height}x{width} pixels cannot be halved {halvings} times; choose "
+                f"images of {height}x{width} pixels cannot be halved {halvings} times; choose "
                 "config.size, or fewer config.widths"
             )
         attributes = len(self.vocabulary)
@@ -52,19 +51,19 @@ class Classifier(OnAttributes):
         self.model = AttributeClassifier(channels, attributes, tuple(config.widths), rngs=rngs)
 
     @classmethod
-    def defaults(cls):
+    def defaults(cls) -> ConfigDict:
         config = super().defaults()
         config.widths = (32, 64, 128)
-        # Generated pictures are not as clean as real ones, nor always in the middle.
-        config.shift = 0.0625  # up to this part of the side, in whole pixels: of 8 pixels none
+        # Generated images are not as clean as real ones, nor always centred.
+        config.shift = 0.0625  # maximum, as a fraction of the side, rounded down to pixels
         config.noise = 0.05  # standard deviation, in [-1, 1]
         config.lr_model = 2e-3
         return config
 
     # ---- a step ----
 
-    def draw(self, key_of, batch):
-        """ "shift" [b, 2] whole pixels, "noise" as the pictures."""
+    def draw(self, key_of: Callable[[int], jax.Array], batch: Batch) -> dict[str, jax.Array]:
+        """ "shift" [b, 2] whole pixels, "noise" shaped like the images."""
         b, height, *_ = batch["pixel_values"].shape
         most = int(height * self.config.shift)
         return {
@@ -72,8 +71,8 @@ class Classifier(OnAttributes):
             "noise": jax.random.normal(key_of(NOISE), batch["pixel_values"].shape),
         }
 
-    def losses(self, model, batch, draws):
-        """Cross-entropy of every known attribute; of a group, over its members."""
+    def losses(self, model: Any, batch: Batch, draws: dict[str, jax.Array]) -> dict[str, jax.Array]:
+        """Cross-entropy of every known attribute; within a group, over its members."""
         pictures = jax.vmap(_shifted)(batch["pixel_values"], draws["shift"])
         logits, _ = model(pictures + self.config.noise * draws["noise"])
         values, known = batch["attributes"], batch["attributes_known"]
@@ -93,32 +92,33 @@ class Classifier(OnAttributes):
     def _place(self, name: str) -> int:
         return self.vocabulary.names.index(name)
 
-    # ---- looking at it ----
+    # ---- evaluation ----
 
     @classmethod
-    def validation_sets_of(cls, config):
+    def validation_sets_of(cls, config: ConfigDict) -> tuple[str, ...]:
         return (HELD_OUT,)
 
-    def evaluation(self):
-        return HeldOut(self)
-
-    def scores(self, pictures) -> tuple[np.ndarray, np.ndarray]:
-        """uint8 pictures, n of [h, w, c], to logits [n, K] and features [n, d]."""
+    def scores(self, pictures: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+        """Maps uint8 images, n of [h, w, c], to logits [n, K] and features [n, d]."""
         return classify(self.model, pictures)
 
 
 def _shifted(picture, shift):
-    """[h, w, c] moved by ``shift`` [2] whole pixels; what leaves on one side is lost."""
+    """[h, w, c] shifted by ``shift`` [2] whole pixels; what leaves on one side is lost."""
     most = picture.shape[0]
     padded = jnp.pad(picture, ((most, most), (most, most), (0, 0)), mode="edge")
     return jax.lax.dynamic_slice(padded, (most + shift[0], most + shift[1], 0), picture.shape)
 
 
-def classify(model, pictures, should_stop=lambda: False) -> tuple[np.ndarray, np.ndarray]:
-    """uint8 pictures, a sequence of n [h, w, c], to logits [n, K] and features [n, d], float32.
+def classify(
+    model: nnx.Module,
+    pictures: Sequence[np.ndarray],
+    should_stop: Callable[[], bool] = lambda: False,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Maps uint8 images, a sequence of n [h, w, c], to float32 logits [n, K] and features [n, d].
 
     Raises:
-        Stopped: ``should_stop`` said so.
+        Stopped: ``should_stop`` returned True.
     """
     graphdef, state = nnx.split(model)
     logits, features = [], []
@@ -126,7 +126,7 @@ def classify(model, pictures, should_stop=lambda: False) -> tuple[np.ndarray, np
         if should_stop():
             raise Stopped
         here = to_pixels(np.stack([np.asarray(p) for p in pictures[start : start + AT_ONCE]]))
-        # Filled up, so that every part has one shape.
+        # Padded, so that every part has the same shape.
         filled = np.concatenate([here, np.zeros((AT_ONCE - len(here), *here.shape[1:]), "f")])
         rows = [to_host(part) for part in _classify(graphdef, state, filled)]
         logits.append(rows[0][: len(here)])
@@ -137,33 +137,3 @@ def classify(model, pictures, should_stop=lambda: False) -> tuple[np.ndarray, np
 @functools.partial(jax.jit, static_argnums=0)
 def _classify(graphdef, state, pictures):
     return nnx.merge(graphdef, state)(pictures)
-
-
-class HeldOut:
-    """Measures a classifier on the pictures that it was not trained on; see System.evaluation."""
-
-    def __init__(self, system: Classifier):
-        self.system = system
-        self.should_stop = lambda: False
-
-    def __call__(self, model, step):
-        test, vocabulary = self.system.data.test, self.system.vocabulary
-        logits, _ = classify(model, test.images, self.should_stop)
-        known = test.values != UNKNOWN
-        correct = right(logits, test.values, known, vocabulary)
-        parts = {name: share(correct[:, i]) for i, name in enumerate(vocabulary.names)}
-        about = {**dict(zip(DESCRIPTION, ABOUT, strict=True)), "judge": ""}
-        row = {"step": step, "set": HELD_OUT, "method": "classifier"}
-        row |= {"seed": self.system.config.seed, "metrics": {}}
-        row["metrics"]["accuracy"] = {**mean_of_pictures(correct), "parts": parts, **about}
-        return {HELD_OUT: Result(row, as_rgb(np.stack(list(test.images[: 5 * WIDE]))))}
-
-    def rows(self, name, images):
-        found = []
-        for i in range(0, len(images), WIDE):
-            first, *others = images[i : i + WIDE]
-            found.append((i // WIDE, 0, Row("held out", first, others or [first])))
-        return found
-
-    def sheet(self, name, images):
-        return contact_sheet([row for *_, row in self.rows(name, images)])

@@ -1,21 +1,21 @@
-"""A System is what is trained: a model, what of it moves, examples, and how they become losses.
+"""The System interface: a model, its trained weights, its examples, and its losses.
 
 The loop (train.py), the step (training/step.py), checkpoints, logs, ``aot``, ``bench`` and
-``study`` know this class and no other. systems/diffusion.py has what all diffusion models share.
+``study`` know only this class. systems/diffusion.py has what all diffusion models share.
 """
 
 import abc
 import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Self
 
 import jax
 import numpy as np
 from flax import nnx
 from ml_collections import ConfigDict
 
-from data_pipeline.examples.batches import BatchStream, open_loader
-from data_pipeline.examples.fields import unflatten
+from data_pipeline.examples.batches import BatchStream, Source, open_loader
+from data_pipeline.examples.fields import Batch, Field, unflatten
 from persongen_jax.config import run_defaults
 
 
@@ -26,7 +26,7 @@ class SamplingProgram:
     Attributes:
         weights: ShapeDtypeStructs of the networks that run.
         inputs: ShapeDtypeStructs [b, ...] of what depends on the image, and plain numbers.
-        unknown_steps: how often its loop runs, if the compiler cannot know; else 1.
+        unknown_steps: the number of iterations of its loop, if the compiler cannot know it; else 1.
     """
 
     function: Callable
@@ -37,7 +37,7 @@ class SamplingProgram:
 
 
 class System(abc.ABC):
-    """What is trained. A subclass sets the attributes in ``__init__`` and writes the methods.
+    """What is trained. A subclass sets the attributes in ``__init__`` and implements the methods.
 
     Attributes:
         config: the experiment's config.
@@ -48,13 +48,19 @@ class System(abc.ABC):
         fields: of an example, where it is made of such (data_pipeline/examples/fields.py).
         statistics: whether a step also moves what the model's own layers gather (running means of
             batch norms), which no gradient moves.
+        evaluation: "package.module:Class" of what measures the model in a validation, called with
+            the system (persongen_jax/evaluation/validation.py says what it has to do); "": nothing.
     """
 
     config: ConfigDict
     model: nnx.Module
     groups: tuple[tuple[str, str], ...] = ((".*", "model"),)
-    fields: tuple = ()
+    fields: tuple[Field, ...] = ()
     statistics: bool = False
+    evaluation: str = ""
+
+    def __init__(self, config: ConfigDict):
+        self.config = config
 
     @classmethod
     def defaults(cls) -> ConfigDict:
@@ -62,17 +68,19 @@ class System(abc.ABC):
         return run_defaults()
 
     @classmethod
-    def open(cls, config, shardings=None) -> "System":
-        """The system of a config with its weights, as training begins with them.
+    def open(
+        cls, config: ConfigDict, shardings: Callable | jax.sharding.Sharding | None = None
+    ) -> Self:
+        """The system of a config with its initial weights.
 
         Args:
-            shardings: where loaded weights go; see sharding.load_shardings.
+            shardings: where loaded weights are placed; see sharding.load_shardings.
         """
         return cls(config)
 
     @classmethod
-    def abstract(cls, config) -> "System":
-        """The same with a ShapeDtypeStruct for every array; nothing is opened or allocated."""
+    def abstract(cls, config: ConfigDict) -> Self:
+        """The same with a ShapeDtypeStruct for every array; opens no file and allocates nothing."""
         made = []
 
         def make():
@@ -84,39 +92,39 @@ class System(abc.ABC):
         return made[0]
 
     @classmethod
-    def settled(cls, config) -> ConfigDict:
-        """The config of a run that begins now, with what it left to its data said in it.
+    def settled(cls, config: ConfigDict) -> ConfigDict:
+        """The config of a new run, with the values that it derives from its data filled in.
 
-        A run is opened by it later, when the data may have changed or gone.
+        Later the run is opened with it, when the data may have changed or be gone.
         """
         return config
 
     @property
     def table(self) -> tuple:
-        """The rows (path pattern, group) that hold for this run."""
+        """The rows (path pattern, group) that apply to this run."""
         return self.config.trainable or self.groups
 
     @property
     def label(self) -> str:
-        """What curves and tables call a run of it."""
+        """The name of a run in plots and tables."""
         return self.config.system.rpartition(":")[2].lower()
 
     @property
     def unread_keys(self) -> tuple[str, ...]:
-        """Of the keys that are for some of the system's methods only, those this one ignores."""
+        """The keys for some of the system's methods that this one ignores."""
         return ()
 
-    def __str__(self):
+    def __str__(self) -> str:
         return self.label
 
     # ---- examples ----
 
     @abc.abstractmethod
-    def source(self):
-        """Examples by number; see data_pipeline.examples.batches.Source."""
+    def source(self) -> Source:
+        """Examples by index; see data_pipeline.examples.batches.Source."""
 
     def examples(self, start_step: int, alone: bool = False) -> BatchStream:
-        """Host batches from ``start_step`` on: of each this process' rows; ``alone``: all rows."""
+        """Host batches from ``start_step`` on: this process' rows of each; ``alone``: all rows."""
         return open_loader(self.config.loader)(
             self.source(),
             batch_size=self.config.batch_size,
@@ -125,55 +133,55 @@ class System(abc.ABC):
             process_count=1 if alone else jax.process_count(),
         )
 
-    def abstract_batch(self, cached: bool = False) -> dict:
+    def abstract_batch(self, cached: bool = False) -> Batch:
         """A batch over all devices as ShapeDtypeStructs [batch_size, ...].
 
         Args:
-            cached: with what the feature cache gives in place of what frozen networks read.
+            cached: with the feature cache's outputs instead of the inputs of frozen networks.
         """
         b = self.config.batch_size
         specs = self.source().specs[0]
         return unflatten({n: jax.ShapeDtypeStruct((b, *s), d) for n, (s, d) in specs.items()})
 
-    def random_batch(self, cached: bool = False) -> dict:
-        """A batch to measure speed on: of the right shapes, with values that are possible."""
+    def random_batch(self, cached: bool = False) -> Batch:
+        """A batch for speed measurements: the right shapes, with plausible values."""
         del cached
         return next(iter(self.examples(0, alone=True)))
 
     # ---- a step ----
 
-    def draw(self, key_of, batch) -> dict:
-        """All that is random in a step, arrays [b, ...]; for the whole batch, however it is split.
+    def draw(self, key_of: Callable[[int], jax.Array], batch: Batch) -> dict[str, jax.Array]:
+        """All random numbers of a step, arrays [b, ...] for the whole batch, however it is split.
 
         Args:
-            key_of: purpose (a small int) to a random key, a function of (seed, step, purpose).
+            key_of: maps purpose (a small int) to a random key, a function of (seed, step, purpose).
         """
         return {}
 
     @abc.abstractmethod
-    def losses(self, model, batch, draws) -> dict:
+    def losses(self, model: Any, batch: Batch, draws: dict[str, jax.Array]) -> dict[str, jax.Array]:
         """{"loss": [b], …}: one number per example; all but "loss" are logged as means.
 
-        Runs inside the compiled step, with the model as it is then.
+        Runs inside the compiled step, with the current model.
         """
 
     def cached_kinds(self) -> list[str]:
-        """What the feature cache can keep of its fields under this config's table."""
+        """The outputs that the feature cache can keep under this config's table."""
         return []
 
     def unread(self, cached: bool = False) -> tuple[str, ...]:
-        """Beginnings of the paths of frozen weights a step does not read (training/offload.py)."""
+        """Path prefixes of frozen weights that a step does not read (training/offload.py)."""
         return ()
 
-    # ---- looking at it ----
+    # ---- evaluation ----
 
     def sampling_program(self, steps: int) -> "SamplingProgram":
-        """What generates ``config.batch_size`` images in ``steps`` steps, in shapes (aot)."""
+        """The program that generates ``config.batch_size`` images in ``steps`` steps (aot)."""
         raise ValueError(f"{self.label} generates no images; leave out --what sample")
 
     @classmethod
-    def validation_sets_of(cls, config) -> tuple[str, ...]:
-        """Names of the sets that a validation measures on, in the order of tables; (): none."""
+    def validation_sets_of(cls, config: ConfigDict) -> tuple[str, ...]:
+        """Names of the sets that a validation measures on, in the order of tables; () for none."""
         return ()
 
     @property
@@ -182,19 +190,9 @@ class System(abc.ABC):
 
     @property
     def judging_roots(self) -> tuple[str, ...]:
-        """Beginnings of the paths of networks that are an input or a loss: none of them may judge
-        the figures (metrics/judge_check.py)."""
+        """Path prefixes of networks that are an input or part of a loss: none of them may judge the
+        results (metrics/judge_check.py)."""
         return ()
-
-    def evaluation(self):
-        """What measures the model in a validation; see evaluation/people.py.
-
-        Called as (model, step) it gives for each of ``validation_sets`` a Result: the row of
-        metrics.jsonl, and the images. ``sheet(set, images)`` is their contact sheet,
-        ``rows(set, images)`` what it is made of, and ``should_stop`` is asked all the time; True
-        ends it by stopping.Stopped.
-        """
-        raise ValueError(f"config.validation_every: {self.label} has nothing to validate with")
 
 
 def spec_of(arrays: dict) -> dict:

@@ -1,65 +1,75 @@
-"""What all diffusion systems share: noise, target, loss per example, and the sampler's side."""
+"""What all diffusion systems share: noise, target, loss per example, and sampling."""
 
 import abc
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
+from jax.typing import ArrayLike
+from ml_collections import ConfigDict
 
-from data_pipeline.examples.fields import flatten, unflatten
+from data_pipeline.examples.fields import Batch, Field, flatten, unflatten
 from persongen_jax.diffusion import samplers as sampling
 from persongen_jax.diffusion import schedule as diffusion
 from persongen_jax.diffusion.conditioning import deinterleave, interleave
-from persongen_jax.diffusion.plan import make_plan
-from persongen_jax.models.sdxl.vae import DiagonalGaussianDistribution, decode_images, scale_latents
+from persongen_jax.diffusion.options import SamplingOptions
+from persongen_jax.diffusion.plan import Plan
+from persongen_jax.models.sdxl.vae import (
+    AutoencoderKL,
+    DiagonalGaussianDistribution,
+    decode_images,
+    scale_latents,
+)
 from persongen_jax.parallel.sharding import along_batch, make_mesh, put_array
 from persongen_jax.systems.base import SamplingProgram, System
 
-# Purposes of random numbers; each draws from its own stream.
+# Purposes of random keys; each draws from its own stream.
 LATENTS, NOISE, TIMESTEPS, DROP, FACE, OFFSET = range(6)
 
 
-# ---- Codecs: what the diffusion runs on --------------------------------------------------------
+# ---- Codecs: the space that the diffusion runs in ------------------------------------------------
 #
-# A codec is a function of the model, so that its weights are the model's. Pictures are float in
-# [-1, 1] where they come in, in 0..1 where they come out.
+# A codec takes the model as an argument, so that its weights are the model's. Input images are
+# float in [-1, 1], output images in 0..1.
 
 
 class Pixels:
     """The diffusion runs on the pixels; any number of channels.
 
     Args:
-        channels: of a picture.
+        channels: of an image.
     """
 
-    factor = 1  # sides of a picture in pixels over sides of its latents
+    factor = 1  # side of an image in pixels over side of its latents
 
     def __init__(self, channels: int = 3):
         self.channels = channels
 
-    def shape(self, model, batch) -> tuple[int, int, int, int]:
+    def shape(self, model: Any, batch: Batch) -> tuple[int, int, int, int]:
         """(b, h, w, c) of the latents of a batch's targets."""
         return batch["pixel_values"].shape
 
-    def latents(self, model, batch, noise):
+    def latents(self, model: Any, batch: Batch, noise: jax.Array) -> jax.Array:
         """[b, h, w, c] of the targets; ``noise`` is not needed here."""
         return batch["pixel_values"].astype(jnp.float32)
 
-    def decode(self, model, latents):
-        """Pictures [b, h, w, c] float32 in 0..1, clipped."""
+    def decode(self, model: Any, latents: jax.Array) -> jax.Array:
+        """Images [b, h, w, c] float32 in 0..1, clipped."""
         return jnp.clip(latents / 2 + 0.5, 0, 1)
 
 
 class VAE:
     """The diffusion runs on the latents of ``model.vae`` (arXiv 2112.10752, section 3.1)."""
 
-    def __init__(self, vae):
+    def __init__(self, vae: AutoencoderKL):
         self.factor, self.channels = vae.vae_scale_factor, vae.config["latent_channels"]
 
-    def shape(self, model, batch) -> tuple[int, int, int, int]:
+    def shape(self, model: Any, batch: Batch) -> tuple[int, int, int, int]:
         """(b, h, w, c) of the latents of a batch's targets."""
         if "moments" in batch:
             *shape, channels = batch["moments"].shape
@@ -67,11 +77,11 @@ class VAE:
         b, height, width, _ = batch["pixel_values"].shape
         return b, height // self.factor, width // self.factor, self.channels
 
-    def latents(self, model, batch, noise):
-        """[b, h, w, c] drawn from the targets' posterior and scaled; no gradient goes through.
+    def latents(self, model: Any, batch: Batch, noise: jax.Array) -> jax.Array:
+        """[b, h, w, c] drawn from the targets' posterior and scaled; stops gradients.
 
         Args:
-            batch: "pixel_values", or the posterior's own "moments".
+            batch: "pixel_values", or the "moments" of the posterior.
             noise: [b, h, w, c] standard normal.
         """
         moments = self._posterior(model.vae, batch)
@@ -84,8 +94,8 @@ class VAE:
             return DiagonalGaussianDistribution(*jnp.split(batch["moments"], 2, axis=-1))
         return vae.encode(batch["pixel_values"])
 
-    def decode(self, model, latents):
-        """Pictures [b, h, w, 3] float32 in 0..1, clipped; differentiable."""
+    def decode(self, model: Any, latents: jax.Array) -> jax.Array:
+        """Images [b, h, w, 3] float32 in 0..1, clipped; differentiable."""
         return decode_images(model.vae, latents)
 
 
@@ -94,14 +104,14 @@ class VAE:
 
 @dataclasses.dataclass(frozen=True)
 class Step:
-    """What a method's or system's losses are made of.
+    """The inputs of a method's or system's losses.
 
     Attributes:
-        mse: [b] the loss of noise prediction, masked and weighted as the config says.
-        pred, target: [b, h, w, c]; what the model predicts, and what it should.
+        mse: [b] the denoising loss, masked and weighted as the config says.
+        pred, target: [b, h, w, c]; the model's prediction, and its target.
         latents, noisy: [b, h, w, c] clean, and at ``timesteps`` [b].
-        mask: [b, h, w] or None, what of the picture the loss counts.
-        decode: of latents to pictures [b, H, W, C] in 0..1.
+        mask: [b, h, w] or None, the part of the image that the loss counts.
+        decode: maps latents to images [b, H, W, C] in 0..1.
     """
 
     mse: jax.Array
@@ -114,57 +124,79 @@ class Step:
     schedule: diffusion.NoiseSchedule
     decode: Callable
 
-    def x0(self):
-        """The clean latents that the prediction means, [b, h, w, c] float32."""
+    def x0(self) -> jax.Array:
+        """The clean latents implied by the prediction, [b, h, w, c] float32."""
         alpha, sigma = diffusion.signal_and_noise(self.schedule, self.timesteps)
         prediction = self.schedule.prediction_type
         return diffusion.x0_and_eps(prediction, self.noisy, self.pred, alpha, sigma)[0]
 
-    def image(self):
+    def image(self) -> jax.Array:
         """``x0`` decoded, [b, H, W, C] float32 in 0..1; differentiable."""
         return self.decode(self.x0())
 
 
+@dataclasses.dataclass
+class Cases:
+    """What one set asks for.
+
+    Attributes:
+        batch: the fields that a condition is made of, [n, ...] each, nested as a batch is.
+        owners: [n], what each image is of (a class, a combination of attributes): the unit that
+            intervals resample.
+        real: real pictures by owner, uint8 [h, w] or [h, w, c], for metrics that compare.
+        texts: [n], what was asked for in words, or None.
+    """
+
+    batch: dict
+    owners: Sequence[str]
+    real: dict[str, Sequence[np.ndarray]]
+    texts: Sequence[str] | None = None
+
+
 class DiffusionSystem(System):
-    """A model that predicts noise, v, or the picture.
+    """A model that predicts noise, v, or the clean image.
 
     Attributes:
         scheduler_config: diffusers' scheduler_config.json, for schedule and sampler.
         schedule: diffusion.NoiseSchedule.
         codec: Pixels or VAE.
-        fields: of an example; see data_pipeline/examples/fields.py. Each says what it is where the
-            condition is dropped (``config.drop_prob``).
+        fields: of an example; see data_pipeline/examples/fields.py. Each defines its value for a
+            dropped condition (``config.drop_prob``).
     """
+
+    evaluation = "persongen_jax.evaluation.sampled:SampledEvaluation"
 
     scheduler_config: dict
     schedule: diffusion.NoiseSchedule
-    codec: object
+    codec: Pixels | VAE
 
     @classmethod
-    def defaults(cls):
+    def defaults(cls) -> ConfigDict:
         config = super().defaults()
-        config.drop_prob = 0.1  # per example: no condition at all
+        config.drop_prob = 0.1  # per example: drop the whole condition
         config.min_snr_gamma = 0.0  # above 0: min-SNR weights (usually 5)
         config.noise_offset = 0.0  # above 0: noise with a mean of its own (usually 0.05)
-        config.validation_guidance = 2.0  # of classifier-free guidance; 0: none
+        config.validation_guidance = 2.0  # classifier-free guidance scale; 0: none
         config.validation_scheduler = ""  # a sampler's name; "": the system's own
         return config
 
     @abc.abstractmethod
-    def condition(self, model, batch):
-        """What ``denoise`` reads besides latents and timestep, made of a batch; a pytree."""
+    def condition(self, model: Any, batch: Batch) -> Any:
+        """What ``denoise`` reads other than latents and timestep, made from a batch; a pytree."""
 
     @abc.abstractmethod
-    def denoise(self, model, x, t, condition, step=None):
+    def denoise(
+        self, model: Any, x: jax.Array, t: ArrayLike, condition: Any, step: ArrayLike | None = None
+    ) -> jax.Array:
         """The prediction [b, h, w, c] at ``x`` [b, h, w, c] and timesteps ``t`` ([b] or one)."""
 
-    def drop(self, batch: dict, drop) -> dict:
+    def drop(self, batch: Batch, drop: jax.Array) -> Batch:
         """The batch without its condition where ``drop`` [b] is True."""
         return drop_conditions(self.fields, batch, drop)
 
     # ---- training ----
 
-    def draw(self, key_of, batch) -> dict:
+    def draw(self, key_of: Callable[[int], jax.Array], batch: Batch) -> dict[str, jax.Array]:
         """ "latents", "noise" [b, h, w, c], "timesteps", "drop" [b]."""
         config, shape = self.config, self.codec.shape(self.model, batch)
         b, *_, channels = shape
@@ -181,7 +213,7 @@ class DiffusionSystem(System):
             draws["noise"] = diffusion.offset_noise(draws["noise"], offsets, config.noise_offset)
         return draws
 
-    def losses(self, model, batch, draws) -> dict:
+    def losses(self, model: Any, batch: Batch, draws: dict[str, jax.Array]) -> dict[str, jax.Array]:
         noise, timesteps = draws["noise"], draws["timesteps"]
         latents = self.codec.latents(model, batch, draws["latents"])
         noisy = diffusion.add_noise(self.schedule, latents, noise, timesteps)
@@ -200,36 +232,33 @@ class DiffusionSystem(System):
             losses = {**losses, "loss": losses["loss"] * batch["example_weight"]}
         return {**losses, **told}
 
-    def mask(self, batch, draws, shape) -> tuple:
-        """(weights [b, h, w] of the latents' cells or None, further numbers [b] for the log)."""
+    def mask(
+        self, batch: Batch, draws: dict[str, jax.Array], shape: tuple[int, ...]
+    ) -> tuple[jax.Array | None, dict[str, jax.Array]]:
+        """(weights [b, h, w] of the latent cells or None, additional numbers [b] for the log)."""
         return None, {}
 
-    def terms(self, model, batch, step: Step) -> dict:
-        """{"loss": [b], further terms [b] for the log}."""
+    def terms(self, model: Any, batch: Batch, step: Step) -> dict[str, jax.Array]:
+        """{"loss": [b], additional terms [b] for the log}."""
         return {"loss": step.mse}
 
     # ---- sampling ----
 
-    def cases(self, name: str):
-        """What a validation asks for on the set ``name``: sampled_evaluation.Cases."""
+    def cases(self, name: str) -> Cases:
+        """What a validation samples on the set ``name``: a Cases."""
         raise ValueError(f"{self.label} has no validation set {name!r}")
 
-    def evaluation(self):
-        from persongen_jax.evaluation.sampled import SampledEvaluation
+    def plan(self, options: SamplingOptions) -> Plan:
+        """The sampler's numbers."""
+        return options.plan(self.scheduler_config)
 
-        return SampledEvaluation(self)
-
-    def plan(self, steps: int, scheduler: str | None = None, **options):
-        """The sampler's numbers (sampling_plan.Plan); ``scheduler`` None: the system's own."""
-        return make_plan(self.scheduler_config, steps, scheduler, **options)
-
-    def denoiser(self, model, inputs: dict) -> Callable:
+    def denoiser(self, model: Any, inputs: dict) -> Callable:
         """(x [b, h, w, c], t, step) to the prediction, for sampling.run_steps.
 
         Args:
-            inputs: "batch", the condition's fields [b, ...]; "guidance", the scale of
-                classifier-free guidance (arXiv 2207.12598), a number that may be traced; None or
-                left out: none, for half the work.
+            inputs: "batch", the condition's fields [b, ...]; "guidance", the classifier-free
+                guidance scale (arXiv 2207.12598), a number that may be traced; None or absent: no
+                guidance, for half the cost.
         """
         batch, guidance = inputs["batch"], inputs.get("guidance")
         condition = self.condition(model, batch)
@@ -246,15 +275,17 @@ class DiffusionSystem(System):
 
         return predict
 
-    def sample(self, model, inputs: dict, noise, plan, key):
-        """Pictures [b, H, W, C] float32 in 0..1, one compiled program per shape and plan.
+    def sample(
+        self, model: nnx.Module, inputs: dict, noise: jax.Array, plan: Plan, key: jax.Array | None
+    ) -> jax.Array:
+        """Images [b, H, W, C] float32 in 0..1, one compiled program per shape and plan.
 
-        Rows are dealt out over all devices where these divide them.
+        Rows are distributed over all devices if their number is divisible.
 
         Args:
             inputs: as ``denoiser``'s.
             noise: [b, h, w, c] standard normal.
-            plan: sampling_plan.Plan; key: a random key, for samplers that draw.
+            plan: plan.Plan; key: a random key, for stochastic samplers.
         """
         graphdef, state = nnx.split(model)
         mesh, rows = make_mesh(), noise.shape[0]
@@ -267,11 +298,11 @@ class DiffusionSystem(System):
         with jax.set_mesh(mesh):
             return _sample(self, graphdef, state, inputs, spread(noise), plan, key)
 
-    def sampling_program(self, steps):
+    def sampling_program(self, steps: int) -> SamplingProgram:
         batch = self.abstract_batch()
         noise = jax.ShapeDtypeStruct(self.codec.shape(self.model, flatten(batch)), jnp.float32)
         graphdef, weights = nnx.split(self.model)
-        plan = make_plan(self.scheduler_config, steps)
+        plan = self.plan(SamplingOptions(num_inference_steps=steps))
         inputs = ({"batch": batch, "guidance": 5.0}, noise, plan, jax.random.key(0))
         return SamplingProgram(_sample, (self, graphdef), weights, inputs)
 
@@ -285,8 +316,8 @@ def _sample(system, graphdef, state, inputs, noise, plan, key):
     return system.codec.decode(model, sampling.final_latents(carry))
 
 
-def drop_conditions(fields, batch: dict, drop) -> dict:
-    """Where ``drop`` [b] is True, every field as it is without its condition."""
+def drop_conditions(fields: Iterable[Field], batch: Batch, drop: jax.Array) -> Batch:
+    """Replace every field by its value without a condition where ``drop`` [b] is True."""
     flat = flatten(batch)
     out = dict(flat)
     for field in fields:

@@ -1,19 +1,21 @@
-"""Weights drawn on the device, for measuring what does not depend on their values.
+"""Random weights made on the device, for measurements that do not depend on their values.
 
-What a step or a picture costs does not depend on the values, as long as they stay finite: kernels
-are drawn with a variance of 1 / fan-in, norms begin as identity. Nothing is opened or downloaded.
+The cost of a step or an image does not depend on the values as long as they stay finite: kernels
+are drawn with a variance of 1 / fan-in, norms start as identity. No file is opened or downloaded.
 """
 
 import functools
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 
 
-def with_drawn_weights(model):
-    """A model of ShapeDtypeStructs with arrays in their places, on the first device."""
+def with_drawn_weights(model: Any) -> Any:
+    """A model of ShapeDtypeStructs with arrays in their place, on the first device."""
     graphdef, state = nnx.split(model)
     filled = [
         (path, leaf.replace(draw_weight(i, path, leaf.get_value())))
@@ -22,8 +24,8 @@ def with_drawn_weights(model):
     return nnx.merge(graphdef, nnx.from_flat_state(filled))
 
 
-def draw_weight(number: int, path: tuple, shape):
-    """An array like ``shape``, a ShapeDtypeStruct; ``number`` tells it from the others."""
+def draw_weight(number: int, path: tuple, shape: jax.ShapeDtypeStruct) -> jax.Array:
+    """An array like ``shape``, a ShapeDtypeStruct; ``number`` makes it differ from the others."""
     name, dims = path[-1], shape.shape
     if name == "bias":
         return fill(shape.dtype, dims, number, 0.0, 0.0)
@@ -35,11 +37,13 @@ def draw_weight(number: int, path: tuple, shape):
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def fill(dtype, shape, number, mean, std):
+def fill(
+    dtype: DTypeLike, shape: tuple[int, ...], number: int, mean: float, std: float
+) -> jax.Array:
     """[*shape] uniform around ``mean`` with this standard deviation.
 
-    A hash of the position: SDXL has thousands of arrays of about a hundred shapes, and this
-    compiles in no time for each.
+    Hashes the position: SDXL has thousands of arrays of about a hundred shapes, and this compiles
+    in no time for each.
     """
     bits = jax.lax.iota(jnp.uint32, math.prod(shape)) + jnp.uint32(number) * jnp.uint32(0x9E3779B9)
     for shift, factor in ((16, 0x7FEB352D), (15, 0x846CA68B)):

@@ -1,15 +1,17 @@
-"""A config, or a finished or interrupted run, opened as a System."""
+"""Opens a config, or a finished or interrupted run, as a System."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
+import jax
 from ml_collections import ConfigDict
 
 from persongen_jax.config import import_object
-from persongen_jax.diffusion.schedule import check_choice
+from persongen_jax.diffusion.scheduler_config import check_choice
 from persongen_jax.parallel.sharding import load_shardings, make_mesh, mesh_for, replicated
-from persongen_jax.settings import brought_up
+from persongen_jax.settings import check_version
 from persongen_jax.systems.base import System
 from persongen_jax.training.checkpoint import find_run, read_trained
 from persongen_jax.training.partition import fill_trained
@@ -30,14 +32,14 @@ def system_class(name: str) -> type[System]:
     return import_object(SYSTEMS.get(name, name), "config.system")
 
 
-def open_system(config, mesh=None) -> System:
-    """The system of a config, with its weights as training begins with them.
+def open_system(config: ConfigDict, mesh: jax.sharding.Mesh | None = None) -> System:
+    """The system of a config, with its initial weights.
 
     Args:
-        mesh: where frozen weights are to lie; None: on the default device.
+        mesh: where to put frozen weights; None: on the default device.
 
     Raises:
-        ValueError: an unknown system or method, or a key without its value.
+        ValueError: an unknown system or method, or a key without a value.
         WeightsError: a file that is missing or does not fit.
     """
     check_choice("config.dtype", config.dtype, DTYPES)
@@ -45,25 +47,32 @@ def open_system(config, mesh=None) -> System:
     return system_class(config.system).open(config, shardings)
 
 
-def abstract_system(config) -> System:
+def abstract_system(config: ConfigDict) -> System:
     """The same with a ShapeDtypeStruct for every array."""
     check_choice("config.dtype", config.dtype, DTYPES)
     return system_class(config.system).abstract(config)
 
 
-def complete_config(saved: dict) -> ConfigDict:
-    """A run's saved config, with today's defaults for keys that it lacks."""
-    saved = brought_up(saved)
+def complete_config(saved: dict, where: str | Path = "the run") -> ConfigDict:
+    """A run's saved config, with today's defaults for keys that it lacks.
+
+    Args:
+        where: the run's working directory, for messages.
+
+    Raises:
+        OldRun: the config is one of an earlier version.
+    """
+    check_version(saved, where)
     defaults = json.loads(system_class(saved.get("system", "sdxl")).defaults().to_json())
     return ConfigDict({**defaults, **saved})
 
 
 class TrainedRun(NamedTuple):
-    """What :func:`open_run` gives.
+    """The result of :func:`open_run`.
 
-    workdir: of the run; step: of the checkpoint; config: ConfigDict, today's defaults for keys
-    that the run's lacks; system: with the trained weights (the running average if the run kept
-    one).
+    workdir: of the run; step: of the checkpoint; config: ConfigDict, with today's defaults for
+    keys that the run lacks; system: with the trained weights (the running average if the run
+    kept one).
     """
 
     workdir: Path
@@ -72,22 +81,26 @@ class TrainedRun(NamedTuple):
     system: System
 
 
-def open_run(path, step: int | None = None, change=lambda config: None) -> TrainedRun:
+def open_run(
+    path: str | Path,
+    step: int | None = None,
+    change: Callable[[ConfigDict], object] = lambda config: None,
+) -> TrainedRun:
     """Load what a run has trained.
 
     Args:
         path: its working directory.
-        step: of the checkpoint; None: the newest that is intact.
+        step: of the checkpoint; None: the newest intact one.
         change: called with the config before anything is loaded, to change it in place.
 
     Raises:
-        FileNotFoundError: no checkpoint there, or none of ``step``.
-        CorruptCheckpoint: what is there is damaged.
-        WeightsError: the base is no longer what the run was trained on.
+        FileNotFoundError: there is no checkpoint, or none of ``step``.
+        CorruptCheckpoint: the checkpoint is damaged.
+        WeightsError: the base is no longer the one that the run was trained on.
     """
     workdir, step = find_run(path, step)
     trained, saved = read_trained(workdir, step, replicated(make_mesh()))
-    config = complete_config(saved)
+    config = complete_config(saved, workdir)
     change(config)
     system = open_system(config, mesh_for(config))
     fill_trained(system.model, trained, system.table, str(workdir))

@@ -1,11 +1,14 @@
-"""The keys of SDXL's configs, with the defaults that configs/base.py has."""
+"""The keys of SDXL's configs, with the defaults of configs/base.py."""
 
 from ml_collections import ConfigDict
 
 from persongen_jax.systems.diffusion import DiffusionSystem
 
-# Keys that some methods read and others do not.
+# Keys that only some methods read.
 METHOD_KEYS = ("rank", "lora_alpha", "id_gain", "id_norm_gain", "image_proj", "image_lora_rank")
+
+# What a validation may generate for: people seen in training, held out from it, and from elsewhere.
+SETS = ("in_train", "out_of_train", "out_of_domain")
 
 
 def sdxl_defaults() -> ConfigDict:
@@ -13,12 +16,12 @@ def sdxl_defaults() -> ConfigDict:
     config = DiffusionSystem.defaults()
     config.method = "photomaker"  # a name of methods/, or "package.module:Class"
 
-    # What is opened: a diffusers-format SDXL directory, a CLIP image tower ("": the base's
-    # image_encoder folder), a folder of photographs with a manifest.jsonl.
+    # Inputs: a diffusers-format SDXL directory, a CLIP image tower ("": the base's image_encoder
+    # folder), a folder of images with a manifest.jsonl.
     config.base = ""
-    # Where ``base`` is a single file: the directory of its configs and tokenizers, whose weights
-    # fill in for parts that the file lacks. And what takes the place of parts of the base: a file
-    # or a component's directory; for the text encoders a directory that has both.
+    # If ``base`` is a single file: the directory of its configs and tokenizers, whose weights fill
+    # in for parts that the file lacks. Then replacements for parts of the base: a file or a
+    # component's directory; for the text encoders a directory that has both.
     config.base_config = ""
     config.unet = ""
     config.vae = ""
@@ -29,44 +32,44 @@ def sdxl_defaults() -> ConfigDict:
     config.data = ""
     config.loader = "tf_data"  # or "memory": no TensorFlow, one thread
 
-    # Computation. Frozen weights rest in ``dtype``; what is trained rests in float32.
+    # Computation. Frozen weights are stored in ``dtype``; trained weights in float32.
     config.dtype = "bfloat16"
     config.vae_dtype = "float32"
-    config.remat = False  # the UNet's activations are computed twice: less memory, more time
+    config.remat = False  # recompute the UNet's activations: less memory, more time
 
     # Data: the side of the target in pixels, the word that marks the class word in captions.
     config.size = 512
     config.trigger_word = "img"
     config.batch_size = 24  # over all devices
-    config.random_crop = True  # where a picture has room; False: the middle, or the face
+    config.random_crop = True  # if the image is large enough; False: the centre, or the face
     # Shapes of the target, () for squares of ``size``: "512" and "1024" are SDXL's families, others
     # are "WIDTHxHEIGHT"; see data_pipeline/examples/buckets.py.
     config.buckets = ()
-    # A folder in which what frozen networks make of the data is kept, "": none; and of what, see
+    # The folder of the feature cache ("": none), and which features it keeps; see
     # docs/cache.md.
     config.cache = ""
     config.cache_kinds = ("moments", "references", "text")
 
-    # The method's parts.
+    # The method's settings.
     config.rank = 64
     config.lora_alpha = 64.0
-    config.id_gain = 1.0  # of the ID projections at the start; above 1 the face is heard sooner
-    # Of the identity branch's tokens at the start; below 1 an untrained branch disturbs less.
+    config.id_gain = 1.0  # initial gain of the ID projections; above 1 the face acts sooner
+    # Initial scale of the identity branch's tokens; below 1 an untrained branch disturbs less.
     config.id_norm_gain = 1.0
-    # ip_adapter_file's: "base", "plus" or "faceid", and the rank of its LoRA (0: none).
+    # For ip_adapter: "base", "plus" or "faceid", and the rank of its LoRA (0: none).
     config.image_proj = "base"
     config.image_lora_rank = 0
-    # What the run starts from: PhotoMaker weights (photomaker-v1.bin), or the working directory of
-    # an earlier run; see persongen_jax/methods/start.py.
+    # Initial weights: PhotoMaker weights (photomaker-v1.bin), or the working directory of an
+    # earlier run; see persongen_jax/methods/start.py.
     config.start_from = ""
-    # Of that run, the checkpoint of this step; 0: the newest when this run begins. Training fills
-    # it in, so that what this run leaves frozen stays the same if that one is trained further.
+    # The step of that run's checkpoint; 0: the newest when this run begins. Training fills it in,
+    # so that the weights frozen here stay the same if that run is trained further.
     config.start_from_step = 0
 
-    # The objective, besides what all diffusion systems have.
+    # The objective, in addition to the settings of all diffusion systems.
     config.face_loss_prob = 0.5  # per example: the loss over the face box only
 
-    # A learning rate for each group. Optimizers that find their rate (prodigy, dadapt_adamw, cocob)
+    # A learning rate per group. Optimizers that estimate their rate (prodigy, dadapt_adamw, cocob)
     # multiply it by these: give 1.0. Schedule-free ones expect lr_schedule "constant".
     config.lr_projections = 1e-5
     config.lr_fuse_module = 1e-5
@@ -81,16 +84,17 @@ def sdxl_defaults() -> ConfigDict:
 
     # Validation.
     config.validation_every = 1000  # steps; 0: never
-    # Whose pictures, each "" for none: a manifest folder, a shard folder, or drawn people such as
-    # "people:out_of_train?identities=20&pictures=4". The first picture of each is the reference.
+    # Images of people, each "" for none: a manifest folder, a shard folder, or drawn people such as
+    # "people:out_of_train?identities=20&pictures=4". The first image of each person is the
+    # reference.
     config.validate_in_train = ""
     config.validate_out_of_train = ""
     config.validate_out_of_domain = ""
-    config.validation_gallery = ""  # the people among whom rank-1 looks; 100 of them as a rule
-    config.validation_people = 10  # of each set, at most
+    config.validation_gallery = ""  # the people that rank-1 searches; usually 100
+    config.validation_people = 10  # per set, at most
     config.validation_prompts = "thesis"  # or a JSON file, see persongen_jax/evaluation/prompts.py
     config.validation_images = 5  # per person and prompt
-    config.validation_size = 0  # side of the pictures in pixels; 0: ``size``
+    config.validation_size = 0  # side of the images in pixels; 0: ``size``
     config.validation_guidance = 5.0
     config.validation_merge_step = 10
     config.validation_negative_prompt = (
@@ -98,7 +102,7 @@ def sdxl_defaults() -> ConfigDict:
         "digits, cropped, worst quality, low quality, normal quality, jpeg artifacts, signature, "
         "watermark, username, blurry"
     )
-    config.validation_batch = 0  # pictures at once; 0: four per device
+    config.validation_batch = 0  # images at once; 0: four per device
     config.metrics = ("clip_t", "face_sim", "rank1_10", "rank1_100", "detection_rate")
     config.clip = ""  # a transformers CLIP directory for CLIP-T; "": it is not measured
     config.face_net = ""  # a face recogniser's file for Face-Sim; "": it is not measured

@@ -1,13 +1,16 @@
-"""Steps whose loss or gradient is not finite: seen, told, and too many of them end the run."""
+"""Detects steps whose loss or gradient is not finite, and ends a run that has too many of them."""
 
 import logging
 from collections import Counter
+from collections.abc import Callable, Iterable
+from pathlib import Path
 
 import numpy as np
+from jax.typing import ArrayLike
 
 log = logging.getLogger(__name__)
 
-SHOWN = 8  # pictures
+SHOWN = 8  # images
 
 
 class NonFinite(ValueError):
@@ -17,29 +20,35 @@ class NonFinite(ValueError):
 class BadSteps:
     """Counts the steps in a row whose update was skipped (train_step.make_train_step).
 
-    A step's outcome is looked at when a later one is under way, so that nothing waits for it.
+    The outcome of a step is read while a later step runs, so that nothing waits for it.
 
     Args:
-        limit: this many in a row are too many; 0: never.
-        in_a_row: the bad steps at the end of what was done before.
-        workdir: of the run, for what the user is told.
-        pictures_of: a step to the names of its pictures; [] where nobody knows.
+        limit: raise after this many bad steps in a row; 0: never.
+        in_a_row: the bad steps that directly precede the first step of this run.
+        workdir: of the run, for error messages.
+        pictures_of: maps a step to the names of its images; [] if they are not known.
     """
 
-    def __init__(self, limit: int, in_a_row=(), workdir=".", pictures_of=lambda step: []):
+    def __init__(
+        self,
+        limit: int,
+        in_a_row: Iterable[int] = (),
+        workdir: str | Path = ".",
+        pictures_of: Callable[[int], Iterable[str]] = lambda step: [],
+    ):
         self.limit, self.in_a_row, self.workdir = limit, list(in_a_row), workdir
         self.pictures_of = pictures_of
         self._unseen = []
 
-    def keep(self, step: int, skipped):
-        """Remember the outcome of ``step``, a number that may still be under way on the device."""
+    def keep(self, step: int, skipped: ArrayLike) -> None:
+        """Remember the outcome of ``step``; the device may still be computing it."""
         self._unseen.append((step, skipped))
 
-    def check(self):
-        """Look at what was kept, waiting for it if need be.
+    def check(self) -> None:
+        """Look at the remembered outcomes, waiting for the device if necessary.
 
         Raises:
-            NonFinite: ``limit`` of them in a row were bad.
+            NonFinite: ``limit`` steps in a row were bad.
         """
         unseen, self._unseen = self._unseen, []
         for step, skipped in unseen:
@@ -58,13 +67,13 @@ class BadSteps:
                     f"the loss or the gradient was not finite in steps {self.in_a_row[0]} to "
                     f"{step}, {len(self.in_a_row)} in a row (config.max_bad_steps={self.limit}); "
                     f"their updates were skipped, and the checkpoints in {self.workdir} are good. "
-                    f"Look at the pictures of these steps{self._named(self.in_a_row)}; or lower "
+                    f"Look at the images of these steps{self._named(self.in_a_row)}; or lower "
                     "config.lr_*, set config.clip_norm=1.0 or config.dtype=float32, in another "
                     f"--workdir with --config.start_from={self.workdir}"
                 )
 
     def _named(self, steps) -> str:
-        """Their pictures, those first that were in most of these steps; "" where nobody knows."""
+        """The names of their images, the most frequent first; "" if they are not known."""
         counts = Counter(name for step in steps for name in dict.fromkeys(self.pictures_of(step)))
         names = [name for name, _ in counts.most_common()]
         more = f", and {len(names) - SHOWN} more" if len(names) > SHOWN else ""

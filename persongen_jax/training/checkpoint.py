@@ -1,14 +1,14 @@
 """Checkpoints of a run: what is trained, the optimizer, the step and the config. Orbax on disk.
 
 Frozen weights are never written; the config names them by path. There is no random state to save:
-it is a function of (seed, step). Beside these lie the running average of what is trained, if the
-run keeps one, and "progress", with which the run goes on: the loader's state and the metrics of
-steps that no line of the log has yet.
+it is a function of (seed, step). Saved as well are the running average of the trained weights, if
+the run keeps one, and "progress", which resuming needs: the loader's state and the metrics of steps
+that are not in the log yet.
 
-A checkpoint is the folder ``checkpoints/<step>``. It gets this name when all of its files are
-written and digests.json (training/integrity.py) names them; until then it is ``<step>.saving``.
-What is found damaged is called ``<step>.corrupt`` and left alone. Of several processes each writes
-what its devices hold into one folder; the first writes digests, gives names and deletes.
+A checkpoint is the folder ``checkpoints/<step>``. It gets this name once all of its files are
+written and digests.json (training/integrity.py) lists them; until then it is ``<step>.saving``. A
+damaged one is renamed to ``<step>.corrupt`` and left alone. With several processes, each writes
+what its devices hold into the same folder; the first one writes digests, renames and deletes.
 """
 
 import contextlib
@@ -20,6 +20,7 @@ import re
 import shutil
 import threading
 from pathlib import Path
+from typing import Any, Self
 
 import jax
 import numpy as np
@@ -32,12 +33,13 @@ from persongen_jax.training.unverified import find_gaps
 
 log = logging.getLogger(__name__)
 
-# Seconds in which a save has to end; with several processes, in which they wait for one that fails.
+# Time limit of a save in seconds; with several processes, also how long they wait for one that
+# fails.
 TIMEOUT, NONE_YET, NONE_LEFT = 900, -1, -2
 
 
 class CorruptCheckpoint(ValueError):
-    """There were checkpoints, and none of them can be used."""
+    """Checkpoints exist, but none of them can be used."""
 
 
 class SaveFailed(OSError):
@@ -61,42 +63,45 @@ def _handler():
 class Checkpoints:
     """The checkpoints of one working directory; saving runs in the background.
 
-    A save that fails, on a full disk say, is told in a warning, and the checkpoints before stay.
-    :meth:`close` raises if it was the last. Used with ``with``, that is closed at the end.
+    A save that fails, for example on a full disk, logs a warning and keeps the earlier checkpoints.
+    :meth:`close` raises if that was the last save. As a context manager, it closes on exit.
 
     Args:
         workdir: of the run.
-        keep: this many are kept, older ones deleted when a new one is complete; 0: all.
+        keep: how many to keep; older ones are deleted when a new one is complete; 0: keep all.
     """
 
-    def __init__(self, workdir, *, keep: int = 3):
+    def __init__(self, workdir: str | Path, *, keep: int = 3):
         self.folder = Path(workdir).absolute() / "checkpoints"
         self.keep = keep
         self._first = jax.process_index() == 0
-        self._saved = self._saving = None  # the step of the newest that is complete; the next
-        self._thread = self._error = self._failure = None
+        self._saved: int | None = None  # step of the newest complete one
+        self._saving: int | None = None  # of the next
+        self._thread: threading.Thread | None = None
+        self._error: Exception | None = None
+        self._failure: str | None = None
         self._checkpointer = _checkpointer()
         if self._first:
             self.folder.mkdir(parents=True, exist_ok=True)
             for path in self._clear():
-                log.warning("%s: was not saved to its end, and is removed", path)
+                log.warning("%s: incomplete checkpoint, removed", path)
 
     def newest(self) -> int | None:
         """The step of the newest intact checkpoint; None if none was ever made.
 
-        Its files are compared with their digests. Damaged ones are named in a warning and moved
-        aside.
+        Its files are compared with their digests. Damaged checkpoints are reported in a warning and
+        renamed.
 
         Raises:
-            CorruptCheckpoint: there were some, and none is intact.
+            CorruptCheckpoint: there are checkpoints, but none is intact.
         """
         step = self._newest_intact() if self._first else 0
         if jax.process_count() > 1:
             step = int(multihost_utils.broadcast_one_to_all(np.int64(step)))
         if step == NONE_LEFT:
             raise CorruptCheckpoint(
-                f"{self.folder}: no checkpoint there is intact, see the warnings; bring back a "
-                "copy of one, or give another --workdir, or remove that folder to begin anew"
+                f"{self.folder}: no checkpoint there is intact, see the warnings; restore a "
+                "copy of one, or give another --workdir, or remove that folder to start over"
             )
         self._saved = None if step == NONE_YET else step
         return self._saved
@@ -107,32 +112,32 @@ class Checkpoints:
                 return step
             aside = _free_name(self.folder / f"{step}.corrupt")
             os.rename(self.folder / str(step), aside)
-            log.warning("moved to %s; the checkpoint before it is tried", aside)
+            log.warning("moved to %s; trying the checkpoint before it", aside)
         return NONE_LEFT if any(self.folder.glob("*.corrupt*")) else NONE_YET
 
     def save(
         self,
         step: int,
         trainable: dict,
-        opt_state,
+        opt_state: Any,
         config: dict,
-        ema=None,
-        progress=None,
-        stats=None,
-    ):
-        """``step``: how many updates have been made.
+        ema: dict | None = None,
+        progress: Any = None,
+        stats: dict | None = None,
+    ) -> None:
+        """Save the state after ``step`` updates.
 
-        Waits for the save before, if that is still under way.
+        Waits for the previous save if it is still running.
 
         Args:
             ema: the running average of ``trainable``; None or empty if there is none.
-            progress: what JSON can hold.
-            stats: what the model's layers gather, by path; None or empty if they gather nothing.
+            progress: anything that JSON can hold.
+            stats: statistics that layers gather, by path; None or empty if there are none.
         """
         self._settle()
         self._saving = step
         if self._first:
-            self._clear()  # once more: Orbax may have gone on writing after a save had failed
+            self._clear()  # again, as Orbax may go on writing after a failed save
         items = {
             "trainable": ocp.args.StandardSave(trainable),
             "opt_state": ocp.args.StandardSave(opt_state),
@@ -155,7 +160,7 @@ class Checkpoints:
         return self.folder / f"{step}.saving"
 
     def _finish(self, step: int, size: int):
-        """In the background: wait for Orbax, write the digests, give the checkpoint its name."""
+        """In the background: wait for Orbax, write the digests, rename the checkpoint."""
         try:
             if self._error:
                 raise self._error
@@ -165,7 +170,7 @@ class Checkpoints:
                 os.rename(self._unfinished(step), self.folder / str(step))
                 integrity.sync_folder(self.folder)
                 self._delete_old()
-        except Exception as error:  # whatever it is, the training goes on
+        except Exception as error:  # training goes on, whatever it is
             self._error = error
             if self._first:
                 self._clear()
@@ -177,7 +182,7 @@ class Checkpoints:
             log.warning("%s; the next save tries again", self._failure)
 
     def _settle(self):
-        """Wait for the save under way; every process learns whether all have done their part."""
+        """Wait for the running save; every process learns whether all of them succeeded."""
         if self._thread is None:
             return
         self._thread.join()
@@ -188,42 +193,49 @@ class Checkpoints:
         if failed:
             self._error = None
             self._failure = self._failure or f"{self.folder}: another process could not save"
-            self._checkpointer = _checkpointer()  # the old one remembers half a save
+            self._checkpointer = _checkpointer()  # the old one still holds the failed save
         else:
             self._saved, self._failure = self._saving, None
 
     def has(self, step: int) -> bool:
-        """Whether ``step`` is the newest that is complete; waits for a save under way."""
+        """Whether ``step`` is the newest complete checkpoint; waits for a running save."""
         self._settle()
         return self._saved == step
 
     def _delete_old(self):
         for step in _steps(self.folder)[: -self.keep] if self.keep else ():
-            # Another name first: one that is half deleted must not look like a damaged one.
+            # Rename first: a half-deleted checkpoint must not look like a damaged one.
             doomed = self.folder / f"{step}.deleting"
             with contextlib.suppress(OSError):
                 os.rename(self.folder / str(step), doomed)
                 shutil.rmtree(doomed)
 
     def _clear(self) -> list[Path]:
-        """Delete halves of checkpoints; those whose saving did not end."""
+        """Delete unfinished and half-deleted checkpoints; return the unfinished ones."""
         unfinished = sorted(self.folder.glob("*.saving*"))
         for path in [*unfinished, *self.folder.glob("*.deleting")]:
             shutil.rmtree(path, ignore_errors=True)
         return unfinished
 
     def config(self, step: int) -> dict:
-        """The config with which ``step`` was saved."""
+        """The config that ``step`` was saved with."""
         items = ocp.args.Composite(config=ocp.args.JsonRestore())
         return self._checkpointer.restore(self.folder / str(step), args=items)["config"]
 
-    def restore(self, step: int, trainable: dict, opt_state, ema=None, stats=None):
-        """(trainable, opt_state, ema, stats, progress) of ``step``, laid out and placed as given.
+    def restore(
+        self,
+        step: int,
+        trainable: dict,
+        opt_state: Any,
+        ema: dict | None = None,
+        stats: dict | None = None,
+    ) -> tuple[dict, Any, dict, dict, Any]:
+        """(trainable, opt_state, ema, stats, progress) of ``step``, placed like the arguments.
 
-        Given are arrays or ShapeDtypeStructs with a sharding.
+        The arguments are arrays or ShapeDtypeStructs with a sharding.
 
         Raises:
-            ValueError: other arrays, or other shapes, are there than given.
+            ValueError: the checkpoint has other arrays or other shapes than the arguments.
         """
         folder = self.folder / str(step)
         _check_shapes(folder, trainable)
@@ -241,11 +253,11 @@ class Checkpoints:
         ema, stats = (restored[name] if name in more else {} for name in ("ema", "stats"))
         return restored["trainable"], restored["opt_state"], ema, stats, progress
 
-    def close(self):
-        """Wait for the save under way.
+    def close(self) -> None:
+        """Wait for the running save.
 
         Raises:
-            SaveFailed: the last save did not succeed.
+            SaveFailed: the last save failed.
         """
         self._settle()
         self._checkpointer.close()
@@ -253,23 +265,23 @@ class Checkpoints:
             if self._first:
                 self._clear()
             raise SaveFailed(
-                f"{self._failure}. Make room and give the same command again: it goes on from the "
-                "last checkpoint that is complete"
+                f"{self._failure}. Free some space and repeat the command: it resumes from the "
+                "last complete checkpoint"
             )
 
-    def __enter__(self):
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, error, *_):
         if error is None:
             self.close()
         elif self._thread and jax.process_count() == 1:
-            self._thread.join()  # what is under way may still become a checkpoint
+            self._thread.join()  # the running save may still succeed
 
 
 def _checkpointer():
-    # Folders are made at once: if that fails in the background, Orbax's other threads wait minutes
-    # for it, and hold up the end of the process.
+    # Create folders right away: if that fails in the background, Orbax's other threads wait minutes
+    # for it and delay the end of the process.
     options = ocp.options.AsyncOptions(
         timeout_secs=TIMEOUT, create_directories_asynchronously=False
     )
@@ -281,7 +293,7 @@ def _abstract(tree):
 
 
 def _in_short(error: Exception) -> str:
-    """A storage library's error names the cause at the end of a long line of functions."""
+    """The cause, which storage libraries put at the end of a long line of function names."""
     text = " ".join(str(error).split()) or type(error).__name__
     if is_full(error):
         return f"no space left on the device ({text[:200]})"
@@ -292,20 +304,20 @@ def _megabytes(size: int) -> str:
     return f"{size / 1e6:,.1f} MB"
 
 
-# ---- Looking for them --------------------------------------------------------------------------
+# ---- Finding them --------------------------------------------------------------------------
 
 
 def _steps(folder: Path) -> list[int]:
-    # As this project names them: 0003 or other digits are somebody's copies.
+    # Only names that this project writes: 0003 or other digits are somebody's copies.
     found = (path for path in folder.glob("*") if re.fullmatch("0|[1-9][0-9]*", path.name))
     return sorted(int(path.name) for path in found if path.is_dir())
 
 
 def is_intact(folder: Path) -> bool:
-    """Whether the files of a checkpoint are as they were written; what is wrong is a warning."""
+    """Whether a checkpoint's files are as they were written; logs a warning for each fault."""
     try:
         faults = integrity.find_faults(folder)
-    except FileNotFoundError:  # saved before there were any, or copied by half
+    except FileNotFoundError:  # an old checkpoint, or a partial copy
         faults = find_gaps(folder)
         if not faults:
             log.warning("%s: has no %s; it is used unverified", folder, integrity.NAME)
@@ -316,21 +328,21 @@ def is_intact(folder: Path) -> bool:
 
 
 def _free_name(path: Path) -> Path:
-    """``path``, or with a number behind if that is taken."""
+    """``path``, or ``path`` with a number appended if that name is taken."""
     names = (path.with_name(f"{path.name}{n}") for n in itertools.count(2))
     return next(name for name in itertools.chain([path], names) if not name.exists())
 
 
-def find_run(path, step: int | None = None) -> tuple[Path, int]:
-    """(working directory, step) of a run, given that directory.
+def find_run(path: str | Path, step: int | None = None) -> tuple[Path, int]:
+    """(working directory, step) of a run, given its working directory.
 
     Args:
-        step: of the checkpoint; None: the newest that is intact. Damaged ones are named in a
+        step: of the checkpoint; None: the newest intact one. Damaged ones are reported in a
             warning.
 
     Raises:
-        FileNotFoundError: nothing trained lies there, or nothing of ``step``.
-        CorruptCheckpoint: what lies there is damaged.
+        FileNotFoundError: there is no checkpoint, or none of ``step``.
+        CorruptCheckpoint: the checkpoint is damaged.
     """
     path = Path(path).absolute()
     steps = _steps(path / "checkpoints")
@@ -345,19 +357,21 @@ def find_run(path, step: int | None = None) -> tuple[Path, int]:
         if is_intact(path / "checkpoints" / str(candidate)):
             return path, candidate
     which = "no checkpoint there is" if step is None else f"the checkpoint of step {step} is not"
-    raise CorruptCheckpoint(f"{path}: {which} intact, see the warnings; bring back a copy of it")
+    raise CorruptCheckpoint(f"{path}: {which} intact, see the warnings; restore a copy of it")
 
 
-def load_trained(path, sharding, step: int | None = None) -> tuple[dict, dict]:
+def load_trained(
+    path: str | Path, sharding: jax.sharding.Sharding, step: int | None = None
+) -> tuple[dict, dict]:
     """(trainable arrays by path, config) of a run's checkpoint, for inference.
 
-    Of a run that kept a running average, they are that. ``step`` and errors: :func:`find_run`.
+    These are the running average if the run kept one. ``step`` and errors: see :func:`find_run`.
     """
     return read_trained(*find_run(path, step), sharding)
 
 
-def read_trained(workdir: Path, step: int, sharding) -> tuple[dict, dict]:
-    """:func:`load_trained` of what find_run has found."""
+def read_trained(workdir: Path, step: int, sharding: jax.sharding.Sharding) -> tuple[dict, dict]:
+    """:func:`load_trained` for what find_run returned."""
     folder = workdir / "checkpoints" / str(step)
     names = ["ema" if (folder / "ema").is_dir() else "trainable"]
     names += ["stats"] if (folder / "stats").is_dir() else []
@@ -376,15 +390,15 @@ def read_trained(workdir: Path, step: int, sharding) -> tuple[dict, dict]:
     return arrays, restored["config"]
 
 
-def trained_shapes(path) -> dict[str, tuple[np.dtype, tuple[int, ...]]]:
-    """(dtype, shape) of every trained array of a run's newest checkpoint; none is read."""
+def trained_shapes(path: str | Path) -> dict[str, tuple[np.dtype, tuple[int, ...]]]:
+    """(dtype, shape) of every trained array of a run's newest checkpoint; reads no array."""
     workdir, step = find_run(path)
     arrays = shapes_of(workdir / "checkpoints" / str(step), "trainable")
     return {name: (np.dtype(x.dtype), tuple(x.shape)) for name, x in arrays.items()}
 
 
 def _check_shapes(folder: Path, trainable: dict):
-    """ValueError, with the paths, where a checkpoint has other trained arrays than these."""
+    """ValueError with the paths if a checkpoint's trained arrays differ from these."""
     there = {path: tuple(x.shape) for path, x in shapes_of(folder, "trainable").items()}
     here = {path: tuple(x.shape) for path, x in trainable.items()}
     paths = sorted(p for p in there.keys() | here.keys() if there.get(p) != here.get(p))
@@ -393,11 +407,11 @@ def _check_shapes(folder: Path, trainable: dict):
         more = f", and {len(paths) - 3} more" if len(paths) > 3 else ""
         raise ValueError(
             f"{folder}: what is trained now has other arrays: {shown}{more}; give another "
-            "--workdir, or remove that one to begin anew"
+            "--workdir, or remove that one to start over"
         )
 
 
 def shapes_of(folder: Path, item: str) -> dict:
-    """Shape and dtype of every array of one item of a checkpoint's folder; none is read."""
+    """Shape and dtype of every array of one item of a checkpoint's folder; reads no array."""
     with ocp.Checkpointer(_handler()) as checkpointer:
         return dict(checkpointer.metadata(folder).item_metadata[item])

@@ -1,17 +1,19 @@
-"""Floating-point work of a traced function, and what the devices could do at their best.
+"""Floating-point operations of a traced function, and the peak rate of the devices.
 
 Their quotient is the model FLOPs utilisation (MFU; PaLM, arXiv 2204.02311, appendix B).
 """
 
 import math
 import time
+from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from persongen_jax.models.platform import attention_by, target
 
-# Dense bfloat16 products per second, by how the device's name begins; the longest one counts.
+# Dense bfloat16 FLOP/s by the beginning of the device's name; the longest match counts.
 PEAK_FLOPS = {
     "TPU v4": 275e12,
     "TPU v5": 459e12,
@@ -26,23 +28,22 @@ PEAK_FLOPS = {
 }
 
 
-def of_function(function, *arguments) -> int:
-    """FLOPs of a jitted function, see :func:`count`, with those of attention's two products.
+def of_function(function: jax.stages.Wrapped, *arguments: Any) -> int:
+    """FLOPs of a jitted function, see :func:`count`, including attention's two products.
 
-    A kernel does not show its products, so that the function is traced once more with attention
-    by XLA. On a CPU it is that already, and JAX has kept the trace.
+    A kernel hides its products, so the function is traced a second time with attention by XLA. On a
+    CPU it uses XLA already, and JAX has cached the trace.
     """
     with attention_by("auto" if target() == "cpu" else "xla"):
         return count(function.trace(*arguments).jaxpr.jaxpr)
 
 
-def count(jaxpr) -> int:
+def count(jaxpr: Any) -> int:
     """FLOPs of a jaxpr's products and convolutions, 2 per multiply-add, inner jaxprs included.
 
-    Products inside a kernel are not seen: use :func:`of_function` where there may be one. A loop
-    counts once per iteration where its length is known (scan), which XLA's own ``cost_analysis``
-    does not do; the body of a while loop counts once. What ``jax.checkpoint`` computes again counts
-    again.
+    Products inside a kernel are not seen: use :func:`of_function` where there may be one. A scan
+    counts once per iteration, which XLA's own ``cost_analysis`` does not do; the body of a while
+    loop counts once. What ``jax.checkpoint`` recomputes counts again.
     """
     total = 0
     for eqn in jaxpr.eqns:
@@ -71,23 +72,23 @@ def _inner(params):
                 yield item
 
 
-def peak_flops(devices) -> tuple[float, str]:
+def peak_flops(devices: Sequence[jax.Device]) -> tuple[float, str]:
     """(FLOP/s of all ``devices`` together, where the figure comes from).
 
-    Devices that ``PEAK_FLOPS`` does not know are measured, one of them.
+    If ``PEAK_FLOPS`` does not list the device, one of them is measured.
     """
     kind = devices[0].device_kind
     known = [name for name in PEAK_FLOPS if kind.startswith(name)]
     if known:
         return len(devices) * PEAK_FLOPS[max(known, key=len)], f"data sheet of {kind}, bfloat16"
-    # What JAX calls CPU devices are shares of one machine, and one product uses all its cores.
+    # JAX's CPU devices are shares of one machine, and a single product uses all its cores.
     machines = len({device.process_index for device in devices})
     count = machines if devices[0].platform == "cpu" else len(devices)
     measured = measured_flops(jax.local_devices()[0])
     return count * measured, "measured, a float32 matrix product"
 
 
-def measured_flops(device, side: int = 1024, tries: int = 5) -> float:
+def measured_flops(device: jax.Device, side: int = 1024, tries: int = 5) -> float:
     """FLOP/s of the fastest of a few float32 products of ``side`` x ``side`` matrices."""
     matrix = jax.device_put(jnp.ones((side, side), jnp.float32), device)
     product = jax.jit(jnp.matmul)

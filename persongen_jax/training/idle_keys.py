@@ -1,21 +1,29 @@
-"""Keys of a training config that have no effect, because of what other keys say."""
+"""Config keys that have no effect in a run because of the values of other keys."""
+
+from collections.abc import Collection, Sequence
+
+from ml_collections import ConfigDict
 
 
-def idle_keys(config, defaults, groups, unread=()) -> list[str]:
-    """A line for each reason for which keys that were given are not read by this run.
+def idle_keys(
+    config: ConfigDict, defaults: ConfigDict, groups: Collection[str], unread: Sequence[str] = ()
+) -> list[str]:
+    """One line per reason why keys that were set are not read by this run.
 
     Args:
-        config, defaults: of the run, and of its system: what differs was given.
-        groups: learning-rate groups that are trained. unread: keys that the method does not read.
+        config: of the run.
+        defaults: of its system: what differs was given.
+        groups: learning-rate groups that are trained.
+        unread: keys that the method does not read.
     """
 
     def given(key):
         return key in config and key in defaults and config[key] != defaults[key]
 
-    # The keys, whether they act, and what would make them act.
+    # The keys, whether they have an effect, and what would give them one.
     rows = [
         (("ema_warmup",), config.ema_decay > 0, "config.ema_decay above 0"),
-        (("schedule_steps",), config.lr_schedule != "constant", "a config.lr_schedule that falls"),
+        (("schedule_steps",), config.lr_schedule != "constant", "a decaying config.lr_schedule"),
         (("cache_kinds",), bool(config.get("cache")), "config.cache"),
         (("shard_frozen",), config.fsdp > 1, "config.fsdp above 1"),
         (("start_from_step",), bool(config.get("start_from")), "config.start_from"),

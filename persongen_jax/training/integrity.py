@@ -1,10 +1,9 @@
-"""Digests of a folder's files: whether what is read is what was written.
+"""Digests of a folder's files, which show whether they still are what was written.
 
     write_digests(folder)
     for fault in find_faults(folder): ...
 
-``digests.json`` names every file with its size and SHA-256. It is written after all others, in one
-piece.
+``digests.json`` lists every file with its size and SHA-256. It is written last, and atomically.
 """
 
 import hashlib
@@ -12,26 +11,33 @@ import json
 import os
 from pathlib import Path
 
+from data_pipeline.files import write_text
+
 NAME = "digests.json"
 
 
-def write_digests(folder: Path):
-    """Write ``folder``/digests.json about all files that are there now, at any depth."""
+def write_digests(folder: Path) -> None:
+    """Write ``folder``/digests.json for all files in the folder, at any depth."""
     folder = Path(folder)
-    entries = {name: _measure(folder / name) for name in _files(folder)}
-    part = folder / (NAME + ".part")
-    with open(part, "w") as file:
-        json.dump({"files": entries}, file, indent=1)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(part, folder / NAME)
+    _write(folder, {name: _measure(folder / name) for name in _files(folder)})
+
+
+def renew_digest(folder: Path, name: str) -> None:
+    """Write digests.json anew for one file that was rewritten on purpose."""
+    folder = Path(folder)
+    entries = json.loads((folder / NAME).read_bytes())["files"]
+    _write(folder, {**entries, name: _measure(folder / name)})
+
+
+def _write(folder: Path, entries: dict):
+    write_text(folder / NAME, json.dumps({"files": entries}, indent=1))
     sync_folder(folder)
 
 
 def find_faults(folder: Path) -> list[str]:
-    """What is wrong with the files of a folder, a line each; [] if all are as they were written.
+    """What is wrong with the files of a folder, one line each; [] if nothing is.
 
-    Files that came later are no fault.
+    Files added later are not a fault.
 
     Raises:
         FileNotFoundError: there is no digests.json.
@@ -47,20 +53,20 @@ def find_faults(folder: Path) -> list[str]:
 
 
 def _fault(path: Path, size: int, digest: str) -> str:
-    """What is wrong with a file; "" for nothing."""
+    """What is wrong with a file; "" if nothing is."""
     try:
         if not path.is_file():
             return f"missing, expected {size} bytes"
         if path.stat().st_size != size:
             return f"{path.stat().st_size} bytes, expected {size}"
         found = _measure(path)["sha256"]
-    except OSError as error:  # a block of the disk, or a lost mount
+    except OSError as error:  # a bad disk block, or a lost mount
         return f"cannot be read ({error.strerror})"
     return "" if found == digest else f"SHA-256 {found[:16]}..., expected {digest[:16]}..."
 
 
-def sync_folder(path: Path):
-    """The names in a folder are on the disk when this returns."""
+def sync_folder(path: Path) -> None:
+    """Return once the names in a folder are on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -1,18 +1,21 @@
-"""What a run writes about itself: metrics.jsonl, TensorBoard events, speeds."""
+"""What a run logs about itself: metrics.jsonl, TensorBoard events, speeds."""
 
 import contextlib
-import io
 import json
 import logging
 import math
 import os
 import socket
 import time
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, Self
 
 import numpy as np
-from PIL import Image
+from jax.typing import ArrayLike
 
+from data_pipeline.files import write_text
 from data_pipeline.text_files import whole_lines
 from persongen_jax.files import is_full
 
@@ -20,30 +23,27 @@ log = logging.getLogger(__name__)
 
 
 class MetricsFile:
-    """metrics.jsonl: one line per ``log_every`` steps, the mean over them.
+    """metrics.jsonl: one line per ``log_every`` steps, with the mean over them.
 
     "skipped" counts the steps whose loss or gradient was not finite; the other numbers are means
-    over the rest, null if there is none. Lines that find the disk full are kept for later.
+    over the remaining steps, null if there are none. Lines that hit a full disk are kept for later.
 
-    On resuming, lines after the step continued from are dropped: they will be written again.
-    ``kept`` are the steps that belong to the next line and were made before the resumed step; a
-    checkpoint holds them.
+    Resuming drops the lines after the resumed step, because they are written again. ``kept`` are
+    the steps before the resumed one that belong to the next line; a checkpoint holds them.
     """
 
-    def __init__(self, path: Path, start: int, kept: list[dict] = ()):
+    def __init__(self, path: Path, start: int, kept: Iterable[dict] = ()):
         rows = [line for line in _lines(path) if json.loads(line)["step"] <= start]
-        part = path.with_name(path.name + ".part")
-        part.write_text("".join(rows))
-        os.replace(part, path)
+        write_text(path, "".join(rows))
         self.file = PatientFile(path)
         self._kept = list(kept)
 
-    def keep(self, metrics: dict):
-        """Remember one step's; they stay on the device, so that nothing waits for them."""
+    def keep(self, metrics: dict) -> None:
+        """Remember a step's metrics; they stay on the device, so that nothing waits for them."""
         self._kept.append(metrics)
 
     def kept(self) -> list[dict]:
-        """The remembered steps as plain floats, a list of its own."""
+        """A new list of the remembered steps as plain floats."""
         self._kept = [{k: float(v) for k, v in step.items()} for step in self._kept]
         return list(self._kept)
 
@@ -61,7 +61,7 @@ class MetricsFile:
         self._kept = []
         return row
 
-    def __enter__(self):
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_):
@@ -69,17 +69,17 @@ class MetricsFile:
 
 
 class PatientFile:
-    """A file that is added to; what finds the disk full is kept, and written with what follows."""
+    """An append-only file; data that hit a full disk are kept and written with the next ones."""
 
     def __init__(self, path: Path):
         self.path = path
         self._file = open(path, "ab", buffering=0)
         self._unwritten, self._full = b"", False
 
-    def write(self, data: bytes):
+    def write(self, data: bytes) -> None:
         self._unwritten += data
 
-    def flush(self):
+    def flush(self) -> None:
         try:
             while self._unwritten:
                 self._unwritten = self._unwritten[self._file.write(self._unwritten) :]
@@ -89,11 +89,11 @@ class PatientFile:
                 raise
             if not self._full:
                 log.warning(
-                    "%s: no space left on the device; what is missing comes later", self.path
+                    "%s: no space left on the device; the missing part is written later", self.path
                 )
             self._full = True
 
-    def close(self):
+    def close(self) -> None:
         self.flush()
         self._file.close()
         if self._unwritten:
@@ -101,95 +101,95 @@ class PatientFile:
 
 
 def _lines(path: Path) -> list[str]:
-    """Complete lines; a crash may have cut the last one short."""
+    """The complete lines; a crash may have cut the last one short."""
     return [line + "\n" for line in whole_lines(path)] if path.exists() else []
 
 
 def falling(path: Path) -> str:
-    """The loss at the beginning and at the end of a run, a tenth of its lines each."""
+    """The loss at the beginning and the end of a run, each the mean of a tenth of its lines."""
     losses = [json.loads(line)["loss"] for line in _lines(path)]
     losses = [loss for loss in losses if loss is not None]
     if not losses:
-        return "loss: no step was made"
+        return "loss: no steps were run"
     tenth = max(1, len(losses) // 10)
     return f"loss: {np.mean(losses[:tenth]):.4f} at first, {np.mean(losses[-tenth:]):.4f} at last"
 
 
 class EventFile:
-    """TensorBoard's event file, written by its own package; TensorFlow is not needed.
+    """TensorBoard's event file, by the parts of tensorboardX; each event is written at once.
+
+    Not by its SummaryWriter: that writes from a thread, which a full disk would end, and the
+    training would then wait for it for ever.
 
     Args:
-        folder: ``tensorboard --logdir`` of it shows the run.
-        start: the step continued from; TensorBoard drops what it had read after it.
+        folder: ``tensorboard --logdir`` reads it.
+        start: the resumed step; TensorBoard drops the later steps that it has read.
 
     Raises:
-        ImportError: TensorBoard is not installed.
+        ImportError: tensorboardX is not installed.
     """
 
     def __init__(self, folder: Path, start: int = 0):
         try:
-            from tensorboard.compat.proto import event_pb2, summary_pb2
-            from tensorboard.summary.writer.record_writer import RecordWriter
+            from tensorboardX import RecordWriter, summary
+            from tensorboardX.proto.event_pb2 import Event, SessionLog
+            from tensorboardX.record_writer import register_writer_factory
         except ImportError as error:
             raise ImportError(
-                "config.tensorboard needs TensorBoard: pip install 'persongen_jax[log]', or give "
+                "config.tensorboard needs tensorboardX: pip install 'persongen_jax[log]', or give "
                 "--config.tensorboard=False; metrics.jsonl is written in any case"
             ) from error
-        self._event, self._summary = event_pb2.Event, summary_pb2.Summary
+        self._event, self._summary = Event, summary
+        files = SimpleNamespace(open=lambda name: PatientFile(Path(name.partition(":")[2])))
+        register_writer_factory("patient", files)
         folder.mkdir(parents=True, exist_ok=True)
         earlier = any(folder.glob("events.out.tfevents.*"))
-        # Whole seconds come first, as TensorBoard reads a folder's files in order of their names.
+        # Whole seconds come first, because TensorBoard reads a folder's files in the order of their
+        # names.
         name = f"events.out.tfevents.{int(time.time()):010d}.{socket.gethostname()}.{os.getpid()}"
-        self._records = RecordWriter(PatientFile(folder / name))
+        self._records = RecordWriter(f"patient:{folder / name}")
         self._write(file_version="brain.Event:2")
         if start or earlier:
-            starting = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
-            self._write(step=start + 1, session_log=starting)
+            self._write(step=start + 1, session_log=SessionLog(status=SessionLog.START))
 
     def _write(self, **fields):
         self._records.write(self._event(wall_time=time.time(), **fields).SerializeToString())
         self._records.flush()
 
-    def scalar(self, name: str, value: float, step: int):
-        value = self._summary.Value(tag=name, simple_value=float(value))
-        self._write(step=step, summary=self._summary(value=[value]))
+    def scalar(self, name: str, value: float, step: int) -> None:
+        self._value(step, tag=name, simple_value=float(value))
 
-    def scalars(self, group: str, row: dict, step: int):
-        """A line of metrics.jsonl, as ``group/name``."""
+    def scalars(self, group: str, row: dict, step: int) -> None:
+        """A row of metrics.jsonl, each number as ``group/name``."""
         for name, value in row.items():
             if name != "step":
                 self.scalar(f"{group}/{name}", value, step)
 
-    def image(self, name: str, image, step: int):
-        """``image``: uint8 [h, w, 3]."""
-        png = io.BytesIO()
-        Image.fromarray(np.asarray(image)).save(png, "PNG")
-        height, width, _ = image.shape
-        value = self._summary.Value(
-            tag=name,
-            image=self._summary.Image(
-                height=height, width=width, colorspace=3, encoded_image_string=png.getvalue()
-            ),
-        )
-        self._write(step=step, summary=self._summary(value=[value]))
+    def image(self, name: str, image: ArrayLike, step: int) -> None:
+        """A picture, uint8 [h, w, 3]."""
+        self._value(step, tag=name, image=self._summary.make_image(np.asarray(image)))
 
-    def close(self):
+    def _value(self, step: int, **fields):
+        value = self._summary.Summary.Value(**fields)
+        self._write(step=step, summary=self._summary.Summary(value=[value]))
+
+    def close(self) -> None:
         self._records.close()
 
 
 class Stopwatch:
-    """Steps per second and waiting for data, between two rows of the log."""
+    """Steps per second and the time spent waiting for data, between two rows of the log."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.restart()
 
-    def restart(self):
+    def restart(self) -> None:
         self._start, self._waited, self._steps = time.perf_counter(), 0.0, 0
 
-    def next_batch(self, stream, running=None):
-        """The next of ``stream``; the wait counts if the devices have run out of work meanwhile.
+    def next_batch(self, stream: Iterator[dict], running: Any = None) -> dict:
+        """The next batch of ``stream``; the wait counts if the devices run out of work meanwhile.
 
-        ``running`` is an array that the last step will have computed when it is done.
+        ``running`` is an array that is ready when the last step is done.
         """
         start = time.perf_counter()
         batch = next(stream)
@@ -199,17 +199,17 @@ class Stopwatch:
         return batch
 
     @contextlib.contextmanager
-    def paused(self):
-        """What is done inside does not count."""
+    def paused(self) -> Iterator[None]:
+        """Time spent inside does not count."""
         start = time.perf_counter()
         yield
         self._start += time.perf_counter() - start
 
     def read(self, batch_size: int, step_flops: float, peak: float) -> dict:
-        """The speeds since the last reading, as metrics.jsonl has them; starts anew.
+        """The speeds since the last call, as metrics.jsonl stores them; resets the clock.
 
-        images_per_second; data_wait, a fraction of the time; mfu, the floating-point work done as a
-        fraction of what ``peak`` FLOP/s would have allowed.
+        images_per_second; data_wait, a fraction of the time; mfu, the floating-point operations
+        done as a fraction of what ``peak`` FLOP/s would have allowed.
         """
         seconds = max(time.perf_counter() - self._start, 1e-9)
         rate = self._steps / seconds

@@ -1,23 +1,26 @@
-"""Frozen weights that a training step does not read, kept in the host's memory.
+"""Keeps frozen weights that a training step does not read in host memory.
 
-No step reads the VAE's decoder, and one on cached features (features/) no encoder either: at
-SDXL's size more than 2 GiB of a chip. ``System.unread`` says what of a system it is. With
-``config.offload_encoders`` these are NumPy arrays. Validation brings them back to the devices for
-as long as it lasts, and the cache for each row that it lacks.
+No step reads the VAE's decoder, and one on cached features (features/) reads no encoder either: at
+SDXL's size more than 2 GiB of device memory. ``System.unread`` lists them. With
+``config.offload_encoders`` they are NumPy arrays. Validation moves them back to the devices while
+it runs, and so does the cache for each row that it lacks.
 """
+
+from typing import Any
 
 import jax
 import numpy as np
+from flax import nnx
 
 from persongen_jax.parallel.sharding import path_of, put
 from persongen_jax.training.partition import leaf_paths
 
 
-def offloaded(model, roots: tuple[str, ...]):
-    """Take what lies under ``roots`` (beginnings of paths) off the devices, in place.
+def offloaded(model: nnx.Module, roots: tuple[str, ...]) -> None:
+    """Move the weights under ``roots`` (path prefixes) off the devices, in place.
 
     Raises:
-        ValueError: no process has the weights whole.
+        ValueError: no process holds the whole weights.
     """
     for path, leaf in leaf_paths(model).items():
         if path.startswith(roots):
@@ -30,8 +33,8 @@ def offloaded(model, roots: tuple[str, ...]):
             leaf.set_value(np.asarray(array))
 
 
-def put_read(tree, shardings):
-    """sharding.put of what is not offloaded; NumPy's arrays stay where they are."""
+def put_read(tree: Any, shardings: Any) -> Any:
+    """sharding.put for what is not offloaded; NumPy arrays stay where they are."""
     return jax.tree.map(
         lambda array, place: array if isinstance(array, np.ndarray) else put(array, place),
         tree,
@@ -39,8 +42,8 @@ def put_read(tree, shardings):
     )
 
 
-def without_places(tree, roots: tuple[str, ...]):
-    """ShapeDtypeStructs without a place on the devices for what lies under ``roots``."""
+def without_places(tree: Any, roots: tuple[str, ...]) -> Any:
+    """ShapeDtypeStructs, without a sharding for what lies under ``roots``."""
 
     def offload(keys, leaf):
         if not path_of(keys).startswith(roots):

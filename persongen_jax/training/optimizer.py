@@ -1,29 +1,32 @@
-"""The optimizer by name, with a learning rate for each group; the weights that it shows.
+"""The optimizer by name, with a learning rate per group, and the weights to evaluate.
 
     tx = make_optimizer(config, groups)      # config.optimizer, config.optimizer_options
     shown = shown_params(opt_state, trainable)
 
 ``config.optimizer`` is any optimizer of ``optax`` or ``optax.contrib`` that updates weights from
-gradients alone; :func:`known` lists them. Among them: adam, adamw (Loshchilov and Hutter, arXiv
+gradients alone; :func:`known` lists them. They include adam, adamw (Loshchilov and Hutter, arXiv
 1711.05101, algorithm 2), adafactor (Shazeer and Stern, 1804.04235, algorithms 4 and 5), lion (Chen
 et al., 2302.06675, algorithm 2), prodigy (Mishchenko and Defazio, 2306.06101, the Adam version),
-schedule_free_adamw (Defazio et al., 2405.15682, algorithm 1) and :func:`muon`. Each group of the
-table of what is trained has an optimizer of its own; prodigy, for one, estimates a distance for
-each group.
+schedule_free_adamw (Defazio et al., 2405.15682, algorithm 1) and :func:`muon`. Each group of
+trained weights has its own optimizer; prodigy, for example, estimates a distance per group.
 """
 
 import functools
 import inspect
 import re
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
+from jax.typing import ArrayLike
+from ml_collections import ConfigDict
 from optax import contrib
 
 # ---- The learning rate -------------------------------------------------------------------------
 
-# What is left of the rate after a fraction of the steps that follow the warm-up.
+# The fraction of the rate that is left after a fraction of the steps that follow the warm-up.
 DECAYS = {
     "constant": lambda progress: 1.0,
     "cosine": lambda progress: 0.5 * (1 + jnp.cos(jnp.pi * progress)),
@@ -31,12 +34,12 @@ DECAYS = {
 }
 
 
-def learning_rate(config, rate: float):
+def learning_rate(config: ConfigDict, rate: float) -> Callable[[ArrayLike], jax.Array]:
     """step to learning rate: ``rate`` * min(1, (step + 1) / warmup_steps), then the decay.
 
-    Step 0 already moves. After the warm-up ``config.lr_schedule`` keeps the rate ("constant") or
-    lets it fall to 0 at ``config.schedule_steps``, or if that is 0 at ``config.steps`` ("cosine",
-    "linear").
+    Step 0 already changes the weights. After the warm-up ``config.lr_schedule`` keeps the rate
+    ("constant") or decays it to 0 at ``config.schedule_steps`` or, if that is 0, at
+    ``config.steps`` ("cosine", "linear").
 
     Raises:
         ValueError: an unknown ``config.lr_schedule``.
@@ -55,7 +58,7 @@ def learning_rate(config, rate: float):
 
 # ---- Optimizers by name ------------------------------------------------------------------------
 
-# Short for.
+# Abbreviations.
 ALIASES = {"schedule_free": "schedule_free_adamw"}
 # Optimizers whose validation weights are an average that is part of their state.
 AVERAGING = ("schedule_free_adamw", "schedule_free_sgd")
@@ -72,33 +75,33 @@ UNFIT = {
     "rprop": "it takes no warm-up",
     "sm3": "it takes no warm-up",
 }
-# Options that are keys of the config already.
+# Options that are already keys of the config.
 ELSEWHERE = {
     "learning_rate": "config.lr_<group>",
     "warmup_steps": "config.warmup_steps",
 }
-# Arguments of optax's muon that ours sets.
+# Arguments of optax's muon that our wrapper sets.
 OURS = ("learning_rate", "adam_learning_rate", "muon_weight_dimension_numbers")
 MATRICES = re.compile(r"(.*/)?(kernel|lora/(down|up))")
 
 
-def make_optimizer(config, groups: dict[str, str]) -> optax.GradientTransformation:
+def make_optimizer(config: ConfigDict, groups: dict[str, str]) -> optax.GradientTransformation:
     """``config.optimizer`` for every group, each with its rate.
 
-    The rate is ``config.lr_<group>``, see :func:`learning_rate`; all else is
+    The rate is ``config.lr_<group>``, see :func:`learning_rate`; everything else is
     ``config.optimizer_options``, keyword arguments of the optimizer. ``config.clip_norm`` above 0
-    first shortens the gradient of all groups together to that norm.
+    first clips the global gradient norm over all groups.
 
     Args:
-        groups: path of a trained array to its group.
+        groups: maps the path of a trained array to its group.
 
     Returns:
         A transformation of {path: float32 array}, any shapes.
 
     Raises:
-        ValueError: a group without its rate; an unknown ``config.lr_schedule``; an optimizer that
-            is unknown or unfit, or that does not take these options; a running average of weights
-            that the optimizer averages itself.
+        ValueError: a group without a rate; an unknown ``config.lr_schedule``; an optimizer that is
+            unknown or unsuitable, or does not accept these options; a running average in addition
+            to an optimizer that averages weights itself.
     """
     name, make, options = _resolve(config)
     transforms = {}
@@ -113,7 +116,8 @@ def make_optimizer(config, groups: dict[str, str]) -> optax.GradientTransformati
         tx = optax.chain(optax.clip_by_global_norm(config.clip_norm), tx)
 
     def init(params):
-        # Some states hold the weights themselves (prodigy): a copy, as a step reuses their memory.
+        # Some states hold the weights themselves (prodigy): copy them, as a step donates their
+        # memory.
         given = {id(array) for array in jax.tree.leaves(params)}
         return jax.tree.map(lambda x: jnp.copy(x) if id(x) in given else x, tx.init(params))
 
@@ -122,8 +126,8 @@ def make_optimizer(config, groups: dict[str, str]) -> optax.GradientTransformati
 
 @functools.cache
 def known() -> dict:
-    """Name to function(learning_rate, **options) of every optimizer that a config can name."""
-    found = {}
+    """Maps name to function(learning_rate, **options) for every optimizer a config can name."""
+    found: dict[str, Callable] = {}
     for library in (contrib, optax):
         for name, function in inspect.getmembers(library, inspect.isfunction):
             if name.startswith(("_", "scale_by_")) or name in {*UNFIT, *ALIASES}:
@@ -137,7 +141,7 @@ def known() -> dict:
 
 
 def _resolve(config) -> tuple:
-    """(name, function, options) of a config; ValueError where these do not fit."""
+    """(name, function, options) of a config; ValueError if they do not fit each other."""
     name, options = config.optimizer.replace("-", "_"), dict(config.optimizer_options)
     name, there = ALIASES.get(name, name), known()
     what, among = f"config.optimizer={config.optimizer!r}", f"use one of {', '.join(there)}"
@@ -170,7 +174,7 @@ def _resolve(config) -> tuple:
 def _make(name, make, rate, options):
     try:
         tx = make(learning_rate=rate, **options)
-        if options:  # optax reads many of them only in the first step
+        if options:  # optax checks many of them only in the first step
             params = {"kernel": jnp.zeros((2, 2)), "bias": jnp.zeros(2)}
             jax.eval_shape(lambda p: tx.update(p, tx.init(p), p), params)
     except Exception as error:  # whatever optax raises, the options are the cause
@@ -180,10 +184,10 @@ def _make(name, make, rate, options):
 
 
 def _waiting(make):
-    """``make`` for optimizers that divide by the sum of all gradients so far (prodigy, D-Adapt).
+    """Wraps optimizers that divide by the sum of all gradients so far (prodigy, D-Adapt).
 
-    As long as a group had none that is not 0, their estimate of the distance is 0 / 0 and would
-    stay NaN for ever; until then nothing changes.
+    While all gradients of a group are 0, their estimate of the distance is 0 / 0 and would stay NaN
+    for ever; so the state does not change until then.
     """
 
     @functools.wraps(make)
@@ -201,18 +205,20 @@ def _waiting(make):
     return waiting
 
 
-def muon(learning_rate, adam_ratio: float = 1.0, **options) -> optax.GradientTransformation:
+def muon(
+    learning_rate: float | Callable[[ArrayLike], ArrayLike], adam_ratio: float = 1.0, **options: Any
+) -> optax.GradientTransformation:
     """Muon (Jordan et al. 2024, kellerjordan.github.io/posts/muon) for matrices, else AdamW.
 
-    Matrices are "…/kernel" and "…/lora/down" and "…/lora/up" of any rank from 2 on, from all axes
-    but the last to the last: [in, out], [h, w, in, out] as [h * w * in, out].
+    Matrices are "…/kernel", "…/lora/down" and "…/lora/up" of rank 2 or higher; they map all axes
+    but the last to the last: [h, w, in, out] is seen as [h * w * in, out].
 
     Args:
-        learning_rate: of the matrices, a number or a function of the step. Muon's updates are of
-            another size than Adam's; with ``consistent_rms=0.2`` rates for Adam fit (Liu et al.,
-            arXiv 2502.16982, section 2.2).
-        adam_ratio: the rate of everything else is this times ``learning_rate``.
-        options: of optax.contrib.muon; ``nesterov`` and ``mu_dtype`` hold for AdamW too.
+        learning_rate: for matrices, a number or a function of the step. Muon's updates differ in
+            size from Adam's; with ``consistent_rms=0.2`` Adam's rates fit (Liu et al., arXiv
+            2502.16982, section 2.2).
+        adam_ratio: all other weights use this times ``learning_rate``.
+        options: of optax.contrib.muon; ``nesterov`` and ``mu_dtype`` apply to AdamW too.
     """
 
     def adam_rate(step):
@@ -226,8 +232,8 @@ def muon(learning_rate, adam_ratio: float = 1.0, **options) -> optax.GradientTra
     )
 
 
-# Its own parameters, and those of optax's that it hands on: what options are compared with.
-muon.__signature__ = inspect.Signature(
+# Its own parameters and the ones it passes on to optax: what options are checked against.
+muon.__signature__ = inspect.Signature(  # type: ignore[attr-defined]  # inspect reads it
     [
         inspect.Parameter("learning_rate", inspect.Parameter.KEYWORD_ONLY),
         inspect.Parameter("adam_ratio", inspect.Parameter.KEYWORD_ONLY, default=1.0),
@@ -241,7 +247,7 @@ muon.__signature__ = inspect.Signature(
 
 
 def _matrix_axes(params):
-    """For each array its MuonDimensionNumbers, or None where Adam moves it."""
+    """Maps each array to its MuonDimensionNumbers, or None where Adam updates it."""
 
     def axes(keys, array):
         path = jax.tree_util.keystr(keys, simple=True, separator="/")
@@ -252,15 +258,15 @@ def _matrix_axes(params):
     return jax.tree_util.tree_map_with_path(axes, params)
 
 
-# ---- What is shown -----------------------------------------------------------------------------
+# ---- The weights to evaluate ---------------------------------------------------------------------
 
 
-def shown_params(opt_state, trainable: dict) -> dict:
-    """The weights to validate and to ship: {path: array}, shapes and places as ``trainable``.
+def shown_params(opt_state: Any, trainable: dict) -> dict:
+    """The weights to validate and export: {path: array}, shapes and shardings as ``trainable``.
 
     Schedule-free optimizers take gradients at y, which is ``trainable``; what converges is the
     average x, which follows from y and their state (Defazio et al., arXiv 2405.15682, algorithm
-    1). With any other optimizer it is ``trainable`` itself, the same object.
+    1). For any other optimizer this returns ``trainable`` itself, the same object.
     """
 
     def averages(part):
@@ -278,11 +284,11 @@ def shown_params(opt_state, trainable: dict) -> dict:
 _average = jax.jit(contrib.schedule_free_eval_params)
 
 
-def ema_decay_at(ema_decay: float, ema_warmup: bool, step):
-    """The decay of the running average at update ``step``, which counts from 0.
+def ema_decay_at(ema_decay: float, ema_warmup: bool, step: ArrayLike) -> float | jax.Array:
+    """The decay of the running average at update ``step``, counted from 0.
 
     With ``ema_warmup`` it is min(ema_decay, (1 + step) / (10 + step)), as in diffusers' EMAModel:
-    an average of few updates forgets the weights that the run started from.
+    so that an average of few updates forgets the initial weights.
     """
     if not ema_warmup:
         return ema_decay

@@ -1,17 +1,19 @@
-"""One step of training: gradients of the system's losses for what is trained, and the update.
+"""One training step: gradients of the system's losses for the trained weights, and the update.
 
-systems/assembly.py puts it together with a system's weights and optimizer; nothing else builds one.
+systems/assembly.py combines it with a system's weights and optimizer; nothing else builds a step.
 """
 
 import dataclasses
 import functools
 import time
-from typing import Any
+from collections.abc import Callable, Iterable
+from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
+from jax.typing import ArrayLike
 
 from data_pipeline.examples.fields import flatten
 from persongen_jax.parallel.sharding import gathered
@@ -19,20 +21,20 @@ from persongen_jax.training import flop_count
 from persongen_jax.training.optimizer import ema_decay_at, shown_params
 
 
-def step_key(seed, step, purpose):
-    """A key that depends on these three and nothing else, so that a resumed run draws the same."""
+def step_key(seed: ArrayLike, step: ArrayLike, purpose: ArrayLike) -> jax.Array:
+    """A key that depends on these three alone, so that a resumed run draws the same numbers."""
     return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), step), purpose)
 
 
-def keys_of(seed: int, step):
-    """purpose to key, for ``System.draw``."""
+def keys_of(seed: int, step: ArrayLike) -> Callable[[int], jax.Array]:
+    """Maps purpose to key, for ``System.draw``."""
     return functools.partial(step_key, seed, step)
 
 
-def merge_model(graphdef, arrays: dict, frozen):
-    """The model with these arrays, by path; used inside the compiled step.
+def merge_model(graphdef: nnx.GraphDef, arrays: dict, frozen: nnx.State) -> nnx.Module:
+    """The model with these arrays, by path; called inside the compiled step.
 
-    ``arrays`` are what split_model took out as trainable. Any others take the place of frozen ones.
+    ``arrays`` are what split_model returned as trainable. Others replace frozen arrays.
     """
     flat = dict(nnx.to_flat_state(frozen))
     values = {key_of(path): value for path, value in arrays.items()}
@@ -44,7 +46,7 @@ def merge_model(graphdef, arrays: dict, frozen):
 
 
 def key_of(path: str) -> tuple:
-    """ "unet/down_blocks/0" to ("unet", "down_blocks", 0), as NNX has it."""
+    """ "unet/down_blocks/0" to ("unet", "down_blocks", 0), NNX's form of a path."""
     return tuple(int(part) if part.isdigit() else part for part in path.split("/"))
 
 
@@ -53,8 +55,8 @@ def key_of(path: str) -> tuple:
 class TrainState:
     """What a step changes: float32 arrays by path, the optimizer's state, the running average.
 
-    ``ema`` is empty where no average is kept; ``stats`` holds what the model's own layers gather,
-    by path, and is empty for systems without.
+    ``ema`` is empty if no average is kept; ``stats`` holds the statistics that the model's layers
+    gather, by path, and is empty for systems without any.
     """
 
     trainable: dict
@@ -63,38 +65,46 @@ class TrainState:
     stats: dict = dataclasses.field(default_factory=dict)
 
     @classmethod
-    def create(cls, trainable: dict, tx, ema_decay: float, stats: dict | None = None):
-        # Copies: the step takes its arguments' memory, and the model keeps the originals.
+    def create(
+        cls,
+        trainable: dict,
+        tx: optax.GradientTransformation,
+        ema_decay: float,
+        stats: dict | None = None,
+    ) -> Self:
+        # Copies: the step donates its arguments' memory, and the model keeps the originals.
         ema = jax.tree.map(jnp.copy, trainable) if ema_decay > 0 else {}
         stats = jax.tree.map(jnp.copy, stats or {})
         return cls(jax.tree.map(jnp.copy, trainable), tx.init(trainable), ema, stats)
 
     @property
     def average(self) -> dict:
-        """The weights to use in the place of ``trainable``: a running average, the optimizer's own
-        (schedule-free ones have one), or {} if there is none."""
+        """The weights to use instead of ``trainable``: a running average, a schedule-free
+        optimizer's average, or {} if there is none."""
         average = self.ema or shown_params(self.opt_state, self.trainable)
         return {} if average is self.trainable else average
 
     @property
     def shown(self) -> dict:
-        """What validation sees: the average if there is one, with ``stats``."""
+        """What validation uses: the average if there is one, with ``stats``."""
         return {**(self.average or self.trainable), **self.stats}
 
 
-def make_train_step(system, graphdef, tx, *, out=None):
-    """step(state, frozen, batch, step) to (state, metrics), jitted; it takes the state's memory.
+def make_train_step(
+    system: Any, graphdef: nnx.GraphDef, tx: optax.GradientTransformation, *, out: Any = None
+) -> jax.stages.Wrapped:
+    """A jitted step(state, frozen, batch, step) to (state, metrics); it donates the state's memory.
 
-    ``metrics`` are means over the batch: "loss", "grad_norm", and what else ``System.losses``
-    returns. Where the loss or the gradient's norm is not finite, the state stays as it was, and
-    ``metrics["skipped"]`` is 1.
+    ``metrics`` are means over the batch: "loss", "grad_norm", and everything else that
+    ``System.losses`` returns. If the loss or the gradient's norm is not finite, the state does not
+    change, and ``metrics["skipped"]`` is 1.
 
     Args:
-        system: its ``draw`` and ``losses`` are what is trained; of its config grad_accum: the batch
-            is gone through in this many equal parts, one after the other, which needs less memory,
-            and the gradient is that of the whole batch; and ema_decay, ema_warmup.
+        system: its ``draw`` and ``losses`` define the objective; its config's grad_accum splits the
+            batch into this many equal parts that are processed in turn, which needs less memory and
+            gives the gradient of the whole batch; ema_decay and ema_warmup are read as well.
         graphdef: of partition.split_model; tx: the optimizer.
-        out: the sharding of the results.
+        out: the sharding of the outputs.
     """
     config = system.config
 
@@ -118,10 +128,11 @@ def make_train_step(system, graphdef, tx, *, out=None):
         ema = {}
         if config.ema_decay > 0:
             decay = ema_decay_at(config.ema_decay, config.ema_warmup, step)
-            ema = running_average(state.ema, trainable, decay)
+            # decay * ema + (1 - decay) * trainable
+            ema = optax.incremental_update(state.ema, trainable, decay)
         norm = optax.global_norm(grads)
         good = jnp.isfinite(loss) & jnp.isfinite(norm)
-        # A choice for each number, and no branch: it is done where the update is written anyway.
+        # Select element-wise instead of branching: it fuses with writing the update.
         new = TrainState(trainable, opt_state, ema, stats)
         new = jax.tree.map(lambda a, b: jnp.where(good, a, b), new, state)
         skipped = (~good).astype(jnp.int32)
@@ -135,25 +146,20 @@ def make_train_step(system, graphdef, tx, *, out=None):
     return train_step
 
 
-def statistics_of(model) -> dict:
-    """What a model's layers have gathered (running means and variances), by path."""
+def statistics_of(model: nnx.Module) -> dict:
+    """Statistics that a model's layers have gathered (running means and variances), by path."""
     flat = nnx.to_flat_state(nnx.state(model, nnx.BatchStat))
     return {"/".join(map(str, path)): leaf.get_value() for path, leaf in flat}
 
 
-def running_average(ema: dict, trainable: dict, decay: float) -> dict:
-    """The exponential moving average after one more step."""
-    return jax.tree.map(lambda a, b: decay * a + (1 - decay) * b, ema, trainable)
-
-
-def accumulate(gradients, trainable, examples, parts: int):
+def accumulate(gradients: Callable, trainable: dict, examples: tuple, parts: int) -> Any:
     """``gradients(trainable, *examples)`` from ``parts`` equal parts of the examples, in turn.
 
-    All of its results are means over the examples, and so are these.
+    All of its outputs are means over the examples, and so are these.
     """
 
     def split(array):
-        # Part i has rows i, i + parts, ...: so every device has its share of every part.
+        # Part i has rows i, i + parts, ...: every device holds its share of every part.
         return array.reshape(-1, parts, *array.shape[1:]).swapaxes(0, 1)
 
     def add(total, part):
@@ -167,16 +173,21 @@ def accumulate(gradients, trainable, examples, parts: int):
 
 
 class CompiledSteps:
-    """A jitted step as one program for each shape of the batch, compiled at its first use.
+    """Compiles a jitted step once per batch shape, at its first use.
 
     Args:
         train_step: step(state, frozen, batch, step).
-        specs: of examples, flat name to (shape, dtype), one for each shape that may come; a batch
-            of another is an error and never a compilation.
+        specs: of examples, flat name to (shape, dtype), one per possible shape; a batch of any
+            other shape is an error and never triggers a compilation.
         say: called with (number of the program, FLOPs, seconds) after each compilation.
     """
 
-    def __init__(self, train_step, specs, say=lambda *_: None):
+    def __init__(
+        self,
+        train_step: jax.stages.Wrapped,
+        specs: Iterable[dict],
+        say: Callable[[int, int, float], object] = lambda *_: None,
+    ):
         self._train_step, self._say = train_step, say
         self._known = {tuple(sorted((n, tuple(s)) for n, (s, _) in spec.items())) for spec in specs}
         self._programs: dict[tuple, tuple] = {}
@@ -184,23 +195,25 @@ class CompiledSteps:
 
     @property
     def compiled(self) -> int:
-        """How many programs there are; never more than shapes."""
+        """The number of programs; never more than shapes."""
         return len(self._programs)
 
     @property
     def expected(self) -> int:
-        """How many there may be."""
+        """The largest possible number of programs."""
         return len(self._known)
 
-    def prepare(self, state, frozen, batch, step):
-        """Compiles the batch's program if there is none yet; ValueError for an unknown shape."""
+    def prepare(
+        self, state: TrainState, frozen: nnx.State, batch: dict, step: ArrayLike
+    ) -> tuple[Callable, int, float]:
+        """Compile the batch's program unless it exists; ValueError for an unknown shape."""
         shapes = tuple(sorted((n, tuple(a.shape[1:])) for n, a in flatten(batch).items()))
         if shapes in self._programs:
             return self._programs[shapes]
         if shapes not in self._known:
             different = set(shapes) - set().union(*self._known)
             raise ValueError(
-                "a batch came of a shape that the data did not announce: "
+                "a batch has a shape that the data did not declare: "
                 + ", ".join(f"{name} {shape}" for name, shape in sorted(different))
             )
         made = compile_step(self._train_step, state, frozen, batch, step)
@@ -208,7 +221,9 @@ class CompiledSteps:
         self._say(self.compiled, *made[1:])
         return made
 
-    def __call__(self, state, frozen, batch, step):
+    def __call__(
+        self, state: TrainState, frozen: nnx.State, batch: dict, step: ArrayLike
+    ) -> tuple[TrainState, dict]:
         program, flops, _ = self.prepare(state, frozen, batch, step)
         self._flops, self._steps = self._flops + flops, self._steps + 1
         return program(state, frozen, batch, step)
@@ -219,10 +234,10 @@ class CompiledSteps:
         return flops
 
 
-def compile_step(train_step, *arguments):
-    """(the compiled program, its floating-point operations, seconds of compiling).
+def compile_step(train_step: jax.stages.Wrapped, *arguments: Any) -> tuple[Callable, int, float]:
+    """(the compiled program, its floating-point operations, seconds of compilation).
 
-    The program refuses other shapes: nothing that happens later can compile a second one.
+    The program refuses other shapes, so nothing can compile a second one later.
     """
     start = time.perf_counter()
     program = train_step.trace(*arguments).lower().compile()

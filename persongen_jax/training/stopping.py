@@ -1,7 +1,8 @@
-"""Ending a run in good order when it is told to: SIGTERM, or Ctrl-C once."""
+"""Ends a run cleanly on SIGTERM or a single Ctrl-C."""
 
 import signal
 import threading
+from typing import Self
 
 import jax
 import jax.numpy as jnp
@@ -10,20 +11,20 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 
 class Stopped(Exception):
-    """``should_stop`` said so in the middle of something, of which nothing is kept."""
+    """``should_stop`` returned True in the middle of work, whose result is discarded."""
 
 
 class StopSignals:
     """Inside the ``with``, SIGTERM and SIGINT only set ``requested``.
 
-    A second SIGINT interrupts as usual. Outside of the main thread, where Python hands out no
-    signals, nothing is changed.
+    A second SIGINT interrupts as usual. Outside the main thread, where Python delivers no signals,
+    nothing changes.
 
-    With several processes a signal to one of them has to stop all, between the same two steps:
-    :meth:`ask` says so, and the truth of the object is its last answer.
+    With several processes, a signal to one of them has to stop all of them between the same two
+    steps: :meth:`ask` agrees on it, and ``bool`` of the object is its last answer.
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.requested = False
         self._before = {}
         self._agreed, self._question = False, None
@@ -32,14 +33,15 @@ class StopSignals:
             self._each = NamedSharding(mesh, PartitionSpec("all"))
             self._any = jax.jit(jnp.any, out_shardings=NamedSharding(mesh, PartitionSpec()))
 
-    def __bool__(self):
+    def __bool__(self) -> bool:
         return self.requested if jax.process_count() == 1 else self._agreed
 
     def ask(self) -> bool:
-        """Whether any process was told to stop; the same answer in all, who all have to ask.
+        """Whether any process received a signal; all processes must call it and get the same
+        answer.
 
-        With several processes the answer is to the question before, which the devices have worked
-        out meanwhile: nothing waits for it. So a stop is heard one call later.
+        With several processes the answer is to the previous call, which the devices have computed
+        meanwhile, so that nothing waits for it. A stop therefore takes effect one call later.
         """
         if jax.process_count() > 1:
             if self._question is not None:
@@ -53,7 +55,7 @@ class StopSignals:
         self.requested = True
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
-    def __enter__(self):
+    def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGTERM, signal.SIGINT):
                 self._before[number] = signal.signal(number, self._handle)

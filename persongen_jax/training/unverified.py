@@ -1,4 +1,4 @@
-"""A checkpoint without digests: of before there were any, or copied by half. Can it be read?"""
+"""Checks whether a checkpoint without digests (an old one, or a partial copy) can be read."""
 
 import json
 from pathlib import Path
@@ -10,10 +10,10 @@ NEEDED = ("trainable", "opt_state", "config")
 
 
 def find_gaps(folder: Path) -> list[str]:
-    """What of a checkpoint is missing or cannot be read, a line each.
+    """What is missing from a checkpoint or cannot be read, one line each.
 
-    Of several processes one looks, where Orbax reads with all of them; then only what is missing
-    is found.
+    With several processes only one looks, but Orbax reads with all of them; so then only missing
+    items are found.
     """
     try:
         said = json.loads((folder / "_CHECKPOINT_METADATA").read_bytes())
@@ -31,6 +31,6 @@ def find_gaps(folder: Path) -> list[str]:
                     checkpointer.restore(folder / name)
             else:
                 json.loads((folder / name / "metadata").read_bytes())
-        except Exception as error:  # whatever the storage library says of broken files
+        except Exception as error:  # whatever the storage library raises for broken files
             gaps.append(f"{name}: cannot be read ({type(error).__name__})")
     return gaps

@@ -1,9 +1,9 @@
-"""One run at a time in a working directory.
+"""Allows one run at a time in a working directory.
 
-Two that write checkpoints and logs of one name would delete each other's. The first takes
-``run.lock``; the system gives it free when its process ends, however it ends. On file systems that
-lock nothing between hosts, the file itself tells: whoever holds it writes its time anew every few
-seconds, and one that stands still is left over from a host that is gone.
+Two runs that write checkpoints and logs of the same name would delete each other's. The first one
+locks ``run.lock``; the operating system releases the lock when the process ends, for whatever
+reason. On file systems that do not lock between hosts, the file's modification time decides: the
+owner updates it every few seconds, and a stale one belongs to a host that is gone.
 """
 
 import contextlib
@@ -14,12 +14,13 @@ import os
 import socket
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 NAME = "run.lock"
 BEAT = 5.0  # seconds
 log = logging.getLogger(__name__)
-PATIENCE = 4 * BEAT  # for another host's lock to move
+PATIENCE = 4 * BEAT  # how long to wait for another host's lock to change
 
 
 class WorkdirInUse(ValueError):
@@ -27,11 +28,11 @@ class WorkdirInUse(ValueError):
 
 
 @contextlib.contextmanager
-def only_run_in(workdir: Path):
-    """Inside, no other run may begin in ``workdir``, which is made if need be.
+def only_run_in(workdir: Path) -> Iterator[None]:
+    """Inside, no other run can start in ``workdir``, which is created if necessary.
 
     Raises:
-        WorkdirInUse: one is there already.
+        WorkdirInUse: another run is using it.
     """
     workdir.mkdir(parents=True, exist_ok=True)
     path = workdir / NAME
@@ -47,15 +48,15 @@ def only_run_in(workdir: Path):
         yield
     finally:
         stop.set()
-        with contextlib.suppress(RuntimeError):  # it was never started
+        with contextlib.suppress(RuntimeError):  # the thread was never started
             beat.join()
         with contextlib.suppress(OSError):
-            path.unlink()  # while it is still ours: nobody else can have taken it
+            path.unlink()  # before the lock is released, so that it is still ours
         file.close()
 
 
 def _take(path: Path):
-    """The lock's file, open and ours."""
+    """Open the lock's file and lock it."""
     while True:
         file = open(path, "a+", encoding="utf-8")  # noqa: SIM115 (it is held as long as the run)
         try:
@@ -65,7 +66,7 @@ def _take(path: Path):
                 raise WorkdirInUse(_in_use(path, _owner(path))) from None
             except OSError:  # a file system without locks
                 _check_process(path)
-            if not _is_at(file, path):  # its owner removed it in between
+            if not _is_at(file, path):  # its owner removed it meanwhile
                 file.close()
                 continue
             _check_other_host(path)
@@ -83,7 +84,7 @@ def _is_at(file, path: Path) -> bool:
 
 
 def _owner(path: Path) -> dict:
-    """What the lock's file says; {} if it says nothing, as in its first moment."""
+    """What the lock's file says; {} if it is empty, as just after its creation."""
     try:
         said = json.loads(path.read_text(encoding="utf-8"))
         return {"process": int(said["process"]), "host": str(said["host"])}
@@ -92,7 +93,7 @@ def _owner(path: Path) -> dict:
 
 
 def _check_process(path: Path):
-    """WorkdirInUse if a process of this host is named there that runs."""
+    """WorkdirInUse if the file names a running process of this host."""
     owner = _owner(path)
     if owner.get("host") != socket.gethostname() or owner["process"] == os.getpid():
         return
@@ -106,12 +107,12 @@ def _check_process(path: Path):
 
 
 def _check_other_host(path: Path):
-    """WorkdirInUse if another host is named there whose time goes on."""
+    """WorkdirInUse if the file names another host that still updates it."""
     owner = _owner(path)
     if not owner or owner["host"] == socket.gethostname():
         return
     log.warning(
-        "%s: a lock of host %s; waiting up to %d s to see whether its run still goes on",
+        "%s: a lock of host %s; waiting up to %d s to see whether its run is alive",
         path,
         owner["host"],
         PATIENCE,
@@ -128,9 +129,7 @@ def _check_other_host(path: Path):
 
 def _in_use(path: Path, owner: dict) -> str:
     who = f"process {owner['process']} on host {owner['host']}" if owner else "another process"
-    return (
-        f"{path.parent}: {who} trains here; wait for its end or stop it, or give another --workdir"
-    )
+    return f"{path.parent}: {who} is training here; wait for it, stop it, or give another --workdir"
 
 
 def _beat(path: Path, stop: threading.Event):

@@ -1,1 +1,1 @@
-"""Weight files: read into named numpy tensors, renamed to today's names, and written."""
+"""Weight files: reading them into named numpy tensors, renaming keys to today's, and writing."""

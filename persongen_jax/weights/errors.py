@@ -1,4 +1,4 @@
-"""What can be wrong with a weight file, one class per kind; all are ``WeightsError``."""
+"""Faults of weight files, one class per kind; all are ``WeightsError``."""
 
 from collections.abc import Iterable, Mapping
 
@@ -6,15 +6,15 @@ SHOWN = 20  # lines of each list in a message: enough to see the pattern, not a 
 
 
 class WeightsError(ValueError):
-    """A weight file, or a folder of them, cannot be used. The message names it and the remedy."""
+    """A weight file or folder cannot be used. The message names it and the remedy."""
 
 
 class MissingFile(WeightsError):
-    """A file that is needed is not there."""
+    """A required file does not exist."""
 
 
 class TruncatedFile(WeightsError):
-    """A file ends before the data it announces."""
+    """A file ends before the data that it declares."""
 
 
 class BadHeader(WeightsError):
@@ -34,19 +34,19 @@ class BadPickle(WeightsError):
 
 
 class UnsafePickle(BadPickle):
-    """A torch file that only arbitrary unpickling could read. Nothing of it was executed."""
+    """A torch file that only arbitrary unpickling could read. None of it was executed."""
 
 
 class BadOnnx(WeightsError):
-    """An ONNX file that is damaged, or whose graph is not the network that is wanted."""
+    """An ONNX file that is damaged, or whose graph is not the expected network."""
 
 
 class MissingDependency(WeightsError, ImportError):
-    """An optional library is needed for this file and is absent or too old."""
+    """An optional library that this file needs is absent or too old."""
 
 
 class BadEntry(WeightsError):
-    """A tensor to be written is not what its announcement promised."""
+    """A tensor to be written differs from its declaration."""
 
 
 class UnsupportedAdapter(WeightsError):
@@ -54,13 +54,13 @@ class UnsupportedAdapter(WeightsError):
 
 
 class KeyMismatch(WeightsError):
-    """The keys of a file and the keys that are wanted do not pair up.
+    """The keys of a file do not match the expected keys.
 
     Args:
         where: the file.
-        missing: wanted keys that the file lacks; a mapping gives the wanted shapes too.
-        unexpected: keys of the file that nothing wants; a mapping gives their shapes too.
-        misshapen: key -> (shape in the file, shape wanted) of keys both sides have.
+        missing: expected keys that the file lacks; a mapping also gives their shapes.
+        unexpected: keys of the file that are not expected; a mapping also gives their shapes.
+        misshapen: key -> (shape in the file, expected shape) of keys on both sides.
         remedy: what to do about it, one sentence.
     """
 
@@ -93,7 +93,7 @@ class KeyMismatch(WeightsError):
 
 
 def shorten(names: Iterable[str], shown: int = SHOWN) -> str:
-    """The first few names, comma separated, and how many more there are."""
+    """The first few names, comma separated, and the number of remaining ones."""
     names = [str(name) for name in names]
     rest = len(names) - shown
     return ", ".join(names[:shown]) + (f" and {rest} more" if rest > 0 else "")

@@ -1,9 +1,9 @@
-"""Old and new spellings of a component's keys, brought to one form.
+"""Converts old and new spellings of a component's keys to one form.
 
-The form is diffusers' of today for the VAE and DDPM's UNet. For CLIP it has no ``text_model.`` or
-``vision_model.`` in front (transformers 5 writes CLIPTextModel and CLIPVisionModel so, the models
-with a projection and everything older with the prefix): ``embeddings.*``, ``encoder.*``,
-``final_layer_norm.*``, ``pre_layrnorm.*`` and ``post_layernorm.*`` lie next to
+The form is that of current diffusers for the VAE and DDPM's UNet. For CLIP it has no
+``text_model.`` or ``vision_model.`` prefix (transformers 5 writes CLIPTextModel and CLIPVisionModel
+so, the models with a projection and everything older with the prefix): ``embeddings.*``,
+``encoder.*``, ``final_layer_norm.*``, ``pre_layrnorm.*`` and ``post_layernorm.*`` are next to
 ``text_projection.weight`` and ``visual_projection.weight``.
 """
 
@@ -11,13 +11,13 @@ import re
 
 from persongen_jax.weights.files.source import POINTWISE, RenamedSource, Renaming, TensorSource
 
-# Before it was made a non-persistent buffer, CLIP saved 0, 1, 2, … as a tensor.
+# Before it became a non-persistent buffer, CLIP saved 0, 1, 2, … as a tensor.
 _POSITION_IDS = "embeddings.position_ids"
 _TEXT_HALF = ("text_model.", "text_projection.")
 _VISION_HALF = ("vision_model.", "visual_projection.")
 _CONTRASTIVE = ("logit_scale",)
 
-# diffusers before 0.12 -> today.
+# diffusers before 0.12 -> current.
 _ATTENTION = {
     "query": "to_q",
     "key": "to_k",
@@ -35,23 +35,23 @@ _ATTENTION_KEY = re.compile(
 
 
 def normalise_clip_text(source: TensorSource) -> RenamedSource:
-    """A CLIP text encoder's tensors, also out of a file that holds both halves of CLIP.
+    """A CLIP text encoder's tensors, also from a file that holds both halves of CLIP.
 
     The vision half, ``logit_scale`` and ``position_ids`` are ignored, and listed in ``ignored``.
 
     Raises:
-        WeightsError: a tensor stands there twice, with and without the prefix.
+        WeightsError: a tensor is there twice, with and without the prefix.
     """
     return _normalise_clip(source, "text_model.", _VISION_HALF)
 
 
 def normalise_clip_vision(source: TensorSource) -> RenamedSource:
-    """A CLIP image encoder's tensors, also out of a file that holds both halves of CLIP.
+    """A CLIP image encoder's tensors, also from a file that holds both halves of CLIP.
 
     The text half, ``logit_scale`` and ``position_ids`` are ignored, and listed in ``ignored``.
 
     Raises:
-        WeightsError: a tensor stands there twice, with and without the prefix.
+        WeightsError: a tensor is there twice, with and without the prefix.
     """
     return _normalise_clip(source, "vision_model.", _TEXT_HALF)
 
@@ -68,13 +68,13 @@ def _normalise_clip(source, prefix, other_half):
 
 
 def normalise_attention(source: TensorSource) -> RenamedSource:
-    """An AutoencoderKL's or UNet2DModel's tensors; attention as linear layers of today's names.
+    """An AutoencoderKL's or UNet2DModel's tensors; attention as linear layers with current names.
 
-    Older files call them ``query``, ``key``, ``value`` and ``proj_attn``, or keep them as
-    convolutions of one pixel, [c, c, 1, 1], which become [c, c].
+    Older files call them ``query``, ``key``, ``value`` and ``proj_attn``, or store them as 1x1
+    convolutions, [c, c, 1, 1], which become [c, c].
 
     Raises:
-        WeightsError: a tensor stands there under the old and the new name.
+        WeightsError: a tensor is there under both the old and the new name.
     """
     renaming = Renaming(source)
     for key in source.keys():
@@ -88,7 +88,7 @@ def normalise_attention(source: TensorSource) -> RenamedSource:
 
 
 def pointwise(source: TensorSource, key: str):
-    """``POINTWISE`` where the tensor is a convolution of one pixel, else None."""
+    """``POINTWISE`` if the tensor is a 1x1 convolution, else None."""
     shape = source.info(key)[1]
     return POINTWISE if len(shape) in (3, 4) and set(shape[2:]) == {1} else None
 

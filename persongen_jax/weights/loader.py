@@ -1,7 +1,7 @@
-"""The one strict loader: a file's tensors into a Flax module, one tensor in flight.
+"""The one strict loader: a file's tensors into a Flax module, one tensor at a time.
 
 Module paths mirror the keys of diffusers and transformers, so one rule names every tensor; where
-formats differ, ``keys.py`` and its neighbours rename before the tensors come here.
+formats differ, ``keys.py`` and its neighbours rename the tensors first.
 """
 
 import jax
@@ -14,25 +14,25 @@ from persongen_jax.weights.errors import KeyMismatch, WeightsError
 
 WEIGHT_NAMES = ("kernel", "scale", "embedding")
 
-# What weight files hold: parameters, and the running statistics of batch normalisation.
+# The contents of weight files: parameters, and the running statistics of batch normalisation.
 STORED = (nnx.Param, nnx.BatchStat)
 
 
 def torch_key(path: tuple) -> str:
-    """('conv_in', 'kernel') to 'conv_in.weight': the key that PyTorch has for a leaf."""
+    """('conv_in', 'kernel') to 'conv_in.weight': PyTorch's key for a leaf."""
     *parents, leaf = (str(part) for part in path)
     return ".".join([*parents, "weight" if leaf in WEIGHT_NAMES else leaf])
 
 
 def to_torch_shape(path: tuple, shape: tuple) -> tuple:
-    """The shape PyTorch stores a leaf in: kernels OIHW or (out, in), all else as here."""
+    """The shape in which PyTorch stores a leaf: kernels OIHW or (out, in), others as here."""
     if path[-1] != "kernel":
         return tuple(shape)
     return (shape[3], shape[2], *shape[:2]) if len(shape) == 4 else tuple(shape[::-1])
 
 
 def from_torch_layout(path: tuple, array: np.ndarray) -> np.ndarray:
-    """OIHW to HWIO, (out, in) to (in, out), all else unchanged."""
+    """OIHW to HWIO, (out, in) to (in, out), everything else unchanged."""
     if path[-1] != "kernel":
         return array
     return array.transpose(2, 3, 1, 0) if array.ndim == 4 else array.T
@@ -46,7 +46,7 @@ def to_torch_layout(path: tuple, array: np.ndarray) -> np.ndarray:
 
 
 def parameter_leaves(module) -> dict[tuple, jax.Array]:
-    """Every array of ``STORED`` kind by path, in a fixed order; adapters are not part of it."""
+    """Every array of a ``STORED`` kind by path, in a fixed order; excludes adapters."""
     flat = nnx.to_flat_state(nnx.state(module, STORED))
     leaves = {tuple(path): leaf.get_value() for path, leaf in flat}
     return {path: leaf for path, leaf in leaves.items() if "lora" not in path}
@@ -56,7 +56,7 @@ def load_module(build, source, *, shardings=None):
     """Build a module and fill every parameter and running statistic from ``source``.
 
     Args:
-        build: zero-argument function that makes the module; it is only traced, so the random
+        build: function without arguments that builds the module; it is only traced, so the random
             initial weights never exist.
         source: a TensorSource (directory.py, keys.py): ``keys``, ``info``, ``read``, ``describe``.
         shardings: None for the default device; a sharding for all; or a function from
@@ -72,14 +72,14 @@ def load_module(build, source, *, shardings=None):
 
 
 def prepare_module(build, source):
-    """The module in shapes, KeyMismatch unless ``source`` fits it; no tensor is read."""
+    """The module as shapes; KeyMismatch unless ``source`` fits it; reads no tensor."""
     module = nnx.eval_shape(build)
     check_keys(parameter_leaves(module), source)
     return module
 
 
 def fill_module(module, source, *, shardings=None):
-    """What :func:`prepare_module` gave, with every parameter read from ``source``."""
+    """The result of :func:`prepare_module` with every parameter read from ``source``."""
     graphdef, params, rest = nnx.split(module, STORED, ...)
     flat = []
     for path, variable in nnx.to_flat_state(params):
@@ -113,7 +113,7 @@ def check_keys(leaves: dict[tuple, jax.Array], source):
 
 
 def cast_module(module, dtype):
-    """The module with every floating-point parameter stored in ``dtype``, in place."""
+    """Store every floating-point parameter of the module in ``dtype``, in place."""
     for _, variable in nnx.to_flat_state(nnx.state(module, nnx.Param)):
         if jnp.issubdtype(variable.get_value().dtype, jnp.floating):
             variable.set_value(variable.get_value().astype(dtype))

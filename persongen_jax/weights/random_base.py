@@ -1,9 +1,9 @@
-"""A small SDXL directory with random weights, for trying everything with nothing to download.
+"""A small SDXL directory with random weights, to try everything without a download.
 
     python -m persongen_jax.weights.random_base --out weights/tiny-sdxl
 
 It has every part of a real one (and a CLIP image tower in ``image_encoder/``) in diffusers' format,
-so all commands run on it; its pictures are noise.
+so all commands run on it; its images are noise.
 """
 
 import argparse
@@ -15,6 +15,7 @@ import numpy as np
 from flax import nnx
 
 from data_pipeline.prompts import Tokenizers
+from persongen_jax.cli import command
 from persongen_jax.models.encoders.clip import CLIPVisionModel
 from persongen_jax.models.layers import UnusedRngs
 from persongen_jax.models.sdxl.parts import COMPONENTS, StableDiffusionXL, build
@@ -29,7 +30,7 @@ from persongen_jax.weights.loader import (
 from persongen_jax.weights.saver import save_module, write_json
 from persongen_jax.weights.tiny_tokenizer import SDXL_PAD_TOKENS, write_tiny_tokenizer
 
-# What SDXL's own scheduler_config.json says.
+# The values of SDXL's own scheduler_config.json.
 SCHEDULER = {
     "_class_name": "EulerDiscreteScheduler",
     "beta_end": 0.012,
@@ -159,7 +160,7 @@ def make_configs(size: str, vocab_size: int) -> dict[str, dict]:
 
 
 class RandomWeights(TensorSource):
-    """Seeded random tensors of a module's keys and shapes: PyTorch's starting values, in numpy."""
+    """Seeded random tensors with a module's keys and shapes: PyTorch's initial values, in numpy."""
 
     def __init__(self, build, seed: int):
         leaves = parameter_leaves(nnx.eval_shape(build))
@@ -186,7 +187,7 @@ class RandomWeights(TensorSource):
         return "random weights"
 
     def close(self):
-        """Nothing is open."""
+        """Does nothing: no file is open."""
 
 
 def random_module(build, seed: int):
@@ -226,6 +227,7 @@ def write_random_base(folder, *, size: str = "tiny", seed: int = 0):
     write_json(folder / "random_base.json", {"size": size, "seed": seed})
 
 
+@command
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--out", required=True, help="folder to write")

@@ -1,12 +1,12 @@
-"""Writing diffusers-format folders that diffusers and transformers open."""
+"""Writes diffusers-format folders that diffusers and transformers open."""
 
 import json
-import os
 from pathlib import Path
 
 import jax
 import numpy as np
 
+from data_pipeline.files import write_text
 from persongen_jax.weights.files.safetensors_file import write_safetensors
 from persongen_jax.weights.loader import (
     parameter_leaves,
@@ -19,8 +19,8 @@ from persongen_jax.weights.loader import (
 def save_module(module, folder, config: dict, *, file_name: str):
     """Write ``folder/config.json`` and ``folder/<file_name>``.
 
-    Tensors are written in the dtype they are stored in, one at a time; reading the file back gives
-    bit-equal ones. ``file_name`` is ``diffusion_pytorch_model.safetensors`` for diffusers' models,
+    Tensors are written in their stored dtype, one at a time; reading the file back gives bit-equal
+    ones. ``file_name`` is ``diffusion_pytorch_model.safetensors`` for diffusers' models,
     ``model.safetensors`` for transformers'.
     """
     folder = Path(folder)
@@ -36,14 +36,11 @@ def save_module(module, folder, config: dict, *, file_name: str):
 def _reader(path, leaf):
     def read():
         array = to_torch_layout(path, np.asarray(jax.device_get(leaf)))
-        return np.ascontiguousarray(array).reshape(array.shape)  # a scalar would come back as [1]
+        return np.ascontiguousarray(array).reshape(array.shape)  # it makes a scalar [1]
 
     return read
 
 
 def write_json(path, content: dict):
-    """Write a JSON file in one piece: a reader sees the old one or the new one."""
-    path = Path(path)
-    temporary = path.with_name(path.name + ".part")
-    temporary.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")
-    os.replace(temporary, path)
+    """Write a JSON file atomically: a reader sees the old one or the new one."""
+    write_text(path, json.dumps(content, indent=2, sort_keys=True) + "\n")

@@ -1,11 +1,9 @@
-"""Which leaf of a model each tensor of an adapter file belongs to, in both directions.
+"""Maps each tensor of an adapter file to a leaf of a model, in both directions.
 
-An adapter's file holds parts of several networks under names of its own, so that no one module
-mirrors it. A table of slots, key to leaf in the file's order, is filled from a file or written to
-one.
+An adapter's file holds parts of several networks under its own names, so no single module mirrors
+it. A table of slots, from key to leaf in the file's order, is filled from a file or written to one.
 """
 
-import os
 from pathlib import Path
 
 import jax
@@ -13,6 +11,7 @@ import ml_dtypes
 import numpy as np
 from flax import nnx
 
+from data_pipeline.files import atomic_write
 from persongen_jax.parallel.sharding import put_array
 from persongen_jax.weights.errors import KeyMismatch, MissingDependency, WeightsError
 from persongen_jax.weights.files.safetensors_file import write_safetensors
@@ -26,10 +25,10 @@ from persongen_jax.weights.loader import (
 
 
 class Slot:
-    """One leaf of the model and what the file has for it: other layout, ``factor`` times it.
+    """One leaf of the model and its counterpart in the file: another layout, ``factor`` times it.
 
     Args:
-        path: of the leaf; its last part tells the layout.
+        path: of the leaf; its last part determines the layout.
         variable: the nnx.Variable.
     """
 
@@ -48,7 +47,7 @@ class Slot:
         self.variable.set_value(put_array(array, self.leaf.sharding))
 
     def get(self) -> np.ndarray:
-        """What the file is to hold, in the dtype that the leaf is stored in."""
+        """The array to write to the file, in the leaf's stored dtype."""
         array = np.asarray(jax.device_get(self.leaf))
         if self.factor != 1:
             array = (array.astype(np.float32) * np.float32(self.factor)).astype(array.dtype)
@@ -56,7 +55,7 @@ class Slot:
 
 
 class Computed:
-    """What a file is to hold of a model that has no such leaf; it can be written, not filled."""
+    """An array to write that is not a leaf of the model; it can be written, not filled."""
 
     def __init__(self, array: np.ndarray):
         self.array, self.shape, self.dtype = array, array.shape, array.dtype
@@ -66,9 +65,9 @@ class Computed:
 
 
 def module_slots(module, prefix: str, order=None) -> dict[str, Slot]:
-    """A slot for each parameter of ``module``, by PyTorch's key behind ``prefix``.
+    """A slot for each parameter of ``module``, by ``prefix`` and PyTorch's key.
 
-    ``order``: the module's direct parts that the file has, as they come there; None: all of them.
+    ``order``: the module's direct children in the file, in its order; None: all of them.
     """
     paths = list(parameter_leaves(module))
     if order is not None:
@@ -79,9 +78,9 @@ def module_slots(module, prefix: str, order=None) -> dict[str, Slot]:
 def lora_slots(name: str, lora, scale: float) -> dict[str, Slot]:
     """The slots ``<name>_lora.down.weight`` and ``.up.weight`` of a format without alphas.
 
-    There the scale is 1, so that the file's ``up`` is ``scale`` times the model's.
+    Their scale is 1, so the file's ``up`` is ``scale`` times the model's.
     """
-    # Both halves lie in the file as kernels do: the other way round.
+    # The file stores both halves transposed, like kernels.
     return {
         f"{name}_lora.down.weight": Slot(("kernel",), lora.down),
         f"{name}_lora.up.weight": Slot(("kernel",), lora.up, scale),
@@ -89,7 +88,7 @@ def lora_slots(name: str, lora, scale: float) -> dict[str, Slot]:
 
 
 def only_scale(lora, name: str) -> float:
-    """The scale of the one LoRA on a layer; WeightsError where there are several, or it is 0."""
+    """The scale of a layer's only LoRA; WeightsError if there are several, or it is 0."""
     scales = np.unique(np.asarray(lora.scale.get_value()))
     if len(scales) != 1 or scales[0] == 0:
         raise WeightsError(
@@ -100,10 +99,10 @@ def only_scale(lora, name: str) -> float:
 
 
 def processors(unet) -> dict[str, nnx.Module]:
-    """The UNet's attention layers, named and ordered as diffusers has its attention processors.
+    """The UNet's attention layers, named and ordered like diffusers' attention processors.
 
-    That order is down, up, mid, the one in which its UNet registers them; in each transformer block
-    the self-attention comes first, so that of the numbers 0, 1, … the odd ones are cross-attention.
+    That order is down, up, mid, in which its UNet registers them; in each transformer block the
+    self-attention comes first, so of the numbers 0, 1, … the odd ones are cross-attention.
     """
     stages = [
         *((f"down_blocks.{i}", block) for i, block in enumerate(unet.down_blocks)),
@@ -126,7 +125,7 @@ def _variable_at(module, path):
 
 
 def fill_slots(slots: dict[str, Slot], source):
-    """Every slot from the tensor of its key, one at a time.
+    """Fill every slot from the tensor of its key, one at a time.
 
     Raises:
         KeyMismatch: a tensor missing, unexpected or misshapen; all are listed, nothing is filled.
@@ -151,15 +150,15 @@ def fill_slots(slots: dict[str, Slot], source):
 
 
 def write_slots(path, slots: dict[str, Slot | Computed], notes: dict[str, str] | None = None):
-    """Write a file of the slots' tensors, in their order; it appears whole or not at all.
+    """Write a file of the slots' tensors, in their order, atomically.
 
     Args:
         path: "….safetensors"; or "….bin", a torch pickle (it needs the convert extra) of one
-            dictionary for each first word of the keys.
-        notes: for the metadata of a ".safetensors"; a pickle has no place for them.
+            dictionary per first word of the keys.
+        notes: for the metadata of a ".safetensors" file; a pickle has no place for them.
 
     Raises:
-        WeightsError: another ending.
+        WeightsError: another extension.
         MissingDependency: ``.bin`` without PyTorch.
     """
     path = Path(path)
@@ -189,11 +188,11 @@ def _write_pickle(path, slots):
     content = {}
     for key, slot in slots.items():
         part, _, name = key.partition(".")
-        # A copy: what JAX hands out may be read-only, which torch warns of.
+        # A copy: arrays from JAX may be read-only, which torch warns about.
         content.setdefault(part, {})[name] = tensor(np.array(slot.get()))
-    temporary = path.with_name(path.name + ".part")
-    torch.save(content, temporary)
-    os.replace(temporary, path)
+    # By a file: torch writes the name of a path into it.
+    with atomic_write(path) as partial, open(partial, "wb") as file:
+        torch.save(content, file)
 
 
 __all__ = [

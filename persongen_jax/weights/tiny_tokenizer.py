@@ -1,8 +1,8 @@
-"""A small CLIP tokenizer, trained on the spot, for work without any download.
+"""A small CLIP tokenizer, trained on the spot, for use without any download.
 
-It has CLIP's own shape: the 256 byte symbols, the same with ``</w>``, one entry per merge, then
-``<|startoftext|>`` and ``<|endoftext|>`` as the two highest ids. Every text can be encoded; the
-words listed here, ``img`` among them, come out as one token each, as they do in CLIP.
+It has CLIP's structure: the 256 byte symbols, the same with ``</w>``, one entry per merge, then
+``<|startoftext|>`` and ``<|endoftext|>`` as the two highest ids. It encodes every text; the words
+listed here, including ``img``, become one token each, as in CLIP.
 """
 
 import json
@@ -10,8 +10,10 @@ from collections import Counter
 from itertools import pairwise
 from pathlib import Path
 
+from tokenizers.pre_tokenizers import ByteLevel
+
 BOS, EOS = "<|startoftext|>", "<|endoftext|>"
-# What SDXL's two tokenizers pad with: <|endoftext|>, and the symbol that has id 0.
+# The padding of SDXL's two tokenizers: <|endoftext|>, and the symbol with id 0.
 SDXL_PAD_TOKENS = (EOS, "!")
 
 WORDS = """
@@ -31,15 +33,17 @@ normal jpeg artifacts signature watermark username
 
 
 def write_tiny_tokenizer(folder, pad_token: str = EOS, words=()) -> int:
-    """Writes a tokenizer that transformers' CLIPTokenizer opens offline; returns its vocabulary's
-    size. The beginning and the end of text have the ids size - 2 and size - 1.
+    """Write a tokenizer that transformers' CLIPTokenizer opens offline; return its vocabulary size.
+    The start and the end of text have the ids size - 2 and size - 1.
 
-    ``folder`` is made if need be. ``pad_token`` is any entry of the vocabulary; SDXL's two are in
-    ``SDXL_PAD_TOKENS``. ``words`` are further ASCII words that come out as one token each. Same
-    code, same bytes.
+    ``folder`` is created if necessary. ``pad_token`` is any entry of the vocabulary; SDXL's two are
+    in ``SDXL_PAD_TOKENS``. ``words`` are additional ASCII words that become one token each. The
+    same code writes the same bytes.
     """
     merges = _learn_merges(Counter([*WORDS, *(word for word in words if word not in WORDS)]))
-    symbols = _byte_symbols()
+    # One printable character per byte. In CLIP's order those come first that stand for themselves;
+    # the others borrow the characters from U+0100 on, because a merges file is split at blanks.
+    symbols = sorted(ByteLevel.alphabet())
     entries = [*symbols, *(s + "</w>" for s in symbols), *("".join(m) for m in merges), BOS, EOS]
     if pad_token not in entries:
         raise ValueError(f"pad_token {pad_token!r} is not in the tiny tokenizer's vocabulary")
@@ -60,16 +64,6 @@ def write_tiny_tokenizer(folder, pad_token: str = EOS, words=()) -> int:
     lines = ["#version: 0.2", *(" ".join(merge) for merge in merges)]
     (folder / "merges.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
     return len(entries)
-
-
-def _byte_symbols() -> list[str]:
-    """One printable character per byte, in CLIP's order: the printable bytes first, as themselves.
-
-    The others borrow the characters from U+0100 on, because a merges file is split at blanks.
-    """
-    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    others = 256 - len(printable)
-    return [chr(byte) for byte in printable] + [chr(0x100 + i) for i in range(others)]
 
 
 def _learn_merges(words: Counter) -> list[tuple[str, str]]:

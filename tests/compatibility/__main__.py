@@ -1,9 +1,9 @@
-"""Run the tests of every kind and variant of input, and write docs/compatibility.md from them.
+"""Run the tests of every kind and variant of input, and generate docs/compatibility.md.
 
     python -m tests.compatibility --out docs/compatibility.md
 
-The modules beside this one list (kind, variant, what happens, test); a row says what happens if its
-test passes now, and that it failed or was not run if it was not so.
+The modules next to this one list (kind, variant, what happens, test); a row says what happens if
+its test passes now, and otherwise that it failed or did not run.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""What happens to base models as people have them: (kind, variant, what happens, test)."""
+"""What happens to base models as users have them: (kind, variant, what happens, test)."""
 
 FILE, BASE = "tests/weights/formats/test_base_files.py", "base model"
 SAMPLING = "scheduler config"

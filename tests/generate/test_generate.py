@@ -1,4 +1,4 @@
-"""The command line: pictures with their notes in them, warnings, and errors of one line."""
+"""The command line: images with notes in them, warnings, and one-line errors."""
 
 import json
 import shutil
@@ -10,9 +10,9 @@ from PIL import Image
 
 from configs.first_light import get_config
 from data_pipeline.faces.align import align_face
-from data_pipeline.faces.detectors import open_detector
 from data_pipeline.faces.find import NoFaceFound, crop_face
 from data_pipeline.prompts import Tokenizers
+from persongen_jax.face_detectors import open_detector
 from persongen_jax.generate import __main__ as generate
 from persongen_jax.generate import files as generate_files
 from persongen_jax.pipeline import Pipeline
@@ -25,14 +25,15 @@ from persongen_jax.weights.formats.photomaker import save_photomaker
 from tests.helpers.ip_adapters import write_ip_adapter
 from tests.helpers.keypoint_nets import write_keypoint_net
 from tests.helpers.lora_files import save
+from tests.pipeline.test_saving import GENERATED, source_type
 
-# One batch size and number of steps nearly everywhere: one compiled program.
+# One batch size and number of steps nearly everywhere, so one compiled program.
 SAME = ["--no-compilation-cache", "--batch-size", "1", "--steps", "2"]
 
 
 @pytest.fixture(scope="module")
 def method_weights(small_base, tmp_path_factory):
-    """What a training run leaves behind, after no step at all."""
+    """What a training run of zero steps leaves behind."""
     config = get_config()
     config.base = str(small_base)
     system = open_system(config)
@@ -65,7 +66,7 @@ def run(base, out, *arguments):
 
 
 def fails(capsys, base, out, *arguments):
-    """The one line that the command ends with; nothing was painted."""
+    """The one line that the command ends with; nothing was generated."""
     with pytest.raises(SystemExit) as caught:
         run(base, out, *arguments)
     message = caught.value.code
@@ -112,34 +113,44 @@ def test_prompts_notes_and_numbers(small_base, tmp_path, capsys):
     run(small_base, tmp_path / "other", *same)
     assert {path: path.read_bytes() for path in first} == first
     assert set(out.iterdir()) == {*first, out / "00014.png"}
-    # The same seed and settings give the same bytes, notes included.
+    # The same seed and settings give the same bytes, including notes.
     again = [(tmp_path / "other" / f"{n:05d}.png").read_bytes() for n in range(2)]
     assert again == [path.read_bytes() for path in paths[:2]]
 
 
-def test_what_the_command_paints_is_what_the_pipeline_paints(small_base, pipe, tmp_path):
+def test_the_command_generates_what_the_pipeline_generates(small_base, pipe, tmp_path):
     run(small_base, tmp_path, "--prompt", "a man", "--negative-prompt", "b", "--seed", "9")
     settings = {"seed": 9, "num_inference_steps": 2, "batch_size": 1, "output_type": "np"}
     wanted = pipe("a man", "b", **settings).images
     assert np.array_equal(pixels(tmp_path / "00000.png"), (wanted[0] * 255).round())
 
 
-def test_watermark(small_base, tmp_path, capsys):
+def test_images_are_marked_unless_asked_not_to(small_base, pipe, tmp_path, capsys):
     size = ["--height", 256, "--width", 256, "--prompt", "blue ice"]
     run(small_base, tmp_path, *size)
-    run(small_base, tmp_path, *size, "--watermark")
-    plain, marked = (tmp_path / name for name in ("00000.png", "00001.png"))
+    run(small_base, tmp_path, *size, "--no-mark")
+    marked, plain = (tmp_path / name for name in ("00000.png", "00001.png"))
     assert has_watermark(pixels(marked)) and not has_watermark(pixels(plain))
+    assert source_type(marked) == GENERATED and source_type(plain) is None
     assert 0.1 < np.abs(pixels(marked).astype(int) - pixels(plain)).mean() < 10
-    assert json.loads(Image.open(marked).text["settings"])["watermark"] is True
+    for path, there in ((marked, True), (plain, False)):
+        assert json.loads(Image.open(path).text["settings"])["watermark"] is there
     assert "warning" not in capsys.readouterr().err
+    settings = {"seed": 42, "num_inference_steps": 2, "batch_size": 1, "output_type": "np"}
+    wanted = pipe("blue ice", height=256, width=256, **settings).images
+    assert np.array_equal(pixels(plain), (wanted[0] * 255).round())
 
 
 def test_a_picture_too_small_for_the_watermark_says_so(small_base, tmp_path, capsys):
-    run(small_base, tmp_path, "--prompt", "a", "--watermark")
+    run(small_base, tmp_path, "--prompt", "a", "--prompt", "b")
     said = [line for line in capsys.readouterr().err.splitlines() if "warning" in line]
     assert len(said) == 1 and "no watermark: 64x64" in said[0] and "256" in said[0]
-    assert json.loads(Image.open(tmp_path / "00000.png").text["settings"])["watermark"] is False
+    for path in (tmp_path / "00000.png", tmp_path / "00001.png"):
+        assert json.loads(Image.open(path).text["settings"])["watermark"] is False
+        assert source_type(path) == GENERATED
+    run(small_base, tmp_path, "--prompt", "a", "--no-mark")
+    assert "warning" not in capsys.readouterr().err
+    assert source_type(tmp_path / "00002.png") is None
 
 
 def lora_file(path):
@@ -154,7 +165,7 @@ def lora_file(path):
 
 
 def test_lora_with_a_weight(small_base, tmp_path):
-    folder = tmp_path / "mine@home"  # an @ that is no weight
+    folder = tmp_path / "mine@home"  # an @ that does not separate a weight
     folder.mkdir()
     file = lora_file(folder / "style.safetensors")
     for loras in ((f"{file}@0.5",), (file,), (f"{file}@0",), (f"{file}@0.5", f"{file}@0.5")):
@@ -199,7 +210,7 @@ def test_unloading_leaves_a_method_its_own_lora(small_base, method_weights, tmp_
 
 
 def test_scheduler_settings(small_base, pipe, tmp_path):
-    """Another spacing, and Karras sigmas; what they do is tested with the pipeline."""
+    """Another spacing, and Karras sigmas; their effect is tested with the pipeline."""
     euler = ["--scheduler", "euler", "--timestep-spacing", "trailing", "--prompt", "a man"]
     run(small_base, tmp_path, *euler)
     run(small_base, tmp_path, *euler, "--karras")
@@ -227,7 +238,7 @@ def test_with_references_the_cut_part_is_what_is_not_read(
 ):
     class_words = tokenizers.tokenizer("a man").input_ids
     count = 3
-    # "a" is one token. With three references "man" stands three times, and the trigger not at all.
+    # "a" is one token. With three references "man" appears three times, and the trigger not at all.
     room = 75 - (len(class_words) - 2) - (count - 1)
     reference = image_file(tmp_path / "face.png")
     method = ["--method-weights", method_weights, "--no-crop", *["--reference", reference] * count]
@@ -245,13 +256,13 @@ def test_with_references_the_cut_part_is_what_is_not_read(
     note = Image.open(tmp_path / "out" / "00001.png").text
     assert note["prompt"].startswith("a man img a")
     assert json.loads(note["settings"])["reference"] == [reference] * count
-    # What was cut had no influence.
+    # The part that was cut had no influence.
     run(small_base, tmp_path / "out", *method, "--prompt", fits)
     assert np.array_equal(*(pixels(tmp_path / "out" / f"0000{n}.png") for n in (1, 2)))
 
 
 def test_a_photograph_a_photomaker_file_and_scales(small_base, method_weights, tmp_path):
-    """The face is found and cropped; the scales and the merge step arrive."""
+    """The face is found and cropped; the scales and the merge step are applied."""
     data = pytest.importorskip("skimage.data")
     astronaut = data.astronaut()
     Image.fromarray(astronaut).save(tmp_path / "me.png")
@@ -309,7 +320,8 @@ def test_references_of_a_faceid_file_are_aligned(small_base, tmp_path):
 
 
 def test_the_cut_part_of_a_plain_prompt(small_base, tmp_path, capsys):
-    run(small_base, tmp_path, "--prompt", "a " * 75 + "Castle, in ruins", "--prompt", "a " * 75)
+    prompts = ["--prompt", "a " * 75 + "Castle, in ruins", "--prompt", "a " * 75]
+    run(small_base, tmp_path, *prompts, "--no-mark")
     said = [line for line in capsys.readouterr().err.splitlines() if "warning" in line]
     assert said == ['warning: the prompt is too long; this part is cut: "Castle, in ruins"']
 
@@ -327,7 +339,7 @@ PLAIN_ERRORS = {
     "lora": ([*PROMPT, "--lora", "/nowhere/x.safetensors@0.5"], "/nowhere/x.safetensors:"),
     "scale": ([*PROMPT, "--scale", "identity"], "NAME=NUMBER"),
     "scales alone": ([*PROMPT, "--scale", "identity=1"], "references"),
-    "lora weight": ([*PROMPT, "--lora", "x.safetensors@much"], "'much' is no number"),
+    "lora weight": ([*PROMPT, "--lora", "x.safetensors@much"], "'much' is not a number"),
 }
 
 
@@ -356,8 +368,8 @@ def test_a_prompt_file_that_is_no_text(small_base, tmp_path, capsys):
 
 
 REFERENCE_ERRORS = {
-    "no trigger": ("a man", "face.png", 1, ["--no-crop"], '"img" stands 0 times'),
-    "two triggers": ("a man img img", "face.png", 1, ["--no-crop"], '"img" stands 2 times'),
+    "no trigger": ("a man", "face.png", 1, ["--no-crop"], '"img" appears 0 times'),
+    "two triggers": ("a man img img", "face.png", 1, ["--no-crop"], '"img" appears 2 times'),
     "leading trigger": ("img of a man", "face.png", 1, ["--no-crop"], 'opens the prompt "img of'),
     "late trigger": ("a " * 80 + "man img", "face.png", 1, ["--no-crop"], "too late"),
     "five": ("a man img", "face.png", 5, ["--no-crop"], "5 references"),

@@ -1,4 +1,4 @@
-"""Model configs for tests, as diffusers writes them: tiny ones of each family, and SDXL's own."""
+"""Model configs for tests in diffusers' format: tiny ones of each family, and SDXL's own."""
 
 SDXL_UNET = {
     "sample_size": 128,

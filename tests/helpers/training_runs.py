@@ -1,4 +1,4 @@
-"""A training run that several test modules look at: made once, on a base smaller than "tiny"."""
+"""A training run shared by several test modules: made once, on a base smaller than "tiny"."""
 
 import json
 from unittest import mock
@@ -8,7 +8,7 @@ from persongen_jax import train
 from persongen_jax.weights import random_base
 from tests.helpers.made_once import made_once
 
-# The tiny UNet has three levels of two layers; compiling is most of what a test costs.
+# The tiny UNet has three levels of two layers; compilation is most of a test's cost.
 SMALLER_UNET = {
     "attention_head_dim": [1, 1],
     "block_out_channels": [32, 64],
@@ -34,7 +34,7 @@ def small_base(tmp_path_factory):
 
 
 def small_config(base, photos):
-    """Checkpoints and lines of the log fall on different steps."""
+    """Checkpoints and lines of the log are at different steps."""
     config = get_config()
     config.base, config.data, config.loader = str(base), str(photos), "memory"
     config.batch_size, config.rank = 4, 4
@@ -62,6 +62,6 @@ def whole_run(tmp_path_factory, photos):
 
 
 def metrics(workdir):
-    """The lines of metrics.jsonl without what depends on the clock."""
+    """The lines of metrics.jsonl without clock-dependent values."""
     rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     return [{k: v for k, v in row.items() if k not in TIMES} for row in rows]

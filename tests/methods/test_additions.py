@@ -1,4 +1,4 @@
-"""What a method may add: networks in the step, maps, weights, terms; and taking it off again."""
+"""What a method may add: networks in the step, maps, weights, loss terms; and detaching it."""
 
 import json
 
@@ -12,6 +12,7 @@ from PIL import Image
 from data_pipeline.records.manifest import write_manifest
 from data_pipeline.records.schema import Record
 from persongen_jax import train
+from persongen_jax.evaluation.validation import open_evaluation
 from persongen_jax.methods import METHODS, get_method
 from persongen_jax.methods.base import Parts
 from persongen_jax.parallel.sharding import make_mesh, put_batch
@@ -30,7 +31,7 @@ BARE, CONTROLLED = (f"tests.methods.additions:{name}" for name in ("Bare", "Cont
 
 @pytest.fixture(scope="module")
 def config(tmp_path_factory):
-    """Four pictures of one person, each with a pose; some weigh more than others."""
+    """Four images of one person, each with a pose; some weigh more than others."""
     folder, rng, records = tmp_path_factory.mktemp("poses"), np.random.default_rng(0), []
     for i in range(4):
         image, pose = folder / f"{i}.png", folder / f"pose_{i}.png"
@@ -45,11 +46,11 @@ def config(tmp_path_factory):
     return config
 
 
-# ---- Taking it off again -----------------------------------------------------------------------
+# ---- Detaching -----------------------------------------------------------------------
 
 
 def kept(model):
-    """(nnx graphdef, state) of now: what is split shares its arrays with the model."""
+    """The current (nnx graphdef, state): splitting shares arrays with the model."""
     graphdef, state = nnx.split(model)
     return graphdef, jax.tree.map(lambda array: np.array(array), state)
 
@@ -71,7 +72,7 @@ def pipe(config):
 
 
 @pytest.mark.parametrize("name", [*METHODS, CONTROLLED])
-def test_what_is_detached_leaves_nothing_behind(name, config, base, pipe, tmp_path):
+def test_detaching_restores_the_model(name, config, base, pipe, tmp_path):
     settings = changed(config, method=name)
     before, model = kept(base.model), base.model
     leaves = jax.tree.leaves(nnx.state(model))
@@ -84,7 +85,7 @@ def test_what_is_detached_leaves_nothing_behind(name, config, base, pipe, tmp_pa
     # No array was copied.
     assert all(a is b for a, b in zip(leaves, jax.tree.leaves(nnx.state(model)), strict=True))
 
-    # The same by way of the pipeline, with what a run has trained.
+    # The same through the pipeline, with a run's trained weights.
     with Checkpoints(tmp_path) as checkpoints:
         checkpoints.save(0, trained, {"count": np.zeros(1)}, json.loads(settings.to_json()))
     before = kept(pipe.model)
@@ -141,13 +142,13 @@ def bare(config):
 
 @pytest.fixture(scope="module")
 def batch(bare):
-    """As a feature cache gives it, so that neither VAE nor text towers run."""
+    """As from a feature cache, so that neither VAE nor text towers run."""
     return {**bare.random_batch(cached=True), "example_weight": jnp.array([0, 1, 0.5, 3])}
 
 
 @pytest.fixture(scope="module")
 def losses(bare):
-    """(batch) to the terms [b] of step 0."""
+    """Maps a batch to the terms [b] of step 0."""
     graphdef, state = nnx.split(bare.model)
     keys = keys_of(bare.config.seed, 0)
 
@@ -197,7 +198,7 @@ def test_weights_and_poses_come_from_the_manifest(bare):
 
 
 def test_layers_of_the_base_that_a_run_trained_come_back(config, tmp_path):
-    """Which the method's own table does not name."""
+    """Layers that the method's own table does not name."""
     layer = r"unet/mid_block/attentions/0/transformer_blocks/0/attn2/to_k/kernel"
     trainable = (*get_method("photomaker").groups, (layer, "lora"))
     own = changed(config, method="photomaker", trainable=trainable)
@@ -230,7 +231,7 @@ def test_a_validation_gives_a_method_the_pose_of_the_record(config, monkeypatch)
         return call(pipe, *args, **options)
 
     monkeypatch.setattr(Pipeline, "__call__", spy)
-    images = system.evaluation()(system.model, 0)["in_train"].images
+    images = open_evaluation(system)(system.model, 0)["in_train"].images
     assert images.shape[:2] == (1, 4)
     pose = np.asarray(Image.open(f"{config.data}/pose_0.png"))
     assert all(np.array_equal(each, pose) for poses in given for each in poses)

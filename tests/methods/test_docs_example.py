@@ -1,4 +1,4 @@
-"""The eighth method of docs/methods.md works as it stands there."""
+"""The eighth method of docs/methods.md works as printed."""
 
 import re
 from pathlib import Path
@@ -19,7 +19,7 @@ DOCS = Path(__file__).parents[2] / "docs" / "methods.md"
 
 @pytest.fixture
 def example(monkeypatch):
-    """The config, after the three blocks were run in their order."""
+    """The config, after running the three blocks in order."""
     blocks = re.findall(r"```python\n(.*?)```", DOCS.read_text(encoding="utf-8"), re.DOTALL)
     assert len(blocks) == 3 and sum(len(block.splitlines()) for block in blocks) < 60
     monkeypatch.setattr(methods, "METHODS", dict(methods.METHODS))
@@ -36,7 +36,7 @@ def test_the_eighth_method(example, tmp_path_factory):
     make_optimizer(example, groups)
     batch, model = make_batch(system, references=3), system.model
     found = system.condition(model, batch).streams["identity"]
-    each = methods.get_method("ip_adapter").condition(model, batch).streams["identity"]
+    each = methods.get_method("id_branch").condition(model, batch).streams["identity"]
     assert np.allclose(found.tokens[:, 0], each.tokens[:, :3].mean(axis=1), atol=1e-5)
     assert found.mask.shape == (2, 1) and found.mask.all()
     nobody = {**batch, "id_mask": jnp.zeros_like(batch["id_mask"])}

@@ -1,4 +1,4 @@
-"""Names in the class word's place."""
+"""Names in place of the class word."""
 
 from types import SimpleNamespace
 
@@ -6,9 +6,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from data_pipeline.people import vocabulary
+from data_pipeline.drawing.people import vocabulary
 from data_pipeline.prompts import Tokenizers
-from persongen_jax.miniature.names import make_names, put_names
+from persongen_jax.miniature.systems.names import make_names, put_names
 from persongen_jax.miniature.systems.unet import class_word_places
 from persongen_jax.miniature.unit_scale import measure_scale
 from persongen_jax.weights.tiny_tokenizer import SDXL_PAD_TOKENS, write_tiny_tokenizer
@@ -41,7 +41,7 @@ def test_the_place_is_the_class_words(tokenizers):
 
 
 class Words:
-    """A text tower as far as its words' size goes."""
+    """A text tower reduced to the size of its words."""
 
     def __init__(self, width, size):
         self.config = {"hidden_size": width}
@@ -52,7 +52,7 @@ class Words:
 
 
 def test_names_are_as_large_as_words_and_as_unlike_as_faces(tmp_path):
-    """``face_features.npy`` is there: the image tower is not asked."""
+    """``face_features.npy`` exists, so the image tower is not used."""
     features = np.random.default_rng(0).normal(3, 2, (50, 16)).astype(np.float32)
     np.save(tmp_path / "face_features.npy", features)
     ids = np.random.default_rng(1).integers(0, 20, (4, 2, 7))
@@ -60,7 +60,7 @@ def test_names_are_as_large_as_words_and_as_unlike_as_faces(tmp_path):
     tokenizers = SimpleNamespace(encode=lambda _: next(remaining))
     names = make_names(None, towers, None, tokenizers, ["", "", "", ""], tmp_path)
     assert names.shape == (50, sum(WIDTHS)) and names.dtype == np.float32
-    # One factor per tower: back in units of the tower's words, distances are the features' own.
+    # One factor per tower: in units of the tower's words, distances are the features' own.
     scales = [measure_scale(tower, ids[:, i]) for i, tower in enumerate(towers)]
     unscaled = names / np.repeat(scales, WIDTHS)
     assert unscaled.std() == pytest.approx(1, rel=0.01)

@@ -16,12 +16,13 @@ from diffusers import UNet2DModel as TorchUNet
 from flax import nnx
 from safetensors.numpy import load_file, save_file
 
-from persongen_jax.models.attention import attention
+from persongen_jax.models.attention_kernels import attention
 from persongen_jax.models.ddpm.unet2d import UNet2DModel, complete_config
 from persongen_jax.models.layers import UnusedRngs
 from persongen_jax.models.platform import compile_for
 from persongen_jax.models.spatial_attention import attention_by_heads, cpu_by_heads
 from persongen_jax.weights.errors import WeightsError
+from persongen_jax.weights.formats.unet2d import load_unet2d, save_unet2d
 from persongen_jax.weights.loader import parameter_leaves, to_torch_layout, torch_key
 from tests.helpers.twins import load_twin, nhwc, randomise, relative_error
 
@@ -172,7 +173,7 @@ def test_gradients():
     theirs = {name: p.grad.numpy() for name, p in torch_unet.named_parameters()}
     assert ours.keys() == theirs.keys()
     for key, gradient in theirs.items():
-        # A bias of keys changes no softmax: its gradient is nothing but rounding.
+        # A bias of keys changes no softmax: its gradient is only rounding.
         if not key.endswith("to_k.bias"):
             assert relative_error(ours[key], gradient) < TOLERANCE, key
 
@@ -184,7 +185,7 @@ def leaves_of(state):
 
 
 def test_attention_head_by_head():
-    """A CPU's form for many positions: the same numbers, in both directions."""
+    """A CPU's implementation for many positions: the same numbers, in both directions."""
     keys = jax.random.split(jax.random.key(0), 3)
     qkv = [jax.random.normal(key, (2, 256, 2, 4)) for key in keys]
     qkv[0] = 30 * qkv[0]  # exponentials that overflow unless the highest is taken off
@@ -214,7 +215,7 @@ def test_where_attention_goes_head_by_head(shape, chosen):
 
 ON_A_MESH = """
 import jax, jax.numpy as jnp, numpy as np
-from persongen_jax.models.attention import attention
+from persongen_jax.models.attention_kernels import attention
 from persongen_jax.models.spatial_attention import attend, cpu_by_heads
 from persongen_jax.parallel.sharding import along_batch, make_mesh
 qkv = [jax.random.normal(key, (8, 256, 2, 4)) for key in jax.random.split(jax.random.key(0), 3)]
@@ -237,7 +238,7 @@ for a, b in zip(dealt, plain, strict=True):
 
 @pytest.mark.slow
 def test_each_device_goes_through_its_own_pictures():
-    """And a batch that cannot be dealt out goes plainly."""
+    """And a batch that cannot be split uses the plain implementation."""
     flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=4"
     environment = {**os.environ, "XLA_FLAGS": flags}
     command = [sys.executable, "-c", ON_A_MESH]
@@ -252,7 +253,7 @@ def test_each_device_goes_through_its_own_pictures():
 def test_files_both_ways_are_bit_equal(name, tmp_path):
     torch_unet = randomise(TorchUNet(**{**SMALL, **CASES[name]}))
     torch_unet.save_pretrained(tmp_path / "theirs")
-    UNet2DModel.from_pretrained(tmp_path / "theirs").save_pretrained(tmp_path / "ours")
+    save_unet2d(load_unet2d(tmp_path / "theirs"), tmp_path / "ours")
     back = TorchUNet.from_pretrained(tmp_path / "ours")
     ours, theirs = back.state_dict(), torch_unet.state_dict()
     assert ours.keys() == theirs.keys()
@@ -266,7 +267,7 @@ def test_older_files(tmp_path):
     """Attention by its old names, a pickle, and a pipeline's folder."""
     torch_unet = randomise(TorchUNet(**SMALL))
     DDPMPipeline(torch_unet, DDPMScheduler()).save_pretrained(tmp_path / "pipeline")
-    new = parameter_leaves(UNet2DModel.from_pretrained(tmp_path / "pipeline"))
+    new = parameter_leaves(load_unet2d(tmp_path / "pipeline"))
     folder = tmp_path / "pipeline" / "unet"
     file = folder / "diffusion_pytorch_model.safetensors"
     names = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
@@ -277,18 +278,18 @@ def test_older_files(tmp_path):
         tensors[key] = tensor
     assert any("proj_attn" in key for key in tensors)
     save_file(tensors, file)
-    old = parameter_leaves(UNet2DModel.from_pretrained(folder))
+    old = parameter_leaves(load_unet2d(folder))
     assert all(np.array_equal(old[path], new[path]) for path in new)
     torch_unet.save_pretrained(tmp_path / "bin", safe_serialization=False)
-    pickled = parameter_leaves(UNet2DModel.from_pretrained(tmp_path / "bin"))
+    pickled = parameter_leaves(load_unet2d(tmp_path / "bin"))
     assert all(np.array_equal(pickled[path], new[path]) for path in new)
 
 
 def test_half_precision_is_kept(tmp_path):
     TorchUNet(**SMALL).save_pretrained(tmp_path / "unet")
-    unet = UNet2DModel.from_pretrained(tmp_path / "unet", param_dtype=jnp.bfloat16)
-    unet.save_pretrained(tmp_path / "half")
-    back = UNet2DModel.from_pretrained(tmp_path / "half", param_dtype=jnp.bfloat16)
+    unet = load_unet2d(tmp_path / "unet", param_dtype=jnp.bfloat16)
+    save_unet2d(unet, tmp_path / "half")
+    back = load_unet2d(tmp_path / "half", param_dtype=jnp.bfloat16)
     ours, theirs = parameter_leaves(back), parameter_leaves(unet)
     assert all(np.array_equal(ours[path], theirs[path]) for path in theirs)
     assert ours[("conv_in", "kernel")].dtype == jnp.bfloat16
@@ -299,9 +300,9 @@ def test_files_that_do_not_fit(tmp_path):
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps({**config, "layers_per_block": 2}))
     with pytest.raises(WeightsError, match="down_blocks.0.resnets.1"):
-        UNet2DModel.from_pretrained(tmp_path)
+        load_unet2d(tmp_path)
     with pytest.raises(WeightsError, match="no such file"):
-        UNet2DModel.from_pretrained(tmp_path / "nothing")
+        load_unet2d(tmp_path / "nothing")
 
 
 # ---- refusals ---------------------------------------------------------------------------------

@@ -1,5 +1,5 @@
-"""Several processes: who says that there are, what one does for all, and what happens to the rest
-when one is told to stop or dies."""
+"""Several processes: how they are detected, what one does for all, and what happens to the rest
+when one is stopped or dies."""
 
 import json
 import os
@@ -52,7 +52,7 @@ def test_plain_variables():
         ({"JAX_PROCESS_ID": ""}, "without JAX_PROCESS_ID"),
         ({"JAX_COORDINATOR_ADDRESS": "", "JAX_PROCESS_ID": ""}, "ADDRESS, JAX_PROCESS_ID"),
         ({"JAX_COORDINATOR_ADDRESS": "host0"}, "give HOST:PORT"),
-        ({"JAX_PROCESS_ID": "4"}, "JAX_PROCESS_ID=4 has to be below JAX_NUM_PROCESSES=4"),
+        ({"JAX_PROCESS_ID": "4"}, "JAX_PROCESS_ID=4 must be below JAX_NUM_PROCESSES=4"),
         ({"JAX_NUM_PROCESSES": "four"}, "JAX_NUM_PROCESSES='four' is not a whole number"),
     ],
 )
@@ -68,7 +68,7 @@ def test_slurm_steps():
     for nodes in ("node007", "node007,node008"):
         found = distributed.slurm_step({**SLURM, "SLURM_STEP_NODELIST": nodes})
         assert found["coordinator_address"].startswith("node007:")
-    # One task, or a job's script outside of srun.
+    # One task, or a job's script outside srun.
     assert distributed.slurm_step({**SLURM, "SLURM_STEP_NUM_TASKS": "1"}) is None
     assert distributed.slurm_step({"SLURM_JOB_ID": "5000", "SLURM_NTASKS": "5"}) is None
     with pytest.raises(ValueError, match="--ntasks-per-node=1"):
@@ -216,7 +216,7 @@ def test_two_hosts_of_which_one_dies(victim, thirty_steps, whole, tmp_path):
     """The other names it and ends within the bound; the same command goes on to the same end."""
     command = train_command(thirty_steps, tmp_path / "cut")
     two = Two(29432 + 2 * victim, *command, devices=2)
-    # A checkpoint has its name when it is whole, steps after the one that it is of.
+    # A checkpoint gets its name when it is complete, some steps after its own.
     two.wait_until((tmp_path / "cut" / "checkpoints" / "5").is_dir)
     two.processes[victim].kill()
     killed = time.monotonic()
@@ -226,9 +226,9 @@ def test_two_hosts_of_which_one_dies(victim, thirty_steps, whole, tmp_path):
     assert code != 0
     if victim == 1:
         assert re.search(r"of 2 processes, process 1 on \S+ is lost", errors), errors
-        assert "the same command on all hosts goes on from the last checkpoint" in errors
+        assert "the same command on all hosts resumes from the last checkpoint" in errors
     else:
-        # Process 0 kept the store by which the others hear of each other: JAX itself ends them.
+        # Process 0 held the store that the others communicate through: JAX itself ends them.
         assert "leader task" in errors or "process 0" in errors, errors
     (first, out, errors), (second, *_) = Two(29433 + 2 * victim, *command, devices=2).finish()
     assert (first, second) == (0, 0), errors
@@ -254,7 +254,7 @@ def test_sigterm_to_one_host_saves_on_all(tmp_path_factory, tmp_path, sample_pho
     assert "saved at step" not in silent
     assert 6 <= int(step) < 30 and (tmp_path / "checkpoints" / step).is_dir()
     assert (tmp_path / "validation" / "step_000004_in_train.png").is_file()
-    # One host alone goes on with what two have saved.
+    # A single host resumes from what two have saved.
     from persongen_jax.parallel.sharding import make_mesh, replicated
     from persongen_jax.training.checkpoint import load_trained
 

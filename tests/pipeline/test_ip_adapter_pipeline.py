@@ -1,4 +1,4 @@
-"""Pictures with an IP-Adapter, ours beside diffusers' from the same file and the same latents."""
+"""Images with an IP-Adapter, ours against diffusers' from the same file and the same latents."""
 
 import numpy as np
 import pytest
@@ -28,7 +28,7 @@ FEATURES = {"base": 32, "plus": 64, "faceid": 128}
 
 @pytest.fixture(scope="module")
 def faces():
-    """Two references, at the size that the recogniser reads."""
+    """Two references, at the recogniser's size."""
     rng = np.random.default_rng(0)
     coarse = rng.integers(0, 256, (2, 5, 5, 3), np.uint8)
     return [Image.fromarray(image).resize((40, 40), Image.BICUBIC) for image in coarse]
@@ -95,7 +95,7 @@ def their_pictures(pipe, latents, **settings):
 
 
 @pytest.mark.parametrize(
-    ("kind", "name"), [("base", "ip_adapter"), ("plus", None), ("faceid", "ip_adapter_file")]
+    ("kind", "name"), [("base", "ip_adapter"), ("plus", None), ("faceid", "ip_adapter")]
 )
 def test_same_pictures_as_diffusers(kind, name, base, files, faces, latents):
     ours = open_file(base, files / f"{kind}.safetensors", name)
@@ -130,7 +130,7 @@ def test_what_does_not_go_with_a_file_is_named(base, files):
 
 def test_our_method_in_diffusers(base, faces, latents, tmp_path):
     """One token per reference, written as a base file with the image encoder that goes with it."""
-    method, loaded = get_method("ip_adapter"), load_sdxl(base)
+    method, loaded = get_method("id_branch"), load_sdxl(base)
     config = {"base": str(base), "id_encoder": "", "dtype": "float32", "trigger_word": "img"}
     method.attach(Parts(loaded.model, loaded.tokenizers), ConfigDict(config), nnx.Rngs(0))
     ours = Pipeline.around(Sdxl(ConfigDict(config), loaded, method))

@@ -1,4 +1,4 @@
-"""LoRA files on the pipeline, against diffusers: same file, same latents, same picture."""
+"""LoRA files on the pipeline, against diffusers: same file, same latents, same image."""
 
 import jax
 import jax.numpy as jnp
@@ -39,7 +39,7 @@ def test_same_pictures_as_diffusers(
     style, components, ours, theirs, latents, plain, golden, tmp_path
 ):
     chosen = {k: v for k, v in CHOSEN.items() if components == "all" or k != "unet"}
-    # An alpha that is not the rank: only kohya's files can say so.
+    # An alpha other than the rank: only kohya's files can store it.
     adapters = random_lora(ours, chosen, alpha=2.5 if "kohya" in style else None)
     path = save(tmp_path / "lora.safetensors", named(adapters, style))
     ours.load_lora(path)
@@ -143,7 +143,7 @@ def test_against_merging_by_hand(swapped, ours, fresh, latents, plain, tmp_path)
             change = delta(lora)
             change = change.transpose(2, 3, 1, 0) if change.ndim == 4 else change.T
             layer.kernel[...] = layer.kernel[...] + change
-    if swapped:  # as some tools write them
+    if swapped:  # as written by some tools
         unet = adapters["unet"]
         a, b = unet[POINTWISE], unet[LINEAR]
         unet[POINTWISE] = LoraWeights(a.down[..., 0, 0], a.up[..., 0, 0], a.alpha)
@@ -189,7 +189,7 @@ def test_two_adapters_on_a_layer_are_not_written_as_one(ours, tmp_path):
 
 
 def misfit(ours, fault):
-    """Adapters, and what a message about them has to say."""
+    """Adapters, and the expected part of the message about them."""
     path = LINEAR
     lora = random_lora(ours, {"unet": [path]})["unet"][path]
     down, up = lora.down, lora.up
@@ -223,7 +223,7 @@ def test_a_lora_that_does_not_fit(fault, ours, tmp_path):
         ours.load_lora(save(tmp_path / "bad.safetensors", bad))
     for words in said:
         assert words in str(caught.value)
-    # What was loaded still is, and works.
+    # Loaded adapters stay, and work.
     assert list(ours.adapters) == ["good"]
     ours.set_lora_weights({"good": 0.5})
     assert extract_adapter(ours.model.unet).keys() == before
@@ -239,7 +239,7 @@ def test_a_file_that_is_not_there_or_no_lora(ours, tmp_path):
 
 
 def test_the_gradients_of_a_product():
-    """LoRA's products have a gradient of their own: that of ``x @ factor``."""
+    """LoRA's products have a custom gradient: it equals that of ``x @ factor``."""
     x = jax.random.normal(jax.random.key(0), (2, 5, 12))
     for shape in ((12, 3), (12, 20)):
         factor = jax.random.normal(jax.random.key(1), shape)

@@ -1,6 +1,6 @@
 """An attention branch on the identity when sampling: strengths by step, several people, no trigger.
 
-On ip_lora, which has everything: a branch, and LoRA on it and on the base layers.
+On ip_lora, which has all of it: a branch, and LoRA on it and on the base layers.
 """
 
 import numpy as np
@@ -101,7 +101,7 @@ def test_bad_arguments_are_named(pipe, base, photomaker_file):
         pipe.save_lora("x.safetensors", "method:ip_lora")
     other = Pipeline.from_pretrained(base)
     other.load_method("photomaker", photomaker_file)
-    with pytest.raises(ValueError, match="several people: .* into the prompt.*ip_adapter"):
+    with pytest.raises(ValueError, match="several people: .* into the prompt.*id_branch"):
         paint(other, "a woman img", **people, regions=[[LEFT, ~LEFT]])
 
 

@@ -1,4 +1,4 @@
-"""The text-to-image pipeline against diffusers': same weights, same latents, same pictures."""
+"""The text-to-image pipeline against diffusers: same weights, same latents, same images."""
 
 import os
 import shutil
@@ -14,10 +14,11 @@ from ml_collections import ConfigDict
 
 from data_pipeline.examples.fields import Call
 from data_pipeline.prompts import PromptError
+from persongen_jax.config import VERSION
 from persongen_jax.diffusion.samplers import image_keys
 from persongen_jax.methods import get_method
 from persongen_jax.methods.base import Parts
-from persongen_jax.models.attention import branch_names
+from persongen_jax.models.branches import branch_names
 from persongen_jax.models.encoders.clip import CLIPVisionModel
 from persongen_jax.models.lora import lora_layers
 from persongen_jax.models.sdxl.parts import COMPONENTS
@@ -104,7 +105,7 @@ def test_same_pictures_as_diffusers(name, ours, theirs, latents, golden, monkeyp
 
     wanted = golden(of_diffusers)
     found = run_ours(ours, latents, scheduler=name, scheduler_options=options)
-    assert wanted.std() > 0.05  # pictures with something in them
+    assert wanted.std() > 0.05  # images with some content
     difference = np.abs(found - wanted).max()
     assert difference < PIXEL
     assert difference < TIGHT
@@ -164,7 +165,7 @@ def test_a_picture_does_not_depend_on_its_batch(ours):
     alone = ours(prompts, batch_size=1, **settings).images
     together = ours(prompts, batch_size=2, **settings).images
     assert np.abs(alone - together).max() < TIGHT
-    # One batch after the other goes out as soon as it is painted.
+    # One batch after the other is returned as soon as it is generated.
     done, batches = [], []
 
     def take(images):
@@ -262,7 +263,7 @@ def personal(small_base, photomaker):
 
 
 def paint(pipe, **settings):
-    # What generate's tests have too: one program.
+    # Shared with generate's tests: one program.
     same = {"num_inference_steps": 2, "batch_size": 1, "start_merge_step": 0, "output_type": "np"}
     return pipe(IDENTITY, references=[[FACE]], **{**same, **settings}).images
 
@@ -295,7 +296,13 @@ def test_a_method_that_has_more_than_photomaker_starts_from_its_file(photomaker,
 def test_a_run_that_started_from_a_file_has_its_image_tower(personal, small_base, tmp_path):
     """A checkpoint holds what was trained, and the tower is not."""
     config = {"base": str(small_base), "id_encoder": "", "rank": 3, "lora_alpha": 3.0}
-    config |= {"dtype": "float32", "method": "photomaker", "trigger_word": "img", "trainable": []}
+    config |= {
+        "dtype": "float32",
+        "method": "photomaker",
+        "version": VERSION,
+        "trigger_word": "img",
+        "trainable": [],
+    }
     loaded = load_sdxl(small_base)
     model, parts = loaded.model, Parts(loaded.model, loaded.tokenizers)
     personal.method.attach(parts, ConfigDict(config), nnx.Rngs(0))
@@ -315,7 +322,7 @@ def test_a_run_that_started_from_a_file_has_its_image_tower(personal, small_base
 
 @pytest.fixture
 def other_encoder(small_base, tmp_path):
-    """The base with another image encoder beside it, as an IP-Adapter brings it; and its own."""
+    """The base with another image encoder next to it, as for an IP-Adapter; and its own."""
     base, own = tmp_path / "base", small_base / "image_encoder"
     ignore = shutil.ignore_patterns("image_encoder")
     shutil.copytree(small_base, base, ignore=ignore, copy_function=os.symlink)
@@ -341,7 +348,13 @@ def test_the_image_encoder_beside_the_base_may_be_another_than_the_files(
 def test_the_image_encoder_of_a_run_may_have_moved(other_encoder, tmp_path):
     base, own = other_encoder
     config = {"base": str(base), "id_encoder": str(own), "rank": 3, "lora_alpha": 3.0}
-    config |= {"dtype": "float32", "method": "photomaker", "trigger_word": "img", "trainable": []}
+    config |= {
+        "dtype": "float32",
+        "method": "photomaker",
+        "version": VERSION,
+        "trigger_word": "img",
+        "trainable": [],
+    }
     pipe = Pipeline.from_pretrained(base)
     method = get_method("photomaker")
     method.attach(Parts(pipe.model, pipe.base.tokenizers), ConfigDict(config), nnx.Rngs(0))
@@ -364,7 +377,13 @@ def test_a_method_that_cannot_be_loaded_leaves_none_and_all_loras(photomaker, sm
     weights = LoraWeights(np.ones((2, kernel.shape[0])), np.ones((kernel.shape[1], 2)))
     write_lora(tmp_path / "lora.safetensors", {"unet": {"mid_block.attentions.0.proj_in": weights}})
     pipe.load_lora(tmp_path / "lora.safetensors", name="mine")
-    run = {"method": "ip_adapter", "dtype": "float32", "id_encoder": "", "trigger_word": "img"}
+    run = {
+        "version": VERSION,
+        "method": "id_branch",
+        "dtype": "float32",
+        "id_encoder": "",
+        "trigger_word": "img",
+    }
     checkpoints = Checkpoints(tmp_path / "run")
     other = {"id_tokens/id_norm/scale": np.ones(3, np.float32)}
     checkpoints.save(0, other, {"count": np.zeros(1)}, {**run, "trainable": []})
@@ -381,7 +400,7 @@ def test_a_method_that_cannot_be_loaded_leaves_none_and_all_loras(photomaker, sm
     }
     with pytest.raises(ValueError, match="load_method"):
         pipe("a man img", references=[[FACE]])
-    # A name that there is no method of changes nothing at all.
+    # An unknown method name changes nothing.
     pipe.load_method("photomaker_bg", photomaker)
     with pytest.raises(ValueError, match="photo"):
         pipe.load_method("photo", photomaker)
@@ -390,8 +409,8 @@ def test_a_method_that_cannot_be_loaded_leaves_none_and_all_loras(photomaker, sm
 
 def test_of_the_method_before_nothing_stays(photomaker, small_base, tmp_path):
     config = {"base": str(small_base), "id_encoder": "", "dtype": "float32", "trainable": []}
-    config |= {"method": "ip_adapter", "trigger_word": "img"}
-    loaded, method = load_sdxl(small_base), get_method("ip_adapter")
+    config |= {"version": VERSION, "method": "id_branch", "trigger_word": "img"}
+    loaded, method = load_sdxl(small_base), get_method("id_branch")
     method.attach(Parts(loaded.model, loaded.tokenizers), ConfigDict(config), nnx.Rngs(0))
     checkpoints = Checkpoints(tmp_path)
     trainable = split_model(loaded.model, method.groups)[1]
@@ -424,16 +443,16 @@ def test_scales_change_the_picture_and_compile_nothing(personal):
     whole = paint(personal)
     never = paint(personal, start_merge_step=9)
     compiled = sample_steps._cache_size()
-    # Where nobody says, the identity acts after a fifth of the steps: here after the first of two.
+    # By default the identity acts after a fifth of the steps: here after the first of two.
     assert np.array_equal(paint(personal, start_merge_step=None), whole)
     assert np.array_equal(paint(personal, scales={"identity": 1, "lora": 1}), whole)
-    # With one reference the prompt without it is the prompt that stands there until the merge.
+    # With one reference, the prompt without it is the prompt used until the merge step.
     assert np.abs(paint(personal, scales={"identity": 0}) - never).max() < TIGHT
     half = paint(personal, scales={"identity": 0.5})
     assert not np.allclose(half, whole) and not np.allclose(half, never)
     silent = paint(personal, scales={"lora": 0})
     assert not np.allclose(silent, whole)
-    # The scale is for the one call.
+    # The scale applies only to that call.
     assert personal.adapters["method:photomaker"][1] == 1
     assert np.array_equal(paint(personal), whole)
     personal.set_lora_weights({"method:photomaker": 0})
@@ -449,7 +468,7 @@ def test_scales_change_the_picture_and_compile_nothing(personal):
         (IDENTITY, {"scales": {"identity": 1}, "references": None}, "references"),
         (IDENTITY, {"references": [[FACE]] * 2}, "2 lists of references for 1 prompts"),
         (IDENTITY, {"references": [[FACE] * 5]}, "5 references"),
-        ("a woman", {}, 'stands 0 times in the prompt "a woman"'),
+        ("a woman", {}, 'appears 0 times in the prompt "a woman"'),
         ("img of a woman", {}, 'opens the prompt "img of a woman"'),
     ],
 )

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from configs import study_mini
 from persongen_jax.evaluation.trajectories import SETS
 from persongen_jax.metrics.measures import join_runs, measure
 from persongen_jax.study import __main__ as study_module
@@ -23,7 +24,6 @@ from persongen_jax.study.__main__ import (
     describe,
     is_evaluated,
     is_trained,
-    parse,
     plan_runs,
     run_study,
 )
@@ -64,7 +64,7 @@ SETTINGS = {
 
 def make_study(folder):
     """The study's config, whose trainings are those of ``write_trainings``."""
-    study, _ = parse(["study", "--config", "configs/study_mini.py"])
+    study = study_mini.get_config()
     study.workdir = str(folder / "study")
     study.methods, study.seeds = METHODS, SEEDS
     study.config_files = str(folder / "{}.py")
@@ -121,10 +121,10 @@ def test_another_setting_than_a_finished_runs_is_refused(study):
     run.folder.mkdir(parents=True)
     settings = json.loads(run.config.to_json())
     path = run.folder / "config.json"
-    # The base may have moved, and how often a checkpoint is made is nobody's business.
+    # The base may have moved, and how often checkpoints are made does not matter.
     path.write_text(json.dumps({**settings, "base": "/elsewhere/sdxl", "checkpoint_every": 7}))
     check_settings(run)
-    # Training itself has found the checkpoint of the earlier run.
+    # Training itself found the checkpoint of the earlier run.
     path.write_text(json.dumps({**settings, "start_from_step": 3}))
     check_settings(run)
     path.write_text(json.dumps({**settings, "lr_lora": 0.5}))
@@ -136,13 +136,13 @@ def test_another_setting_than_a_finished_runs_is_refused(study):
 
 
 def values_of(method, seed, step, set_name):
-    """Figures that differ by everything."""
+    """Figures that differ in everything."""
     rng = np.random.default_rng([METHODS.index(method), seed, step, SETS.index(set_name)])
     return rng.uniform(0, 1, len(PEOPLE))
 
 
 def finish(run):
-    """What a run leaves: a checkpoint, rows, an evaluation with pictures."""
+    """What a run leaves: a checkpoint, rows, an evaluation with images."""
     (run.folder / "checkpoints" / str(STEPS)).mkdir(parents=True)
     (run.folder / "checkpoints" / str(STEPS) / "arrays").write_bytes(bytes(1000))
     (run.folder / "config.json").write_text(run.config.to_json())
@@ -276,7 +276,7 @@ def test_figures_sheets_and_costs(study, tmp_path):
         assert f"({name})" in page and Image.open(out / name).height > 100
     sheet = np.asarray(Image.open(out / "sheet_in_train.png")).astype(int)
     line = sheet[len(sheet) // 2]
-    # Reference left, then a column for each method, in the order of the study.
+    # The reference on the left, then a column per method, in the study's order.
     places = [np.flatnonzero((line == colour).all(-1)).mean() for colour in ((255, 0, 0),)]
     places += [np.flatnonzero((line == (0, 0, 60 * n)).all(-1)).mean() for n in (1, 2)]
     assert places == sorted(places) and len(set(places)) == 3
@@ -322,28 +322,28 @@ def test_a_stop_is_passed_on(tmp_path):
         with pytest.raises(Interrupted):
             processes("timeit", *SLEEP)
         with pytest.raises(Interrupted):
-            processes("timeit", "pass")  # nothing is begun any more
+            processes("timeit", "pass")  # nothing is started any more
     assert time.monotonic() - start < 90
 
 
 def test_a_failure_is_told(tmp_path, capfd):
     with open(tmp_path / "lock", "w") as lock, StopSignals() as stop:
-        with pytest.raises(RuntimeError, match="timeit.*code 1"):
+        with pytest.raises(ChildProcessError, match="timeit.*code 1"):
             Processes(stop, lock)("timeit", "-n", "1", "1/0")
     assert "ZeroDivisionError" in capfd.readouterr().err
 
 
 def test_two_studies_do_not_share_a_folder(study, tmp_path):
-    """Nor does a study go on while a process that it left behind still trains there."""
+    """Nor does a study resume while a process that it left behind still trains there."""
     folder = tmp_path / "study"
     folder.mkdir()
     with open(folder / "lock", "w") as lock:
         study_module.fcntl.flock(lock, study_module.fcntl.LOCK_EX)
-        with pytest.raises(RuntimeError, match="still at work"):
+        with pytest.raises(BlockingIOError, match="still using it"):
             run_study(study)
         left = subprocess.Popen([sys.executable, "-m", "timeit", *SLEEP], pass_fds=[lock.fileno()])
     try:
-        with pytest.raises(RuntimeError, match="still at work"):
+        with pytest.raises(BlockingIOError, match="still using it"):
             run_study(study)
     finally:
         left.kill()
@@ -401,7 +401,7 @@ def test_a_study_is_stopped_goes_on_and_compares(
         time.sleep(0.05)
     process.send_signal(signal.SIGTERM)
     words, _ = process.communicate(timeout=600)
-    assert process.returncode == 0 and "stopped; the same command goes on" in words, words
+    assert process.returncode == 0 and "stopped; the same command resumes" in words, words
     first = tmp_path / "study" / "photomaker" / "seed_0" / "checkpoints" / str(STEPS)
     made = first.stat().st_mtime_ns
 

@@ -22,6 +22,8 @@ from persongen_jax import evaluate
 from persongen_jax.aot.programs import training, with_batch
 from persongen_jax.diffusion import schedule as diffusion
 from persongen_jax.diffusion.plan import make_plan
+from persongen_jax.evaluation.held_out import HeldOut
+from persongen_jax.evaluation.validation import open_evaluation
 from persongen_jax.metrics.attribute_judge import AttributeJudge
 from persongen_jax.metrics.base import Known, Owner, People
 from persongen_jax.models.layers import UnusedRngs
@@ -30,13 +32,14 @@ from persongen_jax.pipeline.attributes import AttributePipeline
 from persongen_jax.settings import check_same_run
 from persongen_jax.systems import ddpm
 from persongen_jax.systems.assembly import assemble, number
-from persongen_jax.systems.attribute_classifier import Classifier, HeldOut
+from persongen_jax.systems.attribute_classifier import Classifier
 from persongen_jax.systems.open import complete_config, open_system
 from persongen_jax.train import train
 from persongen_jax.training import flop_count
 from persongen_jax.training.checkpoint import load_trained
 from persongen_jax.training.partition import leaf_paths
 from tests.parallel.test_sharding import MESHES, assert_same, finish, start
+from tests.pipeline.test_saving import source_type
 from tests.systems.ddpm_config import get_config
 
 ROOT = Path(__file__).parents[2]
@@ -58,7 +61,7 @@ def rows(path):
 
 @pytest.fixture(scope="module")
 def judge(tmp_path_factory):
-    """The folder of a classifier of digits, trained for a moment."""
+    """The folder of a briefly trained classifier of digits."""
     config = classifier.get_config("digits")
     config.widths, config.steps, config.batch_size = (8, 16), 40, 32
     config.warmup_steps, config.lr_model = 2, 1e-2
@@ -70,7 +73,7 @@ def judge(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def run(judge, tmp_path_factory):
-    """The folder of a whole run."""
+    """The folder of a complete run."""
     config = get_config()
     config.classifier = str(judge)
     folder = tmp_path_factory.mktemp("ddpm") / "run"
@@ -105,7 +108,7 @@ def count(model):
 
 
 def test_the_seed_s_network_has_its_number_of_parameters():
-    """1,380,080: a UNet2DModel with five further channels, and Linear(40, 5)."""
+    """1,380,080: a UNet2DModel with five additional channels, and Linear(40, 5)."""
     assert count(attribute_unet("input", null=False)) == 1_380_080
     assert count(attribute_unet("input", null=True)) == 1_380_080 + 5
 
@@ -177,7 +180,7 @@ def test_an_unconditional_model_reads_no_attributes():
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
 @pytest.mark.parametrize("beta", ["linear", "squaredcos_cap_v2"])
 def test_schedules_and_predictions(prediction, beta):
-    """The loss of a model that answers right is 0, whatever it is asked for."""
+    """The loss of a model with the right answer is 0, for every kind of prediction."""
     config = get_config()
     config.prediction_type, config.beta_schedule, config.hide_prob = prediction, beta, 0.0
     system = open_system(config)
@@ -234,9 +237,11 @@ def test_it_trains_validates_and_opens(run, judge, tmp_path, capsys):
 
 
 def test_the_classifier_is_measured_on_pictures_held_out(judge, tmp_path, capsys):
-    evaluate.main(["--run", str(judge), "--out", str(tmp_path)])
+    evaluate.main(["--run", str(judge), "--out", str(tmp_path), "--pictures"])
     (row,) = json.loads((tmp_path / "metrics.json").read_text())
     measure = row["metrics"]["accuracy"]
+    real = list((tmp_path / "pictures").glob("*.png"))  # nothing is generated here
+    assert real and all(source_type(path) is None for path in real)
     assert row["set"] == "held_out" and measure["n"] == 300 and len(measure["parts"]) == 10
     assert measure["mean"] > 0.3  # a moment's training; chance is 0.1
     assert "held-out" in capsys.readouterr().out
@@ -272,7 +277,7 @@ def test_aot_builds_the_same_step():
 
 @pytest.mark.slow
 def test_devices_change_nothing(tmp_path):
-    meshes = MESHES[:3]  # the others divide frozen weights, of which there are none
+    meshes = MESHES[:3]  # the others shard frozen weights, which it does not have
     finish(start([tmp_path, "ddpm", "", *meshes], 8))
     for name in meshes[1:]:
         assert_same(tmp_path, name)
@@ -280,7 +285,7 @@ def test_devices_change_nothing(tmp_path):
 
 @pytest.mark.slow
 def test_a_cpu_may_count_as_several_devices(run, judge, tmp_path):
-    """Training and validation are the same but for rounding."""
+    """Training and validation are the same up to rounding."""
     words = [*command(tmp_path, judge), "--config.cpu_devices=2"]
     told = subprocess.run(words, check=True, cwd=ROOT, capture_output=True, text=True)
     assert "2 x cpu" in told.stdout
@@ -300,7 +305,7 @@ def test_a_cpu_may_count_as_several_devices(run, judge, tmp_path):
 
 @pytest.fixture
 def faces(tmp_path):
-    """A folder of drawn faces, and the config of a run on it as it is when the run begins."""
+    """A folder of drawn faces, and the config of a new run on it."""
     write_folder(tmp_path / "faces", 40, 16)
     return tmp_path / "faces", ddpm.Ddpm.settled(config_of(tmp_path / "faces"))
 
@@ -314,7 +319,7 @@ def config_of(folder):
 
 
 def rewritten(folder, change):
-    """The folder's table with other columns: ``change`` gets and gives {name: cells}."""
+    """The folder's table with other columns: ``change`` maps {name: cells} to another."""
     path = folder / "attributes.csv"
     with open(path, newline="") as file:
         names, *cells = csv.reader(file)
@@ -329,7 +334,7 @@ def test_a_run_knows_its_attributes_when_its_folder_is_gone(faces):
     saved = complete_config(json.loads(config.to_json()))
     system = open_system(saved)
     assert system.vocabulary == VOCABULARY and system.described.shape == (16, 16, 3)
-    assert AttributePipeline(system)("hat=1", steps=1).shape == (1, 16, 16, 3)
+    assert AttributePipeline(system)("hat=1", num_inference_steps=1).shape == (1, 16, 16, 3)
 
 
 def test_columns_in_another_order_mean_the_same(faces, capsys):
@@ -355,7 +360,7 @@ def test_a_judge_that_cannot_judge_is_named(judge):
     judge, picture = AttributeJudge(str(judge)), np.zeros((16, 16, 3), np.uint8)
     owner = Owner("hat=1", list, lambda limit=None: [picture])
     known = Known("seen", People(lambda: [owner]), People(list))
-    with pytest.raises(ValueError, match="reads pictures of 8x8 pixels, the run's have 16x16"):
+    with pytest.raises(ValueError, match="reads images of 8x8 pixels, the run's have 16x16"):
         judge.check(known)
     with pytest.raises(ValueError, match="cannot judge 'hat=1': .* --config.data"):
         judge.parse("hat=1")
@@ -410,7 +415,7 @@ def test_a_judge_of_few_pictures_has_a_sheet():
     few = np.zeros((3, 8, 8, 3), np.uint8)
     assert held.sheet("held_out", few).ndim == 3 and len(held.rows("held_out", few)) == 1
     config.widths = ()
-    with pytest.raises(ValueError, match="give multiples of 8"):
+    with pytest.raises(ValueError, match="give one or more multiples of 8"):
         open_system(config)
 
 
@@ -418,7 +423,7 @@ def test_a_judge_that_is_none(run, tmp_path):
     def opened(path):
         config = get_config()
         config.classifier = str(path)
-        open_system(config).evaluation()
+        open_evaluation(open_system(config))
 
     with pytest.raises(ValueError, match="there is no trained classifier; train it first"):
         opened(tmp_path / "nothing")
@@ -436,7 +441,7 @@ def test_a_judge_that_is_none(run, tmp_path):
     ],
 )
 def test_every_config_opens_in_the_abstract(module, shape, k):
-    """Its data need not be there: aot compiles for machines that have them."""
+    """Its data need not exist: aot compiles for machines that have them."""
     system = ddpm.Ddpm.abstract(module.get_config())
     batch = system.abstract_batch()
     assert batch["pixel_values"].shape[1:] == shape and batch["attributes"].shape[1:] == (k,)

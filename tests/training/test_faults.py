@@ -1,4 +1,4 @@
-"""What happens to long runs: a kill in a save, a full disk, damage, NaN, signals, new settings."""
+"""Faults in long runs: a kill during a save, a full disk, damage, NaN, signals, new settings."""
 
 import contextlib
 import io
@@ -18,12 +18,13 @@ import numpy as np
 import optax
 import orbax.checkpoint as ocp
 import pytest
+from PIL import Image
 
 from persongen_jax import train
 from persongen_jax.training import integrity
 from persongen_jax.training.bad_steps import NonFinite
 from persongen_jax.training.checkpoint import Checkpoints, SaveFailed, find_run, is_intact
-from persongen_jax.training.log import PatientFile
+from persongen_jax.training.log import EventFile, PatientFile
 from persongen_jax.training.partition import split_model
 from persongen_jax.training.step import TrainState, make_train_step
 from tests.helpers.training_runs import STEPS, metrics, small_base, small_config, whole_run
@@ -70,7 +71,7 @@ def test_sigkill_during_a_save(tmp_path):
         complete = [int(p.name) for p in folder.glob("*") if p.name.isdigit()]
         if max(complete, default=0) >= 2:
             process.send_signal(signal.SIGSTOP)
-            if list(folder.glob("*.saving*")):  # it is in the middle of one
+            if list(folder.glob("*.saving*")):  # it is in the middle of a save
                 break
             process.send_signal(signal.SIGCONT)
         time.sleep(0.005)
@@ -79,7 +80,7 @@ def test_sigkill_during_a_save(tmp_path):
     (half,) = folder.glob("*.saving*")
     with Words() as words, Checkpoints(tmp_path, keep=2) as checkpoints:
         step = checkpoints.newest()
-    assert words == [f"{half}: was not saved to its end, and is removed"]
+    assert words == [f"{half}: incomplete checkpoint, removed"]
     assert step == int(half.name.split(".")[0]) - 1 >= 2
     assert is_intact(folder / str(step)) and not half.exists()
 
@@ -89,7 +90,7 @@ def test_sigkill_during_a_save(tmp_path):
 
 @contextlib.contextmanager
 def small_disk(folder, options):
-    """A file system of its own in memory, so that it can be full."""
+    """A separate file system in memory, so that it can be full."""
     folder.mkdir()
     command = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)]
     if not shutil.which("mount"):
@@ -104,7 +105,7 @@ def small_disk(folder, options):
 
 
 def fill(folder):
-    """Leave no byte; or no name for a new file, where these are few."""
+    """Leave no byte; or no inode for a new file, where these are limited."""
     if os.statvfs(folder).f_files < 1000:
         with contextlib.suppress(OSError):
             for n in range(1000):
@@ -144,7 +145,7 @@ def test_a_full_disk_leaves_what_was_saved(options, tmp_path):
 
         fill(disk)
         checkpoints.save(4, *parts)
-        with pytest.raises(SaveFailed, match="step 4 could not be saved.*Make room"):
+        with pytest.raises(SaveFailed, match="step 4 could not be saved.*Free some space"):
             checkpoints.close()
         assert find_run(disk) == (disk, 3)
 
@@ -165,6 +166,33 @@ def test_the_log_waits_for_room(tmp_path):
     assert len(words) == 1 and "metrics.jsonl: no space left" in words[0]
 
 
+def test_events_wait_for_room_and_a_resumed_run_takes_the_place_of_what_follows(tmp_path):
+    """As TensorBoard itself reads them, which checks every event's checksum."""
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    picture = np.random.default_rng(0).integers(0, 256, (40, 40, 3), np.uint8)
+    with small_disk(tmp_path / "disk", "size=1m,nr_inodes=10k") as disk, Words() as words:
+        events = EventFile(disk)
+        for step in range(1, 6):
+            if step == 2:
+                fill(disk)
+            if step == 4:
+                make_room(disk)
+            events.scalars("training", {"step": step, "loss": step / 4}, step)
+            events.image("validation/in_train", picture, step)
+        events.close()
+        resumed = EventFile(disk, start=3)
+        resumed.scalar("training/loss", 9.0, 4)
+        resumed.close()
+        read = accumulator.EventAccumulator(str(disk)).Reload()
+        losses = [(event.step, event.value) for event in read.Scalars("training/loss")]
+        shown = read.Images("validation/in_train")
+    assert losses == [(1, 0.25), (2, 0.5), (3, 0.75), (4, 9.0)]
+    assert [event.step for event in shown] == [1, 2, 3]
+    with Image.open(io.BytesIO(shown[1].encoded_image_string)) as image:
+        np.testing.assert_array_equal(np.asarray(image), picture)
+    assert len(words) == 1 and "no space left" in words[0]
+
+
 # ---- A step that is not finite -----------------------------------------------------------------
 
 
@@ -174,7 +202,7 @@ def test_a_bad_step_changes_nothing(where):
         def losses(self, model, batch, draws):
             losses = super().losses(model, batch, draws)
             if where == "gradient":
-                # The root's slope at 0 is infinite: a finite loss with a gradient that is none.
+                # The root's slope at 0 is infinite: a finite loss whose gradient is not.
                 losses["loss"] += jnp.sqrt(batch["zero"] * model.slope[...].sum())
             return losses
 
@@ -209,11 +237,11 @@ def test_a_bad_step_changes_nothing(where):
 
 @contextlib.contextmanager
 def hooks(before=(), bad=(), in_save=()):
-    """Faults at their places in a run.
+    """Faults at given points of a run.
 
     Args:
-        before: step -> what is called between it and the step before.
-        bad: steps whose pictures are not numbers.
+        before: step -> what is called between it and the previous step.
+        bad: steps whose images are NaN.
         in_save: step -> what is called in the middle of its save.
     """
     before, in_save = dict(before), dict(in_save)
@@ -245,7 +273,7 @@ def hooks(before=(), bad=(), in_save=()):
 
 
 def run(config, workdir):
-    """What a run prints, and its warnings."""
+    """A run's output, and its warnings."""
     said = io.StringIO()
     with Words() as words, contextlib.redirect_stdout(said):
         train.train(config, workdir)
@@ -274,7 +302,7 @@ def unlucky(tmp_path_factory, config):
             os.kill(os.getpid(), signal.SIGTERM)
             signalled.set()
 
-        # The save runs in the background: the run waits for its fault before it goes on.
+        # The save runs in the background: the run waits for its fault before continuing.
         before = {8: wait_and_fill, 12: lambda: make_room(workdir), 17: lambda: signalled.wait(60)}
         with hooks(before, in_save={15: terminate}):
             first = run(config, workdir)
@@ -314,7 +342,7 @@ def whole(tmp_path_factory, sample_photos):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("item", ["trainable", "opt_state", "ema"])
-def test_bad_luck_changes_no_number(item, unlucky, whole):
+def test_faults_change_no_number(item, unlucky, whole):
     first, second = (
         ocp.StandardCheckpointer().restore(workdir / "checkpoints" / str(STEPS) / item)
         for workdir in (whole, unlucky[0])

@@ -1,4 +1,4 @@
-"""Killed and told to stop at random steps: a continued run equals one never interrupted."""
+"""Killed and stopped at random steps: a resumed run equals one never interrupted."""
 
 import random
 import re
@@ -21,7 +21,7 @@ def whole(tmp_path_factory, sample_photos):
 
 
 class Run:
-    """The command, in processes one after the other; its words and how they ended."""
+    """The command, in processes one after another; their output and exit codes."""
 
     def __init__(self, config, workdir):
         self.workdir, self.words, self.codes = workdir, [], []
@@ -42,7 +42,7 @@ class Run:
         return out + errors[-2000:]
 
     def interrupt(self, number, step):
-        """Send a signal as soon as the log has come to ``step``; seconds until the end."""
+        """Send a signal as soon as the log has reached ``step``; seconds until the end."""
         process = self.start()
         path = self.workdir / "metrics.jsonl"
         while process.poll() is None and not (
@@ -86,7 +86,7 @@ def test_sigterm_saves_and_ends_well(interrupted):
 
 @pytest.mark.parametrize("item", ["trainable", "opt_state", "ema"])
 def test_arrays_are_bit_identical(item, whole, interrupted):
-    """The whole run also validated and wrote events: neither touches what is trained."""
+    """The uninterrupted run also validated and wrote events: neither affects what is trained."""
     first, second = (
         ocp.StandardCheckpointer().restore(workdir / "checkpoints" / str(STEPS) / item)
         for workdir in (whole, interrupted.workdir)

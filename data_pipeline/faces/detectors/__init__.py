@@ -1,33 +1,27 @@
 """Face detectors behind one interface, opened by name.
 
-keypoints:DIR     the miniature's KeypointNet, a folder of this project
 insightface       SCRFD out of InsightFace's model packs, if their files are there
 insightface:DIR   the same, out of this folder
 cascade           scikit-image's own; boxes alone
 """
 
 from data_pipeline.faces.detectors.base import Detection, Detector
+from data_pipeline.faces.detectors.insightface_scrfd import is_available
 
-NAMES = ("keypoints", "insightface", "cascade")
+NAMES = ("insightface", "cascade")
 
 
 def open_detector(name: str, path=None) -> Detector:
-    """The detector called ``name``, "keypoints:DIR" being the same as ("keypoints", "DIR").
+    """The detector called ``name``, "insightface:DIR" being the same as ("insightface", "DIR").
 
     Nothing is ever downloaded.
 
     Raises:
         ValueError: no such detector, or one that needs a folder and has none.
-        FileNotFoundError, ImportError: its files or its library are absent; says what to do.
+        FileNotFoundError, ImportError: its files or its library are missing; has the remedy.
     """
     kind, _, inline = str(name).partition(":")
     path = inline or path
-    if kind == "keypoints":
-        if not path:
-            raise ValueError("the detector 'keypoints' needs its folder: keypoints:DIR")
-        from data_pipeline.faces.detectors.keypoints import KeypointsDetector
-
-        return KeypointsDetector(path)
     if kind == "insightface":
         from data_pipeline.faces.detectors.insightface_scrfd import InsightFaceDetector
 
@@ -36,7 +30,10 @@ def open_detector(name: str, path=None) -> Detector:
         from data_pipeline.faces.detectors.cascade import CascadeDetector
 
         return CascadeDetector()
-    raise ValueError(f"detector {name!r} is unknown; known: {', '.join(NAMES)}")
+    raise ValueError(
+        f"detector {name!r} is unknown; known: {', '.join(NAMES)}, and in "
+        "persongen_jax keypoints:DIR"
+    )
 
 
-__all__ = ["NAMES", "Detection", "Detector", "open_detector"]
+__all__ = ["NAMES", "Detection", "Detector", "is_available", "open_detector"]

@@ -1,14 +1,20 @@
 """PhotoMaker: identity enters through text space (Li et al., arXiv 2312.04461; thesis, 5.1).
 
-The class token ("man") stands in the prompt once per reference, and every copy is fused with that
-reference's ID embedding. Beside the fuse module, LoRA on all attention layers is trained.
+The class token ("man") appears in the prompt once per reference, and every copy is fused with that
+reference's ID embedding. The fuse module is trained, and LoRA on all attention layers.
 """
 
 import re
 
+from flax import nnx
+from ml_collections import ConfigDict
+
+from data_pipeline.examples.fields import Batch, Field
 from persongen_jax.diffusion.conditioning import Conditioning, TokenStream
 from persongen_jax.methods.base import (
     Method,
+    Model,
+    Parts,
     add_prompt_streams,
     prompt_states,
     prompts,
@@ -16,7 +22,7 @@ from persongen_jax.methods.base import (
     references,
 )
 from persongen_jax.methods.start import add_id_encoder, start_from, start_rest
-from persongen_jax.models.attention import add_branch
+from persongen_jax.models.branches import add_branch
 from persongen_jax.models.lora import add_lora
 
 ATTENTION_LAYERS = re.compile(r".*/attn[12]/(to_q|to_k|to_v|to_out/0)")
@@ -26,20 +32,20 @@ class PhotoMaker(Method):
     """Stacked ID embedding in the stream "text", and LoRA.
 
     Attributes:
-        streams: further prompts, each read by a parallel attention branch.
+        streams: additional prompts, each read by a parallel attention branch.
     """
 
     streams: tuple[str, ...] = ()
-    groups = (
+    groups: tuple[tuple[str, str], ...] = (
         (r"id_encoder/visual_projection(_2)?/kernel", "projections"),
         (r"id_encoder/fuse_module/.*", "fuse_module"),
         (r"unet/.*/lora/(down|up)", "lora"),
     )
 
-    def attach(self, parts, config, rngs):
-        """LoRA on the UNet, the ID encoder on CLIP's weights, a branch for each further prompt.
+    def attach(self, parts: Parts, config: ConfigDict, rngs: nnx.Rngs) -> None:
+        """LoRA on the UNet, the ID encoder on CLIP's weights, a branch per additional prompt.
 
-        Reads config.rank, lora_alpha, and what methods/start.py does.
+        Reads config.rank, lora_alpha, and the keys that methods/start.py reads.
         """
         model = parts.model
         add_id_encoder(model, config, rngs)
@@ -49,10 +55,10 @@ class PhotoMaker(Method):
             add_branch(model.unet, name)
         start_rest(model, origin)
 
-    def fields(self, parts, config):
+    def fields(self, parts: Parts, config: ConfigDict) -> tuple[Field, ...]:
         return prompts(parts, config, ("text", *self.streams)), references(self, parts.model)
 
-    def condition(self, model, batch) -> Conditioning:
+    def condition(self, model: Model, batch: Batch) -> Conditioning:
         embeds, pooled = prompt_states(model, batch)
         id_embeds = model.id_encoder.project(reference_features(model, batch))
         stacked = model.id_encoder.fuse_module.stack(

@@ -1,33 +1,36 @@
 """Background, body and identity one after the other (thesis, 3.3: its target method).
 
-Behind every cross-attention on the general prompt stand three more layers, each on a stream of its
-own and beside a skip connection, from the whole of the picture to its detail.
+Every cross-attention on the general prompt is followed by three more layers, each on its own stream
+and with a skip connection, from the whole of the image to its details.
 """
 
+from flax import nnx
+from ml_collections import ConfigDict
+
+from data_pipeline.examples.fields import Batch
 from persongen_jax.diffusion.conditioning import Conditioning
-from persongen_jax.methods.base import add_prompt_streams
+from persongen_jax.methods.base import Model, Parts, add_prompt_streams, plain_text
 from persongen_jax.methods.start import add_id_encoder, start_from, start_rest
-from persongen_jax.methods.thesis.ip_adapter import (
-    IPAdapter,
+from persongen_jax.methods.thesis.id_branch import (
+    IDBranch,
     add_identity,
     identity_tokens,
-    plain_text,
 )
-from persongen_jax.models.attention import CascadeCrossAttention, add_branch
+from persongen_jax.models.branches import CascadeCrossAttention, add_branch
 
 ORDER = ("background", "body", "identity")
 
 
-class Cascade(IPAdapter):
+class Cascade(IDBranch):
     """Streams "text", "background", "body" and "identity"; all of the added layers is trained."""
 
     streams = ORDER[:2]
     groups = (
-        *(row for row in IPAdapter.groups if row[1] != "identity"),
+        *(row for row in IDBranch.groups if row[1] != "identity"),
         *((rf"unet/.*/attn2/branches/{name}/.*", name) for name in ORDER),
     )
 
-    def attach(self, parts, config, rngs):
+    def attach(self, parts: Parts, config: ConfigDict, rngs: nnx.Rngs) -> None:
         model = parts.model
         add_id_encoder(model, config, rngs)
         origin = start_from(model, config)
@@ -36,6 +39,6 @@ class Cascade(IPAdapter):
             add_branch(model.unet, name, CascadeCrossAttention)
         start_rest(model, origin)
 
-    def condition(self, model, batch) -> Conditioning:
+    def condition(self, model: Model, batch: Batch) -> Conditioning:
         conditioning = add_prompt_streams(plain_text(model, batch), model, batch, self.streams)
         return conditioning.with_stream("identity", *identity_tokens(model, batch))

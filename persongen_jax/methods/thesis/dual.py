@@ -1,27 +1,31 @@
-"""Identity by text space and by an attention branch at once (thesis, 5.2.2).
+"""Identity through text space and an attention branch at once (thesis, 5.2.2).
 
-PhotoMaker's stacked ID embedding (arXiv 2312.04461) and the branch of ip_adapter.py. The branch has
+PhotoMaker's stacked ID embedding (arXiv 2312.04461) and the branch of id_branch.py. The branch has
 a projection of its own, so that the two ways may tell different things about a face.
 """
 
+from flax import nnx
+from ml_collections import ConfigDict
+
+from data_pipeline.examples.fields import Batch
 from persongen_jax.diffusion.conditioning import Conditioning, TokenStream
-from persongen_jax.methods.base import prompt_states, reference_features
+from persongen_jax.methods.base import Model, Parts, prompt_states, reference_features
 from persongen_jax.methods.start import add_id_encoder, start_from, start_rest
-from persongen_jax.methods.thesis.ip_adapter import IPAdapter, add_identity
-from persongen_jax.models.attention import add_branch
+from persongen_jax.methods.thesis.id_branch import IDBranch, add_identity
+from persongen_jax.models.branches import add_branch
 
 
-class Dual(IPAdapter):
+class Dual(IDBranch):
     """Stacked ID embedding in "text", and the references in "identity"; no LoRA."""
 
     at_trigger = True
     groups = (
-        *IPAdapter.groups,
+        *IDBranch.groups,
         (r"id_tokens/visual_projection_3/kernel", "projections"),
         (r"id_encoder/fuse_module/.*", "fuse_module"),
     )
 
-    def attach(self, parts, config, rngs):
+    def attach(self, parts: Parts, config: ConfigDict, rngs: nnx.Rngs) -> None:
         model = parts.model
         add_id_encoder(model, config, rngs)
         origin = start_from(model, config)
@@ -29,7 +33,7 @@ class Dual(IPAdapter):
         add_branch(model.unet, "identity")
         start_rest(model, origin)
 
-    def condition(self, model, batch) -> Conditioning:
+    def condition(self, model: Model, batch: Batch) -> Conditioning:
         embeds, pooled = prompt_states(model, batch)
         encoder, features = model.id_encoder, reference_features(model, batch)
         stacked = encoder.fuse_module.stack(

@@ -1,32 +1,34 @@
-"""Identity by an attention branch, and LoRA everywhere (thesis, 5.2.3).
+"""Identity through an attention branch, and LoRA everywhere (thesis, 5.2.3).
 
-The branch of ip_adapter.py. Its keys and values are not trained themselves: like the base layers
+The branch of id_branch.py. Its keys and values are not trained themselves: like the base layers
 they carry a LoRA. PhotoMaker's LoRA holds much about identity, so it is what both start from.
 """
 
 from flax import nnx
+from ml_collections import ConfigDict
 
+from persongen_jax.methods.base import Parts
 from persongen_jax.methods.published.photomaker import ATTENTION_LAYERS, PhotoMaker
 from persongen_jax.methods.start import add_id_encoder, start_from, start_rest
-from persongen_jax.methods.thesis.ip_adapter import IPAdapter, add_identity
-from persongen_jax.models.attention import ParallelCrossAttention, add_branch
+from persongen_jax.methods.thesis.id_branch import IDBranch, add_identity
+from persongen_jax.models.branches import ParallelCrossAttention, add_branch
 from persongen_jax.models.lora import add_lora, copy_lora
 
 
-class IPLora(IPAdapter):
+class IPLora(IDBranch):
     """Streams "text" and "identity"; LoRA on the base layers and on the branch's keys and values.
 
-    The branch starts as the base layer with its LoRA: once, as a copy of both. (The thesis'
-    released code merged the LoRA into the copy and put it on top again.)
+    The branch starts as the base layer with its LoRA, copying both. (The thesis' released code
+    merged the LoRA into the copy and added it again on top.)
     """
 
     groups = (
-        *(row for row in IPAdapter.groups if row[1] != "identity"),
+        *(row for row in IDBranch.groups if row[1] != "identity"),
         *(row for row in PhotoMaker.groups if row[1] == "lora"),
     )
 
-    def attach(self, parts, config, rngs):
-        """Reads config.rank and lora_alpha, and what methods/start.py does."""
+    def attach(self, parts: Parts, config: ConfigDict, rngs: nnx.Rngs) -> None:
+        """Reads config.rank and lora_alpha, and the keys that methods/start.py reads."""
         model = parts.model
         add_id_encoder(model, config, rngs)
         add_lora(model.unet, ATTENTION_LAYERS, config.rank, alpha=config.lora_alpha, rngs=rngs)

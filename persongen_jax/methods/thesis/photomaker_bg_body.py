@@ -1,6 +1,6 @@
-"""PhotoMaker with background and body as prompts of their own (the thesis code's last model).
+"""PhotoMaker with separate prompts for background and body (the thesis code's last model).
 
-As the method photomaker_bg, with one more parallel branch for what the person wears and does.
+Like the method photomaker_bg, with one more parallel branch for the person's clothes and actions.
 """
 
 from persongen_jax.methods.thesis.photomaker_bg import PhotoMakerBackground

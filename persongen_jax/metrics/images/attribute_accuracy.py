@@ -1,4 +1,4 @@
-"""Share of the attributes asked for that our classifier reads in the image."""
+"""Share of the requested attributes that our classifier recognises in the image."""
 
 import numpy as np
 
@@ -8,7 +8,7 @@ from persongen_jax.metrics.judged import JudgedByClassifier
 
 
 class AttributeAccuracy(JudgedByClassifier):
-    """Of each image the share of its attributes that the classifier reads as they were asked for.
+    """For each image, the share of its attributes that the classifier recognises as requested.
 
     ``Generated.texts`` are the requests. The parts are the attributes one by one; the fact
     "all_right" is the share of images with every attribute right.

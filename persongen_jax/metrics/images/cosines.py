@@ -1,7 +1,7 @@
 """Cosines of generated faces with the people of the smaller gallery: the right one, and the others.
 
-Their distance says how clearly rank-1 is decided. Embeddings are ArcFace's (Deng et al., arXiv
-1801.07698, section 3.3).
+The gap between them shows how clearly rank-1 is decided. Embeddings are ArcFace's (Deng et al.,
+arXiv 1801.07698, section 3.3).
 """
 
 import numpy as np
@@ -12,7 +12,7 @@ from persongen_jax.metrics.judged import JudgedByFaceNet
 
 
 class CosineTrue(JudgedByFaceNet):
-    """With the gallery's embedding of the image's owner, in -1..1.
+    """Cosine with the gallery's embedding of the image's owner, in -1..1.
 
     NaN without a face, and for owners who are not among the gallery's first ten people.
     """
@@ -35,7 +35,7 @@ class CosineTrue(JudgedByFaceNet):
         return Values(values)
 
     def choose(self, to_all, true):
-        """Cosines [n, people], and whose is the right one, bool, to values [n]."""
+        """Select values [n] from cosines [n, people] by which person is the right one, bool."""
         return to_all[true]
 
 

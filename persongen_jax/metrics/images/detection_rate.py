@@ -6,7 +6,7 @@ from persongen_jax.metrics.base import Metric, Values
 
 
 class DetectionRate(Metric):
-    """1 where a face is found, else 0; NaN for people in whose references none is."""
+    """1 where a face is found, else 0; NaN for people without a face in their references."""
 
     name, title, form = "detection_rate", "faces found", "{:.1%}"
     plotted = False

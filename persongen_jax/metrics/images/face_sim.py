@@ -1,7 +1,7 @@
 """Face-Sim: does the face look like the reference (ArcFace, Deng et al., arXiv 1801.07698)?
 
-A mean over found faces alone rewards a model for hiding the difficult ones: read it next to
-``detection_rate``, or take ``face_sim_misses_as_0``.
+A mean over found faces alone rewards a model for hiding difficult ones: read it together with
+``detection_rate``, or use ``face_sim_misses_as_0``.
 """
 
 import numpy as np
@@ -14,7 +14,7 @@ from persongen_jax.metrics.judged import JudgedByFaceNet
 class FaceSim(JudgedByFaceNet):
     """Cosine of the embeddings of the generated and the reference's face, in -1..1.
 
-    NaN where no face is found, and for people in whose references none is.
+    NaN where no face is found, and for people without a face in their references.
     """
 
     name, title, form = "face_sim", "Face-Sim", "{:.3f}"

@@ -1,6 +1,6 @@
-"""What the miniature's systems share: the pool, examples drawn from it, and the other stages' runs.
+"""What the miniature's systems share: the pool, examples drawn from it, and other stages' runs.
 
-``config.work`` is a folder with the pool, arrays made of it, and a run's folder for each stage,
+``config.work`` is a folder with the pool, arrays derived from it, and a run's folder per stage,
 named like the stage.
 """
 
@@ -25,7 +25,7 @@ class Drawn:
         make: (random generator, n) to example number n, a flat dict of arrays. The generator is a
             function of ``seed`` and ``n``.
         fingerprint: of the data that ``make`` reads.
-        samples: numbers of examples, one of every shape that there is.
+        samples: indices of examples, one of every shape that occurs.
     """
 
     def __init__(self, make: Callable, *, seed: int, fingerprint: str, samples=(0,)):
@@ -58,7 +58,7 @@ class PoolSystem(System):
 
     @classmethod
     def abstract(cls, config):
-        system = cls(config)  # small enough to be opened
+        system = cls(config)  # small enough to open
         system.model = nnx.eval_shape(lambda: nnx.clone(system.model))
         return system
 
@@ -80,11 +80,11 @@ class PoolSystem(System):
 
     @abc.abstractmethod
     def network(self):
-        """The model with its first weights."""
+        """The model with its initial weights."""
 
     @abc.abstractmethod
     def example(self, rng, n: int) -> dict[str, np.ndarray]:
-        """Example number n, flat; all that is random in it comes from ``rng``."""
+        """Example number n, flat; all its randomness comes from ``rng``."""
 
     def source(self) -> Drawn:
         return Drawn(
@@ -99,13 +99,13 @@ def open_network(work: Path, name: str):
     """The model that a stage has trained.
 
     Raises:
-        FileNotFoundError: the stage was never begun.
-        ValueError: it is not at its end.
+        FileNotFoundError: the stage was never started.
+        ValueError: it is not finished.
     """
     run = open_run(work / name, change=lambda config: config.update(work=str(work)))
     if run.step < run.config.steps:
         raise ValueError(
-            f"{run.workdir}: {run.step} of {run.config.steps} steps are made; first finish it: "
+            f"{run.workdir}: {run.step} of {run.config.steps} steps are done; first finish it: "
             f"python -m persongen_jax.miniature --work {work} --only {name}"
         )
     return run.system.model

@@ -1,6 +1,6 @@
 """The miniature's face recogniser: IResNet with ArcFace's loss on aligned crops.
 
-Face-Sim's own net is trained with a seed of its own, so that no method has seen its features.
+Face-Sim's net is trained with its own seed, so that no method has seen its features.
 """
 
 import numpy as np
@@ -13,12 +13,12 @@ from persongen_jax.miniature.pool import Pool, kept
 from persongen_jax.miniature.systems.base import PoolSystem
 from persongen_jax.models.faces.iresnet import IResNet, normalise_faces
 
-JITTER = 0.5  # pixels of the picture: detectors do not find landmarks exactly
+JITTER = 0.5  # pixels of the image: detectors do not find landmarks exactly
 ROWS = 1000
 
 
 class Recogniser(nnx.Module):
-    """The net, and the people that it learns to tell apart, which serve training alone."""
+    """The net, and the people that it learns to distinguish, which serve training only."""
 
     def __init__(self, people: int, rngs):
         self.net = IResNet(sizes.FACE_NET, rngs=rngs)
@@ -26,7 +26,7 @@ class Recogniser(nnx.Module):
 
 
 class FaceNet(PoolSystem):
-    """Tells people apart.
+    """Distinguishes people.
 
     Arrays of an example:
         crop: [s, s, 3] uint8, aligned.
@@ -52,7 +52,7 @@ class FaceNet(PoolSystem):
 
 
 def aligned_crops(pool: Pool) -> np.ndarray:
-    """[n, s, s, 3] uint8 by the true landmarks, jittered; kept on disk."""
+    """[n, s, s, 3] uint8 by the true landmarks, jittered; cached on disk."""
 
     def align_all():
         size = sizes.FACE_NET["input_size"]

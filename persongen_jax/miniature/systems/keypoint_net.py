@@ -1,4 +1,4 @@
-"""The miniature's keypoint net: where the face, its landmarks and the joints are."""
+"""The miniature's keypoint net: finds the face, its landmarks and the joints."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -9,13 +9,13 @@ from persongen_jax.miniature import sizes
 from persongen_jax.miniature.systems.base import PoolSystem, to_pixels
 from persongen_jax.models.faces.keypoint_net import KeypointNet
 
-NOBODY = 6  # every so many-th example is a picture without a face
+NOBODY = 6  # every sixth example is an image without a face
 SOMEBODY = 1 - 1 / NOBODY
 POSITIONS = ("face_box", "landmarks", "keypoints")
 
 
 class Keypoints(PoolSystem):
-    """Finds one person; every so many-th picture has no face.
+    """Finds one person; one image in ``NOBODY`` has no face.
 
     Arrays of an example:
         image: [s, s, 3] uint8.
@@ -41,14 +41,15 @@ class Keypoints(PoolSystem):
         visibility = batch["visibility"]
         seen = jnp.repeat(visibility, 2, axis=-1)
         visible = optax.sigmoid_binary_cross_entropy(out.visibility, visibility).mean(1)
-        # The face is what everything else hangs on: it weighs more than the joints.
+        # Everything else depends on the face: it weighs more than the joints.
         parts = {
             "box": distance(out.face_box, batch["face_box"], 1.0),
             "landmarks": 2 * distance(out.landmarks, batch["landmarks"], 1.0),
             "keypoints": distance(out.keypoints, batch["keypoints"], seen),
             "visible": 0.02 * visible,
         }
-        # Only pictures with a face have these: the mean over all is to be the mean over those.
+        # Only images with a face have these: scale so that the mean over all is the mean over
+        # those.
         parts = {name: part * somebody / SOMEBODY for name, part in parts.items()}
         present = optax.sigmoid_binary_cross_entropy(out.present, somebody)
         return {"loss": sum(parts.values()) + 0.02 * present, **parts, "present": present}
@@ -62,7 +63,7 @@ def distance(found, true, weight):
 
 
 def without_face(rng, image, box):
-    """The picture with its face's place filled by noise, by another part of it, or by blocks."""
+    """The image with its face replaced by noise, by another part of it, or by blocks."""
     x0, y0, x1, y1 = np.clip([*np.floor(box[:2]) - 2, *np.ceil(box[2:]) + 2], 0, 64).astype(int)
     kind = rng.integers(3)
     if kind == 0:

@@ -1,9 +1,9 @@
-"""The miniature's base UNet: text-to-image on cached latents, frozen text towers.
+"""The miniature's base UNet: text-to-image on cached latents, with frozen text towers.
 
 SDXL's objective (noise prediction) with min-SNR weights (arXiv 2303.09556), more weight on the
-face, whose details are the hard part of these pictures, and an average of the weights (EMA).
+face, whose details are the hard part of these images, and an average of the weights (EMA).
 
-First from captions alone; then goes on with names (names.py) in the class word's place.
+Trained first on captions alone; then with names (names.py) in place of the class word.
 """
 
 import jax.numpy as jnp
@@ -15,18 +15,18 @@ from persongen_jax.diffusion import schedule as diffusion
 from persongen_jax.diffusion.conditioning import Conditioning, TokenStream
 from persongen_jax.diffusion.schedule import min_snr_weights
 from persongen_jax.miniature import sizes
-from persongen_jax.miniature.names import make_names, put_names
 from persongen_jax.miniature.pool import Pool
 from persongen_jax.miniature.systems.base import PoolSystem, open_network
 from persongen_jax.miniature.systems.clip import text_encoders
+from persongen_jax.miniature.systems.names import make_names, put_names
 from persongen_jax.miniature.systems.vae import open_vae
 from persongen_jax.models.sdxl.parts import StableDiffusionXL
 from persongen_jax.models.sdxl.unet import UNet2DConditionModel
 from persongen_jax.systems.diffusion import VAE, DiffusionSystem
 
-PART = 1 / 6  # of the prompts that are not dropped: one of general, background and body alone
+PART = 1 / 6  # of the prompts not dropped are one of general, background and body alone
 NAMED = 0.6  # of the prompts that have a class word
-MEASURED = 64  # prompts on which the size of words is measured
+MEASURED = 64  # prompts for measuring the size of word embeddings
 
 
 class UNet(PoolSystem, DiffusionSystem):
@@ -49,7 +49,7 @@ class UNet(PoolSystem, DiffusionSystem):
     @classmethod
     def defaults(cls):
         config = super().defaults()
-        config.face_weight = 1.0  # of a latent cell that the face box touches
+        config.face_weight = 1.0  # of a latent cell that touches the face box
         return config
 
     def network(self):
@@ -58,11 +58,11 @@ class UNet(PoolSystem, DiffusionSystem):
         return StableDiffusionXL(self.first_unet(), vae, *towers)
 
     def first_unet(self):
-        """With the weights that training starts from."""
+        """With the initial weights of the training."""
         return UNet2DConditionModel(sizes.unet_config(), rngs=nnx.Rngs(self.config.seed))
 
     def prompt(self, rng) -> tuple[int, int]:
-        """(number of a picture, which of its prompts)."""
+        """(index of an image, which of its prompts)."""
         return rng.integers(len(self.pool)), rng.integers(1, 4) if rng.random() < PART else 0
 
     def of_prompt(self, row: int, part: int) -> dict[str, np.ndarray]:
@@ -80,7 +80,7 @@ class UNet(PoolSystem, DiffusionSystem):
 
     @property
     def no_prompt(self) -> dict:
-        """What a batch has in the place of its condition where that is dropped."""
+        """What a batch holds in place of a dropped condition."""
         return {"input_ids": self.tokenizers.encode("")}
 
     def drop(self, batch, drop):
@@ -118,10 +118,10 @@ class UNet(PoolSystem, DiffusionSystem):
 
 
 class NamedUNet(UNet):
-    """Goes on with names.
+    """Continues the training with names.
 
-    Further arrays of an example:
-        name: [d] float32, the person's; d: the text towers' widths together.
+    Additional arrays of an example:
+        name: [d] float32, the person's; d: the sum of the text towers' widths.
         place: [] int32, of the class word's token; -1: the prompt has no name.
     """
 
@@ -156,7 +156,7 @@ class NamedUNet(UNet):
 
 
 def class_word_places(pool: Pool, tokenizers) -> np.ndarray:
-    """[n]: which token of a prompt that begins with the general caption is the class word."""
+    """[n]: the index of the class word's token in a prompt that begins with the general caption."""
     before = [split_at_trigger(caption)[0] for caption in pool.captions]
     last = {text: int(tokenizers.encode(text)[0].argmax()) - 1 for text in set(before)}
     return np.array([last[text] for text in before])

@@ -1,4 +1,4 @@
-"""The miniature's VAE, and its decoder once more."""
+"""The miniature's VAE, and further training of its decoder."""
 
 import jax
 import jax.numpy as jnp
@@ -10,19 +10,19 @@ from persongen_jax.miniature.latents import encode_pool, scaling_factor, with_sc
 from persongen_jax.miniature.systems.base import PoolSystem, open_network, to_pixels
 from persongen_jax.models.sdxl.vae import AutoencoderKL
 
-CROP = 32  # side of the crops that most steps see: a quarter of the work, and of the memory
-WHOLE = 0.1  # of the steps, the last ones: whole pictures, so that the norms see what they will
+CROP = 32  # side of the crops in most steps: a quarter of the work and the memory
+WHOLE = 0.1  # last fraction of the steps: whole images, so that the norms see final statistics
 FACE_WEIGHT = 6.0  # of a pixel in the face box
 KL_WEIGHT = 1e-4
-FACE = 0.6  # of the decoder's loss: the face box's share beside the whole picture's
+FACE = 0.6  # of the decoder's loss: the share of the face box, against the whole image
 
 
 class CroppedPictures(PoolSystem):
-    """Examples are crops first, and whole pictures in the last steps.
+    """Examples are crops first, and whole images in the last steps.
 
     Arrays of an example:
         image: [s, s, 3] uint8.
-        face_box: [4] float32, in pixels; of a crop it may lie outside.
+        face_box: [4] float32, in pixels; it may lie outside a crop.
     """
 
     @property
@@ -33,7 +33,7 @@ class CroppedPictures(PoolSystem):
         return n // self.config.batch_size >= (1 - WHOLE) * self.config.steps
 
     def row(self, rng) -> tuple[int, np.ndarray, np.ndarray]:
-        """A picture's number, the picture, and its face box."""
+        """An image's index, the image, and its face box."""
         row = rng.integers(len(self.pool))
         return row, self.pool.images[row], self.pool.face_box[row].astype(np.float32)
 
@@ -65,19 +65,19 @@ class Vae(CroppedPictures):
         mean, logvar = model.encode(pixels)
         error = model.decode(mean + jnp.exp(0.5 * logvar) * draws["noise"]) - pixels
         weight = 1 + (FACE_WEIGHT - 1) * box_mask(batch["face_box"], pixels.shape[1])
-        # In [-1, 1] an error of 0.08 stands for 28 dB; both terms matter there.
+        # In [-1, 1] an error of 0.08 means 28 dB; both terms matter there.
         told = (weight[..., None] * (10 * error**2 + 0.5 * jnp.abs(error))).mean((1, 2, 3))
         kl = 0.5 * (mean**2 + jnp.exp(logvar) - 1 - logvar).mean((1, 2, 3))
         return {"loss": told + KL_WEIGHT * kl, "mse": (error**2).mean((1, 2, 3)), "kl": kl}
 
 
 class Decoder(CroppedPictures):
-    """The decoder, trained further while the encoder stays: the latents remain what they are.
+    """The decoder, trained further while the encoder is frozen: the latents do not change.
 
     Stability's ft-MSE decoders were made in this way. The loss is the figure that judges the VAE,
-    PSNR, of whole pictures and of faces: the logarithm of each example's squared error.
+    PSNR, of whole images and of faces: the logarithm of each example's squared error.
 
-    Further array of an example:
+    Additional array of an example:
         moments: [h, w, 2 c] float32, the posterior's mean and logvar.
     """
 
@@ -110,14 +110,14 @@ class Decoder(CroppedPictures):
         whole = error.mean((1, 2))
         face = box_mask(batch["face_box"], pixels.shape[1])
         size = face.sum((1, 2))
-        # A crop without a face is judged as a whole, twice.
+        # A crop without a face counts as a whole, twice.
         faces = jnp.where(size > 0, (face * error).sum((1, 2)) / jnp.maximum(size, 1), whole)
         loss = (1 - FACE) * jnp.log(whole + 1e-5) + FACE * jnp.log(faces + 1e-5)
         return {"loss": loss, "mse": whole, "psnr": -10 * jnp.log10(whole / 4)}
 
 
 def open_vae(work, pool):
-    """(the trained VAE with its scaling factor in ``config``, moments of the pool's pictures)."""
+    """(the trained VAE with its scaling factor in ``config``, moments of the pool's images)."""
     vae = open_network(work, "vae")
     moments = encode_pool(vae, pool, work / "vae")
     return with_scaling_factor(vae, scaling_factor(moments)), moments
@@ -126,7 +126,7 @@ def open_vae(work, pool):
 def start_quietly(vae):
     """Start as a nearly linear autoencoder, whose latents are not drowned in their own noise.
 
-    Every residual branch begins at zero, every other kernel with unit gain: what is linear in the
+    Every residual branch starts at zero, every other kernel with unit gain: the linear part of the
     task is learned in the first hundred steps.
     """
     for path, leaf in nnx.to_flat_state(nnx.state(vae, nnx.Param)):
@@ -141,7 +141,7 @@ def start_quietly(vae):
 
 
 def crop_corner(rng, box) -> np.ndarray:
-    """A crop's (x, y) in whole pixels: half of the crops lie around the face, half anywhere."""
+    """A crop's (x, y) in whole pixels: half of the crops are around the face, half anywhere."""
     most = sizes.SIDE - CROP
     if rng.random() < 0.5:
         middle = (box[:2] + box[2:]) / 2 + rng.uniform(-6, 6, 2)
@@ -156,7 +156,7 @@ def cut(array, corner, side: int) -> np.ndarray:
 
 
 def moved(box, corner) -> np.ndarray:
-    """The box as the crop sees it."""
+    """The box in the crop's coordinates."""
     return box - np.tile(corner, 2).astype(np.float32)
 
 
@@ -170,7 +170,7 @@ def crop_with_latents(rng, image, box, latents):
 
 
 def box_mask(box, side):
-    """[b, 4] pixels to [b, side, side] in {0, 1}: the pixels whose middle is in the box."""
+    """[b, 4] pixels to [b, side, side] in {0, 1}: the pixels whose centre is in the box."""
     middle = jnp.arange(side) + 0.5
     columns = (middle >= box[:, :1]) & (middle < box[:, 2:3])
     rows = (middle >= box[:, 1:2]) & (middle < box[:, 3:])

@@ -1,4 +1,4 @@
-"""The blocks of DDPM's UNet (arXiv 2006.11239, appendix B): a level each. Arrays are NHWC."""
+"""The blocks of DDPM's UNet (arXiv 2006.11239, appendix B), one per level. Arrays are NHWC."""
 
 import jax.numpy as jnp
 from flax import nnx
@@ -8,11 +8,11 @@ from persongen_jax.models.spatial_attention import SpatialAttention
 
 
 class Block2D(nnx.Module):
-    """Resnets, each followed by attention or not, on one level.
+    """Resnets of one level, each optionally followed by attention.
 
     Args:
         channels: (in, out) of each resnet.
-        attention: arguments of SpatialAttention but its features; None for none.
+        attention: arguments of SpatialAttention other than its features; None for none.
     """
 
     def __init__(self, channels, *, resnet, attention, **kw):
@@ -29,7 +29,7 @@ class Block2D(nnx.Module):
 
 
 class DownBlock2D(Block2D):
-    """Resnets, then half the sides: [b, h, w, in] to [b, h / 2, w / 2, out], but in the last."""
+    """Resnets, then half the sides: [b, h, w, in] to [b, h / 2, w / 2, out], except in the last."""
 
     def __init__(self, channels, *, downsample, padding, resnet, **kw):
         super().__init__(channels, resnet=resnet, **kw)
@@ -42,7 +42,7 @@ class DownBlock2D(Block2D):
             self.downsamplers = nnx.List([block])
 
     def __call__(self, x, temb):
-        """The output, and the list of what the way up will read."""
+        """The output, and the list of skips for the up path."""
         outputs = []
         for i in range(len(self.resnets)):
             x = self.run(i, x, temb)
@@ -54,7 +54,7 @@ class DownBlock2D(Block2D):
 
 
 class UpBlock2D(Block2D):
-    """Resnets that also read outputs of the way down; then double the sides, but in the last."""
+    """Resnets that also read skips of the down path; then double the sides, except in the last."""
 
     def __init__(self, channels, *, upsample, resnet, **kw):
         super().__init__(channels, resnet=resnet, **kw)
@@ -66,7 +66,7 @@ class UpBlock2D(Block2D):
             self.upsamplers = nnx.List([ResnetBlock2D(out, out, resample="up", **resnet, **kw)])
 
     def __call__(self, x, skips, temb):
-        """``skips``: the way down's outputs; this block's are taken off its end."""
+        """``skips``: the down path's outputs; this block pops its own off the end."""
         for i in range(len(self.resnets)):
             x = self.run(i, jnp.concatenate([x, skips.pop()], axis=-1), temb)
         return x if self.upsamplers is None else _resampled(self.upsamplers[0], x, temb)
@@ -77,7 +77,7 @@ def _resampled(layer, x, temb):
 
 
 class MidBlock2D(nnx.Module):
-    """Resnet, attention unless the config goes without, resnet."""
+    """Resnet, attention unless the config omits it, resnet."""
 
     def __init__(self, channels, *, resnet, attention, **kw):
         self.resnets = nnx.List(

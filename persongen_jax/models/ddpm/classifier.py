@@ -1,4 +1,4 @@
-"""A small residual network that tells attributes, and whose features compare sets of pictures."""
+"""A small residual network that classifies attributes; its features compare sets of images."""
 
 import jax.numpy as jnp
 from flax import nnx
@@ -10,10 +10,10 @@ GROUPS = 8  # of the normalisation
 
 
 class AttributeClassifier(nnx.Module):
-    """Pictures [b, h, w, c] in [-1, 1] to logits [b, K] and features [b, d].
+    """Maps images [b, h, w, c] in [-1, 1] to logits [b, K] and features [b, d].
 
     Args:
-        channels: of a picture; widths: of the levels, the side is halved between them; d is the
+        channels: of an image; widths: of the levels, between which the side is halved; d is the
             last; attributes: K.
     """
 
@@ -29,7 +29,7 @@ class AttributeClassifier(nnx.Module):
         self.head = Linear(widths[-1], attributes, **kw)
 
     def features(self, pictures):
-        """[b, d]: the last layer before the head, averaged over the picture."""
+        """[b, d]: the last layer before the head, averaged over the image."""
         x = self.conv_in(pictures)
         for i, block in enumerate(self.blocks):
             x = block(x)

@@ -19,7 +19,7 @@ from persongen_jax.models.embeddings import (
 from persongen_jax.models.layers import Conv, Embed, GroupNorm
 from persongen_jax.models.ops import activation
 
-# diffusers' defaults for what a config.json may leave out.
+# diffusers' defaults for keys that a config.json may omit.
 DEFAULTS = {
     "sample_size": None,
     "in_channels": 3,
@@ -51,7 +51,7 @@ DEFAULTS = {
     "num_train_timesteps": None,
 }
 
-# Keys of which only these values are implemented; the rest of diffusers' zoo is refused by name.
+# Keys for which only these values are implemented; diffusers' other values are refused by name.
 SUPPORTED = {
     "time_embedding_type": ("positional", "fourier", "learned"),
     "mid_block_type": ("UNetMidBlock2D", None),
@@ -62,7 +62,7 @@ SUPPORTED = {
     "class_embed_type": (None, "timestep", "identity"),
 }
 
-# Block types: whether a resnet is followed by attention, and how the sides change; None: as
+# Block types: whether attention follows each resnet, and how the sides change; None: as
 # downsample_type or upsample_type says.
 DOWN_TYPES = {
     "DownBlock2D": (False, "conv"),
@@ -96,7 +96,7 @@ def complete_config(config: dict) -> dict:
             raise ValueError(
                 f"UNet config: {key} has {len(config[key])} entries, block_out_channels {levels}"
             )
-        config[key] = [name.removeprefix("UNetRes") for name in config[key]]  # as of old
+        config[key] = [name.removeprefix("UNetRes") for name in config[key]]  # old names
         for name in config[key]:
             if name not in types:
                 _refuse(key, name, types)
@@ -119,7 +119,7 @@ def complete_config(config: dict) -> dict:
 
 
 def _attending(config: dict) -> list[int]:
-    """The numbers of channels that some attention reads."""
+    """The numbers of channels of the layers that have attention."""
     widths = config["block_out_channels"]
     down = zip(widths, config["down_block_types"], strict=True)
     up = zip(widths[::-1], config["up_block_types"], strict=True)
@@ -135,7 +135,7 @@ def _refuse(key, value, supported):
 
 
 class UNet2DModel(nnx.Module):
-    """Predicts noise (or v, or x0) from noisy pictures.
+    """Predicts noise (or v, or x0) from noisy images.
 
     Args:
         config: contents of diffusers' ``config.json``.
@@ -208,7 +208,7 @@ class UNet2DModel(nnx.Module):
         self.conv_out = Conv(channels[0], config["out_channels"], 3, padding=1, **kw)
 
     def _build_embeddings(self, width: int, kw):
-        """Of the timestep, and of the class."""
+        """The embeddings of the timestep and of the class."""
         config = self.config
         kind, dim = config["time_embedding_type"], config["time_embedding_dim"] or 4 * width
         self.time_proj, inputs = nnx.data(None), width
@@ -223,30 +223,8 @@ class UNet2DModel(nnx.Module):
         elif config["class_embed_type"] is None and config["num_class_embeds"] is not None:
             self.class_embedding = Embed(config["num_class_embeds"], dim, **kw)
 
-    @classmethod
-    def from_pretrained(
-        cls, directory, *, dtype=jnp.float32, param_dtype=jnp.float32, variant=None
-    ) -> "UNet2DModel":
-        """Of a folder with config.json and weights, or of a pipeline's folder with ``unet/`` in it.
-
-        Args:
-            variant: "fp16" to read ``*.fp16.safetensors``.
-
-        Raises:
-            WeightsError: a fault of the files. ValueError: a config that is not implemented.
-        """
-        from persongen_jax.weights.formats.unet2d import load_unet2d
-
-        return load_unet2d(directory, dtype=dtype, param_dtype=param_dtype, variant=variant)
-
-    def save_pretrained(self, directory):
-        """Write config.json and the weights, as diffusers' UNet2DModel opens them."""
-        from persongen_jax.weights.formats.unet2d import save_unet2d
-
-        save_unet2d(self, directory)
-
     def _frequencies(self, values):
-        """[b] timesteps to what the time embedding reads, [b, c] float32."""
+        """[b] timesteps to the input of the time embedding, [b, c] float32."""
         if self.time_proj is not None:
             return self.time_proj(values)
         config = self.config
@@ -271,25 +249,25 @@ class UNet2DModel(nnx.Module):
         return labels if kind == "identity" else self.class_embedding(labels)
 
     def __call__(self, sample, timesteps, class_labels=None):
-        """Noisy pictures [b, h, w, in_channels] to the prediction [b, h, w, out_channels].
+        """Noisy images [b, h, w, in_channels] to the prediction [b, h, w, out_channels].
 
         Args:
             timesteps: [b] or one, 0 to 999.
-            class_labels: what the config's class embedding reads: [b] whole numbers, timesteps, or
-                with "identity" embeddings [b, e] themselves; None where it has none.
+            class_labels: the input of the config's class embedding: [b] whole numbers, timesteps,
+                or with "identity" the embeddings [b, e] themselves; None if it has none.
 
         Returns:
             float32; computed in ``dtype``.
 
         Raises:
             ValueError: sides that cannot be halved between all levels; class labels missing, or
-                given where nothing reads them.
+                given although nothing reads them.
         """
         config = self.config
         halvings = len(config["block_out_channels"]) - 1
         if any(side % 2**halvings for side in sample.shape[1:3]):
             raise ValueError(
-                f"a picture of {sample.shape[1]}x{sample.shape[2]} cannot be halved {halvings} "
+                f"an image of {sample.shape[1]}x{sample.shape[2]} cannot be halved {halvings} "
                 f"times; give sides that are multiples of {2**halvings}"
             )
         timesteps = jnp.broadcast_to(jnp.asarray(timesteps), sample.shape[:1])

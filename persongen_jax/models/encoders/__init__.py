@@ -1,1 +1,1 @@
-"""Networks that encode text and reference pictures."""
+"""Networks that encode text and reference images."""

@@ -1,7 +1,7 @@
 """CLIP's text and image towers (Radford et al., arXiv 2103.00020), sized by transformers' configs.
 
 SDXL's two prompt encoders, PhotoMaker's and IP-Adapter's image encoders and the CLIP metrics are
-all made of these. Module paths mirror transformers' keys without the ``text_model.`` and
+all built from these. Module paths mirror transformers' keys without the ``text_model.`` and
 ``vision_model.`` prefixes.
 """
 
@@ -12,11 +12,11 @@ import jax.numpy as jnp
 from flax import nnx
 from ml_collections import FrozenConfigDict
 
-from persongen_jax.models.attention import attention
+from persongen_jax.models.attention_kernels import attention
 from persongen_jax.models.layers import Conv, Embed, LayerNorm, Linear
 from persongen_jax.models.ops import activation, materialize
 
-# transformers' defaults for what a config.json may leave out.
+# transformers' defaults for keys that a config.json may omit.
 SHARED_DEFAULTS = {
     "projection_dim": 512,
     "num_hidden_layers": 12,
@@ -49,21 +49,21 @@ PROJECTING_ARCHITECTURES = (
 
 
 def complete_config(config: dict, tower: str) -> dict:
-    """The settings of one tower, transformers' defaults filled in.
+    """The settings of one tower, with transformers' defaults filled in.
 
     Args:
         config: a tower's own config.json, or a full CLIPModel's, which nests it.
         tower: "text" or "vision".
 
     Raises:
-        ValueError: sizes that do not fit each other; the key is named.
+        ValueError: sizes that do not fit each other; the message names the key.
     """
     defaults = {"text": TEXT_DEFAULTS, "vision": VISION_DEFAULTS}[tower]
     nested = (f"{tower}_config", f"{tower}_config_dict")
     if any(config.get(key) for key in nested):
-        # OpenAI's own files hold the sizes twice; transformers lets the second name win.
+        # OpenAI's own files hold the sizes twice; in transformers the second name wins.
         own = {**(config.get(nested[0]) or {}), **(config.get(nested[1]) or {})}
-        # A CLIPModel has one projection_dim for both towers; what is nested is ignored.
+        # A CLIPModel has one projection_dim for both towers; nested ones are ignored.
         own["projection_dim"] = config.get("projection_dim", SHARED_DEFAULTS["projection_dim"])
         config = own
     completed = {key: config.get(key, default) for key, default in defaults.items()}
@@ -86,7 +86,7 @@ def _wants_projection(config: dict, with_projection: bool | None) -> bool:
 
 
 class CLIPTextOutput(NamedTuple):
-    """What the text tower gives; all in the compute dtype.
+    """The text tower's outputs, all in the compute dtype.
 
     hidden_states: the embeddings and the output of each layer, each [b, n, hidden_size].
     last_hidden_state: [b, n, hidden_size], after the final norm.
@@ -101,10 +101,10 @@ class CLIPTextOutput(NamedTuple):
 
 
 class CLIPVisionOutput(NamedTuple):
-    """What the image tower gives; all in the compute dtype. Row 0 is the class token.
+    """The image tower's outputs, all in the compute dtype. Row 0 is the class token.
 
     hidden_states: the normed embeddings and the output of each layer, each [b, 1 + patches, d].
-    last_hidden_state: the last of them; no norm follows.
+    last_hidden_state: the last hidden state; no norm follows.
     pooler_output: [b, d], the class token after post_layernorm.
     image_embeds: [b, projection_dim], or None without a projection.
     """
@@ -147,7 +147,7 @@ class CLIPMLP(nnx.Module):
 
 
 class CLIPEncoderLayer(nnx.Module):
-    """Attention, then MLP, each after a norm and beside a skip."""
+    """Attention, then MLP, each after a norm and with a skip."""
 
     def __init__(self, config, **kw):
         features, eps = config["hidden_size"], config["layer_norm_eps"]
@@ -165,7 +165,7 @@ class CLIPEncoder(nnx.Module):
     """The stack of layers: [b, n, d] to a tuple of its input and every layer's output."""
 
     def __init__(self, config, **kw):
-        activation(config["hidden_act"])  # an unknown one is an error now, not at the first call
+        activation(config["hidden_act"])  # fails now if unknown, not at the first call
         self.layers = nnx.List(
             [CLIPEncoderLayer(config, **kw) for _ in range(config["num_hidden_layers"])]
         )
@@ -214,14 +214,14 @@ class CLIPVisionEmbeddings(nnx.Module):
 
 
 class CLIPTextModel(nnx.Module):
-    """Prompt ids to hidden states and a pooled embedding.
+    """Maps prompt ids to hidden states and a pooled embedding.
 
     Under ``jax.jit`` only what the caller returns is computed: a prompt encoder that returns
-    ``hidden_states[-2]`` pays neither for the last layer nor for the pooling.
+    ``hidden_states[-2]`` runs neither the last layer nor the pooling.
 
     Args:
         config: contents of transformers' ``config.json``, a text tower's or a full CLIPModel's.
-        with_projection: has ``text_projection``; None asks the config's ``architectures``.
+        with_projection: has ``text_projection``; None: as the config's ``architectures`` say.
         dtype: of the computation; param_dtype: of the stored weights.
 
     Raises:
@@ -268,21 +268,21 @@ class CLIPTextModel(nnx.Module):
         return CLIPTextOutput(hidden_states, last, pooled, embeds)
 
     def _pooled_positions(self, input_ids):
-        """[b]: where each prompt ends."""
+        """[b]: the position of each prompt's end-of-text token."""
         eos = self.config["eos_token_id"]
-        # Old configs say 2, which ends no text in CLIP's vocabulary; what does is its highest id
-        # (those behind it are of words that came later). With any other value the first match is
-        # taken, because padding may repeat it.
+        # Old configs say 2, which is not the end token in CLIP's vocabulary; that one is its
+        # highest id (higher ids are words added later). With any other value the first match
+        # counts, because padding may repeat it.
         own = jnp.where(input_ids < self.config["vocab_size"], input_ids, -1)
         return jnp.argmax(own if eos == 2 else input_ids == eos, axis=-1)
 
 
 class CLIPVisionModel(nnx.Module):
-    """Images to hidden states and a pooled embedding (ViT, arXiv 2010.11929).
+    """Maps images to hidden states and a pooled embedding (ViT, arXiv 2010.11929).
 
     Args:
         config: contents of transformers' ``config.json``, an image tower's or a full CLIPModel's.
-        with_projection: has ``visual_projection``; None asks the config's ``architectures``.
+        with_projection: has ``visual_projection``; None: as the config's ``architectures`` say.
         dtype: of the computation; param_dtype: of the stored weights.
 
     Raises:
@@ -319,7 +319,7 @@ class CLIPVisionModel(nnx.Module):
         size, channels = self.config["image_size"], self.config["num_channels"]
         if pixel_values.shape[1:] != (size, size, channels):
             raise ValueError(
-                f"pixel_values has shape {pixel_values.shape}, image_size={size} asks for "
+                f"pixel_values has shape {pixel_values.shape}, image_size={size} needs "
                 f"[b, {size}, {size}, {channels}]: resize and crop the images to it"
             )
         hidden_states = self.encoder(self.pre_layrnorm(self.embeddings(pixel_values)))

@@ -1,7 +1,7 @@
-"""PhotoMaker's ID encoder: photographs of a face into the prompt (arXiv 2312.04461, section 3.2).
+"""PhotoMaker's ID encoder: puts face images into the prompt (arXiv 2312.04461, section 3.2).
 
 Module paths mirror the keys of ``photomaker-v1.bin``. What methods with an attention branch on the
-identity have beyond that file is a module of its own, :class:`IdentityTokens`.
+identity need in addition to that file is a separate module, :class:`IdentityTokens`.
 """
 
 import jax
@@ -12,7 +12,7 @@ from persongen_jax.models.layers import LayerNorm, Linear
 
 
 class MLP(nnx.Module):
-    """norm, linear, gelu, linear, and with ``use_residual`` a skip: [..., in] to [..., out]."""
+    """norm, linear, gelu, linear, with a skip if ``use_residual``: [..., in] to [..., out]."""
 
     def __init__(self, in_features, out_features, hidden_features, *, use_residual, **kw):
         self.use_residual = use_residual
@@ -26,7 +26,7 @@ class MLP(nnx.Module):
 
 
 class FuseModule(nnx.Module):
-    """A class token's prompt embedding and one reference's ID embedding into one embedding."""
+    """Fuses a class token's prompt embedding and one reference's ID embedding."""
 
     def __init__(self, features, **kw):
         self.mlp1 = MLP(2 * features, features, features, use_residual=False, **kw)
@@ -34,9 +34,9 @@ class FuseModule(nnx.Module):
         self.layer_norm = LayerNorm(features, **kw)
         for mlp in (self.mlp1, self.mlp2):
             for linear in (mlp.fc1, mlp.fc2):
-                # PyTorch's own start keeps a third of the variance per layer: the identity would
-                # be a whisper beside the prompt embedding that it is added to, and take long to
-                # be heard. This keeps all of it.
+                # PyTorch's default initialisation keeps a third of the variance per layer: next to
+                # the prompt embedding that it is added to, the identity would be weak and take long
+                # to have an effect. This one keeps all of it.
                 linear.kernel.set_value(linear.kernel.get_value() * 3**0.5)
 
     def __call__(self, prompt_embeds, id_embeds):
@@ -55,10 +55,10 @@ class FuseModule(nnx.Module):
             id_mask: [b, r] bool; the k-th True one belongs to the k-th copy.
 
         Returns:
-            [b, n, d] float32: prompt_embeds with the copies replaced, all else bit-equal.
+            [b, n, d] float32: prompt_embeds with the copies replaced, everything else bit-equal.
         """
         references = id_embeds.shape[1]
-        # Stable sorting brings the marked places to the front, in their order.
+        # Stable sorting moves the marked positions to the front, in order.
         places = jnp.argsort(~class_tokens_mask, axis=1, stable=True)[:, :references]
         order = jnp.argsort(~id_mask, axis=1, stable=True)
         valid = jnp.take_along_axis(class_tokens_mask, places, axis=1)
@@ -68,18 +68,18 @@ class FuseModule(nnx.Module):
         ids = jnp.take_along_axis(id_embeds, order[..., None], axis=1)
         tokens = jnp.take_along_axis(prompt_embeds, places[..., None], axis=1)
         fused = self(tokens, ids).astype(jnp.float32)
-        # A place that holds nothing valid is written back as it was.
+        # A position without a valid embedding keeps its value.
         rows = jnp.arange(places.shape[0])[:, None]
         return prompt_embeds.at[rows, places].set(jnp.where(valid[..., None], fused, tokens))
 
 
 class PhotoMakerIDEncoder(nnx.Module):
-    """CLIP's image tower and two projections, one for each text tower's width.
+    """CLIP's image tower and two projections, one per text tower's width.
 
     Args:
         vision_model: CLIPVisionModel without projection; it stays frozen.
         projection_dims: widths (768, 1280 for SDXL) of the two text towers.
-        dtype: of the computation; param_dtype: of what PhotoMaker trains.
+        dtype: of the computation; param_dtype: of the weights that PhotoMaker trains.
     """
 
     def __init__(self, vision_model, projection_dims, *, dtype, param_dtype=jnp.float32, rngs):
@@ -108,12 +108,12 @@ class PhotoMakerIDEncoder(nnx.Module):
 
 
 class IdentityTokens(nnx.Module):
-    """References as tokens of an attention branch, one each: a projection, then a norm.
+    """Turns references into tokens of an attention branch, one each: a projection, then a norm.
 
     Args:
-        encoder: whose projections are read; or, with ``own_projection``, copied side by side as
-            the start of ``visual_projection_3`` (thesis, 5.2.2).
-        dtype: of the computation; what is trained rests in float32.
+        encoder: its projections are used; or, with ``own_projection``, copied and concatenated as
+            the initial ``visual_projection_3`` (thesis, 5.2.2).
+        dtype: of the computation; trained weights are stored in float32.
     """
 
     def __init__(self, encoder: PhotoMakerIDEncoder, *, own_projection=False, dtype):

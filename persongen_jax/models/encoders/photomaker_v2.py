@@ -68,8 +68,7 @@ class PhotoMakerV2IDEncoder(PhotoMakerIDEncoder):
     token for each reference and the references' mask repeated as often.
 
     Args:
-        vision_model, projection_dims, dtype, param_dtype, rngs: as version 1's.
-        id_features: of the face embedding.
+        id_features: of the face embedding. All other arguments are as version 1's.
     """
 
     def __init__(
@@ -101,7 +100,7 @@ class PhotoMakerV2IDEncoder(PhotoMakerIDEncoder):
             face_embeds: [b, r, id_features].
 
         Returns:
-            [b, r * n, d1 + d2]: the n tokens of a reference stand side by side.
+            [b, r * n, d1 + d2]: the n tokens of a reference are adjacent.
         """
         b, r = id_pixel_values.shape[:2]
         images = id_pixel_values.reshape(b * r, *id_pixel_values.shape[2:])

@@ -1,7 +1,7 @@
-"""From what an image encoder sees to tokens for cross-attention: the ``image_proj`` of IP-Adapter
+"""Turns an image encoder's features into tokens for cross-attention: IP-Adapter's ``image_proj``
 (Ye et al., arXiv 2308.06721, section 3.2.1), in its SDXL variants.
 
-All are called alike, ``image_proj(features)`` gives [b, n, d], and say by ``reads`` what their
+All have the same interface: ``image_proj(features)`` returns [b, n, d], and ``reads`` says what the
 features are. Module paths mirror the keys of the published files.
 """
 
@@ -9,20 +9,20 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from persongen_jax.models.attention import attention
+from persongen_jax.models.attention_kernels import attention
 from persongen_jax.models.layers import LayerNorm, Linear
 from persongen_jax.models.ops import activation
 
 
 class GELU(nnx.Module):
-    """Exact gelu, with a number of its own in the keys of a sequence."""
+    """Exact gelu, which has a number of its own in the keys of a sequence."""
 
     def __call__(self, x):
         return activation("gelu")(x)
 
 
 def apply(layers, x):
-    """One layer after the other, as PyTorch's Sequential."""
+    """Apply the layers in sequence, like PyTorch's Sequential."""
     for layer in layers:
         x = layer(x)
     return x
@@ -101,11 +101,13 @@ class PerceiverAttention(nnx.Module):
 
 
 class PerceiverResampler(nnx.Module):
-    """Given latents gather what they need from a picture's patches, layer by layer.
+    """Latents gather what they need from an image's patches, layer by layer.
 
     Args:
-        in_features: e, of a patch; features: d, of the latents; out_features: of the tokens.
-        heads, head_dim: of the attention; hidden_features: of the feed-forward layers (4 d).
+        in_features: e, of a patch.
+        features: d, of the latents.
+        out_features: of the tokens.
+        hidden_features: of the feed-forward layers (4 d).
     """
 
     def __init__(
@@ -157,7 +159,7 @@ def _feed_forward(features, hidden_features, kw) -> nnx.List:
 
 
 class Resampler(PerceiverResampler):
-    """The plus variant: the patches' hidden states to n tokens, by latents that are learnt."""
+    """The plus variant: the patches' hidden states to n tokens, by learned latents."""
 
     reads = "hidden_states"
 

@@ -1,1 +1,1 @@
-"""Networks that look at faces."""
+"""Networks that analyse faces."""

@@ -15,7 +15,7 @@ from persongen_jax.models.layers import Conv, Linear
 EPS = 1e-5
 MOMENTUM = 0.1  # the share of each new batch in the running statistics
 
-# InsightFace's r50. ``folded``: each convolution has the normalisation behind it folded into its
+# InsightFace's r50. ``folded``: each convolution has the normalisation after it folded into its
 # kernel and a bias, as in buffalo_l's .onnx.
 DEFAULTS = {
     "layers": (3, 4, 14, 3),
@@ -30,7 +30,7 @@ R100 = {"layers": (3, 13, 30, 3)}
 
 
 def complete_config(config: dict) -> dict:
-    """``config`` with r50's values for what it leaves out; ValueError on what makes no network."""
+    """``config`` with r50's values filled in; ValueError if it does not describe a network."""
     unknown = sorted(set(config) - set(DEFAULTS))
     if unknown:
         raise ValueError(f"IResNet config: unknown keys {unknown}; known: {sorted(DEFAULTS)}")
@@ -46,7 +46,7 @@ def complete_config(config: dict) -> dict:
     sizes.update(layers=min(config["layers"]), widths=min(config["widths"]))
     for key, least in sizes.items():
         if least < 1:
-            raise ValueError(f"IResNet config: {key}={config[key]}: at least 1 is needed")
+            raise ValueError(f"IResNet config: {key}={config[key]}: give at least 1")
     return config
 
 
@@ -66,13 +66,13 @@ def normalise_faces(crops):
 class BatchNorm(nnx.Module):
     """Batch normalisation over all axes but the last (arXiv 1502.03167), in float32.
 
-    The running statistics are ``nnx.BatchStat``, so that ``nnx.Param`` remains what is trained,
-    and stay in float32 whatever ``param_dtype`` says. Under jit a batch that is spread over
-    devices is normalised as a whole.
+    The running statistics are ``nnx.BatchStat``, so that ``nnx.Param`` means trainable, and stay in
+    float32 whatever ``param_dtype`` says. Under jit a batch that is sharded over devices is
+    normalised as a whole.
     """
 
     def __init__(self, features, *, dtype, param_dtype, rngs):
-        del rngs  # nothing random; kept so that all layers are built alike
+        del rngs  # unused; kept so that all layers have the same arguments
         self.dtype = dtype
         self.scale = nnx.Param(jnp.ones((features,), param_dtype))
         self.bias = nnx.Param(jnp.zeros((features,), param_dtype))
@@ -80,7 +80,7 @@ class BatchNorm(nnx.Module):
         self.running_var = nnx.BatchStat(jnp.ones((features,), jnp.float32))
 
     def __call__(self, x, *, use_running_average=True):
-        """[..., features] to the same. Without running averages, ValueError if one value each."""
+        """[..., features] to the same. Using batch statistics of a single value is a ValueError."""
         x = x.astype(jnp.float32)
         if use_running_average:
             mean, variance = self.running_mean[...], self.running_var[...]
@@ -90,15 +90,15 @@ class BatchNorm(nnx.Module):
         return ((x - mean) * gain + self.bias[...].astype(jnp.float32)).astype(self.dtype)
 
     def _batch_statistics(self, x):
-        """Mean and variance [features] of a batch, which the running ones move towards."""
+        """Mean and variance [features] of a batch, which also update the running ones."""
         axes = tuple(range(x.ndim - 1))
         count = x.size // x.shape[-1]
         if count < 2:
             raise ValueError("batch statistics of a single value: train on larger batches")
         mean = x.mean(axes)
         variance = jnp.square(x - mean).mean(axes)
-        # What is normalised by is the batch's own variance; what is remembered for other images
-        # is the unbiased estimate, as in PyTorch.
+        # Normalise by the batch's own variance, but keep the unbiased estimate for other images, as
+        # PyTorch does.
         unbiased = variance * (count / (count - 1))
         for running, new in ((self.running_mean, mean), (self.running_var, unbiased)):
             running[...] = (1 - MOMENTUM) * running[...] + MOMENTUM * new
@@ -118,7 +118,7 @@ class PReLU(nnx.Module):
 
 
 def _conv_norm(x, conv, norm, **mode):
-    """A convolution and the normalisation behind it, which a folded network lacks."""
+    """A convolution and the normalisation after it, which a folded network lacks."""
     x = conv(x)
     return x if norm is None else norm(x, **mode)
 
@@ -152,21 +152,21 @@ class IBasicBlock(nnx.Module):
 
 
 class IResNet(nnx.Module):
-    """Aligned face crops to raw (not normalised) ArcFace embeddings.
+    """Maps aligned face crops to raw (not normalised) ArcFace embeddings.
 
-    ``use_running_average=False`` normalises by the batch and moves the running statistics, which
-    are ``nnx.BatchStat`` variables of the module. Inside of a loss under jit and grad:
+    ``use_running_average=False`` normalises by the batch and updates the running statistics, which
+    are ``nnx.BatchStat`` variables of the module. Inside a loss under jit and grad:
 
         model = nnx.merge(graphdef, params, stats, copy=True)  # or the outer stats would be written
         embeddings = model(images, use_running_average=False)
         return loss_of(embeddings), nnx.state(model, nnx.BatchStat)
 
     Args:
-        config: the keys of DEFAULTS, r50's values for what is left out.
+        config: the keys of DEFAULTS, with r50's values for omitted ones.
         dtype: of the computation; param_dtype: of the stored weights.
 
     Raises:
-        ValueError: an unknown key, or sizes that make no network.
+        ValueError: an unknown key, or sizes that do not describe a network.
     """
 
     def __init__(self, config: dict, *, dtype=jnp.float32, param_dtype=jnp.float32, rngs):
@@ -192,11 +192,11 @@ class IResNet(nnx.Module):
         self.features = BatchNorm(config["embedding_dim"], **kw)
 
     def hidden_states(self, images, *, use_running_average=True) -> tuple[jax.Array, ...]:
-        """The stem's output [b, s, s, widths[0]] and every stage's, each of half the side."""
+        """The stem's output [b, s, s, widths[0]] and every stage's, each with half the side."""
         size, channels = self.config["input_size"], self.config["in_channels"]
         if images.shape[1:] != (size, size, channels):
             raise ValueError(
-                f"images have shape {images.shape}, input_size={size} asks for "
+                f"images have shape {images.shape}, input_size={size} needs "
                 f"[b, {size}, {size}, {channels}]: align the faces to that size"
             )
         mode = {"use_running_average": use_running_average}
@@ -215,7 +215,7 @@ class IResNet(nnx.Module):
         """
         mode = {"use_running_average": use_running_average}
         x = self.bn2(self.hidden_states(images, **mode)[-1], **mode)
-        # fc's rows count (c, h, w) in every published file. Reordering this small map, and not
-        # the weights, keeps the file's layout for loading and saving.
+        # fc's rows are in (c, h, w) order in every published file. Reordering this small map
+        # instead of the weights keeps the file's layout for loading and saving.
         x = x.transpose(0, 3, 1, 2).reshape(x.shape[0], -1)
         return self.features(self.fc(x), **mode).astype(jnp.float32)

@@ -1,8 +1,8 @@
-"""KeypointNet: face box, landmarks and body keypoints of one person, read off a small picture.
+"""KeypointNet: predicts face box, landmarks and body keypoints of one person from a small image.
 
-In the miniature it stands where face detector and pose estimator stand among real photographs. A
-plain convolutional regressor; the coordinates are fractions of the frame, so any picture that is
-resized to ``image_size`` will do.
+In the miniature it replaces the face detector and pose estimator that real photographs need. A
+plain convolutional regressor; the coordinates are fractions of the frame, so any image resized to
+``image_size`` works.
 """
 
 from typing import NamedTuple
@@ -22,9 +22,9 @@ DEFAULTS = {"image_size": 64, "widths": (16, 32, 64, 96), "hidden_features": 256
 class KeypointOutput(NamedTuple):
     """float32; positions are (x, y) in sides of the frame, (0, 0) its upper left corner.
 
-    present: [b] logit of there being a face.
+    present: [b] logit of whether there is a face.
     face_box: [b, 4] (x0, y0, x1, y1).
-    landmarks: [b, 5, 2] eyes, nose's tip, mouth's corners, left to right in the picture.
+    landmarks: [b, 5, 2] eyes, tip of the nose, corners of the mouth, left to right in the image.
     keypoints: [b, 12, 2] COCO's 5 to 16, shoulders to ankles.
     visibility: [b, 12] logits.
     """
@@ -37,7 +37,7 @@ class KeypointOutput(NamedTuple):
 
 
 def complete_config(config: dict) -> dict:
-    """``config`` with DEFAULTS for what it leaves out; ValueError on what makes no network."""
+    """``config`` with DEFAULTS filled in; ValueError if it does not describe a network."""
     unknown = sorted(set(config) - set(DEFAULTS))
     if unknown:
         raise ValueError(f"KeypointNet config: unknown keys {unknown}; known: {sorted(DEFAULTS)}")
@@ -45,8 +45,8 @@ def complete_config(config: dict) -> dict:
     step = 2 ** len(config["widths"])
     if config["image_size"] % step or not config["widths"]:
         raise ValueError(
-            f"KeypointNet config: image_size={config['image_size']} is no multiple of {step}, "
-            "which the stages in widths halve it to"
+            f"KeypointNet config: image_size={config['image_size']} is not a multiple of "
+            f"{step}, but every stage in widths halves it"
         )
     return config
 
@@ -66,13 +66,13 @@ class Stage(nnx.Module):
 
 
 class KeypointNet(nnx.Module):
-    """RGB pictures [b, s, s, 3] in [-1, 1] to :class:`KeypointOutput`.
+    """Maps RGB images [b, s, s, 3] in [-1, 1] to :class:`KeypointOutput`.
 
     Args:
         config: the keys of DEFAULTS.
 
     Raises:
-        ValueError: an unknown key, or sizes that make no network.
+        ValueError: an unknown key, or sizes that do not describe a network.
     """
 
     def __init__(self, config: dict, *, dtype=jnp.float32, param_dtype=jnp.float32, rngs):
@@ -90,7 +90,7 @@ class KeypointNet(nnx.Module):
         size = self.config["image_size"]
         if images.shape[1:] != (size, size, 3):
             raise ValueError(
-                f"images have shape {images.shape}, image_size={size} asks for "
+                f"images have shape {images.shape}, image_size={size} needs "
                 f"[b, {size}, {size}, 3]: resize them to it"
             )
         x = images

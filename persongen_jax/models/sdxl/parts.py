@@ -12,7 +12,7 @@ COMPONENTS = ("unet", "vae", "text_encoder", "text_encoder_2")
 
 
 class Conditioner(nnx.Module):
-    """What makes a prompt, and with a method a reference, into conditioning: no UNet, no VAE."""
+    """The networks that turn a prompt, and with a method a reference, into conditioning."""
 
     def __init__(self, text_encoder, text_encoder_2):
         self.text_encoder = text_encoder
@@ -22,7 +22,7 @@ class Conditioner(nnx.Module):
         """Token ids [b, 2, n], row 0 from tokenizer, row 1 from tokenizer_2.
 
         Returns:
-            prompt_embeds [b, n, d1 + d2], the towers' last but one hidden states side by side, and
+            prompt_embeds [b, n, d1 + d2], the towers' penultimate hidden states concatenated, and
             pooled_prompt_embeds [b, p], the second tower's projected embedding.
         """
         first = self.text_encoder(input_ids[:, 0])
@@ -34,7 +34,7 @@ class Conditioner(nnx.Module):
 class StableDiffusionXL(Conditioner):
     """UNet, VAE and both text towers (Podell et al., arXiv 2307.01952).
 
-    A method adds its own parts as further attributes. Which leaf is trained is not decided here.
+    A method adds its own parts as attributes. What is trained is not decided here.
     """
 
     def __init__(self, unet, vae, text_encoder, text_encoder_2):
@@ -43,7 +43,7 @@ class StableDiffusionXL(Conditioner):
         self.vae = vae
 
     def conditioner(self) -> Conditioner:
-        """The same networks without UNet and VAE, a method's parts included, by reference."""
+        """The same networks without UNet and VAE, including a method's parts, by reference."""
         view = Conditioner(self.text_encoder, self.text_encoder_2)
         for name, part in vars(self).items():
             if isinstance(part, nnx.Module) and name not in ("unet", "vae"):
@@ -52,7 +52,7 @@ class StableDiffusionXL(Conditioner):
 
 
 def build(configs: dict[str, dict], name: str, *, dtype, param_dtype):
-    """A function that makes component ``name`` from its config.json; to be traced and filled."""
+    """A function that builds component ``name`` from its config.json; to be traced and filled."""
 
     def make():
         kw = {"dtype": dtype, "param_dtype": param_dtype, "rngs": UnusedRngs()}

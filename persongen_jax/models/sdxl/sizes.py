@@ -1,7 +1,7 @@
-"""SDXL's own sizes, and those of the image tower that PhotoMaker reads with.
+"""SDXL's sizes, and those of PhotoMaker's image tower.
 
-What stabilityai/stable-diffusion-xl-base-1.0's and openai/clip-vit-large-patch14's configs say, as
-far as it decides sizes.
+The values of stabilityai/stable-diffusion-xl-base-1.0's and openai/clip-vit-large-patch14's configs
+that affect sizes.
 """
 
 _TEXT = {

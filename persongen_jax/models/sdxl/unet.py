@@ -16,7 +16,7 @@ from persongen_jax.models.layers import Conv, GroupNorm
 from persongen_jax.models.ops import activation
 from persongen_jax.models.resnet import Downsample2D, ResnetBlock2D, Upsample2D
 
-# diffusers' defaults for what a config.json may leave out.
+# diffusers' defaults for keys that a config.json may omit.
 DEFAULTS = {
     "in_channels": 4,
     "out_channels": 4,
@@ -41,7 +41,7 @@ DEFAULTS = {
     "conv_out_kernel": 3,
 }
 
-# Keys of which only these values are implemented; the rest of diffusers' zoo is refused by name.
+# Keys for which only these values are implemented; diffusers' other values are refused by name.
 REQUIRED = {
     "center_input_sample": (False,),
     "mid_block_type": ("UNetMidBlock2DCrossAttn",),
@@ -71,7 +71,7 @@ REQUIRED = {
     "cross_attention_norm": (None,),
 }
 
-# Block types, and whether their resnets are each followed by a transformer.
+# Block types, and whether a transformer follows each of their resnets.
 BLOCK_TYPES = {
     "DownBlock2D": False,
     "CrossAttnDownBlock2D": True,
@@ -112,9 +112,9 @@ def complete_config(config: dict) -> dict:
 
 
 class Block(nnx.Module):
-    """What the blocks share: how their layers are called.
+    """What the blocks share: how they call their layers.
 
-    With ``remat`` the backward pass computes a layer's activations again instead of keeping them.
+    With ``remat`` the backward pass recomputes a layer's activations instead of storing them.
     """
 
     remat = False
@@ -126,7 +126,7 @@ class Block(nnx.Module):
 
 
 class DownBlock(Block):
-    """``DownBlock2D`` and ``CrossAttnDownBlock2D``: resnets, each with a transformer or without."""
+    """``DownBlock2D`` and ``CrossAttnDownBlock2D``: resnets, optionally each with a transformer."""
 
     def __init__(
         self, in_channels, out_channels, *, num_layers, resnet, transformer, downsample, **kw
@@ -137,7 +137,7 @@ class DownBlock(Block):
         self.downsamplers = nnx.List([Downsample2D(out_channels, **kw)]) if downsample else None
 
     def __call__(self, x, temb, streams):
-        """[b, h, w, in] to [b, h / 2, w / 2, out], and the list of what the up path will need."""
+        """[b, h, w, in] to [b, h / 2, w / 2, out], and the list of skips for the up path."""
         outputs = []
         for i, resnet in enumerate(self.resnets):
             x = self.run(resnet, x, temb)
@@ -166,7 +166,7 @@ class MidBlock(Block):
 
 
 class UpBlock(Block):
-    """``UpBlock2D``, ``CrossAttnUpBlock2D``: every resnet also reads an output of the way down."""
+    """``UpBlock2D``, ``CrossAttnUpBlock2D``: every resnet also reads a skip of the down path."""
 
     def __init__(
         self,
@@ -192,7 +192,7 @@ class UpBlock(Block):
         self.upsamplers = nnx.List([Upsample2D(out_channels, **kw)]) if upsample else None
 
     def __call__(self, x, skips, temb, streams):
-        """``skips``: the way down's outputs, this block's are taken off its end."""
+        """``skips``: the down path's outputs; this block pops its own off the end."""
         for i, resnet in enumerate(self.resnets):
             x = self.run(resnet, jnp.concatenate([x, skips.pop()], axis=-1), temb)
             if self.attentions is not None:
@@ -302,7 +302,7 @@ class UNet2DConditionModel(nnx.Module):
         )
 
     def set_remat(self, remat: bool):
-        """Whether the backward pass computes activations again; less memory, more time."""
+        """Whether the backward pass recomputes activations: less memory, more time."""
         for block in (*self.down_blocks, self.mid_block, *self.up_blocks):
             block.remat = remat
 

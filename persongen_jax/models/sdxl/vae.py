@@ -1,8 +1,8 @@
 """AutoencoderKL: images to latents and back (Rombach et al., arXiv 2112.10752, section 3.1).
 
 Built from diffusers' ``config.json``, with module paths that mirror diffusers' keys. SDXL's is the
-same network with weights of its own (arXiv 2307.01952, section 2.4). Arrays are NHWC; images
-lie in [-1, 1].
+same network with other weights (arXiv 2307.01952, section 2.4). Arrays are NHWC; images are in
+[-1, 1].
 
 The functions at the end are what pipelines call: scaling between the autoencoder's latents and
 the diffusion model's, and decoding in bounded memory.
@@ -23,7 +23,7 @@ from persongen_jax.models.spatial_attention import SpatialAttention
 
 EPS = 1e-6
 
-# diffusers' defaults for what a config.json may leave out.
+# diffusers' defaults for keys that a config.json may omit.
 DEFAULTS = {
     "in_channels": 3,
     "out_channels": 3,
@@ -92,7 +92,7 @@ class DiagonalGaussianDistribution(NamedTuple):
 
 
 class VAEMidBlock(nnx.Module):
-    """Resnet, attention unless the config goes without, resnet: [b, h, w, c] to the same."""
+    """Resnet, attention unless the config omits it, resnet: [b, h, w, c] to the same."""
 
     def __init__(self, channels, *, resnet, add_attention, **kw):
         self.resnets = nnx.List(
@@ -226,7 +226,7 @@ class AutoencoderKL(nnx.Module):
 
     def __init__(self, config: dict, *, dtype=jnp.float32, param_dtype=jnp.float32, rngs: nnx.Rngs):
         config = complete_config(config)
-        activation(config["act_fn"])  # an unknown one is an error now, not at the first call
+        activation(config["act_fn"])  # fails now if unknown, not at the first call
         if config["force_upcast"] and jnp.dtype(dtype) == jnp.float16:
             dtype = jnp.float32
         self.config = FrozenConfigDict(config)
@@ -298,9 +298,9 @@ def decode_images(vae: AutoencoderKL, latents, *, tiling=False, tile_size=None):
     Peak memory is that of one image, or with ``tiling`` of one tile, whatever the batch.
 
     Args:
-        latents: [b, h, w, latent_channels], scaled as the diffusion model works on them.
+        latents: [b, h, w, latent_channels], as scaled for the diffusion model.
         tiling: decode large images by :func:`decode_tiled`.
-        tile_size: its tile side in latents; by default the config's.
+        tile_size: side of a tile in latents; by default the config's.
 
     Returns:
         float32 [b, H, W, out_channels] in [0, 1].

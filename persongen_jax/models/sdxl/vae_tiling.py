@@ -1,7 +1,7 @@
-"""Decoding an image in overlapping tiles, so that memory is bounded by a tile and not by the image.
+"""Decodes an image in overlapping tiles, so that the tile and not the image bounds the memory.
 
 The result is close to the whole decode but not equal to it: each tile has its own norm statistics
-and attends to itself only. The tiles lie and blend as in diffusers' AutoencoderKL.
+and attends only to itself. Tiles are placed and blended as in diffusers' AutoencoderKL.
 """
 
 import jax
@@ -18,7 +18,8 @@ def decode_tiled(vae, latents, tile_size=None, overlap=None):
         overlap: of neighbouring tiles, in latents; a quarter of a tile by default.
 
     Returns:
-        float32 [b, H, W, out_channels], around [-1, 1]. What fits one tile is decoded whole.
+        float32 [b, H, W, out_channels], around [-1, 1]. Latents that fit one tile are decoded
+        whole.
 
     Raises:
         ValueError: the overlap is not smaller than the tile.
@@ -40,7 +41,7 @@ def decode_tiled(vae, latents, tile_size=None, overlap=None):
     stride = tile_size - overlap
     corners = [[(y, x) for x in range(0, w, stride)] for y in range(0, h, stride)]
     decoded = _decode_tiles(vae, latents, corners, tile_size)
-    # Row by row, every tile is blended into the finished edges of those above and to its left.
+    # Row by row, each tile is blended into the finished edges of those above and to its left.
     done: list[list[jax.Array]] = []
     for i, row in enumerate(corners):
         done.append([])
@@ -71,7 +72,7 @@ def _decode_tiles(vae, latents, corners, tile_size):
 
 
 def _blend(before, after, extent, axis):
-    """``after`` with its first ``extent`` rows faded in over the last ones of ``before``."""
+    """``after`` with its first ``extent`` rows faded in over the last rows of ``before``."""
     extent = min(extent, before.shape[axis], after.shape[axis])
     if extent == 0:
         return after

@@ -1,4 +1,4 @@
-"""Finding and opening the weights of one component folder of a diffusers or transformers model."""
+"""Finds and opens the weights in one component folder of a diffusers or transformers model."""
 
 import os
 import re
@@ -19,7 +19,7 @@ from persongen_jax.weights.files.source import TensorSource
 
 # model.safetensors, model.fp16.safetensors, model.safetensors.index.json,
 # model.safetensors.index.fp16.json; also diffusion_pytorch_model and pytorch_model, and .bin. A
-# shard (…-00001-of-00002…) is no match, since only an index may name it.
+# shard (…-00001-of-00002…) does not match, since only an index may name it.
 _WEIGHTS = re.compile(
     r"(diffusion_pytorch_model|pytorch_model|model)"
     r"(?:\.(?P<variant>\w+))?\.(?P<format>safetensors|bin)"
@@ -27,7 +27,7 @@ _WEIGHTS = re.compile(
 )
 
 
-# First bytes of torch's zip files, and of the pickles before them.
+# First bytes of torch's zip files, and of the older pickles.
 _PICKLES = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
 _NO_WEIGHTS = {
     b"version https:": "a Git LFS pointer, not the file itself (git lfs pull gets it)",
@@ -45,7 +45,7 @@ def path_is_index(path) -> bool:
 
 
 def _is_safetensors(path, start: bytes) -> bool:
-    """By the header's length, which may be a pickle's first bytes: 640 is b"\\x80\\x02"."""
+    """Checks the header's length, which may equal a pickle's first bytes: 640 is b"\\x80\\x02"."""
     length = int.from_bytes(start[:8], "little")
     return start[8:9] == b"{" and length + 8 <= os.path.getsize(path)
 
@@ -55,17 +55,17 @@ def _first_bytes(path) -> bytes:
         with open(path, "rb") as file:
             return file.read(16)
     except OSError:
-        return b""  # the reader says why
+        return b""  # the reader reports the reason
 
 
 def open_file(path: str | os.PathLike) -> TensorSource:
-    """One weight file: safetensors, or one of torch's own, by what it is, else by its ending.
+    """Open one weight file, safetensors or torch's own, by its content, else by its extension.
 
     Raises:
-        WeightsError: neither of them, or whatever the file's reader finds wrong.
+        WeightsError: neither of them, or any fault that the reader finds.
     """
     suffix, start = Path(path).suffix.lower(), _first_bytes(path)
-    # Some are saved under the other's ending, or without any, as in a download's cache.
+    # Some files have the other kind's extension, or none, as in a download cache.
     if _is_safetensors(path, start):
         return TensorFile(path)
     for sign, what in _NO_WEIGHTS.items():
@@ -88,17 +88,17 @@ def open_file(path: str | os.PathLike) -> TensorSource:
 def open_component(folder: str | os.PathLike, variant: str | None = None) -> TensorSource:
     """The weights of one component folder, such as ``unet/``: one file or a set of shards.
 
-    safetensors win over torch's own files. Without ``variant``, the plain weights win over
-    variants, and a sole variant is taken where there are no plain ones.
+    safetensors take precedence over torch's own files. Without ``variant``, plain weights take
+    precedence over variants, and a sole variant is used if there are no plain ones.
 
     Args:
         folder: the component's folder.
         variant: such as "fp16"; None for no preference.
 
     Raises:
-        MissingFile: no folder, no weights in it, or not this variant; what is there is listed.
+        MissingFile: no folder, no weights in it, or not this variant; lists what is there.
         WeightsError: two sets of weights fit equally well.
-        BadIndex: an index that is malformed, leads out of the folder, or disagrees with its shards.
+        BadIndex: an index that is malformed, leaves the folder, or disagrees with its shards.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -140,10 +140,10 @@ class ShardedSource(TensorSource):
     """A set of shards, opened through their index and checked against it.
 
     Args:
-        index: path of the ``*.index.json``; the shards lie beside it.
+        index: path of the ``*.index.json``, in the same folder as the shards.
 
     Raises:
-        BadIndex, MissingFile, or what a shard's reader raises.
+        WeightsError: BadIndex, MissingFile, or what a shard's reader raises.
     """
 
     def __init__(self, index: str | os.PathLike):
@@ -154,7 +154,7 @@ class ShardedSource(TensorSource):
         absent = [name for name, path in paths.items() if not path.is_file()]
         if absent:
             raise MissingFile(
-                f"{self._index}: the shards {shorten(absent)} are not there. Fetch them."
+                f"{self._index}: the shards {shorten(absent)} are missing. Fetch them."
             )
         self._shards: dict[str, TensorSource] = {}
         try:
@@ -213,8 +213,8 @@ def _read_weight_map(path: Path) -> dict[str, str]:
 
 
 def _shard_path(index: Path, name: str) -> Path:
-    """The shard's path, if it is inside the index's folder: a fetched index is not trusted."""
-    # Windows' rules know both kinds of slash, and drives.
+    """The shard's path if it is inside the index's folder: a downloaded index is not trusted."""
+    # Windows' rules handle both kinds of slash, and drives.
     parts = PureWindowsPath(name)
     if parts.anchor or ".." in parts.parts or "\0" in name:
         raise BadIndex(f"{index}: the shard {name!r} is outside its folder. Do not use this file.")
@@ -229,7 +229,7 @@ def _shard_path(index: Path, name: str) -> Path:
 
 
 def _hub_blobs(folder: Path) -> Path | None:
-    """The blobs folder of a Hugging Face cache that ``folder`` is a snapshot in, else None.
+    """The blobs folder of the Hugging Face cache that holds the snapshot ``folder``, else None.
 
     There, ``models--x/snapshots/<revision>/unet/file`` is a link to ``models--x/blobs/<hash>``.
     """
@@ -243,7 +243,7 @@ def read_config(folder: str | os.PathLike) -> dict:
     """The component's ``config.json``.
 
     Raises:
-        MissingFile: there is none. BadConfig: it is no JSON object.
+        MissingFile: there is none. BadConfig: it is not a JSON object.
     """
     return read_json(Path(folder) / "config.json", BadConfig)
 
@@ -252,7 +252,7 @@ def read_json(path: Path, error_class) -> dict:
     """The JSON object in a file of a model's directory.
 
     Raises:
-        MissingFile: there is none. ``error_class``: it is no JSON object.
+        MissingFile: there is none. ``error_class``: it is not a JSON object.
     """
     if not path.is_file():
         raise MissingFile(f"{path}: no such file. Check the path, or fetch it.")

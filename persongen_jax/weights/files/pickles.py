@@ -1,8 +1,8 @@
-"""torch's own files (``.bin``, ``.pt``, ``.pth``, ``.ckpt``), read without running what they hold.
+"""torch's own files (``.bin``, ``.pt``, ``.pth``, ``.ckpt``), read without executing their code.
 
 They are pickles, and a pickle is a program. torch's restricted unpickler builds tensors and plain
-containers and refuses all else; its bypasses were closed in torch 2.6 (CVE-2025-32434), so older
-ones are not used.
+containers and refuses everything else; torch 2.6 closed its bypasses (CVE-2025-32434), so older
+versions are not used.
 """
 
 import os
@@ -25,7 +25,7 @@ from persongen_jax.weights.files.source import TensorSource
 SUFFIXES = (".bin", ".pt", ".pth", ".ckpt")
 NEEDED_TORCH = (2, 6)
 
-# torch dtypes that ``Tensor.numpy`` lacks -> (dtype of the same width, what numpy sees them as).
+# torch dtypes that ``Tensor.numpy`` lacks -> (dtype of the same width, the view in numpy).
 VIEWED = {
     "bfloat16": ("int16", np.dtype(ml_dtypes.bfloat16)),
     "float8_e4m3fn": ("uint8", np.dtype(ml_dtypes.float8_e4m3fn)),
@@ -39,20 +39,21 @@ class PickleFile(TensorSource):
     """One torch file, open for reading.
 
     Nested dictionaries are flattened with dots: ``{"id_encoder": {"a.weight": t}}`` has the key
-    ``id_encoder.a.weight``; ``subsource(file, "id_encoder.")`` gives the inner one back. Arrays
-    are made as they are read; files of torch's zip format (all since 1.6) stay mapped until then.
+    ``id_encoder.a.weight``; ``subsource(file, "id_encoder.")`` restores the inner one. Arrays are
+    created when they are read; files in torch's zip format (all since 1.6) stay mapped until then.
 
     Args:
         path: the file.
 
     Attributes:
-        others: flattened key -> whatever is no tensor (step counts, notes), as plain Python values.
+        others: flattened key -> everything that is not a tensor (step counts, notes), as Python
+            values.
 
     Raises:
         MissingFile: there is none.
         MissingDependency: torch is absent or older than 2.6.
         UnsafePickle: it needs arbitrary unpickling; nothing was executed.
-        BadPickle: it is damaged, or holds no dictionary with text keys.
+        BadPickle: it is damaged, or does not hold a dictionary with text keys.
     """
 
     def __init__(self, path: str | os.PathLike):
@@ -63,7 +64,7 @@ class PickleFile(TensorSource):
         self._tensors, self.others = {}, {}
         content = _load(self._torch, self._path)
         if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
-            # A trainer's: what it kept around the weights may be of any kind.
+            # A trainer's file may contain objects of any kind next to the weights.
             self.others = {str(k): v for k, v in content.items() if k != "state_dict"}
             content = {"state_dict": content["state_dict"]}
         self._flatten(content, "")
@@ -82,9 +83,9 @@ class PickleFile(TensorSource):
         dtype = self._numpy_dtype(key, tensor)
         name = _dtype_name(tensor)
         if name in VIEWED:
-            # contiguous first: torch reinterprets widths only on plain layouts.
+            # contiguous first: torch reinterprets widths only for plain layouts.
             tensor = tensor.contiguous().view(getattr(self._torch, VIEWED[name][0]))
-        # A copy: the tensor's memory is a map of the file, or shared with another tensor.
+        # A copy: the tensor's memory is a mapping of the file, or shared with another tensor.
         return np.array(tensor.numpy(), order="C").view(dtype)
 
     def describe(self):
@@ -115,7 +116,7 @@ class PickleFile(TensorSource):
                 "Save a state dict."
             )
         if key in self._tensors or key in self.others:
-            raise BadPickle(f"{self._path}: {key!r} stands there twice, nested and with dots.")
+            raise BadPickle(f"{self._path}: {key!r} is there twice, nested and with dots.")
         is_tensor = isinstance(value, self._torch.Tensor)
         (self._tensors if is_tensor else self.others)[key] = value
 
@@ -175,7 +176,7 @@ def _load(torch, path):
                 "you trust it: load it with torch and save the state dict alone."
             ) from error
         raise _damaged(path, error) from error
-    # What a damaged file makes torch raise is not laid down anywhere.
+    # torch does not document what it raises for damaged files.
     except Exception as error:
         raise _damaged(path, error) from error
 

@@ -1,10 +1,10 @@
-"""Weights that are stored in fewer bits, with scales beside them: read as weight x scale.
+"""Weights that are stored in fewer bits together with scales: read as weight x scale.
 
-Both layouts of scaled fp8 are read. The older: ``<layer>.scale_weight`` (and ``.scale_input``, of
-activations, which is not needed), with a marker tensor ``scaled_fp8``. The newer:
-``<layer>.weight_scale`` (and ``.input_scale``), told by ``<layer>.comfy_quant``, a JSON text in
-bytes, or by ``_quantization_metadata`` in the file's notes. A scale is one number, or one per row
-of the weight. Other quantisations are refused by name.
+Supports both layouts of scaled fp8. The older one: ``<layer>.scale_weight`` (and ``.scale_input``
+for activations, which is not needed), with a marker tensor ``scaled_fp8``. The newer one:
+``<layer>.weight_scale`` (and ``.input_scale``), marked by ``<layer>.comfy_quant``, JSON text in
+bytes, or by ``_quantization_metadata`` in the file's metadata. A scale is one number, or one per
+row of the weight. Other quantisations are refused by name.
 """
 
 import json
@@ -20,7 +20,7 @@ _SCALES = (".scale_weight", ".weight_scale")
 _UNUSED = (".scale_input", ".input_scale", ".comfy_quant")
 FORMATS = ("float8_e4m3fn", "float8_e5m2")
 
-# A key that only one kind of quantisation has, and its name.
+# A key that only one kind of quantisation has, and the name of that kind.
 _OTHERS = (
     (
         re.compile(r".*\.quant_state\.bitsandbytes__|.*\.weight\.(absmax|quant_map)$"),
@@ -40,11 +40,11 @@ _OTHERS = (
 
 
 class Dequantised(TensorSource):
-    """Another source whose scaled weights read as float32 products; scales are no keys of it.
+    """A source that returns scaled weights as float32 products; it hides the scales.
 
     Args:
-        base: the source that is read through; its scales were found by :func:`find_scales`.
-        scales: weight's key -> its scale's key. hidden: further keys that are left out.
+        base: the underlying source; :func:`find_scales` found its scales.
+        scales: weight's key -> its scale's key. hidden: other keys to leave out.
     """
 
     def __init__(self, base: TensorSource, scales: dict[str, str], hidden: set[str]):
@@ -76,10 +76,10 @@ class Dequantised(TensorSource):
 
 
 def dequantised(source: TensorSource) -> TensorSource:
-    """``source`` with its scaled weights multiplied out; itself where it has no scales.
+    """``source`` with its scaled weights multiplied by their scales; itself if there are none.
 
     Raises:
-        WeightsError: another quantisation, by its name; scales that fit no weight.
+        WeightsError: another quantisation, with its name; scales that fit no weight.
     """
     keys = set(source.keys())
     for key in source.keys():
@@ -121,7 +121,7 @@ def _weight_of(source, keys, key, ending) -> str:
 
 
 def _check_formats(source, keys):
-    """WeightsError for a layer that says it is anything but fp8."""
+    """WeightsError for a layer that declares anything but fp8."""
     formats = {}
     for key in keys:
         if key.endswith(".comfy_quant"):
@@ -162,7 +162,7 @@ def precision(source: TensorSource, keys=None) -> str:
             dtype, shape = source.info(key)
             size = int(np.prod(shape, dtype=np.float64)) if shape else 1
             numbers[dtype.name] = numbers.get(dtype.name, 0) + size
-    some = sum(numbers.values()) / 100  # counters are no weights
+    some = sum(numbers.values()) / 100  # counters are not weights
     names = (n for n in numbers if "float" in n or numbers[n] > some)
     names = sorted(names, key=lambda n: (-numbers[n], n))
     said = " and ".join(names) or shorten(sorted(numbers)) or "nothing"

@@ -1,32 +1,37 @@
-"""safetensors files, read strictly and without PyTorch, written one tensor at a time.
+"""safetensors files, read strictly and without PyTorch, and written one tensor at a time.
+
+The public library checks the header: that it is well formed, and that its offsets tile the data
+without overlap or gap. What it lacks is here: tensors are read through ``read``, because the pages
+of its memory map would stay resident beside the arrays that were made from them; all float8 dtypes
+without PyTorch; no name twice; what to do about a file that was cut short; and files written with
+one tensor in memory at a time.
 
 The layout: eight bytes with the length of the header (little endian), the header (a JSON object),
-and the tensors' bytes, which the header's offsets must tile without overlap or gap.
-
-Reading goes through ``read`` and not through a memory map, because mapped pages count as resident
-memory: a map would hold the whole file beside the arrays that were made from it.
+and the tensors' bytes.
 """
 
 import json
 import math
 import os
-import secrets
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import ml_dtypes
 import numpy as np
+from safetensors import SafetensorError, safe_open
 
+from data_pipeline.files import atomic_write
 from persongen_jax.weights.errors import (
     BadEntry,
     BadHeader,
     KeyMismatch,
     MissingFile,
     TruncatedFile,
+    WeightsError,
 )
 from persongen_jax.weights.files.source import TensorSource
 
-MAX_HEADER = 100_000_000  # bytes; the public reader's limit too
+MAX_HEADER = 100_000_000  # bytes; same as the public reader's limit
 MAX_ELEMENTS = 2**63 - 1
 MAX_DIMS = 64  # numpy's own limit
 
@@ -57,7 +62,7 @@ NAMES = {dtype: name for name, dtype in DTYPES.items()}
 class TensorFile(TensorSource):
     """One safetensors file, open for reading.
 
-    The whole header is checked before anything else: an object that exists describes a sound file.
+    The whole header is checked first: if the object exists, the file is sound.
 
     Args:
         path: the file.
@@ -65,7 +70,7 @@ class TensorFile(TensorSource):
     Raises:
         MissingFile: there is none.
         TruncatedFile: it ends before its header or its data does.
-        BadHeader: the header breaks the format in any other way.
+        BadHeader: the header violates the format in any other way.
     """
 
     def __init__(self, path: str | os.PathLike):
@@ -78,9 +83,13 @@ class TensorFile(TensorSource):
             raise MissingFile(f"{self._path} is a folder; a file is expected here.") from error
         try:
             header, self._start, data_size = self._read_header()
-            self.metadata = _metadata(self._path, header.pop("__metadata__", {}))
+            try:
+                with safe_open(self._path, "np") as file:
+                    self.metadata = file.metadata() or {}
+            except SafetensorError as error:
+                raise _fault(self._path, error, header, data_size) from error
+            header.pop("__metadata__", None)
             self._entries = {key: _entry(self._path, key, v) for key, v in header.items()}
-            _check_tiling(self._path, self._entries, data_size)
         except BaseException:
             self._file.close()
             raise
@@ -94,7 +103,7 @@ class TensorFile(TensorSource):
 
     def read(self, key):
         dtype, shape, (begin, end) = self._get(key)
-        # Bytes first and a view after: 0-d arrays and ml_dtypes offer no writable byte buffer.
+        # Bytes first, then a view: 0-d arrays and ml_dtypes offer no writable byte buffer.
         buffer = np.empty(end - begin, np.uint8)
         self._file.seek(self._start + begin)
         self._fill(memoryview(buffer), key)
@@ -112,7 +121,7 @@ class TensorFile(TensorSource):
         return self._entries[key]
 
     def _fill(self, view, what):
-        """Read until ``view`` is full: one call gives at most 2 GiB, and may give less."""
+        """Read until ``view`` is full: one call returns at most 2 GiB, and may return less."""
         done = 0
         while done < len(view):
             count = self._file.readinto(view[done:])
@@ -176,67 +185,32 @@ def _parse_header(path, raw: bytes) -> dict:
     return header
 
 
-def _metadata(path, value) -> dict[str, str]:
-    if not isinstance(value, dict) or not all(isinstance(v, str) for v in value.values()):
-        raise BadHeader(f"{path}: __metadata__ must map text to text. Write the file again.")
-    return value
+def _fault(path, error: SafetensorError, header: dict, data_size: int) -> WeightsError:
+    """The library's error with the file's name and the remedy."""
+    said = str(error).removeprefix("Error while deserializing header: ")
+    if "not fully covered" in said:
+        header.pop("__metadata__", None)
+        end = max((entry["data_offsets"][1] for entry in header.values()), default=0)
+        if end > data_size:
+            return TruncatedFile(
+                f"{path}: holds {data_size} bytes of data where its header announces {end}. "
+                "Fetch or copy it again."
+            )
+        said = f"{data_size - end} bytes follow the last tensor"
+    return BadHeader(f"{path}: {said}. The file is damaged; write or fetch it again.")
 
 
 def _entry(path, key: str, value):
-    """(dtype, shape, (begin, end)) of one tensor, checked by itself."""
-
-    def bad(why):
-        return BadHeader(f"{path}: {key!r} {why}. The file is damaged; write or fetch it again.")
-
-    try:
-        key.encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise bad("is no valid text") from error
-    if not isinstance(value, dict) or set(value) != {"dtype", "shape", "data_offsets"}:
-        raise bad("must have exactly dtype, shape and data_offsets")
-    name, shape, offsets = value["dtype"], value["shape"], value["data_offsets"]
+    """(dtype, shape, (begin, end)) of one tensor of a header that the library takes."""
+    # It takes a list for the object too, and an object for the dtype's name.
+    name = value["dtype"] if isinstance(value, dict) else value
     if not isinstance(name, str) or name not in DTYPES:
-        raise bad(f"has dtype {name!r}, which is not one of {', '.join(DTYPES)}")
-    # `type(...) is int`, since JSON's true would pass for 1.
-    if not isinstance(shape, list) or not all(type(n) is int and n >= 0 for n in shape):
-        raise bad(f"has shape {shape!r}, not a list of sizes")
+        raise BadHeader(f"{path}: {key!r} has dtype {name}, not one of {', '.join(DTYPES)}")
+    shape = value["shape"]
     # Zero sizes are left out here: beside them numpy still refuses impossible other sizes.
     if len(shape) > MAX_DIMS or math.prod(n for n in shape if n) > MAX_ELEMENTS // 16:
-        raise bad(f"has shape {shape!r}, too large for any memory")
-    if (
-        not isinstance(offsets, list)
-        or len(offsets) != 2
-        or not all(type(n) is int and n >= 0 for n in offsets)
-        or offsets[0] > offsets[1]
-    ):
-        raise bad(f"has data_offsets {offsets!r}, not [begin, end]")
-    dtype, (begin, end) = DTYPES[name], offsets
-    if end - begin != math.prod(shape) * dtype.itemsize:
-        raise bad(f"has {end - begin} bytes of data, which do not make {name} {shape}")
-    return dtype, tuple(shape), (begin, end)
-
-
-def _check_tiling(path, entries, data_size: int):
-    """The tensors' bytes must lie side by side and fill the file exactly."""
-    position = 0
-    for key, (_, _, (begin, end)) in sorted(entries.items(), key=lambda item: item[1][2]):
-        if begin != position:
-            kind = "overlaps the tensor before it" if begin < position else "leaves a gap before it"
-            raise BadHeader(
-                f"{path}: {key!r} begins at byte {begin} of the data and {kind}, which ends at "
-                f"{position}. The file is damaged; write or fetch it again."
-            )
-        position = end
-    if position > data_size:
-        raise TruncatedFile(
-            f"{path}: holds {data_size} bytes of data where its header announces {position}. "
-            "Fetch or copy it again."
-        )
-    if position < data_size:
-        raise BadHeader(
-            f"{path}: {data_size - position} bytes follow the last tensor. The file is damaged; "
-            "write or fetch it again."
-        )
+        raise BadHeader(f"{path}: {key!r} has shape {shape!r}, too large for any memory")
+    return DTYPES[name], tuple(shape), tuple(value["data_offsets"])
 
 
 Entry = tuple[str, tuple[int, ...], np.dtype, Callable[[], np.ndarray]]
@@ -245,33 +219,25 @@ Entry = tuple[str, tuple[int, ...], np.dtype, Callable[[], np.ndarray]]
 def write_safetensors(
     path: str | os.PathLike, entries: Iterable[Entry], metadata: dict[str, str] | None = None
 ) -> None:
-    """Write a file with one tensor in memory at a time; it appears whole or not at all.
+    """Write a file with one tensor in memory at a time, atomically.
 
     Args:
-        path: the file; its folder must exist. An old file of this name is replaced at the end.
-        entries: (name, shape, dtype, function of no arguments that gives the array). The functions
-            are called once each, tensors of wide dtypes first, which keeps all data aligned.
+        path: the file; its folder must exist. An existing file is replaced at the end.
+        entries: (name, shape, dtype, function without arguments that returns the array). Each
+            function is called once, tensors of wide dtypes first, which keeps all data aligned.
         metadata: text -> text.
 
     Raises:
-        BadEntry: a name twice, a dtype the format lacks, metadata that is no text, or an array that
-            is not what was announced. No file is left behind.
+        BadEntry: a duplicate name, a dtype the format lacks, metadata that is not text, or an array
+            that differs from its declaration. No file is left behind.
     """
     path = Path(path)
     entries = sorted(entries, key=lambda entry: -np.dtype(entry[2]).itemsize)
     header = _make_header(path, entries, metadata)
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-    try:
-        with open(temporary, "xb") as file:
-            file.write(len(header).to_bytes(8, "little") + header)
-            for key, shape, dtype, make in entries:
-                file.write(_promised(path, key, tuple(shape), np.dtype(dtype), make()))
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    with atomic_write(path) as partial, open(partial, "xb") as file:
+        file.write(len(header).to_bytes(8, "little") + header)
+        for key, shape, dtype, make in entries:
+            file.write(_promised(path, key, tuple(shape), np.dtype(dtype), make()))
 
 
 def _make_header(path, entries, metadata) -> bytes:
@@ -294,11 +260,11 @@ def _make_header(path, entries, metadata) -> bytes:
         }
         position += size
     raw = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode("utf-8")
-    return raw + b" " * (-len(raw) % 8)  # so that the data begin on a multiple of eight
+    return raw + b" " * (-len(raw) % 8)  # aligns the data to eight bytes
 
 
 def _promised(path, key, shape, dtype, array) -> memoryview:
-    """The array's bytes, if it is what was announced."""
+    """The array's bytes, if it matches its declaration."""
     array = np.asarray(array)
     if array.shape != shape or array.dtype != dtype:
         raise BadEntry(

@@ -1,4 +1,4 @@
-"""TensorSource: named tensors that are read one at a time, wherever they come from."""
+"""TensorSource: named tensors, read one at a time from any kind of file."""
 
 import abc
 from collections.abc import Callable, Mapping
@@ -12,13 +12,13 @@ from persongen_jax.weights.errors import KeyMismatch, WeightsError
 class TensorSource(abc.ABC):
     """Named tensors with PyTorch's names and layouts.
 
-    Shapes and dtypes are known without reading any data; ``read`` gives one fresh numpy array,
-    which the source keeps no hold of, so the caller decides how much is in memory at once.
-    Usable as a context manager.
+    Shapes and dtypes are known without reading any data; ``read`` returns a new numpy array without
+    keeping a reference, so the caller decides how much is in memory at once. Usable as a context
+    manager.
 
     Attributes:
-        metadata: text notes of the file, {} where there are none.
-        ignored: keys of the file that are left out on purpose, in the file's own spelling.
+        metadata: text metadata of the file; {} if there is none.
+        ignored: keys of the file that are left out on purpose, spelled as in the file.
     """
 
     metadata: dict[str, str] = {}
@@ -30,19 +30,19 @@ class TensorSource(abc.ABC):
 
     @abc.abstractmethod
     def info(self, key: str) -> tuple[np.dtype, tuple[int, ...]]:
-        """(dtype, shape) of one tensor. Raises ``KeyMismatch`` where there is no such name."""
+        """(dtype, shape) of one tensor. Raises ``KeyMismatch`` for an unknown name."""
 
     @abc.abstractmethod
     def read(self, key: str) -> np.ndarray:
-        """One tensor, of the dtype and shape that ``info`` gives."""
+        """One tensor, with the dtype and shape that ``info`` returns."""
 
     @abc.abstractmethod
     def describe(self) -> str:
-        """Where this comes from, for messages."""
+        """The origin of the tensors, for messages."""
 
     @abc.abstractmethod
     def close(self) -> None:
-        """Let go of open files. May be called more than once."""
+        """Close open files. May be called more than once."""
 
     def __contains__(self, key: str) -> bool:
         return key in self.keys()
@@ -58,7 +58,7 @@ class OpenedFile:
     """A weight file of a known kind, open for reading; a context manager.
 
     Attributes:
-        tensors: all of them.
+        tensors: all tensors of the file.
     """
 
     def __init__(self, source: TensorSource):
@@ -78,11 +78,11 @@ class OpenedFile:
 
 
 class DictSource(TensorSource):
-    """Arrays that are in memory already.
+    """Arrays that are already in memory.
 
     Args:
         tensors: name -> numpy array.
-        name: what messages call it.
+        name: how messages call it.
     """
 
     def __init__(self, tensors: Mapping[str, np.ndarray], name: str = "tensors in memory"):
@@ -113,14 +113,14 @@ class DictSource(TensorSource):
 
 @dataclass(frozen=True)
 class Transform:
-    """A change of layout: what it makes of a shape, and of an array of that shape."""
+    """A change of layout: functions of a shape, and of an array of that shape."""
 
     shape: Callable[[tuple[int, ...]], tuple[int, ...]]
     array: Callable[[np.ndarray], np.ndarray]
 
 
 def third(part: int) -> Transform:
-    """Rows of one of the three equal parts, as in a fused q, k, v: [3 n, ...] -> [n, ...]."""
+    """Rows of one of three equal parts, as in a fused q, k, v: [3 n, ...] -> [n, ...]."""
 
     def rows(array):
         n = array.shape[0] // 3
@@ -132,20 +132,20 @@ def third(part: int) -> Transform:
 
 TRANSPOSE = Transform(lambda shape: shape[::-1], lambda array: np.ascontiguousarray(array.T))
 
-# [out, in, 1, 1] or [out, in, 1] -> [out, in]: a convolution of one pixel is a linear layer.
+# [out, in, 1, 1] or [out, in, 1] -> [out, in]: a 1x1 convolution is a linear layer.
 POINTWISE = Transform(lambda shape: shape[:2], lambda array: array.reshape(array.shape[:2]))
 
 
 class RenamedSource(TensorSource):
-    """Another source under other names, some of its tensors laid out otherwise.
+    """Another source under other names, with some tensors in another layout.
 
     Args:
-        base: the source that is read through.
+        base: the underlying source.
         table: new name -> (name in ``base``, ``Transform`` or None). One tensor of ``base`` may
-            stand under several new names (a fused one, split).
+            have several new names (a fused one that is split).
         ignored: names of ``base`` that are left out on purpose.
         part: which part of the file this is, for messages.
-        owns_base: whether ``close`` closes ``base`` too; False where several share it.
+        owns_base: whether ``close`` closes ``base`` too; False if several sources share it.
     """
 
     def __init__(self, base, table, *, ignored=(), part=None, owns_base=True):
@@ -184,7 +184,7 @@ class RenamedSource(TensorSource):
 
 
 class Renaming:
-    """Collects a ``RenamedSource``'s table, and refuses two tensors under one name."""
+    """Builds a ``RenamedSource``'s table, and refuses two tensors under one name."""
 
     def __init__(self, base: TensorSource):
         self._base = base
@@ -203,13 +203,13 @@ class Renaming:
         self._ignored.append(origin)
 
     def source(self, **kwargs) -> RenamedSource:
-        """The finished source; arguments as ``RenamedSource``'s."""
+        """The finished source; arguments like ``RenamedSource``'s."""
         return RenamedSource(self._base, self._table, ignored=self._ignored, **kwargs)
 
 
 def subsource(source: TensorSource, prefix: str) -> RenamedSource:
-    """The tensors whose names begin with ``prefix``, named without it. Closing it keeps ``source``
-    open, as others may read the rest."""
+    """The tensors whose names begin with ``prefix``, without it. Closing it does not close
+    ``source``, because others may read the rest."""
     names = [key for key in source.keys() if key.startswith(prefix)]
     if not names:
         raise KeyMismatch(source.describe(), missing=[prefix + "*"], unexpected=list(source.keys()))

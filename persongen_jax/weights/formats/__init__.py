@@ -1,1 +1,1 @@
-"""Who writes which weight files, and what their keys mean."""
+"""Formats of weight files: which tools write them, and what their keys mean."""

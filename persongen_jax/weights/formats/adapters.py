@@ -1,4 +1,4 @@
-"""Between adapter files and the adapters on a module's layers."""
+"""Converts between adapter files and the adapters on a module's layers."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -13,7 +13,7 @@ KERNEL = ("kernel",)
 
 
 def check_adapters(model, adapters: dict[str, dict], where):
-    """KeyMismatch unless every adapter has the sizes of the layer it is for.
+    """KeyMismatch unless every adapter has the sizes of its layer.
 
     Args:
         adapters: as read_lora returns them: component, module path, LoraWeights or Change.
@@ -39,7 +39,7 @@ def _sizes(layer, adapter):
         if adapter.bias is not None:
             yield "bias", adapter.bias.shape, (shape[0],)
         return
-    # Some tools write linear layers as 1x1 convolutions, some 1x1 convolutions as linear.
+    # Some tools write linear layers as 1x1 convolutions, others 1x1 convolutions as linear.
     for half, wanted in (("down", (adapter.rank, *shape[1:])), ("up", (shape[0], adapter.rank))):
         found = getattr(adapter, half).shape
         same = _four(found) == _four(wanted)
@@ -57,13 +57,13 @@ def _find(module, path: str):
 
 
 def apply_adapter(module, weights: dict, weight: float = 1.0):
-    """Put a parsed adapter file on a module.
+    """Apply a parsed adapter file to a module.
 
     Args:
         weights: dotted module path to LoraWeights or Change (weights/formats/lora/kinds.py), in
             PyTorch's layout.
-        weight: factor of its effect, on top of alpha / rank. Everything is linear in it, DoRA and
-            IA3 included: 0 is the layer as it was, 1 the file as it was trained.
+        weight: factor of its effect, in addition to alpha / rank. Everything is linear in it,
+        including DoRA and IA3: 0 is the unchanged layer, 1 the file as trained.
     """
     for path, adapter in weights.items():
         layer = _find(module, path)
@@ -99,10 +99,10 @@ def _apply_change(layer, change: Change, weight: float):
 def extract_adapter(module) -> dict[str, LoraWeights]:
     """Every LoRA of a module as LoraWeights by dotted path, in PyTorch's layout.
 
-    ``scale`` is folded into alpha where it is the same for all ranks, which it is for one adapter.
+    ``scale`` is folded into alpha if it is equal for all ranks, which holds for a single adapter.
 
     Raises:
-        ValueError: what lies on a layer cannot be taken apart again.
+        ValueError: the adapters on a layer cannot be separated.
     """
     extracted = {}
     for path in changed_layers(module):
@@ -113,7 +113,7 @@ def extract_adapter(module) -> dict[str, LoraWeights]:
         down, up, scale = (np.asarray(x[...]) for x in (lora.down, lora.up, lora.scale))
         if not np.all(scale == scale[0]):
             name = ".".join(map(str, path))
-            raise ValueError(f"{name}: several adapters lie on this layer; unload all but one")
+            raise ValueError(f"{name}: several adapters are on this layer; unload all but one")
         down = down.transpose(3, 2, 0, 1) if down.ndim == 4 else down.T
         up = up.T[..., None, None] if down.ndim == 4 else up.T
         alpha = float(scale[0]) * down.shape[0]
@@ -122,7 +122,7 @@ def extract_adapter(module) -> dict[str, LoraWeights]:
 
 
 def module_paths(module) -> dict[str, tuple]:
-    """Dotted path -> weight's shape as PyTorch has it, of every layer that can carry an adapter."""
+    """Dotted path -> shape of the weight in PyTorch, for every layer that can have an adapter."""
     return {
         ".".join(map(str, path)): to_torch_shape(KERNEL, node.kernel.shape)
         for path, node in nnx.iter_graph(module)

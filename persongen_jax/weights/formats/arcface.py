@@ -6,13 +6,14 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 
-from persongen_jax.models.faces.iresnet import EPS, IResNet, complete_config, final_side
+from persongen_jax.models.faces.iresnet import EPS, IResNet
 from persongen_jax.models.layers import UnusedRngs
-from persongen_jax.weights.errors import BadConfig, BadOnnx, KeyMismatch, MissingFile
+from persongen_jax.weights.errors import BadOnnx, MissingFile
 from persongen_jax.weights.files.directory import open_file
 from persongen_jax.weights.files.onnx_file import Node, OnnxFile
 from persongen_jax.weights.files.source import RenamedSource, Renaming, TensorSource, Transform
 from persongen_jax.weights.loader import load_module
+from persongen_jax.weights.recognition.arcface import infer_config
 
 INSIGHTFACE_LICENCE = (
     "InsightFace's pretrained models, and what is trained on its data sets, are for "
@@ -20,10 +21,10 @@ INSIGHTFACE_LICENCE = (
 )
 AURAFACE_LICENCE = "fal/AuraFace-v1: Apache-2.0"
 
-# A batch counter that PyTorch keeps beside the running statistics, and that nothing here reads.
+# A batch counter that PyTorch stores next to the running statistics; unused here.
 COUNTER = ".num_batches_tracked"
 
-# What the attributes that decide something are where a node leaves them out.
+# Defaults of the significant attributes, for nodes that omit them.
 ONNX_DEFAULTS = {
     "Conv": {
         "strides": [1, 1],
@@ -39,7 +40,7 @@ ONNX_DEFAULTS = {
     "Gemm": {"alpha": 1.0, "beta": 1.0, "transA": 0, "transB": 0},
 }
 
-# [c, 1, 1] -> [c]: ONNX spreads a PReLU's slopes over (c, h, w).
+# [c, 1, 1] -> [c]: ONNX broadcasts a PReLU's slopes over (c, h, w).
 SLOPES = Transform(
     lambda shape: shape[:1] if set(shape[1:]) <= {1} else shape,
     lambda array: array.reshape(array.shape[0]) if set(array.shape[1:]) <= {1} else array,
@@ -47,10 +48,10 @@ SLOPES = Transform(
 
 
 class Recogniser(NamedTuple):
-    """What :func:`load_arcface` gives.
+    """The result of :func:`load_arcface`.
 
-    model: images [b, s, s, 3] in [-1, 1] to raw embeddings [b, d].
-    licence: what is known of the weights' licence, one line.
+    model: maps images [b, s, s, 3] in [-1, 1] to raw embeddings [b, d].
+    licence: what is known about the weights' licence, in one line.
     """
 
     model: IResNet
@@ -73,14 +74,14 @@ def load_arcface(
             keys, or an ``.onnx`` such as buffalo_l's ``w600k_r50.onnx``.
         input_size: side of the crops in pixels; None for the largest that the file allows, which
             is 112 for all published ones.
-        licence: what the caller knows of it; None goes by the path.
+        licence: what the caller knows about it; None: derived from the path.
         dtype: of the computation; param_dtype: of the stored weights, by default the same.
         shardings: as ``load_module``'s.
 
     Raises:
-        MissingFile: there is none; the message says what to get.
-        BadOnnx: an ``.onnx`` that is damaged, or whose graph is no IResNet.
-        WeightsError: any other fault of the file, KeyMismatch and BadConfig among them.
+        MissingFile: there is none; the message says what to download.
+        BadOnnx: an ``.onnx`` that is damaged, or whose graph is not an IResNet.
+        WeightsError: any other fault of the file, including KeyMismatch and BadConfig.
     """
     path = Path(path)
     if not path.is_file():
@@ -106,10 +107,10 @@ def load_arcface(
 
 
 def licence_hint(path) -> str:
-    """The weights' licence as far as the path tells.
+    """The weights' licence as far as the path shows it.
 
-    InsightFace's and fal's files share names and layout; fal's are known by "auraface" anywhere in
-    the path. All else of this layout counts as InsightFace's, the stricter of the two.
+    InsightFace's and fal's files share names and layout; "auraface" anywhere in the path marks
+    fal's. Everything else with this layout counts as InsightFace's, the stricter of the two.
     """
     known = "auraface" in str(Path(path).absolute()).lower()
     return AURAFACE_LICENCE if known else INSIGHTFACE_LICENCE
@@ -129,75 +130,27 @@ def open_arcface(path) -> TensorSource:
     return renaming.source()
 
 
-def infer_config(source: TensorSource, input_size: int | None = None) -> dict:
-    """An IResNet's config from arcface_torch's keys and shapes.
-
-    Raises:
-        KeyMismatch: the keys are not an IResNet's.
-        BadConfig: fc does not fit square crops, or not crops of ``input_size``.
-    """
-    keys = set(source.keys())
-
-    def shape(key, dims):
-        found = source.info(key)[1] if key in keys else ()
-        if len(found) != dims or 0 in found:
-            raise KeyMismatch(
-                source.describe(),
-                missing=[key],
-                remedy="It is no ArcFace IResNet, whose keys are arcface_torch's.",
-            )
-        return found
-
-    layers, widths = [], []
-    shape("layer1.0.conv1.weight", 4)
-    while f"layer{len(layers) + 1}.0.conv1.weight" in keys:
-        stage = f"layer{len(layers) + 1}"
-        depth = 1
-        while f"{stage}.{depth}.conv1.weight" in keys:
-            depth += 1
-        layers.append(depth)
-        widths.append(shape(f"{stage}.0.conv1.weight", 4)[0])
-    in_channels = shape("conv1.weight", 4)[1]
-    embedding_dim, columns = shape("fc.weight", 2)
-    side = math.isqrt(columns // widths[-1])
-    config = {
-        "layers": tuple(layers),
-        "widths": tuple(widths),
-        "input_size": side * 2 ** len(layers) if input_size is None else input_size,
-        "embedding_dim": embedding_dim,
-        "in_channels": in_channels,
-        "folded": "conv1.bias" in keys,
-    }
-    if side**2 * widths[-1] != columns or final_side(config) != side:
-        raise BadConfig(
-            f"{source.describe()}: fc has {columns} inputs, {widths[-1]} channels of {side} x "
-            f"{side} positions, which does not fit crops of {config['input_size']} pixels. Give "
-            "the input_size that it was trained with."
-        )
-    return complete_config(config)
-
-
 def name_onnx_tensors(file: OnnxFile) -> RenamedSource:
     """An IResNet's graph as tensors with arcface_torch's keys.
 
-    Exporters fold a BatchNormalization into the Conv before it and number what they made, so
-    tensors are named by their place in the graph. A folded Conv gets a bias and no norm; a norm
-    that was not folded keeps its own name.
+    Exporters fold a BatchNormalization into the Conv before it and number the results, so tensors
+    are named by their place in the graph. A folded Conv gets a bias and no norm; a norm that was
+    not folded keeps its own name.
 
     Raises:
-        BadOnnx: the graph is no IResNet; the operation at fault is named.
+        BadOnnx: the graph is not an IResNet; the message names the offending operation.
     """
     return _Walk(file).run()
 
 
 class _Walk:
-    """Follows the image through the graph and names what each operation holds."""
+    """Follows the image through the graph and names the tensors of each operation."""
 
     def __init__(self, file: OnnxFile):
         self.file = file
         self.renaming = Renaming(file)
         self.visited = set()
-        # Exporters store equal tensors once, under an Identity for each further use.
+        # Exporters store equal tensors once, with an Identity for each additional use.
         self.alias = {}
         self.users: dict[str, list[Node]] = {}
         for node in file.nodes:
@@ -215,7 +168,8 @@ class _Walk:
         x = self.conv(self.file.inputs[0], "conv1", "bn1", strides=1, side=3)
         x = self.prelu(x, "prelu")
         stage, block = 0, 0
-        # A block's input goes into its first norm and into its skip, the tail's only into bn2.
+        # A block's input goes into its first norm and its skip, the last block's output only into
+        # bn2.
         while len(self.users.get(x, ())) == 2:
             if any(node.op == "Conv" for node in self.users[x]):
                 stage, block = stage + 1, 0
@@ -268,7 +222,7 @@ class _Walk:
         return node.outputs[0]
 
     def step(self, x, op, **changes) -> Node:
-        """The one user of ``x`` of this kind; its attributes are the defaults with ``changes``."""
+        """The only user of ``x`` of this kind; its attributes are the defaults with ``changes``."""
         users = self.users.get(x, [])
         found = [node for node in users if node.op == op and id(node) not in self.visited]
         if len(found) != 1 or not found[0].outputs:
@@ -288,7 +242,7 @@ class _Walk:
         return node
 
     def name(self, node, names, transform=None):
-        """The node's inputs are tensors of the file, to be called ``names``; "" is no tensor."""
+        """Name the node's inputs, which are tensors of the file; "" means no tensor."""
         if not 1 < len(node.inputs) <= len(names):
             raise self.error(f"{node.op} has {len(node.inputs)} inputs")
         for value, name in zip(node.inputs, names, strict=False):
@@ -313,7 +267,6 @@ __all__ = [
     "AURAFACE_LICENCE",
     "INSIGHTFACE_LICENCE",
     "Recogniser",
-    "infer_config",
     "licence_hint",
     "load_arcface",
     "name_onnx_tensors",

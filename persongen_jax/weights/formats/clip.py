@@ -1,4 +1,4 @@
-"""CLIP directories of transformers: the image tower on its own, or both towers with projections."""
+"""CLIP directories of transformers: the image tower alone, or both towers with projections."""
 
 import os
 from pathlib import Path
@@ -17,13 +17,13 @@ from persongen_jax.weights.loader import load_module
 
 def load_vision_tower(folder, *, dtype=jnp.float32, param_dtype=None, shardings=None):
     """Open the image tower of a CLIP directory (a full CLIPModel's, or a vision model's), or the
-    one that a PhotoMaker file brings along.
+    one in a PhotoMaker file.
 
     Returns:
         (tower without projection, the projection's kernel [d, p] or None).
 
     Raises:
-        MissingFile: no such directory; the message says what to get.
+        MissingFile: no such directory; the message says what to download.
         WeightsError: any other fault of its files.
     """
     folder = Path(folder)
@@ -64,7 +64,7 @@ def load_vision_tower(folder, *, dtype=jnp.float32, param_dtype=None, shardings=
 
 
 class Clip(NamedTuple):
-    """What :func:`load_clip` gives: both towers with their projections, and the tokenizer."""
+    """The result of :func:`load_clip`: both towers with their projections, and the tokenizer."""
 
     text_model: CLIPTextModel
     vision_model: CLIPVisionModel
@@ -75,8 +75,8 @@ def load_clip(folder, *, dtype=jnp.float32, param_dtype=None, shardings=None) ->
     """Open a full CLIPModel's directory: config.json, weights and tokenizer files.
 
     Raises:
-        MissingFile: the directory or its tokenizer is not there; the message says what to get.
-        WeightsError: any other fault of its files, such as a tower or a projection that is absent.
+        MissingFile: the directory or its tokenizer is missing; the message says what to download.
+        WeightsError: any other fault of its files, such as a missing tower or projection.
     """
     folder = Path(folder)
     if not folder.is_dir():

@@ -1,12 +1,13 @@
-"""IP-Adapter's files for SDXL (Ye et al., arXiv 2308.06721): base, plus and FaceID, both ways.
+"""Reads and writes IP-Adapter's files for SDXL (Ye et al., arXiv 2308.06721): base, plus and
+FaceID.
 
-``image_proj.*`` makes tokens of an image (models/encoders/resampler.py);
+``image_proj.*`` turns an image into tokens (models/encoders/resampler.py);
 ``ip_adapter.{i}.to_k_ip.weight`` and ``.to_v_ip.weight`` are the keys and values of the attention
-branch that reads them. i counts the UNet's attention layers as diffusers does (``processors``), so
-that only odd ones occur here. A FaceID file also has a LoRA on every attention layer,
+branch that reads them. i numbers the UNet's attention layers as diffusers does (``processors``), so
+only odd numbers occur. A FaceID file also has a LoRA on every attention layer,
 ``{i}.to_{q,k,v,out}_lora.{down,up}``, without alpha: its scale is 1. ``.bin`` is a torch pickle of
-two dictionaries (it needs the convert extra), ``.safetensors`` one list of names.
-ip_adapter_state.py reads what the trainer leaves.
+two dictionaries (it needs the convert extra), ``.safetensors`` has one list of names.
+ip_adapter_state.py reads the trainer's files.
 """
 
 import re
@@ -15,15 +16,15 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from persongen_jax.models.attention import ParallelCrossAttention
+from persongen_jax.models.branches import ParallelCrossAttention
 from persongen_jax.models.encoders.resampler import FaceIDProjection, ImageProjection, Resampler
 from persongen_jax.models.layers import Linear
 from persongen_jax.models.lora import lora_layers
 from persongen_jax.weights.errors import KeyMismatch, UnsupportedAdapter, WeightsError
 from persongen_jax.weights.files.directory import open_file
 from persongen_jax.weights.files.source import OpenedFile, TensorSource, subsource
-from persongen_jax.weights.formats.ip_adapter_state import is_training_state, published_names
-from persongen_jax.weights.formats.layout import unwrapped
+from persongen_jax.weights.recognition.ip_adapter_state import is_training_state, published_names
+from persongen_jax.weights.recognition.layout import unwrapped
 from persongen_jax.weights.saver import save_module
 from persongen_jax.weights.slots import (
     Computed,
@@ -37,9 +38,9 @@ from persongen_jax.weights.slots import (
 )
 
 IMAGE_PROJ, ADAPTER = "image_proj.", "ip_adapter."
-HEAD_DIM = 64  # of the plus resampler; the file does not say, every reader takes it so
+HEAD_DIM = 64  # of the plus resampler; not in the file; every reader assumes it
 
-PUBLISHED_TOKENS = 4  # of a base file; diffusers takes no other number
+PUBLISHED_TOKENS = 4  # of a base file; diffusers accepts no other number
 
 PROJECTIONS = {"base": ImageProjection, "plus": Resampler, "faceid": FaceIDProjection}
 
@@ -59,7 +60,7 @@ _OTHER_FILES = (
 )
 _NUMBERED = re.compile(r"ip_adapter\.(\d+)\.to_(?:[kv]_ip|(?:q|k|v|out)_lora\.(?:down|up))\.weight")
 
-# (cross-attention layers, width of what they read) of the UNets that there are adapters for.
+# (cross-attention layers, width of their input) of the UNets that have adapters.
 _UNETS = {
     (16, 768): "Stable Diffusion 1.5",
     (16, 1024): "Stable Diffusion 2",
@@ -71,12 +72,12 @@ class IPAdapterFile(OpenedFile):
     """An IP-Adapter file, open for reading; a context manager.
 
     Attributes:
-        tensors: all of them.
+        tensors: all tensors of the file.
         kind: "base" (ViT-H's and ViT-bigG's alike), "plus" or "faceid".
-        sizes: arguments of the kind's class in ``PROJECTIONS``; ``in_features`` is the width of
-            what it reads, ``num_tokens`` how many tokens it makes of an image.
+        sizes: arguments of the kind's class in ``PROJECTIONS``; ``in_features`` is the width of its
+            input, ``num_tokens`` the number of tokens per image.
         width: of the tokens.
-        layers: how many cross-attention layers it has keys and values for.
+        layers: number of cross-attention layers that it has keys and values for.
         rank: of the LoRA, or None.
     """
 
@@ -102,7 +103,7 @@ def read_ip_adapter(path) -> IPAdapterFile:
     Raises:
         MissingFile: there is none.
         MissingDependency: a ``.bin``, and no PyTorch.
-        UnsupportedAdapter: another kind of file, or a variant that is not read; it is named.
+        UnsupportedAdapter: another kind of file, or an unsupported variant, with its name.
         KeyMismatch: names that no IP-Adapter has.
     """
     file = unwrapped(open_file(path))
@@ -114,7 +115,7 @@ def read_ip_adapter(path) -> IPAdapterFile:
 
 
 def is_ip_adapter(path) -> bool:
-    """Whether a weight file has an IP-Adapter's names, of whatever variant."""
+    """Whether a weight file has an IP-Adapter's names, of any variant."""
     with unwrapped(open_file(path)) as file:
         names = any(key.startswith((IMAGE_PROJ, ADAPTER)) for key in file.keys())
         return names or is_training_state(file)
@@ -150,7 +151,7 @@ def _common_rank(source) -> int | None:
     return ranks.pop() if ranks else None
 
 
-# ---- The projection's sizes, read off its tensors ----------------------------------------------
+# ---- The projection's sizes, derived from its tensors --------------------------------------------
 
 
 def _base_sizes(source) -> dict:
@@ -192,11 +193,11 @@ _SIZES = {"base": _base_sizes, "plus": _plus_sizes, "faceid": _faceid_sizes}
 
 
 def load_ip_adapter_into(model, path, branch: str = "identity"):
-    """Fill a model, with the method attached, from an IP-Adapter file, in place.
+    """Fill a model that has the method attached from an IP-Adapter file, in place.
 
-    ``image_proj``, the branch's keys and values, and the LoRA where there is one; each is cast to
-    the leaf's dtype and goes to the leaf's devices. The file's LoRA acts with scale 1: in a model
-    whose alpha / rank is another, ``up`` is scaled to the same effect.
+    Fills ``image_proj``, the branch's keys and values, and the LoRA if there is one; each is cast
+    to the leaf's dtype and placed on its devices. The file's LoRA has scale 1: in a model with
+    another alpha / rank, ``up`` is scaled to the same effect.
 
     Args:
         model: has ``unet`` with the branch, and ``image_proj``, one of ``PROJECTIONS``.
@@ -217,23 +218,22 @@ def load_ip_adapter_into(model, path, branch: str = "identity"):
 def save_ip_adapter(model, path, branch: str = "identity"):
     """Write a model's image projection and branch, and its LoRA, as an IP-Adapter file.
 
-    Tensors keep the dtype they are stored in. diffusers' ``load_ip_adapter`` opens the file where
-    it is of one of the published forms: 4 tokens for base and FaceID, 4 layers for plus.
+    Tensors keep their stored dtype. diffusers' ``load_ip_adapter`` opens the file if it has one of
+    the published forms: 4 tokens for base and FaceID, 4 layers for plus.
 
-    The method that makes one token of each reference (``id_tokens``) is written as a base variant
-    that makes the same token four times, which attention cannot tell from one. It reads CLIP's
-    pooled embedding as it is: beside it belongs :func:`save_image_encoder`'s folder. What diffusers
-    does without an image, zeros through the projection, is then the bias of ``id_norm``, and not
-    nothing as here: pictures with guidance differ by what training made of that bias.
+    The method with one token per reference (``id_tokens``) is written as a base variant that makes
+    the same token four times, which attention cannot distinguish from one. It reads CLIP's pooled
+    embedding unchanged: :func:`save_image_encoder`'s folder goes with it. Without an image,
+    diffusers sends zeros through the projection, which yields the bias of ``id_norm``, whereas here
+    there is no token at all: guided images differ by the effect of that trained bias.
 
     Args:
-        model: as :func:`load_ip_adapter_into`'s; or one with ``id_tokens``.
-        path: "….safetensors", or "….bin" (needs the convert extra). The file appears whole or not
-            at all.
+        model: as for :func:`load_ip_adapter_into`; or one with ``id_tokens``.
+        path: "….safetensors", or "….bin" (needs the convert extra), written atomically.
 
     Raises:
-        WeightsError: another ending, the method is not attached, or it has what the format has no
-            place for.
+        WeightsError: another extension, the method is not attached, or it has parts that the format
+            has no place for.
         MissingDependency: ``.bin`` without PyTorch.
     """
     if getattr(model, "image_proj", None) is None and hasattr(model, "id_tokens"):
@@ -246,7 +246,7 @@ def save_ip_adapter(model, path, branch: str = "identity"):
 
 
 def save_image_encoder(model, folder):
-    """Write the image tower that a file of single tokens goes with, as transformers has it.
+    """Write the image tower that belongs to a file of single tokens, in transformers' format.
 
     Args:
         model: has ``id_encoder``; the folder's ``visual_projection`` is the identity, so that
@@ -286,7 +286,7 @@ def _single_token_slots(model) -> dict[str, Computed]:
 
 
 def _branch_slots(model, branch) -> dict[str, Slot]:
-    """The numbered leaves by the file's key, in the file's order."""
+    """The numbered leaves by the file's keys, in the file's order."""
     slots = {}
     for i, (name, layer) in enumerate(processors(model.unet).items()):
         slots.update(_layer_loras(f"{ADAPTER}{i}.", name, layer))
@@ -294,7 +294,7 @@ def _branch_slots(model, branch) -> dict[str, Slot]:
             if not isinstance(layer, ParallelCrossAttention) or branch not in layer.branches:
                 raise WeightsError(
                     f"the UNet has no parallel attention branch {branch!r}, which is what an "
-                    "IP-Adapter has: attach the method ip_adapter_file before its weights"
+                    "IP-Adapter has: attach the method ip_adapter before its weights"
                 )
             reader = layer.branches[branch]
             for short in ("to_k", "to_v"):
@@ -307,7 +307,7 @@ def _image_proj(model) -> nnx.Module:
     found = getattr(model, "image_proj", None)
     if found is None:
         raise WeightsError(
-            "the model has no image_proj: attach the method ip_adapter_file before its weights"
+            "the model has no image_proj: attach the method ip_adapter before its weights"
         )
     return found
 
@@ -344,7 +344,7 @@ def _check_loras(unet):
 
 
 def _check_variant(file, model, branch):
-    """UnsupportedAdapter or WeightsError where the file is for another model than this."""
+    """UnsupportedAdapter or WeightsError if the file is for a model other than this."""
     image_proj = _image_proj(model)
     kind = next(name for name, cls in PROJECTIONS.items() if type(image_proj) is cls)
     if file.kind != kind:

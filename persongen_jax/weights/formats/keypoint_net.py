@@ -32,6 +32,6 @@ def load_keypoint_net(folder) -> KeypointNet:
 
 
 def save_keypoint_net(net: KeypointNet, folder):
-    """Write ``folder``, which is made if need be."""
+    """Write ``folder``, which is created if necessary."""
     config = {**net.config, "widths": list(net.config["widths"])}
     save_module(net, folder, config, file_name="model.safetensors")

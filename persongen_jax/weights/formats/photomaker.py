@@ -1,12 +1,11 @@
-"""PhotoMaker's files, v1 and v2: the ID encoder and the LoRA of a trained PhotoMaker, both ways.
+"""Reads and writes PhotoMaker's files, v1 and v2: the ID encoder and the LoRA of a PhotoMaker.
 
 The two versions differ in the ID encoder: v2 adds ``qformer_perceiver``
 (models/encoders/photomaker_v2.py). Two containers hold the same tensors. ``.bin`` is a torch pickle
 of two dictionaries, ``id_encoder`` and ``lora_weights`` (it needs the convert extra);
-``.safetensors`` has one list of names with those two words in front, and needs no PyTorch. The
-LoRA's keys are those of diffusers' attention processors of that time:
-``unet.<block>.attn1.processor.to_q_lora.down.weight``. They come without alpha, so their scale is
-1.
+``.safetensors`` has one list of names with those two as prefixes, and needs no PyTorch. The LoRA's
+keys are those of diffusers' attention processors of that time:
+``unet.<block>.attn1.processor.to_q_lora.down.weight``. They have no alpha, so their scale is 1.
 """
 
 import re
@@ -25,9 +24,9 @@ from persongen_jax.weights.errors import (
 )
 from persongen_jax.weights.files.directory import open_file
 from persongen_jax.weights.files.source import OpenedFile, Renaming, TensorSource, subsource
-from persongen_jax.weights.formats.layout import unwrapped
 from persongen_jax.weights.keys import normalise_clip_vision
 from persongen_jax.weights.loader import load_module, parameter_leaves
+from persongen_jax.weights.recognition.layout import unwrapped
 from persongen_jax.weights.slots import (
     Slot,
     fill_slots,
@@ -40,7 +39,7 @@ from persongen_jax.weights.slots import (
 
 ENCODER, LORA = "id_encoder.", "lora_weights."
 HEADS = "num_attention_heads"  # of the image tower, in the metadata of .safetensors
-PARTS = (ENCODER, LORA)  # in the order that the official loader insists on
+PARTS = (ENCODER, LORA)  # in the order that the official loader requires
 
 # The official classes register their parts in this order, by version.
 _ENCODER_PARTS = {
@@ -53,10 +52,10 @@ _ENCODER_PARTS = {
 _V2_PART = f"{ENCODER}qformer_perceiver."
 _PROJECTIONS = ("to_q", "to_k", "to_v", "to_out")
 
-# CLIP saved 0, 1, 2, … as a tensor, before it was made a buffer that is not saved.
+# CLIP saved 0, 1, 2, … as a tensor before it became a non-persistent buffer.
 _POSITION_IDS = f"{ENCODER}vision_model.embeddings.position_ids"
 
-# Other files that people have beside this one: a key that only they have, and what they are.
+# Other files that are easily mistaken for this one: a key that only they have, and what they are.
 _OTHER_FILES = (
     (r"id_adapter", "PuLID"),
     (r"image_proj\.|ip_adapter\.", "an IP-Adapter (or InstantID's, which has the same keys)"),
@@ -71,7 +70,7 @@ class PhotoMakerFile(OpenedFile):
 
     Attributes:
         version: 1 or 2.
-        tensors: all of them, with ``id_encoder.`` and ``lora_weights.`` in front.
+        tensors: all tensors, with the prefixes ``id_encoder.`` and ``lora_weights.``
         id_encoder: those of the ID encoder, named as in the file without ``id_encoder.``
         lora_weights: likewise, "unet.….processor.to_q_lora.down.weight".
         rank: of the LoRA.
@@ -87,7 +86,7 @@ class PhotoMakerFile(OpenedFile):
 
 
 def read_photomaker(path) -> PhotoMakerFile:
-    """Open ``photomaker-v1.bin``, ``-v2.bin``, or a ``.safetensors`` file with such a content.
+    """Open ``photomaker-v1.bin``, ``-v2.bin``, or a ``.safetensors`` file with the same content.
 
     Raises:
         MissingFile: there is none.
@@ -139,15 +138,15 @@ def _common_rank(lora_weights) -> int:
 
 
 def load_photomaker_into(model, path):
-    """Fill a model, with the method attached, from a PhotoMaker file, in place.
+    """Fill a model that has the method attached from a PhotoMaker file, in place.
 
-    The ID encoder's leaves (CLIP's image tower among them) and the LoRA on every attention layer;
-    each is cast to the leaf's dtype and goes to the leaf's devices. A LoRA of the file acts with
-    scale 1: in a model whose alpha / rank is another, ``up`` is scaled to the same effect.
+    Fills the ID encoder's leaves (including CLIP's image tower) and the LoRA on every attention
+    layer; each is cast to the leaf's dtype and placed on its devices. A LoRA of the file has scale
+    1: in a model with another alpha / rank, ``up`` is scaled to the same effect.
 
     Args:
         model: StableDiffusionXL with ``id_encoder`` and a LoRA (any method built on PhotoMaker's).
-        path: the file, see :func:`read_photomaker`; of the version of the model's ID encoder.
+        path: the file, see :func:`read_photomaker`; its version must be that of the ID encoder.
 
     Raises:
         UnsupportedAdapter: a file of the other version.
@@ -176,18 +175,18 @@ def _check_version(file, version: int):
 
 
 def save_photomaker(model, path):
-    """Write a model's ID encoder and LoRA as a PhotoMaker file, of its ID encoder's version.
+    """Write a model's ID encoder and LoRA as a PhotoMaker file of the ID encoder's version.
 
-    Tensors keep the dtype they are stored in. ``up`` is multiplied by the model's alpha / rank,
-    so that scale 1, which the format implies, is right.
+    Tensors keep their stored dtype. ``up`` is multiplied by the model's alpha / rank, so that the
+    implied scale of 1 is right.
 
     Args:
-        model: as :func:`load_photomaker_into`'s.
-        path: "….safetensors", or "….bin" in PyTorch's format (needs the convert extra). The file
-            appears whole or not at all.
+        model: as for :func:`load_photomaker_into`.
+        path: "….safetensors", or "….bin" in PyTorch's format (needs the convert extra), written
+            atomically.
 
     Raises:
-        WeightsError: another ending, the method is not attached, or LoRAs that the format has no
+        WeightsError: another extension, the method is not attached, or LoRAs that the format has no
             place for.
         MissingDependency: ``.bin`` without PyTorch.
     """
@@ -199,7 +198,7 @@ def save_photomaker(model, path):
 def _slots(model) -> dict[str, Slot]:
     """Every leaf that the format holds by the file's key, in the file's order.
 
-    What a method has beyond PhotoMaker, in the ID encoder or as a LoRA elsewhere, has none.
+    Parts of a method that PhotoMaker lacks, in the ID encoder or as a LoRA elsewhere, have no slot.
     """
     order = _ENCODER_PARTS[_encoder_version(model)]
     slots = module_slots(model.id_encoder, ENCODER, order)
@@ -250,17 +249,17 @@ def _check_nothing_is_lost(model):
         )
 
 
-# ---- The image tower on its own ----------------------------------------------------------------
+# ---- The image tower alone ----------------------------------------------------------------
 
 
 def load_photomaker_tower(path, *, dtype, param_dtype=None, shardings=None) -> CLIPVisionModel:
-    """CLIP's image tower out of a PhotoMaker file, without a projection.
+    """CLIP's image tower from a PhotoMaker file, without a projection.
 
-    The file has no config: sizes are read off the shapes, the activation is quick_gelu and heads
-    are 64 wide, as in every CLIP of OpenAI's, unless the metadata say how many there are.
+    The file has no config: sizes follow from the shapes, the activation is quick_gelu and heads are
+    64 wide, as in every CLIP of OpenAI's, unless the metadata give their number.
 
     Raises:
-        BadConfig: the shapes are no such tower's.
+        BadConfig: the shapes are not those of such a tower.
     """
     with read_photomaker(path) as file:
         source = normalise_clip_vision(subsource(file.id_encoder, "vision_model."))
@@ -276,7 +275,7 @@ def load_photomaker_tower(path, *, dtype, param_dtype=None, shardings=None) -> C
 def infer_vision_config(source: TensorSource, heads: str | None = None) -> dict:
     """A CLIP image tower's config from the shapes of its tensors, named without a prefix.
 
-    Shapes do not tell the number of ``heads``; without it they are taken to be 64 wide.
+    Shapes do not show the number of ``heads``; without it they are assumed to be 64 wide.
     """
     sizes, positions = _vision_sizes(source)
     width = sizes["hidden_size"]
@@ -305,7 +304,7 @@ def has_tower_like(file: PhotoMakerFile, config: dict) -> bool:
 
 
 def _vision_sizes(source) -> tuple[dict, int]:
-    """What the shapes tell of a config, and the number of positions."""
+    """The config values that follow from the shapes, and the number of positions."""
     width, channels, patch, _ = source.info("embeddings.patch_embedding.weight")[1]
     positions, _ = source.info("embeddings.position_embedding.weight")[1]
     inner, _ = source.info("encoder.layers.0.mlp.fc1.weight")[1]

@@ -1,4 +1,4 @@
-"""UNet2DModel's folders in diffusers' format, read and written."""
+"""Reads and writes UNet2DModel's folders in diffusers' format."""
 
 from pathlib import Path
 
@@ -17,10 +17,10 @@ FILE_NAME = "diffusion_pytorch_model.safetensors"
 def load_unet2d(
     directory, *, dtype=jnp.float32, param_dtype=jnp.float32, variant: str | None = None
 ) -> UNet2DModel:
-    """Of a folder with config.json and weights, or of a pipeline's folder with ``unet/`` in it.
+    """Open a folder with config.json and weights, or a pipeline's folder that contains ``unet/``.
 
     Raises:
-        WeightsError: a fault of the files. ValueError: a config that is not implemented.
+        WeightsError: a fault in the files. ValueError: a config that is not implemented.
     """
     folder = Path(directory)
     if not (folder / "config.json").is_file() and (folder / "unet").is_dir():
@@ -32,6 +32,6 @@ def load_unet2d(
 
 
 def save_unet2d(model: UNet2DModel, directory):
-    """Write config.json and the weights, as diffusers' UNet2DModel opens them."""
+    """Write config.json and the weights for diffusers' UNet2DModel."""
     config = {"_class_name": "UNet2DModel", **model.config.to_dict()}
     save_module(model, directory, config, file_name=FILE_NAME)

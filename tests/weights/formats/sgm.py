@@ -1,7 +1,7 @@
-"""From diffusers' names to the original (sgm) ones, the way back of
+"""Renames diffusers' names to the original (sgm) ones, the inverse of
 weights/formats/sdxl/original.py.
 
-Written for itself: patterns on diffusers' names and arithmetic on their numbers.
+Written independently: patterns on diffusers' names and arithmetic on their numbers.
 """
 
 import re
@@ -103,7 +103,7 @@ def open_clip(state):
 
 
 def checkpoint(state, unet_config):
-    """Component -> canonical name -> array, as one file has it, with the extras of real ones."""
+    """Component -> canonical name -> array, as in one file, with the extras of real ones."""
     out = {unet_to_sgm(key, unet_config): value for key, value in state["unet"].items()}
     out |= dict(vae_to_sgm(key, value) for key, value in state["vae"].items())
     text = "conditioner.embedders.0.transformer.text_model."

@@ -1,4 +1,4 @@
-"""IP-Adapter's files, against ones of diffusers' keys, shapes and numbering."""
+"""IP-Adapter's files, against files with diffusers' keys, shapes and numbering."""
 
 import re
 
@@ -14,9 +14,11 @@ from safetensors.torch import load_file, save_file
 from transformers import CLIPVisionModelWithProjection
 
 from persongen_jax import models
+from persongen_jax.config import VERSION
+from persongen_jax.convert.identify import identify
 from persongen_jax.methods import get_method
 from persongen_jax.methods.base import Parts
-from persongen_jax.methods.published.ip_adapter_file import IPAdapterFile
+from persongen_jax.methods.published.ip_adapter import IPAdapter
 from persongen_jax.models.lora import add_adapter, lora_layers
 from persongen_jax.pipeline.loading import weights_in
 from persongen_jax.training.checkpoint import Checkpoints
@@ -27,7 +29,6 @@ from persongen_jax.weights.errors import (
     UnsupportedAdapter,
     WeightsError,
 )
-from persongen_jax.weights.formats.identify import identify
 from persongen_jax.weights.formats.ip_adapter import (
     is_ip_adapter,
     load_ip_adapter_into,
@@ -42,7 +43,7 @@ from tests.helpers.ip_adapters import projection, training_state, write_ip_adapt
 from tests.helpers.twins import nhwc, relative_error
 
 FACE_NET = f"{models.__path__[0]}/../assets/face_net"
-# Widths of what the tiny base's image encoder (and the small recogniser) gives each variant.
+# Feature widths of the tiny base's image encoder (and the small recogniser) by variant.
 FEATURES = {"base": 32, "plus": 64, "faceid": 128}
 RANK = 4
 
@@ -68,7 +69,7 @@ def files(unet, tmp_path_factory):
 def attach(tiny_base, method=None, **settings):
     base = load_sdxl(tiny_base)
     config = {"base": str(tiny_base), "id_encoder": "", "face_net": FACE_NET, "dtype": "float32"}
-    method = IPAdapterFile() if method is None else method
+    method = IPAdapter() if method is None else method
     method.attach(
         Parts(base.model, base.tokenizers), ConfigDict({**config, **settings}), nnx.Rngs(0)
     )
@@ -92,7 +93,7 @@ def test_the_numbering_is_diffusers_order(unet, loaded):
 
 
 def test_the_numbering_at_full_size():
-    """formats.md's table, row by row, of the UNet in the abstract."""
+    """formats.md's table, row by row, for the UNet as shapes only."""
     from persongen_jax.models.layers import UnusedRngs
     from persongen_jax.models.sdxl.unet import UNet2DConditionModel as OurUNet
 
@@ -215,12 +216,12 @@ def test_every_variant_can_be_trained_from_scratch(kind, tiny_base, tmp_path):
 def test_a_run_goes_on_from_the_file_that_an_earlier_one_started_from(
     files, loaded, tiny_base, tmp_path
 ):
-    """The file decides variant and rank; of its tensors a checkpoint has only what was trained."""
+    """The file sets variant and rank; a checkpoint only has its trained tensors."""
     path = str(files["faceid"][0])
     wanted = {name: leaf.get_value() for name, leaf in leaf_paths(loaded["faceid"]).items()}
     trained = {name: array + 1 for name, array in wanted.items() if "/branches/" in name}
     checkpoints = Checkpoints(tmp_path)
-    config = {"method": "ip_adapter_file", "start_from": path}
+    config = {"version": VERSION, "method": "ip_adapter", "start_from": path}
     checkpoints.save(0, trained, {"count": np.zeros(1)}, config)
     checkpoints.close()
     leaves = leaf_paths(attach(tiny_base, start_from=str(tmp_path))[0])
@@ -231,7 +232,7 @@ def test_a_run_goes_on_from_the_file_that_an_earlier_one_started_from(
 
 def test_a_single_token_per_reference_becomes_a_base_file(tiny_base, tmp_path):
     """diffusers' own class makes four times our token of the tensors that we write."""
-    method = get_method("ip_adapter")
+    method = get_method("id_branch")
     model, _ = attach(tiny_base, method)
     rng = np.random.default_rng(0)
     for leaf in (model.id_tokens.id_norm.scale, model.id_tokens.id_norm.bias):
@@ -373,7 +374,7 @@ def test_models_that_the_format_cannot_hold(tiny_base, files, tmp_path):
         attach(tiny_base, image_proj="faceid", face_net="")
 
 
-# ---- As its trainer leaves it --------------------------------------------------------------------
+# ---- Training states --------------------------------------------------------------------
 
 
 def state_file(path, unet, published, **options):
@@ -395,7 +396,7 @@ def test_a_training_state_is_read_as_the_published_file(kind, kept, unet, files,
 
 
 def test_a_training_state_as_a_pickle_of_several_processes(unet, files, tmp_path):
-    """Nothing shared was left out, and each key has module. in front."""
+    """No shared tensor was left out, and each key has the prefix module."""
     tensors = training_state(unet, files["base"][1], kept="both")
     torch.save({f"module.{key}": value for key, value in tensors.items()}, tmp_path / "s.bin")
     with pytest.warns(UserWarning, match="not used"):
@@ -448,7 +449,7 @@ def test_the_folder_that_a_trainer_left_is_taken(unet, files, tmp_path):
     assert weights_in(tmp_path) == tmp_path
     path = state_file(tmp_path / "model.safetensors", unet, files["base"][1])
     assert weights_in(tmp_path) == path
-    (tmp_path / "checkpoints").mkdir()  # a run of ours
+    (tmp_path / "checkpoints").mkdir()  # a run of this project
     assert weights_in(tmp_path) == tmp_path
 
 

@@ -1,4 +1,4 @@
-"""LoRA files in every spelling, compared with what diffusers makes of the same files."""
+"""LoRA files in every spelling, compared with diffusers' result for the same files."""
 
 import json
 
@@ -138,7 +138,7 @@ def test_bfloat16_and_mixed_alphas_round_trip(tmp_path, modules):
     second = LoraWeights(np.ones((3, 8), np.float16), np.ones((16, 3), np.float32))
     write_lora(tmp_path / "a.safetensors", {"text_encoder": {a: first, b: second}})
     got = read_lora(tmp_path / "a.safetensors", modules)
-    # None has no place beside numbers, and means alpha = rank.
+    # A None among numbers cannot be stored, and means alpha = rank.
     assert_same(got, {"text_encoder": {a: first, b: LoraWeights(second.down, second.up, 3.0)}})
 
 

@@ -43,7 +43,7 @@ def twins(unet_config=UNET):
     }
     for model in models.values():
         for parameter in model.parameters():
-            torch.nn.init.normal_(parameter)  # fresh norms are all alike and would hide a swap
+            torch.nn.init.normal_(parameter)  # new norms are all equal and would hide a swap
     return models
 
 
@@ -99,7 +99,7 @@ def test_splits_into_what_diffusers_has(tmp_path, state, tensors):
     "changes",
     [
         {"layers_per_block": 1},
-        {  # as the refiner: the outer blocks on both sides have no attention
+        {  # like the refiner: the outer blocks on both sides have no attention
             "attention_head_dim": [1, 2, 2, 2],
             "block_out_channels": (4, 8, 8, 8),
             "down_block_types": ("DownBlock2D", *["CrossAttnDownBlock2D"] * 2, "DownBlock2D"),

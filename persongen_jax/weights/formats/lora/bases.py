@@ -1,7 +1,7 @@
-"""Which base model an adapter file is for, told by its keys, shapes and notes.
+"""Finds out which base model an adapter file is for, from its keys, shapes and metadata.
 
 Files for other bases overlap with SDXL's: SD 1.x has SDXL's first text encoder, and its UNet's
-middle blocks have the same names. What fits by name alone would be applied, and be wrong.
+middle blocks have the same names. Matching by name alone would apply them, with wrong results.
 """
 
 import re
@@ -11,7 +11,7 @@ from persongen_jax.weights.errors import UnsupportedAdapter
 SDXL = "SDXL"
 WIDTHS = {768: "SD 1.x", 1024: "SD 2.x", 1280: "the SDXL refiner", 2048: SDXL}  # of text states
 
-# Keys that a base alone has -> its name. Searched in keys that no module of the model has.
+# Keys that only one base has -> its name. Applied to keys that match no module of the model.
 _KEYS = {
     r"(^|[._])lora_prior_|^prior\.": "Stable Cascade",
     r"joint_blocks[._]": "SD 3",
@@ -29,7 +29,7 @@ _OLDER_UNET = re.compile(
 )
 _READS_TEXT = re.compile(r".*attn2[._](processor[._])?to_[kv]")
 
-# Words in a file's notes -> the base; the first that is found counts.
+# Words in a file's metadata -> the base; the first match counts.
 _NOTES = ("modelspec.architecture", "ss_base_model_version", "ss_sd_model_name_version")
 _WORDS = {
     r"xl.*refiner": "the SDXL refiner",
@@ -45,13 +45,13 @@ _WORDS = {
 
 
 def refuse_other_base(source, found: list, modules, unmatched, base: str = ""):
-    """UnsupportedAdapter where the file is for another base than the model.
+    """UnsupportedAdapter if the file is for a base other than the model.
 
     Args:
         source: the file.
-        found: (stem, one-encoder prefix or not, component, path, inner width or None) of what fits.
+        found: (stem, one-encoder prefix or not, component, path, inner width or None) of matches.
         modules: component -> path -> shape.
-        unmatched: keys that fit nowhere. base: what settings beside the file call its base.
+        unmatched: keys that match nothing. base: the base named in the settings next to the file.
     """
     widths = {inner for stem, *_, inner in found if inner and _READS_TEXT.fullmatch(stem)}
     name = (
@@ -72,7 +72,7 @@ def _by_keys(source, unmatched) -> str | None:
         if any(re.search(pattern, key) for key in unmatched):
             return name
     if any(_OLDER_UNET.search(key) for key in unmatched):
-        # The tensor that reads the text states says which of the older ones.
+        # The tensor that reads the text states shows which of the older bases it is.
         shapes = (source.info(key)[1] for key in source.keys() if _READS_TEXT.match(key))
         widths = {shape[1] for shape in shapes if len(shape) > 1} & WIDTHS.keys()
         return WIDTHS[min(widths)] if widths else "SD 1.x or 2.x"
@@ -87,9 +87,9 @@ def _by_width(widths, modules) -> str | None:
 
 
 def _by_encoder(source, found) -> str | None:
-    """A file whose text encoder's prefix is that of models with a single one.
+    """Detects a text encoder's prefix that only models with a single encoder use.
 
-    Only where no tensor that reads the text states tells more.
+    Used only if no tensor that reads the text states shows more.
     """
     found = [each for each in found if each[1]]
     if not found or _by_notes(source) == SDXL:

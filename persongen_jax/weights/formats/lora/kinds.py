@@ -1,15 +1,15 @@
-"""What an adapter adds to one layer: LoRA, LoHa, LoKr, full differences, DoRA and IA3.
+"""The kinds of change to one layer: LoRA, LoHa, LoKr, full differences, DoRA and IA3.
 
 All arrays are in PyTorch's layouts: a linear weight [out, in], a convolution's [out, in, kh, kw].
-The formulas stand in docs/formats.md. A plain LoRA acts as two narrow products; everything else is
-worked out once, as a change of the weight and of the bias (``Change.of_layer``).
+docs/formats.md has the formulas. A plain LoRA is applied as two narrow products; everything else is
+computed once, as a change of the weight and of the bias (``Change.of_layer``).
 """
 
 from dataclasses import dataclass
 
 import numpy as np
 
-EPS = float(np.finfo(np.float32).eps)  # what keeps DoRA's norm from being zero
+EPS = float(np.finfo(np.float32).eps)  # keeps DoRA's norm above zero
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,7 @@ class LoraWeights:
     Attributes:
         down: [rank, in], or [rank, in, kh, kw] on a convolution.
         up: [out, rank], or [out, rank, 1, 1].
-        alpha: None where the file says nothing, which means alpha = rank.
+        alpha: None if the file does not say, which means alpha = rank.
     """
 
     name = "LoRA"
@@ -115,15 +115,15 @@ class Difference:
 
 @dataclass(frozen=True)
 class Change:
-    """All that a file does to one layer, where that is more than a LoRA.
+    """The whole effect of a file on one layer, if it is more than a LoRA.
 
     Attributes:
-        products: what is added to the weight.
-        bias: [out], what is added to the bias; None: nothing.
-        magnitude: DoRA's, [out] or [1, in]: the norms that the rows (the columns) of the weight
-            have after all that is added; None: no DoRA.
+        products: the changes added to the weight.
+        bias: [out], added to the bias; None: nothing.
+        magnitude: DoRA's, [out] or [1, in]: the norms of the rows (the columns) of the weight after
+            everything is added; None: no DoRA.
         gain: IA3's factors minus 1, [out] or [1, in]; None: none.
-        gain_of_bias: whether IA3's factors are the bias' as well.
+        gain_of_bias: whether IA3's factors also scale the bias.
     """
 
     products: tuple = ()
@@ -140,16 +140,16 @@ class Change:
 
     @property
     def reads_layer(self) -> bool:
-        """Whether what it adds depends on the layer's own weights."""
+        """Whether its effect depends on the layer's own weights."""
         return self.magnitude is not None or self.gain is not None
 
     def of_layer(self, shape, weight=None, bias=None) -> tuple:
-        """What it adds to a layer at strength 1: (to the weight, to the bias), None for nothing.
+        """The change of a layer at strength 1: (to the weight, to the bias), None for no change.
 
         Args:
             shape: of the weight.
-            weight, bias: the layer's own, of which ``reads_layer`` says whether they are needed;
-                numpy or JAX, float32 or wider.
+            weight: the layer's own, numpy or JAX, float32 or wider; needed if ``reads_layer``.
+            bias: likewise.
         """
         total, of_bias = None, None
         for each in self.products:
@@ -173,7 +173,7 @@ class Change:
 
 
 def _wide(array) -> np.ndarray:
-    """At least float32: files hold halves, in which sums would round."""
+    """At least float32: files hold half precision, in which sums would round."""
     return array if array.dtype == np.float64 else array.astype(np.float32)
 
 
@@ -199,7 +199,7 @@ def _rebuild(a, b=None, core=None) -> np.ndarray:
 
 
 def _sizes(a, b=None, core=None) -> tuple[int, int]:
-    """(out, everything else) of what ``_rebuild`` makes of arrays of these shapes."""
+    """(out, everything else) of ``_rebuild``'s result for arrays of these shapes."""
     if b is None:
         return a[0], int(np.prod(a[1:]))
     if core is None:
@@ -208,7 +208,7 @@ def _sizes(a, b=None, core=None) -> tuple[int, int]:
 
 
 def fold_core(down, middle) -> np.ndarray:
-    """A LoRA's down half, [rank, in, kh, kw], of one that is split in two (``lora_mid``).
+    """The down half of a LoRA, [rank, in, kh, kw], that is split in two (``lora_mid``).
 
     Args:
         down: [rank, in(, 1, 1)]. middle: [rank, rank, kh, kw].

@@ -1,4 +1,4 @@
-"""What a path to an adapter leads to: a file, or a folder that PEFT or diffusers wrote."""
+"""Opens an adapter's path: a file, or a folder that PEFT or diffusers wrote."""
 
 import contextlib
 from collections.abc import Iterator
@@ -10,15 +10,15 @@ from persongen_jax.weights.errors import MissingFile, UnsupportedAdapter, shorte
 from persongen_jax.weights.files.directory import open_file
 from persongen_jax.weights.files.quantised import dequantised
 from persongen_jax.weights.files.source import TensorSource
-from persongen_jax.weights.formats.layout import unwrapped
-from persongen_jax.weights.formats.lora.dialects import COMPONENTS
 from persongen_jax.weights.formats.lora.settings import PeftSettings, parse_object
+from persongen_jax.weights.recognition.layout import unwrapped
+from persongen_jax.weights.recognition.lora_names import COMPONENTS
 
 CONFIG = "adapter_config.json"
 PEFT_FILES = ("adapter_model.safetensors", "adapter_model.bin")
 DIFFUSERS_FILE = "pytorch_lora_weights.safetensors"
 
-# The class that a PEFT folder was made for -> the component that has it in SDXL.
+# The class that a PEFT folder was made for -> the component of that class in SDXL.
 _CLASSES = {
     "UNet2DConditionModel": "unet",
     "CLIPTextModel": "text_encoder",
@@ -32,7 +32,7 @@ class Opened:
     """One open file of an adapter.
 
     Attributes:
-        component: what its keys without a prefix belong to; None: not said.
+        component: the one that its keys without a prefix belong to; None: unknown.
         settings: PEFT's.
     """
 
@@ -43,14 +43,14 @@ class Opened:
 
 @contextlib.contextmanager
 def open_adapter(path) -> Iterator[list[Opened]]:
-    """The files of an adapter, closed again at the end.
+    """Open the files of an adapter, and close them at the end.
 
     Args:
-        path: a file, a PEFT folder, a folder with one of those per component, or a folder that
-            diffusers' save_lora_weights wrote.
+        path: a file, a PEFT folder, a folder with one of those per component, or a folder written
+            by diffusers' save_lora_weights.
 
     Raises:
-        MissingFile: nothing there, or nothing that is known.
+        MissingFile: nothing is there, or nothing known.
         UnsupportedAdapter: PEFT's config names another kind, or cannot be read.
     """
     path = Path(path)
@@ -94,7 +94,7 @@ def _open(path: Path) -> Iterator[Opened]:
 
 
 def adapter_file(folder: Path) -> Path:
-    """The weights in a folder of PEFT's; MissingFile without any."""
+    """The weights in a PEFT folder; MissingFile if there are none."""
     found = [folder / name for name in PEFT_FILES if (folder / name).is_file()]
     if not found:
         raise MissingFile(f"{folder}: has no {PEFT_FILES[0]} next to {CONFIG}. Fetch it again.")
@@ -102,7 +102,7 @@ def adapter_file(folder: Path) -> Path:
 
 
 def _open_plain(file: Path) -> TensorSource:
-    """Without what a trainer saved around it; scaled fp8 multiplied out."""
+    """Unwrap a trainer's file and multiply scaled fp8 by its scales."""
     return dequantised(unwrapped(open_file(file)))
 
 

@@ -1,4 +1,4 @@
-"""One layer's tensors of an adapter file, checked by their shapes and then read."""
+"""Checks one layer's tensors of an adapter file by their shapes and reads them."""
 
 import math
 from dataclasses import dataclass
@@ -15,12 +15,12 @@ from persongen_jax.weights.formats.lora.kinds import (
     fold_core,
 )
 
-LARGEST = 1e30  # of an alpha: beyond, float32 ends
+LARGEST = 1e30  # alpha; beyond it, float32 overflows
 _LOHA = ("w1_a", "w1_b", "w2_a", "w2_b")
 
 
 def _sound(source, key) -> np.ndarray:
-    """The tensor; UnsupportedAdapter for one that no computation makes sense of."""
+    """The tensor; UnsupportedAdapter for one that cannot be used in a computation."""
     array = source.read(key)
     if "float" not in array.dtype.name and array.size > 1:
         raise UnsupportedAdapter(
@@ -46,13 +46,13 @@ class Layer:
 
 
 def read_layer(source, layer: Layer, settings) -> LoraWeights | Change:
-    """What the file has for one layer.
+    """What the file holds for one layer.
 
     Args:
-        settings: PeftSettings, which give alpha where no tensor does.
+        settings: PeftSettings, which provide alpha if no tensor does.
 
     Raises:
-        UnsupportedAdapter: tensors that are missing, or whose shapes do not go together.
+        UnsupportedAdapter: tensors that are missing, or whose shapes do not match.
     """
     reader = _Reader(source, layer, settings)
     if "down" in layer.roles and "magnitude" not in layer.roles:
@@ -139,7 +139,7 @@ class _Reader:
         second, rank_2 = self._factor("w2")
         rank = rank_2 or rank_1
         if rank is None:
-            # Whole factors have no rank in the file: LyCORIS' scale is 1 then, PEFT's alpha / r.
+            # Whole factors have no rank in the file: then LyCORIS' scale is 1, PEFT's alpha / r.
             rank = self.settings.rank(self.layer.component, self.layer.path)
             alpha = self.settings.alpha(self.layer.component, self.layer.path, rank or 1)
             scale = 1.0 if rank is None or alpha is None else alpha / rank
@@ -180,7 +180,7 @@ class _Reader:
         return self._vector(self.read("weight"), on_input), False
 
     def _scales_input(self, array) -> bool:
-        """PEFT has a linear layer's factors as [1, in] or [out, 1], a convolution's always flat."""
+        """PEFT stores a linear layer's factors as [1, in] or [out, 1], a convolution's flat."""
         out, inner = self.layer.shape[:2]
         if len(self.layer.shape) == 2 and array.ndim == 2 and 1 in array.shape and out * inner > 1:
             return array.shape[0] == 1 and array.shape[1] == inner and inner > 1
@@ -221,13 +221,13 @@ class _Reader:
         return value
 
     def _along(self, role) -> np.ndarray | None:
-        """One number for each output, or for each input where its shape says so."""
+        """One number per output, or per input if its shape says so."""
         array = self.read(role)
         if array is None:
             return None
         shape = array.shape
         of_inputs = len(shape) > 1 and shape[0] == 1 and self.layer.shape[0] != 1
-        # PEFT has a convolution's as [1, out, 1, 1], LyCORIS' inputs are [1, in, 1, 1].
+        # PEFT stores a convolution's as [1, out, 1, 1]; LyCORIS' input scales are [1, in, 1, 1].
         if of_inputs and len(shape) == 4 and self._is_peft(role):
             return self._vector(array, on_input=False)
         return self._vector(array, on_input=of_inputs)

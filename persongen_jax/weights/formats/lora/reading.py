@@ -1,7 +1,7 @@
-"""Adapter files into ``LoraWeights`` and ``Change`` by component and module path.
+"""Reads adapter files into ``LoraWeights`` and ``Change`` by component and module path.
 
-dialects.py has the spellings, kinds.py what each kind adds to a layer, bases.py what tells a file
-for another base. Nothing is applied by halves: a key that is not understood ends the reading.
+dialects.py has the spellings, kinds.py the effect of each kind on a layer, bases.py detects files
+for other bases. Nothing is applied in part: a key that is not understood raises.
 """
 
 import os
@@ -11,7 +11,12 @@ from collections.abc import Mapping
 from persongen_jax.weights.errors import KeyMismatch, UnsupportedAdapter
 from persongen_jax.weights.files.source import TensorSource
 from persongen_jax.weights.formats.lora.bases import refuse_other_base
-from persongen_jax.weights.formats.lora.dialects import (
+from persongen_jax.weights.formats.lora.kinds import Change, LoraWeights
+from persongen_jax.weights.formats.lora.opening import Opened, open_adapter
+from persongen_jax.weights.formats.lora.parts import Layer, read_layer
+from persongen_jax.weights.formats.lora.settings import PeftSettings
+from persongen_jax.weights.recognition.kinds import NAMES, tell
+from persongen_jax.weights.recognition.lora_names import (
     EMBEDDING,
     ONE_ENCODER,
     Names,
@@ -19,12 +24,8 @@ from persongen_jax.weights.formats.lora.dialects import (
     other_unfit,
     split_key,
 )
-from persongen_jax.weights.formats.lora.kinds import Change, LoraWeights
-from persongen_jax.weights.formats.lora.opening import Opened, open_adapter
-from persongen_jax.weights.formats.lora.parts import Layer, read_layer
-from persongen_jax.weights.formats.lora.settings import PeftSettings
 
-COUNTERS = ("step", "global_step", "epoch", "iteration")  # of its training; no part of it
+COUNTERS = ("step", "global_step", "epoch", "iteration")  # training state, not part of the adapter
 
 Adapters = dict[str, dict[str, LoraWeights | Change]]
 
@@ -38,22 +39,22 @@ def read_lora(
     """Read an adapter in any spelling that dialects.py lists.
 
     Args:
-        source: the file, a folder (opening.py), or a source that is open already (and stays so).
-        modules: component -> module path -> shape of the weight as PyTorch has it, of the modules
-            that may carry an adapter, as in
+        source: the file, a folder (opening.py), or an open source (which stays open).
+        modules: component -> module path -> shape of the weight in PyTorch, for the modules that
+            may have an adapter, such as
             "down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q" and, for text encoders,
-            "encoder.layers.0.self_attn.q_proj", without ``text_model.``. Names with underscores
-            can only be told apart by comparison with these.
-        layers_per_block: the UNet's, which sgm's counting of blocks depends on.
+            "encoder.layers.0.self_attn.q_proj", without ``text_model.``. Names with underscores can
+            only be resolved by comparison with these.
+        layers_per_block: the UNet's, which sgm's block numbers depend on.
 
     Returns:
-        component -> module path -> ``LoraWeights``, or ``Change`` for all that is no plain LoRA;
-        components without any are left out.
+        component -> module path -> ``LoraWeights``, or ``Change`` for everything else; components
+        without adapters are left out.
 
     Raises:
         KeyMismatch: keys that belong to none of ``modules``.
-        UnsupportedAdapter: a file for another base, or of a kind that is not applied, which is
-            named; half a pair; ranks that differ between the two halves; a file with nothing in it.
+        UnsupportedAdapter: a file for another base, or of an unsupported kind, which is named; half
+            a pair; ranks that differ between the two halves; a file without adapters.
     """
     if isinstance(source, TensorSource):
         opened = [Opened(source, None, PeftSettings.of_file(source))]
@@ -63,7 +64,7 @@ def read_lora(
 
 
 def read_embeddings(source: TensorSource | str | os.PathLike) -> dict[str, dict]:
-    """token -> {"clip_l": [n, width], "clip_g": …} of the embeddings that lie with an adapter."""
+    """token -> {"clip_l": [n, width], "clip_g": …}: embeddings that are bundled with an adapter."""
     if not isinstance(source, TensorSource):
         with open_adapter(source) as opened:
             return {k: v for each in opened for k, v in read_embeddings(each.source).items()}
@@ -120,7 +121,7 @@ def _group(opened: Opened, modules, layers_per_block) -> tuple[dict, list[str]]:
             _put(where, stems.setdefault(stem, {}), role, key, stem)
     layers, found = {}, []
     for stem, roles in stems.items():
-        if "weight" in roles and "on_input" not in roles:  # no IA3: a layer's own weight
+        if "weight" in roles and "on_input" not in roles:  # not IA3: a layer's own weight
             unmatched.append(roles.pop("weight"))
         inner = _inner(source, roles)
         place = names.locate(where, stem, inner) if roles else None
@@ -145,7 +146,7 @@ def _put(where, roles, role, key, layer):
 
 
 def _inner(source, roles) -> int | None:
-    """How many inputs the layer has, where one of the tensors tells."""
+    """The layer's number of inputs, if one of the tensors shows it."""
     for role in ("down", "diff", "loha w1_b"):
         shape = source.info(roles[role])[1] if role in roles else ()
         if len(shape) > 1:
@@ -164,8 +165,6 @@ def _refuse_other_kinds(source, keys=None, find=other_kind):
 
 
 def _refuse_what_is_no_lora(source):
-    from persongen_jax.weights.formats.identify import NAMES, tell
-
     kind, _ = tell(source)
     if kind != "unknown" and not kind.startswith("lora-"):
         raise UnsupportedAdapter(
@@ -185,7 +184,7 @@ def _refuse_nothing(source):
 
 
 def _warn_of_missing_settings(opened: Opened):
-    """PEFT keeps alpha outside of its files: on their own they do not say how strong they are."""
+    """PEFT stores alpha outside its weight files: alone they do not say how strong they are."""
     keys = opened.source.keys()
     if opened.settings or not any(key.startswith("base_model.model.") for key in keys):
         return
@@ -198,7 +197,7 @@ def _warn_of_missing_settings(opened: Opened):
 
 
 def no_effect(adapters: Adapters) -> bool:
-    """Whether every layer's adapter is zero, as training starts with."""
+    """Whether every layer's adapter is zero, as at the start of training."""
     return not any(_acts(each) for layers in adapters.values() for each in layers.values())
 
 

@@ -1,14 +1,13 @@
-"""Alphas out of PEFT's settings: in a file's metadata, or in an adapter_config.json beside it."""
+"""Alphas from PEFT's settings: in a file's metadata, or in an adapter_config.json next to it."""
 
 import json
 import math
 import re
 
 from persongen_jax.weights.errors import UnsupportedAdapter
+from persongen_jax.weights.recognition.lora_names import METADATA_KEY
 
-METADATA_KEY = "lora_adapter_metadata"  # diffusers' name for PEFT's settings in JSON
-
-# Settings under which the tensors mean something else, and those of them that mean nothing new.
+# Settings that change the tensors' meaning, and their values that do not.
 _OTHER_FORMULAS = {
     "fan_in_fan_out": (False, None),
     "alora_invocation_tokens": (None,),
@@ -18,19 +17,20 @@ _OTHER_FORMULAS = {
     "use_bdlora": (None, False),
     "block_share": (False, None),
 }
-# These change the base as well, unless they were converted when they were saved.
+# These change the base as well, unless they were converted on saving.
 _OTHER_BASES = ("pissa", "olora", "corda", "loftq", "lora_ga")
-# Regular expressions of a settings file that are run: no repeated groups, which may take for ever.
+# Regular expressions of a settings file that may run: no repeated groups, which may take for ever.
 _PLAIN_EXPRESSION = re.compile(r"[\w.*\\|()^$?:-]{1,200}")
 _REPEATED_GROUP = re.compile(r"\)[*+{]|(?:\*.*){5}")
 
 
 class PeftSettings:
-    """What PEFT's settings say of each module.
+    """What PEFT's settings say about each module.
 
     Args:
         where: the file, for messages.
-        values: name -> value; names as in "unet.lora_alpha", or in a folder's config "lora_alpha".
+        values: name -> value; names such as "unet.lora_alpha", or in a folder's config
+            "lora_alpha".
     """
 
     def __init__(self, where: str, values: dict):
@@ -52,7 +52,7 @@ class PeftSettings:
 
     @classmethod
     def of_file(cls, source) -> "PeftSettings":
-        """Those in the metadata, where diffusers keeps them; empty where there are none."""
+        """The settings in the metadata, where diffusers keeps them; empty if there are none."""
         text = source.metadata.get(METADATA_KEY) or "{}"
         return cls(source.describe(), parse_object(source.describe(), METADATA_KEY, text))
 
@@ -60,20 +60,20 @@ class PeftSettings:
         return bool(self._values)
 
     def alpha(self, component: str, path: str, rank: int) -> float | None:
-        """alpha, so that the scale is alpha / rank; None where nothing is said of the component."""
+        """alpha, where the scale is alpha / rank; None if nothing is said about the component."""
         prefix = self._prefix(component)
         if prefix is None:
             return None
-        # LoHa and LoKr call it alpha; 8 is PEFT's default in all of them.
+        # LoHa and LoKr call it alpha; PEFT's default is 8 for all of them.
         usual = self._values.get(f"{prefix}lora_alpha", self._values.get(f"{prefix}alpha", 8))
         alpha = self._of_module(f"{prefix}alpha_pattern", component, path, usual)
         if self._values.get(f"{prefix}use_rslora"):
-            # There the scale is alpha / sqrt(rank).
+            # Then the scale is alpha / sqrt(rank).
             return alpha * math.sqrt(rank)
         return alpha
 
     def rank(self, component: str, path: str) -> int | None:
-        """Of a LoKr whose factors are whole, which its shapes do not tell."""
+        """The rank of a LoKr whose factors are whole, which its shapes do not show."""
         prefix = self._prefix(component)
         if prefix is None or f"{prefix}r" not in self._values:
             return None
@@ -81,26 +81,26 @@ class PeftSettings:
         return int(self._of_module(f"{prefix}rank_pattern", component, path, usual)) or None
 
     def scales_input(self, path: str) -> bool:
-        """Whether IA3 scales what goes into this layer rather than what comes out."""
+        """Whether IA3 scales the input of this layer instead of its output."""
         names = self._values.get("feedforward_modules") or []
-        if isinstance(names, str):  # an expression of the whole path
+        if isinstance(names, str):  # a regular expression for the whole path
             self._check_expression("feedforward_modules", names)
             return re.fullmatch(names, path) is not None
         return any(path == name or path.endswith("." + name) for name in names)
 
     def uses_dora(self, component: str) -> bool:
-        """Whether a layer without a magnitude is half of what was trained."""
+        """Whether a layer without a magnitude is only half of what was trained."""
         prefix = self._prefix(component)
         return prefix is not None and self._values.get(f"{prefix}use_dora") is True
 
     @property
     def base(self) -> str:
-        """What the settings call the base model; "" if they say nothing."""
+        """The name of the base model in the settings; "" if they have none."""
         name = self._values.get("base_model_name_or_path")
         return name if isinstance(name, str) else ""
 
     def _check_expression(self, name: str, pattern: str):
-        """UnsupportedAdapter for one that is broken, or may take for ever."""
+        """UnsupportedAdapter for an expression that is invalid, or may take for ever."""
         if not _PLAIN_EXPRESSION.fullmatch(pattern) or _REPEATED_GROUP.search(pattern):
             raise UnsupportedAdapter(
                 f"{self._where}: {name} {pattern!r} is an expression that is not run here. Write "
@@ -129,7 +129,7 @@ class PeftSettings:
         return float(value)
 
     def _matches(self, pattern, component, path) -> bool:
-        # PEFT runs these as regular expressions on the path or its last parts. Most files hold
+        # PEFT applies these as regular expressions to the path or its last parts. Most files hold
         # plain paths, with ^ for "the whole path".
         name = pattern.removeprefix("^")
         if not re.fullmatch(r"[\w.]+", name):
@@ -153,4 +153,4 @@ def parse_object(where: str, name: str, text: str) -> dict:
     return values
 
 
-__all__ = ["METADATA_KEY", "PeftSettings", "parse_object"]
+__all__ = ["PeftSettings", "parse_object"]

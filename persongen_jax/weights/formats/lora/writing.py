@@ -1,7 +1,7 @@
-"""LoRA files for other programs: diffusers', kohya's, ComfyUI's and PEFT's.
+"""Writes LoRA files for other programs: diffusers, kohya, ComfyUI and PEFT.
 
-Tensors are written as they are. What differs is where alpha goes: kohya's and ComfyUI's files hold
-it as a tensor; diffusers keeps it in the file's metadata, PEFT in an adapter_config.json.
+Tensors are written unchanged. The formats differ in where alpha goes: kohya's and ComfyUI's files
+have it as a tensor; diffusers keeps it in the file's metadata, PEFT in an adapter_config.json.
 """
 
 import json
@@ -13,11 +13,10 @@ import numpy as np
 
 from persongen_jax.weights.errors import UnsupportedAdapter
 from persongen_jax.weights.files.safetensors_file import write_safetensors
-from persongen_jax.weights.formats.lora.dialects import COMPONENTS, sgm_names
 from persongen_jax.weights.formats.lora.kinds import LoraWeights
 from persongen_jax.weights.formats.lora.opening import CONFIG, PEFT_FILES
-from persongen_jax.weights.formats.lora.settings import METADATA_KEY
-from persongen_jax.weights.formats.sdxl.sgm_names import rename_by_prefix
+from persongen_jax.weights.recognition.lora_names import COMPONENTS, METADATA_KEY, sgm_names
+from persongen_jax.weights.recognition.sgm_names import rename_by_prefix
 from persongen_jax.weights.saver import write_json
 
 Adapters = Mapping[str, Mapping[str, LoraWeights]]
@@ -28,7 +27,7 @@ _COMFY = {
     "text_encoder": "text_encoders.clip_l.transformer.",
     "text_encoder_2": "text_encoders.clip_g.transformer.",
 }
-# The classes that a PEFT folder names, and where they are.
+# The classes that a PEFT folder names, and their modules.
 _CLASSES = {
     "unet": ("UNet2DConditionModel", "diffusers.models.unets.unet_2d_condition"),
     "text_encoder": ("CLIPTextModel", "transformers.models.clip.modeling_clip"),
@@ -39,21 +38,20 @@ _CLASSES = {
 def write_lora(
     path: str | os.PathLike, adapters: Adapters, metadata: Mapping[str, str] | None = None
 ) -> None:
-    """Write a LoRA file that diffusers' ``load_lora_weights`` gives the same effect.
+    """Write a LoRA file that has the same effect with diffusers' ``load_lora_weights``.
 
-    Alphas go to the metadata, where today's diffusers looks for them; versions from before it did
-    so take alpha = rank. If some modules have an alpha and some None, the latter read back as
-    alpha = rank.
+    Alphas go into the metadata, where current versions of diffusers look for them; older versions
+    assume alpha = rank. If only some modules have an alpha, the others read back as alpha = rank.
 
     Args:
-        path: the file, by custom ``pytorch_lora_weights.safetensors``.
+        path: the file, usually ``pytorch_lora_weights.safetensors``.
         adapters: component -> module path -> ``LoraWeights``, as ``read_lora`` returns.
-        metadata: further text notes.
+        metadata: additional text metadata.
 
     Raises:
-        UnsupportedAdapter: a component that is not known, nothing to write, or what is no plain
+        UnsupportedAdapter: an unknown component, nothing to write, or adapters other than plain
             LoRA, which these formats have no place for.
-        BadEntry: what ``write_safetensors`` refuses.
+        BadEntry: anything that ``write_safetensors`` refuses.
     """
     _check(path, adapters)
     entries = []
@@ -65,7 +63,7 @@ def write_lora(
         settings = {}
         for component, weights in adapters.items():
             # The UNet's exceptions are anchored, as diffusers anchors its own. Text encoders' paths
-            # begin with text_model. in some versions of transformers and not in others.
+            # begin with text_model. only in some versions of transformers.
             own = _peft_settings(weights, "^" if component == "unet" else "") if weights else {}
             settings |= {f"{component}.{name}": value for name, value in own.items()}
         notes[METADATA_KEY] = json.dumps(settings, indent=2, sort_keys=True)
@@ -82,17 +80,17 @@ def write_kohya_lora(
 ) -> None:
     """Write a LoRA file in kohya's spelling, which most user interfaces read.
 
-    Every module gets an alpha, a float32 number: where ``LoraWeights`` has None, its rank.
+    Every module gets an alpha, a float32 number: where ``LoraWeights`` has None, its rank. What is
+    not listed here is as in :func:`write_lora`.
 
     Args:
-        path, adapters, metadata: as :func:`write_lora`'s.
         sgm_modules: None for diffusers' names of the UNet's blocks (down_blocks_1_…). With the
-            paths of all the UNet's modules they are sgm's (input_blocks_4_1_…), which kohya's own
+            paths of all the UNet's modules, sgm's names (input_blocks_4_1_…), which kohya's own
             trainer writes for SDXL.
-        layers_per_block: the UNet's, which sgm's counting depends on.
+        layers_per_block: the UNet's, which sgm's block numbers depend on.
 
     Raises:
-        As :func:`write_lora`.
+        WeightsError: as :func:`write_lora`.
     """
     _check(path, adapters)
     to_sgm = {} if sgm_modules is None else sgm_names(set(sgm_modules), layers_per_block)
@@ -103,7 +101,7 @@ def write_kohya_lora(
         ranks.add(lora.rank)
         alphas.add(float(_alpha(lora)))
     notes = {"ss_network_module": "networks.lora", **(metadata or {})}
-    # kohya's tools show these; a file of several values has none to show.
+    # kohya's tools show these; a file with several values has none to show.
     if len(ranks) == len(alphas) == 1:
         notes |= {"ss_network_dim": str(*ranks), "ss_network_alpha": str(*alphas)}
     write_safetensors(path, entries, notes)
@@ -117,7 +115,7 @@ def write_comfy_lora(
     sgm_modules: Iterable[str],
     layers_per_block: int = 2,
 ) -> None:
-    """Write a LoRA file under the names that ComfyUI's own models have; arguments as above."""
+    """Write a LoRA file with the names of ComfyUI's own models; arguments as above."""
     _check(path, adapters)
     to_sgm, entries = sgm_names(set(sgm_modules), layers_per_block), []
     for component, module, lora in _layers(adapters):
@@ -132,16 +130,16 @@ def write_peft_folder(
     *,
     base: str = "",
 ) -> None:
-    """Write what PEFT's ``PeftModel.from_pretrained(model, folder)`` opens.
+    """Write a folder that PEFT's ``PeftModel.from_pretrained(model, folder)`` opens.
 
-    The UNet's adapter lies in ``folder`` itself where there is no other, else each component's in
-    a folder of its name.
+    A UNet's adapter goes into ``folder`` itself if it is the only one, otherwise each component's
+    into a subfolder of its name.
 
     Args:
-        base: of which model, for the config.
+        base: the name of the base model, for the config.
 
     Raises:
-        As :func:`write_lora`.
+        WeightsError: as :func:`write_lora`.
     """
     _check(folder, adapters)
     for component, weights in adapters.items():
@@ -196,7 +194,7 @@ def _layers(adapters):
 
 
 def _inner(component, module) -> str:
-    """The path as the class has it, text encoders' with ``text_model.``."""
+    """The path within the class; text encoders' with ``text_model.``."""
     return module if component == "unet" or module == "text_projection" else f"text_model.{module}"
 
 
@@ -207,8 +205,8 @@ def _original(component, module, to_sgm) -> str:
 
 
 def _diffusers_stem(component, module) -> str:
-    # diffusers tells the text encoders' spelling by the last word; and it takes text_model. off
-    # again where the class no longer has it.
+    # diffusers recognises the text encoders' spelling by the last word; and it removes text_model.
+    # if the class no longer has it.
     word = "lora" if component == "unet" else "lora_linear_layer"
     return f"{component}.{_inner(component, module)}.{word}"
 

@@ -1,12 +1,7 @@
-"""Whether what was recognised is a base that this project can use: one sentence if it is not."""
+"""Checks whether a recognised base can be used here; if not, one sentence says why."""
 
 from persongen_jax.weights.errors import BadConfig, WeightsError
-from persongen_jax.weights.formats.sdxl.recognise import (
-    SDXL,
-    Prediction,
-    Recognised,
-    family_of_config,
-)
+from persongen_jax.weights.recognition.sdxl import SDXL, Prediction, Recognised, family_of_config
 
 _WIDTHS = "SD 1.x reads text states 768 wide, SD 2.x 1024, the refiner 1280, SDXL 2048"
 _CHANNELS = {
@@ -16,7 +11,7 @@ _CHANNELS = {
 
 
 def check_file(found: Recognised, where) -> None:
-    """WeightsError unless a file is of SDXL, or does not tell."""
+    """WeightsError unless a file is of SDXL, or does not show its family."""
     if found.family not in ("", SDXL):
         width = f" (its UNet reads text states {found.width} wide)" if found.width else ""
         raise WeightsError(
@@ -31,7 +26,7 @@ def check_file(found: Recognised, where) -> None:
 
 
 def check_unet_config(config: dict, where) -> None:
-    """WeightsError unless a diffusers config is of SDXL's UNet."""
+    """WeightsError unless a diffusers config is for SDXL's UNet."""
     kind = config.get("_class_name", "UNet2DConditionModel")
     if kind != "UNet2DConditionModel":
         raise BadConfig(f"{where}: this is a {kind}, and SDXL's UNet2DConditionModel is needed.")
@@ -57,7 +52,7 @@ def _check_channels(channels, where):
 
 
 def check_configs(configs: dict[str, dict], where) -> None:
-    """BadConfig where the four components' configs do not fit together."""
+    """BadConfig if the four components' configs do not fit together."""
     unet, vae = configs["unet"], configs["vae"]
     if unet.get("in_channels", 4) != vae.get("latent_channels", 4):
         raise BadConfig(
@@ -75,7 +70,7 @@ def check_configs(configs: dict[str, dict], where) -> None:
 
 
 def check_vae(config: dict, base: dict, where) -> None:
-    """WeightsError where another VAE's latents have another scale than the base's."""
+    """WeightsError if another VAE's latents have a different scale than the base's."""
     scale, wanted = (c.get("scaling_factor", 0.18215) for c in (config, base))
     if scale != wanted:
         raise BadConfig(
@@ -99,7 +94,7 @@ def check_latents(source, place, config: dict, where) -> None:
 
 
 def decide_prediction(scheduler: dict, said: Prediction, asked, where) -> tuple[dict, list[str]]:
-    """(the scheduler's config as markers and the user have it, what there is to say of it).
+    """(the scheduler's config adapted to markers and the user, notes about it).
 
     Args:
         scheduler: contents of the base's scheduler_config.json.
@@ -107,7 +102,7 @@ def decide_prediction(scheduler: dict, said: Prediction, asked, where) -> tuple[
         where: the UNet's file, for messages.
 
     Raises:
-        WeightsError: markers that cannot be followed, and the user says nothing.
+        WeightsError: contradictory or unsupported markers, and the user does not decide.
     """
     give = "prediction_type (generate: --prediction-type; training: --config.prediction_type)"
     if said.refusal and not asked:
@@ -126,7 +121,7 @@ def decide_prediction(scheduler: dict, said: Prediction, asked, where) -> tuple[
             f"{said.kind} is taken. If that is wrong, give {give}"
         )
     rescaled = scheduler.get("rescale_betas_zero_snr") is True
-    overruled = asked and said.kind not in ("", asked)  # what goes with its kind goes with it
+    overruled = asked and said.kind not in ("", asked)  # then its other markers are overruled too
     if said.denied and rescaled:
         notes.append(
             f"{where}: {', '.join(said.denied)}: its schedule is not rescaled, and the scheduler's "

@@ -1,10 +1,10 @@
-"""Numbers of the components' configs, checked before a network is built and a weight read."""
+"""Checks numbers in the components' configs before building a network or reading a weight."""
 
 import math
 
 from persongen_jax.weights.errors import BadConfig
 
-# Key -> the smallest number that means something; exclusive where it is 0.
+# Key -> the smallest sensible number; exclusive if it is 0.
 _WHOLE = {
     "unet": {
         **dict.fromkeys(("in_channels", "out_channels", "norm_num_groups"), 1),
@@ -20,10 +20,10 @@ _LISTS = ("latents_mean", "latents_std")
 
 
 def check_values(name: str, config: dict, where) -> None:
-    """BadConfig for a value of another type, or that no network can compute with.
+    """BadConfig for a value of the wrong type, or one that no network can compute with.
 
     Args:
-        name: of the component. where: its config's file.
+        name: of the component. where: the config's file.
     """
     part = name if name in _WHOLE else "text"
     for key, value in config.items():

@@ -1,4 +1,4 @@
-"""SDXL directories in diffusers' format, and single-file checkpoints: read and written.
+"""Reads and writes SDXL directories in diffusers' format, and reads single-file checkpoints.
 
 base = load_sdxl("/path/to/stable-diffusion-xl-base-1.0", dtype=jnp.bfloat16)
 base.model.unet, base.tokenizers, base.scheduler_config
@@ -26,7 +26,7 @@ from persongen_jax.weights.saver import save_module, write_json
 class SDXLBase:
     """A loaded base: the model, its tokenizers and every config that came with it.
 
-    ``path`` is what was opened; ``folder`` the directory of its configs, "" for ``path`` itself.
+    ``path`` is the opened path; ``folder`` the directory of its configs, "" for ``path`` itself.
     """
 
     model: StableDiffusionXL
@@ -53,10 +53,10 @@ def load_sdxl(
     check=None,
     shardings=None,
 ) -> SDXLBase:
-    """Open a diffusers-format SDXL directory, or a single-file checkpoint beside one.
+    """Open a diffusers-format SDXL directory, or a single-file checkpoint together with one.
 
-    Everything is checked by headers and configs before the first weight is read. What was ignored,
-    filled in, or decided between a file and its config, is said by ``warnings.warn``.
+    Everything is checked by headers and configs before the first weight is read. ``warnings.warn``
+    reports what was ignored, filled in, or decided between a file and its config.
 
     Args:
         path: the directory; or a file (.safetensors, .ckpt): a whole checkpoint, or a UNet alone.
@@ -67,15 +67,16 @@ def load_sdxl(
         variant: "fp16" to read ``*.fp16.safetensors``.
         config: for a single file, the directory that has its configs and tokenizers; its weights
             fill in for parts that the file lacks.
-        unet, vae: a file or a component's directory that takes the place of the base's own.
+        unet: a file or a component's directory that takes the place of the base's own.
+        vae: likewise.
         text_encoders: likewise a directory with ``text_encoder`` and ``text_encoder_2``, a whole
-            checkpoint, or one or both in files of their own (in one directory).
-        prediction_type: what the UNet predicts, whatever files and configs say.
-        check: called with the scheduler's config before any weight is read; its errors end it.
+            checkpoint, or one or both in separate files (in one directory).
+        prediction_type: what the UNet predicts, overriding files and configs.
+        check: called with the scheduler's config before any weight is read; its errors propagate.
         shardings: as in :func:`~persongen_jax.weights.loader.load_module`.
 
     Raises:
-        MissingFile: the path, or a part of the base, is not there.
+        MissingFile: the path, or a part of the base, does not exist.
         WeightsError: any other fault of the files.
     """
     param_dtype = dtype if param_dtype is None else param_dtype
@@ -117,7 +118,7 @@ def _check_schedule(check, files):
 
 
 def _prepare(files, name: str, dtypes: dict):
-    """The component's module, empty, its keys and shapes compared with the file's."""
+    """The component's module as shapes, its keys and shapes compared with the file's."""
     source = files.sources[name]
     try:
         module = nnx.merge(*_in_shapes(name, json.dumps(files.configs[name]), **dtypes))
@@ -163,8 +164,8 @@ MODEL_INDEX = {
 def save_sdxl(base: SDXLBase, folder):
     """Write a directory that ``diffusers.StableDiffusionXLPipeline.from_pretrained`` opens.
 
-    Weights are written in the dtype they are stored in. Adapters are not part of it: merge them
-    first, or save them on their own.
+    Weights are written in their stored dtype. Adapters are not included: merge them first, or save
+    them separately.
     """
     folder = Path(folder)
     for name in COMPONENTS:

@@ -1,7 +1,7 @@
-"""The files of a base model, found and checked by headers and configs: no weight is read.
+"""Finds the files of a base model and checks them by headers and configs; reads no weight.
 
-A base is a diffusers directory, or a single file beside a directory with its configs. Each part
-may come from elsewhere, and what a single file lacks is filled in from the directory.
+A base is a diffusers directory, or a single file together with a directory of its configs. Each
+part may come from elsewhere, and the directory fills in what a single file lacks.
 
     with open_base("unet.safetensors", config="sdxl", vae="vae.safetensors") as files:
         files.sources["unet"], files.configs["unet"], files.scheduler_config
@@ -18,22 +18,23 @@ from persongen_jax.weights.errors import BadConfig, MissingFile, WeightsError, s
 from persongen_jax.weights.files.directory import open_component, open_file, read_config, read_json
 from persongen_jax.weights.files.quantised import dequantised, precision
 from persongen_jax.weights.files.source import RenamedSource, TensorSource
-from persongen_jax.weights.formats.layout import read_layout, unwrapped
 from persongen_jax.weights.formats.sdxl import check as base_check
 from persongen_jax.weights.formats.sdxl.config_values import check_time_ids, check_values
 from persongen_jax.weights.formats.sdxl.original import split_checkpoint
-from persongen_jax.weights.formats.sdxl.recognise import (
+from persongen_jax.weights.formats.sdxl.text_encoder_file import (
+    open_text_encoder,
+    text_encoder_files,
+)
+from persongen_jax.weights.keys import normalise_attention, normalise_clip_text
+from persongen_jax.weights.recognition.kinds import NAMES, tell
+from persongen_jax.weights.recognition.layout import read_layout, unwrapped
+from persongen_jax.weights.recognition.sdxl import (
     CALLED,
     Prediction,
     Recognised,
     prediction,
     recognise,
 )
-from persongen_jax.weights.formats.sdxl.text_encoder_file import (
-    open_text_encoder,
-    text_encoder_files,
-)
-from persongen_jax.weights.keys import normalise_attention, normalise_clip_text
 
 NORMALISE = {
     "unet": lambda source: source,
@@ -42,7 +43,7 @@ NORMALISE = {
     "text_encoder_2": normalise_clip_text,
 }
 
-# Part -> how it is given, in Python and by the two commands.
+# Part -> how to give it, in Python and in the two commands.
 GIVEN = {
     "unet": "unet=FILE|DIR (generate: --unet, training: --config.unet)",
     "vae": "vae=FILE|DIR (generate: --vae, training: --config.vae)",
@@ -51,7 +52,7 @@ GIVEN = {
 }
 GIVEN["text_encoder_2"] = GIVEN["text_encoder"]
 BASES = ("checkpoint", "unet", "unet-sgm", "vae", "vae-sgm")
-# What a scheduler_config.json says of the training, and not of how one samples.
+# The keys of a scheduler_config.json that describe the training rather than the sampling.
 TRAINED_FOR = ("prediction_type", "rescale_betas_zero_snr", "num_train_timesteps")
 TRAINED_FOR += ("beta_start", "beta_end", "beta_schedule", "trained_betas")
 UNSAID = {"prediction_type": "epsilon", "num_train_timesteps": 1000}  # diffusers' own
@@ -60,14 +61,14 @@ CONFIG = "config=DIR (generate: --base-config, training: --config.base_config)"
 
 @dataclass
 class BaseFiles:
-    """What :func:`open_base` gives; a context manager.
+    """The result of :func:`open_base`; a context manager.
 
     Attributes:
-        folder: the directory of configs and tokenizers. homes: where each config.json lies.
+        folder: the directory of configs and tokenizers. homes: the folder of each config.json.
         configs: config.json contents by component. sources: their tensors, under today's names.
-        scheduler_config: as markers and the user have it.
+        scheduler_config: adapted to markers and the user.
         notes: sentences about what was ignored, filled in or decided.
-        prediction: what the UNet's file says of it.
+        prediction: what the UNet's file says about it.
     """
 
     folder: Path
@@ -93,7 +94,7 @@ class BaseFiles:
     # ---- opening ----
 
     def file(self, path: Path) -> tuple[TensorSource, Recognised]:
-        """A single file, opened once, its weights multiplied out; and what it is."""
+        """A single file, opened once and dequantised; and what it is."""
         if path not in self.opened:
             if shard := re.search(r"-(\d+)-of-(\d+)\.", path.name):
                 number, count = map(int, shard.groups())
@@ -112,7 +113,7 @@ class BaseFiles:
         return self.opened[path]
 
     def from_file(self, path: Path, parts) -> None:
-        """Those of ``parts`` that the file has, as the sources of their components."""
+        """Use those of ``parts`` that the file has as the sources of their components."""
         source, found = self.file(path)
         if "unet" in parts:
             self.prediction = found.prediction
@@ -124,7 +125,7 @@ class BaseFiles:
             self.sources[name] = part
 
     def from_folder(self, name: str, folder: Path, variant: str | None):
-        """A component's folder as the source of it."""
+        """Use a component's folder as its source."""
         source = open_component(folder, variant)
         try:
             inner = dequantised(source)
@@ -163,11 +164,11 @@ def open_base(
     variant: str | None = None,
     prediction_type: str | None = None,
 ) -> BaseFiles:
-    """Find and check all that a base consists of; the arguments are ``load_sdxl``'s.
+    """Find and check all files of a base; the arguments are ``load_sdxl``'s.
 
     Raises:
-        MissingFile: a file, or a part that no file holds; what gives it is named.
-        WeightsError: another family of models, or any other fault that headers show.
+        MissingFile: a file, or a part that no file holds; the message says how to give it.
+        WeightsError: another family of models, or any other fault that the headers show.
     """
     given = {"unet": unet, "vae": vae, "text_encoder": text_encoders}
     for name, value in {"path": path, "config": config, **given}.items():
@@ -202,15 +203,13 @@ def open_base(
 
 
 def _check_base_file(path: Path, found: Recognised):
-    """WeightsError for a VAE alone."""
+    """WeightsError for a file with only a VAE."""
     if set(found.layout.parts) == {"vae"}:
         raise WeightsError(f"{path}: this is a VAE alone. Give it beside a base: {GIVEN['vae']}.")
 
 
 def _check_kind(path: Path, source: TensorSource):
     """WeightsError for a file that has nothing of a base, such as a LoRA."""
-    from persongen_jax.weights.formats.identify import NAMES, tell
-
     kind, _ = tell(source)
     if kind not in BASES:
         what = f"this is {NAMES[kind]}" if kind != "unknown" else "its keys are of no known model"
@@ -240,7 +239,7 @@ def _read_configs(files: BaseFiles, given):
         homes[name] = home if own else folder / name
     if not homes["unet"].is_dir():
         _explain_no_unet(folder)
-    # The UNet's first: of another family's directory, other parts may not even be there.
+    # The UNet's first: in another family's directory, other parts may not even exist.
     unet = read_config(homes["unet"])
     check_values("unet", unet, homes["unet"] / "config.json")
     base_check.check_unet_config(unet, homes["unet"] / "config.json")
@@ -262,7 +261,7 @@ def _component(folder: Path, name: str) -> Path:
 
 
 def _explain_no_unet(folder: Path):
-    """Raises MissingFile that says what the directory is instead."""
+    """Raise MissingFile that says what the directory is instead."""
     if not folder.is_dir():
         raise MissingFile(f"{folder}: no such directory; give a diffusers-format SDXL directory")
     what = ""
@@ -308,7 +307,7 @@ def _open_parts(files: BaseFiles, path: Path, given, single, variant):
 
 
 def _open_text_encoders(files: BaseFiles, paths) -> set[str]:
-    """The components that these files hold, one each; the base keeps its own others."""
+    """The components that these files hold, one each; the base keeps its others."""
     found = {}
     for path in paths:
         name, source = open_text_encoder(path, files.configs)
@@ -324,7 +323,7 @@ def _open_text_encoders(files: BaseFiles, paths) -> set[str]:
 
 
 def _fill_in(files: BaseFiles, names, single, path, variant):
-    """The parts that are still wanted, from the directory; one error for all that it lacks."""
+    """Fill in the missing parts from the directory; one error lists all that it lacks."""
     lacking = []
     for name in names:
         folder = files.folder / name
@@ -339,7 +338,7 @@ def _fill_in(files: BaseFiles, names, single, path, variant):
         ways = " and ".join(dict.fromkeys(GIVEN[name] for name in lacking))
         folder = f", or a directory that has their weights as {CONFIG}" if single else ""
 
-        def called(name):  # of a directory with the place where it was looked for
+        def called(name):  # for a directory, with the place that was searched
             return CALLED[name] if single else f"{CALLED[name]} ({files.folder / name})"
 
         verb = "are" if len(lacking) > 1 else "is"
@@ -350,7 +349,7 @@ def _fill_in(files: BaseFiles, names, single, path, variant):
 
 
 def _has_weights(folder: Path) -> bool:
-    """Whether there is a weight file, or an index that tells of some."""
+    """Whether there is a weight file, or an index that lists some."""
     names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
     return any(name.endswith((".safetensors", ".bin")) or ".index." in name for name in names)
 
@@ -359,14 +358,14 @@ def _has_weights(folder: Path) -> bool:
 
 
 def _own_scheduler(unet: Path) -> Path | None:
-    """The scheduler_config.json of the model that a UNet's folder is a part of."""
+    """The scheduler_config.json of the model that a UNet's folder is part of."""
     places = (unet, unet.parent) if unet.is_dir() else ()
     found = (place / "scheduler" / "scheduler_config.json" for place in places)
     return next((path for path in found if path.is_file()), None)
 
 
 def _take_schedule(files: BaseFiles, path: Path):
-    """What a UNet was trained for goes with it: its own schedule in place of the base's."""
+    """Use a UNet's own schedule instead of the base's, as it was trained with it."""
     own, before = read_json(path, BadConfig), files.scheduler_config
 
     def said(config, key):
@@ -382,7 +381,7 @@ def _take_schedule(files: BaseFiles, path: Path):
 
 
 def _decide(files: BaseFiles, path: Path, given, asked):
-    """The scheduler's config with what the UNet's file says; ValueError if it is not supported."""
+    """The scheduler's config with what the UNet's file says; ValueError if it is unsupported."""
     where = given.get("unet", path)
     if "unet" in given and (own := _own_scheduler(given["unet"])):
         _take_schedule(files, own)

@@ -1,6 +1,6 @@
-"""Single files of a base model, split into diffusers' components under diffusers' names.
+"""Splits single files of a base model into diffusers' components under diffusers' names.
 
-Where each part lies in the file is layout.py's matter; here its keys get their names.
+layout.py finds each part in the file; this module renames its keys.
 """
 
 from collections.abc import Mapping
@@ -13,14 +13,14 @@ from persongen_jax.weights.files.source import (
     TensorSource,
     third,
 )
-from persongen_jax.weights.formats.layout import Layout, Place, read_layout
-from persongen_jax.weights.formats.sdxl.sgm_names import rename_by_prefix, unet_modules
 from persongen_jax.weights.keys import pointwise
+from persongen_jax.weights.recognition.layout import Layout, Place, read_layout
+from persongen_jax.weights.recognition.sgm_names import rename_by_prefix, unet_modules
 
 _DOWN = {"DownBlock2D": False, "CrossAttnDownBlock2D": True}
 _UP = {"UpBlock2D": False, "CrossAttnUpBlock2D": True}
 
-# open_clip -> transformers, within one layer and outside of the layers.
+# open_clip -> transformers, within one layer and outside the layers.
 _CLIP_LAYER = {
     "ln_1": "layer_norm1",
     "ln_2": "layer_norm2",
@@ -44,23 +44,23 @@ def split_checkpoint(
     layout: Layout | None = None,
     parts: tuple[str, ...] | None = None,
 ) -> dict[str, RenamedSource]:
-    """One source per component that is there, named as diffusers and ``keys.py`` name them.
+    """One source per available component, named as in diffusers and ``keys.py``.
 
-    All read through ``source``, which the caller closes when all are done with.
+    All read through ``source``, which the caller closes after using them.
 
     Args:
         source: the opened file.
         unet_config: diffusers' UNet config: block types and ``layers_per_block`` are used.
         vae_config: diffusers' VAE config: block types are used.
-        layout: of ``source``, if it is known already.
-        parts: the components that are wanted; None: all. Others are not looked at.
+        layout: of ``source``, if already known.
+        parts: the requested components; None: all. Others are not examined.
 
     Returns:
-        By "unet", "vae", "text_encoder", "text_encoder_2". What was left out on purpose is in the
-        ``ignored`` of each.
+        By "unet", "vae", "text_encoder", "text_encoder_2". ``ignored`` of each lists what was left
+        out on purpose.
 
     Raises:
-        KeyMismatch: a key that no rule knows.
+        KeyMismatch: a key that no rule matches.
         BadConfig: a config with blocks that SDXL does not have.
     """
     layout = read_layout(source) if layout is None else layout
@@ -88,7 +88,7 @@ def split_checkpoint(
 
 
 def _entries(source, place: Place, configs):
-    """(key, [(name, transform)] that it becomes; empty if no rule knows it) of every key."""
+    """For every key: (key, [(name, transform)] that it becomes; empty if no rule matches it)."""
     modules = {}
     if place.dialect == "sgm":
         make = {"unet": _unet_modules, "vae": _vae_modules}[place.part]
@@ -112,7 +112,7 @@ def _open_clip_entries(inner, shape):
     if inner == "text_projection":
         # open_clip multiplies from the right: [width, projection].
         return [("text_projection.weight", TRANSPOSE)]
-    if inner == "text_projection.weight":  # ComfyUI's, turned already
+    if inner == "text_projection.weight":  # ComfyUI's, already transposed
         return [(inner, None)]
     if not inner.startswith(_CLIP_LAYERS):
         return []
@@ -148,7 +148,7 @@ def _attention(model, known, config, name):
 
 
 def _vae_modules(config):
-    """As ``unet_modules``. The VAE's insides differ little; the way up is counted backwards."""
+    """Like ``unet_modules``. The VAE's blocks hardly differ; its up blocks count backwards."""
     number = len(_attention("VAE", {"DownEncoderBlock2D": False}, config, "down_block_types"))
     if len(_attention("VAE", {"UpDecoderBlock2D": False}, config, "up_block_types")) != number:
         raise BadConfig("VAE config: down_block_types and up_block_types differ in number.")

@@ -1,6 +1,6 @@
-"""A text encoder in a file of its own, such as ComfyUI's clip_l.safetensors and clip_g.safetensors.
+"""A text encoder in a separate file, such as ComfyUI's clip_l.safetensors and clip_g.safetensors.
 
-The names are transformers' or open_clip's. Which of a base's two encoders it is, its width tells.
+The names are transformers' or open_clip's. Its width shows which of a base's two encoders it is.
 """
 
 import re
@@ -11,8 +11,8 @@ from persongen_jax.weights.errors import WeightsError
 from persongen_jax.weights.files.directory import open_file
 from persongen_jax.weights.files.quantised import dequantised
 from persongen_jax.weights.files.source import TensorSource
-from persongen_jax.weights.formats.layout import Layout, Place, unwrapped
 from persongen_jax.weights.formats.sdxl.original import split_checkpoint
+from persongen_jax.weights.recognition.layout import Layout, Place, unwrapped
 
 _TABLE = re.compile(r"(text_model\.embeddings\.|embeddings\.)?token_embedding\.weight$")
 _LEFT_OUT = re.compile(r"(text_model\.)?(embeddings\.position_ids|logit_scale)$")
@@ -21,7 +21,7 @@ ENCODERS = ("text_encoder", "text_encoder_2")
 
 
 def text_encoder_files(where: Path) -> list[Path]:
-    """The files of text encoders alone that ``where`` leads to; none for a directory of parts."""
+    """The files of single text encoders at ``where``; none for a directory of parts."""
     if where.is_dir():
         if any((where / name).is_dir() or (where / "config.json").is_file() for name in ENCODERS):
             return []
@@ -35,7 +35,7 @@ def open_text_encoder(path: Path, configs: Mapping[str, dict]) -> tuple[str, Ten
     """(component, its tensors under transformers' names).
 
     Raises:
-        WeightsError: an encoder of another width than both of ``configs``, or a fault of the file.
+        WeightsError: an encoder whose width matches neither of ``configs``, or a fault of the file.
     """
     source = open_file(path)
     try:
@@ -48,7 +48,7 @@ def open_text_encoder(path: Path, configs: Mapping[str, dict]) -> tuple[str, Ten
                 f"{path}: a text encoder of width {width}; the base's have {widths}. Take SDXL's "
                 "(clip_l and clip_g)."
             )
-        # Of two of one width (no published base's), the name decides.
+        # If both have the same width (no published base's), the name decides.
         second = len(names) == 2 and re.search(r"_g\b|_2\b|bigg", path.stem, re.IGNORECASE)
         name = names[-1] if second else names[0]
         return name, _named(inner, name)
@@ -60,7 +60,7 @@ def open_text_encoder(path: Path, configs: Mapping[str, dict]) -> tuple[str, Ten
 def _named(source: TensorSource, name: str) -> TensorSource:
     keys = source.keys()
     dialect = "open_clip" if "token_embedding.weight" in keys else "transformers"
-    # SDXL reads no projection of its first text encoder.
+    # SDXL does not use a projection of its first text encoder.
     projection = re.compile(r"text_projection(\.weight)?$" if name == "text_encoder" else r"$^")
     left_out = [key for key in keys if _LEFT_OUT.match(key) or projection.match(key)]
     own = tuple(key for key in keys if key not in left_out)
@@ -74,7 +74,7 @@ def _is_alone(path: Path) -> bool:
 
 
 def _width(source: TensorSource) -> int | None:
-    """Of the states of a text encoder alone; None if it is something else."""
+    """Width of the states of a single text encoder; None if it is something else."""
     keys = source.keys()
     if any(key.startswith(("vision_model.", "visual.")) for key in keys):
         return None

@@ -1,0 +1,115 @@
+"""Face detectors by name: data_pipeline's, and the miniature's KeypointNet, which runs in JAX.
+
+keypoints:DIR     the miniature's KeypointNet, trained on drawn portraits of one person each
+others            see data_pipeline/faces/detectors/
+"""
+
+from pathlib import Path
+
+import jax
+import numpy as np
+from flax import nnx
+from PIL import Image
+
+from data_pipeline.faces import detectors
+from data_pipeline.faces.detectors import Detection, Detector
+from persongen_jax.weights.formats.keypoint_net import load_keypoint_net
+
+BATCH = 32  # images per call of the network: one shape, so that nothing recompiles
+THRESHOLD = 0.5  # on the probability of a face
+SMALLEST = 1e-2  # pixels; a face without extent does not count
+
+
+def open_detector(name: str, path=None) -> Detector:
+    """As data_pipeline.faces.detectors.open_detector, and "keypoints:DIR"; DIR may be ``path``."""
+    kind, _, inline = str(name).partition(":")
+    if kind != "keypoints":
+        return detectors.open_detector(name, path)
+    if not (inline or path):
+        raise ValueError("the detector 'keypoints' needs its folder: keypoints:DIR")
+    return KeypointsDetector(inline or path)
+
+
+def open_reference_detector(base=None, name: str = "auto") -> Detector:
+    """The detector that references are cropped with.
+
+    Args:
+        base: a base model's directory. One that has a ``face_detector`` of its own (the miniature)
+            wants its faces found by that.
+        name: as ``open_detector``'s; "auto" takes the base's own, else InsightFace where its
+            models are present, else scikit-image's cascade.
+    """
+    if name != "auto":
+        return open_detector(name)
+    own = None if base is None else Path(base) / "face_detector"
+    if own is not None and own.is_dir():
+        return open_detector("keypoints", own)
+    return open_detector("insightface" if detectors.is_available() else "cascade")
+
+
+class KeypointsDetector(Detector):
+    """A KeypointNet on images of any size, which are resized to its own.
+
+    Args:
+        path: the network's folder, as written by persongen_jax/weights/formats/keypoint_net.py.
+    """
+
+    name = "keypoints"
+
+    def __init__(self, path):
+        net = load_keypoint_net(path)
+        self.size = net.config["image_size"]
+        graphdef, self._state = nnx.split(net)
+
+        @jax.jit
+        def run(state, images):
+            out = nnx.merge(graphdef, state)(images.astype("float32") / 127.5 - 1)
+            return jax.nn.sigmoid(out.present), out.face_box, out.landmarks
+
+        self._run = run
+
+    def detect(self, images):
+        images = [np.asarray(image) for image in images]
+        found = []
+        for start in range(0, len(images), BATCH):
+            part = images[start : start + BATCH]
+            batch = np.zeros((BATCH, self.size, self.size, 3), np.uint8)
+            for row, image in zip(batch, part, strict=False):
+                row[:] = _resize(_make_square(image), self.size)
+            outputs = [np.asarray(x) for x in self._run(self._state, batch)]
+            found += [
+                _in_pixels(image, *rows) for image, *rows in zip(part, *outputs, strict=False)
+            ]
+        return found
+
+
+def _frame(image):
+    """The padding that makes an image square: rows and columns, and (left, top)."""
+    height, width = image.shape[:2]
+    side = max(height, width)
+    left, top = (side - width) // 2, (side - height) // 2
+    return ((top, side - height - top), (left, side - width - left), (0, 0)), (left, top)
+
+
+def _make_square(image):
+    """The image centred in a square that is padded by repeating its edges."""
+    rest, _ = _frame(image)
+    return np.pad(image, rest, mode="edge") if np.any(rest) else image
+
+
+def _resize(image, size):
+    if len(image) == size:
+        return image
+    return np.asarray(Image.fromarray(image).resize((size, size), Image.Resampling.BICUBIC))
+
+
+def _in_pixels(image, present, box, landmarks):
+    """The network's positions are in sides of the square, origin "corner"."""
+    _, shift = _frame(image)
+    side = max(image.shape[:2])
+    corners = box.astype(np.float64).reshape(2, 2) * side - shift
+    landmarks = landmarks.astype(np.float64) * side - shift
+    extents = [*(corners[1] - corners[0]), *np.ptp(landmarks, axis=0)]
+    if present < THRESHOLD or min(extents) < SMALLEST:
+        return None
+    return Detection(tuple(corners.ravel().tolist()), landmarks, float(present))

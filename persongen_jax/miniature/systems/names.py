@@ -1,0 +1,63 @@
+"""Names: single words that describe a whole face, like names of celebrities in SDXL.
+
+An ID encoder puts one token for a whole face in place of the class word. SDXL understands such
+tokens, because its captions named thousands of people; the miniature's captions name nobody, and on
+a base without such words five runs of PhotoMaker stayed at chance (none of them with the current
+loss weights of configs/mini/photomaker.py). So the second phase of the base's training replaces the
+class word by the name of a person from the training set. A name is a vector, not a vocabulary
+entry: the mean of CLIP image features of the person's face crops, transformed by a fixed random
+rotation and scaled to the length of its neighbours. No ID encoder ever gets the rotation or the
+names, and strangers have none.
+"""
+
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from persongen_jax.miniature.pool import PICTURES, Pool, kept
+from persongen_jax.miniature.systems.clip import face_crops, look
+from persongen_jax.miniature.unit_scale import measure_scale
+
+SEED = 7
+ROWS = 200
+
+
+def make_names(clip, towers, pool: Pool, tokenizers, prompts: list[str], folder: Path):
+    """NumPy [people, sum of the towers' widths] float32.
+
+    Args:
+        clip: systems.clip.Towers, whose image tower encodes the face crops.
+        towers: the text towers, in the order of concatenation.
+        prompts: a few, to measure how large the prompt embeddings are.
+        folder: of the run that trained ``clip``; caches its features.
+    """
+    seen = _mean_features(clip, pool, folder)
+    seen = (seen - seen.mean(0)) / seen.std(0)
+    widths = [tower.config["hidden_size"] for tower in towers]
+    rotation = np.random.default_rng(SEED).standard_normal((sum(widths), seen.shape[1]))
+    names = seen @ np.linalg.qr(rotation)[0].T
+    ids = np.stack([tokenizers.encode(text) for text in prompts])
+    scales = [measure_scale(tower, ids[:, i]) for i, tower in enumerate(towers)]
+    return (names / names.std() * np.repeat(scales, widths)).astype(np.float32)
+
+
+def put_names(embeds, names, places):
+    """Prompt embeddings [b, n, d] with ``names`` [b, d] at ``places`` [b]; nowhere if -1."""
+    here = jnp.arange(embeds.shape[1]) == places[:, None]
+    return jnp.where(here[..., None], names[:, None], embeds)
+
+
+def _mean_features(clip, pool: Pool, folder: Path) -> np.ndarray:
+    """[people, width]: the pooled output before its projection, cached on disk."""
+
+    def look_at_all():
+        crops = face_crops(pool)
+        graphdef, params = nnx.split(clip)
+        features = jax.jit(lambda p, x: look(nnx.merge(graphdef, p), x).pooler_output)
+        parts = [features(params, crops[i : i + ROWS]) for i in range(0, len(pool), ROWS)]
+        return np.concatenate(parts).reshape(-1, PICTURES, parts[0].shape[-1]).mean(1)
+
+    return kept(folder / "face_features.npy", look_at_all)

@@ -1,0 +1,1 @@
+"""What a weight file is, by its keys and shapes alone."""
