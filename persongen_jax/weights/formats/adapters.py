@@ -107,7 +107,7 @@ def extract_adapter(module) -> dict[str, LoraWeights]:
     extracted = {}
     for path in changed_layers(module):
         name = ".".join(map(str, path))
-        raise ValueError(f"{name}: carries an adapter that is no plain LoRA; unload it first")
+        raise ValueError(f"{name}: has an adapter other than plain LoRA; unload it first")
     for path, layer in lora_layers(module).items():
         lora = layer.lora
         down, up, scale = (np.asarray(x[...]) for x in (lora.down, lora.up, lora.scale))

@@ -135,7 +135,7 @@ def _find_kind(source) -> str:
     if not any(key.endswith(".to_k_ip.weight") for key in keys):
         absent.append(f"{ADAPTER}*.to_k_ip.weight")
     if strange or absent:
-        remedy = "It is no IP-Adapter file of a kind that is known: one of the image_proj keys."
+        remedy = "It is not an IP-Adapter file of a known kind."
         raise KeyMismatch(source.describe(), absent, strange, remedy=remedy)
     return kinds[0]
 
