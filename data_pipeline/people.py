@@ -4,8 +4,7 @@
 
 writes ``images/``, ``manifest.jsonl`` (data_pipeline.records.manifest), ``ground_truth.jsonl`` (per
 line of the manifest: image, face_box, landmarks, keypoints, visibility, attributes) and
-``sheet.png``, one row per person. Same arguments, same bytes; each image is independent of the
-others.
+``sheet.png``, one row per person. Same arguments, same bytes; images are independent.
 
 As a library, everything is a function of seeds; nothing is stored:
 

@@ -51,8 +51,7 @@ log = logging.getLogger(__name__)
 def train(config: ConfigDict, workdir: Path, dry_run: bool = False) -> bool:
     """Train with ``config``, with checkpoints and metrics.jsonl in ``workdir``.
 
-    Returns whether everything is done: False if a signal ended it early, even in the last
-    validation.
+    Returns whether all is done: False if a signal ended it, even in the last validation.
     """
     if dry_run or not distributed.is_first():
         return train_alone(config, workdir, dry_run)
@@ -166,8 +165,7 @@ def train_alone(config: ConfigDict, workdir: Path, dry_run: bool = False) -> boo
             with watch.paused(), jax.set_mesh(mesh):
                 program.prepare(state, frozen, batch, np.int32(done))
             state, metrics = program(state, frozen, batch, np.int32(done))
-            # At most one step runs while the next is prepared, so that a signal leaves little to
-            # finish.
+            # At most one step runs while the next is prepared, so a signal leaves little to do.
             jax.block_until_ready(running)
             bad_steps.check()  # the steps before this one
             running = metrics["loss"]
@@ -239,8 +237,7 @@ DRY_RUN = flags.DEFINE_bool("dry_run", False, "print the config and parameter co
 
 
 def main(_):
-    # Orbax logs every file that it renames, JAX every backend that is missing; errors still get
-    # through.
+    # Orbax logs every file that it renames, JAX every missing backend; errors still get through.
     for name in (None, "absl"):
         logging.getLogger(name).setLevel(logging.WARNING)
     config = CONFIG.value
@@ -259,8 +256,7 @@ def main(_):
         with plain_warnings(), distributed.together():
             finished = train(config, workdir, DRY_RUN.value)
     except (ValueError, OSError, ImportError) as error:
-        # The user's files or settings are at fault: the message has the remedy, a traceback would
-        # not.
+        # The user's files or settings are at fault: the message has the remedy.
         log.debug("", exc_info=True)
         sys.exit(f"error: {error}")
     if not finished:

@@ -11,8 +11,7 @@ def largest(needs, room: float, starts: list[int]) -> int:
     recomputes what does not fit, the next try halves the remaining interval.
 
     Args:
-        needs: n to bytes; math.inf if all that is known is that it does not fit. It is called once
-        per n.
+        needs: n to bytes; math.inf if all that is known is that it does not fit. Called once per n.
         starts: the first tries, each at least 1; those already decided by others are skipped.
     """
     tries, starts = {}, list(starts)

@@ -63,8 +63,7 @@ def plot_trajectories(runs: dict[str, list[dict]], path, metrics: dict[str, str]
     Args:
         runs: rows by the name of the curve, such as the method's.
         path: the file to write; its folder exists.
-        metrics: title by metric; default :func:`plotted_metrics`. Metrics without values are left
-        out.
+        metrics: title by metric; default :func:`plotted_metrics`. Those without values are omitted.
 
     Returns:
         The path, or None if there is nothing to draw.

@@ -208,8 +208,7 @@ class Features:
         """The encoder's output for an input, read or computed.
 
         Raises:
-            ImageError: the input's image no longer decodes, or the encoder's output for it is not
-            finite.
+            ImageError: the input's image no longer decodes, or its encoding is not finite.
             NotFinite: the latter, for an input without an image.
         """
         kind, rows = encoding.kind, self._table(encoding, entry.shape)

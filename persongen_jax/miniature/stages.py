@@ -42,8 +42,7 @@ class World:
         self._networks = {}
 
     def network(self, stage: str):
-        """The model that a stage has trained; see its System. Trains the stages it depends on
-        first.
+        """The model that a stage has trained; see its System. Trains earlier stages first.
 
         Raises:
             Stopped: a signal ended the training before its last step.

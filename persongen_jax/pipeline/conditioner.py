@@ -132,8 +132,7 @@ class Conditioner:
         return parts, others
 
     def schedules(self, scales: dict, lora: bool, acts: bool, num_steps: int) -> dict:
-        """[num_steps] by name, for all that the method has, so that no strength needs a new
-        program.
+        """[num_steps] by name, for all of the method, so that no strength needs a new program.
 
         Args:
             scales: what the call requests; missing ones are 1.
@@ -166,8 +165,7 @@ class Conditioner:
         """For one batch, whose rows belong to the prompts with these indices.
 
         Args:
-            call: of all prompts. negatives: a text (or None) per prompt; None: no unconditional
-                side.
+            call: of all prompts. negatives: a text (or None) per prompt; None: no such side.
             regions: [prompts, people, h, w] or None.
             which: [b] int.
         """
@@ -246,8 +244,7 @@ def check_people(references, regions, count: int) -> list[list[list]]:
         count: of prompts.
 
     Raises:
-        ValueError: an image instead of a list; counts that do not match; several people without
-        regions.
+        ValueError: an image instead of a list; unequal counts; several people without regions.
     """
     _check_list("references", references)
     if regions is not None:

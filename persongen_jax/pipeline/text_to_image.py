@@ -165,8 +165,7 @@ class Pipeline:
         Raises:
             FileNotFoundError: there is no checkpoint.
             ValueError: weights of another method than ``name``, or that do not fit this base;
-            FaceID without ``encoder``. If they turn out not to fit, no method is loaded
-            afterwards.
+            FaceID without ``encoder``. If they do not fit, no method is loaded then.
         """
         checks.check_kinds(str, "a method's name", name=name)
         checks.check_path("weights", weights)
@@ -214,8 +213,7 @@ class Pipeline:
     def load_lora(self, path, *, weight: float = 1.0, name: str | None = None):
         """Load a LoRA (or DoRA, LoHa, LoKr, IA3) of any tool; several add up.
 
-        Words whose embeddings are bundled with it (``bundle_emb``) can be used in prompts from then
-        on.
+        Words whose embeddings are bundled with it (``bundle_emb``) can then be used in prompts.
 
         Args:
             path: the ``*.safetensors`` file, or PEFT's or diffusers' folder.

@@ -32,8 +32,7 @@ from persongen_jax.training.unverified import find_gaps
 
 log = logging.getLogger(__name__)
 
-# Time limit of a save in seconds; with several processes, also how long they wait for one that
-# fails.
+# Time limit of a save in seconds, also for waiting for a process that fails.
 TIMEOUT, NONE_YET, NONE_LEFT = 900, -1, -2
 
 
@@ -85,8 +84,7 @@ class Checkpoints:
     def newest(self) -> int | None:
         """The step of the newest intact checkpoint; None if none was ever made.
 
-        Its files are compared with their digests. Damaged checkpoints are reported in a warning and
-        renamed.
+        Its files are compared with their digests. Damaged checkpoints are renamed, with a warning.
 
         Raises:
             CorruptCheckpoint: there are checkpoints, but none is intact.
@@ -326,8 +324,7 @@ def find_run(path, step: int | None = None) -> tuple[Path, int]:
     """(working directory, step) of a run, given its working directory.
 
     Args:
-        step: of the checkpoint; None: the newest intact one. Damaged ones are reported in a
-        warning.
+        step: of the checkpoint; None: the newest intact one. Damaged ones cause a warning.
 
     Raises:
         FileNotFoundError: there is no checkpoint, or none of ``step``.

@@ -137,8 +137,7 @@ class EventFile:
         self._event, self._summary = event_pb2.Event, summary_pb2.Summary
         folder.mkdir(parents=True, exist_ok=True)
         earlier = any(folder.glob("events.out.tfevents.*"))
-        # Whole seconds come first, because TensorBoard reads a folder's files in the order of their
-        # names.
+        # Whole seconds come first, because TensorBoard reads a folder's files in name order.
         name = f"events.out.tfevents.{int(time.time()):010d}.{socket.gethostname()}.{os.getpid()}"
         self._records = RecordWriter(PatientFile(folder / name))
         self._write(file_version="brain.Event:2")

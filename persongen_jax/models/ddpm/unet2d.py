@@ -227,8 +227,7 @@ class UNet2DModel(nnx.Module):
     def from_pretrained(
         cls, directory, *, dtype=jnp.float32, param_dtype=jnp.float32, variant=None
     ) -> "UNet2DModel":
-        """Open a folder with config.json and weights, or a pipeline's folder that contains
-        ``unet/``.
+        """Open a folder with config.json and weights, or a pipeline's folder with ``unet/``.
 
         Args:
             variant: "fp16" to read ``*.fp16.safetensors``.

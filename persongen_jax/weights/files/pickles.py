@@ -46,8 +46,7 @@ class PickleFile(TensorSource):
         path: the file.
 
     Attributes:
-        others: flattened key -> everything that is not a tensor (step counts, notes), as Python
-            values.
+        others: flattened key -> everything but tensors (step counts, notes), as Python values.
 
     Raises:
         MissingFile: there is none.

@@ -1,5 +1,4 @@
-"""Reads and writes IP-Adapter's files for SDXL (Ye et al., arXiv 2308.06721): base, plus and
-FaceID.
+"""IP-Adapter's files for SDXL (Ye et al., arXiv 2308.06721): base, plus and FaceID.
 
 ``image_proj.*`` turns an image into tokens (models/encoders/resampler.py);
 ``ip_adapter.{i}.to_k_ip.weight`` and ``.to_v_ip.weight`` are the keys and values of the attention

@@ -182,8 +182,7 @@ def save_photomaker(model, path):
 
     Args:
         model: as for :func:`load_photomaker_into`.
-        path: "….safetensors", or "….bin" in PyTorch's format (needs the convert extra), written
-        atomically.
+        path: "….safetensors", or "….bin" of PyTorch (needs the convert extra), written atomically.
 
     Raises:
         WeightsError: another extension, the method is not attached, or LoRAs that the format has no

@@ -148,8 +148,7 @@ class Change:
 
         Args:
             shape: of the weight.
-            weight, bias: the layer's own, needed if ``reads_layer``; numpy or JAX, float32 or
-            wider.
+            weight, bias: the layer's own, needed if ``reads_layer``; numpy or JAX, float32 up.
         """
         total, of_bias = None, None
         for each in self.products:
