@@ -162,8 +162,8 @@ class Tokenizers:
 
     Attributes:
         words: additional words that the vocabulary lacks: word to its ids in tokenizer and
-        tokenizer_2; None: there it is ordinary text. Matched in any case if separate from letters
-        and digits. Whoever adds one must also add the ids' embeddings to the model.
+            tokenizer_2; None: there it is ordinary text. Matched in any case if separate from
+            letters and digits. Whoever adds one must also add the ids' embeddings to the model.
     """
 
     tokenizer: object

@@ -56,8 +56,8 @@ class Vocabulary:
 
         Args:
             text: comma-separated "NAME=VALUE"; a value is 1, 0, yes, no, a fraction between, or
-            "unknown"; "GROUP=MEMBER" sets one member to yes and the others of the group to no.
-            Case, spaces, "-" and "_" of names do not matter. "" requests nothing.
+                "unknown"; "GROUP=MEMBER" sets one member to yes and the others of the group to no.
+                Case, spaces, "-" and "_" of names do not matter. "" requests nothing.
 
         Returns:
             values [K] float32 in 0..1, and known [K] float32, 1 for requested attributes.

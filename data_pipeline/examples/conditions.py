@@ -42,7 +42,7 @@ class Text(EncodedField):
             (``background``, ``body``, or a key of the manifest).
         trigger_word: follows the class word in captions.
         at_trigger: whether the identity enters at the class word, so that a caption must mark it.
-        Otherwise a caption may contain the trigger word, and it is removed.
+            Otherwise a caption may contain the trigger word, and it is removed.
     """
 
     name = "text"

@@ -86,7 +86,7 @@ class Field(abc.ABC):
     Attributes:
         name: the field's name in a config, a call and in messages.
         keys: additional keys of the manifest (a record's ``extra``) that it reads; "images.NAME"
-        for an additional image (a record's ``images``).
+            for an additional image (a record's ``images``).
         encoding: how frozen networks encode it, for the cache; None: they do not.
         others: how many other images of the identity an example needs at least.
         identity: whether it says who the person is, so that delayed merging omits it at first.

@@ -37,8 +37,8 @@ class ExampleSource:
         fields: the contents of an example (data_pipeline/examples/fields.py).
         size: the side of the target crop in pixels.
         buckets: shapes (height, width); targets get the nearest of these instead. Then example n
-        belongs to step n // ``batch_size``, and all examples of a step to one bucket
-        (data_pipeline/examples/buckets.py).
+            belongs to step n // ``batch_size``, and all examples of a step to one bucket
+            (data_pipeline/examples/buckets.py).
         random_crop: draw the crop's position; False: the centre, or the face.
         read_image: maps a record's ``image`` to uint8 RGB [h, w, 3], or raises an ImageError
             (data_pipeline/records/sources.py).
@@ -48,7 +48,7 @@ class ExampleSource:
 
     Attributes:
         skipped: maps each file that could not be decoded to the reason; an example that needs it
-        uses the next image instead, the same one in every run.
+            uses the next image instead, the same one in every run.
 
     Raises:
         ValueError: unusable records; a PromptError if captions are at fault.
@@ -355,7 +355,7 @@ class Pictures:
     Args:
         read_image: a record's ``image`` to uint8 RGB [h, w, 3]; raises an ImageError.
         cache_bytes: size of the memory cache. Nothing is ever evicted: under shuffling, an old
-        image is as likely to be next as any other.
+            image is as likely to be next as any other.
 
     Attributes:
         skipped: each file that could not be decoded, and the reason.

@@ -19,9 +19,9 @@ def open_reference_detector(base=None, name: str = "auto") -> Detector:
 
     Args:
         base: a base model's directory. One with its own ``face_detector`` (the miniature) needs
-        that one.
+            that one.
         name: as for ``open_detector``; "auto" uses the base's own, else InsightFace if its models
-        are present, else scikit-image's cascade.
+            are present, else scikit-image's cascade.
     """
     if name != "auto":
         return open_detector(name)

@@ -55,7 +55,7 @@ def export_run(run: TrainedRun, out, file_format: str, *, sgm_names: bool = Fals
 
     Raises:
         WeightsError: the method has nothing of the kind, or nothing that the format can hold
-        without loss; then nothing is written.
+            without loss; then nothing is written.
     """
     if file_format not in FORMATS:
         raise WeightsError(f"format {file_format!r} is unknown; known: {', '.join(FORMATS)}")

@@ -59,11 +59,11 @@ def import_file(path, out, base=None) -> str:
             face recogniser (.pth, .onnx).
         out: the ``.safetensors`` file to write; for a checkpoint a directory.
         base: diffusers-format SDXL directory that the file is for; its configs suffice. A face
-        recogniser needs none.
+            recogniser needs none.
 
     Raises:
         WeightsError: the file is damaged, of another kind, or for another base; all keys that are
-        missing, unexpected or misshapen are listed, and nothing is written.
+            missing, unexpected or misshapen are listed, and nothing is written.
     """
     kind = identify(path).kind
     if kind == "arcface":

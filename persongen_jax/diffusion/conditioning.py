@@ -20,12 +20,10 @@ class TokenStream:
         tokens: [b, n, d].
         mask: [b, n] bool, True where it may be attended to; None: everywhere.
         scale: [b] factor of the output of the attention branch that reads it; None: 1. It is data,
-            so
-        it may differ by call, example or step without recompilation. "text" has none.
+            so it may differ by call, example or step without recompilation. "text" has none.
         region: [b, g, h, w] in 0..1, where in the image each of the g equal parts of the tokens
-            acts
-        (g people in one image); None: all act everywhere. Any resolution: attention layers resize
-        it to theirs. "text" has none.
+            acts (g people in one image); None: all act everywhere. Any resolution: attention layers
+            resize it to theirs. "text" has none.
     """
 
     tokens: jax.Array

@@ -88,7 +88,7 @@ class Evaluation:
 
     Args:
         system: systems.sdxl.Sdxl; the measured model may differ from its own. Reads the keys of
-        configs/base.py under "Validation", and method, size, trigger_word.
+            configs/base.py under "Validation", and method, size, trigger_word.
 
     Attributes:
         people: list of Person by the name of the set; only sets that the config names.

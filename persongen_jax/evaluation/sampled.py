@@ -32,7 +32,7 @@ class Cases:
     Attributes:
         batch: the fields of the conditions, [n, ...] each, nested like a batch.
         owners: [n], the class or combination of attributes of each image: the unit of resampling
-        for intervals.
+            for intervals.
         real: real images by owner, uint8 [h, w] or [h, w, c], for metrics that compare.
         texts: [n], the request in words, or None.
     """
@@ -59,8 +59,7 @@ class SampledEvaluation:
 
     Args:
         system: systems.diffusion.DiffusionSystem with ``cases``. Reads its config's
-            validation_steps,
-        validation_guidance, validation_seed, validation_scheduler, metrics.
+            validation_steps, validation_guidance, validation_seed, validation_scheduler, metrics.
 
     Raises:
         ValueError: an unusable metric or judge.

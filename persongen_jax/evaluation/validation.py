@@ -55,7 +55,7 @@ class Validator:
         Args:
             model: the system's, with its current weights.
             write_scalar: called with (name, number, step); write_image with (name, uint8 [h, w, 3],
-            step); both from TensorBoard.
+                step); both from TensorBoard.
 
         Returns:
             The means by "set/metric"; {} if ``should_stop`` ended it.

@@ -28,8 +28,8 @@ class Method(abc.ABC):
     """An identity method: what it adds to the model, how it conditions, and what it trains.
 
     Attributes:
-        groups: rows (path pattern, learning-rate group) of what it trains; a config's
-        ``trainable`` overrides them. See training/partition.py.
+        groups: rows (path pattern, learning-rate group) of what it trains; a config's ``trainable``
+            overrides them. See training/partition.py.
         denoises_with: names of the model's parts that ``denoise`` runs in addition to the UNet.
         decodes: whether ``losses`` reads the decoded image (``step.image()``), so that the VAE's
             decoder stays on the device.

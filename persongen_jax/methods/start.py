@@ -180,7 +180,7 @@ def settle_step(config, before: dict | None):
 
     Args:
         before: the config in the run's own checkpoint, whose step is kept; None when the run
-        begins, which uses the newest.
+            begins, which uses the newest.
     """
     source, step = config.get("start_from", ""), config.get("start_from_step", 0)
     if step or not source:

@@ -91,7 +91,7 @@ class Known(Kept):
         name: of the set.
         people: the people to generate.
         others: additional people for searches by metrics; may be empty, and may include some of
-        ``people``. Several sets share the object, and so what was computed from it.
+            ``people``. Several sets share the object, and so what was computed from it.
     """
 
     name: str
@@ -105,13 +105,13 @@ class Values:
 
     Attributes:
         values: of images, [n] float64, NaN for an image that cannot be measured (without a face);
-        of a set, one number, NaN if it cannot be measured.
+            of a set, one number, NaN if it cannot be measured.
         n: of a set, the number of generated images behind the number; unused otherwise.
         interval: of a set, (low, high) at 95 % if the metric knows it.
-        facts: additional facts of the measure that JSON can hold. "among": the number of
-        candidates of which one is right, so that chance is 1 / among.
+        facts: additional facts of the measure that JSON can hold. "among": the number of candidates
+            of which one is right, so that chance is 1 / among.
         parts: of images, the same figure for parts of its subject, [n] each by the part's name,
-        such as an attribute.
+            such as an attribute.
     """
 
     values: np.ndarray | float

@@ -101,7 +101,7 @@ def open_face_embedder(face_net, detector: str = "auto") -> FaceEmbedder:
         face_net: an ArcFace file (see ``load_arcface``), or a folder of this project's with
             ``model.safetensors`` and a config.json, which names ``input_size`` and ``licence``.
         detector: as for ``open_detector``; "auto" uses the folder ``face_detector`` next to the
-        recogniser or next to its folder, as in the miniature, else InsightFace.
+            recogniser or next to its folder, as in the miniature, else InsightFace.
 
     Raises:
         MissingFile: no recogniser there; the message says what to download.

@@ -24,10 +24,9 @@ def check_judges(metrics: list[Metric], model, roots, admitted):
         metrics: opened; those that judge outside JAX (``networks()`` is empty) are not checked.
         model: the method's, an nnx.Module with all its weights.
         roots: path prefixes of what the method reads as input or is trained with as a loss, whole
-        parts of a path such as "id_encoder/vision_model" (partition.leaf_paths).
+            parts of a path such as "id_encoder/vision_model" (partition.leaf_paths).
         admitted: names of metrics that may have such a judge, config.judges_are_inputs. They print
-            a
-        line instead.
+            a line instead.
 
     Raises:
         ValueError: a judge that is an input, or a root that matches nothing in the model.

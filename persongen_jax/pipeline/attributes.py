@@ -163,7 +163,8 @@ class AttributePipeline:
 
         Args:
             image: anything that load_image accepts (data_pipeline/pictures/reading.py): a path, a
-            file object, a PIL image, an array; if the size differs, its central square is scaled.
+                file object, a PIL image, an array; if the size differs, its central square is
+                scaled.
             request: what it should show; attributes left out are unknown.
             source: what it shows; "": unknown.
         """

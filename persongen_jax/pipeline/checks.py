@@ -241,7 +241,7 @@ def tell_of_call(
 
     Args:
         people, regions, parts: per prompt, checked. asked: the call's scales; schedules: their
-        values in each step.
+            values in each step.
     """
     conditioner = pipe.conditioner
     read = negatives if options.guidance_scale > 1 else ()

@@ -45,7 +45,7 @@ class Pipeline:
     Args:
         mesh: of sharding.make_mesh; all devices by default.
         divided: shard weights over the mesh's "fsdp" groups, for devices too small to hold them
-        whole.
+            whole.
 
     Attributes:
         adapters, words: the loaded LoRAs, see pipeline/loading.py, and the words they define.
@@ -153,19 +153,19 @@ class Pipeline:
 
         Args:
             name: the method. None: the one that a run trained; for a file photomaker, or
-            ip_adapter_file, which for an IP-Adapter file may also be called ip_adapter.
+                ip_adapter_file, which for an IP-Adapter file may also be called ip_adapter.
             weights: the working directory of a training run; or a PhotoMaker v1 file, ``.bin`` or
-            ``.safetensors`` (weights/formats/photomaker.py). Parts that a method has in addition
-            to PhotoMaker's, such as a branch for the background, then have their initial weights.
-            Or an IP-Adapter file for SDXL (weights/formats/ip_adapter.py).
+                ``.safetensors`` (weights/formats/photomaker.py). Parts that a method has in
+                addition to PhotoMaker's, such as a branch for the background, then have their
+                initial weights. Or an IP-Adapter file for SDXL (weights/formats/ip_adapter.py).
             encoder: the folder of the image encoder that the weights belong to. Default: the one
-            that the run was trained with; for a file ``<base>/image_encoder``, if that is a
-            PhotoMaker file's own. FaceID has no default: it needs the face recogniser's file.
+                that the run was trained with; for a file ``<base>/image_encoder``, if that is a
+                PhotoMaker file's own. FaceID has no default: it needs the face recogniser's file.
 
         Raises:
             FileNotFoundError: there is no checkpoint.
             ValueError: weights of another method than ``name``, or that do not fit this base;
-            FaceID without ``encoder``. If they do not fit, no method is loaded then.
+                FaceID without ``encoder``. If they do not fit, no method is loaded then.
         """
         checks.check_kinds(str, "a method's name", name=name)
         checks.check_path("weights", weights)
@@ -219,12 +219,11 @@ class Pipeline:
             path: the ``*.safetensors`` file, or PEFT's or diffusers' folder.
             weight: factor of its effect; change it later with :meth:`set_lora_weights`.
             name: its name from then on; by default ``str(path)``. One of the same name is replaced,
-            with a warning.
+                with a warning.
 
         Raises:
             WeightsError: the file does not exist, is of an unsupported kind (named in the error),
-                or
-            is not for this model; loaded adapters do not change.
+                or is not for this model; loaded adapters do not change.
         """
         checks.check_path("path", path)
         checks.check_kinds(str, "a name", name=name)
@@ -312,23 +311,22 @@ class Pipeline:
                 embedding if model_index.json says so (SDXL's does), else the empty prompt; with a
                 method always the empty prompt, which is the dropped condition in training.
             references: with a method loaded, per prompt a list of one to four face crops of one
-            person (paths, PIL images, arrays: see data_pipeline/pictures/reading.py); the prompt
-            then holds the trigger word after the class word: "a man img in a suit". For a FaceID
-            file the crops are aligned faces (data_pipeline/faces/align.py). A method that reads
-            identities only by an attention branch does not need the trigger word and supports
-            several people: per prompt a list of such lists, and ``regions``. (If the identity is
-            also written into the class word, that is the first person's.)
+                person (paths, PIL images, arrays: see data_pipeline/pictures/reading.py); the
+                prompt then holds the trigger word after the class word: "a man img in a suit". For
+                a FaceID file the crops are aligned faces (data_pipeline/faces/align.py). A method
+                that reads identities only by an attention branch does not need the trigger word and
+                supports several people: per prompt a list of such lists, and ``regions``. (If the
+                identity is also written into the class word, that is the first person's.)
             regions: per prompt a list of masks, one per person: where in the image the branches
-                that
-            read a person may act for them. Each is an image (white is 1) or bool [h, w] of any
-            size, stretched over the image.
+                that read a person may act for them. Each is an image (white is 1) or bool [h, w] of
+                any size, stretched over the image.
             scales: factors of the method's effects, {"identity": 0.8}; 1 if absent. Each is a
-                number,
-            or [(start, end, number), ...] over fractions of the steps (diffusion/scales.py). Every
-            stream and map of the method has one by its name ("background" scales the output of the
-            branch that reads this stream). "identity" also scales references in text space: a class
-            token e, fused with a reference to f, becomes e + scale * (f - e). "lora" scales the
-            method's LoRA on the UNet, in addition to its weight.
+                number, or [(start, end, number), ...] over fractions of the steps
+                (diffusion/scales.py). Every stream and map of the method has one by its name
+                ("background" scales the output of the branch that reads this stream). "identity"
+                also scales references in text space: a class token e, fused with a reference to f,
+                becomes e + scale * (f - e). "lora" scales the method's LoRA on the UNet, in
+                addition to its weight.
             start_merge_step: through this step (inclusive) the prompt alone acts, then the identity
                 (delayed merging, arXiv 2312.04461, section 3.3). None: a fifth of the steps.
             height, width: pixels, multiples of the VAE's factor (8). Default: the UNet's own.
@@ -343,17 +341,17 @@ class Pipeline:
             output_type: "pil"; "np", float32 [n, h, w, 3] in 0..1; or "latent", [n, h/8, w/8, 4].
             batch_size: images at once, rounded up to a multiple of the devices.
             tiling: decode in overlapping tiles with sides of ``tile_size`` (512) pixels. At 1024 x
-            1024 and SDXL's size, this needs a quarter of the memory, 1 GiB (float32).
+                1024 and SDXL's size, this needs a quarter of the memory, 1 GiB (float32).
             progress: called with the number of steps done since the last call.
             on_batch: called with each batch's images as soon as they are ready, in order and in the
-            form of ``output_type``. They are not kept then: ``images`` is empty.
+                form of ``output_type``. They are not kept then: ``images`` is empty.
             inputs: other inputs of the method's fields, by name: additional prompts
-            (``background``, ``body``: a text for all or one each; they act from the first step on,
-            None is the empty prompt), control images and points (a list, one each).
+                (``background``, ``body``: a text for all or one each; they act from the first step
+                on, None is the empty prompt), control images and points (a list, one each).
 
         Raises:
             ValueError: sizes, counts or names that do not fit; the message names them. A
-            checks.CallWarning reports prompts that are cut, and arguments without effect.
+                checks.CallWarning reports prompts that are cut, and arguments without effect.
         """
         options = (guidance_scale, guidance_rescale, start_merge_step, seed, latents)
         options = checks.Options(*options, tiling, tile_size, output_type)

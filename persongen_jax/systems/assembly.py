@@ -62,7 +62,7 @@ def assemble(system: System, mesh, *, cached: bool = False) -> Assembly:
 
     Raises:
         ValueError: a table of trained weights that does not fit the model, an unknown optimizer, or
-        weights that no sharding rule matches.
+            weights that no sharding rule matches.
     """
     config, abstract = system.config, is_abstract(system.model)
     if config.offload_encoders and not abstract:

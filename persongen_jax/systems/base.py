@@ -43,11 +43,10 @@ class System(abc.ABC):
         config: the experiment's config.
         model: an nnx.Module with all networks, trained and frozen.
         groups: rows (path pattern, learning-rate group) of what is trained; each group's rate is
-        ``config.lr_<group>``. ``config.trainable`` overrides them. See
-        training/partition.py.
+            ``config.lr_<group>``. ``config.trainable`` overrides them. See training/partition.py.
         fields: of an example, if it consists of fields (data_pipeline/examples/fields.py).
         statistics: whether a step also updates statistics of the model's layers (running means of
-        batch norms), which have no gradient.
+            batch norms), which have no gradient.
     """
 
     config: ConfigDict

@@ -32,9 +32,9 @@ class AttributeUNet(nnx.Module):
         config: diffusers' config of the UNet, without the conditioning.
         attributes: K.
         conditioning: "input": ``embedding``, a linear map to ``width`` numbers, which become
-        additional channels of the noisy image, equal for all pixels (the seed's code); "blocks":
-        two linear layers to the width of the timestep embedding, which they are added to, and so
-        reach every block (the seed's figure); "none": no conditioning.
+            additional channels of the noisy image, equal for all pixels (the seed's code);
+            "blocks": two linear layers to the width of the timestep embedding, which they are added
+            to, and so reach every block (the seed's figure); "none": no conditioning.
         width: of "input".
         null: whether there is a learned embedding for "all attributes unknown".
     """

@@ -133,7 +133,7 @@ class DiffusionSystem(System):
         schedule: diffusion.NoiseSchedule.
         codec: Pixels or VAE.
         fields: of an example; see data_pipeline/examples/fields.py. Each defines its value for a
-        dropped condition (``config.drop_prob``).
+            dropped condition (``config.drop_prob``).
     """
 
     scheduler_config: dict
@@ -228,9 +228,8 @@ class DiffusionSystem(System):
 
         Args:
             inputs: "batch", the condition's fields [b, ...]; "guidance", the classifier-free
-                guidance
-            scale (arXiv 2207.12598), a number that may be traced; None or absent: no guidance, for
-            half the cost.
+                guidance scale (arXiv 2207.12598), a number that may be traced; None or absent: no
+                guidance, for half the cost.
         """
         batch, guidance = inputs["batch"], inputs.get("guidance")
         condition = self.condition(model, batch)

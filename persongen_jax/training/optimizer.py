@@ -96,8 +96,8 @@ def make_optimizer(config, groups: dict[str, str]) -> optax.GradientTransformati
 
     Raises:
         ValueError: a group without a rate; an unknown ``config.lr_schedule``; an optimizer that is
-        unknown or unsuitable, or does not accept these options; a running average in addition to
-        an optimizer that averages weights itself.
+            unknown or unsuitable, or does not accept these options; a running average in addition
+            to an optimizer that averages weights itself.
     """
     name, make, options = _resolve(config)
     transforms = {}
@@ -208,8 +208,8 @@ def muon(learning_rate, adam_ratio: float = 1.0, **options) -> optax.GradientTra
 
     Args:
         learning_rate: for matrices, a number or a function of the step. Muon's updates differ in
-        size from Adam's; with ``consistent_rms=0.2`` Adam's rates fit (Liu et al., arXiv
-        2502.16982, section 2.2).
+            size from Adam's; with ``consistent_rms=0.2`` Adam's rates fit (Liu et al., arXiv
+            2502.16982, section 2.2).
         adam_ratio: all other weights use this times ``learning_rate``.
         options: of optax.contrib.muon; ``nesterov`` and ``mu_dtype`` apply to AdamW too.
     """

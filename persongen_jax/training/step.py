@@ -91,8 +91,8 @@ def make_train_step(system, graphdef, tx, *, out=None):
 
     Args:
         system: its ``draw`` and ``losses`` define the objective; its config's grad_accum splits the
-        batch into this many equal parts that are processed in turn, which needs less memory and
-        gives the gradient of the whole batch; ema_decay and ema_warmup are read as well.
+            batch into this many equal parts that are processed in turn, which needs less memory and
+            gives the gradient of the whole batch; ema_decay and ema_warmup are read as well.
         graphdef: of partition.split_model; tx: the optimizer.
         out: the sharding of the outputs.
     """
@@ -172,8 +172,7 @@ class CompiledSteps:
     Args:
         train_step: step(state, frozen, batch, step).
         specs: of examples, flat name to (shape, dtype), one per possible shape; a batch of any
-            other
-        shape is an error and never triggers a compilation.
+            other shape is an error and never triggers a compilation.
         say: called with (number of the program, FLOPs, seconds) after each compilation.
     """
 

@@ -57,7 +57,7 @@ def load_module(build, source, *, shardings=None):
 
     Args:
         build: function without arguments that builds the module; it is only traced, so the random
-        initial weights never exist.
+            initial weights never exist.
         source: a TensorSource (directory.py, keys.py): ``keys``, ``info``, ``read``, ``describe``.
         shardings: None for the default device; a sharding for all; or a function from
             (path, shape) to a sharding. Each tensor goes straight to its devices.

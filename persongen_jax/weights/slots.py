@@ -154,7 +154,7 @@ def write_slots(path, slots: dict[str, Slot | Computed], notes: dict[str, str] |
 
     Args:
         path: "….safetensors"; or "….bin", a torch pickle (it needs the convert extra) of one
-        dictionary per first word of the keys.
+            dictionary per first word of the keys.
         notes: for the metadata of a ".safetensors" file; a pickle has no place for them.
 
     Raises:

@@ -45,7 +45,7 @@ class InsightFaceDetector(Detector):
 
     Args:
         path: the detector's file; its folder; a pack's name under ~/.insightface/models; or None
-        for the best pack there.
+            for the best pack there.
 
     Raises:
         FileNotFoundError: no such file; the message says what to put where.

@@ -23,7 +23,7 @@ class Drawn:
 
     Args:
         make: (random generator, n) to example number n, a flat dict of arrays. The generator is a
-        function of ``seed`` and ``n``.
+            function of ``seed`` and ``n``.
         fingerprint: of the data that ``make`` reads.
         samples: indices of examples, one of every shape that occurs.
     """

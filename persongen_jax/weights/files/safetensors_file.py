@@ -250,12 +250,12 @@ def write_safetensors(
     Args:
         path: the file; its folder must exist. An existing file is replaced at the end.
         entries: (name, shape, dtype, function without arguments that returns the array). Each
-        function is called once, tensors of wide dtypes first, which keeps all data aligned.
+            function is called once, tensors of wide dtypes first, which keeps all data aligned.
         metadata: text -> text.
 
     Raises:
         BadEntry: a duplicate name, a dtype the format lacks, metadata that is not text, or an array
-        that differs from its declaration. No file is left behind.
+            that differs from its declaration. No file is left behind.
     """
     path = Path(path)
     entries = sorted(entries, key=lambda entry: -np.dtype(entry[2]).itemsize)

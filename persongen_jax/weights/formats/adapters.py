@@ -63,7 +63,7 @@ def apply_adapter(module, weights: dict, weight: float = 1.0):
         weights: dotted module path to LoraWeights or Change (weights/formats/lora/kinds.py), in
             PyTorch's layout.
         weight: factor of its effect, in addition to alpha / rank. Everything is linear in it,
-        including DoRA and IA3: 0 is the unchanged layer, 1 the file as trained.
+            including DoRA and IA3: 0 is the unchanged layer, 1 the file as trained.
     """
     for path, adapter in weights.items():
         layer = _find(module, path)

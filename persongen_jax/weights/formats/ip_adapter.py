@@ -74,7 +74,7 @@ class IPAdapterFile(OpenedFile):
         tensors: all tensors of the file.
         kind: "base" (ViT-H's and ViT-bigG's alike), "plus" or "faceid".
         sizes: arguments of the kind's class in ``PROJECTIONS``; ``in_features`` is the width of its
-        input, ``num_tokens`` the number of tokens per image.
+            input, ``num_tokens`` the number of tokens per image.
         width: of the tokens.
         layers: number of cross-attention layers that it has keys and values for.
         rank: of the LoRA, or None.
@@ -232,7 +232,7 @@ def save_ip_adapter(model, path, branch: str = "identity"):
 
     Raises:
         WeightsError: another extension, the method is not attached, or it has parts that the format
-        has no place for.
+            has no place for.
         MissingDependency: ``.bin`` without PyTorch.
     """
     if getattr(model, "image_proj", None) is None and hasattr(model, "id_tokens"):

@@ -186,7 +186,7 @@ def save_photomaker(model, path):
 
     Raises:
         WeightsError: another extension, the method is not attached, or LoRAs that the format has no
-        place for.
+            place for.
         MissingDependency: ``.bin`` without PyTorch.
     """
     slots = _slots(model)

@@ -66,7 +66,7 @@ def load_sdxl(
             fill in for parts that the file lacks.
         unet, vae: a file or a component's directory that replaces the base's own.
         text_encoders: likewise a directory with ``text_encoder`` and ``text_encoder_2``, a whole
-        checkpoint, or one or both in separate files (in one directory).
+            checkpoint, or one or both in separate files (in one directory).
         prediction_type: what the UNet predicts, overriding files and configs.
         check: called with the scheduler's config before any weight is read; its errors propagate.
         shardings: as in :func:`~persongen_jax.weights.loader.load_module`.
