@@ -173,8 +173,7 @@ class Tokenizers:
 
     def __post_init__(self):
         for tokenizer in (self.tokenizer, self.tokenizer_2):
-            # Lengths are handled here. The backend's own settings are state that threads would
-            # share.
+            # Lengths are handled here. The backend's own settings are shared by threads.
             tokenizer.backend_tokenizer.no_truncation()
             tokenizer.backend_tokenizer.no_padding()
         lengths = [_max_length(self.tokenizer), _max_length(self.tokenizer_2)]
@@ -308,8 +307,7 @@ def _load(folder: Path):
 def _plain_copy(folder: Path):
     """The folder, or while it is being opened a copy whose texts are plain UTF-8.
 
-    transformers does not support byte order marks, and reports broken JSON only with Python's own
-    message.
+    transformers does not support byte order marks, and reports broken JSON in Python's words.
     """
     files = (folder / name for name in OWN_FILES if (folder / name).is_file())
     texts = {path.name: read_text(path) for path in files}

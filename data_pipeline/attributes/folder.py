@@ -117,8 +117,7 @@ def _open_table(folder: Path, csv: str) -> Table:
 class Names:
     """Finds images by their names in a table.
 
-    A name is a path relative to the folder, or only the file's name; both with or without
-    extension.
+    A name is a path relative to the folder, or a file name; both with or without extension.
     """
 
     def __init__(self, pictures: list[str]):

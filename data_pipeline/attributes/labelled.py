@@ -148,7 +148,7 @@ def fit_to(data: AttributeData, wanted: Description, name: str) -> AttributeData
     if data.train.shape != wanted.shape:
         shapes = ["x".join(map(str, shape)) for shape in (wanted.shape, data.train.shape)]
         raise ValueError(
-            f"{name}: the run was trained on pictures of {shapes[0]}, these are of {shapes[1]}; "
+            f"{name}: the run was trained on images of {shapes[0]}, these are of {shapes[1]}; "
             "name the data that it was trained on (--data)"
         )
     if own == asked:

@@ -91,9 +91,9 @@ def _check(data: str, size: int, csv: str, channels: int) -> None:
             "path"
         )
     if size < 1:
-        raise ValueError(f"config.size={size}: pictures have at least 1 pixel")
+        raise ValueError(f"config.size={size}: images have at least 1 pixel")
     if data == "digits" and size != digits.SHAPE[0]:
-        raise ValueError(f"config.size={size}: the digits are pictures of 8x8; set it to 8")
+        raise ValueError(f"config.size={size}: the digits are images of 8x8; set it to 8")
     if csv and data in KNOWN:
         raise ValueError(f"config.csv={csv!r} has no effect on {data}; leave it out")
     if channels != COLOUR and data in KNOWN and KNOWN[data](size).shape[2] != channels:

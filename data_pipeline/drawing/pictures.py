@@ -111,8 +111,7 @@ def pictures_of(keys: np.ndarray, framing_weights: Sequence[float] = FRAMING_WEI
         accent=draws.choice([1, 1, 1, 1]),
         trousers=draws.choice([1, 1, 1]),
         hat=hat,
-        # A hat as blue as the suit would leave "a blue hat" unverifiable: always use another
-        # colour.
+        # A hat as blue as the suit would leave "a blue hat" unverifiable: use another colour.
         hat_colour=(clothes_colour + 1 + draws.choice(np.ones(len(COLOURS) - 1))) % len(COLOURS),
         scene=scene,
         mirrored=draws.flag(0.5),

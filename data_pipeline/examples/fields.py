@@ -191,8 +191,7 @@ class Encoding:
         precision: the config key for the dtype of the computation.
         signature: what else the result depends on, for the table's name.
         suffix: of the table's name, for tables that depend on the input's shape.
-        view: the part of the model that ``encode`` reads, so that nothing else is moved or
-            compiled.
+        view: the part of the model that ``encode`` reads, so that only that is moved and compiled.
     """
 
     kind: str

@@ -89,7 +89,7 @@ class ExampleSource:
             self._members = self._into_buckets()
         used = [k for k, members in enumerate(self._members) if len(members)]
         if not used:
-            raise ImageError(f"no picture can be read; first cause: {self._first_problem()}")
+            raise ImageError(f"no image can be read; first cause: {self._first_problem()}")
         self._used = used
         self._turns = Turns(len(self._members[k]) for k in used)
 
@@ -303,7 +303,7 @@ class ExampleSource:
         needed = max((field.others for field in self.fields), default=0)
         lonely = sum(count < needed for count in others.values())
         if lonely:
-            raise ValueError(f"{lonely} identities have no second picture to serve as a reference")
+            raise ValueError(f"{lonely} identities have no second image to serve as a reference")
         problems, kinds = [], set()
         for record in self.records:
             for field in self.fields:

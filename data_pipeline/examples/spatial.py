@@ -122,7 +122,7 @@ class ControlImage(Field):
             return ""
         return (
             f"its {self.name} image {record.images[self.name]} has another aspect ratio "
-            f"({w}x{h} pixels) than the picture itself ({width}x{height})"
+            f"({w}x{h} pixels) than the image itself ({width}x{height})"
         )
 
     def check(self, record: Record, others: int) -> None:

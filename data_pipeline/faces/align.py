@@ -99,8 +99,7 @@ def similarity(points: np.ndarray, template: np.ndarray) -> tuple[np.ndarray, np
 def _sample(images, x, y):
     """Bilinear samples of [n, h, w, c] at pixel centres x, y [n, s, s], black outside."""
     n, height, width, _ = images.shape
-    # A black rim avoids special cases at the border; everything further out is mapped to it as
-    # well.
+    # A black rim avoids special cases at the border; everything further out maps to it.
     padded = np.pad(images, ((0, 0), (1, 2), (1, 2), (0, 0)))
     x, y = np.clip(x, -1, width) + 1, np.clip(y, -1, height) + 1
     column, row = np.floor(x).astype(int), np.floor(y).astype(int)

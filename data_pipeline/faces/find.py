@@ -31,7 +31,7 @@ def find_face(
             return x0, y0, x1, y1
     raise NoFaceFound(
         f"no face found in {name} ({width}x{height} pixels, detector {detector.name}); give a face "
-        "box, or pass --no-crop to use the whole picture"
+        "box, or pass --no-crop to use the whole image"
     )
 
 

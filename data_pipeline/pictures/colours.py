@@ -17,8 +17,7 @@ PHOTOMETRIC = 262  # of TIFF; 0: white is zero
 SRGB_GAMMA = 0.45455  # of PNG's gAMA
 # CIE xy of white, red, green, blue as in PNG's cHRM, and their tolerance.
 SRGB_PRIMARIES, NEAR = (0.3127, 0.329, 0.64, 0.33, 0.3, 0.6, 0.15, 0.06), 0.01
-# ITU-T H.273's code points: primaries of sRGB, or unspecified; its and BT.709's curve, or
-# unspecified.
+# ITU-T H.273's code points: sRGB's primaries, its and BT.709's curve; or unspecified.
 SRGB_POINTS = ((1, 2), (1, 2, 6, 13, 14, 15))
 SPACES = {"GRAY": "L", "RGB": "RGB", "CMYK": "CMYK", "Lab": "LAB"}  # profile's space, image's mode
 GREYS = ("1", "L", "LA", "La")

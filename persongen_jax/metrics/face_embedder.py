@@ -55,8 +55,7 @@ class FaceEmbedder:
         """The largest face of each image.
 
         Args:
-            images: of any sizes, in any form that load_image accepts: uint8 RGB [n, h, w, 3],
-                paths, ….
+            images: of any sizes, in any form of load_image: uint8 RGB [n, h, w, 3], paths, ….
 
         Returns:
             Embeddings [n, d] float32 of length 1, zeros where no face was found; and whether one

@@ -231,8 +231,7 @@ class Pipeline:
     def load_lora(self, path: str | Path, *, weight: float = 1.0, name: str | None = None) -> None:
         """Load a LoRA (or DoRA, LoHa, LoKr, IA3) of any tool; several add up.
 
-        Words whose embeddings are bundled with it (``bundle_emb``) can be used in prompts from then
-        on.
+        Words whose embeddings are bundled with it (``bundle_emb``) can then be used in prompts.
 
         Args:
             path: the ``*.safetensors`` file, or PEFT's or diffusers' folder.

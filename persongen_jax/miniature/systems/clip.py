@@ -50,8 +50,7 @@ class Clip(PoolSystem):
     Arrays of an example:
         image: [s, s, 3] uint8.
         input_ids: [2, n] int32.
-        faces: [k, s, s, 3] uint8, ``config.faces`` crops of random people; person: [k] int32,
-        whose.
+        faces: [k, s, s, 3] uint8, ``config.faces`` random crops; person: [k] int32, whose.
     """
 
     @classmethod

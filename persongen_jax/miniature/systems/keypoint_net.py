@@ -53,8 +53,7 @@ class Keypoints(PoolSystem):
             "keypoints": distance(out.keypoints, batch["keypoints"], seen),
             "visible": 0.02 * visible,
         }
-        # Only images with a face have these: scale so that the mean over all is the mean over
-        # those.
+        # Only images with a face have these: scale the mean over all to that over those.
         parts = {name: part * somebody / SOMEBODY for name, part in parts.items()}
         present = optax.sigmoid_binary_cross_entropy(out.present, somebody)
         return {"loss": sum(parts.values()) + 0.02 * present, **parts, "present": present}
