@@ -6,6 +6,7 @@ diffusers' ``from_config`` does.
 
 import math
 import warnings
+from typing import Any
 
 from persongen_jax.diffusion.schedule import PREDICTION_TYPES, SCHEDULE_DEFAULTS, check_choice
 from persongen_jax.diffusion.scheduler_file import (
@@ -116,7 +117,7 @@ _FOREIGN_KEYS = frozenset(
 
 
 def resolve_config(
-    scheduler_config: dict, scheduler: str | None = None, **overrides
+    scheduler_config: dict, scheduler: str | None = None, **overrides: Any
 ) -> tuple[str, dict]:
     """Chooses the sampler and completes its parameters as diffusers' `from_config` does.
 
@@ -131,7 +132,7 @@ def resolve_config(
         a model of another parametrisation.
     """
     check_parametrisation(scheduler_config)
-    asked = scheduler if scheduler is not None else scheduler_config.get("_class_name")
+    asked: Any = scheduler if scheduler is not None else scheduler_config.get("_class_name")
     name = CLASS_NAMES.get(asked, asked)
     if name not in DEFAULTS:
         own = scheduler is None and asked in OTHER_SAMPLERS

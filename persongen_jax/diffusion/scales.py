@@ -11,6 +11,7 @@ image something acts: a mask of any size, stretched over the whole image.
 import math
 import warnings
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -67,7 +68,7 @@ def parse_scales(items: Sequence[str]) -> dict[str, Strength]:
     Raises:
         ValueError: another form, or both forms for one name.
     """
-    scales = {}
+    scales: dict[str, Strength] = {}
     for item in items:
         name, _, rest = item.partition("=")
         value, at, steps = rest.partition("@")
@@ -75,20 +76,24 @@ def parse_scales(items: Sequence[str]) -> dict[str, Strength]:
         try:
             if at and not dash:
                 raise ValueError(f"no range in {steps!r}")
-            strength = [(float(start), float(end), float(value))] if at else float(value)
+            strength = float(value)
+            ranges = [(float(start), float(end), strength)] if at else []
         except ValueError as error:
             raise ValueError(
                 f"--scale {item}: write NAME=NUMBER, identity=0.8, or with a range of the steps "
                 "NAME=NUMBER@START-END, identity=0.8@0.3-1"
             ) from error
         name = name.strip()
-        if name in scales and not (at and isinstance(scales[name], list)):
+        there = scales.get(name, [])
+        if not isinstance(there, list) or (there and not at):
             raise ValueError(f"--scale {item}: {name} has a strength for these steps already")
-        scales[name] = scales.get(name, []) + strength if at else strength
+        scales[name] = [*there, *ranges] if at else strength
     return scales
 
 
-def region_arrays(regions, people, height: int, width: int) -> np.ndarray:
+def region_arrays(
+    regions: Sequence[Sequence[Any]], people: Sequence[Sequence[Any]], height: int, width: int
+) -> np.ndarray:
     """[prompts, p, height, width] float32 in 0..1; p is the most people of a prompt.
 
     Places of absent people hold 0.
@@ -101,7 +106,7 @@ def region_arrays(regions, people, height: int, width: int) -> np.ndarray:
     return out
 
 
-def to_region(mask, height: int, width: int, name: str = "a region") -> np.ndarray:
+def to_region(mask: Any, height: int, width: int, name: str = "a region") -> np.ndarray:
     """A mask of any size, averaged down (or repeated up) to [height, width] float32 in 0..1.
 
     Args:
