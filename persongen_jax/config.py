@@ -4,13 +4,14 @@ import importlib
 import importlib.util
 import runpy
 from pathlib import Path
+from typing import Any
 
 from ml_collections import ConfigDict
 
 INSTALLED = Path(__file__).parents[1]
 
 
-def import_object(name: str, key: str):
+def import_object(name: str, key: str) -> Any:
     """The object that "package.module:Name" names.
 
     Args:
@@ -42,7 +43,8 @@ def config_file(name: str | Path) -> str:
     if Path(path).parts[:1] != ("configs",) or Path(path).exists() or not installed.exists():
         return str(name)
     spec = importlib.util.find_spec("configs")
-    found = Path(spec.origin or next(iter(spec.submodule_search_locations)))
+    places = [spec.origin, *(spec.submodule_search_locations or ())] if spec else []
+    found = Path(next(filter(None, places), installed))
     if found.resolve().parent != (INSTALLED / "configs").resolve():
         raise ValueError(
             f"{path}: Python finds another package named configs, {found}, which hides the one "

@@ -61,7 +61,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def _formats():
+def _formats() -> tuple[str, ...]:
     from persongen_jax.convert.exporting import FORMATS
 
     return FORMATS

@@ -1,6 +1,7 @@
 """The four networks of SDXL in one module, and how a prompt becomes what the UNet reads."""
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +13,6 @@ from persongen_jax.models.layers import LayerOptions, UnusedRngs
 from persongen_jax.models.sdxl.unet import UNet2DConditionModel
 from persongen_jax.models.sdxl.vae import AutoencoderKL
 
-Component = UNet2DConditionModel | AutoencoderKL | CLIPTextModel
 COMPONENTS = ("unet", "vae", "text_encoder", "text_encoder_2")
 
 
@@ -64,7 +64,7 @@ class StableDiffusionXL(Conditioner):
 
 def build(
     configs: dict[str, dict], name: str, *, dtype: DTypeLike, param_dtype: DTypeLike
-) -> Callable[[], Component]:
+) -> Callable[[], Any]:
     """A function that builds component ``name`` from its config.json; to be traced and filled."""
 
     def make():
