@@ -23,7 +23,7 @@ FLOAT, INT, STRING, INTS = 1, 2, 3, 7  # onnx.proto's AttributeProto.AttributeTy
 EXTERNAL = 1  # TensorProto.DataLocation
 
 # TensorProto.DataType.
-DTYPES = {
+DTYPES: dict[int, np.dtype] = {
     1: np.dtype("<f4"),
     6: np.dtype("<i4"),
     7: np.dtype("<i8"),
@@ -85,21 +85,21 @@ class OnnxFile(TensorSource):
                 "copy it again."
             ) from error
 
-    def keys(self):
+    def keys(self) -> list[str]:
         return list(self._tensors)
 
-    def info(self, key):
+    def info(self, key: str) -> tuple[np.dtype, tuple[int, ...]]:
         tensor = self._get(key)
         return DTYPES[tensor.dtype], tensor.shape
 
-    def read(self, key):
+    def read(self, key: str) -> np.ndarray:
         tensor = self._get(key)
         return np.frombuffer(tensor.data, DTYPES[tensor.dtype]).reshape(tensor.shape).copy()
 
-    def describe(self):
+    def describe(self) -> str:
         return str(self._path)
 
-    def close(self):
+    def close(self) -> None:
         self._tensors = {}
 
     def _get(self, key):
