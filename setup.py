@@ -12,7 +12,8 @@ DATA = [
     "array_record>=0.8; platform_system != 'Windows'",  # tfds asks for it on Linux only
 ]
 LOG = ["tensorboardX>=2.6"]
-FACES = ["scikit-image>=0.24", "insightface>=2.1", "onnxruntime>=1.20"]
+ONNX = ["onnx>=1.16"]
+FACES = ["scikit-image>=0.24", "insightface>=2.1", "onnxruntime>=1.20", *ONNX]
 HEIC = ["pillow-heif>=1.0"]
 DOCS = ["mkdocs>=1.6,<2", "mkdocs-material>=9.6", "mkdocstrings-python>=2.0"]
 TEST = [
@@ -26,7 +27,7 @@ TEST = [
     TORCH,
     "diffusers>=0.42.1,<0.43",
     "peft>=0.17",
-    "onnx>=1.16",
+    *ONNX,
     "onnxruntime>=1.20",
     "pytest>=8",
     "pytest-xdist",
@@ -55,9 +56,9 @@ setup(
         "ml_collections>=1.1.0",
         "absl-py>=2.1",
         "transformers>=5,<6",
-        "safetensors>=0.5",
+        "safetensors>=0.7",
         "numpy>=2.1",
-        "pillow>=10.3",
+        "pillow>=11.0",
         "matplotlib>=3.9",
         "tabulate>=0.9",
         "tqdm",
@@ -67,6 +68,7 @@ setup(
         "log": LOG,
         "faces": FACES,
         "heic": HEIC,
+        "onnx": ONNX,
         "convert": [TORCH],
         "demo": [*DATA, *LOG, "scikit-image>=0.24", "scikit-learn>=1.5"],
         "test": TEST,

@@ -1,1 +1,1 @@
-"""Measurements, each a command that anyone can rerun; results lie beside them as JSON."""
+"""Measurements, each a command that anyone can rerun; results are next to them as JSON."""

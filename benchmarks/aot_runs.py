@@ -1,11 +1,11 @@
-"""Everything that docs/aot.md shows, compiled run by run into benchmarks/results/aot.json.
+"""Compiles everything shown in docs/aot.md, run by run, into benchmarks/results/aot.json.
 
-    python -m benchmarks.aot_runs            # those that are not there yet, in this order
+    python -m benchmarks.aot_runs            # the missing ones, in this order
     python -m benchmarks.aot_runs --list
     python -m benchmarks.aot_tables          # then: the tables of docs/aot.md
 
-Each run is a process of its own, because its greatest memory is one of the figures. They take many
-minutes each; one that was stopped is begun again, those before it are kept.
+Each run is a separate process, because its peak memory is one of the figures. They take many
+minutes each; an interrupted one starts again, finished ones are kept.
 """
 
 import argparse
@@ -18,10 +18,10 @@ from pathlib import Path
 RESULTS = Path(__file__).parent / "results/aot.json"
 YARDSTICK = "benchmarks.aot_yardstick"
 STEP = ("persongen_jax.aot", "--config", "configs/photomaker_bg.py")
-# Trained weights and Adam's moments in pieces: whole, they are a third of a v5e's memory.
+# Trained weights and Adam's moments are sharded: whole, they are a third of a v5e's memory.
 DIVIDED = "--config.fsdp={}"
 
-# On the smaller chips the encoders' 2.4 GiB are room for another picture.
+# On the smaller chips the encoders' 2.4 GiB leave room for another image.
 OFFLOADED = "--config.offload_encoders=True"
 ON_V5E = ("--topology", "v5e:4x4", DIVIDED.format(16), OFFLOADED, "--cached")
 ON_V6E = ("--topology", "v6e:4x4", OFFLOADED, "--cached")
@@ -30,7 +30,7 @@ RUNS = (
     (YARDSTICK, "--topology", "v5p:2x2x1"),
     (YARDSTICK, "--topology", "v5e:2x2"),
     (YARDSTICK, "--topology", "v5e:2x2", "--remat"),
-    # Where a batch stops paying. The fuller the chip, the longer it takes: 12 to 45 minutes each.
+    # Where a larger batch stops paying off. A full chip takes longer: 12 to 45 minutes each.
     *(
         (*STEP, "--topology", "v5p:4x4x4", "--cached", "--per_chip_batch", n)
         for n in ("40", "53", "56", "59", "80")
@@ -66,7 +66,7 @@ def main():
             one = Path(folder) / "run.json"
             done = subprocess.run([sys.executable, "-m", *run, "--json", str(one)])
             if done.returncode:
-                print(f"it ended with {done.returncode}; the others go on", flush=True)
+                print(f"it ended with {done.returncode}; continuing with the others", flush=True)
                 continue
             (row,) = json.loads(one.read_text())
         RESULTS.write_text(json.dumps([*rows, {**row, "command": command}], indent=1) + "\n")

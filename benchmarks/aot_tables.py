@@ -1,9 +1,9 @@
 """The tables of docs/aot.md, from benchmarks/results/aot.json.
 
     python -m benchmarks.aot_tables          # writes them into docs/aot.md
-    python -m benchmarks.aot_tables --check  # says whether they are up to date
+    python -m benchmarks.aot_tables --check  # reports whether they are up to date
 
-Each stands between two comments that name it; nothing in them is written by hand.
+Each is between two comments that name it; nothing in them is written by hand.
 """
 
 import argparse
@@ -60,7 +60,7 @@ def encoders(row) -> str:
 
 
 def compiled_work(row) -> str:
-    """The compiler's count over the model's: what is above its least, it computes again."""
+    """The compiler's count over the model's: the excess over the minimum is recomputation."""
     return f"{row['flops']['by the compiler'] / row['flops']['of the model']:.1%}"
 
 
@@ -70,7 +70,7 @@ def speeds(row) -> str:
 
 
 def is_scaling(row) -> bool:
-    """The rows that differ in nothing but the number of chips."""
+    """Whether rows differ only in the number of chips."""
     return (row["what"], row["chip"], row["fsdp"]) == ("train", "v5e", 4)
 
 
@@ -84,7 +84,7 @@ STEP = (
     ("compiled in", compiled_in),
 )
 
-# Name -> (which rows, further columns behind the topology).
+# Name -> (which rows, additional columns after the topology).
 TABLES = {
     "yardstick": (
         lambda row: row["what"] == "yardstick",
@@ -115,7 +115,7 @@ def table(name: str, rows: list[dict]) -> str:
 
 
 def filled(text: str, rows: list[dict]) -> str:
-    """The document with its tables written anew; ValueError for one without its comments."""
+    """The document with updated tables; ValueError for one without its comments."""
     for name in TABLES:
         pattern = re.compile(rf"(<!-- {name} -->\n).*?(<!-- end -->)", re.DOTALL)
         text, found = pattern.subn(lambda m, n=name: m[1] + table(n, rows) + "\n" + m[2], text)

@@ -1,10 +1,10 @@
-"""The UNet alone, compiled for one kind of TPU chip: a figure to stand beside other projects'.
+"""The UNet alone, compiled for one kind of TPU chip: a figure to compare with other projects'.
 
     python -m benchmarks.aot_yardstick --topology v5p:2x2x1 --json benchmarks/results/aot.json
 
-The work: SDXL's UNet at full size, frozen bfloat16 weights, the gradient of a squared error into
-the text conditioning only, 4 images of 512x512 per chip, nothing recomputed unless --remat. It is
-what any adapter's training step has at its core, whatever the adapter.
+The work: SDXL's UNet at full size, frozen bfloat16 weights, the gradient of a squared error with
+respect to only the text conditioning, 4 images of 512x512 per chip, nothing recomputed unless
+--remat. It is the core of any adapter's training step.
 """
 
 import argparse
@@ -30,7 +30,7 @@ from persongen_jax.parallel.sharding import along_batch, make_mesh, replicated
 
 
 def unet_gradient(mesh, per_chip: int, size: int, remat: bool) -> Program:
-    """Loss and gradient into the text tokens; ``size`` is the picture's side in pixels."""
+    """Loss and gradient with respect to the text tokens; ``size`` is the image's side in pixels."""
     kw = {"dtype": jnp.bfloat16, "param_dtype": jnp.bfloat16, "rngs": UnusedRngs()}
     unet = nnx.eval_shape(lambda: UNet2DConditionModel(CONFIGS["unet"], **kw))
     unet.set_remat(remat)
@@ -74,7 +74,7 @@ def main():
     parser.add_argument("--size", type=int, default=512)
     parser.add_argument("--remat", action="store_true")
     parser.add_argument("--option", action="append", default=[], help="NAME=VALUE of the compiler")
-    parser.add_argument("--profile", type=int, default=0, help="so many of the dearest parts")
+    parser.add_argument("--profile", type=int, default=0, help="show the N most expensive parts")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--text", type=Path, help="write the compiled program here")
     args = parser.parse_args()

@@ -1,9 +1,9 @@
-"""What a model on attributes has learned, beyond the figures of a validation.
+"""What a model on attributes has learned, in addition to the figures of a validation.
 
     python -m benchmarks.attributes lines --run RUN --classifier CLASSIFIER
     python -m benchmarks.attributes frechet --study runs/attributes/study
 
-``lines``: along the straight line from "not A" to "A", does the classifier's score of A rise?
+``lines``: does the classifier's score of A rise along the straight line from "not A" to "A"?
 ``frechet``: is the Fréchet distance lower with attributes than without, over the study's seeds?
 Both print Markdown.
 """
@@ -23,7 +23,7 @@ from persongen_jax.pipeline.attributes import AttributePipeline
 from persongen_jax.tables import markdown
 
 SAMPLES = 10_000  # of the bootstrap
-RISES = 0.5  # rank correlation of score and place from which on a line counts as rising
+RISES = 0.5  # rank correlation of score and position above which a line counts as rising
 
 
 # ---- lines -------------------------------------------------------------------------------------
@@ -32,15 +32,15 @@ RISES = 0.5  # rank correlation of score and place from which on a line counts a
 def measure_lines(run, classifier, *, strips: int, frames: int, steps: int, guidance: float):
     """For each attribute, dicts of shares of its lines: see ``lines_table``.
 
-    Strip i of an attribute starts from noise i; its other attributes stay: a combination
-    that training never saw, where there are such.
+    Strip i of an attribute starts from noise i and keeps the other attributes: a combination that
+    training never saw, if there is one.
     """
     pipe, judge = AttributePipeline.from_run(run), AttributeJudge(classifier)
     data = pipe.system.data
     combinations = data.unseen if data.unseen is not None and len(data.unseen) else data.test.values
     rng, found = np.random.default_rng(0), {}
     if data.vocabulary.groups:
-        raise ValueError(f"{run} knows classes; lines are of attributes that are or are not")
+        raise ValueError(f"{run} knows classes; lines need yes-or-no attributes")
     for name in data.vocabulary.names:
         place = data.vocabulary.names.index(name)
         column = judge.vocabulary.names.index(name)
@@ -52,7 +52,7 @@ def measure_lines(run, classifier, *, strips: int, frames: int, steps: int, guid
                 values[place] = value
                 ends.append(data.vocabulary.describe(values, values != UNKNOWN))
             images = pipe.interpolate(
-                *ends, frames=frames, index=i, steps=steps, guidance_scale=guidance
+                *ends, frames=frames, index=i, num_inference_steps=steps, guidance_scale=guidance
             )
             scores.append(judge.scores(as_rgb(images))[0][:, column])
         found[name] = judge_lines(np.array(scores))

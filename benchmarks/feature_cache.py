@@ -1,13 +1,14 @@
 """The feature cache: a training step with and without it, and the encoders' share of its time.
 
     python -m benchmarks.feature_cache --json benchmarks/results/feature_cache.json
-    python -m benchmarks.feature_cache --quick     # does it work? no figures to keep
+    python -m benchmarks.feature_cache --quick     # a smoke test, figures are meaningless
 
-The config is trained on as it stands (the miniature's main job by default), one process, the same
-weights, step after step in turns: with pictures and prompts, with cached features, and the encoders
-alone on the same pictures and prompts. What a step with cached features lacks is the encoders'
-share before; what is left of them is looked for in the compiled program's floating-point work.
-The loader's time per batch stands beside: it decodes and resizes without the cache, and reads with.
+Trains the unchanged config (by default the miniature's main job) in one process with the same
+weights, taking turns step by step: with images and prompts, with cached features, and the encoders
+alone on the same images and prompts. The time that a step with cached features saves is the
+encoders' share; the compiled program's floating-point operations show what is left of them. The
+loader's time per batch is reported as well: without the cache it decodes and resizes, with it it
+reads.
 """
 
 import argparse
@@ -26,7 +27,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from data_pipeline.examples.fields import flatten
-from persongen_jax.features.cache import encoded_fields, open_encoder
+from persongen_jax.features.cache import open_encoder
 from persongen_jax.parallel.sharding import make_mesh
 from persongen_jax.systems.assembly import assemble
 from persongen_jax.systems.open import open_system
@@ -35,7 +36,7 @@ from persongen_jax.training.step import compile_step
 
 
 def open_stream(system, **changes):
-    """The system's batches by its config with these changes, made in the calling thread."""
+    """The system's batches with these changes of its config, made in the calling thread."""
     config = system.config.copy_and_resolve_references()
     config.update({"loader": "memory", **changes})
     return Sdxl(config, system.base, system.method).examples(0)
@@ -48,7 +49,7 @@ def seconds_of(function) -> float:
 
 
 class Step:
-    """A config's step on one of its batches, again and again."""
+    """A config's step, repeated on one of its batches."""
 
     def __init__(self, system, batch):
         parts = assemble(system, make_mesh())
@@ -64,7 +65,7 @@ class Step:
 def encoders_of(system, batch):
     """(a function that encodes the whole batch, its floating-point operations)."""
     flat, shape, encoders, inputs = flatten(batch), (system.config.size,) * 2, {}, {}
-    for field in encoded_fields(system.fields):
+    for field in (field for field in system.fields if field.encoding):
         one = field.input_shape(shape)
         own = [flat[name] for name in field.spec(shape)]
         own = [array.reshape(-1, *one) for array in own if array.shape[1:][-len(one) :] == one]
@@ -84,7 +85,7 @@ def compare(config, rounds: int, folder: str) -> dict:
     system = open_system(config)
     streams = {"without": open_stream(system), "with": open_stream(system, cache=folder)}
     source = streams["with"].source
-    # The first batches' pictures and references are computed now; the second time they are there.
+    # The first batches' images and references are computed now; the second time they are cached.
     batches = {name: [next(stream) for _ in range(rounds)] for name, stream in streams.items()}
     source.features.flush()
     contenders = {n: Step(system, batches[n][0]) for n in streams}

@@ -1,11 +1,11 @@
-"""The layers that SDXL spends its time in, one by one: right, and how fast.
+"""Checks and times the layers in which SDXL spends its time, one by one.
 
     python -m benchmarks.kernels --json runs/kernels.json
 
-Attention by the platform's best kernel is compared with XLA's own on float32 inputs, results and
-gradients, and both are timed; so are the other layers, forward and with gradients. For layers of
-matrix products the rate in TFLOP/s is given, for the others in GB/s of what has to be read and
-written once. ``--quick`` takes small shapes, for a CPU.
+Compares attention by the platform's best kernel with XLA's own on float32 inputs, results and
+gradients, and times both; also times the other layers, forward and with gradients. For layers of
+matrix products it gives the rate in TFLOP/s, for others in GB/s of the minimum that must be read
+and written. ``--quick`` uses small shapes, for a CPU.
 """
 
 import argparse
@@ -37,12 +37,12 @@ ATTENTION = {
     "identity, masked": (4, 1024, 4, 20, True),
     "text, masked": (4, 1024, 77, 20, True),
 }
-# ||result - reference|| / ||reference|| that bfloat16 inputs and probabilities allow.
+# Largest ||result - reference|| / ||reference|| for bfloat16 inputs and probabilities.
 TOLERANCE = 2e-2
 
 
 def seconds(function, *arguments, tries: int = 20) -> float:
-    """Median seconds of a call, after two that are not counted."""
+    """Median seconds of a call, after two warm-up calls."""
     for _ in range(2):
         jax.block_until_ready(function(*arguments))
     times = []
@@ -87,7 +87,7 @@ def compare_attention(name, shape, dtype, quick) -> dict:
     best = jax.jit(with_gradients(run))
     results = best(cotangent, *qkv)
     forward, both = seconds(jax.jit(run), *qkv), seconds(best, cotangent, *qkv)
-    with compile_for("cpu"):  # XLA's own, as a CPU has it
+    with compile_for("cpu"):  # XLA's own attention, as on a CPU
         plain = jax.jit(with_gradients(run))
         exact = plain(*(x.astype(jnp.float32) for x in (cotangent, *qkv)))
         plain_forward = seconds(jax.jit(lambda *x: run(*x)), *qkv)
@@ -110,7 +110,7 @@ def compare_attention(name, shape, dtype, quick) -> dict:
 
 
 def or_error(compare, name, *arguments) -> dict:
-    """A kernel that refuses a shape is a row, and not the end."""
+    """A kernel that refuses a shape becomes a row instead of ending the run."""
     try:
         return compare(name, *arguments)
     except Exception as error:
@@ -118,7 +118,7 @@ def or_error(compare, name, *arguments) -> dict:
 
 
 def layers(dtype, quick) -> list[tuple]:
-    """(name, module, input, multiply-adds per call, or bytes that have to move with "bytes")."""
+    """(name, module, input, multiply-adds per call, or bytes that must move with "bytes")."""
     kw = {"dtype": dtype, "param_dtype": dtype, "rngs": nnx.Rngs(0)}
     b, side = (1, 8) if quick else (4, 32)
     width = 128 if quick else 1280
@@ -165,7 +165,7 @@ def time_layer(name, module, shape, flops, dtype) -> dict:
     forward = seconds(jax.jit(run), x, state)
     backward = seconds(jax.jit(both), x, state, cotangent)
     moved = 2 * x.size * x.dtype.itemsize
-    # Gradients of the input alone: the weights are frozen.
+    # Gradients of only the input: the weights are frozen.
     row = {"name": name, "forward_s": forward, "both_s": backward}
     if flops:
         return row | {
@@ -201,7 +201,7 @@ def as_markdown(result: dict) -> str:
 
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--json", type=Path, help="write the result here, and a .md beside it")
+    parser.add_argument("--json", type=Path, help="write the result here, and a .md next to it")
     parser.add_argument("--quick", action="store_true", help="small shapes")
     args = parser.parse_args(argv)
     dtype = jnp.bfloat16

@@ -1,13 +1,13 @@
-"""The loader alone: examples per second, beside what a training chip asks for at full size.
+"""The loader alone: examples per second, compared with the needs of a training chip at full size.
 
     python -m benchmarks.loader --json benchmarks/results/loader.json
-    python -m benchmarks.loader --quick        # does it work? a minute, no figures to keep
+    python -m benchmarks.loader --quick        # a one-minute smoke test, figures are meaningless
 
-Full size: shards of JPEG photographs of 768 px (drawn people, enlarged, with grain, so that a file
-is as long as a photograph's), targets of 512 px, up to four references of 224 px. Nothing is kept
-in memory there: a real set is read about once an epoch. Miniature: drawn people in memory, 64 px.
-Every contender is a process of its own, tied to as many cores as it has workers; they take turns,
-so that a drift of the machine's speed hits all.
+Full size: shards of JPEG images of 768 px (drawn people, enlarged, with grain, so that a file is as
+large as a photograph's), targets of 512 px, up to four references of 224 px. Nothing is cached in
+memory there: a real set is read about once per epoch. Miniature: drawn people in memory, 64 px.
+Every contender is a separate process, tied to as many cores as it has workers; they take turns, so
+that drift of the machine's speed affects all.
 """
 
 import argparse
@@ -46,7 +46,7 @@ TFLOP_PER_IMAGE = 3.18
 PEAKS = {"v5e": 197, "v5p": 459, "v6e": 918, "H200": 989}
 ASSUMED_UTILISATION = 0.45
 
-# pixels: the photographs' side; drawn: the side at which they are drawn, before they are enlarged.
+# pixels: the images' side; drawn: the side at which they are drawn, before they are enlarged.
 FULL = {"pixels": 768, "drawn": 192, "identities": 16, "pictures": 12, "size": 512, "id_size": 224}
 MINI = {"identities": 200, "pictures": 16, "size": 64, "id_size": 64}
 QUICK_FULL = {**FULL, "pixels": 96, "drawn": 48, "identities": 2, "size": 64, "id_size": 32}
@@ -89,7 +89,7 @@ def write_tokenizers(folder: Path) -> str:
 
 
 def measure(job: dict) -> dict:
-    """Examples per second of wall time and of processor time, once everything is warm."""
+    """Examples per second of wall time and of processor time, after warm-up."""
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[-job["workers"] :])
     records, read_image = open_records(job["data"])
@@ -98,7 +98,7 @@ def measure(job: dict) -> dict:
     options = {"seed": 0, "size": job["size"], "cache_bytes": job["cache_bytes"]}
     source = ExampleSource(records, fields, read_image=read_image, **options)
     stream = LOADERS[job["loader"]](source, batch_size=BATCH, workers=job["workers"])
-    # With a memory: until nearly all is in it. Without: two batches, tf.data's threads at work.
+    # With a memory cache: until nearly full. Without: two batches, with tf.data's threads busy.
     for _ in range(2 * len(records) // BATCH if job["cache_bytes"] else 2):
         next(stream)
     made, start, busy = 0, time.perf_counter(), time.process_time()
@@ -210,7 +210,7 @@ def report(result: dict) -> str:
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--quick", action="store_true", help="tiny pictures, one short round")
+    parser.add_argument("--quick", action="store_true", help="tiny images, one short round")
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 2], help="default: 1 2")
     parser.add_argument("--rounds", type=int, help="default: 3")
     parser.add_argument("--seconds", type=float, help="of measuring per contender; default: 10")

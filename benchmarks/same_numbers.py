@@ -1,4 +1,4 @@
-"""Whether a change of the code changed any number: record before and after, then compare.
+"""Checks whether a code change affects any number: record before and after, then compare.
 
     python -m persongen_jax.train --config configs/mini/photomaker_bg.py --workdir RUN \\
         --config.checkpoint_every=100 --config.keep_checkpoints=0 --config.validation_every=0
@@ -7,10 +7,10 @@
     python -m benchmarks.same_numbers record after.npz --run RUN
     python -m benchmarks.same_numbers compare before.npz after.npz
 
-Recorded are, of the main job: losses and gradients from the run's checkpoints at steps 0, 100, 200
-and 300; the losses of the first 40 steps from the start; images of a few calls. Of all seven
+It records for the main job: losses and gradients from the run's checkpoints at steps 0, 100, 200
+and 300; the losses of the first 40 steps from the start; images of a few calls. For all seven
 methods: trained and frozen parameters, FLOPs of a step in the miniature, and at full size those of
-the step and the sampler that ``aot`` compiles. Both records have to be made on one machine, by code
+the step and the sampler that ``aot`` compiles. Both records must be made on one machine, by code
 that has this file; results/same_numbers.md has the comparison with the code before it.
 """
 
@@ -29,7 +29,7 @@ METHODS = (
 CHECKPOINTS = (0, 100, 200, 300)
 FIRST_STEPS = 40
 MAIN_JOB = "configs/mini/photomaker_bg.py"
-# Relative; of gradients by their norm over all arrays.
+# Relative limits; for gradients on their norm over all arrays.
 LIMITS = {"loss": 1e-6, "gradient": 1e-5, "first steps": 1e-4, "counts": 0, "images": 1e-6}
 
 
@@ -84,7 +84,7 @@ def record_first_steps() -> dict:
 
 
 def record_counts() -> dict:
-    """ "counts/METHOD", JSON of all that is counted."""
+    """ "counts/METHOD", JSON of everything that is counted."""
     from persongen_jax.aot.programs import sampler, training, with_batch
     from persongen_jax.config import load_config
     from persongen_jax.parallel.sharding import make_mesh
@@ -135,7 +135,7 @@ def record_images(run: Path) -> dict:
 
 
 def compare(before: dict, after: dict) -> list[tuple[str, float, float]]:
-    """(what, the largest relative difference, its limit), a line for each of LIMITS."""
+    """(what, the largest relative difference, its limit), one line per entry of LIMITS."""
     if before.keys() != after.keys():
         raise ValueError(f"the records differ in {sorted(before.keys() ^ after.keys())[:5]}")
     worst = dict.fromkeys(LIMITS, 0.0)

@@ -1,11 +1,11 @@
-"""Text-to-image on this CPU: ours compiled, beside diffusers on torch, eager and compiled.
+"""Text-to-image on this CPU: ours compiled, compared with diffusers on torch, eager and compiled.
 
     python -m benchmarks.text_to_image_cpu --size mid --json benchmarks/results/cpu_mid.json
 
-Every contender is a process of its own with the same weights, prompts, latents and number of
-threads. They take turns, one picture batch each, so that a drift of the machine's speed hits all;
-the ratios are of medians. Then the time to the first picture is taken in fresh processes, ours
-without and with the persistent compilation cache.
+Every contender is a separate process with the same weights, prompts, latents and number of threads.
+They take turns, one batch of images each, so that drift of the machine's speed affects all; the
+ratios are of medians. Then the time to the first image is measured in fresh processes, ours without
+and with the persistent compilation cache.
 """
 
 import argparse
@@ -78,7 +78,7 @@ def settings(args):
 
 
 def worker(args):
-    """Answer each line on standard input with the seconds of one more batch of pictures."""
+    """Answer each line on standard input with the seconds of one more batch of images."""
     start = time.perf_counter()
     run = make_ours(args) if args.worker == "ours" else make_torch(args, args.worker)
     loaded = time.perf_counter() - start
@@ -120,7 +120,7 @@ class Contender:
 
 
 def floor(args) -> dict:
-    """The floating-point work of one batch, what the CPU's matrix products reach, and the bytes."""
+    """Floating-point operations of one batch, the CPU's rate for matrix products, and the bytes."""
     import jax
     import jax.numpy as jnp
     import numpy as np
@@ -224,7 +224,7 @@ def versions(args) -> dict:
 def report(result: dict) -> str:
     lines = [
         f"{result['size']}: {result['unet_parameters'] / 1e6:.1f} M parameters in the UNet, "
-        f"{result['batch']} pictures, {result['steps']} steps, {result['threads']} threads",
+        f"{result['batch']} images, {result['steps']} steps, {result['threads']} threads",
         f"work {result['gflop_per_batch']:.1f} GFLOP; a 2048 matrix product runs at "
         f"{result['gflops_of_a_2048_matrix_product']:.0f} GFLOP/s: floor {result['floor_s']:.2f} s",
     ]
@@ -238,7 +238,7 @@ def report(result: dict) -> str:
         f"ours is {result['ours_over_best_torch']:.2f} x the best torch, "
         f"{result['gap_to_floor']:.2f} x the floor's time"
     )
-    lines.append("time to the first picture, loading and compiling included:")
+    lines.append("time to the first image, including loading and compilation:")
     lines += [f"  {name:28s} {s:6.1f} s" for name, s in result["first_picture_s"].items()]
     return "\n".join(lines)
 

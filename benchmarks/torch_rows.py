@@ -1,11 +1,11 @@
-"""The same training step and the same pictures with diffusers and PEFT on torch.
+"""The same training step and the same images with diffusers and PEFT on torch.
 
-The networks have the sizes of ours and random weights. The step is PhotoMaker's: LoRA on all
-attention layers, the ID projections and the fuse module are trained; the text states, the
-references' CLIP features and the VAE's moments come with the batch, as from the feature cache.
-What is trained and its moments rest in float32, as ours do, and the rest in the config's dtype.
+The networks have the sizes of ours and random weights. The step is PhotoMaker's: it trains LoRA on
+all attention layers, the ID projections and the fuse module; the text states, the references' CLIP
+features and the VAE's moments are part of the batch, as from the feature cache. Trained weights and
+their moments are stored in float32, as in ours, and the rest in the config's dtype.
 
-Only the processes that measure torch import this.
+Only processes that measure torch import this.
 """
 
 import contextlib
@@ -29,14 +29,14 @@ from persongen_jax.systems.abstract import network_configs
 from persongen_jax.weights.random_base import SCHEDULER
 
 LORA_LAYERS = ["to_q", "to_k", "to_v", "to_out.0"]
-PLACES = slice(5, 9)  # of the class token's copies in the prompt
+PLACES = slice(5, 9)  # positions of the class token's copies in the prompt
 
 
 # ---- The networks ------------------------------------------------------------------------------
 
 
 def prepare_torch(threads: int) -> str:
-    """ "cuda" where there is one, else "cpu"; with the settings that make torch fastest there."""
+    """ "cuda" if available, else "cpu"; with the fastest settings of torch there."""
     torch.set_num_threads(threads)
     torch.manual_seed(0)
     if not torch.cuda.is_available():
@@ -48,7 +48,7 @@ def prepare_torch(threads: int) -> str:
 
 
 def sizes(config) -> dict:
-    """What the arrays between the networks measure: of the base that ``config`` names."""
+    """Sizes of the arrays between the networks, for the base that ``config`` names."""
     configs, image_tower = network_configs(config)
     towers = configs["text_encoder"], configs["text_encoder_2"]
     factor = 2 ** (len(configs["vae"]["block_out_channels"]) - 1)
@@ -74,7 +74,7 @@ def make_vae(config, device, options):
 
 
 def _frozen(kind, name, config, dtype: str, device, options):
-    """diffusers' network of the config's size, in ``dtype``."""
+    """diffusers' network with the config's size, in ``dtype``."""
     with torch.device(device):
         network = kind.from_config(network_configs(config)[0][name])
     network.to(getattr(torch, dtype)).requires_grad_(False)
@@ -84,7 +84,7 @@ def _frozen(kind, name, config, dtype: str, device, options):
 
 
 def add_lora(unet, config, dtype):
-    """LoRA on every attention layer, to be trained."""
+    """Add trainable LoRA to every attention layer."""
     unet.add_adapter(
         LoraConfig(
             r=config.rank,
@@ -97,7 +97,7 @@ def add_lora(unet, config, dtype):
         if "lora_" in name:
             parameter.requires_grad_(True)
             parameter.data = parameter.data.to(dtype)
-            if "lora_B" in name:  # PEFT begins with zeros; a trained one has none
+            if "lora_B" in name:  # PEFT starts from zeros, unlike a trained LoRA
                 nn.init.uniform_(parameter, -0.02, 0.02)
 
 
@@ -109,7 +109,7 @@ class MLP(nn.Sequential):
 
 
 class Identity(nn.Module):
-    """PhotoMaker's projections and fuse module, as models/encoders/id_encoder.py has them."""
+    """PhotoMaker's projections and fuse module, as in models/encoders/id_encoder.py."""
 
     def __init__(self, image: int, text: tuple[int, int]):
         super().__init__()
@@ -163,7 +163,7 @@ class Loss(nn.Module):
 class TorchTrainRow:
     """One setting of the step on torch; ``variant``: see bench_settings.TORCH_OPTIONS.
 
-    With ``device="meta"`` nothing is computed: for counting.
+    With ``device="meta"`` nothing is computed: for counting only.
     """
 
     def __init__(self, config, *, variant: str, threads: int = 1, device: str = ""):
@@ -182,7 +182,7 @@ class TorchTrainRow:
         layout = torch.channels_last if "channels_last" in options else torch.contiguous_format
         model = Loss(unet, identity, size["scaling"], layout)
         self.trained = [p for p in model.parameters() if p.requires_grad]
-        # Adam's small steps vanish in half precision: it works on float32 masters of the rest.
+        # Adam's small updates vanish in half precision: it works on float32 masters of the rest.
         self.copies = [
             (nn.Parameter(p.detach().float()), p) for p in self.trained if p.dtype != torch.float32
         ]
@@ -201,7 +201,7 @@ class TorchTrainRow:
             self.autocast = torch.autocast(self.device, torch.bfloat16)
 
     def backward(self):
-        """The loss, with its gradients left at the parameters."""
+        """The loss, leaving its gradients in the parameters."""
         with self.autocast:
             loss = self.loss(**self.batch)
         loss.backward()
@@ -220,7 +220,7 @@ class TorchTrainRow:
         return loss.detach()
 
     def prepare(self) -> dict:
-        """Two steps, the first of which compiles; and what can be told of the device."""
+        """Two steps, the first of which compiles; and a description of the device."""
         first, again = self.run(1)["seconds"], self.run(1)["seconds"]
         return {
             **device_names(self.device),
@@ -230,7 +230,7 @@ class TorchTrainRow:
         }
 
     def run(self, steps: int) -> dict:
-        """Seconds of so many steps, and the last one's loss."""
+        """The seconds of this many steps, and the last one's loss."""
         start = time.perf_counter()
         for _ in range(steps):
             loss = self.step()
@@ -258,9 +258,9 @@ def random_batch(config, size: dict, dtype) -> dict:
 
 
 def torch_step_flops(config) -> tuple[int, int]:
-    """(floating-point operations of torch's step per picture, parameters that it trains).
+    """(floating-point operations of torch's step per image, number of trained parameters).
 
-    Counted by torch on tensors without data, attention as its two products.
+    Counted by torch on tensors without data, with attention as its two products.
     """
     config = config.copy_and_resolve_references()
     config.batch_size = 1
@@ -270,11 +270,11 @@ def torch_step_flops(config) -> tuple[int, int]:
     return counter.get_total_flops(), sum(p.numel() for p in row.trained)
 
 
-# ---- Pictures ----------------------------------------------------------------------------------
+# ---- Images ----------------------------------------------------------------------------------
 
 
 class TorchSampleRow:
-    """Pictures by diffusers' pipeline from prompt embeddings (ours also encodes the prompts)."""
+    """Images from diffusers' pipeline with prompt embeddings (ours also encodes the prompts)."""
 
     def __init__(self, config, *, steps, guidance, variant: str, threads: int):
         options = read_variant(variant)
@@ -313,16 +313,16 @@ class TorchSampleRow:
         }
 
     def paint(self):
-        """A batch of pictures, float32 [b, h, w, 3] in 0..1 on the host."""
+        """A batch of images, float32 [b, h, w, 3] in 0..1 on the host."""
         with torch.inference_mode():
             latents = self.pipe(**self.call).images
             latents = latents.to(self.vae.dtype) / self.vae.config.scaling_factor
-            # One by one, as ours: a batch at once takes several times the memory.
+            # One by one, as in ours: a batch at once takes several times the memory.
             images = torch.cat([self.decode(x[None]).sample for x in latents])
             return (images.float() / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1).cpu().numpy()
 
     def prepare(self) -> dict:
-        """Two batches, the first of which compiles; and what can be told of the device."""
+        """Two batches, the first of which compiles; and a description of the device."""
         first, again = self.run(1)["seconds"], self.run(1)["seconds"]
         return {
             **device_names(self.device),
@@ -331,7 +331,7 @@ class TorchSampleRow:
         }
 
     def run(self, times: int) -> dict:
-        """Seconds of so many batches of pictures, one after the other."""
+        """The seconds of this many batches of images, one after the other."""
         start = time.perf_counter()
         for _ in range(times):
             images = self.paint()
@@ -344,7 +344,7 @@ class TorchSampleRow:
 
 
 def torch_picture_flops(config, *, steps: int, guidance: float) -> int:
-    """Floating-point operations of torch's picture: UNet at every step, VAE's decoder once."""
+    """Floating-point operations of torch's image: UNet at every step, VAE's decoder once."""
     unet, vae, size = (
         make_unet(config, "meta", set()),
         make_vae(config, "meta", set()),

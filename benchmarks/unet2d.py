@@ -1,10 +1,10 @@
-"""Training of DDPM's UNet against diffusers' on torch: images a second, on the same cores.
+"""Training DDPM's UNet compared with diffusers' on torch: images per second, on the same cores.
 
     python -m benchmarks.unet2d --out benchmarks/results/unet2d.md
 
 One step is the forward pass, the ε-MSE, the backward pass and Adam, in float32. All take turns in
-one process for each network, with the allocator's settings of ``bench``; a ratio is of neighbours
-in time, and its median over the rounds is what counts.
+one process per network, with the allocator's settings of ``bench``; a ratio compares neighbours in
+time, and its median over the rounds is reported.
 """
 
 import argparse
@@ -32,7 +32,7 @@ from persongen_jax.tables import markdown
 
 # Config, batch, and how many devices the CPU counts as (config.cpu_devices).
 CONFIGS = {
-    # The seed's network at CelebA's size, with five further channels for the attributes.
+    # The seed's network at CelebA's size, with five additional channels for the attributes.
     "seed, 64x64": (
         {
             "sample_size": 64,
@@ -46,7 +46,7 @@ CONFIGS = {
         16,
         2,
     ),
-    # That of configs/attributes/drawn_faces.py.
+    # The network of configs/attributes/drawn_faces.py.
     "drawn faces, 32x32": (
         {
             "sample_size": 32,
@@ -66,7 +66,7 @@ RATE = 1e-3
 
 
 def data_of(config, batch):
-    """Noisy pictures [b, s, s, in], timesteps [b], noise [b, s, s, out]."""
+    """Noisy images [b, s, s, in], timesteps [b], noise [b, s, s, out]."""
     rng, side = np.random.default_rng(0), config["sample_size"]
     shape = (batch, side, side)
     sample = rng.standard_normal((*shape, config["in_channels"]), np.float32)
@@ -75,7 +75,7 @@ def data_of(config, batch):
 
 
 def ours(config, batch):
-    """A function that makes one step and waits for it."""
+    """A function that runs one step and waits for it."""
     mesh = make_mesh()
     graphdef, state = nnx.split(UNet2DModel(config, rngs=nnx.Rngs(0)))
     tx, data = optax.adam(RATE), jax.device_put(data_of(config, batch), along_batch(mesh))
@@ -101,7 +101,7 @@ def ours(config, batch):
 
 
 def theirs(config, batch, compiled: bool):
-    """The same on torch; ``compiled`` by torch.compile."""
+    """The same on torch; ``compiled`` with torch.compile."""
     import torch
     from diffusers import UNet2DModel as TorchUNet
 
@@ -123,7 +123,7 @@ def theirs(config, batch, compiled: bool):
 
 
 def measure(config, batch, *, rounds: int, seconds: float) -> dict[str, list[float]]:
-    """Images a second by program, an entry for each round."""
+    """Images per second by program, one entry per round."""
     programs = {
         "ours": ours(config, batch),
         "torch": theirs(config, batch, compiled=False),
@@ -140,7 +140,7 @@ def measure(config, batch, *, rounds: int, seconds: float) -> dict[str, list[flo
     found = {name: [] for name in programs}
     for _ in range(rounds):
         for name, run in programs.items():
-            run()  # brings this one's threads and caches back
+            run()  # warms up this one's threads and caches
             steps, start = 0, time.perf_counter()
             while time.perf_counter() - start < seconds:
                 run()
@@ -150,7 +150,7 @@ def measure(config, batch, *, rounds: int, seconds: float) -> dict[str, list[flo
 
 
 def in_a_process(network: str, args) -> dict[str, list[float]]:
-    """What ``measure`` finds of one network."""
+    """The result of ``measure`` for one network."""
     words = [sys.executable, "-m", "benchmarks.unet2d", f"--network={network}"]
     words += [f"--rounds={args.rounds}", f"--seconds={args.seconds}"]
     environment = {**os.environ, "GLIBC_TUNABLES": KEEP_MEMORY}
@@ -190,7 +190,7 @@ def main(argv=None):
         prog="python -m benchmarks.unet2d", description=__doc__.split("\n")[0]
     )
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=8, help="of a turn, at least")
+    parser.add_argument("--seconds", type=float, default=8, help="minimum length of a turn")
     parser.add_argument("--out", type=Path, help="a Markdown file to write")
     parser.add_argument("--network", choices=CONFIGS, help=argparse.SUPPRESS)
     args = parser.parse_args(argv)

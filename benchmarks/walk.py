@@ -1,15 +1,15 @@
-"""Which files of the project one training step and one generate call execute.
+"""Lists the project's files that one training step and one generate call execute.
 
     python -m benchmarks.walk
 
-takes one step of the main job (the batch made from records and put on the devices, the step
-traced and run), and generates one image of a person (a call of the pipeline with a prompt and a
-reference). A file counts where a function of it is called; what only an import runs does not.
-Networks (models/), weight files (weights/) and the opening and checking of what people give
+runs one step of the main job (makes the batch from records, puts it on the devices, traces and runs
+the step), and generates one image of a person (a call of the pipeline with a prompt and a
+reference). A file counts if one of its functions is called; code that runs only on import does not
+count. Networks (models/), weight files (weights/) and the opening and checking of inputs
 (data_pipeline/pictures/, prompt_syntax.py, pipeline/checks.py) are left out: they are what a step
-computes with, not how it is put together. docs/architecture.md has a sentence for each file of the
-two lists. What the generate command adds to the call (options, the face detector, loading) is
-listed apart.
+computes with, not how it is assembled. docs/architecture.md has a sentence for each file of the two
+lists. What the generate command adds to the call (options, the face detector, loading) is listed
+separately.
 """
 
 import argparse
@@ -32,11 +32,11 @@ MOST = 16
 
 
 class Recorder:
-    """Files of the project in which a function is called while this is entered, in all threads."""
+    """Records the project's files in which a function is called while active, in all threads."""
 
     def __enter__(self):
         self.files = set()
-        threading.setprofile(self._call)  # of threads that begin from here on
+        threading.setprofile(self._call)  # for threads started from here on
         sys.setprofile(self._call)
         return self
 
@@ -73,7 +73,7 @@ def of_training_step() -> list[str]:
 
 
 def of_generate(folder: str) -> tuple[list[str], list[str]]:
-    """The files of one call of the pipeline, and what the generate command executes besides."""
+    """The files of one call of the pipeline, and the additional ones of the generate command."""
     from PIL import Image
 
     from data_pipeline.drawing.people import examples
@@ -103,7 +103,7 @@ def main(argv=None):
     with tempfile.TemporaryDirectory() as folder:
         call, command = of_generate(folder)
     lists = {"training step": of_training_step(), "generate call": call}
-    for what, names in {**lists, "besides, in the generate command": command}.items():
+    for what, names in {**lists, "additionally, in the generate command": command}.items():
         print(f"{what}: {len(names)} files")
         print("".join(f"  {name}\n" for name in names), end="")
     if args.json:

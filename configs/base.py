@@ -4,7 +4,7 @@
         --config.id_encoder=/path/to/clip-vit-large-patch14 --config.data=/path/to/photographs \\
         --workdir runs/photomaker
 
-Every key with what it means: persongen_jax/config.py (what any run has), systems/diffusion.py (the
+Every key is explained in persongen_jax/config.py (keys of any run), systems/diffusion.py (the
 objective), systems/sdxl_config.py (the base, the method, validation).
 """
 

@@ -3,7 +3,7 @@
     python -m persongen_jax.bench train --config configs/bench_mid.py --out runs/bench \\
         --versus torch
 
-``base`` is a size of persongen_jax/weights/random_base.py: weights are drawn, nothing is opened.
+``base`` is a size of persongen_jax/weights/random_base.py: random weights, no file is opened.
 """
 
 from configs.base import get_config as base_config

@@ -4,7 +4,7 @@
         --config.id_encoder=/path/to/clip-vit-large-patch14 --config.data=/path/to/photographs \\
         --config.start_from=/path/to/photomaker-v1.bin --workdir runs/cascade
 
-Of PhotoMaker's weights it takes the ID encoder.
+It starts from the ID encoder of PhotoMaker's weights.
 """
 
 from configs.base import get_config as base_config

@@ -1,10 +1,10 @@
-"""Identity by text space and by an attention branch on SDXL at 512 (thesis, 5.2.2).
+"""Identity through text space and an attention branch on SDXL at 512 (thesis, 5.2.2).
 
     python -m persongen_jax.train --config configs/dual.py --config.base=/path/to/sdxl \\
         --config.id_encoder=/path/to/clip-vit-large-patch14 --config.data=/path/to/photographs \\
         --config.start_from=/path/to/photomaker-v1.bin --workdir runs/dual
 
-Of PhotoMaker's weights it takes the ID encoder.
+It starts from the ID encoder of PhotoMaker's weights.
 """
 
 from configs.base import get_config as base_config

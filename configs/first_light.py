@@ -1,11 +1,11 @@
-"""The whole job in two minutes on a laptop: PhotoMaker on a tiny random SDXL and real photographs.
+"""The whole job in two minutes on a laptop: PhotoMaker on a tiny random SDXL and real images.
 
     python -m data_pipeline.sample_photos --out data/sample_photos
     python -m persongen_jax.weights.random_base --out weights/tiny-sdxl
     python -m persongen_jax.train --config configs/first_light.py --workdir runs/first_light
 
-A random base paints noise: what this shows is every part at work and a loss that falls. The same
-with real weights, on one's own photographs:
+A random base generates noise: this only shows every part at work and a falling loss. The same with
+real weights, on your own images:
 
     python -m persongen_jax.train --config configs/base.py --config.base=/path/to/sdxl \\
         --config.data=/path/to/photographs --workdir runs/mine
@@ -23,7 +23,7 @@ def get_config():
     config.batch_size = 8
     config.rank = 16
     config.lora_alpha = 16.0
-    # A random base has everything to learn, and 20,000 steps at 1e-5 are not a first light.
+    # A random base has to learn everything, and 20,000 steps at 1e-5 would take too long.
     config.lr_projections = 1e-3
     config.lr_fuse_module = 1e-3
     config.lr_lora = 3e-3

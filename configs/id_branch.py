@@ -1,10 +1,10 @@
-"""Identity by an attention branch on SDXL at 512 (thesis, 5.2.1).
+"""Identity through an attention branch on SDXL at 512 (thesis, 5.2.1).
 
     python -m persongen_jax.train --config configs/id_branch.py --config.base=/path/to/sdxl \\
         --config.id_encoder=/path/to/clip-vit-large-patch14 --config.data=/path/to/photographs \\
         --config.start_from=/path/to/photomaker-v1.bin --workdir runs/id_branch
 
-Of PhotoMaker's weights it takes the ID encoder.
+It starts from the ID encoder of PhotoMaker's weights.
 """
 
 from configs.base import get_config as base_config

@@ -1,10 +1,10 @@
-"""Identity by an attention branch, and LoRA everywhere, on SDXL at 512 (thesis, 5.2.3).
+"""Identity through an attention branch, and LoRA everywhere, on SDXL at 512 (thesis, 5.2.3).
 
     python -m persongen_jax.train --config configs/ip_lora.py --config.base=/path/to/sdxl \\
         --config.id_encoder=/path/to/clip-vit-large-patch14 --config.data=/path/to/photographs \\
         --config.start_from=/path/to/photomaker-v1.bin --workdir runs/ip_lora
 
-PhotoMaker's LoRA is what the base layers and the branch start from.
+The base layers and the branch start from PhotoMaker's LoRA.
 """
 
 from configs.base import get_config as base_config

@@ -4,7 +4,7 @@
         --config.id_encoder=/path/to/clip-vit-large-patch14 --config.data=/path/to/photographs \\
         --config.start_from=/path/to/photomaker-v1.bin --workdir runs/photomaker_bg
 
-The manifest's "background" says what stands behind the person, and the caption does not repeat it.
+The manifest's "background" describes the background, and the caption does not repeat it.
 """
 
 from configs.base import get_config as base_config

@@ -5,7 +5,7 @@
         --config.data=/path/to/photographs \\
         --config.start_from=/path/to/photomaker-v1.bin --workdir runs/photomaker_bg_body
 
-The manifest's "background" says what stands behind the person, "body" what they wear and do; the
+The manifest's "background" describes the background, "body" the person's clothes and actions; the
 caption repeats neither.
 """
 

@@ -1,10 +1,9 @@
-"""All identity methods in the miniature, beside each other: the same budget, several seeds.
+"""All identity methods in the miniature, compared: the same budget, several seeds.
 
     python -m persongen_jax.study --config configs/study_mini.py
 
-Any key can be overridden by --config.KEY=VALUE, such as --config.seeds="(0,)" or
---config.methods="('photomaker','photomaker_bg')". The same command again goes on where it was
-stopped.
+Any key can be overridden with --config.KEY=VALUE, such as --config.seeds="(0,)" or
+--config.methods="('photomaker','photomaker_bg')". The same command resumes where it stopped.
 """
 
 from ml_collections import ConfigDict
@@ -14,8 +13,8 @@ def get_config() -> ConfigDict:
     config = ConfigDict()
     config.workdir = "runs/study_mini"
     config.seeds = (0, 1)
-    # Curves of the comparison. Each is trained by ``config_files`` with its name put in; the first
-    # is what costs are relative to.
+    # The methods to compare. Each is trained by ``config_files`` with its name inserted; costs are
+    # relative to the first.
     config.methods = (
         *("photomaker", "id_branch", "dual", "ip_lora"),
         *("photomaker_bg", "photomaker_bg_body", "cascade"),
@@ -27,15 +26,15 @@ def get_config() -> ConfigDict:
     config.overrides = ConfigDict({"steps": 400, "validation_every": 100, "checkpoint_every": 200})
     config.only = ConfigDict()
 
-    # What is measured at the end: options of persongen_jax.evaluate.
+    # The final evaluation: options of persongen_jax.evaluate.
     config.evaluation = ConfigDict({"people": 10, "images": 2, "batch": 16})
 
-    # Time of a step, measured in turns: rounds, and steps of each method in a round. 0 rounds: no
-    # measurement. The pictures are of ``cost_data``; "" takes the training's.
+    # Time of a step, measured in turns: rounds, and steps of each method per round. 0 rounds: no
+    # measurement. The images come from ``cost_data``; "" uses the training's.
     config.cost_rounds = 5
     config.cost_steps = 4
     config.cost_data = "people:in_train?identities=16&pictures=4"
-    # Config files at full size by method; what they train is counted in the abstract.
+    # Full-size config files by method; their trained parameters are counted without weights.
     full_size = {name: f"configs/{name}.py" for name in config.methods}
     config.full_size_files = ConfigDict({**full_size, "photomaker": "configs/base.py"})
     return config

@@ -1,1 +1,1 @@
-"""Photographs and captions on their way to the training loop."""
+"""Prepares images and captions for the training loop."""

@@ -1,7 +1,7 @@
-"""What other programs read in prompts as weights and commands, and is plain text here.
+"""Finds prompt syntax of other programs (weights and commands) that is plain text here.
 
-The web interfaces' and compel's writing is looked for, so that nobody who is used to it takes it
-for granted. Every pattern is linear in the text.
+It recognises the syntax of web interfaces and compel, to warn users who expect it to work. Every
+pattern is linear in the text.
 """
 
 import re
@@ -28,11 +28,11 @@ REMEDIES = {
     "a LoRA": "load it by load_lora, on the command line by --lora FILE@WEIGHT",
     "an embedding": "embeddings in prompts are not supported",
 }
-_WIDE = str.maketrans("（）：［］", "():[]")  # as Chinese and Japanese keyboards write them
+_WIDE = str.maketrans("（）：［］", "():[]")  # as typed on Chinese and Japanese keyboards
 
 
 def plain_syntax(text: str) -> Iterator[str]:
-    """What in a prompt other programs would read as weights or commands: a sentence each."""
+    """One sentence per part of a prompt that other programs would read as weights or commands."""
     text, told = text.translate(_WIDE), set()
     for meaning, pattern in SYNTAX:
         found = pattern.search(text)
@@ -47,11 +47,11 @@ def plain_syntax(text: str) -> Iterator[str]:
 
 
 def _with_word(text: str, found: re.Match, most: int = 30) -> str:
-    """What was found, and of bare signs the word before them; long ones cut in the middle."""
+    """The match, with the word before it if it is only signs; long ones cut in the middle."""
     start = found.start()
     if not found[0].strip("+-"):
         before = re.search(r"\w*$", text[max(0, start - most) : start])
-        return before[0] + found[0][:most]
+        return (before[0] if before else "") + found[0][:most]
     return found[0] if len(found[0]) <= 3 * most else f"{found[0][:most]}…{found[0][-most:]}"
 
 

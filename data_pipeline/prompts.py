@@ -1,12 +1,11 @@
-"""Prompts: the trigger word, further parts, and token ids by both of SDXL's tokenizers.
+"""Prompts: the trigger word, additional parts, and token ids from both of SDXL's tokenizers.
 
     split_at_trigger("a man img in a suit")     # ("a man", " in a suit")
 
-The trigger marks where the identity enters. It stands directly behind the class word, as a word of
-its own, in any case. Characters that nobody sees (zero-width spaces and joiners, byte order marks,
-soft hyphens, marks of writing direction) come along with pasted text; around the trigger and in the
-class word they are left out, because the token before the trigger is what the identity is fused
-into.
+The trigger marks where the identity enters. It directly follows the class word, as a separate word,
+in any case. Invisible characters (zero-width spaces and joiners, byte order marks, soft hyphens,
+marks of writing direction) often come with pasted text; around the trigger and in the class word
+they are removed, because the identity is fused into the token before the trigger.
 """
 
 import contextlib
@@ -17,15 +16,16 @@ import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from data_pipeline.text_files import parse_json, read_text, split_lines
 
-# What transformers reads of a tokenizer's folder.
-OWN_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt")
+# The files that transformers reads from a tokenizer's folder.
+OWN_FILES: tuple[str, ...] = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt")
 OWN_FILES += ("special_tokens_map.json", "added_tokens.json")
-CLIP_MAX_LENGTH = 77  # positions, those of the two end markers included
+CLIP_MAX_LENGTH = 77  # positions, including the two end markers
 # A zero-width space separates words, all others join.
 SEPARATOR = "\u200b"
 # Invisible without being "format" or "control" characters: joiners, fillers, variation selectors.
@@ -38,34 +38,34 @@ OTHERS_UNSEEN = frozenset(
 
 
 class PromptError(ValueError):
-    """A prompt that cannot be used; the message quotes it and says what to change."""
+    """An unusable prompt; the message quotes it and has the remedy."""
 
 
 def is_unseen(character: str) -> bool:
-    """Whether it shows nothing and takes no room; blanks and line ends do take room."""
+    """Whether it is invisible and takes no room; blanks and line ends do take room."""
     kind = unicodedata.category(character)
     return (kind in ("Cf", "Cc") and not character.isspace()) or character in OTHERS_UNSEEN
 
 
 def without_unseen(text: str) -> str:
-    """The text as one sees it: of what is invisible only a zero-width space leaves a blank."""
+    """The text as displayed: of the invisible characters only a zero-width space leaves a blank."""
     return "".join(" " if c == SEPARATOR else c for c in text if c == SEPARATOR or not is_unseen(c))
 
 
 def split_at_trigger(prompt: str, trigger_word: str = "img") -> tuple[str, str]:
-    """The text up to and with the class word, and the text behind the trigger word.
+    """The text through the class word, and the text after the trigger word.
 
-    Their concatenation is the prompt without the trigger. "imgs" is none; any case is, because
-    CLIP's tokenizers read lower case only. PromptError unless it stands exactly once and directly
-    behind a word.
+    Their concatenation is the prompt without the trigger. "imgs" does not count; case is ignored,
+    because CLIP's tokenizers read lower case only. PromptError unless it appears exactly once and
+    directly after a word.
     """
     parts = _split(prompt, trigger_word)
     if len(parts) == 1:
         raise PromptError(_not_there(prompt, trigger_word))
     if len(parts) > 2:
         raise PromptError(
-            f'the trigger word "{trigger_word}" stands {len(parts) - 1} times in the prompt '
-            f'"{prompt}"; put it exactly once, behind the class word: "a man {trigger_word} in a '
+            f'the trigger word "{trigger_word}" appears {len(parts) - 1} times in the prompt '
+            f'"{prompt}"; put it exactly once, after the class word: "a man {trigger_word} in a '
             'space suit"'
         )
     left, right = parts
@@ -77,33 +77,33 @@ def split_at_trigger(prompt: str, trigger_word: str = "img") -> tuple[str, str]:
     if unicodedata.category(left[-1])[0] in "PS":
         raise PromptError(
             f'the trigger word "{trigger_word}" follows a "{left[-1]}" in the prompt "{prompt}"; '
-            f'it has to follow the class word directly: "man {trigger_word}"'
+            f'it must follow the class word directly: "man {trigger_word}"'
         )
     return left, right
 
 
 def has_trigger(prompt: str, trigger_word: str = "img") -> bool:
-    """Whether the trigger stands there as a word of its own."""
+    """Whether the trigger appears as a separate word."""
     return len(_split(prompt, trigger_word)) > 1
 
 
 def without_trigger(prompt: str, trigger_word: str = "img") -> str:
-    """The prompt with the trigger left out wherever it stands as a word of its own."""
+    """The prompt without the trigger wherever it is a separate word."""
     return "".join(_split(prompt, trigger_word))
 
 
 def _split(prompt: str, trigger_word: str) -> list[str]:
-    """What stands between the triggers, without blanks before and invisible characters around."""
+    """The text between triggers, without blanks before and invisible characters around them."""
     if not trigger_word or without_unseen(trigger_word).split() != [trigger_word]:
         raise PromptError(f"trigger_word={trigger_word!r}: give one word, such as img")
-    # A plain \b would fail for a trigger such as "<me>", whose ends are no word characters.
+    # A plain \b would fail for a trigger such as "<me>", whose ends are not word characters.
     first, *others = re.split(_pattern(trigger_word), prompt, flags=re.IGNORECASE)
     *lefts, last = [first, *map(_starts_visibly, others)]
     return [*map(_ends_visibly, lefts), last]
 
 
 def _pattern(trigger_word: str) -> str:
-    letter = r"[^\W\u115f\u1160\u3164\uffa0]"  # fillers count as letters, and nobody sees them
+    letter = r"[^\W\u115f\u1160\u3164\uffa0]"  # fillers are invisible, but count as letters
     return rf"(?<!{letter}){re.escape(trigger_word)}(?!{letter}|[\u0300-\u036f])"
 
 
@@ -128,18 +128,18 @@ def _not_there(prompt: str, trigger_word: str) -> str:
     inside = re.search(rf"\w*{re.escape(trigger_word)}\w*", prompt, re.IGNORECASE)
     if inside:
         return (
-            f'the trigger word "{trigger_word}" stands in the prompt "{prompt}" inside '
-            f'"{inside[0]}", not as a word of its own; put a space before and after it: {example}'
+            f'the trigger word "{trigger_word}" appears in the prompt "{prompt}" inside '
+            f'"{inside[0]}", not as a separate word; put a space before and after it: {example}'
         )
     unseen = next(filter(is_unseen, prompt), None)
     if unseen and re.search(_pattern(trigger_word), without_unseen(prompt), re.IGNORECASE):
         return (
             f'the trigger word "{trigger_word}" has an invisible character inside (such as '
-            f'U+{ord(unseen):04X}) in the prompt "{prompt}"; type it anew: {example}'
+            f'U+{ord(unseen):04X}) in the prompt "{prompt}"; type it again: {example}'
         )
     return (
-        f'the trigger word "{trigger_word}" stands 0 times in the prompt "{prompt}"; put it '
-        f"exactly once, behind the class word: {example}"
+        f'the trigger word "{trigger_word}" appears 0 times in the prompt "{prompt}"; put it '
+        f"exactly once, after the class word: {example}"
     )
 
 
@@ -147,7 +147,7 @@ def _not_there(prompt: str, trigger_word: str) -> str:
 
 
 def join_parts(prompt: str, *parts: str) -> str:
-    """One prompt of several, sentence after sentence: for a model that reads but one."""
+    """One prompt from several, sentence after sentence: for a model that reads only one."""
     for part in filter(None, map(str.strip, parts)):
         prompt = prompt.rstrip()
         stop = "" if prompt.endswith((".", ",", ";", ":", "!", "?")) else "."
@@ -159,33 +159,33 @@ def join_parts(prompt: str, *parts: str) -> str:
 class Tokenizers:
     """SDXL's two CLIP tokenizers; ``encode`` may be called from several threads at once.
 
-    ``max_length`` (77 for CLIP) is the length of every id array made here.
+    ``max_length`` (77 for CLIP) is the length of every id array.
 
     Attributes:
-        words: what the vocabulary has no entry for: word to its ids by tokenizer and by
-            tokenizer_2; None: there it is text like any other. Found in any case where it stands
-            apart from letters and digits. Who adds one also adds the ids' embeddings to the model.
+        words: additional words that the vocabulary lacks: word to its ids in tokenizer and
+            tokenizer_2; None: there it is ordinary text. Matched in any case if separate from
+            letters and digits. Whoever adds one must also add the ids' embeddings to the model.
     """
 
-    tokenizer: object
-    tokenizer_2: object
+    tokenizer: Any
+    tokenizer_2: Any
     words: dict[str, tuple] = field(default_factory=dict, compare=False)
 
     def __post_init__(self):
         for tokenizer in (self.tokenizer, self.tokenizer_2):
-            # Length is settled here. The backend's own settings are state that threads would share.
+            # Lengths are handled here. The backend's own settings are shared by threads.
             tokenizer.backend_tokenizer.no_truncation()
             tokenizer.backend_tokenizer.no_padding()
         lengths = [_max_length(self.tokenizer), _max_length(self.tokenizer_2)]
         if lengths[0] != lengths[1]:
             raise ValueError(
                 f"model_max_length is {lengths[0]} in tokenizer and {lengths[1]} in tokenizer_2; "
-                "SDXL joins the two texts position by position, so they have to agree"
+                "SDXL joins the two texts position by position, so they must agree"
             )
 
     @classmethod
-    def from_pretrained(cls, base) -> "Tokenizers":
-        """Opens ``<base>/tokenizer`` and ``<base>/tokenizer_2``; never asks the network."""
+    def from_pretrained(cls, base: str | Path) -> "Tokenizers":
+        """Open ``<base>/tokenizer`` and ``<base>/tokenizer_2``; never uses the network."""
         return cls(_load(Path(base) / "tokenizer"), _load(Path(base) / "tokenizer_2"))
 
     @property
@@ -193,17 +193,17 @@ class Tokenizers:
         return _max_length(self.tokenizer)
 
     def encode(self, prompt: str) -> np.ndarray:
-        """[2, 77] int32: row 0 by tokenizer, row 1 by tokenizer_2, each with its own padding.
+        """[2, 77] int32: row 0 from tokenizer, row 1 from tokenizer_2, each with its own padding.
 
-        What does not fit is cut before the end-of-text token; ``cut_part`` tells what that was.
+        What does not fit is cut before the end-of-text token; ``cut_part`` returns that part.
         """
         ids = zip(self._both, self._ids(prompt), strict=True)
         return np.stack([_finish(tokenizer, row) for tokenizer, row in ids])
 
     def cut_part(self, prompt: str, copies: int = 1) -> str:
-        """The end of ``prompt`` that gets no place among the 77 ids; '' if all of it fits.
+        """The end of ``prompt`` that does not fit the 77 ids; '' if all of it fits.
 
-        ``copies``: how often the class token will stand there; pass the prompt without trigger.
+        ``copies``: number of class tokens in the final ids; pass the prompt without trigger.
         """
         room = self.max_length - 2 - (copies - 1)
         cuts = []
@@ -213,43 +213,43 @@ class Tokenizers:
         return max(cuts, key=len)
 
     def has_word(self, word: str, text: str) -> bool:
-        """Whether this one of ``words`` stands in the text."""
+        """Whether this one of ``words`` appears in the text."""
         return re.search(_apart([word]), text, re.IGNORECASE) is not None
 
     def is_full(self, ids: np.ndarray) -> bool:
-        """Whether ids [2, n] of a prompt leave no place, so that its end may have been cut."""
+        """Whether ids [2, n] of a prompt are full, so that its end may have been cut."""
         pads = (self.tokenizer.pad_token_id, self.tokenizer_2.pad_token_id)
         return any(row[-2] != pad for row, pad in zip(ids, pads, strict=True))
 
     def encode_with_trigger(
         self, prompt: str, num_references: int, trigger_word: str = "img"
     ) -> tuple[np.ndarray, np.ndarray, str]:
-        """PhotoMaker's input: the trigger goes, the class token stands once per reference.
+        """PhotoMaker's input: removes the trigger and repeats the class token once per reference.
 
         Returns ids [2, 77] int32, class_tokens_mask [77] bool (True at the ``num_references``
         copies) and the prompt without its trigger word. The class token is the last one before
-        the trigger. PromptError as in ``split_at_trigger``, and for a trigger so late that a copy
-        would be cut away.
+        the trigger. PromptError as in ``split_at_trigger``, and if the trigger is so late that a
+        copy would be cut.
         """
         if num_references < 1:
             raise ValueError(f"num_references is {num_references}; at least one is needed")
         left, right = split_at_trigger(prompt, trigger_word)
         rows, ends = [], []
-        # Apart, so that a trigger of several tokens needs no entry in the vocabulary. CLIP splits
-        # at the trigger's ends anyhow: the ids are those of the text in one piece.
+        # Separately, so that a trigger of several tokens needs no vocabulary entry. CLIP splits at
+        # the trigger's ends anyway: the ids equal those of the whole text.
         ids = zip(self._both, self._ids(left), self._ids(right), strict=True)
         for tokenizer, before, after in ids:
             rows.append(_finish(tokenizer, before + before[-1:] * (num_references - 1) + after))
-            ends.append(len(before) + num_references)  # behind the copies; id 0 starts the text
+            ends.append(len(before) + num_references)  # after the copies; id 0 starts the text
         if ends[0] != ends[1]:
             raise PromptError(
-                f"the two tokenizers disagree about the place of the class word in the prompt "
+                f"the two tokenizers disagree about the position of the class word in the prompt "
                 f'"{prompt}"; leave out unusual characters before it (SDXL\'s second tokenizer '
                 'reads "!!" as two tokens, its first as one)'
             )
-        if ends[0] > self.max_length - 1:  # the last place is the end-of-text token's
+        if ends[0] > self.max_length - 1:  # the last position is the end-of-text token's
             raise PromptError(
-                f'the trigger word "{trigger_word}" stands too late in the prompt "{prompt}": of '
+                f'the trigger word "{trigger_word}" is too late in the prompt "{prompt}": of '
                 f"{self.max_length} tokens, {num_references} references need a copy of the class "
                 "word each; move the class word and the trigger towards the beginning"
             )
@@ -262,13 +262,14 @@ class Tokenizers:
         return self.tokenizer, self.tokenizer_2
 
     def _ids(self, text: str) -> tuple[list[int], list[int]]:
-        return tuple([token for token, _ in self._tokens(which, text)] for which in (0, 1))
+        first, second = ([token for token, _ in self._tokens(i, text)] for i in (0, 1))
+        return first, second
 
     def _tokens(self, which: int, text: str) -> Iterator[tuple[int, int]]:
-        """(id, where in the text it starts) by the first or the second tokenizer."""
+        """(id, its start in the text) from the first or the second tokenizer."""
         words = {w.lower(): ids[which] for w, ids in self.words.items() if ids[which] is not None}
         backend = self._both[which].backend_tokenizer
-        # CLIP splits at blanks and signs, so that the pieces' ids are those of the whole.
+        # CLIP splits at blanks and signs, so the pieces' ids equal those of the whole.
         pieces = re.split(_apart(words), text, flags=re.IGNORECASE) if words else [text]
         start = 0
         for piece in pieces:
@@ -285,7 +286,7 @@ def _load(folder: Path):
     if not (folder / "vocab.json").is_file() and not (folder / "tokenizer.json").is_file():
         raise FileNotFoundError(
             f"{folder}: no tokenizer there (vocab.json and merges.txt, or tokenizer.json); the "
-            "base model has to be a diffusers-format SDXL directory"
+            "base model must be a diffusers-format SDXL directory"
         )
     # transformers advises to install PyTorch, which its tokenizers do not need.
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
@@ -294,20 +295,19 @@ def _load(folder: Path):
     with _plain_copy(folder) as plain:
         try:
             return CLIPTokenizer.from_pretrained(str(plain), local_files_only=True)
-        except Exception as error:  # its backend raises whatever the files lead it to
+        except Exception as error:  # the backend raises almost anything for broken files
             said = " ".join(str(error).split())[:200]
             raise ValueError(
-                f"{folder}: no tokenizer can be made of its files ({said}); copy the folder from "
+                f"{folder}: no tokenizer can be built of its files ({said}); copy the folder from "
                 "the base again"
             ) from error
 
 
 @contextlib.contextmanager
 def _plain_copy(folder: Path):
-    """The folder, or a copy for as long as it is opened whose texts are plain UTF-8.
+    """The folder, or while it is being opened a copy whose texts are plain UTF-8.
 
-    transformers knows no marks at a file's beginning, and says of broken JSON only what Python
-    does.
+    transformers does not support byte order marks, and reports broken JSON in Python's words.
     """
     files = (folder / name for name in OWN_FILES if (folder / name).is_file())
     texts = {path.name: read_text(path) for path in files}
@@ -326,12 +326,12 @@ def _plain_copy(folder: Path):
 
 
 def _check_merges(folder: Path, texts: dict[str, str]):
-    """ValueError for a merges.txt that is cut: it would open, and make other tokens."""
+    """ValueError for a truncated merges.txt: it would open, and produce other tokens."""
     if "merges.txt" not in texts:
         raise FileNotFoundError(f"{folder / 'merges.txt'}: missing; copy the folder from the base")
     merges = map(str.split, split_lines(texts["merges.txt"]))
     made = {"".join(pair) for pair in merges if len(pair) == 2}
-    # Every token but bytes and markers comes of two.
+    # Every token except bytes and markers is made of two.
     lacking = [
         token
         for token in parse_json(texts["vocab.json"], folder / "vocab.json")
@@ -339,7 +339,7 @@ def _check_merges(folder: Path, texts: dict[str, str]):
     ]
     if len(lacking) > 2 + len(made) // 1000:
         raise ValueError(
-            f"{folder / 'merges.txt'}: {len(lacking)} tokens of vocab.json are made by none of its "
+            f"{folder / 'merges.txt'}: {len(lacking)} tokens of vocab.json come from none of its "
             f"{len(made)} lines: it is cut, or of another tokenizer; copy the folder from the base"
         )
 
@@ -357,7 +357,7 @@ def _max_length(tokenizer) -> int:
 
 
 def _apart(words) -> str:
-    """Any of the words, in a group, the longest that fits; no letter or digit beside its own."""
+    """A pattern for any of the words, longest first, with no letter or digit next to it."""
     longest_first = sorted(words, key=len, reverse=True)
     return rf"({'|'.join(map(_alone, longest_first))})"
 
@@ -370,8 +370,8 @@ def _alone(word: str) -> str:
 
 
 def _finish(tokenizer, ids: list[int]) -> np.ndarray:
-    """Markers around the ids, cut or padded; the pooled embedding is read at the end marker,
-    so that one is kept whatever is cut."""
+    """Adds markers around the ids and cuts or pads them; the pooled embedding is read at the end
+    marker, so that one is kept whatever is cut."""
     length = _max_length(tokenizer)
     row = [tokenizer.bos_token_id, *ids[: length - 2], tokenizer.eos_token_id]
     return np.array(row + [tokenizer.pad_token_id] * (length - len(row)), np.int32)

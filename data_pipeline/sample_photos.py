@@ -2,18 +2,19 @@
 
     python -m data_pipeline.sample_photos --out data/sample --lfw 20
 
-The photographs ship inside scikit-image: the astronaut Eileen Collins (NASA, public domain), and
-the 100 faces of its LFW subset (grey, 25×25 pixels, of unnamed people; two of them may show the
-same person). **There is one photograph per person.** Training needs at least two pictures of a
-person, so each photograph is written in several versions: mirrored, cropped, lighter, darker. That
-is enough to see the whole pipeline run and to overfit on. It is not enough to learn identity from:
-the versions share one pose, one expression and one moment.
+The photographs ship with scikit-image: the astronaut Eileen Collins (NASA, public domain), and the
+100 faces of its LFW subset (grey, 25×25 pixels, of unnamed people; two of them may show the same
+person). **There is one photograph per person.** Training needs at least two images of a person, so
+each photograph is written in several versions: mirrored, cropped, lighter, darker. That is enough
+to see the whole pipeline run and to overfit. It is not enough to learn identity: the versions share
+one pose, one expression and one moment.
 
 The folder gets ``manifest.jsonl``, ``images/``, ``SOURCE.txt`` and ``astronaut.png``, the plain
 photograph for ``generate --reference``. Same scikit-image, same bytes.
 """
 
 import argparse
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,9 +26,9 @@ from data_pipeline.faces.find import find_face
 from data_pipeline.records.manifest import write_manifest
 from data_pipeline.records.schema import Record
 
-LFW_FACES = 100  # the subset's later pictures show no faces
+LFW_FACES = 100  # the subset's later images show no faces
 LFW_SIDE = 100  # pixels, four times theirs
-LFW_BOX = (0.1, 0.12, 0.9, 1.0)  # where the face is in all of them, as parts of the frame
+LFW_BOX = (0.1, 0.12, 0.9, 1.0)  # the face box in all of them, as fractions of the frame
 MARK = "SOURCE.txt"
 SOURCE = """Made by data_pipeline.sample_photos.
 
@@ -41,8 +42,8 @@ Every identity here is ONE photograph in several versions (mirrored, cropped, li
 class Variant:
     """One version of a photograph: a window, then mirroring, then exposure.
 
-    ``window`` is (x0, y0, x1, y1) as parts of the frame, ``exposure`` a factor on the light.
-    ``scenery`` says whether the window still shows what the background caption speaks of.
+    ``window`` is (x0, y0, x1, y1) as fractions of the frame, ``exposure`` a factor on the light.
+    ``scenery`` says whether the window still shows what the background caption describes.
     """
 
     name: str
@@ -51,7 +52,9 @@ class Variant:
     exposure: float = 1.0
     scenery: bool = True
 
-    def apply(self, image: np.ndarray, box) -> tuple[np.ndarray, tuple[float, ...]]:
+    def apply(
+        self, image: np.ndarray, box: Sequence[float]
+    ) -> tuple[np.ndarray, tuple[float, float, float, float]]:
         """The version of ``image`` [h, w, 3] uint8 and of the face box in its pixels."""
         height, width = image.shape[:2]
         left, right = (round(self.window[i] * width) for i in (0, 2))
@@ -63,7 +66,7 @@ class Variant:
         if self.mirror:
             image, x0, x1 = image[:, ::-1], width - x1, width - x0
         if self.exposure != 1:
-            # Light adds up before the display's gamma of about 2.2, not after it.
+            # Light is linear before the display's gamma of about 2.2, not after it.
             light = (image / 255.0) ** 2.2 * self.exposure
             image = np.rint(np.clip(light, 0, 1) ** (1 / 2.2) * 255).astype(np.uint8)
         return np.ascontiguousarray(image), (x0, y0, x1, y1)
@@ -86,7 +89,7 @@ LFW_VARIANTS = (
 
 
 @command
-def main(argv=None):
+def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m data_pipeline.sample_photos",
         description="Writes a small manifest folder of real photographs that ship with "
@@ -116,8 +119,8 @@ def main(argv=None):
     )
 
 
-def write_sample_photos(out, lfw: int = 0, force: bool = False) -> list[Record]:
-    """Writes the folder and returns its records; see the module's text."""
+def write_sample_photos(out: str | Path, lfw: int = 0, force: bool = False) -> list[Record]:
+    """Write the folder and return its records; see the module's docstring."""
     out = Path(out)
     if not 0 <= lfw <= LFW_FACES:
         raise ValueError(f"--lfw {lfw}: between 0 and {LFW_FACES}")

@@ -1,16 +1,15 @@
-"""Identity shards: a data set in a few big files, as a tensorflow-datasets builder directory.
+"""Identity shards: a data set in a few large files, as a tensorflow-datasets builder directory.
 
     python -m data_pipeline.shards --from path/to/photographs --out path/to/shards
     python -m data_pipeline.shards --from "people:in_train?identities=200" --out path/to/shards
 
-reads a folder with a manifest.jsonl, or draws people (data_pipeline/records/sources.py), checks all
-of it and writes array_record files: one record per picture, holding its file as it was (drawn ones
-as PNG) and everything that is known about it. Absent boxes and points are NaN there. array_record
-can be read at any place, which the loader needs; TFRecord cannot. ``index.jsonl`` beside them says
-all but the pictures, a line per record and in their order, so that opening the set reads no
-picture.
+reads a folder with a manifest.jsonl, or draws people (data_pipeline/records/sources.py), checks
+everything and writes array_record files: one record per image, holding its original file (drawn
+ones as PNG) and everything that is known about it. Absent boxes and points are NaN. array_record
+supports random access, which the loader needs; TFRecord does not. ``index.jsonl`` holds everything
+except the images, a line per record in their order, so that opening the set reads no image.
 
-Neither writing nor reading needs TensorFlow itself. Everybody else opens the folder by
+Neither writing nor reading needs TensorFlow itself. Other programs open the folder with
 
     tfds.builder_from_directory("path/to/shards").as_data_source("train")
 """
@@ -57,27 +56,27 @@ from data_pipeline.records.sources import PEOPLE, open_records
 
 log = logging.getLogger(__name__)
 
-UNDECODABLE = "pictures that do not decode passed over"
+UNDECODABLE = "images skipped because they do not decode"
 
 
 # ---- Writing -----------------------------------------------------------------------------------
 
 
 def write_shards(
-    source: str, out, *, shards: int | None = None, trigger_word: str = "img"
+    source: str, out: str | Path, *, shards: int | None = None, trigger_word: str = "img"
 ) -> Counter:
-    """Writes the folder ``out`` from a folder with a manifest or a "people:" text.
+    """Write the folder ``out`` from a folder with a manifest or a "people:" text.
 
-    ``shards`` is the number of files; by default there is one for each 64 MB or more. Returns what
-    was counted on the way. ``out`` comes into being in one go when everything is written: a run
-    that is interrupted leaves at most ``<out>.partial``, which the next one clears away.
+    ``shards`` is the number of files; by default one per 64 MB or more. Returns the counts of
+    skipped images and fixes. ``out`` is created atomically when everything is written: an
+    interrupted run leaves at most ``<out>.partial``, which the next one removes.
     """
     out, counts = Path(out), Counter()
     if shards is not None and shards < 1:
         raise ShardError(f"{shards} shards: at least one is needed")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ShardError(f"{out}: is there already; remove it, or write elsewhere")
-    open_tfds()  # before the long work, not behind it
+        raise ShardError(f"{out}: exists already; remove it, or write elsewhere")
+    open_tfds()  # fails before the long work, not after
     records, read_file = _read(str(source), trigger_word, counts)
     records = _checked(records, read_file, trigger_word, counts)
     records = serviceable(records, source, counts)
@@ -96,7 +95,7 @@ def write_shards(
 
 
 def _read(source: str, trigger_word: str, counts: Counter):
-    """The records, named as they are to be in the shards, and what reads a name's file."""
+    """The records with their names in the shards, and a function that reads a name's file."""
     if source.startswith(PEOPLE):
         records, read_image = open_records(source, trigger_word)
         return records, lambda name: _png(read_image(name))
@@ -119,13 +118,13 @@ def _png(image: np.ndarray) -> bytes:
 def _checked(
     records: list[Record], read_file: Callable[[str], bytes], trigger_word: str, counts: Counter
 ) -> list[Record]:
-    """Those whose picture decodes, with what it tells about them."""
+    """The records whose image decodes, completed from the image."""
 
     attached = next((record for record in records if record.images), None)
     if attached:
         raise ShardError(
-            f"{attached.image}: has further pictures ({', '.join(attached.images)}), which shards "
-            "have no place for; train from the folder itself"
+            f"{attached.image}: has additional images ({', '.join(attached.images or ())}), which "
+            "shards have no place for; train from the folder itself"
         )
 
     def check(record: Record) -> Record | ImageError:
@@ -147,21 +146,21 @@ def _checked(
         for result in tqdm(pool.map(check, records), "checking", len(records), disable=None):
             if isinstance(result, ImageError):
                 counts[UNDECODABLE] += 1
-                log.warning("picture %d that is passed over: %s", counts[UNDECODABLE], result)
+                log.warning("skipped image %d: %s", counts[UNDECODABLE], result)
             else:
                 good.append(result)
     return good
 
 
 def _build(records: list[Record], read_file, folder: Path, shards: int | None) -> Path:
-    """Builds under ``folder``; returns the folder of the files."""
+    """Build under ``folder``; return the folder of the files."""
     tfds = open_tfds()
     tfds.disable_progress_bar()
     builder = _builder_class()(records, read_file, data_dir=folder, file_format="array_record")
     config = tfds.download.DownloadConfig(
         num_shards=shards and min(shards, len(records)), try_download_gcs=False
     )
-    with contextlib.redirect_stdout(io.StringIO()):  # it would tell of downloads and ".partial"
+    with contextlib.redirect_stdout(io.StringIO()):  # it would print about downloads and ".partial"
         builder.download_and_prepare(download_config=config)
     return Path(builder.data_path)
 
@@ -181,10 +180,10 @@ def _builder_class():
         return tfds.features.Tensor(shape=shape, dtype=dtype)
 
     class IdentityShards(tfds.core.GeneratorBasedBuilder):
-        """Pictures of people: identity, captions, face box, points, original size and crop."""
+        """Images of people: identity, captions, face box, points, original size and crop."""
 
         VERSION = tfds.core.Version("1.0.0")
-        # tfds would look for checksums of downloads there, with a package it does not depend on.
+        # tfds would look for checksums of downloads there, using a package it does not depend on.
         code_path = None
 
         def __init__(self, records: list[Record], read_file, **options):
@@ -238,8 +237,8 @@ def _features(record: Record, file: bytes) -> dict:
         "landmarks": or_absent(record.landmarks, 5, 2),
         "keypoints": or_absent(record.keypoints, 12, 2),
         "visibility": np.array(record.visibility or [False] * 12),
-        "original_size": np.int32(record.original_size),
-        "crop": np.float32(record.crop),
+        "original_size": np.asarray(record.original_size, np.int32),
+        "crop": np.asarray(record.crop, np.float32),
     }
 
 
@@ -247,7 +246,7 @@ def _features(record: Record, file: bytes) -> dict:
 
 
 @command
-def main(argv=None):
+def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m data_pipeline.shards",
         description="Turns a folder of photographs with a manifest, or drawn people, into shards.",
@@ -270,7 +269,7 @@ def main(argv=None):
         f"{counts[name]} {name}" for name in (UNDECODABLE, CLIPPED, DROPPED, SINGLE, COPIES)
     )
     print(
-        f"{args.out}: {counts['pictures']} pictures of {counts['people']} people in "
+        f"{args.out}: {counts['pictures']} images of {counts['people']} people in "
         f"{counts['shards']} shards; {changes}"
     )
 

@@ -73,10 +73,22 @@ def with_links(markdown: str, path: Path) -> str:
     return LINK.sub(place, markdown)
 
 
-class PlainRoles(griffe.Extension):
-    """Sphinx's :func:`name` becomes `name`."""
+class Docstrings(griffe.Extension):
+    """Makes of our docstrings what the parser of Google's style takes.
+
+    Sphinx's :func:`name` becomes `name`; "width, height: of the image" becomes an entry for each.
+    """
+
+    ROLE = re.compile(r":(?:func|class|meth|mod|attr):`~?([^`]+)`")
+    SHARED = re.compile(r"^( {4,8})(\w+(?:, \w+)+): (.+(?:\n\1 +\S.*)*)", re.MULTILINE)
 
     def on_instance(self, *, obj, **_):
         if obj.docstring:
-            role = r":(?:func|class|meth|mod|attr):`~?([^`]+)`"
-            obj.docstring.value = re.sub(role, r"`\1`", obj.docstring.value)
+            text = self.ROLE.sub(r"`\1`", obj.docstring.value)
+            before, args, entries = text.partition("\nArgs:\n")
+            obj.docstring.value = before + args + self.SHARED.sub(self.apart, entries)
+
+    @staticmethod
+    def apart(entry):
+        indent, names, text = entry.groups()
+        return "\n".join(f"{indent}{name}: {text}" for name in names.split(", "))

@@ -1,25 +1,25 @@
 #!/usr/bin/env bash
-# Train on Kubernetes: a JobSet of one pod on each host, which uses all of the host's devices.
+# Train on Kubernetes: a JobSet of one pod per host, which uses all of the host's devices.
 #
 #   launch/kubernetes.sh --name NAME --image IMAGE --hosts 4 --devices 8 --claim CLAIM [options] \
 #       -- --config configs/photomaker_bg.py --workdir /shared/run …
 #
 #   --claim CLAIM       a volume claim that all pods can mount (ReadWriteMany)
-#   --mount FOLDER      where they see it (default /shared)
-#   --resource NAME     what --devices counts: nvidia.com/gpu (default) or google.com/tpu
-#   --select KEY=VALUE  a label of the nodes; may be given several times. GKE's TPUs need
+#   --mount FOLDER      its mount point (default /shared)
+#   --resource NAME     the resource that --devices counts: nvidia.com/gpu (default) or google.com/tpu
+#   --select KEY=VALUE  a label of the nodes; may be repeated. GKE's TPUs need
 #                       cloud.google.com/gke-tpu-accelerator and cloud.google.com/gke-tpu-topology
 #   --python PYTHON     in the image (default python)
-#   --tries N           all pods are started again at most so often (default 10)
+#   --tries N           most restarts of all pods (default 10)
 #   --dry-run           print the JobSet and apply nothing
 #
-# What follows "--" goes to persongen_jax.train. The image has the package and its extra (gpu or tpu)
+# Arguments after "--" go to persongen_jax.train. The image has the package and its extra (gpu or tpu)
 # installed; the cluster has the JobSet controller.
 set -euo pipefail
 cd "$(dirname "$0")"
 
 fail() { echo "error: $*" >&2; exit 2; }
-# shellcheck disable=SC2034  # read by their names
+# shellcheck disable=SC2034  # accessed by name
 name='' image='' hosts='' devices='' claim='' mount=/shared resource=nvidia.com/gpu
 # shellcheck disable=SC2034
 python=python tries=10 selector='' dry=''
@@ -44,8 +44,8 @@ done
 for option in hosts devices tries; do
     [[ ${!option} =~ ^[0-9]+$ ]] || fail "--$option '${!option}': give a number"
 done
-[[ $name =~ ^[a-z]([a-z0-9-]*[a-z0-9])?$ ]] || fail "--name $name: small letters, digits and hyphens"
-[[ " $* " == *" --config"[\ =]* ]] || fail "give the training's options behind --, --config first"
+[[ $name =~ ^[a-z]([a-z0-9-]*[a-z0-9])?$ ]] || fail "--name $name: lower-case letters, digits and hyphens"
+[[ " $* " == *" --config"[\ =]* ]] || fail "give the training's options after --, --config first"
 [[ " $* " == *" --workdir $mount/"* || " $* " == *" --workdir=$mount/"* ]] ||
     fail "give --workdir, a folder in $mount"
 

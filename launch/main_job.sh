@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The main job on a fresh machine: install into a virtual environment (first argument, default
-# .venv), train the thesis' final method on the embedded miniature, paint somebody it never saw.
+# .venv), train the thesis' final method on the embedded miniature, generate an unseen person.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 environment=${1:-.venv}

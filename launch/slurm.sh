@@ -1,18 +1,18 @@
 #!/usr/bin/env bash
-# Train on a Slurm cluster: one task on each node, which uses all of the node's GPUs.
+# Train on a Slurm cluster: one task per node, which uses all of the node's GPUs.
 #
 #   launch/slurm.sh --nodes 4 --gpus-per-node 8 [options] -- --config configs/photomaker_bg.py \
 #       --workdir /shared/run …
 #
-#   --time LIMIT        hours:minutes:seconds; five minutes before it all save and end
+#   --time LIMIT        hours:minutes:seconds; five minutes before it all processes save and end
 #   --partition NAME    --account NAME    --job-name NAME (default persongen_jax)
-#   --python PYTHON     with the package installed, the same path on all nodes (default python)
-#   --tries N           put the job back into the queue at most so often (default 10)
+#   --python PYTHON     with the package installed, same path on all nodes (default python)
+#   --tries N           requeue the job at most N times (default 10)
 #   --dry-run           print the job's script and submit nothing
 #
-# What follows "--" goes to persongen_jax.train. --workdir has to lie on a disk that all nodes share.
-# A job that is preempted, comes to its time limit or loses a node goes back into the queue, and on
-# from its last checkpoint.
+# Arguments after "--" go to persongen_jax.train. --workdir must be on a disk that all nodes share.
+# A job that is preempted, reaches its time limit or loses a node is requeued and resumes from its
+# last checkpoint.
 set -euo pipefail
 
 fail() { echo "error: $*" >&2; exit 2; }
@@ -33,7 +33,7 @@ done
 for option in nodes gpus_per_node tries; do
     [[ ${!option} =~ ^[0-9]+$ ]] || fail "--${option//_/-} '${!option}': give a number"
 done
-[[ " $* " == *" --config"[\ =]* ]] || fail "give the training's options behind --, --config first"
+[[ " $* " == *" --config"[\ =]* ]] || fail "give the training's options after --, --config first"
 [[ " $* " == *" --workdir"[\ =]* ]] || fail "give --workdir, on a disk that all nodes share"
 
 script() {
@@ -52,7 +52,7 @@ script() {
     echo 'export PERSONGEN_UNFINISHED_STATUS=75'
     echo "srun --kill-on-bad-exit=1$(printf ' %q' "$python" -m persongen_jax.train "$@") && exit"
     echo "if ((\${SLURM_RESTART_COUNT:-0} < $tries)); then"
-    # shellcheck disable=SC2016  # for the job to expand
+    # shellcheck disable=SC2016  # expanded by the job
     echo '    scontrol requeue "$SLURM_JOB_ID"'
     echo 'fi'
     echo 'exit 1'

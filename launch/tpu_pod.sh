@@ -1,20 +1,20 @@
 #!/usr/bin/env bash
-# Train on a TPU pod slice: ask for it as a queued resource, run the same command on all of its
-# workers, and begin again where the last checkpoint is when it is preempted.
+# Train on a TPU pod slice: request it as a queued resource, run the same command on all of its
+# workers, and resume from the last checkpoint when it is preempted.
 #
 #   launch/tpu_pod.sh --name NAME --project PROJECT --zone ZONE --type v5litepod-16 \
 #       --runtime v2-alpha-tpuv5-lite [options] -- --config configs/photomaker_bg.py \
 #       --workdir /shared/run …
 #
-#   --spot              may be preempted, costs less
-#   --setup COMMANDS    run on every worker first: mount what they share, install Python
-#   --python PYTHON     3.11 or later, as it is called on the workers (default python3.11)
-#   --tries N           begin again at most so often (default 10)
+#   --spot              use a preemptible slice, which costs less
+#   --setup COMMANDS    run on every worker first: mount shared disks, install Python
+#   --python PYTHON     3.11 or later, its name on the workers (default python3.11)
+#   --tries N           start again at most N times (default 10)
 #   --keep              leave the slice running at the end
-#   --dry-run           print what would be run, once, and run nothing
+#   --dry-run           print the commands once and run nothing
 #
-# What follows "--" goes to persongen_jax.train. --workdir has to lie on a disk that all workers
-# share. The committed state of this checkout is what runs.
+# Arguments after "--" go to persongen_jax.train. --workdir must be on a disk that all workers share.
+# The committed state of this checkout is used.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -38,7 +38,7 @@ for option in name project zone type runtime; do
     [[ ${!option} ]] || fail "--$option is missing; see the head of $0"
 done
 [[ $tries =~ ^[0-9]+$ ]] || fail "--tries $tries: give a number"
-[[ " $* " == *" --config"[\ =]* ]] || fail "give the training's options behind --, --config first"
+[[ " $* " == *" --config"[\ =]* ]] || fail "give the training's options after --, --config first"
 [[ " $* " == *" --workdir"[\ =]* ]] || fail "give --workdir, on a disk that all workers share"
 
 run() { # prints a command, and runs it unless --dry-run
@@ -52,12 +52,12 @@ vm=(gcloud compute tpus tpu-vm)
 folder=$(mktemp -d -t persongen_jax.XXXXXX)
 trap 'rm -rf "$folder"' EXIT
 
-state() { # prints the request's, nothing if there is no request; fails if gcloud cannot tell
+state() { # prints the request's state, nothing without a request; fails if gcloud cannot tell
     "${queue[@]}" describe "$name" "${where[@]}" --format 'value(state.state)' 2>"$folder/errors" ||
         grep -q NOT_FOUND "$folder/errors"
 }
 
-learn_state() { # into $now; a network may be away for a while, expired credentials stay expired
+learn_state() { # into $now; networks recover after a while, expired credentials do not
     local failures=0
     until now=$(state); do
         if ((++failures == 3)); then
@@ -105,10 +105,10 @@ for ((try = 0; try <= tries; try++)); do
         [[ $keep ]] || give_back
         exit 0
     fi
-    # A preempted slice is gone for good. One that is still there failed for a reason of its own.
+    # A preempted slice is gone for good. One that still exists failed for its own reason.
     sleep 60
     learn_state
     [[ $now == ACTIVE ]] && fail "the training ended with an error on $name, which keeps running"
-    echo "$name was preempted or deleted; asking again (${try} of ${tries})"
+    echo "$name was preempted or deleted; requesting it again (${try} of ${tries})"
 done
 fail "gave up after $tries tries"

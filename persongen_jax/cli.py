@@ -36,12 +36,12 @@ def parse_with_config(
     args, rest = parser.parse_known_args(argv)
     if args.config is None:
         parser.error(f"--config is missing; try --config {example}")
-    args.config = config_file(args.config)
-    file = re.sub(r"(?<=\.py):.*", "", args.config)  # x.py:digits is get_config("digits") of x.py
+    found = config_file(args.config)
+    file = re.sub(r"(?<=\.py):.*", "", found)  # x.py:digits is get_config("digits") of x.py
     if not Path(file).is_file():
         raise FileNotFoundError(f"{file}: no such config; {example} is one")
     # Not absl's global flags: commands that import each other share option names.
-    values, words = flags.FlagValues(), [parser.prog, f"--config={args.config}", *rest]
+    values, words = flags.FlagValues(), [parser.prog, f"--config={found}", *rest]
     config_flags.DEFINE_config_file("config", None, "", flag_values=values, sys_argv=words)
     try:
         left = values(words)[1:]
@@ -61,4 +61,14 @@ def parse_with_config(
     return args, values.config
 
 
-__all__ = ["command", "parse_with_config", "plain_warnings"]
+def add_mark_option(parser: argparse.ArgumentParser) -> None:
+    """For commands that write generated images: pipeline/saving.py marks them, or not."""
+    parser.add_argument(
+        "--no-mark",
+        action="store_true",
+        help="write generated images without the invisible watermark and without the metadata that "
+        "says what they are",
+    )
+
+
+__all__ = ["add_mark_option", "command", "parse_with_config", "plain_warnings"]

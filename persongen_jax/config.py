@@ -1,4 +1,4 @@
-"""Configs: objects that a config names, and the keys that every system's config has."""
+"""Objects that a config names, and the config keys that every system has."""
 
 import importlib
 import importlib.util
@@ -12,13 +12,13 @@ INSTALLED = Path(__file__).parents[1]
 
 
 def import_object(name: str, key: str) -> Any:
-    """What "package.module:Name" names.
+    """The object that "package.module:Name" names.
 
     Args:
         key: the config's key, for the message.
 
     Raises:
-        ValueError: no such module, or nothing of that name in it.
+        ValueError: no such module, or no such name in it.
     """
     module, _, attribute = name.partition(":")
     try:
@@ -29,7 +29,7 @@ def import_object(name: str, key: str) -> Any:
         raise ValueError(f"{key}={name!r}: {module} has no {attribute!r}") from error
 
 
-def config_file(name: str) -> str:
+def config_file(name: str | Path) -> str:
     """The config file that ``name`` means, found outside the checkout as well.
 
     A path below configs/ that the working directory does not have is looked up next to the
@@ -53,7 +53,7 @@ def config_file(name: str) -> str:
     return f"{installed}{colon}{argument}"
 
 
-def load_config(file: str, overrides: dict) -> ConfigDict:
+def load_config(file: str | Path, overrides: dict) -> ConfigDict:
     """A training's config with some keys changed.
 
     Raises:
@@ -77,41 +77,41 @@ VERSION = 2  # of the names in configs; convert upgrade rewrites those of earlie
 
 
 def run_defaults() -> ConfigDict:
-    """What training reads of any config, whatever its system; a system adds its own keys."""
+    """The keys that training reads from any config; a system adds its own."""
     config = ConfigDict()
     config.version = VERSION
     # What is trained: a name of systems/open.py, or "package.module:Class".
     config.system = "sdxl"
     config.dtype = "float32"
     config.data = ""
-    config.loader = "memory"  # or "tf_data": made ahead by tf.data on all cores
+    config.loader = "memory"  # or "tf_data": prefetched by tf.data on all cores
     config.batch_size = 32  # over all devices
-    config.grad_accum = 1  # a step in this many parts, one after the other: less memory
-    config.trainable = ()  # replaces the system's own (path pattern, group) rows
+    config.grad_accum = 1  # a step in this many sequential parts: less memory
+    config.trainable = ()  # overrides the system's own (path pattern, group) rows
 
-    # Devices. Weights that are divided lie in pieces on groups of ``fsdp`` devices: what is
-    # trained, with the optimizer's state; frozen weights too with ``shard_frozen``. With
-    # ``offload_encoders`` frozen weights that a step does not read wait in the host's memory.
+    # Devices. Sharded weights are split over groups of ``fsdp`` devices: trained weights with the
+    # optimizer's state; frozen weights too with ``shard_frozen``. With ``offload_encoders`` frozen
+    # weights that a step does not read stay in host memory.
     config.fsdp = 1
     config.shard_frozen = False
     config.offload_encoders = False
-    # A CPU counts as this many devices, which share the batch. Where layers are small, as many as
-    # there are cores are faster than one that hands out each layer.
+    # A CPU counts as this many devices, which share the batch. With small layers, as many as there
+    # are cores are faster than one that parallelises each layer.
     config.cpu_devices = 1
 
     # The optimizer, by its name in optax or optax.contrib: "adamw", "adafactor", "lion", "prodigy",
     # "schedule_free_adamw", "muon", ...; and its keyword arguments, on the command line as a whole:
     # --config.optimizer_options="{'b1': 0.5, 'weight_decay': 0.01}". Each group's learning rate is
-    # ``lr_<group>``, with a linear warm-up, then constant or falling to 0 at ``schedule_steps``;
-    # 0 stands for the ``steps`` with which the run begins.
+    # ``lr_<group>``, with a linear warm-up, then constant or decaying to 0 at ``schedule_steps``;
+    # 0 means the ``steps`` that the run starts with.
     config.optimizer = "adam"
     config.optimizer_options = ConfigDict()
     config.warmup_steps = 0
     config.lr_schedule = "constant"  # or "cosine", "linear"
     config.schedule_steps = 0
-    config.clip_norm = 0.0  # above 0: the gradient's norm is at most this
-    config.ema_decay = 0.0  # above 0: a running average of what is trained is kept, and used
-    config.ema_warmup = False  # update n (from 0) decays by min(ema_decay, (1 + n) / (10 + n))
+    config.clip_norm = 0.0  # above 0: clip the gradient's norm to this
+    config.ema_decay = 0.0  # above 0: keep a running average of trained weights, and use it
+    config.ema_warmup = False  # update n (from 0) decays with min(ema_decay, (1 + n) / (10 + n))
 
     # The run.
     config.seed = 42
@@ -127,9 +127,9 @@ def run_defaults() -> ConfigDict:
     config.validation_every = 0  # steps; 0: never
     config.validation_steps = 50  # of the sampler
     config.validation_seed = 42
-    # What is measured, in the order of the tables' columns: names of metrics/registry.py, or
-    # "package.module:Class" for a metric of one's own.
+    # Metrics, in the order of the tables' columns: names of metrics/registry.py, or
+    # "package.module:Class" for your own.
     config.metrics = ()
-    # Metrics whose judge the method also reads or is trained on, admitted aloud.
+    # Metrics whose judge the method also reads or is trained with, admitted explicitly.
     config.judges_are_inputs = ()
     return config

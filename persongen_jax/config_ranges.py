@@ -1,4 +1,4 @@
-"""Ranges of a training config's numbers, checked before anything is opened."""
+"""Checks the ranges of a training config's numbers before anything is opened."""
 
 import math
 
@@ -12,9 +12,9 @@ AT_LEAST_1 = ("batch_size", "grad_accum", "fsdp", "cpu_devices", "size", "log_ev
 
 
 def check_ranges(config: ConfigDict) -> None:
-    """ValueError that names the first key whose number means nothing.
+    """ValueError that names the first key whose number makes no sense.
 
-    Only of keys that the config has; a system's own further rules are its own.
+    Checks only keys that the config has; a system checks additional rules itself.
     """
     for key, value in config.items():
         if not isinstance(value, (int, float)) or isinstance(value, bool):

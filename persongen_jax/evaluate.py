@@ -3,9 +3,10 @@
     python -m persongen_jax.evaluate --run runs/photomaker_bg --images 10
     python -m persongen_jax.evaluate --compare runs/a_seed1 runs/a_seed2 runs/b_seed1 runs/b_seed2
 
-The first generates images and measures them by the run's own config (configs/base.py,
-"Validation"), where the options say nothing else; it prints a table and writes metrics.json and
-contact sheets. The second reads what was measured, joins runs of one method that differ by their
+The first form generates images and measures them by the run's own config (configs/base.py,
+"Validation") unless options say otherwise; it prints a table and writes metrics.json and contact
+sheets. The second reads existing measurements, joins runs of one method that differ by their seed,
+prints a table and draws the trajectories.
 seed, prints a table and draws the trajectories.
 """
 
@@ -13,11 +14,13 @@ import argparse
 import warnings
 from pathlib import Path
 
-from persongen_jax.cli import command
+from persongen_jax.cli import add_mark_option, command
+from persongen_jax.diffusion.options import VALIDATION_FLAGS, add_validation_options
 from persongen_jax.evaluation.comparison import compare_runs, table
 from persongen_jax.evaluation.trajectories import SETS, write_rows
 from persongen_jax.evaluation.validation import open_evaluation, write_image_file
 from persongen_jax.parallel import distributed
+from persongen_jax.pipeline.saving import ImageWriter, to_rgb
 from persongen_jax.systems.open import open_run, system_class
 from persongen_jax.weights.saver import write_json
 
@@ -37,10 +40,10 @@ def parse_arguments(argv=None):
         nargs="+",
         metavar="RUN",
         help="runs (their validation/metrics.jsonl, last step) or metrics files, each as PATH or "
-        "NAME=PATH; those of one name are taken together; default name: the method",
+        "NAME=PATH; those with one name are joined; default name: the method",
     )
     add = parser.add_argument
-    add("--step", type=int, metavar="N", help="of the checkpoint or the rows; default: the newest")
+    add("--step", type=int, metavar="N", help="step of the checkpoint or rows; default: newest")
     add("--out", type=Path, metavar="DIR", help="default: RUN/evaluation/step_N; evaluation")
     add("--base", metavar="DIR", help="SDXL directory, if it is no longer where it was")
     add("--id-encoder", metavar="DIR", help="CLIP image tower, likewise")
@@ -50,34 +53,31 @@ def parse_arguments(argv=None):
         metavar="SET",
         help=f"only these: {', '.join(SETS)}, or SET=SOURCE to read it from elsewhere",
     )
-    add("--gallery", metavar="SOURCE", help="the people among whom rank-1 looks")
-    add("--people", type=int, metavar="N", help="of each set, at most")
+    add("--gallery", metavar="SOURCE", help="the people that rank-1 searches")
+    add("--people", type=int, metavar="N", help="per set, at most")
     add("--images", type=int, metavar="N", help="per person and prompt")
-    add("--steps", type=int, metavar="N", help="sampling steps")
-    add("--scheduler", metavar="NAME", help="sampler; default: the run's validation_scheduler")
-    add("--merge-step", type=int, metavar="N", help="the identity acts after this sampling step")
-    add("--guidance", type=float, metavar="X", help="guidance scale")
-    add("--seed", type=int, metavar="N", help="of the noise")
-    add("--batch", type=int, metavar="N", help="pictures at once")
-    add("--data", metavar="DATA", help="of a run on attributes, if its folder has moved")
+    add_validation_options(parser)
+    add("--batch", type=int, metavar="N", help="images at once")
+    add("--data", metavar="DATA", help="for a run on attributes, if its folder has moved")
     add("--csv", metavar="FILE", help="its table, likewise")
     add("--classifier", metavar="DIR", help="run of a classifier that judges attributes, likewise")
     add("--prompts", help='"thesis" or a JSON file')
     add("--clip", metavar="DIR", help="transformers CLIP directory for CLIP-T")
     add("--face-net", metavar="FILE", help="face recogniser for Face-Sim")
-    add("--face-detector", help="finder of faces for Face-Sim")
-    add("--metrics", nargs="+", metavar="NAME", help="what is measured, see metrics/registry.py")
+    add("--face-detector", help="face detector for Face-Sim")
+    add("--metrics", nargs="+", metavar="NAME", help="what to measure, see metrics/registry.py")
     add(
         "--judges-are-inputs",
         nargs="*",
         metavar="NAME",
         help="metrics whose judge the method may read itself",
     )
-    add("--pictures", action="store_true", help="of a run: also each first picture as a file")
+    add("--pictures", action="store_true", help="with --run: also save each first image as a file")
+    add_mark_option(parser)
     return parser.parse_args(argv)
 
 
-# The config's key for each option that has the same name but for a prefix.
+# The config's key for each option with the same name up to a prefix.
 OPTIONS = {
     "base": "base",
     "id_encoder": "id_encoder",
@@ -87,11 +87,7 @@ OPTIONS = {
     "gallery": "validation_gallery",
     "people": "validation_people",
     "images": "validation_images",
-    "steps": "validation_steps",
-    "scheduler": "validation_scheduler",
-    "merge_step": "validation_merge_step",
-    "guidance": "validation_guidance",
-    "seed": "validation_seed",
+    **VALIDATION_FLAGS,
     "batch": "validation_batch",
     "prompts": "validation_prompts",
     "clip": "clip",
@@ -100,7 +96,7 @@ OPTIONS = {
     "metrics": "metrics",
     "judges_are_inputs": "judges_are_inputs",
 }
-# Every config has ``data``; an evaluation reads it only of systems that describe it in their runs.
+# Every config has ``data``; an evaluation reads it only for systems that store it in their runs.
 NEEDS = {"data": "described"}
 
 
@@ -108,9 +104,9 @@ NEEDS = {"data": "described"}
 
 
 def evaluate(args) -> list[dict]:
-    """Generate, measure and write; the rows, one per set.
+    """Generate, measure and write; return the rows, one per set.
 
-    The model is put together as in training, so that the figures are those of a validation.
+    The model is assembled as in training, so that the figures are those of a validation.
     """
     run = open_run(args.run, args.step, lambda config: change_config(config, args))
     evaluation = open_evaluation(run.system)
@@ -122,7 +118,8 @@ def evaluate(args) -> list[dict]:
     for name, result in results.items():
         write_image_file(out / f"{name}.png", evaluation.sheet(name, result.images))
     if args.pictures:
-        write_pictures(out / PICTURES, evaluation, results)
+        mark = evaluation.generates and not args.no_mark
+        write_pictures(out / PICTURES, evaluation, results, mark)
     rows = [result.row for result in results.values()]
     write_rows(out / FINAL, rows)
     print(table([("", row["set"], 1, row["metrics"]) for row in rows]))
@@ -146,22 +143,22 @@ def change_config(config, args):
     if not system_class(config.system).validation_sets_of(config):
         raise ValueError(
             "the run's config names no set of people to validate with; give --sets "
-            "out_of_train=SOURCE, a manifest folder or such as people:out_of_train"
+            "out_of_train=SOURCE, a manifest folder or, for example, people:out_of_train"
         )
 
 
-def write_pictures(folder: Path, evaluation, results):
-    """The first picture of every person and prompt as a file of its own, and an index of them.
+def write_pictures(folder: Path, evaluation, results, mark: bool):
+    """Write the first image of every person and prompt to a file, and an index of them.
 
     index.json: a list of {"set", "label", "reference", "picture"}, the last two as file names.
     """
     folder.mkdir(exist_ok=True)
-    index = []
+    index, write = [], ImageWriter(mark)
     for name, result in results.items():
         for i, j, row in evaluation.rows(name, result.images):
             names = f"{name}_{i:03d}.png", f"{name}_{i:03d}_{j:02d}.png"
             write_image_file(folder / names[0], row.reference)
-            write_image_file(folder / names[1], row.images[0])
+            write(to_rgb(row.images[0]), folder / names[1])
             entry = {"set": name, "label": row.label}
             index.append({**entry, "reference": names[0], "picture": names[1]})
     write_json(folder / "index.json", index)
@@ -180,18 +177,18 @@ def choose_sets(config, items):
             raise ValueError(f"--sets {item}: there are {', '.join(SETS)}")
         sources[name] = source if given else config[f"validate_{name}"]
         if not sources[name]:
-            raise ValueError(f"--sets {item}: the run's config has no source of it; give {name}=…")
+            raise ValueError(f"--sets {item}: the run's config has no source for it; give {name}=…")
     for name in SETS:
         config[f"validate_{name}"] = sources.get(name, "")
 
 
 def compare(args):
-    """Of runs that have been measured: nothing is generated."""
+    """Compare runs that have been measured; generates nothing."""
     told = set(vars(args)) - {"compare", "out", "step"}
     idle = [f"--{name.replace('_', '-')}" for name in sorted(told) if getattr(args, name)]
     if idle:
         warnings.warn(
-            f"{', '.join(idle)}: no effect with --compare, which reads what was measured",
+            f"{', '.join(idle)}: no effect with --compare, which reads existing measurements",
             stacklevel=1,
         )
     compare_runs(args.compare, args.out or Path("evaluation"), args.step)

@@ -17,9 +17,9 @@ from data_pipeline.faces import detectors
 from data_pipeline.faces.detectors import Detection, Detector
 from persongen_jax.weights.formats.keypoint_net import load_keypoint_net
 
-BATCH = 32  # pictures per call of the network: one shape, so that nothing is compiled twice
-THRESHOLD = 0.5  # of the probability that a face is there
-SMALLEST = 1e-2  # pixels; a face without extent is none
+BATCH = 32  # images per call of the network: one shape, so that nothing recompiles
+THRESHOLD = 0.5  # on the probability of a face
+SMALLEST = 1e-2  # pixels; a face without extent does not count
 
 
 def open_detector(name: str, path: str | os.PathLike | None = None) -> Detector:
@@ -51,10 +51,10 @@ def open_reference_detector(base: str | os.PathLike | None = None, name: str = "
 
 
 class KeypointsDetector(Detector):
-    """A KeypointNet on pictures of any size, which it sees in its own.
+    """A KeypointNet on images of any size, which are resized to its own.
 
     Args:
-        path: the network's folder, as persongen_jax/weights/formats/keypoint_net.py writes it.
+        path: the network's folder, as written by persongen_jax/weights/formats/keypoint_net.py.
     """
 
     name = "keypoints"
@@ -87,7 +87,7 @@ class KeypointsDetector(Detector):
 
 
 def _frame(image):
-    """What a square lacks of the picture in its middle: rows and columns, and (left, top)."""
+    """The padding that makes an image square: rows and columns, and (left, top)."""
     height, width = image.shape[:2]
     side = max(height, width)
     left, top = (side - width) // 2, (side - height) // 2
@@ -95,7 +95,7 @@ def _frame(image):
 
 
 def _make_square(image):
-    """The picture in the middle of a square whose rest repeats its edges."""
+    """The image centred in a square that is padded by repeating its edges."""
     rest, _ = _frame(image)
     return np.pad(image, rest, mode="edge") if np.any(rest) else image
 

@@ -1,4 +1,4 @@
-"""A disk or a quota that is full: told from other errors, and outlived where it does no harm."""
+"""Detects a full disk or quota, and survives it where that does no harm."""
 
 import contextlib
 import errno
@@ -18,10 +18,10 @@ def is_full(error: Exception) -> bool:
 
 @contextlib.contextmanager
 def unless_full(path: str | os.PathLike) -> Iterator[None]:
-    """What is written inside may find the disk full: a warning says so, and nothing is raised."""
+    """Writing inside may hit a full disk: that logs a warning and does not raise."""
     try:
         yield
     except OSError as error:
         if not is_full(error):
             raise
-        log.warning("%s: no space left on the device; going on without it", path)
+        log.warning("%s: no space left on the device; continuing without it", path)

@@ -1,4 +1,4 @@
-"""Which keys of a config may change when a run goes on, and which would make it another run."""
+"""Which keys of a config may change when a run resumes, and which would make it another run."""
 
 import os
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ FREE = (
     *("loader", "cache", "cache_kinds", "remat", "grad_accum", "fsdp", "shard_frozen"),
     *("offload_encoders", "cpu_devices", "judges_are_inputs", "download"),
 )
-# Keys that say where something lies; it may have moved, under the same name.
+# Keys that say where something is; it may have moved, under the same name.
 PLACES = (
     *(
         "base",
@@ -31,8 +31,8 @@ PLACES = (
     ),
     *("clip", "face_net", "face_detector", "classifier", "validation_prompts"),
 )
-# Keys that a run may change on its way, and that make a difference in a comparison: how far it
-# goes, and how it is validated.
+# Keys that a run may change when it resumes, but that matter in a comparison: how long it trains,
+# and how it is validated.
 ON_THE_WAY = ("steps", "clip", "face_net", "face_detector", "classifier", "validat*", "metrics")
 
 
@@ -57,12 +57,12 @@ def check_version(saved: dict, where: str | os.PathLike) -> None:
 
 
 def differences(before: dict, now: dict, free: Sequence[str] = FREE) -> list[str]:
-    """A line for every key that differs and is not free: key: was -> is.
+    """A line per key that differs and is not free: key: was -> is.
 
     Args:
         before: the config that a run was made with, complete (systems.open.complete_config).
-        now: the config that it is to go on with.
-        free: names of keys, or their beginnings with a * behind.
+        now: the config that it is to resume with.
+        free: names of keys, or prefixes followed by a *.
     """
     lines = []
     for key in sorted(before.keys() | now.keys()):
@@ -75,20 +75,20 @@ def differences(before: dict, now: dict, free: Sequence[str] = FREE) -> list[str
 
 
 def check_same_run(workdir: str | os.PathLike, before: dict, now: dict) -> None:
-    """ValueError, with the differences, if a run cannot go on with the config ``now``."""
+    """ValueError with the differences if a run cannot resume with the config ``now``."""
     lines = differences(before, now, FREE + ON_THE_WAY)
     if lines:
         raise ValueError(
-            f"{workdir} was trained with another config (was -> now): {'; '.join(lines)}. Go on "
-            "with the old values; or give another --workdir, and to begin with the weights that "
+            f"{workdir} was trained with another config (was -> now): {'; '.join(lines)}. Use "
+            "the old values; or give another --workdir, and to start from the weights that "
             f"were trained here, --config.start_from={workdir}"
         )
 
 
 def settle_schedule(config: ConfigDict, before: dict | None) -> ConfigDict:
-    """The config with ``schedule_steps`` for good, where the learning rate falls.
+    """The config with ``schedule_steps`` fixed if the learning rate decays.
 
-    A run that goes on with more steps, or fewer, keeps the curve that it began with.
+    A run that resumes with more or fewer steps keeps its original schedule.
 
     Args:
         before: the config in the run's own checkpoint; None when the run begins.
@@ -104,7 +104,7 @@ def settle_schedule(config: ConfigDict, before: dict | None) -> ConfigDict:
 
 
 def check_steps(config: ConfigDict, workdir: str | os.PathLike, start: int) -> list[str]:
-    """What is to be said of a run that goes on from step ``start``; ValueError if it cannot.
+    """Lines to log when a run resumes from step ``start``; ValueError if it cannot.
 
     Returns:
         A list of lines for the log.
@@ -119,14 +119,14 @@ def check_steps(config: ConfigDict, workdir: str | os.PathLike, start: int) -> l
         return []
     if end <= start < steps:
         raise ValueError(
-            f"{workdir}: the learning rate (config.lr_schedule={config.lr_schedule}) has come to 0 "
-            f"at step {end}, where this run's schedule ends (config.schedule_steps), so that more "
+            f"{workdir}: the learning rate (config.lr_schedule={config.lr_schedule}) has reached 0 "
+            f"at step {end}, where this run's schedule ends (config.schedule_steps), so more "
             f"steps, to {steps}, would change nothing; give another --workdir with "
-            f"--config.start_from={workdir} to go on with these weights and a curve of their own"
+            f"--config.start_from={workdir} to continue from these weights with a new schedule"
         )
     line = f"lr_schedule={config.lr_schedule} ends at step {end} (config.schedule_steps)"
     if start:
-        line += ", as this run began"
+        line += ", as at the start of this run"
     after = f", and the steps from there to {steps} change nothing" if end < steps else ""
     return [line + after]
 

@@ -1,11 +1,11 @@
-"""Train a system. Read from top to bottom, in the order in which it runs.
+"""Train a system. Read from top to bottom, in the order of execution.
 
     python -m persongen_jax.train --config configs/mini/photomaker_bg.py
     python -m persongen_jax.train --config configs/base.py --config.base=/path/to/sdxl --dry_run
 
-Any key of the config can be overridden by --config.KEY=VALUE. The same command again continues
-where the last checkpoint was made. What is trained (the model, its examples, its losses) is the
-config's System; the loop knows none of them (persongen_jax/systems/base.py).
+Any key of the config can be overridden with --config.KEY=VALUE. The same command resumes from the
+last checkpoint. The config's System defines what is trained (the model, its examples, its losses);
+the loop knows none of it (persongen_jax/systems/base.py).
 """
 
 import argparse
@@ -48,9 +48,9 @@ log = logging.getLogger(__name__)
 
 
 def train(config: ConfigDict, workdir: Path, dry_run: bool = False) -> bool:
-    """Train by ``config``, with checkpoints and metrics.jsonl in ``workdir``.
+    """Train with ``config``, with checkpoints and metrics.jsonl in ``workdir``.
 
-    Returns whether all is done: False if a signal ended it before, be it in the last validation.
+    Returns whether all is done: False if a signal ended it, even in the last validation.
     """
     if dry_run or not distributed.is_first():
         return train_alone(config, workdir, dry_run)
@@ -59,7 +59,7 @@ def train(config: ConfigDict, workdir: Path, dry_run: bool = False) -> bool:
 
 
 def train_alone(config: ConfigDict, workdir: Path, dry_run: bool = False) -> bool:
-    """:func:`train`, when no other run is in ``workdir``."""
+    """:func:`train`, when no other run is using ``workdir``."""
     check_ranges(config)
     mesh = make_mesh(fsdp=config.fsdp)
     check_parts(config, mesh.size)
@@ -108,7 +108,7 @@ def train_alone(config: ConfigDict, workdir: Path, dry_run: bool = False) -> boo
     logs = distributed.log_folder(workdir)
     write_json(logs / "config.json", settings)
 
-    # The step: a program for each shape of the batch, compiled on its first batch.
+    # The step: a program per batch shape, compiled on its first batch.
     peak, origin = flop_count.peak_flops(jax.devices())
 
     def say(count, flops, seconds):
@@ -131,7 +131,7 @@ def train_alone(config: ConfigDict, workdir: Path, dry_run: bool = False) -> boo
     watch, done, running = Stopwatch(), start, None
     bar = tqdm(initial=start, total=config.steps, unit="step", disable=not distributed.is_first())
 
-    # A signal is answered between two steps. Before this point it may just end the process, as
+    # Signals are handled between two steps. Before this point they may simply end the process, as
     # nothing would be lost.
     rows = MetricsFile(logs / "metrics.jsonl", start, progress.get("unlogged", ()))
     in_a_row = progress.get("bad_steps", ())
@@ -144,7 +144,7 @@ def train_alone(config: ConfigDict, workdir: Path, dry_run: bool = False) -> boo
 
         def save():
             bad_steps.check()
-            with unless_full(config.get("cache")):  # what is not stored is computed again
+            with unless_full(config.get("cache")):  # rows not stored are computed again
                 examples.flush()
             progress = {"data": examples.state(done), "unlogged": rows.kept()}
             progress["bad_steps"] = bad_steps.in_a_row
@@ -166,10 +166,9 @@ def train_alone(config: ConfigDict, workdir: Path, dry_run: bool = False) -> boo
             with watch.paused(), jax.set_mesh(mesh):
                 program.prepare(state, frozen, batch, np.int32(done))
             state, metrics = program(state, frozen, batch, np.int32(done))
-            # One step is under way while the next is prepared, and never more: then a signal finds
-            # little left to finish.
+            # At most one step runs while the next is prepared, so a signal leaves little to do.
             jax.block_until_ready(running)
-            bad_steps.check()  # those before this one
+            bad_steps.check()  # the steps before this one
             running = metrics["loss"]
             rows.keep(metrics)
             done += 1
@@ -214,7 +213,7 @@ def led_by(held: list, stream):
 
 
 def check_parts(config, devices: int):
-    """ValueError unless the batch divides into ``grad_accum`` parts and each among the devices."""
+    """ValueError unless the batch splits into ``grad_accum`` parts and each over the devices."""
     if config.grad_accum < 1 or config.batch_size % (config.grad_accum * devices):
         raise ValueError(
             f"config.batch_size={config.batch_size} does not divide evenly into "

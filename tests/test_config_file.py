@@ -1,12 +1,13 @@
 """Where a config file is looked for."""
 
+import argparse
 from pathlib import Path
 
 import pytest
 
 import configs
-from persongen_jax.config import config_file
-from persongen_jax.study.__main__ import load_config
+from persongen_jax.cli import parse_with_config
+from persongen_jax.config import config_file, load_config
 
 INSTALLED = Path(configs.__file__).parent
 
@@ -22,6 +23,13 @@ def test_an_installed_config_is_found_from_any_folder():
     assert config_file("configs/attributes/classifier.py") == found
     assert config_file("configs/attributes/classifier.py:digits") == f"{found}:digits"
     assert load_config("configs/mini/photomaker.py", {"steps": 7}).steps == 7
+
+
+def test_a_command_knows_the_config_by_the_name_that_was_given():
+    words = ["--config", "configs/mini/photomaker.py", "--config.steps=7"]
+    args, config = parse_with_config(argparse.ArgumentParser(), words, "configs/base.py")
+    assert args.config == "configs/mini/photomaker.py"  # a run's default folder follows from it
+    assert config.steps == 7 and config.size == 64
 
 
 def test_a_file_of_the_working_directory_comes_first(elsewhere):

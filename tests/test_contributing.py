@@ -12,17 +12,18 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 FORMATS = "persongen_jax/weights/formats"
+KINDS = "persongen_jax/weights/recognition/kinds.py"
 IMPORTING = "persongen_jax/convert/importing.py"
 # Where each block goes, in their order: a new file, or (a file, the line that it follows).
 PLACES = (
     "persongen_jax/metrics/images/brightness.py",
     ("persongen_jax/metrics/registry.py", '    "recall_attributes": f"{_HERE}.sets'),
     "tests/metrics/test_brightness.py",
-    (f"{FORMATS}/identify.py", "NAMES = {"),
+    (KINDS, "NAMES = {"),
     f"{FORMATS}/arcface_training.py",
     (IMPORTING, "        writer = _import_arcface"),
     "tests/weights/formats/test_arcface_training.py",
-    ("tests/weights/formats/test_identify.py", "FILES = {"),
+    ("tests/convert/test_identify.py", "FILES = {"),
 )
 # What the text says in words: (file, was, is).
 SAID = (
@@ -32,9 +33,9 @@ SAID = (
     (IMPORTING, "with open_arcface(path)", "with opener(path)"),
     (
         IMPORTING,
-        "from persongen_jax.weights.formats.identify",
-        "from persongen_jax.weights.formats.arcface_training import open_arcface_training\n"
-        "from persongen_jax.weights.formats.identify",
+        "arcface import open_arcface\n",
+        "arcface import open_arcface\n"
+        "from persongen_jax.weights.formats.arcface_training import open_arcface_training\n",
     ),
 )
 
@@ -68,7 +69,7 @@ def test_the_examples_work(tmp_path):
         path.write_text(content.replace(was, now), encoding="utf-8")
 
     files = ("metrics/test_brightness", "metrics/test_registry")
-    files += ("weights/formats/test_arcface_training", "weights/formats/test_identify")
+    files += ("weights/formats/test_arcface_training", "convert/test_identify")
     names = [f"tests/{name}.py" for name in files]
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *names],

@@ -1,6 +1,6 @@
 """CelebA, 64x64, from its 40 attributes: the seed's experiment, with its network and rates.
 
-CelebA's pictures may be used for non-commercial research alone; they belong to their owners (see
+CelebA's images may be used for non-commercial research only; they belong to their owners (see
 http://mmlab.ie.cuhk.edu.hk/projects/CelebA.html).
 
     python -m persongen_jax.train --config configs/attributes/classifier.py:celeb_a \\

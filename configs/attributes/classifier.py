@@ -1,15 +1,15 @@
-"""The judge of each data set: a classifier of its attributes, measured on pictures held out.
+"""The judge of each data set: a classifier of its attributes, evaluated on held-out images.
 
     python -m persongen_jax.train --config configs/attributes/classifier.py:digits \\
         --workdir runs/attributes/digits_classifier
 
-After the colon stands the data set: digits, drawn_faces, mnist or celeb_a. A plain folder:
+The data set follows the colon: digits, drawn_faces, mnist or celeb_a. A plain folder:
 --config configs/attributes/classifier.py:celeb_a --config.data=FOLDER.
 """
 
 from persongen_jax.systems.attribute_classifier import Classifier
 
-# Size of the pictures, channels of the levels, steps.
+# Size of the images, channels of the levels, steps.
 SETS = {
     "digits": (8, (32, 64), 1500),
     "drawn_faces": (32, (16, 32, 64, 96), 1200),
@@ -32,5 +32,5 @@ def get_config(data="digits"):
     config.lr_schedule, config.warmup_steps, config.clip_norm = "cosine", 50, 1.0
     config.log_every, config.checkpoint_every = 50, 500
     config.validation_every = config.steps
-    config.seed = 7  # not the generator's
+    config.seed = 7  # differs from the generator's
     return config

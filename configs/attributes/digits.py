@@ -1,4 +1,4 @@
-"""Handwritten digits, 8x8, from the digit that is asked for; nothing to download.
+"""Handwritten digits, 8x8, conditioned on the digit; nothing to download.
 
     python -m persongen_jax.train --config configs/attributes/classifier.py:digits \\
         --workdir runs/attributes/digits_classifier
@@ -20,7 +20,7 @@ def get_config():
     config.data, config.size = "digits", 8
     config.block_out_channels, config.attention = (32, 64), (False, True)
     config.norm_num_groups = 8
-    config.hide_prob = 0.0  # a digit is known, or it is not
+    config.hide_prob = 0.0  # a single class is known or unknown as a whole
 
     config.steps, config.batch_size = 3000, 128
     config.lr_model = 2e-3

@@ -1,4 +1,4 @@
-"""Drawn faces, 32x32, from seven attributes; a fifth of the combinations is never shown.
+"""Drawn faces, 32x32, from seven attributes; training never sees a fifth of the combinations.
 
     python -m persongen_jax.train --config configs/attributes/classifier.py:drawn_faces \\
         --workdir runs/attributes/drawn_faces_classifier
@@ -21,8 +21,8 @@ def get_config():
     config.layers_per_block, config.norm_num_groups = 1, 8
 
     config.steps, config.batch_size = 2000, 64
-    config.cpu_devices = 2  # has to divide the batch
-    # Muon moves matrices and kernels, Adam the rest; as for the miniature's UNet.
+    config.cpu_devices = 2  # must divide the batch
+    # Muon updates matrices and kernels, Adam the rest; as for the miniature's UNet.
     config.optimizer = "muon"
     config.optimizer_options = {
         "ns_steps": 4,

@@ -1,4 +1,4 @@
-"""The same without attributes: what conditioning is compared with.
+"""The same without attributes: the baseline for conditioning.
 
 python -m persongen_jax.train --config configs/attributes/drawn_faces_unconditional.py
 """

@@ -1,4 +1,4 @@
-"""MNIST, 28x28, from the digit that is asked for, through tensorflow-datasets.
+"""MNIST, 28x28, conditioned on the digit, through tensorflow-datasets.
 
     python -m persongen_jax.train --config configs/attributes/classifier.py:mnist \\
         --workdir runs/attributes/mnist_classifier --config.download=True

@@ -3,9 +3,9 @@
     python -m persongen_jax.study --config configs/attributes/study.py
     python -m benchmarks.attributes frechet --study runs/attributes/study
 
-Both are generated without guidance, which trades likeness to the data for attributes. The judge is
-trained first: configs/attributes/classifier.py:drawn_faces. 250 steps took 74 minutes on two
-cores that did other work too, and are too few to learn the attributes; for a study at full length
+Both generate without guidance, which trades similarity to the data for attributes. Train the judge
+first: configs/attributes/classifier.py:drawn_faces. 250 steps took 74 minutes on two cores that
+were also busy with other work, and are too few to learn the attributes; for a full-length study set
 --config.overrides.steps=2000.
 """
 

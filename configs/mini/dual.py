@@ -1,4 +1,4 @@
-"""Identity by text space and by an attention branch (thesis, 5.2.2) in the miniature world.
+"""Identity through text space and an attention branch (thesis, 5.2.2) in the miniature world.
 
 python -m persongen_jax.train --config configs/mini/dual.py
 """

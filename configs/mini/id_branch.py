@@ -1,4 +1,4 @@
-"""Identity by an attention branch (thesis, 5.2.1) in the miniature world.
+"""Identity through an attention branch (thesis, 5.2.1) in the miniature world.
 
 python -m persongen_jax.train --config configs/mini/id_branch.py
 """

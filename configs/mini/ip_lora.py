@@ -1,8 +1,8 @@
-"""Identity by an attention branch, and LoRA everywhere (thesis, 5.2.3), in the miniature world.
+"""Identity through an attention branch, and LoRA everywhere (thesis, 5.2.3), in miniature.
 
     python -m persongen_jax.train --config configs/mini/ip_lora.py
 
-Everything is learned here, from nothing; the thesis starts from PhotoMaker's weights
+Everything is learned here from scratch; the thesis starts from PhotoMaker's weights
 (--config.start_from=FILE).
 """
 

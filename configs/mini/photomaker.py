@@ -4,7 +4,7 @@
 
 The base, CLIP, the face nets and the people are the project's own (persongen_jax/assets,
 data_pipeline/people.py). Rates are higher and runs shorter than at full size, because the networks
-are small and the identity is learned from nothing.
+are small and the identity is learned from scratch.
 """
 
 from pathlib import Path
@@ -13,7 +13,7 @@ import persongen_jax
 from configs.base import get_config as base_config
 
 ASSETS = Path(persongen_jax.__file__).parent / "assets"
-# Circumstances that training does not draw.
+# Variations that training does not contain.
 UNSEEN = "pictures=3&first_picture=1000000"
 
 
@@ -22,7 +22,7 @@ def get_config():
     config.base = str(ASSETS / "sdxl")
     config.id_encoder = str(ASSETS / "clip")
     config.clip = str(ASSETS / "clip")
-    config.judges_are_inputs = ("clip_t",)  # the miniature has one CLIP alone
+    config.judges_are_inputs = ("clip_t",)  # the miniature has only one CLIP
     config.face_net = str(ASSETS / "face_net" / "model.safetensors")
     config.face_detector = f"keypoints:{ASSETS / 'sdxl' / 'face_detector'}"
     config.data = "people:in_train?identities=1000&pictures=12&framing=portrait"
@@ -32,13 +32,13 @@ def get_config():
 
     config.batch_size = 32
     config.rank = 16
-    # From CLIP's own scale, a run of minutes ends before the face is heard beside the class word.
+    # At CLIP's own scale, a run of minutes ends before the face acts next to the class word.
     config.id_gain = 6.0
     config.lora_alpha = 16.0
     config.lr_projections = 1e-3
     config.lr_fuse_module = 1e-3
     config.lr_lora = 3e-4
-    # Of what other methods train; the rest of the file is theirs as well.
+    # Rates of what other methods train; they share the rest of the file.
     config.lr_background = 3e-4
     config.lr_body = 3e-4
     config.lr_identity = 3e-4
@@ -46,8 +46,8 @@ def get_config():
     config.lr_schedule = "cosine"
     config.warmup_steps = 50
     config.clip_norm = 1.0
-    # A face shows in the loss where the noise leaves room for it: at SNR below 1. The rest of the
-    # loss is almost all noise to the gradient (300 steps with 1, large faces and the rates above:
+    # A face affects the loss only where noise does not dominate: at SNR below 1. The rest of the
+    # loss is almost all noise for the gradient (300 steps with 1, large faces and the rates above:
     # Face-Sim 0.33; 600 steps with equal weights, all framings and lr_lora 1e-3: 0.10, same seed).
     config.min_snr_gamma = 1.0
     config.steps = 400
@@ -64,6 +64,6 @@ def get_config():
     config.validation_steps = 20
     config.validation_merge_step = 2
     config.validation_guidance = 4.0
-    config.validation_negative_prompt = ""  # the miniature has never read those words
+    config.validation_negative_prompt = ""  # the miniature's vocabulary lacks the default's words
     config.validation_batch = 16
     return config

@@ -2,7 +2,7 @@
 
     python -m persongen_jax.train --config configs/mini/photomaker_bg.py
 
-PhotoMaker, with the background as a prompt of its own. Everything is learned here, from nothing;
+PhotoMaker, with a separate prompt for the background. Everything is learned here from scratch;
 the thesis starts from PhotoMaker's weights (--config.start_from=FILE).
 """
 

@@ -4,8 +4,8 @@
         --config.base=/path/to/sdxl --config.id_encoder=/path/to/clip-vit-large-patch14 \\
         --config.data=/path/to/photographs
 
-Those that start from PhotoMaker's weights look for them in ``PHOTOMAKER``; give --config.start_from
-for another place. The rows below are for ``config.trainable``.
+Configs that start from PhotoMaker's weights expect them in ``PHOTOMAKER``; give --config.start_from
+for another path. The rows below are for ``config.trainable``.
 """
 
 PHOTOMAKER = "weights/photomaker-v1.bin"

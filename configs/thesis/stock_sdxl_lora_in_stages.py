@@ -1,4 +1,4 @@
-"""Experiment 4 of the wrongly set ones (thesis, A.1.4): in stages.
+"""Experiment 4 of the misconfigured ones (thesis, A.1.4): in stages.
 
 First stock_sdxl_fuse_module.py's run, then LoRA.
 """

@@ -1,4 +1,4 @@
-"""Experiment 3 of the wrongly set ones (thesis, A.1.3): with LoRA of rank 1 at 1e-5."""
+"""Experiment 3 of the misconfigured ones (thesis, A.1.3): with LoRA of rank 1 at 1e-5."""
 
 from configs.thesis import HEADS, LORA, MLP
 from configs.thesis.stock_sdxl_fuse_module import get_config as stock_sdxl_fuse_module_config

@@ -1,4 +1,4 @@
-"""Experiment 5 of the wrongly set ones (thesis, A.1.5): LoRA of rank 16 after rank 1.
+"""Experiment 5 of the misconfigured ones (thesis, A.1.5): LoRA of rank 16 after rank 1.
 
 Continues stock_sdxl_lora_rank_1.py's run, whose LoRA of rank 1 is replaced by a new one.
 """

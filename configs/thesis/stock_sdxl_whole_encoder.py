@@ -1,6 +1,6 @@
-"""Experiment 1 of the wrongly set ones (thesis, A.1.1): stock SDXL, trained at 512, seen at 1024.
+"""Experiment 1 of the misconfigured ones (thesis, A.1.1): stock SDXL trained at 512, seen at 1024.
 
-The whole CLIP encoder, the MLP and LoRA of rank 64, as whole_encoder_and_lora.py.
+The whole CLIP encoder, the MLP and LoRA of rank 64, as in whole_encoder_and_lora.py.
 """
 
 from configs.thesis import STOCK_SDXL

@@ -6,5 +6,5 @@ from configs.thesis.whole_encoder_and_lora import get_config as whole_encoder_an
 
 def get_config():
     config = whole_encoder_and_lora_config()
-    config.trainable = (ENCODER, HEADS, MLP)  # a LoRA that is not trained adds nothing
+    config.trainable = (ENCODER, HEADS, MLP)  # an untrained LoRA adds nothing
     return config

@@ -1,4 +1,4 @@
-"""Experiment 1 (thesis, 5.1.1): as PhotoMaker's paper trains, from scratch; the identity collapses.
+"""Experiment 1 (thesis, 5.1.1): like PhotoMaker's paper, from scratch; the identity collapses.
 
 The whole CLIP encoder and the MLP at 1e-5, LoRA of rank 64 at 1e-4.
 """

@@ -1,1 +1,1 @@
-"""Pictures with attributes: what a picture shows, as yes, no or unknown."""
+"""Images with attributes: what an image shows, as yes, no or unknown."""

@@ -1,4 +1,4 @@
-"""What the columns of a table mean: an attribute, or a class of which exactly one holds."""
+"""The meaning of a table's columns: an attribute, or a class of which exactly one holds."""
 
 from dataclasses import dataclass
 
@@ -13,8 +13,8 @@ MOST_MEMBERS = 1000
 @dataclass(frozen=True)
 class Column:
     """Attributes:
-    members: of a class, their names; None of an attribute.
-    codes: what each different cell says: 1 or 0, or a member's number; UNKNOWN.
+    members: names of a class' members; None for an attribute.
+    codes: the meaning of each distinct cell: 1 or 0, or a member's index; UNKNOWN.
     """
 
     name: str
@@ -26,7 +26,7 @@ class Column:
         return len(set(self.codes.values()) - {UNKNOWN}) < 2
 
     def values(self, cells: list[str]) -> np.ndarray:
-        """[rows, 1], or [rows, members] of a class, int8."""
+        """[rows, 1], or [rows, members] for a class, int8."""
         codes = np.fromiter(map(self.codes.__getitem__, cells), np.int16, len(cells))
         if self.members is None:
             return codes[:, None].astype(np.int8)
@@ -36,7 +36,7 @@ class Column:
 
 
 def read_values(table: Table) -> tuple[Vocabulary, np.ndarray]:
-    """What the columns mean, and what they say: [rows, K] int8, 1, 0 or UNKNOWN."""
+    """The columns' meaning and values: the vocabulary, and [rows, K] int8, 1, 0 or UNKNOWN."""
     others = {table.file_column, *table.split_columns}
     places = [place for place in range(len(table.names)) if place not in others]
     columns = [_read_column(table, place) for place in places]
@@ -67,16 +67,16 @@ def _read_column(table: Table, place: int) -> Column:
     name = table.names[place]
     if -1 in numbers.values() and set(numbers.values()) - {-1, 1, None}:
         raise TableError(
-            f"{table.path}: column {name} holds -1 beside other numbers, which may mean no or "
+            f"{table.path}: column {name} holds -1 next to other numbers, which may mean no or "
             "unknown; write 1 and 0, and leave unknown cells empty"
         )
     if all(value in (0, 1) for value in said.values()):
-        return Column(name, None, {c: int(value) for c, value in said.items()} | unknown)
+        return Column(name, None, {c: int(value or 0) for c, value in said.items()} | unknown)
     if None not in numbers.values():
         members, codes = _number_members(table, place, numbers)
     else:
         _check_words(table, place, said)
-        # "none" may be a word like others: no hat at all.
+        # "none" may be an ordinary word: no hat at all.
         words = [cell for cell in cells if cell in said or cell.casefold() == "none"]
         members, codes = _word_members(words)
     if len(members) > MOST_MEMBERS:
@@ -96,7 +96,7 @@ def _number(cell: str) -> float | None:
 
 
 def _number_members(table: Table, place: int, numbers: dict) -> tuple[list[str], dict[str, int]]:
-    """The classes of a column of whole numbers by size, and the class of each cell."""
+    """The members of a column of whole numbers, in ascending order, and each cell's member."""
     broken = next((cell for cell, number in numbers.items() if not number.is_integer()), None)
     if broken is not None:
         raise TableError(
@@ -110,7 +110,7 @@ def _number_members(table: Table, place: int, numbers: dict) -> tuple[list[str],
 
 
 def _word_members(words: list[str]) -> tuple[list[str], dict[str, int]]:
-    """The classes of a column of words by alphabet, and the class of each cell."""
+    """The members of a column of words, in alphabetical order, and each cell's member."""
     spelling = {}
     for word in words:
         spelling.setdefault(plain(word), word)
@@ -120,8 +120,8 @@ def _word_members(words: list[str]) -> tuple[list[str], dict[str, int]]:
 
 
 def _check_words(table: Table, place: int, said: dict) -> None:
-    """TableError for a word in a column that otherwise says yes and no."""
-    # Letters may be words of their own: m and f.
+    """TableError for another word in a column of yes and no."""
+    # Single letters may be words of a class: m and f.
     letters = {cell for cell in said if len(cell) == 1 and cell.isalpha()}
     clear = {cell for cell, value in said.items() if value in (0, 1)} - letters
     if {said[cell] for cell in clear} == {0, 1}:

@@ -1,4 +1,4 @@
-"""Handwritten digits that ship with scikit-learn: 1,797 pictures of 8x8, nothing to download."""
+"""Handwritten digits that ship with scikit-learn: 1,797 images of 8x8, nothing to download."""
 
 import numpy as np
 
@@ -7,11 +7,11 @@ from data_pipeline.attributes.vocabulary import Vocabulary
 
 VOCABULARY = Vocabulary.of_classes("digit", tuple(map(str, range(10))))
 SHAPE = (8, 8, 1)
-HELD_OUT = 6  # every sixth picture is for testing
+HELD_OUT = 6  # every sixth image is for testing
 
 
 def open_digits() -> AttributeData:
-    """Grey pictures [8, 8, 1] and the class ``digit``.
+    """Grey images [8, 8, 1] and the class ``digit``.
 
     Raises:
         ImportError: scikit-learn is not installed.

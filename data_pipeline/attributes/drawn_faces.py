@@ -1,10 +1,10 @@
-"""Drawn faces with attributes of which the renderer is certain: the miniature's CelebA.
+"""Drawn faces whose attributes are known exactly: the miniature's CelebA.
 
     python -m data_pipeline.attributes.drawn_faces --out faces --count 200 --size 64
 
-writes such faces as a plain folder with its table. Every attribute is chosen for itself, so that
-all 128 combinations can be drawn; a fifth of them is left out of training on purpose. A face is the
-same at every size.
+writes such faces as a plain folder with its table. Attributes are chosen independently, so all 128
+combinations can be drawn; a fifth of them is left out of training on purpose. A face looks the same
+at every size.
 """
 
 import argparse
@@ -30,12 +30,12 @@ VOCABULARY = Vocabulary(
 )
 TRAIN, TEST = 20_000, 4_000  # faces
 SMALLEST = 16  # pixels
-ATTRIBUTES, COMBINATION, LOOK = range(3)  # parts of keys: what is drawn from them
+ATTRIBUTES, COMBINATION, LOOK = range(3)  # parts of random keys: what they are used for
 BATCH = 512
 
 
 def describe(size: int) -> Description:
-    """Of faces of ``size`` pixels; ValueError for fewer than 16."""
+    """For faces of ``size`` pixels; ValueError for fewer than 16."""
     if size < SMALLEST:
         raise ValueError(f"drawn faces of {size} pixels: at least {SMALLEST} are needed")
     return Description(VOCABULARY, (size, size, 3))
@@ -44,7 +44,7 @@ def describe(size: int) -> Description:
 def open_drawn_faces(size: int, train: int = TRAIN, test: int = TEST) -> AttributeData:
     """Drawn faces, uint8 [size, size, 3]; ``test`` has other people, and all combinations.
 
-    They are drawn when the first of them is read; 20,000 of 32 pixels take 15 s on one core.
+    They are drawn when the first one is read; 20,000 of 32 pixels take 15 s on one core.
 
     Raises:
         ValueError: fewer than 16 pixels.
@@ -88,8 +88,8 @@ def seen_combinations() -> np.ndarray:
     return np.array([row for row in all_combinations() if tuple(row) not in unseen], np.int8)
 
 
-def draw_values(split: str, count: int, combinations) -> np.ndarray:
-    """[count, K] int8, each row one of ``combinations`` with equal chance."""
+def draw_values(split: str, count: int, combinations: np.ndarray) -> np.ndarray:
+    """[count, K] int8, each row one of ``combinations`` with equal probability."""
     number = Draws(_keys(split, np.arange(count), ATTRIBUTES)).choice(np.ones(len(combinations)))
     return combinations[number]
 
@@ -98,9 +98,9 @@ def draw_values(split: str, count: int, combinations) -> np.ndarray:
 
 
 class DrawnFaces:
-    """The faces of a split as a sequence of pictures; all are drawn when one is first read."""
+    """The faces of a split as a sequence of images; all are drawn when the first one is read."""
 
-    def __init__(self, split: str, values, size: int):
+    def __init__(self, split: str, values: np.ndarray, size: int):
         self._split, self._values, self.shape = split, values, (size, size, 3)
 
     def __len__(self):
@@ -114,7 +114,7 @@ class DrawnFaces:
         return draw_faces(self._split, self._values, self.shape[0])
 
 
-def draw_faces(split: str, values, size: int) -> np.ndarray:
+def draw_faces(split: str, values: np.ndarray, size: int) -> np.ndarray:
     """Face number i of a split with the attributes ``values[i]``: uint8 [n, size, size, 3]."""
     faces = np.empty((len(values), size, size, 3), np.uint8)
     for start in range(0, len(values), BATCH):
@@ -127,11 +127,11 @@ def draw_faces(split: str, values, size: int) -> np.ndarray:
 
 
 def _with_attributes(people: Identities, values, draws: Draws) -> Identities:
-    """The people, adults without further marks, with what ``values`` says of them."""
+    """The people, adults without other features, with the attributes in ``values``."""
     has = dict(zip(VOCABULARY.names, values.T.astype(bool), strict=True))
 
     def either(name, yes, no):
-        """One of the table's places ``yes`` where the attribute holds, else one of ``no``."""
+        """The entry ``yes`` of a table where the attribute holds, else one of ``no``."""
         chosen = [np.array(places)[draws.choice(np.ones(len(places)))] for places in (yes, no)]
         return np.where(has[name], *chosen)
 
@@ -139,7 +139,7 @@ def _with_attributes(people: Identities, values, draws: Draws) -> Identities:
     skin = np.where(has["dark_skin"], draws.uniform(4.0, 5.0), draws.uniform(0.3, 2.2))
     return replace(
         people,
-        class_word=np.full(len(people), 4),  # nothing is drawn by gender
+        class_word=np.full(len(people), 4),  # no feature depends on gender
         age=np.ones(len(people), np.int64),
         glasses=either("glasses", [1, 2], [0]),
         frame_colour=np.zeros(len(people), np.int64),
@@ -155,7 +155,7 @@ def _with_attributes(people: Identities, values, draws: Draws) -> Identities:
 
 
 def _portraits(pictures: Pictures, values, draws: Draws) -> Pictures:
-    """The face in the middle, upright, as large as the picture."""
+    """The face centred, upright, as large as the image."""
     has = dict(zip(VOCABULARY.names, values.T.astype(bool), strict=True))
     n = len(pictures)
     hats = [HATS.index(name) for name in ("hat", "cap", "beanie")]
@@ -185,7 +185,7 @@ def _keys(split: str, rows, *parts) -> np.ndarray:
 
 
 def write_folder(out: Path, count: int, size: int, split: str = "out_of_train") -> None:
-    """``out``/*.png and ``out``/attributes.csv, as data_pipeline.attributes.folder reads them."""
+    """Write ``out``/*.png and ``out``/attributes.csv for data_pipeline.attributes.folder."""
     out.mkdir(parents=True, exist_ok=True)
     values = draw_values(split, count, all_combinations())
     with open(out / "attributes.csv", "w", newline="", encoding="utf-8") as file:
@@ -198,7 +198,7 @@ def write_folder(out: Path, count: int, size: int, split: str = "out_of_train") 
 
 
 @command
-def main(argv=None):
+def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m data_pipeline.attributes.drawn_faces", description=__doc__.split("\n")[0]
     )

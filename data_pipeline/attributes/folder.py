@@ -1,4 +1,4 @@
-"""A folder of pictures and a table of what they show.
+"""A folder of images and a table of what they show.
 
     faces/0001.png  faces/0002.png  ...  faces/attributes.csv:
 
@@ -8,7 +8,7 @@
 
 A column of 1/0, 1/-1, yes/no or true/false is an attribute, an empty cell is unknown. A column of
 words or of other numbers is a class, of which exactly one holds. A column ``split`` says which
-pictures are for training; without it every tenth is held out. CelebA's own tables are read as well.
+images are for training; without it every tenth is held out. CelebA's own tables are read as well.
 """
 
 import hashlib
@@ -43,30 +43,34 @@ CELEBA_TERMS = (
     "CelebA is for non-commercial research only; its pictures belong to their owners "
     "(MMLAB, CUHK: https://mmlab.ie.cuhk.edu.hk/projects/CelebA.html)"
 )
-# Whether a picture is held out.
+# Whether an image is held out.
 SPLITS = {"train": False, "0": False}
 SPLITS |= dict.fromkeys(("val", "valid", "validation", "test", "1", "2"), True)
-HELD_OUT = 10  # every tenth picture, where no table says which
+HELD_OUT = 10  # every tenth image, if no table says which
 
 
-def describe_folder(folder, *, size: int, csv: str = "", channels: int = 3) -> Description:
-    """What open_folder will give, by the table alone; arguments and errors as there."""
+def describe_folder(
+    folder: str | Path, *, size: int, csv: str = "", channels: int = 3
+) -> Description:
+    """What open_folder would describe, from the table alone; arguments and errors as there."""
     return Description(read_values(_open_table(Path(folder), csv))[0], _shape(size, channels))
 
 
-def open_folder(folder, *, size: int, csv: str = "", channels: int = 3) -> AttributeData:
-    """The pictures of a folder and of the folders in it, uint8 [size, size, channels].
+def open_folder(
+    folder: str | Path, *, size: int, csv: str = "", channels: int = 3
+) -> AttributeData:
+    """The images of a folder and its subfolders, uint8 [size, size, channels].
 
-    Pictures of other sizes are cut to their middle square and scaled; one printed line says so.
+    Images of other sizes are centre-cropped to squares and scaled; one printed line says so.
 
     Args:
-        folder: where the pictures lie.
-        size: of the pictures, in pixels.
-        csv: the table; "": the only one that lies in the folder.
+        folder: the folder with the images.
+        size: of the images, in pixels.
+        csv: the table; "": the only one in the folder.
         channels: 3, or 1 for grey.
 
     Raises:
-        TableError: the table does not fit the pictures, or either cannot be read.
+        TableError: the table does not match the images, or one of them cannot be read.
     """
     folder = Path(folder)
     _shape(size, channels)
@@ -107,13 +111,13 @@ def _open_table(folder: Path, csv: str) -> Table:
     return table
 
 
-# ---- which row is which picture's ----------------------------------------------------------------
+# ---- matching rows and images ----------------------------------------------------------------
 
 
 class Names:
-    """Finds pictures by what a table calls them.
+    """Finds images by their names in a table.
 
-    That is a path from the folder on, or the file's name alone; both with or without its ending.
+    A name is a path relative to the folder, or a file name; both with or without extension.
     """
 
     def __init__(self, pictures: list[str]):
@@ -125,7 +129,7 @@ class Names:
                 level[key].append(number)
 
     def find(self, name: str) -> list[int]:
-        """The pictures of that name: [] if there is none, several if it does not tell them."""
+        """The images with that name: [] if there is none, several if it is ambiguous."""
         name = posixpath.normpath(name.replace("\\", "/"))
         return next((level[name] for level in self._levels if name in level), [])
 
@@ -135,7 +139,7 @@ def _without_ending(path: str) -> str:
 
 
 def _match(folder: Path, table: Table, pictures: list[str]) -> list[int]:
-    """The picture's number of each row."""
+    """The index of each row's image."""
     names, found, missing = Names(pictures), [], []
     for row, name in enumerate(table.column(table.file_column)):
         numbers = names.find(name)
@@ -166,7 +170,7 @@ def _check_all_named(folder: Path, table: Path, pictures: list[str], named: set[
 
 
 def _one_row_each(folder, table: Table, pictures, picture_of, values, held) -> np.ndarray:
-    """[pictures] the row of each; TableError if two rows of one differ."""
+    """[pictures] the row of each image; TableError if an image has two different rows."""
     rows = np.full(len(pictures), -1)
     for row, picture in enumerate(picture_of):
         first = rows[picture]
@@ -174,7 +178,7 @@ def _one_row_each(folder, table: Table, pictures, picture_of, values, held) -> n
             rows[picture] = row
         elif held[first] != held[row] or (values[first] != values[row]).any():
             raise TableError(
-                f"{table.at(row)}: {pictures[picture]} is said to be something else in line "
+                f"{table.at(row)}: {pictures[picture]} has other values in line "
                 f"{table.lines[first]}; remove one of the two"
             )
     return rows
@@ -184,7 +188,7 @@ def _one_row_each(folder, table: Table, pictures, picture_of, values, held) -> n
 
 
 def _read_splits(folder: Path, table: Table, pictures, picture_of):
-    """Whether each row's picture is held out, [rows] bool; and the file that says so, or None."""
+    """Whether each row's image is held out, [rows] bool; and the file that says so, or None."""
     if table.split_columns:
         return np.array(_split_cells(table, table.split_columns[0])), table.path
     for place in dict.fromkeys((table.path.parent, folder)):
@@ -192,8 +196,7 @@ def _read_splits(folder: Path, table: Table, pictures, picture_of):
             if path.is_file():
                 held = _read_split_file(folder, path, pictures)
                 return np.array([held[picture] for picture in picture_of]), path
-    held = _every_tenth(pictures)
-    return held[picture_of], None
+    return _every_tenth(pictures)[picture_of], None
 
 
 def _split_cells(table: Table, place: int) -> list[bool]:
@@ -204,11 +207,11 @@ def _split_cells(table: Table, place: int) -> list[bool]:
             f"{table.at(row)}: {table.names[place]} is {table.rows[row][place]!r}; write train, "
             "val or test"
         )
-    return held
+    return [bool(out) for out in held]
 
 
 def _read_split_file(folder: Path, path: Path, pictures: list[str]) -> dict[int, bool]:
-    """CelebA's list of splits: whether a picture is held out, by its number."""
+    """CelebA's list of splits: whether an image is held out, by its index."""
     if path.suffix == ".csv":
         table = read_table(path)
     else:
@@ -216,27 +219,27 @@ def _read_split_file(folder: Path, path: Path, pictures: list[str]) -> dict[int,
             lines = [line.split() for line in read_lines(path)]
         except TextError as error:
             raise TableError(str(error)) from None
-        lines = {number: cells for number, cells in enumerate(lines, 1) if cells}
-        bad = next((number for number, cells in lines.items() if len(cells) != 2), None)
+        rows = {number: cells for number, cells in enumerate(lines, 1) if cells}
+        bad = next((number for number, cells in rows.items() if len(cells) != 2), None)
         if bad:
             raise TableError(f"{path} line {bad}: write a picture's name and 0, 1 or 2")
-        table = Table(path, ["image_id", "partition"], list(lines.values()), list(lines))
+        table = Table(path, ["image_id", "partition"], list(rows.values()), list(rows))
     if not table.split_columns:
         raise TableError(f"{path}: no column named partition; name it so")
     names, held = Names(pictures), {}
     cells = _split_cells(table, table.split_columns[0])
     for name, out in zip(table.column(table.file_column), cells, strict=True):
-        held |= dict.fromkeys(names.find(name), out)  # it may tell of more pictures than are here
+        held |= dict.fromkeys(names.find(name), out)  # it may list more images than are here
     _check_all_named(folder, path, pictures, set(held))
     return held
 
 
 def _every_tenth(pictures: list[str]) -> np.ndarray:
-    """[pictures] bool, by their names alone: more pictures do not change which of them it is."""
-    numbers = [hashlib.sha256(picture.encode()).digest()[:8] for picture in pictures]
-    numbers = np.array([int.from_bytes(number, "big") for number in numbers], np.uint64)
+    """[pictures] bool, by their names alone, so that adding images does not move others."""
+    digests = [hashlib.sha256(picture.encode()).digest()[:8] for picture in pictures]
+    numbers = np.array([int.from_bytes(digest, "big") for digest in digests], np.uint64)
     held = numbers % HELD_OUT == 0
-    if len(pictures) > 1:  # few may by chance all be on one side
+    if len(pictures) > 1:  # a few may all be on one side by chance
         held[numbers.argmin()] |= not held.any()
         held[numbers.argmax()] &= not held.all()
     return held
@@ -246,7 +249,7 @@ def _check_split(folder: Path, held: np.ndarray, split_file: Path | None) -> Non
     if held.any() and not held.all():
         return
     if split_file is None:
-        raise TableError(f"{folder}: a single picture; two are the least, one of them held out")
+        raise TableError(f"{folder}: a single image; at least two are needed, one of them held out")
     wanted, have = ("train", "held out") if held.all() else ("test", "for training")
     raise TableError(f"{split_file}: all pictures are {have}; write {wanted} for some of them")
 
@@ -255,7 +258,7 @@ def _check_split(folder: Path, held: np.ndarray, split_file: Path | None) -> Non
 
 
 def _fingerprint(folder: Path, pictures, tables, size: int, channels: int) -> str:
-    """Of the tables' content, the pictures' names and content, and what they are made into."""
+    """A digest of the tables, the images' names and contents, and their target format."""
     digest = hashlib.sha256(f"{size} {channels}".encode())
     for path in filter(None, dict.fromkeys(tables)):
         digest.update(hashlib.sha256(path.read_bytes()).digest())

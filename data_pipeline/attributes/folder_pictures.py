@@ -1,9 +1,10 @@
-"""The pictures of a folder: found, checked by their headers, decoded when they are read."""
+"""The images of a folder: found, checked by their headers, decoded when they are read."""
 
 import functools
 import os
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -11,15 +12,25 @@ from PIL import Image
 from data_pipeline.attributes.table import TableError, others_too, them
 from data_pipeline.pictures.reading import ImageError, image_size, load_image
 
-ENDINGS = (".png", ".jpg", ".jpeg", ".jfif", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+ENDINGS: tuple[str, ...] = (
+    ".png",
+    ".jpg",
+    ".jpeg",
+    ".jfif",
+    ".webp",
+    ".bmp",
+    ".gif",
+    ".tif",
+    ".tiff",
+)
 ENDINGS += (".avif", ".heic", ".heif")
-KEPT = 1 << 30  # bytes of decoded pictures
+KEPT = 1 << 30  # bytes of decoded images
 
 
 class FolderPictures:
-    """Files as a sequence of pictures, uint8 [size, size, channels], decoded when they are read.
+    """Files as a sequence of images, uint8 [size, size, channels], decoded when they are read.
 
-    As many as fit 1 GiB stay in memory.
+    Up to 1 GiB of them stay in memory.
     """
 
     def __init__(self, paths: list[str], size: int, channels: int):
@@ -31,7 +42,7 @@ class FolderPictures:
         return len(self._paths)
 
     def __getitem__(self, rows) -> np.ndarray:
-        """A picture, or [n, size, size, channels] of a slice or of n numbers."""
+        """An image, or [n, size, size, channels] for a slice or n indices."""
         rows = self._rows[rows]
         if rows.ndim == 0:
             return self._read(int(rows))
@@ -39,12 +50,12 @@ class FolderPictures:
 
     def _decode(self, row: int) -> np.ndarray:
         picture = square(self._paths[row], self.shape[0], self.shape[2])
-        picture.setflags(write=False)  # every reader is given the same array
+        picture.setflags(write=False)  # all readers share the array
         return picture
 
 
-def square(image, size: int, channels: int) -> np.ndarray:
-    """The middle square of a picture, whatever load_image takes, scaled.
+def square(image: Any, size: int, channels: int) -> np.ndarray:
+    """The central square of an image in any form that load_image accepts, scaled.
 
     Returns:
         uint8 [size, size, channels]; channels is 1 (grey) or 3.
@@ -60,10 +71,10 @@ def square(image, size: int, channels: int) -> np.ndarray:
 
 
 def find_pictures(folder: Path) -> list[str]:
-    """The pictures' paths from ``folder`` on, sorted; hidden files and folders are passed over."""
+    """The images' paths relative to ``folder``, sorted; hidden files and folders are skipped."""
     found, seen = [], set()
     for place, folders, files in os.walk(folder, followlinks=True):
-        # A link may lead back to a folder above it.
+        # A link may lead back to a parent folder.
         real = os.path.realpath(place)
         folders[:] = [] if real in seen else [name for name in folders if name[0] != "."]
         if real not in seen:
@@ -76,7 +87,7 @@ def find_pictures(folder: Path) -> list[str]:
 
 
 def read_sizes(folder: Path, pictures: list[str]) -> Counter:
-    """How often there is which (width, height), by the files' headers."""
+    """Counts of the images' (width, height), from the files' headers."""
     sizes, bad = Counter(), []
     for picture in pictures:
         try:
@@ -90,7 +101,7 @@ def read_sizes(folder: Path, pictures: list[str]) -> Counter:
 
 
 def report_sizes(folder: Path, sizes: Counter, size: int) -> None:
-    """Says in one line what becomes of pictures that are not of ``size``."""
+    """Print one line about what happens to images whose size is not ``size``."""
     other = [shape for shape, _ in sizes.most_common() if shape != (size, size)]
     if not other:
         return

@@ -1,10 +1,12 @@
-"""Pictures of one size with their attributes, and the examples that training makes of them."""
+"""Images of one size with their attributes, and the training examples made from them."""
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from data_pipeline.attributes.vocabulary import UNKNOWN, Vocabulary
 from data_pipeline.examples.fields import array_spec
@@ -13,13 +15,13 @@ from data_pipeline.examples.fields import array_spec
 @dataclasses.dataclass(frozen=True)
 class LabelledImages:
     """Attributes:
-    images: n pictures, uint8 [h, w, c]: an array [n, h, w, c], or whatever has ``len``, gives a
-        picture when indexed by a number, and has ``shape`` (h, w, c) of all of them.
+    images: n images, uint8 [h, w, c]: an array [n, h, w, c], or any object that has ``len``,
+    returns an image when indexed by a number, and has ``shape`` (h, w, c).
     values: [n, K] int8: 1 yes, 0 no, -1 unknown.
-    fingerprint: changes with the content.
+    fingerprint: depends on the content.
     """
 
-    images: Sequence[np.ndarray]
+    images: Any
     values: np.ndarray
     fingerprint: str
 
@@ -32,24 +34,24 @@ class LabelledImages:
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """(h, w, c) of each picture."""
+        """(h, w, c) of each image."""
         return tuple(self.images.shape[-3:])
 
 
 @dataclasses.dataclass(frozen=True)
 class Description:
-    """What a model has to know of a data set: its attributes, and (h, w, c) of its pictures."""
+    """What a model needs to know about a data set: its attributes, and (h, w, c) of its images."""
 
     vocabulary: Vocabulary
     shape: tuple[int, int, int]
 
     def to_dict(self) -> dict:
-        """As a config keeps it; groups as rows, for their names may hold dots."""
+        """The form for a config; groups as rows, because their names may contain dots."""
         groups = tuple((group, *names) for group, names in self.vocabulary.groups.items())
         return {"names": self.vocabulary.names, "groups": groups, "shape": tuple(self.shape)}
 
     @classmethod
-    def from_dict(cls, said) -> "Description":
+    def from_dict(cls, said: Mapping[str, Any]) -> "Description":
         groups = {group: tuple(names) for group, *names in said["groups"]}
         return cls(Vocabulary(tuple(said["names"]), groups), tuple(said["shape"]))
 
@@ -59,11 +61,11 @@ class AttributeData:
     """A data set.
 
     Attributes:
-        vocabulary: what its attributes are.
-        train, test: different pictures; of different people where people are told apart.
-        terms: under which its pictures may be used, in one line; "" if there is nothing to say.
+        vocabulary: its attributes.
+        train, test: different images; of different people if people are known.
+        terms: the images' terms of use in one line; "" if there are none.
         unseen: [m, K] int8, combinations that ``train`` leaves out on purpose; [0, K] for none.
-        mirror: whether a mirrored picture shows the same attributes.
+        mirror: whether a mirrored image shows the same attributes.
     """
 
     vocabulary: Vocabulary
@@ -75,14 +77,14 @@ class AttributeData:
 
 
 class LabelledExamples:
-    """A source of batches (data_pipeline/examples/batches.py): every picture once per epoch.
+    """A source of batches (data_pipeline/examples/batches.py): every image once per epoch.
 
     Arrays of an example:
         pixel_values: [h, w, c] float32 in [-1, 1].
         attributes: [K] float32 in 0..1; attributes_known: [K] float32, 0 where unknown.
 
     Args:
-        mirror: show every other picture mirrored, by chance.
+        mirror: mirror a random half of the images.
     """
 
     def __init__(self, data: LabelledImages, *, seed: int, mirror: bool = False):
@@ -108,8 +110,8 @@ class LabelledExamples:
         return np.random.default_rng((self.seed, 0, epoch)).permutation(len(self._data))
 
 
-def spec_of(shape, attributes: int) -> dict:
-    """Shape and dtype of an example's arrays; ``shape`` (h, w, c) of its picture."""
+def spec_of(shape: tuple[int, ...], attributes: int) -> dict:
+    """Shape and dtype of an example's arrays; ``shape`` (h, w, c) of its image."""
     k = (attributes,)
     return array_spec(
         pixel_values=(shape, np.float32),
@@ -118,35 +120,35 @@ def spec_of(shape, attributes: int) -> dict:
     )
 
 
-def to_pixels(pictures) -> np.ndarray:
+def to_pixels(pictures: ArrayLike) -> np.ndarray:
     """uint8 to float32 in [-1, 1]."""
     return np.asarray(pictures, np.float32) / 127.5 - 1
 
 
 def choose_attributes(data: AttributeData, names: Sequence[str]) -> AttributeData:
-    """The data set with these attributes or groups alone.
+    """The data set with only these attributes or groups.
 
     Raises:
-        RequestError: a name that it does not have.
+        RequestError: an unknown name.
     """
     vocabulary, places = data.vocabulary.choose(names)
     return _with_places(data, vocabulary, places)
 
 
 def fit_to(data: AttributeData, wanted: Description, name: str) -> AttributeData:
-    """The data set with the attributes of ``wanted`` in its order, whatever its own order is.
+    """The data set with the attributes of ``wanted``, in that order.
 
     Args:
         name: of the data, for messages.
 
     Raises:
-        ValueError: an attribute or a class is missing or another, or pictures of another shape.
+        ValueError: an attribute or a class is missing or different, or images of another shape.
     """
     own, asked = data.vocabulary, wanted.vocabulary
     if data.train.shape != wanted.shape:
         shapes = ["x".join(map(str, shape)) for shape in (wanted.shape, data.train.shape)]
         raise ValueError(
-            f"{name}: the run was trained on pictures of {shapes[0]}, these are of {shapes[1]}; "
+            f"{name}: the run was trained on images of {shapes[0]}, these are of {shapes[1]}; "
             "name the data that it was trained on (--data)"
         )
     if own == asked:
@@ -165,7 +167,7 @@ def fit_to(data: AttributeData, wanted: Description, name: str) -> AttributeData
 
 
 def _with_places(data: AttributeData, vocabulary: Vocabulary, places: list[int]) -> AttributeData:
-    """The data set with the attributes in these places of its own vocabulary alone."""
+    """The data set with only the attributes at these places of its own vocabulary."""
 
     def chosen(part: LabelledImages) -> LabelledImages:
         mark = f"{part.fingerprint}-{','.join(vocabulary.names)}"
@@ -173,7 +175,7 @@ def _with_places(data: AttributeData, vocabulary: Vocabulary, places: list[int])
 
     unseen = None
     if data.unseen is not None:
-        # Combinations of fewer attributes: those that none of the training pictures shows.
+        # Combinations of fewer attributes: those that no training image shows.
         seen = set(map(tuple, data.train.values[:, places].tolist()))
         rows = dict.fromkeys(map(tuple, data.unseen[:, places].tolist()))
         unseen = np.array([row for row in rows if row not in seen], np.int8)

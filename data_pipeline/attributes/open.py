@@ -1,13 +1,14 @@
-"""Data sets of pictures with attributes, by the name that a config gives them."""
+"""Opens data sets of images with attributes by the name in a config."""
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 
 from data_pipeline.attributes import digits, drawn_faces, tfds_sets
 from data_pipeline.attributes.folder import describe_folder, open_folder
 from data_pipeline.attributes.labelled import AttributeData, Description, choose_attributes
 
-# What is known of a data set without opening it: of pictures of some size.
+# What is known about a data set without opening it: images of some size.
 KNOWN = {
     "digits": lambda size: Description(digits.VOCABULARY, digits.SHAPE),
     "drawn_faces": drawn_faces.describe,
@@ -16,15 +17,15 @@ KNOWN = {
 }
 NAMES = tuple(KNOWN)
 BY_TFDS = ("mnist", "celeb_a")
-COLOUR = 3  # channels, and the default
+COLOUR = 3  # channels; also the default
 
 
 def describe_attribute_data(
-    data: str, *, size: int, attributes=(), csv: str = "", channels: int = 3
+    data: str, *, size: int, attributes: Sequence[str] = (), csv: str = "", channels: int = 3
 ) -> Description:
-    """The description of a data set, without its pictures; of a folder the table is read.
+    """The description of a data set, without its images; for a folder the table is read.
 
-    Arguments and errors as open_attribute_data's.
+    Arguments and errors as for open_attribute_data.
     """
     _check(data, size, csv, channels)
     if data in KNOWN:
@@ -40,25 +41,25 @@ def open_attribute_data(
     data: str,
     *,
     size: int,
-    attributes=(),
+    attributes: Sequence[str] = (),
     csv: str = "",
     channels: int = 3,
     data_dir: str = "",
     download: bool = False,
 ) -> AttributeData:
-    """A data set.
+    """Open a data set.
 
     Args:
-        data: a name of ``NAMES``, or a folder with pictures and their table (folder.py).
-        size: of its pictures, in pixels; "digits" are 8.
-        attributes: names of those that are read; () for all.
-        csv: of a folder, the table, if not the only one in it.
-        channels: of a folder's pictures, 1 or 3.
-        data_dir: where tensorflow-datasets keeps "mnist" and "celeb_a"; "" for its own place.
-        download: whether tensorflow-datasets may fetch what is not there.
+        data: a name of ``NAMES``, or a folder with images and their table (folder.py).
+        size: of its images, in pixels; "digits" are 8.
+        attributes: names of the attributes to read; () for all.
+        csv: for a folder, the table, if there are several.
+        channels: of a folder's images, 1 or 3.
+        data_dir: where tensorflow-datasets keeps "mnist" and "celeb_a"; "" for its default.
+        download: whether tensorflow-datasets may download missing data.
 
     Raises:
-        ValueError: an unknown name, or data that cannot be used; the message says what to do.
+        ValueError: an unknown name, or unusable data; the message has the remedy.
     """
     _check(data, size, csv, channels)
     given = {"data_dir": data_dir, "download": download}
@@ -83,16 +84,16 @@ def open_attribute_data(
 
 
 def _check(data: str, size: int, csv: str, channels: int) -> None:
-    """ValueError for what cannot be, or would have no effect."""
+    """ValueError for impossible values, or values without effect."""
     if data not in KNOWN and not Path(data).is_dir():
         raise ValueError(
             f"config.data={data!r} is neither a folder nor one of {', '.join(NAMES)}; check the "
             "path"
         )
     if size < 1:
-        raise ValueError(f"config.size={size}: pictures have at least 1 pixel")
+        raise ValueError(f"config.size={size}: images have at least 1 pixel")
     if data == "digits" and size != digits.SHAPE[0]:
-        raise ValueError(f"config.size={size}: the digits are pictures of 8x8; set it to 8")
+        raise ValueError(f"config.size={size}: the digits are images of 8x8; set it to 8")
     if csv and data in KNOWN:
         raise ValueError(f"config.csv={csv!r} has no effect on {data}; leave it out")
     if channels != COLOUR and data in KNOWN and KNOWN[data](size).shape[2] != channels:

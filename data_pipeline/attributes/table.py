@@ -1,4 +1,4 @@
-"""A table of what pictures show: comma, semicolon or tab separated, or in CelebA's own form."""
+"""A table of what images show: comma, semicolon or tab separated, or in CelebA's own format."""
 
 import csv as csv_format
 import functools
@@ -13,22 +13,22 @@ from data_pipeline.text_files import TextError, read_text
 TABLES = (".csv", ".tsv")
 CELEBA_TABLE = "list_attr_celeba.txt"
 CELEBA_SPLITS = ("list_eval_partition.txt", "list_eval_partition.csv")
-# These lie next to CelebA's table and hold no attributes.
+# These files come with CelebA's table and hold no attributes.
 CELEBA_OTHERS = (CELEBA_SPLITS[1], "list_bbox_celeba.csv", "list_landmarks_align_celeba.csv")
 FILE_COLUMNS = ("image", "image_id", "file", "filename", "path")
 SPLIT_COLUMNS = ("split", "partition")
 
 
 class TableError(ValueError):
-    """A folder that cannot be used; the message names the file, the line and what to do."""
+    """An unusable folder; the message names the file, the line and the remedy."""
 
 
 @dataclass(frozen=True)
 class Table:
     """Attributes:
     names: of the columns.
-    rows: their cells, as many as there are names, without spaces around.
-    lines: where in the file each row stands, from 1.
+    rows: their cells, one per name, stripped of spaces.
+    lines: the line of each row in the file, from 1.
     """
 
     path: Path
@@ -44,7 +44,7 @@ class Table:
 
     @functools.cached_property
     def file_column(self) -> int:
-        """The place of the pictures' names."""
+        """The index of the column with the images' names."""
         known = [i for i, name in enumerate(self.names) if name.casefold() in FILE_COLUMNS]
         return known[0] if known else 0
 
@@ -54,7 +54,7 @@ class Table:
 
 
 def find_table(folder: Path, csv: str | None) -> Path:
-    """The path of the table ``csv``, in the folder or as it stands; None: of the only one."""
+    """The path of the table ``csv``, in the folder or as given; None: the only one."""
     if csv:
         for path in (folder / csv, Path(csv)):
             if path.is_file():
@@ -80,7 +80,7 @@ def find_table(folder: Path, csv: str | None) -> Path:
 
 
 def read_table(path: Path) -> Table:
-    """A table of comma, semicolon or tab separated cells, or one of CelebA's own form."""
+    """Read a table of comma, semicolon or tab separated cells, or in CelebA's own format."""
     try:
         file = io.StringIO(read_text(path), newline="")
         first = file.readline()
@@ -90,7 +90,7 @@ def read_table(path: Path) -> Table:
     except TextError as error:
         raise TableError(str(error)) from None
     except csv_format.Error as error:
-        raise TableError(f"{path}: cannot be read as a table ({error}); save it anew") from None
+        raise TableError(f"{path}: cannot be read as a table ({error}); save it again") from None
     if not rows:
         raise TableError(f"{path}: no rows below the header; write one for each picture")
     for line, row in zip(lines, rows, strict=True):
@@ -109,7 +109,7 @@ def _read_separated(path: Path, file, header: str):
     reader = csv_format.reader(file, delimiter=separator)
     names, rows, lines = None, [], []
     for cells in reader:
-        cells = [sys.intern(cell.strip()) for cell in cells]  # "0" and "1" stand there a lot
+        cells = [sys.intern(cell.strip()) for cell in cells]  # "0" and "1" occur often
         if not any(cells):
             continue
         if names is None:
@@ -133,7 +133,7 @@ def _read_celeba(path: Path, file, count: str):
     if len(rows) != int(count):
         raise TableError(
             f"{path} line 1: says {int(count)} rows, but {len(rows)} follow; correct it, or fetch "
-            "the file anew"
+            "the file again"
         )
     return names, rows, lines
 
@@ -161,7 +161,7 @@ def _check_names(table: Table) -> None:
 def check_attributes(table: Table) -> None:
     if len(table.names) == 1 + len(table.split_columns):
         raise TableError(
-            f"{table.path}: no column of attributes beside the pictures' names; add one, or "
+            f"{table.path}: no column of attributes next to the images' names; add one, or "
             "separate the columns by commas"
         )
 

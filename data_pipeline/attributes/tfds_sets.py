@@ -1,7 +1,7 @@
-"""MNIST and CelebA by tensorflow-datasets, decoded once and kept beside what it prepared.
+"""MNIST and CelebA from tensorflow-datasets, decoded once and cached next to its files.
 
-``DATA_DIR/persongen_jax/celeb_a_64_train.npy`` and ``..._values.npy`` make the second start fast.
-TensorFlow itself is not needed to read what was fetched by ``download``.
+``DATA_DIR/persongen_jax/celeb_a_64_train.npy`` and ``..._values.npy`` make the next start fast.
+Reading data fetched with ``download`` does not need TensorFlow itself.
 """
 
 import io
@@ -35,23 +35,23 @@ CELEB_A = Vocabulary(
         *("Wearing_Necklace", "Wearing_Necktie", "Young"),
     )
 )
-AT_ONCE = 1024  # pictures in memory
+AT_ONCE = 1024  # images in memory
 SPLITS = ("train", "test")
 
 
 class DataSetError(ValueError):
-    """A data set that is not there or cannot be fetched; the message says what to do."""
+    """A data set that is missing or cannot be downloaded; the message has the remedy."""
 
 
 def open_mnist(size: int = 28, data_dir: str = "", *, download: bool = False) -> AttributeData:
-    """MNIST: grey pictures [size, size, 1], 28 being their own size, and the class ``digit``.
+    """MNIST: grey images [size, size, 1], originally of size 28, and the class ``digit``.
 
     Args:
-        data_dir: tensorflow-datasets' folder; "" for its own place.
-        download: fetch the data set if it is not there (11 MB).
+        data_dir: tensorflow-datasets' folder; "" for its default.
+        download: download the data set if it is missing (11 MB).
 
     Raises:
-        DataSetError: it is not there, or could not be fetched.
+        DataSetError: it is missing, or could not be downloaded.
     """
     builder = _prepared("mnist", data_dir, download)
     classes = MNIST.values_of_classes(range(len(MNIST)))
@@ -63,9 +63,9 @@ def open_mnist(size: int = 28, data_dir: str = "", *, download: bool = False) ->
 
 
 def open_celeb_a(size: int = 64, data_dir: str = "", *, download: bool = False) -> AttributeData:
-    """CelebA: colour pictures [size, size, 3] of their middle 178x178, and its 40 attributes.
+    """CelebA: colour images [size, size, 3] of their central 178x178, and its 40 attributes.
 
-    Arguments and errors as open_mnist's; 1.4 GB are fetched, after its terms are printed.
+    Arguments and errors as for open_mnist; downloads 1.4 GB, after printing its terms.
     """
     builder = _prepared("celeb_a", data_dir, download, terms=CELEBA_TERMS)
 
@@ -80,7 +80,7 @@ def open_celeb_a(size: int = 64, data_dir: str = "", *, download: bool = False) 
 
 
 def _prepared(name: str, data_dir: str, download: bool, terms: str = ""):
-    """The builder of a data set that is there, or is fetched if that is allowed."""
+    """The builder of a data set that exists, or that may be downloaded."""
     try:
         tfds = open_tfds()
     except ImportError as error:
@@ -101,10 +101,10 @@ def _prepared(name: str, data_dir: str, download: bool, terms: str = ""):
 
 
 def _fetch(tfds, name: str, data_dir: str):
-    # Of its formats, one that is read without TensorFlow.
+    # Prefer a format that is read without TensorFlow.
     builder = tfds.builder(name, data_dir=data_dir or None, file_format="array_record")
     try:
-        # Not the copy that tfds may keep, which is of another format.
+        # Not tfds' own prepared copy, which has another format.
         config = tfds.download.DownloadConfig(try_download_gcs=False)
         builder.download_and_prepare(download_config=config)
     except ImportError as error:
@@ -112,7 +112,7 @@ def _fetch(tfds, name: str, data_dir: str):
         raise DataSetError(
             f"{name} cannot be fetched: tensorflow-datasets needs {package}; pip install {package}"
         ) from error
-    except Exception as error:  # it raises almost anything: of the network, the disk, checksums
+    except Exception as error:  # it raises almost anything: network, disk, checksums
         reason = str(error).strip().partition("\n")[0] or type(error).__name__
         raise DataSetError(
             f"{name} could not be fetched ({reason}): try again later, or put its pictures and a "
@@ -125,11 +125,11 @@ def _fetch(tfds, name: str, data_dir: str):
 
 
 def _open_split(builder, split: str, shape, values_of: Callable) -> LabelledImages:
-    """A split from the cache, which is written if it is not there.
+    """A split from the cache, which is written if it is missing.
 
     Args:
-        shape: (size, size, c) of the pictures.
-        values_of: gives the int8 values [K] of an example.
+        shape: (size, size, c) of the images.
+        values_of: returns the int8 values [K] of an example.
     """
     folder = Path(builder.data_dir_root) / CACHE
     name, count = f"{builder.name}_{shape[0]}_{split}", builder.info.splits[split].num_examples
@@ -141,7 +141,7 @@ def _open_split(builder, split: str, shape, values_of: Callable) -> LabelledImag
             _write(builder, split, (count, *shape), values_of, *paths)
         except OSError as error:
             raise DataSetError(
-                f"{folder}: the decoded pictures cannot be kept there ({error.strerror or error}): "
+                f"{folder}: the decoded images cannot be stored there ({error.strerror or error}): "
                 "make room and make it writable, or name another folder by --config.data_dir"
             ) from error
         images, values = map(_load, paths)
@@ -149,7 +149,7 @@ def _open_split(builder, split: str, shape, values_of: Callable) -> LabelledImag
 
 
 def _load(path: Path) -> np.ndarray | None:
-    """A file's array, mapped into memory; None if it is not there or not whole."""
+    """A file's array, memory-mapped; None if it is missing or incomplete."""
     try:
         return np.load(path, mmap_mode="r")
     except (OSError, ValueError, EOFError):
@@ -157,7 +157,7 @@ def _load(path: Path) -> np.ndarray | None:
 
 
 def _write(builder, split, shape, values_of, images_path: Path, values_path: Path) -> None:
-    """Decodes a split into two files, the pictures' last."""
+    """Decode a split into two files, writing the images' file last."""
     values = []
 
     def picture(example):
@@ -180,7 +180,7 @@ def _write(builder, split, shape, values_of, images_path: Path, values_path: Pat
 
 
 def _examples(builder, split: str) -> Iterator[dict]:
-    """The split's examples, their pictures as encoded bytes."""
+    """The split's examples, with images as encoded bytes."""
     tfds = open_tfds()
     undecoded = {"image": tfds.decode.SkipDecoding()}
     try:

@@ -1,4 +1,4 @@
-"""The attributes that a data set knows, and how a request names them: "glasses=1,beard=0"."""
+"""The attributes of a data set, and the syntax of requests: "glasses=1,beard=0"."""
 
 import difflib
 from collections.abc import Mapping, Sequence
@@ -13,7 +13,7 @@ NOT_SAID = ("", "?", "unknown", "nan", "none", "na", "n/a")
 
 
 class RequestError(ValueError):
-    """A request for an attribute that the data do not have, or that contradicts itself."""
+    """A request for an unknown attribute, or one that contradicts itself."""
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class Vocabulary:
 
     Attributes:
         names: of all attributes. Those of a group are named "GROUP=MEMBER".
-        groups: name of a group to the names of its attributes, of which exactly one holds.
+        groups: maps the name of a group to the names of its attributes, of which exactly one holds.
     """
 
     names: tuple[str, ...]
@@ -33,7 +33,7 @@ class Vocabulary:
 
     @property
     def units(self) -> np.ndarray:
-        """[K] int32: a number for each attribute by itself, and one for all of a group."""
+        """[K] int32: one number per single attribute, and one for all members of a group."""
         owners = list(map(self.unit_of, self.names))
         return np.array([list(dict.fromkeys(owners)).index(owner) for owner in owners], np.int32)
 
@@ -43,24 +43,24 @@ class Vocabulary:
 
     @classmethod
     def of_classes(cls, group: str, members: Sequence[str]) -> "Vocabulary":
-        """One group alone, such as which digit a picture shows."""
+        """A single group, such as which digit an image shows."""
         names = tuple(f"{group}={member}" for member in members)
         return cls(names, {group: names})
 
-    def values_of_classes(self, labels) -> np.ndarray:
-        """[n, K] int8, for a vocabulary of one group: 1 of ``labels`` [n], 0 of all others."""
+    def values_of_classes(self, labels: Sequence[int] | np.ndarray) -> np.ndarray:
+        """[n, K] int8 for a vocabulary of one group: 1 at ``labels`` [n], 0 elsewhere."""
         return np.eye(len(self), dtype=np.int8)[np.asarray(labels)]
 
     def parse(self, text: str) -> tuple[np.ndarray, np.ndarray]:
-        """What a request says.
+        """Parse a request.
 
         Args:
-            text: "NAME=VALUE" with commas between; a value is 1, 0, yes, no, a fraction between,
-                or "unknown"; "GROUP=MEMBER" says yes of one and no of the others of the group.
-                Case, spaces, "-" and "_" of names do not matter. "" asks for nothing.
+            text: comma-separated "NAME=VALUE"; a value is 1, 0, yes, no, a fraction between, or
+                "unknown"; "GROUP=MEMBER" sets one member to yes and the others of the group to no.
+                Case, spaces, "-" and "_" of names do not matter. "" requests nothing.
 
         Returns:
-            values [K] float32 in 0..1, and known [K] float32, 1 where the request says something.
+            values [K] float32 in 0..1, and known [K] float32, 1 for requested attributes.
 
         Raises:
             RequestError: an unknown name or value, or a contradiction.
@@ -73,8 +73,8 @@ class Vocabulary:
             for attribute, number in self._read(name, value).items():
                 if said.setdefault(attribute, number) != number:
                     raise RequestError(
-                        f"attributes {text!r} contradict themselves: {attribute} is said to be "
-                        f"both {said[attribute]:g} and {number:g}; say it once"
+                        f"attributes {text!r} contradict themselves: {attribute} is given as "
+                        f"both {said[attribute]:g} and {number:g}; give it once"
                     )
         self._complete_groups(text, said)
         values, known = np.zeros(len(self), np.float32), np.zeros(len(self), np.float32)
@@ -83,11 +83,11 @@ class Vocabulary:
             values[place], known[place] = number, 1
         return values, known
 
-    def describe(self, values, known=None) -> str:
-        """The request that :meth:`parse` reads as these ``values`` [K], where ``known`` [K].
+    def describe(self, values: np.ndarray, known: np.ndarray | None = None) -> str:
+        """A request that :meth:`parse` reads as these ``values`` [K], where ``known`` [K].
 
         Args:
-            known: None: where a value is not UNKNOWN.
+            known: None: wherever a value is not UNKNOWN.
         """
         values = np.asarray(values)
         known = values != UNKNOWN if known is None else np.asarray(known) > 0
@@ -102,7 +102,7 @@ class Vocabulary:
         return ",".join(said)
 
     def choose(self, names: Sequence[str]) -> tuple["Vocabulary", list[int]]:
-        """The vocabulary of these attributes or groups alone, and their places in this one.
+        """The vocabulary of only these attributes or groups, and their places in this one.
 
         Raises:
             RequestError: an unknown name.
@@ -123,7 +123,7 @@ class Vocabulary:
         return Vocabulary(chosen, groups), places
 
     def _read(self, name: str, value: str) -> dict[str, float]:
-        """What one item says, by attribute."""
+        """The values of one item, by attribute."""
         group = self._find(name, self.groups)
         if group:
             member = self._find(f"{group}={value}", self.groups[group])
@@ -139,13 +139,13 @@ class Vocabulary:
         number = read_value(value)
         if number is None:
             raise RequestError(
-                f"attributes: {name}={value} is no value; write 1, 0, a fraction between, or "
+                f"attributes: {name}={value} is not a value; write 1, 0, a fraction between, or "
                 "unknown"
             )
         return {} if number == UNKNOWN else {attribute: number}
 
     def _complete_groups(self, text: str, said: dict):
-        """Where one of a group holds, the others do not."""
+        """If one member of a group holds, set the others to no."""
         for group, names in self.groups.items():
             yes = [name for name in names if said.get(name) == 1]
             if len(yes) > 1:
@@ -173,12 +173,12 @@ class Vocabulary:
 
 
 def plain(name: str) -> str:
-    """The name without what does not matter: names that differ in case alone are one."""
+    """The normalised name: case, spaces, "-" and "_" do not distinguish names."""
     return name.casefold().replace(" ", "_").replace("-", "_")
 
 
 def read_value(text: str) -> float | None:
-    """A value as people write it: 0..1, UNKNOWN where nothing is said, None if it is no value."""
+    """A value as people write it: 0..1, UNKNOWN if empty or unknown, None if it is invalid."""
     text = text.strip().casefold()
     for words, value in ((YES, 1.0), (NO, 0.0), (NOT_SAID, float(UNKNOWN))):
         if text in words:

@@ -1,1 +1,1 @@
-"""Procedural portraits: who is drawn, how, and what is known about the result. See people.py."""
+"""Procedural portraits: the people, how they are drawn, and the ground truth. See people.py."""

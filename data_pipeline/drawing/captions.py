@@ -1,8 +1,8 @@
-"""What is in a picture, in words: three captions per picture from a small closed vocabulary.
+"""Describes an image: three captions per image from a small closed vocabulary.
 
 General ("a photo of a smiling man img looking at the camera"), background ("mountains in the
-background, ...") and body ("he is wearing a black cloak and a red hat"). The phrasings differ from
-picture to picture; what they say is true of the picture.
+background, ...") and body ("he is wearing a black cloak and a red hat"). The phrasing varies from
+image to image; the content is always true.
 """
 
 import re
@@ -127,8 +127,10 @@ BUSINESS = {"man": "businessman", "woman": "businesswoman"}
 AGED = ("young", "middle-aged", "old")
 
 
-def captions_of(people: Identities, pictures: Pictures, doing) -> tuple[list, list, list]:
-    """General, background and body captions; ``doing`` [n] are poses as far as they can be seen."""
+def captions_of(
+    people: Identities, pictures: Pictures, doing: np.ndarray
+) -> tuple[list, list, list]:
+    """General, background and body captions; ``doing`` [n] are the visible parts of poses."""
     general, background, body = [], [], []
     for i in range(len(people)):
         draw = dict(zip(WORDINGS, pictures.wording[i], strict=True))
@@ -148,7 +150,7 @@ def _general(people, pictures, i, word, draw):
         noun = f"{age} {noun}"
     mood = EXPRESSIONS[pictures.expression[i]]
     feeling = _pick(MOODS[mood], draw["mood"])
-    # A neutral face is mostly not worth a word.
+    # A neutral face is usually not mentioned.
     named = mood != "neutral" or draw["feeling"] < 0.3
     return _pick(GENERAL, draw["general"]).format(
         a_look=_article(f"{feeling} {noun}" if named else noun),
@@ -207,7 +209,7 @@ def vocabulary() -> tuple[str, ...]:
     return tuple(sorted(set(words_of(plain))))
 
 
-def labels_of(people: Identities, pictures: Pictures, doing) -> dict[str, np.ndarray]:
+def labels_of(people: Identities, pictures: Pictures, doing: np.ndarray) -> dict[str, np.ndarray]:
     """The structured truth behind the captions: one array [n] of names per label."""
     return {
         "class_word": np.array(CLASS_WORDS)[people.class_word],

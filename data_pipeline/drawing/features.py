@@ -1,6 +1,6 @@
 """Eyes, brows, nose, mouth, marks and glasses. Head coordinates as in pose.py.
 
-These few pixels carry the identity, so every one of them has its own small window.
+These few pixels carry the identity, so each of them has its own small window.
 """
 
 import numpy as np
@@ -36,13 +36,15 @@ def _window(pose: Pose, points, half_width, half_height):
 
 
 def _each(canvas, people, pose, mask, window):
-    """(canvas, space, rows, people, pose) of the pictures with something to paint."""
+    """(canvas, space, rows, people, pose) for images with something to paint."""
     for part, rows in canvas.parts(mask, window):
         p = pose.take(rows)
         yield part, part.space(p.x, p.y, p.unit, p.tilt), rows, people.take(rows), p
 
 
-def paint_eye(canvas, people, pictures, pose, side):
+def paint_eye(
+    canvas: Canvas, people: Identities, pictures: Pictures, pose: Pose, side: int
+) -> None:
     outward = (-1, 1)[side]
     window = _window(pose, pose.eyes[:, side] - [0, 0.2], 0.42, 0.65)
     for part, space, rows, who, p in _each(canvas, people, pose, None, window):
@@ -78,7 +80,7 @@ def paint_eye(canvas, people, pictures, pose, side):
         part.paint(space, brow, np.minimum(grey, skin * 0.6))
 
 
-def paint_nose(canvas, people, pose):
+def paint_nose(canvas: Canvas, people: Identities, pose: Pose) -> None:
     middle = np.stack([pose.nose[:, 0], pose.nose[:, 1] - 0.15], axis=1)
     window = _window(pose, middle, 0.5, 0.45)
     for part, space, _, who, p in _each(canvas, people, pose, None, window):
@@ -86,7 +88,7 @@ def paint_nose(canvas, people, pose):
         skin = who.skin_rgb
         bridge_x = 0.75 * x
         top = y - 0.62 * who.nose_length
-        # The side of the bridge in shadow, the ball, and the nostrils as a darker foot.
+        # The shaded side of the bridge, the ball, and the nostrils as a darker base.
         ridge = shapes.capsule(space, bridge_x, top, x, y, 0.035, 0.5 * who.nose_width)
         part.paint(space, ridge, skin * 0.84)
         part.paint(space, shapes.ellipse(space, x, y, who.nose_width, 0.085), skin * 0.78)
@@ -95,7 +97,7 @@ def paint_nose(canvas, people, pose):
             part.paint(space, nostril, skin * 0.36)
 
 
-def paint_mouth(canvas, people, pose):
+def paint_mouth(canvas: Canvas, people: Identities, pose: Pose) -> None:
     window = _window(pose, pose.mouth, 0.62, 0.5)
     for part, space, _, who, p in _each(canvas, people, pose, None, window):
         x, y = p.mouth.T
@@ -108,7 +110,7 @@ def paint_mouth(canvas, people, pose):
         above = line + (full + np.float32(0.3) * opening) * lens
         below = line - (np.float32(1.25) * full + opening) * lens
         lips = LIP_COLOURS[who.lip_colour] * (0.45 + 0.55 * who.skin_rgb.max(1, keepdims=True))
-        # Thin lips alone would fade out beyond the corners instead of ending there.
+        # Otherwise thin lips would fade out beyond the corners instead of ending there.
         ends = (np.abs(t) - 1) * per_picture(p.mouth_width)
         part.paint(space, np.maximum(np.maximum(-above, below), ends), lips)
         inner_top = line + np.float32(0.3) * opening * lens
@@ -122,7 +124,7 @@ def paint_mouth(canvas, people, pose):
         part.paint(space, parted, lips * 0.35, 1 - open_)
 
 
-def paint_marks(canvas, people, pose):
+def paint_marks(canvas: Canvas, people: Identities, pose: Pose) -> None:
     """Freckles over the cheeks, a mole, and the folds of old age."""
     cheeks = np.stack([pose.nose[:, 0], pose.nose[:, 1] - 0.1], axis=1)
     for part, space, _, who, p in _each(
@@ -137,7 +139,8 @@ def paint_marks(canvas, people, pose):
     for part, space, rows, who, _ in _each(
         canvas, people, pose, people.mole_size > 0, _window(pose, mole, 0.15, 0.15)
     ):
-        dot = shapes.circle(space, *mole[rows].T, who.mole_size)
+        x, y = mole[rows].T
+        dot = shapes.circle(space, x, y, who.mole_size)
         part.paint(space, dot, who.skin_rgb * 0.25)
     for part, space, _, who, p in _each(
         canvas, people, pose, people.age == 3, _window(pose, pose.nose, 0.75, 1.4)
@@ -152,7 +155,7 @@ def paint_marks(canvas, people, pose):
             part.paint(space, shapes.box(space, p.shift, height, 0.28, 0.018), fold)
 
 
-def paint_glasses(canvas, people, pose):
+def paint_glasses(canvas: Canvas, people: Identities, pose: Pose) -> None:
     middle = pose.eyes.mean(1)
     for part, space, _, who, p in _each(
         canvas, people, pose, people.glasses > 0, _window(pose, middle, 1.15, 0.4)
@@ -160,7 +163,7 @@ def paint_glasses(canvas, people, pose):
         colour = FRAME_COLOURS[who.frame_colour]
         round_ones = (who.glasses == 1).astype(float)
         (left_x, left_y), (right_x, right_y) = p.eyes.transpose(1, 2, 0)
-        # Never so wide that the two lenses would meet over the nose.
+        # Never so wide that the lenses would meet over the nose.
         radius = np.minimum(0.27, 0.45 * (right_x - left_x))
         for side, x, y in ((-1, left_x, left_y), (1, right_x, right_y)):
             circle = shapes.circle(space, x, y, radius)

@@ -7,11 +7,11 @@ from data_pipeline.drawing.canvas import Canvas
 from data_pipeline.drawing.identities import BEARDS, HAIR_STYLES, Identities
 from data_pipeline.drawing.pictures import Pictures
 from data_pipeline.drawing.pose import Pose
-from data_pipeline.drawing.shapes import per_picture
+from data_pipeline.drawing.shapes import Space, per_picture
 
-# Per hair style: the silhouette (how much wider than the face; top; bottom; corner radius), the
-# hairline's height over the middle, its fall towards the temples (big: curtains beside the face),
-# its slant by the parting, and the curls' depth.
+# Per hair style: the silhouette (width relative to the face; top; bottom; corner radius), the
+# hairline's height over the middle, its drop towards the temples (large: curtains next to the
+# face), its slant by the parting, and the depth of curls.
 STYLES = {
     "bald": (0.0, 0.0, 0.0, 0.0, -9.0, 0.0, 0.0, 0.0),
     "balding": (0.05, -0.78, 0.30, 0.45, -1.25, 1.15, 0.0, 0.0),
@@ -34,7 +34,7 @@ BALD, CURLY, BUN, PONYTAIL, PIGTAILS = (
 UNDER_HAT = -1.05  # hats press hair down to here
 
 
-def face(space, people: Identities, chin=0.0):
+def face(space: Space, people: Identities, chin: float = 0.0) -> np.ndarray:
     """The face's outline: an ellipse, tapering to the jaw, squarer below the eyes. [n, h, w]"""
     taper = 1 - per_picture(people.taper) * space.v
     p = np.square(space.u / (per_picture(people.face_width) * np.maximum(taper, np.float32(0.3))))
@@ -46,11 +46,11 @@ def face(space, people: Identities, chin=0.0):
 
 
 def _hair(space, people, pictures, style):
-    """The silhouette of the hair's mass."""
+    """The silhouette of the hair."""
     extra, top, bottom, radius, *_, curl = style.T
     volume = 0.8 + 0.4 * people.hair_volume
     half = people.face_width + extra * volume
-    # Some lengths grow with the volume too, so that "long" is not one length.
+    # Some lengths also grow with the volume, so that "long" varies.
     bottom = np.where(bottom > 0.9, bottom * (0.75 + 0.35 * people.hair_volume), bottom)
     hatted = pictures.hat > 0
     top = np.where(hatted, np.maximum(top, UNDER_HAT), top)
@@ -64,7 +64,7 @@ def _hair(space, people, pictures, style):
 
 
 def _hair_window(pose: Pose, below=1.0):
-    """Around the whole head of hair, or only down to ``below`` the middle of the face."""
+    """A window around all the hair, or down to ``below`` the middle of the face only."""
     reach = (1.95 + below) / 2 + 0.1
     middle = (below - 1.95) / 2 + 0.05
     sin, cos = np.sin(pose.tilt), np.cos(pose.tilt)
@@ -73,7 +73,7 @@ def _hair_window(pose: Pose, below=1.0):
 
 
 def paint_back_hair(canvas: Canvas, people: Identities, pictures: Pictures, pose: Pose) -> None:
-    """What hangs behind the head and the shoulders."""
+    """Hair behind the head and the shoulders."""
     for part, rows in canvas.parts(people.hair != BALD, _hair_window(pose, 2.1)):
         who, which, p = people.take(rows), pictures.take(rows), pose.take(rows)
         space = part.space(p.x, p.y, p.unit, p.tilt)
@@ -109,7 +109,7 @@ def paint_face(canvas: Canvas, people: Identities, pictures: Pictures, pose: Pos
         space = part.space(p.x, p.y, p.unit, p.tilt)
         skin = who.skin_rgb
         turn = which.turn
-        for side in (-1, 1):  # the ear on the side the face turns to hides behind it
+        for side in (-1, 1):  # the ear on the side the face turns to is hidden
             x = side * (who.face_width * (1 - 0.12 * np.abs(turn)) + 0.03) - 0.12 * turn
             ear = shapes.ellipse(space, x, who.eye_height + 0.15, 0.55 * who.ear_size, who.ear_size)
             part.paint(space, ear, skin * 0.80)
@@ -143,7 +143,7 @@ def _beard(canvas, space, shape, people, pose):
 
 
 def paint_front_hair(canvas: Canvas, people: Identities, pictures: Pictures, pose: Pose) -> None:
-    """What falls over forehead and temples."""
+    """Hair over forehead and temples."""
     for part, rows in canvas.parts(people.hair != BALD, _hair_window(pose, 1.1)):
         who, which, p = people.take(rows), pictures.take(rows), pose.take(rows)
         space = part.space(p.x, p.y, p.unit, p.tilt)
@@ -154,7 +154,7 @@ def paint_front_hair(canvas: Canvas, people: Identities, pictures: Pictures, pos
         hairline = hairline + per_picture(line + 0.25 * p.lift)
         front = np.maximum(_hair(space, who, which, style), (space.v - hairline) * np.float32(0.8))
         part.paint(space, front, who.hair_rgb)
-        # A lighter crown tells a mass of hair from a helmet.
+        # A lighter crown distinguishes hair from a helmet.
         shine = shapes.ellipse(space, 0.3 * who.parting, -0.95, 0.38, 0.16)
         shine = np.maximum(shine, front + np.float32(0.04))
         part.soften(shine, 0.12, who.hair_rgb * 0.75 + 0.25, 0.6)

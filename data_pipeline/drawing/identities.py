@@ -1,4 +1,4 @@
-"""Who is drawn: everything about a person that stays the same from picture to picture.
+"""Everything about a person that is constant between images.
 
 Lengths are in half face heights (crown to chin is 2), x to the right and y down from the middle of
 the face; angles in radians; colours sRGB in [0, 1].
@@ -7,12 +7,13 @@ the face; angles in radians; colours sRGB in [0, 1].
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from data_pipeline.drawing import rows as keyed
 from data_pipeline.drawing.rows import Draws, Rows, fold
 
 SPLITS = ("in_train", "out_of_train", "out_of_domain", "look_alikes")
-SPLIT_SIZE = 1_000_000  # the numbers of a split's people start at its place times this
+SPLIT_SIZE = 1_000_000  # a split's numbers start at its index times this
 GROUP = 10  # look-alikes come in groups of this many
 
 CLASS_WORDS = ("man", "woman", "boy", "girl", "person")
@@ -38,7 +39,7 @@ HAIR_COLOURS = np.array(
         *([0.20, 0.42, 0.90], [0.25, 0.72, 0.35], [0.93, 0.38, 0.66], [0.55, 0.25, 0.75]),
     ]
 )
-NATURAL_HAIR = 7  # the colours behind these are out of domain
+NATURAL_HAIR = 7  # later colours are out of domain
 EYE_COLOURS = np.array(
     [
         *([0.20, 0.11, 0.06], [0.45, 0.27, 0.10], [0.16, 0.42, 0.80]),
@@ -48,7 +49,7 @@ EYE_COLOURS = np.array(
 LIP_COLOURS = np.array([[0.74, 0.36, 0.34], [0.80, 0.12, 0.20], [0.60, 0.22, 0.30]])
 FRAME_COLOURS = np.array([[0.08, 0.08, 0.10], [0.55, 0.36, 0.10], [0.70, 0.10, 0.12]])
 
-# (low, high) per proportion. Out of domain is drawn from outside: narrower or wider faces, etc.
+# (low, high) per proportion. Out of domain is sampled outside: narrower or wider faces, etc.
 RANGES = {
     "face_width": (0.70, 0.86),  # half the width
     "taper": (0.0, 0.26),  # how much narrower the jaw is than the cheekbones
@@ -81,7 +82,7 @@ INNER = (
     *("brow_gap", "brow_thickness", "brow_angle", "nose_length", "nose_width"),
     *("mouth_height", "mouth_width", "mouth_fullness"),
 )
-"""What look-alikes do not share. Lashes and lips' colour tell the gender, which they do share."""
+"""Features that look-alikes do not share. Lashes and lip colour show gender, which they share."""
 
 # Weights of HAIR_STYLES[:10] for masculine, feminine and other people.
 STYLE_WEIGHTS = np.array(
@@ -99,8 +100,8 @@ class Identities(Rows):
     """A batch of people: numbers [n] float64, categories [n] int64, flags [n] bool.
 
     ``split`` and ``number`` say where a person comes from; ``name`` is unique. Categories are
-    places in the tables above. ``mole`` is (x, y) [n, 2], ``mole_size`` 0 without one; ``freckles``
-    their opacity. Each of RANGES is a field.
+    indices into the tables above. ``mole`` is (x, y) [n, 2], ``mole_size`` 0 without one;
+    ``freckles`` their opacity. Each of RANGES is a field.
     """
 
     name: np.ndarray
@@ -142,28 +143,28 @@ class Identities(Rows):
     skin: np.ndarray
 
     @property
-    def feminine(self):
+    def feminine(self) -> np.ndarray:
         return np.isin(self.class_word, (1, 3))
 
     @property
-    def masculine(self):
+    def masculine(self) -> np.ndarray:
         return np.isin(self.class_word, (0, 2))
 
     @property
-    def skin_rgb(self):
+    def skin_rgb(self) -> np.ndarray:
         """[n, 3]"""
         low = np.minimum(self.skin.astype(int), len(SKIN_TONES) - 2)
         part = (self.skin - low)[:, None]
         return SKIN_TONES[low] * (1 - part) + SKIN_TONES[low + 1] * part
 
     @property
-    def hair_rgb(self):
+    def hair_rgb(self) -> np.ndarray:
         """[n, 3]"""
         return HAIR_COLOURS[self.hair_colour]
 
 
-def identities_of(split: str, indices, seed: int = 0) -> Identities:
-    """The people ``indices`` [n] of a split; each is the same whoever stands beside it."""
+def identities_of(split: str, indices: ArrayLike, seed: int = 0) -> Identities:
+    """The people ``indices`` [n] of a split; each is independent of the rest of the batch."""
     if split not in SPLITS:
         raise ValueError(f"split {split!r} is unknown; choose from {', '.join(SPLITS)}")
     indices = np.atleast_1d(np.asarray(indices, np.int64))
@@ -193,8 +194,8 @@ def _draw(keys, shifted: bool) -> dict[str, np.ndarray]:
     hair = np.where(thinning, 2, hair)
     colour = draws.choice([28, 22, 18, 12, 20])
     colour = np.where(old, 5 + draws.choice([1, 1]), colour)
-    # Hair that is as dark as the skin would leave a head without an outline: dark skin, dark hair
-    # is common, so only light hair on it is left out.
+    # Hair as dark as the skin would leave a head without an outline. Dark hair on dark skin is
+    # common, so only light hair on it is left out.
     colour = np.where((traits["skin"] > 3.2) & np.isin(colour, (3, 4)), 0, colour)
 
     grown = ~child & ~feminine

@@ -12,7 +12,10 @@ proportions that the others never show; in ``look_alikes`` ten consecutive peopl
 but eyes, brows, nose and mouth.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
+from numpy.typing import ArrayLike
 
 from data_pipeline.drawing.captions import TRIGGER, vocabulary, words_of
 from data_pipeline.drawing.identities import SPLITS, Identities, identities_of
@@ -59,27 +62,28 @@ def make_identities(split: str, count: int, seed: int = 0) -> Identities:
 
 
 def identity_of(split: str, index: int, seed: int = 0) -> Identities:
-    """One person, as a batch of one: make_identities(split, n, seed)'s row ``index``."""
+    """One person, as a batch of one: row ``index`` of make_identities(split, n, seed)."""
     return identities_of(split, [index], seed)
 
 
-def draw_pictures(seed: int, count: int, framing_weights=FRAMING_WEIGHTS) -> Pictures:
-    """``count`` circumstances. ``framing_weights`` are of portrait, half and full figures."""
+def draw_pictures(
+    seed: int, count: int, framing_weights: Sequence[float] = FRAMING_WEIGHTS
+) -> Pictures:
+    """``count`` variations. ``framing_weights`` are for portrait, half and full figures."""
     return pictures_of(fold(PICTURE, seed, np.arange(count)), framing_weights)
 
 
 def examples(
     split: str,
-    identity_indices,
-    picture_seeds,
+    identity_indices: ArrayLike,
+    picture_seeds: ArrayLike,
     size: int = 64,
     seed: int = 0,
-    framing_weights=FRAMING_WEIGHTS,
+    framing_weights: Sequence[float] = FRAMING_WEIGHTS,
 ) -> People:
-    """Person ``identity_indices[i]`` in circumstances ``picture_seeds[i]``, both [n] of integers.
+    """Person ``identity_indices[i]`` with variation ``picture_seeds[i]``, both [n] integers.
 
-    A picture seed means the same circumstances for everyone; take different ones for different
-    pictures.
+    A picture seed gives everyone the same variation; use different seeds for different images.
     """
     seeds = np.atleast_1d(np.asarray(picture_seeds, np.int64))
     people = identities_of(split, identity_indices, seed)
@@ -89,12 +93,12 @@ def examples(
 def example(
     split: str, identity_index: int, picture_seed: int, size: int = 64, seed: int = 0
 ) -> People:
-    """One picture, as a batch of one."""
+    """One image, as a batch of one."""
     return examples(split, [identity_index], [picture_seed], size, seed)
 
 
-def contact_sheet(images, columns: int) -> np.ndarray:
-    """[n, s, s, 3] to one picture [rows * s, columns * s, 3]; missing ones are black."""
+def contact_sheet(images: np.ndarray, columns: int) -> np.ndarray:
+    """Tile [n, s, s, 3] into one image [rows * s, columns * s, 3]; missing ones are black."""
     count, size = images.shape[:2]
     rows = -(-count // columns)
     padded = np.zeros((rows * columns, *images.shape[1:]), np.uint8)

@@ -1,8 +1,9 @@
-"""What changes from picture to picture: pose, framing, expression, light, clothes, place, wording.
+"""What varies between images: pose, framing, expression, light, clothes, place, wording.
 
 Positions are in sides of the frame, x right and y down; angles in radians.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -43,11 +44,11 @@ WORDINGS = ("general", "noun", "age", "feeling", "mood", "gaze", "background", "
 
 @dataclass(frozen=True)
 class Pictures(Rows):
-    """A batch of circumstances, [n] each unless said otherwise; categories index the tables above.
+    """A batch of variations, [n] each unless noted; categories index the tables above.
 
-    ``turn`` is the yaw, positive to the picture's right; ``pitch`` positive downwards; ``tilt``
+    ``turn`` is the yaw, positive to the image's right; ``pitch`` positive downwards; ``tilt``
     clockwise. ``detail`` [n, 12] in [0, 1) places a scene's objects, ``wording`` [n, 9] in [0, 1)
-    chooses among phrasings, one column per name of WORDINGS.
+    selects phrasings, one column per name of WORDINGS.
     """
 
     framing: np.ndarray
@@ -79,8 +80,8 @@ class Pictures(Rows):
     wording: np.ndarray
 
 
-def pictures_of(keys, framing_weights=FRAMING_WEIGHTS) -> Pictures:
-    """Circumstances from keys [n] uint64."""
+def pictures_of(keys: np.ndarray, framing_weights: Sequence[float] = FRAMING_WEIGHTS) -> Pictures:
+    """Variations from keys [n] uint64."""
     draws = Draws(keys)
     framing = draws.choice(framing_weights)
     expression = draws.choice([24, 24, 14, 13, 13, 12])
@@ -101,7 +102,7 @@ def pictures_of(keys, framing_weights=FRAMING_WEIGHTS) -> Pictures:
         pitch=draws.uniform(-0.2, 0.2),
         expression=expression,
         strength=draws.uniform(0.8, 1.15),
-        # The eyes follow a turned head in half of the cases only.
+        # The eyes follow a turned head only in half of the cases.
         gaze=np.where(aside & draws.flag(0.5), side, 0),
         pose=pose,
         pose_side=np.where(draws.flag(0.5), 1, -1),
@@ -110,7 +111,7 @@ def pictures_of(keys, framing_weights=FRAMING_WEIGHTS) -> Pictures:
         accent=draws.choice([1, 1, 1, 1]),
         trousers=draws.choice([1, 1, 1]),
         hat=hat,
-        # A hat as blue as the suit would leave "a blue hat" unproven: another colour, always.
+        # A hat as blue as the suit would leave "a blue hat" unverifiable: use another colour.
         hat_colour=(clothes_colour + 1 + draws.choice(np.ones(len(COLOURS) - 1))) % len(COLOURS),
         scene=scene,
         mirrored=draws.flag(0.5),

@@ -1,4 +1,4 @@
-"""People in circumstances to pictures with their ground truth."""
+"""Draws people with variations, and returns images with their ground truth."""
 
 from dataclasses import dataclass, replace
 
@@ -15,19 +15,19 @@ from data_pipeline.drawing.pictures import POSES, Pictures
 from data_pipeline.drawing.pose import Pose, face_outline, pose_of
 from data_pipeline.drawing.scenes import paint_scenes
 
-BATCH = 128  # pictures in memory at once as float32
+BATCH = 128  # images in memory at once as float32
 
 
 @dataclass(frozen=True)
 class People:
-    """Pictures and everything that is known about them.
+    """Images and everything that is known about them.
 
     images [n, s, s, 3] uint8; identity [n] names. Boxes and points are in pixels, x then y, (0, 0)
     the outer corner of the first pixel: face_box [n, 4] (x0, y0, x1, y1), inside the frame;
-    landmarks [n, 5, 2] in ArcFace's order (eyes, nose's tip, mouth's corners, left to right in the
-    picture); keypoints [n, 12, 2] COCO's 5 to 16 (the person's left before the right one), with
-    visibility [n, 12] bool. captions, backgrounds and bodies are texts, attributes names and flags
-    per picture (captions.labels_of).
+    landmarks [n, 5, 2] in ArcFace's order (eyes, tip of the nose, corners of the mouth, left to
+    right in the image); keypoints [n, 12, 2] COCO's 5 to 16 (the person's left before the right
+    one), with visibility [n, 12] bool. captions, backgrounds and bodies are texts, attributes names
+    and flags per image (captions.labels_of).
     """
 
     images: np.ndarray
@@ -46,7 +46,7 @@ class People:
 
 
 def render(people: Identities, pictures: Pictures, size: int = 64) -> People:
-    """Draws person i in circumstances i; nothing about picture i depends on the others."""
+    """Draw person i with variation i; image i does not depend on the others."""
     if len(people) != len(pictures):
         raise ValueError(f"{len(people)} people for {len(pictures)} pictures: one each is needed")
     pictures = _fitting(people, pictures)
@@ -78,13 +78,13 @@ def render(people: Identities, pictures: Pictures, size: int = 64) -> People:
 
 
 def _fitting(people: Identities, pictures: Pictures) -> Pictures:
-    """Dresses are for women and girls, shirts instead for the others."""
+    """Dresses are for women and girls; others get shirts instead."""
     misfit = (pictures.clothes == DRESS) & ~people.feminine
     return replace(pictures, clothes=np.where(misfit, SHIRT, pictures.clothes))
 
 
 def _seen_doing(pictures: Pictures, visibility):
-    """[n] names of poses; "arms down" where the picture does not show the arms in question."""
+    """[n] names of poses; "arms down" if the arms in question are not visible."""
     left, right = visibility[:, 4], visibility[:, 5]
     raised = np.where(pictures.pose_side > 0, left, right)
     seen = np.choose(pictures.pose, [raised, left & right, raised, np.ones_like(left)])
@@ -114,11 +114,11 @@ def _paint(people: Identities, pictures: Pictures, pose: Pose, size: int):
 
 
 def _light(canvas: Canvas, pictures: Pictures) -> None:
-    """Brightness, warmth, and a slope from the lit side to the other."""
+    """Brightness, warmth, and a gradient from the lit side to the other."""
     gain = pictures.brightness[:, None] * (1 + pictures.warmth[:, None] * np.array([1, 0, -1]))
     slope = pictures.light_strength * np.stack([np.cos(a := pictures.light_angle), np.sin(a)])
     column, line = (s.astype(np.float32)[:, None, None] for s in slope)
-    # Lit from where the shadow does not fall: head.paint_face darkens along the same angle.
+    # Light from the side without the shadow: head.paint_face darkens along the same angle.
     shade = 1 - column * (canvas.x - np.float32(0.5)) - line * (canvas.y - np.float32(0.5))
     for channel in range(3):
         canvas.pixels[:, channel] *= shade * gain[:, channel].astype(np.float32)[:, None, None]

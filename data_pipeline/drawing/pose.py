@@ -1,4 +1,4 @@
-"""Where everything is: the head's and the body's geometry in the frame, and the ground truth.
+"""The geometry of head and body in the frame, and the ground truth.
 
 A head's own coordinates: origin in the middle of the face, unit half the face's height, x right and
 y down, tilted with the head. The body's: the same origin and unit, not tilted.
@@ -12,7 +12,7 @@ from data_pipeline.drawing.identities import Identities
 from data_pipeline.drawing.pictures import EXPRESSIONS, Pictures
 from data_pipeline.drawing.rows import Rows
 
-DEPTH = 0.9  # of the features' round surface, in half widths: how far a turn moves them
+DEPTH = 0.9  # depth of the features' round surface in half widths: how far a turn moves them
 # expression: mouth curve, opening, width; brows up, brows' outer ends up; eyes' opening
 EXPRESSION_SHAPES = {
     "neutral": (0.0, 0.0, 1.0, 0.0, 0.0, 1.0),
@@ -31,9 +31,9 @@ UPPER_ARM, FOREARM = 1.25, 1.2
 class Pose(Rows):
     """Head features in head coordinates and body joints in body coordinates; [n, ...] each.
 
-    ``eyes`` [n, 2, 2] are (x, y) of the left and the right one in the picture; ``squeeze`` [n, 2]
-    is how much narrower a turn makes that side. ``joints`` [n, 12, 2] are COCO's keypoints 5 to 16;
-    a person's left is on the picture's right.
+    ``eyes`` [n, 2, 2] are (x, y) of the left and the right one in the image; ``squeeze`` [n, 2] is
+    how much a turn narrows that side. ``joints`` [n, 12, 2] are COCO's keypoints 5 to 16; a
+    person's left is on the image's right.
     """
 
     x: np.ndarray
@@ -54,7 +54,7 @@ class Pose(Rows):
     mouth_opening: np.ndarray
     joints: np.ndarray
 
-    def to_frame(self, points):
+    def to_frame(self, points: np.ndarray) -> np.ndarray:
         """Head coordinates [n, k, 2] to the frame's, in sides."""
         cos, sin = np.cos(self.tilt)[:, None], np.sin(self.tilt)[:, None]
         u, v = points[..., 0], points[..., 1]
@@ -62,30 +62,30 @@ class Pose(Rows):
         return np.stack([self.x, self.y], -1)[:, None] + self.unit[:, None, None] * turned
 
     @property
-    def landmarks(self):
-        """[n, 5, 2] in sides: the eyes, the nose's tip, the mouth's corners."""
+    def landmarks(self) -> np.ndarray:
+        """[n, 5, 2] in sides: the eyes, the tip of the nose, the corners of the mouth."""
         half = self.mouth_width[:, None] * np.array([-1, 1])
         corner_y = (self.mouth[:, 1] - CORNER * self.mouth_curve)[:, None]
         corners = np.stack([self.mouth[:, :1] + half, corner_y + 0 * half], axis=-1)
         return self.to_frame(np.concatenate([self.eyes, self.nose[:, None], corners], axis=1))
 
     @property
-    def keypoints(self):
+    def keypoints(self) -> np.ndarray:
         """[n, 12, 2] in sides."""
         return np.stack([self.x, self.y], -1)[:, None] + self.unit[:, None, None] * self.joints
 
 
-CORNER = 0.6  # a mouth's corners rise by this part of its curve, its middle sinks by the rest
+CORNER = 0.6  # a mouth's corners rise by this fraction of its curve, its middle sinks by the rest
 
 
 def pose_of(people: Identities, pictures: Pictures) -> Pose:
-    """People in circumstances, row by row."""
+    """The poses of people with variations, row by row."""
     curve, opening, mouth_factor, brows_up, brows_out, eye_factor = SHAPES[pictures.expression].T
     strength = pictures.strength
     width = people.face_width
 
-    # The face's features sit on a round surface: a turn moves the middle most, and the side that
-    # turns away gets narrower.
+    # The face's features lie on a round surface: a turn moves the middle most, and narrows the side
+    # that turns away.
     def turned(x):
         angle = np.arcsin(np.clip(x / (DEPTH * width), -1, 1)) + 0.6 * pictures.turn
         return DEPTH * width * np.sin(angle)
@@ -95,7 +95,7 @@ def pose_of(people: Identities, pictures: Pictures) -> Pose:
     eyes = np.stack([turned(-people.eye_spacing), turned(people.eye_spacing)], axis=1)
     squeeze = 1 - 0.3 * pictures.turn[:, None] * np.array([-1, 1])
     nose_y = people.eye_height + people.nose_length + 1.15 * lift
-    nose_x = turned(0 * width) * 1.25  # it stands out, so it moves further
+    nose_x = turned(0 * width) * 1.25  # it protrudes, so it moves further
     mouth_y = np.minimum(people.eye_height + people.nose_length + people.mouth_height, 0.74) + lift
     mouth_width = people.mouth_width * (1 + (mouth_factor - 1) * np.minimum(strength, 1))
     return Pose(
@@ -119,8 +119,8 @@ def pose_of(people: Identities, pictures: Pictures) -> Pose:
     )
 
 
-def face_outline(people: Identities, points: int = 48):
-    """[n, points, 2] on the edge of the face in head coordinates; shapes as head.face draws it."""
+def face_outline(people: Identities, points: int = 48) -> np.ndarray:
+    """[n, points, 2] on the edge of the face in head coordinates, shaped like head.face."""
     angle = np.arange(points) * (2 * np.pi / points)
     cos, sin = np.cos(angle), np.sin(angle)
     square = np.where(sin > 0, 1.0, 0.0) * people.chin[:, None]
@@ -135,13 +135,13 @@ def _joints(people: Identities, pictures: Pictures):
     n = len(people)
     joints = np.zeros((n, 12, 2))
     raised = np.isin(pictures.pose, (2, 3))
-    for place, side in enumerate((1, -1)):  # the person's left is on the picture's right
+    for place, side in enumerate((1, -1)):  # the person's left is on the image's right
         shoulder = np.stack([side * people.build, np.full(n, SHOULDERS)], 1)
         elbow_angle, wrist_angle = _arm_angles(pictures, raised & (pictures.pose_side == side))
         outward = np.array([side, 1])
         elbow = shoulder + UPPER_ARM * outward * _direction(elbow_angle)
         wrist = elbow + FOREARM * outward * _direction(wrist_angle)
-        # The phone is held beside the jaw, wherever the elbow is.
+        # The phone is held next to the jaw, wherever the elbow is.
         phone = (pictures.pose == 3) & (pictures.pose_side == side)
         ear = np.stack([side * (people.face_width + 0.22), np.full(n, 0.55)], 1)
         wrist = np.where(phone[:, None], ear, wrist)

@@ -1,1 +1,1 @@
-"""From records to batches: fields, which example comes when, decoding, streams of batches."""
+"""From records to batches: fields, the order of examples, decoding, streams of batches."""

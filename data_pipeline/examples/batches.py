@@ -1,4 +1,4 @@
-"""Streams of batches from examples by number, with TensorFlow and without, bit for bit the same."""
+"""Streams of batches from indexed examples, with TensorFlow or without it, bit for bit the same."""
 
 import functools
 import hashlib
@@ -6,9 +6,9 @@ import itertools
 import logging
 import os
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Protocol
+from typing import Any, Protocol, Self
 
 import numpy as np
 
@@ -18,39 +18,45 @@ log = logging.getLogger(__name__)
 
 
 class Source(Protocol):
-    """What batches are made of: examples by number. ExampleSource is one, Arrays another."""
+    """Provides examples by index for batches. ExampleSource is one, Arrays another."""
 
     seed: int
-    specs: list[dict]  # flat name to (shape, dtype); one for every shape that a batch may have
-    fingerprint: str  # of the data, so that a run notices that it goes on with others
+
+    @property
+    def specs(self) -> list[dict]:
+        """Flat name to (shape, dtype); one per possible shape of a batch."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the data, so that a resumed run notices other data."""
 
     def example(self, n: int) -> dict[str, np.ndarray]:
-        """Example number n, flat; a function of the source and ``n`` alone."""
+        """Example number n, flat; a function of only the source and ``n``."""
 
 
 class BatchStream:
     """An endless iterator over batches, nested dicts of arrays [b, ...].
 
-    ``start_step`` is the step of the first batch. The position is nothing but a step, so that the
-    loader is saved and restored exactly by three lines:
+    ``start_step`` is the step of the first batch. The position is just a step, so three lines save
+    and restore the loader exactly:
 
         state = stream.state()  # small and plain, for a checkpoint's JSON
         stream = batches(source, batch_size=..., start_step=state["step"])
         stream.check(state)
     """
 
-    def __init__(self, iterator: Iterator[dict], source: Source, start_step, batch_size):
+    def __init__(self, iterator: Iterator[dict], source: Source, start_step: int, batch_size: int):
         buckets, own = getattr(source, "buckets", ()), getattr(source, "batch_size", batch_size)
         if buckets and own != batch_size:
             raise ValueError(
                 f"batches of {batch_size} from a source with buckets whose batch_size is {own}: "
-                "give both the same, so that all rows of a batch have one shape"
+                "make them equal, so that all rows of a batch have one shape"
             )
         self._iterator, self.source = iterator, source
         self.start_step, self._batch_size = start_step, batch_size
         self._step = start_step
 
-    def __iter__(self):
+    def __iter__(self) -> Self:
         return self
 
     def __next__(self) -> dict:
@@ -59,9 +65,9 @@ class BatchStream:
         return batch
 
     def state(self, step: int | None = None) -> dict:
-        """Position and what it is a position in. ``step`` is of the batch to come next.
+        """The position and what it refers to. ``step`` is that of the next batch.
 
-        Whoever reads ahead (prefetch_to_device) gives ``step``: how many batches were used.
+        A caller that reads ahead (prefetch_to_device) passes ``step``: the number of batches used.
         """
         state = {
             "step": self._step if step is None else step,
@@ -83,9 +89,9 @@ class BatchStream:
         return of_source(range((step - 1) * self._batch_size, step * self._batch_size))
 
     def check(self, state: dict) -> None:
-        """ValueError if this stream does not go on where ``state`` was taken.
+        """ValueError if this stream does not continue from ``state``.
 
-        A warning where the records are the same and their pictures are not.
+        Warns if the records are the same but their images are not.
         """
         here, state = self.state(self.start_step), dict(state)
         here.pop("pictures", None)
@@ -97,33 +103,34 @@ class BatchStream:
         ]
         if different:
             raise ValueError(
-                f"the data do not go on where they were left: {'; '.join(different)}; give the "
+                f"the data do not continue where they were left: {'; '.join(different)}; give the "
                 "data, seed and batch size of the checkpoint, or start a new run elsewhere"
             )
-        changed = self.source.pictures_changed(marks) if marks else []
+        source: Any = self.source
+        changed = source.pictures_changed(marks) if marks else []
         if changed:
             log.warning(
-                "%d pictures are others than when the run was left, under the same names (%s%s): "
-                "it goes on with the new ones; to go on as it was, put the old ones back",
+                "%d images have changed under the same names since the run stopped (%s%s): using "
+                "the new ones; to continue as before, restore the old ones",
                 len(changed),
                 ", ".join(changed[:3]),
                 ", …" if len(changed) > 3 else "",
             )
 
     def flush(self) -> None:
-        """Put on disk what was computed on the way."""
+        """Write to disk what was computed on the way."""
         features = getattr(self.source, "features", None)
         if features:
             features.flush()
 
     def report(self) -> list[str]:
-        """What is to be said of the data at the end of a run, a line each."""
+        """Remarks about the data at the end of a run, one line each."""
         features, lines = getattr(self.source, "features", None), []
         if features:
             lines.append(f"features: {features.used()}")
         skipped = getattr(self.source, "skipped", None)
         if skipped:
-            lines.append(f"pictures passed over because they do not decode: {len(skipped)}")
+            lines.append(f"images skipped because they do not decode: {len(skipped)}")
         return lines
 
 
@@ -136,7 +143,7 @@ def batches(
     process_count: int = 1,
     workers: int = 1,
 ) -> BatchStream:
-    """Batches of step ``start_step``, ``start_step`` + 1, …, made when they are asked for.
+    """Batches of step ``start_step``, ``start_step`` + 1, …, made on demand.
 
     ``batch_size`` counts the examples of all processes together; each process gets its own
     batch_size / process_count rows of them. A batch is made in the calling thread, or by
@@ -164,7 +171,7 @@ def tf_batches(
     process_count: int = 1,
     workers: int | None = None,
 ) -> BatchStream:
-    """The same batches as ``batches``, made ahead by tf.data on ``workers`` threads (all cores)."""
+    """The same batches as ``batches``, prefetched by tf.data on ``workers`` threads (all cores)."""
     numbers = _Numbers(batch_size, start_step, process_index, process_count)
     tf = _tensorflow()
     spec, failures = _joint_spec(source.specs), []
@@ -173,7 +180,7 @@ def tf_batches(
         try:
             example = source.example(numbers.number(int(i)))
         except Exception as error:
-            failures.append(error)  # TensorFlow would hand on a text with a trace inside
+            failures.append(error)  # TensorFlow would raise a text with a traceback inside
             raise
         return [example[name] for name in spec]
 
@@ -207,7 +214,7 @@ def tf_batches(
             yield unflatten({name: flat[name] for name in spec})
 
     stream = BatchStream(generate(), source, start_step, batch_size)
-    # TensorFlow's threads call Python. They have to end before the interpreter does, or it hangs.
+    # TensorFlow's threads call Python. They must end before the interpreter does, or it hangs.
     weakref.finalize(stream, running.clear)
     return stream
 
@@ -229,15 +236,15 @@ def _joint_spec(specs: list[dict]) -> dict[str, tuple[tuple[int | None, ...], np
 LOADERS = {"tf_data": tf_batches, "memory": batches}
 
 
-def open_loader(name: str):
-    """``batches`` or ``tf_batches`` by the name in ``config.loader``; ValueError for another."""
+def open_loader(name: str) -> Callable[..., BatchStream]:
+    """``batches`` or ``tf_batches`` by the name in ``config.loader``; ValueError for others."""
     if name not in LOADERS:
         raise ValueError(f"config.loader={name!r}: use {' or '.join(LOADERS)}")
     return LOADERS[name]
 
 
 class Arrays:
-    """A data set in memory as a Source: example n is a row, in an order of its own each epoch.
+    """A data set in memory as a Source: example n is a row, shuffled anew in each epoch.
 
     Args:
         arrays: flat name to [n, ...]; at least one.
@@ -257,7 +264,7 @@ class Arrays:
         digest = hashlib.sha256()
         for name, array in sorted(self.arrays.items()):
             digest.update(f"{name} {array.dtype.str} {array.shape}".encode())
-            digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
+            digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
         return digest.hexdigest()[:16]
 
     def example(self, n: int) -> dict[str, np.ndarray]:
@@ -270,12 +277,12 @@ class Arrays:
 
 
 class _Numbers:
-    """Which example stands in this process's i-th row, counted from ``start_step`` on."""
+    """Which example is in this process' i-th row, counted from ``start_step`` on."""
 
     def __init__(self, batch_size: int, start_step: int, process_index: int, process_count: int):
         if batch_size < 1 or batch_size % process_count:
             raise ValueError(
-                f"batch_size {batch_size} cannot be shared out evenly to {process_count} processes"
+                f"batch_size {batch_size} cannot be split evenly over {process_count} processes"
             )
         if not 0 <= process_index < process_count:
             raise ValueError(f"process_index {process_index} is not below {process_count}")
@@ -290,7 +297,7 @@ class _Numbers:
 
 def _tensorflow():
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")  # unused here, and it says so twice
+    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")  # unused here, and it logs that twice
     try:
         import tensorflow as tf
     except ImportError as error:
@@ -298,7 +305,7 @@ def _tensorflow():
             "tf.data needs TensorFlow: pip install 'persongen_jax[data]', or use the in-memory "
             "loader, which needs none"
         ) from error
-    # JAX owns the accelerator; TensorFlow would take its memory.
+    # JAX owns the accelerator; TensorFlow would allocate its memory.
     for kind in ("GPU", "TPU"):
         try:
             tf.config.set_visible_devices([], kind)

@@ -1,25 +1,26 @@
-"""Buckets: targets of several shapes, so that a picture need not be cut to a square.
+"""Buckets: targets of several shapes, so that an image need not be cropped to a square.
 
-As in SDXL (Podell et al., arXiv 2307.01952, section 2.3 and appendix I) a picture is trained on at
-the aspect ratio that is nearest to its own, and all pictures of a batch have one shape.
+As in SDXL (Podell et al., arXiv 2307.01952, section 2.3 and appendix I) an image is trained at the
+shape nearest to its aspect ratio, and all images of a batch have one shape.
 
 ``config.buckets`` names families, "512" or "1024", or single shapes, "WIDTHxHEIGHT". A family holds
 every pair of multiples of 64 between half and twice its side, of which the longer is the longest
 that keeps the area at most side squared: 9 shapes for 512, 17 for 1024.
 
-The order of training is a function of the step alone. Every bucket is an endless row of passes over
-its own pictures, each pass in an order of its own; a batch takes the next of them, so what a pass
-leaves over opens the next batch of that bucket. Buckets take turns in proportion to their pictures:
-after any number of steps a bucket is less than one batch ahead or behind its share, and within a
-bucket no picture is more than one time ahead of another. So none is lost and none is seen more
-often, but for a bucket with fewer pictures than a batch has rows: it comes as seldom as its share
-says, and then with some pictures several times.
+The order of training is a function of the step alone. Every bucket is an endless sequence of
+shuffled passes over its images; a batch takes the next ones, so what is left of a pass starts the
+next batch of that bucket. Buckets take turns in proportion to their numbers of images: after any
+number of steps a bucket is less than one batch ahead of or behind its share, and within a bucket no
+image is more than one use ahead of another. So no image is lost or seen more often, except in a
+bucket with fewer images than a batch has rows: it comes as rarely as its share says, and then
+repeats some images.
 """
 
 import math
 import re
 import threading
 from array import array
+from collections.abc import Iterable, Sequence
 
 MULTIPLE = 64
 FAMILIES = {"512": 512, "1024": 1024}
@@ -28,11 +29,11 @@ Shape = tuple[int, int]  # (height, width) in pixels
 
 
 class BucketError(ValueError):
-    """Buckets that are not understood or cannot be used; the message quotes the config's entry."""
+    """Buckets that are invalid or cannot be used; the message quotes the config's entry."""
 
 
-def bucket_shapes(names) -> tuple[Shape, ...]:
-    """The shapes of ``config.buckets``, none twice, in the order of rising aspect ratio."""
+def bucket_shapes(names: str | Iterable[str]) -> tuple[Shape, ...]:
+    """The shapes of ``config.buckets``, without duplicates, by rising aspect ratio."""
     names = (names,) if isinstance(names, str) else tuple(map(str, names))
     shapes = set()
     for name in names:
@@ -52,7 +53,7 @@ def bucket_shapes(names) -> tuple[Shape, ...]:
 
 
 def family(side: int, multiple: int = MULTIPLE) -> list[Shape]:
-    """Shapes of about side squared pixels, from tall to wide."""
+    """Shapes with about side squared pixels, from tall to wide."""
     shapes = set()
     for short in range(side // 2, side + 1, multiple):
         long = min(2 * side, side * side // short // multiple * multiple)
@@ -60,8 +61,8 @@ def family(side: int, multiple: int = MULTIPLE) -> list[Shape]:
     return sorted(shapes, key=lambda shape: shape[1] / shape[0])
 
 
-def check_shapes(shapes, multiple: int) -> None:
-    """BucketError unless all sides are multiples of ``multiple``, as the networks need them."""
+def check_shapes(shapes: Iterable[Shape], multiple: int) -> None:
+    """BucketError unless all sides are multiples of ``multiple``, which the networks need."""
     wrong = [f"{w}x{h}" for h, w in shapes if h % multiple or w % multiple]
     if wrong:
         raise BucketError(
@@ -70,12 +71,12 @@ def check_shapes(shapes, multiple: int) -> None:
         )
 
 
-def nearest(size: Shape, shapes) -> int:
-    """Which of ``shapes`` a picture of ``size`` (height, width) is trained at.
+def nearest(size: Shape, shapes: Sequence[Shape]) -> int:
+    """The index in ``shapes`` at which an image of ``size`` (height, width) is trained.
 
-    Resolution first: that of the largest shape that the picture covers without being enlarged, or
-    of the smallest shape if it covers none; areas within a factor of 2 are one resolution. Of these
-    shapes the one of the nearest aspect ratio (as a ratio of ratios); in a tie the larger.
+    Resolution first: that of the largest shape that the image covers without being enlarged, or of
+    the smallest shape if it covers none; areas within a factor of 2 are one resolution. Among these
+    shapes the one with the nearest aspect ratio (as a ratio of ratios); in a tie the larger.
     """
     height, width = size
     area = [h * w for h, w in shapes]
@@ -88,17 +89,17 @@ def nearest(size: Shape, shapes) -> int:
 
 
 class Turns:
-    """Which bucket a step takes, and how many batches that bucket had before.
+    """Which bucket a step uses, and how many batches that bucket had before.
 
     Every bucket's count stays within one batch of its share (Tijdeman, "The chairman assignment
-    problem", 1980): a bucket may take a step when that does not put it a whole batch ahead, and of
+    problem", 1980): a bucket may take a step if that does not put it a whole batch ahead, and among
     those the one goes whose next batch is due first. Safe to call from several threads.
 
     Args:
-        counts: numbers of pictures, at least 1 each.
+        counts: numbers of images, at least 1 each.
     """
 
-    def __init__(self, counts):
+    def __init__(self, counts: Iterable[int]):
         self._counts = list(map(int, counts))
         self._taken = [0] * len(self._counts)
         self._bucket, self._before = array("H"), array("Q")

@@ -1,37 +1,39 @@
-"""What identity methods read besides the target, as fields: prompts and references."""
+"""Inputs of identity methods other than the target, as fields: prompts and references."""
 
 import dataclasses
 import functools
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
-from data_pipeline.examples.fields import EncodedField, Encoding, Input
-from data_pipeline.examples.transforms import (
+from data_pipeline.examples.fields import Batch, Call, EncodedField, Encoding, Example, Input, Spec
+from data_pipeline.pictures.reading import load_image
+from data_pipeline.pictures.transforms import (
     clip_crop,
     clip_normalise,
     clip_preprocess,
     square_face_crop,
 )
-from data_pipeline.pictures.reading import load_image
 from data_pipeline.prompt_syntax import plain_syntax
-from data_pipeline.prompts import join_parts, without_trigger
+from data_pipeline.prompts import Tokenizers, join_parts, without_trigger
 from data_pipeline.records.schema import MAX_REFERENCES, Record
 
-# Prompts whose token ids are kept, some 1.5 KB each.
+# Number of prompts whose token ids are cached, about 1.5 KB each.
 KEPT_PROMPTS = 1 << 16
 SHOWN_SYNTAX = 3  # sentences
 
 
 class Text(EncodedField):
-    """The caption and further prompts of a record.
+    """The caption and additional prompts of a record.
 
         input_ids/text       [2, n] int32  for both tokenizers; with ``at_trigger`` without the
                                            trigger word, and the class token once per reference
-        input_ids/STREAM     [2, n] int32  a further prompt as it is ("" if there is none)
+        input_ids/STREAM     [2, n] int32  an additional prompt, unchanged ("" if there is none)
         class_tokens_mask    [n] bool      with ``at_trigger``: True at the class token's copies
 
-    Parts of a record (background, body) that no stream reads join the caption. With the
-    ``encoding`` a cache keeps the text towers' states instead (docs/cache.md):
+    Parts of a record (background, body) without a stream of their own are joined to the caption.
+    With the ``encoding`` a cache stores the text towers' states instead (docs/cache.md):
 
         text_states/STREAM   [n, d], text_states/pooled [p] of "text"
         text_states/empty    [n, d], text_states/empty_pooled [p]: the empty prompt's, in every row
@@ -41,15 +43,15 @@ class Text(EncodedField):
         streams: names of prompts; "text" is the caption, others are the record's own
             (``background``, ``body``, or a key of the manifest).
         trigger_word: follows the class word in captions.
-        at_trigger: the identity enters at the class word, so that a caption has to say where that
-            is. Otherwise a caption may have the trigger word, and it is left out.
+        at_trigger: whether the identity enters at the class word, so that a caption must mark it.
+            Otherwise a caption may contain the trigger word, and it is removed.
     """
 
     name = "text"
 
     def __init__(
         self,
-        tokenizers,
+        tokenizers: Tokenizers,
         streams: tuple[str, ...] = ("text",),
         *,
         trigger_word: str = "img",
@@ -57,22 +59,22 @@ class Text(EncodedField):
         encoding: Encoding | None = None,
     ):
         if "text" not in streams:
-            raise ValueError(f'streams {tuple(streams)}: "text", the caption, has to be among them')
+            raise ValueError(f'streams {tuple(streams)}: "text", the caption, must be among them')
         self.tokenizers, self.streams = tokenizers, tuple(streams)
         self.trigger_word, self.at_trigger, self.encoding = trigger_word, at_trigger, encoding
         self.keys = tuple(name for name in self.streams if name not in OWN and name != "text")
         self._ids = functools.lru_cache(KEPT_PROMPTS)(self._encode)
-        # Of what ``check`` has seen: stream to (count, the first); sentence to picture.
+        # Found by ``check``: stream to (count, the first); sentence to image.
         self._cut, self._syntax = {}, {}
 
     @property
     def further(self) -> tuple[str, ...]:
-        """The streams besides "text"."""
+        """The streams other than "text"."""
         return tuple(name for name in self.streams if name != "text")
 
     # ---- its arrays ----
 
-    def spec(self, shape):
+    def spec(self, shape: tuple[int, int]) -> Spec:
         length = self.tokenizers.max_length
         spec = {f"input_ids/{name}": ((2, length), np.dtype(np.int32)) for name in self.streams}
         return spec | self._mask_spec()
@@ -81,24 +83,24 @@ class Text(EncodedField):
         length = self.tokenizers.max_length
         return {"class_tokens_mask": ((length,), np.dtype(bool))} if self.at_trigger else {}
 
-    def row_spec(self, shape, rows):
+    def row_spec(self, shape: tuple[int, int], rows: Spec) -> Spec:
         spec = {f"text_states/{name}": rows["states"] for name in (*self.streams, "empty")}
         spec |= {f"text_states/{name}": rows["pooled"] for name in ("pooled", "empty_pooled")}
         return spec | self._mask_spec()
 
-    def input_shape(self, shape):
+    def input_shape(self, shape: tuple[int, int]) -> tuple[int, ...]:
         return (2, self.tokenizers.max_length)
 
     # ---- from records ----
 
-    def inputs(self, example):
+    def inputs(self, example: Example) -> list[Input]:
         ids, _ = self._caption_ids(example)
         texts = [self._ids(text_of(example.record, name))[0] for name in self.further]
         empty = self._ids("")[0]
         return [self._input(ids) for ids in (ids, *texts, empty)]
 
     def _caption_ids(self, example):
-        # One where none is read, or where none decodes and this record will not serve.
+        # One if no references are read, or if none decodes and this record will be rejected.
         count = max(1, len(example.references)) if self.at_trigger else None
         return self._ids(self.caption(example.record), count)
 
@@ -106,11 +108,11 @@ class Text(EncodedField):
     def _input(ids):
         return Input(lambda: (ids,), lambda: ids, ids.shape)
 
-    def join(self, example, values):
+    def join(self, example: Example, values: list) -> dict[str, np.ndarray]:
         made = {f"input_ids/{name}": ids for name, ids in zip(self._order(), values, strict=False)}
         return made | self._marks(example)
 
-    def join_rows(self, example, rows):
+    def join_rows(self, example: Example, rows: list[dict]) -> dict[str, np.ndarray]:
         text, *further, empty = rows
         made = {"text_states/text": text["states"], "text_states/pooled": text["pooled"]}
         for name, row in zip(self.further, further, strict=True):
@@ -124,24 +126,24 @@ class Text(EncodedField):
     def _marks(self, example):
         return {"class_tokens_mask": self._caption_ids(example)[1]} if self.at_trigger else {}
 
-    def all_inputs(self, source, record):
-        counts = [None]
+    def all_inputs(self, source: Any, record: Record) -> list[Input]:
+        counts: Sequence[int | None] = [None]
         if self.at_trigger:
             counts = range(1, source.most_references(record) + 1)
         ids = [self._ids(self.caption(record), count)[0] for count in counts]
         ids += [self._ids(text_of(record, name))[0] for name in self.further]
         return [self._input(i) for i in (*ids, self._ids("")[0])]
 
-    def caption(self, record) -> str:
-        """The caption, followed by the parts that no stream of their own reads.
+    def caption(self, record: Record) -> str:
+        """The caption, followed by the parts without a stream of their own.
 
-        Without ``at_trigger`` the trigger word is left out.
+        Without ``at_trigger`` the trigger word is removed.
         """
         parts = (getattr(record, name) for name in PARTS if name not in self.streams)
         caption = record.caption if self.at_trigger else self.without_trigger(record.caption)
         return join_parts(caption, *parts)
 
-    def check(self, record, others):
+    def check(self, record: Record, others: int) -> None:
         most = max(1, min(others, 4)) if self.at_trigger else None
         texts = {"text": self.caption(record)}
         texts |= {name: text_of(record, name) for name in self.further}
@@ -158,7 +160,7 @@ class Text(EncodedField):
             count, first = self._cut.get(name, (0, (record.image, cut)))
             self._cut[name] = count + 1, first
 
-    def notes(self):
+    def notes(self) -> list[str]:
         cut, self._cut, syntax, self._syntax = self._cut, {}, self._syntax, {}
         length = self.tokenizers.max_length
         return [
@@ -169,9 +171,9 @@ class Text(EncodedField):
         ] + [f"{image}: {line}" for line, image in list(syntax.items())[:SHOWN_SYNTAX]]
 
     def _encode(self, prompt: str, references: int | None = None):
-        """(ids, class_tokens_mask or None) for so many references; None: of a plain text.
+        """(ids, class_tokens_mask or None) for this many references; None: for a plain text.
 
-        Read-only, because they are handed out again.
+        Read-only, because they are shared.
         """
         if references is None:
             ids, mask = self.tokenizers.encode(prompt), None
@@ -184,15 +186,15 @@ class Text(EncodedField):
         return ids, mask
 
     def without_trigger(self, prompt: str) -> str:
-        """The prompt with the trigger word left out wherever it stands as a word of its own."""
+        """The prompt without the trigger word wherever it is a separate word."""
         return without_trigger(prompt, self.trigger_word)
 
     # ---- from a call ----
 
-    def read(self, prompt: str, references: int):
+    def read(self, prompt: str, references: int) -> tuple[np.ndarray, np.ndarray, str]:
         """ids [2, n], class_tokens_mask [n], and the prompt without its trigger word.
 
-        PromptError unless the prompt says where the identity goes, for a method that needs it.
+        PromptError unless the prompt marks where the identity goes, for a method that needs it.
         """
         if self.at_trigger and references:
             return self.tokenizers.encode_with_trigger(prompt, references, self.trigger_word)
@@ -200,7 +202,7 @@ class Text(EncodedField):
         ids = self.tokenizers.encode(text)
         return ids, np.zeros(ids.shape[1], bool), text
 
-    def given(self, call):
+    def given(self, call: Call) -> dict[str, np.ndarray]:
         counts = [0] * len(call.prompts)
         if call.people is not None:
             counts = [len(persons[0]) for persons in call.people]
@@ -216,7 +218,7 @@ class Text(EncodedField):
 
     # ---- without the condition ----
 
-    def dropped(self, batch, xp):
+    def dropped(self, batch: Batch, xp: Any) -> dict:
         """The empty prompt on every stream, and no class token marked."""
         out = {}
         if "class_tokens_mask" in batch:
@@ -232,34 +234,34 @@ class Text(EncodedField):
         }
 
 
-# Parts of a caption that a record has keys of its own for.
+# Parts of a caption for which a record has its own keys.
 PARTS = ("background", "body")
 # Keys of the manifest that are not in a record's ``extra``.
 OWN = frozenset(field.name for field in dataclasses.fields(Record)) - {"images", "extra"}
 
 
-def text_of(record, name: str) -> str:
-    """A further prompt of a record; "" if it has none."""
+def text_of(record: Record, name: str) -> str:
+    """An additional prompt of a record; "" if it has none."""
     text = getattr(record, name, None) if name in OWN else (record.extra or {}).get(name)
     text = "" if text is None else text
     if not isinstance(text, str):
-        raise ValueError(f"{name} is {text!r}; a text is needed")
+        raise ValueError(f"{name} is {text!r}; give a text")
     return text
 
 
 class References(EncodedField):
-    """1 to 4 other pictures of the identity, never the target's own file.
+    """1 to 4 other images of the identity, never the target's own file.
 
-        id_pixel_values  [4, s, s, 3] float32  face crops, normalised for CLIP; zeros where none is
+        id_pixel_values  [4, s, s, 3] float32  face crops, normalised for CLIP; zeros if absent
         id_mask          [4] bool              True where there is a reference
 
-    With the ``encoding`` a cache keeps "id_features" [4, ...] instead. A call may bring several
-    people: then the four places of each lie next to each other, [b, people * 4, ...]. A method with
-    two image encoders has a second field of another name; both get the same pictures.
+    With the ``encoding`` a cache stores "id_features" [4, ...] instead. A call may have several
+    people: then each person's four places are adjacent, [b, people * 4, ...]. A method with two
+    image encoders has a second field of another name; both get the same images.
 
     Args:
         size: s, the side in pixels that the image tower reads.
-        prefix: of the arrays' names, in the place of "id".
+        prefix: of the arrays' names, instead of "id".
     """
 
     others, identity = 1, True
@@ -277,24 +279,24 @@ class References(EncodedField):
             f"{prefix}_{what}" for what in ("pixel_values", "features", "mask")
         )
 
-    def spec(self, shape):
+    def spec(self, shape: tuple[int, int]) -> Spec:
         pixels = (MAX_REFERENCES, *self.input_shape(shape))
         return {self.pixels: (pixels, np.dtype(np.float32))} | self._mask_spec()
 
     def _mask_spec(self):
         return {self.mask: ((MAX_REFERENCES,), np.dtype(bool))}
 
-    def input_shape(self, shape):
+    def input_shape(self, shape: tuple[int, int]) -> tuple[int, ...]:
         return (self.size, self.size, 3)
 
-    def row_spec(self, shape, rows):
+    def row_spec(self, shape: tuple[int, int], rows: Spec) -> Spec:
         features, dtype = rows["features"]
         return {self.features: ((MAX_REFERENCES, *features), dtype)} | self._mask_spec()
 
     # ---- from records ----
 
-    def of(self, source, record) -> Input:
-        """The input that a record's picture is as a reference."""
+    def of(self, source: Any, record: Record) -> Input:
+        """The input for a record's image as a reference."""
 
         def key():
             box = record.face_box and tuple(map(float, record.face_box))
@@ -303,13 +305,13 @@ class References(EncodedField):
         def make():
             return clip_normalise(self.crop(source, record))
 
-        return Input(key, make, self.input_shape(None), True, record.image)
+        return Input(key, make, (self.size, self.size, 3), True, record.image)
 
-    def crop(self, source, record) -> np.ndarray:
-        """[s, s, 3] uint8: the square around the face; the whole picture without a box.
+    def crop(self, source: Any, record: Record) -> np.ndarray:
+        """[s, s, 3] uint8: the square around the face; the whole image without a box.
 
         Raises:
-            ImageError: the picture does not decode.
+            ImageError: the image does not decode.
         """
 
         def make():
@@ -320,11 +322,11 @@ class References(EncodedField):
 
         return source.pictures.kept(("reference", record.image, record.face_box, self.size), make)
 
-    def inputs(self, example):
+    def inputs(self, example: Example) -> list[Input] | None:
         return [self.of(example.source, record) for record in example.references] or None
 
-    def make(self, example):
-        # As ``join`` would have it, without a float array for every crop.
+    def make(self, example: Example) -> dict[str, np.ndarray] | None:
+        # Like ``join``, without a float array for every crop.
         drawn = example.drawn[self.name]
         if not drawn:
             return None
@@ -333,20 +335,20 @@ class References(EncodedField):
             clip_normalise(crop, out=place)
         return {self.pixels: pixels, **self._mask(len(drawn))}
 
-    def make_cached(self, example):
+    def make_cached(self, example: Example) -> dict[str, np.ndarray] | None:
         drawn = example.drawn[self.name]
         return self.join_rows(example, drawn) if drawn else None
 
-    def draw_one(self, source, record):
+    def draw_one(self, source: Any, record: Record) -> Any:
         """What an example keeps of a reference: the crop, or with a cache the encoder's row."""
         if source.caches(self):
             return source.features.row(self.encoding, self.of(source, record))
         return self.crop(source, record)
 
-    def join(self, example, values):
+    def join(self, example: Example, values: list) -> dict[str, np.ndarray]:
         return {self.pixels: self._stack(values), **self._mask(len(values))}
 
-    def join_rows(self, example, rows):
+    def join_rows(self, example: Example, rows: list[dict]) -> dict[str, np.ndarray]:
         features = self._stack([row["features"] for row in rows])
         return {self.features: features, **self._mask(len(rows))}
 
@@ -359,16 +361,17 @@ class References(EncodedField):
     def _mask(self, count):
         return {self.mask: np.arange(MAX_REFERENCES) < count}
 
-    def all_inputs(self, source, record):
+    def all_inputs(self, source: Any, record: Record) -> list[Input]:
         return [self.of(source, record)]
 
     # ---- from a call ----
 
-    def given(self, call):
-        shape = (len(call.people), max(map(len, call.people)), MAX_REFERENCES)
+    def given(self, call: Call) -> dict[str, np.ndarray]:
+        people = call.people or []
+        shape = (len(people), max(map(len, people)), MAX_REFERENCES)
         pixels = np.zeros((*shape, self.size, self.size, 3), np.float32)
         mask = np.zeros(shape, bool)
-        for row, persons in enumerate(call.people):
+        for row, persons in enumerate(people):
             for person, images in enumerate(persons):
                 for column, image in enumerate(images):
                     pixels[row, person, column] = clip_preprocess(load_image(image), self.size)
@@ -376,5 +379,5 @@ class References(EncodedField):
         pixels = pixels.reshape(shape[0], -1, self.size, self.size, 3)
         return {self.pixels: pixels, self.mask: mask.reshape(shape[0], -1)}
 
-    def dropped(self, batch, xp):
+    def dropped(self, batch: Batch, xp: Any) -> dict:
         return {self.mask: xp.zeros_like(batch[self.mask])}

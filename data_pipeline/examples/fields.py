@@ -1,57 +1,57 @@
 """Fields: the named inputs of an example, each described once.
 
-An example is what its fields make of a record. The same descriptions tell the loader what to
-make, the feature cache what it may store, the pipeline what to make of a call, and training what
-an input is where the condition is dropped. A system or a method names the fields that it reads
-(persongen_jax/systems/, persongen_jax/methods/); conditions.py has the two that identity methods
-share, spatial.py points and control images, this file the rest.
+An example is what its fields make of a record. The same descriptions tell the loader what to make,
+the feature cache what it may store, the pipeline what to make of a call, and training the value of
+a dropped condition. A system or a method lists the fields that it reads (persongen_jax/systems/,
+persongen_jax/methods/); conditions.py has the two that identity methods share, spatial.py points
+and control images, this file the rest.
 
-A new field is a class with ``spec`` and ``make``, and with ``given`` where images are generated
-from it. It may add several arrays; names with a slash, "input_ids/text", nest.
+A new field is a class with ``spec`` and ``make``, and with ``given`` if images can be generated
+from it. It may add several arrays; names with a slash, "input_ids/text", are nested.
 """
 
 import abc
 import dataclasses
 import functools
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from data_pipeline.examples.transforms import TargetCrop
 from data_pipeline.records.schema import Record
 
 Spec = dict[str, tuple[tuple[int, ...], np.dtype]]
+Batch = dict[str, Any]  # arrays [b, ...] by name, nested as :func:`unflatten` does
 
 
 class FieldError(ValueError):
-    """A record that lacks what a field needs; the message names the picture and the key."""
+    """A record that lacks what a field needs; the message names the image and the key."""
 
 
 @dataclasses.dataclass
 class Example:
-    """One example while it is being made.
+    """An example under construction.
 
     Attributes:
         source: the ExampleSource, for decoding and for other records.
-        record: whose picture is the target.
-        crop: how the target picture is cut; None for an example without a picture.
-        rng: of this example alone. The crop has drawn from it, references draw next.
+        record: the record whose image is the target.
+        crop: of the target image; None for an example without an image.
+        rng: for this example only. The crop has drawn from it, references draw next.
     """
 
-    source: object
+    source: Any
     record: Record
-    crop: TargetCrop | None
+    crop: Any
     rng: np.random.Generator
 
     @functools.cached_property
     def references(self) -> list[Record]:
-        """1 to 4 other pictures of the identity; [] where no field reads any."""
+        """1 to 4 other images of the identity; [] if no field reads any."""
         return self._drawing[0]
 
     @property
     def drawn(self) -> dict[str, list]:
-        """What each field of references keeps of them, by its name; an entry for each."""
+        """What each field of references keeps of them, by its name; one entry per reference."""
         return self._drawing[1]
 
     @functools.cached_property
@@ -61,15 +61,15 @@ class Example:
 
 @dataclasses.dataclass
 class Call:
-    """What a call of the pipeline asks for; a row for each image.
+    """The inputs of a pipeline call, one row per image.
 
     Attributes:
-        prompts: a text for each row.
-        parts: further prompts by stream, a text (or None) for each row.
-        people: for each row, for each person, a list of reference images; None without references.
+        prompts: a text per row.
+        parts: additional prompts by stream, a text (or None) per row.
+        people: per row and person, a list of reference images; None without references.
         time_ids: [b, 6] float32, SDXL's micro-conditioning.
         size: (height, width) of the images in pixels.
-        inputs: what else was given, by the field's name: an entry for each row.
+        inputs: other inputs by the field's name: an entry per row.
     """
 
     prompts: list[str]
@@ -84,12 +84,12 @@ class Field(abc.ABC):
     """One input of an example.
 
     Attributes:
-        name: what the field is called in a config, a call and in messages.
-        keys: further keys of the manifest (a record's ``extra``) that it reads; "images.NAME"
-            where that is a further picture (a record's ``images``).
-        encoding: what frozen networks make of it, for the cache; None: nothing.
-        others: how many other pictures of the identity an example needs at least.
-        identity: it says who the person is, so that delayed merging leaves it out at first.
+        name: the field's name in a config, a call and in messages.
+        keys: additional keys of the manifest (a record's ``extra``) that it reads; "images.NAME"
+            for an additional image (a record's ``images``).
+        encoding: how frozen networks encode it, for the cache; None: they do not.
+        others: how many other images of the identity an example needs at least.
+        identity: whether it says who the person is, so that delayed merging omits it at first.
     """
 
     name: str
@@ -100,74 +100,76 @@ class Field(abc.ABC):
 
     @abc.abstractmethod
     def spec(self, shape: tuple[int, int]) -> Spec:
-        """Shape and dtype of each array, of an example whose target is (height, width)."""
+        """Shape and dtype of each array of an example whose target is (height, width)."""
 
     def make(self, example: Example) -> dict[str, np.ndarray] | None:
-        """The arrays of one example; None: this record cannot serve, another is taken.
+        """The arrays of one example; None: reject this record and take another.
 
-        Only called for examples that are made of records; other sources bring the arrays.
+        Only called for examples made from records; other sources provide the arrays.
 
         Raises:
-            ImageError: a picture that cannot be decoded; another record is taken.
+            ImageError: an image that cannot be decoded; another record is taken.
         """
-        raise FieldError(f"{self.name}: records do not tell it; the data have to bring the arrays")
+        raise FieldError(f"{self.name}: records do not have it; the data must provide the arrays")
 
     def check(self, record: Record, others: int) -> None:  # noqa: B027 (nothing to find)
-        """Find before the first step what would stop a run in its middle.
+        """Find problems before the first step that would otherwise stop a run later.
 
         Args:
-            others: how many other pictures the identity has.
+            others: how many other images the identity has.
 
         Raises:
             ValueError: what is wrong with the record, without its name.
         """
 
     def notes(self) -> list[str]:
-        """What ``check`` has found in all records that is no error, for the log; then forgotten."""
+        """Remarks of ``check`` about all records that are not errors, for the log; then cleared."""
         return []
 
     def given(self, call: Call) -> dict[str, np.ndarray]:
-        """The arrays [b, ...] of a pipeline's call; {} for what only training reads."""
+        """The arrays [b, ...] for a pipeline call; {} if only training reads them."""
         return {}
 
-    def draw_one(self, source, record: Record):
-        """What an example keeps of another picture of the identity, for fields with ``others``.
+    def draw_one(self, source: Any, record: Record) -> Any:
+        """What an example keeps of another image of the identity, for fields with ``others``.
 
         Raises:
-            ImageError: it cannot serve; another is drawn.
+            ImageError: it is unusable; another is drawn.
         """
         return record
 
-    def from_record(self, record: Record, read, size: tuple[int, int]):
-        """What a call gives it, by its name, for an image like the record's: for validation.
+    def from_record(
+        self, record: Record, read: Callable[[str], np.ndarray], size: tuple[int, int]
+    ) -> Any:
+        """What a call passes by its name for an image like the record's: for validation.
 
         Args:
-            read: a picture's name to uint8 RGB [h, w, 3]; size: (height, width) of the image.
+            read: maps an image's name to uint8 RGB [h, w, 3]; size: (height, width) of the image.
 
         Returns:
-            The entry of one image; None: nothing is given.
+            The entry of one image; None: nothing to pass.
         """
         return None
 
-    def dropped(self, batch: dict, xp) -> dict:
-        """Entries of a batch as they are where the condition is dropped; {}: it stays.
+    def dropped(self, batch: Batch, xp: Any) -> dict:
+        """Entries of a batch that replace it if the condition is dropped; {}: it stays.
 
         Args:
-            batch: [b, ...], flat names; with cached features where these are cached.
+            batch: [b, ...], flat names; with cached features if these are cached.
             xp: numpy or jax.numpy.
         """
         return {}
 
 
-# ---- What frozen networks make of a field ------------------------------------------------------
+# ---- Encoding by frozen networks ------------------------------------------------------
 
 
 class Input(NamedTuple):
-    """What an encoder reads of one example.
+    """An encoder's input for one example.
 
-    key: a function to what tells the input from others of its kind (texts, numbers, arrays); only
-        called with a cache, which knows pictures by their digests. make: a function to the array.
-    shape: of the array. store: whether it will come again. picture: the file behind it, "" if none.
+    key: a function to what identifies the input (texts, numbers, arrays); only called with a cache,
+    which knows images by their digests. make: a function to the array. shape: of the array. store:
+    whether it will be needed again. picture: the file behind it, "" if none.
     """
 
     key: Callable[[], tuple]
@@ -179,17 +181,17 @@ class Input(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Encoding:
-    """What the feature cache can keep in a field's place.
+    """What the feature cache can store in place of a field.
 
     Attributes:
-        kind: names the cache's table, and the kind in ``config.cache_kinds``.
-        weights: beginnings of the paths of all parameters that it is computed from.
+        kind: the name of the cache's table, and the kind in ``config.cache_kinds``.
+        weights: path prefixes of all parameters that it depends on.
         encode: (model, inputs [b, ...]) to {name: [b, ...]}.
         dtype: of the inputs.
-        precision: the key of the config that says in which dtype it is computed.
-        signature: what else the result depends on, in the table's name.
-        suffix: of the table's name, for tables that differ by the input's shape.
-        view: of the whole model, what ``encode`` reads, so that nothing else is moved or compiled.
+        precision: the config key for the dtype of the computation.
+        signature: what else the result depends on, for the table's name.
+        suffix: of the table's name, for tables that depend on the input's shape.
+        view: the part of the model that ``encode`` reads, so that only that is moved and compiled.
     """
 
     kind: str
@@ -203,18 +205,18 @@ class Encoding:
 
 
 class EncodedField(Field):
-    """A field whose inputs networks encode: now, in the step, or once, for the cache.
+    """A field whose inputs networks encode: in the step, or once for the cache.
 
-    It says what the inputs are, and how they, or the encoder's rows in their place, are joined.
+    It defines the inputs, and how they, or the encoder's rows instead, are joined.
     """
 
     @abc.abstractmethod
     def input_shape(self, shape: tuple[int, int]) -> tuple[int, ...]:
-        """Of one input's array, for a target of (height, width)."""
+        """The shape of one input's array, for a target of (height, width)."""
 
     @abc.abstractmethod
     def inputs(self, example: Example) -> list[Input] | None:
-        """Of one example; None: this record cannot serve."""
+        """The inputs of one example; None: reject this record."""
 
     @abc.abstractmethod
     def join(self, example: Example, values: list) -> dict[str, np.ndarray]:
@@ -229,17 +231,17 @@ class EncodedField(Field):
         """``spec`` with the encoder's rows in place of the inputs."""
 
     @abc.abstractmethod
-    def all_inputs(self, source, record: Record) -> list[Input]:
-        """All inputs that examples may have of this record, for filling a cache."""
+    def all_inputs(self, source: Any, record: Record) -> list[Input]:
+        """All inputs that examples may need for this record, for filling a cache."""
 
-    def make(self, example):
+    def make(self, example: Example) -> dict[str, np.ndarray] | None:
         inputs = self.inputs(example)
         if inputs is None:
             return None
         return self.join(example, [entry.make() for entry in inputs])
 
-    def make_cached(self, example):
-        """As ``make``, with the cache's rows."""
+    def make_cached(self, example: Example) -> dict[str, np.ndarray] | None:
+        """Like ``make``, with the cache's rows."""
         inputs = self.inputs(example)
         if inputs is None:
             return None
@@ -250,14 +252,14 @@ class EncodedField(Field):
 # ---- Plain fields ------------------------------------------------------------------------------
 
 
-def array_spec(**arrays) -> Spec:
+def array_spec(**arrays: Any) -> Spec:
     return {name: (tuple(shape), np.dtype(dtype)) for name, (shape, dtype) in arrays.items()}
 
 
 class Image(EncodedField):
-    """The target picture: "pixel_values" [h, w, 3] float32 in [-1, 1].
+    """The target image: "pixel_values" [h, w, 3] float32 in [-1, 1].
 
-    With the VAE's ``encoding`` a cache keeps "moments" instead, mean and logvar side by side.
+    With the VAE's ``encoding`` a cache stores "moments" instead, mean and logvar concatenated.
     """
 
     name = "image"
@@ -265,13 +267,13 @@ class Image(EncodedField):
     def __init__(self, encoding: Encoding | None = None):
         self.encoding = encoding
 
-    def spec(self, shape):
+    def spec(self, shape: tuple[int, int]) -> Spec:
         return array_spec(pixel_values=((*shape, 3), np.float32))
 
-    def input_shape(self, shape):
+    def input_shape(self, shape: tuple[int, int]) -> tuple[int, ...]:
         return (*shape, 3)
 
-    def inputs(self, example):
+    def inputs(self, example: Example) -> list[Input]:
         return [self._input(example.source, example.record.image, example.crop)]
 
     def _input(self, source, name, crop):
@@ -284,16 +286,16 @@ class Image(EncodedField):
 
         return Input(key, make, (*crop.size, 3), crop.certain, name)
 
-    def join(self, example, values):
+    def join(self, example: Example, values: list) -> dict[str, np.ndarray]:
         return {"pixel_values": values[0]}
 
-    def join_rows(self, example, rows):
+    def join_rows(self, example: Example, rows: list[dict]) -> dict[str, np.ndarray]:
         return {"moments": rows[0]["moments"]}
 
-    def row_spec(self, shape, rows):
+    def row_spec(self, shape: tuple[int, int], rows: Spec) -> Spec:
         return {"moments": rows["moments"]}
 
-    def all_inputs(self, source, record):
+    def all_inputs(self, source: Any, record: Record) -> list[Input]:
         crop = source.usual_crop(record)
         return [] if crop is None else [self._input(source, record.image, crop)]
 
@@ -306,13 +308,13 @@ class TimeIds(Field):
 
     name = "time_ids"
 
-    def spec(self, shape):
+    def spec(self, shape: tuple[int, int]) -> Spec:
         return array_spec(time_ids=((6,), np.float32))
 
-    def make(self, example):
+    def make(self, example: Example) -> dict[str, np.ndarray]:
         return {"time_ids": example.crop.time_ids}
 
-    def given(self, call):
+    def given(self, call: Call) -> dict[str, np.ndarray]:
         return {"time_ids": call.time_ids}
 
 
@@ -321,15 +323,15 @@ class FaceBox(Field):
 
     name = "face_box"
 
-    def spec(self, shape):
+    def spec(self, shape: tuple[int, int]) -> Spec:
         return array_spec(face_box=((4,), np.float32))
 
-    def make(self, example):
+    def make(self, example: Example) -> dict[str, np.ndarray]:
         return {"face_box": example.crop.face_box}
 
 
-def needs(fields) -> dict:
-    """What these fields demand of a source of records: arguments of sources.open_records."""
+def needs(fields: Iterable[Field]) -> dict:
+    """What these fields require of a source of records: arguments of sources.open_records."""
     marked = any(getattr(field, "at_trigger", False) for field in fields)
     return {"marked": marked, "least": 1 + max((field.others for field in fields), default=0)}
 
@@ -337,9 +339,9 @@ def needs(fields) -> dict:
 # ---- Flat and nested ---------------------------------------------------------------------------
 
 
-def flatten(tree: dict, prefix: str = "") -> dict[str, np.ndarray]:
+def flatten(tree: Batch, prefix: str = "") -> dict[str, Any]:
     """{"a": {"b": x}} to {"a/b": x}."""
-    flat = {}
+    flat: dict[str, Any] = {}
     for name, value in tree.items():
         if isinstance(value, dict):
             flat |= flatten(value, f"{prefix}{name}/")
@@ -348,9 +350,9 @@ def flatten(tree: dict, prefix: str = "") -> dict[str, np.ndarray]:
     return flat
 
 
-def unflatten(flat: dict[str, np.ndarray]) -> dict:
+def unflatten(flat: dict[str, Any]) -> Batch:
     """{"a/b": x} to {"a": {"b": x}}."""
-    tree = {}
+    tree: Batch = {}
     for name, value in flat.items():
         *parents, leaf = name.split("/")
         branch = tree

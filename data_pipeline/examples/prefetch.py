@@ -1,4 +1,4 @@
-"""Batches made ahead by a thread and put onto the devices while a step runs."""
+"""Prefetches batches in a thread and puts them on the devices while a step runs."""
 
 import atexit
 import queue
@@ -7,10 +7,10 @@ from collections.abc import Callable, Iterator
 
 
 def prefetch_to_device(iterator: Iterator, put: Callable, depth: int = 2) -> Iterator:
-    """Yields ``put(item)`` for each item, up to ``depth`` of them made ahead by a thread.
+    """Yields ``put(item)`` for each item, with up to ``depth`` of them prefetched by a thread.
 
-    What the thread raises is raised here, after the items before it. ``close()`` on the result,
-    or dropping it, ends the thread.
+    An exception in the thread is raised here, after the items before it. Calling ``close()`` on the
+    result, or dropping it, ends the thread.
     """
     ready = queue.Queue(maxsize=depth)
     stop = threading.Event()
@@ -30,7 +30,7 @@ def prefetch_to_device(iterator: Iterator, put: Callable, depth: int = 2) -> Ite
                 if not hand_over("item", put(item)):
                     return
             hand_over("end", None)
-        except BaseException as error:  # the consumer is to see it, whatever it is
+        except BaseException as error:  # pass any exception on to the consumer
             hand_over("error", error)
 
     thread = threading.Thread(target=work, name="prefetch_to_device", daemon=True)
@@ -40,7 +40,7 @@ def prefetch_to_device(iterator: Iterator, put: Callable, depth: int = 2) -> Ite
         stop.set()
         thread.join(timeout=10)
 
-    atexit.register(shut_down)  # a thread still at work would hold up the interpreter's end
+    atexit.register(shut_down)  # a running thread would block the interpreter's exit
     try:
         while True:
             kind, value = ready.get()

@@ -1,8 +1,8 @@
-"""Examples by number: which record an example is of, and what its fields make of it.
+"""Examples by index: which record an example is made from, and what its fields make of it.
 
-Example number n = 0, 1, 2, … is a function of (records, fields, seed, n) and of nothing else. So a
-run resumes by its step number alone, every process can make just its own rows, and examples can be
-made in any order on any number of threads.
+Example number n = 0, 1, 2, … is a function of only (records, fields, seed, n). So a run resumes by
+its step number alone, every process can make just its own rows, and examples can be made in any
+order on any number of threads.
 """
 
 import functools
@@ -10,48 +10,49 @@ import hashlib
 import json
 import logging
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 import numpy as np
 
 from data_pipeline.examples.buckets import Turns, nearest
 from data_pipeline.examples.fields import Example, Field, Input
-from data_pipeline.examples.transforms import TargetCrop, plan_crop
 from data_pipeline.pictures.kept import SHOWN_PROBLEMS, Pictures
 from data_pipeline.pictures.reading import ImageError, load_image
+from data_pipeline.pictures.transforms import TargetCrop, plan_crop
 from data_pipeline.records.schema import MAX_REFERENCES, Record, to_entry
 
 log = logging.getLogger(__name__)
 
-# Purposes of random numbers: draws for one must not repeat those for another.
+# Purposes of random keys: their draws must be independent.
 ORDER, CONTENT = 0, 1
 NAMED_PICTURES = 10_000  # of more, a checkpoint keeps one mark for all of them
 
 
 class ExampleSource:
-    """Makes examples, flat dicts of arrays, by number; safe to call from several threads.
+    """Makes examples, flat dicts of arrays, by index; safe to call from several threads.
 
     Args:
         records: data_pipeline.records.schema.Record.
-        fields: what an example holds (data_pipeline/examples/fields.py).
+        fields: the contents of an example (data_pipeline/examples/fields.py).
         size: the side of the target crop in pixels.
-        buckets: shapes (height, width); targets have the nearest of these instead. Then example n
-            belongs to step n // ``batch_size``, and all of a step to one bucket
+        buckets: shapes (height, width); targets get the nearest of these instead. Then example n
+            belongs to step n // ``batch_size``, and all examples of a step to one bucket
             (data_pipeline/examples/buckets.py).
-        random_crop: the crop's place is drawn; False: the middle, or the face.
-        read_image: makes a record's ``image`` uint8 RGB [h, w, 3], or raises an ImageError
+        random_crop: draw the crop's position; False: the centre, or the face.
+        read_image: maps a record's ``image`` to uint8 RGB [h, w, 3], or raises an ImageError
             (data_pipeline/records/sources.py).
-        cache_bytes: pictures and reference crops are kept in memory up to so many.
-        features: persongen_jax/features/; what frozen networks make of fields takes their place.
-        mark: a record's ``image`` to a short text of one length that changes with its content.
+        cache_bytes: images and reference crops are kept in memory up to this size.
+        features: persongen_jax/features/; cached outputs of frozen networks replace fields.
+        mark: maps a record's ``image`` to a short text of fixed length that depends on its content.
 
     Attributes:
-        skipped: maps each file that could not be decoded to the reason; an example that needs one
-            takes the next picture instead, the same one in every run.
+        skipped: maps each file that could not be decoded to the reason; an example that needs it
+            uses the next image instead, the same one in every run.
 
     Raises:
-        ValueError: records that cannot serve; a PromptError where captions are at fault.
-        ImageError: with buckets, no picture can be read.
+        ValueError: unusable records; a PromptError if captions are at fault.
+        ImageError: with buckets, no image can be read.
     """
 
     def __init__(
@@ -66,12 +67,13 @@ class ExampleSource:
         cache_bytes: int = 1 << 30,
         buckets: tuple[tuple[int, int], ...] = (),
         batch_size: int = 1,
-        features=None,
+        features: Any = None,
         mark: Callable[[str], str] | None = None,
     ):
-        self.records, self.fields, self.seed = list(records), tuple(fields), seed
+        self.records, self.seed = list(records), seed
+        self.fields: tuple[Any, ...] = tuple(fields)
         self.size, self.random_crop, self.features = size, random_crop, features
-        self._mark = mark
+        self._mark: Any = mark
         self.batch_size, self.buckets = batch_size, tuple(buckets)
         self.pictures = Pictures(read_image, cache_bytes)
         self.skipped = self.pictures.skipped
@@ -87,21 +89,21 @@ class ExampleSource:
             self._members = self._into_buckets()
         used = [k for k, members in enumerate(self._members) if len(members)]
         if not used:
-            raise ImageError(f"no picture can be read; first cause: {self._first_problem()}")
+            raise ImageError(f"no image can be read; first cause: {self._first_problem()}")
         self._used = used
         self._turns = Turns(len(self._members[k]) for k in used)
 
-    # ---- what an example looks like ----
+    # ---- the structure of an example ----
 
     @property
     def shapes(self) -> list[tuple[int, int]]:
-        """(height, width) of the targets that there are, one for each bucket in use."""
+        """(height, width) of the targets, one per bucket in use."""
         shapes = self.buckets or [(self.size, self.size)]
         return [shapes[k] for k in self._used]
 
     @property
     def specs(self) -> list[dict]:
-        """For each of ``shapes``, shape and dtype of every array of an example, by flat name."""
+        """Per shape in ``shapes``, shape and dtype of every array of an example, by flat name."""
         return [self.spec_of(shape) for shape in self.shapes]
 
     def spec_of(self, shape: tuple[int, int]) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
@@ -121,12 +123,12 @@ class ExampleSource:
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """Of what the records say, in their order; their pictures may have moved."""
+        """A digest of the records' contents, in order; their images may have moved."""
         digest = hashlib.sha256()
         for record in self.records:
             entry = to_entry(record)
             del entry["image"]
-            # What no field reads makes no other run.
+            # Keys that no field reads do not make it another run.
             extra = entry.pop("extra", {})
             entry |= {key: value for key, value in extra.items() if key in self._keys}
             images = [name for name in entry.pop("images", ()) if f"images.{name}" in self._keys]
@@ -137,7 +139,7 @@ class ExampleSource:
 
     @functools.cached_property
     def picture_marks(self) -> str:
-        """Of each picture's content, in the records' order; of very many, of all in one."""
+        """A mark of each image's content, in the records' order; for very many, one for all."""
         if self._mark is None:
             return ""
         marks = "".join(map(self._mark_of, self.records))
@@ -152,7 +154,7 @@ class ExampleSource:
         return hashlib.sha256("".join([own, *others]).encode()).hexdigest()[: len(own)]
 
     def pictures_changed(self, marks: str) -> list[str]:
-        """The pictures that are others than when these marks were made; all, if nobody can tell."""
+        """The images that have changed since these marks were made; all, if unknown."""
         if marks == self.picture_marks or not marks or not self._mark:
             return []
         names, length = [record.image for record in self.records], len(marks) // len(self.records)
@@ -168,14 +170,14 @@ class ExampleSource:
     # ---- one example ----
 
     def example(self, n: int) -> dict[str, np.ndarray]:
-        """Example number n. ImageError if not one target can be decoded that can serve."""
+        """Example number n. ImageError if no usable target can be decoded."""
         bucket, n_in_bucket = self._place(n)
         shape, cause = (self.buckets or [(self.size, self.size)])[bucket], "none was found"
         for attempt, row in enumerate(self._candidates(bucket, n_in_bucket)):
             rng = np.random.default_rng((self.seed, CONTENT, n, attempt))
             try:
                 made = self._make(self.records[row], shape, rng)
-            except ImageError as error:  # noted by ``pictures``, or told by ``features``
+            except ImageError as error:  # recorded by ``pictures``, or logged by ``features``
                 cause = str(error)
                 continue
             if made is not None:
@@ -184,8 +186,8 @@ class ExampleSource:
         lacking = " has a reference" if self._references else " can be decoded"
         raise ImageError(f"no target of {len(self.records)}{lacking}; first cause: {first}")
 
-    def pictures_of(self, numbers) -> list[str]:
-        """The targets of the examples of these numbers, but for those that are passed over."""
+    def pictures_of(self, numbers: Iterable[int]) -> list[str]:
+        """The targets of the examples with these indices, except skipped ones."""
         found = []
         for n in numbers:
             rows = self._candidates(*self._place(n))
@@ -203,24 +205,31 @@ class ExampleSource:
             arrays |= own
         return arrays
 
-    def plan(self, record: Record, shape, rng=None) -> TargetCrop:
-        """How the record's picture becomes a target of ``shape``; ImageError if it is unreadable.
+    def plan(
+        self, record: Record, shape: tuple[int, int], rng: np.random.Generator | None = None
+    ) -> TargetCrop:
+        """How the record's image becomes a target of ``shape``; ImageError if it is unreadable.
 
-        ``rng``: the crop's place is drawn from it where ``random_crop`` says so.
+        ``rng``: draws the crop's position if ``random_crop``.
         """
-        origin = {"original_size": record.original_size, "original_crop": record.crop}
-        rng = rng if self.random_crop else None
-        return plan_crop(self.size_of(record.image), record.face_box, shape, rng, **origin)
+        return plan_crop(
+            self.size_of(record.image),
+            record.face_box,
+            shape,
+            rng if self.random_crop else None,
+            original_size=record.original_size,
+            original_crop=record.crop,
+        )
 
     def size_of(self, name: str) -> tuple[int, int]:
-        """(height, width) of a picture; a cache that knows it spares decoding."""
+        """(height, width) of an image; a cache that knows it avoids decoding."""
         if self.features is not None and self.features.caches_pixels:
             return self.features.picture_of(self, name).size
         return self.pictures.image(name).shape[:2]
 
     def draw_references(self, example: Example) -> tuple[list[Record], dict[str, list]]:
-        """1 to 4 other pictures of the identity, fewer if they do not decode, and what each field
-        that reads references keeps of them."""
+        """1 to 4 other images of the identity, fewer if they do not decode, and what each field of
+        references keeps of them."""
         records, kept = [], {field.name: [] for field in self._references}
         everything = self._of_identity[example.record.identity].values()
         others = [record for record in everything if record.image != example.record.image]
@@ -240,15 +249,15 @@ class ExampleSource:
         return records, kept
 
     def most_references(self, record: Record) -> int:
-        """How many references an example of this record can have; 1 where no field reads any."""
+        """The most references that an example of this record can have; 1 if no field reads any."""
         if not self._references:
             return 1
         return min(len(self._of_identity[record.identity]) - 1, MAX_REFERENCES)
 
-    # ---- which record is example n ----
+    # ---- the record of example n ----
 
     def _place(self, n: int) -> tuple[int, int]:
-        """The bucket of example n, and its number among that bucket's examples."""
+        """The bucket of example n, and its index among that bucket's examples."""
         if not self.buckets:
             return 0, n
         step, row = divmod(n, self.batch_size)
@@ -256,12 +265,12 @@ class ExampleSource:
         return self._used[turn], before * self.batch_size + row
 
     def _candidates(self, bucket: int, n: int) -> Iterator[int]:
-        """The bucket's pictures from its n-th on, for as long as one does not decode."""
+        """The bucket's images from its n-th on, to be tried until one decodes."""
         members = self._members[bucket]
         for i in range(n, n + len(members)):
             epoch, place = divmod(i, len(members))
             yield members[self._order(epoch, bucket)[place]]
-        if len(members) < len(self.records):  # the others, cut to this bucket's shape
+        if len(members) < len(self.records):  # the others, cropped to this bucket's shape
             yield from range(len(self.records))
 
     def _shuffle(self, epoch: int, bucket: int = 0) -> np.ndarray:
@@ -270,7 +279,7 @@ class ExampleSource:
         return rng.permutation(len(self._members[bucket]))
 
     def _into_buckets(self) -> list[np.ndarray]:
-        """The rows of each bucket's records; those that cannot be read are in none."""
+        """The rows of each bucket's records; unreadable ones are in none."""
         members = [[] for _ in self.buckets]
         for row, record in enumerate(self.records):
             try:
@@ -287,14 +296,14 @@ class ExampleSource:
     # ---- before the first step ----
 
     def _check(self) -> None:
-        """Find what would otherwise stop a run in its middle."""
+        """Find problems that would otherwise stop a run later."""
         if not self.records:
             raise ValueError("no records to train on")
         others = {identity: len(images) - 1 for identity, images in self._of_identity.items()}
         needed = max((field.others for field in self.fields), default=0)
         lonely = sum(count < needed for count in others.values())
         if lonely:
-            raise ValueError(f"{lonely} identities have no second picture to serve as a reference")
+            raise ValueError(f"{lonely} identities have no second image to serve as a reference")
         problems, kinds = [], set()
         for record in self.records:
             for field in self.fields:
@@ -305,7 +314,7 @@ class ExampleSource:
                     kinds.add(type(error))
         if problems:
             shown = "\n  ".join(problems[:SHOWN_PROBLEMS])
-            # A PromptError where all of them are.
+            # A PromptError if all of them are.
             kind = kinds.pop() if len(kinds) == 1 else ValueError
             raise kind(f"{len(problems)} records cannot be used:\n  {shown}")
         self._tell_of_unread_keys()
@@ -323,20 +332,20 @@ class ExampleSource:
     # ---- for filling a cache ----
 
     def usual_crop(self, record: Record) -> TargetCrop | None:
-        """The crop of a record's picture if it is always the same one; None, and counted, if not.
+        """The crop of a record's image if it is always the same; None, and counted, if not.
 
-        ImageError if the picture does not decode.
+        ImageError if the image does not decode.
         """
         size = self.features.picture_of(self, record.image).size
         shapes = self.buckets or [(self.size, self.size)]
         crop = self.plan(record, shapes[nearest(size, shapes)], np.random.default_rng(0))
         if crop.certain:
             return crop
-        self.features.counts["crops drawn anew in every step, not stored"] += 1
+        self.features.counts["crops drawn again in every step, not stored"] += 1
         return None
 
     def feature_jobs(self, row: int) -> list[tuple[Field, Input]]:
-        """What examples need of the cache for this record; [] if its picture does not decode."""
+        """What examples need from the cache for this record; [] if its image does not decode."""
         record, jobs = self.records[row], []
         try:
             self.features.picture_of(self, record.image)

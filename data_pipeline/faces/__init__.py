@@ -1,1 +1,1 @@
-"""Finding faces in pictures, and aligning them."""
+"""Detects faces in images, and aligns them."""

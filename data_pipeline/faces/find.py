@@ -1,14 +1,16 @@
-"""A person's face in any photograph: found, and cropped as references are."""
+"""Finds a person's face in any image, and crops it like references."""
+
+from typing import Any
 
 import numpy as np
 
-from data_pipeline.examples.transforms import square_face_crop
 from data_pipeline.faces.detectors import Detector, open_detector
 from data_pipeline.pictures.reading import load_image
+from data_pipeline.pictures.transforms import square_face_crop
 
 
 class NoFaceFound(ValueError):
-    """No face in the picture; the message says how to do without the detector."""
+    """No face in the image; the message says how to do without the detector."""
 
 
 def find_face(
@@ -16,8 +18,8 @@ def find_face(
 ) -> tuple[int, int, int, int]:
     """The largest face of ``image`` [h, w, 3] uint8 RGB as a box (x0, y0, x1, y1) in its pixels.
 
-    ``detector`` None is the cascade; the others' boxes hold more of forehead and chin than its
-    squares. NoFaceFound speaks of the picture by ``name``.
+    ``detector`` None is the cascade; the others' boxes include more of forehead and chin than its
+    squares. NoFaceFound refers to the image by ``name``.
     """
     detector = open_detector("cascade") if detector is None else detector
     (found,) = detector.detect([image])
@@ -29,15 +31,17 @@ def find_face(
             return x0, y0, x1, y1
     raise NoFaceFound(
         f"no face found in {name} ({width}x{height} pixels, detector {detector.name}); give a face "
-        "box, or pass --no-crop to use the whole picture"
+        "box, or pass --no-crop to use the whole image"
     )
 
 
-def crop_face(image, name: str = "the picture", detector: Detector | None = None) -> np.ndarray:
-    """The square reference crop [s, s, 3] around the largest face of whatever load_image takes.
+def crop_face(
+    image: Any, name: str = "the picture", detector: Detector | None = None
+) -> np.ndarray:
+    """The square reference crop [s, s, 3] around the largest face of an image for load_image.
 
     Raises:
-        NoFaceFound: none is there. ImageError: the picture cannot be read.
+        NoFaceFound: there is no face. ImageError: the image cannot be read.
     """
     image = load_image(image, name)
     return square_face_crop(image, find_face(image, name, detector))

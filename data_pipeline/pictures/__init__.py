@@ -1,1 +1,1 @@
-"""Pictures as people have them: one opener for all that holds one, and what finds copies."""
+"""Reads images in all common forms, and finds copies."""

@@ -1,4 +1,6 @@
-"""Pictures and masks that come as arrays: which shapes, dtypes and ranges are taken."""
+"""Images and masks given as arrays: the accepted shapes, dtypes and ranges."""
+
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -6,13 +8,13 @@ from PIL import Image
 from data_pipeline.pictures.formats import PictureFault, check_size
 
 CHANNELS = (1, 3, 4)
-BEYOND = 1e-2  # of floats that were resized or computed in half precision
-LABELS = 8  # of a mask's 255: below it are no greys but 0 and 1, or the numbers of labels
+BEYOND = 1e-2  # tolerance for floats after resizing or half precision
+LABELS = 8  # values up to this are not greys of a mask but 0 and 1, or labels
 ONES = "of nothing but 0 and 1: give 0 and 255, or float in 0..1"
 
 
-def image_from_array(values) -> np.ndarray | Image.Image:
-    """uint8 RGB [h, w, 3] as it is; any other array as a PIL image, of mode L, RGB or RGBA.
+def image_from_array(values: Any) -> np.ndarray | Image.Image:
+    """uint8 RGB [h, w, 3] unchanged; any other array as a PIL image of mode L, RGB or RGBA.
 
     Args:
         values: [h, w] or [h, w, 1] grey, [h, w, 3] RGB or [h, w, 4] RGBA; uint8, or float in 0..1.
@@ -34,14 +36,14 @@ def image_from_array(values) -> np.ndarray | Image.Image:
     return Image.fromarray(pixels[..., 0] if pixels.shape[2:] == (1,) else pixels)
 
 
-def mask_from_array(values) -> np.ndarray | Image.Image:
-    """[h, w] float32 in 0..1 of an array of one channel; one of several as a PIL image.
+def mask_from_array(values: Any) -> np.ndarray | Image.Image:
+    """[h, w] float32 in 0..1 from an array with one channel; several become a PIL image.
 
     Args:
-        values: bool, or as an image's.
+        values: bool, or as for an image.
 
     Raises:
-        PictureFault: anything else, and uint8 of 0 and 1, which would be next to nothing.
+        PictureFault: anything else, and uint8 of 0 and 1, which would have almost no effect.
     """
     values = _array(values)
     if values.shape[2:] in ((3,), (4,)):
@@ -60,10 +62,10 @@ def mask_from_array(values) -> np.ndarray | Image.Image:
 
 
 def check_seen(most: int) -> None:
-    """PictureFault for a mask of 0 and 1, or of labels, whose whitest of 255 is ``most``."""
+    """PictureFault for a mask of 0 and 1, or of labels, whose largest value of 255 is ``most``."""
     if 0 < most < LABELS:
         raise PictureFault(
-            f"its whitest value is {most} of 255, so that it would be next to nothing: give 0 and "
+            f"its whitest value is {most} of 255, so it would have almost no effect: give 0 and "
             "255 (an array may be bool)"
         )
 
@@ -73,30 +75,30 @@ def is_float(values: np.ndarray) -> bool:
 
 
 def bytes_of_floats(values: np.ndarray, what: str = "") -> np.ndarray:
-    """Floats in 0..1 to uint8; ``what`` they are in messages, if no array."""
+    """Floats in 0..1 to uint8; ``what`` names them in messages, if they are not an array."""
     scaled = in_range(values, what).astype(np.float32) * np.float32(255)
     return np.rint(scaled, out=scaled).astype(np.uint8)
 
 
 def in_range(values: np.ndarray, what: str = "") -> np.ndarray:
-    """Floats in 0..1, cut to it where a resize went a little beyond; PictureFault for others."""
-    low, high = float(values.min()), float(values.max())  # NaN if one is
+    """Floats clipped to 0..1 if a resize went slightly beyond; PictureFault for others."""
+    low, high = float(values.min()), float(values.max())  # NaN if one value is
     if low >= 0 and high <= 1:
         return values
     if low >= -BEYOND and high <= 1 + BEYOND:
         return np.clip(values, 0, 1)
     if np.isnan(low) or np.isnan(high):
-        raise _wrong(values, "holds NaN: floats have to lie in 0..1: mend what made them", what)
-    hint = "divide by 255, or give uint8" if high > 2 else "bring them there, or give uint8"
-    said = f"with values {low:.6g} to {high:.6g}: floats have to lie in 0..1: {hint}"
+        raise _wrong(values, "holds NaN: floats must be in 0..1: fix what made them", what)
+    hint = "divide by 255, or give uint8" if high > 2 else "scale them, or give uint8"
+    said = f"with values {low:.6g} to {high:.6g}: floats must be in 0..1: {hint}"
     raise _wrong(values, said, what)
 
 
 def _array(given) -> np.ndarray:
-    """As numpy has it; PictureFault for what numpy cannot read, and for other shapes."""
+    """The numpy array; PictureFault for what numpy cannot read, and for other shapes."""
     try:
         values = np.asarray(given)
-    except Exception as error:  # torch's tensors on other devices, with gradients, of bfloat16
+    except Exception as error:  # torch tensors on other devices, with gradients, or bfloat16
         reason = str(error).partition("\n")[0]
         raise PictureFault(
             f"a {type(given).__name__} that numpy cannot read ({reason}): give a numpy array; of a "
@@ -115,7 +117,7 @@ def _check_shape(values: np.ndarray) -> None:
     if values.ndim == 3 and values.shape[0] in CHANNELS:
         hint = " (channels come last: transpose(1, 2, 0))"
     if values.ndim == 4:
-        hint = " (one picture at a time, without the batch's axis)"
+        hint = " (one image at a time, without the batch's axis)"
     raise _wrong(values, f"give [h, w], [h, w, 1], [h, w, 3] or [h, w, 4]{hint}")
 
 

@@ -1,7 +1,8 @@
-"""A PIL image of any mode to upright sRGB: depth, colour profile, transparency, orientation."""
+"""Converts a PIL image of any mode to upright sRGB: depth, colour profile, alpha, orientation."""
 
 import functools
 import io
+from collections.abc import Callable
 
 import numpy as np
 from PIL import Image, ImageChops, ImageCms
@@ -9,30 +10,30 @@ from PIL import Image, ImageChops, ImageCms
 from data_pipeline.pictures.arrays import bytes_of_floats, check_seen
 from data_pipeline.pictures.formats import PictureFault
 
-BAND = 1 << 24  # pixels that are converted at once: a large picture is in memory once, not thrice
+BAND = 1 << 24  # pixels converted at once: a large image is in memory once, not three times
 DEEP = 65535
 ORIENTATION, INTEROPERABILITY, OF_PHOTO, COLOR_SPACE = 0x0112, 0xA005, 0x8769, 0xA001  # of EXIF
 PHOTOMETRIC = 262  # of TIFF; 0: white is zero
 SRGB_GAMMA = 0.45455  # of PNG's gAMA
-# CIE xy of white, red, green, blue, as PNG's cHRM has them; how far off they may be.
+# CIE xy of white, red, green, blue as in PNG's cHRM, and their tolerance.
 SRGB_PRIMARIES, NEAR = (0.3127, 0.329, 0.64, 0.33, 0.3, 0.6, 0.15, 0.06), 0.01
-# ITU-T H.273's code points: primaries of sRGB, or not said; its and BT.709's curve, or not said.
+# ITU-T H.273's code points: sRGB's primaries, its and BT.709's curve; or unspecified.
 SRGB_POINTS = ((1, 2), (1, 2, 6, 13, 14, 15))
-SPACES = {"GRAY": "L", "RGB": "RGB", "CMYK": "CMYK", "Lab": "LAB"}  # a profile's, and the mode's
+SPACES = {"GRAY": "L", "RGB": "RGB", "CMYK": "CMYK", "Lab": "LAB"}  # profile's space, image's mode
 GREYS = ("1", "L", "LA", "La")
 
 
-def to_rgb(image: Image.Image, say) -> np.ndarray:
+def to_rgb(image: Image.Image, say: Callable[[str], object]) -> np.ndarray:
     """uint8 sRGB [h, w, 3], upright, transparency on white.
 
     Args:
-        say: called with a sentence of what could not be minded.
+        say: called with a sentence about anything that was ignored.
 
     Raises:
         PictureFault: pixels that cannot be converted.
     """
     image.load()
-    turn = orientation(image, say)  # first, because Pillow complains of EXIF but once
+    turn = orientation(image, say)  # first, because Pillow complains about EXIF only once
     profile, negative = profile_of(image, say), _check_depth(image)
     plain = image.mode == "RGB" and profile is None and not image.has_transparency_data
     if plain and turn == 1 and image.width * image.height <= BAND:
@@ -44,10 +45,10 @@ def to_rgb(image: Image.Image, say) -> np.ndarray:
     return _by_bands(image, turn, 3, convert)
 
 
-def to_grey(image: Image.Image, say) -> np.ndarray:
-    """float32 [h, w] in 0..1, upright: how white each pixel is; what is transparent is black.
+def to_grey(image: Image.Image, say: Callable[[str], object]) -> np.ndarray:
+    """float32 [h, w] in 0..1, upright: the brightness of each pixel; transparency is black.
 
-    PictureFault where it is so dark that it can only be a mask of 0 and 1.
+    PictureFault if it is so dark that it can only be a mask of 0 and 1.
     """
     image.load()
     negative, most = _check_depth(image), 0
@@ -65,20 +66,20 @@ def to_grey(image: Image.Image, say) -> np.ndarray:
     return out
 
 
-def orientation(image: Image.Image, say) -> int:
-    """EXIF's 1 to 8. After ``load``, because Pillow turns a TIFF by itself."""
+def orientation(image: Image.Image, say: Callable[[str], object]) -> int:
+    """EXIF's 1 to 8. Call it after ``load``, because Pillow turns a TIFF itself."""
     try:
         turn = image.getexif().get(ORIENTATION, 1)
-    except OSError:  # not of EXIF: Pillow decodes a PNG to find it
+    except OSError:  # not about EXIF: Pillow decodes a PNG to find it
         raise
-    except Exception as error:  # EXIF is written by anything, and its readers raise anything
+    except Exception as error:  # broken EXIF is common, and its readers raise anything
         say(f"its EXIF data cannot be read ({error}): taken as upright")
         return 1
     return turn if turn in range(1, 9) else 1
 
 
 def _by_bands(image, turn: int, channels: int, convert, dtype=np.uint8) -> np.ndarray:
-    """The picture converted some rows at a time into an upright array."""
+    """The image converted some rows at a time into an upright array."""
     width, height = image.size
     shape = (width, height) if turn > 4 else (height, width)
     out = np.empty((*shape, channels), dtype)
@@ -94,7 +95,7 @@ def _by_bands(image, turn: int, channels: int, convert, dtype=np.uint8) -> np.nd
 
 
 def _as_stored(upright: np.ndarray, turn: int) -> np.ndarray:
-    """A view of the upright picture in which the rows lie as the file has them."""
+    """A view of the upright image with the rows as stored in the file."""
     view = upright.swapaxes(0, 1) if turn > 4 else upright
     if turn in (3, 4, 6, 7):
         view = view[::-1]
@@ -131,9 +132,9 @@ def _apart(image: Image.Image, negative: bool) -> tuple[Image.Image, Image.Image
 
 
 def _check_depth(image: Image.Image) -> bool:
-    """Whether a TIFF says that white is 0, which Pillow minds in pictures of 8 bits only.
+    """Whether a TIFF says that white is 0, which Pillow respects only for 8-bit images.
 
-    PictureFault for whole numbers that are not of 16 bits.
+    PictureFault for whole numbers other than 16 bits.
     """
     if not image.mode.startswith(("I", "F")):
         return False
@@ -153,7 +154,7 @@ def _check_depth(image: Image.Image) -> bool:
 
 
 def _eight_bits(image: Image.Image) -> tuple[Image.Image, Image.Image | None]:
-    """Mode L of one deep channel. Whole numbers are of 16 bits, floats lie in 0..1."""
+    """Mode L of one deep channel. Whole numbers have 16 bits, floats are in 0..1."""
     values, alpha = np.asarray(image), None
     if image.mode == "F":
         return Image.fromarray(bytes_of_floats(values, "floats of 32 bits")), None
@@ -167,8 +168,8 @@ def _eight_bits(image: Image.Image) -> tuple[Image.Image, Image.Image | None]:
 # ---- Colour profiles ---------------------------------------------------------------------------
 
 
-def profile_of(image: Image.Image, say):
-    """(colours, mode of the image) to sRGB by the picture's profile; None: it is sRGB already."""
+def profile_of(image: Image.Image, say: Callable[[str], object]) -> Callable | None:
+    """(colours, mode of the image) to sRGB by the image's profile; None: it already is sRGB."""
     data = image.info.get("icc_profile")
     if not data:
         _tell_of_other_colours(image, say)
@@ -180,7 +181,7 @@ def profile_of(image: Image.Image, say):
         return None
     fits = {
         "L": image.mode in GREYS or image.mode.startswith(("I", "F")),
-        "RGB": image.mode not in ("CMYK", "LAB"),  # of grey, too
+        "RGB": image.mode not in ("CMYK", "LAB"),  # also for grey
     }
     if not fits.get(space, image.mode == space):
         say(f"its colour profile is of {space}, the picture of {image.mode}: taken as sRGB")
@@ -189,19 +190,17 @@ def profile_of(image: Image.Image, say):
 
 
 def _tell_of_other_colours(image: Image.Image, say) -> None:
-    """Says that a picture is not sRGB, where it tells so by other means than a profile."""
+    """Warn if an image indicates other colours than sRGB without a profile."""
     gamma = image.info.get("gamma", SRGB_GAMMA)
     if "srgb" not in image.info and abs(gamma - SRGB_GAMMA) > 0.05:
-        say(
-            f"its gamma of {gamma:g} is not minded, and it is taken as sRGB: save it with a profile"
-        )
+        say(f"its gamma of {gamma:g} is ignored, and it is taken as sRGB: save it with a profile")
     primaries = image.info.get("chromaticity") or SRGB_PRIMARIES
     others = any(abs(a - b) > NEAR for a, b in zip(primaries, SRGB_PRIMARIES, strict=False))
     if ("srgb" not in image.info and others) or not all(
         point in usual for point, usual in zip(_code_points(image), SRGB_POINTS, strict=False)
     ):
         say(
-            "the colours that it says it is of are not minded, and it is taken as sRGB: save it "
+            "its colour primaries and curve are ignored, and it is taken as sRGB: save it "
             "with a profile"
         )
     if "exif" not in image.info:
@@ -210,14 +209,14 @@ def _tell_of_other_colours(image: Image.Image, say) -> None:
         exif = image.getexif()
         adobe = exif.get_ifd(INTEROPERABILITY).get(1) == "R03"
         adobe = adobe or exif.get_ifd(OF_PHOTO).get(COLOR_SPACE) == 2
-    except Exception:  # ``orientation`` tells of EXIF that cannot be read
+    except Exception:  # ``orientation`` reports unreadable EXIF
         return
     if adobe:
         say("Adobe RGB by its EXIF, without a profile, and taken as sRGB: save it with its profile")
 
 
 def _code_points(image: Image.Image) -> tuple:
-    """(primaries, curve) by PNG's cICP or HEIF's nclx; () without."""
+    """(primaries, curve) from PNG's cICP or HEIF's nclx; () without them."""
     if "cicp" in image.info:
         return tuple(image.info["cicp"][:2])
     said = image.info.get("nclx_profile")
@@ -228,7 +227,7 @@ def _code_points(image: Image.Image) -> tuple:
 
 @functools.lru_cache(32)
 def _open_profile(data: bytes):
-    """(mode of what the profile is of, function to sRGB or None where it would change nothing)."""
+    """(the profile's mode, function to sRGB or None if it would change nothing)."""
     profile = ImageCms.ImageCmsProfile(io.BytesIO(data))
     space = profile.profile.xcolor_space.strip()
     if space not in SPACES:
@@ -237,7 +236,7 @@ def _open_profile(data: bytes):
     transform = ImageCms.buildTransform(profile, ImageCms.createProfile("sRGB"), mode, "RGB")
 
     def convert(colours, _):
-        if mode == "L" and colours.mode == "RGB":  # grey that came with transparency
+        if mode == "L" and colours.mode == "RGB":  # grey with transparency
             colours = colours.getchannel(0)
         return ImageCms.applyTransform(colours.convert(mode), transform)
 
@@ -245,7 +244,7 @@ def _open_profile(data: bytes):
 
 
 def _changes_nothing(transform, mode: str) -> bool:
-    """Whether a profile is sRGB by whatever name: on a grid of colours no value moves by two."""
+    """Whether a profile equals sRGB under any name: no value on a colour grid changes by two."""
     if mode not in ("L", "RGB"):
         return False
     steps = np.arange(0, 256, 15, dtype=np.uint8)

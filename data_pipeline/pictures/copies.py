@@ -1,5 +1,5 @@
-"""Copies of pictures: the same bytes under two names, the same picture in another size or format,
-and other pictures under the same name."""
+"""Finds copies of images: the same bytes under two names, the same image in another size or
+format, and another image under the same name."""
 
 import functools
 import hashlib
@@ -15,18 +15,18 @@ from PIL import Image
 from data_pipeline.pictures import colours
 from data_pipeline.pictures.formats import open_file
 
-SIDE = 16  # of the thumbnails that are compared
-ALIKE = 4.0  # mean difference of two thumbnails' values (of 255) up to which they are one picture
+SIDE = 16  # side of the compared thumbnails
+ALIKE = 4.0  # largest mean difference of two thumbnails' values (of 255) for copies
 SAME_ASPECT = 0.02
-NEAR_LIMIT = 256  # pictures: of more, decoding all of them would hold up every start
-UNALIKE = 32  # difference of one value from which on they are two, however alike the rest is
-BLOCK, BLOCKS = 1024, 16  # bytes, and how many such pieces of a large file are looked at
+NEAR_LIMIT = 256  # images: decoding more would delay every start
+UNALIKE = 32  # a difference of one value that rules out a copy
+BLOCK, BLOCKS = 1024, 16  # bytes per piece, and number of pieces read from a large file
 
 
 def same_bytes(files: Iterable[str]) -> dict[str, str]:
-    """Each file that is a copy of an earlier one, and that one.
+    """Maps each file that is a copy of an earlier one to that one.
 
-    Only files of one size are read.
+    Only files of equal size are read.
     """
     by_size, copies = defaultdict(list), {}
     for file in dict.fromkeys(files):
@@ -46,9 +46,9 @@ def _digest(file: str) -> bytes:
 
 
 def near_copies(groups: Iterable[Iterable[str]]) -> dict[str, str]:
-    """Files that look like an earlier one of their group, and that one; {} of too many files.
+    """Maps files that look like an earlier one of their group to that one; {} for too many files.
 
-    A crop is no near copy, nor is what does not decode.
+    Crops do not count as copies, nor do files that do not decode.
     """
     groups = [list(dict.fromkeys(files)) for files in groups]
     files = [file for group in groups for file in group]
@@ -72,20 +72,20 @@ def _are_alike(one, other) -> bool:
     if abs(aspect / other_aspect - 1) > SAME_ASPECT:
         return False
     apart = np.abs(pixels - others)
-    return apart.mean() <= ALIKE and apart.max() < UNALIKE  # a wall behind two people is one wall
+    return apart.mean() <= ALIKE and apart.max() < UNALIKE  # two people may share a background
 
 
 def _look(file: str):
     try:
         found = os.stat(file)
         return _look_once(file, found.st_size, found.st_mtime_ns)
-    except Exception:  # the loader will name it
+    except Exception:  # the loader will report it
         return None
 
 
 @functools.lru_cache(4 * NEAR_LIMIT)
 def _look_once(file: str, size: int, changed: int) -> tuple[float, np.ndarray]:
-    """The aspect ratio, and a thumbnail float32 [SIDE, SIDE, 3], of this state of the file."""
+    """The aspect ratio and a thumbnail float32 [SIDE, SIDE, 3] of this version of the file."""
     with open_file(file) as image:
         image.draft(None, (4 * SIDE, 4 * SIDE))  # a JPEG is decoded at an eighth of its size
         pixels = colours.to_rgb(image, lambda said: None)
@@ -94,10 +94,10 @@ def _look_once(file: str, size: int, changed: int) -> tuple[float, np.ndarray]:
 
 
 def mark(file: str) -> str:
-    """Eight hexadecimal digits that change with a picture's content, not with its place or age.
+    """Eight hexadecimal digits that depend on an image's content, not on its path or age.
 
-    Of its size, of its end, where compressed data differ if anything does, and of pieces in
-    between, for data that are not compressed.
+    Computed from its size, its end, where compressed data differ if they differ at all, and pieces
+    in between, for uncompressed data.
     """
     try:
         with open(file, "rb") as opened:

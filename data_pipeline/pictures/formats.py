@@ -1,4 +1,4 @@
-"""Picture files: which formats are read, the largest size, and what a file is that is not read."""
+"""Image files: the supported formats, the largest size, and what an unsupported file is."""
 
 import functools
 import io
@@ -6,17 +6,30 @@ import os
 import re
 import warnings
 from pathlib import Path
+from typing import Any
 
 from PIL import Image, PngImagePlugin, UnidentifiedImageError
 
 MAX_PIXELS = 100_000_000
-# Our own limit takes its place. Appended, so that a filter of the user's goes before it.
+# Our own limit replaces it. Appended, so that a user's filter takes precedence.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning, append=True)
-# Pillow refuses a PNG with a longer profile or text inside; printers' profiles are of some MB.
+# Pillow refuses a PNG with a larger profile or text inside; printers' profiles have several MB.
 PngImagePlugin.MAX_TEXT_CHUNK = max(PngImagePlugin.MAX_TEXT_CHUNK, 1 << 23)
 # By name, because Pillow would also run Ghostscript on an EPS file. TGA has no signature, so it is
 # tried last.
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "AVIF", "HEIF", "JPEG2000", "PPM")
+FORMATS: tuple[str, ...] = (
+    "JPEG",
+    "PNG",
+    "WEBP",
+    "GIF",
+    "BMP",
+    "DIB",
+    "TIFF",
+    "AVIF",
+    "HEIF",
+    "JPEG2000",
+    "PPM",
+)
 FORMATS += ("ICO", "ICNS", "PCX", "PSD", "SGI", "QOI", "TGA")
 SAVE = "save it as JPEG or PNG"
 RAW_ENDINGS = (".dng", ".nef", ".cr2", ".arw", ".orf", ".rw2", ".pef", ".srw", ".3fr", ".iiq")
@@ -29,28 +42,28 @@ SIGNATURES = (
     (b"%PDF", f"a PDF document: {SAVE}"),
     (b"%!PS", f"PostScript: {SAVE}"),
     (b"FUJIFILMCCD-RAW", RAW),
-    (b"version https://git-lfs", "a Git LFS pointer, not the picture itself: git lfs pull"),
+    (b"version https://git-lfs", "a Git LFS pointer, not the image itself: git lfs pull"),
     (b"PK\x03\x04", "an archive: unpack it"),
     (b"\x1f\x8b", "an archive: unpack it"),
 )
 
 
 class PictureFault(ValueError):
-    """What is wrong with a picture and what to do, a sentence's end without the picture's name."""
+    """The end of a sentence, without the image's name: what is wrong with it and the remedy."""
 
 
-def open_file(file) -> Image.Image:
-    """A path or a binary file object as a PIL image of which only the header has been read.
+def open_file(file: Any) -> Image.Image:
+    """Open a path or binary file object as a PIL image, reading only the header.
 
     Raises:
-        PictureFault: a format that is not read, or more than MAX_PIXELS.
-        OSError: there is no such file, or it may not be read.
-        Exception: almost anything, of a damaged file.
+        PictureFault: an unsupported format, or more than MAX_PIXELS.
+        OSError: there is no such file, or it is not readable.
+        Exception: almost anything, for a damaged file.
     """
     try:
         image = Image.open(file, formats=_formats())
     except Image.DecompressionBombError as error:
-        pixels = int(re.search(r"\d+", str(error)).group())
+        pixels = int(re.findall(r"\d+", str(error))[0])
         raise _too_large(f"{pixels / 1e6:.0f} megapixels") from error
     except UnidentifiedImageError as error:
         head = _head(file)
@@ -70,7 +83,7 @@ def open_file(file) -> Image.Image:
 
 
 def _code_points(file) -> bytes:
-    """The four bytes of a PNG's cICP, which Pillow passes over; b"" without."""
+    """The four bytes of a PNG's cICP, which Pillow ignores; b"" without it."""
     is_path = isinstance(file, (str, os.PathLike))
     opened, before = (open(file, "rb"), 0) if is_path else (file, file.tell())
     try:
@@ -85,15 +98,14 @@ def _code_points(file) -> bytes:
 
 
 def check_size(width: int, height: int) -> None:
-    """PictureFault for more pixels than are read."""
+    """PictureFault for an image with too many pixels."""
     if width * height > MAX_PIXELS:
         raise _too_large(f"{width}x{height} pixels")
 
 
 def _too_large(size: str) -> PictureFault:
     return PictureFault(
-        f"{size} are more than the {MAX_PIXELS // 10**6} megapixels that are read: scale the "
-        "picture down"
+        f"{size} exceed the limit of {MAX_PIXELS // 10**6} megapixels: scale the image down"
     )
 
 
@@ -108,7 +120,7 @@ def _reads_heif() -> bool:
 
 
 def _register_heif() -> bool:
-    """Whether HEIC can be read from now on."""
+    """Register HEIC support; whether it is available."""
     try:
         import pillow_heif
     except ImportError:
@@ -134,9 +146,9 @@ def _is_heif(head: bytes) -> bool:
 
 
 def _say_what(head: bytes) -> str:
-    """What a file is that no reader knows, and what to do."""
+    """What an unsupported file is, and the remedy."""
     if not head:
-        return "the file is empty: copy it anew"
+        return "the file is empty: copy it again"
     if head[4:8] == b"ftyp":
         return _say_what_box(head)
     for signature, said in SIGNATURES:
@@ -144,28 +156,28 @@ def _say_what(head: bytes) -> str:
             return said
     text = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
     if text.startswith((b"<!doctype html", b"<html")):
-        return "a web page, not the picture itself: download that"
+        return "a web page, not the image itself: download that"
     if text.startswith((b"<svg", b"<?xml")):
         return f"SVG or other XML: {SAVE}"
-    return f"the file is damaged or of a format that is not read here: {SAVE}"
+    return f"the file is damaged or of an unsupported format: {SAVE}"
 
 
 def _say_what_box(head: bytes) -> str:
-    """The same of a file in the ISO base media format."""
+    """The same for a file in the ISO base media format."""
     brand = head[8:12]
     if brand in HEIF_BRANDS and _reads_heif():
-        return "HEIC that is damaged: copy it anew"
+        return "HEIC that is damaged: copy it again"
     if brand in HEIF_BRANDS:
         return f"HEIC, which needs pillow-heif: pip install 'persongen_jax[heic]', or {SAVE}"
     if brand in (b"avif", b"avis"):
         return f"AVIF, which needs Pillow 11.3 or newer: pip install --upgrade pillow, or {SAVE}"
     if brand == b"crx ":
         return RAW
-    return f"a film: take a picture out of it and {SAVE}"
+    return f"a video: extract a frame and {SAVE}"
 
 
-def _check_raw(image: Image.Image, file) -> None:
-    """PictureFault for raw photographs, whose preview Pillow opens as if it were all."""
+def _check_raw(image: Any, file) -> None:
+    """PictureFault for raw photographs, of which Pillow would open only the preview."""
     if image.format != "TIFF":
         return
     ending = Path(file).suffix.lower() if isinstance(file, (str, os.PathLike)) else ""
@@ -174,8 +186,8 @@ def _check_raw(image: Image.Image, file) -> None:
         raise PictureFault(RAW)
 
 
-def binary(picture):
-    """A file object for bytes; file objects as they are."""
+def binary(picture: Any) -> Any:
+    """A file object for bytes; file objects unchanged."""
     if isinstance(picture, (bytes, bytearray, memoryview)):
         return io.BytesIO(picture)
     if isinstance(picture, io.TextIOBase):

@@ -33,7 +33,7 @@ class Pictures:
         self._lock = threading.Lock()
 
     def image(self, name: str) -> np.ndarray:
-        """The decoded picture. ImageError if it cannot be decoded, now or when it was tried."""
+        """The decoded image. ImageError if it cannot be decoded, now or earlier."""
         if name in self.skipped:
             raise ImageError(self.skipped[name])
 
@@ -47,7 +47,7 @@ class Pictures:
         return self.kept(("image", name), read)
 
     def size(self, name: str) -> tuple[int, int]:
-        """(height, width), decoded only where there is no other way. ImageError as ``image``."""
+        """(height, width), decoded only if necessary. ImageError as for ``image``."""
         if self.read_image is not load_image:
             return self.image(name).shape[:2]
         try:
@@ -65,7 +65,7 @@ class Pictures:
             log.warning("picture %d that is passed over: %s", len(self.skipped), error)
 
     def kept(self, key: tuple, make: Callable[[], np.ndarray]) -> np.ndarray:
-        """The array of this key, made if it is not in memory."""
+        """The array of this key, created if it is not in memory."""
         if key in self._kept:
             return self._kept[key]
         array = make()

@@ -1,12 +1,12 @@
-"""The one opener of pictures: whatever holds one, to an upright array in sRGB.
+"""Reads images in any form into an upright sRGB array.
 
     load_image("me.heic")                     a path, or pathlib's
     load_image(open("me.jpg", "rb"))          a binary file object, or bytes
     load_image(Image.open("me.jpg"))          a PIL image of any mode
     load_image(array)                         uint8, or float in 0..1; [h, w] or [h, w, 1 | 3 | 4]
 
-EXIF's orientation, colour profiles, transparency (on white) and depths over 8 bits are minded in
-all of them; of an animation the first frame is read, and a line says so. load_mask reads the same.
+EXIF's orientation, colour profiles, transparency (on white) and depths over 8 bits are respected in
+all of them; of an animation only the first frame is read, with a warning. load_mask reads the same.
 """
 
 import errno
@@ -14,6 +14,8 @@ import functools
 import logging
 import os
 from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -24,7 +26,7 @@ from data_pipeline.pictures.formats import PictureFault, binary, check_size, ope
 
 log = logging.getLogger(__name__)
 
-# Scaling a strip's short side to the training size would make its long side swallow the memory.
+# Scaling an extreme strip's short side to the training size would make its long side huge.
 MAX_ASPECT = 16
 KINDS = "a path, a binary file object, bytes, a PIL image or an array"
 MANY = {"GIF": "an animation: its first frame", "TIFF": "several pages: the first"}
@@ -33,14 +35,14 @@ MANY["HEIF"] = "several pictures: the main one"
 
 
 class ImageError(ValueError):
-    """A picture that cannot be read; the message names it."""
+    """An image that cannot be read; the message names it."""
 
 
-def load_image(picture, name: str = "") -> np.ndarray:
+def load_image(picture: Any, name: str = "") -> np.ndarray:
     """uint8 RGB [h, w, 3], upright, in sRGB, transparency on white.
 
     Args:
-        picture: see above. name: of the picture in messages; of a file its path, by default.
+        picture: see above. name: of the image in messages; by default the path of a file.
 
     Raises:
         ImageError: it cannot be read, is too large, or too narrow a strip.
@@ -53,13 +55,13 @@ def load_image(picture, name: str = "") -> np.ndarray:
         return colours.to_rgb(image, _teller(picture, name))
 
 
-def load_mask(picture, name: str = "") -> np.ndarray:
-    """float32 [h, w] in 0..1: white is 1, black and what is transparent 0.
+def load_mask(picture: Any, name: str = "") -> np.ndarray:
+    """float32 [h, w] in 0..1: white is 1, black and transparent are 0.
 
-    Its values are no colours: a colour profile is not minded.
+    Its values are not colours, so colour profiles are ignored.
 
     Args:
-        picture: as load_image's; arrays may be bool, too.
+        picture: as for load_image; arrays may also be bool.
 
     Raises:
         ImageError: it cannot be read, or is too large.
@@ -71,18 +73,18 @@ def load_mask(picture, name: str = "") -> np.ndarray:
         return colours.to_grey(mask, _teller(picture, name))
 
 
-def image_size(path) -> tuple[int, int]:
-    """(height, width) of the upright picture, from the file's header (a turned TIFF is decoded).
+def image_size(path: str | Path) -> tuple[int, int]:
+    """(height, width) of the upright image, from the file's header (a turned TIFF is decoded).
 
     Raises:
-        ImageError: the header cannot be read, or load_image would refuse such a size.
+        ImageError: the header cannot be read, or load_image would refuse this size.
     """
     with _faults(str(path)), open_file(path) as image:
         check_aspect(*image.size)
         width, height = image.size
         turned = colours.orientation(image, _teller(path, str(path))) > 4
         if turned and image.format == "TIFF":
-            # Pillow turns its size already, since some version; decoded it is always right.
+            # Recent versions of Pillow turn its size already; decoded it is always right.
             return ImageOps.exif_transpose(image).size[::-1]
     return (width, height) if turned else (height, width)
 
@@ -97,7 +99,7 @@ def check_aspect(width: int, height: int) -> None:
 
 @contextmanager
 def _opened(picture, from_array, name: str):
-    """A PIL image, or what ``from_array`` makes of an array."""
+    """A PIL image, or the result of ``from_array`` for an array."""
     if isinstance(picture, Image.Image):
         check_size(*picture.size)
         yield picture
@@ -116,7 +118,7 @@ def _opened(picture, from_array, name: str):
 
 @contextmanager
 def _faults(name: str):
-    """Every way in which a picture cannot be read, as an ImageError that names it."""
+    """Turns every way in which an image cannot be read into an ImageError that names it."""
     try:
         yield
     except PictureFault as error:
@@ -124,19 +126,19 @@ def _faults(name: str):
     except FileNotFoundError as error:
         raise ImageError(f"{name}: no such image file") from error
     except IsADirectoryError as error:
-        raise ImageError(f"{name}: a folder, not an image file: name a picture in it") from error
+        raise ImageError(f"{name}: a folder, not an image file: name an image in it") from error
     except PermissionError as error:
-        raise ImageError(f"{name}: may not be read: change its permissions") from error
-    except Exception as error:  # damaged files make the decoders raise almost anything
+        raise ImageError(f"{name}: not readable: change its permissions") from error
+    except Exception as error:  # decoders raise almost anything for damaged files
         reason = str(error).partition("\n")[0] or type(error).__name__
-        remedy = "open it anew" if "closed" in reason else "copy or save it anew"
+        remedy = "open it again" if "closed" in reason else "copy or save it again"
         if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
             remedy = "give it a shorter name"
         raise ImageError(f"{name}: cannot be decoded as an image ({reason}: {remedy})") from error
 
 
 def _name(picture, name: str) -> str:
-    """What messages call it: what the caller says, and the file."""
+    """Its name in messages: what the caller says, and the file."""
     if isinstance(picture, (str, os.PathLike)):
         file = os.fspath(picture)
     else:
@@ -148,7 +150,7 @@ def _name(picture, name: str) -> str:
 
 
 def _teller(picture, name: str):
-    """What says a sentence about a picture: about a file once, however often it is read."""
+    """A function that warns about an image, once per file."""
     if not isinstance(picture, (str, os.PathLike)):
         return functools.partial(log.warning, "%s: %s", name)
     try:
@@ -160,5 +162,5 @@ def _teller(picture, name: str):
 
 @functools.lru_cache(4096)
 def _say_once(name: str, changed: int, said: str) -> None:
-    del changed  # another time is another picture
+    del changed  # another time means another image
     log.warning("%s: %s", name, said)

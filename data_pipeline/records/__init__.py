@@ -1,1 +1,1 @@
-"""Records of pictures, the manifest, and where they come from."""
+"""Records of images, the manifest, and their sources."""

@@ -1,13 +1,14 @@
-"""A folder of photographs with ``manifest.jsonl``: one JSON object per line and photograph.
+"""A folder of images with ``manifest.jsonl``: one JSON object per line and image.
 
     {"identity": "anna", "image": "images/anna_1.jpg", "caption": "a woman img on a beach",
      "background": "a beach", "body": "wearing a red coat", "face_box": [120, 40, 260, 190]}
 
-``identity``, ``image`` (relative to the folder) and ``caption`` have to be there; the other fields
-of data_pipeline.records.schema.Record may: ``background``, ``body``, ``face_box``, ``class_word``,
-``landmarks``, ``keypoints``, ``visibility``, ``original_size``, ``crop``, and ``images``, further
-files that belong to the picture: {"pose": "poses/anna_1.png"}. Any other key is kept for the fields
-that read it (data_pipeline/examples/fields.py); who reads none of them is told when training opens.
+``identity``, ``image`` (relative to the folder) and ``caption`` are required; the other fields of
+data_pipeline.records.schema.Record are optional: ``background``, ``body``, ``face_box``,
+``class_word``, ``landmarks``, ``keypoints``, ``visibility``, ``original_size``, ``crop``, and
+``images``, additional files that belong to the image: {"pose": "poses/anna_1.png"}. Any other key
+is kept for the fields that read it (data_pipeline/examples/fields.py); unread keys are reported
+when training opens.
 """
 
 import json
@@ -15,8 +16,10 @@ import logging
 import os
 import re
 from collections import Counter, defaultdict
+from collections.abc import Iterable
 from dataclasses import fields, replace
 from pathlib import Path
+from typing import Any
 
 from data_pipeline.files import write_text
 from data_pipeline.pictures.copies import NEAR_LIMIT, near_copies, same_bytes
@@ -32,20 +35,20 @@ REQUIRED, TEXTS = ("identity", "image", "caption"), ("background", "body", "clas
 SHOWN_PROBLEMS = 20
 SPACED_LETTER = "[A-Za-z\u00c0-\u024f\u0370-\u052f]"  # Latin, Greek, Cyrillic
 
-# What read_manifest counts, besides the records.
-CLIPPED, DROPPED = "boxes clipped at the picture's edge", "boxes outside the picture dropped"
-SINGLE = "people with a single picture left out"
-COPIES = "copies of a picture under another name taken as that picture"
-# What is said of the pixels, and so of every copy.
+# What read_manifest counts, in addition to the records.
+CLIPPED, DROPPED = "boxes clipped at the image's edge", "boxes outside the image dropped"
+SINGLE = "people with a single image left out"
+COPIES = "copies of an image under another name treated as that image"
+# What describes the pixels, and so applies to every copy.
 PLACES = ("face_box", "landmarks", "keypoints", "visibility", "original_size", "crop")
 
 
 class ManifestError(ValueError):
-    """A manifest that cannot be used; the message counts the problems and names the lines."""
+    """An unusable manifest; the message counts the problems and names the lines."""
 
 
 def read_manifest(
-    folder,
+    folder: str | Path,
     trigger_word: str = "img",
     counts: Counter | None = None,
     *,
@@ -54,16 +57,14 @@ def read_manifest(
 ) -> list[Record]:
     """The records of ``<folder>/manifest.jsonl`` in the order of its lines.
 
-    ``trigger_word`` has to stand in every caption; with ``marked=False`` it may be missing.
-    ``least``: how many pictures of a person there have to be, 2 where another picture serves as
-    the reference.
+    ``trigger_word`` must appear in every caption; with ``marked=False`` it may be missing.
+    ``least``: the least number of images per person, 2 if another image serves as the reference.
 
-    All problems are gathered into one ManifestError. Four things are put right and logged with
-    their number (added to ``counts``, by the names above): a face box that reaches over the
-    picture's edge is clipped to it, one that lies wholly outside is dropped, a file with the
-    same bytes as another of the identity counts as that one, and an identity with too few pictures
-    is left out, because a reference must never be the target. Of what only looks like a copy there
-    is a warning.
+    All problems are collected into one ManifestError. Four things are fixed and logged with their
+    number (added to ``counts``, by the names above): a face box that reaches over the image's edge
+    is clipped to it, one that lies wholly outside is dropped, a file with the same bytes as another
+    of the identity counts as that one, and an identity with too few images is left out, because a
+    reference must never be the target. A warning lists files that only look like copies.
     """
     path = Path(folder) / FILE_NAME
     try:
@@ -103,8 +104,8 @@ def read_manifest(
     return serviceable(_without_copies(records, path, counts), path, counts, least)
 
 
-def write_manifest(folder, records) -> Path:
-    """Writes ``<folder>/manifest.jsonl``; all of the records' files have to lie in ``folder``."""
+def write_manifest(folder: str | Path, records: Iterable[Record]) -> Path:
+    """Write ``<folder>/manifest.jsonl``; all of the records' files must be in ``folder``."""
     folder = Path(folder)
     lines = []
     for record in records:
@@ -120,7 +121,7 @@ def write_manifest(folder, records) -> Path:
 
 
 def _inside(folder: Path, file: str) -> str:
-    """The file's path from ``folder`` on; ManifestError if it lies elsewhere."""
+    """The file's path relative to ``folder``; ManifestError if it is elsewhere."""
     path = Path(os.path.relpath(file, folder))
     if ".." in path.parts:
         raise ManifestError(f"{file}: lies outside {folder}; move it inside")
@@ -128,40 +129,40 @@ def _inside(folder: Path, file: str) -> str:
 
 
 def _record(folder: Path, entry, trigger_word: str | None) -> tuple[Record, list[str]]:
-    """The record of a line, and what had to be changed for it."""
+    """The record of a line, and what had to be changed in it."""
     if not isinstance(entry, dict):
         raise ManifestError(f"{type(entry).__name__} instead of an object {{...}}")
     absent = [key for key in REQUIRED if not entry.get(key)]
     if absent:
         raise ManifestError(f"missing or empty: {', '.join(absent)}")
-    texts = {key: entry.get(key) or "" for key in (*REQUIRED, *TEXTS)}
+    texts: dict[str, Any] = {key: entry.get(key) or "" for key in (*REQUIRED, *TEXTS)}
     for key, text in texts.items():
         if not isinstance(text, str):
-            raise ManifestError(f"{key} is {text!r}; a text is needed")
+            raise ManifestError(f"{key} is {text!r}; give a text")
     if trigger_word is not None:
         before, _ = split_at_trigger(texts["caption"], trigger_word)
-        # No part of another word, in writing that has blanks between words.
+        # Not a part of another word, in scripts with blanks between words.
         word = re.escape(texts["class_word"])
         if word and not re.search(rf"(?<!{SPACED_LETTER}){word}$", before, re.IGNORECASE):
             raise ManifestError(
-                f"class_word {texts['class_word']!r} does not stand before the trigger word in "
+                f"class_word {texts['class_word']!r} does not precede the trigger word in "
                 f'the caption "{texts["caption"]}"'
             )
     texts["image"] = _file(folder, "image", texts["image"])
     face_box, changes = _face_box(entry, texts["image"])
-    points = {
+    points: dict[str, Any] = {
         "landmarks": _numbers(entry, "landmarks", (5, 2)),
         "keypoints": _numbers(entry, "keypoints", (12, 2)),
         "visibility": _visibility(entry),
     }
-    more = {"images": _images(folder, entry)}
+    more: dict[str, Any] = {"images": _images(folder, entry)}
     known = {field.name for field in fields(Record)} - {"extra"}
     more["extra"] = {key: value for key, value in entry.items() if key not in known} or None
     return Record(**texts, face_box=face_box, **points, **_origin(entry), **more), changes
 
 
 def _file(folder: Path, key: str, name) -> str:
-    """The path of a file that a line names; FileNotFoundError if it is not there."""
+    """The path of a file that a line names; FileNotFoundError if it does not exist."""
     if not isinstance(name, str) or not name:
         raise ManifestError(f"{key} is {name!r}; a file's name is needed")
     # By name only: a link out of the folder was put there on purpose, a ".." may not have been.
@@ -194,7 +195,7 @@ def _numbers(entry: dict, key: str, shape: tuple[int, ...]):
 
     def read(value, shape):
         if not shape:
-            # No sum of pixels, and no number that a float can hold, is larger.
+            # Neither a sum of pixels nor a number that a float can hold is larger.
             if type(value) not in (int, float) or not abs(value) < 1e300:
                 raise ValueError
             return value
@@ -221,14 +222,14 @@ def _box(entry: dict, key: str):
 
 
 def _face_box(entry: dict, image: str):
-    """The box inside the picture, or None, and what was done to it."""
+    """The box inside the image, or None, and what was done to it."""
     box = _box(entry, "face_box")
     if box is None:
         return None, []
     try:
         height, width = image_size(image)
     except ImageError as error:
-        # The loader passes over such files and counts them: one bad file must not stop a big run.
+        # The loader skips such files and counts them: one bad file must not stop a big run.
         log.warning("%s", error)
         return None, []
     x0, y0, x1, y1 = box
@@ -250,16 +251,16 @@ def _visibility(entry: dict):
 
 
 def _origin(entry: dict) -> dict:
-    """``original_size`` and ``crop``: what of which photograph the picture shows."""
+    """``original_size`` and ``crop``: which part of which original the image shows."""
     size, crop = _numbers(entry, "original_size", (2,)), _box(entry, "crop")
     if size is not None and not all(type(side) is int and side > 0 for side in size):
         raise ManifestError(f"original_size is {list(size)}; whole [height, width] are needed")
     if crop is not None:
         if size is None:
-            raise ManifestError("crop without original_size, the [height, width] that it is of")
+            raise ManifestError("crop without original_size, the [height, width] of its original")
         if crop[0] < 0 or crop[1] < 0 or crop[2] > size[1] or crop[3] > size[0]:
             raise ManifestError(
-                f"crop {list(crop)} reaches out of its photograph ({size[1]}x{size[0]} pixels)"
+                f"crop {list(crop)} exceeds its original ({size[1]}x{size[0]} pixels)"
             )
     return {"original_size": size, "crop": crop}
 
@@ -283,7 +284,7 @@ def _some(names) -> str:
 
 
 def _without_copies(records: list[Record], path: Path, counts: Counter) -> list[Record]:
-    """Every copy's record with the name of the first such file; none of them twice."""
+    """Every copy's record with the name of the first such file; no duplicates."""
     of_identity, copies = defaultdict(list), {}
     for record in records:
         of_identity[record.identity].append(record.image)
@@ -292,14 +293,14 @@ def _without_copies(records: list[Record], path: Path, counts: Counter) -> list[
     firsts = [[file for file in files if file not in copies] for files in of_identity.values()]
     if sum(map(len, firsts)) > NEAR_LIMIT:
         log.warning(
-            "%s: more than %d pictures: copies in another size or format are not looked for",
+            "%s: more than %d images: copies in another size or format are not searched for",
             path,
             NEAR_LIMIT,
         )
     near = near_copies(firsts)
     if near:
         log.warning(
-            "%s: %d pictures look like others of the same person in another size or format; keep "
+            "%s: %d images look like others of the same person in another size or format; keep "
             "one of each, or a reference may be the target itself: %s",
             path,
             len(near),
@@ -324,8 +325,8 @@ def _without_copies(records: list[Record], path: Path, counts: Counter) -> list[
 
 
 def _filled_in(record: Record, twins: list[Record]) -> Record:
-    """With what is only said beside others of the same picture: where the face and body are."""
-    found = {
+    """Fill in the face box, points and origin from other records of the same image."""
+    found: dict[str, Any] = {
         name: next((value for twin in twins if (value := getattr(twin, name)) is not None), None)
         for name in PLACES
         if getattr(record, name) is None
@@ -338,8 +339,10 @@ def _pairs(copies: dict[str, str]) -> str:
     return _some([f"{copy} is {first}" for copy, first in names])
 
 
-def serviceable(records: list[Record], path, counts: Counter, least: int = 2) -> list[Record]:
-    """Without identities of fewer than ``least`` pictures; ManifestError if none is left."""
+def serviceable(
+    records: list[Record], path: str | Path, counts: Counter, least: int = 2
+) -> list[Record]:
+    """Drop identities with fewer than ``least`` images; ManifestError if none is left."""
     images = defaultdict(set)
     for record in records:
         images[record.identity].add(record.image)
@@ -347,7 +350,7 @@ def serviceable(records: list[Record], path, counts: Counter, least: int = 2) ->
     counts[SINGLE] += len(single)
     if single:
         log.warning(
-            "%s: %d identities with fewer than %d pictures are left out: %s",
+            "%s: %d identities with fewer than %d images are left out: %s",
             path,
             len(single),
             least,
@@ -356,8 +359,8 @@ def serviceable(records: list[Record], path, counts: Counter, least: int = 2) ->
     kept = [record for record in records if len(images[record.identity]) >= least]
     if not kept:
         raise ManifestError(
-            f"{path}: no identity has {'two pictures' if least == 2 else 'a picture'} "
+            f"{path}: no identity has {'two images' if least == 2 else 'an image'} "
             f"({len(records)} lines{_told(counts)}); training needs a target, and where the "
-            "method reads references another picture of the same person"
+            "method reads references another image of the same person"
         )
     return kept

@@ -1,4 +1,4 @@
-"""What flows through the pipeline: a Record per photograph; examples and batches are made of it.
+"""The data model: a Record per image; examples and batches are made from it.
 
 An **example** is a flat dict of arrays, what its fields make of a record
 (data_pipeline/examples/fields.py); a **batch** is a nested dict of such arrays [b, ...]:
@@ -16,20 +16,20 @@ MAX_REFERENCES = 4
 
 @dataclass(frozen=True)
 class Record:
-    """One photograph of one person.
+    """One image of one person.
 
-    ``image`` names the picture: a path to the file, or a key that the source of the records reads
-    (data_pipeline/records/sources.py). ``caption`` holds the trigger word behind the class word ("a
+    ``image`` names the image: a path to the file, or a key for the source of the records
+    (data_pipeline/records/sources.py). ``caption`` has the trigger word after the class word ("a
     man img in a space suit"); ``background`` and ``body`` are plain texts.
 
-    Boxes are (x0, y0, x1, y1), points (x, y), both in pixels of the upright picture: the face box,
-    5 ``landmarks`` in ArcFace's order, 12 ``keypoints`` (COCO's 5 to 16) and whether each of them
-    is to be seen. A picture that is but a part of a photograph has that one's ``original_size``
-    (height, width) and the ``crop`` (box in the photograph's pixels) that it shows, perhaps at
-    another scale; without a crop it shows the whole. None, or "", is what nobody has said.
+    Boxes are (x0, y0, x1, y1), points (x, y), both in pixels of the upright image: the face box, 5
+    ``landmarks`` in ArcFace's order, 12 ``keypoints`` (COCO's 5 to 16) and whether each of them is
+    visible. An image that is only a part of an original has the ``original_size`` (height, width)
+    and the ``crop`` (box in the original's pixels) that it shows, perhaps at another scale; without
+    a crop it shows the whole. None, or "", means unknown.
 
-    ``images`` names further pictures that belong to this one, {"pose": path}; ``extra`` holds what
-    else the source says, by its key, for the fields that read it.
+    ``images`` names additional images that belong to this one, {"pose": path}; ``extra`` holds the
+    source's other keys for the fields that read them.
     """
 
     image: str
@@ -49,7 +49,7 @@ class Record:
 
 
 def to_entry(record: Record) -> dict:
-    """The record for JSON, without what nobody has said."""
+    """The record for JSON, without unknown values."""
     entry = {field.name: getattr(record, field.name) for field in fields(Record)}
     return {name: value for name, value in entry.items() if value is not None and value != ""}
 

@@ -1,12 +1,13 @@
-"""Reading identity shards: what data_pipeline/shards.py wrote, as records and a reader of pictures.
+"""Reads identity shards, written by data_pipeline/shards.py, as records and an image reader.
 
-Neither TensorFlow nor a decoded picture is needed to open them.
+Opening them needs neither TensorFlow nor decoding.
 """
 
 import functools
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -20,17 +21,17 @@ SPLIT = "train"
 
 
 class ShardError(ValueError):
-    """Shards that cannot be written or opened; the message names the folder and what to do."""
+    """Shards that cannot be written or opened; the message names the folder and the remedy."""
 
 
-def is_shards(folder) -> bool:
+def is_shards(folder: str | Path) -> bool:
     return any((Path(folder) / name).is_file() for name in (INDEX, INFO))
 
 
 def open_shards(
-    folder, trigger_word: str = "img"
+    folder: str | Path, trigger_word: str = "img"
 ) -> tuple[list[Record], Callable[[str], np.ndarray]]:
-    """Records and ``read_image`` as data_pipeline.records.sources.open_records gives them."""
+    """Records and ``read_image``, as from data_pipeline.records.sources.open_records."""
     folder = Path(folder)
     records = _read_index(folder, trigger_word)
     builder = open_tfds().builder_from_directory(str(folder))
@@ -40,24 +41,24 @@ def open_shards(
         raise ShardError(f"{folder}: {len(absent)} files are missing: {', '.join(absent)}")
     if split.num_examples != len(records):
         raise ShardError(
-            f"{folder}: {split.num_examples} pictures, but {len(records)} lines in {INDEX}; write "
-            "the shards anew"
+            f"{folder}: {split.num_examples} images, but {len(records)} lines in {INDEX}; write "
+            "the shards again"
         )
     undecoded = {"image": open_tfds().decode.SkipDecoding()}
     pictures = builder.as_data_source(SPLIT, decoders=undecoded)
     place = {}
     for i, record in enumerate(records):
-        place.setdefault(record.image, i)  # one file under two captions is stored twice
+        place.setdefault(record.image, i)  # a file with two captions is stored twice
 
     def read_image(name: str) -> np.ndarray:
         if name not in place:
-            raise ImageError(f"{name}: no such picture in {folder}")
+            raise ImageError(f"{name}: no such image in {folder}")
         try:
             features = pictures[place[name]]
-        except Exception as error:  # not the picture's fault: no other is to take its place
+        except Exception as error:  # not the image's fault, so do not substitute another
             raise ShardError(f"{folder}: record {place[name]} cannot be read ({error})") from error
         if features["key"].decode() != name:
-            raise ShardError(f"{folder}: {INDEX} belongs to other shards; write them anew")
+            raise ShardError(f"{folder}: {INDEX} belongs to other shards; write them again")
         return load_image(features["image"], name)
 
     return records, read_image
@@ -76,9 +77,9 @@ def _read_index(folder: Path, trigger_word: str) -> list[Record]:
     except ShardError:
         raise
     except (TypeError, KeyError, ValueError, AttributeError) as error:
-        raise ShardError(f"{path}: cannot be read ({error!r}); write the shards anew") from error
+        raise ShardError(f"{path}: cannot be read ({error!r}); write the shards again") from error
     if len(records) != expected:
-        raise ShardError(f"{path}: {len(records)} of {expected} lines; write the shards anew")
+        raise ShardError(f"{path}: {len(records)} of {expected} lines; write the shards again")
     if marked.lower() != trigger_word.lower():
         raise ShardError(
             f'{folder}: the trigger word in its captions is "{marked}", not "{trigger_word}"'
@@ -87,8 +88,8 @@ def _read_index(folder: Path, trigger_word: str) -> list[Record]:
 
 
 @functools.cache
-def open_tfds():
-    os.environ.setdefault("NO_GCE_CHECK", "true")  # it would ask the network where it runs
+def open_tfds() -> Any:
+    os.environ.setdefault("NO_GCE_CHECK", "true")  # otherwise it queries the network about its host
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     try:
         import tensorflow_datasets

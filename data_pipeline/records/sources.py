@@ -1,17 +1,16 @@
-"""Where records come from: a folder of photographs, a folder of shards, or drawn people.
+"""Sources of records: a folder of images, a folder of shards, or drawn people.
 
-``config.data`` and the tools' ``--data`` take these three forms:
+``config.data`` and the tools' ``--data`` accept three forms:
 
-    path/to/photographs   a folder with a manifest.jsonl
-    (data_pipeline/records/manifest.py) path/to/shards        a folder that data_pipeline.shards
-    wrote   (data_pipeline/shards.py) people:in_train?identities=200&pictures=16&size=64
-      (data_pipeline/people.py)
+    path/to/photographs   a folder with a manifest.jsonl (data_pipeline/records/manifest.py)
+    path/to/shards        a folder written by data_pipeline.shards (data_pipeline/shards.py)
+    people:in_train?identities=200&pictures=16&size=64      (data_pipeline/people.py)
 
-Drawn people are rendered into memory at once; no TensorFlow, no files. Behind the split's name
-may stand, in any order: ``identities`` (200) and ``pictures`` (16) of each; ``seed`` (0) of the
+Drawn people are rendered into memory at once; no TensorFlow, no files. The split's name may be
+followed, in any order, by ``identities`` (200) and ``pictures`` (16) of each; ``seed`` (0) of the
 people; ``size`` (64), the side in pixels; ``framing``, mixed or portrait (mixed); ``first_picture``
-(0), the number of the first picture. Pictures of one number have the same circumstances, so sets
-that are to differ need numbers apart: a set takes ``identities`` x ``pictures`` of them.
+(0), the number of the first image. Images with the same number have the same variation, so sets
+that should differ need disjoint numbers: a set uses ``identities`` x ``pictures`` of them.
 """
 
 import zlib
@@ -29,24 +28,24 @@ from data_pipeline.records.shard_reading import is_shards, open_shards
 
 PEOPLE = "people:"
 NUMBERS = {"identities": 200, "pictures": 16, "seed": 0, "size": 64, "first_picture": 0}
-LEAST = {"identities": 1, "pictures": 2, "size": 16}  # two pictures: a target and a reference
+LEAST = {"identities": 1, "pictures": 2, "size": 16}  # two images: a target and a reference
 FRAMINGS = ("mixed", "portrait")
 PORTRAITS = (1, 0, 0)
 RENDER_BATCH = 1024
 
 
 class SourceError(ValueError):
-    """A source that is not understood; the message quotes it and lists what there is."""
+    """An invalid source; the message quotes it and lists the valid ones."""
 
 
 def open_records(
     data: str, trigger_word: str = "img", *, marked: bool = True, least: int = 2
 ) -> tuple[list[Record], Callable[[str], np.ndarray]]:
-    """The records of ``data``, and ``read_image``: a record's image to uint8 RGB [h, w, 3].
+    """The records of ``data``, and ``read_image``: maps a record's image to uint8 RGB [h, w, 3].
 
-    ``read_image`` may be called from several threads; it raises an ImageError for a picture that
-    cannot be decoded. ``trigger_word`` stands behind the class word in every caption; with
-    ``marked=False`` it may be missing. People with fewer than ``least`` pictures are left out and
+    ``read_image`` may be called from several threads; it raises an ImageError for an image that
+    cannot be decoded. ``trigger_word`` follows the class word in every caption; with
+    ``marked=False`` it may be missing. People with fewer than ``least`` images are left out and
     counted.
     """
     data = str(data)
@@ -63,9 +62,9 @@ def open_records(
 
 
 def picture_stamps(data: str) -> Callable[[str], str | None]:
-    """record.image to a text that is another one when the file has changed, without reading it.
+    """Maps record.image to a text that changes with the file, without reading it.
 
-    None for drawn people, which are in memory anyway, and for a file that is not there.
+    None for drawn people, which are in memory anyway, and for a missing file.
     """
     data = str(data)
     if data.startswith(PEOPLE):
@@ -85,9 +84,9 @@ def picture_stamps(data: str) -> Callable[[str], str | None]:
 
 
 def picture_mark(data: str) -> Callable[[str], str] | None:
-    """record.image to a text of its content, wherever it lies; None for drawn people.
+    """Maps record.image to a digest of its content, wherever it is; None for drawn people.
 
-    Of shards all pictures have one: that of all files.
+    In shards all images share one: that of all files.
     """
     data = str(data)
     if data.startswith(PEOPLE):
@@ -131,7 +130,7 @@ def _draw(data: str, trigger_word: str):
 
     def read_image(name: str) -> np.ndarray:
         if name not in row:
-            raise ImageError(f"{name}: no such picture in {data}")
+            raise ImageError(f"{name}: no such image in {data}")
         return images[row[name]]
 
     return records, read_image
@@ -147,14 +146,14 @@ def _people(data: str) -> tuple[str, dict[str, int], tuple[int, ...]]:
     try:
         pairs = parse_qsl(query, keep_blank_values=True, strict_parsing=bool(query))
     except ValueError:
-        raise SourceError(f'{data}: "name=value&name=value" is needed behind the "?"') from None
+        raise SourceError(f'{data}: "name=value&name=value" is needed after the "?"') from None
     given = dict(pairs)
     unknown = sorted(given.keys() - {*NUMBERS, "framing"})
     if unknown:
         known = ", ".join([*NUMBERS, "framing"])
         raise SourceError(f"{data}: {', '.join(unknown)} is unknown here; known are {known}")
     if len(given) < len(pairs):
-        raise SourceError(f"{data}: a name stands twice")
+        raise SourceError(f"{data}: a name appears twice")
     framing = given.pop("framing", FRAMINGS[0])
     if framing not in FRAMINGS:
         raise SourceError(f"{data}: framing={framing} is unknown; use {_one_of(FRAMINGS)}")

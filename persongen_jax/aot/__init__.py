@@ -1,1 +1,1 @@
-"""Compiling for TPUs that are not there: the aot command."""
+"""Ahead-of-time compilation for TPUs that are not present: the aot command."""

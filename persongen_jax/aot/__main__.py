@@ -1,4 +1,4 @@
-"""Compile the real training step or sampler for TPUs that are not there.
+"""Compile the real training step or sampler for TPUs that are not present.
 
     python -m persongen_jax.aot --config configs/photomaker_bg.py --topology v5e:4x4
     python -m persongen_jax.aot --config configs/photomaker_bg.py --topology v5p:4x4x4 --search
@@ -6,9 +6,9 @@
 
 Prints, and with --json writes, bytes per chip against its memory, FLOPs, the compiler's two
 estimates of the time and what follows from them, collectives, and what the estimates miss. It needs
-the extra "tpu-aot" and no TPU; nothing is loaded and no array is made. ``config.base`` may be a
-directory, whose configs then count; if it is empty the networks are SDXL's. Any key of the config
-can be overridden by --config.KEY=VALUE.
+the extra "tpu-aot" but no TPU; it loads nothing and creates no array. ``config.base`` may be a
+directory, whose configs are then used; if it is empty the networks have SDXL's sizes. Any key of
+the config can be overridden with --config.KEY=VALUE.
 """
 
 import argparse
@@ -17,7 +17,11 @@ import json
 import logging
 import math
 import os
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
 
 # The devices are the topology's; a backend of this machine would only be in the way.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -42,22 +46,29 @@ KINDS = ("train", "sample", "encode")
 
 
 def compile_for_topology(
-    config, topology: str, per_chip: int, *, what="train", cached=False, options=None, text=None
+    config: ConfigDict,
+    topology: str,
+    per_chip: int,
+    *,
+    what: str = "train",
+    cached: bool = False,
+    options: dict | None = None,
+    text: Path | None = None,
 ) -> dict:
-    """The measured program as a dict for JSON (aot_compile.measure).
+    """Compile a program and return its figures as a dict for JSON (aot_compile.measure).
 
     Args:
-        config: an experiment's config; its ``batch_size`` is not read.
+        config: an experiment's config; its ``batch_size`` is ignored.
         topology: such as "v5e:4x4".
-        per_chip: pictures per chip in one step, or painted at once.
+        per_chip: images per chip in one step, or sampled at once.
         what: "train", "sample", or "encode": the frozen encoders of a training step, alone.
         cached: a training step that reads cached features instead of running frozen encoders.
         options: of the TPU's compiler, by name.
         text: a file to write the compiled program to.
 
     Raises:
-        DoesNotFit: there is not enough memory on a chip.
-        ValueError, ImportError: a fault of the arguments, with its remedy.
+        DoesNotFit: a chip has too little memory.
+        ValueError, ImportError: invalid arguments; the message has the remedy.
     """
     if what not in KINDS:
         raise ValueError(f"--what {what}: use one of {', '.join(KINDS)}")
@@ -77,25 +88,32 @@ def compile_for_topology(
     return {**of, "fsdp": config.fsdp, **row}
 
 
-def check_batch(per_chip: int):
+def check_batch(per_chip: int) -> None:
     if per_chip < 1:
-        raise ValueError(f"--per_chip_batch {per_chip}: at least one picture")
+        raise ValueError(f"--per_chip_batch {per_chip}: give at least 1")
 
 
 def search(
-    config, topology: str, start: int, *, before=(), tell=print, keep=lambda row: None, **kw
+    config: ConfigDict,
+    topology: str,
+    start: int,
+    *,
+    before: Sequence[dict] = (),
+    tell: Callable[[str], object] = print,
+    keep: Callable[[dict], object] = lambda row: None,
+    **kw: Any,
 ) -> dict:
     """The same for the largest batch that fits, with all ``tries``: batch -> bytes needed.
 
-    Every try takes minutes: ``keep`` is given the best row so far after each of them.
+    Every try takes minutes, so ``keep`` is called with the best row so far after each of them.
 
     Args:
         start: the first try.
         before: rows of the same program; what they have tried is not compiled again.
 
     Raises:
-        DoesNotFit: not even one picture per chip does.
-        ValueError, ImportError: as of compile_for_topology.
+        DoesNotFit: not even one image per chip fits.
+        ValueError, ImportError: as in compile_for_topology.
     """
     check_batch(start)
     chip, _ = open_topology(topology)
@@ -119,16 +137,16 @@ def search(
         fits = n <= max(rows, default=0)
         size = "?" if tries[n] is None else f"{tries[n] / GIB:.2f} GiB"
         said = f"{n} images per chip: {size}, {'fits' if fits else 'does not fit'}"
-        tell(said + (", as tried before" if known else ""))
-        # What compiles fits: the compiler knows best how much room there is. What does not may
-        # have been said to need less than there is.
+        tell(said + (", from an earlier run" if known else ""))
+        # A program that compiles fits: the compiler knows best how much room there is. One that
+        # does not compile may have been reported to need less than there is.
         if fits:
             return chip.memory if tries[n] is None else min(tries[n], chip.memory)
         return tries[n] if tries[n] is not None and tries[n] > chip.memory else math.inf
 
     best = largest(needs, chip.memory, [*sorted(tries), start])
     if not best:
-        said = f"not one picture per chip fits on {topology}; {TO_FIT}"
+        said = f"not even one image per chip fits on {topology}; {TO_FIT}"
         raise DoesNotFit(said, tries[min(tries)])
     return {**rows[best], "tries": tries}
 
@@ -137,7 +155,7 @@ def search(
 
 
 def parse_options(options: list[str]) -> dict:
-    """["a=true", "b=2"] to the compiler's options; ValueError for what has no value."""
+    """["a=true", "b=2"] to the compiler's options; ValueError for one without a value."""
     words = {"true": True, "false": False}
     parsed = {}
     for option in options:
@@ -153,7 +171,7 @@ def read_json(path: Path) -> list[dict]:
     return text_files.read_json(path) if path.exists() else []
 
 
-def write_json(path: Path, rows: list[dict]):
+def write_json(path: Path, rows: list[dict]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path, json.dumps(rows, indent=1) + "\n")
 
@@ -166,14 +184,14 @@ def installed(package: str) -> str | None:
 
 
 def is_of(row: dict, asked: dict) -> bool:
-    """Is a row of a JSON file of the program that is asked for, and by the same compiler?"""
+    """Whether a row of a JSON file is of the requested program, by the same compiler."""
     versions = {name: installed(name) for name in row["versions"]}
     known = {**row, "options": row["compile"]["options"]}
     return row["versions"] == versions and all(known.get(k) == v for k, v in asked.items())
 
 
 @command
-def main(argv=None):
+def main(argv: list[str] | None = None) -> None:
     logging.getLogger("absl").setLevel(logging.WARNING)
     parser = argparse.ArgumentParser(
         prog="python -m persongen_jax.aot",

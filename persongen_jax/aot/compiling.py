@@ -1,15 +1,19 @@
-"""Compile a program for a topology and say what it costs there."""
+"""Compiles a program for a topology and reports its cost there."""
 
 import importlib.metadata
 import re
 import resource
 import time
+from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
-from persongen_jax.aot.chips import GIB
+from persongen_jax.aot.chips import GIB, Chip
 from persongen_jax.aot.cost import Cost, corrected_optimal, read_cost
+from persongen_jax.aot.programs import Program
 from persongen_jax.parallel.sharding import replicated
 
 TO_FIT = (
@@ -21,7 +25,7 @@ TO_FIT = (
 class DoesNotFit(ValueError):
     """The compiler found no way to fit the program into the chip's memory.
 
-    ``needed`` is what it says would be needed, bytes; None if it does not say.
+    ``needed`` is the memory in bytes that it reports as needed; None if it does not say.
     """
 
     def __init__(self, message: str, needed: int | None):
@@ -29,7 +33,7 @@ class DoesNotFit(ValueError):
         self.needed = needed
 
 
-def compile_program(program, options: dict):
+def compile_program(program: Program, options: dict) -> tuple[jax.stages.Traced, Any, float, float]:
     """(traced, compiled, seconds of tracing, seconds of compiling).
 
     Args:
@@ -54,10 +58,10 @@ def compile_program(program, options: dict):
     return traced, compiled, traced_at - start, time.perf_counter() - traced_at
 
 
-def check_options(mesh, options: dict):
-    """ValueError for what the compiler does not take, by a program that compiles in no time.
+def check_options(mesh: Mesh, options: dict) -> None:
+    """ValueError for options that the compiler rejects, using a program that compiles in no time.
 
-    For :func:`compile_program` it would be an error behind minutes of tracing.
+    In :func:`compile_program` the error would come only after minutes of tracing.
     """
     if not options:
         return
@@ -80,12 +84,14 @@ def _needed(message: str) -> int | None:
     return round(float(found.group(1)) * _UNITS[found.group(2)]) if found else None
 
 
-def measure(program, chip, options: dict, text=None) -> tuple[dict, Cost]:
-    """Compile: (all figures, for JSON; what was read from the text). Raises DoesNotFit.
+def measure(
+    program: Program, chip: Chip, options: dict, text: Path | None = None
+) -> tuple[dict, Cost]:
+    """Compile: (all figures, for JSON; what was parsed from the text). Raises DoesNotFit.
 
     ``text``: a file to write the compiled program to.
     """
-    if text:  # before many minutes of work, not behind them
+    if text:  # fails before many minutes of work, not after
         text.parent.mkdir(parents=True, exist_ok=True)
     traced, compiled, tracing, compiling = compile_program(program, options)
     memory, analysis = compiled.memory_analysis(), compiled.cost_analysis()
@@ -95,7 +101,7 @@ def measure(program, chip, options: dict, text=None) -> tuple[dict, Cost]:
     cost = read_cost(written, unknown_trips=program.steps)
     chips = program.mesh.size
 
-    # A loop of unknown length is counted once by all but the walk through the text.
+    # All but our walk through the text count a loop of unknown length once.
     flops = program.flops() * program.steps / chips
     floor = flops / chip.peak
     kernels = sum(cost.kernels.values())
@@ -113,9 +119,9 @@ def measure(program, chip, options: dict, text=None) -> tuple[dict, Cost]:
     total += unread
     if unread and total > chip.memory:
         raise DoesNotFit(
-            f"{total / GIB:.2f} of {chip.memory / GIB:.0f} GiB are needed, {unread / GIB:.2f} of "
-            "them for frozen weights that the step does not read; --config.offload_encoders=True "
-            "keeps these in the host's memory",
+            f"{total / GIB:.2f} of {chip.memory / GIB:.0f} GiB needed, {unread / GIB:.2f} of "
+            "it for frozen weights that the step does not read; --config.offload_encoders=True "
+            "keeps these in host memory",
             total,
         )
     row = {
@@ -155,7 +161,7 @@ def measure(program, chip, options: dict, text=None) -> tuple[dict, Cost]:
 
 
 def peak_rss() -> int:
-    """Bytes that this process has held at most."""
+    """Peak memory of this process in bytes."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
@@ -167,7 +173,7 @@ def report(row: dict) -> str:
         f"{row['chips']} x {row['chip']}, {row['per_chip_batch']} images per chip",
         f"  memory  {sizes['total'] / GIB:.2f} of {sizes['memory'] / GIB:.0f} GiB: "
         + ", ".join(f"{name} {size / GIB:.2f}" for name, size in parts.items())
-        + f"; {sizes['unread'] / GIB:.2f} of it are not read",
+        + f"; {sizes['unread'] / GIB:.2f} of it is not read",
         f"  work    {row['flops']['of the model'] / 1e12:.2f} TFLOP per chip "
         f"({row['flops']['by the compiler'] / 1e12:.2f} by the compiler's count), "
         f"{seconds['floor'] * 1e3:.1f} ms at the chip's peak",

@@ -1,15 +1,16 @@
-"""What a compiled TPU program says about itself: cycles, collectives, kernels without a cost.
+"""What a compiled TPU program reveals: cycles, collectives, kernels without a cost.
 
-The text of the scheduled program (HLO) has the compiler's estimate of cycles on every instruction.
+The text of the scheduled program (HLO) has the compiler's estimate of cycles for every instruction.
 Their sum is one estimate of the program's time; ``optimal_seconds`` of its cost analysis is
-another. Neither is a bound: the sum lets nothing overlap but what the compiler has put into one
-instruction or started ahead (copies, collectives), the other knows no layouts.
+another. Neither is a bound: the sum overlaps only what the compiler has fused into one instruction
+or started ahead (copies, collectives), and the other ignores layouts.
 """
 
 import collections
 import dataclasses
 import math
 import re
+from collections.abc import Callable
 
 COLLECTIVES = (
     "all-reduce",
@@ -51,7 +52,7 @@ class Instruction:
 
     @property
     def operands(self) -> list[str]:
-        """Names of what is in the brackets behind the opcode."""
+        """Names in the brackets after the opcode."""
         inside = self.line.split(f" {self.opcode}(", 1)[-1].split(")")[0]
         return re.findall(r"%([\w.\-]+)", inside)
 
@@ -65,21 +66,21 @@ class Instruction:
 
     @property
     def op_name(self) -> str:
-        """Where in the Python program it comes from, as JAX has it."""
+        """The origin in the Python program, in JAX's notation."""
         found = re.search(r'op_name="([^"]*)"', self.line)
         return found.group(1) if found else ""
 
 
 @dataclasses.dataclass
 class Cost:
-    """Of one run of the program on one chip.
+    """The cost of one run of the program on one chip.
 
     Attributes:
-        cycles: the sum over all instructions; a loop's body as often as it runs.
-        unknown_loops: loops of which the compiler does not say how often they run.
-        kernels: target of custom calls without an estimate -> how many are run.
-        collectives: kind -> (number run, bytes that one chip gives into them).
-        by_instruction: (instruction, cycles in all), for a profile.
+        cycles: the sum over all instructions; a loop's body counts once per iteration.
+        unknown_loops: loops whose number of iterations the compiler does not say.
+        kernels: target of custom calls without an estimate -> number of runs.
+        collectives: kind -> (number of runs, bytes that one chip contributes).
+        by_instruction: (instruction, total cycles), for a profile.
     """
 
     cycles: int = 0
@@ -92,8 +93,8 @@ class Cost:
 def read_cost(text: str, unknown_trips: int = 1) -> Cost:
     """The cost of a compiled program's text (``compiled.as_text()``).
 
-    ``unknown_trips`` is how often loops run of which the text does not say it. Of a conditional's
-    branches the dearest counts.
+    ``unknown_trips`` is the number of iterations of loops for which the text does not give it. The
+    most expensive branch of a conditional counts.
     """
     computations, entry = parse(text)
     return _walk(computations, entry, unknown_trips, {})
@@ -121,7 +122,7 @@ def parse(text: str) -> tuple[dict[str, list[Instruction]], str]:
 
 
 def _shape_end(text: str) -> int:
-    """Where a shape ends; a tuple of shapes has brackets, and so has a layout."""
+    """The end of a shape; a tuple of shapes has brackets, and so has a layout."""
     depth = 0
     for i, char in enumerate(text):
         depth += char in "([{"
@@ -154,8 +155,8 @@ def _walk(computations, name, unknown_trips, seen) -> Cost:
                 inner = _walk(computations, instruction.called(key), unknown_trips, seen)
                 _add(cost, inner, trips)
         elif opcode == "conditional":
-            inner = [_walk(computations, b, unknown_trips, seen) for b in instruction.branches]
-            _add(cost, max(inner, key=lambda branch: branch.cycles), 1)
+            ways = [_walk(computations, b, unknown_trips, seen) for b in instruction.branches]
+            _add(cost, max(ways, key=lambda branch: branch.cycles), 1)
         elif opcode == "call":
             called = instruction.called("to_apply") or instruction.called("calls")
             _add(cost, _walk(computations, called, unknown_trips, seen), 1)
@@ -166,7 +167,7 @@ def _walk(computations, name, unknown_trips, seen) -> Cost:
 
 
 def _trips(computations, instruction) -> int | None:
-    """How often a loop runs: as annotated, or until its counter, from 0, reaches a constant."""
+    """Iterations of a loop: as annotated, or until its counter, from 0, reaches a constant."""
     if found := _TRIPS.search(instruction.line):
         return int(found.group(1))
     condition = computations[instruction.called("condition")]
@@ -174,16 +175,20 @@ def _trips(computations, instruction) -> int | None:
     if len(limits) != 1 or condition[-1].opcode != "compare" or "=LT" not in condition[-1].line:
         return None
     step = _step(condition, computations[instruction.called("body")])
-    return math.ceil(_constant(limits[0]) / step)
+    limit = _constant(limits[0])
+    return None if limit is None else math.ceil(limit / step)
 
 
 def _step(condition, body) -> int:
-    """What a loop's body adds to the counter that its condition compares; 1 if it is not said."""
+    """The increment of the counter that a loop's condition compares; 1 if unknown."""
     tables = [{i.name: i for i in part} for part in (condition, body)]
     counter = tables[0].get(condition[-1].operands[0])
     if counter is None or counter.opcode != "get-tuple-element" or body[-1].opcode != "tuple":
         return 1
-    place = re.search(r"\bindex=(\d+)", counter.line).group()
+    index = re.search(r"\bindex=(\d+)", counter.line)
+    if index is None:
+        return 1
+    place = index.group()
 
     def added(name):
         found = tables[1].get(name)
@@ -205,7 +210,7 @@ def _constant(instruction) -> int | None:
 def _count(cost, instruction, computations, channels):
     """``channels``: of the collectives counted so far.
 
-    One that runs beside several fusions stands in each of them, with the same channel.
+    A collective that overlaps several fusions appears in each of them, with the same channel.
     """
     cycles = instruction.cycles
     if cycles is not None:
@@ -223,7 +228,7 @@ def _count(cost, instruction, computations, channels):
 
 
 def _fused(computations, instruction):
-    """The instructions inside of a fusion or an asynchronous one, where collectives hide."""
+    """The instructions inside a fusion or an asynchronous one, where collectives hide."""
     called = instruction.called("calls")
     for inner in computations.get(called, ()):
         yield inner
@@ -231,10 +236,10 @@ def _fused(computations, instruction):
 
 
 def _given(kind, instruction) -> int:
-    """Bytes that a chip gives into a collective, as far as the result's shape tells.
+    """Bytes that a chip contributes to a collective, as far as the result's shape shows.
 
-    A gathered array is counted whole, as is one that is reduced; a scattered one likewise, which
-    is its part times the number of chips.
+    A gathered array counts whole, and so does a reduced one; a scattered one likewise, which is
+    its part times the number of chips.
     """
     sizes = shape_bytes(instruction.shape)
     if instruction.opcode.endswith("-start") and kind != "all-reduce":
@@ -274,9 +279,9 @@ def _add(cost, inner, times):
 def corrected_optimal(optimal: float, floor: float, kernels: int) -> float:
     """``optimal_seconds`` without the -1 that every custom call without a cost adds.
 
-    Which of the ``kernels`` add it is not said, so that the smallest number counts that brings the
-    estimate to ``floor``, the FLOPs at the chip's peak, in seconds. It is unambiguous while the two
-    are less than a second apart.
+    It is unknown which of the ``kernels`` add it, so this uses the smallest number that brings the
+    estimate to ``floor``, the FLOPs at the chip's peak, in seconds. That is unambiguous while the
+    two are less than a second apart.
     """
     for calls in range(kernels + 1):
         if optimal + calls >= floor:
@@ -284,8 +289,10 @@ def corrected_optimal(optimal: float, floor: float, kernels: int) -> float:
     return optimal + kernels
 
 
-def profile(cost: Cost, part, rows: int = 30) -> list[tuple[str, int, int]]:
-    """(group, number of instructions, cycles), the dearest first; ``part`` makes a name a group."""
+def profile(
+    cost: Cost, part: Callable[[Instruction], str], rows: int = 30
+) -> list[tuple[str, int, int]]:
+    """(group, number of instructions, cycles), largest first; ``part`` maps names to groups."""
     counts, cycles = collections.Counter(), collections.Counter()
     for instruction, spent in cost.by_instruction:
         group = part(instruction)

@@ -1,14 +1,16 @@
-"""The real step and the real sampler at full size, in shapes only, for devices that are not there.
+"""The real step and sampler at full size, as shapes only, for devices that are not present.
 
-Nothing is allocated: weights, optimizer and batch are ShapeDtypeStructs that lie on the topology's
-mesh as training and the pipeline would place them.
+Nothing is allocated: weights, optimizer and batch are ShapeDtypeStructs with the shardings that
+training and the pipeline would give them on the topology's mesh.
 """
 
 import dataclasses
 import math
+from typing import Any
 
 import jax
 from jax.interpreters import partial_eval
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from data_pipeline.examples.fields import flatten
@@ -22,44 +24,44 @@ from persongen_jax.training import flop_count
 
 @dataclasses.dataclass
 class Program:
-    """What is to be compiled.
+    """A program to compile.
 
     Attributes:
         arguments: of ``function``, ShapeDtypeStructs with shardings; static ones as they are.
-        parts: what of the arguments is what: name -> tree.
-        images: pictures over all chips that one run makes, or trains on.
-        steps: how often the loop runs of which the compiler cannot know it; 1 for a step.
-        holds_all: arguments that it does not read lie on the chips all the same.
-        label: what tables call the system whose program it is.
+        parts: the components of the arguments: name -> tree.
+        images: images over all chips that one run generates, or trains on.
+        steps: the iterations of a loop if the compiler cannot know them; 1 for a step.
+        holds_all: whether arguments that it does not read are on the chips all the same.
+        label: the system's name in tables.
     """
 
-    function: object
+    function: jax.stages.Wrapped
     arguments: tuple
     parts: dict
     images: int
-    mesh: object
+    mesh: Mesh
     steps: int = 1
     holds_all: bool = False
     label: str = ""
 
-    def trace(self):
+    def trace(self) -> jax.stages.Traced:
         with jax.set_mesh(self.mesh), compile_for("tpu"):
             return self.function.trace(*self.arguments)
 
-    def lower(self, traced):
+    def lower(self, traced: jax.stages.Traced) -> jax.stages.Lowered:
         with jax.set_mesh(self.mesh), compile_for("tpu"):
             return traced.lower()
 
     def flops(self) -> int:
-        """Of all chips together; a loop that runs ``steps`` times counts once."""
+        """Of all chips together; a loop with ``steps`` iterations counts once."""
         with jax.set_mesh(self.mesh), compile_for("tpu"):
             return flop_count.of_function(self.function, *self.arguments)
 
     def bytes_per_chip(self) -> dict[str, int]:
         return {name: tree_bytes(tree) for name, tree in self.parts.items()}
 
-    def unread_bytes(self, traced) -> int:
-        """Per chip, of what lies there though the program does not read it."""
+    def unread_bytes(self, traced: jax.stages.Traced) -> int:
+        """Per chip, of weights that are there although the program does not read them."""
         if not self.holds_all:
             return 0
         jaxpr, leaves = traced.jaxpr.jaxpr, jax.tree.leaves(self.arguments)
@@ -68,11 +70,11 @@ class Program:
         return tree_bytes(unread)
 
 
-def training(config, mesh, *, cached: bool) -> Program:
+def training(config: ConfigDict, mesh: Mesh, *, cached: bool) -> Program:
     """The training step of a config; ``config.batch_size`` is over all chips.
 
     Args:
-        cached: the batch brings what frozen encoders made, as with a feature cache.
+        cached: the batch holds what frozen encoders made, as with a feature cache.
     """
     system = abstract_system(config)
     parts = assemble(system, mesh, cached=cached)
@@ -84,29 +86,30 @@ def training(config, mesh, *, cached: bool) -> Program:
         "batch": batch,
     }
     arguments = (parts.state, parts.frozen, batch, number(mesh))
-    kw = {"holds_all": True, "label": system.label}
-    return Program(parts.step, arguments, pieces, config.batch_size, mesh, **kw)
+    of = (arguments, pieces, config.batch_size, mesh)
+    return Program(parts.step, *of, holds_all=True, label=system.label)
 
 
-def sampler(config, mesh, *, steps: int) -> Program:
-    """The sampler's loop as validation runs it, guidance included, without the codec."""
+def sampler(config: ConfigDict, mesh: Mesh, *, steps: int) -> Program:
+    """The sampler's loop as in validation, including guidance, without the codec."""
     system = abstract_system(config)
     program = system.sampling_program(steps)
     weights = placed(program.weights, frozen_shardings(mesh, config, program.weights))
     inputs = _spread(program.inputs, along_batch(mesh))
     arguments = (*program.static, weights, *inputs)
     parts = {"weights": weights, "batch": inputs}
-    loops = program.unknown_steps
-    kw = {"steps": loops, "label": system.label}
-    return Program(program.function, arguments, parts, config.batch_size, mesh, **kw)
+    of = (arguments, parts, config.batch_size, mesh)
+    return Program(program.function, *of, steps=program.unknown_steps, label=system.label)
 
 
-def encoders(config, mesh) -> Program:
+def encoders(config: ConfigDict, mesh: Mesh) -> Program:
     """What the frozen encoders compute in a training step without cached features, alone."""
     system = abstract_system(config)
     whole = flatten(system.abstract_batch())
     kinds = system.cached_kinds()
-    fields = [f for f in system.fields if f.encoding is not None and f.encoding.kind in kinds]
+    fields: list[Any] = [
+        f for f in system.fields if f.encoding is not None and f.encoding.kind in kinds
+    ]
     if not fields:
         raise ValueError(f"no encoder of {system.label} is frozen, so there is nothing to compile")
     inputs, opened = {}, {}
@@ -127,12 +130,12 @@ def encoders(config, mesh) -> Program:
         return {k: {n: one(k, a) for n, a in arrays.items()} for k, arrays in inputs.items()}
 
     parts = {"weights": states, "batch": inputs}
-    kw = {"label": system.label}
-    return Program(jax.jit(encode), (states, inputs), parts, config.batch_size, mesh, **kw)
+    of = ((states, inputs), parts, config.batch_size, mesh)
+    return Program(jax.jit(encode), *of, label=system.label)
 
 
 def _spread(tree, sharding):
-    """With the shapes of ``tree`` dealt out over the chips; numbers stay as they are."""
+    """``tree``'s shapes sharded over the chips; numbers stay as they are."""
 
     def spread(leaf):
         if not isinstance(leaf, jax.ShapeDtypeStruct):
@@ -142,8 +145,8 @@ def _spread(tree, sharding):
     return jax.tree.map(spread, tree)
 
 
-def tree_bytes(tree) -> int:
-    """Bytes of a tree of ShapeDtypeStructs on one of its chips; none of what has no place there."""
+def tree_bytes(tree: Any) -> int:
+    """Bytes of a tree of ShapeDtypeStructs on one of its chips; 0 for those without a sharding."""
     return sum(
         math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
         for leaf in jax.tree.leaves(tree)
@@ -151,6 +154,6 @@ def tree_bytes(tree) -> int:
     )
 
 
-def with_batch(config, per_chip: int, chips: int):
-    """The config with ``per_chip`` pictures on each chip, in as many parts as it says."""
+def with_batch(config: ConfigDict, per_chip: int, chips: int) -> ConfigDict:
+    """The config with ``per_chip`` images on each chip, in as many parts as it says."""
     return ConfigDict({**config, "batch_size": per_chip * chips})

@@ -1,19 +1,20 @@
 """The largest batch that fits, found with few compilations."""
 
 import math
+from collections.abc import Callable
 
 
-def largest(needs, room: float, starts: list[int]) -> int:
+def largest(needs: Callable[[int], float], room: float, starts: list[int]) -> int:
     """The largest n at which ``needs(n)`` is at most ``room``, to within a sixteenth; 0: none.
 
-    Memory grows with the batch about in a line, so that each try is where the line through the
-    last two says that it is full. Where it was wrong, as near the edge, where the compiler computes
-    again what does not fit, the next try halves what is left.
+    Memory grows about linearly with the batch, so each try is the point where the line through the
+    last two reaches the limit. If that was wrong, as it is near the limit, where the compiler
+    recomputes what does not fit, the next try halves the remaining interval.
 
     Args:
-        needs: n to bytes; math.inf where all that is known is that it does not fit. Is called
-            once for each n.
-        starts: the first tries, each at least 1; what others of them have settled is left out.
+        needs: n to bytes; math.inf if all that is known is that it does not fit. It is called once
+            per n.
+        starts: the first tries, each at least 1; those already decided by others are skipped.
     """
     tries, starts = {}, list(starts)
     low, high = 0, math.inf
@@ -23,7 +24,7 @@ def largest(needs, room: float, starts: list[int]) -> int:
         if starts:
             n = starts.pop(0)
         elif wrong:
-            n = (low + high) // 2
+            n = int(low + high) // 2
         else:
             full = _full(tries, low, high, room)
             least = low + max(1, low // 16)  # the end of the search if it does not fit
@@ -38,18 +39,18 @@ def largest(needs, room: float, starts: list[int]) -> int:
 
 
 def _full(tries: dict, low: int, high: float, room: float) -> int:
-    """Where memory should be full, which may lie outside of what is still open."""
+    """The n where memory should be full, which may lie outside the remaining interval."""
     known = sorted(n for n, size in tries.items() if math.isfinite(size))
     if high != math.inf and tries[high] == math.inf:
-        return (low + high) // 2
+        return int(low + high) // 2
     if len(known) > 1:
         a, b = known[-2:] if high == math.inf else _around(known, low)
         slope = (tries[b] - tries[a]) / (b - a)
         return int(a + (room - tries[a]) / slope) if slope > 0 else 2 * b
     if low and high == math.inf:
-        # Part of it are weights, which do not grow: this errs to the small side.
+        # Part of it is weights, which do not grow: this errs on the small side.
         return min(4 * low, int(low * room / tries[low]))
-    return (low + high) // 2
+    return int(low + high) // 2
 
 
 def _around(known: list[int], low: int) -> tuple[int, int]:

@@ -1,1 +1,1 @@
-"""Measuring speed: the bench command."""
+"""Speed measurements: the bench command."""

@@ -1,12 +1,12 @@
-"""Measured speed on the accelerator that is there, beside the same work on torch.
+"""Measure speed on the accelerator at hand, next to the same work in torch.
 
     python -m persongen_jax.bench train --config configs/base.py --out runs/bench \\
         --row size=512 batch=8,16,32 --row size=1024 batch=4,8 remat=false,true --versus torch
     python -m persongen_jax.bench sample --config configs/base.py --out runs/bench \\
         --row size=1024 batch=1,4,8 vae_dtype=bfloat16 --versus torch
 
-Needs no data, no weights and no TensorFlow: networks of the config's sizes with weights drawn on
-the device. Every row is a process of its own; one that runs out of memory is a line in the table.
+Needs no data, no weights and no TensorFlow: networks of the config's sizes get random weights on
+the device. Every row is a separate process; one that runs out of memory is a line in the table.
 docs/bench.md says what is measured and how to read it.
 """
 
@@ -19,6 +19,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from typing import IO, Any, cast
 
 from persongen_jax.bench.report import in_short, write_report
 from persongen_jax.bench.settings import (
@@ -33,8 +34,8 @@ from persongen_jax.bench.settings import (
 from persongen_jax.bench.worker import OUT_OF_MEMORY
 from persongen_jax.cli import command
 
-# Linux' C library gives freed memory back and takes it anew, page by page; a CPU program of XLA,
-# which takes all its room at once, spends up to a third of its time in that.
+# Linux' C library returns freed memory and requests it again page by page; XLA's CPU programs,
+# which allocate all their memory at once, spend up to a third of their time on that.
 KEEP_MEMORY = (
     "glibc.malloc.hugetlb=1:glibc.malloc.arena_max=1:glibc.malloc.mmap_max=0:"
     "glibc.malloc.trim_threshold=1099511627776"
@@ -42,13 +43,13 @@ KEEP_MEMORY = (
 
 
 class RowFailed(Exception):
-    """A row ended without its figures; the message says why."""
+    """A row ended without figures; the message says why."""
 
 
 class Worker:
     """A process of bench/worker.py."""
 
-    def __init__(self, task: dict, log: Path, deadline: float, **environment):
+    def __init__(self, task: dict, log: Path, deadline: float, **environment: Any):
         self.log, self.deadline = log, deadline
         with open(log, "w") as errors:
             self.process = subprocess.Popen(
@@ -59,12 +60,14 @@ class Worker:
                 text=True,
                 env={**os.environ, **environment},
             )
+        self.stdin = cast(IO[str], self.process.stdin)
+        self.stdout = cast(IO[str], self.process.stdout)
 
     def answer(self) -> dict:
-        """The next one; RowFailed if there is none, and then the process is gone."""
+        """The next answer; RowFailed if there is none, and then the process has ended."""
         timer = threading.Timer(max(0, self.deadline - time.monotonic()), self.process.kill)
         timer.start()
-        line = self.process.stdout.readline()
+        line = self.stdout.readline()
         timer.cancel()
         answer = json.loads(line) if line else {"error": self.last_words()}
         if "error" in answer:
@@ -74,22 +77,22 @@ class Worker:
 
     def ask(self, steps: int) -> dict:
         try:
-            self.process.stdin.write(f"{steps}\n")
-            self.process.stdin.flush()
+            self.stdin.write(f"{steps}\n")
+            self.stdin.flush()
         except BrokenPipeError:
-            pass  # it is gone; reading its answer says how
+            pass  # it has ended; reading its answer says how
         return self.answer()
 
     def finish(self) -> dict:
-        self.process.stdin.close()
+        self.stdin.close()
         answer = self.answer()
         self.close()
         return answer
 
-    def close(self):
-        if not self.process.stdin.closed:
+    def close(self) -> None:
+        if not self.stdin.closed:
             try:
-                self.process.stdin.close()
+                self.stdin.close()
             except BrokenPipeError:
                 pass
         try:
@@ -97,7 +100,7 @@ class Worker:
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()
-        self.process.stdout.close()
+        self.stdout.close()
 
     def last_words(self) -> str:
         code = self.process.wait()
@@ -113,9 +116,9 @@ class Worker:
 
 
 class Bench:
-    """One call: the rows, their workers, and the report, which is written whenever it changes."""
+    """One invocation: the rows, their workers, and the report, rewritten at every change."""
 
-    def __init__(self, args):
+    def __init__(self, args: argparse.Namespace):
         self.args, self.what, self.file = args, args.what, str(args.config)
         self.deadline = time.monotonic() + (args.limit or 365 * 86400)
         self.settings = parse_rows(args.what, args.config, args.row)
@@ -123,10 +126,10 @@ class Bench:
             check_versus(args.what, args.config, self.settings)
         self.rows = [Row("ours", setting) for setting in self.settings]
         self.counting, self.counts = [], []
-        self.together = False  # whether workers stay and take turns
+        self.together = False  # whether workers stay alive and take turns
 
     def run(self) -> str:
-        """All rows; the report as Markdown."""
+        """Run all rows; return the report as Markdown."""
         self.args.out.mkdir(parents=True, exist_ok=True)
         self.look()
         self.start_counting()
@@ -143,8 +146,8 @@ class Bench:
         self.read_counts()
         return self.report()
 
-    def look(self):
-        """Learn of the devices from a process of its own: this one is to hold none of them.
+    def look(self) -> None:
+        """Query the devices from a separate process, as this one must not hold any.
 
         Raises:
             ValueError: there is none, or more than torch would use.
@@ -154,7 +157,7 @@ class Bench:
         try:
             found = worker.answer()
         except RowFailed as failure:
-            raise ValueError(f"JAX finds no device ({failure}); {log} has all it says") from failure
+            raise ValueError(f"JAX finds no device ({failure}); see {log}") from failure
         worker.close()
         self.together = found["platform"] == "cpu"
         if self.args.versus and not self.together and found["devices"] > 1:
@@ -167,9 +170,9 @@ class Bench:
         return list(self.args.variants or (ON_CPU if self.together else ON_ACCELERATOR))
 
     def measure(self, rows: list[Row]) -> list[tuple[Row, Worker]]:
-        """Get the rows' workers ready; those that are yet to take turns are given back.
+        """Prepare the rows' workers; return those that are still to take turns.
 
-        An accelerator's memory is for one alone: there each is measured and ended at once.
+        An accelerator's memory fits only one: there each is measured and ended at once.
         """
         waiting = []
         for row in rows:
@@ -185,7 +188,7 @@ class Bench:
         return waiting
 
     def start(self, row: Row) -> Worker | None:
-        """The row's worker, which has run its work once; None if it came to nothing."""
+        """The row's worker after its first run; None if it failed."""
         if time.monotonic() >= self.deadline:
             row.error = "not begun: out of time"
             self.report()
@@ -195,7 +198,9 @@ class Bench:
         environment = dict.fromkeys(("OMP_NUM_THREADS", "NPROC"), str(self.args.threads))
         environment["GLIBC_TUNABLES"] = os.environ.get("GLIBC_TUNABLES", KEEP_MEMORY)
         if row.by == "torch":
-            environment["JAX_PLATFORMS"] = "cpu"  # reads configs, and is to leave the memory alone
+            environment["JAX_PLATFORMS"] = (
+                "cpu"  # reads configs only, must leave device memory alone
+            )
         else:
             flags = f"{os.environ.get('XLA_FLAGS', '')} {row.setting.xla_flags()}".strip()
             share = os.environ.get("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.92")
@@ -208,10 +213,10 @@ class Bench:
         except RowFailed as failure:
             self.fail(row, failure)
             return None
-        self.read_counts()  # nothing else is to run while times are taken
+        self.read_counts()  # nothing else may run while times are taken
         return worker
 
-    def time_one(self, row: Row, worker: Worker):
+    def time_one(self, row: Row, worker: Worker) -> None:
         if row.error:
             return
         short = self.together or self.what == "sample"
@@ -224,7 +229,7 @@ class Bench:
         row.seconds.append(answer.pop("seconds"))
         row.found |= answer
 
-    def finish(self, row: Row, worker: Worker):
+    def finish(self, row: Row, worker: Worker) -> None:
         if row.error:
             return
         try:
@@ -234,15 +239,15 @@ class Bench:
         print(f"  {in_short(row)}", flush=True)
         self.report()
 
-    def fail(self, row: Row, failure: RowFailed):
+    def fail(self, row: Row, failure: RowFailed) -> None:
         row.error = str(failure)
         print(f"  {row.error}", flush=True)
         self.report()
 
-    # ---- how much work it is ----
+    # ---- amount of work ----
 
-    def start_counting(self):
-        """A process for every kind of picture; it reckons with shapes alone, on the CPU."""
+    def start_counting(self) -> None:
+        """Start a process per kind of image; it computes with shapes only, on the CPU."""
         for setting in self.settings:
             of = setting.picture_work
             if any(of == other for other, _ in self.counting):
@@ -259,7 +264,7 @@ class Bench:
             environment = {"JAX_PLATFORMS": "cpu", "CUDA_VISIBLE_DEVICES": ""}
             self.counting.append((of, Worker(task, log, self.deadline, **environment)))
 
-    def read_counts(self):
+    def read_counts(self) -> None:
         for of, worker in self.counting[len(self.counts) :]:
             try:
                 answer = worker.answer()
@@ -280,7 +285,7 @@ class Bench:
 
 
 def read_variants(text: str) -> list[str]:
-    """torch's settings, divided by commas."""
+    """torch's settings, separated by commas."""
     try:
         return [variant for variant in text.split(",") if read_variant(variant)]
     except ValueError as error:
@@ -288,7 +293,7 @@ def read_variants(text: str) -> list[str]:
 
 
 @command
-def main(argv=None):
+def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("what", choices=("train", "sample"))
     parser.add_argument("--config", type=Path, required=True, help="a training's config")
@@ -297,7 +302,7 @@ def main(argv=None):
         nargs="+",
         action="append",
         metavar="KEY=VALUE[,VALUE...]",
-        help="settings, a row for each combination of the values; may be given several times",
+        help="settings, a row per combination of the values; may be repeated",
     )
     parser.add_argument("--out", type=Path, required=True, help="folder for JSON and tables")
     parser.add_argument("--versus", choices=("torch",), help="measure diffusers on torch as well")
@@ -306,15 +311,15 @@ def main(argv=None):
         type=read_variants,
         help=f"torch's settings; default {','.join(ON_ACCELERATOR)}; on a CPU {','.join(ON_CPU)}",
     )
-    parser.add_argument("--rounds", type=int, default=5, help="times that each row is measured")
+    parser.add_argument("--rounds", type=int, default=5, help="how often each row is measured")
     parser.add_argument(
         "--steps",
         type=int,
         default=0,
-        help="steps (or batches of pictures) each time; default 10 for steps on an accelerator, "
+        help="steps (or batches of images) each time; default 10 for steps on an accelerator, "
         "else 1",
     )
-    parser.add_argument("--limit", type=float, help="seconds after which no more is measured")
+    parser.add_argument("--limit", type=float, help="seconds after which no more rows are measured")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     print(Bench(parser.parse_args(argv)).run())
 

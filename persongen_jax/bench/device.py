@@ -1,9 +1,10 @@
-"""What a device has and reaches: memory in use, and the rate of a large matrix product."""
+"""What a device has and can do: memory in use, and the rate of a large matrix product."""
 
 import math
 import resource
 import statistics
 import time
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,8 +14,8 @@ from persongen_jax.training.flop_count import PEAK_FLOPS, peak_flops
 GIB = 2**30
 
 
-def program_memory(program) -> dict:
-    """GiB per device that a compiled program needs, by kind, as the compiler has planned them."""
+def program_memory(program: Any) -> dict:
+    """GiB per device that a compiled program needs, by kind, as planned by the compiler."""
     stats = program.memory_analysis()
     if stats is None:
         return {}
@@ -26,7 +27,7 @@ def program_memory(program) -> dict:
 
 
 def device_memory() -> dict:
-    """The highest use so far: GiB of one device's memory, or of the host's where it has none."""
+    """Peak memory so far: GiB of one device, or of the host if the device has no memory."""
     stats = jax.local_devices()[0].memory_stats()
     if stats and "peak_bytes_in_use" in stats:
         return {"peak_gib": stats["peak_bytes_in_use"] / GIB}
@@ -34,20 +35,20 @@ def device_memory() -> dict:
 
 
 def at_the_end() -> dict:
-    """What a row can only tell when it is done: its memory, and on a CPU the rate of a product.
+    """Figures available only at the end of a row: its memory, and on a CPU the rate of a product.
 
-    At the beginning the work is counted on the same cores.
+    At the start, other processes count the work on the same cores.
     """
     return device_memory() | (describe_device() if jax.default_backend() == "cpu" else {})
 
 
 def host_peak() -> float:
-    """GiB of host memory that this process had at its most."""
+    """Peak host memory of this process in GiB."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / GIB
 
 
 def describe_device() -> dict:
-    """Names, and floating-point operations per second: at the best, and of a matrix product."""
+    """Names, and floating-point operations per second: the peak, and of a matrix product."""
     devices = jax.devices()
     reached = matrix_product_rate()
     if devices[0].device_kind.startswith(tuple(PEAK_FLOPS)):
@@ -65,9 +66,9 @@ def describe_device() -> dict:
 
 
 def matrix_product_rate(tries: int = 5) -> float:
-    """FLOP/s of a large product on one device: what work of this kind can reach at most there.
+    """FLOP/s of a large product on one device: the most that such work can reach there.
 
-    bfloat16 on accelerators, float32 on a CPU; random numbers, since zeros run faster.
+    bfloat16 on accelerators, float32 on a CPU; random numbers, because zeros run faster.
     """
     on_cpu = jax.default_backend() == "cpu"
     side, dtype = (2048, jnp.float32) if on_cpu else (8192, jnp.bfloat16)
@@ -82,7 +83,7 @@ def matrix_product_rate(tries: int = 5) -> float:
     return 2 * side**3 / statistics.median(times)
 
 
-def check_finite(value: float):
-    """FloatingPointError unless it is finite: such a figure would be worth nothing."""
+def check_finite(value: float) -> None:
+    """FloatingPointError unless it is finite, as the measurement would be worthless."""
     if not math.isfinite(value):
         raise FloatingPointError(f"the result is {value}; this setting is not measured")

@@ -1,4 +1,4 @@
-"""What the bench found, as JSON and as tables in Markdown."""
+"""The bench's results, as JSON and as tables in Markdown."""
 
 import datetime
 import os
@@ -14,7 +14,7 @@ PACKAGES = ("jax", "jaxlib", "flax", "torch", "diffusers", "peft")
 
 
 def write_report(path: Path, settings: dict, rows: list[Row], counts: list[dict]) -> str:
-    """Write ``path``.json and ``path``.md; the latter's text."""
+    """Write ``path``.json and ``path``.md; return the text of the latter."""
     peak = next((row.found for row in rows if "peak_flops" in row.found), {})
     peak = {key: peak[key] for key in ("peak_flops", "peak_origin") if key in peak}
     result = {
@@ -43,11 +43,11 @@ def versions() -> dict:
 
 
 def figures(row: Row, counts: list[dict], peak: dict) -> dict:
-    """A row's part of the JSON file; ``peak`` is the device's, whoever works on it.
+    """A row's part of the JSON file; ``peak`` is the device's, whatever framework uses it.
 
-    Beside what is asked and found: "images_per_second" by the median of its rounds; "flops" of a
-    picture as our program counts them; "mfu", the share of the device's peak that they make;
-    "floor_s" and "gap", the seconds of a step at that peak and how many times as long it took.
+    In addition to settings and measurements: "images_per_second" by the median of its rounds;
+    "flops" of an image as our program counts them; "mfu", their share of the device's peak;
+    "floor_s" and "gap", the seconds of a step at that peak, and the measured time as its multiple.
     """
     out = {
         "by": row.by,
@@ -76,9 +76,9 @@ def against_peak(row: dict) -> dict:
 
 
 def ratios(rows: list[dict]) -> list[dict]:
-    """For every work that both did: our best setting over each of torch's, and over its best.
+    """For all work that both did: our best setting over each of torch's, and over its best.
 
-    "rounds" holds the quotients within each round, where the rows took turns in rounds.
+    "rounds" holds the ratios within each round, if the rows took turns.
     """
     done = [row for row in rows if "images_per_second" in row]
     found = []
@@ -155,10 +155,10 @@ def _ratio_cells(ratio: dict) -> list[str]:
 
 
 def _counted(work: dict) -> str:
-    """How much work a picture is, by our program and by torch's."""
+    """The amount of work per image, by our program and by torch's."""
     if "error" in work:
         return f"Work of {_named(work['of'])}: not counted ({work['error']})."
-    text = f"Work of a picture, {_named(work['of'])}: ours {work['ours'] / 1e12:.6g} TFLOP"
+    text = f"Work of an image, {_named(work['of'])}: ours {work['ours'] / 1e12:.6g} TFLOP"
     if "trained" in work:
         text += f", {work['trained']:,} parameters trained"
     if "torch" in work:

@@ -1,14 +1,16 @@
-"""Text to pictures by ``Pipeline``, from prompts to arrays on the host, on drawn weights."""
+"""Text to images with ``Pipeline``, from prompts to arrays on the host, with random weights."""
 
 import tempfile
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from ml_collections import ConfigDict
 
 from data_pipeline.prompts import Tokenizers
 from persongen_jax.bench.device import at_the_end, check_finite, describe_device
@@ -37,9 +39,11 @@ class SampleRow:
         attention: "auto" or "xla".
     """
 
-    def __init__(self, config, *, steps: int, guidance: float, identity: bool, attention: str):
-        self.device = describe_device()  # while its memory is free
-        system = abstract_system(config)
+    def __init__(
+        self, config: ConfigDict, *, steps: int, guidance: float, identity: bool, attention: str
+    ):
+        self.device = describe_device()  # before it allocates memory
+        system: Any = abstract_system(config)
         model = with_drawn_weights(system.model)
         if not identity:
             remove_adapters(model.unet)
@@ -66,7 +70,7 @@ class SampleRow:
         self.attention = attention
 
     def prepare(self) -> dict:
-        """Paint once, with all compiling, and tell of the device."""
+        """Sample once, including compilation, and describe the device."""
         first, again = self.run(1)["seconds"], self.run(1)["seconds"]
         return {
             **self.device,
@@ -75,13 +79,13 @@ class SampleRow:
         }
 
     def run(self, times: int) -> dict:
-        """Seconds of so many batches of pictures, one after the other."""
+        """The seconds of this many batches of images, one after the other."""
         start = time.perf_counter()
         with attention_by(self.attention):
             for _ in range(times):
                 images = self.pipe(**self.call).images
         seconds = time.perf_counter() - start
-        check_finite(float(images.mean()))
+        check_finite(float(np.asarray(images).mean()))
         return {"seconds": seconds}
 
     def finish(self) -> dict:
@@ -95,9 +99,9 @@ def tiny_tokenizers() -> Tokenizers:
         return Tokenizers.from_pretrained(folder)
 
 
-def picture_flops(config, *, steps: int, guidance: float) -> int:
-    """Floating-point operations of a picture of the base alone: UNet at every step, VAE once."""
-    model = abstract_system(config).model
+def picture_flops(config: ConfigDict, *, steps: int, guidance: float) -> int:
+    """Floating-point operations per image of the base alone: UNet at every step, VAE once."""
+    model: Any = abstract_system(config).model
     remove_adapters(model.unet)
     unet, vae = model.unet, model.vae
     factor = vae.vae_scale_factor

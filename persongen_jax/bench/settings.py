@@ -1,19 +1,24 @@
-"""What the bench is asked for: rows of settings, each for one process.
+"""The bench's input: rows of settings, one process per row.
 
     size=512 batch=8,16 remat=false,true
 
-are four rows: a key with several values makes a row of each. Keys are those of the training's
+gives four rows: a key with several values makes a row for each. Keys are those of the training
 config (``batch`` is short for ``batch_size``) and the few of ``EXTRAS``.
 """
 
 import importlib.util
 import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
+
+from ml_collections import ConfigDict
 
 from persongen_jax.config import load_config
 
-# Beside the config's keys, with their defaults. "attention": auto or xla; "xla": names of FLAGS
-# joined by "+"; "cached": whether the feature cache gives VAE moments, text states, CLIP features.
+# In addition to the config's keys, with their defaults. "attention": auto or xla; "xla": names of
+# FLAGS joined by "+"; "cached": whether the feature cache provides VAE moments, text states and
+# CLIP features.
 EXTRAS = {
     "train": {"cached": True, "attention": "auto", "xla": ""},
     "sample": {
@@ -31,13 +36,13 @@ FLAGS = {
     "no_command_buffer": "--xla_gpu_enable_command_buffer=",
     "no_autotune": "--xla_gpu_autotune_level=0",
 }
-# Keys that change how the work is done, and not what is worked on.
+# Keys that change how the work is done, but not the work itself.
 MANNER = ("remat", "grad_accum", "fsdp", "shard_frozen")
 
-# Settings of torch, each a row: "+" joins them. What is not named is off.
+# Settings of torch, each a row: "+" joins them. Options not listed are off.
 #   compile: torch.compile; channels_last: memory layout of the convolutions; max_autotune: tries
-#   more kernels while compiling; autocast: LoRA in float32 under torch.autocast, as diffusers'
-#   training scripts have it, instead of float32 masters beside copies in the model's dtype;
+#   more kernels while compiling; autocast: LoRA in float32 under torch.autocast, as in diffusers'
+#   training scripts, instead of float32 masters next to copies in the model's dtype;
 #   remat: gradient checkpointing.
 TORCH_OPTIONS = ("eager", "compile", "channels_last", "max_autotune", "autocast", "remat")
 ON_CPU = ("eager", "channels_last", "compile", "compile+channels_last")
@@ -64,19 +69,19 @@ class Setting:
 
     @property
     def work(self) -> dict:
-        """What is worked on, whoever does it and how: rows with the same are comparable."""
+        """The work, independent of who does it and how: rows with equal work are comparable."""
         work = {k: v for k, v in {**self.overrides, **self.extras}.items() if k not in MANNER}
         work.pop("attention")
         return work
 
     @property
     def picture(self) -> dict:
-        """The config's keys that decide how much work a picture is."""
+        """The config's keys that determine the work per image."""
         return {k: v for k, v in self.work.items() if k in self.overrides and k != "batch_size"}
 
     @property
     def picture_work(self) -> dict:
-        """``picture``, and what is done to it: floating-point operations are a function of it."""
+        """``picture``, and what is done with it: it determines the floating-point operations."""
         return {k: v for k, v in self.work.items() if k not in ("batch_size", "identity")}
 
     def __str__(self):
@@ -88,8 +93,8 @@ class Setting:
         return " ".join(FLAGS[name] for name in self.xla.split("+") if name)
 
 
-def read_config(file, overrides: dict):
-    """The training's config with these changes, and with nothing to be opened.
+def read_config(file: str | Path, overrides: dict) -> ConfigDict:
+    """The training config with these changes, without any path to open.
 
     Raises:
         ValueError: no such file or key, or a value of another type.
@@ -97,8 +102,8 @@ def read_config(file, overrides: dict):
     return load_config(file, {**overrides, "start_from": ""})
 
 
-def parse_rows(what: str, file, rows: list[list[str]]) -> list[Setting]:
-    """The settings that the command line asks for; no rows: one, as the config is.
+def parse_rows(what: str, file: str | Path, rows: list[list[str]]) -> list[Setting]:
+    """The settings of the command line; without rows: one, the unchanged config.
 
     Raises:
         ValueError: a key or value that is unknown; the message names it.
@@ -123,8 +128,8 @@ def parse_rows(what: str, file, rows: list[list[str]]) -> list[Setting]:
             choices[key] = [_read(entry, value, default) for value in values.split(",")]
         for key in ("size", "batch_size"):
             choices.setdefault(key, [config[key]])
-        for values in itertools.product(*choices.values()):
-            settings.append(_setting(what, dict(zip(choices, values, strict=True))))
+        for chosen in itertools.product(*choices.values()):
+            settings.append(_setting(what, dict(zip(choices, chosen, strict=True))))
     return settings
 
 
@@ -144,7 +149,7 @@ def _read(entry: str, value: str, default):
             raise ValueError(f"--row {entry}: use true or false")
         return value.lower() == "true"
     if isinstance(default, tuple):
-        raise ValueError(f"--row {entry}: say it in the config's file")
+        raise ValueError(f"--row {entry}: set it in the config's file")
     try:
         return type(default)(value)
     except ValueError as error:
@@ -157,14 +162,14 @@ def _plain(value):
 
 @dataclass
 class Row:
-    """A setting, who works on it, and what came of it.
+    """A setting, the framework that runs it, and its results.
 
     Attributes:
         by: "ours" or "torch".
         variant: of torch, see ``TORCH_OPTIONS``.
-        found: what the worker says of itself: device, compile_s, peak_gib, ...
-        seconds: per round, of ``steps`` steps (or batches of pictures) each.
-        error: why there are none; "": there are.
+        found: the worker's report: device, compile_s, peak_gib, ...
+        seconds: per round, of ``steps`` steps (or batches of images) each.
+        error: why there are none; "" if there are.
     """
 
     by: str
@@ -195,12 +200,12 @@ class Row:
         }
 
 
-def check_versus(what: str, file, settings: list[Setting]):
-    """ValueError if torch has no counterpart of a training's method, or its side is not there."""
+def check_versus(what: str, file: str | Path, settings: list[Setting]) -> None:
+    """ValueError if torch has no counterpart of a training's method, or its code is missing."""
     if importlib.util.find_spec("benchmarks") is None:
         raise ValueError(
             "--versus torch: torch's side is benchmarks/torch_rows.py, which is not installed with "
-            "the package; call it from a checkout's folder"
+            "the package; run it from a checkout"
         )
     method = read_config(file, {}).method
     others = {setting.overrides.get("method", method) for setting in settings} - {"photomaker"}
@@ -211,8 +216,8 @@ def check_versus(what: str, file, settings: list[Setting]):
         )
 
 
-def torch_rows(settings: list[Setting], variants) -> list[Row]:
-    """A row of torch per variant for every work among ``settings`` that it has a counterpart of."""
+def torch_rows(settings: list[Setting], variants: Sequence[str]) -> list[Row]:
+    """A row of torch per variant for every work in ``settings`` that torch can do."""
     rows, seen = [], []
     for setting in settings:
         work = setting.work

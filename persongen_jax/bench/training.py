@@ -1,4 +1,4 @@
-"""The training step as ``train.py`` compiles it, on weights and a batch drawn on the device."""
+"""The training step as ``train.py`` compiles it, on random weights and a random batch."""
 
 import time
 
@@ -20,15 +20,15 @@ class TrainRow:
     """One setting of the step.
 
     Args:
-        config: a training's config; nothing of it is opened.
+        config: a training config; none of its paths is opened.
         cached: whether the batch holds what the feature cache stores.
         attention: "auto" or "xla", see :func:`attention_by`.
     """
 
-    def __init__(self, config, *, cached: bool, attention: str):
-        self.device = describe_device()  # while its memory is free
+    def __init__(self, config: ConfigDict, *, cached: bool, attention: str):
+        self.device = describe_device()  # before it allocates memory
         mesh = make_mesh(fsdp=config.fsdp)
-        # All weights lie on the devices, also those that this step does not read.
+        # All weights are on the devices, including those that this step does not read.
         system = abstract_system(ConfigDict({**config, "offload_encoders": False}))
         self.batch = put(system.random_batch(cached), along_batch(mesh))
         system.model = with_drawn_weights(system.model)
@@ -42,7 +42,7 @@ class TrainRow:
         self.done = 0
 
     def prepare(self) -> dict:
-        """Run once, and tell of the program and the device."""
+        """Run once, and describe the program and the device."""
         first = self.run(1)
         return {
             **self.device,
@@ -53,7 +53,7 @@ class TrainRow:
         }
 
     def run(self, steps: int) -> dict:
-        """Seconds of so many steps, and the last one's loss."""
+        """The seconds of this many steps, and the last one's loss."""
         start = time.perf_counter()
         for _ in range(steps):
             arguments = (self.state, self.frozen, self.batch, np.int32(self.done))
@@ -68,10 +68,10 @@ class TrainRow:
         return at_the_end()
 
 
-def step_flops(config, *, cached: bool) -> tuple[int, int]:
-    """(floating-point operations of a step per picture, parameters that it trains).
+def step_flops(config: ConfigDict, *, cached: bool) -> tuple[int, int]:
+    """(floating-point operations of a step per image, number of trained parameters).
 
-    Of the plain step: what remat computes again is work for the device, but none of the model's.
+    For the plain step: what remat recomputes is work for the device, but not the model's.
     """
     config = config.copy_and_resolve_references()
     config.batch_size = config.grad_accum = 1

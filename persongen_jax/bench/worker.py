@@ -1,22 +1,25 @@
-"""One row of the bench in a process of its own: what runs out of memory there harms no other row.
+"""One row of the bench in a separate process, so that running out of memory harms no other row.
 
     python -m persongen_jax.bench.worker TASK
 
 TASK is JSON, see :func:`make_row`, :func:`count_work` and :func:`look`. The answers are lines of
-JSON on standard output: what ``prepare`` says; for each number read from standard input what
-``run`` says of so many steps; at its end what ``finish`` says. Or {"error": ...}, and that was it.
-Everything else that is printed goes to standard error.
+JSON on standard output: the result of ``prepare``; for each number read from standard input the
+result of ``run`` with that many steps; at the end of input that of ``finish``. An error is
+{"error": ...}, and ends the process. All other output goes to standard error.
 """
 
 import json
 import os
 import sys
 import traceback
+from typing import Any
+
+from ml_collections import ConfigDict
 
 OUT_OF_MEMORY = ("RESOURCE_EXHAUSTED", "out of memory", "OutOfMemoryError", "bad_alloc")
 
 
-def make_row(task: dict):
+def make_row(task: dict) -> Any:
     """An object with ``prepare``, ``run`` and ``finish``.
 
     Args:
@@ -28,20 +31,25 @@ def make_row(task: dict):
     config = read_config(task["config"], task["overrides"])
     if task["by"] == "ours":
         if task["what"] == "train":
-            from persongen_jax.bench.training import TrainRow as Row
-        else:
-            from persongen_jax.bench.sampling import SampleRow as Row
-    elif task["what"] == "train":
-        from benchmarks.torch_rows import TorchTrainRow as Row
-    else:
-        from benchmarks.torch_rows import TorchSampleRow as Row
-    return Row(config, **task["options"])
+            from persongen_jax.bench.training import TrainRow
+
+            return TrainRow(config, **task["options"])
+        from persongen_jax.bench.sampling import SampleRow
+
+        return SampleRow(config, **task["options"])
+    if task["what"] == "train":
+        from benchmarks.torch_rows import TorchTrainRow
+
+        return TorchTrainRow(config, **task["options"])
+    from benchmarks.torch_rows import TorchSampleRow
+
+    return TorchSampleRow(config, **task["options"])
 
 
 def count_work(task: dict) -> dict:
     """{"ours", "torch": floating-point operations per picture, "trained", "trained_torch"}.
 
-    Where torch's cannot be counted, there is "torch_error" instead, and ours all the same.
+    If torch's cannot be counted, there is "torch_error" instead, and ours all the same.
     """
     from persongen_jax.bench.settings import read_config
 
@@ -56,7 +64,7 @@ def count_work(task: dict) -> dict:
     return counts
 
 
-def count_ours(config, task: dict) -> dict:
+def count_ours(config: ConfigDict, task: dict) -> dict:
     if task["what"] == "train":
         from persongen_jax.bench.training import step_flops
 
@@ -66,7 +74,7 @@ def count_ours(config, task: dict) -> dict:
     return {"ours": picture_flops(config, **task["options"])}
 
 
-def count_torch(config, task: dict) -> dict:
+def count_torch(config: ConfigDict, task: dict) -> dict:
     if task["what"] == "train":
         from benchmarks.torch_rows import torch_step_flops
 
@@ -77,7 +85,7 @@ def count_torch(config, task: dict) -> dict:
 
 
 def look() -> dict:
-    """The devices that ours runs on."""
+    """The devices that our code runs on."""
     import jax
 
     return {"platform": jax.default_backend(), "devices": jax.device_count()}
@@ -90,7 +98,7 @@ def in_short(error: Exception) -> str:
     return text.split("\n")[0][:300]
 
 
-def main():
+def main() -> None:
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
 

@@ -1,1 +1,1 @@
-"""Weight files in, out, and described: the convert command."""
+"""Imports, exports and describes weight files: the convert command."""

@@ -1,16 +1,17 @@
-"""Look into weight files, bring public ones in, and write a training run's for other programs.
+"""Inspect weight files, import public ones, and export a training run for other programs.
 
     python -m persongen_jax.convert inspect photomaker-v1.bin
     python -m persongen_jax.convert import photomaker-v1.bin photomaker.safetensors --base sdxl
     python -m persongen_jax.convert export --format kohya-lora runs/mini/photomaker lora.safetensors
 
-Nothing is written by halves: a key that is missing, unexpected or of another shape ends a command,
-with all of them listed. --dry_run does the whole work and its checks, and leaves no file behind.
+Nothing is written in part: if a key is missing, unexpected or misshapen, the command lists all of
+them and stops. --dry_run does all the work and its checks, and leaves no file behind.
 """
 
 import argparse
 import contextlib
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 from persongen_jax.cli import command
@@ -18,18 +19,19 @@ from persongen_jax.convert.identify import count, identify, open_parts
 from persongen_jax.convert.upgrade import upgrade_run
 from persongen_jax.files import is_full
 from persongen_jax.weights.errors import WeightsError
+from persongen_jax.weights.files.source import TensorSource
 
-SHOWN_NOTES = 200  # characters of one note of a file's metadata
+SHOWN_NOTES = 200  # characters of one entry of a file's metadata
 
 
-def parse_arguments(argv=None):
+def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m persongen_jax.convert",
         description=__doc__.split("\n")[0],
     )
     commands = parser.add_subparsers(dest="command", required=True)
 
-    inspect = commands.add_parser("inspect", help="say what a file, directory or run is")
+    inspect = commands.add_parser("inspect", help="identify a file, directory or run")
     inspect.add_argument("path", type=Path)
     inspect.add_argument("--keys", action="store_true", help="list every tensor")
 
@@ -39,7 +41,7 @@ def parse_arguments(argv=None):
     bring.add_argument("--base", type=Path, metavar="DIR", help="SDXL directory that it is for")
 
     export = commands.add_parser("export", help="write what a training run has learned")
-    export.add_argument("--format", required=True, choices=_formats(), help="of the file")
+    export.add_argument("--format", required=True, choices=_formats(), help="format of the file")
     export.add_argument("run", type=Path, help="the working directory of the run")
     export.add_argument("out", type=Path, help=".safetensors or .bin; for peft a new folder")
     export.add_argument("--step", type=int, metavar="N", help="of the checkpoint; default: newest")
@@ -59,7 +61,7 @@ def parse_arguments(argv=None):
     return parser.parse_args(argv)
 
 
-def _formats():
+def _formats() -> tuple[str, ...]:
     from persongen_jax.convert.exporting import FORMATS
 
     return FORMATS
@@ -68,7 +70,7 @@ def _formats():
 # ---- inspect -----------------------------------------------------------------------------------
 
 
-def inspect(path, with_keys: bool = False) -> str:
+def inspect(path: str | Path, with_keys: bool = False) -> str:
     """What ``path`` is, in lines for the terminal."""
     found = identify(path)
     sources = open_parts(path)
@@ -92,8 +94,8 @@ def inspect(path, with_keys: bool = False) -> str:
             source.close()
 
 
-def key_lines(source, front: str) -> list[str]:
-    """Every tensor with its dtype and shape."""
+def key_lines(source: TensorSource, front: str) -> list[str]:
+    """One line per tensor with its dtype and shape."""
     lines = []
     for key in source.keys():
         dtype, shape = source.info(key)
@@ -101,8 +103,8 @@ def key_lines(source, front: str) -> list[str]:
     return lines
 
 
-def group_lines(source, front: str) -> list[str]:
-    """The tensors by the first word of their keys; by the first two where all share the first."""
+def group_lines(source: TensorSource, front: str) -> list[str]:
+    """The tensors by the first word of their keys; by the first two if all share the first."""
     keys = source.keys()
     if not keys:
         return []
@@ -123,7 +125,7 @@ def readable(size: int) -> str:
 
 
 def shorten(text: str) -> str:
-    # A note may hold anything; escape codes would act on the terminal.
+    # Metadata may contain anything; escape codes would affect the terminal.
     text = "".join(c if c.isprintable() else "?" for c in " ".join(text.split()))
     return text if len(text) <= SHOWN_NOTES else text[: SHOWN_NOTES - 3] + "..."
 
@@ -131,21 +133,21 @@ def shorten(text: str) -> str:
 # ---- import and export -------------------------------------------------------------------------
 
 
-def import_(args) -> str:
+def import_(args: argparse.Namespace) -> str:
     from persongen_jax.convert.importing import import_file
 
     if args.out.resolve() == args.path.resolve():
-        raise WeightsError(f"{args.out}: is the file that is to be read; give another name")
+        raise WeightsError(f"{args.out}: is the input file; give another name")
     with destination(args) as out:
         return import_file(args.path, out, args.base)
 
 
-def export(args) -> str:
+def export(args: argparse.Namespace) -> str:
     from persongen_jax.convert.exporting import export_run
     from persongen_jax.systems.open import open_run
 
     if args.sgm_names and args.format != "kohya-lora":
-        raise WeightsError(f"--sgm_names: has no meaning for --format {args.format}")
+        raise WeightsError(f"--sgm_names: has no effect with --format {args.format}")
 
     def change(config):
         for key, value in (("base", args.base), ("id_encoder", args.id_encoder)):
@@ -158,13 +160,13 @@ def export(args) -> str:
 
 
 @contextlib.contextmanager
-def destination(args):
-    """Where to write: ``args.out``; in a dry run a place that is removed at the end."""
-    # A directory may hold more than an import once wrote: --force spares it.
+def destination(args: argparse.Namespace) -> Iterator[Path]:
+    """The path to write: ``args.out``; in a dry run a temporary one that is removed at the end."""
+    # A directory may hold more than an earlier import wrote, so --force does not replace it.
     if args.out.is_dir():
-        raise WeightsError(f"{args.out}: is a directory already; give another place, or remove it")
+        raise WeightsError(f"{args.out}: is an existing directory; give another path or remove it")
     if args.out.exists() and not args.force:
-        raise WeightsError(f"{args.out}: is there already; give --force to replace it")
+        raise WeightsError(f"{args.out}: exists already; give --force to replace it")
     if args.dry_run:
         with tempfile.TemporaryDirectory(prefix="persongen-jax-") as folder:
             yield Path(folder) / args.out.name
@@ -179,7 +181,7 @@ def destination(args):
 
 
 @command
-def main(argv=None):
+def main(argv: list[str] | None = None) -> None:
     args = parse_arguments(argv)
     if args.command == "inspect":
         print(inspect(args.path, args.keys))

@@ -1,11 +1,12 @@
-"""What a training run has learned, written in the formats of the PyTorch world.
+"""Exports what a training run has learned, in the formats of the PyTorch world.
 
-Every format holds a part of what a method is. All that the format has a place for is written, or
-nothing; what it has none for is named in the answer, group by group.
+Every format holds only part of a method. Everything that the format has a place for is written, or
+nothing; the answer names the rest, group by group.
 """
 
 import re
 from pathlib import Path
+from typing import Any
 
 from persongen_jax.models.branches import ParallelCrossAttention
 from persongen_jax.models.lora import lora_layers
@@ -35,7 +36,7 @@ HELD = {
         r"|unet/.*/branches/identity/to_[kv]/kernel|unet/(?!.*/branches/).*/lora/(down|up)"
     ),
 }
-# What an IP-Adapter file and the encoder beside it hold besides, of methods that have the first.
+# Paths that an IP-Adapter file and the encoder next to it hold in addition, if the method has them.
 SHARED_HEADS = r"|id_encoder/visual_projection(_2)?/kernel"
 TOWER = r"|id_encoder/vision_model/.*"
 FORMATS = tuple(HELD)
@@ -43,19 +44,21 @@ LORAS = ("diffusers-lora", "kohya-lora", "peft", "comfy")
 BRANCH = ".branches."
 
 
-def export_run(run: TrainedRun, out, file_format: str, *, sgm_names: bool = False) -> str:
-    """Write ``out``; returns what was written and what the format has no place for.
+def export_run(
+    run: TrainedRun, out: str | Path, file_format: str, *, sgm_names: bool = False
+) -> str:
+    """Write ``out``; return what was written and what the format has no place for.
 
     Args:
         run: systems.open.open_run's.
         out: ``.safetensors``; for PhotoMaker and IP-Adapter also ``.bin`` (the convert extra);
             for PEFT a new folder.
         file_format: one of ``FORMATS``.
-        sgm_names: of a kohya file: name the UNet's blocks as kohya's own trainer does for SDXL.
+        sgm_names: for a kohya file: name the UNet's blocks as kohya's own trainer does for SDXL.
 
     Raises:
         WeightsError: the method has nothing of the kind, or nothing that the format can hold
-            without loss; nothing is written then.
+            without loss; then nothing is written.
     """
     if file_format not in FORMATS:
         raise WeightsError(f"format {file_format!r} is unknown; known: {', '.join(FORMATS)}")
@@ -67,7 +70,7 @@ def export_run(run: TrainedRun, out, file_format: str, *, sgm_names: bool = Fals
             f"{run.workdir}: its method {run.config.method} {reason}. As {file_format} it cannot "
             f"be written; {remedy}, and generate reads the run itself by --method-weights"
         )
-    model = run.system.model
+    model: Any = run.system.model
     if file_format in LORAS:
         said = _export_lora(run, out, file_format, sgm_names)
     elif file_format == "photomaker":
@@ -79,7 +82,7 @@ def export_run(run: TrainedRun, out, file_format: str, *, sgm_names: bool = Fals
         if hasattr(model, "id_tokens"):
             folder = Path(out).with_name(f"{Path(out).stem}_image_encoder")
             save_image_encoder(model, folder)
-            said += f", and the image encoder that it goes with beside it, in {folder.name}"
+            said += f", and its image encoder next to it, in {folder.name}"
     left = left_out(run, file_format)
     if left:
         groups = ", ".join(f"{group} ({n} arrays)" for group, n in left.items())
@@ -90,13 +93,14 @@ def export_run(run: TrainedRun, out, file_format: str, *, sgm_names: bool = Fals
 def _export_lora(run, out, file_format: str, sgm_names: bool) -> str:
     if file_format == "peft":
         if Path(out).suffix in (".safetensors", ".bin"):
-            raise WeightsError(f"{out}: PEFT's form is a folder; give a name without an ending")
+            raise WeightsError(f"{out}: PEFT's form is a folder; give a name without an extension")
     elif Path(out).suffix != ".safetensors":
-        raise WeightsError(f"{out}: the ending has to be .safetensors")
+        raise WeightsError(f"{out}: the extension must be .safetensors")
+    system: Any = run.system
     adapters = {"unet": _base_lora(run)}
     notes = {"persongen_jax": f"{run.config.method}, step {run.step}"}
-    modules = module_paths(run.system.model.unet)
-    layers = run.system.base.configs["unet"].get("layers_per_block", 2)
+    modules = module_paths(system.model.unet)
+    layers = system.base.configs["unet"].get("layers_per_block", 2)
     if file_format == "diffusers-lora":
         write_lora(out, adapters, notes)
     elif file_format == "peft":
@@ -111,7 +115,7 @@ def _export_lora(run, out, file_format: str, sgm_names: bool) -> str:
 
 def why_not(run: TrainedRun, file_format: str) -> str:
     """What the method lacks for a format, or has that cannot be left out; "" if nothing."""
-    model = run.system.model
+    model: Any = run.system.model
     found = lora_layers(model.unet)
     on_branches = any("branches" in path for path in found)
     if file_format == "ip-adapter":
@@ -134,11 +138,11 @@ def left_out(run: TrainedRun, file_format: str) -> dict[str, int]:
     held, tokens = HELD[file_format], getattr(run.system.model, "id_tokens", None)
     if file_format == "ip-adapter" and tokens is not None:
         held += TOWER + (SHARED_HEADS if tokens.visual_projection_3 is None else "")
-    held = re.compile(held)
+    pattern = re.compile(held)
     table = run.system.table
     left = {}
     for path, group in assign_groups(leaf_paths(run.system.model), table).items():
-        if not held.fullmatch(path):
+        if not pattern.fullmatch(path):
             left[group] = left.get(group, 0) + 1
     return left
 

@@ -1,23 +1,26 @@
-"""A public weight file, checked against a base and written in the form that is used here.
+"""Imports a public weight file: checks it against a base and writes it in our own format.
 
-What comes in as a pickle, as ONNX or under other names goes out as safetensors, bit-equal: dtypes
-stay as they are. The base is opened by its configs alone, none of its weights is read.
+Pickles, ONNX and other names become safetensors, bit-equal: dtypes do not change. Only the base's
+configs are opened, none of its weights.
 """
 
 import shutil
 import warnings
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import jax.numpy as jnp
 from flax import nnx
 
 from persongen_jax.convert.identify import identify
-from persongen_jax.models.encoders.clip import CLIPVisionModel
+from persongen_jax.models.encoders.clip import CLIPTextModel, CLIPVisionModel
 from persongen_jax.models.encoders.id_encoder import PhotoMakerIDEncoder
 from persongen_jax.models.faces.iresnet import IResNet
 from persongen_jax.models.layers import UnusedRngs
 from persongen_jax.models.sdxl.parts import COMPONENTS as ALL_COMPONENTS
 from persongen_jax.models.sdxl.parts import build
+from persongen_jax.models.sdxl.unet import UNet2DConditionModel
 from persongen_jax.weights.errors import KeyMismatch, UnsupportedAdapter, WeightsError
 from persongen_jax.weights.files.directory import read_config
 from persongen_jax.weights.files.safetensors_file import write_safetensors
@@ -53,8 +56,8 @@ SINGLE_FILES = ("checkpoint", "unet", "unet-sgm")
 LAYERS = ("to_q", "to_k", "to_v", "to_out")
 
 
-def import_file(path, out, base=None) -> str:
-    """Check ``path`` and write ``out``; returns a line that says what was done.
+def import_file(path: str | Path, out: str | Path, base: str | Path | None = None) -> str:
+    """Check ``path`` and write ``out``; return a line that says what was done.
 
     Args:
         path: a LoRA of any style, PhotoMaker, an IP-Adapter, a single-file SDXL checkpoint, or a
@@ -64,8 +67,8 @@ def import_file(path, out, base=None) -> str:
             recogniser needs none.
 
     Raises:
-        WeightsError: the file is damaged, of another kind, or for another base; keys that are
-            missing, unexpected or misshapen are all listed, and nothing is written.
+        WeightsError: the file is damaged, of another kind, or for another base; all keys that are
+            missing, unexpected or misshapen are listed, and nothing is written.
     """
     kind = identify(path).kind
     if kind == "arcface":
@@ -87,7 +90,7 @@ def import_file(path, out, base=None) -> str:
     if kind != "arcface" and base is None:
         raise WeightsError(f"{path}: give --base DIR, the SDXL directory that it is for")
     if kind not in SINGLE_FILES and Path(out).suffix != ".safetensors":
-        raise WeightsError(f"{out}: the ending has to be .safetensors")
+        raise WeightsError(f"{out}: the extension must be .safetensors")
     return writer(path, out, base)
 
 
@@ -97,7 +100,11 @@ class AbstractBase:
     Attributes: unet, text_encoder, text_encoder_2, modules whose arrays are shapes; configs.
     """
 
-    def __init__(self, folder):
+    unet: UNet2DConditionModel
+    text_encoder: CLIPTextModel
+    text_encoder_2: CLIPTextModel
+
+    def __init__(self, folder: str | Path):
         folder = Path(folder)
         self.configs = {name: read_config(folder / name) for name in COMPONENTS}
         for name in COMPONENTS:
@@ -106,11 +113,11 @@ class AbstractBase:
 
     @property
     def widths(self) -> tuple[int, int]:
-        """Of the two text towers' states."""
+        """The widths of the two text towers' states."""
         return tuple(self.configs[name]["hidden_size"] for name in COMPONENTS[1:])
 
 
-def copy_tensors(source: TensorSource, out, keys=None):
+def copy_tensors(source: TensorSource, out: str | Path, keys: Iterable[str] | None = None) -> None:
     """Write tensors of ``source`` under their own names, bit-equal, one at a time."""
     entries = [
         (key, source.info(key)[1], source.info(key)[0], lambda key=key: source.read(key))
@@ -119,8 +126,8 @@ def copy_tensors(source: TensorSource, out, keys=None):
     write_safetensors(out, entries, {"format": "pt", **source.metadata})
 
 
-def check_shapes(source: TensorSource, wanted: dict[str, tuple]):
-    """KeyMismatch unless ``source`` has exactly these tensors; all that differ are listed."""
+def check_shapes(source: TensorSource, wanted: dict[str, tuple]) -> None:
+    """KeyMismatch unless ``source`` has exactly these tensors; lists all that differ."""
     found = {key: tuple(source.info(key)[1]) for key in source.keys()}
     missing = {key: shape for key, shape in wanted.items() if key not in found}
     unexpected = {key: shape for key, shape in found.items() if key not in wanted}
@@ -134,8 +141,8 @@ def check_shapes(source: TensorSource, wanted: dict[str, tuple]):
         raise KeyMismatch(source.describe(), missing, unexpected, misshapen, remedy)
 
 
-def check_width(source: TensorSource, base: AbstractBase):
-    """WeightsError where the cross-attention reads text states of another width."""
+def check_width(source: TensorSource, base: AbstractBase) -> None:
+    """WeightsError if the cross-attention reads text states of another width."""
     width, wanted = context_width(source), base.unet.config["cross_attention_dim"][-1]
     if width not in (None, wanted):
         raise WeightsError(
@@ -151,7 +158,7 @@ def _import_lora(path, out, base) -> str:
     base = AbstractBase(base)
     modules = {part: module_paths(getattr(base, part)) for part in COMPONENTS}
     layers = base.configs["unet"].get("layers_per_block", 2)
-    adapters = read_lora(path, modules, layers_per_block=layers)
+    adapters: Any = read_lora(path, modules, layers_per_block=layers)
     check_adapters(base, adapters, path)
     if words := read_embeddings(path):
         named = ", ".join(map(repr, words))
@@ -177,11 +184,11 @@ def _import_photomaker(path, out, base) -> str:
 
 
 def _encoder_shapes(file, base) -> dict[str, tuple]:
-    """Shape by key of the ID encoder that goes with this base."""
+    """Shape by key of the ID encoder that fits this base."""
     tower = normalise_clip_vision(subsource(file.id_encoder, "vision_model."))
     config = infer_vision_config(tower)
     kw = {"dtype": jnp.float32, "param_dtype": jnp.float32, "rngs": UnusedRngs()}
-    # Of the recogniser's embedding; where the file lacks this tensor, it will be said below.
+    # Width of the recogniser's embedding; if the file lacks this tensor, that is reported below.
     faces = "qformer_perceiver.token_proj.0.weight"
     features = file.id_encoder.info(faces)[1][1] if faces in file.id_encoder else 512
 
@@ -198,7 +205,7 @@ def _encoder_shapes(file, base) -> dict[str, tuple]:
 
 
 def _attention_loras(unet, rank: int):
-    """(number of the layer, its name, "to_q", {half: shape}) of a LoRA on every attention layer."""
+    """(index of the layer, its name, "to_q", {half: shape}) for LoRA on every attention layer."""
     for i, (name, attention) in enumerate(processors(unet).items()):
         for short in LAYERS:
             layer = getattr(attention, short)
@@ -224,7 +231,8 @@ def _import_ip_adapter(path, out, base) -> str:
         image_proj = nnx.eval_shape(lambda: PROJECTIONS[file.kind](**file.sizes, **kw))
         slots = module_slots(image_proj, IMAGE_PROJ)
         wanted = {key: tuple(slot.shape) for key, slot in slots.items()}
-        for i, (name, attention) in enumerate(processors(base.unet).items()):
+        layers: dict[str, Any] = dict(processors(base.unet))
+        for i, (name, attention) in enumerate(layers.items()):
             if name.endswith(".attn2"):
                 inner = attention.to_k.kernel.shape[1]
                 for short in ("to_k_ip", "to_v_ip"):
@@ -252,10 +260,10 @@ def _import_arcface(path, out, base) -> str:
 
 
 def _import_checkpoint(path, out, base) -> str:
-    """Each component under diffusers' names, beside the configs and tokenizers of ``base``."""
+    """Each component under diffusers' names, with the configs and tokenizers of ``base``."""
     base_folder, out = Path(base), Path(out)
     if out.is_dir():
-        raise WeightsError(f"{out}: is there already; give a directory that is to be made")
+        raise WeightsError(f"{out}: exists already; give a new directory")
     kw = {"dtype": jnp.float32, "param_dtype": jnp.float32}
     partial = out.with_name(out.name + ".part")
     shutil.rmtree(partial, ignore_errors=True)

@@ -4,14 +4,18 @@ Streams and maps are looked up by name ("text", "background", "identity", "pose"
 slicing one long sequence, so that a method may add one without changes to any other part.
 """
 
-from collections.abc import Mapping
+import warnings
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax.typing import ArrayLike
+
+from data_pipeline.pictures.reading import load_mask
 
 T = TypeVar("T")
 
@@ -25,12 +29,10 @@ class TokenStream:
         tokens: [b, n, d].
         mask: [b, n] bool, True where it may be attended to; None: everywhere.
         scale: [b] factor of the output of the attention branch that reads it; None: 1. It is data,
-            so
-        it may differ by call, example or step without recompilation. "text" has none.
+            so it may differ by call, example or step without recompilation. "text" has none.
         region: [b, g, h, w] in 0..1, where in the image each of the g equal parts of the tokens
-            acts
-        (g people in one image); None: all act everywhere. Any resolution: attention layers resize
-        it to theirs. "text" has none.
+            acts (g people in one image); None: all act everywhere. Any resolution: attention layers
+            resize it to theirs. "text" has none.
     """
 
     tokens: jax.Array
@@ -181,7 +183,7 @@ class Guidance:
     unconditional: Conditioning | None = None
     early: Conditioning | None = None
     plain: jax.Array | None = None
-    scales: dict[str, jax.Array] = field(default_factory=dict)
+    scales: Mapping[str, ArrayLike] = field(default_factory=dict)
     lora: dict[str, jax.Array] = field(default_factory=dict)
 
     def scales_at(self, step: int | jax.Array) -> dict[str, jax.Array]:
@@ -220,3 +222,37 @@ def weaken(late: Conditioning, plain: jax.Array, scale: ArrayLike) -> Conditioni
     tokens = jnp.where(text.tokens == plain, plain, tokens)
     streams = {**late.streams, "text": TokenStream(tokens, text.mask)}
     return replace(late, streams=streams)
+
+
+def region_arrays(
+    regions: Sequence[Sequence[Any]], people: Sequence[Sequence[Any]], height: int, width: int
+) -> np.ndarray:
+    """[prompts, p, height, width] float32 in 0..1; p is the most people of a prompt.
+
+    Places of absent people hold 0.
+    """
+    out = np.zeros((len(regions), max(map(len, people)), height, width), np.float32)
+    for row, masks in enumerate(regions):
+        for column, mask in enumerate(masks):
+            name = f"region {column + 1} of prompt {row + 1}"
+            out[row, column] = to_region(mask, height, width, name)
+    return out
+
+
+def to_region(mask: Any, height: int, width: int, name: str = "a region") -> np.ndarray:
+    """A mask of any size, averaged down (or repeated up) to [height, width] float32 in 0..1.
+
+    Args:
+        mask: anything that load_mask accepts: a path, a file object, a PIL image (white is 1), an
+            array [h, w] bool, float in 0..1, or uint8.
+        name: of the region in messages.
+
+    Raises:
+        ImageError: another array, or an image that cannot be read.
+    """
+    from PIL import Image
+
+    mask = load_mask(mask, name)
+    if not mask.any():
+        warnings.warn(f"{name} is empty (all black): it acts nowhere", stacklevel=2)
+    return np.asarray(Image.fromarray(mask).resize((width, height), Image.Resampling.BOX))

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from persongen_jax.diffusion.plan import Plan
-from persongen_jax.diffusion.sampler_config import resolve_config
 from persongen_jax.diffusion.schedule import NoiseSchedule
+from persongen_jax.diffusion.scheduler_config import resolve_config
 
 
 def make_inverse_plan(scheduler_config: dict, num_inference_steps: int, **overrides: Any) -> Plan:

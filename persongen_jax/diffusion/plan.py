@@ -13,8 +13,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from persongen_jax.diffusion.sampler_config import resolve_config
 from persongen_jax.diffusion.schedule import NoiseSchedule
+from persongen_jax.diffusion.scheduler_config import resolve_config
 
 Step = int | jax.Array  # possibly traced
 

@@ -127,7 +127,7 @@ SAMPLERS: dict[str, Callable] = {
 # ---- The loop ----------------------------------------------------------------------------------
 
 
-def initial_latents(plan: Plan, noise: jax.Array) -> jax.Array:
+def initial_latents(plan: Plan, noise: jax.Array | np.ndarray) -> jax.Array:
     """[b, h, w, c] standard normal noise → [b, h, w, c] float32 latents at the first step."""
     return noise.astype(jnp.float32) * plan.init_noise_sigma
 

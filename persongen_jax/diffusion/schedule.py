@@ -11,21 +11,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from persongen_jax.diffusion.scheduler_file import check_parametrisation, values
+from persongen_jax.diffusion.scheduler_config import (
+    PREDICTION_TYPES,
+    SCHEDULE_DEFAULTS,
+    check_choice,
+    check_parametrisation,
+    values,
+)
 
-PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
 BETA_SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2")
-
-# What diffusers' schedulers assume for keys that a scheduler_config.json leaves out.
-SCHEDULE_DEFAULTS = {
-    "num_train_timesteps": 1000,
-    "beta_start": 0.0001,
-    "beta_end": 0.02,
-    "beta_schedule": "linear",
-    "trained_betas": None,
-    "rescale_betas_zero_snr": False,
-    "prediction_type": "epsilon",
-}
 
 
 # eq=False: comparing arrays field by field is ambiguous; identity also makes it hashable.
@@ -59,13 +53,6 @@ class NoiseSchedule:
         if config["rescale_betas_zero_snr"]:
             betas = _rescale_zero_terminal_snr(betas)
         return cls(_cumulative_signal(betas), config["prediction_type"], len(betas))
-
-
-def check_choice(key: str, value: object, supported: tuple) -> None:
-    """Raises ValueError naming key, value and the supported values if value is not among them."""
-    if value not in supported:
-        listed = ", ".join(repr(s) for s in supported)
-        raise ValueError(f"{key}={value!r} is not supported; use one of {listed}")
 
 
 def _betas(config: dict) -> np.ndarray:

@@ -1,1 +1,1 @@
-"""Generating for people and prompts, measuring, and laying results out."""
+"""Generating for people and prompts, measuring, and presenting results."""

@@ -1,11 +1,12 @@
-"""Runs compared: joint measures, tables in Markdown, CSV and JSON, trajectories.
+"""Compares runs: joint measures, tables in Markdown, CSV and JSON, trajectories.
 
 A run is a list of rows, as validation and evaluation write them ({"step", "set", "metrics", ...});
-runs of one name, which differ by their seed, are taken together. Which metrics there are, how they
-are called and who judged, the rows themselves say (metrics/measures.py).
+runs with the same name, which differ by their seed, are joined. The rows themselves say which
+metrics there are, how they are called and what judged them (metrics/measures.py).
 """
 
 import csv
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from data_pipeline.files import atomic_write
@@ -18,7 +19,7 @@ from persongen_jax.evaluation.trajectories import (
 from persongen_jax.metrics.measures import described, join_measures
 from persongen_jax.tables import markdown
 
-# What has to be the same in all rows of one set (evaluation/people.py writes them).
+# What must be equal in all rows of one set (evaluation/people.py writes them).
 GENERATED_WITH = ("sampling_steps", "guidance", "merge_step", "prompts", "images_each")
 
 
@@ -27,7 +28,7 @@ def compare_runs(items: list[str], out: Path, step: int | None = None) -> list[d
 
     Args:
         items: PATH or NAME=PATH, see :func:`read_run`.
-        out: the folder.
+        out: the folder to write to.
         step: of the rows in the table; None: the newest of each run.
     """
     groups = {}
@@ -47,10 +48,10 @@ def compare_runs(items: list[str], out: Path, step: int | None = None) -> list[d
 
 def read_run(item: str) -> tuple[str, list[dict]]:
     """(name, rows) of PATH or NAME=PATH: a run's folder, or a metrics file itself."""
-    name, given, path = item.partition("=")  # a path may have one, as in lr=1e-4
+    name, given, place = item.partition("=")  # a path may contain one, as in lr=1e-4
     if not given or Path(item).exists():
-        name, path = "", item
-    path = Path(path)
+        name, place = "", item
+    path = Path(place)
     file = path / "validation" / "metrics.jsonl" if path.is_dir() else path
     rows = read_rows(file)
     if not rows:
@@ -58,12 +59,12 @@ def read_run(item: str) -> tuple[str, list[dict]]:
     return name or rows[-1]["method"], rows
 
 
-def check_comparable(groups: dict):
-    """ValueError where figures mean different things.
+def check_comparable(groups: dict) -> None:
+    """ValueError if the runs' figures are not comparable.
 
-    That is where one metric has several judges, images were generated otherwise, or figures of
-    whole sets, which are biased by the number of images, are of different numbers of them. A judge
-    that a row of an earlier version does not name is taken to be the others'.
+    That is the case if a metric has several judges, if images were generated with other settings,
+    or if figures of whole sets, which are biased by the number of images, have different numbers.
+    If a row of an earlier version names no judge, it is assumed to be that of the others.
     """
     rows = [row for runs in groups.values() for rows in runs for row in rows]
     judges, counts = {}, {}
@@ -93,7 +94,7 @@ def _check_alike(what: str, values: set):
 
 
 def join_groups(groups: dict[str, list], step: int | None = None) -> list[tuple]:
-    """(name, set, number of runs, joint measures) of every name and set that has rows."""
+    """(name, set, number of runs, joint measures) for every name and set that has rows."""
     entries = []
     for set_name in set_order(row["set"] for runs in groups.values() for r in runs for row in r):
         for name, runs in groups.items():
@@ -108,16 +109,16 @@ def join_curves(groups: dict[str, list]) -> dict[str, list]:
     return {name: join_trajectories(runs) for name, runs in groups.items()}
 
 
-def last_rows(rows, step: int | None, set_name: str) -> list[dict]:
+def last_rows(rows: Iterable[dict], step: int | None, set_name: str) -> list[dict]:
     """The row of ``step``, or the newest, in a list; [] if there is none."""
     found = [row for row in rows if row["set"] == set_name and step in (None, row["step"])]
     return [max(found, key=lambda row: row["step"])] if found else []
 
 
 def join_metrics(rows: list[dict]) -> dict:
-    """Joint measures by metric, of those that all of the rows have; with their descriptions.
+    """Joint measures by metric, for metrics that all rows have; with their descriptions.
 
-    A fact such as "among", how many people a gallery holds, stays where it is the same in all.
+    A fact such as "among", the number of people in a gallery, is kept if it is equal in all rows.
     """
     all_measures = [described(row) for row in rows]
     return {
@@ -128,7 +129,7 @@ def join_metrics(rows: list[dict]) -> dict:
 
 
 def join_trajectories(runs: list[list[dict]]) -> list[dict]:
-    """Rows of one curve: at each step the joint measures of the runs that have it."""
+    """Rows of one curve: the joint measures at each step, over the runs that have it."""
     at = {}
     for row in (row for rows in runs for row in rows):
         at.setdefault((row["step"], row["set"]), []).append(row)
@@ -141,8 +142,8 @@ def join_trajectories(runs: list[list[dict]]) -> list[dict]:
 # ---- tables ------------------------------------------------------------------------------------
 
 
-def write_tables(entries, out: Path) -> list[dict]:
-    """comparison.json, .md and .csv in ``out``; what the first of them holds."""
+def write_tables(entries: Sequence[tuple], out: Path) -> list[dict]:
+    """Write comparison.json, .md and .csv to ``out``; return the contents of the first."""
     out.mkdir(parents=True, exist_ok=True)
     joint = [
         {"name": name, "set": set_name, "runs": runs, "metrics": metrics}
@@ -154,8 +155,8 @@ def write_tables(entries, out: Path) -> list[dict]:
     return joint
 
 
-def columns(entries) -> dict[str, dict]:
-    """A described measure of every metric that has a column, in the order of the entries' own."""
+def columns(entries: Sequence[tuple]) -> dict[str, dict]:
+    """A described measure for every metric that has a column, in the entries' order."""
     found = {}
     for *_, metrics in entries:
         for metric, measure in described({"metrics": metrics}).items():
@@ -163,8 +164,8 @@ def columns(entries) -> dict[str, dict]:
     return found
 
 
-def csv_rows(entries) -> list[dict]:
-    """The table as numbers: of each metric its mean, bounds, number of images, and its judge."""
+def csv_rows(entries: Sequence[tuple]) -> list[dict]:
+    """The table as numbers: each metric's mean, bounds, number of images, and judge."""
     rows, measured = [], columns(entries)
     for name, set_name, runs, metrics in entries:
         row = {"set": set_name, "run": name, "runs": runs}
@@ -176,7 +177,7 @@ def csv_rows(entries) -> list[dict]:
     return rows
 
 
-def write_csv(path: Path, rows: list[dict]):
+def write_csv(path: Path, rows: list[dict]) -> None:
     """A CSV file in one piece; None is an empty cell."""
     with atomic_write(path) as partial, partial.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, list(rows[0]))
@@ -184,10 +185,10 @@ def write_csv(path: Path, rows: list[dict]):
         writer.writerows(rows)
 
 
-def table(entries) -> str:
+def table(entries: Sequence[tuple]) -> str:
     """Markdown of (name, set, runs, measures by metric), and a line that names the judges.
 
-    n is the number of images: of all that some metric could measure.
+    n is the largest number of images that any metric could measure.
     """
     several = any(name for name, *_ in entries)
     measured = columns(entries)
@@ -203,7 +204,7 @@ def table(entries) -> str:
     return "\n\n".join(filter(None, texts))
 
 
-def parts_tables(entries) -> list[str]:
+def parts_tables(entries: Sequence[tuple]) -> list[str]:
     """A table for each measure that has parts, such as attributes: a row each, a column per set."""
     tables = []
     for name, each in columns(entries).items():
@@ -222,7 +223,7 @@ def parts_tables(entries) -> list[str]:
     return tables
 
 
-def judges_line(entries) -> str:
+def judges_line(entries: Sequence[tuple]) -> str:
     """Such as "Judges: CLIP-T by A; Face-Sim, rank-1/10 by B."; "" if no row names one."""
     titles = {}
     for *_, metrics in entries:

@@ -1,19 +1,20 @@
-"""Contact sheets: a row per person and prompt, the reference on the left, generations beside it."""
+"""Contact sheets: a row per person and prompt, with the reference left of the generated images."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-MAX_ROWS = 40  # of one sheet
-LARGEST_TILE = 192  # pixels; larger pictures are made smaller
-SMALLEST_TILE = 128  # smaller ones are made larger, so that there is room for the text
+MAX_ROWS = 40  # per sheet
+LARGEST_TILE = 192  # pixels; larger images are scaled down
+SMALLEST_TILE = 128  # smaller ones are scaled up to leave room for the text
 LABEL_HEIGHT, GAP = 14, 2
 PAPER, INK = (255, 255, 255), (0, 0, 0)
 
 
 class Row(NamedTuple):
-    """label: one line of text; reference: uint8 [h, w, 3]; images: several of those."""
+    """label: one line of text; reference: uint8 [h, w, 3]; images: several such arrays."""
 
     label: str
     reference: np.ndarray
@@ -23,17 +24,17 @@ class Row(NamedTuple):
 def choose_rows(people: int, prompts: int, limit: int = MAX_ROWS) -> list[tuple[int, int]]:
     """(person, prompt) of each row, person by person.
 
-    With more rows than ``limit``, everyone loses the last prompts, and then the last people go.
+    With more rows than ``limit``, first everyone loses the last prompts, then the last people go.
     """
     prompts = max(1, min(prompts, limit // max(1, people)))
     rows = [(person, prompt) for person in range(people) for prompt in range(prompts)]
     return rows[:limit]
 
 
-def contact_sheet(rows: list[Row], titles=()) -> np.ndarray:
-    """The sheet as uint8 [h, w, 3]; every row's text stands above it.
+def contact_sheet(rows: list[Row], titles: Sequence[str] = ()) -> np.ndarray:
+    """The sheet as uint8 [h, w, 3], with each row's text above the row.
 
-    ``titles``: of the columns, the reference's first; they stand above all rows.
+    ``titles``: of the columns, starting with the reference's; they are above all rows.
     """
     if not rows:
         raise ValueError("no rows: a contact sheet shows at least one person")
@@ -41,7 +42,7 @@ def contact_sheet(rows: list[Row], titles=()) -> np.ndarray:
     side = min(max(side, SMALLEST_TILE), LARGEST_TILE)
     columns = 1 + max(len(row.images) for row in rows)
     pitch = side + LABEL_HEIGHT + GAP
-    # The reference stands apart, so that nobody takes it for a result.
+    # The reference is set apart, so that nobody mistakes it for a result.
     places = [GAP + (side + GAP) * i + (3 * GAP if i else 0) for i in range(columns)]
     head = LABEL_HEIGHT if titles else 0
     size = (places[-1] + side + GAP, head + pitch * len(rows) + GAP)
@@ -58,7 +59,7 @@ def contact_sheet(rows: list[Row], titles=()) -> np.ndarray:
 
 
 def _tile(image, side: int) -> Image.Image:
-    """The picture within a square, whole and centred."""
+    """The whole image, centred within a square."""
     image = Image.fromarray(np.asarray(image))
     scale = side / max(image.size)
     size = [max(1, round(length * scale)) for length in image.size]
@@ -69,8 +70,8 @@ def _tile(image, side: int) -> Image.Image:
 
 
 def _fit(text: str, draw, font, width: int) -> str:
-    """As much of the text as there is room for."""
-    # The built-in font lacks most of Unicode; what it lacks would be boxes.
+    """As much of the text as fits."""
+    # The built-in font lacks most of Unicode and would draw boxes instead.
     text = text.encode("ascii", "replace").decode()
     if draw.textlength(text, font) <= width - 2 * GAP:
         return text

@@ -1,20 +1,23 @@
-"""A method put to the test: people x prompts x images generated, and measured by config.metrics.
+"""Evaluates a method: generates people x prompts x images, and measures them by config.metrics.
 
-The protocol is the thesis' (one reference per person; CLIP-T and Face-Sim on the people seen in
-training, on those held out from it, and on those from elsewhere). Validation during training and
-the evaluate command both measure by this.
+The protocol is the thesis' (one reference per person; CLIP-T and Face-Sim on people seen in
+training, on held-out people, and on people from elsewhere). Validation during training and the
+evaluate command both use it.
 """
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
-from data_pipeline.examples.fields import needs
-from data_pipeline.examples.transforms import square_face_crop
+from data_pipeline.examples.fields import Field, needs
+from data_pipeline.pictures.transforms import square_face_crop
 from data_pipeline.records.schema import Record
 from data_pipeline.records.sources import open_records
+from persongen_jax.diffusion.options import SamplingOptions
 from persongen_jax.diffusion.plan import make_plan
 from persongen_jax.evaluation.contact_sheet import MAX_ROWS, Row, choose_rows, contact_sheet
 from persongen_jax.evaluation.prompts import class_word_of, open_prompts
@@ -25,20 +28,21 @@ from persongen_jax.metrics.measures import measure_all
 from persongen_jax.metrics.registry import open_metrics
 from persongen_jax.parallel.sharding import mesh_for
 from persongen_jax.pipeline import Pipeline
+from persongen_jax.systems.sdxl import Sdxl
 from persongen_jax.training.stopping import Stopped
 
-WIDE = 8  # pictures in a row of a sheet
+WIDE = 8  # images in a row of a sheet
 
 
 @dataclass
 class Person:
-    """One of whom images are generated. ``records``: all pictures, the first is the reference."""
+    """A person to generate. ``records``: all their images, the first is the reference."""
 
     identity: str
     word: str
     records: list[Record]
     read: Callable
-    crop: np.ndarray = field(init=False)  # of the reference, as the method reads it
+    crop: np.ndarray = field(init=False)  # of the reference, for the method
     reference: np.ndarray = field(init=False)  # uint8 [h, w, 3]
 
     def __post_init__(self):
@@ -48,20 +52,20 @@ class Person:
         if first.face_box is not None:
             self.crop = square_face_crop(self.reference, first.face_box)
 
-    def given(self, field, size: int):
-        """What a call gives a further field for this person, as in the reference; or None."""
+    def given(self, field: Field, size: int) -> Any:
+        """The value of an additional field for this person, taken from the reference; or None."""
         return field.from_record(self.records[0], self.read, (size, size))
 
 
 @dataclass
 class Result:
-    """Of one set: a row of metrics.jsonl, and the pictures, uint8 [people, prompts, n, h, w, 3]."""
+    """For one set: a row of metrics.jsonl, and the images, uint8 [people, prompts, n, h, w, 3]."""
 
     row: dict
     images: np.ndarray
 
 
-def open_people(spec: str, system, limit: int | None = None) -> list[Person]:
+def open_people(spec: str, system: Sdxl, limit: int | None = None) -> list[Person]:
     """The first ``limit`` people of a source of records (data_pipeline/records/sources.py)."""
     by_identity, read = records_by_identity(spec, system)
     trigger_word, marked = system.config.trigger_word, needs(system.fields)["marked"]
@@ -71,8 +75,8 @@ def open_people(spec: str, system, limit: int | None = None) -> list[Person]:
     ]
 
 
-def records_by_identity(spec: str, system) -> tuple[dict[str, list[Record]], Callable]:
-    """Records in the source's order by who is in them, and the function that reads a picture."""
+def records_by_identity(spec: str, system: Sdxl) -> tuple[dict[str, list[Record]], Callable]:
+    """Records by identity, in the source's order, and the function that reads an image."""
     records, read = open_records(spec, system.config.trigger_word, **needs(system.fields))
     by_identity = {}
     for record in records:
@@ -81,34 +85,38 @@ def records_by_identity(spec: str, system) -> tuple[dict[str, list[Record]], Cal
 
 
 class Evaluation:
-    """Everything that stays the same from one validation to the next.
+    """Everything that is constant between validations.
 
-    Opening it reads people, prompts and encoders, so that a wrong path or prompt is found before
-    the first step of training; programs are compiled at the first call and used from then on.
+    Opening it reads people, prompts and encoders, so that a wrong path or prompt fails before the
+    first step of training; programs are compiled at the first call and reused.
 
     Args:
-        system: systems.sdxl.Sdxl; the model that is measured may be another than its own. Of its
-            config the keys of configs/base.py under "Validation", and method, size, trigger_word.
+        system: systems.sdxl.Sdxl; the measured model may differ from its own. Reads the keys of
+            configs/base.py under "Validation", and method, size, trigger_word.
 
     Attributes:
         people: list of Person by the name of the set; only sets that the config names.
-        metrics: those of config.metrics that can be measured, in its order.
+        metrics: the metrics of config.metrics that can be measured, in its order.
         known: what the metrics know about each set.
-        should_stop: asked between sampling steps; True ends the measuring by Stopped.
+        should_stop: called between sampling steps; True ends the evaluation with Stopped.
 
     Raises:
-        ValueError: a source, prompt or judge that cannot be used, or a judge that the method reads.
+        ValueError: an unusable source, prompt or judge, or a judge that the method reads.
     """
 
-    def __init__(self, system):
+    generates = True
+
+    def __init__(self, system: Sdxl):
         self.system, self.config = system, system.config
         config, base = system.config, system.base
-        self.size = config.validation_size or config.size  # side of the pictures
+        self.size = config.validation_size or config.size  # side of the images
         self.should_stop: Callable[[], bool] = lambda: False
         self.mesh = mesh_for(config)
-        # The first noise is given to every call; a sampler that draws more of it reads a seed.
+        # Every call gets the same initial noise; a sampler that draws more noise uses a seed.
         draws = make_plan(base.scheduler_config, config.validation_steps).stochastic
-        self.seed = config.validation_seed if draws else None
+        seed = config.validation_seed if draws else None
+        size = {"height": self.size, "width": self.size}
+        self.options = SamplingOptions.of_validation(config, seed=seed, output_type="np", **size)
         self.prompts = open_prompts(config.validation_prompts, config.trigger_word)
         specs = {name: config[f"validate_{name}"] for name in SETS}
         self.people = {
@@ -124,8 +132,8 @@ class Evaluation:
             for metric in self.metrics:
                 metric.prepare(known)
 
-    def __call__(self, model, step: int) -> dict[str, Result]:
-        """Result of every set. Stopped if ``should_stop`` says so meanwhile."""
+    def __call__(self, model: Any, step: int) -> dict[str, Result]:
+        """The Result of every set. Raises Stopped if ``should_stop`` returns True."""
         pipe = Pipeline.around(self.system, model, mesh=self.mesh, divided=self.config.shard_frozen)
         results = {}
         for name, people in self.people.items():
@@ -136,8 +144,8 @@ class Evaluation:
             results[name] = Result(row, images)
         return results
 
-    def sheet(self, name: str, images) -> np.ndarray:
-        """The contact sheet of a set, uint8 [h, w, 3]: a row per person if all of theirs fits."""
+    def sheet(self, name: str, images: np.ndarray) -> np.ndarray:
+        """The contact sheet of a set, uint8 [h, w, 3]: one row per person if their images fit."""
         people = self.people[name]
         if len(self.prompts) * self.config.validation_images <= WIDE:
             own = (array.reshape(-1, *array.shape[2:]) for array in images)
@@ -145,8 +153,8 @@ class Evaluation:
             return contact_sheet([Row(p.identity, p.reference, list(all_)) for p, all_ in shown])
         return contact_sheet([row for *_, row in self.rows(name, images)])
 
-    def rows(self, name: str, images) -> list[tuple[int, int, Row]]:
-        """(person, prompt, row of a sheet) of the people and prompts that a sheet has room for."""
+    def rows(self, name: str, images: np.ndarray) -> list[tuple[int, int, Row]]:
+        """(person, prompt, row of a sheet) for the people and prompts that fit on a sheet."""
         people, rows = self.people[name], []
         for i, j in choose_rows(len(people), len(self.prompts)):
             text = self.prompts[j].fill(people[i].word).whole(self.config.trigger_word)
@@ -159,14 +167,14 @@ class Evaluation:
     def _generate(self, pipe, name, people) -> np.ndarray:
         """uint8 [people, prompts, images, h, w, 3].
 
-        Picture k of prompt j starts from the same noise for everyone and at every step of
-        training, so that sheets differ by the person and by what was learned alone.
+        Image k of prompt j starts from the same noise for everyone and at every step of training,
+        so that sheets differ only by the person and by what was learned.
         """
         config = self.config
         shape = (len(people), len(self.prompts), config.validation_images)
         noise = pipe.draw_latents(config.validation_seed, shape[1] * shape[2], self.size, self.size)
         jobs = list(np.ndindex(shape))
-        # One size for all sets, or each would be a program of its own.
+        # One batch size for all sets, or each would need its own program.
         most = max(map(len, self.people.values())) * shape[1] * shape[2]
         batch = pipe.pictures_at_once(config.validation_batch or None, most)
         out = []
@@ -188,20 +196,13 @@ class Evaluation:
                 given |= {each.name: own} if all(one is not None for one in own) else {}
         images = pipe(
             [text for text, _ in texts],
-            config.validation_negative_prompt if config.validation_guidance > 1 else None,
+            config.validation_negative_prompt if self.options.guidance_scale > 1 else None,
             references=[[people[i].crop] for i, _, _ in jobs] if pipe.reads_references else None,
             **given,
-            start_merge_step=config.validation_merge_step,
-            height=self.size,
-            width=self.size,
-            num_inference_steps=config.validation_steps,
-            scheduler=config.validation_scheduler or None,
-            guidance_scale=config.validation_guidance,
-            seed=self.seed,
             latents=np.stack([noise[j * config.validation_images + k] for _, j, k in jobs]),
-            batch_size=batch,
-            output_type="np",
             progress=self._ask,
+            options=self.options,
+            batch_size=batch,
         ).images
         return (images * 255).round().astype(np.uint8)
 
@@ -210,7 +211,7 @@ class Evaluation:
             raise Stopped
 
     def _check_prompts(self):
-        """Every prompt with every class word, before the first image is generated."""
+        """Check every prompt with every class word before generating the first image."""
         text = next(field for field in self.system.fields if field.name == "text")
         for word in sorted({p.word for people in self.people.values() for p in people}):
             for prompt in self.prompts:
@@ -220,39 +221,39 @@ class Evaluation:
     # ---- measuring ----
 
     def _settings(self, people) -> dict:
-        """What the figures depend on besides the weights."""
+        """What the figures depend on other than the weights."""
         config = self.config
         return {
             "method": config.method,
             "seed": config.seed,
-            "sampling_steps": config.validation_steps,
-            "guidance": config.validation_guidance,
-            "merge_step": config.validation_merge_step,
+            "sampling_steps": self.options.num_inference_steps,
+            "guidance": self.options.guidance_scale,
+            "merge_step": self.options.start_merge_step,
             "people": len(people),
             "prompts": len(self.prompts),
             "images_each": config.validation_images,
         }
 
     def _generated(self, images, people) -> Generated:
-        """What the metrics are given, in the order of _flat."""
+        """The metrics' input, in the order of _flat."""
         trigger, n = self.config.trigger_word, images.shape[2]
         texts = [p.fill(who.word).whole(trigger) for who in people for p in self.prompts]
         owners = [p.identity for p in people for _ in range(images.shape[1] * n)]
         return Generated(_flat(images), owners, [text for text in texts for _ in range(n)])
 
     def _known_sets(self) -> dict[str, Known]:
-        """What is known about each set; the gallery is opened when a metric asks for it."""
+        """What is known about each set; the gallery is opened on demand."""
         gallery = self.config.validation_gallery
         others = People(lambda: open_owners(gallery, self.system) if gallery else [])
         known = {}
         for name, people in self.people.items():
             own = [owner_of(person.identity, person.records, person.read) for person in people]
-            known[name] = Known(name, People(lambda own=own: own), others)
+            known[name] = Known(name, People(functools.partial(list, own)), others)
         return known
 
 
-def open_owners(spec: str, system) -> list[Owner]:
-    """Everyone of a source of records; no picture is read yet."""
+def open_owners(spec: str, system: Sdxl) -> list[Owner]:
+    """Everyone in a source of records; reads no image yet."""
     by_identity, read = records_by_identity(spec, system)
     return [owner_of(identity, own, read) for identity, own in by_identity.items()]
 

@@ -1,21 +1,23 @@
-"""The prompts that a method is validated with: the thesis' four, or a JSON file's.
+"""Validation prompts: the thesis' four, or those of a JSON file.
 
-The file holds a list of {"general": ..., "background": ..., "body": ...}; the last two may be left
-out. "general" holds the trigger word behind the class word. The texts may hold {word}, the person's
-class word, and {he}, {his}, {him} ({He}, {His}, {Him} to open a sentence), which go by it:
+The file holds a list of {"general": ..., "background": ..., "body": ...}; the last two are
+optional. "general" has the trigger word after the class word. The texts may contain {word}, the
+person's class word, and the matching {he}, {his}, {him} ({He}, {His}, {Him} to start a sentence):
 
     {"general": "a photo of a {word} img, {his} face is happy",
      "background": "there is a beach behind {him}", "body": "{he} is wearing a red coat"}
 """
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from data_pipeline.prompts import PromptError, has_trigger, join_parts, split_at_trigger
+from data_pipeline.records.schema import Record
 from data_pipeline.text_files import read_json
 
 PARTS = ("general", "background", "body")
 
-# Word for word as the thesis has them (section 4); "img" is its trigger word.
+# Copied verbatim from the thesis (section 4); "img" is its trigger word.
 THESIS_TRIGGER = "img"
 THESIS = (
     (
@@ -48,7 +50,7 @@ FEMALE = frozenset("woman girl lady businesswoman mother sister daughter queen p
 
 @dataclass(frozen=True)
 class ValidationPrompt:
-    """What one picture is to show, in three parts; "" where there is nothing to say."""
+    """What an image should show, in three parts; "" for a part without content."""
 
     general: str
     background: str = ""
@@ -57,7 +59,7 @@ class ValidationPrompt:
     def fill(self, word: str) -> "ValidationPrompt":
         """The prompt for a person whose class word is ``word``.
 
-        PromptError on a name in braces that has no meaning here.
+        PromptError for an unknown name in braces.
         """
         names = words_for(word)
         try:
@@ -65,16 +67,16 @@ class ValidationPrompt:
         except (KeyError, IndexError, ValueError) as error:
             raise PromptError(
                 f'the prompt "{join_parts(self.general, self.background, self.body)}" cannot be '
-                f"filled in ({error!r}); in braces may stand {', '.join(names)}"
+                f"filled in ({error!r}); braces may contain {', '.join(names)}"
             ) from error
 
     def whole(self, trigger_word: str) -> str:
-        """All parts as one text without the trigger word: what CLIP is asked about the picture."""
+        """All parts as one text without the trigger word, for CLIP-T."""
         general = "".join(split_at_trigger(self.general, trigger_word))
         return join_parts(general, self.background, self.body)
 
-    def place(self, streams) -> tuple[str, dict[str, str]]:
-        """(prompt, parts by stream): a part that no stream reads on its own joins the prompt."""
+    def place(self, streams: Collection[str]) -> tuple[str, dict[str, str]]:
+        """(prompt, parts by stream): a part without a stream of its own is joined to the prompt."""
         parts = {name: getattr(self, name) for name in PARTS[1:]}
         apart = {name: text for name, text in parts.items() if name in streams}
         joined = [text for name, text in parts.items() if name not in streams]
@@ -84,7 +86,7 @@ class ValidationPrompt:
 def words_for(word: str) -> dict[str, str]:
     """{word}, {he}, {his}, {him} and their capitals for a class word.
 
-    A word that tells no gender speaks of itself: "the person", "the person's", "the person".
+    A word without a gender is repeated: "the person", "the person's", "the person".
     """
     if word.lower() in MALE:
         pronouns = ("he", "his", "him")
@@ -97,10 +99,10 @@ def words_for(word: str) -> dict[str, str]:
     return {"word": word, **names, **capitals}
 
 
-def class_word_of(record, trigger_word: str, marked: bool = True) -> str:
+def class_word_of(record: Record, trigger_word: str, marked: bool = True) -> str:
     """A record's class word: its own if it has one, else the word before the trigger.
 
-    Where captions need no trigger word (``marked=False``), "person" for one that has neither.
+    If captions need no trigger word (``marked=False``), "person" if the record has neither.
     """
     word = getattr(record, "class_word", None)
     if not word and not marked and not has_trigger(record.caption, trigger_word):
@@ -112,7 +114,7 @@ def open_prompts(spec: str, trigger_word: str = THESIS_TRIGGER) -> list[Validati
     """The prompts that ``spec`` names: "thesis" or a JSON file.
 
     Raises:
-        ValueError: no such file, another layout, or a prompt without its trigger word.
+        ValueError: no such file, an invalid structure, or a prompt without its trigger word.
     """
     if spec == "thesis":
         return [
@@ -140,7 +142,7 @@ def _read_list(spec: str) -> list:
     except OSError as error:
         raise ValueError(f"{spec}: cannot be read ({error})") from error
     if not isinstance(entries, list) or not entries:
-        raise ValueError(f'{spec}: a list of {{"general": ..., ...}} is needed, with one at least')
+        raise ValueError(f'{spec}: give a non-empty list of {{"general": ..., ...}}')
     return entries
 
 

@@ -1,13 +1,16 @@
-"""Validation of a system that generates images from its fields alone: labels, attributes, nothing.
+"""Validates systems that generate images from their fields alone: labels, attributes, nothing.
 
-A system names cases (what is asked for), and this generates an image for each, measures them by
-``config.metrics`` and lays them out. evaluation/people.py is the protocol for people instead.
+A system names cases (what to generate); this module generates an image for each, measures them by
+``config.metrics`` and makes sheets. evaluation/people.py is the protocol for people.
 """
 
 import jax
 import numpy as np
+from flax import nnx
+from numpy.typing import ArrayLike
 
 from data_pipeline.examples.fields import flatten
+from persongen_jax.diffusion.options import SamplingOptions
 from persongen_jax.diffusion.samplers import image_keys
 from persongen_jax.evaluation.contact_sheet import MAX_ROWS, Row, contact_sheet
 from persongen_jax.evaluation.people import Result
@@ -16,25 +19,27 @@ from persongen_jax.metrics.judge_check import check_judges
 from persongen_jax.metrics.measures import measure_all
 from persongen_jax.metrics.registry import open_metrics
 from persongen_jax.parallel.sharding import to_host
-from persongen_jax.systems.diffusion import Cases
+from persongen_jax.systems.diffusion import Cases, DiffusionSystem
 from persongen_jax.training.stopping import Stopped
 
-AT_ONCE = 64  # images of a batch, where the config does not say
+AT_ONCE = 64  # default batch size
 WIDE = 8  # images in a row of a sheet
 
 
 class SampledEvaluation:
-    """Everything that stays the same from one validation to the next.
+    """Everything that is constant between validations.
 
     Args:
-        system: systems.diffusion.DiffusionSystem with ``cases``. Of its config validation_steps,
-            validation_guidance, validation_seed, validation_scheduler, metrics.
+        system: systems.diffusion.DiffusionSystem with ``cases``. Reads its config's
+            validation_steps, validation_guidance, validation_seed, validation_scheduler, metrics.
 
     Raises:
-        ValueError: a metric or judge that cannot be used.
+        ValueError: an unusable metric or judge.
     """
 
-    def __init__(self, system):
+    generates = True
+
+    def __init__(self, system: DiffusionSystem):
         self.system, self.config = system, system.config
         self.should_stop = lambda: False
         self.cases = {name: system.cases(name) for name in system.validation_sets}
@@ -45,11 +50,11 @@ class SampledEvaluation:
         for known in self.known.values():
             for metric in self.metrics:
                 metric.prepare(known)
-        config = self.config
-        self.plan = system.plan(config.validation_steps, config.validation_scheduler or None)
+        self.options = SamplingOptions.of_validation(self.config)
+        self.plan = system.plan(self.options)
 
-    def __call__(self, model, step: int) -> dict[str, Result]:
-        """Result of every set; its images are uint8 [n, h, w, 3]. Stopped if asked to stop."""
+    def __call__(self, model: nnx.Module, step: int) -> dict[str, Result]:
+        """The Result of every set, with images uint8 [n, h, w, 3]. Stopped if ``should_stop``."""
         results = {}
         for name, cases in self.cases.items():
             images = self._generate(model, cases)
@@ -60,28 +65,29 @@ class SampledEvaluation:
         return results
 
     def _settings(self, images: int) -> dict:
-        """What the figures depend on besides the weights."""
+        """What the figures depend on other than the weights."""
         config = self.config
         return {
             "method": self.system.label,
             "seed": config.seed,
-            "sampling_steps": config.validation_steps,
-            "guidance": config.validation_guidance,
+            "sampling_steps": self.options.num_inference_steps,
+            "guidance": self.options.guidance_scale,
             "images": images,
         }
 
     def _generate(self, model, cases: Cases) -> np.ndarray:
         """uint8 [n, h, w, 3]; image i starts from the same noise at every step of training."""
-        system, config, n = self.system, self.config, len(cases.owners)
+        system, n = self.system, len(cases.owners)
         _, *shape = system.codec.shape(system.model, system.abstract_batch())
-        guidance, out = config.validation_guidance or None, []
+        guidance, out = self.options.guidance_scale or None, []
         batch = min(n, AT_ONCE)
-        # The sampler's own noise must not be the first once more.
-        first, keys = (image_keys(config.validation_seed, purpose, n) for purpose in (0, 1))
+        # The sampler's own noise must differ from the initial noise.
+        seed = self.options.seed or 0
+        first, keys = (image_keys(seed, purpose, n) for purpose in (0, 1))
         for start in range(0, n, batch):
             if self.should_stop():
                 raise Stopped
-            # The last batch is filled up with its last image: every batch has one shape.
+            # The last batch is padded with its last image: every batch has the same shape.
             rows = np.minimum(np.arange(start, start + batch), n - 1)
             noise = jax.vmap(lambda key: jax.random.normal(key, shape))(first[rows])
             inputs = {"batch": jax.tree.map(lambda a: a[rows], cases.batch), "guidance": guidance}  # noqa: B023
@@ -89,12 +95,12 @@ class SampledEvaluation:
             out.append(to_host(images)[: n - start])
         return as_rgb((np.concatenate(out) * 255).round().astype(np.uint8))
 
-    def sheet(self, name: str, images) -> np.ndarray:
+    def sheet(self, name: str, images: np.ndarray) -> np.ndarray:
         """The contact sheet of a set, uint8 [h, w, 3]: a row per owner."""
         return contact_sheet([row for *_, row in self.rows(name, images)])
 
-    def rows(self, name: str, images) -> list[tuple[int, int, Row]]:
-        """(number of the owner, 0, row of a sheet), a real picture in the reference's place."""
+    def rows(self, name: str, images: np.ndarray) -> list[tuple[int, int, Row]]:
+        """(index of the owner, 0, row of a sheet), with a real image in place of the reference."""
         cases, rows = self.cases[name], []
         owners = np.asarray(cases.owners, str)
         for i, owner in enumerate(dict.fromkeys(cases.owners)):
@@ -105,7 +111,7 @@ class SampledEvaluation:
         return rows[:MAX_ROWS]
 
 
-def as_rgb(images) -> np.ndarray:
+def as_rgb(images: ArrayLike) -> np.ndarray:
     """uint8 [..., h, w], [..., h, w, 1] or [..., h, w, 3] to [..., h, w, 3]."""
     images = np.asarray(images)
     if images.shape[-1] not in (1, 3):

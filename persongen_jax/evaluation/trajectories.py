@@ -1,6 +1,7 @@
-"""How the metrics move over training: rows of validation/metrics.jsonl, and their plot."""
+"""How metrics change over training: rows of validation/metrics.jsonl, and their plot."""
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 
 from data_pipeline.files import atomic_write, write_text
@@ -9,10 +10,10 @@ from persongen_jax.metrics.measures import described
 from persongen_jax.systems.sdxl_config import SETS
 
 
-def read_rows(path) -> list[dict]:
+def read_rows(path: str | Path) -> list[dict]:
     """The rows of a metrics.jsonl, or the list in a metrics.json; [] if there is no such file.
 
-    A line that a crash cut short is passed over.
+    A line that a crash cut short is skipped.
     """
     path = Path(path)
     if not path.exists():
@@ -22,19 +23,19 @@ def read_rows(path) -> list[dict]:
     return [parse_json(line, path, number) for number, line in enumerate(whole_lines(path), 1)]
 
 
-def set_order(names) -> list[str]:
-    """Names of sets in the order of tables: the thesis' three, then others as they came."""
+def set_order(names: Iterable[str]) -> list[str]:
+    """Names of sets in the order of tables: the thesis' three, then others in their own order."""
     names = list(dict.fromkeys(names))
     return [name for name in SETS if name in names] + [name for name in names if name not in SETS]
 
 
-def write_rows(path: Path, rows: list[dict]):
+def write_rows(path: Path, rows: list[dict]) -> None:
     """A .json of rows in one piece; their metrics stay in the config's order, as tables have it."""
     write_text(path, json.dumps(rows, indent=2) + "\n")
 
 
 def curve(rows: list[dict], name: str, metric: str) -> list[tuple]:
-    """(step, mean, low, high) of one metric on one set, by step; steps without it are left out."""
+    """(step, mean, low, high) of one metric on one set, by step; steps without it are skipped."""
     points = [
         (row["step"], *(row["metrics"][metric][key] for key in ("mean", "low", "high")))
         for row in rows
@@ -44,7 +45,7 @@ def curve(rows: list[dict], name: str, metric: str) -> list[tuple]:
 
 
 def plotted_metrics(runs: dict[str, list[dict]]) -> dict[str, str]:
-    """Title by metric of those that have a trajectory by their description, in the rows' order."""
+    """Title by metric, for metrics whose description says plotted, in the rows' order."""
     return {
         metric: measure["title"]
         for rows in runs.values()
@@ -54,14 +55,16 @@ def plotted_metrics(runs: dict[str, list[dict]]) -> dict[str, str]:
     }
 
 
-def plot_trajectories(runs: dict[str, list[dict]], path, metrics: dict[str, str] | None = None):
-    """Draws every run's curves into a PNG: a panel per metric and set, the interval as a band.
+def plot_trajectories(
+    runs: dict[str, list[dict]], path: Path, metrics: dict[str, str] | None = None
+) -> Path | None:
+    """Draw every run's curves into a PNG: a panel per metric and set, the interval as a band.
 
     Args:
         runs: rows by the name of the curve, such as the method's.
         path: the file to write; its folder exists.
-        metrics: title by metric; default :func:`plotted_metrics`. Those that nobody measured are
-            left out.
+        metrics: title by metric; default :func:`plotted_metrics`. Metrics without values are left
+            out.
 
     Returns:
         The path, or None if there is nothing to draw.
@@ -74,7 +77,7 @@ def plot_trajectories(runs: dict[str, list[dict]], path, metrics: dict[str, str]
     }
     if not metrics:
         return None
-    # The legend stands beside the panels: with many methods it would hide what it explains.
+    # The legend is next to the panels: with many methods it would cover the curves.
     width = 1 + 3.2 * len(sets) + (1.8 if len(runs) > 1 else 0)
     figure = _figure(figsize=(width, 0.6 + 2.4 * len(metrics)), layout="constrained")
     axes = figure.subplots(len(metrics), len(sets), squeeze=False, sharex=True, sharey="row")
@@ -89,7 +92,7 @@ def plot_trajectories(runs: dict[str, list[dict]], path, metrics: dict[str, str]
     for axis in axes[-1]:
         axis.set_xlabel("step")
     if len(runs) > 1:
-        # Not every run has every set and metric: one panel alone may lack some of them.
+        # Not every run has every set and metric, so a single panel may lack some of them.
         drawn = {line.get_label(): line for axis in axes.flat for line in axis.get_lines()}
         handles = [drawn[label] for label in runs if label in drawn]
         figure.legend(handles=handles, fontsize="small", loc="outside right center")
@@ -112,5 +115,5 @@ def _figure(**settings):
         from matplotlib.figure import Figure
     except ImportError as error:
         raise ImportError("plots need matplotlib: pip install matplotlib") from error
-    # Without pyplot: no window, no backend to choose, nothing that outlives the file.
+    # Without pyplot: no window, no backend to choose, no global state.
     return Figure(**settings)

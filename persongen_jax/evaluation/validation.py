@@ -5,8 +5,8 @@
         validator(model, step)
 
 writes, under ``workdir/validation``: metrics.jsonl, a row per step and set; a contact sheet
-``step_000500_out_of_train.png`` of each; and trajectories.png. Nothing in them depends on the time
-or on how often the run was interrupted.
+``step_000500_out_of_train.png`` for each; and trajectories.png. Their contents do not depend on the
+time or on how often the run was interrupted.
 """
 
 import json
@@ -29,38 +29,41 @@ class Evaluation(Protocol):
 
     Attributes:
         should_stop: asked all the time; True ends it by stopping.Stopped.
+        generates: whether the images are generated, not real ones.
     """
 
     should_stop: Callable[[], bool]
+    generates: bool
 
-    def __call__(self, model, step: int) -> dict[str, Any]:
+    def __call__(self, model: Any, step: int) -> dict[str, Any]:
         """For each of ``system.validation_sets`` a Result: its row of metrics.jsonl, and images."""
 
-    def sheet(self, name: str, images) -> np.ndarray:
+    def sheet(self, name: str, images: np.ndarray) -> np.ndarray:
         """A set's contact sheet, uint8 [h, w, 3]."""
 
-    def rows(self, name: str, images) -> list[tuple]:
+    def rows(self, name: str, images: np.ndarray) -> list[tuple]:
         """What the sheet is made of: (number of the owner, number of the prompt, Row) each."""
 
 
 class Validator:
-    """Measures a system's model on its validation sets; with none it does nothing.
+    """Evaluates a system's model on its validation sets; without sets it does nothing.
 
     Args:
         system: systems.base.System.
         workdir: of the run.
-        start_step: the step from which training goes on; rows of later ones are dropped.
+        start_step: the step from which training resumes; rows of later steps are dropped.
 
     Attributes:
-        should_stop: asked all the time; True ends a validation with nothing written.
+        should_stop: called regularly; True ends a validation without writing anything.
     """
 
-    def __init__(self, system, workdir, start_step: int = 0):
+    def __init__(self, system: System, workdir: str | Path, start_step: int = 0):
         self.folder = Path(workdir) / "validation"
         self.path = self.folder / "metrics.jsonl"
         self.should_stop = lambda: False
-        self.sets, self.evaluation = (), None
-        # Judges and pipeline are not loaded for a run that does not validate.
+        self.sets: tuple[str, ...] = ()
+        self.evaluation: Evaluation | None = None
+        # A run that does not validate loads neither judges nor pipeline.
         if not system.validation_sets or not system.config.validation_every:
             return
         self.sets, self.label = system.validation_sets, system.label
@@ -69,22 +72,28 @@ class Validator:
         self._write([row for row in read_rows(self.path) if row["step"] <= start_step])
 
     def has(self, step: int) -> bool:
-        """Whether the rows of ``step`` are there: nothing to do."""
+        """Whether the rows of ``step`` exist already."""
         there = {row["set"] for row in read_rows(self.path) if row["step"] == step}
         return set(self.sets) <= there
 
-    def __call__(self, model, step: int, write_scalar=None, write_image=None) -> dict[str, float]:
-        """Measure ``model`` as it is after ``step`` steps.
+    def __call__(
+        self,
+        model: Any,
+        step: int,
+        write_scalar: Callable[[str, float, int], object] | None = None,
+        write_image: Callable[[str, np.ndarray, int], object] | None = None,
+    ) -> dict[str, float]:
+        """Evaluate ``model`` as it is after ``step`` steps.
 
         Args:
-            model: the system's, with its present weights.
-            write_scalar: called as (name, number, step), write_image as (name, uint8 [h, w, 3],
-                step); TensorBoard's.
+            model: the system's, with its current weights.
+            write_scalar: called with (name, number, step); write_image with (name, uint8 [h, w, 3],
+                step); both from TensorBoard.
 
         Returns:
             The means by "set/metric"; {} if ``should_stop`` ended it.
         """
-        if not self.sets:
+        if self.evaluation is None:
             return {}
         self.evaluation.should_stop = lambda: self.should_stop()
         try:
@@ -114,7 +123,7 @@ class Validator:
         write_text(self.path, "".join(json.dumps(row) + "\n" for row in rows))
 
 
-def write_image_file(path: Path, image):
+def write_image_file(path: Path, image: np.ndarray) -> None:
     """A PNG in one piece."""
     with atomic_write(path) as partial:
         Image.fromarray(image).save(partial, format="png")

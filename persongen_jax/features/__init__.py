@@ -1,1 +1,1 @@
-"""The feature cache: what frozen networks make of the data, kept on disk."""
+"""The feature cache: outputs of frozen networks on the data, stored on disk."""

@@ -1,15 +1,17 @@
-"""Fill the feature cache of a config: all that its examples need of frozen networks.
+"""Fill the feature cache of a config: all frozen networks' outputs that its examples need.
 
     python -m persongen_jax.features --config configs/photomaker_bg.py --config.cache=DIR
     python -m persongen_jax.features --config ... --worker 3 --workers 8
 
-It can be stopped and started again, and several may share the work. docs/cache.md says more.
+It can be interrupted and resumed, and several processes may share the work. See docs/cache.md.
 """
 
 import argparse
 import functools
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
+from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from persongen_jax.cli import command, parse_with_config
@@ -17,26 +19,28 @@ from persongen_jax.features.cache import Features
 from persongen_jax.systems.open import open_system
 
 
-def fill_cache(config, worker: int = 0, workers: int = 1, batch_size: int = 16) -> Features:
-    """Computes and stores what the config's examples need: of every ``workers``-th record.
+def fill_cache(
+    config: ConfigDict, worker: int = 0, workers: int = 1, batch_size: int = 16
+) -> Features:
+    """Compute and store what the config's examples need, for every ``workers``-th record.
 
     Raises:
-        ValueError: the config has no ``cache``, or what the trainer would refuse.
+        ValueError: the config has no ``cache``, or anything that the trainer would refuse.
     """
     if not config.get("cache_kinds"):
-        raise ValueError(f"config.system={config.system}: it has nothing that could be cached")
+        raise ValueError(f"config.system={config.system}: it has nothing to cache")
     if not config.cache:
-        raise ValueError("config.cache is empty; give --config.cache=DIR, where features are kept")
+        raise ValueError("config.cache is empty; give --config.cache=DIR, where to store features")
     if not 0 <= worker < workers:
         raise ValueError(f"--worker {worker}: a number from 0 to --workers - 1 ({workers - 1})")
     if batch_size < 1:
         raise ValueError(f"--batch {batch_size}: give 1 or more")
-    source = open_system(config).examples(0, alone=True).source
+    source: Any = open_system(config).examples(0, alone=True).source
     rows = range(worker, len(source.records), workers)
 
     def jobs():
         with ThreadPoolExecutor() as pool:
-            # Some rows at a time: a picture that was never seen has to be decoded for its digest.
+            # Some rows at a time: an image that was never seen must be decoded for its digest.
             for start in tqdm(range(0, len(rows), 64), unit="x64 records"):
                 yield from pool.map(source.feature_jobs, rows[start : start + 64])
 
@@ -45,7 +49,7 @@ def fill_cache(config, worker: int = 0, workers: int = 1, batch_size: int = 16) 
 
 
 @command
-def main(argv=None):
+def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m persongen_jax.features",
         description=__doc__.split("\n")[0],

@@ -1,12 +1,12 @@
-"""What frozen networks make of the data's fields, computed once and kept in ``config.cache``.
+"""Outputs of frozen networks on the data's fields, computed once and stored in ``config.cache``.
 
-Which field can be kept, and by which networks, its ``encoding`` says
-(data_pipeline/examples/fields.py): of SDXL the VAE's moments of every target, the image tower's
-features of every reference crop, both text towers' states of every row of token ids. What of it is
-kept is what ``config.cache_kinds`` names and the config's table leaves frozen. docs/cache.md says
-more.
+A field's ``encoding`` says whether it can be cached and by which networks
+(data_pipeline/examples/fields.py): for SDXL the VAE's moments of every target, the image tower's
+features of every reference crop, both text towers' states of every row of token ids. The cache
+keeps those that ``config.cache_kinds`` names and the config's table leaves frozen. See
+docs/cache.md.
 
-The trainer takes what is there; what is not, it computes when it is first needed and stores it.
+The trainer reads cached rows; it computes a missing row when first needed, and stores it.
 """
 
 import functools
@@ -16,17 +16,19 @@ import logging
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from ml_collections import ConfigDict
 
-from data_pipeline.examples.fields import Encoding, Field, Input, unflatten
+from data_pipeline.examples.fields import EncodedField, Encoding, Field, Input, unflatten
+from data_pipeline.examples.source import ExampleSource
 from data_pipeline.pictures.reading import ImageError
 from persongen_jax.features.store import KEY_BYTES, FeatureTable, digest_of
 from persongen_jax.files import is_full
@@ -35,21 +37,23 @@ from persongen_jax.training.partition import assign_groups, leaf_paths
 log = logging.getLogger(__name__)
 
 USUAL_KINDS = ("moments", "references", "text")  # of the default config; a method may lack some
-FLUSH_SECONDS = 120  # of a pass' work are lost at most, when it is killed
-PICTURES_VERSION = 2  # of how a file becomes pixels
-VERSION = 1  # of how pictures and prompts are prepared and rows are laid out; part of every key
+FLUSH_SECONDS = 120  # most work that a killed pass loses
+PICTURES_VERSION = 2  # how a file becomes pixels
+VERSION = 1  # how images and prompts are prepared and rows laid out; part of every key
 
 
 # ---- What can be cached, and its shapes --------------------------------------------------------
 
 
-def encoded_fields(fields) -> list[Field]:
-    """Those that frozen networks make something of."""
-    return [field for field in fields if field.encoding is not None]
+def encodings_of(fields: Iterable[Field]) -> list[Encoding]:
+    """Of the fields that frozen networks encode."""
+    return [field.encoding for field in fields if field.encoding is not None]
 
 
-def cached_kinds(config, model, fields, table) -> dict[str, str]:
-    """Kind to "" where it can be cached, else to why it is not; in the order of ``fields``.
+def cached_kinds(
+    config: ConfigDict, model: nnx.Module, fields: Iterable[Field], table: Iterable[tuple[str, str]]
+) -> dict[str, str]:
+    """Maps kind to "" if it can be cached, else to the reason why not; in the order of ``fields``.
 
     Args:
         table: rows (path pattern, group) of what is trained.
@@ -57,7 +61,7 @@ def cached_kinds(config, model, fields, table) -> dict[str, str]:
     Raises:
         ValueError: a name in ``config.cache_kinds`` that no field has.
     """
-    encodings = [field.encoding for field in encoded_fields(fields)]
+    encodings = encodings_of(fields)
     known = [encoding.kind for encoding in encodings]
     unknown = sorted(set(config.cache_kinds) - {*known, *USUAL_KINDS})
     if unknown:
@@ -74,15 +78,15 @@ def cached_kinds(config, model, fields, table) -> dict[str, str]:
     return reasons
 
 
-def row_spec(model, encoding: Encoding, input_shape) -> dict:
-    """Name to (shape, dtype) of what ``encoding`` makes of one input; nothing is computed."""
+def row_spec(model: nnx.Module, encoding: Encoding, input_shape: tuple[int, ...]) -> dict:
+    """Name to (shape, dtype) of ``encoding``'s output for one input; computes nothing."""
     encode, state = open_encoder(model, encoding)
     one = jax.ShapeDtypeStruct((1, *input_shape), encoding.dtype)
     made = jax.eval_shape(encode, state, one)
     return {name: (a.shape[1:], np.dtype(a.dtype)) for name, a in made.items()}
 
 
-def open_encoder(model, encoding: Encoding):
+def open_encoder(model: nnx.Module, encoding: Encoding) -> tuple[Callable, nnx.State]:
     """(encode, state): the encoding as a function of (state, inputs), without other networks."""
     graphdef, state = nnx.split(encoding.view(model))
 
@@ -92,18 +96,25 @@ def open_encoder(model, encoding: Encoding):
     return encode, state
 
 
-def abstract_batch(model, fields, shape: tuple[int, int], batch_size: int, kinds=()) -> dict:
+def abstract_batch(
+    model: nnx.Module,
+    fields: Iterable[Field],
+    shape: tuple[int, int],
+    batch_size: int,
+    kinds: Collection[str] = (),
+) -> dict:
     """A batch as ShapeDtypeStructs, over all devices: [batch_size, ...] each.
 
     Args:
-        model: in arrays or ShapeDtypeStructs.
+        model: with arrays or ShapeDtypeStructs.
         shape: (height, width) of the target in pixels.
-        kinds: those that the feature cache gives.
+        kinds: the kinds that the feature cache provides.
     """
     spec = {}
     for field in fields:
-        if field.encoding is not None and field.encoding.kind in kinds:
-            rows = row_spec(model, field.encoding, field.input_shape(shape))
+        encoding = field.encoding
+        if isinstance(field, EncodedField) and encoding is not None and encoding.kind in kinds:
+            rows = row_spec(model, encoding, field.input_shape(shape))
             spec |= field.row_spec(shape, rows)
         else:
             spec |= field.spec(shape)
@@ -114,16 +125,16 @@ def abstract_batch(model, fields, shape: tuple[int, int], batch_size: int, kinds
 
 
 class NotFinite(ValueError):
-    """Frozen networks make NaN or infinity of an input."""
+    """Frozen networks turn an input into NaN or infinity."""
 
 
 def _if_finite(row: dict | None) -> dict | None:
-    """The row; None where one of its numbers is none."""
+    """The row; None if one of its numbers is not finite."""
     return row if row and all(np.isfinite(array).all() for array in row.values()) else None
 
 
 class Picture(NamedTuple):
-    """A decoded picture: a digest of its pixels, and (height, width)."""
+    """A decoded image: a digest of its pixels, and (height, width)."""
 
     digest: bytes
     size: tuple[int, int]
@@ -132,20 +143,27 @@ class Picture(NamedTuple):
 class Features:
     """Cached features of a config's data; safe to use from several threads.
 
-    What is not there is computed, one row at a time, and stored; :meth:`fill` does many at once.
+    Missing rows are computed one at a time and stored; :meth:`fill` computes many at once.
 
     Args:
-        config: its ``cache`` is the folder, ``cache_kinds`` what is cached of what can be.
+        config: its ``cache`` is the folder, ``cache_kinds`` selects among the possible kinds.
         model: with all its weights.
-        fields: of the examples; table: of what is trained.
+        fields: of the examples; table: of trained weights.
         stamps: sources.picture_stamps of the data.
 
     Attributes:
-        kinds: those that are cached.
-        counts: how many rows were computed and how many read, by kind; and what was not stored.
+        kinds: the cached kinds.
+        counts: numbers of computed, read and unstored rows, by kind.
     """
 
-    def __init__(self, config, model, fields, table, stamps: Callable[[str], str | None]):
+    def __init__(
+        self,
+        config: ConfigDict,
+        model: nnx.Module,
+        fields: Iterable[Field],
+        table: Iterable[tuple[str, str]],
+        stamps: Callable[[str], str | None],
+    ):
         self._reasons = cached_kinds(config, model, fields, table)
         self.kinds = tuple(kind for kind, reason in self._reasons.items() if not reason)
         self.folder, self._stamps, self.counts = Path(config.cache), stamps, Counter()
@@ -153,9 +171,9 @@ class Features:
         self._tables, self._rows, self._known = {}, {}, {}
         self._bad: dict[tuple, str] = {}
         self._encoders = {
-            field.encoding.kind: _Encoder(config, model, field.encoding)
-            for field in encoded_fields(fields)
-            if field.encoding.kind in self.kinds
+            encoding.kind: _Encoder(config, model, encoding)
+            for encoding in encodings_of(fields)
+            if encoding.kind in self.kinds
         }
         self.caches_pixels = any(self.caches(field) for field in fields if field.name == "image")
         spec = {"digest": ((KEY_BYTES,), np.uint8), "size": ((2,), np.int32)}
@@ -171,18 +189,18 @@ class Features:
         return ", ".join(f"{what}: {n:,}" for what, n in sorted(self.counts.items())) or "none used"
 
     def caches(self, field: Field) -> bool:
-        """Whether the field's rows are kept here."""
+        """Whether the field's rows are stored here."""
         return field.encoding is not None and field.encoding.kind in self.kinds
 
-    def row_spec(self, encoding: Encoding, input_shape) -> dict:
+    def row_spec(self, encoding: Encoding, input_shape: tuple[int, ...]) -> dict:
         """Name to (shape, dtype) of a row of this encoding."""
         known = (encoding.kind, input_shape)
         if known not in self._rows:
             self._rows[known] = self._encoders[encoding.kind].row_spec(input_shape)
         return self._rows[known]
 
-    def picture_of(self, source, name: str) -> Picture:
-        """Digest and size of a picture; it is decoded only if its file was never seen.
+    def picture_of(self, source: ExampleSource, name: str) -> Picture:
+        """Digest and size of an image; it is decoded only if its file was never seen.
 
         Raises:
             ImageError: it does not decode.
@@ -200,17 +218,18 @@ class Features:
             row = {"digest": digest, "size": np.array(image.shape[:2], np.int32)}
             if key is not None:
                 self._store(self._pictures, key, row)
-        picture = Picture(row["digest"].tobytes(), tuple(map(int, row["size"])))
+        height, width = map(int, row["size"])
+        picture = Picture(row["digest"].tobytes(), (height, width))
         self._known[name] = picture
         return picture
 
     def row(self, encoding: Encoding, entry: Input) -> dict[str, np.ndarray]:
-        """What the encoder makes of an input, read or computed.
+        """The encoder's output for an input, read or computed.
 
         Raises:
-            ImageError: the input's picture does not decode any more, or what the encoder makes of
-                it is not finite.
-            NotFinite: the latter, of an input without a picture.
+            ImageError: the input's image no longer decodes, or the encoder's output for it is not
+                finite.
+            NotFinite: the latter, for an input without an image.
         """
         kind, rows = encoding.kind, self._table(encoding, entry.shape)
         key = self._key(encoding, entry)
@@ -220,7 +239,7 @@ class Features:
         if row is not None:
             self.counts[f"{kind} read"] += 1
             return row
-        with self._lock:  # one at a time, and nothing twice
+        with self._lock:  # compute one at a time, and nothing twice
             row = _if_finite(rows.get(key))
             if row is None:
                 made = self._encoders[kind](np.asarray(entry.make())[None])
@@ -233,16 +252,16 @@ class Features:
         return row
 
     def _refuse(self, encoding: Encoding, key: bytes, entry: Input) -> ValueError:
-        """The error of an input of which the encoder makes NaN or infinity, told once."""
+        """The error for an input whose output is NaN or infinite; counted and logged once."""
         kind, precision = encoding.kind, f"config.{encoding.precision}"
         error = ImageError if entry.picture else NotFinite
         if (kind, key) not in self._bad:
             dtype = self._encoders[kind].dtype
             remedy = f"--{precision}=float32 has more room than {dtype}"
-            remedy = remedy if dtype != "float32" else "look at the picture, and at the weights"
+            remedy = remedy if dtype != "float32" else "check the image and the weights"
             self._bad[kind, key] = (
-                f"{entry.picture or 'a text'}: what the frozen networks make of it ({kind}) is not "
-                f"finite; it is not stored, and no example is made of it: {remedy}"
+                f"{entry.picture or 'a text'}: the frozen networks' output ({kind}) is not finite; "
+                f"it is not stored, and no example uses it: {remedy}"
             )
             self.counts[f"{kind} not finite, not stored"] += 1
             log.warning("%s", self._bad[kind, key])
@@ -252,9 +271,12 @@ class Features:
     def _key(encoding: Encoding, entry: Input) -> bytes:
         return digest_of(VERSION, encoding.kind, *entry.key())
 
-    def fill(self, jobs, batch_size: int = 16, threads: int = 8) -> None:
-        """Computes and stores what is missing of ``jobs``, lists of (field, input)."""
-        waiting, promised = {}, set()
+    def fill(
+        self, jobs: Iterable[Iterable[tuple[Any, Input]]], batch_size: int = 16, threads: int = 8
+    ) -> None:
+        """Compute and store what is missing for ``jobs``, lists of (field, input)."""
+        waiting: dict[tuple, tuple[Encoding, list]] = {}
+        promised = set()
         flushed = time.monotonic()
         try:
             with ThreadPoolExecutor(threads) as pool:
@@ -276,7 +298,7 @@ class Features:
             self.flush()
 
     def flush(self) -> None:
-        """Puts on disk what was computed."""
+        """Write computed rows to disk."""
         for table in (self._pictures, *self._tables.values()):
             table.flush()
 
@@ -299,7 +321,7 @@ class Features:
         for i, (key, entry) in enumerate(jobs):
             row = {name: array[i] for name, array in made.items()}
             if _if_finite(row) is None:
-                # Alone: what one of a batch makes not finite may spread over all of it.
+                # One at a time: an input that is not finite may spoil its whole batch.
                 alone = self._encoders[encoding.kind](np.stack([inputs[i]] * batch_size))
                 row = {name: array[0] for name, array in alone.items()}
             if _if_finite(row) is None:
@@ -309,7 +331,7 @@ class Features:
         self.counts[f"{encoding.kind} computed"] += len(jobs)
 
     def _store(self, rows, key, row):
-        """A training does not end because there is no room for what it could compute again."""
+        """A full disk must not end training, because the rows can be recomputed."""
         try:
             rows.put(key, row)
         except OSError as error:
@@ -328,7 +350,7 @@ class Features:
 
 
 class _Encoder:
-    """One encoding's networks on one device; ``name`` tells of their weights."""
+    """One encoding's networks on one device; ``name`` identifies their weights."""
 
     def __init__(self, config, model, encoding: Encoding):
         digest = _model_digest(config, model, encoding).hex()[:16]
@@ -339,17 +361,17 @@ class _Encoder:
         self.row_spec = functools.partial(row_spec, model, encoding)
 
     def __call__(self, inputs: np.ndarray) -> dict[str, np.ndarray]:
-        """[b, ...] to what the encoding gives, in NumPy's arrays."""
+        """[b, ...] to the encoding's output, as NumPy arrays."""
         if self._local is None:
             self._local = jax.tree.map(_local, self._state)
         return jax.device_get(self._encode(self._local, jnp.asarray(inputs, self._dtype)))
 
 
 def _local(array):
-    """The array on this process' first device, whatever devices it lies on.
+    """The array on this process' first device, whatever devices it is on.
 
-    An offloaded one (training/offload.py) stays on the host, so that it is on the device for one
-    call only.
+    An offloaded array (training/offload.py) stays on the host, so that it occupies the device
+    only during a call.
     """
     if isinstance(array, np.ndarray):
         return array
@@ -359,14 +381,14 @@ def _local(array):
         return array.addressable_data(0)
     if not array.is_fully_addressable:
         raise ValueError(
-            "config.cache: the frozen weights are divided among processes (config.shard_frozen), "
-            "where no single one can compute features; give --config.shard_frozen=False"
+            "config.cache: the frozen weights are split over processes (config.shard_frozen), "
+            "so none of them can compute features; give --config.shard_frozen=False"
         )
     return jax.device_put(np.asarray(array), jax.local_devices()[0])
 
 
 def _model_digest(config, model, encoding: Encoding) -> bytes:
-    """Of everything but its input that an encoder's result depends on."""
+    """A digest of everything but its input that an encoder's output depends on."""
     parts = [VERSION, encoding.kind, str(config[encoding.precision])]
     for owner in sorted({root.split("/")[0] for root in encoding.weights}):
         parts += _configs(getattr(model, owner))
@@ -378,6 +400,6 @@ def _model_digest(config, model, encoding: Encoding) -> bytes:
 
 
 def _configs(module) -> list[str]:
-    """Of the module and its direct parts, those that have one."""
+    """The configs of the module and its direct children, if they have one."""
     parts = [module, *(part for part in vars(module).values() if isinstance(part, nnx.Module))]
     return [json.dumps(p.config.to_dict(), sort_keys=True) for p in parts if hasattr(p, "config")]

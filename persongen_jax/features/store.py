@@ -1,16 +1,17 @@
-"""Rows of arrays kept on disk under keys: what persongen_jax/features/ stores.
+"""Rows of arrays stored on disk under keys, for persongen_jax/features/.
 
-A :class:`FeatureTable` is a folder of safetensors files, each with some thousands of rows:
+A :class:`FeatureTable` is a folder of safetensors files with some thousands of rows each:
 
-    keys  [n, 16] uint8    what a row was made from, digest_of
+    keys  [n, 16] uint8    what a row was computed from, digest_of
     crc   [n] uint32       of the row's bytes
-    rows  [n, size] uint8  a row's arrays one behind the other, as the table's spec says
+    rows  [n, size] uint8  a row's arrays concatenated, as the table's spec says
 
-A file appears whole or not at all and is never changed, so that several processes may add to a
-table and read it at once. Truncated files and flipped bytes are found, named in the log and taken
-as not there: the rows are computed again.
+Files are written atomically and never changed, so that several processes may add to a table and
+read it at once. Truncated files and flipped bytes are detected, logged and treated as missing: the
+rows are computed again.
 """
 
+import functools
 import hashlib
 import logging
 import math
@@ -20,6 +21,7 @@ import threading
 import time
 import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -29,16 +31,16 @@ from persongen_jax.weights.files.safetensors_file import TensorFile, write_safet
 log = logging.getLogger(__name__)
 
 KEY_BYTES = 16
-PART_BYTES = 1 << 28  # rows waiting in memory for their file
+PART_BYTES = 1 << 28  # rows that wait in memory to be written
 FORMAT = "feature table 1"
 
 
-def digest_of(*parts) -> bytes:
-    """The key of these texts, numbers, bytes and arrays, told apart from any others: 16 bytes."""
+def digest_of(*parts: Any) -> bytes:
+    """The 16-byte key of these texts, numbers, bytes and arrays; it differs for any others."""
     digest = hashlib.blake2b(digest_size=KEY_BYTES)
     for part in parts:
         if isinstance(part, np.ndarray):
-            content = np.ascontiguousarray(part)
+            content: Any = np.ascontiguousarray(part)
             head = f"{content.dtype.str}{content.shape}"
             content = content.reshape(-1).view(np.uint8).data
         elif isinstance(part, bytes):
@@ -54,15 +56,15 @@ class FeatureTable:
     """Rows by key; safe to use from several threads.
 
     Args:
-        folder: made if need be.
+        folder: created if necessary.
         spec: name to (shape, dtype) of a row's arrays.
-        part_bytes: so many bytes of new rows wait in memory until they are written together.
+        part_bytes: new rows wait in memory until they have this many bytes, and are then written.
 
     Raises:
         ValueError: the folder holds rows of another spec.
     """
 
-    def __init__(self, folder, spec: dict, part_bytes: int = PART_BYTES):
+    def __init__(self, folder: str | Path, spec: dict, part_bytes: int = PART_BYTES):
         self.folder = Path(folder)
         self.spec = {name: (tuple(shape), np.dtype(dtype)) for name, (shape, dtype) in spec.items()}
         sizes = (math.prod(shape) * dtype.itemsize for shape, dtype in self.spec.values())
@@ -82,16 +84,16 @@ class FeatureTable:
         return len(self._waiting.keys() | self._place.keys())
 
     def refresh(self) -> None:
-        """Also sees what other processes have written meanwhile."""
+        """Also read what other processes have written meanwhile."""
         with self._lock:
-            # By name, which begins with the time: of two rows of one key the later one counts.
+            # By name, which begins with the time: of two rows with one key the later one counts.
             for path in sorted(self.folder.glob("*.safetensors")):
                 if path.name not in self._seen:
                     self._seen.add(path.name)
                     self._open(path)
 
     def get(self, key: bytes) -> dict[str, np.ndarray] | None:
-        """The arrays of a row; None if there is none, or none that is whole."""
+        """The arrays of a row; None if there is none, or it is damaged."""
         row = self._waiting.get(key)
         if row is None:
             if key not in self._place:
@@ -100,7 +102,7 @@ class FeatureTable:
             row = part.row(i)
             if row is None:
                 log.warning(
-                    "%s: row %d is damaged; it is taken as not there and computed again",
+                    "%s: row %d is damaged; it will be computed again",
                     part.path,
                     i,
                 )
@@ -110,7 +112,7 @@ class FeatureTable:
         return self._unpack(row)
 
     def put(self, key: bytes, arrays: dict[str, np.ndarray]) -> None:
-        """Keeps a row; it is on disk after the next flush, or when enough of them wait."""
+        """Store a row; it is on disk after the next flush, or when enough rows wait."""
         row = self._pack(arrays)
         with self._lock:
             self._waiting[key] = row
@@ -118,13 +120,13 @@ class FeatureTable:
                 self.flush()
 
     def flush(self) -> None:
-        """Writes what waits, as one file more."""
+        """Write the waiting rows as one new file."""
         with self._lock:
             if not self._waiting:
                 return
             keys, rows = list(self._waiting), list(self._waiting.values())
             name = f"{time.time_ns():020d}-{secrets.token_hex(4)}.safetensors"
-            arrays = {
+            arrays: dict[str, np.ndarray] = {
                 "keys": np.frombuffer(b"".join(keys), np.uint8).reshape(-1, KEY_BYTES),
                 "crc": np.array([zlib.crc32(row) for row in rows], np.uint32),
                 "rows": np.frombuffer(b"".join(rows), np.uint8).reshape(len(rows), self.row_bytes),
@@ -132,15 +134,17 @@ class FeatureTable:
             index = zlib.crc32(arrays["keys"].tobytes() + arrays["crc"].tobytes())
             metadata = {"format": FORMAT, "spec": self._said(), "index": str(index)}
             path = self.folder / name
-            write_safetensors(
-                path, [(n, a.shape, a.dtype, lambda a=a: a) for n, a in arrays.items()], metadata
-            )
+            tensors = [
+                (n, array.shape, array.dtype, functools.partial(arrays.__getitem__, n))
+                for n, array in arrays.items()
+            ]
+            write_safetensors(path, tensors, metadata)
             self._seen.add(name)
             self._open(path)
             self._waiting.clear()
 
     def forget(self) -> None:
-        """What waits is not written, and taken as not there."""
+        """Discard the waiting rows."""
         with self._lock:
             self._waiting.clear()
 
@@ -151,7 +155,7 @@ class FeatureTable:
         try:
             part = _Part(path)
         except (WeightsError, KeyError, ValueError) as error:
-            log.warning("%s: damaged, and taken as not there; remove it (%s)", path, error)
+            log.warning("%s: damaged, and ignored; remove it (%s)", path, error)
             return
         if part.spec != self._said():
             raise ValueError(
@@ -192,10 +196,10 @@ class _Part:
                 raise ValueError("its index does not have its checksum")
             (rows, self._size) = file.info("rows")[1]
         if not len(keys) == len(crc) == rows:
-            raise ValueError("its index is not as long as its rows are many")
+            raise ValueError("its index and its rows differ in number")
         self._crc = crc
         self.keys = [key.tobytes() for key in keys]
-        # Wide tensors lie first, and of the narrow ones the rows were given last.
+        # Wide tensors come first, and among the narrow ones the rows were written last.
         self._start = path.stat().st_size - rows * self._size
 
     def row(self, i: int) -> bytes | None:
@@ -204,6 +208,6 @@ class _Part:
             # Not kept open: there may be more files than a process may have open.
             with open(self.path, "rb", buffering=0) as file:
                 row = os.pread(file.fileno(), self._size, self._start + i * self._size)
-        except FileNotFoundError:  # somebody removed what was not wanted
+        except FileNotFoundError:  # somebody removed it meanwhile
             return None
         return row if zlib.crc32(row) == self._crc[i] else None

@@ -4,7 +4,7 @@
     python -m persongen_jax.generate --base /path/to/sdxl --method-weights photomaker-v1.bin \\
         --reference me.jpg --prompt "a man img in a space suit"
 
-With --run it generates from a run that was trained on attributes; see generate/attributes.py.
+With --run it generates from a run trained on attributes; see generate/attributes.py.
 """
 
 import argparse
@@ -12,9 +12,12 @@ import functools
 import os
 import sys
 import warnings
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
+import numpy as np
 from tqdm import tqdm
 
 from data_pipeline.examples.conditions import PARTS
@@ -22,18 +25,22 @@ from data_pipeline.examples.fields import FieldError
 from data_pipeline.prompts import join_parts
 from data_pipeline.records.schema import MAX_REFERENCES
 from data_pipeline.text_files import read_lines
-from persongen_jax.cli import command
-from persongen_jax.diffusion.scales import parse_scales
+from persongen_jax.cli import add_mark_option, command
+from persongen_jax.diffusion.options import FLAGS, SamplingOptions, add_options, given_options
 from persongen_jax.generate.base import (
     KEPT,
     add_base_options,
     open_base_pipeline,
+    parse_scales,
     scheduler_options,
 )
 from persongen_jax.generate.warnings import without_effect
 
+# Settings that say how many images there are, and not how each is made.
+COUNTS = ("seed", "num_images_per_prompt", "batch_size")
 
-def parse_arguments(argv=None):
+
+def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m persongen_jax.generate",
         description=__doc__.split("\n")[0] + " For a run on attributes: --run DIR --help.",
@@ -45,8 +52,8 @@ def parse_arguments(argv=None):
         "--prompt",
         action="append",
         default=[],
-        help="plain text, may be given several times; (weights:1.5), [x], BREAK, <lora:x:1> and "
-        "embedding:x are not understood and warned of",
+        help="plain text, may be repeated; (weights:1.5), [x], BREAK, <lora:x:1> and "
+        "embedding:x are not understood; a warning says so",
     )
     add("--prompt-file", type=Path, help="text file, a prompt per line")
     for part in PARTS:
@@ -54,50 +61,40 @@ def parse_arguments(argv=None):
             f"--{part}",
             action="append",
             default=[],
-            help=f"what to say of the {part}, for all prompts, or as often as there are prompts; "
-            "joined to the prompt where no method reads it on its own",
+            help=f"description of the {part}, one for all prompts or one each; joined to the "
+            "prompt if no method reads it separately",
         )
     add(
         "--part",
         action="append",
         default=[],
         metavar="NAME=TEXT",
-        help="a further prompt of this name, which the method has to read; may be given several "
-        "times: for a name once, for all prompts, or as often as there are prompts",
+        help="an additional prompt of this name, which the method must read; may be repeated: one "
+        "per name for all prompts, or one for each prompt",
     )
     add(
         "--input",
         action="append",
         default=[],
         metavar="NAME=FILE",
-        help="what else the method reads by this name: an image, such as a pose to follow, or "
+        help="another input of the method by this name: an image, such as a pose to follow, or "
         "points (*.json, a list of [x, y] in pixels); as often as --part",
     )
     add("--negative-prompt", help="what to steer away from")
     add("--out", type=Path, default=Path("outputs"), help="folder for the images")
-    add("--height", type=int, help="pixels; default: the model's own")
-    add("--width", type=int, help="pixels; default: the model's own")
-    add("--steps", type=int, default=50, help="sampling steps")
-    add("--guidance-scale", type=float, default=5.0, help="1 turns guidance off")
-    add("--guidance-rescale", type=float, default=0.0, help="0 to 1")
-    add("--scheduler", help="ddpm, ddim, euler, euler_ancestral, dpmpp_2m; default: the model's")
+    add_options(parser, seed=42)
     add("--karras", action="store_true", help="Karras sigmas (euler, dpmpp_2m)")
     add("--timestep-spacing", choices=("leading", "trailing", "linspace"))
-    add("--images-per-prompt", type=int, default=1)
-    add("--batch-size", type=int, help="images at once")
-    add("--seed", type=int, default=42)
     add("--dtype", choices=("float32", "bfloat16"), help="default: bfloat16, on a CPU float32")
     add("--vae-dtype", choices=("float32", "bfloat16"), default="float32")
-    add("--tiling", action="store_true", help="decode in tiles: less memory for large images")
-    add("--tile-size", type=int, help="side of a tile, pixels; default: 512")
     add(
         "--lora",
         action="append",
         default=[],
         metavar="FILE[@WEIGHT]",
-        help="LoRA file; may be given several times",
+        help="LoRA file; may be repeated",
     )
-    add("--method", help="identity method; default: what the weights are of")
+    add("--method", help="identity method; default: that of the weights")
     add(
         "--method-weights",
         help="working directory of a training run, a PhotoMaker v1 file, or an IP-Adapter file",
@@ -105,7 +102,7 @@ def parse_arguments(argv=None):
     add(
         "--image-encoder",
         default="",
-        help="folder of the CLIP image encoder that the method's weights go with; default: what "
+        help="folder of the CLIP image encoder that belongs to the method's weights; default: what "
         "the run was trained with, for a file the base's image_encoder or a PhotoMaker file's own. "
         "FaceID has no default: it needs the file of its face recogniser",
     )
@@ -114,8 +111,8 @@ def parse_arguments(argv=None):
         action="append",
         default=[],
         metavar="FILE[@REGION]",
-        help=f"photograph of the person, up to {MAX_REFERENCES} times; several people in one "
-        "image: each photograph with the mask of where they may appear (white on black; one "
+        help=f"image of the person, up to {MAX_REFERENCES} times; several people in one "
+        "image: each file with the mask of where they may appear (white on black; one "
         "mask, one person), for methods with an attention branch that reads the person",
     )
     add(
@@ -132,27 +129,21 @@ def parse_arguments(argv=None):
         help="references are face crops already; for a FaceID file, aligned ones of 112 pixels",
     )
     add(
-        "--start-merge-step",
-        "--start_merge_step",
-        type=int,
-        help="the identity acts after this step; default: a fifth of the steps (10 of 50)",
-    )
-    add(
         "--scale",
         action="append",
         default=[],
         metavar="NAME=VALUE[@START-END]",
         help="factor of what the method adds, by name: identity, lora, and every stream and map "
-        "that it has, such as background (a name that it does not have is answered with those "
-        "that it has); may be given several times. With a range it is for these steps, as "
-        "fractions of all of them: identity=0.8@0.3-1",
+        "of the method, such as background (an unknown name lists the known ones); may be "
+        "repeated. With a range it is for these steps, as fractions of all of them: "
+        "identity=0.8@0.3-1",
     )
-    add("--watermark", action="store_true", help="put diffusers' invisible SDXL watermark in")
-    add("--no-compilation-cache", action="store_true", help="compile anew in every run")
+    add_mark_option(parser)
+    add("--no-compilation-cache", action="store_true", help="compile again in every run")
     return parser.parse_args(argv)
 
 
-def read_prompts(args) -> list[str]:
+def read_prompts(args: argparse.Namespace) -> list[str]:
     prompts = list(args.prompt)
     if args.prompt_file:
         lines = read_lines(args.prompt_file)
@@ -164,14 +155,14 @@ def read_prompts(args) -> list[str]:
     return prompts
 
 
-def read_parts(args, count: int) -> dict[str, list[str]]:
-    """--background and --body that were given: a text for each of the ``count`` prompts."""
+def read_parts(args: argparse.Namespace, count: int) -> dict[str, list[str]]:
+    """The given --background and --body: a text for each of the ``count`` prompts."""
     given = {name: getattr(args, name) for name in PARTS if getattr(args, name)}
     return {name: for_each(f"--{name}", texts, count) for name, texts in given.items()}
 
 
 def read_named(option: str, items: list[str], count: int) -> dict[str, list[str]]:
-    """NAME=VALUE by name: a value for each of the ``count`` prompts."""
+    """NAME=VALUE options by name: a value for each of the ``count`` prompts."""
     values = {}
     for item in items:
         name, equals, value = item.partition("=")
@@ -182,23 +173,25 @@ def read_named(option: str, items: list[str], count: int) -> dict[str, list[str]
 
 
 def for_each(what: str, values: list, count: int) -> list:
-    """As many as there are prompts, of one for all or one each."""
+    """``count`` values, from one for all or one each."""
     if len(values) not in (1, count):
         raise ValueError(
-            f"{what} stands {len(values)} times for {count} prompts: give it once, or once for each"
+            f"{what} is given {len(values)} times for {count} prompts: give it once or once each"
         )
     return values * count if len(values) == 1 else values
 
 
-def place_parts(prompts, parts, streams) -> tuple[list[str], dict[str, list[str]]]:
-    """Parts that the loaded method reads stay apart; all others are joined to the prompts."""
+def place_parts(
+    prompts: Sequence[str], parts: Mapping[str, list[str]], streams: Collection[str]
+) -> tuple[list[str], dict[str, list[str]]]:
+    """Parts that the loaded method reads stay separate; all others are joined to the prompts."""
     apart = {name: texts for name, texts in parts.items() if name in streams}
     others = [texts for name, texts in parts.items() if name not in streams]
     return [join_parts(*texts) for texts in zip(prompts, *others, strict=True)], apart
 
 
-def check_named(pipe, named: dict, inputs: dict):
-    """ValueError naming what the loaded method reads, where it does not read one of these."""
+def check_named(pipe: Any, named: dict, inputs: dict) -> None:
+    """ValueError naming what the loaded method reads if it does not read one of these."""
     read = pipe.conditioner.inputs
     others = [name for name in read if name not in pipe.text.further]
     for option, given, known in (("--part", named, pipe.text.further), ("--input", inputs, others)):
@@ -210,8 +203,8 @@ def check_named(pipe, named: dict, inputs: dict):
                 raise ValueError(f"{option} {name}: the loaded method reads {reads}")
 
 
-def make_pipeline(args):
-    pipe = open_base_pipeline(args)
+def make_pipeline(args: argparse.Namespace, options: SamplingOptions) -> Any:
+    pipe = open_base_pipeline(args, options)
     if args.method_weights:
         pipe.load_method(args.method, args.method_weights, encoder=args.image_encoder)
     for item in args.lora:
@@ -231,22 +224,22 @@ def parse_lora(item: str) -> tuple[str, float]:
     try:
         return path, float(weight)
     except ValueError as error:
-        raise ValueError(f"--lora {item}: {weight!r} is no number") from error
+        raise ValueError(f"--lora {item}: {weight!r} is not a number") from error
 
 
-def make_notes(args, prompts, parts) -> list[dict]:
-    """What each image's file says about how it was made; ``parts`` as they were given."""
-    from persongen_jax.pipeline.checks import usual_merge_step
-
-    kept = (
-        "height width steps guidance_scale guidance_rescale scheduler karras "
-        "timestep_spacing dtype vae_dtype lora method method_weights image_encoder "
-        "start_merge_step scale watermark"
-    ).split()
-    settings = {name: getattr(args, name) for name in (*KEPT, *kept)}
+def make_notes(
+    args: argparse.Namespace,
+    options: SamplingOptions,
+    prompts: Sequence[str],
+    parts: Mapping[str, Sequence[str]],
+) -> list[dict]:
+    """The notes on how each image was made; ``parts`` as given."""
+    kept = (*KEPT, *"karras timestep_spacing dtype vae_dtype lora method method_weights".split())
+    kept += ("image_encoder", "scale", *(FLAGS[name] for name in FLAGS if name not in COUNTS))
+    settings = {name: getattr(args, name) for name in kept}
     settings |= {"reference": list(args.reference), "input": list(args.input)}
     if args.reference and args.start_merge_step is None:
-        settings["start_merge_step"] = usual_merge_step(args.steps)
+        settings["start_merge_step"] = options.merge_step(args.steps)
     notes = []
     for i, prompt in enumerate(prompts):
         for _ in range(args.images_per_prompt):
@@ -258,8 +251,10 @@ def make_notes(args, prompts, parts) -> list[dict]:
     return notes
 
 
-def generate(args) -> list[Path]:
-    from persongen_jax.generate.files import ImageFolder, read_input, read_references
+def generate(args: argparse.Namespace) -> list[Path]:
+    from persongen_jax.generate.files import read_input, read_references
+    from persongen_jax.pipeline.saving import ImageFolder
+    from persongen_jax.pipeline.watermark import has_room
 
     if not args.no_compilation_cache and not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         cache = Path.home() / ".cache" / "persongen_jax" / "xla"
@@ -273,14 +268,19 @@ def generate(args) -> list[Path]:
     twice = parts.keys() & named.keys()
     if twice:
         raise ValueError(f"--part {min(twice)}: given as --{min(twice)} too")
-    scales = parse_scales(args.scale)
+    options = SamplingOptions(
+        **given_options(args),
+        scheduler_options=scheduler_options(args),
+        scales=parse_scales(args.scale),
+        output_type="np",
+    )
     if args.reference and not args.method_weights:
         raise ValueError("--reference needs a method that reads it; give --method-weights")
     if args.method and not args.method_weights:
         raise ValueError(f"--method {args.method}: it needs its weights; give --method-weights")
-    folder = ImageFolder(args.out)
+    folder = ImageFolder(args.out, not args.no_mark)
     read = functools.cache(read_input)
-    given = {name: [read(path) for path in own] for name, own in inputs.items()}
+    given: dict[str, Any] = {name: [read(path) for path in own] for name, own in inputs.items()}
     references, regions = None, None
     if args.reference:
         where = {
@@ -289,36 +289,36 @@ def generate(args) -> list[Path]:
             "crop": not args.no_crop,
         }
         references, regions = read_references(args.reference, args.method_weights, **where)
-    pipe = make_pipeline(args)
+    pipe = make_pipeline(args, options)
     if pipe.reads_references and not references:
         raise ValueError(f"--method-weights {args.method_weights}: give --reference too")
     check_named(pipe, named, inputs)
     texts, apart = place_parts(prompts, parts, pipe.streams)
     apart |= named
-    watermark = None
-    if args.watermark:
-        from persongen_jax.pipeline.watermark import WatermarkIfItFits
-
-        watermark = WatermarkIfItFits(warnings.warn)
-    notes, paths = make_notes(args, prompts, parts | named), []
+    notes, paths = make_notes(args, options, prompts, parts | named), []
 
     def save(image):
         note = notes[len(paths)]
-        if watermark:
-            image, fits = watermark(image)
-            note = {**note, "settings": {**note["settings"], "watermark": fits}}
+        note["settings"]["watermark"] = not args.no_mark and has_room(*image.shape[:2])
         paths.append(folder.save(image, note))
 
     given |= {"references": references and [references] * count, **apart}
     given |= {"regions": regions and [regions] * count}
-    run_pipeline(pipe, args, texts, given, scales, save)
+    run_pipeline(pipe, args, options, texts, given, save)
     return paths
 
 
-def run_pipeline(pipe, args, prompts, given, scales, save):
-    """Each image, uint8 [h, w, 3], goes to ``save`` when it is done; with a progress bar.
+def run_pipeline(
+    pipe: Any,
+    args: argparse.Namespace,
+    options: SamplingOptions,
+    prompts: list[str],
+    given: dict,
+    save: Callable[[np.ndarray], object],
+) -> None:
+    """Pass each image, uint8 [h, w, 3], to ``save`` when it is done; with a progress bar.
 
-    ``given``: further arguments of the pipeline, a list with an entry for each prompt each.
+    ``given``: additional arguments of the pipeline, each a list with an entry per prompt.
     """
     count = len(prompts) * args.images_per_prompt
     batches = -(-count // pipe.pictures_at_once(args.batch_size, count))
@@ -334,21 +334,7 @@ def run_pipeline(pipe, args, prompts, given, scales, save):
             prompts,
             args.negative_prompt,
             **given,
-            scales=scales,
-            start_merge_step=args.start_merge_step,
-            height=args.height,
-            width=args.width,
-            num_inference_steps=args.steps,
-            guidance_scale=args.guidance_scale,
-            guidance_rescale=args.guidance_rescale,
-            num_images_per_prompt=args.images_per_prompt,
-            seed=args.seed,
-            scheduler=args.scheduler,
-            scheduler_options=scheduler_options(args),
-            batch_size=args.batch_size,
-            tiling=args.tiling,
-            tile_size=args.tile_size,
-            output_type="np",
+            options=options,
             progress=bar.update,
             on_batch=save_batch,
         )
@@ -358,7 +344,7 @@ def run_pipeline(pipe, args, prompts, given, scales, save):
 
 
 @command
-def main(argv=None):
+def main(argv: list[str] | None = None) -> None:
     argv = sys.argv[1:] if argv is None else argv
     if any(item.split("=")[0] == "--run" for item in argv):
         from persongen_jax.generate import attributes as chosen

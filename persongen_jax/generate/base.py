@@ -1,16 +1,20 @@
-"""generate's options about the base model: where its parts are, and how it is sampled."""
+"""generate's options for the base model: where its parts are, and how to sample it."""
+
+import argparse
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from persongen_jax.diffusion.plan import make_plan
-from persongen_jax.diffusion.schedule import PREDICTION_TYPES
+from persongen_jax.diffusion.options import SamplingOptions, Strength
+from persongen_jax.diffusion.scheduler_config import PREDICTION_TYPES
 
-# What of these options an image's notes keep.
+# The options that an image's notes record.
 KEPT = ("base", "base_config", "unet", "vae", "text_encoders", "prediction_type")
 
 
-def add_base_options(add):
+def add_base_options(add: Callable) -> None:
     """``add``: a parser's add_argument."""
     add("--base", required=True, help="diffusers-format SDXL directory, or a checkpoint's file")
     add(
@@ -19,12 +23,12 @@ def add_base_options(add):
         help="for a file: directory with its configs and tokenizers, whose weights fill in for "
         "parts that the file lacks",
     )
-    add("--unet", metavar="FILE|DIR", help="UNet in place of the base's")
-    add("--vae", metavar="FILE|DIR", help="VAE in place of the base's")
+    add("--unet", metavar="FILE|DIR", help="UNet instead of the base's")
+    add("--vae", metavar="FILE|DIR", help="VAE instead of the base's")
     add(
         "--text-encoders",
         metavar="FILE|DIR",
-        help="directory or checkpoint with both, or files of their own, in place of the base's",
+        help="directory or checkpoint with both, or separate files, instead of the base's",
     )
     add(
         "--prediction-type",
@@ -34,12 +38,9 @@ def add_base_options(add):
     add("--variant", help="read weight files of this variant, e.g. fp16")
 
 
-def open_base_pipeline(args):
-    """The pipeline of the base alone; a sampler that does not fit is refused before it loads."""
+def open_base_pipeline(args: argparse.Namespace, options: SamplingOptions) -> Any:
+    """The pipeline of the base alone; refuses an unsupported sampler before loading."""
     from persongen_jax.pipeline import Pipeline
-
-    def check(scheduler_config):
-        make_plan(scheduler_config, args.steps, args.scheduler, **scheduler_options(args))
 
     on_cpu = jax.default_backend() == "cpu"
     return Pipeline.from_pretrained(
@@ -52,15 +53,42 @@ def open_base_pipeline(args):
         vae=args.vae,
         text_encoders=args.text_encoders,
         prediction_type=args.prediction_type,
-        check=check,
+        check=options.plan,
     )
 
 
-def scheduler_options(args) -> dict:
-    """The sampler's parameters that were asked for."""
+def scheduler_options(args: argparse.Namespace) -> dict:
+    """The requested parameters of the sampler."""
     options = {}
     if args.karras:
         options["use_karras_sigmas"] = True
     if args.timestep_spacing:
         options["timestep_spacing"] = args.timestep_spacing
     return options
+
+
+def parse_scales(items: Sequence[str]) -> dict[str, Strength]:
+    """Command-line options: NAME=VALUE, or several NAME=VALUE@START-END of one name.
+
+    Raises:
+        ValueError: another form, or both forms for one name.
+    """
+    scales: dict[str, Any] = {}
+    for item in items:
+        name, _, rest = item.partition("=")
+        value, at, steps = rest.partition("@")
+        start, dash, end = steps.partition("-")
+        try:
+            if at and not dash:
+                raise ValueError(f"no range in {steps!r}")
+            strength = [(float(start), float(end), float(value))] if at else float(value)
+        except ValueError as error:
+            raise ValueError(
+                f"--scale {item}: write NAME=NUMBER, identity=0.8, or with a range of the steps "
+                "NAME=NUMBER@START-END, identity=0.8@0.3-1"
+            ) from error
+        name = name.strip()
+        if name in scales and not (at and isinstance(scales[name], list)):
+            raise ValueError(f"--scale {item}: {name} has a strength for these steps already")
+        scales[name] = scales.get(name, []) + strength if at else strength
+    return scales

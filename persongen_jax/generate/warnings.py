@@ -1,14 +1,16 @@
-"""What generate says of options without effect."""
+"""Warnings of generate about options without effect."""
+
+import argparse
 
 
-def without_effect(args) -> list[str]:
-    """What the command line says in vain; of a call's own arguments pipeline/checks.py tells."""
+def without_effect(args: argparse.Namespace) -> list[str]:
+    """Options without effect; pipeline/checks.py reports a call's own arguments."""
     lines = []
     if not args.reference:
         given = {"--detector": args.detector, "--no-crop": args.no_crop}
         lines += [f"{name} has no effect without --reference" for name in given if given[name]]
     elif args.no_crop and args.detector:
-        lines.append(f"--detector {args.detector} has no effect: --no-crop looks for no face")
+        lines.append(f"--detector {args.detector} has no effect: --no-crop detects no face")
     if args.image_encoder and not args.method_weights:
         lines.append("--image-encoder has no effect without --method-weights")
     return lines

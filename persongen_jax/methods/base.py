@@ -1,19 +1,25 @@
 """The interface of identity methods. Nothing else in the project asks which method it is."""
 
 import abc
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterable
 from dataclasses import dataclass
+from typing import Any
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import ArrayLike
+from ml_collections import ConfigDict
 
 from data_pipeline.examples.conditions import References, Text
-from data_pipeline.examples.fields import Encoding, Field
+from data_pipeline.examples.fields import Batch, Encoding, Field
 from data_pipeline.prompts import Tokenizers
 from persongen_jax.diffusion.conditioning import Conditioning, TokenStream
 from persongen_jax.models.branches import remove_branches
 from persongen_jax.models.lora import remove_adapters
 from persongen_jax.models.sdxl.parts import COMPONENTS, StableDiffusionXL
+
+Model = Any  # StableDiffusionXL, or a view of it, with the parts that a method has added
 
 
 @dataclass
@@ -28,8 +34,8 @@ class Method(abc.ABC):
     """An identity method: what it adds to the model, how it conditions, and what it trains.
 
     Attributes:
-        groups: rows (path pattern, learning-rate group) of what it trains; a config's
-        ``trainable`` overrides them. See training/partition.py.
+        groups: rows (path pattern, learning-rate group) of what it trains; a config's ``trainable``
+            overrides them. See training/partition.py.
         denoises_with: names of the model's parts that ``denoise`` runs in addition to the UNet.
         decodes: whether ``losses`` reads the decoded image (``step.image()``), so that the VAE's
             decoder stays on the device.
@@ -50,7 +56,7 @@ class Method(abc.ABC):
         return hash(type(self))
 
     @abc.abstractmethod
-    def attach(self, parts: Parts, config, rngs: nnx.Rngs):
+    def attach(self, parts: Parts, config: ConfigDict, rngs: nnx.Rngs) -> None:
         """Add the method's parts with their initial weights, in place.
 
         Args:
@@ -59,7 +65,7 @@ class Method(abc.ABC):
             rngs: for random initialisation.
         """
 
-    def detach(self, parts: Parts):
+    def detach(self, parts: Parts) -> None:
         """Remove all that ``attach`` has added; the model then computes what the base does.
 
         This removes attention branches, LoRA, and additional networks. A method that changes
@@ -73,7 +79,7 @@ class Method(abc.ABC):
             if isinstance(part, nnx.Module) and name not in COMPONENTS:
                 delattr(parts.model, name)
 
-    def fields(self, parts: Parts, config) -> tuple[Field, ...]:
+    def fields(self, parts: Parts, config: ConfigDict) -> tuple[Field, ...]:
         """The inputs that it reads other than the target image and its crop, attached.
 
         By default: a caption that marks where the identity enters, and references.
@@ -81,7 +87,7 @@ class Method(abc.ABC):
         return prompts(parts, config), references(self, parts.model)
 
     @abc.abstractmethod
-    def condition(self, model, batch) -> Conditioning:
+    def condition(self, model: Model, batch: Batch) -> Conditioning:
         """Maps a batch (of the method's fields) to what the UNet reads.
 
         Where ``id_mask`` is False the identity has no influence. Runs inside a compiled step; the
@@ -89,7 +95,14 @@ class Method(abc.ABC):
         and :func:`reference_features` references, unless the batch holds cached ones.
         """
 
-    def denoise(self, model, x, t, conditioning: Conditioning, step=None):
+    def denoise(
+        self,
+        model: Model,
+        x: jax.Array,
+        t: ArrayLike,
+        conditioning: Conditioning,
+        step: ArrayLike | None = None,
+    ) -> jax.Array:
         """The prediction [b, h, w, c] at noisy latents ``x`` and timesteps ``t``.
 
         It runs in training and in the sampler. ``model`` has ``unet`` and the parts that
@@ -99,7 +112,7 @@ class Method(abc.ABC):
         """
         return model.unet(x, t, conditioning)
 
-    def losses(self, model, batch, step) -> dict:
+    def losses(self, model: Model, batch: Batch, step: Any) -> dict[str, jax.Array]:
         """{"loss": [b]}, the objective, and additional terms [b] for the log.
 
         Args:
@@ -114,11 +127,11 @@ class Method(abc.ABC):
 
     image_tower = "id_encoder/vision_model"  # path of the network that reads the references
 
-    def reference_size(self, model) -> int:
+    def reference_size(self, model: Model) -> int:
         """Side in pixels of the face crops that the image tower reads."""
         return model.id_encoder.vision_model.config["image_size"]
 
-    def encode_references(self, model, id_pixel_values):
+    def encode_references(self, model: Model, id_pixel_values: jax.Array) -> jax.Array:
         """Face crops [b, r, s, s, 3] to the image tower's features, [b, r, ...].
 
         It depends only on the weights of ``image_tower``: if these are frozen, the result is
@@ -127,7 +140,7 @@ class Method(abc.ABC):
         return model.id_encoder.pool(id_pixel_values)
 
 
-def denoiser_view(model, method=None):
+def denoiser_view(model: Model, method: Method | None = None) -> Model:
     """The UNet and the other parts that ``denoise`` runs, by reference, in one module."""
     view = nnx.Module()
     for name in ("unet", *(method.denoises_with if method else ())):
@@ -138,7 +151,9 @@ def denoiser_view(model, method=None):
 # ---- The fields that identity methods share ----------------------------------------------------
 
 
-def prompts(parts: Parts, config, streams=("text",), at_trigger: bool = True) -> Text:
+def prompts(
+    parts: Parts, config: ConfigDict, streams: tuple[str, ...] = ("text",), at_trigger: bool = True
+) -> Text:
     """Captions, read by both text towers; see data_pipeline/examples/conditions.py."""
     encoding = Encoding(
         kind="text",
@@ -156,13 +171,13 @@ def prompts(parts: Parts, config, streams=("text",), at_trigger: bool = True) ->
     )
 
 
-def encode_text(model, input_ids):
+def encode_text(model: Model, input_ids: jax.Array) -> dict[str, jax.Array]:
     """Token ids [b, 2, n] to {"states": [b, n, d], "pooled": [b, p]}."""
     states, pooled = model.encode_prompt(input_ids)
     return {"states": states, "pooled": pooled}
 
 
-def references(method: Method, model) -> References:
+def references(method: Method, model: Model) -> References:
     """References, read by the method's image tower."""
 
     def encode(model, id_pixel_values):
@@ -184,7 +199,7 @@ def references(method: Method, model) -> References:
 # ---- Reading a batch ---------------------------------------------------------------------------
 
 
-def prompt_states(model, batch, stream: str = "text"):
+def prompt_states(model: Model, batch: Batch, stream: str = "text") -> tuple[jax.Array, jax.Array]:
     """A stream's encoded prompt: [b, 77, d], and for "text" the pooled embedding [b, p].
 
     Taken from the batch ("text_states") if it holds them.
@@ -194,20 +209,22 @@ def prompt_states(model, batch, stream: str = "text"):
     return model.encode_prompt(batch["input_ids"][stream])
 
 
-def reference_features(model, batch):
+def reference_features(model: Model, batch: Batch) -> jax.Array:
     """CLIP's pooled embeddings of the references, [b, r, d]: the batch's own, or encoded now."""
     if "id_features" in batch:
         return batch["id_features"]
     return model.id_encoder.pool(batch["id_pixel_values"])
 
 
-def plain_text(model, batch) -> Conditioning:
+def plain_text(model: Model, batch: Batch) -> Conditioning:
     """The prompt as written, with no place for an identity in it."""
     embeds, pooled = prompt_states(model, batch)
     return Conditioning({"text": TokenStream(embeds)}, pooled, batch["time_ids"])
 
 
-def add_prompt_streams(conditioning: Conditioning, model, batch, streams) -> Conditioning:
+def add_prompt_streams(
+    conditioning: Conditioning, model: Model, batch: Batch, streams: Iterable[str]
+) -> Conditioning:
     """Adds the prompts of ``streams`` other than "text": [b, 77, d] each, unmasked.
 
     As in "text", a prompt's padding is attended to. An image without such a caption gets the empty

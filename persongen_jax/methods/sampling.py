@@ -1,16 +1,25 @@
 """The sampler's loop around a method's denoiser, with classifier-free guidance."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 from flax import nnx
+from jax.typing import ArrayLike
 
 from persongen_jax.diffusion import samplers as sampling
 from persongen_jax.diffusion.conditioning import Guidance, deinterleave, interleave
+from persongen_jax.diffusion.plan import Plan
+from persongen_jax.methods.base import Method
 
 
-def guided(method, graphdef, state, guidance: Guidance, scalars) -> Callable:
+def guided(
+    method: Method | None,
+    graphdef: nnx.GraphDef,
+    state: nnx.State,
+    guidance: Guidance,
+    scalars: Sequence[ArrayLike],
+) -> Callable:
     """(x, t, step) to the guided prediction, for sampling.run_steps.
 
     Args:
@@ -41,7 +50,16 @@ def guided(method, graphdef, state, guidance: Guidance, scalars) -> Callable:
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1), donate_argnums=4)
-def sample_steps(method, graphdef, state, plan, carry, guidance: Guidance, keys, scalars):
+def sample_steps(
+    method: Method | None,
+    graphdef: nnx.GraphDef,
+    state: nnx.State,
+    plan: Plan,
+    carry: dict,
+    guidance: Guidance,
+    keys: jax.Array | None,
+    scalars: Sequence[ArrayLike],
+) -> dict:
     """The sampler's loop over steps start..stop-1, compiled once per plan and shape.
 
     Args:

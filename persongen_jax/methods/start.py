@@ -11,8 +11,11 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 from jax.experimental import multihost_utils
+from ml_collections import ConfigDict
 
+from persongen_jax.methods.base import Model
 from persongen_jax.models.encoders.id_encoder import PhotoMakerIDEncoder
 from persongen_jax.models.lora import lora_layers
 from persongen_jax.parallel import distributed
@@ -22,7 +25,7 @@ from persongen_jax.weights.errors import KeyMismatch, MissingFile, UnsupportedAd
 from persongen_jax.weights.formats.clip import load_vision_tower
 
 
-def add_id_encoder(model, config, rngs):
+def add_id_encoder(model: Model, config: ConfigDict, rngs: nnx.Rngs) -> None:
     """Adds PhotoMaker's whole ID encoder, so that its files fit; unused parts stay frozen.
 
     Reads config.base, id_encoder (a CLIP directory; default: ``<base>/image_encoder``), id_gain
@@ -41,7 +44,7 @@ def add_id_encoder(model, config, rngs):
     model.id_encoder = encoder
 
 
-def image_encoder_of(config) -> Path:
+def image_encoder_of(config: ConfigDict) -> Path:
     """The base's image tower: next to its configs, also if the base itself is a single file."""
     return Path(config.get("base_config") or config.base) / "image_encoder"
 
@@ -58,7 +61,7 @@ class Origin(NamedTuple):
     trained: dict
 
 
-def find_origin(config) -> Origin:
+def find_origin(config: ConfigDict) -> Origin:
     """Follow ``config.start_from`` to its beginning; all fields are empty if that is "".
 
     Raises:
@@ -100,7 +103,7 @@ def find_origin(config) -> Origin:
     return Origin(str(first), str(source), trained)
 
 
-def start_from(model, config) -> Origin:
+def start_from(model: Model, config: ConfigDict) -> Origin:
     """Fill the existing parts; call it before others are made as copies of them.
 
     The ID encoder comes from the file, and so does LoRA if the model has it; then come the weights
@@ -125,7 +128,7 @@ def start_from(model, config) -> Origin:
     return origin
 
 
-def start_rest(model, origin: Origin):
+def start_rest(model: Model, origin: Origin) -> None:
     """Fill in all weights that runs have trained, once all parts exist; skips LoRA of another rank.
 
     Raises:
@@ -175,14 +178,14 @@ def _load_id_encoder(model, path):
         fill_slots(module_slots(model.id_encoder, ""), file.id_encoder)
 
 
-def settle_step(config, before: dict | None):
+def settle_step(config: ConfigDict, before: dict | None) -> ConfigDict:
     """The config with ``start_from_step`` fixed, as the earlier run may be trained further.
 
     With several processes the first one looks; all of them must call it.
 
     Args:
         before: the config in the run's own checkpoint, whose step is kept; None when the run
-        begins, which uses the newest.
+            begins, which uses the newest.
     """
     source, step = config.get("start_from", ""), config.get("start_from_step", 0)
     if step or not source:

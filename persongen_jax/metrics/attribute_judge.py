@@ -1,5 +1,7 @@
 """The classifier that judges attributes: a finished run of systems/attribute_classifier.py."""
 
+from collections.abc import Sequence
+
 import jax
 import numpy as np
 from flax import nnx
@@ -10,10 +12,10 @@ from persongen_jax.metrics.base import Generated, Known, People
 
 
 class AttributeJudge:
-    """A trained classifier, with what it makes of pictures computed once.
+    """A trained classifier, whose results for images are computed once.
 
     Attributes:
-        vocabulary: the attributes that it tells; weights: its own, a pytree of arrays.
+        vocabulary: the attributes that it classifies; weights: its own, a pytree of arrays.
 
     Args:
         run: the classifier's working directory.
@@ -42,8 +44,8 @@ class AttributeJudge:
             )
         if found.step < found.config.steps:
             raise ValueError(
-                f"config.classifier={run!r}: {found.step} of {found.config.steps} steps are made; "
-                "finish it first, by the command that began it"
+                f"config.classifier={run!r}: {found.step} of {found.config.steps} steps are done; "
+                "finish it first with the command that started it"
             )
         self._run, self._system = run, found.system
         self.vocabulary = found.system.vocabulary
@@ -54,7 +56,7 @@ class AttributeJudge:
         return generated.once((self, "scores"), lambda: self.scores(generated.images))
 
     def of_people(self, people: People) -> np.ndarray:
-        """Features [n, d] of all real pictures; n may be 0."""
+        """Features [n, d] of all real images; n may be 0."""
 
         def compute():
             pictures = [picture for owner in people.owners for picture in owner.pictures()]
@@ -62,30 +64,30 @@ class AttributeJudge:
 
         return people.once((self, "features"), compute)
 
-    def scores(self, images) -> tuple[np.ndarray, np.ndarray]:
-        """Logits [n, K] and features [n, d] of uint8 RGB pictures [n, h, w, 3].
+    def scores(self, images: Sequence[np.ndarray] | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Logits [n, K] and features [n, d] of uint8 RGB images [n, h, w, 3].
 
-        A classifier of grey pictures reads their grey, as its training did.
+        A classifier of grey images converts them to grey, as in its training.
         """
         size, _, channels = self._system.described.shape
         return self._system.scores([square(image, size, channels) for image in images])
 
     def check(self, known: Known) -> None:
-        """ValueError if the classifier cannot judge images such as the pictures of a set."""
+        """ValueError if the classifier cannot judge images like those of a set."""
         size = self._system.described.shape[:2]
         first = next((owner.pictures(1)[0] for owner in known.people.owners), None)
         if first is not None and first.shape[:2] != size:
             raise ValueError(
-                f"config.classifier={self._run!r} reads pictures of {size[0]}x{size[1]} pixels, "
+                f"config.classifier={self._run!r} reads images of {size[0]}x{size[1]} pixels, "
                 f"the run's have {first.shape[0]}x{first.shape[1]}; train a classifier with the "
                 f"run's --config.data and --config.size={first.shape[0]}"
             )
 
     def parse(self, request: str) -> tuple[np.ndarray, np.ndarray]:
-        """What a request asks for, in the classifier's attributes; see Vocabulary.parse.
+        """A request in terms of the classifier's attributes; see Vocabulary.parse.
 
         Raises:
-            ValueError: the classifier does not tell one of its attributes.
+            ValueError: the classifier lacks one of its attributes.
         """
         try:
             return self.vocabulary.parse(request)

@@ -1,4 +1,4 @@
-"""Whether attributes are read as they were asked for, per attribute."""
+"""Scores whether the recognised attributes are the requested ones, per attribute."""
 
 import numpy as np
 
@@ -7,14 +7,16 @@ from data_pipeline.attributes.vocabulary import Vocabulary
 Z = 1.959964  # of a 95 % interval
 
 
-def right(logits, values, known, vocabulary: Vocabulary) -> np.ndarray:
-    """1 where an attribute is read as asked, 0 where not, NaN where nothing was asked: [n, K].
+def right(
+    logits: np.ndarray, values: np.ndarray, known: np.ndarray, vocabulary: Vocabulary
+) -> np.ndarray:
+    """1 if the recognised attribute is as requested, 0 if not, NaN if not requested: [n, K].
 
-    An attribute is read as present where its logit is above 0. Of a group the largest logit is
-    read, and the answer counts for the member that was asked for alone.
+    An attribute is recognised as present if its logit is above 0. Within a group the largest logit
+    counts, and only the requested member gets a score.
 
     Args:
-        logits: [n, K]; values: [n, K] in 0..1; known: [n, K], above 0 where something was asked.
+        logits: [n, K]; values: [n, K] in 0..1; known: [n, K], above 0 for requested attributes.
     """
     logits, asked = np.asarray(logits), np.asarray(values) >= 0.5
     known = np.asarray(known) > 0
@@ -28,14 +30,14 @@ def right(logits, values, known, vocabulary: Vocabulary) -> np.ndarray:
     return correct
 
 
-def of_pictures(correct) -> np.ndarray:
-    """[n] the share of right answers of each picture, of answers [n, K]; NaN where none is."""
+def of_pictures(correct: np.ndarray) -> np.ndarray:
+    """[n] share of right answers per image, from answers [n, K]; NaN if it has none."""
     answered = ~np.isnan(correct)
     n = answered.sum(1)
     return np.where(n > 0, np.where(answered, correct, 0).sum(1) / np.maximum(n, 1), np.nan)
 
 
-def share(correct) -> dict:
+def share(correct: np.ndarray) -> dict:
     """{"mean", "low", "high", "n"} of independent answers [n], NaN for none: Wilson's interval."""
     correct = np.asarray(correct, np.float64)
     correct = correct[~np.isnan(correct)]
@@ -48,8 +50,8 @@ def share(correct) -> dict:
     return {"mean": p, "low": max(0.0, float(low)), "high": min(1.0, float(high)), "n": n}
 
 
-def mean_of_pictures(correct) -> dict:
-    """{"mean", "low", "high", "n"} of answers [n, K], of which a picture's depend on each other."""
+def mean_of_pictures(correct: np.ndarray) -> dict:
+    """{"mean", "low", "high", "n"} of answers [n, K] that are dependent within an image."""
     own = of_pictures(correct)
     if ((~np.isnan(correct)).sum(1) <= 1).all():  # a class: answers are independent
         return share(own)

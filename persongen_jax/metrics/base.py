@@ -1,30 +1,31 @@
-"""What a metric is: what it is given, what it gives back, and how it describes itself.
+"""The interface of a metric: its input, its output, and its description.
 
-A metric is one class in one file. ``config.metrics`` names it, by the name that registry.py has for
-it or as "package.module:Class"; its column, CSV cells, plot and place in comparisons follow from
-its description.
+A metric is one class in one file. ``config.metrics`` names it by its name in registry.py or as
+"package.module:Class"; its column, CSV cells, plot and part in comparisons follow from its
+description.
 """
 
 import abc
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
 import numpy as np
+from ml_collections import ConfigDict
 
 
 @dataclass(eq=False)
 class Kept:
-    """Keeps what was computed from an object for as long as the object lives."""
+    """Caches what was computed from an object for as long as the object lives."""
 
     _kept: dict = field(default_factory=dict, init=False, repr=False)
 
-    def once(self, key, make: Callable[[], Any]):
-        """``make()``, called the first time that ``key`` is asked for.
+    def once(self, key: Hashable, make: Callable[[], Any]) -> Any:
+        """``make()``, called only the first time that ``key`` is requested.
 
         Args:
-            key: hashable; a judge takes (itself, what), as in ``(self, "features")``.
+            key: hashable; a judge uses (itself, what), as in ``(self, "features")``.
         """
         if key not in self._kept:
             self._kept[key] = make()
@@ -37,9 +38,9 @@ class Generated(Kept):
 
     Attributes:
         images: uint8 RGB [n, h, w, 3].
-        owners: [n], whose image each is: the unit that intervals resample.
-        texts: [n], what each image was asked to show; None where nothing was said in words.
-        inputs: further inputs by name, [n, ...] each, such as attributes or class labels.
+        owners: [n], whose image each is: the unit of resampling for intervals.
+        texts: [n], what each image should show; None without a description in words.
+        inputs: additional inputs by name, [n, ...] each, such as attributes or class labels.
 
     Raises:
         ValueError: lengths that differ.
@@ -59,12 +60,12 @@ class Generated(Kept):
 
 @dataclass(frozen=True, eq=False)
 class Owner:
-    """Someone, or something, of whom real pictures are known. A picture is uint8 RGB [h, w, 3].
+    """A person or thing with real images. An image is uint8 RGB [h, w, 3].
 
     Attributes:
         name: as in ``Generated.owners``.
-        references: () -> the pictures that the method read, [] for none.
-        pictures: (limit=None) -> at most ``limit`` real pictures, the references first.
+        references: () -> the images that the method read; [] for none.
+        pictures: (limit=None) -> at most ``limit`` real images, the references first.
     """
 
     name: str
@@ -74,7 +75,7 @@ class Owner:
 
 @dataclass(eq=False)
 class People(Kept):
-    """Owners in a fixed order; ``open`` is called when somebody first asks for them."""
+    """Owners in a fixed order; ``open`` is called on first access."""
 
     open: Callable[[], Sequence[Owner]]
 
@@ -85,13 +86,13 @@ class People(Kept):
 
 @dataclass(eq=False)
 class Known(Kept):
-    """What is known about one set, made once when a validation opens.
+    """What is known about one set, created once when a validation opens.
 
     Attributes:
         name: of the set.
-        people: whose images are generated.
-        others: further people, among whom a metric may look; perhaps none, perhaps some of
-            ``people`` again. Several sets share the object, and so what was computed from it.
+        people: the people to generate.
+        others: additional people for searches by metrics; may be empty, and may include some of
+            ``people``. Several sets share the object, and so what was computed from it.
     """
 
     name: str
@@ -101,16 +102,16 @@ class Known(Kept):
 
 @dataclass(frozen=True)
 class Values:
-    """What a metric gives.
+    """The output of a metric.
 
     Attributes:
-        values: of images, [n] float64, NaN where an image cannot be measured (no face in it); of a
-            set, one number, NaN if it cannot be measured.
-        n: of a set, the number of generated images behind the number; not read otherwise.
-        interval: of a set, (low, high) at 95 % if the metric knows one.
-        facts: further facts of the measure that JSON can hold. "among": of how many candidates
-            one is right, so that chance is 1 / among.
-        parts: of images, the same figure of parts of what it is about, [n] each by the part's name,
+        values: of images, [n] float64, NaN for an image that cannot be measured (without a face);
+            of a set, one number, NaN if it cannot be measured.
+        n: of a set, the number of generated images behind the number; unused otherwise.
+        interval: of a set, (low, high) at 95 % if the metric knows it.
+        facts: additional facts of the measure that JSON can hold. "among": the number of candidates
+            of which one is right, so that chance is 1 / among.
+        parts: of images, the same figure for parts of its subject, [n] each by the part's name,
             such as an attribute.
     """
 
@@ -125,13 +126,13 @@ class Metric(abc.ABC):
     """One figure of generated images.
 
     Attributes:
-        name: an identifier, unique: key in metrics.jsonl, CSV column, file name of the plot.
-        title: the column's head and the plot's label.
+        name: a unique identifier: key in metrics.jsonl, CSV column, file name of the plot.
+        title: the column's header and the plot's label.
         form: the format of a table's cell, such as "{:.1%}".
         over: "images" or "set", see :class:`Values`.
         plotted: whether it has a trajectory.
-        chance: what guessing gives, None if that makes no sense or depends on the set ("among").
-        judge_key: the config's key that names the judge, "" if there is none.
+        chance: the value of guessing; None if meaningless or dependent on the set ("among").
+        judge_key: the config's key that names the judge; "" if there is none.
         judge: the network file that judges, in one line; "" if none does.
     """
 
@@ -144,15 +145,15 @@ class Metric(abc.ABC):
     judge_key: ClassVar[str] = ""
     judge: str = ""
 
-    def __init__(self, config, judges):
-        """Open what judges; called once, before the first step of training.
+    def __init__(self, config: ConfigDict, judges: Any):
+        """Open the judge; called once, before the first step of training.
 
         Args:
             config: the experiment's.
-            judges: the shared networks, judges.Judges; each is loaded when first asked for.
+            judges: the shared networks, judges.Judges; each is loaded on first use.
 
         Raises:
-            NoJudge: the config names no judge, and the metric is not measured.
+            NoJudge: the config names no judge, so the metric is not measured.
             ValueError, OSError: the judge's file cannot be used.
         """
         del config, judges
@@ -160,14 +161,14 @@ class Metric(abc.ABC):
     def networks(self) -> tuple:
         """The judging networks' weights, a pytree of arrays each, for ``check_judges``.
 
-        () where they do not run in JAX, or where nothing judges.
+        () if they do not run in JAX, or if there is no judge.
         """
         return ()
 
     def prepare(self, known: Known) -> None:
-        """Read what is needed of a set, so that its faults are found before training begins."""
+        """Read what is needed from a set, so that its faults show before training begins."""
         del known
 
     @abc.abstractmethod
     def __call__(self, generated: Generated, known: Known) -> Values | None:
-        """Measure; None if this set cannot be measured at all, and gets no figure."""
+        """Measure; None if this set cannot be measured at all and gets no figure."""

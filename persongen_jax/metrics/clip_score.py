@@ -1,25 +1,29 @@
-"""CLIP-T: does the picture show what the prompt says (Radford et al., arXiv 2103.00020)?
+"""CLIP-T: does the image show what the prompt says (Radford et al., arXiv 2103.00020)?
 
-100 times the cosine of CLIP's image and text embeddings. Figures of different CLIPs are never
+100 times the cosine of CLIP's image and text embeddings. Figures from different CLIPs are never
 comparable; the thesis used ViT-L/14 at 336 pixels.
 """
 
 import functools
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.typing import DTypeLike
 
-from data_pipeline.examples.transforms import clip_preprocess
 from data_pipeline.pictures.reading import load_image
+from data_pipeline.pictures.transforms import clip_preprocess
 from persongen_jax.weights.formats.clip import load_clip
 
-BATCH = 8  # pictures or texts at once
+BATCH = 8  # images or texts at once
 
 
 class ClipScore:
-    """CLIP-T by the CLIP in a transformers directory.
+    """CLIP-T by the CLIP model in a transformers directory.
 
     Args:
         folder: a CLIPModel's, such as openai/clip-vit-large-patch14-336.
@@ -29,21 +33,21 @@ class ClipScore:
         networks: the weights of the image and of the text tower, an nnx.State each.
 
     Raises:
-        WeightsError: the folder is not there, or is not a whole CLIP.
+        WeightsError: the folder does not exist, or is not a whole CLIP.
     """
 
-    def __init__(self, folder, *, dtype=jnp.float32):
+    def __init__(self, folder: str | Path, *, dtype: DTypeLike = jnp.float32):
         clip = load_clip(folder, dtype=dtype)
         self.name = str(folder)
-        self.tokenizer = clip.tokenizer
+        self.tokenizer: Any = clip.tokenizer
         self.image_size = clip.vision_model.config["image_size"]
         self.text_length = clip.text_model.config["max_position_embeddings"]
         self._vision = nnx.split(clip.vision_model)
         self._text = nnx.split(clip.text_model)
         self.networks = (self._vision[1], self._text[1])
 
-    def image_features(self, images) -> np.ndarray:
-        """Pictures, whatever load_image takes, to unit vectors [n, d]."""
+    def image_features(self, images: Sequence[Any] | np.ndarray) -> np.ndarray:
+        """Images, in any form that load_image accepts, to unit vectors [n, d]."""
 
         def embed(images):
             pixels = [clip_preprocess(load_image(image), self.image_size) for image in images]
@@ -51,8 +55,8 @@ class ClipScore:
 
         return _in_batches(embed, images)
 
-    def text_features(self, texts) -> np.ndarray:
-        """Texts to unit vectors [n, d]; what is longer than CLIP reads (77 tokens) is cut."""
+    def text_features(self, texts: Sequence[str]) -> np.ndarray:
+        """Texts to unit vectors [n, d]; text beyond CLIP's 77 tokens is cut."""
         ids = self.tokenizer(
             list(texts), padding="max_length", truncation=True, max_length=self.text_length
         )["input_ids"]
@@ -60,23 +64,23 @@ class ClipScore:
             lambda rows: _embed_texts(*self._text, np.array(rows, np.int32)), list(ids)
         )
 
-    def score(self, images, texts) -> np.ndarray:
-        """CLIP-T of each picture with its text, [n], in -100..100."""
+    def score(self, images: Sequence[Any], texts: Sequence[str]) -> np.ndarray:
+        """CLIP-T of each image with its text, [n], in -100..100."""
         if len(images) != len(texts):
-            raise ValueError(f"{len(images)} pictures and {len(texts)} texts: give one text each")
+            raise ValueError(f"{len(images)} images and {len(texts)} texts: give one text each")
         return self.score_features(self.image_features(images), texts)
 
-    def score_features(self, image_features, texts) -> np.ndarray:
-        """``score`` of pictures whose features [n, d] are there already."""
-        once = list(dict.fromkeys(texts))  # several pictures of a prompt are the rule
+    def score_features(self, image_features: np.ndarray, texts: Sequence[str]) -> np.ndarray:
+        """``score`` of images whose features [n, d] are already known."""
+        once = list(dict.fromkeys(texts))  # usually several images share a prompt
         features = self.text_features(once)[[once.index(text) for text in texts]]
         return 100 * (image_features * features).sum(-1)
 
 
 def _in_batches(embed, rows) -> np.ndarray:
-    """``embed`` over batches of one size; the last is filled up, so that nothing recompiles."""
+    """``embed`` over batches of one size; the last is padded, so that nothing recompiles."""
     if not len(rows):
-        raise ValueError("nothing to embed: give at least one picture or text")
+        raise ValueError("nothing to embed: give at least one image or text")
     out = []
     for start in range(0, len(rows), BATCH):
         which = np.minimum(np.arange(start, start + BATCH), len(rows) - 1)

@@ -1,11 +1,13 @@
-"""Pictures to face embeddings: find the face, align it, recognise it.
+"""Images to face embeddings: find the face, align it, recognise it.
 
-What a picture's embedding means depends on both networks; figures of different recognisers are
-never comparable.
+The embedding depends on both networks; figures from different recognisers are never
+comparable.
 """
 
 import functools
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -19,23 +21,23 @@ from persongen_jax.weights.errors import MissingFile
 from persongen_jax.weights.files.directory import read_config
 from persongen_jax.weights.formats.arcface import Recogniser, load_arcface
 
-BATCH = 32  # faces per call of the recogniser: one shape, so that nothing is compiled twice
+BATCH = 32  # faces per call of the recogniser: one shape, so that nothing recompiles
 
 
 class FaceEmbedder:
-    """An ArcFace recogniser behind a detector that gives five landmarks.
+    """An ArcFace recogniser after a detector that finds five landmarks.
 
     Attributes:
         licence: of both networks' weights, one line.
         dim: d, the length of an embedding.
-        detector_name: of the detector, with its folder where that is known.
+        detector_name: of the detector, including its folder if known.
         networks: the recogniser's weights, one nnx.State.
     """
 
     def __init__(self, recogniser: Recogniser, detector: Detector, detector_name: str = ""):
         if not detector.gives_landmarks:
             raise ValueError(
-                f"the detector {detector.name!r} gives no landmarks, without which faces cannot "
+                f"the detector {detector.name!r} finds no landmarks, so faces cannot "
                 "be aligned: use keypoints:DIR or insightface"
             )
         config = recogniser.model.config
@@ -49,22 +51,22 @@ class FaceEmbedder:
         self.networks = (self._state,)
         self._run = jax.jit(functools.partial(_embed_crops, graphdef))
 
-    def embed(self, images) -> tuple[np.ndarray, np.ndarray]:
-        """The largest face of each picture.
+    def embed(self, images: Iterable[Any]) -> tuple[np.ndarray, np.ndarray]:
+        """The largest face of each image.
 
         Args:
-            images: of any sizes, whatever load_image takes: uint8 RGB [n, h, w, 3], paths, ….
+            images: of any sizes, in any form of load_image: uint8 RGB [n, h, w, 3], paths, ….
 
         Returns:
             Embeddings [n, d] float32 of length 1, zeros where no face was found; and whether one
-            was, [n] bool.
+            was found, [n] bool.
         """
         images = [load_image(image, f"picture {n}") for n, image in enumerate(images, 1)]
         detections = self.detector.detect(images)
         found = np.array([detection is not None for detection in detections], bool)
         embeddings = np.zeros((len(detections), self.dim), np.float32)
         crops = [
-            align_face(image, detection.landmarks, self.size)
+            align_face(image, np.asarray(detection.landmarks), self.size)
             for image, detection in zip(images, detections, strict=True)
             if detection is not None
         ]
@@ -72,7 +74,7 @@ class FaceEmbedder:
             embeddings[found] = self.embed_crops(np.stack(crops))
         return embeddings, found
 
-    def embed_crops(self, crops) -> np.ndarray:
+    def embed_crops(self, crops: np.ndarray) -> np.ndarray:
         """Aligned faces, uint8 [n, s, s, 3], to embeddings [n, d] of length 1."""
         crops = np.asarray(crops)
         if crops.dtype != np.uint8 or crops.shape[1:] != (self.size, self.size, 3):
@@ -94,18 +96,18 @@ def _embed_crops(graphdef, state, crops):
     return nnx.merge(graphdef, state)((crops.astype("float32") - 127.5) / 127.5)
 
 
-def open_face_embedder(face_net, detector: str = "auto") -> FaceEmbedder:
-    """Open a recogniser and the detector that goes with it.
+def open_face_embedder(face_net: str | Path, detector: str = "auto") -> FaceEmbedder:
+    """Open a recogniser and the matching detector.
 
     Args:
         face_net: an ArcFace file (see ``load_arcface``), or a folder of this project's with
             ``model.safetensors`` and a config.json, which names ``input_size`` and ``licence``.
-        detector: as ``open_detector``'s; "auto" takes the folder ``face_detector`` that lies beside
-            the recogniser or in a folder beside it, as the miniature's does, else InsightFace.
+        detector: as for ``open_detector``; "auto" uses the folder ``face_detector`` next to the
+            recogniser or next to its folder, as in the miniature, else InsightFace.
 
     Raises:
-        MissingFile: no recogniser there; the message says what to get.
-        FileNotFoundError: "auto", and no detector that gives landmarks.
+        MissingFile: no recogniser there; the message says what to download.
+        FileNotFoundError: "auto", and no detector that finds landmarks.
         ValueError: a detector without landmarks, or a fault of a file.
     """
     face_net = Path(face_net)
@@ -121,14 +123,14 @@ def _open_recogniser(path: Path, folder: Path) -> Recogniser:
         raise MissingFile(f"{path}: holds no model.safetensors. Give the recogniser's file itself.")
     if path not in (folder, own) or not (folder / "config.json").is_file():
         return load_arcface(path if path != folder else own)
-    # Weights do not tell which of several sizes they were trained with.
+    # Weights do not show which of several sizes they were trained with.
     config = read_config(folder)
     licence = config.get("licence", f"not stated in {folder / 'config.json'}")
     return load_arcface(own, input_size=config.get("input_size"), licence=licence)
 
 
 def _find_detector(face_net: Path, folder: Path) -> str:
-    """What "auto" means, as ``open_detector`` takes it."""
+    """What "auto" stands for, in ``open_detector``'s notation."""
     neighbours = folder.absolute().parent
     for place in (neighbours / "face_detector", *sorted(neighbours.glob("*/face_detector"))):
         if place.is_dir():
@@ -136,6 +138,6 @@ def _find_detector(face_net: Path, folder: Path) -> str:
     if is_available():
         return "insightface"
     raise FileNotFoundError(
-        f"{face_net}: no detector for this recogniser: neither a folder face_detector beside it "
+        f"{face_net}: no detector for this recogniser: neither a folder face_detector next to it "
         "nor InsightFace's models. Name one: keypoints:DIR or insightface:DIR."
     )

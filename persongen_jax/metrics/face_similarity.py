@@ -1,21 +1,27 @@
-"""Face embeddings compared: cosine, rank-1 among people, and the interval of a mean over them.
+"""Compares face embeddings: cosine, rank-1 among people, and the interval of a mean over them.
 
-Works on embeddings (ArcFace's, arXiv 1801.07698) of whichever recogniser; figures of different
+Works on embeddings (ArcFace's, arXiv 1801.07698) of any recogniser; figures from different
 recognisers are never comparable.
 """
 
 import numpy as np
 
 
-def rank1(embeddings, labels, gallery, gallery_labels, detected=None) -> dict:
-    """How often the nearest of N people, by cosine, is the right one; guessing gives 1 / N.
+def rank1(
+    embeddings: np.ndarray,
+    labels: np.ndarray,
+    gallery: np.ndarray,
+    gallery_labels: np.ndarray,
+    detected: np.ndarray | None = None,
+) -> dict:
+    """How often the nearest of N people, by cosine, is the right one; guessing scores 1 / N.
 
     Args:
         embeddings: [n, d], raw; rows without a face may hold anything and count as wrong.
         labels: [n], the right person of each.
         gallery: [m, d], one or more embeddings of each person.
         gallery_labels: [m].
-        detected: [n] bool; None where a face was found in all.
+        detected: [n] bool; None if a face was found in all.
 
     Returns:
         ``rank1`` in [0, 1] and the counts ``images`` and ``identities`` (N).
@@ -45,16 +51,21 @@ def rank1(embeddings, labels, gallery, gallery_labels, detected=None) -> dict:
 
 
 def bootstrap_interval(
-    values, identities, *, confidence: float = 0.95, samples: int = 2000, seed: int = 0
+    values: np.ndarray,
+    identities: np.ndarray,
+    *,
+    confidence: float = 0.95,
+    samples: int = 2000,
+    seed: int = 0,
 ) -> tuple[float, float]:
     """(low, high) of the mean, by resampling whole identities with replacement.
 
-    Images of one person resemble each other, so resampling single images would promise too much.
+    Images of one person resemble each other, so resampling single images would be overconfident.
     This is the percentile bootstrap over clusters (Davison and Hinkley 1997, section 3.8).
 
     Args:
-        values: [n], such as cosines, or 0 and 1 for right and wrong.
-        identities: [n], whose image each value is.
+        values: [n], such as cosines, or 0 and 1 for wrong and right.
+        identities: [n], whose image each value belongs to.
         confidence: share of the resampled means between low and high.
 
     Raises:
@@ -75,13 +86,13 @@ def bootstrap_interval(
     return float(low), float(high)
 
 
-def cosine(a, b):
-    """Cosine of each row of [n, d] with its partner, [n]; ValueError on a row without direction."""
+def cosine(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Cosine of each row of [n, d] with its partner, [n]; ValueError on a zero row."""
     return (_unit(a) * _unit(b)).sum(-1)
 
 
-def mean_embedding(embeddings) -> np.ndarray | None:
-    """The unit vector [d] along the mean of unit vectors [n, d]; None of none at all."""
+def mean_embedding(embeddings: np.ndarray) -> np.ndarray | None:
+    """The unit vector [d] along the mean of unit vectors [n, d]; None if there are none."""
     if not len(embeddings):
         return None
     mean = np.asarray(embeddings, np.float64).mean(0)

@@ -1,32 +1,38 @@
-"""Refuses a judge that the method itself reads, or is trained to please.
+"""Refuses a judge that the method itself reads, or is trained with.
 
-Such a judge measures how well the method serves its own encoder, and the figure flatters it.
-Weights are compared, not paths: a copy under another name is the same judge, and so is one inside a
+Such a judge measures how well the method serves its own encoder, which flatters the figure. Weights
+are compared, not paths: a copy under another name is the same judge, and so is one inside a
 PhotoMaker file.
 """
+
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 
 from persongen_jax.metrics.base import Metric
 from persongen_jax.training.partition import leaf_paths
 
-LOOKED_AT = 2  # arrays of each network: the largest ones of different shapes
-# Of the relative distance: what rounding to 16 bits and back can make of one array.
+LOOKED_AT = 2  # arrays per network: the largest ones of different shapes
+# Relative distance that rounding an array to 16 bits and back can cause.
 ROUNDING = 2.0**-8
 
 
-def check_judges(metrics: list[Metric], model, roots, admitted):
+def check_judges(
+    metrics: list[Metric], model: nnx.Module, roots: Iterable[str], admitted: Sequence[str]
+) -> None:
     """ValueError for a metric whose judge is a network that the method reads.
 
     Args:
-        metrics: opened; those that judge outside JAX (``networks()`` is empty) are not looked at.
+        metrics: opened; those that judge outside JAX (``networks()`` is empty) are not checked.
         model: the method's, an nnx.Module with all its weights.
-        roots: beginnings of the paths of what the method reads as input or is trained on as a loss,
-            whole parts of a path such as "id_encoder/vision_model" (partition.leaf_paths).
-        admitted: names of metrics that may have such a judge, config.judges_are_inputs. For these
-            a line is printed instead.
+        roots: path prefixes of what the method reads as input or is trained with as a loss, whole
+            parts of a path such as "id_encoder/vision_model" (partition.leaf_paths).
+        admitted: names of metrics that may have such a judge, config.judges_are_inputs. They print
+            a line instead.
 
     Raises:
         ValueError: a judge that is an input, or a root that matches nothing in the model.
@@ -45,14 +51,14 @@ def check_judges(metrics: list[Metric], model, roots, admitted):
         names = (*admitted, metric.name)
         raise ValueError(
             f"{fact}: the method reads its own judge, or is trained by it, and such a figure "
-            f"flatters it. Give another judge ({key}), or admit it aloud: "
+            f"flatters it. Give another judge ({key}), or admit it explicitly: "
             f'--config.judges_are_inputs="{names}" in training, --judges-are-inputs '
             f"{' '.join(names)} in evaluation"
         )
 
 
-def find_shared(network, by_shape: dict) -> str:
-    """The path of an array of the model that is one of the network's largest, "" if none is.
+def find_shared(network: Any, by_shape: dict) -> str:
+    """The path of an array of the model that equals one of the network's largest, else "".
 
     Args:
         network: a pytree of arrays.
@@ -73,7 +79,7 @@ def find_shared(network, by_shape: dict) -> str:
 
 @jax.jit
 def _distance(ours, theirs):
-    """Relative, between two arrays of one shape; compiled, so that a divided one may stay so."""
+    """Relative distance of two arrays of one shape; compiled, so that sharded ones stay sharded."""
     theirs = theirs.astype(jnp.float32)
     return jnp.linalg.norm(ours.astype(jnp.float32) - theirs) / jnp.linalg.norm(theirs)
 
@@ -84,7 +90,7 @@ def _by_shape(leaves: dict, roots) -> dict:
         beginning = root.rstrip("/")
         found = [p for p in leaves if p == beginning or p.startswith(f"{beginning}/")]
         if not found:
-            raise ValueError(f"judges: no parameter of the model lies under {root!r}")
+            raise ValueError(f"judges: no parameter of the model is under {root!r}")
         for path in found:
             by_shape.setdefault(leaves[path].shape, []).append((path, leaves[path]))
     return by_shape

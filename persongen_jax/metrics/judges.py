@@ -1,41 +1,44 @@
-"""The networks that judge, shared by all metrics that ask for them.
+"""The judging networks, shared by all metrics that use them.
 
-Each is loaded when first asked for. What it makes of generated images or of known people is
-computed once and kept with these (``Kept.once``).
+Each is loaded on first use. Its results for generated images or known people are computed once and
+stored with these (``Kept.once``).
 """
 
 import functools
 from typing import TYPE_CHECKING
 
 import numpy as np
+from ml_collections import ConfigDict
 
 from persongen_jax.metrics.base import Generated, Known, Owner, People
 from persongen_jax.metrics.face_similarity import mean_embedding
 
 if TYPE_CHECKING:
     from persongen_jax.metrics.attribute_judge import AttributeJudge
+    from persongen_jax.metrics.clip_score import ClipScore
+    from persongen_jax.metrics.face_embedder import FaceEmbedder
 
-GALLERY_PICTURES = 8  # of a person that the gallery's embedding is made of, at most
-AT_ONCE = 16  # people whose pictures are in memory together
+GALLERY_PICTURES = 8  # most images per person in the gallery's mean embedding
+AT_ONCE = 16  # people whose images are in memory at once
 
 
 class NoJudge(Exception):
-    """The config names no judge; the message goes after "CLIP-T is not measured: "."""
+    """The config names no judge; the message follows "CLIP-T is not measured: "."""
 
 
 class Judges:
     """The config's judges.
 
     Args:
-        config: ``clip``, ``face_net``, ``face_detector``, ``classifier``; those that are asked for.
+        config: ``clip``, ``face_net``, ``face_detector``, ``classifier``; only the keys in use.
     """
 
-    def __init__(self, config):
+    def __init__(self, config: ConfigDict):
         self.config = config
 
     @functools.cached_property
     def clip(self) -> "ClipJudge":
-        """Raises NoJudge, or WeightsError for a directory that is no whole CLIP."""
+        """Raises NoJudge, or WeightsError for a directory that is not a whole CLIP."""
         if not self.config.clip:
             raise NoJudge("config.clip names no CLIP directory")
         from persongen_jax.metrics.clip_score import ClipScore
@@ -55,7 +58,7 @@ class Judges:
 
     @functools.cached_property
     def attributes(self) -> "AttributeJudge":
-        """Raises NoJudge, or ValueError for what is no finished run of a classifier."""
+        """Raises NoJudge, or ValueError if it is not a finished run of a classifier."""
         if not self.config.get("classifier"):
             raise NoJudge("config.classifier names no run of configs/attributes/classifier.py")
         from persongen_jax.metrics.attribute_judge import AttributeJudge
@@ -64,19 +67,19 @@ class Judges:
 
 
 class ClipJudge:
-    """A ClipScore, ``clip``, with image features that are computed once."""
+    """A ClipScore, ``clip``, with cached image features."""
 
-    def __init__(self, clip):
+    def __init__(self, clip: "ClipScore"):
         self.clip = clip
 
     def features(self, generated: Generated) -> np.ndarray:
-        """Of the generated images, unit vectors [n, d] float32."""
+        """Unit vectors [n, d] float32 of the generated images."""
         return generated.once(
             (self, "features"), lambda: self.clip.image_features(generated.images)
         )
 
     def real_features(self, people: People) -> np.ndarray:
-        """Of all real pictures of these people, unit vectors [n, d] float32; n may be 0."""
+        """Unit vectors [n, d] float32 of all real images of these people; n may be 0."""
 
         def compute():
             parts = []
@@ -91,13 +94,13 @@ class ClipJudge:
 
 
 class FaceJudge:
-    """A FaceEmbedder, ``embedder``, with embeddings that are computed once."""
+    """A FaceEmbedder, ``embedder``, with cached embeddings."""
 
-    def __init__(self, embedder):
+    def __init__(self, embedder: "FaceEmbedder"):
         self.embedder = embedder
 
     def embed(self, generated: Generated) -> tuple[np.ndarray, np.ndarray]:
-        """Of the generated images, [n, d] float64, anything where no face is; and found, [n]."""
+        """Embeddings [n, d] float64 of the images, undefined without a face; and found, [n]."""
 
         def compute():
             embeddings, found = self.embedder.embed(generated.images)
@@ -106,9 +109,9 @@ class FaceJudge:
         return generated.once((self, "faces"), compute)
 
     def references(self, known: Known) -> dict[str, np.ndarray]:
-        """Name to the embedding [d] of the references; those without a face in them are absent.
+        """Name to the embedding [d] of the references; people without a face in them are absent.
 
-        Such people are left out of every figure of faces, and a line says who they are.
+        Such people are left out of every figure on faces, and a printed line names them.
         """
 
         def compute():
@@ -125,20 +128,20 @@ class FaceJudge:
         return known.once((self, "references"), compute)
 
     def gallery(self, known: Known) -> dict[str, np.ndarray]:
-        """Name to the mean embedding [d] of the set's own people, over several pictures each."""
+        """Name to the mean embedding [d] of the set's own people, over several images each."""
         here = self.references(known)
         own = [owner for owner in known.people.owners if owner.name in here]
         return known.once((self, "gallery"), lambda: self._means(own, _of_gallery))
 
     def large_gallery(self, known: Known) -> dict[str, np.ndarray]:
-        """That of ``known.others``, and of who of the set is not among them; {} without others."""
+        """The gallery of ``known.others`` and the set's missing people; {} without others."""
         others = known.others.once(
             (self, "gallery"), lambda: self._means(known.others.owners, _of_gallery)
         )
         return {**self.gallery(known), **others} if others else {}
 
     def _means(self, owners, pictures_of) -> dict[str, np.ndarray]:
-        """By name the mean embedding of the pictures in which a face is found, if any."""
+        """By name, the mean embedding of the images in which a face is found, if any."""
         means = {}
         for start in range(0, len(owners), AT_ONCE):
             here = owners[start : start + AT_ONCE]

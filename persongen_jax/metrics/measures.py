@@ -1,4 +1,4 @@
-"""Means with their sample counts and intervals, and the description that goes with them.
+"""Means with their sample counts, intervals and descriptions.
 
 A **measure** is a dict that JSON can hold:
 
@@ -6,15 +6,18 @@ A **measure** is a dict that JSON can hold:
      "title": "Face-Sim", "form": "{:.3f}", "over": "images", "judge": "glintr100.onnx", ...}
 
 ``low`` and ``high`` bound the mean by a 95 % bootstrap over people (None for fewer than two);
-``people`` has each one's own mean and count, so that several runs can be joined later. A metric of
-a set has one number as its mean and no ``people``. A measure of nothing has mean None and n 0.
-``parts`` has by name the measures of parts, such as single attributes; of one run alone.
+``people`` has each person's mean and count, so that several runs can be joined later. A metric of a
+set has one number as its mean and no ``people``. A measure without values has mean None and n 0.
+``parts`` has the measures of parts by name, such as single attributes; only for a single run.
 
 The description is the metric's (base.py), so that tables and plots can be made where the metric
-itself cannot be imported: "title", "form", "over", "plotted", "judge", and where known "chance".
-What else is there are facts, such as "among". Rows of earlier versions lack the description;
+itself cannot be imported: "title", "form", "over", "plotted", "judge", and if known "chance". All
+other keys are facts, such as "among". Rows of earlier versions lack the description;
 :func:`described` fills it in.
 """
+
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
@@ -26,7 +29,7 @@ from persongen_jax.metrics.registry import METRICS, find_class
 CONFIDENCE = 0.95
 SAMPLES, SEED = 2000, 0
 NUMBERS = ("mean", "low", "high", "n", "people", "parts", "runs", "n_each")
-DESCRIPTION = ("title", "form", "over", "plotted")  # of every described measure, and "judge"
+DESCRIPTION = ("title", "form", "over", "plotted")  # keys of every described measure, with "judge"
 
 
 # ---- from values -------------------------------------------------------------------------------
@@ -36,7 +39,7 @@ def measure_all(metrics: list[Metric], generated: Generated, known: Known) -> di
     """Measures by name, in the order of ``metrics``; without those that cannot be measured here.
 
     Raises:
-        ValueError: a metric that does not give one value for each image.
+        ValueError: a metric that does not return one value per image.
     """
     measures = {}
     for metric in metrics:
@@ -83,8 +86,8 @@ def _of_set(metric: Metric, values: Values, generated: Generated) -> dict:
     return {"mean": float(values.values), "low": low, "high": high, "n": n}
 
 
-def measure(values, people) -> dict:
-    """The mean of ``values`` [n]; ``people`` [n] says whose image each is. Not described."""
+def measure(values: np.ndarray, people: np.ndarray) -> dict:
+    """The mean of ``values`` [n]; ``people`` [n] says whose image each is. No description."""
     values, people = np.asarray(values, np.float64), np.asarray(people, str)
     if not len(values):
         return {"mean": None, "low": None, "high": None, "n": 0, "people": {}}
@@ -102,10 +105,10 @@ def measure(values, people) -> dict:
     }
 
 
-def part_of(measure: dict, values) -> dict:
-    """A part's measure, without each one's own figure.
+def part_of(measure: dict, values: np.ndarray) -> dict:
+    """A part's measure, without each person's own figure.
 
-    Of a single owner, such as a class that is a part itself, images are taken for independent.
+    With a single owner, such as a class that is a part itself, images count as independent.
     """
     alone = measure["n"] > 1 and len(measure["people"]) < 2
     if alone and np.isin(values, (0, 1)).sum() == measure["n"]:
@@ -116,8 +119,8 @@ def part_of(measure: dict, values) -> dict:
 # ---- descriptions ------------------------------------------------------------------------------
 
 
-def description(metric: Metric | type[Metric], judge: str | None, facts) -> dict:
-    """A measure's description by its metric; ``judge`` None: nobody knows any more."""
+def description(metric: Metric | type[Metric], judge: str | None, facts: Mapping[str, Any]) -> dict:
+    """A measure's description from its metric; ``judge`` None: unknown."""
     own = {**{key: getattr(metric, key) for key in DESCRIPTION}, "judge": judge}
     if metric.chance is not None:
         own["chance"] = metric.chance
@@ -130,8 +133,8 @@ def described(row: dict) -> dict[str, dict]:
     """The measures of a row of metrics.jsonl by name, each with its description.
 
     What a row of an earlier version lacks comes from the registry and, for the judge, from the
-    row's own "clip" and "face_net". "judge" is None where that says nothing. Such rows are in no
-    order, and get the registry's.
+    row's own "clip" and "face_net". "judge" is None if they do not say. Such rows have no order of
+    their own, and get the registry's.
     """
     measures, names = row["metrics"], list(row["metrics"])
     if not all("title" in measure for measure in measures.values()):
@@ -154,9 +157,9 @@ def _described(name: str, measure: dict, row: dict) -> dict:
 
 
 def join_measures(measures: list[dict]) -> dict:
-    """:func:`join_runs` of described measures, with what their descriptions have in common.
+    """:func:`join_runs` of described measures, keeping what their descriptions have in common.
 
-    A judge that some of them do not know any more is taken to be the others'.
+    If some of them do not know their judge, it is assumed to be that of the others.
     """
     first, joint = measures[0], join_runs(measures)
     for key in (key for key in first if key not in NUMBERS):
@@ -169,12 +172,12 @@ def join_measures(measures: list[dict]) -> dict:
 def join_runs(measures: list[dict]) -> dict:
     """One measure of several runs that differ by their seed.
 
-    The interval is over both: every resample draws runs and, apart from them, people (the
-    pigeonhole bootstrap of Owen, arXiv 0711.1955, which errs on the wide side). Where one of the
-    measures has no people, as a set's has none, only runs are drawn, each with the same weight;
-    one run keeps its own interval, and "n_each" says how many images each has.
+    The interval covers both: every resample draws runs and, independently, people (the pigeonhole
+    bootstrap of Owen, arXiv 0711.1955, which errs on the wide side). If one of the measures has no
+    people, like that of a set, only runs are drawn, with equal weights; a single run keeps its own
+    interval, and "n_each" says how many images each has.
 
-    "people" is left out; "n" is the number of images of all, "runs" that of runs with a value.
+    "people" is left out; "n" is the total number of images, "runs" the number of runs with a value.
     """
     measures = [m for m in measures if m["n"]]
     if not measures:

@@ -1,6 +1,8 @@
-"""The names that ``config.metrics`` knows, and how a name becomes a metric."""
+"""The names that ``config.metrics`` accepts, and how a name becomes a metric."""
 
 import importlib
+
+from ml_collections import ConfigDict
 
 from persongen_jax.metrics.base import Metric
 from persongen_jax.metrics.judges import Judges, NoJudge
@@ -25,10 +27,10 @@ METRICS = {
 
 
 def find_class(name: str) -> type[Metric]:
-    """The class of a name of METRICS, or of "package.module:Class".
+    """The class of a name in METRICS, or of "package.module:Class".
 
     Raises:
-        ValueError: no such metric; the message lists what there is.
+        ValueError: no such metric; the message lists the known ones.
     """
     place = METRICS.get(name, name)
     module, given, attribute = place.partition(":")
@@ -42,23 +44,23 @@ def find_class(name: str) -> type[Metric]:
     except (ImportError, AttributeError) as error:
         raise ValueError(f"config.metrics: {name!r} cannot be imported: {error}") from error
     if not (isinstance(found, type) and issubclass(found, Metric)):
-        raise ValueError(f"config.metrics: {name!r} is no class derived from {_HERE}.base.Metric")
+        raise ValueError(f"config.metrics: {name!r} is no subclass of {_HERE}.base.Metric")
     lacking = [each for each in ("name", "title") if not hasattr(found, each)]
     if lacking:
         raise ValueError(f"config.metrics: {name!r} has no {' and no '.join(lacking)}")
     return found
 
 
-def open_metrics(config) -> list[Metric]:
+def open_metrics(config: ConfigDict) -> list[Metric]:
     """The metrics of ``config.metrics``, in its order.
 
-    Those whose judge the config does not name are left out, and a line says so.
+    Metrics whose judge the config does not name are left out, with a printed line.
 
     Args:
-        config: ``metrics``, and what the metrics read of it (``clip``, ``face_net``, ...).
+        config: ``metrics``, and the keys that the metrics read (``clip``, ``face_net``, ...).
 
     Raises:
-        ValueError: an unknown metric, or two of one name.
+        ValueError: an unknown metric, or two with one name.
         WeightsError, OSError: a judge that cannot be opened.
     """
     judges, metrics, missing = Judges(config), [], {}

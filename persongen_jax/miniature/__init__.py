@@ -3,5 +3,5 @@
     python -m persongen_jax.miniature --work runs/miniature
 
 trains all of them on drawn people (data_pipeline.people) and writes ordinary checkpoints into
-``persongen_jax/assets``. Seeded and restartable: the same command again goes on where it stopped.
+``persongen_jax/assets``. Seeded and restartable: the same command resumes where it stopped.
 """

@@ -3,10 +3,15 @@
     python -m persongen_jax.train --config persongen_jax/miniature/configs.py:vae \\
         --workdir runs/miniature/vae
 
-trains one of them; ``python -m persongen_jax.miniature`` all, in the order in which they need each
-other. Muon brought the VAE's error to three quarters of Adam's in the first 50 steps, for a sixth
-more time per step; on the other networks the two were not compared.
+trains one of them; ``python -m persongen_jax.miniature`` trains all, in the order of their
+dependencies. Muon brought the VAE's error to three quarters of Adam's in the first 50 steps, for a
+sixth more time per step; for the other networks the two were not compared.
 """
+
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
 
 from persongen_jax.systems.open import system_class
 
@@ -15,9 +20,9 @@ SYSTEMS = "persongen_jax.miniature.systems"
 
 OF_UNETS = {"drop_prob": 0.1, "min_snr_gamma": 5.0, "ema_decay": 0.999, "ema_warmup": True}
 
-# By name, in an order in which each finds what it needs. ``rate`` is of matrices and kernels, which
-# Muon moves, ``adam_rate`` of the rest; further keys are the config's own.
-TRAININGS = {
+# By name, in an order that respects dependencies. ``rate`` is for matrices and kernels, which Muon
+# updates, ``adam_rate`` for the rest; other keys are the config's own.
+TRAININGS: dict[str, dict[str, Any]] = {
     "vae": dict(
         system="vae:Vae",
         seed=1,
@@ -56,7 +61,7 @@ TRAININGS = {
     ),
     "face_net": dict(
         system="face_net:FaceNet",
-        seed=3,  # Face-Sim's own; no method reads its features
+        seed=3,  # only for Face-Sim: no method reads its features
         steps=450,
         batch_size=128,
         rate=5e-3,
@@ -96,7 +101,7 @@ TRAININGS = {
 }
 
 
-def get_config(stage: str, work="runs/miniature"):
+def get_config(stage: str, work: str | Path = "runs/miniature") -> ConfigDict:
     """The config of a stage by its name, in the folder ``work``."""
     if stage not in TRAININGS:
         raise ValueError(f"miniature stage {stage!r}: there are {', '.join(TRAININGS)}")

@@ -1,4 +1,4 @@
-"""The training pictures: in-train people, drawn once, kept in the work folder."""
+"""The training images: people of the training set, drawn once, stored in the work folder."""
 
 import functools
 import hashlib
@@ -8,6 +8,7 @@ import os
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -22,7 +23,12 @@ FIELDS = ("face_box", "landmarks", "keypoints", "visibility")
 
 
 class Pool:
-    """Pictures number i = person i // PICTURES, all [n, ...]; ``images`` uint8 on disk."""
+    """Image number i shows person i // PICTURES, all [n, ...]; ``images`` uint8 on disk."""
+
+    face_box: np.ndarray
+    landmarks: np.ndarray
+    keypoints: np.ndarray
+    visibility: np.ndarray
 
     def __init__(self, folder: Path):
         self.folder = folder
@@ -43,7 +49,7 @@ class Pool:
 
     @functools.cached_property
     def prompts(self) -> list[tuple[str, str, str, str]]:
-        """Per picture: the whole prompt without trigger, and its three parts."""
+        """Per image: the whole prompt without trigger, and its three parts."""
         prompts = []
         parts = zip(self.captions, self.backgrounds, self.bodies, strict=True)
         for general, background, body in parts:
@@ -53,7 +59,7 @@ class Pool:
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """Of who is in the pictures, where, and what is said of them."""
+        """A digest of the people, boxes and captions of the images."""
         digest = hashlib.sha256(json.dumps([self.captions, self.backgrounds, self.bodies]).encode())
         for name in FIELDS:
             digest.update(np.ascontiguousarray(getattr(self, name)).data)
@@ -61,7 +67,7 @@ class Pool:
 
 
 def open_pool(work: Path, people: int = PEOPLE) -> Pool:
-    """Draws ``people`` people in two processes if nothing is there yet."""
+    """Draw ``people`` people in two processes unless they exist already."""
     folder = work / "pool"
     folder.mkdir(parents=True, exist_ok=True)
     if not (folder / "images.npy").exists():
@@ -72,7 +78,9 @@ def open_pool(work: Path, people: int = PEOPLE) -> Pool:
         else:
             with multiprocessing.get_context("spawn").Pool(os.cpu_count()) as pool:
                 parts = pool.starmap(_draw, chunks)
-        arrays = {name: np.concatenate([part[name] for part in parts]) for name in FIELDS}
+        arrays: dict[str, Any] = {
+            name: np.concatenate([part[name] for part in parts]) for name in FIELDS
+        }
         np.savez(folder / "truth.npz", **arrays)
         texts = [[text for part in parts for text in part["texts"][i]] for i in range(3)]
         (folder / "captions.json").write_text(json.dumps(texts))
@@ -86,14 +94,14 @@ def _draw(start: int, end: int) -> dict:
 
     number = np.arange(start, end)
     drawn = people.examples("in_train", number // PICTURES, number, 64)
-    part = {name: np.asarray(getattr(drawn, name)) for name in FIELDS}
+    part: dict[str, Any] = {name: np.asarray(getattr(drawn, name)) for name in FIELDS}
     part["images"] = drawn.images
     part["texts"] = (drawn.captions, drawn.backgrounds, drawn.bodies)
     return part
 
 
 def kept(path: Path, make: Callable[[], np.ndarray]) -> np.ndarray:
-    """The array in the file ``path``; ``make`` gives it when there is no such file yet."""
+    """The array in the file ``path``; ``make`` creates it if there is no such file yet."""
     if not path.exists():
         with atomic_write(path) as partial, open(partial, "wb") as file:
             np.save(file, make())

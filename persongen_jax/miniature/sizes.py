@@ -2,7 +2,7 @@
 
 from persongen_jax.weights.random_base import SCHEDULER
 
-SIDE = 64  # of a picture, pixels
+SIDE = 64  # of an image, pixels
 LATENT_CHANNELS = 4
 
 TEXT_WIDTHS = (64, 128)
@@ -35,7 +35,7 @@ def vae_config() -> dict:
         "latent_channels": LATENT_CHANNELS,
         "layers_per_block": 1,
         "mid_block_add_attention": False,
-        # One group: with two channels in each, absolute brightness would be normalised away.
+        # One group: with two channels per group, normalisation would remove absolute brightness.
         "norm_num_groups": 1,
         "sample_size": SIDE,
         "scaling_factor": 1.0,
@@ -67,7 +67,7 @@ def unet_config() -> dict:
 
 
 def text_config(tower: int, vocab_size: int) -> dict:
-    """transformers' config.json of text tower 0 (as CLIP-L's) or 1 (as bigG's)."""
+    """transformers' config.json of text tower 0 (like CLIP-L's) or 1 (like bigG's)."""
     width = TEXT_WIDTHS[tower]
     return {
         "architectures": ["CLIPTextModelWithProjection" if tower else "CLIPTextModel"],

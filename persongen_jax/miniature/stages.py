@@ -1,8 +1,10 @@
-"""The order of things: which network needs which, and what is written at the end."""
+"""The stages: which network depends on which, and what is written at the end."""
 
 import json
 import os
+from collections.abc import Collection
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -36,14 +38,15 @@ ADAPTER_STEPS = 1000
 
 
 class World:
-    """All networks, each trained, or its training continued, when it is asked for."""
+    """All networks; each is trained, or its training resumed, on first access."""
 
     def __init__(self, work: Path):
         self.work = work
         self._networks = {}
 
-    def network(self, stage: str):
-        """The model that a stage has trained; see its System. The stages that it needs go first.
+    def network(self, stage: str) -> Any:
+        """The model that a stage has trained; see its System. Trains the stages it depends on
+        first.
 
         Raises:
             Stopped: a signal ended the training before its last step.
@@ -62,7 +65,7 @@ class World:
 
 
 def cost_of(workdir: Path) -> dict:
-    """Steps of a run and the seconds that they took: without compiling and saving."""
+    """Steps of a run and the seconds that they took, without compiling and saving."""
     config = read_json(workdir / "config.json")
     seconds, before = 0.0, 0
     for line in whole_lines(workdir / "metrics.jsonl"):
@@ -72,8 +75,8 @@ def cost_of(workdir: Path) -> dict:
     return {"steps": before, "seconds": round(seconds, 1)}
 
 
-def run(stages, work: Path, out: Path):
-    """Train what ``stages`` names, in their order; "write" writes everything into ``out``."""
+def run(stages: Collection[str], work: Path, out: Path) -> None:
+    """Train the stages in ``stages``, in their order; "write" writes everything to ``out``."""
     world = World(work)
     for stage in STAGES:
         if stage in stages:
@@ -85,7 +88,7 @@ def run(stages, work: Path, out: Path):
                 world.network(stage)
 
 
-def train_photomaker(work: Path, out: Path):
+def train_photomaker(work: Path, out: Path) -> None:
     """configs/mini/photomaker.py for longer than the main job has time for, as a v1 file."""
     from persongen_jax.pipeline import Pipeline
     from persongen_jax.weights.formats.photomaker import save_photomaker
@@ -104,11 +107,11 @@ def train_photomaker(work: Path, out: Path):
     save_photomaker(pipe.model, out / "photomaker-v1.safetensors")
 
 
-def write(world: World, out: Path):
+def write(world: World, out: Path) -> None:
     """The checkpoints, and ``miniature.json`` with what they cost."""
     networks = {stage: world.network(stage) for stage in TRAINED}
     prompts, tokenizers = open_pool(world.work).prompts, open_tokenizers(world.work)
-    # The VAE's latents, by a better decoder; the UNet, after names.
+    # The VAE with the refined decoder; the UNet after training with names.
     model, vae = networks["unet_names"], networks["decoder"]
     configs = {
         "unet": sizes.unet_config(),
@@ -120,7 +123,7 @@ def write(world: World, out: Path):
     unet = nnx.clone(model.unet)
     ids = np.stack([tokenizers.encode(text) for text, *_ in prompts[:64]])
     to_unit_scale(towers, unet, ids)
-    # Half precision costs nothing that can be seen, and halves the largest file.
+    # Half precision costs no visible quality, and halves the largest file.
     cast_module(unet, jnp.float16)
     shipped = StableDiffusionXL(unet, vae, *towers)
     save_sdxl(SDXLBase(shipped, tokenizers, configs, sizes.SCHEDULER, {}, ""), out / "sdxl")
@@ -134,7 +137,7 @@ def write(world: World, out: Path):
 
 
 class _WholeCLIP(nnx.Module):
-    """Named as transformers' CLIPModel names its parts."""
+    """Names its parts like transformers' CLIPModel."""
 
     def __init__(self, towers):
         text, vision = nnx.clone(towers.text_encoder), nnx.clone(towers.vision)

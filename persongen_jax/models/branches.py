@@ -27,7 +27,7 @@ def read_stream(
         read: (q [B, n, inner], tokens [B, m, d'], mask [B, m] or None) to [B, n, d].
         q: [b, n, inner], of the n positions of the image.
         stream: its scale multiplies the result. With a region, each part of the tokens is read
-        separately (B = b * g) and weighted by its region, like diffusers' ``ip_adapter_masks``.
+            separately (B = b * g) and weighted by its region, like diffusers' ``ip_adapter_masks``.
     """
     b, n = q.shape[:2]
     groups = 1 if stream.region is None else stream.region.shape[1]

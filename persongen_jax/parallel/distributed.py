@@ -33,6 +33,8 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from data_pipeline.cli import KNOWN
+
 HEARTBEAT = 60  # seconds
 SLURM_PORTS = 61440, 4096  # the first, and how many; the job's id selects one
 ALIVE = "persongen_jax/alive/"
@@ -292,7 +294,7 @@ def together() -> Iterator[None]:
     except BaseException as error:
         if _watch is None:
             raise
-        if isinstance(error, (ValueError, OSError, ImportError)):
+        if isinstance(error, KNOWN):
             print(f"error: {error}", file=sys.stderr)
         else:
             traceback.print_exc()

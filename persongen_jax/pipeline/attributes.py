@@ -8,7 +8,10 @@ edited = pipe.edit("face.png", "glasses=1")                  # uint8 [h, w, c]
 
 import functools
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -21,10 +24,14 @@ from data_pipeline.attributes.vocabulary import RequestError
 from data_pipeline.pictures.reading import load_image
 from persongen_jax.diffusion import samplers as sampling
 from persongen_jax.diffusion.inversion import make_inverse_plan
+from persongen_jax.diffusion.options import SamplingOptions
 from persongen_jax.parallel.sharding import to_host
 from persongen_jax.systems.ddpm import Ddpm, can_guide
 
-AT_ONCE, GUIDANCE = 64, 3.0
+AT_ONCE, GUIDANCE, SEED = 64, 3.0, 42
+# The settings of sampling that have an effect here.
+EDIT_READS = ("num_inference_steps", "guidance_scale")
+READ = (*EDIT_READS, "scheduler", "scheduler_options", "seed", "batch_size")
 
 
 class AttributePipeline:
@@ -32,13 +39,18 @@ class AttributePipeline:
 
     Args:
         system: with trained weights.
+
+    Attributes:
+        defaults: the settings where a call gives no others.
     """
 
     def __init__(self, system: Ddpm):
         self.system = system
+        guidance = GUIDANCE if can_guide(system.config) else 1.0
+        self.defaults = SamplingOptions(guidance_scale=guidance, seed=SEED)
 
     @classmethod
-    def from_run(cls, run, step: int | None = None) -> "AttributePipeline":
+    def from_run(cls, run: str | Path, step: int | None = None) -> "AttributePipeline":
         """Open a run's working directory.
 
         Args:
@@ -67,38 +79,33 @@ class AttributePipeline:
         requests: str | Sequence[str],
         *,
         images: int = 1,
-        steps: int = 50,
-        guidance_scale: float | None = None,
-        scheduler: str | None = None,
-        seed: int = 42,
-        batch_size: int = AT_ONCE,
-        progress=lambda steps: None,
-        **options,
+        progress: Callable = lambda steps: None,
+        options: SamplingOptions | None = None,
+        **named: Any,
     ) -> np.ndarray:
         """Images for each request, uint8 [requests * images, h, w, c].
 
         Args:
             requests: such as "glasses=1,beard=0"; "" for anything seen in training.
             images: per request. Image i of every request starts from the same noise.
-            steps: of the sampler.
-            guidance_scale: s of ε = ε_u + s (ε_c - ε_u), the paper's 1 + w, above 0; 1 turns it
-                off. None: 3, or 1 for a model that was always or never trained with its condition.
-            scheduler: a sampler's name; None: the model's own, DDIM.
-            seed: of the noise.
-            batch_size: images at once.
             progress: called with the number of steps done since the last call.
-            **options: of the sampler, such as eta=0.5.
+            options: the settings that are not given by name; default: ``defaults``.
+            named: settings, by the names of SamplingOptions (diffusion/options.py) that are in
+                READ. guidance_scale is the s of ε = ε_u + s (ε_c - ε_u), the paper's 1 + w, above
+                0; 1 turns it off.
 
         Raises:
             RequestError: an attribute that the run does not have, or a contradiction.
+            ValueError: a setting that is unknown, or out of its range.
         """
+        options = self._options(options, named)
         requests = [requests] if isinstance(requests, str) else list(requests)
         asked = self._asked(requests)
         batch = {name: np.repeat(rows, images, axis=0) for name, rows in asked.items()}
-        keys = [self._keys(seed, purpose, images, len(requests)) for purpose in (0, 1)]
-        plan = self.system.plan(steps, scheduler, **options)
+        keys = [self._keys(options.seed, purpose, images, len(requests)) for purpose in (0, 1)]
+        plan = self.system.plan(options)
         noise = jax.vmap(lambda key: jax.random.normal(key, self.size))(keys[0])
-        return self._sample(batch, noise, plan, keys[1], guidance_scale, batch_size, progress)
+        return self._sample(batch, noise, plan, keys[1], options, progress)
 
     def interpolate(
         self,
@@ -106,14 +113,10 @@ class AttributePipeline:
         end: str,
         *,
         frames: int = 9,
-        steps: int = 50,
-        guidance_scale: float | None = None,
-        scheduler: str | None = None,
-        seed: int = 42,
         index: int = 0,
-        batch_size: int = AT_ONCE,
-        progress=lambda steps: None,
-        **options,
+        progress: Callable = lambda steps: None,
+        options: SamplingOptions | None = None,
+        **named: Any,
     ) -> np.ndarray:
         """Interpolate linearly between two requests on the same noise, uint8 [frames, h, w, c].
 
@@ -129,15 +132,16 @@ class AttributePipeline:
         """
         if frames < 2:
             raise ValueError(f"frames={frames}: an interpolation needs at least 2")
+        options = self._options(options, named)
         batch = line(self._asked([start, end]), frames)
         if np.allclose(batch["attributes"][0], batch["attributes"][-1]):
             raise RequestError(f"attributes: {start!r} and {end!r} ask for the same")
-        keys = [self._keys(seed, p, index + 1, 1)[index] for p in (0, 1)]
+        keys = [self._keys(options.seed, p, index + 1, 1)[index] for p in (0, 1)]
         first = jax.random.normal(keys[0], self.size)
         noise = jnp.broadcast_to(first, (frames, *self.size))
-        plan = self.system.plan(steps, scheduler, **options)
+        plan = self.system.plan(options)
         repeated = jnp.broadcast_to(keys[1], (frames,))
-        return self._sample(batch, noise, plan, repeated, guidance_scale, batch_size, progress)
+        return self._sample(batch, noise, plan, repeated, options, progress)
 
     def said_once(self, start: str, end: str) -> list[str]:
         """The attributes and groups that only one end of an interpolation sets."""
@@ -148,13 +152,12 @@ class AttributePipeline:
 
     def edit(
         self,
-        image,
+        image: Any,
         request: str,
         *,
         source: str = "",
-        steps: int = 50,
-        guidance_scale: float | None = None,
-        progress=lambda steps: None,
+        progress: Callable = lambda steps: None,
+        **named: Any,
     ) -> np.ndarray:
         """An image with other attributes, by DDIM inversion; uint8 [h, w, c].
 
@@ -163,10 +166,14 @@ class AttributePipeline:
 
         Args:
             image: anything that load_image accepts (data_pipeline/pictures/reading.py): a path, a
-            file object, a PIL image, an array; if the size differs, its central square is scaled.
+                file object, a PIL image, an array; if the size differs, its central square is
+                scaled.
             request: what it should show; attributes left out are unknown.
             source: what it shows; "": unknown.
+            named: num_inference_steps, guidance_scale.
         """
+        options = replace(self._options(None, named, EDIT_READS), scheduler="ddim")
+        steps = options.num_inference_steps
         pixels = jnp.asarray(to_pixels(self.read(image))[None])
         inverse = make_inverse_plan(self.system.scheduler_config, steps)
         graphdef, state = nnx.split(self.system.model)
@@ -174,10 +181,10 @@ class AttributePipeline:
         noise = _run(self.system, graphdef, state, of_source, pixels, inverse)
         progress(steps)
         asked = self._asked([request])
-        plan = self.system.plan(steps, "ddim")
-        return self._sample(asked, noise, plan, None, guidance_scale, 1, progress)[0]
+        plan = self.system.plan(options)
+        return self._sample(asked, noise, plan, None, options, progress)[0]
 
-    def read(self, image) -> np.ndarray:
+    def read(self, image: Any) -> np.ndarray:
         """An image in the model's format, uint8 [h, w, c]."""
         height, _, channels = self.size
         return square(load_image(image, "image"), height, channels)
@@ -202,20 +209,26 @@ class AttributePipeline:
     def _keys(self, seed, purpose, images, requests):
         return jnp.tile(sampling.image_keys(seed, purpose, images), requests)
 
-    def _sample(self, batch, noise, plan, keys, guidance_scale, at_once, progress):
+    def _options(self, options, named, read=READ) -> SamplingOptions:
+        """``options`` with those of ``named``; None: not given."""
+        named = {name: value for name, value in named.items() if value is not None}
+        unread = sorted(named.keys() - set(read))
+        if unread:
+            raise ValueError(f"{unread[0]} is no setting of this; there are {', '.join(read)}")
+        return replace(options or self.defaults, **named)
+
+    def _sample(self, batch, noise, plan, keys, options, progress):
         system, out, n = self.system, [], len(noise)
-        guided = can_guide(system.config)
-        if guidance_scale is None:
-            guidance_scale = GUIDANCE if guided else 1
-        if not 0 < guidance_scale < np.inf:
+        guidance_scale = options.guidance_scale
+        if guidance_scale <= 0:
             raise ValueError(f"guidance_scale={guidance_scale:g}: give a number above 0; 1 is off")
-        if guidance_scale != 1 and not guided:
+        if guidance_scale != 1 and not can_guide(system.config):
             raise ValueError(
                 f"guidance_scale={guidance_scale:g}: this run was not trained both with and "
                 "without attributes; use 1"
             )
         guidance = None if guidance_scale == 1 else float(guidance_scale)
-        at_once = min(n, at_once)
+        at_once = min(n, options.batch_size or AT_ONCE)
         for start in range(0, n, at_once):
             # The last batch is padded with its last image: every batch has the same shape.
             rows = np.minimum(np.arange(start, start + at_once), n - 1)

@@ -4,25 +4,27 @@ What is of the wrong kind ends in one sentence; what has no effect, or is cut, i
 :class:`CallWarning`, which ``generate`` prints as a line.
 """
 
-import operator
 import os
 import sys
 import warnings
-from collections.abc import Iterator
-from typing import NamedTuple
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
+from data_pipeline.examples.conditions import Text
 from data_pipeline.prompt_syntax import plain_syntax
-from data_pipeline.prompts import has_trigger
+from data_pipeline.prompts import Tokenizers, has_trigger
+from persongen_jax.diffusion.options import SamplingOptions, kind_of
+from persongen_jax.diffusion.plan import Plan
 
 
 class CallWarning(UserWarning):
     """Part of a call has no effect, or another one than its words suggest."""
 
 
-def tell(message: str):
-    """Warn of a call; Python names the line outside this package that made it."""
+def tell(message: str) -> None:
+    """Warn about a call; Python reports the line outside this package that made it."""
     frame, level = sys._getframe(1), 2
     while frame.f_back and frame.f_globals.get("__name__", "").startswith("persongen_jax.pipeline"):
         frame, level = frame.f_back, level + 1
@@ -32,12 +34,12 @@ def tell(message: str):
 # ---- Of the right kind -------------------------------------------------------------------------
 
 
-def texts_of(name: str, given) -> list[str]:
-    """One text or several, as a list; ValueError for anything else, and for none."""
+def texts_of(name: str, given: Any) -> list[str]:
+    """One text or several, as a list; ValueError for anything else, and for an empty list."""
     if isinstance(given, str):
         given = [given]
     if not isinstance(given, (list, tuple)):
-        raise ValueError(f"{name} is {_kind(given)}: give a text, or a list of texts")
+        raise ValueError(f"{name} is {kind_of(given)}: give a text, or a list of texts")
     if not given:
         raise ValueError(f"{name} is an empty list: give at least one text")
     for number, text in enumerate(given, 1):
@@ -45,10 +47,10 @@ def texts_of(name: str, given) -> list[str]:
     return list(given)
 
 
-def check_text(name: str, text):
-    """ValueError unless it is a text that can be written down."""
+def check_text(name: str, text: Any) -> None:
+    """ValueError unless it is text that can be encoded."""
     if not isinstance(text, str):
-        raise ValueError(f"{name} is {_kind(text)}: give a text")
+        raise ValueError(f"{name} is {kind_of(text)}: give a text")
     try:
         text.encode()
     except UnicodeEncodeError as error:
@@ -59,12 +61,14 @@ def check_text(name: str, text):
         ) from None
 
 
-def one_each(texts, count: int, what: str) -> list:
+def one_each(texts: Any, count: int, what: str) -> list:
     """One text (or None) for all, or one each."""
     if texts is None or isinstance(texts, str):
         texts = [texts] * count
     if not isinstance(texts, (list, tuple)):
-        raise ValueError(f"{what}: {_kind(texts)}; give a text, or one for each of {count} prompts")
+        raise ValueError(
+            f"{what}: {kind_of(texts)}; give a text, or one for each of {count} prompts"
+        )
     if len(texts) != count:
         raise ValueError(f"{len(texts)} {what} for {count} prompts: give one, or one each")
     for number, text in enumerate(texts, 1):
@@ -73,157 +77,39 @@ def one_each(texts, count: int, what: str) -> list:
     return list(texts)
 
 
-def check_numbers(least: int = 1, **numbers):
-    """ValueError unless each is a whole number of at least ``least``, or None."""
-    for name, number in numbers.items():
-        if number is None:
-            continue
-        try:
-            operator.index(number)
-        except TypeError:
-            raise ValueError(f"{name} is {_kind(number)}: give a whole number") from None
-        if number < least:
-            raise ValueError(f"{name}={number}: give a whole number of at least {least}")
-
-
-def check_finite(**numbers):
-    """ValueError unless each is a finite number."""
-    for name, number in numbers.items():
-        try:
-            finite = not isinstance(number, (str, bytes)) and bool(np.isfinite(float(number)))
-        except (TypeError, ValueError):
-            finite = False
-        if not finite:
-            raise ValueError(f"{name}={number!r}: give a finite number")
-
-
-def check_path(name: str, path):
+def check_path(name: str, path: Any) -> None:
     """ValueError unless it can be a path."""
     if not isinstance(path, (str, os.PathLike)) or not os.fspath(path):
-        raise ValueError(f"{name} is {_kind(path) if path != '' else 'empty'}: give a path")
+        raise ValueError(f"{name} is {kind_of(path) if path != '' else 'empty'}: give a path")
 
 
-def check_pairs(**pairs):
-    """ValueError unless each is (height, width) in whole numbers, or None."""
-    for name, pair in pairs.items():
-        if pair is None:
-            continue
-        good = isinstance(pair, (tuple, list, np.ndarray)) and len(pair) == 2
-        if not good:
-            raise ValueError(f"{name}={pair!r}: give (height, width), two whole numbers of pixels")
-        check_numbers(-(2**31), **{f"{name}[{i}]": value for i, value in enumerate(pair)})
-
-
-def check_kinds(kind, wanted: str, **given):
+def check_kinds(kind: Any, wanted: str, **given: Any) -> None:
     """ValueError unless each is of this kind, or None."""
     for name, value in given.items():
         if value is not None and not isinstance(value, kind):
-            raise ValueError(f"{name} is {_kind(value)}: give {wanted}")
-
-
-def _kind(given) -> str:
-    if isinstance(given, (int, float, np.number, type(None))):
-        return repr(given)
-    return f"of type {type(given).__name__}"
+            raise ValueError(f"{name} is {kind_of(value)}: give {wanted}")
 
 
 # ---- With an effect ----------------------------------------------------------------------------
 
 
-def usual_merge_step(steps: int) -> int:
-    """The last step in which the prompt alone acts, where nobody says: a fifth of all steps.
-
-    PhotoMaker's released demonstration has a style strength of 20 % by default, of at most 30
-    steps. However few there are, the identity acts in the last.
-    """
-    return min(30, steps // 5, steps - 2)
-
-
-class Options(NamedTuple):
-    """Of a call's arguments those whose effect others may take away; None: not given."""
-
-    guidance_scale: float
-    guidance_rescale: float
-    start_merge_step: int | None
-    seed: int | None
-    latents: object
-    tiling: bool
-    tile_size: int | None
-    output_type: str
-
-    def check(self, num_inference_steps, num_images_per_prompt, height, width, batch_size):
-        """ValueError unless all are of the right kind; those given here are whole, at least 1."""
-        if num_inference_steps is None or num_images_per_prompt is None:
-            raise ValueError(
-                f"num_inference_steps={num_inference_steps}, num_images_per_prompt="
-                f"{num_images_per_prompt}: give whole numbers"
-            )
-        check_numbers(
-            num_inference_steps=num_inference_steps,
-            num_images_per_prompt=num_images_per_prompt,
-            height=height,
-            width=width,
-            batch_size=batch_size,
-            tile_size=self.tile_size,
-        )
-        if self.output_type not in ("pil", "np", "latent"):
-            raise ValueError(f"output_type={self.output_type!r}: use 'pil', 'np' or 'latent'")
-        check_numbers(-(2**31), start_merge_step=self.start_merge_step)
-        check_numbers(-(2**63), seed=self.seed)
-        if self.seed is not None and self.seed >= 2**63:
-            raise ValueError(f"seed={self.seed}: give a whole number below 2**63")
-        check_finite(guidance_scale=self.guidance_scale, guidance_rescale=self.guidance_rescale)
-        if not 0 <= self.guidance_rescale <= 1:
-            raise ValueError(f"guidance_rescale={self.guidance_rescale:g}: give 0 (none) to 1")
-        if not isinstance(self.tiling, (bool, np.bool_)):
-            raise ValueError(f"tiling is {self.tiling!r}: give True or False")
-        if isinstance(self.latents, (str, bytes)):
-            raise ValueError("latents: a text; give an array [n, h / 8, w / 8, 4]")
-
-    def merge_step(self, plan) -> int:
-        """Through this step the prompt alone acts."""
-        own = self.start_merge_step
-        return usual_merge_step(plan.num_steps) if own is None else own
-
-    def without_effect(self, negatives, identity: bool, plan) -> Iterator[str]:
-        """Sentences about those that have none; ``identity``: whether references act."""
-        if self.guidance_scale <= 1:
-            off = f"guidance_scale={self.guidance_scale:g} turns guidance off"
-            if self.guidance_scale not in (0, 1):
-                yield f"{off}; it acts above 1"
-            if any(negatives):
-                yield f"the negative prompt has no effect: {off}"
-            if self.guidance_rescale:
-                yield f"guidance_rescale={self.guidance_rescale:g} has no effect: {off}"
-        if self.seed is not None and self.latents is not None and not plan.stochastic:
-            yield (
-                f"seed={self.seed} has no effect: latents are given, and {plan.name} draws no noise"
-            )
-        if self.tiling and self.output_type == "latent":
-            yield "tiling has no effect on output_type='latent', which decodes nothing"
-        if self.tile_size is not None and not self.tiling:
-            yield f"tile_size={self.tile_size} has no effect without tiling"
-        merge_step = self.start_merge_step
-        if merge_step is not None and not identity:
-            yield f"start_merge_step={merge_step} has no effect without references"
-        elif merge_step is not None and merge_step >= plan.num_steps - 1:
-            yield (
-                f"start_merge_step={merge_step} is not before the last of {plan.num_steps} steps: "
-                "the references will have no effect"
-            )
-
-
-def cut_parts(text_field, tokenizers, prompts, people, others) -> Iterator[str]:
-    """What the text towers will not see of the 77 tokens that they read: a sentence each.
+def cut_parts(
+    text_field: Text,
+    tokenizers: Tokenizers,
+    prompts: Sequence[str],
+    people: Sequence | None,
+    others: Iterable[tuple[str, str]],
+) -> Iterator[str]:
+    """One sentence per text that exceeds the 77 tokens that the text towers read.
 
     Args:
-        people: of each prompt, or None without references. others: (name, text).
+        people: per prompt, or None without references. others: (name, text).
     """
     for number, prompt in enumerate(prompts):
         if people is None:
             cut = tokenizers.cut_part(prompt)
         else:
-            # What is read has no trigger, but perhaps the class token once per reference.
+            # The text read has no trigger word, but possibly the class token once per reference.
             _, class_tokens_mask, read = text_field.read(prompt, len(people[number][0]))
             cut = tokenizers.cut_part(read, copies=max(1, class_tokens_mask.sum()))
         if cut:
@@ -235,31 +121,41 @@ def cut_parts(text_field, tokenizers, prompts, people, others) -> Iterator[str]:
 
 
 def tell_of_call(
-    pipe, prompts, negatives, parts, people, regions, plan, asked, schedules, options: Options
-):
+    pipe: Any,
+    prompts: Sequence[str],
+    negatives: Sequence[str | None],
+    parts: Mapping[str, Sequence[str | None]],
+    people: Sequence | None,
+    regions: np.ndarray | None,
+    plan: Plan,
+    schedules: dict,
+    options: SamplingOptions,
+    latents: Any,
+) -> None:
     """Warn of what is cut, not read as it may have been meant, or without effect.
 
     Args:
         people: of each prompt, checked, like ``regions`` and ``parts``.
-        asked: the call's scales.
-        schedules: what they are in each step.
+        options: SamplingOptions.
+        schedules: what its scales are in each step.
+        latents: of the call, or None.
     """
     conditioner = pipe.conditioner
     read = negatives if options.guidance_scale > 1 else ()
     tell_of_texts(conditioner, prompts, read, parts, people)
     texts = [text for given in (prompts, read, *parts.values()) for text in given if text]
-    lines = [*options.without_effect(negatives, people is not None, plan)]
+    lines = [*options.without_effect(plan, negatives, people is not None, latents is not None)]
     if pipe.base.tokenizers.words:
         lines += pipe.words.without_use(texts)
-    if asked:
+    if options.scales:
         identities = {"identity", *conditioner.of_people} if people is not None else ()
-        first = max(0, options.merge_step(plan) + 1)
-        lines += idle_scales(asked, schedules, identities, first)
+        first = max(0, options.merge_step(plan.num_steps) + 1)
+        lines += idle_scales(options.scales, schedules, identities, first)
     for name, (_, weight) in pipe.adapters.items():
         if weight == 0:
             lines.append(f"LoRA {name}: its weight is 0, so that it has no effect")
     if regions is not None:
-        for number, persons in enumerate(people, 1):
+        for number, persons in enumerate(people or (), 1):
             for place in range(len(persons)):
                 if not regions[number - 1, place].any():
                     lines.append(
@@ -270,8 +166,14 @@ def tell_of_call(
         tell(line)
 
 
-def tell_of_texts(conditioner, prompts, negatives, parts, people):
-    """Warn of what is cut, and of what is not read as it may have been meant."""
+def tell_of_texts(
+    conditioner: Any,
+    prompts: Sequence[str],
+    negatives: Sequence[str | None],
+    parts: Mapping[str, Sequence[str | None]],
+    people: Sequence | None,
+) -> None:
+    """Warn about texts that are cut or may be misread."""
     others = [("negative prompt", text) for text in negatives if text]
     others += [(name, text) for name, texts in parts.items() for text in texts if text]
     tokenizers, text_field = conditioner.base.tokenizers, conditioner.text
@@ -287,7 +189,9 @@ def tell_of_texts(conditioner, prompts, negatives, parts, people):
         tell(line)
 
 
-def idle_scales(asked: dict, schedules: dict, identities, first: int) -> Iterator[str]:
+def idle_scales(
+    asked: dict, schedules: dict, identities: Collection[str], first: int
+) -> Iterator[str]:
     """Sentences about strengths that change nothing, or take everything away.
 
     Args:

@@ -5,22 +5,32 @@ conditioning, so a stream or map of any name supports all of it.
 """
 
 import functools
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from typing import cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.sharding import Mesh
 
 from data_pipeline.examples.conditions import Text
 from data_pipeline.examples.fields import Call, Field, TimeIds, unflatten
 from data_pipeline.pictures.reading import load_image
 from data_pipeline.records.schema import MAX_REFERENCES
-from persongen_jax.diffusion.conditioning import Conditioning, Guidance, TokenStream
-from persongen_jax.diffusion.scales import region_arrays, schedule
+from persongen_jax.diffusion.conditioning import (
+    Conditioning,
+    Guidance,
+    TokenStream,
+    region_arrays,
+)
+from persongen_jax.diffusion.options import schedule
+from persongen_jax.methods.base import Method
 from persongen_jax.parallel.sharding import along_batch, put, put_array
 from persongen_jax.pipeline.checks import one_each
 from persongen_jax.pipeline.images import default_size
+from persongen_jax.weights.formats.sdxl.loading import SDXLBase
 
 
 class Conditioner:
@@ -38,16 +48,18 @@ class Conditioner:
         inputs: names of other inputs of a call: additional prompts, control images, points.
     """
 
-    def __init__(self, base, mesh, method=None, fields=()):
+    def __init__(
+        self, base: SDXLBase, mesh: Mesh, method: Method | None = None, fields: Iterable[Field] = ()
+    ):
         self.base, self.mesh, self.method = base, mesh, method
         self.fields = tuple(fields) or (Text(base.tokenizers, at_trigger=False), TimeIds())
-        self.text = next(each for each in self.fields if each.name == "text")
+        self.text = cast(Text, next(each for each in self.fields if each.name == "text"))
         self.identity = tuple(each for each in self.fields if each.identity)
         own = (self.text, *self.identity)
         others = (each.name for each in self.fields if each not in own and _can_be_given(each))
         self.inputs = (*self.text.further, *others)
 
-    def acts(self, references) -> bool:
+    def acts(self, references: Sequence | None) -> bool:
         """Whether the method conditions these images; one without references always does."""
         return self.method is not None and (references is not None or not self.identity)
 
@@ -80,7 +92,13 @@ class Conditioner:
         condition = functools.partial(_condition, self.method, graphdef)
         return jax.eval_shape(condition, state, unflatten(spec))
 
-    def check_people(self, references, regions, prompts, shape):
+    def check_people(
+        self,
+        references: Sequence | None,
+        regions: Sequence | None,
+        prompts: Sequence[str],
+        shape: Sequence[int],
+    ) -> tuple[list | None, np.ndarray | None]:
         """(people, regions): the references of each prompt and person; [n, p, *shape].
 
         Raises before anything is computed, including PromptError for the first prompt that cannot
@@ -108,9 +126,7 @@ class Conditioner:
         for prompt, persons in zip(prompts, people, strict=True):
             self.text.read(prompt, len(persons[0]))
         people = read_people(people)
-        if regions is not None:
-            regions = region_arrays(regions, people, *shape)
-        return people, regions
+        return people, None if regions is None else region_arrays(regions, people, *shape)
 
     def check_inputs(self, inputs: dict, acts: bool, count: int) -> tuple[dict, dict]:
         """(parts, others): a text (or None) per prompt by stream; inputs of other fields."""
@@ -134,8 +150,7 @@ class Conditioner:
         return parts, others
 
     def schedules(self, scales: dict, lora: bool, acts: bool, num_steps: int) -> dict:
-        """[num_steps] by name, for all that the method has, so that no strength needs a new
-        program.
+        """[num_steps] by name, for all of the method, so that no strength needs a new program.
 
         Args:
             scales: what the call requests; missing ones are 1.
@@ -158,18 +173,23 @@ class Conditioner:
 
     # ---- conditioning ----
 
-    def encode_prompt(self, prompts: list[str]):
+    def encode_prompt(self, prompts: Sequence[str]) -> tuple[jax.Array, jax.Array]:
         """prompt_embeds [b, 77, d] and pooled_prompt_embeds [b, p] of b prompts."""
         ids = np.stack([self.base.tokenizers.encode(prompt) for prompt in prompts])
         view = nnx.split(self.base.model.conditioner())
         return _encode_prompt(*view, put_array(ids, along_batch(self.mesh)))
 
-    def guidance(self, call: Call, negatives, regions, which) -> Guidance:
+    def guidance(
+        self,
+        call: Call,
+        negatives: Sequence[str | None] | None,
+        regions: np.ndarray | None,
+        which: np.ndarray,
+    ) -> Guidance:
         """For one batch, whose rows belong to the prompts with these indices.
 
         Args:
-            call: of all prompts. negatives: a text (or None) per prompt; None: no unconditional
-                side.
+            call: of all prompts. negatives: a text (or None) per prompt; None: no such side.
             regions: [prompts, people, h, w] or None.
             which: [b] int.
         """
@@ -239,7 +259,7 @@ class Conditioner:
         return replace(conditioning, streams=streams)
 
 
-def check_people(references, regions, count: int) -> list[list[list]]:
+def check_people(references: Sequence, regions: Sequence | None, count: int) -> list[list[list]]:
     """A list of one to four references for each prompt and person.
 
     Args:
@@ -249,7 +269,7 @@ def check_people(references, regions, count: int) -> list[list[list]]:
 
     Raises:
         ValueError: an image instead of a list; counts that do not match; several people without
-        regions.
+            regions.
     """
     _check_list("references", references)
     if regions is not None:

@@ -1,24 +1,29 @@
 """Turns noise into images: sizes, initial noise, the sampler's loop, decoding."""
 
 import functools
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jax.sharding import PartitionSpec
+from jax.sharding import Mesh, PartitionSpec
+from jax.typing import ArrayLike
 
 from persongen_jax.diffusion import samplers as sampling
-from persongen_jax.methods.base import denoiser_view
+from persongen_jax.diffusion.conditioning import Guidance
+from persongen_jax.diffusion.plan import Plan
+from persongen_jax.methods.base import Method, Model, denoiser_view
 from persongen_jax.methods.sampling import sample_steps
-from persongen_jax.models.sdxl.vae import decode_images
+from persongen_jax.models.sdxl.vae import AutoencoderKL, decode_images
 from persongen_jax.parallel.sharding import BATCH, along_batch, put_array
 from persongen_jax.weights.formats.sdxl.loading import SDXLBase
 
 
 def default_size(base: SDXLBase) -> tuple[int, int]:
     """(height, width) in pixels that the UNet was made for."""
-    side = base.configs["unet"].get("sample_size")
+    side: Any = base.configs["unet"].get("sample_size")
     pair = isinstance(side, (list, tuple)) and len(side) == 2
     # If the config does not say, diffusers uses SDXL's.
     sides = side if pair else (side or 128,) * 2
@@ -37,24 +42,36 @@ def image_size(base: SDXLBase, height: int | None, width: int | None) -> tuple[i
     return height, width
 
 
-def latent_shape(base: SDXLBase, size) -> tuple[int, int, int]:
+def latent_shape(base: SDXLBase, size: tuple[int, int]) -> tuple[int, int, int]:
     """(h, w, c) of the latents of an image of (height, width) pixels."""
     factor = base.model.vae.vae_scale_factor
     return size[0] // factor, size[1] // factor, base.configs["unet"].get("in_channels", 4)
 
 
-def first_noise(latents, seed: int, shape) -> np.ndarray:
+def first_noise(latents: ArrayLike | None, seed: int, shape: tuple[int, ...]) -> np.ndarray:
     """``latents``, checked; None: [n, h, w, c] standard normal, drawn from the seed."""
     if latents is None:
         draw = jax.vmap(lambda key: jax.random.normal(key, shape[1:], jnp.float32))
         return np.asarray(draw(sampling.image_keys(seed, 0, shape[0])))
+    if isinstance(latents, (str, bytes)):
+        raise ValueError("latents: a text; give an array [n, h / 8, w / 8, 4]")
     latents = np.asarray(latents, np.float32)
     if latents.shape != shape:
         raise ValueError(f"latents have shape {latents.shape}; {shape} is needed")
     return latents
 
 
-def sample(model, method, mesh, plan, noise, guidance, keys, settings, progress=None):
+def sample(
+    model: Model,
+    method: Method | None,
+    mesh: Mesh,
+    plan: Plan,
+    noise: jax.Array | np.ndarray,
+    guidance: Guidance,
+    keys: ArrayLike,
+    settings: Sequence[ArrayLike],
+    progress: Callable[[int], object] | None = None,
+) -> jax.Array:
     """Latents [b, h, w, c]: the whole loop in one call, or in about twenty for ``progress``.
 
     Args:
@@ -79,7 +96,9 @@ def sample(model, method, mesh, plan, noise, guidance, keys, settings, progress=
     return sampling.final_latents(carry)
 
 
-def decode(vae, mesh, latents, tile_size: int | None = None):
+def decode(
+    vae: AutoencoderKL, mesh: Mesh, latents: jax.Array, tile_size: int | None = None
+) -> jax.Array:
     """Latents [b, h, w, c] to images [b, H, W, 3] float32 in 0..1; ``tile_size`` in pixels."""
     graphdef, state = nnx.split(vae)
     tile = None if tile_size is None else tile_size // vae.vae_scale_factor
@@ -99,7 +118,7 @@ def _decode(graphdef, mesh, tile, state, latents):
     )
 
 
-def to_pil(images) -> list:
+def to_pil(images: np.ndarray) -> list:
     """Float [n, h, w, 3] in 0..1 to 8-bit PIL images."""
     from PIL import Image
 

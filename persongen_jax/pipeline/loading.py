@@ -10,8 +10,10 @@ from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from persongen_jax.methods.base import Model
 from persongen_jax.models.lora import check_mergeable, merge_adapters, remove_adapters
 from persongen_jax.parallel.sharding import replicated
 from persongen_jax.pipeline.words import Words, read_words
@@ -40,7 +42,9 @@ Adapters = dict[str, tuple[dict, float]]
 # ---- Identity methods ------------------------------------------------------------------------
 
 
-def read_method(base: SDXLBase, name: str | None, weights, encoder, mesh):
+def read_method(
+    base: SDXLBase, name: str | None, weights: str | Path, encoder: str | Path, mesh: Mesh
+) -> tuple[ConfigDict, dict | None]:
     """(config, trained) of ``weights``; the arguments are Pipeline.load_method's.
 
     ``config`` is what the method's ``attach`` and ``fields`` need. ``trained`` has a run's arrays
@@ -79,7 +83,7 @@ def read_method(base: SDXLBase, name: str | None, weights, encoder, mesh):
 STATE_FILES = ("model.safetensors", "pytorch_model.bin")  # accelerate's
 
 
-def weights_in(path):
+def weights_in(path: str | Path) -> str | Path:
     """The file in the folder of an IP-Adapter's trainer; any other path unchanged."""
     folder = Path(path)
     if not folder.is_dir() or (folder / "checkpoints").is_dir():
@@ -88,7 +92,7 @@ def weights_in(path):
     return files[0] if files and is_ip_adapter(files[0]) else path
 
 
-def base_arrays(model, trained: dict | None) -> dict:
+def base_arrays(model: Model, trained: dict | None) -> dict:
     """The base's own arrays, by path, that a run has trained; call before attaching a method."""
     leaves = leaf_paths(model) if trained else {}
     return {path: leaves[path].get_value() for path in trained or () if path in leaves}
@@ -114,7 +118,7 @@ def _photomaker_config(base: SDXLBase, path, name: str) -> dict:
 # ---- LoRA ------------------------------------------------------------------------------------
 
 
-def read_adapter(path, base, weight: float = 1.0) -> tuple[dict, Words]:
+def read_adapter(path: str | Path, base: SDXLBase, weight: float = 1.0) -> tuple[dict, Words]:
     """A LoRA file's weights by component, and the words bundled with it.
 
     WeightsError unless they fit the base's model.
@@ -161,13 +165,13 @@ def _warn(message: str):
     warnings.warn(message, stacklevel=5)
 
 
-def take_adapter(model) -> dict:
+def take_adapter(model: Model) -> dict:
     """The model's one adapter, as ``read_adapter`` would have returned it."""
     found = {part: extract_adapter(getattr(model, part)) for part in LORA_COMPONENTS}
     return {part: weights for part, weights in found.items() if weights}
 
 
-def put_adapters(model, adapters: Adapters):
+def put_adapters(model: Model, adapters: Adapters) -> None:
     """Put these on the model, replacing those that are there."""
     remove_all(model)
     for part in LORA_COMPONENTS:
@@ -175,13 +179,13 @@ def put_adapters(model, adapters: Adapters):
             apply_adapter(getattr(model, part), adapter.get(part, {}), weight)
 
 
-def remove_all(model):
+def remove_all(model: Model) -> None:
     """Remove all adapters from the model."""
     for part in LORA_COMPONENTS:
         remove_adapters(getattr(model, part))
 
 
-def merge_all(model):
+def merge_all(model: Model) -> None:
     """Merge all adapters into the weights."""
     for part in LORA_COMPONENTS:
         check_mergeable(getattr(model, part))

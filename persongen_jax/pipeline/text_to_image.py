@@ -3,19 +3,22 @@
 import itertools
 from collections.abc import Callable
 from dataclasses import replace
-from typing import NamedTuple
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.sharding import Mesh
+from jax.typing import DTypeLike
 
 from data_pipeline.examples.conditions import Text
 from data_pipeline.examples.fields import Call, TimeIds
 from persongen_jax.diffusion import samplers as sampling
-from persongen_jax.diffusion.plan import make_plan
-from persongen_jax.diffusion.scales import Strength
+from persongen_jax.diffusion.options import SamplingOptions
 from persongen_jax.methods import get_method
-from persongen_jax.methods.base import Parts
+from persongen_jax.methods.base import Method, Model, Parts
 from persongen_jax.models.branches import branch_names
 from persongen_jax.parallel.sharding import make_mesh, put, replicated, shardings_by_path, to_host
 from persongen_jax.pipeline import checks, images, loading
@@ -24,6 +27,9 @@ from persongen_jax.pipeline.words import OwnWords
 from persongen_jax.training.partition import fill_trained, set_leaves
 from persongen_jax.weights.formats.lora.writing import write_lora
 from persongen_jax.weights.formats.sdxl.loading import SDXLBase, load_sdxl, save_sdxl
+
+if TYPE_CHECKING:
+    from persongen_jax.systems.sdxl import Sdxl
 
 IMAGES_PER_DEVICE = 4  # default batch size
 
@@ -45,14 +51,14 @@ class Pipeline:
     Args:
         mesh: of sharding.make_mesh; all devices by default.
         divided: shard weights over the mesh's "fsdp" groups, for devices too small to hold them
-        whole.
+            whole.
 
     Attributes:
         adapters, words: the loaded LoRAs, see pipeline/loading.py, and the words they define.
         conditioner: the inputs of the loaded method, see pipeline/conditioner.py.
     """
 
-    def __init__(self, base: SDXLBase, mesh=None, *, divided=False):
+    def __init__(self, base: SDXLBase, mesh: Mesh | None = None, *, divided: bool = False):
         self.base = base
         self.mesh = make_mesh() if mesh is None else mesh
         self.divided = divided
@@ -65,7 +71,14 @@ class Pipeline:
     # ---- loading and saving ----
 
     @classmethod
-    def from_pretrained(cls, path, *, dtype=jnp.float32, mesh=None, **options) -> "Pipeline":
+    def from_pretrained(
+        cls,
+        path: str | Path,
+        *,
+        dtype: DTypeLike = jnp.float32,
+        mesh: Mesh | None = None,
+        **options: Any,
+    ) -> "Pipeline":
         """Open a diffusers-format SDXL directory or a single-file checkpoint.
 
         ``options``: param_dtype, vae_dtype, variant, config, unet, vae, text_encoders,
@@ -77,7 +90,9 @@ class Pipeline:
         return cls(base, mesh)
 
     @classmethod
-    def around(cls, system, model=None, *, mesh=None, divided=False) -> "Pipeline":
+    def around(
+        cls, system: "Sdxl", model: Model = None, *, mesh: Mesh | None = None, divided: bool = False
+    ) -> "Pipeline":
         """A pipeline over a model in memory with its method's parts, for example one in training.
 
         Copies nothing. Programs compiled for an earlier model of the same kind are reused.
@@ -91,7 +106,7 @@ class Pipeline:
         pipe._use(system.method, system.fields)
         return pipe
 
-    def save_pretrained(self, folder):
+    def save_pretrained(self, folder: str | Path) -> None:
         """Write a directory that diffusers opens; fuse or unload LoRAs first."""
         if self.adapters:
             raise ValueError(
@@ -108,11 +123,11 @@ class Pipeline:
             save_sdxl(self.base, folder)
 
     @property
-    def model(self):
+    def model(self) -> Model:
         return self.base.model
 
     @property
-    def method(self):
+    def method(self) -> Method | None:
         """The loaded identity method; None: the base alone."""
         return self.conditioner.method
 
@@ -148,25 +163,27 @@ class Pipeline:
 
     # ---- an identity method ----
 
-    def load_method(self, name: str | None, weights, *, encoder=""):
+    def load_method(
+        self, name: str | None, weights: str | Path, *, encoder: str | Path = ""
+    ) -> None:
         """Load a trained identity method; then pass ``references`` when calling.
 
         Args:
             name: the method. None: the one that a run trained; for a file photomaker or
                 ip_adapter.
             weights: the working directory of a training run; or a PhotoMaker v1 file, ``.bin`` or
-            ``.safetensors`` (weights/formats/photomaker.py). Parts that a method has in addition
-            to PhotoMaker's, such as a branch for the background, then have their initial weights.
-            Or an IP-Adapter file for SDXL (weights/formats/ip_adapter.py).
+                ``.safetensors`` (weights/formats/photomaker.py). Parts that a method has in
+                addition to PhotoMaker's, such as a branch for the background, then have their
+                initial weights. Or an IP-Adapter file for SDXL (weights/formats/ip_adapter.py).
             encoder: the folder of the image encoder that the weights belong to. Default: the one
-            that the run was trained with; for a file ``<base>/image_encoder``, if that is a
-            PhotoMaker file's own. FaceID has no default: it needs the face recogniser's file.
+                that the run was trained with; for a file ``<base>/image_encoder``, if that is a
+                PhotoMaker file's own. FaceID has no default: it needs the face recogniser's file.
 
         Raises:
             FileNotFoundError: there is no checkpoint.
             ValueError: weights of another method than ``name``, or that do not fit this base;
-            FaceID without ``encoder``. If they turn out not to fit, no method is loaded
-            afterwards.
+                FaceID without ``encoder``. If they turn out not to fit, no method is loaded
+                afterwards.
         """
         checks.check_kinds(str, "a method's name", name=name)
         checks.check_path("weights", weights)
@@ -191,7 +208,7 @@ class Pipeline:
             raise
         self._use(method, fields)
 
-    def unload_method(self):
+    def unload_method(self) -> None:
         """Remove the method; LoRAs loaded from files stay."""
         self._remove_method()
         self._put_adapters(self.adapters)
@@ -211,22 +228,20 @@ class Pipeline:
 
     # ---- LoRA ----
 
-    def load_lora(self, path, *, weight: float = 1.0, name: str | None = None):
+    def load_lora(self, path: str | Path, *, weight: float = 1.0, name: str | None = None) -> None:
         """Load a LoRA (or DoRA, LoHa, LoKr, IA3) of any tool; several add up.
 
-        Words whose embeddings are bundled with it (``bundle_emb``) can be used in prompts from then
-        on.
+        Words whose embeddings are bundled with it (``bundle_emb``) can then be used in prompts.
 
         Args:
             path: the ``*.safetensors`` file, or PEFT's or diffusers' folder.
             weight: factor of its effect; change it later with :meth:`set_lora_weights`.
             name: its name from then on; by default ``str(path)``. One of the same name is replaced,
-            with a warning.
+                with a warning.
 
         Raises:
             WeightsError: the file does not exist, is of an unsupported kind (named in the error),
-                or
-            is not for this model; loaded adapters do not change.
+                or is not for this model; loaded adapters do not change.
         """
         checks.check_path("path", path)
         checks.check_kinds(str, "a name", name=name)
@@ -239,12 +254,12 @@ class Pipeline:
         self.words.add(name, words)
         self._put_adapters({**self.adapters, name: (adapter, weight)})
 
-    def set_lora_weights(self, weights: dict[str, float]):
+    def set_lora_weights(self, weights: dict[str, float]) -> None:
         """Change the factors of loaded LoRAs by name. Does not recompile."""
         checks.check_kinds(dict, "a dictionary, {name: weight}", weights=weights)
         self._put_adapters(loading.with_weights(self.adapters, weights))
 
-    def save_lora(self, path, name: str):
+    def save_lora(self, path: str | Path, name: str) -> None:
         """Write a loaded LoRA, or a method's own ("method:photomaker"), in diffusers' format.
 
         Raises:
@@ -259,12 +274,12 @@ class Pipeline:
         self.words.tell_not_written(name)
         write_lora(path, adapter)
 
-    def unload_lora(self):
+    def unload_lora(self) -> None:
         """Remove every LoRA; a method keeps its own, which is a part of it."""
         self.words.drop(self.adapters)
         self._put_adapters(loading.of_method(self.adapters))
 
-    def fuse_lora(self):
+    def fuse_lora(self) -> None:
         """Merge the loaded LoRAs into the weights: no cost per step, but irreversible."""
         loading.merge_all(self.model)
         self.adapters = self._own_lora = {}
@@ -283,28 +298,11 @@ class Pipeline:
         *,
         references: list | None = None,
         regions: list | None = None,
-        scales: dict[str, Strength] | None = None,
-        start_merge_step: int | None = None,
-        height: int | None = None,
-        width: int | None = None,
-        num_inference_steps: int = 50,
-        guidance_scale: float = 5.0,
-        guidance_rescale: float = 0.0,
-        num_images_per_prompt: int = 1,
-        seed: int | None = None,
-        latents=None,
-        scheduler: str | None = None,
-        scheduler_options: dict | None = None,
-        original_size: tuple[int, int] | None = None,
-        crops_coords_top_left: tuple[int, int] | None = None,
-        target_size: tuple[int, int] | None = None,
-        output_type: str = "pil",
-        batch_size: int | None = None,
-        tiling: bool = False,
-        tile_size: int | None = None,
-        progress=None,
-        on_batch=None,
-        **inputs,
+        latents: Any = None,
+        progress: Callable | None = None,
+        on_batch: Callable | None = None,
+        options: SamplingOptions | None = None,
+        **named: Any,
     ) -> PipelineOutput:
         """Generate ``num_images_per_prompt`` images of each prompt.
 
@@ -314,103 +312,74 @@ class Pipeline:
                 embedding if model_index.json says so (SDXL's does), else the empty prompt; with a
                 method always the empty prompt, which is the dropped condition in training.
             references: with a method loaded, per prompt a list of one to four face crops of one
-            person (paths, PIL images, arrays: see data_pipeline/pictures/reading.py); the prompt
-            then holds the trigger word after the class word: "a man img in a suit". For a FaceID
-            file the crops are aligned faces (data_pipeline/faces/align.py). A method that reads
-            identities only by an attention branch does not need the trigger word and supports
-            several people: per prompt a list of such lists, and ``regions``. (If the identity is
-            also written into the class word, that is the first person's.)
+                person (paths, PIL images, arrays: see data_pipeline/pictures/reading.py); the
+                prompt then holds the trigger word after the class word: "a man img in a suit". For
+                a FaceID file the crops are aligned faces (data_pipeline/faces/align.py). A method
+                that reads identities only by an attention branch does not need the trigger word and
+                supports several people: per prompt a list of such lists, and ``regions``. (If the
+                identity is also written into the class word, that is the first person's.)
             regions: per prompt a list of masks, one per person: where in the image the branches
-                that
-            read a person may act for them. Each is an image (white is 1) or bool [h, w] of any
-            size, stretched over the image.
-            scales: factors of the method's effects, {"identity": 0.8}; 1 if absent. Each is a
-                number,
-            or [(start, end, number), ...] over fractions of the steps (diffusion/scales.py). Every
-            stream and map of the method has one by its name ("background" scales the output of the
-            branch that reads this stream). "identity" also scales references in text space: a class
-            token e, fused with a reference to f, becomes e + scale * (f - e). "lora" scales the
-            method's LoRA on the UNet, in addition to its weight.
-            start_merge_step: through this step (inclusive) the prompt alone acts, then the identity
-                (delayed merging, arXiv 2312.04461, section 3.3). None: a fifth of the steps.
-            height, width: pixels, multiples of the VAE's factor (8). Default: the UNet's own.
-            guidance_scale: 1 or less turns guidance off and halves the cost.
-            guidance_rescale: 0..1 (Lin et al., arXiv 2305.08891, section 3.4).
-            seed: image n depends on (seed, n), not on how images are batched. None: 0.
+                that read a person may act for them. Each is an image (white is 1) or bool [h, w] of
+                any size, stretched over the image.
             latents: [n, h / 8, w / 8, 4] standard normal, instead of drawing them from the seed.
-            scheduler: "ddpm", "ddim", "euler", "euler_ancestral", "dpmpp_2m" or a diffusers class
-                name; default: scheduler_config.json's. scheduler_options: its parameters, e.g.
-                {"use_karras_sigmas": True}.
-            original_size, crops_coords_top_left, target_size: SDXL's micro-conditioning, (h, w).
-            output_type: "pil"; "np", float32 [n, h, w, 3] in 0..1; or "latent", [n, h/8, w/8, 4].
-            batch_size: images at once, rounded up to a multiple of the devices.
-            tiling: decode in overlapping tiles with sides of ``tile_size`` (512) pixels. At 1024 x
-            1024 and SDXL's size, this needs a quarter of the memory, 1 GiB (float32).
             progress: called with the number of steps done since the last call.
             on_batch: called with each batch's images as soon as they are ready, in order and in the
-            form of ``output_type``. They are not kept then: ``images`` is empty.
-            inputs: other inputs of the method's fields, by name: additional prompts
-            (``background``, ``body``: a text for all or one each; they act from the first step on,
-            None is the empty prompt), control images and points (a list, one each).
+                form of ``output_type``. They are not kept then: ``images`` is empty.
+            options: the settings that are not given by name.
+            named: settings, by the names of SamplingOptions (diffusion/options.py):
+                num_inference_steps, guidance_scale, scheduler, seed, height, ... And other inputs
+                of the method's fields: additional prompts (``background``, ``body``: a text for all
+                or one each; they act from the first step on, None is the empty prompt), control
+                images and points (a list, one each).
 
         Raises:
             ValueError: sizes, counts or names that do not fit; the message names them. A
-            checks.CallWarning reports prompts that are cut, and arguments without effect.
+                checks.CallWarning reports prompts that are cut, and arguments without effect.
         """
-        options = (guidance_scale, guidance_rescale, start_merge_step, seed, latents)
-        options = checks.Options(*options, tiling, tile_size, output_type)
-        options.check(num_inference_steps, num_images_per_prompt, height, width, batch_size)
-        checks.check_pairs(original_size=original_size, target_size=target_size)
-        checks.check_pairs(crops_coords_top_left=crops_coords_top_left)
-        checks.check_kinds(dict, "a dictionary", scales=scales, scheduler_options=scheduler_options)
+        options, inputs = (options or SamplingOptions()).taking(named)
         checks.check_kinds(Callable, "a function", progress=progress, on_batch=on_batch)
         prompts = checks.texts_of("prompt", prompt)
         conditioner, count = self.conditioner, len(prompts)
-        size = images.image_size(self.base, height, width)
+        size = images.image_size(self.base, options.height, options.width)
         shape = images.latent_shape(self.base, size)
         negatives = checks.one_each(negative_prompt, count, "negative prompts")
-        people, regions = conditioner.check_people(references, regions, prompts, shape[:2])
+        people, where = conditioner.check_people(references, regions, prompts, shape[:2])
         acts = conditioner.acts(references)
         parts, inputs = conditioner.check_inputs(inputs, acts, count)
-        plan = make_plan(
-            self.base.scheduler_config, num_inference_steps, scheduler, **(scheduler_options or {})
-        )
+        plan = options.plan(self.base.scheduler_config)
         own_lora = self._own_lora if acts else {}
-        strengths = conditioner.schedules(scales or {}, bool(own_lora), acts, plan.num_steps)
-        said = (prompts, negatives, parts, people, regions)
-        checks.tell_of_call(self, *said, plan, scales or {}, strengths, options)
-        seed, tile_size = seed or 0, tile_size or 512
-        given = zip(
-            (original_size, crops_coords_top_left, target_size), (size, (0, 0), size), strict=True
+        strengths = conditioner.schedules(
+            options.scales or {}, bool(own_lora), acts, plan.num_steps
         )
-        sizes = [usual if pair is None else pair for pair, usual in given]
-        time_ids = np.tile(np.concatenate(sizes).astype(np.float32), (count, 1))
+        said = (prompts, negatives, parts, people, where)
+        checks.tell_of_call(self, *said, plan, strengths, options, latents)
+        time_ids = np.tile(options.time_ids(size), (count, 1))
         call = Call(prompts, parts, people, time_ids, size, inputs)
-        against = negatives if guidance_scale > 1 else None
-        total = count * num_images_per_prompt
+        against = negatives if options.guidance_scale > 1 else None
+        seed, total = options.seed or 0, count * options.num_images_per_prompt
         noise = images.first_noise(latents, seed, (total, *shape))
         keys = sampling.image_keys(seed, 1, total)
-        batch = self.pictures_at_once(batch_size, total)
-        settings = (guidance_scale, guidance_rescale, options.merge_step(plan))
+        batch = self.pictures_at_once(options.batch_size, total)
+        tile_size = (options.tile_size or 512) if options.tiling else None
         method, done = self.method if acts else None, []
         keep = done.append if on_batch is None else on_batch
         for start in range(0, total, batch):
             # The last batch is padded with its last image: every batch has the same shape.
             rows = np.minimum(np.arange(start, start + batch), total - 1)
-            which = rows // num_images_per_prompt
-            guidance = conditioner.guidance(call, against, regions, which)
+            which = rows // options.num_images_per_prompt
+            guidance = conditioner.guidance(call, against, where, which)
             guidance = replace(guidance, scales=strengths, lora=own_lora)
-            row = (plan, noise[rows], guidance, keys[rows], settings, progress)
-            out = images.sample(self.model, method, self.mesh, *row)
-            if output_type != "latent":
-                out = images.decode(self.model.vae, self.mesh, out, tile_size if tiling else None)
-            out = to_host(out)[: min(batch, total - start)]
-            keep(images.to_pil(out) if output_type == "pil" else out)
-        if on_batch is not None or output_type == "pil":
+            row = (plan, noise[rows], guidance, keys[rows], options.scalars(plan.num_steps))
+            out = images.sample(self.model, method, self.mesh, *row, progress)
+            if options.output_type != "latent":
+                out = images.decode(self.model.vae, self.mesh, out, tile_size)
+            here = to_host(out)[: min(batch, total - start)]
+            keep(images.to_pil(here) if options.output_type == "pil" else here)
+        if on_batch is not None or options.output_type == "pil":
             return PipelineOutput(list(itertools.chain(*done)))
         return PipelineOutput(np.concatenate(done))
 
-    def encode_prompt(self, prompts: list[str]):
+    def encode_prompt(self, prompts: list[str]) -> tuple[jax.Array, jax.Array]:
         """prompt_embeds [b, 77, d] and pooled_prompt_embeds [b, p] of b prompts."""
         prompts = checks.texts_of("prompts", prompts)
         checks.tell_of_texts(self.conditioner, prompts, (), {}, None)

@@ -44,7 +44,7 @@ def add_watermark(images: np.ndarray) -> np.ndarray:
         raise ValueError(
             f"images must be uint8 [n, h, w, 3], not {images.dtype} {list(images.shape)}"
         )
-    if not _large_enough(images.shape[1:3]):
+    if not has_room(*images.shape[1:3]):
         return images.copy()
     # One at a time: the intermediate values are eight times as large as the images.
     return np.stack([_embed(image) for image in images]) if len(images) else images.copy()
@@ -71,39 +71,19 @@ def has_watermark(image: np.ndarray) -> bool:
     marked.
     """
     _check_image(image)
-    if not _large_enough(image.shape[:2]):
+    if not has_room(*image.shape[:2]):
         return False
     return int(np.sum(read_watermark(image) == WATERMARK_BITS)) >= MIN_AGREEING_BITS
 
 
-class WatermarkIfItFits:
-    """Adds the watermark to images; warns once if they are too small to hold it."""
-
-    def __init__(self, warn):
-        self.warn, self.warned = warn, False
-
-    def __call__(self, image):
-        """(the image uint8 [h, w, 3], whether it has the watermark now)."""
-        height, width = image.shape[:2]
-        if _large_enough((height, width)):
-            return add_watermark(image[None])[0], True
-        if not self.warned:
-            self.warn(
-                f"no watermark: {width}x{height} pixels are too few; it needs a width of "
-                f"{MIN_WIDTH} and {MIN_PIXELS} pixels"
-            )
-            self.warned = True
-        return image, False
+def has_room(height: int, width: int) -> bool:
+    """Whether an image of this size can hold the watermark."""
+    return width >= MIN_WIDTH and height * width >= MIN_PIXELS
 
 
 def _check_image(image):
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
         raise ValueError(f"image must be uint8 [h, w, 3], not {image.dtype} {list(image.shape)}")
-
-
-def _large_enough(size) -> bool:
-    height, width = size
-    return width >= MIN_WIDTH and height * width >= MIN_PIXELS
 
 
 def _embed(image):

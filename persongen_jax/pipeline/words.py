@@ -7,19 +7,22 @@ word is added to the tokenizers.
 
 import contextlib
 import warnings
+from collections.abc import Iterable, Iterator
+from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
 
 from persongen_jax.weights.errors import UnsupportedAdapter
 from persongen_jax.weights.formats.lora.reading import read_embeddings
+from persongen_jax.weights.formats.sdxl.loading import SDXLBase
 
 TOWERS = {"clip_l": "text_encoder", "clip_g": "text_encoder_2"}  # of SDXL's two encoders
 
 Words = dict[str, dict[str, np.ndarray]]  # word to {tower: [n, width]}
 
 
-def read_words(path, base) -> Words:
+def read_words(path: str | Path, base: SDXLBase) -> Words:
     """The words bundled with a LoRA; usually {}.
 
     Raises:
@@ -47,28 +50,28 @@ def read_words(path, base) -> Words:
 class OwnWords:
     """The words that a base's tokenizers and text encoders have in addition to their vocabulary."""
 
-    def __init__(self, base):
+    def __init__(self, base: SDXLBase):
         self.base, self._by_name = base, {}
 
-    def add(self, name: str, words: Words):
+    def add(self, name: str, words: Words) -> None:
         """Add the words of the LoRA of this name, replacing its earlier ones."""
         self._set({**self._without({name}), name: words})
 
-    def drop(self, names):
+    def drop(self, names: Iterable[str]) -> None:
         """Remove the words of these LoRAs."""
         self._set(self._without(set(names)))
 
     def _without(self, names: set) -> dict[str, Words]:
         return {n: words for n, words in self._by_name.items() if n not in names}
 
-    def tell_not_written(self, *names):
+    def tell_not_written(self, *names: str) -> None:
         """Warn that the words of these LoRAs are not saved."""
         words = [repr(word) for name in names for word in self._by_name.get(name, ())]
         if words:
             _warn(f"the embeddings of {', '.join(words)} are not saved, only the weights are")
 
     @contextlib.contextmanager
-    def left_out(self):
+    def left_out(self) -> Iterator[None]:
         """Inside, the base lacks the words, so that it can be saved; a warning names them."""
         by_name = self._by_name
         self.tell_not_written(*by_name)
@@ -110,10 +113,10 @@ def _put(base, by_name: dict[str, Words]):
                 ends[tower] += count
                 tables[tower] += [] if rows is None else [rows]
             base.tokenizers.words[word.lower()] = tuple(ids)
-    for tower, rows in tables.items():
+    for tower, parts in tables.items():
         where = getattr(base.model, TOWERS[tower]).embeddings.token_embedding.embedding
         dtype = where.get_value().dtype
-        where.set_value(jnp.concatenate([jnp.asarray(each, dtype) for each in rows]))
+        where.set_value(jnp.concatenate([jnp.asarray(each, dtype) for each in parts]))
 
 
 def _own_rows(base, tower: str):

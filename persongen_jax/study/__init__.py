@@ -1,1 +1,1 @@
-"""Several methods and seeds next to each other: the study command."""
+"""Compares several methods and seeds: the study command."""

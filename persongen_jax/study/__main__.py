@@ -3,10 +3,10 @@
     python -m persongen_jax.study --config configs/study_mini.py
     python -m persongen_jax.study --config configs/study_mini.py --dry_run
 
-Every run is a process of its own, so that none lives in another's memory: training, then the
-evaluation of what was trained. SIGTERM and Ctrl-C are passed on to it, and it saves; the same
-command goes on from there, and does not repeat what is finished. At the end, and whenever all runs
-are there, the tables, plots and sheets are written (persongen_jax/study/report.py).
+Every run is a separate process, so that none shares memory with another: training, then evaluation.
+SIGTERM and Ctrl-C are passed on to it, and it saves; the same command resumes from there and skips
+finished runs. At the end, and whenever all runs are finished, the tables, plots and sheets are
+written (persongen_jax/study/report.py).
 """
 
 import argparse
@@ -18,6 +18,7 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO, Any
 
 from ml_collections import ConfigDict
 
@@ -31,13 +32,13 @@ from persongen_jax.systems.open import complete_config, system_class
 from persongen_jax.training.stopping import StopSignals
 from persongen_jax.weights.saver import write_json
 
-# A training's keys that have to be equal for a comparison to be fair.
+# Config keys that must be equal for a fair comparison.
 BUDGET = ("steps", "batch_size", "size", "data", "base")
-LOOK = 0.2  # seconds between two looks at signals and at the process under way
+LOOK = 0.2  # seconds between polls of signals and the running process
 
 
 class Interrupted(Exception):
-    """A signal ended the study; the same command goes on."""
+    """A signal ended the study; the same command resumes it."""
 
 
 @dataclass(frozen=True)
@@ -58,17 +59,17 @@ class Run:
         return self.folder / "evaluation" / f"step_{self.config.steps:06d}"
 
 
-# ---- What is to be done ------------------------------------------------------------------------
+# ---- Planning ------------------------------------------------------------------------
 
 
 def plan_runs(study: ConfigDict) -> list[Run]:
-    """Every run, seed by seed, so that a study stopped half way has all methods.
+    """Every run, seed by seed, so that a study stopped halfway has all methods.
 
     Raises:
-        ValueError: nothing to do, unequal budgets, or faulty overrides.
+        ValueError: nothing to do, unequal budgets, or invalid overrides.
     """
     if not study.methods or not study.seeds:
-        raise ValueError("config.methods and config.seeds have to name at least one each")
+        raise ValueError("config.methods and config.seeds must name at least one each")
     unknown = sorted(set(study.only) - set(study.methods))
     if unknown:
         raise ValueError(f"config.only: {', '.join(unknown)} is not among config.methods")
@@ -98,13 +99,13 @@ def plan_runs(study: ConfigDict) -> list[Run]:
 
 
 def newest_step(run: Run) -> int | None:
-    """Of the run's checkpoints."""
+    """The step of the run's newest checkpoint."""
     steps = [int(p.name) for p in (run.folder / "checkpoints").glob("*") if p.name.isdigit()]
     return max(steps, default=None)
 
 
 def is_trained(run: Run) -> bool:
-    """Whether the last step is saved, and validated where the config asks for it."""
+    """Whether the last step is saved, and validated if the config asks for it."""
     if newest_step(run) != run.config.steps:
         return False
     if not run.config.validation_every:
@@ -115,22 +116,22 @@ def is_trained(run: Run) -> bool:
 
 
 def is_evaluated(run: Run) -> bool:
-    """Whether it was evaluated with the options that are asked for now."""
+    """Whether it was evaluated with the current options."""
     options = run.results / "options.json"
     return options.is_file() and read_json(options) == run.evaluation
 
 
-def check_settings(run: Run):
-    """ValueError if what lies in the run's folder was trained with other settings."""
+def check_settings(run: Run) -> None:
+    """ValueError if the run's folder was trained with other settings."""
     path = run.folder / "config.json"
     if not path.is_file():
         return
     before = json.loads(complete_config(read_json(path), run.folder).to_json())
     now = json.loads(run.config.to_json())
     if "start_from_step" in now:
-        # Which checkpoint of an earlier run it started from, training has found out itself.
+        # Training itself fills in which checkpoint of an earlier run it started from,
         now["start_from_step"] = now["start_from_step"] or before.get("start_from_step", 0)
-    # And where the learning rate's curve ends that the run began with.
+    # and where the initial learning-rate schedule ends.
     now["schedule_steps"] = now["schedule_steps"] or before["schedule_steps"]
     lines = differences(before, now)
     if lines:
@@ -141,7 +142,7 @@ def check_settings(run: Run):
 
 
 def describe(run: Run) -> str:
-    """Where the run stands, for the list of --dry_run and the log."""
+    """The state of the run, for the list of --dry_run and the log."""
     step = newest_step(run)
     if is_trained(run):
         state = "finished" if is_evaluated(run) else "trained, not evaluated"
@@ -150,24 +151,24 @@ def describe(run: Run) -> str:
     return f"{run.name}, seed {run.seed}: {state}"
 
 
-# ---- Doing it ----------------------------------------------------------------------------------
+# ---- Execution ----------------------------------------------------------------------------------
 
 
 class Processes:
-    """Runs one command after the other, and passes a stop on to the one under way.
+    """Runs one command after another, and passes a stop on to the running one.
 
-    ``lock``: an open file that every process inherits: it stays locked as long as one of them
-    lives, also when this one was killed.
+    ``lock``: an open file that every process inherits: it stays locked while any of them lives,
+    even if this one was killed.
     """
 
-    def __init__(self, stop: StopSignals, lock):
+    def __init__(self, stop: StopSignals, lock: IO):
         self.stop, self.lock = stop, lock
         self.environment = dict(os.environ)
-        # Runs that differ by their seed compile the same programs for sampling.
+        # Runs that differ only by their seed compile the same sampling programs.
         cache = Path.home() / ".cache" / "persongen_jax" / "xla"
         self.environment.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache))
 
-    def __call__(self, module: str, *arguments):
+    def __call__(self, module: str, *arguments: Any) -> None:
         """``python -m module arguments``.
 
         Raises:
@@ -204,8 +205,8 @@ class Processes:
             )
 
 
-def do_run(run: Run, processes: Processes):
-    """Train and evaluate, as far as it is not done."""
+def do_run(run: Run, processes: Processes) -> None:
+    """Train and evaluate, as far as not done yet."""
     if not is_trained(run):
         settings = [f"--config.{key}={value}" for key, value in run.overrides.items()]
         files = ["--config", run.file, "--workdir", run.folder]
@@ -221,7 +222,7 @@ def do_run(run: Run, processes: Processes):
 
 
 def measure_costs(study: ConfigDict, runs: list[Run], processes: Processes) -> dict | None:
-    """cost.json's contents, measured if it is not there for these settings; None: not asked for."""
+    """Contents of cost.json, measured unless they exist for these settings; None: not requested."""
     if not study.cost_rounds:
         return None
     plan = {
@@ -240,8 +241,8 @@ def measure_costs(study: ConfigDict, runs: list[Run], processes: Processes) -> d
     return read_json(path)
 
 
-def run_study(study: ConfigDict, dry_run: bool = False):
-    """Everything: runs, costs, report.
+def run_study(study: ConfigDict, dry_run: bool = False) -> None:
+    """Run everything: trainings, costs, report.
 
     Raises:
         ValueError: settings that cannot work.
@@ -262,7 +263,7 @@ def run_study(study: ConfigDict, dry_run: bool = False):
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise BlockingIOError(
-                f"{workdir}: another study, or a run that it left behind, is still at work there"
+                f"{workdir}: another study, or a run that it left behind, is still using it"
             ) from error
         processes = Processes(stop, lock)
         try:
@@ -271,7 +272,7 @@ def run_study(study: ConfigDict, dry_run: bool = False):
                 do_run(run, processes)
             costs = measure_costs(study, runs, processes)
         except Interrupted:
-            print(f"stopped; the same command goes on ({workdir})")
+            print(f"stopped; the same command resumes ({workdir})")
             return
         print(write_report(study, runs, costs))
     print(f"written: {workdir}")
@@ -281,7 +282,7 @@ def run_study(study: ConfigDict, dry_run: bool = False):
 
 
 @command
-def main(argv=None):
+def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m persongen_jax.study",
         description=__doc__.split("\n")[0],

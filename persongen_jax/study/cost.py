@@ -1,10 +1,10 @@
-"""What a step of each method costs: measured in turns, in one process, on equal batches.
+"""The cost of each method's step: measured in turns, in one process, on equal batches.
 
     python -m persongen_jax.study.cost PLAN OUT
 
-``persongen_jax.study`` writes the plan and starts this. Turns are what makes the figures comparable
-on a machine that others use as well: a slow minute hits all methods alike, and only the quotients
-within a round are kept.
+``persongen_jax.study`` writes the plan and starts this. Taking turns makes the figures comparable
+on a shared machine: a slow minute affects all methods alike, and only the ratios within a round are
+kept.
 """
 
 import argparse
@@ -30,14 +30,15 @@ def measure(plan: dict) -> dict:
     Returns:
         {"plan": as given, "device": …, "methods": {name: {"trained": {group: parameters},
         "frozen": parameters, "gflop": of a step, "seconds": median of a step, "relative": median
-        over the rounds of its time as a multiple of the first method's, "low", "high": the least
-        and the most of them, "full_size": {group: parameters} or None}}}.
+            over
+        the rounds of its time as a multiple of the first method's, "low", "high": their minimum and
+        maximum, "full_size": {group: parameters} or None}}}.
     """
     order = plan["order"]
-    methods = {name: _Method(*plan["methods"][name], plan["data"]) for name in order}
+    methods = {name: _Method(plan, name) for name in order}
     for name, method in methods.items():
         print(f"{name}: {sum(method.trained.values()):,} trained", flush=True)
-        method.run(1)  # what happens at the first call only
+        method.run(1)  # warm up
     seconds = {name: [] for name in order}
     for _ in range(plan["rounds"]):
         for name in order:
@@ -60,12 +61,12 @@ def measure(plan: dict) -> dict:
 
 
 class _Method:
-    """One method with its compiled step, a batch and a state of its own."""
+    """One method with its own compiled step, batch and state."""
 
-    def __init__(self, file, overrides, data):
-        config = load_config(file, overrides)
-        if data:
-            config.data = data
+    def __init__(self, plan: dict, name: str):
+        config = load_config(*plan["methods"][name])
+        if plan["data"]:
+            config.data = plan["data"]
         mesh = make_mesh()
         system = open_system(config, mesh)
         parts = assemble(system, mesh)
@@ -78,7 +79,7 @@ class _Method:
             self.program, self.flops, _ = compile_step(parts.step, *arguments)
 
     def run(self, steps: int) -> float:
-        """Seconds of so many steps."""
+        """The seconds that this many steps take."""
         start = time.perf_counter()
         for i in range(steps):
             self.state, metrics = self.program(self.state, self.frozen, self.batch, np.int32(i))
@@ -86,10 +87,10 @@ class _Method:
         return time.perf_counter() - start
 
 
-def count_trained(file) -> dict[str, int]:
-    """Learning-rate group -> number of parameters that a config at full size trains.
+def count_trained(file: str) -> dict[str, int]:
+    """Learning-rate group -> number of parameters that a full-size config trains.
 
-    What it starts from changes no size and is left out.
+    Its initial weights do not change sizes and are left out.
     """
     config = load_config(file, {"dtype": "bfloat16"})
     counts = assemble(abstract_system(config), make_mesh(jax.devices()[:1])).counts()
@@ -97,7 +98,7 @@ def count_trained(file) -> dict[str, int]:
 
 
 @command
-def main(argv=None):
+def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("plan", type=Path, help="written by persongen_jax.study")
     parser.add_argument("out", type=Path, help="the file to write")

@@ -1,17 +1,20 @@
-"""What a study writes at its end, into its working directory.
+"""The report that a study writes into its working directory.
 
-study.md               all of it on one page
+study.md               everything on one page
 comparison.md, .csv    every metric of every method on every set: means over seeds and people with
-                       their 95 % intervals, and who judged; .json has all measures
-<metric>.png           trajectories in training, a line per method: face_sim.png is the thesis'
+                       their 95 % intervals, and the judges; .json has all measures
+<metric>.png           training trajectories, a line per method: face_sim.png is the thesis'
                        figure 6.1, clip_t.png figure 6.2
-sheet_<set>.png        reference and one picture of each method, as figures 6.3 and 6.4
+sheet_<set>.png        the reference and one image per method, like figures 6.3 and 6.4
 cost.md, .csv          trained parameters, time of a step, size of a checkpoint
 """
 
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from ml_collections import ConfigDict
 from PIL import Image
 
 from data_pipeline.text_files import read_json
@@ -36,8 +39,8 @@ from persongen_jax.metrics.measures import described
 from persongen_jax.tables import markdown
 
 
-def write_report(study, runs, costs: dict | None) -> str:
-    """Write everything; the page's text.
+def write_report(study: ConfigDict, runs: Sequence[Any], costs: dict | None) -> str:
+    """Write everything; return the page's text.
 
     Args:
         study: the study's config; runs: all finished (persongen_jax/study/__main__.py).
@@ -71,19 +74,19 @@ def write_report(study, runs, costs: dict | None) -> str:
     return text
 
 
-def by_name(runs, read) -> dict[str, list]:
-    """``read(run)`` of all runs of a method, in the order of the seeds."""
+def by_name(runs: Iterable[Any], read: Callable[[Any], Any]) -> dict[str, list]:
+    """``read(run)`` for all runs of a method, in the order of the seeds."""
     groups = {}
     for run in runs:
         groups.setdefault(run.name, []).append(read(run))
     return groups
 
 
-def validation_rows(run) -> list[dict]:
+def validation_rows(run: Any) -> list[dict]:
     return read_rows(run.folder / "validation" / "metrics.jsonl")
 
 
-def heading(study, runs) -> str:
+def heading(study: ConfigDict, runs: Sequence[Any]) -> str:
     config, seeds = runs[0].config, ", ".join(map(str, study.seeds))
     described = f" of {config.size} pixels" if config.get("size") else ""
     described += f", data `{config.data}`" if config.get("data") else ""
@@ -95,8 +98,8 @@ def heading(study, runs) -> str:
     )
 
 
-def reading_aid(entries) -> str:
-    """What guessing would give, where that is known; it may differ from set to set."""
+def reading_aid(entries: Iterable[tuple]) -> str:
+    """The value of guessing, where known; it may differ between sets."""
     levels = {}
     for _, set_name, _, metrics in entries:
         for measure in described({"metrics": metrics}).values():
@@ -111,8 +114,8 @@ def reading_aid(entries) -> str:
 # ---- Sheets ------------------------------------------------------------------------------------
 
 
-def write_sheets(study, runs, out: Path) -> dict[str, Path]:
-    """Path by set: a row for each person and prompt, a column for each method; the first seed."""
+def write_sheets(study: ConfigDict, runs: Iterable[Any], out: Path) -> dict[str, Path]:
+    """Path by set: a row per person and prompt, a column per method; the first seed."""
     first = {run.name: run.results / PICTURES for run in runs if run.seed == study.seeds[0]}
     indices = {name: read_json(p / "index.json") for name, p in first.items()}
     sheets = {}
@@ -146,15 +149,15 @@ def read_image(path: Path) -> np.ndarray:
 # ---- Cost --------------------------------------------------------------------------------------
 
 COST_NOTE = (
-    "A step's time is that of the same batch, measured in turns; in brackets the least and the "
-    "most of the rounds, as a multiple of the first method's. A checkpoint holds the trained "
-    "weights and the optimizer's state, which is what resuming needs; at full size both are "
-    "counted, three float32 numbers for each trained parameter, and nothing is measured."
+    "A step's time is that of the same batch, measured in turns; in brackets the minimum and "
+    "maximum of the rounds, as a multiple of the first method's. A checkpoint holds the trained "
+    "weights and the optimizer's state, which resuming needs; at full size both are counted as "
+    "three float32 numbers per trained parameter, and nothing is measured."
 )
 
 
-def cost_rows(costs: dict, runs) -> list[dict]:
-    """A row of numbers for each method."""
+def cost_rows(costs: dict, runs: Sequence[Any]) -> list[dict]:
+    """A row of numbers per method."""
     rows = []
     for name, cost in costs["methods"].items():
         run = next(run for run in runs if run.name == name)
@@ -177,14 +180,14 @@ def cost_rows(costs: dict, runs) -> list[dict]:
     return rows
 
 
-def checkpoint_bytes(run) -> int:
-    """On the disk, of the last checkpoint."""
+def checkpoint_bytes(run: Any) -> int:
+    """The size on disk of the last checkpoint."""
     folder = run.folder / "checkpoints" / str(run.config.steps)
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
 def cost_table(rows: list[dict]) -> str:
-    """Markdown."""
+    """The table in Markdown."""
     head = ["method", "trained", "GFLOP a step", "step time", "checkpoint"]
     head += ["trained at full size", "checkpoint at full size"]
     lines = []

@@ -10,14 +10,16 @@ import json
 import math
 import tempfile
 from pathlib import Path
+from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from ml_collections import ConfigDict
 
 from persongen_jax.methods import get_method
-from persongen_jax.methods.base import Parts
+from persongen_jax.methods.base import Method, Parts
 from persongen_jax.models.encoders.clip import CLIPVisionModel
 from persongen_jax.models.layers import UnusedRngs
 from persongen_jax.models.sdxl.parts import COMPONENTS, StableDiffusionXL, build
@@ -45,7 +47,7 @@ class ShapeTokenizers:
         return ids
 
 
-def network_configs(config) -> tuple[dict, dict]:
+def network_configs(config: ConfigDict) -> tuple[dict, dict]:
     """(config.json contents by component, the image tower's config).
 
     Raises:
@@ -68,7 +70,7 @@ def network_configs(config) -> tuple[dict, dict]:
     )
 
 
-def abstract_base(config):
+def abstract_base(config: ConfigDict) -> tuple[SDXLBase, Method]:
     """(SDXLBase, method): the config's method attached, every leaf a ShapeDtypeStruct.
 
     What a run starts from does not change sizes and is not opened. Methods open CLIP's image tower
@@ -77,7 +79,7 @@ def abstract_base(config):
     configs, image_tower = network_configs(config)
     method = get_method(config.method)
     length = configs["text_encoder"]["max_position_embeddings"]
-    tokenizers = ShapeTokenizers(length)
+    tokenizers: Any = ShapeTokenizers(length)
     with tempfile.TemporaryDirectory(prefix="persongen-jax-") as folder:
         write_hollow_tower(Path(folder), image_tower)
         config = ConfigDict({**config, "id_encoder": folder, "start_from": ""})
@@ -97,7 +99,7 @@ def _make(config, configs, method, tokenizers):
     return model
 
 
-def write_hollow_tower(folder: Path, config: dict):
+def write_hollow_tower(folder: Path, config: dict) -> None:
     """Write CLIP's image tower as config.json and a sparse model.safetensors without data."""
     kw = {"dtype": jnp.bfloat16, "param_dtype": jnp.bfloat16, "rngs": UnusedRngs()}
     tower = nnx.eval_shape(lambda: CLIPVisionModel(config, with_projection=True, **kw))
@@ -127,16 +129,16 @@ def draw_batch(batch: dict, size: int, vocabulary: int = VOCABULARY) -> dict:
         batch: System.abstract_batch's; nested.
         size: of the target in pixels. vocabulary: number of ids that the text towers know.
     """
-    import jax
-
     leaves, structure = jax.tree_util.tree_flatten_with_path(batch)
     filled = [
         draw_input(i, path[-1].key, leaf, size, vocabulary) for i, (path, leaf) in enumerate(leaves)
     ]
-    return structure.unflatten(filled)
+    return jax.tree.unflatten(structure, filled)
 
 
-def draw_input(number: int, name: str, shape, size: float, vocabulary: int):
+def draw_input(
+    number: int, name: str, shape: jax.ShapeDtypeStruct, size: float, vocabulary: int
+) -> jax.Array:
     """One entry of a batch by its name; unknown names are drawn around 0."""
     dims = shape.shape
     if name == "class_tokens_mask":

@@ -6,6 +6,7 @@
 import dataclasses
 import functools
 from collections import Counter
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -34,14 +35,14 @@ class Assembly:
     system: System
     mesh: jax.sharding.Mesh
     groups: dict[str, str]
-    graphdef: object
+    graphdef: nnx.GraphDef
     state: TrainState
-    frozen: object
-    places: object
-    homes: object
-    step: object
+    frozen: nnx.State
+    places: Any
+    homes: Any
+    step: jax.stages.Wrapped
 
-    def shown_model(self, state: TrainState):
+    def shown_model(self, state: TrainState) -> nnx.Module:
         """The model that validation uses after this state, with offloaded weights put back."""
         return merge_model(self.graphdef, state.shown, put(self.frozen, self.homes))
 
@@ -53,7 +54,7 @@ class Assembly:
         return {**counts, "frozen": sum(x.size for x in jax.tree.leaves(self.frozen))}
 
 
-def assemble(system: System, mesh, *, cached: bool = False) -> Assembly:
+def assemble(system: System, mesh: jax.sharding.Mesh, *, cached: bool = False) -> Assembly:
     """Put the system on the devices of ``mesh``, as its config says.
 
     Args:
@@ -62,7 +63,7 @@ def assemble(system: System, mesh, *, cached: bool = False) -> Assembly:
 
     Raises:
         ValueError: a table of trained weights that does not fit the model, an unknown optimizer, or
-        weights that no sharding rule matches.
+            weights that no sharding rule matches.
     """
     config, abstract = system.config, is_abstract(system.model)
     if config.offload_encoders and not abstract:
@@ -94,18 +95,18 @@ def summary(counts: dict[str, int]) -> str:
     return "\n".join([*lines, f"  frozen: {counts['frozen']:,}"])
 
 
-def is_abstract(model) -> bool:
+def is_abstract(model: nnx.Module) -> bool:
     """Whether the model holds shapes instead of arrays."""
     return any(isinstance(x, jax.ShapeDtypeStruct) for x in jax.tree.leaves(nnx.state(model)))
 
 
-def placed(tree, shardings):
+def placed(tree: Any, shardings: Any) -> Any:
     """ShapeDtypeStructs with the shardings of a tree of the same structure."""
     return jax.tree.map(
         lambda s, place: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=place), tree, shardings
     )
 
 
-def number(mesh) -> jax.ShapeDtypeStruct:
+def number(mesh: jax.sharding.Mesh) -> jax.ShapeDtypeStruct:
     """The ShapeDtypeStruct of a step's number."""
     return jax.ShapeDtypeStruct((), jnp.int32, sharding=replicated(mesh))

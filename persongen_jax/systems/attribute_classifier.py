@@ -6,14 +6,18 @@
 """
 
 import functools
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
+from ml_collections import ConfigDict
 
 from data_pipeline.attributes.labelled import to_pixels
+from data_pipeline.examples.fields import Batch
 from persongen_jax.models.ddpm.classifier import GROUPS, AttributeClassifier
 from persongen_jax.parallel.sharding import to_host
 from persongen_jax.systems.on_attributes import OnAttributes
@@ -29,7 +33,7 @@ class Classifier(OnAttributes):
 
     evaluation = "persongen_jax.evaluation.held_out:HeldOut"
 
-    def __init__(self, config):
+    def __init__(self, config: ConfigDict):
         self.config = config
         height, width, channels = self.described.shape
         if not config.widths or any(width % GROUPS for width in config.widths):
@@ -47,7 +51,7 @@ class Classifier(OnAttributes):
         self.model = AttributeClassifier(channels, attributes, tuple(config.widths), rngs=rngs)
 
     @classmethod
-    def defaults(cls):
+    def defaults(cls) -> ConfigDict:
         config = super().defaults()
         config.widths = (32, 64, 128)
         # Generated images are not as clean as real ones, nor always centred.
@@ -58,7 +62,7 @@ class Classifier(OnAttributes):
 
     # ---- a step ----
 
-    def draw(self, key_of, batch):
+    def draw(self, key_of: Callable[[int], jax.Array], batch: Batch) -> dict[str, jax.Array]:
         """ "shift" [b, 2] whole pixels, "noise" shaped like the images."""
         b, height, *_ = batch["pixel_values"].shape
         most = int(height * self.config.shift)
@@ -67,7 +71,7 @@ class Classifier(OnAttributes):
             "noise": jax.random.normal(key_of(NOISE), batch["pixel_values"].shape),
         }
 
-    def losses(self, model, batch, draws):
+    def losses(self, model: Any, batch: Batch, draws: dict[str, jax.Array]) -> dict[str, jax.Array]:
         """Cross-entropy of every known attribute; within a group, over its members."""
         pictures = jax.vmap(_shifted)(batch["pixel_values"], draws["shift"])
         logits, _ = model(pictures + self.config.noise * draws["noise"])
@@ -91,10 +95,10 @@ class Classifier(OnAttributes):
     # ---- evaluation ----
 
     @classmethod
-    def validation_sets_of(cls, config):
+    def validation_sets_of(cls, config: ConfigDict) -> tuple[str, ...]:
         return (HELD_OUT,)
 
-    def scores(self, pictures) -> tuple[np.ndarray, np.ndarray]:
+    def scores(self, pictures: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
         """Maps uint8 images, n of [h, w, c], to logits [n, K] and features [n, d]."""
         return classify(self.model, pictures)
 
@@ -106,7 +110,11 @@ def _shifted(picture, shift):
     return jax.lax.dynamic_slice(padded, (most + shift[0], most + shift[1], 0), picture.shape)
 
 
-def classify(model, pictures, should_stop=lambda: False) -> tuple[np.ndarray, np.ndarray]:
+def classify(
+    model: nnx.Module,
+    pictures: Sequence[np.ndarray],
+    should_stop: Callable[[], bool] = lambda: False,
+) -> tuple[np.ndarray, np.ndarray]:
     """Maps uint8 images, a sequence of n [h, w, c], to float32 logits [n, K] and features [n, d].
 
     Raises:

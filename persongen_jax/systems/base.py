@@ -7,15 +7,15 @@ The loop (train.py), the step (training/step.py), checkpoints, logs, ``aot``, ``
 import abc
 import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Self
 
 import jax
 import numpy as np
 from flax import nnx
 from ml_collections import ConfigDict
 
-from data_pipeline.examples.batches import BatchStream, open_loader
-from data_pipeline.examples.fields import unflatten
+from data_pipeline.examples.batches import BatchStream, Source, open_loader
+from data_pipeline.examples.fields import Batch, Field, unflatten
 from persongen_jax.config import run_defaults
 
 
@@ -29,7 +29,7 @@ class SamplingProgram:
         unknown_steps: the number of iterations of its loop, if the compiler cannot know it; else 1.
     """
 
-    function: Callable
+    function: jax.stages.Wrapped
     static: tuple
     weights: Any
     inputs: tuple
@@ -55,9 +55,12 @@ class System(abc.ABC):
     config: ConfigDict
     model: nnx.Module
     groups: tuple[tuple[str, str], ...] = ((".*", "model"),)
-    fields: tuple = ()
+    fields: tuple[Field, ...] = ()
     statistics: bool = False
     evaluation: str = ""
+
+    def __init__(self, config: ConfigDict):
+        self.config = config
 
     @classmethod
     def defaults(cls) -> ConfigDict:
@@ -65,7 +68,9 @@ class System(abc.ABC):
         return run_defaults()
 
     @classmethod
-    def open(cls, config, shardings=None) -> "System":
+    def open(
+        cls, config: ConfigDict, shardings: Callable | jax.sharding.Sharding | None = None
+    ) -> Self:
         """The system of a config with its initial weights.
 
         Args:
@@ -74,7 +79,7 @@ class System(abc.ABC):
         return cls(config)
 
     @classmethod
-    def abstract(cls, config) -> "System":
+    def abstract(cls, config: ConfigDict) -> Self:
         """The same with a ShapeDtypeStruct for every array; opens no file and allocates nothing."""
         made = []
 
@@ -87,7 +92,7 @@ class System(abc.ABC):
         return made[0]
 
     @classmethod
-    def settled(cls, config) -> ConfigDict:
+    def settled(cls, config: ConfigDict) -> ConfigDict:
         """The config of a new run, with the values that it derives from its data filled in.
 
         Later the run is opened with it, when the data may have changed or be gone.
@@ -109,13 +114,13 @@ class System(abc.ABC):
         """The keys for some of the system's methods that this one ignores."""
         return ()
 
-    def __str__(self):
+    def __str__(self) -> str:
         return self.label
 
     # ---- examples ----
 
     @abc.abstractmethod
-    def source(self):
+    def source(self) -> Source:
         """Examples by index; see data_pipeline.examples.batches.Source."""
 
     def examples(self, start_step: int, alone: bool = False) -> BatchStream:
@@ -128,7 +133,7 @@ class System(abc.ABC):
             process_count=1 if alone else jax.process_count(),
         )
 
-    def abstract_batch(self, cached: bool = False) -> dict:
+    def abstract_batch(self, cached: bool = False) -> Batch:
         """A batch over all devices as ShapeDtypeStructs [batch_size, ...].
 
         Args:
@@ -138,14 +143,14 @@ class System(abc.ABC):
         specs = self.source().specs[0]
         return unflatten({n: jax.ShapeDtypeStruct((b, *s), d) for n, (s, d) in specs.items()})
 
-    def random_batch(self, cached: bool = False) -> dict:
+    def random_batch(self, cached: bool = False) -> Batch:
         """A batch for speed measurements: the right shapes, with plausible values."""
         del cached
         return next(iter(self.examples(0, alone=True)))
 
     # ---- a step ----
 
-    def draw(self, key_of, batch) -> dict:
+    def draw(self, key_of: Callable[[int], jax.Array], batch: Batch) -> dict[str, jax.Array]:
         """All random numbers of a step, arrays [b, ...] for the whole batch, however it is split.
 
         Args:
@@ -154,7 +159,7 @@ class System(abc.ABC):
         return {}
 
     @abc.abstractmethod
-    def losses(self, model, batch, draws) -> dict:
+    def losses(self, model: Any, batch: Batch, draws: dict[str, jax.Array]) -> dict[str, jax.Array]:
         """{"loss": [b], …}: one number per example; all but "loss" are logged as means.
 
         Runs inside the compiled step, with the current model.
@@ -175,7 +180,7 @@ class System(abc.ABC):
         raise ValueError(f"{self.label} generates no images; leave out --what sample")
 
     @classmethod
-    def validation_sets_of(cls, config) -> tuple[str, ...]:
+    def validation_sets_of(cls, config: ConfigDict) -> tuple[str, ...]:
         """Names of the sets that a validation measures on, in the order of tables; () for none."""
         return ()
 

@@ -6,13 +6,23 @@ on images with attributes, as the seed project face-diffusion does on MNIST and 
     python -m persongen_jax.train --config configs/attributes/digits.py
 """
 
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.typing import ArrayLike
+from ml_collections import ConfigDict
 
 from data_pipeline.attributes.field import Attributes
-from persongen_jax.diffusion.schedule import NoiseSchedule, check_choice
+from data_pipeline.examples.fields import Batch
+from persongen_jax.diffusion.options import SamplingOptions
+from persongen_jax.diffusion.plan import Plan
+from persongen_jax.diffusion.schedule import NoiseSchedule
+from persongen_jax.diffusion.scheduler_config import check_choice
 from persongen_jax.models.ddpm.unet2d import UNet2DModel
 from persongen_jax.models.layers import Linear
 from persongen_jax.systems.diffusion import Cases, DiffusionSystem, Pixels
@@ -31,14 +41,24 @@ class AttributeUNet(nnx.Module):
         config: diffusers' config of the UNet, without the conditioning.
         attributes: K.
         conditioning: "input": ``embedding``, a linear map to ``width`` numbers, which become
-        additional channels of the noisy image, equal for all pixels (the seed's code); "blocks":
-        two linear layers to the width of the timestep embedding, which they are added to, and so
-        reach every block (the seed's figure); "none": no conditioning.
+            additional channels of the noisy image, equal for all pixels (the seed's code);
+            "blocks": two linear layers to the width of the timestep embedding, which they are added
+            to, and so reach every block (the seed's figure); "none": no conditioning.
         width: of "input".
         null: whether there is a learned embedding for "all attributes unknown".
     """
 
-    def __init__(self, config: dict, attributes: int, *, conditioning, width, null, rngs, **kw):
+    def __init__(
+        self,
+        config: dict,
+        attributes: int,
+        *,
+        conditioning: str,
+        width: int,
+        null: bool,
+        rngs: nnx.Rngs,
+        **kw: Any,
+    ):
         check_choice("config.conditioning", conditioning, CONDITIONING)
         self.conditioning = conditioning
         channels, layers = config["in_channels"], {"rngs": rngs, **_DTYPES, **kw}
@@ -47,7 +67,7 @@ class AttributeUNet(nnx.Module):
             return
         if conditioning == "input":
             self.unet = UNet2DModel({**config, "in_channels": channels + width}, rngs=rngs, **kw)
-            self.embedding = Linear(attributes, width, **layers)
+            self.embedding: Any = Linear(attributes, width, **layers)
         else:
             self.unet = UNet2DModel({**config, "class_embed_type": "identity"}, rngs=rngs, **kw)
             width = 4 * config["block_out_channels"][0]
@@ -59,7 +79,7 @@ class AttributeUNet(nnx.Module):
         if null:
             self.null = nnx.Param(jnp.zeros((width,), jnp.float32))
 
-    def embed(self, attributes, known):
+    def embed(self, attributes: jax.Array, known: jax.Array) -> jax.Array:
         """Embeddings [b, e] of values in 0..1 and of whether they are known, [b, K] each.
 
         An unknown attribute is 0, between -1 (no) and 1 (yes). If none is known, the embedding is
@@ -75,7 +95,7 @@ class AttributeUNet(nnx.Module):
             return embedded
         return jnp.where(known.any(-1, keepdims=True), embedded, self.null[...])
 
-    def __call__(self, x, t, embedded):
+    def __call__(self, x: jax.Array, t: ArrayLike, embedded: Any) -> jax.Array:
         """The prediction at images ``x`` [b, h, w, c]; ``embedded`` [b, e], None for "none"."""
         if self.conditioning == "input":
             b, h, w, _ = x.shape
@@ -94,7 +114,10 @@ class Ddpm(OnAttributes, DiffusionSystem):
         ValueError: data or a size that cannot be used.
     """
 
-    def __init__(self, config):
+    model: AttributeUNet
+    fields: tuple[Attributes]
+
+    def __init__(self, config: ConfigDict):
         self.config = config
         for name in ("drop_prob", "hide_prob"):
             if not 0 <= config[name] <= 1:
@@ -122,7 +145,7 @@ class Ddpm(OnAttributes, DiffusionSystem):
         )
 
     @classmethod
-    def defaults(cls):
+    def defaults(cls) -> ConfigDict:
         config = super().defaults()
         # The network: diffusers' UNet2DModel. One level per number of channels; each level halves
         # the sides.
@@ -149,7 +172,7 @@ class Ddpm(OnAttributes, DiffusionSystem):
         return config
 
     @property
-    def label(self):
+    def label(self) -> str:
         return "unconditional" if self.config.conditioning == "none" else "ddpm"
 
     @property
@@ -158,7 +181,7 @@ class Ddpm(OnAttributes, DiffusionSystem):
 
     # ---- a step ----
 
-    def draw(self, key_of, batch):
+    def draw(self, key_of: Callable[[int], jax.Array], batch: Batch) -> dict[str, jax.Array]:
         """DiffusionSystem's, and "hidden" [b, K] bool, the attributes that the model does not see.
 
         An example hides a random fraction of them, from none to all, and a class as a whole.
@@ -173,51 +196,55 @@ class Ddpm(OnAttributes, DiffusionSystem):
             draws["hidden"] = hides & hidden[:, units]
         return draws
 
-    def losses(self, model, batch, draws):
+    def losses(self, model: Any, batch: Batch, draws: dict[str, jax.Array]) -> dict[str, jax.Array]:
         if "hidden" in draws:
             known = jnp.where(draws["hidden"], 0, batch["attributes_known"])
             batch = {**batch, "attributes_known": known}
         return super().losses(model, batch, draws)
 
-    def condition(self, model, batch):
+    def condition(self, model: Any, batch: Batch) -> jax.Array | None:
         if self.config.conditioning == "none":
             return None
         return model.embed(batch["attributes"], batch["attributes_known"])
 
-    def denoise(self, model, x, t, condition, step=None):
+    def denoise(
+        self, model: Any, x: jax.Array, t: ArrayLike, condition: Any, step: ArrayLike | None = None
+    ) -> jax.Array:
         return model(x, t, condition)
 
     # ---- sampling ----
 
-    def plan(self, steps, scheduler=None, **options):
+    def plan(self, options: SamplingOptions) -> Plan:
         """DiffusionSystem's. Samplers that do not clip start where some signal is left.
 
         At the last timestep a cosine schedule leaves so little signal that the smallest error of a
         noise prediction becomes an error as large as the image.
         """
-        if scheduler not in (None, "", *CLIPPING):
-            options = {"timestep_spacing": "leading", **options}
-        return super().plan(steps, scheduler, **options)
+        if options.scheduler not in (None, *CLIPPING):
+            own = {"timestep_spacing": "leading", **(options.scheduler_options or {})}
+            options = replace(options, scheduler_options=own)
+        return super().plan(options)
 
     # ---- validation ----
 
     @classmethod
-    def validation_sets_of(cls, config):
+    def validation_sets_of(cls, config: ConfigDict) -> tuple[str, ...]:
         return (SEEN, UNSEEN) if config.data == "drawn_faces" else (SEEN,)
 
-    def cases(self, name):
+    def cases(self, name: str) -> Cases:
         """Combinations of attributes in the training set, or those absent from it; all are known.
 
         The real images are those of ``test`` with these combinations.
         """
         data, n = self.data, self.config.validation_images
         rng = np.random.default_rng(self.config.validation_seed)
-        if name == UNSEEN and not len(data.unseen):
-            raise ValueError(
-                "config.attributes: with so few, the training set has every combination, none is "
-                "left to validate as unseen; read more of them, or set config.validation_every=0"
-            )
         if name == UNSEEN:
+            if data.unseen is None or not len(data.unseen):
+                raise ValueError(
+                    "config.attributes: with so few, the training set has every combination, none "
+                    "is left to validate as unseen; read more of them, or set "
+                    "config.validation_every=0"
+                )
             values = data.unseen[rng.permutation(np.arange(n) % len(data.unseen))]
         else:
             values = data.train.values[np.sort(rng.integers(len(data.train), size=n))]
@@ -238,7 +265,7 @@ class Ddpm(OnAttributes, DiffusionSystem):
         )
 
 
-class _Pictures:
+class _Pictures(Sequence):
     """Selected images of a sequence, read on access."""
 
     def __init__(self, images, rows):
@@ -253,12 +280,12 @@ class _Pictures:
         return self._images[self._rows[place]]
 
 
-def can_guide(config) -> bool:
+def can_guide(config: ConfigDict) -> bool:
     """Whether the model also predicts without a condition, and has one."""
     return config.conditioning != "none" and config.drop_prob > 0
 
 
-def scheduler_config_of(config) -> dict:
+def scheduler_config_of(config: ConfigDict) -> dict:
     """diffusers' scheduler_config.json for a run: for training noise and for samplers."""
     return {
         "_class_name": "DDIMScheduler",
@@ -275,7 +302,7 @@ def scheduler_config_of(config) -> dict:
     }
 
 
-def unet_config_of(config, size: int, channels: int) -> dict:
+def unet_config_of(config: ConfigDict, size: int, channels: int) -> dict:
     """The UNet2DModel's config.json.
 
     Raises:

@@ -3,19 +3,28 @@
 import abc
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.typing import ArrayLike
+from ml_collections import ConfigDict
 
-from data_pipeline.examples.fields import flatten, unflatten
+from data_pipeline.examples.fields import Batch, Field, flatten, unflatten
 from persongen_jax.diffusion import samplers as sampling
 from persongen_jax.diffusion import schedule as diffusion
 from persongen_jax.diffusion.conditioning import deinterleave, interleave
-from persongen_jax.diffusion.plan import make_plan
-from persongen_jax.models.sdxl.vae import DiagonalGaussianDistribution, decode_images, scale_latents
+from persongen_jax.diffusion.options import SamplingOptions
+from persongen_jax.diffusion.plan import Plan
+from persongen_jax.models.sdxl.vae import (
+    AutoencoderKL,
+    DiagonalGaussianDistribution,
+    decode_images,
+    scale_latents,
+)
 from persongen_jax.parallel.sharding import along_batch, make_mesh, put_array
 from persongen_jax.systems.base import SamplingProgram, System
 
@@ -41,15 +50,15 @@ class Pixels:
     def __init__(self, channels: int = 3):
         self.channels = channels
 
-    def shape(self, model, batch) -> tuple[int, int, int, int]:
+    def shape(self, model: Any, batch: Batch) -> tuple[int, int, int, int]:
         """(b, h, w, c) of the latents of a batch's targets."""
         return batch["pixel_values"].shape
 
-    def latents(self, model, batch, noise):
+    def latents(self, model: Any, batch: Batch, noise: jax.Array) -> jax.Array:
         """[b, h, w, c] of the targets; ``noise`` is not needed here."""
         return batch["pixel_values"].astype(jnp.float32)
 
-    def decode(self, model, latents):
+    def decode(self, model: Any, latents: jax.Array) -> jax.Array:
         """Images [b, h, w, c] float32 in 0..1, clipped."""
         return jnp.clip(latents / 2 + 0.5, 0, 1)
 
@@ -57,10 +66,10 @@ class Pixels:
 class VAE:
     """The diffusion runs on the latents of ``model.vae`` (arXiv 2112.10752, section 3.1)."""
 
-    def __init__(self, vae):
+    def __init__(self, vae: AutoencoderKL):
         self.factor, self.channels = vae.vae_scale_factor, vae.config["latent_channels"]
 
-    def shape(self, model, batch) -> tuple[int, int, int, int]:
+    def shape(self, model: Any, batch: Batch) -> tuple[int, int, int, int]:
         """(b, h, w, c) of the latents of a batch's targets."""
         if "moments" in batch:
             *shape, channels = batch["moments"].shape
@@ -68,7 +77,7 @@ class VAE:
         b, height, width, _ = batch["pixel_values"].shape
         return b, height // self.factor, width // self.factor, self.channels
 
-    def latents(self, model, batch, noise):
+    def latents(self, model: Any, batch: Batch, noise: jax.Array) -> jax.Array:
         """[b, h, w, c] drawn from the targets' posterior and scaled; stops gradients.
 
         Args:
@@ -85,7 +94,7 @@ class VAE:
             return DiagonalGaussianDistribution(*jnp.split(batch["moments"], 2, axis=-1))
         return vae.encode(batch["pixel_values"])
 
-    def decode(self, model, latents):
+    def decode(self, model: Any, latents: jax.Array) -> jax.Array:
         """Images [b, h, w, 3] float32 in 0..1, clipped; differentiable."""
         return decode_images(model.vae, latents)
 
@@ -115,13 +124,13 @@ class Step:
     schedule: diffusion.NoiseSchedule
     decode: Callable
 
-    def x0(self):
+    def x0(self) -> jax.Array:
         """The clean latents implied by the prediction, [b, h, w, c] float32."""
         alpha, sigma = diffusion.signal_and_noise(self.schedule, self.timesteps)
         prediction = self.schedule.prediction_type
         return diffusion.x0_and_eps(prediction, self.noisy, self.pred, alpha, sigma)[0]
 
-    def image(self):
+    def image(self) -> jax.Array:
         """``x0`` decoded, [b, H, W, C] float32 in 0..1; differentiable."""
         return self.decode(self.x0())
 
@@ -152,17 +161,17 @@ class DiffusionSystem(System):
         schedule: diffusion.NoiseSchedule.
         codec: Pixels or VAE.
         fields: of an example; see data_pipeline/examples/fields.py. Each defines its value for a
-        dropped condition (``config.drop_prob``).
+            dropped condition (``config.drop_prob``).
     """
 
     evaluation = "persongen_jax.evaluation.sampled:SampledEvaluation"
 
     scheduler_config: dict
     schedule: diffusion.NoiseSchedule
-    codec: object
+    codec: Pixels | VAE
 
     @classmethod
-    def defaults(cls):
+    def defaults(cls) -> ConfigDict:
         config = super().defaults()
         config.drop_prob = 0.1  # per example: drop the whole condition
         config.min_snr_gamma = 0.0  # above 0: min-SNR weights (usually 5)
@@ -172,20 +181,22 @@ class DiffusionSystem(System):
         return config
 
     @abc.abstractmethod
-    def condition(self, model, batch):
+    def condition(self, model: Any, batch: Batch) -> Any:
         """What ``denoise`` reads other than latents and timestep, made from a batch; a pytree."""
 
     @abc.abstractmethod
-    def denoise(self, model, x, t, condition, step=None):
+    def denoise(
+        self, model: Any, x: jax.Array, t: ArrayLike, condition: Any, step: ArrayLike | None = None
+    ) -> jax.Array:
         """The prediction [b, h, w, c] at ``x`` [b, h, w, c] and timesteps ``t`` ([b] or one)."""
 
-    def drop(self, batch: dict, drop) -> dict:
+    def drop(self, batch: Batch, drop: jax.Array) -> Batch:
         """The batch without its condition where ``drop`` [b] is True."""
         return drop_conditions(self.fields, batch, drop)
 
     # ---- training ----
 
-    def draw(self, key_of, batch) -> dict:
+    def draw(self, key_of: Callable[[int], jax.Array], batch: Batch) -> dict[str, jax.Array]:
         """ "latents", "noise" [b, h, w, c], "timesteps", "drop" [b]."""
         config, shape = self.config, self.codec.shape(self.model, batch)
         b, *_, channels = shape
@@ -202,7 +213,7 @@ class DiffusionSystem(System):
             draws["noise"] = diffusion.offset_noise(draws["noise"], offsets, config.noise_offset)
         return draws
 
-    def losses(self, model, batch, draws) -> dict:
+    def losses(self, model: Any, batch: Batch, draws: dict[str, jax.Array]) -> dict[str, jax.Array]:
         noise, timesteps = draws["noise"], draws["timesteps"]
         latents = self.codec.latents(model, batch, draws["latents"])
         noisy = diffusion.add_noise(self.schedule, latents, noise, timesteps)
@@ -221,32 +232,33 @@ class DiffusionSystem(System):
             losses = {**losses, "loss": losses["loss"] * batch["example_weight"]}
         return {**losses, **told}
 
-    def mask(self, batch, draws, shape) -> tuple:
+    def mask(
+        self, batch: Batch, draws: dict[str, jax.Array], shape: tuple[int, ...]
+    ) -> tuple[jax.Array | None, dict[str, jax.Array]]:
         """(weights [b, h, w] of the latent cells or None, additional numbers [b] for the log)."""
         return None, {}
 
-    def terms(self, model, batch, step: Step) -> dict:
+    def terms(self, model: Any, batch: Batch, step: Step) -> dict[str, jax.Array]:
         """{"loss": [b], additional terms [b] for the log}."""
         return {"loss": step.mse}
 
     # ---- sampling ----
 
-    def cases(self, name: str):
+    def cases(self, name: str) -> Cases:
         """What a validation samples on the set ``name``: a Cases."""
         raise ValueError(f"{self.label} has no validation set {name!r}")
 
-    def plan(self, steps: int, scheduler: str | None = None, **options):
-        """The sampler's numbers (sampling_plan.Plan); ``scheduler`` None: the system's own."""
-        return make_plan(self.scheduler_config, steps, scheduler, **options)
+    def plan(self, options: SamplingOptions) -> Plan:
+        """The sampler's numbers."""
+        return options.plan(self.scheduler_config)
 
-    def denoiser(self, model, inputs: dict) -> Callable:
+    def denoiser(self, model: Any, inputs: dict) -> Callable:
         """(x [b, h, w, c], t, step) to the prediction, for sampling.run_steps.
 
         Args:
             inputs: "batch", the condition's fields [b, ...]; "guidance", the classifier-free
-                guidance
-            scale (arXiv 2207.12598), a number that may be traced; None or absent: no guidance, for
-            half the cost.
+                guidance scale (arXiv 2207.12598), a number that may be traced; None or absent: no
+                guidance, for half the cost.
         """
         batch, guidance = inputs["batch"], inputs.get("guidance")
         condition = self.condition(model, batch)
@@ -263,7 +275,9 @@ class DiffusionSystem(System):
 
         return predict
 
-    def sample(self, model, inputs: dict, noise, plan, key):
+    def sample(
+        self, model: nnx.Module, inputs: dict, noise: jax.Array, plan: Plan, key: jax.Array | None
+    ) -> jax.Array:
         """Images [b, H, W, C] float32 in 0..1, one compiled program per shape and plan.
 
         Rows are distributed over all devices if their number is divisible.
@@ -271,7 +285,7 @@ class DiffusionSystem(System):
         Args:
             inputs: as ``denoiser``'s.
             noise: [b, h, w, c] standard normal.
-            plan: sampling_plan.Plan; key: a random key, for stochastic samplers.
+            plan: plan.Plan; key: a random key, for stochastic samplers.
         """
         graphdef, state = nnx.split(model)
         mesh, rows = make_mesh(), noise.shape[0]
@@ -284,11 +298,11 @@ class DiffusionSystem(System):
         with jax.set_mesh(mesh):
             return _sample(self, graphdef, state, inputs, spread(noise), plan, key)
 
-    def sampling_program(self, steps):
+    def sampling_program(self, steps: int) -> SamplingProgram:
         batch = self.abstract_batch()
         noise = jax.ShapeDtypeStruct(self.codec.shape(self.model, flatten(batch)), jnp.float32)
         graphdef, weights = nnx.split(self.model)
-        plan = make_plan(self.scheduler_config, steps)
+        plan = self.plan(SamplingOptions(num_inference_steps=steps))
         inputs = ({"batch": batch, "guidance": 5.0}, noise, plan, jax.random.key(0))
         return SamplingProgram(_sample, (self, graphdef), weights, inputs)
 
@@ -302,7 +316,7 @@ def _sample(system, graphdef, state, inputs, noise, plan, key):
     return system.codec.decode(model, sampling.final_latents(carry))
 
 
-def drop_conditions(fields, batch: dict, drop) -> dict:
+def drop_conditions(fields: Iterable[Field], batch: Batch, drop: jax.Array) -> Batch:
     """Replace every field by its value without a condition where ``drop`` [b] is True."""
     flat = flatten(batch)
     out = dict(flat)

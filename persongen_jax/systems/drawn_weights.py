@@ -6,13 +6,15 @@ are drawn with a variance of 1 / fan-in, norms start as identity. No file is ope
 
 import functools
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 
 
-def with_drawn_weights(model):
+def with_drawn_weights(model: Any) -> Any:
     """A model of ShapeDtypeStructs with arrays in their place, on the first device."""
     graphdef, state = nnx.split(model)
     filled = [
@@ -22,7 +24,7 @@ def with_drawn_weights(model):
     return nnx.merge(graphdef, nnx.from_flat_state(filled))
 
 
-def draw_weight(number: int, path: tuple, shape):
+def draw_weight(number: int, path: tuple, shape: jax.ShapeDtypeStruct) -> jax.Array:
     """An array like ``shape``, a ShapeDtypeStruct; ``number`` makes it differ from the others."""
     name, dims = path[-1], shape.shape
     if name == "bias":
@@ -35,7 +37,9 @@ def draw_weight(number: int, path: tuple, shape):
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def fill(dtype, shape, number, mean, std):
+def fill(
+    dtype: DTypeLike, shape: tuple[int, ...], number: int, mean: float, std: float
+) -> jax.Array:
     """[*shape] uniform around ``mean`` with this standard deviation.
 
     Hashes the position: SDXL has thousands of arrays of about a hundred shapes, and this compiles

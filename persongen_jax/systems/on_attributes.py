@@ -14,6 +14,7 @@ from data_pipeline.attributes.labelled import (
 )
 from data_pipeline.attributes.open import describe_attribute_data, open_attribute_data
 from data_pipeline.attributes.vocabulary import Vocabulary
+from data_pipeline.examples.fields import Batch
 from persongen_jax.systems.base import System
 
 
@@ -21,7 +22,7 @@ class OnAttributes(System):
     """A system whose examples are images with attributes."""
 
     @classmethod
-    def defaults(cls):
+    def defaults(cls) -> ConfigDict:
         config = super().defaults()
         # See data_pipeline/attributes/open.py.
         config.data = "digits"
@@ -37,7 +38,7 @@ class OnAttributes(System):
         return config
 
     @classmethod
-    def settled(cls, config):
+    def settled(cls, config: ConfigDict) -> ConfigDict:
         config = config.copy_and_resolve_references()
         config.described = ConfigDict(_describe(config).to_dict())
         return config
@@ -60,11 +61,11 @@ class OnAttributes(System):
     def vocabulary(self) -> Vocabulary:
         return self.described.vocabulary
 
-    def abstract_batch(self, cached=False):
+    def abstract_batch(self, cached: bool = False) -> Batch:
         b, spec = self.config.batch_size, spec_of(self.described.shape, len(self.vocabulary))
         return {name: jax.ShapeDtypeStruct((b, *s), d) for name, (s, d) in spec.items()}
 
-    def source(self):
+    def source(self) -> LabelledExamples:
         mirror = self.config.mirror and self.data.mirror
         return LabelledExamples(self.data.train, seed=self.config.seed, mirror=mirror)
 

@@ -1,13 +1,15 @@
 """Opens a config, or a finished or interrupted run, as a System."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
+import jax
 from ml_collections import ConfigDict
 
 from persongen_jax.config import import_object
-from persongen_jax.diffusion.schedule import check_choice
+from persongen_jax.diffusion.scheduler_config import check_choice
 from persongen_jax.parallel.sharding import load_shardings, make_mesh, mesh_for, replicated
 from persongen_jax.settings import check_version
 from persongen_jax.systems.base import System
@@ -30,7 +32,7 @@ def system_class(name: str) -> type[System]:
     return import_object(SYSTEMS.get(name, name), "config.system")
 
 
-def open_system(config, mesh=None) -> System:
+def open_system(config: ConfigDict, mesh: jax.sharding.Mesh | None = None) -> System:
     """The system of a config, with its initial weights.
 
     Args:
@@ -45,13 +47,13 @@ def open_system(config, mesh=None) -> System:
     return system_class(config.system).open(config, shardings)
 
 
-def abstract_system(config) -> System:
+def abstract_system(config: ConfigDict) -> System:
     """The same with a ShapeDtypeStruct for every array."""
     check_choice("config.dtype", config.dtype, DTYPES)
     return system_class(config.system).abstract(config)
 
 
-def complete_config(saved: dict, where="the run") -> ConfigDict:
+def complete_config(saved: dict, where: str | Path = "the run") -> ConfigDict:
     """A run's saved config, with today's defaults for keys that it lacks.
 
     Args:
@@ -79,7 +81,11 @@ class TrainedRun(NamedTuple):
     system: System
 
 
-def open_run(path, step: int | None = None, change=lambda config: None) -> TrainedRun:
+def open_run(
+    path: str | Path,
+    step: int | None = None,
+    change: Callable[[ConfigDict], object] = lambda config: None,
+) -> TrainedRun:
     """Load what a run has trained.
 
     Args:

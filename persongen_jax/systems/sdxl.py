@@ -1,27 +1,31 @@
 """SDXL with an identity method: the base stays frozen, and what the method adds is trained."""
 
 import functools
+from collections.abc import Callable
+from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.typing import ArrayLike
+from ml_collections import ConfigDict
 
 from data_pipeline.examples.buckets import bucket_shapes, check_shapes
-from data_pipeline.examples.fields import FaceBox, Image, TimeIds, needs
+from data_pipeline.examples.fields import Batch, FaceBox, Image, TimeIds, needs
 from data_pipeline.examples.source import ExampleSource
 from data_pipeline.records.sources import open_records, picture_mark, picture_stamps
 from persongen_jax.diffusion import samplers as sampling
 from persongen_jax.diffusion import schedule as diffusion
 from persongen_jax.diffusion.conditioning import Guidance
-from persongen_jax.diffusion.plan import make_plan
+from persongen_jax.diffusion.options import SamplingOptions
 from persongen_jax.features.cache import Features, abstract_batch, cached_kinds
 from persongen_jax.methods import get_method
-from persongen_jax.methods.base import Parts, denoiser_view
+from persongen_jax.methods.base import Method, Parts, denoiser_view
 from persongen_jax.methods.sampling import sample_steps
-from persongen_jax.models.sdxl.parts import COMPONENTS
+from persongen_jax.models.sdxl.parts import COMPONENTS, StableDiffusionXL
 from persongen_jax.systems.base import SamplingProgram
-from persongen_jax.systems.diffusion import FACE, VAE, DiffusionSystem
+from persongen_jax.systems.diffusion import FACE, VAE, DiffusionSystem, Step
 from persongen_jax.systems.read_keys import ReadKeys
 from persongen_jax.systems.sdxl_config import METHOD_KEYS, SETS, sdxl_defaults
 from persongen_jax.systems.sdxl_fields import image_encoding
@@ -40,7 +44,10 @@ class Sdxl(DiffusionSystem):
 
     evaluation = "persongen_jax.evaluation.people:Evaluation"
 
-    def __init__(self, config, base: SDXLBase, method):
+    model: StableDiffusionXL
+    codec: VAE
+
+    def __init__(self, config: ConfigDict, base: SDXLBase, method: Method):
         self.config, self.base, self.method = config, base, method
         self.model = base.model
         self.scheduler_config = base.scheduler_config
@@ -52,11 +59,13 @@ class Sdxl(DiffusionSystem):
         self.groups = method.groups
 
     @classmethod
-    def defaults(cls):
+    def defaults(cls) -> ConfigDict:
         return sdxl_defaults()
 
     @classmethod
-    def open(cls, config, shardings=None):
+    def open(
+        cls, config: ConfigDict, shardings: Callable | jax.sharding.Sharding | None = None
+    ) -> Self:
         if not config.base:
             raise ValueError(
                 "config.base is empty; give --config.base=DIR, a diffusers-format SDXL directory "
@@ -76,7 +85,7 @@ class Sdxl(DiffusionSystem):
         return system
 
     @classmethod
-    def abstract(cls, config):
+    def abstract(cls, config: ConfigDict) -> Self:
         from persongen_jax.systems.abstract import abstract_base
 
         base, method = abstract_base(config)
@@ -84,14 +93,14 @@ class Sdxl(DiffusionSystem):
         return cls(config, base, method)
 
     @property
-    def label(self):
+    def label(self) -> str:
         return self.config.method
 
     @property
-    def unread_keys(self):
+    def unread_keys(self) -> tuple[str, ...]:
         return self.read.unread(METHOD_KEYS)
 
-    def __str__(self):
+    def __str__(self) -> str:
         return f"{self.config.method} on {self.config.base}"
 
     # ---- examples ----
@@ -125,13 +134,13 @@ class Sdxl(DiffusionSystem):
             mark=picture_mark(config.data),
         )
 
-    def abstract_batch(self, cached=False, shape=None):
+    def abstract_batch(self, cached: bool = False, shape: tuple[int, int] | None = None) -> Batch:
         """``shape``: (height, width) of the target in pixels; default: squares of config.size."""
         shape = shape or (self.config.size, self.config.size)
         kinds = self.cached_kinds() if cached else ()
         return abstract_batch(self.model, self.fields, shape, self.config.batch_size, kinds)
 
-    def random_batch(self, cached=False):
+    def random_batch(self, cached: bool = False) -> Batch:
         from persongen_jax.systems.abstract import VOCABULARY, draw_batch
 
         vocabulary = self.base.configs["text_encoder"].get("vocab_size", VOCABULARY)
@@ -142,8 +151,8 @@ class Sdxl(DiffusionSystem):
         reasons = cached_kinds(self.config, self.model, self.fields, self.table)
         return [kind for kind, reason in reasons.items() if not reason]
 
-    def unread(self, cached=False):
-        roots = () if self.method.decodes else DECODER
+    def unread(self, cached: bool = False) -> tuple[str, ...]:
+        roots: tuple[str, ...] = () if self.method.decodes else DECODER
         if cached:
             kinds = self.cached_kinds()
             encodings = [field.encoding for field in self.fields if field.encoding]
@@ -152,35 +161,39 @@ class Sdxl(DiffusionSystem):
 
     # ---- a step ----
 
-    def draw(self, key_of, batch):
+    def draw(self, key_of: Callable[[int], jax.Array], batch: Batch) -> dict[str, jax.Array]:
         """DiffusionSystem's, and "face_only" [b]: the loss counts the face box alone."""
         draws = super().draw(key_of, batch)
         rows = draws["drop"].shape
         face_only = jax.random.bernoulli(key_of(FACE), self.config.face_loss_prob, rows)
         return {**draws, "face_only": face_only}
 
-    def condition(self, model, batch):
+    def condition(self, model: Any, batch: Batch) -> Any:
         return self.method.condition(model, batch)
 
-    def denoise(self, model, x, t, condition, step=None):
+    def denoise(
+        self, model: Any, x: jax.Array, t: ArrayLike, condition: Any, step: ArrayLike | None = None
+    ) -> jax.Array:
         # Only the parts that sampling sees, so that a part missing there is missed in training too.
         return self.method.denoise(denoiser_view(model, self.method), x, t, condition, step)
 
-    def mask(self, batch, draws, shape):
+    def mask(
+        self, batch: Batch, draws: dict[str, jax.Array], shape: tuple[int, ...]
+    ) -> tuple[jax.Array | None, dict[str, jax.Array]]:
         """The face box for some examples (PhotoMaker, arXiv 2312.04461, section 3.3)."""
-        cells = shape[1:3]
-        image_size = tuple(side * self.codec.factor for side in cells)
+        cells = shape[1], shape[2]
+        image_size = cells[0] * self.codec.factor, cells[1] * self.codec.factor
         face, fell_back = diffusion.face_box_mask(batch["face_box"], image_size, cells)
         face_only = draws["face_only"]
         mask = jnp.where(face_only[:, None, None], face, 1.0)
         return mask, {"face_box_fallbacks": (face_only & fell_back).astype(jnp.float32)}
 
-    def terms(self, model, batch, step):
+    def terms(self, model: Any, batch: Batch, step: Step) -> dict[str, jax.Array]:
         return self.method.losses(model, batch, step)
 
     # ---- evaluation ----
 
-    def sampling_program(self, steps):
+    def sampling_program(self, steps: int) -> SamplingProgram:
         """The pipeline's loop, including guidance and identity, without the VAE."""
         config, view = self.config, self.model.conditioner()
         graphdef, state = nnx.split(view)
@@ -192,28 +205,29 @@ class Sdxl(DiffusionSystem):
         names = ("identity", *conditioning.scaled_names)
         scales = {name: np.ones(steps, np.float32) for name in names}
         plain = conditioning.streams["text"].tokens
-        guidance = Guidance(*[conditioning] * 3, plain, scales=scales)
+        guidance = Guidance(conditioning, conditioning, conditioning, plain, scales)
         side, channels = config.size // self.codec.factor, self.model.unet.config["in_channels"]
-        plan = make_plan(self.scheduler_config, steps, config.validation_scheduler or None)
+        options = SamplingOptions.of_validation(config, num_inference_steps=steps)
+        plan = self.plan(options)
         latents = jax.ShapeDtypeStruct((config.batch_size, side, side, channels), jnp.float32)
         carry = jax.eval_shape(functools.partial(sampling.init_carry, plan), latents)
         keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), config.batch_size))
         graphdef, weights = nnx.split(denoiser_view(self.model, self.method))
-        inputs = (plan, carry, guidance, keys, (5.0, 0.0, 10, 0, steps))
+        inputs = (plan, carry, guidance, keys, (*options.scalars(steps), 0, steps))
         return SamplingProgram(sample_steps, (self.method, graphdef), weights, inputs, steps)
 
     @classmethod
-    def validation_sets_of(cls, config):
+    def validation_sets_of(cls, config: ConfigDict) -> tuple[str, ...]:
         return tuple(name for name in SETS if config[f"validate_{name}"])
 
     @property
-    def judging_roots(self):
+    def judging_roots(self) -> tuple[str, ...]:
         """All networks that the method has added: its inputs, and those that its losses run."""
         parts = vars(self.model).items()
         return tuple(n for n, p in parts if isinstance(p, nnx.Module) and n not in COMPONENTS)
 
 
-def check_sampler(config, scheduler_config: dict):
+def check_sampler(config: ConfigDict, scheduler_config: dict) -> None:
     """ValueError if images are to be sampled and no sampler supports the base's scheduler."""
     if Sdxl.validation_sets_of(config):
-        make_plan(scheduler_config, config.validation_steps, config.validation_scheduler or None)
+        SamplingOptions.of_validation(config).plan(scheduler_config)

@@ -1,12 +1,15 @@
 """How SDXL's VAE encodes the target image, for the feature cache."""
 
+from typing import Any
+
+import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from data_pipeline.examples.fields import Encoding
 
 
-def encode_moments(model, pixel_values):
+def encode_moments(model: Any, pixel_values: jax.Array) -> dict[str, jax.Array]:
     """Maps images [b, h, w, 3] to {"moments": [b, h/8, w/8, 2c]}: mean and logvar."""
     return {"moments": jnp.concatenate(model.vae.encode(pixel_values), axis=-1)}
 

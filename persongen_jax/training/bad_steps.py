@@ -2,8 +2,11 @@
 
 import logging
 from collections import Counter
+from collections.abc import Callable, Iterable
+from pathlib import Path
 
 import numpy as np
+from jax.typing import ArrayLike
 
 log = logging.getLogger(__name__)
 
@@ -26,16 +29,22 @@ class BadSteps:
         pictures_of: maps a step to the names of its images; [] if they are not known.
     """
 
-    def __init__(self, limit: int, in_a_row=(), workdir=".", pictures_of=lambda step: []):
+    def __init__(
+        self,
+        limit: int,
+        in_a_row: Iterable[int] = (),
+        workdir: str | Path = ".",
+        pictures_of: Callable[[int], Iterable[str]] = lambda step: [],
+    ):
         self.limit, self.in_a_row, self.workdir = limit, list(in_a_row), workdir
         self.pictures_of = pictures_of
         self._unseen = []
 
-    def keep(self, step: int, skipped):
+    def keep(self, step: int, skipped: ArrayLike) -> None:
         """Remember the outcome of ``step``; the device may still be computing it."""
         self._unseen.append((step, skipped))
 
-    def check(self):
+    def check(self) -> None:
         """Look at the remembered outcomes, waiting for the device if necessary.
 
         Raises:

@@ -20,6 +20,7 @@ import re
 import shutil
 import threading
 from pathlib import Path
+from typing import Any, Self
 
 import jax
 import numpy as np
@@ -32,8 +33,7 @@ from persongen_jax.training.unverified import find_gaps
 
 log = logging.getLogger(__name__)
 
-# Time limit of a save in seconds; with several processes, also how long they wait for one that
-# fails.
+# Time limit of a save in seconds, also for waiting for a process that fails.
 TIMEOUT, NONE_YET, NONE_LEFT = 900, -1, -2
 
 
@@ -70,12 +70,15 @@ class Checkpoints:
         keep: how many to keep; older ones are deleted when a new one is complete; 0: keep all.
     """
 
-    def __init__(self, workdir, *, keep: int = 3):
+    def __init__(self, workdir: str | Path, *, keep: int = 3):
         self.folder = Path(workdir).absolute() / "checkpoints"
         self.keep = keep
         self._first = jax.process_index() == 0
-        self._saved = self._saving = None  # step of the newest complete one; of the next
-        self._thread = self._error = self._failure = None
+        self._saved: int | None = None  # step of the newest complete one
+        self._saving: int | None = None  # of the next
+        self._thread: threading.Thread | None = None
+        self._error: Exception | None = None
+        self._failure: str | None = None
         self._checkpointer = _checkpointer()
         if self._first:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -85,8 +88,7 @@ class Checkpoints:
     def newest(self) -> int | None:
         """The step of the newest intact checkpoint; None if none was ever made.
 
-        Its files are compared with their digests. Damaged checkpoints are reported in a warning and
-        renamed.
+        Its files are compared with their digests. Damaged checkpoints are renamed, with a warning.
 
         Raises:
             CorruptCheckpoint: there are checkpoints, but none is intact.
@@ -115,12 +117,12 @@ class Checkpoints:
         self,
         step: int,
         trainable: dict,
-        opt_state,
+        opt_state: Any,
         config: dict,
-        ema=None,
-        progress=None,
-        stats=None,
-    ):
+        ema: dict | None = None,
+        progress: Any = None,
+        stats: dict | None = None,
+    ) -> None:
         """Save the state after ``step`` updates.
 
         Waits for the previous save if it is still running.
@@ -218,7 +220,14 @@ class Checkpoints:
         items = ocp.args.Composite(config=ocp.args.JsonRestore())
         return self._checkpointer.restore(self.folder / str(step), args=items)["config"]
 
-    def restore(self, step: int, trainable: dict, opt_state, ema=None, stats=None):
+    def restore(
+        self,
+        step: int,
+        trainable: dict,
+        opt_state: Any,
+        ema: dict | None = None,
+        stats: dict | None = None,
+    ) -> tuple[dict, Any, dict, dict, Any]:
         """(trainable, opt_state, ema, stats, progress) of ``step``, placed like the arguments.
 
         The arguments are arrays or ShapeDtypeStructs with a sharding.
@@ -242,7 +251,7 @@ class Checkpoints:
         ema, stats = (restored[name] if name in more else {} for name in ("ema", "stats"))
         return restored["trainable"], restored["opt_state"], ema, stats, progress
 
-    def close(self):
+    def close(self) -> None:
         """Wait for the running save.
 
         Raises:
@@ -258,7 +267,7 @@ class Checkpoints:
                 "last complete checkpoint"
             )
 
-    def __enter__(self):
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, error, *_):
@@ -322,12 +331,12 @@ def _free_name(path: Path) -> Path:
     return next(name for name in itertools.chain([path], names) if not name.exists())
 
 
-def find_run(path, step: int | None = None) -> tuple[Path, int]:
+def find_run(path: str | Path, step: int | None = None) -> tuple[Path, int]:
     """(working directory, step) of a run, given its working directory.
 
     Args:
         step: of the checkpoint; None: the newest intact one. Damaged ones are reported in a
-        warning.
+            warning.
 
     Raises:
         FileNotFoundError: there is no checkpoint, or none of ``step``.
@@ -349,7 +358,9 @@ def find_run(path, step: int | None = None) -> tuple[Path, int]:
     raise CorruptCheckpoint(f"{path}: {which} intact, see the warnings; restore a copy of it")
 
 
-def load_trained(path, sharding, step: int | None = None) -> tuple[dict, dict]:
+def load_trained(
+    path: str | Path, sharding: jax.sharding.Sharding, step: int | None = None
+) -> tuple[dict, dict]:
     """(trainable arrays by path, config) of a run's checkpoint, for inference.
 
     These are the running average if the run kept one. ``step`` and errors: see :func:`find_run`.
@@ -357,7 +368,7 @@ def load_trained(path, sharding, step: int | None = None) -> tuple[dict, dict]:
     return read_trained(*find_run(path, step), sharding)
 
 
-def read_trained(workdir: Path, step: int, sharding) -> tuple[dict, dict]:
+def read_trained(workdir: Path, step: int, sharding: jax.sharding.Sharding) -> tuple[dict, dict]:
     """:func:`load_trained` for what find_run returned."""
     folder = workdir / "checkpoints" / str(step)
     names = ["ema" if (folder / "ema").is_dir() else "trainable"]
@@ -377,7 +388,7 @@ def read_trained(workdir: Path, step: int, sharding) -> tuple[dict, dict]:
     return arrays, restored["config"]
 
 
-def trained_shapes(path) -> dict[str, tuple[np.dtype, tuple[int, ...]]]:
+def trained_shapes(path: str | Path) -> dict[str, tuple[np.dtype, tuple[int, ...]]]:
     """(dtype, shape) of every trained array of a run's newest checkpoint; reads no array."""
     workdir, step = find_run(path)
     arrays = shapes_of(workdir / "checkpoints" / str(step), "trainable")

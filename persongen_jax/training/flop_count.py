@@ -5,6 +5,8 @@ Their quotient is the model FLOPs utilisation (MFU; PaLM, arXiv 2204.02311, appe
 
 import math
 import time
+from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -26,7 +28,7 @@ PEAK_FLOPS = {
 }
 
 
-def of_function(function, *arguments) -> int:
+def of_function(function: jax.stages.Wrapped, *arguments: Any) -> int:
     """FLOPs of a jitted function, see :func:`count`, including attention's two products.
 
     A kernel hides its products, so the function is traced a second time with attention by XLA. On a
@@ -36,7 +38,7 @@ def of_function(function, *arguments) -> int:
         return count(function.trace(*arguments).jaxpr.jaxpr)
 
 
-def count(jaxpr) -> int:
+def count(jaxpr: Any) -> int:
     """FLOPs of a jaxpr's products and convolutions, 2 per multiply-add, inner jaxprs included.
 
     Products inside a kernel are not seen: use :func:`of_function` where there may be one. A scan
@@ -70,7 +72,7 @@ def _inner(params):
                 yield item
 
 
-def peak_flops(devices) -> tuple[float, str]:
+def peak_flops(devices: Sequence[jax.Device]) -> tuple[float, str]:
     """(FLOP/s of all ``devices`` together, where the figure comes from).
 
     If ``PEAK_FLOPS`` does not list the device, one of them is measured.
@@ -86,7 +88,7 @@ def peak_flops(devices) -> tuple[float, str]:
     return count * measured, "measured, a float32 matrix product"
 
 
-def measured_flops(device, side: int = 1024, tries: int = 5) -> float:
+def measured_flops(device: jax.Device, side: int = 1024, tries: int = 5) -> float:
     """FLOP/s of the fastest of a few float32 products of ``side`` x ``side`` matrices."""
     matrix = jax.device_put(jnp.ones((side, side), jnp.float32), device)
     product = jax.jit(jnp.matmul)

@@ -1,7 +1,13 @@
 """Config keys that have no effect in a run because of the values of other keys."""
 
+from collections.abc import Collection, Sequence
 
-def idle_keys(config, defaults, groups, unread=()) -> list[str]:
+from ml_collections import ConfigDict
+
+
+def idle_keys(
+    config: ConfigDict, defaults: ConfigDict, groups: Collection[str], unread: Sequence[str] = ()
+) -> list[str]:
     """One line per reason why keys that were set are not read by this run.
 
     Args:

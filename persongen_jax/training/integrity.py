@@ -16,13 +16,13 @@ from data_pipeline.files import write_text
 NAME = "digests.json"
 
 
-def write_digests(folder: Path):
+def write_digests(folder: Path) -> None:
     """Write ``folder``/digests.json for all files in the folder, at any depth."""
     folder = Path(folder)
     _write(folder, {name: _measure(folder / name) for name in _files(folder)})
 
 
-def renew_digest(folder: Path, name: str):
+def renew_digest(folder: Path, name: str) -> None:
     """Write digests.json anew for one file that was rewritten on purpose."""
     folder = Path(folder)
     entries = json.loads((folder / NAME).read_bytes())["files"]
@@ -65,7 +65,7 @@ def _fault(path: Path, size: int, digest: str) -> str:
     return "" if found == digest else f"SHA-256 {found[:16]}..., expected {digest[:16]}..."
 
 
-def sync_folder(path: Path):
+def sync_folder(path: Path) -> None:
     """Return once the names in a folder are on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:

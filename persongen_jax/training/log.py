@@ -7,10 +7,13 @@ import math
 import os
 import socket
 import time
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any, Self
 
 import numpy as np
+from jax.typing import ArrayLike
 
 from data_pipeline.files import write_text
 from data_pipeline.text_files import whole_lines
@@ -29,13 +32,13 @@ class MetricsFile:
     the steps before the resumed one that belong to the next line; a checkpoint holds them.
     """
 
-    def __init__(self, path: Path, start: int, kept: list[dict] = ()):
+    def __init__(self, path: Path, start: int, kept: Iterable[dict] = ()):
         rows = [line for line in _lines(path) if json.loads(line)["step"] <= start]
         write_text(path, "".join(rows))
         self.file = PatientFile(path)
         self._kept = list(kept)
 
-    def keep(self, metrics: dict):
+    def keep(self, metrics: dict) -> None:
         """Remember a step's metrics; they stay on the device, so that nothing waits for them."""
         self._kept.append(metrics)
 
@@ -58,7 +61,7 @@ class MetricsFile:
         self._kept = []
         return row
 
-    def __enter__(self):
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_):
@@ -73,10 +76,10 @@ class PatientFile:
         self._file = open(path, "ab", buffering=0)
         self._unwritten, self._full = b"", False
 
-    def write(self, data: bytes):
+    def write(self, data: bytes) -> None:
         self._unwritten += data
 
-    def flush(self):
+    def flush(self) -> None:
         try:
             while self._unwritten:
                 self._unwritten = self._unwritten[self._file.write(self._unwritten) :]
@@ -90,7 +93,7 @@ class PatientFile:
                 )
             self._full = True
 
-    def close(self):
+    def close(self) -> None:
         self.flush()
         self._file.close()
         if self._unwritten:
@@ -137,14 +140,11 @@ class EventFile:
                 "--config.tensorboard=False; metrics.jsonl is written in any case"
             ) from error
         self._event, self._summary = Event, summary
-        opening = SimpleNamespace(
-            open=lambda path: PatientFile(Path(path.removeprefix("patient:")))
-        )
-        register_writer_factory("patient", opening)
+        files = SimpleNamespace(open=lambda name: PatientFile(Path(name.partition(":")[2])))
+        register_writer_factory("patient", files)
         folder.mkdir(parents=True, exist_ok=True)
         earlier = any(folder.glob("events.out.tfevents.*"))
-        # Whole seconds come first, because TensorBoard reads a folder's files in the order of their
-        # names.
+        # Whole seconds come first, because TensorBoard reads a folder's files in name order.
         name = f"events.out.tfevents.{int(time.time()):010d}.{socket.gethostname()}.{os.getpid()}"
         self._records = RecordWriter(f"patient:{folder / name}")
         self._write(file_version="brain.Event:2")
@@ -155,16 +155,16 @@ class EventFile:
         self._records.write(self._event(wall_time=time.time(), **fields).SerializeToString())
         self._records.flush()
 
-    def scalar(self, name: str, value: float, step: int):
+    def scalar(self, name: str, value: float, step: int) -> None:
         self._value(step, tag=name, simple_value=float(value))
 
-    def scalars(self, group: str, row: dict, step: int):
+    def scalars(self, group: str, row: dict, step: int) -> None:
         """A row of metrics.jsonl, each number as ``group/name``."""
         for name, value in row.items():
             if name != "step":
                 self.scalar(f"{group}/{name}", value, step)
 
-    def image(self, name: str, image, step: int):
+    def image(self, name: str, image: ArrayLike, step: int) -> None:
         """A picture, uint8 [h, w, 3]."""
         self._value(step, tag=name, image=self._summary.make_image(np.asarray(image)))
 
@@ -172,20 +172,20 @@ class EventFile:
         value = self._summary.Summary.Value(**fields)
         self._write(step=step, summary=self._summary.Summary(value=[value]))
 
-    def close(self):
+    def close(self) -> None:
         self._records.close()
 
 
 class Stopwatch:
     """Steps per second and the time spent waiting for data, between two rows of the log."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.restart()
 
-    def restart(self):
+    def restart(self) -> None:
         self._start, self._waited, self._steps = time.perf_counter(), 0.0, 0
 
-    def next_batch(self, stream, running=None):
+    def next_batch(self, stream: Iterator[dict], running: Any = None) -> dict:
         """The next batch of ``stream``; the wait counts if the devices run out of work meanwhile.
 
         ``running`` is an array that is ready when the last step is done.
@@ -198,7 +198,7 @@ class Stopwatch:
         return batch
 
     @contextlib.contextmanager
-    def paused(self):
+    def paused(self) -> Iterator[None]:
         """Time spent inside does not count."""
         start = time.perf_counter()
         yield

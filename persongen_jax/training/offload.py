@@ -6,14 +6,17 @@ SDXL's size more than 2 GiB of device memory. ``System.unread`` lists them. With
 it runs, and so does the cache for each row that it lacks.
 """
 
+from typing import Any
+
 import jax
 import numpy as np
+from flax import nnx
 
 from persongen_jax.parallel.sharding import path_of, put
 from persongen_jax.training.partition import leaf_paths
 
 
-def offloaded(model, roots: tuple[str, ...]):
+def offloaded(model: nnx.Module, roots: tuple[str, ...]) -> None:
     """Move the weights under ``roots`` (path prefixes) off the devices, in place.
 
     Raises:
@@ -30,7 +33,7 @@ def offloaded(model, roots: tuple[str, ...]):
             leaf.set_value(np.asarray(array))
 
 
-def put_read(tree, shardings):
+def put_read(tree: Any, shardings: Any) -> Any:
     """sharding.put for what is not offloaded; NumPy arrays stay where they are."""
     return jax.tree.map(
         lambda array, place: array if isinstance(array, np.ndarray) else put(array, place),
@@ -39,7 +42,7 @@ def put_read(tree, shardings):
     )
 
 
-def without_places(tree, roots: tuple[str, ...]):
+def without_places(tree: Any, roots: tuple[str, ...]) -> Any:
     """ShapeDtypeStructs, without a sharding for what lies under ``roots``."""
 
     def offload(keys, leaf):

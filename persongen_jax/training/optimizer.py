@@ -14,10 +14,14 @@ trained weights has its own optimizer; prodigy, for example, estimates a distanc
 import functools
 import inspect
 import re
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
+from jax.typing import ArrayLike
+from ml_collections import ConfigDict
 from optax import contrib
 
 # ---- The learning rate -------------------------------------------------------------------------
@@ -30,7 +34,7 @@ DECAYS = {
 }
 
 
-def learning_rate(config, rate: float):
+def learning_rate(config: ConfigDict, rate: float) -> Callable[[ArrayLike], jax.Array]:
     """step to learning rate: ``rate`` * min(1, (step + 1) / warmup_steps), then the decay.
 
     Step 0 already changes the weights. After the warm-up ``config.lr_schedule`` keeps the rate
@@ -81,7 +85,7 @@ OURS = ("learning_rate", "adam_learning_rate", "muon_weight_dimension_numbers")
 MATRICES = re.compile(r"(.*/)?(kernel|lora/(down|up))")
 
 
-def make_optimizer(config, groups: dict[str, str]) -> optax.GradientTransformation:
+def make_optimizer(config: ConfigDict, groups: dict[str, str]) -> optax.GradientTransformation:
     """``config.optimizer`` for every group, each with its rate.
 
     The rate is ``config.lr_<group>``, see :func:`learning_rate`; everything else is
@@ -96,8 +100,8 @@ def make_optimizer(config, groups: dict[str, str]) -> optax.GradientTransformati
 
     Raises:
         ValueError: a group without a rate; an unknown ``config.lr_schedule``; an optimizer that is
-        unknown or unsuitable, or does not accept these options; a running average in addition to
-        an optimizer that averages weights itself.
+            unknown or unsuitable, or does not accept these options; a running average in addition
+            to an optimizer that averages weights itself.
     """
     name, make, options = _resolve(config)
     transforms = {}
@@ -112,8 +116,7 @@ def make_optimizer(config, groups: dict[str, str]) -> optax.GradientTransformati
         tx = optax.chain(optax.clip_by_global_norm(config.clip_norm), tx)
 
     def init(params):
-        # Some states hold the weights themselves (prodigy): copy them, as a step donates their
-        # memory.
+        # Some states hold the weights themselves (prodigy): copy them, as a step donates memory.
         given = {id(array) for array in jax.tree.leaves(params)}
         return jax.tree.map(lambda x: jnp.copy(x) if id(x) in given else x, tx.init(params))
 
@@ -123,7 +126,7 @@ def make_optimizer(config, groups: dict[str, str]) -> optax.GradientTransformati
 @functools.cache
 def known() -> dict:
     """Maps name to function(learning_rate, **options) for every optimizer a config can name."""
-    found = {}
+    found: dict[str, Callable] = {}
     for library in (contrib, optax):
         for name, function in inspect.getmembers(library, inspect.isfunction):
             if name.startswith(("_", "scale_by_")) or name in {*UNFIT, *ALIASES}:
@@ -201,7 +204,9 @@ def _waiting(make):
     return waiting
 
 
-def muon(learning_rate, adam_ratio: float = 1.0, **options) -> optax.GradientTransformation:
+def muon(
+    learning_rate: float | Callable[[ArrayLike], ArrayLike], adam_ratio: float = 1.0, **options: Any
+) -> optax.GradientTransformation:
     """Muon (Jordan et al. 2024, kellerjordan.github.io/posts/muon) for matrices, else AdamW.
 
     Matrices are "…/kernel", "…/lora/down" and "…/lora/up" of rank 2 or higher; they map all axes
@@ -209,8 +214,8 @@ def muon(learning_rate, adam_ratio: float = 1.0, **options) -> optax.GradientTra
 
     Args:
         learning_rate: for matrices, a number or a function of the step. Muon's updates differ in
-        size from Adam's; with ``consistent_rms=0.2`` Adam's rates fit (Liu et al., arXiv
-        2502.16982, section 2.2).
+            size from Adam's; with ``consistent_rms=0.2`` Adam's rates fit (Liu et al., arXiv
+            2502.16982, section 2.2).
         adam_ratio: all other weights use this times ``learning_rate``.
         options: of optax.contrib.muon; ``nesterov`` and ``mu_dtype`` apply to AdamW too.
     """
@@ -227,7 +232,7 @@ def muon(learning_rate, adam_ratio: float = 1.0, **options) -> optax.GradientTra
 
 
 # Its own parameters and the ones it passes on to optax: what options are checked against.
-muon.__signature__ = inspect.Signature(
+muon.__signature__ = inspect.Signature(  # type: ignore[attr-defined]  # inspect reads it
     [
         inspect.Parameter("learning_rate", inspect.Parameter.KEYWORD_ONLY),
         inspect.Parameter("adam_ratio", inspect.Parameter.KEYWORD_ONLY, default=1.0),
@@ -255,7 +260,7 @@ def _matrix_axes(params):
 # ---- The weights to evaluate ---------------------------------------------------------------------
 
 
-def shown_params(opt_state, trainable: dict) -> dict:
+def shown_params(opt_state: Any, trainable: dict) -> dict:
     """The weights to validate and export: {path: array}, shapes and shardings as ``trainable``.
 
     Schedule-free optimizers take gradients at y, which is ``trainable``; what converges is the
@@ -278,7 +283,7 @@ def shown_params(opt_state, trainable: dict) -> dict:
 _average = jax.jit(contrib.schedule_free_eval_params)
 
 
-def ema_decay_at(ema_decay: float, ema_warmup: bool, step):
+def ema_decay_at(ema_decay: float, ema_warmup: bool, step: ArrayLike) -> float | jax.Array:
     """The decay of the running average at update ``step``, counted from 0.
 
     With ``ema_warmup`` it is min(ema_decay, (1 + step) / (10 + step)), as in diffusers' EMAModel:

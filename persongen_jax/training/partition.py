@@ -4,22 +4,24 @@ Paths look like "unet/down_blocks/1/.../to_q/lora/down". A pattern must match th
 """
 
 import re
+from collections.abc import Iterable, Mapping
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import ArrayLike
 
 from persongen_jax.training.step import key_of
 from persongen_jax.weights.errors import KeyMismatch
 
 
-def leaf_paths(model) -> dict[str, nnx.Variable]:
+def leaf_paths(model: nnx.Module) -> dict[str, nnx.Variable]:
     """Maps path to parameter, for every parameter of the model."""
     flat = nnx.to_flat_state(nnx.state(model, nnx.Param))
     return {"/".join(map(str, path)): leaf for path, leaf in flat}
 
 
-def assign_groups(paths, table) -> dict[str, str]:
+def assign_groups(paths: Iterable[str], table: Iterable[tuple[str, str]]) -> dict[str, str]:
     """Maps path to group for every path that a row of ``table`` matches.
 
     Raises:
@@ -44,7 +46,9 @@ def assign_groups(paths, table) -> dict[str, str]:
     return groups
 
 
-def split_model(model, table):
+def split_model(
+    model: nnx.Module, table: Iterable[tuple[str, str]]
+) -> tuple[nnx.GraphDef, dict[str, jax.Array], nnx.State, dict[str, str]]:
     """Split a model into trained and frozen parts.
 
     Returns:
@@ -57,13 +61,16 @@ def split_model(model, table):
     def is_trainable(path, _):
         return "/".join(map(str, path)) in groups
 
-    graphdef, trainable, frozen = nnx.split(model, is_trainable, ...)
+    graphdef, *states = nnx.split(model, is_trainable, ...)
+    trainable, frozen = states
     flat = {"/".join(map(str, p)): v.get_value() for p, v in nnx.to_flat_state(trainable)}
     # Adam's small updates vanish in half precision.
     return graphdef, {p: v.astype(jnp.float32) for p, v in flat.items()}, frozen, groups
 
 
-def split_shapes(model, table):
+def split_shapes(
+    model: nnx.Module, table: Iterable[tuple[str, str]]
+) -> tuple[nnx.GraphDef, dict[str, jax.ShapeDtypeStruct], nnx.State, dict[str, str]]:
     """:func:`split_model` for a model of ShapeDtypeStructs."""
     whole, state = nnx.split(model)
     static = []
@@ -78,14 +85,16 @@ def split_shapes(model, table):
     return graphdef, trainable, frozen, groups
 
 
-def statistics(frozen) -> dict:
+def statistics(frozen: nnx.State) -> dict:
     """Statistics that layers gather (running means and variances) in frozen weights, by path."""
     flat = nnx.to_flat_state(frozen)
     stats = {p: v for p, v in flat if isinstance(v, nnx.BatchStat)}
     return {"/".join(map(str, path)): leaf.get_value() for path, leaf in stats.items()}
 
 
-def fill_trained(model, trained: dict, table, where: str):
+def fill_trained(
+    model: nnx.Module, trained: dict, table: Iterable[tuple[str, str]], where: str
+) -> None:
     """Set a model's trainable leaves from arrays by path, in place; strict both ways.
 
     Layer statistics (:func:`statistics`) may be included.
@@ -95,8 +104,8 @@ def fill_trained(model, trained: dict, table, where: str):
     """
     leaves = leaf_paths(model)
     wanted = {path: leaves[path] for path in assign_groups(leaves, table)}
-    gathered = dict(nnx.to_flat_state(nnx.state(model, nnx.BatchStat)))
-    gathered = {"/".join(map(str, path)): leaf for path, leaf in gathered.items()}
+    flat = nnx.to_flat_state(nnx.state(model, nnx.BatchStat))
+    gathered = {"/".join(map(str, path)): leaf for path, leaf in flat}
     wanted |= {path: leaf for path, leaf in gathered.items() if path in trained}
     missing = set(wanted) - set(trained)
     unexpected = set(trained) - set(wanted)
@@ -111,7 +120,7 @@ def fill_trained(model, trained: dict, table, where: str):
     set_leaves(model, trained)
 
 
-def set_leaves(model, arrays: dict):
+def set_leaves(model: nnx.Module, arrays: Mapping[str, ArrayLike]) -> None:
     """Replace arrays of the model by others of the same shape, by path, in place."""
     flat = nnx.to_flat_state(nnx.state(model, (nnx.Param, nnx.BatchStat)))
     leaves = {"/".join(map(str, path)): leaf for path, leaf in flat}

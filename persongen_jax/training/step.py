@@ -6,12 +6,14 @@ systems/assembly.py combines it with a system's weights and optimizer; nothing e
 import dataclasses
 import functools
 import time
-from typing import Any
+from collections.abc import Callable, Iterable
+from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
+from jax.typing import ArrayLike
 
 from data_pipeline.examples.fields import flatten
 from persongen_jax.parallel.sharding import gathered
@@ -19,17 +21,17 @@ from persongen_jax.training import flop_count
 from persongen_jax.training.optimizer import ema_decay_at, shown_params
 
 
-def step_key(seed, step, purpose):
+def step_key(seed: ArrayLike, step: ArrayLike, purpose: ArrayLike) -> jax.Array:
     """A key that depends on these three alone, so that a resumed run draws the same numbers."""
     return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), step), purpose)
 
 
-def keys_of(seed: int, step):
+def keys_of(seed: int, step: ArrayLike) -> Callable[[int], jax.Array]:
     """Maps purpose to key, for ``System.draw``."""
     return functools.partial(step_key, seed, step)
 
 
-def merge_model(graphdef, arrays: dict, frozen):
+def merge_model(graphdef: nnx.GraphDef, arrays: dict, frozen: nnx.State) -> nnx.Module:
     """The model with these arrays, by path; called inside the compiled step.
 
     ``arrays`` are what split_model returned as trainable. Others replace frozen arrays.
@@ -63,7 +65,13 @@ class TrainState:
     stats: dict = dataclasses.field(default_factory=dict)
 
     @classmethod
-    def create(cls, trainable: dict, tx, ema_decay: float, stats: dict | None = None):
+    def create(
+        cls,
+        trainable: dict,
+        tx: optax.GradientTransformation,
+        ema_decay: float,
+        stats: dict | None = None,
+    ) -> Self:
         # Copies: the step donates its arguments' memory, and the model keeps the originals.
         ema = jax.tree.map(jnp.copy, trainable) if ema_decay > 0 else {}
         stats = jax.tree.map(jnp.copy, stats or {})
@@ -82,7 +90,9 @@ class TrainState:
         return {**(self.average or self.trainable), **self.stats}
 
 
-def make_train_step(system, graphdef, tx, *, out=None):
+def make_train_step(
+    system: Any, graphdef: nnx.GraphDef, tx: optax.GradientTransformation, *, out: Any = None
+) -> jax.stages.Wrapped:
     """A jitted step(state, frozen, batch, step) to (state, metrics); it donates the state's memory.
 
     ``metrics`` are means over the batch: "loss", "grad_norm", and everything else that
@@ -91,8 +101,8 @@ def make_train_step(system, graphdef, tx, *, out=None):
 
     Args:
         system: its ``draw`` and ``losses`` define the objective; its config's grad_accum splits the
-        batch into this many equal parts that are processed in turn, which needs less memory and
-        gives the gradient of the whole batch; ema_decay and ema_warmup are read as well.
+            batch into this many equal parts that are processed in turn, which needs less memory and
+            gives the gradient of the whole batch; ema_decay and ema_warmup are read as well.
         graphdef: of partition.split_model; tx: the optimizer.
         out: the sharding of the outputs.
     """
@@ -118,7 +128,8 @@ def make_train_step(system, graphdef, tx, *, out=None):
         ema = {}
         if config.ema_decay > 0:
             decay = ema_decay_at(config.ema_decay, config.ema_warmup, step)
-            ema = running_average(state.ema, trainable, decay)
+            # decay * ema + (1 - decay) * trainable
+            ema = optax.incremental_update(state.ema, trainable, decay)
         norm = optax.global_norm(grads)
         good = jnp.isfinite(loss) & jnp.isfinite(norm)
         # Select element-wise instead of branching: it fuses with writing the update.
@@ -135,18 +146,13 @@ def make_train_step(system, graphdef, tx, *, out=None):
     return train_step
 
 
-def statistics_of(model) -> dict:
+def statistics_of(model: nnx.Module) -> dict:
     """Statistics that a model's layers have gathered (running means and variances), by path."""
     flat = nnx.to_flat_state(nnx.state(model, nnx.BatchStat))
     return {"/".join(map(str, path)): leaf.get_value() for path, leaf in flat}
 
 
-def running_average(ema: dict, trainable: dict, decay: float) -> dict:
-    """The exponential moving average after one more step."""
-    return jax.tree.map(lambda a, b: decay * a + (1 - decay) * b, ema, trainable)
-
-
-def accumulate(gradients, trainable, examples, parts: int):
+def accumulate(gradients: Callable, trainable: dict, examples: tuple, parts: int) -> Any:
     """``gradients(trainable, *examples)`` from ``parts`` equal parts of the examples, in turn.
 
     All of its outputs are means over the examples, and so are these.
@@ -172,12 +178,16 @@ class CompiledSteps:
     Args:
         train_step: step(state, frozen, batch, step).
         specs: of examples, flat name to (shape, dtype), one per possible shape; a batch of any
-            other
-        shape is an error and never triggers a compilation.
+            other shape is an error and never triggers a compilation.
         say: called with (number of the program, FLOPs, seconds) after each compilation.
     """
 
-    def __init__(self, train_step, specs, say=lambda *_: None):
+    def __init__(
+        self,
+        train_step: jax.stages.Wrapped,
+        specs: Iterable[dict],
+        say: Callable[[int, int, float], object] = lambda *_: None,
+    ):
         self._train_step, self._say = train_step, say
         self._known = {tuple(sorted((n, tuple(s)) for n, (s, _) in spec.items())) for spec in specs}
         self._programs: dict[tuple, tuple] = {}
@@ -193,7 +203,9 @@ class CompiledSteps:
         """The largest possible number of programs."""
         return len(self._known)
 
-    def prepare(self, state, frozen, batch, step):
+    def prepare(
+        self, state: TrainState, frozen: nnx.State, batch: dict, step: ArrayLike
+    ) -> tuple[Callable, int, float]:
         """Compile the batch's program unless it exists; ValueError for an unknown shape."""
         shapes = tuple(sorted((n, tuple(a.shape[1:])) for n, a in flatten(batch).items()))
         if shapes in self._programs:
@@ -209,7 +221,9 @@ class CompiledSteps:
         self._say(self.compiled, *made[1:])
         return made
 
-    def __call__(self, state, frozen, batch, step):
+    def __call__(
+        self, state: TrainState, frozen: nnx.State, batch: dict, step: ArrayLike
+    ) -> tuple[TrainState, dict]:
         program, flops, _ = self.prepare(state, frozen, batch, step)
         self._flops, self._steps = self._flops + flops, self._steps + 1
         return program(state, frozen, batch, step)
@@ -220,7 +234,7 @@ class CompiledSteps:
         return flops
 
 
-def compile_step(train_step, *arguments):
+def compile_step(train_step: jax.stages.Wrapped, *arguments: Any) -> tuple[Callable, int, float]:
     """(the compiled program, its floating-point operations, seconds of compilation).
 
     The program refuses other shapes, so nothing can compile a second one later.

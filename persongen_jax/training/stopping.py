@@ -2,6 +2,7 @@
 
 import signal
 import threading
+from typing import Self
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +24,7 @@ class StopSignals:
     steps: :meth:`ask` agrees on it, and ``bool`` of the object is its last answer.
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.requested = False
         self._before = {}
         self._agreed, self._question = False, None
@@ -32,12 +33,11 @@ class StopSignals:
             self._each = NamedSharding(mesh, PartitionSpec("all"))
             self._any = jax.jit(jnp.any, out_shardings=NamedSharding(mesh, PartitionSpec()))
 
-    def __bool__(self):
+    def __bool__(self) -> bool:
         return self.requested if jax.process_count() == 1 else self._agreed
 
     def ask(self) -> bool:
-        """Whether any process received a signal; all processes must call it and get the same
-        answer.
+        """Whether any process received a signal; all must call it and get the same answer.
 
         With several processes the answer is to the previous call, which the devices have computed
         meanwhile, so that nothing waits for it. A stop therefore takes effect one call later.
@@ -54,7 +54,7 @@ class StopSignals:
         self.requested = True
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
-    def __enter__(self):
+    def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGTERM, signal.SIGINT):
                 self._before[number] = signal.signal(number, self._handle)

@@ -14,6 +14,7 @@ import os
 import socket
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 NAME = "run.lock"
@@ -27,7 +28,7 @@ class WorkdirInUse(ValueError):
 
 
 @contextlib.contextmanager
-def only_run_in(workdir: Path):
+def only_run_in(workdir: Path) -> Iterator[None]:
     """Inside, no other run can start in ``workdir``, which is created if necessary.
 
     Raises:

@@ -66,7 +66,7 @@ def load_module(
 
     Args:
         build: function without arguments that builds the module; it is only traced, so the random
-        initial weights never exist.
+            initial weights never exist.
         source: a TensorSource (directory.py, keys.py): ``keys``, ``info``, ``read``, ``describe``.
         shardings: None for the default device; a sharding for all; or a function from
             (path, shape) to a sharding. Each tensor goes straight to its devices.
@@ -116,7 +116,7 @@ def check_keys(leaves: dict[tuple, jax.Array], source: TensorSource) -> None:
         dtype = source.info(key)[0]
         if "float" not in dtype.name:
             raise WeightsError(
-                f"{source.describe()}: {key!r} is stored as {dtype.name}, no weight: it is "
+                f"{source.describe()}: {key!r} is stored as {dtype.name}, not a weight: it is "
                 "quantised in a way that is not read here. Get the file in fp16 or bf16."
             )
 

@@ -152,7 +152,7 @@ def fill_slots(slots: dict[str, Slot], source: TensorSource) -> None:
         if not np.isfinite(array.astype(np.float32)).all():
             raise WeightsError(
                 f"{source.describe()}: {key!r} holds values that are not finite: its training has "
-                "failed. Take an earlier save of it."
+                "failed. Use an earlier checkpoint of it."
             )
         slot.set(array)
 
@@ -166,7 +166,7 @@ def write_slots(
 
     Args:
         path: "….safetensors"; or "….bin", a torch pickle (it needs the convert extra) of one
-        dictionary per first word of the keys.
+            dictionary per first word of the keys.
         notes: for the metadata of a ".safetensors" file; a pickle has no place for them.
 
     Raises:
@@ -180,7 +180,7 @@ def write_slots(
     elif path.suffix == ".bin":
         _write_pickle(path, slots)
     else:
-        raise WeightsError(f"{path}: the ending has to be .safetensors or .bin")
+        raise WeightsError(f"{path}: the extension must be .safetensors or .bin")
 
 
 def _write_pickle(path, slots):

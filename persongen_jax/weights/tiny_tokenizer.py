@@ -12,6 +12,8 @@ from collections.abc import Iterable
 from itertools import pairwise
 from pathlib import Path
 
+from tokenizers.pre_tokenizers import ByteLevel
+
 BOS, EOS = "<|startoftext|>", "<|endoftext|>"
 # The padding of SDXL's two tokenizers: <|endoftext|>, and the symbol with id 0.
 SDXL_PAD_TOKENS = (EOS, "!")
@@ -43,7 +45,9 @@ def write_tiny_tokenizer(
     same code writes the same bytes.
     """
     merges = _learn_merges(Counter([*WORDS, *(word for word in words if word not in WORDS)]))
-    symbols = _byte_symbols()
+    # One printable character per byte. In CLIP's order those come first that stand for themselves;
+    # the others borrow the characters from U+0100 on, because a merges file is split at blanks.
+    symbols = sorted(ByteLevel.alphabet())
     entries = [*symbols, *(s + "</w>" for s in symbols), *("".join(m) for m in merges), BOS, EOS]
     if pad_token not in entries:
         raise ValueError(f"pad_token {pad_token!r} is not in the tiny tokenizer's vocabulary")
@@ -64,16 +68,6 @@ def write_tiny_tokenizer(
     lines = ["#version: 0.2", *(" ".join(merge) for merge in merges)]
     (folder / "merges.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
     return len(entries)
-
-
-def _byte_symbols() -> list[str]:
-    """One printable character per byte, in CLIP's order: the printable bytes first, as themselves.
-
-    The others use the characters from U+0100 on, because a merges file is split at blanks.
-    """
-    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    others = 256 - len(printable)
-    return [chr(byte) for byte in printable] + [chr(0x100 + i) for i in range(others)]
 
 
 def _learn_merges(words: Counter) -> list[tuple[str, str]]:

@@ -1,7 +1,7 @@
-"""Compiling for TPUs that are not there: what is read from a program, and the search for a batch.
+"""Compiling for absent TPUs: what is read from a program, and the search for a batch.
 
-The estimates themselves are the compiler's; what is tested is that all of them are found and that
-loops, branches and collectives count as often as they run.
+The estimates themselves are the compiler's; these tests check that all of them are found and that
+loops, branches and collectives count once per execution.
 """
 
 import importlib.metadata
@@ -58,18 +58,18 @@ def test_search_finds_the_largest(fixed, each, truth, start):
     found = largest(needs, 16.0, [start])
     assert needs(found) <= 16.0
     assert truth - max(1, truth // 16) <= found <= truth
-    assert len(tried) == len(set(tried)) + 1  # each once, and the one above
+    assert len(tried) == len(set(tried)) + 1  # each once, plus the one above
     assert len(tried) < 8
 
 
-def test_search_where_only_failure_is_known():
+def test_search_knows_only_whether_it_fits():
     assert 45 <= largest(lambda n: n if n <= 47 else math.inf, 1000, [4]) <= 47
 
 
 @pytest.mark.parametrize("above", [0.001, 0.5, 100.0])
 @pytest.mark.parametrize("fits", [5_000, 54_850, 99_900])
-def test_search_is_quick_where_memory_is_no_line(above, fits):
-    """Near the edge the compiler makes more and more fit: need stays just below or above."""
+def test_search_is_fast_if_memory_is_not_linear(above, fits):
+    """Near the limit the compiler makes more and more fit: the need stays just below or above."""
     tried = []
 
     def needs(n):
@@ -80,14 +80,14 @@ def test_search_is_quick_where_memory_is_no_line(above, fits):
     assert fits * 16 / 17 <= largest(needs, 16.0, [20]) <= fits
 
 
-def test_search_begins_with_what_is_known():
+def test_search_starts_from_known_tries():
     tried = []
 
     def needs(n):
         tried.append(n)
         return float(n)
 
-    # 90 says nothing that 30 has not said.
+    # 90 adds nothing to what 30 has shown.
     assert largest(needs, 16.0, [3, 12, 30, 90, 16]) == 16
     assert tried == [3, 12, 30, 16, 17]
 
@@ -96,8 +96,8 @@ def test_search_finds_that_nothing_fits():
     assert largest(lambda n: 17.0, 16.0, [4]) == 0
 
 
-def test_search_goes_on_from_a_try_whose_need_was_not_said(monkeypatch):
-    """The compiler refused 8 without a figure, and 12 compiled after all."""
+def test_search_continues_from_a_failure_without_a_figure(monkeypatch):
+    """The compiler refused 8 without a figure, but 12 compiled."""
     chip = aot_chips.CHIPS["v5e"]
     monkeypatch.setattr("persongen_jax.aot.__main__.open_topology", lambda name: (chip, []))
     tries = {"8": None, "12": 15 * GIB, "13": 17 * GIB}
@@ -107,14 +107,14 @@ def test_search_goes_on_from_a_try_whose_need_was_not_said(monkeypatch):
 
 
 @pytest.mark.parametrize("run", [search, compile_for_topology])
-def test_a_batch_of_nothing_is_named(run):
-    with pytest.raises(ValueError, match="--per_chip_batch -1: at least one"):
+def test_an_empty_batch_is_refused(run):
+    with pytest.raises(ValueError, match="--per_chip_batch -1: give at least 1"):
         run(None, "v5e:2x2", -1)
 
 
 # ---- Texts -------------------------------------------------------------------------------------
 
-# As the compiler writes it, cut down to what is read.
+# The compiler's output, reduced to what is read.
 TEXT = """HloModule jit_f, is_scheduled=true
 
 %body (p: (s32[], bf16[8,128])) -> (s32[], bf16[8,128]) {
@@ -186,12 +186,12 @@ def test_loops_branches_and_collectives_count_as_often_as_they_run():
     assert cost.kernels == {"tpu_custom_call": 1}
     assert cost.collectives == {
         "all-reduce": (10, 10 * 8 * 128 * 2),
-        "all-gather": (2, 8 * 8 * 2 + 8 * 2),  # the one in pieces once
+        "all-gather": (2, 8 * 8 * 2 + 8 * 2),  # the sharded one once
         "reduce-scatter": (1, 2 * 4 * 4),
     }
 
 
-def test_what_is_no_program_is_refused():
+def test_text_without_a_program_is_refused():
     with pytest.raises(ValueError, match="ENTRY"):
         read_cost("nothing")
 
@@ -228,15 +228,15 @@ def test_unknown_chip_is_named():
         open_topology("v4:2x2")
 
 
-def test_a_base_that_is_no_directory_is_named():
-    """It was taken for SDXL at full size."""
+def test_a_base_that_is_not_a_directory_is_refused():
+    """It was mistaken for SDXL at full size."""
     config = get_config()
     assert network_configs(config)[0] is CONFIGS
     for base in ("middle", "/mistyped"):
         config.base = base
-        with pytest.raises(ValueError, match=f"config.base={base} is no directory"):
+        with pytest.raises(ValueError, match=f"config.base={base} is not a directory"):
             network_configs(config)
-    # A size of weights/random_base.py is that size.
+    # A size of weights/random_base.py is accepted as that size.
     config.base = "mid"
     widths = network_configs(config)[0]["unet"]["block_out_channels"]
     assert widths == make_configs("mid", 49408)["unet"]["block_out_channels"]
@@ -259,7 +259,7 @@ def topology():
 
 
 def product_program(mesh, rows: int, times: int) -> Program:
-    """Products of [rows, 256] with a matrix one after the other, and a sum over the chips."""
+    """Products of [rows, 256] with a matrix in sequence, and a sum over the chips."""
     x = jax.ShapeDtypeStruct((rows, 256), jnp.bfloat16, sharding=along_batch(mesh))
     w = jax.ShapeDtypeStruct((256, 256), jnp.bfloat16, sharding=replicated(mesh))
 
@@ -287,7 +287,7 @@ def test_a_loop_costs_its_length(topology):
 
 
 @needs_libtpu
-def test_what_does_not_fit_says_how_much_it_needs(topology):
+def test_too_large_programs_report_the_needed_memory(topology):
     _, mesh = topology
     with pytest.raises(DoesNotFit) as raised:
         compile_program(product_program(mesh, 4 * 40 * 2**30 // 512, 1), {})
@@ -297,7 +297,7 @@ def test_what_does_not_fit_says_how_much_it_needs(topology):
 
 @needs_libtpu
 @pytest.mark.parametrize("options", [{"nonsense": True}, {"xla_tpu_scoped_vmem_limit_kib": "much"}])
-def test_options_that_the_compiler_does_not_take_are_named_at_once(options, monkeypatch):
+def test_options_that_the_compiler_rejects_are_reported_at_once(options, monkeypatch):
     monkeypatch.setattr("persongen_jax.aot.__main__.training", None)  # nothing is built
     with pytest.raises(ValueError, match=f"--option {next(iter(options))}="):
         compile_for_topology(get_config(), "v5e:2x2", 1, options=options)
@@ -317,7 +317,7 @@ def test_attention_in_a_kernel_is_counted(topology, tmp_path):
 
 
 @needs_libtpu
-def test_what_is_not_read_counts_where_it_lies_on_the_chip(topology):
+def test_unread_weights_on_the_chip_count_as_memory(topology):
     chip, mesh = topology
 
     def rows(gib, holds_all=True, **kw):
@@ -331,8 +331,8 @@ def test_what_is_not_read_counts_where_it_lies_on_the_chip(topology):
     fits = rows(8, sharding=replicated(mesh))
     assert fits["bytes"]["unread"] == 8 * GIB
     assert 8 * GIB < fits["bytes"]["total"] < 8.1 * GIB
-    assert "8.00 of it are not read" in report(fits)
-    with pytest.raises(DoesNotFit, match="20.00 of them for frozen weights.*offload_encoders"):
+    assert "8.00 of it is not read" in report(fits)
+    with pytest.raises(DoesNotFit, match="20.00 of it for frozen weights.*offload_encoders"):
         rows(20, sharding=replicated(mesh))
     assert rows(20)["bytes"]["unread"] == 0  # not on any chip
     assert rows(20, holds_all=False, sharding=replicated(mesh))["bytes"]["unread"] == 0
@@ -346,7 +346,7 @@ def test_impossible_shape_of_a_topology_is_named():
 
 @pytest.mark.slow
 def test_encoders_alone_are_what_a_cache_saves(tmp_path_factory, tmp_path):
-    base = small_base(tmp_path_factory.getbasetemp())
+    base = small_base(tmp_path_factory)
     config = with_batch(small_config(base, tmp_path), 4, 1)
     config.size = 32
     mesh = make_mesh(jax.devices()[:1], fsdp=1)
@@ -364,28 +364,28 @@ def test_encoders_alone_are_what_a_cache_saves(tmp_path_factory, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("what", ["train", "sample", "encode"])
 def test_the_real_programs_of_a_small_base(what, tmp_path_factory, tmp_path):
-    base = small_base(tmp_path_factory.getbasetemp())
+    base = small_base(tmp_path_factory)
     config = small_config(base, tmp_path)
     config.size, config.validation_steps = 32, 3
     row = compile_for_topology(config, "v5e:2x2", 2, what=what)
     assert (row["chips"], row["per_chip_batch"]) == (4, 2)
     sizes = row["bytes"]
-    # Encoders as small as these need no memory beside the chip's fast one.
+    # Encoders as small as these only need the chip's fast memory.
     assert (what != "encode") <= sizes["temporaries"] < sizes["total"] < sizes["memory"]
     assert 0 < row["mfu"]["cycles"] < 1
     assert 0 < row["mfu"]["optimal"] < 1
     if what == "train":
-        # Gradients of what is trained go over the network, in float32.
+        # Gradients of trained weights go over the network, in float32.
         assert row["collectives"]["all-reduce"]["bytes"] >= sizes["trained weights"] / 2
     else:
-        assert row["collectives"] == {}  # every chip paints its own pictures
+        assert row["collectives"] == {}  # every chip generates its own images
     assert "per chip" in report(row)
 
 
 @needs_libtpu
 @pytest.mark.slow
 def test_search_compiles_and_keeps_the_tries(tmp_path_factory, tmp_path, monkeypatch):
-    base = small_base(tmp_path_factory.getbasetemp())
+    base = small_base(tmp_path_factory)
     config = small_config(base, tmp_path)
     config.size = 32
     said, kept = [], []
@@ -398,7 +398,7 @@ def test_search_compiles_and_keeps_the_tries(tmp_path_factory, tmp_path, monkeyp
     sizes = [each["per_chip_batch"] for each in kept]
     assert sizes == sorted(sizes)
 
-    # What a file has is not compiled again, whether it was a search or one batch.
+    # A row in the file is not compiled again, whether it was a search or a single batch.
     def never(*_, **__):
         raise AssertionError("compiled again")
 
@@ -407,7 +407,7 @@ def test_search_compiles_and_keeps_the_tries(tmp_path_factory, tmp_path, monkeyp
     again = search(config, "v5e:2x2", 20_000, before=before, **kw)
     assert again["tries"] == row["tries"]
     assert again["per_chip_batch"] == row["per_chip_batch"]
-    assert said[-1].endswith("as tried before")
+    assert said[-1].endswith("from an earlier run")
 
 
 def test_rows_of_the_same_program_and_compiler():

@@ -1,4 +1,4 @@
-"""The bench: what is asked for, what is reported, and that both sides do the same work."""
+"""The bench: its arguments, its report, and that both sides do the same work."""
 
 import json
 import sys
@@ -34,10 +34,10 @@ def test_rows_are_every_combination():
     assert overrides[:4] == [
         {"size": 64, "batch_size": b, "remat": remat} for b in (1, 2) for remat in (False, True)
     ]
-    assert overrides[4] == {"size": 256, "batch_size": 4}  # as the config has it
+    assert overrides[4] == {"size": 256, "batch_size": 4}  # as in the config
     assert settings[4].xla_flags() == "--xla_gpu_autotune_level=0"
     assert settings[4].extras == {"cached": False, "attention": "auto"}
-    # remat is a manner of doing the same work.
+    # remat is only another way to do the same work.
     assert settings[0].work == settings[1].work != settings[2].work
     assert settings[0].picture_work == settings[2].picture_work
 
@@ -53,7 +53,7 @@ def test_rows_are_every_combination():
         ("offload_encoders=false,true", "keeps all weights on the devices"),
     ],
 )
-def test_rows_that_make_no_sense(row, complaint):
+def test_invalid_rows_are_refused(row, complaint):
     with pytest.raises(ValueError, match=complaint):
         parse_rows("sample", CONFIG, [[row]])
 
@@ -97,7 +97,7 @@ def test_report(tmp_path):
     assert "0.15 TFLOP" in without and "torch's not counted (ImportError: no peft)" in without
     result = json.loads((tmp_path / "train.json").read_text())
     ours, eager, lost = result["rows"]
-    # The median, 3 s, is of two steps of four pictures.
+    # The median, 3 s, is for two steps of four images.
     assert ours["images_per_second"] == pytest.approx(4 / 1.5)
     assert ours["floor_s"] == pytest.approx(4 * 1.5e11 / 1e12)
     assert ours["mfu"] == pytest.approx(0.4) and ours["gap"] == pytest.approx(2.5)
@@ -119,7 +119,7 @@ def test_drawn_weights_look_random():
     assert abs(np.corrcoef(drawn[:-1].ravel(), drawn[1:].ravel())[0, 1]) < 0.02
 
 
-def test_what_a_worker_says_of_errors():
+def test_workers_report_errors():
     assert in_short(RuntimeError("RESOURCE_EXHAUSTED: Out of memory while ...")) == "out of memory"
     assert in_short(ValueError("first line\nsecond")) == "ValueError: first line"
 
@@ -132,8 +132,8 @@ def test_what_a_worker_says_of_errors():
         ("import time; time.sleep(60)", "out of time"),
     ],
 )
-def test_a_worker_that_dies_is_a_line(tmp_path, monkeypatch, program, said):
-    """The real parent, and a process that ends as one does."""
+def test_a_worker_that_dies_becomes_a_row(tmp_path, monkeypatch, program, said):
+    """A real parent, and a process that exits like a failed worker."""
     command = tmp_path / "python"
     command.write_text(f'#!/bin/sh\nexec {sys.executable} -S -c "{program}"\n')
     command.chmod(0o755)
@@ -146,7 +146,7 @@ def test_a_worker_that_dies_is_a_line(tmp_path, monkeypatch, program, said):
 
 
 class StandIn(bench.Worker):
-    """A worker that finds these devices, has no row and counts nothing."""
+    """A worker that reports these devices, has no row and counts nothing."""
 
     devices = {"platform": "gpu", "devices": 1}
     begun = []
@@ -165,7 +165,7 @@ class StandIn(bench.Worker):
 
 
 def run_bench(tmp_path, monkeypatch, *options, **devices):
-    """What was begun by a bench whose workers are stand-ins: (task, environment) each."""
+    """The workers that a bench with stand-ins has started: (task, environment) each."""
     monkeypatch.setattr(StandIn, "devices", {**StandIn.devices, **devices})
     monkeypatch.setattr(StandIn, "begun", [])
     monkeypatch.setattr(bench, "Worker", StandIn)

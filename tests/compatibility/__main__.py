@@ -1,9 +1,9 @@
-"""Run the tests of every kind and variant of input, and write docs/compatibility.md from them.
+"""Run the tests of every kind and variant of input, and generate docs/compatibility.md.
 
     python -m tests.compatibility --out docs/compatibility.md
 
-The modules beside this one list (kind, variant, what happens, test); a row says what happens if its
-test passes now, and that it failed or was not run if it was not so.
+The modules next to this one list (kind, variant, what happens, test); a row says what happens if
+its test passes now, and otherwise that it failed or did not run.
 """
 
 import argparse
@@ -44,7 +44,8 @@ class Outcomes:
 def entries() -> dict[str, list[tuple[str, str, str, str]]]:
     """Rows by part; ValueError for a part without a title."""
     package = importlib.import_module("tests.compatibility")
-    names = [m.name for m in pkgutil.iter_modules(package.__path__) if m.name != "__main__"]
+    names = [m.name for m in pkgutil.iter_modules(package.__path__)]
+    names = [name for name in names if not name.startswith(("__main__", "test_"))]
     if set(names) != set(PARTS):
         raise ValueError(f"tests/compatibility has {sorted(names)}, PARTS {sorted(PARTS)}")
     return {

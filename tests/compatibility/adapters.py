@@ -124,10 +124,15 @@ ENTRIES = [
         "more than LoRA",
         "bundle_emb of one tower, output embeddings, a word in no prompt",
         "warning",
-        "tests/pipeline/test_words.py::test_what_of_a_word_has_no_effect_is_said",
+        "tests/pipeline/test_words.py::test_words_without_effect_cause_a_warning",
     ),
     ("no effect", "nothing in the file", "refused", f"{DIALECTS}test_a_file_with_nothing_in_it"),
-    ("no effect", "weight 0, all zero", "warning", f"{PIPELINE}test_what_changes_nothing_is_said"),
+    (
+        "no effect",
+        "weight 0, all zero",
+        "warning",
+        f"{PIPELINE}test_adapters_without_effect_cause_a_warning",
+    ),
     ("no effect", "weight nan, inf, text", "refused", f"{PIPELINE}test_a_weight_that_is_no_number"),
     (
         "LoRA written",

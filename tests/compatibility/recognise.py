@@ -1,4 +1,4 @@
-"""What happens to base models as people have them: (kind, variant, what happens, test)."""
+"""What happens to base models as users have them: (kind, variant, what happens, test)."""
 
 FILE, BASE = "tests/weights/formats/test_base_files.py", "base model"
 SAMPLING = "scheduler config"
@@ -205,11 +205,11 @@ ENTRIES = [
     (BASE, "one shard; an index", "told to give the folder",
      "one_shard_and_an_index_lead_to_their_folder"),
     (BASE, "names with module. and _orig_mod.", "read",
-     "what_torchs_wrappers_put_into_names_is_taken_off"),
+     "prefixes_of_torchs_wrappers_are_removed"),
     (BASE, "text_projection.weight, alphas_cumprod_next and others beside sgm's names", "read",
      "names_that_some_tools_write_beside_sgms"),
     (BASE, "int8 without scales", "refused by name", "integers_are_no_weights"),
-    (BASE, "VAE of 16 latent channels", "said", "a_vae_of_more_channels_is_told"),
+    (BASE, "VAE of 16 latent channels", "said", "a_vae_with_more_channels_is_refused"),
     (BASE, "a directory of one text encoder", "taken, the base keeps the other",
      "one_text_encoders_folder"),
     (BASE, "FLUX, SD 3, Qwen-Image, PixArt, Wan", "called by name",

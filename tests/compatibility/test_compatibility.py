@@ -1,4 +1,4 @@
-"""The table of inputs names tests that there are."""
+"""The table of inputs names existing tests."""
 
 import re
 from pathlib import Path

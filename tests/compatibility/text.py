@@ -1,4 +1,4 @@
-"""Text, prompts, options and the workdir: kind, variant, what happens, and the test of it."""
+"""Text, prompts, options and the workdir: kind, variant, what happens, and its test."""
 
 FILES = "tests/data_pipeline/test_text_files.py"
 TRIGGER = "tests/data_pipeline/test_trigger_word.py"
@@ -16,7 +16,7 @@ ENTRIES = [
             (
                 "UTF-8, UTF-16 and UTF-32 with a byte order mark",
                 "read, the mark taken off",
-                "test_marks_are_taken_off_and_say_the_encoding",
+                "test_byte_order_marks_are_removed_and_set_the_encoding",
             ),
             (
                 "several marks; marks at later lines (joined files)",
@@ -31,7 +31,7 @@ ENTRIES = [
             (
                 "Latin-1, cp1252, half pairs, cut UTF-16, NUL",
                 "refused with file and line",
-                "test_bytes_that_are_no_text_are_told_with_their_line",
+                "test_bytes_that_are_not_text_are_reported_with_their_line",
             ),
             (
                 r"lines ending at \n, \r\n, \r; U+2028, U+0085, \v, \f inside",
@@ -97,7 +97,7 @@ ENTRIES = [
                 "cut text",
                 "prompt or negative prompt in Python",
                 "warning with the lost part",
-                "test_what_is_cut_is_told_in_python_too",
+                "test_cut_text_causes_a_warning_in_python_too",
             ),
             (
                 "cut text",
@@ -115,7 +115,7 @@ ENTRIES = [
                 "start_merge_step, strengths",
                 "too late; 0 wherever they act; ranges without a step",
                 "warning",
-                "test_references_and_strengths_without_effect_are_told",
+                "test_references_and_strengths_without_effect_cause_a_warning",
             ),
             (
                 "wrong types",
@@ -139,7 +139,7 @@ ENTRIES = [
                 "no effect",
                 "negative prompt, rescale, seed, tiles, merge step",
                 "warning",
-                "test_options_without_effect_are_told",
+                "test_options_without_effect_cause_a_warning",
             ),
             (
                 "no effect",
@@ -168,13 +168,13 @@ ENTRIES = [
                 "schedule",
                 "steps raised or lowered at resume",
                 "the curve stays as it began, said",
-                "test_more_steps_leave_the_curve_as_it_began",
+                "test_more_steps_keep_the_schedule",
             ),
             (
                 "schedule",
                 "runs of before schedule_steps",
                 "the curve stays",
-                "test_a_run_of_before_there_was_the_key_keeps_its_curve",
+                "test_a_run_saved_without_the_key_keeps_its_schedule",
             ),
             (
                 "schedule",
@@ -186,7 +186,7 @@ ENTRIES = [
                 "schedule",
                 "more steps after the rate has come to 0",
                 "refused with the way",
-                "test_what_is_said_of_the_schedule",
+                "test_log_lines_about_the_schedule",
             ),
             (
                 "steps",
@@ -198,7 +198,7 @@ ENTRIES = [
                 "workdir",
                 "a second run",
                 '"process N on host H trains here"',
-                "test_a_second_run_is_told_of_the_first",
+                "test_a_second_run_names_the_first",
             ),
             (
                 "workdir",
@@ -222,7 +222,7 @@ ENTRIES = [
                 "checkpoints",
                 "copied by half, with and without digests",
                 "passed over",
-                "test_a_checkpoint_copied_by_half_is_passed_over",
+                "test_a_partial_copy_of_a_checkpoint_is_skipped",
             ),
             (
                 "checkpoints",
@@ -236,13 +236,13 @@ ENTRIES = [
         "no effect",
         "train: keys that other keys or the method make idle",
         "a line",
-        f"{WORKDIR}::test_keys_without_effect_are_told",
+        f"{WORKDIR}::test_keys_without_effect_are_reported",
     ),
     (
         "feature cache",
         "a picture that overflows; NaN rows stored before",
         "named, not stored, passed over",
-        f"{FEATURES}::test_what_is_not_finite_is_named_and_not_stored",
+        f"{FEATURES}::test_values_that_are_not_finite_are_logged_and_not_stored",
     ),
     (
         "not finite",
@@ -272,13 +272,13 @@ ENTRIES = [
         "prompt syntax",
         "(x:1.5), ((x)), (x)++, [x], BREAK, AND, <lora:>, embedding:, {a|b}, __x__",
         "plain text, warned of, in training's captions too",
-        "tests/data_pipeline/test_prompt_syntax.py::test_syntax_of_other_programs_is_told",
+        "tests/data_pipeline/test_prompt_syntax.py::test_syntax_of_other_programs_causes_a_warning",
     ),
     (
         "prompt syntax",
         "(ratio 16:9), at (10:30), C++, A MAN AND A DOG",
         "nothing said",
-        "tests/data_pipeline/test_prompt_syntax.py::test_plain_text_is_not_taken_for_syntax",
+        "tests/data_pipeline/test_prompt_syntax.py::test_plain_text_is_not_mistaken_for_syntax",
     ),
     (
         "prompt syntax",

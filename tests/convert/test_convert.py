@@ -1,4 +1,4 @@
-"""The convert command: what it says of files, what it brings in, what it writes of a run."""
+"""The convert command: what it reports about files, imports, and exports from a run."""
 
 import json
 import re
@@ -32,16 +32,15 @@ from persongen_jax.weights.formats.sdxl.opening import NORMALISE
 from tests.evaluation.test_validation import FACE_NET, moved
 from tests.helpers.ip_adapters import write_ip_adapter
 from tests.helpers.iresnet_twin import TorchIResNet, randomise_statistics
+from tests.helpers.lora_files import named, random_lora, save
 from tests.helpers.twins import randomise
-from tests.pipeline.test_lora import named, random_lora
 from tests.weights.formats.sgm import checkpoint
-from tests.weights.formats.test_lora_files import save
 
-RANK, ALPHA = 4, 2.0  # the scale is a half: a file that loses it shows
+RANK, ALPHA = 4, 2.0  # the scale is a half, so that a file without it is detected
 
 
 def write_run(workdir, tiny_base, name, steps=(10, 20)):
-    """What a run of a method leaves, with weights that training might have led to."""
+    """What a run of a method leaves, with plausible trained weights."""
     config = get_config()
     config.base, config.method = str(tiny_base), name
     config.rank, config.lora_alpha = RANK, ALPHA
@@ -77,7 +76,7 @@ def unet(tiny_base):
 
 
 def fails(*options) -> str:
-    """The message with which the command ends."""
+    """The message that the command ends with."""
     with pytest.raises(SystemExit) as caught:
         convert.main([str(option) for option in options])
     assert str(caught.value.code).startswith("error: ")
@@ -163,7 +162,7 @@ def test_peft_opens_the_exported_folder(exported, run, unet):
 def test_peft_s_form_is_a_folder(exported, run, workdir, tmp_path):
     files = sorted(path.name for path in exported["peft"].iterdir())
     assert files == ["adapter_config.json", "adapter_model.safetensors"]
-    assert "is a directory already" in fails(
+    assert "is an existing directory" in fails(
         "export", "--format", "peft", workdir, exported["peft"]
     )
     with pytest.raises(WeightsError, match="PEFT's form is a folder"):
@@ -199,17 +198,17 @@ def test_an_exported_photomaker_fills_a_model_bit_equal(run, workdir, tiny_base,
     leaves = leaf_paths(run.system.model)
     for name, leaf in leaf_paths(again).items():
         if "branches" not in name:
-            # up carries the scale in the file, a half: exact in float32
+            # the file stores the scale in up, a half: exact in float32
             assert np.array_equal(leaf.get_value(), leaves[name].get_value()), name
 
-    # And in again, as safetensors.
+    # And imported again, as safetensors.
     out = tmp_path / "mine.safetensors"
     convert.main(["import", str(path), str(out), "--base", str(tiny_base)])
     same(tensors(out), tensors(path))
     assert "PhotoMaker v1, LoRA of rank 4" in capsys.readouterr().out
 
 
-def test_a_photomaker_of_version_2_comes_in_bit_equal(workdir, tiny_base, tmp_path, capsys):
+def test_a_photomaker_of_version_2_is_imported_bit_equal(workdir, tiny_base, tmp_path, capsys):
     model = open_run(workdir).system.model
     tower, faces = model.id_encoder.vision_model, 12  # the published recogniser's has 512 features
     kw = {"dtype": jnp.float32, "rngs": nnx.Rngs(0)}
@@ -243,7 +242,7 @@ def test_an_exported_ip_adapter_holds_what_was_trained(tiny_base, tmp_path, caps
         assert np.array_equal(arrays[f"ip_adapter.1.{short}_ip.weight"], trained.T)
     norm = leaves["id_tokens/id_norm/scale"].get_value()
     assert np.array_equal(arrays["image_proj.norm.weight"], norm)
-    # And in again.
+    # And imported again.
     out = tmp_path / "again.safetensors"
     convert.main(["import", str(path), str(out), "--base", str(tiny_base)])
     same(tensors(out), arrays)
@@ -251,7 +250,7 @@ def test_an_exported_ip_adapter_holds_what_was_trained(tiny_base, tmp_path, caps
 
 
 def test_an_ip_adapter_of_dual_names_what_it_leaves_out(tiny_base, tmp_path):
-    """Its branch has a projection of its own; the two heads belong to the text space."""
+    """Its branch has its own projection; the two heads belong to text space."""
     run = open_run(write_run(tmp_path / "run", tiny_base, "dual", steps=(5,)))
     said = export_run(run, tmp_path / "mine.safetensors", "ip-adapter")
     assert re.search(r"no place for .*fuse_module \(\d+ arrays\), projections \(2 arrays\)$", said)
@@ -286,12 +285,12 @@ def test_a_dry_run_checks_and_writes_nothing(workdir, tmp_path, capsys):
     assert "there are 10, 20" in fails(*options[:-2], "15", "--dry_run", workdir, out)
 
 
-def test_what_a_run_cannot_give(run, exported, tmp_path):
+def test_exports_that_a_run_cannot_provide(run, exported, tmp_path):
     with pytest.raises(WeightsError, match="photomaker_bg has no parallel.* identity") as refused:
         export_run(run, tmp_path / "a.safetensors", "ip-adapter")
     assert str(run.workdir) in str(refused.value)
     assert "as diffusers-lora, kohya-lora, peft, comfy, photomaker," in str(refused.value)
-    with pytest.raises(WeightsError, match=r"ending has to be \.safetensors"):
+    with pytest.raises(WeightsError, match=r"extension must be \.safetensors"):
         export_run(run, tmp_path / "a.bin", "diffusers-lora")
     assert list(tmp_path.iterdir()) == []
     there = exported["kohya"]
@@ -353,7 +352,7 @@ def test_adapters_for_another_base_are_refused(pipe, tiny_base, exported, run, t
 
 
 @pytest.mark.parametrize(("kind", "rank"), [("base", 0), ("plus", 0), ("faceid", 3)])
-def test_ip_adapters_come_in_bit_equal(kind, rank, unet, tiny_base, tmp_path):
+def test_ip_adapters_are_imported_bit_equal(kind, rank, unet, tiny_base, tmp_path):
     path, out = tmp_path / "adapter.bin", tmp_path / "adapter.safetensors"
     flat = write_ip_adapter(path, unet, kind, 64, rank=rank)
     wanted = {key: value.numpy() for key, value in flat.items()}
@@ -417,17 +416,17 @@ def test_a_directory_is_never_replaced(options, tmp_path):
     kept = tmp_path / "out" / "kept"
     kept.mkdir(parents=True)
     said = fails("import", "sdxl.safetensors", kept.parent, "--base", "base", *options)
-    assert "is a directory already" in said and "--force" not in said
+    assert "is an existing directory" in said and "--force" not in said
     assert kept.is_dir()
 
 
 def test_a_file_does_not_replace_itself(tmp_path):
     path = save(tmp_path / "a.safetensors", {"x": np.zeros(2, np.float32)})
     said = fails("import", path, path, "--base", "base", "--force")
-    assert "is the file that is to be read" in said
+    assert "is the input file" in said
 
 
-def test_what_is_not_imported(tiny_base, tmp_path):
+def test_unsupported_imports_are_refused(tiny_base, tmp_path):
     vae = tiny_base / "vae" / "diffusion_pytorch_model.safetensors"
     said = fails("import", vae, tmp_path / "a.safetensors", "--base", tiny_base)
     assert "a VAE in diffusers' format; there is nothing to import" in said

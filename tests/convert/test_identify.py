@@ -1,4 +1,4 @@
-"""What files are, by their keys and shapes alone."""
+"""Identifying files by their keys and shapes alone."""
 
 import json
 import struct
@@ -12,14 +12,14 @@ from persongen_jax.miniature.__main__ import ASSETS
 from persongen_jax.weights.errors import MissingFile, WeightsError
 from persongen_jax.weights.files.safetensors_file import NAMES as DTYPE_NAMES
 from persongen_jax.weights.recognition.kinds import NAMES
-from tests.weights.formats.test_lora_files import ATTENTION, kohya, random_adapters, save
+from tests.helpers.lora_files import ATTENTION, kohya, random_adapters, save
 
 SDXL, SD15 = 2048, 768
 KEYS = [f"ip_adapter.{i}.to_k_ip.weight" for i in (1, 3)]
 
 
 def hollow(path, shapes, metadata=None, dtype=np.float32):
-    """A safetensors file of these shapes whose data are a hole: quick only if they are not read."""
+    """A sparse safetensors file of these shapes: fast only if the data are not read."""
     header, position = {"__metadata__": metadata or {}}, 0
     for key, shape in shapes.items():
         end = position + int(np.prod(shape)) * np.dtype(dtype).itemsize
@@ -292,7 +292,7 @@ def test_every_kind_that_files_can_have_is_tried():
 
 
 def test_a_large_file_is_not_read(tmp_path):
-    """Ten gigabytes that are not there: reading them would take memory and minutes."""
+    """A sparse file of ten gigabytes: reading it would take memory and minutes."""
     path = hollow(tmp_path / "a.safetensors", {"x": (2_500_000_000,)}, dtype=ml_dtypes.bfloat16)
     assert identify(path).kind == "unknown"
     parts = open_parts(path)

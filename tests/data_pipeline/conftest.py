@@ -1,4 +1,4 @@
-"""A tiny SDXL pair of tokenizers and a tiny folder of pictures, on disk."""
+"""A tiny SDXL pair of tokenizers and a tiny folder of images, on disk."""
 
 import numpy as np
 import pytest
@@ -20,8 +20,8 @@ def tokenizers(tmp_path_factory):
 
 @pytest.fixture
 def folder(tmp_path):
-    """Three identities with 2, 4 and 6 pictures of different shapes, every pixel value distinct
-    enough to tell the pictures apart; half of them have a face box."""
+    """Three identities with 2, 4 and 6 images of different shapes, with pixel values distinct
+    enough to tell the images apart; half of them have a face box."""
     rng = np.random.default_rng(7)
     records = []
     for identity, count in (("anna", 2), ("bert", 4), ("carl", 6)):

@@ -1,4 +1,4 @@
-"""Examples of photographs, and what a test asks of them: which pictures they were made of."""
+"""Example photographs, and helpers that find out which images an example was made from."""
 
 import itertools
 import json
@@ -9,14 +9,14 @@ from PIL import Image as PillowImage
 from data_pipeline.examples.conditions import References, Text
 from data_pipeline.examples.fields import FaceBox, Image, TimeIds, flatten
 from data_pipeline.examples.source import ExampleSource
-from data_pipeline.examples.transforms import clip_preprocess, square_face_crop
 from data_pipeline.pictures.reading import load_image
+from data_pipeline.pictures.transforms import clip_preprocess, square_face_crop
 
 SIZE, ID_SIZE = 16, 14
 
 
 def photograph_fields(tokenizers, streams=("text",), id_size=ID_SIZE, **text) -> tuple:
-    """The fields of an example that an identity method reads; ``text``: options of Text."""
+    """The fields of an example for an identity method; ``text``: options of Text."""
     prompts = Text(tokenizers, streams, **text)
     return Image(), prompts, References(id_size), TimeIds(), FaceBox()
 
@@ -33,7 +33,7 @@ def take(iterator, count):
 
 
 def assert_same(a, b):
-    """Of examples or batches: the same arrays, bit for bit."""
+    """Whether examples or batches have the same arrays, bit for bit."""
     a, b = flatten(a), flatten(b)
     assert a.keys() == b.keys()
     for name in a:
@@ -42,7 +42,7 @@ def assert_same(a, b):
 
 
 def target_of(example, records, size=SIZE):
-    """The record whose picture the example's pixels were cut from."""
+    """The record whose image the example's pixels were cropped from."""
     top, left = (int(v) for v in example["time_ids"][2:4])
     for record in records:
         image = load_image(record.image)
@@ -58,7 +58,7 @@ def target_of(example, records, size=SIZE):
 
 
 def references_of(example, records, size=ID_SIZE):
-    """The records whose pictures the example's references were cut from."""
+    """The records whose images the example's references were cropped from."""
     found = []
     for pixels in example["id_pixel_values"][example["id_mask"]]:
         for record in records:

@@ -33,14 +33,14 @@ there is a portrait behind him and a books on a shelf. The man is in a dark gree
 
 @pytest.fixture(scope="module")
 def crowd():
-    """(who, circumstances, drawn) of N different people in all framings."""
+    """(people, variations, images) of N different people in all framings."""
     who = api.make_identities("in_train", N)
     pictures = api.draw_pictures(seed=1, count=N)
     return who, pictures, api.render(who, pictures)
 
 
 def same(a, b):
-    """Whether two batches of pictures agree in every field."""
+    """Whether two batches of images agree in every field."""
     return all(
         all(np.array_equal(x[k], y[k]) for k in x) if isinstance(x, dict) else np.array_equal(x, y)
         for x, y in ((getattr(a, f.name), getattr(b, f.name)) for f in fields(a))
@@ -102,7 +102,7 @@ def test_attributes_stay_in_their_ranges():
         assert values.max() <= high + 1e-9, name
     assert (who.hair < 10).all() and (who.hair_colour < 7).all()
     assert not (who.beard[who.feminine | children] > 0).any()
-    assert not (who.hair[who.feminine | children] < 2).any()  # nobody of them is bald
+    assert not (who.hair[who.feminine | children] < 2).any()  # none of them is bald
     for column in ("class_word", "hair", "hair_colour", "beard", "glasses", "eye_colour"):
         assert np.bincount(getattr(who, column)).min() > 20, column
 
@@ -130,12 +130,12 @@ def test_look_alikes_differ_in_the_inner_face_only():
             elif field.name != "eye_colour":
                 assert len(np.unique(values)) == GROUP, field.name
     assert len(np.unique(doubles.skin)) == 3
-    # In one and the same picture only the inner face differs, and there it does.
+    # In the same image only the inner face differs, and there it does.
     pictures = api.draw_pictures(seed=4, count=1, framing_weights=PORTRAITS).take([0] * GROUP)
     drawn = api.render(doubles.take(slice(0, GROUP)), pictures)
     differ = (drawn.images != drawn.images[:1]).any(axis=(0, -1))
     x0, y0, x1, y1 = np.rint(drawn.face_box[0]).astype(int)
-    glasses = 3  # the temples of glasses may stand out of the face's box by a few pixels
+    glasses = 3  # the temples of glasses may exceed the face box by a few pixels
     assert differ[y0:y1, x0:x1].any()
     differ[y0:y1, x0 - glasses : x1 + glasses] = False
     assert not differ.any()
@@ -159,7 +159,7 @@ def test_boxes_landmarks_and_frame(crowd):
 
 
 def test_features_are_where_the_landmarks_say():
-    """Change one feature's colour or width: what differs has to lie at its landmark."""
+    """Change one feature's colour or width: the difference must be at its landmark."""
     n, size = 120, 128
     who = api.make_identities("in_train", n)
     who = replace(who, glasses=0 * who.glasses, hair=np.where(who.hair == 6, 2, who.hair))
@@ -195,7 +195,7 @@ def test_features_are_where_the_landmarks_say():
 
 
 def test_eyes_do_not_look_like_skin(crowd):
-    """What an aligner would want to find stands out, in any framing but the widest."""
+    """What an aligner needs to find is distinct, in all framings but the widest."""
     who, _, drawn = crowd
     near = (drawn.attributes["framing"] == "portrait") & (drawn.attributes["gaze"] == "camera")
     for eye in (0, 1):
@@ -205,7 +205,7 @@ def test_eyes_do_not_look_like_skin(crowd):
 
 
 def test_windows_cut_nothing_off(crowd, monkeypatch):
-    """Painting in small windows is a short cut, so it must give what whole frames give."""
+    """Painting in small windows is an optimisation, so it must equal painting whole frames."""
     who, pictures, drawn = crowd
 
     def whole(self, window, rows):
@@ -221,7 +221,7 @@ def test_windows_cut_nothing_off(crowd, monkeypatch):
 
 
 def test_an_aligned_crop_puts_everybodys_features_in_place(crowd):
-    """Landmarks after the best similarity onto their mean shape: small leftovers only."""
+    """Landmarks after the best similarity transform onto their mean shape: small residuals only."""
     drawn = crowd[2]
     points = drawn.landmarks[..., 0] + 1j * drawn.landmarks[..., 1]
     points = points - points.mean(1, keepdims=True)
@@ -251,7 +251,7 @@ def test_keypoints():
     assert full.any() and drawn.visibility[full][:, [0, 1, 6, 7, 8, 9, 10, 11]].all()
     portrait = framing == "portrait"
     assert drawn.visibility[portrait][:, :2].any(1).mean() > 0.8
-    # COCO's "left" is the person's, so it lies on the picture's right; feet are under knees.
+    # COCO's "left" is the person's, so it is on the image's right; feet are below knees.
     assert (drawn.keypoints[:, 0, 0] > drawn.keypoints[:, 1, 0]).all()
     assert (drawn.keypoints[:, 10, 1] > drawn.keypoints[:, 8, 1]).all()
 
@@ -309,7 +309,7 @@ def test_vocabulary_covers_the_validation_prompts():
 
 
 def test_clothes_have_their_colour():
-    """The labelled colour is the commonest one on the chest, among the palette's."""
+    """The labelled colour is the most common one of the palette on the chest."""
     pictures = api.draw_pictures(seed=8, count=300, framing_weights=(0, 1, 0))
     who = api.make_identities("in_train", 300)
     drawn = api.render(who, replace(pictures, pose=0 * pictures.pose))
@@ -324,8 +324,8 @@ def test_clothes_have_their_colour():
     assert np.mean(right) > 0.97
 
 
-def test_scenes_are_told_apart_and_mirrored_ones_are():
-    """Nearest mean picture among scenes and sides, from pictures with other people in front."""
+def test_scenes_and_their_mirror_images_are_distinguishable():
+    """Nearest mean image among scenes and sides, from images with other people in front."""
     drawn = api.render(api.make_identities("in_train", 900), api.draw_pictures(seed=9, count=900))
     sides = np.isin(drawn.attributes["scene"], ["mountains", "city", "room", "desert"])
     label = np.char.add(
@@ -342,7 +342,7 @@ def test_scenes_are_told_apart_and_mirrored_ones_are():
     assert not drawn.attributes["sunset"][drawn.attributes["scene"] == "room"].any()
 
 
-# A scene's first object by a colour that only it has.
+# A scene's first object, by a colour that is unique to it.
 FIRST_OBJECTS = {
     "mountains": (0.70, 0.16, 0.14),  # the castle's roofs
     "city": (0.10, 0.03, 0.16),  # the bank's sign
@@ -355,7 +355,7 @@ FIRST_OBJECTS = {
 }
 
 
-def test_things_stand_where_the_caption_says():
+def test_objects_are_where_the_caption_says():
     """The side named first in a background caption's pair of sides, against the bare scene."""
     n = 400
     pictures = api.draw_pictures(seed=10, count=n)

@@ -1,4 +1,4 @@
-"""What other programs read in prompts is told; plain text is not."""
+"""Prompt syntax of other programs causes a warning; plain text does not."""
 
 import re
 import time
@@ -34,7 +34,7 @@ from data_pipeline.prompt_syntax import plain_syntax
         ('("a", "b").and()', ".and("),
     ],
 )
-def test_syntax_of_other_programs_is_told(text, found):
+def test_syntax_of_other_programs_causes_a_warning(text, found):
     (line,) = plain_syntax(text)
     assert re.match(f'"[^"]*{re.escape(found)}" in a prompt is read as plain text', line)
 
@@ -45,7 +45,7 @@ def test_syntax_of_other_programs_is_told(text, found):
     + ["a C++ book", "in (ratio 16:9)", "at (10:30)", "a hat (see below), 3: a coat"]
     + ["an (old)-fashioned hat", "a man, aged 30-40, embeddings", "breakfast and a break"],
 )
-def test_plain_text_is_not_taken_for_syntax(text):
+def test_plain_text_is_not_mistaken_for_syntax(text):
     assert list(plain_syntax(text)) == []
 
 

@@ -119,13 +119,13 @@ def test_trigger_of_several_tokens_and_class_word_of_several_tokens(tokenizers):
 @pytest.mark.parametrize(
     ("prompt", "message"),
     [
-        ("a man in a suit", "stands 0 times"),
-        ("a man with imgs, a timg and img_1", 'inside "imgs", not as a word of its own'),
-        ("a man img and a woman img", "stands 2 times"),
+        ("a man in a suit", "appears 0 times"),
+        ("a man with imgs, a timg and img_1", 'inside "imgs", not as a separate word'),
+        ("a man img and a woman img", "appears 2 times"),
         ("img a man", "opens the prompt"),
         ("  img", "opens the prompt"),
         ("a man, img in a suit", 'follows a ","'),
-        ("", "stands 0 times"),
+        ("", "appears 0 times"),
     ],
 )
 def test_bad_triggers_are_errors_that_quote_the_prompt(tokenizers, prompt, message):
@@ -154,9 +154,7 @@ def test_a_cut_merges_file_is_refused(tmp_path):
     Tokenizers.from_pretrained(tmp_path)
     for half in ("", "\n".join(lines[: len(lines) // 2])):
         merges.write_text(half)
-        with pytest.raises(
-            ValueError, match="merges.txt: .* tokens of vocab.json are made by none"
-        ):
+        with pytest.raises(ValueError, match="merges.txt: .* tokens of vocab.json come from none"):
             Tokenizers.from_pretrained(tmp_path)
 
 
@@ -183,7 +181,7 @@ def test_a_length_that_is_text(tmp_path):
 
 
 def test_tokenizers_that_place_the_class_word_differently(base, tmp_path):
-    """As real SDXL does: "!!" is one token for the first tokenizer and two for the second."""
+    """As with real SDXL: "!!" is one token for the first tokenizer and two for the second."""
     vocab = json.loads((base / "tokenizer" / "vocab.json").read_text("utf-8"))
     merges = (base / "tokenizer" / "merges.txt").read_text("utf-8")
     for name, pad_token in zip(("tokenizer", "tokenizer_2"), SDXL_PAD_TOKENS, strict=True):

@@ -1,4 +1,4 @@
-"""Text as people save it: marks, encodings, line ends, broken JSON."""
+"""Text as users save it: byte order marks, encodings, line ends, broken JSON."""
 
 import codecs
 import json
@@ -32,7 +32,7 @@ def file(tmp_path):
 
 
 @pytest.mark.parametrize("coding", MARKED)
-def test_marks_are_taken_off_and_say_the_encoding(coding, file):
+def test_byte_order_marks_are_removed_and_set_the_encoding(coding, file):
     file.write_bytes(MARKED[coding] + TEXT.encode(coding))
     assert read_text(file) == TEXT
     assert read_lines(file) == ["a man img, größer", "ein 男人 img"]
@@ -50,7 +50,7 @@ def test_plain_text_and_no_text(file):
 def test_marks_where_files_were_put_together(file):
     file.write_bytes(codecs.BOM_UTF8 * 2 + b"one\r\n" + codecs.BOM_UTF8 + b"two")
     assert read_lines(file) == ["one", "two"]
-    file.write_text("one \ufeff two", "utf-8")  # inside a line it is the user's own
+    file.write_text("one \ufeff two", "utf-8")  # inside a line it is the user's text
     assert read_lines(file) == ["one \ufeff two"]
 
 
@@ -87,7 +87,7 @@ def test_utf16_is_called_by_its_name(file):
         (b"one\ntw\x00o", "line 2: a NUL character"),
     ],
 )
-def test_bytes_that_are_no_text_are_told_with_their_line(raw, said, file):
+def test_bytes_that_are_not_text_are_reported_with_their_line(raw, said, file):
     file.write_bytes(raw)
     with pytest.raises(TextError, match=said):
         read_text(file)

@@ -1,4 +1,4 @@
-"""Where the identity enters a prompt, with what pasted text brings along."""
+"""Where the identity enters a prompt, with invisible characters of pasted text."""
 
 import pytest
 
@@ -28,11 +28,11 @@ def test_invisible_characters_around_the_trigger_are_left_out(c):
 
 
 def test_invisible_characters_in_the_class_word_are_left_out():
-    """The identity enters its last token, which would be what follows such a character."""
+    """The identity enters its last token, otherwise what follows such a character."""
     assert split_at_trigger("a busi\u00adness\u00adman img") == ("a businessman", "")
     assert split_at_trigger("tall\u200bman img") == ("tall man", "")
     assert split_at_trigger("\ufeffman img") == ("man", "")
-    # What is not the class word stays as it was given.
+    # Everything except the class word stays unchanged.
     assert split_at_trigger("a sun\u00adny man img") == ("a sun\u00adny man", "")
 
 
@@ -57,7 +57,7 @@ def test_a_trigger_that_is_no_word_of_its_own(prompt, inside):
     with pytest.raises(PromptError) as caught:
         split_at_trigger(prompt)
     said = str(caught.value)
-    assert f'inside "{inside}", not as a word of its own; put a space before and after' in said
+    assert f'inside "{inside}", not as a separate word; put a space before and after' in said
     assert f'"{prompt}"' in said and '"a man img in a space suit"' in said
     assert not has_trigger(prompt) and without_trigger(prompt) == prompt
 
@@ -65,7 +65,7 @@ def test_a_trigger_that_is_no_word_of_its_own(prompt, inside):
 @pytest.mark.parametrize("c", "\u200b\u00ad\u2060")
 def test_a_trigger_with_an_invisible_character_inside(c):
     if c == "\u200b":  # it separates words
-        with pytest.raises(PromptError, match="stands 0 times"):
+        with pytest.raises(PromptError, match="appears 0 times"):
             split_at_trigger(f"a man i{c}mg")
         return
     with pytest.raises(PromptError, match=rf"invisible character inside .*U\+{ord(c):04X}"):
@@ -78,11 +78,11 @@ def test_a_trigger_with_an_invisible_character_inside(c):
         ("\u200b img", "opens the prompt"),
         ("a man,\u200b img", 'follows a ","'),
         ("a man\u2764\ufe0f img", 'follows a "\u2764"'),
-        ("a man", "stands 0 times"),
-        ("a man img\u200bimg", "stands 2 times"),
+        ("a man", "appears 0 times"),
+        ("a man img\u200bimg", "appears 2 times"),
     ],
 )
-def test_what_is_refused_stays_refused(prompt, message):
+def test_other_invalid_triggers_are_still_refused(prompt, message):
     with pytest.raises(PromptError, match=message):
         split_at_trigger(prompt)
 

@@ -1,4 +1,4 @@
-"""DDIM backwards: equal to diffusers' DDIMInverseScheduler, and it leads back to the picture."""
+"""DDIM in reverse: equal to diffusers' DDIMInverseScheduler, and it leads back to the image."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -51,8 +51,8 @@ def test_equal_to_diffusers(spacing, prediction, steps):
     np.testing.assert_allclose(ours, x.numpy(), rtol=1e-4, atol=1e-4 * np.abs(ours).max())
 
 
-def test_back_again():
-    """Of pictures that all are one normal distribution the best prediction is known exactly."""
+def test_inversion_leads_back():
+    """For images from one normal distribution the best prediction is known exactly."""
     schedule, spread = NoiseSchedule.from_config(CONFIG), 0.5
 
     def model(x, t, step):
@@ -70,7 +70,7 @@ def test_back_again():
     assert errors[1] < errors[0] / 2 and errors[1] < 0.05
 
 
-def test_what_cannot_be_inverted():
+def test_settings_that_cannot_be_inverted():
     with pytest.raises(ValueError, match="'linspace' cannot be inverted"):
         make_inverse_plan({**CONFIG, "timestep_spacing": "linspace"}, 10)
     with pytest.raises(ValueError, match="num_inference_steps=0"):

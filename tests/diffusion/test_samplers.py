@@ -18,10 +18,10 @@ from persongen_jax.diffusion import (
     plan as sampling_plan,
 )
 from persongen_jax.diffusion import (
-    sampler_config as sampling_config,
+    samplers as sampling,
 )
 from persongen_jax.diffusion import (
-    samplers as sampling,
+    scheduler_config as sampling_config,
 )
 
 SDXL = {
@@ -99,7 +99,7 @@ def distance(a, b):
 
 
 def build(name, n, overrides):
-    """The same run set up here and in diffusers: (plan, scheduler, arguments of its step)."""
+    """The same run configured here and in diffusers: (plan, scheduler, arguments of its step)."""
     overrides = dict(overrides)
     plan = sampling_plan.make_plan(SDXL, n, name, **overrides)
     of_step = {"eta": overrides.pop("eta", 0.0)}
@@ -107,7 +107,7 @@ def build(name, n, overrides):
     scheduler = CLASSES[name].from_config(SDXL, **overrides)
     scheduler.set_timesteps(n)
     if hasattr(scheduler, "set_begin_index"):
-        # Else diffusers looks for the first timestep and skips a step where it occurs twice.
+        # Otherwise diffusers looks for the first timestep and skips a step if it occurs twice.
         scheduler.set_begin_index(0)
     return plan, scheduler, of_step
 
@@ -363,10 +363,10 @@ def test_defaults_are_those_of_diffusers(name):
 def test_switching_class_keeps_shared_parameters():
     name, config = sampling_config.resolve_config(SDXL)
     assert name == "euler" and config["timestep_spacing"] == "leading"
-    # clip_sample is no parameter of Euler, but its config keeps it for classes that have it.
+    # clip_sample is not a parameter of Euler, but its config keeps it for classes that have it.
     name, config = sampling_config.resolve_config(SDXL, "DDIMScheduler")
     assert name == "ddim" and config["clip_sample"] is False and config["steps_offset"] == 1
-    # A default nobody chose gives way to the new class's; an override wins over all.
+    # A default that nobody chose yields to the new class's; an override takes precedence over all.
     unchosen = dict(diffusers.EulerDiscreteScheduler(beta_end=0.012).config)
     name, config = sampling_config.resolve_config(unchosen, "ddpm", beta_start=0.001)
     assert (config["timestep_spacing"], config["beta_end"], config["beta_start"]) == (

@@ -4,7 +4,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from persongen_jax.diffusion.scales import parse_scales, region_arrays, schedule, to_region
+from persongen_jax.diffusion.conditioning import region_arrays, to_region
+from persongen_jax.diffusion.options import schedule
+from persongen_jax.generate.base import parse_scales
 from persongen_jax.pipeline.conditioner import check_people
 
 
@@ -12,7 +14,7 @@ def test_a_number_and_ranges():
     assert schedule("identity", 0.5, 3).tolist() == [0.5, 0.5, 0.5]
     found = schedule("identity", [(0.3, 1.0, 0.8), (0.0, 0.3, 0.0)], 10)
     assert np.allclose(found, [0] * 3 + [0.8] * 7) and found.dtype == np.float32
-    # What no range covers is 1; 0.3 of 50 steps are 15.
+    # Steps that no range covers have 1; 0.3 of 50 steps are 15.
     assert schedule("body", [(0.3, 0.5, -2)], 50).tolist() == [1] * 15 + [-2] * 10 + [1] * 25
 
 
@@ -51,7 +53,7 @@ def test_people_and_regions_belong_together():
         ([[]], None, 1, "0 references"),
         ([[a] * 5], None, 1, "5 references"),
         ([[[a], [b]]], None, 1, "give regions"),
-        ([[[a], b]], None, 1, "not both"),
+        ([[[a], b]], None, 1, "not a mix of both"),
         ([[[a], [b]]], [[np.ones((2, 2))]], 1, "1 regions for 2 people"),
         ([[a]], [], 1, "0 lists of regions"),
     ]

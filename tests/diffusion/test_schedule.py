@@ -8,7 +8,6 @@ import torch
 from diffusers import DDPMScheduler
 
 from persongen_jax.diffusion.schedule import (
-    PREDICTION_TYPES,
     NoiseSchedule,
     add_noise,
     face_box_mask,
@@ -16,6 +15,7 @@ from persongen_jax.diffusion.schedule import (
     training_target,
     x0_and_eps,
 )
+from persongen_jax.diffusion.scheduler_config import PREDICTION_TYPES
 
 SDXL = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
 CONFIGS = {
@@ -45,7 +45,7 @@ def test_schedule_noise_and_velocity_match_diffusers(config):
     expected = reference.alphas_cumprod.numpy()
     assert schedule.alphas_cumprod.dtype == np.float32
     assert schedule.num_train_timesteps == len(expected)
-    # Rescaling takes float32 differences near zero, where torch's square root rounds otherwise.
+    # Rescaling takes float32 differences near zero, where torch's square root rounds differently.
     rtol = 1e-5 if config.get("rescale_betas_zero_snr") else 1e-7
     np.testing.assert_allclose(schedule.alphas_cumprod, expected, rtol=rtol)
     np.testing.assert_allclose(1 - schedule.alphas_cumprod[0], 1 - expected[0], rtol=1e-6)
@@ -117,7 +117,7 @@ def test_loss_matches_numpy():
         ((80, 16, 160, 48), (2, 6), (5, 10)),  # on cell borders of 16 x 8 pixels
         ((81, 17, 159, 47), (2, 6), (5, 10)),  # touched cells count whole
         ((100.2, 20.1, 100.3, 20.2), (2, 3), (6, 7)),  # at least one cell
-        ((-50, -9, 20, 9), (0, 2), (0, 2)),  # partly outside: cut at the border
+        ((-50, -9, 20, 9), (0, 2), (0, 2)),  # partly outside: clipped at the border
         ((250, 120, 999, 999), (15, 16), (15, 16)),
         ((0, 0, 256, 128), (0, 16), (0, 16)),
     ],

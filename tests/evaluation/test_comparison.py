@@ -1,4 +1,4 @@
-"""Which runs may stand in one table, and what the table says of metrics that nobody can import."""
+"""Which runs may appear in one table, and the rows of metrics that cannot be imported."""
 
 import csv
 import json
@@ -19,7 +19,7 @@ ROW = {
     **{"sampling_steps": 20, "guidance": 4.0, "merge_step": 2},
     **{"people": 10, "prompts": 4, "images_each": 1, "metrics": {}},
 }
-# As a metric outside this package writes them: one of images, one of a set.
+# As written by metrics outside this package: one of images, one of a set.
 POSE = {"title": "pose error", "form": "{:.1f}°", "over": "images", "plotted": True, "judge": "p"}
 KID = {"title": "KID", "form": "{:.3f}", "over": "set", "plotted": True, "judge": "inception"}
 
@@ -33,7 +33,7 @@ def own_row(seed, kid, pose, n=50, **more):
 
 
 def old_row(**more):
-    """A row of the first version: no descriptions, and the judges by keys of their own."""
+    """A row of the first version: no descriptions, and separate keys for the judges."""
     metrics = {
         "clip_t": measure([20, 22], ["a", "b"]),
         "rank1_10": {**measure([0, 1], ["a", "b"]), "among": 10},
@@ -54,7 +54,7 @@ def test_runs_may_differ_by_method_seed_and_step():
 
 
 @pytest.mark.parametrize("key", GENERATED_WITH)
-def test_images_generated_otherwise_are_not_compared(key):
+def test_images_with_other_settings_are_not_compared(key):
     assert key in ROW
     with pytest.raises(ValueError, match=f"different {key}.*7.*; evaluate the runs"):
         check_comparable({"a": [[ROW]], "b": [[{**ROW, key: 7}]]})
@@ -80,7 +80,7 @@ def test_a_metric_has_one_judge():
 def test_judges_of_old_rows(key, title):
     with pytest.raises(ValueError, match=f"different judges of {title}"):
         check_comparable({"a": [[old_row()]], "b": [[old_row(**{key: "other"})]]})
-    # Which detector found the faces, an old row does not say.
+    # An old row does not say which detector found the faces.
     new = old_row()
     described = {"title": "faces found", "form": "{:.1%}", "over": "images", "plotted": False}
     new["metrics"]["detection_rate"] |= {**described, "judge": "keypoints:DIR"}
@@ -112,7 +112,7 @@ def test_metrics_that_cannot_be_imported_are_compared(tmp_path, capsys):
     runs = [
         write(tmp_path / "a1.json", own_row(1, 0.1, [10, 20])),
         write(tmp_path / "a2.json", own_row(2, 0.3, [30, 40])),
-        # Another version measured the old figures as well, and had no KID of this run.
+        # Another version also measured the old figures, but had no KID for this run.
         write(tmp_path / "b.json", {**old_row(), "method": "other"}),
     ]
     joint = compare_runs(runs, tmp_path / "out")

@@ -1,4 +1,4 @@
-"""Contact sheets: what is where, and which rows are chosen."""
+"""Contact sheets: their layout, and which rows are chosen."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Trajectories: rows read back, curves picked out, a plot with a panel per metric and set."""
+"""Trajectories: reading rows, selecting curves, a plot with a panel per metric and set."""
 
 import json
 
@@ -41,7 +41,7 @@ def test_a_curve_has_the_measured_steps_in_order():
     assert curve(ROWS, "out_of_domain", "clip_t") == []
 
 
-def test_what_is_plotted_the_rows_say():
+def test_rows_decide_what_is_plotted():
     assert plotted_metrics({"x": ROWS}) == {"clip_t": "CLIP-T", "face_sim": "Face-Sim"}
     own = {**measure([1], ["a"]), "title": "mine", "form": "{}", "over": "set", "judge": ""}
     rows = [
@@ -64,7 +64,7 @@ def test_plots_of_one_run_and_of_several(tmp_path):
         {"photomaker": ROWS, "photomaker_bg": ROWS[:1]}, tmp_path / "several.png"
     )
     assert one.exists() and several.exists() and ink(one) > 100
-    # The same panels, and a legend beside them.
+    # The same panels, and a legend next to them.
     assert Image.open(one).height == Image.open(several).height
     assert Image.open(one).width < Image.open(several).width
     assert ink(several) > ink(one)

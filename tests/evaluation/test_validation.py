@@ -39,7 +39,7 @@ SET = "people:{}?identities={}&pictures=2&size=48"
 
 
 class Brightness(Metric):
-    """A metric of a set that no file of the package knows: generated less real pictures."""
+    """A metric of a set from outside the package: generated minus real images."""
 
     name, title, form, over = "brightness", "brighter by", "{:+.1f}", "set"
 
@@ -53,7 +53,7 @@ OWN = {"brightness": "tests.evaluation.test_validation:Brightness"}
 
 @pytest.fixture(scope="module")
 def encoders(tmp_path_factory):
-    """Folders ``clip`` and, as the miniature has them, ``face_net`` and ``face_detector``."""
+    """Folders ``clip`` and, as in the miniature, ``face_net`` and ``face_detector``."""
     folder = tmp_path_factory.mktemp("encoders")
     write_tiny_clip(folder / "clip")
     twin = randomise_statistics(randomise(TorchIResNet(**FACE_NET)))
@@ -65,7 +65,7 @@ def encoders(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def config(tiny_base, encoders, tmp_path_factory):
+def config(small_base, encoders, tmp_path_factory):
     prompts = tmp_path_factory.mktemp("prompts") / "prompts.json"
     entries = [
         {"general": "a photo of a {word} img", "background": "a beach behind {him}"},
@@ -73,7 +73,7 @@ def config(tiny_base, encoders, tmp_path_factory):
     ]
     prompts.write_text(json.dumps(entries))
     config = get_config()
-    config.base, config.method = str(tiny_base), "photomaker_bg"
+    config.base, config.method = str(small_base), "photomaker_bg"
     config.validate_out_of_train = SET.format("out_of_train", 3)
     config.validate_out_of_domain = SET.format("out_of_domain", 2)
     config.validation_gallery = SET.format("out_of_train", 5)
@@ -88,19 +88,19 @@ def config(tiny_base, encoders, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def trained(config):
-    """(system, graphdef, trainable, frozen), as the trainer holds them."""
+    """(system, graphdef, trainable, frozen), as in the trainer."""
     system = open_system(config)
     graphdef, trainable, frozen, _ = split_model(system.model, system.table)
     return system, graphdef, trainable, frozen
 
 
 def with_config(system, config):
-    """The same networks by other settings."""
+    """The same networks with other settings."""
     return Sdxl(config, system.base, system.method)
 
 
 def moved(trainable, seed):
-    """Weights that training might have led to; the identity would hardly show otherwise."""
+    """Plausible trained weights; otherwise the identity would hardly show."""
     rng = np.random.default_rng(seed)
     draw = {path: rng.standard_normal(x.shape).astype(np.float32) for path, x in trainable.items()}
     return {path: x + 0.1 * draw[path] for path, x in trainable.items()}
@@ -108,7 +108,7 @@ def moved(trainable, seed):
 
 @pytest.fixture(scope="module")
 def run(config, trained, tmp_path_factory):
-    """A working directory as a run of 20 steps leaves it, validated at 0 and 20."""
+    """A working directory as left by a run of 20 steps, validated at 0 and 20."""
     system, graphdef, trainable, frozen = trained
     workdir = tmp_path_factory.mktemp("run")
     weights = {10: moved(trainable, 0), 20: moved(trainable, 1)}
@@ -155,7 +155,7 @@ def test_a_row_per_step_and_set_with_every_measure(run):
         assert row["metrics"]["frechet_clip"]["n_real"] == 4
     # The gallery has the first set's people; the second's are added.
     assert [row["metrics"]["rank1_100"]["among"] for row in rows[:2]] == [5, 7]
-    # Other weights, other pictures.
+    # Other weights, other images.
     assert rows[0]["metrics"]["clip_t"]["mean"] != rows[2]["metrics"]["clip_t"]["mean"]
 
 
@@ -226,7 +226,7 @@ def test_everyone_starts_from_the_same_noise(run, config, trained):
     assert one.shape == (2, 2, 64, 64, 3)
     assert np.abs(one.astype(int) - other).max() <= 1
     assert not np.array_equal(one[0, 0], one[0, 1]) and not np.array_equal(one[0], one[1])
-    assert list(result.row["metrics"]) == ["brightness"]  # all that needs no judge
+    assert list(result.row["metrics"]) == ["brightness"]  # the only one that needs no judge
 
 
 def test_without_sets_nothing_is_done(config, trained, tmp_path):
@@ -248,7 +248,7 @@ def test_without_sets_nothing_is_done(config, trained, tmp_path):
         ({"metrics": ("clip",)}, "no metric 'clip'"),
     ],
 )
-def test_what_cannot_be_opened_is_found_at_once(change, named, config, trained, tmp_path):
+def test_unusable_settings_fail_at_once(change, named, config, trained, tmp_path):
     config = config.copy_and_resolve_references()
     config.update(change)
     with pytest.raises((ValueError, OSError), match=named):
@@ -280,12 +280,12 @@ def test_evaluate_takes_options_and_steps(run, tmp_path, capsys):
     assert (row["step"], row["set"], row["people"], row["images_each"]) == (10, "in_train", 1, 4)
     assert row["metrics"]["clip_t"]["n"] == 8
     assert list(row["metrics"]) == ["clip_t", "brightness"]  # no gallery, no rank-1 among 100
-    assert row["metrics"]["clip_t"]["low"] is None  # one person tells nothing of others
+    assert row["metrics"]["clip_t"]["low"] is None  # one person says nothing about others
     assert "| set | CLIP-T | brighter by | n |" in capsys.readouterr().out
 
 
 def test_options_of_several_names_replace_the_configs(config):
-    """Also a saved config's, which JSON has made lists of."""
+    """Also for a saved config, where JSON has turned them into lists."""
     saved = ConfigDict(json.loads(config.to_json()))
     options = ["--run", "x", "--metrics", "clip_t", "face_sim", "--judges-are-inputs", "clip_t"]
     for each in (config.copy_and_resolve_references(), saved):
@@ -344,8 +344,8 @@ def test_runs_are_compared_by_method(tmp_path, capsys):
     assert "| in-train | second | 1 | 21.00" in capsys.readouterr().out
 
 
-def test_ones_own_metric_is_joined_and_plotted(run, tmp_path, capsys):
-    """Two runs of the one method, and a third of another; the rows alone say what it is."""
+def test_a_user_defined_metric_is_joined_and_plotted(run, tmp_path, capsys):
+    """Two runs of one method, and a third of another; the rows alone describe the metric."""
     files = []
     for number, method in enumerate(("photomaker_bg", "photomaker_bg", "other")):
         rows = [{**row, "method": method, "seed": number} for row in rows_of(run[0])]

@@ -55,7 +55,7 @@ def test_parts_stay_apart_where_they_are_read():
     text, apart = prompt.place(("text", "background"))
     assert text == "a photo of a man img, his face is happy. He is in a red coat"
     assert apart == {"background": "a beach behind him"}
-    # A stream without a text of its own is given the empty one.
+    # A stream without its own text gets the empty one.
     assert ValidationPrompt("a man img").place(("text", "body"))[1] == {"body": ""}
 
 
@@ -80,10 +80,10 @@ def test_prompts_from_a_file(tmp_path):
     [
         (None, "no such file"),
         ("[", "JSON"),
-        ("[]", "one at least"),
+        ("[]", "non-empty list"),
         ('[{"background": "a beach"}]', "prompt 1"),
         ('[{"general": "a man img"}, {"general": "a man img", "clothes": "a coat"}]', "prompt 2"),
-        ('[{"general": "a man in a coat"}]', '"img" stands 0 times'),
+        ('[{"general": "a man in a coat"}]', '"img" appears 0 times'),
         ('[{"general": "a {word} img, {name}"}]', "name"),
         ('[{"general": "a {word img"}]', "word"),
     ],

@@ -1,4 +1,4 @@
-"""Training on cached features: the same as without, and only of what is frozen."""
+"""Training on cached features: equal to training without, and only frozen outputs are cached."""
 
 import errno
 import functools
@@ -42,7 +42,7 @@ STEPS = 3
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory):
-    """Two people, seven pictures, three of them wide; these have a face box and a background."""
+    """Two people, seven images, three of them wide; these have a face box and a background."""
     folder = tmp_path_factory.mktemp("photos")
     rng = np.random.default_rng(0)
     records = []
@@ -60,7 +60,7 @@ def photos(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def config(tmp_path_factory, photos):
-    config = small_config(small_base(tmp_path_factory.getbasetemp()), photos)
+    config = small_config(small_base(tmp_path_factory), photos)
     config.method, config.random_crop, config.size = "photomaker_bg", False, 32
     config.face_loss_prob = config.drop_prob = 0.5
     return config
@@ -68,7 +68,7 @@ def config(tmp_path_factory, photos):
 
 @pytest.fixture(scope="module")
 def build(config):
-    """A config to its system; the networks of each method are opened once."""
+    """Maps a config to its system; the networks of each method are opened once."""
 
     @functools.cache
     def opened(method):
@@ -83,7 +83,7 @@ def build(config):
 
 @pytest.fixture(scope="module")
 def make_step(config, build):
-    """A function to (start state, frozen, jitted step); the step is made once per form."""
+    """A function to (initial state, frozen, jitted step); the step is made once per form."""
 
     @functools.cache
     def make(cached):
@@ -113,7 +113,7 @@ def losses(config, build, make_step):
 
 
 def rows(folder, kind=""):
-    """How many rows of a kind lie on the disk."""
+    """The number of rows of a kind on disk."""
     total = 0
     for path in folder.glob(f"{kind}*/*.safetensors"):
         with TensorFile(path) as file:
@@ -131,7 +131,7 @@ def test_cache_on_against_off(config, build, make_step, tmp_path, monkeypatch):
     assert source.features.kinds == KINDS
     assert all(source.features.counts[f"{kind} computed"] > 0 for kind in KINDS)
 
-    # All of it beforehand, by two processes: then nothing is computed and no picture decoded.
+    # All of it beforehand, by two processes: then nothing is computed and no image decoded.
     filled = changed(config, cache=str(tmp_path / "filled"))
     monkeypatch.setattr(command, "open_system", build)
     counts = [command.fill_cache(filled, worker, 2).counts for worker in range(2)]
@@ -153,7 +153,7 @@ def test_cache_on_against_off(config, build, make_step, tmp_path, monkeypatch):
     assert not [what for what in source.features.counts if "computed" in what]
 
 
-def test_crops_that_are_drawn_are_computed_and_not_stored(config, build, tmp_path):
+def test_random_crops_are_computed_and_not_stored(config, build, tmp_path):
     config = changed(config, random_crop=True)
     on = changed(config, cache=str(tmp_path))
     plain, cached = (next(open_source(c, build)) for c in (config, on))
@@ -163,8 +163,8 @@ def test_crops_that_are_drawn_are_computed_and_not_stored(config, build, tmp_pat
         assert np.array_equal(cached[name], plain[name])
     source = open_source(on, build).source
     source.features.fill(map(source.feature_jobs, range(7)))
-    # The wide ones have room: 1 of anna's 2 pictures, 2 of bert's 5.
-    assert source.features.counts["crops drawn anew in every step, not stored"] == 3
+    # The wide ones are larger than the crop: 1 of anna's 2 images, 2 of bert's 5.
+    assert source.features.counts["crops drawn again in every step, not stored"] == 3
     assert source.features.counts["moments computed"] == rows(tmp_path, "moments") == 4
 
 
@@ -251,7 +251,7 @@ def test_other_weights_have_other_features(config, build, tmp_path):
         set_leaves(model, {path: array})
         assert {kind for kind in KINDS if now[kind] != before[kind]} == different, path
     assert names() == before
-    # Methods that read the same networks the same way share what was computed.
+    # Methods that read the same networks in the same way share the cache.
     other = build(changed(config, method="dual"))
     signatures = [
         {f.encoding.kind: f.encoding.signature for f in s.fields if f.encoding}
@@ -290,7 +290,7 @@ def full(*_):
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
-def test_no_room_for_features_stops_no_batches(config, build, tmp_path, monkeypatch, caplog):
+def test_a_full_disk_does_not_stop_batches(config, build, tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(FeatureTable.__init__, "__defaults__", (1,))  # part_bytes
     monkeypatch.setattr(FeatureTable, "flush", full)
     source = open_source(changed(config, cache=str(tmp_path)), build)
@@ -298,8 +298,8 @@ def test_no_room_for_features_stops_no_batches(config, build, tmp_path, monkeypa
         next(source)
     assert "no space left on the device" in caplog.text
     tables = source.source.features._tables.values()
-    assert tables and not any(map(len, tables))  # nothing piles up in memory
-    # Who only fills the cache is told.
+    assert tables and not any(map(len, tables))  # nothing accumulates in memory
+    # The command that only fills the cache reports it.
     with pytest.raises(OSError, match="No space left"):
         source.source.features.fill(map(source.source.feature_jobs, range(7)))
 
@@ -320,15 +320,15 @@ def test_a_pass_that_is_stopped_keeps_what_it_has_done(
 
     with pytest.raises(KeyboardInterrupt):
         source.features.fill(jobs(), batch_size=1)
-    assert (there[0] > 0) == (seconds == 0)  # what a kill would leave
+    assert (there[0] > 0) == (seconds == 0)  # what would survive a kill
     assert rows(tmp_path, "moments") == 4
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("room", [True, False])
 def test_four_steps_over_two_buckets(room, config, build, tmp_path, monkeypatch, capsys):
-    """The whole trainer, on cached features: one program for each bucket, and no more."""
-    if not room:  # for features; there is for checkpoints
+    """The whole trainer, on cached features: exactly one program per bucket."""
+    if not room:  # for features; there is room for checkpoints
         monkeypatch.setattr(FeatureTable, "flush", full)
     monkeypatch.setattr(train, "open_system", lambda config, _: build(config))
     settings = changed(
@@ -363,7 +363,7 @@ def test_a_batch_of_another_shape_is_refused():
         batch = {"pixel_values": jnp.zeros((2, height, width, 3))}
         steps(jnp.zeros(()), {}, batch, np.int32(0))
     assert steps.compiled == steps.expected == 2 and len(traced) == 2
-    with pytest.raises(ValueError, match=r"not announce: pixel_values \(48, 32, 3\)"):
+    with pytest.raises(ValueError, match=r"not declare: pixel_values \(48, 32, 3\)"):
         steps(jnp.zeros(()), {}, {"pixel_values": jnp.zeros((2, 48, 32, 3))}, np.int32(0))
     assert steps.compiled == 2
 

@@ -1,4 +1,4 @@
-"""Pictures of which frozen networks make NaN: named, never stored, and no example made of them."""
+"""Images that frozen networks turn into NaN: logged, never stored, and not used in examples."""
 
 import re
 from pathlib import Path
@@ -15,12 +15,12 @@ from persongen_jax.training.partition import leaf_paths
 from tests.features.test_features import rows
 from tests.helpers.training_runs import small_base, small_config
 
-BAD = 4  # of six pictures; all others are grey
+BAD = 4  # of six images; all others are grey
 
 
 @pytest.fixture(scope="module")
 def system(tmp_path_factory):
-    """Its VAE overflows float32 for a white picture, and not for grey ones."""
+    """Its VAE overflows float32 for a white image, but not for grey ones."""
     folder, rng = tmp_path_factory.mktemp("photos"), np.random.default_rng(0)
     records = []
     for i in range(6):
@@ -29,7 +29,7 @@ def system(tmp_path_factory):
         Image.fromarray(rng.integers(low, high, (32, 32, 3), np.uint8, False)).save(path)
         records.append(Record(str(path), "anna", "a woman img"))
     write_manifest(folder, records)
-    config = small_config(small_base(tmp_path_factory.getbasetemp()), folder)
+    config = small_config(small_base(tmp_path_factory), folder)
     config.size, config.cache, config.random_crop = 32, str(folder / "cache"), False
     config.cache_kinds = ("moments",)
     system = open_system(config)
@@ -40,19 +40,19 @@ def system(tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_what_is_not_finite_is_named_and_not_stored(system, caplog):
+def test_values_that_are_not_finite_are_logged_and_not_stored(system, caplog):
     stream, cache = system.examples(0), Path(system.config.cache)
     source, count = stream.source, "moments not finite, not stored"
     source.features.fill(map(source.feature_jobs, range(6)), batch_size=3)
     assert source.features.counts[count] == 1
-    named = rf"{BAD}\.png: what the frozen networks make of it \(moments\) is not finite.*look at"
+    named = rf"{BAD}\.png: the frozen networks' output \(moments\) is not finite.*check"
     assert re.search(named, caplog.text)
     assert rows(cache, "moments") == 5
-    for _ in range(3):  # two times through the data
+    for _ in range(3):  # two passes over the data
         assert np.isfinite(next(stream)["moments"]).all()
-    assert source.features.counts[count] == 1  # told once
+    assert source.features.counts[count] == 1  # reported once
 
-    # A row that an earlier version stored is not used either.
+    # A row stored by an earlier version is not used either.
     again = system.examples(0).source
     image = next(field for field in again.fields if field.name == "image")
     (entry,) = image.all_inputs(again, again.records[0])
@@ -65,6 +65,6 @@ def test_what_is_not_finite_is_named_and_not_stored(system, caplog):
 
 def test_a_step_names_its_pictures(system):
     stream = system.examples(0)
-    names = sum((stream.pictures_of(step) for step in range(1, 7)), [])  # 4 times through the data
+    names = sum((stream.pictures_of(step) for step in range(1, 7)), [])  # 4 passes over the data
     assert len(names) == 24
     assert all(names.count(record.image) == 4 for record in stream.source.records)

@@ -41,7 +41,7 @@ def files(folder):
 def test_rows_come_back_from_memory_and_from_disk(tmp_path):
     table = FeatureTable(tmp_path, SPEC)
     table.put(KEYS[0], row(0))
-    assert same(table.get(KEYS[0]), 0) and not files(tmp_path)  # it waits for others
+    assert same(table.get(KEYS[0]), 0) and not files(tmp_path)  # it waits for more rows
     table.flush()
     assert same(table.get(KEYS[0]), 0) and len(files(tmp_path)) == 1
     again = FeatureTable(tmp_path, SPEC)
@@ -103,8 +103,8 @@ def test_a_damaged_file_is_named_and_left_out(tmp_path, caplog, damage):
     assert len(table) == 3 and all(same(table.get(KEYS[i]), i) for i in range(3, 6))
 
 
-def test_what_was_being_written_leaves_nothing(tmp_path, monkeypatch):
-    """A full disk: no part of a file is left, and the rows still wait in memory."""
+def test_an_interrupted_write_leaves_nothing(tmp_path, monkeypatch):
+    """A full disk: no partial file is left, and the rows still wait in memory."""
     table = written(tmp_path, range(2))
 
     def full(*_):
@@ -125,7 +125,7 @@ def test_more_files_than_a_process_may_open(tmp_path):
     written(tmp_path, part_bytes=1)
     assert len(files(tmp_path)) == 6
     limits = resource.getrlimit(resource.RLIMIT_NOFILE)
-    room = os.open(os.devnull, os.O_RDONLY) + 3  # the lowest free number: so many and two more
+    room = os.open(os.devnull, os.O_RDONLY) + 3  # the lowest free descriptor, plus two more
     os.close(room - 3)
     resource.setrlimit(resource.RLIMIT_NOFILE, (room, limits[1]))
     try:

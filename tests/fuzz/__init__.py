@@ -1,1 +1,1 @@
-"""Random damage to files, and what our readers say of it; see __main__.py."""
+"""Random damage to files, and how our readers react; see __main__.py."""

@@ -1,9 +1,9 @@
-"""Damage files at random and let our readers read them: all have to be read or refused by name.
+"""Damage files at random: our readers must read each of them or refuse it by name.
 
     python -m tests.fuzz --count 2000 --out benchmarks/results/fuzz.md
 
-A file may be read, if what is damaged has no meaning, or be refused in a message that names it;
-never a traceback of anything else, more than 10 s, or more memory than twice the file and 200 MB.
+A file may be read, if the damage is harmless, or refused in a message that names it; never any
+other traceback, more than 10 s, or more memory than twice the file and 200 MB.
 """
 
 import argparse

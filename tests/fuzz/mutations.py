@@ -1,4 +1,4 @@
-"""Ways to damage a file. Each takes its bytes and a Generator, and gives other bytes."""
+"""Ways to damage a file. Each takes its bytes and a Generator, and returns other bytes."""
 
 import json
 import struct
@@ -18,7 +18,7 @@ def truncated(data, rng):
 
 
 def flipped(data, rng):
-    """A few bytes are others, most of them near the beginning, where headers are."""
+    """Change a few bytes, most of them near the beginning, where headers are."""
     out = bytearray(data)
     for _ in range(rng.integers(1, 9)):
         span = min(len(out), 256) if rng.random() < 0.6 else len(out)
@@ -28,7 +28,7 @@ def flipped(data, rng):
 
 
 def spliced(data, rng):
-    """A piece is missing, doubled or noise."""
+    """Remove or double a piece, or replace it by noise."""
     a, b = sorted(rng.integers(0, len(data) + 1, 2))
     b = min(b, a + 64)
     piece = (b"", 2 * data[a:b], rng.bytes(int(b - a)))[rng.integers(3)]
@@ -40,7 +40,7 @@ def emptied(data, rng):
 
 
 def recoded(data, rng):
-    """Text in another encoding, or with another file's beginning."""
+    """Use another encoding for text, or another file's beginning."""
     text = data.decode("utf-8", "replace")
     codes = ("utf-8-sig", "utf-16", "utf-16-le", "utf-32", "latin-1")
     return text.encode(codes[rng.integers(len(codes))], "replace")
@@ -63,7 +63,7 @@ def _join(header, body):
 
 
 def header_changed(data, rng):
-    """One entry of the header has another name, dtype, shape or place."""
+    """Change the name, dtype, shape or offset of one entry of the header."""
     header, body = _split(data)
     names = [name for name in header if name != "__metadata__"]
     name = names[rng.integers(len(names))]
@@ -95,7 +95,7 @@ def header_changed(data, rng):
 
 
 def reshaped(data, rng):
-    """A tensor of another shape with as many bytes as that takes: a file that is well-formed."""
+    """A tensor of another shape with the matching number of bytes: a well-formed file."""
     header, body = _split(data)
     names = [name for name in header if name != "__metadata__" and header[name]["shape"]]
     entry = header[names[rng.integers(len(names))]]
@@ -138,7 +138,7 @@ SAFETENSORS = (*ANY, header_changed, header_changed, header_changed, reshaped, l
 
 
 def json_changed(data, rng):
-    """One value of a JSON file, or of a line of one, is gone or another."""
+    """Remove or change one value of a JSON file, or of a line of one."""
     lines = data.decode().split("\n")
     many = len([line for line in lines if line.strip()]) > 1 and _is_json(lines[0])
     at = rng.integers(max(1, len(lines) - 1)) if many else None

@@ -1,4 +1,4 @@
-"""One damaged file after the other through its reader, with the time and memory that it took."""
+"""Passes damaged files to their readers one by one, and measures time and memory."""
 
 import contextlib
 import io
@@ -14,15 +14,15 @@ from pathlib import Path
 
 import numpy as np
 
+from data_pipeline.cli import KNOWN
 from tests.fuzz.targets import Target
 
 SECONDS = 10
-FINE = (ValueError, OSError, ImportError)  # what a command turns into a sentence
 
 
 @dataclass
 class Fault:
-    """Attributes: seed: of the damage; what: was wrong, in one line; trace: of an exception."""
+    """Attributes: seed: of the damage; what: went wrong, in one line; trace: of an exception."""
 
     target: str
     seed: int
@@ -38,7 +38,7 @@ def damaged(target: Target, name: str, seed: int) -> tuple[bytes, str]:
 
 
 def place(target: Target, folder: Path) -> Path:
-    """Where the damaged file is to lie in the empty ``folder``, its neighbours beside it."""
+    """The path for the damaged file in the empty ``folder``, with its neighbours next to it."""
     root = getattr(target.read, "root", None)
     if root is None:
         if target.file.name in ("manifest.jsonl", "labels.csv"):
@@ -52,7 +52,7 @@ def place(target: Target, folder: Path) -> Path:
 
 
 def try_one(target: Target, name: str, seed: int, folder: Path) -> tuple[str, Fault | None]:
-    """("read" or "refused", what was wrong or None)."""
+    """("read" or "refused", what went wrong or None)."""
     data, way = damaged(target, name, seed)
     path = place(target, folder)
     path.write_bytes(data)
@@ -62,7 +62,7 @@ def try_one(target: Target, name: str, seed: int, folder: Path) -> tuple[str, Fa
         with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             target.read(path)
-    except FINE as error:
+    except KNOWN as error:
         outcome, said = "refused", str(error)
         parts = {each.name for each in (path, *path.parents) if folder in each.parents}
         if not any(part in said for part in parts):
@@ -90,7 +90,7 @@ def _trace() -> str:
 
 
 def try_all(targets: dict[str, Target], count: int, folder: Path, first: int = 0):
-    """Outcomes by target, a Counter each, and the faults; ``count`` damaged files dealt out."""
+    """Outcomes by target, a Counter each, and the faults; ``count`` damaged files in total."""
     names, outcomes, faults = list(targets), {}, []
     for i in range(first, first + count):
         name = names[i % len(names)]

@@ -1,4 +1,4 @@
-"""What is damaged: a sound file, the ways to damage it, and who reads it."""
+"""The targets: a sound file, the ways to damage it, and its reader."""
 
 import csv
 import json
@@ -23,12 +23,12 @@ from persongen_jax.weights.files.safetensors_file import TensorFile
 from persongen_jax.weights.formats.sdxl.loading import load_sdxl
 from persongen_jax.weights.formats.sdxl.opening import NORMALISE
 from tests.fuzz import mutations
+from tests.helpers.lora_files import save
 from tests.helpers.photomaker_files import write_random_photomaker
 from tests.weights.formats.sgm import checkpoint
-from tests.weights.formats.test_lora_files import save
 
 MB = 1 << 20
-SIDE = 24  # of the pictures, pixels
+SIDE = 24  # of the images, pixels
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Target:
     file: the sound file.
     ways: to damage it.
     read: what reads it; called with the damaged file's path, which has its name and neighbours.
-    room: bytes that reading may take, besides twice the file.
+    room: bytes that reading may take in addition to twice the file.
     """
 
     file: Path
@@ -168,9 +168,9 @@ def _table(folder):
 
 def _of_base(base):
     def read(path):
-        """``path`` stands where it stands in ``base``, with links to all else."""
+        """Put ``path`` into its place in ``base``, with links to everything else."""
         folder = next(p for p in path.parents if p.name == "base")
-        loaded = load_sdxl(folder, check=lambda config: make_plan(config, 3))  # as generate does
+        loaded = load_sdxl(folder, check=lambda config: make_plan(config, 3))  # like generate
         loaded.tokenizers.encode("a man in a hat")
 
     read.root = base

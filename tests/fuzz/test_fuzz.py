@@ -7,7 +7,7 @@ from tests.fuzz.targets import write_targets
 
 # Readers that take milliseconds.
 LIGHT = ("inspect", "picture", "manifest", "table")
-# Damage by (target, seed) that once ended in a traceback or named no file.
+# Damage by (target, seed) that once ended in a traceback or did not name the file.
 ONCE_WRONG = (
     ("base: tokenizer/tokenizer.json", 16),
     ("base: tokenizer/tokenizer_config.json", 17),
@@ -35,7 +35,7 @@ def of(faults) -> str:
 
 
 def test_sound_files_are_read(targets, tmp_path):
-    """Else that all damage is refused would mean nothing."""
+    """Otherwise refusing all damaged files would mean nothing."""
     for name, target in targets.items():
         if any(word in name for word in LIGHT):
             target.read(target.file)
@@ -51,6 +51,6 @@ def test_three_hundred_damaged_files(targets, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "seed"), ONCE_WRONG)
-def test_what_was_once_wrong(targets, tmp_path, name, seed):
+def test_earlier_faults(targets, tmp_path, name, seed):
     _, fault = try_one(targets[name], name, seed, tmp_path)
     assert fault is None, of([fault])

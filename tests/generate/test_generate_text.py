@@ -1,4 +1,4 @@
-"""What generate reads as text, and what it says of options without effect."""
+"""Text that generate reads, and its warnings about options without effect."""
 
 import pytest
 
@@ -40,9 +40,9 @@ def test_options_without_effect_are_lines(capsys):
         "--image-encoder has no effect without --method-weights",
     ]
     assert told("--reference", "a.png", "--no-crop", "--detector", "cascade") == [
-        "--detector cascade has no effect: --no-crop looks for no face"
+        "--detector cascade has no effect: --no-crop detects no face"
     ]
-    # What a call of the pipeline warns of is a line each, and said once by every command.
+    # A warning of a pipeline call is a line, and every command prints it once.
     for _ in range(2):
         with plain_warnings():
             for _ in range(2):

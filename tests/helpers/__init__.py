@@ -1,1 +1,1 @@
-"""What tests share: twins, small files, small runs."""
+"""Shared by tests: twins, small files, small runs."""

@@ -1,4 +1,4 @@
-"""Model configs for tests, as diffusers writes them: tiny ones of each family, and SDXL's own."""
+"""Model configs for tests in diffusers' format: tiny ones of each family, and SDXL's own."""
 
 SDXL_UNET = {
     "sample_size": 128,
@@ -62,7 +62,7 @@ TINY_UNETS = {
             "CrossAttnUpBlock2D",
             "UpBlock2D",
         ],
-        "layers_per_block": 2,
+        "layers_per_block": 1,
         "norm_num_groups": 8,
         "projection_class_embeddings_input_dim": 120,
         "transformer_layers_per_block": 2,

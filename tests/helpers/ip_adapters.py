@@ -1,4 +1,4 @@
-"""IP-Adapter files with random weights, of the public PyTorch classes' keys and shapes."""
+"""IP-Adapter files with random weights, and the public PyTorch classes' keys and shapes."""
 
 import re
 
@@ -28,7 +28,7 @@ _RENAMED = (
 
 
 def projection(kind: str, in_features: int, features: int, seed: int = 0):
-    """diffusers' projection of a variant, in small; the same seed gives the same one."""
+    """diffusers' projection of a variant, but small; deterministic for a seed."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         if kind == "base":
@@ -56,7 +56,7 @@ def file_tensors(module) -> dict[str, torch.Tensor]:
 
 
 def adapter_tensors(unet, *, rank: int = 0, seed: int = 1) -> dict[str, torch.Tensor]:
-    """Keys, values and perhaps LoRA of every attention layer, numbered as diffusers has them."""
+    """Keys, values and optionally LoRA of every attention layer, numbered as in diffusers."""
     generator = torch.Generator().manual_seed(seed)
 
     def draw(out, inner, scale=1.0):
@@ -94,10 +94,10 @@ def write_ip_adapter(path, unet, kind: str, in_features: int, *, rank: int = 0):
 
 
 def training_state(unet, published, *, kept="adapter_modules") -> dict[str, torch.Tensor]:
-    """What accelerate saves of IP-Adapter's training, whose published file would be this one.
+    """What accelerate saves during IP-Adapter's training, whose published file would be this one.
 
     Args:
-        kept: which name of the processors' tensors is left: "adapter_modules", "processors" (of
+        kept: which name of the processors' tensors is kept: "adapter_modules", "processors" (of
             the UNet), "some of each" or "both".
     """
     names = list(unet.attn_processors)

@@ -57,7 +57,7 @@ class TorchIResNet(nn.Module):
 
 
 def randomise_statistics(model, seed=1):
-    """Running means and variances that are not 0 and 1, so that leaving them out shows."""
+    """Running means and variances other than 0 and 1, so that omitting them shows."""
     generator = torch.Generator().manual_seed(seed)
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d | nn.BatchNorm1d):

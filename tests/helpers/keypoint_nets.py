@@ -1,4 +1,4 @@
-"""KeypointNets of known answers, written as ordinary folders."""
+"""KeypointNets with known answers, written as ordinary folders."""
 
 import jax.numpy as jnp
 from flax import nnx
@@ -12,9 +12,9 @@ LANDMARKS = ((0.375, 0.5), (0.625, 0.5), (0.5, 0.625), (0.40625, 0.75), (0.59375
 
 
 def write_keypoint_net(folder, *, present: float):
-    """A tiny net that sees a face at BOX with LANDMARKS in every picture.
+    """A tiny net that sees a face at BOX with LANDMARKS in every image.
 
-    ``present`` is the logit of the face's being there.
+    ``present`` is the logit for a face.
     """
     config = {"image_size": 16, "widths": (8, 8), "hidden_features": 8}
     net = KeypointNet(config, dtype=jnp.float32, rngs=nnx.Rngs(0))

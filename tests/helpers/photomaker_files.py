@@ -12,7 +12,7 @@ from persongen_jax.weights.formats.sdxl.loading import load_sdxl
 
 
 def write_random_photomaker(base, path):
-    """For the SDXL directory ``base``; of rank 3, with a LoRA that does something."""
+    """For the SDXL directory ``base``; of rank 3, with a LoRA that has an effect."""
     loaded = load_sdxl(base)
     model = loaded.model
     config = {"base": str(base), "id_encoder": "", "rank": 3, "lora_alpha": 3.0}

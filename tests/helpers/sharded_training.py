@@ -1,10 +1,10 @@
-"""A few steps of one training on several meshes; run in processes of its own by test_sharding.
+"""A few steps of one training on several meshes; run in separate processes by test_sharding.
 
     python -m tests.helpers.sharded_training OUT BASE PHOTOS MESH…
 
-A MESH is "DATAxFSDP", with an "f" behind it if frozen weights are divided too. OUT/MESH.npz gets
-losses, weights and moments; OUT/MESH a checkpoint, and OUT/MESH.json what was observed. With an
-empty BASE a small model is trained instead of the tiny SDXL, with a name of SYSTEMS that system.
+A MESH is "DATAxFSDP", followed by "f" if frozen weights are sharded too. OUT/MESH.npz gets losses,
+weights and moments; OUT/MESH a checkpoint, and OUT/MESH.json observations. With an empty BASE a
+small model is trained instead of the tiny SDXL, with a name of SYSTEMS that system.
 """
 
 import json
@@ -41,7 +41,7 @@ SYSTEMS = {"digits": digits_config, "ddpm": ddpm_config}
 
 
 class Small(nnx.Module):
-    """Two layers and a LoRA: as little as there can be that has leaves of every kind."""
+    """Two layers and a LoRA: the smallest model with leaves of every kind."""
 
     def __init__(self):
         kw = {"dtype": jnp.float32, "param_dtype": jnp.float32, "rngs": nnx.Rngs(0)}
@@ -55,7 +55,7 @@ class Small(nnx.Module):
 
 
 class SmallSystem(System):
-    """A system that compiles in no time, on examples drawn at random."""
+    """A system that compiles in no time, on random examples."""
 
     groups = ((r"second/kernel|norm/.*|second/lora/(down|up)", "lora"),)
 
@@ -72,13 +72,14 @@ class SmallSystem(System):
         return {"noise": jax.random.normal(key_of(0), batch["x"].shape)}
 
     def losses(self, model, batch, draws):
-        # Far from the target, or else Adam would make whole steps of roundings near zero.
+        # Far from the target, because otherwise Adam would turn rounding errors near zero into
+        # whole steps.
         error = model(batch["x"] + draws["noise"]) - batch["y"] - 10
         return {"loss": (error**2).sum(axis=-1)}
 
 
 def numbers(state) -> dict[str, np.ndarray]:
-    """All arrays of a TrainState by their place."""
+    """All arrays of a TrainState by path."""
     leaves = jax.tree_util.tree_flatten_with_path(state)[0]
     return {jax.tree_util.keystr(path): to_host(leaf) for path, leaf in leaves}
 
@@ -106,7 +107,7 @@ def run(config, mesh, out: Path):
 
 
 def observe(config, mesh, state, frozen, program) -> dict:
-    """Bytes on one device and in all, of what is trained and what is not; FLOPs of one device."""
+    """Bytes on one device and in total, trained and not; FLOPs of one device."""
 
     def bytes_of(tree):
         leaves = jax.tree.leaves(tree)
@@ -157,7 +158,7 @@ def main(out, base, photos, *names):
         config.batch_size = 8 if base else 256
         if base in SYSTEMS:
             config = SYSTEMS[base]()
-            # Or else Adam would make whole steps of roundings near zero.
+            # Otherwise Adam would turn rounding errors near zero into whole steps.
             config.optimizer_options = {"eps": 1e-2}
         for name in names:
             data, config.fsdp, config.shard_frozen = parse(name)

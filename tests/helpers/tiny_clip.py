@@ -1,4 +1,4 @@
-"""A tiny random CLIP as transformers writes it, tokenizer included."""
+"""A tiny random CLIP in transformers' format, including its tokenizer."""
 
 import transformers
 
@@ -23,7 +23,7 @@ def write_tiny_clip(folder):
         projection_dim=24,
     )
     model = transformers.CLIPModel(config).eval()
-    for i, part in enumerate(model.children()):  # all but the temperature, which is one number
+    for i, part in enumerate(model.children()):  # everything except the temperature
         randomise(part, seed=i)
     model.save_pretrained(folder)
     return model

@@ -1,14 +1,14 @@
-"""A training run that several test modules look at: made once, on a base smaller than "tiny"."""
+"""A training run shared by several test modules: made once, on a base smaller than "tiny"."""
 
-import functools
 import json
 from unittest import mock
 
 from configs.first_light import get_config
 from persongen_jax import train
 from persongen_jax.weights import random_base
+from tests.helpers.made_once import made_once
 
-# The tiny UNet has three levels of two layers; compiling is most of what a test costs.
+# The tiny UNet has three levels of two layers; compilation is most of a test's cost.
 SMALLER_UNET = {
     "attention_head_dim": [1, 1],
     "block_out_channels": [32, 64],
@@ -21,26 +21,20 @@ STEPS = 40
 TIMES = ("images_per_second", "data_wait", "mfu")
 
 
-@functools.cache
-def small_base(temporary):
-    """A directory like that of the fixture tiny_base, with a UNet that compiles faster.
-
-    ``temporary`` is tmp_path_factory.getbasetemp(), the same one in every module.
-    """
+def small_base(tmp_path_factory):
+    """A directory like that of the fixture tiny_base, with a UNet that compiles faster."""
     configs = random_base.make_configs
 
     def smaller(*args):
         made = configs(*args)
         return {**made, "unet": {**made["unet"], **SMALLER_UNET}}
 
-    folder = temporary / "small-sdxl"
     with mock.patch.object(random_base, "make_configs", smaller):
-        random_base.write_random_base(folder)
-    return folder
+        return made_once(tmp_path_factory, "small-sdxl", random_base.write_random_base)
 
 
 def small_config(base, photos):
-    """Checkpoints and lines of the log fall on different steps."""
+    """Checkpoints and lines of the log are at different steps."""
     config = get_config()
     config.base, config.data, config.loader = str(base), str(photos), "memory"
     config.batch_size, config.rank = 4, 4
@@ -57,20 +51,17 @@ def changed(config, **changes):
     return config
 
 
-@functools.cache
-def whole_run(temporary, photos):
+def whole_run(tmp_path_factory, photos):
     """The working directory of a run from the first step to the last, with all its logs."""
-    config = small_config(small_base(temporary), photos)
+    config = small_config(small_base(tmp_path_factory), photos)
     config.tensorboard = True
     config.validate_in_train, config.validation_every = str(photos), 25
     config.validation_people = config.validation_images = 1
     config.validation_steps, config.validation_merge_step = 2, 0
-    workdir = temporary / "whole-run"
-    train.train(config, workdir)
-    return workdir
+    return made_once(tmp_path_factory, "whole-run", lambda workdir: train.train(config, workdir))
 
 
 def metrics(workdir):
-    """The lines of metrics.jsonl without what depends on the clock."""
+    """The lines of metrics.jsonl without clock-dependent values."""
     rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     return [{k: v for k, v in row.items() if k not in TIMES} for row in rows]

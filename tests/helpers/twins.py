@@ -8,7 +8,7 @@ from persongen_jax.weights.loader import load_module
 
 
 def state_dict_source(torch_module):
-    """A PyTorch module's weights as the loader wants to read them."""
+    """A PyTorch module's weights in the form that the loader reads."""
     return DictSource({key: value.numpy() for key, value in torch_module.state_dict().items()})
 
 

@@ -1,4 +1,4 @@
-"""benchmarks/gpu.sh with stand-ins of Python and timeout: the limits, and what fails."""
+"""benchmarks/gpu.sh with stand-ins for Python and timeout: the limits, and what fails."""
 
 import os
 import shutil
@@ -11,9 +11,9 @@ SCRIPT = ROOT / "benchmarks/gpu.sh"
 
 
 def run(folder, *parts, kernels=0, bench=0, spent=0):
-    """(how it ended, the calls as words); the stand-ins end with these codes.
+    """(exit status, the calls as words); the stand-ins exit with these codes.
 
-    ``spent``: the seconds that the script believes to have run for.
+    ``spent``: the seconds that the script believes to have run.
     """
     (folder / "python").write_text(
         '#!/usr/bin/env bash\necho "$*" >> "$(dirname "$0")/calls"\n'
@@ -49,14 +49,14 @@ def test_all_of_it_ends_in_ten_minutes(tmp_path):
 def test_what_is_late_is_cut_short(tmp_path):
     _, calls = run(tmp_path, "versus", "train", spent=400)
     first, second = limits(calls)
-    assert 1 <= first <= 180 and second == 560  # a call of its own
+    assert 1 <= first <= 180 and second == 560  # a separate call
 
 
 def limits(calls):
     return [int(call[call.index("--limit") + 1]) for call in calls if "--limit" in call]
 
 
-def test_failures_are_told_and_the_rest_goes_on(tmp_path):
+def test_failures_are_reported_and_the_rest_continues(tmp_path):
     done, calls = run(tmp_path, kernels=1)
     assert done.returncode == 1 and done.stderr.strip().endswith("above: kernels")
     assert sum("persongen_jax.bench" in call for call in calls) == 2

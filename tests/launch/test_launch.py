@@ -1,4 +1,4 @@
-"""The launch scripts by --dry-run, and by the commands that they give to stand-ins of the tools."""
+"""The launch scripts with --dry-run, and the commands that they pass to stand-ins of the tools."""
 
 import json
 import os
@@ -41,7 +41,7 @@ def dry(script, *options):
 
 
 def words(text):
-    """A line of the shell as the shell reads it."""
+    """Split a shell line like the shell does."""
     code = 'for word in "$@"; do printf "%s\\0" "$word"; done'
     command = ["bash", "-c", f"set -- {text}\n{code}"]
     out = subprocess.run(command, capture_output=True, text=True, check=True).stdout
@@ -80,10 +80,10 @@ def test_tpu_pod_commands():
 
 
 def tpu_pod(folder, **commands):
-    """The script with stand-ins of gcloud and sleep: (how it ended, the calls but "describe").
+    """The script with stand-ins for gcloud and sleep: (exit status, the calls except "describe").
 
-    ``commands`` are what gcloud's of these names do beside what it does here: the request's state
-    is a file, and of a request that is not there it says what gcloud says.
+    ``commands`` are shell code for gcloud's commands of these names, in addition to what it does
+    here: the request's state is a file, and for a missing request it prints gcloud's message.
     """
     of = {name: commands.get(name, ":") for name in ("create", "describe", "ssh")}
     (folder / "gcloud").write_text(
@@ -98,7 +98,7 @@ def tpu_pod(folder, **commands):
         f'"tpu-vm ssh") {of["ssh"]} ;;\n'
         "esac\n"
     )
-    # A script that waits for ever is ended.
+    # A script that waits for ever is killed.
     (folder / "sleep").write_text(
         '#!/usr/bin/env bash\necho >> "$0.count"\n(($(wc -l < "$0.count") < 30)) || kill $PPID\n'
     )
@@ -113,7 +113,7 @@ ONCE = ["queued-resources create", "tpu-vm scp", "tpu-vm ssh", "queued-resources
 
 
 def once(command):
-    """Shell that does this the first time only."""
+    """Shell code that runs only the first time."""
     return f"if [[ ! -f done ]]; then touch done; {command}; fi"
 
 
@@ -132,14 +132,14 @@ def test_tpu_pod_is_asked_for_again_when_the_request_is_deleted(tmp_path):
 
 
 def test_tpu_pod_asks_for_no_slice_that_is_there(tmp_path):
-    """gcloud fails once, for a moment: that says nothing of the slice."""
+    """gcloud fails once: that says nothing about the slice."""
     (tmp_path / "state").write_text("ACTIVE\n")
     done, calls = tpu_pod(tmp_path, describe=once("echo ERROR: UNAVAILABLE >&2; exit 1"))
     assert done.returncode == 0, done.stderr
     assert calls == ONCE[1:]
 
 
-def test_tpu_pod_ends_with_what_gcloud_says(tmp_path):
+def test_tpu_pod_ends_with_the_message_of_gcloud(tmp_path):
     expired = "if [[ -f state ]]; then echo 'ERROR: Reauthentication failed.' >&2; exit 1; fi"
     done, calls = tpu_pod(tmp_path, describe=expired)
     assert done.returncode == 2 and calls == ONCE[:1]
@@ -192,7 +192,7 @@ def test_kubernetes_jobset():
     assert container["command"] == ["python", "-m", "persongen_jax.train"]
     assert container["args"] == TRAINING
     assert container["resources"]["limits"] == {"google.com/tpu": 8}
-    # What the pods are told is what the package reads.
+    # The pods' variables are those that the package reads.
     from persongen_jax.parallel.distributed import plain_variables
 
     variables = {v["name"]: v["value"] for v in container["env"]}

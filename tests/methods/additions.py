@@ -1,4 +1,4 @@
-"""A method from outside of the package: a control image, a second network, terms of its own."""
+"""A method from outside the package: a control image, a second network, its own loss terms."""
 
 import jax.numpy as jnp
 
@@ -8,7 +8,7 @@ from persongen_jax.models.layers import Conv
 
 
 class Controlled(Method):
-    """A pose's picture, through one convolution, is added to what the UNet predicts."""
+    """A pose image, passed through one convolution, is added to the UNet's prediction."""
 
     groups = ((r"hint/.*", "hint"),)
     denoises_with = ("hint",)
@@ -30,7 +30,7 @@ class Controlled(Method):
 
 
 class Bare(Controlled):
-    """Without the UNet, so that a step compiles at once; weighted, and with terms of its own."""
+    """Without the UNet, so that a step compiles at once; weighted, and with its own loss terms."""
 
     def fields(self, parts, config):
         return *super().fields(parts, config), Weight()

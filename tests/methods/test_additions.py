@@ -1,4 +1,4 @@
-"""What a method may add: networks in the step, maps, weights, terms; and taking it off again."""
+"""What a method may add: networks in the step, maps, weights, loss terms; and detaching it."""
 
 import json
 
@@ -31,7 +31,7 @@ BARE, CONTROLLED = (f"tests.methods.additions:{name}" for name in ("Bare", "Cont
 
 @pytest.fixture(scope="module")
 def config(tmp_path_factory):
-    """Four pictures of one person, each with a pose; some weigh more than others."""
+    """Four images of one person, each with a pose; some weigh more than others."""
     folder, rng, records = tmp_path_factory.mktemp("poses"), np.random.default_rng(0), []
     for i in range(4):
         image, pose = folder / f"{i}.png", folder / f"pose_{i}.png"
@@ -40,17 +40,17 @@ def config(tmp_path_factory):
         more = {"images": {"pose": str(pose)}, "extra": {"weight": [0, 1, 0.5, 3][i]}}
         records.append(Record(str(image), "anna", f"a woman, view {i}", **more))
     write_manifest(folder, records)
-    config = small_config(small_base(tmp_path_factory.getbasetemp()), folder)
+    config = small_config(small_base(tmp_path_factory), folder)
     config.size, config.lr_hint, config.face_loss_prob = 32, 1e-2, 0.0
     config.ema_decay, config.image_lora_rank = 0.0, 2
     return config
 
 
-# ---- Taking it off again -----------------------------------------------------------------------
+# ---- Detaching -----------------------------------------------------------------------
 
 
 def kept(model):
-    """(nnx graphdef, state) of now: what is split shares its arrays with the model."""
+    """The current (nnx graphdef, state): splitting shares arrays with the model."""
     graphdef, state = nnx.split(model)
     return graphdef, jax.tree.map(lambda array: np.array(array), state)
 
@@ -72,7 +72,7 @@ def pipe(config):
 
 
 @pytest.mark.parametrize("name", [*METHODS, CONTROLLED])
-def test_what_is_detached_leaves_nothing_behind(name, config, base, pipe, tmp_path):
+def test_detaching_restores_the_model(name, config, base, pipe, tmp_path):
     settings = changed(config, method=name)
     before, model = kept(base.model), base.model
     leaves = jax.tree.leaves(nnx.state(model))
@@ -85,7 +85,7 @@ def test_what_is_detached_leaves_nothing_behind(name, config, base, pipe, tmp_pa
     # No array was copied.
     assert all(a is b for a, b in zip(leaves, jax.tree.leaves(nnx.state(model)), strict=True))
 
-    # The same by way of the pipeline, with what a run has trained.
+    # The same through the pipeline, with a run's trained weights.
     with Checkpoints(tmp_path) as checkpoints:
         checkpoints.save(0, trained, {"count": np.zeros(1)}, json.loads(settings.to_json()))
     before = kept(pipe.model)
@@ -142,13 +142,13 @@ def bare(config):
 
 @pytest.fixture(scope="module")
 def batch(bare):
-    """As a feature cache gives it, so that neither VAE nor text towers run."""
+    """As from a feature cache, so that neither VAE nor text towers run."""
     return {**bare.random_batch(cached=True), "example_weight": jnp.array([0, 1, 0.5, 3])}
 
 
 @pytest.fixture(scope="module")
 def losses(bare):
-    """(batch) to the terms [b] of step 0."""
+    """Maps a batch to the terms [b] of step 0."""
     graphdef, state = nnx.split(bare.model)
     keys = keys_of(bare.config.seed, 0)
 
@@ -198,7 +198,7 @@ def test_weights_and_poses_come_from_the_manifest(bare):
 
 
 def test_layers_of_the_base_that_a_run_trained_come_back(config, tmp_path):
-    """Which the method's own table does not name."""
+    """Layers that the method's own table does not name."""
     layer = r"unet/mid_block/attentions/0/transformer_blocks/0/attn2/to_k/kernel"
     trainable = (*get_method("photomaker").groups, (layer, "lora"))
     own = changed(config, method="photomaker", trainable=trainable)

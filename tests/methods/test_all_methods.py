@@ -1,4 +1,4 @@
-"""Every method by the same tests: its configs, its streams, its start, two steps of training."""
+"""The same tests for every method: its configs, streams, initial weights, two training steps."""
 
 import functools
 import importlib
@@ -35,7 +35,7 @@ from tests.helpers.training_runs import changed, small_base, small_config
 
 PROMPT, SCENE, CLOTHES = "a woman img in a red hat", "a beach, two boats", "she wears a coat"
 PLAIN = "a woman in a red hat"
-# methods.md: the streams beside "text", and the groups that are trained.
+# methods.md: the streams other than "text", and the trained groups.
 STREAMS = {
     "photomaker": "",
     "id_branch": "identity",
@@ -54,23 +54,23 @@ GROUPS = {
     "photomaker_bg_body": "projections fuse_module lora background body",
     "cascade": "projections id_norm background body identity",
 }
-# Where the identity enters at the class word, a prompt has to say which one that is.
+# If the identity enters at the class word, a prompt must mark it.
 AT_TRIGGER = {"photomaker", "dual", "photomaker_bg", "photomaker_bg_body"}
 BRANCHED = [name for name, streams in STREAMS.items() if "identity" in streams]
-TOWER = 3  # how far the file's image tower is from the base's
+TOWER = 3  # difference between the file's image tower and the base's
 each_method = pytest.mark.parametrize("name", STREAMS)
 
 
 @pytest.fixture(scope="module")
 def config(tmp_path_factory, sample_photos):
-    config = small_config(small_base(tmp_path_factory.getbasetemp()), sample_photos)
+    config = small_config(small_base(tmp_path_factory), sample_photos)
     config.ema_decay = 0.0
     return config
 
 
 @pytest.fixture(scope="module")
 def build(config):
-    """name to the system with this method, each opened once."""
+    """Maps name to the system with this method, each opened once."""
 
     @functools.cache
     def build(name):
@@ -84,7 +84,7 @@ def text_field(system):
 
 
 def make_batch(system, references=2):
-    """Twice the same prompts and references, by the system's own fields."""
+    """The same prompts and references twice, from the system's own fields."""
     size = (references, 32, 32, 3)
     faces = list(np.random.default_rng(0).integers(0, 256, size, np.uint8))
     parts = {"background": [SCENE] * 2, "body": [CLOTHES] * 2}
@@ -196,7 +196,7 @@ def test_at_the_start_it_is_the_base_for_text_alone(name, build, config):
     assert np.array_equal(system.model.unet(x, 500, masked), wanted)
     there = conditioning.with_stream("identity", tokens, jnp.ones((2, 4), bool), one)
     changes = not np.array_equal(system.model.unet(x, 500, there), wanted)
-    # The cascade's added layers begin with zeros.
+    # The cascade's added layers start at zero.
     assert changes == (name in BRANCHED and name != "cascade")
 
 
@@ -223,7 +223,7 @@ def test_the_class_token_stands_once_per_reference_only_in_text_space(name, buil
 
 @pytest.fixture(scope="module")
 def photomaker_file(build, tmp_path_factory):
-    """A PhotoMaker file whose LoRA does something, and with an image tower of its own."""
+    """A PhotoMaker file whose LoRA has an effect, with its own image tower."""
     model = nnx.clone(build("photomaker").model)
     for i, layer in enumerate(lora_layers(model.unet).values()):
         layer.lora.up.set_value(jax.random.normal(jax.random.key(i), layer.lora.up.shape))
@@ -259,7 +259,9 @@ def test_ip_lora_starts_with_photomakers_lora_on_both_once(config, build, photom
             assert base.lora.up[...] is not copy.lora.up[...]
 
 
-def test_what_has_no_lora_takes_the_id_encoder_of_a_photomaker_file(config, build, photomaker_file):
+def test_methods_without_lora_load_the_id_encoder_of_a_photomaker_file(
+    config, build, photomaker_file
+):
     model, fresh = started(config, "dual", photomaker_file), build("dual").model
     encoder, own = model.id_encoder, model.id_tokens.visual_projection_3.kernel[...]
     heads = (encoder.visual_projection, encoder.visual_projection_2)
@@ -270,7 +272,7 @@ def test_what_has_no_lora_takes_the_id_encoder_of_a_photomaker_file(config, buil
 
 
 def write_run(workdir, model, name, step=0, **config):
-    """The checkpoint of a run of method ``name`` that has moved all that it trains by 1."""
+    """The checkpoint of a run of method ``name`` that has changed all trained weights by 1."""
     trainable = split_model(model, METHODS[name]().groups)[1]
     trainable = {path: array + 1 for path, array in trainable.items()}
     checkpoints = Checkpoints(workdir)
@@ -298,7 +300,7 @@ def test_a_run_goes_on_in_stages(config, build, tmp_path):
 def test_a_run_goes_on_from_what_the_run_before_it_started_from(
     extra_rank, config, build, photomaker_file, tmp_path
 ):
-    """Two stages back lies a file; only its image tower is in no checkpoint."""
+    """Two stages back there is a file; only its image tower is in no checkpoint."""
     model = build("photomaker").model
     heads = write_run(tmp_path / "a", model, "photomaker", start_from=str(photomaker_file))
     fewer = {path: array + 1 for path, array in heads.items() if "visual_projection" in path}
@@ -314,7 +316,7 @@ def test_a_run_goes_on_from_what_the_run_before_it_started_from(
     for path, array in {**heads, **fewer}.items():
         taken = np.array_equal(leaves[path].get_value(), array)
         assert taken == (not extra_rank or "/lora/" not in path)
-    # A run that has no LoRA takes none, and one that begins with it takes the file's.
+    # A run without LoRA loads none, and one that introduces LoRA loads the file's.
     settings["start_from"] = str(photomaker_file)
     checkpoints = Checkpoints(tmp_path / "c")
     checkpoints.save(0, fewer, {"count": np.zeros(1)}, {**settings, "method": "dual"})
@@ -332,7 +334,7 @@ def test_what_is_copied_is_copied_from_what_the_earlier_run_trained(config, buil
             base, copy = getattr(layer, name).lora, getattr(layer.branches["identity"], name).lora
             assert base.up[...].any() and np.array_equal(base.up[...], copy.up[...])
             assert np.array_equal(base.down[...], copy.down[...])
-    # What the earlier run trained of the copies themselves stays as it was trained.
+    # Copies that the earlier run trained itself keep their trained weights.
     model = nnx.clone(build("ip_lora").model)
     for layer in compositions(model.unet):
         lora = layer.branches["identity"].to_k.lora
@@ -364,11 +366,13 @@ def test_the_step_that_a_run_started_from_stays_the_same(config, build, tmp_path
     found = [leaf_paths(open_system(c).model)[path].get_value() for c in (here, anew)]
     assert np.array_equal(found[0], first) and np.array_equal(found[1], last)
     assert not np.array_equal(first, last)
-    # Who does not name the step goes on with the one that the run began with.
+    # If no step is given, the run keeps the one that it started from.
     assert settle_step(anew, here.to_dict()).start_from_step == 3
     assert settle_step(changed(here, start_from_step=7), here.to_dict()).start_from_step == 7
     shutil.rmtree(source / "checkpoints" / "3")
-    with pytest.raises(FileNotFoundError, match=r"start_from_step=3: .*there are 7.*bring back"):
+    with pytest.raises(
+        FileNotFoundError, match=r"start_from_step=3: .*there are 7.*restore a copy"
+    ):
         open_system(here)
 
 
@@ -392,8 +396,8 @@ def test_a_run_saves_the_step_that_it_started_from(config, build, tmp_path, monk
         train.train(changed(here, start_from_step=7), workdir)
 
 
-def test_a_start_that_is_not_there(config, build, tmp_path):
-    wanted = r"start_from=\S*nowhere: there is no such file or folder\. .*--workdir"
+def test_a_missing_start_is_refused(config, build, tmp_path):
+    wanted = r"start_from=\S*nowhere: no such file or folder\. .*--workdir"
     with pytest.raises(MissingFile, match=f"^config.{wanted}"):
         started(config, "photomaker", tmp_path / "nowhere")
     source, gone = tmp_path / "earlier", str(tmp_path / "nowhere")
@@ -408,15 +412,15 @@ def test_a_start_that_is_not_there(config, build, tmp_path):
 # ---- Training ----------------------------------------------------------------------------------
 
 
-# The cascade has every part that the others have, but for LoRA and the fuse module; PhotoMaker's
-# runs are tested elsewhere.
+# The cascade has every part of the others except LoRA and the fuse module; PhotoMaker's runs are
+# tested elsewhere.
 @pytest.mark.parametrize(
     "name",
     [name if name == "cascade" else pytest.param(name, marks=pytest.mark.slow) for name in STREAMS],
 )
 def test_two_steps_move_everything_and_the_run_can_be_loaded(name, config, build, tmp_path):
     settings = changed(config, method=name, steps=2, warmup_steps=1, log_every=1, drop_prob=0.0)
-    # Behind the zeros of the cascade gradients begin small, and Adam's epsilon hides smaller ones.
+    # After the cascade's zeros gradients start small, and Adam's epsilon hides smaller ones.
     rates = {f"lr_{group}": 1e-2 for group in GROUPS[name].split()}
     settings = changed(settings, checkpoint_every=2, **rates)
     train.train(settings, tmp_path)

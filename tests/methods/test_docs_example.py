@@ -1,4 +1,4 @@
-"""The eighth method of docs/methods.md works as it stands there."""
+"""The eighth method of docs/methods.md works as printed."""
 
 import re
 from pathlib import Path
@@ -19,7 +19,7 @@ DOCS = Path(__file__).parents[2] / "docs" / "methods.md"
 
 @pytest.fixture
 def example(monkeypatch):
-    """The config, after the three blocks were run in their order."""
+    """The config, after running the three blocks in order."""
     blocks = re.findall(r"```python\n(.*?)```", DOCS.read_text(encoding="utf-8"), re.DOTALL)
     assert len(blocks) == 3 and sum(len(block.splitlines()) for block in blocks) < 60
     monkeypatch.setattr(methods, "METHODS", dict(methods.METHODS))
@@ -30,7 +30,7 @@ def example(monkeypatch):
 
 
 def test_the_eighth_method(example, tmp_path_factory):
-    example.base, example.id_encoder = str(small_base(tmp_path_factory.getbasetemp())), ""
+    example.base, example.id_encoder = str(small_base(tmp_path_factory)), ""
     system = open_system(example)
     groups = assign_groups(leaf_paths(system.model), system.table)
     make_optimizer(example, groups)

@@ -132,9 +132,9 @@ def test_full_size_keys_are_those_of_photomaker_v1():
 
 
 @pytest.fixture(scope="module")
-def built(tiny_base):
+def built(small_base):
     config = get_config()
-    config.base = str(tiny_base)
+    config.base = str(small_base)
     return open_system(config)
 
 
@@ -150,14 +150,14 @@ def make_batch(base, b=2):
     }
 
 
-def test_at_the_start_the_unet_is_the_base(built, tiny_base):
+def test_at_the_start_the_unet_is_the_base(built, small_base):
     """LoRA's up is zero: for text alone, the model is bit-equal to the one without a method."""
     from persongen_jax.weights.formats.sdxl.loading import load_sdxl
 
     batch = jax.tree.map(jnp.asarray, make_batch(built.base))
     batch["id_mask"] = jnp.zeros_like(batch["id_mask"])
     conditioning = built.condition(built.model, batch)
-    plain = load_sdxl(tiny_base).model
+    plain = load_sdxl(small_base).model
     x = jax.random.normal(jax.random.key(0), (2, 8, 8, 4))
     embeds, pooled = plain.encode_prompt(batch["input_ids"]["text"])
     assert np.array_equal(conditioning.streams["text"].tokens, embeds)
@@ -217,10 +217,10 @@ def test_a_row_that_matches_nothing_or_twice_is_an_error(built):
         assign_groups(paths, [(r"unet/.*/lora/up", "a"), (r".*/to_q/lora/up", "b")])
 
 
-def test_an_unknown_method_and_a_missing_image_encoder_are_named(tiny_base, tmp_path):
+def test_an_unknown_method_and_a_missing_image_encoder_are_named(small_base, tmp_path):
     with pytest.raises(ValueError, match="photomaker"):
         get_method("photo")
     config = get_config()
-    config.base, config.id_encoder = str(tiny_base), str(tmp_path / "nothing")
+    config.base, config.id_encoder = str(small_base), str(tmp_path / "nothing")
     with pytest.raises(MissingFile, match="--config.id_encoder"):
         open_system(config)

@@ -1,4 +1,4 @@
-"""PhotoMaker with a background branch: what it trains, from a training run to a picture."""
+"""PhotoMaker with a background branch: what it trains, from a training run to an image."""
 
 import json
 import shutil
@@ -42,7 +42,7 @@ def configured(get_config, base, **changes):
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory):
-    return small_base(tmp_path_factory.getbasetemp())
+    return small_base(tmp_path_factory)
 
 
 @pytest.fixture(scope="module")
@@ -116,7 +116,7 @@ def test_the_streams_and_what_they_hold(built):
 
 
 def test_without_its_branch_it_is_photomaker(built, small):
-    """At scale 0 bit for bit; at scale 1, with the base's keys and values, it is something else."""
+    """At scale 0 bit for bit; at scale 1, with the base's keys and values, it differs."""
     plain = open_system(configured(first_light, small))
     batch = make_batch(built.base)
     x = jax.random.normal(jax.random.key(0), (2, 8, 8, 4))
@@ -144,7 +144,7 @@ def training(small, sample_photos):
 
 @pytest.fixture(scope="module")
 def run(training, tmp_path_factory):
-    """Four steps in one go."""
+    """Four steps at once."""
     workdir = tmp_path_factory.mktemp("run")
     training.steps = 4
     train.train(training, workdir)
@@ -262,7 +262,7 @@ def save_untrained(config, workdir):
 
 
 def test_methods_follow_each_other_on_one_pipeline(pipe, small, run, tmp_path):
-    """A method's branches go when another method comes."""
+    """A method's branches are removed when another method is loaded."""
     before = sample(pipe, background=SCENE)
     save_untrained(configured(first_light, small), tmp_path / "photomaker")
     pipe.load_method(None, tmp_path / "photomaker")
@@ -304,7 +304,7 @@ def test_generate_gives_each_part_its_stream(small, run, pipe, tmp_path, capsys)
     (castle,), _ = command(small, tmp_path / "b", *method, "--background", "castle " * 80)
     assert not np.array_equal(beach, castle)
     assert 'the background is too long; this part is cut: "castle' in capsys.readouterr().err
-    # The body has no stream in this method: it goes to the prompt.
+    # The body has no stream in this method: it is joined to the prompt.
     (body,), note = command(small, tmp_path / "c", *method, "--body", "She sings.")
     wanted = (sample(pipe, PROMPT + ". She sings.")[0] * 255).round()
     assert np.array_equal(body, wanted)

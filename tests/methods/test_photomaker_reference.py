@@ -1,4 +1,4 @@
-"""PhotoMaker from prompt and photographs to pictures, against diffusers' parts put together here.
+"""PhotoMaker from prompt and photographs to images, against diffusers' parts assembled here.
 
 Stacked embedding, LoRA, delayed merging: same weights, same latents, two prompts with different
 numbers of references.
@@ -18,7 +18,7 @@ from tests.methods.test_photomaker import TorchFuse
 
 PIXEL = 2 / 255
 STEPS, MERGE, GUIDANCE, SIDE = 10, 3, 5.0, 64
-# (before the class word, the class word, behind the trigger, references)
+# (before the class word, the class word, after the trigger, references)
 PROMPTS = [("a", "woman", " in a red hat", 1), ("a photo of a", "man", ", a castle behind him", 3)]
 NEGATIVE = "blurry"
 CLIP_MEAN = np.array([0.48145466, 0.4578275, 0.40821073], np.float32)
@@ -27,7 +27,7 @@ CLIP_STD = np.array([0.26862954, 0.26130258, 0.27577711], np.float32)
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory):
-    return small_base(tmp_path_factory.getbasetemp())
+    return small_base(tmp_path_factory)
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +66,7 @@ class Reference:
             layer.weight.data += up @ lora[key]
 
     def ids(self, text, copies=1):
-        """Ids for both tokenizers; the last token of ``text`` stands ``copies`` times."""
+        """Ids for both tokenizers; the last token of ``text`` appears ``copies`` times."""
         text, rest = text if isinstance(text, tuple) else (text, "")
         rows = []
         for tokenizer in (self.pipe.tokenizer, self.pipe.tokenizer_2):
@@ -75,7 +75,7 @@ class Reference:
             row = [tokenizer.bos_token_id, *before, *before[-1:] * (copies - 1), *after]
             row.append(tokenizer.eos_token_id)
             rows.append(row + [tokenizer.pad_token_id] * (77 - len(row)))
-            place = len(before)  # of the class token, behind the start marker
+            place = len(before)  # of the class token, after the start marker
         return [torch.tensor([row]) for row in rows], place
 
     def encode(self, ids):
@@ -133,7 +133,7 @@ def test_the_same_pictures_as_the_reference(base, file):
     ).images
     assert found.shape == (2, SIDE, SIDE, 3) and np.std(wanted) > 0.05
     assert np.abs(found - np.stack(wanted)).max() < PIXEL
-    # The identity is what it is about: without it the pictures are others.
+    # The identity is the point: without it the images differ.
     other = pipe(
         [f"{before} {word} img{behind}" for before, word, behind, _ in PROMPTS],
         NEGATIVE,

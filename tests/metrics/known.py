@@ -1,4 +1,4 @@
-"""Sets of people whose pictures are numbers: one pixel, and what a judge makes of it is a table."""
+"""Sets of people whose images are indices: one pixel, and a table of what a judge returns."""
 
 import numpy as np
 
@@ -7,12 +7,12 @@ from persongen_jax.metrics.judges import FaceJudge
 
 
 def pictures(numbers):
-    """uint8 [n, 1, 1, 3], each a number of the table."""
+    """uint8 [n, 1, 1, 3], each an index into the table."""
     return np.array(numbers, np.uint8).reshape(-1, 1, 1, 1).repeat(3, axis=-1)
 
 
 def people(numbers_by_name) -> People:
-    """Name to the numbers of all pictures, the reference first."""
+    """Name to the indices of all images, the reference first."""
 
     def owner(name, numbers):
         def read(limit=None):
@@ -32,7 +32,7 @@ def generated(numbers, owners, **more) -> Generated:
 
 
 class TableEmbedder:
-    """A face embedder that looks a picture up in ``table`` [n, d]; where not ``found``, no face."""
+    """A face embedder that looks up images in ``table`` [n, d]; without a face unless ``found``."""
 
     detector_name = "table"
     networks = ()
@@ -49,7 +49,7 @@ class TableEmbedder:
 
 
 class TableJudges:
-    """What open_metrics gives to a metric, with this table behind ``faces``."""
+    """What open_metrics passes to a metric, with this table as ``faces``."""
 
     def __init__(self, table, found=None):
         self.faces = FaceJudge(TableEmbedder(table, found))

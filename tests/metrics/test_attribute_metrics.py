@@ -26,7 +26,7 @@ DIGITS = Vocabulary.of_classes("digit", ["0", "1", "2"])
 
 
 class Judge:
-    """Reads the attributes from the first pixels, and takes the mean colour for features."""
+    """Reads the attributes from the first pixels, and uses the mean colour as features."""
 
     vocabulary, weights = FACES, [np.ones((2, 2))]
     parse = staticmethod(FACES.parse)
@@ -60,7 +60,7 @@ def opened(cls):
 
 
 def generated(rows, texts):
-    """Images whose attributes are read as ``rows``."""
+    """Images whose attributes are recognised as ``rows``."""
     rng = np.random.default_rng(0)
     images = rng.integers(0, 255, (len(rows), 4, 4, 3)).astype(np.uint8)
     images[:, 0, :2, 0] = np.asarray(rows) * 200

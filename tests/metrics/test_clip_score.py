@@ -8,7 +8,7 @@ import torch
 import transformers
 from PIL import Image
 
-from data_pipeline.examples.transforms import clip_preprocess
+from data_pipeline.pictures.transforms import clip_preprocess
 from persongen_jax.metrics import clip_score
 from persongen_jax.metrics.clip_score import BATCH, ClipScore
 from persongen_jax.weights.errors import KeyMismatch, MissingFile
@@ -38,7 +38,7 @@ def pictures(count, size=(40, 52)):
 
 
 def their_score(model, folder, images, texts):
-    """Transformers' logits over its temperature: every image with every text, diagonal taken."""
+    """transformers' logits over its temperature: the diagonal of every image with every text."""
     tokenizer = transformers.CLIPTokenizer.from_pretrained(folder)
     ids = tokenizer(texts, padding=True, truncation=True, return_tensors="pt")
     pixels = np.stack([clip_preprocess(image, 32) for image in images]).transpose(0, 3, 1, 2)
@@ -59,7 +59,7 @@ def test_same_score_as_transformers(ours, theirs, folder):
 
 
 def test_preprocessing_is_transformers(theirs):
-    """The pictures reach CLIP as transformers' own processor would send them."""
+    """The input images are those of transformers' own processor."""
     processor = transformers.CLIPImageProcessor(size={"shortest_edge": 32}, crop_size=32)
     image = pictures(1)[0]
     wanted = np.asarray(processor(Image.fromarray(image), return_tensors="np")["pixel_values"][0])
@@ -77,18 +77,18 @@ def test_any_number_and_size_is_one_program(ours):
     ours.text_features([f"text {i}" for i in range(BATCH + 1)])
     assert [function._cache_size() for function in functions] == compiled
     assert many.shape == (BATCH + 3, 24) and np.allclose(np.linalg.norm(many, axis=1), 1)
-    # A picture's embedding does not depend on what is in its batch.
+    # An image's embedding does not depend on its batch.
     assert np.allclose(mixed[1], ours.image_features(pictures(1))[0], atol=1e-6)
 
 
 def test_a_text_each(ours):
-    with pytest.raises(ValueError, match="3 pictures and 1 texts"):
+    with pytest.raises(ValueError, match="3 images and 1 texts"):
         ours.score(pictures(3), ["a man"])
     with pytest.raises(ValueError, match="nothing"):
         ours.image_features([])
 
 
-def test_what_is_no_clip_is_named(folder, theirs, tiny_base, tmp_path):
+def test_folders_without_a_clip_are_refused(folder, theirs, tiny_base, tmp_path):
     with pytest.raises(MissingFile, match="clip-vit-large-patch14-336"):
         ClipScore(tmp_path / "none")
     with pytest.raises(KeyMismatch):  # an image tower alone

@@ -1,4 +1,4 @@
-"""Pictures to face embeddings: a real recogniser's twin behind a real keypoint net."""
+"""Images to face embeddings: a real recogniser's twin after a real keypoint net."""
 
 import numpy as np
 import pytest
@@ -26,7 +26,7 @@ def twin():
 
 @pytest.fixture(scope="module")
 def assets(twin, tmp_path_factory):
-    """Folders as the miniature has them."""
+    """Folders like the miniature's."""
     folder = tmp_path_factory.mktemp("assets")
     torch.save(twin.state_dict(), folder / "backbone.pth")
     net = load_arcface(folder / "backbone.pth", input_size=SIZE).model
@@ -72,7 +72,7 @@ def test_any_number_of_pictures_is_one_program(embedder):
     found, detected = embedder.embed(images)
     assert (embedder._run._cache_size(), embedder.detector._run._cache_size()) == compiled == (1, 1)
     assert found.shape == (BATCH + 3, 6) and detected.sum() == BATCH + 3
-    # Where a picture stands in the batch has no influence.
+    # The position in the batch does not matter.
     assert np.allclose(found[-1], embedder.embed(images[-1:])[0][0], atol=1e-6)
 
 
@@ -103,7 +103,7 @@ def test_a_file_and_its_folder_open_alike_and_name_their_licences(assets, embedd
 
 def test_a_detector_without_landmarks_is_refused(assets):
     pytest.importorskip("skimage")
-    with pytest.raises(ValueError, match="'cascade' gives no landmarks.*keypoints:DIR"):
+    with pytest.raises(ValueError, match="'cascade' finds no landmarks.*keypoints:DIR"):
         open_face_embedder(assets / "face_net", "cascade")
 
 

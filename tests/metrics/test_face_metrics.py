@@ -1,4 +1,4 @@
-"""Metrics of faces, on embeddings whose answers can be read off."""
+"""Metrics of faces, on embeddings with obvious answers."""
 
 from types import SimpleNamespace
 
@@ -12,7 +12,7 @@ from tests.metrics.known import TableJudges, generated, known_set
 
 CONFIG = SimpleNamespace(face_net="net.onnx", face_detector="table")
 NAMES = [name for name in METRICS if find_class(name).judge_key in ("face_net", "face_detector")]
-AXES = np.eye(4)[:3]  # the pictures 0, 1, 2 are a, b, c
+AXES = np.eye(4)[:3]  # the images 0, 1, 2 are a, b, c
 ABC = {"a": [0], "b": [1], "c": [2]}
 
 
@@ -38,7 +38,7 @@ def test_faces_by_hand():
     found = [True] * 5 + [False, True]
     judges = TableJudges(table, found)
     measures = measures_of(judges, generated([3, 4, 5, 6], "aabb"), known_set(ABC))
-    assert list(measures) == [name for name in NAMES if name != "rank1_100"]  # nobody to look among
+    assert list(measures) == [name for name in NAMES if name != "rank1_100"]  # nobody to search
     assert measures["face_sim"]["mean"] == pytest.approx((0.8 + 0.6 + 0.5) / 3)
     assert measures["face_sim"]["n"] == 3
     assert measures["face_sim_misses_as_0"]["mean"] == pytest.approx((0.8 + 0.6 + 0.5) / 4)
@@ -78,7 +78,7 @@ def test_ranks_agree_with_rank1_and_the_gallery_may_be_larger():
     assert measures["rank1_100"]["among"] == 30
 
 
-def test_who_is_not_of_the_large_gallery_is_added():
+def test_people_missing_in_the_large_gallery_are_added():
     judges = TableJudges(AXES)
     known = known_set({"a": [0]}, {"b": [1], "c": [2]})
     measures = measures_of(judges, generated([0, 1], "aa"), known)

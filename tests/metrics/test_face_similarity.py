@@ -78,7 +78,7 @@ def test_interval_of_two_identities_by_hand():
 
 
 def test_interval_covers_the_truth_as_often_as_it_says():
-    """Persons differ, their images hardly do: an interval over images would cover far less."""
+    """People differ, their images hardly do: an interval over images would cover far less."""
     rng = np.random.default_rng(0)
     identities = np.repeat(np.arange(30), 8)
     covered = 0
@@ -106,6 +106,6 @@ def test_interval_is_seeded():
         ([1, 2], ["a"], "both are"),
     ],
 )
-def test_what_makes_no_interval_is_refused(values, identities, named):
+def test_values_without_an_interval_are_refused(values, identities, named):
     with pytest.raises(ValueError, match=named):
         bootstrap_interval(values, identities)

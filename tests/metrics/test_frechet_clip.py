@@ -47,7 +47,7 @@ def test_what_has_no_covariance_is_refused(shapes):
 
 
 class Features:
-    """In place of a ClipScore: a picture's number picks the row."""
+    """Replaces a ClipScore: an image's number selects the row."""
 
     networks = ()
 
@@ -70,6 +70,6 @@ def test_the_metric_compares_with_all_real_pictures_of_the_set():
     assert found["mean"] == pytest.approx(frechet_distance(table[4:], table[:4]))
     assert found["n"] == 4 and found["n_real"] == 4 and found["low"] is None
     assert found["over"] == "set" and found["judge"] == "clip-vit" and "people" not in found
-    assert clip.calls == 3  # what is real is looked at once
+    assert clip.calls == 3  # real images are encoded once
     assert measure_all([metric], generated([4], "a"), known) == {}
     assert measure_all([metric], generated([4, 5], "aa"), known_set({"a": [0]})) == {}

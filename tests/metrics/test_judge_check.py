@@ -1,4 +1,4 @@
-"""A judge that the method reads is found by its weights, whatever it is called."""
+"""A judge that the method reads is detected by its weights, whatever its name."""
 
 import shutil
 from types import SimpleNamespace
@@ -20,7 +20,7 @@ ROOT = ("id_encoder/vision_model",)
 
 
 class Model(nnx.Module):
-    """A method's model, as far as the check is concerned."""
+    """The part of a method's model that the check reads."""
 
     def __init__(self, tower):
         self.id_encoder = nnx.Dict(vision_model=tower)
@@ -51,7 +51,7 @@ def test_a_copy_under_another_name_and_in_another_dtype_is_found(clip, dtype, tm
         check_judges(metrics_by(tmp_path / "judge"), model_with(clip, dtype), ROOT, ())
 
 
-def test_what_is_admitted_is_said(clip, capsys):
+def test_admitted_judges_are_printed(clip, capsys):
     metrics, model = metrics_by(clip), model_with(clip)
     with pytest.raises(ValueError, match="Fréchet.*--judges-are-inputs clip_t frechet_clip"):
         check_judges(metrics, model, ROOT, ("clip_t",))
@@ -102,7 +102,7 @@ def test_a_tower_out_of_a_photomaker_file_counts():
 
 
 class Own(Metric):
-    """A metric of somebody else, whose judge is a plain dict of arrays."""
+    """A metric from elsewhere, whose judge is a plain dict of arrays."""
 
     name, title, judge = "own", "own", "own.npz"
 

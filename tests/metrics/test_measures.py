@@ -1,4 +1,4 @@
-"""Values to means with their people, joined over runs, with and without a description."""
+"""Values become means with their people, joined over runs, with and without a description."""
 
 import json
 
@@ -39,7 +39,7 @@ def test_mean_embedding_is_a_direction():
 
 
 class Given(Metric):
-    """Gives what it is made with."""
+    """Returns what it was created with."""
 
     name, title, form, chance = "given", "given", "{:.0f}", 0.25
 
@@ -112,7 +112,7 @@ def test_rows_of_earlier_versions_are_described_by_the_registry():
     assert found["clip_t"]["people"] == metrics["clip_t"]["people"]
     shuffled = {"metrics": dict(sorted(row["metrics"].items(), reverse=True))}
     assert list(described(shuffled)) == ["clip_t", "rank1_10", "gone"]
-    # What describes itself needs no metric, and is taken at its word.
+    # A measure with a description needs no metric and is trusted.
     own = measured(OfSet(Values(1.0)))
     assert described({"metrics": {"clip_t": own}})["clip_t"] is own
 
@@ -147,7 +147,7 @@ def test_measures_without_people_are_joined_over_runs():
     assert joint["n"] == 30 and joint["n_each"] == 10
     assert joint["low"] == 1 and joint["high"] == 6  # any of them may be drawn three times
     assert join_runs([of_set(1.0), of_set(2.0, n=20)])["n"] == 30
-    # One run says nothing of others, but may know its own interval.
+    # One run says nothing about others, but may know its own interval.
     assert join_runs([of_set(2.0)])["low"] is None
     assert join_runs([of_set(2.0, low=1.5, high=2.5)])["high"] == 2.5
 
@@ -165,6 +165,6 @@ def test_joint_measures_keep_what_their_descriptions_share():
     joint = join_measures([first, second])
     assert joint["mean"] == 2 and joint["n_real"] == 9 and "version" not in joint
     assert joint["title"] == "of a set" and joint["judge"] == "judge.onnx"
-    # A row that does not name its judge is taken to have the same one.
+    # A row that does not name its judge is assumed to have the same one.
     assert join_measures([first, {**first, "judge": None}])["judge"] == "judge.onnx"
     assert join_measures([{**first, "judge": None}])["judge"] is None

@@ -1,4 +1,4 @@
-"""Names of config.metrics to metrics: one's own, unknown ones, and those that nobody judges."""
+"""Names of config.metrics: user-defined metrics, unknown ones, and those without a judge."""
 
 import pytest
 from ml_collections import ConfigDict
@@ -9,7 +9,7 @@ from persongen_jax.metrics.registry import METRICS, find_class, open_metrics
 
 
 class Whiteness(Metric):
-    """A metric of images, as somebody else writes it."""
+    """A user-defined metric of images."""
 
     name, title, form = "whiteness", "white", "{:.1f}"
 
@@ -46,7 +46,7 @@ def test_metrics_come_in_the_configs_order_and_from_anywhere():
     assert open_metrics(config()) == []
 
 
-def test_what_nobody_judges_is_left_out_and_said_in_a_line(capsys):
+def test_metrics_without_a_judge_are_left_out_with_a_printed_line(capsys):
     metrics = open_metrics(config("clip_t", f"{HERE}Whiteness", "face_sim", "rank1_10"))
     assert [metric.name for metric in metrics] == ["whiteness"]
     assert capsys.readouterr().out.splitlines() == [
@@ -61,7 +61,7 @@ def test_what_nobody_judges_is_left_out_and_said_in_a_line(capsys):
         (("clip",), "no metric 'clip'; there are clip_t, .*package.module:Class"),
         (("no.such.module:X",), "no.such.module.* cannot be imported"),
         ((f"{HERE}Nothing",), "Nothing.* cannot be imported"),
-        ((f"{HERE}config",), "no class derived from"),
+        ((f"{HERE}config",), "is no subclass of"),
         ((f"{HERE}Whiteness", f"{HERE}WhitenessAgain"), "'whiteness' is the name of two"),
         ((f"{HERE}BadName",), "white/ness"),
     ],

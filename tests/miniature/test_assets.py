@@ -1,4 +1,4 @@
-"""The shipped checkpoints are what they claim to be: ordinary ones, and good enough."""
+"""The shipped checkpoints are what they claim: ordinary ones, and good enough."""
 
 import json
 
@@ -30,8 +30,8 @@ def test_all_of_it_is_small():
     assert sum(path.stat().st_size for path in ASSETS.rglob("*") if path.is_file()) <= MOST_BYTES
 
 
-def test_diffusers_opens_the_base_and_paints_the_same_picture():
-    """The whole way from prompt to pixels, at most 2 of 255 apart: float32 from float16 weights."""
+def test_diffusers_opens_the_base_and_generates_the_same_image():
+    """From prompt to pixels, at most 2 of 255 apart: float32 from float16 weights."""
     import torch
     from diffusers import StableDiffusionXLPipeline
 
@@ -60,7 +60,7 @@ def test_transformers_opens_clip():
 
 
 def test_figures_hold(base):
-    """What figures.json says of these weights is measured again, by the same functions."""
+    """The figures of these weights in figures.json are measured again, by the same functions."""
     face_net = load_arcface(ASSETS / "face_net" / "model.safetensors", input_size=40).model
     keypoint_net = load_keypoint_net(ASSETS / "sdxl" / "face_detector")
     measured = {
@@ -93,7 +93,7 @@ def test_keypoint_net_sees_no_face_in_a_picture_without_one():
 
 
 def test_the_adapter_is_read_with_the_heads_it_was_trained_with():
-    """Shapes do not tell them, and the miniature's are not 64 wide: the file's metadata do."""
+    """Shapes do not show them, and the miniature's are not 64 wide: the file's metadata do."""
     from persongen_jax.weights.formats.photomaker import load_photomaker_tower
 
     tower = load_photomaker_tower(ASSETS / "photomaker-v1.safetensors", dtype=np.float32)

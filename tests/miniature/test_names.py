@@ -1,4 +1,4 @@
-"""Names in the class word's place."""
+"""Names in place of the class word."""
 
 from types import SimpleNamespace
 
@@ -41,7 +41,7 @@ def test_the_place_is_the_class_words(tokenizers):
 
 
 class Words:
-    """A text tower as far as its words' size goes."""
+    """A text tower reduced to the size of its words."""
 
     def __init__(self, width, size):
         self.config = {"hidden_size": width}
@@ -52,7 +52,7 @@ class Words:
 
 
 def test_names_are_as_large_as_words_and_as_unlike_as_faces(tmp_path):
-    """``face_features.npy`` is there: the image tower is not asked."""
+    """``face_features.npy`` exists, so the image tower is not used."""
     features = np.random.default_rng(0).normal(3, 2, (50, 16)).astype(np.float32)
     np.save(tmp_path / "face_features.npy", features)
     ids = np.random.default_rng(1).integers(0, 20, (4, 2, 7))
@@ -60,7 +60,7 @@ def test_names_are_as_large_as_words_and_as_unlike_as_faces(tmp_path):
     tokenizers = SimpleNamespace(encode=lambda _: next(remaining))
     names = make_names(None, towers, None, tokenizers, ["", "", "", ""], tmp_path)
     assert names.shape == (50, sum(WIDTHS)) and names.dtype == np.float32
-    # One factor per tower: back in units of the tower's words, distances are the features' own.
+    # One factor per tower: in units of the tower's words, distances are the features' own.
     scales = [measure_scale(tower, ids[:, i]) for i, tower in enumerate(towers)]
     unscaled = names / np.repeat(scales, WIDTHS)
     assert unscaled.std() == pytest.approx(1, rel=0.01)

@@ -42,7 +42,7 @@ SHAPES = [
 
 @pytest.fixture(scope="module")
 def small():
-    """Small networks, short trainings, quick compilations."""
+    """Small networks, short trainings, fast compilation."""
     with pytest.MonkeyPatch.context() as monkeypatch:
         shrink_networks(monkeypatch)
         monkeypatch.setattr(stages, "get_config", small_config)
@@ -78,7 +78,7 @@ def test_a_run_that_was_cut_short_ends_as_the_whole_one(world, stage, tmp_path):
     world.network(stage)
     whole, cut = world.work / stage, tmp_path / stage
     shutil.copytree(whole, cut)
-    shutil.rmtree(cut / "checkpoints" / str(STEPS))  # ended after the first checkpoint
+    shutil.rmtree(cut / "checkpoints" / str(STEPS))  # stopped after the first checkpoint
     train(small_config(stage, world.work), cut)
     assert_same(trained(cut), trained(whole))
     assert metrics(cut) == metrics(whole)
@@ -88,7 +88,7 @@ def test_a_run_that_was_cut_short_ends_as_the_whole_one(world, stage, tmp_path):
 
 @pytest.mark.parametrize("stage", SHAPES)
 def test_a_step_in_shapes_alone(world, stage):
-    """What is trained, and that the step takes the examples, of every shape."""
+    """What is trained, and that the step accepts the examples, of every shape."""
     for needed in NEEDS.get(stage, ()):
         world.network(needed)
     config = small_config(stage, world.work)
@@ -110,9 +110,9 @@ def test_the_loss_falls(world, stage):
 
 
 def test_a_signal_ends_the_command_which_then_goes_on(world, small, tmp_path, capsys):
-    """``python -m persongen_jax.miniature``, told to stop while its sixth batch is made.
+    """``python -m persongen_jax.miniature``, stopped while its sixth batch is made.
 
-    Those before may be made ahead, while a signal still just ends the process.
+    Earlier batches may be prefetched while a signal still simply ends the process.
     """
     shutil.copytree(world.work / "pool", tmp_path / "pool")
     example = Keypoints.example
@@ -127,7 +127,7 @@ def test_a_signal_ends_the_command_which_then_goes_on(world, small, tmp_path, ca
         patch.setattr(Keypoints, "example", and_stop)
         assert main(command) == 0
         assert "the same command continues" in capsys.readouterr().out
-        with pytest.raises(ValueError, match=r"keypoint_net: \d of 8 steps are made; .*--only"):
+        with pytest.raises(ValueError, match=r"keypoint_net: \d of 8 steps are done; .*--only"):
             open_network(tmp_path, "keypoint_net")
     assert main(command) == 0
     world.network("keypoint_net")
@@ -272,7 +272,7 @@ def test_contrast_is_the_mean_of_both_directions():
 
 
 def test_positions_count_where_there_is_a_face():
-    """The mean over the batch of what pictures without a face have not is that over the others."""
+    """The mean over the batch of values missing without a face equals that over the others."""
     b = 2 * NOBODY
     somebody = (np.arange(b) % NOBODY > 0).astype(np.float32)
     places = {"face_box": (4,), "landmarks": (5, 2), "keypoints": (12, 2)}
@@ -301,7 +301,7 @@ def test_crops_hold_the_face_they_point_at():
     assert pieces.shape == (32, CROP, CROP, 3)
     mask = np.asarray(box_mask(np.stack([vae.moved(box, corner) for corner in corners]), CROP))
     np.testing.assert_array_equal(mask > 0, pieces[..., 0] > 0)
-    assert (mask.sum((1, 2)) == 80).sum() >= 16  # half of them are put around the face
+    assert (mask.sum((1, 2)) == 80).sum() >= 16  # half of them are around the face
 
 
 def test_latents_are_cut_where_their_pixels_are():

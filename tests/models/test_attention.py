@@ -1,4 +1,4 @@
-"""The one attention function: its ways of computing agree, and the right one is picked."""
+"""The one attention function: its implementations agree, and the right one is chosen."""
 
 import jax
 import jax.numpy as jnp
@@ -115,7 +115,7 @@ def test_kernel_choice(platform, q, k, dtype, masked, kernel):
 
 
 def test_attention_by_xla_changes_attention_alone():
-    """The rest stays in its platform's form, or a measurement of attention is one of all of it."""
+    """Otherwise a measurement of attention would measure everything else too."""
     long = (1, 2048, 1, 64)
 
     @jax.jit
@@ -128,7 +128,7 @@ def test_attention_by_xla_changes_attention_alone():
             assert target() == "tpu"
             assert pick_kernel(long, long, jnp.bfloat16, False, False) == "xla"
             assert "pallas_call" not in str(attend.trace(x).jaxpr)
-        assert "pallas_call" in str(attend.trace(x).jaxpr)  # the other trace is not taken for it
+        assert "pallas_call" in str(attend.trace(x).jaxpr)  # the other trace is not reused for it
     with compile_for("gpu"), attention_by("xla"):
         assert pick_kernel(long, long, jnp.bfloat16, False, False) == "xla"
         vast = (1, 16384, 2, 64)
@@ -138,7 +138,7 @@ def test_attention_by_xla_changes_attention_alone():
 
 
 def test_the_program_grows_in_a_line_with_the_layers():
-    """On a CPU the sum along residual connections was computed anew for each that reads it."""
+    """On a CPU the sum along residual connections was recomputed by each op that reads it."""
 
     def additions(layers):
         kw = {"dtype": jnp.float32, "param_dtype": jnp.float32, "rngs": nnx.Rngs(0)}

@@ -1,4 +1,4 @@
-"""Attention branches: the parallel composition against its formula, and what adds nothing."""
+"""Attention branches: the parallel composition against its formula, and inactive branches."""
 
 import jax
 import jax.numpy as jnp
@@ -41,7 +41,7 @@ def cross_attention(param_dtype=jnp.float32, dtype=jnp.float32):
 
 
 class Net(nnx.Module):
-    """The smallest thing with an ``attn2``: stands in for the UNet."""
+    """The smallest module with an ``attn2``: replaces the UNet."""
 
     def __init__(self, **dtypes):
         dtypes = {"dtype": jnp.float32, "param_dtype": jnp.float32, **dtypes}
@@ -52,7 +52,7 @@ class Net(nnx.Module):
 
 @pytest.fixture
 def layer():
-    """Two branches with weights of their own."""
+    """Two branches with their own weights."""
     layer = ParallelCrossAttention(cross_attention())
     rng = np.random.default_rng(1)
     for name in ("body", "background"):
@@ -128,8 +128,8 @@ def test_equals_the_formula(case, layer):
 
 @pytest.mark.parametrize("compiled", [True, False])
 @pytest.mark.parametrize("weight", [1.0, np.nan])
-def test_what_is_not_there_adds_exactly_nothing(compiled, weight, layer):
-    """Whatever the branch's weights: here also with none that is a number."""
+def test_absent_streams_add_exactly_nothing(compiled, weight, layer):
+    """Whatever the branch's weights: here even with NaN."""
     for projection in (layer.branches["background"].to_k, layer.branches["background"].to_v):
         projection.kernel.set_value(weight * projection.kernel[...])
     jit = jax.jit if compiled else (lambda f: f)
@@ -204,7 +204,7 @@ def test_a_branch_starts_as_a_float32_copy_without_lora():
 
 
 def test_a_float32_base_shares_no_buffer_with_its_branch():
-    """Training gives the trained buffers away; the frozen ones have to outlive that."""
+    """Training donates the trained buffers; the frozen ones must survive that."""
     net = Net()
     add_branch(net, "background")
     layer = net.block.attn2

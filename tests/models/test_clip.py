@@ -79,7 +79,7 @@ def torch_tower(kind, config, with_projection):
 
 
 def canonical_source(kind, torch_module):
-    """The weights under transformers' keys without the tower's prefix, as our paths have them."""
+    """The weights under transformers' keys without the tower's prefix, as in our paths."""
     normalise = {"Text": normalise_clip_text, "Vision": normalise_clip_vision}[kind]
     return normalise(state_dict_source(torch_module))
 
@@ -95,7 +95,7 @@ def make_twins(kind, config, with_projection, **dtypes):
 
 
 def make_ids():
-    """Three prompts: eos then zeros, eos repeated to the end, and eos in the last place only."""
+    """Three prompts: eos then zeros, eos repeated to the end, and eos only in the last position."""
     ids = np.random.default_rng(1).integers(3, 80, (3, 12))
     # 98 is the highest id of the vocabulary and 90 the eos of the configs that name it; 90 after
     # 98 and 98 after 90 make the two rules of pooling give different rows.
@@ -161,8 +161,8 @@ def test_bfloat16(kind, name):
 
 @pytest.mark.parametrize("as_dict", [False, True])
 def test_towers_of_a_full_clip_model(as_dict):
-    """One config.json with both towers nested, as OpenAI's checkpoints have it."""
-    # The nested projection_dim is not the one that counts.
+    """One config.json with both towers nested, as in OpenAI's checkpoints."""
+    # The nested projection_dim does not count.
     text, vision = {**TINY_TEXT, "projection_dim": 7}, {**TINY_VISION, "projection_dim": 7}
     config = {"text_config": text, "vision_config": vision, "projection_dim": 20}
     theirs = transformers.CLIPModel(transformers.CLIPConfig(**config)).eval()

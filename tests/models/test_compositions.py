@@ -22,14 +22,14 @@ from persongen_jax.models.lora import new_lora
 
 TOLERANCE = 1e-5
 HEADS, HEAD_DIM, DIM, CONTEXT, B = 2, 8, 16, 12, 3
-SIDE = 4  # of the picture that the queries are the positions of
-ORDER = ("body", "background", "identity")  # not the alphabet's
+SIDE = 4  # of the image whose positions are the queries
+ORDER = ("body", "background", "identity")  # not alphabetical
 KW = {"dtype": jnp.float32, "param_dtype": jnp.float32}
 RAGGED = np.arange(4)[None] < np.array([4, 2, 0])[:, None]  # the last example has none at all
 
 
 class Net(nnx.Module):
-    """The smallest thing with an ``attn2``: stands in for the UNet."""
+    """The smallest module with an ``attn2``: replaces the UNet."""
 
     def __init__(self, **dtypes):
         dtypes = {**KW, **dtypes}
@@ -95,7 +95,7 @@ def project(layer, z):
 
 
 def parts(stream, row):
-    """(tokens that are there, weight [n, 1]) of each part of one example's stream."""
+    """(valid tokens, weight [n, 1]) for each part of one example's stream."""
     region = stream.region
     groups = 1 if region is None else region.shape[1]
     mask = np.ones(stream.tokens.shape[:2], bool) if stream.mask is None else stream.mask
@@ -179,7 +179,7 @@ def test_equals_the_formula(case, block):
 
 
 @pytest.mark.parametrize("region", [None, make_region(2)])
-def test_what_is_not_there_adds_exactly_nothing(region, block):
+def test_absent_streams_add_exactly_nothing(region, block):
     absent = run(block, {"text": TEXT})
     masked = stream(2, 8, np.zeros((B, 8), bool), [1, 2, 3], region)
     assert np.array_equal(run(block, {"text": TEXT, "identity": masked}), absent)

@@ -33,7 +33,7 @@ BF16_TOLERANCE = 3e-2
 
 TINY = {"layers": (2, 1), "widths": (8, 12), "input_size": 12, "embedding_dim": 10}
 NARROW_R50 = {**R50, "widths": (8, 8, 12, 16), "input_size": 48, "embedding_dim": 24}
-# The miniature's crops: 40 -> 20 -> 10 -> 5 -> 3, an odd side on the way.
+# The miniature's crops: 40 -> 20 -> 10 -> 5 -> 3, with an odd side in between.
 ODD = {"layers": (1, 1, 1, 1), "widths": (16, 32, 48, 64), "input_size": 40, "embedding_dim": 32}
 CONFIGS = {"tiny": TINY, "r50": NARROW_R50, "odd": ODD}
 
@@ -68,7 +68,7 @@ def test_stage_by_stage_and_whole(name):
 
 
 def test_every_weight_and_statistic_matters():
-    """A tensor that the forward pass leaves out would pass any comparison of the rest."""
+    """A tensor that the forward pass omits would pass any comparison of the others."""
     _, ours = make_twins(TINY)
     images = nhwc(make_images(TINY))
     graphdef, state = nnx.split(ours)

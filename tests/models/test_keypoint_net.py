@@ -36,7 +36,7 @@ def test_folder_gives_the_same_net(net, tmp_path):
 def test_errors(net, tmp_path):
     with pytest.raises(ValueError, match="unknown keys.*depth"):
         KeypointNet({"depth": 3}, rngs=nnx.Rngs(0))
-    with pytest.raises(ValueError, match="no multiple of 4"):
+    with pytest.raises(ValueError, match="not a multiple of 4"):
         KeypointNet({**CONFIG, "image_size": 18}, rngs=nnx.Rngs(0))
     with pytest.raises(ValueError, match="resize them"):
         net(np.zeros((1, 8, 8, 3), np.float32))

@@ -1,4 +1,4 @@
-"""Functions without weights: forms for one platform compute what the plain ones do."""
+"""Functions without weights: platform-specific implementations equal the plain ones."""
 
 import jax
 import jax.numpy as jnp
@@ -54,7 +54,7 @@ def test_where_convolution_goes_by_rows(x, kernel, chosen):
 
 @pytest.mark.parametrize("function", [convolve, both_gradients])
 def test_convolution_by_taps(function):
-    """On a CPU, where the pixels are fewer than the channels."""
+    """On a CPU, with fewer pixels than channels."""
     keys = jax.random.split(jax.random.key(0), 2)
     x, kernel = (
         jax.random.normal(k, shape)

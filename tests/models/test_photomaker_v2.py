@@ -174,7 +174,7 @@ def test_the_perceiver_layer_by_layer(theirs, ours, inputs):
 
 
 def test_the_encoder_and_its_stacking(theirs, ours, inputs):
-    """Two tokens of each reference replace four copies; another example has one reference."""
+    """Two tokens per reference replace four copies; another example has one reference."""
     pixels, faces = inputs
     with torch.no_grad():
         wanted = theirs.embed(pixels, faces)
@@ -201,7 +201,7 @@ def test_the_encoder_and_its_stacking(theirs, ours, inputs):
 
 
 def test_full_size_keys():
-    """The tensors of the published file, in the abstract: formats.md counts these."""
+    """The tensors of the published file, as shapes only: formats.md counts these."""
     config = CLIPVisionConfig(
         hidden_size=1024,
         intermediate_size=4096,

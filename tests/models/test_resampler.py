@@ -41,7 +41,7 @@ def features(kind, b=3):
 
 
 def watch(module, names):
-    """What the named parts of a PyTorch module give at its next call."""
+    """The outputs of the named parts of a PyTorch module at its next call."""
     seen = {}
     for name in names:
         part = module.get_submodule(name)
@@ -57,7 +57,7 @@ def test_the_whole(kind):
     found = jax.jit(lambda x: ours(x))(features(kind))
     assert found.shape == (3, ours.num_tokens, OUT) and ours.in_features == IN
     assert relative_error(found, wanted) < TOLERANCE
-    # Nothing at all as a feature is what the unconditional side reads.
+    # All-zero features are what the unconditional side reads.
     zeros = np.zeros_like(features(kind))
     with torch.no_grad():
         wanted = theirs(torch.from_numpy(zeros)).numpy()

@@ -1,4 +1,4 @@
-"""Our UNet against diffusers' on torch: layer by layer, whole, and its size in the abstract."""
+"""Our UNet against diffusers' on torch: layer by layer, whole, and its full size."""
 
 import jax
 import jax.numpy as jnp
@@ -81,9 +81,9 @@ def test_side_that_does_not_halve_evenly():
 
 
 def test_bfloat16():
-    """As near to float32 as torch's own bfloat16 on the same machine.
+    """As close to float32 as torch's own bfloat16 on the same machine.
 
-    How far that is depends on the processor and on how the work is cut: 1.7e-2 to 2.1e-2 were seen.
+    The distance depends on the processor and on how the work is split: 1.7e-2 to 2.1e-2 were seen.
     """
     config, torch_unet, unet = make_twins("sdxl", dtype=jnp.bfloat16, param_dtype=jnp.bfloat16)
     ours, exact = run_both(config, torch_unet, unet)
@@ -108,7 +108,7 @@ def submodule(module, path):
     return module
 
 
-# How each kind of layer is called with what torch's layer of that kind was given.
+# How to call each kind of layer with the inputs of torch's layer of that kind.
 def call_layer(layer, kind, args, kwargs, conditioning):
     def array(x):
         if x.ndim == 4:

@@ -173,7 +173,7 @@ def test_gradients():
     theirs = {name: p.grad.numpy() for name, p in torch_unet.named_parameters()}
     assert ours.keys() == theirs.keys()
     for key, gradient in theirs.items():
-        # A bias of keys changes no softmax: its gradient is nothing but rounding.
+        # A bias of keys changes no softmax: its gradient is only rounding.
         if not key.endswith("to_k.bias"):
             assert relative_error(ours[key], gradient) < TOLERANCE, key
 
@@ -185,7 +185,7 @@ def leaves_of(state):
 
 
 def test_attention_head_by_head():
-    """A CPU's form for many positions: the same numbers, in both directions."""
+    """A CPU's implementation for many positions: the same numbers, in both directions."""
     keys = jax.random.split(jax.random.key(0), 3)
     qkv = [jax.random.normal(key, (2, 256, 2, 4)) for key in keys]
     qkv[0] = 30 * qkv[0]  # exponentials that overflow unless the highest is taken off
@@ -238,7 +238,7 @@ for a, b in zip(dealt, plain, strict=True):
 
 @pytest.mark.slow
 def test_each_device_goes_through_its_own_pictures():
-    """And a batch that cannot be dealt out goes plainly."""
+    """And a batch that cannot be split uses the plain implementation."""
     flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=4"
     environment = {**os.environ, "XLA_FLAGS": flags}
     command = [sys.executable, "-c", ON_A_MESH]

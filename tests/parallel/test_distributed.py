@@ -1,5 +1,5 @@
-"""Several processes: who says that there are, what one does for all, and what happens to the rest
-when one is told to stop or dies."""
+"""Several processes: how they are detected, what one does for all, and what happens to the rest
+when one is stopped or dies."""
 
 import json
 import os
@@ -15,6 +15,7 @@ import pytest
 
 from persongen_jax.parallel import distributed
 from persongen_jax.training.stopping import StopSignals
+from tests.helpers.made_once import made_once
 from tests.helpers.training_runs import small_base, small_config
 
 PLAIN = {
@@ -51,7 +52,7 @@ def test_plain_variables():
         ({"JAX_PROCESS_ID": ""}, "without JAX_PROCESS_ID"),
         ({"JAX_COORDINATOR_ADDRESS": "", "JAX_PROCESS_ID": ""}, "ADDRESS, JAX_PROCESS_ID"),
         ({"JAX_COORDINATOR_ADDRESS": "host0"}, "give HOST:PORT"),
-        ({"JAX_PROCESS_ID": "4"}, "JAX_PROCESS_ID=4 has to be below JAX_NUM_PROCESSES=4"),
+        ({"JAX_PROCESS_ID": "4"}, "JAX_PROCESS_ID=4 must be below JAX_NUM_PROCESSES=4"),
         ({"JAX_NUM_PROCESSES": "four"}, "JAX_NUM_PROCESSES='four' is not a whole number"),
     ],
 )
@@ -67,7 +68,7 @@ def test_slurm_steps():
     for nodes in ("node007", "node007,node008"):
         found = distributed.slurm_step({**SLURM, "SLURM_STEP_NODELIST": nodes})
         assert found["coordinator_address"].startswith("node007:")
-    # One task, or a job's script outside of srun.
+    # One task, or a job's script outside srun.
     assert distributed.slurm_step({**SLURM, "SLURM_STEP_NUM_TASKS": "1"}) is None
     assert distributed.slurm_step({"SLURM_JOB_ID": "5000", "SLURM_NTASKS": "5"}) is None
     with pytest.raises(ValueError, match="--ntasks-per-node=1"):
@@ -101,7 +102,7 @@ def test_one_process_stops_by_its_own_signal():
 TALK = """
 import os, sys, time
 from pathlib import Path
-from persongen_jax import distributed
+from persongen_jax.parallel import distributed
 with distributed.together():
     import jax
     from persongen_jax.training.stopping import StopSignals
@@ -191,19 +192,31 @@ def losses(workdir):
     return [(row["step"], row["loss"]) for row in rows(workdir)]
 
 
+@pytest.fixture(scope="module")
+def thirty_steps(tmp_path_factory, sample_photos):
+    config = small_config(small_base(tmp_path_factory), sample_photos)
+    config.steps = 30
+    return config
+
+
+@pytest.fixture(scope="module")
+def whole(thirty_steps, tmp_path_factory):
+    """The run of two hosts that both live."""
+
+    def train(workdir):
+        ends = Two(29431, *train_command(thirty_steps, workdir), devices=2).finish()
+        assert [code for code, *_ in ends] == [0, 0], ends
+
+    return made_once(tmp_path_factory, "two-hosts", train)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("victim", [0, 1])
-def test_two_hosts_of_which_one_dies(victim, tmp_path_factory, tmp_path, sample_photos):
+def test_two_hosts_of_which_one_dies(victim, thirty_steps, whole, tmp_path):
     """The other names it and ends within the bound; the same command goes on to the same end."""
-    config = small_config(small_base(tmp_path_factory.getbasetemp()), sample_photos)
-    config.steps = 30
-    two = Two(29431, *train_command(config, tmp_path / "whole"), devices=2)
-    ends = two.finish()
-    assert [code for code, *_ in ends] == [0, 0], ends
-
-    command = train_command(config, tmp_path / "cut")
+    command = train_command(thirty_steps, tmp_path / "cut")
     two = Two(29432 + 2 * victim, *command, devices=2)
-    # A checkpoint has its name when it is whole, steps after the one that it is of.
+    # A checkpoint gets its name when it is complete, some steps after its own.
     two.wait_until((tmp_path / "cut" / "checkpoints" / "5").is_dir)
     two.processes[victim].kill()
     killed = time.monotonic()
@@ -213,20 +226,20 @@ def test_two_hosts_of_which_one_dies(victim, tmp_path_factory, tmp_path, sample_
     assert code != 0
     if victim == 1:
         assert re.search(r"of 2 processes, process 1 on \S+ is lost", errors), errors
-        assert "the same command on all hosts goes on from the last checkpoint" in errors
+        assert "the same command on all hosts resumes from the last checkpoint" in errors
     else:
-        # Process 0 kept the store by which the others hear of each other: JAX itself ends them.
+        # Process 0 held the store that the others communicate through: JAX itself ends them.
         assert "leader task" in errors or "process 0" in errors, errors
     (first, out, errors), (second, *_) = Two(29433 + 2 * victim, *command, devices=2).finish()
     assert (first, second) == (0, 0), errors
     assert re.search(r"continuing from step (5|10|15|20|25)\n", out), out
-    assert losses(tmp_path / "cut") == losses(tmp_path / "whole")
+    assert losses(tmp_path / "cut") == losses(whole)
 
 
 @pytest.mark.slow
 def test_sigterm_to_one_host_saves_on_all(tmp_path_factory, tmp_path, sample_photos):
     """With validation in between, whose images all hosts generate and the first writes."""
-    config = small_config(small_base(tmp_path_factory.getbasetemp()), sample_photos)
+    config = small_config(small_base(tmp_path_factory), sample_photos)
     config.steps, config.checkpoint_every = 30, 100
     options = [f"--config.validate_in_train={sample_photos}", "--config.validation_every=4"]
     options += ["--config.validation_people=1", "--config.validation_images=1"]
@@ -241,7 +254,7 @@ def test_sigterm_to_one_host_saves_on_all(tmp_path_factory, tmp_path, sample_pho
     assert "saved at step" not in silent
     assert 6 <= int(step) < 30 and (tmp_path / "checkpoints" / step).is_dir()
     assert (tmp_path / "validation" / "step_000004_in_train.png").is_file()
-    # One host alone goes on with what two have saved.
+    # A single host resumes from what two have saved.
     from persongen_jax.parallel.sharding import make_mesh, replicated
     from persongen_jax.training.checkpoint import load_trained
 

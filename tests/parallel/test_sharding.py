@@ -1,4 +1,4 @@
-"""Where arrays lie, and that a training divided among devices is the training on one."""
+"""Sharding of arrays, and that training sharded over devices equals training on one."""
 
 import json
 import math
@@ -131,7 +131,7 @@ def test_gathered_weights_are_whole_and_their_gradients_in_pieces():
     told = [
         e.params["sharding"].spec for e in jaxpr.eqns if e.primitive.name == "sharding_constraint"
     ]
-    assert told == [P(None, "fsdp")]  # the gradient; the weights are told inside of their own call
+    assert told == [P(None, "fsdp")]  # the gradient; not the weights, in their own call
     assert str(jaxpr).count("sharding_constraint") == 2
 
 
@@ -162,7 +162,7 @@ def small_runs(tmp_path_factory):
 
 @pytest.mark.parametrize("name", [*MESHES[1:], "two"])
 def test_devices_change_nothing(small_runs, name):
-    """Restoring on half of the devices and on one is checked in the process that trains."""
+    """Restoring on half of the devices and on one is checked in the training process."""
     assert_same(small_runs, name)
     trained = arrays(small_runs, name)
     moved = {key for key in trained if re.match(r"\.(trainable|ema)", key)}
@@ -174,13 +174,13 @@ def test_each_device_holds_its_share(small_runs):
     assert all(one["as asked"] for one in seen.values())
     for name, share in (("8x1", 1), ("4x2", 2), ("1x8f", 8)):
         here, whole = seen[name]["state"]
-        # The rest is the norm and the LoRA, which are whole everywhere.
+        # The rest is the norm and the LoRA, which are replicated everywhere.
         assert whole / share <= here < whole / share + 0.15 * whole
     here, whole = seen["4x2"]["frozen"]
     assert here == whole
     here, whole = seen["1x8f"]["frozen"]
     assert whole / 8 < here < 1.15 * whole / 8
-    # Weights are brought together, not the work of a layer done by every device of a group.
+    # Weights are gathered; the work of a layer is not repeated by every device of a group.
     for name in MESHES[1:]:
         assert seen[name]["flops"] < 1.3 * seen["1x1"]["flops"] / 8
 
@@ -196,7 +196,7 @@ def test_two_processes_save_and_one_restores(small_runs):
 def test_devices_change_nothing_of_a_whole_training_step(tmp_path_factory, sample_photos):
     """The same on the tiny SDXL with PhotoMaker."""
     folder = tmp_path_factory.mktemp("sdxl")
-    base = small_base(tmp_path_factory.getbasetemp())
+    base = small_base(tmp_path_factory)
     finish(start([folder, base, sample_photos, *MESHES], 8))
     (folder / "two").mkdir()
     two_processes(29412, folder / "two", base, sample_photos, "4x2f")

@@ -1,4 +1,4 @@
-"""Adapters that are more than LoRA on the pipeline: live, with any strength, and off again."""
+"""Adapters other than plain LoRA on the pipeline: live, at any strength, and removed again."""
 
 import warnings
 
@@ -16,35 +16,12 @@ from persongen_jax.weights.formats.adapters import apply_adapter, extract_adapte
 from persongen_jax.weights.formats.lora.kinds import Change, Difference, LoraWeights
 from persongen_jax.weights.formats.lora.reading import read_lora
 from persongen_jax.weights.formats.lora.writing import write_comfy_lora, write_peft_folder
-from tests.pipeline.test_lora import layer_shapes, paint, random_lora
-from tests.pipeline.test_pipeline import PIXEL, latents  # noqa: F401
-from tests.weights.formats.test_lora_dialects import save
-from tests.weights.formats.test_lora_files import ATTENTION
+from tests.helpers.lora_files import ATTENTION, layer_shapes, random_lora, save
+from tests.helpers.pictures import PIXEL, paint
 
 LINEAR, CONV = f"{ATTENTION}.attn1.to_k", "down_blocks.0.resnets.1.conv1"
 SGM = "input_blocks.4.1.transformer_blocks.0.attn1.to_k"
 OUT = f"{ATTENTION}.attn2.to_out.0"
-
-
-@pytest.fixture(scope="module")
-def pipe(tiny_base):
-    return Pipeline.from_pretrained(tiny_base)
-
-
-@pytest.fixture
-def ours(pipe):
-    yield pipe
-    pipe.unload_lora()
-
-
-@pytest.fixture(scope="module")
-def shapes(pipe):
-    return layer_shapes(pipe)["unet"]
-
-
-@pytest.fixture(scope="module")
-def plain(pipe, latents):  # noqa: F811
-    return paint(pipe, latents)
 
 
 def draw(*shape, seed=0, size=0.2):
@@ -52,7 +29,7 @@ def draw(*shape, seed=0, size=0.2):
 
 
 def everything(shapes):
-    """A file in kohya's names with one layer of each kind."""
+    """A file with kohya's names and one layer of each kind."""
     out, inner = shapes[LINEAR]
     tensors = {
         (LINEAR, "lora_down.weight"): draw(3, inner),
@@ -86,11 +63,11 @@ def test_live_with_any_strength_equals_the_weights_changed(
     ours,
     file,
     tiny_base,
-    latents,  # noqa: F811
+    latents,
     plain,
     shapes,
 ):
-    """By hand: weight + s * (the file's weight - weight), DoRA included."""
+    """By hand: weight + s * (the file's weight - weight), including DoRA."""
     changed, strength = Pipeline.from_pretrained(tiny_base), 0.6
     tensors = {k.removeprefix("lora_unet_"): np.float64(v) for k, v in load_file(file).items()}
 
@@ -118,7 +95,7 @@ def test_live_with_any_strength_equals_the_weights_changed(
     found = paint(ours, latents)
     assert np.abs(found - paint(changed, latents)).max() < 1e-4
     assert np.abs(found - plain).max() > PIXEL
-    # Another strength is no new program; none at all is the base.
+    # Another strength needs no new program; without adapters it is the base.
     ours.set_lora_weights({"x": 0.0})
     assert np.abs(paint(ours, latents) - plain).max() < 1e-6
     ours.unload_lora()
@@ -150,7 +127,7 @@ def change_of_net(seed=0):
 
 @pytest.mark.slow
 def test_layers_with_changes_of_several_files_and_a_lora():
-    """Each acts by its strength, apart from the others; fused and taken off again."""
+    """Each acts with its own strength, independently; fused and removed again."""
     parts = [({"proj": LoraWeights(draw(3, 8, size=1), draw(12, 3, size=1), 1.5)}, 0.8)]
     parts += [(change_of_net(0), 0.6), (change_of_net(1), -0.4)]
     plain = Net()()
@@ -170,14 +147,14 @@ def test_layers_with_changes_of_several_files_and_a_lora():
     np.testing.assert_allclose(net(), live, atol=2e-5)
     net = Net()
     apply_adapter(net, change_of_net(), 0.6)
-    with pytest.raises(ValueError, match="no plain LoRA; unload it"):
+    with pytest.raises(ValueError, match="other than plain LoRA; unload it"):
         extract_adapter(net)
     remove_adapters(net)
     assert np.array_equal(net(), plain)
 
 
 def test_a_change_is_stored_as_the_weights_are():
-    """Half the memory where they rest in bfloat16, and within their rounding."""
+    """Half the memory if they are stored in bfloat16, and within their rounding."""
     half, whole = Net(jnp.bfloat16), Net()
     for net in (half, whole):
         apply_adapter(net, change_of_net())
@@ -186,7 +163,7 @@ def test_a_change_is_stored_as_the_weights_are():
 
 
 def test_written_for_other_programs(ours, tmp_path):
-    """What write_comfy_lora and write_peft_folder write is read back bit by bit."""
+    """What write_comfy_lora and write_peft_folder write is read back bit for bit."""
     adapters = random_lora(ours, alpha=2.5)
     modules = layer_shapes(ours)
     comfy = tmp_path / "comfy.safetensors"
@@ -207,7 +184,7 @@ def test_written_for_other_programs(ours, tmp_path):
                 assert again.alpha == lora.alpha
 
 
-# ---- Said aloud ---------------------------------------------------------------------------------
+# ---- Warnings ---------------------------------------------------------------------------------
 
 
 def lora(shapes, up=None):
@@ -218,9 +195,9 @@ def lora(shapes, up=None):
     }
 
 
-def test_what_changes_nothing_is_said(ours, shapes, tmp_path):
+def test_adapters_without_effect_cause_a_warning(ours, shapes, tmp_path):
     path = save(tmp_path / "a.safetensors", lora(shapes))
-    with pytest.warns(UserWarning, match="weight 0 and changes nothing"):
+    with pytest.warns(UserWarning, match="weight 0, so it changes nothing"):
         ours.load_lora(path, weight=0)
     empty = save(tmp_path / "b.safetensors", lora(shapes, np.zeros((shapes[LINEAR][0], 2))))
     with pytest.warns(UserWarning, match="all of its layers are zero"):
@@ -228,7 +205,7 @@ def test_what_changes_nothing_is_said(ours, shapes, tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         ours.load_lora(path, name="another")
-    with pytest.warns(UserWarning, match="takes the place of the one of that name; give name="):
+    with pytest.warns(UserWarning, match="replaces the one of that name; give name="):
         ours.load_lora(path, weight=0.5)
 
 
@@ -282,7 +259,7 @@ def test_values_that_are_not_finite_are_refused(ours, shapes, tmp_path, bad):
     whole = {key: value.astype(np.int8) for key, value in lora(shapes).items()}
     with pytest.raises(UnsupportedAdapter, match="is stored as int8"):
         ours.load_lora(save(tmp_path / "b.safetensors", whole))
-    with pytest.raises(ValueError, match="method:.* is for what methods bring"):
+    with pytest.raises(ValueError, match="method:.* is reserved for methods"):
         ours.load_lora(save(tmp_path / "c.safetensors", lora(shapes)), name="method:photomaker")
     assert not ours.adapters
 

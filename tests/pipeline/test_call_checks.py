@@ -1,4 +1,4 @@
-"""What a call of the pipeline says: the wrong kind is refused, what has no effect is told."""
+"""Pipeline calls: invalid arguments are refused, ineffective ones cause a warning."""
 
 import warnings
 
@@ -6,21 +6,22 @@ import numpy as np
 import pytest
 
 from configs.first_light import get_config
+from persongen_jax.diffusion.options import usual_merge_step
 from persongen_jax.pipeline import Pipeline
-from persongen_jax.pipeline.checks import CallWarning, usual_merge_step
+from persongen_jax.pipeline.checks import CallWarning
 from persongen_jax.systems.open import open_system
 
 FACE = np.zeros((32, 32, 3), np.uint8)
 LONG = "a red hat and " * 25 + "a Castle"
-# Refused after all warnings are out and before anything is compiled.
+# Refused after all warnings and before anything is compiled.
 STOP = {"latents": np.zeros(1)}
 
 
 @pytest.fixture(scope="module")
-def personal(tiny_base):
-    """PhotoMaker as training begins with it."""
+def personal(small_base):
+    """PhotoMaker with its initial weights."""
     config = get_config()
-    config.base = str(tiny_base)
+    config.base = str(small_base)
     return Pipeline.around(open_system(config))
 
 
@@ -30,7 +31,7 @@ def plain(personal):
 
 
 def said(pipe, prompt, *arguments, **settings):
-    """The warnings of a call that goes no further."""
+    """The warnings of a call that is refused afterwards."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         with pytest.raises(ValueError, match="latents have shape"):
@@ -111,7 +112,7 @@ def test_encode_prompt_is_as_strict(given, plain):
         plain.encode_prompt(given)
 
 
-def test_encode_prompt_tells_of_what_is_cut(plain):
+def test_encode_prompt_warns_about_cut_text(plain):
     with pytest.warns(CallWarning, match="the prompt is too long"):
         plain.encode_prompt([LONG])
 
@@ -128,9 +129,9 @@ def test_paths_and_names_of_the_wrong_kind(plain):
 
 
 @pytest.mark.parametrize("dtype", ["int8", "bool", np.int32])
-def test_weights_are_floats(dtype, tiny_base):
+def test_weights_are_floats(dtype, small_base):
     with pytest.raises(ValueError, match="dtype=.*: give bfloat16, float16 or float32"):
-        Pipeline.from_pretrained(tiny_base, dtype=dtype)
+        Pipeline.from_pretrained(small_base, dtype=dtype)
 
 
 @pytest.mark.parametrize("strength", [None, "0.5", {"a": 1}])
@@ -141,11 +142,11 @@ def test_a_strength_of_the_wrong_kind(strength, personal):
 
 
 def test_an_empty_prompt_with_a_reference_is_one_sentence(personal):
-    with pytest.raises(ValueError, match='stands 0 times in the prompt ""'):
+    with pytest.raises(ValueError, match='appears 0 times in the prompt ""'):
         personal("", references=[[FACE]])
 
 
-def test_nothing_is_said_of_a_usual_call(plain, personal):
+def test_an_ordinary_call_causes_no_warning(plain, personal):
     assert said(plain, ["a man in a hat", "a (small) dog, 3-4 years"], "blurry") == []
     assert said(personal, "a man img in a hat", "blurry", references=[[FACE]]) == []
     given = {"references": [[FACE]], "scales": {"identity": [(0.5, 1, 0.8)]}}
@@ -153,11 +154,11 @@ def test_nothing_is_said_of_a_usual_call(plain, personal):
 
 
 @pytest.mark.parametrize("what", ["prompt", "negative prompt"])
-def test_what_is_cut_is_told_in_python_too(what, plain):
+def test_cut_text_causes_a_warning_in_python_too(what, plain):
     texts = (LONG,) if what == "prompt" else ("a man", LONG)
     (line,) = said(plain, *texts)
     assert line.startswith(f'the {what} is too long; this part is cut: "') and "Castle" in line
-    # Without guidance nobody reads the negative prompt.
+    # Without guidance the negative prompt is unused.
     lines = said(plain, *texts, guidance_scale=1.0)
     assert [line.startswith("the negative prompt has no effect") for line in lines] == (
         [True] if what == "negative prompt" else [False]
@@ -192,7 +193,7 @@ WITHOUT_EFFECT = {
 
 
 @pytest.mark.parametrize("case", WITHOUT_EFFECT)
-def test_options_without_effect_are_told(case, plain):
+def test_options_without_effect_cause_a_warning(case, plain):
     settings, named = WITHOUT_EFFECT[case]
     lines = said(plain, "a man", "blurry", **settings)
     assert len(lines) == len(named)
@@ -206,14 +207,14 @@ def test_options_without_effect_are_told(case, plain):
         ({"start_merge_step": 7}, "start_merge_step=7 is not before the last of 8 steps"),
         ({"start_merge_step": 6}, ""),
         ({"scales": {"identity": 0}}, "'identity' is 0 in every step"),
-        # Steps 2 to 7 of 8 are those in which the person acts.
+        # The person acts in steps 2 to 7 of 8.
         ({"scales": {"identity": [(0.2, 1, 0)]}}, "'identity' is 0 in every step"),
         ({"scales": {"identity": [(0.3, 1, 0)]}}, ""),
         ({"scales": {"identity": [(0, 0.2, 0.5)]}}, "steps before the person acts"),
-        ({"scales": {"identity": [(0.3, 0.36, 0)]}}, "a range in which none of the steps lies"),
+        ({"scales": {"identity": [(0.3, 0.36, 0)]}}, "a range that contains none of the steps"),
     ],
 )
-def test_references_and_strengths_without_effect_are_told(settings, named, personal):
+def test_references_and_strengths_without_effect_cause_a_warning(settings, named, personal):
     lines = said(personal, "a man img", references=[[FACE]], **settings)
     assert len(lines) == bool(named)
     assert all(named in line for line in lines)
@@ -223,7 +224,7 @@ def test_a_lora_of_weight_0_and_a_trigger_without_references(personal):
     own = dict(personal.adapters)
     personal.adapters = {**own, "style": ({}, 0.0)}
     try:
-        assert said(personal, "a man") == ["LoRA style: its weight is 0, so that it has no effect"]
+        assert said(personal, "a man") == ["LoRA style: its weight is 0, so it has no effect"]
     finally:
         personal.adapters = own
     (line,) = said(personal, "a man img on a hill")

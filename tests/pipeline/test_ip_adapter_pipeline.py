@@ -1,4 +1,4 @@
-"""Pictures with an IP-Adapter, ours beside diffusers' from the same file and the same latents."""
+"""Images with an IP-Adapter, ours against diffusers' from the same file and the same latents."""
 
 import numpy as np
 import pytest
@@ -28,7 +28,7 @@ FEATURES = {"base": 32, "plus": 64, "faceid": 128}
 
 @pytest.fixture(scope="module")
 def faces():
-    """Two references, at the size that the recogniser reads."""
+    """Two references, at the recogniser's size."""
     rng = np.random.default_rng(0)
     coarse = rng.integers(0, 256, (2, 5, 5, 3), np.uint8)
     return [Image.fromarray(image).resize((40, 40), Image.BICUBIC) for image in coarse]
@@ -41,7 +41,7 @@ def latents():
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory):
-    return small_base(tmp_path_factory.getbasetemp())
+    return small_base(tmp_path_factory)
 
 
 @pytest.fixture(scope="module")

@@ -1,135 +1,31 @@
-"""LoRA files on the pipeline, against diffusers: same file, same latents, same picture."""
+"""LoRA files on the pipeline, against diffusers: same file, same latents, same image."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import torch
 
 from persongen_jax.models.lora import _product_on_cpu, lora_layers
-from persongen_jax.pipeline import LORA_COMPONENTS, Pipeline, conditioner
+from persongen_jax.pipeline import LORA_COMPONENTS, conditioner
 from persongen_jax.pipeline.images import sample_steps
 from persongen_jax.weights.errors import KeyMismatch, MissingFile, WeightsError
 from persongen_jax.weights.formats.adapters import extract_adapter, module_paths
 from persongen_jax.weights.formats.lora.kinds import LoraWeights
 from persongen_jax.weights.formats.lora.reading import read_lora
 from persongen_jax.weights.formats.lora.writing import write_lora
-from persongen_jax.weights.loader import parameter_leaves, to_torch_shape
-from tests.pipeline.test_pipeline import (
-    PIXEL,
-    TIGHT,
-    run_ours,
-    run_theirs,
-)  # noqa: F401
-from tests.weights.formats.sgm import unet_to_sgm
-from tests.weights.formats.test_lora_files import ATTENTION, CHOSEN, UNET, delta, kohya, save
+from tests.helpers.lora_files import ATTENTION, CHOSEN, RANK, delta, named, random_lora, save
+from tests.helpers.pictures import LORA_STEPS, PIXEL, TIGHT, paint, run_theirs
 
-STEPS = 10
-RANK = 4  # in sum, on every layer of CHOSEN: one compiled program serves nearly all tests
 CLEARLY = 5 * PIXEL
 LINEAR, POINTWISE = f"{ATTENTION}.attn1.to_q", "down_blocks.1.resnets.0.conv_shortcut"
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_torch_thread():
-    """The networks are tiny: on a busy machine more threads mostly wait for each other."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-@pytest.fixture(scope="module")
-def shared(tiny_base):
-    return Pipeline.from_pretrained(tiny_base)
-
-
-@pytest.fixture
-def ours(shared):
-    """Without LoRA before and after each test; for what changes the weights see ``fresh``."""
-    yield shared
-    shared.unload_lora()
-
-
-@pytest.fixture
-def fresh(tiny_base):
-    return Pipeline.from_pretrained(tiny_base)
-
-
-@pytest.fixture(scope="module")
-def plain(shared, latents):  # noqa: F811
-    return paint(shared, latents)
-
-
-def paint(pipe, latents):  # noqa: F811
-    return run_ours(pipe, latents, num_inference_steps=STEPS)
-
-
-def paint_theirs(theirs, latents, path, **settings):  # noqa: F811
+def paint_theirs(theirs, latents, path):
     theirs.load_lora_weights(str(path.parent), weight_name=path.name)
     try:
-        return run_theirs(theirs, latents, num_inference_steps=STEPS, **settings)
+        return run_theirs(theirs, latents, num_inference_steps=LORA_STEPS)
     finally:
         theirs.unload_lora_weights()
-
-
-def layer_shapes(pipe):
-    """PyTorch shape of every layer's weight, by component and path."""
-    return {
-        part: {
-            ".".join(map(str, path[:-1])): to_torch_shape(path, leaf.shape)
-            for path, leaf in parameter_leaves(getattr(pipe.model, part)).items()
-        }
-        for part in LORA_COMPONENTS
-    }
-
-
-def random_lora(pipe, chosen=CHOSEN, *, rank=RANK, alpha=None, seed=0):
-    """Adapters about as strong as the weights they lie on."""
-    rng = np.random.default_rng(seed)
-    out = {}
-    for component, paths in chosen.items():
-        for path in paths:
-            shape = layer_shapes(pipe)[component][path]
-            down = rng.standard_normal((rank, *shape[1:])) / np.prod(shape[1:]) ** 0.5
-            up = rng.standard_normal((shape[0], rank, *(1,) * (len(shape) - 2))) / rank**0.5
-            lora = LoraWeights(down.astype(np.float32), up.astype(np.float32), alpha)
-            out.setdefault(component, {})[path] = lora
-    return out
-
-
-def named(adapters, style):
-    """The tensors of a file in one of the spellings."""
-    if style.startswith("kohya"):
-        return kohya(adapters, sgm=style == "kohya, sgm blocks")
-    out = {}
-    for component, paths in adapters.items():
-        text = component != "unet"
-        for path, lora in paths.items():
-            stem = f"{component}.{'text_model.' if text else ''}{path}"
-            if style == "comfy":
-                stem = COMFY[component] + ("text_model." + path if text else to_sgm(path))
-                out |= {f"{stem}.alpha": np.float32(lora.alpha or lora.rank)}
-            if style == "peft, named":
-                names = f"{stem}.lora_A.mine.weight", f"{stem}.lora_B.mine.weight"
-            elif style in ("peft", "comfy"):
-                names = f"{stem}.lora_A.weight", f"{stem}.lora_B.weight"
-            else:
-                word = "lora_linear_layer" if text else "lora"
-                names = f"{stem}.{word}.down.weight", f"{stem}.{word}.up.weight"
-            out |= dict(zip(names, (lora.down, lora.up), strict=True))
-    return out
-
-
-COMFY = {
-    "unet": "diffusion_model.",
-    "text_encoder": "text_encoders.clip_l.transformer.",
-    "text_encoder_2": "text_encoders.clip_g.transformer.",
-}
-
-
-def to_sgm(path):
-    return unet_to_sgm(path + ".", UNET).removeprefix("model.diffusion_model.")[:-1]
 
 
 STYLES = ("diffusers", "peft", "kohya", "kohya, sgm blocks")
@@ -139,20 +35,23 @@ STYLES = ("diffusers", "peft", "kohya", "kohya, sgm blocks")
     ("style", "components"),
     [*((style, "all") for style in STYLES), ("kohya", "text encoders"), ("peft", "text encoders")],
 )
-def test_same_pictures_as_diffusers(style, components, ours, theirs, latents, plain, tmp_path):  # noqa: F811
+def test_same_pictures_as_diffusers(
+    style, components, ours, theirs, latents, plain, golden, tmp_path
+):
     chosen = {k: v for k, v in CHOSEN.items() if components == "all" or k != "unet"}
-    # An alpha that is not the rank: only kohya's files can say so.
+    # An alpha other than the rank: only kohya's files can store it.
     adapters = random_lora(ours, chosen, alpha=2.5 if "kohya" in style else None)
     path = save(tmp_path / "lora.safetensors", named(adapters, style))
     ours.load_lora(path)
     found = paint(ours, latents)
-    difference = np.abs(found - paint_theirs(theirs, latents, path)).max()
+    wanted = golden(lambda: paint_theirs(theirs(), latents, path))
+    difference = np.abs(found - wanted).max()
     assert difference < PIXEL
     assert difference < TIGHT
     assert np.abs(found - plain).max() > CLEARLY
 
 
-def test_one_image_from_one_pair_in_every_spelling(ours, latents, tmp_path):  # noqa: F811
+def test_one_image_from_one_pair_in_every_spelling(ours, latents, tmp_path):
     """Bit by bit; alpha is the rank, which is what files without one mean."""
     adapters, images = random_lora(ours, alpha=float(RANK)), []
     styles = {name: named(adapters, name) for name in ("kohya", "comfy", "peft, named")}
@@ -167,19 +66,27 @@ def test_one_image_from_one_pair_in_every_spelling(ours, latents, tmp_path):  # 
     assert all(np.array_equal(images[0], image) for image in images)
 
 
-def test_several_at_once_equal_diffusers_set_adapters(ours, theirs, latents, tmp_path):  # noqa: F811
+def test_several_at_once_equal_diffusers_set_adapters(ours, theirs, latents, golden, tmp_path):
     weights = {"a": 0.7, "b": -1.3}
     adapters = {
         "a": named(random_lora(ours, rank=1, alpha=0.6), "kohya"),
         "b": named(random_lora(ours, rank=RANK - 1, seed=1), "peft"),
     }
-    for name, tensors in adapters.items():
-        path = save(tmp_path / f"{name}.safetensors", tensors)
+    paths = {n: save(tmp_path / f"{n}.safetensors", file) for n, file in adapters.items()}
+    for name, path in paths.items():
         ours.load_lora(path, weight=weights[name], name=name)
-        theirs.load_lora_weights(str(path.parent), weight_name=path.name, adapter_name=name)
-    theirs.set_adapters(list(weights), list(weights.values()))
-    wanted = run_theirs(theirs, latents, num_inference_steps=STEPS)
-    theirs.unload_lora_weights()
+
+    def of_diffusers():
+        pipe = theirs()
+        for name, path in paths.items():
+            pipe.load_lora_weights(str(tmp_path), weight_name=path.name, adapter_name=name)
+        pipe.set_adapters(list(weights), list(weights.values()))
+        try:
+            return run_theirs(pipe, latents, num_inference_steps=LORA_STEPS)
+        finally:
+            pipe.unload_lora_weights()
+
+    wanted = golden(of_diffusers)
     found = paint(ours, latents)
     assert np.abs(found - wanted).max() < TIGHT
     for name in weights:
@@ -187,7 +94,7 @@ def test_several_at_once_equal_diffusers_set_adapters(ours, theirs, latents, tmp
         assert np.abs(found - paint(ours, latents)).max() > PIXEL, f"{name} had no share in it"
 
 
-def test_another_weight_compiles_nothing(ours, latents, tmp_path):  # noqa: F811
+def test_another_weight_compiles_nothing(ours, latents, tmp_path):
     path = save(tmp_path / "lora.safetensors", named(random_lora(ours), "diffusers"))
     ours.load_lora(path, weight=0.4)
     wanted = paint(ours, latents)
@@ -205,14 +112,14 @@ def test_another_weight_compiles_nothing(ours, latents, tmp_path):  # noqa: F811
     assert ours.adapters["x"][1] == 0.4
 
 
-def test_unloading_gives_back_bit_equal_pictures(ours, latents, plain, tmp_path):  # noqa: F811
+def test_unloading_gives_back_bit_equal_pictures(ours, latents, plain, tmp_path):
     ours.load_lora(save(tmp_path / "lora.safetensors", named(random_lora(ours), "peft")))
     assert lora_layers(ours.model.unet)
     ours.unload_lora()
     assert np.array_equal(paint(ours, latents), plain)
 
 
-def test_live_equals_fused(fresh, latents, plain, tmp_path):  # noqa: F811
+def test_live_equals_fused(fresh, latents, plain, tmp_path):
     path = save(tmp_path / "lora.safetensors", named(random_lora(fresh), "diffusers"))
     fresh.load_lora(path, weight=0.6)
     live = paint(fresh, latents)
@@ -225,7 +132,7 @@ def test_live_equals_fused(fresh, latents, plain, tmp_path):  # noqa: F811
 
 
 @pytest.mark.parametrize("swapped", [False, True], ids=["usual shapes", "1x1 and linear swapped"])
-def test_against_merging_by_hand(swapped, ours, fresh, latents, plain, tmp_path):  # noqa: F811
+def test_against_merging_by_hand(swapped, ours, fresh, latents, plain, tmp_path):
     """Convolutions (3x3, with strides, 1x1) and linear layers: weight + scale * up @ down."""
     adapters = random_lora(ours, alpha=2.5)
     for component, paths in adapters.items():
@@ -236,7 +143,7 @@ def test_against_merging_by_hand(swapped, ours, fresh, latents, plain, tmp_path)
             change = delta(lora)
             change = change.transpose(2, 3, 1, 0) if change.ndim == 4 else change.T
             layer.kernel[...] = layer.kernel[...] + change
-    if swapped:  # as some tools write them
+    if swapped:  # as written by some tools
         unet = adapters["unet"]
         a, b = unet[POINTWISE], unet[LINEAR]
         unet[POINTWISE] = LoraWeights(a.down[..., 0, 0], a.up[..., 0, 0], a.alpha)
@@ -247,7 +154,7 @@ def test_against_merging_by_hand(swapped, ours, fresh, latents, plain, tmp_path)
     assert np.abs(found - plain).max() > CLEARLY
 
 
-def test_what_is_written_is_what_was_loaded(ours, theirs, latents, tmp_path):  # noqa: F811
+def test_what_is_written_is_what_was_loaded(ours, theirs, latents, golden, tmp_path):
     adapters = random_lora(ours, alpha=2.5)
     ours.load_lora(save(tmp_path / "kohya.safetensors", named(adapters, "kohya")))
     wanted = paint(ours, latents)
@@ -266,7 +173,8 @@ def test_what_is_written_is_what_was_loaded(ours, theirs, latents, tmp_path):  #
             assert np.array_equal(found.down, lora.down) and np.array_equal(found.up, lora.up)
             assert found.alpha == lora.alpha
 
-    assert np.abs(paint_theirs(theirs, latents, path) - wanted).max() < TIGHT
+    of_diffusers = golden(lambda: paint_theirs(theirs(), latents, path))
+    assert np.abs(of_diffusers - wanted).max() < TIGHT
     ours.unload_lora()
     ours.load_lora(path)
     assert np.array_equal(paint(ours, latents), wanted)
@@ -281,7 +189,7 @@ def test_two_adapters_on_a_layer_are_not_written_as_one(ours, tmp_path):
 
 
 def misfit(ours, fault):
-    """Adapters, and what a message about them has to say."""
+    """Adapters, and the expected part of the message about them."""
     path = LINEAR
     lora = random_lora(ours, {"unet": [path]})["unet"][path]
     down, up = lora.down, lora.up
@@ -315,7 +223,7 @@ def test_a_lora_that_does_not_fit(fault, ours, tmp_path):
         ours.load_lora(save(tmp_path / "bad.safetensors", bad))
     for words in said:
         assert words in str(caught.value)
-    # What was loaded still is, and works.
+    # Loaded adapters stay, and work.
     assert list(ours.adapters) == ["good"]
     ours.set_lora_weights({"good": 0.5})
     assert extract_adapter(ours.model.unet).keys() == before
@@ -331,7 +239,7 @@ def test_a_file_that_is_not_there_or_no_lora(ours, tmp_path):
 
 
 def test_the_gradients_of_a_product():
-    """LoRA's products have a gradient of their own: that of ``x @ factor``."""
+    """LoRA's products have a custom gradient: it equals that of ``x @ factor``."""
     x = jax.random.normal(jax.random.key(0), (2, 5, 12))
     for shape in ((12, 3), (12, 20)):
         factor = jax.random.normal(jax.random.key(1), shape)

@@ -1,4 +1,4 @@
-"""Streams and maps of any name: methods that no other file knows, in training and in sampling."""
+"""Streams and maps of any name: methods unknown to all other files, in training and sampling."""
 
 import jax
 import jax.numpy as jnp
@@ -39,7 +39,7 @@ CLOSE, CLEARLY = 1e-5, 1e-3
 
 
 class Hair(Method):
-    """A prompt of its own for the hair; there are no references."""
+    """A separate prompt for the hair; there are no references."""
 
     groups = ((r"unet/.*/attn2/branches/hair/to_[kv]/kernel", "background"),)
 
@@ -68,7 +68,7 @@ class Who(IDBranch):
 
 
 class Posed(Who):
-    """It also follows a picture of a pose, which a small network reads in every step."""
+    """It also follows a pose image, which a small network reads in every step."""
 
     groups = (*Who.groups, (r"pose_net/kernel", "background"), (r"pose_net/bias", "background"))
     denoises_with = ("pose_net",)
@@ -99,7 +99,7 @@ def config_of(base, method):
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory):
-    return small_base(tmp_path_factory.getbasetemp())
+    return small_base(tmp_path_factory)
 
 
 @pytest.fixture(scope="module")
@@ -112,7 +112,7 @@ def runs(base, tmp_path_factory):
         folders[method] = tmp_path_factory.mktemp(method.__name__)
         checkpoints = Checkpoints(folders[method])
         trainable = split_model(system.model, system.table)[1]
-        # So much that it shows in an image.
+        # Strong enough to show in an image.
         own = {path: 3 * x if "branches" in path else x for path, x in trainable.items()}
         checkpoints.save(0, own, {"count": np.zeros(1)}, config.to_dict())
         checkpoints.close()
@@ -194,7 +194,7 @@ def test_a_method_without_references_generates_images(hair, plain):
     assert apart(red, images(plain)) and apart(red, black)
     # There is no identity whose merging could be put off.
     assert np.array_equal(images(hair, hair=HAIR, start_merge_step=0), red)
-    with pytest.raises(ValueError, match="references: the loaded method reads none"):
+    with pytest.raises(ValueError, match="references: the loaded method does not read any"):
         images(hair, references=[[ANN]])
 
 
@@ -258,7 +258,7 @@ def test_a_map_acts_in_sampling_and_has_a_strength(posed, who):
     assert apart(none, followed) and apart(late, followed) and apart(late, none)
     assert sample_steps._cache_size() == compiled
     assert close(none, of_ann(who))
-    # Each image follows its own prompt's.
+    # Each image follows its own prompt's pose.
     given = {"references": [[ANN]] * 2, "pose": [Image.fromarray(POSE), OTHER_POSE]}
     given |= {"num_images_per_prompt": 2, "batch_size": 2, "latents": NOISE}
     found = of_ann(posed, prompt=[PROMPT] * 2, **given)
@@ -270,7 +270,7 @@ NOISE = np.random.default_rng(2).standard_normal((1, 8, 8, 4)).astype(np.float32
 
 
 def test_guidance_leads_away_from_what_training_dropped_to(posed):
-    """To a black picture; delayed merging leaves out the person, not the pose."""
+    """To a black image; delayed merging omits the person, not the pose."""
     ids = np.array([[64, 64, 0, 0, 64, 64]], np.float32)
     call = Call([PROMPT], {}, [[[ANN]]], ids, (64, 64), {"pose": [POSE]})
     guidance = posed.conditioner.guidance(call, [""], None, [0])
@@ -296,8 +296,8 @@ def test_without_references_the_base_generates_alone(posed, plain):
         ({}, "pose: .*give pose="),
         ({"pose": [POSE] * 2}, "2 of pose for 1 prompts"),
         ({"pose": Image.fromarray(POSE)}, "pose: Image; give a list"),
-        ({"pose": [POSE], "depth": [POSE]}, r"depth=\.\.\.: .*read are text, pose"),
-        ({"pose": [POSE], "hair": "red"}, "hair='red': .*read are text, pose"),
+        ({"pose": [POSE], "depth": [POSE]}, r"depth=\.\.\.: .*available: text, pose"),
+        ({"pose": [POSE], "hair": "red"}, "hair='red': .*available: text, pose"),
     ],
 )
 def test_inputs_that_do_not_fit_are_named(inputs, named, posed):
@@ -327,7 +327,7 @@ def test_generate_gives_every_prompt_its_part(base, runs, hair, tmp_path, capsys
     wanted = images(hair, [PROMPT, "a man"], hair=[HAIR, "a=b"], scales={"hair": 0.5})
     assert np.array_equal(found, as_saved(wanted))
     assert note["hair"] == HAIR and note["prompt"] == PROMPT
-    # One for all; --background goes to the prompt, as no stream reads it.
+    # One for all; --background is joined to the prompt, as no stream reads it.
     one = [*two[:4], "--part", "hair=" + "curls " * 80, "--background", "Snow"]
     found, _ = command(base, tmp_path / "b", *method, *one)
     texts = [f"{PROMPT}. Snow", "a man. Snow"]
@@ -355,10 +355,10 @@ GENERATE_ERRORS = {
     "another part": (["--part", "beard=long"], "--part beard: the loaded method reads hair"),
     "an image": (["--input", "hair=FILE"], "--input hair: the loaded method reads nothing"),
     "no file": (["--input", "pose=/nowhere/x.png"], "/nowhere/x.png"),
-    "thrice": (["--part", "hair=a"] * 3, "--part hair stands 3 times for 1 prompts"),
+    "thrice": (["--part", "hair=a"] * 3, "--part hair is given 3 times for 1 prompts"),
     "twice": (["--part", "body=a", "--body", "b"], "--part body: given as --body too"),
     "a scale": (["--scale", "beard=1"], "'beard'; this method has hair "),
-    "a reference": (["--reference", "FILE", "--no-crop"], "reads none"),
+    "a reference": (["--reference", "FILE", "--no-crop"], "does not read any"),
 }
 
 

@@ -1,6 +1,6 @@
 """An attention branch on the identity when sampling: strengths by step, several people, no trigger.
 
-On ip_lora, which has everything: a branch, and LoRA on it and on the base layers.
+On ip_lora, which has all of it: a branch, and LoRA on it and on the base layers.
 """
 
 import numpy as np
@@ -19,7 +19,7 @@ LEFT = np.arange(64)[None] < np.full((64, 1), 32)
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory):
-    return small_base(tmp_path_factory.getbasetemp())
+    return small_base(tmp_path_factory)
 
 
 @pytest.fixture(scope="module")

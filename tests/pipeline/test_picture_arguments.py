@@ -1,4 +1,4 @@
-"""Pictures as arguments in Python: references, regions, control images, edits, judges."""
+"""Images as arguments in Python: references, regions, control images, edits, judges."""
 
 import io
 import warnings
@@ -11,7 +11,7 @@ from data_pipeline.examples.fields import Call
 from data_pipeline.examples.spatial import ControlImage
 from data_pipeline.faces.find import crop_face
 from data_pipeline.pictures.reading import ImageError, load_image
-from persongen_jax.diffusion.scales import region_arrays, to_region
+from persongen_jax.diffusion.conditioning import region_arrays, to_region
 from persongen_jax.generate.files import read_references
 from persongen_jax.pipeline.attributes import AttributePipeline
 from persongen_jax.pipeline.conditioner import check_people, read_people
@@ -21,7 +21,7 @@ FACE = np.random.default_rng(0).integers(0, 256, (24, 20, 3), np.uint8)
 
 @pytest.fixture
 def turned(tmp_path):
-    """A file on its side, and what it shows."""
+    """A file stored on its side, and its upright image."""
     exif = Image.Exif()
     exif[0x0112] = 6
     Image.fromarray(FACE).save(tmp_path / "turned.png", exif=exif)

@@ -1,4 +1,4 @@
-"""The text-to-image pipeline against diffusers': same weights, same latents, same pictures."""
+"""The text-to-image pipeline against diffusers: same weights, same latents, same images."""
 
 import os
 import shutil
@@ -9,16 +9,6 @@ from dataclasses import replace
 import jax
 import numpy as np
 import pytest
-import torch
-from diffusers import (
-    DDIMScheduler,
-    DDPMScheduler,
-    DPMSolverMultistepScheduler,
-    EulerAncestralDiscreteScheduler,
-    EulerDiscreteScheduler,
-    StableDiffusionXLPipeline,
-)
-from diffusers.schedulers import scheduling_ddpm, scheduling_euler_ancestral_discrete
 from flax import nnx
 from ml_collections import ConfigDict
 
@@ -45,53 +35,47 @@ from persongen_jax.weights.formats.photomaker import load_photomaker_into, save_
 from persongen_jax.weights.formats.sdxl.loading import load_sdxl
 from persongen_jax.weights.saver import save_module
 from tests.helpers.photomaker_files import write_random_photomaker
+from tests.helpers.pictures import (
+    PIXEL,
+    PROMPTS,
+    STEPS,
+    TIGHT,
+    opened_when_called,
+    run_ours,
+    run_theirs,
+    to_torch,
+)
 
-PROMPTS = ["a man", "a photo of a woman in a red hat, a castle on the mountain behind her"]
-STEPS = 20  # with batches of 2 nearly everywhere: each other number is a program to compile
-PIXEL = 2 / 255  # what the issue asks for; float32 twins are far below it
-TIGHT = 0.5 / 255
 SCHEDULERS = {
-    "euler": EulerDiscreteScheduler,
-    "euler_ancestral": EulerAncestralDiscreteScheduler,
-    "ddim": DDIMScheduler,
-    "ddpm": DDPMScheduler,
-    "dpmpp_2m": DPMSolverMultistepScheduler,
+    "euler": "EulerDiscreteScheduler",
+    "euler_ancestral": "EulerAncestralDiscreteScheduler",
+    "ddim": "DDIMScheduler",
+    "ddpm": "DDPMScheduler",
+    "dpmpp_2m": "DPMSolverMultistepScheduler",
 }
 
 
-@pytest.fixture(scope="module")
-def ours(tiny_base):
-    return Pipeline.from_pretrained(tiny_base)
+def scheduler_of_diffusers(base, name, **options):
+    import diffusers
+
+    euler = diffusers.EulerDiscreteScheduler.from_config(base.scheduler_config)
+    return getattr(diffusers, SCHEDULERS[name]).from_config(euler.config, **options)
 
 
 @pytest.fixture(scope="module")
-def theirs(tiny_base):
-    pipe = StableDiffusionXLPipeline.from_pretrained(tiny_base)
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
+def ours(small_base):
+    return Pipeline.from_pretrained(small_base)
 
 
 @pytest.fixture(scope="module")
-def latents():
-    return np.random.default_rng(0).standard_normal((2, 8, 8, 4)).astype(np.float32)
-
-
-def to_torch(latents):
-    return torch.from_numpy(latents).permute(0, 3, 1, 2).contiguous()
-
-
-def run_ours(pipe, latents, **settings):
-    settings = {"num_inference_steps": STEPS, "guidance_scale": 5.0, **settings}
-    return pipe(PROMPTS, latents=latents, output_type="np", **settings).images
-
-
-def run_theirs(pipe, latents, **settings):
-    settings = {"num_inference_steps": STEPS, "guidance_scale": 5.0, **settings}
-    return pipe(PROMPTS, latents=to_torch(latents), output_type="np", **settings).images
+def theirs(small_base):
+    return opened_when_called(small_base)
 
 
 def share_noise(monkeypatch, shape):
     """Make diffusers' stochastic schedulers draw what ours will draw from seed 0."""
+    from diffusers.schedulers import scheduling_ddpm, scheduling_euler_ancestral_discrete
+
     keys = image_keys(0, 1, shape[0])
     step = iter(range(STEPS))
 
@@ -105,19 +89,23 @@ def share_noise(monkeypatch, shape):
 
 
 @pytest.mark.parametrize("name", [*SCHEDULERS, "dpmpp_2m karras", "euler trailing"])
-def test_same_pictures_as_diffusers(name, ours, theirs, latents, monkeypatch):
+def test_same_pictures_as_diffusers(name, ours, theirs, latents, golden, monkeypatch):
     name, _, option = name.partition(" ")
     options = {
         "": {},
         "karras": {"use_karras_sigmas": True},
         "trailing": {"timestep_spacing": "trailing"},
     }[option]
-    share_noise(monkeypatch, latents.shape)
-    base = EulerDiscreteScheduler.from_config(ours.base.scheduler_config)
-    monkeypatch.setattr(theirs, "scheduler", SCHEDULERS[name].from_config(base.config, **options))
-    wanted = run_theirs(theirs, latents)
+
+    def of_diffusers():
+        share_noise(monkeypatch, latents.shape)
+        scheduler = scheduler_of_diffusers(ours.base, name, **options)
+        monkeypatch.setattr(theirs(), "scheduler", scheduler)
+        return run_theirs(theirs(), latents)
+
+    wanted = golden(of_diffusers)
     found = run_ours(ours, latents, scheduler=name, scheduler_options=options)
-    assert wanted.std() > 0.05  # pictures with something in them
+    assert wanted.std() > 0.05  # images with some content
     difference = np.abs(found - wanted).max()
     assert difference < PIXEL
     assert difference < TIGHT
@@ -132,23 +120,25 @@ def test_same_pictures_as_diffusers(name, ours, theirs, latents, monkeypatch):
     ],
     ids=lambda settings: next(iter(settings)),
 )
-def test_same_pictures_with_other_settings(settings, ours, theirs, latents):
+def test_same_pictures_with_other_settings(settings, ours, theirs, latents, golden):
     if "height" in settings:
         latents = np.random.default_rng(1).standard_normal((2, 10, 6, 4)).astype(np.float32)
-    wanted = run_theirs(theirs, latents, **settings)
+    wanted = golden(lambda: run_theirs(theirs(), latents, **settings))
     assert np.abs(run_ours(ours, latents, **settings) - wanted).max() < TIGHT
 
 
-def test_lightning_setting(ours, theirs, latents, monkeypatch):
+def test_lightning_setting(ours, theirs, latents, golden, monkeypatch):
     """SDXL-Lightning: four Euler steps, trailing, and no guidance, which is another program."""
-    scheduler = EulerDiscreteScheduler.from_config(
-        ours.base.scheduler_config, timestep_spacing="trailing"
-    )
-    monkeypatch.setattr(theirs, "scheduler", scheduler)
     settings = {"num_inference_steps": 4, "guidance_scale": 0.0}
+
+    def of_diffusers():
+        scheduler = scheduler_of_diffusers(ours.base, "euler", timestep_spacing="trailing")
+        monkeypatch.setattr(theirs(), "scheduler", scheduler)
+        return run_theirs(theirs(), latents, **settings)
+
     options = {"scheduler": "euler", "scheduler_options": {"timestep_spacing": "trailing"}}
     found = run_ours(ours, latents, **settings, **options)
-    assert np.abs(found - run_theirs(theirs, latents, **settings)).max() < TIGHT
+    assert np.abs(found - golden(of_diffusers)).max() < TIGHT
 
 
 def test_other_prompts_seeds_and_scales_compile_nothing(ours):
@@ -175,7 +165,7 @@ def test_a_picture_does_not_depend_on_its_batch(ours):
     alone = ours(prompts, batch_size=1, **settings).images
     together = ours(prompts, batch_size=2, **settings).images
     assert np.abs(alone - together).max() < TIGHT
-    # One batch after the other goes out as soon as it is painted.
+    # One batch after the other is returned as soon as it is generated.
     done, batches = [], []
 
     def take(images):
@@ -235,12 +225,12 @@ np.save(sys.argv[3], images)
 """
 
 
-def test_prompts_are_dealt_out_over_eight_devices(ours, tiny_base, tmp_path, monkeypatch):
+def test_prompts_are_dealt_out_over_eight_devices(ours, small_base, tmp_path, monkeypatch):
     flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=8"
     monkeypatch.setenv("XLA_FLAGS", flags)
     file = tmp_path / "images.npy"
     run = subprocess.run(
-        [sys.executable, "-c", EIGHT_DEVICES, str(tiny_base), str(STEPS), str(file)],
+        [sys.executable, "-c", EIGHT_DEVICES, str(small_base), str(STEPS), str(file)],
         capture_output=True,
         text=True,
     )
@@ -259,29 +249,29 @@ IDENTITY = "a woman img in a red hat"
 
 
 @pytest.fixture(scope="module")
-def photomaker(tiny_base, tmp_path_factory):
+def photomaker(small_base, tmp_path_factory):
     path = tmp_path_factory.mktemp("photomaker") / "photomaker.safetensors"
-    write_random_photomaker(tiny_base, path)
+    write_random_photomaker(small_base, path)
     return path
 
 
 @pytest.fixture(scope="module")
-def personal(tiny_base, photomaker):
-    pipe = Pipeline.from_pretrained(tiny_base)
+def personal(small_base, photomaker):
+    pipe = Pipeline.from_pretrained(small_base)
     pipe.load_method(None, photomaker)
     return pipe
 
 
 def paint(pipe, **settings):
-    # What generate's tests have too: one program.
+    # Shared with generate's tests: one program.
     same = {"num_inference_steps": 2, "batch_size": 1, "start_merge_step": 0, "output_type": "np"}
     return pipe(IDENTITY, references=[[FACE]], **{**same, **settings}).images
 
 
-def test_a_photomaker_file_is_a_method(personal, photomaker, tiny_base):
-    loaded = load_sdxl(tiny_base)
+def test_a_photomaker_file_is_a_method(personal, photomaker, small_base):
+    loaded = load_sdxl(small_base)
     other, parts = loaded.model, Parts(loaded.model, loaded.tokenizers)
-    config = {"base": str(tiny_base), "id_encoder": "", "rank": 3, "lora_alpha": 3.0}
+    config = {"base": str(small_base), "id_encoder": "", "rank": 3, "lora_alpha": 3.0}
     personal.method.attach(parts, ConfigDict({**config, "dtype": "float32"}), nnx.Rngs(0))
     load_photomaker_into(other, photomaker)
     found, wanted = extract_adapter(personal.model.unet), extract_adapter(other.unet)
@@ -292,8 +282,8 @@ def test_a_photomaker_file_is_a_method(personal, photomaker, tiny_base):
     assert list(personal.adapters) == ["method:photomaker"] and personal.streams == ("text",)
 
 
-def test_a_method_that_has_more_than_photomaker_starts_from_its_file(photomaker, tiny_base):
-    pipe = Pipeline.from_pretrained(tiny_base)
+def test_a_method_that_has_more_than_photomaker_starts_from_its_file(photomaker, small_base):
+    pipe = Pipeline.from_pretrained(small_base)
     pipe.load_method("photomaker_bg", photomaker)
     assert pipe.streams == ("text", "background")
     assert branch_names(pipe.model.unet) == ["background"]
@@ -303,9 +293,9 @@ def test_a_method_that_has_more_than_photomaker_starts_from_its_file(photomaker,
         pipe.load_method(None, "/nowhere")
 
 
-def test_a_run_that_started_from_a_file_has_its_image_tower(personal, tiny_base, tmp_path):
+def test_a_run_that_started_from_a_file_has_its_image_tower(personal, small_base, tmp_path):
     """A checkpoint holds what was trained, and the tower is not."""
-    config = {"base": str(tiny_base), "id_encoder": "", "rank": 3, "lora_alpha": 3.0}
+    config = {"base": str(small_base), "id_encoder": "", "rank": 3, "lora_alpha": 3.0}
     config |= {
         "dtype": "float32",
         "method": "photomaker",
@@ -313,7 +303,7 @@ def test_a_run_that_started_from_a_file_has_its_image_tower(personal, tiny_base,
         "trigger_word": "img",
         "trainable": [],
     }
-    loaded = load_sdxl(tiny_base)
+    loaded = load_sdxl(small_base)
     model, parts = loaded.model, Parts(loaded.model, loaded.tokenizers)
     personal.method.attach(parts, ConfigDict(config), nnx.Rngs(0))
     bias = model.id_encoder.vision_model.post_layernorm.bias
@@ -324,18 +314,18 @@ def test_a_run_that_started_from_a_file_has_its_image_tower(personal, tiny_base,
     config["start_from"] = str(tmp_path / "photomaker.safetensors")
     checkpoints.save(0, trainable, {"count": np.zeros(1)}, config)
     checkpoints.close()
-    pipe = Pipeline.from_pretrained(tiny_base)
+    pipe = Pipeline.from_pretrained(small_base)
     pipe.load_method(None, tmp_path / "run")
     found = pipe.model.id_encoder.vision_model.post_layernorm.bias
     assert np.array_equal(found.get_value(), bias.get_value())
 
 
 @pytest.fixture
-def other_encoder(tiny_base, tmp_path):
-    """The base with another image encoder beside it, as an IP-Adapter brings it; and its own."""
-    base, own = tmp_path / "base", tiny_base / "image_encoder"
+def other_encoder(small_base, tmp_path):
+    """The base with another image encoder next to it, as for an IP-Adapter; and its own."""
+    base, own = tmp_path / "base", small_base / "image_encoder"
     ignore = shutil.ignore_patterns("image_encoder")
-    shutil.copytree(tiny_base, base, ignore=ignore, copy_function=os.symlink)
+    shutil.copytree(small_base, base, ignore=ignore, copy_function=os.symlink)
     config = {**read_config(own), "num_hidden_layers": 3}
     tower = CLIPVisionModel(config, with_projection=True, rngs=nnx.Rngs(0))
     save_module(tower, base / "image_encoder", config, file_name="model.safetensors")
@@ -380,8 +370,8 @@ def test_the_image_encoder_of_a_run_may_have_moved(other_encoder, tmp_path):
     assert len(pipe.model.id_encoder.vision_model.encoder.layers) == 2
 
 
-def test_a_method_that_cannot_be_loaded_leaves_none_and_all_loras(photomaker, tiny_base, tmp_path):
-    pipe = Pipeline.from_pretrained(tiny_base)
+def test_a_method_that_cannot_be_loaded_leaves_none_and_all_loras(photomaker, small_base, tmp_path):
+    pipe = Pipeline.from_pretrained(small_base)
     pipe.load_method("photomaker_bg", photomaker)
     kernel = pipe.model.unet.mid_block.attentions[0].proj_in.kernel
     weights = LoraWeights(np.ones((2, kernel.shape[0])), np.ones((kernel.shape[1], 2)))
@@ -410,23 +400,23 @@ def test_a_method_that_cannot_be_loaded_leaves_none_and_all_loras(photomaker, ti
     }
     with pytest.raises(ValueError, match="load_method"):
         pipe("a man img", references=[[FACE]])
-    # A name that there is no method of changes nothing at all.
+    # An unknown method name changes nothing.
     pipe.load_method("photomaker_bg", photomaker)
     with pytest.raises(ValueError, match="photo"):
         pipe.load_method("photo", photomaker)
     assert pipe.streams == ("text", "background")
 
 
-def test_of_the_method_before_nothing_stays(photomaker, tiny_base, tmp_path):
-    config = {"base": str(tiny_base), "id_encoder": "", "dtype": "float32", "trainable": []}
+def test_of_the_method_before_nothing_stays(photomaker, small_base, tmp_path):
+    config = {"base": str(small_base), "id_encoder": "", "dtype": "float32", "trainable": []}
     config |= {"version": VERSION, "method": "id_branch", "trigger_word": "img"}
-    loaded, method = load_sdxl(tiny_base), get_method("id_branch")
+    loaded, method = load_sdxl(small_base), get_method("id_branch")
     method.attach(Parts(loaded.model, loaded.tokenizers), ConfigDict(config), nnx.Rngs(0))
     checkpoints = Checkpoints(tmp_path)
     trainable = split_model(loaded.model, method.groups)[1]
     checkpoints.save(0, trainable, {"count": np.zeros(1)}, config)
     checkpoints.close()
-    pipe = Pipeline.from_pretrained(tiny_base)
+    pipe = Pipeline.from_pretrained(small_base)
     pipe.load_method(None, tmp_path)
     assert hasattr(pipe.model, "id_tokens")
     pipe.load_method(None, photomaker)
@@ -453,16 +443,16 @@ def test_scales_change_the_picture_and_compile_nothing(personal):
     whole = paint(personal)
     never = paint(personal, start_merge_step=9)
     compiled = sample_steps._cache_size()
-    # Where nobody says, the identity acts after a fifth of the steps: here after the first of two.
+    # By default the identity acts after a fifth of the steps: here after the first of two.
     assert np.array_equal(paint(personal, start_merge_step=None), whole)
     assert np.array_equal(paint(personal, scales={"identity": 1, "lora": 1}), whole)
-    # With one reference the prompt without it is the prompt that stands there until the merge.
+    # With one reference, the prompt without it is the prompt used until the merge step.
     assert np.abs(paint(personal, scales={"identity": 0}) - never).max() < TIGHT
     half = paint(personal, scales={"identity": 0.5})
     assert not np.allclose(half, whole) and not np.allclose(half, never)
     silent = paint(personal, scales={"lora": 0})
     assert not np.allclose(silent, whole)
-    # The scale is for the one call.
+    # The scale applies only to that call.
     assert personal.adapters["method:photomaker"][1] == 1
     assert np.array_equal(paint(personal), whole)
     personal.set_lora_weights({"method:photomaker": 0})
@@ -478,7 +468,7 @@ def test_scales_change_the_picture_and_compile_nothing(personal):
         (IDENTITY, {"scales": {"identity": 1}, "references": None}, "references"),
         (IDENTITY, {"references": [[FACE]] * 2}, "2 lists of references for 1 prompts"),
         (IDENTITY, {"references": [[FACE] * 5]}, "5 references"),
-        ("a woman", {}, 'stands 0 times in the prompt "a woman"'),
+        ("a woman", {}, 'appears 0 times in the prompt "a woman"'),
         ("img of a woman", {}, 'opens the prompt "img of a woman"'),
     ],
 )

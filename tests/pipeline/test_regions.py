@@ -1,4 +1,4 @@
-"""References and who they are of, checked before anything is painted."""
+"""References and their people, checked before anything is generated."""
 
 import numpy as np
 import pytest
@@ -6,7 +6,7 @@ from PIL import Image
 
 from persongen_jax.pipeline.conditioner import check_people
 
-FACE = np.zeros((3, 8, 3), np.uint8)  # as many rows as references that one person may have
+FACE = np.zeros((3, 8, 3), np.uint8)  # as many rows as one person may have references
 PICTURE = Image.fromarray(FACE)
 
 

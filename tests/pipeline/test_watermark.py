@@ -15,10 +15,10 @@ from persongen_jax.pipeline.watermark import (
     read_watermark,
 )
 
-# Made with invisible-watermark 0.2.0, PyWavelets and opencv-python-headless from the picture of
+# Made with invisible-watermark 0.2.0, PyWavelets and opencv-python-headless from the image of
 # `synthetic_image`: WatermarkEncoder().encode(bgr, "dwtDct") with diffusers' 48 bits, and
-# WatermarkDecoder("bits", 48).decode of the result. On this picture the package itself gets only 38
-# of the bits back.
+# WatermarkDecoder("bits", 48).decode of the result. On this image the package itself recovers only
+# 38 of the bits.
 PACKAGE_READS = "101101111111111111110000111110111011010111111110"
 PACKAGE_CHANNEL_SUMS = [9025286, 9035222, 9064512]
 PACKAGE_PIXELS = {  # (row, column): RGB
@@ -82,7 +82,7 @@ def test_photograph_keeps_all_bits(size):
 def test_change_is_small():
     photo = data.astronaut()
     change = np.abs(add_watermark(photo[None])[0].astype(int) - photo)
-    # Large at single pixels of colour edges (see the swapped details), hardly anything elsewhere.
+    # Large at single pixels of colour edges (see the swapped details), hardly any change elsewhere.
     assert change.mean() < 1.5
     assert np.percentile(change, 99) <= 20
 

@@ -1,4 +1,4 @@
-"""Words whose embeddings lie with a LoRA (``bundle_emb``), in prompts."""
+"""Words whose embeddings are bundled with a LoRA (``bundle_emb``), in prompts."""
 
 import numpy as np
 import pytest
@@ -7,27 +7,10 @@ from flax import nnx
 from persongen_jax.models.encoders.clip import CLIPTextModel
 from persongen_jax.pipeline import Pipeline
 from persongen_jax.weights.errors import UnsupportedAdapter
+from tests.helpers.lora_files import save
 from tests.pipeline.test_adapter_kinds import LINEAR, draw, lora
-from tests.pipeline.test_lora import layer_shapes
-from tests.weights.formats.test_lora_dialects import save
 
 WIDTHS = {"clip_l": "text_encoder", "clip_g": "text_encoder_2"}
-
-
-@pytest.fixture(scope="module")
-def pipe(tiny_base):
-    return Pipeline.from_pretrained(tiny_base)
-
-
-@pytest.fixture
-def ours(pipe):
-    yield pipe
-    pipe.unload_lora()
-
-
-@pytest.fixture(scope="module")
-def shapes(pipe):
-    return layer_shapes(pipe)["unet"]
 
 
 def table(pipe, tower):
@@ -68,7 +51,7 @@ def test_a_word_is_its_embeddings(ours, shapes, tmp_path):
 
 @pytest.mark.parametrize("eos", [2, 9])
 def test_a_text_ends_where_it_did_with_words_in_it(eos):
-    """Their ids are the highest; configs with 2 stand for the highest of the vocabulary."""
+    """Their ids are the highest; in configs, 2 means the highest of the vocabulary."""
     sizes = {"hidden_size": 8, "intermediate_size": 8, "num_attention_heads": 2}
     config = {**sizes, "num_hidden_layers": 1, "vocab_size": 10, "eos_token_id": eos}
     model = CLIPTextModel(config, rngs=nnx.Rngs(0))
@@ -83,7 +66,7 @@ def test_words_come_and_go_with_their_lora(ours, shapes, tmp_path):
     ours.load_lora(first)
     ours.load_lora(second)
     both = np.asarray(ours.encode_prompt(["<me> and him"])[0])
-    ours.load_lora(first)  # once more: nothing is there twice
+    ours.load_lora(first)  # again: nothing is duplicated
     assert table(ours, "clip_g").shape[0] == sizes["clip_g"][0] + 3
     np.testing.assert_array_equal(ours.encode_prompt(["<me> and him"])[0], both)
     ours.unload_lora()
@@ -95,12 +78,12 @@ def test_words_come_and_go_with_their_lora(ours, shapes, tmp_path):
 def test_a_fused_lora_leaves_its_words_and_a_saved_model_does_not(tiny_base, shapes, tmp_path):
     pipe = Pipeline.from_pretrained(tiny_base)
     pipe.load_lora(bundle(pipe, shapes, tmp_path / "a.safetensors"), name="a")
-    with pytest.warns(UserWarning, match="'<me>' are not written"):
+    with pytest.warns(UserWarning, match="'<me>' are not saved"):
         pipe.save_lora(tmp_path / "b.safetensors", "a")
     pipe.fuse_lora()
     pipe.unload_lora()
     fused = np.asarray(pipe.encode_prompt(["<me>"])[0])
-    with pytest.warns(UserWarning, match="'<me>' are not written"):
+    with pytest.warns(UserWarning, match="'<me>' are not saved"):
         pipe.save_pretrained(tmp_path / "saved")
     np.testing.assert_array_equal(pipe.encode_prompt(["<me>"])[0], fused)
     again = Pipeline.from_pretrained(tmp_path / "saved")
@@ -120,7 +103,7 @@ def test_a_word_is_cut_and_counted_as_its_tokens(ours, shapes, tmp_path):
     assert not tokenizers.has_word("me", "some time") and tokenizers.has_word("me", "Me.")
 
 
-def test_what_of_a_word_has_no_effect_is_said(ours, shapes, tmp_path):
+def test_words_without_effect_cause_a_warning(ours, shapes, tmp_path):
     vectors = embeddings(ours)
     vectors["bundle_emb.<me>.clip_l_out"] = vectors.pop("bundle_emb.<me>.clip_l")
     path = save(tmp_path / "a.safetensors", {**lora(shapes), **vectors})
@@ -129,7 +112,7 @@ def test_what_of_a_word_has_no_effect_is_said(ours, shapes, tmp_path):
     lines = [str(each.message) for each in told]
     assert any("clip_l_out of the word '<me>'" in line for line in lines)
     assert any("no embedding of the word '<me>' for text_encoder," in line for line in lines)
-    with pytest.warns(UserWarning, match="'<me>' that LoRA .* is in none of the prompts"):
+    with pytest.warns(UserWarning, match="'<me>' of LoRA .* is in none of the prompts"):
         with pytest.raises(ValueError, match="latents have shape"):  # before anything is compiled
             ours("a man", num_inference_steps=1, latents=np.zeros(1))
     assert not ours.words.without_use(["a man like <Me>"])

@@ -121,10 +121,10 @@ def test_another_setting_than_a_finished_runs_is_refused(study):
     run.folder.mkdir(parents=True)
     settings = json.loads(run.config.to_json())
     path = run.folder / "config.json"
-    # The base may have moved, and how often a checkpoint is made is nobody's business.
+    # The base may have moved, and how often checkpoints are made does not matter.
     path.write_text(json.dumps({**settings, "base": "/elsewhere/sdxl", "checkpoint_every": 7}))
     check_settings(run)
-    # Training itself has found the checkpoint of the earlier run.
+    # Training itself found the checkpoint of the earlier run.
     path.write_text(json.dumps({**settings, "start_from_step": 3}))
     check_settings(run)
     path.write_text(json.dumps({**settings, "lr_lora": 0.5}))
@@ -136,13 +136,13 @@ def test_another_setting_than_a_finished_runs_is_refused(study):
 
 
 def values_of(method, seed, step, set_name):
-    """Figures that differ by everything."""
+    """Figures that differ in everything."""
     rng = np.random.default_rng([METHODS.index(method), seed, step, SETS.index(set_name)])
     return rng.uniform(0, 1, len(PEOPLE))
 
 
 def finish(run):
-    """What a run leaves: a checkpoint, rows, an evaluation with pictures."""
+    """What a run leaves: a checkpoint, rows, an evaluation with images."""
     (run.folder / "checkpoints" / str(STEPS)).mkdir(parents=True)
     (run.folder / "checkpoints" / str(STEPS) / "arrays").write_bytes(bytes(1000))
     (run.folder / "config.json").write_text(run.config.to_json())
@@ -276,7 +276,7 @@ def test_figures_sheets_and_costs(study, tmp_path):
         assert f"({name})" in page and Image.open(out / name).height > 100
     sheet = np.asarray(Image.open(out / "sheet_in_train.png")).astype(int)
     line = sheet[len(sheet) // 2]
-    # Reference left, then a column for each method, in the order of the study.
+    # The reference on the left, then a column per method, in the study's order.
     places = [np.flatnonzero((line == colour).all(-1)).mean() for colour in ((255, 0, 0),)]
     places += [np.flatnonzero((line == (0, 0, 60 * n)).all(-1)).mean() for n in (1, 2)]
     assert places == sorted(places) and len(set(places)) == 3
@@ -322,7 +322,7 @@ def test_a_stop_is_passed_on(tmp_path):
         with pytest.raises(Interrupted):
             processes("timeit", *SLEEP)
         with pytest.raises(Interrupted):
-            processes("timeit", "pass")  # nothing is begun any more
+            processes("timeit", "pass")  # nothing is started any more
     assert time.monotonic() - start < 90
 
 
@@ -334,16 +334,16 @@ def test_a_failure_is_told(tmp_path, capfd):
 
 
 def test_two_studies_do_not_share_a_folder(study, tmp_path):
-    """Nor does a study go on while a process that it left behind still trains there."""
+    """Nor does a study resume while a process that it left behind still trains there."""
     folder = tmp_path / "study"
     folder.mkdir()
     with open(folder / "lock", "w") as lock:
         study_module.fcntl.flock(lock, study_module.fcntl.LOCK_EX)
-        with pytest.raises(BlockingIOError, match="still at work"):
+        with pytest.raises(BlockingIOError, match="still using it"):
             run_study(study)
         left = subprocess.Popen([sys.executable, "-m", "timeit", *SLEEP], pass_fds=[lock.fileno()])
     try:
-        with pytest.raises(BlockingIOError, match="still at work"):
+        with pytest.raises(BlockingIOError, match="still using it"):
             run_study(study)
     finally:
         left.kill()
@@ -363,7 +363,7 @@ def test_a_study_is_stopped_goes_on_and_compares(
     prompts.write_text(
         json.dumps([{"general": "a photo of a {word} img", "background": "a beach"}])
     )
-    base = small_base(tmp_path_factory.getbasetemp())
+    base = small_base(tmp_path_factory)
     write_trainings(
         tmp_path,
         base=str(base),
@@ -401,7 +401,7 @@ def test_a_study_is_stopped_goes_on_and_compares(
         time.sleep(0.05)
     process.send_signal(signal.SIGTERM)
     words, _ = process.communicate(timeout=600)
-    assert process.returncode == 0 and "stopped; the same command goes on" in words, words
+    assert process.returncode == 0 and "stopped; the same command resumes" in words, words
     first = tmp_path / "study" / "photomaker" / "seed_0" / "checkpoints" / str(STEPS)
     made = first.stat().st_mtime_ns
 

@@ -1,4 +1,4 @@
-"""The smallest DDPM on digits, for tests; the classifier of ``CLASSIFIER`` judges, if it is set.
+"""The smallest DDPM on digits, for tests; the classifier of ``CLASSIFIER`` judges it, if set.
 
 python -m persongen_jax.train --config tests/systems/ddpm_config.py
 """

@@ -1,4 +1,4 @@
-"""A system that is not SDXL: a class-conditional DDPM on the pixels of scikit-learn's digits."""
+"""A system other than SDXL: a class-conditional DDPM on the pixels of scikit-learn's digits."""
 
 import jax.numpy as jnp
 import numpy as np

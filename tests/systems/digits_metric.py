@@ -1,4 +1,4 @@
-"""A metric of a system of one's own: are the digits read as they were asked for?"""
+"""A user-defined system's metric: are the digits recognised as requested?"""
 
 import numpy as np
 from sklearn.neighbors import KNeighborsClassifier
@@ -7,7 +7,7 @@ from persongen_jax.metrics.base import Metric, Values
 
 
 class ReadAsAsked(Metric):
-    """Share of images whose nearest real digits, by pixels, are those asked for."""
+    """Share of images whose nearest real digits, by pixels, are the requested ones."""
 
     name, title, form, chance = "read_as_asked", "read as asked", "{:.0%}", 0.1
     judge = "scikit-learn's digits, 3 nearest neighbours"

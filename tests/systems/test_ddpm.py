@@ -39,6 +39,7 @@ from persongen_jax.training import flop_count
 from persongen_jax.training.checkpoint import load_trained
 from persongen_jax.training.partition import leaf_paths
 from tests.parallel.test_sharding import MESHES, assert_same, finish, start
+from tests.pipeline.test_saving import source_type
 from tests.systems.ddpm_config import get_config
 
 ROOT = Path(__file__).parents[2]
@@ -60,7 +61,7 @@ def rows(path):
 
 @pytest.fixture(scope="module")
 def judge(tmp_path_factory):
-    """The folder of a classifier of digits, trained for a moment."""
+    """The folder of a briefly trained classifier of digits."""
     config = classifier.get_config("digits")
     config.widths, config.steps, config.batch_size = (8, 16), 40, 32
     config.warmup_steps, config.lr_model = 2, 1e-2
@@ -72,7 +73,7 @@ def judge(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def run(judge, tmp_path_factory):
-    """The folder of a whole run."""
+    """The folder of a complete run."""
     config = get_config()
     config.classifier = str(judge)
     folder = tmp_path_factory.mktemp("ddpm") / "run"
@@ -107,7 +108,7 @@ def count(model):
 
 
 def test_the_seed_s_network_has_its_number_of_parameters():
-    """1,380,080: a UNet2DModel with five further channels, and Linear(40, 5)."""
+    """1,380,080: a UNet2DModel with five additional channels, and Linear(40, 5)."""
     assert count(attribute_unet("input", null=False)) == 1_380_080
     assert count(attribute_unet("input", null=True)) == 1_380_080 + 5
 
@@ -179,7 +180,7 @@ def test_an_unconditional_model_reads_no_attributes():
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
 @pytest.mark.parametrize("beta", ["linear", "squaredcos_cap_v2"])
 def test_schedules_and_predictions(prediction, beta):
-    """The loss of a model that answers right is 0, whatever it is asked for."""
+    """The loss of a model with the right answer is 0, for every kind of prediction."""
     config = get_config()
     config.prediction_type, config.beta_schedule, config.hide_prob = prediction, beta, 0.0
     system = open_system(config)
@@ -236,17 +237,18 @@ def test_it_trains_validates_and_opens(run, judge, tmp_path, capsys):
 
 
 def test_the_classifier_is_measured_on_pictures_held_out(judge, tmp_path, capsys):
-    evaluate.main(["--run", str(judge), "--out", str(tmp_path)])
+    evaluate.main(["--run", str(judge), "--out", str(tmp_path), "--pictures"])
     (row,) = json.loads((tmp_path / "metrics.json").read_text())
     measure = row["metrics"]["accuracy"]
+    real = list((tmp_path / "pictures").glob("*.png"))  # nothing is generated here
+    assert real and all(source_type(path) is None for path in real)
     assert row["set"] == "held_out" and measure["n"] == 300 and len(measure["parts"]) == 10
     assert measure["mean"] > 0.3  # a moment's training; chance is 0.1
     assert "held-out" in capsys.readouterr().out
 
 
 @pytest.mark.slow
-def test_a_run_that_was_killed_ends_as_one_that_was_not(judge, tmp_path):
-    subprocess.run(command(tmp_path / "whole", judge), check=True, cwd=ROOT)
+def test_a_run_that_was_killed_ends_as_one_that_was_not(run, judge, tmp_path):
     words = command(tmp_path / "killed", judge)
     with subprocess.Popen(words, cwd=ROOT, start_new_session=True) as process:
         deadline = time.time() + 120
@@ -255,7 +257,7 @@ def test_a_run_that_was_killed_ends_as_one_that_was_not(judge, tmp_path):
             time.sleep(0.005)
         os.killpg(process.pid, signal.SIGKILL)
     subprocess.run(words, check=True, cwd=ROOT)
-    folders = [tmp_path / "killed", tmp_path / "whole"]
+    folders = [tmp_path / "killed", run]
     ours, theirs = (load_trained(w, replicated(make_mesh()), 12)[0] for w in folders)
     assert ours.keys() == theirs.keys()
     assert all(np.array_equal(ours[path], theirs[path]) for path in ours)
@@ -275,7 +277,7 @@ def test_aot_builds_the_same_step():
 
 @pytest.mark.slow
 def test_devices_change_nothing(tmp_path):
-    meshes = MESHES[:3]  # the others divide frozen weights, of which there are none
+    meshes = MESHES[:3]  # the others shard frozen weights, which it does not have
     finish(start([tmp_path, "ddpm", "", *meshes], 8))
     for name in meshes[1:]:
         assert_same(tmp_path, name)
@@ -283,7 +285,7 @@ def test_devices_change_nothing(tmp_path):
 
 @pytest.mark.slow
 def test_a_cpu_may_count_as_several_devices(run, judge, tmp_path):
-    """Training and validation are the same but for rounding."""
+    """Training and validation are the same up to rounding."""
     words = [*command(tmp_path, judge), "--config.cpu_devices=2"]
     told = subprocess.run(words, check=True, cwd=ROOT, capture_output=True, text=True)
     assert "2 x cpu" in told.stdout
@@ -303,7 +305,7 @@ def test_a_cpu_may_count_as_several_devices(run, judge, tmp_path):
 
 @pytest.fixture
 def faces(tmp_path):
-    """A folder of drawn faces, and the config of a run on it as it is when the run begins."""
+    """A folder of drawn faces, and the config of a new run on it."""
     write_folder(tmp_path / "faces", 40, 16)
     return tmp_path / "faces", ddpm.Ddpm.settled(config_of(tmp_path / "faces"))
 
@@ -317,7 +319,7 @@ def config_of(folder):
 
 
 def rewritten(folder, change):
-    """The folder's table with other columns: ``change`` gets and gives {name: cells}."""
+    """The folder's table with other columns: ``change`` maps {name: cells} to another."""
     path = folder / "attributes.csv"
     with open(path, newline="") as file:
         names, *cells = csv.reader(file)
@@ -332,7 +334,7 @@ def test_a_run_knows_its_attributes_when_its_folder_is_gone(faces):
     saved = complete_config(json.loads(config.to_json()))
     system = open_system(saved)
     assert system.vocabulary == VOCABULARY and system.described.shape == (16, 16, 3)
-    assert AttributePipeline(system)("hat=1", steps=1).shape == (1, 16, 16, 3)
+    assert AttributePipeline(system)("hat=1", num_inference_steps=1).shape == (1, 16, 16, 3)
 
 
 def test_columns_in_another_order_mean_the_same(faces, capsys):
@@ -358,7 +360,7 @@ def test_a_judge_that_cannot_judge_is_named(judge):
     judge, picture = AttributeJudge(str(judge)), np.zeros((16, 16, 3), np.uint8)
     owner = Owner("hat=1", list, lambda limit=None: [picture])
     known = Known("seen", People(lambda: [owner]), People(list))
-    with pytest.raises(ValueError, match="reads pictures of 8x8 pixels, the run's have 16x16"):
+    with pytest.raises(ValueError, match="reads images of 8x8 pixels, the run's have 16x16"):
         judge.check(known)
     with pytest.raises(ValueError, match="cannot judge 'hat=1': .* --config.data"):
         judge.parse("hat=1")
@@ -381,7 +383,7 @@ def test_a_judge_that_cannot_judge_is_named(judge):
         ({"hide_prob": 1.5}, "config.hide_prob=1.5: a probability is 0 to 1"),
         ({"csv": "labels.csv"}, "config.csv='labels.csv' has no effect on drawn_faces"),
         ({"channels": 1}, "config.channels=1: drawn_faces is in colour"),
-        ({"data": "digits"}, "config.size=32: the digits are pictures of 8x8"),
+        ({"data": "digits"}, "config.size=32: the digits are images of 8x8"),
         ({"drop_prob": 0.0}, "validation_guidance=3 needs .*drop_prob above 0"),
     ],
 )
@@ -413,7 +415,7 @@ def test_a_judge_of_few_pictures_has_a_sheet():
     few = np.zeros((3, 8, 8, 3), np.uint8)
     assert held.sheet("held_out", few).ndim == 3 and len(held.rows("held_out", few)) == 1
     config.widths = ()
-    with pytest.raises(ValueError, match="give multiples of 8"):
+    with pytest.raises(ValueError, match="give one or more multiples of 8"):
         open_system(config)
 
 
@@ -439,7 +441,7 @@ def test_a_judge_that_is_none(run, tmp_path):
     ],
 )
 def test_every_config_opens_in_the_abstract(module, shape, k):
-    """Its data need not be there: aot compiles for machines that have them."""
+    """Its data need not exist: aot compiles for machines that have them."""
     system = ddpm.Ddpm.abstract(module.get_config())
     batch = system.abstract_batch()
     assert batch["pixel_values"].shape[1:] == shape and batch["attributes"].shape[1:] == (k,)

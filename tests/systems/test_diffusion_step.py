@@ -1,4 +1,4 @@
-"""What losses are made of: the clean latents that a prediction means, and the image of these."""
+"""The inputs of losses: the clean latents that a prediction implies, and their image."""
 
 import jax
 import jax.numpy as jnp
@@ -61,7 +61,7 @@ def test_the_image_is_differentiable():
     gradient = np.asarray(gradient)
     assert np.isfinite(gradient).all()
     assert np.abs(gradient[0]).max() > 0 and not gradient[1:].any()  # its own image alone
-    # The slope along the gradient is its length.
+    # The slope along the gradient equals its length.
     length, size = np.linalg.norm(gradient), 0.02
     ends = [slope(step.pred + sign * size * gradient / length)[0][0] for sign in (1, -1)]
     assert np.isclose((ends[0] - ends[1]) / (2 * size), length, rtol=0.05)

@@ -1,4 +1,4 @@
-"""The loop is free: a system of one file, on scikit-learn's digits, through the usual commands."""
+"""The loop is generic: a one-file system, on scikit-learn's digits, with the usual commands."""
 
 import ast
 import json
@@ -23,10 +23,12 @@ from persongen_jax.parallel.sharding import make_mesh, replicated
 from persongen_jax.study import __main__ as study
 from persongen_jax.systems.assembly import assemble, number
 from persongen_jax.systems.open import open_run, open_system
+from persongen_jax.train import train
 from persongen_jax.training import flop_count
 from persongen_jax.training.checkpoint import load_trained
 from tests.parallel.test_distributed import Two
 from tests.parallel.test_sharding import MESHES, assert_same, finish, start, two_processes
+from tests.pipeline.test_saving import GENERATED, source_type
 from tests.systems.digits_config import get_config
 from tests.training.test_checkpoint import flip_a_bit, largest_file
 
@@ -44,7 +46,7 @@ def small():
 
 
 def command(workdir, config):
-    """The training command of this config; runs are processes of their own, as users have them."""
+    """The training command of this config, for runs that are killed."""
     changed = ("batch_size", "steps", "warmup_steps", "log_every", "checkpoint_every")
     changed += ("validation_every", "validation_steps")
     options = [f"--config.{key}={config[key]}" for key in changed]
@@ -56,7 +58,7 @@ def command(workdir, config):
 def whole_run(tmp_path_factory):
     """The folder of a run from the first step to the last."""
     workdir = tmp_path_factory.mktemp("digits") / "run"
-    subprocess.run(command(workdir, small()), check=True, cwd=ROOT)
+    assert train(small(), workdir)
     return workdir
 
 
@@ -99,7 +101,7 @@ def test_a_run_that_was_killed_ends_as_one_that_was_not(whole_run, tmp_path):
             time.sleep(0.005)
         os.killpg(process.pid, signal.SIGKILL)
     assert process.returncode == -signal.SIGKILL
-    subprocess.run(words, check=True, cwd=ROOT)
+    assert train(small(), tmp_path)
     ours, theirs = trained(tmp_path), trained(whole_run)
     assert ours.keys() == theirs.keys()
     for path in ours:
@@ -120,7 +122,11 @@ def test_a_finished_run_opens_and_is_evaluated(whole_run, tmp_path, capsys):
     (row,) = json.loads((tmp_path / "metrics.json").read_text())
     last = rows(whole_run / "validation" / "metrics.jsonl")[-1]
     assert row["metrics"]["read_as_asked"]["mean"] == last["metrics"]["read_as_asked"]["mean"]
-    assert len(json.loads((tmp_path / "pictures" / "index.json").read_text())) == 10
+    index = json.loads((tmp_path / "pictures" / "index.json").read_text())
+    assert len(index) == 10
+    for row in index:
+        found = [source_type(tmp_path / "pictures" / row[key]) for key in ("picture", "reference")]
+        assert found == [GENERATED, None]  # references are real pictures
     with pytest.raises(SystemExit, match="--data: the run's system .* has no such setting"):
         evaluate.main(["--run", str(whole_run), "--data", "elsewhere"])
     with pytest.raises(SystemExit, match="--people: the run's system .* has no such setting"):
@@ -151,10 +157,10 @@ def test_the_sampler_s_noise_is_not_the_first_again(monkeypatch):
     assert noise.shape[0] == 40 and not np.isclose(noise, drawn(keys)).all(axis=(1, 2, 3)).any()
 
 
-def test_commands_say_what_this_system_has_not():
+def test_commands_report_what_this_system_lacks():
     with pytest.raises(ValueError, match="no encoder of digits is frozen"):
         encoders(with_batch(small(), 2, 1), make_mesh(jax.devices()[:1]))
-    with pytest.raises(SystemExit, match="has nothing that could be cached"):
+    with pytest.raises(SystemExit, match="has nothing to cache"):
         features.main([f"--config={FILE.parent}/digits_config.py"])
 
 
@@ -181,7 +187,7 @@ def test_devices_and_processes_change_nothing(tmp_path):
 
 @pytest.mark.slow
 def test_of_two_hosts_one_dies(tmp_path):
-    """The other ends and names it; the same command goes on to the same end."""
+    """The other ends and names it; the same command resumes to the same end."""
     options = ["--config.steps=60", "--config.batch_size=16", "--config.log_every=1"]
     options += ["--config.checkpoint_every=5", "--config.validation_every=0", "--config.fsdp=2"]
 
@@ -204,8 +210,8 @@ def test_of_two_hosts_one_dies(tmp_path):
 
 
 @pytest.mark.slow
-def test_bad_luck_changes_no_number(whole_run, tmp_path):
-    """A damaged checkpoint is passed over; a step that is not finite changes nothing."""
+def test_faults_change_no_number(whole_run, tmp_path):
+    """A damaged checkpoint is skipped; a step that is not finite changes nothing."""
     shutil.copytree(whole_run, tmp_path / "run")
     flip_a_bit(largest_file(tmp_path / "run" / "checkpoints" / str(STEPS)))
     again = command(tmp_path / "run", small())

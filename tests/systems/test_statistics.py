@@ -1,4 +1,4 @@
-"""A system whose layers gather statistics: a step moves them, a checkpoint keeps them."""
+"""A system whose layers gather statistics: a step updates them, a checkpoint keeps them."""
 
 import jax
 import jax.numpy as jnp
@@ -76,14 +76,14 @@ def test_a_step_moves_the_running_statistics(parts):
     before = jax.tree.map(np.asarray, made.state.stats)
     assert before.keys() == set(STATS)
     state, _ = made.step(made.state, made.frozen, put_batch(made.mesh, batch), np.int32(0))
-    # A part after the other: each part's statistics count the same. Part i has every second row.
+    # One part after the other: each part's statistics count the same. Part i has every second row.
     pieces = [batch["x"][i::parts] for i in range(parts)]
     means, variances = (np.mean([f(x) for x in pieces], axis=0) for f in (mean_of, variance_of))
     for name, of_batch in zip(STATS, (means, variances), strict=True):
         wanted = (1 - MOMENTUM) * before[name] + MOMENTUM * of_batch
         assert np.allclose(state.stats[name], wanted, rtol=1e-5)
         assert np.array_equal(state.shown[name], state.stats[name])
-    # A step that is not finite moves nothing.
+    # A step that is not finite changes nothing.
     after = jax.tree.map(np.asarray, state.stats)
     bad = put_batch(made.mesh, {**batch, "x": batch["x"] * np.nan})
     state, metrics = made.step(state, made.frozen, bad, np.int32(1))

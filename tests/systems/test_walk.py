@@ -1,4 +1,4 @@
-"""What has to be read to follow one step or one call stays short, and is what the docs say."""
+"""The code to read to follow one step or one call stays short, and matches the docs."""
 
 import json
 import re

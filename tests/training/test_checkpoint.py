@@ -1,4 +1,4 @@
-"""Checkpoints by themselves: digests, damage, fallback, deletion, which configs may go on."""
+"""Checkpoints on their own: digests, damage, fallback, deletion, which configs may resume."""
 
 import errno
 import json
@@ -27,7 +27,7 @@ from persongen_jax.training.checkpoint import (
 
 
 def arrays(step):
-    """Random, so that they fill files: the larger one comes to 256 KB."""
+    """Random, so that they fill files: the larger one has 256 KB."""
     rng = np.random.default_rng(step)
     sizes = {"unet/a": (256, 256), "unet/b": (3,)}
     return {
@@ -103,7 +103,7 @@ def test_digests_that_are_damaged_are_a_fault(workdir):
         integrity.find_faults(folder)
 
 
-def test_what_the_disk_does_not_give_is_a_fault(workdir, monkeypatch):
+def test_unreadable_files_are_a_fault(workdir, monkeypatch):
     measure = integrity._measure
 
     def broken(path):
@@ -128,13 +128,13 @@ def test_a_damaged_newest_one_is_named_and_the_one_before_used(damage, workdir, 
     change(path)
     before = path.read_bytes() if path.exists() else None
 
-    # Who reads takes the one before, and changes nothing.
+    # A reader uses the one before, and changes nothing.
     values, config = loaded(workdir)
     assert same(values, arrays(202)) and config == {"step": 2}  # the running average
     assert path.name in caplog.text
     assert (workdir / "checkpoints" / "3").is_dir()
 
-    # Who trains moves it aside.
+    # A trainer moves it aside.
     caplog.clear()
     with Checkpoints(workdir) as checkpoints:
         assert checkpoints.newest() == 2
@@ -163,7 +163,7 @@ def test_none_intact_is_an_error_and_no_new_beginning(workdir):
     assert len(list((workdir / "checkpoints").glob("*.corrupt"))) == 3
 
 
-def test_one_of_before_there_were_digests_is_used_with_a_warning(workdir, caplog):
+def test_a_checkpoint_without_digests_is_used_with_a_warning(workdir, caplog):
     (workdir / "checkpoints" / "3" / integrity.NAME).unlink()
     assert find_run(workdir)[1] == 3
     assert "used unverified" in caplog.text
@@ -178,7 +178,7 @@ def test_a_step_that_is_not_there(workdir):
 # ---- What is saved, and for how long -----------------------------------------------------------
 
 
-def test_what_was_saved_comes_back_onto_shapes(workdir):
+def test_checkpoints_restore_onto_shapes(workdir):
     sharding = replicated(make_mesh())
 
     def shapes(tree):
@@ -223,7 +223,7 @@ def test_old_ones_go_when_the_new_one_is_complete(workdir):
     assert sorted(p.name for p in folder.iterdir()) == ["3", "4", "5", "6"]
 
 
-# ---- Which configs may go on -------------------------------------------------------------------
+# ---- Which configs may resume -------------------------------------------------------------------
 
 
 def changed(**keys):
@@ -267,12 +267,12 @@ def test_bad_steps_in_a_row_end_the_run(caplog):
         bad.keep(step, jnp.asarray(skipped))
         bad.check()
     assert bad.in_a_row == [5, 6]
-    # Whoever goes on from here goes on counting.
+    # A resumed run continues counting.
     again = BadSteps(3, bad.in_a_row, "runs/x")
     again.keep(7, jnp.asarray(1))
     with pytest.raises(NonFinite, match=r"steps 5 to 7, 3 in a row .*start_from=runs/x"):
         again.check()
-    # The picture that was in all of them is named first.
+    # The image that was in all of them is named first.
     named = BadSteps(2, pictures_of=lambda step: [f"{step}.png", "bad.png", f"{step + 10}.png"])
     with pytest.raises(NonFinite, match=r"these steps \(bad\.png, 1\.png, 11\.png, 2\.png"):
         for step in (1, 2):

@@ -1,4 +1,4 @@
-"""What happens to long runs: a kill in a save, a full disk, damage, NaN, signals, new settings."""
+"""Faults in long runs: a kill during a save, a full disk, damage, NaN, signals, new settings."""
 
 import contextlib
 import io
@@ -71,7 +71,7 @@ def test_sigkill_during_a_save(tmp_path):
         complete = [int(p.name) for p in folder.glob("*") if p.name.isdigit()]
         if max(complete, default=0) >= 2:
             process.send_signal(signal.SIGSTOP)
-            if list(folder.glob("*.saving*")):  # it is in the middle of one
+            if list(folder.glob("*.saving*")):  # it is in the middle of a save
                 break
             process.send_signal(signal.SIGCONT)
         time.sleep(0.005)
@@ -80,7 +80,7 @@ def test_sigkill_during_a_save(tmp_path):
     (half,) = folder.glob("*.saving*")
     with Words() as words, Checkpoints(tmp_path, keep=2) as checkpoints:
         step = checkpoints.newest()
-    assert words == [f"{half}: was not saved to its end, and is removed"]
+    assert words == [f"{half}: incomplete checkpoint, removed"]
     assert step == int(half.name.split(".")[0]) - 1 >= 2
     assert is_intact(folder / str(step)) and not half.exists()
 
@@ -90,7 +90,7 @@ def test_sigkill_during_a_save(tmp_path):
 
 @contextlib.contextmanager
 def small_disk(folder, options):
-    """A file system of its own in memory, so that it can be full."""
+    """A separate file system in memory, so that it can be full."""
     folder.mkdir()
     command = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)]
     if not shutil.which("mount"):
@@ -105,7 +105,7 @@ def small_disk(folder, options):
 
 
 def fill(folder):
-    """Leave no byte; or no name for a new file, where these are few."""
+    """Leave no byte; or no inode for a new file, where these are limited."""
     if os.statvfs(folder).f_files < 1000:
         with contextlib.suppress(OSError):
             for n in range(1000):
@@ -145,7 +145,7 @@ def test_a_full_disk_leaves_what_was_saved(options, tmp_path):
 
         fill(disk)
         checkpoints.save(4, *parts)
-        with pytest.raises(SaveFailed, match="step 4 could not be saved.*Make room"):
+        with pytest.raises(SaveFailed, match="step 4 could not be saved.*Free some space"):
             checkpoints.close()
         assert find_run(disk) == (disk, 3)
 
@@ -202,7 +202,7 @@ def test_a_bad_step_changes_nothing(where):
         def losses(self, model, batch, draws):
             losses = super().losses(model, batch, draws)
             if where == "gradient":
-                # The root's slope at 0 is infinite: a finite loss with a gradient that is none.
+                # The root's slope at 0 is infinite: a finite loss whose gradient is not.
                 losses["loss"] += jnp.sqrt(batch["zero"] * model.slope[...].sum())
             return losses
 
@@ -237,11 +237,11 @@ def test_a_bad_step_changes_nothing(where):
 
 @contextlib.contextmanager
 def hooks(before=(), bad=(), in_save=()):
-    """Faults at their places in a run.
+    """Faults at given points of a run.
 
     Args:
-        before: step -> what is called between it and the step before.
-        bad: steps whose pictures are not numbers.
+        before: step -> what is called between it and the previous step.
+        bad: steps whose images are NaN.
         in_save: step -> what is called in the middle of its save.
     """
     before, in_save = dict(before), dict(in_save)
@@ -273,7 +273,7 @@ def hooks(before=(), bad=(), in_save=()):
 
 
 def run(config, workdir):
-    """What a run prints, and its warnings."""
+    """A run's output, and its warnings."""
     said = io.StringIO()
     with Words() as words, contextlib.redirect_stdout(said):
         train.train(config, workdir)
@@ -282,7 +282,7 @@ def run(config, workdir):
 
 @pytest.fixture(scope="module")
 def config(tmp_path_factory, sample_photos):
-    return small_config(small_base(tmp_path_factory.getbasetemp()), sample_photos)
+    return small_config(small_base(tmp_path_factory), sample_photos)
 
 
 @pytest.fixture(scope="module")
@@ -302,7 +302,7 @@ def unlucky(tmp_path_factory, config):
             os.kill(os.getpid(), signal.SIGTERM)
             signalled.set()
 
-        # The save runs in the background: the run waits for its fault before it goes on.
+        # The save runs in the background: the run waits for its fault before continuing.
         before = {8: wait_and_fill, 12: lambda: make_room(workdir), 17: lambda: signalled.wait(60)}
         with hooks(before, in_save={15: terminate}):
             first = run(config, workdir)
@@ -337,12 +337,12 @@ def test_a_damaged_newest_checkpoint_is_passed_over(unlucky):
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory, sample_photos):
-    return whole_run(tmp_path_factory.getbasetemp(), sample_photos)
+    return whole_run(tmp_path_factory, sample_photos)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("item", ["trainable", "opt_state", "ema"])
-def test_bad_luck_changes_no_number(item, unlucky, whole):
+def test_faults_change_no_number(item, unlucky, whole):
     first, second = (
         ocp.StandardCheckpointer().restore(workdir / "checkpoints" / str(STEPS) / item)
         for workdir in (whole, unlucky[0])

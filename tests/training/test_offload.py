@@ -1,4 +1,4 @@
-"""Frozen weights in the host's memory: nothing that a step reads, and the same run."""
+"""Frozen weights in host memory: nothing that a step reads, and the same run."""
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +18,7 @@ from tests.helpers.training_runs import metrics, small_base, small_config
 
 @pytest.fixture
 def config(tmp_path_factory, sample_photos):
-    config = small_config(small_base(tmp_path_factory.getbasetemp()), sample_photos)
+    config = small_config(small_base(tmp_path_factory), sample_photos)
     config.size, config.random_crop = 32, False
     return config
 
@@ -36,9 +36,9 @@ def test_no_step_reads_what_is_offloaded(method, cached, config):
         everything = sum(leaf.size * leaf.dtype.itemsize for leaf in arguments)
         without_place = everything - tree_bytes(arguments)
         assert (without_place > 0) == config.offload_encoders
-    # All that has no place on the chip any more had been unread there.
+    # Everything that is no longer on the chip was unread there.
     assert left[False] - left[True] == without_place
-    # What is left are layers that a method has no use for, such as PhotoMaker's fusion.
+    # The remainder are layers that a method does not use, such as PhotoMaker's fuse module.
     assert left[True] < 0.25 * left[False], left
 
 
@@ -74,7 +74,7 @@ def test_offloaded_or_not_the_run_is_the_same(config, sample_photos, tmp_path):
     config.validation_steps, config.validation_merge_step = 2, 0
     files = {}
     for config.offload_encoders in (False, True):
-        # Rows that the cache lacks are computed on the way.
+        # Rows that the cache lacks are computed during the run.
         config.cache = str(tmp_path / f"cache-{config.offload_encoders}")
         workdir = tmp_path / f"run-{config.offload_encoders}"
         train.train(config, workdir)

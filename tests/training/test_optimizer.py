@@ -1,4 +1,4 @@
-"""Optimizers by name: they learn, by group, resume exactly, lie in their places; learning rates."""
+"""Optimizers by name: they learn, by group, resume exactly, are sharded; learning rates."""
 
 import functools
 import math
@@ -66,7 +66,7 @@ def loss(params):
 
 
 def steps_of(config):
-    """(the state at the start, its places, step(state) to the next), compiled as training does."""
+    """(initial state, its shardings, step(state) to the next), compiled as in training."""
     tx = make_optimizer(config, GROUPS)
     create = functools.partial(TrainState.create, tx=tx, ema_decay=0.0)
     places = state_shardings(make_mesh(), config, jax.eval_shape(create, weights()))
@@ -83,7 +83,7 @@ def steps_of(config):
 
 @pytest.fixture(scope="module", params=OPTIONS)
 def run(request):
-    """(the step, on the host the states after 0 to 10 steps)."""
+    """(the step, the states after 0 to 10 steps on the host)."""
     state, _, step = steps_of(config_of(request.param, **OPTIONS[request.param]))
     states = [jax.tree.map(np.array, state)]
     for _ in range(10):
@@ -134,7 +134,7 @@ def test_a_saved_run_goes_on_exactly(run, tmp_path):
 
 
 def test_whatever_can_be_named_can_train():
-    """Its state has a place for every array, and keeps its shapes and dtypes from step to step."""
+    """Its state has a sharding for every array, and keeps its shapes and dtypes between steps."""
     names = optimizer.known()
     assert OPTIONS.keys() | {"adam", "lamb", "dadapt_adamw", "schedule_free_sgd"} <= names.keys()
     for name in names:
@@ -211,7 +211,7 @@ def test_muon_moves_kernels_as_matrices_and_the_rest_by_adam():
         assert np.allclose(inner, np.diag(np.diag(inner)), atol=1e-3)
 
 
-# ---- What is shown -----------------------------------------------------------------------------
+# ---- The weights to evaluate ---------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("clip_norm", [0.0, 5.0])

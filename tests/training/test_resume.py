@@ -1,4 +1,4 @@
-"""Killed and told to stop at random steps: a continued run equals one never interrupted."""
+"""Killed and stopped at random steps: a resumed run equals one never interrupted."""
 
 import random
 import re
@@ -17,11 +17,11 @@ from tests.helpers.training_runs import STEPS, metrics, small_base, small_config
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory, sample_photos):
-    return whole_run(tmp_path_factory.getbasetemp(), sample_photos)
+    return whole_run(tmp_path_factory, sample_photos)
 
 
 class Run:
-    """The command, in processes one after the other; its words and how they ended."""
+    """The command, in processes one after another; their output and exit codes."""
 
     def __init__(self, config, workdir):
         self.workdir, self.words, self.codes = workdir, [], []
@@ -42,7 +42,7 @@ class Run:
         return out + errors[-2000:]
 
     def interrupt(self, number, step):
-        """Send a signal as soon as the log has come to ``step``; seconds until the end."""
+        """Send a signal as soon as the log has reached ``step``; seconds until the end."""
         process = self.start()
         path = self.workdir / "metrics.jsonl"
         while process.poll() is None and not (
@@ -59,7 +59,7 @@ class Run:
 
 @pytest.fixture(scope="module")
 def interrupted(tmp_path_factory, sample_photos):
-    config = small_config(small_base(tmp_path_factory.getbasetemp()), sample_photos)
+    config = small_config(small_base(tmp_path_factory), sample_photos)
     run = Run(config, tmp_path_factory.mktemp("interrupted"))
     # Lines of the log come every 3 steps.
     run.killed_at = 3 * random.randrange(1, 6)
@@ -86,7 +86,7 @@ def test_sigterm_saves_and_ends_well(interrupted):
 
 @pytest.mark.parametrize("item", ["trainable", "opt_state", "ema"])
 def test_arrays_are_bit_identical(item, whole, interrupted):
-    """The whole run also validated and wrote events: neither touches what is trained."""
+    """The uninterrupted run also validated and wrote events: neither affects what is trained."""
     first, second = (
         ocp.StandardCheckpointer().restore(workdir / "checkpoints" / str(STEPS) / item)
         for workdir in (whole, interrupted.workdir)
@@ -106,7 +106,7 @@ def test_metrics_are_the_same(whole, interrupted):
 def test_other_data_or_batches_are_refused(interrupted, tmp_path_factory, sample_photos):
     from persongen_jax import train
 
-    config = small_config(small_base(tmp_path_factory.getbasetemp()), sample_photos)
+    config = small_config(small_base(tmp_path_factory), sample_photos)
     config.batch_size = 2
     with pytest.raises(ValueError, match="batch_size: 4 -> 2"):
         train.train(config, interrupted.workdir)

@@ -1,4 +1,4 @@
-"""The training step on a model small enough to reckon with, and parts of the real one."""
+"""The training step on a model small enough to compute by hand, and parts of the real one."""
 
 import jax
 import jax.numpy as jnp
@@ -32,7 +32,7 @@ class Plane(nnx.Module):
 
 
 class Fit(System):
-    """The plane through points with noise; of it only the slope is trained."""
+    """A plane fitted to noisy points; only its slope is trained."""
 
     groups = (("slope", "all"),)
 
@@ -52,7 +52,7 @@ class Fit(System):
 
 
 def noise_at(batch, step):
-    """What Fit draws in a step."""
+    """The draws of Fit in a step."""
     config = Fit.defaults()
     return np.asarray(Fit(config).draw(keys_of(config.seed, step), batch)["noise"])
 
@@ -92,7 +92,7 @@ def test_one_step_by_hand(batch):
     assert np.allclose(slopes[1], slopes[0] - 0.1 * gradient, atol=1e-6)
     assert np.isclose(metrics[0]["loss"], (error**2).mean(), rtol=1e-5)
     assert np.isclose(metrics[0]["grad_norm"], np.linalg.norm(gradient), rtol=1e-5)
-    # What else is logged are means.
+    # Other logged values are means.
     assert metrics[0]["above"] == (error > 0).mean()
     assert np.isclose(metrics[0]["error"], error.mean(), rtol=1e-5)
     assert state.ema == {} and state.average == {} and state.stats == {}
@@ -137,7 +137,7 @@ class ScaleVAE:
 
 
 class Draws(Sdxl):
-    """What the draws of a step depend on, and no more."""
+    """The draws of a step as a function of what they depend on."""
 
     def __init__(self, config):
         self.config, self.model, self.codec = config, None, VAE(ScaleVAE)
@@ -157,7 +157,7 @@ def test_draws_depend_on_seed_and_step_alone():
     assert not np.array_equal(first["noise"], first["latents"])
     assert not np.array_equal(first["noise"], draw(6)["noise"])
     assert first.keys() == {"noise", "latents", "timesteps", "drop", "face_only"}
-    # An option more leaves the other draws as they were.
+    # An additional option leaves the other draws unchanged.
     config.noise_offset = 0.1
     shifted = draw(5)
     shift = np.asarray(shifted.pop("noise") - first.pop("noise"))
@@ -184,7 +184,7 @@ def test_flops_of_products_convolutions_and_loops():
 
 
 def test_flops_inside_a_kernel_are_counted():
-    """A kernel does not show its products; its interpreter is what a CPU can compile."""
+    """A kernel hides its products; its interpreter is what a CPU can compile."""
     n, d = 2048, 64
     x = jax.ShapeDtypeStruct((1, n, 1, d), jnp.bfloat16)
     attend = jax.jit(lambda x: attention(x, x, x))

@@ -23,7 +23,7 @@ from tests.helpers.training_runs import STEPS, TIMES, metrics, small_base, small
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory):
-    return small_base(tmp_path_factory.getbasetemp())
+    return small_base(tmp_path_factory)
 
 
 @pytest.fixture
@@ -33,7 +33,7 @@ def config(base, sample_photos):
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory, sample_photos):
-    return whole_run(tmp_path_factory.getbasetemp(), sample_photos)
+    return whole_run(tmp_path_factory, sample_photos)
 
 
 def trained(workdir):
@@ -83,7 +83,7 @@ def test_validation_at_the_beginning_on_the_way_and_at_the_end(run):
 
 
 def test_the_average_is_what_is_used(run):
-    """Of what is trained, nothing else, with its config."""
+    """The average of only what is trained, with its config."""
     import orbax.checkpoint as ocp
 
     arrays, saved = trained(run)
@@ -153,7 +153,7 @@ def test_generate_uses_what_was_trained(base, run, sample_photos, tmp_path):
     assert picture.size == (64, 64)
     assert picture.text["prompt"] == prompt[1]
     assert json.loads(picture.text["settings"])["method_weights"] == str(run)
-    # Merged only after the last step, the identity never acts: another picture.
+    # Merged only after the last step, the identity never acts: another image.
     (late,) = run_generate(base, run, sample_photos, tmp_path, *prompt, "--start-merge-step", "9")
     assert late != path
     assert not np.array_equal(np.asarray(picture), np.asarray(Image.open(late)))

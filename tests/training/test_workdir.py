@@ -1,4 +1,4 @@
-"""One run at a time in a working directory, and what a run goes on with."""
+"""One run at a time in a working directory, and the conditions for resuming."""
 
 import errno
 import json
@@ -36,7 +36,7 @@ def write_lock(workdir, process, host=HOST):
 
 @pytest.fixture
 def gone():
-    """The number of a process that has ended."""
+    """The id of a process that has ended."""
     process = multiprocessing.get_context("spawn").Process(target=int)
     process.start()
     process.join()
@@ -52,11 +52,11 @@ def quick(monkeypatch):
 # ---- The lock ----------------------------------------------------------------------------------
 
 
-def test_a_second_run_is_told_of_the_first(tmp_path):
+def test_a_second_run_names_the_first(tmp_path):
     with only_run_in(tmp_path / "run"):
         with pytest.raises(WorkdirInUse) as caught, only_run_in(tmp_path / "run"):
             pass
-        assert f"process {os.getpid()} on host {HOST} trains here" in str(caught.value)
+        assert f"process {os.getpid()} on host {HOST} is training here" in str(caught.value)
         with only_run_in(tmp_path / "other"):
             pass
     assert list((tmp_path / "run").iterdir()) == []
@@ -124,15 +124,15 @@ def test_a_lock_of_another_host_holds_while_its_time_goes_on(tmp_path, quick):
     beating = threading.Thread(target=other_host)
     beating.start()
     try:
-        with pytest.raises(WorkdirInUse, match="process 7 on host node2 trains here"):
+        with pytest.raises(WorkdirInUse, match="process 7 on host node2 is training here"):
             only_run_in(tmp_path).__enter__()
     finally:
         ended.set()
         beating.join()
-    with only_run_in(tmp_path):  # it stands still
+    with only_run_in(tmp_path):  # it is not updated
         before = (tmp_path / NAME).stat().st_mtime_ns
         deadline = time.monotonic() + 5
-        while (tmp_path / NAME).stat().st_mtime_ns == before:  # ours goes on
+        while (tmp_path / NAME).stat().st_mtime_ns == before:  # ours is updated
             assert time.monotonic() < deadline
             time.sleep(0.02)
 
@@ -142,12 +142,12 @@ def test_a_run_that_finds_its_workdir_in_use_touches_nothing(tmp_path):
 
     half = tmp_path / "checkpoints" / "5.saving"
     half.mkdir(parents=True)
-    with only_run_in(tmp_path), pytest.raises(ValueError, match="trains here"):
+    with only_run_in(tmp_path), pytest.raises(ValueError, match="is training here"):
         train.train(get_config(), tmp_path)
     assert half.is_dir()
 
 
-# ---- The schedule of a run that goes on --------------------------------------------------------
+# ---- The schedule of a resumed run --------------------------------------------------------
 
 
 def config_of(**keys):
@@ -157,7 +157,7 @@ def config_of(**keys):
 
 
 @pytest.mark.parametrize("schedule", ["cosine", "linear"])
-def test_more_steps_leave_the_curve_as_it_began(schedule):
+def test_more_steps_keep_the_schedule(schedule):
     began = settle_schedule(config_of(lr_schedule=schedule), None)
     assert began.schedule_steps == 10
     saved = began.to_dict()
@@ -174,7 +174,7 @@ def test_another_end_of_the_schedule_is_another_run():
         check_same_run("run", saved, settle_schedule(config_of(schedule_steps=20), saved).to_dict())
 
 
-def test_what_is_said_of_the_schedule():
+def test_log_lines_about_the_schedule():
     def said(start, **keys):
         return check_steps(config_of(**keys), "runs/x", start)
 
@@ -183,13 +183,13 @@ def test_what_is_said_of_the_schedule():
         "lr_schedule=cosine ends at step 20 (config.schedule_steps)"
     ]
     assert said(5, schedule_steps=10, steps=20) == [
-        "lr_schedule=cosine ends at step 10 (config.schedule_steps), as this run began, and the "
-        "steps from there to 20 change nothing"
+        "lr_schedule=cosine ends at step 10 (config.schedule_steps), as at the start of this run, "
+        "and the steps from there to 20 change nothing"
     ]
-    # At its end a run is done; more steps would be at a rate of 0.
+    # At its end a run is done; more steps would have a rate of 0.
     assert len(said(20, schedule_steps=10, steps=20)) == 1
     for start in (10, 15):
-        with pytest.raises(ValueError, match="come to 0 at step 10.*start_from=runs/x"):
+        with pytest.raises(ValueError, match="reached 0 at step 10.*start_from=runs/x"):
             said(start, schedule_steps=10, steps=20)
     assert said(15, schedule_steps=0, steps=20, lr_schedule="constant") == []
 
@@ -201,7 +201,7 @@ def test_fewer_steps_than_are_made_are_refused():
 
 
 def test_the_command_refuses_fewer_steps(tmp_path, monkeypatch):
-    """Before anything is opened: the base that the config names is not there."""
+    """Before anything is opened: the base that the config names does not exist."""
     from persongen_jax import train
 
     config = get_config()
@@ -216,7 +216,7 @@ def test_the_command_refuses_fewer_steps(tmp_path, monkeypatch):
         train.train(config, tmp_path)
 
 
-# ---- Checkpoints copied by half ----------------------------------------------------------------
+# ---- Partial copies of checkpoints ---------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -244,7 +244,7 @@ HALVES = {
 
 
 @pytest.mark.parametrize("half", HALVES)
-def test_a_checkpoint_copied_by_half_is_passed_over(half, saved, tmp_path, caplog):
+def test_a_partial_copy_of_a_checkpoint_is_skipped(half, saved, tmp_path, caplog):
     shutil.copytree(saved, tmp_path / "run")
     folder = tmp_path / "run" / "checkpoints" / "2"
     for pattern in HALVES[half]:
@@ -303,7 +303,7 @@ def test_keys_that_a_method_does_not_read():
     assert read.unread(("image_proj",)) == ()
 
 
-def test_keys_without_effect_are_told():
+def test_keys_without_effect_are_reported():
     defaults = system_class("sdxl").defaults()
     trained = {"lora", "projections"}
     assert idle_keys(defaults, defaults, trained) == []
@@ -318,7 +318,7 @@ def test_keys_without_effect_are_told():
         "without effect: config.ema_warmup; that needs config.ema_decay above 0"
     ]
     assert told(schedule_steps=5) == [
-        "without effect: config.schedule_steps; that needs a config.lr_schedule that falls"
+        "without effect: config.schedule_steps; that needs a decaying config.lr_schedule"
     ]
     assert told(cache_kinds=("text",)) == [
         "without effect: config.cache_kinds; that needs config.cache"

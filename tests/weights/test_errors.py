@@ -1,4 +1,4 @@
-"""KeyMismatch lists all there is to know, and no more than fits a screen."""
+"""KeyMismatch lists everything there is to know, but no more than fits on a screen."""
 
 from persongen_jax.weights.errors import SHOWN, KeyMismatch
 

@@ -57,7 +57,7 @@ def make(name):
     config = both if name == "CLIPModel" else text if "Text" in name else vision
     model = getattr(transformers, name)(config)
     for parameter in model.parameters():
-        torch.nn.init.normal_(parameter)  # fresh norms are all alike and would hide a swap
+        torch.nn.init.normal_(parameter)  # new norms are all equal and would hide a swap
     return model
 
 
@@ -85,7 +85,7 @@ def test_saved_by_transformers(tmp_path, name, normalise, some_names, projection
         for key, value in wanted.items():
             assert source.info(key)[1] == tuple(value.shape)
             np.testing.assert_array_equal(source.read(key), value.numpy())
-        # Nothing of the file is dropped without a word.
+        # Nothing in the file is dropped silently.
         assert len(source.keys()) + len(source.ignored) == len(file.keys())
         assert bool(source.ignored) == (name == "CLIPModel")
 

@@ -1,4 +1,4 @@
-"""A full-size UNet is loaded with little more memory than its weights; shards go where they belong.
+"""A full-size UNet loads with little more memory than its weights; shards go where they belong.
 
 pytest tests/weights/test_memory.py --runslow -s
 """
@@ -60,16 +60,16 @@ def write_unet(folder, config):
 
 
 def resident(name: str) -> int:
-    """Bytes in memory: now ("VmRSS"), or the most so far ("VmHWM").
+    """Bytes in memory: current ("VmRSS"), or peak ("VmHWM").
 
-    Not ru_maxrss, which a new process inherits from the one that started it.
+    Not ru_maxrss, which a new process inherits from its parent.
     """
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{name}:"))
 
 
 def report_loading(folder, param_dtype):
-    """Run in a process of its own: load, check a few tensors, print the figures."""
+    """Run in a separate process: load, check a few tensors, print the figures."""
     import jax
 
     from persongen_jax.weights.files.directory import open_component, read_config
@@ -134,7 +134,7 @@ def shard_of(path, shape):
 
 
 def check_shards(folder):
-    """Run in a process of its own with eight devices."""
+    """Run in a separate process with eight devices."""
     import jax
 
     from persongen_jax.weights.files.directory import open_component, read_config

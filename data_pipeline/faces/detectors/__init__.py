@@ -5,20 +5,22 @@ insightface:DIR   the same, out of this folder
 cascade           scikit-image's own; boxes alone
 """
 
+from pathlib import Path
+
 from data_pipeline.faces.detectors.base import Detection, Detector
 from data_pipeline.faces.detectors.insightface_scrfd import is_available
 
 NAMES = ("insightface", "cascade")
 
 
-def open_detector(name: str, path=None) -> Detector:
+def open_detector(name: str, path: str | Path | None = None) -> Detector:
     """The detector called ``name``, "insightface:DIR" being the same as ("insightface", "DIR").
 
     Nothing is ever downloaded.
 
     Raises:
         ValueError: no such detector, or one that needs a folder and has none.
-        FileNotFoundError, ImportError: its files or its library are absent; says what to do.
+        FileNotFoundError, ImportError: its files or its library are missing; has the remedy.
     """
     kind, _, inline = str(name).partition(":")
     path = inline or path

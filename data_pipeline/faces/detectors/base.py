@@ -1,18 +1,19 @@
-"""What every face detector gives."""
+"""The interface of face detectors."""
 
 import abc
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 
 class Detection(NamedTuple):
-    """One face. Positions are pixels of the picture, origin "corner"
+    """One face. Positions are pixels of the image, origin "corner"
     (data_pipeline/faces/align.py).
 
-    box: (x0, y0, x1, y1); how much forehead and chin it holds differs from detector to detector.
-    landmarks: [5, 2] in the order of align.TEMPLATE, None where the detector gives none.
-    score: in [0, 1], 1 where the detector gives none.
+    box: (x0, y0, x1, y1); how much forehead and chin it includes depends on the detector.
+    landmarks: [5, 2] in the order of align.TEMPLATE; None if the detector gives none.
+    score: in [0, 1]; 1 if the detector gives none.
     """
 
     box: tuple[float, float, float, float]
@@ -21,12 +22,12 @@ class Detection(NamedTuple):
 
 
 class Detector(abc.ABC):
-    """Finds the largest face of each picture.
+    """Finds the largest face of each image.
 
     Attributes:
-        name: as ``open_detector`` knows it.
+        name: as accepted by ``open_detector``.
         gives_landmarks: whether detections have them, so that faces can be aligned.
-        licence: of its weights, "" where nothing restricts their use.
+        licence: of its weights; "" if their use is unrestricted.
     """
 
     name: str
@@ -34,5 +35,5 @@ class Detector(abc.ABC):
     licence: str = ""
 
     @abc.abstractmethod
-    def detect(self, images) -> list[Detection | None]:
-        """For each of the pictures, uint8 RGB [h, w, 3] of any sizes; None where no face is."""
+    def detect(self, images: Sequence[np.ndarray]) -> list[Detection | None]:
+        """One entry per image, uint8 RGB [h, w, 3] of any sizes; None if it has no face."""

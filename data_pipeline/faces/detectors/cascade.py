@@ -1,28 +1,30 @@
-"""A detector that needs no download: the LBP cascade which scikit-image brings along.
+"""A detector that needs no download: scikit-image's LBP cascade.
 
-It finds upright faces seen from the front, and is no match for a learned detector: mark difficult
-faces by hand (``face_box`` in the manifest).
+It finds upright frontal faces, and is much weaker than a learned detector: mark difficult faces by
+hand (``face_box`` in the manifest).
 """
+
+from collections.abc import Sequence
 
 import numpy as np
 from PIL import Image
 
 from data_pipeline.faces.detectors.base import Detection, Detector
 
-# (long side in pixels, overlapping detections asked for), the surest first. Its windows start at
-# 24 pixels, so the larger scale is for small faces and the smaller one for speckled pictures. The
-# last row asks for little: it takes a doubtful face rather than none.
+# (long side in pixels, required overlapping detections), the most reliable first. Its windows start
+# at 24 pixels, so the larger scale is for small faces and the smaller one for noisy images. The
+# last row requires little: it accepts a doubtful face rather than none.
 PASSES = ((400, 8), (256, 8), (640, 8), (400, 4))
 SMALLEST_FACE = 1 / 12  # of the long side
 
 
 class CascadeDetector(Detector):
-    """Boxes alone: squares from the brows to below the mouth, in whole pixels."""
+    """Boxes only: squares from the brows to below the mouth, in whole pixels."""
 
     name = "cascade"
     gives_landmarks = False
 
-    def __init__(self):
+    def __init__(self) -> None:
         try:
             from skimage.data import lbp_frontal_face_cascade_filename
             from skimage.feature import Cascade
@@ -33,7 +35,7 @@ class CascadeDetector(Detector):
             ) from error
         self._cascade = Cascade(lbp_frontal_face_cascade_filename())
 
-    def detect(self, images):
+    def detect(self, images: Sequence[np.ndarray]) -> list[Detection | None]:
         return [self._largest(np.asarray(image)) for image in images]
 
     def _largest(self, image):

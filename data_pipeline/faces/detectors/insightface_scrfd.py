@@ -1,9 +1,10 @@
-"""InsightFace's detector (SCRFD, arXiv 2105.04714) out of the model packs that people have.
+"""InsightFace's detector (SCRFD, arXiv 2105.04714) from the usual model packs.
 
 The code is MIT; its pretrained models are for non-commercial research only. Nothing is downloaded.
 """
 
 import importlib.util
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,30 +14,30 @@ from data_pipeline.faces.detectors.base import Detection, Detector
 HOME = Path("~/.insightface/models")  # where InsightFace keeps its packs
 PACKS = ("buffalo_l", "antelopev2", "buffalo_m", "buffalo_s", "buffalo_sc")  # the best first
 FILES = ("det_*.onnx", "scrfd_*.onnx")
-# Sides at which the picture is looked at, until a face is found: small ones are for close-ups.
+# Sides at which the image is searched until a face is found: small ones are for close-ups.
 SIZES = tuple(range(640, 255, -64))
 LICENCE = "InsightFace's detectors are for non-commercial research only"
 CENTRE_TO_CORNER = 0.5  # its positions have origin "centre" (data_pipeline/faces/align.py)
 
 
-def find_model(path=None) -> Path | None:
-    """A detector's ``.onnx``: ``path`` itself, or in it; None looks through InsightFace's packs."""
+def find_model(path: str | Path | None = None) -> Path | None:
+    """A detector's ``.onnx``: ``path`` itself, or inside it; None searches InsightFace's packs."""
     if path is not None and Path(path).expanduser().is_file():
         return Path(path).expanduser()
     folders = [HOME / pack for pack in PACKS]
     if path is not None:
-        # Its files, InsightFace's own root, or the name of a pack there.
+        # Its files, InsightFace's root, or the name of a pack there.
         folders = [Path(path), *(Path(path) / "models" / pack for pack in PACKS), HOME / path]
     for folder in folders:
         for pattern in FILES:
-            # Some packs unpack into a folder of their own name once more.
+            # Some packs unpack into another folder of the same name.
             for file in sorted(folder.expanduser().rglob(pattern)):
                 return file
     return None
 
 
 def is_available() -> bool:
-    """Whether both InsightFace and a pack's detector are there."""
+    """Whether both InsightFace and a pack's detector are installed."""
     return importlib.util.find_spec("insightface") is not None and find_model() is not None
 
 
@@ -44,18 +45,18 @@ class InsightFaceDetector(Detector):
     """SCRFD on the CPU.
 
     Args:
-        path: the detector's file; a folder that holds it; a pack's name under
-            ~/.insightface/models; or None for the best pack there.
+        path: the detector's file; its folder; a pack's name under ~/.insightface/models; or None
+            for the best pack there.
 
     Raises:
-        FileNotFoundError: no such file; the message says where to put what.
+        FileNotFoundError: no such file; the message says what to put where.
         ImportError: InsightFace is not installed.
     """
 
     name = "insightface"
     licence = LICENCE
 
-    def __init__(self, path=None):
+    def __init__(self, path: str | Path | None = None):
         file = find_model(path)
         if file is None:
             raise FileNotFoundError(
@@ -72,11 +73,11 @@ class InsightFaceDetector(Detector):
             ) from error
         self._model = get_model(str(file), providers=["CPUExecutionProvider"])
         if getattr(self._model, "taskname", None) != "detection":
-            raise ValueError(f"{file}: is no face detector. Give a pack's det_*.onnx.")
+            raise ValueError(f"{file}: is not a face detector. Give a pack's det_*.onnx.")
         self._model.prepare(ctx_id=-1)
         self.gives_landmarks = self._model.use_kps
 
-    def detect(self, images):
+    def detect(self, images: Sequence[np.ndarray]) -> list[Detection | None]:
         return [self._largest(np.asarray(image)) for image in images]
 
     def _largest(self, image):

@@ -11,13 +11,16 @@ the projection; for plus, zeros through the encoder, a uniform grey image.
 
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
+from ml_collections import ConfigDict
 
-from data_pipeline.examples.transforms import CLIP_MEAN, CLIP_STD
+from data_pipeline.examples.fields import Batch, Field
+from data_pipeline.pictures.transforms import CLIP_MEAN, CLIP_STD
 from data_pipeline.records.schema import MAX_REFERENCES
 from persongen_jax.diffusion.conditioning import Conditioning
-from persongen_jax.methods.base import Method, plain_text, prompts, references
+from persongen_jax.methods.base import Method, Model, Parts, plain_text, prompts, references
 from persongen_jax.methods.published.photomaker import ATTENTION_LAYERS
 from persongen_jax.methods.start import find_origin, image_encoder_of, start_rest
 from persongen_jax.models.branches import add_branch
@@ -46,12 +49,12 @@ class IPAdapter(Method):
     """
 
     image_tower = "image_encoder"
-    groups = (
+    groups: tuple[tuple[str, str], ...] = (
         (r"image_proj/.*", "projections"),
         (rf"unet/.*/attn2/branches/{BRANCH}/to_[kv]/kernel", "identity"),
     )
 
-    def attach(self, parts, config, rngs):
+    def attach(self, parts: Parts, config: ConfigDict, rngs: nnx.Rngs) -> None:
         """The image encoder, ``image_proj``, the branch and, with a rank, LoRA.
 
         ``config.start_from`` may name an IP-Adapter file, which then sets the variant and every
@@ -62,7 +65,7 @@ class IPAdapter(Method):
         Raises:
             ValueError: an unknown variant, or one made for another image encoder.
         """
-        model = parts.model
+        model: Model = parts.model
         kind, rank, sizes = config.get("image_proj", "base"), config.get("image_lora_rank", 0), {}
         origin = find_origin(config)
         if origin.file:
@@ -91,14 +94,14 @@ class IPAdapter(Method):
             load_ip_adapter_into(model, origin.file, BRANCH)
         start_rest(model, origin)
 
-    def fields(self, parts, config):
+    def fields(self, parts: Parts, config: ConfigDict) -> tuple[Field, ...]:
         return prompts(parts, config, at_trigger=False), references(self, parts.model)
 
-    def reference_size(self, model) -> int:
+    def reference_size(self, model: Model) -> int:
         config = model.image_encoder.config
         return config["input_size" if _reads_faces(model) else "image_size"]
 
-    def condition(self, model, batch) -> Conditioning:
+    def condition(self, model: Model, batch: Batch) -> Conditioning:
         """Stream "identity": [b, r * n, d], the n tokens of each reference concatenated.
 
         If the batch has ``face_embeds`` [b, r, e], FaceID uses these instead of the pixels.
@@ -113,7 +116,7 @@ class IPAdapter(Method):
         tokens, mask = tokens.reshape(b, r * n, d), jnp.repeat(mask, n, axis=1)
         return plain_text(model, batch).with_stream(BRANCH, tokens, mask)
 
-    def encode_references(self, model, id_pixel_values):
+    def encode_references(self, model: Model, id_pixel_values: jax.Array) -> jax.Array:
         """The input of ``image_proj``: [b, r, d]; for plus, every patch: [b, r, m, d]."""
         b, r = id_pixel_values.shape[:2]
         features = _encode(model, id_pixel_values.reshape(b * r, *id_pixel_values.shape[2:]))
@@ -127,7 +130,7 @@ class IPAdapter(Method):
         return self.encode_references(model, batch["id_pixel_values"])
 
 
-def image_tokens(model, features):
+def image_tokens(model: Model, features: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Features [b, r, ...] to each reference's tokens [b, r, n, d] and no image's [n, d]."""
     b, r = features.shape[:2]
     features = features.reshape(b * r, *features.shape[2:])

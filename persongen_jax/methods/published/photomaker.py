@@ -6,9 +6,15 @@ reference's ID embedding. The fuse module is trained, and LoRA on all attention 
 
 import re
 
+from flax import nnx
+from ml_collections import ConfigDict
+
+from data_pipeline.examples.fields import Batch, Field
 from persongen_jax.diffusion.conditioning import Conditioning, TokenStream
 from persongen_jax.methods.base import (
     Method,
+    Model,
+    Parts,
     add_prompt_streams,
     prompt_states,
     prompts,
@@ -30,13 +36,13 @@ class PhotoMaker(Method):
     """
 
     streams: tuple[str, ...] = ()
-    groups = (
+    groups: tuple[tuple[str, str], ...] = (
         (r"id_encoder/visual_projection(_2)?/kernel", "projections"),
         (r"id_encoder/fuse_module/.*", "fuse_module"),
         (r"unet/.*/lora/(down|up)", "lora"),
     )
 
-    def attach(self, parts, config, rngs):
+    def attach(self, parts: Parts, config: ConfigDict, rngs: nnx.Rngs) -> None:
         """LoRA on the UNet, the ID encoder on CLIP's weights, a branch per additional prompt.
 
         Reads config.rank, lora_alpha, and the keys that methods/start.py reads.
@@ -49,10 +55,10 @@ class PhotoMaker(Method):
             add_branch(model.unet, name)
         start_rest(model, origin)
 
-    def fields(self, parts, config):
+    def fields(self, parts: Parts, config: ConfigDict) -> tuple[Field, ...]:
         return prompts(parts, config, ("text", *self.streams)), references(self, parts.model)
 
-    def condition(self, model, batch) -> Conditioning:
+    def condition(self, model: Model, batch: Batch) -> Conditioning:
         embeds, pooled = prompt_states(model, batch)
         id_embeds = model.id_encoder.project(reference_features(model, batch))
         stacked = model.id_encoder.fuse_module.stack(

@@ -4,8 +4,12 @@ Every cross-attention on the general prompt is followed by three more layers, ea
 and with a skip connection, from the whole of the image to its details.
 """
 
+from flax import nnx
+from ml_collections import ConfigDict
+
+from data_pipeline.examples.fields import Batch
 from persongen_jax.diffusion.conditioning import Conditioning
-from persongen_jax.methods.base import add_prompt_streams, plain_text
+from persongen_jax.methods.base import Model, Parts, add_prompt_streams, plain_text
 from persongen_jax.methods.start import add_id_encoder, start_from, start_rest
 from persongen_jax.methods.thesis.id_branch import (
     IDBranch,
@@ -26,7 +30,7 @@ class Cascade(IDBranch):
         *((rf"unet/.*/attn2/branches/{name}/.*", name) for name in ORDER),
     )
 
-    def attach(self, parts, config, rngs):
+    def attach(self, parts: Parts, config: ConfigDict, rngs: nnx.Rngs) -> None:
         model = parts.model
         add_id_encoder(model, config, rngs)
         origin = start_from(model, config)
@@ -35,6 +39,6 @@ class Cascade(IDBranch):
             add_branch(model.unet, name, CascadeCrossAttention)
         start_rest(model, origin)
 
-    def condition(self, model, batch) -> Conditioning:
+    def condition(self, model: Model, batch: Batch) -> Conditioning:
         conditioning = add_prompt_streams(plain_text(model, batch), model, batch, self.streams)
         return conditioning.with_stream("identity", *identity_tokens(model, batch))

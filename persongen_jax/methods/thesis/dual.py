@@ -4,8 +4,12 @@ PhotoMaker's stacked ID embedding (arXiv 2312.04461) and the branch of id_branch
 a projection of its own, so that the two ways may tell different things about a face.
 """
 
+from flax import nnx
+from ml_collections import ConfigDict
+
+from data_pipeline.examples.fields import Batch
 from persongen_jax.diffusion.conditioning import Conditioning, TokenStream
-from persongen_jax.methods.base import prompt_states, reference_features
+from persongen_jax.methods.base import Model, Parts, prompt_states, reference_features
 from persongen_jax.methods.start import add_id_encoder, start_from, start_rest
 from persongen_jax.methods.thesis.id_branch import IDBranch, add_identity
 from persongen_jax.models.branches import add_branch
@@ -21,7 +25,7 @@ class Dual(IDBranch):
         (r"id_encoder/fuse_module/.*", "fuse_module"),
     )
 
-    def attach(self, parts, config, rngs):
+    def attach(self, parts: Parts, config: ConfigDict, rngs: nnx.Rngs) -> None:
         model = parts.model
         add_id_encoder(model, config, rngs)
         origin = start_from(model, config)
@@ -29,7 +33,7 @@ class Dual(IDBranch):
         add_branch(model.unet, "identity")
         start_rest(model, origin)
 
-    def condition(self, model, batch) -> Conditioning:
+    def condition(self, model: Model, batch: Batch) -> Conditioning:
         embeds, pooled = prompt_states(model, batch)
         encoder, features = model.id_encoder, reference_features(model, batch)
         stacked = encoder.fuse_module.stack(

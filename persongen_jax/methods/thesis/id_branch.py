@@ -4,11 +4,19 @@ Every reference is one token, its normalised ID embedding, which a parallel bran
 cross-attention reads. The prompt is an ordinary one: no trigger word, no copies of the class token.
 """
 
-import jax.numpy as jnp
+from typing import Any
 
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from ml_collections import ConfigDict
+
+from data_pipeline.examples.fields import Batch, Field
 from persongen_jax.diffusion.conditioning import Conditioning
 from persongen_jax.methods.base import (
     Method,
+    Model,
+    Parts,
     plain_text,
     prompts,
     reference_features,
@@ -24,13 +32,13 @@ class IDBranch(Method):
 
     at_trigger = False  # whether the identity also enters at the class word
     streams: tuple[str, ...] = ()  # additional prompts, each read by a branch
-    groups = (
+    groups: tuple[tuple[str, str], ...] = (
         (r"id_encoder/visual_projection(_2)?/kernel", "projections"),
         (r"id_tokens/id_norm/(scale|bias)", "id_norm"),
         (r"unet/.*/attn2/branches/identity/to_[kv]/kernel", "identity"),
     )
 
-    def attach(self, parts, config, rngs):
+    def attach(self, parts: Parts, config: ConfigDict, rngs: nnx.Rngs) -> None:
         """The ID encoder on CLIP's weights, the norm, the branch; see methods/start.py."""
         model = parts.model
         add_id_encoder(model, config, rngs)
@@ -39,15 +47,15 @@ class IDBranch(Method):
         add_branch(model.unet, "identity")
         start_rest(model, origin)
 
-    def fields(self, parts, config):
+    def fields(self, parts: Parts, config: ConfigDict) -> tuple[Field, ...]:
         text = prompts(parts, config, ("text", *self.streams), at_trigger=self.at_trigger)
         return text, references(self, parts.model)
 
-    def condition(self, model, batch) -> Conditioning:
+    def condition(self, model: Model, batch: Batch) -> Conditioning:
         return plain_text(model, batch).with_stream("identity", *identity_tokens(model, batch))
 
 
-def add_identity(model, config, **options):
+def add_identity(model: Model, config: ConfigDict, **options: Any) -> None:
     """Adds what turns ID embeddings into the branch's tokens; ``options`` are IdentityTokens'.
 
     Reads config.id_norm_gain and dtype.
@@ -59,6 +67,6 @@ def add_identity(model, config, **options):
     model.id_tokens = tokens
 
 
-def identity_tokens(model, batch):
+def identity_tokens(model: Model, batch: Batch) -> tuple[jax.Array, jax.Array]:
     """Tokens [b, r, d] of the references, and their mask [b, r]."""
     return model.id_tokens(model.id_encoder, reference_features(model, batch)), batch["id_mask"]

@@ -5,7 +5,9 @@ they carry a LoRA. PhotoMaker's LoRA holds much about identity, so it is what bo
 """
 
 from flax import nnx
+from ml_collections import ConfigDict
 
+from persongen_jax.methods.base import Parts
 from persongen_jax.methods.published.photomaker import ATTENTION_LAYERS, PhotoMaker
 from persongen_jax.methods.start import add_id_encoder, start_from, start_rest
 from persongen_jax.methods.thesis.id_branch import IDBranch, add_identity
@@ -25,7 +27,7 @@ class IPLora(IDBranch):
         *(row for row in PhotoMaker.groups if row[1] == "lora"),
     )
 
-    def attach(self, parts, config, rngs):
+    def attach(self, parts: Parts, config: ConfigDict, rngs: nnx.Rngs) -> None:
         """Reads config.rank and lora_alpha, and the keys that methods/start.py reads."""
         model = parts.model
         add_id_encoder(model, config, rngs)

@@ -11,8 +11,8 @@ from persongen_jax.methods.published.photomaker import PhotoMaker
 class PhotoMakerBackground(PhotoMaker):
     """Stacked ID embedding in "text", a branch on "background", LoRA on the base layers alone."""
 
-    streams = ("background",)
-    groups = (
+    streams: tuple[str, ...] = ("background",)
+    groups: tuple[tuple[str, str], ...] = (
         *PhotoMaker.groups,
         (r"unet/.*/attn2/branches/background/to_[kv]/kernel", "background"),
     )

@@ -1,1 +1,1 @@
-"""Metrics that give every image a value."""
+"""Metrics with a value per image."""

@@ -1,14 +1,14 @@
-"""Share of the attributes asked for that our classifier reads in the image."""
+"""Share of the requested attributes that our classifier recognises in the image."""
 
 import numpy as np
 
 from persongen_jax.metrics.attribute_scores import of_pictures, right
-from persongen_jax.metrics.base import Values
+from persongen_jax.metrics.base import Generated, Known, Values
 from persongen_jax.metrics.judged import JudgedByClassifier
 
 
 class AttributeAccuracy(JudgedByClassifier):
-    """Of each image the share of its attributes that the classifier reads as they were asked for.
+    """For each image, the share of its attributes that the classifier recognises as requested.
 
     ``Generated.texts`` are the requests. The parts are the attributes one by one; the fact
     "all_right" is the share of images with every attribute right.
@@ -16,12 +16,12 @@ class AttributeAccuracy(JudgedByClassifier):
 
     name, title, form = "attribute_accuracy", "attribute accuracy", "{:.1%}"
 
-    def prepare(self, known):
+    def prepare(self, known: Known) -> None:
         super().prepare(known)
         for owner in known.people.owners:
             self.attributes.parse(owner.name)
 
-    def __call__(self, generated, known):
+    def __call__(self, generated: Generated, known: Known) -> Values | None:
         if generated.texts is None:
             return None
         vocabulary = self.attributes.vocabulary

@@ -1,13 +1,13 @@
-"""Rank-1: is the nearest face among N people that of the right one (as the thesis, chapter 6)?
+"""Rank-1: is the nearest face among N people that of the right one (thesis, chapter 6)?
 
-Embeddings are ArcFace's (Deng et al., arXiv 1801.07698, section 3.3). Guessing gives 1 / N.
+Embeddings are ArcFace's (Deng et al., arXiv 1801.07698, section 3.3). Guessing scores 1 / N.
 """
 
 import abc
 
 import numpy as np
 
-from persongen_jax.metrics.base import Values
+from persongen_jax.metrics.base import Generated, Known, Values
 from persongen_jax.metrics.judged import JudgedByFaceNet
 
 FEW = 10  # people of the smaller gallery
@@ -16,20 +16,20 @@ FEW = 10  # people of the smaller gallery
 class Rank1(JudgedByFaceNet):
     """1 where the nearest of the gallery, by cosine, is the image's owner, else 0.
 
-    An image without a face counts as 0. NaN for owners who are not in the gallery, or in whose
-    references no face is found. The fact "among" is N.
+    An image without a face counts as 0. NaN for owners who are not in the gallery, or without a
+    face in their references. The fact "among" is N.
     """
 
     form, plotted = "{:.1%}", False
 
     @abc.abstractmethod
-    def gallery(self, known) -> dict[str, np.ndarray]:
-        """Name to embedding [d]; {} if there is nobody among whom to look."""
+    def gallery(self, known: Known) -> dict[str, np.ndarray]:
+        """Name to embedding [d]; {} if there is nobody to search among."""
 
-    def prepare(self, known):
+    def prepare(self, known: Known) -> None:
         self.gallery(known)
 
-    def __call__(self, generated, known):
+    def __call__(self, generated: Generated, known: Known) -> Values | None:
         gallery = self.gallery(known)
         if not gallery:
             return None
@@ -49,16 +49,16 @@ class Rank1Of10(Rank1):
 
     name, title = "rank1_10", "rank-1/10"
 
-    def gallery(self, known):
+    def gallery(self, known: Known) -> dict[str, np.ndarray]:
         return first_people(self.faces.gallery(known))
 
 
 class Rank1Of100(Rank1):
-    """Among ``known.others`` (config.validation_gallery, 100 people as a rule) and the set's."""
+    """Among ``known.others`` (config.validation_gallery, usually 100 people) and the set's."""
 
     name, title = "rank1_100", "rank-1/100"
 
-    def gallery(self, known):
+    def gallery(self, known: Known) -> dict[str, np.ndarray]:
         return self.faces.large_gallery(known)
 
 
@@ -67,6 +67,6 @@ def first_people(gallery: dict) -> dict:
     return dict(list(gallery.items())[:FEW])
 
 
-def unit(rows):
+def unit(rows: np.ndarray) -> np.ndarray:
     """Rows [n, d] of length 1."""
     return rows / np.linalg.norm(rows, axis=-1, keepdims=True)

@@ -1,1 +1,1 @@
-"""Metrics that give a whole set of images one number."""
+"""Metrics with one number for a whole set of images."""

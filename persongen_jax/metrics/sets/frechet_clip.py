@@ -1,27 +1,26 @@
 """The Fréchet distance of Heusel et al. (arXiv 1706.08500, section 2), in a CLIP's image features.
 
-Not FID: FID's features are Inception's, and no figure of one is comparable with one of the other.
-Here the judge CLIP's image embeddings of length 1 take their place. Like FID it is biased by the
-number of images, and below d of them the covariances are singular: compare figures of equal numbers
-of images alone.
+Not FID: FID's features are Inception's, and the figures are not comparable. Here the judge CLIP's
+image embeddings of length 1 replace them. Like FID it is biased by the number of images, and with
+fewer than d of them the covariances are singular: only compare figures for equal numbers of images.
 """
 
 import numpy as np
 
-from persongen_jax.metrics.base import Values
+from persongen_jax.metrics.base import Generated, Known, Values
 from persongen_jax.metrics.judged import JudgedByClip
 
 
 class FrechetClip(JudgedByClip):
-    """Distance of the generated images to all real pictures of the set's people, at least 0.
+    """Distance of the generated images to all real images of the set's people, at least 0.
 
-    Both reach CLIP as its preprocessing has it: short side resized, middle cut out. The fact
-    "n_real" is the number of real pictures. None with fewer than two on either side.
+    Both go through CLIP's preprocessing: short side resized, centre cropped. The fact "n_real" is
+    the number of real images. None with fewer than two on either side.
     """
 
     name, title, form, over = "frechet_clip", "Fréchet (CLIP)", "{:.4f}", "set"
 
-    def __call__(self, generated, known):
+    def __call__(self, generated: Generated, known: Known) -> Values | None:
         real = self.clip.real_features(known.people)
         if min(len(real), len(generated.images)) < 2:
             return None
@@ -29,8 +28,8 @@ class FrechetClip(JudgedByClip):
         return Values(distance, n=len(generated.images), facts={"n_real": len(real)})
 
 
-def frechet_distance(a, b) -> float:
-    """Of two normal distributions fitted to features [n, d] and [m, d]; computed in float64.
+def frechet_distance(a: np.ndarray, b: np.ndarray) -> float:
+    """Distance of two normal distributions fitted to features [n, d] and [m, d], in float64.
 
     |μ₁ - μ₂|² + tr(Σ₁ + Σ₂ - 2 (Σ₁ Σ₂)^½), covariances with n - 1; the root's trace is the sum of
     the roots of the product's eigenvalues.
@@ -42,7 +41,7 @@ def frechet_distance(a, b) -> float:
     if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[1] or min(len(a), len(b)) < 2:
         raise ValueError(f"features {a.shape} and {b.shape}: [n, d] and [m, d], n and m above 1")
     first, second = (np.atleast_2d(np.cov(rows, rowvar=False)) for rows in (a, b))
-    # Both are positive semi-definite, so negative or complex eigenvalues are rounding.
+    # Both are positive semi-definite, so negative or complex eigenvalues are rounding errors.
     roots = np.sqrt(np.linalg.eigvals(first @ second).astype(np.complex128)).real.sum()
     shift = a.mean(0) - b.mean(0)
     return float(max(shift @ shift + np.trace(first) + np.trace(second) - 2 * roots, 0.0))

@@ -1,8 +1,9 @@
 """Precision and recall of sets (arXiv 1904.06991) in our classifier's features.
 
 Precision: the share of generated images that lie among the real ones; recall: the share of real
-pictures that lie among the generated ones. "Among" is inside one of the balls around the members of
-a set that reach to each member's third nearest neighbour. Both depend on the numbers of images.
+images that lie among the generated ones. "Among" means inside one of the balls around the members
+of a set whose radius is the distance to the member's third nearest neighbour. Both depend on the
+numbers of images.
 """
 
 import numpy as np
@@ -27,29 +28,29 @@ class _SetMetric(JudgedByClassifier):
 
 
 class PrecisionAttributes(_SetMetric):
-    """How many of the generated images are like real ones, 0 to 1."""
+    """Share of the generated images that are like real ones, 0 to 1."""
 
     name, title = "precision_attributes", "precision (attributes)"
 
     @staticmethod
-    def compare(generated, real):
+    def compare(generated: np.ndarray, real: np.ndarray) -> float:
         return among(generated, real)
 
 
 class RecallAttributes(_SetMetric):
-    """How many of the real pictures are like generated ones, 0 to 1."""
+    """Share of the real images that are like generated ones, 0 to 1."""
 
     name, title = "recall_attributes", "recall (attributes)"
 
     @staticmethod
-    def compare(generated, real):
+    def compare(generated: np.ndarray, real: np.ndarray) -> float:
         return among(real, generated)
 
 
-def among(points, members) -> float:
+def among(points: np.ndarray, members: np.ndarray) -> float:
     """Share of ``points`` [n, d] inside at least one ball around the ``members`` [m, d].
 
-    A ball reaches to its member's third nearest neighbour, itself not counted.
+    A ball reaches to its member's third nearest neighbour, not counting the member itself.
     """
     points, members = np.asarray(points, np.float64), np.asarray(members, np.float64)
     reach = np.concatenate(

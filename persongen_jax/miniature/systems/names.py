@@ -1,15 +1,16 @@
-"""Names: single words that say everything about a face, as SDXL knows those of the famous.
+"""Names: single words that describe a whole face, like names of celebrities in SDXL.
 
-What an ID encoder puts in the class word's place is one token for a whole face. SDXL understands
-such tokens, having read the names of thousands in its captions; the miniature's captions name
-nobody, and on a base that had never met such a word five runs of PhotoMaker stayed at chance (none
-of them with the loss weights that configs/mini/photomaker.py has now). So the base's second course
-of training puts an in-train person's name where the class word stood. The name of a person is a
-vector, not an entry of the vocabulary: the mean of what CLIP's image tower sees in the person's
-face crops, turned by a fixed random rotation and as long as its neighbours. No ID encoder ever
-gets the rotation or the names, and strangers have none.
+An ID encoder puts one token for a whole face in place of the class word. SDXL understands such
+tokens, because its captions named thousands of people; the miniature's captions name nobody, and on
+a base without such words five runs of PhotoMaker stayed at chance (none of them with the current
+loss weights of configs/mini/photomaker.py). So the second phase of the base's training replaces the
+class word by the name of a person from the training set. A name is a vector, not a vocabulary
+entry: the mean of CLIP image features of the person's face crops, transformed by a fixed random
+rotation and scaled to the length of its neighbours. No ID encoder ever gets the rotation or the
+names, and strangers have none.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import jax
@@ -17,22 +18,31 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from data_pipeline.prompts import Tokenizers
 from persongen_jax.miniature.pool import PICTURES, Pool, kept
-from persongen_jax.miniature.systems.clip import face_crops, look
+from persongen_jax.miniature.systems.clip import Towers, face_crops, look
 from persongen_jax.miniature.unit_scale import measure_scale
+from persongen_jax.models.encoders.clip import CLIPTextModel
 
 SEED = 7
 ROWS = 200
 
 
-def make_names(clip, towers, pool: Pool, tokenizers, prompts: list[str], folder: Path):
+def make_names(
+    clip: Towers,
+    towers: Sequence[CLIPTextModel],
+    pool: Pool,
+    tokenizers: Tokenizers,
+    prompts: list[str],
+    folder: Path,
+) -> np.ndarray:
     """NumPy [people, sum of the towers' widths] float32.
 
     Args:
-        clip: systems.clip.Towers, whose image tower looks at the face crops.
-        towers: the text towers, in the order in which they are joined.
+        clip: systems.clip.Towers, whose image tower encodes the face crops.
+        towers: the text towers, in the order of concatenation.
         prompts: a few, to measure how large the prompt embeddings are.
-        folder: of the run that trained ``clip``; what it sees is kept there.
+        folder: of the run that trained ``clip``; caches its features.
     """
     seen = _mean_features(clip, pool, folder)
     seen = (seen - seen.mean(0)) / seen.std(0)
@@ -44,14 +54,14 @@ def make_names(clip, towers, pool: Pool, tokenizers, prompts: list[str], folder:
     return (names / names.std() * np.repeat(scales, widths)).astype(np.float32)
 
 
-def put_names(embeds, names, places):
+def put_names(embeds: jax.Array, names: jax.Array, places: jax.Array) -> jax.Array:
     """Prompt embeddings [b, n, d] with ``names`` [b, d] at ``places`` [b]; nowhere if -1."""
     here = jnp.arange(embeds.shape[1]) == places[:, None]
     return jnp.where(here[..., None], names[:, None], embeds)
 
 
 def _mean_features(clip, pool: Pool, folder: Path) -> np.ndarray:
-    """[people, width]: the pooled output before its projection, kept on disk."""
+    """[people, width]: the pooled output before its projection, cached on disk."""
 
     def look_at_all():
         crops = face_crops(pool)

@@ -17,7 +17,7 @@ class AttributeClassifier(nnx.Module):
 
     Args:
         channels: of an image; widths: of the levels, between which the side is halved; d is the
-        last; attributes: K.
+            last; attributes: K.
     """
 
     def __init__(self, channels: int, attributes: int, widths: Sequence[int], *, rngs: nnx.Rngs):

@@ -266,15 +266,14 @@ class UNet2DModel(nnx.Module):
         Args:
             timesteps: [b] or one, 0 to 999.
             class_labels: the input of the config's class embedding: [b] whole numbers, timesteps,
-                or
-            with "identity" the embeddings [b, e] themselves; None if it has none.
+                or with "identity" the embeddings [b, e] themselves; None if it has none.
 
         Returns:
             float32; computed in ``dtype``.
 
         Raises:
             ValueError: sides that cannot be halved between all levels; class labels missing, or
-            given although nothing reads them.
+                given although nothing reads them.
         """
         config = self.config
         halvings = len(config["block_out_channels"]) - 1

@@ -142,7 +142,7 @@ class IdentityTokens(nnx.Module):
 
     Args:
         encoder: its projections are used; or, with ``own_projection``, copied and concatenated as
-        the initial ``visual_projection_3`` (thesis, 5.2.2).
+            the initial ``visual_projection_3`` (thesis, 5.2.2).
         dtype: of the computation; trained weights are stored in float32.
     """
 

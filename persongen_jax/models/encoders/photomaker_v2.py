@@ -105,7 +105,7 @@ class PhotoMakerV2IDEncoder(PhotoMakerParts):
             face_embeds: [b, r, id_features].
 
         Returns:
-            [b, r * n, d1 + d2]: the n tokens of a reference stand side by side.
+            [b, r * n, d1 + d2]: the n tokens of a reference are adjacent.
         """
         b, r = id_pixel_values.shape[:2]
         images = id_pixel_values.reshape(b * r, *id_pixel_values.shape[2:])

@@ -100,8 +100,7 @@ class BatchNorm(nnx.Module):
             raise ValueError("batch statistics of a single value: train on larger batches")
         mean = x.mean(axes)
         variance = jnp.square(x - mean).mean(axes)
-        # Normalise by the batch's own variance, but keep the unbiased estimate for other images, as
-        # PyTorch does.
+        # Normalise by the batch's own variance, but keep the unbiased estimate, as PyTorch does.
         unbiased = variance * (count / (count - 1))
         for running, new in ((self.running_mean, mean), (self.running_var, unbiased)):
             running[...] = (1 - MOMENTUM) * running[...] + MOMENTUM * new

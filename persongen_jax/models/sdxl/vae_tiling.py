@@ -34,8 +34,7 @@ def decode_tiled(
         overlap: of neighbouring tiles, in latents; a quarter of a tile by default.
 
     Returns:
-        float32 [b, H, W, out_channels], around [-1, 1]. Latents that fit one tile are decoded
-        whole.
+        float32 [b, H, W, out_channels], around [-1, 1]. Latents of one tile are decoded whole.
 
     Raises:
         ValueError: the overlap is not smaller than the tile.

@@ -1,57 +1,44 @@
-"""ONNX files as graphs with named tensors, read without the onnx package.
+"""ONNX files as graphs with named tensors; the onnx package reads them, nothing is executed.
 
-An ONNX file is one protobuf message: a sequence of fields (number, value), nested. Of onnx.proto's
-messages only nodes, attributes, initialisers and the graph's inputs and outputs are read; nothing
-is executed.
+Of a graph only nodes, attributes, initialisers, inputs and outputs are looked at. What is added to
+the package: a damaged file ends in one kind of error, and values are made before they are used.
 """
 
-import math
 import os
-import struct
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from persongen_jax.weights.errors import BadOnnx, KeyMismatch, MissingFile
+from persongen_jax.weights.errors import BadOnnx, KeyMismatch, MissingDependency, MissingFile
 from persongen_jax.weights.files.source import TensorSource
 
 MAX_SIZE = 2**31  # bytes; protobuf's own limit
 MAX_DIM = 2**31
-VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5  # protobuf's wire types
-FLOAT, INT, STRING, INTS = 1, 2, 3, 7  # onnx.proto's AttributeProto.AttributeType
+READ_TYPES = (1, 6, 7, 10, 11)  # of TensorProto.DataType: float, int32, int64, float16, double
 EXTERNAL = 1  # TensorProto.DataLocation
 
-# TensorProto.DataType.
-DTYPES: dict[int, np.dtype] = {
-    1: np.dtype("<f4"),
-    6: np.dtype("<i4"),
-    7: np.dtype("<i8"),
-    10: np.dtype("<f2"),
-    11: np.dtype("<f8"),
+# By AttributeProto.AttributeType: how the value is read.
+VALUES = {
+    1: lambda attribute: attribute.f,
+    2: lambda attribute: attribute.i,
+    3: lambda attribute: attribute.s.decode("utf-8", "replace"),
+    7: lambda attribute: list(attribute.ints),
 }
 
 
 class _Malformed(Exception):
-    """The bytes break the format."""
+    """The graph breaks the format."""
 
 
 @dataclass
 class Node:
     """One operation of the graph; attributes other than numbers and text are None."""
 
-    op: str = ""
-    inputs: list[str] = field(default_factory=list)
-    outputs: list[str] = field(default_factory=list)
-    attributes: dict = field(default_factory=dict)
-
-
-@dataclass
-class _Tensor:
-    name: str = ""
-    dtype: int = 0
-    shape: tuple[int, ...] = ()
-    data: memoryview | None = None
+    op: str
+    inputs: list[str]
+    outputs: list[str]
+    attributes: dict
 
 
 class OnnxFile(TensorSource):
@@ -66,20 +53,29 @@ class OnnxFile(TensorSource):
 
     Raises:
         MissingFile: there is none.
-        BadOnnx: it is damaged, or not an ONNX file.
+        MissingDependency: the onnx package is not installed.
+        BadOnnx: it is damaged, or no ONNX file.
     """
 
     def __init__(self, path: str | os.PathLike):
         self._path = Path(path)
         if not self._path.is_file():
             raise MissingFile(f"{self._path}: no such file. Check the path.")
+        try:
+            import onnx
+            from google.protobuf.message import DecodeError
+        except ImportError as error:
+            raise MissingDependency(
+                f"{self._path}: ONNX files are read by the package onnx, which is not installed. "
+                "Install persongen_jax[onnx]."
+            ) from error
         if self._path.stat().st_size >= MAX_SIZE:
             raise BadOnnx(f"{self._path}: larger than any ONNX file can be.")
-        self.nodes, self.inputs, self.outputs, self._tensors = [], [], [], {}
+        self._to_array = onnx.numpy_helper.to_array
         try:
-            self._read_model(memoryview(self._path.read_bytes()))
+            self._read_graph(onnx.ModelProto.FromString(self._path.read_bytes()).graph)
             self._check_order()
-        except (_Malformed, UnicodeDecodeError) as error:
+        except (_Malformed, DecodeError) as error:
             raise BadOnnx(
                 f"{self._path}: cannot be read ({error}). It is damaged or no ONNX file; fetch or "
                 "copy it again."
@@ -89,12 +85,11 @@ class OnnxFile(TensorSource):
         return list(self._tensors)
 
     def info(self, key: str) -> tuple[np.dtype, tuple[int, ...]]:
-        tensor = self._get(key)
-        return DTYPES[tensor.dtype], tensor.shape
+        array = self._get(key)
+        return array.dtype, array.shape
 
     def read(self, key: str) -> np.ndarray:
-        tensor = self._get(key)
-        return np.frombuffer(tensor.data, DTYPES[tensor.dtype]).reshape(tensor.shape).copy()
+        return np.array(self._get(key))
 
     def describe(self) -> str:
         return str(self._path)
@@ -106,36 +101,43 @@ class OnnxFile(TensorSource):
         if key not in self._tensors:
             raise KeyMismatch(self._path, missing=[key])
         tensor = self._tensors[key]
-        # Checked only on access, since a graph may hold unused tensors of unsupported kinds.
-        if tensor.dtype not in DTYPES or tensor.data is None:
+        # Only here, since a graph may hold tensors of odd kinds that nobody asks for.
+        if tensor.data_type not in READ_TYPES or tensor.data_location == EXTERNAL:
             raise BadOnnx(
                 f"{self._path}: {key!r} is of a kind that is not read here (data type "
-                f"{tensor.dtype}, or stored outside of the file). Save it as float32 in one file."
+                f"{tensor.data_type}, or stored outside of the file). Save it as float32 in one "
+                "file."
             )
-        size = math.prod(tensor.shape) * DTYPES[tensor.dtype].itemsize
-        if size != len(tensor.data):
+        try:
+            return self._to_array(tensor)
+        except ValueError as error:
             raise BadOnnx(
-                f"{self._path}: {key!r} has {len(tensor.data)} bytes of data where its shape "
-                f"{tensor.shape} needs {size}. The file is damaged; fetch it again."
-            )
-        return tensor
+                f"{self._path}: {key!r} has other bytes of data than its shape {tensor.dims} needs "
+                f"({error}). The file is damaged; fetch it again."
+            ) from error
 
-    def _read_model(self, data):
-        graphs = [value for number, value in _fields(data) if number == 7]
-        if len(graphs) != 1:
-            raise _Malformed(f"{len(graphs)} graphs in place of one")
-        for number, value in _fields(_bytes(graphs[0])):
-            if number == 1:
-                self.nodes.append(_node(_bytes(value)))
-            elif number == 5:
-                tensor = _tensor(_bytes(value))
-                if tensor.name in self._tensors:
-                    raise _Malformed(f"two tensors called {tensor.name!r}")
-                self._tensors[tensor.name] = tensor
-            elif number in (11, 12):
-                name = next((_text(v) for n, v in _fields(_bytes(value)) if n == 1), "")
-                (self.inputs if number == 11 else self.outputs).append(name)
-        self.inputs = [name for name in self.inputs if name not in self._tensors]
+    def _read_graph(self, graph):
+        self.nodes = [
+            Node(
+                *_texts([node.op_type]),
+                _texts(node.input),
+                _texts(node.output),
+                {a.name: VALUES.get(a.type, lambda _: None)(a) for a in node.attribute},
+            )
+            for node in graph.node
+        ]
+        if not self.nodes:
+            raise _Malformed("no graph in it")
+        names = _texts(tensor.name for tensor in graph.initializer)
+        self._tensors = dict(zip(names, graph.initializer, strict=True))
+        if len(self._tensors) < len(graph.initializer):
+            raise _Malformed("two tensors of one name")
+        for name, tensor in self._tensors.items():
+            if not all(0 < size < MAX_DIM for size in tensor.dims):
+                raise _Malformed(f"{name!r} has shape {tensor.dims}")
+        inputs = _texts(value.name for value in graph.input)
+        self.inputs = [name for name in inputs if name not in self._tensors]
+        self.outputs = _texts(value.name for value in graph.output)
 
     def _check_order(self):
         """Every value is produced once and before its use, so that traversing them terminates."""
@@ -150,126 +152,13 @@ class OnnxFile(TensorSource):
                 known.add(name)
 
 
-def _node(data) -> Node:
-    node = Node()
-    for number, value in _fields(data):
-        if number == 1:
-            node.inputs.append(_text(value))
-        elif number == 2:
-            node.outputs.append(_text(value))
-        elif number == 4:
-            node.op = _text(value)
-        elif number == 5:
-            name, content = _attribute(_bytes(value))
-            node.attributes[name] = content
-    return node
+def _texts(values) -> list[str]:
+    """protobuf hands out as bytes what is no UTF-8."""
+    values = list(values)
+    for value in values:
+        if isinstance(value, bytes):
+            raise _Malformed(f"the name {value!r} is no text")
+    return values
 
 
-def _attribute(data):
-    """(name, float, int, text, list of ints, or None for other kinds)."""
-    name, kind, values = "", 0, {FLOAT: 0.0, INT: 0, STRING: "", INTS: []}
-    for number, value in _fields(data):
-        if number == 1:
-            name = _text(value)
-        elif number == 2:
-            (values[FLOAT],) = struct.unpack("<f", _bytes(value, 4))
-        elif number == 3:
-            values[INT] = _signed(_integer(value))
-        elif number == 4:
-            values[STRING] = bytes(_bytes(value)).decode("utf-8", "replace")
-        elif number == 8:
-            values[INTS] += _integers(value)
-        elif number == 20:
-            kind = _integer(value)
-    return name, values.get(kind)
-
-
-def _tensor(data) -> _Tensor:
-    tensor, location = _Tensor(), 0
-    for number, value in _fields(data):
-        if number == 1:
-            tensor.shape += tuple(_integers(value))
-        elif number == 2:
-            tensor.dtype = _integer(value)
-        elif number == 8:
-            tensor.name = _text(value)
-        elif number == 9 or (number == 4 and tensor.dtype == 1):  # raw, or a run of floats
-            tensor.data = _bytes(value)
-        elif number == 14:
-            location = _integer(value)
-    if location == EXTERNAL:
-        tensor.data = None
-    if not all(0 < size < MAX_DIM for size in tensor.shape):
-        raise _Malformed(f"{tensor.name!r} has shape {tensor.shape}")
-    return tensor
-
-
-def _fields(data: memoryview):
-    """(number, value) of every field of one message; value is an int or a slice of ``data``."""
-    position, end = 0, len(data)
-    while position < end:
-        tag, position = _varint(data, position)
-        kind = tag & 7
-        if kind == VARINT:
-            value, position = _varint(data, position)
-        else:
-            if kind == BYTES:
-                size, position = _varint(data, position)
-            elif kind in (FIXED32, FIXED64):
-                size = 4 if kind == FIXED32 else 8
-            else:
-                raise _Malformed(f"a field of unknown wire type {kind}")
-            if size > end - position:
-                raise _Malformed("a field runs past the end")
-            value = data[position : position + size]
-            position += size
-        yield tag >> 3, value
-
-
-def _varint(data, position):
-    """(unsigned integer, position after it): seven bits per byte, the lowest first."""
-    value = 0
-    for shift in range(0, 70, 7):
-        if position >= len(data):
-            raise _Malformed("it ends within a number")
-        byte = data[position]
-        position += 1
-        value |= (byte & 0x7F) << shift
-        if byte < 0x80:
-            return value, position
-    raise _Malformed("a number of more than ten bytes")
-
-
-def _bytes(value, size=None) -> memoryview:
-    if isinstance(value, int) or (size is not None and len(value) != size):
-        raise _Malformed("a field of the wrong kind")
-    return value
-
-
-def _integer(value) -> int:
-    if not isinstance(value, int):
-        raise _Malformed("a field of the wrong kind")
-    return value
-
-
-def _integers(value) -> list[int]:
-    """Repeated integers are stored one by one or packed into one byte string."""
-    if isinstance(value, int):
-        return [_signed(value)]
-    numbers, position = [], 0
-    while position < len(value):
-        number, position = _varint(value, position)
-        numbers.append(_signed(number))
-    return numbers
-
-
-def _signed(value: int) -> int:
-    value &= 2**64 - 1
-    return value - 2**64 if value >= 2**63 else value
-
-
-def _text(value) -> str:
-    return bytes(_bytes(value)).decode("utf-8")
-
-
-__all__ = ["DTYPES", "Node", "OnnxFile"]
+__all__ = ["Node", "OnnxFile"]

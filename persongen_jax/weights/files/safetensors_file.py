@@ -1,10 +1,13 @@
 """safetensors files, read strictly and without PyTorch, and written one tensor at a time.
 
-The layout: eight bytes with the length of the header (little endian), the header (a JSON object),
-and the tensors' bytes, which the header's offsets must tile without overlap or gap.
+The public library checks the header: that it is well formed, and that its offsets tile the data
+without overlap or gap. What it lacks is here: tensors are read through ``read``, because the pages
+of its memory map would stay resident beside the arrays that were made from them; all float8 dtypes
+without PyTorch; no name twice; what to do about a file that was cut short; and files written with
+one tensor in memory at a time.
 
-Reads with ``read`` instead of a memory map, because mapped pages count as resident memory: a map
-would hold the whole file in addition to the arrays made from it.
+The layout: eight bytes with the length of the header (little endian), the header (a JSON object),
+and the tensors' bytes.
 """
 
 import json
@@ -15,6 +18,7 @@ from pathlib import Path
 
 import ml_dtypes
 import numpy as np
+from safetensors import SafetensorError, safe_open
 
 from data_pipeline.files import atomic_write
 from persongen_jax.weights.errors import (
@@ -23,6 +27,7 @@ from persongen_jax.weights.errors import (
     KeyMismatch,
     MissingFile,
     TruncatedFile,
+    WeightsError,
 )
 from persongen_jax.weights.files.source import TensorSource
 
@@ -78,9 +83,13 @@ class TensorFile(TensorSource):
             raise MissingFile(f"{self._path} is a folder; a file is expected here.") from error
         try:
             header, self._start, data_size = self._read_header()
-            self.metadata = _metadata(self._path, header.pop("__metadata__", {}))
+            try:
+                with safe_open(self._path, "np") as file:
+                    self.metadata = file.metadata() or {}
+            except SafetensorError as error:
+                raise _fault(self._path, error, header, data_size) from error
+            header.pop("__metadata__", None)
             self._entries = {key: _entry(self._path, key, v) for key, v in header.items()}
-            _check_tiling(self._path, self._entries, data_size)
         except BaseException:
             self._file.close()
             raise
@@ -176,67 +185,32 @@ def _parse_header(path, raw: bytes) -> dict:
     return header
 
 
-def _metadata(path, value) -> dict[str, str]:
-    if not isinstance(value, dict) or not all(isinstance(v, str) for v in value.values()):
-        raise BadHeader(f"{path}: __metadata__ must map text to text. Write the file again.")
-    return value
+def _fault(path, error: SafetensorError, header: dict, data_size: int) -> WeightsError:
+    """The library's error with the file's name and the remedy."""
+    said = str(error).removeprefix("Error while deserializing header: ")
+    if "not fully covered" in said:
+        header.pop("__metadata__", None)
+        end = max((entry["data_offsets"][1] for entry in header.values()), default=0)
+        if end > data_size:
+            return TruncatedFile(
+                f"{path}: holds {data_size} bytes of data where its header announces {end}. "
+                "Fetch or copy it again."
+            )
+        said = f"{data_size - end} bytes follow the last tensor"
+    return BadHeader(f"{path}: {said}. The file is damaged; write or fetch it again.")
 
 
 def _entry(path, key: str, value):
-    """(dtype, shape, (begin, end)) of one tensor, checked on its own."""
-
-    def bad(why):
-        return BadHeader(f"{path}: {key!r} {why}. The file is damaged; write or fetch it again.")
-
-    try:
-        key.encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise bad("is no valid text") from error
-    if not isinstance(value, dict) or set(value) != {"dtype", "shape", "data_offsets"}:
-        raise bad("must have exactly dtype, shape and data_offsets")
-    name, shape, offsets = value["dtype"], value["shape"], value["data_offsets"]
+    """(dtype, shape, (begin, end)) of one tensor of a header that the library takes."""
+    # It takes a list for the object too, and an object for the dtype's name.
+    name = value["dtype"] if isinstance(value, dict) else value
     if not isinstance(name, str) or name not in DTYPES:
-        raise bad(f"has dtype {name!r}, which is not one of {', '.join(DTYPES)}")
-    # `type(...) is int`, because JSON's true would count as 1.
-    if not isinstance(shape, list) or not all(type(n) is int and n >= 0 for n in shape):
-        raise bad(f"has shape {shape!r}, not a list of sizes")
-    # Skip zero sizes: numpy refuses impossible other sizes next to them all the same.
+        raise BadHeader(f"{path}: {key!r} has dtype {name}, not one of {', '.join(DTYPES)}")
+    shape = value["shape"]
+    # Zero sizes are left out here: beside them numpy still refuses impossible other sizes.
     if len(shape) > MAX_DIMS or math.prod(n for n in shape if n) > MAX_ELEMENTS // 16:
-        raise bad(f"has shape {shape!r}, too large for any memory")
-    if (
-        not isinstance(offsets, list)
-        or len(offsets) != 2
-        or not all(type(n) is int and n >= 0 for n in offsets)
-        or offsets[0] > offsets[1]
-    ):
-        raise bad(f"has data_offsets {offsets!r}, not [begin, end]")
-    dtype, (begin, end) = DTYPES[name], offsets
-    if end - begin != math.prod(shape) * dtype.itemsize:
-        raise bad(f"has {end - begin} bytes of data, which do not make {name} {shape}")
-    return dtype, tuple(shape), (begin, end)
-
-
-def _check_tiling(path, entries, data_size: int):
-    """The tensors' bytes must be contiguous and fill the file exactly."""
-    position = 0
-    for key, (_, _, (begin, end)) in sorted(entries.items(), key=lambda item: item[1][2]):
-        if begin != position:
-            kind = "overlaps the tensor before it" if begin < position else "leaves a gap before it"
-            raise BadHeader(
-                f"{path}: {key!r} begins at byte {begin} of the data and {kind}, which ends at "
-                f"{position}. The file is damaged; write or fetch it again."
-            )
-        position = end
-    if position > data_size:
-        raise TruncatedFile(
-            f"{path}: holds {data_size} bytes of data where its header announces {position}. "
-            "Fetch or copy it again."
-        )
-    if position < data_size:
-        raise BadHeader(
-            f"{path}: {data_size - position} bytes follow the last tensor. The file is damaged; "
-            "write or fetch it again."
-        )
+        raise BadHeader(f"{path}: {key!r} has shape {shape!r}, too large for any memory")
+    return DTYPES[name], tuple(shape), tuple(value["data_offsets"])
 
 
 Entry = tuple[str, tuple[int, ...], np.dtype, Callable[[], np.ndarray]]
@@ -250,12 +224,12 @@ def write_safetensors(
     Args:
         path: the file; its folder must exist. An existing file is replaced at the end.
         entries: (name, shape, dtype, function without arguments that returns the array). Each
-        function is called once, tensors of wide dtypes first, which keeps all data aligned.
+            function is called once, tensors of wide dtypes first, which keeps all data aligned.
         metadata: text -> text.
 
     Raises:
         BadEntry: a duplicate name, a dtype the format lacks, metadata that is not text, or an array
-        that differs from its declaration. No file is left behind.
+            that differs from its declaration. No file is left behind.
     """
     path = Path(path)
     entries = sorted(entries, key=lambda entry: -np.dtype(entry[2]).itemsize)

@@ -147,7 +147,7 @@ class RenamedSource(TensorSource):
     Args:
         base: the underlying source.
         table: new name -> (name in ``base``, ``Transform`` or None). One tensor of ``base`` may
-        have several new names (a fused one that is split).
+            have several new names (a fused one that is split).
         ignored: names of ``base`` that are left out on purpose.
         part: which part of the file this is, for messages.
         owns_base: whether ``close`` closes ``base`` too; False if several sources share it.

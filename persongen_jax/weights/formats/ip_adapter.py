@@ -1,5 +1,4 @@
-"""Reads and writes IP-Adapter's files for SDXL (Ye et al., arXiv 2308.06721): base, plus and
-FaceID.
+"""IP-Adapter's files for SDXL (Ye et al., arXiv 2308.06721): base, plus and FaceID.
 
 ``image_proj.*`` turns an image into tokens (models/encoders/resampler.py);
 ``ip_adapter.{i}.to_k_ip.weight`` and ``.to_v_ip.weight`` are the keys and values of the attention
@@ -78,7 +77,7 @@ class IPAdapterFile(OpenedFile):
         tensors: all tensors of the file.
         kind: "base" (ViT-H's and ViT-bigG's alike), "plus" or "faceid".
         sizes: arguments of the kind's class in ``PROJECTIONS``; ``in_features`` is the width of its
-        input, ``num_tokens`` the number of tokens per image.
+            input, ``num_tokens`` the number of tokens per image.
         width: of the tokens.
         layers: number of cross-attention layers that it has keys and values for.
         rank: of the LoRA, or None.
@@ -138,7 +137,7 @@ def _find_kind(source) -> str:
     if not any(key.endswith(".to_k_ip.weight") for key in keys):
         absent.append(f"{ADAPTER}*.to_k_ip.weight")
     if strange or absent:
-        remedy = "It is no IP-Adapter file of a kind that is known: one of the image_proj keys."
+        remedy = "It is not an IP-Adapter file of a known kind."
         raise KeyMismatch(source.describe(), absent, strange, remedy=remedy)
     return kinds[0]
 
@@ -236,7 +235,7 @@ def save_ip_adapter(model: Any, path: str | os.PathLike, branch: str = "identity
 
     Raises:
         WeightsError: another extension, the method is not attached, or it has parts that the format
-        has no place for.
+            has no place for.
         MissingDependency: ``.bin`` without PyTorch.
     """
     if getattr(model, "image_proj", None) is None and hasattr(model, "id_tokens"):

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from persongen_jax.diffusion.scheduler_file import check_parametrisation
+from persongen_jax.diffusion.scheduler_config import check_parametrisation
 from persongen_jax.weights.errors import BadConfig, WeightsError, shorten
 from persongen_jax.weights.files.directory import read_json
 from persongen_jax.weights.files.quantised import dequantised

@@ -1,4 +1,4 @@
-"""A plain folder of pictures with its table: what it says, and what is said of its faults."""
+"""A plain folder of images with its table: its contents, and messages about its faults."""
 
 import numpy as np
 import pytest
@@ -25,7 +25,7 @@ def shade(i):
 
 @pytest.fixture
 def write(tmp_path):
-    """Writes a folder "faces" of pictures 0.png, 1.png, ... of shades 0, 20, ... and its table."""
+    """Writes a folder "faces" of images 0.png, 1.png, ... of shades 0, 20, ... and its table."""
     folder = tmp_path / "faces"
 
     def write(text, n=4, name="labels.csv", encoding="utf-8"):
@@ -43,7 +43,7 @@ def opened(folder, **options):
 
 
 def by_shade(data):
-    """What is said of each picture, and whether it is held out, by its number."""
+    """The values of each image, and whether it is held out, by its index."""
     found = {}
     for held, part in ((False, data.train), (True, data.test)):
         for i in range(len(part)):
@@ -72,7 +72,7 @@ def test_a_folder_is_read(write, capsys):
     }
     assert data.train.values.dtype == np.int8 and data.train.shape == (SIZE, SIZE, 3)
     assert data.mirror and data.terms == ""
-    assert capsys.readouterr().out == ""  # nothing was cut or scaled
+    assert capsys.readouterr().out == ""  # nothing was cropped or scaled
 
 
 @pytest.mark.parametrize(
@@ -82,7 +82,7 @@ def test_a_folder_is_read(write, capsys):
         "\ufeffimage\ta b\tc\r\n0.png\t1\t0\r\n1.png\t0\t1\r\n\r\n2.png\tNaN\t1\r\n",
         '"picture","a b","c"\n"0",1,0\n"1.png",0,1\n"./2.png",,1\n',
         "a b,c,Filename\n1,0,0.png\n0,1,1\n, 1 ,2.png\n",
-        "id,a b,c\n2,,yes\n1,no,yes\n0,yes,no\n0.png,1,0\n",  # said twice, but the same
+        "id,a b,c\n2,,yes\n1,no,yes\n0,yes,no\n0.png,1,0\n",  # given twice, but equal
     ],
 )
 def test_tables_of_other_forms(write, text):
@@ -163,14 +163,14 @@ def test_celeba_s_own_tables(tmp_path, capsys, partition):
     )
 
 
-def test_a_tenth_is_held_out_whatever_comes_to_it(tmp_path):
+def test_a_tenth_is_held_out_whatever_is_added(tmp_path):
     names = [f"{i:04d}.png" for i in range(2000)]
     held = module._every_tenth(names)
     assert 150 < held.sum() < 250
     more = sorted([*names, *(f"new-{i}.png" for i in range(500))])
     again = dict(zip(more, module._every_tenth(more), strict=True))
     assert [again[name] for name in names] == held.tolist()
-    for n in range(2, 9):  # few pictures: one at least on either side
+    for n in range(2, 9):  # few images: at least one on either side
         held = module._every_tenth(names[:n])
         assert held.any() and not held.all()
 
@@ -184,7 +184,7 @@ def test_names_in_subfolders():
     assert names.find("4.png") == names.find("c/3.png") == names.find("") == []
 
 
-def test_hidden_files_and_links_in_circles_are_passed_over(write):
+def test_hidden_files_and_cyclic_links_are_skipped(write):
     folder = write("", n=2)
     (folder / "inner").mkdir()
     (folder / "inner" / "loop").symlink_to(folder)
@@ -229,7 +229,7 @@ def test_grey_pictures_turned_and_transparent_ones(write):
     assert any(p[0].max() < 10 and p[-1].min() > 245 for p in pictures)  # the upright one
 
 
-def test_square_takes_what_pipelines_give():
+def test_square_accepts_all_forms_of_images():
     grey = np.arange(48, dtype=np.uint8).reshape(6, 8)
     for image in (grey, grey[..., None]):
         np.testing.assert_array_equal(square(image, 6, 1)[..., 0], grey[:, 1:7])
@@ -255,7 +255,7 @@ def test_pictures_are_decoded_once_and_cannot_be_changed(write, monkeypatch):
     assert pictures[:].shape == (3, SIZE, SIZE, 3) and pictures[2:2].shape == (0, SIZE, SIZE, 3)
     np.testing.assert_array_equal(pictures[[2, 1]], [pictures[2], pictures[1]])
     assert len(list(pictures)) == 3 == len(reads)
-    monkeypatch.setattr(folder_pictures, "KEPT", 1)  # too many to keep: they are decoded again
+    monkeypatch.setattr(folder_pictures, "KEPT", 1)  # too many to keep, so they are decoded again
     assert len(FolderPictures(paths, SIZE, 3)[[0, 1, 0, 1]]) == 4 and len(reads) == 7
 
 
@@ -275,7 +275,7 @@ def test_the_fingerprint_changes_with_the_content(write):
     marks.add(opened(folder, channels=1).train.fingerprint)
     marks.add(opened(write(text.replace("3,0", "3,1"))).train.fingerprint)
     file, sizes = write(text) / "3.png", set()
-    for seed in (0, 1):  # two pictures of as many bytes
+    for seed in (0, 1):  # two images of equal size in bytes
         pixels = np.random.default_rng(seed).integers(0, 256, (8, 8, 3), np.uint8)
         Image.fromarray(pixels).save(file, compress_level=0)
         marks.add(opened(folder).train.fingerprint)
@@ -293,21 +293,21 @@ def test_the_fingerprint_changes_with_the_content(write):
         ("image,a\n0,1\n", r"faces/1.png has no row in labels.csv, nor have 2 others: add"),
         ("image,a\n0,1\n1,0\n2,0\n3,1\n7,1\n", "csv line 6: '7' is no picture in .*faces; add"),
         ("image,a\n8,1\n9,0\n", "line 2: '8' is no picture in .*, nor are the pictures of 1 other"),
-        ("image,a\n0,1\n1,0\n2,0\n3,1\n1,1\n", "line 6: 1.png is said to be something else in"),
+        ("image,a\n0,1\n1,0\n2,0\n3,1\n1,1\n", "line 6: 1.png has other values in"),
         ("image,a,b\n0,1,1\n1,0\n", "labels.csv line 3: 2 cells, but the header has 3; write"),
         ("image,a\n0,1,1\n1,0\n", "labels.csv line 2: 3 cells, but the header has 2"),
         ("image,a\n0,1\n1,0\n2,maybe\n3,1\n", "line 4: a is 'maybe', but yes or no in other rows"),
         ("image,a\n0,yes\n1,no\n2,f\n3,l\n", "line 5: a is 'l', but yes or no in other rows"),
         ("image,a\n0,1\n1,0\n2,0.5\n3,2\n", "line 4: a is 0.5; write 1 or 0, whole numbers"),
-        ("image,a\n0,1\n1,-1\n2,0\n3,1\n", "column a holds -1 beside other.*leave unknown"),
-        ("image,a\n0,-1\n1,4\n2,5\n3,6\n", "column a holds -1 beside other numbers"),
+        ("image,a\n0,1\n1,-1\n2,0\n3,1\n", "column a holds -1 next to other.*leave unknown"),
+        ("image,a\n0,-1\n1,4\n2,5\n3,6\n", "column a holds -1 next to other numbers"),
         ("image,a,b\n0,1,0\n1,0,0\n2,,\n3,1,no\n", "column b with the same value in every row"),
         ("image,a,b\n0,,x\n1,,x\n2,,x\n3,,x\n", "columns a, b with the same value.*so remove them"),
         ('image,a\n0,"x,y"\n1,z\n2,z\n3,z\n', "line 2: a is 'x,y'; \",\" separates attributes"),
         ("image,a=b\n0,1\n1,0\n", "column 'a=b' has .*so rename it"),
         ("image,a,A\n0,1,1\n1,0,0\n", "columns 2 and 3 are both named 'A'; rename or remove one"),
         (",image,a\n0,0,1\n", "column 1 has no name; write one in the header, or remove it"),
-        ("image\n0\n1\n", "no column of attributes beside the pictures' names; add one"),
+        ("image\n0\n1\n", "no column of attributes next to the images' names; add one"),
         ("image,split\n0,train\n1,test\n", "no column of attributes"),
         ("image,a\n", "no rows below the header"),
         ("\n\n", "labels.csv: empty; write a header"),
@@ -358,7 +358,7 @@ def test_a_folder_without_table_or_pictures(write, tmp_path):
 def test_a_single_picture(write):
     with pytest.raises(TableError, match="column a with the same value"):
         opened(write("image,a\n0,1\n", n=1))
-    with pytest.raises(TableError, match="a single picture; two are the least"):
+    with pytest.raises(TableError, match="a single image; at least two are needed"):
         module._check_split("faces", module._every_tenth(["0.png"]), None)
 
 
@@ -392,7 +392,7 @@ def test_a_picture_that_cannot_be_used_is_found_when_opening(write, picture, mes
         opened(folder)
 
 
-def test_a_list_of_splits_has_to_tell_of_every_picture(tmp_path):
+def test_a_list_of_splits_must_cover_every_image(tmp_path):
     folder = celeba(tmp_path, "list_eval_partition.txt")
     splits = folder / "list_eval_partition.txt"
     splits.write_text("000001.jpg 0\n000002.jpg 1\n")

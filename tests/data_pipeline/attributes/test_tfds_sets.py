@@ -1,8 +1,8 @@
-"""MNIST and CelebA by tensorflow-datasets, which here prepares and reads files of its own format.
+"""MNIST and CelebA through tensorflow-datasets, which here prepares and reads its own format.
 
-Mocked: where the builders take their pictures from (``_split_generators``, which would download);
-and ``code_path``, by which they look for checksums of downloads, with a package that
-tensorflow-datasets does not depend on.
+Mocked: the source of the builders' images (``_split_generators``, which would download); and
+``code_path``, where they look for checksums of downloads, with a package that tensorflow-datasets
+does not depend on.
 """
 
 import io
@@ -26,7 +26,7 @@ def digit(i):
 
 
 def face(i):
-    """Its middle square is of one shade, and there is a white bar above and below."""
+    """Its central square has one shade, with a white bar above and below."""
     image = np.full((218, 178, 3), 5 * i, np.uint8)
     image[:20] = image[198:] = 255
     return image
@@ -56,7 +56,7 @@ def jpeg(image):
 
 @pytest.fixture
 def offline(monkeypatch):
-    """The data sets can be "fetched" without a network; returns their builders' classes."""
+    """The data sets can be "downloaded" without a network; returns their builders' classes."""
     classes = {name: open_tfds().builder_cls(name) for name in ("mnist", "celeb_a")}
     examples = {
         "mnist": lambda self, _: {"train": digits(TRAIN), "test": digits(TEST)},
@@ -68,20 +68,20 @@ def offline(monkeypatch):
     }
     for name, cls in classes.items():
         monkeypatch.setattr(cls, "_split_generators", examples[name])
-        cls.code_path = None  # monkeypatch would read it, which is what fails
+        cls.code_path = None  # monkeypatch would read it, and that fails
     yield classes
     for cls in classes.values():
         del cls.code_path
 
 
 def shades(part):
-    """Of each picture its number, by its middle."""
+    """The index of each image, from its centre."""
     middle = part.shape[0] // 2
     return [round(int(part.images[i][middle, middle, 0]) / 5) for i in range(len(part))]
 
 
 @pytest.mark.parametrize("open_it", [open_mnist, open_celeb_a])
-def test_nothing_is_fetched_unasked(tmp_path, capsys, open_it):
+def test_nothing_is_downloaded_unless_asked(tmp_path, capsys, open_it):
     with pytest.raises(DataSetError, match="is not in .*: fetch it by --config.download=True, or"):
         open_it(28, str(tmp_path))
     assert not list(tmp_path.iterdir()) and not capsys.readouterr().out
@@ -106,7 +106,7 @@ def test_mnist_is_fetched_and_kept(offline, tmp_path, monkeypatch):
     example = LabelledExamples(data.train, seed=0).example(3)
     assert example["pixel_values"].dtype == np.float32 and example["attributes"].sum() == 1
 
-    monkeypatch.setattr(tfds_sets, "_examples", None)  # from now on, nothing is decoded
+    monkeypatch.setattr(tfds_sets, "_examples", None)  # from now on, decoding fails
     again = open_attribute_data("mnist", size=28, data_dir=str(tmp_path))
     assert isinstance(again.train.images, np.memmap)
     np.testing.assert_array_equal(again.train.images, data.train.images)
@@ -114,7 +114,7 @@ def test_mnist_is_fetched_and_kept(offline, tmp_path, monkeypatch):
     assert again.train.fingerprint == data.train.fingerprint
 
 
-def test_celeb_a_is_fetched_after_its_terms_are_said(offline, tmp_path, capsys, monkeypatch):
+def test_celeb_a_is_downloaded_after_printing_its_terms(offline, tmp_path, capsys, monkeypatch):
     def generators(self, _):
         assert capsys.readouterr().out.startswith(CELEBA_TERMS)
         return {"train": faces(self, TRAIN), "test": faces(self, TEST)}
@@ -124,13 +124,13 @@ def test_celeb_a_is_fetched_after_its_terms_are_said(offline, tmp_path, capsys, 
     check_celeb_a(data)
 
 
-def test_celeb_a_in_the_format_that_tfds_prepares_of_itself(offline, tmp_path, capsys):
-    """Which TensorFlow reads."""
+def test_celeb_a_in_the_default_format_of_tfds(offline, tmp_path, capsys):
+    """TensorFlow reads that format."""
     builder = open_tfds().builder("celeb_a", data_dir=tmp_path, file_format="tfrecord")
     builder.download_and_prepare()
     capsys.readouterr()
     check_celeb_a(open_celeb_a(16, str(tmp_path)))
-    assert CELEBA_TERMS not in capsys.readouterr().out  # that is open_attribute_data's to say
+    assert CELEBA_TERMS not in capsys.readouterr().out  # only open_attribute_data prints them
     chosen = open_attribute_data(
         "celeb_a", size=16, attributes=("young", "smiling"), data_dir=str(tmp_path)
     )
@@ -139,7 +139,7 @@ def test_celeb_a_in_the_format_that_tfds_prepares_of_itself(offline, tmp_path, c
 
 
 def check_celeb_a(data):
-    # The names are those of tensorflow-datasets, which describe the set where it is not prepared.
+    # These are tensorflow-datasets' names, which describe the set if it is not prepared.
     assert data.vocabulary.names == tuple(
         open_tfds().builder("celeb_a").info.features["attributes"]
     )
@@ -155,7 +155,7 @@ def check_celeb_a(data):
             assert values.sum() == values[places].sum()
 
 
-def test_what_is_kept_is_written_anew_if_it_is_broken(offline, tmp_path):
+def test_broken_cache_files_are_rewritten(offline, tmp_path):
     data = open_mnist(28, str(tmp_path), download=True)
     expected = np.array(data.train.images)
     kept = tmp_path / "persongen_jax" / "mnist_28_train.npy"
@@ -165,12 +165,12 @@ def test_what_is_kept_is_written_anew_if_it_is_broken(offline, tmp_path):
             kept.write_bytes(broken)
         np.testing.assert_array_equal(open_mnist(28, str(tmp_path)).train.images, expected)
     assert len(list(kept.parent.iterdir())) == 4
-    # Of another size, beside them.
+    # Of another size, next to them.
     assert open_mnist(14, str(tmp_path)).train.shape == (14, 14, 1)
     assert len(list(kept.parent.iterdir())) == 8
 
 
-def test_nothing_half_written_is_left(offline, tmp_path, monkeypatch):
+def test_no_partial_file_is_left(offline, tmp_path, monkeypatch):
     def stop(*args):
         raise KeyboardInterrupt
 
@@ -180,7 +180,7 @@ def test_nothing_half_written_is_left(offline, tmp_path, monkeypatch):
     assert not list((tmp_path / "persongen_jax").iterdir())
     (tmp_path / "persongen_jax").rmdir()
     (tmp_path / "persongen_jax").touch()
-    with pytest.raises(DataSetError, match="persongen_jax: the decoded pictures cannot be kept th"):
+    with pytest.raises(DataSetError, match="persongen_jax: the decoded images cannot be stored th"):
         open_mnist(28, str(tmp_path))
 
 
@@ -198,7 +198,9 @@ def test_nothing_half_written_is_left(offline, tmp_path, monkeypatch):
         ),
     ],
 )
-def test_a_failed_download_is_said_in_one_sentence(offline, tmp_path, monkeypatch, error, message):
+def test_a_failed_download_is_reported_in_one_sentence(
+    offline, tmp_path, monkeypatch, error, message
+):
     def generators(self, _):
         raise error
 

@@ -1,4 +1,4 @@
-"""What requests say, and the examples that training makes of pictures with attributes."""
+"""The meaning of requests, and training examples made from images with attributes."""
 
 import numpy as np
 import pytest
@@ -37,12 +37,12 @@ def said(request, vocabulary=FACES):
         ("LONG HAIR=-1,glasses=unknown,beard=?", [None, 0, None, None, None, None]),
         ("hat=cap", [None, None, 0, 1, 0, None]),
         ("hat=top-hat,glasses=0", [0, None, 0, 0, 1, None]),
-        ("hat=none", [None, None, 1, 0, 0, None]),  # a member of that name goes first
+        ("hat=none", [None, None, 1, 0, 0, None]),  # a member of that name takes precedence
         ("hat=unknown", [None] * 6),
         ("hat=cap,hat=cap,glasses=1,glasses=1.0", [1, None, 0, 1, 0, None]),
     ],
 )
-def test_a_request_says(request_, expected):
+def test_parsed_requests(request_, expected):
     assert said(request_) == expected
 
 
@@ -53,17 +53,20 @@ def test_a_request_says(request_, expected):
         ("moustache=1", r"no 'moustache'; there are glasses, Long_Hair, beard, hat=MEMBER$"),
         ("hats=cap", r"did you mean hat=MEMBER\?"),
         ("glasses", "'glasses': write NAME=VALUE, such as glasses=1"),
-        ("glasses=maybe", "glasses=maybe is no value; write 1, 0, a fraction between, or unknown"),
-        ("glasses=1.5", "no value"),
+        (
+            "glasses=maybe",
+            "glasses=maybe is not a value; write 1, 0, a fraction between, or unknown",
+        ),
+        ("glasses=1.5", "not a value"),
         ("glasses=", None),
         ("hat=fez", "hat=fez is unknown; there are none, cap, Top Hat"),
-        ("glasses=1,glasses=0", "contradict themselves: glasses is said to be both 1 and 0"),
-        ("beard=0.3,beard=0.4", "both 0.3 and 0.4; say it once"),
+        ("glasses=1,glasses=0", "contradict themselves: glasses is given as both 1 and 0"),
+        ("beard=0.3,beard=0.4", "both 0.3 and 0.4; give it once"),
         ("hat=cap,hat=none", "hat=none and hat=cap exclude each other; ask for one hat"),
     ],
 )
-def test_a_request_that_cannot_be_met(request_, message):
-    if message is None:  # nothing is said
+def test_invalid_requests_are_refused(request_, message):
+    if message is None:  # no message
         assert said(request_) == [None] * 6
         return
     with pytest.raises(RequestError, match=message) as error:
@@ -98,7 +101,7 @@ def test_choosing_attributes():
     assert FACES.choose(["long hair"]) == (Vocabulary(("Long_Hair",)), [1])
     with pytest.raises(RequestError, match=r"no 'beart'.*did you mean beard\?"):
         FACES.choose(["glasses", "beart"])
-    # Alone it could not be asked for.
+    # Alone it could not be requested.
     with pytest.raises(RequestError, match="hat=cap is one of a group; choose hat"):
         FACES.choose(["hat=cap"])
 
@@ -128,7 +131,7 @@ def test_values_as_people_write_them(text, value):
     assert read_value(text) == value
 
 
-def test_names_that_differ_in_spelling_alone_are_one():
+def test_names_that_differ_only_in_spelling_are_equal():
     assert plain("Top Hat") == plain("top-hat") == plain("TOP_HAT") != plain("tophat")
 
 
@@ -136,7 +139,7 @@ def test_names_that_differ_in_spelling_alone_are_one():
 
 
 def pictures(n=7):
-    """Picture i has the values 10 i on its left and 10 i + 5 on its right."""
+    """Image i has the values 10 i on its left and 10 i + 5 on its right."""
     images = np.zeros((n, 2, 4, 1), np.uint8) + np.uint8(10 * np.arange(n))[:, None, None, None]
     images[:, :, 2:] += 5
     values = np.array([[i % 2, UNKNOWN, i % 3 == 0] for i in range(n)], np.int8)
@@ -156,7 +159,7 @@ def test_every_picture_is_shown_once_per_epoch():
     assert others != orders[0]
 
 
-def test_an_example_depends_on_its_number_alone():
+def test_an_example_depends_only_on_its_index():
     forwards, backwards = (LabelledExamples(pictures(), seed=3, mirror=True) for _ in range(2))
     expected = [forwards.example(n) for n in range(30)]
     for n in reversed(range(30)):
@@ -165,7 +168,7 @@ def test_an_example_depends_on_its_number_alone():
             np.testing.assert_array_equal(example[name], array)
 
 
-def test_an_example_is_what_the_specs_say():
+def test_examples_match_their_specs():
     data = pictures()
     examples = LabelledExamples(data, seed=0)
     for n in range(7):

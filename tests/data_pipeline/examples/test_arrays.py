@@ -1,4 +1,4 @@
-"""A data set in memory as a source: every row once an epoch, resumed, shared out, told apart."""
+"""A data set in memory as a source: every row once per epoch, resumed, shared, fingerprinted."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""Streams of batches, with TensorFlow and without: the same ones, resumed, and shared out."""
+"""Streams of batches, with TensorFlow and without: equal, resumed, and shared."""
 
 import json
 import logging
@@ -27,7 +27,7 @@ from tests.data_pipeline.photographs import (
 
 @pytest.fixture
 def open_source(records, tokenizers):
-    """Makes a source of the folder's records that has kept nothing yet."""
+    """Makes a source of the folder's records that has cached nothing yet."""
 
     def open_source(records=records, **options):
         return photograph_source(records, tokenizers, **options)
@@ -68,7 +68,7 @@ def test_loaders_by_name():
         open_loader("torch")
 
 
-def test_resuming_gives_the_batches_that_would_have_come(open_source):
+def test_resuming_gives_the_same_batches(open_source):
     whole = take(batches(open_source(), batch_size=4), 6)
     rest = take(batches(open_source(), batch_size=4, start_step=4), 2)
     for a, b in zip(whole[4:], rest, strict=True):
@@ -89,7 +89,7 @@ def test_saved_and_restored_exactly(open_source, make):
         assert_same(a, b)
 
 
-def test_another_position_is_told(records, open_source):
+def test_another_position_is_refused(records, open_source):
     state = batches(open_source(), batch_size=4, start_step=5).state()
 
     def check(records=records, batch_size=4, start_step=5, **changes):
@@ -108,7 +108,7 @@ def test_another_position_is_told(records, open_source):
 
 
 def test_further_pictures_may_have_moved_as_well(records, tokenizers, open_source):
-    """But a run whose fields read another kind of them is another."""
+    """But a run whose fields read another kind of additional image is a different run."""
 
     def fingerprint(name, folder):
         given = [replace(r, images={name: f"{folder}/1.png"}) for r in records]
@@ -142,9 +142,9 @@ def test_two_processes_share_a_batch(open_source):
 
 
 @pytest.mark.parametrize(
-    ("index", "count", "message"), [(0, 3, "evenly to 3 processes"), (2, 2, "not below 2")]
+    ("index", "count", "message"), [(0, 3, "evenly over 3 processes"), (2, 2, "not below 2")]
 )
-def test_impossible_sharing(open_source, index, count, message):
+def test_batches_that_do_not_divide_are_refused(open_source, index, count, message):
     with pytest.raises(ValueError, match=message):
         batches(open_source(), batch_size=4, process_index=index, process_count=count)
 
@@ -211,7 +211,7 @@ def test_undecodable_pictures_are_replaced_and_counted(records, open_source, cap
         stream = make(open_source(), batch_size=6)
         first = take(stream, 6)
     assert sorted(stream.source.skipped) == sorted(bad)
-    assert stream.report() == ["pictures passed over because they do not decode: 2"]
+    assert stream.report() == ["images skipped because they do not decode: 2"]
     for path in bad:
         assert sum(path in line for line in caplog.messages) == 1
     for a, b in zip(first, batches(open_source(), batch_size=6), strict=False):

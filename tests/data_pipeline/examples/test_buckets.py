@@ -14,8 +14,8 @@ from data_pipeline.examples.buckets import (
     nearest,
 )
 from data_pipeline.examples.fields import flatten
-from data_pipeline.examples.transforms import plan_crop
 from data_pipeline.pictures.reading import load_image
+from data_pipeline.pictures.transforms import plan_crop
 from data_pipeline.records.manifest import read_manifest
 from tests.data_pipeline.photographs import photograph_source, take
 
@@ -25,7 +25,7 @@ SHAPES = bucket_shapes(NAMES)
 
 @pytest.fixture
 def records(folder):
-    """Of carl's six pictures two become wide and one tall; the others are nearly square."""
+    """Of carl's six images two become wide and one tall; the others are nearly square."""
     records = read_manifest(folder)
     rng = np.random.default_rng(0)
     for i, (height, width) in {0: (40, 60), 1: (44, 70), 2: (66, 44)}.items():
@@ -36,7 +36,7 @@ def records(folder):
 
 @pytest.fixture
 def open_source(records, tokenizers):
-    """Makes a source in buckets; a step is as long as its batches, or examples go elsewhere."""
+    """Makes a source in buckets; a step must be as long as its batches."""
 
     def open_source(batch_size, **options):
         options = {"buckets": SHAPES, **options}
@@ -58,7 +58,7 @@ def test_families(side, count):
         assert height % 64 == width % 64 == 0 and (width, height) in shapes
         assert 0.87 * side**2 <= height * width <= side**2
         assert 1 / 4 <= width / height <= 4
-    # Some of what SDXL was trained at (arXiv 2307.01952, appendix I).
+    # Some of SDXL's training shapes (arXiv 2307.01952, appendix I).
     if side == 1024:
         assert {(512, 2048), (704, 1472), (768, 1344), (832, 1216), (896, 1152)} < set(shapes)
 
@@ -85,7 +85,7 @@ def test_assignment():
     assert goes_to(3000, 3000) == goes_to(1024, 1024) == (1024, 1024)
     assert goes_to(2000, 3000) == (832, 1216)  # 3:2; 1.46 is nearer to it than 1.75
     assert goes_to(3000, 2000) == (1216, 832)
-    # Not large enough for 1024: the smaller family rather than an enlarged picture.
+    # Not large enough for 1024: the smaller family rather than an enlarged image.
     assert goes_to(1000, 1000) == goes_to(512, 512) == (512, 512)
     assert goes_to(600, 800) == (448, 576)
     assert goes_to(400, 400) == (512, 512)  # too small for any
@@ -95,17 +95,17 @@ def test_assignment():
 
 
 def test_the_crop_in_a_bucket():
-    """time_ids and face box by hand: 40 x 60 scaled by 0.5 to 20 x 30, cut to 16 x 30."""
+    """time_ids and face box by hand: 40 x 60 scaled by 0.5 to 20 x 30, cropped to 16 x 30."""
     crop = plan_crop((40, 60), (10, 4, 20, 14), (16, 30))
     assert crop.resized == (20, 30) and (crop.top, crop.left) == (2, 0)
     assert crop.time_ids.tolist() == [40, 60, 2, 0, 16, 30]
     assert crop.face_box.tolist() == [5, 0, 10, 5]
-    # A face lower down pulls the crop down with it; it stays whole.
+    # A face lower down moves the crop with it; it stays whole.
     low = plan_crop((40, 60), (10, 28, 20, 38), (16, 30))
     assert low.top == 3 and low.face_box.tolist() == [5, 11, 10, 16]
     image = np.random.default_rng(0).integers(0, 256, (40, 60, 3), np.uint8)
     assert low.cut(image).shape == (16, 30, 3)
-    # A part of a photograph tells of the photograph.
+    # For a part of a photograph they describe the photograph.
     part = plan_crop(
         (40, 60), None, (16, 30), original_size=(400, 600), original_crop=(100, 100, 400, 300)
     )
@@ -134,11 +134,11 @@ def test_turns_keep_to_the_shares(counts):
         taken[bucket] += 1
         assert np.abs(taken - (step + 1) * shares).max() < 1
     assert taken.tolist() == [2 * n for n in counts]
-    assert Turns(counts)[step] == (bucket, before)  # asked at once for the last
+    assert Turns(counts)[step] == (bucket, before)  # queried directly for the last
 
 
 def test_a_batch_is_of_one_bucket_and_none_is_lost(records, open_source):
-    """In two rounds every picture is a target twice; 12 pictures, 2 rows."""
+    """In two rounds every image is a target twice; 12 images, 2 rows."""
     stream = batches(open_source(2, random_crop=False), batch_size=2)
     members = {
         tuple(stream.source.buckets[k]): len(m) for k, m in enumerate(stream.source._members)
@@ -187,7 +187,7 @@ def test_resumption_and_processes(open_source):
 
 
 @pytest.mark.parametrize("make", [batches, tf_batches])
-def test_source_and_batches_have_to_be_of_one_size(open_source, make):
+def test_source_and_batches_must_agree_on_the_batch_size(open_source, make):
     with pytest.raises(ValueError, match="batches of 4 from a source .* batch_size is 2"):
         make(open_source(2), batch_size=4)
     make(open_source(2, buckets=()), batch_size=4)
@@ -209,7 +209,7 @@ def test_a_picture_that_does_not_decode_is_in_no_bucket(open_source, folder):
 
 
 def test_without_buckets_nothing_changes(records, tokenizers):
-    """The order is that of a loader that knows no buckets: (seed, 0, epoch) alone decides."""
+    """The order is that of a loader without buckets: (seed, 0, epoch) alone decides."""
     source = photograph_source(records, tokenizers, random_crop=False)
     order = np.random.default_rng((3, 0, 0)).permutation(12)
     for n in range(12):

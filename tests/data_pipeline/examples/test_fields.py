@@ -12,8 +12,8 @@ from data_pipeline.examples.batches import batches, tf_batches
 from data_pipeline.examples.fields import Call, FaceBox, FieldError, Image, TimeIds
 from data_pipeline.examples.source import ExampleSource
 from data_pipeline.examples.spatial import ControlImage, Points, Weight
-from data_pipeline.examples.transforms import plan_crop
 from data_pipeline.pictures.reading import load_image
+from data_pipeline.pictures.transforms import plan_crop
 from data_pipeline.records.manifest import ManifestError, read_manifest
 from data_pipeline.records.schema import Record
 from tests.data_pipeline.photographs import rewrite_manifest, target_of
@@ -76,7 +76,7 @@ def test_weights_come_from_the_manifest(folder, make):
 @pytest.mark.parametrize(
     "bad", ["2", True, -0.5, float("nan"), float("inf"), 1e39, 10**400, [1], {"a": 1}], ids=repr_of
 )
-def test_a_bad_weight_is_told_before_the_first_step(folder, bad):
+def test_a_bad_weight_fails_before_the_first_step(folder, bad):
     rewrite_manifest(folder, weight=[1.0, None, bad])
     records = read_manifest(folder)
     with pytest.raises(FieldError, match="1 records cannot be used") as told:
@@ -97,7 +97,7 @@ def test_weight_is_no_condition(xp):
 
 @pytest.fixture
 def posed(folder):
-    """The folder's records, each with its own picture as its pose, under another name."""
+    """The folder's records, each with its own image as its pose, under another name."""
     records = read_manifest(folder)
     for record in records:
         name = Path(record.image).name
@@ -125,7 +125,7 @@ def test_a_control_image_is_cut_as_the_target_is(posed, buckets):
 
 
 def test_a_control_image_may_be_of_another_size(tmp_path):
-    """A bright square, in a target of 60 x 80 pixels and in an image of half of that."""
+    """A bright square, in a target of 60 x 80 pixels and in an image of half that size."""
     target, half = np.zeros((60, 80, 3), np.uint8), np.zeros((30, 40, 3), np.uint8)
     target[20:40, 30:60], half[10:20, 15:30] = 255, 255
     images = {"pose": save(tmp_path / "half.png", half)}
@@ -140,7 +140,7 @@ def test_a_control_image_may_be_of_another_size(tmp_path):
     assert bright.any() and len(lefts) > 3
 
 
-def test_what_a_control_image_lacks_is_told_before_the_first_step(posed):
+def test_missing_control_images_fail_before_the_first_step(posed):
     fields = (Image(), ControlImage("pose"))
     records = read_manifest(posed)
 
@@ -157,7 +157,7 @@ def test_what_a_control_image_lacks_is_told_before_the_first_step(posed):
     tall = save(posed / "poses" / "tall.png", np.zeros((90, 40, 3), np.uint8))
     said = refused(replace(records[0], images={"pose": tall}))
     assert said.endswith(
-        f"its pose image {tall} has another aspect ratio (40x90 pixels) than the picture itself "
+        f"its pose image {tall} has another aspect ratio (40x90 pixels) than the image itself "
         "(40x40)"
     )
 
@@ -166,8 +166,8 @@ def test_what_a_control_image_lacks_is_told_before_the_first_step(posed):
         read_manifest(posed)
 
 
-def test_another_aspect_ratio_is_told_of_pictures_that_are_no_files(posed):
-    """Their size is known when they are read."""
+def test_another_aspect_ratio_in_shards_is_reported(posed):
+    """Their size is known only when they are read."""
     records = [replace(r, image=f"key {i}") for i, r in enumerate(read_manifest(posed))]
     wide = np.zeros((40, 60, 3), np.uint8)
 
@@ -180,7 +180,7 @@ def test_another_aspect_ratio_is_told_of_pictures_that_are_no_files(posed):
         source.example(0)
 
 
-def test_a_control_image_that_does_not_decode_is_passed_over(posed):
+def test_a_control_image_that_does_not_decode_is_skipped(posed):
     records = read_manifest(posed)
     broken = Path(records[3].images["pose"])
     broken.write_bytes(broken.read_bytes()[:200])
@@ -246,8 +246,8 @@ def test_landmarks_move_as_the_face_box_does(folder):
     assert sum(seen) == 12 and len(boxes) > 4
 
 
-def test_landmarks_lie_where_the_picture_shows_them(tmp_path):
-    """A grey dot on each of them; scaled unevenly, 45 x 70 to 22 x 34, and cut."""
+def test_landmarks_match_the_image(tmp_path):
+    """A grey dot on each of them; scaled unevenly, 45 x 70 to 22 x 34, and cropped."""
     pixels, points = np.zeros((45, 70, 3), np.uint8), []
     for i, (x, y) in enumerate([(20, 10), (36, 8), (50, 20), (24, 34), (44, 36)]):
         pixels[y - 2 : y + 2, x - 2 : x + 2] = 50 * (i + 1)
@@ -267,7 +267,7 @@ def test_landmarks_lie_where_the_picture_shows_them(tmp_path):
 
 
 def test_points_outside_the_crop_and_hidden_ones_are_masked(tmp_path):
-    """A picture of 20 x 60 pixels, of which the middle 20 x 20 are shown."""
+    """An image of 20 x 60 pixels, of which the central 20 x 20 are shown."""
     image = save(tmp_path / "0.png", np.zeros((20, 60, 3), np.uint8))
     xs = [5, 19.9, 20, 25, 39.9, 40, 55, 30, 30, 30, 30, 30]
     ys = [10, 10, 0, 10, 19.9, 10, 10, -0.1, 20, 19, 5, 5]
@@ -287,7 +287,7 @@ def test_points_outside_the_crop_and_hidden_ones_are_masked(tmp_path):
     assert not example["landmarks_mask"].any()
     seen = make(visibility=tuple(not h for h in hidden))["keypoints_mask"]
     assert seen.tolist() == [i and not h for i, h in zip(inside, hidden, strict=True)]
-    # Visibility is the keypoints' alone.
+    # Only keypoints have visibility.
     landmarks = ((25, 5), (26, 5), (27, 5), (28, 5), (70, 5))
     example = make(visibility=(False,) * 12, landmarks=landmarks)
     assert example["landmarks_mask"].tolist() == [True] * 4 + [False]
@@ -310,7 +310,7 @@ def test_a_call_gives_points():
 
 
 @with_xp
-def test_no_point_is_seen_where_the_condition_is_dropped(xp):
+def test_no_point_is_visible_without_the_condition(xp):
     field = Points("landmarks")
     batch = {n: xp.ones((2, *s), d) for n, (s, d) in field.spec((8, 12)).items()}
     dropped = field.dropped(batch, xp)

@@ -1,4 +1,4 @@
-"""A field that somebody else writes: one class; both loaders bring its arrays in batches."""
+"""A field written outside the package: one class; both loaders put its arrays into batches."""
 
 import numpy as np
 import pytest
@@ -20,7 +20,7 @@ CALL = Call(["a man"], {}, None, np.zeros((1, 6), np.float32), (SIZE, SIZE))
 
 
 class Attributes(Field):
-    """What the manifest says of the person: arrays that nest, from two keys."""
+    """The manifest's data about the person: nested arrays, from two keys."""
 
     name, keys = "attributes", ("age", "smiles")
 
@@ -48,7 +48,7 @@ class Attributes(Field):
 
 
 @pytest.mark.parametrize("make", [batches, tf_batches])
-def test_a_field_of_ones_own(folder, tokenizers, make, caplog):
+def test_a_user_defined_field(folder, tokenizers, make, caplog):
     ages = [20 + i for i in range(11)] + [99]
     rewrite_manifest(folder, age=ages, smiles=[True] * 4)
     records = read_manifest(folder)
@@ -68,7 +68,7 @@ def test_a_field_of_ones_own(folder, tokenizers, make, caplog):
             age = age_of[target_of(example, records).image]
             assert own["age"][row] == age and own["smiles"][row] == (age < 24)
             shown.add(age)
-    assert shown == set(ages[:11])  # the one that cannot serve was passed over
+    assert shown == set(ages[:11])  # the unusable one was skipped
 
 
 def test_a_field_of_ones_own_changes_nothing_for_the_others(folder, tokenizers):

@@ -1,4 +1,4 @@
-"""prefetch_to_device: in order, ahead by so many, errors in their place, no thread left."""
+"""prefetch_to_device: in order, up to its depth ahead, errors in their place, no thread left."""
 
 import itertools
 import threading
@@ -23,12 +23,12 @@ def test_prefetch_runs_ahead_by_depth_only():
     while len(made) < 4 and time.time() < deadline:
         time.sleep(0.01)
     time.sleep(0.05)
-    assert made == [0, 1, 2, 3]  # handed out, two waiting, one in the thread's hand
+    assert made == [0, 1, 2, 3]  # one returned, two waiting, one held by the thread
     ahead.close()
 
 
 @pytest.mark.parametrize("place", ["iterator", "put"])
-def test_prefetch_hands_on_errors_after_what_came_before(place):
+def test_prefetch_raises_errors_after_earlier_items(place):
     def items():
         yield 1
         yield 2

@@ -1,4 +1,4 @@
-"""References as a field: from a call, of several people, and dropped. Drawing: test_source.py."""
+"""References as a field: from a call, of several people, and dropped. Sampling: test_source.py."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -8,7 +8,7 @@ from PIL import Image as PillowImage
 from data_pipeline.examples.conditions import References
 from data_pipeline.examples.fields import Call
 from data_pipeline.examples.source import ExampleSource
-from data_pipeline.examples.transforms import clip_preprocess
+from data_pipeline.pictures.transforms import clip_preprocess
 from tests.data_pipeline.photographs import assert_same, photograph_fields, photograph_source
 
 
@@ -52,13 +52,13 @@ def test_dropped_references_are_masked(xp, pictures):
     assert dropped["id_mask"].dtype == bool and not dropped["id_mask"].any()
 
 
-def test_it_says_who_the_person_is():
+def test_references_are_an_identity_field():
     field = References(14)
     assert field.identity and field.others == 1
 
 
 def test_two_encoders_read_the_same_references(records, tokenizers):
-    """A second field of references has its own size and names, and draws nothing of its own."""
+    """A second field of references has its own size and names, and draws nothing itself."""
     second = References(20, name="face", prefix="face")
     one = photograph_source(records, tokenizers)
     fields = (*photograph_fields(tokenizers), second)

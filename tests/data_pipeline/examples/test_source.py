@@ -1,4 +1,4 @@
-"""Examples by number: what the records say, references drawn, pictures passed over."""
+"""Examples by index: contents of the records, drawn references, skipped images."""
 
 import logging
 from dataclasses import replace
@@ -49,7 +49,7 @@ def test_examples_are_what_the_records_say(records, tokenizers):
 
 
 def test_parts_without_a_stream_join_the_caption(records, tokenizers):
-    """A method that reads "text" alone is told of the background as well."""
+    """A method that only reads "text" also gets the background."""
     records = [replace(r, background="a beach", body="in a coat") for r in records]
     for streams, parts in ((("text",), ". a beach. in a coat"), (("text", "body"), ". a beach")):
         source = photograph_source(records, tokenizers, streams=streams)
@@ -63,7 +63,7 @@ def test_parts_without_a_stream_join_the_caption(records, tokenizers):
 
 
 def test_time_ids_come_from_the_record(records, tokenizers):
-    """Every picture as the lower right quarter of a photograph."""
+    """Every image as the lower right quarter of a photograph."""
     parts = []
     for record in records:
         height, width = load_image(record.image).shape[:2]
@@ -80,7 +80,7 @@ def test_time_ids_come_from_the_record(records, tokenizers):
 
 
 def test_pictures_come_from_read_image_once(records, tokenizers):
-    """Another source of the same pictures; whatever is kept in memory is not read again."""
+    """Another source of the same images; cached ones are not read again."""
     files = {f"key {i}": record.image for i, record in enumerate(records)}
     named = [replace(record, image=f"key {i}") for i, record in enumerate(records)]
     asked = []
@@ -96,7 +96,7 @@ def test_pictures_come_from_read_image_once(records, tokenizers):
     assert sorted(asked) == sorted(files)
 
 
-def test_kept_arrays_cannot_be_spoilt(records, tokenizers):
+def test_cached_arrays_are_read_only(records, tokenizers):
     source = photograph_source(records, tokenizers, streams=("text", "background"))
     example = source.example(0)
     for array in (example[name] for name in example if name.startswith(("input_ids/", "class_"))):
@@ -158,7 +158,7 @@ def test_unusable_captions_are_found_before_the_first_step(records, tokenizers):
         photograph_source([*records[:-1], late], tokenizers)
 
 
-def test_problems_of_several_kinds_are_told_together(records, tokenizers):
+def test_problems_of_several_kinds_are_reported_together(records, tokenizers):
     late = replace(records[-1], caption="a " * 73 + "man img")
     heavy = replace(records[0], extra={"weight": "much"})
     fields = (*photograph_fields(tokenizers), Weight())
@@ -169,17 +169,17 @@ def test_problems_of_several_kinds_are_told_together(records, tokenizers):
     assert not isinstance(told.value, PromptError | FieldError)
 
 
-def test_sets_that_cannot_serve(records, tokenizers):
+def test_unusable_sets_are_refused(records, tokenizers):
     with pytest.raises(ValueError, match="no records"):
         photograph_source([], tokenizers)
-    with pytest.raises(ValueError, match="1 identities have no second picture"):
+    with pytest.raises(ValueError, match="1 identities have no second image"):
         photograph_source(records[1:], tokenizers)
-    with pytest.raises(ValueError, match='"text", the caption, has to be among them'):
+    with pytest.raises(ValueError, match='"text", the caption, must be among them'):
         photograph_source(records, tokenizers, streams=("background",))
 
 
-def test_a_person_whose_references_do_not_decode_is_passed_over(records, tokenizers):
-    """Of anna's two pictures one is broken, so that the other is left without a reference."""
+def test_a_person_whose_references_do_not_decode_is_skipped(records, tokenizers):
+    """One of anna's two images is broken, which leaves the other without a reference."""
     with open(records[1].image, "wb") as file:
         file.write(b"broken")
     source = photograph_source(records, tokenizers)
@@ -208,7 +208,7 @@ def test_crops_can_be_central(records, tokenizers):
 
 @pytest.fixture
 def single_pictures(tmp_path):
-    """A folder with one picture of each of three people, and not a trigger word in it."""
+    """A folder with one image of each of three people, and no trigger word in it."""
     rng = np.random.default_rng(1)
     written = []
     for i, identity in enumerate(("anna", "bert", "carl")):
@@ -223,7 +223,7 @@ def single_pictures(tmp_path):
 def test_without_references_one_picture_and_a_plain_caption_serve(single_pictures, tokenizers):
     with pytest.raises(ValueError, match="3 lines cannot be used"):
         open_records(single_pictures)
-    with pytest.raises(ValueError, match="no identity has two pictures"):
+    with pytest.raises(ValueError, match="no identity has two images"):
         open_records(single_pictures, marked=False)
     records, read_image = open_records(single_pictures, marked=False, least=1)
     fields = (Image(), Text(tokenizers, at_trigger=False), TimeIds())
@@ -241,12 +241,12 @@ def test_without_references_one_picture_and_a_plain_caption_serve(single_picture
 def test_references_need_a_second_picture_all_the_same(single_pictures, tokenizers):
     records, _ = open_records(single_pictures, marked=False, least=1)
     fields = photograph_fields(tokenizers, at_trigger=False)
-    with pytest.raises(ValueError, match="3 identities have no second picture"):
+    with pytest.raises(ValueError, match="3 identities have no second image"):
         ExampleSource(records, fields, seed=0, size=16)
 
 
 def test_without_references_the_class_token_stands_once(records, tokenizers):
-    """A method may learn a token at the class word without reading a picture of the person."""
+    """A method may learn a token at the class word without reading an image of the person."""
     source = ExampleSource(records, (Image(), Text(tokenizers), TimeIds()), seed=0, size=16)
     example = source.example(0)
     ids, mask, _ = tokenizers.encode_with_trigger(join(target_of(example, records)), 1)
@@ -258,7 +258,7 @@ def join(record):
     return f"{record.caption}. {record.background}" if record.background else record.caption
 
 
-def test_without_references_no_target_is_told_as_that(single_pictures, tokenizers):
+def test_without_references_undecodable_targets_are_reported(single_pictures, tokenizers):
     records, _ = open_records(single_pictures, marked=False, least=1)
     source = ExampleSource(records, (Image(),), seed=0, size=16)
     for record in records:

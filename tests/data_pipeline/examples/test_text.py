@@ -1,4 +1,4 @@
-"""Prompts as fields: streams of any name, with the class token and without, from a call."""
+"""Prompts as fields: streams of any name, with and without the class token, from a call."""
 
 from dataclasses import replace
 
@@ -49,17 +49,15 @@ def test_a_key_that_is_no_prompt_by_itself_serves_as_one(records, tokenizers):
     np.testing.assert_array_equal(example["input_ids/mood"], tokenizers.encode(""))
 
 
-def test_a_key_that_is_no_text_is_told_before_the_first_step(haired, tokenizers):
+def test_a_key_that_is_not_text_fails_before_the_first_step(haired, tokenizers):
     haired[7] = replace(haired[7], extra={"hair": 3})
-    with pytest.raises(
-        ValueError, match=r"1 records.*\n.*carl_1\.png: hair is 3; a text is needed"
-    ):
+    with pytest.raises(ValueError, match=r"1 records.*\n.*carl_1\.png: hair is 3; give a text"):
         ExampleSource(haired, (Text(tokenizers, ("text", "hair")),), seed=0, size=16)
     ExampleSource(haired, (Text(tokenizers),), seed=0, size=16)  # nobody reads it
 
 
 def test_without_a_trigger_word_nothing_marks_the_class_token(records, tokenizers):
-    """It may stand in the captions all the same, and is left out."""
+    """It may appear in the captions all the same, and is removed."""
     records = [
         replace(r, caption=r.caption.replace("img", "")) if i % 2 else r
         for i, r in enumerate(records)
@@ -148,7 +146,7 @@ def test_dropped_prompts_are_empty_ones(tokenizers, xp):
 
 @pytest.mark.parametrize("xp", [np, jnp], ids=["numpy", "jax"])
 def test_dropped_states_are_those_of_the_empty_prompt(tokenizers, xp):
-    """As the feature cache gives them: each row brings the empty prompt's with it."""
+    """As stored in the feature cache: each row includes the empty prompt's."""
     names = ("text", "hair", "empty", "pooled", "empty_pooled")
     batch = {f"text_states/{name}": xp.full((2, 3), i) for i, name in enumerate(names)}
     batch["class_tokens_mask"] = xp.ones((2, 77), bool)
@@ -172,7 +170,7 @@ def test_the_trigger_word_is_left_out_of_captions_alone(records, tokenizers, at_
 
 
 def test_captions_that_are_cut_are_counted_and_shown_once(records, tokenizers, caplog):
-    """Of 77 tokens, two are marks; the class word stands once per reference."""
+    """Of 77 tokens, two are markers; the class word appears once per reference."""
     others = [len([r for r in records if r.identity == one.identity]) - 1 for one in records]
     texts = []
     for record, count in zip(records, others, strict=True):

@@ -9,12 +9,12 @@ from skimage.transform import SimilarityTransform, warp
 from data_pipeline.drawing.people import examples
 from data_pipeline.faces.align import TEMPLATE, align_face, align_faces, similarity
 
-# Eyes, nose and mouth of skimage's astronaut, by eye.
+# Eyes, nose and mouth of skimage's astronaut, located by hand.
 FACE = np.array([(204, 107), (239, 105), (224, 127), (209, 147), (239, 145)], float)
 
 
 def skimage_align(image, landmarks, size):
-    """Landmarks count from pixel centres, as all of scikit-image does."""
+    """Landmarks are relative to pixel centres, as in all of scikit-image."""
     transform = SimilarityTransform.from_estimate(landmarks, TEMPLATE * size / 112)
     return warp(image, transform.inverse, output_shape=(size, size), order=1, preserve_range=True)
 
@@ -37,7 +37,7 @@ def test_as_scikit_image_does(size, angle, scale, shift):
     got = align_face(image, landmarks, size, origin="centre")
     expected = skimage_align(image.astype(float), landmarks, size)
     assert got.shape == (size, size, 3) and got.dtype == np.uint8
-    # Half a step of rounding to whole numbers, and what the two bilinear sums differ by.
+    # Half a step of rounding to whole numbers, and the difference of the two bilinear sums.
     assert np.abs(got - expected).max() < 0.51
     exact = align_face(image.astype(np.float32), landmarks, size, origin="centre")
     assert np.abs(exact - expected).max() < 1e-3
@@ -56,7 +56,7 @@ def test_similarity_is_umeyamas():
 def test_template_itself_stays_in_place():
     image = np.random.default_rng(0).integers(0, 256, (112, 112, 3), np.uint8)
     np.testing.assert_array_equal(align_face(image, TEMPLATE, origin="centre"), image)
-    # The same points, counted from the outer corner.
+    # The same points, relative to the outer corner.
     np.testing.assert_array_equal(align_face(image, TEMPLATE + 0.5), image)
 
 
@@ -74,7 +74,7 @@ def test_origins_differ_by_half_a_pixel():
 def test_black_outside_and_blended_at_the_edge():
     image = np.full((10, 10, 1), 200, np.uint8)
     crop = align_face(image, TEMPLATE - 50.5, origin="centre")[..., 0]
-    # The picture's pixel (0, 0) lies at (50.5, 50.5) of the crop.
+    # The image's pixel (0, 0) is at (50.5, 50.5) in the crop.
     assert (crop[51:60, 51:60] == 200).all()
     assert crop[50, 55] == crop[55, 50] == crop[60, 55] == 100 and crop[50, 50] == 50
     crop[50:61, 50:61] = 0
@@ -82,8 +82,8 @@ def test_black_outside_and_blended_at_the_edge():
 
 
 def test_landmarks_of_drawn_people_count_from_the_outer_corner():
-    """A dot painted on each landmark comes out where the fit puts it; a wrong origin would bring it
-    out some two pixels of the crop away."""
+    """A dot painted on each landmark ends up where the fit puts it; a wrong origin would move it by
+    about two pixels of the crop."""
     drawn = examples("in_train", [0, 1, 2], [0, 1, 2], size=64, framing_weights=(1, 0, 0))
     landmarks = np.floor(drawn.landmarks) + 0.5  # pixel centres, so that a dot is one pixel
     dots = np.zeros((3, 64, 64, 1), np.float32)
@@ -112,7 +112,7 @@ def test_batch_as_one_by_one():
         np.testing.assert_array_equal(align_face(image, points, 48), crop)
 
 
-def test_a_pil_image_will_do():
+def test_a_pil_image_is_accepted():
     image = astronaut()
     crop = align_face(Image.fromarray(image), FACE)
     np.testing.assert_array_equal(crop, align_face(image, FACE))
@@ -121,7 +121,7 @@ def test_a_pil_image_will_do():
 @pytest.mark.parametrize(
     ("change", "named"),
     [
-        ({"landmarks": np.zeros((5, 2))}, "one point"),
+        ({"landmarks": np.zeros((5, 2))}, "coincide"),
         ({"landmarks": FACE * np.nan}, "not finite"),
         ({"landmarks": FACE + [np.inf, 0]}, "not finite"),
         ({"landmarks": FACE[:4]}, "5, 2"),

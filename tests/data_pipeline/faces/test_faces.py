@@ -1,4 +1,4 @@
-"""Faces found in photographs, by each of the detectors."""
+"""Face detection in photographs, by each of the detectors."""
 
 import sys
 
@@ -17,7 +17,7 @@ skimage_data = pytest.importorskip("skimage.data")
 
 
 def assert_is_her_face(box, scale=1.0):
-    """Eyes, nose and mouth of the astronaut, read off the photograph, lie inside a tight box."""
+    """Eyes, nose and mouth of the astronaut, located by hand, are inside a tight box."""
     x0, y0, x1, y1 = np.array(box) / scale
     for x, y in ((208, 102), (243, 102), (226, 122), (226, 146)):
         assert x0 < x < x1 and y0 < y < y1
@@ -66,7 +66,7 @@ def test_without_scikit_image_the_extra_is_named(monkeypatch):
         find_face(np.zeros((64, 64, 3), np.uint8))
 
 
-def test_the_cascade_gives_boxes_alone():
+def test_the_cascade_finds_only_boxes():
     detector = open_detector("cascade")
     (face,) = detector.detect([skimage_data.astronaut()])
     assert face.landmarks is None and not detector.gives_landmarks
@@ -77,7 +77,7 @@ def test_the_cascade_gives_boxes_alone():
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory):
-    """What of a base model's directory matters here."""
+    """The relevant part of a base model's directory."""
     folder = tmp_path_factory.mktemp("base")
     write_keypoint_net(folder / "face_detector", present=2.0)
     write_keypoint_net(folder / "blind", present=-2.0)
@@ -91,7 +91,7 @@ def keypoints(base):
 
 @pytest.mark.parametrize(("height", "width"), [(16, 16), (64, 64), (30, 60), (61, 20)])
 def test_positions_are_pixels_of_the_picture(keypoints, height, width):
-    """The net sees the picture in the middle of a square, and answers in sides of that."""
+    """The net sees the image centred in a square, and answers in sides of that."""
     (face,) = keypoints.detect([np.zeros((height, width, 3), np.uint8)])
     side = max(height, width)
     shift = np.array([(side - width) // 2, (side - height) // 2])
@@ -130,7 +130,7 @@ SQUARE = 64  # pixels, of the faces that the stand-in model finds
 def write_scrfd(path):
     """An ONNX model with SCRFD's inputs and outputs, whose faces are red squares.
 
-    The score of a cell of 8 x 8 pixels is its redness; box and landmarks lie at fixed distances.
+    The score of a cell of 8 x 8 pixels is its redness; box and landmarks are at fixed distances.
     """
     onnx = pytest.importorskip("onnx")
     from onnx import TensorProto, helper, numpy_helper
@@ -155,7 +155,7 @@ def write_scrfd(path):
             helper.make_node("Conv", [f"mean{s}", "redness"], [f"red{s}"]),
             helper.make_node("Reshape", [f"red{s}", "column"], [f"cells{s}"]),
             helper.make_node("Mul", [f"cells{s}", "none"], [f"zeros{s}"]),
-            # Two anchors in each cell; the second never sees anything, nor do the large strides.
+            # Two anchors per cell; the second never detects anything, nor do the large strides.
             helper.make_node(
                 "Concat",
                 [f"cells{s}" if stride == 8 else f"zeros{s}", f"zeros{s}"],
@@ -203,13 +203,13 @@ def test_insightface_sees_the_picture_as_it_is(pack):
     double = red.repeat(2, 0).repeat(2, 1)
     found = detector.detect([red, blue, double])
     assert found[1] is None
-    # The stand-in's first red cell, with distances of up to 7 cells to the right and below; half a
-    # pixel more, for the origin is the corner here and the pixel's centre in InsightFace.
+    # The stand-in's first red cell, with distances of up to 7 cells to the right and below; plus
+    # half a pixel, because the origin is the corner here and the pixel's centre in InsightFace.
     assert np.allclose(found[0].box, np.array([128, 64, 184, 120]) + 0.5)
     assert np.allclose(found[0].landmarks[0], [136.5, 80.5])
     assert np.allclose(found[0].landmarks[4], [160.5, 104.5])
     assert 0.9 < found[0].score <= 1
-    # A picture of twice the size is seen made smaller.
+    # An image of twice the size is scaled down first.
     assert np.allclose(found[2].landmarks[0], [272.5, 160.5])
     assert detector.gives_landmarks and "non-commercial" in detector.licence
 

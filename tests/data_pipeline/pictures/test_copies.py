@@ -1,4 +1,4 @@
-"""A person's picture under two names is never its own reference; replaced pictures are noticed."""
+"""An image under two names is never its own reference; replaced images are noticed."""
 
 import json
 import logging
@@ -21,7 +21,7 @@ from tests.data_pipeline.photographs import photograph_source, references_of, ta
 
 
 def copy_record(folder, name, of, **changes):
-    """A further line of the manifest: the file ``of`` once more, as ``name``."""
+    """An additional line of the manifest: the file ``of`` again, as ``name``."""
     path = folder / "manifest.jsonl"
     lines = [json.loads(line) for line in path.read_text().splitlines()]
     line = next(line for line in lines if line["image"] == of)
@@ -36,7 +36,7 @@ def test_a_copy_is_never_the_reference_of_its_original(folder, tokenizers, caplo
     counts = Counter()
     records = read_manifest(folder, counts=counts)
     assert counts[COPIES] == 2 and "again.png is anna_0.png" in caplog.text
-    # The same words are left out; other words are further words of the same picture.
+    # Equal captions are left out; other captions are additional captions of the same image.
     assert records[:-1] == plain and records[-1].caption == "a woman img, seen anew"
     assert records[-1].image == plain[1].image
     source = photograph_source(records, tokenizers)
@@ -55,11 +55,11 @@ def test_a_person_of_copies_alone_is_left_out(folder, caplog):
     for name in ("anna_1.png", "anna_0.png"):
         shutil.copy(folder / "bert_0.png", folder / name)
     assert {record.identity for record in read_manifest(folder)} == {"bert", "carl"}
-    assert "1 identities with fewer than 2 pictures are left out: anna" in caplog.text
-    for record in read_manifest(folder):  # bert's own and carl's, all of them one picture
+    assert "1 identities with fewer than 2 images are left out: anna" in caplog.text
+    for record in read_manifest(folder):  # bert's own and carl's, all of them one image
         if record.image != str(folder / "bert_0.png"):
             shutil.copy(folder / "bert_0.png", record.image)
-    with pytest.raises(ManifestError, match="no identity has two pictures"):
+    with pytest.raises(ManifestError, match="no identity has two images"):
         read_manifest(folder)
 
 
@@ -89,16 +89,16 @@ def test_near_copies_are_warned_of(kind, folder, caplog):
         smooth.resize((60, 50)).save(folder / "near.png")
     elif kind == "jpeg":
         smooth.save(folder / "near.png", "JPEG", quality=60)
-    elif kind == "turned":  # stored on its side, with the tag that turns it
+    elif kind == "turned":  # stored on its side, with the orientation tag
         exif[0x0112] = 6
         smooth.transpose(Image.Transpose.ROTATE_90).save(folder / "near.png", exif=exif)
     else:
         smooth.convert("RGBA").save(folder / "near.png", compress_level=1)
     shutil.copy(folder / "near.png", folder / "anna_1.png")
     records = read_manifest(folder)
-    assert len(records) == 12  # a warning, no more
+    assert len(records) == 12  # only a warning
     (said,) = (r.message for r in caplog.records if r.levelno == logging.WARNING)
-    assert "1 pictures look like others" in said and "anna_1.png is anna_0.png" in said
+    assert "1 images look like others" in said and "anna_1.png is anna_0.png" in said
 
 
 def test_two_people_before_one_wall_are_no_near_copies(tmp_path):
@@ -111,19 +111,17 @@ def test_two_people_before_one_wall_are_no_near_copies(tmp_path):
     assert near_copies([files]) == {}
 
 
-def test_of_many_pictures_it_is_said_that_near_copies_are_not_looked_for(
-    folder, monkeypatch, caplog
-):
+def test_many_images_skip_the_search_for_near_copies(folder, monkeypatch, caplog):
     monkeypatch.setattr(copies, "NEAR_LIMIT", 11)
     monkeypatch.setattr(manifest, "NEAR_LIMIT", 11)
     read_manifest(folder)
-    assert "more than 11 pictures: copies in another size or format are not looked for" in (
+    assert "more than 11 images: copies in another size or format are not searched for" in (
         caplog.text
     )
 
 
-def test_what_is_said_of_the_pixels_holds_for_every_copy(folder):
-    """A copy without the face box, or alone with it, takes it from, or gives it to, the other."""
+def test_annotations_of_pixels_apply_to_every_copy(folder):
+    """A copy without a face box gets it from the other; a copy with one gives it to the other."""
     plain = read_manifest(folder)
     boxed = next(record for record in plain if record.face_box)
     other = next(record for record in plain if not record.face_box)
@@ -147,14 +145,14 @@ def test_different_pictures_are_no_near_copies(folder, records, caplog):
     assert near_copies([[*files, str(folder / "absent.png")]]) == {}
 
 
-def test_a_mark_is_of_the_content_alone(folder, tmp_path):
+def test_a_mark_depends_only_on_the_content(folder, tmp_path):
     file = folder / "anna_0.png"
     before = mark(str(file))
     moved = tmp_path / "elsewhere.png"
     shutil.copy(file, moved)
     os.utime(moved, (1, 1))
     assert mark(str(moved)) == before
-    for kind in ("png", "bmp"):  # of one size whatever they show
+    for kind in ("png", "bmp"):  # of equal size whatever they show
         files = [str(tmp_path / f"{i}.{kind}") for i in range(2)]
         for i, name in enumerate(files):
             Image.new("RGB", (8, 8), (i, i, i)).save(name)
@@ -169,7 +167,7 @@ def test_a_mark_is_of_the_content_alone(folder, tmp_path):
     assert len(marks) == 2
 
 
-def test_shards_written_anew_of_other_pictures_have_another_mark(folder, records, tmp_path):
+def test_rewritten_shards_with_other_images_have_another_mark(folder, records, tmp_path):
     pytest.importorskip("tensorflow_datasets")
     from data_pipeline.shards import write_shards
 
@@ -196,11 +194,11 @@ def test_pictures_replaced_under_their_names_are_noticed_at_resume(
     Image.new("RGB", (50, 50), "red").save(records[2].image)
     stream().check(state)
     (said,) = (record.getMessage() for record in caplog.records)
-    assert said.startswith("1 pictures are others than when the run was left, under the same names")
-    assert records[2].image in said and "put the old ones back" in said
+    assert said.startswith("1 images have changed under the same names since the run stopped")
+    assert records[2].image in said and "restore the old ones" in said
     del state["pictures"]
     caplog.clear()
-    stream().check(state)  # of a run that kept no marks
+    stream().check(state)  # of a run without marks
     assert not caplog.records
 
 
@@ -218,4 +216,4 @@ def test_of_very_many_pictures_one_mark_is_kept(records, tokenizers, monkeypatch
     assert not caplog.records
     Image.new("RGB", (50, 50), "red").save(records[2].image)
     stream().check(state)
-    assert "12 pictures are others" in caplog.text
+    assert "12 images have changed" in caplog.text

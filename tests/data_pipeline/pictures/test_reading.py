@@ -1,4 +1,4 @@
-"""The one opener: what it makes of files, bytes, PIL images and arrays of every kind."""
+"""Reading images: from files, bytes, PIL images and arrays of every kind."""
 
 import io
 import tracemalloc
@@ -32,7 +32,7 @@ PIXELS = picture()
 
 
 def converted(image, profile, mode="RGB"):
-    """By Pillow's own conversion, of a picture that is upright and opaque."""
+    """Pillow's own conversion, for an image that is upright and opaque."""
     source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
     return np.asarray(
         ImageCms.profileToProfile(image.convert(mode), source, SRGB, outputMode="RGB")
@@ -40,7 +40,7 @@ def converted(image, profile, mode="RGB"):
 
 
 def by_formula(pixels, primaries, gamma):
-    """To sRGB in float64, with what lies outside of it cut off."""
+    """To sRGB in float64, clipped."""
     srgb = ((0.64, 0.33), (0.30, 0.60), (0.15, 0.06))
     linear = (pixels / 255.0) ** gamma @ to_xyz(primaries).T @ np.linalg.inv(to_xyz(srgb)).T
     linear = linear.clip(0, 1)
@@ -92,7 +92,7 @@ def test_grey_and_palette_profiles(tmp_path):
 
 
 def test_cmyk_profiles(tmp_path):
-    """By a table, as every CMYK profile: here ink to Lab by a rule that Pillow's own lacks."""
+    """By a table, like every CMYK profile: here ink to Lab by a rule that Pillow's own lacks."""
     image = Image.fromarray(np.dstack([picture(), picture()[..., 1] // 4]), "CMYK")
     profile = cmyk_profile()
     for kind in ("jpg", "tiff"):
@@ -115,7 +115,7 @@ def test_srgb_by_name_and_broken_profiles_change_nothing(tmp_path, caplog):
     assert "grey.png: its colour profile is of L, the picture of RGB: taken as sRGB" in caplog.text
 
 
-def test_colours_told_otherwise_are_said(tmp_path, caplog):
+def test_other_colour_information_causes_a_warning(tmp_path, caplog):
     exif = Image.Exif()
     exif.get_ifd(0x8769)[0xA001] = 0xFFFF
     exif.get_ifd(0x8769)[0xA005] = {1: "R03", 2: b"0100"}
@@ -129,7 +129,7 @@ def test_colours_told_otherwise_are_said(tmp_path, caplog):
     for name in ("camera.jpg", "linear.png", "usual.png"):
         load_image(tmp_path / name)
     assert "camera.jpg: Adobe RGB by its EXIF, without a profile" in caplog.text
-    assert "linear.png: its gamma of 1 is not minded" in caplog.text
+    assert "linear.png: its gamma of 1 is ignored" in caplog.text
     assert "usual.png" not in caplog.text
 
 
@@ -168,7 +168,7 @@ def test_orientation_profile_and_alpha_at_once_in_bands(tmp_path, monkeypatch):
     np.testing.assert_array_equal(load_image(tmp_path / "all.png"), whole)
 
 
-def test_damaged_exif_is_said_and_the_picture_read(tmp_path, caplog):
+def test_damaged_exif_causes_a_warning_and_the_image_is_read(tmp_path, caplog):
     Image.fromarray(picture()).save(tmp_path / "odd.webp", exif=b"Exif\0\0no EXIF", lossless=True)
     np.testing.assert_array_equal(load_image(tmp_path / "odd.webp"), picture())
     assert "odd.webp: its EXIF data cannot be read" in caplog.text
@@ -177,7 +177,7 @@ def test_damaged_exif_is_said_and_the_picture_read(tmp_path, caplog):
 # ---- modes and depths --------------------------------------------------------------------------
 
 
-def test_transparency_lies_on_white(tmp_path):
+def test_transparency_is_blended_on_white(tmp_path):
     half = Image.new("RGBA", (8, 8), (255, 0, 0, 0))
     half.paste((0, 0, 255, 255), (0, 0, 4, 8))
     palette = Image.new("P", (8, 8), 1)
@@ -208,7 +208,7 @@ def test_deep_pictures_are_scaled(tmp_path):
         assert np.abs(load_mask(tmp_path / name) - deep / 65535).max() < 1 / 254, name
     Image.fromarray(np.full((4, 4), 70000, np.int32)).save(tmp_path / "more.tiff")
     Image.fromarray(np.full((4, 4), 200, np.float32)).save(tmp_path / "far.tiff")
-    for name, said in (("more", "32 bits, 70000"), ("far", "200 to 200: floats have to lie in 0")):
+    for name, said in (("more", "32 bits, 70000"), ("far", "200 to 200: floats must be in 0")):
         with pytest.raises(ImageError, match=rf"{name}\.tiff: .*{said}"):
             load_image(tmp_path / f"{name}.tiff")
 
@@ -224,7 +224,7 @@ def test_other_modes():
 # ---- Python's own ------------------------------------------------------------------------------
 
 
-def test_everything_that_holds_a_picture(tmp_path):
+def test_every_form_of_image_is_read(tmp_path):
     path, pixels = tmp_path / "a.png", picture()
     Image.fromarray(pixels).save(path)
     with path.open("rb") as file, Image.open(path) as image:
@@ -244,8 +244,8 @@ def test_everything_that_holds_a_picture(tmp_path):
 @pytest.mark.parametrize(
     "given, said",
     [
-        (picture().astype(np.float32), "values 0 to 255: floats have to lie in 0..1: divide by"),
-        (picture() / 127.5 - 1, "values -1 to 1: floats have to lie in 0..1: bring them there"),
+        (picture().astype(np.float32), "values 0 to 255: floats must be in 0..1: divide by"),
+        (picture() / 127.5 - 1, "values -1 to 1: floats must be in 0..1: scale them"),
         (np.full((4, 4, 3), np.nan), "NaN"),
         (picture().astype(np.int64), "int64 .*, give uint8 of 0 to 255, or float"),
         (picture() > 3, "bool .*, give uint8"),
@@ -260,7 +260,7 @@ def test_everything_that_holds_a_picture(tmp_path):
         (Image.new("RGB", (100, 2)), "100x2 pixels are too narrow a strip"),
     ],
 )
-def test_what_is_no_picture_is_named(given, said):
+def test_invalid_images_are_refused(given, said):
     with pytest.raises(ImageError, match=f"^reference 2 of prompt 1: .*({said})") as told:
         load_image(given, "reference 2 of prompt 1")
     assert "\n" not in str(told.value)
@@ -315,7 +315,7 @@ def test_eight_bits_in_a_deeper_mode_are_not_read_as_black(tmp_path):
 def test_floats_may_go_a_little_beyond_1_and_not_more():
     just = np.float32([[0, 1.004], [-0.004, 0.5]])
     np.testing.assert_array_equal(load_image(just)[..., 0], [[0, 255], [0, 128]])
-    with pytest.raises(ImageError, match=r"0 to 1\.02: floats have to lie in 0\.\.1"):
+    with pytest.raises(ImageError, match=r"0 to 1\.02: floats must be in 0\.\.1"):
         load_image(np.float32([[0, 1.02]]))
 
 
@@ -328,7 +328,7 @@ def test_a_deep_scan_in_which_white_is_zero(tmp_path):
 
 
 def with_chunk(path, kind: bytes, data: bytes):
-    """The PNG with one more chunk behind its header."""
+    """The PNG with one more chunk after its header."""
     found = path.read_bytes()
     crc = zlib.crc32(kind + data).to_bytes(4, "big")
     chunk = len(data).to_bytes(4, "big") + kind + data + crc
@@ -336,7 +336,7 @@ def with_chunk(path, kind: bytes, data: bytes):
     return path
 
 
-def test_colours_by_code_points_and_primaries_are_told_of(tmp_path, caplog):
+def test_code_points_and_primaries_cause_a_warning(tmp_path, caplog):
     p3 = np.int32(np.float64([0.3127, 0.329, 0.68, 0.32, 0.265, 0.69, 0.15, 0.06]) * 1e5)
     chunks = {
         "p3": (b"cICP", bytes([12, 13, 0, 1])),
@@ -354,7 +354,7 @@ def test_colours_by_code_points_and_primaries_are_told_of(tmp_path, caplog):
             assert ("taken as sRGB" in caplog.text) == (name != "srgb"), name
 
 
-def test_what_is_said_of_one_picture_is_said_of_the_next(caplog):
+def test_every_image_gets_its_own_warning(caplog):
     bad = io.BytesIO()
     Image.fromarray(PIXELS).save(bad, "PNG", icc_profile=b"none")
     for _ in range(2):
@@ -365,7 +365,7 @@ def test_what_is_said_of_one_picture_is_said_of_the_next(caplog):
 def test_limits_hold_for_pictures_in_memory(monkeypatch):
     monkeypatch.setattr(formats, "MAX_PIXELS", 15)
     for given in (np.zeros((4, 4), np.uint8), Image.new("1", (4, 4)), np.zeros((4, 4, 3))):
-        with pytest.raises(ImageError, match="4x4 pixels are more than"):
+        with pytest.raises(ImageError, match="4x4 pixels exceed"):
             load_image(given)
 
 
@@ -379,7 +379,7 @@ def test_tensors_that_numpy_cannot_read():
 
 
 def test_files_that_are_closed_or_named_too_long(tmp_path):
-    with pytest.raises(ImageError, match="closed.*open it anew"):
+    with pytest.raises(ImageError, match="closed.*open it again"):
         closed = io.BytesIO()
         closed.close()
         load_image(closed)
@@ -411,14 +411,14 @@ def box(brand: bytes) -> bytes:
 @pytest.mark.parametrize(
     "content, said",
     [
-        (b"", "the file is empty: copy it anew"),
-        (b"no picture", "damaged or of a format that is not read here: save it as JPEG or PNG"),
-        (b"<!DOCTYPE html><html>", "a web page, not the picture itself"),
+        (b"", "the file is empty: copy it again"),
+        (b"no picture", "damaged or of an unsupported format: save it as JPEG or PNG"),
+        (b"<!DOCTYPE html><html>", "a web page, not the image itself"),
         (b"<svg xmlns='x'/>", "SVG or other XML"),
         (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n", "PostScript"),
         (b"\xff\x0a" + bytes(40), "JPEG XL"),
         (box(b"crx "), "a raw photograph"),
-        (box(b"isom"), "a film"),
+        (box(b"isom"), "a video"),
         (b"version https://git-lfs.github.com/spec/v1", "Git LFS pointer.*git lfs pull"),
         (b"PK\x03\x04" + bytes(40), "an archive: unpack it"),
     ],
@@ -438,7 +438,7 @@ def test_damaged_files_absent_files_and_folders(tmp_path):
         with pytest.raises(ImageError, match=rf"half\.{kind}: cannot be decoded") as told:
             load_image(tmp_path / f"half.{kind}")
         assert "\n" not in str(told.value)
-    with pytest.raises(ImageError, match="a folder, not an image file: name a picture in it"):
+    with pytest.raises(ImageError, match="a folder, not an image file: name an image in it"):
         load_image(tmp_path)
     with pytest.raises(ImageError, match=r"region 1 \(.*absent.png\): no such image file"):
         load_mask(tmp_path / "absent.png", "region 1")
@@ -448,7 +448,7 @@ def test_a_raw_photograph_is_not_its_preview(tmp_path):
     from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
     tags = ImageFileDirectory_v2()
-    tags[254] = 1  # a reduced version of another picture in the file
+    tags[254] = 1  # a reduced version of another image in the file
     Image.fromarray(picture()).save(tmp_path / "a.tiff", tiffinfo=tags)
     Image.fromarray(picture()).save(tmp_path / "b.tiff")
     (tmp_path / "b.tiff").rename(tmp_path / "b.nef")
@@ -463,9 +463,11 @@ def test_large_pictures_are_refused_by_their_header(tmp_path):
     tracemalloc.start()
     for name, size in (("large", "10001x10000 pixels"), ("huge", "200 megapixels")):
         for read in (load_image, load_mask, image_size):
-            with pytest.raises(ImageError, match=f"{name}.png: {size} are more than the 100 mega"):
+            with pytest.raises(
+                ImageError, match=f"{name}.png: {size} exceed the limit of 100 mega"
+            ):
                 read(tmp_path / f"{name}.png")
-    with pytest.raises(ImageError, match="100 megapixels that are read: scale the picture down"):
+    with pytest.raises(ImageError, match="100 megapixels: scale the image down"):
         load_image((tmp_path / "large.png").read_bytes())
     assert tracemalloc.get_traced_memory()[1] < 1e7
     tracemalloc.stop()
@@ -494,7 +496,7 @@ def test_heic_by_the_library(tmp_path):
     assert image_size(tmp_path / "a.heic") == (96, 64)
     (tmp_path / "half.heic").write_bytes((tmp_path / "a.heic").read_bytes()[:40])
     for given in (tmp_path / "half.heic", box(b"heic")):
-        with pytest.raises(ImageError, match="HEIC that is damaged: copy it anew"):
+        with pytest.raises(ImageError, match="HEIC that is damaged: copy it again"):
             load_image(given)
 
 

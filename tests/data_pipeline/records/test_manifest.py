@@ -82,7 +82,7 @@ def test_writing_refuses_pictures_elsewhere(write, tmp_path_factory):
 
 
 def test_further_keys_and_pictures_are_written_and_read(write):
-    """Also keys of the names under which a record holds them."""
+    """Even keys with the names of a record's fields."""
     folder = write()
     say = {
         "weight": 0.5,
@@ -121,16 +121,16 @@ def test_missing_further_pictures_are_among_the_missing_files(write):
         ({"identity": "anna", "image": "1.png"}, "line 2: missing or empty: caption"),
         ({"caption": "a woman img"}, "identity, image"),
         (entry(1, identity=7), "identity is 7"),
-        (entry(1, caption="a woman"), 'stands 0 times in the prompt "a woman"'),
-        (entry(1, caption="a woman img img"), "stands 2 times"),
+        (entry(1, caption="a woman"), 'appears 0 times in the prompt "a woman"'),
+        (entry(1, caption="a woman img img"), "appears 2 times"),
         (entry(1, caption="img"), "opens the prompt"),
         (entry(1, face_box=[1, 2, 3]), "four numbers"),
         (entry(1, face_box="1 2 3 4"), "four numbers"),
         (entry(1, face_box=[1, 2, 3, None]), "four numbers"),
         (entry(1, face_box=[5, 5, 5, 9]), "is empty"),
         (entry(1, caption="a woman"), r"line 2: 1\.png: the trigger"),
-        (entry(1, class_word="man in red"), "'man in red' does not stand before the trigger"),
-        (entry(1, class_word="man"), "'man' does not stand before the trigger"),
+        (entry(1, class_word="man in red"), "'man in red' does not precede the trigger"),
+        (entry(1, class_word="man"), "'man' does not precede the trigger"),
         (entry(1, face_box=[0, 0, 10**400, 5]), "four numbers"),
         (entry(1, image="x" * 300), "line 2: image 'xxx.*: File name too long"),
         ('{"identity": "a", "identity": "b"}', "line 2: .*the key 'identity' is there twice"),
@@ -140,7 +140,7 @@ def test_missing_further_pictures_are_among_the_missing_files(write):
         (entry(1, visibility=[True] * 12), "without keypoints"),
         (entry(1, original_size=[30.5, 40]), "whole .height, width. are needed"),
         (entry(1, crop=[0, 0, 40, 30]), "crop without original_size"),
-        (entry(1, crop=[0, 0, 41, 30], original_size=[30, 40]), r"photograph \(40x30 pixels\)"),
+        (entry(1, crop=[0, 0, 41, 30], original_size=[30, 40]), r"original \(40x30 pixels\)"),
         ('{"identity":"a","image":"1.png","caption":"a b img","face_box":[0,0,NaN,4]}', "four"),
         (entry(image="../1.png"), "leads out of the folder"),
         (entry(image="/etc/passwd"), "leads out of the folder"),
@@ -165,7 +165,7 @@ def test_all_missing_files_in_one_error(write):
     assert "31 lines cannot be used" in str(caught.value) and "not JSON" in str(caught.value)
 
 
-def test_boxes_at_and_over_the_edge_are_put_right_and_counted(write, caplog):
+def test_boxes_at_and_over_the_edge_are_fixed_and_counted(write, caplog):
     boxes = ([-3, 5, 60, 45], [0, 0, 40, 30], [40, 5, 60, 9], [-9, -9, 0, 2])
     counts = Counter()
     with caplog.at_level(logging.WARNING):
@@ -174,8 +174,8 @@ def test_boxes_at_and_over_the_edge_are_put_right_and_counted(write, caplog):
         )
     assert [r.face_box for r in records] == [(0, 5, 40, 30), (0, 0, 40, 30), None, None]
     assert counts[CLIPPED] == 1 and counts[DROPPED] == 2
-    assert "boxes clipped at the picture's edge: 1 (line 1)" in caplog.text
-    assert "boxes outside the picture dropped: 2 (line 3, line 4)" in caplog.text
+    assert "boxes clipped at the image's edge: 1 (line 1)" in caplog.text
+    assert "boxes outside the image dropped: 2 (line 3, line 4)" in caplog.text
 
 
 def test_lonely_identities_are_dropped_with_a_count(write, caplog):
@@ -183,18 +183,18 @@ def test_lonely_identities_are_dropped_with_a_count(write, caplog):
     with caplog.at_level(logging.WARNING):
         records = read_manifest(folder)
     assert [r.identity for r in records] == ["anna", "anna"]
-    assert "2 identities with fewer than 2 pictures are left out: bert, carl" in caplog.text
+    assert "2 identities with fewer than 2 images are left out: bert, carl" in caplog.text
 
 
 def test_one_file_twice_is_one_picture(write):
-    with pytest.raises(ManifestError, match="no identity has two pictures"):
+    with pytest.raises(ManifestError, match="no identity has two images"):
         read_manifest(write(entry(0), entry(0, caption="another woman img")))
 
 
-def test_nothing_there(write, tmp_path):
+def test_an_empty_or_missing_manifest(write, tmp_path):
     with pytest.raises(ManifestError, match="no such file"):
         read_manifest(tmp_path / "elsewhere")
-    with pytest.raises(ManifestError, match="no identity has two pictures"):
+    with pytest.raises(ManifestError, match="no identity has two images"):
         read_manifest(write(""))
     (tmp_path / "manifest.jsonl").write_bytes(b"\xff{}")
     with pytest.raises(ManifestError, match="not UTF-8"):
@@ -202,20 +202,20 @@ def test_nothing_there(write, tmp_path):
 
 
 def test_unknown_keys_are_kept(write):
-    """Who reads them is known when training opens: examples/test_source.py."""
+    """Unread keys are reported when training opens: examples/test_source.py."""
     records = read_manifest(write(entry(0, facebox=[1, 2, 3, 4]), entry(1)))
     assert [record.extra for record in records] == [{"facebox": [1, 2, 3, 4]}, None]
 
 
 def test_without_references_a_single_picture_serves(write, caplog):
     folder = write(entry(0), entry(1, identity="bert"))
-    with pytest.raises(ManifestError, match=r"no identity has two pictures \(2 lines\)"):
+    with pytest.raises(ManifestError, match=r"no identity has two images \(2 lines\)"):
         read_manifest(folder)
     counts = Counter()
     caplog.clear()
     assert len(read_manifest(folder, counts=counts, least=1)) == 2
     assert not +counts and not caplog.text
-    with pytest.raises(ManifestError, match="no identity has a picture"):
+    with pytest.raises(ManifestError, match="no identity has an image"):
         read_manifest(write(""), least=1)
 
 

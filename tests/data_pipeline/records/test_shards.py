@@ -1,4 +1,4 @@
-"""Shards hold what the folder holds, give the same batches, and appear whole or not at all."""
+"""Shards hold what the folder holds, give the same batches, and are written atomically."""
 
 import io
 import json
@@ -28,7 +28,7 @@ from tests.data_pipeline.photographs import assert_same, photograph_source, take
 
 @pytest.fixture
 def photographs(folder):
-    """The folder, one of its pictures a turned JPEG, and one with everything that can be said."""
+    """The folder, one of its images a turned JPEG, and one with all optional data."""
     records = read_manifest(folder)
     exif = PillowImage.Exif()
     exif[0x0112] = 6
@@ -127,7 +127,7 @@ def test_the_same_batches_from_folder_and_shards_with_and_without_tf_data(
 
 
 def test_further_keys_of_the_manifest_are_kept(photographs, tmp_path, tokenizers):
-    """As JSON has them, for the fields that read them."""
+    """In JSON's types, for the fields that read them."""
     say = {"weight": 0.5, "hair": "r\u00f6t\u2028lich", "tags": ["a", [1, 2]], "extra": {"a": None}}
     records = read_manifest(photographs)
     records[4] = replace(records[4], extra=say)
@@ -170,7 +170,7 @@ def test_drawn_people(tmp_path):
         np.testing.assert_array_equal(read_image(ours.image), draw(theirs.image))
 
 
-def test_what_is_put_right_is_counted_and_logged(folder, tmp_path, capsys, caplog):
+def test_fixes_are_counted_and_logged(folder, tmp_path, capsys, caplog):
     records = read_manifest(folder)  # 2 pictures of anna, 4 of bert, 6 of carl
     lines = [json.loads(line) for line in (folder / "manifest.jsonl").read_text().splitlines()]
     lines[3]["face_box"], lines[4]["face_box"] = [-5, 3, 20, 30], [500, 500, 600, 600]
@@ -182,10 +182,10 @@ def test_what_is_put_right_is_counted_and_logged(folder, tmp_path, capsys, caplo
     main(["--from", str(folder), "--out", str(tmp_path / "s"), "--shards", "2"])
     last = capsys.readouterr().out.splitlines()[-1]
     assert last.endswith(
-        "9 pictures of 2 people in 2 shards; 2 pictures that do not decode passed over, "
-        "1 boxes clipped at the picture's edge, 1 boxes outside the picture dropped, "
-        "1 people with a single picture left out, 0 copies of a picture under another name "
-        "taken as that picture"
+        "9 images of 2 people in 2 shards; 2 images skipped because they do not decode, "
+        "1 boxes clipped at the image's edge, 1 boxes outside the image dropped, "
+        "1 people with a single image left out, 0 copies of an image under another name "
+        "treated as that image"
     )
     assert "anna_0.png: cannot be decoded" in caplog.text and "bert_3.png: cannot" in caplog.text
     kept, read_image = open_records(tmp_path / "s")
@@ -210,7 +210,7 @@ def test_what_cannot_be_put_right_is_listed_and_nothing_is_written(folder, tmp_p
     assert "5 lines cannot be used" in said and "2 image files are missing" in said
     for i in (*captions, 8, 9):
         assert records[i].image.rpartition("/")[2] in said
-    for problem in ("stands 0 times", "stands 2 times", "opens the prompt"):
+    for problem in ("appears 0 times", "appears 2 times", "opens the prompt"):
         assert problem in said
     assert not (tmp_path / "s").exists() and not (tmp_path / "s.partial").exists()
 
@@ -259,7 +259,7 @@ def test_damaged_and_foreign_folders(shards, tmp_path):
     gone.unlink()
     with pytest.raises(ShardError, match=f"1 files are missing: .*{gone.name}"):
         open_records(gone.parent)
-    with pytest.raises(ShardError, match="is there already"):
+    with pytest.raises(ShardError, match="exists already"):
         write_shards("people:in_train?identities=1", shards)
     with pytest.raises(ShardError, match="these are shards already"):
         write_shards(shards, tmp_path / "again")
@@ -267,8 +267,8 @@ def test_damaged_and_foreign_folders(shards, tmp_path):
         write_shards(shards, tmp_path / "again", shards=0)
 
 
-def test_a_damaged_record_stops_and_is_not_passed_over(shards):
-    """Its content is somebody else's fault, and another picture in its place would go unnoticed."""
+def test_a_damaged_record_raises_and_is_not_skipped(shards):
+    """The fault is not the image's, and replacing it by another would go unnoticed."""
     path = sorted(shards.glob("*array_record*"))[0]
     data = bytearray(path.read_bytes())
     for i in range(200, len(data) - 200):

@@ -1,4 +1,4 @@
-"""Folders, shards and drawn people as sources; what is not understood names what there is."""
+"""Folders, shards and drawn people as sources; invalid sources list the valid ones."""
 
 import subprocess
 import sys
@@ -42,8 +42,8 @@ def test_people_are_those_that_are_drawn(few):
     assert records[5].image == "people/in_train/000001/000005"
 
 
-def test_no_two_pictures_share_their_circumstances(few):
-    """Not even of different people: each has a caption, or a place of the face, of its own."""
+def test_no_two_images_share_their_variation(few):
+    """Not even of different people: each has its own caption or face position."""
     records, _ = few
     assert len({(r.caption, r.background, r.body, r.face_box) for r in records}) == len(records)
 
@@ -64,7 +64,7 @@ def test_pictures_in_memory_are_safe(few):
     records, read_image = few
     with pytest.raises(ValueError, match="read-only"):
         read_image(records[0].image)[:] = 0
-    with pytest.raises(ImageError, match=r"people/nobody: no such picture in people:in_train"):
+    with pytest.raises(ImageError, match=r"people/nobody: no such image in people:in_train"):
         read_image("people/nobody")
 
 
@@ -130,12 +130,12 @@ def test_no_module_imports_what_imports_it(module, absent):
         ("people:in_train?pictures=1", "of at least 2"),
         ("people:in_train?identities=-3", "identities=-3; a whole number of at least 1"),
         ("people:in_train?size=6e1", "size=6e1"),
-        ("people:in_train?seed=1&seed=2", "stands twice"),
+        ("people:in_train?seed=1&seed=2", "appears twice"),
         ("people:in_train?framing=half", "use mixed or portrait"),
         ("photographs/of/nobody", "photographs/of/nobody: no such folder; give a folder"),
     ],
 )
-def test_what_is_not_understood(data, message):
+def test_invalid_sources_are_refused(data, message):
     with pytest.raises(SourceError, match=message):
         open_records(data)
 
@@ -146,6 +146,6 @@ def test_a_folder_of_something_else(tmp_path):
 
 
 def test_every_field_of_a_record_is_filled(few):
-    """But the two that tell what a picture was cut from, and what a manifest may add."""
+    """Except the two that say what an image was cropped from, and what a manifest may add."""
     absent = {f.name for f in fields(Record) if any(not getattr(r, f.name) for r in few[0])}
     assert absent == {"original_size", "crop", "images", "extra"}

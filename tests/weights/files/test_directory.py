@@ -1,4 +1,4 @@
-"""Which file of a folder is taken, sharded sets, and indices that lie."""
+"""Which file of a folder is used, sharded sets, and wrong indices."""
 
 import json
 
@@ -103,7 +103,7 @@ def test_shards(tmp_path):
 
 def test_shards_of_a_variant(tmp_path):
     shards(tmp_path, "model.safetensors.index.fp16.json")
-    put(tmp_path / "model.fp16-00001-of-00002.safetensors", a=9)  # no set of its own
+    put(tmp_path / "model.fp16-00001-of-00002.safetensors", a=9)  # not a set by itself
     assert value(tmp_path, "fp16", "c") == 3
     with pytest.raises(MissingFile, match="'bf16'"):
         open_component(tmp_path, "bf16")

@@ -87,7 +87,7 @@ def test_code_in_a_plain_pickle_is_not_run(tmp_path, protocol):
 
 @pytest.mark.parametrize("zipped", [True, False])
 def test_code_in_a_torch_file_is_refused_by_name(tmp_path, zipped, monkeypatch):
-    # torch's own switch for the unsafe way must not reach this reader.
+    # torch's own switch for unsafe loading must not affect this reader.
     monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
     marker, path = tmp_path / "marker", tmp_path / "evil.ckpt"
     content = {"a": torch.zeros(2), "b": Evil(marker)}

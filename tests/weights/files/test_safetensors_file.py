@@ -105,32 +105,56 @@ MALFORMED = {
     "endless number": (build(b'{"a":' + b"9" * 5000 + b"}"), BadHeader, "JSON"),
     "a list": (build(b"[1]"), BadHeader, "object"),
     "twice": (build(b'{"a": 1, "a": 2}'), BadHeader, "'a' twice"),
-    "lone surrogate": (build(b'{"\\ud800": 1}'), BadHeader, "text"),
-    "metadata numbers": (build({"__metadata__": {"a": 1}}), BadHeader, "__metadata__"),
-    "entry no object": (build({"a": 3}), BadHeader, "exactly"),
-    "entry lacks offsets": (build({"a": {"dtype": "F32", "shape": []}}), BadHeader, "exactly"),
-    "unknown dtype": (build(one("F4")), BadHeader, "F4"),
+    "lone surrogate": (build(b'{"\\ud800": 1}'), BadHeader, "hex escape"),
+    "same tensor twice": (
+        build(f"{json.dumps(one())[:-1]}, {json.dumps(one('I32'))[1:]}".encode(), b"\0" * 8),
+        BadHeader,
+        "'a' twice",
+    ),
+    "a dtype not read here": (
+        build({"a": {"dtype": "F4", "shape": [4], "data_offsets": [0, 2]}}, b"\0" * 2),
+        BadHeader,
+        "'a' has dtype F4",
+    ),
+    "entry a list": (build({"a": ["F32", [1], [0, 4]]}, b"\0" * 4), BadHeader, "dtype"),
+    "dtype an object": (build(one({"F32": None}), b"\0" * 8), BadHeader, "dtype"),
+    "metadata numbers": (build({"__metadata__": {"a": 1}}), BadHeader, "expected a string"),
+    "entry no object": (build({"a": 3}), BadHeader, "`3`, expected"),
+    "entry lacks offsets": (
+        build({"a": {"dtype": "F32", "shape": []}}),
+        BadHeader,
+        "missing field",
+    ),
+    "unknown dtype": (build(one("F4")), BadHeader, "data type"),
     "dtype of another type": (build(one(["F32"])), BadHeader, "dtype"),
-    "negative size": (build(one(shape=(-2,))), BadHeader, "shape"),
-    "bool size": (build(one(shape=(True,))), BadHeader, "shape"),
-    "float size": (build(one(shape=(2.0,))), BadHeader, "shape"),
-    "overflow": (build(one(shape=(2**62, 2**62))), BadHeader, "too large"),
+    "negative size": (build(one(shape=(-2,))), BadHeader, "`-2`"),
+    "bool size": (build(one(shape=(True,))), BadHeader, "`true`"),
+    "float size": (build(one(shape=(2.0,))), BadHeader, "`2.0`"),
+    "overflow": (build(one(shape=(2**62, 2**62))), BadHeader, "overflow"),
     "overflow beside zero": (
         build(one(shape=(0, 2**62, 2**62), offsets=(0, 0))),
         BadHeader,
         "too large",
     ),
     "too many dims": (build(one(shape=(1,) * 65, offsets=(0, 4)), b"\0" * 4), BadHeader, "large"),
-    "offsets backwards": (build(one(offsets=(8, 0)), b"\0" * 8), BadHeader, "data_offsets"),
-    "offsets negative": (build(one(offsets=(-8, 0)), b"\0" * 8), BadHeader, "data_offsets"),
-    "offsets float": (build(one(offsets=(0, 8.0)), b"\0" * 8), BadHeader, "data_offsets"),
-    "size unlike shape": (build(one(offsets=(0, 12)), b"\0" * 12), BadHeader, "12 bytes"),
+    "offsets backwards": (
+        build(one(offsets=(8, 0)), b"\0" * 8),
+        BadHeader,
+        "offset for tensor `a`",
+    ),
+    "offsets negative": (build(one(offsets=(-8, 0)), b"\0" * 8), BadHeader, "`-8`"),
+    "offsets float": (build(one(offsets=(0, 8.0)), b"\0" * 8), BadHeader, "`8.0`"),
+    "size unlike shape": (
+        build(one(offsets=(0, 12)), b"\0" * 12),
+        BadHeader,
+        "shape, data type",
+    ),
     "beyond the end": (build(one(), b"\0" * 7), TruncatedFile, "7 bytes"),
     "trailing bytes": (build(one(), b"\0" * 9), BadHeader, "1 bytes follow"),
-    "overlap": (build(two((0, 4), (2, 6)), b"\0" * 6), BadHeader, "overlaps"),
-    "same bytes": (build(two((0, 4), (0, 4)), b"\0" * 4), BadHeader, "overlaps"),
-    "hole": (build(two((0, 4), (5, 6)), b"\0" * 6), BadHeader, "gap"),
-    "hole in front": (build(two((1, 4), (4, 6)), b"\0" * 6), BadHeader, "gap"),
+    "overlap": (build(two((0, 4), (2, 6)), b"\0" * 6), BadHeader, "offset for tensor `b`"),
+    "same bytes": (build(two((0, 4), (0, 4)), b"\0" * 4), BadHeader, "offset for tensor"),
+    "hole": (build(two((0, 4), (5, 6)), b"\0" * 6), BadHeader, "offset for tensor `b`"),
+    "hole in front": (build(two((1, 4), (4, 6)), b"\0" * 6), BadHeader, "tensor `a`"),
 }
 
 
@@ -269,7 +293,7 @@ def test_one_tensor_at_a_time(tmp_path):
 
 @pytest.mark.skipif(not os.path.exists("/proc/self/statm"), reason="needs Linux")
 def test_read_pages_do_not_stay_resident(tmp_path):
-    # A memory map would keep the whole file resident beside the arrays.
+    # A memory map would keep the whole file resident in addition to the arrays.
     def resident():
         with open("/proc/self/statm") as file:
             return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")

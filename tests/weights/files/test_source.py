@@ -1,4 +1,4 @@
-"""Sources that read through others."""
+"""Sources that wrap other sources."""
 
 import numpy as np
 import pytest

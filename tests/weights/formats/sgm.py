@@ -1,12 +1,29 @@
-"""From diffusers' names to the original (sgm) ones, the way back of
+"""Renames diffusers' names to the original (sgm) ones, the inverse of
 weights/formats/sdxl/original.py.
 
-Written for itself: patterns on diffusers' names and arithmetic on their numbers.
+Written independently: patterns on diffusers' names and arithmetic on their numbers.
 """
 
 import re
 
 import numpy as np
+
+# A tiny one of SDXL's structure.
+UNET = {
+    "sample_size": 8,
+    "addition_embed_type": "text_time",
+    "addition_time_embed_dim": 4,
+    "attention_head_dim": [1, 2, 2],
+    "block_out_channels": (4, 8, 8),
+    "cross_attention_dim": 12,
+    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+    "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+    "layers_per_block": 2,
+    "norm_num_groups": 2,
+    "projection_class_embeddings_input_dim": 30,
+    "transformer_layers_per_block": [1, 1, 2],
+    "use_linear_projection": True,
+}
 
 
 def unet_to_sgm(key, config):
@@ -86,7 +103,7 @@ def open_clip(state):
 
 
 def checkpoint(state, unet_config):
-    """Component -> canonical name -> array, as one file has it, with the extras of real ones."""
+    """Component -> canonical name -> array, as in one file, with the extras of real ones."""
     out = {unet_to_sgm(key, unet_config): value for key, value in state["unet"].items()}
     out |= dict(vae_to_sgm(key, value) for key, value in state["vae"].items())
     text = "conditioner.embedders.0.transformer.text_model."

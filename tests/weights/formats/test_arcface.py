@@ -1,5 +1,6 @@
 """Recognisers' files: PyTorch's, safetensors and .onnx, against the PyTorch twin they come from."""
 
+import sys
 import time
 import warnings
 
@@ -12,7 +13,14 @@ from flax import nnx
 
 from persongen_jax.models.faces.iresnet import R50, R100, IResNet, complete_config
 from persongen_jax.models.layers import UnusedRngs
-from persongen_jax.weights.errors import BadConfig, BadOnnx, KeyMismatch, MissingFile, WeightsError
+from persongen_jax.weights.errors import (
+    BadConfig,
+    BadOnnx,
+    KeyMismatch,
+    MissingDependency,
+    MissingFile,
+    WeightsError,
+)
 from persongen_jax.weights.files.onnx_file import OnnxFile
 from persongen_jax.weights.files.safetensors_file import write_safetensors
 from persongen_jax.weights.files.source import DictSource
@@ -51,7 +59,7 @@ def images():
 
 
 def export(model, path, size=32, **options):
-    """PyTorch's exporter of the time when InsightFace wrote its files; their opset is 11."""
+    """PyTorch's exporter from the time when InsightFace wrote its files; their opset is 11."""
     pytest.importorskip("onnx", reason="torch.onnx.export needs the onnx package")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # it calls itself legacy
@@ -123,7 +131,7 @@ def test_folded_and_numbered_onnx(twin, images, onnx_path):
     block = recogniser.model.layer2[0]
     assert block.bn2 is None and block.bn3 is None and len(block.downsample) == 1
     check(recogniser, twin, images)
-    # It was not by name that these were found; and the equal slopes were stored once.
+    # They were not found by name; and the equal slopes were stored once.
     stored = OnnxFile(onnx_path).keys()
     assert not [key for key in stored if "conv" in key or "prelu" in key]
     with open_arcface(onnx_path) as source:
@@ -153,7 +161,7 @@ def test_half_precision_onnx(twin, images, onnx_path, tmp_path):
     model = onnx.load(onnx_path)
     for i, tensor in enumerate(model.graph.initializer):
         array = onnx.numpy_helper.to_array(tensor)
-        if i % 2:  # the other ones as a run of floats, the way that other writers choose
+        if i % 2:  # the others as a packed list of floats, as other writers do
             tensor.CopyFrom(onnx.numpy_helper.from_array(array.astype(np.float16), tensor.name))
         else:
             floats = onnx.helper.make_tensor(tensor.name, 1, array.shape, array.ravel())
@@ -167,7 +175,7 @@ def test_half_precision_onnx(twin, images, onnx_path, tmp_path):
 
 
 def other_widths(graph):
-    """A convolution by what is no kernel."""
+    """Replace a convolution's kernel by something else."""
     conv = [node for node in graph.node if node.op_type == "Conv"][1]
     conv.input[1] = graph.node[-1].input[1]
 
@@ -178,7 +186,7 @@ def other_stride(graph):
 
 
 def other_kind(graph):
-    """The strides are said to be one real number."""
+    """Declare the strides as one real number."""
     conv = [node for node in graph.node if node.op_type == "Conv"][1]
     next(a for a in conv.attribute if a.name == "strides").type = 1
 
@@ -268,14 +276,14 @@ def test_other_graphs_are_refused(onnx_path, tmp_path, change, named):
 
 
 def test_damaged_onnx_ends_in_one_kind_of_error(onnx_path, tmp_path):
-    """Cut anywhere, or with any byte changed: refused or read, quickly, and nothing else."""
+    """Truncated anywhere, or with any byte changed: refused or read, quickly, and nothing else."""
     whole = onnx_path.read_bytes()
     rng = np.random.default_rng(0)
     path = tmp_path / "damaged.onnx"
     refused, start = 0, time.monotonic()
     for trial in range(300):
         damaged = bytearray(whole)
-        # The beginning and the end are where names and structure lie; the middle is weights.
+        # The beginning and the end hold names and structure; the middle is weights.
         place = int(rng.choice([rng.integers(3000), rng.integers(len(whole))]))
         if trial % 3 == 0:
             damaged = damaged[:place]
@@ -336,7 +344,7 @@ def test_incomplete_and_foreign_state_dicts(twin, tmp_path):
     assert list(caught.value.missing) == ["layer2.1.bn3.running_var"]
     assert list(caught.value.unexpected) == ["head.weight"]
     torch.save({"conv1.weight": torch.zeros(3)}, tmp_path / "b.pth")
-    with pytest.raises(KeyMismatch, match="no ArcFace IResNet"):
+    with pytest.raises(KeyMismatch, match="not an ArcFace IResNet"):
         load_arcface(tmp_path / "b.pth")
 
 
@@ -349,3 +357,9 @@ def test_licence_hints():
     assert licence_hint("models/buffalo_l/w600k_r50.onnx") == INSIGHTFACE_LICENCE
     assert licence_hint("models/antelopev2/glintr100.onnx") == INSIGHTFACE_LICENCE
     assert licence_hint("hub/models--fal--AuraFace-v1/glintr100.onnx") == AURAFACE_LICENCE
+
+
+def test_without_the_onnx_package_its_extra_is_named(onnx_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "onnx", None)
+    with pytest.raises(MissingDependency, match=r"\.onnx: .*persongen_jax\[onnx\]"):
+        load_arcface(onnx_path)

@@ -1,4 +1,4 @@
-"""Bases as people have them: told by headers and configs before any weight is read."""
+"""Bases as users have them: recognised by headers and configs before any weight is read."""
 
 import json
 import shutil
@@ -38,13 +38,13 @@ def state(tiny_base):
 
 @pytest.fixture(scope="module")
 def whole(state, tiny_base):
-    """A whole checkpoint's tensors, in sgm's names."""
+    """A whole checkpoint's tensors, with sgm's names."""
     return checkpoint(state, read_config(tiny_base / "unet"))
 
 
 @pytest.fixture(scope="module")
 def bare(tiny_base, tmp_path_factory):
-    """The directory without a single weight."""
+    """The directory without any weights."""
     folder = tmp_path_factory.mktemp("bare") / "base"
     shutil.copytree(tiny_base, folder, ignore=shutil.ignore_patterns("*.safetensors"))
     return folder
@@ -72,7 +72,7 @@ def edited(bare, tmp_path, **changes):
 
 
 def unread(monkeypatch):
-    """From here on, reading a tensor is an error."""
+    """From here on, reading a tensor fails."""
 
     def read(self, key):
         raise AssertionError(f"{key} was read")
@@ -151,7 +151,7 @@ def test_epsilon_marked_and_v_configured_is_not_silent(whole, bare, tmp_path):
         assert "epsilon is taken" in files.notes[0]
         assert files.scheduler_config["prediction_type"] == "epsilon"
     with open_base(path, config=folder, prediction_type="v_prediction") as files:
-        assert "v_prediction is taken, as asked for" in files.notes[0]
+        assert "v_prediction is used, as requested" in files.notes[0]
         assert files.scheduler_config["prediction_type"] == "v_prediction"
 
 
@@ -201,7 +201,7 @@ def test_who_overrules_a_marker_overrules_its_schedule(whole, bare, tmp_path):
 
 
 def test_a_unets_own_scheduler_goes_with_it(tiny_base, tmp_path):
-    """Of a whole directory, and of the unet folder in it."""
+    """For a whole directory, and for the unet folder in it."""
     shutil.copytree(tiny_base, tmp_path / "v")
     file = tmp_path / "v" / "scheduler" / "scheduler_config.json"
     asked = V | {"rescale_betas_zero_snr": True}
@@ -213,7 +213,7 @@ def test_a_unets_own_scheduler_goes_with_it(tiny_base, tmp_path):
             assert asked.items() <= files.scheduler_config.items()
     unsaid = json.loads(file.read_text()) | {"prediction_type": None, "num_train_timesteps": None}
     file.write_text(json.dumps(unsaid | {"rescale_betas_zero_snr": False}))
-    for unet in (tiny_base, tmp_path / "v"):  # what is left out is epsilon and 1000
+    for unet in (tiny_base, tmp_path / "v"):  # omitted keys mean epsilon and 1000
         with open_base(tiny_base, unet=unet) as files:
             assert not files.notes
     with open_base(tiny_base, config=tmp_path / "v") as files:
@@ -237,7 +237,7 @@ SCHEDULERS = {
     "not a number": ({"beta_start": float("nan")}, "beta_start=nan"),
     "half a step": ({"num_train_timesteps": 1000.5}, "num_train_timesteps=1000.5.*whole"),
     "no class": ({"_class_name": ["x"]}, "_class_name"),
-    "unknown class": ({"_class_name": "SCMScheduler"}, "SCMScheduler is not known.*write Euler"),
+    "unknown class": ({"_class_name": "SCMScheduler"}, "SCMScheduler is unknown.*set Euler"),
     "edm, null betas": ({"sigma_data": 0.5, "trained_betas": None}, "sigma_data=0.5"),
     "shifted": ({"snr_shift_scale": 3.0}, "snr_shift_scale=3.0 moves its noise schedule"),
     "defaults": ({"_use_default_values": 3}, "_use_default_values=3"),
@@ -327,15 +327,15 @@ def test_directories_that_are_no_sdxl(tiny_base, tmp_path):
 
 
 CONFIGS = {
-    "unet": ({"norm_eps": "1e-5"}, "norm_eps is '1e-5'.*a number above 0; take the quotation"),
-    "unet, null": ({"freq_shift": None}, "freq_shift is None, and has to be a number"),
+    "unet": ({"norm_eps": "1e-5"}, "norm_eps is '1e-5'.*a number above 0; remove the quotation"),
+    "unet, null": ({"freq_shift": None}, "freq_shift is None, and must be a number"),
     "unet, size": ({"sample_size": "x"}, "sample_size is 'x'"),
     "unet, ids": ({"addition_time_embed_dim": 7}, "projection_class_embeddings_input_dim is .* 7"),
     "unet, nested": ({"transformer_layers_per_block": [1, [2, 2]]}, ".*SSD-1B"),
     "unet, text": ({"in_channels": "4"}, "in_channels is '4'"),
     "vae": ({"scaling_factor": "0.13025"}, "scaling_factor is '0.13025'"),
     "vae, null": ({"scaling_factor": None}, "scaling_factor is None"),
-    "vae, zero": ({"scaling_factor": 0}, "scaling_factor is 0, and has to be a number above 0"),
+    "vae, zero": ({"scaling_factor": 0}, "scaling_factor is 0, and must be a number above 0"),
     "vae, shift": ({"shift_factor": "x"}, "shift_factor is 'x'"),
     "vae, lists": ({"latents_mean": [0] * 4, "latents_std": [0] * 4}, "latents_std is"),
     "text_encoder": ({"layer_norm_eps": "x"}, "layer_norm_eps is 'x'"),
@@ -395,7 +395,7 @@ def test_a_unet_alone(kind, state, whole, tiny_base, bare, tmp_path):
     assert identify(path).kind == ("unet-sgm" if kind.startswith("sgm") else "unet")
     with pytest.raises(MissingFile, match="holds the UNet;.*--vae.*--text-encoders"):
         open_base(path, config=bare)
-    with open_base(path, config=tiny_base) as files:  # its weights fill in
+    with open_base(path, config=tiny_base) as files:  # its weights fill in the rest
         check_same(files, state)
         assert len(files.notes) == 3 and "without the VAE" in files.notes[0]
     with open_base(tiny_base, unet=path) as files:
@@ -453,7 +453,7 @@ def test_one_shard_and_an_index_lead_to_their_folder(whole, bare, tmp_path):
         open_base(path, config=bare)
     index = tmp_path / "model.safetensors.index.json"
     index.write_text("{}")
-    with pytest.raises(WeightsError, match="an index of shards. Give the folder"):
+    with pytest.raises(WeightsError, match="an index of shards. Give its folder"):
         open_base(index, config=bare)
 
 
@@ -466,7 +466,7 @@ WRAPPED = {
 
 
 @pytest.mark.parametrize("kind", WRAPPED)
-def test_what_torchs_wrappers_put_into_names_is_taken_off(kind, whole, state, bare, tmp_path):
+def test_prefixes_of_torchs_wrappers_are_removed(kind, whole, state, bare, tmp_path):
     names = {key: WRAPPED[kind].format(key) for key in whole}
     if kind == "inside":
         names = {key: key.replace(UNET, UNET + "_orig_mod.") for key in whole}
@@ -476,7 +476,7 @@ def test_what_torchs_wrappers_put_into_names_is_taken_off(kind, whole, state, ba
 
 
 def test_names_that_some_tools_write_beside_sgms(whole, state, bare, tmp_path):
-    """ComfyUI's turned projection, and the first text encoder's, which nothing reads."""
+    """ComfyUI's transposed projection, and the first text encoder's, which nothing reads."""
     projection = f"{TEXT_2}text_projection"
     extra = {key: value for key, value in whole.items() if key != projection}
     extra[f"{projection}.weight"] = np.ascontiguousarray(whole[projection].T)
@@ -495,7 +495,7 @@ def test_integers_are_no_weights(tiny_base, state, tmp_path):
         load_sdxl(tiny_base, unet=path)
 
 
-def test_a_vae_of_more_channels_is_told(whole, tiny_base, tmp_path):
+def test_a_vae_with_more_channels_is_refused(whole, tiny_base, tmp_path):
     flat = {k.removeprefix(VAE): v for k, v in only(whole, VAE).items()}
     shape = list(flat["decoder.conv_in.weight"].shape)
     flat["decoder.conv_in.weight"] = np.zeros([shape[0], 16, *shape[2:]], "f4")
@@ -510,7 +510,7 @@ def test_one_text_encoders_folder(tiny_base, state, tmp_path):
 
 
 @pytest.mark.parametrize("option", ["path", "config", "unet", "vae", "text_encoders"])
-def test_what_is_no_path_is_told(option, tiny_base):
+def test_values_that_are_not_paths_are_refused(option, tiny_base):
     with pytest.raises(MissingFile, match="=5: give a path"):
         open_base(**{"path": tiny_base, option: 5})
 
@@ -535,7 +535,7 @@ def test_other_families_are_called_by_their_names(family, bare, tmp_path):
 
 
 def test_text_encoders_in_files_of_their_own(whole, state, tiny_base, bare, tmp_path):
-    """Transformers' names in one folder, open_clip's in a file; what is not there the base has."""
+    """transformers' names in one folder, open_clip's in a file; the base provides the rest."""
     path = save(tmp_path / "a.safetensors", only(whole, UNET, VAE))
     (tmp_path / "both").mkdir()
     temperature, unread = np.ones((), "f4"), np.zeros((4, 4), "f4")
@@ -595,7 +595,7 @@ def test_a_pickled_checkpoint(name, whole, state, bare, tmp_path):
 
 
 def quantised(tensors, newer, rows=False):
-    """The attention's linear layers in fp8: (tensors, notes, what they stand for)."""
+    """The attention's linear layers in fp8: (tensors, metadata, the values they represent)."""
     out, layers, wanted = dict(tensors), {}, {}
     for key in [k for k in tensors if k.endswith("to_q.weight") and k.startswith(UNET)]:
         value, layer = tensors[key], key.removesuffix(".weight")

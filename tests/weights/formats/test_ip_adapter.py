@@ -1,4 +1,4 @@
-"""IP-Adapter's files, against ones of diffusers' keys, shapes and numbering."""
+"""IP-Adapter's files, against files with diffusers' keys, shapes and numbering."""
 
 import re
 
@@ -43,7 +43,7 @@ from tests.helpers.ip_adapters import projection, training_state, write_ip_adapt
 from tests.helpers.twins import nhwc, relative_error
 
 FACE_NET = f"{models.__path__[0]}/../assets/face_net"
-# Widths of what the tiny base's image encoder (and the small recogniser) gives each variant.
+# Feature widths of the tiny base's image encoder (and the small recogniser) by variant.
 FEATURES = {"base": 32, "plus": 64, "faceid": 128}
 RANK = 4
 
@@ -93,7 +93,7 @@ def test_the_numbering_is_diffusers_order(unet, loaded):
 
 
 def test_the_numbering_at_full_size():
-    """formats.md's table, row by row, of the UNet in the abstract."""
+    """formats.md's table, row by row, for the UNet as shapes only."""
     from persongen_jax.models.layers import UnusedRngs
     from persongen_jax.models.sdxl.unet import UNet2DConditionModel as OurUNet
 
@@ -216,7 +216,7 @@ def test_every_variant_can_be_trained_from_scratch(kind, tiny_base, tmp_path):
 def test_a_run_goes_on_from_the_file_that_an_earlier_one_started_from(
     files, loaded, tiny_base, tmp_path
 ):
-    """The file decides variant and rank; of its tensors a checkpoint has only what was trained."""
+    """The file sets variant and rank; a checkpoint only has its trained tensors."""
     path = str(files["faceid"][0])
     wanted = {name: leaf.get_value() for name, leaf in leaf_paths(loaded["faceid"]).items()}
     trained = {name: array + 1 for name, array in wanted.items() if "/branches/" in name}
@@ -374,7 +374,7 @@ def test_models_that_the_format_cannot_hold(tiny_base, files, tmp_path):
         attach(tiny_base, image_proj="faceid", face_net="")
 
 
-# ---- As its trainer leaves it --------------------------------------------------------------------
+# ---- Training states --------------------------------------------------------------------
 
 
 def state_file(path, unet, published, **options):
@@ -396,7 +396,7 @@ def test_a_training_state_is_read_as_the_published_file(kind, kept, unet, files,
 
 
 def test_a_training_state_as_a_pickle_of_several_processes(unet, files, tmp_path):
-    """Nothing shared was left out, and each key has module. in front."""
+    """No shared tensor was left out, and each key has the prefix module."""
     tensors = training_state(unet, files["base"][1], kept="both")
     torch.save({f"module.{key}": value for key, value in tensors.items()}, tmp_path / "s.bin")
     with pytest.warns(UserWarning, match="not used"):
@@ -449,7 +449,7 @@ def test_the_folder_that_a_trainer_left_is_taken(unet, files, tmp_path):
     assert weights_in(tmp_path) == tmp_path
     path = state_file(tmp_path / "model.safetensors", unet, files["base"][1])
     assert weights_in(tmp_path) == path
-    (tmp_path / "checkpoints").mkdir()  # a run of ours
+    (tmp_path / "checkpoints").mkdir()  # a run of this project
     assert weights_in(tmp_path) == tmp_path
 
 

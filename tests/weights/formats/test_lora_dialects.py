@@ -1,4 +1,4 @@
-"""One random pair in every spelling that a known tool writes gives the same weights, bit by bit."""
+"""One random pair in every spelling of known tools gives the same weights, bit for bit."""
 
 import json
 
@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from persongen_jax.weights.errors import MissingFile, UnsupportedAdapter
-from persongen_jax.weights.files.safetensors_file import write_safetensors
 from persongen_jax.weights.files.source import DictSource
 from persongen_jax.weights.formats.lora.reading import read_lora
+from tests.helpers.lora_files import save
 
 ATTENTION = "down_blocks.1.attentions.0.transformer_blocks.0"
 SGM = "input_blocks.4.1.transformer_blocks.0"
@@ -89,12 +89,6 @@ def halves(component, seed=0):
     return [rng.standard_normal(shape).astype(np.float32) for shape in shapes]
 
 
-def save(path, tensors, notes=None):
-    entries = [(k, v.shape, v.dtype, lambda v=v: v) for k, v in tensors.items()]
-    write_safetensors(path, entries, notes)
-    return path
-
-
 def check(found, component, path, alpha):
     assert {c: list(layers) for c, layers in found.items()} == {component: [path]}
     lora, (down, up) = found[component][path], halves(component)
@@ -104,11 +98,11 @@ def check(found, component, path, alpha):
 
 @pytest.mark.parametrize("pair", PAIRS)
 def test_every_spelling_is_the_same_pair(pair):
-    """Every prefix goes with every ending, with alpha and without."""
+    """Every prefix with every ending, with and without alpha."""
     for name, (component, stem) in STEMS.items():
         down, up = halves(component)
         tensors = {f"{stem}.{PAIRS[pair][0]}": down, f"{stem}.{PAIRS[pair][1]}": up}
-        if "base_model" not in stem:  # there alpha is elsewhere, and its absence is warned of
+        if "base_model" not in stem:  # there alpha is elsewhere, and its absence causes a warning
             check(read_lora(DictSource(tensors, name), MODULES), component, _path(component), None)
         for ending in ("alpha", "lora.alpha") if pair == "diffusers" else ("alpha",):
             with_alpha = {**tensors, f"{stem}.{ending}": np.float32(ALPHA)}
@@ -227,7 +221,7 @@ def test_a_config_with_a_byte_order_mark(tmp_path):
     config.write_bytes(b"\xef\xbb\xbf" + config.read_bytes())
     check(read_lora(tmp_path, MODULES), "unet", UNET, ALPHA)
     config.write_text("[")
-    with pytest.raises(UnsupportedAdapter, match="adapter_config.json is no valid JSON"):
+    with pytest.raises(UnsupportedAdapter, match="adapter_config.json is not valid JSON"):
         read_lora(tmp_path, MODULES)
 
 
@@ -300,7 +294,7 @@ def test_notes_tell_where_keys_do_not(tmp_path, notes, name):
     path = save(tmp_path / "x.safetensors", pair(f"unet.{UNET}", 12), notes)
     with pytest.raises(UnsupportedAdapter, match=f"this is a LoRA for {name}"):
         read_lora(path, MODULES)
-    # Where SDXL's widths are there, they count.
+    # If SDXL's widths are present, they count.
     both = {**pair(f"unet.{UNET}", 12), **pair(f"unet.{ATTENTION}.attn2.to_k", 12)}
     assert len(read_lora(save(path, both, notes), MODULES)["unet"]) == 2
 
@@ -330,7 +324,7 @@ def test_notes_of_an_older_base(notes, tmp_path):
 
 
 def test_one_encoders_prefix_beside_a_unet_that_tells_nothing(tmp_path):
-    """SD 1.x has layers of self-attention as wide as some of SDXL's."""
+    """SD 1.x has self-attention layers as wide as some of SDXL's."""
     both = {**pair(f"lora_te_{TE}", 8), **pair(f"unet.{ATTENTION}.attn1.to_k", 8)}
     with pytest.raises(UnsupportedAdapter, match="this is a LoRA for SD 1.x"):
         read_lora(DictSource(both), MODULES)
@@ -372,7 +366,7 @@ def test_a_folder_with_two_adapters_is_not_read_by_halves(tmp_path):
 
 
 def test_expressions_in_peft_s_settings(tmp_path):
-    """Ordinary ones are run as PEFT does, others refused."""
+    """Ordinary ones are applied as in PEFT, others refused."""
     save(tmp_path / "adapter_model.safetensors", pair(f"base_model.model.{UNET}", 8))
     config = {"peft_type": "LORA", "r": RANK, "lora_alpha": 1.0}
     config["auto_mapping"] = {"base_model_class": "UNet2DConditionModel"}
@@ -397,7 +391,7 @@ def test_expressions_in_peft_s_settings(tmp_path):
         ("bundle_emb.me.emb_params", "embeddings of words for SD 1.x"),
     ],
 )
-def test_what_fits_nowhere_is_called_by_its_name(key, said):
+def test_unmatched_keys_are_named_by_kind(key, said):
     beside = {**pair(f"unet.{UNET}", 8), key: np.ones((8, 8), np.float32)}
     with pytest.raises(UnsupportedAdapter, match=f"belongs to .*{said}"):
         read_lora(DictSource(beside, "x"), MODULES)
@@ -408,7 +402,7 @@ def test_counters_are_no_part_of_it():
     assert list(read_lora(DictSource(beside, "x"), MODULES)["unet"]) == [UNET]
 
 
-def test_what_is_no_lora_at_all():
+def test_files_without_any_lora_are_refused():
     word = {"clip_l": np.ones((2, 768), "f4"), "clip_g": np.ones((2, 1280), "f4")}
     with pytest.raises(UnsupportedAdapter, match="this is a Textual Inversion embedding, and no"):
         read_lora(DictSource(word, "x"), MODULES)

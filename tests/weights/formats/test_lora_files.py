@@ -1,4 +1,4 @@
-"""LoRA files in every spelling, compared with what diffusers makes of the same files."""
+"""LoRA files in every spelling, compared with diffusers' result for the same files."""
 
 import json
 
@@ -8,47 +8,17 @@ import pytest
 
 from persongen_jax.weights.errors import KeyMismatch, UnsupportedAdapter, WeightsError
 from persongen_jax.weights.files.pickles import PickleFile
-from persongen_jax.weights.files.safetensors_file import TensorFile, write_safetensors
+from persongen_jax.weights.files.safetensors_file import TensorFile
 from persongen_jax.weights.files.source import DictSource, subsource
 from persongen_jax.weights.formats.lora.kinds import LoraWeights
 from persongen_jax.weights.formats.lora.reading import read_lora
 from persongen_jax.weights.formats.lora.writing import write_lora
-from tests.weights.formats.sgm import unet_to_sgm
-from tests.weights.formats.test_original_sdxl import UNET, twins
+from tests.helpers.lora_files import ATTENTION, CHOSEN, delta, kohya, random_adapters, save
+from tests.weights.formats.test_original_sdxl import twins
 
 torch = pytest.importorskip("torch")
 diffusers = pytest.importorskip("diffusers")
 pytest.importorskip("peft")
-
-ATTENTION = "down_blocks.1.attentions.0.transformer_blocks.0"
-CHOSEN = {
-    "unet": [
-        f"{ATTENTION}.attn1.to_q",
-        f"{ATTENTION}.attn2.to_k",
-        f"{ATTENTION}.attn2.to_out.0",
-        f"{ATTENTION}.ff.net.0.proj",
-        f"{ATTENTION}.ff.net.2",
-        "down_blocks.1.attentions.0.proj_in",
-        "mid_block.attentions.0.transformer_blocks.1.attn1.to_v",
-        "up_blocks.1.attentions.2.transformer_blocks.0.attn2.to_v",
-        "down_blocks.0.resnets.1.conv1",
-        "down_blocks.1.resnets.0.conv_shortcut",
-        "mid_block.resnets.1.time_emb_proj",
-        "down_blocks.0.downsamplers.0.conv",
-        "up_blocks.0.upsamplers.0.conv",
-        "up_blocks.2.resnets.0.conv2",
-    ],
-    "text_encoder": [
-        "encoder.layers.0.self_attn.q_proj",
-        "encoder.layers.1.self_attn.out_proj",
-        "encoder.layers.1.mlp.fc1",
-    ],
-    "text_encoder_2": [
-        "encoder.layers.1.self_attn.v_proj",
-        "encoder.layers.1.self_attn.out_proj",
-        "encoder.layers.0.mlp.fc2",
-    ],
-}
 
 
 @pytest.fixture(scope="module")
@@ -83,25 +53,6 @@ def pipeline():
     return diffusers.StableDiffusionXLPipeline(
         **twins(), tokenizer=None, tokenizer_2=None, scheduler=diffusers.DDIMScheduler()
     )
-
-
-def random_adapters(shapes, chosen=CHOSEN, ranks=(4,), alphas=(None,)):
-    rng = np.random.default_rng(0)
-    out = {}
-    for component, paths in chosen.items():
-        for n, path in enumerate(paths):
-            shape, rank = shapes[component][path], ranks[n % len(ranks)]
-            down = rng.standard_normal((rank, *shape[1:])).astype(np.float32)
-            up = rng.standard_normal((shape[0], rank, *(1,) * (len(shape) - 2))).astype(np.float32)
-            weights = LoraWeights(down, up, alphas[n % len(alphas)])
-            out.setdefault(component, {})[path] = weights
-    return out
-
-
-def delta(lora):
-    """scale * up @ down, shaped as the layer's weight."""
-    up = lora.up.reshape(lora.up.shape[:2])
-    return lora.scale * np.einsum("or,r...->o...", up, lora.down)
 
 
 def assert_same(ours, wanted):
@@ -142,13 +93,6 @@ def assert_diffusers_agrees(pipeline, path, adapters):
             np.testing.assert_allclose(
                 theirs[component][module], delta(lora), rtol=1e-4, atol=1e-4, err_msg=module
             )
-
-
-def save(path, tensors, metadata=None):
-    write_safetensors(
-        path, [(k, v.shape, v.dtype, lambda v=v: v) for k, v in tensors.items()], metadata
-    )
-    return path
 
 
 CASES = {
@@ -194,25 +138,8 @@ def test_bfloat16_and_mixed_alphas_round_trip(tmp_path, modules):
     second = LoraWeights(np.ones((3, 8), np.float16), np.ones((16, 3), np.float32))
     write_lora(tmp_path / "a.safetensors", {"text_encoder": {a: first, b: second}})
     got = read_lora(tmp_path / "a.safetensors", modules)
-    # None has no place beside numbers, and means alpha = rank.
+    # A None among numbers cannot be stored, and means alpha = rank.
     assert_same(got, {"text_encoder": {a: first, b: LoraWeights(second.down, second.up, 3.0)}})
-
-
-def kohya(adapters, sgm):
-    out = {}
-    prefixes = {"unet": "lora_unet_", "text_encoder": "lora_te1_", "text_encoder_2": "lora_te2_"}
-    for component, paths in adapters.items():
-        for path, lora in paths.items():
-            if component != "unet":
-                path = "text_model." + path
-            elif sgm:
-                path = unet_to_sgm(path + ".", UNET).removeprefix("model.diffusion_model.")[:-1]
-            name = prefixes[component] + path.replace(".", "_")
-            out[f"{name}.lora_down.weight"] = lora.down
-            out[f"{name}.lora_up.weight"] = lora.up
-            if lora.alpha is not None:
-                out[f"{name}.alpha"] = np.array(lora.alpha, np.float32)
-    return out
 
 
 # diffusers 0.42 applies one alpha to all attention layers of a kohya file even where they differ
@@ -436,8 +363,8 @@ def test_a_flat_name_that_means_two_modules():
     [
         ("{", "JSON"),
         ("[]", "JSON object"),
-        ({"text_encoder.lora_alpha": "x"}, "no number"),
-        ({"text_encoder.lora_alpha": float("inf")}, "no number"),
+        ({"text_encoder.lora_alpha": "x"}, "not a number"),
+        ({"text_encoder.lora_alpha": float("inf")}, "not a number"),
         ({"text_encoder.alpha_pattern": [1]}, "JSON object"),
         ({"text_encoder.alpha_pattern": {"(a+)+$": 3}}, "plain module path"),
     ],

@@ -10,7 +10,7 @@ from persongen_jax.weights.errors import UnsupportedAdapter
 from persongen_jax.weights.files.source import DictSource
 from persongen_jax.weights.formats.lora.kinds import Change, LoraWeights
 from persongen_jax.weights.formats.lora.reading import no_effect, read_lora
-from tests.weights.formats.test_lora_dialects import save
+from tests.helpers.lora_files import save
 
 LINEAR, CONV = "down_blocks.1.attentions.0.proj_in", "down_blocks.0.resnets.0.conv1"
 SHAPES = {LINEAR: (12, 8), CONV: (6, 4, 3, 3)}
@@ -36,7 +36,7 @@ def norm(weight, axes):
     return np.sqrt((weight**2).sum(axis=axes, keepdims=True))
 
 
-# ---- The formulas, written once more ------------------------------------------------------------
+# ---- The formulas, written independently ---------------------------------------------------------
 
 
 def lora(shape):
@@ -266,7 +266,7 @@ def test_the_published_formulas_in_float64(case, path):
     change, change_of_bias = added(read(path, tensors), path)
     assert np.abs(wanted - weight).max() > 0.1
     assert_exact(weight + np.float64(change), wanted)
-    # What it adds by itself; DoRA's is a difference of weights, and rounded as they are.
+    # Its own contribution; DoRA's is a difference of weights, and rounded like them.
     assert np.abs(change - (wanted - weight)).max() <= EXACT * np.abs(wanted).max()
     assert_exact(bias + np.float64(0 if change_of_bias is None else change_of_bias), wanted_bias)
 
@@ -299,7 +299,7 @@ PEFT = {
 
 @pytest.mark.parametrize("case", PEFT)
 def test_peft_adds_the_same(case, tmp_path):
-    """A folder that peft saved, against the weights that peft merges."""
+    """A folder saved by peft, against the weights that peft merges."""
     peft, torch = pytest.importorskip("peft"), pytest.importorskip("torch")
     torch.manual_seed(0)
     net = torch.nn.ModuleDict()
@@ -336,7 +336,7 @@ def test_peft_adds_the_same(case, tmp_path):
 
 @pytest.mark.parametrize("on_input", [True, False])
 def test_a_square_layers_ia3_says_by_its_shape_what_it_scales(on_input):
-    """Also where no settings lie beside the file."""
+    """Even if there are no settings next to the file."""
     factors = np.arange(1, 9, dtype=np.float32).reshape((1, 8) if on_input else (8, 1))
     adapters = read_lora(DictSource({"proj.ia3_l": factors}, "x"), {"unet": {"proj": (8, 8)}})
     change, _ = adapters["unet"]["proj"].of_layer((8, 8), np.ones((8, 8), np.float32), None)

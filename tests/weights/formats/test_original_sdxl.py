@@ -7,27 +7,12 @@ from persongen_jax.weights.errors import BadConfig, KeyMismatch
 from persongen_jax.weights.files.safetensors_file import TensorFile, write_safetensors
 from persongen_jax.weights.files.source import DictSource
 from persongen_jax.weights.formats.sdxl.original import split_checkpoint
-from tests.weights.formats.sgm import checkpoint
+from tests.weights.formats.sgm import UNET, checkpoint
 
 torch = pytest.importorskip("torch")
 diffusers = pytest.importorskip("diffusers")
 transformers = pytest.importorskip("transformers")
 
-UNET = {
-    "sample_size": 8,
-    "addition_embed_type": "text_time",
-    "addition_time_embed_dim": 4,
-    "attention_head_dim": [1, 2, 2],
-    "block_out_channels": (4, 8, 8),
-    "cross_attention_dim": 12,
-    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-    "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-    "layers_per_block": 2,
-    "norm_num_groups": 2,
-    "projection_class_embeddings_input_dim": 30,
-    "transformer_layers_per_block": [1, 1, 2],
-    "use_linear_projection": True,
-}
 VAE = {
     "block_out_channels": (4, 8, 8, 8),
     "down_block_types": ("DownEncoderBlock2D",) * 4,
@@ -58,7 +43,7 @@ def twins(unet_config=UNET):
     }
     for model in models.values():
         for parameter in model.parameters():
-            torch.nn.init.normal_(parameter)  # fresh norms are all alike and would hide a swap
+            torch.nn.init.normal_(parameter)  # new norms are all equal and would hide a swap
     return models
 
 
@@ -114,7 +99,7 @@ def test_splits_into_what_diffusers_has(tmp_path, state, tensors):
     "changes",
     [
         {"layers_per_block": 1},
-        {  # as the refiner: the outer blocks on both sides have no attention
+        {  # like the refiner: the outer blocks on both sides have no attention
             "attention_head_dim": [1, 2, 2, 2],
             "block_out_channels": (4, 8, 8, 8),
             "down_block_types": ("DownBlock2D", *["CrossAttnDownBlock2D"] * 2, "DownBlock2D"),

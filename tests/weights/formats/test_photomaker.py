@@ -69,7 +69,7 @@ def attach(tiny_base, method="photomaker", **settings):
 
 @pytest.fixture(scope="module")
 def encoder(tiny_base):
-    """PyTorch's ID encoder in the tiny base's sizes."""
+    """PyTorch's ID encoder with the tiny base's sizes."""
     config = CLIPVisionConfig.from_pretrained(tiny_base / "image_encoder")
     return randomise(TorchIDEncoder(config, (32, 64)))
 
@@ -140,7 +140,7 @@ def write(path, arrays):
 
 def test_the_id_encoder_computes_what_the_published_class_does(model, tensors, encoder, tiny_base):
     theirs = TorchIDEncoder(encoder.config, (32, 64))
-    theirs.load_state_dict(tensors["id_encoder"])  # with the values that bfloat16 leaves of them
+    theirs.load_state_dict(tensors["id_encoder"])  # with values rounded to bfloat16
     pixels = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(2))
     with torch.no_grad():
         wanted = theirs.eval().embed(pixels).numpy()
@@ -155,7 +155,7 @@ def test_the_id_encoder_computes_what_the_published_class_does(model, tensors, e
 
 
 def test_the_lora_does_what_diffusers_makes_of_it(model, tensors, unet):
-    """diffusers reads ``lora_weights`` as the official pipeline hands them to it."""
+    """diffusers reads ``lora_weights`` as passed by the official pipeline."""
     rng = np.random.default_rng(0)
     x = rng.standard_normal((1, 8, 8, 4)).astype(np.float32)
     tokens = rng.standard_normal((1, 7, 96)).astype(np.float32)
@@ -187,7 +187,7 @@ def test_the_lora_does_what_diffusers_makes_of_it(model, tensors, unet):
 
 
 def same(found, wanted):
-    """Equal as float32, which holds every bfloat16."""
+    """Equal as float32, which represents every bfloat16."""
     return np.array_equal(np.asarray(found, np.float32), np.asarray(wanted, np.float32))
 
 
@@ -264,7 +264,7 @@ def test_it_also_fills_a_method_that_adds_branches(file, tiny_base, model):
 
 
 def test_full_size_keys():
-    """The tensors of the published file, in the abstract: formats.md names these."""
+    """The tensors of the published file, as shapes only: formats.md names these."""
     widths = (768, 1280)
     shapes = {
         "embeddings.patch_embedding.weight": (1024, 3, 14, 14),
@@ -389,7 +389,7 @@ def test_the_other_version_is_named(model, model_v2, file, file_v2):
 
 
 def test_what_a_method_has_beyond_it_is_read_around_and_not_written(tiny_base, file, tmp_path):
-    """Another head and a LoRA on a branch, as further methods have them."""
+    """Another head and a LoRA on a branch, as in other methods."""
     model = attach(tiny_base, method="photomaker_bg")
     model.id_encoder.visual_projection_3 = nnx.clone(model.id_encoder.visual_projection)
     load_photomaker_into(model, file)

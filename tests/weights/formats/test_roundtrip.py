@@ -1,4 +1,4 @@
-"""diffusers' directory, opened by us, written by us, opened by diffusers: bit-equal tensors."""
+"""diffusers' directory, opened and written by us, opened by diffusers: bit-equal tensors."""
 
 import jax
 import jax.numpy as jnp

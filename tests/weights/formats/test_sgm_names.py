@@ -1,4 +1,4 @@
-"""sgm's module names at SDXL's own size, as its published files have them."""
+"""sgm's module names at SDXL's own size, as in its published files."""
 
 from persongen_jax.weights.recognition.sgm_names import rename_by_prefix, unet_modules
 

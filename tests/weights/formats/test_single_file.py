@@ -1,4 +1,4 @@
-"""A single-file checkpoint with the original names paints what its directory paints."""
+"""A single-file checkpoint with the original names generates the images of its directory."""
 
 import json
 import shutil
@@ -11,8 +11,8 @@ from persongen_jax.pipeline import Pipeline
 from persongen_jax.weights.errors import KeyMismatch, MissingFile
 from persongen_jax.weights.files.directory import open_component, read_config
 from persongen_jax.weights.formats.sdxl.opening import NORMALISE
+from tests.helpers.lora_files import save
 from tests.weights.formats.sgm import checkpoint
-from tests.weights.formats.test_lora_files import save
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +33,7 @@ def single_file(tiny_base, state, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def config_folder(tiny_base, tmp_path_factory):
-    """The directory without a single weight."""
+    """The directory without any weights."""
     folder = tmp_path_factory.mktemp("configs") / "base"
     shutil.copytree(tiny_base, folder, ignore=shutil.ignore_patterns("*.safetensors"))
     return folder
@@ -78,7 +78,7 @@ def test_what_is_missing_is_named(single_file, config_folder, state, tmp_path):
 
 @pytest.mark.slow
 def test_a_marker_paints_what_a_config_paints(state, tiny_base, config_folder, tmp_path):
-    """v-prediction with zero terminal SNR, told by two empty tensors."""
+    """v-prediction with zero terminal SNR, marked by two empty tensors."""
     tensors = checkpoint(state, read_config(tiny_base / "unet"))
     tensors |= {name: np.zeros(0, np.float32) for name in ("v_pred", "ztsnr")}
     path = save(tmp_path / "v.safetensors", tensors)

@@ -122,7 +122,7 @@ class Change:
         products: the changes added to the weight.
         bias: [out], added to the bias; None: nothing.
         magnitude: DoRA's, [out] or [1, in]: the norms of the rows (the columns) of the weight after
-        everything is added; None: no DoRA.
+            everything is added; None: no DoRA.
         gain: IA3's factors minus 1, [out] or [1, in]; None: none.
         gain_of_bias: whether IA3's factors also scale the bias.
     """

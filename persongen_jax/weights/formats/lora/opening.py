@@ -49,7 +49,7 @@ def open_adapter(path: str | os.PathLike) -> Iterator[list[Opened]]:
 
     Args:
         path: a file, a PEFT folder, a folder with one of those per component, or a folder written
-        by diffusers' save_lora_weights.
+            by diffusers' save_lora_weights.
 
     Raises:
         MissingFile: nothing is there, or nothing known.

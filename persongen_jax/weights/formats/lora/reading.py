@@ -41,10 +41,10 @@ def read_lora(
     Args:
         source: the file, a folder (opening.py), or an open source (which stays open).
         modules: component -> module path -> shape of the weight in PyTorch, for the modules that
-            may
-        have an adapter, such as "down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q"
-        and, for text encoders, "encoder.layers.0.self_attn.q_proj", without ``text_model.``.
-        Names with underscores can only be resolved by comparison with these.
+            may have an adapter, such as
+            "down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q" and, for text encoders,
+            "encoder.layers.0.self_attn.q_proj", without ``text_model.``. Names with underscores can
+            only be resolved by comparison with these.
         layers_per_block: the UNet's, which sgm's block numbers depend on.
 
     Returns:
@@ -54,8 +54,7 @@ def read_lora(
     Raises:
         KeyMismatch: keys that belong to none of ``modules``.
         UnsupportedAdapter: a file for another base, or of an unsupported kind, which is named; half
-            a
-        pair; ranks that differ between the two halves; a file without adapters.
+            a pair; ranks that differ between the two halves; a file without adapters.
     """
     if isinstance(source, TensorSource):
         opened = [Opened(source, None, PeftSettings.of_file(source))]

@@ -50,7 +50,7 @@ def write_lora(
 
     Raises:
         UnsupportedAdapter: an unknown component, nothing to write, or adapters other than plain
-        LoRA, which these formats have no place for.
+            LoRA, which these formats have no place for.
         BadEntry: anything that ``write_safetensors`` refuses.
     """
     _check(path, adapters)
@@ -85,9 +85,8 @@ def write_kohya_lora(
 
     Args:
         sgm_modules: None for diffusers' names of the UNet's blocks (down_blocks_1_…). With the
-            paths
-        of all the UNet's modules, sgm's names (input_blocks_4_1_…), which kohya's own trainer
-        writes for SDXL.
+            paths of all the UNet's modules, sgm's names (input_blocks_4_1_…), which kohya's own
+            trainer writes for SDXL.
         layers_per_block: the UNet's, which sgm's block numbers depend on.
 
     Raises:

@@ -5,6 +5,8 @@ base.model.unet, base.tokenizers, base.scheduler_config
 save_sdxl(base, "/path/to/copy")
 """
 
+import functools
+import json
 import os
 import warnings
 from collections.abc import Callable
@@ -13,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
+from flax import nnx
 from jax.typing import DTypeLike
 
 from data_pipeline.prompts import Tokenizers
@@ -20,7 +23,7 @@ from persongen_jax.models.sdxl.parts import COMPONENTS, StableDiffusionXL, build
 from persongen_jax.parallel.sharding import Shardings
 from persongen_jax.weights.errors import BadConfig, WeightsError
 from persongen_jax.weights.formats.sdxl.opening import open_base
-from persongen_jax.weights.loader import fill_module, prepare_module
+from persongen_jax.weights.loader import check_keys, fill_module, parameter_leaves
 from persongen_jax.weights.saver import save_module, write_json
 
 
@@ -72,7 +75,7 @@ def load_sdxl(
         unet: a file or a component's directory that takes the place of the base's own.
         vae: likewise.
         text_encoders: likewise a directory with ``text_encoder`` and ``text_encoder_2``, a whole
-        checkpoint, or one or both in separate files (in one directory).
+            checkpoint, or one or both in separate files (in one directory).
         prediction_type: what the UNet predicts, overriding files and configs.
         check: called with the scheduler's config before any weight is read; its errors propagate.
         shardings: as in :func:`~persongen_jax.weights.loader.load_module`.
@@ -129,7 +132,9 @@ def _prepare(files, name: str, dtypes: dict):
     """The component's module as shapes, its keys and shapes compared with the file's."""
     source = files.sources[name]
     try:
-        return prepare_module(build(files.configs, name, **dtypes), source)
+        module = nnx.merge(*_in_shapes(name, json.dumps(files.configs[name]), **dtypes))
+        check_keys(parameter_leaves(module), source)
+        return module
     except WeightsError:
         raise
     except (ValueError, TypeError, KeyError, IndexError, ArithmeticError) as error:
@@ -138,6 +143,13 @@ def _prepare(files, name: str, dtypes: dict):
             f"{files.homes[name] / 'config.json'}: no network that is known here can be built by "
             f"it ({said}); if it is not the config.json of {source.describe()}, take that"
         ) from error
+
+
+@functools.lru_cache(maxsize=8)
+def _in_shapes(name: str, config: str, *, dtype, param_dtype):
+    """The component's graph and shapes: tracing them takes longer than to read a small file."""
+    make = build({name: json.loads(config)}, name, dtype=dtype, param_dtype=param_dtype)
+    return nnx.split(nnx.eval_shape(make))
 
 
 FILE_NAMES = {

@@ -1,25 +1,30 @@
-"""Pictures cut and scaled: face crops, CLIP's preprocessing, the target crop.
+"""Crops and resizes images: face crops, CLIP's preprocessing, the target crop.
 
-Pictures are uint8 RGB arrays [h, w, 3] unless said otherwise; boxes are (x0, y0, x1, y1) in pixels,
-x to the right, y down, x1 and y1 exclusive.
+Images are uint8 RGB arrays [h, w, 3] unless noted; boxes are (x0, y0, x1, y1) in pixels, x to the
+right, y down, x1 and y1 exclusive.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 from PIL import Image
 
 CLIP_MEAN = np.array([0.48145466, 0.4578275, 0.40821073], np.float32)
 CLIP_STD = np.array([0.26862954, 0.26130258, 0.27577711], np.float32)
 
 
-def square_face_crop(image: np.ndarray, box, enlarge: float = 0.2) -> np.ndarray:
-    """A square around the face [s, s, 3], its longer side grown by ``enlarge`` on either side.
+def square_face_crop(
+    image: np.ndarray, box: Sequence[float] | np.ndarray, enlarge: float = 0.2
+) -> np.ndarray:
+    """A square around the face [s, s, 3], its longer side extended by ``enlarge`` on either side.
 
-    The square is shifted where it would leave the picture, and grown less where the picture is too
-    small for it. Only if the face box itself is taller or wider than any square in the picture is
-    the picture's edge repeated, so that the face is neither cut nor squeezed.
+    The square is shifted if it would leave the image, and extended less if the image is too small.
+    Only if the face box itself is taller or wider than any square in the image is the image's edge
+    repeated, so that the face is neither cut nor distorted.
     """
     height, width = image.shape[:2]
     x0, y0, x1, y1 = (float(v) for v in box)
@@ -37,7 +42,7 @@ def square_face_crop(image: np.ndarray, box, enlarge: float = 0.2) -> np.ndarray
 
 
 def _place(centre: float, length: int, limit: int) -> int:
-    """Where a stretch around ``centre`` starts when moved into [0, limit), or centred over it."""
+    """Start of an interval around ``centre``, moved into [0, limit) or centred over it."""
     if length > limit:
         return -((length - limit) // 2)
     return min(max(round(centre - length / 2), 0), limit - length)
@@ -49,7 +54,7 @@ def clip_preprocess(image: np.ndarray, size: int) -> np.ndarray:
 
 
 def clip_crop(image: np.ndarray, size: int) -> np.ndarray:
-    """clip_preprocess's picture before it is normalised, [size, size, 3] uint8."""
+    """clip_preprocess's image before normalisation, [size, size, 3] uint8."""
     resized = _resize_short_side(image, size, math.floor)
     height, width = resized.shape[:2]
     top, left = (height - size) // 2, (width - size) // 2
@@ -57,10 +62,10 @@ def clip_crop(image: np.ndarray, size: int) -> np.ndarray:
 
 
 def clip_normalise(pixels: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
-    """CLIP's colours [h, w, 3] float32 of uint8 pixels; ``out``, if given, has to be contiguous."""
+    """CLIP's colours [h, w, 3] float32 of uint8 pixels; ``out``, if given, must be contiguous."""
     out = np.empty(pixels.shape, np.float32) if out is None else out
     width = pixels.shape[1]
-    # Whole lines at a time: over a last axis of 3, numpy's loops are several times slower.
+    # Whole rows at a time: over a last axis of 3, numpy's loops are several times slower.
     lines = out.reshape(len(pixels), -1)
     np.divide(pixels.reshape(lines.shape), np.float32(255), out=lines)
     lines -= np.tile(CLIP_MEAN, width)
@@ -70,11 +75,11 @@ def clip_normalise(pixels: np.ndarray, out: np.ndarray | None = None) -> np.ndar
 
 @dataclass(frozen=True)
 class TargetCrop:
-    """What a target picture is cut to: the picture at ``resized`` (height, width), and in it the
-    part of ``size`` (height, width) whose corner lies at ``top`` and ``left``.
+    """The crop of a target image: the image resized to ``resized`` (height, width), and in it the
+    part of ``size`` (height, width) with its corner at ``top`` and ``left``.
 
-    ``time_ids`` [6] and ``face_box`` [4] are as resize_and_crop has them. ``certain``: no other
-    draw could have given another place.
+    ``time_ids`` [6] and ``face_box`` [4] are as in resize_and_crop. ``certain``: no other draw
+    could have given another position.
     """
 
     resized: tuple[int, int]
@@ -87,19 +92,25 @@ class TargetCrop:
     scale: tuple[float, float] = (1.0, 1.0)  # of ``resized`` to the picture, (x, y)
 
     def cut(self, image: np.ndarray) -> np.ndarray:
-        """Pixels [h, w, 3] float32 in [-1, 1] of the picture that this crop was planned for."""
+        """Pixels [h, w, 3] float32 in [-1, 1] of the image that this crop was planned for."""
         image = _resize(image, self.resized)
         (height, width), top, left = self.size, self.top, self.left
         crop = image[top : top + height, left : left + width]
         return crop.astype(np.float32) / 127.5 - 1
 
-    def move(self, points) -> np.ndarray:
-        """Points [..., 2] of the picture, (x, y) in pixels, as they lie in the crop; float64."""
+    def move(self, points: ArrayLike) -> np.ndarray:
+        """Points [..., 2] of the image, (x, y) in pixels, in the crop's pixels; float64."""
         return np.asarray(points, np.float64) * self.scale - [self.left, self.top]
 
 
-def resize_and_crop(image: np.ndarray, face_box, size, rng=None, **origin):
-    """The target picture: made to cover ``size``, then a crop that keeps the face if it can.
+def resize_and_crop(
+    image: np.ndarray,
+    face_box: Sequence[float] | np.ndarray | None,
+    size: int | tuple[int, int],
+    rng: np.random.Generator | None = None,
+    **origin: Any,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The target image: resized to cover ``size``, then cropped, keeping the face if possible.
 
     As plan_crop says; returns pixels [h, w, 3] float32 in [-1, 1], time_ids [6] and face_box [4].
     """
@@ -109,26 +120,26 @@ def resize_and_crop(image: np.ndarray, face_box, size, rng=None, **origin):
 
 def plan_crop(
     shape: tuple[int, int],
-    face_box,
+    face_box: Sequence[float] | np.ndarray | None,
     size: int | tuple[int, int],
     rng: np.random.Generator | None = None,
     *,
     original_size: tuple[int, int] | None = None,
     original_crop: tuple[float, float, float, float] | None = None,
 ) -> TargetCrop:
-    """How a picture of ``shape`` (height, width) becomes a target of ``size``; no pixel is needed.
+    """How an image of ``shape`` (height, width) becomes a target of ``size``; needs no pixels.
 
-    ``size`` is (height, width), or the side of a square. The picture is scaled until it just covers
-    that. The crop's place is drawn from ``rng``, or central without one. ``face_box`` may be None.
-    Where the picture is a part of a photograph, ``original_size`` (height, width) and
-    ``original_crop`` (box) say which, in the photograph's pixels; time_ids then tell of the
-    photograph: (original_h, original_w, crop_top, crop_left, target_h, target_w) float32, the
-    offsets in the resized picture as SDXL counts them. The crop's face box is float32 in pixels of
-    the crop, zeros if there is none.
+    ``size`` is (height, width), or the side of a square. The image is scaled until it just covers
+    that. The crop's position is drawn from ``rng``, or central without one. ``face_box`` may be
+    None. If the image is a part of a larger original, ``original_size`` (height, width) and
+    ``original_crop`` (box) locate it in the original's pixels; time_ids then describe the original:
+    (original_h, original_w, crop_top, crop_left, target_h, target_w) float32, with offsets in the
+    resized image as SDXL counts them. The crop's face box is float32 in pixels of the crop, zeros
+    if there is none.
     """
-    target = (size, size) if isinstance(size, int) else tuple(size)
+    target = (size, size) if isinstance(size, int) else (size[0], size[1])
     height, width = covering(shape, target)
-    box = np.zeros(4, np.float32)
+    box: np.ndarray = np.zeros(4, np.float32)
     if face_box is not None:
         box = np.asarray(face_box, np.float64) * np.array([width / shape[1], height / shape[0]] * 2)
     left, only_left = _offset(width - target[1], target[1], box[0], box[2], rng)
@@ -138,7 +149,7 @@ def plan_crop(
         if box[0] >= box[2] or box[1] >= box[3]:
             box = np.zeros(4)
     place = top, left
-    if original_crop is not None:  # the same offsets, counted in the photograph at this scale
+    if original_crop is not None:  # the same offsets, in the original at this scale
         x0, y0, x1, y1 = original_crop
         left, top = left + round(x0 * width / (x1 - x0)), top + round(y0 * height / (y1 - y0))
     time_ids = np.array([*(original_size or shape), top, left, *target], np.float32)
@@ -149,21 +160,21 @@ def plan_crop(
 
 
 def covering(shape: tuple[int, int], target: tuple[int, int]) -> tuple[int, int]:
-    """The smallest size of the picture's aspect ratio that covers ``target``; (height, width)."""
+    """The smallest size with the image's aspect ratio that covers ``target``; (height, width)."""
     # Whole numbers: with height * (size / height) a side could miss by one.
-    tall = shape[0] * target[1] >= shape[1] * target[0]  # the width is what just fits
+    tall = shape[0] * target[1] >= shape[1] * target[0]  # the width just fits
     if tall:
         return max(target[0], round(target[1] * shape[0] / shape[1])), target[1]
     return target[0], max(target[1], round(target[0] * shape[1] / shape[0]))
 
 
 def _offset(most: int, size: int, low: float, high: float, rng) -> tuple[int, bool]:
-    """A crop offset in [0, most] that keeps [low, high) inside, and whether it had to be this one;
-    drawn in any case, so that the generator's later draws do not depend on the picture's shape."""
+    """A crop offset in [0, most] that keeps [low, high) inside, and whether it is the only one; it
+    draws in any case, so that the generator's later draws do not depend on the image's shape."""
     first, last = 0, most
     if high > low:
         first, last = max(0, math.ceil(high) - size), min(most, math.floor(low))
-        if first > last:  # wider than the crop, or beyond the picture's edge: go for its middle
+        if first > last:  # wider than the crop, or beyond the image's edge: centre on it
             first = last = min(max(round((low + high - size) / 2), 0), most)
     if rng is None:
         return min(max(most // 2, first), last), True
@@ -171,7 +182,7 @@ def _offset(most: int, size: int, low: float, high: float, rng) -> tuple[int, bo
 
 
 def fit_image(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """uint8 RGB [h, w, 3] made to cover (height, width), its middle cut out: float32 in 0..1."""
+    """uint8 RGB [h, w, 3] resized to cover (height, width), centre-cropped: float32 in 0..1."""
     crop = plan_crop(image.shape[:2], None, size)
     return (crop.cut(image) + 1) / 2
 
@@ -187,7 +198,7 @@ def _resize_short_side(image: np.ndarray, size: int, rounding) -> np.ndarray:
 
 
 def _resize(image: np.ndarray, size) -> np.ndarray:
-    """To (height, width), bicubic; as it is if it has that size."""
+    """Resize to (height, width), bicubic; unchanged if it has that size."""
     if image.shape[:2] == tuple(size):
         return image
     resized = Image.fromarray(image).resize((size[1], size[0]), Image.Resampling.BICUBIC)

@@ -1,14 +1,130 @@
-"""Checks a diffusers scheduler_config.json before anything is computed from it.
+"""What a diffusers scheduler_config.json may say: checked, and completed for one of our samplers.
 
 Two things in it say how a model was trained: its noise schedule (betas) and what it predicts. Which
 sampler follows that schedule is a separate question, and any of ours can. A class of another
 parametrisation (EDM, flow matching) has no betas at all.
+
+Switching the scheduler keeps what both know and takes the rest from the new one's defaults, as
+diffusers' ``from_config`` does.
 """
 
 import math
 import re
+import warnings
 from collections.abc import Container
 from typing import Any
+
+PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
+
+# What diffusers' schedulers assume for keys that a scheduler_config.json leaves out.
+SCHEDULE_DEFAULTS = {
+    "num_train_timesteps": 1000,
+    "beta_start": 0.0001,
+    "beta_end": 0.02,
+    "beta_schedule": "linear",
+    "trained_betas": None,
+    "rescale_betas_zero_snr": False,
+    "prediction_type": "epsilon",
+}
+
+_COMMON = {**SCHEDULE_DEFAULTS, "steps_offset": 0}
+_THRESHOLDING = {
+    "thresholding": False,
+    "dynamic_thresholding_ratio": 0.995,
+    "sample_max_value": 1.0,
+}
+_CLIPPING = {"clip_sample": True, "clip_sample_range": 1.0}
+_SIGMAS = {
+    "use_karras_sigmas": False,
+    "use_exponential_sigmas": False,
+    "use_beta_sigmas": False,
+    "final_sigmas_type": "zero",
+}
+
+# Each class's parameters with diffusers' defaults: switching class falls back to these.
+DEFAULTS = {
+    "ddpm": {
+        **_COMMON,
+        **_THRESHOLDING,
+        **_CLIPPING,
+        "timestep_spacing": "leading",
+        "variance_type": "fixed_small",
+    },
+    "ddim": {
+        **_COMMON,
+        **_THRESHOLDING,
+        **_CLIPPING,
+        "timestep_spacing": "leading",
+        "set_alpha_to_one": True,
+        # Arguments of diffusers' step(), not of its class.
+        "eta": 0.0,
+        "use_clipped_model_output": False,
+    },
+    "euler": {
+        **_COMMON,
+        **_SIGMAS,
+        "timestep_spacing": "linspace",
+        "timestep_type": "discrete",
+        "interpolation_type": "linear",
+        "sigma_min": None,
+        "sigma_max": None,
+    },
+    "euler_ancestral": {**_COMMON, "timestep_spacing": "linspace"},
+    "dpmpp_2m": {
+        **_COMMON,
+        **_SIGMAS,
+        **_THRESHOLDING,
+        "timestep_spacing": "linspace",
+        "solver_order": 2,
+        "algorithm_type": "dpmsolver++",
+        "solver_type": "midpoint",
+        "lower_order_final": True,
+        "euler_at_final": False,
+        "use_lu_lambdas": False,
+        "use_flow_sigmas": False,
+        "flow_shift": 1.0,
+        "lambda_min_clipped": -math.inf,
+        "variance_type": None,
+        "use_dynamic_shifting": False,
+        "time_shift_type": "exponential",
+        # Not of diffusers' class either, but kept when switching from an Euler config.
+        "sigma_min": None,
+        "sigma_max": None,
+    },
+}
+
+CLASS_NAMES = {
+    "DDPMScheduler": "ddpm",
+    "DDIMScheduler": "ddim",
+    "EulerDiscreteScheduler": "euler",
+    "EulerAncestralDiscreteScheduler": "euler_ancestral",
+    "DPMSolverMultistepScheduler": "dpmpp_2m",
+}
+
+_SUPPORTED_VALUES = {
+    "prediction_type": PREDICTION_TYPES,
+    "timestep_spacing": ("leading", "trailing", "linspace"),
+    "thresholding": (False, None),
+    "variance_type": ("fixed_small", "fixed_small_log", "fixed_large", None),
+    "interpolation_type": ("linear",),
+    "timestep_type": ("discrete",),
+    "final_sigmas_type": ("zero", "sigma_min"),
+    "use_exponential_sigmas": (False, None),
+    "use_beta_sigmas": (False, None),
+    "use_lu_lambdas": (False, None),
+    "use_flow_sigmas": (False, None),
+    "use_dynamic_shifting": (False, None),
+    "solver_order": (2,),
+    # The second names are those of sibling classes; diffusers maps them to the first.
+    "algorithm_type": ("dpmsolver++", "deis"),
+    "solver_type": ("midpoint", "logrho", "bh1", "bh2"),
+}
+
+# Parameters of diffusers' other schedulers, often left in a file after a change of class.
+_FOREIGN_KEYS = frozenset(
+    "disable_corrector predict_x0 rho shift_terminal sigma_data sigma_schedule skip_prk_steps "
+    "solver_p".split()
+)
 
 # Classes whose betas mean what ours mean, but whose sampler is not here.
 OTHER_SAMPLERS = frozenset(
@@ -68,6 +184,56 @@ _CHOICES = frozenset(
 _NULL_IS_ABSENT = frozenset(_NUMBERS) | frozenset(_WHOLE) | _CHOICES
 
 
+def resolve_config(
+    scheduler_config: dict, scheduler: str | None = None, **overrides
+) -> tuple[str, dict]:
+    """Chooses the sampler and completes its parameters as diffusers' `from_config` does.
+
+    Parameters that the chosen class shares with the config's are kept, those that belong to
+    another class are dropped, missing ones take the chosen class's default.
+
+    Returns:
+      (short name, all parameters of that sampler).
+
+    Raises:
+      ValueError: unknown sampler, an override the sampler does not have, an unsupported value, or
+        a model of another parametrisation.
+    """
+    check_parametrisation(scheduler_config)
+    asked = scheduler if scheduler is not None else scheduler_config.get("_class_name")
+    name = CLASS_NAMES.get(asked, asked)
+    if name not in DEFAULTS:
+        own = scheduler is None and asked in OTHER_SAMPLERS
+        raise ValueError(
+            f"scheduler {asked!r} is not supported"
+            + (", but its noise schedule is" if own else "")
+            + f"; use one of {', '.join(DEFAULTS)} (or {', '.join(CLASS_NAMES)}): in generate "
+            "--scheduler NAME, in training --config.validation_scheduler=NAME"
+        )
+    defaults = DEFAULTS[name]
+    for key in overrides:
+        if key not in defaults:
+            raise ValueError(
+                f"{key}={overrides[key]!r}: sampler {name!r} has no such parameter; "
+                f"it has {', '.join(sorted(defaults))}"
+            )
+    # diffusers marks values that nobody chose; they must not override the new class's defaults.
+    left = unchosen(scheduler_config)
+    given = {k: v for k, v in scheduler_config.items() if k not in left and not k.startswith("_")}
+    known = _FOREIGN_KEYS.union(*DEFAULTS.values())
+    if unknown := sorted(given.keys() - known):
+        warnings.warn(
+            f"scheduler config keys {unknown} belong to no known scheduler and are ignored; "
+            "check their spelling",
+            stacklevel=3,
+        )
+    config = defaults | values(given, defaults) | values(overrides, defaults)
+    for key, supported in _SUPPORTED_VALUES.items():
+        if key in config:
+            check_choice(key, config[key], supported)
+    return name, config
+
+
 def check_parametrisation(config: dict) -> None:
     """ValueError if no sampler and no training code here supports the config's model."""
     name = config.get("_class_name")
@@ -98,7 +264,7 @@ def check_parametrisation(config: dict) -> None:
 def _refusal(what: str) -> str:
     return (
         f"scheduler config: the model was trained in another parametrisation ({what}), which is "
-        "supported neither by a sampler nor in training; use a model that predicts epsilon, "
+        "not supported with any sampler, nor in training; use a model that predicts epsilon, "
         "v_prediction or sample on a schedule of betas"
     )
 
@@ -153,3 +319,10 @@ def _is_number(value, endless: bool = False) -> bool:
     if isinstance(value, (bool, str)) or not hasattr(value, "__float__"):
         return False
     return not math.isnan(value) and (endless or math.isfinite(value))
+
+
+def check_choice(key: str, value: object, supported: tuple) -> None:
+    """Raises ValueError naming key, value and the supported values if value is not among them."""
+    if value not in supported:
+        listed = ", ".join(repr(s) for s in supported)
+        raise ValueError(f"{key}={value!r} is not supported; use one of {listed}")

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data_pipeline.examples.transforms import (
+from data_pipeline.pictures.transforms import (
     clip_crop,
     clip_normalise,
     clip_preprocess,
@@ -12,7 +12,7 @@ from data_pipeline.examples.transforms import (
 
 
 def picture(height, width, seed=0):
-    """Smooth colours and some noise: resampling errors would show."""
+    """Smooth colours and some noise, so that resampling errors show."""
     rng = np.random.default_rng(seed)
     y, x = np.mgrid[0 : 1 : height * 1j, 0 : 1 : width * 1j]
     base = np.stack([y, x, 1 - y * x], -1) * 200 + rng.uniform(0, 55, (height, width, 3))
@@ -57,9 +57,9 @@ def test_face_crop_at_the_edge():
     image = picture(100, 120)
     np.testing.assert_array_equal(square_face_crop(image, (0, 0, 20, 20)), image[:28, :28])
     np.testing.assert_array_equal(square_face_crop(image, (100, 80, 120, 100)), image[-28:, -28:])
-    # No room to grow: the largest square that the picture has.
+    # No room to extend: the largest square within the image.
     np.testing.assert_array_equal(square_face_crop(image, (10, 5, 100, 95)), image[:, 5:105])
-    # The face is wider than the picture is high: rows repeat, columns do not.
+    # The face is wider than the image is high: rows repeat, columns do not.
     wide = square_face_crop(image[:40], (10, 0, 90, 40))
     assert wide.shape == (80, 80, 3)
     np.testing.assert_array_equal(wide[20:60], image[:40, 10:90])
@@ -89,13 +89,13 @@ def test_resized_box_still_covers_the_marked_patch():
     assert bright[y0:y1, x0:x1].all() and bright.sum() == (y1 - y0) * (x1 - x0)
 
 
-def test_time_ids_tell_of_the_photograph_that_the_picture_is_a_part_of():
-    """Cut out and halved before; the offsets are those of the same crop of the whole photograph."""
+def test_time_ids_describe_the_original_of_a_cropped_image():
+    """Cropped and halved before; the offsets are those of the same crop of the whole photograph."""
     photograph = picture(200, 300)
     part = photograph[40:160:2, 100:260:2]  # 60 x 80
     origin = {"original_size": (200, 300), "original_crop": (100, 40, 260, 160)}
     pixels, time_ids, box = resize_and_crop(part, (20, 10, 40, 30), 30, **origin)
-    # 30 / 60 of a picture of 1 / 2: the photograph at a quarter is 50 x 75.
+    # 30 / 60 of an image of 1 / 2: the photograph at a quarter is 50 x 75.
     np.testing.assert_array_equal(time_ids, [200, 300, 40 / 4, 100 / 4 + 5, 30, 30])
     plain = resize_and_crop(part, (20, 10, 40, 30), 30)
     np.testing.assert_array_equal(plain[1], [60, 80, 0, 5, 30, 30])

@@ -1,0 +1,131 @@
+"""The settings of sampling: one description for keywords, flags and the keys of a config."""
+
+import argparse
+import re
+
+import numpy as np
+import pytest
+
+from persongen_jax import evaluate
+from persongen_jax.diffusion.options import (
+    FIELDS,
+    FLAGS,
+    KEYS,
+    VALIDATION_FLAGS,
+    SamplingOptions,
+    add_options,
+    given_options,
+)
+from persongen_jax.diffusion.plan import make_plan
+from persongen_jax.systems.ddpm import Ddpm
+from persongen_jax.systems.sdxl_config import sdxl_defaults
+
+
+def parsed(*words, **defaults):
+    parser = argparse.ArgumentParser(formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    add_options(parser, **defaults)
+    return parser.parse_args(words), " ".join(parser.format_help().split())
+
+
+def test_every_setting_is_described():
+    listed = re.findall(r"^        (\w+): \S", SamplingOptions.__doc__, re.MULTILINE)
+    assert listed == list(FIELDS)
+
+
+def test_flags_are_the_settings():
+    args, said = parsed()
+    assert given_options(args) == {
+        "num_inference_steps": 50,
+        "guidance_scale": 5.0,
+        "guidance_rescale": 0.0,
+        "num_images_per_prompt": 1,
+        "tiling": False,
+    }
+    assert SamplingOptions(**given_options(args)) == SamplingOptions()
+    assert "--steps STEPS sampling steps (default: 50)" in said
+    assert "--tile-size TILE_SIZE side of a tile in pixels; default: 512 (default: None)" in said
+    words = "--steps 7 --guidance-scale 2 --seed 3 --start_merge_step -1 --tiling --height 8"
+    args, _ = parsed(*words.split(), "--scheduler", "euler", "--images-per-prompt", "2")
+    assert SamplingOptions(**given_options(args)) == SamplingOptions(
+        num_inference_steps=7,
+        guidance_scale=2.0,
+        seed=3,
+        start_merge_step=-1,
+        tiling=True,
+        height=8,
+        scheduler="euler",
+        num_images_per_prompt=2,
+    )
+    with pytest.raises(SystemExit):
+        parsed("--height", "8.5")
+
+
+def test_a_command_may_have_other_defaults():
+    args, said = parsed(seed=42, guidance_scale="3, or 1 without guidance")
+    assert args.seed == 42 and args.guidance_scale is None
+    assert "guidance_scale" not in given_options(args)
+    assert "not on how images are batched (default: 42)" in said
+    assert "halves the cost; default: 3, or 1 without guidance (default: None)" in said
+
+
+def test_a_call_s_names_are_settings_or_others():
+    options, others = SamplingOptions(seed=1).taking({"guidance_scale": 2.0, "pose": "x"})
+    assert options == SamplingOptions(seed=1, guidance_scale=2.0) and others == {"pose": "x"}
+    # None is what "not given" is called.
+    assert SamplingOptions(seed=1).taking({"seed": None})[0] == SamplingOptions()
+
+
+@pytest.mark.parametrize("defaults", [sdxl_defaults, Ddpm.defaults])
+def test_a_config_s_keys_are_settings(defaults):
+    config = defaults()
+    options = SamplingOptions.of_validation(config, output_type="np")
+    assert options.output_type == "np" and options.scheduler is None
+    found = {name: getattr(options, name) for name, key in KEYS.items() if key in config}
+    assert found == {n: config[k] or None for n, k in KEYS.items() if k in config}
+    config.validation_scheduler, config.validation_steps = "ddpm", 3
+    plan = SamplingOptions.of_validation(config).plan({})
+    assert plan.name == "ddpm" and plan.num_steps == 3
+
+
+def test_an_evaluation_changes_these_keys():
+    words = "--steps 3 --guidance 1.5 --scheduler ddim --seed 7 --merge-step 0".split()
+    args = evaluate.parse_arguments(["--run", "x", *words])
+    config = sdxl_defaults()
+    config.system, config.validate_in_train = "sdxl", "x"
+    evaluate.change_config(config, args)
+    assert SamplingOptions.of_validation(config) == SamplingOptions(
+        num_inference_steps=3,
+        guidance_scale=1.5,
+        scheduler="ddim",
+        seed=7,
+        start_merge_step=0,
+    )
+    assert set(VALIDATION_FLAGS) <= evaluate.OPTIONS.keys() and len(FLAGS) > len(KEYS)
+
+
+def test_what_follows_from_them():
+    config = {"_class_name": "DDIMScheduler"}
+    options = SamplingOptions(num_inference_steps=4, scheduler_options={"eta": 0.5})
+    assert options.plan(config).stochastic and options.plan(config).num_steps == 4
+    wanted = make_plan(config, 4, eta=0.5).coefficients
+    assert all(np.array_equal(v, wanted[k]) for k, v in options.plan(config).coefficients.items())
+    assert options.scalars(50) == (5.0, 0.0, 10)
+    assert SamplingOptions(start_merge_step=0).merge_step(50) == 0
+    assert options.time_ids((64, 32)).tolist() == [64, 32, 0, 0, 64, 32]
+    given = SamplingOptions(original_size=(8, 9), crops_coords_top_left=(1, 2))
+    assert given.time_ids((64, 32)).tolist() == [8, 9, 1, 2, 64, 32]
+
+
+@pytest.mark.parametrize(
+    ("settings", "named"),
+    [
+        ({"scheduler": 3}, "scheduler is 3: give a name"),
+        ({"width": 0}, "width=0: give a whole number of at least 1"),
+        ({"tiling": None}, "tiling is None: give True or False"),
+        ({"output_type": "jpg"}, "output_type='jpg': use 'pil', 'np' or 'latent'"),
+        ({"guidance_rescale": None}, "guidance_rescale=None: give a finite number"),
+    ],
+)
+def test_a_bad_value_is_one_sentence(settings, named):
+    with pytest.raises(ValueError, match=named):
+        SamplingOptions(**settings)

@@ -1,0 +1,49 @@
+"""What each folder of tests may cost, and the table of it at the end of a run."""
+
+from collections import Counter
+
+# Seconds of all workers together on two cores with nothing compiled before: (default, --runslow).
+BUDGETS = {
+    "tests/aot": (15, 80),
+    "tests/bench": (10, 180),
+    "tests/compatibility": (5, 5),
+    "tests/convert": (50, 50),
+    "tests/data_pipeline": (90, 90),
+    "tests/diffusion": (20, 30),
+    "tests/evaluation": (20, 20),
+    "tests/features": (50, 110),
+    "tests/fuzz": (10, 20),
+    "tests/generate": (50, 60),
+    "tests/helpers": (5, 5),
+    "tests/launch": (10, 10),
+    "tests/methods": (140, 220),
+    "tests/metrics": (25, 25),
+    "tests/miniature": (70, 240),
+    "tests/models": (120, 220),
+    "tests/parallel": (50, 400),
+    "tests/pipeline": (130, 190),
+    "tests/study": (10, 130),
+    "tests/systems": (60, 340),
+    "tests/training": (90, 220),
+    "tests/weights": (80, 130),
+}
+SLACK = 1.25  # machines differ
+
+
+def seconds_by_folder(reports) -> Counter:
+    """Set-up and tear-down included."""
+    found = Counter()
+    for report in reports:
+        parts = report.nodeid.split("::")[0].split("/")
+        found["/".join(parts[:2])] += report.duration
+    return found
+
+
+def table(seconds: Counter, budgets: dict, slow: bool) -> list[str]:
+    """A line per folder, the most expensive first; overruns are marked."""
+    lines = []
+    for folder, spent in seconds.most_common():
+        budget = budgets.get(folder, (0, 0))[slow]
+        mark = "  over its budget" if spent > budget * SLACK else ""
+        lines.append(f"{spent:7.0f} s of {budget:4d} s  {folder}{mark}")
+    return lines
