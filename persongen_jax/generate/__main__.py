@@ -270,7 +270,8 @@ def generate(args) -> list[Path]:
         raise ValueError(f"--method {args.method}: it needs its weights; give --method-weights")
     folder = ImageFolder(args.out, not args.no_mark)
     read = functools.cache(read_input)
-    given = {name: [read(path) for path in own] for name, own in inputs.items()}
+    given: dict[str, list | None] = {}
+    given |= {name: [read(path) for path in own] for name, own in inputs.items()}
     references, regions = None, None
     if args.reference:
         where = {

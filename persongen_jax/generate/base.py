@@ -1,6 +1,7 @@
 """generate's options for the base model: where its parts are, and how to sample it."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -71,7 +72,7 @@ def parse_scales(items: Sequence[str]) -> dict[str, Strength]:
     Raises:
         ValueError: another form, or both forms for one name.
     """
-    scales = {}
+    scales: dict[str, Any] = {}
     for item in items:
         name, _, rest = item.partition("=")
         value, at, steps = rest.partition("@")
@@ -79,7 +80,7 @@ def parse_scales(items: Sequence[str]) -> dict[str, Strength]:
         try:
             if at and not dash:
                 raise ValueError(f"no range in {steps!r}")
-            strength = [(float(start), float(end), float(value))] if at else float(value)
+            strength: Any = [(float(start), float(end), float(value))] if at else float(value)
         except ValueError as error:
             raise ValueError(
                 f"--scale {item}: write NAME=NUMBER, identity=0.8, or with a range of the steps "

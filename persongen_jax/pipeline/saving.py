@@ -23,7 +23,7 @@ from persongen_jax.pipeline.watermark import MIN_PIXELS, MIN_WIDTH, add_watermar
 # default and WebP always does, has no room for it.
 JPEG = {"format": "JPEG", "quality": 95, "subsampling": 0}
 WEBP = {"format": "WEBP", "lossless": True}
-FORMATS = {".png": {"format": "PNG"}, ".jpg": JPEG, ".jpeg": JPEG, ".webp": WEBP}
+FORMATS: dict[str, dict] = {".png": {"format": "PNG"}, ".jpg": JPEG, ".jpeg": JPEG, ".webp": WEBP}
 
 XMP_CHUNK = "XML:com.adobe.xmp"  # where PNG files have it
 XMP = """<?xpacket begin="\ufeff" id="W5M0MpCehiHzreSzNTczkc9d"?>
