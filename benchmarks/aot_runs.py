@@ -30,8 +30,7 @@ RUNS = (
     (YARDSTICK, "--topology", "v5p:2x2x1"),
     (YARDSTICK, "--topology", "v5e:2x2"),
     (YARDSTICK, "--topology", "v5e:2x2", "--remat"),
-    # Where a larger batch stops paying off. The fuller the chip, the longer it takes: 12 to 45
-    # minutes.
+    # Where a larger batch stops paying off. A full chip takes longer: 12 to 45 minutes each.
     *(
         (*STEP, "--topology", "v5p:4x4x4", "--cached", "--per_chip_batch", n)
         for n in ("40", "53", "56", "59", "80")

@@ -98,8 +98,7 @@ def measure(job: dict) -> dict:
     options = {"seed": 0, "size": job["size"], "cache_bytes": job["cache_bytes"]}
     source = ExampleSource(records, fields, read_image=read_image, **options)
     stream = LOADERS[job["loader"]](source, batch_size=BATCH, workers=job["workers"])
-    # With a memory cache: until nearly all is in it. Without: two batches, with tf.data's threads
-    # busy.
+    # With a memory cache: until nearly full. Without: two batches, with tf.data's threads busy.
     for _ in range(2 * len(records) // BATCH if job["cache_bytes"] else 2):
         next(stream)
     made, start, busy = 0, time.perf_counter(), time.process_time()

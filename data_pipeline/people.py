@@ -29,7 +29,7 @@ WRITE_BATCH = 256
 
 
 def write_people(
-    out, *, identities: int, pictures: int, split: str, size: int = 64, seed: int = 0
+    out: str | Path, *, identities: int, pictures: int, split: str, size: int = 64, seed: int = 0
 ) -> list[Record]:
     """Write the folder that the module's docstring describes; return its records."""
     out = Path(out)
@@ -80,7 +80,7 @@ def _truth(drawn: People, i: int) -> dict:
 
 
 @command
-def main(argv=None):
+def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m data_pipeline.people",
         description="Draws portraits of made-up people, with captions and ground truth.",

@@ -51,7 +51,7 @@ def _with_word(text: str, found: re.Match, most: int = 30) -> str:
     start = found.start()
     if not found[0].strip("+-"):
         before = re.search(r"\w*$", text[max(0, start - most) : start])
-        return before[0] + found[0][:most]
+        return (before[0] if before else "") + found[0][:most]
     return found[0] if len(found[0]) <= 3 * most else f"{found[0][:most]}…{found[0][-most:]}"
 
 

@@ -16,13 +16,14 @@ import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from data_pipeline.text_files import parse_json, read_text, split_lines
 
 # The files that transformers reads from a tokenizer's folder.
-OWN_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt")
+OWN_FILES: tuple[str, ...] = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt")
 OWN_FILES += ("special_tokens_map.json", "added_tokens.json")
 CLIP_MAX_LENGTH = 77  # positions, including the two end markers
 # A zero-width space separates words, all others join.
@@ -166,14 +167,13 @@ class Tokenizers:
             letters and digits. Whoever adds one must also add the ids' embeddings to the model.
     """
 
-    tokenizer: object
-    tokenizer_2: object
+    tokenizer: Any
+    tokenizer_2: Any
     words: dict[str, tuple] = field(default_factory=dict, compare=False)
 
     def __post_init__(self):
         for tokenizer in (self.tokenizer, self.tokenizer_2):
-            # Lengths are handled here. The backend's own settings are state that threads would
-            # share.
+            # Lengths are handled here. The backend's own settings are shared by threads.
             tokenizer.backend_tokenizer.no_truncation()
             tokenizer.backend_tokenizer.no_padding()
         lengths = [_max_length(self.tokenizer), _max_length(self.tokenizer_2)]
@@ -184,7 +184,7 @@ class Tokenizers:
             )
 
     @classmethod
-    def from_pretrained(cls, base) -> "Tokenizers":
+    def from_pretrained(cls, base: str | Path) -> "Tokenizers":
         """Open ``<base>/tokenizer`` and ``<base>/tokenizer_2``; never uses the network."""
         return cls(_load(Path(base) / "tokenizer"), _load(Path(base) / "tokenizer_2"))
 
@@ -262,7 +262,8 @@ class Tokenizers:
         return self.tokenizer, self.tokenizer_2
 
     def _ids(self, text: str) -> tuple[list[int], list[int]]:
-        return tuple([token for token, _ in self._tokens(which, text)] for which in (0, 1))
+        first, second = ([token for token, _ in self._tokens(i, text)] for i in (0, 1))
+        return first, second
 
     def _tokens(self, which: int, text: str) -> Iterator[tuple[int, int]]:
         """(id, its start in the text) from the first or the second tokenizer."""
@@ -306,8 +307,7 @@ def _load(folder: Path):
 def _plain_copy(folder: Path):
     """The folder, or while it is being opened a copy whose texts are plain UTF-8.
 
-    transformers does not support byte order marks, and reports broken JSON only with Python's own
-    message.
+    transformers does not support byte order marks, and reports broken JSON in Python's words.
     """
     files = (folder / name for name in OWN_FILES if (folder / name).is_file())
     texts = {path.name: read_text(path) for path in files}

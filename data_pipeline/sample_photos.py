@@ -14,6 +14,7 @@ photograph for ``generate --reference``. Same scikit-image, same bytes.
 """
 
 import argparse
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -51,7 +52,9 @@ class Variant:
     exposure: float = 1.0
     scenery: bool = True
 
-    def apply(self, image: np.ndarray, box) -> tuple[np.ndarray, tuple[float, ...]]:
+    def apply(
+        self, image: np.ndarray, box: Sequence[float]
+    ) -> tuple[np.ndarray, tuple[float, float, float, float]]:
         """The version of ``image`` [h, w, 3] uint8 and of the face box in its pixels."""
         height, width = image.shape[:2]
         left, right = (round(self.window[i] * width) for i in (0, 2))
@@ -86,7 +89,7 @@ LFW_VARIANTS = (
 
 
 @command
-def main(argv=None):
+def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m data_pipeline.sample_photos",
         description="Writes a small manifest folder of real photographs that ship with "
@@ -116,7 +119,7 @@ def main(argv=None):
     )
 
 
-def write_sample_photos(out, lfw: int = 0, force: bool = False) -> list[Record]:
+def write_sample_photos(out: str | Path, lfw: int = 0, force: bool = False) -> list[Record]:
     """Write the folder and return its records; see the module's docstring."""
     out = Path(out)
     if not 0 <= lfw <= LFW_FACES:

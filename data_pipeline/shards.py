@@ -63,7 +63,7 @@ UNDECODABLE = "images skipped because they do not decode"
 
 
 def write_shards(
-    source: str, out, *, shards: int | None = None, trigger_word: str = "img"
+    source: str, out: str | Path, *, shards: int | None = None, trigger_word: str = "img"
 ) -> Counter:
     """Write the folder ``out`` from a folder with a manifest or a "people:" text.
 
@@ -123,8 +123,8 @@ def _checked(
     attached = next((record for record in records if record.images), None)
     if attached:
         raise ShardError(
-            f"{attached.image}: has additional images ({', '.join(attached.images)}), which shards "
-            "have no place for; train from the folder itself"
+            f"{attached.image}: has additional images ({', '.join(attached.images or ())}), which "
+            "shards have no place for; train from the folder itself"
         )
 
     def check(record: Record) -> Record | ImageError:
@@ -237,8 +237,8 @@ def _features(record: Record, file: bytes) -> dict:
         "landmarks": or_absent(record.landmarks, 5, 2),
         "keypoints": or_absent(record.keypoints, 12, 2),
         "visibility": np.array(record.visibility or [False] * 12),
-        "original_size": np.int32(record.original_size),
-        "crop": np.float32(record.crop),
+        "original_size": np.asarray(record.original_size, np.int32),
+        "crop": np.asarray(record.crop, np.float32),
     }
 
 
@@ -246,7 +246,7 @@ def _features(record: Record, file: bytes) -> dict:
 
 
 @command
-def main(argv=None):
+def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m data_pipeline.shards",
         description="Turns a folder of photographs with a manifest, or drawn people, into shards.",

@@ -11,7 +11,9 @@ U+2028, U+0085, \\v and \\f may be part of a prompt.
 import codecs
 import json
 import re
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 # The longer mark first: UTF-32's begins with UTF-16's.
 MARKS = (
@@ -30,28 +32,28 @@ class TextError(ValueError):
     """A file that is not text, or not what it should hold; the message names the line."""
 
 
-def read_text(path) -> str:
+def read_text(path: str | Path) -> str:
     """The whole text. TextError if it cannot be decoded; OSError if it cannot be read."""
     return decode_text(Path(path).read_bytes(), path)
 
 
-def read_lines(path) -> list[str]:
+def read_lines(path: str | Path) -> list[str]:
     """The lines, without line ends."""
     return split_lines(read_text(path))
 
 
-def whole_lines(path) -> list[str]:
+def whole_lines(path: str | Path) -> list[str]:
     """The lines of a log, except one without a line end: a crash may have cut it short."""
     text = read_text(path)
     return split_lines(text) if text.endswith(("\n", "\r")) else split_lines(text)[:-1]
 
 
-def read_json(path):
+def read_json(path: str | Path) -> Any:
     """The contents of a JSON file; TextError with the line if it is invalid."""
     return parse_json(read_text(path), path)
 
 
-def decode_text(raw: bytes, name) -> str:
+def decode_text(raw: bytes, name: str | Path) -> str:
     """The text of a file's bytes; ``name`` is the file's name, for the message."""
     coding = "utf-8"
     for mark, of_mark in MARKS:
@@ -89,7 +91,7 @@ def split_lines(text: str) -> list[str]:
     return lines[:-1] if not lines[-1] else lines
 
 
-def parse_json(text: str, name, line: int | None = None):
+def parse_json(text: str, name: str | Path, line: int | None = None) -> Any:
     """The value of a JSON text.
 
     Args:
@@ -110,7 +112,7 @@ def parse_json(text: str, name, line: int | None = None):
     return value
 
 
-def parse_json_lines(text: str, name):
+def parse_json_lines(text: str, name: str | Path) -> Iterator[tuple[int, Any]]:
     """(line number, value) of every line that is not blank, in order."""
     for number, line in enumerate(split_lines(text), 1):
         if line.strip():

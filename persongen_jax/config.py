@@ -4,13 +4,14 @@ import importlib
 import importlib.util
 import runpy
 from pathlib import Path
+from typing import Any
 
 from ml_collections import ConfigDict
 
 INSTALLED = Path(__file__).parents[1]
 
 
-def import_object(name: str, key: str):
+def import_object(name: str, key: str) -> Any:
     """The object that "package.module:Name" names.
 
     Args:
@@ -28,7 +29,7 @@ def import_object(name: str, key: str):
         raise ValueError(f"{key}={name!r}: {module} has no {attribute!r}") from error
 
 
-def config_file(name: str) -> str:
+def config_file(name: str | Path) -> str:
     """The config file that ``name`` means, found outside the checkout as well.
 
     A path below configs/ that the working directory does not have is looked up next to the
@@ -42,7 +43,8 @@ def config_file(name: str) -> str:
     if Path(path).parts[:1] != ("configs",) or Path(path).exists() or not installed.exists():
         return str(name)
     spec = importlib.util.find_spec("configs")
-    found = Path(spec.origin or next(iter(spec.submodule_search_locations)))
+    places = [spec.origin, *(spec.submodule_search_locations or ())] if spec else []
+    found = Path(next(filter(None, places), installed))
     if found.resolve().parent != (INSTALLED / "configs").resolve():
         raise ValueError(
             f"{path}: Python finds another package named configs, {found}, which hides the one "
@@ -51,7 +53,7 @@ def config_file(name: str) -> str:
     return f"{installed}{colon}{argument}"
 
 
-def load_config(file: str, overrides: dict) -> ConfigDict:
+def load_config(file: str | Path, overrides: dict) -> ConfigDict:
     """A training's config with some keys changed.
 
     Raises:

@@ -2,6 +2,8 @@
 
 import math
 
+from ml_collections import ConfigDict
+
 AT_LEAST_0 = (
     *("warmup_steps", "schedule_steps", "steps", "clip_norm", "keep_checkpoints", "max_bad_steps"),
     *("validation_every", "start_from_step", "lora_alpha"),
@@ -9,7 +11,7 @@ AT_LEAST_0 = (
 AT_LEAST_1 = ("batch_size", "grad_accum", "fsdp", "cpu_devices", "size", "log_every")
 
 
-def check_ranges(config):
+def check_ranges(config: ConfigDict) -> None:
     """ValueError that names the first key whose number makes no sense.
 
     Checks only keys that the config has; a system checks additional rules itself.

@@ -4,6 +4,8 @@ keypoints:DIR     the miniature's KeypointNet, trained on drawn portraits of one
 others            see data_pipeline/faces/detectors/
 """
 
+import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import jax
@@ -20,17 +22,18 @@ THRESHOLD = 0.5  # on the probability of a face
 SMALLEST = 1e-2  # pixels; a face without extent does not count
 
 
-def open_detector(name: str, path=None) -> Detector:
+def open_detector(name: str, path: str | os.PathLike | None = None) -> Detector:
     """As data_pipeline.faces.detectors.open_detector, and "keypoints:DIR"; DIR may be ``path``."""
     kind, _, inline = str(name).partition(":")
     if kind != "keypoints":
         return detectors.open_detector(name, path)
-    if not (inline or path):
+    folder = inline or path
+    if not folder:
         raise ValueError("the detector 'keypoints' needs its folder: keypoints:DIR")
-    return KeypointsDetector(inline or path)
+    return KeypointsDetector(folder)
 
 
-def open_reference_detector(base=None, name: str = "auto") -> Detector:
+def open_reference_detector(base: str | os.PathLike | None = None, name: str = "auto") -> Detector:
     """The detector that references are cropped with.
 
     Args:
@@ -56,7 +59,7 @@ class KeypointsDetector(Detector):
 
     name = "keypoints"
 
-    def __init__(self, path):
+    def __init__(self, path: str | os.PathLike):
         net = load_keypoint_net(path)
         self.size = net.config["image_size"]
         graphdef, self._state = nnx.split(net)
@@ -68,7 +71,7 @@ class KeypointsDetector(Detector):
 
         self._run = run
 
-    def detect(self, images):
+    def detect(self, images: Sequence[np.ndarray]) -> list[Detection | None]:
         images = [np.asarray(image) for image in images]
         found = []
         for start in range(0, len(images), BATCH):

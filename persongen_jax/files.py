@@ -4,6 +4,7 @@ import contextlib
 import errno
 import logging
 import os
+from collections.abc import Iterator
 
 log = logging.getLogger(__name__)
 
@@ -16,7 +17,7 @@ def is_full(error: Exception) -> bool:
 
 
 @contextlib.contextmanager
-def unless_full(path):
+def unless_full(path: str | os.PathLike) -> Iterator[None]:
     """Writing inside may hit a full disk: that logs a warning and does not raise."""
     try:
         yield

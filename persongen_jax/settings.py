@@ -1,6 +1,10 @@
 """Which keys of a config may change when a run resumes, and which would make it another run."""
 
+import os
+from collections.abc import Sequence
 from pathlib import Path
+
+from ml_collections import ConfigDict
 
 from persongen_jax.config import VERSION
 
@@ -36,7 +40,7 @@ class OldRun(ValueError):
     """A run of an earlier version, whose config has other names."""
 
 
-def check_version(saved: dict, where):
+def check_version(saved: dict, where: str | os.PathLike) -> None:
     """OldRun, with the command that helps, unless the saved config has today's names.
 
     Args:
@@ -52,7 +56,7 @@ def check_version(saved: dict, where):
         raise OldRun(f"{where}: was trained by a later version of persongen_jax; update this one")
 
 
-def differences(before: dict, now: dict, free=FREE) -> list[str]:
+def differences(before: dict, now: dict, free: Sequence[str] = FREE) -> list[str]:
     """A line per key that differs and is not free: key: was -> is.
 
     Args:
@@ -70,7 +74,7 @@ def differences(before: dict, now: dict, free=FREE) -> list[str]:
     return lines
 
 
-def check_same_run(workdir, before: dict, now: dict):
+def check_same_run(workdir: str | os.PathLike, before: dict, now: dict) -> None:
     """ValueError with the differences if a run cannot resume with the config ``now``."""
     lines = differences(before, now, FREE + ON_THE_WAY)
     if lines:
@@ -81,7 +85,7 @@ def check_same_run(workdir, before: dict, now: dict):
         )
 
 
-def settle_schedule(config, before: dict | None):
+def settle_schedule(config: ConfigDict, before: dict | None) -> ConfigDict:
     """The config with ``schedule_steps`` fixed if the learning rate decays.
 
     A run that resumes with more or fewer steps keeps its original schedule.
@@ -99,7 +103,7 @@ def settle_schedule(config, before: dict | None):
     return config
 
 
-def check_steps(config, workdir, start: int):
+def check_steps(config: ConfigDict, workdir: str | os.PathLike, start: int) -> list[str]:
     """Lines to log when a run resumes from step ``start``; ValueError if it cannot.
 
     Returns:

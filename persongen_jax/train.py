@@ -50,8 +50,7 @@ log = logging.getLogger(__name__)
 def train(config: ConfigDict, workdir: Path, dry_run: bool = False) -> bool:
     """Train with ``config``, with checkpoints and metrics.jsonl in ``workdir``.
 
-    Returns whether everything is done: False if a signal ended it early, even in the last
-    validation.
+    Returns whether all is done: False if a signal ended it, even in the last validation.
     """
     if dry_run or not distributed.is_first():
         return train_alone(config, workdir, dry_run)
@@ -167,8 +166,7 @@ def train_alone(config: ConfigDict, workdir: Path, dry_run: bool = False) -> boo
             with watch.paused(), jax.set_mesh(mesh):
                 program.prepare(state, frozen, batch, np.int32(done))
             state, metrics = program(state, frozen, batch, np.int32(done))
-            # At most one step runs while the next is prepared, so that a signal leaves little to
-            # finish.
+            # At most one step runs while the next is prepared, so a signal leaves little to do.
             jax.block_until_ready(running)
             bad_steps.check()  # the steps before this one
             running = metrics["loss"]

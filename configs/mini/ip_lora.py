@@ -1,5 +1,4 @@
-"""Identity through an attention branch, and LoRA everywhere (thesis, 5.2.3), in the miniature
-world.
+"""Identity through an attention branch, and LoRA everywhere (thesis, 5.2.3), in miniature.
 
     python -m persongen_jax.train --config configs/mini/ip_lora.py
 

@@ -71,7 +71,7 @@ def _read_column(table: Table, place: int) -> Column:
             "unknown; write 1 and 0, and leave unknown cells empty"
         )
     if all(value in (0, 1) for value in said.values()):
-        return Column(name, None, {c: int(value) for c, value in said.items()} | unknown)
+        return Column(name, None, {c: int(value or 0) for c, value in said.items()} | unknown)
     if None not in numbers.values():
         members, codes = _number_members(table, place, numbers)
     else:

@@ -88,7 +88,7 @@ def seen_combinations() -> np.ndarray:
     return np.array([row for row in all_combinations() if tuple(row) not in unseen], np.int8)
 
 
-def draw_values(split: str, count: int, combinations) -> np.ndarray:
+def draw_values(split: str, count: int, combinations: np.ndarray) -> np.ndarray:
     """[count, K] int8, each row one of ``combinations`` with equal probability."""
     number = Draws(_keys(split, np.arange(count), ATTRIBUTES)).choice(np.ones(len(combinations)))
     return combinations[number]
@@ -100,7 +100,7 @@ def draw_values(split: str, count: int, combinations) -> np.ndarray:
 class DrawnFaces:
     """The faces of a split as a sequence of images; all are drawn when the first one is read."""
 
-    def __init__(self, split: str, values, size: int):
+    def __init__(self, split: str, values: np.ndarray, size: int):
         self._split, self._values, self.shape = split, values, (size, size, 3)
 
     def __len__(self):
@@ -114,7 +114,7 @@ class DrawnFaces:
         return draw_faces(self._split, self._values, self.shape[0])
 
 
-def draw_faces(split: str, values, size: int) -> np.ndarray:
+def draw_faces(split: str, values: np.ndarray, size: int) -> np.ndarray:
     """Face number i of a split with the attributes ``values[i]``: uint8 [n, size, size, 3]."""
     faces = np.empty((len(values), size, size, 3), np.uint8)
     for start in range(0, len(values), BATCH):
@@ -198,7 +198,7 @@ def write_folder(out: Path, count: int, size: int, split: str = "out_of_train") 
 
 
 @command
-def main(argv=None):
+def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m data_pipeline.attributes.drawn_faces", description=__doc__.split("\n")[0]
     )

@@ -1,9 +1,12 @@
 """The field of attributes: what an image shows, or should show."""
 
+from collections.abc import Iterable
+from typing import Any
+
 import numpy as np
 
 from data_pipeline.attributes.vocabulary import Vocabulary
-from data_pipeline.examples.fields import Field, array_spec
+from data_pipeline.examples.fields import Batch, Field, Spec, array_spec
 
 
 class Attributes(Field):
@@ -20,15 +23,15 @@ class Attributes(Field):
     def __init__(self, vocabulary: Vocabulary):
         self.vocabulary = vocabulary
 
-    def spec(self, shape):
+    def spec(self, shape: tuple[int, int]) -> Spec:
         k = (len(self.vocabulary),)
         return array_spec(attributes=(k, np.float32), attributes_known=(k, np.float32))
 
-    def dropped(self, batch, xp):
+    def dropped(self, batch: Batch, xp: Any) -> dict:
         names = ("attributes", "attributes_known")
         return {name: xp.zeros_like(batch[name]) for name in names}
 
-    def of_requests(self, requests) -> dict[str, np.ndarray]:
+    def of_requests(self, requests: Iterable[str]) -> dict[str, np.ndarray]:
         """The arrays [n, K] for n requests, see Vocabulary.parse.
 
         Raises:

@@ -49,12 +49,16 @@ SPLITS |= dict.fromkeys(("val", "valid", "validation", "test", "1", "2"), True)
 HELD_OUT = 10  # every tenth image, if no table says which
 
 
-def describe_folder(folder, *, size: int, csv: str = "", channels: int = 3) -> Description:
+def describe_folder(
+    folder: str | Path, *, size: int, csv: str = "", channels: int = 3
+) -> Description:
     """What open_folder would describe, from the table alone; arguments and errors as there."""
     return Description(read_values(_open_table(Path(folder), csv))[0], _shape(size, channels))
 
 
-def open_folder(folder, *, size: int, csv: str = "", channels: int = 3) -> AttributeData:
+def open_folder(
+    folder: str | Path, *, size: int, csv: str = "", channels: int = 3
+) -> AttributeData:
     """The images of a folder and its subfolders, uint8 [size, size, channels].
 
     Images of other sizes are centre-cropped to squares and scaled; one printed line says so.
@@ -113,8 +117,7 @@ def _open_table(folder: Path, csv: str) -> Table:
 class Names:
     """Finds images by their names in a table.
 
-    A name is a path relative to the folder, or only the file's name; both with or without
-    extension.
+    A name is a path relative to the folder, or a file name; both with or without extension.
     """
 
     def __init__(self, pictures: list[str]):
@@ -193,8 +196,7 @@ def _read_splits(folder: Path, table: Table, pictures, picture_of):
             if path.is_file():
                 held = _read_split_file(folder, path, pictures)
                 return np.array([held[picture] for picture in picture_of]), path
-    held = _every_tenth(pictures)
-    return held[picture_of], None
+    return _every_tenth(pictures)[picture_of], None
 
 
 def _split_cells(table: Table, place: int) -> list[bool]:
@@ -205,7 +207,7 @@ def _split_cells(table: Table, place: int) -> list[bool]:
             f"{table.at(row)}: {table.names[place]} is {table.rows[row][place]!r}; write train, "
             "val or test"
         )
-    return held
+    return [bool(out) for out in held]
 
 
 def _read_split_file(folder: Path, path: Path, pictures: list[str]) -> dict[int, bool]:
@@ -217,11 +219,11 @@ def _read_split_file(folder: Path, path: Path, pictures: list[str]) -> dict[int,
             lines = [line.split() for line in read_lines(path)]
         except TextError as error:
             raise TableError(str(error)) from None
-        lines = {number: cells for number, cells in enumerate(lines, 1) if cells}
-        bad = next((number for number, cells in lines.items() if len(cells) != 2), None)
+        rows = {number: cells for number, cells in enumerate(lines, 1) if cells}
+        bad = next((number for number, cells in rows.items() if len(cells) != 2), None)
         if bad:
             raise TableError(f"{path} line {bad}: write a picture's name and 0, 1 or 2")
-        table = Table(path, ["image_id", "partition"], list(lines.values()), list(lines))
+        table = Table(path, ["image_id", "partition"], list(rows.values()), list(rows))
     if not table.split_columns:
         raise TableError(f"{path}: no column named partition; name it so")
     names, held = Names(pictures), {}
@@ -234,8 +236,8 @@ def _read_split_file(folder: Path, path: Path, pictures: list[str]) -> dict[int,
 
 def _every_tenth(pictures: list[str]) -> np.ndarray:
     """[pictures] bool, by their names alone, so that adding images does not move others."""
-    numbers = [hashlib.sha256(picture.encode()).digest()[:8] for picture in pictures]
-    numbers = np.array([int.from_bytes(number, "big") for number in numbers], np.uint64)
+    digests = [hashlib.sha256(picture.encode()).digest()[:8] for picture in pictures]
+    numbers = np.array([int.from_bytes(digest, "big") for digest in digests], np.uint64)
     held = numbers % HELD_OUT == 0
     if len(pictures) > 1:  # a few may all be on one side by chance
         held[numbers.argmin()] |= not held.any()

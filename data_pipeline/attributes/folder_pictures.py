@@ -4,6 +4,7 @@ import functools
 import os
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -11,7 +12,17 @@ from PIL import Image
 from data_pipeline.attributes.table import TableError, others_too, them
 from data_pipeline.pictures.reading import ImageError, image_size, load_image
 
-ENDINGS = (".png", ".jpg", ".jpeg", ".jfif", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+ENDINGS: tuple[str, ...] = (
+    ".png",
+    ".jpg",
+    ".jpeg",
+    ".jfif",
+    ".webp",
+    ".bmp",
+    ".gif",
+    ".tif",
+    ".tiff",
+)
 ENDINGS += (".avif", ".heic", ".heif")
 KEPT = 1 << 30  # bytes of decoded images
 
@@ -43,7 +54,7 @@ class FolderPictures:
         return picture
 
 
-def square(image, size: int, channels: int) -> np.ndarray:
+def square(image: Any, size: int, channels: int) -> np.ndarray:
     """The central square of an image in any form that load_image accepts, scaled.
 
     Returns:

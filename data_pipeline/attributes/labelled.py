@@ -2,9 +2,11 @@
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from data_pipeline.attributes.vocabulary import UNKNOWN, Vocabulary
 from data_pipeline.examples.fields import array_spec
@@ -19,7 +21,7 @@ class LabelledImages:
     fingerprint: depends on the content.
     """
 
-    images: Sequence[np.ndarray]
+    images: Any
     values: np.ndarray
     fingerprint: str
 
@@ -49,7 +51,7 @@ class Description:
         return {"names": self.vocabulary.names, "groups": groups, "shape": tuple(self.shape)}
 
     @classmethod
-    def from_dict(cls, said) -> "Description":
+    def from_dict(cls, said: Mapping[str, Any]) -> "Description":
         groups = {group: tuple(names) for group, *names in said["groups"]}
         return cls(Vocabulary(tuple(said["names"]), groups), tuple(said["shape"]))
 
@@ -108,7 +110,7 @@ class LabelledExamples:
         return np.random.default_rng((self.seed, 0, epoch)).permutation(len(self._data))
 
 
-def spec_of(shape, attributes: int) -> dict:
+def spec_of(shape: tuple[int, ...], attributes: int) -> dict:
     """Shape and dtype of an example's arrays; ``shape`` (h, w, c) of its image."""
     k = (attributes,)
     return array_spec(
@@ -118,7 +120,7 @@ def spec_of(shape, attributes: int) -> dict:
     )
 
 
-def to_pixels(pictures) -> np.ndarray:
+def to_pixels(pictures: ArrayLike) -> np.ndarray:
     """uint8 to float32 in [-1, 1]."""
     return np.asarray(pictures, np.float32) / 127.5 - 1
 
@@ -146,7 +148,7 @@ def fit_to(data: AttributeData, wanted: Description, name: str) -> AttributeData
     if data.train.shape != wanted.shape:
         shapes = ["x".join(map(str, shape)) for shape in (wanted.shape, data.train.shape)]
         raise ValueError(
-            f"{name}: the run was trained on pictures of {shapes[0]}, these are of {shapes[1]}; "
+            f"{name}: the run was trained on images of {shapes[0]}, these are of {shapes[1]}; "
             "name the data that it was trained on (--data)"
         )
     if own == asked:

@@ -1,6 +1,7 @@
 """Opens data sets of images with attributes by the name in a config."""
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 
 from data_pipeline.attributes import digits, drawn_faces, tfds_sets
@@ -20,7 +21,7 @@ COLOUR = 3  # channels; also the default
 
 
 def describe_attribute_data(
-    data: str, *, size: int, attributes=(), csv: str = "", channels: int = 3
+    data: str, *, size: int, attributes: Sequence[str] = (), csv: str = "", channels: int = 3
 ) -> Description:
     """The description of a data set, without its images; for a folder the table is read.
 
@@ -40,7 +41,7 @@ def open_attribute_data(
     data: str,
     *,
     size: int,
-    attributes=(),
+    attributes: Sequence[str] = (),
     csv: str = "",
     channels: int = 3,
     data_dir: str = "",
@@ -90,9 +91,9 @@ def _check(data: str, size: int, csv: str, channels: int) -> None:
             "path"
         )
     if size < 1:
-        raise ValueError(f"config.size={size}: pictures have at least 1 pixel")
+        raise ValueError(f"config.size={size}: images have at least 1 pixel")
     if data == "digits" and size != digits.SHAPE[0]:
-        raise ValueError(f"config.size={size}: the digits are pictures of 8x8; set it to 8")
+        raise ValueError(f"config.size={size}: the digits are images of 8x8; set it to 8")
     if csv and data in KNOWN:
         raise ValueError(f"config.csv={csv!r} has no effect on {data}; leave it out")
     if channels != COLOUR and data in KNOWN and KNOWN[data](size).shape[2] != channels:

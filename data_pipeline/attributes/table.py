@@ -161,7 +161,7 @@ def _check_names(table: Table) -> None:
 def check_attributes(table: Table) -> None:
     if len(table.names) == 1 + len(table.split_columns):
         raise TableError(
-            f"{table.path}: no column of attributes beside the pictures' names; add one, or "
+            f"{table.path}: no column of attributes next to the images' names; add one, or "
             "separate the columns by commas"
         )
 

@@ -47,7 +47,7 @@ class Vocabulary:
         names = tuple(f"{group}={member}" for member in members)
         return cls(names, {group: names})
 
-    def values_of_classes(self, labels) -> np.ndarray:
+    def values_of_classes(self, labels: Sequence[int] | np.ndarray) -> np.ndarray:
         """[n, K] int8 for a vocabulary of one group: 1 at ``labels`` [n], 0 elsewhere."""
         return np.eye(len(self), dtype=np.int8)[np.asarray(labels)]
 
@@ -83,7 +83,7 @@ class Vocabulary:
             values[place], known[place] = number, 1
         return values, known
 
-    def describe(self, values, known=None) -> str:
+    def describe(self, values: np.ndarray, known: np.ndarray | None = None) -> str:
         """A request that :meth:`parse` reads as these ``values`` [K], where ``known`` [K].
 
         Args:

@@ -7,7 +7,7 @@ from data_pipeline.drawing.canvas import Canvas
 from data_pipeline.drawing.identities import Identities
 from data_pipeline.drawing.pictures import CLOTHES, PALETTE, POSES, Pictures
 from data_pipeline.drawing.pose import HIPS, KNEES, Pose
-from data_pipeline.drawing.shapes import per_picture
+from data_pipeline.drawing.shapes import Space, Value, per_picture
 
 SHIRT, SUIT, DRESS, SPACE_SUIT, CLOAK, SWEATER = range(len(CLOTHES))
 DOWN, ON_HIPS, WAVING, PHONE = range(len(POSES))
@@ -16,7 +16,7 @@ TROUSERS = np.array([(0.16, 0.20, 0.36), (0.30, 0.29, 0.30), (0.40, 0.30, 0.20)]
 SKIRT_END, CLOAK_END = 5.3, 6.2
 
 
-def darker(colour, factor=0.62):
+def darker(colour: Value, factor: float = 0.62) -> np.ndarray:
     return np.asarray(colour) * factor
 
 
@@ -66,7 +66,7 @@ def _torso(space, shoulders, hips, top):
     return np.maximum(np.maximum(sides, slope), space.v - np.float32(HIPS + 0.25))
 
 
-def paint_legs(canvas, people, pictures, pose):
+def paint_legs(canvas: Canvas, people: Identities, pictures: Pictures, pose: Pose) -> None:
     low = pose.y + HIPS * pose.unit < 1.05
     for part, rows in canvas.parts(low):
         p = pose.take(rows)
@@ -87,7 +87,14 @@ def paint_legs(canvas, people, pictures, pose):
             part.paint(space, shoe, (0.12, 0.10, 0.10))
 
 
-def paint_arms(canvas, people, pictures, pose, cloth, edge):
+def paint_arms(
+    canvas: Canvas,
+    people: Identities,
+    pictures: Pictures,
+    pose: Pose,
+    cloth: np.ndarray,
+    edge: np.ndarray,
+) -> None:
     clothes = pictures.clothes
     covered = clothes == CLOAK
     for side in (0, 1):
@@ -129,7 +136,7 @@ def _arm_window(pose, points):
     )
 
 
-def paint_phone(canvas, people, pictures, pose):
+def paint_phone(canvas: Canvas, people: Identities, pictures: Pictures, pose: Pose) -> None:
     """The phone next to the jaw with the hand around it, in front of hair and hat."""
     hand_x = pictures.pose_side * (people.face_width + 0.20)
     reach = 0.8 * pose.unit
@@ -149,7 +156,9 @@ def paint_phone(canvas, people, pictures, pose):
         part.paint(space, hand, skin)
 
 
-def shirt(canvas, space, cloth, pictures, build):
+def shirt(
+    canvas: Canvas, space: Space, cloth: np.ndarray, pictures: Pictures, build: np.ndarray
+) -> None:
     del build, pictures
     line = np.where(cloth.mean(1, keepdims=True) > 0.5, darker(cloth, 0.6), cloth * 0.5 + 0.45)
     canvas.paint(space, _collar(space, 1.45, 0.62), line)
@@ -165,7 +174,9 @@ def _collar(space, top, spread):
     return np.maximum(band, across - np.float32(spread))
 
 
-def suit(canvas, space, cloth, pictures, build):
+def suit(
+    canvas: Canvas, space: Space, cloth: np.ndarray, pictures: Pictures, build: np.ndarray
+) -> None:
     del build
     white = pictures.clothes_colour == len(PALETTE) - 1
     lapel = np.where(cloth.mean(1, keepdims=True) < 0.25, cloth + 0.17, darker(cloth, 0.72))
@@ -181,7 +192,9 @@ def suit(canvas, space, cloth, pictures, build):
     canvas.paint(space, shapes.capsule(space, 0, 1.62, 0, 2.5, 0.10, 0.17), tie)
 
 
-def dress(canvas, space, cloth, pictures, build):
+def dress(
+    canvas: Canvas, space: Space, cloth: np.ndarray, pictures: Pictures, build: np.ndarray
+) -> None:
     del pictures
     # The neckline is skin above it (painted before), so only the straps are missing.
     for side in (-1, 1):
@@ -195,7 +208,9 @@ def dress(canvas, space, cloth, pictures, build):
     canvas.paint(space, shapes.box(space, 0, 3.35, 1.0, 0.09), light)
 
 
-def space_suit(canvas, space, cloth, pictures, build):
+def space_suit(
+    canvas: Canvas, space: Space, cloth: np.ndarray, pictures: Pictures, build: np.ndarray
+) -> None:
     del pictures
     metal, dark = (0.72, 0.74, 0.80), (0.30, 0.32, 0.38)
     canvas.paint(space, shapes.ellipse(space, 0, 1.50, 0.98, 0.34), dark)
@@ -210,7 +225,9 @@ def space_suit(canvas, space, cloth, pictures, build):
         canvas.paint(space, hose, dark)
 
 
-def cloak(canvas, space, cloth, pictures, build):
+def cloak(
+    canvas: Canvas, space: Space, cloth: np.ndarray, pictures: Pictures, build: np.ndarray
+) -> None:
     """The collar and the clasp; paint_cloak draws the wide shape itself."""
     del pictures, build
     rim = np.where(cloth.mean(1, keepdims=True) < 0.3, cloth + 0.22, darker(cloth, 0.6))
@@ -220,7 +237,9 @@ def cloak(canvas, space, cloth, pictures, build):
     canvas.paint(space, shapes.circle(space, 0, 1.93, 0.16), (0.95, 0.78, 0.22))
 
 
-def sweater(canvas, space, cloth, pictures, build):
+def sweater(
+    canvas: Canvas, space: Space, cloth: np.ndarray, pictures: Pictures, build: np.ndarray
+) -> None:
     del pictures, build
     dark = cloth.mean(1, keepdims=True) < 0.3
     knit = np.where(dark, cloth + 0.16, darker(cloth, 0.78))

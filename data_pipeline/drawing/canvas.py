@@ -4,32 +4,24 @@ A frame is 1 × 1: x to the right, y down, whatever its number of pixels. ``Canv
 small windows, because a mouth should not cost as much as a sky.
 """
 
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from typing import Self
 
 import numpy as np
 
-from data_pipeline.drawing.shapes import per_picture
+from data_pipeline.drawing.shapes import Space, Value, per_picture
 
 CHUNK = 32  # images drawn together; more would not fit the CPU's second-level cache
-
-
-@dataclass(frozen=True)
-class Space:
-    """Coordinates ``u``, ``v``, broadcastable to [n, h, w], and ``pixel``, a pixel's side."""
-
-    u: np.ndarray
-    v: np.ndarray
-    pixel: np.ndarray
 
 
 class Canvas:
     """``pixels`` [n, 3, h, w] float32 in [0, 1]; x [n or 1, 1, w] and y [n or 1, h, 1] in sides."""
 
-    def __init__(self, pixels, x, y, size):
+    def __init__(self, pixels: np.ndarray, x: np.ndarray, y: np.ndarray, size: int):
         self.pixels, self.x, self.y, self.size = pixels, x, y, size
 
     @classmethod
-    def blank(cls, count: int, size: int):
+    def blank(cls, count: int, size: int) -> Self:
         centres = ((np.arange(size) + 0.5) / size).astype(np.float32)
         pixels = np.zeros((count, 3, size, size), np.float32)
         return cls(pixels, centres[None, None, :], centres[None, :, None], size)
@@ -42,7 +34,7 @@ class Canvas:
         """The frame's own coordinates."""
         return Space(self.x, self.y, np.float32(1 / self.size))
 
-    def space(self, x, y, unit, angle=None) -> Space:
+    def space(self, x: Value, y: Value, unit: Value, angle: Value = None) -> Space:
         """Coordinates around (x, y) in steps of ``unit``, turned clockwise by ``angle`` radians."""
         unit = per_picture(unit)
         u, v = (self.x - per_picture(x)) / unit, (self.y - per_picture(y)) / unit
@@ -51,7 +43,9 @@ class Canvas:
             u, v = u * cos + v * sin, v * cos - u * sin
         return Space(u, v, np.float32(1 / self.size) / unit)
 
-    def paint(self, space: Space, distance, colour, opacity=1.0):
+    def paint(
+        self, space: Space, distance: np.ndarray, colour: Value, opacity: Value = 1.0
+    ) -> None:
         """Fill a shape with an edge one pixel wide.
 
         ``distance`` [n, h, w] in the space's unit, ``colour`` [3] or [n, 3] in [0, 1], ``opacity``
@@ -59,7 +53,9 @@ class Canvas:
         """
         self.soften(distance, space.pixel, colour, opacity)
 
-    def soften(self, distance, width, colour, opacity=1.0):
+    def soften(
+        self, distance: np.ndarray, width: Value, colour: Value, opacity: Value = 1.0
+    ) -> None:
         """Fill a shape with an edge ``width`` wide, in the space's unit: the same blur at every
         resolution."""
         alpha = np.float32(0.5) - distance * (1 / per_picture(width))
@@ -67,7 +63,7 @@ class Canvas:
         np.minimum(alpha, 1, out=alpha)
         self.blend(alpha, colour, opacity)
 
-    def blend(self, alpha, colour, opacity=1.0):
+    def blend(self, alpha: np.ndarray, colour: Value, opacity: Value = 1.0) -> None:
         """Blend ``colour`` over the pixels, with ``alpha`` [n, h, w]."""
         if np.ndim(opacity) or opacity != 1:
             alpha = alpha * per_picture(opacity)
@@ -77,14 +73,16 @@ class Canvas:
         change *= alpha[:, None]
         self.pixels += change
 
-    def chunks(self):
+    def chunks(self) -> Iterator[tuple["Canvas", slice]]:
         """(canvas, slice) pairs of at most CHUNK images that share this canvas' memory."""
         for start in range(0, len(self), CHUNK):
             rows = slice(start, min(start + CHUNK, len(self)))
             x, y = (a if len(a) == 1 else a[rows] for a in (self.x, self.y))
             yield Canvas(self.pixels[rows], x, y, self.size), rows
 
-    def parts(self, mask=None, window=None):
+    def parts(
+        self, mask: np.ndarray | None = None, window: Sequence[Value] | None = None
+    ) -> Iterator[tuple["Canvas", np.ndarray]]:
         """(canvas, rows) pairs that cover the images of ``mask`` [n], written back when exhausted.
 
         ``window`` is (x, y, half_width, half_height) in sides, scalars or [n] each: at least the

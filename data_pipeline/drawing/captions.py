@@ -127,7 +127,9 @@ BUSINESS = {"man": "businessman", "woman": "businesswoman"}
 AGED = ("young", "middle-aged", "old")
 
 
-def captions_of(people: Identities, pictures: Pictures, doing) -> tuple[list, list, list]:
+def captions_of(
+    people: Identities, pictures: Pictures, doing: np.ndarray
+) -> tuple[list, list, list]:
     """General, background and body captions; ``doing`` [n] are the visible parts of poses."""
     general, background, body = [], [], []
     for i in range(len(people)):
@@ -207,7 +209,7 @@ def vocabulary() -> tuple[str, ...]:
     return tuple(sorted(set(words_of(plain))))
 
 
-def labels_of(people: Identities, pictures: Pictures, doing) -> dict[str, np.ndarray]:
+def labels_of(people: Identities, pictures: Pictures, doing: np.ndarray) -> dict[str, np.ndarray]:
     """The structured truth behind the captions: one array [n] of names per label."""
     return {
         "class_word": np.array(CLASS_WORDS)[people.class_word],

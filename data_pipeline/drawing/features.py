@@ -42,7 +42,9 @@ def _each(canvas, people, pose, mask, window):
         yield part, part.space(p.x, p.y, p.unit, p.tilt), rows, people.take(rows), p
 
 
-def paint_eye(canvas, people, pictures, pose, side):
+def paint_eye(
+    canvas: Canvas, people: Identities, pictures: Pictures, pose: Pose, side: int
+) -> None:
     outward = (-1, 1)[side]
     window = _window(pose, pose.eyes[:, side] - [0, 0.2], 0.42, 0.65)
     for part, space, rows, who, p in _each(canvas, people, pose, None, window):
@@ -78,7 +80,7 @@ def paint_eye(canvas, people, pictures, pose, side):
         part.paint(space, brow, np.minimum(grey, skin * 0.6))
 
 
-def paint_nose(canvas, people, pose):
+def paint_nose(canvas: Canvas, people: Identities, pose: Pose) -> None:
     middle = np.stack([pose.nose[:, 0], pose.nose[:, 1] - 0.15], axis=1)
     window = _window(pose, middle, 0.5, 0.45)
     for part, space, _, who, p in _each(canvas, people, pose, None, window):
@@ -95,7 +97,7 @@ def paint_nose(canvas, people, pose):
             part.paint(space, nostril, skin * 0.36)
 
 
-def paint_mouth(canvas, people, pose):
+def paint_mouth(canvas: Canvas, people: Identities, pose: Pose) -> None:
     window = _window(pose, pose.mouth, 0.62, 0.5)
     for part, space, _, who, p in _each(canvas, people, pose, None, window):
         x, y = p.mouth.T
@@ -122,7 +124,7 @@ def paint_mouth(canvas, people, pose):
         part.paint(space, parted, lips * 0.35, 1 - open_)
 
 
-def paint_marks(canvas, people, pose):
+def paint_marks(canvas: Canvas, people: Identities, pose: Pose) -> None:
     """Freckles over the cheeks, a mole, and the folds of old age."""
     cheeks = np.stack([pose.nose[:, 0], pose.nose[:, 1] - 0.1], axis=1)
     for part, space, _, who, p in _each(
@@ -137,7 +139,8 @@ def paint_marks(canvas, people, pose):
     for part, space, rows, who, _ in _each(
         canvas, people, pose, people.mole_size > 0, _window(pose, mole, 0.15, 0.15)
     ):
-        dot = shapes.circle(space, *mole[rows].T, who.mole_size)
+        x, y = mole[rows].T
+        dot = shapes.circle(space, x, y, who.mole_size)
         part.paint(space, dot, who.skin_rgb * 0.25)
     for part, space, _, who, p in _each(
         canvas, people, pose, people.age == 3, _window(pose, pose.nose, 0.75, 1.4)
@@ -152,7 +155,7 @@ def paint_marks(canvas, people, pose):
             part.paint(space, shapes.box(space, p.shift, height, 0.28, 0.018), fold)
 
 
-def paint_glasses(canvas, people, pose):
+def paint_glasses(canvas: Canvas, people: Identities, pose: Pose) -> None:
     middle = pose.eyes.mean(1)
     for part, space, _, who, p in _each(
         canvas, people, pose, people.glasses > 0, _window(pose, middle, 1.15, 0.4)

@@ -7,6 +7,7 @@ from data_pipeline.drawing.canvas import Canvas
 from data_pipeline.drawing.identities import Identities
 from data_pipeline.drawing.pictures import HATS, PALETTE, Pictures
 from data_pipeline.drawing.pose import Pose
+from data_pipeline.drawing.shapes import Space
 
 EDGE = np.float32(0.04)  # a darker rim separates a hat from the background
 
@@ -33,7 +34,14 @@ def _fill(canvas, space, shape, colour, dark):
     canvas.paint(space, shape, colour)
 
 
-def hat(canvas, space, half, colour, dark, turn):
+def hat(
+    canvas: Canvas,
+    space: Space,
+    half: np.ndarray,
+    colour: np.ndarray,
+    dark: np.ndarray,
+    turn: np.ndarray,
+) -> None:
     """A rounded crown in a wide brim."""
     del turn
     crown = shapes.round_box(space, 0, -1.0, half - 0.08, 0.46, 0.28)
@@ -42,7 +50,14 @@ def hat(canvas, space, half, colour, dark, turn):
     _fill(canvas, space, shapes.ellipse(space, 0, -0.62, half * 1.55, 0.17), colour, dark)
 
 
-def top_hat(canvas, space, half, colour, dark, turn):
+def top_hat(
+    canvas: Canvas,
+    space: Space,
+    half: np.ndarray,
+    colour: np.ndarray,
+    dark: np.ndarray,
+    turn: np.ndarray,
+) -> None:
     del turn
     _fill(canvas, space, shapes.box(space, 0, -1.25, half - 0.12, 0.66), colour, dark)
     canvas.paint(space, shapes.box(space, 0, -0.82, half - 0.10, 0.10), dark)
@@ -50,7 +65,14 @@ def top_hat(canvas, space, half, colour, dark, turn):
     _fill(canvas, space, brim, colour, dark)
 
 
-def cap(canvas, space, half, colour, dark, turn):
+def cap(
+    canvas: Canvas,
+    space: Space,
+    half: np.ndarray,
+    colour: np.ndarray,
+    dark: np.ndarray,
+    turn: np.ndarray,
+) -> None:
     dome = shapes.ellipse(space, 0, -0.58, half, 0.72)
     dome = np.maximum(dome, space.v + np.float32(0.55))
     _fill(canvas, space, dome, colour, dark)
@@ -59,7 +81,14 @@ def cap(canvas, space, half, colour, dark, turn):
     canvas.paint(space, peak, dark)
 
 
-def beanie(canvas, space, half, colour, dark, turn):
+def beanie(
+    canvas: Canvas,
+    space: Space,
+    half: np.ndarray,
+    colour: np.ndarray,
+    dark: np.ndarray,
+    turn: np.ndarray,
+) -> None:
     del turn
     dome = shapes.ellipse(space, 0, -0.60, half, 0.78)
     dome = np.maximum(dome, space.v + np.float32(0.58))

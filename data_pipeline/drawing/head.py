@@ -7,7 +7,7 @@ from data_pipeline.drawing.canvas import Canvas
 from data_pipeline.drawing.identities import BEARDS, HAIR_STYLES, Identities
 from data_pipeline.drawing.pictures import Pictures
 from data_pipeline.drawing.pose import Pose
-from data_pipeline.drawing.shapes import per_picture
+from data_pipeline.drawing.shapes import Space, per_picture
 
 # Per hair style: the silhouette (width relative to the face; top; bottom; corner radius), the
 # hairline's height over the middle, its drop towards the temples (large: curtains next to the
@@ -34,7 +34,7 @@ BALD, CURLY, BUN, PONYTAIL, PIGTAILS = (
 UNDER_HAT = -1.05  # hats press hair down to here
 
 
-def face(space, people: Identities, chin=0.0):
+def face(space: Space, people: Identities, chin: float = 0.0) -> np.ndarray:
     """The face's outline: an ellipse, tapering to the jaw, squarer below the eyes. [n, h, w]"""
     taper = 1 - per_picture(people.taper) * space.v
     p = np.square(space.u / (per_picture(people.face_width) * np.maximum(taper, np.float32(0.3))))

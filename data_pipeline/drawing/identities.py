@@ -7,6 +7,7 @@ the face; angles in radians; colours sRGB in [0, 1].
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from data_pipeline.drawing import rows as keyed
 from data_pipeline.drawing.rows import Draws, Rows, fold
@@ -142,27 +143,27 @@ class Identities(Rows):
     skin: np.ndarray
 
     @property
-    def feminine(self):
+    def feminine(self) -> np.ndarray:
         return np.isin(self.class_word, (1, 3))
 
     @property
-    def masculine(self):
+    def masculine(self) -> np.ndarray:
         return np.isin(self.class_word, (0, 2))
 
     @property
-    def skin_rgb(self):
+    def skin_rgb(self) -> np.ndarray:
         """[n, 3]"""
         low = np.minimum(self.skin.astype(int), len(SKIN_TONES) - 2)
         part = (self.skin - low)[:, None]
         return SKIN_TONES[low] * (1 - part) + SKIN_TONES[low + 1] * part
 
     @property
-    def hair_rgb(self):
+    def hair_rgb(self) -> np.ndarray:
         """[n, 3]"""
         return HAIR_COLOURS[self.hair_colour]
 
 
-def identities_of(split: str, indices, seed: int = 0) -> Identities:
+def identities_of(split: str, indices: ArrayLike, seed: int = 0) -> Identities:
     """The people ``indices`` [n] of a split; each is independent of the rest of the batch."""
     if split not in SPLITS:
         raise ValueError(f"split {split!r} is unknown; choose from {', '.join(SPLITS)}")

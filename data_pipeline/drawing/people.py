@@ -12,7 +12,10 @@ proportions that the others never show; in ``look_alikes`` ten consecutive peopl
 but eyes, brows, nose and mouth.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
+from numpy.typing import ArrayLike
 
 from data_pipeline.drawing.captions import TRIGGER, vocabulary, words_of
 from data_pipeline.drawing.identities import SPLITS, Identities, identities_of
@@ -63,18 +66,20 @@ def identity_of(split: str, index: int, seed: int = 0) -> Identities:
     return identities_of(split, [index], seed)
 
 
-def draw_pictures(seed: int, count: int, framing_weights=FRAMING_WEIGHTS) -> Pictures:
+def draw_pictures(
+    seed: int, count: int, framing_weights: Sequence[float] = FRAMING_WEIGHTS
+) -> Pictures:
     """``count`` variations. ``framing_weights`` are for portrait, half and full figures."""
     return pictures_of(fold(PICTURE, seed, np.arange(count)), framing_weights)
 
 
 def examples(
     split: str,
-    identity_indices,
-    picture_seeds,
+    identity_indices: ArrayLike,
+    picture_seeds: ArrayLike,
     size: int = 64,
     seed: int = 0,
-    framing_weights=FRAMING_WEIGHTS,
+    framing_weights: Sequence[float] = FRAMING_WEIGHTS,
 ) -> People:
     """Person ``identity_indices[i]`` with variation ``picture_seeds[i]``, both [n] integers.
 
@@ -92,7 +97,7 @@ def example(
     return examples(split, [identity_index], [picture_seed], size, seed)
 
 
-def contact_sheet(images, columns: int) -> np.ndarray:
+def contact_sheet(images: np.ndarray, columns: int) -> np.ndarray:
     """Tile [n, s, s, 3] into one image [rows * s, columns * s, 3]; missing ones are black."""
     count, size = images.shape[:2]
     rows = -(-count // columns)

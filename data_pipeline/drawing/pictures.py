@@ -3,6 +3,7 @@
 Positions are in sides of the frame, x right and y down; angles in radians.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -79,7 +80,7 @@ class Pictures(Rows):
     wording: np.ndarray
 
 
-def pictures_of(keys, framing_weights=FRAMING_WEIGHTS) -> Pictures:
+def pictures_of(keys: np.ndarray, framing_weights: Sequence[float] = FRAMING_WEIGHTS) -> Pictures:
     """Variations from keys [n] uint64."""
     draws = Draws(keys)
     framing = draws.choice(framing_weights)
@@ -110,8 +111,7 @@ def pictures_of(keys, framing_weights=FRAMING_WEIGHTS) -> Pictures:
         accent=draws.choice([1, 1, 1, 1]),
         trousers=draws.choice([1, 1, 1]),
         hat=hat,
-        # A hat as blue as the suit would leave "a blue hat" unverifiable: always use another
-        # colour.
+        # A hat as blue as the suit would leave "a blue hat" unverifiable: use another colour.
         hat_colour=(clothes_colour + 1 + draws.choice(np.ones(len(COLOURS) - 1))) % len(COLOURS),
         scene=scene,
         mirrored=draws.flag(0.5),

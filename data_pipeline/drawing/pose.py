@@ -54,7 +54,7 @@ class Pose(Rows):
     mouth_opening: np.ndarray
     joints: np.ndarray
 
-    def to_frame(self, points):
+    def to_frame(self, points: np.ndarray) -> np.ndarray:
         """Head coordinates [n, k, 2] to the frame's, in sides."""
         cos, sin = np.cos(self.tilt)[:, None], np.sin(self.tilt)[:, None]
         u, v = points[..., 0], points[..., 1]
@@ -62,7 +62,7 @@ class Pose(Rows):
         return np.stack([self.x, self.y], -1)[:, None] + self.unit[:, None, None] * turned
 
     @property
-    def landmarks(self):
+    def landmarks(self) -> np.ndarray:
         """[n, 5, 2] in sides: the eyes, the tip of the nose, the corners of the mouth."""
         half = self.mouth_width[:, None] * np.array([-1, 1])
         corner_y = (self.mouth[:, 1] - CORNER * self.mouth_curve)[:, None]
@@ -70,7 +70,7 @@ class Pose(Rows):
         return self.to_frame(np.concatenate([self.eyes, self.nose[:, None], corners], axis=1))
 
     @property
-    def keypoints(self):
+    def keypoints(self) -> np.ndarray:
         """[n, 12, 2] in sides."""
         return np.stack([self.x, self.y], -1)[:, None] + self.unit[:, None, None] * self.joints
 
@@ -119,7 +119,7 @@ def pose_of(people: Identities, pictures: Pictures) -> Pose:
     )
 
 
-def face_outline(people: Identities, points: int = 48):
+def face_outline(people: Identities, points: int = 48) -> np.ndarray:
     """[n, points, 2] on the edge of the face in head coordinates, shaped like head.face."""
     angle = np.arange(points) * (2 * np.pi / points)
     cos, sin = np.cos(angle), np.sin(angle)

@@ -5,20 +5,23 @@ row would give that too, but costs more than drawing the picture's shapes. The h
 (Steele, Lea and Flood, 2014).
 """
 
-from dataclasses import fields, replace
+from dataclasses import dataclass, fields, replace
+from typing import Any, Self
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
 
+@dataclass(frozen=True)
 class Rows:
     """Base class of dataclasses whose fields are all arrays [n, ...]."""
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(getattr(self, fields(self)[0].name))
 
-    def take(self, rows):
+    def take(self, rows: Any) -> Self:
         """The same with the rows of an index array, mask or slice."""
         return replace(self, **{f.name: getattr(self, f.name)[rows] for f in fields(self)})
 
@@ -33,7 +36,7 @@ def _mix(state):
 PERSON, GROUP, PICTURE, EXAMPLE, SCENERY = range(5)
 
 
-def fold(*parts) -> np.ndarray:
+def fold(*parts: Any) -> np.ndarray:
     """One uint64 key [n] from whole numbers and arrays [n] of them; the order matters."""
     key = np.zeros(1, np.uint64)
     for part in parts:
@@ -44,14 +47,19 @@ def fold(*parts) -> np.ndarray:
 class Draws:
     """Numbers for ``n`` rows from keys [n]; every call takes the next column of all rows."""
 
-    def __init__(self, keys):
+    def __init__(self, keys: ArrayLike):
         self._keys = np.atleast_1d(np.asarray(keys, np.uint64))
         self._column = 0
 
     def __len__(self):
         return len(self._keys)
 
-    def uniform(self, low=0.0, high=1.0, columns: int | None = None) -> np.ndarray:
+    def uniform(
+        self,
+        low: float | np.ndarray = 0.0,
+        high: float | np.ndarray = 1.0,
+        columns: int | None = None,
+    ) -> np.ndarray:
         """[n], or [n, columns], float64 in [low, high); the bounds may be [n] themselves."""
         if columns is not None:
             return np.stack([self.uniform(low, high) for _ in range(columns)], axis=1)
@@ -60,11 +68,11 @@ class Draws:
         bits = _mix(self._keys + step) >> np.uint64(11)
         return low + (high - low) * (bits * 2.0**-53)
 
-    def flag(self, probability) -> np.ndarray:
+    def flag(self, probability: float | np.ndarray) -> np.ndarray:
         """[n] bool."""
         return self.uniform() < probability
 
-    def choice(self, weights) -> np.ndarray:
+    def choice(self, weights: ArrayLike) -> np.ndarray:
         """[n] int64 in [0, k) by ``weights`` [k] or [n, k]."""
         edges = np.cumsum(np.atleast_2d(np.asarray(weights, np.float64)), axis=1)
         position = self.uniform()[:, None] * edges[:, -1:]

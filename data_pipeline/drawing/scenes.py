@@ -11,7 +11,7 @@ from data_pipeline.drawing import shapes
 from data_pipeline.drawing.canvas import Canvas
 from data_pipeline.drawing.pictures import SCENES, Pictures
 from data_pipeline.drawing.rows import SCENERY, Draws, fold
-from data_pipeline.drawing.shapes import per_picture
+from data_pipeline.drawing.shapes import Value, per_picture
 
 DAY = ((0.36, 0.62, 0.95), (0.76, 0.89, 0.99))  # the sky's colours, above and at the horizon
 SUNSET = ((0.42, 0.22, 0.50), (0.99, 0.56, 0.28))
@@ -79,7 +79,7 @@ def _stars(canvas, count, colour, radius, seed):
         _blob(canvas, x, y, radius, radius, colour)
 
 
-def mountains(canvas, detail, sunset):
+def mountains(canvas: Canvas, detail: np.ndarray, sunset: np.ndarray) -> None:
     _sky(canvas, sunset)
     frame = canvas.frame
     castle_top = 0.27 + 0.08 * detail[:, 2]
@@ -105,7 +105,8 @@ def mountains(canvas, detail, sunset):
     _box(canvas, 0.845, castle_top + 0.03, 0.895, castle_top + 0.12, (0.22, 0.16, 0.14))
 
 
-def city(canvas, detail, sunset):
+def city(canvas: Canvas, detail: np.ndarray, sunset: np.ndarray) -> None:
+    top: Value
     _sky(canvas, sunset)
     frame = canvas.frame
     houses = (
@@ -139,7 +140,10 @@ def city(canvas, detail, sunset):
         _box(canvas, left, 0.195, left + 0.042, 0.24, glow)
 
 
-def desert(canvas, detail, sunset):
+def desert(canvas: Canvas, detail: np.ndarray, sunset: np.ndarray) -> None:
+    x: Value
+    y: Value
+    top: Value
     _sky(canvas, sunset)
     frame = canvas.frame
     horizon = 0.50 + 0.06 * detail[:, 0]
@@ -170,7 +174,7 @@ def desert(canvas, detail, sunset):
             _line(canvas, x + leg, y, x + leg, y + 0.13, 0.0105, coat)
 
 
-def room(canvas, detail, sunset):
+def room(canvas: Canvas, detail: np.ndarray, sunset: np.ndarray) -> None:
     del sunset
     _gradient(canvas, (0.97, 0.97, 0.96), (0.90, 0.90, 0.89))
     _ground(canvas, 0.86, (0.66, 0.45, 0.27))
@@ -199,7 +203,7 @@ def room(canvas, detail, sunset):
             _box(canvas, left, foot - height, left + 0.04, foot, colour)
 
 
-def beach(canvas, detail, sunset):
+def beach(canvas: Canvas, detail: np.ndarray, sunset: np.ndarray) -> None:
     _sky(canvas, sunset)
     _blob(canvas, 0.80, 0.14 + 0.1 * detail[:, 0], 0.075, 0.075, (1.0, 0.95, 0.55))
     horizon = 0.46 + 0.06 * detail[:, 1]
@@ -223,7 +227,8 @@ def beach(canvas, detail, sunset):
         part.paint(part.frame, stripes, (0.98, 0.98, 0.98))
 
 
-def forest(canvas, detail, sunset):
+def forest(canvas: Canvas, detail: np.ndarray, sunset: np.ndarray) -> None:
+    x: Value
     del sunset
     _gradient(canvas, (0.05, 0.22, 0.09), (0.20, 0.42, 0.16))
     for place, x in enumerate((0.30, 0.68, 0.16, 0.86, 0.02, 0.52, 0.97)):
@@ -244,7 +249,8 @@ def forest(canvas, detail, sunset):
         _blob(canvas, x, 0.78, 0.06, 0.04, (0.85, 0.12, 0.10))
 
 
-def snowy_night(canvas, detail, sunset):
+def snowy_night(canvas: Canvas, detail: np.ndarray, sunset: np.ndarray) -> None:
+    x: Value
     del sunset
     _gradient(canvas, (0.03, 0.05, 0.20), (0.14, 0.20, 0.42), 0.8)
     _blob(canvas, 0.14, 0.15 + 0.05 * detail[:, 0], 0.075, 0.075, (0.98, 0.97, 0.85))
@@ -265,7 +271,8 @@ def snowy_night(canvas, detail, sunset):
     _stars(canvas, 26, (1.0, 1.0, 1.0), 0.011, seed=5)
 
 
-def park(canvas, detail, sunset):
+def park(canvas: Canvas, detail: np.ndarray, sunset: np.ndarray) -> None:
+    x: Value
     _sky(canvas, sunset)
     horizon = 0.58 + 0.05 * detail[:, 0]
     _ground(canvas, horizon, (0.42, 0.74, 0.28))
@@ -284,7 +291,7 @@ def park(canvas, detail, sunset):
         _blob(canvas, x, 0.76 + 0.1 * detail[:, 5 + place], 0.025, 0.025, colour)
 
 
-def space(canvas, detail, sunset):
+def space(canvas: Canvas, detail: np.ndarray, sunset: np.ndarray) -> None:
     del sunset
     _gradient(canvas, (0.01, 0.01, 0.04), (0.05, 0.02, 0.12))
     _stars(canvas, 34, (1.0, 1.0, 0.92), 0.010, seed=7)
@@ -306,7 +313,7 @@ def space(canvas, detail, sunset):
         _blob(canvas, earth + across, 0.80 + down, wide, high, (0.20, 0.60, 0.28))
 
 
-def stage(canvas, detail, sunset):
+def stage(canvas: Canvas, detail: np.ndarray, sunset: np.ndarray) -> None:
     del sunset
     frame = canvas.frame
     _gradient(canvas, (0.20, 0.10, 0.10), (0.42, 0.26, 0.20))

@@ -6,9 +6,9 @@ import itertools
 import logging
 import os
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Protocol
+from typing import Any, Protocol, Self
 
 import numpy as np
 
@@ -45,7 +45,7 @@ class BatchStream:
         stream.check(state)
     """
 
-    def __init__(self, iterator: Iterator[dict], source: Source, start_step, batch_size):
+    def __init__(self, iterator: Iterator[dict], source: Source, start_step: int, batch_size: int):
         buckets, own = getattr(source, "buckets", ()), getattr(source, "batch_size", batch_size)
         if buckets and own != batch_size:
             raise ValueError(
@@ -56,7 +56,7 @@ class BatchStream:
         self.start_step, self._batch_size = start_step, batch_size
         self._step = start_step
 
-    def __iter__(self):
+    def __iter__(self) -> Self:
         return self
 
     def __next__(self) -> dict:
@@ -106,7 +106,8 @@ class BatchStream:
                 f"the data do not continue where they were left: {'; '.join(different)}; give the "
                 "data, seed and batch size of the checkpoint, or start a new run elsewhere"
             )
-        changed = self.source.pictures_changed(marks) if marks else []
+        source: Any = self.source
+        changed = source.pictures_changed(marks) if marks else []
         if changed:
             log.warning(
                 "%d images have changed under the same names since the run stopped (%s%s): using "
@@ -235,7 +236,7 @@ def _joint_spec(specs: list[dict]) -> dict[str, tuple[tuple[int | None, ...], np
 LOADERS = {"tf_data": tf_batches, "memory": batches}
 
 
-def open_loader(name: str):
+def open_loader(name: str) -> Callable[..., BatchStream]:
     """``batches`` or ``tf_batches`` by the name in ``config.loader``; ValueError for others."""
     if name not in LOADERS:
         raise ValueError(f"config.loader={name!r}: use {' or '.join(LOADERS)}")
@@ -263,7 +264,7 @@ class Arrays:
         digest = hashlib.sha256()
         for name, array in sorted(self.arrays.items()):
             digest.update(f"{name} {array.dtype.str} {array.shape}".encode())
-            digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
+            digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
         return digest.hexdigest()[:16]
 
     def example(self, n: int) -> dict[str, np.ndarray]:

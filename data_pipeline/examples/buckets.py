@@ -20,6 +20,7 @@ import math
 import re
 import threading
 from array import array
+from collections.abc import Iterable, Sequence
 
 MULTIPLE = 64
 FAMILIES = {"512": 512, "1024": 1024}
@@ -31,7 +32,7 @@ class BucketError(ValueError):
     """Buckets that are invalid or cannot be used; the message quotes the config's entry."""
 
 
-def bucket_shapes(names) -> tuple[Shape, ...]:
+def bucket_shapes(names: str | Iterable[str]) -> tuple[Shape, ...]:
     """The shapes of ``config.buckets``, without duplicates, by rising aspect ratio."""
     names = (names,) if isinstance(names, str) else tuple(map(str, names))
     shapes = set()
@@ -60,7 +61,7 @@ def family(side: int, multiple: int = MULTIPLE) -> list[Shape]:
     return sorted(shapes, key=lambda shape: shape[1] / shape[0])
 
 
-def check_shapes(shapes, multiple: int) -> None:
+def check_shapes(shapes: Iterable[Shape], multiple: int) -> None:
     """BucketError unless all sides are multiples of ``multiple``, which the networks need."""
     wrong = [f"{w}x{h}" for h, w in shapes if h % multiple or w % multiple]
     if wrong:
@@ -70,7 +71,7 @@ def check_shapes(shapes, multiple: int) -> None:
         )
 
 
-def nearest(size: Shape, shapes) -> int:
+def nearest(size: Shape, shapes: Sequence[Shape]) -> int:
     """The index in ``shapes`` at which an image of ``size`` (height, width) is trained.
 
     Resolution first: that of the largest shape that the image covers without being enlarged, or of
@@ -98,7 +99,7 @@ class Turns:
         counts: numbers of images, at least 1 each.
     """
 
-    def __init__(self, counts):
+    def __init__(self, counts: Iterable[int]):
         self._counts = list(map(int, counts))
         self._taken = [0] * len(self._counts)
         self._bucket, self._before = array("H"), array("Q")

@@ -2,10 +2,12 @@
 
 import dataclasses
 import functools
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
-from data_pipeline.examples.fields import EncodedField, Encoding, Input
+from data_pipeline.examples.fields import Batch, Call, EncodedField, Encoding, Example, Input, Spec
 from data_pipeline.pictures.reading import load_image
 from data_pipeline.pictures.transforms import (
     clip_crop,
@@ -14,7 +16,7 @@ from data_pipeline.pictures.transforms import (
     square_face_crop,
 )
 from data_pipeline.prompt_syntax import plain_syntax
-from data_pipeline.prompts import join_parts, without_trigger
+from data_pipeline.prompts import Tokenizers, join_parts, without_trigger
 from data_pipeline.records.schema import MAX_REFERENCES, Record
 
 # Number of prompts whose token ids are cached, about 1.5 KB each.
@@ -49,7 +51,7 @@ class Text(EncodedField):
 
     def __init__(
         self,
-        tokenizers,
+        tokenizers: Tokenizers,
         streams: tuple[str, ...] = ("text",),
         *,
         trigger_word: str = "img",
@@ -72,7 +74,7 @@ class Text(EncodedField):
 
     # ---- its arrays ----
 
-    def spec(self, shape):
+    def spec(self, shape: tuple[int, int]) -> Spec:
         length = self.tokenizers.max_length
         spec = {f"input_ids/{name}": ((2, length), np.dtype(np.int32)) for name in self.streams}
         return spec | self._mask_spec()
@@ -81,17 +83,17 @@ class Text(EncodedField):
         length = self.tokenizers.max_length
         return {"class_tokens_mask": ((length,), np.dtype(bool))} if self.at_trigger else {}
 
-    def row_spec(self, shape, rows):
+    def row_spec(self, shape: tuple[int, int], rows: Spec) -> Spec:
         spec = {f"text_states/{name}": rows["states"] for name in (*self.streams, "empty")}
         spec |= {f"text_states/{name}": rows["pooled"] for name in ("pooled", "empty_pooled")}
         return spec | self._mask_spec()
 
-    def input_shape(self, shape):
+    def input_shape(self, shape: tuple[int, int]) -> tuple[int, ...]:
         return (2, self.tokenizers.max_length)
 
     # ---- from records ----
 
-    def inputs(self, example):
+    def inputs(self, example: Example) -> list[Input]:
         ids, _ = self._caption_ids(example)
         texts = [self._ids(text_of(example.record, name))[0] for name in self.further]
         empty = self._ids("")[0]
@@ -106,11 +108,11 @@ class Text(EncodedField):
     def _input(ids):
         return Input(lambda: (ids,), lambda: ids, ids.shape)
 
-    def join(self, example, values):
+    def join(self, example: Example, values: list) -> dict[str, np.ndarray]:
         made = {f"input_ids/{name}": ids for name, ids in zip(self._order(), values, strict=False)}
         return made | self._marks(example)
 
-    def join_rows(self, example, rows):
+    def join_rows(self, example: Example, rows: list[dict]) -> dict[str, np.ndarray]:
         text, *further, empty = rows
         made = {"text_states/text": text["states"], "text_states/pooled": text["pooled"]}
         for name, row in zip(self.further, further, strict=True):
@@ -124,15 +126,15 @@ class Text(EncodedField):
     def _marks(self, example):
         return {"class_tokens_mask": self._caption_ids(example)[1]} if self.at_trigger else {}
 
-    def all_inputs(self, source, record):
-        counts = [None]
+    def all_inputs(self, source: Any, record: Record) -> list[Input]:
+        counts: Sequence[int | None] = [None]
         if self.at_trigger:
             counts = range(1, source.most_references(record) + 1)
         ids = [self._ids(self.caption(record), count)[0] for count in counts]
         ids += [self._ids(text_of(record, name))[0] for name in self.further]
         return [self._input(i) for i in (*ids, self._ids("")[0])]
 
-    def caption(self, record) -> str:
+    def caption(self, record: Record) -> str:
         """The caption, followed by the parts without a stream of their own.
 
         Without ``at_trigger`` the trigger word is removed.
@@ -141,7 +143,7 @@ class Text(EncodedField):
         caption = record.caption if self.at_trigger else self.without_trigger(record.caption)
         return join_parts(caption, *parts)
 
-    def check(self, record, others):
+    def check(self, record: Record, others: int) -> None:
         most = max(1, min(others, 4)) if self.at_trigger else None
         texts = {"text": self.caption(record)}
         texts |= {name: text_of(record, name) for name in self.further}
@@ -158,7 +160,7 @@ class Text(EncodedField):
             count, first = self._cut.get(name, (0, (record.image, cut)))
             self._cut[name] = count + 1, first
 
-    def notes(self):
+    def notes(self) -> list[str]:
         cut, self._cut, syntax, self._syntax = self._cut, {}, self._syntax, {}
         length = self.tokenizers.max_length
         return [
@@ -189,7 +191,7 @@ class Text(EncodedField):
 
     # ---- from a call ----
 
-    def read(self, prompt: str, references: int):
+    def read(self, prompt: str, references: int) -> tuple[np.ndarray, np.ndarray, str]:
         """ids [2, n], class_tokens_mask [n], and the prompt without its trigger word.
 
         PromptError unless the prompt marks where the identity goes, for a method that needs it.
@@ -200,7 +202,7 @@ class Text(EncodedField):
         ids = self.tokenizers.encode(text)
         return ids, np.zeros(ids.shape[1], bool), text
 
-    def given(self, call):
+    def given(self, call: Call) -> dict[str, np.ndarray]:
         counts = [0] * len(call.prompts)
         if call.people is not None:
             counts = [len(persons[0]) for persons in call.people]
@@ -216,7 +218,7 @@ class Text(EncodedField):
 
     # ---- without the condition ----
 
-    def dropped(self, batch, xp):
+    def dropped(self, batch: Batch, xp: Any) -> dict:
         """The empty prompt on every stream, and no class token marked."""
         out = {}
         if "class_tokens_mask" in batch:
@@ -238,7 +240,7 @@ PARTS = ("background", "body")
 OWN = frozenset(field.name for field in dataclasses.fields(Record)) - {"images", "extra"}
 
 
-def text_of(record, name: str) -> str:
+def text_of(record: Record, name: str) -> str:
     """An additional prompt of a record; "" if it has none."""
     text = getattr(record, name, None) if name in OWN else (record.extra or {}).get(name)
     text = "" if text is None else text
@@ -277,23 +279,23 @@ class References(EncodedField):
             f"{prefix}_{what}" for what in ("pixel_values", "features", "mask")
         )
 
-    def spec(self, shape):
+    def spec(self, shape: tuple[int, int]) -> Spec:
         pixels = (MAX_REFERENCES, *self.input_shape(shape))
         return {self.pixels: (pixels, np.dtype(np.float32))} | self._mask_spec()
 
     def _mask_spec(self):
         return {self.mask: ((MAX_REFERENCES,), np.dtype(bool))}
 
-    def input_shape(self, shape):
+    def input_shape(self, shape: tuple[int, int]) -> tuple[int, ...]:
         return (self.size, self.size, 3)
 
-    def row_spec(self, shape, rows):
+    def row_spec(self, shape: tuple[int, int], rows: Spec) -> Spec:
         features, dtype = rows["features"]
         return {self.features: ((MAX_REFERENCES, *features), dtype)} | self._mask_spec()
 
     # ---- from records ----
 
-    def of(self, source, record) -> Input:
+    def of(self, source: Any, record: Record) -> Input:
         """The input for a record's image as a reference."""
 
         def key():
@@ -303,9 +305,9 @@ class References(EncodedField):
         def make():
             return clip_normalise(self.crop(source, record))
 
-        return Input(key, make, self.input_shape(None), True, record.image)
+        return Input(key, make, (self.size, self.size, 3), True, record.image)
 
-    def crop(self, source, record) -> np.ndarray:
+    def crop(self, source: Any, record: Record) -> np.ndarray:
         """[s, s, 3] uint8: the square around the face; the whole image without a box.
 
         Raises:
@@ -320,10 +322,10 @@ class References(EncodedField):
 
         return source.pictures.kept(("reference", record.image, record.face_box, self.size), make)
 
-    def inputs(self, example):
+    def inputs(self, example: Example) -> list[Input] | None:
         return [self.of(example.source, record) for record in example.references] or None
 
-    def make(self, example):
+    def make(self, example: Example) -> dict[str, np.ndarray] | None:
         # Like ``join``, without a float array for every crop.
         drawn = example.drawn[self.name]
         if not drawn:
@@ -333,20 +335,20 @@ class References(EncodedField):
             clip_normalise(crop, out=place)
         return {self.pixels: pixels, **self._mask(len(drawn))}
 
-    def make_cached(self, example):
+    def make_cached(self, example: Example) -> dict[str, np.ndarray] | None:
         drawn = example.drawn[self.name]
         return self.join_rows(example, drawn) if drawn else None
 
-    def draw_one(self, source, record):
+    def draw_one(self, source: Any, record: Record) -> Any:
         """What an example keeps of a reference: the crop, or with a cache the encoder's row."""
         if source.caches(self):
             return source.features.row(self.encoding, self.of(source, record))
         return self.crop(source, record)
 
-    def join(self, example, values):
+    def join(self, example: Example, values: list) -> dict[str, np.ndarray]:
         return {self.pixels: self._stack(values), **self._mask(len(values))}
 
-    def join_rows(self, example, rows):
+    def join_rows(self, example: Example, rows: list[dict]) -> dict[str, np.ndarray]:
         features = self._stack([row["features"] for row in rows])
         return {self.features: features, **self._mask(len(rows))}
 
@@ -359,16 +361,17 @@ class References(EncodedField):
     def _mask(self, count):
         return {self.mask: np.arange(MAX_REFERENCES) < count}
 
-    def all_inputs(self, source, record):
+    def all_inputs(self, source: Any, record: Record) -> list[Input]:
         return [self.of(source, record)]
 
     # ---- from a call ----
 
-    def given(self, call):
-        shape = (len(call.people), max(map(len, call.people)), MAX_REFERENCES)
+    def given(self, call: Call) -> dict[str, np.ndarray]:
+        people = call.people or []
+        shape = (len(people), max(map(len, people)), MAX_REFERENCES)
         pixels = np.zeros((*shape, self.size, self.size, 3), np.float32)
         mask = np.zeros(shape, bool)
-        for row, persons in enumerate(call.people):
+        for row, persons in enumerate(people):
             for person, images in enumerate(persons):
                 for column, image in enumerate(images):
                     pixels[row, person, column] = clip_preprocess(load_image(image), self.size)
@@ -376,5 +379,5 @@ class References(EncodedField):
         pixels = pixels.reshape(shape[0], -1, self.size, self.size, 3)
         return {self.pixels: pixels, self.mask: mask.reshape(shape[0], -1)}
 
-    def dropped(self, batch, xp):
+    def dropped(self, batch: Batch, xp: Any) -> dict:
         return {self.mask: xp.zeros_like(batch[self.mask])}

@@ -13,12 +13,11 @@ from it. It may add several arrays; names with a slash, "input_ids/text", are ne
 import abc
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from data_pipeline.pictures.transforms import TargetCrop
 from data_pipeline.records.schema import Record
 
 Spec = dict[str, tuple[tuple[int, ...], np.dtype]]
@@ -40,9 +39,9 @@ class Example:
         rng: for this example only. The crop has drawn from it, references draw next.
     """
 
-    source: object
+    source: Any
     record: Record
-    crop: TargetCrop | None
+    crop: Any
     rng: np.random.Generator
 
     @functools.cached_property
@@ -131,7 +130,7 @@ class Field(abc.ABC):
         """The arrays [b, ...] for a pipeline call; {} if only training reads them."""
         return {}
 
-    def draw_one(self, source, record: Record):
+    def draw_one(self, source: Any, record: Record) -> Any:
         """What an example keeps of another image of the identity, for fields with ``others``.
 
         Raises:
@@ -139,7 +138,9 @@ class Field(abc.ABC):
         """
         return record
 
-    def from_record(self, record: Record, read, size: tuple[int, int]):
+    def from_record(
+        self, record: Record, read: Callable[[str], np.ndarray], size: tuple[int, int]
+    ) -> Any:
         """What a call passes by its name for an image like the record's: for validation.
 
         Args:
@@ -150,7 +151,7 @@ class Field(abc.ABC):
         """
         return None
 
-    def dropped(self, batch: dict, xp) -> dict:
+    def dropped(self, batch: Batch, xp: Any) -> dict:
         """Entries of a batch that replace it if the condition is dropped; {}: it stays.
 
         Args:
@@ -190,8 +191,7 @@ class Encoding:
         precision: the config key for the dtype of the computation.
         signature: what else the result depends on, for the table's name.
         suffix: of the table's name, for tables that depend on the input's shape.
-        view: the part of the model that ``encode`` reads, so that nothing else is moved or
-            compiled.
+        view: the part of the model that ``encode`` reads, so that only that is moved and compiled.
     """
 
     kind: str
@@ -231,16 +231,16 @@ class EncodedField(Field):
         """``spec`` with the encoder's rows in place of the inputs."""
 
     @abc.abstractmethod
-    def all_inputs(self, source, record: Record) -> list[Input]:
+    def all_inputs(self, source: Any, record: Record) -> list[Input]:
         """All inputs that examples may need for this record, for filling a cache."""
 
-    def make(self, example):
+    def make(self, example: Example) -> dict[str, np.ndarray] | None:
         inputs = self.inputs(example)
         if inputs is None:
             return None
         return self.join(example, [entry.make() for entry in inputs])
 
-    def make_cached(self, example):
+    def make_cached(self, example: Example) -> dict[str, np.ndarray] | None:
         """Like ``make``, with the cache's rows."""
         inputs = self.inputs(example)
         if inputs is None:
@@ -252,7 +252,7 @@ class EncodedField(Field):
 # ---- Plain fields ------------------------------------------------------------------------------
 
 
-def array_spec(**arrays) -> Spec:
+def array_spec(**arrays: Any) -> Spec:
     return {name: (tuple(shape), np.dtype(dtype)) for name, (shape, dtype) in arrays.items()}
 
 
@@ -267,13 +267,13 @@ class Image(EncodedField):
     def __init__(self, encoding: Encoding | None = None):
         self.encoding = encoding
 
-    def spec(self, shape):
+    def spec(self, shape: tuple[int, int]) -> Spec:
         return array_spec(pixel_values=((*shape, 3), np.float32))
 
-    def input_shape(self, shape):
+    def input_shape(self, shape: tuple[int, int]) -> tuple[int, ...]:
         return (*shape, 3)
 
-    def inputs(self, example):
+    def inputs(self, example: Example) -> list[Input]:
         return [self._input(example.source, example.record.image, example.crop)]
 
     def _input(self, source, name, crop):
@@ -286,16 +286,16 @@ class Image(EncodedField):
 
         return Input(key, make, (*crop.size, 3), crop.certain, name)
 
-    def join(self, example, values):
+    def join(self, example: Example, values: list) -> dict[str, np.ndarray]:
         return {"pixel_values": values[0]}
 
-    def join_rows(self, example, rows):
+    def join_rows(self, example: Example, rows: list[dict]) -> dict[str, np.ndarray]:
         return {"moments": rows[0]["moments"]}
 
-    def row_spec(self, shape, rows):
+    def row_spec(self, shape: tuple[int, int], rows: Spec) -> Spec:
         return {"moments": rows["moments"]}
 
-    def all_inputs(self, source, record):
+    def all_inputs(self, source: Any, record: Record) -> list[Input]:
         crop = source.usual_crop(record)
         return [] if crop is None else [self._input(source, record.image, crop)]
 
@@ -308,13 +308,13 @@ class TimeIds(Field):
 
     name = "time_ids"
 
-    def spec(self, shape):
+    def spec(self, shape: tuple[int, int]) -> Spec:
         return array_spec(time_ids=((6,), np.float32))
 
-    def make(self, example):
+    def make(self, example: Example) -> dict[str, np.ndarray]:
         return {"time_ids": example.crop.time_ids}
 
-    def given(self, call):
+    def given(self, call: Call) -> dict[str, np.ndarray]:
         return {"time_ids": call.time_ids}
 
 
@@ -323,14 +323,14 @@ class FaceBox(Field):
 
     name = "face_box"
 
-    def spec(self, shape):
+    def spec(self, shape: tuple[int, int]) -> Spec:
         return array_spec(face_box=((4,), np.float32))
 
-    def make(self, example):
+    def make(self, example: Example) -> dict[str, np.ndarray]:
         return {"face_box": example.crop.face_box}
 
 
-def needs(fields) -> dict:
+def needs(fields: Iterable[Field]) -> dict:
     """What these fields require of a source of records: arguments of sources.open_records."""
     marked = any(getattr(field, "at_trigger", False) for field in fields)
     return {"marked": marked, "least": 1 + max((field.others for field in fields), default=0)}

@@ -10,7 +10,8 @@ import hashlib
 import json
 import logging
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 import numpy as np
 
@@ -66,12 +67,13 @@ class ExampleSource:
         cache_bytes: int = 1 << 30,
         buckets: tuple[tuple[int, int], ...] = (),
         batch_size: int = 1,
-        features=None,
+        features: Any = None,
         mark: Callable[[str], str] | None = None,
     ):
-        self.records, self.fields, self.seed = list(records), tuple(fields), seed
+        self.records, self.seed = list(records), seed
+        self.fields: tuple[Any, ...] = tuple(fields)
         self.size, self.random_crop, self.features = size, random_crop, features
-        self._mark = mark
+        self._mark: Any = mark
         self.batch_size, self.buckets = batch_size, tuple(buckets)
         self.pictures = Pictures(read_image, cache_bytes)
         self.skipped = self.pictures.skipped
@@ -87,7 +89,7 @@ class ExampleSource:
             self._members = self._into_buckets()
         used = [k for k, members in enumerate(self._members) if len(members)]
         if not used:
-            raise ImageError(f"no picture can be read; first cause: {self._first_problem()}")
+            raise ImageError(f"no image can be read; first cause: {self._first_problem()}")
         self._used = used
         self._turns = Turns(len(self._members[k]) for k in used)
 
@@ -184,7 +186,7 @@ class ExampleSource:
         lacking = " has a reference" if self._references else " can be decoded"
         raise ImageError(f"no target of {len(self.records)}{lacking}; first cause: {first}")
 
-    def pictures_of(self, numbers) -> list[str]:
+    def pictures_of(self, numbers: Iterable[int]) -> list[str]:
         """The targets of the examples with these indices, except skipped ones."""
         found = []
         for n in numbers:
@@ -203,14 +205,21 @@ class ExampleSource:
             arrays |= own
         return arrays
 
-    def plan(self, record: Record, shape, rng=None) -> TargetCrop:
+    def plan(
+        self, record: Record, shape: tuple[int, int], rng: np.random.Generator | None = None
+    ) -> TargetCrop:
         """How the record's image becomes a target of ``shape``; ImageError if it is unreadable.
 
         ``rng``: draws the crop's position if ``random_crop``.
         """
-        origin = {"original_size": record.original_size, "original_crop": record.crop}
-        rng = rng if self.random_crop else None
-        return plan_crop(self.size_of(record.image), record.face_box, shape, rng, **origin)
+        return plan_crop(
+            self.size_of(record.image),
+            record.face_box,
+            shape,
+            rng if self.random_crop else None,
+            original_size=record.original_size,
+            original_crop=record.crop,
+        )
 
     def size_of(self, name: str) -> tuple[int, int]:
         """(height, width) of an image; a cache that knows it avoids decoding."""
@@ -294,7 +303,7 @@ class ExampleSource:
         needed = max((field.others for field in self.fields), default=0)
         lonely = sum(count < needed for count in others.values())
         if lonely:
-            raise ValueError(f"{lonely} identities have no second picture to serve as a reference")
+            raise ValueError(f"{lonely} identities have no second image to serve as a reference")
         problems, kinds = [], set()
         for record in self.records:
             for field in self.fields:

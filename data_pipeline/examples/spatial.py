@@ -1,10 +1,14 @@
 """Spatial fields: points, control images; and weights of examples."""
 
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 
-from data_pipeline.examples.fields import Field, FieldError, array_spec
+from data_pipeline.examples.fields import Batch, Call, Example, Field, FieldError, Spec, array_spec
 from data_pipeline.pictures.reading import ImageError, image_size, load_image
 from data_pipeline.pictures.transforms import fit_image, plan_crop
+from data_pipeline.records.schema import Record
 
 
 class Points(Field):
@@ -21,39 +25,41 @@ class Points(Field):
             raise ValueError(f"points {name!r}: a record has {' and '.join(self.COUNTS)}")
         self.name, self.count = name, self.COUNTS[name]
 
-    def spec(self, shape):
+    def spec(self, shape: tuple[int, int]) -> Spec:
         mask = f"{self.name}_mask"
         return array_spec(**{self.name: ((self.count, 2), np.float32), mask: ((self.count,), bool)})
 
-    def make(self, example):
+    def make(self, example: Example) -> dict[str, np.ndarray]:
         known = getattr(example.record, self.name)
         if known is None:
             points = np.zeros((self.count, 2), np.float32)
             return {self.name: points, f"{self.name}_mask": np.zeros(self.count, bool)}
         points = example.crop.move(known)
         height, width = example.crop.size
-        seen = ((points >= 0) & (points < [width, height])).all(axis=1)
+        seen: Any = ((points >= 0) & (points < [width, height])).all(axis=1)
         if self.name == "keypoints" and example.record.visibility is not None:
             seen &= np.array(example.record.visibility, bool)
         return {self.name: points.astype(np.float32), f"{self.name}_mask": seen}
 
-    def from_record(self, record, read, size):
+    def from_record(
+        self, record: Record, read: Callable[[str], np.ndarray], size: tuple[int, int]
+    ) -> np.ndarray | None:
         known = getattr(record, self.name)
         if known is None:
             return None
         return plan_crop(read(record.image).shape[:2], record.face_box, size).move(known)
 
-    def given(self, call):
+    def given(self, call: Call) -> dict[str, np.ndarray]:
         if self.name not in call.inputs:
             raise FieldError(f"{self.name}: the method reads them; give {self.name}=[...]")
         points = np.asarray(call.inputs[self.name], np.float32)
         if points.shape != (len(call.prompts), self.count, 2):
             wanted = (len(call.prompts), self.count, 2)
             raise FieldError(f"{self.name} of shape {points.shape}: {wanted} is needed")
-        seen = ((points >= 0) & (points < call.size[::-1])).all(axis=2)
+        seen: Any = ((points >= 0) & (points < call.size[::-1])).all(axis=2)
         return {self.name: points, f"{self.name}_mask": seen}
 
-    def dropped(self, batch, xp):
+    def dropped(self, batch: Batch, xp: Any) -> dict:
         """None of them is visible."""
         mask = f"{self.name}_mask"
         return {mask: xp.zeros_like(batch[mask])}
@@ -70,13 +76,13 @@ class Weight(Field):
 
     name, keys = "weight", ("weight",)
 
-    def spec(self, shape):
+    def spec(self, shape: tuple[int, int]) -> Spec:
         return array_spec(example_weight=((), np.float32))
 
-    def make(self, example):
+    def make(self, example: Example) -> dict[str, Any]:
         return {"example_weight": np.float32(self._of(example.record))}
 
-    def check(self, record, others):
+    def check(self, record: Record, others: int) -> None:
         self._of(record)
 
     @staticmethod
@@ -97,12 +103,12 @@ class ControlImage(Field):
     def __init__(self, name: str):
         self.name, self.keys = name, (f"images.{name}",)
 
-    def spec(self, shape):
+    def spec(self, shape: tuple[int, int]) -> Spec:
         return array_spec(**{self.name: ((*shape, 3), np.float32)})
 
-    def make(self, example):
+    def make(self, example: Example) -> dict[str, np.ndarray]:
         source, record = example.source, example.record
-        image = source.pictures.image(record.images[self.name])
+        image = source.pictures.image((record.images or {})[self.name])
         difference = self._difference(record, image.shape[:2], source.size_of(record.image))
         if difference:
             raise FieldError(f"{record.image}: {difference}")
@@ -116,30 +122,34 @@ class ControlImage(Field):
             return ""
         return (
             f"its {self.name} image {record.images[self.name]} has another aspect ratio "
-            f"({w}x{h} pixels) than the picture itself ({width}x{height})"
+            f"({w}x{h} pixels) than the image itself ({width}x{height})"
         )
 
-    def check(self, record, others):
-        if self.name not in (record.images or {}):
+    def check(self, record: Record, others: int) -> None:
+        images = record.images or {}
+        if self.name not in images:
             raise FieldError(
                 f'no {self.name} image; give "images": {{"{self.name}": FILE}} in the manifest'
             )
         try:
-            size, target = image_size(record.images[self.name]), image_size(record.image)
+            size, target = image_size(images[self.name]), image_size(record.image)
         except ImageError:  # shards, whose size ``make`` checks, or a file that will be skipped
             return
         difference = self._difference(record, size, target)
         if difference:
             raise FieldError(difference)
 
-    def from_record(self, record, read, size):
-        if self.name not in (record.images or {}):
+    def from_record(
+        self, record: Record, read: Callable[[str], np.ndarray], size: tuple[int, int]
+    ) -> np.ndarray | None:
+        images = record.images or {}
+        if self.name not in images:
             return None
         crop = plan_crop(read(record.image).shape[:2], record.face_box, size)
-        pixels = crop.cut(read(record.images[self.name]))
+        pixels = crop.cut(read(images[self.name]))
         return ((pixels + 1) * 127.5).round().astype(np.uint8)
 
-    def given(self, call):
+    def given(self, call: Call) -> dict[str, np.ndarray]:
         if self.name not in call.inputs:
             raise FieldError(f"{self.name}: the method reads this image; give {self.name}=[...]")
         images = [
@@ -148,5 +158,5 @@ class ControlImage(Field):
         ]
         return {self.name: np.stack(images)}
 
-    def dropped(self, batch, xp):
+    def dropped(self, batch: Batch, xp: Any) -> dict:
         return {self.name: xp.zeros_like(batch[self.name])}

@@ -7,6 +7,7 @@ the template. Confusing them shifts the crop by half a pixel of the image.
 """
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 # Left eye, right eye (as seen in the picture), nose tip, left and right corner of the mouth, in a
 # crop of TEMPLATE_SIZE pixels, origin "centre".
@@ -24,12 +25,16 @@ SMALLEST = 1e-3  # pixels between landmarks, below which the scale is undefined
 ORIGINS = {"corner": 0.5, "centre": 0.0}  # position of the first pixel's centre
 
 
-def align_face(image, landmarks, size: int = TEMPLATE_SIZE, *, origin: str = "corner"):
+def align_face(
+    image: ArrayLike, landmarks: ArrayLike, size: int = TEMPLATE_SIZE, *, origin: str = "corner"
+) -> np.ndarray:
     """One face, [h, w, 3] to [size, size, 3]; see :func:`align_faces`."""
     return align_faces(np.asarray(image)[None], np.asarray(landmarks)[None], size, origin=origin)[0]
 
 
-def align_faces(images, landmarks, size: int = TEMPLATE_SIZE, *, origin: str = "corner"):
+def align_faces(
+    images: ArrayLike, landmarks: ArrayLike, size: int = TEMPLATE_SIZE, *, origin: str = "corner"
+) -> np.ndarray:
     """Crops whose landmarks are as close to the template as a similarity transform can bring them.
 
     Bilinear without smoothing, black outside the image, as in the training of recognisers: a face
@@ -65,7 +70,7 @@ def align_faces(images, landmarks, size: int = TEMPLATE_SIZE, *, origin: str = "
     return _sample(images, places.real, places.imag)
 
 
-def similarity(points, template):
+def similarity(points: np.ndarray, template: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The rotation, scale and shift that bring ``points`` [n, k, 2] closest to ``template`` [k, 2].
 
     This is Umeyama's estimate (IEEE TPAMI 13, 1991, no reflection), which in the plane has a closed
@@ -94,8 +99,7 @@ def similarity(points, template):
 def _sample(images, x, y):
     """Bilinear samples of [n, h, w, c] at pixel centres x, y [n, s, s], black outside."""
     n, height, width, _ = images.shape
-    # A black rim avoids special cases at the border; everything further out is mapped to it as
-    # well.
+    # A black rim avoids special cases at the border; everything further out maps to it.
     padded = np.pad(images, ((0, 0), (1, 2), (1, 2), (0, 0)))
     x, y = np.clip(x, -1, width) + 1, np.clip(y, -1, height) + 1
     column, row = np.floor(x).astype(int), np.floor(y).astype(int)

@@ -1,5 +1,7 @@
 """Finds a person's face in any image, and crops it like references."""
 
+from typing import Any
+
 import numpy as np
 
 from data_pipeline.faces.detectors import Detector, open_detector
@@ -29,11 +31,13 @@ def find_face(
             return x0, y0, x1, y1
     raise NoFaceFound(
         f"no face found in {name} ({width}x{height} pixels, detector {detector.name}); give a face "
-        "box, or pass --no-crop to use the whole picture"
+        "box, or pass --no-crop to use the whole image"
     )
 
 
-def crop_face(image, name: str = "the picture", detector: Detector | None = None) -> np.ndarray:
+def crop_face(
+    image: Any, name: str = "the picture", detector: Detector | None = None
+) -> np.ndarray:
     """The square reference crop [s, s, 3] around the largest face of an image for load_image.
 
     Raises:

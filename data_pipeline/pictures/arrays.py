@@ -1,5 +1,7 @@
 """Images and masks given as arrays: the accepted shapes, dtypes and ranges."""
 
+from typing import Any
+
 import numpy as np
 from PIL import Image
 
@@ -11,7 +13,7 @@ LABELS = 8  # values up to this are not greys of a mask but 0 and 1, or labels
 ONES = "of nothing but 0 and 1: give 0 and 255, or float in 0..1"
 
 
-def image_from_array(values) -> np.ndarray | Image.Image:
+def image_from_array(values: Any) -> np.ndarray | Image.Image:
     """uint8 RGB [h, w, 3] unchanged; any other array as a PIL image of mode L, RGB or RGBA.
 
     Args:
@@ -34,7 +36,7 @@ def image_from_array(values) -> np.ndarray | Image.Image:
     return Image.fromarray(pixels[..., 0] if pixels.shape[2:] == (1,) else pixels)
 
 
-def mask_from_array(values) -> np.ndarray | Image.Image:
+def mask_from_array(values: Any) -> np.ndarray | Image.Image:
     """[h, w] float32 in 0..1 from an array with one channel; several become a PIL image.
 
     Args:

@@ -2,6 +2,7 @@
 
 import functools
 import io
+from collections.abc import Callable
 
 import numpy as np
 from PIL import Image, ImageChops, ImageCms
@@ -16,14 +17,13 @@ PHOTOMETRIC = 262  # of TIFF; 0: white is zero
 SRGB_GAMMA = 0.45455  # of PNG's gAMA
 # CIE xy of white, red, green, blue as in PNG's cHRM, and their tolerance.
 SRGB_PRIMARIES, NEAR = (0.3127, 0.329, 0.64, 0.33, 0.3, 0.6, 0.15, 0.06), 0.01
-# ITU-T H.273's code points: primaries of sRGB, or unspecified; its and BT.709's curve, or
-# unspecified.
+# ITU-T H.273's code points: sRGB's primaries, its and BT.709's curve; or unspecified.
 SRGB_POINTS = ((1, 2), (1, 2, 6, 13, 14, 15))
 SPACES = {"GRAY": "L", "RGB": "RGB", "CMYK": "CMYK", "Lab": "LAB"}  # profile's space, image's mode
 GREYS = ("1", "L", "LA", "La")
 
 
-def to_rgb(image: Image.Image, say) -> np.ndarray:
+def to_rgb(image: Image.Image, say: Callable[[str], object]) -> np.ndarray:
     """uint8 sRGB [h, w, 3], upright, transparency on white.
 
     Args:
@@ -45,7 +45,7 @@ def to_rgb(image: Image.Image, say) -> np.ndarray:
     return _by_bands(image, turn, 3, convert)
 
 
-def to_grey(image: Image.Image, say) -> np.ndarray:
+def to_grey(image: Image.Image, say: Callable[[str], object]) -> np.ndarray:
     """float32 [h, w] in 0..1, upright: the brightness of each pixel; transparency is black.
 
     PictureFault if it is so dark that it can only be a mask of 0 and 1.
@@ -66,7 +66,7 @@ def to_grey(image: Image.Image, say) -> np.ndarray:
     return out
 
 
-def orientation(image: Image.Image, say) -> int:
+def orientation(image: Image.Image, say: Callable[[str], object]) -> int:
     """EXIF's 1 to 8. Call it after ``load``, because Pillow turns a TIFF itself."""
     try:
         turn = image.getexif().get(ORIENTATION, 1)
@@ -168,7 +168,7 @@ def _eight_bits(image: Image.Image) -> tuple[Image.Image, Image.Image | None]:
 # ---- Colour profiles ---------------------------------------------------------------------------
 
 
-def profile_of(image: Image.Image, say):
+def profile_of(image: Image.Image, say: Callable[[str], object]) -> Callable | None:
     """(colours, mode of the image) to sRGB by the image's profile; None: it already is sRGB."""
     data = image.info.get("icc_profile")
     if not data:

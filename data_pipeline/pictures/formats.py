@@ -6,6 +6,7 @@ import os
 import re
 import warnings
 from pathlib import Path
+from typing import Any
 
 from PIL import Image, PngImagePlugin, UnidentifiedImageError
 
@@ -16,7 +17,19 @@ warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning, appen
 PngImagePlugin.MAX_TEXT_CHUNK = max(PngImagePlugin.MAX_TEXT_CHUNK, 1 << 23)
 # By name, because Pillow would also run Ghostscript on an EPS file. TGA has no signature, so it is
 # tried last.
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "AVIF", "HEIF", "JPEG2000", "PPM")
+FORMATS: tuple[str, ...] = (
+    "JPEG",
+    "PNG",
+    "WEBP",
+    "GIF",
+    "BMP",
+    "DIB",
+    "TIFF",
+    "AVIF",
+    "HEIF",
+    "JPEG2000",
+    "PPM",
+)
 FORMATS += ("ICO", "ICNS", "PCX", "PSD", "SGI", "QOI", "TGA")
 SAVE = "save it as JPEG or PNG"
 RAW_ENDINGS = (".dng", ".nef", ".cr2", ".arw", ".orf", ".rw2", ".pef", ".srw", ".3fr", ".iiq")
@@ -39,7 +52,7 @@ class PictureFault(ValueError):
     """The end of a sentence, without the image's name: what is wrong with it and the remedy."""
 
 
-def open_file(file) -> Image.Image:
+def open_file(file: Any) -> Image.Image:
     """Open a path or binary file object as a PIL image, reading only the header.
 
     Raises:
@@ -50,7 +63,7 @@ def open_file(file) -> Image.Image:
     try:
         image = Image.open(file, formats=_formats())
     except Image.DecompressionBombError as error:
-        pixels = int(re.search(r"\d+", str(error)).group())
+        pixels = int(re.findall(r"\d+", str(error))[0])
         raise _too_large(f"{pixels / 1e6:.0f} megapixels") from error
     except UnidentifiedImageError as error:
         head = _head(file)
@@ -163,7 +176,7 @@ def _say_what_box(head: bytes) -> str:
     return f"a video: extract a frame and {SAVE}"
 
 
-def _check_raw(image: Image.Image, file) -> None:
+def _check_raw(image: Any, file) -> None:
     """PictureFault for raw photographs, of which Pillow would open only the preview."""
     if image.format != "TIFF":
         return
@@ -173,7 +186,7 @@ def _check_raw(image: Image.Image, file) -> None:
         raise PictureFault(RAW)
 
 
-def binary(picture):
+def binary(picture: Any) -> Any:
     """A file object for bytes; file objects unchanged."""
     if isinstance(picture, (bytes, bytearray, memoryview)):
         return io.BytesIO(picture)

@@ -14,6 +14,8 @@ import functools
 import logging
 import os
 from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -36,7 +38,7 @@ class ImageError(ValueError):
     """An image that cannot be read; the message names it."""
 
 
-def load_image(picture, name: str = "") -> np.ndarray:
+def load_image(picture: Any, name: str = "") -> np.ndarray:
     """uint8 RGB [h, w, 3], upright, in sRGB, transparency on white.
 
     Args:
@@ -53,7 +55,7 @@ def load_image(picture, name: str = "") -> np.ndarray:
         return colours.to_rgb(image, _teller(picture, name))
 
 
-def load_mask(picture, name: str = "") -> np.ndarray:
+def load_mask(picture: Any, name: str = "") -> np.ndarray:
     """float32 [h, w] in 0..1: white is 1, black and transparent are 0.
 
     Its values are not colours, so colour profiles are ignored.
@@ -71,7 +73,7 @@ def load_mask(picture, name: str = "") -> np.ndarray:
         return colours.to_grey(mask, _teller(picture, name))
 
 
-def image_size(path) -> tuple[int, int]:
+def image_size(path: str | Path) -> tuple[int, int]:
     """(height, width) of the upright image, from the file's header (a turned TIFF is decoded).
 
     Raises:

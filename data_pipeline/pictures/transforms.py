@@ -5,16 +5,21 @@ right, y down, x1 and y1 exclusive.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 from PIL import Image
 
 CLIP_MEAN = np.array([0.48145466, 0.4578275, 0.40821073], np.float32)
 CLIP_STD = np.array([0.26862954, 0.26130258, 0.27577711], np.float32)
 
 
-def square_face_crop(image: np.ndarray, box, enlarge: float = 0.2) -> np.ndarray:
+def square_face_crop(
+    image: np.ndarray, box: Sequence[float] | np.ndarray, enlarge: float = 0.2
+) -> np.ndarray:
     """A square around the face [s, s, 3], its longer side extended by ``enlarge`` on either side.
 
     The square is shifted if it would leave the image, and extended less if the image is too small.
@@ -93,12 +98,18 @@ class TargetCrop:
         crop = image[top : top + height, left : left + width]
         return crop.astype(np.float32) / 127.5 - 1
 
-    def move(self, points) -> np.ndarray:
+    def move(self, points: ArrayLike) -> np.ndarray:
         """Points [..., 2] of the image, (x, y) in pixels, in the crop's pixels; float64."""
         return np.asarray(points, np.float64) * self.scale - [self.left, self.top]
 
 
-def resize_and_crop(image: np.ndarray, face_box, size, rng=None, **origin):
+def resize_and_crop(
+    image: np.ndarray,
+    face_box: Sequence[float] | np.ndarray | None,
+    size: int | tuple[int, int],
+    rng: np.random.Generator | None = None,
+    **origin: Any,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The target image: resized to cover ``size``, then cropped, keeping the face if possible.
 
     As plan_crop says; returns pixels [h, w, 3] float32 in [-1, 1], time_ids [6] and face_box [4].
@@ -109,7 +120,7 @@ def resize_and_crop(image: np.ndarray, face_box, size, rng=None, **origin):
 
 def plan_crop(
     shape: tuple[int, int],
-    face_box,
+    face_box: Sequence[float] | np.ndarray | None,
     size: int | tuple[int, int],
     rng: np.random.Generator | None = None,
     *,
@@ -126,9 +137,9 @@ def plan_crop(
     resized image as SDXL counts them. The crop's face box is float32 in pixels of the crop, zeros
     if there is none.
     """
-    target = (size, size) if isinstance(size, int) else tuple(size)
+    target = (size, size) if isinstance(size, int) else (size[0], size[1])
     height, width = covering(shape, target)
-    box = np.zeros(4, np.float32)
+    box: np.ndarray = np.zeros(4, np.float32)
     if face_box is not None:
         box = np.asarray(face_box, np.float64) * np.array([width / shape[1], height / shape[0]] * 2)
     left, only_left = _offset(width - target[1], target[1], box[0], box[2], rng)

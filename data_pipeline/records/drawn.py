@@ -1,5 +1,8 @@
 """Drawn people as records, with the ground truth that only a drawing has."""
 
+from collections.abc import Iterable
+from typing import Any
+
 from data_pipeline.drawing.captions import TRIGGER
 from data_pipeline.drawing.portrait import People
 from data_pipeline.prompts import split_at_trigger
@@ -28,6 +31,6 @@ def records_of(drawn: People, images: list[str], trigger_word: str = TRIGGER) ->
     return records
 
 
-def plain_numbers(values):
+def plain_numbers(values: Iterable[float]) -> tuple[Any, ...]:
     """Plain numbers in pixels; a thousandth of one is more than anybody can use."""
     return tuple(round(float(value), 3) for value in values)

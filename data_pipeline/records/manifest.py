@@ -16,8 +16,10 @@ import logging
 import os
 import re
 from collections import Counter, defaultdict
+from collections.abc import Iterable
 from dataclasses import fields, replace
 from pathlib import Path
+from typing import Any
 
 from data_pipeline.files import write_text
 from data_pipeline.pictures.copies import NEAR_LIMIT, near_copies, same_bytes
@@ -46,7 +48,7 @@ class ManifestError(ValueError):
 
 
 def read_manifest(
-    folder,
+    folder: str | Path,
     trigger_word: str = "img",
     counts: Counter | None = None,
     *,
@@ -102,7 +104,7 @@ def read_manifest(
     return serviceable(_without_copies(records, path, counts), path, counts, least)
 
 
-def write_manifest(folder, records) -> Path:
+def write_manifest(folder: str | Path, records: Iterable[Record]) -> Path:
     """Write ``<folder>/manifest.jsonl``; all of the records' files must be in ``folder``."""
     folder = Path(folder)
     lines = []
@@ -133,7 +135,7 @@ def _record(folder: Path, entry, trigger_word: str | None) -> tuple[Record, list
     absent = [key for key in REQUIRED if not entry.get(key)]
     if absent:
         raise ManifestError(f"missing or empty: {', '.join(absent)}")
-    texts = {key: entry.get(key) or "" for key in (*REQUIRED, *TEXTS)}
+    texts: dict[str, Any] = {key: entry.get(key) or "" for key in (*REQUIRED, *TEXTS)}
     for key, text in texts.items():
         if not isinstance(text, str):
             raise ManifestError(f"{key} is {text!r}; give a text")
@@ -148,12 +150,12 @@ def _record(folder: Path, entry, trigger_word: str | None) -> tuple[Record, list
             )
     texts["image"] = _file(folder, "image", texts["image"])
     face_box, changes = _face_box(entry, texts["image"])
-    points = {
+    points: dict[str, Any] = {
         "landmarks": _numbers(entry, "landmarks", (5, 2)),
         "keypoints": _numbers(entry, "keypoints", (12, 2)),
         "visibility": _visibility(entry),
     }
-    more = {"images": _images(folder, entry)}
+    more: dict[str, Any] = {"images": _images(folder, entry)}
     known = {field.name for field in fields(Record)} - {"extra"}
     more["extra"] = {key: value for key, value in entry.items() if key not in known} or None
     return Record(**texts, face_box=face_box, **points, **_origin(entry), **more), changes
@@ -324,7 +326,7 @@ def _without_copies(records: list[Record], path: Path, counts: Counter) -> list[
 
 def _filled_in(record: Record, twins: list[Record]) -> Record:
     """Fill in the face box, points and origin from other records of the same image."""
-    found = {
+    found: dict[str, Any] = {
         name: next((value for twin in twins if (value := getattr(twin, name)) is not None), None)
         for name in PLACES
         if getattr(record, name) is None
@@ -337,7 +339,9 @@ def _pairs(copies: dict[str, str]) -> str:
     return _some([f"{copy} is {first}" for copy, first in names])
 
 
-def serviceable(records: list[Record], path, counts: Counter, least: int = 2) -> list[Record]:
+def serviceable(
+    records: list[Record], path: str | Path, counts: Counter, least: int = 2
+) -> list[Record]:
     """Drop identities with fewer than ``least`` images; ManifestError if none is left."""
     images = defaultdict(set)
     for record in records:

@@ -7,6 +7,7 @@ import functools
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -23,12 +24,12 @@ class ShardError(ValueError):
     """Shards that cannot be written or opened; the message names the folder and the remedy."""
 
 
-def is_shards(folder) -> bool:
+def is_shards(folder: str | Path) -> bool:
     return any((Path(folder) / name).is_file() for name in (INDEX, INFO))
 
 
 def open_shards(
-    folder, trigger_word: str = "img"
+    folder: str | Path, trigger_word: str = "img"
 ) -> tuple[list[Record], Callable[[str], np.ndarray]]:
     """Records and ``read_image``, as from data_pipeline.records.sources.open_records."""
     folder = Path(folder)
@@ -87,7 +88,7 @@ def _read_index(folder: Path, trigger_word: str) -> list[Record]:
 
 
 @functools.cache
-def open_tfds():
+def open_tfds() -> Any:
     os.environ.setdefault("NO_GCE_CHECK", "true")  # otherwise it queries the network about its host
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     try:

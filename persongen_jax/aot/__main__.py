@@ -17,7 +17,11 @@ import json
 import logging
 import math
 import os
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
 
 # The devices are the topology's; a backend of this machine would only be in the way.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -42,7 +46,14 @@ KINDS = ("train", "sample", "encode")
 
 
 def compile_for_topology(
-    config, topology: str, per_chip: int, *, what="train", cached=False, options=None, text=None
+    config: ConfigDict,
+    topology: str,
+    per_chip: int,
+    *,
+    what: str = "train",
+    cached: bool = False,
+    options: dict | None = None,
+    text: Path | None = None,
 ) -> dict:
     """Compile a program and return its figures as a dict for JSON (aot_compile.measure).
 
@@ -77,13 +88,20 @@ def compile_for_topology(
     return {**of, "fsdp": config.fsdp, **row}
 
 
-def check_batch(per_chip: int):
+def check_batch(per_chip: int) -> None:
     if per_chip < 1:
         raise ValueError(f"--per_chip_batch {per_chip}: give at least 1")
 
 
 def search(
-    config, topology: str, start: int, *, before=(), tell=print, keep=lambda row: None, **kw
+    config: ConfigDict,
+    topology: str,
+    start: int,
+    *,
+    before: Sequence[dict] = (),
+    tell: Callable[[str], object] = print,
+    keep: Callable[[dict], object] = lambda row: None,
+    **kw: Any,
 ) -> dict:
     """The same for the largest batch that fits, with all ``tries``: batch -> bytes needed.
 
@@ -153,7 +171,7 @@ def read_json(path: Path) -> list[dict]:
     return text_files.read_json(path) if path.exists() else []
 
 
-def write_json(path: Path, rows: list[dict]):
+def write_json(path: Path, rows: list[dict]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path, json.dumps(rows, indent=1) + "\n")
 
@@ -173,7 +191,7 @@ def is_of(row: dict, asked: dict) -> bool:
 
 
 @command
-def main(argv=None):
+def main(argv: list[str] | None = None) -> None:
     logging.getLogger("absl").setLevel(logging.WARNING)
     parser = argparse.ArgumentParser(
         prog="python -m persongen_jax.aot",

@@ -3,6 +3,9 @@
 import dataclasses
 import importlib.util
 import os
+from collections.abc import Sequence
+
+import jax
 
 GIB = 2**30
 
@@ -35,7 +38,7 @@ CHIPS = {
 }
 
 
-def open_topology(name: str):
+def open_topology(name: str) -> tuple[Chip, Sequence[jax.Device]]:
     """(chip, devices) of a topology such as "v5e:4x4", "v5p:4x4x4" or "v6e:4x4".
 
     Programs can be compiled for these devices but not run on them.

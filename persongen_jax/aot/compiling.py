@@ -4,12 +4,16 @@ import importlib.metadata
 import re
 import resource
 import time
+from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
-from persongen_jax.aot.chips import GIB
+from persongen_jax.aot.chips import GIB, Chip
 from persongen_jax.aot.cost import Cost, corrected_optimal, read_cost
+from persongen_jax.aot.programs import Program
 from persongen_jax.parallel.sharding import replicated
 
 TO_FIT = (
@@ -29,7 +33,7 @@ class DoesNotFit(ValueError):
         self.needed = needed
 
 
-def compile_program(program, options: dict):
+def compile_program(program: Program, options: dict) -> tuple[jax.stages.Traced, Any, float, float]:
     """(traced, compiled, seconds of tracing, seconds of compiling).
 
     Args:
@@ -54,7 +58,7 @@ def compile_program(program, options: dict):
     return traced, compiled, traced_at - start, time.perf_counter() - traced_at
 
 
-def check_options(mesh, options: dict):
+def check_options(mesh: Mesh, options: dict) -> None:
     """ValueError for options that the compiler rejects, using a program that compiles in no time.
 
     In :func:`compile_program` the error would come only after minutes of tracing.
@@ -80,7 +84,9 @@ def _needed(message: str) -> int | None:
     return round(float(found.group(1)) * _UNITS[found.group(2)]) if found else None
 
 
-def measure(program, chip, options: dict, text=None) -> tuple[dict, Cost]:
+def measure(
+    program: Program, chip: Chip, options: dict, text: Path | None = None
+) -> tuple[dict, Cost]:
     """Compile: (all figures, for JSON; what was parsed from the text). Raises DoesNotFit.
 
     ``text``: a file to write the compiled program to.

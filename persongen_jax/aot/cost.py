@@ -10,6 +10,7 @@ import collections
 import dataclasses
 import math
 import re
+from collections.abc import Callable
 
 COLLECTIVES = (
     "all-reduce",
@@ -154,8 +155,8 @@ def _walk(computations, name, unknown_trips, seen) -> Cost:
                 inner = _walk(computations, instruction.called(key), unknown_trips, seen)
                 _add(cost, inner, trips)
         elif opcode == "conditional":
-            inner = [_walk(computations, b, unknown_trips, seen) for b in instruction.branches]
-            _add(cost, max(inner, key=lambda branch: branch.cycles), 1)
+            ways = [_walk(computations, b, unknown_trips, seen) for b in instruction.branches]
+            _add(cost, max(ways, key=lambda branch: branch.cycles), 1)
         elif opcode == "call":
             called = instruction.called("to_apply") or instruction.called("calls")
             _add(cost, _walk(computations, called, unknown_trips, seen), 1)
@@ -174,7 +175,8 @@ def _trips(computations, instruction) -> int | None:
     if len(limits) != 1 or condition[-1].opcode != "compare" or "=LT" not in condition[-1].line:
         return None
     step = _step(condition, computations[instruction.called("body")])
-    return math.ceil(_constant(limits[0]) / step)
+    limit = _constant(limits[0])
+    return None if limit is None else math.ceil(limit / step)
 
 
 def _step(condition, body) -> int:
@@ -183,7 +185,10 @@ def _step(condition, body) -> int:
     counter = tables[0].get(condition[-1].operands[0])
     if counter is None or counter.opcode != "get-tuple-element" or body[-1].opcode != "tuple":
         return 1
-    place = re.search(r"\bindex=(\d+)", counter.line).group()
+    index = re.search(r"\bindex=(\d+)", counter.line)
+    if index is None:
+        return 1
+    place = index.group()
 
     def added(name):
         found = tables[1].get(name)
@@ -284,7 +289,9 @@ def corrected_optimal(optimal: float, floor: float, kernels: int) -> float:
     return optimal + kernels
 
 
-def profile(cost: Cost, part, rows: int = 30) -> list[tuple[str, int, int]]:
+def profile(
+    cost: Cost, part: Callable[[Instruction], str], rows: int = 30
+) -> list[tuple[str, int, int]]:
     """(group, number of instructions, cycles), largest first; ``part`` maps names to groups."""
     counts, cycles = collections.Counter(), collections.Counter()
     for instruction, spent in cost.by_instruction:

@@ -6,9 +6,11 @@ training and the pipeline would give them on the topology's mesh.
 
 import dataclasses
 import math
+from typing import Any
 
 import jax
 from jax.interpreters import partial_eval
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from data_pipeline.examples.fields import flatten
@@ -33,20 +35,20 @@ class Program:
         label: the system's name in tables.
     """
 
-    function: object
+    function: jax.stages.Wrapped
     arguments: tuple
     parts: dict
     images: int
-    mesh: object
+    mesh: Mesh
     steps: int = 1
     holds_all: bool = False
     label: str = ""
 
-    def trace(self):
+    def trace(self) -> jax.stages.Traced:
         with jax.set_mesh(self.mesh), compile_for("tpu"):
             return self.function.trace(*self.arguments)
 
-    def lower(self, traced):
+    def lower(self, traced: jax.stages.Traced) -> jax.stages.Lowered:
         with jax.set_mesh(self.mesh), compile_for("tpu"):
             return traced.lower()
 
@@ -58,7 +60,7 @@ class Program:
     def bytes_per_chip(self) -> dict[str, int]:
         return {name: tree_bytes(tree) for name, tree in self.parts.items()}
 
-    def unread_bytes(self, traced) -> int:
+    def unread_bytes(self, traced: jax.stages.Traced) -> int:
         """Per chip, of weights that are there although the program does not read them."""
         if not self.holds_all:
             return 0
@@ -68,7 +70,7 @@ class Program:
         return tree_bytes(unread)
 
 
-def training(config, mesh, *, cached: bool) -> Program:
+def training(config: ConfigDict, mesh: Mesh, *, cached: bool) -> Program:
     """The training step of a config; ``config.batch_size`` is over all chips.
 
     Args:
@@ -84,11 +86,11 @@ def training(config, mesh, *, cached: bool) -> Program:
         "batch": batch,
     }
     arguments = (parts.state, parts.frozen, batch, number(mesh))
-    kw = {"holds_all": True, "label": system.label}
-    return Program(parts.step, arguments, pieces, config.batch_size, mesh, **kw)
+    of = (arguments, pieces, config.batch_size, mesh)
+    return Program(parts.step, *of, holds_all=True, label=system.label)
 
 
-def sampler(config, mesh, *, steps: int) -> Program:
+def sampler(config: ConfigDict, mesh: Mesh, *, steps: int) -> Program:
     """The sampler's loop as in validation, including guidance, without the codec."""
     system = abstract_system(config)
     program = system.sampling_program(steps)
@@ -96,17 +98,18 @@ def sampler(config, mesh, *, steps: int) -> Program:
     inputs = _spread(program.inputs, along_batch(mesh))
     arguments = (*program.static, weights, *inputs)
     parts = {"weights": weights, "batch": inputs}
-    loops = program.unknown_steps
-    kw = {"steps": loops, "label": system.label}
-    return Program(program.function, arguments, parts, config.batch_size, mesh, **kw)
+    of = (arguments, parts, config.batch_size, mesh)
+    return Program(program.function, *of, steps=program.unknown_steps, label=system.label)
 
 
-def encoders(config, mesh) -> Program:
+def encoders(config: ConfigDict, mesh: Mesh) -> Program:
     """What the frozen encoders compute in a training step without cached features, alone."""
     system = abstract_system(config)
     whole = flatten(system.abstract_batch())
     kinds = system.cached_kinds()
-    fields = [f for f in system.fields if f.encoding is not None and f.encoding.kind in kinds]
+    fields: list[Any] = [
+        f for f in system.fields if f.encoding is not None and f.encoding.kind in kinds
+    ]
     if not fields:
         raise ValueError(f"no encoder of {system.label} is frozen, so there is nothing to compile")
     inputs, opened = {}, {}
@@ -127,8 +130,8 @@ def encoders(config, mesh) -> Program:
         return {k: {n: one(k, a) for n, a in arrays.items()} for k, arrays in inputs.items()}
 
     parts = {"weights": states, "batch": inputs}
-    kw = {"label": system.label}
-    return Program(jax.jit(encode), (states, inputs), parts, config.batch_size, mesh, **kw)
+    of = ((states, inputs), parts, config.batch_size, mesh)
+    return Program(jax.jit(encode), *of, label=system.label)
 
 
 def _spread(tree, sharding):
@@ -142,7 +145,7 @@ def _spread(tree, sharding):
     return jax.tree.map(spread, tree)
 
 
-def tree_bytes(tree) -> int:
+def tree_bytes(tree: Any) -> int:
     """Bytes of a tree of ShapeDtypeStructs on one of its chips; 0 for those without a sharding."""
     return sum(
         math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
@@ -151,6 +154,6 @@ def tree_bytes(tree) -> int:
     )
 
 
-def with_batch(config, per_chip: int, chips: int):
+def with_batch(config: ConfigDict, per_chip: int, chips: int) -> ConfigDict:
     """The config with ``per_chip`` images on each chip, in as many parts as it says."""
     return ConfigDict({**config, "batch_size": per_chip * chips})

@@ -1,9 +1,10 @@
 """The largest batch that fits, found with few compilations."""
 
 import math
+from collections.abc import Callable
 
 
-def largest(needs, room: float, starts: list[int]) -> int:
+def largest(needs: Callable[[int], float], room: float, starts: list[int]) -> int:
     """The largest n at which ``needs(n)`` is at most ``room``, to within a sixteenth; 0: none.
 
     Memory grows about linearly with the batch, so each try is the point where the line through the
@@ -23,7 +24,7 @@ def largest(needs, room: float, starts: list[int]) -> int:
         if starts:
             n = starts.pop(0)
         elif wrong:
-            n = (low + high) // 2
+            n = int(low + high) // 2
         else:
             full = _full(tries, low, high, room)
             least = low + max(1, low // 16)  # the end of the search if it does not fit
@@ -41,7 +42,7 @@ def _full(tries: dict, low: int, high: float, room: float) -> int:
     """The n where memory should be full, which may lie outside the remaining interval."""
     known = sorted(n for n, size in tries.items() if math.isfinite(size))
     if high != math.inf and tries[high] == math.inf:
-        return (low + high) // 2
+        return int(low + high) // 2
     if len(known) > 1:
         a, b = known[-2:] if high == math.inf else _around(known, low)
         slope = (tries[b] - tries[a]) / (b - a)
@@ -49,7 +50,7 @@ def _full(tries: dict, low: int, high: float, room: float) -> int:
     if low and high == math.inf:
         # Part of it is weights, which do not grow: this errs on the small side.
         return min(4 * low, int(low * room / tries[low]))
-    return (low + high) // 2
+    return int(low + high) // 2
 
 
 def _around(known: list[int], low: int) -> tuple[int, int]:

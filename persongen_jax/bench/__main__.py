@@ -19,6 +19,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from typing import IO, Any, cast
 
 from persongen_jax.bench.report import in_short, write_report
 from persongen_jax.bench.settings import (
@@ -48,7 +49,7 @@ class RowFailed(Exception):
 class Worker:
     """A process of bench/worker.py."""
 
-    def __init__(self, task: dict, log: Path, deadline: float, **environment):
+    def __init__(self, task: dict, log: Path, deadline: float, **environment: Any):
         self.log, self.deadline = log, deadline
         with open(log, "w") as errors:
             self.process = subprocess.Popen(
@@ -59,12 +60,14 @@ class Worker:
                 text=True,
                 env={**os.environ, **environment},
             )
+        self.stdin = cast(IO[str], self.process.stdin)
+        self.stdout = cast(IO[str], self.process.stdout)
 
     def answer(self) -> dict:
         """The next answer; RowFailed if there is none, and then the process has ended."""
         timer = threading.Timer(max(0, self.deadline - time.monotonic()), self.process.kill)
         timer.start()
-        line = self.process.stdout.readline()
+        line = self.stdout.readline()
         timer.cancel()
         answer = json.loads(line) if line else {"error": self.last_words()}
         if "error" in answer:
@@ -74,22 +77,22 @@ class Worker:
 
     def ask(self, steps: int) -> dict:
         try:
-            self.process.stdin.write(f"{steps}\n")
-            self.process.stdin.flush()
+            self.stdin.write(f"{steps}\n")
+            self.stdin.flush()
         except BrokenPipeError:
             pass  # it has ended; reading its answer says how
         return self.answer()
 
     def finish(self) -> dict:
-        self.process.stdin.close()
+        self.stdin.close()
         answer = self.answer()
         self.close()
         return answer
 
-    def close(self):
-        if not self.process.stdin.closed:
+    def close(self) -> None:
+        if not self.stdin.closed:
             try:
-                self.process.stdin.close()
+                self.stdin.close()
             except BrokenPipeError:
                 pass
         try:
@@ -97,7 +100,7 @@ class Worker:
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()
-        self.process.stdout.close()
+        self.stdout.close()
 
     def last_words(self) -> str:
         code = self.process.wait()
@@ -115,7 +118,7 @@ class Worker:
 class Bench:
     """One invocation: the rows, their workers, and the report, rewritten at every change."""
 
-    def __init__(self, args):
+    def __init__(self, args: argparse.Namespace):
         self.args, self.what, self.file = args, args.what, str(args.config)
         self.deadline = time.monotonic() + (args.limit or 365 * 86400)
         self.settings = parse_rows(args.what, args.config, args.row)
@@ -143,7 +146,7 @@ class Bench:
         self.read_counts()
         return self.report()
 
-    def look(self):
+    def look(self) -> None:
         """Query the devices from a separate process, as this one must not hold any.
 
         Raises:
@@ -213,7 +216,7 @@ class Bench:
         self.read_counts()  # nothing else may run while times are taken
         return worker
 
-    def time_one(self, row: Row, worker: Worker):
+    def time_one(self, row: Row, worker: Worker) -> None:
         if row.error:
             return
         short = self.together or self.what == "sample"
@@ -226,7 +229,7 @@ class Bench:
         row.seconds.append(answer.pop("seconds"))
         row.found |= answer
 
-    def finish(self, row: Row, worker: Worker):
+    def finish(self, row: Row, worker: Worker) -> None:
         if row.error:
             return
         try:
@@ -236,14 +239,14 @@ class Bench:
         print(f"  {in_short(row)}", flush=True)
         self.report()
 
-    def fail(self, row: Row, failure: RowFailed):
+    def fail(self, row: Row, failure: RowFailed) -> None:
         row.error = str(failure)
         print(f"  {row.error}", flush=True)
         self.report()
 
     # ---- amount of work ----
 
-    def start_counting(self):
+    def start_counting(self) -> None:
         """Start a process per kind of image; it computes with shapes only, on the CPU."""
         for setting in self.settings:
             of = setting.picture_work
@@ -261,7 +264,7 @@ class Bench:
             environment = {"JAX_PLATFORMS": "cpu", "CUDA_VISIBLE_DEVICES": ""}
             self.counting.append((of, Worker(task, log, self.deadline, **environment)))
 
-    def read_counts(self):
+    def read_counts(self) -> None:
         for of, worker in self.counting[len(self.counts) :]:
             try:
                 answer = worker.answer()
@@ -290,7 +293,7 @@ def read_variants(text: str) -> list[str]:
 
 
 @command
-def main(argv=None):
+def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("what", choices=("train", "sample"))
     parser.add_argument("--config", type=Path, required=True, help="a training's config")

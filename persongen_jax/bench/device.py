@@ -4,6 +4,7 @@ import math
 import resource
 import statistics
 import time
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +14,7 @@ from persongen_jax.training.flop_count import PEAK_FLOPS, peak_flops
 GIB = 2**30
 
 
-def program_memory(program) -> dict:
+def program_memory(program: Any) -> dict:
     """GiB per device that a compiled program needs, by kind, as planned by the compiler."""
     stats = program.memory_analysis()
     if stats is None:
@@ -82,7 +83,7 @@ def matrix_product_rate(tries: int = 5) -> float:
     return 2 * side**3 / statistics.median(times)
 
 
-def check_finite(value: float):
+def check_finite(value: float) -> None:
     """FloatingPointError unless it is finite, as the measurement would be worthless."""
     if not math.isfinite(value):
         raise FloatingPointError(f"the result is {value}; this setting is not measured")

@@ -4,11 +4,13 @@ import tempfile
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from ml_collections import ConfigDict
 
 from data_pipeline.prompts import Tokenizers
 from persongen_jax.bench.device import at_the_end, check_finite, describe_device
@@ -37,9 +39,11 @@ class SampleRow:
         attention: "auto" or "xla".
     """
 
-    def __init__(self, config, *, steps: int, guidance: float, identity: bool, attention: str):
+    def __init__(
+        self, config: ConfigDict, *, steps: int, guidance: float, identity: bool, attention: str
+    ):
         self.device = describe_device()  # before it allocates memory
-        system = abstract_system(config)
+        system: Any = abstract_system(config)
         model = with_drawn_weights(system.model)
         if not identity:
             remove_adapters(model.unet)
@@ -81,7 +85,7 @@ class SampleRow:
             for _ in range(times):
                 images = self.pipe(**self.call).images
         seconds = time.perf_counter() - start
-        check_finite(float(images.mean()))
+        check_finite(float(np.asarray(images).mean()))
         return {"seconds": seconds}
 
     def finish(self) -> dict:
@@ -95,9 +99,9 @@ def tiny_tokenizers() -> Tokenizers:
         return Tokenizers.from_pretrained(folder)
 
 
-def picture_flops(config, *, steps: int, guidance: float) -> int:
+def picture_flops(config: ConfigDict, *, steps: int, guidance: float) -> int:
     """Floating-point operations per image of the base alone: UNet at every step, VAE once."""
-    model = abstract_system(config).model
+    model: Any = abstract_system(config).model
     remove_adapters(model.unet)
     unet, vae = model.unet, model.vae
     factor = vae.vae_scale_factor

@@ -8,7 +8,11 @@ config (``batch`` is short for ``batch_size``) and the few of ``EXTRAS``.
 
 import importlib.util
 import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
+
+from ml_collections import ConfigDict
 
 from persongen_jax.config import load_config
 
@@ -89,7 +93,7 @@ class Setting:
         return " ".join(FLAGS[name] for name in self.xla.split("+") if name)
 
 
-def read_config(file, overrides: dict):
+def read_config(file: str | Path, overrides: dict) -> ConfigDict:
     """The training config with these changes, without any path to open.
 
     Raises:
@@ -98,7 +102,7 @@ def read_config(file, overrides: dict):
     return load_config(file, {**overrides, "start_from": ""})
 
 
-def parse_rows(what: str, file, rows: list[list[str]]) -> list[Setting]:
+def parse_rows(what: str, file: str | Path, rows: list[list[str]]) -> list[Setting]:
     """The settings of the command line; without rows: one, the unchanged config.
 
     Raises:
@@ -124,8 +128,8 @@ def parse_rows(what: str, file, rows: list[list[str]]) -> list[Setting]:
             choices[key] = [_read(entry, value, default) for value in values.split(",")]
         for key in ("size", "batch_size"):
             choices.setdefault(key, [config[key]])
-        for values in itertools.product(*choices.values()):
-            settings.append(_setting(what, dict(zip(choices, values, strict=True))))
+        for chosen in itertools.product(*choices.values()):
+            settings.append(_setting(what, dict(zip(choices, chosen, strict=True))))
     return settings
 
 
@@ -196,7 +200,7 @@ class Row:
         }
 
 
-def check_versus(what: str, file, settings: list[Setting]):
+def check_versus(what: str, file: str | Path, settings: list[Setting]) -> None:
     """ValueError if torch has no counterpart of a training's method, or its code is missing."""
     if importlib.util.find_spec("benchmarks") is None:
         raise ValueError(
@@ -212,7 +216,7 @@ def check_versus(what: str, file, settings: list[Setting]):
         )
 
 
-def torch_rows(settings: list[Setting], variants) -> list[Row]:
+def torch_rows(settings: list[Setting], variants: Sequence[str]) -> list[Row]:
     """A row of torch per variant for every work in ``settings`` that torch can do."""
     rows, seen = [], []
     for setting in settings:

@@ -25,7 +25,7 @@ class TrainRow:
         attention: "auto" or "xla", see :func:`attention_by`.
     """
 
-    def __init__(self, config, *, cached: bool, attention: str):
+    def __init__(self, config: ConfigDict, *, cached: bool, attention: str):
         self.device = describe_device()  # before it allocates memory
         mesh = make_mesh(fsdp=config.fsdp)
         # All weights are on the devices, including those that this step does not read.
@@ -68,7 +68,7 @@ class TrainRow:
         return at_the_end()
 
 
-def step_flops(config, *, cached: bool) -> tuple[int, int]:
+def step_flops(config: ConfigDict, *, cached: bool) -> tuple[int, int]:
     """(floating-point operations of a step per image, number of trained parameters).
 
     For the plain step: what remat recomputes is work for the device, but not the model's.

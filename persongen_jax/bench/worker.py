@@ -12,11 +12,14 @@ import json
 import os
 import sys
 import traceback
+from typing import Any
+
+from ml_collections import ConfigDict
 
 OUT_OF_MEMORY = ("RESOURCE_EXHAUSTED", "out of memory", "OutOfMemoryError", "bad_alloc")
 
 
-def make_row(task: dict):
+def make_row(task: dict) -> Any:
     """An object with ``prepare``, ``run`` and ``finish``.
 
     Args:
@@ -28,14 +31,19 @@ def make_row(task: dict):
     config = read_config(task["config"], task["overrides"])
     if task["by"] == "ours":
         if task["what"] == "train":
-            from persongen_jax.bench.training import TrainRow as Row
-        else:
-            from persongen_jax.bench.sampling import SampleRow as Row
-    elif task["what"] == "train":
-        from benchmarks.torch_rows import TorchTrainRow as Row
-    else:
-        from benchmarks.torch_rows import TorchSampleRow as Row
-    return Row(config, **task["options"])
+            from persongen_jax.bench.training import TrainRow
+
+            return TrainRow(config, **task["options"])
+        from persongen_jax.bench.sampling import SampleRow
+
+        return SampleRow(config, **task["options"])
+    if task["what"] == "train":
+        from benchmarks.torch_rows import TorchTrainRow
+
+        return TorchTrainRow(config, **task["options"])
+    from benchmarks.torch_rows import TorchSampleRow
+
+    return TorchSampleRow(config, **task["options"])
 
 
 def count_work(task: dict) -> dict:
@@ -56,7 +64,7 @@ def count_work(task: dict) -> dict:
     return counts
 
 
-def count_ours(config, task: dict) -> dict:
+def count_ours(config: ConfigDict, task: dict) -> dict:
     if task["what"] == "train":
         from persongen_jax.bench.training import step_flops
 
@@ -66,7 +74,7 @@ def count_ours(config, task: dict) -> dict:
     return {"ours": picture_flops(config, **task["options"])}
 
 
-def count_torch(config, task: dict) -> dict:
+def count_torch(config: ConfigDict, task: dict) -> dict:
     if task["what"] == "train":
         from benchmarks.torch_rows import torch_step_flops
 
@@ -90,7 +98,7 @@ def in_short(error: Exception) -> str:
     return text.split("\n")[0][:300]
 
 
-def main():
+def main() -> None:
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
 

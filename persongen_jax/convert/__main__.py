@@ -11,6 +11,7 @@ them and stops. --dry_run does all the work and its checks, and leaves no file b
 import argparse
 import contextlib
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 from persongen_jax.cli import command
@@ -18,11 +19,12 @@ from persongen_jax.convert.identify import count, identify, open_parts
 from persongen_jax.convert.upgrade import upgrade_run
 from persongen_jax.files import is_full
 from persongen_jax.weights.errors import WeightsError
+from persongen_jax.weights.files.source import TensorSource
 
 SHOWN_NOTES = 200  # characters of one entry of a file's metadata
 
 
-def parse_arguments(argv=None):
+def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m persongen_jax.convert",
         description=__doc__.split("\n")[0],
@@ -59,7 +61,7 @@ def parse_arguments(argv=None):
     return parser.parse_args(argv)
 
 
-def _formats():
+def _formats() -> tuple[str, ...]:
     from persongen_jax.convert.exporting import FORMATS
 
     return FORMATS
@@ -68,7 +70,7 @@ def _formats():
 # ---- inspect -----------------------------------------------------------------------------------
 
 
-def inspect(path, with_keys: bool = False) -> str:
+def inspect(path: str | Path, with_keys: bool = False) -> str:
     """What ``path`` is, in lines for the terminal."""
     found = identify(path)
     sources = open_parts(path)
@@ -92,7 +94,7 @@ def inspect(path, with_keys: bool = False) -> str:
             source.close()
 
 
-def key_lines(source, front: str) -> list[str]:
+def key_lines(source: TensorSource, front: str) -> list[str]:
     """One line per tensor with its dtype and shape."""
     lines = []
     for key in source.keys():
@@ -101,7 +103,7 @@ def key_lines(source, front: str) -> list[str]:
     return lines
 
 
-def group_lines(source, front: str) -> list[str]:
+def group_lines(source: TensorSource, front: str) -> list[str]:
     """The tensors by the first word of their keys; by the first two if all share the first."""
     keys = source.keys()
     if not keys:
@@ -131,7 +133,7 @@ def shorten(text: str) -> str:
 # ---- import and export -------------------------------------------------------------------------
 
 
-def import_(args) -> str:
+def import_(args: argparse.Namespace) -> str:
     from persongen_jax.convert.importing import import_file
 
     if args.out.resolve() == args.path.resolve():
@@ -140,7 +142,7 @@ def import_(args) -> str:
         return import_file(args.path, out, args.base)
 
 
-def export(args) -> str:
+def export(args: argparse.Namespace) -> str:
     from persongen_jax.convert.exporting import export_run
     from persongen_jax.systems.open import open_run
 
@@ -158,7 +160,7 @@ def export(args) -> str:
 
 
 @contextlib.contextmanager
-def destination(args):
+def destination(args: argparse.Namespace) -> Iterator[Path]:
     """The path to write: ``args.out``; in a dry run a temporary one that is removed at the end."""
     # A directory may hold more than an earlier import wrote, so --force does not replace it.
     if args.out.is_dir():
@@ -179,7 +181,7 @@ def destination(args):
 
 
 @command
-def main(argv=None):
+def main(argv: list[str] | None = None) -> None:
     args = parse_arguments(argv)
     if args.command == "inspect":
         print(inspect(args.path, args.keys))

@@ -6,6 +6,7 @@ nothing; the answer names the rest, group by group.
 
 import re
 from pathlib import Path
+from typing import Any
 
 from persongen_jax.models.branches import ParallelCrossAttention
 from persongen_jax.models.lora import lora_layers
@@ -43,7 +44,9 @@ LORAS = ("diffusers-lora", "kohya-lora", "peft", "comfy")
 BRANCH = ".branches."
 
 
-def export_run(run: TrainedRun, out, file_format: str, *, sgm_names: bool = False) -> str:
+def export_run(
+    run: TrainedRun, out: str | Path, file_format: str, *, sgm_names: bool = False
+) -> str:
     """Write ``out``; return what was written and what the format has no place for.
 
     Args:
@@ -67,7 +70,7 @@ def export_run(run: TrainedRun, out, file_format: str, *, sgm_names: bool = Fals
             f"{run.workdir}: its method {run.config.method} {reason}. As {file_format} it cannot "
             f"be written; {remedy}, and generate reads the run itself by --method-weights"
         )
-    model = run.system.model
+    model: Any = run.system.model
     if file_format in LORAS:
         said = _export_lora(run, out, file_format, sgm_names)
     elif file_format == "photomaker":
@@ -93,10 +96,11 @@ def _export_lora(run, out, file_format: str, sgm_names: bool) -> str:
             raise WeightsError(f"{out}: PEFT's form is a folder; give a name without an extension")
     elif Path(out).suffix != ".safetensors":
         raise WeightsError(f"{out}: the extension must be .safetensors")
+    system: Any = run.system
     adapters = {"unet": _base_lora(run)}
     notes = {"persongen_jax": f"{run.config.method}, step {run.step}"}
-    modules = module_paths(run.system.model.unet)
-    layers = run.system.base.configs["unet"].get("layers_per_block", 2)
+    modules = module_paths(system.model.unet)
+    layers = system.base.configs["unet"].get("layers_per_block", 2)
     if file_format == "diffusers-lora":
         write_lora(out, adapters, notes)
     elif file_format == "peft":
@@ -111,7 +115,7 @@ def _export_lora(run, out, file_format: str, sgm_names: bool) -> str:
 
 def why_not(run: TrainedRun, file_format: str) -> str:
     """What the method lacks for a format, or has that cannot be left out; "" if nothing."""
-    model = run.system.model
+    model: Any = run.system.model
     found = lora_layers(model.unet)
     on_branches = any("branches" in path for path in found)
     if file_format == "ip-adapter":
@@ -134,11 +138,11 @@ def left_out(run: TrainedRun, file_format: str) -> dict[str, int]:
     held, tokens = HELD[file_format], getattr(run.system.model, "id_tokens", None)
     if file_format == "ip-adapter" and tokens is not None:
         held += TOWER + (SHARED_HEADS if tokens.visual_projection_3 is None else "")
-    held = re.compile(held)
+    pattern = re.compile(held)
     table = run.system.table
     left = {}
     for path, group in assign_groups(leaf_paths(run.system.model), table).items():
-        if not held.fullmatch(path):
+        if not pattern.fullmatch(path):
             left[group] = left.get(group, 0) + 1
     return left
 

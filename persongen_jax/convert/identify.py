@@ -60,7 +60,7 @@ class Found:
     licence: str = ""
 
 
-def identify(path) -> Found:
+def identify(path: str | Path) -> Found:
     """Identify a file or directory.
 
     Raises:
@@ -80,7 +80,7 @@ def identify(path) -> Found:
             source.close()
 
 
-def open_parts(path) -> dict[str, TensorSource]:
+def open_parts(path: str | Path) -> dict[str, TensorSource]:
     """The tensors of a file, as {"": source}; of a directory, by component name.
 
     Those of a training run have the right names, shapes and dtypes, but read as zeros.
@@ -109,7 +109,9 @@ def open_parts(path) -> dict[str, TensorSource]:
     return {"": open_component(path)}
 
 
-def licence(path, kind: str, source: TensorSource | None = None, facts: dict | None = None) -> str:
+def licence(
+    path: str | Path, kind: str, source: TensorSource | None = None, facts: dict | None = None
+) -> str:
     """The licence stated by the file, config or model card; else that of the published files.
 
     ``facts``: tell's; their family may differ from the one that was published in this layout.

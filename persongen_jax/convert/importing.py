@@ -6,18 +6,21 @@ configs are opened, none of its weights.
 
 import shutil
 import warnings
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import jax.numpy as jnp
 from flax import nnx
 
 from persongen_jax.convert.identify import identify
-from persongen_jax.models.encoders.clip import CLIPVisionModel
+from persongen_jax.models.encoders.clip import CLIPTextModel, CLIPVisionModel
 from persongen_jax.models.encoders.id_encoder import PhotoMakerIDEncoder
 from persongen_jax.models.faces.iresnet import IResNet
 from persongen_jax.models.layers import UnusedRngs
 from persongen_jax.models.sdxl.parts import COMPONENTS as ALL_COMPONENTS
 from persongen_jax.models.sdxl.parts import build
+from persongen_jax.models.sdxl.unet import UNet2DConditionModel
 from persongen_jax.weights.errors import KeyMismatch, UnsupportedAdapter, WeightsError
 from persongen_jax.weights.files.directory import read_config
 from persongen_jax.weights.files.safetensors_file import write_safetensors
@@ -53,7 +56,7 @@ SINGLE_FILES = ("checkpoint", "unet", "unet-sgm")
 LAYERS = ("to_q", "to_k", "to_v", "to_out")
 
 
-def import_file(path, out, base=None) -> str:
+def import_file(path: str | Path, out: str | Path, base: str | Path | None = None) -> str:
     """Check ``path`` and write ``out``; return a line that says what was done.
 
     Args:
@@ -97,7 +100,11 @@ class AbstractBase:
     Attributes: unet, text_encoder, text_encoder_2, modules whose arrays are shapes; configs.
     """
 
-    def __init__(self, folder):
+    unet: UNet2DConditionModel
+    text_encoder: CLIPTextModel
+    text_encoder_2: CLIPTextModel
+
+    def __init__(self, folder: str | Path):
         folder = Path(folder)
         self.configs = {name: read_config(folder / name) for name in COMPONENTS}
         for name in COMPONENTS:
@@ -110,7 +117,7 @@ class AbstractBase:
         return tuple(self.configs[name]["hidden_size"] for name in COMPONENTS[1:])
 
 
-def copy_tensors(source: TensorSource, out, keys=None):
+def copy_tensors(source: TensorSource, out: str | Path, keys: Iterable[str] | None = None) -> None:
     """Write tensors of ``source`` under their own names, bit-equal, one at a time."""
     entries = [
         (key, source.info(key)[1], source.info(key)[0], lambda key=key: source.read(key))
@@ -119,7 +126,7 @@ def copy_tensors(source: TensorSource, out, keys=None):
     write_safetensors(out, entries, {"format": "pt", **source.metadata})
 
 
-def check_shapes(source: TensorSource, wanted: dict[str, tuple]):
+def check_shapes(source: TensorSource, wanted: dict[str, tuple]) -> None:
     """KeyMismatch unless ``source`` has exactly these tensors; lists all that differ."""
     found = {key: tuple(source.info(key)[1]) for key in source.keys()}
     missing = {key: shape for key, shape in wanted.items() if key not in found}
@@ -134,7 +141,7 @@ def check_shapes(source: TensorSource, wanted: dict[str, tuple]):
         raise KeyMismatch(source.describe(), missing, unexpected, misshapen, remedy)
 
 
-def check_width(source: TensorSource, base: AbstractBase):
+def check_width(source: TensorSource, base: AbstractBase) -> None:
     """WeightsError if the cross-attention reads text states of another width."""
     width, wanted = context_width(source), base.unet.config["cross_attention_dim"][-1]
     if width not in (None, wanted):
@@ -151,7 +158,7 @@ def _import_lora(path, out, base) -> str:
     base = AbstractBase(base)
     modules = {part: module_paths(getattr(base, part)) for part in COMPONENTS}
     layers = base.configs["unet"].get("layers_per_block", 2)
-    adapters = read_lora(path, modules, layers_per_block=layers)
+    adapters: Any = read_lora(path, modules, layers_per_block=layers)
     check_adapters(base, adapters, path)
     if words := read_embeddings(path):
         named = ", ".join(map(repr, words))
@@ -224,7 +231,8 @@ def _import_ip_adapter(path, out, base) -> str:
         image_proj = nnx.eval_shape(lambda: PROJECTIONS[file.kind](**file.sizes, **kw))
         slots = module_slots(image_proj, IMAGE_PROJ)
         wanted = {key: tuple(slot.shape) for key, slot in slots.items()}
-        for i, (name, attention) in enumerate(processors(base.unet).items()):
+        layers: dict[str, Any] = dict(processors(base.unet))
+        for i, (name, attention) in enumerate(layers.items()):
             if name.endswith(".attn2"):
                 inner = attention.to_k.kernel.shape[1]
                 for short in ("to_k_ip", "to_v_ip"):

@@ -38,7 +38,7 @@ def upgraded(saved: dict) -> dict:
     return {**now, "version": VERSION}
 
 
-def upgrade_run(workdir) -> list[str]:
+def upgrade_run(workdir: str | Path) -> list[str]:
     """Rewrite a run's configs, and the method's name in its results; a line for each file.
 
     Started again after it was interrupted, it finishes.

@@ -5,8 +5,9 @@ slicing one long sequence, so that a method may add one without changes to any o
 """
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +16,8 @@ from flax import nnx
 from jax.typing import ArrayLike
 
 from data_pipeline.pictures.reading import load_mask
+
+T = TypeVar("T")
 
 
 @jax.tree_util.register_dataclass
@@ -45,6 +48,9 @@ class TokenStream:
         return replace(self, region=jax.image.resize(self.region, shape, "linear"))
 
 
+Streams = dict[str, TokenStream]
+
+
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class ControlMap:
@@ -72,17 +78,24 @@ class Conditioning:
         maps: name to :class:`ControlMap`, for methods whose ``denoise`` reads any.
     """
 
-    streams: dict[str, TokenStream]
+    streams: Streams
     pooled_prompt_embeds: jax.Array | None = None
     time_ids: jax.Array | None = None
     maps: dict[str, ControlMap] = field(default_factory=dict)
 
-    def with_stream(self, name: str, tokens, mask=None, scale=None, region=None) -> "Conditioning":
+    def with_stream(
+        self,
+        name: str,
+        tokens: jax.Array,
+        mask: jax.Array | None = None,
+        scale: jax.Array | None = None,
+        region: jax.Array | None = None,
+    ) -> "Conditioning":
         """A copy with this stream ``name``."""
         stream = TokenStream(tokens, mask, scale, region)
         return replace(self, streams={**self.streams, name: stream})
 
-    def with_scales(self, scales: dict) -> "Conditioning":
+    def with_scales(self, scales: Mapping[str, ArrayLike]) -> "Conditioning":
         """A copy with the scalars of ``scales`` for all streams but "text" and for all maps.
 
         What ``scales`` does not name keeps its scale.
@@ -97,7 +110,9 @@ class Conditioning:
         maps = {n: scaled(n, m, m.pixels.shape[0]) for n, m in self.maps.items()}
         return replace(self, streams=streams, maps=maps)
 
-    def with_map(self, name: str, pixels, scale=None) -> "Conditioning":
+    def with_map(
+        self, name: str, pixels: jax.Array, scale: jax.Array | None = None
+    ) -> "Conditioning":
         """A copy with this map ``name``, [b, h, w, c]."""
         return replace(self, maps={**self.maps, name: ControlMap(pixels, scale)})
 
@@ -107,13 +122,14 @@ class Conditioning:
         return (*(name for name in self.streams if name != "text"), *self.maps)
 
 
-def select(keep_first, first: Conditioning, second: Conditioning) -> Conditioning:
+def select(keep_first: ArrayLike, first: Conditioning, second: Conditioning) -> Conditioning:
     """Per example ``first`` where ``keep_first`` [b] (or a scalar) is True, else ``second``.
 
     Both must have the same streams with the same shapes; the choice is data, not structure, so it
     never recompiles.
     """
-    if jax.tree.structure(first) != jax.tree.structure(second):
+    # JAX declares the type of a structure where mypy does not find it.
+    if jax.tree.structure(first) != jax.tree.structure(second):  # type: ignore[operator]
         raise ValueError(
             "two conditionings can be mixed only if they have the same streams and masks; got "
             f"{sorted(first.streams)} and {sorted(second.streams)}"
@@ -126,7 +142,7 @@ def select(keep_first, first: Conditioning, second: Conditioning) -> Conditionin
     return jax.tree.map(pick, first, second)
 
 
-def interleave(*trees):
+def interleave(*trees: T) -> T:
     """Joins trees of arrays [b, ...] to [k * b, ...], as guidance does with its k sides.
 
     The sides of an example are adjacent, so that none of them moves to another device than its
@@ -139,7 +155,7 @@ def interleave(*trees):
     return jax.tree.map(join, *trees)
 
 
-def deinterleave(array, sides: int) -> list[jax.Array]:
+def deinterleave(array: jax.Array, sides: int) -> list[jax.Array]:
     """Splits [k * b, ...] into the [b, ...] of each of the k sides."""
     array = array.reshape(-1, sides, *array.shape[1:])
     return [array[:, i] for i in range(sides)]
@@ -170,10 +186,10 @@ class Guidance:
     scales: Mapping[str, ArrayLike] = field(default_factory=dict)
     lora: dict[str, jax.Array] = field(default_factory=dict)
 
-    def scales_at(self, step) -> dict[str, jax.Array]:
+    def scales_at(self, step: int | jax.Array) -> dict[str, jax.Array]:
         return {name: jnp.asarray(values)[step] for name, values in self.scales.items()}
 
-    def conditional(self, step, merge_step) -> Conditioning:
+    def conditional(self, step: int | jax.Array, merge_step: int | jax.Array) -> Conditioning:
         """What the conditional side reads at a step (may be traced)."""
         if self.early is None:
             return self.late
@@ -182,7 +198,7 @@ class Guidance:
             late = weaken(late, self.plain, self.scales_at(step)["identity"])
         return select(step <= merge_step, self.early, late)
 
-    def denoiser_state(self, state: nnx.State, step) -> nnx.State:
+    def denoiser_state(self, state: nnx.State, step: int | jax.Array) -> nnx.State:
         """The denoiser's state with the method's LoRA scaled for a step."""
         if not self.lora:
             return state
@@ -195,7 +211,7 @@ class Guidance:
         return nnx.from_flat_state(flat)
 
 
-def weaken(late: Conditioning, plain, scale) -> Conditioning:
+def weaken(late: Conditioning, plain: jax.Array, scale: ArrayLike) -> Conditioning:
     """``late`` with ``scale`` times what the identity changes in its stream "text".
 
     A token e that was fused to f becomes e + scale * (f - e); exactly f at 1 and e at 0.
@@ -208,7 +224,9 @@ def weaken(late: Conditioning, plain, scale) -> Conditioning:
     return replace(late, streams=streams)
 
 
-def region_arrays(regions, people, height: int, width: int) -> np.ndarray:
+def region_arrays(
+    regions: Sequence[Sequence[Any]], people: Sequence[Sequence[Any]], height: int, width: int
+) -> np.ndarray:
     """[prompts, p, height, width] float32 in 0..1; p is the most people of a prompt.
 
     Places of absent people hold 0.
@@ -221,7 +239,7 @@ def region_arrays(regions, people, height: int, width: int) -> np.ndarray:
     return out
 
 
-def to_region(mask, height: int, width: int, name: str = "a region") -> np.ndarray:
+def to_region(mask: Any, height: int, width: int, name: str = "a region") -> np.ndarray:
     """A mask of any size, averaged down (or repeated up) to [height, width] float32 in 0..1.
 
     Args:

@@ -5,6 +5,8 @@ differential equation, which can be solved in either direction. The numbers matc
 DDIMInverseScheduler.
 """
 
+from typing import Any
+
 import numpy as np
 
 from persongen_jax.diffusion.plan import Plan
@@ -12,7 +14,7 @@ from persongen_jax.diffusion.schedule import NoiseSchedule
 from persongen_jax.diffusion.scheduler_config import resolve_config
 
 
-def make_inverse_plan(scheduler_config: dict, num_inference_steps: int, **overrides) -> Plan:
+def make_inverse_plan(scheduler_config: dict, num_inference_steps: int, **overrides: Any) -> Plan:
     """A plan for ``sampling.run_steps`` that starts from the image and ends with noise.
 
     ``make_plan(scheduler_config, num_inference_steps, "ddim")`` leads back, the more exactly the

@@ -6,6 +6,8 @@ timesteps, sigmas or eta do not recompile it.
 
 import dataclasses
 import functools
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +15,8 @@ import numpy as np
 
 from persongen_jax.diffusion.schedule import NoiseSchedule
 from persongen_jax.diffusion.scheduler_config import resolve_config
+
+Step = int | jax.Array  # possibly traced
 
 
 @jax.tree_util.register_dataclass
@@ -33,7 +37,7 @@ class Plan:
 
     timesteps: np.ndarray
     sigmas: np.ndarray
-    init_noise_sigma: np.ndarray
+    init_noise_sigma: np.float32
     coefficients: dict[str, np.ndarray]
     name: str = dataclasses.field(metadata={"static": True})
     prediction_type: str = dataclasses.field(metadata={"static": True})
@@ -44,13 +48,13 @@ class Plan:
         """Number of steps; below the requested number if `lambda_min_clipped` cuts some off."""
         return self.timesteps.shape[0]
 
-    def at(self, i) -> dict[str, jax.Array]:
+    def at(self, i: Step) -> dict[str, jax.Array]:
         """The coefficients of step i (may be traced)."""
         return {key: jnp.asarray(value)[i] for key, value in self.coefficients.items()}
 
 
 def make_plan(
-    scheduler_config: dict, num_inference_steps: int, scheduler: str | None = None, **overrides
+    scheduler_config: dict, num_inference_steps: int, scheduler: str | None = None, **overrides: Any
 ) -> Plan:
     """Precomputes a sampling run in float64.
 
@@ -276,7 +280,7 @@ def _dpmpp_timesteps(config: dict, training_sigmas: np.ndarray, n: int) -> np.nd
     return _within_training(timesteps, num_train)
 
 
-_PLANNERS = {
+_PLANNERS: dict[str, Callable] = {
     "ddpm": _plan_ddpm,
     "ddim": _plan_ddim,
     "euler": _plan_euler,

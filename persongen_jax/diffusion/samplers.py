@@ -17,15 +17,25 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 
-from persongen_jax.diffusion.plan import Plan
+from persongen_jax.diffusion.plan import Plan, Step
 from persongen_jax.diffusion.schedule import x0_and_eps
+
+Memory = tuple[jax.Array, ...]
 
 # ---- The samplers ------------------------------------------------------------------------------
 # Each: (model_output, plan, i, latents, memory, noise) -> (latents, memory), float32 throughout.
 
 
-def ddpm_step(model_output, plan, i, latents, memory, noise):
+def ddpm_step(
+    model_output: jax.Array,
+    plan: Plan,
+    i: Step,
+    latents: jax.Array,
+    memory: Memory,
+    noise: jax.Array,
+) -> tuple[jax.Array, Memory]:
     """Samples the posterior q(x_{t-1} | x_t, x_0) (Ho et al. 2006.11239, eq. 6 and 7)."""
     c = plan.at(i)
     x0, _ = x0_and_eps(plan.prediction_type, latents, model_output, c["alpha_t"], c["sigma_t"])
@@ -34,7 +44,14 @@ def ddpm_step(model_output, plan, i, latents, memory, noise):
     return mean + c["noise_std"] * noise, memory
 
 
-def ddim_step(model_output, plan, i, latents, memory, noise):
+def ddim_step(
+    model_output: jax.Array,
+    plan: Plan,
+    i: Step,
+    latents: jax.Array,
+    memory: Memory,
+    noise: jax.Array | None,
+) -> tuple[jax.Array, Memory]:
     """Predicted x_0, plus the direction to x_t, plus noise (Song et al. 2010.02502, eq. 12)."""
     c = plan.at(i)
     x0, eps = x0_and_eps(plan.prediction_type, latents, model_output, c["alpha_t"], c["sigma_t"])
@@ -42,12 +59,19 @@ def ddim_step(model_output, plan, i, latents, memory, noise):
     if "of_clipped" in c:  # the noise that is consistent with the clipped x_0
         eps = (latents - c["alpha_t"] * x0) / c["sigma_t"]
     latents = c["x0_weight"] * x0 + c["eps_weight"] * eps
-    if plan.stochastic:
+    if noise is not None:
         latents = latents + c["noise_std"] * noise
     return latents, memory
 
 
-def euler_step(model_output, plan, i, latents, memory, noise):
+def euler_step(
+    model_output: jax.Array,
+    plan: Plan,
+    i: Step,
+    latents: jax.Array,
+    memory: Memory,
+    noise: jax.Array | None,
+) -> tuple[jax.Array, Memory]:
     """dx/dsigma = (x - D(x)) / sigma, one Euler step (Karras et al. 2206.00364, alg. 1)."""
     c = plan.at(i)
     denoised, _ = x0_and_eps(
@@ -57,13 +81,27 @@ def euler_step(model_output, plan, i, latents, memory, noise):
     return latents + (c["sigma_down"] - c["sigma"]) * derivative, memory
 
 
-def euler_ancestral_step(model_output, plan, i, latents, memory, noise):
+def euler_ancestral_step(
+    model_output: jax.Array,
+    plan: Plan,
+    i: Step,
+    latents: jax.Array,
+    memory: Memory,
+    noise: jax.Array,
+) -> tuple[jax.Array, Memory]:
     """An Euler step to below the next sigma, then noise back up to it (k-diffusion)."""
     latents, memory = euler_step(model_output, plan, i, latents, memory, noise)
     return latents + plan.at(i)["sigma_up"] * noise, memory
 
 
-def dpmpp_2m_step(model_output, plan, i, latents, memory, noise):
+def dpmpp_2m_step(
+    model_output: jax.Array,
+    plan: Plan,
+    i: Step,
+    latents: jax.Array,
+    memory: Memory,
+    noise: jax.Array | None,
+) -> tuple[jax.Array, Memory]:
     """Second-order multistep data prediction (Lu et al. 2211.01095, alg. 2).
 
     `memory` is (previous x0, 1 once there is one): a run that begins in the middle of a plan takes
@@ -111,8 +149,8 @@ def run_steps(
     model: Callable,
     carry: dict,
     key: jax.Array | None,
-    start,
-    stop,
+    start: Step,
+    stop: Step,
     noise: jax.Array | None = None,
 ) -> dict:
     """Runs steps start..stop-1 of the plan. Meant to be called inside `jax.jit`.
@@ -175,7 +213,10 @@ def _example_keys(plan: Plan, key: jax.Array | None, batch: int) -> jax.Array:
 
 
 def guide(
-    noise_cond: jax.Array, noise_uncond: jax.Array, guidance_scale, guidance_rescale=0.0
+    noise_cond: jax.Array,
+    noise_uncond: jax.Array,
+    guidance_scale: ArrayLike,
+    guidance_rescale: ArrayLike = 0.0,
 ) -> jax.Array:
     """Classifier-free guidance (Ho & Salimans 2207.12598) with rescale (2305.08891, section 3.4).
 
@@ -198,7 +239,7 @@ def guide(
     return guided * (1 + guidance_rescale * (ratio - 1))
 
 
-def image_keys(seed: int, purpose: int, total: int):
+def image_keys(seed: int, purpose: int, total: int) -> jax.Array:
     """[total] random keys; purpose 0 is the first noise, 1 the sampler's own."""
     key = jax.random.fold_in(jax.random.key(seed), purpose)
     return jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(total))

@@ -79,10 +79,10 @@ def _betas(config: dict) -> np.ndarray:
 def _linspace_float32(start: float, end: float, steps: int) -> np.ndarray:
     # Rounded as torch rounds it (float32 step, each half counted from its own end), which makes the
     # table equal to the published models' to the last bit.
-    start, end = np.float32(start), np.float32(end)
-    step = np.float64((end - start) / np.float32(max(steps - 1, 1)))
+    first, last = np.float32(start), np.float32(end)
+    step = np.float64((last - first) / np.float32(max(steps - 1, 1)))
     index = np.arange(steps)
-    values = np.where(index < steps / 2, start + step * index, end - step * (steps - 1 - index))
+    values = np.where(index < steps / 2, first + step * index, last - step * (steps - 1 - index))
     return values.astype(np.float32)
 
 
@@ -140,7 +140,13 @@ def training_target(
     return alpha * noise - sigma * latents
 
 
-def x0_and_eps(prediction_type: str, noisy, model_output, alpha, sigma):
+def x0_and_eps(
+    prediction_type: str,
+    noisy: jax.Array,
+    model_output: jax.Array,
+    alpha: jax.Array,
+    sigma: jax.Array,
+) -> tuple[jax.Array, jax.Array]:
     """Splits noisy = alpha * x0 + sigma * eps by the model's output.
 
     `alpha`**2 + `sigma`**2 = 1, broadcastable against the latents. An epsilon prediction needs
@@ -211,7 +217,7 @@ def face_box_mask(
 # ---- Options of the objective; all are off by default ------------------------------------------
 
 
-def min_snr_weights(schedule: NoiseSchedule, timesteps, gamma: float):
+def min_snr_weights(schedule: NoiseSchedule, timesteps: jax.Array, gamma: float) -> jax.Array:
     """Loss weight per example, [b] float32 (min-SNR; Hang et al., arXiv 2303.09556, section 3.4).
 
     With s the signal-to-noise ratio: min(s, gamma) for a model that predicts latents, min(s, gamma)
@@ -232,7 +238,7 @@ def min_snr_weights(schedule: NoiseSchedule, timesteps, gamma: float):
     return jnp.minimum(1.0, gamma / snr)
 
 
-def offset_noise(noise, offsets, strength: float):
+def offset_noise(noise: jax.Array, offsets: jax.Array, strength: float) -> jax.Array:
     """Noise whose mean differs by image and channel, so that brightness is learned as well.
 
     Args:

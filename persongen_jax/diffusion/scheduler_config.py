@@ -11,6 +11,8 @@ diffusers' ``from_config`` does.
 import math
 import re
 import warnings
+from collections.abc import Container
+from typing import Any
 
 PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
 
@@ -151,7 +153,7 @@ _OTHER_MODELS = {
 }
 
 # Numeric keys: (smallest, largest) sensible value.
-_NUMBERS = {
+_NUMBERS: dict[str, tuple[float, float]] = {
     "beta_start": (0, 1),
     "beta_end": (0, 1),
     "sigma_min": (0, math.inf),
@@ -164,7 +166,10 @@ _NUMBERS = {
     "eta": (-math.inf, math.inf),  # make_plan checks the range
 }
 # More timesteps than any model has would only use memory.
-_WHOLE = {"num_train_timesteps": (1, 100_000), "steps_offset": (0, 100_000)}
+_WHOLE: dict[str, tuple[float, float]] = {
+    "num_train_timesteps": (1, 100_000),
+    "steps_offset": (0, 100_000),
+}
 _FLAGS = frozenset(
     "rescale_betas_zero_snr use_karras_sigmas use_exponential_sigmas use_beta_sigmas clip_sample "
     "set_alpha_to_one thresholding lower_order_final euler_at_final use_lu_lambdas "
@@ -274,7 +279,7 @@ def unchosen(config: dict) -> tuple:
     return tuple(marked)
 
 
-def values(config: dict, keys) -> dict:
+def values(config: dict, keys: Container[str]) -> dict:
     """The entries of ``config`` among ``keys`` that have a value, each checked for its type.
 
     Raises:
@@ -303,7 +308,8 @@ def _checked(key: str, value):
                 + ("; remove the quotation marks" if isinstance(value, str) else "")
             )
     if key == "trained_betas" and value is not None:
-        listed = list(value) if hasattr(value, "__iter__") and not isinstance(value, str) else [""]
+        many = hasattr(value, "__iter__") and not isinstance(value, str)
+        listed: list[Any] = list(value) if many else [""]
         if not all(_is_number(x) and 0 <= x < 1 for x in listed):
             raise ValueError("scheduler config: trained_betas must be a list of numbers in 0..1")
     return value
@@ -315,7 +321,7 @@ def _is_number(value, endless: bool = False) -> bool:
     return not math.isnan(value) and (endless or math.isfinite(value))
 
 
-def check_choice(key: str, value, supported: tuple) -> None:
+def check_choice(key: str, value: object, supported: tuple) -> None:
     """Raises ValueError naming key, value and the supported values if value is not among them."""
     if value not in supported:
         listed = ", ".join(repr(s) for s in supported)

@@ -6,6 +6,7 @@ metrics there are, how they are called and what judged them (metrics/measures.py
 """
 
 import csv
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from data_pipeline.files import atomic_write
@@ -47,10 +48,10 @@ def compare_runs(items: list[str], out: Path, step: int | None = None) -> list[d
 
 def read_run(item: str) -> tuple[str, list[dict]]:
     """(name, rows) of PATH or NAME=PATH: a run's folder, or a metrics file itself."""
-    name, given, path = item.partition("=")  # a path may contain one, as in lr=1e-4
+    name, given, place = item.partition("=")  # a path may contain one, as in lr=1e-4
     if not given or Path(item).exists():
-        name, path = "", item
-    path = Path(path)
+        name, place = "", item
+    path = Path(place)
     file = path / "validation" / "metrics.jsonl" if path.is_dir() else path
     rows = read_rows(file)
     if not rows:
@@ -58,7 +59,7 @@ def read_run(item: str) -> tuple[str, list[dict]]:
     return name or rows[-1]["method"], rows
 
 
-def check_comparable(groups: dict):
+def check_comparable(groups: dict) -> None:
     """ValueError if the runs' figures are not comparable.
 
     That is the case if a metric has several judges, if images were generated with other settings,
@@ -108,7 +109,7 @@ def join_curves(groups: dict[str, list]) -> dict[str, list]:
     return {name: join_trajectories(runs) for name, runs in groups.items()}
 
 
-def last_rows(rows, step: int | None, set_name: str) -> list[dict]:
+def last_rows(rows: Iterable[dict], step: int | None, set_name: str) -> list[dict]:
     """The row of ``step``, or the newest, in a list; [] if there is none."""
     found = [row for row in rows if row["set"] == set_name and step in (None, row["step"])]
     return [max(found, key=lambda row: row["step"])] if found else []
@@ -141,7 +142,7 @@ def join_trajectories(runs: list[list[dict]]) -> list[dict]:
 # ---- tables ------------------------------------------------------------------------------------
 
 
-def write_tables(entries, out: Path) -> list[dict]:
+def write_tables(entries: Sequence[tuple], out: Path) -> list[dict]:
     """Write comparison.json, .md and .csv to ``out``; return the contents of the first."""
     out.mkdir(parents=True, exist_ok=True)
     joint = [
@@ -154,7 +155,7 @@ def write_tables(entries, out: Path) -> list[dict]:
     return joint
 
 
-def columns(entries) -> dict[str, dict]:
+def columns(entries: Sequence[tuple]) -> dict[str, dict]:
     """A described measure for every metric that has a column, in the entries' order."""
     found = {}
     for *_, metrics in entries:
@@ -163,7 +164,7 @@ def columns(entries) -> dict[str, dict]:
     return found
 
 
-def csv_rows(entries) -> list[dict]:
+def csv_rows(entries: Sequence[tuple]) -> list[dict]:
     """The table as numbers: each metric's mean, bounds, number of images, and judge."""
     rows, measured = [], columns(entries)
     for name, set_name, runs, metrics in entries:
@@ -176,7 +177,7 @@ def csv_rows(entries) -> list[dict]:
     return rows
 
 
-def write_csv(path: Path, rows: list[dict]):
+def write_csv(path: Path, rows: list[dict]) -> None:
     """A CSV file in one piece; None is an empty cell."""
     with atomic_write(path) as partial, partial.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, list(rows[0]))
@@ -184,7 +185,7 @@ def write_csv(path: Path, rows: list[dict]):
         writer.writerows(rows)
 
 
-def table(entries) -> str:
+def table(entries: Sequence[tuple]) -> str:
     """Markdown of (name, set, runs, measures by metric), and a line that names the judges.
 
     n is the largest number of images that any metric could measure.
@@ -203,7 +204,7 @@ def table(entries) -> str:
     return "\n\n".join(filter(None, texts))
 
 
-def parts_tables(entries) -> list[str]:
+def parts_tables(entries: Sequence[tuple]) -> list[str]:
     """A table for each measure that has parts, such as attributes: a row each, a column per set."""
     tables = []
     for name, each in columns(entries).items():
@@ -222,7 +223,7 @@ def parts_tables(entries) -> list[str]:
     return tables
 
 
-def judges_line(entries) -> str:
+def judges_line(entries: Sequence[tuple]) -> str:
     """Such as "Judges: CLIP-T by A; Face-Sim, rank-1/10 by B."; "" if no row names one."""
     titles = {}
     for *_, metrics in entries:

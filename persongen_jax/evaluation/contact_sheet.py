@@ -1,5 +1,6 @@
 """Contact sheets: a row per person and prompt, with the reference left of the generated images."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -30,7 +31,7 @@ def choose_rows(people: int, prompts: int, limit: int = MAX_ROWS) -> list[tuple[
     return rows[:limit]
 
 
-def contact_sheet(rows: list[Row], titles=()) -> np.ndarray:
+def contact_sheet(rows: list[Row], titles: Sequence[str] = ()) -> np.ndarray:
     """The sheet as uint8 [h, w, 3], with each row's text above the row.
 
     ``titles``: of the columns, starting with the reference's; they are above all rows.

@@ -1,6 +1,7 @@
 """Measures an attribute classifier on the pictures that it was not trained on."""
 
 import numpy as np
+from flax import nnx
 
 from data_pipeline.attributes.vocabulary import UNKNOWN
 from persongen_jax.evaluation.contact_sheet import Row, contact_sheet
@@ -22,24 +23,24 @@ class HeldOut:
         self.system = system
         self.should_stop = lambda: False
 
-    def __call__(self, model, step):
+    def __call__(self, model: nnx.Module, step: int) -> dict[str, Result]:
         test, vocabulary = self.system.data.test, self.system.vocabulary
         logits, _ = classify(model, test.images, self.should_stop)
         known = test.values != UNKNOWN
         correct = right(logits, test.values, known, vocabulary)
         parts = {name: share(correct[:, i]) for i, name in enumerate(vocabulary.names)}
         about = {**dict(zip(DESCRIPTION, ABOUT, strict=True)), "judge": ""}
-        row = {"step": step, "set": HELD_OUT, "method": "classifier"}
+        row: dict = {"step": step, "set": HELD_OUT, "method": "classifier"}
         row |= {"seed": self.system.config.seed, "metrics": {}}
         row["metrics"]["accuracy"] = {**mean_of_pictures(correct), "parts": parts, **about}
         return {HELD_OUT: Result(row, as_rgb(np.stack(list(test.images[: 5 * WIDE]))))}
 
-    def rows(self, name, images):
+    def rows(self, name: str, images: np.ndarray) -> list[tuple[int, int, Row]]:
         found = []
         for i in range(0, len(images), WIDE):
             first, *others = images[i : i + WIDE]
             found.append((i // WIDE, 0, Row("held out", first, others or [first])))
         return found
 
-    def sheet(self, name, images):
+    def sheet(self, name: str, images: np.ndarray) -> np.ndarray:
         return contact_sheet([row for *_, row in self.rows(name, images)])

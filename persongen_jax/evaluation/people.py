@@ -5,13 +5,15 @@ training, on held-out people, and on people from elsewhere). Validation during t
 evaluate command both use it.
 """
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
-from data_pipeline.examples.fields import needs
+from data_pipeline.examples.fields import Field, needs
 from data_pipeline.pictures.transforms import square_face_crop
 from data_pipeline.records.schema import Record
 from data_pipeline.records.sources import open_records
@@ -26,6 +28,7 @@ from persongen_jax.metrics.measures import measure_all
 from persongen_jax.metrics.registry import open_metrics
 from persongen_jax.parallel.sharding import mesh_for
 from persongen_jax.pipeline import Pipeline
+from persongen_jax.systems.sdxl import Sdxl
 from persongen_jax.training.stopping import Stopped
 
 WIDE = 8  # images in a row of a sheet
@@ -49,7 +52,7 @@ class Person:
         if first.face_box is not None:
             self.crop = square_face_crop(self.reference, first.face_box)
 
-    def given(self, field, size: int):
+    def given(self, field: Field, size: int) -> Any:
         """The value of an additional field for this person, taken from the reference; or None."""
         return field.from_record(self.records[0], self.read, (size, size))
 
@@ -62,7 +65,7 @@ class Result:
     images: np.ndarray
 
 
-def open_people(spec: str, system, limit: int | None = None) -> list[Person]:
+def open_people(spec: str, system: Sdxl, limit: int | None = None) -> list[Person]:
     """The first ``limit`` people of a source of records (data_pipeline/records/sources.py)."""
     by_identity, read = records_by_identity(spec, system)
     trigger_word, marked = system.config.trigger_word, needs(system.fields)["marked"]
@@ -72,7 +75,7 @@ def open_people(spec: str, system, limit: int | None = None) -> list[Person]:
     ]
 
 
-def records_by_identity(spec: str, system) -> tuple[dict[str, list[Record]], Callable]:
+def records_by_identity(spec: str, system: Sdxl) -> tuple[dict[str, list[Record]], Callable]:
     """Records by identity, in the source's order, and the function that reads an image."""
     records, read = open_records(spec, system.config.trigger_word, **needs(system.fields))
     by_identity = {}
@@ -103,7 +106,7 @@ class Evaluation:
 
     generates = True
 
-    def __init__(self, system):
+    def __init__(self, system: Sdxl):
         self.system, self.config = system, system.config
         config, base = system.config, system.base
         self.size = config.validation_size or config.size  # side of the images
@@ -129,7 +132,7 @@ class Evaluation:
             for metric in self.metrics:
                 metric.prepare(known)
 
-    def __call__(self, model, step: int) -> dict[str, Result]:
+    def __call__(self, model: Any, step: int) -> dict[str, Result]:
         """The Result of every set. Raises Stopped if ``should_stop`` returns True."""
         pipe = Pipeline.around(self.system, model, mesh=self.mesh, divided=self.config.shard_frozen)
         results = {}
@@ -141,7 +144,7 @@ class Evaluation:
             results[name] = Result(row, images)
         return results
 
-    def sheet(self, name: str, images) -> np.ndarray:
+    def sheet(self, name: str, images: np.ndarray) -> np.ndarray:
         """The contact sheet of a set, uint8 [h, w, 3]: one row per person if their images fit."""
         people = self.people[name]
         if len(self.prompts) * self.config.validation_images <= WIDE:
@@ -150,7 +153,7 @@ class Evaluation:
             return contact_sheet([Row(p.identity, p.reference, list(all_)) for p, all_ in shown])
         return contact_sheet([row for *_, row in self.rows(name, images)])
 
-    def rows(self, name: str, images) -> list[tuple[int, int, Row]]:
+    def rows(self, name: str, images: np.ndarray) -> list[tuple[int, int, Row]]:
         """(person, prompt, row of a sheet) for the people and prompts that fit on a sheet."""
         people, rows = self.people[name], []
         for i, j in choose_rows(len(people), len(self.prompts)):
@@ -245,11 +248,11 @@ class Evaluation:
         known = {}
         for name, people in self.people.items():
             own = [owner_of(person.identity, person.records, person.read) for person in people]
-            known[name] = Known(name, People(lambda own=own: own), others)
+            known[name] = Known(name, People(functools.partial(list, own)), others)
         return known
 
 
-def open_owners(spec: str, system) -> list[Owner]:
+def open_owners(spec: str, system: Sdxl) -> list[Owner]:
     """Everyone in a source of records; reads no image yet."""
     by_identity, read = records_by_identity(spec, system)
     return [owner_of(identity, own, read) for identity, own in by_identity.items()]

@@ -8,9 +8,11 @@ person's class word, and the matching {he}, {his}, {him} ({He}, {His}, {Him} to 
      "background": "there is a beach behind {him}", "body": "{he} is wearing a red coat"}
 """
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from data_pipeline.prompts import PromptError, has_trigger, join_parts, split_at_trigger
+from data_pipeline.records.schema import Record
 from data_pipeline.text_files import read_json
 
 PARTS = ("general", "background", "body")
@@ -73,7 +75,7 @@ class ValidationPrompt:
         general = "".join(split_at_trigger(self.general, trigger_word))
         return join_parts(general, self.background, self.body)
 
-    def place(self, streams) -> tuple[str, dict[str, str]]:
+    def place(self, streams: Collection[str]) -> tuple[str, dict[str, str]]:
         """(prompt, parts by stream): a part without a stream of its own is joined to the prompt."""
         parts = {name: getattr(self, name) for name in PARTS[1:]}
         apart = {name: text for name, text in parts.items() if name in streams}
@@ -97,7 +99,7 @@ def words_for(word: str) -> dict[str, str]:
     return {"word": word, **names, **capitals}
 
 
-def class_word_of(record, trigger_word: str, marked: bool = True) -> str:
+def class_word_of(record: Record, trigger_word: str, marked: bool = True) -> str:
     """A record's class word: its own if it has one, else the word before the trigger.
 
     If captions need no trigger word (``marked=False``), "person" if the record has neither.

@@ -6,6 +6,8 @@ A system names cases (what to generate); this module generates an image for each
 
 import jax
 import numpy as np
+from flax import nnx
+from numpy.typing import ArrayLike
 
 from data_pipeline.examples.fields import flatten
 from persongen_jax.diffusion.options import SamplingOptions
@@ -17,7 +19,7 @@ from persongen_jax.metrics.judge_check import check_judges
 from persongen_jax.metrics.measures import measure_all
 from persongen_jax.metrics.registry import open_metrics
 from persongen_jax.parallel.sharding import to_host
-from persongen_jax.systems.diffusion import Cases
+from persongen_jax.systems.diffusion import Cases, DiffusionSystem
 from persongen_jax.training.stopping import Stopped
 
 AT_ONCE = 64  # default batch size
@@ -37,7 +39,7 @@ class SampledEvaluation:
 
     generates = True
 
-    def __init__(self, system):
+    def __init__(self, system: DiffusionSystem):
         self.system, self.config = system, system.config
         self.should_stop = lambda: False
         self.cases = {name: system.cases(name) for name in system.validation_sets}
@@ -51,7 +53,7 @@ class SampledEvaluation:
         self.options = SamplingOptions.of_validation(self.config)
         self.plan = system.plan(self.options)
 
-    def __call__(self, model, step: int) -> dict[str, Result]:
+    def __call__(self, model: nnx.Module, step: int) -> dict[str, Result]:
         """The Result of every set, with images uint8 [n, h, w, 3]. Stopped if ``should_stop``."""
         results = {}
         for name, cases in self.cases.items():
@@ -80,7 +82,8 @@ class SampledEvaluation:
         guidance, out = self.options.guidance_scale or None, []
         batch = min(n, AT_ONCE)
         # The sampler's own noise must differ from the initial noise.
-        first, keys = (image_keys(self.options.seed, purpose, n) for purpose in (0, 1))
+        seed = self.options.seed or 0
+        first, keys = (image_keys(seed, purpose, n) for purpose in (0, 1))
         for start in range(0, n, batch):
             if self.should_stop():
                 raise Stopped
@@ -92,11 +95,11 @@ class SampledEvaluation:
             out.append(to_host(images)[: n - start])
         return as_rgb((np.concatenate(out) * 255).round().astype(np.uint8))
 
-    def sheet(self, name: str, images) -> np.ndarray:
+    def sheet(self, name: str, images: np.ndarray) -> np.ndarray:
         """The contact sheet of a set, uint8 [h, w, 3]: a row per owner."""
         return contact_sheet([row for *_, row in self.rows(name, images)])
 
-    def rows(self, name: str, images) -> list[tuple[int, int, Row]]:
+    def rows(self, name: str, images: np.ndarray) -> list[tuple[int, int, Row]]:
         """(index of the owner, 0, row of a sheet), with a real image in place of the reference."""
         cases, rows = self.cases[name], []
         owners = np.asarray(cases.owners, str)
@@ -108,7 +111,7 @@ class SampledEvaluation:
         return rows[:MAX_ROWS]
 
 
-def as_rgb(images) -> np.ndarray:
+def as_rgb(images: ArrayLike) -> np.ndarray:
     """uint8 [..., h, w], [..., h, w, 1] or [..., h, w, 3] to [..., h, w, 3]."""
     images = np.asarray(images)
     if images.shape[-1] not in (1, 3):

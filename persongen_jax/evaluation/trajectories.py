@@ -1,6 +1,7 @@
 """How metrics change over training: rows of validation/metrics.jsonl, and their plot."""
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 
 from data_pipeline.files import atomic_write, write_text
@@ -9,7 +10,7 @@ from persongen_jax.metrics.measures import described
 from persongen_jax.systems.sdxl_config import SETS
 
 
-def read_rows(path) -> list[dict]:
+def read_rows(path: str | Path) -> list[dict]:
     """The rows of a metrics.jsonl, or the list in a metrics.json; [] if there is no such file.
 
     A line that a crash cut short is skipped.
@@ -22,13 +23,13 @@ def read_rows(path) -> list[dict]:
     return [parse_json(line, path, number) for number, line in enumerate(whole_lines(path), 1)]
 
 
-def set_order(names) -> list[str]:
+def set_order(names: Iterable[str]) -> list[str]:
     """Names of sets in the order of tables: the thesis' three, then others in their own order."""
     names = list(dict.fromkeys(names))
     return [name for name in SETS if name in names] + [name for name in names if name not in SETS]
 
 
-def write_rows(path: Path, rows: list[dict]):
+def write_rows(path: Path, rows: list[dict]) -> None:
     """A .json of rows in one piece; their metrics stay in the config's order, as tables have it."""
     write_text(path, json.dumps(rows, indent=2) + "\n")
 
@@ -54,7 +55,9 @@ def plotted_metrics(runs: dict[str, list[dict]]) -> dict[str, str]:
     }
 
 
-def plot_trajectories(runs: dict[str, list[dict]], path, metrics: dict[str, str] | None = None):
+def plot_trajectories(
+    runs: dict[str, list[dict]], path: Path, metrics: dict[str, str] | None = None
+) -> Path | None:
     """Draw every run's curves into a PNG: a panel per metric and set, the interval as a band.
 
     Args:

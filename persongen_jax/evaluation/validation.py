@@ -35,13 +35,13 @@ class Evaluation(Protocol):
     should_stop: Callable[[], bool]
     generates: bool
 
-    def __call__(self, model, step: int) -> dict[str, Any]:
+    def __call__(self, model: Any, step: int) -> dict[str, Any]:
         """For each of ``system.validation_sets`` a Result: its row of metrics.jsonl, and images."""
 
-    def sheet(self, name: str, images) -> np.ndarray:
+    def sheet(self, name: str, images: np.ndarray) -> np.ndarray:
         """A set's contact sheet, uint8 [h, w, 3]."""
 
-    def rows(self, name: str, images) -> list[tuple]:
+    def rows(self, name: str, images: np.ndarray) -> list[tuple]:
         """What the sheet is made of: (number of the owner, number of the prompt, Row) each."""
 
 
@@ -57,11 +57,12 @@ class Validator:
         should_stop: called regularly; True ends a validation without writing anything.
     """
 
-    def __init__(self, system, workdir, start_step: int = 0):
+    def __init__(self, system: System, workdir: str | Path, start_step: int = 0):
         self.folder = Path(workdir) / "validation"
         self.path = self.folder / "metrics.jsonl"
         self.should_stop = lambda: False
-        self.sets, self.evaluation = (), None
+        self.sets: tuple[str, ...] = ()
+        self.evaluation: Evaluation | None = None
         # A run that does not validate loads neither judges nor pipeline.
         if not system.validation_sets or not system.config.validation_every:
             return
@@ -75,7 +76,13 @@ class Validator:
         there = {row["set"] for row in read_rows(self.path) if row["step"] == step}
         return set(self.sets) <= there
 
-    def __call__(self, model, step: int, write_scalar=None, write_image=None) -> dict[str, float]:
+    def __call__(
+        self,
+        model: Any,
+        step: int,
+        write_scalar: Callable[[str, float, int], object] | None = None,
+        write_image: Callable[[str, np.ndarray, int], object] | None = None,
+    ) -> dict[str, float]:
         """Evaluate ``model`` as it is after ``step`` steps.
 
         Args:
@@ -86,7 +93,7 @@ class Validator:
         Returns:
             The means by "set/metric"; {} if ``should_stop`` ended it.
         """
-        if not self.sets:
+        if self.evaluation is None:
             return {}
         self.evaluation.should_stop = lambda: self.should_stop()
         try:
@@ -116,7 +123,7 @@ class Validator:
         write_text(self.path, "".join(json.dumps(row) + "\n" for row in rows))
 
 
-def write_image_file(path: Path, image):
+def write_image_file(path: Path, image: np.ndarray) -> None:
     """A PNG in one piece."""
     with atomic_write(path) as partial:
         Image.fromarray(image).save(partial, format="png")

@@ -12,9 +12,12 @@ import functools
 import os
 import sys
 import warnings
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
+import numpy as np
 from tqdm import tqdm
 
 from data_pipeline.examples.conditions import PARTS
@@ -37,7 +40,7 @@ from persongen_jax.generate.warnings import without_effect
 COUNTS = ("seed", "num_images_per_prompt", "batch_size")
 
 
-def parse_arguments(argv=None):
+def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m persongen_jax.generate",
         description=__doc__.split("\n")[0] + " For a run on attributes: --run DIR --help.",
@@ -140,7 +143,7 @@ def parse_arguments(argv=None):
     return parser.parse_args(argv)
 
 
-def read_prompts(args) -> list[str]:
+def read_prompts(args: argparse.Namespace) -> list[str]:
     prompts = list(args.prompt)
     if args.prompt_file:
         lines = read_lines(args.prompt_file)
@@ -152,7 +155,7 @@ def read_prompts(args) -> list[str]:
     return prompts
 
 
-def read_parts(args, count: int) -> dict[str, list[str]]:
+def read_parts(args: argparse.Namespace, count: int) -> dict[str, list[str]]:
     """The given --background and --body: a text for each of the ``count`` prompts."""
     given = {name: getattr(args, name) for name in PARTS if getattr(args, name)}
     return {name: for_each(f"--{name}", texts, count) for name, texts in given.items()}
@@ -178,14 +181,16 @@ def for_each(what: str, values: list, count: int) -> list:
     return values * count if len(values) == 1 else values
 
 
-def place_parts(prompts, parts, streams) -> tuple[list[str], dict[str, list[str]]]:
+def place_parts(
+    prompts: Sequence[str], parts: Mapping[str, list[str]], streams: Collection[str]
+) -> tuple[list[str], dict[str, list[str]]]:
     """Parts that the loaded method reads stay separate; all others are joined to the prompts."""
     apart = {name: texts for name, texts in parts.items() if name in streams}
     others = [texts for name, texts in parts.items() if name not in streams]
     return [join_parts(*texts) for texts in zip(prompts, *others, strict=True)], apart
 
 
-def check_named(pipe, named: dict, inputs: dict):
+def check_named(pipe: Any, named: dict, inputs: dict) -> None:
     """ValueError naming what the loaded method reads if it does not read one of these."""
     read = pipe.conditioner.inputs
     others = [name for name in read if name not in pipe.text.further]
@@ -198,7 +203,7 @@ def check_named(pipe, named: dict, inputs: dict):
                 raise ValueError(f"{option} {name}: the loaded method reads {reads}")
 
 
-def make_pipeline(args, options):
+def make_pipeline(args: argparse.Namespace, options: SamplingOptions) -> Any:
     pipe = open_base_pipeline(args, options)
     if args.method_weights:
         pipe.load_method(args.method, args.method_weights, encoder=args.image_encoder)
@@ -222,7 +227,12 @@ def parse_lora(item: str) -> tuple[str, float]:
         raise ValueError(f"--lora {item}: {weight!r} is not a number") from error
 
 
-def make_notes(args, options, prompts, parts) -> list[dict]:
+def make_notes(
+    args: argparse.Namespace,
+    options: SamplingOptions,
+    prompts: Sequence[str],
+    parts: Mapping[str, Sequence[str]],
+) -> list[dict]:
     """The notes on how each image was made; ``parts`` as given."""
     kept = (*KEPT, *"karras timestep_spacing dtype vae_dtype lora method method_weights".split())
     kept += ("image_encoder", "scale", *(FLAGS[name] for name in FLAGS if name not in COUNTS))
@@ -241,7 +251,7 @@ def make_notes(args, options, prompts, parts) -> list[dict]:
     return notes
 
 
-def generate(args) -> list[Path]:
+def generate(args: argparse.Namespace) -> list[Path]:
     from persongen_jax.generate.files import read_input, read_references
     from persongen_jax.pipeline.saving import ImageFolder
     from persongen_jax.pipeline.watermark import has_room
@@ -270,8 +280,7 @@ def generate(args) -> list[Path]:
         raise ValueError(f"--method {args.method}: it needs its weights; give --method-weights")
     folder = ImageFolder(args.out, not args.no_mark)
     read = functools.cache(read_input)
-    given: dict[str, list | None] = {}
-    given |= {name: [read(path) for path in own] for name, own in inputs.items()}
+    given: dict[str, Any] = {name: [read(path) for path in own] for name, own in inputs.items()}
     references, regions = None, None
     if args.reference:
         where = {
@@ -299,7 +308,14 @@ def generate(args) -> list[Path]:
     return paths
 
 
-def run_pipeline(pipe, args, options, prompts, given, save):
+def run_pipeline(
+    pipe: Any,
+    args: argparse.Namespace,
+    options: SamplingOptions,
+    prompts: list[str],
+    given: dict,
+    save: Callable[[np.ndarray], object],
+) -> None:
     """Pass each image, uint8 [h, w, 3], to ``save`` when it is done; with a progress bar.
 
     ``given``: additional arguments of the pipeline, each a list with an entry per prompt.
@@ -328,7 +344,7 @@ def run_pipeline(pipe, args, options, prompts, given, save):
 
 
 @command
-def main(argv=None):
+def main(argv: list[str] | None = None) -> None:
     argv = sys.argv[1:] if argv is None else argv
     if any(item.split("=")[0] == "--run" for item in argv):
         from persongen_jax.generate import attributes as chosen

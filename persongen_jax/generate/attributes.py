@@ -10,6 +10,7 @@
 
 import argparse
 import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -28,7 +29,7 @@ FLAGGED = ("num_inference_steps", "guidance_scale", "scheduler", "seed", "batch_
 GRID_SIDE = 64  # smaller images are enlarged in grids, strips and animations
 
 
-def parse_arguments(argv=None):
+def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m persongen_jax.generate --run DIR",
         description=__doc__.split("\n")[0],
@@ -65,7 +66,7 @@ def parse_arguments(argv=None):
     return parser.parse_args(argv)
 
 
-def check(args):
+def check(args: argparse.Namespace) -> None:
     """ValueError for options that exclude each other, or would have no effect."""
     SamplingOptions(**given_options(args))
     for name in ("images", "frames"):
@@ -91,7 +92,7 @@ def check(args):
         )
 
 
-def generate(args) -> list[Path]:
+def generate(args: argparse.Namespace) -> list[Path]:
     check(args)
     for name, value in DEFAULTS.items():
         if getattr(args, name) is None:
@@ -102,7 +103,7 @@ def generate(args) -> list[Path]:
     return interpolate(pipe, args) if args.interpolate else several(pipe, args)
 
 
-def several(pipe, args) -> list[Path]:
+def several(pipe: AttributePipeline, args: argparse.Namespace) -> list[Path]:
     """A file per image, and a grid of all with a row per request."""
     requests = args.attributes or [""]
     n = len(requests) * args.images
@@ -120,7 +121,7 @@ def several(pipe, args) -> list[Path]:
     return paths
 
 
-def interpolate(pipe, args) -> list[Path]:
+def interpolate(pipe: AttributePipeline, args: argparse.Namespace) -> list[Path]:
     """A strip and an animation per noise."""
     one_sided = pipe.said_once(*args.interpolate)
     if one_sided:
@@ -145,7 +146,7 @@ def interpolate(pipe, args) -> list[Path]:
     return paths
 
 
-def edit(pipe, args) -> list[Path]:
+def edit(pipe: AttributePipeline, args: argparse.Namespace) -> list[Path]:
     height, width = image_size(args.edit)
     if (height, width) != pipe.size[:2]:
         print(
@@ -167,7 +168,7 @@ def edit(pipe, args) -> list[Path]:
     return [folder.save(as_rgb(image[None])[0], {**note(args), **said})]
 
 
-def note(args) -> dict:
+def note(args: argparse.Namespace) -> dict:
     """The notes on how an image was made."""
     kept = ("run", "step", "steps", "guidance_scale", "scheduler")
     return {"seed": args.seed, "settings": {name: getattr(args, name) for name in kept}}
@@ -176,18 +177,18 @@ def note(args) -> dict:
 class Bar:
     """A progress bar over batches of ``args.steps`` steps; gives what advances it."""
 
-    def __init__(self, args, batches: int, said: str):
+    def __init__(self, args: argparse.Namespace, batches: int, said: str):
         # The delay keeps the bar away from error messages: it appears with the first steps.
         self._bar = tqdm(total=batches * args.steps, unit="step", desc=said, delay=1e-3)
 
-    def __enter__(self):
+    def __enter__(self) -> Callable:
         return self._bar.update
 
     def __exit__(self, *_):
         self._bar.close()
 
 
-def grid(images, columns: int) -> np.ndarray:
+def grid(images: np.ndarray, columns: int) -> np.ndarray:
     """uint8 [n, h, w, c] to a grid, uint8 [rows * h, columns * w, 3]; missing ones are white."""
     images = enlarged(as_rgb(images))
     n, height, width, _ = images.shape
@@ -198,7 +199,7 @@ def grid(images, columns: int) -> np.ndarray:
     return filled.reshape(rows * height, columns * width, 3)
 
 
-def enlarged(images) -> np.ndarray:
+def enlarged(images: np.ndarray) -> np.ndarray:
     """Small images enlarged by a whole factor, so that one can see them."""
     factor = max(1, GRID_SIDE // images.shape[1])
     return images.repeat(factor, axis=1).repeat(factor, axis=2)

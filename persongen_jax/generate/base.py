@@ -1,6 +1,7 @@
 """generate's options for the base model: where its parts are, and how to sample it."""
 
-from collections.abc import Sequence
+import argparse
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -13,7 +14,7 @@ from persongen_jax.diffusion.scheduler_config import PREDICTION_TYPES
 KEPT = ("base", "base_config", "unet", "vae", "text_encoders", "prediction_type")
 
 
-def add_base_options(add):
+def add_base_options(add: Callable) -> None:
     """``add``: a parser's add_argument."""
     add("--base", required=True, help="diffusers-format SDXL directory, or a checkpoint's file")
     add(
@@ -37,7 +38,7 @@ def add_base_options(add):
     add("--variant", help="read weight files of this variant, e.g. fp16")
 
 
-def open_base_pipeline(args, options: SamplingOptions):
+def open_base_pipeline(args: argparse.Namespace, options: SamplingOptions) -> Any:
     """The pipeline of the base alone; refuses an unsupported sampler before loading."""
     from persongen_jax.pipeline import Pipeline
 
@@ -56,7 +57,7 @@ def open_base_pipeline(args, options: SamplingOptions):
     )
 
 
-def scheduler_options(args) -> dict:
+def scheduler_options(args: argparse.Namespace) -> dict:
     """The requested parameters of the sampler."""
     options = {}
     if args.karras:

@@ -6,8 +6,12 @@ square crops (data_pipeline/faces/find.py).
 """
 
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 from data_pipeline.faces.align import align_face
+from data_pipeline.faces.detectors import Detector
 from data_pipeline.faces.find import NoFaceFound, crop_face
 from data_pipeline.pictures.reading import load_image, load_mask
 from data_pipeline.records.schema import MAX_REFERENCES
@@ -16,7 +20,9 @@ from persongen_jax.face_detectors import open_reference_detector
 from persongen_jax.weights.formats.ip_adapter import is_ip_adapter, read_ip_adapter
 
 
-def read_references(items, weights, *, base, detector: str, crop: bool) -> tuple[list, list | None]:
+def read_references(
+    items: list[str], weights: str | Path, *, base: str | Path, detector: str, crop: bool
+) -> tuple[list, list | None]:
     """Face crops of each person, as the method's ``weights`` need them; and a mask each, or None.
 
     Args:
@@ -31,13 +37,13 @@ def read_references(items, weights, *, base, detector: str, crop: bool) -> tuple
     for paths in people.values():
         if len(paths) > MAX_REFERENCES:
             raise ValueError(f"{len(paths)} references: give one to {MAX_REFERENCES}")
-    crops = [[(path, load_image(path)) for path in paths] for paths in people.values()]
+    opened = [[(path, load_image(path)) for path in paths] for paths in people.values()]
     if not crop:
-        crops = [[image for _, image in person] for person in crops]
+        crops = [[image for _, image in person] for person in opened]
     else:
         finder = open_reference_detector(base, detector)
         cut = align_reference if wants_aligned_faces(weights) else crop_face
-        crops = [[cut(image, str(path), finder) for path, image in person] for person in crops]
+        crops = [[cut(image, str(path), finder) for path, image in person] for person in opened]
     regions = None if None in people else [load_mask(mask) for mask in people]
     return crops, regions
 
@@ -46,9 +52,9 @@ def group_references(items: list[str]) -> dict[Path | None, list[Path]]:
     """FILE or FILE@REGION: the images by their region's file; names may contain an @."""
     people = {}
     for item in items:
-        path, at, mask = item.rpartition("@")
+        front, at, end = item.rpartition("@")
         alone = not at or Path(item).exists()
-        path, mask = (item, None) if alone else (path, Path(mask))
+        path, mask = (item, None) if alone else (front, Path(end))
         people.setdefault(mask, []).append(Path(path))
     if None in people and len(people) > 1:
         raise ValueError(
@@ -58,7 +64,7 @@ def group_references(items: list[str]) -> dict[Path | None, list[Path]]:
     return people
 
 
-def wants_aligned_faces(weights) -> bool:
+def wants_aligned_faces(weights: str | Path) -> bool:
     """Whether ``weights`` is a FaceID file."""
     if not Path(weights).is_file() or not is_ip_adapter(weights):
         return False
@@ -66,7 +72,7 @@ def wants_aligned_faces(weights) -> bool:
         return file.kind == "faceid"
 
 
-def align_reference(image, name: str, detector):
+def align_reference(image: np.ndarray, name: str, detector: Detector) -> np.ndarray:
     """Align the largest face of ``image`` [h, w, 3] to ArcFace's template, [112, 112, 3].
 
     Raises:
@@ -86,10 +92,10 @@ def align_reference(image, name: str, detector):
             f"{detector.name}); FaceID needs aligned crops: give another image, or an aligned "
             "crop of 112 pixels and --no-crop"
         )
-    return align_face(image, found.landmarks)
+    return align_face(image, np.asarray(found.landmarks))
 
 
-def read_input(path: str):
+def read_input(path: str) -> Any:
     """An image, uint8 [h, w, 3]; or the contents of a *.json file."""
     if Path(path).suffix.lower() == ".json":
         return read_json(path)

@@ -1,7 +1,9 @@
 """Warnings of generate about options without effect."""
 
+import argparse
 
-def without_effect(args) -> list[str]:
+
+def without_effect(args: argparse.Namespace) -> list[str]:
     """Options without effect; pipeline/checks.py reports a call's own arguments."""
     lines = []
     if not args.reference:

@@ -1,5 +1,7 @@
 """The classifier that judges attributes: a finished run of systems/attribute_classifier.py."""
 
+from collections.abc import Sequence
+
 import jax
 import numpy as np
 from flax import nnx
@@ -62,7 +64,7 @@ class AttributeJudge:
 
         return people.once((self, "features"), compute)
 
-    def scores(self, images) -> tuple[np.ndarray, np.ndarray]:
+    def scores(self, images: Sequence[np.ndarray] | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Logits [n, K] and features [n, d] of uint8 RGB images [n, h, w, 3].
 
         A classifier of grey images converts them to grey, as in its training.

@@ -7,7 +7,9 @@ from data_pipeline.attributes.vocabulary import Vocabulary
 Z = 1.959964  # of a 95 % interval
 
 
-def right(logits, values, known, vocabulary: Vocabulary) -> np.ndarray:
+def right(
+    logits: np.ndarray, values: np.ndarray, known: np.ndarray, vocabulary: Vocabulary
+) -> np.ndarray:
     """1 if the recognised attribute is as requested, 0 if not, NaN if not requested: [n, K].
 
     An attribute is recognised as present if its logit is above 0. Within a group the largest logit
@@ -28,14 +30,14 @@ def right(logits, values, known, vocabulary: Vocabulary) -> np.ndarray:
     return correct
 
 
-def of_pictures(correct) -> np.ndarray:
+def of_pictures(correct: np.ndarray) -> np.ndarray:
     """[n] share of right answers per image, from answers [n, K]; NaN if it has none."""
     answered = ~np.isnan(correct)
     n = answered.sum(1)
     return np.where(n > 0, np.where(answered, correct, 0).sum(1) / np.maximum(n, 1), np.nan)
 
 
-def share(correct) -> dict:
+def share(correct: np.ndarray) -> dict:
     """{"mean", "low", "high", "n"} of independent answers [n], NaN for none: Wilson's interval."""
     correct = np.asarray(correct, np.float64)
     correct = correct[~np.isnan(correct)]
@@ -48,7 +50,7 @@ def share(correct) -> dict:
     return {"mean": p, "low": max(0.0, float(low)), "high": min(1.0, float(high)), "n": n}
 
 
-def mean_of_pictures(correct) -> dict:
+def mean_of_pictures(correct: np.ndarray) -> dict:
     """{"mean", "low", "high", "n"} of answers [n, K] that are dependent within an image."""
     own = of_pictures(correct)
     if ((~np.isnan(correct)).sum(1) <= 1).all():  # a class: answers are independent

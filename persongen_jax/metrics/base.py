@@ -7,11 +7,12 @@ description.
 
 import abc
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
 import numpy as np
+from ml_collections import ConfigDict
 
 
 @dataclass(eq=False)
@@ -20,7 +21,7 @@ class Kept:
 
     _kept: dict = field(default_factory=dict, init=False, repr=False)
 
-    def once(self, key, make: Callable[[], Any]):
+    def once(self, key: Hashable, make: Callable[[], Any]) -> Any:
         """``make()``, called only the first time that ``key`` is requested.
 
         Args:
@@ -144,7 +145,7 @@ class Metric(abc.ABC):
     judge_key: ClassVar[str] = ""
     judge: str = ""
 
-    def __init__(self, config, judges):
+    def __init__(self, config: ConfigDict, judges: Any):
         """Open the judge; called once, before the first step of training.
 
         Args:

@@ -5,11 +5,15 @@ comparable; the thesis used ViT-L/14 at 336 pixels.
 """
 
 import functools
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.typing import DTypeLike
 
 from data_pipeline.pictures.reading import load_image
 from data_pipeline.pictures.transforms import clip_preprocess
@@ -32,17 +36,17 @@ class ClipScore:
         WeightsError: the folder does not exist, or is not a whole CLIP.
     """
 
-    def __init__(self, folder, *, dtype=jnp.float32):
+    def __init__(self, folder: str | Path, *, dtype: DTypeLike = jnp.float32):
         clip = load_clip(folder, dtype=dtype)
         self.name = str(folder)
-        self.tokenizer = clip.tokenizer
+        self.tokenizer: Any = clip.tokenizer
         self.image_size = clip.vision_model.config["image_size"]
         self.text_length = clip.text_model.config["max_position_embeddings"]
         self._vision = nnx.split(clip.vision_model)
         self._text = nnx.split(clip.text_model)
         self.networks = (self._vision[1], self._text[1])
 
-    def image_features(self, images) -> np.ndarray:
+    def image_features(self, images: Sequence[Any] | np.ndarray) -> np.ndarray:
         """Images, in any form that load_image accepts, to unit vectors [n, d]."""
 
         def embed(images):
@@ -51,7 +55,7 @@ class ClipScore:
 
         return _in_batches(embed, images)
 
-    def text_features(self, texts) -> np.ndarray:
+    def text_features(self, texts: Sequence[str]) -> np.ndarray:
         """Texts to unit vectors [n, d]; text beyond CLIP's 77 tokens is cut."""
         ids = self.tokenizer(
             list(texts), padding="max_length", truncation=True, max_length=self.text_length
@@ -60,13 +64,13 @@ class ClipScore:
             lambda rows: _embed_texts(*self._text, np.array(rows, np.int32)), list(ids)
         )
 
-    def score(self, images, texts) -> np.ndarray:
+    def score(self, images: Sequence[Any], texts: Sequence[str]) -> np.ndarray:
         """CLIP-T of each image with its text, [n], in -100..100."""
         if len(images) != len(texts):
             raise ValueError(f"{len(images)} images and {len(texts)} texts: give one text each")
         return self.score_features(self.image_features(images), texts)
 
-    def score_features(self, image_features, texts) -> np.ndarray:
+    def score_features(self, image_features: np.ndarray, texts: Sequence[str]) -> np.ndarray:
         """``score`` of images whose features [n, d] are already known."""
         once = list(dict.fromkeys(texts))  # usually several images share a prompt
         features = self.text_features(once)[[once.index(text) for text in texts]]

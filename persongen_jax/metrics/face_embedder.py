@@ -5,7 +5,9 @@ comparable.
 """
 
 import functools
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -49,12 +51,11 @@ class FaceEmbedder:
         self.networks = (self._state,)
         self._run = jax.jit(functools.partial(_embed_crops, graphdef))
 
-    def embed(self, images) -> tuple[np.ndarray, np.ndarray]:
+    def embed(self, images: Iterable[Any]) -> tuple[np.ndarray, np.ndarray]:
         """The largest face of each image.
 
         Args:
-            images: of any sizes, in any form that load_image accepts: uint8 RGB [n, h, w, 3],
-                paths, ….
+            images: of any sizes, in any form of load_image: uint8 RGB [n, h, w, 3], paths, ….
 
         Returns:
             Embeddings [n, d] float32 of length 1, zeros where no face was found; and whether one
@@ -65,7 +66,7 @@ class FaceEmbedder:
         found = np.array([detection is not None for detection in detections], bool)
         embeddings = np.zeros((len(detections), self.dim), np.float32)
         crops = [
-            align_face(image, detection.landmarks, self.size)
+            align_face(image, np.asarray(detection.landmarks), self.size)
             for image, detection in zip(images, detections, strict=True)
             if detection is not None
         ]
@@ -73,7 +74,7 @@ class FaceEmbedder:
             embeddings[found] = self.embed_crops(np.stack(crops))
         return embeddings, found
 
-    def embed_crops(self, crops) -> np.ndarray:
+    def embed_crops(self, crops: np.ndarray) -> np.ndarray:
         """Aligned faces, uint8 [n, s, s, 3], to embeddings [n, d] of length 1."""
         crops = np.asarray(crops)
         if crops.dtype != np.uint8 or crops.shape[1:] != (self.size, self.size, 3):
@@ -95,7 +96,7 @@ def _embed_crops(graphdef, state, crops):
     return nnx.merge(graphdef, state)((crops.astype("float32") - 127.5) / 127.5)
 
 
-def open_face_embedder(face_net, detector: str = "auto") -> FaceEmbedder:
+def open_face_embedder(face_net: str | Path, detector: str = "auto") -> FaceEmbedder:
     """Open a recogniser and the matching detector.
 
     Args:

@@ -7,7 +7,13 @@ recognisers are never comparable.
 import numpy as np
 
 
-def rank1(embeddings, labels, gallery, gallery_labels, detected=None) -> dict:
+def rank1(
+    embeddings: np.ndarray,
+    labels: np.ndarray,
+    gallery: np.ndarray,
+    gallery_labels: np.ndarray,
+    detected: np.ndarray | None = None,
+) -> dict:
     """How often the nearest of N people, by cosine, is the right one; guessing scores 1 / N.
 
     Args:
@@ -45,7 +51,12 @@ def rank1(embeddings, labels, gallery, gallery_labels, detected=None) -> dict:
 
 
 def bootstrap_interval(
-    values, identities, *, confidence: float = 0.95, samples: int = 2000, seed: int = 0
+    values: np.ndarray,
+    identities: np.ndarray,
+    *,
+    confidence: float = 0.95,
+    samples: int = 2000,
+    seed: int = 0,
 ) -> tuple[float, float]:
     """(low, high) of the mean, by resampling whole identities with replacement.
 
@@ -75,12 +86,12 @@ def bootstrap_interval(
     return float(low), float(high)
 
 
-def cosine(a, b):
+def cosine(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """Cosine of each row of [n, d] with its partner, [n]; ValueError on a zero row."""
     return (_unit(a) * _unit(b)).sum(-1)
 
 
-def mean_embedding(embeddings) -> np.ndarray | None:
+def mean_embedding(embeddings: np.ndarray) -> np.ndarray | None:
     """The unit vector [d] along the mean of unit vectors [n, d]; None if there are none."""
     if not len(embeddings):
         return None

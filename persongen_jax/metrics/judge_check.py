@@ -5,9 +5,13 @@ are compared, not paths: a copy under another name is the same judge, and so is 
 PhotoMaker file.
 """
 
+from collections.abc import Iterable, Sequence
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 
 from persongen_jax.metrics.base import Metric
 from persongen_jax.training.partition import leaf_paths
@@ -17,7 +21,9 @@ LOOKED_AT = 2  # arrays per network: the largest ones of different shapes
 ROUNDING = 2.0**-8
 
 
-def check_judges(metrics: list[Metric], model, roots, admitted):
+def check_judges(
+    metrics: list[Metric], model: nnx.Module, roots: Iterable[str], admitted: Sequence[str]
+) -> None:
     """ValueError for a metric whose judge is a network that the method reads.
 
     Args:
@@ -51,7 +57,7 @@ def check_judges(metrics: list[Metric], model, roots, admitted):
         )
 
 
-def find_shared(network, by_shape: dict) -> str:
+def find_shared(network: Any, by_shape: dict) -> str:
     """The path of an array of the model that equals one of the network's largest, else "".
 
     Args:

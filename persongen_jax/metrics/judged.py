@@ -1,6 +1,9 @@
 """Base classes of metrics that share a judge."""
 
-from persongen_jax.metrics.base import Metric
+from ml_collections import ConfigDict
+
+from persongen_jax.metrics.base import Known, Metric
+from persongen_jax.metrics.judges import Judges
 
 
 class JudgedByClip(Metric):
@@ -8,10 +11,10 @@ class JudgedByClip(Metric):
 
     judge_key = "clip"
 
-    def __init__(self, config, judges):
+    def __init__(self, config: ConfigDict, judges: Judges):
         self.clip, self.judge = judges.clip, config.clip
 
-    def networks(self):
+    def networks(self) -> tuple:
         return self.clip.clip.networks
 
 
@@ -20,10 +23,10 @@ class JudgedByFaceNet(Metric):
 
     judge_key = "face_net"
 
-    def __init__(self, config, judges):
+    def __init__(self, config: ConfigDict, judges: Judges):
         self.faces, self.judge = judges.faces, config.face_net
 
-    def networks(self):
+    def networks(self) -> tuple:
         return self.faces.embedder.networks
 
 
@@ -32,11 +35,11 @@ class JudgedByClassifier(Metric):
 
     judge_key = "classifier"
 
-    def __init__(self, config, judges):
+    def __init__(self, config: ConfigDict, judges: Judges):
         self.attributes, self.judge = judges.attributes, config.classifier
 
-    def networks(self):
+    def networks(self) -> tuple:
         return (self.attributes.weights,)
 
-    def prepare(self, known):
+    def prepare(self, known: Known) -> None:
         self.attributes.check(known)

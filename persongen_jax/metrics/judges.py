@@ -8,12 +8,15 @@ import functools
 from typing import TYPE_CHECKING
 
 import numpy as np
+from ml_collections import ConfigDict
 
 from persongen_jax.metrics.base import Generated, Known, Owner, People
 from persongen_jax.metrics.face_similarity import mean_embedding
 
 if TYPE_CHECKING:
     from persongen_jax.metrics.attribute_judge import AttributeJudge
+    from persongen_jax.metrics.clip_score import ClipScore
+    from persongen_jax.metrics.face_embedder import FaceEmbedder
 
 GALLERY_PICTURES = 8  # most images per person in the gallery's mean embedding
 AT_ONCE = 16  # people whose images are in memory at once
@@ -30,7 +33,7 @@ class Judges:
         config: ``clip``, ``face_net``, ``face_detector``, ``classifier``; only the keys in use.
     """
 
-    def __init__(self, config):
+    def __init__(self, config: ConfigDict):
         self.config = config
 
     @functools.cached_property
@@ -66,7 +69,7 @@ class Judges:
 class ClipJudge:
     """A ClipScore, ``clip``, with cached image features."""
 
-    def __init__(self, clip):
+    def __init__(self, clip: "ClipScore"):
         self.clip = clip
 
     def features(self, generated: Generated) -> np.ndarray:
@@ -93,7 +96,7 @@ class ClipJudge:
 class FaceJudge:
     """A FaceEmbedder, ``embedder``, with cached embeddings."""
 
-    def __init__(self, embedder):
+    def __init__(self, embedder: "FaceEmbedder"):
         self.embedder = embedder
 
     def embed(self, generated: Generated) -> tuple[np.ndarray, np.ndarray]:

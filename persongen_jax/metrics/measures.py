@@ -16,6 +16,9 @@ other keys are facts, such as "among". Rows of earlier versions lack the descrip
 :func:`described` fills it in.
 """
 
+from collections.abc import Mapping
+from typing import Any
+
 import numpy as np
 
 from persongen_jax.metrics.attribute_scores import share
@@ -83,7 +86,7 @@ def _of_set(metric: Metric, values: Values, generated: Generated) -> dict:
     return {"mean": float(values.values), "low": low, "high": high, "n": n}
 
 
-def measure(values, people) -> dict:
+def measure(values: np.ndarray, people: np.ndarray) -> dict:
     """The mean of ``values`` [n]; ``people`` [n] says whose image each is. No description."""
     values, people = np.asarray(values, np.float64), np.asarray(people, str)
     if not len(values):
@@ -102,7 +105,7 @@ def measure(values, people) -> dict:
     }
 
 
-def part_of(measure: dict, values) -> dict:
+def part_of(measure: dict, values: np.ndarray) -> dict:
     """A part's measure, without each person's own figure.
 
     With a single owner, such as a class that is a part itself, images count as independent.
@@ -116,7 +119,7 @@ def part_of(measure: dict, values) -> dict:
 # ---- descriptions ------------------------------------------------------------------------------
 
 
-def description(metric: Metric | type[Metric], judge: str | None, facts) -> dict:
+def description(metric: Metric | type[Metric], judge: str | None, facts: Mapping[str, Any]) -> dict:
     """A measure's description from its metric; ``judge`` None: unknown."""
     own = {**{key: getattr(metric, key) for key in DESCRIPTION}, "judge": judge}
     if metric.chance is not None:

@@ -2,6 +2,8 @@
 
 import importlib
 
+from ml_collections import ConfigDict
+
 from persongen_jax.metrics.base import Metric
 from persongen_jax.metrics.judges import Judges, NoJudge
 
@@ -49,7 +51,7 @@ def find_class(name: str) -> type[Metric]:
     return found
 
 
-def open_metrics(config) -> list[Metric]:
+def open_metrics(config: ConfigDict) -> list[Metric]:
     """The metrics of ``config.metrics``, in its order.
 
     Metrics whose judge the config does not name are left out, with a printed line.

@@ -13,7 +13,7 @@ ASSETS = Path(__file__).parent.parent / "assets"
 
 
 @command
-def main(argv=None) -> int:
+def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m persongen_jax.miniature",
         description="Trains VAE, CLIP, face and keypoint nets, and the base UNet on drawn people.",

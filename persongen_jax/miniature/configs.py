@@ -8,6 +8,11 @@ dependencies. Muon brought the VAE's error to three quarters of Adam's in the fi
 sixth more time per step; for the other networks the two were not compared.
 """
 
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
 from persongen_jax.systems.open import system_class
 
 SYSTEMS = "persongen_jax.miniature.systems"
@@ -17,7 +22,7 @@ OF_UNETS = {"drop_prob": 0.1, "min_snr_gamma": 5.0, "ema_decay": 0.999, "ema_war
 
 # By name, in an order that respects dependencies. ``rate`` is for matrices and kernels, which Muon
 # updates, ``adam_rate`` for the rest; other keys are the config's own.
-TRAININGS = {
+TRAININGS: dict[str, dict[str, Any]] = {
     "vae": dict(
         system="vae:Vae",
         seed=1,
@@ -96,7 +101,7 @@ TRAININGS = {
 }
 
 
-def get_config(stage: str, work="runs/miniature"):
+def get_config(stage: str, work: str | Path = "runs/miniature") -> ConfigDict:
     """The config of a stage by its name, in the folder ``work``."""
     if stage not in TRAININGS:
         raise ValueError(f"miniature stage {stage!r}: there are {', '.join(TRAININGS)}")

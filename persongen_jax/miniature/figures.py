@@ -9,7 +9,9 @@ accuracy on real (drawn) images. Everything is read from the shipped checkpoints
 import argparse
 import json
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -25,7 +27,10 @@ from persongen_jax.config import load_config
 from persongen_jax.metrics.clip_score import ClipScore
 from persongen_jax.metrics.face_similarity import rank1
 from persongen_jax.miniature.__main__ import ASSETS
-from persongen_jax.models.faces.iresnet import normalise_faces
+from persongen_jax.models.encoders.clip import CLIPVisionModel
+from persongen_jax.models.faces.iresnet import IResNet, normalise_faces
+from persongen_jax.models.faces.keypoint_net import KeypointNet
+from persongen_jax.models.sdxl.vae import AutoencoderKL
 from persongen_jax.pipeline import Pipeline
 from persongen_jax.weights.formats.arcface import load_arcface
 from persongen_jax.weights.formats.clip import load_vision_tower
@@ -40,7 +45,9 @@ BASE_GUIDANCE = 2.0  # above 3, contrast grows too strong: at 4 the scene was ri
 PROMPT_SCENES = ("mountains", "city", "desert", "room")  # of configs/mini/prompts.json
 
 
-def held_out(people_count: int, pictures: int, first: int = 0, split: str = SPLIT, portrait=False):
+def held_out(
+    people_count: int, pictures: int, first: int = 0, split: str = SPLIT, portrait: bool = False
+) -> people.People:
     """``pictures`` images of each of ``people_count`` people, person by person."""
     number = np.arange(people_count * pictures)
     framing = (1, 0, 0) if portrait else people.FRAMING_WEIGHTS
@@ -49,7 +56,7 @@ def held_out(people_count: int, pictures: int, first: int = 0, split: str = SPLI
     )
 
 
-def batched(function, *arrays):
+def batched(function: Callable, *arrays: np.ndarray) -> Any:
     """``function`` over rows in batches of one size, so that it compiles once."""
     count = len(arrays[0])
     outputs = []
@@ -62,14 +69,14 @@ def batched(function, *arrays):
     return jax.tree.map(lambda *parts: np.concatenate(parts), *outputs)
 
 
-def compiled(model, call):
+def compiled(model: nnx.Module, call: Callable) -> Callable:
     """``call(model, batch)`` under jit with the weights as arguments."""
     graphdef, state = nnx.split(model)
     run = jax.jit(lambda state, *batch: call(nnx.merge(graphdef, state), *batch))
     return lambda *batch: run(state, *batch)
 
 
-def measure_vae(vae) -> dict:
+def measure_vae(vae: AutoencoderKL) -> dict:
     """Mean PSNR in dB, peak 255, over images that were encoded (posterior mean) and decoded."""
     drawn = held_out(250, 4)
 
@@ -88,7 +95,7 @@ def measure_vae(vae) -> dict:
     }
 
 
-def measure_face_net(net, keypoint_net) -> dict:
+def measure_face_net(net: IResNet, keypoint_net: KeypointNet) -> dict:
     """Rank-1 of one image against one of each, with the true landmarks and with detected ones."""
     size = net.config["input_size"]
     embed = compiled(net, lambda net, crops: net(normalise_faces(crops)))
@@ -123,7 +130,7 @@ def _look_alikes(embeddings) -> dict:
     return {"face_net_rank1_of_10_look_alikes": _figure(rate, len(probes), None)}
 
 
-def measure_keypoints(net) -> dict:
+def measure_keypoints(net: KeypointNet) -> dict:
     """Mean distance of landmarks, and of the visible joints, in sides of the frame."""
     drawn = held_out(250, 4)
     out = batched(compiled(net, lambda n, x: n(x.astype(jnp.float32) / 127.5 - 1)), drawn.images)
@@ -137,7 +144,7 @@ def measure_keypoints(net) -> dict:
     }
 
 
-def measure_clip(clip: ClipScore, tower) -> dict:
+def measure_clip(clip: ClipScore, tower: CLIPVisionModel) -> dict:
     """The right one of 32 captions; and a person among 100 by one crop's image features."""
     drawn = held_out(320, 4)
     texts = whole_prompts(drawn)
@@ -199,7 +206,7 @@ def measure_photomaker(assets: Path, clip: ClipScore) -> dict:
     config.validate_in_train = config.validate_out_of_domain = ""
     config.validation_images = 3
     config.metrics = (*config.metrics, "cosine_true", "cosine_others")
-    system = open_system(config)
+    system: Any = open_system(config)
     result = Evaluation(system)(system.model, 0)["out_of_train"]
     metrics, images = result.row["metrics"], result.images
     figures = {}
@@ -221,7 +228,9 @@ def measure_photomaker(assets: Path, clip: ClipScore) -> dict:
     return figures | {"photomaker_scene": _figure(judged.mean(), len(truth), 0.8)}
 
 
-def scene_judge(clip: ClipScore, images, drawn=None) -> np.ndarray:
+def scene_judge(
+    clip: ClipScore, images: np.ndarray, drawn: people.People | None = None
+) -> np.ndarray:
     """Names of scenes [n]: those whose phrases' mean text feature is nearest."""
     from data_pipeline.drawing.captions import BACKGROUND
 
@@ -237,7 +246,7 @@ def scene_judge(clip: ClipScore, images, drawn=None) -> np.ndarray:
     return _nearest(clip, images, np.stack(features), people.SCENES)
 
 
-def colour_judge(clip: ClipScore, images, drawn) -> np.ndarray:
+def colour_judge(clip: ClipScore, images: np.ndarray, drawn: people.People) -> np.ndarray:
     """Colours [n] of the clothes; the judge knows their kind and the scene."""
     images_features = clip.image_features(images)
     texts = [
@@ -256,7 +265,7 @@ def _nearest(clip, images, features, names):
     return np.array(names)[(clip.image_features(images) @ features.T).argmax(1)]
 
 
-def whole_prompts(drawn) -> list[str]:
+def whole_prompts(drawn: people.People) -> list[str]:
     """The three captions as one, without the trigger word."""
     parts = zip(drawn.captions, drawn.backgrounds, drawn.bodies, strict=True)
     return [join_parts("".join(split_at_trigger(g)), b, c) for g, b, c in parts]
@@ -299,7 +308,7 @@ def measure(assets: Path, out: Path, samples: int) -> dict:
 
 
 @command
-def main(argv=None):
+def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m persongen_jax.miniature.figures", description=__doc__.split("\n")[0]
     )

@@ -15,7 +15,7 @@ ROWS = 100
 MEASURED = 1024  # images that the scaling factor is measured on
 
 
-def encode_pool(vae, pool: Pool, folder: Path) -> np.ndarray:
+def encode_pool(vae: AutoencoderKL, pool: Pool, folder: Path) -> np.ndarray:
     """The posterior's mean and logvar [n, h, w, 2 c] float16, cached on disk."""
 
     def encode_all():
@@ -32,14 +32,14 @@ def encode_pool(vae, pool: Pool, folder: Path) -> np.ndarray:
     return kept(folder / "moments.npy", encode_all)
 
 
-def scaling_factor(moments) -> float:
+def scaling_factor(moments: np.ndarray) -> float:
     """1 / standard deviation of the latents, five digits."""
     rows = np.linspace(0, len(moments) - 1, MEASURED).astype(int)
     means, _ = np.split(moments[rows].astype(np.float32), 2, axis=-1)
     return round(float(1 / np.std(means)), 5)
 
 
-def with_scaling_factor(vae, factor: float):
+def with_scaling_factor(vae: AutoencoderKL, factor: float) -> AutoencoderKL:
     """The same weights in a module whose config has this scaling factor."""
     config = {**sizes.vae_config(), "scaling_factor": factor}
     graphdef, _ = nnx.split(nnx.eval_shape(lambda: AutoencoderKL(config, rngs=nnx.Rngs(0))))

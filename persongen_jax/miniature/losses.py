@@ -11,11 +11,17 @@ SCALE, MARGIN = 24.0, 0.3  # the paper's 64 and 0.5 are for half a million peopl
 class Centres(nnx.Module):
     """A direction per person, ``embedding`` [people, d]; trained with the network."""
 
-    def __init__(self, people: int, features: int, rngs):
+    def __init__(self, people: int, features: int, rngs: nnx.Rngs):
         self.embedding = nnx.Param(0.05 * jax.random.normal(rngs.params(), (people, features)))
 
 
-def arcface_losses(embeddings, centres, people, scale=SCALE, margin=MARGIN):
+def arcface_losses(
+    embeddings: jax.Array,
+    centres: jax.Array,
+    people: jax.Array,
+    scale: float = SCALE,
+    margin: float = MARGIN,
+) -> jax.Array:
     """[b, d] raw embeddings, [n, d] class centres, [b] class indices to a loss each, [b]."""
     embeddings, centres = (
         x / jnp.linalg.norm(x, axis=-1, keepdims=True) for x in (embeddings, centres)

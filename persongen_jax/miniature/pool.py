@@ -8,6 +8,7 @@ import os
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -23,6 +24,11 @@ FIELDS = ("face_box", "landmarks", "keypoints", "visibility")
 
 class Pool:
     """Image number i shows person i // PICTURES, all [n, ...]; ``images`` uint8 on disk."""
+
+    face_box: np.ndarray
+    landmarks: np.ndarray
+    keypoints: np.ndarray
+    visibility: np.ndarray
 
     def __init__(self, folder: Path):
         self.folder = folder
@@ -72,7 +78,9 @@ def open_pool(work: Path, people: int = PEOPLE) -> Pool:
         else:
             with multiprocessing.get_context("spawn").Pool(os.cpu_count()) as pool:
                 parts = pool.starmap(_draw, chunks)
-        arrays = {name: np.concatenate([part[name] for part in parts]) for name in FIELDS}
+        arrays: dict[str, Any] = {
+            name: np.concatenate([part[name] for part in parts]) for name in FIELDS
+        }
         np.savez(folder / "truth.npz", **arrays)
         texts = [[text for part in parts for text in part["texts"][i]] for i in range(3)]
         (folder / "captions.json").write_text(json.dumps(texts))
@@ -86,7 +94,7 @@ def _draw(start: int, end: int) -> dict:
 
     number = np.arange(start, end)
     drawn = people.examples("in_train", number // PICTURES, number, 64)
-    part = {name: np.asarray(getattr(drawn, name)) for name in FIELDS}
+    part: dict[str, Any] = {name: np.asarray(getattr(drawn, name)) for name in FIELDS}
     part["images"] = drawn.images
     part["texts"] = (drawn.captions, drawn.backgrounds, drawn.bodies)
     return part

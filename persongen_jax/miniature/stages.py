@@ -2,7 +2,9 @@
 
 import json
 import os
+from collections.abc import Collection
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -42,7 +44,7 @@ class World:
         self.work = work
         self._networks = {}
 
-    def network(self, stage: str):
+    def network(self, stage: str) -> Any:
         """The model that a stage has trained; see its System. Trains the stages it depends on
         first.
 
@@ -73,7 +75,7 @@ def cost_of(workdir: Path) -> dict:
     return {"steps": before, "seconds": round(seconds, 1)}
 
 
-def run(stages, work: Path, out: Path):
+def run(stages: Collection[str], work: Path, out: Path) -> None:
     """Train the stages in ``stages``, in their order; "write" writes everything to ``out``."""
     world = World(work)
     for stage in STAGES:
@@ -86,7 +88,7 @@ def run(stages, work: Path, out: Path):
                 world.network(stage)
 
 
-def train_photomaker(work: Path, out: Path):
+def train_photomaker(work: Path, out: Path) -> None:
     """configs/mini/photomaker.py for longer than the main job has time for, as a v1 file."""
     from persongen_jax.pipeline import Pipeline
     from persongen_jax.weights.formats.photomaker import save_photomaker
@@ -105,7 +107,7 @@ def train_photomaker(work: Path, out: Path):
     save_photomaker(pipe.model, out / "photomaker-v1.safetensors")
 
 
-def write(world: World, out: Path):
+def write(world: World, out: Path) -> None:
     """The checkpoints, and ``miniature.json`` with what they cost."""
     networks = {stage: world.network(stage) for stage in TRAINED}
     prompts, tokenizers = open_pool(world.work).prompts, open_tokenizers(world.work)

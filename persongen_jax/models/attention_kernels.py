@@ -2,9 +2,11 @@
 
 import functools
 import math
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from persongen_jax.models.platform import kernels_for_attention, target
 from persongen_jax.parallel.sharding import BATCH
@@ -18,7 +20,15 @@ MAX_SCORE_BYTES = 768 * 2**20
 MIN_TPU_FLASH_TOKENS = 2048
 
 
-def attention(q, k, v, mask=None, *, is_causal=False, scale=None):
+def attention(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    mask: jax.Array | None = None,
+    *,
+    is_causal: bool = False,
+    scale: float | None = None,
+) -> jax.Array:
     """softmax(q k^T * scale) v, by the platform's best kernel.
 
     Args:
@@ -48,7 +58,13 @@ def attention(q, k, v, mask=None, *, is_causal=False, scale=None):
     return _chunked_attention(q, k, v, mask, scale)
 
 
-def pick_kernel(q_shape, k_shape, dtype, has_mask: bool, is_causal: bool) -> str:
+def pick_kernel(
+    q_shape: Sequence[int],
+    k_shape: Sequence[int],
+    dtype: DTypeLike,
+    has_mask: bool,
+    is_causal: bool,
+) -> str:
     """Name of the kernel for q [b, n, heads, d], k [b, m, heads, d]: see :func:`attention`."""
     platform = target()
     (_, n, heads, d), m = q_shape, k_shape[1]
@@ -65,7 +81,9 @@ def pick_kernel(q_shape, k_shape, dtype, has_mask: bool, is_causal: bool) -> str
     return plain
 
 
-def even_keys(k, v, mask):
+def even_keys(
+    k: jax.Array, v: jax.Array, mask: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array]:
     """k, v [b, m, heads, d] and mask [b, heads, n, m], with one masked key added if m is odd."""
     odd = k.shape[1] % 2
     k, v = (jnp.pad(x, ((0, 0), (0, odd), (0, 0), (0, 0))) for x in (k, v))

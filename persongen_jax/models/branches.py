@@ -5,15 +5,22 @@ class, a **composition**, that takes the base layer's place as ``attn2``:
 :class:`ParallelCrossAttention`, :class:`CascadeCrossAttention`.
 """
 
+from collections.abc import Callable
+
+import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from persongen_jax.diffusion.conditioning import TokenStream
-from persongen_jax.models.attention import Attention, BasicTransformerBlock, CrossAttention
-from persongen_jax.models.layers import LayerNorm, Linear, UnusedRngs
+from persongen_jax.diffusion.conditioning import Streams, TokenStream
+from persongen_jax.models.attention import BasicTransformerBlock, CrossAttention, MultiHeadAttention
+from persongen_jax.models.layers import LayerNorm, LayerOptions, Linear, UnusedRngs
 
 
-def read_stream(read, q, stream: TokenStream):
+def read_stream(
+    read: Callable[[jax.Array, jax.Array, jax.Array | None], jax.Array],
+    q: jax.Array,
+    stream: TokenStream,
+) -> jax.Array:
     """The output of a branch, [b, n, d]; exactly 0 where its stream is fully masked.
 
     Args:
@@ -24,14 +31,12 @@ def read_stream(read, q, stream: TokenStream):
     """
     b, n = q.shape[:2]
     groups = 1 if stream.region is None else stream.region.shape[1]
-    tokens, mask = (
-        x if x is None else x.reshape(b * groups, -1, *x.shape[2:])
-        for x in (stream.tokens, stream.mask)
-    )
+    tokens, mask = stream.tokens.reshape(b * groups, -1, stream.tokens.shape[-1]), stream.mask
     if groups > 1:
         q = jnp.repeat(q, groups, axis=0)
     present = None
     if mask is not None:
+        mask = mask.reshape(b * groups, -1)
         present = mask.any(axis=1)
         # Softmax over nothing is undefined: attend to everything and discard the result.
         mask = mask | ~present[:, None]
@@ -61,9 +66,13 @@ class Composition(CrossAttention):
         self.heads = base.heads
         self.to_q, self.to_k, self.to_v, self.to_out = base.to_q, base.to_k, base.to_v, base.to_out
         self.branches = nnx.Dict()
-        self.order = ()  # separate, because NNX keeps no order
+        self.order: tuple[str, ...] = ()  # separate, because NNX keeps no order
 
-    def add(self, name: str, norm: LayerNorm):
+    def new_branch(self, norm: LayerNorm) -> nnx.Module:
+        """The layer that reads one more stream; every composition has its own kind."""
+        raise NotImplementedError
+
+    def add(self, name: str, norm: LayerNorm) -> None:
         """Add a branch; ``norm`` is the block's norm before this layer."""
         self.branches[name] = self.new_branch(norm)
         self.order = (*self.order, name)
@@ -75,14 +84,14 @@ class Branch(nnx.Module):
     Copies without its LoRA; float32, because they are trained. They compute in the base's dtype.
     """
 
-    def __init__(self, base: Attention):
+    def __init__(self, base: MultiHeadAttention):
         self.to_k = _trained_copy(base.to_k)
         self.to_v = _trained_copy(base.to_v)
 
 
 def _trained_copy(layer: Linear | LayerNorm):
     copy = nnx.clone(layer)
-    if isinstance(layer, Linear):
+    if isinstance(copy, Linear):
         copy.lora = copy.change = nnx.data(None)
     for name, leaf in vars(layer).items():
         if isinstance(leaf, nnx.Param):
@@ -101,10 +110,10 @@ class ParallelCrossAttention(Composition):
     The thesis (5.2) reads identity or background this way.
     """
 
-    def new_branch(self, norm) -> Branch:
+    def new_branch(self, norm: LayerNorm) -> Branch:
         return Branch(self)
 
-    def __call__(self, x, streams: dict[str, TokenStream]):
+    def __call__(self, x: jax.Array, streams: Streams) -> jax.Array:
         """[b, n, query_dim] to the same; a branch whose stream is missing adds nothing."""
         q = self.to_q(x)
         out = self.attend_text(q, streams)
@@ -119,14 +128,14 @@ class ParallelCrossAttention(Composition):
         return self.to_out[0](out)
 
 
-class CascadeLayer(Attention):
+class CascadeLayer(MultiHeadAttention):
     """A whole attention layer on one more stream, with a norm of its own.
 
     norm, to_q, to_k and to_v start as float32 copies of the base's without its LoRA; to_out starts
     at zero, so that the layer adds nothing yet.
     """
 
-    def __init__(self, base: Attention, norm: LayerNorm):
+    def __init__(self, base: MultiHeadAttention, norm: LayerNorm):
         self.heads = base.heads
         self.norm = _trained_copy(norm)
         self.to_q, self.to_k, self.to_v = map(_trained_copy, (base.to_q, base.to_k, base.to_v))
@@ -135,7 +144,7 @@ class CascadeLayer(Attention):
             leaf.set_value(jnp.zeros_like(leaf[...]))
         self.to_out = nnx.List([out])
 
-    def __call__(self, x, stream: TokenStream):
+    def __call__(self, x: jax.Array, stream: TokenStream) -> jax.Array:
         """The term to add to ``x`` [b, n, query_dim]."""
 
         def read(q, tokens, mask):
@@ -153,10 +162,10 @@ class CascadeCrossAttention(Composition):
     in the order in which the branches were added.
     """
 
-    def new_branch(self, norm) -> CascadeLayer:
+    def new_branch(self, norm: LayerNorm) -> CascadeLayer:
         return CascadeLayer(self, norm)
 
-    def add_to(self, x, norm, streams):
+    def add_to(self, x: jax.Array, norm: LayerNorm, streams: Streams) -> jax.Array:
         """A branch whose stream is missing adds nothing."""
         x = super().add_to(x, norm, streams)
         for name in self.order:
@@ -165,7 +174,9 @@ class CascadeCrossAttention(Composition):
         return x
 
 
-def add_branch(unet, name: str, composition: type[Composition] = ParallelCrossAttention):
+def add_branch(
+    unet: nnx.Module, name: str, composition: type[Composition] = ParallelCrossAttention
+) -> None:
     """A branch on stream ``name`` in every cross-attention (``attn2``) of ``unet``, in place.
 
     Args:
@@ -192,12 +203,12 @@ def add_branch(unet, name: str, composition: type[Composition] = ParallelCrossAt
         block.attn2.add(name, block.norm2)
 
 
-def branch_names(unet) -> list[str]:
+def branch_names(unet: nnx.Module) -> list[str]:
     """The streams that ``unet`` has branches for, sorted."""
     return sorted({n for b in _transformer_blocks(unet) for n in getattr(b.attn2, "order", ())})
 
 
-def remove_branches(unet):
+def remove_branches(unet: nnx.Module) -> None:
     """Remove every branch, which restores the base model and its structure."""
     for block in _transformer_blocks(unet):
         if isinstance(block.attn2, Composition):
@@ -206,7 +217,7 @@ def remove_branches(unet):
 
 def _without_branches(layer: Composition) -> CrossAttention:
     """The base's layer with this one's projections, which are not copied."""
-    kw = {"dtype": jnp.float32, "param_dtype": jnp.float32, "rngs": UnusedRngs()}
+    kw: LayerOptions = {"dtype": jnp.float32, "param_dtype": jnp.float32, "rngs": UnusedRngs()}
     plain = nnx.eval_shape(lambda: CrossAttention(1, heads=1, head_dim=1, **kw))
     for name in ("heads", "to_q", "to_k", "to_v", "to_out"):
         setattr(plain, name, getattr(layer, name))

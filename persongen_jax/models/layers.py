@@ -6,14 +6,16 @@ Normalisation statistics are always taken in float32. Arrays are NHWC.
 """
 
 import math
+from typing import TypedDict
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import lax
+from jax.typing import DTypeLike
 
-from persongen_jax.models.lora import LayerChange, LoRA
-from persongen_jax.models.ops import conv2d
+from persongen_jax.models.lora import Adaptable, LayerChange, LoRA
+from persongen_jax.models.ops import Padding, conv2d
 
 
 def _uniform(rngs: nnx.Rngs, shape, fan_in: int, dtype) -> jax.Array:
@@ -22,46 +24,37 @@ def _uniform(rngs: nnx.Rngs, shape, fan_in: int, dtype) -> jax.Array:
     return jax.random.uniform(rngs.params(), shape, jnp.float32, -bound, bound).astype(dtype)
 
 
-class UnusedRngs:
+class LayerOptions(TypedDict):
+    """The arguments that all layers share, and that networks pass down to theirs."""
+
+    dtype: DTypeLike
+    param_dtype: DTypeLike
+    rngs: nnx.Rngs
+
+
+class UnusedRngs(nnx.Rngs):
     """Replaces nnx.Rngs where a module is only traced, to be filled with loaded weights.
 
     Counting keys inside a trace costs time quadratic in the number of layers.
     """
 
-    def params(self):
+    def params(self) -> jax.Array:
         return jax.random.key(0)
 
 
-def _with_change(own, change, dtype):
-    """A layer's kernel or bias plus what adapters add to it, in ``dtype``."""
-    if change is None:
-        return own[...].astype(dtype)
-    # Summed in float32: the change may be far below the precision of the weights.
-    return (own[...].astype(jnp.float32) + change[...].astype(jnp.float32)).astype(dtype)
-
-
-class _Adaptable(nnx.Module):
-    """A layer that can carry adapters.
-
-    ``lora`` is None or a :class:`LoRA` whose output is added; ``change`` None or a
-    :class:`LayerChange` of the kernel and the bias.
-    """
-
-    def weights(self):
-        """(kernel, bias or None) in the compute dtype, changes included."""
-        change, bias = self.change, None
-        kernel = _with_change(self.kernel, change and change.kernel, self.dtype)
-        if self.bias is not None:
-            bias = _with_change(self.bias, change and change.bias, self.dtype)
-        elif change is not None and change.bias is not None:
-            bias = change.bias[...].astype(self.dtype)  # only the adapter's
-        return kernel, bias
-
-
-class Linear(_Adaptable):
+class Linear(Adaptable):
     """``y = x @ kernel + bias`` over the last axis: [..., in] to [..., out]."""
 
-    def __init__(self, in_features, out_features, *, use_bias=True, dtype, param_dtype, rngs):
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        *,
+        use_bias: bool = True,
+        dtype: DTypeLike,
+        param_dtype: DTypeLike,
+        rngs: nnx.Rngs,
+    ):
         self.dtype = dtype
         self.kernel = nnx.Param(
             _uniform(rngs, (in_features, out_features), in_features, param_dtype)
@@ -74,7 +67,7 @@ class Linear(_Adaptable):
         self.lora: LoRA | None = nnx.data(None)
         self.change: LayerChange | None = nnx.data(None)
 
-    def __call__(self, x):
+    def __call__(self, x: jax.Array) -> jax.Array:
         x = x.astype(self.dtype)
         kernel, bias = self.weights()
         y = x @ kernel
@@ -85,7 +78,7 @@ class Linear(_Adaptable):
         return y
 
 
-class Conv(_Adaptable):
+class Conv(Adaptable):
     """Square 2-D convolution, [b, h, w, in] to [b, h', w', out]; kernel HWIO.
 
     ``padding`` is PyTorch's: that many zeros on every side, or ((top, bottom), (left, right)).
@@ -93,16 +86,16 @@ class Conv(_Adaptable):
 
     def __init__(
         self,
-        in_features,
-        out_features,
-        kernel_size,
+        in_features: int,
+        out_features: int,
+        kernel_size: int,
         *,
-        strides=1,
-        padding=0,
-        use_bias=True,
-        dtype,
-        param_dtype,
-        rngs,
+        strides: int = 1,
+        padding: int | Padding = 0,
+        use_bias: bool = True,
+        dtype: DTypeLike,
+        param_dtype: DTypeLike,
+        rngs: nnx.Rngs,
     ):
         self.dtype = dtype
         self.strides = strides
@@ -116,7 +109,7 @@ class Conv(_Adaptable):
         self.lora: LoRA | None = nnx.data(None)
         self.change: LayerChange | None = nnx.data(None)
 
-    def __call__(self, x):
+    def __call__(self, x: jax.Array) -> jax.Array:
         x = x.astype(self.dtype)
         kernel, bias = self.weights()
         y = conv2d(x, kernel, self.strides, self.padding)
@@ -130,25 +123,41 @@ class Conv(_Adaptable):
 class Embed(nnx.Module):
     """Looks up rows of a table: integer ids [...] to [..., features]."""
 
-    def __init__(self, num_embeddings, features, *, dtype, param_dtype, rngs):
+    def __init__(
+        self,
+        num_embeddings: int,
+        features: int,
+        *,
+        dtype: DTypeLike,
+        param_dtype: DTypeLike,
+        rngs: nnx.Rngs,
+    ):
         self.dtype = dtype
         table = 0.02 * jax.random.normal(rngs.params(), (num_embeddings, features))
         self.embedding = nnx.Param(table.astype(param_dtype))
 
-    def __call__(self, ids):
+    def __call__(self, ids: jax.Array) -> jax.Array:
         return jnp.take(self.embedding[...], ids, axis=0).astype(self.dtype)
 
 
 class LayerNorm(nnx.Module):
     """Layer normalisation over the last axis, in float32, returned in ``dtype``."""
 
-    def __init__(self, features, *, eps=1e-5, dtype, param_dtype, rngs):
+    def __init__(
+        self,
+        features: int,
+        *,
+        eps: float = 1e-5,
+        dtype: DTypeLike,
+        param_dtype: DTypeLike,
+        rngs: nnx.Rngs,
+    ):
         del rngs  # unused; kept so that all layers have the same arguments
         self.eps, self.dtype = eps, dtype
         self.scale = nnx.Param(jnp.ones((features,), param_dtype))
         self.bias = nnx.Param(jnp.zeros((features,), param_dtype))
 
-    def __call__(self, x):
+    def __call__(self, x: jax.Array) -> jax.Array:
         x32 = x.astype(jnp.float32)
         mean = x32.mean(-1, keepdims=True)
         if x.dtype == jnp.float32:
@@ -165,7 +174,16 @@ class LayerNorm(nnx.Module):
 class GroupNorm(nnx.Module):
     """Group normalisation of [b, h, w, c] over (h, w, c / groups), in float32."""
 
-    def __init__(self, num_groups, features, *, eps=1e-5, dtype, param_dtype, rngs):
+    def __init__(
+        self,
+        num_groups: int,
+        features: int,
+        *,
+        eps: float = 1e-5,
+        dtype: DTypeLike,
+        param_dtype: DTypeLike,
+        rngs: nnx.Rngs,
+    ):
         del rngs
         if features % num_groups:
             raise ValueError(
@@ -176,7 +194,7 @@ class GroupNorm(nnx.Module):
         self.scale = nnx.Param(jnp.ones((features,), param_dtype))
         self.bias = nnx.Param(jnp.zeros((features,), param_dtype))
 
-    def __call__(self, x):
+    def __call__(self, x: jax.Array) -> jax.Array:
         x32 = x.astype(jnp.float32)
         # Reduce over positions first, channel by channel: the long axis is then summed over
         # contiguous rows, and the regrouping touches only [b, c] numbers.

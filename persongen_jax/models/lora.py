@@ -12,10 +12,46 @@ import re
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
+from jax.typing import DTypeLike
 
-from persongen_jax.models.ops import conv2d
+from persongen_jax.models.ops import Padding, conv2d
 from persongen_jax.models.platform import target
+
+Array = jax.Array | np.ndarray
+
+
+def _with_change(own, change, dtype):
+    """A layer's kernel or bias plus what adapters add to it, in ``dtype``."""
+    if change is None:
+        return own[...].astype(dtype)
+    # Summed in float32: the change may be far below the precision of the weights.
+    return (own[...].astype(jnp.float32) + change[...].astype(jnp.float32)).astype(dtype)
+
+
+class Adaptable(nnx.Module):
+    """A layer that can carry adapters.
+
+    ``lora`` is None or a :class:`LoRA` whose output is added; ``change`` None or a
+    :class:`LayerChange` of the kernel and the bias.
+    """
+
+    dtype: DTypeLike
+    kernel: nnx.Param[jax.Array]
+    bias: nnx.Param[jax.Array] | None
+    lora: "LoRA | None"
+    change: "LayerChange | None"
+
+    def weights(self) -> tuple[jax.Array, jax.Array | None]:
+        """(kernel, bias or None) in the compute dtype, changes included."""
+        change, bias = self.change, None
+        kernel = _with_change(self.kernel, change and change.kernel, self.dtype)
+        if self.bias is not None:
+            bias = _with_change(self.bias, change and change.bias, self.dtype)
+        elif change is not None and change.bias is not None:
+            bias = change.bias[...].astype(self.dtype)  # only the adapter's
+        return kernel, bias
 
 
 class LoRA(nnx.Module):
@@ -28,17 +64,17 @@ class LoRA(nnx.Module):
         dtype: compute dtype.
     """
 
-    def __init__(self, down, up, scale, *, dtype):
+    def __init__(self, down: jax.Array, up: jax.Array, scale: jax.Array, *, dtype: DTypeLike):
         self.dtype = dtype
         self.down = nnx.Param(down)
         self.up = nnx.Param(up)
         # Not a Param: it is set, never trained.
         self.scale = nnx.Variable(scale)
 
-    def __call__(self, x):
+    def __call__(self, x: jax.Array) -> jax.Array:
         return self._up(_product(x.astype(self.dtype), self.down[...].astype(self.dtype)))
 
-    def conv(self, x, strides, padding):
+    def conv(self, x: jax.Array, strides: int, padding: Padding) -> jax.Array:
         """The same on [b, h, w, in]: ``down`` is a convolution, ``up`` acts on each pixel."""
         return self._up(
             conv2d(x.astype(self.dtype), self.down[...].astype(self.dtype), strides, padding)
@@ -55,7 +91,7 @@ class LayerChange(nnx.Module):
     Variables, not parameters: they are set, never trained, and belong to no weight file.
     """
 
-    def __init__(self, kernel, bias):
+    def __init__(self, kernel: jax.Array | None, bias: jax.Array | None):
         self.kernel = None if kernel is None else nnx.Variable(kernel)
         self.bias = None if bias is None else nnx.Variable(bias)
 
@@ -89,8 +125,13 @@ _product_on_cpu.defvjp(lambda x, factor: (x @ factor, (x, factor)), _product_bac
 
 
 def new_lora(
-    layer, rank: int, *, alpha: float | None = None, rngs: nnx.Rngs, param_dtype=jnp.float32
-):
+    layer: Adaptable,
+    rank: int,
+    *,
+    alpha: float | None = None,
+    rngs: nnx.Rngs,
+    param_dtype: DTypeLike = jnp.float32,
+) -> LoRA:
     """A new adapter: ``down`` gaussian with std 1 / rank, ``up`` zero, so it adds nothing yet."""
     kernel_shape = layer.kernel.shape
     down = jax.random.normal(rngs.params(), (*kernel_shape[:-1], rank), jnp.float32) / rank
@@ -99,7 +140,9 @@ def new_lora(
     return LoRA(down.astype(param_dtype), up, scale, dtype=layer.dtype)
 
 
-def add_lora(module, pattern: re.Pattern, rank: int, *, alpha: float | None, rngs: nnx.Rngs):
+def add_lora(
+    module: nnx.Module, pattern: re.Pattern, rank: int, *, alpha: float | None, rngs: nnx.Rngs
+) -> None:
     """Add a new adapter to every layer of ``module`` whose whole path ("a/b/0/to_q") matches.
 
     Raises:
@@ -107,18 +150,15 @@ def add_lora(module, pattern: re.Pattern, rank: int, *, alpha: float | None, rng
     """
     if rank < 1:
         raise ValueError(f"rank={rank}: a LoRA needs a rank of at least 1")
-    found = [
-        layer
-        for path, layer in nnx.iter_graph(module)
-        if hasattr(layer, "lora") and pattern.fullmatch("/".join(map(str, path)))
-    ]
+    layers = _adaptable(module)
+    found = [layer for path, layer in layers if pattern.fullmatch("/".join(map(str, path)))]
     if not found:
         raise ValueError(f"no layer matches {pattern.pattern!r}; no layer would get a LoRA")
     for layer in found:
         layer.lora = new_lora(layer, rank, alpha=alpha, rngs=rngs)
 
 
-def add_adapter(layer, down, up, scale: float):
+def add_adapter(layer: Adaptable, down: Array, up: Array, scale: float) -> None:
     """Add one more adapter of any rank to ``layer``.
 
     Args:
@@ -132,7 +172,7 @@ def add_adapter(layer, down, up, scale: float):
     layer.lora = LoRA(jnp.asarray(down), jnp.asarray(up), column_scale, dtype=layer.dtype)
 
 
-def add_change(layer, kernel=None, bias=None):
+def add_change(layer: Adaptable, kernel: Array | None = None, bias: Array | None = None) -> None:
     """Add to ``layer``'s kernel and bias, on top of other changes; float32, None for no change.
 
     It is stored in the kernel's dtype, to which the weights themselves are rounded as well.
@@ -149,35 +189,34 @@ def _sum(parts, dtype):
     return jnp.asarray(sum(parts), dtype) if parts else None
 
 
-def copy_lora(layer, to):
+def copy_lora(layer: Adaptable, to: Adaptable) -> None:
     """Give ``to``, a layer of the same shape, a copy of the adapter on ``layer``."""
     lora = layer.lora
+    if lora is None:
+        raise ValueError("the layer has no LoRA to copy")
     parts = (jnp.array(part[...], copy=True) for part in (lora.down, lora.up, lora.scale))
     to.lora = LoRA(*parts, dtype=to.dtype)
 
 
-def lora_layers(module) -> dict[tuple, nnx.Module]:
+def _adaptable(module: nnx.Module) -> list[tuple[tuple, Adaptable]]:
+    """Every layer of ``module`` that can have an adapter, after its path."""
+    return [(path, node) for path, node in nnx.iter_graph(module) if isinstance(node, Adaptable)]
+
+
+def lora_layers(module: nnx.Module) -> dict[tuple, Adaptable]:
     """Every layer of ``module`` that has an adapter, by path."""
-    return {
-        path: node
-        for path, node in nnx.iter_graph(module)
-        if isinstance(node, nnx.Module) and isinstance(getattr(node, "lora", None), LoRA)
-    }
+    return {path: layer for path, layer in _adaptable(module) if layer.lora is not None}
 
 
-def changed_layers(module) -> dict[tuple, nnx.Module]:
+def changed_layers(module: nnx.Module) -> dict[tuple, Adaptable]:
     """Every layer of ``module`` that has a ``LayerChange``, by path."""
-    return {
-        path: node
-        for path, node in nnx.iter_graph(module)
-        if isinstance(node, nnx.Module) and isinstance(getattr(node, "change", None), LayerChange)
-    }
+    return {path: layer for path, layer in _adaptable(module) if layer.change is not None}
 
 
-def check_mergeable(module):
+def check_mergeable(module: nnx.Module) -> None:
     """ValueError if an adapter adds a bias to a layer without one."""
-    for path, layer in changed_layers(module).items():
-        if layer.change.bias is not None and layer.bias is None:
+    for path, layer in _adaptable(module):
+        if layer.bias is None and layer.change is not None and layer.change.bias is not None:
             name = ".".join(map(str, path))
             raise ValueError(
                 f"{name}: an adapter adds a bias to a layer without one: it cannot be merged into "
@@ -185,25 +224,24 @@ def check_mergeable(module):
             )
 
 
-def merge_adapters(module):
+def merge_adapters(module: nnx.Module) -> None:
     """Merge every adapter into its kernel and remove it; call ``check_mergeable`` first."""
-    for layer in changed_layers(module).values():
-        for own, change in ((layer.kernel, layer.change.kernel), (layer.bias, layer.change.bias)):
-            if change is not None:
-                both = own[...].astype(jnp.float32) + change[...].astype(jnp.float32)
-                own[...] = both.astype(own[...].dtype)
-        layer.change = nnx.data(None)
-    for layer in lora_layers(module).values():
-        lora, kernel = layer.lora, layer.kernel[...]
-        down = lora.down[...].astype(jnp.float32) * lora.scale[...]
-        delta = jnp.matmul(down, lora.up[...].astype(jnp.float32), precision="highest")
-        layer.kernel[...] = (kernel.astype(jnp.float32) + delta).astype(kernel.dtype)
-        layer.lora = nnx.data(None)
+    for _, layer in _adaptable(module):
+        lora, change = layer.lora, layer.change
+        if change is not None:
+            for own, added in ((layer.kernel, change.kernel), (layer.bias, change.bias)):
+                if own is not None and added is not None:
+                    both = own[...].astype(jnp.float32) + added[...].astype(jnp.float32)
+                    own[...] = both.astype(own[...].dtype)
+        if lora is not None:
+            kernel = layer.kernel[...]
+            down = lora.down[...].astype(jnp.float32) * lora.scale[...]
+            delta = jnp.matmul(down, lora.up[...].astype(jnp.float32), precision="highest")
+            layer.kernel[...] = (kernel.astype(jnp.float32) + delta).astype(kernel.dtype)
+    remove_adapters(module)
 
 
-def remove_adapters(module):
+def remove_adapters(module: nnx.Module) -> None:
     """Remove every adapter."""
-    for layer in changed_layers(module).values():
-        layer.change = nnx.data(None)
-    for layer in lora_layers(module).values():
-        layer.lora = nnx.data(None)
+    for _, layer in _adaptable(module):
+        layer.lora = layer.change = nnx.data(None)

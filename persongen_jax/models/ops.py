@@ -1,6 +1,7 @@
 """Functions without weights: convolution, activations, nearest upsampling. Arrays are NHWC."""
 
 import math
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -14,8 +15,11 @@ TPU_SMALL_BATCH = 4
 TPU_LANES = 128
 TPU_MAX_CELLS = 128 * 128  # the UNet's first level at 1024x1024
 
+Padding = Sequence[tuple[int, int]]  # (top, bottom), (left, right)
+Activation = Callable[[jax.Array], jax.Array]
 
-def conv2d(x, kernel, strides, padding):
+
+def conv2d(x: jax.Array, kernel: jax.Array, strides: int, padding: Padding) -> jax.Array:
     """[b, h, w, in] * HWIO kernel; a 1x1 kernel is a matrix product, which is always cheaper."""
     if kernel.shape[:2] == (1, 1) and strides == 1:
         return x @ kernel[0, 0]
@@ -29,7 +33,7 @@ def conv2d(x, kernel, strides, padding):
     )
 
 
-def tpu_by_rows(x_shape, kernel_shape) -> bool:
+def tpu_by_rows(x_shape: Sequence[int], kernel_shape: Sequence[int]) -> bool:
     """Whether :func:`_conv_by_rows` is faster on a TPU: few images, many channels.
 
     Not for the VAE's sizes: it holds the image three times.
@@ -38,7 +42,7 @@ def tpu_by_rows(x_shape, kernel_shape) -> bool:
     return thin and x_shape[1] * x_shape[2] <= TPU_MAX_CELLS
 
 
-def cpu_by_taps(x_shape, kernel_shape) -> bool:
+def cpu_by_taps(x_shape: Sequence[int], kernel_shape: Sequence[int]) -> bool:
     """Whether :func:`_conv_by_taps` is faster on a CPU: fewer pixels than channels."""
     return math.prod(x_shape[:3]) <= min(kernel_shape[2:])
 
@@ -82,7 +86,7 @@ def _conv_by_taps(x, kernel):
     return (seen @ kernel.reshape(9 * c, -1)).reshape(b, h, w, -1)
 
 
-def materialize(x):
+def materialize(x: jax.Array) -> jax.Array:
     """``x``; on a single CPU device, it and its gradient are written to memory here.
 
     XLA's CPU compiler recomputes a sum along residual connections for every product that reads it,
@@ -107,14 +111,14 @@ def _materialize(x):
 _materialize.defvjp(lambda x: (_branch(x), None), lambda _, gradient: (_branch(gradient),))
 
 
-def gelu(x):
+def gelu(x: jax.Array) -> jax.Array:
     """``x * Phi(x)``, exact; with erf in float32, which is far cheaper than jax.nn.gelu's erfc."""
     y = x.astype(jnp.float32)
     return (0.5 * y * (1 + lax.erf(y * math.sqrt(0.5)))).astype(x.dtype)
 
 
 @jax.custom_vjp
-def geglu(hidden, gate):
+def geglu(hidden: jax.Array, gate: jax.Array) -> jax.Array:
     """``hidden * gelu(gate)``, exact.
 
     Its gradient is written out, so that compilers fuse it with the products before and after it: a
@@ -137,7 +141,7 @@ def _geglu_backward(kept, gradient):
 geglu.defvjp(lambda hidden, gate: (geglu(hidden, gate), (hidden, gate)), _geglu_backward)
 
 
-ACTIVATIONS = {
+ACTIVATIONS: dict[str, Activation] = {
     "silu": jax.nn.silu,
     "swish": jax.nn.silu,
     "gelu": gelu,
@@ -148,14 +152,14 @@ ACTIVATIONS = {
 }
 
 
-def activation(name: str):
+def activation(name: str) -> Activation:
     """The function for a config's ``act_fn`` or ``hidden_act``; ValueError if unknown."""
     if name not in ACTIVATIONS:
         raise ValueError(f"activation {name!r} is not supported; known: {sorted(ACTIVATIONS)}")
     return ACTIVATIONS[name]
 
 
-def upsample_nearest(x, factor=2):
+def upsample_nearest(x: jax.Array, factor: int = 2) -> jax.Array:
     """[b, h, w, c] to [b, h * factor, w * factor, c] by repeating each pixel."""
     b, h, w, c = x.shape
     x = jnp.broadcast_to(x[:, :, None, :, None], (b, h, factor, w, factor, c))

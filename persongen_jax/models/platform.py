@@ -2,16 +2,17 @@
 
 import contextlib
 import contextvars
+from collections.abc import Iterator
 
 import jax
 
-_platform = contextvars.ContextVar("platform", default=None)
+_platform: contextvars.ContextVar[str | None] = contextvars.ContextVar("platform", default=None)
 # JAX's trace cache depends on this too, so that a trace with kernels is never reused without them.
 _attention = jax.make_user_context("auto")
 
 
 @contextlib.contextmanager
-def compile_for(platform: str):
+def compile_for(platform: str) -> Iterator[None]:
     """Within this block, choose kernels for ``platform`` instead of the present backend.
 
     For ahead-of-time compilation for a machine that is not present.
@@ -28,7 +29,7 @@ def target() -> str:
     return _platform.get() or jax.default_backend()
 
 
-def attention_by(name: str):
+def attention_by(name: str) -> contextlib.AbstractContextManager[None]:
     """Within this block, attention uses "auto", the platform's best kernel, or "xla".
 
     The latter is the formula as products and a softmax, which any platform can compile. Everything

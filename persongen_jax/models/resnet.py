@@ -1,9 +1,13 @@
 """Residual blocks and resampling, shared by the UNet and the VAE. Arrays are NHWC."""
 
+from collections.abc import Sequence
+from typing import Literal, Unpack
+
+import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from persongen_jax.models.layers import Conv, GroupNorm, Linear
+from persongen_jax.models.layers import Conv, GroupNorm, LayerOptions, Linear
 from persongen_jax.models.ops import activation, materialize, upsample_nearest
 
 
@@ -18,17 +22,17 @@ class ResnetBlock2D(nnx.Module):
 
     def __init__(
         self,
-        in_channels,
-        out_channels,
+        in_channels: int,
+        out_channels: int,
         *,
-        temb_channels=None,
-        groups=32,
-        eps=1e-6,
-        act="silu",
-        output_scale_factor=1.0,
-        scale_shift=False,
-        resample=None,
-        **kw,
+        temb_channels: int | None = None,
+        groups: int = 32,
+        eps: float = 1e-6,
+        act: str = "silu",
+        output_scale_factor: float = 1.0,
+        scale_shift: bool = False,
+        resample: Literal["up", "down"] | None = None,
+        **kw: Unpack[LayerOptions],
     ):
         self.act = act
         self.scale_shift = scale_shift
@@ -45,7 +49,7 @@ class ResnetBlock2D(nnx.Module):
         if in_channels != out_channels:
             self.conv_shortcut = Conv(in_channels, out_channels, 1, **kw)
 
-    def __call__(self, x, temb=None):
+    def __call__(self, x: jax.Array, temb: jax.Array | None = None) -> jax.Array:
         act = activation(self.act)
         h = act(self.norm1(x))
         if self.resample is not None:
@@ -53,6 +57,8 @@ class ResnetBlock2D(nnx.Module):
             x, h = resample(x), resample(h)
         h = self.conv1(h)
         if self.time_emb_proj is not None:
+            if temb is None:
+                raise ValueError("this block reads a time embedding; give temb")
             time = self.time_emb_proj(act(temb))[:, None, None, :]
         if self.scale_shift:
             scale, shift = jnp.split(time, 2, axis=-1)
@@ -65,7 +71,7 @@ class ResnetBlock2D(nnx.Module):
         return materialize(h if self.output_scale_factor == 1.0 else h / self.output_scale_factor)
 
 
-def downsample_average(x):
+def downsample_average(x: jax.Array) -> jax.Array:
     """[b, h, w, c] to [b, h / 2, w / 2, c]: means of 2x2 pixels."""
     b, h, w, c = x.shape
     return x.reshape(b, h // 2, 2, w // 2, 2, c).mean((2, 4))
@@ -77,21 +83,21 @@ class Downsample2D(nnx.Module):
     ``padding=0`` means the VAE's asymmetric padding, one zero on the right and at the bottom.
     """
 
-    def __init__(self, channels, *, padding=1, **kw):
-        padding = ((0, 1), (0, 1)) if padding == 0 else padding
-        self.conv = Conv(channels, channels, 3, strides=2, padding=padding, **kw)
+    def __init__(self, channels: int, *, padding: int = 1, **kw: Unpack[LayerOptions]):
+        sides = ((0, 1), (0, 1)) if padding == 0 else padding
+        self.conv = Conv(channels, channels, 3, strides=2, padding=sides, **kw)
 
-    def __call__(self, x):
+    def __call__(self, x: jax.Array) -> jax.Array:
         return self.conv(x)
 
 
 class Upsample2D(nnx.Module):
     """Double the side by repeating pixels, then a convolution: [b, h, w, c] to [b, 2h, 2w, c]."""
 
-    def __init__(self, channels, **kw):
+    def __init__(self, channels: int, **kw: Unpack[LayerOptions]):
         self.conv = Conv(channels, channels, 3, padding=1, **kw)
 
-    def __call__(self, x, size=None):
+    def __call__(self, x: jax.Array, size: Sequence[int] | None = None) -> jax.Array:
         """``size`` (h, w): crop the result to it, for sides that a down block could not halve."""
         x = upsample_nearest(x)
         if size is not None and x.shape[1:3] != tuple(size):

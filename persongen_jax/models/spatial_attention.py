@@ -1,14 +1,17 @@
 """Attention over the positions of an image, as in the VAE and DDPM's UNet."""
 
 import math
+from collections.abc import Sequence
+from typing import Unpack
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import lax
+from jax.typing import DTypeLike
 
 from persongen_jax.models.attention_kernels import attention
-from persongen_jax.models.layers import GroupNorm, Linear
+from persongen_jax.models.layers import GroupNorm, LayerOptions, Linear
 from persongen_jax.models.ops import per_device
 from persongen_jax.models.platform import target
 from persongen_jax.parallel.sharding import BATCH
@@ -29,7 +32,16 @@ class SpatialAttention(nnx.Module):
         output_scale_factor: the sum of input and attention is divided by it.
     """
 
-    def __init__(self, features, *, heads, groups, eps, output_scale_factor=1.0, **kw):
+    def __init__(
+        self,
+        features: int,
+        *,
+        heads: int,
+        groups: int | None,
+        eps: float,
+        output_scale_factor: float = 1.0,
+        **kw: Unpack[LayerOptions],
+    ):
         if features % heads:
             raise ValueError(f"heads={heads} does not divide {features} channels")
         self.heads = heads
@@ -42,7 +54,7 @@ class SpatialAttention(nnx.Module):
         self.to_v = Linear(features, features, **kw)
         self.to_out = nnx.List([Linear(features, features, **kw)])
 
-    def __call__(self, x):
+    def __call__(self, x: jax.Array) -> jax.Array:
         b, h, w, c = x.shape
         tokens = x if self.group_norm is None else self.group_norm(x)
         tokens = tokens.reshape(b, h * w, c)
@@ -54,7 +66,7 @@ class SpatialAttention(nnx.Module):
         return x if self.output_scale_factor == 1.0 else x / self.output_scale_factor
 
 
-def cpu_by_heads(shape, dtype) -> bool:
+def cpu_by_heads(shape: Sequence[int], dtype: DTypeLike) -> bool:
     """Whether :func:`attention_by_heads` is faster for q, k and v [b, n, heads, d]."""
     b, n, heads, d = shape
     mesh = jax.sharding.get_abstract_mesh()
@@ -63,7 +75,7 @@ def cpu_by_heads(shape, dtype) -> bool:
     return target() == "cpu" and dealt and fits and dtype == jnp.float32
 
 
-def attend(q, k, v):
+def attend(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
     """softmax(q k^T / sqrt(d)) v of [b, n, heads, d] each, by the faster of two implementations."""
     if not cpu_by_heads(q.shape, q.dtype):
         return attention(q, k, v)
@@ -78,7 +90,7 @@ def attend(q, k, v):
 
 
 @jax.custom_vjp
-def attention_by_heads(q, k, v):
+def attention_by_heads(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
     """softmax(q k^T / sqrt(d)) v of [b, n, heads, d] each, one head of one image at a time.
 
     The scores of one head stay in the processor's cache, whereas all of them at once are written to

@@ -25,11 +25,15 @@ import tempfile
 import threading
 import time
 import traceback
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
+
+from data_pipeline.cli import KNOWN
 
 HEARTBEAT = 60  # seconds
 SLURM_PORTS = 61440, 4096  # the first, and how many; the job's id selects one
@@ -44,7 +48,7 @@ _watch = None
 # ---- Who takes part ----------------------------------------------------------------------------
 
 
-def initialize(environ=os.environ):
+def initialize(environ: Mapping[str, str] = os.environ) -> None:
     """Join the other processes, if there are any, and watch for lost ones.
 
     Raises:
@@ -61,7 +65,10 @@ def initialize(environ=os.environ):
     if found is None and not has_tpu(environ):
         return
     # JAX's own watchdog is the fallback: it kills the process, whereas ours gives the reason.
-    timeouts = {"heartbeat_timeout_seconds": 2 * seconds, "shutdown_timeout_seconds": 2 * seconds}
+    timeouts: dict[str, Any] = {
+        "heartbeat_timeout_seconds": 2 * seconds,
+        "shutdown_timeout_seconds": 2 * seconds,
+    }
     try:
         jax.distributed.initialize(**(found or {}), **timeouts)
     except ValueError:
@@ -82,14 +89,14 @@ def initialize(environ=os.environ):
         )
 
 
-def heartbeat_seconds(environ) -> int:
+def heartbeat_seconds(environ: Mapping[str, str]) -> int:
     text = environ.get("PERSONGEN_HEARTBEAT_SECONDS", str(HEARTBEAT))
     if not text.isdecimal() or int(text) < 5:
         raise ValueError(f"PERSONGEN_HEARTBEAT_SECONDS={text!r}: give whole seconds, 5 or more")
     return int(text)
 
 
-def plain_variables(environ) -> dict | None:
+def plain_variables(environ: Mapping[str, str]) -> dict | None:
     """Arguments of jax.distributed.initialize from the three variables; None without them.
 
     Raises:
@@ -124,7 +131,7 @@ def plain_variables(environ) -> dict | None:
     }
 
 
-def slurm_step(environ) -> dict | None:
+def slurm_step(environ: Mapping[str, str]) -> dict | None:
     """The same from srun's variables, one task on each node; None unless there are several.
 
     Raises:
@@ -140,6 +147,8 @@ def slurm_step(environ) -> dict | None:
         )
     # "node[001-004,007],other" and "node001,node002" both begin with the first node.
     first = re.match(r"([^,\[]+)(?:\[(\d+))?", environ["SLURM_STEP_NODELIST"])
+    if first is None:
+        raise ValueError(f"SLURM_STEP_NODELIST={environ['SLURM_STEP_NODELIST']!r} names no node")
     port = SLURM_PORTS[0] + int(environ["SLURM_JOB_ID"]) % SLURM_PORTS[1]
     return {
         "coordinator_address": f"{first[1]}{first[2] or ''}:{port}",
@@ -149,7 +158,7 @@ def slurm_step(environ) -> dict | None:
     }
 
 
-def has_tpu(environ) -> bool:
+def has_tpu(environ: Mapping[str, str]) -> bool:
     """Whether this host has TPU chips that JAX is going to use."""
     wanted = environ.get("JAX_PLATFORMS", "tpu")
     devices = any(Path("/dev/vfio").glob("[0-9]*")) or Path("/dev/accel0").exists()
@@ -171,7 +180,7 @@ def of_first(answer: bool) -> bool:
     return bool(multihost_utils.broadcast_one_to_all(np.array(answer)))
 
 
-def unfinished_status(environ=os.environ) -> int:
+def unfinished_status(environ: Mapping[str, str] = os.environ) -> int:
     """The exit status of a run that was stopped before its end: PERSONGEN_UNFINISHED_STATUS.
 
     0 by default; launchers that restart runs (launch/) set another, to tell it from a finished run.
@@ -189,7 +198,7 @@ def log_folder(workdir: Path) -> Path:
 
 
 @contextlib.contextmanager
-def one_voice():
+def one_voice() -> Iterator[None]:
     """Inside, only process 0 prints; warnings and errors of the others still get through."""
     if is_first():
         yield
@@ -213,7 +222,7 @@ class Watch:
         from jax._src import distributed as jax_distributed  # JAX has no public way to its store
 
         self.seconds = seconds
-        self._store = jax_distributed.global_state.client
+        self._store: Any = jax_distributed.global_state.client
         self._heard = dict.fromkeys(range(jax.process_count()), ("", time.monotonic()))
         self._names = {}
         self._stop = threading.Event()
@@ -262,7 +271,7 @@ class Watch:
         os.write(2, text.encode())  # the main thread may hold the lock of sys.stderr
         os._exit(1)
 
-    def close(self, word: str = ENDED):
+    def close(self, word: str = ENDED) -> None:
         """Tell the others that this process ended normally, or that it failed."""
         self._stop.set()
         self._thread.join()
@@ -271,7 +280,7 @@ class Watch:
 
 
 @contextlib.contextmanager
-def together():
+def together() -> Iterator[None]:
     """Wraps the joint work of all processes: joins them, and lets only process 0 print.
 
     An error in one of them ends all at once. Otherwise it would wait for the others on exit, and
@@ -285,7 +294,7 @@ def together():
     except BaseException as error:
         if _watch is None:
             raise
-        if isinstance(error, (ValueError, OSError, ImportError)):
+        if isinstance(error, KNOWN):
             print(f"error: {error}", file=sys.stderr)
         else:
             traceback.print_exc()

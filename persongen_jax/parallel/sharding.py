@@ -16,12 +16,20 @@ always sharded, with the optimizer's state and the running average; frozen weigh
 import functools
 import math
 import re
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.experimental import mesh_utils
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec, Sharding
+from jax.typing import ArrayLike
+from ml_collections import ConfigDict
+
+Tree = Any  # arrays, or what belongs to each, in containers that JAX knows
+Shardings = Sharding | Callable[[tuple, tuple[int, ...]], Sharding]  # for all, or by path and shape
+Rules = Sequence[tuple[str, str]]  # (path pattern, which)
 
 AXES = ("data", "fsdp")
 BATCH = PartitionSpec(AXES)  # the first axis over all devices
@@ -41,7 +49,7 @@ MIN_DIVIDED = 4096
 # ---- The mesh ----------------------------------------------------------------------------------
 
 
-def make_mesh(devices=None, *, fsdp: int = 1) -> Mesh:
+def make_mesh(devices: Iterable[jax.Device] | None = None, *, fsdp: int = 1) -> Mesh:
     """The mesh ("data", "fsdp") over ``devices``, by default all devices of all processes.
 
     Args:
@@ -61,7 +69,7 @@ def make_mesh(devices=None, *, fsdp: int = 1) -> Mesh:
     return Mesh(array, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
-def mesh_for(config) -> Mesh:
+def mesh_for(config: ConfigDict) -> Mesh:
     """The mesh for inspecting a run, possibly on other devices than it was trained on.
 
     If their number is not a multiple of the config's group size, groups are as large as possible.
@@ -70,7 +78,7 @@ def mesh_for(config) -> Mesh:
     return make_mesh(devices, fsdp=math.gcd(config.fsdp, len(devices)))
 
 
-def check_fsdp(fsdp: int, devices: int):
+def check_fsdp(fsdp: int, devices: int) -> None:
     """ValueError unless ``devices`` is a multiple of ``fsdp``."""
     if fsdp < 1 or devices % fsdp:
         divisors = [n for n in range(1, devices + 1) if devices % n == 0]
@@ -93,7 +101,7 @@ def along_batch(mesh: Mesh) -> NamedSharding:
 # ---- How weights are sharded ---------------------------------------------------------------------
 
 
-def spec_of(path: str, shape: tuple[int, ...], fsdp: int, rules=RULES) -> PartitionSpec:
+def spec_of(path: str, shape: tuple[int, ...], fsdp: int, rules: Rules = RULES) -> PartitionSpec:
     """The axis of an array that is split over ``fsdp`` devices, according to the table.
 
     Raises:
@@ -114,7 +122,7 @@ def spec_of(path: str, shape: tuple[int, ...], fsdp: int, rules=RULES) -> Partit
     return PartitionSpec(*[None] * axis, "fsdp")
 
 
-def shardings_by_path(mesh: Mesh, tree, rules=RULES):
+def shardings_by_path(mesh: Mesh, tree: Tree, rules: Rules = RULES) -> Tree:
     """A NamedSharding for every array of ``tree`` (arrays or ShapeDtypeStructs), same structure.
 
     Works on dictionaries by path, on NNX states, and on an optimizer's state, where the moments of
@@ -128,25 +136,25 @@ def shardings_by_path(mesh: Mesh, tree, rules=RULES):
     return jax.tree_util.tree_map_with_path(sharding, tree)
 
 
-def path_of(keys) -> str:
+def path_of(keys: tuple) -> str:
     """JAX's keys of a leaf as "unet/down_blocks/0/kernel"; NNX wraps each array in ".value"."""
     return jax.tree_util.keystr(keys, simple=True, separator="/").removesuffix("/value")
 
 
-def state_shardings(mesh: Mesh, config, state):
+def state_shardings(mesh: Mesh, config: ConfigDict, state: Tree) -> Tree:
     """For a TrainState: all of it is sharded by the table, whatever ``config`` says."""
     del config
     return shardings_by_path(mesh, state)
 
 
-def frozen_shardings(mesh: Mesh, config, frozen):
+def frozen_shardings(mesh: Mesh, config: ConfigDict, frozen: Tree) -> Tree:
     """For frozen weights: sharded with ``config.shard_frozen``, else whole on every device."""
     if config.get("shard_frozen", False):
         return shardings_by_path(mesh, frozen)
     return jax.tree.map(lambda _: replicated(mesh), frozen)
 
 
-def load_shardings(mesh: Mesh, config):
+def load_shardings(mesh: Mesh, config: ConfigDict) -> Shardings:
     """Maps (path, shape) to sharding for weights/loader.py: each tensor goes to its final place."""
     if not config.get("shard_frozen", False):
         return replicated(mesh)
@@ -158,7 +166,7 @@ def load_shardings(mesh: Mesh, config):
     return sharding
 
 
-def gathered(tree):
+def gathered(tree: Tree) -> Tree:
     """Inside a jitted function: the arrays whole on every device of jax.set_mesh's mesh.
 
     Apply where weights are used; gradients are reduce-scattered back into the weights' shards.
@@ -189,7 +197,7 @@ _gathered.defvjp(
 # ---- Placing arrays ----------------------------------------------------------------------
 
 
-def put_array(array, sharding):
+def put_array(array: jax.Array | np.ndarray, sharding: Sharding | None) -> jax.Array:
     """Place one array on its devices; every process passes the same whole array.
 
     Unlike jax.device_put this does not compare the values across processes, which would send every
@@ -200,7 +208,7 @@ def put_array(array, sharding):
     if isinstance(array, jax.Array) and not array.is_fully_addressable:
         if array.sharding.is_equivalent_to(sharding, array.ndim):
             return array
-        return jax.jit(lambda x: x, out_shardings=sharding)(array)
+        return _relaid(array, sharding)
     if jnp.issubdtype(array.dtype, jax.dtypes.prng_key):
         data = put_array(jax.random.key_data(array), sharding)
         return jax.random.wrap_key_data(data, impl=jax.random.key_impl(array))
@@ -208,14 +216,14 @@ def put_array(array, sharding):
     return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
 
 
-def put(tree, shardings):
+def put(tree: Tree, shardings: Tree) -> Tree:
     """Place arrays on devices; ``shardings`` is one for all, or a tree of the same structure."""
     if isinstance(shardings, jax.sharding.Sharding):
         return jax.tree.map(lambda array: put_array(array, shardings), tree)
     return jax.tree.map(put_array, tree, shardings)
 
 
-def put_batch(mesh: Mesh, batch):
+def put_batch(mesh: Mesh, batch: Tree) -> Tree:
     """Host arrays [b_local, ...] to device arrays [b, ...], where b is the sum over all processes.
 
     Raises:
@@ -236,11 +244,16 @@ def put_batch(mesh: Mesh, batch):
     return jax.tree.map(put_rows, batch)
 
 
-def to_host(array) -> np.ndarray:
+def _relaid(array: jax.Array, sharding: Sharding) -> jax.Array:
+    """The array on all processes' devices, sharded otherwise."""
+    return jax.jit(lambda x: x, out_shardings=sharding)(array)
+
+
+def to_host(array: ArrayLike) -> np.ndarray:
     """The whole array, in every process; all of them must call it."""
     if not isinstance(array, jax.Array) or array.is_fully_addressable:
         return np.asarray(array)
     if not array.is_fully_replicated:
-        whole = NamedSharding(array.sharding.mesh, PartitionSpec())
-        array = jax.jit(lambda x: x, out_shardings=whole)(array)
+        mesh = cast(NamedSharding, array.sharding).mesh  # there is no other kind here
+        array = _relaid(array, NamedSharding(mesh, PartitionSpec()))
     return np.asarray(array.addressable_data(0))

@@ -10,6 +10,7 @@ import functools
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -49,7 +50,7 @@ class AttributePipeline:
         self.defaults = SamplingOptions(guidance_scale=guidance, seed=SEED)
 
     @classmethod
-    def from_run(cls, run, step: int | None = None) -> "AttributePipeline":
+    def from_run(cls, run: str | Path, step: int | None = None) -> "AttributePipeline":
         """Open a run's working directory.
 
         Args:
@@ -151,7 +152,7 @@ class AttributePipeline:
 
     def edit(
         self,
-        image,
+        image: Any,
         request: str,
         *,
         source: str = "",
@@ -183,7 +184,7 @@ class AttributePipeline:
         plan = self.system.plan(options)
         return self._sample(asked, noise, plan, None, options, progress)[0]
 
-    def read(self, image) -> np.ndarray:
+    def read(self, image: Any) -> np.ndarray:
         """An image in the model's format, uint8 [h, w, c]."""
         height, _, channels = self.size
         return square(load_image(image, "image"), height, channels)

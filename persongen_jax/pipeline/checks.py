@@ -7,20 +7,23 @@ An invalid argument raises with one sentence; one that has no effect, or is cut,
 import os
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
+from data_pipeline.examples.conditions import Text
 from data_pipeline.prompt_syntax import plain_syntax
-from data_pipeline.prompts import has_trigger
-from persongen_jax.diffusion.options import kind_of
+from data_pipeline.prompts import Tokenizers, has_trigger
+from persongen_jax.diffusion.options import SamplingOptions, kind_of
+from persongen_jax.diffusion.plan import Plan
 
 
 class CallWarning(UserWarning):
     """Part of a call has no effect, or an unexpected one."""
 
 
-def tell(message: str):
+def tell(message: str) -> None:
     """Warn about a call; Python reports the line outside this package that made it."""
     frame, level = sys._getframe(1), 2
     while frame.f_back and frame.f_globals.get("__name__", "").startswith("persongen_jax.pipeline"):
@@ -31,7 +34,7 @@ def tell(message: str):
 # ---- Validity -------------------------------------------------------------------------
 
 
-def texts_of(name: str, given) -> list[str]:
+def texts_of(name: str, given: Any) -> list[str]:
     """One text or several, as a list; ValueError for anything else, and for an empty list."""
     if isinstance(given, str):
         given = [given]
@@ -44,7 +47,7 @@ def texts_of(name: str, given) -> list[str]:
     return list(given)
 
 
-def check_text(name: str, text):
+def check_text(name: str, text: Any) -> None:
     """ValueError unless it is text that can be encoded."""
     if not isinstance(text, str):
         raise ValueError(f"{name} is {kind_of(text)}: give a text")
@@ -58,7 +61,7 @@ def check_text(name: str, text):
         ) from None
 
 
-def one_each(texts, count: int, what: str) -> list:
+def one_each(texts: Any, count: int, what: str) -> list:
     """One text (or None) for all, or one each."""
     if texts is None or isinstance(texts, str):
         texts = [texts] * count
@@ -74,13 +77,13 @@ def one_each(texts, count: int, what: str) -> list:
     return list(texts)
 
 
-def check_path(name: str, path):
+def check_path(name: str, path: Any) -> None:
     """ValueError unless it can be a path."""
     if not isinstance(path, (str, os.PathLike)) or not os.fspath(path):
         raise ValueError(f"{name} is {kind_of(path) if path != '' else 'empty'}: give a path")
 
 
-def check_kinds(kind, wanted: str, **given):
+def check_kinds(kind: Any, wanted: str, **given: Any) -> None:
     """ValueError unless each is of this kind, or None."""
     for name, value in given.items():
         if value is not None and not isinstance(value, kind):
@@ -90,7 +93,13 @@ def check_kinds(kind, wanted: str, **given):
 # ---- Effects ----------------------------------------------------------------------------
 
 
-def cut_parts(text_field, tokenizers, prompts, people, others) -> Iterator[str]:
+def cut_parts(
+    text_field: Text,
+    tokenizers: Tokenizers,
+    prompts: Sequence[str],
+    people: Sequence | None,
+    others: Iterable[tuple[str, str]],
+) -> Iterator[str]:
     """One sentence per text that exceeds the 77 tokens that the text towers read.
 
     Args:
@@ -112,8 +121,17 @@ def cut_parts(text_field, tokenizers, prompts, people, others) -> Iterator[str]:
 
 
 def tell_of_call(
-    pipe, prompts, negatives, parts, people, regions, plan, schedules, options, latents
-):
+    pipe: Any,
+    prompts: Sequence[str],
+    negatives: Sequence[str | None],
+    parts: Mapping[str, Sequence[str | None]],
+    people: Sequence | None,
+    regions: np.ndarray | None,
+    plan: Plan,
+    schedules: dict,
+    options: SamplingOptions,
+    latents: Any,
+) -> None:
     """Warn about what is cut, may be misread, or has no effect.
 
     Args:
@@ -137,7 +155,7 @@ def tell_of_call(
         if weight == 0:
             lines.append(f"LoRA {name}: its weight is 0, so it has no effect")
     if regions is not None:
-        for number, persons in enumerate(people, 1):
+        for number, persons in enumerate(people or (), 1):
             for place in range(len(persons)):
                 if not regions[number - 1, place].any():
                     lines.append(
@@ -148,7 +166,13 @@ def tell_of_call(
         tell(line)
 
 
-def tell_of_texts(conditioner, prompts, negatives, parts, people):
+def tell_of_texts(
+    conditioner: Any,
+    prompts: Sequence[str],
+    negatives: Sequence[str | None],
+    parts: Mapping[str, Sequence[str | None]],
+    people: Sequence | None,
+) -> None:
     """Warn about texts that are cut or may be misread."""
     others = [("negative prompt", text) for text in negatives if text]
     others += [(name, text) for name, texts in parts.items() for text in texts if text]
@@ -165,7 +189,9 @@ def tell_of_texts(conditioner, prompts, negatives, parts, people):
         tell(line)
 
 
-def idle_scales(asked: dict, schedules: dict, identities, first: int) -> Iterator[str]:
+def idle_scales(
+    asked: dict, schedules: dict, identities: Collection[str], first: int
+) -> Iterator[str]:
     """Sentences about strengths that change nothing, or remove everything.
 
     Args:

@@ -150,8 +150,7 @@ class Conditioner:
         return parts, others
 
     def schedules(self, scales: dict, lora: bool, acts: bool, num_steps: int) -> dict:
-        """[num_steps] by name, for all that the method has, so that no strength needs a new
-        program.
+        """[num_steps] by name, for all of the method, so that no strength needs a new program.
 
         Args:
             scales: what the call requests; missing ones are 1.
@@ -190,8 +189,7 @@ class Conditioner:
         """For one batch, whose rows belong to the prompts with these indices.
 
         Args:
-            call: of all prompts. negatives: a text (or None) per prompt; None: no unconditional
-                side.
+            call: of all prompts. negatives: a text (or None) per prompt; None: no such side.
             regions: [prompts, people, h, w] or None.
             which: [b] int.
         """

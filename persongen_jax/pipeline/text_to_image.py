@@ -3,18 +3,22 @@
 import itertools
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, NamedTuple
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.sharding import Mesh
+from jax.typing import DTypeLike
 
 from data_pipeline.examples.conditions import Text
 from data_pipeline.examples.fields import Call, TimeIds
 from persongen_jax.diffusion import samplers as sampling
 from persongen_jax.diffusion.options import SamplingOptions
 from persongen_jax.methods import get_method
-from persongen_jax.methods.base import Parts
+from persongen_jax.methods.base import Method, Model, Parts
 from persongen_jax.models.branches import branch_names
 from persongen_jax.parallel.sharding import make_mesh, put, replicated, shardings_by_path, to_host
 from persongen_jax.pipeline import checks, images, loading
@@ -23,6 +27,9 @@ from persongen_jax.pipeline.words import OwnWords
 from persongen_jax.training.partition import fill_trained, set_leaves
 from persongen_jax.weights.formats.lora.writing import write_lora
 from persongen_jax.weights.formats.sdxl.loading import SDXLBase, load_sdxl, save_sdxl
+
+if TYPE_CHECKING:
+    from persongen_jax.systems.sdxl import Sdxl
 
 IMAGES_PER_DEVICE = 4  # default batch size
 
@@ -51,7 +58,7 @@ class Pipeline:
         conditioner: the inputs of the loaded method, see pipeline/conditioner.py.
     """
 
-    def __init__(self, base: SDXLBase, mesh=None, *, divided=False):
+    def __init__(self, base: SDXLBase, mesh: Mesh | None = None, *, divided: bool = False):
         self.base = base
         self.mesh = make_mesh() if mesh is None else mesh
         self.divided = divided
@@ -64,7 +71,14 @@ class Pipeline:
     # ---- loading and saving ----
 
     @classmethod
-    def from_pretrained(cls, path, *, dtype=jnp.float32, mesh=None, **options) -> "Pipeline":
+    def from_pretrained(
+        cls,
+        path: str | Path,
+        *,
+        dtype: DTypeLike = jnp.float32,
+        mesh: Mesh | None = None,
+        **options: Any,
+    ) -> "Pipeline":
         """Open a diffusers-format SDXL directory or a single-file checkpoint.
 
         ``options``: param_dtype, vae_dtype, variant, config, unet, vae, text_encoders,
@@ -76,7 +90,9 @@ class Pipeline:
         return cls(base, mesh)
 
     @classmethod
-    def around(cls, system, model=None, *, mesh=None, divided=False) -> "Pipeline":
+    def around(
+        cls, system: "Sdxl", model: Model = None, *, mesh: Mesh | None = None, divided: bool = False
+    ) -> "Pipeline":
         """A pipeline over a model in memory with its method's parts, for example one in training.
 
         Copies nothing. Programs compiled for an earlier model of the same kind are reused.
@@ -90,7 +106,7 @@ class Pipeline:
         pipe._use(system.method, system.fields)
         return pipe
 
-    def save_pretrained(self, folder):
+    def save_pretrained(self, folder: str | Path) -> None:
         """Write a directory that diffusers opens; fuse or unload LoRAs first."""
         if self.adapters:
             raise ValueError(
@@ -107,11 +123,11 @@ class Pipeline:
             save_sdxl(self.base, folder)
 
     @property
-    def model(self):
+    def model(self) -> Model:
         return self.base.model
 
     @property
-    def method(self):
+    def method(self) -> Method | None:
         """The loaded identity method; None: the base alone."""
         return self.conditioner.method
 
@@ -147,7 +163,9 @@ class Pipeline:
 
     # ---- an identity method ----
 
-    def load_method(self, name: str | None, weights, *, encoder=""):
+    def load_method(
+        self, name: str | None, weights: str | Path, *, encoder: str | Path = ""
+    ) -> None:
         """Load a trained identity method; then pass ``references`` when calling.
 
         Args:
@@ -190,7 +208,7 @@ class Pipeline:
             raise
         self._use(method, fields)
 
-    def unload_method(self):
+    def unload_method(self) -> None:
         """Remove the method; LoRAs loaded from files stay."""
         self._remove_method()
         self._put_adapters(self.adapters)
@@ -210,11 +228,10 @@ class Pipeline:
 
     # ---- LoRA ----
 
-    def load_lora(self, path, *, weight: float = 1.0, name: str | None = None):
+    def load_lora(self, path: str | Path, *, weight: float = 1.0, name: str | None = None) -> None:
         """Load a LoRA (or DoRA, LoHa, LoKr, IA3) of any tool; several add up.
 
-        Words whose embeddings are bundled with it (``bundle_emb``) can be used in prompts from then
-        on.
+        Words whose embeddings are bundled with it (``bundle_emb``) can then be used in prompts.
 
         Args:
             path: the ``*.safetensors`` file, or PEFT's or diffusers' folder.
@@ -237,12 +254,12 @@ class Pipeline:
         self.words.add(name, words)
         self._put_adapters({**self.adapters, name: (adapter, weight)})
 
-    def set_lora_weights(self, weights: dict[str, float]):
+    def set_lora_weights(self, weights: dict[str, float]) -> None:
         """Change the factors of loaded LoRAs by name. Does not recompile."""
         checks.check_kinds(dict, "a dictionary, {name: weight}", weights=weights)
         self._put_adapters(loading.with_weights(self.adapters, weights))
 
-    def save_lora(self, path, name: str):
+    def save_lora(self, path: str | Path, name: str) -> None:
         """Write a loaded LoRA, or a method's own ("method:photomaker"), in diffusers' format.
 
         Raises:
@@ -257,12 +274,12 @@ class Pipeline:
         self.words.tell_not_written(name)
         write_lora(path, adapter)
 
-    def unload_lora(self):
+    def unload_lora(self) -> None:
         """Remove every LoRA; a method keeps its own, which is a part of it."""
         self.words.drop(self.adapters)
         self._put_adapters(loading.of_method(self.adapters))
 
-    def fuse_lora(self):
+    def fuse_lora(self) -> None:
         """Merge the loaded LoRAs into the weights: no cost per step, but irreversible."""
         loading.merge_all(self.model)
         self.adapters = self._own_lora = {}
@@ -326,7 +343,7 @@ class Pipeline:
         size = images.image_size(self.base, options.height, options.width)
         shape = images.latent_shape(self.base, size)
         negatives = checks.one_each(negative_prompt, count, "negative prompts")
-        people, regions = conditioner.check_people(references, regions, prompts, shape[:2])
+        people, where = conditioner.check_people(references, regions, prompts, shape[:2])
         acts = conditioner.acts(references)
         parts, inputs = conditioner.check_inputs(inputs, acts, count)
         plan = options.plan(self.base.scheduler_config)
@@ -334,7 +351,7 @@ class Pipeline:
         strengths = conditioner.schedules(
             options.scales or {}, bool(own_lora), acts, plan.num_steps
         )
-        said = (prompts, negatives, parts, people, regions)
+        said = (prompts, negatives, parts, people, where)
         checks.tell_of_call(self, *said, plan, strengths, options, latents)
         time_ids = np.tile(options.time_ids(size), (count, 1))
         call = Call(prompts, parts, people, time_ids, size, inputs)
@@ -350,19 +367,19 @@ class Pipeline:
             # The last batch is padded with its last image: every batch has the same shape.
             rows = np.minimum(np.arange(start, start + batch), total - 1)
             which = rows // options.num_images_per_prompt
-            guidance = conditioner.guidance(call, against, regions, which)
+            guidance = conditioner.guidance(call, against, where, which)
             guidance = replace(guidance, scales=strengths, lora=own_lora)
             row = (plan, noise[rows], guidance, keys[rows], options.scalars(plan.num_steps))
             out = images.sample(self.model, method, self.mesh, *row, progress)
             if options.output_type != "latent":
                 out = images.decode(self.model.vae, self.mesh, out, tile_size)
-            out = to_host(out)[: min(batch, total - start)]
-            keep(images.to_pil(out) if options.output_type == "pil" else out)
+            here = to_host(out)[: min(batch, total - start)]
+            keep(images.to_pil(here) if options.output_type == "pil" else here)
         if on_batch is not None or options.output_type == "pil":
             return PipelineOutput(list(itertools.chain(*done)))
         return PipelineOutput(np.concatenate(done))
 
-    def encode_prompt(self, prompts: list[str]):
+    def encode_prompt(self, prompts: list[str]) -> tuple[jax.Array, jax.Array]:
         """prompt_embeds [b, 77, d] and pooled_prompt_embeds [b, p] of b prompts."""
         prompts = checks.texts_of("prompts", prompts)
         checks.tell_of_texts(self.conditioner, prompts, (), {}, None)

@@ -18,6 +18,7 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO, Any
 
 from ml_collections import ConfigDict
 
@@ -120,7 +121,7 @@ def is_evaluated(run: Run) -> bool:
     return options.is_file() and read_json(options) == run.evaluation
 
 
-def check_settings(run: Run):
+def check_settings(run: Run) -> None:
     """ValueError if the run's folder was trained with other settings."""
     path = run.folder / "config.json"
     if not path.is_file():
@@ -160,14 +161,14 @@ class Processes:
     even if this one was killed.
     """
 
-    def __init__(self, stop: StopSignals, lock):
+    def __init__(self, stop: StopSignals, lock: IO):
         self.stop, self.lock = stop, lock
         self.environment = dict(os.environ)
         # Runs that differ only by their seed compile the same sampling programs.
         cache = Path.home() / ".cache" / "persongen_jax" / "xla"
         self.environment.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache))
 
-    def __call__(self, module: str, *arguments):
+    def __call__(self, module: str, *arguments: Any) -> None:
         """``python -m module arguments``.
 
         Raises:
@@ -204,7 +205,7 @@ class Processes:
             )
 
 
-def do_run(run: Run, processes: Processes):
+def do_run(run: Run, processes: Processes) -> None:
     """Train and evaluate, as far as not done yet."""
     if not is_trained(run):
         settings = [f"--config.{key}={value}" for key, value in run.overrides.items()]
@@ -240,7 +241,7 @@ def measure_costs(study: ConfigDict, runs: list[Run], processes: Processes) -> d
     return read_json(path)
 
 
-def run_study(study: ConfigDict, dry_run: bool = False):
+def run_study(study: ConfigDict, dry_run: bool = False) -> None:
     """Run everything: trainings, costs, report.
 
     Raises:
@@ -281,7 +282,7 @@ def run_study(study: ConfigDict, dry_run: bool = False):
 
 
 @command
-def main(argv=None):
+def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m persongen_jax.study",
         description=__doc__.split("\n")[0],

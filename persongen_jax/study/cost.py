@@ -35,7 +35,7 @@ def measure(plan: dict) -> dict:
         maximum, "full_size": {group: parameters} or None}}}.
     """
     order = plan["order"]
-    methods = {name: _Method(*plan["methods"][name], plan["data"]) for name in order}
+    methods = {name: _Method(plan, name) for name in order}
     for name, method in methods.items():
         print(f"{name}: {sum(method.trained.values()):,} trained", flush=True)
         method.run(1)  # warm up
@@ -63,10 +63,10 @@ def measure(plan: dict) -> dict:
 class _Method:
     """One method with its own compiled step, batch and state."""
 
-    def __init__(self, file, overrides, data):
-        config = load_config(file, overrides)
-        if data:
-            config.data = data
+    def __init__(self, plan: dict, name: str):
+        config = load_config(*plan["methods"][name])
+        if plan["data"]:
+            config.data = plan["data"]
         mesh = make_mesh()
         system = open_system(config, mesh)
         parts = assemble(system, mesh)
@@ -87,7 +87,7 @@ class _Method:
         return time.perf_counter() - start
 
 
-def count_trained(file) -> dict[str, int]:
+def count_trained(file: str) -> dict[str, int]:
     """Learning-rate group -> number of parameters that a full-size config trains.
 
     Its initial weights do not change sizes and are left out.
@@ -98,7 +98,7 @@ def count_trained(file) -> dict[str, int]:
 
 
 @command
-def main(argv=None):
+def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("plan", type=Path, help="written by persongen_jax.study")
     parser.add_argument("out", type=Path, help="the file to write")

@@ -9,9 +9,12 @@ sheet_<set>.png        the reference and one image per method, like figures 6.3 
 cost.md, .csv          trained parameters, time of a step, size of a checkpoint
 """
 
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from ml_collections import ConfigDict
 from PIL import Image
 
 from data_pipeline.text_files import read_json
@@ -36,7 +39,7 @@ from persongen_jax.metrics.measures import described
 from persongen_jax.tables import markdown
 
 
-def write_report(study, runs, costs: dict | None) -> str:
+def write_report(study: ConfigDict, runs: Sequence[Any], costs: dict | None) -> str:
     """Write everything; return the page's text.
 
     Args:
@@ -71,7 +74,7 @@ def write_report(study, runs, costs: dict | None) -> str:
     return text
 
 
-def by_name(runs, read) -> dict[str, list]:
+def by_name(runs: Iterable[Any], read: Callable[[Any], Any]) -> dict[str, list]:
     """``read(run)`` for all runs of a method, in the order of the seeds."""
     groups = {}
     for run in runs:
@@ -79,11 +82,11 @@ def by_name(runs, read) -> dict[str, list]:
     return groups
 
 
-def validation_rows(run) -> list[dict]:
+def validation_rows(run: Any) -> list[dict]:
     return read_rows(run.folder / "validation" / "metrics.jsonl")
 
 
-def heading(study, runs) -> str:
+def heading(study: ConfigDict, runs: Sequence[Any]) -> str:
     config, seeds = runs[0].config, ", ".join(map(str, study.seeds))
     described = f" of {config.size} pixels" if config.get("size") else ""
     described += f", data `{config.data}`" if config.get("data") else ""
@@ -95,7 +98,7 @@ def heading(study, runs) -> str:
     )
 
 
-def reading_aid(entries) -> str:
+def reading_aid(entries: Iterable[tuple]) -> str:
     """The value of guessing, where known; it may differ between sets."""
     levels = {}
     for _, set_name, _, metrics in entries:
@@ -111,7 +114,7 @@ def reading_aid(entries) -> str:
 # ---- Sheets ------------------------------------------------------------------------------------
 
 
-def write_sheets(study, runs, out: Path) -> dict[str, Path]:
+def write_sheets(study: ConfigDict, runs: Iterable[Any], out: Path) -> dict[str, Path]:
     """Path by set: a row per person and prompt, a column per method; the first seed."""
     first = {run.name: run.results / PICTURES for run in runs if run.seed == study.seeds[0]}
     indices = {name: read_json(p / "index.json") for name, p in first.items()}
@@ -153,7 +156,7 @@ COST_NOTE = (
 )
 
 
-def cost_rows(costs: dict, runs) -> list[dict]:
+def cost_rows(costs: dict, runs: Sequence[Any]) -> list[dict]:
     """A row of numbers per method."""
     rows = []
     for name, cost in costs["methods"].items():
@@ -177,7 +180,7 @@ def cost_rows(costs: dict, runs) -> list[dict]:
     return rows
 
 
-def checkpoint_bytes(run) -> int:
+def checkpoint_bytes(run: Any) -> int:
     """The size on disk of the last checkpoint."""
     folder = run.folder / "checkpoints" / str(run.config.steps)
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())

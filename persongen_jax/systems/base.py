@@ -29,7 +29,7 @@ class SamplingProgram:
         unknown_steps: the number of iterations of its loop, if the compiler cannot know it; else 1.
     """
 
-    function: Callable
+    function: jax.stages.Wrapped
     static: tuple
     weights: Any
     inputs: tuple

@@ -85,8 +85,7 @@ def sdxl_defaults() -> ConfigDict:
     # Validation.
     config.validation_every = 1000  # steps; 0: never
     # Images of people, each "" for none: a manifest folder, a shard folder, or drawn people such as
-    # "people:out_of_train?identities=20&pictures=4". The first image of each person is the
-    # reference.
+    # "people:out_of_train?identities=20&pictures=4". Each first image is the reference.
     config.validate_in_train = ""
     config.validate_out_of_train = ""
     config.validate_out_of_domain = ""

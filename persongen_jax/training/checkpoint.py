@@ -33,8 +33,7 @@ from persongen_jax.training.unverified import find_gaps
 
 log = logging.getLogger(__name__)
 
-# Time limit of a save in seconds; with several processes, also how long they wait for one that
-# fails.
+# Time limit of a save in seconds, also for waiting for a process that fails.
 TIMEOUT, NONE_YET, NONE_LEFT = 900, -1, -2
 
 
@@ -89,8 +88,7 @@ class Checkpoints:
     def newest(self) -> int | None:
         """The step of the newest intact checkpoint; None if none was ever made.
 
-        Its files are compared with their digests. Damaged checkpoints are reported in a warning and
-        renamed.
+        Its files are compared with their digests. Damaged checkpoints are renamed, with a warning.
 
         Raises:
             CorruptCheckpoint: there are checkpoints, but none is intact.

@@ -144,8 +144,7 @@ class EventFile:
         register_writer_factory("patient", files)
         folder.mkdir(parents=True, exist_ok=True)
         earlier = any(folder.glob("events.out.tfevents.*"))
-        # Whole seconds come first, because TensorBoard reads a folder's files in the order of their
-        # names.
+        # Whole seconds come first, because TensorBoard reads a folder's files in name order.
         name = f"events.out.tfevents.{int(time.time()):010d}.{socket.gethostname()}.{os.getpid()}"
         self._records = RecordWriter(f"patient:{folder / name}")
         self._write(file_version="brain.Event:2")

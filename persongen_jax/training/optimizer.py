@@ -116,8 +116,7 @@ def make_optimizer(config: ConfigDict, groups: dict[str, str]) -> optax.Gradient
         tx = optax.chain(optax.clip_by_global_norm(config.clip_norm), tx)
 
     def init(params):
-        # Some states hold the weights themselves (prodigy): copy them, as a step donates their
-        # memory.
+        # Some states hold the weights themselves (prodigy): copy them, as a step donates memory.
         given = {id(array) for array in jax.tree.leaves(params)}
         return jax.tree.map(lambda x: jnp.copy(x) if id(x) in given else x, tx.init(params))
 

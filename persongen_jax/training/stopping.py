@@ -37,8 +37,7 @@ class StopSignals:
         return self.requested if jax.process_count() == 1 else self._agreed
 
     def ask(self) -> bool:
-        """Whether any process received a signal; all processes must call it and get the same
-        answer.
+        """Whether any process received a signal; all must call it and get the same answer.
 
         With several processes the answer is to the previous call, which the devices have computed
         meanwhile, so that nothing waits for it. A stop therefore takes effect one call later.

@@ -108,7 +108,7 @@ def _plain(shape) -> str:
     return str(tuple(int(size) for size in shape))
 
 
-def _shape(shape) -> str:
+def _shape(shape: tuple[int, ...]) -> str:
     return "" if shape is None else " " + _plain(shape)
 
 

@@ -107,7 +107,7 @@ def check_keys(leaves: dict[tuple, jax.Array], source):
         dtype = source.info(key)[0]
         if "float" not in dtype.name:
             raise WeightsError(
-                f"{source.describe()}: {key!r} is stored as {dtype.name}, no weight: it is "
+                f"{source.describe()}: {key!r} is stored as {dtype.name}, not a weight: it is "
                 "quantised in a way that is not read here. Get the file in fp16 or bf16."
             )
 

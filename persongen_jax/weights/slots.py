@@ -144,7 +144,7 @@ def fill_slots(slots: dict[str, Slot], source):
         if not np.isfinite(array.astype(np.float32)).all():
             raise WeightsError(
                 f"{source.describe()}: {key!r} holds values that are not finite: its training has "
-                "failed. Take an earlier save of it."
+                "failed. Use an earlier checkpoint of it."
             )
         slot.set(array)
 
@@ -168,7 +168,7 @@ def write_slots(path, slots: dict[str, Slot | Computed], notes: dict[str, str] |
     elif path.suffix == ".bin":
         _write_pickle(path, slots)
     else:
-        raise WeightsError(f"{path}: the ending has to be .safetensors or .bin")
+        raise WeightsError(f"{path}: the extension must be .safetensors or .bin")
 
 
 def _write_pickle(path, slots):

@@ -44,7 +44,8 @@ class Outcomes:
 def entries() -> dict[str, list[tuple[str, str, str, str]]]:
     """Rows by part; ValueError for a part without a title."""
     package = importlib.import_module("tests.compatibility")
-    names = [m.name for m in pkgutil.iter_modules(package.__path__) if m.name != "__main__"]
+    names = [m.name for m in pkgutil.iter_modules(package.__path__)]
+    names = [name for name in names if not name.startswith(("__main__", "test_"))]
     if set(names) != set(PARTS):
         raise ValueError(f"tests/compatibility has {sorted(names)}, PARTS {sorted(PARTS)}")
     return {

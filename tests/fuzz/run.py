@@ -14,10 +14,10 @@ from pathlib import Path
 
 import numpy as np
 
+from data_pipeline.cli import KNOWN
 from tests.fuzz.targets import Target
 
 SECONDS = 10
-FINE = (ValueError, OSError, ImportError)  # what a command turns into a sentence
 
 
 @dataclass
@@ -62,7 +62,7 @@ def try_one(target: Target, name: str, seed: int, folder: Path) -> tuple[str, Fa
         with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             target.read(path)
-    except FINE as error:
+    except KNOWN as error:
         outcome, said = "refused", str(error)
         parts = {each.name for each in (path, *path.parents) if folder in each.parents}
         if not any(part in said for part in parts):

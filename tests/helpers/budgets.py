@@ -3,7 +3,30 @@
 from collections import Counter
 
 # Seconds of all workers together on two cores with nothing compiled before: (default, --runslow).
-BUDGETS = {}
+BUDGETS = {
+    "tests/aot": (15, 80),
+    "tests/bench": (10, 180),
+    "tests/compatibility": (5, 5),
+    "tests/convert": (50, 50),
+    "tests/data_pipeline": (90, 90),
+    "tests/diffusion": (20, 30),
+    "tests/evaluation": (20, 20),
+    "tests/features": (50, 110),
+    "tests/fuzz": (10, 20),
+    "tests/generate": (50, 60),
+    "tests/helpers": (5, 5),
+    "tests/launch": (10, 10),
+    "tests/methods": (140, 220),
+    "tests/metrics": (25, 25),
+    "tests/miniature": (70, 240),
+    "tests/models": (120, 220),
+    "tests/parallel": (50, 400),
+    "tests/pipeline": (130, 190),
+    "tests/study": (10, 130),
+    "tests/systems": (60, 340),
+    "tests/training": (90, 220),
+    "tests/weights": (80, 130),
+}
 SLACK = 1.25  # machines differ
 
 

@@ -102,7 +102,7 @@ def test_one_process_stops_by_its_own_signal():
 TALK = """
 import os, sys, time
 from pathlib import Path
-from persongen_jax import distributed
+from persongen_jax.parallel import distributed
 with distributed.together():
     import jax
     from persongen_jax.training.stopping import StopSignals

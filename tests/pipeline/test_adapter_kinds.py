@@ -147,7 +147,7 @@ def test_layers_with_changes_of_several_files_and_a_lora():
     np.testing.assert_allclose(net(), live, atol=2e-5)
     net = Net()
     apply_adapter(net, change_of_net(), 0.6)
-    with pytest.raises(ValueError, match="no plain LoRA; unload it"):
+    with pytest.raises(ValueError, match="other than plain LoRA; unload it"):
         extract_adapter(net)
     remove_adapters(net)
     assert np.array_equal(net(), plain)

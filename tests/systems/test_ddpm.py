@@ -383,7 +383,7 @@ def test_a_judge_that_cannot_judge_is_named(judge):
         ({"hide_prob": 1.5}, "config.hide_prob=1.5: a probability is 0 to 1"),
         ({"csv": "labels.csv"}, "config.csv='labels.csv' has no effect on drawn_faces"),
         ({"channels": 1}, "config.channels=1: drawn_faces is in colour"),
-        ({"data": "digits"}, "config.size=32: the digits are pictures of 8x8"),
+        ({"data": "digits"}, "config.size=32: the digits are images of 8x8"),
         ({"drop_prob": 0.0}, "validation_guidance=3 needs .*drop_prob above 0"),
     ],
 )

@@ -5,13 +5,15 @@ insightface:DIR   the same, out of this folder
 cascade           scikit-image's own; boxes alone
 """
 
+from pathlib import Path
+
 from data_pipeline.faces.detectors.base import Detection, Detector
 from data_pipeline.faces.detectors.insightface_scrfd import is_available
 
 NAMES = ("insightface", "cascade")
 
 
-def open_detector(name: str, path=None) -> Detector:
+def open_detector(name: str, path: str | Path | None = None) -> Detector:
     """The detector called ``name``, "insightface:DIR" being the same as ("insightface", "DIR").
 
     Nothing is ever downloaded.

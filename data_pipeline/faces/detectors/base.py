@@ -1,6 +1,7 @@
 """The interface of face detectors."""
 
 import abc
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -34,5 +35,5 @@ class Detector(abc.ABC):
     licence: str = ""
 
     @abc.abstractmethod
-    def detect(self, images) -> list[Detection | None]:
+    def detect(self, images: Sequence[np.ndarray]) -> list[Detection | None]:
         """One entry per image, uint8 RGB [h, w, 3] of any sizes; None if it has no face."""

@@ -4,6 +4,8 @@ It finds upright frontal faces, and is much weaker than a learned detector: mark
 hand (``face_box`` in the manifest).
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 from PIL import Image
 
@@ -22,7 +24,7 @@ class CascadeDetector(Detector):
     name = "cascade"
     gives_landmarks = False
 
-    def __init__(self):
+    def __init__(self) -> None:
         try:
             from skimage.data import lbp_frontal_face_cascade_filename
             from skimage.feature import Cascade
@@ -33,7 +35,7 @@ class CascadeDetector(Detector):
             ) from error
         self._cascade = Cascade(lbp_frontal_face_cascade_filename())
 
-    def detect(self, images):
+    def detect(self, images: Sequence[np.ndarray]) -> list[Detection | None]:
         return [self._largest(np.asarray(image)) for image in images]
 
     def _largest(self, image):

@@ -4,6 +4,7 @@ The code is MIT; its pretrained models are for non-commercial research only. Not
 """
 
 import importlib.util
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,7 @@ LICENCE = "InsightFace's detectors are for non-commercial research only"
 CENTRE_TO_CORNER = 0.5  # its positions have origin "centre" (data_pipeline/faces/align.py)
 
 
-def find_model(path=None) -> Path | None:
+def find_model(path: str | Path | None = None) -> Path | None:
     """A detector's ``.onnx``: ``path`` itself, or inside it; None searches InsightFace's packs."""
     if path is not None and Path(path).expanduser().is_file():
         return Path(path).expanduser()
@@ -55,7 +56,7 @@ class InsightFaceDetector(Detector):
     name = "insightface"
     licence = LICENCE
 
-    def __init__(self, path=None):
+    def __init__(self, path: str | Path | None = None):
         file = find_model(path)
         if file is None:
             raise FileNotFoundError(
@@ -76,7 +77,7 @@ class InsightFaceDetector(Detector):
         self._model.prepare(ctx_id=-1)
         self.gives_landmarks = self._model.use_kps
 
-    def detect(self, images):
+    def detect(self, images: Sequence[np.ndarray]) -> list[Detection | None]:
         return [self._largest(np.asarray(image)) for image in images]
 
     def _largest(self, image):

@@ -3,7 +3,7 @@
 import numpy as np
 
 from persongen_jax.metrics.attribute_scores import of_pictures, right
-from persongen_jax.metrics.base import Values
+from persongen_jax.metrics.base import Generated, Known, Values
 from persongen_jax.metrics.judged import JudgedByClassifier
 
 
@@ -16,12 +16,12 @@ class AttributeAccuracy(JudgedByClassifier):
 
     name, title, form = "attribute_accuracy", "attribute accuracy", "{:.1%}"
 
-    def prepare(self, known):
+    def prepare(self, known: Known) -> None:
         super().prepare(known)
         for owner in known.people.owners:
             self.attributes.parse(owner.name)
 
-    def __call__(self, generated, known):
+    def __call__(self, generated: Generated, known: Known) -> Values | None:
         if generated.texts is None:
             return None
         vocabulary = self.attributes.vocabulary

@@ -1,6 +1,6 @@
 """CLIP-T: does the image show what the prompt says (Radford et al., arXiv 2103.00020, sec. 3.1)?"""
 
-from persongen_jax.metrics.base import Values
+from persongen_jax.metrics.base import Generated, Known, Values
 from persongen_jax.metrics.judged import JudgedByClip
 
 
@@ -9,7 +9,7 @@ class ClipT(JudgedByClip):
 
     name, title, form = "clip_t", "CLIP-T", "{:.2f}"
 
-    def __call__(self, generated, known):
+    def __call__(self, generated: Generated, known: Known) -> Values | None:
         if generated.texts is None:
             return None
         features = self.clip.features(generated)

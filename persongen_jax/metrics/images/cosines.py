@@ -6,7 +6,7 @@ arXiv 1801.07698, section 3.3).
 
 import numpy as np
 
-from persongen_jax.metrics.base import Values
+from persongen_jax.metrics.base import Generated, Known, Values
 from persongen_jax.metrics.images.rank1 import first_people, unit
 from persongen_jax.metrics.judged import JudgedByFaceNet
 
@@ -20,10 +20,10 @@ class CosineTrue(JudgedByFaceNet):
     name, title = "cosine_true", "cosine (own)"
     plotted = False
 
-    def prepare(self, known):
+    def prepare(self, known: Known) -> None:
         self.faces.gallery(known)
 
-    def __call__(self, generated, known):
+    def __call__(self, generated: Generated, known: Known) -> Values:
         gallery = first_people(self.faces.gallery(known))
         embeddings, found = self.faces.embed(generated)
         owners, names = np.asarray(generated.owners, str), np.array(list(gallery), str)
@@ -34,7 +34,7 @@ class CosineTrue(JudgedByFaceNet):
             values[rows] = self.choose(to_all, names[None] == owners[rows, None])
         return Values(values)
 
-    def choose(self, to_all, true):
+    def choose(self, to_all: np.ndarray, true: np.ndarray) -> np.ndarray:
         """Select values [n] from cosines [n, people] by which person is the right one, bool."""
         return to_all[true]
 
@@ -44,7 +44,7 @@ class CosineOthers(CosineTrue):
 
     name, title = "cosine_others", "cosine (others)"
 
-    def choose(self, to_all, true):
+    def choose(self, to_all: np.ndarray, true: np.ndarray) -> np.ndarray:
         others = (~true).sum(1)
         with np.errstate(invalid="ignore"):
             return np.where(true, 0, to_all).sum(1) / np.where(others > 0, others, np.nan)

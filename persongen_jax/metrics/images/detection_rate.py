@@ -1,8 +1,10 @@
 """Detection rate: how often the detector finds a face in a generated image."""
 
 import numpy as np
+from ml_collections import ConfigDict
 
-from persongen_jax.metrics.base import Metric, Values
+from persongen_jax.metrics.base import Generated, Known, Metric, Values
+from persongen_jax.metrics.judges import Judges
 
 
 class DetectionRate(Metric):
@@ -12,14 +14,14 @@ class DetectionRate(Metric):
     plotted = False
     judge_key = "face_detector"
 
-    def __init__(self, config, judges):
+    def __init__(self, config: ConfigDict, judges: Judges):
         self.faces = judges.faces
         self.judge = self.faces.embedder.detector_name
 
-    def prepare(self, known):
+    def prepare(self, known: Known) -> None:
         self.faces.references(known)
 
-    def __call__(self, generated, known):
+    def __call__(self, generated: Generated, known: Known) -> Values:
         _, found = self.faces.embed(generated)
         owners = np.asarray(generated.owners, str)
         rows = np.isin(owners, list(self.faces.references(known)))

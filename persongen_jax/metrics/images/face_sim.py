@@ -6,7 +6,7 @@ A mean over found faces alone rewards a model for hiding difficult ones: read it
 
 import numpy as np
 
-from persongen_jax.metrics.base import Values
+from persongen_jax.metrics.base import Generated, Known, Values
 from persongen_jax.metrics.face_similarity import cosine
 from persongen_jax.metrics.judged import JudgedByFaceNet
 
@@ -19,10 +19,10 @@ class FaceSim(JudgedByFaceNet):
 
     name, title, form = "face_sim", "Face-Sim", "{:.3f}"
 
-    def prepare(self, known):
+    def prepare(self, known: Known) -> None:
         self.faces.references(known)
 
-    def __call__(self, generated, known):
+    def __call__(self, generated: Generated, known: Known) -> Values:
         embeddings, found = self.faces.embed(generated)
         references = self.faces.references(known)
         owners = np.asarray(generated.owners, str)
@@ -40,7 +40,7 @@ class FaceSimMissesAs0(FaceSim):
     name, title = "face_sim_misses_as_0", "Face-Sim (misses 0)"
     plotted = False
 
-    def __call__(self, generated, known):
+    def __call__(self, generated: Generated, known: Known) -> Values:
         _, found = self.faces.embed(generated)
         values = super().__call__(generated, known).values
         known_owner = np.isin(np.asarray(generated.owners, str), list(self.faces.references(known)))

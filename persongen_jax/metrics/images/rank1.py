@@ -7,7 +7,7 @@ import abc
 
 import numpy as np
 
-from persongen_jax.metrics.base import Values
+from persongen_jax.metrics.base import Generated, Known, Values
 from persongen_jax.metrics.judged import JudgedByFaceNet
 
 FEW = 10  # people of the smaller gallery
@@ -23,13 +23,13 @@ class Rank1(JudgedByFaceNet):
     form, plotted = "{:.1%}", False
 
     @abc.abstractmethod
-    def gallery(self, known) -> dict[str, np.ndarray]:
+    def gallery(self, known: Known) -> dict[str, np.ndarray]:
         """Name to embedding [d]; {} if there is nobody to search among."""
 
-    def prepare(self, known):
+    def prepare(self, known: Known) -> None:
         self.gallery(known)
 
-    def __call__(self, generated, known):
+    def __call__(self, generated: Generated, known: Known) -> Values | None:
         gallery = self.gallery(known)
         if not gallery:
             return None
@@ -49,7 +49,7 @@ class Rank1Of10(Rank1):
 
     name, title = "rank1_10", "rank-1/10"
 
-    def gallery(self, known):
+    def gallery(self, known: Known) -> dict[str, np.ndarray]:
         return first_people(self.faces.gallery(known))
 
 
@@ -58,7 +58,7 @@ class Rank1Of100(Rank1):
 
     name, title = "rank1_100", "rank-1/100"
 
-    def gallery(self, known):
+    def gallery(self, known: Known) -> dict[str, np.ndarray]:
         return self.faces.large_gallery(known)
 
 
@@ -67,6 +67,6 @@ def first_people(gallery: dict) -> dict:
     return dict(list(gallery.items())[:FEW])
 
 
-def unit(rows):
+def unit(rows: np.ndarray) -> np.ndarray:
     """Rows [n, d] of length 1."""
     return rows / np.linalg.norm(rows, axis=-1, keepdims=True)

@@ -4,7 +4,7 @@ Not FID, whose features are Inception's. Only figures from the same classifier a
 images are comparable.
 """
 
-from persongen_jax.metrics.base import Values
+from persongen_jax.metrics.base import Generated, Known, Values
 from persongen_jax.metrics.judged import JudgedByClassifier
 from persongen_jax.metrics.sets.frechet_clip import frechet_distance
 
@@ -17,7 +17,7 @@ class FrechetAttributes(JudgedByClassifier):
 
     name, title, form, over = "frechet_attributes", "Fréchet (attributes)", "{:.3f}", "set"
 
-    def __call__(self, generated, known):
+    def __call__(self, generated: Generated, known: Known) -> Values | None:
         real = self.attributes.of_people(known.people)
         if min(len(real), len(generated.images)) < 2:
             return None

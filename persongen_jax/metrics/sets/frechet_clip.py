@@ -7,7 +7,7 @@ fewer than d of them the covariances are singular: only compare figures for equa
 
 import numpy as np
 
-from persongen_jax.metrics.base import Values
+from persongen_jax.metrics.base import Generated, Known, Values
 from persongen_jax.metrics.judged import JudgedByClip
 
 
@@ -20,7 +20,7 @@ class FrechetClip(JudgedByClip):
 
     name, title, form, over = "frechet_clip", "Fréchet (CLIP)", "{:.4f}", "set"
 
-    def __call__(self, generated, known):
+    def __call__(self, generated: Generated, known: Known) -> Values | None:
         real = self.clip.real_features(known.people)
         if min(len(real), len(generated.images)) < 2:
             return None
@@ -28,7 +28,7 @@ class FrechetClip(JudgedByClip):
         return Values(distance, n=len(generated.images), facts={"n_real": len(real)})
 
 
-def frechet_distance(a, b) -> float:
+def frechet_distance(a: np.ndarray, b: np.ndarray) -> float:
     """Distance of two normal distributions fitted to features [n, d] and [m, d], in float64.
 
     |μ₁ - μ₂|² + tr(Σ₁ + Σ₂ - 2 (Σ₁ Σ₂)^½), covariances with n - 1; the root's trace is the sum of

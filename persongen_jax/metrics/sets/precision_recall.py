@@ -33,7 +33,7 @@ class PrecisionAttributes(_SetMetric):
     name, title = "precision_attributes", "precision (attributes)"
 
     @staticmethod
-    def compare(generated, real):
+    def compare(generated: np.ndarray, real: np.ndarray) -> float:
         return among(generated, real)
 
 
@@ -43,11 +43,11 @@ class RecallAttributes(_SetMetric):
     name, title = "recall_attributes", "recall (attributes)"
 
     @staticmethod
-    def compare(generated, real):
+    def compare(generated: np.ndarray, real: np.ndarray) -> float:
         return among(real, generated)
 
 
-def among(points, members) -> float:
+def among(points: np.ndarray, members: np.ndarray) -> float:
     """Share of ``points`` [n, d] inside at least one ball around the ``members`` [m, d].
 
     A ball reaches to its member's third nearest neighbour, not counting the member itself.

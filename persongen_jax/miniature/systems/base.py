@@ -6,13 +6,17 @@ named like the stage.
 
 import abc
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any, Self
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from ml_collections import ConfigDict
 
+from data_pipeline.prompts import Tokenizers
 from persongen_jax.miniature.pool import Pool, open_pool, open_tokenizers
 from persongen_jax.systems.base import System, spec_of
 from persongen_jax.systems.open import open_run
@@ -28,7 +32,9 @@ class Drawn:
         samples: indices of examples, one of every shape that occurs.
     """
 
-    def __init__(self, make: Callable, *, seed: int, fingerprint: str, samples=(0,)):
+    def __init__(
+        self, make: Callable, *, seed: int, fingerprint: str, samples: Sequence[int] = (0,)
+    ):
         self._make, self.seed, self.fingerprint = make, seed, fingerprint
         self.specs = [spec_of(self.example(n)) for n in samples]
 
@@ -37,33 +43,27 @@ class Drawn:
 
 
 class PoolSystem(System):
-    """A network that is trained on the pool.
+    """A network that is trained on the pool."""
 
-    Attributes:
-        samples: see Drawn.
-    """
-
-    samples: tuple[int, ...] = (0,)
-
-    def __init__(self, config):
+    def __init__(self, config: ConfigDict):
         self.config = config
         self.model = self.network()
 
     @classmethod
-    def defaults(cls):
+    def defaults(cls) -> ConfigDict:
         config = super().defaults()
         config.work = "runs/miniature"  # the folder with the pool and the runs
         config.lr_model = 1e-3
         return config
 
     @classmethod
-    def abstract(cls, config):
+    def abstract(cls, config: ConfigDict) -> Self:
         system = cls(config)  # small enough to open
         system.model = nnx.eval_shape(lambda: nnx.clone(system.model))
         return system
 
     @property
-    def label(self):
+    def label(self) -> str:
         return type(self).__name__
 
     @property
@@ -75,15 +75,20 @@ class PoolSystem(System):
         return open_pool(self.work)
 
     @functools.cached_property
-    def tokenizers(self):
+    def tokenizers(self) -> Tokenizers:
         return open_tokenizers(self.work)
 
+    @property
+    def samples(self) -> tuple[int, ...]:
+        """See Drawn."""
+        return (0,)
+
     @abc.abstractmethod
-    def network(self):
+    def network(self) -> nnx.Module:
         """The model with its initial weights."""
 
     @abc.abstractmethod
-    def example(self, rng, n: int) -> dict[str, np.ndarray]:
+    def example(self, rng: np.random.Generator, n: int) -> dict[str, np.ndarray]:
         """Example number n, flat; all its randomness comes from ``rng``."""
 
     def source(self) -> Drawn:
@@ -95,7 +100,7 @@ class PoolSystem(System):
         )
 
 
-def open_network(work: Path, name: str):
+def open_network(work: Path, name: str) -> Any:
     """The model that a stage has trained.
 
     Raises:
@@ -111,6 +116,6 @@ def open_network(work: Path, name: str):
     return run.system.model
 
 
-def to_pixels(images):
+def to_pixels(images: jax.Array) -> jax.Array:
     """uint8 to float32 in [-1, 1]."""
     return images.astype(jnp.float32) / 127.5 - 1

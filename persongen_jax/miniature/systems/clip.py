@@ -5,17 +5,21 @@ whole images and their captions, and on face crops to distinguish people (ArcFac
 1801.07698). Real CLIP learns faces from the names in its captions; these captions have none.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
+from ml_collections import ConfigDict
 
+from data_pipeline.examples.fields import Batch
 from data_pipeline.pictures.transforms import CLIP_MEAN, CLIP_STD, square_face_crop
 from persongen_jax.miniature import sizes
 from persongen_jax.miniature.losses import Centres, arcface_losses
 from persongen_jax.miniature.pool import Pool, kept
-from persongen_jax.miniature.systems.base import PoolSystem, open_network
+from persongen_jax.miniature.systems.base import Drawn, PoolSystem, open_network
 from persongen_jax.models.encoders.clip import CLIPTextModel, CLIPVisionModel
 from persongen_jax.models.layers import Linear
 
@@ -25,7 +29,7 @@ PART = 0.3  # of the captions are one of general, background and body alone
 class Towers(nnx.Module):
     """Everything trained together. ``second_projection`` and ``people`` serve training only."""
 
-    def __init__(self, vocab_size: int, people: int, rngs):
+    def __init__(self, vocab_size: int, people: int, rngs: nnx.Rngs):
         kw = {"dtype": jnp.float32, "param_dtype": jnp.float32, "rngs": rngs}
         first, second = (sizes.text_config(tower, vocab_size) for tower in (0, 1))
         self.text_encoder = CLIPTextModel(first, with_projection=True, **kw)
@@ -46,30 +50,29 @@ class Clip(PoolSystem):
     Arrays of an example:
         image: [s, s, 3] uint8.
         input_ids: [2, n] int32.
-        faces: [k, s, s, 3] uint8, ``config.faces`` crops of random people; person: [k] int32,
-        whose.
+        faces: [k, s, s, 3] uint8, ``config.faces`` random crops; person: [k] int32, whose.
     """
 
     @classmethod
-    def defaults(cls):
+    def defaults(cls) -> ConfigDict:
         config = super().defaults()
         config.faces = 2  # face crops per image
         return config
 
-    def network(self):
+    def network(self) -> Towers:
         vocab_size = len(self.tokenizers.tokenizer)
         return Towers(vocab_size, self.pool.people, nnx.Rngs(self.config.seed))
 
-    def source(self):
+    def source(self) -> Drawn:
         self.crops = face_crops(self.pool)
         return super().source()
 
-    def text(self, rng, row) -> str:
+    def text(self, rng: np.random.Generator, row: int) -> str:
         part = rng.integers(1, 4) if rng.random() < PART else 0
         return self.pool.prompts[row][part]
 
-    def example(self, rng, n):
-        row = rng.integers(len(self.pool))
+    def example(self, rng: np.random.Generator, n: int) -> dict[str, np.ndarray]:
+        row = int(rng.integers(len(self.pool)))
         faces = np.sort(rng.integers(0, len(self.pool), self.config.faces))
         return {
             "image": self.pool.images[row],
@@ -78,7 +81,7 @@ class Clip(PoolSystem):
             "person": self.pool.person[faces],
         }
 
-    def losses(self, model, batch, draws):
+    def losses(self, model: Any, batch: Batch, draws: dict[str, jax.Array]) -> dict[str, jax.Array]:
         seen, faces = self.look_at_both(model, batch)
         scale = jnp.exp(jnp.minimum(model.logit_scale[...], jnp.log(100.0)))
         first, second = batch["input_ids"][:, 0], batch["input_ids"][:, 1]
@@ -92,7 +95,7 @@ class Clip(PoolSystem):
         return {"loss": loss, "text": text, "text_2": text_2, "faces": faces, "right": right}
 
     @staticmethod
-    def look_at_both(model, batch):
+    def look_at_both(model: Towers, batch: Batch) -> tuple[Any, jax.Array]:
         """(the image tower's output for the images, the faces' loss [b]), in one pass."""
         b, k = batch["person"].shape
         crops = batch["faces"].reshape(b * k, *batch["faces"].shape[2:])
@@ -114,30 +117,30 @@ class Faces(Clip):
 
     groups = (("(vision|people)/.*", "model"),)
 
-    def network(self):
+    def network(self) -> Towers:
         return open_network(self.work, "clip")
 
-    def text(self, rng, row):
+    def text(self, rng: np.random.Generator, row: int) -> str:
         return self.pool.prompts[row][0]
 
-    def losses(self, model, batch, draws):
+    def losses(self, model: Any, batch: Batch, draws: dict[str, jax.Array]) -> dict[str, jax.Array]:
         seen, faces = self.look_at_both(model, batch)
         texts = model.text_encoder(batch["input_ids"][:, 0]).text_embeds
         text, right = contrast(seen.image_embeds, texts, jnp.exp(model.logit_scale[...]))
         return {"loss": 0.5 * text + faces, "text": text, "faces": faces, "right": right}
 
-    def unread(self, cached=False):
+    def unread(self, cached: bool = False) -> tuple[str, ...]:
         return "text_encoder_2/", "second_projection/"
 
 
-def text_encoders(towers: Towers):
+def text_encoders(towers: Towers) -> tuple[CLIPTextModel, CLIPTextModel]:
     """CLIP's text towers as in SDXL: the first without projection."""
     first, second = nnx.clone(towers.text_encoder), nnx.clone(towers.text_encoder_2)
     first.text_projection = nnx.data(None)
     return first, second
 
 
-def look(towers: Towers, images):
+def look(towers: Towers, images: jax.Array) -> Any:
     """The image tower's output for images uint8 [b, s, s, 3]."""
     size = sizes.VISION["image_size"]
     images = images.astype(jnp.float32) / 255
@@ -145,7 +148,7 @@ def look(towers: Towers, images):
     return towers.vision((images - CLIP_MEAN) / CLIP_STD)
 
 
-def contrast(images, texts, scale):
+def contrast(images: jax.Array, texts: jax.Array, scale: jax.Array) -> tuple[jax.Array, jax.Array]:
     """CLIP's symmetric loss [b] in the batch, and whether the right text ranks first [b]."""
     images, texts = (x / jnp.linalg.norm(x, axis=-1, keepdims=True) for x in (images, texts))
     logits = scale * images @ texts.T

@@ -3,14 +3,18 @@
 Face-Sim's net is trained with its own seed, so that no method has seen its features.
 """
 
+from typing import Any
+
+import jax
 import numpy as np
 from flax import nnx
 
+from data_pipeline.examples.fields import Batch
 from data_pipeline.faces.align import align_faces
 from persongen_jax.miniature import sizes
 from persongen_jax.miniature.losses import Centres, arcface_losses
 from persongen_jax.miniature.pool import Pool, kept
-from persongen_jax.miniature.systems.base import PoolSystem
+from persongen_jax.miniature.systems.base import Drawn, PoolSystem
 from persongen_jax.models.faces.iresnet import IResNet, normalise_faces
 
 JITTER = 0.5  # pixels of the image: detectors do not find landmarks exactly
@@ -20,7 +24,7 @@ ROWS = 1000
 class Recogniser(nnx.Module):
     """The net, and the people that it learns to distinguish, which serve training only."""
 
-    def __init__(self, people: int, rngs):
+    def __init__(self, people: int, rngs: nnx.Rngs):
         self.net = IResNet(sizes.FACE_NET, rngs=rngs)
         self.people = Centres(people, self.net.config["embedding_dim"], rngs)
 
@@ -35,18 +39,18 @@ class FaceNet(PoolSystem):
 
     statistics = True
 
-    def network(self):
+    def network(self) -> Recogniser:
         return Recogniser(self.pool.people, nnx.Rngs(self.config.seed))
 
-    def source(self):
+    def source(self) -> Drawn:
         self.crops = aligned_crops(self.pool)
         return super().source()
 
-    def example(self, rng, n):
+    def example(self, rng: np.random.Generator, n: int) -> dict[str, np.ndarray]:
         row = rng.integers(len(self.pool))
         return {"crop": self.crops[row], "person": self.pool.person[row]}
 
-    def losses(self, model, batch, draws):
+    def losses(self, model: Any, batch: Batch, draws: dict[str, jax.Array]) -> dict[str, jax.Array]:
         embeddings = model.net(normalise_faces(batch["crop"]), use_running_average=False)
         return {"loss": arcface_losses(embeddings, model.people.embedding[...], batch["person"])}
 

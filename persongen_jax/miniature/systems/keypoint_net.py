@@ -1,10 +1,15 @@
 """The miniature's keypoint net: finds the face, its landmarks and the joints."""
 
+from typing import Any
+
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
+from jax.typing import ArrayLike
 
+from data_pipeline.examples.fields import Batch
 from persongen_jax.miniature import sizes
 from persongen_jax.miniature.systems.base import PoolSystem, to_pixels
 from persongen_jax.models.faces.keypoint_net import KeypointNet
@@ -24,10 +29,10 @@ class Keypoints(PoolSystem):
         visibility: [12] 1 or 0.
     """
 
-    def network(self):
+    def network(self) -> KeypointNet:
         return KeypointNet(sizes.KEYPOINT_NET, rngs=nnx.Rngs(self.config.seed))
 
-    def example(self, rng, n):
+    def example(self, rng: np.random.Generator, n: int) -> dict[str, np.ndarray]:
         pool, row = self.pool, rng.integers(len(self.pool))
         image, somebody = pool.images[row], n % NOBODY > 0
         if not somebody:
@@ -36,7 +41,7 @@ class Keypoints(PoolSystem):
         truth |= {"somebody": somebody, "visibility": pool.visibility[row]}
         return {"image": image} | {name: np.float32(x) for name, x in truth.items()}
 
-    def losses(self, model, batch, draws):
+    def losses(self, model: Any, batch: Batch, draws: dict[str, jax.Array]) -> dict[str, jax.Array]:
         out, somebody = model(to_pixels(batch["image"])), batch["somebody"]
         visibility = batch["visibility"]
         seen = jnp.repeat(visibility, 2, axis=-1)
@@ -48,21 +53,20 @@ class Keypoints(PoolSystem):
             "keypoints": distance(out.keypoints, batch["keypoints"], seen),
             "visible": 0.02 * visible,
         }
-        # Only images with a face have these: scale so that the mean over all is the mean over
-        # those.
+        # Only images with a face have these: scale the mean over all to that over those.
         parts = {name: part * somebody / SOMEBODY for name, part in parts.items()}
         present = optax.sigmoid_binary_cross_entropy(out.present, somebody)
         return {"loss": sum(parts.values()) + 0.02 * present, **parts, "present": present}
 
 
-def distance(found, true, weight):
+def distance(found: jax.Array, true: jax.Array, weight: ArrayLike) -> jax.Array:
     """Mean absolute error per example, weighted: [b, ...] to [b]."""
     found, true = (x.reshape(len(x), -1) for x in (found, true))
     weight = jnp.broadcast_to(weight, true.shape)
     return (weight * jnp.abs(found - true)).sum(1) / jnp.maximum(weight.sum(1), 1)
 
 
-def without_face(rng, image, box):
+def without_face(rng: np.random.Generator, image: np.ndarray, box: np.ndarray) -> np.ndarray:
     """The image with its face replaced by noise, by another part of it, or by blocks."""
     x0, y0, x1, y1 = np.clip([*np.floor(box[:2]) - 2, *np.ceil(box[2:]) + 2], 0, 64).astype(int)
     kind = rng.integers(3)

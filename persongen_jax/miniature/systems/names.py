@@ -10,6 +10,7 @@ rotation and scaled to the length of its neighbours. No ID encoder ever gets the
 names, and strangers have none.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import jax
@@ -17,15 +18,24 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from data_pipeline.prompts import Tokenizers
 from persongen_jax.miniature.pool import PICTURES, Pool, kept
-from persongen_jax.miniature.systems.clip import face_crops, look
+from persongen_jax.miniature.systems.clip import Towers, face_crops, look
 from persongen_jax.miniature.unit_scale import measure_scale
+from persongen_jax.models.encoders.clip import CLIPTextModel
 
 SEED = 7
 ROWS = 200
 
 
-def make_names(clip, towers, pool: Pool, tokenizers, prompts: list[str], folder: Path):
+def make_names(
+    clip: Towers,
+    towers: Sequence[CLIPTextModel],
+    pool: Pool,
+    tokenizers: Tokenizers,
+    prompts: list[str],
+    folder: Path,
+) -> np.ndarray:
     """NumPy [people, sum of the towers' widths] float32.
 
     Args:
@@ -44,7 +54,7 @@ def make_names(clip, towers, pool: Pool, tokenizers, prompts: list[str], folder:
     return (names / names.std() * np.repeat(scales, widths)).astype(np.float32)
 
 
-def put_names(embeds, names, places):
+def put_names(embeds: jax.Array, names: jax.Array, places: jax.Array) -> jax.Array:
     """Prompt embeddings [b, n, d] with ``names`` [b, d] at ``places`` [b]; nowhere if -1."""
     here = jnp.arange(embeds.shape[1]) == places[:, None]
     return jnp.where(here[..., None], names[:, None], embeds)

@@ -6,23 +6,29 @@ face, whose details are the hard part of these images, and an average of the wei
 Trained first on captions alone; then with names (names.py) in place of the class word.
 """
 
+from typing import Any
+
+import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.typing import ArrayLike
+from ml_collections import ConfigDict
 
-from data_pipeline.prompts import split_at_trigger
+from data_pipeline.examples.fields import Batch
+from data_pipeline.prompts import Tokenizers, split_at_trigger
 from persongen_jax.diffusion import schedule as diffusion
 from persongen_jax.diffusion.conditioning import Conditioning, TokenStream
 from persongen_jax.diffusion.schedule import min_snr_weights
 from persongen_jax.miniature import sizes
 from persongen_jax.miniature.pool import Pool
-from persongen_jax.miniature.systems.base import PoolSystem, open_network
+from persongen_jax.miniature.systems.base import Drawn, PoolSystem, open_network
 from persongen_jax.miniature.systems.clip import text_encoders
 from persongen_jax.miniature.systems.names import make_names, put_names
 from persongen_jax.miniature.systems.vae import open_vae
 from persongen_jax.models.sdxl.parts import StableDiffusionXL
 from persongen_jax.models.sdxl.unet import UNet2DConditionModel
-from persongen_jax.systems.diffusion import VAE, DiffusionSystem
+from persongen_jax.systems.diffusion import VAE, DiffusionSystem, Step
 
 PART = 1 / 6  # of the prompts not dropped are one of general, background and body alone
 NAMED = 0.6  # of the prompts that have a class word
@@ -39,31 +45,33 @@ class UNet(PoolSystem, DiffusionSystem):
     """
 
     groups = (("unet/.*", "model"),)
+    model: StableDiffusionXL
 
-    def __init__(self, config):
+    def __init__(self, config: ConfigDict):
         super().__init__(config)
         self.scheduler_config = sizes.SCHEDULER
         self.schedule = diffusion.NoiseSchedule.from_config(sizes.SCHEDULER)
         self.codec = VAE(self.model.vae)
 
     @classmethod
-    def defaults(cls):
+    def defaults(cls) -> ConfigDict:
         config = super().defaults()
         config.face_weight = 1.0  # of a latent cell that touches the face box
         return config
 
-    def network(self):
+    def network(self) -> StableDiffusionXL:
         vae, self.moments = open_vae(self.work, self.pool)
         towers = text_encoders(open_network(self.work, "clip"))
         return StableDiffusionXL(self.first_unet(), vae, *towers)
 
-    def first_unet(self):
+    def first_unet(self) -> UNet2DConditionModel:
         """With the initial weights of the training."""
         return UNet2DConditionModel(sizes.unet_config(), rngs=nnx.Rngs(self.config.seed))
 
-    def prompt(self, rng) -> tuple[int, int]:
+    def prompt(self, rng: np.random.Generator) -> tuple[int, int]:
         """(index of an image, which of its prompts)."""
-        return rng.integers(len(self.pool)), rng.integers(1, 4) if rng.random() < PART else 0
+        row = int(rng.integers(len(self.pool)))
+        return row, int(rng.integers(1, 4)) if rng.random() < PART else 0
 
     def of_prompt(self, row: int, part: int) -> dict[str, np.ndarray]:
         return {
@@ -72,10 +80,10 @@ class UNet(PoolSystem, DiffusionSystem):
             "input_ids": self.tokenizers.encode(self.pool.prompts[row][part]),
         }
 
-    def example(self, rng, n):
+    def example(self, rng: np.random.Generator, n: int) -> dict[str, np.ndarray]:
         return self.of_prompt(*self.prompt(rng))
 
-    def unread(self, cached=False):
+    def unread(self, cached: bool = False) -> tuple[str, ...]:
         return ("vae/",)
 
     @property
@@ -83,30 +91,33 @@ class UNet(PoolSystem, DiffusionSystem):
         """What a batch holds in place of a dropped condition."""
         return {"input_ids": self.tokenizers.encode("")}
 
-    def drop(self, batch, drop):
+    def drop(self, batch: Batch, drop: jax.Array) -> Batch:
         def without(name, nothing):
             where = drop.reshape(drop.shape + (1,) * (batch[name].ndim - 1))
             return jnp.where(where, nothing, batch[name])
 
         return {**batch, **{name: without(name, x) for name, x in self.no_prompt.items()}}
 
-    def prompt_embeds(self, model, batch):
+    def prompt_embeds(self, model: Any, batch: Batch) -> tuple[jax.Array, jax.Array]:
         return model.encode_prompt(batch["input_ids"])
 
-    def condition(self, model, batch):
+    def condition(self, model: Any, batch: Batch) -> Conditioning:
         embeds, pooled = self.prompt_embeds(model, batch)
         side = sizes.SIDE
         time_ids = jnp.array([side, side, 0, 0, side, side], jnp.float32)
         time_ids = jnp.tile(time_ids, (len(embeds), 1))
         return Conditioning({"text": TokenStream(embeds)}, pooled, time_ids)
 
-    def denoise(self, model, x, t, condition, step=None):
+    def denoise(
+        self, model: Any, x: jax.Array, t: ArrayLike, condition: Any, step: ArrayLike | None = None
+    ) -> jax.Array:
         return model.unet(x, t, condition)
 
-    def terms(self, model, batch, step):
+    def terms(self, model: Any, batch: Batch, step: Step) -> dict[str, jax.Array]:
         error = ((step.pred - step.target) ** 2).mean(-1)
         side = sizes.SIDE
-        face, _ = diffusion.face_box_mask(batch["face_box"], (side, side), error.shape[1:])
+        cells = error.shape[1], error.shape[2]
+        face, _ = diffusion.face_box_mask(batch["face_box"], (side, side), cells)
         loss = ((1 + (self.config.face_weight - 1) * face) * error).mean((1, 2))
         if self.config.min_snr_gamma > 0:
             loss *= min_snr_weights(self.schedule, step.timesteps, self.config.min_snr_gamma)
@@ -125,10 +136,10 @@ class NamedUNet(UNet):
         place: [] int32, of the class word's token; -1: the prompt has no name.
     """
 
-    def first_unet(self):
+    def first_unet(self) -> UNet2DConditionModel:
         return open_network(self.work, "unet").unet
 
-    def source(self):
+    def source(self) -> Drawn:
         clip, prompts = open_network(self.work, "faces"), self.pool.prompts[:MEASURED]
         self.names = make_names(
             *(clip, text_encoders(clip), self.pool, self.tokenizers),
@@ -137,7 +148,7 @@ class NamedUNet(UNet):
         self.places = class_word_places(self.pool, self.tokenizers)
         return super().source()
 
-    def example(self, rng, n):
+    def example(self, rng: np.random.Generator, n: int) -> dict[str, np.ndarray]:
         row, part = self.prompt(rng)
         named = part <= 1 and rng.random() < NAMED
         return {
@@ -147,15 +158,15 @@ class NamedUNet(UNet):
         }
 
     @property
-    def no_prompt(self):
+    def no_prompt(self) -> dict:
         return {**super().no_prompt, "place": -1}
 
-    def prompt_embeds(self, model, batch):
+    def prompt_embeds(self, model: Any, batch: Batch) -> tuple[jax.Array, jax.Array]:
         embeds, pooled = super().prompt_embeds(model, batch)
         return put_names(embeds, batch["name"], batch["place"]), pooled
 
 
-def class_word_places(pool: Pool, tokenizers) -> np.ndarray:
+def class_word_places(pool: Pool, tokenizers: Tokenizers) -> np.ndarray:
     """[n]: the index of the class word's token in a prompt that begins with the general caption."""
     before = [split_at_trigger(caption)[0] for caption in pool.captions]
     last = {text: int(tokenizers.encode(text)[0].argmax()) - 1 for text in set(before)}

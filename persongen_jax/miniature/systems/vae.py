@@ -1,12 +1,18 @@
 """The miniature's VAE, and further training of its decoder."""
 
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from data_pipeline.examples.fields import Batch
 from persongen_jax.miniature import sizes
 from persongen_jax.miniature.latents import encode_pool, scaling_factor, with_scaling_factor
+from persongen_jax.miniature.pool import Pool
 from persongen_jax.miniature.systems.base import PoolSystem, open_network, to_pixels
 from persongen_jax.models.sdxl.vae import AutoencoderKL
 
@@ -26,41 +32,43 @@ class CroppedPictures(PoolSystem):
     """
 
     @property
-    def samples(self):
+    def samples(self) -> tuple[int, ...]:
         return 0, self.config.steps * self.config.batch_size - 1
 
     def is_whole(self, n: int) -> bool:
         return n // self.config.batch_size >= (1 - WHOLE) * self.config.steps
 
-    def row(self, rng) -> tuple[int, np.ndarray, np.ndarray]:
+    def row(self, rng: np.random.Generator) -> tuple[int, np.ndarray, np.ndarray]:
         """An image's index, the image, and its face box."""
-        row = rng.integers(len(self.pool))
+        row = int(rng.integers(len(self.pool)))
         return row, self.pool.images[row], self.pool.face_box[row].astype(np.float32)
 
 
 class Vae(CroppedPictures):
     """The VAE: L1, squared error with more weight on the face, a little KL."""
 
-    def network(self):
+    model: AutoencoderKL
+
+    def network(self) -> AutoencoderKL:
         vae = AutoencoderKL(sizes.vae_config(), rngs=nnx.Rngs(self.config.seed))
         start_quietly(vae)
         return vae
 
-    def example(self, rng, n):
+    def example(self, rng: np.random.Generator, n: int) -> dict[str, np.ndarray]:
         _, image, box = self.row(rng)
         if not self.is_whole(n):
             corner = crop_corner(rng, box)
             image, box = cut(image, corner, CROP), moved(box, corner)
         return {"image": image, "face_box": box}
 
-    def draw(self, key_of, batch):
+    def draw(self, key_of: Callable[[int], jax.Array], batch: Batch) -> dict[str, jax.Array]:
         """ "noise" [b, h, w, c], of the latents."""
         b, height, width, _ = batch["image"].shape
         factor = self.model.vae_scale_factor
         shape = (b, height // factor, width // factor, sizes.LATENT_CHANNELS)
         return {"noise": jax.random.normal(key_of(0), shape)}
 
-    def losses(self, model, batch, draws):
+    def losses(self, model: Any, batch: Batch, draws: dict[str, jax.Array]) -> dict[str, jax.Array]:
         pixels = to_pixels(batch["image"])
         mean, logvar = model.encode(pixels)
         error = model.decode(mean + jnp.exp(0.5 * logvar) * draws["noise"]) - pixels
@@ -83,26 +91,26 @@ class Decoder(CroppedPictures):
 
     groups = (("(decoder|post_quant_conv)/.*", "model"),)
 
-    def network(self):
+    def network(self) -> AutoencoderKL:
         vae, self.moments = open_vae(self.work, self.pool)
         return vae
 
-    def example(self, rng, n):
+    def example(self, rng: np.random.Generator, n: int) -> dict[str, np.ndarray]:
         row, image, box = self.row(rng)
         moments = self.moments[row].astype(np.float32)
         if not self.is_whole(n):
             image, box, moments = crop_with_latents(rng, image, box, moments)
         return {"image": image, "face_box": box, "moments": moments}
 
-    def unread(self, cached=False):
+    def unread(self, cached: bool = False) -> tuple[str, ...]:
         return "encoder/", "quant_conv/"
 
-    def draw(self, key_of, batch):
+    def draw(self, key_of: Callable[[int], jax.Array], batch: Batch) -> dict[str, jax.Array]:
         """ "noise" [b, h, w, c], of the latents."""
         *shape, channels = batch["moments"].shape
         return {"noise": jax.random.normal(key_of(0), (*shape, channels // 2))}
 
-    def losses(self, model, batch, draws):
+    def losses(self, model: Any, batch: Batch, draws: dict[str, jax.Array]) -> dict[str, jax.Array]:
         pixels = to_pixels(batch["image"])
         mean, logvar = jnp.split(batch["moments"], 2, axis=-1)
         decoded = model.decode(mean + jnp.exp(0.5 * logvar) * draws["noise"])
@@ -116,14 +124,14 @@ class Decoder(CroppedPictures):
         return {"loss": loss, "mse": whole, "psnr": -10 * jnp.log10(whole / 4)}
 
 
-def open_vae(work, pool):
+def open_vae(work: Path, pool: Pool) -> tuple[AutoencoderKL, np.ndarray]:
     """(the trained VAE with its scaling factor in ``config``, moments of the pool's images)."""
     vae = open_network(work, "vae")
     moments = encode_pool(vae, pool, work / "vae")
     return with_scaling_factor(vae, scaling_factor(moments)), moments
 
 
-def start_quietly(vae):
+def start_quietly(vae: AutoencoderKL) -> None:
     """Start as a nearly linear autoencoder, whose latents are not drowned in their own noise.
 
     Every residual branch starts at zero, every other kernel with unit gain: the linear part of the
@@ -133,14 +141,15 @@ def start_quietly(vae):
         if path[-1] == "kernel":
             gain = 0.0 if path[-2] == "conv2" else 3**0.5
             leaf.set_value(leaf.get_value() * gain)
-    bias = vae.quant_conv.bias.get_value()
-    vae.quant_conv.bias.set_value(bias.at[sizes.LATENT_CHANNELS :].set(-5.0))
+    conv: Any = vae.quant_conv
+    bias = conv.bias.get_value()
+    conv.bias.set_value(bias.at[sizes.LATENT_CHANNELS :].set(-5.0))
 
 
 # ---- Crops -------------------------------------------------------------------------------------
 
 
-def crop_corner(rng, box) -> np.ndarray:
+def crop_corner(rng: np.random.Generator, box: np.ndarray) -> np.ndarray:
     """A crop's (x, y) in whole pixels: half of the crops are around the face, half anywhere."""
     most = sizes.SIDE - CROP
     if rng.random() < 0.5:
@@ -149,18 +158,20 @@ def crop_corner(rng, box) -> np.ndarray:
     return rng.integers(0, most + 1, 2)
 
 
-def cut(array, corner, side: int) -> np.ndarray:
+def cut(array: np.ndarray, corner: np.ndarray, side: int) -> np.ndarray:
     """The piece [side, side, c] of an array [h, w, c]."""
     x, y = corner
     return array[y : y + side, x : x + side]
 
 
-def moved(box, corner) -> np.ndarray:
+def moved(box: np.ndarray, corner: np.ndarray) -> np.ndarray:
     """The box in the crop's coordinates."""
     return box - np.tile(corner, 2).astype(np.float32)
 
 
-def crop_with_latents(rng, image, box, latents):
+def crop_with_latents(
+    rng: np.random.Generator, image: np.ndarray, box: np.ndarray, latents: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """A crop of ``image`` [s, s, 3] that begins where a latent does, its box, its latents."""
     per_latent = len(image) // len(latents)
     corner = crop_corner(rng, box) // per_latent
@@ -169,7 +180,7 @@ def crop_with_latents(rng, image, box, latents):
     return cut(image, corner, CROP), moved(box, corner), piece
 
 
-def box_mask(box, side):
+def box_mask(box: jax.Array, side: int) -> jax.Array:
     """[b, 4] pixels to [b, side, side] in {0, 1}: the pixels whose centre is in the box."""
     middle = jnp.arange(side) + 0.5
     columns = (middle >= box[:, :1]) & (middle < box[:, 2:3])

@@ -6,8 +6,10 @@ NHWC.
 
 import warnings
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import ArrayLike, DTypeLike
 from ml_collections import FrozenConfigDict
 
 from persongen_jax.models.ddpm.blocks import DownBlock2D, MidBlock2D, UpBlock2D
@@ -16,7 +18,7 @@ from persongen_jax.models.embeddings import (
     TimestepEmbedding,
     sinusoidal_embedding,
 )
-from persongen_jax.models.layers import Conv, Embed, GroupNorm
+from persongen_jax.models.layers import Conv, Embed, GroupNorm, LayerOptions
 from persongen_jax.models.ops import activation
 
 # diffusers' defaults for keys that a config.json may omit.
@@ -145,10 +147,17 @@ class UNet2DModel(nnx.Module):
         ValueError: a config value that is not implemented, or sizes that do not fit.
     """
 
-    def __init__(self, config: dict, *, dtype=jnp.float32, param_dtype=jnp.float32, rngs: nnx.Rngs):
+    def __init__(
+        self,
+        config: dict,
+        *,
+        dtype: DTypeLike = jnp.float32,
+        param_dtype: DTypeLike = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
         config = complete_config(config)
         self.config = FrozenConfigDict(config)
-        kw = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
+        kw: LayerOptions = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
         channels, n = config["block_out_channels"], config["layers_per_block"]
         levels, groups, eps = len(channels), config["norm_num_groups"], config["norm_eps"]
         self._build_embeddings(channels[0], kw)
@@ -165,7 +174,7 @@ class UNet2DModel(nnx.Module):
         for i, name in enumerate(config["down_block_types"]):
             attends, resample = DOWN_TYPES[name]
             before, out = channels[max(i - 1, 0)], channels[i]
-            block = DownBlock2D(
+            down = DownBlock2D(
                 [(before, out)] + [(out, out)] * (n - 1),
                 resnet=resnet,
                 attention=attention if attends else None,
@@ -173,7 +182,7 @@ class UNet2DModel(nnx.Module):
                 padding=config["downsample_padding"],
                 **kw,
             )
-            self.down_blocks.append(block)
+            self.down_blocks.append(down)
 
         self.mid_block = nnx.data(None)
         if config["mid_block_type"] is not None:
@@ -194,14 +203,14 @@ class UNet2DModel(nnx.Module):
             level = levels - 1 - i
             out, skip = channels[level], channels[max(level - 1, 0)]
             hidden, skips = [before] + [out] * n, [out] * n + [skip]
-            block = UpBlock2D(
+            up = UpBlock2D(
                 [(h + s, out) for h, s in zip(hidden, skips, strict=True)],
                 resnet=resnet,
                 attention=attention if attends else None,
                 upsample=(resample or config["upsample_type"]) if level else None,
                 **kw,
             )
-            self.up_blocks.append(block)
+            self.up_blocks.append(up)
             before = out
 
         self.conv_norm_out = GroupNorm(groups, channels[0], eps=eps, **kw)
@@ -211,13 +220,14 @@ class UNet2DModel(nnx.Module):
         """The embeddings of the timestep and of the class."""
         config = self.config
         kind, dim = config["time_embedding_type"], config["time_embedding_dim"] or 4 * width
-        self.time_proj, inputs = nnx.data(None), width
+        self.time_proj: GaussianFourierProjection | Embed | None = nnx.data(None)
+        inputs = width
         if kind == "fourier":
             self.time_proj, inputs = GaussianFourierProjection(width, scale=16, **kw), 2 * width
         elif kind == "learned":
             self.time_proj = Embed(config["num_train_timesteps"], width, **kw)
         self.time_embedding = TimestepEmbedding(inputs, dim, **kw)
-        self.class_embedding = nnx.data(None)
+        self.class_embedding: TimestepEmbedding | Embed | None = nnx.data(None)
         if config["class_embed_type"] == "timestep":
             self.class_embedding = TimestepEmbedding(inputs, dim, **kw)
         elif config["class_embed_type"] is None and config["num_class_embeds"] is not None:
@@ -248,7 +258,9 @@ class UNet2DModel(nnx.Module):
             return self.class_embedding(self._frequencies(labels))
         return labels if kind == "identity" else self.class_embedding(labels)
 
-    def __call__(self, sample, timesteps, class_labels=None):
+    def __call__(
+        self, sample: jax.Array, timesteps: ArrayLike, class_labels: jax.Array | None = None
+    ) -> jax.Array:
         """Noisy images [b, h, w, in_channels] to the prediction [b, h, w, out_channels].
 
         Args:

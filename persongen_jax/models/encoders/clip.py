@@ -5,15 +5,16 @@ all built from these. Module paths mirror transformers' keys without the ``text_
 ``vision_model.`` prefixes.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple, Unpack
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 from ml_collections import FrozenConfigDict
 
 from persongen_jax.models.attention_kernels import attention
-from persongen_jax.models.layers import Conv, Embed, LayerNorm, Linear
+from persongen_jax.models.layers import Conv, Embed, LayerNorm, LayerOptions, Linear
 from persongen_jax.models.ops import activation, materialize
 
 # transformers' defaults for keys that a config.json may omit.
@@ -118,14 +119,14 @@ class CLIPVisionOutput(NamedTuple):
 class CLIPAttention(nnx.Module):
     """Multi-head self-attention over [b, n, d]; unlike the UNet's, every projection has a bias."""
 
-    def __init__(self, features, *, heads, **kw):
+    def __init__(self, features: int, *, heads: int, **kw: Unpack[LayerOptions]):
         self.heads = heads
         self.q_proj = Linear(features, features, **kw)
         self.k_proj = Linear(features, features, **kw)
         self.v_proj = Linear(features, features, **kw)
         self.out_proj = Linear(features, features, **kw)
 
-    def __call__(self, x, *, is_causal=False):
+    def __call__(self, x: jax.Array, *, is_causal: bool = False) -> jax.Array:
         b, n, _ = x.shape
         q, k, v = (
             project(x).reshape(b, n, self.heads, -1)
@@ -137,26 +138,28 @@ class CLIPAttention(nnx.Module):
 class CLIPMLP(nnx.Module):
     """Two linear layers with ``hidden_act`` between them."""
 
-    def __init__(self, features, hidden_features, *, act, **kw):
+    def __init__(
+        self, features: int, hidden_features: int, *, act: str, **kw: Unpack[LayerOptions]
+    ):
         self.act = act
         self.fc1 = Linear(features, hidden_features, **kw)
         self.fc2 = Linear(hidden_features, features, **kw)
 
-    def __call__(self, x):
+    def __call__(self, x: jax.Array) -> jax.Array:
         return self.fc2(activation(self.act)(self.fc1(x)))
 
 
 class CLIPEncoderLayer(nnx.Module):
     """Attention, then MLP, each after a norm and with a skip."""
 
-    def __init__(self, config, **kw):
+    def __init__(self, config: dict[str, Any], **kw: Unpack[LayerOptions]):
         features, eps = config["hidden_size"], config["layer_norm_eps"]
         self.self_attn = CLIPAttention(features, heads=config["num_attention_heads"], **kw)
         self.layer_norm1 = LayerNorm(features, eps=eps, **kw)
         self.mlp = CLIPMLP(features, config["intermediate_size"], act=config["hidden_act"], **kw)
         self.layer_norm2 = LayerNorm(features, eps=eps, **kw)
 
-    def __call__(self, x, *, is_causal=False):
+    def __call__(self, x: jax.Array, *, is_causal: bool = False) -> jax.Array:
         x = materialize(x + self.self_attn(self.layer_norm1(x), is_causal=is_causal))
         return materialize(x + self.mlp(self.layer_norm2(x)))
 
@@ -164,13 +167,13 @@ class CLIPEncoderLayer(nnx.Module):
 class CLIPEncoder(nnx.Module):
     """The stack of layers: [b, n, d] to a tuple of its input and every layer's output."""
 
-    def __init__(self, config, **kw):
+    def __init__(self, config: dict[str, Any], **kw: Unpack[LayerOptions]):
         activation(config["hidden_act"])  # fails now if unknown, not at the first call
         self.layers = nnx.List(
             [CLIPEncoderLayer(config, **kw) for _ in range(config["num_hidden_layers"])]
         )
 
-    def __call__(self, x, *, is_causal=False):
+    def __call__(self, x: jax.Array, *, is_causal: bool = False) -> tuple[jax.Array, ...]:
         hidden_states = [x]
         for layer in self.layers:
             hidden_states.append(layer(hidden_states[-1], is_causal=is_causal))
@@ -180,12 +183,12 @@ class CLIPEncoder(nnx.Module):
 class CLIPTextEmbeddings(nnx.Module):
     """Token plus position embeddings: ids [b, n] to [b, n, d]."""
 
-    def __init__(self, config, **kw):
+    def __init__(self, config: dict[str, Any], **kw: Unpack[LayerOptions]):
         features = config["hidden_size"]
         self.token_embedding = Embed(config["vocab_size"], features, **kw)
         self.position_embedding = Embed(config["max_position_embeddings"], features, **kw)
 
-    def __call__(self, input_ids):
+    def __call__(self, input_ids: jax.Array) -> jax.Array:
         positions = jnp.arange(input_ids.shape[1])
         return self.token_embedding(input_ids) + self.position_embedding(positions)
 
@@ -193,8 +196,10 @@ class CLIPTextEmbeddings(nnx.Module):
 class CLIPVisionEmbeddings(nnx.Module):
     """The class token and the patches of [b, h, w, c], with positions: [b, 1 + patches, d]."""
 
-    def __init__(self, config, *, dtype, param_dtype, rngs):
-        kw = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
+    def __init__(
+        self, config: dict[str, Any], *, dtype: DTypeLike, param_dtype: DTypeLike, rngs: nnx.Rngs
+    ):
+        kw: LayerOptions = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
         features, patch = config["hidden_size"], config["patch_size"]
         patches = (config["image_size"] // patch) ** 2
         self.dtype = dtype
@@ -205,7 +210,7 @@ class CLIPVisionEmbeddings(nnx.Module):
         )
         self.position_embedding = Embed(1 + patches, features, **kw)
 
-    def __call__(self, pixel_values):
+    def __call__(self, pixel_values: jax.Array) -> jax.Array:
         patches = self.patch_embedding(pixel_values)
         b, *_, features = patches.shape
         cls = jnp.broadcast_to(self.class_embedding[...].astype(self.dtype), (b, 1, features))
@@ -233,15 +238,15 @@ class CLIPTextModel(nnx.Module):
         config: dict,
         *,
         with_projection: bool | None = None,
-        dtype=jnp.float32,
-        param_dtype=jnp.float32,
+        dtype: DTypeLike = jnp.float32,
+        param_dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):
         with_projection = _wants_projection(config, with_projection)
         config = complete_config(config, "text")
         self.config = FrozenConfigDict(config)
         self.dtype = dtype
-        kw = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
+        kw: LayerOptions = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
         features = config["hidden_size"]
         self.embeddings = CLIPTextEmbeddings(config, **kw)
         self.encoder = CLIPEncoder(config, **kw)
@@ -250,7 +255,7 @@ class CLIPTextModel(nnx.Module):
         if with_projection:
             self.text_projection = Linear(features, config["projection_dim"], use_bias=False, **kw)
 
-    def __call__(self, input_ids) -> CLIPTextOutput:
+    def __call__(self, input_ids: jax.Array) -> CLIPTextOutput:
         """``input_ids`` [b, n] integers, n at most ``max_position_embeddings``.
 
         Attention is causal and there is no padding mask, as SDXL was trained.
@@ -294,15 +299,15 @@ class CLIPVisionModel(nnx.Module):
         config: dict,
         *,
         with_projection: bool | None = None,
-        dtype=jnp.float32,
-        param_dtype=jnp.float32,
+        dtype: DTypeLike = jnp.float32,
+        param_dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):
         with_projection = _wants_projection(config, with_projection)
         config = complete_config(config, "vision")
         self.config = FrozenConfigDict(config)
         self.dtype = dtype
-        kw = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
+        kw: LayerOptions = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
         features, eps = config["hidden_size"], config["layer_norm_eps"]
         self.embeddings = CLIPVisionEmbeddings(config, **kw)
         self.pre_layrnorm = LayerNorm(features, eps=eps, **kw)  # transformers' spelling
@@ -314,7 +319,7 @@ class CLIPVisionModel(nnx.Module):
                 features, config["projection_dim"], use_bias=False, **kw
             )
 
-    def __call__(self, pixel_values) -> CLIPVisionOutput:
+    def __call__(self, pixel_values: jax.Array) -> CLIPVisionOutput:
         """``pixel_values`` [b, image_size, image_size, 3], normalised by CLIP's mean and std."""
         size, channels = self.config["image_size"], self.config["num_channels"]
         if pixel_values.shape[1:] != (size, size, channels):

@@ -4,23 +4,35 @@ Module paths mirror the keys of ``photomaker-v1.bin``. What methods with an atte
 identity need in addition to that file is a separate module, :class:`IdentityTokens`.
 """
 
+from typing import Unpack
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 
-from persongen_jax.models.layers import LayerNorm, Linear
+from persongen_jax.models.encoders.clip import CLIPVisionModel
+from persongen_jax.models.layers import LayerNorm, LayerOptions, Linear
 
 
 class MLP(nnx.Module):
     """norm, linear, gelu, linear, with a skip if ``use_residual``: [..., in] to [..., out]."""
 
-    def __init__(self, in_features, out_features, hidden_features, *, use_residual, **kw):
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        hidden_features: int,
+        *,
+        use_residual: bool,
+        **kw: Unpack[LayerOptions],
+    ):
         self.use_residual = use_residual
         self.layernorm = LayerNorm(in_features, **kw)
         self.fc1 = Linear(in_features, hidden_features, **kw)
         self.fc2 = Linear(hidden_features, out_features, **kw)
 
-    def __call__(self, x):
+    def __call__(self, x: jax.Array) -> jax.Array:
         h = self.fc2(jax.nn.gelu(self.fc1(self.layernorm(x)), approximate=False))
         return h + x if self.use_residual else h
 
@@ -28,7 +40,7 @@ class MLP(nnx.Module):
 class FuseModule(nnx.Module):
     """Fuses a class token's prompt embedding and one reference's ID embedding."""
 
-    def __init__(self, features, **kw):
+    def __init__(self, features: int, **kw: Unpack[LayerOptions]):
         self.mlp1 = MLP(2 * features, features, features, use_residual=False, **kw)
         self.mlp2 = MLP(features, features, features, use_residual=True, **kw)
         self.layer_norm = LayerNorm(features, **kw)
@@ -39,13 +51,19 @@ class FuseModule(nnx.Module):
                 # to have an effect. This one keeps all of it.
                 linear.kernel.set_value(linear.kernel.get_value() * 3**0.5)
 
-    def __call__(self, prompt_embeds, id_embeds):
+    def __call__(self, prompt_embeds: jax.Array, id_embeds: jax.Array) -> jax.Array:
         """[b, k, d] and [b, k, d] to [b, k, d]."""
         joined = jnp.concatenate([prompt_embeds, id_embeds], axis=-1)
         fused = self.mlp1(joined) + prompt_embeds
         return self.layer_norm(self.mlp2(fused))
 
-    def stack(self, prompt_embeds, id_embeds, class_tokens_mask, id_mask):
+    def stack(
+        self,
+        prompt_embeds: jax.Array,
+        id_embeds: jax.Array,
+        class_tokens_mask: jax.Array,
+        id_mask: jax.Array,
+    ) -> jax.Array:
         """The stacked ID embedding: every class token is fused with its own reference.
 
         Args:
@@ -73,7 +91,7 @@ class FuseModule(nnx.Module):
         return prompt_embeds.at[rows, places].set(jnp.where(valid[..., None], fused, tokens))
 
 
-class PhotoMakerIDEncoder(nnx.Module):
+class PhotoMakerParts(nnx.Module):
     """CLIP's image tower and two projections, one per text tower's width.
 
     Args:
@@ -82,8 +100,16 @@ class PhotoMakerIDEncoder(nnx.Module):
         dtype: of the computation; param_dtype: of the weights that PhotoMaker trains.
     """
 
-    def __init__(self, vision_model, projection_dims, *, dtype, param_dtype=jnp.float32, rngs):
-        kw = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
+    def __init__(
+        self,
+        vision_model: CLIPVisionModel,
+        projection_dims: tuple[int, int],
+        *,
+        dtype: DTypeLike,
+        param_dtype: DTypeLike = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        kw: LayerOptions = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
         self.vision_model = vision_model
         features = vision_model.config["hidden_size"]
         first, second = projection_dims
@@ -91,17 +117,21 @@ class PhotoMakerIDEncoder(nnx.Module):
         self.visual_projection_2 = Linear(features, second, use_bias=False, **kw)
         self.fuse_module = FuseModule(first + second, **kw)
 
-    def __call__(self, id_pixel_values):
+
+class PhotoMakerIDEncoder(PhotoMakerParts):
+    """Version 1 of the encoder: projects CLIP's pooled embeddings."""
+
+    def __call__(self, id_pixel_values: jax.Array) -> jax.Array:
         """[b, r, s, s, 3] CLIP-normalised face crops to ID embeddings [b, r, d1 + d2]."""
         return self.project(self.pool(id_pixel_values))
 
-    def pool(self, id_pixel_values):
+    def pool(self, id_pixel_values: jax.Array) -> jax.Array:
         """[b, r, s, s, 3] CLIP-normalised face crops to CLIP's pooled embeddings [b, r, d]."""
         b, r = id_pixel_values.shape[:2]
         images = id_pixel_values.reshape(b * r, *id_pixel_values.shape[2:])
         return self.vision_model(images).pooler_output.reshape(b, r, -1)
 
-    def project(self, pooled):
+    def project(self, pooled: jax.Array) -> jax.Array:
         """[b, r, d] to ID embeddings [b, r, d1 + d2]."""
         embeds = [self.visual_projection(pooled), self.visual_projection_2(pooled)]
         return jnp.concatenate(embeds, axis=-1)
@@ -116,20 +146,22 @@ class IdentityTokens(nnx.Module):
         dtype: of the computation; trained weights are stored in float32.
     """
 
-    def __init__(self, encoder: PhotoMakerIDEncoder, *, own_projection=False, dtype):
+    def __init__(
+        self, encoder: PhotoMakerIDEncoder, *, own_projection: bool = False, dtype: DTypeLike
+    ):
         kernels = [
             projection.kernel[...].astype(jnp.float32)
             for projection in (encoder.visual_projection, encoder.visual_projection_2)
         ]
         both = jnp.concatenate(kernels, axis=1)
-        kw = {"dtype": dtype, "param_dtype": jnp.float32, "rngs": nnx.Rngs(0)}
+        kw: LayerOptions = {"dtype": dtype, "param_dtype": jnp.float32, "rngs": nnx.Rngs(0)}
         self.id_norm = LayerNorm(both.shape[1], **kw)
         self.visual_projection_3 = nnx.data(None)
         if own_projection:
             self.visual_projection_3 = Linear(*both.shape, use_bias=False, **kw)
             self.visual_projection_3.kernel.set_value(both)
 
-    def __call__(self, encoder: PhotoMakerIDEncoder, pooled):
+    def __call__(self, encoder: PhotoMakerIDEncoder, pooled: jax.Array) -> jax.Array:
         """CLIP's pooled embeddings [b, r, d] to tokens [b, r, d1 + d2]."""
         project = self.visual_projection_3 or encoder.project
         return self.id_norm(project(pooled))

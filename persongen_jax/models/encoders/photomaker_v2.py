@@ -6,12 +6,17 @@ each token takes the place of one copy of the class word. Module paths mirror th
 ``photomaker-v2.bin``.
 """
 
+from typing import Unpack
+
+import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 
-from persongen_jax.models.encoders.id_encoder import PhotoMakerIDEncoder
+from persongen_jax.models.encoders.clip import CLIPVisionModel
+from persongen_jax.models.encoders.id_encoder import PhotoMakerParts
 from persongen_jax.models.encoders.resampler import GELU, PerceiverResampler, apply
-from persongen_jax.models.layers import LayerNorm, Linear
+from persongen_jax.models.layers import LayerNorm, LayerOptions, Linear
 
 NUM_TOKENS = 2  # for each reference
 
@@ -27,15 +32,15 @@ class QFormerPerceiver(nnx.Module):
 
     def __init__(
         self,
-        id_features,
-        in_features,
-        features,
+        id_features: int,
+        in_features: int,
+        features: int,
         *,
-        num_tokens=NUM_TOKENS,
-        hidden_features=None,
-        head_dim=128,
-        num_layers=4,
-        **kw,
+        num_tokens: int = NUM_TOKENS,
+        hidden_features: int | None = None,
+        head_dim: int = 128,
+        num_layers: int = 4,
+        **kw: Unpack[LayerOptions],
     ):
         hidden = 4 * id_features if hidden_features is None else hidden_features
         self.num_tokens = num_tokens
@@ -53,14 +58,14 @@ class QFormerPerceiver(nnx.Module):
             **kw,
         )
 
-    def __call__(self, face_embeds, last_hidden_state):
+    def __call__(self, face_embeds: jax.Array, last_hidden_state: jax.Array) -> jax.Array:
         """[b, id_features] and patches [b, m, in_features] to [b, n, features]."""
         tokens = apply(self.token_proj, face_embeds)
         tokens = self.token_norm(tokens.reshape(len(tokens), self.num_tokens, -1))
         return tokens + self.perceiver_resampler.resample(tokens, last_hidden_state)
 
 
-class PhotoMakerV2IDEncoder(PhotoMakerIDEncoder):
+class PhotoMakerV2IDEncoder(PhotoMakerParts):
     """CLIP's image tower, version 1's parts, and :class:`QFormerPerceiver`.
 
     ``visual_projection`` and ``visual_projection_2`` lie in the files but are not used. What it
@@ -73,16 +78,16 @@ class PhotoMakerV2IDEncoder(PhotoMakerIDEncoder):
 
     def __init__(
         self,
-        vision_model,
-        projection_dims,
+        vision_model: CLIPVisionModel,
+        projection_dims: tuple[int, int],
         *,
-        id_features=512,
-        head_dim=128,
-        dtype,
-        param_dtype=jnp.float32,
-        rngs,
+        id_features: int = 512,
+        head_dim: int = 128,
+        dtype: DTypeLike,
+        param_dtype: DTypeLike = jnp.float32,
+        rngs: nnx.Rngs,
     ):
-        kw = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
+        kw: LayerOptions = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
         super().__init__(vision_model, projection_dims, **kw)
         self.qformer_perceiver = QFormerPerceiver(
             id_features,
@@ -92,7 +97,7 @@ class PhotoMakerV2IDEncoder(PhotoMakerIDEncoder):
             **kw,
         )
 
-    def __call__(self, id_pixel_values, face_embeds):
+    def __call__(self, id_pixel_values: jax.Array, face_embeds: jax.Array) -> jax.Array:
         """CLIP-normalised face crops and the recogniser's embeddings to ID embeddings.
 
         Args:

@@ -5,23 +5,26 @@ All have the same interface: ``image_proj(features)`` returns [b, n, d], and ``r
 features are. Module paths mirror the keys of the published files.
 """
 
+from collections.abc import Iterable
+from typing import Any, NotRequired, Unpack
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from persongen_jax.models.attention_kernels import attention
-from persongen_jax.models.layers import LayerNorm, Linear
+from persongen_jax.models.layers import LayerNorm, LayerOptions, Linear
 from persongen_jax.models.ops import activation
 
 
 class GELU(nnx.Module):
     """Exact gelu, which has a number of its own in the keys of a sequence."""
 
-    def __call__(self, x):
+    def __call__(self, x: jax.Array) -> jax.Array:
         return activation("gelu")(x)
 
 
-def apply(layers, x):
+def apply(layers: Iterable[Any], x: jax.Array) -> jax.Array:
     """Apply the layers in sequence, like PyTorch's Sequential."""
     for layer in layers:
         x = layer(x)
@@ -33,7 +36,9 @@ class ImageProjection(nnx.Module):
 
     reads = "image_embeds"
 
-    def __init__(self, in_features, features, *, num_tokens=4, **kw):
+    def __init__(
+        self, in_features: int, features: int, *, num_tokens: int = 4, **kw: Unpack[LayerOptions]
+    ):
         self.num_tokens = num_tokens
         self.proj = Linear(in_features, num_tokens * features, **kw)
         self.norm = LayerNorm(features, **kw)
@@ -42,7 +47,7 @@ class ImageProjection(nnx.Module):
     def in_features(self) -> int:
         return self.proj.kernel.shape[0]
 
-    def __call__(self, image_embeds):
+    def __call__(self, image_embeds: jax.Array) -> jax.Array:
         """[b, in] to [b, n, features]."""
         tokens = self.proj(image_embeds)
         return self.norm(tokens.reshape(len(tokens), self.num_tokens, -1))
@@ -53,7 +58,15 @@ class FaceIDProjection(nnx.Module):
 
     reads = "face_embeds"
 
-    def __init__(self, in_features, features, *, num_tokens=4, hidden_features=None, **kw):
+    def __init__(
+        self,
+        in_features: int,
+        features: int,
+        *,
+        num_tokens: int = 4,
+        hidden_features: int | None = None,
+        **kw: Unpack[LayerOptions],
+    ):
         hidden = 2 * in_features if hidden_features is None else hidden_features
         self.num_tokens = num_tokens
         self.proj = _two_layers(in_features, hidden, num_tokens * features, kw)
@@ -63,7 +76,7 @@ class FaceIDProjection(nnx.Module):
     def in_features(self) -> int:
         return self.proj[0].kernel.shape[0]
 
-    def __call__(self, face_embeds):
+    def __call__(self, face_embeds: jax.Array) -> jax.Array:
         """[b, in] to [b, n, features]."""
         tokens = apply(self.proj, face_embeds)
         return self.norm(tokens.reshape(len(tokens), self.num_tokens, -1))
@@ -82,7 +95,7 @@ def _two_layers(in_features, hidden_features, out_features, kw) -> nnx.List:
 class PerceiverAttention(nnx.Module):
     """Latents attend to features and to themselves (Flamingo, arXiv 2204.14198, section 3.1)."""
 
-    def __init__(self, features, *, heads, head_dim, **kw):
+    def __init__(self, features: int, *, heads: int, head_dim: int, **kw: Unpack[LayerOptions]):
         self.heads = heads
         inner = heads * head_dim
         self.norm1 = LayerNorm(features, **kw)
@@ -91,7 +104,7 @@ class PerceiverAttention(nnx.Module):
         self.to_kv = Linear(features, 2 * inner, use_bias=False, **kw)
         self.to_out = Linear(inner, features, use_bias=False, **kw)
 
-    def __call__(self, latents, x):
+    def __call__(self, latents: jax.Array, x: jax.Array) -> jax.Array:
         """latents [b, n, d], x [b, m, d] to [b, n, d]."""
         x, latents = self.norm1(x), self.norm2(latents)
         k, v = jnp.split(self.to_kv(jnp.concatenate([x, latents], axis=1)), 2, axis=-1)
@@ -112,21 +125,21 @@ class PerceiverResampler(nnx.Module):
 
     def __init__(
         self,
-        in_features,
-        features,
-        out_features,
+        in_features: int,
+        features: int,
+        out_features: int,
         *,
-        heads,
-        head_dim=64,
-        num_layers=4,
-        hidden_features=None,
-        **kw,
+        heads: int,
+        head_dim: int = 64,
+        num_layers: int = 4,
+        hidden_features: int | None = None,
+        **kw: Unpack[LayerOptions],
     ):
         hidden = 4 * features if hidden_features is None else hidden_features
         self.proj_in = Linear(in_features, features, **kw)
         self.proj_out = Linear(features, out_features, **kw)
         self.norm_out = LayerNorm(out_features, **kw)
-        self.layers = nnx.List(
+        self.layers: nnx.List[nnx.List[Any]] = nnx.List(
             [
                 nnx.List(
                     [
@@ -138,7 +151,7 @@ class PerceiverResampler(nnx.Module):
             ]
         )
 
-    def resample(self, latents, x):
+    def resample(self, latents: jax.Array, x: jax.Array) -> jax.Array:
         """latents [b, n, d] and patches [b, m, e] to [b, n, out_features]."""
         x = self.proj_in(x)
         for attend, feed_forward in self.layers:
@@ -158,14 +171,31 @@ def _feed_forward(features, hidden_features, kw) -> nnx.List:
     )
 
 
+class ResamplerOptions(LayerOptions):
+    """The arguments that :class:`Resampler` passes on."""
+
+    heads: int
+    head_dim: NotRequired[int]
+    num_layers: NotRequired[int]
+    hidden_features: NotRequired[int | None]
+
+
 class Resampler(PerceiverResampler):
     """The plus variant: the patches' hidden states to n tokens, by learned latents."""
 
     reads = "hidden_states"
 
-    def __init__(self, in_features, features, out_features, *, num_tokens=16, rngs, **kw):
-        super().__init__(in_features, features, out_features, rngs=rngs, **kw)
-        latents = jax.random.normal(rngs.params(), (1, num_tokens, features)) / features**0.5
+    def __init__(
+        self,
+        in_features: int,
+        features: int,
+        out_features: int,
+        *,
+        num_tokens: int = 16,
+        **kw: Unpack[ResamplerOptions],
+    ):
+        super().__init__(in_features, features, out_features, **kw)
+        latents = jax.random.normal(kw["rngs"].params(), (1, num_tokens, features)) / features**0.5
         self.latents = nnx.Param(latents.astype(kw["param_dtype"]))
         self.dtype = kw["dtype"]
 
@@ -177,7 +207,7 @@ class Resampler(PerceiverResampler):
     def in_features(self) -> int:
         return self.proj_in.kernel.shape[0]
 
-    def __call__(self, hidden_states):
+    def __call__(self, hidden_states: jax.Array) -> jax.Array:
         """[b, m, in] to [b, n, out_features]."""
         latents = self.latents[...].astype(self.dtype)
         return self.resample(jnp.repeat(latents, len(hidden_states), axis=0), hidden_states)

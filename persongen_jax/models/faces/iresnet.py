@@ -4,13 +4,16 @@ A residual network with pre-normalised blocks (Han et al., arXiv 1610.02915). Mo
 the keys of InsightFace's arcface_torch. Arrays are NHWC; images are RGB in [-1, 1].
 """
 
+from typing import Unpack
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import lax
+from jax.typing import ArrayLike, DTypeLike
 from ml_collections import FrozenConfigDict
 
-from persongen_jax.models.layers import Conv, Linear
+from persongen_jax.models.layers import Conv, LayerOptions, Linear
 
 EPS = 1e-5
 MOMENTUM = 0.1  # the share of each new batch in the running statistics
@@ -58,7 +61,7 @@ def final_side(config: dict) -> int:
     return side
 
 
-def normalise_faces(crops):
+def normalise_faces(crops: ArrayLike) -> jax.Array:
     """uint8 RGB crops [b, s, s, 3] to float32 in [-1, 1], as ArcFace was trained."""
     return (jnp.asarray(crops, jnp.float32) - 127.5) / 127.5
 
@@ -71,7 +74,7 @@ class BatchNorm(nnx.Module):
     normalised as a whole.
     """
 
-    def __init__(self, features, *, dtype, param_dtype, rngs):
+    def __init__(self, features: int, *, dtype: DTypeLike, param_dtype: DTypeLike, rngs: nnx.Rngs):
         del rngs  # unused; kept so that all layers have the same arguments
         self.dtype = dtype
         self.scale = nnx.Param(jnp.ones((features,), param_dtype))
@@ -79,7 +82,7 @@ class BatchNorm(nnx.Module):
         self.running_mean = nnx.BatchStat(jnp.zeros((features,), jnp.float32))
         self.running_var = nnx.BatchStat(jnp.ones((features,), jnp.float32))
 
-    def __call__(self, x, *, use_running_average=True):
+    def __call__(self, x: jax.Array, *, use_running_average: bool = True) -> jax.Array:
         """[..., features] to the same. Using batch statistics of a single value is a ValueError."""
         x = x.astype(jnp.float32)
         if use_running_average:
@@ -97,8 +100,7 @@ class BatchNorm(nnx.Module):
             raise ValueError("batch statistics of a single value: train on larger batches")
         mean = x.mean(axes)
         variance = jnp.square(x - mean).mean(axes)
-        # Normalise by the batch's own variance, but keep the unbiased estimate for other images, as
-        # PyTorch does.
+        # Normalise by the batch's own variance, but keep the unbiased estimate, as PyTorch does.
         unbiased = variance * (count / (count - 1))
         for running, new in ((self.running_mean, mean), (self.running_var, unbiased)):
             running[...] = (1 - MOMENTUM) * running[...] + MOMENTUM * new
@@ -108,12 +110,12 @@ class BatchNorm(nnx.Module):
 class PReLU(nnx.Module):
     """max(x, 0) + slope * min(x, 0) with one slope per channel (arXiv 1502.01852)."""
 
-    def __init__(self, features, *, dtype, param_dtype, rngs):
+    def __init__(self, features: int, *, dtype: DTypeLike, param_dtype: DTypeLike, rngs: nnx.Rngs):
         del rngs
         self.dtype = dtype
         self.scale = nnx.Param(jnp.full((features,), 0.25, param_dtype))  # "weight" in PyTorch
 
-    def __call__(self, x):
+    def __call__(self, x: jax.Array) -> jax.Array:
         return jnp.where(x >= 0, x, x * self.scale[...].astype(self.dtype))
 
 
@@ -126,7 +128,15 @@ def _conv_norm(x, conv, norm, **mode):
 class IBasicBlock(nnx.Module):
     """Norm, two convolutions, skip: [b, h, w, in] to [b, h / strides, w / strides, out]."""
 
-    def __init__(self, in_features, features, *, strides, folded, **kw):
+    def __init__(
+        self,
+        in_features: int,
+        features: int,
+        *,
+        strides: int,
+        folded: bool,
+        **kw: Unpack[LayerOptions],
+    ):
         def norm():
             return nnx.data(None) if folded else BatchNorm(features, **kw)
 
@@ -141,7 +151,7 @@ class IBasicBlock(nnx.Module):
             conv = Conv(in_features, features, 1, strides=strides, use_bias=folded, **kw)
             self.downsample = nnx.List([conv] if folded else [conv, BatchNorm(features, **kw)])
 
-    def __call__(self, x, *, use_running_average=True):
+    def __call__(self, x: jax.Array, *, use_running_average: bool = True) -> jax.Array:
         mode = {"use_running_average": use_running_average}
         y = _conv_norm(self.bn1(x, **mode), self.conv1, self.bn2, **mode)
         y = _conv_norm(self.prelu(y), self.conv2, self.bn3, **mode)
@@ -169,10 +179,17 @@ class IResNet(nnx.Module):
         ValueError: an unknown key, or sizes that do not describe a network.
     """
 
-    def __init__(self, config: dict, *, dtype=jnp.float32, param_dtype=jnp.float32, rngs):
+    def __init__(
+        self,
+        config: dict,
+        *,
+        dtype: DTypeLike = jnp.float32,
+        param_dtype: DTypeLike = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
         config = complete_config(config)
         self.config = FrozenConfigDict(config)
-        kw = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
+        kw: LayerOptions = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
         folded, widths = config["folded"], config["widths"]
         self.conv1 = Conv(config["in_channels"], widths[0], 3, padding=1, use_bias=folded, **kw)
         self.bn1 = nnx.data(None) if folded else BatchNorm(widths[0], **kw)
@@ -191,7 +208,9 @@ class IResNet(nnx.Module):
         self.fc = Linear(in_features * final_side(config) ** 2, config["embedding_dim"], **kw)
         self.features = BatchNorm(config["embedding_dim"], **kw)
 
-    def hidden_states(self, images, *, use_running_average=True) -> tuple[jax.Array, ...]:
+    def hidden_states(
+        self, images: jax.Array, *, use_running_average: bool = True
+    ) -> tuple[jax.Array, ...]:
         """The stem's output [b, s, s, widths[0]] and every stage's, each with half the side."""
         size, channels = self.config["input_size"], self.config["in_channels"]
         if images.shape[1:] != (size, size, channels):
@@ -208,7 +227,7 @@ class IResNet(nnx.Module):
             states.append(x)
         return tuple(states)
 
-    def __call__(self, images, *, use_running_average=True) -> jax.Array:
+    def __call__(self, images: jax.Array, *, use_running_average: bool = True) -> jax.Array:
         """RGB faces [b, s, s, 3] in [-1, 1] to float32 [b, embedding_dim].
 
         The faces are aligned (data_pipeline.faces.align) and scaled by :func:`normalise_faces`.

@@ -5,14 +5,15 @@ plain convolutional regressor; the coordinates are fractions of the frame, so an
 ``image_size`` works.
 """
 
-from typing import NamedTuple
+from typing import NamedTuple, Unpack
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 from ml_collections import FrozenConfigDict
 
-from persongen_jax.models.layers import Conv, GroupNorm, Linear
+from persongen_jax.models.layers import Conv, GroupNorm, LayerOptions, Linear
 
 LANDMARKS, KEYPOINTS = 5, 12
 GROUPS = 8
@@ -54,13 +55,13 @@ def complete_config(config: dict) -> dict:
 class Stage(nnx.Module):
     """Two convolutions at half the side: [b, h, w, in] to [b, h / 2, w / 2, out]."""
 
-    def __init__(self, in_features, features, **kw):
+    def __init__(self, in_features: int, features: int, **kw: Unpack[LayerOptions]):
         self.conv1 = Conv(in_features, features, 3, strides=2, padding=1, **kw)
         self.norm1 = GroupNorm(GROUPS, features, **kw)
         self.conv2 = Conv(features, features, 3, padding=1, **kw)
         self.norm2 = GroupNorm(GROUPS, features, **kw)
 
-    def __call__(self, x):
+    def __call__(self, x: jax.Array) -> jax.Array:
         x = jax.nn.silu(self.norm1(self.conv1(x)))
         return x + jax.nn.silu(self.norm2(self.conv2(x)))
 
@@ -75,10 +76,17 @@ class KeypointNet(nnx.Module):
         ValueError: an unknown key, or sizes that do not describe a network.
     """
 
-    def __init__(self, config: dict, *, dtype=jnp.float32, param_dtype=jnp.float32, rngs):
+    def __init__(
+        self,
+        config: dict,
+        *,
+        dtype: DTypeLike = jnp.float32,
+        param_dtype: DTypeLike = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
         config = complete_config(config)
         self.config = FrozenConfigDict(config)
-        kw = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
+        kw: LayerOptions = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
         widths = (3, *config["widths"])
         pairs = zip(widths[:-1], widths[1:], strict=True)
         self.stages = nnx.List([Stage(before, after, **kw) for before, after in pairs])
@@ -86,7 +94,7 @@ class KeypointNet(nnx.Module):
         self.fc1 = Linear(widths[-1] * side * side, config["hidden_features"], **kw)
         self.fc2 = Linear(config["hidden_features"], 1 + 4 + 2 * LANDMARKS + 3 * KEYPOINTS, **kw)
 
-    def __call__(self, images) -> KeypointOutput:
+    def __call__(self, images: jax.Array) -> KeypointOutput:
         size = self.config["image_size"]
         if images.shape[1:] != (size, size, 3):
             raise ValueError(

@@ -1,10 +1,15 @@
 """The four networks of SDXL in one module, and how a prompt becomes what the UNet reads."""
 
+from collections.abc import Callable
+from typing import Any
+
+import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 
 from persongen_jax.models.encoders.clip import CLIPTextModel
-from persongen_jax.models.layers import UnusedRngs
+from persongen_jax.models.layers import LayerOptions, UnusedRngs
 from persongen_jax.models.sdxl.unet import UNet2DConditionModel
 from persongen_jax.models.sdxl.vae import AutoencoderKL
 
@@ -14,11 +19,11 @@ COMPONENTS = ("unet", "vae", "text_encoder", "text_encoder_2")
 class Conditioner(nnx.Module):
     """The networks that turn a prompt, and with a method a reference, into conditioning."""
 
-    def __init__(self, text_encoder, text_encoder_2):
+    def __init__(self, text_encoder: CLIPTextModel, text_encoder_2: CLIPTextModel):
         self.text_encoder = text_encoder
         self.text_encoder_2 = text_encoder_2
 
-    def encode_prompt(self, input_ids):
+    def encode_prompt(self, input_ids: jax.Array) -> tuple[jax.Array, jax.Array | None]:
         """Token ids [b, 2, n], row 0 from tokenizer, row 1 from tokenizer_2.
 
         Returns:
@@ -37,7 +42,13 @@ class StableDiffusionXL(Conditioner):
     A method adds its own parts as attributes. What is trained is not decided here.
     """
 
-    def __init__(self, unet, vae, text_encoder, text_encoder_2):
+    def __init__(
+        self,
+        unet: UNet2DConditionModel,
+        vae: AutoencoderKL,
+        text_encoder: CLIPTextModel,
+        text_encoder_2: CLIPTextModel,
+    ):
         super().__init__(text_encoder, text_encoder_2)
         self.unet = unet
         self.vae = vae
@@ -51,11 +62,13 @@ class StableDiffusionXL(Conditioner):
         return view
 
 
-def build(configs: dict[str, dict], name: str, *, dtype, param_dtype):
+def build(
+    configs: dict[str, dict], name: str, *, dtype: DTypeLike, param_dtype: DTypeLike
+) -> Callable[[], Any]:
     """A function that builds component ``name`` from its config.json; to be traced and filled."""
 
     def make():
-        kw = {"dtype": dtype, "param_dtype": param_dtype, "rngs": UnusedRngs()}
+        kw: LayerOptions = {"dtype": dtype, "param_dtype": param_dtype, "rngs": UnusedRngs()}
         if name == "unet":
             return UNet2DConditionModel(configs[name], **kw)
         if name == "vae":

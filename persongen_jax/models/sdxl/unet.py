@@ -4,15 +4,19 @@ Built from diffusers' ``config.json`` (every size comes from there), with module
 diffusers' keys. SDXL: Podell et al., arXiv 2307.01952, section 2.
 """
 
+from collections.abc import Callable
+from typing import Any, Unpack
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import ArrayLike, DTypeLike
 from ml_collections import FrozenConfigDict
 
 from persongen_jax.diffusion.conditioning import Conditioning
-from persongen_jax.models.attention import Transformer2DModel
+from persongen_jax.models.attention import Streams, Transformer2DModel
 from persongen_jax.models.embeddings import TimestepEmbedding, sinusoidal_embedding
-from persongen_jax.models.layers import Conv, GroupNorm
+from persongen_jax.models.layers import Conv, GroupNorm, LayerOptions
 from persongen_jax.models.ops import activation
 from persongen_jax.models.resnet import Downsample2D, ResnetBlock2D, Upsample2D
 
@@ -119,7 +123,7 @@ class Block(nnx.Module):
 
     remat = False
 
-    def run(self, layer, *inputs):
+    def run(self, layer: Callable[..., jax.Array], *inputs: Any) -> jax.Array:
         if not self.remat:
             return layer(*inputs)
         return jax.checkpoint(lambda *inputs: layer(*inputs))(*inputs)
@@ -129,14 +133,24 @@ class DownBlock(Block):
     """``DownBlock2D`` and ``CrossAttnDownBlock2D``: resnets, optionally each with a transformer."""
 
     def __init__(
-        self, in_channels, out_channels, *, num_layers, resnet, transformer, downsample, **kw
+        self,
+        in_channels: int,
+        out_channels: int,
+        *,
+        num_layers: int,
+        resnet: dict[str, Any],
+        transformer: dict[str, Any] | None,
+        downsample: bool,
+        **kw: Unpack[LayerOptions],
     ):
         channels = [in_channels] + [out_channels] * (num_layers - 1)
         self.resnets = nnx.List([ResnetBlock2D(c, out_channels, **resnet, **kw) for c in channels])
         self.attentions = _transformers(out_channels, num_layers, transformer, kw)
         self.downsamplers = nnx.List([Downsample2D(out_channels, **kw)]) if downsample else None
 
-    def __call__(self, x, temb, streams):
+    def __call__(
+        self, x: jax.Array, temb: jax.Array, streams: Streams
+    ) -> tuple[jax.Array, list[jax.Array]]:
         """[b, h, w, in] to [b, h / 2, w / 2, out], and the list of skips for the up path."""
         outputs = []
         for i, resnet in enumerate(self.resnets):
@@ -153,13 +167,20 @@ class DownBlock(Block):
 class MidBlock(Block):
     """``UNetMidBlock2DCrossAttn``: resnet, transformer, resnet."""
 
-    def __init__(self, channels, *, resnet, transformer, **kw):
+    def __init__(
+        self,
+        channels: int,
+        *,
+        resnet: dict[str, Any],
+        transformer: dict[str, Any] | None,
+        **kw: Unpack[LayerOptions],
+    ):
         self.resnets = nnx.List(
             [ResnetBlock2D(channels, channels, **resnet, **kw) for _ in range(2)]
         )
         self.attentions = _transformers(channels, 1, transformer, kw)
 
-    def __call__(self, x, temb, streams):
+    def __call__(self, x: jax.Array, temb: jax.Array, streams: Streams) -> jax.Array:
         x = self.run(self.resnets[0], x, temb)
         x = self.run(self.attentions[0], x, streams)
         return self.run(self.resnets[1], x, temb)
@@ -170,15 +191,15 @@ class UpBlock(Block):
 
     def __init__(
         self,
-        in_channels,
-        out_channels,
-        prev_channels,
+        in_channels: int,
+        out_channels: int,
+        prev_channels: int,
         *,
-        num_layers,
-        resnet,
-        transformer,
-        upsample,
-        **kw,
+        num_layers: int,
+        resnet: dict[str, Any],
+        transformer: dict[str, Any] | None,
+        upsample: bool,
+        **kw: Unpack[LayerOptions],
     ):
         hidden = [prev_channels] + [out_channels] * (num_layers - 1)
         skips = [out_channels] * (num_layers - 1) + [in_channels]
@@ -191,7 +212,9 @@ class UpBlock(Block):
         self.attentions = _transformers(out_channels, num_layers, transformer, kw)
         self.upsamplers = nnx.List([Upsample2D(out_channels, **kw)]) if upsample else None
 
-    def __call__(self, x, skips, temb, streams):
+    def __call__(
+        self, x: jax.Array, skips: list[jax.Array], temb: jax.Array, streams: Streams
+    ) -> jax.Array:
         """``skips``: the down path's outputs; this block pops its own off the end."""
         for i, resnet in enumerate(self.resnets):
             x = self.run(resnet, jnp.concatenate([x, skips.pop()], axis=-1), temb)
@@ -219,11 +242,18 @@ class UNet2DConditionModel(nnx.Module):
         ValueError: a config value that is not implemented, or sizes that do not fit.
     """
 
-    def __init__(self, config: dict, *, dtype=jnp.float32, param_dtype=jnp.float32, rngs: nnx.Rngs):
+    def __init__(
+        self,
+        config: dict,
+        *,
+        dtype: DTypeLike = jnp.float32,
+        param_dtype: DTypeLike = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
         config = complete_config(config)
         self.config = FrozenConfigDict(config)
         self.dtype = dtype
-        kw = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
+        kw: LayerOptions = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
         channels = config["block_out_channels"]
         levels = len(channels)
         layers = config["layers_per_block"]
@@ -301,12 +331,12 @@ class UNet2DConditionModel(nnx.Module):
             channels[0], config["out_channels"], kernel, padding=(kernel - 1) // 2, **kw
         )
 
-    def set_remat(self, remat: bool):
+    def set_remat(self, remat: bool) -> None:
         """Whether the backward pass recomputes activations: less memory, more time."""
         for block in (*self.down_blocks, self.mid_block, *self.up_blocks):
             block.remat = remat
 
-    def embed_time(self, timesteps, conditioning: Conditioning):
+    def embed_time(self, timesteps: jax.Array, conditioning: Conditioning) -> jax.Array:
         """[b] timesteps (0..999), pooled prompt and time_ids to one embedding [b, 4 * channels]."""
         config = self.config
         frequencies = {
@@ -329,7 +359,9 @@ class UNet2DConditionModel(nnx.Module):
             temb = temb + self.add_embedding(jnp.concatenate([pooled, ids], axis=-1))
         return temb
 
-    def __call__(self, sample, timesteps, conditioning: Conditioning):
+    def __call__(
+        self, sample: jax.Array, timesteps: ArrayLike, conditioning: Conditioning
+    ) -> jax.Array:
         """Noisy latents [b, h, w, in_channels], timesteps [b] or scalar: [b, h, w, out_channels].
 
         Runs in ``dtype`` and returns float32.

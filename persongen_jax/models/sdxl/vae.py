@@ -8,14 +8,15 @@ The functions at the end are what pipelines call: scaling between the autoencode
 the diffusion model's, and decoding in bounded memory.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple, Unpack
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 from ml_collections import FrozenConfigDict
 
-from persongen_jax.models.layers import Conv, GroupNorm
+from persongen_jax.models.layers import Conv, GroupNorm, LayerOptions
 from persongen_jax.models.ops import activation
 from persongen_jax.models.resnet import Downsample2D, ResnetBlock2D, Upsample2D
 from persongen_jax.models.sdxl.vae_tiling import decode_tiled
@@ -94,7 +95,14 @@ class DiagonalGaussianDistribution(NamedTuple):
 class VAEMidBlock(nnx.Module):
     """Resnet, attention unless the config omits it, resnet: [b, h, w, c] to the same."""
 
-    def __init__(self, channels, *, resnet, add_attention, **kw):
+    def __init__(
+        self,
+        channels: int,
+        *,
+        resnet: dict[str, Any],
+        add_attention: bool,
+        **kw: Unpack[LayerOptions],
+    ):
         self.resnets = nnx.List(
             [ResnetBlock2D(channels, channels, **resnet, **kw) for _ in range(2)]
         )
@@ -104,7 +112,7 @@ class VAEMidBlock(nnx.Module):
                 [SpatialAttention(channels, heads=1, groups=resnet["groups"], eps=EPS, **kw)]
             )
 
-    def __call__(self, x):
+    def __call__(self, x: jax.Array) -> jax.Array:
         x = self.resnets[0](x)
         if self.attentions is not None:
             x = self.attentions[0](x)
@@ -114,14 +122,23 @@ class VAEMidBlock(nnx.Module):
 class DownEncoderBlock2D(nnx.Module):
     """Resnets, then half the side unless it is the last block."""
 
-    def __init__(self, in_channels, out_channels, *, num_layers, resnet, downsample, **kw):
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        *,
+        num_layers: int,
+        resnet: dict[str, Any],
+        downsample: bool,
+        **kw: Unpack[LayerOptions],
+    ):
         channels = [in_channels] + [out_channels] * (num_layers - 1)
         self.resnets = nnx.List([ResnetBlock2D(c, out_channels, **resnet, **kw) for c in channels])
         self.downsamplers = nnx.data(None)
         if downsample:
             self.downsamplers = nnx.List([Downsample2D(out_channels, padding=0, **kw)])
 
-    def __call__(self, x):
+    def __call__(self, x: jax.Array) -> jax.Array:
         for resnet in self.resnets:
             x = resnet(x)
         return x if self.downsamplers is None else self.downsamplers[0](x)
@@ -130,14 +147,23 @@ class DownEncoderBlock2D(nnx.Module):
 class UpDecoderBlock2D(nnx.Module):
     """Resnets, then double the side unless it is the last block."""
 
-    def __init__(self, in_channels, out_channels, *, num_layers, resnet, upsample, **kw):
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        *,
+        num_layers: int,
+        resnet: dict[str, Any],
+        upsample: bool,
+        **kw: Unpack[LayerOptions],
+    ):
         channels = [in_channels] + [out_channels] * (num_layers - 1)
         self.resnets = nnx.List([ResnetBlock2D(c, out_channels, **resnet, **kw) for c in channels])
         self.upsamplers = nnx.data(None)
         if upsample:
             self.upsamplers = nnx.List([Upsample2D(out_channels, **kw)])
 
-    def __call__(self, x):
+    def __call__(self, x: jax.Array) -> jax.Array:
         for resnet in self.resnets:
             x = resnet(x)
         return x if self.upsamplers is None else self.upsamplers[0](x)
@@ -150,7 +176,7 @@ def _resnet_settings(config):
 class Encoder(nnx.Module):
     """Images [b, H, W, in_channels] to moments [b, h, w, 2 * latent_channels]."""
 
-    def __init__(self, config, **kw):
+    def __init__(self, config: dict[str, Any], **kw: Unpack[LayerOptions]):
         channels, resnet = config["block_out_channels"], _resnet_settings(config)
         self.conv_in = Conv(config["in_channels"], channels[0], 3, padding=1, **kw)
         self.down_blocks = nnx.List([])
@@ -171,7 +197,7 @@ class Encoder(nnx.Module):
         self.conv_norm_out = GroupNorm(resnet["groups"], channels[-1], eps=EPS, **kw)
         self.conv_out = Conv(channels[-1], 2 * config["latent_channels"], 3, padding=1, **kw)
 
-    def __call__(self, x):
+    def __call__(self, x: jax.Array) -> jax.Array:
         x = self.conv_in(x)
         for block in self.down_blocks:
             x = block(x)
@@ -183,7 +209,7 @@ class Encoder(nnx.Module):
 class Decoder(nnx.Module):
     """Latents [b, h, w, latent_channels] to images [b, H, W, out_channels]."""
 
-    def __init__(self, config, **kw):
+    def __init__(self, config: dict[str, Any], **kw: Unpack[LayerOptions]):
         channels, resnet = config["block_out_channels"][::-1], _resnet_settings(config)
         self.conv_in = Conv(config["latent_channels"], channels[0], 3, padding=1, **kw)
         self.mid_block = VAEMidBlock(
@@ -204,7 +230,7 @@ class Decoder(nnx.Module):
         self.conv_norm_out = GroupNorm(resnet["groups"], channels[-1], eps=EPS, **kw)
         self.conv_out = Conv(channels[-1], config["out_channels"], 3, padding=1, **kw)
 
-    def __call__(self, x):
+    def __call__(self, x: jax.Array) -> jax.Array:
         x = self.mid_block(self.conv_in(x))
         for block in self.up_blocks:
             x = block(x)
@@ -224,14 +250,21 @@ class AutoencoderKL(nnx.Module):
         ValueError: a config value that is not implemented, or sizes that do not fit.
     """
 
-    def __init__(self, config: dict, *, dtype=jnp.float32, param_dtype=jnp.float32, rngs: nnx.Rngs):
+    def __init__(
+        self,
+        config: dict,
+        *,
+        dtype: DTypeLike = jnp.float32,
+        param_dtype: DTypeLike = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
         config = complete_config(config)
         activation(config["act_fn"])  # fails now if unknown, not at the first call
         if config["force_upcast"] and jnp.dtype(dtype) == jnp.float16:
             dtype = jnp.float32
         self.config = FrozenConfigDict(config)
         self.dtype = dtype
-        kw = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
+        kw: LayerOptions = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
         latent_channels = config["latent_channels"]
         self.encoder = Encoder(config, **kw)
         self.decoder = Decoder(config, **kw)
@@ -247,7 +280,7 @@ class AutoencoderKL(nnx.Module):
         """Pixels per latent, along one side."""
         return 2 ** (len(self.config["block_out_channels"]) - 1)
 
-    def encode(self, images) -> DiagonalGaussianDistribution:
+    def encode(self, images: jax.Array) -> DiagonalGaussianDistribution:
         """Images [b, H, W, in_channels] in [-1, 1] to a Gaussian over [b, h, w, latent_channels].
 
         The latents are the autoencoder's own; the diffusion model's come from
@@ -259,7 +292,7 @@ class AutoencoderKL(nnx.Module):
         mean, logvar = jnp.split(moments.astype(jnp.float32), 2, axis=-1)
         return DiagonalGaussianDistribution(mean, jnp.clip(logvar, -30.0, 20.0))
 
-    def decode(self, latents):
+    def decode(self, latents: jax.Array) -> jax.Array:
         """The autoencoder's latents [b, h, w, latent_channels] to float32 [b, H, W, out_channels].
 
         Values lie around [-1, 1] and are not clamped.
@@ -269,7 +302,7 @@ class AutoencoderKL(nnx.Module):
         return self.decoder(latents).astype(jnp.float32)
 
 
-def scale_latents(vae: AutoencoderKL, latents):
+def scale_latents(vae: AutoencoderKL, latents: jax.Array) -> jax.Array:
     """The autoencoder's latents [b, h, w, c] to the diffusion model's, about unit variance."""
     config = vae.config
     if config["shift_factor"] is not None:
@@ -280,7 +313,7 @@ def scale_latents(vae: AutoencoderKL, latents):
     return latents * config["scaling_factor"]
 
 
-def unscale_latents(vae: AutoencoderKL, latents):
+def unscale_latents(vae: AutoencoderKL, latents: jax.Array) -> jax.Array:
     """The inverse of :func:`scale_latents`, [b, h, w, c] in float32."""
     config = vae.config
     latents = latents.astype(jnp.float32) / config["scaling_factor"]
@@ -292,7 +325,9 @@ def unscale_latents(vae: AutoencoderKL, latents):
     return latents
 
 
-def decode_images(vae: AutoencoderKL, latents, *, tiling=False, tile_size=None):
+def decode_images(
+    vae: AutoencoderKL, latents: jax.Array, *, tiling: bool = False, tile_size: int | None = None
+) -> jax.Array:
     """The diffusion model's latents to finished images, one image at a time.
 
     Peak memory is that of one image, or with ``tiling`` of one tile, whatever the batch.

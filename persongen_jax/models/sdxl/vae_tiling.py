@@ -4,11 +4,27 @@ The result is close to the whole decode but not equal to it: each tile has its o
 and attends only to itself. Tiles are placed and blended as in diffusers' AutoencoderKL.
 """
 
+from collections.abc import Mapping
+from typing import Any, Protocol
+
 import jax
 import jax.numpy as jnp
 
 
-def decode_tiled(vae, latents, tile_size=None, overlap=None):
+class Decoder(Protocol):
+    """What an AutoencoderKL has that decoding needs."""
+
+    config: Mapping[str, Any]
+
+    @property
+    def vae_scale_factor(self) -> int: ...
+
+    def decode(self, latents: jax.Array) -> jax.Array: ...
+
+
+def decode_tiled(
+    vae: Decoder, latents: jax.Array, tile_size: int | None = None, overlap: int | None = None
+) -> jax.Array:
     """``vae.decode`` over overlapping tiles in turn, blended where they overlap.
 
     Args:
@@ -18,8 +34,7 @@ def decode_tiled(vae, latents, tile_size=None, overlap=None):
         overlap: of neighbouring tiles, in latents; a quarter of a tile by default.
 
     Returns:
-        float32 [b, H, W, out_channels], around [-1, 1]. Latents that fit one tile are decoded
-        whole.
+        float32 [b, H, W, out_channels], around [-1, 1]. Latents of one tile are decoded whole.
 
     Raises:
         ValueError: the overlap is not smaller than the tile.

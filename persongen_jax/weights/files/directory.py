@@ -74,7 +74,7 @@ def open_file(path: str | os.PathLike) -> TensorSource:
     if not suffix and start.startswith(_PICKLES):
         return PickleFile(path)
     if path_is_index(path):
-        raise WeightsError(f"{path}: an index of shards. Give the folder that it lies in.")
+        raise WeightsError(f"{path}: an index of shards. Give its folder.")
     if suffix in (".safetensors", ".sft") and start.startswith(_PICKLES):
         raise WeightsError(f"{path}: is one of torch's own files. Rename it to {path}.ckpt.")
     if suffix in (".safetensors", ".sft"):

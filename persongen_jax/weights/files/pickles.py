@@ -46,8 +46,7 @@ class PickleFile(TensorSource):
         path: the file.
 
     Attributes:
-        others: flattened key -> everything that is not a tensor (step counts, notes), as Python
-            values.
+        others: flattened key -> everything but tensors (step counts, notes), as Python values.
 
     Raises:
         MissingFile: there is none.
@@ -69,7 +68,7 @@ class PickleFile(TensorSource):
             content = {"state_dict": content["state_dict"]}
         self._flatten(content, "")
         if not self._tensors:
-            raise BadPickle(f"{self._path}: holds no named tensors. It is no weight file.")
+            raise BadPickle(f"{self._path}: holds no named tensors. It is not a weight file.")
 
     def keys(self):
         return list(self._tensors)
@@ -104,7 +103,7 @@ class PickleFile(TensorSource):
             for key, item in value.items():
                 if not isinstance(key, str):
                     raise BadPickle(
-                        f"{self._path}: {prefix + repr(key)} is no text. Save a state dict, whose "
+                        f"{self._path}: {prefix + repr(key)} is not text. Save a state dict, whose "
                         "keys are names."
                     )
                 self._flatten(item, f"{prefix}{key}.")

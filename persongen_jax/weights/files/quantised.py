@@ -145,7 +145,7 @@ def _json(source, key, text) -> dict:
         content = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise WeightsError(
-            f"{source.describe()}: {key!r} is no JSON ({error}). Fetch the file again."
+            f"{source.describe()}: {key!r} is not JSON ({error}). Fetch the file again."
         ) from error
     return content if isinstance(content, dict) else {}
 

@@ -63,7 +63,7 @@ def apply_adapter(module, weights: dict, weight: float = 1.0):
         weights: dotted module path to LoraWeights or Change (weights/formats/lora/kinds.py), in
             PyTorch's layout.
         weight: factor of its effect, in addition to alpha / rank. Everything is linear in it,
-        including DoRA and IA3: 0 is the unchanged layer, 1 the file as trained.
+            including DoRA and IA3: 0 is the unchanged layer, 1 the file as trained.
     """
     for path, adapter in weights.items():
         layer = _find(module, path)
@@ -107,7 +107,7 @@ def extract_adapter(module) -> dict[str, LoraWeights]:
     extracted = {}
     for path in changed_layers(module):
         name = ".".join(map(str, path))
-        raise ValueError(f"{name}: carries an adapter that is no plain LoRA; unload it first")
+        raise ValueError(f"{name}: has an adapter other than plain LoRA; unload it first")
     for path, layer in lora_layers(module).items():
         lora = layer.lora
         down, up, scale = (np.asarray(x[...]) for x in (lora.down, lora.up, lora.scale))

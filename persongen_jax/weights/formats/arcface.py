@@ -168,8 +168,7 @@ class _Walk:
         x = self.conv(self.file.inputs[0], "conv1", "bn1", strides=1, side=3)
         x = self.prelu(x, "prelu")
         stage, block = 0, 0
-        # A block's input goes into its first norm and its skip, the last block's output only into
-        # bn2.
+        # A block's input goes into its first norm and its skip, the last output only into bn2.
         while len(self.users.get(x, ())) == 2:
             if any(node.op == "Conv" for node in self.users[x]):
                 stage, block = stage + 1, 0

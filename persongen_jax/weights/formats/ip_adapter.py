@@ -1,5 +1,4 @@
-"""Reads and writes IP-Adapter's files for SDXL (Ye et al., arXiv 2308.06721): base, plus and
-FaceID.
+"""IP-Adapter's files for SDXL (Ye et al., arXiv 2308.06721): base, plus and FaceID.
 
 ``image_proj.*`` turns an image into tokens (models/encoders/resampler.py);
 ``ip_adapter.{i}.to_k_ip.weight`` and ``.to_v_ip.weight`` are the keys and values of the attention
@@ -135,7 +134,7 @@ def _find_kind(source) -> str:
     if not any(key.endswith(".to_k_ip.weight") for key in keys):
         absent.append(f"{ADAPTER}*.to_k_ip.weight")
     if strange or absent:
-        remedy = "It is no IP-Adapter file of a kind that is known: one of the image_proj keys."
+        remedy = "It is not an IP-Adapter file of a known kind."
         raise KeyMismatch(source.describe(), absent, strange, remedy=remedy)
     return kinds[0]
 

@@ -120,7 +120,7 @@ def _check_kind(source):
     strange = [key for key in keys if not key.startswith(PARTS)]
     absent = [part + "*" for part in PARTS if not any(key.startswith(part) for key in keys)]
     if strange or absent:
-        raise KeyMismatch(source.describe(), absent, strange, remedy="It is no PhotoMaker file.")
+        raise KeyMismatch(source.describe(), absent, strange, remedy="It is not a PhotoMaker file.")
 
 
 def _common_rank(lora_weights) -> int:
@@ -283,7 +283,7 @@ def infer_vision_config(source: TensorSource, heads: str | None = None) -> dict:
     if side**2 != positions - 1 or width % (int(heads) if heads else 64):
         raise BadConfig(
             f"{source.describe()}: {positions} positions of width {width} are not those of one of "
-            "OpenAI's CLIP towers. Put the tower's own directory beside the base (image_encoder)."
+            "OpenAI's CLIP towers. Put the tower's own directory next to the base (image_encoder)."
         )
     return {
         **sizes,

@@ -40,7 +40,7 @@ NAMES = {
     "lora-comfy": "a LoRA in ComfyUI's or OneTrainer's style",
     "lora-relative": "an adapter of LoRA's family",
     "lora-processors": "a LoRA in the style of diffusers' old attention processors",
-    "other-adapter": "an adapter that is no plain LoRA",
+    "other-adapter": "an adapter other than plain LoRA",
     "embedding": "a Textual Inversion embedding",
     "controlnet": "a ControlNet in diffusers' format",
     "unet": "a UNet in diffusers' format",
@@ -52,7 +52,7 @@ NAMES = {
     "clip-text": "a CLIP text tower",
     "clip-vision": "a CLIP image tower",
     "arcface": "an ArcFace recogniser (IResNet)",
-    "onnx": "an ONNX graph that is no ArcFace recogniser",
+    "onnx": "an ONNX graph that is not an ArcFace recogniser",
     "unknown": "of no layout that is known here",
 }
 

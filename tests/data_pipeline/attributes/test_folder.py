@@ -307,7 +307,7 @@ def test_the_fingerprint_changes_with_the_content(write):
         ("image,a=b\n0,1\n1,0\n", "column 'a=b' has .*so rename it"),
         ("image,a,A\n0,1,1\n1,0,0\n", "columns 2 and 3 are both named 'A'; rename or remove one"),
         (",image,a\n0,0,1\n", "column 1 has no name; write one in the header, or remove it"),
-        ("image\n0\n1\n", "no column of attributes beside the pictures' names; add one"),
+        ("image\n0\n1\n", "no column of attributes next to the images' names; add one"),
         ("image,split\n0,train\n1,test\n", "no column of attributes"),
         ("image,a\n", "no rows below the header"),
         ("\n\n", "labels.csv: empty; write a header"),

@@ -157,7 +157,7 @@ def test_missing_control_images_fail_before_the_first_step(posed):
     tall = save(posed / "poses" / "tall.png", np.zeros((90, 40, 3), np.uint8))
     said = refused(replace(records[0], images={"pose": tall}))
     assert said.endswith(
-        f"its pose image {tall} has another aspect ratio (40x90 pixels) than the picture itself "
+        f"its pose image {tall} has another aspect ratio (40x90 pixels) than the image itself "
         "(40x40)"
     )
 

@@ -172,7 +172,7 @@ def test_problems_of_several_kinds_are_reported_together(records, tokenizers):
 def test_unusable_sets_are_refused(records, tokenizers):
     with pytest.raises(ValueError, match="no records"):
         photograph_source([], tokenizers)
-    with pytest.raises(ValueError, match="1 identities have no second picture"):
+    with pytest.raises(ValueError, match="1 identities have no second image"):
         photograph_source(records[1:], tokenizers)
     with pytest.raises(ValueError, match='"text", the caption, must be among them'):
         photograph_source(records, tokenizers, streams=("background",))
@@ -241,7 +241,7 @@ def test_without_references_one_picture_and_a_plain_caption_serve(single_picture
 def test_references_need_a_second_picture_all_the_same(single_pictures, tokenizers):
     records, _ = open_records(single_pictures, marked=False, least=1)
     fields = photograph_fields(tokenizers, at_trigger=False)
-    with pytest.raises(ValueError, match="3 identities have no second picture"):
+    with pytest.raises(ValueError, match="3 identities have no second image"):
         ExampleSource(records, fields, seed=0, size=16)
 
 

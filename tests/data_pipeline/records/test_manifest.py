@@ -215,7 +215,7 @@ def test_without_references_a_single_picture_serves(write, caplog):
     caplog.clear()
     assert len(read_manifest(folder, counts=counts, least=1)) == 2
     assert not +counts and not caplog.text
-    with pytest.raises(ManifestError, match="no identity has a picture"):
+    with pytest.raises(ManifestError, match="no identity has an image"):
         read_manifest(write(""), least=1)
 
 

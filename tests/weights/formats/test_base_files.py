@@ -151,7 +151,7 @@ def test_epsilon_marked_and_v_configured_is_not_silent(whole, bare, tmp_path):
         assert "epsilon is taken" in files.notes[0]
         assert files.scheduler_config["prediction_type"] == "epsilon"
     with open_base(path, config=folder, prediction_type="v_prediction") as files:
-        assert "v_prediction is taken, as asked for" in files.notes[0]
+        assert "v_prediction is used, as requested" in files.notes[0]
         assert files.scheduler_config["prediction_type"] == "v_prediction"
 
 
@@ -327,15 +327,15 @@ def test_directories_that_are_no_sdxl(tiny_base, tmp_path):
 
 
 CONFIGS = {
-    "unet": ({"norm_eps": "1e-5"}, "norm_eps is '1e-5'.*a number above 0; take the quotation"),
-    "unet, null": ({"freq_shift": None}, "freq_shift is None, and has to be a number"),
+    "unet": ({"norm_eps": "1e-5"}, "norm_eps is '1e-5'.*a number above 0; remove the quotation"),
+    "unet, null": ({"freq_shift": None}, "freq_shift is None, and must be a number"),
     "unet, size": ({"sample_size": "x"}, "sample_size is 'x'"),
     "unet, ids": ({"addition_time_embed_dim": 7}, "projection_class_embeddings_input_dim is .* 7"),
     "unet, nested": ({"transformer_layers_per_block": [1, [2, 2]]}, ".*SSD-1B"),
     "unet, text": ({"in_channels": "4"}, "in_channels is '4'"),
     "vae": ({"scaling_factor": "0.13025"}, "scaling_factor is '0.13025'"),
     "vae, null": ({"scaling_factor": None}, "scaling_factor is None"),
-    "vae, zero": ({"scaling_factor": 0}, "scaling_factor is 0, and has to be a number above 0"),
+    "vae, zero": ({"scaling_factor": 0}, "scaling_factor is 0, and must be a number above 0"),
     "vae, shift": ({"shift_factor": "x"}, "shift_factor is 'x'"),
     "vae, lists": ({"latents_mean": [0] * 4, "latents_std": [0] * 4}, "latents_std is"),
     "text_encoder": ({"layer_norm_eps": "x"}, "layer_norm_eps is 'x'"),
@@ -453,7 +453,7 @@ def test_one_shard_and_an_index_lead_to_their_folder(whole, bare, tmp_path):
         open_base(path, config=bare)
     index = tmp_path / "model.safetensors.index.json"
     index.write_text("{}")
-    with pytest.raises(WeightsError, match="an index of shards. Give the folder"):
+    with pytest.raises(WeightsError, match="an index of shards. Give its folder"):
         open_base(index, config=bare)
 
 

@@ -221,7 +221,7 @@ def test_a_config_with_a_byte_order_mark(tmp_path):
     config.write_bytes(b"\xef\xbb\xbf" + config.read_bytes())
     check(read_lora(tmp_path, MODULES), "unet", UNET, ALPHA)
     config.write_text("[")
-    with pytest.raises(UnsupportedAdapter, match="adapter_config.json is no valid JSON"):
+    with pytest.raises(UnsupportedAdapter, match="adapter_config.json is not valid JSON"):
         read_lora(tmp_path, MODULES)
 
 

@@ -363,8 +363,8 @@ def test_a_flat_name_that_means_two_modules():
     [
         ("{", "JSON"),
         ("[]", "JSON object"),
-        ({"text_encoder.lora_alpha": "x"}, "no number"),
-        ({"text_encoder.lora_alpha": float("inf")}, "no number"),
+        ({"text_encoder.lora_alpha": "x"}, "not a number"),
+        ({"text_encoder.lora_alpha": float("inf")}, "not a number"),
         ({"text_encoder.alpha_pattern": [1]}, "JSON object"),
         ({"text_encoder.alpha_pattern": {"(a+)+$": 3}}, "plain module path"),
     ],

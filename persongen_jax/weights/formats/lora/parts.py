@@ -24,13 +24,13 @@ def _sound(source, key) -> np.ndarray:
     array = source.read(key)
     if "float" not in array.dtype.name and array.size > 1:
         raise UnsupportedAdapter(
-            f"{source.describe()}: {key!r} is stored as {array.dtype.name}, which is no weight: it "
+            f"{source.describe()}: {key!r} is stored as {array.dtype.name}, not a weight: it "
             "is quantised in a way that is not read here. Get the file in fp16 or bf16."
         )
     if not np.isfinite(array.astype(np.float32)).all():
         raise UnsupportedAdapter(
             f"{source.describe()}: {key!r} holds values that are not finite: its training has "
-            "failed. Take an earlier save of it."
+            "failed. Use an earlier checkpoint of it."
         )
     return array
 

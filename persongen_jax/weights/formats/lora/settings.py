@@ -119,13 +119,13 @@ class PeftSettings:
     def _of_module(self, name, component, path, usual) -> float:
         patterns = self._values.get(name) or {}
         if not isinstance(patterns, dict):
-            raise UnsupportedAdapter(f"{self._where}: {name} is no JSON object.")
+            raise UnsupportedAdapter(f"{self._where}: {name} is not a JSON object.")
         found = (v for pattern, v in patterns.items() if self._matches(pattern, component, path))
         value = next(found, usual)
         number = isinstance(value, int | float) and not isinstance(value, bool)
         if not number or not math.isfinite(value):
             what = name.rpartition(".")[2].removesuffix("_pattern")
-            raise UnsupportedAdapter(f"{self._where}: {what} {value!r} of {path} is no number.")
+            raise UnsupportedAdapter(f"{self._where}: {what} {value!r} of {path} is not a number.")
         return float(value)
 
     def _matches(self, pattern, component, path) -> bool:
@@ -146,10 +146,10 @@ def parse_object(where: str, name: str, text: str) -> dict:
         values = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise UnsupportedAdapter(
-            f"{where}: its {name} is no valid JSON ({error}). Fetch it again."
+            f"{where}: its {name} is not valid JSON ({error}). Fetch it again."
         ) from error
     if not isinstance(values, dict):
-        raise UnsupportedAdapter(f"{where}: its {name} is no JSON object.")
+        raise UnsupportedAdapter(f"{where}: its {name} is not a JSON object.")
     return values
 
 

@@ -5,8 +5,8 @@ from persongen_jax.weights.recognition.sdxl import SDXL, Prediction, Recognised,
 
 _WIDTHS = "SD 1.x reads text states 768 wide, SD 2.x 1024, the refiner 1280, SDXL 2048"
 _CHANNELS = {
-    8: "a UNet that edits by instruction, which reads a second picture's latents",
-    9: "an inpainting UNet, which reads a mask and the masked picture's latents",
+    8: "a UNet that edits by instruction, which reads a second image's latents",
+    9: "an inpainting UNet, which reads a mask and the masked image's latents",
 }
 
 
@@ -113,7 +113,7 @@ def decide_prediction(scheduler: dict, said: Prediction, asked, where) -> tuple[
     if asked:
         chosen["prediction_type"] = asked
         if said.kind not in ("", asked):
-            notes.append(f"{where}: {marked}: {said.kind}; {asked} is taken, as asked for")
+            notes.append(f"{where}: {marked}: {said.kind}; {asked} is used, as requested")
     elif said.kind and said.kind != told:
         chosen["prediction_type"] = said.kind
         notes.append(
@@ -140,7 +140,7 @@ def decide_prediction(scheduler: dict, said: Prediction, asked, where) -> tuple[
     if kind == "epsilon" and config.get("rescale_betas_zero_snr") is True:
         notes.append(
             f"{where}: epsilon on a noise schedule that ends without signal: where there is "
-            "nothing but noise, epsilon says nothing of the picture; v_prediction is usual"
+            "nothing but noise, epsilon says nothing about the image; v_prediction is usual"
         )
     if chosen and isinstance(config.get("_use_default_values"), list):
         left = [key for key in config["_use_default_values"] if key not in chosen]

@@ -65,15 +65,15 @@ def check_time_ids(unet: dict, text_encoder_2: dict, where) -> None:
     if all(map(_is_number, (size, read, pooled))) and 6 * size + pooled != read:
         raise BadConfig(
             f"{where}: projection_class_embeddings_input_dim is {read}, and not the second text "
-            f"encoder's projection_dim {pooled} + 6 x addition_time_embed_dim {size}. Take the "
+            f"encoder's projection_dim {pooled} + 6 x addition_time_embed_dim {size}. Use the "
             "config that belongs to the weights."
         )
 
 
 def _check(where, key, value, good: bool, wanted: str):
     if not good:
-        quoted = "; take the quotation marks off" if isinstance(value, str) else ""
-        raise BadConfig(f"{where}: {key} is {value!r}, and has to be {wanted}{quoted}.")
+        quoted = "; remove the quotation marks" if isinstance(value, str) else ""
+        raise BadConfig(f"{where}: {key} is {value!r}, and must be {wanted}{quoted}.")
 
 
 def _is_number(value) -> bool:

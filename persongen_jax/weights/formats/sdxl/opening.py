@@ -205,7 +205,7 @@ def open_base(
 def _check_base_file(path: Path, found: Recognised):
     """WeightsError for a file with only a VAE."""
     if set(found.layout.parts) == {"vae"}:
-        raise WeightsError(f"{path}: this is a VAE alone. Give it beside a base: {GIVEN['vae']}.")
+        raise WeightsError(f"{path}: this is a VAE alone. Give it with a base: {GIVEN['vae']}.")
 
 
 def _check_kind(path: Path, source: TensorSource):
@@ -270,7 +270,7 @@ def _explain_no_unet(folder: Path):
             kind = read_config(inner).get("_class_name") or read_config(inner).get("model_type")
             what = f"; {inner}/config.json is of {kind}"
             break
-    raise MissingFile(f"{folder}: no unet folder: this is no SDXL directory{what}")
+    raise MissingFile(f"{folder}: no unet folder: this is not an SDXL directory{what}")
 
 
 # ---- Weights' headers --------------------------------------------------------------------------
