@@ -81,7 +81,7 @@ def parse_scales(items: Sequence[str]) -> dict[str, Strength]:
         try:
             if at and not dash:
                 raise ValueError(f"no range in {steps!r}")
-            strength = [(float(start), float(end), float(value))] if at else float(value)
+            strength: Any = [(float(start), float(end), float(value))] if at else float(value)
         except ValueError as error:
             raise ValueError(
                 f"--scale {item}: write NAME=NUMBER, identity=0.8, or with a range of the steps "

@@ -1,6 +1,6 @@
-"""What a call of the pipeline says, checked: of the right kind, and with an effect.
+"""Checks a pipeline call: whether its arguments are valid, and whether they have an effect.
 
-What is of the wrong kind ends in one sentence; what has no effect, or is cut, is a
+An invalid argument raises with one sentence; one that has no effect, or is cut, is a
 :class:`CallWarning`, which ``generate`` prints as a line.
 """
 
@@ -20,7 +20,7 @@ from persongen_jax.diffusion.plan import Plan
 
 
 class CallWarning(UserWarning):
-    """Part of a call has no effect, or another one than its words suggest."""
+    """Part of a call has no effect, or an unexpected one."""
 
 
 def tell(message: str) -> None:
@@ -31,7 +31,7 @@ def tell(message: str) -> None:
     warnings.warn(message, CallWarning, stacklevel=level)
 
 
-# ---- Of the right kind -------------------------------------------------------------------------
+# ---- Validity -------------------------------------------------------------------------
 
 
 def texts_of(name: str, given: Any) -> list[str]:
@@ -90,7 +90,7 @@ def check_kinds(kind: Any, wanted: str, **given: Any) -> None:
             raise ValueError(f"{name} is {kind_of(value)}: give {wanted}")
 
 
-# ---- With an effect ----------------------------------------------------------------------------
+# ---- Effects ----------------------------------------------------------------------------
 
 
 def cut_parts(
@@ -132,7 +132,7 @@ def tell_of_call(
     options: SamplingOptions,
     latents: Any,
 ) -> None:
-    """Warn of what is cut, not read as it may have been meant, or without effect.
+    """Warn about what is cut, may be misread, or has no effect.
 
     Args:
         people: of each prompt, checked, like ``regions`` and ``parts``.
@@ -153,7 +153,7 @@ def tell_of_call(
         lines += idle_scales(options.scales, schedules, identities, first)
     for name, (_, weight) in pipe.adapters.items():
         if weight == 0:
-            lines.append(f"LoRA {name}: its weight is 0, so that it has no effect")
+            lines.append(f"LoRA {name}: its weight is 0, so it has no effect")
     if regions is not None:
         for number, persons in enumerate(people or (), 1):
             for place in range(len(persons)):
@@ -192,10 +192,10 @@ def tell_of_texts(
 def idle_scales(
     asked: dict, schedules: dict, identities: Collection[str], first: int
 ) -> Iterator[str]:
-    """Sentences about strengths that change nothing, or take everything away.
+    """Sentences about strengths that change nothing, or remove everything.
 
     Args:
-        asked: what the call gave by name. schedules: [steps] by name.
+        asked: what the call gave, by name. schedules: [steps] by name.
         identities: names that act from step ``first`` on, as the person does.
     """
     for name in asked:
@@ -203,9 +203,9 @@ def idle_scales(
         if not values.size:
             continue
         if not values.any():
-            yield f"scales: {name!r} is 0 in every step that it acts in: it has no effect"
+            yield f"scales: {name!r} is 0 in every step where it acts, so it has no effect"
         elif np.any(schedules[name] != 1) and np.all(values == 1):
-            yield f"scales: {name!r} is for steps before the person acts: it has no effect"
+            yield f"scales: {name!r} covers only steps before the person acts, so it has no effect"
         elif not isinstance(asked[name], (int, float, np.number)) and np.all(values == 1):
             if any(value != 1 for *_, value in asked[name]):
-                yield f"scales: {name!r} has a range in which none of the steps lies"
+                yield f"scales: {name!r} has a range that contains none of the steps"
