@@ -282,7 +282,8 @@ class TorchSampleRow:
         self.device = prepare_torch(threads)
         unet = make_unet(config, self.device, options)
         self.vae = make_vae(config, self.device, options)
-        self.pipe: Any = StableDiffusionXLPipeline(
+        pipeline: Any = StableDiffusionXLPipeline  # whose attributes diffusers sets at run time
+        self.pipe = pipeline(
             vae=self.vae,
             text_encoder=None,
             text_encoder_2=None,

@@ -129,7 +129,7 @@ SAMPLERS: dict[str, Callable] = {
 
 def initial_latents(plan: Plan, noise: jax.Array | np.ndarray) -> jax.Array:
     """[b, h, w, c] standard normal noise → [b, h, w, c] float32 latents at the first step."""
-    return noise.astype(jnp.float32) * plan.init_noise_sigma
+    return jnp.asarray(noise, jnp.float32) * plan.init_noise_sigma
 
 
 def init_carry(plan: Plan, latents: jax.Array) -> dict:
