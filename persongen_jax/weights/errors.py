@@ -109,7 +109,7 @@ def _plain(shape) -> str:
     return str(tuple(int(size) for size in shape))
 
 
-def _shape(shape: tuple[int, ...]) -> str:
+def _shape(shape: tuple[int, ...] | None) -> str:
     return "" if shape is None else " " + _plain(shape)
 
 

@@ -45,6 +45,6 @@ def _reader(path, leaf):
     return read
 
 
-def write_json(path: str | os.PathLike, content: dict) -> None:
+def write_json(path: str | os.PathLike, content: dict | list) -> None:
     """Write a JSON file atomically: a reader sees the old one or the new one."""
     write_text(path, json.dumps(content, indent=2, sort_keys=True) + "\n")
