@@ -99,8 +99,9 @@ def train_alone(config: ConfigDict, workdir: Path, dry_run: bool = False) -> boo
         start = 0
         print(f"starting from the beginning: no checkpoint in {workdir} yet")
     else:
-        saved = checkpoints.restore(start, state.trainable, state.opt_state, state.ema, state.stats)
-        state, progress = TrainState(*saved[:-1]), saved[-1]
+        wanted = (state.trainable, state.opt_state, state.ema, state.stats)
+        *restored, progress = checkpoints.restore(start, *wanted)
+        state = TrainState(*restored)
         print(f"continuing from step {start}")
     examples = system.examples(start)
     if "data" in progress:
