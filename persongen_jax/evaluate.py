@@ -7,6 +7,7 @@ The first form generates images and measures them by the run's own config (confi
 "Validation") unless options say otherwise; it prints a table and writes metrics.json and contact
 sheets. The second reads existing measurements, joins runs of one method that differ by their seed,
 prints a table and draws the trajectories.
+seed, prints a table and draws the trajectories.
 """
 
 import argparse
