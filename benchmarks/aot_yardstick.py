@@ -26,7 +26,7 @@ from persongen_jax.diffusion.conditioning import Conditioning, TokenStream
 from persongen_jax.models.layers import UnusedRngs
 from persongen_jax.models.sdxl.sizes import CONFIGS
 from persongen_jax.models.sdxl.unet import UNet2DConditionModel
-from persongen_jax.parallel.sharding import along_batch, make_mesh, replicated
+from persongen_jax.parallel.sharding import batch_sharding, make_mesh, replicated
 
 
 def unet_gradient(mesh, per_chip: int, size: int, remat: bool) -> Program:
@@ -41,7 +41,7 @@ def unet_gradient(mesh, per_chip: int, size: int, remat: bool) -> Program:
     b, side = per_chip * mesh.size, size // 8
 
     def rows(*shape, dtype=jnp.float32):
-        return jax.ShapeDtypeStruct((b, *shape), dtype, sharding=along_batch(mesh))
+        return jax.ShapeDtypeStruct((b, *shape), dtype, sharding=batch_sharding(mesh))
 
     batch = {
         "tokens": rows(77, 2048, dtype=jnp.bfloat16),

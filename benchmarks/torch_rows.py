@@ -345,7 +345,7 @@ class TorchSampleRow:
         return torch_memory(self.device)
 
 
-def torch_picture_flops(config, *, steps: int, guidance: float) -> int:
+def torch_image_flops(config, *, steps: int, guidance: float) -> int:
     """Floating-point operations of torch's image: UNet at every step, VAE's decoder once."""
     unet, vae, size = (
         make_unet(config, "meta", set()),

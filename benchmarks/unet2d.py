@@ -27,7 +27,7 @@ from flax import nnx
 
 from persongen_jax.bench.__main__ import KEEP_MEMORY
 from persongen_jax.models.ddpm.unet2d import UNet2DModel
-from persongen_jax.parallel.sharding import along_batch, make_mesh, replicated
+from persongen_jax.parallel.sharding import batch_sharding, make_mesh, replicated
 from persongen_jax.tables import markdown
 
 # Config, batch, and how many devices the CPU counts as (config.cpu_devices).
@@ -78,7 +78,7 @@ def ours(config, batch):
     """A function that runs one step and waits for it."""
     mesh = make_mesh()
     graphdef, state = nnx.split(UNet2DModel(config, rngs=nnx.Rngs(0)))
-    tx, data = optax.adam(RATE), jax.device_put(data_of(config, batch), along_batch(mesh))
+    tx, data = optax.adam(RATE), jax.device_put(data_of(config, batch), batch_sharding(mesh))
     state, opt_state = jax.device_put((state, tx.init(state)), replicated(mesh))
 
     def loss_of(state, sample, timesteps, noise):

@@ -41,15 +41,17 @@ class PromptError(ValueError):
     """An unusable prompt; the message quotes it and has the remedy."""
 
 
-def is_unseen(character: str) -> bool:
+def is_invisible(character: str) -> bool:
     """Whether it is invisible and takes no room; blanks and line ends do take room."""
     kind = unicodedata.category(character)
     return (kind in ("Cf", "Cc") and not character.isspace()) or character in OTHERS_UNSEEN
 
 
-def without_unseen(text: str) -> str:
+def strip_invisible(text: str) -> str:
     """The text as displayed: of the invisible characters only a zero-width space leaves a blank."""
-    return "".join(" " if c == SEPARATOR else c for c in text if c == SEPARATOR or not is_unseen(c))
+    return "".join(
+        " " if c == SEPARATOR else c for c in text if c == SEPARATOR or not is_invisible(c)
+    )
 
 
 def split_at_trigger(prompt: str, trigger_word: str = "img") -> tuple[str, str]:
@@ -61,7 +63,7 @@ def split_at_trigger(prompt: str, trigger_word: str = "img") -> tuple[str, str]:
     """
     parts = _split(prompt, trigger_word)
     if len(parts) == 1:
-        raise PromptError(_not_there(prompt, trigger_word))
+        raise PromptError(_missing_trigger_message(prompt, trigger_word))
     if len(parts) > 2:
         raise PromptError(
             f'the trigger word "{trigger_word}" appears {len(parts) - 1} times in the prompt '
@@ -94,7 +96,7 @@ def without_trigger(prompt: str, trigger_word: str = "img") -> str:
 
 def _split(prompt: str, trigger_word: str) -> list[str]:
     """The text between triggers, without blanks before and invisible characters around them."""
-    if not trigger_word or without_unseen(trigger_word).split() != [trigger_word]:
+    if not trigger_word or strip_invisible(trigger_word).split() != [trigger_word]:
         raise PromptError(f"trigger_word={trigger_word!r}: give one word, such as img")
     # A plain \b would fail for a trigger such as "<me>", whose ends are not word characters.
     first, *others = re.split(_pattern(trigger_word), prompt, flags=re.IGNORECASE)
@@ -108,22 +110,22 @@ def _pattern(trigger_word: str) -> str:
 
 
 def _starts_visibly(text: str) -> str:
-    start = next((i for i, c in enumerate(text) if not is_unseen(c)), len(text))
+    start = next((i for i, c in enumerate(text) if not is_invisible(c)), len(text))
     return text[start:]
 
 
 def _ends_visibly(left: str) -> str:
     """Without blanks at the end, and without invisible characters in and after the last word."""
     end = len(left)
-    while end and (left[end - 1].isspace() or is_unseen(left[end - 1])):
+    while end and (left[end - 1].isspace() or is_invisible(left[end - 1])):
         end -= 1
     start = end
     while start and not left[start - 1].isspace():
         start -= 1
-    return left[:start] + without_unseen(left[start:end])
+    return left[:start] + strip_invisible(left[start:end])
 
 
-def _not_there(prompt: str, trigger_word: str) -> str:
+def _missing_trigger_message(prompt: str, trigger_word: str) -> str:
     example = f'"a man {trigger_word} in a space suit"'
     inside = re.search(rf"\w*{re.escape(trigger_word)}\w*", prompt, re.IGNORECASE)
     if inside:
@@ -131,8 +133,8 @@ def _not_there(prompt: str, trigger_word: str) -> str:
             f'the trigger word "{trigger_word}" appears in the prompt "{prompt}" inside '
             f'"{inside[0]}", not as a separate word; put a space before and after it: {example}'
         )
-    unseen = next(filter(is_unseen, prompt), None)
-    if unseen and re.search(_pattern(trigger_word), without_unseen(prompt), re.IGNORECASE):
+    unseen = next(filter(is_invisible, prompt), None)
+    if unseen and re.search(_pattern(trigger_word), strip_invisible(prompt), re.IGNORECASE):
         return (
             f'the trigger word "{trigger_word}" has an invisible character inside (such as '
             f'U+{ord(unseen):04X}) in the prompt "{prompt}"; type it again: {example}'

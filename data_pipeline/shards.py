@@ -41,7 +41,7 @@ from data_pipeline.records.manifest import (
     DROPPED,
     SINGLE,
     read_manifest,
-    serviceable,
+    usable_records,
 )
 from data_pipeline.records.schema import Record, to_entry
 from data_pipeline.records.shard_reading import (
@@ -49,8 +49,8 @@ from data_pipeline.records.shard_reading import (
     INDEX,
     SPLIT,
     ShardError,
+    import_tfds,
     is_shards,
-    open_tfds,
 )
 from data_pipeline.records.sources import PEOPLE, open_records
 
@@ -76,10 +76,10 @@ def write_shards(
         raise ShardError(f"{shards} shards: at least one is needed")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ShardError(f"{out}: exists already; remove it, or write elsewhere")
-    open_tfds()  # fails before the long work, not after
+    import_tfds()  # fails before the long work, not after
     records, read_file = _read(str(source), trigger_word, counts)
     records = _checked(records, read_file, trigger_word, counts)
-    records = serviceable(records, source, counts)
+    records = usable_records(records, source, counts)
 
     partial = out.with_name(out.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
@@ -154,7 +154,7 @@ def _checked(
 
 def _build(records: list[Record], read_file, folder: Path, shards: int | None) -> Path:
     """Build under ``folder``; return the folder of the files."""
-    tfds = open_tfds()
+    tfds = import_tfds()
     tfds.disable_progress_bar()
     builder = _builder_class()(records, read_file, data_dir=folder, file_format="array_record")
     config = tfds.download.DownloadConfig(
@@ -174,7 +174,7 @@ def _write_index(path: Path, records: list[Record], trigger_word: str) -> None:
 
 @functools.cache
 def _builder_class():
-    tfds = open_tfds()
+    tfds = import_tfds()
 
     def numbers(*shape, dtype=np.float32):
         return tfds.features.Tensor(shape=shape, dtype=dtype)

@@ -100,7 +100,7 @@ def parse_json(text: str, name: str | Path, line: int | None = None) -> Any:
     try:
         value = json.loads(text, object_pairs_hook=_no_key_twice)
         if HALF_PAIR.search(text):
-            _refuse_half_pairs(value)
+            _check_surrogates(value)
     except json.JSONDecodeError as error:
         at = line if line is not None else error.lineno
         raise TextError(f"{_at(name, at)}: not JSON ({error.msg}, column {error.colno})") from None
@@ -131,7 +131,7 @@ def _at(name, line: int | None) -> str:
     return f"{name} line {line}" if line is not None else str(name)
 
 
-def _refuse_half_pairs(value):
+def _check_surrogates(value):
     # JSON can encode half of a character, "\\ud83d"; no tokenizer and no file accepts it.
     try:
         json.dumps(value, ensure_ascii=False).encode()

@@ -19,11 +19,11 @@ def check_ranges(config: ConfigDict) -> None:
     for key, value in config.items():
         if not isinstance(value, (int, float)) or isinstance(value, bool):
             continue
-        if wanted := _wanted(key, value):
+        if wanted := _range_error(key, value):
             raise ValueError(f"config.{key}={value}: {wanted}")
 
 
-def _wanted(key: str, value) -> str:
+def _range_error(key: str, value) -> str:
     """What is wrong with the number, or ""."""
     if not math.isfinite(value):
         return "give a finite number"

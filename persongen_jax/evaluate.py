@@ -122,7 +122,7 @@ def evaluate(args: argparse.Namespace) -> list[dict]:
         write_image_file(out / f"{name}.png", evaluation.sheet(name, result.images))
     if args.pictures:
         mark = evaluation.generates and not args.no_mark
-        write_pictures(out / PICTURES, evaluation, results, mark)
+        write_images(out / PICTURES, evaluation, results, mark)
     rows = [result.row for result in results.values()]
     write_rows(out / FINAL, rows)
     print(table([("", row["set"], 1, row["metrics"]) for row in rows]))
@@ -150,7 +150,7 @@ def change_config(config: ConfigDict, args: argparse.Namespace) -> None:
         )
 
 
-def write_pictures(
+def write_images(
     folder: Path, evaluation: Evaluation, results: dict[str, Result], mark: bool
 ) -> None:
     """Write the first image of every person and prompt to a file, and an index of them.

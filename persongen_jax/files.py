@@ -17,7 +17,7 @@ def is_full(error: Exception) -> bool:
 
 
 @contextlib.contextmanager
-def unless_full(path: str | os.PathLike) -> Iterator[None]:
+def warn_if_full(path: str | os.PathLike) -> Iterator[None]:
     """Writing inside may hit a full disk: that logs a warning and does not raise."""
     try:
         yield

@@ -74,7 +74,7 @@ def differences(before: dict, now: dict, free: Sequence[str] = FREE) -> list[str
     return lines
 
 
-def check_same_run(workdir: str | os.PathLike, before: dict, now: dict) -> None:
+def check_resumable(workdir: str | os.PathLike, before: dict, now: dict) -> None:
     """ValueError with the differences if a run cannot resume with the config ``now``."""
     lines = differences(before, now, FREE + ON_THE_WAY)
     if lines:
@@ -85,7 +85,7 @@ def check_same_run(workdir: str | os.PathLike, before: dict, now: dict) -> None:
         )
 
 
-def settle_schedule(config: ConfigDict, before: dict | None) -> ConfigDict:
+def pin_schedule_steps(config: ConfigDict, before: dict | None) -> ConfigDict:
     """The config with ``schedule_steps`` fixed if the learning rate decays.
 
     A run that resumes with more or fewer steps keeps its original schedule.

@@ -25,21 +25,21 @@ from data_pipeline.examples.prefetch import prefetch_to_device
 from persongen_jax.cli import command, parse_with_config
 from persongen_jax.config_ranges import check_ranges
 from persongen_jax.evaluation.validation import Validator
-from persongen_jax.files import unless_full
-from persongen_jax.methods.start import settle_step
+from persongen_jax.files import warn_if_full
+from persongen_jax.methods.start import pin_start_step
 from persongen_jax.parallel import distributed
 from persongen_jax.parallel.sharding import make_mesh, put_batch
-from persongen_jax.settings import check_same_run, check_steps, settle_schedule
+from persongen_jax.settings import check_resumable, check_steps, pin_schedule_steps
 from persongen_jax.systems.assembly import assemble, summary
 from persongen_jax.systems.open import complete_config, open_system, system_class
 from persongen_jax.training import flop_count
 from persongen_jax.training.bad_steps import BadSteps
 from persongen_jax.training.checkpoint import Checkpoints
-from persongen_jax.training.idle_keys import idle_keys
-from persongen_jax.training.log import EventFile, MetricsFile, Stopwatch, falling
+from persongen_jax.training.log import EventFile, MetricsFile, Stopwatch, loss_summary
 from persongen_jax.training.step import CompiledSteps, TrainState
 from persongen_jax.training.stopping import StopSignals
-from persongen_jax.training.workdir_lock import only_run_in
+from persongen_jax.training.unused_keys import unused_keys
+from persongen_jax.training.workdir_lock import lock_workdir
 from persongen_jax.weights.saver import write_json
 
 log = logging.getLogger(__name__)
@@ -54,16 +54,16 @@ def train(config: ConfigDict, workdir: Path, dry_run: bool = False) -> bool:
     Returns whether all is done: False if a signal ended it, even in the last validation.
     """
     if dry_run or not distributed.is_first():
-        return train_alone(config, workdir, dry_run)
-    with only_run_in(workdir):
-        return train_alone(config, workdir)
+        return train_locked(config, workdir, dry_run)
+    with lock_workdir(workdir):
+        return train_locked(config, workdir)
 
 
-def train_alone(config: ConfigDict, workdir: Path, dry_run: bool = False) -> bool:
+def train_locked(config: ConfigDict, workdir: Path, dry_run: bool = False) -> bool:
     """:func:`train`, when no other run is using ``workdir``."""
     check_ranges(config)
     mesh = make_mesh(fsdp=config.fsdp)
-    check_parts(config, mesh.size)
+    check_batch_size(config, mesh.size)
 
     # Where the last run ended.
     if not dry_run:
@@ -73,11 +73,11 @@ def train_alone(config: ConfigDict, workdir: Path, dry_run: bool = False) -> boo
         before = None
         if start is not None:
             before = json.loads(complete_config(checkpoints.config(start), workdir).to_json())
-        config = settle_schedule(settle_step(config, before), before)
+        config = pin_schedule_steps(pin_start_step(config, before), before)
         config = system_class(config.system).settled(config)
         settings = json.loads(config.to_json())
         if before is not None:
-            check_same_run(workdir, before, settings)
+            check_resumable(workdir, before, settings)
         for line in check_steps(config, workdir, start or 0):
             print(line)
 
@@ -88,7 +88,7 @@ def train_alone(config: ConfigDict, workdir: Path, dry_run: bool = False) -> boo
     print(f"{system}, {mesh.size} x {jax.default_backend()}:")
     print(summary(parts.counts()))
     groups = set(parts.groups.values())
-    for line in idle_keys(config, type(system).defaults(), groups, system.unread_keys):
+    for line in unused_keys(config, type(system).defaults(), groups, system.unread_keys):
         print(line)
     if dry_run:
         print(config)
@@ -125,7 +125,7 @@ def train_alone(config: ConfigDict, workdir: Path, dry_run: bool = False) -> boo
         held = [next(stream)]
         with jax.set_mesh(mesh):
             program.prepare(state, frozen, held[0], np.int32(start))
-        ahead = led_by(held, stream)
+        ahead = prepend(held, stream)
 
     events = EventFile(logs / "tensorboard", start) if config.tensorboard else None
     write = (events.scalar, events.image) if events else (None, None)
@@ -146,20 +146,22 @@ def train_alone(config: ConfigDict, workdir: Path, dry_run: bool = False) -> boo
 
         def save():
             bad_steps.check()
-            with unless_full(config.get("cache")):  # rows not stored are computed again
+            with warn_if_full(config.get("cache")):  # rows not stored are computed again
                 examples.flush()
             progress = {"data": examples.state(done), "unlogged": rows.kept()}
             progress["bad_steps"] = bad_steps.in_a_row
             saved = (state.trainable, state.opt_state, settings, state.average, progress)
             checkpoints.save(done, *saved, state.stats)
 
-        def to_validate():
-            return is_due(config.validation_every) and not distributed.of_first(validator.has(done))
+        def validation_due():
+            return is_due(config.validation_every) and not distributed.broadcast_from_first(
+                validator.has(done)
+            )
 
         def validate():
-            if to_validate():
-                with unless_full(validator.folder):
-                    validator(parts.shown_model(state), done, *write)
+            if validation_due():
+                with warn_if_full(validator.folder):
+                    validator(parts.eval_model(state), done, *write)
 
         validate()
         watch.restart()
@@ -191,7 +193,7 @@ def train_alone(config: ConfigDict, workdir: Path, dry_run: bool = False) -> boo
                         save()
                     validate()
         bad_steps.check()
-        unfinished = bool(stop) and (done < config.steps or to_validate())
+        unfinished = bool(stop) and (done < config.steps or validation_due())
         if unfinished and not checkpoints.has(done):
             save()
     bar.close()
@@ -203,18 +205,18 @@ def train_alone(config: ConfigDict, workdir: Path, dry_run: bool = False) -> boo
         return False
     for line in examples.report():
         print(line)
-    print(falling(logs / "metrics.jsonl"))
+    print(loss_summary(logs / "metrics.jsonl"))
     print(f"trained weights: {workdir}")
     return True
 
 
-def led_by(held: list, stream: Iterator) -> Iterator:
+def prepend(held: list, stream: Iterator) -> Iterator:
     """The batch that ``held`` holds, then the stream's; drops our reference so it can be freed."""
     yield held.pop()
     yield from stream
 
 
-def check_parts(config: ConfigDict, devices: int) -> None:
+def check_batch_size(config: ConfigDict, devices: int) -> None:
     """ValueError unless the batch splits into ``grad_accum`` parts and each over the devices."""
     if config.grad_accum < 1 or config.batch_size % (config.grad_accum * devices):
         raise ValueError(

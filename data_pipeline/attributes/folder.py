@@ -21,7 +21,7 @@ import numpy as np
 from data_pipeline.attributes.columns import read_values
 from data_pipeline.attributes.folder_pictures import (
     FolderPictures,
-    find_pictures,
+    find_images,
     read_sizes,
     report_sizes,
 )
@@ -33,7 +33,7 @@ from data_pipeline.attributes.table import (
     TableError,
     check_attributes,
     find_table,
-    others_too,
+    others_suffix,
     read_table,
 )
 from data_pipeline.pictures.copies import mark as content_mark
@@ -75,7 +75,7 @@ def open_folder(
     folder = Path(folder)
     _shape(size, channels)
     table = _open_table(folder, csv)
-    pictures = find_pictures(folder)
+    pictures = find_images(folder)
     picture_of = _match(folder, table, pictures)
     vocabulary, values = read_values(table)
     held, split_file = _read_splits(folder, table, pictures, picture_of)
@@ -162,7 +162,7 @@ def _match(folder: Path, table: Table, pictures: list[str]) -> list[int]:
 def _check_all_named(folder: Path, table: Path, pictures: list[str], named: set[int]) -> None:
     without = [picture for i, picture in enumerate(pictures) if i not in named]
     if without:
-        others = others_too(len(without) - 1, "has", "have")
+        others = others_suffix(len(without) - 1, "has", "have")
         raise TableError(
             f"{folder / without[0]} has no row in {table.name}{others}: add the rows or remove the "
             "pictures"

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from data_pipeline.attributes.table import TableError, others_too, them
+from data_pipeline.attributes.table import TableError, others_suffix, them
 from data_pipeline.pictures.reading import ImageError, image_size, load_image
 
 ENDINGS: tuple[str, ...] = (
@@ -70,7 +70,7 @@ def square(image: Any, size: int, channels: int) -> np.ndarray:
     return np.array(picture).reshape(size, size, channels)
 
 
-def find_pictures(folder: Path) -> list[str]:
+def find_images(folder: Path) -> list[str]:
     """The images' paths relative to ``folder``, sorted; hidden files and folders are skipped."""
     found, seen = [], set()
     for place, folders, files in os.walk(folder, followlinks=True):
@@ -95,7 +95,7 @@ def read_sizes(folder: Path, pictures: list[str]) -> Counter:
         except ImageError as error:
             bad.append(error)
     if bad:
-        others = others_too(len(bad) - 1, "can")
+        others = others_suffix(len(bad) - 1, "can")
         raise TableError(f"{bad[0]}{others}: remove {them(len(bad))} with the rows")
     return sizes
 

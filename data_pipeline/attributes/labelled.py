@@ -132,10 +132,10 @@ def choose_attributes(data: AttributeData, names: Sequence[str]) -> AttributeDat
         RequestError: an unknown name.
     """
     vocabulary, places = data.vocabulary.choose(names)
-    return _with_places(data, vocabulary, places)
+    return _select(data, vocabulary, places)
 
 
-def fit_to(data: AttributeData, wanted: Description, name: str) -> AttributeData:
+def select_attributes(data: AttributeData, wanted: Description, name: str) -> AttributeData:
     """The data set with the attributes of ``wanted``, in that order.
 
     Args:
@@ -163,10 +163,10 @@ def fit_to(data: AttributeData, wanted: Description, name: str) -> AttributeData
     left = [each for each in own.names if each not in asked.names]
     if left:
         print(f"{name}: {', '.join(left)}: not read, the run was trained without")
-    return _with_places(data, asked, [own.names.index(each) for each in asked.names])
+    return _select(data, asked, [own.names.index(each) for each in asked.names])
 
 
-def _with_places(data: AttributeData, vocabulary: Vocabulary, places: list[int]) -> AttributeData:
+def _select(data: AttributeData, vocabulary: Vocabulary, places: list[int]) -> AttributeData:
     """The data set with only the attributes at these places of its own vocabulary."""
 
     def chosen(part: LabelledImages) -> LabelledImages:

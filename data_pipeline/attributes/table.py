@@ -166,7 +166,7 @@ def check_attributes(table: Table) -> None:
         )
 
 
-def others_too(count: int, *verbs: str) -> str:
+def others_suffix(count: int, *verbs: str) -> str:
     """ ", nor have 3 others", or "" if there are none."""
     if not count:
         return ""

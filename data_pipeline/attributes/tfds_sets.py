@@ -19,7 +19,7 @@ from data_pipeline.attributes.labelled import AttributeData, LabelledImages
 from data_pipeline.attributes.vocabulary import Vocabulary
 from data_pipeline.files import atomic_write
 from data_pipeline.pictures.reading import load_image
-from data_pipeline.records.shard_reading import INFO, open_tfds
+from data_pipeline.records.shard_reading import INFO, import_tfds
 
 CACHE = "persongen_jax"
 MNIST = Vocabulary.of_classes("digit", tuple(map(str, range(10))))
@@ -82,7 +82,7 @@ def open_celeb_a(size: int = 64, data_dir: str = "", *, download: bool = False) 
 def _prepared(name: str, data_dir: str, download: bool, terms: str = ""):
     """The builder of a data set that exists, or that may be downloaded."""
     try:
-        tfds = open_tfds()
+        tfds = import_tfds()
     except ImportError as error:
         raise ImportError(
             f"config.data={name!r} needs tensorflow-datasets: pip install 'persongen_jax[data]'"
@@ -181,7 +181,7 @@ def _write(builder, split, shape, values_of, images_path: Path, values_path: Pat
 
 def _examples(builder, split: str) -> Iterator[dict]:
     """The split's examples, with images as encoded bytes."""
-    tfds = open_tfds()
+    tfds = import_tfds()
     undecoded = {"image": tfds.decode.SkipDecoding()}
     try:
         source = builder.as_data_source(split, decoders=undecoded)

@@ -76,7 +76,7 @@ class BatchStream:
             "records": self.source.fingerprint,
         }
         buckets = getattr(self.source, "buckets", ())
-        marks = getattr(self.source, "picture_marks", "")
+        marks = getattr(self.source, "image_digests", "")
         if marks:
             state["pictures"] = marks
         if buckets:
@@ -149,7 +149,7 @@ def batches(
     batch_size / process_count rows of them. A batch is made in the calling thread, or by
     ``workers`` threads.
     """
-    numbers = _Numbers(batch_size, start_step, process_index, process_count)
+    numbers = _RowIndex(batch_size, start_step, process_index, process_count)
 
     def generate():
         with ThreadPoolExecutor(workers) as pool:
@@ -172,7 +172,7 @@ def tf_batches(
     workers: int | None = None,
 ) -> BatchStream:
     """The same batches as ``batches``, prefetched by tf.data on ``workers`` threads (all cores)."""
-    numbers = _Numbers(batch_size, start_step, process_index, process_count)
+    numbers = _RowIndex(batch_size, start_step, process_index, process_count)
     tf = _tensorflow()
     spec, failures = _joint_spec(source.specs), []
 
@@ -276,7 +276,7 @@ class Arrays:
         return np.random.default_rng((self.seed, epoch)).permutation(self.rows)
 
 
-class _Numbers:
+class _RowIndex:
     """Which example is in this process' i-th row, counted from ``start_step`` on."""
 
     def __init__(self, batch_size: int, start_step: int, process_index: int, process_count: int):

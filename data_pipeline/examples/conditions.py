@@ -95,7 +95,7 @@ class Text(EncodedField):
 
     def inputs(self, example: Example) -> list[Input]:
         ids, _ = self._caption_ids(example)
-        texts = [self._ids(text_of(example.record, name))[0] for name in self.further]
+        texts = [self._ids(record_text(example.record, name))[0] for name in self.further]
         empty = self._ids("")[0]
         return [self._input(ids) for ids in (ids, *texts, empty)]
 
@@ -131,7 +131,7 @@ class Text(EncodedField):
         if self.at_trigger:
             counts = range(1, source.most_references(record) + 1)
         ids = [self._ids(self.caption(record), count)[0] for count in counts]
-        ids += [self._ids(text_of(record, name))[0] for name in self.further]
+        ids += [self._ids(record_text(record, name))[0] for name in self.further]
         return [self._input(i) for i in (*ids, self._ids("")[0])]
 
     def caption(self, record: Record) -> str:
@@ -146,7 +146,7 @@ class Text(EncodedField):
     def check(self, record: Record, others: int) -> None:
         most = max(1, min(others, 4)) if self.at_trigger else None
         texts = {"text": self.caption(record)}
-        texts |= {name: text_of(record, name) for name in self.further}
+        texts |= {name: record_text(record, name) for name in self.further}
         for name, text in texts.items():
             copies = most if name == "text" else None
             for line in plain_syntax(text):
@@ -240,7 +240,7 @@ PARTS = ("background", "body")
 OWN = frozenset(field.name for field in dataclasses.fields(Record)) - {"images", "extra"}
 
 
-def text_of(record: Record, name: str) -> str:
+def record_text(record: Record, name: str) -> str:
     """An additional prompt of a record; "" if it has none."""
     text = getattr(record, name, None) if name in OWN else (record.extra or {}).get(name)
     text = "" if text is None else text

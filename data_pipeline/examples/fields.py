@@ -296,7 +296,7 @@ class Image(EncodedField):
         return {"moments": rows["moments"]}
 
     def all_inputs(self, source: Any, record: Record) -> list[Input]:
-        crop = source.usual_crop(record)
+        crop = source.fixed_crop(record)
         return [] if crop is None else [self._input(source, record.image, crop)]
 
 

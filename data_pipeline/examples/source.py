@@ -138,7 +138,7 @@ class ExampleSource:
         return digest.hexdigest()[:16]
 
     @functools.cached_property
-    def picture_marks(self) -> str:
+    def image_digests(self) -> str:
         """A mark of each image's content, in the records' order; for very many, one for all."""
         if self._mark is None:
             return ""
@@ -155,16 +155,16 @@ class ExampleSource:
 
     def pictures_changed(self, marks: str) -> list[str]:
         """The images that have changed since these marks were made; all, if unknown."""
-        if marks == self.picture_marks or not marks or not self._mark:
+        if marks == self.image_digests or not marks or not self._mark:
             return []
         names, length = [record.image for record in self.records], len(marks) // len(self.records)
-        if length * len(names) != len(self.picture_marks) or len(names) > NAMED_PICTURES:
+        if length * len(names) != len(self.image_digests) or len(names) > NAMED_PICTURES:
             return names
         return [
             name
             for i, name in enumerate(names)
             if marks[i * length : (i + 1) * length]
-            != self.picture_marks[i * length : (i + 1) * length]
+            != self.image_digests[i * length : (i + 1) * length]
         ]
 
     # ---- one example ----
@@ -317,12 +317,12 @@ class ExampleSource:
             # A PromptError if all of them are.
             kind = kinds.pop() if len(kinds) == 1 else ValueError
             raise kind(f"{len(problems)} records cannot be used:\n  {shown}")
-        self._tell_of_unread_keys()
+        self._warn_of_unread_keys()
         for field in self.fields:
             for note in field.notes():
                 log.warning("%s", note)
 
-    def _tell_of_unread_keys(self):
+    def _warn_of_unread_keys(self):
         there = {key for record in self.records for key in record.extra or ()}
         there |= {f"images.{name}" for record in self.records for name in record.images or ()}
         if there - self._keys:
@@ -331,7 +331,7 @@ class ExampleSource:
 
     # ---- for filling a cache ----
 
-    def usual_crop(self, record: Record) -> TargetCrop | None:
+    def fixed_crop(self, record: Record) -> TargetCrop | None:
         """The crop of a record's image if it is always the same; None, and counted, if not.
 
         ImageError if the image does not decode.

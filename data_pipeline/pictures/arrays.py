@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from data_pipeline.pictures.formats import PictureFault, check_size
+from data_pipeline.pictures.formats import ImageFault, check_size
 
 CHANNELS = (1, 3, 4)
 BEYOND = 1e-2  # tolerance for floats after resizing or half precision
@@ -20,7 +20,7 @@ def image_from_array(values: Any) -> np.ndarray | Image.Image:
         values: [h, w] or [h, w, 1] grey, [h, w, 3] RGB or [h, w, 4] RGBA; uint8, or float in 0..1.
 
     Raises:
-        PictureFault: anything else, and uint8 of 0 and 1, which would be black.
+        ImageFault: anything else, and uint8 of 0 and 1, which would be black.
     """
     values = _array(values)
     if values.dtype == np.uint8:
@@ -43,7 +43,7 @@ def mask_from_array(values: Any) -> np.ndarray | Image.Image:
         values: bool, or as for an image.
 
     Raises:
-        PictureFault: anything else, and uint8 of 0 and 1, which would have almost no effect.
+        ImageFault: anything else, and uint8 of 0 and 1, which would have almost no effect.
     """
     values = _array(values)
     if values.shape[2:] in ((3,), (4,)):
@@ -52,7 +52,7 @@ def mask_from_array(values: Any) -> np.ndarray | Image.Image:
         return Image.fromarray(colours) if isinstance(colours, np.ndarray) else colours
     values = values.reshape(values.shape[:2])
     if values.dtype == np.uint8:
-        check_seen(int(values.max()))
+        check_mask_range(int(values.max()))
         return values.astype(np.float32) / 255
     if values.dtype != bool:
         if not is_float(values):
@@ -61,10 +61,10 @@ def mask_from_array(values: Any) -> np.ndarray | Image.Image:
     return values.astype(np.float32)
 
 
-def check_seen(most: int) -> None:
-    """PictureFault for a mask of 0 and 1, or of labels, whose largest value of 255 is ``most``."""
+def check_mask_range(most: int) -> None:
+    """ImageFault for a mask of 0 and 1, or of labels, whose largest value of 255 is ``most``."""
     if 0 < most < LABELS:
-        raise PictureFault(
+        raise ImageFault(
             f"its whitest value is {most} of 255, so it would have almost no effect: give 0 and "
             "255 (an array may be bool)"
         )
@@ -81,7 +81,7 @@ def bytes_of_floats(values: np.ndarray, what: str = "") -> np.ndarray:
 
 
 def in_range(values: np.ndarray, what: str = "") -> np.ndarray:
-    """Floats clipped to 0..1 if a resize went slightly beyond; PictureFault for others."""
+    """Floats clipped to 0..1 if a resize went slightly beyond; ImageFault for others."""
     low, high = float(values.min()), float(values.max())  # NaN if one value is
     if low >= 0 and high <= 1:
         return values
@@ -95,12 +95,12 @@ def in_range(values: np.ndarray, what: str = "") -> np.ndarray:
 
 
 def _array(given) -> np.ndarray:
-    """The numpy array; PictureFault for what numpy cannot read, and for other shapes."""
+    """The numpy array; ImageFault for what numpy cannot read, and for other shapes."""
     try:
         values = np.asarray(given)
     except Exception as error:  # torch tensors on other devices, with gradients, or bfloat16
         reason = str(error).partition("\n")[0]
-        raise PictureFault(
+        raise ImageFault(
             f"a {type(given).__name__} that numpy cannot read ({reason}): give a numpy array; of a "
             "torch tensor .detach().cpu().float().numpy()"
         ) from error
@@ -121,5 +121,5 @@ def _check_shape(values: np.ndarray) -> None:
     raise _wrong(values, f"give [h, w], [h, w, 1], [h, w, 3] or [h, w, 4]{hint}")
 
 
-def _wrong(values: np.ndarray, said: str, what: str = "") -> PictureFault:
-    return PictureFault(f"{what or f'an array {values.dtype} {values.shape}'}, {said}")
+def _wrong(values: np.ndarray, said: str, what: str = "") -> ImageFault:
+    return ImageFault(f"{what or f'an array {values.dtype} {values.shape}'}, {said}")

@@ -7,8 +7,8 @@ from collections.abc import Callable
 import numpy as np
 from PIL import Image, ImageChops, ImageCms
 
-from data_pipeline.pictures.arrays import bytes_of_floats, check_seen
-from data_pipeline.pictures.formats import PictureFault
+from data_pipeline.pictures.arrays import bytes_of_floats, check_mask_range
+from data_pipeline.pictures.formats import ImageFault
 
 BAND = 1 << 24  # pixels converted at once: a large image is in memory once, not three times
 DEEP = 65535
@@ -30,7 +30,7 @@ def to_rgb(image: Image.Image, say: Callable[[str], object]) -> np.ndarray:
         say: called with a sentence about anything that was ignored.
 
     Raises:
-        PictureFault: pixels that cannot be converted.
+        ImageFault: pixels that cannot be converted.
     """
     image.load()
     turn = orientation(image, say)  # first, because Pillow complains about EXIF only once
@@ -48,7 +48,7 @@ def to_rgb(image: Image.Image, say: Callable[[str], object]) -> np.ndarray:
 def to_grey(image: Image.Image, say: Callable[[str], object]) -> np.ndarray:
     """float32 [h, w] in 0..1, upright: the brightness of each pixel; transparency is black.
 
-    PictureFault if it is so dark that it can only be a mask of 0 and 1.
+    ImageFault if it is so dark that it can only be a mask of 0 and 1.
     """
     image.load()
     negative, most = _check_depth(image), 0
@@ -62,7 +62,7 @@ def to_grey(image: Image.Image, say: Callable[[str], object]) -> np.ndarray:
         return (grey if alpha is None else grey * (np.asarray(alpha, np.float32) / 255))[..., None]
 
     out = _by_bands(image, orientation(image, say), 1, convert, np.float32)[..., 0]
-    check_seen(most)
+    check_mask_range(most)
     return out
 
 
@@ -134,7 +134,7 @@ def _apart(image: Image.Image, negative: bool) -> tuple[Image.Image, Image.Image
 def _check_depth(image: Image.Image) -> bool:
     """Whether a TIFF says that white is 0, which Pillow respects only for 8-bit images.
 
-    PictureFault for whole numbers other than 16 bits.
+    ImageFault for whole numbers other than 16 bits.
     """
     if not image.mode.startswith(("I", "F")):
         return False
@@ -142,11 +142,9 @@ def _check_depth(image: Image.Image) -> bool:
         values = np.asarray(image)
         low, high = values.min(), values.max()
         if not 0 <= low <= high <= DEEP:
-            raise PictureFault(
-                f"grey values of 32 bits, {low} to {high}: save it with 8 or 16 bits"
-            )
+            raise ImageFault(f"grey values of 32 bits, {low} to {high}: save it with 8 or 16 bits")
         if 0 < high <= 255:
-            raise PictureFault(
+            raise ImageFault(
                 f"grey values of more than 8 bits, none above {high} of {DEEP}, would be black: "
                 "save it with 8 bits, or spread over all 16"
             )
@@ -172,7 +170,7 @@ def profile_of(image: Image.Image, say: Callable[[str], object]) -> Callable | N
     """(colours, mode of the image) to sRGB by the image's profile; None: it already is sRGB."""
     data = image.info.get("icc_profile")
     if not data:
-        _tell_of_other_colours(image, say)
+        _warn_of_other_colours(image, say)
         return _lab if image.mode == "LAB" else None
     try:
         space, convert = _open_profile(bytes(data))
@@ -189,7 +187,7 @@ def profile_of(image: Image.Image, say: Callable[[str], object]) -> Callable | N
     return convert
 
 
-def _tell_of_other_colours(image: Image.Image, say) -> None:
+def _warn_of_other_colours(image: Image.Image, say) -> None:
     """Warn if an image indicates other colours than sRGB without a profile."""
     gamma = image.info.get("gamma", SRGB_GAMMA)
     if "srgb" not in image.info and abs(gamma - SRGB_GAMMA) > 0.05:

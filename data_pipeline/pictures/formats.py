@@ -48,7 +48,7 @@ SIGNATURES = (
 )
 
 
-class PictureFault(ValueError):
+class ImageFault(ValueError):
     """The end of a sentence, without the image's name: what is wrong with it and the remedy."""
 
 
@@ -56,7 +56,7 @@ def open_file(file: Any) -> Image.Image:
     """Open a path or binary file object as a PIL image, reading only the header.
 
     Raises:
-        PictureFault: an unsupported format, or more than MAX_PIXELS.
+        ImageFault: an unsupported format, or more than MAX_PIXELS.
         OSError: there is no such file, or it is not readable.
         Exception: almost anything, for a damaged file.
     """
@@ -69,13 +69,13 @@ def open_file(file: Any) -> Image.Image:
         head = _head(file)
         if _is_heif(head) and not _reads_heif() and _register_heif():
             return open_file(file)
-        raise PictureFault(f"cannot be decoded as an image ({_say_what(head)})") from error
+        raise ImageFault(f"cannot be decoded as an image ({_describe_unknown(head)})") from error
     try:
         check_size(*image.size)
         _check_raw(image, file)
         if image.format == "PNG" and (points := _code_points(file)):
             image.info["cicp"] = points
-    except PictureFault:
+    except ImageFault:
         if isinstance(file, (str, os.PathLike)):
             image.close()
         raise
@@ -98,13 +98,13 @@ def _code_points(file) -> bytes:
 
 
 def check_size(width: int, height: int) -> None:
-    """PictureFault for an image with too many pixels."""
+    """ImageFault for an image with too many pixels."""
     if width * height > MAX_PIXELS:
         raise _too_large(f"{width}x{height} pixels")
 
 
-def _too_large(size: str) -> PictureFault:
-    return PictureFault(
+def _too_large(size: str) -> ImageFault:
+    return ImageFault(
         f"{size} exceed the limit of {MAX_PIXELS // 10**6} megapixels: scale the image down"
     )
 
@@ -145,7 +145,7 @@ def _is_heif(head: bytes) -> bool:
     return head[4:8] == b"ftyp" and head[8:12] in HEIF_BRANDS
 
 
-def _say_what(head: bytes) -> str:
+def _describe_unknown(head: bytes) -> str:
     """What an unsupported file is, and the remedy."""
     if not head:
         return "the file is empty: copy it again"
@@ -177,13 +177,13 @@ def _say_what_box(head: bytes) -> str:
 
 
 def _check_raw(image: Any, file) -> None:
-    """PictureFault for raw photographs, of which Pillow would open only the preview."""
+    """ImageFault for raw photographs, of which Pillow would open only the preview."""
     if image.format != "TIFF":
         return
     ending = Path(file).suffix.lower() if isinstance(file, (str, os.PathLike)) else ""
     tags = image.tag_v2
     if ending in RAW_ENDINGS or DNG_VERSION in tags or tags.get(SUBFILE_TYPE, 0) & 1:
-        raise PictureFault(RAW)
+        raise ImageFault(RAW)
 
 
 def binary(picture: Any) -> Any:
@@ -191,5 +191,5 @@ def binary(picture: Any) -> Any:
     if isinstance(picture, (bytes, bytearray, memoryview)):
         return io.BytesIO(picture)
     if isinstance(picture, io.TextIOBase):
-        raise PictureFault('a file opened as text: open it with "rb"')
+        raise ImageFault('a file opened as text: open it with "rb"')
     return picture

@@ -22,7 +22,7 @@ from PIL import Image, ImageOps
 
 from data_pipeline.pictures import colours
 from data_pipeline.pictures.arrays import image_from_array, mask_from_array
-from data_pipeline.pictures.formats import PictureFault, binary, check_size, open_file
+from data_pipeline.pictures.formats import ImageFault, binary, check_size, open_file
 
 log = logging.getLogger(__name__)
 
@@ -52,7 +52,7 @@ def load_image(picture: Any, name: str = "") -> np.ndarray:
         check_aspect(*(image.shape[1::-1] if isinstance(image, np.ndarray) else image.size))
         if isinstance(image, np.ndarray):
             return image
-        return colours.to_rgb(image, _teller(picture, name))
+        return colours.to_rgb(image, _warner(picture, name))
 
 
 def load_mask(picture: Any, name: str = "") -> np.ndarray:
@@ -70,7 +70,7 @@ def load_mask(picture: Any, name: str = "") -> np.ndarray:
     with _faults(name), _opened(picture, mask_from_array, name) as mask:
         if isinstance(mask, np.ndarray):
             return mask
-        return colours.to_grey(mask, _teller(picture, name))
+        return colours.to_grey(mask, _warner(picture, name))
 
 
 def image_size(path: str | Path) -> tuple[int, int]:
@@ -82,7 +82,7 @@ def image_size(path: str | Path) -> tuple[int, int]:
     with _faults(str(path)), open_file(path) as image:
         check_aspect(*image.size)
         width, height = image.size
-        turned = colours.orientation(image, _teller(path, str(path))) > 4
+        turned = colours.orientation(image, _warner(path, str(path))) > 4
         if turned and image.format == "TIFF":
             # Recent versions of Pillow turn its size already; decoded it is always right.
             return ImageOps.exif_transpose(image).size[::-1]
@@ -90,9 +90,9 @@ def image_size(path: str | Path) -> tuple[int, int]:
 
 
 def check_aspect(width: int, height: int) -> None:
-    """PictureFault for a strip."""
+    """ImageFault for a strip."""
     if max(width, height) > MAX_ASPECT * min(width, height):
-        raise PictureFault(
+        raise ImageFault(
             f"{width}x{height} pixels are too narrow a strip: cut it to at most {MAX_ASPECT}:1"
         )
 
@@ -110,10 +110,10 @@ def _opened(picture, from_array, name: str):
     ):
         with open_file(binary(picture)) as image:
             if image.format in MANY and getattr(image, "is_animated", False):
-                _teller(picture, name)(f"{MANY[image.format]} is taken")
+                _warner(picture, name)(f"{MANY[image.format]} is taken")
             yield image
     else:
-        raise PictureFault(f"{type(picture).__name__}: give {KINDS}")
+        raise ImageFault(f"{type(picture).__name__}: give {KINDS}")
 
 
 @contextmanager
@@ -121,7 +121,7 @@ def _faults(name: str):
     """Turns every way in which an image cannot be read into an ImageError that names it."""
     try:
         yield
-    except PictureFault as error:
+    except ImageFault as error:
         raise ImageError(f"{name}: {error}") from error
     except FileNotFoundError as error:
         raise ImageError(f"{name}: no such image file") from error
@@ -149,7 +149,7 @@ def _name(picture, name: str) -> str:
     return str(name) or file or "the picture"
 
 
-def _teller(picture, name: str):
+def _warner(picture, name: str):
     """A function that warns about an image, once per file."""
     if not isinstance(picture, (str, os.PathLike)):
         return functools.partial(log.warning, "%s: %s", name)
@@ -157,10 +157,10 @@ def _teller(picture, name: str):
         changed = os.stat(picture).st_mtime_ns
     except OSError:
         changed = 0
-    return functools.partial(_say_once, name, changed)
+    return functools.partial(_warn_once, name, changed)
 
 
 @functools.lru_cache(4096)
-def _say_once(name: str, changed: int, said: str) -> None:
+def _warn_once(name: str, changed: int, said: str) -> None:
     del changed  # another time means another image
     log.warning("%s: %s", name, said)

@@ -100,8 +100,8 @@ def read_manifest(
     counts = Counter() if counts is None else counts
     for change, places in changed.items():
         counts[change] += len(places)
-        log.warning("%s: %s: %d (%s)", path, change, len(places), _some(places))
-    return serviceable(_without_copies(records, path, counts), path, counts, least)
+        log.warning("%s: %s: %d (%s)", path, change, len(places), _first_names(places))
+    return usable_records(_without_copies(records, path, counts), path, counts, least)
 
 
 def write_manifest(folder: str | Path, records: Iterable[Record]) -> Path:
@@ -279,7 +279,7 @@ def _told(counts: Counter) -> str:
     return f"; {counts[COPIES]} {COPIES}" if counts[COPIES] else ""
 
 
-def _some(names) -> str:
+def _first_names(names) -> str:
     return ", ".join(names[:SHOWN_PROBLEMS]) + (", ..." if len(names) > SHOWN_PROBLEMS else "")
 
 
@@ -336,10 +336,10 @@ def _filled_in(record: Record, twins: list[Record]) -> Record:
 
 def _pairs(copies: dict[str, str]) -> str:
     names = ((os.path.basename(copy), os.path.basename(first)) for copy, first in copies.items())
-    return _some([f"{copy} is {first}" for copy, first in names])
+    return _first_names([f"{copy} is {first}" for copy, first in names])
 
 
-def serviceable(
+def usable_records(
     records: list[Record], path: str | Path, counts: Counter, least: int = 2
 ) -> list[Record]:
     """Drop identities with fewer than ``least`` images; ManifestError if none is left."""
@@ -354,7 +354,7 @@ def serviceable(
             path,
             len(single),
             least,
-            _some(single),
+            _first_names(single),
         )
     kept = [record for record in records if len(images[record.identity]) >= least]
     if not kept:

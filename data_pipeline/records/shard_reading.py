@@ -34,7 +34,7 @@ def open_shards(
     """Records and ``read_image``, as from data_pipeline.records.sources.open_records."""
     folder = Path(folder)
     records = _read_index(folder, trigger_word)
-    builder = open_tfds().builder_from_directory(str(folder))
+    builder = import_tfds().builder_from_directory(str(folder))
     split = builder.info.splits[SPLIT]
     absent = [str(path) for path in split.filepaths if not Path(path).is_file()]
     if absent:
@@ -44,7 +44,7 @@ def open_shards(
             f"{folder}: {split.num_examples} images, but {len(records)} lines in {INDEX}; write "
             "the shards again"
         )
-    undecoded = {"image": open_tfds().decode.SkipDecoding()}
+    undecoded = {"image": import_tfds().decode.SkipDecoding()}
     pictures = builder.as_data_source(SPLIT, decoders=undecoded)
     place = {}
     for i, record in enumerate(records):
@@ -88,7 +88,7 @@ def _read_index(folder: Path, trigger_word: str) -> list[Record]:
 
 
 @functools.cache
-def open_tfds() -> Any:
+def import_tfds() -> Any:
     os.environ.setdefault("NO_GCE_CHECK", "true")  # otherwise it queries the network about its host
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     try:

@@ -61,7 +61,7 @@ def open_records(
     return read_manifest(folder, trigger_word, marked=marked, least=least), load_image
 
 
-def picture_stamps(data: str) -> Callable[[str], str | None]:
+def file_stamps(data: str) -> Callable[[str], str | None]:
     """Maps record.image to a text that changes with the file, without reading it.
 
     None for drawn people, which are in memory anyway, and for a missing file.
@@ -83,7 +83,7 @@ def picture_stamps(data: str) -> Callable[[str], str | None]:
     return stamp
 
 
-def picture_mark(data: str) -> Callable[[str], str] | None:
+def content_digests(data: str) -> Callable[[str], str] | None:
     """Maps record.image to a digest of its content, wherever it is; None for drawn people.
 
     In shards all images share one: that of all files.

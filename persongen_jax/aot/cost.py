@@ -224,7 +224,7 @@ def _count(cost, instruction, computations, channels):
         if kind in COLLECTIVES and (channel is None or channel[1] not in channels):
             channels.update(channel.groups() if channel else ())
             count, size = cost.collectives.get(kind, (0, 0))
-            cost.collectives[kind] = (count + 1, size + _given(kind, inner))
+            cost.collectives[kind] = (count + 1, size + _contributed_bytes(kind, inner))
 
 
 def _fused(computations, instruction):
@@ -235,7 +235,7 @@ def _fused(computations, instruction):
         yield from _fused(computations, inner)
 
 
-def _given(kind, instruction) -> int:
+def _contributed_bytes(kind, instruction) -> int:
     """Bytes that a chip contributes to a collective, as far as the result's shape shows.
 
     A gathered array counts whole, and so does a reduced one; a scattered one likewise, which is

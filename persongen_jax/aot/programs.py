@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 from data_pipeline.examples.fields import flatten
 from persongen_jax.features.cache import open_encoder
 from persongen_jax.models.platform import compile_for
-from persongen_jax.parallel.sharding import along_batch, frozen_shardings
+from persongen_jax.parallel.sharding import batch_sharding, frozen_shardings
 from persongen_jax.systems.assembly import assemble, number, placed
 from persongen_jax.systems.open import abstract_system
 from persongen_jax.training import flop_count
@@ -78,7 +78,7 @@ def training(config: ConfigDict, mesh: Mesh, *, cached: bool) -> Program:
     """
     system = abstract_system(config)
     parts = assemble(system, mesh, cached=cached)
-    batch = _spread(system.abstract_batch(cached), along_batch(mesh))
+    batch = _shard_batch(system.abstract_batch(cached), batch_sharding(mesh))
     pieces = {
         "frozen weights": parts.frozen,
         "trained weights": (parts.state.trainable, parts.state.ema, parts.state.stats),
@@ -95,7 +95,7 @@ def sampler(config: ConfigDict, mesh: Mesh, *, steps: int) -> Program:
     system = abstract_system(config)
     program = system.sampling_program(steps)
     weights = placed(program.weights, frozen_shardings(mesh, config, program.weights))
-    inputs = _spread(program.inputs, along_batch(mesh))
+    inputs = _shard_batch(program.inputs, batch_sharding(mesh))
     arguments = (*program.static, weights, *inputs)
     parts = {"weights": weights, "batch": inputs}
     of = (arguments, parts, config.batch_size, mesh)
@@ -117,7 +117,7 @@ def encoders(config: ConfigDict, mesh: Mesh) -> Program:
         shape = field.input_shape((config.size, config.size))
         own = {n: whole[n] for n in field.spec((config.size, config.size)) if n in whole}
         own = {n: a for n, a in own.items() if a.shape[1:][-len(shape) :] == shape}
-        inputs[field.name] = _spread(own, along_batch(mesh))
+        inputs[field.name] = _shard_batch(own, batch_sharding(mesh))
         opened[field.name] = open_encoder(system.model, field.encoding), shape
     states = {name: state for name, ((_, state), _) in opened.items()}
     states = placed(states, frozen_shardings(mesh, config, states))
@@ -134,7 +134,7 @@ def encoders(config: ConfigDict, mesh: Mesh) -> Program:
     return Program(jax.jit(encode), *of, label=system.label)
 
 
-def _spread(tree, sharding):
+def _shard_batch(tree, sharding):
     """``tree``'s shapes sharded over the chips; numbers stay as they are."""
 
     def spread(leaf):

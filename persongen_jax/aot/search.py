@@ -44,7 +44,7 @@ def _full(tries: dict, low: int, high: float, room: float) -> int:
     if high != math.inf and tries[high] == math.inf:
         return int(low + high) // 2
     if len(known) > 1:
-        a, b = known[-2:] if high == math.inf else _around(known, low)
+        a, b = known[-2:] if high == math.inf else _bracket(known, low)
         slope = (tries[b] - tries[a]) / (b - a)
         return int(a + (room - tries[a]) / slope) if slope > 0 else 2 * b
     if low and high == math.inf:
@@ -53,7 +53,7 @@ def _full(tries: dict, low: int, high: float, room: float) -> int:
     return int(low + high) // 2
 
 
-def _around(known: list[int], low: int) -> tuple[int, int]:
+def _bracket(known: list[int], low: int) -> tuple[int, int]:
     """Two neighbours, the first of them the largest that fits if there is one."""
     i = min(max(sum(n <= low for n in known) - 1, 0), len(known) - 2)
     return known[i], known[i + 1]

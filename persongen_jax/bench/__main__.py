@@ -69,7 +69,7 @@ class Worker:
         timer.start()
         line = self.stdout.readline()
         timer.cancel()
-        answer = json.loads(line) if line else {"error": self.last_words()}
+        answer = json.loads(line) if line else {"error": self.exit_reason()}
         if "error" in answer:
             self.close()
             raise RowFailed(answer["error"])
@@ -102,7 +102,7 @@ class Worker:
             self.process.wait()
         self.stdout.close()
 
-    def last_words(self) -> str:
+    def exit_reason(self) -> str:
         code = self.process.wait()
         if time.monotonic() >= self.deadline:
             return "out of time"
@@ -249,7 +249,7 @@ class Bench:
     def start_counting(self) -> None:
         """Start a process per kind of image; it computes with shapes only, on the CPU."""
         for setting in self.settings:
-            of = setting.picture_work
+            of = setting.image_work
             if any(of == other for other, _ in self.counting):
                 continue
             task = {

@@ -34,7 +34,7 @@ def device_memory() -> dict:
     return {"peak_gib": host_peak()}
 
 
-def at_the_end() -> dict:
+def final_figures() -> dict:
     """Figures available only at the end of a row: its memory, and on a CPU the rate of a product.
 
     At the start, other processes count the work on the same cores.

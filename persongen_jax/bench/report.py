@@ -62,7 +62,7 @@ def figures(row: Row, counts: list[dict], peak: dict) -> dict:
     out |= {"batch": batch, "steps": row.steps, "seconds": row.seconds}
     out["step_s"] = statistics.median(row.seconds) / row.steps
     out["images_per_second"] = batch / out["step_s"]
-    work = next((c for c in counts if c["of"] == row.setting.picture_work and "ours" in c), None)
+    work = next((c for c in counts if c["of"] == row.setting.image_work and "ours" in c), None)
     if work is not None:
         out["flops"] = work["ours"]
         if "peak_flops" in out:

@@ -13,13 +13,13 @@ from flax import nnx
 from ml_collections import ConfigDict
 
 from data_pipeline.prompts import Tokenizers
-from persongen_jax.bench.device import at_the_end, check_finite, describe_device
+from persongen_jax.bench.device import check_finite, describe_device, final_figures
 from persongen_jax.diffusion.conditioning import Conditioning, TokenStream
 from persongen_jax.models.lora import remove_adapters
 from persongen_jax.models.platform import attention_by
 from persongen_jax.parallel.sharding import make_mesh
 from persongen_jax.pipeline import Pipeline
-from persongen_jax.systems.drawn_weights import with_drawn_weights
+from persongen_jax.systems.drawn_weights import with_random_weights
 from persongen_jax.systems.open import abstract_system
 from persongen_jax.systems.sdxl import Sdxl
 from persongen_jax.training.flop_count import of_function
@@ -44,7 +44,7 @@ class SampleRow:
     ):
         self.device = describe_device()  # before it allocates memory
         system: Any = abstract_system(config)
-        model = with_drawn_weights(system.model)
+        model = with_random_weights(system.model)
         if not identity:
             remove_adapters(model.unet)
         base = replace(system.base, model=model, tokenizers=tiny_tokenizers(), path="")
@@ -89,7 +89,7 @@ class SampleRow:
         return {"seconds": seconds}
 
     def finish(self) -> dict:
-        return at_the_end()
+        return final_figures()
 
 
 def tiny_tokenizers() -> Tokenizers:
@@ -99,7 +99,7 @@ def tiny_tokenizers() -> Tokenizers:
         return Tokenizers.from_pretrained(folder)
 
 
-def picture_flops(config: ConfigDict, *, steps: int, guidance: float) -> int:
+def image_flops(config: ConfigDict, *, steps: int, guidance: float) -> int:
     """Floating-point operations per image of the base alone: UNet at every step, VAE once."""
     model: Any = abstract_system(config).model
     remove_adapters(model.unet)

@@ -80,7 +80,7 @@ class Setting:
         return {k: v for k, v in self.work.items() if k in self.overrides and k != "batch_size"}
 
     @property
-    def picture_work(self) -> dict:
+    def image_work(self) -> dict:
         """``picture``, and what is done with it: it determines the floating-point operations."""
         return {k: v for k, v in self.work.items() if k not in ("batch_size", "identity")}
 

@@ -6,11 +6,11 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from persongen_jax.bench.device import at_the_end, check_finite, describe_device, program_memory
+from persongen_jax.bench.device import check_finite, describe_device, final_figures, program_memory
 from persongen_jax.models.platform import attention_by
-from persongen_jax.parallel.sharding import along_batch, make_mesh, put
+from persongen_jax.parallel.sharding import batch_sharding, make_mesh, put
 from persongen_jax.systems.assembly import assemble, number
-from persongen_jax.systems.drawn_weights import with_drawn_weights
+from persongen_jax.systems.drawn_weights import with_random_weights
 from persongen_jax.systems.open import abstract_system
 from persongen_jax.training.flop_count import of_function
 from persongen_jax.training.step import compile_step
@@ -30,8 +30,8 @@ class TrainRow:
         mesh = make_mesh(fsdp=config.fsdp)
         # All weights are on the devices, including those that this step does not read.
         system = abstract_system(ConfigDict({**config, "offload_encoders": False}))
-        self.batch = put(system.random_batch(cached), along_batch(mesh))
-        system.model = with_drawn_weights(system.model)
+        self.batch = put(system.random_batch(cached), batch_sharding(mesh))
+        system.model = with_random_weights(system.model)
         parts = assemble(system, mesh)
         self.state, self.frozen = parts.state, parts.frozen
         step = parts.step
@@ -65,7 +65,7 @@ class TrainRow:
         return {"seconds": seconds, "loss": loss}
 
     def finish(self) -> dict:
-        return at_the_end()
+        return final_figures()
 
 
 def step_flops(config: ConfigDict, *, cached: bool) -> tuple[int, int]:

@@ -69,9 +69,9 @@ def count_ours(config: ConfigDict, task: dict) -> dict:
         from persongen_jax.bench.training import step_flops
 
         return dict(zip(("ours", "trained"), step_flops(config, **task["options"]), strict=True))
-    from persongen_jax.bench.sampling import picture_flops
+    from persongen_jax.bench.sampling import image_flops
 
-    return {"ours": picture_flops(config, **task["options"])}
+    return {"ours": image_flops(config, **task["options"])}
 
 
 def count_torch(config: ConfigDict, task: dict) -> dict:
@@ -79,9 +79,9 @@ def count_torch(config: ConfigDict, task: dict) -> dict:
         from benchmarks.torch_rows import torch_step_flops
 
         return dict(zip(("torch", "trained_torch"), torch_step_flops(config), strict=True))
-    from benchmarks.torch_rows import torch_picture_flops
+    from benchmarks.torch_rows import torch_image_flops
 
-    return {"torch": torch_picture_flops(config, **task["options"])}
+    return {"torch": torch_image_flops(config, **task["options"])}
 
 
 def look() -> dict:

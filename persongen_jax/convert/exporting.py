@@ -62,9 +62,9 @@ def export_run(
     """
     if file_format not in FORMATS:
         raise WeightsError(f"format {file_format!r} is unknown; known: {', '.join(FORMATS)}")
-    reason = why_not(run, file_format)
+    reason = unsupported_reason(run, file_format)
     if reason:
-        others = [name for name in FORMATS if not why_not(run, name)]
+        others = [name for name in FORMATS if not unsupported_reason(run, name)]
         remedy = f"it can be written as {', '.join(others)}" if others else "keep the run"
         raise WeightsError(
             f"{run.workdir}: its method {run.config.method} {reason}. As {file_format} it cannot "
@@ -113,7 +113,7 @@ def _export_lora(run, out, file_format: str, sgm_names: bool) -> str:
     return f"LoRA of {len(adapters['unet'])} layers"
 
 
-def why_not(run: TrainedRun, file_format: str) -> str:
+def unsupported_reason(run: TrainedRun, file_format: str) -> str:
     """What the method lacks for a format, or has that cannot be left out; "" if nothing."""
     model: Any = run.system.model
     found = lora_layers(model.unet)

@@ -117,7 +117,7 @@ class Conditioning:
         return replace(self, maps={**self.maps, name: ControlMap(pixels, scale)})
 
     @property
-    def scaled_names(self) -> tuple[str, ...]:
+    def scalable_names(self) -> tuple[str, ...]:
         """The names that can have a scale: every stream but "text", every map."""
         return (*(name for name in self.streams if name != "text"), *self.maps)
 
@@ -195,7 +195,7 @@ class Guidance:
             return self.late
         late = self.late
         if self.plain is not None:
-            late = weaken(late, self.plain, self.scales_at(step)["identity"])
+            late = scale_identity(late, self.plain, self.scales_at(step)["identity"])
         return select(step <= merge_step, self.early, late)
 
     def denoiser_state(self, state: nnx.State, step: int | jax.Array) -> nnx.State:
@@ -211,7 +211,7 @@ class Guidance:
         return nnx.from_flat_state(flat)
 
 
-def weaken(late: Conditioning, plain: jax.Array, scale: ArrayLike) -> Conditioning:
+def scale_identity(late: Conditioning, plain: jax.Array, scale: ArrayLike) -> Conditioning:
     """``late`` with ``scale`` times what the identity changes in its stream "text".
 
     A token e that was fused to f becomes e + scale * (f - e); exactly f at 1 and e at 0.

@@ -216,7 +216,7 @@ class SamplingOptions:
     def merge_step(self, steps: int) -> int:
         """Through this one of ``steps`` the prompt alone acts."""
         own = self.start_merge_step
-        return usual_merge_step(steps) if own is None else own
+        return default_merge_step(steps) if own is None else own
 
     def scalars(self, steps: int) -> tuple[float, float, int]:
         """(guidance_scale, guidance_rescale, merge_step), which the compiled loop reads."""
@@ -275,7 +275,7 @@ KEYS = {name: each.metadata["config"] for name, each in FIELDS.items() if each.m
 VALIDATION_FLAGS = {key.removeprefix("validation_"): key for key in KEYS.values()}
 
 
-def usual_merge_step(steps: int) -> int:
+def default_merge_step(steps: int) -> int:
     """The default last step in which the prompt alone acts: a fifth of all steps.
 
     PhotoMaker's released demonstration has a style strength of 20 % by default, of at most 30

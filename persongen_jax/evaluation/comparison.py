@@ -75,16 +75,16 @@ def check_comparable(groups: dict) -> None:
                 key = f"numbers of images for {measure['title']} on {row['set']}"
                 counts.setdefault(key, set()).add(measure["n"])
     for title, found in judges.values():
-        _check_alike(f"judges of {title}", found - {None})
+        _check_equal(f"judges of {title}", found - {None})
     for key, found in counts.items():
-        _check_alike(key, found)
+        _check_equal(key, found)
     for name in dict.fromkeys(row["set"] for row in rows):
         for key in GENERATED_WITH:
             values = {row.get(key) for row in rows if row["set"] == name}
-            _check_alike(f"{key} on {name}", values)
+            _check_equal(f"{key} on {name}", values)
 
 
-def _check_alike(what: str, values: set):
+def _check_equal(what: str, values: set):
     if len(values) > 1:
         raise ValueError(
             f"--compare: measured with different {what} "

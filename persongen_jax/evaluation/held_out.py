@@ -7,7 +7,7 @@ from data_pipeline.attributes.vocabulary import UNKNOWN
 from persongen_jax.evaluation.contact_sheet import Row, contact_sheet
 from persongen_jax.evaluation.people import Result
 from persongen_jax.evaluation.sampled import WIDE, as_rgb
-from persongen_jax.metrics.attribute_scores import mean_of_pictures, right, share
+from persongen_jax.metrics.attribute_scores import mean_over_images, right, share
 from persongen_jax.metrics.measures import DESCRIPTION
 from persongen_jax.systems.attribute_classifier import HELD_OUT, Classifier, classify
 
@@ -32,7 +32,7 @@ class HeldOut:
         about = {**dict(zip(DESCRIPTION, ABOUT, strict=True)), "judge": ""}
         row: dict = {"step": step, "set": HELD_OUT, "method": "classifier"}
         row |= {"seed": self.system.config.seed, "metrics": {}}
-        row["metrics"]["accuracy"] = {**mean_of_pictures(correct), "parts": parts, **about}
+        row["metrics"]["accuracy"] = {**mean_over_images(correct), "parts": parts, **about}
         return {HELD_OUT: Result(row, as_rgb(np.stack(list(test.images[: 5 * WIDE]))))}
 
     def rows(self, name: str, images: np.ndarray) -> list[tuple[int, int, Row]]:

@@ -176,7 +176,7 @@ class Evaluation:
         jobs = list(np.ndindex(shape))
         # One batch size for all sets, or each would need its own program.
         most = max(map(len, self.people.values())) * shape[1] * shape[2]
-        batch = pipe.pictures_at_once(config.validation_batch or None, most)
+        batch = pipe.batch_size_for(config.validation_batch or None, most)
         out = []
         with tqdm(total=len(jobs), desc=name, unit="picture", leave=False, disable=None) as bar:
             for start in range(0, len(jobs), batch):
@@ -200,13 +200,13 @@ class Evaluation:
             references=[[people[i].crop] for i, _, _ in jobs] if pipe.reads_references else None,
             **given,
             latents=np.stack([noise[j * config.validation_images + k] for _, j, k in jobs]),
-            progress=self._ask,
+            progress=self._should_stop,
             options=self.options,
             batch_size=batch,
         ).images
         return (images * 255).round().astype(np.uint8)
 
-    def _ask(self, _):
+    def _should_stop(self, _):
         if self.should_stop():
             raise Stopped
 
@@ -247,7 +247,7 @@ class Evaluation:
         others = People(lambda: open_owners(gallery, self.system) if gallery else [])
         known = {}
         for name, people in self.people.items():
-            own = [owner_of(person.identity, person.records, person.read) for person in people]
+            own = [make_owner(person.identity, person.records, person.read) for person in people]
             known[name] = Known(name, People(functools.partial(list, own)), others)
         return known
 
@@ -255,10 +255,10 @@ class Evaluation:
 def open_owners(spec: str, system: Sdxl) -> list[Owner]:
     """Everyone in a source of records; reads no image yet."""
     by_identity, read = records_by_identity(spec, system)
-    return [owner_of(identity, own, read) for identity, own in by_identity.items()]
+    return [make_owner(identity, own, read) for identity, own in by_identity.items()]
 
 
-def owner_of(identity: str, records: list[Record], read: Callable) -> Owner:
+def make_owner(identity: str, records: list[Record], read: Callable) -> Owner:
     """The first record is the reference."""
 
     def pictures(limit=None):

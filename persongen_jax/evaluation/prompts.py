@@ -61,7 +61,7 @@ class ValidationPrompt:
 
         PromptError for an unknown name in braces.
         """
-        names = words_for(word)
+        names = pronouns_for(word)
         try:
             return ValidationPrompt(*(getattr(self, part).format(**names) for part in PARTS))
         except (KeyError, IndexError, ValueError) as error:
@@ -83,7 +83,7 @@ class ValidationPrompt:
         return join_parts(self.general, *joined), apart
 
 
-def words_for(word: str) -> dict[str, str]:
+def pronouns_for(word: str) -> dict[str, str]:
     """{word}, {he}, {his}, {him} and their capitals for a class word.
 
     A word without a gender is repeated: "the person", "the person's", "the person".

@@ -132,7 +132,7 @@ class FeatureTable:
                 "rows": np.frombuffer(b"".join(rows), np.uint8).reshape(len(rows), self.row_bytes),
             }
             index = zlib.crc32(arrays["keys"].tobytes() + arrays["crc"].tobytes())
-            metadata = {"format": FORMAT, "spec": self._said(), "index": str(index)}
+            metadata = {"format": FORMAT, "spec": self._spec_text(), "index": str(index)}
             path = self.folder / name
             tensors = [
                 (n, array.shape, array.dtype, functools.partial(arrays.__getitem__, n))
@@ -148,7 +148,7 @@ class FeatureTable:
         with self._lock:
             self._waiting.clear()
 
-    def _said(self) -> str:
+    def _spec_text(self) -> str:
         return "; ".join(f"{n} {list(s)} {d.name}" for n, (s, d) in self.spec.items())
 
     def _open(self, path: Path) -> None:
@@ -157,9 +157,9 @@ class FeatureTable:
         except (WeightsError, KeyError, ValueError) as error:
             log.warning("%s: damaged, and ignored; remove it (%s)", path, error)
             return
-        if part.spec != self._said():
+        if part.spec != self._spec_text():
             raise ValueError(
-                f"{path}: holds rows of {part.spec}, not of {self._said()}; it belongs elsewhere: "
+                f"{path}: holds rows of {part.spec}, not of {self._spec_text()}; it belongs elsewhere: "
                 "remove it"
             )
         self._place.update({key: (part, i) for i, key in enumerate(part.keys)})

@@ -158,7 +158,7 @@ def read_prompts(args: argparse.Namespace) -> list[str]:
 def read_parts(args: argparse.Namespace, count: int) -> dict[str, list[str]]:
     """The given --background and --body: a text for each of the ``count`` prompts."""
     given = {name: getattr(args, name) for name in PARTS if getattr(args, name)}
-    return {name: for_each(f"--{name}", texts, count) for name, texts in given.items()}
+    return {name: one_per_prompt(f"--{name}", texts, count) for name, texts in given.items()}
 
 
 def read_named(option: str, items: list[str], count: int) -> dict[str, list[str]]:
@@ -169,10 +169,10 @@ def read_named(option: str, items: list[str], count: int) -> dict[str, list[str]
         if not equals:
             raise ValueError(f"{option} {item}: write NAME=VALUE")
         values.setdefault(name.strip(), []).append(value)
-    return {name: for_each(f"{option} {name}", own, count) for name, own in values.items()}
+    return {name: one_per_prompt(f"{option} {name}", own, count) for name, own in values.items()}
 
 
-def for_each(what: str, values: list, count: int) -> list:
+def one_per_prompt(what: str, values: list, count: int) -> list:
     """``count`` values, from one for all or one each."""
     if len(values) not in (1, count):
         raise ValueError(
@@ -181,7 +181,7 @@ def for_each(what: str, values: list, count: int) -> list:
     return values * count if len(values) == 1 else values
 
 
-def place_parts(
+def split_parts(
     prompts: Sequence[str], parts: Mapping[str, list[str]], streams: Collection[str]
 ) -> tuple[list[str], dict[str, list[str]]]:
     """Parts that the loaded method reads stay separate; all others are joined to the prompts."""
@@ -293,7 +293,7 @@ def generate(args: argparse.Namespace) -> list[Path]:
     if pipe.reads_references and not references:
         raise ValueError(f"--method-weights {args.method_weights}: give --reference too")
     check_named(pipe, named, inputs)
-    texts, apart = place_parts(prompts, parts, pipe.streams)
+    texts, apart = split_parts(prompts, parts, pipe.streams)
     apart |= named
     notes, paths = make_notes(args, options, prompts, parts | named), []
 
@@ -321,7 +321,7 @@ def run_pipeline(
     ``given``: additional arguments of the pipeline, each a list with an entry per prompt.
     """
     count = len(prompts) * args.images_per_prompt
-    batches = -(-count // pipe.pictures_at_once(args.batch_size, count))
+    batches = -(-count // pipe.batch_size_for(args.batch_size, count))
     # The delay keeps the bar away from error messages: it appears with the first steps.
     bar = tqdm(total=batches * args.steps, unit="step", desc=f"{count} images", delay=1e-3)
 

@@ -123,7 +123,7 @@ def several(pipe: AttributePipeline, args: argparse.Namespace) -> list[Path]:
 
 def interpolate(pipe: AttributePipeline, args: argparse.Namespace) -> list[Path]:
     """A strip and an animation per noise."""
-    one_sided = pipe.said_once(*args.interpolate)
+    one_sided = pipe.one_sided_attributes(*args.interpolate)
     if one_sided:
         print(f"{', '.join(one_sided)}: the other end does not set it and starts halfway")
     folder, paths = ImageFolder(args.out, not args.no_mark), []

@@ -140,7 +140,7 @@ class Method(abc.ABC):
         return model.id_encoder.pool(id_pixel_values)
 
 
-def denoiser_view(model: Model, method: Method | None = None) -> Model:
+def denoiser_module(model: Model, method: Method | None = None) -> Model:
     """The UNet and the other parts that ``denoise`` runs, by reference, in one module."""
     view = nnx.Module()
     for name in ("unet", *(method.denoises_with if method else ())):
@@ -216,7 +216,7 @@ def reference_features(model: Model, batch: Batch) -> jax.Array:
     return model.id_encoder.pool(batch["id_pixel_values"])
 
 
-def plain_text(model: Model, batch: Batch) -> Conditioning:
+def condition_on_text(model: Model, batch: Batch) -> Conditioning:
     """The prompt as written, with no place for an identity in it."""
     embeds, pooled = prompt_states(model, batch)
     return Conditioning({"text": TokenStream(embeds)}, pooled, batch["time_ids"])

@@ -25,7 +25,7 @@ def guided(
 
     Args:
         method: its ``denoise`` runs; None: the base alone.
-        graphdef, state: of the networks that it runs (denoiser_view).
+        graphdef, state: of the networks that it runs (denoiser_module).
         scalars: (guidance_scale, guidance_rescale, merge_step), may be traced.
     """
     guidance_scale, guidance_rescale, merge_step = scalars
@@ -65,7 +65,7 @@ def sample_steps(
 
     Args:
         method: its ``denoise`` runs; None: the base alone. Static, like ``graphdef``.
-        graphdef, state: of denoiser_view.
+        graphdef, state: of denoiser_module.
         scalars: (guidance_scale, guidance_rescale, merge_step, start, stop).
     """
     *settings, start, stop = scalars

@@ -108,7 +108,7 @@ def start_from(model: Model, config: ConfigDict) -> Origin:
     """Fill the existing parts; call it before others are made as copies of them.
 
     The ID encoder comes from the file, and so does LoRA if the model has it; then come the weights
-    that runs have trained. :func:`start_rest` fills in parts that do not exist yet.
+    that runs have trained. :func:`load_remaining` fills in parts that do not exist yet.
 
     Raises:
         WeightsError: a file of another kind or, if the config itself names it, of another rank.
@@ -117,7 +117,7 @@ def start_from(model: Model, config: ConfigDict) -> Origin:
     from persongen_jax.weights.formats.photomaker import load_photomaker_into
 
     origin = find_origin(config)
-    fitting, _, misshapen = _sort(model, origin)
+    fitting, _, misshapen = _split_by_fit(model, origin)
     if origin.file:
         # A run may have another rank than the file; its LoRA then starts from scratch.
         direct = origin.file == origin.source
@@ -129,13 +129,13 @@ def start_from(model: Model, config: ConfigDict) -> Origin:
     return origin
 
 
-def start_rest(model: Model, origin: Origin) -> None:
+def load_remaining(model: Model, origin: Origin) -> None:
     """Fill in all weights that runs have trained, once all parts exist; skips LoRA of another rank.
 
     Raises:
         KeyMismatch: a run trained parts that this model does not have.
     """
-    fitting, unknown, misshapen = _sort(model, origin)
+    fitting, unknown, misshapen = _split_by_fit(model, origin)
     others = {path: shapes for path, shapes in misshapen.items() if "/lora/" not in path}
     if unknown or others:
         remedy = "It trained another method, or on another base."
@@ -143,7 +143,7 @@ def start_rest(model: Model, origin: Origin) -> None:
     set_leaves(model, fitting)
 
 
-def _sort(model, origin):
+def _split_by_fit(model, origin):
     """(arrays that fit the model, paths that it lacks, path to (shape, the model's shape))."""
     leaves = leaf_paths(model)
     fitting, unknown, misshapen = {}, [], {}
@@ -179,7 +179,7 @@ def _load_id_encoder(model, path):
         fill_slots(module_slots(model.id_encoder, ""), file.id_encoder)
 
 
-def settle_step(config: ConfigDict, before: dict | None) -> ConfigDict:
+def pin_start_step(config: ConfigDict, before: dict | None) -> ConfigDict:
     """The config with ``start_from_step`` fixed, as the earlier run may be trained further.
 
     With several processes the first one looks; all of them must call it.

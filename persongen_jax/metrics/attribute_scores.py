@@ -30,7 +30,7 @@ def right(
     return correct
 
 
-def of_pictures(correct: np.ndarray) -> np.ndarray:
+def per_image(correct: np.ndarray) -> np.ndarray:
     """[n] share of right answers per image, from answers [n, K]; NaN if it has none."""
     answered = ~np.isnan(correct)
     n = answered.sum(1)
@@ -50,9 +50,9 @@ def share(correct: np.ndarray) -> dict:
     return {"mean": p, "low": max(0.0, float(low)), "high": min(1.0, float(high)), "n": n}
 
 
-def mean_of_pictures(correct: np.ndarray) -> dict:
+def mean_over_images(correct: np.ndarray) -> dict:
     """{"mean", "low", "high", "n"} of answers [n, K] that are dependent within an image."""
-    own = of_pictures(correct)
+    own = per_image(correct)
     if ((~np.isnan(correct)).sum(1) <= 1).all():  # a class: answers are independent
         return share(own)
     own = own[~np.isnan(own)]

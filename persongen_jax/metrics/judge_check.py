@@ -16,7 +16,7 @@ from flax import nnx
 from persongen_jax.metrics.base import Metric
 from persongen_jax.training.partition import leaf_paths
 
-LOOKED_AT = 2  # arrays per network: the largest ones of different shapes
+COMPARED_ARRAYS = 2  # arrays per network: the largest ones of different shapes
 # Relative distance that rounding an array to 16 bits and back can cause.
 ROUNDING = 2.0**-8
 
@@ -68,7 +68,7 @@ def find_shared(network: Any, by_shape: dict) -> str:
     largest = {}
     for array in sorted(arrays, key=lambda array: -array.size):
         largest.setdefault(array.shape, array)
-    for shape, array in list(largest.items())[:LOOKED_AT]:
+    for shape, array in list(largest.items())[:COMPARED_ARRAYS]:
         candidates = by_shape.get(tuple(shape), ())
         theirs = np.asarray(array) if candidates else None
         for path, leaf in candidates:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from persongen_jax.metrics.face_embedder import FaceEmbedder
 
 GALLERY_PICTURES = 8  # most images per person in the gallery's mean embedding
-AT_ONCE = 16  # people whose images are in memory at once
+PEOPLE_PER_BATCH = 16  # people whose images are in memory at once
 
 
 class NoJudge(Exception):
@@ -83,8 +83,8 @@ class ClipJudge:
 
         def compute():
             parts = []
-            for start in range(0, len(people.owners), AT_ONCE):
-                here = people.owners[start : start + AT_ONCE]
+            for start in range(0, len(people.owners), PEOPLE_PER_BATCH):
+                here = people.owners[start : start + PEOPLE_PER_BATCH]
                 pictures = [picture for owner in here for picture in owner.pictures()]
                 if pictures:
                     parts.append(self.clip.image_features(pictures))
@@ -131,20 +131,20 @@ class FaceJudge:
         """Name to the mean embedding [d] of the set's own people, over several images each."""
         here = self.references(known)
         own = [owner for owner in known.people.owners if owner.name in here]
-        return known.once((self, "gallery"), lambda: self._means(own, _of_gallery))
+        return known.once((self, "gallery"), lambda: self._means(own, _gallery_images))
 
     def large_gallery(self, known: Known) -> dict[str, np.ndarray]:
         """The gallery of ``known.others`` and the set's missing people; {} without others."""
         others = known.others.once(
-            (self, "gallery"), lambda: self._means(known.others.owners, _of_gallery)
+            (self, "gallery"), lambda: self._means(known.others.owners, _gallery_images)
         )
         return {**self.gallery(known), **others} if others else {}
 
     def _means(self, owners, pictures_of) -> dict[str, np.ndarray]:
         """By name, the mean embedding of the images in which a face is found, if any."""
         means = {}
-        for start in range(0, len(owners), AT_ONCE):
-            here = owners[start : start + AT_ONCE]
+        for start in range(0, len(owners), PEOPLE_PER_BATCH):
+            here = owners[start : start + PEOPLE_PER_BATCH]
             pictures = [(o.name, picture) for o in here for picture in pictures_of(o)]
             embeddings, found = self.embedder.embed([picture for _, picture in pictures])
             names = np.array([name for name, _ in pictures])
@@ -155,5 +155,5 @@ class FaceJudge:
         return means
 
 
-def _of_gallery(owner: Owner) -> list[np.ndarray]:
+def _gallery_images(owner: Owner) -> list[np.ndarray]:
     return owner.pictures(GALLERY_PICTURES)

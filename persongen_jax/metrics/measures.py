@@ -72,7 +72,7 @@ def _of_images(metric: Metric, values: Values, generated: Generated) -> dict:
     found = measured(values.values)
     if values.parts:
         parts = {name: (measured(part), part) for name, part in values.parts.items()}
-        found["parts"] = {name: part_of(*part) for name, part in parts.items()}
+        found["parts"] = {name: measure_part(*part) for name, part in parts.items()}
     return found
 
 
@@ -105,7 +105,7 @@ def measure(values: np.ndarray, people: np.ndarray) -> dict:
     }
 
 
-def part_of(measure: dict, values: np.ndarray) -> dict:
+def measure_part(measure: dict, values: np.ndarray) -> dict:
     """A part's measure, without each person's own figure.
 
     With a single owner, such as a class that is a part itself, images count as independent.

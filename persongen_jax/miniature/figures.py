@@ -114,10 +114,10 @@ def measure_face_net(net: IResNet, keypoint_net: KeypointNet) -> dict:
             gallery.identity,
         )["rank1"]
         figures[f"face_net_rank1_of_100{name}"] = _figure(rate, len(probes), 0.98)
-    return figures | _look_alikes(embeddings)
+    return figures | _rank1_of_look_alikes(embeddings)
 
 
-def _look_alikes(embeddings) -> dict:
+def _rank1_of_look_alikes(embeddings) -> dict:
     """Ten people who share everything but the inner face: rank-1 within the group."""
     gallery = held_out(100, 1, split="look_alikes", portrait=True)
     probes = held_out(100, 5, first=20_000, split="look_alikes", portrait=True)

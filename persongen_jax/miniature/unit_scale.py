@@ -32,7 +32,7 @@ def shrink(tower: CLIPTextModel, factor: float) -> None:
         leaf.set_value(leaf.get_value() / factor)
 
 
-def grow_readers(unet: UNet2DConditionModel, factors: np.ndarray) -> None:
+def scale_up_readers(unet: UNet2DConditionModel, factors: np.ndarray) -> None:
     """Multiply the rows of attn2's to_k and to_v by ``factors`` [cross_attention_dim], in place."""
     for path, leaf in nnx.to_flat_state(nnx.state(unet, nnx.Param)):
         if "attn2" in path and path[-2] in ("to_k", "to_v"):
@@ -47,4 +47,4 @@ def to_unit_scale(
     for tower, factor in zip(towers, factors, strict=True):
         shrink(tower, factor)
     widths = [tower.config["hidden_size"] for tower in towers]
-    grow_readers(unet, np.repeat(np.asarray(factors, np.float32), widths))
+    scale_up_readers(unet, np.repeat(np.asarray(factors, np.float32), widths))

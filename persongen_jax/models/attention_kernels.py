@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from persongen_jax.models.platform import kernels_for_attention, target
+from persongen_jax.models.platform import attention_kernels_allowed, target
 from persongen_jax.parallel.sharding import BATCH
 
 # Scores of one example above this are never held whole; queries then go in chunks of a quarter.
@@ -69,7 +69,7 @@ def pick_kernel(
     platform = target()
     (_, n, heads, d), m = q_shape, k_shape[1]
     plain = "xla" if heads * n * m * 4 <= MAX_SCORE_BYTES else "xla_chunked"
-    if not kernels_for_attention():
+    if not attention_kernels_allowed():
         return plain
     if platform in ("gpu", "cuda") and dtype in (jnp.bfloat16, jnp.float16):
         # Its backward pass with a mask needs even lengths; keys are padded (even_keys).

@@ -24,16 +24,16 @@ def conv2d(x: jax.Array, kernel: jax.Array, strides: int, padding: Padding) -> j
     if kernel.shape[:2] == (1, 1) and strides == 1:
         return x @ kernel[0, 0]
     if strides == 1 and kernel.shape[:2] == (3, 3) and tuple(map(tuple, padding)) == ((1, 1),) * 2:
-        if target() == "tpu" and tpu_by_rows(x.shape, kernel.shape):
+        if target() == "tpu" and use_rows_on_tpu(x.shape, kernel.shape):
             return _conv_by_rows(x, kernel)
-        if target() == "cpu" and cpu_by_taps(x.shape, kernel.shape):
+        if target() == "cpu" and use_taps_on_cpu(x.shape, kernel.shape):
             return _conv_by_taps(x, kernel)
     return lax.conv_general_dilated(
         x, kernel, (strides, strides), padding, dimension_numbers=("NHWC", "HWIO", "NHWC")
     )
 
 
-def tpu_by_rows(x_shape: Sequence[int], kernel_shape: Sequence[int]) -> bool:
+def use_rows_on_tpu(x_shape: Sequence[int], kernel_shape: Sequence[int]) -> bool:
     """Whether :func:`_conv_by_rows` is faster on a TPU: few images, many channels.
 
     Not for the VAE's sizes: it holds the image three times.
@@ -42,7 +42,7 @@ def tpu_by_rows(x_shape: Sequence[int], kernel_shape: Sequence[int]) -> bool:
     return thin and x_shape[1] * x_shape[2] <= TPU_MAX_CELLS
 
 
-def cpu_by_taps(x_shape: Sequence[int], kernel_shape: Sequence[int]) -> bool:
+def use_taps_on_cpu(x_shape: Sequence[int], kernel_shape: Sequence[int]) -> bool:
     """Whether :func:`_conv_by_taps` is faster on a CPU: fewer pixels than channels."""
     return math.prod(x_shape[:3]) <= min(kernel_shape[2:])
 

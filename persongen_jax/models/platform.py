@@ -40,6 +40,6 @@ def attention_by(name: str) -> contextlib.AbstractContextManager[None]:
     return _attention(name)
 
 
-def kernels_for_attention() -> bool:
+def attention_kernels_allowed() -> bool:
     """Whether attention may use a kernel; otherwise it uses XLA."""
     return _attention.value == "auto"

@@ -66,7 +66,7 @@ class SpatialAttention(nnx.Module):
         return x if self.output_scale_factor == 1.0 else x / self.output_scale_factor
 
 
-def cpu_by_heads(shape: Sequence[int], dtype: DTypeLike) -> bool:
+def use_heads_on_cpu(shape: Sequence[int], dtype: DTypeLike) -> bool:
     """Whether :func:`attention_by_heads` is faster for q, k and v [b, n, heads, d]."""
     b, n, heads, d = shape
     mesh = jax.sharding.get_abstract_mesh()
@@ -77,7 +77,7 @@ def cpu_by_heads(shape: Sequence[int], dtype: DTypeLike) -> bool:
 
 def attend(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
     """softmax(q k^T / sqrt(d)) v of [b, n, heads, d] each, by the faster of two implementations."""
-    if not cpu_by_heads(q.shape, q.dtype):
+    if not use_heads_on_cpu(q.shape, q.dtype):
         return attention(q, k, v)
     # The compiler cannot partition a loop over the batch: say that it is split over devices.
     mesh = jax.sharding.get_abstract_mesh()

@@ -61,7 +61,7 @@ def initialize(environ: Mapping[str, str] = os.environ) -> None:
     seconds = heartbeat_seconds(environ)
     # It would handle SIGTERM itself; training/stopping.py does that on all hosts.
     jax.config.update("jax_enable_preemption_service", False)
-    found = plain_variables(environ) or slurm_step(environ)
+    found = jax_variables(environ) or slurm_step(environ)
     if found is None and not has_tpu(environ):
         return
     # JAX's own watchdog is the fallback: it kills the process, whereas ours gives the reason.
@@ -96,7 +96,7 @@ def heartbeat_seconds(environ: Mapping[str, str]) -> int:
     return int(text)
 
 
-def plain_variables(environ: Mapping[str, str]) -> dict | None:
+def jax_variables(environ: Mapping[str, str]) -> dict | None:
     """Arguments of jax.distributed.initialize from the three variables; None without them.
 
     Raises:
@@ -173,7 +173,7 @@ def is_first() -> bool:
     return jax.process_index() == 0
 
 
-def of_first(answer: bool) -> bool:
+def broadcast_from_first(answer: bool) -> bool:
     """Process 0's answer, in every process; all processes must call it."""
     if jax.process_count() == 1:
         return answer
@@ -198,7 +198,7 @@ def log_folder(workdir: Path) -> Path:
 
 
 @contextlib.contextmanager
-def one_voice() -> Iterator[None]:
+def mute_other_processes() -> Iterator[None]:
     """Inside, only process 0 prints; warnings and errors of the others still get through."""
     if is_first():
         yield
@@ -289,7 +289,7 @@ def together() -> Iterator[None]:
     global _watch
     initialize()
     try:
-        with one_voice():
+        with mute_other_processes():
             yield
     except BaseException as error:
         if _watch is None:

@@ -93,7 +93,7 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
-def along_batch(mesh: Mesh) -> NamedSharding:
+def batch_sharding(mesh: Mesh) -> NamedSharding:
     """The first axis is split over all devices."""
     return NamedSharding(mesh, BATCH)
 
@@ -229,7 +229,7 @@ def put_batch(mesh: Mesh, batch: Tree) -> Tree:
     Raises:
         ValueError: b does not divide evenly among the devices.
     """
-    sharding = along_batch(mesh)
+    sharding = batch_sharding(mesh)
 
     def put_rows(array):
         array = np.asarray(array)

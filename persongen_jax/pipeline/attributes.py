@@ -100,7 +100,7 @@ class AttributePipeline:
         """
         options = self._options(options, named)
         requests = [requests] if isinstance(requests, str) else list(requests)
-        asked = self._asked(requests)
+        asked = self._request_arrays(requests)
         batch = {name: np.repeat(rows, images, axis=0) for name, rows in asked.items()}
         keys = [self._keys(options.seed, purpose, images, len(requests)) for purpose in (0, 1)]
         plan = self.system.plan(options)
@@ -133,7 +133,7 @@ class AttributePipeline:
         if frames < 2:
             raise ValueError(f"frames={frames}: an interpolation needs at least 2")
         options = self._options(options, named)
-        batch = line(self._asked([start, end]), frames)
+        batch = line(self._request_arrays([start, end]), frames)
         if np.allclose(batch["attributes"][0], batch["attributes"][-1]):
             raise RequestError(f"attributes: {start!r} and {end!r} ask for the same")
         keys = [self._keys(options.seed, p, index + 1, 1)[index] for p in (0, 1)]
@@ -143,7 +143,7 @@ class AttributePipeline:
         repeated = jnp.broadcast_to(keys[1], (frames,))
         return self._sample(batch, noise, plan, repeated, options, progress)
 
-    def said_once(self, start: str, end: str) -> list[str]:
+    def one_sided_attributes(self, start: str, end: str) -> list[str]:
         """The attributes and groups that only one end of an interpolation sets."""
         told = self.system.attributes.of_requests([start, end])["attributes_known"] > 0
         vocabulary = self.system.vocabulary
@@ -177,10 +177,10 @@ class AttributePipeline:
         pixels = jnp.asarray(to_pixels(self.read(image))[None])
         inverse = make_inverse_plan(self.system.scheduler_config, steps)
         graphdef, state = nnx.split(self.system.model)
-        of_source = {"batch": self._asked([source])}
+        of_source = {"batch": self._request_arrays([source])}
         noise = _run(self.system, graphdef, state, of_source, pixels, inverse)
         progress(steps)
-        asked = self._asked([request])
+        asked = self._request_arrays([request])
         plan = self.system.plan(options)
         return self._sample(asked, noise, plan, None, options, progress)[0]
 
@@ -189,7 +189,7 @@ class AttributePipeline:
         height, _, channels = self.size
         return square(load_image(image, "image"), height, channels)
 
-    def _asked(self, requests) -> dict[str, np.ndarray]:
+    def _request_arrays(self, requests) -> dict[str, np.ndarray]:
         """The requests' arrays; warns about combinations that were rare in training."""
         config, asked = self.system.config, self.system.attributes.of_requests(requests)
         told = asked["attributes_known"] > 0

@@ -34,7 +34,7 @@ def tell(message: str) -> None:
 # ---- Validity -------------------------------------------------------------------------
 
 
-def texts_of(name: str, given: Any) -> list[str]:
+def as_texts(name: str, given: Any) -> list[str]:
     """One text or several, as a list; ValueError for anything else, and for an empty list."""
     if isinstance(given, str):
         given = [given]
@@ -61,7 +61,7 @@ def check_text(name: str, text: Any) -> None:
         ) from None
 
 
-def one_each(texts: Any, count: int, what: str) -> list:
+def broadcast_texts(texts: Any, count: int, what: str) -> list:
     """One text (or None) for all, or one each."""
     if texts is None or isinstance(texts, str):
         texts = [texts] * count
@@ -120,7 +120,7 @@ def cut_parts(
             yield f'the {name} is too long; this part is cut: "{cut}"'
 
 
-def tell_of_call(
+def warn_of_ineffective_options(
     pipe: Any,
     prompts: Sequence[str],
     negatives: Sequence[str | None],
@@ -142,7 +142,7 @@ def tell_of_call(
     """
     conditioner = pipe.conditioner
     read = negatives if options.guidance_scale > 1 else ()
-    tell_of_texts(conditioner, prompts, read, parts, people)
+    warn_of_texts(conditioner, prompts, read, parts, people)
     texts = [text for given in (prompts, read, *parts.values()) for text in given if text]
     lines = [*options.without_effect(plan, negatives, people is not None, latents is not None)]
     if pipe.base.tokenizers.words:
@@ -150,7 +150,7 @@ def tell_of_call(
     if options.scales:
         identities = {"identity", *conditioner.of_people} if people is not None else ()
         first = max(0, options.merge_step(plan.num_steps) + 1)
-        lines += idle_scales(options.scales, schedules, identities, first)
+        lines += ineffective_scales(options.scales, schedules, identities, first)
     for name, (_, weight) in pipe.adapters.items():
         if weight == 0:
             lines.append(f"LoRA {name}: its weight is 0, so it has no effect")
@@ -166,7 +166,7 @@ def tell_of_call(
         tell(line)
 
 
-def tell_of_texts(
+def warn_of_texts(
     conditioner: Any,
     prompts: Sequence[str],
     negatives: Sequence[str | None],
@@ -189,7 +189,7 @@ def tell_of_texts(
         tell(line)
 
 
-def idle_scales(
+def ineffective_scales(
     asked: dict, schedules: dict, identities: Collection[str], first: int
 ) -> Iterator[str]:
     """Sentences about strengths that change nothing, or remove everything.

@@ -27,8 +27,8 @@ from persongen_jax.diffusion.conditioning import (
 )
 from persongen_jax.diffusion.options import schedule
 from persongen_jax.methods.base import Method
-from persongen_jax.parallel.sharding import along_batch, put, put_array
-from persongen_jax.pipeline.checks import one_each
+from persongen_jax.parallel.sharding import batch_sharding, put, put_array
+from persongen_jax.pipeline.checks import broadcast_texts
 from persongen_jax.pipeline.images import default_size
 from persongen_jax.weights.formats.sdxl.loading import SDXLBase
 
@@ -56,7 +56,7 @@ class Conditioner:
         self.text = cast(Text, next(each for each in self.fields if each.name == "text"))
         self.identity = tuple(each for each in self.fields if each.identity)
         own = (self.text, *self.identity)
-        others = (each.name for each in self.fields if each not in own and _can_be_given(each))
+        others = (each.name for each in self.fields if each not in own and _is_call_input(each))
         self.inputs = (*self.text.further, *others)
 
     def acts(self, references: Sequence | None) -> bool:
@@ -70,7 +70,7 @@ class Conditioner:
         """The streams and maps of the method's conditioning, and "identity" in the prompt."""
         if self.method is None:
             return ()
-        names = self._shapes(people=1).scaled_names
+        names = self._shapes(people=1).scalable_names
         in_prompt = self.identity and self.text.at_trigger
         return tuple(sorted({*names, *(("identity",) if in_prompt else ())}))
 
@@ -134,13 +134,15 @@ class Conditioner:
         for name, given in inputs.items():
             if name not in self.inputs:
                 raise ValueError(
-                    f"{name}={_brief(given)}: no loaded method reads {name!r} (available: "
+                    f"{name}={_short_repr(given)}: no loaded method reads {name!r} (available: "
                     f"{', '.join(('text', *self.inputs))}); say it in the prompt"
                 )
             if not acts:
-                raise ValueError(f"{name}={_brief(given)}: it goes with references; give them too")
+                raise ValueError(f"{name}={_short_repr(given)}: it goes with references; give them too")
         further = self.text.further
-        parts = {name: one_each(inputs.get(name), count, f"{name} prompts") for name in further}
+        parts = {
+            name: broadcast_texts(inputs.get(name), count, f"{name} prompts") for name in further
+        }
         others = {name: given for name, given in inputs.items() if name not in further}
         for name, given in others.items():
             if not isinstance(given, (list, tuple, np.ndarray)):
@@ -177,7 +179,7 @@ class Conditioner:
         """prompt_embeds [b, 77, d] and pooled_prompt_embeds [b, p] of b prompts."""
         ids = np.stack([self.base.tokenizers.encode(prompt) for prompt in prompts])
         view = nnx.split(self.base.model.conditioner())
-        return _encode_prompt(*view, put_array(ids, along_batch(self.mesh)))
+        return _encode_prompt(*view, put_array(ids, batch_sharding(self.mesh)))
 
     def guidance(
         self,
@@ -196,12 +198,12 @@ class Conditioner:
         call = _rows(call, which)
         against = None if negatives is None else [negatives[i] for i in which]
         if not self.acts(call.people):
-            return self._of_prompts(call, against)
-        return self._of_method(call, against, None if regions is None else regions[which])
+            return self._text_guidance(call, against)
+        return self._method_guidance(call, against, None if regions is None else regions[which])
 
-    def _of_prompts(self, call: Call, negatives) -> Guidance:
+    def _text_guidance(self, call: Call, negatives) -> Guidance:
         """The base's own conditioning: the prompts alone."""
-        ids = put_array(call.time_ids, along_batch(self.mesh))
+        ids = put_array(call.time_ids, batch_sharding(self.mesh))
         embeds, pooled = self.encode_prompt(call.prompts)
         late = Conditioning({"text": TokenStream(embeds)}, pooled, ids)
         if negatives is None:
@@ -215,7 +217,7 @@ class Conditioner:
         unconditional = Conditioning({"text": TokenStream(negative_embeds)}, negative_pooled, ids)
         return Guidance(late, unconditional)
 
-    def _of_method(self, call: Call, negatives, regions) -> Guidance:
+    def _method_guidance(self, call: Call, negatives, regions) -> Guidance:
         """Late: everything. Early: without the identity. Unconditional: without any condition.
 
         All three are the method's own conditioning of batches with less and less in them, so that
@@ -248,12 +250,12 @@ class Conditioner:
 
     def _condition(self, batch: dict, regions=None) -> Conditioning:
         """The method's conditioning of flat host arrays; ``regions`` on the streams of people."""
-        batch = put(unflatten(batch), along_batch(self.mesh))
+        batch = put(unflatten(batch), batch_sharding(self.mesh))
         view = nnx.split(self.base.model.conditioner())
         conditioning = _condition(self.method, *view, batch)
         if regions is None:
             return conditioning
-        streams, where = dict(conditioning.streams), put_array(regions, along_batch(self.mesh))
+        streams, where = dict(conditioning.streams), put_array(regions, batch_sharding(self.mesh))
         for name in self.of_people:
             streams[name] = replace(streams[name], region=where)
         return replace(conditioning, streams=streams)
@@ -277,7 +279,7 @@ def check_people(references: Sequence, regions: Sequence | None, count: int) -> 
     for name, given in (("references", references), ("regions", regions)):
         if given is not None and len(given) != count:
             raise ValueError(f"{len(given)} lists of {name} for {count} prompts: give one each")
-    people = [_persons(own) for own in references]
+    people = [_per_person(own) for own in references]
     for persons in people:
         for images in persons:
             if not 1 <= len(images) <= MAX_REFERENCES:
@@ -331,7 +333,7 @@ def _check_list(name: str, given):
         )
 
 
-def _persons(own) -> list[list]:
+def _per_person(own) -> list[list]:
     _check_list("references", own)
     nested = [isinstance(entry, (list, tuple)) for entry in own]
     if not any(nested):
@@ -353,12 +355,12 @@ def _rows(call: Call, which) -> Call:
     return Call(prompts, parts, people, call.time_ids[which], call.size, inputs)
 
 
-def _can_be_given(field: Field) -> bool:
+def _is_call_input(field: Field) -> bool:
     """Whether a call passes it by its name."""
     return type(field).given is not Field.given and not isinstance(field, TimeIds)
 
 
-def _brief(given) -> str:
+def _short_repr(given) -> str:
     """Texts as they are; images and numbers would fill the screen."""
     values = given if isinstance(given, (list, tuple)) else [given]
     return repr(given) if all(isinstance(each, (str, type(None))) for each in values) else "..."

@@ -14,10 +14,10 @@ from jax.typing import ArrayLike
 from persongen_jax.diffusion import samplers as sampling
 from persongen_jax.diffusion.conditioning import Guidance
 from persongen_jax.diffusion.plan import Plan
-from persongen_jax.methods.base import Method, Model, denoiser_view
+from persongen_jax.methods.base import Method, Model, denoiser_module
 from persongen_jax.methods.sampling import sample_steps
 from persongen_jax.models.sdxl.vae import AutoencoderKL, decode_images
-from persongen_jax.parallel.sharding import BATCH, along_batch, put_array
+from persongen_jax.parallel.sharding import BATCH, batch_sharding, put_array
 from persongen_jax.weights.formats.sdxl.loading import SDXLBase
 
 
@@ -48,7 +48,7 @@ def latent_shape(base: SDXLBase, size: tuple[int, int]) -> tuple[int, int, int]:
     return size[0] // factor, size[1] // factor, base.configs["unet"].get("in_channels", 4)
 
 
-def first_noise(latents: ArrayLike | None, seed: int, shape: tuple[int, ...]) -> np.ndarray:
+def initial_noise(latents: ArrayLike | None, seed: int, shape: tuple[int, ...]) -> np.ndarray:
     """``latents``, checked; None: [n, h, w, c] standard normal, drawn from the seed."""
     if latents is None:
         draw = jax.vmap(lambda key: jax.random.normal(key, shape[1:], jnp.float32))
@@ -80,9 +80,9 @@ def sample(
         settings: (guidance_scale, guidance_rescale, merge_step).
         progress: called with the number of steps done since the last call.
     """
-    graphdef, state = nnx.split(denoiser_view(model, method))
-    first = put_array(sampling.initial_latents(plan, noise), along_batch(mesh))
-    carry, keys = sampling.init_carry(plan, first), put_array(keys, along_batch(mesh))
+    graphdef, state = nnx.split(denoiser_module(model, method))
+    first = put_array(sampling.initial_latents(plan, noise), batch_sharding(mesh))
+    carry, keys = sampling.init_carry(plan, first), put_array(keys, batch_sharding(mesh))
     n = plan.num_steps
     stride = n if progress is None else max(1, n // 20)
     for start in range(0, n, stride):

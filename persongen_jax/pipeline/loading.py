@@ -56,7 +56,7 @@ def read_method(
     """
     if not Path(weights).exists():
         raise FileNotFoundError(f"{weights}: no such file or folder")
-    trained, weights = None, weights_in(weights)
+    trained, weights = None, find_weights(weights)
     if not Path(weights).is_file():
         trained, config = load_trained(weights, replicated(mesh))
         check_version(config, weights)
@@ -83,7 +83,7 @@ def read_method(
 STATE_FILES = ("model.safetensors", "pytorch_model.bin")  # accelerate's
 
 
-def weights_in(path: str | Path) -> str | Path:
+def find_weights(path: str | Path) -> str | Path:
     """The file in the folder of an IP-Adapter's trainer; any other path unchanged."""
     folder = Path(path)
     if not folder.is_dir() or (folder / "checkpoints").is_dir():
@@ -139,7 +139,10 @@ def with_weights(adapters: Adapters, weights: dict[str, float]) -> Adapters:
     """A copy with other weights for some, by name; ValueError for an unknown name."""
     for name, weight in weights.items():
         _check_weight(name, weight)
-    return {**adapters, **{name: (one_of(adapters, name)[0], w) for name, w in weights.items()}}
+    return {
+        **adapters,
+        **{name: (find_adapter(adapters, name)[0], w) for name, w in weights.items()},
+    }
 
 
 def _check_weight(name, weight: float):
@@ -193,19 +196,19 @@ def merge_all(model: Model) -> None:
         merge_adapters(getattr(model, part))
 
 
-def one_of(adapters: Adapters, name: str) -> tuple[dict, float]:
+def find_adapter(adapters: Adapters, name: str) -> tuple[dict, float]:
     """(adapter, weight) of this name; ValueError if there is none."""
     if name not in adapters:
         raise ValueError(f"no LoRA {name!r} is loaded; loaded: {sorted(adapters)}")
     return adapters[name]
 
 
-def of_method(adapters: Adapters) -> Adapters:
+def method_adapters(adapters: Adapters) -> Adapters:
     """The adapters that belong to a method."""
     return {k: v for k, v in adapters.items() if k.startswith(METHOD_PREFIX)}
 
 
-def of_user(adapters: Adapters) -> Adapters:
+def user_adapters(adapters: Adapters) -> Adapters:
     """The adapters that were loaded from files."""
     return {k: v for k, v in adapters.items() if not k.startswith(METHOD_PREFIX)}
 
@@ -213,7 +216,7 @@ def of_user(adapters: Adapters) -> Adapters:
 def method_scales(adapters: Adapters) -> dict[str, np.ndarray]:
     """Path of a layer of the UNet to [r]: the part of its LoRA's scale that is the method's."""
     own = {}
-    if not any("unet" in adapter for adapter, _ in of_method(adapters).values()):
+    if not any("unet" in adapter for adapter, _ in method_adapters(adapters).values()):
         return own
     for name, (adapter, weight) in adapters.items():
         for path, lora in adapter.get("unet", {}).items():

@@ -23,7 +23,7 @@ from persongen_jax.models.branches import branch_names
 from persongen_jax.parallel.sharding import make_mesh, put, replicated, shardings_by_path, to_host
 from persongen_jax.pipeline import checks, images, loading
 from persongen_jax.pipeline.conditioner import Conditioner
-from persongen_jax.pipeline.words import OwnWords
+from persongen_jax.pipeline.words import AddedWords
 from persongen_jax.training.partition import fill_trained, set_leaves
 from persongen_jax.weights.formats.lora.writing import write_lora
 from persongen_jax.weights.formats.sdxl.loading import SDXLBase, load_sdxl, save_sdxl
@@ -64,8 +64,8 @@ class Pipeline:
         self.divided = divided
         self.adapters: loading.Adapters = {}
         self._own_lora = self._of_base = {}
-        self.words = OwnWords(base)
-        self._use(None)
+        self.words = AddedWords(base)
+        self._set_method(None)
         self._place()
 
     # ---- loading and saving ----
@@ -103,7 +103,7 @@ class Pipeline:
         """
         base = system.base if model is None else replace(system.base, model=model)
         pipe = cls(base, mesh, divided=divided)
-        pipe._use(system.method, system.fields)
+        pipe._set_method(system.method, system.fields)
         return pipe
 
     def save_pretrained(self, folder: str | Path) -> None:
@@ -151,7 +151,7 @@ class Pipeline:
         """Whether the loaded method takes ``references``; without them it then does nothing."""
         return bool(self.conditioner.identity)
 
-    def _use(self, method, fields=()):
+    def _set_method(self, method, fields=()):
         """Use this method, attached to the model; None: the base alone."""
         self.conditioner = Conditioner(self.base, self.mesh, method, fields)
 
@@ -204,9 +204,9 @@ class Pipeline:
             self._put_adapters(self.adapters)
         except BaseException:
             self._detach(method)
-            self._put_adapters(loading.of_user(self.adapters))
+            self._put_adapters(loading.user_adapters(self.adapters))
             raise
-        self._use(method, fields)
+        self._set_method(method, fields)
 
     def unload_method(self) -> None:
         """Remove the method; LoRAs loaded from files stay."""
@@ -215,10 +215,10 @@ class Pipeline:
 
     def _remove_method(self):
         """Remove all that a method has added, and free its memory on the devices."""
-        self.adapters = loading.of_user(self.adapters)
+        self.adapters = loading.user_adapters(self.adapters)
         if self.method is not None:
             self._detach(self.method)
-        self._use(None)
+        self._set_method(None)
 
     def _detach(self, method):
         # A run may have trained layers of the base: restore their original arrays too.
@@ -265,19 +265,19 @@ class Pipeline:
         Raises:
             ValueError: none of that name is loaded, or it modifies branches.
         """
-        adapter, _ = loading.one_of(self.adapters, name)
+        adapter, _ = loading.find_adapter(self.adapters, name)
         if any(".branches." in layer for layer in adapter.get("unet", ())):
             raise ValueError(
                 f"{name}: also modifies the method's attention branches, which a LoRA file has no "
                 "place for; keep its training run"
             )
-        self.words.tell_not_written(name)
+        self.words.warn_not_saved(name)
         write_lora(path, adapter)
 
     def unload_lora(self) -> None:
         """Remove every LoRA; a method keeps its own, which is a part of it."""
         self.words.drop(self.adapters)
-        self._put_adapters(loading.of_method(self.adapters))
+        self._put_adapters(loading.method_adapters(self.adapters))
 
     def fuse_lora(self) -> None:
         """Merge the loaded LoRAs into the weights: no cost per step, but irreversible."""
@@ -338,11 +338,11 @@ class Pipeline:
         """
         options, inputs = (options or SamplingOptions()).taking(named)
         checks.check_kinds(Callable, "a function", progress=progress, on_batch=on_batch)
-        prompts = checks.texts_of("prompt", prompt)
+        prompts = checks.as_texts("prompt", prompt)
         conditioner, count = self.conditioner, len(prompts)
         size = images.image_size(self.base, options.height, options.width)
         shape = images.latent_shape(self.base, size)
-        negatives = checks.one_each(negative_prompt, count, "negative prompts")
+        negatives = checks.broadcast_texts(negative_prompt, count, "negative prompts")
         people, where = conditioner.check_people(references, regions, prompts, shape[:2])
         acts = conditioner.acts(references)
         parts, inputs = conditioner.check_inputs(inputs, acts, count)
@@ -352,14 +352,14 @@ class Pipeline:
             options.scales or {}, bool(own_lora), acts, plan.num_steps
         )
         said = (prompts, negatives, parts, people, where)
-        checks.tell_of_call(self, *said, plan, strengths, options, latents)
+        checks.warn_of_ineffective_options(self, *said, plan, strengths, options, latents)
         time_ids = np.tile(options.time_ids(size), (count, 1))
         call = Call(prompts, parts, people, time_ids, size, inputs)
         against = negatives if options.guidance_scale > 1 else None
         seed, total = options.seed or 0, count * options.num_images_per_prompt
-        noise = images.first_noise(latents, seed, (total, *shape))
+        noise = images.initial_noise(latents, seed, (total, *shape))
         keys = sampling.image_keys(seed, 1, total)
-        batch = self.pictures_at_once(options.batch_size, total)
+        batch = self.batch_size_for(options.batch_size, total)
         tile_size = (options.tile_size or 512) if options.tiling else None
         method, done = self.method if acts else None, []
         keep = done.append if on_batch is None else on_batch
@@ -381,16 +381,16 @@ class Pipeline:
 
     def encode_prompt(self, prompts: list[str]) -> tuple[jax.Array, jax.Array]:
         """prompt_embeds [b, 77, d] and pooled_prompt_embeds [b, p] of b prompts."""
-        prompts = checks.texts_of("prompts", prompts)
-        checks.tell_of_texts(self.conditioner, prompts, (), {}, None)
+        prompts = checks.as_texts("prompts", prompts)
+        checks.warn_of_texts(self.conditioner, prompts, (), {}, None)
         return self.conditioner.encode_prompt(prompts)
 
     def draw_latents(self, seed: int, total: int, height: int, width: int) -> np.ndarray:
         """The default ``latents``: [total, h / 8, w / 8, 4] standard normal."""
         shape = images.latent_shape(self.base, (height, width))
-        return images.first_noise(None, seed, (total, *shape))
+        return images.initial_noise(None, seed, (total, *shape))
 
-    def pictures_at_once(self, batch_size: int | None, total: int) -> int:
+    def batch_size_for(self, batch_size: int | None, total: int) -> int:
         """The size of the batches in which ``total`` images are generated."""
         devices = self.mesh.size
         if batch_size is None:

@@ -47,7 +47,7 @@ def read_words(path: str | Path, base: SDXLBase) -> Words:
     return words
 
 
-class OwnWords:
+class AddedWords:
     """The words that a base's tokenizers and text encoders have in addition to their vocabulary."""
 
     def __init__(self, base: SDXLBase):
@@ -64,7 +64,7 @@ class OwnWords:
     def _without(self, names: set) -> dict[str, Words]:
         return {n: words for n, words in self._by_name.items() if n not in names}
 
-    def tell_not_written(self, *names: str) -> None:
+    def warn_not_saved(self, *names: str) -> None:
         """Warn that the words of these LoRAs are not saved."""
         words = [repr(word) for name in names for word in self._by_name.get(name, ())]
         if words:
@@ -74,7 +74,7 @@ class OwnWords:
     def left_out(self) -> Iterator[None]:
         """Inside, the base lacks the words, so that it can be saved; a warning names them."""
         by_name = self._by_name
-        self.tell_not_written(*by_name)
+        self.warn_not_saved(*by_name)
         self._set({})
         try:
             yield
@@ -104,7 +104,7 @@ def _put(base, by_name: dict[str, Words]):
     ends = {tower: len(rows[0]) for tower, rows in tables.items()}
     for name, words in by_name.items():
         for word, towers in words.items():
-            _tell_of_same(by_name, name, word)
+            _warn_of_duplicates(by_name, name, word)
             ids = []
             for tower in TOWERS:
                 rows = towers.get(tower)
@@ -141,7 +141,7 @@ def _check(path, word, tower, rows, width):
         )
 
 
-def _tell_of_same(by_name, name, word):
+def _warn_of_duplicates(by_name, name, word):
     later = list(by_name)[list(by_name).index(name) + 1 :]
     for other in later:
         if word.lower() in map(str.lower, by_name[other]):

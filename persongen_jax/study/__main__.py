@@ -205,7 +205,7 @@ class Processes:
             )
 
 
-def do_run(run: Run, processes: Processes) -> None:
+def execute_run(run: Run, processes: Processes) -> None:
     """Train and evaluate, as far as not done yet."""
     if not is_trained(run):
         settings = [f"--config.{key}={value}" for key, value in run.overrides.items()]
@@ -269,7 +269,7 @@ def run_study(study: ConfigDict, dry_run: bool = False) -> None:
         try:
             for i, run in enumerate(runs):
                 print(f"[{i + 1}/{len(runs)}] {describe(run)}", flush=True)
-                do_run(run, processes)
+                execute_run(run, processes)
             costs = measure_costs(study, runs, processes)
         except Interrupted:
             print(f"stopped; the same command resumes ({workdir})")

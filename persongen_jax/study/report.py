@@ -51,7 +51,7 @@ def write_report(study: ConfigDict, runs: Sequence[Any], costs: dict | None) -> 
     check_comparable(groups)
     entries = join_groups(groups)
     write_tables(entries, out)
-    page = [heading(study, runs), table(entries), reading_aid(entries)]
+    page = [heading(study, runs), table(entries), chance_line(entries)]
 
     curves = join_curves(by_name(runs, validation_rows))
     figures = [
@@ -98,7 +98,7 @@ def heading(study: ConfigDict, runs: Sequence[Any]) -> str:
     )
 
 
-def reading_aid(entries: Iterable[tuple]) -> str:
+def chance_line(entries: Iterable[tuple]) -> str:
     """The value of guessing, where known; it may differ between sets."""
     levels = {}
     for _, set_name, _, metrics in entries:

@@ -81,7 +81,7 @@ def abstract_base(config: ConfigDict) -> tuple[SDXLBase, Method]:
     length = configs["text_encoder"]["max_position_embeddings"]
     tokenizers: Any = ShapeTokenizers(length)
     with tempfile.TemporaryDirectory(prefix="persongen-jax-") as folder:
-        write_hollow_tower(Path(folder), image_tower)
+        write_empty_tower(Path(folder), image_tower)
         config = ConfigDict({**config, "id_encoder": folder, "start_from": ""})
         model = nnx.eval_shape(functools.partial(_make, config, configs, method, tokenizers))
     return SDXLBase(model, tokenizers, configs, SCHEDULER, {}, config.base), method
@@ -99,7 +99,7 @@ def _make(config, configs, method, tokenizers):
     return model
 
 
-def write_hollow_tower(folder: Path, config: dict) -> None:
+def write_empty_tower(folder: Path, config: dict) -> None:
     """Write CLIP's image tower as config.json and a sparse model.safetensors without data."""
     kw = {"dtype": jnp.bfloat16, "param_dtype": jnp.bfloat16, "rngs": UnusedRngs()}
     tower = nnx.eval_shape(lambda: CLIPVisionModel(config, with_projection=True, **kw))

@@ -14,7 +14,7 @@ from flax import nnx
 
 from persongen_jax.parallel.sharding import frozen_shardings, put, replicated, state_shardings
 from persongen_jax.systems.base import System
-from persongen_jax.training.offload import offloaded, put_read, without_places
+from persongen_jax.training.offload import offloaded, put_not_offloaded, without_shardings
 from persongen_jax.training.optimizer import make_optimizer
 from persongen_jax.training.partition import split_model, split_shapes, statistics
 from persongen_jax.training.step import TrainState, make_train_step, merge_model
@@ -42,7 +42,7 @@ class Assembly:
     homes: Any
     step: jax.stages.Wrapped
 
-    def shown_model(self, state: TrainState) -> nnx.Module:
+    def eval_model(self, state: TrainState) -> nnx.Module:
         """The model that validation uses after this state, with offloaded weights put back."""
         return merge_model(self.graphdef, state.shown, put(self.frozen, self.homes))
 
@@ -78,9 +78,9 @@ def assemble(system: System, mesh: jax.sharding.Mesh, *, cached: bool = False) -
     if abstract:
         state, frozen = placed(shapes, places), placed(frozen, homes)
         if config.offload_encoders:
-            frozen = without_places(frozen, system.unread(cached=cached))
+            frozen = without_shardings(frozen, system.unread(cached=cached))
     else:
-        frozen = put_read(frozen, homes)
+        frozen = put_not_offloaded(frozen, homes)
         make = jax.jit(create, out_shardings=places)
         state = make(put(trainable, places.trainable), stats=stats)
     step = make_train_step(system, graphdef, tx, out=(places, replicated(mesh)))

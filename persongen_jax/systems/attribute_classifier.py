@@ -20,7 +20,7 @@ from data_pipeline.attributes.labelled import to_pixels
 from data_pipeline.examples.fields import Batch
 from persongen_jax.models.ddpm.classifier import GROUPS, AttributeClassifier
 from persongen_jax.parallel.sharding import to_host
-from persongen_jax.systems.on_attributes import OnAttributes
+from persongen_jax.systems.on_attributes import AttributeSystem
 from persongen_jax.training.stopping import Stopped
 
 SHIFT, NOISE = range(2)  # purposes of random keys
@@ -28,7 +28,7 @@ AT_ONCE = 256  # images per forward pass
 HELD_OUT = "held_out"
 
 
-class Classifier(OnAttributes):
+class Classifier(AttributeSystem):
     """Classifies every attribute of a data set; see data_pipeline/attributes/open.py."""
 
     evaluation = "persongen_jax.evaluation.held_out:HeldOut"
@@ -125,9 +125,13 @@ def classify(
     for start in range(0, len(pictures), AT_ONCE):
         if should_stop():
             raise Stopped
-        here = to_pixels(np.stack([np.asarray(p) for p in pictures[start : start + AT_ONCE]]))
+        here = to_pixels(
+            np.stack([np.asarray(p) for p in pictures[start : start + AT_ONCE]])
+        )
         # Padded, so that every part has the same shape.
-        filled = np.concatenate([here, np.zeros((AT_ONCE - len(here), *here.shape[1:]), "f")])
+        filled = np.concatenate(
+            [here, np.zeros((AT_ONCE - len(here), *here.shape[1:]), "f")]
+        )
         rows = [to_host(part) for part in _classify(graphdef, state, filled)]
         logits.append(rows[0][: len(here)])
         features.append(rows[1][: len(here)])

@@ -26,7 +26,7 @@ from persongen_jax.diffusion.scheduler_config import check_choice
 from persongen_jax.models.ddpm.unet2d import UNet2DModel
 from persongen_jax.models.layers import Linear
 from persongen_jax.systems.diffusion import Cases, DiffusionSystem, Pixels
-from persongen_jax.systems.on_attributes import OnAttributes
+from persongen_jax.systems.on_attributes import AttributeSystem
 
 CONDITIONING = ("input", "blocks", "none")
 HIDE = 16  # a purpose of random keys, next to those of systems/diffusion.py
@@ -107,7 +107,7 @@ class AttributeUNet(nnx.Module):
 _DTYPES = {"dtype": jnp.float32, "param_dtype": jnp.float32}
 
 
-class Ddpm(OnAttributes, DiffusionSystem):
+class Ddpm(AttributeSystem, DiffusionSystem):
     """Generates images from attributes.
 
     Raises:

@@ -25,7 +25,7 @@ from persongen_jax.models.sdxl.vae import (
     decode_images,
     scale_latents,
 )
-from persongen_jax.parallel.sharding import along_batch, make_mesh, put_array
+from persongen_jax.parallel.sharding import batch_sharding, make_mesh, put_array
 from persongen_jax.systems.base import SamplingProgram, System
 
 # Purposes of random keys; each draws from its own stream.
@@ -291,7 +291,7 @@ class DiffusionSystem(System):
         mesh, rows = make_mesh(), noise.shape[0]
         if rows % mesh.size:
             return _sample(self, graphdef, state, inputs, noise, plan, key)
-        spread = functools.partial(put_array, sharding=along_batch(mesh))
+        spread = functools.partial(put_array, sharding=batch_sharding(mesh))
         inputs = {**inputs, "batch": jax.tree.map(spread, inputs["batch"])}
         if key is not None and key.shape:
             key = spread(key)

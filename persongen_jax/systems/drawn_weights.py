@@ -14,17 +14,17 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 
-def with_drawn_weights(model: Any) -> Any:
+def with_random_weights(model: Any) -> Any:
     """A model of ShapeDtypeStructs with arrays in their place, on the first device."""
     graphdef, state = nnx.split(model)
     filled = [
-        (path, leaf.replace(draw_weight(i, path, leaf.get_value())))
+        (path, leaf.replace(random_weight(i, path, leaf.get_value())))
         for i, (path, leaf) in enumerate(nnx.to_flat_state(state))
     ]
     return nnx.merge(graphdef, nnx.from_flat_state(filled))
 
 
-def draw_weight(number: int, path: tuple, shape: jax.ShapeDtypeStruct) -> jax.Array:
+def random_weight(number: int, path: tuple, shape: jax.ShapeDtypeStruct) -> jax.Array:
     """An array like ``shape``, a ShapeDtypeStruct; ``number`` makes it differ from the others."""
     name, dims = path[-1], shape.shape
     if name == "bias":

@@ -9,7 +9,7 @@ from data_pipeline.attributes.labelled import (
     AttributeData,
     Description,
     LabelledExamples,
-    fit_to,
+    select_attributes,
     spec_of,
 )
 from data_pipeline.attributes.open import describe_attribute_data, open_attribute_data
@@ -18,7 +18,7 @@ from data_pipeline.examples.fields import Batch
 from persongen_jax.systems.base import System
 
 
-class OnAttributes(System):
+class AttributeSystem(System):
     """A system whose examples are images with attributes."""
 
     @classmethod
@@ -55,7 +55,7 @@ class OnAttributes(System):
         config = self.config
         fetch = {"data_dir": config.data_dir, "download": config.download}
         found = open_attribute_data(config.data, **_of_folder(config), **fetch)
-        return fit_to(found, self.described, config.data)
+        return select_attributes(found, self.described, config.data)
 
     @property
     def vocabulary(self) -> Vocabulary:

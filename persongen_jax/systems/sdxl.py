@@ -14,14 +14,14 @@ from ml_collections import ConfigDict
 from data_pipeline.examples.buckets import bucket_shapes, check_shapes
 from data_pipeline.examples.fields import Batch, FaceBox, Image, TimeIds, needs
 from data_pipeline.examples.source import ExampleSource
-from data_pipeline.records.sources import open_records, picture_mark, picture_stamps
+from data_pipeline.records.sources import content_digests, file_stamps, open_records
 from persongen_jax.diffusion import samplers as sampling
 from persongen_jax.diffusion import schedule as diffusion
 from persongen_jax.diffusion.conditioning import Guidance
 from persongen_jax.diffusion.options import SamplingOptions
 from persongen_jax.features.cache import Features, abstract_batch, cached_kinds
 from persongen_jax.methods import get_method
-from persongen_jax.methods.base import Method, Parts, denoiser_view
+from persongen_jax.methods.base import Method, Parts, denoiser_module
 from persongen_jax.methods.sampling import sample_steps
 from persongen_jax.models.sdxl.parts import COMPONENTS, StableDiffusionXL
 from persongen_jax.systems.base import SamplingProgram
@@ -118,7 +118,7 @@ class Sdxl(DiffusionSystem):
         check_shapes(shapes, self.codec.factor * 2 ** (levels - 1))
         features = None
         if config.cache:
-            stamps = picture_stamps(config.data)
+            stamps = file_stamps(config.data)
             features = Features(config, self.model, self.fields, self.table, stamps)
             print(f"features: {features}")
         return ExampleSource(
@@ -131,7 +131,7 @@ class Sdxl(DiffusionSystem):
             random_crop=config.random_crop,
             buckets=shapes,
             features=features,
-            mark=picture_mark(config.data),
+            mark=content_digests(config.data),
         )
 
     def abstract_batch(self, cached: bool = False, shape: tuple[int, int] | None = None) -> Batch:
@@ -175,7 +175,7 @@ class Sdxl(DiffusionSystem):
         self, model: Any, x: jax.Array, t: ArrayLike, condition: Any, step: ArrayLike | None = None
     ) -> jax.Array:
         # Only the parts that sampling sees, so that a part missing there is missed in training too.
-        return self.method.denoise(denoiser_view(model, self.method), x, t, condition, step)
+        return self.method.denoise(denoiser_module(model, self.method), x, t, condition, step)
 
     def mask(
         self, batch: Batch, draws: dict[str, jax.Array], shape: tuple[int, ...]
@@ -202,7 +202,7 @@ class Sdxl(DiffusionSystem):
             state,
             self.abstract_batch(),
         )
-        names = ("identity", *conditioning.scaled_names)
+        names = ("identity", *conditioning.scalable_names)
         scales = {name: np.ones(steps, np.float32) for name in names}
         plain = conditioning.streams["text"].tokens
         guidance = Guidance(conditioning, conditioning, conditioning, plain, scales)
@@ -212,7 +212,7 @@ class Sdxl(DiffusionSystem):
         latents = jax.ShapeDtypeStruct((config.batch_size, side, side, channels), jnp.float32)
         carry = jax.eval_shape(functools.partial(sampling.init_carry, plan), latents)
         keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), config.batch_size))
-        graphdef, weights = nnx.split(denoiser_view(self.model, self.method))
+        graphdef, weights = nnx.split(denoiser_module(self.model, self.method))
         inputs = (plan, carry, guidance, keys, (*options.scalars(steps), 0, steps))
         return SamplingProgram(sample_steps, (self.method, graphdef), weights, inputs, steps)
 

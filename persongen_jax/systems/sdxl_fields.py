@@ -22,11 +22,11 @@ def image_encoding() -> Encoding:
         encode=encode_moments,
         precision="vae_dtype",
         suffix=lambda shape: f"-{shape[1]}x{shape[0]}",
-        view=_vae_alone,
+        view=_vae_only,
     )
 
 
-def _vae_alone(model):
+def _vae_only(model):
     view = nnx.Module()
     view.vae = model.vae
     return view

@@ -82,7 +82,7 @@ class Checkpoints:
         self._checkpointer = _checkpointer()
         if self._first:
             self.folder.mkdir(parents=True, exist_ok=True)
-            for path in self._clear():
+            for path in self._delete_unfinished():
                 log.warning("%s: incomplete checkpoint, removed", path)
 
     def newest(self) -> int | None:
@@ -132,10 +132,10 @@ class Checkpoints:
             progress: anything that JSON can hold.
             stats: statistics that layers gather, by path; None or empty if there are none.
         """
-        self._settle()
+        self._wait()
         self._saving = step
         if self._first:
-            self._clear()  # again, as Orbax may go on writing after a failed save
+            self._delete_unfinished()  # again, as Orbax may go on writing after a failed save
         items = {
             "trainable": ocp.args.StandardSave(trainable),
             "opt_state": ocp.args.StandardSave(opt_state),
@@ -171,15 +171,15 @@ class Checkpoints:
         except Exception as error:  # training goes on, whatever it is
             self._error = error
             if self._first:
-                self._clear()
+                self._delete_unfinished()
             self._failure = (
                 f"{self.folder}: the checkpoint of step {step} could not be saved: "
-                f"{_in_short(error)}. It takes up to {_megabytes(size)}, and "
+                f"{_short_message(error)}. It takes up to {_megabytes(size)}, and "
                 f"{_megabytes(shutil.disk_usage(self.folder).free)} are free there"
             )
             log.warning("%s; the next save tries again", self._failure)
 
-    def _settle(self):
+    def _wait(self):
         """Wait for the running save; every process learns whether all of them succeeded."""
         if self._thread is None:
             return
@@ -197,7 +197,7 @@ class Checkpoints:
 
     def has(self, step: int) -> bool:
         """Whether ``step`` is the newest complete checkpoint; waits for a running save."""
-        self._settle()
+        self._wait()
         return self._saved == step
 
     def _delete_old(self):
@@ -208,7 +208,7 @@ class Checkpoints:
                 os.rename(self.folder / str(step), doomed)
                 shutil.rmtree(doomed)
 
-    def _clear(self) -> list[Path]:
+    def _delete_unfinished(self) -> list[Path]:
         """Delete unfinished and half-deleted checkpoints; return the unfinished ones."""
         unfinished = sorted(self.folder.glob("*.saving*"))
         for path in [*unfinished, *self.folder.glob("*.deleting")]:
@@ -257,11 +257,11 @@ class Checkpoints:
         Raises:
             SaveFailed: the last save failed.
         """
-        self._settle()
+        self._wait()
         self._checkpointer.close()
         if self._failure:
             if self._first:
-                self._clear()
+                self._delete_unfinished()
             raise SaveFailed(
                 f"{self._failure}. Free some space and repeat the command: it resumes from the "
                 "last complete checkpoint"
@@ -290,7 +290,7 @@ def _abstract(tree):
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), tree)
 
 
-def _in_short(error: Exception) -> str:
+def _short_message(error: Exception) -> str:
     """The cause, which storage libraries put at the end of a long line of function names."""
     text = " ".join(str(error).split()) or type(error).__name__
     if is_full(error):

@@ -35,7 +35,7 @@ class MetricsFile:
     def __init__(self, path: Path, start: int, kept: Iterable[dict] = ()):
         rows = [line for line in _lines(path) if json.loads(line)["step"] <= start]
         write_text(path, "".join(rows))
-        self.file = PatientFile(path)
+        self.file = RetryingFile(path)
         self._kept = list(kept)
 
     def keep(self, metrics: dict) -> None:
@@ -68,7 +68,7 @@ class MetricsFile:
         self.file.close()
 
 
-class PatientFile:
+class RetryingFile:
     """An append-only file; data that hit a full disk are kept and written with the next ones."""
 
     def __init__(self, path: Path):
@@ -105,7 +105,7 @@ def _lines(path: Path) -> list[str]:
     return [line + "\n" for line in whole_lines(path)] if path.exists() else []
 
 
-def falling(path: Path) -> str:
+def loss_summary(path: Path) -> str:
     """The loss at the beginning and the end of a run, each the mean of a tenth of its lines."""
     losses = [json.loads(line)["loss"] for line in _lines(path)]
     losses = [loss for loss in losses if loss is not None]
@@ -140,7 +140,7 @@ class EventFile:
                 "--config.tensorboard=False; metrics.jsonl is written in any case"
             ) from error
         self._event, self._summary = Event, summary
-        files = SimpleNamespace(open=lambda name: PatientFile(Path(name.partition(":")[2])))
+        files = SimpleNamespace(open=lambda name: RetryingFile(Path(name.partition(":")[2])))
         register_writer_factory("patient", files)
         folder.mkdir(parents=True, exist_ok=True)
         earlier = any(folder.glob("events.out.tfevents.*"))

@@ -33,7 +33,7 @@ def offloaded(model: nnx.Module, roots: tuple[str, ...]) -> None:
             leaf.set_value(np.asarray(array))
 
 
-def put_read(tree: Any, shardings: Any) -> Any:
+def put_not_offloaded(tree: Any, shardings: Any) -> Any:
     """sharding.put for what is not offloaded; NumPy arrays stay where they are."""
     return jax.tree.map(
         lambda array, place: array if isinstance(array, np.ndarray) else put(array, place),
@@ -42,7 +42,7 @@ def put_read(tree: Any, shardings: Any) -> Any:
     )
 
 
-def without_places(tree: Any, roots: tuple[str, ...]) -> Any:
+def without_shardings(tree: Any, roots: tuple[str, ...]) -> Any:
     """ShapeDtypeStructs, without a sharding for what lies under ``roots``."""
 
     def offload(keys, leaf):

@@ -1,7 +1,7 @@
 """The optimizer by name, with a learning rate per group, and the weights to evaluate.
 
     tx = make_optimizer(config, groups)      # config.optimizer, config.optimizer_options
-    shown = shown_params(opt_state, trainable)
+    shown = eval_params(opt_state, trainable)
 
 ``config.optimizer`` is any optimizer of ``optax`` or ``optax.contrib`` that updates weights from
 gradients alone; :func:`known` lists them. They include adam, adamw (Loshchilov and Hutter, arXiv
@@ -260,7 +260,7 @@ def _matrix_axes(params):
 # ---- The weights to evaluate ---------------------------------------------------------------------
 
 
-def shown_params(opt_state: Any, trainable: dict) -> dict:
+def eval_params(opt_state: Any, trainable: dict) -> dict:
     """The weights to validate and export: {path: array}, shapes and shardings as ``trainable``.
 
     Schedule-free optimizers take gradients at y, which is ``trainable``; what converges is the

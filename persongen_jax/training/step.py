@@ -18,7 +18,7 @@ from jax.typing import ArrayLike
 from data_pipeline.examples.fields import flatten
 from persongen_jax.parallel.sharding import gathered
 from persongen_jax.training import flop_count
-from persongen_jax.training.optimizer import ema_decay_at, shown_params
+from persongen_jax.training.optimizer import ema_decay_at, eval_params
 
 
 def step_key(seed: ArrayLike, step: ArrayLike, purpose: ArrayLike) -> jax.Array:
@@ -81,7 +81,7 @@ class TrainState:
     def average(self) -> dict:
         """The weights to use instead of ``trainable``: a running average, a schedule-free
         optimizer's average, or {} if there is none."""
-        average = self.ema or shown_params(self.opt_state, self.trainable)
+        average = self.ema or eval_params(self.opt_state, self.trainable)
         return {} if average is self.trainable else average
 
     @property

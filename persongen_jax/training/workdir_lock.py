@@ -28,7 +28,7 @@ class WorkdirInUse(ValueError):
 
 
 @contextlib.contextmanager
-def only_run_in(workdir: Path) -> Iterator[None]:
+def lock_workdir(workdir: Path) -> Iterator[None]:
     """Inside, no other run can start in ``workdir``, which is created if necessary.
 
     Raises:
@@ -38,7 +38,7 @@ def only_run_in(workdir: Path) -> Iterator[None]:
     path = workdir / NAME
     file = _take(path)
     stop = threading.Event()
-    beat = threading.Thread(target=_beat, args=(path, stop), name="workdir lock", daemon=True)
+    beat = threading.Thread(target=_heartbeat, args=(path, stop), name="workdir lock", daemon=True)
     try:
         file.seek(0)
         file.truncate()
@@ -132,7 +132,7 @@ def _in_use(path: Path, owner: dict) -> str:
     return f"{path.parent}: {who} is training here; wait for it, stop it, or give another --workdir"
 
 
-def _beat(path: Path, stop: threading.Event):
+def _heartbeat(path: Path, stop: threading.Event):
     while not stop.wait(BEAT):
         with contextlib.suppress(OSError):
             os.utime(path)

@@ -30,7 +30,7 @@ from persongen_jax.aot.programs import Program, encoders, training, with_batch
 from persongen_jax.aot.search import largest
 from persongen_jax.models.attention_kernels import attention
 from persongen_jax.models.sdxl.sizes import CONFIGS
-from persongen_jax.parallel.sharding import along_batch, make_mesh, replicated
+from persongen_jax.parallel.sharding import batch_sharding, make_mesh, replicated
 from persongen_jax.systems.abstract import network_configs
 from persongen_jax.training import flop_count
 from persongen_jax.weights.random_base import make_configs
@@ -260,7 +260,7 @@ def topology():
 
 def product_program(mesh, rows: int, times: int) -> Program:
     """Products of [rows, 256] with a matrix in sequence, and a sum over the chips."""
-    x = jax.ShapeDtypeStruct((rows, 256), jnp.bfloat16, sharding=along_batch(mesh))
+    x = jax.ShapeDtypeStruct((rows, 256), jnp.bfloat16, sharding=batch_sharding(mesh))
     w = jax.ShapeDtypeStruct((256, 256), jnp.bfloat16, sharding=replicated(mesh))
 
     @jax.jit
@@ -307,7 +307,7 @@ def test_options_that_the_compiler_rejects_are_reported_at_once(options, monkeyp
 def test_attention_in_a_kernel_is_counted(topology, tmp_path):
     chip, mesh = topology
     n, d = 2048, 64
-    x = jax.ShapeDtypeStruct((mesh.size, n, 1, d), jnp.bfloat16, sharding=along_batch(mesh))
+    x = jax.ShapeDtypeStruct((mesh.size, n, 1, d), jnp.bfloat16, sharding=batch_sharding(mesh))
     program = Program(jax.jit(lambda x: attention(x, x, x)), (x,), {}, mesh.size, mesh)
     text = tmp_path / "new" / "program.txt"
     row, _ = measure(program, chip, {}, text=text)
@@ -322,7 +322,7 @@ def test_unread_weights_on_the_chip_count_as_memory(topology):
 
     def rows(gib, holds_all=True, **kw):
         unread = jax.ShapeDtypeStruct((gib, 2**28), jnp.float32, **kw)
-        x = jax.ShapeDtypeStruct((4096, 256), jnp.bfloat16, sharding=along_batch(mesh))
+        x = jax.ShapeDtypeStruct((4096, 256), jnp.bfloat16, sharding=batch_sharding(mesh))
         function = jax.jit(lambda x, unread: x.astype(jnp.float32).sum(0))
         parts = {"frozen weights": unread, "batch": x}
         program = Program(function, (x, unread), parts, 4096, mesh, holds_all=holds_all)

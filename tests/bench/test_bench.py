@@ -39,7 +39,7 @@ def test_rows_are_every_combination():
     assert settings[4].extras == {"cached": False, "attention": "auto"}
     # remat is only another way to do the same work.
     assert settings[0].work == settings[1].work != settings[2].work
-    assert settings[0].picture_work == settings[2].picture_work
+    assert settings[0].image_work == settings[2].image_work
 
 
 @pytest.mark.parametrize(
@@ -87,7 +87,7 @@ def test_report(tmp_path):
         made_row("torch", "compile", []),
     ]
     rows[2].error = "out of memory"
-    of = rows[0].setting.picture_work
+    of = rows[0].setting.image_work
     counts = [{"of": of, "ours": 1.5e11, "torch": 1.6e11, "trained": 10, "trained_torch": 10}]
     settings = {"what": "train", "config": "c", "rounds": 3, "threads": 2, "in_turns": True}
     text = write_report(tmp_path / "train", settings, rows, counts)

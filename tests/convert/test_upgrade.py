@@ -11,7 +11,7 @@ from persongen_jax.config import VERSION
 from persongen_jax.convert import __main__ as convert
 from persongen_jax.convert import upgrade
 from persongen_jax.pipeline import Pipeline
-from persongen_jax.settings import OldRun, check_same_run
+from persongen_jax.settings import OldRun, check_resumable
 from persongen_jax.systems.open import complete_config, open_run, open_system
 from persongen_jax.training import integrity
 from tests.convert.test_convert import write_run
@@ -111,7 +111,7 @@ def test_keys_of_their_own_for_adams_betas():
     complete = json.loads(complete_config(upgrade.upgraded(before)).to_json())
     assert {key: complete[key] for key in now} == now
     with pytest.raises(ValueError, match=r"optimizer_options: \{'b2': 0.99\} -> \{\}"):
-        check_same_run("runs/x", complete, {**complete, "optimizer_options": {}})
+        check_resumable("runs/x", complete, {**complete, "optimizer_options": {}})
     # Adam's defaults are no options.
     assert upgrade.upgraded({**before, "adam_b2": 0.999})["optimizer_options"] == {}
 

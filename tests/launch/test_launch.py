@@ -193,10 +193,10 @@ def test_kubernetes_jobset():
     assert container["args"] == TRAINING
     assert container["resources"]["limits"] == {"google.com/tpu": 8}
     # The pods' variables are those that the package reads.
-    from persongen_jax.parallel.distributed import plain_variables
+    from persongen_jax.parallel.distributed import jax_variables
 
     variables = {v["name"]: v["value"] for v in container["env"]}
-    found = plain_variables({**variables, "JOB_COMPLETION_INDEX": "3"})
+    found = jax_variables({**variables, "JOB_COMPLETION_INDEX": "3"})
     assert found["coordinator_address"] == f"people-{job['name']}-0-0.people:8476"
     assert (found["num_processes"], found["process_id"]) == (4, 3)
     assert json.loads(variables["PERSONGEN_UNFINISHED_STATUS"]) == 75

@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 
 from data_pipeline.examples.spatial import ControlImage, Weight
-from persongen_jax.methods.base import Method, plain_text, prompts
+from persongen_jax.methods.base import Method, condition_on_text, prompts
 from persongen_jax.models.layers import Conv
 
 
@@ -23,7 +23,7 @@ class Controlled(Method):
         return prompts(parts, config, at_trigger=False), ControlImage("pose")
 
     def condition(self, model, batch):
-        return plain_text(model, batch).with_map("pose", batch["pose"])
+        return condition_on_text(model, batch).with_map("pose", batch["pose"])
 
     def denoise(self, model, x, t, conditioning, step=None):
         return model.unet(x, t, conditioning) + hint(model, conditioning)

@@ -18,7 +18,7 @@ from persongen_jax import train
 from persongen_jax.config import VERSION
 from persongen_jax.diffusion.conditioning import Conditioning, TokenStream
 from persongen_jax.methods import METHODS
-from persongen_jax.methods.start import settle_step
+from persongen_jax.methods.start import pin_start_step
 from persongen_jax.models.branches import Composition, branch_names
 from persongen_jax.models.lora import lora_layers
 from persongen_jax.parallel.sharding import make_mesh, replicated
@@ -356,7 +356,7 @@ def test_the_step_that_a_run_started_from_stays_the_same(config, build, tmp_path
     path = "id_encoder/visual_projection/kernel"
     model, source = build("photomaker").model, tmp_path / "earlier"
     first = write_run(source, model, "photomaker", step=3)[path]
-    here = settle_step(changed(config, start_from=str(source)), None)
+    here = pin_start_step(changed(config, start_from=str(source)), None)
     assert here.start_from_step == 3
     again = nnx.clone(model)
     kernel = leaf_paths(again)[path].get_value()
@@ -367,8 +367,8 @@ def test_the_step_that_a_run_started_from_stays_the_same(config, build, tmp_path
     assert np.array_equal(found[0], first) and np.array_equal(found[1], last)
     assert not np.array_equal(first, last)
     # If no step is given, the run keeps the one that it started from.
-    assert settle_step(anew, here.to_dict()).start_from_step == 3
-    assert settle_step(changed(here, start_from_step=7), here.to_dict()).start_from_step == 7
+    assert pin_start_step(anew, here.to_dict()).start_from_step == 3
+    assert pin_start_step(changed(here, start_from_step=7), here.to_dict()).start_from_step == 7
     shutil.rmtree(source / "checkpoints" / "3")
     with pytest.raises(
         FileNotFoundError, match=r"start_from_step=3: .*there are 7.*restore a copy"

@@ -9,7 +9,7 @@ from sklearn.neighbors import NearestNeighbors
 from benchmarks.attributes import compare_frechet
 from data_pipeline.attributes.vocabulary import Vocabulary
 from persongen_jax.evaluation.comparison import table
-from persongen_jax.metrics.attribute_scores import mean_of_pictures, right, share
+from persongen_jax.metrics.attribute_scores import mean_over_images, right, share
 from persongen_jax.metrics.base import Generated, Known, Owner, People
 from persongen_jax.metrics.images.attribute_accuracy import AttributeAccuracy
 from persongen_jax.metrics.measures import join_measures, measure_all
@@ -99,7 +99,7 @@ def test_wilson_s_interval():
 
 
 def test_answers_of_a_picture_count_together():
-    found = mean_of_pictures(np.array([[1, 1], [0, 0], [1, np.nan], [np.nan, np.nan]]))
+    found = mean_over_images(np.array([[1, 1], [0, 0], [1, np.nan], [np.nan, np.nan]]))
     assert found["n"] == 3 and found["mean"] == pytest.approx(2 / 3)
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from data_pipeline.drawing.people import vocabulary
 from data_pipeline.prompts import Tokenizers
-from persongen_jax.miniature.systems.names import make_names, put_names
+from persongen_jax.miniature.systems.names import make_names, replace_class_words
 from persongen_jax.miniature.systems.unet import class_word_places
 from persongen_jax.miniature.unit_scale import measure_scale
 from persongen_jax.weights.tiny_tokenizer import SDXL_PAD_TOKENS, write_tiny_tokenizer
@@ -29,7 +29,9 @@ def test_a_name_takes_its_place_and_no_other():
     names = jnp.array([[1.0, 2], [3, 4], [5, 6]])
     expected = np.zeros((3, 5, 2))
     expected[0, 4], expected[2, 0] = [1, 2], [5, 6]
-    np.testing.assert_array_equal(put_names(embeds, names, jnp.array([4, -1, 0])), expected)
+    np.testing.assert_array_equal(
+        replace_class_words(embeds, names, jnp.array([4, -1, 0])), expected
+    )
 
 
 def test_the_place_is_the_class_words(tokenizers):

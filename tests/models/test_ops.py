@@ -49,7 +49,7 @@ def test_convolution_by_rows(function, picture_and_kernel):
     ],
 )
 def test_where_convolution_goes_by_rows(x, kernel, chosen):
-    assert ops.tpu_by_rows(x, kernel) == chosen
+    assert ops.use_rows_on_tpu(x, kernel) == chosen
 
 
 @pytest.mark.parametrize("function", [convolve, both_gradients])

@@ -20,7 +20,7 @@ from persongen_jax.models.attention_kernels import attention
 from persongen_jax.models.ddpm.unet2d import UNet2DModel, complete_config
 from persongen_jax.models.layers import UnusedRngs
 from persongen_jax.models.platform import compile_for
-from persongen_jax.models.spatial_attention import attention_by_heads, cpu_by_heads
+from persongen_jax.models.spatial_attention import attention_by_heads, use_heads_on_cpu
 from persongen_jax.weights.errors import WeightsError
 from persongen_jax.weights.formats.unet2d import load_unet2d, save_unet2d
 from persongen_jax.weights.loader import parameter_leaves, to_torch_layout, torch_key
@@ -208,16 +208,16 @@ def test_attention_head_by_head():
     ],
 )
 def test_where_attention_goes_head_by_head(shape, chosen):
-    assert cpu_by_heads(shape, jnp.float32) == chosen
+    assert use_heads_on_cpu(shape, jnp.float32) == chosen
     with compile_for("gpu"):
-        assert not cpu_by_heads(shape, jnp.float32)
+        assert not use_heads_on_cpu(shape, jnp.float32)
 
 
 ON_A_MESH = """
 import jax, jax.numpy as jnp, numpy as np
 from persongen_jax.models.attention_kernels import attention
-from persongen_jax.models.spatial_attention import attend, cpu_by_heads
-from persongen_jax.parallel.sharding import along_batch, make_mesh
+from persongen_jax.models.spatial_attention import attend, use_heads_on_cpu
+from persongen_jax.parallel.sharding import batch_sharding, make_mesh
 qkv = [jax.random.normal(key, (8, 256, 2, 4)) for key in jax.random.split(jax.random.key(0), 3)]
 
 def both(function, qkv):
@@ -226,9 +226,9 @@ def both(function, qkv):
 plain, mesh = jax.tree.leaves(both(attention, qkv)), make_mesh()
 assert mesh.size == 4
 with jax.set_mesh(mesh):
-    assert cpu_by_heads(qkv[0].shape, qkv[0].dtype)
-    assert not cpu_by_heads((9, 256, 2, 4), jnp.float32)
-    dealt = jax.tree.leaves(both(attend, jax.device_put(qkv, along_batch(mesh))))
+    assert use_heads_on_cpu(qkv[0].shape, qkv[0].dtype)
+    assert not use_heads_on_cpu((9, 256, 2, 4), jnp.float32)
+    dealt = jax.tree.leaves(both(attend, jax.device_put(qkv, batch_sharding(mesh))))
     nine = [jnp.concatenate([x, x[:1]]) for x in qkv]
     assert attend(*nine).shape == (9, 256, 2, 4)
 for a, b in zip(dealt, plain, strict=True):

@@ -37,13 +37,13 @@ SLURM = {
 
 def test_plain_variables():
     wanted = {"coordinator_address": "host0:1234", "num_processes": 4, "process_id": 3}
-    assert wanted.items() <= distributed.plain_variables(PLAIN).items()
+    assert wanted.items() <= distributed.jax_variables(PLAIN).items()
     indexed = {**PLAIN, "JOB_COMPLETION_INDEX": "2"}
-    assert distributed.plain_variables(indexed)["process_id"] == 3
+    assert distributed.jax_variables(indexed)["process_id"] == 3
     del indexed["JAX_PROCESS_ID"]
-    assert distributed.plain_variables(indexed)["process_id"] == 2
+    assert distributed.jax_variables(indexed)["process_id"] == 2
     # Any indexed job of Kubernetes has this one.
-    assert distributed.plain_variables({"JOB_COMPLETION_INDEX": "2"}) is None
+    assert distributed.jax_variables({"JOB_COMPLETION_INDEX": "2"}) is None
 
 
 @pytest.mark.parametrize(
@@ -58,7 +58,7 @@ def test_plain_variables():
 )
 def test_half_an_environment_is_refused(change, words):
     with pytest.raises(ValueError, match=re.escape(words)):
-        distributed.plain_variables({**PLAIN, **change})
+        distributed.jax_variables({**PLAIN, **change})
 
 
 def test_slurm_steps():
@@ -78,7 +78,11 @@ def test_slurm_steps():
 def test_one_process_when_nothing_says_otherwise():
     distributed.initialize({"JAX_PLATFORMS": "cpu"})
     assert jax.process_count() == 1 and not jax.distributed.is_initialized()
-    assert distributed.is_first() and distributed.of_first(True) and not distributed.of_first(False)
+    assert (
+        distributed.is_first()
+        and distributed.broadcast_from_first(True)
+        and not distributed.broadcast_from_first(False)
+    )
     with pytest.raises(ValueError, match="PERSONGEN_HEARTBEAT_SECONDS='soon'"):
         distributed.initialize({"PERSONGEN_HEARTBEAT_SECONDS": "soon"})
 

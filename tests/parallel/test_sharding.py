@@ -19,7 +19,7 @@ from jax.sharding import PartitionSpec as P
 from configs.base import get_config
 from persongen_jax.parallel import sharding
 from persongen_jax.systems.open import abstract_system
-from persongen_jax.train import check_parts
+from persongen_jax.train import check_batch_size
 from persongen_jax.training.checkpoint import load_trained
 from tests.helpers.sharded_training import STEPS
 from tests.helpers.training_runs import small_base
@@ -143,7 +143,7 @@ def test_groups_and_batches_that_do_not_divide_are_refused():
     config = get_config()
     config.batch_size = 12
     with pytest.raises(ValueError, match="on 8 devices; make it a multiple of 8"):
-        check_parts(config, 8)
+        check_batch_size(config, 8)
 
 
 # ---- Sharded = unsharded -----------------------------------------------------------------------

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from configs.first_light import get_config
-from persongen_jax.diffusion.options import usual_merge_step
+from persongen_jax.diffusion.options import default_merge_step
 from persongen_jax.pipeline import Pipeline
 from persongen_jax.pipeline.checks import CallWarning
 from persongen_jax.systems.open import open_system
@@ -238,5 +238,5 @@ def test_weights_are_told_by_a_call(plain):
 
 @pytest.mark.parametrize(("steps", "step"), [(50, 10), (30, 6), (8, 1), (4, 0), (2, 0), (1, -1)])
 def test_the_default_merge_step_follows_the_steps(steps, step):
-    assert usual_merge_step(steps) == step < steps - 1
-    assert usual_merge_step(1000) == 30
+    assert default_merge_step(steps) == step < steps - 1
+    assert default_merge_step(1000) == 30

@@ -13,7 +13,7 @@ from data_pipeline.examples.spatial import ControlImage
 from persongen_jax.cli import plain_warnings
 from persongen_jax.evaluation.validation import open_evaluation
 from persongen_jax.generate import __main__ as generate
-from persongen_jax.methods.base import Method, add_prompt_streams, plain_text, prompts
+from persongen_jax.methods.base import Method, add_prompt_streams, condition_on_text, prompts
 from persongen_jax.methods.start import add_id_encoder
 from persongen_jax.methods.thesis.id_branch import (
     IDBranch,
@@ -50,7 +50,7 @@ class Hair(Method):
         return (prompts(parts, config, ("text", "hair"), at_trigger=False),)
 
     def condition(self, model, batch):
-        return add_prompt_streams(plain_text(model, batch), model, batch, ("hair",))
+        return add_prompt_streams(condition_on_text(model, batch), model, batch, ("hair",))
 
 
 class Who(IDBranch):
@@ -64,7 +64,7 @@ class Who(IDBranch):
         add_branch(parts.model.unet, "who")
 
     def condition(self, model, batch):
-        return plain_text(model, batch).with_stream("who", *identity_tokens(model, batch))
+        return condition_on_text(model, batch).with_stream("who", *identity_tokens(model, batch))
 
 
 class Posed(Who):

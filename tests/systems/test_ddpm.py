@@ -29,7 +29,7 @@ from persongen_jax.metrics.base import Known, Owner, People
 from persongen_jax.models.layers import UnusedRngs
 from persongen_jax.parallel.sharding import make_mesh, replicated
 from persongen_jax.pipeline.attributes import AttributePipeline
-from persongen_jax.settings import check_same_run
+from persongen_jax.settings import check_resumable
 from persongen_jax.systems import ddpm
 from persongen_jax.systems.assembly import assemble, number
 from persongen_jax.systems.attribute_classifier import Classifier
@@ -353,7 +353,7 @@ def test_a_folder_that_is_not_the_run_s_is_named(faces):
     with pytest.raises(ValueError, match="was trained with hat, which these data do not have"):
         _ = open_system(config).data
     with pytest.raises(ValueError, match="trained with another config.*described"):
-        check_same_run(folder, config.to_dict(), ddpm.Ddpm.settled(config_of(folder)).to_dict())
+        check_resumable(folder, config.to_dict(), ddpm.Ddpm.settled(config_of(folder)).to_dict())
 
 
 def test_a_judge_that_cannot_judge_is_named(judge):

@@ -10,7 +10,7 @@ from persongen_jax.diffusion import schedule as diffusion
 from persongen_jax.models.layers import UnusedRngs
 from persongen_jax.models.sdxl.vae import AutoencoderKL
 from persongen_jax.systems.diffusion import VAE, Step
-from persongen_jax.systems.drawn_weights import with_drawn_weights
+from persongen_jax.systems.drawn_weights import with_random_weights
 
 SHAPE = (3, 4, 4, 4)
 SMALL_VAE = {
@@ -46,7 +46,7 @@ def test_a_perfect_prediction_means_the_clean_latents(prediction_type):
 def test_the_image_is_differentiable():
     kw = {"dtype": jnp.float32, "param_dtype": jnp.float32, "rngs": UnusedRngs()}
     model = nnx.Module()
-    model.vae = with_drawn_weights(nnx.eval_shape(lambda: AutoencoderKL(SMALL_VAE, **kw)))
+    model.vae = with_random_weights(nnx.eval_shape(lambda: AutoencoderKL(SMALL_VAE, **kw)))
     codec = VAE(model.vae)
     step = make_step("epsilon", lambda latents: codec.decode(model, latents))
     side = SHAPE[1] * codec.factor

@@ -89,7 +89,7 @@ def test_a_step_moves_the_running_statistics(parts):
     state, metrics = made.step(state, made.frozen, bad, np.int32(1))
     assert metrics["skipped"] == 1
     assert jax.tree.all(jax.tree.map(np.array_equal, state.stats, after))
-    shown = made.shown_model(state).norm
+    shown = made.eval_model(state).norm
     assert np.array_equal(shown.running_mean[...], after["norm/running_mean"])
 
 

@@ -13,7 +13,7 @@ import pytest
 
 from configs.base import get_config
 from persongen_jax.parallel.sharding import make_mesh, replicated
-from persongen_jax.settings import check_same_run, differences
+from persongen_jax.settings import check_resumable, differences
 from persongen_jax.systems.open import complete_config
 from persongen_jax.training import integrity
 from persongen_jax.training.bad_steps import BadSteps, NonFinite
@@ -239,7 +239,7 @@ def test_free_keys_and_moved_files_are_the_same_run():
         **{"checkpoint_every": 2, "keep_checkpoints": 1, "validation_every": 5, "fsdp": 4},
         **{"validate_in_train": "", "tensorboard": True, "remat": True, "max_bad_steps": 2},
     )
-    check_same_run("runs/x", before, now)
+    check_resumable("runs/x", before, now)
     # A comparison of finished runs needs the same number of steps.
     assert [line.split(":")[0] for line in differences(before, now)] == [
         *("steps", "validate_in_train", "validation_every"),
@@ -250,9 +250,9 @@ def test_other_settings_are_refused_with_the_differences():
     saved = changed(clip_norm=0.5)
     del saved["noise_offset"]  # saved before there was this key
     before = json.loads(complete_config(saved).to_json())
-    check_same_run("runs/x", before, changed(clip_norm=0.5))
+    check_resumable("runs/x", before, changed(clip_norm=0.5))
     with pytest.raises(ValueError) as refused:
-        check_same_run("runs/x", before, changed(lr_lora=0.5, method="photomaker_bg"))
+        check_resumable("runs/x", before, changed(lr_lora=0.5, method="photomaker_bg"))
     said = str(refused.value)
     assert "clip_norm: 0.5 -> 0.0; lr_lora: 1e-05 -> 0.5; method: 'photomaker' -> " in said
     assert "--config.start_from=runs/x" in said and "steps" not in said

@@ -24,7 +24,7 @@ from persongen_jax import train
 from persongen_jax.training import integrity
 from persongen_jax.training.bad_steps import NonFinite
 from persongen_jax.training.checkpoint import Checkpoints, SaveFailed, find_run, is_intact
-from persongen_jax.training.log import EventFile, PatientFile
+from persongen_jax.training.log import EventFile, RetryingFile
 from persongen_jax.training.partition import split_model
 from persongen_jax.training.step import TrainState, make_train_step
 from tests.helpers.training_runs import STEPS, metrics, small_base, small_config, whole_run
@@ -153,7 +153,7 @@ def test_a_full_disk_leaves_what_was_saved(options, tmp_path):
 def test_the_log_waits_for_room(tmp_path):
     lines = [f"{n}{' ' * 3000}\n".encode() for n in range(12)]
     with small_disk(tmp_path / "disk", "size=1m,nr_inodes=10k") as disk, Words() as words:
-        file = PatientFile(disk / "metrics.jsonl")
+        file = RetryingFile(disk / "metrics.jsonl")
         for n, line in enumerate(lines):
             if n == 3:
                 fill(disk)

@@ -11,7 +11,7 @@ from persongen_jax.aot.programs import training, tree_bytes, with_batch
 from persongen_jax.methods import METHODS
 from persongen_jax.parallel.sharding import make_mesh
 from persongen_jax.systems.open import open_system
-from persongen_jax.training.offload import offloaded, put_read
+from persongen_jax.training.offload import offloaded, put_not_offloaded
 from persongen_jax.training.partition import leaf_paths
 from tests.helpers.training_runs import metrics, small_base, small_config
 
@@ -61,7 +61,7 @@ def test_encoders_leave_the_device(config, tmp_path):
 def test_only_what_is_on_the_host_stays_there():
     device = jax.sharding.SingleDeviceSharding(jax.devices()[-1])
     tree = {"encoder": np.ones(3), "unet": jnp.ones(3)}
-    put = put_read(tree, {"encoder": device, "unet": device})
+    put = put_not_offloaded(tree, {"encoder": device, "unet": device})
     assert put["encoder"] is tree["encoder"]
     assert put["unet"].sharding == device
 

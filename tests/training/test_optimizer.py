@@ -17,9 +17,9 @@ from persongen_jax.training import optimizer
 from persongen_jax.training.checkpoint import Checkpoints, load_trained
 from persongen_jax.training.optimizer import (
     ema_decay_at,
+    eval_params,
     learning_rate,
     make_optimizer,
-    shown_params,
 )
 from persongen_jax.training.step import TrainState
 
@@ -103,7 +103,7 @@ def identical(a, b):
 
 def test_ten_steps_learn(run):
     _, states = run
-    losses = [float(loss(shown_params(s.opt_state, s.trainable))) for s in states]
+    losses = [float(loss(eval_params(s.opt_state, s.trainable))) for s in states]
     assert losses[10] < losses[5] < losses[0]
     moved = jax.tree.map(lambda a, b: np.any(a != b), states[0].trainable, states[10].trainable)
     assert all(moved.values())
@@ -230,7 +230,7 @@ def test_schedule_free_shows_the_average(clip_norm):
         weight = min(1, (step + 2) / 4) ** 2
         total += weight
         average = {p: x + weight / total * (np.asarray(z[p]) - x) for p, x in average.items()}
-    shown = shown_params(state, params)
+    shown = eval_params(state, params)
     for path in SHAPES:
         assert np.allclose(shown[path], average[path], atol=1e-5)
         assert not np.allclose(shown[path], params[path], atol=1e-3)
@@ -240,13 +240,13 @@ def test_schedule_free_shows_the_average(clip_norm):
 def test_other_optimizers_show_what_they_train():
     for name in ("adam", "prodigy", "muon"):
         params = weights()
-        assert shown_params(make_optimizer(config_of(name), GROUPS).init(params), params) is params
+        assert eval_params(make_optimizer(config_of(name), GROUPS).init(params), params) is params
 
 
 def test_what_is_shown_can_be_shipped_as_the_running_average(tmp_path):
     params = weights()
     state = make_optimizer(config_of("schedule_free_sgd"), GROUPS).init(params)
-    shown = shown_params(state, weights(1))
+    shown = eval_params(state, weights(1))
     with Checkpoints(tmp_path) as checkpoints:
         checkpoints.save(3, weights(1), state, {}, ema=shown)
     assert identical(load_trained(tmp_path, replicated(make_mesh()))[0], shown)

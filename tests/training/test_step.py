@@ -18,7 +18,7 @@ from persongen_jax.models.sdxl.unet import MidBlock, UNet2DConditionModel
 from persongen_jax.systems.base import System
 from persongen_jax.systems.diffusion import VAE
 from persongen_jax.systems.sdxl import Sdxl
-from persongen_jax.train import check_parts
+from persongen_jax.train import check_batch_size
 from persongen_jax.training import flop_count
 from persongen_jax.training.partition import split_model
 from persongen_jax.training.step import TrainState, compile_step, keys_of, make_train_step
@@ -125,11 +125,11 @@ def test_running_average(batch):
 def test_a_batch_that_does_not_divide_is_refused():
     config = get_config()
     config.batch_size, config.grad_accum = 24, 3
-    check_parts(config, 8)
+    check_batch_size(config, 8)
     for parts, devices in ((3, 16), (5, 1), (0, 1)):
         config.grad_accum = parts
         with pytest.raises(ValueError, match="config.batch_size=24"):
-            check_parts(config, devices)
+            check_batch_size(config, devices)
 
 
 class ScaleVAE:

@@ -227,7 +227,7 @@ def test_errors_end_the_command_in_one_line(argument, named, tmp_path):
 def test_nothing_holds_the_first_batch_when_it_is_used():
     held = [np.zeros(3)]
     first = weakref.ref(held[0])
-    batches = train.led_by(held, iter([np.ones(3)]))
+    batches = train.prepend(held, iter([np.ones(3)]))
     next(batches)
     assert first() is None
     assert next(batches).sum() == 3

@@ -17,15 +17,15 @@ import pytest
 
 from configs.first_light import get_config
 from persongen_jax.config_ranges import check_ranges
-from persongen_jax.settings import check_same_run, check_steps, settle_schedule
+from persongen_jax.settings import check_resumable, check_steps, pin_schedule_steps
 from persongen_jax.systems.open import system_class
 from persongen_jax.systems.read_keys import ReadKeys
 from persongen_jax.systems.sdxl_config import sdxl_defaults
 from persongen_jax.training import workdir_lock
 from persongen_jax.training.checkpoint import Checkpoints, CorruptCheckpoint, find_run
-from persongen_jax.training.idle_keys import idle_keys
 from persongen_jax.training.optimizer import learning_rate
-from persongen_jax.training.workdir_lock import NAME, WorkdirInUse, only_run_in
+from persongen_jax.training.unused_keys import unused_keys
+from persongen_jax.training.workdir_lock import NAME, WorkdirInUse, lock_workdir
 
 HOST = socket.gethostname()
 
@@ -53,29 +53,29 @@ def quick(monkeypatch):
 
 
 def test_a_second_run_names_the_first(tmp_path):
-    with only_run_in(tmp_path / "run"):
-        with pytest.raises(WorkdirInUse) as caught, only_run_in(tmp_path / "run"):
+    with lock_workdir(tmp_path / "run"):
+        with pytest.raises(WorkdirInUse) as caught, lock_workdir(tmp_path / "run"):
             pass
         assert f"process {os.getpid()} on host {HOST} is training here" in str(caught.value)
-        with only_run_in(tmp_path / "other"):
+        with lock_workdir(tmp_path / "other"):
             pass
     assert list((tmp_path / "run").iterdir()) == []
-    with only_run_in(tmp_path / "run"):
+    with lock_workdir(tmp_path / "run"):
         pass
 
 
 def test_an_error_in_the_run_frees_it(tmp_path):
-    with pytest.raises(KeyError), only_run_in(tmp_path):
+    with pytest.raises(KeyError), lock_workdir(tmp_path):
         raise KeyError
-    with only_run_in(tmp_path):
+    with lock_workdir(tmp_path):
         pass
 
 
 HOLD = """
 import sys, time
 from pathlib import Path
-from persongen_jax.training.workdir_lock import only_run_in
-with only_run_in(Path(sys.argv[1])):
+from persongen_jax.training.workdir_lock import lock_workdir
+with lock_workdir(Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(60)
 """
@@ -86,17 +86,17 @@ def test_a_killed_run_leaves_nothing_to_clear_away(tmp_path):
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout.readline() == "held\n"
         with pytest.raises(WorkdirInUse, match=f"process {process.pid} on host"):
-            only_run_in(tmp_path).__enter__()
+            lock_workdir(tmp_path).__enter__()
         process.send_signal(signal.SIGKILL)
     assert (tmp_path / NAME).exists()
-    with only_run_in(tmp_path):
+    with lock_workdir(tmp_path):
         assert json.loads((tmp_path / NAME).read_text())["process"] == os.getpid()
 
 
 @pytest.mark.parametrize("left", ["", "{", "[]", '{"process": "x", "host": 3}'])
 def test_a_lock_that_says_nothing_is_taken_over(left, tmp_path):
     (tmp_path / NAME).write_text(left)
-    with only_run_in(tmp_path):
+    with lock_workdir(tmp_path):
         pass
 
 
@@ -107,9 +107,9 @@ def test_where_the_file_system_locks_nothing_the_process_is_looked_for(tmp_path,
     monkeypatch.setattr(workdir_lock.fcntl, "flock", no_locks)
     write_lock(tmp_path, os.getppid())
     with pytest.raises(WorkdirInUse, match=f"process {os.getppid()} on host"):
-        only_run_in(tmp_path).__enter__()
+        lock_workdir(tmp_path).__enter__()
     write_lock(tmp_path, gone)
-    with only_run_in(tmp_path):
+    with lock_workdir(tmp_path):
         pass
 
 
@@ -125,11 +125,11 @@ def test_a_lock_of_another_host_holds_while_its_time_goes_on(tmp_path, quick):
     beating.start()
     try:
         with pytest.raises(WorkdirInUse, match="process 7 on host node2 is training here"):
-            only_run_in(tmp_path).__enter__()
+            lock_workdir(tmp_path).__enter__()
     finally:
         ended.set()
         beating.join()
-    with only_run_in(tmp_path):  # it is not updated
+    with lock_workdir(tmp_path):  # it is not updated
         before = (tmp_path / NAME).stat().st_mtime_ns
         deadline = time.monotonic() + 5
         while (tmp_path / NAME).stat().st_mtime_ns == before:  # ours is updated
@@ -142,7 +142,7 @@ def test_a_run_that_finds_its_workdir_in_use_touches_nothing(tmp_path):
 
     half = tmp_path / "checkpoints" / "5.saving"
     half.mkdir(parents=True)
-    with only_run_in(tmp_path), pytest.raises(ValueError, match="is training here"):
+    with lock_workdir(tmp_path), pytest.raises(ValueError, match="is training here"):
         train.train(get_config(), tmp_path)
     assert half.is_dir()
 
@@ -158,20 +158,22 @@ def config_of(**keys):
 
 @pytest.mark.parametrize("schedule", ["cosine", "linear"])
 def test_more_steps_keep_the_schedule(schedule):
-    began = settle_schedule(config_of(lr_schedule=schedule), None)
+    began = pin_schedule_steps(config_of(lr_schedule=schedule), None)
     assert began.schedule_steps == 10
     saved = began.to_dict()
     for steps in (20, 7):
-        on = settle_schedule(config_of(lr_schedule=schedule, steps=steps), saved)
-        check_same_run("run", saved, on.to_dict())
+        on = pin_schedule_steps(config_of(lr_schedule=schedule, steps=steps), saved)
+        check_resumable("run", saved, on.to_dict())
         first, then = (learning_rate(config, 0.5) for config in (began, on))
         assert [float(first(i)) for i in range(20)] == [float(then(i)) for i in range(20)]
 
 
 def test_another_end_of_the_schedule_is_another_run():
-    saved = settle_schedule(config_of(), None).to_dict()
+    saved = pin_schedule_steps(config_of(), None).to_dict()
     with pytest.raises(ValueError, match="schedule_steps: 10 -> 20"):
-        check_same_run("run", saved, settle_schedule(config_of(schedule_steps=20), saved).to_dict())
+        check_resumable(
+            "run", saved, pin_schedule_steps(config_of(schedule_steps=20), saved).to_dict()
+        )
 
 
 def test_log_lines_about_the_schedule():
@@ -297,7 +299,7 @@ def test_keys_that_a_method_does_not_read():
     assert read.rank == config.rank and read["lora_alpha"] and read.get("absent", 3) == 3
     assert read.unread(("rank", "lora_alpha", "image_proj")) == ("image_proj",)
     config.method, config.image_proj = "photomaker", "plus"
-    lines = idle_keys(config, sdxl_defaults(), set(), read.unread(("rank", "image_proj")))
+    lines = unused_keys(config, sdxl_defaults(), set(), read.unread(("rank", "image_proj")))
     assert lines == ["without effect: config.image_proj; that needs another method than photomaker"]
     read.to_dict()
     assert read.unread(("image_proj",)) == ()
@@ -306,12 +308,12 @@ def test_keys_that_a_method_does_not_read():
 def test_keys_without_effect_are_reported():
     defaults = system_class("sdxl").defaults()
     trained = {"lora", "projections"}
-    assert idle_keys(defaults, defaults, trained) == []
+    assert unused_keys(defaults, defaults, trained) == []
 
     def told(**keys):
         config = system_class("sdxl").defaults()
         config.update(keys)
-        return idle_keys(config, defaults, trained)
+        return unused_keys(config, defaults, trained)
 
     assert told(lr_lora=0.5, validation_steps=3, ema_warmup=True, ema_decay=0.9) == []
     assert told(ema_warmup=True) == [

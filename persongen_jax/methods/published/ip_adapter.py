@@ -20,9 +20,9 @@ from data_pipeline.examples.fields import Batch, Field
 from data_pipeline.pictures.transforms import CLIP_MEAN, CLIP_STD
 from data_pipeline.records.schema import MAX_REFERENCES
 from persongen_jax.diffusion.conditioning import Conditioning
-from persongen_jax.methods.base import Method, Model, Parts, plain_text, prompts, references
+from persongen_jax.methods.base import Method, Model, Parts, condition_on_text, prompts, references
 from persongen_jax.methods.published.photomaker import ATTENTION_LAYERS
-from persongen_jax.methods.start import find_origin, image_encoder_of, start_rest
+from persongen_jax.methods.start import find_origin, image_encoder_of, load_remaining
 from persongen_jax.models.branches import add_branch
 from persongen_jax.models.layers import Linear
 from persongen_jax.models.lora import add_lora
@@ -92,14 +92,14 @@ class IPAdapter(Method):
             self.groups = (*type(self).groups, LORA_ROW)
         if origin.file:
             load_ip_adapter_into(model, origin.file, BRANCH)
-        start_rest(model, origin)
+        load_remaining(model, origin)
 
     def fields(self, parts: Parts, config: ConfigDict) -> tuple[Field, ...]:
         return prompts(parts, config, at_trigger=False), references(self, parts.model)
 
     def reference_size(self, model: Model) -> int:
         config = model.image_encoder.config
-        return config["input_size" if _reads_faces(model) else "image_size"]
+        return config["input_size" if _is_faceid(model) else "image_size"]
 
     def condition(self, model: Model, batch: Batch) -> Conditioning:
         """Stream "identity": [b, r * n, d], the n tokens of each reference concatenated.
@@ -114,7 +114,7 @@ class IPAdapter(Method):
         mask = jnp.where(present[:, None], batch["id_mask"], first)
         tokens = jnp.where(present[:, None, None, None], tokens, nothing)
         tokens, mask = tokens.reshape(b, r * n, d), jnp.repeat(mask, n, axis=1)
-        return plain_text(model, batch).with_stream(BRANCH, tokens, mask)
+        return condition_on_text(model, batch).with_stream(BRANCH, tokens, mask)
 
     def encode_references(self, model: Model, id_pixel_values: jax.Array) -> jax.Array:
         """The input of ``image_proj``: [b, r, d]; for plus, every patch: [b, r, m, d]."""
@@ -125,7 +125,7 @@ class IPAdapter(Method):
     def _features(self, model, batch):
         if "id_features" in batch:
             return batch["id_features"]
-        if _reads_faces(model) and "face_embeds" in batch:
+        if _is_faceid(model) and "face_embeds" in batch:
             return batch["face_embeds"]
         return self.encode_references(model, batch["id_pixel_values"])
 
@@ -145,7 +145,7 @@ def image_tokens(model: Model, features: jax.Array) -> tuple[jax.Array, jax.Arra
 
 def _encode(model, images):
     """Maps [k, s, s, 3] normalised for CLIP to [k, ...]."""
-    if _reads_faces(model):
+    if _is_faceid(model):
         embeds = model.image_encoder(2 * (images * CLIP_STD + CLIP_MEAN) - 1)
         return embeds / jnp.linalg.norm(embeds, axis=-1, keepdims=True)
     if model.image_proj.reads == "image_embeds":
@@ -153,7 +153,7 @@ def _encode(model, images):
     return model.image_encoder(images).hidden_states[-2]
 
 
-def _reads_faces(model) -> bool:
+def _is_faceid(model) -> bool:
     return model.image_proj.reads == "face_embeds"
 
 

@@ -21,7 +21,7 @@ from persongen_jax.methods.base import (
     reference_features,
     references,
 )
-from persongen_jax.methods.start import add_id_encoder, start_from, start_rest
+from persongen_jax.methods.start import add_id_encoder, load_remaining, start_from
 from persongen_jax.models.branches import add_branch
 from persongen_jax.models.lora import add_lora
 
@@ -53,7 +53,7 @@ class PhotoMaker(Method):
         origin = start_from(model, config)
         for name in self.streams:
             add_branch(model.unet, name)
-        start_rest(model, origin)
+        load_remaining(model, origin)
 
     def fields(self, parts: Parts, config: ConfigDict) -> tuple[Field, ...]:
         return prompts(parts, config, ("text", *self.streams)), references(self, parts.model)

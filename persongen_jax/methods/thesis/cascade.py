@@ -9,8 +9,8 @@ from ml_collections import ConfigDict
 
 from data_pipeline.examples.fields import Batch
 from persongen_jax.diffusion.conditioning import Conditioning
-from persongen_jax.methods.base import Model, Parts, add_prompt_streams, plain_text
-from persongen_jax.methods.start import add_id_encoder, start_from, start_rest
+from persongen_jax.methods.base import Model, Parts, add_prompt_streams, condition_on_text
+from persongen_jax.methods.start import add_id_encoder, load_remaining, start_from
 from persongen_jax.methods.thesis.id_branch import (
     IDBranch,
     add_identity,
@@ -37,8 +37,10 @@ class Cascade(IDBranch):
         add_identity(model, config)
         for name in ORDER:
             add_branch(model.unet, name, CascadeCrossAttention)
-        start_rest(model, origin)
+        load_remaining(model, origin)
 
     def condition(self, model: Model, batch: Batch) -> Conditioning:
-        conditioning = add_prompt_streams(plain_text(model, batch), model, batch, self.streams)
+        conditioning = add_prompt_streams(
+            condition_on_text(model, batch), model, batch, self.streams
+        )
         return conditioning.with_stream("identity", *identity_tokens(model, batch))

@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 from data_pipeline.examples.fields import Batch
 from persongen_jax.diffusion.conditioning import Conditioning, TokenStream
 from persongen_jax.methods.base import Model, Parts, prompt_states, reference_features
-from persongen_jax.methods.start import add_id_encoder, start_from, start_rest
+from persongen_jax.methods.start import add_id_encoder, load_remaining, start_from
 from persongen_jax.methods.thesis.id_branch import IDBranch, add_identity
 from persongen_jax.models.branches import add_branch
 
@@ -31,7 +31,7 @@ class Dual(IDBranch):
         origin = start_from(model, config)
         add_identity(model, config, own_projection=True)
         add_branch(model.unet, "identity")
-        start_rest(model, origin)
+        load_remaining(model, origin)
 
     def condition(self, model: Model, batch: Batch) -> Conditioning:
         embeds, pooled = prompt_states(model, batch)

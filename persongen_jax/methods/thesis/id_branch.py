@@ -17,12 +17,12 @@ from persongen_jax.methods.base import (
     Method,
     Model,
     Parts,
-    plain_text,
+    condition_on_text,
     prompts,
     reference_features,
     references,
 )
-from persongen_jax.methods.start import add_id_encoder, start_from, start_rest
+from persongen_jax.methods.start import add_id_encoder, load_remaining, start_from
 from persongen_jax.models.branches import add_branch
 from persongen_jax.models.encoders.id_encoder import IdentityTokens
 
@@ -45,14 +45,16 @@ class IDBranch(Method):
         origin = start_from(model, config)
         add_identity(model, config)
         add_branch(model.unet, "identity")
-        start_rest(model, origin)
+        load_remaining(model, origin)
 
     def fields(self, parts: Parts, config: ConfigDict) -> tuple[Field, ...]:
         text = prompts(parts, config, ("text", *self.streams), at_trigger=self.at_trigger)
         return text, references(self, parts.model)
 
     def condition(self, model: Model, batch: Batch) -> Conditioning:
-        return plain_text(model, batch).with_stream("identity", *identity_tokens(model, batch))
+        return condition_on_text(model, batch).with_stream(
+            "identity", *identity_tokens(model, batch)
+        )
 
 
 def add_identity(model: Model, config: ConfigDict, **options: Any) -> None:

@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 
 from persongen_jax.methods.base import Parts
 from persongen_jax.methods.published.photomaker import ATTENTION_LAYERS, PhotoMaker
-from persongen_jax.methods.start import add_id_encoder, start_from, start_rest
+from persongen_jax.methods.start import add_id_encoder, load_remaining, start_from
 from persongen_jax.methods.thesis.id_branch import IDBranch, add_identity
 from persongen_jax.models.branches import ParallelCrossAttention, add_branch
 from persongen_jax.models.lora import add_lora, copy_lora
@@ -39,4 +39,4 @@ class IPLora(IDBranch):
             if isinstance(layer, ParallelCrossAttention):
                 copy_lora(layer.to_k, layer.branches["identity"].to_k)
                 copy_lora(layer.to_v, layer.branches["identity"].to_v)
-        start_rest(model, origin)
+        load_remaining(model, origin)

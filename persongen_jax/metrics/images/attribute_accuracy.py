@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from persongen_jax.metrics.attribute_scores import of_pictures, right
+from persongen_jax.metrics.attribute_scores import per_image, right
 from persongen_jax.metrics.base import Generated, Known, Values
 from persongen_jax.metrics.judged import JudgedByClassifier
 
@@ -29,7 +29,7 @@ class AttributeAccuracy(JudgedByClassifier):
         values, told = (np.stack(rows) for rows in zip(*asked, strict=True))
         logits, _ = self.attributes.of_generated(generated)
         correct = right(logits, values, told, vocabulary)
-        shares = of_pictures(correct)
+        shares = per_image(correct)
         asked_for = ~np.isnan(correct).all(0)
         parts = {name: correct[:, i] for i, name in enumerate(vocabulary.names) if asked_for[i]}
         answered = shares[~np.isnan(shares)]

@@ -82,7 +82,7 @@ class Clip(PoolSystem):
         }
 
     def losses(self, model: Any, batch: Batch, draws: dict[str, jax.Array]) -> dict[str, jax.Array]:
-        seen, faces = self.look_at_both(model, batch)
+        seen, faces = self.encode_images_and_faces(model, batch)
         scale = jnp.exp(jnp.minimum(model.logit_scale[...], jnp.log(100.0)))
         first, second = batch["input_ids"][:, 0], batch["input_ids"][:, 1]
         text, right = contrast(seen.image_embeds, model.text_encoder(first).text_embeds, scale)
@@ -95,7 +95,7 @@ class Clip(PoolSystem):
         return {"loss": loss, "text": text, "text_2": text_2, "faces": faces, "right": right}
 
     @staticmethod
-    def look_at_both(model: Towers, batch: Batch) -> tuple[Any, jax.Array]:
+    def encode_images_and_faces(model: Towers, batch: Batch) -> tuple[Any, jax.Array]:
         """(the image tower's output for the images, the faces' loss [b]), in one pass."""
         b, k = batch["person"].shape
         crops = batch["faces"].reshape(b * k, *batch["faces"].shape[2:])
@@ -124,7 +124,7 @@ class Faces(Clip):
         return self.pool.prompts[row][0]
 
     def losses(self, model: Any, batch: Batch, draws: dict[str, jax.Array]) -> dict[str, jax.Array]:
-        seen, faces = self.look_at_both(model, batch)
+        seen, faces = self.encode_images_and_faces(model, batch)
         texts = model.text_encoder(batch["input_ids"][:, 0]).text_embeds
         text, right = contrast(seen.image_embeds, texts, jnp.exp(model.logit_scale[...]))
         return {"loss": 0.5 * text + faces, "text": text, "faces": faces, "right": right}

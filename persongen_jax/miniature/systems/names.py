@@ -54,7 +54,7 @@ def make_names(
     return (names / names.std() * np.repeat(scales, widths)).astype(np.float32)
 
 
-def put_names(embeds: jax.Array, names: jax.Array, places: jax.Array) -> jax.Array:
+def replace_class_words(embeds: jax.Array, names: jax.Array, places: jax.Array) -> jax.Array:
     """Prompt embeddings [b, n, d] with ``names`` [b, d] at ``places`` [b]; nowhere if -1."""
     here = jnp.arange(embeds.shape[1]) == places[:, None]
     return jnp.where(here[..., None], names[:, None], embeds)

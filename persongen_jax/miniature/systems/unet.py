@@ -24,7 +24,7 @@ from persongen_jax.miniature import sizes
 from persongen_jax.miniature.pool import Pool
 from persongen_jax.miniature.systems.base import Drawn, PoolSystem, open_network
 from persongen_jax.miniature.systems.clip import text_encoders
-from persongen_jax.miniature.systems.names import make_names, put_names
+from persongen_jax.miniature.systems.names import make_names, replace_class_words
 from persongen_jax.miniature.systems.vae import open_vae
 from persongen_jax.models.sdxl.parts import StableDiffusionXL
 from persongen_jax.models.sdxl.unet import UNet2DConditionModel
@@ -163,7 +163,7 @@ class NamedUNet(UNet):
 
     def prompt_embeds(self, model: Any, batch: Batch) -> tuple[jax.Array, jax.Array]:
         embeds, pooled = super().prompt_embeds(model, batch)
-        return put_names(embeds, batch["name"], batch["place"]), pooled
+        return replace_class_words(embeds, batch["name"], batch["place"]), pooled
 
 
 def class_word_places(pool: Pool, tokenizers: Tokenizers) -> np.ndarray:

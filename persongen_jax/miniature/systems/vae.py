@@ -51,7 +51,7 @@ class Vae(CroppedPictures):
 
     def network(self) -> AutoencoderKL:
         vae = AutoencoderKL(sizes.vae_config(), rngs=nnx.Rngs(self.config.seed))
-        start_quietly(vae)
+        init_near_linear(vae)
         return vae
 
     def example(self, rng: np.random.Generator, n: int) -> dict[str, np.ndarray]:
@@ -131,7 +131,7 @@ def open_vae(work: Path, pool: Pool) -> tuple[AutoencoderKL, np.ndarray]:
     return with_scaling_factor(vae, scaling_factor(moments)), moments
 
 
-def start_quietly(vae: AutoencoderKL) -> None:
+def init_near_linear(vae: AutoencoderKL) -> None:
     """Start as a nearly linear autoencoder, whose latents are not drowned in their own noise.
 
     Every residual branch starts at zero, every other kernel with unit gain: the linear part of the

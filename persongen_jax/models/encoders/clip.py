@@ -80,7 +80,7 @@ def complete_config(config: dict, tower: str) -> dict:
     return completed
 
 
-def _wants_projection(config: dict, with_projection: bool | None) -> bool:
+def _has_projection(config: dict, with_projection: bool | None) -> bool:
     if with_projection is not None:
         return with_projection
     return any(name in PROJECTING_ARCHITECTURES for name in config.get("architectures") or ())
@@ -242,7 +242,7 @@ class CLIPTextModel(nnx.Module):
         param_dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):
-        with_projection = _wants_projection(config, with_projection)
+        with_projection = _has_projection(config, with_projection)
         config = complete_config(config, "text")
         self.config = FrozenConfigDict(config)
         self.dtype = dtype
@@ -303,7 +303,7 @@ class CLIPVisionModel(nnx.Module):
         param_dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):
-        with_projection = _wants_projection(config, with_projection)
+        with_projection = _has_projection(config, with_projection)
         config = complete_config(config, "vision")
         self.config = FrozenConfigDict(config)
         self.dtype = dtype

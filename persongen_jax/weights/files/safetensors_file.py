@@ -237,7 +237,7 @@ def write_safetensors(
     with atomic_write(path) as partial, open(partial, "xb") as file:
         file.write(len(header).to_bytes(8, "little") + header)
         for key, shape, dtype, make in entries:
-            file.write(_promised(path, key, tuple(shape), np.dtype(dtype), make()))
+            file.write(_checked_bytes(path, key, tuple(shape), np.dtype(dtype), make()))
 
 
 def _make_header(path, entries, metadata) -> bytes:
@@ -263,7 +263,7 @@ def _make_header(path, entries, metadata) -> bytes:
     return raw + b" " * (-len(raw) % 8)  # aligns the data to eight bytes
 
 
-def _promised(path, key, shape, dtype, array) -> memoryview:
+def _checked_bytes(path, key, shape, dtype, array) -> memoryview:
     """The array's bytes, if it matches its declaration."""
     array = np.asarray(array)
     if array.shape != shape or array.dtype != dtype:

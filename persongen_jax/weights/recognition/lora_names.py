@@ -119,7 +119,7 @@ def other_kind(key: str) -> str | None:
     return next((kind for pattern, kind in _OTHER_KINDS.items() if re.search(pattern, key)), None)
 
 
-def other_unfit(key: str) -> str | None:
+def unsupported_unmatched(key: str) -> str | None:
     """The same for a key that matches no module."""
     return next((kind for pattern, kind in _OTHERS_UNFIT.items() if re.search(pattern, key)), None)
 
@@ -191,7 +191,7 @@ class Names:
         modules = self._modules.get(component, {})
         if component != "unet":
             path = path.removeprefix("transformer.").removeprefix("text_model.")
-        for spelling in (path, _today(component, path)):
+        for spelling in (path, _current_name(component, path)):
             if spelling in modules:
                 return spelling
             paths = self._flat.get(component, {}).get(spelling.replace(".", "_"), set())
@@ -214,7 +214,7 @@ def _unwrap(name: str) -> str:
     return name.removeprefix("unet.") if name.startswith("unet.unet.") else name
 
 
-def _today(component, path) -> str:
+def _current_name(component, path) -> str:
     parent, dot, last = path.rpartition(".")
     names = _FIRST_NAMES["unet" if component == "unet" else "text"]
     return parent + dot + names.get(last, last)
@@ -256,7 +256,7 @@ __all__ = [
     "ONE_ENCODER",
     "Names",
     "other_kind",
-    "other_unfit",
+    "unsupported_unmatched",
     "relatives",
     "sgm_names",
     "split_key",

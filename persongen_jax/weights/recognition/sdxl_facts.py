@@ -50,7 +50,7 @@ def _facts(kind, found: Recognised, source) -> dict:
         if found.family in ("", SDXL):
             facts["missing"] = ", ".join(CALLED[name] for name in found.missing()) or "nothing"
     if "unet" in parts:
-        facts["predicts"] = predicts(found.prediction)
+        facts["predicts"] = describe_prediction(found.prediction)
         if found.channels not in (None, 4):
             facts["input channels"] = f"{found.channels} (SDXL's plain UNet has 4)"
     facts["stored as"] = found.precision
@@ -65,7 +65,7 @@ def _facts(kind, found: Recognised, source) -> dict:
     return facts
 
 
-def predicts(said: Prediction, config: dict | None = None) -> str:
+def describe_prediction(said: Prediction, config: dict | None = None) -> str:
     """What a UNet predicts, and the source of that information.
 
     Args:
@@ -92,7 +92,7 @@ def _predicts_by(scheduler: dict, said: Prediction) -> str:
         check_parametrisation(scheduler)
     except ValueError as error:
         return f"not clear: {str(error).removeprefix('scheduler config: ')}"
-    return predicts(said, scheduler)
+    return describe_prediction(said, scheduler)
 
 
 def folder_facts(path: Path, sources: dict[str, TensorSource]) -> dict:
@@ -120,4 +120,4 @@ def _read(path: Path) -> dict:
     return read_json(path, BadConfig) if path.is_file() else {}
 
 
-__all__ = ["folder_facts", "predicts", "refine"]
+__all__ = ["folder_facts", "describe_prediction", "refine"]

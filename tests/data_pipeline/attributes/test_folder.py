@@ -11,7 +11,7 @@ from data_pipeline.attributes.folder import (
     Names,
     open_folder,
 )
-from data_pipeline.attributes.folder_pictures import FolderPictures, find_pictures, square
+from data_pipeline.attributes.folder_pictures import FolderPictures, find_images, square
 from data_pipeline.attributes.labelled import LabelledExamples
 from data_pipeline.attributes.table import TableError, read_table
 from data_pipeline.attributes.vocabulary import UNKNOWN
@@ -191,7 +191,7 @@ def test_hidden_files_and_cyclic_links_are_skipped(write):
     (folder / ".thumbnails").mkdir()
     for name in ("inner/5.JPG", ".thumbnails/0.png", "._0.png"):
         Image.new("RGB", (4, 4)).save(folder / name)
-    assert find_pictures(folder) == ["0.png", "1.png", "inner/5.JPG"]
+    assert find_images(folder) == ["0.png", "1.png", "inner/5.JPG"]
 
 
 # ---- pictures ----------------------------------------------------------------------------------

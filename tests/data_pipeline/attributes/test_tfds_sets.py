@@ -15,7 +15,7 @@ from data_pipeline.attributes.folder import CELEBA_TERMS
 from data_pipeline.attributes.labelled import LabelledExamples
 from data_pipeline.attributes.open import describe_attribute_data, open_attribute_data
 from data_pipeline.attributes.tfds_sets import DataSetError, open_celeb_a, open_mnist
-from data_pipeline.records.shard_reading import open_tfds
+from data_pipeline.records.shard_reading import import_tfds
 
 TRAIN, TEST = 23, 7
 NAMES = ("Eyeglasses", "Smiling", "Young")  # of CelebA's 40
@@ -57,7 +57,7 @@ def jpeg(image):
 @pytest.fixture
 def offline(monkeypatch):
     """The data sets can be "downloaded" without a network; returns their builders' classes."""
-    classes = {name: open_tfds().builder_cls(name) for name in ("mnist", "celeb_a")}
+    classes = {name: import_tfds().builder_cls(name) for name in ("mnist", "celeb_a")}
     examples = {
         "mnist": lambda self, _: {"train": digits(TRAIN), "test": digits(TEST)},
         "celeb_a": lambda self, _: {
@@ -126,7 +126,7 @@ def test_celeb_a_is_downloaded_after_printing_its_terms(offline, tmp_path, capsy
 
 def test_celeb_a_in_the_default_format_of_tfds(offline, tmp_path, capsys):
     """TensorFlow reads that format."""
-    builder = open_tfds().builder("celeb_a", data_dir=tmp_path, file_format="tfrecord")
+    builder = import_tfds().builder("celeb_a", data_dir=tmp_path, file_format="tfrecord")
     builder.download_and_prepare()
     capsys.readouterr()
     check_celeb_a(open_celeb_a(16, str(tmp_path)))
@@ -141,7 +141,7 @@ def test_celeb_a_in_the_default_format_of_tfds(offline, tmp_path, capsys):
 def check_celeb_a(data):
     # These are tensorflow-datasets' names, which describe the set if it is not prepared.
     assert data.vocabulary.names == tuple(
-        open_tfds().builder("celeb_a").info.features["attributes"]
+        import_tfds().builder("celeb_a").info.features["attributes"]
     )
     assert describe_attribute_data("celeb_a", size=16).vocabulary == data.vocabulary
     assert (data.train.shape, data.mirror, data.terms) == ((16, 16, 3), True, CELEBA_TERMS)
@@ -214,6 +214,6 @@ def test_without_tensorflow_datasets(monkeypatch):
     def absent():
         raise ImportError("shards need tensorflow-datasets")
 
-    monkeypatch.setattr(tfds_sets, "open_tfds", absent)
+    monkeypatch.setattr(tfds_sets, "import_tfds", absent)
     with pytest.raises(ImportError, match="config.data='mnist' needs tensorflow-datasets: pip"):
         open_mnist()

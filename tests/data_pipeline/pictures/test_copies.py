@@ -16,7 +16,7 @@ from data_pipeline.pictures import copies
 from data_pipeline.pictures.copies import mark, near_copies, same_bytes
 from data_pipeline.records import manifest
 from data_pipeline.records.manifest import COPIES, ManifestError, read_manifest
-from data_pipeline.records.sources import picture_mark
+from data_pipeline.records.sources import content_digests
 from tests.data_pipeline.photographs import photograph_source, references_of, target_of
 
 
@@ -174,7 +174,7 @@ def test_rewritten_shards_with_other_images_have_another_mark(folder, records, t
     marks = []
     for place in ("a", "b", "c"):
         write_shards(folder, tmp_path / place, shards=2)
-        marks.append(picture_mark(tmp_path / place)("anna_0.png"))
+        marks.append(content_digests(tmp_path / place)("anna_0.png"))
         if place == "b":
             pixels = 255 - np.asarray(Image.open(records[3].image))
             Image.fromarray(pixels).save(records[3].image)
@@ -185,7 +185,7 @@ def test_pictures_replaced_under_their_names_are_noticed_at_resume(
     folder, records, tokenizers, caplog
 ):
     def stream(records=records):
-        source = photograph_source(records, tokenizers, mark=picture_mark(folder))
+        source = photograph_source(records, tokenizers, mark=content_digests(folder))
         return batches(source, batch_size=4)
 
     state = json.loads(json.dumps(stream().state()))

@@ -20,7 +20,7 @@ from persongen_jax.methods import get_method
 from persongen_jax.methods.base import Parts
 from persongen_jax.methods.published.ip_adapter import IPAdapter
 from persongen_jax.models.lora import add_adapter, lora_layers
-from persongen_jax.pipeline.loading import weights_in
+from persongen_jax.pipeline.loading import find_weights
 from persongen_jax.training.checkpoint import Checkpoints
 from persongen_jax.training.partition import assign_groups, leaf_paths
 from persongen_jax.weights.errors import (
@@ -446,11 +446,11 @@ def test_a_pickle_that_is_nested_in_a_state_dict(files, tmp_path):
 
 
 def test_the_folder_that_a_trainer_left_is_taken(unet, files, tmp_path):
-    assert weights_in(tmp_path) == tmp_path
+    assert find_weights(tmp_path) == tmp_path
     path = state_file(tmp_path / "model.safetensors", unet, files["base"][1])
-    assert weights_in(tmp_path) == path
+    assert find_weights(tmp_path) == path
     (tmp_path / "checkpoints").mkdir()  # a run of this project
-    assert weights_in(tmp_path) == tmp_path
+    assert find_weights(tmp_path) == tmp_path
 
 
 def test_values_that_are_not_finite(files, loaded, tmp_path):

@@ -22,7 +22,7 @@ LARGEST = 1e30  # alpha; beyond it, float32 overflows
 _LOHA = ("w1_a", "w1_b", "w2_a", "w2_b")
 
 
-def _sound(source, key) -> np.ndarray:
+def _read_checked(source, key) -> np.ndarray:
     """The tensor; UnsupportedAdapter for one that cannot be used in a computation."""
     array = source.read(key)
     if "float" not in array.dtype.name and array.size > 1:
@@ -97,7 +97,7 @@ class _Reader:
         return tuple(int(n) for n in self.source.info(self.layer.roles[role])[1])
 
     def read(self, role) -> np.ndarray:
-        return _sound(self.source, self.layer.roles[role])
+        return _read_checked(self.source, self.layer.roles[role])
 
     # ---- the kinds ----
 

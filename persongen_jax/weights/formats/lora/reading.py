@@ -21,8 +21,8 @@ from persongen_jax.weights.recognition.lora_names import (
     ONE_ENCODER,
     Names,
     other_kind,
-    other_unfit,
     split_key,
+    unsupported_unmatched,
 )
 
 COUNTERS = ("step", "global_step", "epoch", "iteration")  # training state, not part of the adapter
@@ -91,7 +91,7 @@ def _read_one(opened: Opened, modules, layers_per_block) -> Adapters:
     layers, unmatched = _group(opened, modules, layers_per_block)
     if unmatched:
         _refuse_what_is_no_lora(source)
-        _refuse_other_kinds(source, unmatched, other_unfit)
+        _refuse_other_kinds(source, unmatched, unsupported_unmatched)
         raise KeyMismatch(
             source.describe(),
             unexpected={key: source.info(key)[1] for key in unmatched},
@@ -198,10 +198,10 @@ def _warn_of_missing_settings(opened: Opened):
 
 def no_effect(adapters: Adapters) -> bool:
     """Whether every layer's adapter is zero, as at the start of training."""
-    return not any(_acts(each) for layers in adapters.values() for each in layers.values())
+    return not any(_has_effect(each) for layers in adapters.values() for each in layers.values())
 
 
-def _acts(each) -> bool:
+def _has_effect(each) -> bool:
     if isinstance(each, LoraWeights):
         return each.scale != 0 and bool(each.up.any()) and bool(each.down.any())
     if each.reads_layer or each.bias is not None:

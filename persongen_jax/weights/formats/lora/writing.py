@@ -233,16 +233,16 @@ def _peft_settings(weights, anchor: str) -> dict:
         for module, lora in weights.items()
     }
 
-    def common(values):
+    def shared_arguments(values):
         return max(set(values.values()), key=list(values.values()).count)
 
     def exceptions(values):
-        usual = common(values)
+        usual = shared_arguments(values)
         return {anchor + module: v for module, v in sorted(values.items()) if v != usual}
 
     return {
-        "r": common(ranks),
-        "lora_alpha": common(alphas),
+        "r": shared_arguments(ranks),
+        "lora_alpha": shared_arguments(alphas),
         "rank_pattern": exceptions(ranks),
         "alpha_pattern": exceptions(alphas),
         "target_modules": sorted(weights),

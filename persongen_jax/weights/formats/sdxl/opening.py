@@ -366,7 +366,7 @@ def _own_scheduler(unet: Path) -> Path | None:
     return next((path for path in found if path.is_file()), None)
 
 
-def _take_schedule(files: BaseFiles, path: Path):
+def _use_own_schedule(files: BaseFiles, path: Path):
     """Use a UNet's own schedule instead of the base's, as it was trained with it."""
     own, before = read_json(path, BadConfig), files.scheduler_config
 
@@ -386,7 +386,7 @@ def _decide(files: BaseFiles, path: Path, given, asked):
     """The scheduler's config with what the UNet's file says; ValueError if it is unsupported."""
     where = given.get("unet", path)
     if "unet" in given and (own := _own_scheduler(given["unet"])):
-        _take_schedule(files, own)
+        _use_own_schedule(files, own)
     decided, notes = base_check.decide_prediction(
         files.scheduler_config, files.prediction, asked, where
     )

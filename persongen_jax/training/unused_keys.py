@@ -5,7 +5,7 @@ from collections.abc import Collection, Sequence
 from ml_collections import ConfigDict
 
 
-def idle_keys(
+def unused_keys(
     config: ConfigDict, defaults: ConfigDict, groups: Collection[str], unread: Sequence[str] = ()
 ) -> list[str]:
     """One line per reason why keys that were set are not read by this run.
