@@ -336,6 +336,7 @@ class Pipeline:
             ValueError: sizes, counts or names that do not fit; the message names them. A
                 checks.CallWarning reports prompts that are cut, and arguments without effect.
         """
+        checks.check_kinds(SamplingOptions, "SamplingOptions", options=options)
         options, inputs = (options or SamplingOptions()).taking(named)
         checks.check_kinds(Callable, "a function", progress=progress, on_batch=on_batch)
         prompts = checks.texts_of("prompt", prompt)
