@@ -10,6 +10,7 @@ Only processes that measure torch import this.
 
 import contextlib
 import time
+from typing import Any
 
 import torch
 from diffusers import (
@@ -192,11 +193,11 @@ class TorchTrainRow:
         betas = (adam.get("b1", 0.9), adam.get("b2", 0.999))
         settings = {"lr": config.lr_lora, "betas": betas}
         self.adam = torch.optim.Adam(masters, fused=self.device != "meta", **settings)
-        self.loss = model
+        self.loss: Any = model
         if "compile" in options:
             mode = "max-autotune-no-cudagraphs" if "max_autotune" in options else None
             self.loss = torch.compile(model, mode=mode)
-        self.autocast = contextlib.nullcontext()
+        self.autocast: Any = contextlib.nullcontext()
         if "autocast" in options:
             self.autocast = torch.autocast(self.device, torch.bfloat16)
 
@@ -281,7 +282,8 @@ class TorchSampleRow:
         self.device = prepare_torch(threads)
         unet = make_unet(config, self.device, options)
         self.vae = make_vae(config, self.device, options)
-        self.pipe = StableDiffusionXLPipeline(
+        pipeline: Any = StableDiffusionXLPipeline  # whose attributes diffusers sets at run time
+        self.pipe = pipeline(
             vae=self.vae,
             text_encoder=None,
             text_encoder_2=None,

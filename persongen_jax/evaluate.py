@@ -14,11 +14,14 @@ import argparse
 import warnings
 from pathlib import Path
 
+from ml_collections import ConfigDict
+
 from persongen_jax.cli import add_mark_option, command
 from persongen_jax.diffusion.options import VALIDATION_FLAGS, add_validation_options
 from persongen_jax.evaluation.comparison import compare_runs, table
+from persongen_jax.evaluation.people import Result
 from persongen_jax.evaluation.trajectories import SETS, write_rows
-from persongen_jax.evaluation.validation import open_evaluation, write_image_file
+from persongen_jax.evaluation.validation import Evaluation, open_evaluation, write_image_file
 from persongen_jax.parallel import distributed
 from persongen_jax.pipeline.saving import ImageWriter, to_rgb
 from persongen_jax.systems.open import open_run, system_class
@@ -28,7 +31,7 @@ FINAL = "metrics.json"
 PICTURES = "pictures"
 
 
-def parse_arguments(argv=None):
+def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m persongen_jax.evaluate",
         description=__doc__.split("\n")[0],
@@ -103,7 +106,7 @@ NEEDS = {"data": "described"}
 # ---- one run -----------------------------------------------------------------------------------
 
 
-def evaluate(args) -> list[dict]:
+def evaluate(args: argparse.Namespace) -> list[dict]:
     """Generate, measure and write; return the rows, one per set.
 
     The model is assembled as in training, so that the figures are those of a validation.
@@ -127,7 +130,7 @@ def evaluate(args) -> list[dict]:
     return rows
 
 
-def change_config(config, args):
+def change_config(config: ConfigDict, args: argparse.Namespace) -> None:
     """Put the options' values into a run's config, in place."""
     for option, key in OPTIONS.items():
         value = getattr(args, option)
@@ -147,7 +150,9 @@ def change_config(config, args):
         )
 
 
-def write_pictures(folder: Path, evaluation, results, mark: bool):
+def write_pictures(
+    folder: Path, evaluation: Evaluation, results: dict[str, Result], mark: bool
+) -> None:
     """Write the first image of every person and prompt to a file, and an index of them.
 
     index.json: a list of {"set", "label", "reference", "picture"}, the last two as file names.
@@ -164,7 +169,7 @@ def write_pictures(folder: Path, evaluation, results, mark: bool):
     write_json(folder / "index.json", index)
 
 
-def choose_sets(config, items):
+def choose_sets(config: ConfigDict, items: list[str]) -> None:
     """``items``: NAME for one of the config's own sets, NAME=SOURCE for another."""
     sources = {}
     if f"validate_{SETS[0]}" not in config:
@@ -182,7 +187,7 @@ def choose_sets(config, items):
         config[f"validate_{name}"] = sources.get(name, "")
 
 
-def compare(args):
+def compare(args: argparse.Namespace) -> None:
     """Compare runs that have been measured; generates nothing."""
     told = set(vars(args)) - {"compare", "out", "step"}
     idle = [f"--{name.replace('_', '-')}" for name in sorted(told) if getattr(args, name)]
@@ -195,7 +200,7 @@ def compare(args):
 
 
 @command
-def main(argv=None):
+def main(argv: list[str] | None = None) -> None:
     args = parse_arguments(argv)
     if args.compare:
         compare(args)

@@ -4,7 +4,6 @@ keypoints:DIR     the miniature's KeypointNet, trained on drawn portraits of one
 others            see data_pipeline/faces/detectors/
 """
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -22,7 +21,7 @@ THRESHOLD = 0.5  # on the probability of a face
 SMALLEST = 1e-2  # pixels; a face without extent does not count
 
 
-def open_detector(name: str, path: str | os.PathLike | None = None) -> Detector:
+def open_detector(name: str, path: str | Path | None = None) -> Detector:
     """As data_pipeline.faces.detectors.open_detector, and "keypoints:DIR"; DIR may be ``path``."""
     kind, _, inline = str(name).partition(":")
     if kind != "keypoints":
@@ -33,7 +32,7 @@ def open_detector(name: str, path: str | os.PathLike | None = None) -> Detector:
     return KeypointsDetector(folder)
 
 
-def open_reference_detector(base: str | os.PathLike | None = None, name: str = "auto") -> Detector:
+def open_reference_detector(base: str | Path | None = None, name: str = "auto") -> Detector:
     """The detector that references are cropped with.
 
     Args:
@@ -59,7 +58,7 @@ class KeypointsDetector(Detector):
 
     name = "keypoints"
 
-    def __init__(self, path: str | os.PathLike):
+    def __init__(self, path: str | Path):
         net = load_keypoint_net(path)
         self.size = net.config["image_size"]
         graphdef, self._state = nnx.split(net)

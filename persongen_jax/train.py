@@ -13,6 +13,7 @@ import functools
 import json
 import logging
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import jax
@@ -98,9 +99,9 @@ def train_alone(config: ConfigDict, workdir: Path, dry_run: bool = False) -> boo
         start = 0
         print(f"starting from the beginning: no checkpoint in {workdir} yet")
     else:
-        saved = checkpoints.restore(start, state.trainable, state.opt_state, state.ema, state.stats)
-        *saved, progress = saved
-        state = TrainState(*saved)
+        wanted = (state.trainable, state.opt_state, state.ema, state.stats)
+        *restored, progress = checkpoints.restore(start, *wanted)
+        state = TrainState(*restored)
         print(f"continuing from step {start}")
     examples = system.examples(start)
     if "data" in progress:
@@ -118,7 +119,8 @@ def train_alone(config: ConfigDict, workdir: Path, dry_run: bool = False) -> boo
         )
 
     program = CompiledSteps(parts.step, examples.source.specs, say)
-    stream = ahead = prefetch_to_device(examples, functools.partial(put_batch, mesh))
+    stream = prefetch_to_device(examples, functools.partial(put_batch, mesh))
+    ahead: Iterator = stream
     if start < config.steps:
         held = [next(stream)]
         with jax.set_mesh(mesh):
@@ -206,13 +208,13 @@ def train_alone(config: ConfigDict, workdir: Path, dry_run: bool = False) -> boo
     return True
 
 
-def led_by(held: list, stream):
+def led_by(held: list, stream: Iterator) -> Iterator:
     """The batch that ``held`` holds, then the stream's; drops our reference so it can be freed."""
     yield held.pop()
     yield from stream
 
 
-def check_parts(config, devices: int):
+def check_parts(config: ConfigDict, devices: int) -> None:
     """ValueError unless the batch splits into ``grad_accum`` parts and each over the devices."""
     if config.grad_accum < 1 or config.batch_size % (config.grad_accum * devices):
         raise ValueError(
@@ -234,7 +236,7 @@ def in_short(row: dict) -> str:
 
 
 @command
-def main(argv=None) -> int:
+def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m persongen_jax.train",
         description=__doc__.split(".")[0],

@@ -3,10 +3,10 @@
 import atexit
 import queue
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 
 
-def prefetch_to_device(iterator: Iterator, put: Callable, depth: int = 2) -> Iterator:
+def prefetch_to_device(iterator: Iterator, put: Callable, depth: int = 2) -> Generator:
     """Yields ``put(item)`` for each item, with up to ``depth`` of them prefetched by a thread.
 
     An exception in the thread is raised here, after the items before it. Calling ``close()`` on the

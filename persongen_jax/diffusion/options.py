@@ -17,6 +17,7 @@ from types import NoneType
 from typing import Any
 
 import numpy as np
+from ml_collections import ConfigDict
 
 from persongen_jax.diffusion.plan import Plan, make_plan
 
@@ -199,7 +200,7 @@ class SamplingOptions:
         return replace(self, **own), {k: v for k, v in named.items() if k not in own}
 
     @classmethod
-    def of_validation(cls, config, **named) -> "SamplingOptions":
+    def of_validation(cls, config: ConfigDict, **named: Any) -> "SamplingOptions":
         """As a run's config says, and ``named``."""
         keys = {name: key for name, key in KEYS.items() if key in config}
         said = {name: config[key] for name, key in keys.items() if config[key] != ""}

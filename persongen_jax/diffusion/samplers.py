@@ -127,12 +127,12 @@ SAMPLERS: dict[str, Callable] = {
 # ---- The loop ----------------------------------------------------------------------------------
 
 
-def initial_latents(plan: Plan, noise: jax.Array | np.ndarray) -> jax.Array:
+def initial_latents(plan: Plan, noise: jax.Array | np.ndarray) -> jax.Array | np.ndarray:
     """[b, h, w, c] standard normal noise → [b, h, w, c] float32 latents at the first step."""
-    return noise.astype(jnp.float32) * plan.init_noise_sigma
+    return jnp.asarray(noise, jnp.float32) * plan.init_noise_sigma
 
 
-def init_carry(plan: Plan, latents: jax.Array) -> dict:
+def init_carry(plan: Plan, latents: jax.Array | np.ndarray) -> dict:
     """What the loop carries: the latents [b, h, w, c] and the sampler's memory, float32."""
     latents = jnp.asarray(latents, jnp.float32)
     memory = (jnp.zeros_like(latents), np.float32(0)) if plan.name == "dpmpp_2m" else ()
@@ -149,8 +149,8 @@ def run_steps(
     model: Callable,
     carry: dict,
     key: jax.Array | None,
-    start: Step,
-    stop: Step,
+    start: ArrayLike,
+    stop: ArrayLike,
     noise: jax.Array | None = None,
 ) -> dict:
     """Runs steps start..stop-1 of the plan. Meant to be called inside `jax.jit`.

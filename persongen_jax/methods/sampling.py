@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 from flax import nnx
@@ -58,7 +59,7 @@ def sample_steps(
     carry: dict,
     guidance: Guidance,
     keys: jax.Array | None,
-    scalars: Sequence[ArrayLike],
+    scalars: Sequence[Any],
 ) -> dict:
     """The sampler's loop over steps start..stop-1, compiled once per plan and shape.
 

@@ -31,7 +31,8 @@ def add_id_encoder(model: Model, config: ConfigDict, rngs: nnx.Rngs) -> None:
     Reads config.base, id_encoder (a CLIP directory; default: ``<base>/image_encoder``), id_gain
     and dtype.
     """
-    widths = [tower.config["hidden_size"] for tower in (model.text_encoder, model.text_encoder_2)]
+    towers = model.text_encoder, model.text_encoder_2
+    widths = towers[0].config["hidden_size"], towers[1].config["hidden_size"]
     folder = config.id_encoder or image_encoder_of(config)
     dtype = jnp.dtype(config.dtype)
     tower, projection = load_vision_tower(folder, dtype=dtype)

@@ -8,6 +8,7 @@ and changes no output after a norm; the UNet's kernels that read them grow by th
 
 from collections.abc import Sequence
 
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
@@ -17,7 +18,7 @@ from persongen_jax.models.sdxl.unet import UNet2DConditionModel
 
 def measure_scale(tower: CLIPTextModel, input_ids: np.ndarray) -> float:
     """Standard deviation of the penultimate hidden state, [b, n] ids."""
-    return float(np.std(tower(input_ids).hidden_states[-2]))
+    return float(np.std(tower(jnp.asarray(input_ids)).hidden_states[-2]))
 
 
 def shrink(tower: CLIPTextModel, factor: float) -> None:
@@ -26,7 +27,7 @@ def shrink(tower: CLIPTextModel, factor: float) -> None:
     leaves = [embeddings.token_embedding.embedding, embeddings.position_embedding.embedding]
     for layer in tower.encoder.layers:
         for linear in (layer.self_attn.out_proj, layer.mlp.fc2):
-            leaves += [linear.kernel, linear.bias]
+            leaves += [leaf for leaf in (linear.kernel, linear.bias) if leaf is not None]
     for leaf in leaves:
         leaf.set_value(leaf.get_value() / factor)
 

@@ -208,6 +208,11 @@ def lora_layers(module: nnx.Module) -> dict[tuple, Adaptable]:
     return {path: layer for path, layer in _adaptable(module) if layer.lora is not None}
 
 
+def loras(module: nnx.Module) -> dict[tuple, LoRA]:
+    """Every LoRA of ``module``, by the path of its layer."""
+    return {path: layer.lora for path, layer in _adaptable(module) if layer.lora is not None}
+
+
 def changed_layers(module: nnx.Module) -> dict[tuple, Adaptable]:
     """Every layer of ``module`` that has a ``LayerChange``, by path."""
     return {path: layer for path, layer in _adaptable(module) if layer.change is not None}

@@ -68,7 +68,7 @@ def sample(
     plan: Plan,
     noise: jax.Array | np.ndarray,
     guidance: Guidance,
-    keys: ArrayLike,
+    keys: jax.Array | np.ndarray,
     settings: Sequence[ArrayLike],
     progress: Callable[[int], object] | None = None,
 ) -> jax.Array:

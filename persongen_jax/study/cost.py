@@ -28,10 +28,9 @@ def measure(plan: dict) -> dict:
     """The contents of cost.json.
 
     Returns:
-        {"plan": as given, "device": …, "methods": {name: {"trained": {group: parameters},
-        "frozen": parameters, "gflop": of a step, "seconds": median of a step, "relative": median
-            over
-        the rounds of its time as a multiple of the first method's, "low", "high": their minimum and
+        {"plan": as given, "device": …, "methods": {name: {"trained": {group: parameters}, "frozen":
+        parameters, "gflop": of a step, "seconds": median of a step, "relative": median over the
+        rounds of its time as a multiple of the first method's, "low", "high": their minimum and
         maximum, "full_size": {group: parameters} or None}}}.
     """
     order = plan["order"]

@@ -1,5 +1,6 @@
 """Faults of weight files, one class per kind; all are ``WeightsError``."""
 
+import os
 from collections.abc import Iterable, Mapping
 
 SHOWN = 20  # lines of each list in a message: enough to see the pattern, not a full screen
@@ -66,7 +67,7 @@ class KeyMismatch(WeightsError):
 
     def __init__(
         self,
-        where,
+        where: str | os.PathLike,
         missing: Mapping[str, tuple] | Iterable[str] = (),
         unexpected: Mapping[str, tuple] | Iterable[str] = (),
         misshapen: Mapping[str, tuple[tuple, tuple]] | None = None,
@@ -108,7 +109,7 @@ def _plain(shape) -> str:
     return str(tuple(int(size) for size in shape))
 
 
-def _shape(shape: tuple[int, ...]) -> str:
+def _shape(shape: tuple[int, ...] | None) -> str:
     return "" if shape is None else " " + _plain(shape)
 
 

@@ -9,7 +9,13 @@ so, the models with a projection and everything older with the prefix): ``embedd
 
 import re
 
-from persongen_jax.weights.files.source import POINTWISE, RenamedSource, Renaming, TensorSource
+from persongen_jax.weights.files.source import (
+    POINTWISE,
+    RenamedSource,
+    Renaming,
+    TensorSource,
+    Transform,
+)
 
 # Before it became a non-persistent buffer, CLIP saved 0, 1, 2, … as a tensor.
 _POSITION_IDS = "embeddings.position_ids"
@@ -87,7 +93,7 @@ def normalise_attention(source: TensorSource) -> RenamedSource:
     return renaming.source()
 
 
-def pointwise(source: TensorSource, key: str):
+def pointwise(source: TensorSource, key: str) -> Transform | None:
     """``POINTWISE`` if the tensor is a 1x1 convolution, else None."""
     shape = source.info(key)[1]
     return POINTWISE if len(shape) in (3, 4) and set(shape[2:]) == {1} else None

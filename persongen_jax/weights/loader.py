@@ -4,13 +4,20 @@ Module paths mirror the keys of diffusers and transformers, so one rule names ev
 formats differ, ``keys.py`` and its neighbours rename the tensors first.
 """
 
+from collections.abc import Callable
+from typing import TypeVar
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.typing import DTypeLike
 
-from persongen_jax.parallel.sharding import put_array
+from persongen_jax.parallel.sharding import Shardings, put_array
 from persongen_jax.weights.errors import KeyMismatch, WeightsError
+from persongen_jax.weights.files.source import TensorSource
+
+M = TypeVar("M", bound=nnx.Module)
 
 WEIGHT_NAMES = ("kernel", "scale", "embedding")
 
@@ -45,14 +52,16 @@ def to_torch_layout(path: tuple, array: np.ndarray) -> np.ndarray:
     return array.transpose(3, 2, 0, 1) if array.ndim == 4 else array.T
 
 
-def parameter_leaves(module) -> dict[tuple, jax.Array]:
+def parameter_leaves(module: nnx.Module) -> dict[tuple, jax.Array]:
     """Every array of a ``STORED`` kind by path, in a fixed order; excludes adapters."""
     flat = nnx.to_flat_state(nnx.state(module, STORED))
     leaves = {tuple(path): leaf.get_value() for path, leaf in flat}
     return {path: leaf for path, leaf in leaves.items() if "lora" not in path}
 
 
-def load_module(build, source, *, shardings=None):
+def load_module(
+    build: Callable[[], M], source: TensorSource, *, shardings: Shardings | None = None
+) -> M:
     """Build a module and fill every parameter and running statistic from ``source``.
 
     Args:
@@ -71,26 +80,26 @@ def load_module(build, source, *, shardings=None):
     return fill_module(prepare_module(build, source), source, shardings=shardings)
 
 
-def prepare_module(build, source):
+def prepare_module(build: Callable[[], M], source: TensorSource) -> M:
     """The module as shapes; KeyMismatch unless ``source`` fits it; reads no tensor."""
     module = nnx.eval_shape(build)
     check_keys(parameter_leaves(module), source)
     return module
 
 
-def fill_module(module, source, *, shardings=None):
+def fill_module(module: M, source: TensorSource, *, shardings: Shardings | None = None) -> M:
     """The result of :func:`prepare_module` with every parameter read from ``source``."""
-    graphdef, params, rest = nnx.split(module, STORED, ...)
+    graphdef, params, *rest = nnx.split(module, STORED, ...)
     flat = []
     for path, variable in nnx.to_flat_state(params):
         array = from_torch_layout(path, source.read(torch_key(path)))
         array = np.ascontiguousarray(array.astype(variable.get_value().dtype))
         sharding = shardings(path, array.shape) if callable(shardings) else shardings
         flat.append((path, variable.replace(put_array(array, sharding))))
-    return nnx.merge(graphdef, nnx.from_flat_state(flat), rest)
+    return nnx.merge(graphdef, nnx.from_flat_state(flat), *rest)
 
 
-def check_keys(leaves: dict[tuple, jax.Array], source):
+def check_keys(leaves: dict[tuple, jax.Array], source: TensorSource) -> None:
     """KeyMismatch unless ``source`` has exactly the tensors that ``leaves`` need."""
     wanted = {torch_key(path): to_torch_shape(path, leaf.shape) for path, leaf in leaves.items()}
     found = set(source.keys())
@@ -112,7 +121,7 @@ def check_keys(leaves: dict[tuple, jax.Array], source):
             )
 
 
-def cast_module(module, dtype):
+def cast_module(module: M, dtype: DTypeLike) -> M:
     """Store every floating-point parameter of the module in ``dtype``, in place."""
     for _, variable in nnx.to_flat_state(nnx.state(module, nnx.Param)):
         if jnp.issubdtype(variable.get_value().dtype, jnp.floating):

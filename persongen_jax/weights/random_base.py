@@ -8,7 +8,10 @@ so all commands run on it; its images are noise.
 
 import argparse
 import math
+import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -22,6 +25,7 @@ from persongen_jax.models.sdxl.parts import COMPONENTS, StableDiffusionXL, build
 from persongen_jax.weights.files.source import TensorSource
 from persongen_jax.weights.formats.sdxl.loading import SDXLBase, save_sdxl
 from persongen_jax.weights.loader import (
+    M,
     load_module,
     parameter_leaves,
     to_torch_shape,
@@ -50,7 +54,7 @@ SCHEDULER = {
 
 # Per size: UNet channels, latent side, text widths, VAE channels, image tower. "mid" is for
 # benchmarks: its UNet has 275 million parameters.
-SIZES = {
+SIZES: dict[str, dict[str, Any]] = {
     "tiny": {
         "channels": [32, 64, 64],
         "transformer_layers": [1, 1, 2],
@@ -162,20 +166,20 @@ def make_configs(size: str, vocab_size: int) -> dict[str, dict]:
 class RandomWeights(TensorSource):
     """Seeded random tensors with a module's keys and shapes: PyTorch's initial values, in numpy."""
 
-    def __init__(self, build, seed: int):
+    def __init__(self, build: Callable[[], nnx.Module], seed: int):
         leaves = parameter_leaves(nnx.eval_shape(build))
         self._shapes = {
             torch_key(path): to_torch_shape(path, x.shape) for path, x in leaves.items()
         }
         self._rng = np.random.default_rng(seed)
 
-    def keys(self):
+    def keys(self) -> list[str]:
         return list(self._shapes)
 
-    def info(self, key):
+    def info(self, key: str) -> tuple[np.dtype, tuple[int, ...]]:
         return np.dtype(np.float32), self._shapes[key]
 
-    def read(self, key):
+    def read(self, key: str) -> np.ndarray:
         shape = self._shapes[key]
         if len(shape) == 1 and "norm" in key:
             return np.full(shape, float(key.endswith(".weight")), np.float32)
@@ -183,19 +187,19 @@ class RandomWeights(TensorSource):
         values = self._rng.uniform(-1, 1, shape) / math.sqrt(fan_in)
         return values.astype(np.float32)
 
-    def describe(self):
+    def describe(self) -> str:
         return "random weights"
 
-    def close(self):
+    def close(self) -> None:
         """Does nothing: no file is open."""
 
 
-def random_module(build, seed: int):
+def random_module(build: Callable[[], M], seed: int) -> M:
     """The module that ``build`` makes, with :class:`RandomWeights`."""
     return load_module(build, RandomWeights(build, seed))
 
 
-def write_random_base(folder, *, size: str = "tiny", seed: int = 0):
+def write_random_base(folder: str | os.PathLike, *, size: str = "tiny", seed: int = 0) -> None:
     """Write the directory; the same seed gives the same bytes."""
     folder = Path(folder)
     vocab_size = 0
@@ -228,7 +232,7 @@ def write_random_base(folder, *, size: str = "tiny", seed: int = 0):
 
 
 @command
-def main(argv=None):
+def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--out", required=True, help="folder to write")
     parser.add_argument("--size", choices=SIZES, default="tiny")

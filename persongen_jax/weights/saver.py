@@ -1,10 +1,12 @@
 """Writes diffusers-format folders that diffusers and transformers open."""
 
 import json
+import os
 from pathlib import Path
 
 import jax
 import numpy as np
+from flax import nnx
 
 from data_pipeline.files import write_text
 from persongen_jax.weights.files.safetensors_file import write_safetensors
@@ -16,7 +18,9 @@ from persongen_jax.weights.loader import (
 )
 
 
-def save_module(module, folder, config: dict, *, file_name: str):
+def save_module(
+    module: nnx.Module, folder: str | os.PathLike, config: dict, *, file_name: str
+) -> None:
     """Write ``folder/config.json`` and ``folder/<file_name>``.
 
     Tensors are written in their stored dtype, one at a time; reading the file back gives bit-equal
@@ -41,6 +45,6 @@ def _reader(path, leaf):
     return read
 
 
-def write_json(path, content: dict):
+def write_json(path: str | os.PathLike, content: dict | list) -> None:
     """Write a JSON file atomically: a reader sees the old one or the new one."""
     write_text(path, json.dumps(content, indent=2, sort_keys=True) + "\n")

@@ -4,7 +4,10 @@ An adapter's file holds parts of several networks under its own names, so no sin
 it. A table of slots, from key to leaf in the file's order, is filled from a file or written to one.
 """
 
+import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import ml_dtypes
@@ -12,9 +15,12 @@ import numpy as np
 from flax import nnx
 
 from data_pipeline.files import atomic_write
+from persongen_jax.models.attention import MultiHeadAttention
+from persongen_jax.models.lora import LoRA
 from persongen_jax.parallel.sharding import put_array
 from persongen_jax.weights.errors import KeyMismatch, MissingDependency, WeightsError
 from persongen_jax.weights.files.safetensors_file import write_safetensors
+from persongen_jax.weights.files.source import TensorSource
 from persongen_jax.weights.loader import (
     from_torch_layout,
     parameter_leaves,
@@ -32,13 +38,13 @@ class Slot:
         variable: the nnx.Variable.
     """
 
-    def __init__(self, path: tuple, variable, factor: float = 1.0):
+    def __init__(self, path: tuple, variable: nnx.Variable, factor: float = 1.0):
         self.path, self.variable, self.factor = path, variable, factor
         self.leaf = variable.get_value()
         self.shape = to_torch_shape(path, self.leaf.shape)
         self.dtype = self.leaf.dtype
 
-    def set(self, array: np.ndarray):
+    def set(self, array: np.ndarray) -> None:
         """Fill the leaf: cast to its dtype, on its devices."""
         array = from_torch_layout(self.path, array)
         if self.factor != 1:
@@ -64,7 +70,9 @@ class Computed:
         return self.array
 
 
-def module_slots(module, prefix: str, order=None) -> dict[str, Slot]:
+def module_slots(
+    module: nnx.Module, prefix: str, order: Sequence[str] | None = None
+) -> dict[str, Slot]:
     """A slot for each parameter of ``module``, by ``prefix`` and PyTorch's key.
 
     ``order``: the module's direct children in the file, in its order; None: all of them.
@@ -75,7 +83,7 @@ def module_slots(module, prefix: str, order=None) -> dict[str, Slot]:
     return {prefix + torch_key(path): Slot(path, _variable_at(module, path)) for path in paths}
 
 
-def lora_slots(name: str, lora, scale: float) -> dict[str, Slot]:
+def lora_slots(name: str, lora: LoRA, scale: float) -> dict[str, Slot]:
     """The slots ``<name>_lora.down.weight`` and ``.up.weight`` of a format without alphas.
 
     Their scale is 1, so the file's ``up`` is ``scale`` times the model's.
@@ -87,7 +95,7 @@ def lora_slots(name: str, lora, scale: float) -> dict[str, Slot]:
     }
 
 
-def only_scale(lora, name: str) -> float:
+def only_scale(lora: LoRA, name: str) -> float:
     """The scale of a layer's only LoRA; WeightsError if there are several, or it is 0."""
     scales = np.unique(np.asarray(lora.scale.get_value()))
     if len(scales) != 1 or scales[0] == 0:
@@ -98,7 +106,7 @@ def only_scale(lora, name: str) -> float:
     return float(scales[0])
 
 
-def processors(unet) -> dict[str, nnx.Module]:
+def processors(unet: Any) -> dict[str, MultiHeadAttention]:
     """The UNet's attention layers, named and ordered like diffusers' attention processors.
 
     That order is down, up, mid, in which its UNet registers them; in each transformer block the
@@ -124,7 +132,7 @@ def _variable_at(module, path):
     return module
 
 
-def fill_slots(slots: dict[str, Slot], source):
+def fill_slots(slots: dict[str, Slot], source: TensorSource) -> None:
     """Fill every slot from the tensor of its key, one at a time.
 
     Raises:
@@ -149,7 +157,11 @@ def fill_slots(slots: dict[str, Slot], source):
         slot.set(array)
 
 
-def write_slots(path, slots: dict[str, Slot | Computed], notes: dict[str, str] | None = None):
+def write_slots(
+    path: str | os.PathLike,
+    slots: Mapping[str, Slot | Computed],
+    notes: dict[str, str] | None = None,
+) -> None:
     """Write a file of the slots' tensors, in their order, atomically.
 
     Args:

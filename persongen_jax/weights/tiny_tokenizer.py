@@ -6,7 +6,9 @@ listed here, including ``img``, become one token each, as in CLIP.
 """
 
 import json
+import os
 from collections import Counter
+from collections.abc import Iterable
 from itertools import pairwise
 from pathlib import Path
 
@@ -32,7 +34,9 @@ normal jpeg artifacts signature watermark username
 """.split()
 
 
-def write_tiny_tokenizer(folder, pad_token: str = EOS, words=()) -> int:
+def write_tiny_tokenizer(
+    folder: str | os.PathLike, pad_token: str = EOS, words: Iterable[str] = ()
+) -> int:
     """Write a tokenizer that transformers' CLIPTokenizer opens offline; return its vocabulary size.
     The start and the end of text have the ids size - 2 and size - 1.
 

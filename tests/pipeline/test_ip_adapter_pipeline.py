@@ -97,19 +97,23 @@ def their_pictures(pipe, latents, **settings):
 @pytest.mark.parametrize(
     ("kind", "name"), [("base", "ip_adapter"), ("plus", None), ("faceid", "ip_adapter")]
 )
-def test_same_pictures_as_diffusers(kind, name, base, files, faces, latents):
+def test_same_pictures_as_diffusers(kind, name, base, files, faces, latents, golden):
     ours = open_file(base, files / f"{kind}.safetensors", name)
-    if kind == "faceid":
-        theirs = their_pipeline(base, files, "faceid.safetensors", encoder=None)
-        crops = np.stack([np.asarray(face, np.float32) for face in faces]) / 127.5 - 1
-        embeds = np.asarray(ours.model.image_encoder(crops))
-        embeds = torch.from_numpy(embeds / np.linalg.norm(embeds, axis=1, keepdims=True))[None]
-        images = {"ip_adapter_image_embeds": [torch.cat([torch.zeros_like(embeds), embeds])]}
-    else:
-        theirs = their_pipeline(base, files, f"{kind}.safetensors")
-        images = {"ip_adapter_image": [faces]}
-    theirs.set_ip_adapter_scale(0.8)
-    wanted = their_pictures(theirs, latents, **images)
+
+    def of_diffusers():
+        if kind == "faceid":
+            theirs = their_pipeline(base, files, "faceid.safetensors", encoder=None)
+            crops = np.stack([np.asarray(face, np.float32) for face in faces]) / 127.5 - 1
+            embeds = np.asarray(ours.model.image_encoder(crops))
+            embeds = torch.from_numpy(embeds / np.linalg.norm(embeds, axis=1, keepdims=True))[None]
+            images = {"ip_adapter_image_embeds": [torch.cat([torch.zeros_like(embeds), embeds])]}
+        else:
+            theirs = their_pipeline(base, files, f"{kind}.safetensors")
+            images = {"ip_adapter_image": [faces]}
+        theirs.set_ip_adapter_scale(0.8)
+        return their_pictures(theirs, latents, **images)
+
+    wanted = golden(of_diffusers)
     found = our_pictures(ours, faces, latents, scales={"identity": 0.8})
     assert wanted.std() > 0.05
     assert np.abs(found - wanted).max() < TIGHT
@@ -128,7 +132,7 @@ def test_what_does_not_go_with_a_file_is_named(base, files):
         pipe.load_method(None, files / "faceid.safetensors")
 
 
-def test_our_method_in_diffusers(base, faces, latents, tmp_path):
+def test_our_method_in_diffusers(base, faces, latents, golden, tmp_path):
     """One token per reference, written as a base file with the image encoder that goes with it."""
     method, loaded = get_method("id_branch"), load_sdxl(base)
     config = {"base": str(base), "id_encoder": "", "dtype": "float32", "trigger_word": "img"}
@@ -143,8 +147,12 @@ def test_our_method_in_diffusers(base, faces, latents, tmp_path):
     scale.set_value(scale.get_value() * rng.uniform(0.5, 2, scale.shape).astype(np.float32))
     save_ip_adapter(ours.model, tmp_path / "mine.safetensors")
     save_image_encoder(ours.model, tmp_path / "image_encoder")
-    theirs = their_pipeline(base, tmp_path, "mine.safetensors")
-    wanted = their_pictures(theirs, latents, ip_adapter_image=[faces])
+
+    def of_diffusers():
+        theirs = their_pipeline(base, tmp_path, "mine.safetensors")
+        return their_pictures(theirs, latents, ip_adapter_image=[faces])
+
+    wanted = golden(of_diffusers)
     found = our_pictures(ours, faces, latents)
     assert np.abs(found - wanted).max() < TIGHT
     without = our_pictures(ours, faces, latents, scales={"identity": 0.0})

@@ -5,7 +5,7 @@ insightface:DIR   the same, out of this folder
 cascade           scikit-image's own; boxes alone
 """
 
-from pathlib import Path
+import os
 
 from data_pipeline.faces.detectors.base import Detection, Detector
 from data_pipeline.faces.detectors.insightface_scrfd import is_available
@@ -13,7 +13,7 @@ from data_pipeline.faces.detectors.insightface_scrfd import is_available
 NAMES = ("insightface", "cascade")
 
 
-def open_detector(name: str, path: str | Path | None = None) -> Detector:
+def open_detector(name: str, path: str | os.PathLike | None = None) -> Detector:
     """The detector called ``name``, "insightface:DIR" being the same as ("insightface", "DIR").
 
     Nothing is ever downloaded.

@@ -4,6 +4,7 @@ The code is MIT; its pretrained models are for non-commercial research only. Not
 """
 
 import importlib.util
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -20,7 +21,7 @@ LICENCE = "InsightFace's detectors are for non-commercial research only"
 CENTRE_TO_CORNER = 0.5  # its positions have origin "centre" (data_pipeline/faces/align.py)
 
 
-def find_model(path: str | Path | None = None) -> Path | None:
+def find_model(path: str | os.PathLike | None = None) -> Path | None:
     """A detector's ``.onnx``: ``path`` itself, or inside it; None searches InsightFace's packs."""
     if path is not None and Path(path).expanduser().is_file():
         return Path(path).expanduser()
@@ -56,7 +57,7 @@ class InsightFaceDetector(Detector):
     name = "insightface"
     licence = LICENCE
 
-    def __init__(self, path: str | Path | None = None):
+    def __init__(self, path: str | os.PathLike | None = None):
         file = find_model(path)
         if file is None:
             raise FileNotFoundError(

@@ -4,6 +4,7 @@ Module paths mirror the keys of ``photomaker-v1.bin``. What methods with an atte
 identity need in addition to that file is a separate module, :class:`IdentityTokens`.
 """
 
+from collections.abc import Sequence
 from typing import Unpack
 
 import jax
@@ -103,7 +104,7 @@ class PhotoMakerParts(nnx.Module):
     def __init__(
         self,
         vision_model: CLIPVisionModel,
-        projection_dims: tuple[int, int],
+        projection_dims: Sequence[int],
         *,
         dtype: DTypeLike,
         param_dtype: DTypeLike = jnp.float32,

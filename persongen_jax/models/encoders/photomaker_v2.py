@@ -6,6 +6,7 @@ each token takes the place of one copy of the class word. Module paths mirror th
 ``photomaker-v2.bin``.
 """
 
+from collections.abc import Sequence
 from typing import Unpack
 
 import jax
@@ -79,7 +80,7 @@ class PhotoMakerV2IDEncoder(PhotoMakerParts):
     def __init__(
         self,
         vision_model: CLIPVisionModel,
-        projection_dims: tuple[int, int],
+        projection_dims: Sequence[int],
         *,
         id_features: int = 512,
         head_dim: int = 128,

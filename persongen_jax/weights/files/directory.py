@@ -4,6 +4,8 @@ import os
 import re
 from pathlib import Path, PureWindowsPath
 
+import numpy as np
+
 from data_pipeline import text_files
 from persongen_jax.weights.errors import (
     BadConfig,
@@ -40,7 +42,7 @@ _NO_WEIGHTS = {
 }
 
 
-def path_is_index(path) -> bool:
+def path_is_index(path: str | os.PathLike) -> bool:
     return re.search(r"\.index(\.\w+)?\.json$", str(path)) is not None
 
 
@@ -122,7 +124,7 @@ def _choose(folder: Path, variant: str | None) -> Path:
         if variant is None and len(variants) == 1:
             return _only(folder, *variants.values())
         if variant is None and variants:
-            names = ", ".join(sorted(variants))
+            names = ", ".join(sorted(filter(None, variants)))
             raise WeightsError(f"{folder}: holds the variants {names}. Name one as variant.")
     if variant is not None:
         raise MissingFile(f"{folder}: no weights of variant {variant!r}. There is: {there}.")
@@ -165,19 +167,19 @@ class ShardedSource(TensorSource):
             self.close()
             raise
 
-    def keys(self):
+    def keys(self) -> list[str]:
         return list(self._where)
 
-    def info(self, key):
+    def info(self, key: str) -> tuple[np.dtype, tuple[int, ...]]:
         return self._shard(key).info(key)
 
-    def read(self, key):
+    def read(self, key: str) -> np.ndarray:
         return self._shard(key).read(key)
 
-    def describe(self):
+    def describe(self) -> str:
         return str(self._index)
 
-    def close(self):
+    def close(self) -> None:
         for shard in self._shards.values():
             shard.close()
 
@@ -248,7 +250,7 @@ def read_config(folder: str | os.PathLike) -> dict:
     return read_json(Path(folder) / "config.json", BadConfig)
 
 
-def read_json(path: Path, error_class) -> dict:
+def read_json(path: Path, error_class: type[Exception]) -> dict:
     """The JSON object in a file of a model's directory.
 
     Raises:

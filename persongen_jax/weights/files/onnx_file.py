@@ -81,20 +81,20 @@ class OnnxFile(TensorSource):
                 "copy it again."
             ) from error
 
-    def keys(self):
+    def keys(self) -> list[str]:
         return list(self._tensors)
 
-    def info(self, key):
+    def info(self, key: str) -> tuple[np.dtype, tuple[int, ...]]:
         array = self._get(key)
         return array.dtype, array.shape
 
-    def read(self, key):
+    def read(self, key: str) -> np.ndarray:
         return np.array(self._get(key))
 
-    def describe(self):
+    def describe(self) -> str:
         return str(self._path)
 
-    def close(self):
+    def close(self) -> None:
         self._tensors = {}
 
     def _get(self, key):

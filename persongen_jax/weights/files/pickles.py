@@ -70,14 +70,14 @@ class PickleFile(TensorSource):
         if not self._tensors:
             raise BadPickle(f"{self._path}: holds no named tensors. It is not a weight file.")
 
-    def keys(self):
+    def keys(self) -> list[str]:
         return list(self._tensors)
 
-    def info(self, key):
+    def info(self, key: str) -> tuple[np.dtype, tuple[int, ...]]:
         tensor = self._get(key)
         return self._numpy_dtype(key, tensor), tuple(tensor.shape)
 
-    def read(self, key):
+    def read(self, key: str) -> np.ndarray:
         tensor = self._get(key).detach()
         dtype = self._numpy_dtype(key, tensor)
         name = _dtype_name(tensor)
@@ -87,10 +87,10 @@ class PickleFile(TensorSource):
         # A copy: the tensor's memory is a mapping of the file, or shared with another tensor.
         return np.array(tensor.numpy(), order="C").view(dtype)
 
-    def describe(self):
+    def describe(self) -> str:
         return str(self._path)
 
-    def close(self):
+    def close(self) -> None:
         self._tensors = {}
 
     def _get(self, key):

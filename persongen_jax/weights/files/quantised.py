@@ -9,6 +9,7 @@ row of the weight. Other quantisations are refused by name.
 
 import json
 import re
+from collections.abc import Iterable
 
 import numpy as np
 
@@ -52,14 +53,14 @@ class Dequantised(TensorSource):
         self._hidden = hidden | set(scales.values())
         self.metadata, self.ignored = base.metadata, base.ignored
 
-    def keys(self):
+    def keys(self) -> list[str]:
         return [key for key in self._base.keys() if key not in self._hidden]
 
-    def info(self, key):
+    def info(self, key: str) -> tuple[np.dtype, tuple[int, ...]]:
         dtype, shape = self._base.info(key)
         return (np.dtype(np.float32) if key in self._scales else dtype), shape
 
-    def read(self, key):
+    def read(self, key: str) -> np.ndarray:
         array = self._base.read(key)
         if key not in self._scales:
             return array
@@ -68,10 +69,10 @@ class Dequantised(TensorSource):
             scale = scale.reshape(-1, *[1] * (array.ndim - 1))
         return (array.astype(np.float32) * scale).reshape(array.shape)
 
-    def describe(self):
+    def describe(self) -> str:
         return self._base.describe()
 
-    def close(self):
+    def close(self) -> None:
         self._base.close()
 
 
@@ -150,7 +151,7 @@ def _json(source, key, text) -> dict:
     return content if isinstance(content, dict) else {}
 
 
-def precision(source: TensorSource, keys=None) -> str:
+def precision(source: TensorSource, keys: Iterable[str] | None = None) -> str:
     """How the weights are stored: "float16"; "float8_e4m3fn, scaled (scale_weight)"."""
     keys = list(source.keys() if keys is None else keys)
     numbers, scaled = {}, set()
@@ -163,8 +164,8 @@ def precision(source: TensorSource, keys=None) -> str:
             size = int(np.prod(shape, dtype=np.float64)) if shape else 1
             numbers[dtype.name] = numbers.get(dtype.name, 0) + size
     some = sum(numbers.values()) / 100  # counters are not weights
-    names = (n for n in numbers if "float" in n or numbers[n] > some)
-    names = sorted(names, key=lambda n: (-numbers[n], n))
+    kept = (n for n in numbers if "float" in n or numbers[n] > some)
+    names = sorted(kept, key=lambda n: (-numbers[n], n))
     said = " and ".join(names) or shorten(sorted(numbers)) or "nothing"
     return f"{said}, scaled ({', '.join(sorted(scaled))})" if scaled else said
 

@@ -94,25 +94,25 @@ class TensorFile(TensorSource):
             self._file.close()
             raise
 
-    def keys(self):
+    def keys(self) -> list[str]:
         return list(self._entries)
 
-    def info(self, key):
+    def info(self, key: str) -> tuple[np.dtype, tuple[int, ...]]:
         dtype, shape, _ = self._get(key)
         return dtype, shape
 
-    def read(self, key):
+    def read(self, key: str) -> np.ndarray:
         dtype, shape, (begin, end) = self._get(key)
         # Bytes first, then a view: 0-d arrays and ml_dtypes offer no writable byte buffer.
         buffer = np.empty(end - begin, np.uint8)
         self._file.seek(self._start + begin)
-        self._fill(memoryview(buffer), key)
+        self._fill(buffer.data, key)
         return buffer.view(dtype).reshape(shape)
 
-    def describe(self):
+    def describe(self) -> str:
         return str(self._path)
 
-    def close(self):
+    def close(self) -> None:
         self._file.close()
 
     def _get(self, key):
@@ -271,7 +271,7 @@ def _promised(path, key, shape, dtype, array) -> memoryview:
             f"{path}: {key!r} was announced as {dtype} {shape} and came as {array.dtype} "
             f"{array.shape}. Announce what will be given."
         )
-    return memoryview(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
+    return np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
 
 
 __all__ = ["DTYPES", "MAX_HEADER", "TensorFile", "write_safetensors"]

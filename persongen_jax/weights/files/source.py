@@ -1,8 +1,9 @@
 """TensorSource: named tensors, read one at a time from any kind of file."""
 
 import abc
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -67,7 +68,7 @@ class OpenedFile:
     def describe(self) -> str:
         return self.tensors.describe()
 
-    def close(self):
+    def close(self) -> None:
         self.tensors.close()
 
     def __enter__(self):
@@ -89,20 +90,20 @@ class DictSource(TensorSource):
         self._tensors = dict(tensors)
         self._name = name
 
-    def keys(self):
+    def keys(self) -> list[str]:
         return list(self._tensors)
 
-    def info(self, key):
+    def info(self, key: str) -> tuple[np.dtype, tuple[int, ...]]:
         array = self._get(key)
         return array.dtype, array.shape
 
-    def read(self, key):
+    def read(self, key: str) -> np.ndarray:
         return np.array(self._get(key))
 
-    def describe(self):
+    def describe(self) -> str:
         return self._name
 
-    def close(self):
+    def close(self) -> None:
         self._tensors = {}
 
     def _get(self, key):
@@ -136,6 +137,10 @@ TRANSPOSE = Transform(lambda shape: shape[::-1], lambda array: np.ascontiguousar
 POINTWISE = Transform(lambda shape: shape[:2], lambda array: array.reshape(array.shape[:2]))
 
 
+# New name -> (name in the underlying source, a change of layout).
+Table = Mapping[str, tuple[str, Transform | None]]
+
+
 class RenamedSource(TensorSource):
     """Another source under other names, with some tensors in another layout.
 
@@ -148,7 +153,15 @@ class RenamedSource(TensorSource):
         owns_base: whether ``close`` closes ``base`` too; False if several sources share it.
     """
 
-    def __init__(self, base, table, *, ignored=(), part=None, owns_base=True):
+    def __init__(
+        self,
+        base: TensorSource,
+        table: Table,
+        *,
+        ignored: Iterable[str] = (),
+        part: str | None = None,
+        owns_base: bool = True,
+    ):
         self._base = base
         self._table = dict(table)
         self._part = part
@@ -156,24 +169,24 @@ class RenamedSource(TensorSource):
         self.metadata = base.metadata
         self.ignored = (*base.ignored, *ignored)
 
-    def keys(self):
+    def keys(self) -> list[str]:
         return list(self._table)
 
-    def info(self, key):
+    def info(self, key: str) -> tuple[np.dtype, tuple[int, ...]]:
         origin, transform = self._entry(key)
         dtype, shape = self._base.info(origin)
         return dtype, transform.shape(shape) if transform else shape
 
-    def read(self, key):
+    def read(self, key: str) -> np.ndarray:
         origin, transform = self._entry(key)
         array = self._base.read(origin)
         return transform.array(array) if transform else array
 
-    def describe(self):
+    def describe(self) -> str:
         name = self._base.describe()
         return f"{name} ({self._part})" if self._part else name
 
-    def close(self):
+    def close(self) -> None:
         if self._owns_base:
             self._base.close()
 
@@ -188,10 +201,10 @@ class Renaming:
 
     def __init__(self, base: TensorSource):
         self._base = base
-        self._table = {}
-        self._ignored = []
+        self._table: dict[str, tuple[str, Transform | None]] = {}
+        self._ignored: list[str] = []
 
-    def add(self, name: str, origin: str, transform: Transform | None = None):
+    def add(self, name: str, origin: str, transform: Transform | None = None) -> None:
         if name in self._table:
             raise WeightsError(
                 f"{self._base.describe()}: {self._table[name][0]!r} and {origin!r} both mean "
@@ -199,10 +212,10 @@ class Renaming:
             )
         self._table[name] = (origin, transform)
 
-    def ignore(self, origin: str):
+    def ignore(self, origin: str) -> None:
         self._ignored.append(origin)
 
-    def source(self, **kwargs) -> RenamedSource:
+    def source(self, **kwargs: Any) -> RenamedSource:
         """The finished source; arguments like ``RenamedSource``'s."""
         return RenamedSource(self._base, self._table, ignored=self._ignored, **kwargs)
 

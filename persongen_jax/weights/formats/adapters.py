@@ -1,10 +1,12 @@
 """Converts between adapter files and the adapters on a module's layers."""
 
+import os
+
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from persongen_jax.models.lora import add_adapter, add_change, changed_layers, lora_layers
+from persongen_jax.models.lora import Adaptable, add_adapter, add_change, changed_layers, loras
 from persongen_jax.weights.errors import KeyMismatch
 from persongen_jax.weights.formats.lora.kinds import Change, LoraWeights
 from persongen_jax.weights.loader import from_torch_layout, to_torch_layout, to_torch_shape
@@ -12,7 +14,7 @@ from persongen_jax.weights.loader import from_torch_layout, to_torch_layout, to_
 KERNEL = ("kernel",)
 
 
-def check_adapters(model, adapters: dict[str, dict], where):
+def check_adapters(model: nnx.Module, adapters: dict[str, dict], where: str | os.PathLike) -> None:
     """KeyMismatch unless every adapter has the sizes of its layer.
 
     Args:
@@ -56,7 +58,7 @@ def _find(module, path: str):
     return module
 
 
-def apply_adapter(module, weights: dict, weight: float = 1.0):
+def apply_adapter(module: nnx.Module, weights: dict, weight: float = 1.0) -> None:
     """Apply a parsed adapter file to a module.
 
     Args:
@@ -96,7 +98,7 @@ def _apply_change(layer, change: Change, weight: float):
     add_change(layer, of_kernel, None if of_bias is None else weight * of_bias)
 
 
-def extract_adapter(module) -> dict[str, LoraWeights]:
+def extract_adapter(module: nnx.Module) -> dict[str, LoraWeights]:
     """Every LoRA of a module as LoraWeights by dotted path, in PyTorch's layout.
 
     ``scale`` is folded into alpha if it is equal for all ranks, which holds for a single adapter.
@@ -108,8 +110,7 @@ def extract_adapter(module) -> dict[str, LoraWeights]:
     for path in changed_layers(module):
         name = ".".join(map(str, path))
         raise ValueError(f"{name}: has an adapter other than plain LoRA; unload it first")
-    for path, layer in lora_layers(module).items():
-        lora = layer.lora
+    for path, lora in loras(module).items():
         down, up, scale = (np.asarray(x[...]) for x in (lora.down, lora.up, lora.scale))
         if not np.all(scale == scale[0]):
             name = ".".join(map(str, path))
@@ -121,10 +122,10 @@ def extract_adapter(module) -> dict[str, LoraWeights]:
     return extracted
 
 
-def module_paths(module) -> dict[str, tuple]:
+def module_paths(module: nnx.Module) -> dict[str, tuple]:
     """Dotted path -> shape of the weight in PyTorch, for every layer that can have an adapter."""
     return {
         ".".join(map(str, path)): to_torch_shape(KERNEL, node.kernel.shape)
         for path, node in nnx.iter_graph(module)
-        if isinstance(node, nnx.Module) and hasattr(node, "lora")
+        if isinstance(node, Adaptable)
     }

@@ -1,13 +1,16 @@
 """ArcFace recognisers: arcface_torch's files, and the .onnx files of InsightFace's model packs."""
 
 import math
+import os
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from persongen_jax.models.faces.iresnet import EPS, IResNet
 from persongen_jax.models.layers import UnusedRngs
+from persongen_jax.parallel.sharding import Shardings
 from persongen_jax.weights.errors import BadOnnx, MissingFile
 from persongen_jax.weights.files.directory import open_file
 from persongen_jax.weights.files.onnx_file import Node, OnnxFile
@@ -25,7 +28,7 @@ AURAFACE_LICENCE = "fal/AuraFace-v1: Apache-2.0"
 COUNTER = ".num_batches_tracked"
 
 # Defaults of the significant attributes, for nodes that omit them.
-ONNX_DEFAULTS = {
+ONNX_DEFAULTS: dict[str, dict[str, Any]] = {
     "Conv": {
         "strides": [1, 1],
         "pads": [0, 0, 0, 0],
@@ -59,13 +62,13 @@ class Recogniser(NamedTuple):
 
 
 def load_arcface(
-    path,
+    path: str | os.PathLike,
     *,
     input_size: int | None = None,
     licence: str | None = None,
-    dtype=jnp.float32,
-    param_dtype=None,
-    shardings=None,
+    dtype: DTypeLike = jnp.float32,
+    param_dtype: DTypeLike | None = None,
+    shardings: Shardings | None = None,
 ) -> Recogniser:
     """Open a face recogniser of any depth and width.
 
@@ -106,7 +109,7 @@ def load_arcface(
     return Recogniser(model, licence_hint(path) if licence is None else licence)
 
 
-def licence_hint(path) -> str:
+def licence_hint(path: str | os.PathLike) -> str:
     """The weights' licence as far as the path shows it.
 
     InsightFace's and fal's files share names and layout; "auraface" anywhere in the path marks
@@ -116,7 +119,7 @@ def licence_hint(path) -> str:
     return AURAFACE_LICENCE if known else INSIGHTFACE_LICENCE
 
 
-def open_arcface(path) -> TensorSource:
+def open_arcface(path: str | os.PathLike) -> TensorSource:
     """The tensors of a recogniser's file under arcface_torch's keys, batch counters ignored."""
     if Path(path).suffix == ".onnx":
         return name_onnx_tensors(OnnxFile(path))

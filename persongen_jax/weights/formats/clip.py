@@ -2,20 +2,29 @@
 
 import os
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 
 from persongen_jax.models.encoders.clip import CLIPTextModel, CLIPVisionModel
-from persongen_jax.models.layers import UnusedRngs
+from persongen_jax.models.layers import LayerOptions, UnusedRngs
+from persongen_jax.parallel.sharding import Shardings
 from persongen_jax.weights.errors import MissingFile
 from persongen_jax.weights.files.directory import open_component, read_config
 from persongen_jax.weights.keys import normalise_clip_text, normalise_clip_vision
 from persongen_jax.weights.loader import load_module
 
 
-def load_vision_tower(folder, *, dtype=jnp.float32, param_dtype=None, shardings=None):
+def load_vision_tower(
+    folder: str | os.PathLike,
+    *,
+    dtype: DTypeLike = jnp.float32,
+    param_dtype: DTypeLike | None = None,
+    shardings: Shardings | None = None,
+) -> tuple[CLIPVisionModel, jax.Array | None]:
     """Open the image tower of a CLIP directory (a full CLIPModel's, or a vision model's), or the
     one in a PhotoMaker file.
 
@@ -56,10 +65,10 @@ def load_vision_tower(folder, *, dtype=jnp.float32, param_dtype=None, shardings=
             source,
             shardings=shardings,
         )
-    projection = None
-    if projects:
-        projection = tower.visual_projection.kernel.get_value()
-        tower.visual_projection = nnx.data(None)
+    if tower.visual_projection is None:
+        return tower, None
+    projection = tower.visual_projection.kernel.get_value()
+    tower.visual_projection = nnx.data(None)
     return tower, projection
 
 
@@ -68,10 +77,16 @@ class Clip(NamedTuple):
 
     text_model: CLIPTextModel
     vision_model: CLIPVisionModel
-    tokenizer: object
+    tokenizer: Any
 
 
-def load_clip(folder, *, dtype=jnp.float32, param_dtype=None, shardings=None) -> Clip:
+def load_clip(
+    folder: str | os.PathLike,
+    *,
+    dtype: DTypeLike = jnp.float32,
+    param_dtype: DTypeLike | None = None,
+    shardings: Shardings | None = None,
+) -> Clip:
     """Open a full CLIPModel's directory: config.json, weights and tokenizer files.
 
     Raises:
@@ -85,24 +100,23 @@ def load_clip(folder, *, dtype=jnp.float32, param_dtype=None, shardings=None) ->
             "such as openai/clip-vit-large-patch14-336"
         )
     config = read_config(folder)
-    towers = {}
+    kw: LayerOptions = {
+        "dtype": dtype,
+        "param_dtype": dtype if param_dtype is None else param_dtype,
+        "rngs": UnusedRngs(),
+    }
     with open_component(folder) as source:
-        for kind, model, normalise in (
-            ("text", CLIPTextModel, normalise_clip_text),
-            ("vision", CLIPVisionModel, normalise_clip_vision),
-        ):
-            towers[f"{kind}_model"] = load_module(
-                lambda model=model: model(
-                    config,
-                    with_projection=True,
-                    dtype=dtype,
-                    param_dtype=dtype if param_dtype is None else param_dtype,
-                    rngs=UnusedRngs(),
-                ),
-                normalise(source),
-                shardings=shardings,
-            )
-    return Clip(**towers, tokenizer=_load_tokenizer(folder))
+        text = load_module(
+            lambda: CLIPTextModel(config, with_projection=True, **kw),
+            normalise_clip_text(source),
+            shardings=shardings,
+        )
+        vision = load_module(
+            lambda: CLIPVisionModel(config, with_projection=True, **kw),
+            normalise_clip_vision(source),
+            shardings=shardings,
+        )
+    return Clip(text, vision, _load_tokenizer(folder))
 
 
 def _load_tokenizer(folder: Path):

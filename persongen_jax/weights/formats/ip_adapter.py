@@ -9,7 +9,10 @@ two dictionaries (it needs the convert extra), ``.safetensors`` has one list of 
 ip_adapter_state.py reads the trainer's files.
 """
 
+import os
 import re
+from collections.abc import Mapping
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -17,7 +20,7 @@ from flax import nnx
 
 from persongen_jax.models.branches import ParallelCrossAttention
 from persongen_jax.models.encoders.resampler import FaceIDProjection, ImageProjection, Resampler
-from persongen_jax.models.layers import Linear
+from persongen_jax.models.layers import LayerOptions, Linear
 from persongen_jax.models.lora import lora_layers
 from persongen_jax.weights.errors import KeyMismatch, UnsupportedAdapter, WeightsError
 from persongen_jax.weights.files.directory import open_file
@@ -96,7 +99,7 @@ class IPAdapterFile(OpenedFile):
         self.rank = _common_rank(source)
 
 
-def read_ip_adapter(path) -> IPAdapterFile:
+def read_ip_adapter(path: str | os.PathLike) -> IPAdapterFile:
     """Open an IP-Adapter file, ``.bin`` or ``.safetensors``.
 
     Raises:
@@ -113,7 +116,7 @@ def read_ip_adapter(path) -> IPAdapterFile:
         raise
 
 
-def is_ip_adapter(path) -> bool:
+def is_ip_adapter(path: str | os.PathLike) -> bool:
     """Whether a weight file has an IP-Adapter's names, of any variant."""
     with unwrapped(open_file(path)) as file:
         names = any(key.startswith((IMAGE_PROJ, ADAPTER)) for key in file.keys())
@@ -191,7 +194,7 @@ _SIZES = {"base": _base_sizes, "plus": _plus_sizes, "faceid": _faceid_sizes}
 # ---- Into a model and out of it ----------------------------------------------------------------
 
 
-def load_ip_adapter_into(model, path, branch: str = "identity"):
+def load_ip_adapter_into(model: Any, path: str | os.PathLike, branch: str = "identity") -> None:
     """Fill a model that has the method attached from an IP-Adapter file, in place.
 
     Fills ``image_proj``, the branch's keys and values, and the LoRA if there is one; each is cast
@@ -214,7 +217,7 @@ def load_ip_adapter_into(model, path, branch: str = "identity"):
         fill_slots(slots, file.tensors)
 
 
-def save_ip_adapter(model, path, branch: str = "identity"):
+def save_ip_adapter(model: Any, path: str | os.PathLike, branch: str = "identity") -> None:
     """Write a model's image projection and branch, and its LoRA, as an IP-Adapter file.
 
     Tensors keep their stored dtype. diffusers' ``load_ip_adapter`` opens the file if it has one of
@@ -236,15 +239,15 @@ def save_ip_adapter(model, path, branch: str = "identity"):
         MissingDependency: ``.bin`` without PyTorch.
     """
     if getattr(model, "image_proj", None) is None and hasattr(model, "id_tokens"):
-        slots = _single_token_slots(model)
+        slots: Mapping[str, Slot | Computed] = _single_token_slots(model)
     else:
         slots = module_slots(_image_proj(model), IMAGE_PROJ)
-    slots |= _branch_slots(model, branch)
+    slots = {**slots, **_branch_slots(model, branch)}
     _check_loras(model.unet)
     write_slots(path, slots)
 
 
-def save_image_encoder(model, folder):
+def save_image_encoder(model: Any, folder: str | os.PathLike) -> None:
     """Write the image tower that belongs to a file of single tokens, in transformers' format.
 
     Args:
@@ -259,8 +262,8 @@ def save_image_encoder(model, folder):
         "model_type": "clip_vision_model",
         "projection_dim": width,
     }
-    kw = {"dtype": tower.dtype, "param_dtype": tower.dtype, "rngs": nnx.Rngs(0)}
-    whole = nnx.Module()
+    kw: LayerOptions = {"dtype": tower.dtype, "param_dtype": tower.dtype, "rngs": nnx.Rngs(0)}
+    whole: Any = nnx.Module()
     whole.vision_model = tower
     whole.visual_projection = Linear(width, width, use_bias=False, **kw)
     whole.visual_projection.kernel.set_value(jnp.eye(width, dtype=tower.dtype))
@@ -311,7 +314,7 @@ def _image_proj(model) -> nnx.Module:
     return found
 
 
-def _base_layers(layer) -> dict[str, nnx.Module]:
+def _base_layers(layer) -> dict[str, Linear]:
     named = {short: getattr(layer, short) for short in ("to_q", "to_k", "to_v")}
     return {**named, "to_out": layer.to_out[0]}
 

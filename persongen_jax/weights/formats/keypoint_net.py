@@ -1,5 +1,6 @@
 """KeypointNet folders: config.json and model.safetensors."""
 
+import os
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -12,7 +13,7 @@ from persongen_jax.weights.loader import load_module
 from persongen_jax.weights.saver import save_module
 
 
-def load_keypoint_net(folder) -> KeypointNet:
+def load_keypoint_net(folder: str | os.PathLike) -> KeypointNet:
     """Open a folder that :func:`save_keypoint_net` wrote.
 
     Raises:
@@ -31,7 +32,7 @@ def load_keypoint_net(folder) -> KeypointNet:
         )
 
 
-def save_keypoint_net(net: KeypointNet, folder):
+def save_keypoint_net(net: KeypointNet, folder: str | os.PathLike) -> None:
     """Write ``folder``, which is created if necessary."""
     config = {**net.config, "widths": list(net.config["widths"])}
     save_module(net, folder, config, file_name="model.safetensors")

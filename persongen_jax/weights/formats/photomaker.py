@@ -8,14 +8,17 @@ keys are those of diffusers' attention processors of that time:
 ``unet.<block>.attn1.processor.to_q_lora.down.weight``. They have no alpha, so their scale is 1.
 """
 
+import os
 import re
+from typing import Any
 
-from flax import nnx
+from jax.typing import DTypeLike
 
 from persongen_jax.models.encoders.clip import CLIPVisionModel, complete_config
 from persongen_jax.models.encoders.photomaker_v2 import PhotoMakerV2IDEncoder
 from persongen_jax.models.layers import UnusedRngs
-from persongen_jax.models.lora import lora_layers
+from persongen_jax.models.lora import LoRA, loras
+from persongen_jax.parallel.sharding import Shardings
 from persongen_jax.weights.errors import (
     BadConfig,
     KeyMismatch,
@@ -85,7 +88,7 @@ class PhotoMakerFile(OpenedFile):
         self.rank = _common_rank(self.lora_weights)
 
 
-def read_photomaker(path) -> PhotoMakerFile:
+def read_photomaker(path: str | os.PathLike) -> PhotoMakerFile:
     """Open ``photomaker-v1.bin``, ``-v2.bin``, or a ``.safetensors`` file with the same content.
 
     Raises:
@@ -137,7 +140,7 @@ def _common_rank(lora_weights) -> int:
 # ---- Into a model and out of it ----------------------------------------------------------------
 
 
-def load_photomaker_into(model, path):
+def load_photomaker_into(model: Any, path: str | os.PathLike) -> None:
     """Fill a model that has the method attached from a PhotoMaker file, in place.
 
     Fills the ID encoder's leaves (including CLIP's image tower) and the LoRA on every attention
@@ -174,7 +177,7 @@ def _check_version(file, version: int):
         )
 
 
-def save_photomaker(model, path):
+def save_photomaker(model: Any, path: str | os.PathLike) -> None:
     """Write a model's ID encoder and LoRA as a PhotoMaker file of the ID encoder's version.
 
     Tensors keep their stored dtype. ``up`` is multiplied by the model's alpha / rank, so that the
@@ -202,11 +205,11 @@ def _slots(model) -> dict[str, Slot]:
     """
     order = _ENCODER_PARTS[_encoder_version(model)]
     slots = module_slots(model.id_encoder, ENCODER, order)
-    layers = _attention_layers(model.unet)
-    if not layers:
+    adapters = _attention_loras(model.unet)
+    if not adapters:
         raise WeightsError("the UNet carries no LoRA: attach a method (photomaker) first")
-    for name, layer in layers.items():
-        slots.update(lora_slots(LORA + name, layer.lora, only_scale(layer.lora, name)))
+    for name, lora in adapters.items():
+        slots.update(lora_slots(LORA + name, lora, only_scale(lora, name)))
     return slots
 
 
@@ -219,23 +222,23 @@ def _encoder_version(model) -> int:
     return 2 if isinstance(encoder, PhotoMakerV2IDEncoder) else 1
 
 
-def _attention_layers(unet) -> dict[str, nnx.Module]:
-    """ "unet.<block>.attn1.processor.to_q" to each layer with a LoRA, in diffusers' order."""
+def _attention_loras(unet) -> dict[str, LoRA]:
+    """ "unet.<block>.attn1.processor.to_q" to each layer's LoRA, in diffusers' order."""
     found = {}
     for name, layer in processors(unet).items():
         for projection in _PROJECTIONS:
             linear = getattr(layer, projection)
             linear = linear[0] if projection == "to_out" else linear
             if linear.lora is not None:
-                found[f"unet.{name}.processor.{projection}"] = linear
+                found[f"unet.{name}.processor.{projection}"] = linear.lora
     return found
 
 
 def _check_nothing_is_lost(model):
     """WeightsError if the model has trained parts that the format has no place for."""
-    known = {id(layer) for layer in _attention_layers(model.unet).values()}
-    for path, layer in lora_layers(model.unet).items():
-        if id(layer) not in known:
+    known = {id(lora) for lora in _attention_loras(model.unet).values()}
+    for path, lora in loras(model.unet).items():
+        if id(lora) not in known:
             raise WeightsError(
                 f"unet.{'.'.join(map(str, path))} carries a LoRA, which PhotoMaker's format has no "
                 "place for: it holds those of the base attention layers. Unload other LoRAs first."
@@ -252,7 +255,13 @@ def _check_nothing_is_lost(model):
 # ---- The image tower alone ----------------------------------------------------------------
 
 
-def load_photomaker_tower(path, *, dtype, param_dtype=None, shardings=None) -> CLIPVisionModel:
+def load_photomaker_tower(
+    path: str | os.PathLike,
+    *,
+    dtype: DTypeLike,
+    param_dtype: DTypeLike | None = None,
+    shardings: Shardings | None = None,
+) -> CLIPVisionModel:
     """CLIP's image tower from a PhotoMaker file, without a projection.
 
     The file has no config: sizes follow from the shapes, the activation is quick_gelu and heads are

@@ -1,11 +1,13 @@
 """Reads and writes UNet2DModel's folders in diffusers' format."""
 
+import os
 from pathlib import Path
 
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from persongen_jax.models.ddpm.unet2d import UNet2DModel
-from persongen_jax.models.layers import UnusedRngs
+from persongen_jax.models.layers import LayerOptions, UnusedRngs
 from persongen_jax.weights.files.directory import open_component, read_config
 from persongen_jax.weights.keys import normalise_attention
 from persongen_jax.weights.loader import load_module
@@ -15,7 +17,11 @@ FILE_NAME = "diffusion_pytorch_model.safetensors"
 
 
 def load_unet2d(
-    directory, *, dtype=jnp.float32, param_dtype=jnp.float32, variant: str | None = None
+    directory: str | os.PathLike,
+    *,
+    dtype: DTypeLike = jnp.float32,
+    param_dtype: DTypeLike = jnp.float32,
+    variant: str | None = None,
 ) -> UNet2DModel:
     """Open a folder with config.json and weights, or a pipeline's folder that contains ``unet/``.
 
@@ -26,12 +32,12 @@ def load_unet2d(
     if not (folder / "config.json").is_file() and (folder / "unet").is_dir():
         folder /= "unet"
     config = read_config(folder)
-    kw = {"dtype": dtype, "param_dtype": param_dtype, "rngs": UnusedRngs()}
+    kw: LayerOptions = {"dtype": dtype, "param_dtype": param_dtype, "rngs": UnusedRngs()}
     with open_component(folder, variant) as source:
         return load_module(lambda: UNet2DModel(config, **kw), normalise_attention(source))
 
 
-def save_unet2d(model: UNet2DModel, directory):
+def save_unet2d(model: UNet2DModel, directory: str | os.PathLike) -> None:
     """Write config.json and the weights for diffusers' UNet2DModel."""
     config = {"_class_name": "UNet2DModel", **model.config.to_dict()}
     save_module(model, directory, config, file_name=FILE_NAME)

@@ -14,7 +14,7 @@ them:
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
 
 from persongen_jax.weights.errors import UnsupportedAdapter, shorten
 from persongen_jax.weights.recognition.sgm_names import rename_by_prefix, unet_modules
@@ -124,7 +124,7 @@ def other_unfit(key: str) -> str | None:
     return next((kind for pattern, kind in _OTHERS_UNFIT.items() if re.search(pattern, key)), None)
 
 
-def relatives(keys) -> list[str]:
+def relatives(keys: Iterable[str]) -> list[str]:
     """The supported kinds other than plain LoRA in a file."""
     roles = {split[1].split()[0] for key in keys if (split := split_key(key))}
     return [name for role, name in _RELATIVES.items() if role in roles]
@@ -148,7 +148,12 @@ class Names:
         component: the one that keys without a prefix belong to; None: any with such a module.
     """
 
-    def __init__(self, modules: Mapping[str, Mapping[str, tuple]], layers_per_block, component):
+    def __init__(
+        self,
+        modules: Mapping[str, Mapping[str, tuple]],
+        layers_per_block: int,
+        component: str | None,
+    ):
         self._modules, self._component = modules, component
         self._flat = {
             name: _flat_names(name, paths, layers_per_block) for name, paths in modules.items()
@@ -166,7 +171,7 @@ class Names:
         for prefix, component in _PREFIXES.items():
             if name.startswith(prefix):
                 path = self._find(where, component, _unwrap(name.removeprefix(prefix)))
-                return path and (component, path)
+                return (component, path) if path else None
         name = name.removeprefix("lycoris_")
         components = [self._component] if self._component else list(self._modules)
         found = [(c, path) for c in components if (path := self._find(where, c, name))]
@@ -228,7 +233,7 @@ def _flat_names(component, paths, layers_per_block) -> dict[str, set[str]]:
     return flat
 
 
-def sgm_names(paths, layers_per_block: int) -> dict[str, str]:
+def sgm_names(paths: Collection[str], layers_per_block: int) -> dict[str, str]:
     """diffusers module path -> sgm's, for the blocks in ``paths``."""
 
     def attention(kind):

@@ -8,6 +8,7 @@ and whose names they have, what the UNet predicts, and how the weights are store
 """
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from persongen_jax.weights.errors import shorten
@@ -179,7 +180,7 @@ def family_of_config(config: dict) -> str:
 # ---- What the UNet predicts --------------------------------------------------------------------
 
 
-def prediction(source: TensorSource, markers=None) -> Prediction:
+def prediction(source: TensorSource, markers: Iterable[str] | None = None) -> Prediction:
     """What marker tensors and the file's metadata say."""
     if markers is None:
         markers = read_layout(source).markers

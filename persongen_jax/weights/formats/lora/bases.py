@@ -5,8 +5,10 @@ middle blocks have the same names. Matching by name alone would apply them, with
 """
 
 import re
+from collections.abc import Collection, Mapping
 
 from persongen_jax.weights.errors import UnsupportedAdapter
+from persongen_jax.weights.files.source import TensorSource
 
 SDXL = "SDXL"
 WIDTHS = {768: "SD 1.x", 1024: "SD 2.x", 1280: "the SDXL refiner", 2048: SDXL}  # of text states
@@ -44,7 +46,13 @@ _WORDS = {
 }
 
 
-def refuse_other_base(source, found: list, modules, unmatched, base: str = ""):
+def refuse_other_base(
+    source: TensorSource,
+    found: list,
+    modules: Mapping[str, Mapping[str, tuple]],
+    unmatched: Collection[str],
+    base: str = "",
+) -> None:
     """UnsupportedAdapter if the file is for a base other than the model.
 
     Args:

@@ -6,6 +6,7 @@ computed once, as a change of the weight and of the bias (``Change.of_layer``).
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -143,7 +144,7 @@ class Change:
         """Whether its effect depends on the layer's own weights."""
         return self.magnitude is not None or self.gain is not None
 
-    def of_layer(self, shape, weight=None, bias=None) -> tuple:
+    def of_layer(self, shape: tuple[int, ...], weight: Any = None, bias: Any = None) -> tuple:
         """The change of a layer at strength 1: (to the weight, to the bias), None for no change.
 
         Args:
@@ -207,7 +208,7 @@ def _sizes(a, b=None, core=None) -> tuple[int, int]:
     return a[1], b[1] * int(np.prod(core[2:]))
 
 
-def fold_core(down, middle) -> np.ndarray:
+def fold_core(down: np.ndarray, middle: np.ndarray) -> np.ndarray:
     """The down half of a LoRA, [rank, in, kh, kw], that is split in two (``lora_mid``).
 
     Args:

@@ -1,9 +1,11 @@
 """Opens an adapter's path: a file, or a folder that PEFT or diffusers wrote."""
 
 import contextlib
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from data_pipeline.text_files import TextError, read_text
 from persongen_jax.weights.errors import MissingFile, UnsupportedAdapter, shorten
@@ -42,7 +44,7 @@ class Opened:
 
 
 @contextlib.contextmanager
-def open_adapter(path) -> Iterator[list[Opened]]:
+def open_adapter(path: str | os.PathLike) -> Iterator[list[Opened]]:
     """Open the files of an adapter, and close them at the end.
 
     Args:
@@ -127,7 +129,7 @@ def _opened(file: Path, config: Path | None = None, component: str | None = None
         )
     settings = PeftSettings(str(config), values)
     mapping = values.get("auto_mapping")
-    name = mapping.get("base_model_class") if isinstance(mapping, dict) else None
+    name: Any = mapping.get("base_model_class") if isinstance(mapping, dict) else None
     return Opened(_open_plain(file), component or _CLASSES.get(name), settings)
 
 

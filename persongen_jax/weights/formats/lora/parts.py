@@ -2,10 +2,12 @@
 
 import math
 from dataclasses import dataclass
+from typing import NoReturn
 
 import numpy as np
 
 from persongen_jax.weights.errors import UnsupportedAdapter, shorten
+from persongen_jax.weights.files.source import TensorSource
 from persongen_jax.weights.formats.lora.kinds import (
     Change,
     Difference,
@@ -14,6 +16,7 @@ from persongen_jax.weights.formats.lora.kinds import (
     LoraWeights,
     fold_core,
 )
+from persongen_jax.weights.formats.lora.settings import PeftSettings
 
 LARGEST = 1e30  # alpha; beyond it, float32 overflows
 _LOHA = ("w1_a", "w1_b", "w2_a", "w2_b")
@@ -45,7 +48,7 @@ class Layer:
     roles: dict[str, str]
 
 
-def read_layer(source, layer: Layer, settings) -> LoraWeights | Change:
+def read_layer(source: TensorSource, layer: Layer, settings: PeftSettings) -> LoraWeights | Change:
     """What the file holds for one layer.
 
     Args:
@@ -61,15 +64,15 @@ def read_layer(source, layer: Layer, settings) -> LoraWeights | Change:
     kinds = {role.split()[0] for role in layer.roles} & {"down", "up", "mid", "loha", "lokr"}
     if len(kinds - {"down", "up", "mid"}) + bool(kinds & {"down", "up", "mid"}) > 1:
         reader.fail(f"has tensors of several kinds ({shorten(layer.roles.values())})")
-    products = []
+    if layer.roles.keys() <= {"down", "up", "mid", "alpha"}:
+        return reader.lora()
+    products: list[LoraWeights | LoHa | LoKr | Difference] = []
     if "loha" in kinds:
         products.append(reader.loha())
     elif "lokr" in kinds:
         products.append(reader.lokr())
     elif kinds or not layer.roles.keys() & {"diff", "diff_b", "ia3", "weight", "magnitude"}:
         products.append(reader.lora())
-    if layer.roles.keys() <= {"down", "up", "mid", "alpha"}:
-        return products[0]
     if "diff" in layer.roles:
         products.append(Difference(reader.read("diff")))
     gain, gain_of_bias = reader.gain()
@@ -83,16 +86,18 @@ class _Reader:
         self.source, self.layer, self.settings = source, layer, settings
         self.where = f"{source.describe()}: {layer.component}.{layer.path}"
 
-    def fail(self, what):
+    def fail(self, what) -> NoReturn:
         raise UnsupportedAdapter(f"{self.where} {what}. Fetch the file again.")
 
-    def shape(self, role) -> tuple | None:
-        key = self.layer.roles.get(role)
-        return None if key is None else tuple(int(n) for n in self.source.info(key)[1])
+    def fail_factors(self, kind) -> NoReturn:
+        listed = ", ".join(f"{role} {self.shape(role)}" for role in self.layer.roles)
+        self.fail(f"has {kind} factors that do not go together ({listed})")
 
-    def read(self, role) -> np.ndarray | None:
-        key = self.layer.roles.get(role)
-        return None if key is None else _sound(self.source, key)
+    def shape(self, role) -> tuple[int, ...]:
+        return tuple(int(n) for n in self.source.info(self.layer.roles[role])[1])
+
+    def read(self, role) -> np.ndarray:
+        return _sound(self.source, self.layer.roles[role])
 
     # ---- the kinds ----
 
@@ -101,7 +106,8 @@ class _Reader:
             if role not in self.layer.roles:
                 there = shorten(self.layer.roles.values())
                 self.fail(f"has no {role} half beside {there}")
-        down, up, mid = (self.shape(role) for role in ("down", "up", "mid"))
+        down, up = self.shape("down"), self.shape("up")
+        mid = self.shape("mid") if "mid" in self.layer.roles else None
         sound = len(down) in (2, 4) and len(up) in (2, 4) and set(up[2:]) <= {1}
         if sound and mid is not None:
             sound = len(mid) == 4 and mid[:2] == (up[1], down[0]) and set(down[2:]) <= {1}
@@ -116,23 +122,23 @@ class _Reader:
         return LoraWeights(half, self.read("up"), self.alpha(down[0]))
 
     def loha(self) -> LoHa:
-        shapes = {role: self.shape(f"loha {role}") for role in (*_LOHA, "t1", "t2")}
-        t1, t2 = shapes.pop("t1"), shapes.pop("t2")
-        a1, b1, a2, b2 = shapes.values()
-        sound = None not in shapes.values() and (t1 is None) == (t2 is None)
-        sound = sound and all(len(shape) == 2 and 0 not in shape for shape in shapes.values())
-        if sound and t1 is None:
-            rank = b1[0]
-            sound = a1[1] == rank and a2[1] == b2[0] and (a1[0], b1[1]) == (a2[0], b2[1])
+        parts = [f"loha {role}" for role in _LOHA]
+        cores = [role for role in ("loha t1", "loha t2") if role in self.layer.roles]
+        if len(cores) == 1 or not self.layer.roles.keys() >= set(parts):
+            self.fail_factors("LoHa")
+        a1, b1, a2, b2 = map(self.shape, parts)
+        sound = all(len(shape) == 2 and 0 not in shape for shape in (a1, b1, a2, b2))
+        if sound and not cores:
+            sound = a1[1] == b1[0] and a2[1] == b2[0] and (a1[0], b1[1]) == (a2[0], b2[1])
         elif sound:
-            rank = b1[0]
-            cores = len(t1) == len(t2) == 4 and t1[2:] == t2[2:]
-            sound = cores and t1[:2] == (a1[0], b1[0]) and t2[:2] == (a2[0], b2[0])
+            t1, t2 = map(self.shape, cores)
+            sound = len(t1) == len(t2) == 4 and t1[2:] == t2[2:]
+            sound = sound and t1[:2] == (a1[0], b1[0]) and t2[:2] == (a2[0], b2[0])
             sound = sound and (a1[1], b1[1]) == (a2[1], b2[1])
         if not sound:
-            self.fail(f"has LoHa factors that do not go together ({self._listed()})")
-        arrays = [self.read(f"loha {role}") for role in (*_LOHA, "t1", "t2")]
-        return LoHa(*arrays, scale=self.scale(rank))
+            self.fail_factors("LoHa")
+        arrays = {role.removeprefix("loha "): self.read(role) for role in parts + cores}
+        return LoHa(**arrays, scale=self.scale(b1[0]))
 
     def lokr(self) -> LoKr:
         first, rank_1 = self._factor("w1")
@@ -149,21 +155,26 @@ class _Reader:
 
     def _factor(self, name) -> tuple[tuple, int | None]:
         """(the arrays of kinds.LoKr, rank)."""
-        whole, a, b = (self.shape(f"lokr {name}{part}") for part in ("", "_a", "_b"))
-        core = self.shape("lokr t2") if name == "w2" else None
-        if whole is not None and a is None and b is None and core is None:
-            if len(whole) < 2 or 0 in whole:
-                self.fail(f"has LoKr factors that do not go together ({self._listed()})")
-            return (self.read(f"lokr {name}"),), None
-        sound = whole is None and a is not None and b is not None and len(a) == 2 and len(b) >= 2
-        if sound and core is None:
+        roles = self.layer.roles
+        whole, *parts = (f"lokr {name}{part}" for part in ("", "_a", "_b"))
+        core = ["lokr t2"] if name == "w2" and "lokr t2" in roles else []
+        if whole in roles and not roles.keys() & {*parts, *core}:
+            shape = self.shape(whole)
+            if len(shape) < 2 or 0 in shape:
+                self.fail_factors("LoKr")
+            return (self.read(whole),), None
+        if whole in roles or "lokr t1" in roles or not roles.keys() >= set(parts):
+            self.fail_factors("LoKr")
+        a, b = map(self.shape, parts)
+        sound = len(a) == 2 and len(b) >= 2 and 0 not in (*a, *b)
+        if sound and not core:
             sound = a[1] == b[0]
         elif sound:
-            sound = len(core) == 4 and len(b) == 2 and core[:2] == (a[0], b[0])
-        if not sound or 0 in a or 0 in b or self.shape("lokr t1") is not None:
-            self.fail(f"has LoKr factors that do not go together ({self._listed()})")
-        arrays = [self.read(f"lokr {name}_a"), self.read(f"lokr {name}_b")]
-        return (*arrays, *([] if core is None else [self.read("lokr t2")])), b[0]
+            middle = self.shape(core[0])
+            sound = len(middle) == 4 and len(b) == 2 and middle[:2] == (a[0], b[0])
+        if not sound:
+            self.fail_factors("LoKr")
+        return tuple(self.read(role) for role in parts + core), b[0]
 
     def magnitude(self) -> np.ndarray | None:
         return self._along("magnitude")
@@ -193,9 +204,11 @@ class _Reader:
             if "diff_b" in self.layer.roles or not products:
                 self.fail(f"has tensors of several kinds ({shorten(self.layer.roles.values())})")
             array = self.read("bias").astype(np.float32) * np.float32(products[0].scale)
-        else:
+        elif "diff_b" in self.layer.roles:
             array = self.read("diff_b")
-        if array is not None and array.size != self.layer.shape[0]:
+        else:
+            return None
+        if array.size != self.layer.shape[0]:
             self.fail(f"has {array.size} numbers for the bias of {self.layer.shape[0]} outputs")
         return array
 
@@ -222,9 +235,9 @@ class _Reader:
 
     def _along(self, role) -> np.ndarray | None:
         """One number per output, or per input if its shape says so."""
-        array = self.read(role)
-        if array is None:
+        if role not in self.layer.roles:
             return None
+        array = self.read(role)
         shape = array.shape
         of_inputs = len(shape) > 1 and shape[0] == 1 and self.layer.shape[0] != 1
         # PEFT stores a convolution's as [1, out, 1, 1]; LyCORIS' input scales are [1, in, 1, 1].
@@ -240,9 +253,6 @@ class _Reader:
         if array.size != wanted:
             self.fail(f"has {array.size} factors for {wanted} {'in' if on_input else 'out'}puts")
         return array.reshape(1, -1) if on_input else array.reshape(-1)
-
-    def _listed(self) -> str:
-        return ", ".join(f"{role} {self.shape(role)}" for role in self.layer.roles)
 
 
 __all__ = ["Layer", "read_layer"]

@@ -148,7 +148,7 @@ def _put(where, roles, role, key, layer):
 def _inner(source, roles) -> int | None:
     """The layer's number of inputs, if one of the tensors shows it."""
     for role in ("down", "diff", "loha w1_b"):
-        shape = source.info(roles[role])[1] if role in roles else ()
+        shape: tuple[int, ...] = source.info(roles[role])[1] if role in roles else ()
         if len(shape) > 1:
             return int(shape[1])
     return None

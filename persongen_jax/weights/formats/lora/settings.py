@@ -5,6 +5,7 @@ import math
 import re
 
 from persongen_jax.weights.errors import UnsupportedAdapter
+from persongen_jax.weights.files.source import TensorSource
 from persongen_jax.weights.recognition.lora_names import METADATA_KEY
 
 # Settings that change the tensors' meaning, and their values that do not.
@@ -51,7 +52,7 @@ class PeftSettings:
                 )
 
     @classmethod
-    def of_file(cls, source) -> "PeftSettings":
+    def of_file(cls, source: TensorSource) -> "PeftSettings":
         """The settings in the metadata, where diffusers keeps them; empty if there are none."""
         text = source.metadata.get(METADATA_KEY) or "{}"
         return cls(source.describe(), parse_object(source.describe(), METADATA_KEY, text))

@@ -1,6 +1,11 @@
 """Checks whether a recognised base can be used here; if not, one sentence says why."""
 
+import os
+from typing import Any
+
 from persongen_jax.weights.errors import BadConfig, WeightsError
+from persongen_jax.weights.files.source import TensorSource
+from persongen_jax.weights.recognition.layout import Place
 from persongen_jax.weights.recognition.sdxl import SDXL, Prediction, Recognised, family_of_config
 
 _WIDTHS = "SD 1.x reads text states 768 wide, SD 2.x 1024, the refiner 1280, SDXL 2048"
@@ -10,7 +15,7 @@ _CHANNELS = {
 }
 
 
-def check_file(found: Recognised, where) -> None:
+def check_file(found: Recognised, where: str | os.PathLike) -> None:
     """WeightsError unless a file is of SDXL, or does not show its family."""
     if found.family not in ("", SDXL):
         width = f" (its UNet reads text states {found.width} wide)" if found.width else ""
@@ -25,7 +30,7 @@ def check_file(found: Recognised, where) -> None:
         )
 
 
-def check_unet_config(config: dict, where) -> None:
+def check_unet_config(config: dict, where: str | os.PathLike) -> None:
     """WeightsError unless a diffusers config is for SDXL's UNet."""
     kind = config.get("_class_name", "UNet2DConditionModel")
     if kind != "UNet2DConditionModel":
@@ -51,7 +56,7 @@ def _check_channels(channels, where):
     )
 
 
-def check_configs(configs: dict[str, dict], where) -> None:
+def check_configs(configs: dict[str, dict], where: str | os.PathLike) -> None:
     """BadConfig if the four components' configs do not fit together."""
     unet, vae = configs["unet"], configs["vae"]
     if unet.get("in_channels", 4) != vae.get("latent_channels", 4):
@@ -59,7 +64,9 @@ def check_configs(configs: dict[str, dict], where) -> None:
             f"{where}: the VAE has latents of {vae.get('latent_channels', 4)} channels and the "
             f"UNet reads {unet.get('in_channels', 4)}. Give the VAE that the model was made with."
         )
-    widths = [configs[name].get("hidden_size") for name in ("text_encoder", "text_encoder_2")]
+    widths: list[Any] = [
+        configs[name].get("hidden_size") for name in ("text_encoder", "text_encoder_2")
+    ]
     read = unet.get("cross_attention_dim", 1280)
     read = read[-1] if isinstance(read, (list, tuple)) and read else read
     if all(isinstance(n, int) for n in (*widths, read)) and sum(widths) != read:
@@ -69,7 +76,7 @@ def check_configs(configs: dict[str, dict], where) -> None:
         )
 
 
-def check_vae(config: dict, base: dict, where) -> None:
+def check_vae(config: dict, base: dict, where: str | os.PathLike) -> None:
     """WeightsError if another VAE's latents have a different scale than the base's."""
     scale, wanted = (c.get("scaling_factor", 0.18215) for c in (config, base))
     if scale != wanted:
@@ -79,7 +86,9 @@ def check_vae(config: dict, base: dict, where) -> None:
         )
 
 
-def check_latents(source, place, config: dict, where) -> None:
+def check_latents(
+    source: TensorSource, place: Place, config: dict, where: str | os.PathLike
+) -> None:
     """WeightsError for a VAE file whose latents have another number of channels."""
     inner = dict(zip(place.inner(), place.keys, strict=True))
     if "decoder.conv_in.weight" not in inner:
@@ -93,7 +102,9 @@ def check_latents(source, place, config: dict, where) -> None:
         )
 
 
-def decide_prediction(scheduler: dict, said: Prediction, asked, where) -> tuple[dict, list[str]]:
+def decide_prediction(
+    scheduler: dict, said: Prediction, asked: str | None, where: str | os.PathLike
+) -> tuple[dict, list[str]]:
     """(the scheduler's config adapted to markers and the user, notes about it).
 
     Args:
@@ -107,7 +118,8 @@ def decide_prediction(scheduler: dict, said: Prediction, asked, where) -> tuple[
     give = "prediction_type (generate: --prediction-type; training: --config.prediction_type)"
     if said.refusal and not asked:
         raise WeightsError(f"{where}: {said.refusal}. Give {give}.")
-    config, notes, chosen = dict(scheduler), [], {}
+    config, notes = dict(scheduler), []
+    chosen: dict[str, Any] = {}
     told = scheduler.get("prediction_type") or "epsilon"
     marked = ", ".join(said.said_by)
     if asked:

@@ -1,6 +1,8 @@
 """Checks numbers in the components' configs before building a network or reading a weight."""
 
 import math
+import os
+from typing import TypeGuard
 
 from persongen_jax.weights.errors import BadConfig
 
@@ -19,7 +21,7 @@ _NULL_IS_NONE = ("shift_factor", "latents_mean", "latents_std")
 _LISTS = ("latents_mean", "latents_std")
 
 
-def check_values(name: str, config: dict, where) -> None:
+def check_values(name: str, config: dict, where: str | os.PathLike) -> None:
     """BadConfig for a value of the wrong type, or one that no network can compute with.
 
     Args:
@@ -55,14 +57,14 @@ def check_values(name: str, config: dict, where) -> None:
             _check(where, key, value, good, "whole numbers; other UNets (SSD-1B's) are not read")
 
 
-def check_time_ids(unet: dict, text_encoder_2: dict, where) -> None:
+def check_time_ids(unet: dict, text_encoder_2: dict, where: str | os.PathLike) -> None:
     """BadConfig unless the UNet reads the pooled prompt and six numbers of this size each."""
     size, read = (
         unet.get("addition_time_embed_dim"),
         unet.get("projection_class_embeddings_input_dim"),
     )
     pooled = text_encoder_2.get("projection_dim")
-    if all(map(_is_number, (size, read, pooled))) and 6 * size + pooled != read:
+    if _is_number(size) and _is_number(read) and _is_number(pooled) and 6 * size + pooled != read:
         raise BadConfig(
             f"{where}: projection_class_embeddings_input_dim is {read}, and not the second text "
             f"encoder's projection_dim {pooled} + 6 x addition_time_embed_dim {size}. Use the "
@@ -76,7 +78,7 @@ def _check(where, key, value, good: bool, wanted: str):
         raise BadConfig(f"{where}: {key} is {value!r}, and must be {wanted}{quoted}.")
 
 
-def _is_number(value) -> bool:
+def _is_number(value) -> TypeGuard[float]:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 

@@ -7,15 +7,20 @@ save_sdxl(base, "/path/to/copy")
 
 import functools
 import json
+import os
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 
 from data_pipeline.prompts import Tokenizers
 from persongen_jax.models.sdxl.parts import COMPONENTS, StableDiffusionXL, build
+from persongen_jax.parallel.sharding import Shardings
 from persongen_jax.weights.errors import BadConfig, WeightsError
 from persongen_jax.weights.formats.sdxl.opening import open_base
 from persongen_jax.weights.loader import check_keys, fill_module, parameter_leaves
@@ -39,19 +44,19 @@ class SDXLBase:
 
 
 def load_sdxl(
-    path,
+    path: str | os.PathLike,
     *,
-    dtype=jnp.float32,
-    param_dtype=None,
-    vae_dtype=jnp.float32,
+    dtype: DTypeLike = jnp.float32,
+    param_dtype: DTypeLike | None = None,
+    vae_dtype: DTypeLike = jnp.float32,
     variant: str | None = None,
-    config=None,
-    unet=None,
-    vae=None,
-    text_encoders=None,
+    config: str | os.PathLike | None = None,
+    unet: str | os.PathLike | None = None,
+    vae: str | os.PathLike | None = None,
+    text_encoders: str | os.PathLike | None = None,
     prediction_type: str | None = None,
-    check=None,
-    shardings=None,
+    check: Callable[[dict], Any] | None = None,
+    shardings: Shardings | None = None,
 ) -> SDXLBase:
     """Open a diffusers-format SDXL directory, or a single-file checkpoint together with one.
 
@@ -85,9 +90,15 @@ def load_sdxl(
             raise ValueError(f"{name}={jnp.dtype(given).name}: give bfloat16, float16 or float32")
     dtypes = {name: {"dtype": dtype, "param_dtype": param_dtype} for name in COMPONENTS}
     dtypes["vae"] = {"dtype": vae_dtype, "param_dtype": vae_dtype}
-    parts = {"unet": unet, "vae": vae, "text_encoders": text_encoders}
-    options = {"config": config, "variant": variant, "prediction_type": prediction_type}
-    with open_base(path, **parts, **options) as files:
+    with open_base(
+        path,
+        config=config,
+        unet=unet,
+        vae=vae,
+        text_encoders=text_encoders,
+        variant=variant,
+        prediction_type=prediction_type,
+    ) as files:
         if check is not None:
             _check_schedule(check, files)
         models = {name: _prepare(files, name, dtypes[name]) for name in COMPONENTS}
@@ -161,7 +172,7 @@ MODEL_INDEX = {
 }
 
 
-def save_sdxl(base: SDXLBase, folder):
+def save_sdxl(base: SDXLBase, folder: str | os.PathLike) -> None:
     """Write a directory that ``diffusers.StableDiffusionXLPipeline.from_pretrained`` opens.
 
     Weights are written in their stored dtype. Adapters are not included: merge them first, or save

@@ -9,6 +9,7 @@ part may come from elsewhere, and the directory fills in what a single file lack
 
 import os
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -53,7 +54,7 @@ GIVEN = {
 GIVEN["text_encoder_2"] = GIVEN["text_encoder"]
 BASES = ("checkpoint", "unet", "unet-sgm", "vae", "vae-sgm")
 # The keys of a scheduler_config.json that describe the training rather than the sampling.
-TRAINED_FOR = ("prediction_type", "rescale_betas_zero_snr", "num_train_timesteps")
+TRAINED_FOR: tuple[str, ...] = ("prediction_type", "rescale_betas_zero_snr", "num_train_timesteps")
 TRAINED_FOR += ("beta_start", "beta_end", "beta_schedule", "trained_betas")
 UNSAID = {"prediction_type": "epsilon", "num_train_timesteps": 1000}  # diffusers' own
 CONFIG = "config=DIR (generate: --base-config, training: --config.base_config)"
@@ -81,7 +82,7 @@ class BaseFiles:
     prediction: Prediction = Prediction()
     opened: dict[Path, tuple[TensorSource, Recognised]] = field(default_factory=dict)
 
-    def close(self):
+    def close(self) -> None:
         for source in (*self.sources.values(), *(source for source, _ in self.opened.values())):
             source.close()
 
@@ -112,7 +113,7 @@ class BaseFiles:
             self._say(path, found.layout, found.precision)
         return self.opened[path]
 
-    def from_file(self, path: Path, parts) -> None:
+    def from_file(self, path: Path, parts: Iterable[str]) -> None:
         """Use those of ``parts`` that the file has as the sources of their components."""
         source, found = self.file(path)
         if "unet" in parts:
@@ -124,7 +125,7 @@ class BaseFiles:
         for name, part in split_checkpoint(source, *configs, layout, tuple(parts)).items():
             self.sources[name] = part
 
-    def from_folder(self, name: str, folder: Path, variant: str | None):
+    def from_folder(self, name: str, folder: Path, variant: str | None) -> None:
         """Use a component's folder as its source."""
         source = open_component(folder, variant)
         try:
@@ -155,12 +156,12 @@ class BaseFiles:
 
 
 def open_base(
-    path,
+    path: str | os.PathLike,
     *,
-    config=None,
-    unet=None,
-    vae=None,
-    text_encoders=None,
+    config: str | os.PathLike | None = None,
+    unet: str | os.PathLike | None = None,
+    vae: str | os.PathLike | None = None,
+    text_encoders: str | os.PathLike | None = None,
     variant: str | None = None,
     prediction_type: str | None = None,
 ) -> BaseFiles:
@@ -234,9 +235,10 @@ def _read_configs(files: BaseFiles, given):
     files.model_index = read_json(index, BadConfig) if index.exists() else {}
     homes = {}
     for name in COMPONENTS:
-        home = _component(given[name], name) if name in given and given[name].is_dir() else None
-        own = home is not None and (home / "config.json").is_file()
-        homes[name] = home if own else folder / name
+        homes[name] = folder / name
+        if name in given and given[name].is_dir():
+            own = _component(given[name], name)
+            homes[name] = own if (own / "config.json").is_file() else folder / name
     if not homes["unet"].is_dir():
         _explain_no_unet(folder)
     # The UNet's first: in another family's directory, other parts may not even exist.
