@@ -210,7 +210,9 @@ class SamplingOptions:
 
     def changed(self) -> list[str]:
         """Names of the settings that do not have their default."""
-        values = {name: (getattr(self, name), each.default) for name, each in FIELDS.items()}
+        values: dict[str, tuple[Any, Any]] = {
+            name: (getattr(self, name), each.default) for name, each in FIELDS.items()
+        }
         return [name for name, two in values.items() if not np.array_equal(*two)]
 
     def plan(self, scheduler_config: dict) -> Plan:
