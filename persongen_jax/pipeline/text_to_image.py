@@ -349,9 +349,8 @@ class Pipeline:
         parts, inputs = conditioner.check_inputs(inputs, acts, count)
         plan = options.plan(self.base.scheduler_config)
         own_lora = self._own_lora if acts else {}
-        strengths = conditioner.schedules(
-            options.scales or {}, bool(own_lora), acts, plan.num_steps
-        )
+        scales = (options.scales or {}, bool(own_lora), acts, plan.num_steps)
+        strengths = conditioner.schedules(*scales)
         said = (prompts, negatives, parts, people, where)
         checks.tell_of_call(self, *said, plan, strengths, options, latents)
         time_ids = np.tile(options.time_ids(size), (count, 1))
