@@ -102,7 +102,7 @@ class AttributePipeline:
         requests = [requests] if isinstance(requests, str) else list(requests)
         asked = self._request_arrays(requests)
         batch = {name: np.repeat(rows, images, axis=0) for name, rows in asked.items()}
-        keys = [self._keys(options.seed, purpose, images, len(requests)) for purpose in (0, 1)]
+        keys = [self._keys(options.seed or 0, purpose, images, len(requests)) for purpose in (0, 1)]
         plan = self.system.plan(options)
         noise = jax.vmap(lambda key: jax.random.normal(key, self.size))(keys[0])
         return self._sample(batch, noise, plan, keys[1], options, progress)
@@ -136,7 +136,7 @@ class AttributePipeline:
         batch = line(self._request_arrays([start, end]), frames)
         if np.allclose(batch["attributes"][0], batch["attributes"][-1]):
             raise RequestError(f"attributes: {start!r} and {end!r} ask for the same")
-        keys = [self._keys(options.seed, p, index + 1, 1)[index] for p in (0, 1)]
+        keys = [self._keys(options.seed or 0, p, index + 1, 1)[index] for p in (0, 1)]
         first = jax.random.normal(keys[0], self.size)
         noise = jnp.broadcast_to(first, (frames, *self.size))
         plan = self.system.plan(options)
@@ -209,10 +209,12 @@ class AttributePipeline:
     def _keys(self, seed, purpose, images, requests):
         return jnp.tile(sampling.image_keys(seed, purpose, images), requests)
 
-    def _options(self, options, named, read=READ) -> SamplingOptions:
+    def _options(
+        self, options: SamplingOptions | None, named: dict, read: Sequence[str] = READ
+    ) -> SamplingOptions:
         """``options`` with those of ``named``; None: not given."""
         named = {name: value for name, value in named.items() if value is not None}
-        unread = sorted(named.keys() - set(read))
+        unread = sorted({*named, *(options.changed() if options else ())} - set(read))
         if unread:
             raise ValueError(f"{unread[0]} is no setting of this; there are {', '.join(read)}")
         return replace(options or self.defaults, **named)

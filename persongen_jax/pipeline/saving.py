@@ -58,8 +58,10 @@ def save_images(images: Any, where: Any, *, mark: bool = True) -> list[Path]:
     """
     several = [to_rgb(image) for image in _listed(images)]
     write = ImageWriter(mark)
-    if not isinstance(where, (str, os.PathLike)):
+    if isinstance(where, (list, tuple)):
         paths = [Path(path) for path in where]
+    elif not isinstance(where, (str, os.PathLike)):
+        raise ValueError(f"where: {type(where).__name__}; give a folder, or a file for each image")
     elif Path(where).suffix.lower() in FORMATS:
         paths = [Path(where)]
     else:

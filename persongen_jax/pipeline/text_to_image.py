@@ -336,6 +336,7 @@ class Pipeline:
             ValueError: sizes, counts or names that do not fit; the message names them. A
                 checks.CallWarning reports prompts that are cut, and arguments without effect.
         """
+        checks.check_kinds(SamplingOptions, "SamplingOptions", options=options)
         options, inputs = (options or SamplingOptions()).taking(named)
         checks.check_kinds(Callable, "a function", progress=progress, on_batch=on_batch)
         prompts = checks.as_texts("prompt", prompt)
@@ -348,9 +349,8 @@ class Pipeline:
         parts, inputs = conditioner.check_inputs(inputs, acts, count)
         plan = options.plan(self.base.scheduler_config)
         own_lora = self._own_lora if acts else {}
-        strengths = conditioner.schedules(
-            options.scales or {}, bool(own_lora), acts, plan.num_steps
-        )
+        scales = (options.scales or {}, bool(own_lora), acts, plan.num_steps)
+        strengths = conditioner.schedules(*scales)
         said = (prompts, negatives, parts, people, where)
         checks.warn_of_ineffective_options(self, *said, plan, strengths, options, latents)
         time_ids = np.tile(options.time_ids(size), (count, 1))

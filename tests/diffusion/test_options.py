@@ -103,6 +103,12 @@ def test_an_evaluation_changes_these_keys():
     assert set(VALIDATION_FLAGS) <= evaluate.OPTIONS.keys() and len(FLAGS) > len(KEYS)
 
 
+def test_what_was_changed():
+    assert SamplingOptions().changed() == []
+    sizes = {"target_size": np.array([8, 8]), "scales": {"identity": 0.5}}
+    assert SamplingOptions(seed=0, **sizes).changed() == ["seed", "scales", "target_size"]
+
+
 def test_what_follows_from_them():
     config = {"_class_name": "DDIMScheduler"}
     options = SamplingOptions(num_inference_steps=4, scheduler_options={"eta": 0.5})

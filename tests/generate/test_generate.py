@@ -16,6 +16,7 @@ from persongen_jax.face_detectors import open_detector
 from persongen_jax.generate import __main__ as generate
 from persongen_jax.generate import files as generate_files
 from persongen_jax.pipeline import Pipeline
+from persongen_jax.pipeline.saving import ImageFolder
 from persongen_jax.pipeline.watermark import has_watermark
 from persongen_jax.systems.open import open_system
 from persongen_jax.training.checkpoint import Checkpoints
@@ -195,7 +196,7 @@ def test_a_folder_that_cannot_be_written_costs_no_image(small_base, tmp_path, ca
     assert "step/s" not in capsys.readouterr().err
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "²³.png").write_bytes(b"")
-    assert generate_files.ImageFolder(tmp_path / "out")._next == 0
+    assert ImageFolder(tmp_path / "out")._next == 0
 
 
 def test_unloading_leaves_a_method_its_own_lora(small_base, method_weights, tmp_path):

@@ -125,6 +125,21 @@ def test_a_picture_is_turned_upright(pipe):
         pipe.read(np.full((8, 8), 2.0))
 
 
+def test_settings_by_name_or_as_options(pipe):
+    named = pipe("digit=1", num_inference_steps=2, seed=42, guidance_scale=2.0)
+    options = SamplingOptions(num_inference_steps=2, guidance_scale=2.0)
+    assert np.array_equal(pipe("digit=1", options=options, seed=42), named)
+    assert np.array_equal(
+        pipe("digit=1", options=options), pipe("digit=1", options=options, seed=0)
+    )
+    with pytest.raises(ValueError, match="tiling is no setting of this; there are num_inference"):
+        pipe("digit=1", options=replace(options, tiling=True))
+    with pytest.raises(ValueError, match="eta is no setting of this; .*scheduler_options"):
+        pipe("digit=1", eta=0.5)
+    with pytest.raises(ValueError, match="seed is no setting of this"):
+        pipe.edit(np.zeros((8, 8)), "digit=1", seed=1)
+
+
 def test_a_model_that_cannot_be_guided_is_not():
     config = get_config()
     config.conditioning, config.validation_guidance = "none", 0.0

@@ -94,6 +94,7 @@ def test_texts_of_the_wrong_kind_are_one_sentence(case, plain):
         ({"latents": "x"}, "latents: a text"),
         ({"progress": 5}, "progress is 5: give a function"),
         ({"on_batch": "x"}, "on_batch is of type str"),
+        ({"options": {"seed": 1}}, "options is of type dict: give SamplingOptions"),
     ],
 )
 def test_numbers_of_the_wrong_kind_are_one_sentence(settings, named, plain):

@@ -146,6 +146,7 @@ def test_what_the_watermark_survives(photo, tmp_path):
             "a.png",
             "2 images for 1 files: give a folder",
         ),
+        (np.zeros((8, 8, 3)), None, "where: NoneType; give a folder"),
         (np.zeros((8, 8, 3)), ["a.gif"], r"a\.gif: images are written as \.png, \.jpg"),
     ],
 )
