@@ -154,7 +154,7 @@ def test_further_pictures_are_refused(photographs, tmp_path):
     with pytest.raises(SystemExit) as ended:
         main(["--from", str(photographs), "--out", str(tmp_path / "s")])
     assert ended.value.code == (
-        "error: bert_2.png: has further pictures (pose, depth), which shards have no place for; "
+        "error: bert_2.png: has additional images (pose, depth), which shards have no place for; "
         "train from the folder itself"
     )
     assert not (tmp_path / "s").exists() and not (tmp_path / "s.partial").exists()
