@@ -159,8 +159,8 @@ class FeatureTable:
             return
         if part.spec != self._spec_text():
             raise ValueError(
-                f"{path}: holds rows of {part.spec}, not of {self._spec_text()}; it belongs elsewhere: "
-                "remove it"
+                f"{path}: holds rows of {part.spec}, not of {self._spec_text()}; it belongs "
+                "elsewhere: remove it"
             )
         self._place.update({key: (part, i) for i, key in enumerate(part.keys)})
 

@@ -138,7 +138,9 @@ class Conditioner:
                     f"{', '.join(('text', *self.inputs))}); say it in the prompt"
                 )
             if not acts:
-                raise ValueError(f"{name}={_short_repr(given)}: it goes with references; give them too")
+                raise ValueError(
+                    f"{name}={_short_repr(given)}: it goes with references; give them too"
+                )
         further = self.text.further
         parts = {
             name: broadcast_texts(inputs.get(name), count, f"{name} prompts") for name in further

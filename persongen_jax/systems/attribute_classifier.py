@@ -125,13 +125,9 @@ def classify(
     for start in range(0, len(pictures), AT_ONCE):
         if should_stop():
             raise Stopped
-        here = to_pixels(
-            np.stack([np.asarray(p) for p in pictures[start : start + AT_ONCE]])
-        )
+        here = to_pixels(np.stack([np.asarray(p) for p in pictures[start : start + AT_ONCE]]))
         # Padded, so that every part has the same shape.
-        filled = np.concatenate(
-            [here, np.zeros((AT_ONCE - len(here), *here.shape[1:]), "f")]
-        )
+        filled = np.concatenate([here, np.zeros((AT_ONCE - len(here), *here.shape[1:]), "f")])
         rows = [to_host(part) for part in _classify(graphdef, state, filled)]
         logits.append(rows[0][: len(here)])
         features.append(rows[1][: len(here)])
