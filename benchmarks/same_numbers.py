@@ -38,9 +38,9 @@ def record_gradients(run: Path) -> dict:
     from persongen_jax.config import load_config
     from persongen_jax.parallel.sharding import make_mesh, replicated
     from persongen_jax.systems.open import open_system
-    from persongen_jax.training.checkpoint import load_trained
     from persongen_jax.training.partition import split_model
     from persongen_jax.training.step import keys_of, merge_model
+    from persongen_jax.training.trained import load_trained
 
     system = open_system(load_config(MAIN_JOB, {}))
     graphdef, at_start, frozen, _ = split_model(system.model, system.table)

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from data_pipeline.text_files import TextError, read_json
-from persongen_jax.training.checkpoint import trained_shapes
+from persongen_jax.training.trained import trained_shapes
 from persongen_jax.weights.errors import BadOnnx, MissingFile, WeightsError
 from persongen_jax.weights.files.directory import open_component, open_file
 from persongen_jax.weights.files.onnx_file import OnnxFile

@@ -11,7 +11,6 @@ The trainer reads cached rows; it computes a missing row when first needed, and 
 
 import functools
 import itertools
-import json
 import logging
 import threading
 import time
@@ -30,6 +29,7 @@ from ml_collections import ConfigDict
 from data_pipeline.examples.fields import EncodedField, Encoding, Field, Input, unflatten
 from data_pipeline.examples.source import ExampleSource
 from data_pipeline.pictures.reading import ImageError
+from persongen_jax.features.digest import VERSION, model_digest
 from persongen_jax.features.store import KEY_BYTES, FeatureTable, digest_of
 from persongen_jax.files import is_full
 from persongen_jax.training.partition import assign_groups, leaf_paths
@@ -39,7 +39,6 @@ log = logging.getLogger(__name__)
 USUAL_KINDS = ("moments", "references", "text")  # of the default config; a method may lack some
 FLUSH_SECONDS = 120  # most work that a killed pass loses
 PICTURES_VERSION = 2  # how a file becomes pixels
-VERSION = 1  # how images and prompts are prepared and rows laid out; part of every key
 
 
 # ---- What can be cached, and its shapes --------------------------------------------------------
@@ -353,7 +352,7 @@ class _Encoder:
     """One encoding's networks on one device; ``name`` identifies their weights."""
 
     def __init__(self, config, model, encoding: Encoding):
-        digest = _model_digest(config, model, encoding).hex()[:16]
+        digest = model_digest(config, model, encoding).hex()[:16]
         self.name = f"{encoding.kind}-{digest}"
         encode, self._state = open_encoder(model, encoding)
         self._encode, self._dtype, self._local = jax.jit(encode), encoding.dtype, None
@@ -363,43 +362,5 @@ class _Encoder:
     def __call__(self, inputs: np.ndarray) -> dict[str, np.ndarray]:
         """[b, ...] to the encoding's output, as NumPy arrays."""
         if self._local is None:
-            self._local = jax.tree.map(_local, self._state)
+            self.local_array = jax.tree.map(_local, self._state)
         return jax.device_get(self._encode(self._local, jnp.asarray(inputs, self._dtype)))
-
-
-def _local(array):
-    """The array on this process' first device, whatever devices it is on.
-
-    An offloaded array (training/offload.py) stays on the host, so that it occupies the device
-    only during a call.
-    """
-    if isinstance(array, np.ndarray):
-        return array
-    if len(array.sharding.device_set) == 1:
-        return array
-    if array.is_fully_replicated:
-        return array.addressable_data(0)
-    if not array.is_fully_addressable:
-        raise ValueError(
-            "config.cache: the frozen weights are split over processes (config.shard_frozen), "
-            "so none of them can compute features; give --config.shard_frozen=False"
-        )
-    return jax.device_put(np.asarray(array), jax.local_devices()[0])
-
-
-def _model_digest(config, model, encoding: Encoding) -> bytes:
-    """A digest of everything but its input that an encoder's output depends on."""
-    parts = [VERSION, encoding.kind, str(config[encoding.precision])]
-    for owner in sorted({root.split("/")[0] for root in encoding.weights}):
-        parts += _configs(getattr(model, owner))
-    parts += encoding.signature
-    for path, leaf in sorted(leaf_paths(model).items()):
-        if path.startswith(encoding.weights):
-            parts += [path, np.asarray(_local(leaf.get_value()))]
-    return digest_of(*parts)
-
-
-def _configs(module) -> list[str]:
-    """The configs of the module and its direct children, if they have one."""
-    parts = [module, *(part for part in vars(module).values() if isinstance(part, nnx.Module))]
-    return [json.dumps(p.config.to_dict(), sort_keys=True) for p in parts if hasattr(p, "config")]

@@ -71,7 +71,7 @@ def find_origin(config: ConfigDict) -> Origin:
         ValueError: the runs started from each other.
     """
     from persongen_jax.parallel.sharding import make_mesh, replicated
-    from persongen_jax.training.checkpoint import load_trained
+    from persongen_jax.training.trained import load_trained
 
     first = source = config.get("start_from", "")
     step, whose, trained, seen = config.get("start_from_step", 0), "", {}, set()

@@ -18,8 +18,8 @@ from persongen_jax.models.lora import check_mergeable, merge_adapters, remove_ad
 from persongen_jax.parallel.sharding import replicated
 from persongen_jax.pipeline.words import Words, read_words
 from persongen_jax.settings import check_version
-from persongen_jax.training.checkpoint import load_trained
 from persongen_jax.training.partition import leaf_paths
+from persongen_jax.training.trained import load_trained
 from persongen_jax.weights.files.directory import read_config
 from persongen_jax.weights.formats.adapters import (
     apply_adapter,

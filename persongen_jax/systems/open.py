@@ -13,8 +13,9 @@ from persongen_jax.diffusion.scheduler_config import check_choice
 from persongen_jax.parallel.sharding import load_shardings, make_mesh, mesh_for, replicated
 from persongen_jax.settings import check_version
 from persongen_jax.systems.base import System
-from persongen_jax.training.checkpoint import find_run, read_trained
+from persongen_jax.training.checkpoint import find_run
 from persongen_jax.training.partition import fill_trained
+from persongen_jax.training.trained import read_trained
 
 SYSTEMS = {
     "sdxl": "persongen_jax.systems.sdxl:Sdxl",

@@ -45,7 +45,7 @@ class SaveFailed(OSError):
     """The last checkpoint of a run could not be written."""
 
 
-def _handler():
+def checkpoint_handler():
     return ocp.CompositeCheckpointHandler(
         trainable=ocp.StandardCheckpointHandler(),
         opt_state=ocp.StandardCheckpointHandler(),
@@ -283,7 +283,7 @@ def _checkpointer():
     options = ocp.options.AsyncOptions(
         timeout_secs=TIMEOUT, create_directories_asynchronously=False
     )
-    return ocp.AsyncCheckpointer(_handler(), async_options=options)
+    return ocp.AsyncCheckpointer(checkpoint_handler(), async_options=options)
 
 
 def _abstract(tree):
@@ -358,43 +358,6 @@ def find_run(path: str | Path, step: int | None = None) -> tuple[Path, int]:
     raise CorruptCheckpoint(f"{path}: {which} intact, see the warnings; restore a copy of it")
 
 
-def load_trained(
-    path: str | Path, sharding: jax.sharding.Sharding, step: int | None = None
-) -> tuple[dict, dict]:
-    """(trainable arrays by path, config) of a run's checkpoint, for inference.
-
-    These are the running average if the run kept one. ``step`` and errors: see :func:`find_run`.
-    """
-    return read_trained(*find_run(path, step), sharding)
-
-
-def read_trained(workdir: Path, step: int, sharding: jax.sharding.Sharding) -> tuple[dict, dict]:
-    """:func:`load_trained` for what find_run returned."""
-    folder = workdir / "checkpoints" / str(step)
-    names = ["ema" if (folder / "ema").is_dir() else "trainable"]
-    names += ["stats"] if (folder / "stats").is_dir() else []
-    items = {"config": ocp.args.JsonRestore()}
-    for name in names:
-        target = {
-            path: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
-            for path, x in shapes_of(folder, name).items()
-        }
-        items[name] = ocp.args.StandardRestore(target)
-    with ocp.Checkpointer(_handler()) as checkpointer:
-        restored = checkpointer.restore(folder, args=ocp.args.Composite(**items))
-    arrays = {}
-    for name in names:
-        arrays |= restored[name]
-    return arrays, restored["config"]
-
-
-def trained_shapes(path: str | Path) -> dict[str, tuple[np.dtype, tuple[int, ...]]]:
-    """(dtype, shape) of every trained array of a run's newest checkpoint; reads no array."""
-    workdir, step = find_run(path)
-    arrays = shapes_of(workdir / "checkpoints" / str(step), "trainable")
-    return {name: (np.dtype(x.dtype), tuple(x.shape)) for name, x in arrays.items()}
-
-
 def _check_shapes(folder: Path, trainable: dict):
     """ValueError with the paths if a checkpoint's trained arrays differ from these."""
     there = {path: tuple(x.shape) for path, x in shapes_of(folder, "trainable").items()}
@@ -411,5 +374,5 @@ def _check_shapes(folder: Path, trainable: dict):
 
 def shapes_of(folder: Path, item: str) -> dict:
     """Shape and dtype of every array of one item of a checkpoint's folder; reads no array."""
-    with ocp.Checkpointer(_handler()) as checkpointer:
+    with ocp.Checkpointer(checkpoint_handler()) as checkpointer:
         return dict(checkpointer.metadata(folder).item_metadata[item])

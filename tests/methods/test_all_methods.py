@@ -25,9 +25,10 @@ from persongen_jax.parallel.sharding import make_mesh, replicated
 from persongen_jax.pipeline import Pipeline
 from persongen_jax.systems.diffusion import drop_conditions
 from persongen_jax.systems.open import open_system
-from persongen_jax.training.checkpoint import Checkpoints, load_trained
+from persongen_jax.training.checkpoint import Checkpoints
 from persongen_jax.training.optimizer import make_optimizer
 from persongen_jax.training.partition import assign_groups, leaf_paths, split_model
+from persongen_jax.training.trained import load_trained
 from persongen_jax.weights.errors import KeyMismatch, MissingFile
 from persongen_jax.weights.formats.photomaker import save_photomaker
 from persongen_jax.weights.formats.sdxl.loading import load_sdxl

@@ -25,9 +25,10 @@ from persongen_jax.pipeline import Pipeline, conditioner
 from persongen_jax.pipeline.images import sample_steps
 from persongen_jax.systems.diffusion import drop_conditions
 from persongen_jax.systems.open import open_system
-from persongen_jax.training.checkpoint import Checkpoints, load_trained
+from persongen_jax.training.checkpoint import Checkpoints
 from persongen_jax.training.optimizer import make_optimizer
 from persongen_jax.training.partition import split_model
+from persongen_jax.training.trained import load_trained
 from tests.helpers.training_runs import small_base
 
 PROMPT, SCENE = "a woman img in a red hat", "a beach, two boats"

@@ -25,8 +25,8 @@ from persongen_jax.parallel.sharding import make_mesh, replicated
 from persongen_jax.systems.assembly import assemble
 from persongen_jax.systems.open import system_class
 from persongen_jax.train import train
-from persongen_jax.training.checkpoint import load_trained
 from persongen_jax.training.partition import leaf_paths
+from persongen_jax.training.trained import load_trained
 from tests.helpers.training_runs import metrics
 from tests.miniature.small import STEPS, shrink_networks, small_config
 

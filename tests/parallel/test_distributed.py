@@ -260,7 +260,7 @@ def test_sigterm_to_one_host_saves_on_all(tmp_path_factory, tmp_path, sample_pho
     assert (tmp_path / "validation" / "step_000004_in_train.png").is_file()
     # A single host resumes from what two have saved.
     from persongen_jax.parallel.sharding import make_mesh, replicated
-    from persongen_jax.training.checkpoint import load_trained
+    from persongen_jax.training.trained import load_trained
 
     arrays, saved = load_trained(tmp_path, replicated(make_mesh()))
     assert saved["fsdp"] == 2 and all(np.isfinite(x).all() for x in arrays.values())

@@ -20,7 +20,7 @@ from configs.base import get_config
 from persongen_jax.parallel import sharding
 from persongen_jax.systems.open import abstract_system
 from persongen_jax.train import check_batch_size
-from persongen_jax.training.checkpoint import load_trained
+from persongen_jax.training.trained import load_trained
 from tests.helpers.sharded_training import STEPS
 from tests.helpers.training_runs import small_base
 

@@ -36,8 +36,8 @@ from persongen_jax.systems.attribute_classifier import Classifier
 from persongen_jax.systems.open import complete_config, open_system
 from persongen_jax.train import train
 from persongen_jax.training import flop_count
-from persongen_jax.training.checkpoint import load_trained
 from persongen_jax.training.partition import leaf_paths
+from persongen_jax.training.trained import load_trained
 from tests.parallel.test_sharding import MESHES, assert_same, finish, start
 from tests.pipeline.test_saving import source_type
 from tests.systems.ddpm_config import get_config

@@ -25,7 +25,7 @@ from persongen_jax.systems.assembly import assemble, number
 from persongen_jax.systems.open import open_run, open_system
 from persongen_jax.train import train
 from persongen_jax.training import flop_count
-from persongen_jax.training.checkpoint import load_trained
+from persongen_jax.training.trained import load_trained
 from tests.parallel.test_distributed import Two
 from tests.parallel.test_sharding import MESHES, assert_same, finish, start, two_processes
 from tests.pipeline.test_saving import GENERATED, source_type

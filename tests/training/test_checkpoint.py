@@ -17,13 +17,8 @@ from persongen_jax.settings import check_resumable, differences
 from persongen_jax.systems.open import complete_config
 from persongen_jax.training import integrity
 from persongen_jax.training.bad_steps import BadSteps, NonFinite
-from persongen_jax.training.checkpoint import (
-    Checkpoints,
-    CorruptCheckpoint,
-    find_run,
-    load_trained,
-    trained_shapes,
-)
+from persongen_jax.training.checkpoint import Checkpoints, CorruptCheckpoint, find_run
+from persongen_jax.training.trained import load_trained, trained_shapes
 
 
 def arrays(step):

@@ -14,7 +14,7 @@ from ml_collections import config_flags
 from configs.base import get_config
 from persongen_jax.parallel.sharding import make_mesh, replicated, state_shardings
 from persongen_jax.training import optimizer
-from persongen_jax.training.checkpoint import Checkpoints, load_trained
+from persongen_jax.training.checkpoint import Checkpoints
 from persongen_jax.training.optimizer import (
     ema_decay_at,
     eval_params,
@@ -22,6 +22,7 @@ from persongen_jax.training.optimizer import (
     make_optimizer,
 )
 from persongen_jax.training.step import TrainState
+from persongen_jax.training.trained import load_trained
 
 # Ten times the other's rate, from the same weights to the same target.
 FAST, SLOW = "unet/to_q/kernel", "unet/to_k/kernel"

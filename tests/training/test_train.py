@@ -16,8 +16,8 @@ from persongen_jax.generate import __main__ as generate
 from persongen_jax.parallel.sharding import make_mesh, put_batch, replicated
 from persongen_jax.systems.assembly import assemble
 from persongen_jax.systems.open import open_system
-from persongen_jax.training.checkpoint import load_trained
 from persongen_jax.training.partition import leaf_paths
+from persongen_jax.training.trained import load_trained
 from tests.helpers.training_runs import STEPS, TIMES, metrics, small_base, small_config, whole_run
 
 

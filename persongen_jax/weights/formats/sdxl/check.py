@@ -14,6 +14,15 @@ _CHANNELS = {
     9: "an inpainting UNet, which reads a mask and the masked image's latents",
 }
 
+# Part -> how to give it, in Python and in the two commands.
+GIVEN = {
+    "unet": "unet=FILE|DIR (generate: --unet, training: --config.unet)",
+    "vae": "vae=FILE|DIR (generate: --vae, training: --config.vae)",
+    "text_encoder": "text_encoders=FILE|DIR (generate: --text-encoders, training: "
+    "--config.text_encoders)",
+}
+GIVEN["text_encoder_2"] = GIVEN["text_encoder"]
+
 
 def check_file(found: Recognised, where: str | os.PathLike) -> None:
     """WeightsError unless a file is of SDXL, or does not show its family."""

@@ -44,14 +44,6 @@ NORMALISE = {
     "text_encoder_2": normalise_clip_text,
 }
 
-# Part -> how to give it, in Python and in the two commands.
-GIVEN = {
-    "unet": "unet=FILE|DIR (generate: --unet, training: --config.unet)",
-    "vae": "vae=FILE|DIR (generate: --vae, training: --config.vae)",
-    "text_encoder": "text_encoders=FILE|DIR (generate: --text-encoders, training: "
-    "--config.text_encoders)",
-}
-GIVEN["text_encoder_2"] = GIVEN["text_encoder"]
 BASES = ("checkpoint", "unet", "unet-sgm", "vae", "vae-sgm")
 # The keys of a scheduler_config.json that describe the training rather than the sampling.
 TRAINED_FOR: tuple[str, ...] = ("prediction_type", "rescale_betas_zero_snr", "num_train_timesteps")
@@ -206,7 +198,9 @@ def open_base(
 def _check_base_file(path: Path, found: Recognised):
     """WeightsError for a file with only a VAE."""
     if set(found.layout.parts) == {"vae"}:
-        raise WeightsError(f"{path}: this is a VAE alone. Give it with a base: {GIVEN['vae']}.")
+        raise WeightsError(
+            f"{path}: this is a VAE alone. Give it with a base: {base_check.GIVEN['vae']}."
+        )
 
 
 def _check_kind(path: Path, source: TensorSource):
@@ -337,7 +331,7 @@ def _fill_in(files: BaseFiles, names, single, path, variant):
             lacking.append(name)
     if lacking:
         parts = [CALLED[name] for name in (single.layout.parts if single else files.sources)]
-        ways = " and ".join(dict.fromkeys(GIVEN[name] for name in lacking))
+        ways = " and ".join(dict.fromkeys(base_check.GIVEN[name] for name in lacking))
         folder = f", or a directory that has their weights as {CONFIG}" if single else ""
 
         def called(name):  # for a directory, with the place that was searched
