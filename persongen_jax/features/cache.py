@@ -29,7 +29,7 @@ from ml_collections import ConfigDict
 from data_pipeline.examples.fields import EncodedField, Encoding, Field, Input, unflatten
 from data_pipeline.examples.source import ExampleSource
 from data_pipeline.pictures.reading import ImageError
-from persongen_jax.features.digest import VERSION, model_digest
+from persongen_jax.features.digest import VERSION, local_array, model_digest
 from persongen_jax.features.store import KEY_BYTES, FeatureTable, digest_of
 from persongen_jax.files import is_full
 from persongen_jax.training.partition import assign_groups, leaf_paths
@@ -362,5 +362,5 @@ class _Encoder:
     def __call__(self, inputs: np.ndarray) -> dict[str, np.ndarray]:
         """[b, ...] to the encoding's output, as NumPy arrays."""
         if self._local is None:
-            self.local_array = jax.tree.map(_local, self._state)
+            self._local = jax.tree.map(local_array, self._state)
         return jax.device_get(self._encode(self._local, jnp.asarray(inputs, self._dtype)))

@@ -322,5 +322,5 @@ def test_generate_joins_the_parts_where_nothing_reads_them(small, tmp_path):
     assert note["prompt"] == "a man." and note["background"] == "Hills"
     assert "background" not in json.loads(note["settings"])
     three = ["--body", "a", "--body", "b", "--body", "c"]
-    with pytest.raises(ValueError, match="--body stands 3 times for 2 prompts"):
+    with pytest.raises(ValueError, match="--body is given 3 times for 2 prompts"):
         command(small, tmp_path / "c", *prompts, *three)

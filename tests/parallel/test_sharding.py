@@ -136,7 +136,9 @@ def test_gathered_weights_are_whole_and_their_gradients_in_pieces():
 
 
 def test_groups_and_batches_that_do_not_divide_are_refused():
-    with pytest.raises(ValueError, match="config.fsdp=3 does not divide the 8 devices.*1, 2, 4, 8"):
+    with pytest.raises(
+        ValueError, match="config.fsdp=3 does not divide the 8 available devices.*1, 2, 4, 8"
+    ):
         sharding.check_fsdp(3, 8)
     with pytest.raises(ValueError, match="config.fsdp=0"):
         sharding.make_mesh(fsdp=0)

@@ -119,7 +119,7 @@ def test_truncated(tmp_path):
     ("content", "words"),
     [
         (torch.zeros(2), "holds one Tensor"),
-        ({1: torch.zeros(2)}, "no text"),
+        ({1: torch.zeros(2)}, "not text"),
         ({"a": {"b": torch.zeros(1)}, "a.b": torch.zeros(1)}, "twice"),
         ({"step": 3}, "no named tensors"),
     ],
