@@ -10,7 +10,7 @@ environment=${1:-.venv-test}
 "$environment/bin/ruff" format --check .
 "$environment/bin/mypy"
 "$environment/bin/lint-imports"
-NO_MKDOCS_2_WARNING=1 "$environment/bin/mkdocs" build --strict --quiet
+NO_MKDOCS_2_WARNING=1 "$environment/bin/mkdocs" build --strict
 # A process per core: most of the time goes into tracing and compiling, on one core. Each begins with
 # its share of whole folders and, when it has none left, takes the rest of another's.
 "$environment/bin/python" -m pytest -n auto --maxprocesses 4 --dist worksteal "${@:2}"

@@ -67,7 +67,7 @@ def make_plan(
 
     Raises:
       ValueError: see `resolve_config`; also step counts, eta or timesteps out of range, and an
-      epsilon prediction at zero terminal SNR.
+        epsilon prediction at zero terminal SNR.
     """
     name, config = resolve_config(scheduler_config, scheduler, **overrides)
     schedule = NoiseSchedule.from_config(config)
