@@ -2,7 +2,7 @@
 
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -13,13 +13,31 @@ log = logging.getLogger(__name__)
 SHOWN_PROBLEMS = 20
 
 
+def from_memory(images: np.ndarray, names: Sequence[str], where: str) -> Callable:
+    """A reader of pictures that are in memory.
+
+    Args:
+        images: uint8 RGB [n, h, w, 3].
+        names: of the n pictures.
+        where: what they are, for the message.
+    """
+    row = {name: i for i, name in enumerate(names)}
+
+    def read(name: str) -> np.ndarray:
+        if name not in row:
+            raise ImageError(f"{name}: no such image in {where}")
+        return images[row[name]]
+
+    return read
+
+
 class Pictures:
     """Reads pictures by name; safe to use from several threads.
 
     Args:
         read_image: a record's ``image`` to uint8 RGB [h, w, 3]; raises an ImageError.
-        cache_bytes: so much is kept in memory. Nothing is ever thrown out: under shuffling, what
-            is old is as likely to be next.
+        cache_bytes: size of the memory cache. Nothing is ever evicted: under shuffling, an old
+            picture is as likely to be next as any other.
 
     Attributes:
         skipped: each file that could not be decoded, and why.

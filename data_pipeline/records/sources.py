@@ -21,7 +21,8 @@ from urllib.parse import parse_qsl
 import numpy as np
 
 from data_pipeline.pictures.copies import mark
-from data_pipeline.pictures.reading import ImageError, load_image
+from data_pipeline.pictures.kept import from_memory
+from data_pipeline.pictures.reading import load_image
 from data_pipeline.records.manifest import read_manifest
 from data_pipeline.records.schema import Record
 from data_pipeline.records.shard_reading import is_shards, open_shards
@@ -126,14 +127,7 @@ def _draw(data: str, trigger_word: str):
         names = [f"people/{split}/{i:06d}/{p:06d}" for i, p in zip(who, picture, strict=True)]
         records += records_of(drawn, names, trigger_word)
     images.setflags(write=False)  # handed out as they are
-    row = {record.image: i for i, record in enumerate(records)}
-
-    def read_image(name: str) -> np.ndarray:
-        if name not in row:
-            raise ImageError(f"{name}: no such image in {data}")
-        return images[row[name]]
-
-    return records, read_image
+    return records, from_memory(images, [record.image for record in records], data)
 
 
 def _people(data: str) -> tuple[str, dict[str, int], tuple[int, ...]]:

@@ -1,7 +1,8 @@
 """Samplers: from Gaussian noise to latents, all in one compiled loop.
 
-`sampling_plan.make_plan` turns a diffusers scheduler_config.json into a `Plan`: every number the
-needed number, computed once on the host. `run_steps` then executes it.
+`plan.make_plan` turns a diffusers scheduler_config.json into a `Plan`: every number that the loop
+needs, computed once on the host. `run_steps` then executes it; `sample_steps` does so around the
+denoiser of a method, with classifier-free guidance.
 
     plan = make_plan(config, 30, "dpmpp_2m", use_karras_sigmas=True)
     carry = init_carry(plan, initial_latents(plan, noise))
@@ -12,13 +13,17 @@ SDXL-Lightning (2402.13929) in four steps: `make_plan(config, 4, "euler",
 timestep_spacing="trailing")` with a model that applies no guidance.
 """
 
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 from jax.typing import ArrayLike
 
+from persongen_jax.diffusion.conditioning import Guidance, deinterleave, interleave
 from persongen_jax.diffusion.plan import Plan, Step
 from persongen_jax.diffusion.schedule import x0_and_eps
 
@@ -243,3 +248,65 @@ def image_keys(seed: int, purpose: int, total: int) -> jax.Array:
     """[total] random keys; purpose 0 is the first noise, 1 the sampler's own."""
     key = jax.random.fold_in(jax.random.key(seed), purpose)
     return jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(total))
+
+
+# ---- With a method and guidance ----------------------------------------------------------------
+
+
+def guided(
+    method: Any,
+    graphdef: nnx.GraphDef,
+    state: nnx.State,
+    guidance: Guidance,
+    scalars: Sequence[ArrayLike],
+) -> Callable:
+    """(x, t, step) to the guided prediction, for run_steps.
+
+    Args:
+        method: a methods.base.Method, whose ``denoise`` runs; None: the base alone.
+        graphdef, state: of the networks that it runs (denoiser_module).
+        scalars: (guidance_scale, guidance_rescale, merge_step), may be traced.
+    """
+    guidance_scale, guidance_rescale, merge_step = scalars
+
+    def predict(x, t, step):
+        model = nnx.merge(graphdef, guidance.denoiser_state(state, step))
+        conditioning = guidance.conditional(step, merge_step)
+        if guidance.unconditional is not None:
+            x = interleave(x, x)
+            conditioning = interleave(guidance.unconditional, conditioning)
+        if guidance.scales:
+            conditioning = conditioning.with_scales(guidance.scales_at(step))
+        if method is None:
+            out = model.unet(x, t, conditioning)
+        else:
+            out = method.denoise(model, x, t, conditioning, step)
+        if guidance.unconditional is None:
+            return out
+        unconditional, conditional = deinterleave(out, 2)
+        return guide(conditional, unconditional, guidance_scale, guidance_rescale)
+
+    return predict
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1), donate_argnums=4)
+def sample_steps(
+    method: Any,
+    graphdef: nnx.GraphDef,
+    state: nnx.State,
+    plan: Plan,
+    carry: dict,
+    guidance: Guidance,
+    keys: jax.Array | None,
+    scalars: Sequence[Any],
+) -> dict:
+    """The sampler's loop over steps start..stop-1, compiled once per plan and shape.
+
+    Args:
+        method: its ``denoise`` runs; None: the base alone. Static, like ``graphdef``.
+        graphdef, state: of denoiser_module.
+        scalars: (guidance_scale, guidance_rescale, merge_step, start, stop).
+    """
+    *settings, start, stop = scalars
+    predict = guided(method, graphdef, state, guidance, settings)
+    return run_steps(plan, predict, carry, keys, start, stop)

@@ -14,8 +14,8 @@ from jax.typing import ArrayLike
 from persongen_jax.diffusion import samplers as sampling
 from persongen_jax.diffusion.conditioning import Guidance
 from persongen_jax.diffusion.plan import Plan
+from persongen_jax.diffusion.samplers import sample_steps
 from persongen_jax.methods.base import Method, Model, denoiser_module
-from persongen_jax.methods.sampling import sample_steps
 from persongen_jax.models.sdxl.vae import AutoencoderKL, decode_images
 from persongen_jax.parallel.sharding import BATCH, batch_sharding, put_array
 from persongen_jax.weights.formats.sdxl.loading import SDXLBase

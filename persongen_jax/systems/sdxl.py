@@ -19,10 +19,10 @@ from persongen_jax.diffusion import samplers as sampling
 from persongen_jax.diffusion import schedule as diffusion
 from persongen_jax.diffusion.conditioning import Guidance
 from persongen_jax.diffusion.options import SamplingOptions
+from persongen_jax.diffusion.samplers import sample_steps
 from persongen_jax.features.cache import Features, abstract_batch, cached_kinds
 from persongen_jax.methods import get_method
 from persongen_jax.methods.base import Method, Parts, denoiser_module
-from persongen_jax.methods.sampling import sample_steps
 from persongen_jax.models.sdxl.parts import COMPONENTS, StableDiffusionXL
 from persongen_jax.systems.base import SamplingProgram
 from persongen_jax.systems.diffusion import FACE, VAE, DiffusionSystem, Step
