@@ -27,6 +27,7 @@ from persongen_jax.config_ranges import check_ranges
 from persongen_jax.evaluation.validation import Validator
 from persongen_jax.files import warn_if_full
 from persongen_jax.methods.start import pin_start_step
+from persongen_jax.metrics.registry import find_class
 from persongen_jax.parallel import distributed
 from persongen_jax.parallel.sharding import make_mesh, put_batch
 from persongen_jax.settings import check_resumable, check_steps, pin_schedule_steps
@@ -91,7 +92,10 @@ def train_locked(config: ConfigDict, workdir: Path, dry_run: bool = False) -> bo
     for line in unused_keys(config, type(system).defaults(), groups, system.unread_keys):
         print(line)
     if dry_run:
+        for name in config.metrics:
+            find_class(name)
         print(config)
+        print("dry run: everything opens; nothing was written")
         return True
 
     progress = {}

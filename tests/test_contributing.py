@@ -28,9 +28,7 @@ PLACES = (
 # What the text says in words: (file, was, is).
 SAID = (
     (IMPORTING, "import shutil\n", "import functools\nimport shutil\n"),
-    (IMPORTING, 'kind != "arcface" and', 'not kind.startswith("arcface") and'),
-    (IMPORTING, "_arcface(path, out, base)", "_arcface(path, out, base, opener=open_arcface)"),
-    (IMPORTING, "with open_arcface(path)", "with opener(path)"),
+    (IMPORTING, 'NO_BASE = ("arcface",)', 'NO_BASE = ("arcface", "arcface-training")'),
     (
         IMPORTING,
         "arcface import open_arcface\n",

@@ -6,7 +6,7 @@ configs are opened, none of its weights.
 
 import shutil
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +53,7 @@ from persongen_jax.weights.slots import module_slots, processors
 
 IP_ADAPTERS = ("ip-adapter", "ip-adapter-plus", "ip-adapter-faceid")
 SINGLE_FILES = ("checkpoint", "unet", "unet-sgm")
+NO_BASE = ("arcface",)  # kinds whose keys are checked without a base
 LAYERS = ("to_q", "to_k", "to_v", "to_out")
 
 
@@ -71,6 +72,7 @@ def import_file(path: str | Path, out: str | Path, base: str | Path | None = Non
             missing, unexpected or misshapen are listed, and nothing is written.
     """
     kind = identify(path).kind
+    writer: Callable[..., str]
     if kind == "arcface":
         writer = _import_arcface
     elif kind.startswith("lora-"):
@@ -87,7 +89,7 @@ def import_file(path: str | Path, out: str | Path, base: str | Path | None = Non
             "PhotoMaker, IP-Adapters, single-file SDXL checkpoints and face recognisers; "
             "directories are read as they are."
         )
-    if kind != "arcface" and base is None:
+    if kind not in NO_BASE and base is None:
         raise WeightsError(f"{path}: give --base DIR, the SDXL directory that it is for")
     if kind not in SINGLE_FILES and Path(out).suffix != ".safetensors":
         raise WeightsError(f"{out}: the extension must be .safetensors")
@@ -249,8 +251,8 @@ def _import_ip_adapter(path, out, base) -> str:
         return f"IP-Adapter, {file.kind}, {tokens} tokens; generate reads it by --method-weights"
 
 
-def _import_arcface(path, out, base) -> str:
-    with open_arcface(path) as source:
+def _import_arcface(path, out, base, opener=open_arcface) -> str:
+    with opener(path) as source:
         config = infer_config(source)
         kw = {"dtype": jnp.float32, "param_dtype": jnp.float32, "rngs": UnusedRngs()}
         check_keys(parameter_leaves(nnx.eval_shape(lambda: IResNet(config, **kw))), source)
