@@ -85,6 +85,6 @@ for table in "$OUT"/*/*.md; do
   if [ -e "$table" ]; then cat "$table"; fi
 done
 if ((${#failed[@]})); then
-  echo "error: failed, see what is said above: ${failed[*]}" >&2
+  echo "error: failed, see the messages above: ${failed[*]}" >&2
   exit 1
 fi

@@ -162,7 +162,7 @@ class Loss(nn.Module):
 
 
 class TorchTrainRow:
-    """One setting of the step on torch; ``variant``: see bench_settings.TORCH_OPTIONS.
+    """One setting of the step on torch; ``variant``: see bench/settings.TORCH_OPTIONS.
 
     With ``device="meta"`` nothing is computed: for counting only.
     """

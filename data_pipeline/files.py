@@ -1,4 +1,4 @@
-"""Writing files in one piece."""
+"""Atomic file writes."""
 
 import contextlib
 import os
@@ -9,7 +9,7 @@ from pathlib import Path
 
 @contextlib.contextmanager
 def atomic_write(path: str | os.PathLike) -> Iterator[Path]:
-    """A new name beside ``path`` to write to; the file gets its own name when the block ends.
+    """Yields a temporary path next to ``path``; the file gets its own name when the block ends.
 
     A reader sees the old file or the new one, whole and on the disk, never half of one; also where
     several write at once. After an error the old file is there and nothing else.

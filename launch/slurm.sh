@@ -4,7 +4,7 @@
 #   launch/slurm.sh --nodes 4 --gpus-per-node 8 [options] -- --config configs/photomaker_bg.py \
 #       --workdir /shared/run …
 #
-#   --time LIMIT        hours:minutes:seconds; five minutes before it all processes save and end
+#   --time LIMIT        hours:minutes:seconds; five minutes before the limit all processes save and exit
 #   --partition NAME    --account NAME    --job-name NAME (default persongen_jax)
 #   --python PYTHON     with the package installed, same path on all nodes (default python)
 #   --tries N           requeue the job at most N times (default 10)

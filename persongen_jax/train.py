@@ -252,8 +252,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--dry_run", action="store_true", help="print the config and parameter counts, and stop"
     )
-    # Orbax tells of every file that it renames, JAX of every backend that is not there; what goes
-    # wrong still comes through.
+    # Orbax logs every rename, JAX every missing backend; errors are still logged.
     for name in (None, "absl"):
         logging.getLogger(name).setLevel(logging.WARNING)
     args, config = parse_with_config(parser, argv, "configs/mini/photomaker_bg.py")

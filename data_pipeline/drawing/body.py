@@ -196,7 +196,7 @@ def dress(
     canvas: Canvas, space: Space, cloth: np.ndarray, pictures: Pictures, build: np.ndarray
 ) -> None:
     del pictures
-    # The neckline is skin above it (painted before), so only the straps are missing.
+    # The neckline is skin above it (drawn before), so only the straps are missing.
     for side in (-1, 1):
         strap = shapes.capsule(space, side * 0.55 * build, 1.45, side * 0.55 * build, 2.0, 0.10)
         canvas.paint(space, strap, cloth)

@@ -92,7 +92,7 @@ def _seen_doing(pictures: Pictures, visibility):
 
 
 def _paint(people: Identities, pictures: Pictures, pose: Pose, size: int):
-    """[n, s, s, 3] uint8, painted from back to front."""
+    """[n, s, s, 3] uint8, drawn from back to front."""
     canvas = Canvas.blank(len(people), size)
     paint_scenes(canvas, pictures)
     images = np.empty((len(people), size, size, 3), np.uint8)

@@ -1,4 +1,4 @@
-"""The scenes behind the people: one function per scene, painted on the whole frame.
+"""The scenes behind the people: one function per scene, drawn on the whole frame.
 
 Every scene has named objects in known positions, so that a caption can be true or false. Objects
 are at the sides, because the person is in the middle; ``mirrored`` images are flipped at the end.

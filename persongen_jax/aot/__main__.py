@@ -55,7 +55,7 @@ def compile_for_topology(
     options: dict | None = None,
     text: Path | None = None,
 ) -> dict:
-    """Compile a program and return its figures as a dict for JSON (aot_compile.measure).
+    """Compile a program and return its figures as a dict for JSON (compiling.measure).
 
     Args:
         config: an experiment's config; its ``batch_size`` is ignored.
@@ -201,7 +201,7 @@ def main(argv: list[str] | None = None) -> None:
     )
     add = parser.add_argument
     add("--topology", default="v5e:4x4", help="chips, e.g. v5e:4x4, v5p:4x4x4, v6e:4x4")
-    add("--per_chip_batch", type=int, default=DEFAULT_BATCH, help="pictures per chip")
+    add("--per_chip_batch", type=int, default=DEFAULT_BATCH, help="images per chip")
     add("--search", action="store_true", help="find the largest batch per chip that fits")
     add("--what", default="train", choices=KINDS, help="the program")
     add("--cached", action="store_true", help="a step on cached features, no frozen encoders")

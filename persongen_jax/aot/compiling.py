@@ -37,7 +37,7 @@ def compile_program(program: Program, options: dict) -> tuple[jax.stages.Traced,
     """(traced, compiled, seconds of tracing, seconds of compiling).
 
     Args:
-        program: aot_programs.Program.
+        program: programs.Program.
         options: of the TPU's compiler, by name.
 
     Raises:
@@ -71,7 +71,7 @@ def check_options(mesh: Mesh, options: dict) -> None:
     except jax.errors.JaxRuntimeError as error:
         given = " ".join(f"--option {name}={value}" for name, value in options.items())
         said = str(error).splitlines()[0]
-        raise ValueError(f"{given}: the TPU's compiler does not take it ({said})") from error
+        raise ValueError(f"{given}: the TPU's compiler rejects it ({said})") from error
 
 
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30}

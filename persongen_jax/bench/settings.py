@@ -184,7 +184,7 @@ class Row:
         return f"{self.by} {self.variant}".strip() + f" {self.setting}"
 
     def task(self, what: str, file: str, threads: int) -> dict:
-        """For bench_worker.make_row."""
+        """For worker.make_row."""
         setting, options = self.setting, dict(self.setting.extras)
         if self.by == "torch":
             for key in ("cached", "attention", "identity"):

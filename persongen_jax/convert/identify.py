@@ -181,7 +181,7 @@ def _identify_folder(path: Path, sources) -> Found:
         facts = {"class": index.get("_class_name", "unknown"), **folder_facts(path, sources)}
         for name, source in sources.items():
             kind, more = tell(source)
-            more.pop("predicts", None)  # said above, with the scheduler's word
+            more.pop("predicts", None)  # already printed with the scheduler's value
             facts[name] = ", ".join([NAMES[kind], *(f"{k} {v}" for k, v in more.items())])
         return Found("sdxl", NAMES["sdxl"], facts, licence(path, "sdxl"))
     source = next(iter(sources.values()))  # if there are several, one per component, all are alike

@@ -5,9 +5,9 @@ had keys of its own for Adam's betas, and let a learning rate fall until the las
 """
 
 import json
-import os
 from pathlib import Path
 
+from data_pipeline.files import write_text
 from data_pipeline.text_files import read_json
 from persongen_jax.config import VERSION
 from persongen_jax.evaluation.trajectories import read_rows, write_rows
@@ -84,9 +84,7 @@ def _rename_in(path: Path) -> list[str]:
     if path.suffix == ".json":
         write_rows(path, rows)
     else:
-        part = path.with_name(path.name + ".part")
-        part.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-        os.replace(part, path)
+        write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
     return [f"{path}: rewritten"]
 
 

@@ -15,7 +15,7 @@ from persongen_jax.diffusion.scheduler_config import resolve_config
 
 
 def make_inverse_plan(scheduler_config: dict, num_inference_steps: int, **overrides: Any) -> Plan:
-    """A plan for ``sampling.run_steps`` that starts from the image and ends with noise.
+    """A plan for ``samplers.run_steps`` that starts from the image and ends with noise.
 
     ``make_plan(scheduler_config, num_inference_steps, "ddim")`` leads back, the more exactly the
     smaller the steps are. If the last timestep leaves hardly any signal, that plan has to clip the

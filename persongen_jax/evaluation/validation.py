@@ -28,7 +28,7 @@ class Evaluation(Protocol):
     """Measures a system's model.
 
     Attributes:
-        should_stop: asked all the time; True ends it by stopping.Stopped.
+        should_stop: called repeatedly; True raises stopping.Stopped.
         generates: whether the images are generated, not real ones.
     """
 

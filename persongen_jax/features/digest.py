@@ -1,10 +1,11 @@
-"""What an encoder's output depends on besides its input, as one digest."""
+"""What an encoder's output depends on in addition to its input, as one digest."""
 
 import json
 
 import jax
 import numpy as np
 from flax import nnx
+from ml_collections import ConfigDict
 
 from data_pipeline.examples.fields import Encoding
 from persongen_jax.features.store import digest_of
@@ -13,7 +14,7 @@ from persongen_jax.training.partition import leaf_paths
 VERSION = 1  # how images and prompts are prepared and rows laid out; part of every key
 
 
-def local_array(array):
+def local_array(array: np.ndarray | jax.Array) -> np.ndarray | jax.Array:
     """The array on this process' first device, whatever devices it is on.
 
     An offloaded array (training/offload.py) stays on the host, so that it occupies the device
@@ -33,7 +34,7 @@ def local_array(array):
     return jax.device_put(np.asarray(array), jax.local_devices()[0])
 
 
-def model_digest(config, model, encoding: Encoding) -> bytes:
+def model_digest(config: ConfigDict, model: nnx.Module, encoding: Encoding) -> bytes:
     """A digest of everything but its input that an encoder's output depends on."""
     parts = [VERSION, encoding.kind, str(config[encoding.precision])]
     for owner in sorted({root.split("/")[0] for root in encoding.weights}):

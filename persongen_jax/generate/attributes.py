@@ -175,7 +175,7 @@ def note(args: argparse.Namespace) -> dict:
 
 
 class Bar:
-    """A progress bar over batches of ``args.steps`` steps; gives what advances it."""
+    """A progress bar over batches of ``args.steps`` steps; yields a function that advances it."""
 
     def __init__(self, args: argparse.Namespace, batches: int, said: str):
         # The delay keeps the bar away from error messages: it appears with the first steps.

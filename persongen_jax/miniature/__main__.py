@@ -31,7 +31,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     try:
         run(args.only, args.work, args.out)
-    except Stopped:  # training has said where
+    except Stopped:  # training has already printed where it stopped
         return unfinished_status()
     return 0
 

@@ -213,7 +213,7 @@ def mute_other_processes() -> Iterator[None]:
 class Watch:
     """Ends this process when another one is lost, which it would otherwise wait for for ever.
 
-    Every process increments a counter in the store of process 0; one whose counter stands still for
+    Every process increments a counter in the store of process 0; one whose counter stops for
     ``seconds`` is lost, and so at once is one that reports a failure. If process 0 is lost, so is
     the store, and JAX itself ends the others.
     """

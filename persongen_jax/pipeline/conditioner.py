@@ -38,7 +38,7 @@ class Conditioner:
 
     Args:
         base: SDXLBase.
-        mesh: whose devices the images are dealt out over.
+        mesh: the images are split over its devices.
         method: what is attached; None: the base alone.
         fields: the inputs that the method reads.
 

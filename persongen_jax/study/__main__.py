@@ -173,7 +173,7 @@ class Processes:
 
         Raises:
             Interrupted: a signal came, before or meanwhile; the process has ended.
-            ChildProcessError: it ended with an error, which stands above in the terminal.
+            ChildProcessError: it ended with an error, which is printed above.
         """
         if self.stop:
             raise Interrupted

@@ -253,7 +253,7 @@ class DiffusionSystem(System):
         return options.plan(self.scheduler_config)
 
     def denoiser(self, model: Any, inputs: dict) -> Callable:
-        """(x [b, h, w, c], t, step) to the prediction, for sampling.run_steps.
+        """(x [b, h, w, c], t, step) to the prediction, for samplers.run_steps.
 
         Args:
             inputs: "batch", the condition's fields [b, ...]; "guidance", the classifier-free

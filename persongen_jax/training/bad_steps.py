@@ -18,7 +18,7 @@ class NonFinite(ValueError):
 
 
 class BadSteps:
-    """Counts the steps in a row whose update was skipped (train_step.make_train_step).
+    """Counts the steps in a row whose update was skipped (step.make_train_step).
 
     The outcome of a step is read while a later step runs, so that nothing waits for it.
 

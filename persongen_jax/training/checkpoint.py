@@ -45,7 +45,7 @@ class SaveFailed(OSError):
     """The last checkpoint of a run could not be written."""
 
 
-def checkpoint_handler():
+def checkpoint_handler() -> ocp.CompositeCheckpointHandler:
     return ocp.CompositeCheckpointHandler(
         trainable=ocp.StandardCheckpointHandler(),
         opt_state=ocp.StandardCheckpointHandler(),

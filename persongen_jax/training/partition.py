@@ -54,7 +54,7 @@ def split_model(
     Returns:
         (graphdef, trainable, frozen, groups): ``trainable`` maps path to float32 array; ``frozen``
         is the NNX state of everything else; ``groups`` maps each trainable path to its group.
-        train_step.merge_model joins them again.
+        step.merge_model joins them again.
     """
     groups = assign_groups(leaf_paths(model), table)
 

@@ -15,7 +15,7 @@ ENTRIES = [
         for variant, result, test in (
             (
                 "UTF-8, UTF-16 and UTF-32 with a byte order mark",
-                "read, the mark taken off",
+                "read, the mark is removed",
                 "test_byte_order_marks_are_removed_and_set_the_encoding",
             ),
             (
@@ -45,7 +45,7 @@ ENTRIES = [
             ),
             ("manifest with a mark, UTF-16", "read", "test_a_manifest_from_windows"),
             (
-                "manifest that is no text",
+                "manifest that is not text",
                 "refused with the line",
                 "test_a_manifest_that_is_no_text",
             ),
@@ -157,7 +157,7 @@ ENTRIES = [
     ),
     (
         "schedule",
-        "runs of before schedule_steps",
+        "runs saved before schedule_steps existed",
         "refused; convert upgrade keeps the curve",
         "tests/convert/test_upgrade.py::test_a_rate_that_fell_until_the_last_step_keeps_its_curve",
     ),
@@ -173,7 +173,7 @@ ENTRIES = [
             (
                 "schedule",
                 "steps raised or lowered at resume",
-                "the curve stays as it began, said",
+                "the schedule does not change; a line says so",
                 "test_more_steps_keep_the_schedule",
             ),
             (
@@ -197,7 +197,7 @@ ENTRIES = [
             (
                 "workdir",
                 "a second run",
-                '"process N on host H trains here"',
+                '"process N on host H is training here"',
                 "test_a_second_run_names_the_first",
             ),
             (
@@ -209,25 +209,25 @@ ENTRIES = [
             (
                 "workdir",
                 "file system without locks",
-                "the process is looked for",
+                "checks whether the process still runs",
                 "test_where_the_file_system_locks_nothing_the_process_is_looked_for",
             ),
             (
                 "workdir",
                 "lock of another host",
-                "refused while it beats, then taken over",
+                "refused while its heartbeat continues, then taken over",
                 "test_a_lock_of_another_host_holds_while_its_time_goes_on",
             ),
             (
                 "checkpoints",
-                "copied by half, with and without digests",
-                "passed over",
+                "partly copied, with and without digests",
+                "skipped",
                 "test_a_partial_copy_of_a_checkpoint_is_skipped",
             ),
             (
                 "checkpoints",
                 "files with names like steps",
-                "passed over",
+                "skipped",
                 "test_files_with_names_like_steps_are_no_checkpoints",
             ),
         )
@@ -241,7 +241,7 @@ ENTRIES = [
     (
         "feature cache",
         "a picture that overflows; NaN rows stored before",
-        "named, not stored, passed over",
+        "reported, not stored, skipped",
         f"{FEATURES}::test_values_that_are_not_finite_are_logged_and_not_stored",
     ),
     (
@@ -253,7 +253,7 @@ ENTRIES = [
     (
         "text files",
         "a manifest's key twice, numbers of 400 digits, names of 300 letters",
-        "the line is told",
+        "refused with the line",
         "tests/data_pipeline/records/test_manifest.py::test_bad_lines",
     ),
     (
@@ -277,7 +277,7 @@ ENTRIES = [
     (
         "prompt syntax",
         "(ratio 16:9), at (10:30), C++, A MAN AND A DOG",
-        "nothing said",
+        "no warning",
         "tests/data_pipeline/test_prompt_syntax.py::test_plain_text_is_not_mistaken_for_syntax",
     ),
     (

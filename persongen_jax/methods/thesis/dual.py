@@ -1,7 +1,7 @@
 """Identity through text space and an attention branch at once (thesis, 5.2.2).
 
 PhotoMaker's stacked ID embedding (arXiv 2312.04461) and the branch of id_branch.py. The branch has
-a projection of its own, so that the two ways may tell different things about a face.
+a projection of its own, so that the two ways can encode different things about a face.
 """
 
 from flax import nnx

@@ -1,4 +1,4 @@
-"""PhotoMaker v2's ID encoder: CLIP's patches, asked by a face recogniser's embedding.
+"""PhotoMaker v2's ID encoder: a face recogniser's embedding attends to CLIP's patches.
 
 Version 1 (arXiv 2312.04461, section 3.2) takes CLIP's pooled embedding of a face. Here a
 recogniser's embedding becomes two tokens, which gather what else they need from CLIP's patches;

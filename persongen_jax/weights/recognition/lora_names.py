@@ -59,7 +59,7 @@ _OTHER_KINDS = {
     r"\.oft_|\.oft_diag|\.boft_": "OFT",
     r"\.(a1|a2|b1|b2)\.weight$": "GLoRA",
     r"\.lora_embedding_[AB]": "a LoRA of token embeddings",
-    r"\.(vera_|adalora_|lora_E|hra_u|ln_tuning|randlora_)": "VeRA, AdaLoRA or a like of them",
+    r"\.(vera_|adalora_|lora_E|hra_u|ln_tuning|randlora_)": "VeRA, AdaLoRA or a similar adapter",
     r"\.set_weight$": "replaced weights",
     r"\.reshape_weight$": "a LoRA of layers that were widened",
 }

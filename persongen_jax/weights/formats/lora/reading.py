@@ -1,7 +1,7 @@
 """Reads adapter files into ``LoraWeights`` and ``Change`` by component and module path.
 
-dialects.py has the spellings, kinds.py the effect of each kind on a layer, bases.py detects files
-for other bases. Nothing is applied in part: a key that is not understood raises.
+recognition/lora_names.py has the spellings, kinds.py the effect of each kind on a layer, bases.py
+detects files for other bases. Nothing is applied in part: a key that is not understood raises.
 """
 
 import os
@@ -36,7 +36,7 @@ def read_lora(
     *,
     layers_per_block: int = 2,
 ) -> Adapters:
-    """Read an adapter in any spelling that dialects.py lists.
+    """Read an adapter in any spelling that recognition/lora_names.py lists.
 
     Args:
         source: the file, a folder (opening.py), or an open source (which stays open).
