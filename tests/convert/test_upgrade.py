@@ -11,7 +11,7 @@ from persongen_jax.config import VERSION
 from persongen_jax.convert import __main__ as convert
 from persongen_jax.convert import upgrade
 from persongen_jax.pipeline import Pipeline
-from persongen_jax.settings import OldRun, check_resumable
+from persongen_jax.settings import OldRun, check_resumable, pin_schedule_steps
 from persongen_jax.systems.open import complete_config, open_run, open_system
 from persongen_jax.training import integrity
 from tests.convert.test_convert import write_run
@@ -110,6 +110,7 @@ def test_keys_of_their_own_for_adams_betas():
     assert upgrade.upgraded(before) == now
     complete = json.loads(complete_config(upgrade.upgraded(before)).to_json())
     assert {key: complete[key] for key in now} == now
+    check_resumable("runs/x", complete, {**complete, "steps": 7})
     with pytest.raises(ValueError, match=r"optimizer_options: \{'b2': 0.99\} -> \{\}"):
         check_resumable("runs/x", complete, {**complete, "optimizer_options": {}})
     # Adam's defaults are no options.
@@ -118,8 +119,12 @@ def test_keys_of_their_own_for_adams_betas():
 
 def test_a_rate_that_fell_until_the_last_step_keeps_its_curve():
     fell = as_before(changed(lr_schedule="cosine", steps=10), "photomaker")
-    assert upgrade.upgraded(fell)["schedule_steps"] == 10
     constant = as_before(changed(steps=10), "photomaker")
-    assert "schedule_steps" not in upgrade.upgraded(constant)
+    for old, schedule, end in ((fell, "cosine", 10), (constant, "constant", 0)):
+        saved = json.loads(complete_config(upgrade.upgraded(old)).to_json())
+        longer = ConfigDict(changed(lr_schedule=schedule, steps=20))
+        longer = pin_schedule_steps(longer, saved)
+        assert saved["schedule_steps"] == longer.schedule_steps == end
+        check_resumable("run", saved, json.loads(longer.to_json()))
     today = {"version": VERSION, "method": "ip_adapter"}
     assert upgrade.upgraded(today) == today
