@@ -200,7 +200,7 @@ def resolve_config(
         a model of another parametrisation.
     """
     check_parametrisation(scheduler_config)
-    asked = str(scheduler_config.get("_class_name") if scheduler is None else scheduler)
+    asked: Any = scheduler if scheduler is not None else scheduler_config.get("_class_name")
     name = CLASS_NAMES.get(asked, asked)
     if name not in DEFAULTS:
         own = scheduler is None and asked in OTHER_SAMPLERS

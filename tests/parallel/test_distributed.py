@@ -111,7 +111,8 @@ with distributed.together():
     import jax
     from persongen_jax.training.stopping import StopSignals
     me, folder = jax.process_index(), Path(sys.argv[1])
-    assert distributed.of_first(me == 0) and not distributed.of_first(me == 1)
+    assert distributed.broadcast_from_first(me == 0)
+    assert not distributed.broadcast_from_first(me == 1)
     assert (distributed.log_folder(folder) == folder) == (me == 0)
     print("spoken by", me)
     with StopSignals() as stop:
