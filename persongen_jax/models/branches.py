@@ -5,6 +5,7 @@ class, a **composition**, that takes the base layer's place as ``attn2``:
 :class:`ParallelCrossAttention`, :class:`CascadeCrossAttention`.
 """
 
+import abc
 from collections.abc import Callable
 
 import jax
@@ -68,9 +69,9 @@ class Composition(CrossAttention):
         self.branches = nnx.Dict()
         self.order: tuple[str, ...] = ()  # separate, because NNX keeps no order
 
+    @abc.abstractmethod
     def new_branch(self, norm: LayerNorm) -> nnx.Module:
         """The layer that reads one more stream; every composition has its own kind."""
-        raise NotImplementedError
 
     def add(self, name: str, norm: LayerNorm) -> None:
         """Add a branch; ``norm`` is the block's norm before this layer."""
