@@ -91,8 +91,11 @@ def materialize(x: jax.Array) -> jax.Array:
 
     XLA's CPU compiler recomputes a sum along residual connections for every product that reads it,
     from the first layer on: time quadratic in the number of layers, 2.6 times as long at ten. It
-    cannot see through a branch. On other platforms this does nothing.
+    cannot see through a branch. On other platforms, and outside of a compiled program, this does
+    nothing.
     """
+    if not isinstance(x, jax.core.Tracer):
+        return x
     mesh = jax.sharding.get_abstract_mesh()
     return _materialize(x) if target() == "cpu" and (mesh.empty or mesh.size == 1) else x
 

@@ -80,11 +80,11 @@ def layer_shapes(pipe):
 
 def random_lora(pipe, chosen=CHOSEN, *, rank=RANK, alpha=None, seed=0):
     """Adapters about as strong as the weights they lie on."""
-    rng = np.random.default_rng(seed)
+    rng, shapes = np.random.default_rng(seed), layer_shapes(pipe)
     out = {}
     for component, paths in chosen.items():
         for path in paths:
-            shape = layer_shapes(pipe)[component][path]
+            shape = shapes[component][path]
             down = rng.standard_normal((rank, *shape[1:])) / np.prod(shape[1:]) ** 0.5
             up = rng.standard_normal((shape[0], rank, *(1,) * (len(shape) - 2))) / rank**0.5
             lora = LoraWeights(down.astype(np.float32), up.astype(np.float32), alpha)
