@@ -46,7 +46,7 @@ def on_files(files, config):
     for name, page in PAGES.items():
         text = with_links((ROOT / name).read_text(encoding="utf-8"), ROOT / name)
         files.append(File.generated(config, page, content=text))
-    readme = ROOT / "README.md"  # is no page, but its links are checked
+    readme = ROOT / "README.md"  # not a page, but its links are checked
     with_links(readme.read_text(encoding="utf-8"), readme)
     return files
 

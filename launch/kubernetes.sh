@@ -35,7 +35,7 @@ while (($#)); do
             shift 2 ;;
         --dry-run) dry=1; shift ;;
         --) shift; break ;;
-        *) fail "$1 is no option; see the head of $0" ;;
+        *) fail "$1 is not an option; see the head of $0" ;;
     esac
 done
 for option in name image claim; do

@@ -31,7 +31,7 @@ while (($#)); do
         --keep) keep=1; shift ;;
         --dry-run) dry=1; shift ;;
         --) shift; break ;;
-        *) fail "$1 is no option; see the head of $0" ;;
+        *) fail "$1 is not an option; see the head of $0" ;;
     esac
 done
 for option in name project zone type runtime; do

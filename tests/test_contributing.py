@@ -44,14 +44,29 @@ def insert(path, after, text):
     path.write_text("".join([*lines[: place + 1], text, *lines[place + 1 :]]), encoding="utf-8")
 
 
+def blocks():
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    found = re.findall(r"^    ```python\n(.*?)^    ```$", text, re.DOTALL | re.MULTILINE)
+    return [textwrap.dedent(block) for block in found]
+
+
+def test_the_examples_have_their_places():
+    for place, block in zip(PLACES, blocks(), strict=True):
+        if isinstance(place, str):
+            assert not (ROOT / place).exists()
+            compile(block, place, "exec")
+        else:
+            lines = (ROOT / place[0]).read_text(encoding="utf-8").splitlines()
+            assert len([line for line in lines if line.startswith(place[1])]) == 1, place
+    for name, was, _ in SAID:
+        assert (ROOT / name).read_text(encoding="utf-8").count(was) == 1, (name, was)
+
+
 @pytest.mark.slow
 def test_the_examples_work(tmp_path):
     for name in ("persongen_jax", "data_pipeline", "configs", "tests"):
         shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
-    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
-    blocks = re.findall(r"^    ```python\n(.*?)^    ```$", text, re.DOTALL | re.MULTILINE)
-    for place, block in zip(PLACES, blocks, strict=True):
-        block = textwrap.dedent(block)
+    for place, block in zip(PLACES, blocks(), strict=True):
         if isinstance(place, str):
             (tmp_path / place).write_text(block, encoding="utf-8")
         elif "_RULES" in block:

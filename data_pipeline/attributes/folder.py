@@ -152,8 +152,9 @@ def _match(folder: Path, table: Table, pictures: list[str]) -> list[int]:
     if missing:
         others = f", nor are the pictures of {len(missing) - 1} other rows"
         raise TableError(
-            f"{table.at(missing[0])}: {table.rows[missing[0]][table.file_column]!r} is no picture "
-            f"in {folder}{others if len(missing) > 1 else ''}; add the pictures or remove the rows"
+            f"{table.at(missing[0])}: {table.rows[missing[0]][table.file_column]!r} is not an "
+            f"image in {folder}{others if len(missing) > 1 else ''}; add the pictures or remove "
+            "the rows"
         )
     _check_all_named(folder, table.path, pictures, set(found))
     return found

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
+from data_pipeline.files import write_text
 from persongen_jax.aot.chips import GIB, Chip
 from persongen_jax.aot.cost import Cost, corrected_optimal, read_cost
 from persongen_jax.aot.programs import Program
@@ -97,7 +98,7 @@ def measure(
     memory, analysis = compiled.memory_analysis(), compiled.cost_analysis()
     written = compiled.as_text()
     if text:
-        text.write_text(written)
+        write_text(text, written)
     cost = read_cost(written, unknown_trips=program.steps)
     chips = program.mesh.size
 

@@ -6,6 +6,7 @@ import statistics
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from data_pipeline.files import write_text
 from persongen_jax.bench.settings import Row
 from persongen_jax.tables import markdown
 from persongen_jax.weights.saver import write_json
@@ -28,7 +29,7 @@ def write_report(path: Path, settings: dict, rows: list[Row], counts: list[dict]
     result["ratios"] = ratios(result["rows"])
     write_json(path.with_suffix(".json"), result)
     text = as_markdown(result)
-    path.with_suffix(".md").write_text(text)
+    write_text(path.with_suffix(".md"), text)
     return text
 
 

@@ -238,7 +238,9 @@ def check_parametrisation(config: dict) -> None:
     """ValueError if no sampler and no training code here supports the config's model."""
     name = config.get("_class_name")
     if name is not None and not isinstance(name, str):
-        raise ValueError(f"scheduler config: _class_name={name!r} is no string; use a class name")
+        raise ValueError(
+            f"scheduler config: _class_name={name!r} is not a string; use a class name"
+        )
     for part, what in _OTHER_MODELS.items():
         if name and part in name:
             raise ValueError(_refusal(f"its class {name} is {what}"))

@@ -9,7 +9,7 @@ import csv
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from data_pipeline.files import atomic_write
+from data_pipeline.files import atomic_write, write_text
 from persongen_jax.evaluation.trajectories import (
     plot_trajectories,
     read_rows,
@@ -150,7 +150,7 @@ def write_tables(entries: Sequence[tuple], out: Path) -> list[dict]:
         for name, set_name, runs, metrics in entries
     ]
     write_rows(out / "comparison.json", joint)
-    (out / "comparison.md").write_text(table(entries) + "\n", encoding="utf-8")
+    write_text(out / "comparison.md", table(entries) + "\n")
     write_csv(out / "comparison.csv", csv_rows(entries))
     return joint
 

@@ -44,7 +44,7 @@ def find_class(name: str) -> type[Metric]:
     except (ImportError, AttributeError) as error:
         raise ValueError(f"config.metrics: {name!r} cannot be imported: {error}") from error
     if not (isinstance(found, type) and issubclass(found, Metric)):
-        raise ValueError(f"config.metrics: {name!r} is no subclass of {_HERE}.base.Metric")
+        raise ValueError(f"config.metrics: {name!r} is not a subclass of {_HERE}.base.Metric")
     lacking = [each for each in ("name", "title") if not hasattr(found, each)]
     if lacking:
         raise ValueError(f"config.metrics: {name!r} has no {' and no '.join(lacking)}")

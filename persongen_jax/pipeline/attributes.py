@@ -22,9 +22,9 @@ from data_pipeline.attributes.folder_pictures import square
 from data_pipeline.attributes.labelled import to_pixels
 from data_pipeline.attributes.vocabulary import RequestError
 from data_pipeline.pictures.reading import load_image
-from persongen_jax.diffusion import samplers as sampling
 from persongen_jax.diffusion.inversion import make_inverse_plan
 from persongen_jax.diffusion.options import SamplingOptions
+from persongen_jax.diffusion.samplers import final_latents, image_keys, init_carry, run_steps
 from persongen_jax.parallel.sharding import to_host
 from persongen_jax.systems.ddpm import Ddpm, can_guide
 
@@ -207,7 +207,7 @@ class AttributePipeline:
         return asked
 
     def _keys(self, seed, purpose, images, requests):
-        return jnp.tile(sampling.image_keys(seed, purpose, images), requests)
+        return jnp.tile(image_keys(seed, purpose, images), requests)
 
     def _options(
         self, options: SamplingOptions | None, named: dict, read: Sequence[str] = READ
@@ -216,7 +216,7 @@ class AttributePipeline:
         named = {name: value for name, value in named.items() if value is not None}
         unread = sorted({*named, *(options.changed() if options else ())} - set(read))
         if unread:
-            raise ValueError(f"{unread[0]} is no setting of this; there are {', '.join(read)}")
+            raise ValueError(f"{unread[0]} is not a setting of this; there are {', '.join(read)}")
         return replace(options or self.defaults, **named)
 
     def _sample(self, batch, noise, plan, keys, options, progress):
@@ -257,7 +257,7 @@ def line(ends: dict, frames: int) -> dict:
 def _run(system, graphdef, state, inputs, latents, plan):
     """Latents after the plan's steps, not decoded."""
     model = nnx.merge(graphdef, state)
-    carry = sampling.init_carry(plan, latents)
+    carry = init_carry(plan, latents)
     predict = system.denoiser(model, inputs)
-    carry = sampling.run_steps(plan, predict, carry, None, 0, plan.num_steps)
-    return sampling.final_latents(carry)
+    carry = run_steps(plan, predict, carry, None, 0, plan.num_steps)
+    return final_latents(carry)

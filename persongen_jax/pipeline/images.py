@@ -11,10 +11,15 @@ from flax import nnx
 from jax.sharding import Mesh, PartitionSpec
 from jax.typing import ArrayLike
 
-from persongen_jax.diffusion import samplers as sampling
 from persongen_jax.diffusion.conditioning import Guidance
 from persongen_jax.diffusion.plan import Plan
-from persongen_jax.diffusion.samplers import sample_steps
+from persongen_jax.diffusion.samplers import (
+    final_latents,
+    image_keys,
+    init_carry,
+    initial_latents,
+    sample_steps,
+)
 from persongen_jax.methods.base import Method, Model, denoiser_module
 from persongen_jax.models.sdxl.vae import AutoencoderKL, decode_images
 from persongen_jax.parallel.sharding import BATCH, batch_sharding, put_array
@@ -52,7 +57,7 @@ def initial_noise(latents: ArrayLike | None, seed: int, shape: tuple[int, ...]) 
     """``latents``, checked; None: [n, h, w, c] standard normal, drawn from the seed."""
     if latents is None:
         draw = jax.vmap(lambda key: jax.random.normal(key, shape[1:], jnp.float32))
-        return np.asarray(draw(sampling.image_keys(seed, 0, shape[0])))
+        return np.asarray(draw(image_keys(seed, 0, shape[0])))
     if isinstance(latents, (str, bytes)):
         raise ValueError("latents: a text; give an array [n, h / 8, w / 8, 4]")
     latents = np.asarray(latents, np.float32)
@@ -81,8 +86,8 @@ def sample(
         progress: called with the number of steps done since the last call.
     """
     graphdef, state = nnx.split(denoiser_module(model, method))
-    first = put_array(sampling.initial_latents(plan, noise), batch_sharding(mesh))
-    carry, keys = sampling.init_carry(plan, first), put_array(keys, batch_sharding(mesh))
+    first = put_array(initial_latents(plan, noise), batch_sharding(mesh))
+    carry, keys = init_carry(plan, first), put_array(keys, batch_sharding(mesh))
     n = plan.num_steps
     stride = n if progress is None else max(1, n // 20)
     for start in range(0, n, stride):
@@ -93,7 +98,7 @@ def sample(
         if progress is not None:
             jax.block_until_ready(carry)
             progress(stop - start)
-    return sampling.final_latents(carry)
+    return final_latents(carry)
 
 
 def decode(

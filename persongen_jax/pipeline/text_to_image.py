@@ -15,8 +15,8 @@ from jax.typing import DTypeLike
 
 from data_pipeline.examples.conditions import Text
 from data_pipeline.examples.fields import Call, TimeIds
-from persongen_jax.diffusion import samplers as sampling
 from persongen_jax.diffusion.options import SamplingOptions
+from persongen_jax.diffusion.samplers import image_keys
 from persongen_jax.methods import get_method
 from persongen_jax.methods.base import Method, Model, Parts
 from persongen_jax.models.branches import branch_names
@@ -358,7 +358,7 @@ class Pipeline:
         against = negatives if options.guidance_scale > 1 else None
         seed, total = options.seed or 0, count * options.num_images_per_prompt
         noise = images.initial_noise(latents, seed, (total, *shape))
-        keys = sampling.image_keys(seed, 1, total)
+        keys = image_keys(seed, 1, total)
         batch = self.batch_size_for(options.batch_size, total)
         tile_size = (options.tile_size or 512) if options.tiling else None
         method, done = self.method if acts else None, []

@@ -17,6 +17,7 @@ import numpy as np
 from ml_collections import ConfigDict
 from PIL import Image
 
+from data_pipeline.files import write_text
 from data_pipeline.text_files import read_json
 from persongen_jax.evaluate import FINAL, PICTURES
 from persongen_jax.evaluation.comparison import (
@@ -67,10 +68,10 @@ def write_report(study: ConfigDict, runs: Sequence[Any], costs: dict | None) -> 
         rows = cost_rows(costs, runs)
         write_csv(out / "cost.csv", rows)
         text = cost_table(rows)
-        (out / "cost.md").write_text(text + "\n", encoding="utf-8")
+        write_text(out / "cost.md", text + "\n")
         page += [f"## Cost ({costs['device']})", text, COST_NOTE]
     text = "\n\n".join(page)
-    (out / "study.md").write_text(text + "\n", encoding="utf-8")
+    write_text(out / "study.md", text + "\n")
     return text
 
 

@@ -14,11 +14,26 @@ from jax.typing import ArrayLike
 from ml_collections import ConfigDict
 
 from data_pipeline.examples.fields import Batch, Field, flatten, unflatten
-from persongen_jax.diffusion import samplers as sampling
-from persongen_jax.diffusion import schedule as diffusion
 from persongen_jax.diffusion.conditioning import deinterleave, interleave
 from persongen_jax.diffusion.options import SamplingOptions
 from persongen_jax.diffusion.plan import Plan
+from persongen_jax.diffusion.samplers import (
+    final_latents,
+    guide,
+    init_carry,
+    initial_latents,
+    run_steps,
+)
+from persongen_jax.diffusion.schedule import (
+    NoiseSchedule,
+    add_noise,
+    min_snr_weights,
+    offset_noise,
+    per_example_loss,
+    signal_and_noise,
+    training_target,
+    x0_and_eps,
+)
 from persongen_jax.models.sdxl.vae import (
     AutoencoderKL,
     DiagonalGaussianDistribution,
@@ -121,14 +136,14 @@ class Step:
     noisy: jax.Array
     timesteps: jax.Array
     mask: jax.Array | None
-    schedule: diffusion.NoiseSchedule
+    schedule: NoiseSchedule
     decode: Callable
 
     def x0(self) -> jax.Array:
         """The clean latents implied by the prediction, [b, h, w, c] float32."""
-        alpha, sigma = diffusion.signal_and_noise(self.schedule, self.timesteps)
+        alpha, sigma = signal_and_noise(self.schedule, self.timesteps)
         prediction = self.schedule.prediction_type
-        return diffusion.x0_and_eps(prediction, self.noisy, self.pred, alpha, sigma)[0]
+        return x0_and_eps(prediction, self.noisy, self.pred, alpha, sigma)[0]
 
     def image(self) -> jax.Array:
         """``x0`` decoded, [b, H, W, C] float32 in 0..1; differentiable."""
@@ -158,7 +173,7 @@ class DiffusionSystem(System):
 
     Attributes:
         scheduler_config: diffusers' scheduler_config.json, for schedule and sampler.
-        schedule: diffusion.NoiseSchedule.
+        schedule: NoiseSchedule.
         codec: Pixels or VAE.
         fields: of an example; see data_pipeline/examples/fields.py. Each defines its value for a
             dropped condition (``config.drop_prob``).
@@ -167,7 +182,7 @@ class DiffusionSystem(System):
     evaluation = "persongen_jax.evaluation.sampled:SampledEvaluation"
 
     scheduler_config: dict
-    schedule: diffusion.NoiseSchedule
+    schedule: NoiseSchedule
     codec: Pixels | VAE
 
     @classmethod
@@ -210,21 +225,21 @@ class DiffusionSystem(System):
         }
         if config.noise_offset > 0:
             offsets = jax.random.normal(key_of(OFFSET), (b, 1, 1, channels))
-            draws["noise"] = diffusion.offset_noise(draws["noise"], offsets, config.noise_offset)
+            draws["noise"] = offset_noise(draws["noise"], offsets, config.noise_offset)
         return draws
 
     def losses(self, model: Any, batch: Batch, draws: dict[str, jax.Array]) -> dict[str, jax.Array]:
         noise, timesteps = draws["noise"], draws["timesteps"]
         latents = self.codec.latents(model, batch, draws["latents"])
-        noisy = diffusion.add_noise(self.schedule, latents, noise, timesteps)
+        noisy = add_noise(self.schedule, latents, noise, timesteps)
         condition = self.condition(model, self.drop(batch, draws["drop"]))
         pred = self.denoise(model, noisy, timesteps, condition)
 
         mask, told = self.mask(batch, draws, latents.shape)
-        target = diffusion.training_target(self.schedule, latents, noise, timesteps)
-        mse = diffusion.per_example_loss(pred, target, mask)
+        target = training_target(self.schedule, latents, noise, timesteps)
+        mse = per_example_loss(pred, target, mask)
         if self.config.min_snr_gamma > 0:
-            mse *= diffusion.min_snr_weights(self.schedule, timesteps, self.config.min_snr_gamma)
+            mse *= min_snr_weights(self.schedule, timesteps, self.config.min_snr_gamma)
         decode = functools.partial(self.codec.decode, model)
         parts = (pred, target, latents, noisy, timesteps, mask, self.schedule, decode)
         losses = self.terms(model, batch, Step(mse, *parts))
@@ -271,7 +286,7 @@ class DiffusionSystem(System):
         def predict(x, t, step):
             out = self.denoise(model, interleave(x, x), t, both, step)
             without, with_it = deinterleave(out, 2)
-            return sampling.guide(with_it, without, guidance)
+            return guide(with_it, without, guidance)
 
         return predict
 
@@ -310,10 +325,10 @@ class DiffusionSystem(System):
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _sample(system, graphdef, state, inputs, noise, plan, key):
     model = nnx.merge(graphdef, state)
-    carry = sampling.init_carry(plan, sampling.initial_latents(plan, noise))
+    carry = init_carry(plan, initial_latents(plan, noise))
     predict = system.denoiser(model, inputs)
-    carry = sampling.run_steps(plan, predict, carry, key, 0, plan.num_steps)
-    return system.codec.decode(model, sampling.final_latents(carry))
+    carry = run_steps(plan, predict, carry, key, 0, plan.num_steps)
+    return system.codec.decode(model, final_latents(carry))
 
 
 def drop_conditions(fields: Iterable[Field], batch: Batch, drop: jax.Array) -> Batch:

@@ -15,11 +15,10 @@ from data_pipeline.examples.buckets import bucket_shapes, check_shapes
 from data_pipeline.examples.fields import Batch, FaceBox, Image, TimeIds, needs
 from data_pipeline.examples.source import ExampleSource
 from data_pipeline.records.sources import content_digests, file_stamps, open_records
-from persongen_jax.diffusion import samplers as sampling
-from persongen_jax.diffusion import schedule as diffusion
 from persongen_jax.diffusion.conditioning import Guidance
 from persongen_jax.diffusion.options import SamplingOptions
-from persongen_jax.diffusion.samplers import sample_steps
+from persongen_jax.diffusion.samplers import init_carry, sample_steps
+from persongen_jax.diffusion.schedule import NoiseSchedule, face_box_mask
 from persongen_jax.features.cache import Features, abstract_batch, cached_kinds
 from persongen_jax.methods import get_method
 from persongen_jax.methods.base import Method, Parts, denoiser_module
@@ -51,7 +50,7 @@ class Sdxl(DiffusionSystem):
         self.config, self.base, self.method = config, base, method
         self.model = base.model
         self.scheduler_config = base.scheduler_config
-        self.schedule = diffusion.NoiseSchedule.from_config(base.scheduler_config)
+        self.schedule = NoiseSchedule.from_config(base.scheduler_config)
         self.codec = VAE(base.model.vae)
         self.read = ReadKeys(config)  # records which keys the method reads
         method_fields = method.fields(Parts(base.model, base.tokenizers), self.read)
@@ -183,7 +182,7 @@ class Sdxl(DiffusionSystem):
         """The face box for some examples (PhotoMaker, arXiv 2312.04461, section 3.3)."""
         cells = shape[1], shape[2]
         image_size = cells[0] * self.codec.factor, cells[1] * self.codec.factor
-        face, fell_back = diffusion.face_box_mask(batch["face_box"], image_size, cells)
+        face, fell_back = face_box_mask(batch["face_box"], image_size, cells)
         face_only = draws["face_only"]
         mask = jnp.where(face_only[:, None, None], face, 1.0)
         return mask, {"face_box_fallbacks": (face_only & fell_back).astype(jnp.float32)}
@@ -210,7 +209,7 @@ class Sdxl(DiffusionSystem):
         options = SamplingOptions.of_validation(config, num_inference_steps=steps)
         plan = self.plan(options)
         latents = jax.ShapeDtypeStruct((config.batch_size, side, side, channels), jnp.float32)
-        carry = jax.eval_shape(functools.partial(sampling.init_carry, plan), latents)
+        carry = jax.eval_shape(functools.partial(init_carry, plan), latents)
         keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), config.batch_size))
         graphdef, weights = nnx.split(denoiser_module(self.model, self.method))
         inputs = (plan, carry, guidance, keys, (*options.scalars(steps), 0, steps))

@@ -148,7 +148,7 @@ def _resolve(config) -> tuple:
         raise ValueError(f"{what} cannot be used here, because {UNFIT[name]}; {among}")
     if name not in there:
         exists = hasattr(optax, name) or hasattr(contrib, name)
-        fault = "is in optax but is no optimizer" if exists else "is unknown"
+        fault = "is in optax but is not an optimizer" if exists else "is unknown"
         raise ValueError(f"{what} {fault}; {among}")
     if name in AVERAGING and config.ema_decay > 0:
         raise ValueError(

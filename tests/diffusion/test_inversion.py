@@ -6,9 +6,9 @@ import pytest
 import torch
 from diffusers import DDIMInverseScheduler
 
-from persongen_jax.diffusion import samplers as sampling
 from persongen_jax.diffusion.inversion import make_inverse_plan
 from persongen_jax.diffusion.plan import make_plan
+from persongen_jax.diffusion.samplers import final_latents, init_carry, initial_latents, run_steps
 from persongen_jax.diffusion.schedule import NoiseSchedule, signal_and_noise
 
 CONFIG = {
@@ -19,10 +19,8 @@ CONFIG = {
 
 
 def run(plan, model, start):
-    carry = sampling.init_carry(plan, sampling.initial_latents(plan, jnp.asarray(start)))
-    return np.asarray(
-        sampling.final_latents(sampling.run_steps(plan, model, carry, None, 0, plan.num_steps))
-    )
+    carry = init_carry(plan, initial_latents(plan, jnp.asarray(start)))
+    return np.asarray(final_latents(run_steps(plan, model, carry, None, 0, plan.num_steps)))
 
 
 @pytest.mark.parametrize("spacing", ["leading", "trailing"])

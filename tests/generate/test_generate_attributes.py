@@ -132,11 +132,13 @@ def test_settings_by_name_or_as_options(pipe):
     assert np.array_equal(
         pipe("digit=1", options=options), pipe("digit=1", options=options, seed=0)
     )
-    with pytest.raises(ValueError, match="tiling is no setting of this; there are num_inference"):
+    with pytest.raises(
+        ValueError, match="tiling is not a setting of this; there are num_inference"
+    ):
         pipe("digit=1", options=replace(options, tiling=True))
-    with pytest.raises(ValueError, match="eta is no setting of this; .*scheduler_options"):
+    with pytest.raises(ValueError, match="eta is not a setting of this; .*scheduler_options"):
         pipe("digit=1", eta=0.5)
-    with pytest.raises(ValueError, match="seed is no setting of this"):
+    with pytest.raises(ValueError, match="seed is not a setting of this"):
         pipe.edit(np.zeros((8, 8)), "digit=1", seed=1)
 
 

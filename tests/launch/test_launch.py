@@ -210,4 +210,4 @@ def test_what_is_missing_is_named(script):
         assert done.returncode == 2 and options[i] in done.stderr, done.stderr
     assert "--config" in launch(script, *options, "--dry-run", training=()).stderr
     assert "--workdir" in launch(script, *options, "--dry-run", training=TRAINING[:2]).stderr
-    assert "--colour is no option" in launch(script, *options, "--colour", "red").stderr
+    assert "--colour is not an option" in launch(script, *options, "--colour", "red").stderr

@@ -43,6 +43,26 @@ def run(installed, cwd, *arguments):
     )
 
 
+def test_setup_names_every_file_of_the_packages():
+    from distutils.core import run_setup
+
+    import setuptools  # noqa: F401 - Python 3.12 has distutils from it
+
+    dist = run_setup(str(ROOT / "setup.py"), stop_after="init")
+    left = []
+    for name in PACKAGES:
+        for path in (ROOT / name).rglob("*"):
+            if not path.is_file() or "__pycache__" in path.parts:
+                continue
+            package = ".".join(path.relative_to(ROOT).parent.parts)
+            if path.suffix == ".py" and package in dist.packages:
+                continue
+            patterns = [(own, p) for own, ps in dist.package_data.items() for p in ps]
+            if not any(path in (ROOT / o.replace(".", "/")).glob(p) for o, p in patterns):
+                left.append(path.relative_to(ROOT))
+    assert len(dist.packages) > 20 and not left
+
+
 @pytest.mark.slow
 def test_the_wheel_holds_every_file_of_the_packages(installed):
     for name in PACKAGES:

@@ -61,7 +61,7 @@ def test_metrics_without_a_judge_are_left_out_with_a_printed_line(capsys):
         (("clip",), "no metric 'clip'; there are clip_t, .*package.module:Class"),
         (("no.such.module:X",), "no.such.module.* cannot be imported"),
         ((f"{HERE}Nothing",), "Nothing.* cannot be imported"),
-        ((f"{HERE}config",), "is no subclass of"),
+        ((f"{HERE}config",), "is not a subclass of"),
         ((f"{HERE}Whiteness", f"{HERE}WhitenessAgain"), "'whiteness' is the name of two"),
         ((f"{HERE}BadName",), "white/ness"),
     ],

@@ -20,8 +20,8 @@ from configs.attributes import celeba, classifier, digits, drawn_faces, mnist
 from data_pipeline.attributes.drawn_faces import VOCABULARY, write_folder
 from persongen_jax import evaluate
 from persongen_jax.aot.programs import training, with_batch
-from persongen_jax.diffusion import schedule as diffusion
 from persongen_jax.diffusion.plan import make_plan
+from persongen_jax.diffusion.schedule import training_target
 from persongen_jax.evaluation.held_out import HeldOut
 from persongen_jax.evaluation.validation import open_evaluation
 from persongen_jax.metrics.attribute_judge import AttributeJudge
@@ -187,7 +187,7 @@ def test_schedules_and_predictions(prediction, beta):
     batch, key = batch_of(system), jax.random.key(1)
     draws = system.draw(lambda purpose: jax.random.fold_in(key, purpose), batch)
     latents = batch["pixel_values"]
-    target = diffusion.training_target(system.schedule, latents, draws["noise"], draws["timesteps"])
+    target = training_target(system.schedule, latents, draws["noise"], draws["timesteps"])
     system.denoise = lambda *_: target
     assert float(jnp.abs(system.losses(system.model, batch, draws)["loss"]).max()) == 0
     ends = system.schedule.alphas_cumprod[[0, -1]]

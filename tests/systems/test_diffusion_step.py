@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from persongen_jax.diffusion import schedule as diffusion
+from persongen_jax.diffusion.schedule import NoiseSchedule, add_noise, training_target
 from persongen_jax.models.layers import UnusedRngs
 from persongen_jax.models.sdxl.vae import AutoencoderKL
 from persongen_jax.systems.diffusion import VAE, Step
@@ -26,11 +26,11 @@ SMALL_VAE = {
 
 def make_step(prediction_type, decode=None):
     """With ``pred`` the target, at an early, a middle and the last timestep."""
-    schedule = diffusion.NoiseSchedule.from_config({"prediction_type": prediction_type})
+    schedule = NoiseSchedule.from_config({"prediction_type": prediction_type})
     latents, noise = jax.random.normal(jax.random.key(0), (2, *SHAPE))
     timesteps = jnp.array([5, 500, 999])
-    noisy = diffusion.add_noise(schedule, latents, noise, timesteps)
-    target = diffusion.training_target(schedule, latents, noise, timesteps)
+    noisy = add_noise(schedule, latents, noise, timesteps)
+    target = training_target(schedule, latents, noise, timesteps)
     mse = jnp.zeros(len(latents))
     return Step(mse, target, target, latents, noisy, timesteps, None, schedule, decode)
 

@@ -11,10 +11,22 @@ from benchmarks import walk
 DOCS = Path(__file__).parents[2] / "docs" / "architecture.md"
 
 
+def documented():
+    """The files of each section, in the order of the document."""
+    sections = re.split(r"^## ", DOCS.read_text(encoding="utf-8"), flags=re.MULTILINE)[1:]
+    return [re.findall(r"^\| `([\w/]+\.py)` \|", s, re.MULTILINE) for s in sections]
+
+
+def test_every_documented_file_exists_and_is_counted():
+    for names in documented():
+        assert 10 < len(names) <= walk.MOST and len(set(names)) == len(names)
+        assert [name for name in names if not (DOCS.parents[1] / name).is_file()] == []
+        assert not any(name.startswith(walk.LEFT_OUT) for name in names)
+
+
 @pytest.mark.slow
 def test_the_walk_is_short_and_documented(tmp_path):
     walk.main(["--json", str(tmp_path / "walk.json")])  # exits with an error above MOST
     lists = json.loads((tmp_path / "walk.json").read_text())
-    sections = re.split(r"^## ", DOCS.read_text(encoding="utf-8"), flags=re.MULTILINE)[1:]
-    for section, names in zip(sections, lists.values(), strict=True):
-        assert sorted(re.findall(r"^\| `([\w/]+\.py)` \|", section, re.MULTILINE)) == names
+    for found, names in zip(documented(), lists.values(), strict=True):
+        assert sorted(found) == names

@@ -270,8 +270,8 @@ def test_the_running_average_forgets_faster_at_first():
     ("name", "options", "said"),
     [
         ("adamx", {}, "'adamx' is unknown; use one of .*adafactor, .*muon, .*prodigy"),
-        ("scale_by_adam", {}, "'scale_by_adam' is in optax but is no optimizer; use one of"),
-        ("cosine_decay_schedule", {}, "is no optimizer"),
+        ("scale_by_adam", {}, "'scale_by_adam' is in optax but is not an optimizer; use one of"),
+        ("cosine_decay_schedule", {}, "is not an optimizer"),
         ("lbfgs", {}, "'lbfgs' cannot be used here, because it evaluates the loss several"),
         ("adam", {"beta1": 0.5}, "adam has no option 'beta1'; it takes b1, b2, eps"),
         ("muon", {"adam_learning_rate": 1}, "no option 'adam_learning_rate'; it takes adam_ratio"),

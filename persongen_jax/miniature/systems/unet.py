@@ -17,9 +17,13 @@ from ml_collections import ConfigDict
 
 from data_pipeline.examples.fields import Batch
 from data_pipeline.prompts import Tokenizers, split_at_trigger
-from persongen_jax.diffusion import schedule as diffusion
 from persongen_jax.diffusion.conditioning import Conditioning, TokenStream
-from persongen_jax.diffusion.schedule import min_snr_weights
+from persongen_jax.diffusion.schedule import (
+    NoiseSchedule,
+    face_box_mask,
+    min_snr_weights,
+    per_example_loss,
+)
 from persongen_jax.miniature import sizes
 from persongen_jax.miniature.pool import Pool
 from persongen_jax.miniature.systems.base import Drawn, PoolSystem, open_network
@@ -50,7 +54,7 @@ class UNet(PoolSystem, DiffusionSystem):
     def __init__(self, config: ConfigDict):
         super().__init__(config)
         self.scheduler_config = sizes.SCHEDULER
-        self.schedule = diffusion.NoiseSchedule.from_config(sizes.SCHEDULER)
+        self.schedule = NoiseSchedule.from_config(sizes.SCHEDULER)
         self.codec = VAE(self.model.vae)
 
     @classmethod
@@ -117,14 +121,14 @@ class UNet(PoolSystem, DiffusionSystem):
         error = ((step.pred - step.target) ** 2).mean(-1)
         side = sizes.SIDE
         cells = error.shape[1], error.shape[2]
-        face, _ = diffusion.face_box_mask(batch["face_box"], (side, side), cells)
+        face, _ = face_box_mask(batch["face_box"], (side, side), cells)
         loss = ((1 + (self.config.face_weight - 1) * face) * error).mean((1, 2))
         if self.config.min_snr_gamma > 0:
             loss *= min_snr_weights(self.schedule, step.timesteps, self.config.min_snr_gamma)
         return {
             "loss": loss,
             "mse": error.mean((1, 2)),
-            "face_mse": diffusion.per_example_loss(step.pred, step.target, face),
+            "face_mse": per_example_loss(step.pred, step.target, face),
         }
 
 

@@ -153,11 +153,11 @@ class OnnxFile(TensorSource):
 
 
 def _texts(values) -> list[str]:
-    """protobuf hands out as bytes what is no UTF-8."""
+    """protobuf returns as bytes what is not UTF-8."""
     values = list(values)
     for value in values:
         if isinstance(value, bytes):
-            raise _Malformed(f"the name {value!r} is no text")
+            raise _Malformed(f"the name {value!r} is not text")
     return values
 
 

@@ -150,7 +150,7 @@ class TensorFile(TensorSource):
         if length > MAX_HEADER:
             raise BadHeader(
                 f"{self._path}: announces a header of {length} bytes, more than the {MAX_HEADER} "
-                "that are allowed. It is no safetensors file, or a damaged one."
+                "that are allowed. It is not a safetensors file, or it is damaged."
             )
         if 8 + length > size:
             raise TruncatedFile(
@@ -177,11 +177,11 @@ def _parse_header(path, raw: bytes) -> dict:
         raise
     except (ValueError, RecursionError) as error:
         raise BadHeader(
-            f"{path}: the header is not valid JSON ({error}). It is no safetensors file, or a "
+            f"{path}: the header is not valid JSON ({error}). It is not a safetensors file, or a "
             "damaged one."
         ) from error
     if not isinstance(header, dict):
-        raise BadHeader(f"{path}: the header is no JSON object. It is no safetensors file.")
+        raise BadHeader(f"{path}: the header is not a JSON object. It is not a safetensors file.")
     return header
 
 

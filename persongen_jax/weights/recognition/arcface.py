@@ -22,7 +22,7 @@ def infer_config(source: TensorSource, input_size: int | None = None) -> dict:
             raise KeyMismatch(
                 source.describe(),
                 missing=[key],
-                remedy="It is no ArcFace IResNet, whose keys are arcface_torch's.",
+                remedy="It is not an ArcFace IResNet, whose keys are arcface_torch's.",
             )
         return found
 

@@ -291,8 +291,8 @@ def test_the_fingerprint_changes_with_the_content(write):
     [
         ("image,a\n0,1\n1,0\n", r"faces/2.png has no row in labels.csv, nor has 1 other: add the"),
         ("image,a\n0,1\n", r"faces/1.png has no row in labels.csv, nor have 2 others: add"),
-        ("image,a\n0,1\n1,0\n2,0\n3,1\n7,1\n", "csv line 6: '7' is no picture in .*faces; add"),
-        ("image,a\n8,1\n9,0\n", "line 2: '8' is no picture in .*, nor are the pictures of 1 other"),
+        ("image,a\n0,1\n1,0\n2,0\n3,1\n7,1\n", "csv line 6: '7' is not an image in .*faces; add"),
+        ("image,a\n8,1\n9,0\n", "'8' is not an image in .*, nor are the pictures of 1 other"),
         ("image,a\n0,1\n1,0\n2,0\n3,1\n1,1\n", "line 6: 1.png has other values in"),
         ("image,a,b\n0,1,1\n1,0\n", "labels.csv line 3: 2 cells, but the header has 3; write"),
         ("image,a\n0,1,1\n1,0\n", "labels.csv line 2: 3 cells, but the header has 2"),

@@ -344,7 +344,7 @@ def test_incomplete_and_foreign_state_dicts(twin, tmp_path):
     assert list(caught.value.missing) == ["layer2.1.bn3.running_var"]
     assert list(caught.value.unexpected) == ["head.weight"]
     torch.save({"conv1.weight": torch.zeros(3)}, tmp_path / "b.pth")
-    with pytest.raises(KeyMismatch, match="no ArcFace IResNet"):
+    with pytest.raises(KeyMismatch, match="not an ArcFace IResNet"):
         load_arcface(tmp_path / "b.pth")
 
 

@@ -19,7 +19,15 @@ from persongen_jax.weights.errors import BadConfig, MissingFile, WeightsError, s
 from persongen_jax.weights.files.directory import open_component, open_file, read_config, read_json
 from persongen_jax.weights.files.quantised import dequantised, precision
 from persongen_jax.weights.files.source import RenamedSource, TensorSource
-from persongen_jax.weights.formats.sdxl import check as base_check
+from persongen_jax.weights.formats.sdxl.check import (
+    GIVEN,
+    check_configs,
+    check_file,
+    check_latents,
+    check_unet_config,
+    check_vae,
+    decide_prediction,
+)
 from persongen_jax.weights.formats.sdxl.config_values import check_time_ids, check_values
 from persongen_jax.weights.formats.sdxl.original import split_checkpoint
 from persongen_jax.weights.formats.sdxl.text_encoder_file import (
@@ -96,7 +104,7 @@ class BaseFiles:
             try:
                 inner = unwrapped(source)
                 found = recognise(inner)
-                base_check.check_file(found, path)
+                check_file(found, path)
                 _check_kind(path, inner)
                 self.opened[path] = dequantised(inner), found
             except BaseException:
@@ -112,7 +120,7 @@ class BaseFiles:
             self.prediction = found.prediction
         layout = read_layout(source)  # without scales
         if "vae" in parts and "vae" in layout.parts:
-            base_check.check_latents(source, layout.parts["vae"], self.configs["vae"], path)
+            check_latents(source, layout.parts["vae"], self.configs["vae"], path)
         configs = (self.configs["unet"], self.configs["vae"])
         for name, part in split_checkpoint(source, *configs, layout, tuple(parts)).items():
             self.sources[name] = part
@@ -127,7 +135,7 @@ class BaseFiles:
             left = {*layout.harmless, *layout.markers} if name in ("unet", "vae") else ()
             if name == "unet":
                 self.prediction = prediction(inner, layout.markers)
-                base_check.check_file(Recognised("", layout, self.prediction, ""), folder)
+                check_file(Recognised("", layout, self.prediction, ""), folder)
             if left:
                 table = {key: (key, None) for key in inner.keys() if key not in left}
                 inner = RenamedSource(inner, table, ignored=tuple(left))
@@ -198,9 +206,7 @@ def open_base(
 def _check_base_file(path: Path, found: Recognised):
     """WeightsError for a file with only a VAE."""
     if set(found.layout.parts) == {"vae"}:
-        raise WeightsError(
-            f"{path}: this is a VAE alone. Give it with a base: {base_check.GIVEN['vae']}."
-        )
+        raise WeightsError(f"{path}: this is a VAE alone. Give it with a base: {GIVEN['vae']}.")
 
 
 def _check_kind(path: Path, source: TensorSource):
@@ -238,16 +244,16 @@ def _read_configs(files: BaseFiles, given):
     # The UNet's first: in another family's directory, other parts may not even exist.
     unet = read_config(homes["unet"])
     check_values("unet", unet, homes["unet"] / "config.json")
-    base_check.check_unet_config(unet, homes["unet"] / "config.json")
+    check_unet_config(unet, homes["unet"] / "config.json")
     files.configs = {"unet": unet} | {name: read_config(homes[name]) for name in COMPONENTS[1:]}
     files.homes = homes
     for name, config in files.configs.items():
         check_values(name, config, homes[name] / "config.json")
-    base_check.check_configs(files.configs, folder)
+    check_configs(files.configs, folder)
     check_time_ids(unet, files.configs["text_encoder_2"], homes["unet"] / "config.json")
     plain = folder / "vae"
     if homes["vae"] != plain and (plain / "config.json").is_file():
-        base_check.check_vae(files.configs["vae"], read_config(plain), homes["vae"])
+        check_vae(files.configs["vae"], read_config(plain), homes["vae"])
     files.scheduler_config = read_json(folder / "scheduler" / "scheduler_config.json", BadConfig)
 
 
@@ -331,7 +337,7 @@ def _fill_in(files: BaseFiles, names, single, path, variant):
             lacking.append(name)
     if lacking:
         parts = [CALLED[name] for name in (single.layout.parts if single else files.sources)]
-        ways = " and ".join(dict.fromkeys(base_check.GIVEN[name] for name in lacking))
+        ways = " and ".join(dict.fromkeys(GIVEN[name] for name in lacking))
         folder = f", or a directory that has their weights as {CONFIG}" if single else ""
 
         def called(name):  # for a directory, with the place that was searched
@@ -381,9 +387,7 @@ def _decide(files: BaseFiles, path: Path, given, asked):
     where = given.get("unet", path)
     if "unet" in given and (own := _own_scheduler(given["unet"])):
         _use_own_schedule(files, own)
-    decided, notes = base_check.decide_prediction(
-        files.scheduler_config, files.prediction, asked, where
-    )
+    decided, notes = decide_prediction(files.scheduler_config, files.prediction, asked, where)
     files.scheduler_config = decided
     files.notes += notes
     try:
