@@ -12,8 +12,9 @@ DOCS = Path(__file__).parents[2] / "docs" / "architecture.md"
 
 
 def documented():
-    """The files of each section, in the order of the document."""
-    sections = re.split(r"^## ", DOCS.read_text(encoding="utf-8"), flags=re.MULTILINE)[1:]
+    """The files of the sections on a training step and on a generate call."""
+    sections = re.split(r"^## One ", DOCS.read_text(encoding="utf-8"), flags=re.MULTILINE)[1:]
+    sections[-1] = sections[-1].split("\n## ")[0]
     return [re.findall(r"^\| `([\w/]+\.py)` \|", s, re.MULTILINE) for s in sections]
 
 
