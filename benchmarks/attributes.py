@@ -18,7 +18,7 @@ from data_pipeline.attributes.vocabulary import UNKNOWN
 from persongen_jax.cli import command
 from persongen_jax.evaluation.sampled import as_rgb
 from persongen_jax.metrics.attribute_judge import AttributeJudge
-from persongen_jax.metrics.attribute_scores import share
+from persongen_jax.metrics.attribute_scores import wilson_interval
 from persongen_jax.pipeline.attributes import AttributePipeline
 from persongen_jax.tables import markdown
 
@@ -66,10 +66,10 @@ def judge_lines(scores) -> dict:
     correlation = np.array([np.corrcoef(places, row)[0, 1] for row in ranks])
     ends = scores[:, -1] > scores[:, 0]
     return {
-        "rises": share(ends & (correlation > RISES)),
-        "ends higher": share(ends),
-        "never falls": share((np.diff(scores, axis=1) >= 0).all(1)),
-        "read as asked at both ends": share((scores[:, 0] < 0) & (scores[:, -1] > 0)),
+        "rises": wilson_interval(ends & (correlation > RISES)),
+        "ends higher": wilson_interval(ends),
+        "never falls": wilson_interval((np.diff(scores, axis=1) >= 0).all(1)),
+        "read as asked at both ends": wilson_interval((scores[:, 0] < 0) & (scores[:, -1] > 0)),
     }
 
 

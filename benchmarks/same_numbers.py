@@ -89,7 +89,7 @@ def record_counts() -> dict:
     from persongen_jax.config import load_config
     from persongen_jax.parallel.sharding import make_mesh
     from persongen_jax.study.cost import count_trained
-    from persongen_jax.systems.assembly import assemble, number
+    from persongen_jax.systems.assembly import assemble, step_spec
     from persongen_jax.systems.open import open_system
     from persongen_jax.training import flop_count
 
@@ -99,7 +99,7 @@ def record_counts() -> dict:
         config.data = "people:in_train?identities=16&pictures=4&framing=portrait"
         parts = assemble(open_system(config, mesh), mesh)
         batch = next(parts.system.examples(0))
-        arguments = (parts.state, parts.frozen, batch, number(mesh))
+        arguments = (parts.state, parts.frozen, batch, step_spec(mesh))
         file = "configs/base.py" if name == "photomaker" else f"configs/{name}.py"
         full = with_batch(load_config(file, {"base": "", "start_from": ""}), 2, 1)
         counts = {

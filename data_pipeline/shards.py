@@ -22,6 +22,7 @@ import json
 import logging
 import os
 import shutil
+import zlib
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -84,8 +85,8 @@ def write_shards(
     partial = out.with_name(out.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     try:
-        built = _build(records, read_file, partial, shards)
-        _write_index(built / INDEX, records, trigger_word)
+        built, content = _build(records, read_file, partial, shards)
+        _write_index(built / INDEX, records, trigger_word, content)
         built.replace(out)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
@@ -152,8 +153,8 @@ def _checked(
     return good
 
 
-def _build(records: list[Record], read_file, folder: Path, shards: int | None) -> Path:
-    """Build under ``folder``; return the folder of the files."""
+def _build(records: list[Record], read_file, folder: Path, shards: int | None) -> tuple[Path, str]:
+    """Build under ``folder``; return the folder of the files and a digest of all images."""
     tfds = import_tfds()
     tfds.disable_progress_bar()
     builder = _builder_class()(records, read_file, data_dir=folder, file_format="array_record")
@@ -162,11 +163,12 @@ def _build(records: list[Record], read_file, folder: Path, shards: int | None) -
     )
     with contextlib.redirect_stdout(io.StringIO()):  # it would print about downloads and ".partial"
         builder.download_and_prepare(download_config=config)
-    return Path(builder.data_path)
+    return Path(builder.data_path), f"{builder.content:08x}"
 
 
-def _write_index(path: Path, records: list[Record], trigger_word: str) -> None:
+def _write_index(path: Path, records: list[Record], trigger_word: str, content: str) -> None:
     head = {"format": FORMAT, "records": len(records), "trigger_word": trigger_word}
+    head["content"] = content
     with path.open("w", encoding="utf-8") as file:
         for entry in (head, *map(to_entry, records)):
             file.write(json.dumps(entry, ensure_ascii=False) + "\n")
@@ -188,6 +190,7 @@ def _builder_class():
 
         def __init__(self, records: list[Record], read_file, **options):
             self._records, self._read_file = records, read_file
+            self.content = 0  # CRC-32 of all files so far
             super().__init__(**options)
 
         def _info(self):
@@ -215,7 +218,9 @@ def _builder_class():
 
         def _generate_examples(self):
             for i, record in enumerate(tqdm(self._records, "writing", disable=None)):
-                yield i, _features(record, self._read_file(record.image))
+                file = self._read_file(record.image)
+                self.content = zlib.crc32(file, self.content)
+                yield i, _features(record, file)
 
     IdentityShards.__module__ = __name__
     return IdentityShards

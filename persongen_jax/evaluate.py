@@ -205,7 +205,7 @@ def main(argv: list[str] | None = None) -> None:
     if args.compare:
         compare(args)
     else:
-        with distributed.together():
+        with distributed.run_distributed():
             evaluate(args)
 
 

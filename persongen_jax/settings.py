@@ -56,7 +56,7 @@ def check_version(saved: dict, where: str | os.PathLike) -> None:
         raise OldRun(f"{where}: was trained by a later version of persongen_jax; update this one")
 
 
-def differences(before: dict, now: dict, free: Sequence[str] = FREE) -> list[str]:
+def config_differences(before: dict, now: dict, free: Sequence[str] = FREE) -> list[str]:
     """A line per key that differs and is not free: key: was -> is.
 
     Args:
@@ -76,7 +76,7 @@ def differences(before: dict, now: dict, free: Sequence[str] = FREE) -> list[str
 
 def check_resumable(workdir: str | os.PathLike, before: dict, now: dict) -> None:
     """ValueError with the differences if a run cannot resume with the config ``now``."""
-    lines = differences(before, now, FREE + ON_THE_WAY)
+    lines = config_differences(before, now, FREE + ON_THE_WAY)
     if lines:
         raise ValueError(
             f"{workdir} was trained with another config (was -> now): {'; '.join(lines)}. Use "

@@ -75,7 +75,7 @@ def train_locked(config: ConfigDict, workdir: Path, dry_run: bool = False) -> bo
         if start is not None:
             before = json.loads(complete_config(checkpoints.config(start), workdir).to_json())
         config = pin_schedule_steps(pin_start_step(config, before), before)
-        config = system_class(config.system).settled(config)
+        config = system_class(config.system).resolve_config(config)
         settings = json.loads(config.to_json())
         if before is not None:
             check_resumable(workdir, before, settings)
@@ -89,7 +89,7 @@ def train_locked(config: ConfigDict, workdir: Path, dry_run: bool = False) -> bo
     print(f"{system}, {mesh.size} x {jax.default_backend()}:")
     print(summary(parts.counts()))
     groups = set(parts.groups.values())
-    for line in unused_keys(config, type(system).defaults(), groups, system.unread_keys):
+    for line in unused_keys(config, type(system).defaults(), groups, system.unused_keys):
         print(line)
     if dry_run:
         for name in config.metrics:
@@ -143,7 +143,7 @@ def train_locked(config: ConfigDict, workdir: Path, dry_run: bool = False) -> bo
     in_a_row = progress.get("bad_steps", ())
     bad_steps = BadSteps(config.max_bad_steps, in_a_row, workdir, examples.pictures_of)
     with StopSignals() as stop, checkpoints, rows:
-        validator.should_stop = stop.ask
+        validator.should_stop = stop.sync
 
         def is_due(every):
             return every > 0 and (done % every == 0 or done == config.steps)
@@ -169,7 +169,7 @@ def train_locked(config: ConfigDict, workdir: Path, dry_run: bool = False) -> bo
 
         validate()
         watch.restart()
-        while done < config.steps and not stop.ask():
+        while done < config.steps and not stop.sync():
             batch = watch.next_batch(ahead, running)
             with watch.paused(), jax.set_mesh(mesh):
                 program.prepare(state, frozen, batch, np.int32(done))
@@ -186,7 +186,7 @@ def train_locked(config: ConfigDict, workdir: Path, dry_run: bool = False) -> bo
                 jax.block_until_ready(running)
                 speeds = watch.read(config.batch_size, program.flops_per_step(), peak)
                 row = rows.write(done, speeds)
-                bar.set_postfix_str(in_short(row))
+                bar.set_postfix_str(progress_line(row))
                 if events:
                     events.scalars("training", row, done)
             to_save = is_due(config.checkpoint_every) or done == config.steps
@@ -230,7 +230,7 @@ def check_batch_size(config: ConfigDict, devices: int) -> None:
         )
 
 
-def in_short(row: dict) -> str:
+def progress_line(row: dict) -> str:
     """A line of the log for the progress bar."""
     return (
         f"loss {row['loss']:.4f}, {row['images_per_second']:.1f} img/s, "
@@ -265,7 +265,7 @@ def main(argv: list[str] | None = None) -> int:
     workdir = Path(args.workdir or f"runs/{name}")
     if config.get("cpu_devices", 1) > 1:
         jax.config.update("jax_num_cpu_devices", config.cpu_devices)
-    with distributed.together():
+    with distributed.run_distributed():
         finished = train(config, workdir, args.dry_run)
     return 0 if finished else distributed.unfinished_status()
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from data_pipeline.attributes.table import Table, TableError
-from data_pipeline.attributes.vocabulary import UNKNOWN, Vocabulary, plain, read_value
+from data_pipeline.attributes.vocabulary import UNKNOWN, Vocabulary, normalise_name, read_value
 
 MOST_MEMBERS = 1000
 
@@ -113,10 +113,10 @@ def _word_members(words: list[str]) -> tuple[list[str], dict[str, int]]:
     """The members of a column of words, in alphabetical order, and each cell's member."""
     spelling = {}
     for word in words:
-        spelling.setdefault(plain(word), word)
+        spelling.setdefault(normalise_name(word), word)
     order = sorted(spelling)
     place = {word: i for i, word in enumerate(order)}
-    return [spelling[word] for word in order], {word: place[plain(word)] for word in words}
+    return [spelling[word] for word in order], {word: place[normalise_name(word)] for word in words}
 
 
 def _check_words(table: Table, place: int, said: dict) -> None:

@@ -36,7 +36,7 @@ from data_pipeline.attributes.table import (
     others_suffix,
     read_table,
 )
-from data_pipeline.pictures.copies import mark as content_mark
+from data_pipeline.pictures.copies import content_digest
 from data_pipeline.text_files import TextError, read_lines
 
 CELEBA_TERMS = (
@@ -264,5 +264,5 @@ def _fingerprint(folder: Path, pictures, tables, size: int, channels: int) -> st
     for path in filter(None, dict.fromkeys(tables)):
         digest.update(hashlib.sha256(path.read_bytes()).digest())
     for picture in pictures:
-        digest.update(f"\n{picture} {content_mark(str(folder / picture))}".encode())
+        digest.update(f"\n{picture} {content_digest(str(folder / picture))}".encode())
     return digest.hexdigest()[:16]

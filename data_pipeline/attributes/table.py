@@ -7,7 +7,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from data_pipeline.attributes.vocabulary import plain
+from data_pipeline.attributes.vocabulary import normalise_name
 from data_pipeline.text_files import TextError, read_text
 
 TABLES = (".csv", ".tsv")
@@ -150,12 +150,12 @@ def _check_names(table: Table) -> None:
                 f'{table.path}: column {name!r} has "," or "=" in its name; requests such as '
                 '"glasses=1,beard=0" need these, so rename it'
             )
-        if plain(name) in seen:
+        if normalise_name(name) in seen:
             raise TableError(
-                f"{table.path}: columns {seen[plain(name)]} and {place} are both named {name!r}; "
-                "rename or remove one"
+                f"{table.path}: columns {seen[normalise_name(name)]} and {place} are both named "
+                f"{name!r}; rename or remove one"
             )
-        seen[plain(name)] = place
+        seen[normalise_name(name)] = place
 
 
 def check_attributes(table: Table) -> None:

@@ -157,8 +157,8 @@ class Vocabulary:
                 said.update({name: 0.0 for name in names if name != yes[0]})
 
     def _find(self, name: str, names) -> str | None:
-        wanted = plain(name)
-        return next((each for each in names if plain(each) == wanted), None)
+        wanted = normalise_name(name)
+        return next((each for each in names if normalise_name(each) == wanted), None)
 
     def _group_of(self, attribute: str) -> str | None:
         return next((group for group, own in self.groups.items() if attribute in own), None)
@@ -166,13 +166,13 @@ class Vocabulary:
     def _unknown(self, name: str) -> str:
         there = {each: each for each in self.names if not self._group_of(each)}
         there |= {group: f"{group}=MEMBER" for group in self.groups}
-        shown = {plain(each): text for each, text in there.items()}
-        close = difflib.get_close_matches(plain(name), shown, 1)
+        shown = {normalise_name(each): text for each, text in there.items()}
+        close = difflib.get_close_matches(normalise_name(name), shown, 1)
         hint = f"; did you mean {shown[close[0]]}?" if close else ""
         return f"attributes: there is no {name!r}; there are {', '.join(shown.values())}{hint}"
 
 
-def plain(name: str) -> str:
+def normalise_name(name: str) -> str:
     """The normalised name: case, spaces, "-" and "_" do not distinguish names."""
     return name.casefold().replace(" ", "_").replace("-", "_")
 

@@ -127,7 +127,7 @@ class BatchStream:
         """Remarks about the data at the end of a run, one line each."""
         features, lines = getattr(self.source, "features", None), []
         if features:
-            lines.append(f"features: {features.used()}")
+            lines.append(f"features: {features.summary()}")
         skipped = getattr(self.source, "skipped", None)
         if skipped:
             lines.append(f"images skipped because they do not decode: {len(skipped)}")

@@ -330,7 +330,7 @@ class FaceBox(Field):
         return {"face_box": example.crop.face_box}
 
 
-def needs(fields: Iterable[Field]) -> dict:
+def requirements(fields: Iterable[Field]) -> dict:
     """What these fields require of a source of records: arguments of sources.open_records."""
     marked = any(getattr(field, "at_trigger", False) for field in fields)
     return {"marked": marked, "least": 1 + max((field.others for field in fields), default=0)}

@@ -17,7 +17,7 @@ import numpy as np
 
 from data_pipeline.examples.buckets import Turns, nearest
 from data_pipeline.examples.fields import Example, Field, Input
-from data_pipeline.pictures.kept import SHOWN_PROBLEMS, Pictures
+from data_pipeline.pictures.kept import SHOWN_PROBLEMS, ImageCache
 from data_pipeline.pictures.reading import ImageError, load_image
 from data_pipeline.pictures.transforms import TargetCrop, plan_crop
 from data_pipeline.records.schema import MAX_REFERENCES, Record, to_entry
@@ -75,7 +75,7 @@ class ExampleSource:
         self.size, self.random_crop, self.features = size, random_crop, features
         self._mark: Any = mark
         self.batch_size, self.buckets = batch_size, tuple(buckets)
-        self.pictures = Pictures(read_image, cache_bytes)
+        self.pictures = ImageCache(read_image, cache_bytes)
         self.skipped = self.pictures.skipped
         self._of_identity: dict[str, dict[str, Record]] = defaultdict(dict)
         for record in self.records:

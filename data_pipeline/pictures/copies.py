@@ -93,7 +93,7 @@ def _look_once(file: str, size: int, changed: int) -> tuple[float, np.ndarray]:
     return pixels.shape[1] / pixels.shape[0], np.asarray(small, np.float32)
 
 
-def mark(file: str) -> str:
+def content_digest(file: str) -> str:
     """Eight hexadecimal digits that depend on an image's content, not on its path or age.
 
     Computed from its size, its end, where compressed data differ if they differ at all, and pieces

@@ -31,7 +31,7 @@ def from_memory(images: np.ndarray, names: Sequence[str], where: str) -> Callabl
     return read
 
 
-class Pictures:
+class ImageCache:
     """Reads pictures by name; safe to use from several threads.
 
     Args:

@@ -275,7 +275,7 @@ def _report(path: Path, problems: list[str], missing: list[str]) -> str:
     return "\n  ".join(parts)
 
 
-def _told(counts: Counter) -> str:
+def _counts_text(counts: Counter) -> str:
     return f"; {counts[COPIES]} {COPIES}" if counts[COPIES] else ""
 
 
@@ -360,7 +360,7 @@ def usable_records(
     if not kept:
         raise ManifestError(
             f"{path}: no identity has {'two images' if least == 2 else 'an image'} "
-            f"({len(records)} lines{_told(counts)}); training needs a target, and where the "
+            f"({len(records)} lines{_counts_text(counts)}); training needs a target, and where the "
             "method reads references another image of the same person"
         )
     return kept

@@ -4,6 +4,7 @@ Opening them needs neither TensorFlow nor decoding.
 """
 
 import functools
+import json
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -26,6 +27,15 @@ class ShardError(ValueError):
 
 def is_shards(folder: str | Path) -> bool:
     return any((Path(folder) / name).is_file() for name in (INDEX, INFO))
+
+
+def content_of_shards(folder: str | Path) -> str | None:
+    """The digest of all images that the index holds; None if it has none or cannot be read."""
+    try:
+        with open(Path(folder) / INDEX, encoding="utf-8") as file:
+            return json.loads(file.readline()).get("content")
+    except (OSError, ValueError, AttributeError):
+        return None
 
 
 def open_shards(

@@ -20,12 +20,12 @@ from urllib.parse import parse_qsl
 
 import numpy as np
 
-from data_pipeline.pictures.copies import mark
+from data_pipeline.pictures.copies import content_digest
 from data_pipeline.pictures.kept import from_memory
 from data_pipeline.pictures.reading import load_image
 from data_pipeline.records.manifest import read_manifest
 from data_pipeline.records.schema import Record
-from data_pipeline.records.shard_reading import is_shards, open_shards
+from data_pipeline.records.shard_reading import content_of_shards, is_shards, open_shards
 
 PEOPLE = "people:"
 NUMBERS = {"identities": 200, "pictures": 16, "seed": 0, "size": 64, "first_picture": 0}
@@ -87,15 +87,17 @@ def file_stamps(data: str) -> Callable[[str], str | None]:
 def content_digests(data: str) -> Callable[[str], str] | None:
     """Maps record.image to a digest of its content, wherever it is; None for drawn people.
 
-    In shards all images share one: that of all files.
+    In shards all images share one: the one in the index, or that of all files if it has none.
     """
     data = str(data)
     if data.startswith(PEOPLE):
         return None
     if not is_shards(data):
-        return mark
-    marks = "".join(mark(str(path)) for path in sorted(Path(data).glob("*record*")))
-    of_all = f"{zlib.crc32(marks.encode()):08x}"
+        return content_digest
+    of_all = content_of_shards(data)
+    if of_all is None:
+        marks = "".join(content_digest(str(path)) for path in sorted(Path(data).glob("*record*")))
+        of_all = f"{zlib.crc32(marks.encode()):08x}"
     return lambda name: of_all
 
 

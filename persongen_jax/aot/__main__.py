@@ -183,7 +183,7 @@ def installed(package: str) -> str | None:
         return None
 
 
-def is_of(row: dict, asked: dict) -> bool:
+def matches(row: dict, asked: dict) -> bool:
     """Whether a row of a JSON file is of the requested program, by the same compiler."""
     versions = {name: installed(name) for name in row["versions"]}
     known = {**row, "options": row["compile"]["options"]}
@@ -227,7 +227,7 @@ def main(argv: list[str] | None = None) -> None:
     if args.search:
         asked = {**program, "topology": args.topology, "what": args.what}
         asked |= {"cached": args.cached, "options": options}
-        same = [row for row in before if is_of(row, asked)]
+        same = [row for row in before if matches(row, asked)]
         # A search that goes on takes the place of what it had written.
         before = [row for row in before if row not in same or "tries" not in row]
         kw |= {"keep": keep, "before": same}

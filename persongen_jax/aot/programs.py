@@ -17,7 +17,7 @@ from data_pipeline.examples.fields import flatten
 from persongen_jax.features.cache import open_encoder
 from persongen_jax.models.platform import compile_for
 from persongen_jax.parallel.sharding import batch_sharding, frozen_shardings
-from persongen_jax.systems.assembly import assemble, number, placed
+from persongen_jax.systems.assembly import assemble, step_spec, with_shardings
 from persongen_jax.systems.open import abstract_system
 from persongen_jax.training import flop_count
 
@@ -85,7 +85,7 @@ def training(config: ConfigDict, mesh: Mesh, *, cached: bool) -> Program:
         "optimizer": parts.state.opt_state,
         "batch": batch,
     }
-    arguments = (parts.state, parts.frozen, batch, number(mesh))
+    arguments = (parts.state, parts.frozen, batch, step_spec(mesh))
     of = (arguments, pieces, config.batch_size, mesh)
     return Program(parts.step, *of, holds_all=True, label=system.label)
 
@@ -94,7 +94,7 @@ def sampler(config: ConfigDict, mesh: Mesh, *, steps: int) -> Program:
     """The sampler's loop as in validation, including guidance, without the codec."""
     system = abstract_system(config)
     program = system.sampling_program(steps)
-    weights = placed(program.weights, frozen_shardings(mesh, config, program.weights))
+    weights = with_shardings(program.weights, frozen_shardings(mesh, config, program.weights))
     inputs = _shard_batch(program.inputs, batch_sharding(mesh))
     arguments = (*program.static, weights, *inputs)
     parts = {"weights": weights, "batch": inputs}
@@ -120,7 +120,7 @@ def encoders(config: ConfigDict, mesh: Mesh) -> Program:
         inputs[field.name] = _shard_batch(own, batch_sharding(mesh))
         opened[field.name] = open_encoder(system.model, field.encoding), shape
     states = {name: state for name, ((_, state), _) in opened.items()}
-    states = placed(states, frozen_shardings(mesh, config, states))
+    states = with_shardings(states, frozen_shardings(mesh, config, states))
 
     def encode(states, inputs):
         def one(name, array):

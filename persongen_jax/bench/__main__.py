@@ -21,7 +21,7 @@ import time
 from pathlib import Path
 from typing import IO, Any, cast
 
-from persongen_jax.bench.report import in_short, write_report
+from persongen_jax.bench.report import short_message, write_report
 from persongen_jax.bench.settings import (
     ON_ACCELERATOR,
     ON_CPU,
@@ -236,7 +236,7 @@ class Bench:
             row.found |= worker.finish()
         except RowFailed as failure:
             self.fail(row, failure)
-        print(f"  {in_short(row)}", flush=True)
+        print(f"  {short_message(row)}", flush=True)
         self.report()
 
     def fail(self, row: Row, failure: RowFailed) -> None:

@@ -192,7 +192,7 @@ def _cells(row: dict) -> list[str]:
     ]
 
 
-def in_short(row: Row) -> str:
+def short_message(row: Row) -> str:
     """A row's result for the terminal."""
     if row.error or not row.seconds:
         return row.error

@@ -49,10 +49,10 @@ class SampleRow:
             remove_adapters(model.unet)
         base = replace(system.base, model=model, tokenizers=tiny_tokenizers(), path="")
         prompt, batch, side = PROMPT, config.batch_size, config.size
-        where = {"mesh": make_mesh(fsdp=config.fsdp), "divided": config.shard_frozen}
+        where = {"mesh": make_mesh(fsdp=config.fsdp), "shard_weights": config.shard_frozen}
         self.pipe, extra = Pipeline(base, **where), {}
         if identity:
-            self.pipe = Pipeline.around(Sdxl(config, base, system.method), **where)
+            self.pipe = Pipeline.from_system(Sdxl(config, base, system.method), **where)
             references = np.random.default_rng(0).integers(0, 256, (2, 224, 224, 3), np.uint8)
             extra["references"] = [list(references)] * batch
         else:

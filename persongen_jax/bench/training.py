@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 from persongen_jax.bench.device import check_finite, describe_device, final_figures, program_memory
 from persongen_jax.models.platform import attention_by
 from persongen_jax.parallel.sharding import batch_sharding, make_mesh, put
-from persongen_jax.systems.assembly import assemble, number
+from persongen_jax.systems.assembly import assemble, step_spec
 from persongen_jax.systems.drawn_weights import with_random_weights
 from persongen_jax.systems.open import abstract_system
 from persongen_jax.training.flop_count import of_function
@@ -79,5 +79,5 @@ def step_flops(config: ConfigDict, *, cached: bool) -> tuple[int, int]:
     system = abstract_system(config)
     parts = assemble(system, make_mesh(jax.devices()[:1]), cached=cached)
     batch = system.abstract_batch(cached)
-    flops = of_function(parts.step, parts.state, parts.frozen, batch, number(parts.mesh))
+    flops = of_function(parts.step, parts.state, parts.frozen, batch, step_spec(parts.mesh))
     return flops, sum(x.size for x in parts.state.trainable.values())

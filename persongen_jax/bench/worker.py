@@ -60,7 +60,7 @@ def count_work(task: dict) -> dict:
             counts |= count_torch(config, task)
         except Exception as error:
             traceback.print_exc()
-            counts["torch_error"] = in_short(error)
+            counts["torch_error"] = short_message(error)
     return counts
 
 
@@ -84,14 +84,14 @@ def count_torch(config: ConfigDict, task: dict) -> dict:
     return {"torch": torch_image_flops(config, **task["options"])}
 
 
-def look() -> dict:
+def query_devices() -> dict:
     """The devices that our code runs on."""
     import jax
 
     return {"platform": jax.default_backend(), "devices": jax.device_count()}
 
 
-def in_short(error: Exception) -> str:
+def short_message(error: Exception) -> str:
     text = f"{type(error).__name__}: {error}"
     if any(sign in text for sign in OUT_OF_MEMORY):
         return "out of memory"
@@ -108,7 +108,7 @@ def main() -> None:
     task = json.loads(sys.argv[1])
     try:
         if task["by"] in ("count", "look"):
-            answer(count_work(task) if task["by"] == "count" else look())
+            answer(count_work(task) if task["by"] == "count" else query_devices())
             return
         row = make_row(task)
         answer(row.prepare())
@@ -117,7 +117,7 @@ def main() -> None:
         answer(row.finish())
     except Exception as error:
         traceback.print_exc()
-        answer({"error": in_short(error)})
+        answer({"error": short_message(error)})
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from persongen_jax.weights.files.onnx_file import OnnxFile
 from persongen_jax.weights.files.source import DictSource, TensorSource
 from persongen_jax.weights.formats.arcface import licence_hint, name_onnx_tensors
 from persongen_jax.weights.formats.lora.opening import CONFIG, DIFFUSERS_FILE, adapter_file
-from persongen_jax.weights.recognition.kinds import NAMES, tell
+from persongen_jax.weights.recognition.kinds import NAMES, classify
 from persongen_jax.weights.recognition.layout import unwrapped
 from persongen_jax.weights.recognition.lora_names import COMPONENTS
 from persongen_jax.weights.recognition.sdxl import SDXL
@@ -73,7 +73,7 @@ def identify(path: str | Path) -> Found:
         if path.is_dir():
             return _identify_folder(path, sources)
         (source,) = sources.values()
-        kind, facts = tell(source)
+        kind, facts = classify(source)
         return Found(kind, NAMES[kind], facts, licence(path, kind, source, facts))
     finally:
         for source in sources.values():
@@ -180,12 +180,12 @@ def _identify_folder(path: Path, sources) -> Found:
         index = _json(path / "model_index.json")
         facts = {"class": index.get("_class_name", "unknown"), **folder_facts(path, sources)}
         for name, source in sources.items():
-            kind, more = tell(source)
+            kind, more = classify(source)
             more.pop("predicts", None)  # already printed with the scheduler's value
             facts[name] = ", ".join([NAMES[kind], *(f"{k} {v}" for k, v in more.items())])
         return Found("sdxl", NAMES["sdxl"], facts, licence(path, "sdxl"))
     source = next(iter(sources.values()))  # if there are several, one per component, all are alike
-    kind, facts = tell(source)
+    kind, facts = classify(source)
     if len(sources) > 1:
         facts["of"] = ", ".join(sources)
     return Found(kind, NAMES[kind], facts, licence(path, kind, source))

@@ -16,7 +16,7 @@ from persongen_jax.diffusion.scheduler_config import (
     SCHEDULE_DEFAULTS,
     check_choice,
     check_parametrisation,
-    values,
+    checked_values,
 )
 
 BETA_SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2")
@@ -47,7 +47,7 @@ class NoiseSchedule:
             beta_schedule or prediction_type, or trained_betas of another length.
         """
         check_parametrisation(scheduler_config)
-        config = SCHEDULE_DEFAULTS | values(scheduler_config, SCHEDULE_DEFAULTS)
+        config = SCHEDULE_DEFAULTS | checked_values(scheduler_config, SCHEDULE_DEFAULTS)
         check_choice("prediction_type", config["prediction_type"], PREDICTION_TYPES)
         betas = _betas(config)
         if config["rescale_betas_zero_snr"]:

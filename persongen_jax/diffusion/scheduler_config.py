@@ -218,7 +218,7 @@ def resolve_config(
                 f"it has {', '.join(sorted(defaults))}"
             )
     # diffusers marks values that nobody chose; they must not override the new class's defaults.
-    left = unchosen(scheduler_config)
+    left = default_keys(scheduler_config)
     given = {k: v for k, v in scheduler_config.items() if k not in left and not k.startswith("_")}
     known = _FOREIGN_KEYS.union(*DEFAULTS.values())
     if unknown := sorted(given.keys() - known):
@@ -227,7 +227,7 @@ def resolve_config(
             "check their spelling",
             stacklevel=3,
         )
-    config = defaults | values(given, defaults) | values(overrides, defaults)
+    config = defaults | checked_values(given, defaults) | checked_values(overrides, defaults)
     for key, supported in _SUPPORTED_VALUES.items():
         if key in config:
             check_choice(key, config[key], supported)
@@ -249,7 +249,7 @@ def check_parametrisation(config: dict) -> None:
             f"scheduler config: the class {name} is unknown, and so is whether its models are "
             "trained on a schedule of betas; if this one is, set EulerDiscreteScheduler"
         )
-    chosen = {key for key, value in config.items() if value is not None} - set(unchosen(config))
+    chosen = {key for key, value in config.items() if value is not None} - set(default_keys(config))
     if "sigma_data" in chosen and config["sigma_data"] is not True:
         raise ValueError(_refusal(f"sigma_data={config['sigma_data']!r} is EDM's"))
     for key in ("shift", "snr_shift_scale"):
@@ -271,7 +271,7 @@ def _refusal(what: str) -> str:
     )
 
 
-def unchosen(config: dict) -> tuple:
+def default_keys(config: dict) -> tuple:
     """Keys whose value nobody chose, as diffusers marks them."""
     marked = config.get("_use_default_values")
     if marked is None:
@@ -281,7 +281,7 @@ def unchosen(config: dict) -> tuple:
     return tuple(marked)
 
 
-def values(config: dict, keys: Container[str]) -> dict:
+def checked_values(config: dict, keys: Container[str]) -> dict:
     """The entries of ``config`` among ``keys`` that have a value, each checked for its type.
 
     Raises:

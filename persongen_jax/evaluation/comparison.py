@@ -16,7 +16,7 @@ from persongen_jax.evaluation.trajectories import (
     set_order,
     write_rows,
 )
-from persongen_jax.metrics.measures import described, join_measures
+from persongen_jax.metrics.measures import join_measures, with_descriptions
 from persongen_jax.tables import markdown
 
 # What must be equal in all rows of one set (evaluation/people.py writes them).
@@ -69,7 +69,7 @@ def check_comparable(groups: dict) -> None:
     rows = [row for runs in groups.values() for rows in runs for row in rows]
     judges, counts = {}, {}
     for row in rows:
-        for metric, measure in described(row).items():
+        for metric, measure in with_descriptions(row).items():
             judges.setdefault(metric, (measure["title"], set()))[1].add(measure["judge"])
             if measure["over"] == "set" and measure["n"]:
                 key = f"numbers of images for {measure['title']} on {row['set']}"
@@ -120,7 +120,7 @@ def join_metrics(rows: list[dict]) -> dict:
 
     A fact such as "among", the number of people in a gallery, is kept if it is equal in all rows.
     """
-    all_measures = [described(row) for row in rows]
+    all_measures = [with_descriptions(row) for row in rows]
     return {
         name: join_measures([measures[name] for measures in all_measures])
         for name in all_measures[0]
@@ -159,7 +159,7 @@ def columns(entries: Sequence[tuple]) -> dict[str, dict]:
     """A described measure for every metric that has a column, in the entries' order."""
     found = {}
     for *_, metrics in entries:
-        for metric, measure in described({"metrics": metrics}).items():
+        for metric, measure in with_descriptions({"metrics": metrics}).items():
             found.setdefault(metric, measure)
     return found
 
@@ -227,7 +227,7 @@ def judges_line(entries: Sequence[tuple]) -> str:
     """Such as "Judges: CLIP-T by A; Face-Sim, rank-1/10 by B."; "" if no row names one."""
     titles = {}
     for *_, metrics in entries:
-        for measure in described({"metrics": metrics}).values():
+        for measure in with_descriptions({"metrics": metrics}).values():
             if measure["judge"]:
                 titles.setdefault(measure["judge"], {})[measure["title"]] = None
     parts = [f"{', '.join(own)} by {judge}" for judge, own in titles.items()]

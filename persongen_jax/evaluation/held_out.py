@@ -7,7 +7,11 @@ from data_pipeline.attributes.vocabulary import UNKNOWN
 from persongen_jax.evaluation.contact_sheet import Row, contact_sheet
 from persongen_jax.evaluation.people import Result
 from persongen_jax.evaluation.sampled import WIDE, as_rgb
-from persongen_jax.metrics.attribute_scores import mean_over_images, right, share
+from persongen_jax.metrics.attribute_scores import (
+    correct_attributes,
+    mean_over_images,
+    wilson_interval,
+)
 from persongen_jax.metrics.measures import DESCRIPTION
 from persongen_jax.systems.attribute_classifier import HELD_OUT, Classifier, classify
 
@@ -27,8 +31,8 @@ class HeldOut:
         test, vocabulary = self.system.data.test, self.system.vocabulary
         logits, _ = classify(model, test.images, self.should_stop)
         known = test.values != UNKNOWN
-        correct = right(logits, test.values, known, vocabulary)
-        parts = {name: share(correct[:, i]) for i, name in enumerate(vocabulary.names)}
+        correct = correct_attributes(logits, test.values, known, vocabulary)
+        parts = {name: wilson_interval(correct[:, i]) for i, name in enumerate(vocabulary.names)}
         about = {**dict(zip(DESCRIPTION, ABOUT, strict=True)), "judge": ""}
         row: dict = {"step": step, "set": HELD_OUT, "method": "classifier"}
         row |= {"seed": self.system.config.seed, "metrics": {}}

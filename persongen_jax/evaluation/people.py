@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from data_pipeline.examples.fields import Field, needs
+from data_pipeline.examples.fields import Field, requirements
 from data_pipeline.pictures.transforms import square_face_crop
 from data_pipeline.records.schema import Record
 from data_pipeline.records.sources import open_records
@@ -68,7 +68,7 @@ class Result:
 def open_people(spec: str, system: Sdxl, limit: int | None = None) -> list[Person]:
     """The first ``limit`` people of a source of records (data_pipeline/records/sources.py)."""
     by_identity, read = records_by_identity(spec, system)
-    trigger_word, marked = system.config.trigger_word, needs(system.fields)["marked"]
+    trigger_word, marked = system.config.trigger_word, requirements(system.fields)["marked"]
     return [
         Person(identity, class_word_of(own[0], trigger_word, marked), own, read)
         for identity, own in list(by_identity.items())[:limit]
@@ -77,7 +77,7 @@ def open_people(spec: str, system: Sdxl, limit: int | None = None) -> list[Perso
 
 def records_by_identity(spec: str, system: Sdxl) -> tuple[dict[str, list[Record]], Callable]:
     """Records by identity, in the source's order, and the function that reads an image."""
-    records, read = open_records(spec, system.config.trigger_word, **needs(system.fields))
+    records, read = open_records(spec, system.config.trigger_word, **requirements(system.fields))
     by_identity = {}
     for record in records:
         by_identity.setdefault(record.identity, []).append(record)
@@ -126,7 +126,7 @@ class Evaluation:
         }
         self._check_prompts()
         self.metrics = open_metrics(config)
-        check_judges(self.metrics, base.model, system.judging_roots, config.judges_are_inputs)
+        check_judges(self.metrics, base.model, system.trained_against, config.judges_are_inputs)
         self.known = self._known_sets()
         for known in self.known.values():
             for metric in self.metrics:
@@ -134,7 +134,9 @@ class Evaluation:
 
     def __call__(self, model: Any, step: int) -> dict[str, Result]:
         """The Result of every set. Raises Stopped if ``should_stop`` returns True."""
-        pipe = Pipeline.around(self.system, model, mesh=self.mesh, divided=self.config.shard_frozen)
+        pipe = Pipeline.from_system(
+            self.system, model, mesh=self.mesh, shard_weights=self.config.shard_frozen
+        )
         results = {}
         for name, people in self.people.items():
             images = self._generate(pipe, name, people)

@@ -45,7 +45,7 @@ class SampledEvaluation:
         self.cases = {name: system.cases(name) for name in system.validation_sets}
         self.known = {name: known_of(cases, name) for name, cases in self.cases.items()}
         self.metrics = open_metrics(self.config)
-        roots, admitted = system.judging_roots, self.config.judges_are_inputs
+        roots, admitted = system.trained_against, self.config.judges_are_inputs
         check_judges(self.metrics, system.model, roots, admitted)
         for known in self.known.values():
             for metric in self.metrics:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from data_pipeline.files import atomic_write, write_text
 from data_pipeline.text_files import parse_json, read_json, whole_lines
-from persongen_jax.metrics.measures import described
+from persongen_jax.metrics.measures import with_descriptions
 from persongen_jax.systems.sdxl_config import SETS
 
 
@@ -50,7 +50,7 @@ def plotted_metrics(runs: dict[str, list[dict]]) -> dict[str, str]:
         metric: measure["title"]
         for rows in runs.values()
         for row in rows
-        for metric, measure in described(row).items()
+        for metric, measure in with_descriptions(row).items()
         if measure["plotted"]
     }
 

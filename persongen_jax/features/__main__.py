@@ -60,7 +60,7 @@ def main(argv: list[str] | None = None) -> None:
     add("--workers", default=1, help="how many shares there are")
     add("--batch", default=16, help="rows that are encoded at once")
     args, config = parse_with_config(parser, argv, "configs/mini/photomaker_bg.py")
-    print(fill_cache(config, args.worker, args.workers, args.batch).used())
+    print(fill_cache(config, args.worker, args.workers, args.batch).summary())
 
 
 if __name__ == "__main__":

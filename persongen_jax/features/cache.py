@@ -183,7 +183,7 @@ class Features:
         said += [f"{kind} not cached, as {why}" for kind, why in self._reasons.items() if why]
         return f"{self.folder}: {'; '.join(said)}"
 
-    def used(self) -> str:
+    def summary(self) -> str:
         """The counts, for the log."""
         return ", ".join(f"{what}: {n:,}" for what, n in sorted(self.counts.items())) or "none used"
 
@@ -233,7 +233,7 @@ class Features:
         kind, rows = encoding.kind, self._table(encoding, entry.shape)
         key = self._key(encoding, entry)
         if (kind, key) in self._bad:
-            raise self._refuse(encoding, key, entry)
+            raise self._not_finite_error(encoding, key, entry)
         row = _if_finite(rows.get(key))
         if row is not None:
             self.counts[f"{kind} read"] += 1
@@ -245,12 +245,12 @@ class Features:
                 row = {name: array[0] for name, array in made.items()}
                 self.counts[f"{kind} computed"] += 1
                 if _if_finite(row) is None:
-                    raise self._refuse(encoding, key, entry)
+                    raise self._not_finite_error(encoding, key, entry)
                 if entry.store:
                     self._store(rows, key, row)
         return row
 
-    def _refuse(self, encoding: Encoding, key: bytes, entry: Input) -> ValueError:
+    def _not_finite_error(self, encoding: Encoding, key: bytes, entry: Input) -> ValueError:
         """The error for an input whose output is NaN or infinite; counted and logged once."""
         kind, precision = encoding.kind, f"config.{encoding.precision}"
         error = ImageError if entry.picture else NotFinite
@@ -324,7 +324,7 @@ class Features:
                 alone = self._encoders[encoding.kind](np.stack([inputs[i]] * batch_size))
                 row = {name: array[0] for name, array in alone.items()}
             if _if_finite(row) is None:
-                self._refuse(encoding, key, entry)
+                self._not_finite_error(encoding, key, entry)
             else:
                 self._table(encoding, entry.shape).put(key, row)
         self.counts[f"{encoding.kind} computed"] += len(jobs)
@@ -337,7 +337,7 @@ class Features:
             if not is_full(error):
                 raise
             log.warning("%s: no space left on the device; rows are forgotten", rows.folder)
-            rows.forget()
+            rows.discard()
 
     def _table(self, encoding: Encoding, shape) -> FeatureTable:
         with self._opening:

@@ -143,7 +143,7 @@ class FeatureTable:
             self._open(path)
             self._waiting.clear()
 
-    def forget(self) -> None:
+    def discard(self) -> None:
         """Discard the waiting rows."""
         with self._lock:
             self._waiting.clear()

@@ -34,7 +34,7 @@ from persongen_jax.generate.base import (
     parse_scales,
     scheduler_options,
 )
-from persongen_jax.generate.warnings import without_effect
+from persongen_jax.generate.warnings import ineffective_options
 
 # Settings that say how many images there are, and not how each is made.
 COUNTS = ("seed", "num_images_per_prompt", "batch_size")
@@ -259,7 +259,7 @@ def generate(args: argparse.Namespace) -> list[Path]:
     if not args.no_compilation_cache and not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         cache = Path.home() / ".cache" / "persongen_jax" / "xla"
         jax.config.update("jax_compilation_cache_dir", str(cache))
-    for line in without_effect(args):
+    for line in ineffective_options(args):
         warnings.warn(line, stacklevel=1)
     prompts = read_prompts(args)
     count = len(prompts)

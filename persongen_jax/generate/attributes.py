@@ -100,10 +100,10 @@ def generate(args: argparse.Namespace) -> list[Path]:
     pipe = AttributePipeline.from_run(args.run, args.step)
     if args.edit is not None:
         return edit(pipe, args)
-    return interpolate(pipe, args) if args.interpolate else several(pipe, args)
+    return interpolate(pipe, args) if args.interpolate else generate_images(pipe, args)
 
 
-def several(pipe: AttributePipeline, args: argparse.Namespace) -> list[Path]:
+def generate_images(pipe: AttributePipeline, args: argparse.Namespace) -> list[Path]:
     """A file per image, and a grid of all with a row per request."""
     requests = args.attributes or [""]
     n = len(requests) * args.images

@@ -3,7 +3,7 @@
 import argparse
 
 
-def without_effect(args: argparse.Namespace) -> list[str]:
+def ineffective_options(args: argparse.Namespace) -> list[str]:
     """Options without effect; pipeline/checks.py reports a call's own arguments."""
     lines = []
     if not args.reference:

@@ -104,7 +104,7 @@ def find_origin(config: ConfigDict) -> Origin:
     return Origin(str(first), str(source), trained)
 
 
-def start_from(model: Model, config: ConfigDict) -> Origin:
+def load_start(model: Model, config: ConfigDict) -> Origin:
     """Fill the existing parts; call it before others are made as copies of them.
 
     The ID encoder comes from the file, and so does LoRA if the model has it; then come the weights

@@ -51,7 +51,7 @@ class AttributeJudge:
         self.vocabulary = found.system.vocabulary
         self.weights = jax.tree.leaves(nnx.state(found.system.model, nnx.Param))
 
-    def of_generated(self, generated: Generated) -> tuple[np.ndarray, np.ndarray]:
+    def score_generated(self, generated: Generated) -> tuple[np.ndarray, np.ndarray]:
         """Logits [n, K] and features [n, d] of the generated images."""
         return generated.once((self, "scores"), lambda: self.scores(generated.images))
 

@@ -7,7 +7,7 @@ from data_pipeline.attributes.vocabulary import Vocabulary
 Z = 1.959964  # of a 95 % interval
 
 
-def right(
+def correct_attributes(
     logits: np.ndarray, values: np.ndarray, known: np.ndarray, vocabulary: Vocabulary
 ) -> np.ndarray:
     """1 if the recognised attribute is as requested, 0 if not, NaN if not requested: [n, K].
@@ -37,7 +37,7 @@ def per_image(correct: np.ndarray) -> np.ndarray:
     return np.where(n > 0, np.where(answered, correct, 0).sum(1) / np.maximum(n, 1), np.nan)
 
 
-def share(correct: np.ndarray) -> dict:
+def wilson_interval(correct: np.ndarray) -> dict:
     """{"mean", "low", "high", "n"} of independent answers [n], NaN for none: Wilson's interval."""
     correct = np.asarray(correct, np.float64)
     correct = correct[~np.isnan(correct)]
@@ -54,7 +54,7 @@ def mean_over_images(correct: np.ndarray) -> dict:
     """{"mean", "low", "high", "n"} of answers [n, K] that are dependent within an image."""
     own = per_image(correct)
     if ((~np.isnan(correct)).sum(1) <= 1).all():  # a class: answers are independent
-        return share(own)
+        return wilson_interval(own)
     own = own[~np.isnan(own)]
     n = len(own)
     if n < 2:

@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 
 
 @dataclass(eq=False)
-class Kept:
+class Cached:
     """Caches what was computed from an object for as long as the object lives."""
 
     _kept: dict = field(default_factory=dict, init=False, repr=False)
@@ -33,7 +33,7 @@ class Kept:
 
 
 @dataclass(eq=False)
-class Generated(Kept):
+class Generated(Cached):
     """The generated images of one set.
 
     Attributes:
@@ -74,7 +74,7 @@ class Owner:
 
 
 @dataclass(eq=False)
-class People(Kept):
+class People(Cached):
     """Owners in a fixed order; ``open`` is called on first access."""
 
     open: Callable[[], Sequence[Owner]]
@@ -85,7 +85,7 @@ class People(Kept):
 
 
 @dataclass(eq=False)
-class Known(Kept):
+class Known(Cached):
     """What is known about one set, created once when a validation opens.
 
     Attributes:

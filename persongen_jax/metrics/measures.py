@@ -13,7 +13,7 @@ set has one number as its mean and no ``people``. A measure without values has m
 The description is the metric's (base.py), so that tables and plots can be made where the metric
 itself cannot be imported: "title", "form", "over", "plotted", "judge", and if known "chance". All
 other keys are facts, such as "among". Rows of earlier versions lack the description;
-:func:`described` fills it in.
+:func:`with_descriptions` fills it in.
 """
 
 from collections.abc import Mapping
@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from persongen_jax.metrics.attribute_scores import share
+from persongen_jax.metrics.attribute_scores import wilson_interval
 from persongen_jax.metrics.base import Generated, Known, Metric, Values
 from persongen_jax.metrics.face_similarity import bootstrap_interval
 from persongen_jax.metrics.registry import METRICS, find_class
@@ -112,7 +112,7 @@ def measure_part(measure: dict, values: np.ndarray) -> dict:
     """
     alone = measure["n"] > 1 and len(measure["people"]) < 2
     if alone and np.isin(values, (0, 1)).sum() == measure["n"]:
-        return share(values)
+        return wilson_interval(values)
     return {key: value for key, value in measure.items() if key != "people"}
 
 
@@ -129,7 +129,7 @@ def description(metric: Metric | type[Metric], judge: str | None, facts: Mapping
     return own
 
 
-def described(row: dict) -> dict[str, dict]:
+def with_descriptions(row: dict) -> dict[str, dict]:
     """The measures of a row of metrics.jsonl by name, each with its description.
 
     What a row of an earlier version lacks comes from the registry and, for the judge, from the

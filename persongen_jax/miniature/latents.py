@@ -8,7 +8,7 @@ import numpy as np
 from flax import nnx
 
 from persongen_jax.miniature import sizes
-from persongen_jax.miniature.pool import Pool, kept
+from persongen_jax.miniature.pool import Pool, cached_array
 from persongen_jax.models.sdxl.vae import AutoencoderKL
 
 ROWS = 100
@@ -29,7 +29,7 @@ def encode_pool(vae: AutoencoderKL, pool: Pool, folder: Path) -> np.ndarray:
         parts = (pool.images[i : i + ROWS] for i in range(0, len(pool), ROWS))
         return np.concatenate([encode(params, images) for images in parts])
 
-    return kept(folder / "moments.npy", encode_all)
+    return cached_array(folder / "moments.npy", encode_all)
 
 
 def scaling_factor(moments: np.ndarray) -> float:

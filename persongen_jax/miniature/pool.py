@@ -84,7 +84,9 @@ def open_pool(work: Path, people: int = PEOPLE) -> Pool:
         np.savez(folder / "truth.npz", **arrays)
         texts = [[text for part in parts for text in part["texts"][i]] for i in range(3)]
         (folder / "captions.json").write_text(json.dumps(texts))
-        kept(folder / "images.npy", lambda: np.concatenate([part["images"] for part in parts]))
+        cached_array(
+            folder / "images.npy", lambda: np.concatenate([part["images"] for part in parts])
+        )
         print(f"drew {pictures} pictures in {time.perf_counter() - start:.0f} s")
     return Pool(folder)
 
@@ -100,7 +102,7 @@ def _draw(start: int, end: int) -> dict:
     return part
 
 
-def kept(path: Path, make: Callable[[], np.ndarray]) -> np.ndarray:
+def cached_array(path: Path, make: Callable[[], np.ndarray]) -> np.ndarray:
     """The array in the file ``path``; ``make`` creates it if there is no such file yet."""
     if not path.exists():
         with atomic_write(path) as partial, open(partial, "wb") as file:

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from persongen_jax.models.platform import attention_kernels_allowed, target
+from persongen_jax.models.platform import attention_kernels_allowed, target_platform
 from persongen_jax.parallel.sharding import BATCH
 
 # Scores of one example above this are never held whole; queries then go in chunks of a quarter.
@@ -66,7 +66,7 @@ def pick_kernel(
     is_causal: bool,
 ) -> str:
     """Name of the kernel for q [b, n, heads, d], k [b, m, heads, d]: see :func:`attention`."""
-    platform = target()
+    platform = target_platform()
     (_, n, heads, d), m = q_shape, k_shape[1]
     plain = "xla" if heads * n * m * 4 <= MAX_SCORE_BYTES else "xla_chunked"
     if not attention_kernels_allowed():
@@ -95,7 +95,7 @@ def _scores_shape(q, k):
 
 
 def _xla_attention(q, k, v, mask, scale):
-    if target() == "tpu":
+    if target_platform() == "tpu":
         return _tpu_attention(q, k, v, mask, scale)
     probabilities = jax.nn.softmax(_scores(q, k, mask, scale), axis=-1).astype(v.dtype)
     return jnp.einsum("bhnm,bmhd->bnhd", probabilities, v)

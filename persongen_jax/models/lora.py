@@ -17,7 +17,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from persongen_jax.models.ops import Padding, conv2d
-from persongen_jax.models.platform import target
+from persongen_jax.models.platform import target_platform
 
 Array = jax.Array | np.ndarray
 
@@ -98,7 +98,7 @@ class LayerChange(nnx.Module):
 
 def _product(x, factor):
     """``x @ factor``."""
-    return _product_on_cpu(x, factor) if target() == "cpu" else x @ factor
+    return _product_on_cpu(x, factor) if target_platform() == "cpu" else x @ factor
 
 
 @jax.custom_vjp

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from persongen_jax.models.platform import target
+from persongen_jax.models.platform import target_platform
 
 # Up to this batch size, TPUs by default cut the image into strips that are padded, masked and
 # copied around every layer; from 8 on the batch itself fills the tiles.
@@ -24,9 +24,9 @@ def conv2d(x: jax.Array, kernel: jax.Array, strides: int, padding: Padding) -> j
     if kernel.shape[:2] == (1, 1) and strides == 1:
         return x @ kernel[0, 0]
     if strides == 1 and kernel.shape[:2] == (3, 3) and tuple(map(tuple, padding)) == ((1, 1),) * 2:
-        if target() == "tpu" and use_rows_on_tpu(x.shape, kernel.shape):
+        if target_platform() == "tpu" and use_rows_on_tpu(x.shape, kernel.shape):
             return _conv_by_rows(x, kernel)
-        if target() == "cpu" and use_taps_on_cpu(x.shape, kernel.shape):
+        if target_platform() == "cpu" and use_taps_on_cpu(x.shape, kernel.shape):
             return _conv_by_taps(x, kernel)
     return lax.conv_general_dilated(
         x, kernel, (strides, strides), padding, dimension_numbers=("NHWC", "HWIO", "NHWC")
@@ -97,7 +97,7 @@ def materialize(x: jax.Array) -> jax.Array:
     if not isinstance(x, jax.core.Tracer):
         return x
     mesh = jax.sharding.get_abstract_mesh()
-    return _materialize(x) if target() == "cpu" and (mesh.empty or mesh.size == 1) else x
+    return _materialize(x) if target_platform() == "cpu" and (mesh.empty or mesh.size == 1) else x
 
 
 def _branch(x):

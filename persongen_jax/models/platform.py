@@ -24,7 +24,7 @@ def compile_for(platform: str) -> Iterator[None]:
         _platform.reset(token)
 
 
-def target() -> str:
+def target_platform() -> str:
     """ "cpu", "gpu", "tpu"."""
     return _platform.get() or jax.default_backend()
 

@@ -13,7 +13,7 @@ from jax.typing import DTypeLike
 from persongen_jax.models.attention_kernels import attention
 from persongen_jax.models.layers import GroupNorm, LayerOptions, Linear
 from persongen_jax.models.ops import per_device
-from persongen_jax.models.platform import target
+from persongen_jax.models.platform import target_platform
 from persongen_jax.parallel.sharding import BATCH
 
 # With at least this many positions and at most this head width, a CPU computes head by head.
@@ -72,7 +72,7 @@ def use_heads_on_cpu(shape: Sequence[int], dtype: DTypeLike) -> bool:
     mesh = jax.sharding.get_abstract_mesh()
     dealt = mesh.empty or bool(mesh.manual_axes) or b % mesh.size == 0
     fits = n >= CPU_BY_HEADS_TOKENS and d <= CPU_BY_HEADS_WIDTH and per_device(b) * heads > 1
-    return target() == "cpu" and dealt and fits and dtype == jnp.float32
+    return target_platform() == "cpu" and dealt and fits and dtype == jnp.float32
 
 
 def attend(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:

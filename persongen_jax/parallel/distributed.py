@@ -1,6 +1,6 @@
 """Runs several processes as one: who takes part, and what happens when one is lost.
 
-    with distributed.together():  # before anything else touches a device
+    with distributed.run_distributed():  # before anything else touches a device
         train(config, workdir)
 
 The first of these that applies says that there are several:
@@ -280,7 +280,7 @@ class Watch:
 
 
 @contextlib.contextmanager
-def together() -> Iterator[None]:
+def run_distributed() -> Iterator[None]:
     """Wraps the joint work of all processes: joins them, and lets only process 0 print.
 
     An error in one of them ends all at once. Otherwise it would wait for the others on exit, and

@@ -166,7 +166,7 @@ def load_shardings(mesh: Mesh, config: ConfigDict) -> Shardings:
     return sharding
 
 
-def gathered(tree: Tree) -> Tree:
+def gather_weights(tree: Tree) -> Tree:
     """Inside a jitted function: the arrays whole on every device of jax.set_mesh's mesh.
 
     Apply where weights are used; gradients are reduce-scattered back into the weights' shards.

@@ -133,7 +133,7 @@ class AttributePipeline:
         if frames < 2:
             raise ValueError(f"frames={frames}: an interpolation needs at least 2")
         options = self._options(options, named)
-        batch = line(self._request_arrays([start, end]), frames)
+        batch = interpolate_attributes(self._request_arrays([start, end]), frames)
         if np.allclose(batch["attributes"][0], batch["attributes"][-1]):
             raise RequestError(f"attributes: {start!r} and {end!r} ask for the same")
         keys = [self._keys(options.seed or 0, p, index + 1, 1)[index] for p in (0, 1)]
@@ -242,7 +242,7 @@ class AttributePipeline:
         return (np.concatenate(out) * 255).round().astype(np.uint8)
 
 
-def line(ends: dict, frames: int) -> dict:
+def interpolate_attributes(ends: dict, frames: int) -> dict:
     """Attributes of two requests, [2, K] each, to those of all frames, [frames, K]."""
     values, known = ends["attributes"], ends["attributes_known"]
     values = np.where(known > 0, values, 0.5)

@@ -23,7 +23,7 @@ class CallWarning(UserWarning):
     """Part of a call has no effect, or an unexpected one."""
 
 
-def tell(message: str) -> None:
+def warn_of_call(message: str) -> None:
     """Warn about a call; Python reports the line outside this package that made it."""
     frame, level = sys._getframe(1), 2
     while frame.f_back and frame.f_globals.get("__name__", "").startswith("persongen_jax.pipeline"):
@@ -146,7 +146,7 @@ def warn_of_ineffective_options(
     texts = [text for given in (prompts, read, *parts.values()) for text in given if text]
     lines = [*options.without_effect(plan, negatives, people is not None, latents is not None)]
     if pipe.base.tokenizers.words:
-        lines += pipe.words.without_use(texts)
+        lines += pipe.words.unused(texts)
     if options.scales:
         identities = {"identity", *conditioner.of_people} if people is not None else ()
         first = max(0, options.merge_step(plan.num_steps) + 1)
@@ -163,7 +163,7 @@ def warn_of_ineffective_options(
                         "nowhere"
                     )
     for line in lines:
-        tell(line)
+        warn_of_call(line)
 
 
 def warn_of_texts(
@@ -186,7 +186,7 @@ def warn_of_texts(
         if any(has_trigger(prompt, word) for prompt in prompts):
             lines.append(f'no references: the trigger word "{word}" is read like any other word')
     for line in dict.fromkeys(lines):
-        tell(line)
+        warn_of_call(line)
 
 
 def ineffective_scales(

@@ -59,14 +59,14 @@ class Conditioner:
         others = (each.name for each in self.fields if each not in own and _is_call_input(each))
         self.inputs = (*self.text.further, *others)
 
-    def acts(self, references: Sequence | None) -> bool:
+    def is_active(self, references: Sequence | None) -> bool:
         """Whether the method conditions these images; one without references always does."""
         return self.method is not None and (references is not None or not self.identity)
 
     # ---- what a call may request ----
 
     @functools.cached_property
-    def scaled(self) -> tuple[str, ...]:
+    def scalable_names(self) -> tuple[str, ...]:
         """The streams and maps of the method's conditioning, and "identity" in the prompt."""
         if self.method is None:
             return ()
@@ -166,7 +166,7 @@ class Conditioner:
             raise ValueError(f"scales={scales}: they need {needed}; give them too")
         if not acts:
             return {}
-        names = sorted({*self.scaled, *(("lora",) if lora else ())})
+        names = sorted({*self.scalable_names, *(("lora",) if lora else ())})
         unknown = sorted(set(scales) - set(names))
         if unknown:
             raise ValueError(
@@ -199,7 +199,7 @@ class Conditioner:
         """
         call = _rows(call, which)
         against = None if negatives is None else [negatives[i] for i in which]
-        if not self.acts(call.people):
+        if not self.is_active(call.people):
             return self._text_guidance(call, against)
         return self._method_guidance(call, against, None if regions is None else regions[which])
 

@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image, PngImagePlugin
 
 from data_pipeline.files import atomic_write
-from persongen_jax.pipeline.checks import tell
+from persongen_jax.pipeline.checks import warn_of_call
 from persongen_jax.pipeline.watermark import MIN_PIXELS, MIN_WIDTH, add_watermark, has_room
 
 # Options of Pillow's that keep the watermark: a quarter of the colours, as JPEG stores them by
@@ -123,7 +123,7 @@ class ImageWriter:
         if has_room(height, width):
             return add_watermark(image[None])[0]
         if not self._told:
-            tell(
+            warn_of_call(
                 f"no watermark: {width}x{height} pixels are too few for it (a width of {MIN_WIDTH} "
                 f"and {MIN_PIXELS} pixels are enough); the metadata says that it is generated"
             )

@@ -50,18 +50,17 @@ class Pipeline:
 
     Args:
         mesh: of sharding.make_mesh; all devices by default.
-        divided: shard weights over the mesh's "fsdp" groups, for devices too small to hold them
-            whole.
+        shard_weights: over the mesh's "fsdp" groups, for devices too small to hold them whole.
 
     Attributes:
         adapters, words: the loaded LoRAs, see pipeline/loading.py, and the words they define.
         conditioner: the inputs of the loaded method, see pipeline/conditioner.py.
     """
 
-    def __init__(self, base: SDXLBase, mesh: Mesh | None = None, *, divided: bool = False):
+    def __init__(self, base: SDXLBase, mesh: Mesh | None = None, *, shard_weights: bool = False):
         self.base = base
         self.mesh = make_mesh() if mesh is None else mesh
-        self.divided = divided
+        self.shard_weights = shard_weights
         self.adapters: loading.Adapters = {}
         self._own_lora = self._of_base = {}
         self.words = AddedWords(base)
@@ -90,8 +89,13 @@ class Pipeline:
         return cls(base, mesh)
 
     @classmethod
-    def around(
-        cls, system: "Sdxl", model: Model = None, *, mesh: Mesh | None = None, divided: bool = False
+    def from_system(
+        cls,
+        system: "Sdxl",
+        model: Model = None,
+        *,
+        mesh: Mesh | None = None,
+        shard_weights: bool = False,
     ) -> "Pipeline":
         """A pipeline over a model in memory with its method's parts, for example one in training.
 
@@ -102,7 +106,7 @@ class Pipeline:
             model: its current model; default: the system's own.
         """
         base = system.base if model is None else replace(system.base, model=model)
-        pipe = cls(base, mesh, divided=divided)
+        pipe = cls(base, mesh, shard_weights=shard_weights)
         pipe._set_method(system.method, system.fields)
         return pipe
 
@@ -119,7 +123,7 @@ class Pipeline:
                 f"the loaded method's attention branches ({', '.join(branches)}) have no place in "
                 "a diffusers directory; keep its training run"
             )
-        with self.words.left_out():
+        with self.words.removed():
             save_sdxl(self.base, folder)
 
     @property
@@ -158,7 +162,7 @@ class Pipeline:
     def _place(self):
         """Place every array of the model on the mesh."""
         state = nnx.state(self.model)
-        where = shardings_by_path(self.mesh, state) if self.divided else replicated(self.mesh)
+        where = shardings_by_path(self.mesh, state) if self.shard_weights else replicated(self.mesh)
         nnx.update(self.model, put(state, where))
 
     # ---- an identity method ----
@@ -250,7 +254,9 @@ class Pipeline:
         if name.startswith(loading.METHOD_PREFIX):
             raise ValueError(f"name={name!r}: {loading.METHOD_PREFIX}… is reserved for methods")
         if name in self.adapters:
-            checks.tell(f"LoRA {name}: replaces the one of that name; give name= to keep both")
+            checks.warn_of_call(
+                f"LoRA {name}: replaces the one of that name; give name= to keep both"
+            )
         self.words.add(name, words)
         self._put_adapters({**self.adapters, name: (adapter, weight)})
 
@@ -345,7 +351,7 @@ class Pipeline:
         shape = images.latent_shape(self.base, size)
         negatives = checks.broadcast_texts(negative_prompt, count, "negative prompts")
         people, where = conditioner.check_people(references, regions, prompts, shape[:2])
-        acts = conditioner.acts(references)
+        acts = conditioner.is_active(references)
         parts, inputs = conditioner.check_inputs(inputs, acts, count)
         plan = options.plan(self.base.scheduler_config)
         own_lora = self._own_lora if acts else {}

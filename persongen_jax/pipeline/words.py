@@ -71,7 +71,7 @@ class AddedWords:
             _warn(f"the embeddings of {', '.join(words)} are not saved, only the weights are")
 
     @contextlib.contextmanager
-    def left_out(self) -> Iterator[None]:
+    def removed(self) -> Iterator[None]:
         """Inside, the base lacks the words, so that it can be saved; a warning names them."""
         by_name = self._by_name
         self.warn_not_saved(*by_name)
@@ -81,7 +81,7 @@ class AddedWords:
         finally:
             self._set(by_name)
 
-    def without_use(self, texts: list[str]) -> list[str]:
+    def unused(self, texts: list[str]) -> list[str]:
         """Sentences about words that appear in none of the texts."""
         has = self.base.tokenizers.has_word
         return [

@@ -26,7 +26,7 @@ from data_pipeline.text_files import read_json
 from persongen_jax.cli import command, parse_with_config
 from persongen_jax.config import config_file, load_config
 from persongen_jax.evaluation.trajectories import read_rows
-from persongen_jax.settings import differences
+from persongen_jax.settings import config_differences
 from persongen_jax.study.report import write_report
 from persongen_jax.systems.open import complete_config, system_class
 from persongen_jax.training.stopping import StopSignals
@@ -133,7 +133,7 @@ def check_settings(run: Run) -> None:
         now["start_from_step"] = now["start_from_step"] or before.get("start_from_step", 0)
     # and where the initial learning-rate schedule ends.
     now["schedule_steps"] = now["schedule_steps"] or before["schedule_steps"]
-    lines = differences(before, now)
+    lines = config_differences(before, now)
     if lines:
         raise ValueError(
             f"{run.folder} was trained with another config (was -> now): {'; '.join(lines)}. Give "

@@ -36,7 +36,7 @@ from persongen_jax.evaluation.trajectories import (
     set_order,
 )
 from persongen_jax.evaluation.validation import write_image_file
-from persongen_jax.metrics.measures import described
+from persongen_jax.metrics.measures import with_descriptions
 from persongen_jax.tables import markdown
 
 
@@ -103,7 +103,7 @@ def chance_line(entries: Iterable[tuple]) -> str:
     """The value of guessing, where known; it may differ between sets."""
     levels = {}
     for _, set_name, _, metrics in entries:
-        for measure in described({"metrics": metrics}).values():
+        for measure in with_descriptions({"metrics": metrics}).values():
             if "chance" in measure:
                 key = f"{measure['title']} on {set_name.replace('_', '-')}"
                 levels.setdefault(key, measure["form"].format(measure["chance"]))

@@ -44,7 +44,7 @@ class Assembly:
 
     def eval_model(self, state: TrainState) -> nnx.Module:
         """The model that validation uses after this state, with offloaded weights put back."""
-        return merge_model(self.graphdef, state.shown, put(self.frozen, self.homes))
+        return merge_model(self.graphdef, state.eval_params, put(self.frozen, self.homes))
 
     def counts(self) -> dict[str, int]:
         """Maps group to number of trained parameters, including "frozen"."""
@@ -76,7 +76,7 @@ def assemble(system: System, mesh: jax.sharding.Mesh, *, cached: bool = False) -
     shapes = jax.eval_shape(create, trainable, stats=stats)
     places, homes = state_shardings(mesh, config, shapes), frozen_shardings(mesh, config, frozen)
     if abstract:
-        state, frozen = placed(shapes, places), placed(frozen, homes)
+        state, frozen = with_shardings(shapes, places), with_shardings(frozen, homes)
         if config.offload_encoders:
             frozen = without_shardings(frozen, system.unread(cached=cached))
     else:
@@ -100,13 +100,13 @@ def is_abstract(model: nnx.Module) -> bool:
     return any(isinstance(x, jax.ShapeDtypeStruct) for x in jax.tree.leaves(nnx.state(model)))
 
 
-def placed(tree: Any, shardings: Any) -> Any:
+def with_shardings(tree: Any, shardings: Any) -> Any:
     """ShapeDtypeStructs with the shardings of a tree of the same structure."""
     return jax.tree.map(
         lambda s, place: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=place), tree, shardings
     )
 
 
-def number(mesh: jax.sharding.Mesh) -> jax.ShapeDtypeStruct:
+def step_spec(mesh: jax.sharding.Mesh) -> jax.ShapeDtypeStruct:
     """The ShapeDtypeStruct of a step's number."""
     return jax.ShapeDtypeStruct((), jnp.int32, sharding=replicated(mesh))

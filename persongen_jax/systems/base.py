@@ -92,7 +92,7 @@ class System(abc.ABC):
         return made[0]
 
     @classmethod
-    def settled(cls, config: ConfigDict) -> ConfigDict:
+    def resolve_config(cls, config: ConfigDict) -> ConfigDict:
         """The config of a new run, with the values that it derives from its data filled in.
 
         Later the run is opened with it, when the data may have changed or be gone.
@@ -110,7 +110,7 @@ class System(abc.ABC):
         return self.config.system.rpartition(":")[2].lower()
 
     @property
-    def unread_keys(self) -> tuple[str, ...]:
+    def unused_keys(self) -> tuple[str, ...]:
         """The keys for some of the system's methods that this one ignores."""
         return ()
 
@@ -189,7 +189,7 @@ class System(abc.ABC):
         return self.validation_sets_of(self.config)
 
     @property
-    def judging_roots(self) -> tuple[str, ...]:
+    def trained_against(self) -> tuple[str, ...]:
         """Path prefixes of networks that are an input or part of a loss: none of them may judge the
         results (metrics/judge_check.py)."""
         return ()

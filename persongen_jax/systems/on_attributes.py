@@ -38,7 +38,7 @@ class AttributeSystem(System):
         return config
 
     @classmethod
-    def settled(cls, config: ConfigDict) -> ConfigDict:
+    def resolve_config(cls, config: ConfigDict) -> ConfigDict:
         config = config.copy_and_resolve_references()
         config.described = ConfigDict(_describe(config).to_dict())
         return config

@@ -12,7 +12,7 @@ from jax.typing import ArrayLike
 from ml_collections import ConfigDict
 
 from data_pipeline.examples.buckets import bucket_shapes, check_shapes
-from data_pipeline.examples.fields import Batch, FaceBox, Image, TimeIds, needs
+from data_pipeline.examples.fields import Batch, FaceBox, Image, TimeIds, requirements
 from data_pipeline.examples.source import ExampleSource
 from data_pipeline.records.sources import content_digests, file_stamps, open_records
 from persongen_jax.diffusion.conditioning import Guidance
@@ -96,7 +96,7 @@ class Sdxl(DiffusionSystem):
         return self.config.method
 
     @property
-    def unread_keys(self) -> tuple[str, ...]:
+    def unused_keys(self) -> tuple[str, ...]:
         return self.read.unread(METHOD_KEYS)
 
     def __str__(self) -> str:
@@ -111,7 +111,9 @@ class Sdxl(DiffusionSystem):
                 "config.data is empty; give --config.data=DIR, images with a manifest.jsonl "
                 "or shards, or drawn people (see data_pipeline/records/sources.py)"
             )
-        records, read_image = open_records(config.data, config.trigger_word, **needs(self.fields))
+        records, read_image = open_records(
+            config.data, config.trigger_word, **requirements(self.fields)
+        )
         shapes = bucket_shapes(config.buckets)
         levels = len(self.model.unet.config["block_out_channels"])
         check_shapes(shapes, self.codec.factor * 2 ** (levels - 1))
@@ -220,7 +222,7 @@ class Sdxl(DiffusionSystem):
         return tuple(name for name in SETS if config[f"validate_{name}"])
 
     @property
-    def judging_roots(self) -> tuple[str, ...]:
+    def trained_against(self) -> tuple[str, ...]:
         """All networks that the method has added: its inputs, and those that its losses run."""
         parts = vars(self.model).items()
         return tuple(n for n, p in parts if isinstance(p, nnx.Module) and n not in COMPONENTS)

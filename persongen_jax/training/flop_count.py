@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from persongen_jax.models.platform import attention_by, target
+from persongen_jax.models.platform import attention_by, target_platform
 
 # Dense bfloat16 FLOP/s by the beginning of the device's name; the longest match counts.
 PEAK_FLOPS = {
@@ -34,7 +34,7 @@ def of_function(function: jax.stages.Wrapped, *arguments: Any) -> int:
     A kernel hides its products, so the function is traced a second time with attention by XLA. On a
     CPU it uses XLA already, and JAX has cached the trace.
     """
-    with attention_by("auto" if target() == "cpu" else "xla"):
+    with attention_by("auto" if target_platform() == "cpu" else "xla"):
         return count(function.trace(*arguments).jaxpr.jaxpr)
 
 

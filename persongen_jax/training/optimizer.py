@@ -1,7 +1,7 @@
 """The optimizer by name, with a learning rate per group, and the weights to evaluate.
 
     tx = make_optimizer(config, groups)      # config.optimizer, config.optimizer_options
-    shown = eval_params(opt_state, trainable)
+    evaluated = eval_params(opt_state, trainable)
 
 ``config.optimizer`` is any optimizer of ``optax`` or ``optax.contrib`` that updates weights from
 gradients alone; :func:`known` lists them. They include adam, adamw (Loshchilov and Hutter, arXiv
@@ -124,7 +124,7 @@ def make_optimizer(config: ConfigDict, groups: dict[str, str]) -> optax.Gradient
 
 
 @functools.cache
-def known() -> dict:
+def known_optimizers() -> dict:
     """Maps name to function(learning_rate, **options) for every optimizer a config can name."""
     found: dict[str, Callable] = {}
     for library in (contrib, optax):
@@ -135,14 +135,14 @@ def known() -> dict:
                 found[name] = function
     found["muon"] = muon
     for name in ("prodigy", "dadapt_adamw"):
-        found[name] = _waiting(found[name])
+        found[name] = _skip_zero_gradients(found[name])
     return dict(sorted(found.items()))
 
 
 def _resolve(config) -> tuple:
     """(name, function, options) of a config; ValueError if they do not fit each other."""
     name, options = config.optimizer.replace("-", "_"), dict(config.optimizer_options)
-    name, there = ALIASES.get(name, name), known()
+    name, there = ALIASES.get(name, name), known_optimizers()
     what, among = f"config.optimizer={config.optimizer!r}", f"use one of {', '.join(there)}"
     if name in UNFIT:
         raise ValueError(f"{what} cannot be used here, because {UNFIT[name]}; {among}")
@@ -182,7 +182,7 @@ def _make(name, make, rate, options):
     return tx
 
 
-def _waiting(make):
+def _skip_zero_gradients(make):
     """Wraps optimizers that divide by the sum of all gradients so far (prodigy, D-Adapt).
 
     While all gradients of a group are 0, their estimate of the distance is 0 / 0 and would stay NaN

@@ -16,7 +16,7 @@ from flax import nnx
 from jax.typing import ArrayLike
 
 from data_pipeline.examples.fields import flatten
-from persongen_jax.parallel.sharding import gathered
+from persongen_jax.parallel.sharding import gather_weights
 from persongen_jax.training import flop_count
 from persongen_jax.training.optimizer import ema_decay_at, eval_params
 
@@ -85,7 +85,7 @@ class TrainState:
         return {} if average is self.trainable else average
 
     @property
-    def shown(self) -> dict:
+    def eval_params(self) -> dict:
         """What validation uses: the average if there is one, with ``stats``."""
         return {**(self.average or self.trainable), **self.stats}
 
@@ -111,7 +111,7 @@ def make_train_step(
     @functools.partial(jax.jit, donate_argnums=0, out_shardings=out)
     def train_step(state, frozen, batch, step):
         def mean_loss(trainable, batch, draws):
-            model = merge_model(graphdef, {**gathered(trainable), **state.stats}, frozen)
+            model = merge_model(graphdef, {**gather_weights(trainable), **state.stats}, frozen)
             means = {name: x.mean() for name, x in system.losses(model, batch, draws).items()}
             return means.pop("loss"), (means, statistics_of(model) if system.statistics else {})
 

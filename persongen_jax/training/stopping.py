@@ -21,7 +21,7 @@ class StopSignals:
     nothing changes.
 
     With several processes, a signal to one of them has to stop all of them between the same two
-    steps: :meth:`ask` agrees on it, and ``bool`` of the object is its last answer.
+    steps: :meth:`sync` agrees on it, and ``bool`` of the object is its last answer.
     """
 
     def __init__(self) -> None:
@@ -36,7 +36,7 @@ class StopSignals:
     def __bool__(self) -> bool:
         return self.requested if jax.process_count() == 1 else self._agreed
 
-    def ask(self) -> bool:
+    def sync(self) -> bool:
         """Whether any process received a signal; all must call it and get the same answer.
 
         With several processes the answer is to the previous call, which the devices have computed

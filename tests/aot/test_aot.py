@@ -17,7 +17,7 @@ from configs.base import get_config
 from persongen_jax.aot import chips as aot_chips
 from persongen_jax.aot.__main__ import (
     compile_for_topology,
-    is_of,
+    matches,
     parse_options,
     read_json,
     search,
@@ -415,9 +415,9 @@ def test_rows_of_the_same_program_and_compiler():
     row = {"config": "a.py", "overrides": {"size": 8}, "topology": "v5e:2x2", "cached": True}
     asked = {**row, "options": {"a": 2}}
     row |= {"compile": {"options": {"a": 2}, "tracing_s": 1}, "versions": {"jax": version}}
-    assert is_of(row, asked)
-    assert not is_of(row, {**asked, "overrides": {}})
-    assert not is_of(row, {**asked, "options": {"a": 1}})
-    assert not is_of({**row, "versions": {"jax": "0.0.1"}}, asked)
-    assert not is_of({**row, "versions": {"jax": version, "not-installed": "1"}}, asked)
-    assert not is_of({k: v for k, v in row.items() if k != "overrides"}, asked)
+    assert matches(row, asked)
+    assert not matches(row, {**asked, "overrides": {}})
+    assert not matches(row, {**asked, "options": {"a": 1}})
+    assert not matches({**row, "versions": {"jax": "0.0.1"}}, asked)
+    assert not matches({**row, "versions": {"jax": version, "not-installed": "1"}}, asked)
+    assert not matches({k: v for k, v in row.items() if k != "overrides"}, asked)

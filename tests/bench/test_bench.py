@@ -20,7 +20,7 @@ from persongen_jax.bench.settings import (
     read_variant,
     torch_rows,
 )
-from persongen_jax.bench.worker import count_work, in_short
+from persongen_jax.bench.worker import count_work, short_message
 from persongen_jax.systems.drawn_weights import fill
 
 CONFIG = str(Path(__file__).parents[2] / "configs/bench_mid.py")
@@ -120,8 +120,11 @@ def test_drawn_weights_look_random():
 
 
 def test_workers_report_errors():
-    assert in_short(RuntimeError("RESOURCE_EXHAUSTED: Out of memory while ...")) == "out of memory"
-    assert in_short(ValueError("first line\nsecond")) == "ValueError: first line"
+    assert (
+        short_message(RuntimeError("RESOURCE_EXHAUSTED: Out of memory while ..."))
+        == "out of memory"
+    )
+    assert short_message(ValueError("first line\nsecond")) == "ValueError: first line"
 
 
 @pytest.mark.parametrize(

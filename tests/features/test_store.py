@@ -144,7 +144,7 @@ def test_a_file_that_somebody_removed_costs_its_rows(tmp_path):
 def test_rows_that_wait_can_be_forgotten(tmp_path):
     table = written(tmp_path, range(2))
     table.put(KEYS[2], row(2))
-    table.forget()
+    table.discard()
     assert len(table) == 2 and table.get(KEYS[2]) is None
 
 

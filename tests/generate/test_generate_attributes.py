@@ -14,7 +14,7 @@ from persongen_jax.diffusion.options import SamplingOptions
 from persongen_jax.diffusion.schedule import signal_and_noise
 from persongen_jax.generate import __main__ as generate
 from persongen_jax.parallel.sharding import make_mesh
-from persongen_jax.pipeline.attributes import AttributePipeline, line
+from persongen_jax.pipeline.attributes import AttributePipeline, interpolate_attributes
 from persongen_jax.systems.assembly import assemble
 from persongen_jax.systems.open import open_system
 from persongen_jax.training.checkpoint import Checkpoints
@@ -174,7 +174,7 @@ def test_interpolation_is_linear_and_one_sided_attributes_are_halfway():
         "attributes": np.array([[0, 1, 0], [1, 0, 0]], np.float32),
         "attributes_known": np.array([[1, 1, 0], [1, 0, 0]], np.float32),
     }
-    found = line(ends, 3)
+    found = interpolate_attributes(ends, 3)
     np.testing.assert_allclose(found["attributes"][:, 0], [0, 0.5, 1])
     np.testing.assert_allclose(found["attributes"][:, 1], [1, 0.75, 0.5])
     np.testing.assert_array_equal(found["attributes_known"], [[1, 1, 0]] * 3)

@@ -4,8 +4,8 @@ import pytest
 
 from persongen_jax.cli import plain_warnings
 from persongen_jax.generate import __main__ as generate
-from persongen_jax.generate.warnings import without_effect
-from persongen_jax.pipeline.checks import tell
+from persongen_jax.generate.warnings import ineffective_options
+from persongen_jax.pipeline.checks import warn_of_call
 
 
 @pytest.mark.parametrize("coding", ["utf-8", "utf-8-sig", "utf-16", "utf-32"])
@@ -31,7 +31,9 @@ def test_a_prompt_file_without_text_or_without_prompts(tmp_path):
 
 def test_options_without_effect_are_lines(capsys):
     def told(*options):
-        return without_effect(generate.parse_arguments(["--base", "x", "--prompt", "a", *options]))
+        return ineffective_options(
+            generate.parse_arguments(["--base", "x", "--prompt", "a", *options])
+        )
 
     assert told() == told("--reference", "a.png", "--no-crop", "--tile-size", "64") == []
     assert told("--no-crop", "--detector", "cascade", "--image-encoder", "x") == [
@@ -46,5 +48,5 @@ def test_options_without_effect_are_lines(capsys):
     for _ in range(2):
         with plain_warnings():
             for _ in range(2):
-                tell("seed=3 has no effect")
+                warn_of_call("seed=3 has no effect")
     assert capsys.readouterr().err == "warning: seed=3 has no effect\n" * 2

@@ -153,7 +153,7 @@ def parse(name: str) -> tuple[int, int, bool]:
 
 
 def main(out, base, photos, *names):
-    with distributed.together():
+    with distributed.run_distributed():
         config = small_config(base, photos)
         config.batch_size = 8 if base else 256
         if base in SYSTEMS:

@@ -9,7 +9,11 @@ from sklearn.neighbors import NearestNeighbors
 from benchmarks.attributes import compare_frechet
 from data_pipeline.attributes.vocabulary import Vocabulary
 from persongen_jax.evaluation.comparison import table
-from persongen_jax.metrics.attribute_scores import mean_over_images, right, share
+from persongen_jax.metrics.attribute_scores import (
+    correct_attributes,
+    mean_over_images,
+    wilson_interval,
+)
 from persongen_jax.metrics.base import Generated, Known, Owner, People
 from persongen_jax.metrics.images.attribute_accuracy import AttributeAccuracy
 from persongen_jax.metrics.measures import join_measures, measure_all
@@ -18,7 +22,7 @@ from persongen_jax.metrics.sets.frechet_clip import frechet_distance
 from persongen_jax.metrics.sets.precision_recall import (
     PrecisionAttributes,
     RecallAttributes,
-    among,
+    coverage,
 )
 
 FACES = Vocabulary(("glasses", "beard"))
@@ -34,7 +38,7 @@ class Judge:
     def check(self, known):
         pass
 
-    def of_generated(self, generated):
+    def score_generated(self, generated):
         logits = np.asarray(generated.images[:, 0, :2, 0], float) - 100
         return logits, self.of(generated.images)
 
@@ -75,27 +79,27 @@ def known(images):
 def test_each_attribute_is_asked_for_itself():
     logits = np.array([[2.0, -1.0], [2.0, 3.0], [-1.0, 1.0]])
     values, told = np.array([[1, 0], [0, 1], [1, 1]]), np.array([[1, 1], [1, 0], [0, 1]])
-    correct = right(logits, values, told, FACES)
+    correct = correct_attributes(logits, values, told, FACES)
     np.testing.assert_array_equal(correct, [[1, 1], [0, np.nan], [np.nan, 1]])
 
 
 def test_of_a_group_the_largest_logit_counts_for_who_was_asked_for():
     logits = np.array([[0.1, 3.0, 5.0], [9.0, 8.0, 7.0], [-3.0, -2.0, -9.0]])
     values, told = np.eye(3), np.ones((3, 3))
-    correct = right(logits, values, told, DIGITS)
+    correct = correct_attributes(logits, values, told, DIGITS)
     np.testing.assert_array_equal(np.nan_to_num(correct.diagonal(), nan=9), [0, 0, 0])
     assert np.isnan(correct).sum() == 6
-    correct = right(logits, np.eye(3)[[2, 0, 1]], told, DIGITS)
+    correct = correct_attributes(logits, np.eye(3)[[2, 0, 1]], told, DIGITS)
     assert np.nansum(correct) == 3
 
 
 def test_wilson_s_interval():
     """Against the closed form's known value for 8 of 10: 0.4902 to 0.9433."""
-    found = share([1] * 8 + [0] * 2 + [np.nan])
+    found = wilson_interval([1] * 8 + [0] * 2 + [np.nan])
     assert found["n"] == 10 and found["mean"] == 0.8
     assert (round(found["low"], 4), round(found["high"], 4)) == (0.4902, 0.9433)
-    assert share([np.nan])["mean"] is None
-    assert share([1] * 5)["high"] <= 1
+    assert wilson_interval([np.nan])["mean"] is None
+    assert wilson_interval([1] * 5)["high"] <= 1
 
 
 def test_answers_of_a_picture_count_together():
@@ -150,8 +154,8 @@ def test_among_is_the_paper_s():
     members, points = rng.normal(size=(60, 3)), rng.normal(size=(40, 3)) * 1.5
     reach = NearestNeighbors(n_neighbors=4).fit(members).kneighbors(members)[0][:, 3]
     distances = np.linalg.norm(points[:, None] - members, axis=-1)
-    assert among(points, members) == (distances <= reach).any(1).mean()
-    assert 0 < among(points, members) < 1
+    assert coverage(points, members) == (distances <= reach).any(1).mean()
+    assert 0 < coverage(points, members) < 1
 
 
 def test_precision_and_recall_take_sides():

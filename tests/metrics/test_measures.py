@@ -8,11 +8,11 @@ import pytest
 from persongen_jax.metrics.base import Generated, Metric, Values
 from persongen_jax.metrics.face_similarity import mean_embedding
 from persongen_jax.metrics.measures import (
-    described,
     join_measures,
     join_runs,
     measure,
     measure_all,
+    with_descriptions,
 )
 from tests.metrics.known import generated, known_set
 
@@ -105,16 +105,16 @@ def test_rows_of_earlier_versions_are_described_by_the_registry():
         "rank1_10": {**measure([1], ["a"]), "among": 4},
     }
     row = {"metrics": {**metrics, "gone": measure([1], ["a"])}, "clip": "c", "face_net": "f"}
-    found = described(row)
+    found = with_descriptions(row)
     assert found["clip_t"]["title"] == "CLIP-T" and found["clip_t"]["judge"] == "c"
     assert found["rank1_10"]["judge"] == "f" and found["rank1_10"]["chance"] == 0.25
     assert found["gone"]["title"] == "gone" and found["gone"]["judge"] is None
     assert found["clip_t"]["people"] == metrics["clip_t"]["people"]
     shuffled = {"metrics": dict(sorted(row["metrics"].items(), reverse=True))}
-    assert list(described(shuffled)) == ["clip_t", "rank1_10", "gone"]
+    assert list(with_descriptions(shuffled)) == ["clip_t", "rank1_10", "gone"]
     # A measure with a description needs no metric and is trusted.
     own = measured(OfSet(Values(1.0)))
-    assert described({"metrics": {"clip_t": own}})["clip_t"] is own
+    assert with_descriptions({"metrics": {"clip_t": own}})["clip_t"] is own
 
 
 # ---- several runs ------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ from persongen_jax.miniature.pool import open_pool
 from persongen_jax.miniature.stages import NEEDS, TRAINED, World
 from persongen_jax.miniature.systems import vae
 from persongen_jax.miniature.systems.base import open_network
-from persongen_jax.miniature.systems.clip import contrast
+from persongen_jax.miniature.systems.clip import contrastive_loss
 from persongen_jax.miniature.systems.keypoint_net import NOBODY, Keypoints
 from persongen_jax.miniature.systems.vae import CROP, box_mask, crop_with_latents
 from persongen_jax.models.faces.keypoint_net import KeypointOutput
@@ -266,7 +266,7 @@ def test_contrast_is_the_mean_of_both_directions():
     logits = 7 * a @ b.T
     of_images = np.log(np.exp(logits).sum(1)) - np.diag(logits)
     of_texts = np.log(np.exp(logits).sum(0)) - np.diag(logits)
-    losses, right = jax.jit(contrast)(images, texts, 7.0)
+    losses, right = jax.jit(contrastive_loss)(images, texts, 7.0)
     np.testing.assert_allclose(losses, (of_images + of_texts) / 2, rtol=1e-4)
     np.testing.assert_array_equal(right, logits.argmax(1) == np.arange(5))
 
@@ -297,9 +297,9 @@ def test_crops_hold_the_face_they_point_at():
     image[20:28, 30:40] = 255
     box = np.array([30, 20, 40, 28], np.float32)
     corners = [vae.crop_corner(rng, box) for _ in range(32)]
-    pieces = np.stack([vae.cut(image, corner, CROP) for corner in corners])
+    pieces = np.stack([vae.crop(image, corner, CROP) for corner in corners])
     assert pieces.shape == (32, CROP, CROP, 3)
-    mask = np.asarray(box_mask(np.stack([vae.moved(box, corner) for corner in corners]), CROP))
+    mask = np.asarray(box_mask(np.stack([vae.shift_box(box, corner) for corner in corners]), CROP))
     np.testing.assert_array_equal(mask > 0, pieces[..., 0] > 0)
     assert (mask.sum((1, 2)) == 80).sum() >= 16  # half of them are around the face
 

@@ -10,7 +10,7 @@ from persongen_jax.diffusion.conditioning import TokenStream
 from persongen_jax.models import attention_kernels as module
 from persongen_jax.models.attention import Transformer2DModel
 from persongen_jax.models.attention_kernels import attention, even_keys, pick_kernel
-from persongen_jax.models.platform import attention_by, compile_for, target
+from persongen_jax.models.platform import attention_by, compile_for, target_platform
 
 
 def reference(q, k, v, mask=None, is_causal=False):
@@ -125,7 +125,7 @@ def test_attention_by_xla_changes_attention_alone():
     x = jax.ShapeDtypeStruct(long, jnp.bfloat16)
     with compile_for("tpu"):
         with attention_by("xla"):
-            assert target() == "tpu"
+            assert target_platform() == "tpu"
             assert pick_kernel(long, long, jnp.bfloat16, False, False) == "xla"
             assert "pallas_call" not in str(attend.trace(x).jaxpr)
         assert "pallas_call" in str(attend.trace(x).jaxpr)  # the other trace is not reused for it

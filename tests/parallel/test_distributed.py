@@ -88,7 +88,7 @@ def test_one_process_when_nothing_says_otherwise():
 
 
 def test_one_process_keeps_its_words_and_errors(capsys):
-    with pytest.raises(KeyError), distributed.together():
+    with pytest.raises(KeyError), distributed.run_distributed():
         print("heard")
         raise KeyError("mine")
     assert capsys.readouterr().out == "heard\n"
@@ -96,9 +96,9 @@ def test_one_process_keeps_its_words_and_errors(capsys):
 
 def test_one_process_stops_by_its_own_signal():
     with StopSignals() as stop:
-        assert not stop.ask()
+        assert not stop.sync()
         signal.raise_signal(signal.SIGTERM)
-        assert stop and stop.ask()
+        assert stop and stop.sync()
 
 
 # ---- Real processes ----------------------------------------------------------------------------
@@ -107,7 +107,7 @@ TALK = """
 import os, sys, time
 from pathlib import Path
 from persongen_jax.parallel import distributed
-with distributed.together():
+with distributed.run_distributed():
     import jax
     from persongen_jax.training.stopping import StopSignals
     me, folder = jax.process_index(), Path(sys.argv[1])
@@ -117,7 +117,7 @@ with distributed.together():
     print("spoken by", me)
     with StopSignals() as stop:
         for step in range(1, 2000):
-            if stop.ask():
+            if stop.sync():
                 break
             if step == 5:
                 (folder / f"ready{me}").touch()

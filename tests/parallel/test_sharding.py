@@ -124,7 +124,7 @@ def test_gathered_weights_are_whole_and_their_gradients_in_pieces():
     weights = {"a/kernel": jax.ShapeDtypeStruct((64, 128), np.float32)}
 
     def loss(weights):
-        return sharding.gathered(weights)["a/kernel"].sum()
+        return sharding.gather_weights(weights)["a/kernel"].sum()
 
     with jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((4, 2), sharding.AXES, axes)):
         jaxpr = jax.make_jaxpr(jax.value_and_grad(loss))(weights)

@@ -22,7 +22,7 @@ def personal(small_base):
     """PhotoMaker with its initial weights."""
     config = get_config()
     config.base = str(small_base)
-    return Pipeline.around(open_system(config))
+    return Pipeline.from_system(open_system(config))
 
 
 @pytest.fixture(scope="module")

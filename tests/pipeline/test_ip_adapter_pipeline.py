@@ -137,7 +137,7 @@ def test_our_method_in_diffusers(base, faces, latents, golden, tmp_path):
     method, loaded = get_method("id_branch"), load_sdxl(base)
     config = {"base": str(base), "id_encoder": "", "dtype": "float32", "trigger_word": "img"}
     method.attach(Parts(loaded.model, loaded.tokenizers), ConfigDict(config), nnx.Rngs(0))
-    ours = Pipeline.around(Sdxl(ConfigDict(config), loaded, method))
+    ours = Pipeline.from_system(Sdxl(ConfigDict(config), loaded, method))
     rng = np.random.default_rng(2)
     for path, leaf in nnx.to_flat_state(nnx.state(ours.model.unet, nnx.Param)):
         if "branches" in path:

@@ -115,7 +115,7 @@ def test_words_without_effect_cause_a_warning(ours, shapes, tmp_path):
     with pytest.warns(UserWarning, match="'<me>' of LoRA .* is in none of the prompts"):
         with pytest.raises(ValueError, match="latents have shape"):  # before anything is compiled
             ours("a man", num_inference_steps=1, latents=np.zeros(1))
-    assert not ours.words.without_use(["a man like <Me>"])
+    assert not ours.words.unused(["a man like <Me>"])
     other = bundle(ours, shapes, tmp_path / "b.safetensors")
     with pytest.warns(UserWarning, match="is also one of LoRA"):
         ours.load_lora(other)

@@ -31,7 +31,7 @@ from persongen_jax.parallel.sharding import make_mesh, replicated
 from persongen_jax.pipeline.attributes import AttributePipeline
 from persongen_jax.settings import check_resumable
 from persongen_jax.systems import ddpm
-from persongen_jax.systems.assembly import assemble, number
+from persongen_jax.systems.assembly import assemble, step_spec
 from persongen_jax.systems.attribute_classifier import Classifier
 from persongen_jax.systems.open import complete_config, open_system
 from persongen_jax.train import train
@@ -271,7 +271,7 @@ def test_aot_builds_the_same_step():
     program = training(with_batch(config, 16, 1), mesh, cached=False)
     parts = assemble(open_system(config, mesh), mesh)
     batch = next(parts.system.examples(0))
-    real = flop_count.of_function(parts.step, parts.state, parts.frozen, batch, number(mesh))
+    real = flop_count.of_function(parts.step, parts.state, parts.frozen, batch, step_spec(mesh))
     assert program.flops() == real > 1e6
 
 
@@ -307,7 +307,7 @@ def test_a_cpu_may_count_as_several_devices(run, judge, tmp_path):
 def faces(tmp_path):
     """A folder of drawn faces, and the config of a new run on it."""
     write_folder(tmp_path / "faces", 40, 16)
-    return tmp_path / "faces", ddpm.Ddpm.settled(config_of(tmp_path / "faces"))
+    return tmp_path / "faces", ddpm.Ddpm.resolve_config(config_of(tmp_path / "faces"))
 
 
 def config_of(folder):
@@ -353,7 +353,9 @@ def test_a_folder_that_is_not_the_run_s_is_named(faces):
     with pytest.raises(ValueError, match="was trained with hat, which these data do not have"):
         _ = open_system(config).data
     with pytest.raises(ValueError, match="trained with another config.*described"):
-        check_resumable(folder, config.to_dict(), ddpm.Ddpm.settled(config_of(folder)).to_dict())
+        check_resumable(
+            folder, config.to_dict(), ddpm.Ddpm.resolve_config(config_of(folder)).to_dict()
+        )
 
 
 def test_a_judge_that_cannot_judge_is_named(judge):

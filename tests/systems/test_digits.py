@@ -21,7 +21,7 @@ from persongen_jax.evaluation.validation import open_evaluation
 from persongen_jax.features import __main__ as features
 from persongen_jax.parallel.sharding import make_mesh, replicated
 from persongen_jax.study import __main__ as study
-from persongen_jax.systems.assembly import assemble, number
+from persongen_jax.systems.assembly import assemble, step_spec
 from persongen_jax.systems.open import open_run, open_system
 from persongen_jax.train import train
 from persongen_jax.training import flop_count
@@ -169,7 +169,7 @@ def test_aot_builds_the_same_step():
     program = training(with_batch(config, 16, 1), mesh, cached=False)
     parts = assemble(open_system(config, mesh), mesh)
     batch = next(parts.system.examples(0))
-    real = flop_count.of_function(parts.step, parts.state, parts.frozen, batch, number(mesh))
+    real = flop_count.of_function(parts.step, parts.state, parts.frozen, batch, step_spec(mesh))
     assert program.flops() == real > 1e6 and program.label == "digits"
     sizes = program.bytes_per_chip()
     assert sizes["trained weights"] > 0 and sizes["frozen weights"] == 0

@@ -82,7 +82,7 @@ def test_a_step_moves_the_running_statistics(parts):
     for name, of_batch in zip(STATS, (means, variances), strict=True):
         wanted = (1 - MOMENTUM) * before[name] + MOMENTUM * of_batch
         assert np.allclose(state.stats[name], wanted, rtol=1e-5)
-        assert np.array_equal(state.shown[name], state.stats[name])
+        assert np.array_equal(state.eval_params[name], state.stats[name])
     # A step that is not finite changes nothing.
     after = jax.tree.map(np.asarray, state.stats)
     bad = put_batch(made.mesh, {**batch, "x": batch["x"] * np.nan})

@@ -13,7 +13,7 @@ import pytest
 
 from configs.base import get_config
 from persongen_jax.parallel.sharding import make_mesh, replicated
-from persongen_jax.settings import check_resumable, differences
+from persongen_jax.settings import check_resumable, config_differences
 from persongen_jax.systems.open import complete_config
 from persongen_jax.training import integrity
 from persongen_jax.training.bad_steps import BadSteps, NonFinite
@@ -236,7 +236,7 @@ def test_free_keys_and_moved_files_are_the_same_run():
     )
     check_resumable("runs/x", before, now)
     # A comparison of finished runs needs the same number of steps.
-    assert [line.split(":")[0] for line in differences(before, now)] == [
+    assert [line.split(":")[0] for line in config_differences(before, now)] == [
         *("steps", "validate_in_train", "validation_every"),
     ]
 

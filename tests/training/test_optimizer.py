@@ -136,7 +136,7 @@ def test_a_saved_run_goes_on_exactly(run, tmp_path):
 
 def test_whatever_can_be_named_can_train():
     """Its state has a sharding for every array, and keeps its shapes and dtypes between steps."""
-    names = optimizer.known()
+    names = optimizer.known_optimizers()
     assert OPTIONS.keys() | {"adam", "lamb", "dadapt_adamw", "schedule_free_sgd"} <= names.keys()
     for name in names:
         config = config_of(name)

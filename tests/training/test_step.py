@@ -96,7 +96,10 @@ def test_one_step_by_hand(batch):
     assert metrics[0]["above"] == (error > 0).mean()
     assert np.isclose(metrics[0]["error"], error.mean(), rtol=1e-5)
     assert state.ema == {} and state.average == {} and state.stats == {}
-    assert state.shown.keys() == {"slope"} and state.shown["slope"] is state.trainable["slope"]
+    assert (
+        state.eval_params.keys() == {"slope"}
+        and state.eval_params["slope"] is state.trainable["slope"]
+    )
 
 
 @pytest.mark.parametrize("parts", [2, 4, 8])
@@ -117,8 +120,8 @@ def test_running_average(batch):
     average = slopes[0]
     for slope in slopes[1:]:
         average = 0.75 * average + 0.25 * slope
-    assert np.allclose(state.shown["slope"], average, atol=1e-6)
-    assert np.abs(state.shown["slope"] - slopes[-1]).max() > 1e-2
+    assert np.allclose(state.eval_params["slope"], average, atol=1e-6)
+    assert np.abs(state.eval_params["slope"] - slopes[-1]).max() > 1e-2
     assert all(map(np.array_equal, slopes, run(batch)[0]))  # training itself does not change
 
 

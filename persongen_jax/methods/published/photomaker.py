@@ -21,7 +21,7 @@ from persongen_jax.methods.base import (
     reference_features,
     references,
 )
-from persongen_jax.methods.start import add_id_encoder, load_remaining, start_from
+from persongen_jax.methods.start import add_id_encoder, load_remaining, load_start
 from persongen_jax.models.branches import add_branch
 from persongen_jax.models.lora import add_lora
 
@@ -50,7 +50,7 @@ class PhotoMaker(Method):
         model = parts.model
         add_id_encoder(model, config, rngs)
         add_lora(model.unet, ATTENTION_LAYERS, config.rank, alpha=config.lora_alpha, rngs=rngs)
-        origin = start_from(model, config)
+        origin = load_start(model, config)
         for name in self.streams:
             add_branch(model.unet, name)
         load_remaining(model, origin)

@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 from data_pipeline.examples.fields import Batch
 from persongen_jax.diffusion.conditioning import Conditioning
 from persongen_jax.methods.base import Model, Parts, add_prompt_streams, condition_on_text
-from persongen_jax.methods.start import add_id_encoder, load_remaining, start_from
+from persongen_jax.methods.start import add_id_encoder, load_remaining, load_start
 from persongen_jax.methods.thesis.id_branch import (
     IDBranch,
     add_identity,
@@ -33,7 +33,7 @@ class Cascade(IDBranch):
     def attach(self, parts: Parts, config: ConfigDict, rngs: nnx.Rngs) -> None:
         model = parts.model
         add_id_encoder(model, config, rngs)
-        origin = start_from(model, config)
+        origin = load_start(model, config)
         add_identity(model, config)
         for name in ORDER:
             add_branch(model.unet, name, CascadeCrossAttention)

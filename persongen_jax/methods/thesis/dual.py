@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 from data_pipeline.examples.fields import Batch
 from persongen_jax.diffusion.conditioning import Conditioning, TokenStream
 from persongen_jax.methods.base import Model, Parts, prompt_states, reference_features
-from persongen_jax.methods.start import add_id_encoder, load_remaining, start_from
+from persongen_jax.methods.start import add_id_encoder, load_remaining, load_start
 from persongen_jax.methods.thesis.id_branch import IDBranch, add_identity
 from persongen_jax.models.branches import add_branch
 
@@ -28,7 +28,7 @@ class Dual(IDBranch):
     def attach(self, parts: Parts, config: ConfigDict, rngs: nnx.Rngs) -> None:
         model = parts.model
         add_id_encoder(model, config, rngs)
-        origin = start_from(model, config)
+        origin = load_start(model, config)
         add_identity(model, config, own_projection=True)
         add_branch(model.unet, "identity")
         load_remaining(model, origin)

@@ -22,7 +22,7 @@ from persongen_jax.methods.base import (
     reference_features,
     references,
 )
-from persongen_jax.methods.start import add_id_encoder, load_remaining, start_from
+from persongen_jax.methods.start import add_id_encoder, load_remaining, load_start
 from persongen_jax.models.branches import add_branch
 from persongen_jax.models.encoders.id_encoder import IdentityTokens
 
@@ -42,7 +42,7 @@ class IDBranch(Method):
         """The ID encoder on CLIP's weights, the norm, the branch; see methods/start.py."""
         model = parts.model
         add_id_encoder(model, config, rngs)
-        origin = start_from(model, config)
+        origin = load_start(model, config)
         add_identity(model, config)
         add_branch(model.unet, "identity")
         load_remaining(model, origin)

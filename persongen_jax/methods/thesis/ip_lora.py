@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 
 from persongen_jax.methods.base import Parts
 from persongen_jax.methods.published.photomaker import ATTENTION_LAYERS, PhotoMaker
-from persongen_jax.methods.start import add_id_encoder, load_remaining, start_from
+from persongen_jax.methods.start import add_id_encoder, load_remaining, load_start
 from persongen_jax.methods.thesis.id_branch import IDBranch, add_identity
 from persongen_jax.models.branches import ParallelCrossAttention, add_branch
 from persongen_jax.models.lora import add_lora, copy_lora
@@ -32,7 +32,7 @@ class IPLora(IDBranch):
         model = parts.model
         add_id_encoder(model, config, rngs)
         add_lora(model.unet, ATTENTION_LAYERS, config.rank, alpha=config.lora_alpha, rngs=rngs)
-        origin = start_from(model, config)
+        origin = load_start(model, config)
         add_identity(model, config)
         add_branch(model.unet, "identity")
         for _, layer in nnx.iter_graph(model.unet):

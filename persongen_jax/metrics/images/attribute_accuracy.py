@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from persongen_jax.metrics.attribute_scores import per_image, right
+from persongen_jax.metrics.attribute_scores import correct_attributes, per_image
 from persongen_jax.metrics.base import Generated, Known, Values
 from persongen_jax.metrics.judged import JudgedByClassifier
 
@@ -27,8 +27,8 @@ class AttributeAccuracy(JudgedByClassifier):
         vocabulary = self.attributes.vocabulary
         asked = [self.attributes.parse(text) for text in generated.texts]
         values, told = (np.stack(rows) for rows in zip(*asked, strict=True))
-        logits, _ = self.attributes.of_generated(generated)
-        correct = right(logits, values, told, vocabulary)
+        logits, _ = self.attributes.score_generated(generated)
+        correct = correct_attributes(logits, values, told, vocabulary)
         shares = per_image(correct)
         asked_for = ~np.isnan(correct).all(0)
         parts = {name: correct[:, i] for i, name in enumerate(vocabulary.names) if asked_for[i]}

@@ -21,6 +21,6 @@ class FrechetAttributes(JudgedByClassifier):
         real = self.attributes.of_people(known.people)
         if min(len(real), len(generated.images)) < 2:
             return None
-        _, features = self.attributes.of_generated(generated)
+        _, features = self.attributes.score_generated(generated)
         distance = frechet_distance(features, real)
         return Values(distance, n=len(features), facts={"n_real": len(real)})

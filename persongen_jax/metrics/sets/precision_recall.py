@@ -20,7 +20,7 @@ class _SetMetric(JudgedByClassifier):
 
     def __call__(self, generated, known):
         real = self.attributes.of_people(known.people)
-        _, features = self.attributes.of_generated(generated)
+        _, features = self.attributes.score_generated(generated)
         if min(len(real), len(features)) <= NEIGHBOUR:
             return None
         value = self.compare(features, real)
@@ -34,7 +34,7 @@ class PrecisionAttributes(_SetMetric):
 
     @staticmethod
     def compare(generated: np.ndarray, real: np.ndarray) -> float:
-        return among(generated, real)
+        return coverage(generated, real)
 
 
 class RecallAttributes(_SetMetric):
@@ -44,10 +44,10 @@ class RecallAttributes(_SetMetric):
 
     @staticmethod
     def compare(generated: np.ndarray, real: np.ndarray) -> float:
-        return among(real, generated)
+        return coverage(real, generated)
 
 
-def among(points: np.ndarray, members: np.ndarray) -> float:
+def coverage(points: np.ndarray, members: np.ndarray) -> float:
     """Share of ``points`` [n, d] inside at least one ball around the ``members`` [m, d].
 
     A ball reaches to its member's third nearest neighbour, not counting the member itself.

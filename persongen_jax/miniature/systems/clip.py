@@ -18,7 +18,7 @@ from data_pipeline.examples.fields import Batch
 from data_pipeline.pictures.transforms import CLIP_MEAN, CLIP_STD, square_face_crop
 from persongen_jax.miniature import sizes
 from persongen_jax.miniature.losses import Centres, arcface_losses
-from persongen_jax.miniature.pool import Pool, kept
+from persongen_jax.miniature.pool import Pool, cached_array
 from persongen_jax.miniature.systems.base import Drawn, PoolSystem, open_network
 from persongen_jax.models.encoders.clip import CLIPTextModel, CLIPVisionModel
 from persongen_jax.models.layers import Linear
@@ -85,8 +85,10 @@ class Clip(PoolSystem):
         seen, faces = self.encode_images_and_faces(model, batch)
         scale = jnp.exp(jnp.minimum(model.logit_scale[...], jnp.log(100.0)))
         first, second = batch["input_ids"][:, 0], batch["input_ids"][:, 1]
-        text, right = contrast(seen.image_embeds, model.text_encoder(first).text_embeds, scale)
-        text_2, _ = contrast(
+        text, right = contrastive_loss(
+            seen.image_embeds, model.text_encoder(first).text_embeds, scale
+        )
+        text_2, _ = contrastive_loss(
             model.second_projection(seen.pooler_output),
             model.text_encoder_2(second).text_embeds,
             scale,
@@ -99,7 +101,7 @@ class Clip(PoolSystem):
         """(the image tower's output for the images, the faces' loss [b]), in one pass."""
         b, k = batch["person"].shape
         crops = batch["faces"].reshape(b * k, *batch["faces"].shape[2:])
-        seen = look(model, jnp.concatenate([batch["image"], crops]))
+        seen = encode_images(model, jnp.concatenate([batch["image"], crops]))
         people = batch["person"].reshape(-1)
         faces = arcface_losses(seen.pooler_output[b:], model.people.embedding[...], people)
         pictures = seen._replace(
@@ -126,7 +128,7 @@ class Faces(Clip):
     def losses(self, model: Any, batch: Batch, draws: dict[str, jax.Array]) -> dict[str, jax.Array]:
         seen, faces = self.encode_images_and_faces(model, batch)
         texts = model.text_encoder(batch["input_ids"][:, 0]).text_embeds
-        text, right = contrast(seen.image_embeds, texts, jnp.exp(model.logit_scale[...]))
+        text, right = contrastive_loss(seen.image_embeds, texts, jnp.exp(model.logit_scale[...]))
         return {"loss": 0.5 * text + faces, "text": text, "faces": faces, "right": right}
 
     def unread(self, cached: bool = False) -> tuple[str, ...]:
@@ -140,7 +142,7 @@ def text_encoders(towers: Towers) -> tuple[CLIPTextModel, CLIPTextModel]:
     return first, second
 
 
-def look(towers: Towers, images: jax.Array) -> Any:
+def encode_images(towers: Towers, images: jax.Array) -> Any:
     """The image tower's output for images uint8 [b, s, s, 3]."""
     size = sizes.VISION["image_size"]
     images = images.astype(jnp.float32) / 255
@@ -148,7 +150,9 @@ def look(towers: Towers, images: jax.Array) -> Any:
     return towers.vision((images - CLIP_MEAN) / CLIP_STD)
 
 
-def contrast(images: jax.Array, texts: jax.Array, scale: jax.Array) -> tuple[jax.Array, jax.Array]:
+def contrastive_loss(
+    images: jax.Array, texts: jax.Array, scale: jax.Array
+) -> tuple[jax.Array, jax.Array]:
     """CLIP's symmetric loss [b] in the batch, and whether the right text ranks first [b]."""
     images, texts = (x / jnp.linalg.norm(x, axis=-1, keepdims=True) for x in (images, texts))
     logits = scale * images @ texts.T
@@ -169,4 +173,4 @@ def face_crops(pool: Pool) -> np.ndarray:
             crops[i] = crop.resize((sizes.SIDE, sizes.SIDE), Image.Resampling.BICUBIC)
         return crops
 
-    return kept(pool.folder / "face_crops.npy", crop_all)
+    return cached_array(pool.folder / "face_crops.npy", crop_all)

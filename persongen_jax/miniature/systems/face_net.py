@@ -13,7 +13,7 @@ from data_pipeline.examples.fields import Batch
 from data_pipeline.faces.align import align_faces
 from persongen_jax.miniature import sizes
 from persongen_jax.miniature.losses import Centres, arcface_losses
-from persongen_jax.miniature.pool import Pool, kept
+from persongen_jax.miniature.pool import Pool, cached_array
 from persongen_jax.miniature.systems.base import Drawn, PoolSystem
 from persongen_jax.models.faces.iresnet import IResNet, normalise_faces
 
@@ -67,4 +67,4 @@ def aligned_crops(pool: Pool) -> np.ndarray:
         ]
         return np.concatenate(parts)
 
-    return kept(pool.folder / "aligned_crops.npy", align_all)
+    return cached_array(pool.folder / "aligned_crops.npy", align_all)

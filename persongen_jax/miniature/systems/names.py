@@ -19,8 +19,8 @@ import numpy as np
 from flax import nnx
 
 from data_pipeline.prompts import Tokenizers
-from persongen_jax.miniature.pool import PICTURES, Pool, kept
-from persongen_jax.miniature.systems.clip import Towers, face_crops, look
+from persongen_jax.miniature.pool import PICTURES, Pool, cached_array
+from persongen_jax.miniature.systems.clip import Towers, encode_images, face_crops
 from persongen_jax.miniature.unit_scale import measure_scale
 from persongen_jax.models.encoders.clip import CLIPTextModel
 
@@ -66,8 +66,8 @@ def _mean_features(clip, pool: Pool, folder: Path) -> np.ndarray:
     def look_at_all():
         crops = face_crops(pool)
         graphdef, params = nnx.split(clip)
-        features = jax.jit(lambda p, x: look(nnx.merge(graphdef, p), x).pooler_output)
+        features = jax.jit(lambda p, x: encode_images(nnx.merge(graphdef, p), x).pooler_output)
         parts = [features(params, crops[i : i + ROWS]) for i in range(0, len(pool), ROWS)]
         return np.concatenate(parts).reshape(-1, PICTURES, parts[0].shape[-1]).mean(1)
 
-    return kept(folder / "face_features.npy", look_at_all)
+    return cached_array(folder / "face_features.npy", look_at_all)

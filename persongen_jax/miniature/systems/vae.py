@@ -58,7 +58,7 @@ class Vae(CroppedPictures):
         _, image, box = self.row(rng)
         if not self.is_whole(n):
             corner = crop_corner(rng, box)
-            image, box = cut(image, corner, CROP), moved(box, corner)
+            image, box = crop(image, corner, CROP), shift_box(box, corner)
         return {"image": image, "face_box": box}
 
     def draw(self, key_of: Callable[[int], jax.Array], batch: Batch) -> dict[str, jax.Array]:
@@ -158,13 +158,13 @@ def crop_corner(rng: np.random.Generator, box: np.ndarray) -> np.ndarray:
     return rng.integers(0, most + 1, 2)
 
 
-def cut(array: np.ndarray, corner: np.ndarray, side: int) -> np.ndarray:
+def crop(array: np.ndarray, corner: np.ndarray, side: int) -> np.ndarray:
     """The piece [side, side, c] of an array [h, w, c]."""
     x, y = corner
     return array[y : y + side, x : x + side]
 
 
-def moved(box: np.ndarray, corner: np.ndarray) -> np.ndarray:
+def shift_box(box: np.ndarray, corner: np.ndarray) -> np.ndarray:
     """The box in the crop's coordinates."""
     return box - np.tile(corner, 2).astype(np.float32)
 
@@ -175,9 +175,9 @@ def crop_with_latents(
     """A crop of ``image`` [s, s, 3] that begins where a latent does, its box, its latents."""
     per_latent = len(image) // len(latents)
     corner = crop_corner(rng, box) // per_latent
-    piece = cut(latents, corner, CROP // per_latent)
+    piece = crop(latents, corner, CROP // per_latent)
     corner = corner * per_latent
-    return cut(image, corner, CROP), moved(box, corner), piece
+    return crop(image, corner, CROP), shift_box(box, corner), piece
 
 
 def box_mask(box: jax.Array, side: int) -> jax.Array:

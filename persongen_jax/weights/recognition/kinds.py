@@ -103,7 +103,7 @@ _PROJECTION_DIMS = {
 }
 
 
-def tell(source: TensorSource) -> tuple[str, dict]:
+def classify(source: TensorSource) -> tuple[str, dict]:
     """(kind, facts) from the keys and shapes."""
     if isinstance(source, OnnxFile):
         return "onnx", {"operations": len(source.nodes)}

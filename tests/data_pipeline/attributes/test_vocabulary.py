@@ -13,7 +13,7 @@ from data_pipeline.attributes.vocabulary import (
     UNKNOWN,
     RequestError,
     Vocabulary,
-    plain,
+    normalise_name,
     read_value,
 )
 
@@ -132,7 +132,12 @@ def test_values_as_people_write_them(text, value):
 
 
 def test_names_that_differ_only_in_spelling_are_equal():
-    assert plain("Top Hat") == plain("top-hat") == plain("TOP_HAT") != plain("tophat")
+    assert (
+        normalise_name("Top Hat")
+        == normalise_name("top-hat")
+        == normalise_name("TOP_HAT")
+        != normalise_name("tophat")
+    )
 
 
 # ---- examples ----------------------------------------------------------------------------------

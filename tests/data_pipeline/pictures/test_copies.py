@@ -13,7 +13,7 @@ from PIL import Image
 
 from data_pipeline.examples.batches import batches
 from data_pipeline.pictures import copies
-from data_pipeline.pictures.copies import mark, near_copies, same_bytes
+from data_pipeline.pictures.copies import content_digest, near_copies, same_bytes
 from data_pipeline.records import manifest
 from data_pipeline.records.manifest import COPIES, ManifestError, read_manifest
 from data_pipeline.records.sources import content_digests
@@ -147,23 +147,23 @@ def test_different_pictures_are_no_near_copies(folder, records, caplog):
 
 def test_a_mark_depends_only_on_the_content(folder, tmp_path):
     file = folder / "anna_0.png"
-    before = mark(str(file))
+    before = content_digest(str(file))
     moved = tmp_path / "elsewhere.png"
     shutil.copy(file, moved)
     os.utime(moved, (1, 1))
-    assert mark(str(moved)) == before
+    assert content_digest(str(moved)) == before
     for kind in ("png", "bmp"):  # of equal size whatever they show
         files = [str(tmp_path / f"{i}.{kind}") for i in range(2)]
         for i, name in enumerate(files):
             Image.new("RGB", (8, 8), (i, i, i)).save(name)
-        assert mark(files[0]) != mark(files[1])
+        assert content_digest(files[0]) != content_digest(files[1])
     pixels = np.random.default_rng(0).integers(0, 256, (200, 100, 3), np.uint8)
     pixels[:20] = 255  # a BMP ends with its first rows
     marks = set()
     for lower in (pixels, 255 - pixels):
         lower[:20] = 255
         Image.fromarray(lower).save(tmp_path / "wall.bmp")
-        marks.add(mark(str(tmp_path / "wall.bmp")))
+        marks.add(content_digest(str(tmp_path / "wall.bmp")))
     assert len(marks) == 2
 
 
@@ -179,6 +179,8 @@ def test_rewritten_shards_with_other_images_have_another_mark(folder, records, t
             pixels = 255 - np.asarray(Image.open(records[3].image))
             Image.fromarray(pixels).save(records[3].image)
     assert marks[0] == marks[1] != marks[2]
+    (tmp_path / "a" / "index.jsonl").unlink()  # as other programs write them: pieces of the files
+    assert content_digests(tmp_path / "a")("anna_0.png") != marks[0]
 
 
 def test_pictures_replaced_under_their_names_are_noticed_at_resume(
@@ -208,7 +210,7 @@ def test_of_very_many_pictures_one_mark_is_kept(records, tokenizers, monkeypatch
     monkeypatch.setattr(source, "NAMED_PICTURES", 3)
 
     def stream():
-        return batches(photograph_source(records, tokenizers, mark=mark), batch_size=4)
+        return batches(photograph_source(records, tokenizers, mark=content_digest), batch_size=4)
 
     state = stream().state()
     assert len(state["pictures"]) == 16

@@ -15,7 +15,7 @@ from persongen_jax.weights.formats.lora.kinds import Change, LoraWeights
 from persongen_jax.weights.formats.lora.opening import Opened, open_adapter
 from persongen_jax.weights.formats.lora.parts import Layer, read_layer
 from persongen_jax.weights.formats.lora.settings import PeftSettings
-from persongen_jax.weights.recognition.kinds import NAMES, tell
+from persongen_jax.weights.recognition.kinds import NAMES, classify
 from persongen_jax.weights.recognition.lora_names import (
     EMBEDDING,
     ONE_ENCODER,
@@ -165,7 +165,7 @@ def _refuse_other_kinds(source, keys=None, find=other_kind):
 
 
 def _refuse_what_is_no_lora(source):
-    kind, _ = tell(source)
+    kind, _ = classify(source)
     if kind != "unknown" and not kind.startswith("lora-"):
         raise UnsupportedAdapter(
             f"{source.describe()}: this is {NAMES[kind]}, and no LoRA. What reads it says "

@@ -35,7 +35,7 @@ from persongen_jax.weights.formats.sdxl.text_encoder_file import (
     text_encoder_files,
 )
 from persongen_jax.weights.keys import normalise_attention, normalise_clip_text
-from persongen_jax.weights.recognition.kinds import NAMES, tell
+from persongen_jax.weights.recognition.kinds import NAMES, classify
 from persongen_jax.weights.recognition.layout import read_layout, unwrapped
 from persongen_jax.weights.recognition.sdxl import (
     CALLED,
@@ -110,7 +110,7 @@ class BaseFiles:
             except BaseException:
                 source.close()
                 raise
-            self._say(path, found.layout, found.precision)
+            self._note_layout(path, found.layout, found.precision)
         return self.opened[path]
 
     def from_file(self, path: Path, parts: Iterable[str]) -> None:
@@ -143,9 +143,9 @@ class BaseFiles:
             source.close()
             raise
         self.sources[name] = inner
-        self._say(folder, layout if left else None, stored)
+        self._note_layout(folder, layout if left else None, stored)
 
-    def _say(self, where, layout, stored):
+    def _note_layout(self, where, layout, stored):
         if layout and (extra := layout.unusual()):
             self.notes.append(f"{where}: ignored, as no model needs them: {shorten(extra, 6)}")
         if "float8" in stored:
@@ -211,7 +211,7 @@ def _check_base_file(path: Path, found: Recognised):
 
 def _check_kind(path: Path, source: TensorSource):
     """WeightsError for a file that has nothing of a base, such as a LoRA."""
-    kind, _ = tell(source)
+    kind, _ = classify(source)
     if kind not in BASES:
         what = f"this is {NAMES[kind]}" if kind != "unknown" else "its keys are of no known model"
         raise WeightsError(f"{path}: {what}. Give an SDXL checkpoint, or a part of one.")
