@@ -90,12 +90,7 @@ class Pipeline:
 
     @classmethod
     def from_system(
-        cls,
-        system: "Sdxl",
-        model: Model = None,
-        *,
-        mesh: Mesh | None = None,
-        shard_weights: bool = False,
+        cls, system: "Sdxl", model: Model = None, *, mesh: Mesh | None = None, **options: bool
     ) -> "Pipeline":
         """A pipeline over a model in memory with its method's parts, for example one in training.
 
@@ -104,9 +99,10 @@ class Pipeline:
         Args:
             system: systems.sdxl.Sdxl.
             model: its current model; default: the system's own.
+            options: shard_weights, as for the class.
         """
         base = system.base if model is None else replace(system.base, model=model)
-        pipe = cls(base, mesh, shard_weights=shard_weights)
+        pipe = cls(base, mesh, **options)
         pipe._set_method(system.method, system.fields)
         return pipe
 

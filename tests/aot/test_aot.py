@@ -7,7 +7,6 @@ loops, branches and collectives count once per execution.
 import importlib.metadata
 import importlib.util
 import json
-import math
 
 import jax
 import jax.numpy as jnp
@@ -27,7 +26,6 @@ from persongen_jax.aot.chips import GIB, open_topology
 from persongen_jax.aot.compiling import DoesNotFit, compile_program, measure, report
 from persongen_jax.aot.cost import corrected_optimal, read_cost, shape_bytes
 from persongen_jax.aot.programs import Program, encoders, training, with_batch
-from persongen_jax.aot.search import largest
 from persongen_jax.models.attention_kernels import attention
 from persongen_jax.models.sdxl.sizes import CONFIGS
 from persongen_jax.parallel.sharding import batch_sharding, make_mesh, replicated
@@ -40,79 +38,6 @@ needs_libtpu = pytest.mark.skipif(
     importlib.util.find_spec("libtpu") is None,
     reason="the TPU's compiler is not installed: pip install 'persongen_jax[tpu-aot]'",
 )
-
-# ---- The search --------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("start", [1, 4, 300])
-@pytest.mark.parametrize(
-    ("fixed", "each", "truth"), [(6.0, 0.5, 20), (6.0, 0.01, 1000), (15.6, 0.3, 1), (2, 13.9, 1)]
-)
-def test_search_finds_the_largest(fixed, each, truth, start):
-    tried = []
-
-    def needs(n):
-        tried.append(n)
-        return fixed + each * n
-
-    found = largest(needs, 16.0, [start])
-    assert needs(found) <= 16.0
-    assert truth - max(1, truth // 16) <= found <= truth
-    assert len(tried) == len(set(tried)) + 1  # each once, plus the one above
-    assert len(tried) < 8
-
-
-def test_search_knows_only_whether_it_fits():
-    assert 45 <= largest(lambda n: n if n <= 47 else math.inf, 1000, [4]) <= 47
-
-
-@pytest.mark.parametrize("above", [0.001, 0.5, 100.0])
-@pytest.mark.parametrize("fits", [5_000, 54_850, 99_900])
-def test_search_is_fast_if_memory_is_not_linear(above, fits):
-    """Near the limit the compiler makes more and more fit: the need stays just below or above."""
-    tried = []
-
-    def needs(n):
-        tried.append(n)
-        assert len(tried) < 30
-        return min(16e-5 * n, 15.9) if n <= fits else 16 + above * n / 1e6
-
-    assert fits * 16 / 17 <= largest(needs, 16.0, [20]) <= fits
-
-
-def test_search_starts_from_known_tries():
-    tried = []
-
-    def needs(n):
-        tried.append(n)
-        return float(n)
-
-    # 90 adds nothing to what 30 has shown.
-    assert largest(needs, 16.0, [3, 12, 30, 90, 16]) == 16
-    assert tried == [3, 12, 30, 16, 17]
-
-
-def test_search_finds_that_nothing_fits():
-    assert largest(lambda n: 17.0, 16.0, [4]) == 0
-
-
-def test_search_continues_from_a_failure_without_a_figure(monkeypatch):
-    """The compiler refused 8 without a figure, but 12 compiled."""
-    chip = aot_chips.CHIPS["v5e"]
-    monkeypatch.setattr("persongen_jax.aot.__main__.open_topology", lambda name: (chip, []))
-    tries = {"8": None, "12": 15 * GIB, "13": 17 * GIB}
-    before = [{"per_chip_batch": 12, "bytes": {"total": 15 * GIB}, "tries": tries}]
-    row = search(None, "v5e:2x2", 4, before=before, tell=lambda said: None)
-    assert row["per_chip_batch"] == 12
-
-
-@pytest.mark.parametrize("run", [search, compile_for_topology])
-def test_an_empty_batch_is_refused(run):
-    with pytest.raises(ValueError, match="--per_chip_batch -1: give at least 1"):
-        run(None, "v5e:2x2", -1)
-
-
-# ---- Texts -------------------------------------------------------------------------------------
 
 # The compiler's output, reduced to what is read.
 TEXT = """HloModule jit_f, is_scheduled=true
@@ -206,9 +131,6 @@ def test_custom_calls_are_taken_out_of_the_estimate():
     assert corrected_optimal(-0.95, 0.1, 3) == pytest.approx(1.05)
 
 
-# ---- Arguments ---------------------------------------------------------------------------------
-
-
 def test_options():
     assert parse_options(["a=true", "b=-2", "c=x"]) == {"a": True, "b": -2, "c": "x"}
     with pytest.raises(ValueError, match="NAME=VALUE"):
@@ -247,9 +169,6 @@ def test_missing_compiler_is_named_with_its_remedy(monkeypatch):
     monkeypatch.setattr(aot_chips.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ImportError, match="tpu-aot"):
         open_topology("v5e:2x2")
-
-
-# ---- The compiler ------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")

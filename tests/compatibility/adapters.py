@@ -1,15 +1,17 @@
 """Adapter files: (kind, variant, what happens, the test that shows it)."""
 
 DIALECTS = "tests/weights/formats/test_lora_dialects.py::"
+REFUSED_LORA = "tests/weights/formats/test_lora_refused.py::"
 KINDS = "tests/weights/formats/test_lora_kinds.py::"
 PIPELINE = "tests/pipeline/test_adapter_kinds.py::"
 LORA = "tests/pipeline/test_lora.py::"
 CONVERT = "tests/convert/test_convert.py::"
-IP_ADAPTER = "tests/weights/formats/test_ip_adapter.py::"
+IP_ADAPTER = "tests/weights/formats/ip_adapter/test_published.py::"
+TRAINING_STATES = "tests/weights/formats/ip_adapter/test_training_states.py::"
 
 SPELLINGS = f"{DIALECTS}test_every_spelling_is_the_same_pair"
 FORMULAS = f"{KINDS}test_the_published_formulas_in_float64"
-OTHER_BASE = f"{DIALECTS}test_a_lora_of_another_base_is_refused"
+OTHER_BASE = f"{REFUSED_LORA}test_a_lora_of_another_base_is_refused"
 
 ENTRIES = [
     ("LoRA spelling", "diffusers, old and new", "bit-equal", SPELLINGS),
@@ -54,7 +56,7 @@ ENTRIES = [
         "LoRA spelling",
         "two adapters in one file",
         "refused",
-        f"{DIALECTS}test_two_adapters_in_one_file_are_not_mixed",
+        f"{REFUSED_LORA}test_two_adapters_in_one_file_are_not_mixed",
     ),
     (
         "LoRA of another base",
@@ -78,7 +80,7 @@ ENTRIES = [
         "LoRA of another base",
         "only the notes tell",
         "refused by name",
-        f"{DIALECTS}test_notes_tell_where_keys_do_not",
+        f"{REFUSED_LORA}test_notes_tell_where_keys_do_not",
     ),
     ("more than LoRA", "DoRA, over outputs or inputs, on any kind", "exact (1e-5)", FORMULAS),
     ("more than LoRA", "LoHa, LoKr, with cores", "exact (1e-5)", FORMULAS),
@@ -126,7 +128,12 @@ ENTRIES = [
         "warning",
         "tests/pipeline/test_words.py::test_words_without_effect_cause_a_warning",
     ),
-    ("no effect", "nothing in the file", "refused", f"{DIALECTS}test_a_file_with_nothing_in_it"),
+    (
+        "no effect",
+        "nothing in the file",
+        "refused",
+        f"{REFUSED_LORA}test_a_file_with_nothing_in_it",
+    ),
     (
         "no effect",
         "weight 0, all zero",
@@ -162,18 +169,18 @@ ENTRIES = [
         "IP-Adapter training state",
         "adapter_modules, processors, some of each",
         "as the published file",
-        f"{IP_ADAPTER}test_a_training_state_is_read_as_the_published_file",
+        f"{TRAINING_STATES}test_a_training_state_is_read_as_the_published_file",
     ),
     (
         "IP-Adapter training state",
         "pickle of several processes",
         "as the published file",
-        f"{IP_ADAPTER}test_a_training_state_as_a_pickle_of_several_processes",
+        f"{TRAINING_STATES}test_a_training_state_as_a_pickle_of_several_processes",
     ),
     (
         "IP-Adapter training state",
         "names that differ, or neither",
         "refused",
-        f"{IP_ADAPTER}test_a_training_state_whose_halves_differ_or_are_missing",
+        f"{TRAINING_STATES}test_a_training_state_whose_halves_differ_or_are_missing",
     ),
 ]

@@ -4,10 +4,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from data_pipeline.drawing import people as api
 from data_pipeline.prompts import Tokenizers
 from data_pipeline.records.manifest import read_manifest, write_manifest
 from data_pipeline.records.schema import Record
 from persongen_jax.weights.tiny_tokenizer import SDXL_PAD_TOKENS, write_tiny_tokenizer
+from tests.data_pipeline.crowd import N
 
 
 @pytest.fixture(scope="session")
@@ -45,3 +47,11 @@ def folder(tmp_path):
 @pytest.fixture
 def records(folder):
     return read_manifest(folder)
+
+
+@pytest.fixture(scope="module")
+def crowd():
+    """(people, variations, images) of N different people in all framings."""
+    who = api.make_identities("in_train", N)
+    pictures = api.draw_pictures(seed=1, count=N)
+    return who, pictures, api.render(who, pictures)

@@ -21,8 +21,8 @@ from persongen_jax.parallel import sharding
 from persongen_jax.systems.open import abstract_system
 from persongen_jax.train import check_batch_size
 from persongen_jax.training.trained import load_trained
-from tests.helpers.sharded_training import STEPS
 from tests.helpers.training_runs import small_base
+from tests.parallel.sharded_training import STEPS
 
 MESHES = ("1x1", "8x1", "4x2", "1x8f", "4x2f")
 TOLERANCE = 1e-5
@@ -31,7 +31,7 @@ TOLERANCE = 1e-5
 def start(arguments, devices, **variables):
     environment = {**os.environ, **variables}
     environment["XLA_FLAGS"] += f" --xla_force_host_platform_device_count={devices}"
-    command = [sys.executable, "-m", "tests.helpers.sharded_training", *map(str, arguments)]
+    command = [sys.executable, "-m", "tests.parallel.sharded_training", *map(str, arguments)]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     return subprocess.Popen(command, env=environment, **pipes)
 

@@ -5,7 +5,7 @@ import pytest
 
 from persongen_jax.pipeline import Pipeline
 from tests.helpers.lora_files import layer_shapes
-from tests.helpers.pictures import opened_when_called, paint
+from tests.pipeline.pictures import opened_when_called, paint
 
 
 @pytest.fixture(scope="session")

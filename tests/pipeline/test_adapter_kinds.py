@@ -17,7 +17,7 @@ from persongen_jax.weights.formats.lora.kinds import Change, Difference, LoraWei
 from persongen_jax.weights.formats.lora.reading import read_lora
 from persongen_jax.weights.formats.lora.writing import write_comfy_lora, write_peft_folder
 from tests.helpers.lora_files import ATTENTION, layer_shapes, random_lora, save
-from tests.helpers.pictures import PIXEL, paint
+from tests.pipeline.pictures import PIXEL, paint
 
 LINEAR, CONV = f"{ATTENTION}.attn1.to_k", "down_blocks.0.resnets.1.conv1"
 SGM = "input_blocks.4.1.transformer_blocks.0.attn1.to_k"

@@ -14,7 +14,7 @@ from persongen_jax.weights.formats.lora.kinds import LoraWeights
 from persongen_jax.weights.formats.lora.reading import read_lora
 from persongen_jax.weights.formats.lora.writing import write_lora
 from tests.helpers.lora_files import ATTENTION, CHOSEN, RANK, delta, named, random_lora, save
-from tests.helpers.pictures import LORA_STEPS, PIXEL, TIGHT, paint, run_theirs
+from tests.pipeline.pictures import LORA_STEPS, PIXEL, TIGHT, paint, run_theirs
 
 CLEARLY = 5 * PIXEL
 LINEAR, POINTWISE = f"{ATTENTION}.attn1.to_q", "down_blocks.1.resnets.0.conv_shortcut"

@@ -7,20 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from diffusers import UNet2DConditionModel
 from flax import nnx
-from ml_collections import ConfigDict
 from safetensors.torch import load_file, save_file
 from transformers import CLIPVisionModelWithProjection
 
-from persongen_jax import models
 from persongen_jax.config import VERSION
-from persongen_jax.convert.identify import identify
 from persongen_jax.methods import get_method
-from persongen_jax.methods.base import Parts
-from persongen_jax.methods.published.ip_adapter import IPAdapter
 from persongen_jax.models.lora import add_adapter, lora_layers
-from persongen_jax.pipeline.loading import find_weights
 from persongen_jax.training.checkpoint import Checkpoints
 from persongen_jax.training.partition import assign_groups, leaf_paths
 from persongen_jax.weights.errors import (
@@ -39,50 +32,9 @@ from persongen_jax.weights.formats.ip_adapter import (
 from persongen_jax.weights.formats.sdxl.loading import load_sdxl
 from persongen_jax.weights.slots import processors
 from tests.helpers.configs import SDXL_UNET
-from tests.helpers.ip_adapters import projection, training_state, write_ip_adapter
+from tests.helpers.ip_adapters import projection, write_ip_adapter
 from tests.helpers.twins import nhwc, relative_error
-
-FACE_NET = f"{models.__path__[0]}/../assets/face_net"
-# Feature widths of the tiny base's image encoder (and the small recogniser) by variant.
-FEATURES = {"base": 32, "plus": 64, "faceid": 128}
-RANK = 4
-
-
-@pytest.fixture(scope="module")
-def unet(tiny_base):
-    return UNet2DConditionModel.from_pretrained(tiny_base / "unet")
-
-
-@pytest.fixture(scope="module")
-def files(unet, tmp_path_factory):
-    """kind -> (path, its tensors)."""
-    folder = tmp_path_factory.mktemp("ip-adapters")
-    endings = {"base": "bin", "plus": "safetensors", "faceid": "bin"}
-    found = {}
-    for kind, ending in endings.items():
-        path = folder / f"ip-adapter-{kind}.{ending}"
-        rank = RANK if kind == "faceid" else 0
-        found[kind] = path, write_ip_adapter(path, unet, kind, FEATURES[kind], rank=rank)
-    return found
-
-
-def attach(tiny_base, method=None, **settings):
-    base = load_sdxl(tiny_base)
-    config = {"base": str(tiny_base), "id_encoder": "", "face_net": FACE_NET, "dtype": "float32"}
-    method = IPAdapter() if method is None else method
-    method.attach(
-        Parts(base.model, base.tokenizers), ConfigDict({**config, **settings}), nnx.Rngs(0)
-    )
-    return base.model, method
-
-
-@pytest.fixture(scope="module")
-def loaded(tiny_base, files):
-    """kind -> the model with the file's weights."""
-    return {kind: attach(tiny_base, start_from=str(path))[0] for kind, (path, _) in files.items()}
-
-
-# ---- Numbering ---------------------------------------------------------------------------------
+from tests.weights.formats.ip_adapter.models import FEATURES, RANK, attach
 
 
 def test_the_numbering_is_diffusers_order(unet, loaded):
@@ -112,9 +64,6 @@ def test_the_numbering_at_full_size():
                 assert layer.to_k.kernel.shape == (2048, hidden)
                 parameters += 2 * 2048 * hidden
     assert round(parameters / 1e5) == 3408
-
-
-# ---- What is read, and where it goes -----------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", FEATURES)
@@ -195,9 +144,6 @@ def test_half_precision_comes_in_as_what_the_model_holds(files, loaded, tmp_path
     load_ip_adapter_into(loaded["base"], files["base"][0])
 
 
-# ---- Without a file: what is trained -----------------------------------------------------------
-
-
 @pytest.mark.parametrize("kind", FEATURES)
 def test_every_variant_can_be_trained_from_scratch(kind, tiny_base, tmp_path):
     rank = RANK if kind == "faceid" else 0
@@ -259,9 +205,6 @@ def test_a_single_token_per_reference_becomes_a_base_file(tiny_base, tmp_path):
         assert relative_error(found, wanted[:, token]) < 1e-5
     with pytest.raises(WeightsError, match="no image_proj"):
         load_ip_adapter_into(model, tmp_path / "mine.safetensors")
-
-
-# ---- What it refuses ---------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -372,91 +315,3 @@ def test_models_that_the_format_cannot_hold(tiny_base, files, tmp_path):
         attach(tiny_base, image_proj="full")
     with pytest.raises(ValueError, match="face_net is empty"):
         attach(tiny_base, image_proj="faceid", face_net="")
-
-
-# ---- Training states --------------------------------------------------------------------
-
-
-def state_file(path, unet, published, **options):
-    save_file(training_state(unet, published, **options), path)
-    return path
-
-
-@pytest.mark.parametrize("kept", ["adapter_modules", "processors", "some of each"])
-@pytest.mark.parametrize("kind", ["base", "faceid"])
-def test_a_training_state_is_read_as_the_published_file(kind, kept, unet, files, tmp_path):
-    path = state_file(tmp_path / "model.safetensors", unet, files[kind][1], kept=kept)
-    assert is_ip_adapter(path)
-    with pytest.warns(UserWarning, match="tensors of the UNet .* are not used"):
-        with read_ip_adapter(path) as found:
-            assert set(found.tensors.keys()) == set(files[kind][1])
-            for key, value in files[kind][1].items():
-                assert np.array_equal(found.tensors.read(key), value.numpy()), key
-    assert found.kind == kind and found.rank == (RANK if kind == "faceid" else None)
-
-
-def test_a_training_state_as_a_pickle_of_several_processes(unet, files, tmp_path):
-    """No shared tensor was left out, and each key has the prefix module."""
-    tensors = training_state(unet, files["base"][1], kept="both")
-    torch.save({f"module.{key}": value for key, value in tensors.items()}, tmp_path / "s.bin")
-    with pytest.warns(UserWarning, match="not used"):
-        with read_ip_adapter(tmp_path / "s.bin") as found:
-            assert set(found.tensors.keys()) == set(files["base"][1])
-
-
-def test_a_training_state_whose_halves_differ_or_are_missing(unet, files, tmp_path):
-    tensors = training_state(unet, files["base"][1], kept="both")
-    key = next(key for key in tensors if "processor.to_k_ip" in key)
-    save_file({**tensors, key: tensors[key] + 1}, tmp_path / "a.safetensors")
-    with pytest.raises(WeightsError, match="one tensor in training, and differ"):
-        read_ip_adapter(tmp_path / "a.safetensors")
-    bare = {key: x for key, x in tensors.items() if "_ip." not in key}
-    save_file(bare, tmp_path / "b.safetensors")
-    with pytest.warns(UserWarning, match="not used"):
-        with pytest.raises(KeyMismatch, match=r"ip_adapter\.\*\.to_k_ip"):
-            read_ip_adapter(tmp_path / "b.safetensors")
-
-
-def test_inspect_knows_a_training_state(unet, files, tmp_path):
-    path = state_file(tmp_path / "model.safetensors", unet, files["base"][1])
-    found = identify(path)
-    assert found.kind == "ip-adapter" and found.facts["from"] == "a training state"
-    assert found.facts["attention layers"] == len(unet.attn_processors) // 2
-
-
-@pytest.mark.parametrize("around", ["unet.module.", "unet._orig_mod.", "module.unet._orig_mod."])
-def test_a_state_of_wrapped_modules(around, unet, files, tmp_path):
-    published = files["base"][1]
-    state = training_state(unet, published, kept="processors")
-    tensors = {
-        around + key.removeprefix("unet.") if key.startswith("unet.") else key: value
-        for key, value in state.items()
-    }
-    save_file(tensors, tmp_path / "s.safetensors")
-    with pytest.warns(UserWarning, match="not used"):
-        with read_ip_adapter(tmp_path / "s.safetensors") as found:
-            for key, value in published.items():
-                assert np.array_equal(found.tensors.read(key), value.numpy()), key
-
-
-def test_a_pickle_that_is_nested_in_a_state_dict(files, tmp_path):
-    torch.save({"state_dict": files["base"][1], "epoch": 3}, tmp_path / "s.bin")
-    with read_ip_adapter(tmp_path / "s.bin") as found:
-        assert set(found.tensors.keys()) == set(files["base"][1])
-
-
-def test_the_folder_that_a_trainer_left_is_taken(unet, files, tmp_path):
-    assert find_weights(tmp_path) == tmp_path
-    path = state_file(tmp_path / "model.safetensors", unet, files["base"][1])
-    assert find_weights(tmp_path) == path
-    (tmp_path / "checkpoints").mkdir()  # a run of this project
-    assert find_weights(tmp_path) == tmp_path
-
-
-def test_values_that_are_not_finite(files, loaded, tmp_path):
-    key = next(key for key in files["base"][1] if "to_k_ip" in key)
-    bad = {**files["base"][1], key: files["base"][1][key] * float("nan")}
-    save_file(bad, tmp_path / "nan.safetensors")
-    with pytest.raises(WeightsError, match=f"'{key}' holds values that are not finite"):
-        load_ip_adapter_into(loaded["base"], tmp_path / "nan.safetensors")
-    load_ip_adapter_into(loaded["base"], files["base"][0])

@@ -1,6 +1,6 @@
 """A few steps of one training on several meshes; run in separate processes by test_sharding.
 
-    python -m tests.helpers.sharded_training OUT BASE PHOTOS MESH…
+    python -m tests.parallel.sharded_training OUT BASE PHOTOS MESH…
 
 A MESH is "DATAxFSDP", followed by "f" if frozen weights are sharded too. OUT/MESH.npz gets losses,
 weights and moments; OUT/MESH a checkpoint, and OUT/MESH.json observations. With an empty BASE a

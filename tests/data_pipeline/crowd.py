@@ -1,0 +1,3 @@
+"""How many people are drawn."""
+
+N = 160
