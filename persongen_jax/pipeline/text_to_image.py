@@ -76,7 +76,7 @@ class Pipeline:
         *,
         dtype: DTypeLike = jnp.float32,
         mesh: Mesh | None = None,
-        **options: Any,
+        **options,
     ) -> "Pipeline":
         """Open a diffusers-format SDXL directory or a single-file checkpoint.
 
@@ -101,8 +101,7 @@ class Pipeline:
             model: its current model; default: the system's own.
             options: shard_weights, as for the class.
         """
-        base = system.base if model is None else replace(system.base, model=model)
-        pipe = cls(base, mesh, **options)
+        pipe = cls(replace(system.base, model=model or system.model), mesh, **options)
         pipe._set_method(system.method, system.fields)
         return pipe
 
@@ -389,14 +388,13 @@ class Pipeline:
 
     def draw_latents(self, seed: int, total: int, height: int, width: int) -> np.ndarray:
         """The default ``latents``: [total, h / 8, w / 8, 4] standard normal."""
-        shape = images.latent_shape(self.base, (height, width))
-        return images.initial_noise(None, seed, (total, *shape))
+        shape = (total, *images.latent_shape(self.base, (height, width)))
+        return images.initial_noise(None, seed, shape)
 
     def batch_size_for(self, batch_size: int | None, total: int) -> int:
         """The size of the batches in which ``total`` images are generated."""
         devices = self.mesh.size
-        if batch_size is None:
-            batch_size = min(total, IMAGES_PER_DEVICE * devices)
-        if batch_size < 1:
+        size = min(total, IMAGES_PER_DEVICE * devices) if batch_size is None else batch_size
+        if size < 1:
             raise ValueError(f"batch_size={batch_size} must be at least 1")
-        return -(-batch_size // devices) * devices
+        return -(-size // devices) * devices
