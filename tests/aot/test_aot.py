@@ -1,4 +1,4 @@
-"""Compiling for absent TPUs: what is read from a program, and the search for a batch.
+"""Compiling for absent TPUs: what is read from a program, and what the compiler is asked.
 
 The estimates themselves are the compiler's; these tests check that all of them are found and that
 loops, branches and collectives count once per execution.

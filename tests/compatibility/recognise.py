@@ -2,6 +2,7 @@
 
 FACTS = "tests/weights/formats/base_files/test_facts.py::test_"
 PARTS = "tests/weights/formats/base_files/test_parts.py::test_"
+FP8 = "tests/weights/formats/base_files/test_fp8.py::test_"
 BASE = "base model"
 SAMPLING = "scheduler config"
 
@@ -169,7 +170,7 @@ ENTRIES = [
      f"{PARTS}text_encoders_in_files_of_their_own"),
     (BASE, "VAE of another scaling_factor", "refused", f"{PARTS}a_vae_alone"),
     (BASE, "a LoRA, a GGUF file, a web page", "refused; the message says what it is",
-     f"{PARTS}files_that_are_no_base"),
+     f"{FACTS}files_that_are_no_base"),
     (BASE, ".ckpt with state_dict", "read (extra convert)", f"{PARTS}a_pickled_checkpoint"),
     (BASE, "a pickle named .safetensors", "refused; the message says to rename it",
      f"{PARTS}a_pickled_checkpoint"),
@@ -177,20 +178,20 @@ ENTRIES = [
         BASE,
         "scaled fp8, scale_weight",
         "weight x scale, exactly, with a line",
-        f"{PARTS}scaled_fp8_is_multiplied_out",
+        f"{FP8}scaled_fp8_is_multiplied_out",
     ),
     (
         BASE,
         "scaled fp8, weight_scale and notes",
         "weight x scale, exactly, with a line",
-        f"{PARTS}scaled_fp8_is_multiplied_out",
+        f"{FP8}scaled_fp8_is_multiplied_out",
     ),
-    (BASE, "plain fp8", "read, with a line", f"{PARTS}plain_fp8_says_how_coarse_it_is"),
+    (BASE, "plain fp8", "read, with a line", f"{FP8}plain_fp8_says_how_coarse_it_is"),
     (
         BASE,
         "int8, NVFP4, bitsandbytes, 4-bit, per block",
         "refused by name",
-        f"{PARTS}other_quantisations_are_named",
+        f"{FP8}other_quantisations_are_named",
     ),
     (SAMPLING, "an unknown class", "refused, with the remedy",
      f"{FACTS}a_scheduler_that_says_something_else[unknown class]"),
@@ -223,7 +224,7 @@ ENTRIES = [
     (BASE, "a directory of one text encoder", "taken, the base keeps the other",
      f"{PARTS}one_text_encoders_folder"),
     (BASE, "FLUX, SD 3, Qwen-Image, PixArt, Wan", "called by name",
-     f"{PARTS}other_families_are_called_by_their_names"),
+     f"{FACTS}other_families_are_called_by_their_names"),
 ]  # fmt: skip
 DIRECTORY = "tests/weights/files/test_directory.py::test_"
 ENTRIES += [

@@ -1,4 +1,4 @@
-"""Fixtures that several modules here share."""
+"""A run, the base as a pipeline and as diffusers' UNet, and what is exported from the run."""
 
 import pytest
 from diffusers import UNet2DConditionModel

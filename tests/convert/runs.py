@@ -1,4 +1,4 @@
-"""A run and its files, for the tests of the command."""
+"""A run with plausible trained weights, and the command's errors and files."""
 
 import json
 

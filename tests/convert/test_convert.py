@@ -1,4 +1,4 @@
-"""What was trained leaves in the formats of others."""
+"""The convert command exports a run's weights in the formats of others."""
 
 import re
 

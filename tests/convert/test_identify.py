@@ -287,7 +287,7 @@ def test_kinds(name, tmp_path):
 
 
 def test_every_kind_that_files_can_have_is_tried():
-    folders = {"sdxl", "run", "arcface", "onnx"}  # below, and in test_convert.py
+    folders = {"sdxl", "run", "arcface", "onnx"}  # below, and in test_import.py
     assert {kind for _, kind, _ in FILES.values()} == set(NAMES) - folders
 
 

@@ -1,4 +1,4 @@
-"""What others trained comes in; what inspect says."""
+"""The convert command imports files of others, and says what a file or run is."""
 
 import re
 import shutil

@@ -14,7 +14,7 @@ from persongen_jax.pipeline import Pipeline
 from persongen_jax.settings import OldRun, check_resumable, pin_schedule_steps
 from persongen_jax.systems.open import complete_config, open_run, open_system
 from persongen_jax.training import integrity
-from tests.convert.test_convert import write_run
+from tests.convert.runs import write_run
 
 
 def changed(**keys):

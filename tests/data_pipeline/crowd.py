@@ -1,3 +1,3 @@
-"""How many people are drawn."""
+"""How many people the fixture ``crowd`` draws."""
 
 N = 160

@@ -1,4 +1,4 @@
-"""What captions say of drawn people, their clothes, scenes and objects."""
+"""Captions of drawn people, their clothes, scenes and objects, against the pixels."""
 
 import re
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""Drawn people: reproducible, true to their ground truth, readable as a data set."""
+"""Drawn people: reproducible, different people apart, features where the landmarks say."""
 
 import json
 from dataclasses import fields, replace

@@ -1,4 +1,4 @@
-"""diffusers' schedulers by our names."""
+"""SDXL's scheduler config, and diffusers' classes by our names."""
 
 import diffusers
 

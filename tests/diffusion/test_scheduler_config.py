@@ -1,4 +1,4 @@
-"""What a scheduler_config.json may say: defaults, shared keys, refusals."""
+"""What a scheduler_config.json may say: defaults, shared keys, settings that are refused."""
 
 import inspect
 import warnings

@@ -1,4 +1,4 @@
-"""The command as tests call it."""
+"""The command with the same few settings, and what it reads and writes."""
 
 import numpy as np
 from PIL import Image
@@ -15,3 +15,9 @@ def run(base, out, *arguments):
 
 def pixels(path):
     return np.asarray(Image.open(path))
+
+
+def image_file(path, size=(40, 48)):
+    noise = np.random.default_rng(0).integers(0, 256, (*size, 3), np.uint8)
+    Image.fromarray(noise).save(path)
+    return str(path)

@@ -1,4 +1,4 @@
-"""Fixtures that several modules here share."""
+"""The base as a pipeline, and what a training run of zero steps leaves behind."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""The command line: images with notes in them, warnings, and one-line errors."""
+"""The command line: images with notes in them, marks, LoRA and the scheduler's settings."""
 
 import json
 

@@ -1,9 +1,10 @@
-"""Text that generate reads, and its warnings about options without effect."""
+"""Text that generate reads, the form of --scale, and warnings about options without effect."""
 
 import pytest
 
 from persongen_jax.cli import plain_warnings
 from persongen_jax.generate import __main__ as generate
+from persongen_jax.generate.base import parse_scales
 from persongen_jax.generate.warnings import ineffective_options
 from persongen_jax.pipeline.checks import warn_of_call
 
@@ -50,3 +51,12 @@ def test_options_without_effect_are_lines(capsys):
             for _ in range(2):
                 warn_of_call("seed=3 has no effect")
     assert capsys.readouterr().err == "warning: seed=3 has no effect\n" * 2
+
+
+def test_the_command_lines_form():
+    items = ["identity=0@0-0.3", "lora=0.5", " identity = 0.8@0.3-1"]
+    found = parse_scales(items)
+    assert found == {"identity": [(0.0, 0.3, 0.0), (0.3, 1.0, 0.8)], "lora": 0.5}
+    for bad in (["x"], ["x=1@0.3"], ["x=a"], ["x=1", "x=2"], ["x=1@0-0.5", "x=1"]):
+        with pytest.raises(ValueError, match="--scale x"):
+            parse_scales(bad)

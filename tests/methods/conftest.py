@@ -1,4 +1,4 @@
-"""Fixtures that several modules here share."""
+"""A small training's config, and the system of each method."""
 
 import functools
 

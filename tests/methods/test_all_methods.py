@@ -1,4 +1,4 @@
-"""The same tests for every method: its configs, streams, initial weights, two training steps."""
+"""The same tests for every method: its configs, streams, dropping, two training steps."""
 
 import functools
 import importlib

@@ -1,4 +1,4 @@
-"""The pipeline with an identity method."""
+"""The pipeline with an identity method: loaded, replaced, scaled, and wrong arguments."""
 
 import os
 import shutil

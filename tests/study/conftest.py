@@ -1,8 +1,7 @@
-"""Fixtures that several modules here share."""
+"""The config of a study that has not begun."""
 
 import pytest
 
-from tests.evaluation.test_validation import encoders  # noqa: F401
 from tests.study.studies import make_study, write_trainings
 
 

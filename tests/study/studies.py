@@ -1,4 +1,4 @@
-"""A study of two methods that is quickly done."""
+"""The config of a study of two methods, and those of its trainings."""
 
 from configs import study_mini
 

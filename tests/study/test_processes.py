@@ -1,4 +1,4 @@
-"""A study as processes: stopped, failed, continued."""
+"""A study's processes: stopped, failed, alone in their folder, and a whole study resumed."""
 
 import csv
 import json

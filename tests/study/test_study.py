@@ -1,4 +1,4 @@
-"""A study: planned, checked, stopped, resumed, and its tables against the runs' own files."""
+"""A study: planned, checked, and its tables against the runs' own files."""
 
 import csv
 import json
@@ -19,7 +19,6 @@ from persongen_jax.study.__main__ import (
 )
 from persongen_jax.study.cost import count_trained
 from persongen_jax.study.report import write_report
-from tests.evaluation.test_validation import encoders  # noqa: F401
 from tests.study.studies import (
     METHODS,
     SEEDS,

@@ -1,4 +1,4 @@
-"""Fixtures that several modules here share."""
+"""A briefly trained classifier of digits, a run of the DDPM that it judges, and its system."""
 
 import jax.numpy as jnp
 import pytest

@@ -1,4 +1,4 @@
-"""The DDPM on attributes: conditioning, training, resuming, validation, the usual commands."""
+"""The DDPM on attributes: conditioning, training, resuming, validation, on several devices."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""A DDPM's data, judges and configs, and what is refused of them."""
+"""A DDPM's data, judges and configs, and which of them are refused."""
 
 import csv
 import json

@@ -1,4 +1,4 @@
-"""A disk that is full, and what is logged."""
+"""A small disk that can be full, and the warnings that are logged meanwhile."""
 
 import contextlib
 import logging

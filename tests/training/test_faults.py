@@ -1,4 +1,4 @@
-"""Faults in long runs: a kill during a save, a full disk, damage, NaN, signals, new settings."""
+"""Faults in long runs: a full disk, signals, damage, steps that are not finite, new settings."""
 
 import contextlib
 import io

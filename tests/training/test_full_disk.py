@@ -1,4 +1,4 @@
-"""Killed while it saves; a full disk."""
+"""Saving and logging on a full disk, and a kill during a save."""
 
 import io
 import signal

@@ -1,4 +1,4 @@
-"""Fixtures that several modules here share."""
+"""A folder of images in shades of grey, with a table."""
 
 import pytest
 from PIL import Image

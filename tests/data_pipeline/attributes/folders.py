@@ -1,4 +1,4 @@
-"""Folders of images with a table."""
+"""Images in shades of grey, and folders as CelebA's."""
 
 import numpy as np
 from PIL import Image

@@ -1,4 +1,4 @@
-"""A plain folder of images with its table: its contents, and messages about its faults."""
+"""A plain folder of images with its table: what is read of both."""
 
 import numpy as np
 import pytest

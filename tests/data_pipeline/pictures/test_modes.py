@@ -1,4 +1,4 @@
-"""Modes, depths and forms of images, in memory and in files."""
+"""Modes, depths and forms of images and masks, in memory and in files."""
 
 import io
 
@@ -9,7 +9,7 @@ from PIL import Image
 
 from data_pipeline.pictures import formats
 from data_pipeline.pictures.reading import ImageError, load_image, load_mask
-from tests.data_pipeline.pictures.drawn import PIXELS, picture
+from tests.data_pipeline.pictures.noise import PIXELS, picture
 
 
 def test_transparency_is_blended_on_white(tmp_path):

@@ -1,4 +1,4 @@
-"""Reading images: from files, bytes, PIL images and arrays of every kind."""
+"""Reading image files: colour profiles, orientation, and files that are no plain images."""
 
 import io
 import tracemalloc
@@ -10,7 +10,7 @@ from PIL import Image, ImageCms, ImageOps, PngImagePlugin, features
 
 from data_pipeline.pictures import formats
 from data_pipeline.pictures.reading import ImageError, image_size, load_image, load_mask
-from tests.data_pipeline.pictures.drawn import PIXELS, picture
+from tests.data_pipeline.pictures.noise import PIXELS, picture
 from tests.data_pipeline.pictures.profiles import (
     ADOBE,
     D50,

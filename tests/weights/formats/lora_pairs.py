@@ -1,4 +1,4 @@
-"""A LoRA's two halves in a file of a given spelling."""
+"""The layers of a small model, and a LoRA's two halves for one of them."""
 
 import numpy as np
 

@@ -1,4 +1,4 @@
-"""A whole base as one file, and ways to edit it."""
+"""Writing, editing and comparing bases."""
 
 import json
 import shutil

@@ -1,4 +1,4 @@
-"""Fixtures that several modules here share."""
+"""The tiny base's tensors by component and as one checkpoint, and its folder without weights."""
 
 import shutil
 

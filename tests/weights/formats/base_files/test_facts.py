@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from persongen_jax.convert import __main__ as convert
 from persongen_jax.convert.identify import identify
 from persongen_jax.diffusion.plan import make_plan
 from persongen_jax.diffusion.schedule import NoiseSchedule, training_target
@@ -17,6 +18,7 @@ from persongen_jax.weights.formats.sdxl.opening import open_base
 from tests.weights.formats.base_files.bases import (
     MARKERS,
     UNET,
+    VAE,
     check_same,
     edited,
     only,
@@ -25,6 +27,7 @@ from tests.weights.formats.base_files.bases import (
 )
 
 V = {"prediction_type": "v_prediction"}
+
 
 NOTES = {
     "modelspec v": ({"modelspec.prediction_type": "v"}, {}, False),
@@ -159,6 +162,7 @@ def test_a_unets_own_scheduler_goes_with_it(tiny_base, tmp_path):
 
 EDM = {"_class_name": "EDMDPMSolverMultistepScheduler", "sigma_data": 0.5, "sigma_max": 80.0}
 
+
 SCHEDULERS = {
     "edm": (EDM, "EDMDPMSolver.*not supported with any sampler"),
     "edm euler": ({"_class_name": "EDMEulerScheduler"}, "EDMEuler.*not supported with any"),
@@ -292,3 +296,49 @@ def test_without_a_sample_size_the_picture_is_sdxls(tiny_base):
         base.configs["unet"]["sample_size"] = given
         height, width = default_size(base)
         assert [height // factor, width // factor] == np.broadcast_to(wanted, 2).tolist()
+
+
+JOINT = "transformer_blocks.0.attn.add_q_proj.weight"
+
+
+OTHERS = {
+    "FLUX": f"single_transformer_blocks.0.attn.to_q.weight {JOINT}",
+    "SD 3": JOINT,
+    "Qwen-Image": f"{JOINT} transformer_blocks.0.img_mod.1.weight",
+    "PixArt": "blocks.0.cross_attn.q_linear.weight y_embedder.y_embedding",
+    "Wan": "blocks.0.self_attn.q.weight",
+}
+
+
+@pytest.mark.parametrize("family", OTHERS)
+def test_other_families_are_called_by_their_names(family, bare, tmp_path):
+    tensors = {key: np.zeros((2, 2), "f4") for key in OTHERS[family].split()}
+    path = save(tmp_path / "a.safetensors", tensors)
+    assert identify(path).facts["family"] == family
+    with pytest.raises(WeightsError, match=f"this is {family}"):
+        open_base(path, config=bare)
+
+
+def test_files_that_are_no_base(tiny_base, bare, tmp_path):
+    lora = {"unet.x.attn1.to_k.lora.down.weight": np.zeros((4, 8), "f4")}
+    lora |= {"unet.x.attn1.to_k.lora.up.weight": np.zeros((8, 4), "f4")}
+    with pytest.raises(WeightsError, match="LoRA"):
+        open_base(save(tmp_path / "lora.safetensors", lora), config=bare)
+    for start, match in ((b"GGUF\3\0", "GGUF"), (b"<!DOCTYPE html>", "web page")):
+        (tmp_path / "x.safetensors").write_bytes(start + bytes(40))
+        with pytest.raises(WeightsError, match=match):
+            open_base(tmp_path / "x.safetensors", config=bare)
+
+
+def test_inspect_prints_what_is_recognised(whole, tmp_path, capsys):
+    path = save(tmp_path / "a.safetensors", only(whole, UNET, VAE) | MARKERS)
+    convert.main(["inspect", str(path)])
+    said = capsys.readouterr().out
+    for line in (
+        "family: SDXL",
+        "parts: the UNet (sgm), the VAE (sgm)",
+        "missing: the first text encoder, the second text encoder",
+        "predicts: v_prediction, zero terminal SNR",
+        "stored as: float32",
+    ):
+        assert line in said

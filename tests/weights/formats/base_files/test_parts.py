@@ -1,20 +1,15 @@
-"""A base in pieces: a UNet, a VAE or text encoders of their own, shards, wrappers, fp8."""
+"""A base in pieces: a UNet, a VAE or text encoders of their own, shards, wrappers' names."""
 
-import json
 import shutil
 
-import ml_dtypes
 import numpy as np
 import pytest
 
-from persongen_jax.convert import __main__ as convert
 from persongen_jax.convert.identify import identify
 from persongen_jax.weights.errors import BadConfig, KeyMismatch, MissingFile, WeightsError
-from persongen_jax.weights.files.directory import read_config
 from persongen_jax.weights.formats.sdxl.loading import load_sdxl
 from persongen_jax.weights.formats.sdxl.opening import open_base
 from tests.weights.formats.base_files.bases import (
-    MARKERS,
     UNET,
     VAE,
     check_same,
@@ -22,7 +17,6 @@ from tests.weights.formats.base_files.bases import (
     only,
     save,
 )
-from tests.weights.formats.sgm import unet_to_sgm
 
 TEXT_2 = "conditioner.embedders.1.model."
 
@@ -178,26 +172,6 @@ def test_values_that_are_not_paths_are_refused(option, tiny_base):
         open_base(**{"path": tiny_base, option: 5})
 
 
-JOINT = "transformer_blocks.0.attn.add_q_proj.weight"
-
-OTHERS = {
-    "FLUX": f"single_transformer_blocks.0.attn.to_q.weight {JOINT}",
-    "SD 3": JOINT,
-    "Qwen-Image": f"{JOINT} transformer_blocks.0.img_mod.1.weight",
-    "PixArt": "blocks.0.cross_attn.q_linear.weight y_embedder.y_embedding",
-    "Wan": "blocks.0.self_attn.q.weight",
-}
-
-
-@pytest.mark.parametrize("family", OTHERS)
-def test_other_families_are_called_by_their_names(family, bare, tmp_path):
-    tensors = {key: np.zeros((2, 2), "f4") for key in OTHERS[family].split()}
-    path = save(tmp_path / "a.safetensors", tensors)
-    assert identify(path).facts["family"] == family
-    with pytest.raises(WeightsError, match=f"this is {family}"):
-        open_base(path, config=bare)
-
-
 def test_text_encoders_in_files_of_their_own(whole, state, tiny_base, bare, tmp_path):
     """transformers' names in one folder, open_clip's in a file; the base provides the rest."""
     path = save(tmp_path / "a.safetensors", only(whole, UNET, VAE))
@@ -226,17 +200,6 @@ def test_text_encoders_in_files_of_their_own(whole, state, tiny_base, bare, tmp_
         open_base(tiny_base, text_encoders=save(tmp_path / "wide.safetensors", wide))
 
 
-def test_files_that_are_no_base(tiny_base, bare, tmp_path):
-    lora = {"unet.x.attn1.to_k.lora.down.weight": np.zeros((4, 8), "f4")}
-    lora |= {"unet.x.attn1.to_k.lora.up.weight": np.zeros((8, 4), "f4")}
-    with pytest.raises(WeightsError, match="LoRA"):
-        open_base(save(tmp_path / "lora.safetensors", lora), config=bare)
-    for start, match in ((b"GGUF\3\0", "GGUF"), (b"<!DOCTYPE html>", "web page")):
-        (tmp_path / "x.safetensors").write_bytes(start + bytes(40))
-        with pytest.raises(WeightsError, match=match):
-            open_base(tmp_path / "x.safetensors", config=bare)
-
-
 @pytest.mark.parametrize("name", ["sdxl.ckpt", "sdxl.pt"])
 def test_a_pickled_checkpoint(name, whole, state, bare, tmp_path):
     torch = pytest.importorskip("torch")
@@ -253,92 +216,3 @@ def test_a_pickled_checkpoint(name, whole, state, bare, tmp_path):
     right = save(tmp_path / "renamed.ckpt", whole)
     with open_base(right, config=bare) as files:
         check_same(files, state, ["vae"])
-
-
-def quantised(tensors, newer, rows=False):
-    """The attention's linear layers in fp8: (tensors, metadata, the values they represent)."""
-    out, layers, wanted = dict(tensors), {}, {}
-    for key in [k for k in tensors if k.endswith("to_q.weight") and k.startswith(UNET)]:
-        value, layer = tensors[key], key.removesuffix(".weight")
-        axis = tuple(range(1, value.ndim)) if rows else None
-        scale = (np.abs(value).max(axis, keepdims=rows) / 448).astype(np.float32)
-        out[key] = (value / scale).astype(ml_dtypes.float8_e4m3fn)
-        out[layer + (".weight_scale" if newer else ".scale_weight")] = scale
-        out[layer + (".input_scale" if newer else ".scale_input")] = np.ones((), np.float32)
-        wanted[key] = out[key].astype(np.float32) * scale
-        layers[layer] = {"format": "float8_e4m3fn"}
-    if not newer:
-        out[UNET + "scaled_fp8"] = np.zeros(2, ml_dtypes.float8_e4m3fn)
-        return out, {}, wanted
-    return out, {"_quantization_metadata": json.dumps({"layers": layers})}, wanted
-
-
-@pytest.mark.parametrize("newer", [False, True])
-@pytest.mark.parametrize("rows", [False, True])
-def test_scaled_fp8_is_multiplied_out(newer, rows, whole, state, bare, tiny_base, tmp_path):
-    tensors, notes, wanted = quantised(whole, newer, rows)
-    path = save(tmp_path / "fp8.safetensors", tensors, notes)
-    unet = read_config(tiny_base / "unet")
-    with open_base(path, config=bare) as files:
-        found = files.sources["unet"]
-        assert set(found.keys()) == set(state["unet"])
-        ours = {unet_to_sgm(key, unet): key for key in state["unet"]}
-        for key, value in wanted.items():
-            assert np.array_equal(found.read(ours[key]), value)
-            assert not np.array_equal(value, whole[key])
-    (note,) = files.notes
-    assert "float8_e4m3fn, scaled" in note and "coarser" in note
-    assert "scaled (" in identify(path).facts["stored as"]
-
-
-def test_layers_that_name_their_format(whole, bare, tmp_path):
-    tensors, _, _ = quantised(whole, True)
-    layer = next(k for k in tensors if k.endswith(".weight_scale")).removesuffix(".weight_scale")
-
-    def told(name):
-        text = json.dumps({"format": name}).encode()
-        marked = tensors | {f"{layer}.comfy_quant": np.frombuffer(text, np.uint8)}
-        return save(tmp_path / f"{name}.safetensors", marked)
-
-    open_base(told("float8_e4m3fn"), config=bare).close()
-    with pytest.raises(WeightsError, match="'int8_tensorwise', which is not read here"):
-        open_base(told("int8_tensorwise"), config=bare)
-    assert (
-        "int8_tensorwise"
-        in identify(tmp_path / "int8_tensorwise.safetensors").facts["not read here"]
-    )
-
-
-@pytest.mark.parametrize(
-    ("extra", "match"),
-    [
-        ({UNET + "gone.scale_weight": np.ones((), "f4")}, "has no weight"),
-        ({UNET + "out.2.weight_scale": np.ones((2, 2), "f4")}, "per block"),
-        ({UNET + "out.2.weight_scale_2": np.ones((), "f4")}, "NVFP4"),
-        ({UNET + "out.2.weight.absmax": np.ones((), "f4")}, "bitsandbytes"),
-        ({UNET + "out.2.qweight": np.ones((), "f4")}, "4-bit"),
-    ],
-)
-def test_other_quantisations_are_named(extra, match, whole, bare, tmp_path):
-    with pytest.raises(WeightsError, match=match):
-        open_base(save(tmp_path / "q.safetensors", whole | extra), config=bare)
-
-
-def test_plain_fp8_says_how_coarse_it_is(whole, bare, tmp_path):
-    cast = {k: v.astype(ml_dtypes.float8_e5m2) if v.ndim > 1 else v for k, v in whole.items()}
-    with open_base(save(tmp_path / "f8.safetensors", cast), config=bare) as files:
-        assert "float8_e5m2" in files.notes[0]
-
-
-def test_inspect_prints_what_is_recognised(whole, tmp_path, capsys):
-    path = save(tmp_path / "a.safetensors", only(whole, UNET, VAE) | MARKERS)
-    convert.main(["inspect", str(path)])
-    said = capsys.readouterr().out
-    for line in (
-        "family: SDXL",
-        "parts: the UNet (sgm), the VAE (sgm)",
-        "missing: the first text encoder, the second text encoder",
-        "predicts: v_prediction, zero terminal SNR",
-        "stored as: float32",
-    ):
-        assert line in said

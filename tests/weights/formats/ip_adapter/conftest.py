@@ -1,4 +1,4 @@
-"""Fixtures that several modules here share."""
+"""An IP-Adapter's file of each variant, and the model that it fills."""
 
 import pytest
 from diffusers import UNet2DConditionModel

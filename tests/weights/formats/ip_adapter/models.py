@@ -1,4 +1,4 @@
-"""A tiny IP-Adapter of each kind."""
+"""The tiny base with the method that holds an IP-Adapter, and the variants' widths."""
 
 from flax import nnx
 from ml_collections import ConfigDict

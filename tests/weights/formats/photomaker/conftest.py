@@ -1,4 +1,4 @@
-"""Fixtures that several modules here share."""
+"""PhotoMaker's file of version 1 for the tiny base, and the model that it fills."""
 
 import pytest
 import torch

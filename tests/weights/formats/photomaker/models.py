@@ -1,4 +1,4 @@
-"""A tiny PhotoMaker, written by the published class."""
+"""The published ID encoder, and the tiny base with a method that has PhotoMaker's parts."""
 
 import numpy as np
 import torch

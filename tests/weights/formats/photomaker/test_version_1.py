@@ -1,4 +1,4 @@
-"""PhotoMaker's files, v1 and v2, against ones that the public PyTorch classes write."""
+"""PhotoMaker's files of version 1, against ones that the public PyTorch classes write."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""A drawn image with a gradient."""
+"""Images of random pixels."""
 
 import numpy as np
 
