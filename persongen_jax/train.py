@@ -66,6 +66,10 @@ def train_locked(config: ConfigDict, workdir: Path, dry_run: bool = False) -> bo
     mesh = make_mesh(fsdp=config.fsdp)
     check_batch_size(config, mesh.size)
 
+    # Faults of the data are told before anything large is loaded.
+    for line in system_class(config.system).check_data(config):
+        print(line)
+
     # Where the last run ended.
     if not dry_run:
         workdir.mkdir(parents=True, exist_ok=True)

@@ -1,7 +1,6 @@
 """The images of a folder: found, checked by their headers, decoded when they are read."""
 
 import functools
-import os
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -10,20 +9,9 @@ import numpy as np
 from PIL import Image
 
 from data_pipeline.attributes.table import TableError, others_suffix, them
+from data_pipeline.pictures.listing import ENDINGS, list_images
 from data_pipeline.pictures.reading import ImageError, image_size, load_image
 
-ENDINGS: tuple[str, ...] = (
-    ".png",
-    ".jpg",
-    ".jpeg",
-    ".jfif",
-    ".webp",
-    ".bmp",
-    ".gif",
-    ".tif",
-    ".tiff",
-)
-ENDINGS += (".avif", ".heic", ".heif")
 KEPT = 1 << 30  # bytes of decoded images
 
 
@@ -71,19 +59,11 @@ def square(image: Any, size: int, channels: int) -> np.ndarray:
 
 
 def find_images(folder: Path) -> list[str]:
-    """The images' paths relative to ``folder``, sorted; hidden files and folders are skipped."""
-    found, seen = [], set()
-    for place, folders, files in os.walk(folder, followlinks=True):
-        # A link may lead back to a parent folder.
-        real = os.path.realpath(place)
-        folders[:] = [] if real in seen else [name for name in folders if name[0] != "."]
-        if real not in seen:
-            names = [n for n in files if n[0] != "." and n.lower().endswith(ENDINGS)]
-            found += [Path(place, name).relative_to(folder).as_posix() for name in names]
-        seen.add(real)
+    """The images' paths relative to ``folder``, sorted; TableError if there are none."""
+    found = list_images(folder)
     if not found:
         raise TableError(f"{folder}: no pictures ({', '.join(ENDINGS)}): put some there")
-    return sorted(found)
+    return found
 
 
 def read_sizes(folder: Path, pictures: list[str]) -> Counter:

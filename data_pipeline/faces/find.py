@@ -18,10 +18,9 @@ def find_face(
 ) -> tuple[int, int, int, int]:
     """The largest face of ``image`` [h, w, 3] uint8 RGB as a box (x0, y0, x1, y1) in its pixels.
 
-    ``detector`` None is the cascade; the others' boxes include more of forehead and chin than its
-    squares. NoFaceFound refers to the image by ``name``.
+    ``detector`` None is YuNet. NoFaceFound refers to the image by ``name``.
     """
-    detector = open_detector("cascade") if detector is None else detector
+    detector = open_detector("yunet") if detector is None else detector
     (found,) = detector.detect([image])
     height, width = image.shape[:2]
     if found is not None:
@@ -30,8 +29,8 @@ def find_face(
         if x0 < x1 and y0 < y1:
             return x0, y0, x1, y1
     raise NoFaceFound(
-        f"no face found in {name} ({width}x{height} pixels, detector {detector.name}); give a face "
-        "box, or pass --no-crop to use the whole image"
+        f"no face found in {name} ({width}x{height} pixels, detector {detector.name}); give its "
+        "place by --face-box X0,Y0,X1,Y1, or pass --no-crop to use the whole image"
     )
 
 

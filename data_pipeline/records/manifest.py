@@ -15,6 +15,7 @@ import json
 import logging
 import os
 import re
+import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import fields, replace
@@ -25,6 +26,7 @@ from data_pipeline.files import write_text
 from data_pipeline.pictures.copies import NEAR_LIMIT, near_copies, same_bytes
 from data_pipeline.pictures.reading import ImageError, image_size
 from data_pipeline.prompts import PromptError, split_at_trigger
+from data_pipeline.records.names import look_alikes, plain_name
 from data_pipeline.records.schema import Record, to_entry
 from data_pipeline.text_files import TextError, parse_json, read_lines
 
@@ -97,6 +99,8 @@ def read_manifest(
                 changed[change].append(f"line {number}")
     if problems or missing:
         raise ManifestError(_report(path, problems, missing))
+    for line in look_alikes(record.identity for record in records):
+        log.warning("%s: %s", path, line)
     counts = Counter() if counts is None else counts
     for change, places in changed.items():
         counts[change] += len(places)
@@ -148,6 +152,7 @@ def _record(folder: Path, entry, trigger_word: str | None) -> tuple[Record, list
                 f"class_word {texts['class_word']!r} does not precede the trigger word in "
                 f'the caption "{texts["caption"]}"'
             )
+    texts["identity"] = plain_name(texts["identity"])
     texts["image"] = _file(folder, "image", texts["image"])
     face_box, changes = _face_box(entry, texts["image"])
     points: dict[str, Any] = {
@@ -165,17 +170,31 @@ def _file(folder: Path, key: str, name) -> str:
     """The path of a file that a line names; FileNotFoundError if it does not exist."""
     if not isinstance(name, str) or not name:
         raise ManifestError(f"{key} is {name!r}; a file's name is needed")
-    # By name only: a link out of the folder was put there on purpose, a ".." may not have been.
-    inside = Path(os.path.normpath(name))
-    if inside.is_absolute() or ".." in inside.parts:
-        raise ManifestError(f"{key} {name!r} leads out of the folder")
-    try:
-        found = (folder / inside).is_file()
-    except OSError as error:
-        raise ManifestError(f"{key} {name[:40]!r}…: {error.strerror}") from None
-    if not found:
-        raise FileNotFoundError(str(folder / inside))
-    return str(folder / inside)
+    first = ""
+    for spelled in _spellings(folder, name):
+        # By name only: a link out of the folder was put there on purpose, a ".." may not have been.
+        inside = Path(os.path.normpath(spelled))
+        if inside.is_absolute() or ".." in inside.parts:
+            raise ManifestError(f"{key} {name!r} leads out of the folder")
+        try:
+            if (folder / inside).is_file():
+                return str(folder / inside)
+        except OSError as error:
+            raise ManifestError(f"{key} {name[:40]!r}…: {error.strerror}") from None
+        first = first or str(folder / inside)
+    raise FileNotFoundError(first)
+
+
+def _spellings(folder: Path, name: str) -> list[str]:
+    """A file's name as written, then as other systems write it: Windows' backslashes, the Mac's
+    decomposed accents, a whole path into the folder."""
+    whole = os.path.abspath(folder) + os.sep
+    plain = name.replace("\\", "/")
+    names = [name, plain, name.removeprefix(whole), plain.removeprefix(whole)]
+    names += [unicodedata.normalize(form, n) for n in names for form in ("NFC", "NFD")]
+    # What still leads out of the folder is refused only if no other spelling is inside.
+    names = sorted(dict.fromkeys(names), key=lambda n: n.startswith("/"))
+    return names
 
 
 def _images(folder: Path, entry: dict) -> dict[str, str] | None:

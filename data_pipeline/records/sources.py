@@ -22,8 +22,9 @@ import numpy as np
 
 from data_pipeline.pictures.copies import content_digest
 from data_pipeline.pictures.kept import from_memory
+from data_pipeline.pictures.listing import list_images
 from data_pipeline.pictures.reading import load_image
-from data_pipeline.records.manifest import read_manifest
+from data_pipeline.records.manifest import FILE_NAME, read_manifest, write_manifest
 from data_pipeline.records.schema import Record
 from data_pipeline.records.shard_reading import content_of_shards, is_shards, open_shards
 
@@ -59,7 +60,31 @@ def open_records(
         raise SourceError(f"{data}: no such folder; {_forms()}")
     if is_shards(folder):
         return open_shards(folder, trigger_word)
+    if not (folder / FILE_NAME).is_file() and list_images(folder):
+        make_manifest(folder, trigger_word)
     return read_manifest(folder, trigger_word, marked=marked, least=least), load_image
+
+
+def make_manifest(folder: Path, trigger_word: str) -> None:
+    """Write the manifest of a folder that has images and none, and say what was found.
+
+    Raises:
+        SourceError: no image can be used, or the detector is missing; has the remedy.
+    """
+    from data_pipeline.records.building import build_records
+
+    print(f"{folder} has no {FILE_NAME}; making it as `python -m data_pipeline.manifest` does:")
+    try:
+        built = build_records(folder, trigger_word=trigger_word)
+    except (FileNotFoundError, ImportError) as error:
+        raise SourceError(
+            f"{folder}: no {FILE_NAME}, and no detector to make it: {error}"
+        ) from error
+    for line in built.lines():
+        print(f"  {line}")
+    if not built.records:
+        raise SourceError(f"{folder}: no image can be used")
+    print(f"  wrote {write_manifest(folder, built.records)}; edit it, the next run reads it")
 
 
 def file_stamps(data: str) -> Callable[[str], str | None]:

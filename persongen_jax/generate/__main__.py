@@ -97,7 +97,8 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--method", help="identity method; default: that of the weights")
     add(
         "--method-weights",
-        help="working directory of a training run, a PhotoMaker v1 file, or an IP-Adapter file",
+        help="working directory of a training run (RUN, or RUN/checkpoints/STEP), a PhotoMaker v1 "
+        "file, or an IP-Adapter file",
     )
     add(
         "--image-encoder",
@@ -108,20 +109,28 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     )
     add(
         "--reference",
-        action="append",
+        action="extend",
+        nargs="+",
         default=[],
         metavar="FILE[@REGION]",
-        help=f"image of the person, up to {MAX_REFERENCES} times; several people in one "
-        "image: each file with the mask of where they may appear (white on black; one "
+        help=f"one to {MAX_REFERENCES} images of the person, or a folder of them; several people "
+        "in one image: each file with the mask of where they may appear (white on black; one "
         "mask, one person), for methods with an attention branch that reads the person",
+    )
+    add(
+        "--face-box",
+        action="append",
+        default=[],
+        metavar="X0,Y0,X1,Y1",
+        help="where the face is in a reference, in pixels of the upright image, instead of finding "
+        "it; one for each --reference, in their order",
     )
     add(
         "--detector",
         metavar="NAME[:PATH]",
-        help="finds the face in references: keypoints:DIR, insightface, cascade; auto, the "
-        "default: the base's own, else InsightFace where its models are, else scikit-image's "
-        "cascade, which cannot "
-        "align faces as a FaceID file needs them",
+        help="finds the face in references: yunet, FILE.onnx (OpenCV's YuNet), insightface[:DIR], "
+        "keypoints:DIR; auto, the default: the base's own, else InsightFace where its "
+        "models are, else YuNet",
     )
     add(
         "--no-crop",
@@ -252,7 +261,7 @@ def make_notes(
 
 
 def generate(args: argparse.Namespace) -> list[Path]:
-    from persongen_jax.generate.files import read_input, read_references
+    from persongen_jax.generate.files import parse_box, read_input, read_references
     from persongen_jax.pipeline.saving import ImageFolder
     from persongen_jax.pipeline.watermark import has_room
 
@@ -287,6 +296,7 @@ def generate(args: argparse.Namespace) -> list[Path]:
             "base": args.base_config or args.base,
             "detector": args.detector or "auto",
             "crop": not args.no_crop,
+            "boxes": [parse_box(text) for text in args.face_box],
         }
         references, regions = read_references(args.reference, args.method_weights, **where)
     pipe = make_pipeline(args, options)

@@ -5,6 +5,7 @@ recogniser's embedding of any other crop. All other weights, including runs of t
 square crops (data_pipeline/faces/find.py).
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,9 @@ import numpy as np
 from data_pipeline.faces.align import align_face
 from data_pipeline.faces.detectors import Detector
 from data_pipeline.faces.find import NoFaceFound, crop_face
+from data_pipeline.pictures.listing import named_images
 from data_pipeline.pictures.reading import load_image, load_mask
+from data_pipeline.pictures.transforms import square_face_crop
 from data_pipeline.records.schema import MAX_REFERENCES
 from data_pipeline.text_files import read_json
 from persongen_jax.face_detectors import open_reference_detector
@@ -21,14 +24,22 @@ from persongen_jax.weights.formats.ip_adapter import is_ip_adapter, read_ip_adap
 
 
 def read_references(
-    items: list[str], weights: str | Path, *, base: str | Path, detector: str, crop: bool
+    items: list[str],
+    weights: str | Path,
+    *,
+    base: str | Path,
+    detector: str,
+    crop: bool,
+    boxes: Sequence[tuple[float, ...]] = (),
 ) -> tuple[list, list | None]:
     """Face crops of each person, as the method's ``weights`` need them; and a mask each, or None.
 
     Args:
-        items: FILE or FILE@REGION.
+        items: FILE or FILE@REGION; a folder stands for its images.
         base: as open_reference_detector's, like ``detector``.
-        crop: False if they are crops already.
+        crop: False if they are crops already, or were whole images in training.
+        boxes: the faces' places (x0, y0, x1, y1), one for each file in the order of ``items``; ()
+            to find them.
 
     Raises:
         ValueError: counts that do not match, no face found, a detector that cannot align.
@@ -36,11 +47,22 @@ def read_references(
     people = group_references(items)
     for paths in people.values():
         if len(paths) > MAX_REFERENCES:
-            raise ValueError(f"{len(paths)} references: give one to {MAX_REFERENCES}")
+            raise ValueError(
+                f"{len(paths)} references ({paths[0]}, …): give one to {MAX_REFERENCES} of a person"
+            )
+    count = sum(map(len, people.values()))
+    if boxes and (len(boxes) != count or not crop):
+        other = "--no-crop cuts no face" if not crop else f"there are {count} references"
+        raise ValueError(f"{len(boxes)} times --face-box, but {other}; give one for each")
     opened = [[(path, load_image(path)) for path in paths] for paths in people.values()]
     if not crop:
         crops = [[image for _, image in person] for person in opened]
+    elif boxes and not wants_aligned_faces(weights):
+        places = iter(boxes)
+        crops = [[cut_at(image, path, next(places)) for path, image in p] for p in opened]
     else:
+        if boxes:
+            raise ValueError("--face-box: a FaceID file needs landmarks, which a box does not give")
         finder = open_reference_detector(base, detector)
         cut = align_reference if wants_aligned_faces(weights) else crop_face
         crops = [[cut(image, str(path), finder) for path, image in person] for person in opened]
@@ -49,19 +71,43 @@ def read_references(
 
 
 def group_references(items: list[str]) -> dict[Path | None, list[Path]]:
-    """FILE or FILE@REGION: the images by their region's file; names may contain an @."""
+    """FILE or FILE@REGION: the images by their region's file; names may contain an @.
+
+    A folder stands for its images.
+    """
     people = {}
     for item in items:
         front, at, end = item.rpartition("@")
         alone = not at or Path(item).exists()
         path, mask = (item, None) if alone else (front, Path(end))
-        people.setdefault(mask, []).append(Path(path))
+        people.setdefault(mask, []).extend(map(Path, named_images([path])))
     if None in people and len(people) > 1:
         raise ValueError(
             f"--reference {people[None][0]}: others have a region (FILE@REGION); give all of them "
             "one, or none"
         )
     return people
+
+
+def parse_box(text: str) -> tuple[float, ...]:
+    """X0,Y0,X1,Y1 as numbers."""
+    try:
+        x0, y0, x1, y1 = (float(part) for part in text.split(","))
+    except ValueError as error:
+        raise ValueError(f"--face-box {text}: give four numbers, X0,Y0,X1,Y1") from error
+    if not (x0 < x1 and y0 < y1):
+        raise ValueError(f"--face-box {text}: it is empty; X0 < X1 and Y0 < Y1 are needed")
+    return x0, y0, x1, y1
+
+
+def cut_at(image: np.ndarray, path: Path, box: tuple[float, ...]) -> np.ndarray:
+    """The square crop of a reference around a face whose place is known."""
+    height, width = image.shape[:2]
+    if box[0] >= width or box[1] >= height or box[2] <= 0 or box[3] <= 0:
+        raise ValueError(
+            f"--face-box {box}: lies outside of {path}, which has {width}x{height} pixels"
+        )
+    return square_face_crop(image, box)
 
 
 def wants_aligned_faces(weights: str | Path) -> bool:
@@ -82,8 +128,8 @@ def align_reference(image: np.ndarray, name: str, detector: Detector) -> np.ndar
     if not detector.gives_landmarks:
         raise ValueError(
             f"--detector {detector.name}: it finds no landmarks, which FaceID's references are "
-            "aligned by; give --detector insightface or keypoints:DIR, or aligned crops of 112 "
-            "pixels and --no-crop"
+            "aligned by; give --detector yunet or keypoints:DIR, or aligned crops of 112 pixels "
+            "and --no-crop"
         )
     (found,) = detector.detect([image])
     if found is None:

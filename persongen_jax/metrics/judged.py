@@ -3,7 +3,7 @@
 from ml_collections import ConfigDict
 
 from persongen_jax.metrics.base import Known, Metric
-from persongen_jax.metrics.judges import Judges
+from persongen_jax.metrics.judges import Judges, face_recogniser
 
 
 class JudgedByClip(Metric):
@@ -24,7 +24,7 @@ class JudgedByFaceNet(Metric):
     judge_key = "face_net"
 
     def __init__(self, config: ConfigDict, judges: Judges):
-        self.faces, self.judge = judges.faces, config.face_net
+        self.faces, self.judge = judges.faces, face_recogniser(config.face_net)
 
     def networks(self) -> tuple:
         return self.faces.embedder.networks

@@ -1,7 +1,7 @@
 """The judging networks, shared by all metrics that use them.
 
 Each is loaded on first use. Its results for generated images or known people are computed once and
-stored with these (``Kept.once``).
+stored with these (``Cached.once``).
 """
 
 import functools
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from ml_collections import ConfigDict
 
+from data_pipeline.faces import shipped
 from persongen_jax.metrics.base import Generated, Known, Owner, People
 from persongen_jax.metrics.face_similarity import mean_embedding
 
@@ -24,6 +25,13 @@ PEOPLE_PER_BATCH = 16  # people whose images are in memory at once
 
 class NoJudge(Exception):
     """The config names no judge; the message follows "CLIP-T is not measured: "."""
+
+
+def face_recogniser(face_net: str) -> str:
+    """What ``config.face_net`` names: "auto" is SFace where it is installed; "" for none."""
+    if face_net != "auto":
+        return face_net
+    return "sface" if shipped.is_shipped() else ""
 
 
 class Judges:
@@ -48,12 +56,16 @@ class Judges:
     @functools.cached_property
     def faces(self) -> "FaceJudge":
         """Raises NoJudge, or what ``open_face_embedder`` does."""
-        if not self.config.face_net:
-            raise NoJudge("config.face_net names no face recogniser")
+        name = face_recogniser(self.config.face_net)
+        if not name:
+            raise NoJudge(
+                "config.face_net names no face recogniser, and SFace is not installed "
+                f"({shipped.INSTALL})"
+            )
         from persongen_jax.metrics.face_embedder import open_face_embedder
 
-        embedder = open_face_embedder(self.config.face_net, self.config.face_detector)
-        print(f"Face-Sim by {self.config.face_net}; its licence: {embedder.licence}")
+        embedder = open_face_embedder(name, self.config.face_detector)
+        print(f"Face-Sim by {name}; its licence: {embedder.licence}")
         return FaceJudge(embedder)
 
     @functools.cached_property

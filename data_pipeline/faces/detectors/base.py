@@ -21,8 +21,14 @@ class Detection(NamedTuple):
     score: float
 
 
+def area(found: Detection) -> float:
+    """Pixels of the box."""
+    x0, y0, x1, y1 = found.box
+    return (x1 - x0) * (y1 - y0)
+
+
 class Detector(abc.ABC):
-    """Finds the largest face of each image.
+    """Finds the faces of images.
 
     Attributes:
         name: as accepted by ``open_detector``.
@@ -35,5 +41,9 @@ class Detector(abc.ABC):
     licence: str = ""
 
     @abc.abstractmethod
+    def find(self, images: Sequence[np.ndarray]) -> list[list[Detection]]:
+        """All faces of each image, uint8 RGB [h, w, 3] of any sizes, the highest score first."""
+
     def detect(self, images: Sequence[np.ndarray]) -> list[Detection | None]:
-        """One entry per image, uint8 RGB [h, w, 3] of any sizes; None if it has no face."""
+        """The largest face of each image; None if it has none."""
+        return [max(faces, key=area, default=None) for faces in self.find(images)]

@@ -15,14 +15,17 @@ from data_pipeline.faces.detectors.base import Detection, Detector
 HOME = Path("~/.insightface/models")  # where InsightFace keeps its packs
 PACKS = ("buffalo_l", "antelopev2", "buffalo_m", "buffalo_s", "buffalo_sc")  # the best first
 FILES = ("det_*.onnx", "scrfd_*.onnx")
+RECOGNISERS = ("w600k_*.onnx", "glintr*.onnx")
 # Sides at which the image is searched until a face is found: small ones are for close-ups.
 SIZES = tuple(range(640, 255, -64))
 LICENCE = "InsightFace's detectors are for non-commercial research only"
 CENTRE_TO_CORNER = 0.5  # its positions have origin "centre" (data_pipeline/faces/align.py)
 
 
-def find_model(path: str | os.PathLike | None = None) -> Path | None:
-    """A detector's ``.onnx``: ``path`` itself, or inside it; None searches InsightFace's packs."""
+def find_model(
+    path: str | os.PathLike | None = None, patterns: Sequence[str] = FILES
+) -> Path | None:
+    """An ``.onnx``: ``path`` itself, or inside it; None searches InsightFace's packs."""
     if path is not None and Path(path).expanduser().is_file():
         return Path(path).expanduser()
     folders = [HOME / pack for pack in PACKS]
@@ -30,7 +33,7 @@ def find_model(path: str | os.PathLike | None = None) -> Path | None:
         # Its files, InsightFace's root, or the name of a pack there.
         folders = [Path(path), *(Path(path) / "models" / pack for pack in PACKS), HOME / path]
     for folder in folders:
-        for pattern in FILES:
+        for pattern in patterns:
             # Some packs unpack into another folder of the same name.
             for file in sorted(folder.expanduser().rglob(pattern)):
                 return file
@@ -70,7 +73,7 @@ class InsightFaceDetector(Detector):
             from insightface.model_zoo import get_model
         except ImportError as error:
             raise ImportError(
-                "the detector needs InsightFace: pip install 'persongen_jax[faces]'"
+                "the detector needs InsightFace: pip install 'persongen_jax[insightface]'"
             ) from error
         self._model = get_model(str(file), providers=["CPUExecutionProvider"])
         if getattr(self._model, "taskname", None) != "detection":
@@ -78,20 +81,23 @@ class InsightFaceDetector(Detector):
         self._model.prepare(ctx_id=-1)
         self.gives_landmarks = self._model.use_kps
 
-    def detect(self, images: Sequence[np.ndarray]) -> list[Detection | None]:
-        return [self._largest(np.asarray(image)) for image in images]
+    def find(self, images: Sequence[np.ndarray]) -> list[list[Detection]]:
+        return [self._find(np.asarray(image)) for image in images]
 
-    def _largest(self, image):
+    def _find(self, image):
         bgr = np.ascontiguousarray(image[..., ::-1])
         for side in SIZES:
             boxes, landmarks = self._model.detect(bgr, input_size=(side, side))
             if len(boxes):
-                best = np.argmax((boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1]))
-                *box, score = (float(v) for v in boxes[best])
-                points = None
+                points = [None] * len(boxes)
                 if landmarks is not None:
-                    points = landmarks[best].astype(np.float64) + CENTRE_TO_CORNER
-                return Detection(tuple(v + CENTRE_TO_CORNER for v in box), points, score)
+                    points = landmarks.astype(np.float64) + CENTRE_TO_CORNER
+                rows = zip(boxes.tolist(), points, strict=True)
+                faces = [
+                    Detection(tuple(v + CENTRE_TO_CORNER for v in box), point, score)
+                    for (*box, score), point in rows
+                ]
+                return sorted(faces, key=lambda face: -face.score)
             if self._model.static_input_size is not None:
                 break
-        return None
+        return []

@@ -49,6 +49,7 @@ class IPAdapter(Method):
     """
 
     image_tower = "image_encoder"
+    at_trigger = False
     groups: tuple[tuple[str, str], ...] = (
         (r"image_proj/.*", "projections"),
         (rf"unet/.*/attn2/branches/{BRANCH}/to_[kv]/kernel", "identity"),
@@ -95,7 +96,7 @@ class IPAdapter(Method):
         load_remaining(model, origin)
 
     def fields(self, parts: Parts, config: ConfigDict) -> tuple[Field, ...]:
-        return prompts(parts, config, at_trigger=False), references(self, parts.model)
+        return prompts(parts, config, at_trigger=self.at_trigger), references(self, parts.model)
 
     def reference_size(self, model: Model) -> int:
         config = model.image_encoder.config
@@ -161,12 +162,13 @@ def _open_encoder(kind: str, config):
     """The image tower, with its projection if ``kind`` reads its output; or the recogniser."""
     dtype = jnp.dtype(config.dtype)
     if kind == "faceid":
-        path = Path(config.get("face_net", ""))
-        if path == Path():
+        name = config.get("face_net", "")
+        path = Path(name)
+        if name in ("", "auto", "sface"):  # the last two are for Face-Sim
             raise ValueError(
-                "config.face_net is empty; FaceID reads a face recogniser's embeddings: give its "
-                "file (antelopev2's glintr100.onnx, buffalo_l's w600k_r50.onnx), to generate as "
-                "--image-encoder, to load_method as encoder"
+                f"config.face_net={name!r}; FaceID reads ArcFace's embeddings: give the "
+                "recogniser's file (antelopev2's glintr100.onnx, buffalo_l's w600k_r50.onnx), to "
+                "generate as --image-encoder, to load_method as encoder"
             )
         if path.is_dir():  # one of this project's, whose config names the size
             size = read_config(path).get("input_size")

@@ -74,9 +74,17 @@ class BatchNorm(nnx.Module):
     normalised as a whole.
     """
 
-    def __init__(self, features: int, *, dtype: DTypeLike, param_dtype: DTypeLike, rngs: nnx.Rngs):
+    def __init__(
+        self,
+        features: int,
+        *,
+        epsilon: float = EPS,
+        dtype: DTypeLike,
+        param_dtype: DTypeLike,
+        rngs: nnx.Rngs,
+    ):
         del rngs  # unused; kept so that all layers have the same arguments
-        self.dtype = dtype
+        self.dtype, self.epsilon = dtype, epsilon
         self.scale = nnx.Param(jnp.ones((features,), param_dtype))
         self.bias = nnx.Param(jnp.zeros((features,), param_dtype))
         self.running_mean = nnx.BatchStat(jnp.zeros((features,), jnp.float32))
@@ -89,7 +97,7 @@ class BatchNorm(nnx.Module):
             mean, variance = self.running_mean[...], self.running_var[...]
         else:
             mean, variance = self._batch_statistics(x)
-        gain = self.scale[...].astype(jnp.float32) * lax.rsqrt(variance + EPS)
+        gain = self.scale[...].astype(jnp.float32) * lax.rsqrt(variance + self.epsilon)
         return ((x - mean) * gain + self.bias[...].astype(jnp.float32)).astype(self.dtype)
 
     def _batch_statistics(self, x):

@@ -57,7 +57,7 @@ class Recogniser(NamedTuple):
     licence: what is known about the weights' licence, in one line.
     """
 
-    model: IResNet
+    model: Any
     licence: str
 
 

@@ -1,0 +1,1 @@
+"""Body joints in photographs."""

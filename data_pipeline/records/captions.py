@@ -1,0 +1,41 @@
+"""Captions for training, proposed from what is known of an image."""
+
+import re
+
+from data_pipeline.prompts import has_trigger, strip_invisible
+
+CLASS_WORDS = ("person", "man", "woman", "boy", "girl", "child")  # sought in captions
+# (least height of the face as a part of the image's, what the photograph then is).
+FRAMINGS = ((0.45, "close-up photo"), (0.15, "photo"), (0.0, "full-body photo"))
+
+
+def propose_caption(
+    text: str, class_word: str, face_share: float | None, trigger_word: str = "img"
+) -> tuple[str, str]:
+    """(caption with the trigger word after the class word, that class word).
+
+    Args:
+        text: a caption without or with the trigger; "" for none, then a template is filled in.
+        class_word: what the person is; "" takes the one in the text, else "person".
+        face_share: height of the face as a part of the image's; None if unknown.
+    """
+    text = " ".join(strip_invisible(text).split())
+    if text and has_trigger(text, trigger_word):
+        return text, class_word
+    words = (class_word,) if class_word else CLASS_WORDS
+    places = [
+        match for word in words if (match := re.search(rf"\b{re.escape(word)}\b", text, re.I))
+    ]
+    if places:
+        first = min(places, key=re.Match.start)
+        caption = f"{text[: first.end()]} {trigger_word}{text[first.end() :]}"
+        return caption, first[0]
+    word = class_word or CLASS_WORDS[0]
+    share = 0.3 if face_share is None else face_share
+    framing = next(name for least, name in FRAMINGS if share >= least)
+    caption = f"a {framing} of {_article(word)} {word} {trigger_word}"
+    return (f"{caption}, {text}" if text else caption), word
+
+
+def _article(word: str) -> str:
+    return "an" if word[:1].lower() in "aeiou" else "a"

@@ -1,0 +1,237 @@
+"""Folders of images as people have them, read alike: whose image each is, and what is said of it.
+
+    person/*.jpg                      every subfolder is a person
+    10_ohwx woman/*.jpg               kohya's: repeats, a token and the class word
+    instance_images/, class_images/   diffusers' DreamBooth; class images show other people
+    metadata.jsonl, metadata.csv      Hugging Face's imagefolder, at the top or in subfolders
+    *.jpg                             one person, named like the folder
+
+A ``.txt`` or ``.caption`` file next to an image is its caption.
+"""
+
+import csv
+import io
+import os
+import re
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from data_pipeline.pictures.listing import list_images
+from data_pipeline.records.captions import CLASS_WORDS
+from data_pipeline.records.names import look_alikes, plain_name
+from data_pipeline.text_files import parse_json_lines, read_text
+
+METADATA = ("metadata.jsonl", "metadata.csv")
+KOHYA = re.compile(r"(\d+)_(.+)")
+INSTANCE = ("instance_images", "instance", "instance_data", "instance_data_dir")
+CLASS = ("class_images", "class", "class_data", "class_data_dir", "reg", "regularization")
+CAPTION_FILES = (".txt", ".caption")
+FILE_KEYS = ("file_name", "image", "file")  # of a line of metadata, the first that is there
+TEXT_KEYS = ("text", "caption", "prompt", "description")
+PERSON_KEYS = ("identity", "person", "subject", "label", "name")
+
+
+class FolderError(ValueError):
+    """A folder that cannot be read; the message names it and the remedy."""
+
+
+@dataclass(frozen=True)
+class FolderImage:
+    """One image: its path, whose it is, and what the folder says of it; "" for nothing."""
+
+    path: str
+    identity: str
+    class_word: str = ""
+    caption: str = ""
+
+
+@dataclass
+class Folder:
+    """What a folder holds.
+
+    Attributes:
+        images: in the order of their paths.
+        layout: how the folder was read, in words.
+        notes: lines on what was left out, changed or has no effect.
+    """
+
+    images: list[FolderImage]
+    layout: str
+    notes: list[str] = field(default_factory=list)
+
+
+def read_folder(folder: str | os.PathLike) -> Folder:
+    """Read a folder in whichever of the layouts it is.
+
+    Raises:
+        FolderError: it does not exist, holds no image, or a line of its metadata is faulty.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise FolderError(f"{folder}: no such folder")
+    files = list_images(folder)
+    if not files:
+        raise FolderError(f"{folder}: no images in it; put some there, a subfolder for each person")
+    found = Folder([], "")
+    tables = sorted(
+        place.relative_to(folder)
+        for name in METADATA
+        for place in [folder / name, *folder.glob(f"*/{name}")]
+        if place.is_file()
+    )
+    if tables:
+        found.layout = f"Hugging Face's {tables[0].name}"
+        rows = [row for table in tables for row in _read_metadata(folder, table, found)]
+        _check_complete(folder, files, rows, found)
+    else:
+        rows = _read_places(folder, files, found)
+    found.images = _with_captions(_one_spelling(rows, found), found)
+    return found
+
+
+# ---- Metadata ----------------------------------------------------------------------------------
+
+
+def _read_metadata(folder: Path, table: Path, found: Folder) -> list[FolderImage]:
+    """The images that a table names, relative to where it lies."""
+    path, rows, faults = folder / table, [], []
+    for number, entry in _entries(path):
+        if not isinstance(entry, dict):
+            faults.append(f"line {number}: {type(entry).__name__} instead of an object {{...}}")
+            continue
+        name = next((entry[key] for key in FILE_KEYS if entry.get(key)), None)
+        if not isinstance(name, str):
+            faults.append(f"line {number}: no {FILE_KEYS[0]}")
+            continue
+        place = path.parent / name
+        if not place.is_file():
+            faults.append(f"line {number}: {place}: no such file")
+            continue
+        text = next((entry[key] for key in TEXT_KEYS if entry.get(key)), "")
+        whose = next((entry[key] for key in PERSON_KEYS if entry.get(key) not in (None, "")), None)
+        if whose is None:
+            within = place.parent.relative_to(folder).parts
+            whose = within[0] if within and within[0] not in ("train", "data") else ""
+            whose = whose or (within[1] if len(within) > 1 else folder.resolve().name)
+        rows.append(
+            FolderImage(str(place), str(whose), str(entry.get("class_word") or ""), str(text))
+        )
+        read = {*FILE_KEYS, *TEXT_KEYS, *PERSON_KEYS, "class_word"}
+        for key in entry.keys() - read:
+            note = f"{table}: {key!r} is not read"
+            if note not in found.notes:
+                found.notes.append(note)
+    if faults:
+        shown = "\n  ".join(faults[:20])
+        more = f"\n  ... and {len(faults) - 20} more" if len(faults) > 20 else ""
+        raise FolderError(f"{path}: {len(faults)} lines cannot be used\n  {shown}{more}")
+    return rows
+
+
+def _entries(path: Path) -> Iterable[tuple[int, object]]:
+    if path.suffix == ".jsonl":
+        return list(parse_json_lines(read_text(path), path))
+    return enumerate(csv.DictReader(io.StringIO(read_text(path))), 2)
+
+
+def _check_complete(folder, files, rows, found):
+    named = {os.path.normpath(row.path) for row in rows}
+    left = [file for file in files if os.path.normpath(folder / file) not in named]
+    if left:
+        found.notes.append(f"{len(left)} images without a line are left out: {_some(left)}")
+
+
+# ---- Places ------------------------------------------------------------------------------------
+
+
+def _read_places(folder: Path, files: list[str], found: Folder) -> list[FolderImage]:
+    """Whose each image is, by the folder it lies in."""
+    inside = defaultdict(list)  # by the first folder; "" for those that lie loose
+    for file in files:
+        first, _, rest = file.partition("/")
+        inside[first if rest else ""].append(file)
+    places = {name for name in inside if name}
+    classes = {name for name in places if name.lower() in CLASS}
+    instances = {name for name in places if name.lower() in INSTANCE}
+    if classes and (instances or places - classes):
+        count = sum(len(inside[name]) for name in classes)
+        found.notes.append(f"{count} class images are left out: they show other people")
+        places -= classes
+    kohya = {name: match for name in places if (match := KOHYA.fullmatch(name))}
+    if not places:
+        found.layout = "one person, as no image is in a subfolder"
+        return [_image(folder, file, folder.resolve().name) for file in files]
+    if inside[""]:
+        loose = inside[""]
+        found.notes.append(
+            f"{len(loose)} images lie next to people's folders and are left out: {_some(loose)}; "
+            "move each into a folder"
+        )
+    if kohya:
+        repeats = sorted({match[1] for match in kohya.values()}, key=int)
+        found.layout = "kohya's folders"
+        found.notes.append(f"repeats ({', '.join(repeats)}) are not read: people are drawn alike")
+    elif instances:
+        found.layout = "diffusers' instance and class folders"
+    else:
+        found.layout = "a folder for each person"
+    rows = []
+    for name in sorted(places):
+        who, word = _person(folder, name, kohya.get(name), name in instances)
+        rows += [_image(folder, file, who, word) for file in inside[name]]
+    return rows
+
+
+def _person(folder: Path, name: str, match, instance: bool) -> tuple[str, str]:
+    """(identity, class word) of a folder of images."""
+    if instance:
+        return folder.resolve().name, ""
+    if match:
+        words = match[2].split()
+        word = words[-1].lower() if words and words[-1].lower() in CLASS_WORDS else ""
+        return match[2], word
+    return name, ""
+
+
+def _image(folder: Path, file: str, identity: str, class_word: str = "") -> FolderImage:
+    return FolderImage(str(folder / file), identity, class_word)
+
+
+# ---- All layouts -------------------------------------------------------------------------------
+
+
+def _with_captions(rows: list[FolderImage], found: Folder) -> list[FolderImage]:
+    """Captions of files next to images, where nothing else gave one."""
+    out, read = [], 0
+    for row in rows:
+        stem = Path(row.path).with_suffix("")
+        texts = [stem.with_name(stem.name + ending) for ending in CAPTION_FILES]
+        text = next((read_text(path) for path in texts if path.is_file()), "")
+        text = " ".join(text.split())
+        if text and not row.caption:
+            row, read = FolderImage(row.path, row.identity, row.class_word, text), read + 1
+        out.append(row)
+    if read:
+        found.notes.append(f"{read} captions from text files")
+    return out
+
+
+def _one_spelling(rows: list[FolderImage], found: Folder) -> list[FolderImage]:
+    """One person's name in one Unicode form, without outer blanks; others that look alike told."""
+    spelled: dict[str, set[str]] = defaultdict(set)
+    out = []
+    for row in rows:
+        name = plain_name(row.identity)
+        spelled[name].add(row.identity)
+        out.append(FolderImage(row.path, name, row.class_word, row.caption))
+    for name, forms in spelled.items():
+        if len(forms) > 1:
+            found.notes.append(f"{len(forms)} spellings of {name!r} count as one person")
+    found.notes += look_alikes(spelled)
+    return out
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
