@@ -5,6 +5,7 @@ keypoints:DIR     the miniature's KeypointNet, trained on drawn portraits of one
 insightface       see data_pipeline/faces/detectors/
 """
 
+import functools
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -81,8 +82,8 @@ class YuNetInJax(Detector):
         self._net = jax.jit(lambda state, x: nnx.merge(graphdef, state)(x.astype("float32")))
 
     def find(self, images: Sequence[np.ndarray]) -> list[list[Detection]]:
-        how = {"batch": CANVASES, "threshold": self.threshold}
-        return yunet_outputs.find_faces(images, self._run, **how)
+        find = functools.partial(yunet_outputs.find_faces, batch=CANVASES)
+        return find(images, self._run, threshold=self.threshold)
 
     def _run(self, canvases):
         return jax.tree.map(np.asarray, self._net(self._state, canvases))

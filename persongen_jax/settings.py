@@ -103,6 +103,15 @@ def pin_schedule_steps(config: ConfigDict, before: dict | None) -> ConfigDict:
     return config
 
 
+def pin_references(config: ConfigDict, before: dict | None) -> ConfigDict:
+    """The config with ``references`` as when the run began; see systems/sdxl_config.py."""
+    if before is None or "references" not in config:
+        return config
+    config = config.copy_and_resolve_references()
+    config.references = before.get("references", config.references)
+    return config
+
+
 def check_steps(config: ConfigDict, workdir: str | os.PathLike, start: int) -> list[str]:
     """Lines to log when a run resumes from step ``start``; ValueError if it cannot.
 

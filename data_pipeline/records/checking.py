@@ -9,9 +9,9 @@ from data_pipeline.pictures.listing import list_images
 from data_pipeline.pictures.reading import ImageError, image_size
 from data_pipeline.records.manifest import FILE_NAME, ManifestError, read_manifest
 from data_pipeline.records.schema import Record
-from data_pipeline.records.shard_reading import is_shards
+from data_pipeline.records.shard_reading import INDEX, is_shards
 from data_pipeline.records.sources import PEOPLE, make_manifest
-from data_pipeline.text_files import read_lines
+from data_pipeline.text_files import parse_json_lines, read_lines, read_text
 
 SHOWN = 20
 
@@ -50,6 +50,16 @@ def check_manifest(folder: str | Path, trigger_word: str = "img", **options: obj
             f"manifest again with `python -m data_pipeline.manifest {folder} --replace`\n  {text}"
         )
     return [describe(records), *(f"{what}: {n}" for what, n in counts.items() if n)]
+
+
+def has_face_boxes(data: str) -> bool:
+    """Whether any image of a source of records has a face box."""
+    folder = Path(str(data))
+    for name in (FILE_NAME, INDEX):
+        if (folder / name).is_file():
+            entries = parse_json_lines(read_text(folder / name), folder / name)
+            return any(isinstance(e, dict) and e.get("face_box") for _, e in entries)
+    return True  # drawn people
 
 
 def header_faults(files: Iterable[str]) -> dict[str, str]:

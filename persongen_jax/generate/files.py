@@ -5,6 +5,7 @@ recogniser's embedding of any other crop. All other weights, including runs of t
 square crops (data_pipeline/faces/find.py).
 """
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,10 @@ from data_pipeline.pictures.transforms import square_face_crop
 from data_pipeline.records.schema import MAX_REFERENCES
 from data_pipeline.text_files import read_json
 from persongen_jax.face_detectors import open_reference_detector
+from persongen_jax.training.trained import saved_config
 from persongen_jax.weights.formats.ip_adapter import is_ip_adapter, read_ip_adapter
+
+log = logging.getLogger(__name__)
 
 
 def read_references(
@@ -55,6 +59,13 @@ def read_references(
         other = "--no-crop cuts no face" if not crop else f"there are {count} references"
         raise ValueError(f"{len(boxes)} times --face-box, but {other}; give one for each")
     opened = [[(path, load_image(path)) for path in paths] for paths in people.values()]
+    if crop and not boxes and reads_whole_references(weights):
+        log.warning(
+            "%s was trained on whole images as references, so they are not cropped; --face-box "
+            "crops them",
+            weights,
+        )
+        crop = False
     if not crop:
         crops = [[image for _, image in person] for person in opened]
     elif boxes and not wants_aligned_faces(weights):
@@ -116,6 +127,12 @@ def wants_aligned_faces(weights: str | Path) -> bool:
         return False
     with read_ip_adapter(weights) as file:
         return file.kind == "faceid"
+
+
+def reads_whole_references(weights: str | Path) -> bool:
+    """Whether ``weights`` is a run whose data had no face boxes."""
+    config = saved_config(weights) if Path(weights).is_dir() else None
+    return config is not None and config.get("references") == "whole"
 
 
 def align_reference(image: np.ndarray, name: str, detector: Detector) -> np.ndarray:

@@ -18,7 +18,7 @@ from persongen_jax.models.lora import Adaptable, LayerChange, LoRA
 from persongen_jax.models.ops import Padding, conv2d
 
 
-def uniform(rngs: nnx.Rngs, shape, fan_in: int, dtype) -> jax.Array:
+def uniform(rngs: nnx.Rngs, shape: tuple[int, ...], fan_in: int, dtype: DTypeLike) -> jax.Array:
     """U(-1/sqrt(fan_in), 1/sqrt(fan_in)), PyTorch's initialisation of linear and conv layers."""
     bound = 1.0 / math.sqrt(fan_in)
     return jax.random.uniform(rngs.params(), shape, jnp.float32, -bound, bound).astype(dtype)

@@ -54,7 +54,7 @@ def read_method(
         FileNotFoundError: there is no checkpoint.
         ValueError: weights of another method than ``name``.
     """
-    if not Path(weights).exists():
+    if not Path(weights).exists() and Path(weights).parent.name != "checkpoints":
         raise FileNotFoundError(f"{weights}: no such file or folder")
     trained, weights = None, find_weights(weights)
     if not Path(weights).is_file():

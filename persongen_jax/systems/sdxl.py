@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 from data_pipeline.examples.buckets import bucket_shapes, check_shapes
 from data_pipeline.examples.fields import Batch, FaceBox, Image, TimeIds, requirements
 from data_pipeline.examples.source import ExampleSource
-from data_pipeline.records.checking import check_source
+from data_pipeline.records.checking import check_source, has_face_boxes
 from data_pipeline.records.sources import content_digests, file_stamps, open_records
 from persongen_jax.diffusion.conditioning import Guidance
 from persongen_jax.diffusion.options import SamplingOptions
@@ -100,6 +100,13 @@ class Sdxl(DiffusionSystem):
             for spec in dict.fromkeys(filter(None, specs))
             for line in check_source(spec, config.trigger_word, marked=marked, least=1)
         ]
+
+    @classmethod
+    def resolve_config(cls, config: ConfigDict) -> ConfigDict:
+        if config.references == "auto" and config.data:
+            config = config.copy_and_resolve_references()
+            config.references = "face" if has_face_boxes(config.data) else "whole"
+        return config
 
     @classmethod
     def abstract(cls, config: ConfigDict) -> Self:

@@ -105,7 +105,7 @@ class Checkpoints:
         return self._saved
 
     def _newest_intact(self) -> int:
-        for step in reversed(_steps(self.folder)):
+        for step in reversed(saved_steps(self.folder)):
             if is_intact(self.folder / str(step)):
                 return step
             aside = _free_name(self.folder / f"{step}.corrupt")
@@ -201,7 +201,7 @@ class Checkpoints:
         return self._saved == step
 
     def _delete_old(self):
-        for step in _steps(self.folder)[: -self.keep] if self.keep else ():
+        for step in saved_steps(self.folder)[: -self.keep] if self.keep else ():
             # Rename first: a half-deleted checkpoint must not look like a damaged one.
             doomed = self.folder / f"{step}.deleting"
             with contextlib.suppress(OSError):
@@ -305,7 +305,8 @@ def _megabytes(size: int) -> str:
 # ---- Finding them --------------------------------------------------------------------------
 
 
-def _steps(folder: Path) -> list[int]:
+def saved_steps(folder: Path) -> list[int]:
+    """The steps whose checkpoints a folder holds, in order."""
     # Only names that this project writes: 0003 or other digits are somebody's copies.
     found = (path for path in folder.glob("*") if re.fullmatch("0|[1-9][0-9]*", path.name))
     return sorted(int(path.name) for path in found if path.is_dir())
@@ -342,12 +343,9 @@ def find_run(path: str | Path, step: int | None = None) -> tuple[Path, int]:
         FileNotFoundError: there is no checkpoint, or none of ``step``.
         CorruptCheckpoint: the checkpoint is damaged.
     """
-    path = Path(path).absolute()
-    if path.parent.name == "checkpoints" and path.name.isdigit():
-        path, step = path.parent.parent, int(path.name) if step is None else step
-    elif path.name == "checkpoints":
-        path = path.parent
-    steps = _steps(path / "checkpoints")
+    path, named = split_step(path)
+    step = named if step is None else step
+    steps = saved_steps(path / "checkpoints")
     if not steps:
         raise FileNotFoundError(
             f"{path}: no checkpoint there; give the --workdir of a training run"
@@ -360,6 +358,14 @@ def find_run(path: str | Path, step: int | None = None) -> tuple[Path, int]:
             return path, candidate
     which = "no checkpoint there is" if step is None else f"the checkpoint of step {step} is not"
     raise CorruptCheckpoint(f"{path}: {which} intact, see the warnings; restore a copy of it")
+
+
+def split_step(path: str | Path) -> tuple[Path, int | None]:
+    """(RUN, STEP) of RUN/checkpoints/STEP; (RUN, None) of RUN and RUN/checkpoints."""
+    path = Path(path).absolute()
+    if path.parent.name == "checkpoints" and path.name.isdigit():
+        return path.parent.parent, int(path.name)
+    return (path.parent if path.name == "checkpoints" else path), None
 
 
 def _check_shapes(folder: Path, trainable: dict):

@@ -6,7 +6,13 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from persongen_jax.training.checkpoint import checkpoint_handler, find_run, shapes_of
+from persongen_jax.training.checkpoint import (
+    checkpoint_handler,
+    find_run,
+    saved_steps,
+    shapes_of,
+    split_step,
+)
 
 
 def load_trained(
@@ -44,3 +50,18 @@ def trained_shapes(path: str | Path) -> dict[str, tuple[np.dtype, tuple[int, ...
     workdir, step = find_run(path)
     arrays = shapes_of(workdir / "checkpoints" / str(step), "trainable")
     return {name: (np.dtype(x.dtype), tuple(x.shape)) for name, x in arrays.items()}
+
+
+def saved_config(path: str | Path) -> dict | None:
+    """The config of a run's newest checkpoint, or of the one that is named; None if it is no run.
+
+    The checkpoint is not verified; whoever loads it does that.
+    """
+    path, step = split_step(path)
+    steps = saved_steps(path / "checkpoints")
+    if not steps or step not in (None, *steps):
+        return None
+    items = ocp.args.Composite(config=ocp.args.JsonRestore())
+    with ocp.Checkpointer(checkpoint_handler()) as checkpointer:
+        folder = path / "checkpoints" / str(steps[-1] if step is None else step)
+        return checkpointer.restore(folder, args=items)["config"]

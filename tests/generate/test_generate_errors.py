@@ -71,7 +71,7 @@ REFERENCE_ERRORS = {
     "five": ("a man img", "face.png", 5, ["--no-crop"], "5 references"),
     "no image": ("a man img", "notes.txt", 1, ["--no-crop"], "notes.txt"),
     "no file": ("a man img", "gone.png", 1, [], "gone.png"),
-    "no face": ("a man img", "face.png", 1, ["--detector", "cascade"], "--no-crop"),
+    "no face": ("a man img", "face.png", 1, ["--detector", "yunet"], "--no-crop"),
     "no detector": ("a man img", "face.png", 1, ["--detector", "yolo"], "'yolo'"),
     "no such scale": ("a man img", "face.png", 1, ["--no-crop", "--scale", "x=1"], "'x'"),
     "method alone": ("a man img", "face.png", 0, [], "give --reference"),

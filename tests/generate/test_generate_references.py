@@ -9,11 +9,13 @@ from PIL import Image
 
 from data_pipeline.faces.align import align_face
 from data_pipeline.faces.find import NoFaceFound, crop_face
+from data_pipeline.pictures.transforms import square_face_crop
 from data_pipeline.prompts import Tokenizers
 from persongen_jax.face_detectors import open_detector
 from persongen_jax.generate import __main__ as generate
 from persongen_jax.generate import files as generate_files
 from persongen_jax.pipeline import Pipeline
+from persongen_jax.training.trained import saved_config
 from persongen_jax.weights.formats.photomaker import save_photomaker
 from tests.generate.command import image_file, pixels, run
 from tests.helpers.ip_adapters import write_ip_adapter
@@ -61,7 +63,7 @@ def test_a_photograph_a_photomaker_file_and_scales(small_base, method_weights, t
     pipe = Pipeline.from_pretrained(small_base)
     pipe.load_method("photomaker", method_weights)
     save_photomaker(pipe.model, tmp_path / "photomaker.safetensors")
-    arguments = ["--method-weights", tmp_path / "photomaker.safetensors", "--detector", "cascade"]
+    arguments = ["--method-weights", tmp_path / "photomaker.safetensors", "--detector", "yunet"]
     arguments += ["--reference", tmp_path / "me.png", "--prompt", "a woman img"]
     arguments += ["--start_merge_step", "0", "--scale", "identity=0.5", "--scale", "lora=0"]
     run(small_base, tmp_path / "out", *arguments)
@@ -106,9 +108,75 @@ def test_references_of_a_faceid_file_are_aligned(small_base, tmp_path):
     write_keypoint_net(tmp_path / "blind", present=-3.0)
     with pytest.raises(NoFaceFound, match=r"me\.png .*aligned crop"):
         crop("faceid", "--detector", f"keypoints:{tmp_path / 'blind'}")
-    pytest.importorskip("skimage")
-    with pytest.raises(ValueError, match="cascade: .*no landmarks.*--detector insightface"):
-        crop("faceid", "--detector", "cascade")
+
+
+def read(weights, items, **how):
+    how = {"base": "", "detector": "yunet", "crop": True, **how}
+    return generate_files.read_references(list(map(str, items)), weights, **how)
+
+
+def test_several_files_and_folders_are_one_person(tmp_path):
+    (tmp_path / "ann").mkdir()
+    files = [image_file(tmp_path / "ann" / f"{n}.png", (20 + n, 20)) for n in range(3)]
+    args = generate.parse_arguments(["--base", "x", "--reference", *files[:2], "--prompt", "a"])
+    assert args.reference == files[:2]
+    (person,), _ = read("x", [tmp_path / "ann"], crop=False)
+    assert [len(image) for image in person] == [20, 21, 22]
+    Image.new("L", (8, 8)).save(tmp_path / "left.png")
+    (person,), regions = read("x", [f"{tmp_path}/ann@{tmp_path}/left.png"], crop=False)
+    assert len(person) == 3 and len(regions) == 1
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(FileNotFoundError, match="empty: a folder without images"):
+        read("x", [tmp_path / "empty"])
+    for n in range(3, 6):
+        image_file(tmp_path / "ann" / f"{n}.png")
+    with pytest.raises(ValueError, match="6 references .*ann/0.png.* give one to 4 of a person"):
+        read("x", [tmp_path / "ann"])
+
+
+def test_a_face_box_is_cut_like_a_face_that_was_found(tmp_path):
+    photo = image_file(tmp_path / "me.png", (160, 120))
+    box = generate_files.parse_box("20,30,60,80.5")
+    assert box == (20, 30, 60, 80.5)
+    (person,), _ = read("x", [photo], boxes=[box])
+    assert np.array_equal(person[0], square_face_crop(pixels(photo), box))
+    for boxes, items, crop, said in (
+        ([box], [photo, photo], True, "1 times --face-box, but there are 2 references"),
+        ([box], [photo], False, "--no-crop cuts no face"),
+        ([(500, 0, 600, 9)], [photo], True, "lies outside of .*me.png, which has 120x160 pixels"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            read("x", items, boxes=boxes, crop=crop)
+    for text, said in (("1,2,3", "four numbers"), ("5,5,2,9", "empty")):
+        with pytest.raises(ValueError, match=f"--face-box {text}: .*{said}"):
+            generate_files.parse_box(text)
+
+
+def test_a_checkpoint_of_a_run_by_its_path(small_base, method_weights, pipe, tmp_path, capsys):
+    reference = image_file(tmp_path / "face.png")
+    given = ["--reference", reference, "--no-crop", "--prompt", "a man img"]
+    for name in ("", "checkpoints/0", "checkpoints"):
+        run(small_base, tmp_path / "out", "--method-weights", method_weights / name, *given)
+    images = [pixels(tmp_path / "out" / f"0000{n}.png") for n in range(3)]
+    assert np.array_equal(images[0], images[1]) and np.array_equal(images[0], images[2])
+    with pytest.raises(SystemExit, match="no checkpoint of step 7; there are 0"):
+        run(small_base, tmp_path, "--method-weights", method_weights / "checkpoints/7", *given)
+
+
+def test_references_are_cut_as_the_run_was_trained(method_weights, tmp_path, monkeypatch, caplog):
+    photo = image_file(tmp_path / "me.png", (160, 120))
+    config = saved_config(method_weights)
+    assert config["references"] == "auto"  # of a run that was never trained: by a detector
+    with pytest.raises(NoFaceFound):
+        read(method_weights, [photo])
+    monkeypatch.setattr(
+        generate_files, "saved_config", lambda path: {**config, "references": "whole"}
+    )
+    (person,), _ = read(method_weights, [photo])
+    assert np.array_equal(person[0], pixels(photo))
+    assert "trained on whole images as references, so they are not cropped" in caplog.text
+    (person,), _ = read(method_weights, [photo], boxes=[(20, 30, 60, 80)])
+    assert len(person[0]) < 120
 
 
 def test_the_cut_part_of_a_plain_prompt(small_base, tmp_path, capsys):

@@ -37,13 +37,13 @@ def test_options_without_effect_are_lines(capsys):
         )
 
     assert told() == told("--reference", "a.png", "--no-crop", "--tile-size", "64") == []
-    assert told("--no-crop", "--detector", "cascade", "--image-encoder", "x") == [
+    assert told("--no-crop", "--detector", "yunet", "--image-encoder", "x") == [
         "--detector has no effect without --reference",
         "--no-crop has no effect without --reference",
         "--image-encoder has no effect without --method-weights",
     ]
-    assert told("--reference", "a.png", "--no-crop", "--detector", "cascade") == [
-        "--detector cascade has no effect: --no-crop detects no face"
+    assert told("--reference", "a.png", "--no-crop", "--detector", "yunet") == [
+        "--detector yunet has no effect: --no-crop detects no face"
     ]
     # A warning of a pipeline call is a line, and every command prints it once.
     for _ in range(2):

@@ -4,10 +4,12 @@ import numpy as np
 import pytest
 import torch
 
+from data_pipeline.faces import shipped
 from data_pipeline.faces.align import align_face
-from persongen_jax.metrics.face_embedder import BATCH, open_face_embedder
+from persongen_jax.metrics.face_embedder import BATCH, FaceEmbedder, open_face_embedder
 from persongen_jax.weights.errors import MissingFile
 from persongen_jax.weights.formats.arcface import INSIGHTFACE_LICENCE, load_arcface
+from persongen_jax.weights.formats.opencv_faces import load_sface
 from persongen_jax.weights.saver import save_module
 from tests.helpers.iresnet_twin import TorchIResNet, randomise_statistics
 from tests.helpers.keypoint_nets import LANDMARKS, write_keypoint_net
@@ -101,20 +103,22 @@ def test_a_file_and_its_folder_open_alike_and_name_their_licences(assets, embedd
     assert other.detector_name == detector
 
 
-def test_a_detector_without_landmarks_is_refused(assets):
-    pytest.importorskip("skimage")
-    with pytest.raises(ValueError, match="'cascade' finds no landmarks.*keypoints:DIR"):
-        open_face_embedder(assets / "face_net", "cascade")
+def test_a_detector_without_landmarks_is_refused(embedder, monkeypatch):
+    monkeypatch.setattr(embedder.detector, "gives_landmarks", False)
+    with pytest.raises(ValueError, match="'keypoints' finds no landmarks.*yunet"):
+        FaceEmbedder(load_sface(), embedder.detector)
 
 
-def test_without_any_detector_the_ways_out_are_named(assets, tmp_path, monkeypatch):
+def test_a_recogniser_without_a_detector_beside_it_gets_yunet(assets, tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     alone = tmp_path / "inner" / "face_net"
     alone.mkdir(parents=True)
     (alone / "model.safetensors").write_bytes(
         (assets / "face_net" / "model.safetensors").read_bytes()
     )
-    with pytest.raises(FileNotFoundError, match="keypoints:DIR or insightface:DIR"):
+    assert open_face_embedder(alone).detector_name == "yunet"
+    monkeypatch.setattr(shipped, "PACKAGE", "a_package_that_is_not_installed")
+    with pytest.raises(FileNotFoundError, match=r"no yunet: .*persongen_jax\[faces\]"):
         open_face_embedder(alone)
 
 

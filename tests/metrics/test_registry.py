@@ -51,7 +51,8 @@ def test_metrics_without_a_judge_are_left_out_with_a_printed_line(capsys):
     assert [metric.name for metric in metrics] == ["whiteness"]
     assert capsys.readouterr().out.splitlines() == [
         "CLIP-T is not measured: config.clip names no CLIP directory",
-        "Face-Sim, rank-1/10 are not measured: config.face_net names no face recogniser",
+        "Face-Sim, rank-1/10 are not measured: config.face_net names no face recogniser, and SFace "
+        "is not installed (pip install 'persongen_jax[faces]')",
     ]
 
 

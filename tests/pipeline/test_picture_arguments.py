@@ -83,10 +83,10 @@ def test_regions_of_every_kind_and_an_empty_one_is_said(tmp_path):
 def test_masks_of_generate_are_read_before_the_base(tmp_path, turned):
     items = [f"{turned[0]}@{tmp_path / 'nothing.png'}"]
     with pytest.raises(ImageError, match="nothing.png: no such image file"):
-        read_references(items, "", base=None, detector="cascade", crop=False)
+        read_references(items, "", base=None, detector="yunet", crop=False)
     Image.new("L", (4, 4), 255).save(tmp_path / "mask.png")
     items = [f"{turned[0]}@{tmp_path / 'mask.png'}"]
-    crops, regions = read_references(items, "", base=None, detector="cascade", crop=False)
+    crops, regions = read_references(items, "", base=None, detector="yunet", crop=False)
     np.testing.assert_array_equal(crops[0][0], turned[1])
     assert (regions[0] == 1).all()
 

@@ -1,5 +1,6 @@
 import json
 import logging
+import unicodedata
 from collections import Counter
 
 import pytest
@@ -242,3 +243,27 @@ def test_another_trigger_word(write):
     assert len(read_manifest(folder, trigger_word="sks")) == 2
     with pytest.raises(ManifestError):
         read_manifest(folder)
+
+
+# ---- Names as people write them ----------------------------------------------------------------
+
+
+def test_files_by_the_spellings_of_other_systems(tmp_path):
+    composed = unicodedata.normalize("NFC", "Zoë.png")
+    decomposed = unicodedata.normalize("NFD", "Zoë.png")
+    (tmp_path / "in").mkdir()
+    for i, name in enumerate(("in/a.png", decomposed, "in/b.png", "c.png")):
+        Image.new("RGB", (40, 30), (i, 0, 0)).save(tmp_path / name)
+    names = ["in\\a.png", composed, str(tmp_path / "in" / "b.png"), f".\\{'c.png'}"]
+    lines = [json.dumps(entry(image=name)) for name in names]
+    (tmp_path / "manifest.jsonl").write_text("\n".join(lines), "utf-8")
+    found = [record.image for record in read_manifest(tmp_path)]
+    assert found == [str(tmp_path / n) for n in ("in/a.png", decomposed, "in/b.png", "c.png")]
+
+
+def test_one_person_in_several_spellings(write, caplog):
+    people = [unicodedata.normalize(form, "Zoë") for form in ("NFC", "NFD")]
+    lines = [entry(i, identity=name) for i, name in enumerate([*people, "ann ", "Ann"])]
+    records = read_manifest(write(*lines), least=1)
+    assert [record.identity for record in records] == ["Zoë", "Zoë", "ann", "Ann"]
+    assert "'ann' and 'Ann' look alike and count as 2 people" in caplog.text
