@@ -255,7 +255,7 @@ def _gather_nd(xp, _, x, places):
 
 
 def _sigmoid(xp, _, x):
-    return 1 / (1 + xp.exp(-x))
+    return 0.5 + 0.5 * xp.tanh(0.5 * x)  # does not overflow
 
 
 def _ints(array) -> list[int]:
