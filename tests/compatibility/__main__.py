@@ -19,6 +19,7 @@ PARTS = {
     "adapters": "Adapters",
     "text": "Text, prompts, options, the workdir",
     "pictures": "Pictures",
+    "photographs": "One's own photographs",
 }
 HEAD = """# Inputs as people have them: kind, variant, what happens
 
