@@ -6,6 +6,7 @@ square crops (data_pipeline/faces/find.py).
 """
 
 import logging
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -75,6 +76,8 @@ def read_references(
         if boxes:
             raise ValueError("--face-box: a FaceID file needs landmarks, which a box does not give")
         finder = open_reference_detector(base, detector)
+        if finder.licence:
+            print(f"faces are found by {finder.licence}", file=sys.stderr)
         cut = align_reference if wants_aligned_faces(weights) else crop_face
         crops = [[cut(image, str(path), finder) for path, image in person] for person in opened]
     regions = None if None in people else [load_mask(mask) for mask in people]
