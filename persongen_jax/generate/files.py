@@ -94,7 +94,8 @@ def group_references(items: list[str]) -> dict[Path | None, list[Path]]:
         front, at, end = item.rpartition("@")
         alone = not at or Path(item).exists()
         path, mask = (item, None) if alone else (front, Path(end))
-        people.setdefault(mask, []).extend(map(Path, named_images([path])))
+        files = named_images([path]) if Path(path).is_dir() else [path]
+        people.setdefault(mask, []).extend(map(Path, files))
     if None in people and len(people) > 1:
         raise ValueError(
             f"--reference {people[None][0]}: others have a region (FILE@REGION); give all of them "

@@ -93,7 +93,10 @@ class Sdxl(DiffusionSystem):
 
     @classmethod
     def check_data(cls, config: ConfigDict) -> list[str]:
-        marked = get_method(config.method).at_trigger
+        method = get_method(config.method)
+        # Whether a method of one's own reads the trigger word is known when it is attached.
+        ours = type(method).fields.__module__.startswith("persongen_jax.")
+        marked = ours and method.at_trigger
         specs = [config.data, *(config[key] for key in PEOPLE_KEYS)]
         return [
             f"{spec}: {line}"

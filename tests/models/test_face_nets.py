@@ -153,3 +153,37 @@ def test_other_graphs_are_refused(tmp_path):
     onnx.save(model, tmp_path / "half.onnx")
     with pytest.raises(KeyMismatch, match="features.bias"):
         load_sface(tmp_path / "half.onnx")
+
+
+@pytest.mark.parametrize(("network", "load"), [("yunet", load_yunet), ("sface", load_sface)])
+def test_float_files_are_read(network, load, tmp_path):
+    """OpenCV's float files name the same weights without the steps of quantisation."""
+    model = read_graph(shipped.shipped_file(network))
+
+    def plain(name):
+        return name.removesuffix("_reshaped").removesuffix("_dequantized")
+
+    for tensor in model.graph.initializer:
+        tensor.name = plain(tensor.name)
+    for node in model.graph.node:
+        node.input[:] = [plain(name) for name in node.input]
+    if network == "sface":  # it lists its weights as inputs, too
+        model.graph.input.extend(
+            onnx.helper.make_tensor_value_info(t.name, t.data_type, t.dims)
+            for t in model.graph.initializer
+        )
+    onnx.save(model, tmp_path / "float.onnx")
+    found, wanted = load(tmp_path / "float.onnx"), load()
+    if network == "sface":
+        found, wanted = found.model, wanted.model
+    for a, b in zip(
+        jax.tree.leaves(nnx.state(found)), jax.tree.leaves(nnx.state(wanted)), strict=True
+    ):
+        assert np.array_equal(a, b)
+    image = skimage_data.astronaut()
+    if network == "yunet":
+        assert len(YuNetDetector(tmp_path / "float.onnx").find([image])[0]) == 1
+    else:
+        crop = image[None, :112, :112]
+        theirs = SFaceRecogniser(tmp_path / "float.onnx").embed_crops(crop)
+        assert np.array_equal(theirs, SFaceRecogniser().embed_crops(crop))

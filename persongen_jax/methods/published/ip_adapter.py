@@ -166,9 +166,9 @@ def _open_encoder(kind: str, config):
         path = Path(name)
         if name in ("", "auto", "sface"):  # the last two are for Face-Sim
             raise ValueError(
-                f"config.face_net={name!r}; FaceID reads ArcFace's embeddings: give the "
-                "recogniser's file (antelopev2's glintr100.onnx, buffalo_l's w600k_r50.onnx), to "
-                "generate as --image-encoder, to load_method as encoder"
+                f"config.face_net={name!r}; FaceID reads the embeddings of a face recogniser, "
+                "ArcFace: give its file (antelopev2's glintr100.onnx, buffalo_l's w600k_r50.onnx), "
+                "to generate as --image-encoder, to load_method as encoder"
             )
         if path.is_dir():  # one of this project's, whose config names the size
             size = read_config(path).get("input_size")

@@ -313,5 +313,5 @@ def test_models_that_the_format_cannot_hold(tiny_base, files, tmp_path):
         save_ip_adapter(model, tmp_path / "mine.bin")
     with pytest.raises(ValueError, match="known are base, plus, faceid"):
         attach(tiny_base, image_proj="full")
-    with pytest.raises(ValueError, match="FaceID reads ArcFace"):
+    with pytest.raises(ValueError, match="FaceID reads the embeddings"):
         attach(tiny_base, image_proj="faceid", face_net="")
