@@ -19,7 +19,7 @@ from data_pipeline.faces.detectors import Detection, Detector, yunet_outputs
 from persongen_jax.weights.formats.keypoint_net import load_keypoint_net
 from persongen_jax.weights.formats.opencv_faces import load_yunet
 
-CANVASES = 4  # per call of YuNet
+CANVASES = 8  # per call of YuNet; one on a CPU, whose caches hold no more
 BATCH = 32  # images per call of the network: one shape, so that nothing recompiles
 THRESHOLD = 0.5  # on the probability of a face
 SMALLEST = 1e-2  # pixels; a face without extent does not count
@@ -82,7 +82,8 @@ class YuNetInJax(Detector):
         self._net = jax.jit(lambda state, x: nnx.merge(graphdef, state)(x.astype("float32")))
 
     def find(self, images: Sequence[np.ndarray]) -> list[list[Detection]]:
-        find = functools.partial(yunet_outputs.find_faces, batch=CANVASES)
+        batch = 1 if jax.default_backend() == "cpu" else CANVASES
+        find = functools.partial(yunet_outputs.find_faces, batch=batch)
         return find(images, self._run, threshold=self.threshold)
 
     def _run(self, canvases):

@@ -113,6 +113,9 @@ class YuNet(nnx.Module):
 
 
 def _pool(x):
-    """The maximum of 2×2 neighbours."""
+    """The maximum of 2×2 neighbours; as two comparisons of halves, since a reduction over such
+    windows takes four times as long as all the rest on a CPU."""
     b, h, w, c = x.shape
-    return x.reshape(b, h // 2, 2, w // 2, 2, c).max((2, 4))
+    x = x.reshape(b, h // 2, 2, w // 2, 2 * c)
+    x = jnp.maximum(x[:, :, 0], x[:, :, 1])
+    return jnp.maximum(x[..., :c], x[..., c:])
