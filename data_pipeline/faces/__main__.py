@@ -12,6 +12,7 @@ its images. A file that cannot be read has "error" and no faces, and makes the e
 import argparse
 import json
 import sys
+from pathlib import Path
 
 from data_pipeline.cli import command
 from data_pipeline.faces.reading import FoundFaces, Networks, read_faces, terms_of
@@ -54,6 +55,8 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     if args.recogniser and not args.embed:
         parser.error(f"--recogniser {args.recogniser} has no effect without --embed")
+    if args.json != "-" and not Path(args.json).absolute().parent.is_dir():
+        raise FileNotFoundError(f"--json {args.json}: there is no such folder")
     recogniser = (args.recogniser or "sface") if args.embed else ""
     files, entries, faults = named_images(args.files), [], 0
     networks = Networks(args.detector, recogniser, args.pose or "")
@@ -64,7 +67,8 @@ def main(argv: list[str] | None = None) -> None:
             faults += 1
             print(f"warning: {found.error}", file=sys.stderr)
         entries.append(as_entry(found))
-    text = json.dumps(entries, ensure_ascii=False, indent=1) + "\n"
+    rows = ",\n ".join(json.dumps(entry, ensure_ascii=False) for entry in entries)
+    text = f"[{rows}]\n"
     if args.json == "-":
         print(text, end="")
     else:

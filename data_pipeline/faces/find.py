@@ -30,7 +30,7 @@ def find_face(
             return x0, y0, x1, y1
     raise NoFaceFound(
         f"no face found in {name} ({width}x{height} pixels, detector {detector.name}); give its "
-        "place by --face-box X0,Y0,X1,Y1, or pass --no-crop to use the whole image"
+        "place by --face-box X0,Y0,X1,Y1, another --detector, or --no-crop to use the whole image"
     )
 
 

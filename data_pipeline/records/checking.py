@@ -1,12 +1,15 @@
 """Checks a data set before any model is loaded: all faults at once, with their lines."""
 
+import contextlib
+import logging
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from data_pipeline.pictures.listing import list_images
 from data_pipeline.pictures.reading import ImageError, image_size
+from data_pipeline.records import manifest
 from data_pipeline.records.manifest import FILE_NAME, ManifestError, read_manifest
 from data_pipeline.records.schema import Record
 from data_pipeline.records.shard_reading import INDEX, is_shards
@@ -27,7 +30,19 @@ def check_source(data: str, trigger_word: str = "img", **options: object) -> lis
         return []  # opening it says all that there is to say, and reads no image
     if not (folder / FILE_NAME).is_file() and list_images(folder):
         make_manifest(folder, trigger_word)
-    return check_manifest(folder, trigger_word, **options)
+    with _silent(manifest.log):  # opening the source warns of the same
+        return check_manifest(folder, trigger_word, **options)
+
+
+@contextlib.contextmanager
+def _silent(log: logging.Logger) -> Iterator[None]:
+    """Without the logger's warnings."""
+    level = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        log.setLevel(level)
 
 
 def check_manifest(folder: str | Path, trigger_word: str = "img", **options: object) -> list[str]:

@@ -118,6 +118,8 @@ def test_options_without_effect_and_absent_files(photographs, tmp_path, capsys):
         command.main([str(tmp_path / "nowhere.png"), "--json", "-"])
     with pytest.raises(SystemExit, match="without images"):
         command.main([str(tmp_path), "--json", "-"])
+    with pytest.raises(SystemExit, match="--json .*there is no such folder"):
+        command.main([str(photographs), "--json", str(tmp_path / "gone" / "x.json")])
 
 
 @pytest.mark.slow
