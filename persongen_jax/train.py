@@ -104,7 +104,7 @@ def train_locked(config: ConfigDict, workdir: Path, dry_run: bool = False) -> bo
         for name in config.metrics:
             find_class(name)
         print(config)
-        print("dry run: everything opens; nothing was written")
+        print("dry run: everything opens; no run was written")
         return True
 
     progress = {}

@@ -73,7 +73,7 @@ def read_manifest(
         lines = read_lines(path)
     except FileNotFoundError:
         raise ManifestError(
-            f"{path}: no such file; `python -m data_pipeline.sample_photos` makes an example"
+            f"{path}: no such file; `python -m data_pipeline.manifest {folder}` makes it"
         ) from None
     except TextError as error:
         raise ManifestError(str(error)) from None
