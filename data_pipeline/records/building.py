@@ -114,6 +114,8 @@ def _record(
     if face is not None:
         x0, y0, x1, y1 = (round(v, 1) for v in face.box)
         box = max(x0, 0.0), max(y0, 0.0), min(x1, float(width)), min(y1, float(height))
+        if box[0] >= box[2] or box[1] >= box[3]:  # of a face beyond the edge, almost
+            return _record(image, seen, None, class_word, trigger_word)
         share = (box[3] - box[1]) / height
         if face.landmarks is not None:
             points = tuple((round(float(x), 1), round(float(y), 1)) for x, y in face.landmarks)

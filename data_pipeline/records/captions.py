@@ -2,7 +2,13 @@
 
 import re
 
-from data_pipeline.prompts import has_trigger, strip_invisible
+from data_pipeline.prompts import (
+    PromptError,
+    has_trigger,
+    split_at_trigger,
+    strip_invisible,
+    without_trigger,
+)
 
 CLASS_WORDS = ("person", "man", "woman", "boy", "girl", "child")  # sought in captions
 # (least height of the face as a part of the image's, what the photograph then is).
@@ -20,8 +26,12 @@ def propose_caption(
         face_share: height of the face as a part of the image's; None if unknown.
     """
     text = " ".join(strip_invisible(text).split())
-    if text and has_trigger(text, trigger_word):
-        return text, class_word
+    if has_trigger(text, trigger_word):
+        try:
+            marked = split_at_trigger(text, trigger_word)[0].split()[-1]
+            return text, class_word if marked.lower() == class_word.lower() else ""
+        except PromptError:  # such as "IMG 2034"
+            text = " ".join(without_trigger(text, trigger_word).split())
     words = (class_word,) if class_word else CLASS_WORDS
     places = [
         match for word in words if (match := re.search(rf"\b{re.escape(word)}\b", text, re.I))

@@ -121,7 +121,7 @@ def find_faces(
         images: uint8 RGB [h, w, 3] of any sizes.
         run: the network, from RGB canvases uint8 [batch, side, side, 3] to its outputs.
         batch: canvases per call; the last call is filled up with black ones.
-        fills: see FILLS; of those that were tried, the one with the surest face is taken.
+        fills: see FILLS; a face that several of them show counts once, where it is surest.
     """
     found: list[list[Detection]] = [[] for _ in images]
     waiting, done = list(range(len(images))), [False] * len(images)
@@ -135,11 +135,17 @@ def find_faces(
             outputs = run(canvases)
             for row, (n, one) in enumerate(zip(numbers, placed, strict=True)):
                 faces = decode(outputs, row, side, threshold)
-                if faces and (not found[n] or faces[0].score > found[n][0].score):
-                    found[n] = [in_image(face, one) for face in faces]
+                found[n] = merged([*found[n], *(in_image(face, one) for face in faces)])
                 done[n] = bool(faces) and not any(_is_large(face, side) for face in faces)
         waiting = [n for n in waiting if not done[n]]
     return found
+
+
+def merged(faces: list[Detection]) -> list[Detection]:
+    """The faces without those that another, surer one covers; the best first."""
+    boxes = np.array([face.box for face in faces]).reshape(-1, 4)
+    kept = suppress(boxes, np.array([face.score for face in faces]))
+    return [faces[i] for i in kept]
 
 
 def _is_large(face: Detection, side: int) -> bool:

@@ -72,6 +72,19 @@ def test_pictures_of_any_number_and_shape(yunet):
     assert yunet.find([]) == [] and yunet.detect([]) == []
 
 
+def test_a_large_face_does_not_hide_a_small_one(yunet):
+    """Room around a large face makes a small one smaller still."""
+    large = np.asarray(
+        Image.fromarray(skimage_data.astronaut()[20:220, 125:325]).resize((600, 600))
+    )
+    small = np.asarray(Image.fromarray(skimage_data.astronaut()[20:220, 125:325]).resize((60, 60)))
+    image = np.zeros((600, 700, 3), np.uint8)
+    image[:, :600], image[500:560, 620:680] = large, small
+    (faces,) = yunet.find([image])
+    widths = sorted(face.box[2] - face.box[0] for face in faces)
+    assert len(faces) == 2 and widths[0] < 40 and widths[1] > 200
+
+
 def test_both_find_the_same(tmp_path):
     images = [skimage_data.astronaut(), skimage_data.astronaut()[:300, :300], skimage_data.cat()]
     images.append(np.ascontiguousarray(skimage_data.astronaut()[20:220, 125:325, ::-1]))

@@ -137,6 +137,9 @@ def test_folders_that_are_none(tmp_path):
         ("A Man, a woman", "", 0.3, "A Man img, a woman", "Man"),
         ("on a beach", "man", 0.3, "a photo of a man img, on a beach", "man"),
         ("a girl img runs", "", 0.3, "a girl img runs", ""),
+        ("a girl img runs", "girl", 0.3, "a girl img runs", "girl"),
+        ("photo of sks img", "woman", 0.3, "photo of sks img", ""),
+        ("IMG 2034", "man", 0.3, "a photo of a man img, 2034", "man"),
         ("a mannequin", "man", 0.3, "a photo of a man img, a mannequin", "man"),
     ],
 )
