@@ -12,6 +12,7 @@ import argparse
 from pathlib import Path
 
 from data_pipeline.cli import command
+from data_pipeline.faces.reading import DETECTORS
 from data_pipeline.records.building import build_records
 from data_pipeline.records.checking import check_manifest
 from data_pipeline.records.manifest import FILE_NAME, ManifestError, write_manifest
@@ -26,13 +27,18 @@ def main(argv: list[str] | None = None) -> None:
     add("--check", action="store_true", help="check the manifest and its images, write nothing")
     add("--class-word", default="", help="what the people are; default: as found, else person")
     add("--trigger-word", default="img", help="word after the class word (default: img)")
-    add("--detector", default="yunet", help="yunet (default), FILE.onnx, insightface[:DIR]")
+    add("--detector", default="auto", help=DETECTORS)
+    add("--pose", default="", metavar="FILE", help="MoveNet's .json: keypoints, too")
     add("--keep-faceless", action="store_true", help="keep images in which no face is found")
     add("--replace", action="store_true", help=f"replace a {FILE_NAME} that is there")
     add("--workers", type=int, metavar="N", help="processes; default: one per core")
     args = parser.parse_args(argv)
     path = args.folder / FILE_NAME
     if args.check:
+        kept = ("folder", "check", "trigger_word")
+        idle = [n for n, v in vars(args).items() if n not in kept and v != parser.get_default(n)]
+        if idle:
+            parser.error(f"--{idle[0].replace('_', '-')} has no effect with --check")
         for line in check_manifest(args.folder, args.trigger_word):
             print(line)
         return
@@ -45,6 +51,7 @@ def main(argv: list[str] | None = None) -> None:
         trigger_word=args.trigger_word,
         class_word=args.class_word,
         detector=args.detector,
+        pose=args.pose,
         keep_faceless=args.keep_faceless,
         workers=args.workers,
     )

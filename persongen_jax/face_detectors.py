@@ -55,12 +55,7 @@ def open_reference_detector(base: str | Path | None = None, name: str = "auto") 
     own = None if base is None else Path(base) / "face_detector"
     if own is not None and own.is_dir():
         return open_detector("keypoints", own)
-    return open_detector(best_detector())
-
-
-def best_detector() -> str:
-    """InsightFace where its models are present, as the published methods use it; else YuNet."""
-    return "insightface" if detectors.is_available() else "yunet"
+    return open_detector(detectors.best_detector())
 
 
 class YuNetInJax(Detector):

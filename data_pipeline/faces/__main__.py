@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 
 from data_pipeline.cli import command
-from data_pipeline.faces.reading import FoundFaces, Networks, read_faces, terms_of
+from data_pipeline.faces.reading import DETECTORS, FoundFaces, Networks, read_faces, terms_of
 from data_pipeline.files import write_text
 from data_pipeline.pictures.listing import named_images
 
@@ -47,7 +47,7 @@ def main(argv: list[str] | None = None) -> None:
     add = parser.add_argument
     add("files", nargs="+", metavar="FILE", help="image, or a folder of images")
     add("--json", required=True, metavar="OUT", help="write there; - for standard output")
-    add("--detector", default="yunet", help="yunet (default), FILE.onnx, insightface[:DIR]")
+    add("--detector", default="auto", help=DETECTORS)
     add("--embed", action="store_true", help="also the embedding of each face")
     add("--recogniser", metavar="NAME", help="sface (default), FILE.onnx, insightface[:DIR]")
     add("--pose", metavar="FILE", help="MoveNet's .json, with its .bin next to it")

@@ -3,8 +3,10 @@
 import functools
 import multiprocessing
 import os
+import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,6 +17,9 @@ from data_pipeline.faces.recognisers import open_recogniser
 from data_pipeline.pictures.reading import ImageError, load_image
 from data_pipeline.pose.movenet import MoveNet, Pose
 
+DETECTORS = (
+    "auto (default: InsightFace where its models are, else yunet), FILE.onnx, insightface:DIR"
+)
 FEW = 8  # files for which starting processes costs more than they save
 
 
@@ -25,7 +30,7 @@ class Networks:
     recogniser: "" for none. pose: MoveNet's file; "" for none.
     """
 
-    detector: str = "yunet"
+    detector: str = "auto"
     recogniser: str = ""
     pose: str = ""
 
@@ -56,7 +61,7 @@ def read_faces(
     """The faces of each file, in the files' order.
 
     Args:
-        networks: default: YuNet alone.
+        networks: default: the detector alone.
         workers: processes; default: one per core. Few files are read in this process.
 
     Raises:
@@ -64,7 +69,11 @@ def read_faces(
     """
     networks = networks or Networks()
     _opened(networks)  # a fault is told here, not by a process that dies
+    if workers is not None and workers < 1:
+        raise ValueError(f"{workers} workers: at least one is needed")
     workers = min(workers or len(os.sched_getaffinity(0)), len(files) // FEW)
+    if getattr(sys.modules["__main__"], "__spec__", None) is None:
+        workers = 1  # a script without a guard would be run again by every process
     names = [os.fspath(file) for file in files]
     if workers < 2:
         yield from (read_file(name, networks) for name in names)
@@ -73,7 +82,13 @@ def read_faces(
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers, spawn) as pool:
         look = functools.partial(read_file, networks=networks)
-        yield from pool.map(look, names, chunksize=4)
+        try:
+            yield from pool.map(look, names, chunksize=4)
+        except BrokenProcessPool as error:
+            raise OSError(
+                "a process that reads images was killed, perhaps for want of memory; give "
+                "--workers 1"
+            ) from error
 
 
 def read_file(name: str, networks: Networks) -> FoundFaces:
@@ -100,6 +115,12 @@ def terms_of(networks: Networks) -> list[str]:
 @functools.cache
 def _opened(networks: Networks):
     """Once in each process."""
+    detector = open_detector(networks.detector)
     recogniser = open_recogniser(networks.recogniser) if networks.recogniser else None
+    if recogniser is not None and not detector.gives_landmarks:
+        raise ValueError(
+            f"detector {networks.detector}: it finds no landmarks, by which faces are aligned for "
+            "embeddings; use yunet"
+        )
     movenet = MoveNet(networks.pose) if networks.pose else None
-    return open_detector(networks.detector), recogniser, movenet
+    return detector, recogniser, movenet

@@ -2,7 +2,7 @@
 
 import os
 from collections import Counter, defaultdict
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +17,9 @@ from data_pipeline.records.folders import Folder, FolderImage, read_folder
 from data_pipeline.records.schema import Record
 
 SHOWN = 10  # files of a kind that are named
-SURE, SURER = 0.9, 0.05  # a score at which a face is upright; by how much a turn has to be better
+SURE = 0.9  # a score at which a face is upright
+# By how much a turn has to be surer for a note, and for certainty: covered faces also gain by it.
+SURER, CERTAIN = 0.05, 0.2
 TURNS = {1: "anticlockwise", 3: "clockwise", 2: "by half"}  # quarter turns that are tried
 
 
@@ -45,8 +47,7 @@ class Built:
         single = [name for name, count in people.items() if count < 2]
         if single:
             out.append(
-                f"with one image only, so not trained on as a reference is never the target: "
-                f"{_some(single)}"
+                f"with one image only; methods that read references leave them out: {_some(single)}"
             )
         return out + self.notes
 
@@ -56,15 +57,18 @@ def build_records(
     *,
     trigger_word: str = "img",
     class_word: str = "",
-    detector: str = "yunet",
+    detector: str = "auto",
+    pose: str = "",
     keep_faceless: bool = False,
     workers: int | None = None,
 ) -> Built:
     """Read a folder (folders.py), find the faces, propose captions (captions.py).
 
     Args:
-        class_word: what the people are; "" takes it from the folder or the captions, else person.
+        class_word: what the people are, also where the folder or a caption says otherwise; "" takes
+            it from these, else person.
         detector: as for data_pipeline.faces.detectors.open_detector.
+        pose: MoveNet's file, for keypoints; "" for none.
         keep_faceless: keep images without a face, whose whole is then the reference.
         workers: processes; default: one per core.
 
@@ -76,9 +80,9 @@ def build_records(
     found = read_folder(root)
     built = Built([], found.layout, notes=list(found.notes))
     images = _without_copies(root, found, built)
-    networks = Networks(detector)
+    networks = Networks(detector, pose=pose)
     built.notes += terms_of(networks)
-    several = []
+    several, turned = [], defaultdict(list)
     faces = read_faces([image.path for image in images], networks, workers)
     for image, seen in zip(images, faces, strict=True):
         name = _relative(root, image.path)
@@ -87,16 +91,20 @@ def build_records(
             built.notes.append(seen.error)
             continue
         face = max(seen.faces, key=area, default=None)
-        turn = _turn(image.path, detector, _score(seen.faces))
-        if turn:
+        turn, gain = _turn(image.path, detector, _score(seen.faces))
+        if gain > CERTAIN:
             built.left_out[f"not upright, turn it {turn}"].append(name)
             continue
+        if turn:
+            turned[turn].append(name)
         if face is None and not keep_faceless:
             built.left_out["no face found"].append(name)
             continue
         if len(seen.faces) > 1:
             several.append(name)
         built.records.append(_record(image, seen, face, class_word, trigger_word))
+    for turn, names in turned.items():
+        built.notes.append(f"perhaps not upright, better turned {turn}; look at: {_some(names)}")
     if several:
         built.notes.append(f"several faces, of which the largest is taken: {_some(several)}")
     return built
@@ -119,17 +127,26 @@ def _record(
         share = (box[3] - box[1]) / height
         if face.landmarks is not None:
             points = tuple((round(float(x), 1), round(float(y), 1)) for x, y in face.landmarks)
-    word = image.class_word or class_word
+    word = class_word or image.class_word
     caption, word = propose_caption(image.caption, word, share, trigger_word)
-    return Record(
+    record = Record(
         image.path, image.identity, caption, face_box=box, class_word=word, landmarks=points
     )
+    if seen.pose is None:
+        return record
+    joints, visible = seen.pose.body()
+    keypoints = tuple((round(float(x), 1), round(float(y), 1)) for x, y in joints)
+    return replace(record, keypoints=keypoints, visibility=tuple(map(bool, visible)))
 
 
 def _without_copies(root: Path, found: Folder, built: Built) -> list[FolderImage]:
     """The images without byte-identical copies; near copies, and those of two people, are told."""
+    gone = [image for image in found.images if not os.path.isfile(image.path)]
+    for image in gone:  # a link that leads nowhere
+        built.left_out["cannot be read"].append(_relative(root, image.path))
+    images = [image for image in found.images if image not in gone]
     of_person = defaultdict(list)
-    for image in found.images:
+    for image in images:
         of_person[image.identity].append(image.path)
     copies: dict[str, str] = {}
     for files in of_person.values():
@@ -137,7 +154,7 @@ def _without_copies(root: Path, found: Folder, built: Built) -> list[FolderImage
     for copy, first in copies.items():
         why = f"a copy of {_relative(root, first)}"
         built.left_out[why].append(_relative(root, copy))
-    kept = [image for image in found.images if image.path not in copies]
+    kept = [image for image in images if image.path not in copies]
     whose = {image.path: image.identity for image in kept}
     shared = same_bytes(whose)
     near = near_copies([[f for f in files if f not in copies] for files in of_person.values()])
@@ -148,19 +165,20 @@ def _without_copies(root: Path, found: Folder, built: Built) -> list[FolderImage
     return kept
 
 
-def _turn(path: str, detector: str, score: float) -> str:
-    """How to turn an image so that the face is upright; "" if it is.
+def _turn(path: str, detector: str, score: float) -> tuple[str, float]:
+    """How to turn an image so that the face is upright, and the gain in score; "" if it is.
 
     Detectors also find faces that lie on their side or head, with landmarks as if they did not, but
     are less sure of them.
     """
     if score >= SURE:
-        return ""
+        return "", 0.0
     image = load_image(Path(path))
     turned = [np.ascontiguousarray(np.rot90(image, turn)) for turn in TURNS]
     scores = [_score(faces) for faces in open_detector(detector).find(turned)]
     best = int(np.argmax(scores))
-    return list(TURNS.values())[best] if scores[best] > score + SURER else ""
+    gain = scores[best] - score
+    return (list(TURNS.values())[best], gain) if gain > SURER else ("", 0.0)
 
 
 def _score(faces: list[Detection]) -> float:

@@ -10,11 +10,17 @@ from pathlib import Path
 from data_pipeline.pictures.listing import list_images
 from data_pipeline.pictures.reading import ImageError, image_size
 from data_pipeline.records import manifest
-from data_pipeline.records.manifest import FILE_NAME, ManifestError, read_manifest
+from data_pipeline.records.manifest import FILE_NAME, ManifestError, find_file, read_manifest
 from data_pipeline.records.schema import Record
 from data_pipeline.records.shard_reading import INDEX, is_shards
 from data_pipeline.records.sources import PEOPLE, make_manifest
-from data_pipeline.text_files import parse_json_lines, read_lines, read_text
+from data_pipeline.text_files import (
+    TextError,
+    parse_json,
+    parse_json_lines,
+    read_lines,
+    read_text,
+)
 
 SHOWN = 20
 
@@ -46,25 +52,30 @@ def _silent(log: logging.Logger) -> Iterator[None]:
 
 
 def check_manifest(folder: str | Path, trigger_word: str = "img", **options: object) -> list[str]:
-    """Lines on what a manifest holds, if training can use it; options as for read_manifest.
+    """A line on what a manifest holds, if training can use it; options as for read_manifest.
 
     Raises:
         ManifestError: lines that cannot be used, or images whose headers cannot be read.
     """
-    counts: Counter = Counter()
-    records = read_manifest(folder, trigger_word, counts, **options)  # type: ignore[arg-type]
-    faults = header_faults(record.image for record in records)
-    if faults:
-        path = Path(folder) / FILE_NAME
-        lines = _lines_of(path, faults)
-        shown = [f"line {lines.get(file, '?')}: {fault}" for file, fault in faults.items()]
-        more = [f"... and {len(shown) - SHOWN} more"] if len(shown) > SHOWN else []
-        text = "\n  ".join([*shown[:SHOWN], *more])
-        raise ManifestError(
-            f"{path}: {len(faults)} images cannot be read; remove their lines, or make the "
-            f"manifest again with `python -m data_pipeline.manifest {folder} --replace`\n  {text}"
-        )
-    return [describe(records), *(f"{what}: {n}" for what, n in counts.items() if n)]
+    path, lines, records = Path(folder) / FILE_NAME, "", []
+    try:
+        records = read_manifest(folder, trigger_word, Counter(), **options)  # type: ignore[arg-type]
+    except ManifestError as error:
+        lines = str(error)
+    numbers = _named_images(path)
+    faults = header_faults(numbers)
+    if not faults:
+        if lines:
+            raise ManifestError(lines)
+        return [describe(records)]
+    shown = [f"line {numbers[file]}: {fault}" for file, fault in faults.items()]
+    more = [f"... and {len(shown) - SHOWN} more"] if len(shown) > SHOWN else []
+    text = "\n  ".join([*shown[:SHOWN], *more])
+    raise ManifestError(
+        f"{lines}{chr(10) if lines else ''}{path}: {len(faults)} images cannot be read; remove "
+        f"their lines, or make the manifest again with `python -m data_pipeline.manifest {folder} "
+        f"--replace`\n  {text}"
+    )
 
 
 def has_face_boxes(data: str) -> bool:
@@ -101,12 +112,19 @@ def describe(records: list[Record]) -> str:
     return f"{len(records)} images of {people} people{without}"
 
 
-def _lines_of(path: Path, files: Iterable[str]) -> dict[str, int]:
-    """The first line that names each file, by its name as written there."""
-    wanted = {Path(file).name: file for file in files}
+def _named_images(path: Path) -> dict[str, int]:
+    """The files that a manifest names and that exist, and the first line that names each."""
     found: dict[str, int] = {}
+    if not path.is_file():
+        return found
     for number, line in enumerate(read_lines(path), 1):
-        for name, file in wanted.items():
-            if name in line:
-                found.setdefault(file, number)
+        try:
+            entry = parse_json(line, path, number) if line.strip() else {}
+            more = entry.get("images") or {}
+            names = [entry.get("image"), *more.values()]
+            files = [find_file(path.parent, "image", name) for name in names if name]
+        except (TextError, ManifestError, FileNotFoundError, AttributeError):
+            continue  # which reading the manifest tells
+        for file in files:
+            found.setdefault(file, number)
     return found

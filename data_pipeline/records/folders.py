@@ -20,13 +20,16 @@ from pathlib import Path
 
 from data_pipeline.pictures.listing import list_images
 from data_pipeline.records.captions import CLASS_WORDS
+from data_pipeline.records.manifest import ManifestError, find_file
 from data_pipeline.records.names import look_alikes, plain_name
 from data_pipeline.text_files import parse_json_lines, read_text
 
 METADATA = ("metadata.jsonl", "metadata.csv")
-KOHYA = re.compile(r"(\d+)_(.+)")
+KOHYA = re.compile(r"([1-9]\d{0,2})_(.+)")  # repeats, a token and the class word
 INSTANCE = ("instance_images", "instance", "instance_data", "instance_data_dir")
 CLASS = ("class_images", "class", "class_data", "class_data_dir", "reg", "regularization")
+CONTAINERS = ("img", "image", "images", "train", "data", "dataset")  # hold the people's folders
+SPLITS = ("train", "test", "validation", "valid", "val", "dev", "data", "images")  # nobody's names
 CAPTION_FILES = (".txt", ".caption")
 FILE_KEYS = ("file_name", "image", "file")  # of a line of metadata, the first that is there
 TEXT_KEYS = ("text", "caption", "prompt", "description")
@@ -75,12 +78,14 @@ def read_folder(folder: str | os.PathLike) -> Folder:
     if not files:
         raise FolderError(f"{folder}: no images in it; put some there, a subfolder for each person")
     found = Folder([], "")
-    tables = sorted(
-        place.relative_to(folder)
-        for name in METADATA
-        for place in [folder / name, *folder.glob(f"*/{name}")]
-        if place.is_file()
-    )
+    unnamed = [file for file in files if not _is_text(file)]
+    if unnamed:
+        shown = _some([file.encode("utf-8", "replace").decode() for file in unnamed])
+        found.notes.append(
+            f"{len(unnamed)} images with names that are not UTF-8 are left out: {shown}"
+        )
+        files = [file for file in files if _is_text(file)]
+    tables = _tables(folder, found)
     if tables:
         found.layout = f"Hugging Face's {tables[0].name}"
         rows = [row for table in tables for row in _read_metadata(folder, table, found)]
@@ -91,7 +96,25 @@ def read_folder(folder: str | os.PathLike) -> Folder:
     return found
 
 
+def _is_text(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 # ---- Metadata ----------------------------------------------------------------------------------
+
+
+def _tables(folder: Path, found: Folder) -> list[Path]:
+    """The tables in the folder, at most one of each subfolder, relative to it."""
+    tables: dict[Path, Path] = {}
+    for name in METADATA:
+        for place in sorted(folder.rglob(name)):
+            if tables.setdefault(place.parent, place) != place:
+                found.notes.append(f"{place.relative_to(folder)} is not read beside {METADATA[0]}")
+    return sorted(place.relative_to(folder) for place in tables.values())
 
 
 def _read_metadata(folder: Path, table: Path, found: Folder) -> list[FolderImage]:
@@ -105,16 +128,19 @@ def _read_metadata(folder: Path, table: Path, found: Folder) -> list[FolderImage
         if not isinstance(name, str):
             faults.append(f"line {number}: no {FILE_KEYS[0]}")
             continue
-        place = path.parent / name
-        if not place.is_file():
-            faults.append(f"line {number}: {place}: no such file")
+        try:
+            place = Path(find_file(path.parent, "file_name", name))
+        except FileNotFoundError as error:
+            faults.append(f"line {number}: {error}: no such file")
+            continue
+        except ManifestError as error:
+            faults.append(f"line {number}: {error}")
             continue
         text = next((entry[key] for key in TEXT_KEYS if entry.get(key)), "")
         whose = next((entry[key] for key in PERSON_KEYS if entry.get(key) not in (None, "")), None)
         if whose is None:
-            within = place.parent.relative_to(folder).parts
-            whose = within[0] if within and within[0] not in ("train", "data") else ""
-            whose = whose or (within[1] if len(within) > 1 else folder.resolve().name)
+            within = [n for n in place.parent.relative_to(folder).parts if n.lower() not in SPLITS]
+            whose = within[0] if within else folder.resolve().name
         rows.append(
             FolderImage(str(place), str(whose), str(entry.get("class_word") or ""), str(text))
         )
@@ -133,7 +159,13 @@ def _read_metadata(folder: Path, table: Path, found: Folder) -> list[FolderImage
 def _entries(path: Path) -> Iterable[tuple[int, object]]:
     if path.suffix == ".jsonl":
         return list(parse_json_lines(read_text(path), path))
-    return enumerate(csv.DictReader(io.StringIO(read_text(path))), 2)
+    text = read_text(path)
+    head = text.split("\n", 1)[0]
+    mark = ";" if ";" in head and "," not in head else ","
+    try:
+        return list(enumerate(csv.DictReader(io.StringIO(text, newline=None), delimiter=mark), 2))
+    except csv.Error as error:
+        raise FolderError(f"{path}: not a table with commas ({error}); save it again") from error
 
 
 def _check_complete(folder, files, rows, found):
@@ -155,14 +187,21 @@ def _read_places(folder: Path, files: list[str], found: Folder) -> list[FolderIm
     places = {name for name in inside if name}
     classes = {name for name in places if name.lower() in CLASS}
     instances = {name for name in places if name.lower() in INSTANCE}
-    if classes and (instances or places - classes):
+    if classes and (instances or places - classes or inside[""]):
         count = sum(len(inside[name]) for name in classes)
         found.notes.append(f"{count} class images are left out: they show other people")
         places -= classes
+    outer = min(places) if len(places) == 1 else ""
+    if outer.lower() in CONTAINERS and not inside[""]:
+        within = [file.removeprefix(f"{outer}/") for file in inside[outer]]
+        if all("/" in file for file in within):
+            return _read_places(folder / outer, within, found)
     kohya = {name: match for name in places if (match := KOHYA.fullmatch(name))}
+    if len({match[2] for match in kohya.values()}) < len(kohya):
+        kohya = {}  # such as 1_01 and 2_01: numbers of people and pictures
     if not places:
         found.layout = "one person, as no image is in a subfolder"
-        return [_image(folder, file, folder.resolve().name) for file in files]
+        return [_image(folder, file, folder.resolve().name) for file in inside[""]]
     if inside[""]:
         loose = inside[""]
         found.notes.append(

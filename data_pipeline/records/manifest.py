@@ -153,7 +153,7 @@ def _record(folder: Path, entry, trigger_word: str | None) -> tuple[Record, list
                 f'the caption "{texts["caption"]}"'
             )
     texts["identity"] = plain_name(texts["identity"])
-    texts["image"] = _file(folder, "image", texts["image"])
+    texts["image"] = find_file(folder, "image", texts["image"])
     face_box, changes = _face_box(entry, texts["image"])
     points: dict[str, Any] = {
         "landmarks": _numbers(entry, "landmarks", (5, 2)),
@@ -166,7 +166,7 @@ def _record(folder: Path, entry, trigger_word: str | None) -> tuple[Record, list
     return Record(**texts, face_box=face_box, **points, **_origin(entry), **more), changes
 
 
-def _file(folder: Path, key: str, name) -> str:
+def find_file(folder: Path, key: str, name: object) -> str:
     """The path of a file that a line names; FileNotFoundError if it does not exist."""
     if not isinstance(name, str) or not name:
         raise ManifestError(f"{key} is {name!r}; a file's name is needed")
@@ -203,7 +203,7 @@ def _images(folder: Path, entry: dict) -> dict[str, str] | None:
         return None
     if not isinstance(images, dict):
         raise ManifestError(f'images is {images!r}; {{"NAME": FILE}} is needed')
-    return {name: _file(folder, f"images.{name}", file) for name, file in images.items()}
+    return {name: find_file(folder, f"images.{name}", file) for name, file in images.items()}
 
 
 def _numbers(entry: dict, key: str, shape: tuple[int, ...]):

@@ -71,12 +71,13 @@ def make_manifest(folder: Path, trigger_word: str) -> None:
     Raises:
         SourceError: no image can be used, or the detector is missing; has the remedy.
     """
+    from data_pipeline.faces.shipped import NotShipped
     from data_pipeline.records.building import build_records
 
     print(f"{folder} has no {FILE_NAME}; making it as `python -m data_pipeline.manifest` does:")
     try:
         built = build_records(folder, trigger_word=trigger_word)
-    except (FileNotFoundError, ImportError) as error:
+    except (NotShipped, ImportError) as error:
         raise SourceError(
             f"{folder}: no {FILE_NAME}, and no detector to make it: {error}"
         ) from error

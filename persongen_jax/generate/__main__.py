@@ -123,7 +123,7 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
         default=[],
         metavar="X0,Y0,X1,Y1",
         help="where the face is in a reference, in pixels of the upright image, instead of finding "
-        "it; one for each --reference, in their order",
+        "it; may be repeated, one for each file, in their order",
     )
     add(
         "--detector",

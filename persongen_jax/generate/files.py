@@ -6,6 +6,7 @@ square crops (data_pipeline/faces/find.py).
 """
 
 import logging
+import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,6 +27,9 @@ from persongen_jax.training.trained import saved_config
 from persongen_jax.weights.formats.ip_adapter import is_ip_adapter, read_ip_adapter
 
 log = logging.getLogger(__name__)
+
+Box = tuple[float, ...]
+"""(x0, y0, x1, y1) in pixels; () for unknown."""
 
 
 def read_references(
@@ -49,17 +53,18 @@ def read_references(
     Raises:
         ValueError: counts that do not match, no face found, a detector that cannot align.
     """
-    people = group_references(items)
-    for paths in people.values():
-        if len(paths) > MAX_REFERENCES:
+    people = group_references(items, boxes)
+    for files in people.values():
+        if len(files) > MAX_REFERENCES:
             raise ValueError(
-                f"{len(paths)} references ({paths[0]}, …): give one to {MAX_REFERENCES} of a person"
+                f"{len(files)} references ({files[0][0]}, …): give one to {MAX_REFERENCES} of a "
+                "person"
             )
     count = sum(map(len, people.values()))
     if boxes and (len(boxes) != count or not crop):
         other = "--no-crop cuts no face" if not crop else f"there are {count} references"
         raise ValueError(f"{len(boxes)} times --face-box, but {other}; give one for each")
-    opened = [[(path, load_image(path)) for path in paths] for paths in people.values()]
+    opened = [[(p, load_image(p), box) for p, box in files] for files in people.values()]
     if crop and not boxes and reads_whole_references(weights):
         log.warning(
             "%s was trained on whole images as references, so they are not cropped; --face-box "
@@ -68,10 +73,9 @@ def read_references(
         )
         crop = False
     if not crop:
-        crops = [[image for _, image in person] for person in opened]
+        crops = [[image for _, image, _ in person] for person in opened]
     elif boxes and not wants_aligned_faces(weights):
-        places = iter(boxes)
-        crops = [[cut_at(image, path, next(places)) for path, image in p] for p in opened]
+        crops = [[cut_at(image, path, box) for path, image, box in p] for p in opened]
     else:
         if boxes:
             raise ValueError("--face-box: a FaceID file needs landmarks, which a box does not give")
@@ -79,27 +83,31 @@ def read_references(
         if finder.licence:
             print(f"faces are found by {finder.licence}", file=sys.stderr)
         cut = align_reference if wants_aligned_faces(weights) else crop_face
-        crops = [[cut(image, str(path), finder) for path, image in person] for person in opened]
+        crops = [[cut(image, str(path), finder) for path, image, _ in p] for p in opened]
     regions = None if None in people else [load_mask(mask) for mask in people]
     return crops, regions
 
 
-def group_references(items: list[str]) -> dict[Path | None, list[Path]]:
-    """FILE or FILE@REGION: the images by their region's file; names may contain an @.
+def group_references(
+    items: list[str], boxes: Sequence[Box] = ()
+) -> dict[Path | None, list[tuple[Path, Box]]]:
+    """FILE or FILE@REGION: (image, its box) by their region's file; names may contain an @.
 
-    A folder stands for its images.
+    A folder stands for its images. ``boxes``: in the order of the images; () for none.
     """
-    people = {}
+    people: dict[Path | None, list[tuple[Path, Box]]] = {}
+    places = iter(boxes)
     for item in items:
         front, at, end = item.rpartition("@")
         alone = not at or Path(item).exists()
         path, mask = (item, None) if alone else (front, Path(end))
         files = named_images([path]) if Path(path).is_dir() else [path]
-        people.setdefault(mask, []).extend(map(Path, files))
+        pairs = [(Path(file), next(places, ())) for file in files]
+        people.setdefault(mask, []).extend(pairs)
     if None in people and len(people) > 1:
         raise ValueError(
-            f"--reference {people[None][0]}: others have a region (FILE@REGION); give all of them "
-            "one, or none"
+            f"--reference {people[None][0][0]}: others have a region (FILE@REGION); give all of "
+            "them one, or none"
         )
     return people
 
@@ -110,6 +118,8 @@ def parse_box(text: str) -> tuple[float, ...]:
         x0, y0, x1, y1 = (float(part) for part in text.split(","))
     except ValueError as error:
         raise ValueError(f"--face-box {text}: give four numbers, X0,Y0,X1,Y1") from error
+    if not all(map(math.isfinite, (x0, y0, x1, y1))):
+        raise ValueError(f"--face-box {text}: give four numbers, X0,Y0,X1,Y1")
     if not (x0 < x1 and y0 < y1):
         raise ValueError(f"--face-box {text}: it is empty; X0 < X1 and Y0 < Y1 are needed")
     return x0, y0, x1, y1
@@ -122,7 +132,8 @@ def cut_at(image: np.ndarray, path: Path, box: tuple[float, ...]) -> np.ndarray:
         raise ValueError(
             f"--face-box {box}: lies outside of {path}, which has {width}x{height} pixels"
         )
-    return square_face_crop(image, box)
+    x0, y0, x1, y1 = box
+    return square_face_crop(image, (max(x0, 0), max(y0, 0), min(x1, width), min(y1, height)))
 
 
 def wants_aligned_faces(weights: str | Path) -> bool:

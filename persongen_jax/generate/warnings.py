@@ -8,9 +8,14 @@ def ineffective_options(args: argparse.Namespace) -> list[str]:
     lines = []
     if not args.reference:
         given = {"--detector": args.detector, "--no-crop": args.no_crop}
+        given |= {"--face-box": args.face_box}
         lines += [f"{name} has no effect without --reference" for name in given if given[name]]
     elif args.no_crop and args.detector:
         lines.append(f"--detector {args.detector} has no effect: --no-crop detects no face")
+    if args.reference and args.face_box and args.detector:
+        lines.append(
+            f"--detector {args.detector} has no effect: --face-box says where the faces are"
+        )
     if args.image_encoder and not args.method_weights:
         lines.append("--image-encoder has no effect without --method-weights")
     return lines

@@ -14,9 +14,9 @@ import numpy as np
 from flax import nnx
 
 from data_pipeline.faces.align import align_face
-from data_pipeline.faces.detectors import Detector
+from data_pipeline.faces.detectors import Detector, best_detector
 from data_pipeline.pictures.reading import load_image
-from persongen_jax.face_detectors import best_detector, open_detector
+from persongen_jax.face_detectors import open_detector
 from persongen_jax.weights.errors import MissingFile
 from persongen_jax.weights.files.directory import read_config
 from persongen_jax.weights.formats.arcface import Recogniser, load_arcface

@@ -97,18 +97,26 @@ class Sdxl(DiffusionSystem):
         # Whether a method of one's own reads the trigger word is known when it is attached.
         ours = type(method).fields.__module__.startswith("persongen_jax.")
         marked = ours and method.at_trigger
+        least = 2 if ours else 1  # ours read another image of the person as the reference
         specs = [config.data, *(config[key] for key in PEOPLE_KEYS)]
         return [
             f"{spec}: {line}"
             for spec in dict.fromkeys(filter(None, specs))
-            for line in check_source(spec, config.trigger_word, marked=marked, least=1)
+            for line in check_source(spec, config.trigger_word, marked=marked, least=least)
         ]
 
     @classmethod
     def resolve_config(cls, config: ConfigDict) -> ConfigDict:
-        if config.references == "auto" and config.data:
-            config = config.copy_and_resolve_references()
-            config.references = "face" if has_face_boxes(config.data) else "whole"
+        if not config.data:
+            return config
+        found = "face" if has_face_boxes(config.data) else "whole"
+        if config.references not in ("auto", found):
+            raise ValueError(
+                f"config.references={config.references!r}: {config.data} has "
+                f"{'' if found == 'face' else 'no '}face boxes, so it is {found!r}; leave it out"
+            )
+        config = config.copy_and_resolve_references()
+        config.references = found
         return config
 
     @classmethod

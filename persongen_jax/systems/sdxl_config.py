@@ -66,8 +66,9 @@ def sdxl_defaults() -> ConfigDict:
     # so that the weights frozen here stay the same if that run is trained further.
     config.start_from_step = 0
 
-    # What references show: "face", the square around the face box, or "whole", whole images. A run
-    # fills it in by whether its data have face boxes, so that generate cuts alike.
+    # What references show: "face", the square around the face box, or "whole", whole images. It
+    # cannot be chosen: a run fills it in by whether its data have face boxes, and generate cuts
+    # alike.
     config.references = "auto"
 
     # The objective, in addition to the settings of all diffusion systems.

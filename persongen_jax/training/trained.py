@@ -53,7 +53,8 @@ def trained_shapes(path: str | Path) -> dict[str, tuple[np.dtype, tuple[int, ...
 
 
 def saved_config(path: str | Path) -> dict | None:
-    """The config of a run's newest checkpoint, or of the one that is named; None if it is no run.
+    """The config of a run's newest checkpoint, or of the one that is named; None if there is none
+    that can be read.
 
     The checkpoint is not verified; whoever loads it does that.
     """
@@ -63,5 +64,10 @@ def saved_config(path: str | Path) -> dict | None:
         return None
     items = ocp.args.Composite(config=ocp.args.JsonRestore())
     with ocp.Checkpointer(checkpoint_handler()) as checkpointer:
-        folder = path / "checkpoints" / str(steps[-1] if step is None else step)
-        return checkpointer.restore(folder, args=items)["config"]
+        for candidate in reversed(steps) if step is None else [step]:
+            try:
+                folder = path / "checkpoints" / str(candidate)
+                return checkpointer.restore(folder, args=items)["config"]
+            except Exception:  # a damaged one, of which whoever loads it will tell
+                continue
+    return None

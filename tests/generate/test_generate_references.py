@@ -140,6 +140,18 @@ def test_a_face_box_is_cut_like_a_face_that_was_found(tmp_path):
     assert box == (20, 30, 60, 80.5)
     (person,), _ = read("x", [photo], boxes=[box])
     assert np.array_equal(person[0], square_face_crop(pixels(photo), box))
+    # Boxes belong to files in the order of the arguments, whoever they show.
+    for region in ("left", "right"):
+        Image.new("L", (8, 8)).save(tmp_path / f"{region}.png")
+    items = [f"{photo}@{tmp_path}/{region}.png" for region in ("left", "right", "left")]
+    boxes = [(0, 0, 10 * n, 10 * n) for n in (1, 2, 3)]
+    (left, right), _ = read("x", items, boxes=boxes)
+    image, people = pixels(photo), ((0, 2), (1,))
+    wanted = [[square_face_crop(image, boxes[n]) for n in person] for person in people]
+    for found, crops in zip((left, right), wanted, strict=True):
+        assert all(np.array_equal(a, b) for a, b in zip(found, crops, strict=True))
+    (person,), _ = read("x", [photo], boxes=[(10, 10, 5000, 90)])  # over the edge, as in training
+    assert np.array_equal(person[0], square_face_crop(pixels(photo), (10, 10, 120, 90)))
     for boxes, items, crop, said in (
         ([box], [photo, photo], True, "1 times --face-box, but there are 2 references"),
         ([box], [photo], False, "--no-crop cuts no face"),
@@ -147,7 +159,7 @@ def test_a_face_box_is_cut_like_a_face_that_was_found(tmp_path):
     ):
         with pytest.raises(ValueError, match=said):
             read("x", items, boxes=boxes, crop=crop)
-    for text, said in (("1,2,3", "four numbers"), ("5,5,2,9", "empty")):
+    for text, said in (("1,2,3", "four"), ("0,0,inf,inf", "four"), ("5,5,2,9", "empty")):
         with pytest.raises(ValueError, match=f"--face-box {text}: .*{said}"):
             generate_files.parse_box(text)
 

