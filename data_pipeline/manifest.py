@@ -9,6 +9,7 @@ may be edited. The second reads that file and the headers of its images, and lis
 """
 
 import argparse
+import os
 from pathlib import Path
 
 from data_pipeline.cli import command
@@ -42,6 +43,8 @@ def main(argv: list[str] | None = None) -> None:
         for line in check_manifest(args.folder, args.trigger_word):
             print(line)
         return
+    if args.folder.is_dir() and not os.access(args.folder, os.W_OK):
+        raise ManifestError(f"{args.folder}: cannot be written to; copy it")
     if path.exists() and not args.replace:
         raise ManifestError(
             f"{path}: there already; edit it, check it with --check, or --replace it"

@@ -1,12 +1,16 @@
 """Finds a person's face in any image, and crops it like references."""
 
+import logging
 from typing import Any
 
 import numpy as np
 
 from data_pipeline.faces.detectors import Detector, open_detector
+from data_pipeline.faces.detectors.base import area
 from data_pipeline.pictures.reading import load_image
 from data_pipeline.pictures.transforms import square_face_crop
+
+log = logging.getLogger(__name__)
 
 
 class NoFaceFound(ValueError):
@@ -21,7 +25,14 @@ def find_face(
     ``detector`` None is YuNet. NoFaceFound refers to the image by ``name``.
     """
     detector = open_detector("yunet") if detector is None else detector
-    (found,) = detector.detect([image])
+    (faces,) = detector.find([image])
+    found = max(faces, key=area, default=None)
+    if len(faces) > 1:
+        log.warning(
+            "%s: %d faces, of which the largest is taken; --face-box chooses another",
+            name,
+            len(faces),
+        )
     height, width = image.shape[:2]
     if found is not None:
         x0, y0, x1, y1 = (round(v) for v in found.box)

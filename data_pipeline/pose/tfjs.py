@@ -85,7 +85,10 @@ def read_graph_model(path: str | os.PathLike) -> GraphModel:
         topology, manifest = held["modelTopology"]["node"], held["weightsManifest"]
         nodes = [_node(entry) for entry in topology]
     except (ValueError, KeyError, TypeError) as error:
-        raise ModelError(f"{path}: not a TensorFlow.js graph model ({error!r})") from error
+        raise ModelError(
+            f"{path}: not a TensorFlow.js graph model, whose .json is "
+            f"needed ({type(error).__name__})"
+        ) from error
     unknown = sorted({n.op for n in nodes} - OPERATIONS.keys() - {"Const", "Placeholder"})
     if unknown:
         raise ModelError(f"{path}: operations that are not read here: {', '.join(unknown)}")

@@ -33,9 +33,9 @@ def propose_caption(
         except PromptError:  # such as "IMG 2034"
             text = " ".join(without_trigger(text, trigger_word).split())
     words = (class_word,) if class_word else CLASS_WORDS
-    places = [
-        match for word in words if (match := re.search(rf"\b{re.escape(word)}\b", text, re.I))
-    ]
+    # Not a part of a compound or of somebody's possession: man-made, a woman's hat.
+    patterns = [rf"(?<![\w-]){re.escape(word)}(?![\w'’-])" for word in words]
+    places = [match for p in patterns if (match := re.search(p, text, re.IGNORECASE))]
     if places:
         first = min(places, key=re.Match.start)
         caption = f"{text[: first.end()]} {trigger_word}{text[first.end() :]}"

@@ -13,6 +13,7 @@ import csv
 import io
 import os
 import re
+import unicodedata
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -28,7 +29,19 @@ METADATA = ("metadata.jsonl", "metadata.csv")
 KOHYA = re.compile(r"([1-9]\d{0,2})_(.+)")  # repeats, a token and the class word
 INSTANCE = ("instance_images", "instance", "instance_data", "instance_data_dir")
 CLASS = ("class_images", "class", "class_data", "class_data_dir", "reg", "regularization")
-CONTAINERS = ("img", "image", "images", "train", "data", "dataset")  # hold the people's folders
+# Folders that hold the people's folders.
+CONTAINERS: tuple[str, ...] = (
+    "img",
+    "image",
+    "images",
+    "photos",
+    "pictures",
+    "data",
+    "dataset",
+    "train",
+    "test",
+)
+CONTAINERS += ("validation", "valid", "val")
 SPLITS = ("train", "test", "validation", "valid", "val", "dev", "data", "images")  # nobody's names
 CAPTION_FILES = (".txt", ".caption")
 FILE_KEYS = ("file_name", "image", "file")  # of a line of metadata, the first that is there
@@ -191,11 +204,16 @@ def _read_places(folder: Path, files: list[str], found: Folder) -> list[FolderIm
         count = sum(len(inside[name]) for name in classes)
         found.notes.append(f"{count} class images are left out: they show other people")
         places -= classes
-    outer = min(places) if len(places) == 1 else ""
-    if outer.lower() in CONTAINERS and not inside[""]:
-        within = [file.removeprefix(f"{outer}/") for file in inside[outer]]
-        if all("/" in file for file in within):
-            return _read_places(folder / outer, within, found)
+    nested = [file for name in sorted(places) for file in inside[name]]
+    wraps = {name.lower() for name in places} <= set(CONTAINERS)
+    if places and wraps and not inside[""] and all(file.count("/") > 1 for file in nested):
+        return [
+            row
+            for name in sorted(places)
+            for row in _read_places(
+                folder / name, [file.removeprefix(f"{name}/") for file in inside[name]], found
+            )
+        ]
     kohya = {name: match for name in places if (match := KOHYA.fullmatch(name))}
     if len({match[2] for match in kohya.values()}) < len(kohya):
         kohya = {}  # such as 1_01 and 2_01: numbers of people and pictures
@@ -243,18 +261,31 @@ def _image(folder: Path, file: str, identity: str, class_word: str = "") -> Fold
 
 def _with_captions(rows: list[FolderImage], found: Folder) -> list[FolderImage]:
     """Captions of files next to images, where nothing else gave one."""
-    out, read = [], 0
+    beside: dict[str, dict[str, Path]] = {}  # folder -> the name that a text file is for -> it
+    for place in dict.fromkeys(os.path.dirname(row.path) for row in rows):
+        notes = [p for p in sorted(Path(place).iterdir()) if p.suffix.lower() in CAPTION_FILES]
+        beside[place] = {_same(p.with_suffix("").name): p for p in notes}
+    out, used = [], set()
     for row in rows:
-        stem = Path(row.path).with_suffix("")
-        texts = [stem.with_name(stem.name + ending) for ending in CAPTION_FILES]
-        text = next((read_text(path) for path in texts if path.is_file()), "")
-        text = " ".join(text.split())
-        if text and not row.caption:
-            row, read = FolderImage(row.path, row.identity, row.class_word, text), read + 1
+        path, texts = Path(row.path), beside[os.path.dirname(row.path)]
+        # 1.txt or, as some tools write it, 1.jpg.txt
+        file = texts.get(_same(path.with_suffix("").name)) or texts.get(_same(path.name))
+        text = "" if file is None or row.caption else " ".join(read_text(file).split())
+        if text:
+            row = FolderImage(row.path, row.identity, row.class_word, text)
+            used.add(file)
         out.append(row)
-    if read:
-        found.notes.append(f"{read} captions from text files")
+    if used:
+        found.notes.append(f"{len(used)} captions from text files")
+    idle = [path.name for texts in beside.values() for path in texts.values() if path not in used]
+    if idle:
+        found.notes.append(f"{len(idle)} text files are no image's caption: {_some(idle)}")
     return out
+
+
+def _same(name: str) -> str:
+    """Names that systems take for one: letters' case and Unicode forms do not count."""
+    return unicodedata.normalize("NFC", name).casefold()
 
 
 def _one_spelling(rows: list[FolderImage], found: Folder) -> list[FolderImage]:

@@ -35,6 +35,7 @@ log = logging.getLogger(__name__)
 FILE_NAME = "manifest.jsonl"
 REQUIRED, TEXTS = ("identity", "image", "caption"), ("background", "body", "class_word")
 SHOWN_PROBLEMS = 20
+SMALLEST_BOX = 2  # pixels, the side of a face box
 SPACED_LETTER = "[A-Za-z\u00c0-\u024f\u0370-\u052f]"  # Latin, Greek, Cyrillic
 
 # What read_manifest counts, in addition to the records.
@@ -73,7 +74,8 @@ def read_manifest(
         lines = read_lines(path)
     except FileNotFoundError:
         raise ManifestError(
-            f"{path}: no such file; `python -m data_pipeline.manifest {folder}` makes it"
+            f"{path}: no such file; `python -m data_pipeline.manifest {folder}` makes it of a "
+            "folder of photographs"
         ) from None
     except TextError as error:
         raise ManifestError(str(error)) from None
@@ -252,6 +254,11 @@ def _face_box(entry: dict, image: str):
         log.warning("%s", error)
         return None, []
     x0, y0, x1, y1 = box
+    if min(x1 - x0, y1 - y0) < SMALLEST_BOX:
+        raise ManifestError(
+            f"face_box {list(box)} has less than {SMALLEST_BOX} pixels; are these fractions? "
+            "Pixels are needed"
+        )
     inside = max(x0, 0), max(y0, 0), min(x1, width), min(y1, height)
     if inside[0] >= inside[2] or inside[1] >= inside[3]:
         return None, [DROPPED]

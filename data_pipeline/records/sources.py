@@ -2,7 +2,8 @@
 
 ``config.data`` and the tools' ``--data`` accept three forms:
 
-    path/to/photographs   a folder with a manifest.jsonl (data_pipeline/records/manifest.py)
+    path/to/photographs   a folder with a manifest.jsonl (data_pipeline/records/manifest.py), or one
+                          that data_pipeline/records/folders.py reads, which then gets it
     path/to/shards        a folder written by data_pipeline.shards (data_pipeline/shards.py)
     people:in_train?identities=200&pictures=16&size=64      (data_pipeline/people.py)
 
@@ -13,6 +14,7 @@ people; ``size`` (64), the side in pixels; ``framing``, mixed or portrait (mixed
 that should differ need disjoint numbers: a set uses ``identities`` x ``pictures`` of them.
 """
 
+import os
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -71,6 +73,8 @@ def make_manifest(folder: Path, trigger_word: str) -> None:
     Raises:
         SourceError: no image can be used, or the detector is missing; has the remedy.
     """
+    if not os.access(folder, os.W_OK):
+        raise SourceError(f"{folder}: has no {FILE_NAME} and cannot be written to; copy it")
     from data_pipeline.faces.shipped import NotShipped
     from data_pipeline.records.building import build_records
 
@@ -134,7 +138,7 @@ def _stamp(path: Path) -> str:
 
 def _forms() -> str:
     return (
-        "give a folder with a manifest.jsonl, one written by `python -m data_pipeline.shards`, "
+        "give a folder of photographs, one written by `python -m data_pipeline.shards`, "
         f'or drawn people, such as "{PEOPLE}in_train?identities=200&pictures=16"'
     )
 

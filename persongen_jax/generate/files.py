@@ -62,8 +62,11 @@ def read_references(
             )
     count = sum(map(len, people.values()))
     if boxes and (len(boxes) != count or not crop):
-        other = "--no-crop cuts no face" if not crop else f"there are {count} references"
-        raise ValueError(f"{len(boxes)} times --face-box, but {other}; give one for each")
+        if not crop:
+            raise ValueError("--face-box: --no-crop cuts no face; give one of the two")
+        raise ValueError(
+            f"{len(boxes)} times --face-box, but there are {count} references; give one for each"
+        )
     opened = [[(p, load_image(p), box) for p, box in files] for files in people.values()]
     if crop and not boxes and reads_whole_references(weights):
         log.warning(
@@ -133,6 +136,8 @@ def cut_at(image: np.ndarray, path: Path, box: tuple[float, ...]) -> np.ndarray:
             f"--face-box {box}: lies outside of {path}, which has {width}x{height} pixels"
         )
     x0, y0, x1, y1 = box
+    if min(x1 - x0, y1 - y0) < 2:
+        raise ValueError(f"--face-box {box}: has less than 2 pixels; give pixels, not fractions")
     return square_face_crop(image, (max(x0, 0), max(y0, 0), min(x1, width), min(y1, height)))
 
 

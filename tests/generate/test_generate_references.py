@@ -155,6 +155,12 @@ def test_a_face_box_is_cut_like_a_face_that_was_found(tmp_path):
     for boxes, items, crop, said in (
         ([box], [photo, photo], True, "1 times --face-box, but there are 2 references"),
         ([box], [photo], False, "--no-crop cuts no face"),
+        (
+            [(0.1, 0.1, 0.6, 0.8)],
+            [photo],
+            True,
+            "has less than 2 pixels; give pixels, not fraction",
+        ),
         ([(500, 0, 600, 9)], [photo], True, "lies outside of .*me.png, which has 120x160 pixels"),
     ):
         with pytest.raises(ValueError, match=said):

@@ -74,6 +74,24 @@ def test_kohyas_whole_tree(put):
     assert "1 class images are left out: they show other people" in found.notes
 
 
+def test_folders_around_the_peoples_folders(put):
+    for names in (("train/ann/1.png", "test/bob/2.png"), ("photos/ann/1.png", "photos/bob/2.png")):
+        found = read_folder(put(*names))
+        assert {identity for _, identity in who(found)} >= {"ann", "bob"}
+        (put() / names[0]).unlink(), (put() / names[1]).unlink()
+
+
+def test_captions_as_tools_name_them(put):
+    root = put("ann/1.JPG", "ann/2.png", "ann/é.png".replace("é", "e\u0301"))
+    (root / "ann/1.TXT").write_text("one")
+    (root / "ann/2.png.txt").write_text("two")
+    (root / "ann/\u00e9.txt").write_text("three")
+    (root / "ann/orphan.txt").write_text("four")
+    found = read_folder(root)
+    assert sorted(image.caption for image in found.images) == ["one", "three", "two"]
+    assert "1 text files are no image's caption: orphan.txt" in found.notes
+
+
 def test_numbered_people_are_not_kohyas(put):
     for names in (("001_01/1.png", "002_01/2.png"), ("2023_ann/1.png", "2024_ann/2.png")):
         root = put(*names)
@@ -188,6 +206,13 @@ def test_folders_that_are_none(tmp_path):
         ("a girl img runs", "girl", 0.3, "a girl img runs", "girl"),
         ("photo of sks img", "woman", 0.3, "photo of sks img", ""),
         ("IMG 2034", "man", 0.3, "a photo of a man img, 2034", "man"),
+        (
+            "a man-made lake, a woman's hat, a girl",
+            "",
+            0.3,
+            "a man-made lake, a woman's hat, a girl img",
+            "girl",
+        ),
         ("a mannequin", "man", 0.3, "a photo of a man img, a mannequin", "man"),
     ],
 )

@@ -143,6 +143,7 @@ def test_missing_further_pictures_are_among_the_missing_files(write):
         (entry(1, crop=[0, 0, 40, 30]), "crop without original_size"),
         (entry(1, crop=[0, 0, 41, 30], original_size=[30, 40]), r"original \(40x30 pixels\)"),
         ('{"identity":"a","image":"1.png","caption":"a b img","face_box":[0,0,NaN,4]}', "four"),
+        (entry(1, face_box=[0.1, 0.1, 0.6, 0.8]), "less than 2 pixels; are these fractions"),
         (entry(image="../1.png"), "leads out of the folder"),
         (entry(image="/etc/passwd"), "leads out of the folder"),
         (entry(image="a/../../1.png"), "leads out of the folder"),

@@ -121,7 +121,7 @@ def test_no_module_imports_what_imports_it(module, absent):
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        ("", "no data given; give a folder with a manifest.jsonl"),
+        ("", "no data given; give a folder of photographs"),
         ("people:", "split '' is unknown; use in_train, out_of_train"),
         ("people:nobody?pictures=3", "out_of_domain or look_alikes"),
         ("people:in_train?persons=3", "persons is unknown here; known are identities, pictures"),
