@@ -13,7 +13,7 @@ from data_pipeline.records import manifest
 from data_pipeline.records.manifest import FILE_NAME, ManifestError, find_file, read_manifest
 from data_pipeline.records.schema import Record
 from data_pipeline.records.shard_reading import INDEX, is_shards
-from data_pipeline.records.sources import PEOPLE, make_manifest, open_records
+from data_pipeline.records.sources import PEOPLE, make_manifest
 from data_pipeline.text_files import (
     TextError,
     parse_json,
@@ -32,9 +32,7 @@ def check_source(data: str, trigger_word: str = "img", **options: object) -> lis
         ManifestError, SourceError: see check_manifest and sources.make_manifest.
     """
     folder = Path(str(data))
-    if not str(data).startswith(PEOPLE) and not folder.is_dir():
-        open_records(str(data), trigger_word)  # which says what can be given
-    if str(data).startswith(PEOPLE) or is_shards(folder):
+    if str(data).startswith(PEOPLE) or not folder.is_dir() or is_shards(folder):
         return []  # opening it says all that there is to say, and reads no image
     if not (folder / FILE_NAME).is_file() and list_images(folder):
         make_manifest(folder, trigger_word)
