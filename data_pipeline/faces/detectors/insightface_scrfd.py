@@ -7,6 +7,7 @@ import importlib.util
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -45,6 +46,39 @@ def is_available() -> bool:
     return importlib.util.find_spec("insightface") is not None and find_model() is not None
 
 
+def open_model(
+    path: str | os.PathLike | None, patterns: Sequence[str], kind: str, task: str, licence: str
+) -> Any:
+    """InsightFace's model in one of the packs, on the CPU.
+
+    Args:
+        path, patterns: as for find_model.
+        kind: "detector" or "recogniser"; task: what InsightFace calls it. licence: for the message.
+
+    Raises:
+        FileNotFoundError, ImportError: the file or InsightFace is missing; has the remedy.
+        ValueError: a model for another task.
+    """
+    file = find_model(path, patterns)
+    if file is None:
+        raise FileNotFoundError(
+            f"{HOME if path is None else path}: no InsightFace {kind} ({patterns[0]}) there. "
+            "Unpack https://github.com/deepinsight/insightface/releases/download/v0.7/buffalo_l.zip "
+            f"into {HOME}/buffalo_l, or give its folder as insightface:DIR ({licence})"
+        )
+    try:
+        from insightface.model_zoo import get_model
+    except ImportError as error:
+        raise ImportError(
+            f"the {kind} needs InsightFace: pip install 'persongen_jax[insightface]'"
+        ) from error
+    model = get_model(str(file), providers=["CPUExecutionProvider"])
+    if getattr(model, "taskname", None) != task:
+        raise ValueError(f"{file}: is not a face {kind}. Give a pack's {patterns[0]}.")
+    model.prepare(ctx_id=-1)
+    return model
+
+
 class InsightFaceDetector(Detector):
     """SCRFD on the CPU.
 
@@ -61,24 +95,7 @@ class InsightFaceDetector(Detector):
     licence = LICENCE
 
     def __init__(self, path: str | os.PathLike | None = None):
-        file = find_model(path)
-        if file is None:
-            raise FileNotFoundError(
-                f"{HOME if path is None else path}: no InsightFace detector (det_*.onnx) there. "
-                "Unpack https://github.com/deepinsight/insightface/releases/download/v0.7/"
-                f"buffalo_l.zip into {HOME}/buffalo_l, or give its folder as insightface:DIR "
-                f"({LICENCE})"
-            )
-        try:
-            from insightface.model_zoo import get_model
-        except ImportError as error:
-            raise ImportError(
-                "the detector needs InsightFace: pip install 'persongen_jax[insightface]'"
-            ) from error
-        self._model = get_model(str(file), providers=["CPUExecutionProvider"])
-        if getattr(self._model, "taskname", None) != "detection":
-            raise ValueError(f"{file}: is not a face detector. Give a pack's det_*.onnx.")
-        self._model.prepare(ctx_id=-1)
+        self._model = open_model(path, FILES, "detector", "detection", LICENCE)
         self.gives_landmarks = self._model.use_kps
 
     def find(self, images: Sequence[np.ndarray]) -> list[list[Detection]]:
