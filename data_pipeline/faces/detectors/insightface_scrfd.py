@@ -63,8 +63,9 @@ def open_model(
     if file is None:
         raise FileNotFoundError(
             f"{HOME if path is None else path}: no InsightFace {kind} ({patterns[0]}) there. "
-            "Unpack https://github.com/deepinsight/insightface/releases/download/v0.7/buffalo_l.zip "
-            f"into {HOME}/buffalo_l, or give its folder as insightface:DIR ({licence})"
+            "Unpack https://github.com/deepinsight/insightface/releases/download/v0.7/"
+            f"buffalo_l.zip into {HOME}/buffalo_l, or give its folder as insightface:DIR "
+            f"({licence})"
         )
     try:
         from insightface.model_zoo import get_model
