@@ -26,18 +26,17 @@ from persongen_jax.cli import command, parse_with_config
 from persongen_jax.config_ranges import check_ranges
 from persongen_jax.evaluation.validation import Validator
 from persongen_jax.files import warn_if_full
-from persongen_jax.methods.start import pin_start_step
 from persongen_jax.metrics.registry import find_class
 from persongen_jax.parallel import distributed
 from persongen_jax.parallel.sharding import make_mesh, put_batch
-from persongen_jax.settings import (
-    check_resumable,
-    check_steps,
-    pin_references,
-    pin_schedule_steps,
-)
+from persongen_jax.settings import check_resumable, check_steps
 from persongen_jax.systems.assembly import assemble, summary
-from persongen_jax.systems.open import complete_config, open_system, system_class
+from persongen_jax.systems.open import (
+    complete_config,
+    config_of_run,
+    open_system,
+    system_class,
+)
 from persongen_jax.training import flop_count
 from persongen_jax.training.bad_steps import BadSteps
 from persongen_jax.training.checkpoint import Checkpoints
@@ -83,8 +82,7 @@ def train_locked(config: ConfigDict, workdir: Path, dry_run: bool = False) -> bo
         before = None
         if start is not None:
             before = json.loads(complete_config(checkpoints.config(start), workdir).to_json())
-        config = pin_schedule_steps(pin_start_step(config, before), before)
-        config = pin_references(system_class(config.system).resolve_config(config), before)
+        config = config_of_run(config, before)
         settings = json.loads(config.to_json())
         if before is not None:
             check_resumable(workdir, before, settings)

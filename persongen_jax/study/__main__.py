@@ -28,7 +28,7 @@ from persongen_jax.config import config_file, load_config
 from persongen_jax.evaluation.trajectories import read_rows
 from persongen_jax.settings import config_differences
 from persongen_jax.study.report import write_report
-from persongen_jax.systems.open import complete_config, system_class
+from persongen_jax.systems.open import complete_config, config_of_run, system_class
 from persongen_jax.training.stopping import StopSignals
 from persongen_jax.weights.saver import write_json
 
@@ -127,12 +127,7 @@ def check_settings(run: Run) -> None:
     if not path.is_file():
         return
     before = json.loads(complete_config(read_json(path), run.folder).to_json())
-    now = json.loads(run.config.to_json())
-    if "start_from_step" in now:
-        # Training itself fills in which checkpoint of an earlier run it started from,
-        now["start_from_step"] = now["start_from_step"] or before.get("start_from_step", 0)
-    # and where the initial learning-rate schedule ends.
-    now["schedule_steps"] = now["schedule_steps"] or before["schedule_steps"]
+    now = json.loads(config_of_run(run.config, before).to_json())
     lines = config_differences(before, now)
     if lines:
         raise ValueError(

@@ -10,8 +10,9 @@ from ml_collections import ConfigDict
 
 from persongen_jax.config import import_object
 from persongen_jax.diffusion.scheduler_config import check_choice
+from persongen_jax.methods.start import pin_start_step
 from persongen_jax.parallel.sharding import load_shardings, make_mesh, mesh_for, replicated
-from persongen_jax.settings import check_version
+from persongen_jax.settings import check_version, pin_references, pin_schedule_steps
 from persongen_jax.systems.base import System
 from persongen_jax.training.checkpoint import find_run
 from persongen_jax.training.partition import fill_trained
@@ -66,6 +67,21 @@ def complete_config(saved: dict, where: str | Path = "the run") -> ConfigDict:
     check_version(saved, where)
     defaults = json.loads(system_class(saved.get("system", "sdxl")).defaults().to_json())
     return ConfigDict({**defaults, **saved})
+
+
+def config_of_run(config: ConfigDict, before: dict | None) -> ConfigDict:
+    """The config with what a run fills in by itself: it keeps this from its beginning to its end.
+
+    With several processes all of them must call it.
+
+    Args:
+        before: the config that the run began with, complete; None when it begins.
+
+    Raises:
+        ValueError: the data contradict the config.
+    """
+    config = pin_schedule_steps(pin_start_step(config, before), before)
+    return pin_references(system_class(config.system).resolve_config(config), before)
 
 
 class TrainedRun(NamedTuple):

@@ -57,16 +57,18 @@ def test_faulty_plans_are_named(change, named, study):
         plan_runs(study)
 
 
-def test_another_setting_than_a_finished_runs_is_refused(study):
+def test_another_setting_than_a_finished_runs_is_refused(study, tmp_path):
     run = plan_runs(study)[0]
     run.folder.mkdir(parents=True)
+    run.config.start_from = str(tmp_path / "earlier")
     settings = json.loads(run.config.to_json())
     path = run.folder / "config.json"
     # The base may have moved, and how often checkpoints are made does not matter.
     path.write_text(json.dumps({**settings, "base": "/elsewhere/sdxl", "checkpoint_every": 7}))
     check_settings(run)
-    # Training itself found the checkpoint of the earlier run.
-    path.write_text(json.dumps({**settings, "start_from_step": 3}))
+    # Training itself found the checkpoint of the earlier run, and what the data's references show.
+    found = {"start_from_step": 3, "references": "face"}
+    path.write_text(json.dumps({**settings, **found}))
     check_settings(run)
     path.write_text(json.dumps({**settings, "lr_lora": 0.5}))
     with pytest.raises(ValueError, match=r"lr_lora: 0\.5 -> 0\.003"):
