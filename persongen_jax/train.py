@@ -22,7 +22,7 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from data_pipeline.examples.prefetch import prefetch_to_device
-from persongen_jax.cli import command, parse_with_config
+from persongen_jax.cli import command, parse_with_config, restart_with_huge_pages
 from persongen_jax.config_ranges import check_ranges
 from persongen_jax.evaluation.validation import Validator
 from persongen_jax.files import warn_if_full
@@ -278,4 +278,5 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    restart_with_huge_pages()
     sys.exit(main())

@@ -1,10 +1,14 @@
 """Commands: options with a config among them, one line for known errors, and the exit status."""
 
 import argparse
+import os
+import platform
+import sys
 
 import pytest
 
-from persongen_jax.cli import command, parse_with_config
+from persongen_jax import cli
+from persongen_jax.cli import command, parse_with_config, restart_with_huge_pages
 
 FILE = "configs/mini/photomaker.py"
 
@@ -74,3 +78,33 @@ def test_known_errors_are_one_line_and_others_keep_their_trace(kind):
         fail(kind("the remedy"))
     with pytest.raises(ZeroDivisionError):
         fail(ZeroDivisionError())
+
+
+@pytest.mark.parametrize(
+    ("pages", "platforms", "tunables", "restarts"),
+    [
+        ("always [madvise] never", "cpu", None, True),
+        ("always madvise [never]", "cpu", None, False),  # the kernel has none
+        ("[always] madvise never", "cuda", None, False),
+        ("[always] madvise never", "cpu", "glibc.malloc.check=1", False),  # the user's own
+    ],
+)
+def test_a_command_restarts_once_with_huge_pages(
+    pages, platforms, tunables, restarts, tmp_path, monkeypatch
+):
+    (tmp_path / "enabled").write_text(pages)
+    monkeypatch.setattr(cli, "HUGE_PAGES", str(tmp_path / "enabled"))
+    monkeypatch.setattr(platform, "libc_ver", lambda: ("glibc", "2.36"))
+    # As if an accelerator's plugin were installed: what JAX may use says whether it matters.
+    monkeypatch.setattr(cli.importlib.metadata, "entry_points", lambda group: ["a plugin"])
+    monkeypatch.setenv("JAX_PLATFORMS", platforms)
+    monkeypatch.delenv(cli.TUNABLES, raising=False)
+    if tunables:
+        monkeypatch.setenv(cli.TUNABLES, tunables)
+    monkeypatch.setattr(sys, "orig_argv", ["python", "-m", "persongen_jax.train", "--x"])
+    started = []
+    monkeypatch.setattr(os, "execv", lambda *call: started.append(call))
+    restart_with_huge_pages()
+    restart_with_huge_pages()  # in the new process
+    wanted = (sys.executable, [sys.executable, "-m", "persongen_jax.train", "--x"])
+    assert started == ([wanted] if restarts else [])

@@ -27,6 +27,7 @@ def get_config():
     config.face_detector = f"keypoints:{ASSETS / 'sdxl' / 'face_detector'}"
     config.data = "people:in_train?identities=1000&pictures=12&framing=portrait"
     config.loader = "memory"
+    config.cpu_devices = 2  # two share the batch: the layers are too small for two cores each
     config.dtype = "float32"
     config.size = 64
 

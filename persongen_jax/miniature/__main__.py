@@ -4,7 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from persongen_jax.cli import command
+from persongen_jax.cli import command, restart_with_huge_pages
 from persongen_jax.miniature.stages import STAGES, run
 from persongen_jax.parallel.distributed import unfinished_status
 from persongen_jax.training.stopping import Stopped
@@ -37,4 +37,5 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    restart_with_huge_pages()
     sys.exit(main())

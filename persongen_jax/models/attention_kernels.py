@@ -95,8 +95,11 @@ def _scores_shape(q, k):
 
 
 def _xla_attention(q, k, v, mask, scale):
-    if target_platform() == "tpu":
-        return _tpu_attention(q, k, v, mask, scale)
+    by_platform = {"tpu": _tpu_attention, "cpu": _cpu_attention}
+    return by_platform.get(target_platform(), _formula)(q, k, v, mask, scale)
+
+
+def _formula(q, k, v, mask, scale):
     probabilities = jax.nn.softmax(_scores(q, k, mask, scale), axis=-1).astype(v.dtype)
     return jnp.einsum("bhnm,bmhd->bnhd", probabilities, v)
 
@@ -106,6 +109,32 @@ def _scores(q, k, mask, scale):
     q = q * jnp.asarray(scale, q.dtype)
     scores = jnp.einsum("bnhd,bmhd->bhnm", q, k, preferred_element_type=jnp.float32)
     return scores if mask is None else jnp.where(mask, scores, jnp.finfo(jnp.float32).min)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
+def _cpu_attention(q, k, v, mask, scale):
+    """The formula; where no gradient is taken, with the heads moved next to the batch first.
+
+    It also divides by the sum of the exponentials after the product with v. 64 prompts of 77
+    tokens, 4 heads of 32, on two cores: 1.3 ms instead of 11.5; 1024 tokens, 10 heads of 64: 11.6
+    instead of 16.4. With a gradient, the formula itself is the fastest.
+    """
+    q, k, v = (jnp.swapaxes(x, 1, 2) for x in (q * jnp.asarray(scale, q.dtype), k, v))
+    scores = jnp.einsum("bhnd,bhmd->bhnm", q, k, preferred_element_type=jnp.float32)
+    if mask is not None:
+        scores = jnp.where(mask, scores, jnp.finfo(jnp.float32).min)
+    weights = jnp.exp(scores - scores.max(-1, keepdims=True))
+    total = weights.sum(-1, keepdims=True)
+    weights = weights.astype(v.dtype)
+    out = jnp.einsum("bhnm,bhmd->bhnd", weights, v, preferred_element_type=jnp.float32) / total
+    return jnp.swapaxes(out.astype(v.dtype), 1, 2)
+
+
+def _cpu_forward(q, k, v, mask, scale):
+    return jax.vjp(lambda q, k, v: _formula(q, k, v, mask, scale), q, k, v)
+
+
+_cpu_attention.defvjp(_cpu_forward, lambda scale, pull, gradient: (*pull(gradient), None))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4,))

@@ -15,7 +15,7 @@ from jax import lax
 from jax.typing import DTypeLike
 
 from persongen_jax.models.lora import Adaptable, LayerChange, LoRA
-from persongen_jax.models.ops import Padding, conv2d
+from persongen_jax.models.ops import Padding, conv2d, conv2d_upsampled
 
 
 def uniform(rngs: nnx.Rngs, shape: tuple[int, ...], fan_in: int, dtype: DTypeLike) -> jax.Array:
@@ -118,6 +118,12 @@ class Conv(Adaptable):
         if self.lora is not None:
             y = y + self.lora.conv(x, self.strides, self.padding)
         return y
+
+    def upsampled(self, x: jax.Array) -> jax.Array:
+        """The layer on ``x`` at twice its size; for a 3x3 kernel without LoRA, padded by one."""
+        kernel, bias = self.weights()
+        y = conv2d_upsampled(x.astype(self.dtype), kernel)
+        return y if bias is None else y + bias
 
 
 class Embed(nnx.Module):

@@ -73,17 +73,45 @@ def _conv_by_rows(x, kernel):
 
 
 def _conv_by_taps(x, kernel):
-    """A 3x3 convolution as one matrix product over the nine pixels that each pixel sees.
+    """A convolution with one pixel of padding, as one product over the pixels that each pixel sees.
 
     Its gradient reads the kernel in place, whereas that of a convolution first writes a transposed
     copy, which for few pixels takes as long as the computation. 4 images of 8x8x512 on two cores:
     4.4 ms instead of 7.9 backward, 4.1 instead of 5.5 forward.
     """
-    b, h, w, c = x.shape
+    size, _, c, out = kernel.shape
     x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
-    seen = [x[:, i : i + h, j : j + w] for i in range(3) for j in range(3)]
-    seen = jnp.concatenate(seen, axis=-1).reshape(b * h * w, 9 * c)
-    return (seen @ kernel.reshape(9 * c, -1)).reshape(b, h, w, -1)
+    b, h, w = x.shape[0], x.shape[1] - size + 1, x.shape[2] - size + 1
+    seen = [x[:, i : i + h, j : j + w] for i in range(size) for j in range(size)]
+    seen = jnp.concatenate(seen, axis=-1).reshape(b * h * w, size**2 * c)
+    return (seen @ kernel.reshape(-1, out)).reshape(b, h, w, out)
+
+
+def conv2d_upsampled(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """A 3x3 convolution of ``x`` [b, h, w, in] at twice its size: [b, 2h, 2w, out].
+
+    On a CPU as four 2x2 convolutions of ``x`` itself, one for each pixel of a square of four: two
+    of the three rows that an upsampled pixel sees are equal, so their kernels add up. 4/9 of the
+    products. 32 images of 16x16x64 on two cores: 4.0 ms instead of 10.9 forward, 4.4 instead of
+    10.8 backward, 7.1 instead of 16.5 for the kernel's gradient.
+    """
+    if target_platform() != "cpu":
+        return conv2d(upsample_nearest(x), kernel, 1, ((1, 1), (1, 1)))
+    b, h, w, c = x.shape
+    out = kernel.shape[-1]
+    four = _kernels_on_pixels(_kernels_on_pixels(kernel, 0), 1)  # [2, 2, in, out, 2, 2]
+    four = jnp.moveaxis(four, 3, -1).reshape(2, 2, c, 4 * out)
+    y = _conv_by_taps(x, four).reshape(b, h + 1, w + 1, 2, 2, out)
+    rows = [[y[:, i : i + h, j : j + w, i, j] for j in range(2)] for i in range(2)]
+    y = jnp.stack([jnp.stack(row, axis=3) for row in rows], axis=2)
+    return y.reshape(b, 2 * h, 2 * w, out)
+
+
+def _kernels_on_pixels(kernel, axis):
+    """Sum a side of 3 along ``axis`` to 2, for the first and the second half of a pixel (last)."""
+    before, middle, after = jnp.moveaxis(kernel, axis, 0)
+    halves = (before, middle + after), (before + middle, after)
+    return jnp.stack([jnp.stack(half, axis) for half in halves], axis=-1)
 
 
 def materialize(x: jax.Array) -> jax.Array:

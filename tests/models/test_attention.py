@@ -49,7 +49,8 @@ def test_equals_the_formula(limit, masked, qkv, monkeypatch):
 
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("limit", [2**30, 4096], ids=["whole", "chunks"])
-def test_tpu_gradient_is_that_of_the_formula(limit, masked, qkv, monkeypatch):
+@pytest.mark.parametrize("platform", ["cpu", "tpu"])
+def test_gradient_is_that_of_the_formula(platform, limit, masked, qkv, monkeypatch):
     monkeypatch.setattr(module, "MAX_SCORE_BYTES", limit)
     mask = np.random.default_rng(1).random((2, 1, 1, 21)) > 0.5 if masked else None
 
@@ -62,7 +63,7 @@ def test_tpu_gradient_is_that_of_the_formula(limit, masked, qkv, monkeypatch):
     def gradients(attend):
         return jax.grad(lambda *qkv: jnp.sin(attend(*qkv)).sum(), (0, 1, 2))(*qkv)
 
-    with compile_for("tpu"):
+    with compile_for(platform):
         found = gradients(lambda *qkv: attention(*qkv, mask))
     for ours, theirs in zip(found, gradients(formula), strict=True):
         assert np.abs(ours - theirs).max() < 1e-5

@@ -204,6 +204,13 @@ def test_unused_layers_are_not_computed_under_jit():
     one, two = (flops(lambda out, i=i: out.hidden_states[i]) for i in (1, 2))
     whole = flops(lambda out: out.last_hidden_state)
     assert one < 0.6 * two < 0.6 * 0.8 * whole
+    # The last layer for the pooled token alone: little more than its keys and values.
+    last, pooled = (flops(select) - two for select in (lambda out: out.last_hidden_state, _pooled))
+    assert 0 < pooled < 0.5 * last
+
+
+def _pooled(out):
+    return out.pooler_output
 
 
 FULL_SIZES = {

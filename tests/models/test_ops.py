@@ -68,6 +68,24 @@ def test_convolution_by_taps(function):
     assert "conv_general" in str(jax.make_jaxpr(convolve)(x, kernel[..., :20]))
 
 
+@pytest.mark.parametrize("shape", [(2, 3, 5, 6), (1, 1, 1, 4)])
+def test_convolution_of_an_upsampled_picture(shape):
+    """On a CPU by 2x2 kernels, elsewhere by repeating pixels; the kernel's gradient too."""
+    keys = jax.random.split(jax.random.key(0), 2)
+    x, kernel = jax.random.normal(keys[0], shape), jax.random.normal(keys[1], (3, 3, shape[-1], 7))
+
+    def both(x, kernel):
+        y, pull = jax.vjp(ops.conv2d_upsampled, x, kernel)
+        return y, *pull(jnp.cos(y))
+
+    ours = both(x, kernel)
+    assert ours[0].shape == (shape[0], 2 * shape[1], 2 * shape[2], 7)
+    assert "conv_general" not in str(jax.make_jaxpr(both)(x, kernel))
+    with compile_for("gpu"):
+        theirs = both(x, kernel)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), ours, theirs)
+
+
 @pytest.mark.parametrize("platform", ["cpu", "tpu"])
 @pytest.mark.parametrize(
     ("shape", "padding"), [((3, 3), ((0, 1), (0, 1))), ((5, 5), PADDING)], ids=["uneven", "5x5"]

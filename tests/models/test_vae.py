@@ -268,10 +268,10 @@ def test_memory_is_that_of_one_image_or_one_tile():
 
     def temporaries(batch, **kw):
         decode = jax.jit(lambda state, z: decode_images(nnx.merge(graphdef, state), z, **kw))
-        latents = jax.ShapeDtypeStruct((batch, 32, 6, 4), jnp.float32)
+        latents = jax.ShapeDtypeStruct((batch, 64, 12, 4), jnp.float32)
         return decode.lower(state, latents).compile().memory_analysis().temp_size_in_bytes
 
-    image = 64 * 12 * 3 * 4
+    image = 128 * 24 * 3 * 4
     one = temporaries(1)
     assert temporaries(4) < one + 8 * image  # the images themselves, but no activations
     assert temporaries(1, tiling=True) < one / 2

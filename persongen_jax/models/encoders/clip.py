@@ -5,6 +5,7 @@ all built from these. Module paths mirror transformers' keys without the ``text_
 ``vision_model.`` prefixes.
 """
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple, Unpack
 
 import jax
@@ -116,6 +117,11 @@ class CLIPVisionOutput(NamedTuple):
     image_embeds: jax.Array | None
 
 
+def take_rows(x: jax.Array, rows: jax.Array) -> jax.Array:
+    """[b, n, d] at the positions ``rows`` [b]: [b, d]."""
+    return x[jnp.arange(len(x)), rows]
+
+
 class CLIPAttention(nnx.Module):
     """Multi-head self-attention over [b, n, d]; unlike the UNet's, every projection has a bias."""
 
@@ -127,12 +133,18 @@ class CLIPAttention(nnx.Module):
         self.out_proj = Linear(features, features, **kw)
 
     def __call__(self, x: jax.Array, *, is_causal: bool = False) -> jax.Array:
-        b, n, _ = x.shape
-        q, k, v = (
-            project(x).reshape(b, n, self.heads, -1)
-            for project in (self.q_proj, self.k_proj, self.v_proj)
-        )
-        return self.out_proj(attention(q, k, v, is_causal=is_causal).reshape(b, n, -1))
+        q, k, v = (self._split(p(x)) for p in (self.q_proj, self.k_proj, self.v_proj))
+        return self.out_proj(attention(q, k, v, is_causal=is_causal).reshape(*x.shape[:2], -1))
+
+    def at(self, x: jax.Array, rows: jax.Array, *, is_causal: bool) -> jax.Array:
+        """The output at the positions ``rows`` [b] only: [b, d]."""
+        q = self._split(self.q_proj(take_rows(x, rows)[:, None]))
+        k, v = (self._split(p(x)) for p in (self.k_proj, self.v_proj))
+        earlier = (jnp.arange(x.shape[1]) <= rows[:, None])[:, None, None] if is_causal else None
+        return self.out_proj(attention(q, k, v, earlier).reshape(len(x), -1))
+
+    def _split(self, x):
+        return x.reshape(*x.shape[:2], self.heads, -1)
 
 
 class CLIPMLP(nnx.Module):
@@ -163,6 +175,11 @@ class CLIPEncoderLayer(nnx.Module):
         x = materialize(x + self.self_attn(self.layer_norm1(x), is_causal=is_causal))
         return materialize(x + self.mlp(self.layer_norm2(x)))
 
+    def at(self, x: jax.Array, rows: jax.Array, *, is_causal: bool) -> jax.Array:
+        """The output at the positions ``rows`` [b] only, without computing the others: [b, d]."""
+        x = take_rows(x, rows) + self.self_attn.at(self.layer_norm1(x), rows, is_causal=is_causal)
+        return x + self.mlp(self.layer_norm2(x))
+
 
 class CLIPEncoder(nnx.Module):
     """The stack of layers: [b, n, d] to a tuple of its input and every layer's output."""
@@ -178,6 +195,17 @@ class CLIPEncoder(nnx.Module):
         for layer in self.layers:
             hidden_states.append(layer(hidden_states[-1], is_causal=is_causal))
         return tuple(hidden_states)
+
+    def last_at(
+        self, hidden_states: Sequence[jax.Array], rows: jax.Array, *, is_causal: bool = False
+    ) -> jax.Array:
+        """The last hidden state at the positions ``rows`` [b]: [b, d].
+
+        A caller that needs only these never runs the whole last layer (under ``jax.jit``).
+        """
+        if not self.layers:
+            return take_rows(hidden_states[-1], rows)
+        return self.layers[-1].at(hidden_states[-2], rows, is_causal=is_causal)
 
 
 class CLIPTextEmbeddings(nnx.Module):
@@ -222,7 +250,8 @@ class CLIPTextModel(nnx.Module):
     """Maps prompt ids to hidden states and a pooled embedding.
 
     Under ``jax.jit`` only what the caller returns is computed: a prompt encoder that returns
-    ``hidden_states[-2]`` runs neither the last layer nor the pooling.
+    ``hidden_states[-2]`` runs neither the last layer nor the pooling; one that returns the pooled
+    embedding runs the last layer for one token.
 
     Args:
         config: contents of transformers' ``config.json``, a text tower's or a full CLIPModel's.
@@ -268,7 +297,8 @@ class CLIPTextModel(nnx.Module):
             )
         hidden_states = self.encoder(self.embeddings(input_ids), is_causal=True)
         last = self.final_layer_norm(hidden_states[-1])
-        pooled = last[jnp.arange(last.shape[0]), self._pooled_positions(input_ids)]
+        ends = self._pooled_positions(input_ids)
+        pooled = self.final_layer_norm(self.encoder.last_at(hidden_states, ends, is_causal=True))
         embeds = None if self.text_projection is None else self.text_projection(pooled)
         return CLIPTextOutput(hidden_states, last, pooled, embeds)
 
@@ -328,6 +358,7 @@ class CLIPVisionModel(nnx.Module):
                 f"[b, {size}, {size}, {channels}]: resize and crop the images to it"
             )
         hidden_states = self.encoder(self.pre_layrnorm(self.embeddings(pixel_values)))
-        pooled = self.post_layernorm(hidden_states[-1][:, 0])
+        class_token = jnp.zeros(len(pixel_values), jnp.int32)
+        pooled = self.post_layernorm(self.encoder.last_at(hidden_states, class_token))
         embeds = None if self.visual_projection is None else self.visual_projection(pooled)
         return CLIPVisionOutput(hidden_states, hidden_states[-1], pooled, embeds)
