@@ -11,7 +11,6 @@ import argparse
 import datetime
 import importlib.util
 import os
-import platform
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -22,6 +21,7 @@ import numpy as np
 import onnxruntime
 from PIL import Image
 
+from benchmarks.machine import processor
 from data_pipeline.cli import command
 from data_pipeline.faces.align import align_face
 from data_pipeline.faces.detectors import Detection
@@ -217,15 +217,6 @@ def report() -> str:
             speed_table(recogniser_runs()),
         ]
     )
-
-
-def processor() -> str:
-    """The processor's name and how many cores this process may use."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    name = next(named, "")
-    return f"{len(os.sched_getaffinity(0))} cores of {name or platform.processor()}"
 
 
 @command
