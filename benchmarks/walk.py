@@ -51,6 +51,8 @@ class Recorder:
 
     def names(self) -> list[str]:
         inside = [Path(name) for name in self.files if name.startswith(f"{ROOT}/")]
+        # An environment may be a folder of the checkout.
+        inside = [path for path in inside if not path.is_relative_to(sys.prefix)]
         names = sorted(path.relative_to(ROOT).as_posix() for path in inside)
         return [name for name in names if not name.startswith(LEFT_OUT) and "/venv" not in name]
 

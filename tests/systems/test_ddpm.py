@@ -20,6 +20,7 @@ from persongen_jax.aot.programs import training, with_batch
 from persongen_jax.diffusion.plan import make_plan
 from persongen_jax.diffusion.schedule import training_target
 from persongen_jax.models.layers import UnusedRngs
+from persongen_jax.models.platform import compile_for
 from persongen_jax.parallel.sharding import make_mesh, replicated
 from persongen_jax.systems import ddpm
 from persongen_jax.systems.assembly import assemble, step_spec
@@ -224,7 +225,8 @@ def test_aot_builds_the_same_step():
     program = training(with_batch(config, 16, 1), mesh, cached=False)
     parts = assemble(open_system(config, mesh), mesh)
     batch = next(parts.system.examples(0))
-    real = flop_count.of_function(parts.step, parts.state, parts.frozen, batch, step_spec(mesh))
+    with compile_for("tpu"):  # a CPU convolves upsampled images by fewer products
+        real = flop_count.of_function(parts.step, parts.state, parts.frozen, batch, step_spec(mesh))
     assert program.flops() == real > 1e6
 
 
