@@ -4,9 +4,11 @@ These few pixels carry the identity, so each of them has its own small window.
 """
 
 import numpy as np
+from scipy.ndimage import uniform_filter
 
 from data_pipeline.drawing import shapes
 from data_pipeline.drawing.canvas import Canvas
+from data_pipeline.drawing.faults import Faults
 from data_pipeline.drawing.identities import (
     EYE_COLOURS,
     FRAME_COLOURS,
@@ -18,13 +20,35 @@ from data_pipeline.drawing.pose import CORNER, Pose
 from data_pipeline.drawing.shapes import per_picture
 
 
-def paint_features(canvas: Canvas, people: Identities, pictures: Pictures, pose: Pose) -> None:
+def paint_features(
+    canvas: Canvas,
+    people: Identities,
+    pictures: Pictures,
+    pose: Pose,
+    faults: Faults | None = None,
+) -> None:
+    """The inner face; ``faults`` spoils parts, but not the glasses over them."""
+    moved = pose if faults is None else faults.moved(pose)
+    painted = np.ones((len(people), 5), bool) if faults is None else ~faults.missing
     paint_marks(canvas, people, pose)
     paint_nose(canvas, people, pose)
-    paint_mouth(canvas, people, pose)
+    paint_mouth(canvas, people, moved, painted[:, 4])
     for side in (0, 1):
-        paint_eye(canvas, people, pictures, pose, side)
+        paint_eye(canvas, people, pictures, moved, side, painted[:, side])
+        paint_brow(canvas, people, moved, side, painted[:, 2 + side])
+    if faults is not None:
+        _smear(canvas, pose, faults.smeared)
     paint_glasses(canvas, people, pose)
+
+
+def _smear(canvas: Canvas, pose: Pose, smeared: np.ndarray) -> None:
+    """Blur parts until only a spot of their mean colour is left."""
+    centres = np.concatenate([pose.eyes, pose.brows, pose.mouth[:, None]], axis=1)
+    for k, half in enumerate(((0.3, 0.25),) * 2 + ((0.3, 0.15),) * 2 + ((0.45, 0.3),)):
+        for part, rows in canvas.parts(smeared[:, k], _window(pose, centres[:, k], *half)):
+            side = max(3, int(np.mean(pose.unit[rows]) * canvas.size * half[1]) * 2 + 1)
+            for _ in range(3):
+                part.pixels[:] = uniform_filter(part.pixels, (1, 1, side, side), mode="nearest")
 
 
 def _window(pose: Pose, points, half_width, half_height):
@@ -43,11 +67,16 @@ def _each(canvas, people, pose, mask, window):
 
 
 def paint_eye(
-    canvas: Canvas, people: Identities, pictures: Pictures, pose: Pose, side: int
+    canvas: Canvas,
+    people: Identities,
+    pictures: Pictures,
+    pose: Pose,
+    side: int,
+    mask: np.ndarray | None = None,
 ) -> None:
     outward = (-1, 1)[side]
-    window = _window(pose, pose.eyes[:, side] - [0, 0.2], 0.42, 0.65)
-    for part, space, rows, who, p in _each(canvas, people, pose, None, window):
+    window = _window(pose, pose.eyes[:, side], 0.42, 0.45)
+    for part, space, rows, who, p in _each(canvas, people, pose, mask, window):
         x, y = p.eyes[:, side].T
         half = who.eye_width * p.squeeze[:, side]
         height = per_picture(p.eye_opening)
@@ -70,14 +99,21 @@ def paint_eye(
         lid_half = 0.028 + 0.018 * who.lashes
         lid = np.maximum(np.abs(upper) - per_picture(lid_half), np.abs(across) - np.float32(1.05))
         part.paint(space, lid, skin * 0.16)
-        # Brows: a bar over the eye, turned about its middle by nature and mood.
-        brow_y = y - p.brow_gap
+
+
+def paint_brow(
+    canvas: Canvas, people: Identities, pose: Pose, side: int, mask: np.ndarray | None = None
+) -> None:
+    """A bar over the eye, turned about its middle by nature and mood."""
+    outward = (-1, 1)[side]
+    window = _window(pose, pose.brows[:, side], 0.42, 0.3)
+    for part, space, _, who, p in _each(canvas, people, pose, mask, window):
+        x, y = p.brows[:, side].T
+        half = who.eye_width * p.squeeze[:, side]
         rise, reach = outward * p.brow_angle * half, half * 1.22
-        brow = shapes.capsule(
-            space, x - reach, brow_y + rise, x + reach, brow_y - rise, who.brow_thickness
-        )
-        grey = who.hair_rgb * 0.55 + skin * 0.08
-        part.paint(space, brow, np.minimum(grey, skin * 0.6))
+        brow = shapes.capsule(space, x - reach, y + rise, x + reach, y - rise, who.brow_thickness)
+        grey = who.hair_rgb * 0.55 + who.skin_rgb * 0.08
+        part.paint(space, brow, np.minimum(grey, who.skin_rgb * 0.6))
 
 
 def paint_nose(canvas: Canvas, people: Identities, pose: Pose) -> None:
@@ -97,9 +133,11 @@ def paint_nose(canvas: Canvas, people: Identities, pose: Pose) -> None:
             part.paint(space, nostril, skin * 0.36)
 
 
-def paint_mouth(canvas: Canvas, people: Identities, pose: Pose) -> None:
+def paint_mouth(
+    canvas: Canvas, people: Identities, pose: Pose, mask: np.ndarray | None = None
+) -> None:
     window = _window(pose, pose.mouth, 0.62, 0.5)
-    for part, space, _, who, p in _each(canvas, people, pose, None, window):
+    for part, space, _, who, p in _each(canvas, people, pose, mask, window):
         x, y = p.mouth.T
         t = (space.u - per_picture(x)) / per_picture(p.mouth_width)
         lens = 1 - np.square(t)

@@ -16,9 +16,7 @@ from ml_collections import ConfigDict
 from persongen_jax.systems.open import system_class
 
 SYSTEMS = "persongen_jax.miniature.systems"
-
-
-OF_UNETS = {"drop_prob": 0.1, "min_snr_gamma": 5.0, "ema_decay": 0.999, "ema_warmup": True}
+CPU_DEVICES = 2  # two share the batch: the layers are too small for two cores each
 
 # By name, in an order that respects dependencies. ``rate`` is for matrices and kernels, which Muon
 # updates, ``adam_rate`` for the rest; other keys are the config's own.
@@ -26,18 +24,10 @@ TRAININGS: dict[str, dict[str, Any]] = {
     "vae": dict(
         system="vae:Vae",
         seed=1,
-        steps=2600,
+        steps=4000,
         batch_size=32,
         rate=0.01,
         adam_rate=3e-3,
-    ),
-    "decoder": dict(
-        system="vae:Decoder",
-        seed=8,
-        steps=2400,
-        batch_size=48,
-        rate=5e-3,
-        adam_rate=1.5e-3,
     ),
     "clip": dict(
         system="clip:Clip",
@@ -61,7 +51,7 @@ TRAININGS: dict[str, dict[str, Any]] = {
     ),
     "face_net": dict(
         system="face_net:FaceNet",
-        seed=3,  # only for Face-Sim: no method reads its features
+        seed=3,
         steps=450,
         batch_size=128,
         rate=5e-3,
@@ -79,24 +69,51 @@ TRAININGS: dict[str, dict[str, Any]] = {
     "unet": dict(
         system="unet:UNet",
         seed=5,
-        steps=2000,
+        steps=5500,
         batch_size=64,
         rate=5e-3,
         adam_rate=2e-3,
         decay=0.01,
-        face_weight=3.0,
-        **OF_UNETS,
+        face_weight=5.0,
+        drop_prob=0.1,
+        min_snr_gamma=5.0,
+        ema_decay=0.999,
+        ema_warmup=True,
     ),
-    "unet_names": dict(
-        system="unet:NamedUNet",
-        seed=105,
-        steps=4000,
+    "clip_judge": dict(
+        system="judges:ClipJudge",
+        seed=12,
+        steps=2000,
         batch_size=64,
         rate=4e-3,
-        adam_rate=1.5e-3,
-        decay=0.01,
-        face_weight=5.0,
-        **OF_UNETS,
+        adam_rate=2e-3,
+        decay=0.02,
+    ),
+    "face_judge": dict(
+        system="judges:FaceJudge",
+        seed=13,
+        steps=900,
+        batch_size=128,
+        rate=5e-3,
+        adam_rate=3e-3,
+        decay=1e-3,
+    ),
+    "keypoint_judge": dict(
+        system="judges:KeypointJudge",
+        seed=14,
+        steps=1600,
+        batch_size=96,
+        rate=5e-3,
+        adam_rate=2e-3,
+    ),
+    "parts_judge": dict(
+        system="face_parts:FaceParts",
+        seed=15,
+        steps=1000,
+        batch_size=96,
+        rate=5e-3,
+        adam_rate=3e-3,
+        decay=1e-3,
     ),
 }
 
@@ -113,6 +130,7 @@ def _config(work, *, system: str, rate, adam_rate, decay=0.0, **keys):
     config = system_class(system).defaults()
     config.system, config.work = system, str(work)
 
+    config.cpu_devices = CPU_DEVICES
     config.optimizer = "muon"
     config.optimizer_options = {
         "ns_steps": 4,

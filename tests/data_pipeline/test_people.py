@@ -133,8 +133,8 @@ def test_boxes_landmarks_and_frame(crowd):
     assert (nose[:, 1] > (left_eye + right_eye)[:, 1] / 2).all()
     portrait = drawn.attributes["framing"] == "portrait"
     height = (y1 - y0)[portrait] / 64
-    assert 0.38 < height.min() and height.max() < 0.58
-    assert 0.42 < height.mean() < 0.52
+    assert 0.46 < height.min() and height.max() < 0.66
+    assert 0.50 < height.mean() < 0.60
 
 
 def test_features_are_where_the_landmarks_say():

@@ -1,4 +1,4 @@
-"""The miniature's CLIP: one image tower that also recognises faces, two text towers.
+"""The miniature's first CLIP: one image tower that also recognises faces, two text towers.
 
 The image tower is trained against both text towers at once (arXiv 2103.00020, section 2.3), on
 whole images and their captions, and on face crops to distinguish people (ArcFace, arXiv
@@ -144,7 +144,7 @@ def text_encoders(towers: Towers) -> tuple[CLIPTextModel, CLIPTextModel]:
 
 def encode_images(towers: Towers, images: jax.Array) -> Any:
     """The image tower's output for images uint8 [b, s, s, 3]."""
-    size = sizes.VISION["image_size"]
+    size = towers.vision.config["image_size"]
     images = images.astype(jnp.float32) / 255
     images = jax.image.resize(images, (len(images), size, size, 3), "cubic").clip(0, 1)
     return towers.vision((images - CLIP_MEAN) / CLIP_STD)

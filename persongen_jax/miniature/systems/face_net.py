@@ -24,8 +24,8 @@ ROWS = 1000
 class Recogniser(nnx.Module):
     """The net, and the people that it learns to distinguish, which serve training only."""
 
-    def __init__(self, people: int, rngs: nnx.Rngs):
-        self.net = IResNet(sizes.FACE_NET, rngs=rngs)
+    def __init__(self, config: dict, people: int, rngs: nnx.Rngs):
+        self.net = IResNet(config, rngs=rngs)
         self.people = Centres(people, self.net.config["embedding_dim"], rngs)
 
 
@@ -39,8 +39,12 @@ class FaceNet(PoolSystem):
 
     statistics = True
 
+    @property
+    def architecture(self) -> dict:
+        return sizes.FACE_NET
+
     def network(self) -> Recogniser:
-        return Recogniser(self.pool.people, nnx.Rngs(self.config.seed))
+        return Recogniser(self.architecture, self.pool.people, nnx.Rngs(self.config.seed))
 
     def source(self) -> Drawn:
         self.crops = aligned_crops(self.pool)

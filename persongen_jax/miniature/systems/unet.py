@@ -3,7 +3,7 @@
 SDXL's objective (noise prediction) with min-SNR weights (arXiv 2303.09556), more weight on the
 face, whose details are the hard part of these images, and an average of the weights (EMA).
 
-Trained first on captions alone; then with names (names.py) in place of the class word.
+In most prompts a name (names.py) stands in place of the class word.
 """
 
 from typing import Any
@@ -46,6 +46,8 @@ class UNet(PoolSystem, DiffusionSystem):
         moments: [h, w, 2 c] float32, the posterior's mean and logvar.
         face_box: [4] float32, in pixels.
         input_ids: [2, n] int32.
+        name: [d] float32, the person's; d: the sum of the text towers' widths.
+        place: [] int32, of the class word's token; -1: the prompt has no name.
     """
 
     groups = (("unet/.*", "model"),)
@@ -61,31 +63,39 @@ class UNet(PoolSystem, DiffusionSystem):
     def defaults(cls) -> ConfigDict:
         config = super().defaults()
         config.face_weight = 1.0  # of a latent cell that touches the face box
+        config.named = NAMED  # share of the prompts with a class word that have a name there
         return config
 
     def network(self) -> StableDiffusionXL:
         vae, self.moments = open_vae(self.work, self.pool)
         towers = text_encoders(open_network(self.work, "clip"))
-        return StableDiffusionXL(self.first_unet(), vae, *towers)
+        unet = UNet2DConditionModel(sizes.unet_config(), rngs=nnx.Rngs(self.config.seed))
+        return StableDiffusionXL(unet, vae, *towers)
 
-    def first_unet(self) -> UNet2DConditionModel:
-        """With the initial weights of the training."""
-        return UNet2DConditionModel(sizes.unet_config(), rngs=nnx.Rngs(self.config.seed))
+    def source(self) -> Drawn:
+        clip, prompts = open_network(self.work, "faces"), self.pool.prompts[:MEASURED]
+        self.names = make_names(
+            *(clip, text_encoders(clip), self.pool, self.tokenizers),
+            *([whole for whole, *_ in prompts], self.work / "faces"),
+        )
+        self.places = class_word_places(self.pool, self.tokenizers)
+        return super().source()
 
     def prompt(self, rng: np.random.Generator) -> tuple[int, int]:
         """(index of an image, which of its prompts)."""
         row = int(rng.integers(len(self.pool)))
         return row, int(rng.integers(1, 4)) if rng.random() < PART else 0
 
-    def of_prompt(self, row: int, part: int) -> dict[str, np.ndarray]:
+    def example(self, rng: np.random.Generator, n: int) -> dict[str, np.ndarray]:
+        row, part = self.prompt(rng)
+        named = part <= 1 and rng.random() < self.config.named
         return {
             "moments": self.moments[row].astype(np.float32),
             "face_box": self.pool.face_box[row].astype(np.float32),
             "input_ids": self.tokenizers.encode(self.pool.prompts[row][part]),
+            "name": self.names[self.pool.person[row]],
+            "place": np.int32(self.places[row] if named else -1),
         }
-
-    def example(self, rng: np.random.Generator, n: int) -> dict[str, np.ndarray]:
-        return self.of_prompt(*self.prompt(rng))
 
     def unread(self, cached: bool = False) -> tuple[str, ...]:
         return ("vae/",)
@@ -93,7 +103,7 @@ class UNet(PoolSystem, DiffusionSystem):
     @property
     def no_prompt(self) -> dict:
         """What a batch holds in place of a dropped condition."""
-        return {"input_ids": self.tokenizers.encode("")}
+        return {"input_ids": self.tokenizers.encode(""), "place": -1}
 
     def drop(self, batch: Batch, drop: jax.Array) -> Batch:
         def without(name, nothing):
@@ -103,7 +113,8 @@ class UNet(PoolSystem, DiffusionSystem):
         return {**batch, **{name: without(name, x) for name, x in self.no_prompt.items()}}
 
     def prompt_embeds(self, model: Any, batch: Batch) -> tuple[jax.Array, jax.Array]:
-        return model.encode_prompt(batch["input_ids"])
+        embeds, pooled = model.encode_prompt(batch["input_ids"])
+        return replace_class_words(embeds, batch["name"], batch["place"]), pooled
 
     def condition(self, model: Any, batch: Batch) -> Conditioning:
         embeds, pooled = self.prompt_embeds(model, batch)
@@ -130,44 +141,6 @@ class UNet(PoolSystem, DiffusionSystem):
             "mse": error.mean((1, 2)),
             "face_mse": per_example_loss(step.pred, step.target, face),
         }
-
-
-class NamedUNet(UNet):
-    """Continues the training with names.
-
-    Additional arrays of an example:
-        name: [d] float32, the person's; d: the sum of the text towers' widths.
-        place: [] int32, of the class word's token; -1: the prompt has no name.
-    """
-
-    def first_unet(self) -> UNet2DConditionModel:
-        return open_network(self.work, "unet").unet
-
-    def source(self) -> Drawn:
-        clip, prompts = open_network(self.work, "faces"), self.pool.prompts[:MEASURED]
-        self.names = make_names(
-            *(clip, text_encoders(clip), self.pool, self.tokenizers),
-            *([whole for whole, *_ in prompts], self.work / "faces"),
-        )
-        self.places = class_word_places(self.pool, self.tokenizers)
-        return super().source()
-
-    def example(self, rng: np.random.Generator, n: int) -> dict[str, np.ndarray]:
-        row, part = self.prompt(rng)
-        named = part <= 1 and rng.random() < NAMED
-        return {
-            **self.of_prompt(row, part),
-            "name": self.names[self.pool.person[row]],
-            "place": np.int32(self.places[row] if named else -1),
-        }
-
-    @property
-    def no_prompt(self) -> dict:
-        return {**super().no_prompt, "place": -1}
-
-    def prompt_embeds(self, model: Any, batch: Batch) -> tuple[jax.Array, jax.Array]:
-        embeds, pooled = super().prompt_embeds(model, batch)
-        return replace_class_words(embeds, batch["name"], batch["place"]), pooled
 
 
 def class_word_places(pool: Pool, tokenizers: Tokenizers) -> np.ndarray:
