@@ -97,7 +97,7 @@ def train_photomaker(work: Path, out: Path) -> None:
     judges = out / "judges"
     config.clip = str(judges / "clip")
     config.face_net = str(judges / "face_net" / "model.safetensors")
-    config.face_detector = f"keypoints:{judges / 'keypoint_net'}"
+    config.face_detector = f"keypoints:{judges / 'face_detector'}"
     if not train(config, work / "photomaker"):
         raise Stopped
     pipe = Pipeline.from_pretrained(config.base)
@@ -137,7 +137,7 @@ def write(world: World, out: Path) -> None:
     _write_clip(networks["clip_judge"], clip, tokenizers.tokenizer_2, judges / "clip")
     _write_face_net(networks["face_judge"].net, judges / "face_net")
     _write_face_net(networks["parts_judge"], judges / "face_parts")
-    save_keypoint_net(networks["keypoint_judge"], judges / "keypoint_net")
+    save_keypoint_net(networks["keypoint_judge"], judges / "face_detector")
     write_json(
         out / "miniature.json",
         {"cores": os.cpu_count(), "trained": world.costs(), "jax": jax.__version__},

@@ -224,7 +224,7 @@ def test_what_is_written_opens(world, tmp_path):
     load_arcface(judges / "face_net" / "model.safetensors", input_size=40)
     parts = load_arcface(judges / "face_parts" / "model.safetensors", input_size=48).model
     assert parts.config["embedding_dim"] == 5
-    load_keypoint_net(judges / "keypoint_net")
+    load_keypoint_net(judges / "face_detector")
     costs = json.loads((tmp_path / "miniature.json").read_text())["trained"]
     assert costs.keys() == set(TRAINED)
     assert all(cost["steps"] == STEPS and cost["seconds"] > 0 for cost in costs.values())

@@ -1,0 +1,78 @@
+"""The figures as a table in Markdown, between two marks of a text."""
+
+from pathlib import Path
+
+from data_pipeline.files import atomic_write
+from persongen_jax.tables import markdown
+
+BEGIN, END = "<!-- figures -->", "<!-- /figures -->"
+TITLES = {
+    "vae_psnr_db": "VAE, PSNR of whole pictures (dB)",
+    "vae_face_psnr_db": "VAE, PSNR inside the face box (dB)",
+    "face_net_rank1_of_100": "face net: rank-1 among 100, one picture each",
+    "face_net_rank1_of_100_by_keypoint_net": "the same, faces aligned by the keypoint judge",
+    "face_net_rank1_of_10_look_alikes": "the same among 10 look-alikes",
+    "face_judge_rank1_of_100": "face judge: rank-1 among 100",
+    "face_judge_rank1_of_100_by_keypoint_net": "the same, faces aligned by the keypoint judge",
+    "face_judge_rank1_of_10_look_alikes": "the same among 10 look-alikes",
+    "landmark_error": "keypoint net: landmarks, mean error (sides of the frame)",
+    "keypoint_error": "keypoint net: visible joints, mean error (sides)",
+    "faces_found": "keypoint net: faces found",
+    "judge_landmark_error": "keypoint judge: landmarks, mean error (sides)",
+    "judge_keypoint_error": "keypoint judge: visible joints, mean error (sides)",
+    "judge_faces_found": "keypoint judge: faces found",
+    "clip_right_of_32_captions": "CLIP: the right one of 32 captions",
+    "clip_judge_right_of_32_captions": "CLIP judge: the right one of 32 captions",
+    "clip_rank1_of_100": "CLIP's image features: rank-1 among 100",
+    "parts_judge_right_on_whole_parts": "parts judge: right about parts without a fault",
+    "parts_judge_right_on_faulty_parts": "parts judge: right about missing, smeared or moved ones",
+    "clip_judge_scene": "CLIP judge: scenes of drawn pictures",
+    "clip_judge_clothes_colour": "CLIP judge: colours of clothes of drawn pictures",
+    "clip_judge_clothes": "CLIP judge: kinds of clothes of drawn pictures",
+    "clip_judge_expression": "CLIP judge: expressions of drawn pictures",
+    "base_scene": "base, guidance 2: the scene named is the one drawn",
+    "base_clothes_colour": "base: the clothes' colour",
+    "base_clothes": "base: the clothes' kind",
+    "base_expression": "base: the expression",
+    "base_eyes": "base: both eyes there and in place",
+    "base_brows": "base: both brows",
+    "base_mouth": "base: the mouth",
+    "photomaker_rank1_of_10": "`photomaker`, shipped, on strangers: rank-1 among ten",
+    "photomaker_rank1_of_100": "the same among 100",
+    "photomaker_rank1_of_10_look_alikes": "the same among ten look-alikes",
+    "photomaker_cosine_true": "its cosine to the true person",
+    "photomaker_cosine_others": "its cosine to others",
+    "photomaker_scene": "its scenes right",
+}
+
+
+def insert_table(path: Path, figures: dict) -> None:
+    """Replace what stands between BEGIN and END in the text ``path``.
+
+    Raises:
+        ValueError: the text lacks the marks.
+    """
+    text = path.read_text(encoding="utf-8")
+    before, found, rest = text.partition(BEGIN)
+    _, ended, after = rest.partition(END)
+    if not (found and ended):
+        raise ValueError(f"{path}: put {BEGIN} and {END} where the table belongs")
+    with atomic_write(path) as partial:
+        partial.write_text(f"{before}{BEGIN}\n\n{table(figures)}\n\n{END}{after}", encoding="utf-8")
+
+
+def table(figures: dict) -> str:
+    """A row per figure, in the order of TITLES."""
+    head = ["what", "measured", "95 % interval", "bar", "aim", "samples"]
+    rows = [_row(title, figures[name]) for name, title in TITLES.items() if name in figures]
+    return markdown(head, rows)
+
+
+def _row(title: str, figure: dict) -> list:
+    value = f"{figure['value']:g}"
+    if "drawn" in figure:
+        value += f" ({figure['generated']:g} of {figure['drawn']:g} on drawn ones)"
+    bar = f"{figure['bar']:g} {'met' if figure['met'] else '**missed**'}" if "bar" in figure else ""
+    low, high = figure["interval"]
+    aim = f"{figure['aim']:g}" if "aim" in figure else ""
+    return [title, value, f"{low:g} to {high:g}", bar, aim, figure["samples"]]
