@@ -90,7 +90,7 @@ def measure_photomaker(assets: Path, clip: ClipScore, faces: FaceEmbedder) -> di
     config.validate_in_train = config.validation_gallery = ""
     config.validate_out_of_train = GENERATED.format(split="out_of_train", count=STRANGERS)
     config.validate_out_of_domain = GENERATED.format(split="look_alikes", count=STRANGERS)
-    config.validation_images = 1
+    config.validation_people, config.validation_images = STRANGERS, 1
     config.metrics = ()
     system: Any = open_system(config)
     results = Evaluation(system)(system.model, 0)
