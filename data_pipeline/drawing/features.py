@@ -41,14 +41,23 @@ def paint_features(
     paint_glasses(canvas, people, pose)
 
 
+SMEARED = ((0.3, 0.25),) * 2 + ((0.3, 0.15),) * 2 + ((0.45, 0.3),)  # half sizes, as PARTS
+
+
 def _smear(canvas: Canvas, pose: Pose, smeared: np.ndarray) -> None:
-    """Blur parts until only a spot of their mean colour is left."""
+    """Blur parts until only a spot of their mean colour is left; ``canvas`` has whole frames."""
     centres = np.concatenate([pose.eyes, pose.brows, pose.mouth[:, None]], axis=1)
-    for k, half in enumerate(((0.3, 0.25),) * 2 + ((0.3, 0.15),) * 2 + ((0.45, 0.3),)):
-        for part, rows in canvas.parts(smeared[:, k], _window(pose, centres[:, k], *half)):
-            side = max(3, int(np.mean(pose.unit[rows]) * canvas.size * half[1]) * 2 + 1)
+    middles = pose.to_frame(centres) * canvas.size
+    for row, k in np.argwhere(smeared):
+        unit = pose.unit[row] * canvas.size
+        halves = np.ceil(unit * np.array(SMEARED[k])).astype(int)
+        low, high = (np.round(middles[row, k] + sign * halves).astype(int) for sign in (-1, 1))
+        (x0, y0), (x1, y1) = np.clip(low, 0, canvas.size), np.clip(high, 0, canvas.size)
+        if x0 < x1 and y0 < y1:
+            window = canvas.pixels[row, :, y0:y1, x0:x1]
+            side = 2 * halves.min() + 1
             for _ in range(3):
-                part.pixels[:] = uniform_filter(part.pixels, (1, 1, side, side), mode="nearest")
+                window[:] = uniform_filter(window, (1, side, side), mode="nearest")
 
 
 def _window(pose: Pose, points, half_width, half_height):

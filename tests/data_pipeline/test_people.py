@@ -278,3 +278,76 @@ def test_command_writes_a_data_set(tmp_path, capsys):
         command.main(["--out", str(tmp_path / "c"), *arguments])
     with pytest.raises(SystemExit, match="^error: "):
         command.main(["--out", str(tmp_path / "d"), "--identities", "0"])
+
+
+def test_masks_are_where_the_person_and_the_face_are(crowd):
+    """Outside the person's mask nothing but the light depends on the person."""
+    who, pictures, drawn = crowd
+    person, face = api.render_masks(who, pictures)
+    assert person.shape == face.shape == drawn.images.shape[:3] and person.dtype == np.uint8
+    assert (face <= person).all()
+    other = api.render(api.make_identities("out_of_train", N), pictures)
+    theirs, _ = api.render_masks(api.make_identities("out_of_train", N), pictures)
+    same_clothes = (drawn.attributes["clothes"] == other.attributes["clothes"])[:, None, None]
+    scene = (person == 0) & (theirs == 0) & same_clothes
+    difference = drawn.images[scene].astype(int) - other.images[scene]
+    assert np.abs(difference).max() <= 1  # less than half a level of coverage counts as none
+    bare = (drawn.attributes["hat"] == "none") & (drawn.attributes["hair"] == "bald")
+    for mask, (x0, y0, x1, y1) in zip(face[bare], drawn.face_box[bare], strict=True):
+        rows, columns = np.nonzero(mask > 127)
+        found = columns.min(), rows.min(), columns.max() + 1, rows.max() + 1
+        np.testing.assert_allclose(found, (x0, y0, x1, y1), atol=1.5)
+    assert bare.any() and (face > 127).any((1, 2)).mean() > 0.99
+
+
+def test_faults_spoil_their_own_part_only(crowd):
+    who, pictures, drawn = crowd
+    places = dict(zip(api.PARTS, (0, 1, 0, 1, None), strict=True))
+    none = np.zeros((N, 5), bool)
+    for kind in ("missing", "smeared", "offset"):
+        for k, part in enumerate(api.PARTS):
+            faults = {"missing": none, "smeared": none, "offset": np.zeros((N, 5, 2))}
+            faults[kind] = faults[kind].copy()
+            faults[kind][:, k] = [0.4, 0.0] if kind == "offset" else True
+            faults = api.Faults(**faults)
+            assert faults.present.sum(0).tolist() == [0 if i == k else N for i in range(5)]
+            spoiled = api.render(who, pictures, faults=faults)
+            alone = api.render(who.take([3]), pictures.take([3]), faults=faults.take([3]))
+            np.testing.assert_array_equal(alone.images[0], spoiled.images[3])
+            np.testing.assert_array_equal(spoiled.landmarks, drawn.landmarks)
+            changed = (spoiled.images != drawn.images).any(-1)
+            assert changed.any((1, 2)).mean() > 0.8, (kind, part)
+            unit = (drawn.face_box[:, 3] - drawn.face_box[:, 1]) / 2
+            eyes, mouth = drawn.landmarks[:, :2], drawn.landmarks[:, 3:].mean(1)
+            centre = mouth if places[part] is None else eyes[:, places[part]]
+            for mask, middle, reach in zip(changed, centre, 1.25 * unit + 2, strict=True):
+                rows, columns = np.nonzero(mask)
+                assert (np.hypot(columns + 0.5 - middle[0], rows + 0.5 - middle[1]) < reach).all()
+
+
+def test_drawn_faults_come_at_their_rate():
+    faults = api.Faults.draw(np.arange(4000), rate=0.3)
+    assert abs((~faults.present).mean() - 0.3) < 0.02
+    moved = (faults.offset != 0).any(-1)
+    for kind in (faults.missing, faults.smeared, moved):
+        assert abs(kind.mean() - 0.1) < 0.02
+    assert (faults.missing.astype(int) + faults.smeared + moved).max() == 1
+
+
+def test_wider_framings_are_named(crowd):
+    drawn = crowd[2]
+    for framing, word in (("half", "half-length"), ("full", "full-length")):
+        named = np.array([word in caption for caption in drawn.captions])
+        np.testing.assert_array_equal(named, drawn.attributes["framing"] == framing)
+
+
+def test_objects_are_on_the_side_that_captions_name(crowd):
+    drawn = crowd[2]
+    for i, text in enumerate(drawn.backgrounds):
+        for side in ("left", "right"):
+            thing = drawn.attributes[f"{side}_object"][i]
+            other = {"left": "right", "right": "left"}[side]
+            if thing != "none" and f"{thing} on the {other}" in text:
+                raise AssertionError((thing, side, text))
+    seen = set(drawn.attributes["left_object"]) | set(drawn.attributes["right_object"])
+    assert {"castle", "bank", "camels", "boat", "none"} <= seen
