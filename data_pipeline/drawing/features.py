@@ -41,7 +41,7 @@ def paint_features(
     paint_glasses(canvas, people, pose)
 
 
-SMEARED = ((0.3, 0.25),) * 2 + ((0.3, 0.15),) * 2 + ((0.45, 0.3),)  # half sizes, as PARTS
+SMEARED = ((0.38, 0.32),) * 2 + ((0.4, 0.2),) * 2 + ((0.55, 0.38),)  # half sizes, as PARTS
 
 
 def _smear(canvas: Canvas, pose: Pose, smeared: np.ndarray) -> None:
@@ -55,9 +55,14 @@ def _smear(canvas: Canvas, pose: Pose, smeared: np.ndarray) -> None:
         (x0, y0), (x1, y1) = np.clip(low, 0, canvas.size), np.clip(high, 0, canvas.size)
         if x0 < x1 and y0 < y1:
             window = canvas.pixels[row, :, y0:y1, x0:x1]
-            side = 2 * halves.min() + 1
+            blurred, side = window, 2 * halves.min() + 1
             for _ in range(3):
-                window[:] = uniform_filter(window, (1, side, side), mode="nearest")
+                blurred = uniform_filter(blurred, (1, side, side), mode="nearest")
+            # Fading out: an edge would give the smear away.
+            across = (np.arange(x0, x1) + 0.5 - middles[row, k, 0]) / halves[0]
+            down = (np.arange(y0, y1) + 0.5 - middles[row, k, 1]) / halves[1]
+            alpha = np.clip(2.5 * (1 - np.hypot(across, down[:, None])), 0, 1).astype(np.float32)
+            window += alpha * (blurred - window)
 
 
 def _window(pose: Pose, points, half_width, half_height):
