@@ -10,7 +10,7 @@ from persongen_jax.metrics.clip_score import ClipScore
 from persongen_jax.metrics.face_embedder import open_face_embedder
 from persongen_jax.miniature.__main__ import ASSETS
 from persongen_jax.miniature.figures import generated, networks
-from persongen_jax.miniature.figures.table import insert_table
+from persongen_jax.miniature.figures.table import insert, sizes, table
 from persongen_jax.miniature.sizes import PARTS_SIDE
 from persongen_jax.pipeline import Pipeline
 from persongen_jax.weights.formats.arcface import load_arcface
@@ -52,7 +52,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--assets", type=Path, default=ASSETS, help="folder of the checkpoints")
     parser.add_argument("--out", type=Path, help="folder for figures.json (default: the assets)")
     parser.add_argument("--samples", type=int, default=400, help="of text-to-image (default: 400)")
-    parser.add_argument("--table", type=Path, metavar="FILE", help="text that holds the table")
+    parser.add_argument("--table", type=Path, metavar="FILE", help="text that holds the tables")
     args = parser.parse_args(argv)
     out = args.out or args.assets
     out.mkdir(parents=True, exist_ok=True)
@@ -60,7 +60,8 @@ def main(argv: list[str] | None = None) -> None:
     figures = measure(args.assets, out, args.samples)
     write_json(out / "figures.json", figures)
     if args.table:
-        insert_table(args.table, figures)
+        insert(args.table, "figures", table(figures))
+        insert(args.table, "sizes", sizes(args.assets))
     print(json.dumps(figures, indent=1))
     print(f"{out / 'figures.json'}: {time.perf_counter() - start:.0f} s")
 

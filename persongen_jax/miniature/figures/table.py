@@ -1,11 +1,10 @@
-"""The figures as a table in Markdown, between two marks of a text."""
+"""Figures and sizes as tables in Markdown, between two marks of a text."""
 
 from pathlib import Path
 
 from data_pipeline.files import atomic_write
 from persongen_jax.tables import markdown
 
-BEGIN, END = "<!-- figures -->", "<!-- /figures -->"
 TITLES = {
     "vae_psnr_db": "VAE, PSNR of whole pictures (dB)",
     "vae_face_psnr_db": "VAE, PSNR inside the face box (dB)",
@@ -46,19 +45,31 @@ TITLES = {
 }
 
 
-def insert_table(path: Path, figures: dict) -> None:
-    """Replace what stands between BEGIN and END in the text ``path``.
+def insert(path: Path, name: str, table: str) -> None:
+    """Replace what stands between ``<!-- name -->`` and ``<!-- /name -->`` in the text ``path``.
 
     Raises:
         ValueError: the text lacks the marks.
     """
-    text = path.read_text(encoding="utf-8")
-    before, found, rest = text.partition(BEGIN)
-    _, ended, after = rest.partition(END)
+    text, begin, end = path.read_text(encoding="utf-8"), f"<!-- {name} -->", f"<!-- /{name} -->"
+    before, found, rest = text.partition(begin)
+    _, ended, after = rest.partition(end)
     if not (found and ended):
-        raise ValueError(f"{path}: put {BEGIN} and {END} where the table belongs")
+        raise ValueError(f"{path}: put {begin} and {end} where the table belongs")
     with atomic_write(path) as partial:
-        partial.write_text(f"{before}{BEGIN}\n\n{table(figures)}\n\n{END}{after}", encoding="utf-8")
+        partial.write_text(f"{before}{begin}\n\n{table}\n\n{end}{after}", encoding="utf-8")
+
+
+def sizes(assets: Path) -> str:
+    """A row per network: its folder or file, and megabytes."""
+    files = [path for path in assets.rglob("*.safetensors") if path.is_file()]
+    megabytes: dict[str, float] = {}
+    for path in sorted(files):
+        name = path if path.parent == assets else path.parent
+        megabytes[str(name.relative_to(assets))] = path.stat().st_size / 1e6
+    everything = sum(path.stat().st_size for path in assets.rglob("*") if path.is_file()) / 1e6
+    rows = [[name, f"{size:.1f}"] for name, size in megabytes.items()]
+    return markdown(["network", "MB"], [*rows, ["all files, with pictures", f"{everything:.1f}"]])
 
 
 def table(figures: dict) -> str:
