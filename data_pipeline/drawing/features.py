@@ -28,17 +28,25 @@ def paint_features(
     faults: Faults | None = None,
 ) -> None:
     """The inner face; ``faults`` spoils parts, but not the glasses over them."""
-    moved = pose if faults is None else faults.moved(pose)
-    painted = np.ones((len(people), 5), bool) if faults is None else ~faults.missing
     paint_marks(canvas, people, pose)
     paint_nose(canvas, people, pose)
-    paint_mouth(canvas, people, moved, painted[:, 4])
-    for side in (0, 1):
-        paint_eye(canvas, people, pictures, moved, side, painted[:, side])
-        paint_brow(canvas, people, moved, side, painted[:, 2 + side])
-    if faults is not None:
+    if faults is None:
+        _paint_parts(canvas, people, pictures, pose, np.ones((len(people), 5), bool))
+    else:
+        # The smeared parts first, or a smeared eye would take the brow over it along.
+        _paint_parts(canvas, people, pictures, pose, faults.smeared)
         _smear(canvas, pose, faults.smeared)
+        whole = ~(faults.missing | faults.smeared)
+        _paint_parts(canvas, people, pictures, faults.moved(pose), whole)
     paint_glasses(canvas, people, pose)
+
+
+def _paint_parts(canvas, people, pictures, pose, masks):
+    """Those parts of faults.PARTS, in its order, that ``masks`` [n, 5] has."""
+    paint_mouth(canvas, people, pose, masks[:, 4])
+    for side in (0, 1):
+        paint_eye(canvas, people, pictures, pose, side, masks[:, side])
+        paint_brow(canvas, people, pose, side, masks[:, 2 + side])
 
 
 SMEARED = ((0.38, 0.32),) * 2 + ((0.4, 0.2),) * 2 + ((0.55, 0.38),)  # half sizes, as PARTS

@@ -10,22 +10,22 @@ TEXT_LAYERS = 3
 VISION = {"hidden_size": 128, "image_size": 48, "num_hidden_layers": 4, "patch_size": 8}
 CLIP_WIDTH = 64  # of the joint space of texts and images
 
+FACE_SIDE = 40  # of the crops that both face nets read
 FACE_NET = {
     "layers": (1, 1, 2, 1),
     "widths": (24, 48, 96, 128),
-    "input_size": 40,
+    "input_size": FACE_SIDE,
     "embedding_dim": 128,
 }
 KEYPOINT_NET = {"image_size": SIDE, "widths": (16, 32, 64, 96)}
 
-# The judges: of other architectures, so that no figure is measured by a method's own input. Both
-# face nets read the same crops.
+# The judges: of other architectures, so that no figure is measured by a method's own input.
 VISION_JUDGE = {"hidden_size": 128, "image_size": SIDE, "num_hidden_layers": 5, "patch_size": 8}
 TEXT_JUDGE_LAYERS = 2
 FACE_JUDGE = {
     "layers": (2, 2, 2),
     "widths": (32, 64, 128),
-    "input_size": FACE_NET["input_size"],
+    "input_size": FACE_SIDE,
     "embedding_dim": 128,
 }
 KEYPOINT_JUDGE = {"image_size": SIDE, "widths": (24, 48, 96, 128), "hidden_features": 320}

@@ -1,6 +1,7 @@
 """Drawn people: reproducible, different people apart, features where the landmarks say."""
 
 import json
+import re
 from dataclasses import fields, replace
 
 import numpy as np
@@ -300,29 +301,43 @@ def test_masks_are_where_the_person_and_the_face_are(crowd):
     assert bare.any() and (face > 127).any((1, 2)).mean() > 0.99
 
 
-def test_faults_spoil_their_own_part_only(crowd):
+def faults_with(kind, k, rows=N):
+    """Faults of one kind at part k only."""
+    faults = {"missing": np.zeros((rows, 5), bool), "smeared": np.zeros((rows, 5), bool)}
+    faults["offset"] = np.zeros((rows, 5, 2))
+    faults[kind][:, k] = [0.4, 0.0] if kind == "offset" else True
+    return api.Faults(**faults)
+
+
+def test_faults_spoil_their_own_part_and_no_other(crowd):
     who, pictures, drawn = crowd
-    places = dict(zip(api.PARTS, (0, 1, 0, 1, None), strict=True))
-    none = np.zeros((N, 5), bool)
+    whole = drawn.images.astype(int)
+
+    def change(kind, k):
+        spoiled = api.render(who, pictures, faults=faults_with(kind, k))
+        np.testing.assert_array_equal(spoiled.landmarks, drawn.landmarks)
+        return np.abs(spoiled.images - whole).sum(-1)
+
+    without = [change("missing", k) for k in range(5)]  # where each part is painted
     for kind in ("missing", "smeared", "offset"):
-        for k, part in enumerate(api.PARTS):
-            faults = {"missing": none, "smeared": none, "offset": np.zeros((N, 5, 2))}
-            faults[kind] = faults[kind].copy()
-            faults[kind][:, k] = [0.4, 0.0] if kind == "offset" else True
-            faults = api.Faults(**faults)
-            assert faults.present.sum(0).tolist() == [0 if i == k else N for i in range(5)]
-            spoiled = api.render(who, pictures, faults=faults)
-            alone = api.render(who.take([3]), pictures.take([3]), faults=faults.take([3]))
-            np.testing.assert_array_equal(alone.images[0], spoiled.images[3])
-            np.testing.assert_array_equal(spoiled.landmarks, drawn.landmarks)
-            changed = (spoiled.images != drawn.images).any(-1)
-            assert changed.any((1, 2)).mean() > 0.8, (kind, part)
-            unit = (drawn.face_box[:, 3] - drawn.face_box[:, 1]) / 2
-            eyes, mouth = drawn.landmarks[:, :2], drawn.landmarks[:, 3:].mean(1)
-            centre = mouth if places[part] is None else eyes[:, places[part]]
-            for mask, middle, reach in zip(changed, centre, 1.25 * unit + 2, strict=True):
-                rows, columns = np.nonzero(mask)
-                assert (np.hypot(columns + 0.5 - middle[0], rows + 0.5 - middle[1]) < reach).all()
+        for k in range(5):
+            assert faults_with(kind, k).present.sum(0).tolist() == [N * (i != k) for i in range(5)]
+            changed = change(kind, k)
+            assert (changed * (without[k] > 0)).any((1, 2)).mean() > 0.8, (kind, k)
+            if kind == "offset":  # a part that moves may come to lie on another
+                continue
+            for j in set(range(5)) - {k}:
+                strong = (without[j] > 60) & (without[k] == 0)
+                assert changed[strong].mean() < 0.15 * without[j][strong].mean(), (kind, k, j)
+
+
+def test_a_fault_does_not_depend_on_its_batch(crowd):
+    who, pictures, _ = crowd
+    faults = api.Faults.draw(np.arange(N), rate=0.8)
+    spoiled = api.render(who, pictures, faults=faults).images
+    for row in (3, 11):
+        alone = api.render(who.take([row]), pictures.take([row]), faults=faults.take([row]))
+        np.testing.assert_array_equal(alone.images[0], spoiled[row])
 
 
 def test_drawn_faults_come_at_their_rate():
@@ -341,13 +356,22 @@ def test_wider_framings_are_named(crowd):
         np.testing.assert_array_equal(named, drawn.attributes["framing"] == framing)
 
 
-def test_objects_are_on_the_side_that_captions_name(crowd):
-    drawn = crowd[2]
+SIDES = "left|right"
+NOUNS = {"shelf": "(?:book)?shelf", "boat": "boat", "planet": "planet"}
+
+
+def test_objects_are_on_the_side_that_captions_name():
+    drawn = api.examples("in_train", np.arange(600), np.arange(600), size=8)
+    things = {thing for pair in api.OBJECTS.values() for thing in pair} - {"none"}
+    checked = set()
     for i, text in enumerate(drawn.backgrounds):
-        for side in ("left", "right"):
-            thing = drawn.attributes[f"{side}_object"][i]
-            other = {"left": "right", "right": "left"}[side]
-            if thing != "none" and f"{thing} on the {other}" in text:
-                raise AssertionError((thing, side, text))
-    seen = set(drawn.attributes["left_object"]) | set(drawn.attributes["right_object"])
-    assert {"castle", "bank", "camels", "boat", "none"} <= seen
+        for thing in things:
+            noun = NOUNS.get(thing, thing)
+            # Up to the next comma or "and", a thing's own side.
+            found = re.search(
+                rf"{noun}(?:(?! and |,).)*? (?:on|to) the (?:far )?(left|right)", text
+            )
+            if found:
+                assert drawn.attributes[f"{found.group(1)}_object"][i] == thing, text
+                checked.add((thing, found.group(1)))
+    assert len(checked) >= 2 * (len(things) - 2)

@@ -296,7 +296,7 @@ def test_crops_hold_the_face_they_point_at():
     image[20:28, 30:40] = 255
     box = np.array([30, 20, 40, 28], np.float32)
     corners = [vae.crop_corner(rng, box) for _ in range(32)]
-    pieces = np.stack([vae.crop(image, corner, CROP) for corner in corners])
+    pieces = np.stack([vae.crop(image, corner) for corner in corners])
     assert pieces.shape == (32, CROP, CROP, 3)
     mask = np.asarray(box_mask(np.stack([vae.shift_box(box, corner) for corner in corners]), CROP))
     np.testing.assert_array_equal(mask > 0, pieces[..., 0] > 0)

@@ -2,6 +2,7 @@
 
     python -m persongen_jax.miniature.figures            # minutes; writes assets/figures.json
 
-Each figure comes with its bar and aim, its number of samples, a 95 % interval, and if it is judged,
-with the judge's own accuracy on drawn images. Everything is read from the shipped checkpoints.
+Each figure comes with its number of samples, a 95 % interval, where one is set its bar and aim, and
+if it is judged with its judge, whose own accuracy on drawn images is a figure too. Everything is
+read from the shipped checkpoints.
 """

@@ -11,7 +11,7 @@ from persongen_jax.metrics.face_embedder import open_face_embedder
 from persongen_jax.miniature.__main__ import ASSETS
 from persongen_jax.miniature.figures import generated, networks
 from persongen_jax.miniature.figures.table import insert, sizes, table
-from persongen_jax.miniature.sizes import PARTS_SIDE
+from persongen_jax.miniature.sizes import FACE_SIDE, PARTS_SIDE
 from persongen_jax.pipeline import Pipeline
 from persongen_jax.weights.formats.arcface import load_arcface
 from persongen_jax.weights.formats.clip import load_vision_tower
@@ -28,7 +28,8 @@ def measure(assets: Path, out: Path, samples: int) -> dict:
     parts = load_arcface(judges / "face_parts" / "model.safetensors", input_size=PARTS_SIDE).model
     figures = networks.measure_vae(pipe.model.vae)
     for name, folder in (("face_net", assets), ("face_judge", judges)):
-        net = load_arcface(folder / "face_net" / "model.safetensors", input_size=40).model
+        weights = folder / "face_net" / "model.safetensors"
+        net = load_arcface(weights, input_size=FACE_SIDE).model
         figures |= networks.measure_face_net(net, keypoints, name)
     figures |= networks.measure_keypoints(first_keypoints)
     figures |= networks.measure_keypoints(keypoints, "judge_")
@@ -56,12 +57,13 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     out = args.out or args.assets
     out.mkdir(parents=True, exist_ok=True)
+    if args.table:  # a text without marks is refused now, not after minutes
+        insert(args.table, "sizes", sizes(args.assets))
     start = time.perf_counter()
     figures = measure(args.assets, out, args.samples)
     write_json(out / "figures.json", figures)
     if args.table:
         insert(args.table, "figures", table(figures))
-        insert(args.table, "sizes", sizes(args.assets))
     print(json.dumps(figures, indent=1))
     print(f"{out / 'figures.json'}: {time.perf_counter() - start:.0f} s")
 

@@ -16,6 +16,7 @@ SPLIT = "out_of_train"
 FIRST_PICTURE = 5_000_000  # variations that no training set contains
 PORTRAITS = (1, 0, 0)
 BATCH = 50
+RESAMPLED = 2000
 
 
 def held_out(
@@ -68,30 +69,38 @@ def compiled(model: nnx.Module, call: Callable) -> Callable:
     return lambda *batch: run(state, *batch)
 
 
-def share(right: np.ndarray, identity: np.ndarray | None = None, **goal: Any) -> dict:
-    """The figure of answers [n], right or wrong; images of one person are dependent."""
+def share(right: np.ndarray, cluster: np.ndarray | None = None, **goal: Any) -> dict:
+    """The figure of answers [n], right or wrong.
+
+    ``cluster`` [n]: whose answers depend on one another, such as those about one person.
+    """
     right = np.asarray(right, np.float64)
-    if identity is not None:
-        return mean_of(right, identity, **goal)
-    of = wilson_interval(right)
-    return figure(of["mean"], len(right), (of["low"], of["high"]), **goal)
+    if cluster is None or right.min() == right.max():  # nothing varies: a bootstrap shows nothing
+        counted = right if cluster is None else right[np.unique(cluster, return_index=True)[1]]
+        of = wilson_interval(counted)
+        return figure(of["mean"], len(right), (of["low"], of["high"]), **goal)
+    return mean_of(right, cluster, **goal)
 
 
-def mean_of(values: np.ndarray, identity: np.ndarray, **goal: Any) -> dict:
-    """The figure of values [n] of the people ``identity`` [n]."""
-    interval = bootstrap_interval(values, identity)
+def mean_of(values: np.ndarray, cluster: np.ndarray, **goal: Any) -> dict:
+    """The figure of values [n]; ``cluster`` as in ``share``."""
+    interval = bootstrap_interval(values, cluster)
     return figure(float(np.mean(values)), len(values), interval, **goal)
 
 
-def relative(generated: dict, drawn: dict, **goal: Any) -> dict:
+def relative(generated: np.ndarray, drawn: np.ndarray, **goal: Any) -> dict:
     """What a judge finds in generated images, as a share of what it finds in drawn ones.
 
-    The interval is the generated images' alone: drawn ones are counted exactly enough.
+    Both are answers [n], right or wrong, about images of the same prompts. The interval is of the
+    ratio, by resampling prompts.
     """
-    truth = drawn["value"]
-    low, high = (end / truth for end in generated["interval"])
-    found = {"generated": generated["value"], "drawn": truth}
-    return figure(generated["value"] / truth, generated["samples"], (low, high), **goal) | found
+    generated, drawn = (np.asarray(right, np.float64) for right in (generated, drawn))
+    rows = np.random.default_rng(0).integers(len(drawn), size=(RESAMPLED, len(drawn)))
+    ratios = generated[rows].mean(1) / drawn[rows].mean(1)
+    low, high = np.quantile(ratios, [0.025, 0.975])
+    value = generated.mean() / drawn.mean()
+    means = {"generated": round(float(generated.mean()), 4), "drawn": round(float(drawn.mean()), 4)}
+    return figure(value, len(drawn), (float(low), float(high)), **goal) | means
 
 
 def figure(

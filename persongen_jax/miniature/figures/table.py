@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from data_pipeline.files import atomic_write
+from persongen_jax.miniature.figures.generated import GUIDANCE
 from persongen_jax.tables import markdown
 
 TITLES = {
@@ -29,7 +30,7 @@ TITLES = {
     "clip_judge_clothes_colour": "CLIP judge: colours of clothes of drawn pictures",
     "clip_judge_clothes": "CLIP judge: kinds of clothes of drawn pictures",
     "clip_judge_expression": "CLIP judge: expressions of drawn pictures",
-    "base_scene": "base, guidance 2: the scene named is the one drawn",
+    "base_scene": f"base, guidance {GUIDANCE:g}: the scene named is the one drawn",
     "base_clothes_colour": "base: the clothes' colour",
     "base_clothes": "base: the clothes' kind",
     "base_expression": "base: the expression",
@@ -41,6 +42,7 @@ TITLES = {
     "photomaker_rank1_of_10_look_alikes": "the same among ten look-alikes",
     "photomaker_cosine_true": "its cosine to the true person",
     "photomaker_cosine_others": "its cosine to others",
+    "photomaker_faces_found": "its faces found",
     "photomaker_scene": "its scenes right",
 }
 
@@ -65,8 +67,9 @@ def sizes(assets: Path) -> str:
     files = [path for path in assets.rglob("*.safetensors") if path.is_file()]
     megabytes: dict[str, float] = {}
     for path in sorted(files):
-        name = path if path.parent == assets else path.parent
-        megabytes[str(name.relative_to(assets))] = path.stat().st_size / 1e6
+        place = path if path.parent == assets else path.parent
+        name = str(place.relative_to(assets))
+        megabytes[name] = megabytes.get(name, 0.0) + path.stat().st_size / 1e6
     everything = sum(path.stat().st_size for path in assets.rglob("*") if path.is_file()) / 1e6
     rows = [[name, f"{size:.1f}"] for name, size in megabytes.items()]
     return markdown(["network", "MB"], [*rows, ["all files, with pictures", f"{everything:.1f}"]])
@@ -74,7 +77,7 @@ def sizes(assets: Path) -> str:
 
 def table(figures: dict) -> str:
     """A row per figure, in the order of TITLES."""
-    head = ["what", "measured", "95 % interval", "bar", "aim", "samples"]
+    head = ["what", "measured", "95 % interval", "bar", "aim", "judge", "samples"]
     rows = [_row(title, figures[name]) for name, title in TITLES.items() if name in figures]
     return markdown(head, rows)
 
@@ -86,4 +89,12 @@ def _row(title: str, figure: dict) -> list:
     bar = f"{figure['bar']:g} {'met' if figure['met'] else '**missed**'}" if "bar" in figure else ""
     low, high = figure["interval"]
     aim = f"{figure['aim']:g}" if "aim" in figure else ""
-    return [title, value, f"{low:g} to {high:g}", bar, aim, figure["samples"]]
+    return [
+        title,
+        value,
+        f"{low:g} to {high:g}",
+        bar,
+        aim,
+        figure.get("judge", ""),
+        figure["samples"],
+    ]

@@ -1,6 +1,6 @@
 """The miniature's face recogniser: IResNet with ArcFace's loss on aligned crops.
 
-Face-Sim's net is trained with its own seed, so that no method has seen its features.
+It is the methods' own, for inputs and losses; figures use the judge (judges.py).
 """
 
 from typing import Any
@@ -63,7 +63,7 @@ def aligned_crops(pool: Pool) -> np.ndarray:
     """[n, s, s, 3] uint8 by the true landmarks, jittered; cached on disk."""
 
     def align_all():
-        size = sizes.FACE_NET["input_size"]
+        size = sizes.FACE_SIDE
         noise = np.random.default_rng(0).normal(0, JITTER, pool.landmarks.shape)
         parts = [
             align_faces(pool.images[i : i + ROWS], (pool.landmarks + noise)[i : i + ROWS], size)

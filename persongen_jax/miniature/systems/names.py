@@ -3,11 +3,11 @@
 An ID encoder puts one token for a whole face in place of the class word. SDXL understands such
 tokens, because its captions named thousands of people; the miniature's captions name nobody, and on
 a base without such words five runs of PhotoMaker stayed at chance (none of them with the current
-loss weights of configs/mini/photomaker.py). So the second phase of the base's training replaces the
-class word by the name of a person from the training set. A name is a vector, not a vocabulary
-entry: the mean of CLIP image features of the person's face crops, transformed by a fixed random
-rotation and scaled to the length of its neighbours. No ID encoder ever gets the rotation or the
-names, and strangers have none.
+loss weights of configs/mini/photomaker.py). So in most prompts of the base's training a name of a
+person from the training set replaces the class word. A name is a vector, not a vocabulary entry:
+the mean of CLIP image features of the person's face crops, transformed by a fixed random rotation
+and scaled to the length of its neighbours. No ID encoder ever gets the rotation or the names, and
+strangers have none.
 """
 
 from collections.abc import Sequence

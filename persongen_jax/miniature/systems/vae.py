@@ -48,7 +48,7 @@ class Vae(PoolSystem):
         image, box = self.pool.images[row], self.pool.face_box[row].astype(np.float32)
         if n // self.config.batch_size < (1 - WHOLE) * self.config.steps:
             corner = crop_corner(rng, box)
-            image, box = crop(image, corner, CROP), shift_box(box, corner)
+            image, box = crop(image, corner), shift_box(box, corner)
         return {"image": image, "face_box": box}
 
     def draw(self, key_of: Callable[[int], jax.Array], batch: Batch) -> dict[str, jax.Array]:
@@ -103,10 +103,10 @@ def crop_corner(rng: np.random.Generator, box: np.ndarray) -> np.ndarray:
     return rng.integers(0, most + 1, 2)
 
 
-def crop(array: np.ndarray, corner: np.ndarray, side: int) -> np.ndarray:
-    """The piece [side, side, c] of an array [h, w, c]."""
+def crop(image: np.ndarray, corner: np.ndarray) -> np.ndarray:
+    """The piece [CROP, CROP, c] of an image [h, w, c]."""
     x, y = corner
-    return array[y : y + side, x : x + side]
+    return image[y : y + CROP, x : x + CROP]
 
 
 def shift_box(box: np.ndarray, corner: np.ndarray) -> np.ndarray:
