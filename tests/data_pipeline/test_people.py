@@ -356,7 +356,6 @@ def test_wider_framings_are_named(crowd):
         np.testing.assert_array_equal(named, drawn.attributes["framing"] == framing)
 
 
-SIDES = "left|right"
 NOUNS = {"shelf": "(?:book)?shelf", "boat": "boat", "planet": "planet"}
 
 
