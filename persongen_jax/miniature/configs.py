@@ -69,7 +69,7 @@ TRAININGS: dict[str, dict[str, Any]] = {
     "unet": dict(
         system="unet:UNet",
         seed=5,
-        steps=5000,
+        steps=2400,
         batch_size=64,
         rate=5e-3,
         adam_rate=2e-3,
@@ -83,7 +83,7 @@ TRAININGS: dict[str, dict[str, Any]] = {
     "clip_judge": dict(
         system="judges:ClipJudge",
         seed=12,
-        steps=2000,
+        steps=1200,
         batch_size=64,
         rate=4e-3,
         adam_rate=2e-3,
@@ -92,7 +92,7 @@ TRAININGS: dict[str, dict[str, Any]] = {
     "face_judge": dict(
         system="judges:FaceJudge",
         seed=13,
-        steps=900,
+        steps=600,
         batch_size=128,
         rate=5e-3,
         adam_rate=3e-3,
@@ -101,7 +101,7 @@ TRAININGS: dict[str, dict[str, Any]] = {
     "keypoint_judge": dict(
         system="judges:KeypointJudge",
         seed=14,
-        steps=1600,
+        steps=1200,
         batch_size=96,
         rate=5e-3,
         adam_rate=2e-3,
@@ -109,7 +109,7 @@ TRAININGS: dict[str, dict[str, Any]] = {
     "parts_judge": dict(
         system="face_parts:FaceParts",
         seed=15,
-        steps=1000,
+        steps=800,
         batch_size=96,
         rate=5e-3,
         adam_rate=3e-3,

@@ -32,7 +32,7 @@ NEEDS = {
     "faces": ("clip",),
     "unet": ("vae", "faces"),
 }
-ADAPTER_STEPS = 3000
+ADAPTER_STEPS = 2000
 
 
 class World:
