@@ -27,6 +27,7 @@ from persongen_jax.systems.open import system_class
 from persongen_jax.train import train
 from persongen_jax.training.partition import leaf_paths
 from persongen_jax.training.trained import load_trained
+from persongen_jax.weights.formats.sdxl.loading import load_sdxl
 from tests.helpers.training_runs import metrics
 from tests.miniature.small import STEPS, shrink_networks, small_config
 
@@ -228,6 +229,28 @@ def test_what_is_written_opens(world, tmp_path):
     costs = json.loads((tmp_path / "miniature.json").read_text())["trained"]
     assert costs.keys() == set(TRAINED)
     assert all(cost["steps"] == STEPS and cost["seconds"] > 0 for cost in costs.values())
+
+
+@pytest.mark.slow
+def test_a_unet_goes_on_from_what_is_shipped(world, tmp_path):
+    stages.write(world, tmp_path)
+    config = small_config("unet", world.work)
+    config.assets, config.anew = str(tmp_path), False
+    system = system_class(config.system).open(config)
+    shipped = leaf_paths(load_sdxl(tmp_path / "sdxl").model.unet)
+    found = leaf_paths(system.model.unet)
+    assert found.keys() == shipped.keys()
+    for path, leaf in shipped.items():
+        np.testing.assert_array_equal(found[path][...], leaf[...])
+    example = system.source().example(0)
+    names = world.work / "shipped" / "face_features.npy"
+    assert names.exists() and np.isfinite(example["name"]).all()
+    config.anew = True
+    other = leaf_paths(system_class(config.system).open(config).model.unet)
+    assert any((other[path][...] != leaf[...]).any() for path, leaf in shipped.items())
+    config.assets, config.anew = "", False
+    with pytest.raises(ValueError, match="name the UNet to train further, config.assets"):
+        system_class(config.system).open(config)
 
 
 # ---- Losses ------------------------------------------------------------------------------------

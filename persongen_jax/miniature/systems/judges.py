@@ -75,7 +75,7 @@ class ClipJudge(PoolSystem):
 
     def losses(self, model: Any, batch: Batch, draws: dict[str, jax.Array]) -> dict[str, jax.Array]:
         scale = jnp.exp(jnp.minimum(model.logit_scale[...], jnp.log(100.0)))
-        seen = encode_images(model, batch["image"]).image_embeds
+        seen = encode_images(model.vision, batch["image"]).image_embeds
         loss, right = contrastive_loss(
             seen, model.text_encoder(batch["input_ids"]).text_embeds, scale
         )

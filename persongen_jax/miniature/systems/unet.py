@@ -4,8 +4,12 @@ SDXL's objective (noise prediction) with min-SNR weights (arXiv 2303.09556), mor
 face, whose details are the hard part of these images, and an average of the weights (EMA).
 
 In most prompts a name (names.py) stands in place of the class word.
+
+``config.assets``, the folder of shipped weights, takes the place of the other stages' runs: the
+UNet there is trained further, or with ``config.anew`` a new one beside its VAE and towers.
 """
 
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -25,6 +29,7 @@ from persongen_jax.diffusion.schedule import (
     per_example_loss,
 )
 from persongen_jax.miniature import sizes
+from persongen_jax.miniature.latents import encode_pool
 from persongen_jax.miniature.pool import Pool
 from persongen_jax.miniature.systems.base import Drawn, PoolSystem, open_network
 from persongen_jax.miniature.systems.clip import text_encoders
@@ -33,6 +38,8 @@ from persongen_jax.miniature.systems.vae import open_vae
 from persongen_jax.models.sdxl.parts import StableDiffusionXL
 from persongen_jax.models.sdxl.unet import UNet2DConditionModel
 from persongen_jax.systems.diffusion import VAE, DiffusionSystem, Step
+from persongen_jax.weights.formats.clip import load_vision_tower
+from persongen_jax.weights.formats.sdxl.loading import load_sdxl
 
 PART = 1 / 6  # of the prompts not dropped are one of general, background and body alone
 NAMED = 0.6  # of the prompts that have a class word
@@ -64,20 +71,41 @@ class UNet(PoolSystem, DiffusionSystem):
         config = super().defaults()
         config.face_weight = 1.0  # of a latent cell that touches the face box
         config.named = NAMED  # share of the prompts with a class word that have a name there
+        config.assets = ""  # the folder of shipped weights to start from; "": other stages' runs
+        config.anew = True  # a UNet with initial weights; False: that of ``assets``
         return config
 
     def network(self) -> StableDiffusionXL:
-        vae, self.moments = open_vae(self.work, self.pool)
-        towers = text_encoders(open_network(self.work, "clip"))
+        if not (self.config.anew or self.config.assets):
+            raise ValueError("config.anew is False: name the UNet to train further, config.assets")
         unet = UNet2DConditionModel(sizes.unet_config(), rngs=nnx.Rngs(self.config.seed))
+        if self.config.assets:
+            base = load_sdxl(Path(self.config.assets) / "sdxl").model
+            vae, towers = base.vae, (base.text_encoder, base.text_encoder_2)
+            self.moments = encode_pool(vae, self.pool, self.shipped)
+            unet = unet if self.config.anew else base.unet
+        else:
+            vae, self.moments = open_vae(self.work, self.pool)
+            towers = text_encoders(open_network(self.work, "clip"))
         return StableDiffusionXL(unet, vae, *towers)
 
+    @property
+    def shipped(self) -> Path:
+        """Where the pool as the shipped networks see it is cached."""
+        folder = self.work / "shipped"
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
+
     def source(self) -> Drawn:
-        clip, prompts = open_network(self.work, "faces"), self.pool.prompts[:MEASURED]
-        self.names = make_names(
-            *(clip, text_encoders(clip), self.pool, self.tokenizers),
-            *([whole for whole, *_ in prompts], self.work / "faces"),
-        )
+        if self.config.assets:
+            folder = self.shipped
+            vision, _ = load_vision_tower(Path(self.config.assets) / "clip")
+        else:
+            folder = self.work / "faces"
+            vision = open_network(self.work, "faces").vision
+        towers = self.model.text_encoder, self.model.text_encoder_2
+        prompts = [whole for whole, *_ in self.pool.prompts[:MEASURED]]
+        self.names = make_names(vision, towers, self.pool, self.tokenizers, prompts, folder)
         self.places = class_word_places(self.pool, self.tokenizers)
         return super().source()
 
