@@ -63,6 +63,7 @@ setup(
         "transformers>=5,<6",
         "safetensors>=0.7",
         "numpy>=2.1",
+        "scipy>=1.14",
         "pillow>=11.0",
         "matplotlib>=3.9",
         "tabulate>=0.9",

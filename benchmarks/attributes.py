@@ -18,11 +18,11 @@ from data_pipeline.attributes.vocabulary import UNKNOWN
 from persongen_jax.cli import command
 from persongen_jax.evaluation.sampled import as_rgb
 from persongen_jax.metrics.attribute_judge import AttributeJudge
-from persongen_jax.metrics.attribute_scores import wilson_interval
+from persongen_jax.metrics.intervals.people import over_answers
+from persongen_jax.metrics.intervals.runs import over_runs
 from persongen_jax.pipeline.attributes import AttributePipeline
 from persongen_jax.tables import markdown
 
-SAMPLES = 10_000  # of the bootstrap
 RISES = 0.5  # rank correlation of score and position above which a line counts as rising
 
 
@@ -65,11 +65,12 @@ def judge_lines(scores) -> dict:
     ranks = scores.argsort(1).argsort(1)
     correlation = np.array([np.corrcoef(places, row)[0, 1] for row in ranks])
     ends = scores[:, -1] > scores[:, 0]
+    read = (scores[:, 0] < 0) & (scores[:, -1] > 0)
     return {
-        "rises": wilson_interval(ends & (correlation > RISES)),
-        "ends higher": wilson_interval(ends),
-        "never falls": wilson_interval((np.diff(scores, axis=1) >= 0).all(1)),
-        "read as asked at both ends": wilson_interval((scores[:, 0] < 0) & (scores[:, -1] > 0)),
+        "rises": over_answers(ends & (correlation > RISES)).as_measure(),
+        "ends higher": over_answers(ends).as_measure(),
+        "never falls": over_answers((np.diff(scores, axis=1) >= 0).all(1)).as_measure(),
+        "read as asked at both ends": over_answers(read).as_measure(),
     }
 
 
@@ -104,14 +105,15 @@ def compare_frechet(study: Path) -> str:
         raise ValueError(f"{study}: no seed with both runs evaluated; run the study first")
     pairs = np.array([(with_it[s], without[s]) for s in seeds])
     differences = pairs[:, 0] - pairs[:, 1]
-    rng = np.random.default_rng(0)
-    drawn = differences[rng.integers(len(seeds), size=(SAMPLES, len(seeds)))].mean(1)
-    low, high = np.quantile(drawn, [0.025, 0.975])
+    found = over_runs(differences)
     rows = [
         [s, f"{a:.3f}", f"{b:.3f}", f"{a - b:+.3f}"] for s, (a, b) in zip(seeds, pairs, strict=True)
     ]
-    verdict = "lower" if high < 0 else "higher" if low > 0 else "open: the interval holds 0"
-    interval = f"{differences.mean():+.3f} ({low:+.3f} to {high:+.3f})"
+    verdict, interval = f"open: {found.reason}", f"{differences.mean():+.3f}"
+    if found.low is not None and found.high is not None:
+        low, high = found.low, found.high
+        verdict = "lower" if high < 0 else "higher" if low > 0 else "open: the interval holds 0"
+        interval += f" ({low:+.3f} to {high:+.3f})"
     rows.append(["mean", *(f"{mean:.3f}" for mean in pairs.mean(0)), interval])
     head = ("seed", "with attributes", "without", "difference")
     return markdown(head, rows) + f"\n\nWith attributes the distance is {verdict}."

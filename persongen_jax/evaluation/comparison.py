@@ -186,7 +186,7 @@ def write_csv(path: Path, rows: list[dict]) -> None:
 
 
 def table(entries: Sequence[tuple]) -> str:
-    """Markdown of (name, set, runs, measures by metric), and a line that names the judges.
+    """Markdown of (name, set, runs, measures by metric), the judges, and what was not measured.
 
     n is the largest number of images that any metric could measure.
     """
@@ -200,7 +200,8 @@ def table(entries: Sequence[tuple]) -> str:
         cells += [cell(metrics.get(metric), each["form"]) for metric, each in measured.items()]
         counts = [measure["n"] for measure in metrics.values()]
         rows.append([*cells, str(max(counts, default=0))])
-    texts = [markdown(head, rows), *parts_tables(entries), judges_line(entries)]
+    texts = [markdown(head, rows), *parts_tables(entries)]
+    texts += [judges_line(entries), missing_line(entries)]
     return "\n\n".join(filter(None, texts))
 
 
@@ -232,6 +233,18 @@ def judges_line(entries: Sequence[tuple]) -> str:
                 titles.setdefault(measure["judge"], {})[measure["title"]] = None
     parts = [f"{', '.join(own)} by {judge}" for judge, own in titles.items()]
     return f"Judges: {'; '.join(parts)}." if parts else ""
+
+
+def missing_line(entries: Sequence[tuple]) -> str:
+    """Such as "Not measured: Face-Sim 3 of 40 images (photomaker in-train)."; "" if nothing is."""
+    parts = []
+    for name, set_name, _, metrics in entries:
+        place = " ".join(filter(None, (name, set_name.replace("_", "-"))))
+        for measure in with_descriptions({"metrics": metrics}).values():
+            lost = measure.get("missing", 0)
+            if lost:
+                parts.append(f"{measure['title']} {lost} of {lost + measure['n']} images ({place})")
+    return f"Not measured: {'; '.join(parts)}." if parts else ""
 
 
 def cell(measure: dict | None, form: str) -> str:

@@ -10,12 +10,13 @@ from persongen_jax.evaluation.sampled import WIDE, as_rgb
 from persongen_jax.metrics.attribute_scores import (
     correct_attributes,
     mean_over_images,
-    wilson_interval,
 )
+from persongen_jax.metrics.intervals.limits import SHARE
+from persongen_jax.metrics.intervals.people import over_answers
 from persongen_jax.metrics.measures import DESCRIPTION
 from persongen_jax.systems.attribute_classifier import HELD_OUT, Classifier, classify
 
-ABOUT = ("attribute accuracy", "{:.1%}", "images", True)  # title, form, over, plotted
+ABOUT = ("attribute accuracy", "{:.1%}", "images", True, SHARE)  # the values of DESCRIPTION
 
 
 class HeldOut:
@@ -32,7 +33,10 @@ class HeldOut:
         logits, _ = classify(model, test.images, self.should_stop)
         known = test.values != UNKNOWN
         correct = correct_attributes(logits, test.values, known, vocabulary)
-        parts = {name: wilson_interval(correct[:, i]) for i, name in enumerate(vocabulary.names)}
+        parts = {}
+        for i, name in enumerate(vocabulary.names):
+            asked = ~np.isnan(correct[:, i])
+            parts[name] = over_answers(correct[asked, i]).as_measure()
         about = {**dict(zip(DESCRIPTION, ABOUT, strict=True)), "judge": ""}
         row: dict = {"step": step, "set": HELD_OUT, "method": "classifier"}
         row |= {"seed": self.system.config.seed, "metrics": {}}

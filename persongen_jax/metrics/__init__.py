@@ -2,6 +2,7 @@
 
 images/         a value per image
 sets/           one number for a whole set of images
+intervals/      95 % intervals over people and runs, and of differences between methods
 base.py         the input and output of a metric
 registry.py     the names that config.metrics accepts
 judges.py       networks that several metrics share

@@ -3,8 +3,8 @@
 import numpy as np
 
 from data_pipeline.attributes.vocabulary import Vocabulary
-
-Z = 1.959964  # of a 95 % interval
+from persongen_jax.metrics.intervals.limits import SHARE
+from persongen_jax.metrics.intervals.people import over_answers, over_people
 
 
 def correct_attributes(
@@ -37,29 +37,10 @@ def per_image(correct: np.ndarray) -> np.ndarray:
     return np.where(n > 0, np.where(answered, correct, 0).sum(1) / np.maximum(n, 1), np.nan)
 
 
-def wilson_interval(correct: np.ndarray) -> dict:
-    """{"mean", "low", "high", "n"} of independent answers [n], NaN for none: Wilson's interval."""
-    correct = np.asarray(correct, np.float64)
-    correct = correct[~np.isnan(correct)]
-    n = len(correct)
-    if not n:
-        return {"mean": None, "low": None, "high": None, "n": 0}
-    p = float(correct.mean())
-    middle, room = p + Z**2 / (2 * n), Z * np.sqrt(p * (1 - p) / n + Z**2 / (4 * n**2))
-    low, high = ((middle + sign * room) / (1 + Z**2 / n) for sign in (-1, 1))
-    return {"mean": p, "low": max(0.0, float(low)), "high": min(1.0, float(high)), "n": n}
-
-
 def mean_over_images(correct: np.ndarray) -> dict:
     """{"mean", "low", "high", "n"} of answers [n, K] that are dependent within an image."""
     own = per_image(correct)
-    if ((~np.isnan(correct)).sum(1) <= 1).all():  # a class: answers are independent
-        return wilson_interval(own)
     own = own[~np.isnan(own)]
-    n = len(own)
-    if n < 2:
-        return {"mean": float(own.mean()) if n else None, "low": None, "high": None, "n": n}
-    room = Z * own.std(ddof=1) / np.sqrt(n)
-    mean = float(own.mean())
-    low, high = max(0.0, float(mean - room)), min(1.0, float(mean + room))
-    return {"mean": mean, "low": low, "high": high, "n": n}
+    if ((~np.isnan(correct)).sum(1) <= 1).all():  # a class: answers are independent
+        return over_answers(own).as_measure()
+    return over_people(own, np.arange(len(own)), SHARE).as_measure()

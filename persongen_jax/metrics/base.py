@@ -38,7 +38,7 @@ class Generated(Cached):
 
     Attributes:
         images: uint8 RGB [n, h, w, 3].
-        owners: [n], whose image each is: the unit of resampling for intervals.
+        owners: [n], whose image each is: the sample that intervals are about.
         texts: [n], what each image should show; None without a description in words.
         inputs: additional inputs by name, [n, ...] each, such as attributes or class labels.
 
@@ -131,6 +131,8 @@ class Metric(abc.ABC):
         form: the format of a table's cell, such as "{:.1%}".
         over: "images" or "set", see :class:`Values`.
         plotted: whether it has a trajectory.
+        bounds: (least, most) that a value can be; (0, 1) for shares, whose intervals are their own;
+            None if unknown. Values beyond them are an error.
         chance: the value of guessing; None if meaningless or dependent on the set ("among").
         judge_key: the config's key that names the judge; "" if there is none.
         judge: the network file that judges, in one line; "" if none does.
@@ -141,6 +143,7 @@ class Metric(abc.ABC):
     form: ClassVar[str] = "{:.3f}"
     over: ClassVar[Literal["images", "set"]] = "images"
     plotted: ClassVar[bool] = True
+    bounds: ClassVar[tuple[float, float] | None] = None
     chance: ClassVar[float | None] = None
     judge_key: ClassVar[str] = ""
     judge: str = ""

@@ -1,4 +1,4 @@
-"""Compares face embeddings: cosine, rank-1 among people, and the interval of a mean over them.
+"""Compares face embeddings: cosine, and rank-1 among people.
 
 Works on embeddings (ArcFace's, arXiv 1801.07698) of any recogniser; figures from different
 recognisers are never comparable.
@@ -48,42 +48,6 @@ def rank1(
         "images": len(embeddings),
         "identities": len(np.unique(gallery_labels)),
     }
-
-
-def bootstrap_interval(
-    values: np.ndarray,
-    identities: np.ndarray,
-    *,
-    confidence: float = 0.95,
-    samples: int = 2000,
-    seed: int = 0,
-) -> tuple[float, float]:
-    """(low, high) of the mean, by resampling whole identities with replacement.
-
-    Images of one person resemble each other, so resampling single images would be overconfident.
-    This is the percentile bootstrap over clusters (Davison and Hinkley 1997, section 3.8).
-
-    Args:
-        values: [n], such as cosines, or 0 and 1 for wrong and right.
-        identities: [n], whose image each value belongs to.
-        confidence: share of the resampled means between low and high.
-
-    Raises:
-        ValueError: fewer than two identities, shapes that do not fit, or values not finite.
-    """
-    values, identities = np.asarray(values, np.float64), np.asarray(identities)
-    if values.ndim != 1 or identities.shape != values.shape:
-        raise ValueError(f"values {values.shape} and identities {identities.shape}: both are [n]")
-    if not np.isfinite(values).all():
-        raise ValueError("values that are not finite: leave out misses, or count them as 0")
-    names, which = np.unique(identities, return_inverse=True)
-    if len(names) < 2:
-        raise ValueError(f"{len(names)} identities say nothing about others: two are needed")
-    sums, counts = np.bincount(which, values), np.bincount(which)
-    draws = np.random.default_rng(seed).integers(len(names), size=(samples, len(names)))
-    means = sums[draws].sum(1) / counts[draws].sum(1)
-    low, high = np.quantile(means, [(1 - confidence) / 2, (1 + confidence) / 2])
-    return float(low), float(high)
 
 
 def cosine(a: np.ndarray, b: np.ndarray) -> np.ndarray:

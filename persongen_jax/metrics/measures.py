@@ -5,14 +5,15 @@ A **measure** is a dict that JSON can hold:
     {"mean": 0.31, "low": 0.27, "high": 0.36, "n": 200, "people": {"anna": [0.33, 20], ...},
      "title": "Face-Sim", "form": "{:.3f}", "over": "images", "judge": "glintr100.onnx", ...}
 
-``low`` and ``high`` bound the mean by a 95 % bootstrap over people (None for fewer than two);
-``people`` has each person's mean and count, so that several runs can be joined later. A metric of a
-set has one number as its mean and no ``people``. A measure without values has mean None and n 0.
+``low`` and ``high`` are the 95 % interval over people (intervals/), or None, and then ``reason``
+says why. ``people`` has each person's mean and count, so that several runs can be joined later.
+``missing`` is the number of images that could not be measured, if there are any. A metric of a set
+has one number as its mean and no ``people``. A measure without values has mean None and n 0.
 ``parts`` has the measures of parts by name, such as single attributes; only for a single run.
 
 The description is the metric's (base.py), so that tables and plots can be made where the metric
-itself cannot be imported: "title", "form", "over", "plotted", "judge", and if known "chance". All
-other keys are facts, such as "among". Rows of earlier versions lack the description;
+itself cannot be imported: "title", "form", "over", "plotted", "bounds", "judge", and if known
+"chance". All other keys are facts, such as "among". Rows of earlier versions lack the description;
 :func:`with_descriptions` fills it in.
 """
 
@@ -21,15 +22,15 @@ from typing import Any
 
 import numpy as np
 
-from persongen_jax.metrics.attribute_scores import wilson_interval
 from persongen_jax.metrics.base import Generated, Known, Metric, Values
-from persongen_jax.metrics.face_similarity import bootstrap_interval
+from persongen_jax.metrics.intervals.limits import Bounds
+from persongen_jax.metrics.intervals.people import NOTHING, Interval, over_answers, over_people
+from persongen_jax.metrics.intervals.runs import over_people_and_runs, over_runs
 from persongen_jax.metrics.registry import METRICS, find_class
 
-CONFIDENCE = 0.95
-SAMPLES, SEED = 2000, 0
-NUMBERS = ("mean", "low", "high", "n", "people", "parts", "runs", "n_each")
-DESCRIPTION = ("title", "form", "over", "plotted")  # keys of every described measure, with "judge"
+NUMBERS = ("mean", "low", "high", "n", "reason", "missing", "people", "parts", "runs", "n_each")
+# Keys of every described measure, with "judge".
+DESCRIPTION = ("title", "form", "over", "plotted", "bounds")
 
 
 # ---- from values -------------------------------------------------------------------------------
@@ -67,7 +68,11 @@ def _of_images(metric: Metric, values: Values, generated: Generated) -> dict:
         if array.shape != owners.shape:
             raise ValueError(f"{metric.name}: values {array.shape} of {len(owners)} images")
         there = ~np.isnan(array)
-        return measure(array[there], owners[there])
+        try:
+            found = measure(array[there], owners[there], metric.bounds)
+        except ValueError as error:
+            raise ValueError(f"{metric.name}: {error}") from error
+        return found if there.all() else {**found, "missing": int((~there).sum())}
 
     found = measured(values.values)
     if values.parts:
@@ -80,27 +85,18 @@ def _of_set(metric: Metric, values: Values, generated: Generated) -> dict:
     if np.ndim(values.values):
         raise ValueError(f"{metric.name}: one number of the whole set is needed")
     if np.isnan(values.values):
-        return {"mean": None, "low": None, "high": None, "n": 0}
+        return Interval(None, None, None, 0, 0, NOTHING).as_measure()
     low, high = values.interval or (None, None)
     n = len(generated.images) if values.n is None else int(values.n)
     return {"mean": float(values.values), "low": low, "high": high, "n": n}
 
 
-def measure(values: np.ndarray, people: np.ndarray) -> dict:
+def measure(values: np.ndarray, people: np.ndarray, bounds: Bounds = None) -> dict:
     """The mean of ``values`` [n]; ``people`` [n] says whose image each is. No description."""
     values, people = np.asarray(values, np.float64), np.asarray(people, str)
-    if not len(values):
-        return {"mean": None, "low": None, "high": None, "n": 0, "people": {}}
-    names = sorted(set(people.tolist()))
-    low, high = (None, None)
-    if len(names) > 1:
-        low, high = bootstrap_interval(values, people, confidence=CONFIDENCE, samples=SAMPLES)
-    own = {name: values[people == name] for name in names}
+    own = {name: values[people == name] for name in sorted(set(people.tolist()))}
     return {
-        "mean": float(values.mean()),
-        "low": low,
-        "high": high,
-        "n": len(values),
+        **over_people(values, people, bounds).as_measure(),
         "people": {name: [float(v.mean()), len(v)] for name, v in own.items()},
     }
 
@@ -110,10 +106,12 @@ def measure_part(measure: dict, values: np.ndarray) -> dict:
 
     With a single owner, such as a class that is a part itself, images count as independent.
     """
+    found = {key: value for key, value in measure.items() if key != "people"}
     alone = measure["n"] > 1 and len(measure["people"]) < 2
     if alone and np.isin(values, (0, 1)).sum() == measure["n"]:
-        return wilson_interval(values)
-    return {key: value for key, value in measure.items() if key != "people"}
+        found.pop("reason", None)
+        found |= over_answers(values[~np.isnan(values)]).as_measure()
+    return found
 
 
 # ---- descriptions ------------------------------------------------------------------------------
@@ -149,7 +147,7 @@ def _described(name: str, measure: dict, row: dict) -> dict:
     if name in METRICS:
         metric = find_class(name)
         return {**description(metric, row.get(metric.judge_key), measure), **measure}
-    own = {"title": name, "form": Metric.form, "plotted": True, "judge": None}
+    own = {"title": name, "form": Metric.form, "plotted": True, "bounds": None, "judge": None}
     return {**own, "over": "images" if "people" in measure else "set", **measure}
 
 
@@ -172,47 +170,33 @@ def join_measures(measures: list[dict]) -> dict:
 def join_runs(measures: list[dict]) -> dict:
     """One measure of several runs that differ by their seed.
 
-    The interval covers both: every resample draws runs and, independently, people (the pigeonhole
-    bootstrap of Owen, arXiv 0711.1955, which errs on the wide side). If one of the measures has no
-    people, like that of a set, only runs are drawn, with equal weights; a single run keeps its own
+    The interval is over people and runs (intervals/runs.py). If one of the measures has no people,
+    like that of a set, it is over runs only, with equal weights; a single run keeps its own
     interval, and "n_each" says how many images each has.
 
     "people" is left out; "n" is the total number of images, "runs" the number of runs with a value.
     """
+    lost = sum(m.get("missing", 0) for m in measures)
     measures = [m for m in measures if m["n"]]
+    missing = {"missing": lost} if lost else {}
     if not measures:
-        return {"mean": None, "low": None, "high": None, "n": 0, "runs": 0}
+        nothing = Interval(None, None, None, 0, 0, NOTHING).as_measure()
+        return {**nothing, "runs": 0, **missing}
+    bounds = measures[0].get("bounds")
+    bounds = None if bounds is None else (float(bounds[0]), float(bounds[1]))
     if any("people" not in m for m in measures):
-        return _join_numbers(measures)
+        return {**_join_numbers(measures, bounds), **missing}
     names = sorted(set().union(*(m["people"] for m in measures)))
     cells = np.array([[m["people"].get(name, (0.0, 0)) for name in names] for m in measures])
     counts = cells[..., 1]
-    sums = cells[..., 0] * counts
-    runs, people = counts.shape
-    low, high = None, None
-    if people > 1 or runs > 1:
-        rng = np.random.default_rng(SEED)
-        of_runs = rng.multinomial(runs, np.full(runs, 1 / runs), SAMPLES)
-        of_people = rng.multinomial(people, np.full(people, 1 / people), SAMPLES)
-        total = np.einsum("br,rp,bp->b", of_runs, sums, of_people)
-        count = np.einsum("br,rp,bp->b", of_runs, counts, of_people)
-        low, high = _bounds(total[count > 0] / count[count > 0])
-    mean = float(sums.sum() / counts.sum())
-    return {"mean": mean, "low": low, "high": high, "n": int(counts.sum()), "runs": runs}
+    joint = over_people_and_runs(cells[..., 0] * counts, counts, bounds).as_measure()
+    return {**joint, "runs": len(measures), **missing}
 
 
-def _join_numbers(measures: list[dict]) -> dict:
-    means, runs = np.array([m["mean"] for m in measures]), len(measures)
-    low, high = (measures[0].get(end) for end in ("low", "high"))
-    if runs > 1:
-        rng = np.random.default_rng(SEED)
-        low, high = _bounds(rng.multinomial(runs, np.full(runs, 1 / runs), SAMPLES) @ means / runs)
-    counts = [m["n"] for m in measures]
-    joint = {"mean": float(means.mean()), "low": low, "high": high, "n": sum(counts), "runs": runs}
+def _join_numbers(measures: list[dict], bounds: Bounds) -> dict:
+    runs, counts = len(measures), [m["n"] for m in measures]
+    joint = over_runs(np.array([m["mean"] for m in measures]), bounds).as_measure()
+    if runs == 1 and measures[0].get("low") is not None:
+        joint = {key: measures[0][key] for key in ("mean", "low", "high")}
+    joint |= {"n": sum(counts), "runs": runs}
     return {**joint, "n_each": counts[0]} if len(set(counts)) == 1 else joint
-
-
-def _bounds(means) -> tuple[float, float]:
-    tail = (1 - CONFIDENCE) / 2
-    low, high = np.quantile(means, [tail, 1 - tail])
-    return float(low), float(high)

@@ -94,7 +94,7 @@ def heading(study: ConfigDict, runs: Sequence[Any]) -> str:
     return (
         f"# {len(study.methods)} methods, seeds {seeds}\n\n"
         f"Each run: {config.steps} steps of {config.batch_size} images{described}. Means over "
-        "seeds and people, in brackets the 95 % interval from resampling both; n is the number of "
+        "seeds and people, in brackets the 95 % interval over both; n is the number of "
         "images."
     )
 

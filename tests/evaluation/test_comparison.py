@@ -9,6 +9,7 @@ from persongen_jax.evaluation.comparison import (
     GENERATED_WITH,
     check_comparable,
     compare_runs,
+    join_groups,
     read_run,
     table,
 )
@@ -119,7 +120,8 @@ def test_metrics_that_cannot_be_imported_are_compared(tmp_path, capsys):
     shown = capsys.readouterr().out
     head = "| set | run | runs | KID | pose error | CLIP-T | rank-1/10 | faces found | n |"
     assert head in shown
-    row = "| in-train | photomaker | 2 | 0.200 (0.100 to 0.300) | 25.0° (10.0° to 40.0°) | - | - |"
+    # Two runs: 0.1 times Student's t of 12.706 around 0.2.
+    row = "| in-train | photomaker | 2 | 0.200 (-1.071 to 1.471) | 25.0° (-117.1° to 167.1°) | - |"
     assert row in shown
     assert "Judges: KID by inception; pose error by p; CLIP-T by c; rank-1/10 by f." in shown
     assert joint[0]["metrics"]["kid"]["n"] == 100 and joint[0]["metrics"]["kid"]["n_each"] == 50
@@ -136,5 +138,14 @@ def test_metrics_that_cannot_be_imported_are_compared(tmp_path, capsys):
 def test_a_table_of_one_run_and_of_nothing():
     rows = table([("", "in_train", 1, own_row(1, 0.1, [1, 2])["metrics"])])
     assert rows.splitlines()[0] == "| set | KID | pose error | n |"
-    assert rows.splitlines()[2] == "| in-train | 0.100 | 1.5° (1.0° to 2.0°) | 50 |"
+    assert rows.splitlines()[2] == "| in-train | 0.100 | 1.5° (-4.9° to 7.9°) | 50 |"
     assert table([("", "in_train", 1, {})]).splitlines()[-1] == "| in-train | 0 |"
+
+
+def test_images_that_were_not_measured_are_named():
+    row = own_row(1, 0.1, [1, 2])
+    row["metrics"]["pose"]["missing"] = 3
+    said = table([("mine", "in_train", 1, row["metrics"])]).splitlines()[-1]
+    assert said == "Not measured: pose error 3 of 5 images (mine in-train)."
+    joint = join_groups({"mine": [[row], [row]]})
+    assert "pose error 6 of 10 images" in table(joint)

@@ -3,6 +3,7 @@
 import json
 
 import numpy as np
+import pytest
 from PIL import Image
 
 from persongen_jax.evaluation import trajectories
@@ -35,7 +36,11 @@ def test_rows_of_a_file_without_a_cut_line(tmp_path):
 
 
 def test_a_curve_has_the_measured_steps_in_order():
-    assert curve(ROWS, "in_train", "clip_t") == [(0, 22, 20, 24), (100, 22, 21, 23)]
+    (step, mean, low, high), later = curve(ROWS, "in_train", "clip_t")
+    assert (step, mean, later[:2]) == (0, 22, (100, 22))
+    # Two people: the range between them, half of it times Student's t of 12.706.
+    assert (low, high) == pytest.approx((22 - 12.706 * 2, 22 + 12.706 * 2), abs=1e-2)
+    assert later[3] - later[2] == pytest.approx((high - low) / 2)
     assert [point[0] for point in curve(ROWS, "in_train", "face_sim")] == [100]
     assert curve(ROWS, "out_of_train", "clip_t") == [(0, 20, None, None)]
     assert curve(ROWS, "out_of_domain", "clip_t") == []

@@ -330,8 +330,9 @@ def test_runs_are_compared_by_method(tmp_path, capsys):
     ]
     evaluate.main(["--compare", *runs, "--out", str(tmp_path / "out")])
     shown = capsys.readouterr().out
-    assert "| in-train | photomaker | 2 | 27.00 (24.00 to 30.00) |" in shown
-    assert "| in-train | photomaker_bg | 1 | 30.50 (30.00 to 31.00) |" in shown
+    # Student's t of 12.706, times √(1² + 2²): people 26 and 28, runs 25 and 29; and times 0.5.
+    assert "| in-train | photomaker | 2 | 27.00 (-1.41 to 55.41) |" in shown
+    assert "| in-train | photomaker_bg | 1 | 30.50 (24.15 to 36.85) |" in shown
     joint = json.loads((tmp_path / "out" / "comparison.json").read_text())
     assert [(entry["name"], entry["runs"]) for entry in joint] == [
         ("photomaker", 2),
@@ -361,8 +362,8 @@ def test_a_user_defined_metric_is_joined_and_plotted(run, tmp_path, capsys):
     first = json.loads(files[0].read_text())[2]["metrics"]["brightness"]["mean"]
     found = joint["metrics"]["brightness"]
     assert (found["low"], found["mean"], found["high"]) == pytest.approx(
-        (first, first + 0.5, first + 1)
-    )
+        (first + 0.5 - 12.7062 * 0.5, first + 0.5, first + 0.5 + 12.7062 * 0.5)
+    )  # Student's t with one degree of freedom
     assert found["n"] == 16 and found["n_real"] == 4
     with (tmp_path / "out" / "comparison.csv").open(newline="") as file:
         row = next(csv.DictReader(file))

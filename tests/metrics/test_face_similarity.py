@@ -1,9 +1,9 @@
-"""Cosines, rank-1 and the interval, on examples small enough to work out by hand."""
+"""Cosines and rank-1, on examples small enough to work out by hand."""
 
 import numpy as np
 import pytest
 
-from persongen_jax.metrics.face_similarity import bootstrap_interval, cosine, rank1
+from persongen_jax.metrics.face_similarity import cosine, rank1
 
 # Against (1, 0): cosines 1, 0.6, 0 and -1, whatever the lengths.
 EMBEDDINGS = np.array([[2, 0], [3, 4], [0, 0.1], [-5, 0]])
@@ -68,44 +68,3 @@ def test_rank1_refuses_strangers():
 def test_rank1_of_what_makes_no_figure_is_refused(embeddings, detected, named):
     with pytest.raises(ValueError, match=named):
         rank1(embeddings, ["ann"] * len(embeddings), GALLERY, GALLERY_LABELS, detected)
-
-
-def test_interval_of_two_identities_by_hand():
-    """Resampled: a a (mean 0), a b or b a (mean 0.25, since a has 3 images), b b (mean 1)."""
-    values, identities = [0, 0, 0, 1], ["a", "a", "a", "b"]
-    assert bootstrap_interval(values, identities) == (0, 1)
-    assert bootstrap_interval(values, identities, confidence=0.4) == (0.25, 0.25)
-
-
-def test_interval_covers_the_truth_as_often_as_it_says():
-    """People differ, their images hardly do: an interval over images would cover far less."""
-    rng = np.random.default_rng(0)
-    identities = np.repeat(np.arange(30), 8)
-    covered = 0
-    for trial in range(200):
-        values = np.repeat(rng.normal(size=30), 8) + 0.1 * rng.normal(size=240)
-        low, high = bootstrap_interval(values, identities, samples=400, seed=trial)
-        covered += low <= 0 <= high
-    assert 0.88 <= covered / 200 <= 0.99
-
-
-def test_interval_is_seeded():
-    rng = np.random.default_rng(0)
-    values, identities = rng.normal(size=50), np.arange(50) % 7
-    first = bootstrap_interval(values, identities, seed=3)
-    assert first == bootstrap_interval(values, identities, seed=3)
-    assert first != bootstrap_interval(values, identities, seed=4)
-    assert first[0] < values.mean() < first[1]
-
-
-@pytest.mark.parametrize(
-    ("values", "identities", "named"),
-    [
-        ([1, 2], ["a", "a"], "two are needed"),
-        ([1, np.nan], ["a", "b"], "not finite"),
-        ([1, 2], ["a"], "both are"),
-    ],
-)
-def test_values_without_an_interval_are_refused(values, identities, named):
-    with pytest.raises(ValueError, match=named):
-        bootstrap_interval(values, identities)

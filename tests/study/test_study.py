@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from persongen_jax.evaluation.trajectories import SETS
-from persongen_jax.metrics.measures import join_runs, measure
+from persongen_jax.metrics.measures import join_runs, measure, with_descriptions
 from persongen_jax.study.__main__ import (
     check_settings,
     describe,
@@ -193,7 +193,7 @@ def test_tables_say_what_the_metrics_files_say(study, tmp_path):
         own = [entry for final in finals for entry in final if entry["set"] == row["set"]]
         assert len(own) == int(row["runs"]) == 2
         for metric in ("clip_t", "face_sim", "rank1_10", "rank1_100"):
-            wanted = join_runs([entry["metrics"][metric] for entry in own])
+            wanted = join_runs([with_descriptions(entry)[metric] for entry in own])
             for key, name in (("mean", ""), ("low", "_low"), ("high", "_high"), ("n", "_n")):
                 assert float(row[metric + name]) == pytest.approx(wanted[key], abs=1e-12)
             means = [np.mean(values_of(row["run"], s, STEPS, row["set"])) for s in SEEDS]

@@ -15,6 +15,7 @@ class AttributeAccuracy(JudgedByClassifier):
     """
 
     name, title, form = "attribute_accuracy", "attribute accuracy", "{:.1%}"
+    bounds = (0.0, 1.0)
 
     def prepare(self, known: Known) -> None:
         super().prepare(known)

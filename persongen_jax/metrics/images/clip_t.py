@@ -8,6 +8,7 @@ class ClipT(JudgedByClip):
     """100 times the cosine of CLIP's embeddings of an image and of its whole text, in -100..100."""
 
     name, title, form = "clip_t", "CLIP-T", "{:.2f}"
+    bounds = (-100.0, 100.0)
 
     def __call__(self, generated: Generated, known: Known) -> Values | None:
         if generated.texts is None:

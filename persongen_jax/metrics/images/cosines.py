@@ -18,7 +18,7 @@ class CosineTrue(JudgedByFaceNet):
     """
 
     name, title = "cosine_true", "cosine (own)"
-    plotted = False
+    plotted, bounds = False, (-1.0, 1.0)
 
     def prepare(self, known: Known) -> None:
         self.faces.gallery(known)

@@ -11,7 +11,7 @@ class DetectionRate(Metric):
     """1 where a face is found, else 0; NaN for people without a face in their references."""
 
     name, title, form = "detection_rate", "faces found", "{:.1%}"
-    plotted = False
+    plotted, bounds = False, (0.0, 1.0)
     judge_key = "face_detector"
 
     def __init__(self, config: ConfigDict, judges: Judges):

@@ -18,6 +18,7 @@ class FaceSim(JudgedByFaceNet):
     """
 
     name, title, form = "face_sim", "Face-Sim", "{:.3f}"
+    bounds = (-1.0, 1.0)
 
     def prepare(self, known: Known) -> None:
         self.faces.references(known)

@@ -20,7 +20,7 @@ class Rank1(JudgedByFaceNet):
     face in their references. The fact "among" is N.
     """
 
-    form, plotted = "{:.1%}", False
+    form, plotted, bounds = "{:.1%}", False, (0.0, 1.0)
 
     @abc.abstractmethod
     def gallery(self, known: Known) -> dict[str, np.ndarray]:
