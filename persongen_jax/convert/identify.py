@@ -38,6 +38,8 @@ _PUBLISHED = {
     "unet": "SDXL 1.0's is CreativeML Open RAIL++-M; fine-tunes differ",
     "vae": "SDXL 1.0's is CreativeML Open RAIL++-M",
     "clip": "OpenAI's and LAION's are MIT",
+    "dino": "facebookresearch's is Apache-2.0",
+    "dinov2": "facebookresearch's is Apache-2.0",
     "run": "goes by the base, the data and the weights that it started from",
 }
 _LICENCE_NOTES = ("modelspec.license", "license", "licence")

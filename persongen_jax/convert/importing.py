@@ -15,6 +15,7 @@ from flax import nnx
 
 from persongen_jax.convert.identify import identify
 from persongen_jax.models.encoders.clip import CLIPTextModel, CLIPVisionModel
+from persongen_jax.models.encoders.dino import DinoViT
 from persongen_jax.models.encoders.id_encoder import PhotoMakerIDEncoder
 from persongen_jax.models.faces.iresnet import IResNet
 from persongen_jax.models.layers import UnusedRngs
@@ -22,11 +23,12 @@ from persongen_jax.models.sdxl.parts import COMPONENTS as ALL_COMPONENTS
 from persongen_jax.models.sdxl.parts import build
 from persongen_jax.models.sdxl.unet import UNet2DConditionModel
 from persongen_jax.weights.errors import KeyMismatch, UnsupportedAdapter, WeightsError
-from persongen_jax.weights.files.directory import read_config
+from persongen_jax.weights.files.directory import open_file, read_config
 from persongen_jax.weights.files.safetensors_file import write_safetensors
 from persongen_jax.weights.files.source import TensorSource, subsource
 from persongen_jax.weights.formats.adapters import check_adapters, module_paths
 from persongen_jax.weights.formats.arcface import open_arcface
+from persongen_jax.weights.formats.dino import open_dino
 from persongen_jax.weights.formats.ip_adapter import (
     ADAPTER,
     IMAGE_PROJ,
@@ -47,13 +49,15 @@ from persongen_jax.weights.keys import normalise_clip_vision
 from persongen_jax.weights.loader import check_keys, parameter_leaves, prepare_module
 from persongen_jax.weights.recognition.arcface import infer_config
 from persongen_jax.weights.recognition.kinds import context_width
+from persongen_jax.weights.recognition.layout import unwrapped
 from persongen_jax.weights.recognition.lora_names import COMPONENTS
 from persongen_jax.weights.saver import write_json
 from persongen_jax.weights.slots import module_slots, processors
 
 IP_ADAPTERS = ("ip-adapter", "ip-adapter-plus", "ip-adapter-faceid")
 SINGLE_FILES = ("checkpoint", "unet", "unet-sgm")
-NO_BASE = ("arcface",)  # kinds whose keys are checked without a base
+ENCODERS = ("dino", "dinov2")  # checked image encoders; their folders are read as they are
+NO_BASE = ("arcface", *ENCODERS)  # kinds whose keys are checked without a base
 LAYERS = ("to_q", "to_k", "to_v", "to_out")
 
 
@@ -61,11 +65,11 @@ def import_file(path: str | Path, out: str | Path, base: str | Path | None = Non
     """Check ``path`` and write ``out``; return a line that says what was done.
 
     Args:
-        path: a LoRA of any style, PhotoMaker, an IP-Adapter, a single-file SDXL checkpoint, or a
-            face recogniser (.pth, .onnx).
+        path: a LoRA of any style, PhotoMaker, an IP-Adapter, a single-file SDXL checkpoint, a
+            face recogniser (.pth, .onnx), or a file of DINO's or DINOv2's image encoder.
         out: the ``.safetensors`` file to write; for a checkpoint a directory.
         base: diffusers-format SDXL directory that the file is for; its configs suffice. A face
-            recogniser needs none.
+            recogniser and an image encoder need none.
 
     Raises:
         WeightsError: the file is damaged, of another kind, or for another base; all keys that are
@@ -75,6 +79,8 @@ def import_file(path: str | Path, out: str | Path, base: str | Path | None = Non
     writer: Callable[..., str]
     if kind == "arcface":
         writer = _import_arcface
+    elif kind in ENCODERS and Path(path).is_file():
+        writer = _import_dino
     elif kind.startswith("lora-"):
         writer = _import_lora
     elif kind.startswith("photomaker-"):
@@ -86,8 +92,8 @@ def import_file(path: str | Path, out: str | Path, base: str | Path | None = Non
     else:
         raise UnsupportedAdapter(
             f"{path}: is {identify(path).what}; there is nothing to import. Imported are LoRAs, "
-            "PhotoMaker, IP-Adapters, single-file SDXL checkpoints and face recognisers; "
-            "directories are read as they are."
+            "PhotoMaker, IP-Adapters, single-file SDXL checkpoints, face recognisers and files of "
+            "DINO's image encoders; directories are read as they are."
         )
     if kind not in NO_BASE and base is None:
         raise WeightsError(f"{path}: give --base DIR, the SDXL directory that it is for")
@@ -259,6 +265,16 @@ def _import_arcface(path, out, base, opener=open_arcface) -> str:
         copy_tensors(source, out)
     size = config["input_size"]
     return f"face recogniser for crops of {size} pixels; training reads it by --config.face_net"
+
+
+def _import_dino(path, out, base) -> str:
+    """The encoder's tensors under the file's own names."""
+    source, config = open_dino(path)
+    with source, unwrapped(open_file(path)) as file:
+        prepare_module(lambda: DinoViT(config, rngs=UnusedRngs()), source)
+        copy_tensors(file, out, [key for key in file.keys() if key not in source.ignored])
+    option = "dinov2" if config["layer_scale"] else "dino"
+    return f"image encoder with patches of {config['patch_size']}; evaluate reads it by --{option}"
 
 
 def _import_checkpoint(path, out, base) -> str:

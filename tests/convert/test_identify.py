@@ -255,6 +255,59 @@ FILES = {
         "clip-vision",
         {},
     ),
+    "dino": (
+        {
+            "cls_token": (1, 1, 384),
+            "pos_embed": (1, 197, 384),
+            "patch_embed.proj.weight": (384, 3, 16, 16),
+            "blocks.0.attn.qkv.weight": (1152, 384),
+            "blocks.0.mlp.fc1.weight": (1536, 384),
+        },
+        "dino",
+        {
+            "image tower": "384 wide, patches of 16",
+            "positions": "for 224 pixels; other sizes are interpolated",
+        },
+    ),
+    "dino, in transformers' names": (
+        {
+            "embeddings.cls_token": (1, 1, 384),
+            "embeddings.position_embeddings": (1, 197, 384),
+            "embeddings.patch_embeddings.projection.weight": (384, 3, 16, 16),
+            "encoder.layer.0.intermediate.dense.weight": (1536, 384),
+        },
+        "dino",
+        {"image tower": "384 wide, patches of 16", "blocks": "1, without layer scale"},
+    ),
+    "dinov2": (
+        {
+            "pos_embed": (1, 1370, 384),
+            "patch_embed.proj.weight": (384, 3, 14, 14),
+            "blocks.0.ls1.gamma": (384,),
+            "blocks.0.mlp.fc1.weight": (1536, 384),
+        },
+        "dinov2",
+        {
+            "image tower": "384 wide, patches of 14",
+            "blocks": "1, with layer scale",
+            "positions": "for 518 pixels; other sizes are interpolated",
+        },
+    ),
+    "dinov2, in transformers' names": (
+        {
+            "embeddings.patch_embeddings.projection.weight": (384, 3, 14, 14),
+            "embeddings.position_embeddings": (1, 1370, 384),
+            "encoder.layer.0.layer_scale1.lambda1": (384,),
+            "encoder.layer.0.mlp.fc1.weight": (1536, 384),
+        },
+        "dinov2",
+        {"blocks": "1, with layer scale"},
+    ),
+    "a vit of other shapes": (
+        {"patch_embed.proj.weight": (8,), "blocks.0.attn.qkv.weight": (8,)},
+        "dino",
+        {},
+    ),
     "something else": ({"a.b": (2, 2)}, "unknown", {}),
     "nothing at all": ({}, "unknown", {}),
     "a video model": ({"patch_embedding.weight": (64, 16, 1, 2, 2)}, "unknown", {}),

@@ -17,6 +17,7 @@ from persongen_jax.weights.formats.lora.reading import read_lora
 from persongen_jax.weights.formats.sdxl.opening import NORMALISE
 from tests.convert.runs import fails, same, tensors
 from tests.evaluation.test_validation import FACE_NET
+from tests.helpers.dino_files import facebook_names, torch_dino, torch_dinov2
 from tests.helpers.ip_adapters import write_ip_adapter
 from tests.helpers.iresnet_twin import TorchIResNet, randomise_statistics
 from tests.helpers.lora_files import named, random_lora, save
@@ -102,6 +103,29 @@ def test_a_face_recogniser_comes_in_as_safetensors(tmp_path):
     assert "missing from the file (1):\n  bn2.bias" in said
     assert "unexpected in the file (1):\n  nonsense.weight" in said
     assert "of another shape (1):\n  features.weight: file (3,)" in said
+    assert not (tmp_path / "b.safetensors").exists()
+
+
+@pytest.mark.parametrize("twin", [torch_dino, torch_dinov2])
+def test_dinos_encoders_come_in_as_safetensors(twin, tmp_path, capsys):
+    state = facebook_names(twin())
+    version = "v2" if "mask_token" in state else ""
+    torch.save({**state, "head.weight": torch.zeros(2, 128)}, tmp_path / "pretrain.pth")
+    out = tmp_path / "dino.safetensors"
+    convert.main(["import", str(tmp_path / "pretrain.pth"), str(out)])
+    assert f"patches of 8; evaluate reads it by --dino{version}\n" in capsys.readouterr().out
+    state.pop("mask_token", None)
+    same(tensors(out), {key: value.numpy() for key, value in state.items()})
+    convert.main(["inspect", str(out)])
+    assert f"what: DINO{version}'s image encoder" in capsys.readouterr().out
+
+    arrays = tensors(out)
+    del arrays["blocks.1.norm1.bias"]
+    arrays["blocks.1.mlp.fc2.bias"] = np.zeros(3, np.float32)
+    broken = save(tmp_path / "broken.safetensors", {**arrays, "more": np.zeros(2, np.float32)})
+    said = fails("import", broken, tmp_path / "b.safetensors")
+    for fault in ("(1):\n  blocks.1.norm1.bias", "(1):\n  more", "fc2.bias: file (3,)"):
+        assert fault in said
     assert not (tmp_path / "b.safetensors").exists()
 
 
