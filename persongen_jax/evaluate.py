@@ -65,7 +65,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     add("--csv", metavar="FILE", help="its table, likewise")
     add("--classifier", metavar="DIR", help="run of a classifier that judges attributes, likewise")
     add("--prompts", help='"thesis" or a JSON file')
-    add("--clip", metavar="DIR", help="transformers CLIP directory for CLIP-T and CLIP-I")
+    add("--clip", metavar="FILE|DIR", help="CLIP for CLIP-T and CLIP-I, see docs/formats.md")
     add("--dino", metavar="FILE|DIR", help="DINO's image encoder for DINO-I")
     add("--dinov2", metavar="FILE|DIR", help="DINOv2's image encoder for DINOv2-I")
     add("--face-net", metavar="FILE", help="face recogniser for Face-Sim")

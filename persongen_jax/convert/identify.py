@@ -18,6 +18,7 @@ from persongen_jax.weights.files.onnx_file import OnnxFile
 from persongen_jax.weights.files.source import DictSource, TensorSource
 from persongen_jax.weights.formats.arcface import licence_hint, name_onnx_tensors
 from persongen_jax.weights.formats.lora.opening import CONFIG, DIFFUSERS_FILE, adapter_file
+from persongen_jax.weights.formats.open_clip import original_file
 from persongen_jax.weights.recognition.kinds import NAMES, classify
 from persongen_jax.weights.recognition.layout import unwrapped
 from persongen_jax.weights.recognition.lora_names import COMPONENTS
@@ -108,6 +109,8 @@ def open_parts(path: str | Path) -> dict[str, TensorSource]:
     if _is_pipeline(path):
         parts = sorted(p.parent.name for p in path.glob("*/config.json"))
         return {name: open_component(path / name) for name in parts if _has_weights(path / name)}
+    if original := original_file(path):
+        return {"": unwrapped(open_file(original))}
     return {"": open_component(path)}
 
 

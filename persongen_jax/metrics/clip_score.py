@@ -23,22 +23,23 @@ BATCH = 8  # images or texts at once
 
 
 class ClipScore:
-    """CLIP-T by the CLIP model in a transformers directory.
+    """CLIP-T by the CLIP model in a transformers directory, or in OpenAI's or OpenCLIP's file.
 
     Args:
-        folder: a CLIPModel's, such as openai/clip-vit-large-patch14-336.
+        folder: a CLIPModel's, such as openai/clip-vit-large-patch14-336, or a file (``load_clip``).
         dtype: of the computation.
 
     Attributes:
+        note: which activation a file was taken to have, and why; "" for a directory.
         networks: the weights of the image and of the text tower, an nnx.State each.
 
     Raises:
-        WeightsError: the folder does not exist, or is not a whole CLIP.
+        WeightsError: it does not exist, or is not a whole CLIP.
     """
 
     def __init__(self, folder: str | Path, *, dtype: DTypeLike = jnp.float32):
         clip = load_clip(folder, dtype=dtype)
-        self.name = str(folder)
+        self.name, self.note = str(folder), clip.note
         self.tokenizer: Any = clip.tokenizer
         self.image_size = clip.vision_model.config["image_size"]
         self.text_length = clip.text_model.config["max_position_embeddings"]

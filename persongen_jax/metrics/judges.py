@@ -55,7 +55,10 @@ class Judges:
             raise NoJudge("config.clip names no CLIP directory")
         from persongen_jax.metrics.clip_score import ClipScore
 
-        return ClipJudge(ClipScore(self.config.clip))
+        clip = ClipScore(self.config.clip)
+        if clip.note:
+            print(f"the CLIP of {clip.name}: activation {clip.note}")
+        return ClipJudge(clip)
 
     @functools.cached_property
     def dino(self) -> "DinoJudge":

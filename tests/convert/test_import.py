@@ -13,6 +13,7 @@ from persongen_jax.models.sdxl.parts import COMPONENTS
 from persongen_jax.pipeline import LORA_COMPONENTS
 from persongen_jax.weights.files.directory import open_component, read_config
 from persongen_jax.weights.formats.adapters import module_paths
+from persongen_jax.weights.formats.clip import load_clip
 from persongen_jax.weights.formats.lora.reading import read_lora
 from persongen_jax.weights.formats.sdxl.opening import NORMALISE
 from tests.convert.runs import fails, same, tensors
@@ -21,6 +22,7 @@ from tests.helpers.dino_files import facebook_names, torch_dino, torch_dinov2
 from tests.helpers.ip_adapters import write_ip_adapter
 from tests.helpers.iresnet_twin import TorchIResNet, randomise_statistics
 from tests.helpers.lora_files import named, random_lora, save
+from tests.helpers.open_clip_files import openai_names, torch_clip
 from tests.helpers.twins import randomise
 from tests.weights.formats.sgm import checkpoint
 
@@ -127,6 +129,21 @@ def test_dinos_encoders_come_in_as_safetensors(twin, tmp_path, capsys):
     for fault in ("(1):\n  blocks.1.norm1.bias", "(1):\n  more", "fc2.bias: file (3,)"):
         assert fault in said
     assert not (tmp_path / "b.safetensors").exists()
+
+
+def test_clip_in_openais_layout_comes_in_as_safetensors(tmp_path, capsys):
+    state = openai_names(torch_clip(tmp_path, "quick_gelu"))
+    path, out = tmp_path / "ViT-quickgelu.pt", tmp_path / "clip.safetensors"
+    torch.save({**state, "input_resolution": torch.tensor(32)}, path)
+    convert.main(["import", str(path), str(out)])
+    assert "quick_gelu (by the file's name); evaluate reads it by --clip" in capsys.readouterr().out
+    wanted = {key: value.numpy() for key, value in state.items() if key != "logit_scale"}
+    same(tensors(out), wanted)
+    assert load_clip(out).note == "quick_gelu (as the file's metadata say)"
+
+    broken = {**wanted, "visual.ln_pre.weight": np.zeros(3, np.float32)}
+    said = fails("import", save(tmp_path / "a.safetensors", broken), tmp_path / "b.safetensors")
+    assert "pre_layrnorm.weight: file (3,), model (192,)" in said
 
 
 def test_a_single_file_checkpoint_becomes_a_directory(tiny_base, tmp_path):

@@ -19,6 +19,7 @@ from persongen_jax.weights.recognition.lora_names import (
     other_kind,
     relatives,
 )
+from persongen_jax.weights.recognition.open_clip import activation_by_size
 from persongen_jax.weights.recognition.sdxl_facts import refine
 
 # Kind -> its description. The order of ``_RULES`` decides if several match.
@@ -51,6 +52,7 @@ NAMES = {
     "vae-sgm": "a VAE alone, with sgm's names",
     "other-base": "a base model of another family, which is not read here",
     "clip": "CLIP, both towers",
+    "clip-original": "CLIP, both towers, in OpenAI's and OpenCLIP's layout",
     "clip-text": "a CLIP text tower",
     "clip-vision": "a CLIP image tower",
     "dino": "DINO's image encoder, or another plain ViT with its names",
@@ -81,6 +83,7 @@ _RULES = (
     ("clip", (r"(text_model|text_projection)\.", r"(vision_model|visual_projection)\.")),
     ("clip-vision", (r"(vision_model\.)?embeddings\.patch_embedding\.",)),
     ("clip-text", (r"(text_model\.)?embeddings\.token_embedding\.",)),
+    ("clip-original", (r"visual\.transformer\.resblocks\.", r"(text\.)?transformer\.resblocks\.")),
     ("clip-text", (r"token_embedding\.", r"transformer\.resblocks\.")),
     ("embedding", (r"(clip_[lg]|emb_params|string_to_param\..*)$",)),
     ("dinov2", (r"(backbone\.)?blocks\.0\.ls1\.gamma", r"(backbone\.)?patch_embed\.proj\.")),
@@ -161,6 +164,11 @@ def _facts(kind: str, source: TensorSource) -> dict:
         facts["image tower"] = f"{shape[0]} wide, patches of {shape[2]}"
     if shape := _shape(source, r".*token_embedding\.weight", 2):
         facts["text tower"] = f"{shape[1]} wide, {shape[0]} words"
+    if kind == "clip-original":
+        if patches := _shape(source, r"visual\.conv1\.weight", 4):
+            facts["image tower"] = f"{patches[0]} wide, patches of {patches[2]}"
+        if shape:
+            facts["activation"] = activation_by_size(shape[1])
     return facts
 
 

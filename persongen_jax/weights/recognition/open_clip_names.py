@@ -16,6 +16,15 @@ _OUTSIDE = {
     "ln_final.weight": "final_layer_norm.weight",
     "ln_final.bias": "final_layer_norm.bias",
 }
+_VISION_OUTSIDE = {
+    "class_embedding": "embeddings.class_embedding",
+    "conv1.weight": "embeddings.patch_embedding.weight",
+    "positional_embedding": "embeddings.position_embedding.weight",
+    "ln_pre.weight": "pre_layrnorm.weight",
+    "ln_pre.bias": "pre_layrnorm.bias",
+    "ln_post.weight": "post_layernorm.weight",
+    "ln_post.bias": "post_layernorm.bias",
+}
 _LAYERS = "transformer.resblocks."
 
 
@@ -33,6 +42,21 @@ def open_clip_entries(inner: str, shape: tuple[int, ...]) -> list[tuple[str, Tra
         return [("text_projection.weight", TRANSPOSE)]
     if inner == "text_projection.weight":  # ComfyUI's, already transposed
         return [(inner, None)]
+    return _layer_entries(inner, shape)
+
+
+def open_clip_vision_entries(
+    inner: str, shape: tuple[int, ...]
+) -> list[tuple[str, Transform | None]]:
+    """:func:`open_clip_entries` for the image tower, without its prefix ``visual.``."""
+    if inner in _VISION_OUTSIDE:
+        return [(_VISION_OUTSIDE[inner], None)]
+    if inner == "proj":
+        return [("visual_projection.weight", TRANSPOSE)]
+    return _layer_entries(inner, shape)
+
+
+def _layer_entries(inner, shape):
     if not inner.startswith(_LAYERS):
         return []
     number, _, rest = inner.removeprefix(_LAYERS).partition(".")
@@ -44,4 +68,4 @@ def open_clip_entries(inner: str, shape: tuple[int, ...]) -> list[tuple[str, Tra
     return [(f"{layer}{_LAYER[path]}.{leaf}", None)] if path in _LAYER else []
 
 
-__all__ = ["open_clip_entries"]
+__all__ = ["open_clip_entries", "open_clip_vision_entries"]
