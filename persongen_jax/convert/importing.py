@@ -58,8 +58,8 @@ from persongen_jax.weights.slots import module_slots, processors
 
 IP_ADAPTERS = ("ip-adapter", "ip-adapter-plus", "ip-adapter-faceid")
 SINGLE_FILES = ("checkpoint", "unet", "unet-sgm")
-ENCODERS = ("dino", "dinov2", "clip-original")  # files; their folders are read as they are
-NO_BASE = ("arcface", *ENCODERS)  # kinds whose keys are checked without a base
+ENCODERS = ("dino", "dinov2", "clip-original")  # files, checked without a base
+NO_BASE = ("arcface",)  # kinds whose keys are checked without a base
 LAYERS = ("to_q", "to_k", "to_v", "to_out")
 
 
@@ -99,7 +99,7 @@ def import_file(path: str | Path, out: str | Path, base: str | Path | None = Non
             "DINO's image encoders and of OpenAI's and OpenCLIP's CLIP; directories are read as "
             "they are."
         )
-    if kind not in NO_BASE and base is None:
+    if kind not in (*NO_BASE, *ENCODERS) and base is None:
         raise WeightsError(f"{path}: give --base DIR, the SDXL directory that it is for")
     if kind not in SINGLE_FILES and Path(out).suffix != ".safetensors":
         raise WeightsError(f"{out}: the extension must be .safetensors")
