@@ -2,6 +2,7 @@
 
 DINO = "tests/models/test_dino.py::test_"
 CLIP = "tests/weights/formats/test_open_clip.py::test_"
+SCRIPT = "tests/weights/files/test_torchscript.py::test_"
 IMAGES = "tests/metrics/test_image_similarity.py::test_"
 
 ENTRIES = [
@@ -17,7 +18,7 @@ ENTRIES = [
      "refused; config.json named", f"{DINO}what_is_no_encoder_is_refused"),
     ("DINO, DINOv2", "one in place of the other", "refused; the right option named",
      f"{IMAGES}the_other_version_is_another_metric"),
-    ("CLIP", "OpenAI's layout, with TorchScript's constants", "read",
+    ("CLIP", "OpenAI's download, a TorchScript archive", "read",
      f"{CLIP}as_transformers_with_the_same_weights[openai]"),
     ("CLIP", "OpenCLIP's training checkpoint, text. and module.", "read",
      f"{CLIP}as_transformers_with_the_same_weights[openclip]"),
@@ -27,8 +28,8 @@ ENTRIES = [
      f"{CLIP}the_published_sizes"),
     ("CLIP", "quick GELU or GELU, which shapes do not show", "chosen by signs, with a line",
      f"{CLIP}which_activation"),
-    ("CLIP", "OpenAI's TorchScript download", "not executed; the command that writes its weights",
-     f"{CLIP}torchscript_is_not_executed"),
+    ("CLIP", "a TorchScript archive that would run code", "refused, nothing executed",
+     f"{SCRIPT}what_runs_code_is_refused"),
     ("CLIP", "a ResNet, one tower alone, no tokenizer next to it", "refused, with the remedy",
      f"{CLIP}what_is_no_such_clip_is_refused"),
 ]  # fmt: skip

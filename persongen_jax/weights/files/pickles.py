@@ -164,12 +164,6 @@ def _import_torch(path):
 def _load(torch, path):
     # Only the zip format can be mapped; older files are read whole.
     mmap = zipfile.is_zipfile(path)
-    if mmap and _is_torchscript(path):
-        raise UnsafePickle(
-            f"{path}: holds a TorchScript program, of which nothing was executed. Where you trust "
-            'it, write its weights: python -c "import torch; torch.save(torch.jit.load('
-            f"'{path}', 'cpu').state_dict(), '{Path(path).stem}_weights.pth')\""
-        )
     try:
         return torch.load(str(path), map_location="cpu", weights_only=True, mmap=mmap)
     except pickle.UnpicklingError as error:
@@ -184,14 +178,6 @@ def _load(torch, path):
     # torch does not document what it raises for damaged files.
     except Exception as error:
         raise _damaged(path, error) from error
-
-
-def _is_torchscript(path) -> bool:
-    try:
-        with zipfile.ZipFile(path) as archive:
-            return any(name.endswith("/constants.pkl") for name in archive.namelist())
-    except (OSError, zipfile.BadZipFile):
-        return False  # the reader reports the reason
 
 
 def _damaged(path, error):

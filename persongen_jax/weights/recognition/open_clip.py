@@ -23,7 +23,7 @@ HEADS_BY_WIDTH = {1280: 16, 1408: 16, 1664: 16}
 OPENAI_TEXT_WIDTHS = (512, 768)  # of B/32, B/16 and L/14
 # Tensors that are no weights: the temperature and bias of the loss, and TorchScript's constants.
 _IGNORED = re.compile(
-    r"(text\.)?(logit_scale|logit_bias|attn_mask|input_resolution|context_length|vocab_size)$"
+    r"(text\.)?(logit_scale|logit_bias|input_resolution|context_length|vocab_size)$|.*attn_mask$"
 )
 _OPENCLIP_NAME = re.compile(r"open_?clip|laion|datacomp|epoch_", re.IGNORECASE)
 _QUICK_NAME = re.compile(r"quick_?gelu|metaclip|dfn", re.IGNORECASE)
