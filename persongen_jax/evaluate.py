@@ -65,7 +65,9 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     add("--csv", metavar="FILE", help="its table, likewise")
     add("--classifier", metavar="DIR", help="run of a classifier that judges attributes, likewise")
     add("--prompts", help='"thesis" or a JSON file')
-    add("--clip", metavar="DIR", help="transformers CLIP directory for CLIP-T")
+    add("--clip", metavar="FILE|DIR", help="CLIP for CLIP-T and CLIP-I, see docs/formats.md")
+    add("--dino", metavar="FILE|DIR", help="DINO's image encoder for DINO-I")
+    add("--dinov2", metavar="FILE|DIR", help="DINOv2's image encoder for DINOv2-I")
     add("--face-net", metavar="FILE", help="face recogniser for Face-Sim")
     add("--face-detector", help="face detector for Face-Sim")
     add("--metrics", nargs="+", metavar="NAME", help="what to measure, see metrics/registry.py")
@@ -94,6 +96,8 @@ OPTIONS = {
     "batch": "validation_batch",
     "prompts": "validation_prompts",
     "clip": "clip",
+    "dino": "dino",
+    "dinov2": "dinov2",
     "face_net": "face_net",
     "face_detector": "face_detector",
     "metrics": "metrics",

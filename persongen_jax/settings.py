@@ -29,11 +29,14 @@ PLACES = (
         "start_from",
         "work",
     ),
-    *("clip", "face_net", "face_detector", "classifier", "validation_prompts"),
+    *("clip", "dino", "dinov2", "face_net", "face_detector", "classifier", "validation_prompts"),
 )
 # Keys that a run may change when it resumes, but that matter in a comparison: how long it trains,
 # and how it is validated.
-ON_THE_WAY = ("steps", "clip", "face_net", "face_detector", "classifier", "validat*", "metrics")
+ON_THE_WAY = (
+    *("steps", "clip", "dino", "dinov2", "face_net", "face_detector", "classifier"),
+    *("validat*", "metrics"),
+)
 
 
 class OldRun(ValueError):

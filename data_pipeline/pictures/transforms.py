@@ -15,6 +15,8 @@ from PIL import Image
 
 CLIP_MEAN = np.array([0.48145466, 0.4578275, 0.40821073], np.float32)
 CLIP_STD = np.array([0.26862954, 0.26130258, 0.27577711], np.float32)
+IMAGENET_MEAN = np.array([0.485, 0.456, 0.406], np.float32)
+IMAGENET_STD = np.array([0.229, 0.224, 0.225], np.float32)
 
 
 def square_face_crop(
@@ -71,6 +73,18 @@ def clip_normalise(pixels: np.ndarray, out: np.ndarray | None = None) -> np.ndar
     lines -= np.tile(CLIP_MEAN, width)
     lines /= np.tile(CLIP_STD, width)
     return out
+
+
+def imagenet_preprocess(image: np.ndarray, size: int = 224, resized: int = 256) -> np.ndarray:
+    """[size, size, 3] float32 as DINO's and DINOv2's evaluations prepare images.
+
+    Short side to ``resized`` bicubically, centre crop, ImageNet's mean and standard deviation.
+    """
+    image = _resize_short_side(image, resized, math.floor)
+    # torchvision's CenterCrop rounds halves to even numbers.
+    top, left = (round((side - size) / 2) for side in image.shape[:2])
+    pixels = image[top : top + size, left : left + size].astype(np.float32) / 255
+    return (pixels - IMAGENET_MEAN) / IMAGENET_STD
 
 
 @dataclass(frozen=True)

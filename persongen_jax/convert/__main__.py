@@ -36,7 +36,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     inspect.add_argument("--keys", action="store_true", help="list every tensor")
 
     bring = commands.add_parser("import", help="check a public file and write it as safetensors")
-    bring.add_argument("path", type=Path, help="LoRA, PhotoMaker, IP-Adapter, checkpoint, ONNX")
+    bring.add_argument("path", type=Path, help="LoRA, adapter, checkpoint, recogniser, encoder")
     bring.add_argument("out", type=Path, help="*.safetensors; for a checkpoint a new directory")
     bring.add_argument("--base", type=Path, metavar="DIR", help="SDXL directory that it is for")
 

@@ -18,6 +18,7 @@ from persongen_jax.weights.files.onnx_file import OnnxFile
 from persongen_jax.weights.files.source import DictSource, TensorSource
 from persongen_jax.weights.formats.arcface import licence_hint, name_onnx_tensors
 from persongen_jax.weights.formats.lora.opening import CONFIG, DIFFUSERS_FILE, adapter_file
+from persongen_jax.weights.formats.open_clip import original_file
 from persongen_jax.weights.recognition.kinds import NAMES, classify
 from persongen_jax.weights.recognition.layout import unwrapped
 from persongen_jax.weights.recognition.lora_names import COMPONENTS
@@ -38,6 +39,8 @@ _PUBLISHED = {
     "unet": "SDXL 1.0's is CreativeML Open RAIL++-M; fine-tunes differ",
     "vae": "SDXL 1.0's is CreativeML Open RAIL++-M",
     "clip": "OpenAI's and LAION's are MIT",
+    "dino": "facebookresearch's is Apache-2.0",
+    "dinov2": "facebookresearch's is Apache-2.0",
     "run": "goes by the base, the data and the weights that it started from",
 }
 _LICENCE_NOTES = ("modelspec.license", "license", "licence")
@@ -106,6 +109,8 @@ def open_parts(path: str | Path) -> dict[str, TensorSource]:
     if _is_pipeline(path):
         parts = sorted(p.parent.name for p in path.glob("*/config.json"))
         return {name: open_component(path / name) for name in parts if _has_weights(path / name)}
+    if original := original_file(path):
+        return {"": unwrapped(open_file(original))}
     return {"": open_component(path)}
 
 

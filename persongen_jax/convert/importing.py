@@ -15,6 +15,7 @@ from flax import nnx
 
 from persongen_jax.convert.identify import identify
 from persongen_jax.models.encoders.clip import CLIPTextModel, CLIPVisionModel
+from persongen_jax.models.encoders.dino import DinoViT
 from persongen_jax.models.encoders.id_encoder import PhotoMakerIDEncoder
 from persongen_jax.models.faces.iresnet import IResNet
 from persongen_jax.models.layers import UnusedRngs
@@ -22,11 +23,12 @@ from persongen_jax.models.sdxl.parts import COMPONENTS as ALL_COMPONENTS
 from persongen_jax.models.sdxl.parts import build
 from persongen_jax.models.sdxl.unet import UNet2DConditionModel
 from persongen_jax.weights.errors import KeyMismatch, UnsupportedAdapter, WeightsError
-from persongen_jax.weights.files.directory import read_config
+from persongen_jax.weights.files.directory import open_file, read_config
 from persongen_jax.weights.files.safetensors_file import write_safetensors
 from persongen_jax.weights.files.source import TensorSource, subsource
 from persongen_jax.weights.formats.adapters import check_adapters, module_paths
 from persongen_jax.weights.formats.arcface import open_arcface
+from persongen_jax.weights.formats.dino import open_dino
 from persongen_jax.weights.formats.ip_adapter import (
     ADAPTER,
     IMAGE_PROJ,
@@ -35,6 +37,7 @@ from persongen_jax.weights.formats.ip_adapter import (
 )
 from persongen_jax.weights.formats.lora.reading import read_embeddings, read_lora
 from persongen_jax.weights.formats.lora.writing import write_lora
+from persongen_jax.weights.formats.open_clip import open_open_clip
 from persongen_jax.weights.formats.photomaker import (
     ENCODER,
     LORA,
@@ -47,12 +50,15 @@ from persongen_jax.weights.keys import normalise_clip_vision
 from persongen_jax.weights.loader import check_keys, parameter_leaves, prepare_module
 from persongen_jax.weights.recognition.arcface import infer_config
 from persongen_jax.weights.recognition.kinds import context_width
+from persongen_jax.weights.recognition.layout import unwrapped
 from persongen_jax.weights.recognition.lora_names import COMPONENTS
+from persongen_jax.weights.recognition.open_clip import ACTIVATION_NOTE, weight_keys
 from persongen_jax.weights.saver import write_json
 from persongen_jax.weights.slots import module_slots, processors
 
 IP_ADAPTERS = ("ip-adapter", "ip-adapter-plus", "ip-adapter-faceid")
 SINGLE_FILES = ("checkpoint", "unet", "unet-sgm")
+ENCODERS = ("dino", "dinov2", "clip-original")  # files, checked without a base
 NO_BASE = ("arcface",)  # kinds whose keys are checked without a base
 LAYERS = ("to_q", "to_k", "to_v", "to_out")
 
@@ -61,11 +67,12 @@ def import_file(path: str | Path, out: str | Path, base: str | Path | None = Non
     """Check ``path`` and write ``out``; return a line that says what was done.
 
     Args:
-        path: a LoRA of any style, PhotoMaker, an IP-Adapter, a single-file SDXL checkpoint, or a
-            face recogniser (.pth, .onnx).
+        path: a LoRA of any style, PhotoMaker, an IP-Adapter, a single-file SDXL checkpoint, a
+            face recogniser (.pth, .onnx), a file of DINO's or DINOv2's image encoder, or CLIP in
+            OpenAI's or OpenCLIP's layout.
         out: the ``.safetensors`` file to write; for a checkpoint a directory.
         base: diffusers-format SDXL directory that the file is for; its configs suffice. A face
-            recogniser needs none.
+            recogniser and an image encoder need none.
 
     Raises:
         WeightsError: the file is damaged, of another kind, or for another base; all keys that are
@@ -75,6 +82,8 @@ def import_file(path: str | Path, out: str | Path, base: str | Path | None = Non
     writer: Callable[..., str]
     if kind == "arcface":
         writer = _import_arcface
+    elif kind in ENCODERS and Path(path).is_file():
+        writer = _import_clip if kind == "clip-original" else _import_dino
     elif kind.startswith("lora-"):
         writer = _import_lora
     elif kind.startswith("photomaker-"):
@@ -86,10 +95,11 @@ def import_file(path: str | Path, out: str | Path, base: str | Path | None = Non
     else:
         raise UnsupportedAdapter(
             f"{path}: is {identify(path).what}; there is nothing to import. Imported are LoRAs, "
-            "PhotoMaker, IP-Adapters, single-file SDXL checkpoints and face recognisers; "
-            "directories are read as they are."
+            "PhotoMaker, IP-Adapters, single-file SDXL checkpoints, face recognisers, and files of "
+            "DINO's image encoders and of OpenAI's and OpenCLIP's CLIP; directories are read as "
+            "they are."
         )
-    if kind not in NO_BASE and base is None:
+    if kind not in (*NO_BASE, *ENCODERS) and base is None:
         raise WeightsError(f"{path}: give --base DIR, the SDXL directory that it is for")
     if kind not in SINGLE_FILES and Path(out).suffix != ".safetensors":
         raise WeightsError(f"{out}: the extension must be .safetensors")
@@ -119,13 +129,22 @@ class AbstractBase:
         return tuple(self.configs[name]["hidden_size"] for name in COMPONENTS[1:])
 
 
-def copy_tensors(source: TensorSource, out: str | Path, keys: Iterable[str] | None = None) -> None:
-    """Write tensors of ``source`` under their own names, bit-equal, one at a time."""
+def copy_tensors(
+    source: TensorSource,
+    out: str | Path,
+    keys: Iterable[str] | None = None,
+    notes: dict[str, str] | None = None,
+) -> None:
+    """Write tensors of ``source`` under their own names, bit-equal, one at a time.
+
+    Args:
+        keys: which of them; None: all. notes: added to the metadata.
+    """
     entries = [
         (key, source.info(key)[1], source.info(key)[0], lambda key=key: source.read(key))
         for key in (source.keys() if keys is None else keys)
     ]
-    write_safetensors(out, entries, {"format": "pt", **source.metadata})
+    write_safetensors(out, entries, {"format": "pt", **source.metadata, **(notes or {})})
 
 
 def check_shapes(source: TensorSource, wanted: dict[str, tuple]) -> None:
@@ -259,6 +278,32 @@ def _import_arcface(path, out, base, opener=open_arcface) -> str:
         copy_tensors(source, out)
     size = config["input_size"]
     return f"face recogniser for crops of {size} pixels; training reads it by --config.face_net"
+
+
+def _import_dino(path, out, base) -> str:
+    """The encoder's tensors under the file's own names."""
+    source, config = open_dino(path)
+    with source, unwrapped(open_file(path)) as file:
+        prepare_module(lambda: DinoViT(config, rngs=UnusedRngs()), source)
+        copy_tensors(file, out, [key for key in file.keys() if key not in source.ignored])
+    option = "dinov2" if config["layer_scale"] else "dino"
+    return f"image encoder with patches of {config['patch_size']}; evaluate reads it by --{option}"
+
+
+def _import_clip(path, out, base) -> str:
+    """Both towers under the file's own names; the metadata keep which activation they have."""
+    opened = open_open_clip(path)
+    kw = {"dtype": jnp.float32, "param_dtype": jnp.float32, "rngs": UnusedRngs()}
+    with opened.file as file:
+        config, towers = opened.config, opened.towers
+        prepare_module(lambda: CLIPTextModel(config, with_projection=True, **kw), towers.text)
+        prepare_module(lambda: CLIPVisionModel(config, with_projection=True, **kw), towers.vision)
+        act = opened.config["text_config"]["hidden_act"]
+        copy_tensors(file, out, weight_keys(file), {ACTIVATION_NOTE: act})
+    return (
+        f"CLIP with the activation {opened.note}; evaluate reads it by --clip, next to the "
+        "tokenizer's files"
+    )
 
 
 def _import_checkpoint(path, out, base) -> str:

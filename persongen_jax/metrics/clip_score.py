@@ -5,7 +5,7 @@ comparable; the thesis used ViT-L/14 at 336 pixels.
 """
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,22 +23,23 @@ BATCH = 8  # images or texts at once
 
 
 class ClipScore:
-    """CLIP-T by the CLIP model in a transformers directory.
+    """CLIP-T by the CLIP model in a transformers directory, or in OpenAI's or OpenCLIP's file.
 
     Args:
-        folder: a CLIPModel's, such as openai/clip-vit-large-patch14-336.
+        folder: a CLIPModel's, such as openai/clip-vit-large-patch14-336, or a file (``load_clip``).
         dtype: of the computation.
 
     Attributes:
+        note: which activation a file was taken to have, and why; "" for a directory.
         networks: the weights of the image and of the text tower, an nnx.State each.
 
     Raises:
-        WeightsError: the folder does not exist, or is not a whole CLIP.
+        WeightsError: it does not exist, or is not a whole CLIP.
     """
 
     def __init__(self, folder: str | Path, *, dtype: DTypeLike = jnp.float32):
         clip = load_clip(folder, dtype=dtype)
-        self.name = str(folder)
+        self.name, self.note = str(folder), clip.note
         self.tokenizer: Any = clip.tokenizer
         self.image_size = clip.vision_model.config["image_size"]
         self.text_length = clip.text_model.config["max_position_embeddings"]
@@ -53,14 +54,14 @@ class ClipScore:
             pixels = [clip_preprocess(load_image(image), self.image_size) for image in images]
             return _embed_images(*self._vision, np.stack(pixels))
 
-        return _in_batches(embed, images)
+        return in_batches(embed, images)
 
     def text_features(self, texts: Sequence[str]) -> np.ndarray:
         """Texts to unit vectors [n, d]; text beyond CLIP's 77 tokens is cut."""
         ids = self.tokenizer(
             list(texts), padding="max_length", truncation=True, max_length=self.text_length
         )["input_ids"]
-        return _in_batches(
+        return in_batches(
             lambda rows: _embed_texts(*self._text, np.array(rows, np.int32)), list(ids)
         )
 
@@ -77,8 +78,12 @@ class ClipScore:
         return 100 * (image_features * features).sum(-1)
 
 
-def _in_batches(embed, rows) -> np.ndarray:
-    """``embed`` over batches of one size; the last is padded, so that nothing recompiles."""
+def in_batches(embed: Callable, rows: Sequence[Any] | np.ndarray) -> np.ndarray:
+    """``embed`` over batches of one size; the last is padded, so that nothing recompiles.
+
+    Raises:
+        ValueError: no rows.
+    """
     if not len(rows):
         raise ValueError("nothing to embed: give at least one image or text")
     out = []
@@ -90,14 +95,15 @@ def _in_batches(embed, rows) -> np.ndarray:
 
 @functools.partial(jax.jit, static_argnums=0)
 def _embed_images(graphdef, state, pixels):
-    return _unit(nnx.merge(graphdef, state)(pixels).image_embeds)
+    return unit(nnx.merge(graphdef, state)(pixels).image_embeds)
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def _embed_texts(graphdef, state, input_ids):
-    return _unit(nnx.merge(graphdef, state)(input_ids).text_embeds)
+    return unit(nnx.merge(graphdef, state)(input_ids).text_embeds)
 
 
-def _unit(rows):
+def unit(rows: jax.Array) -> jax.Array:
+    """Rows [n, d] in float32, of length 1."""
     rows = rows.astype(jnp.float32)
     return rows / jnp.linalg.norm(rows, axis=-1, keepdims=True)

@@ -1,9 +1,12 @@
 """Base classes of metrics that share a judge."""
 
+import abc
+
+import numpy as np
 from ml_collections import ConfigDict
 
-from persongen_jax.metrics.base import Known, Metric
-from persongen_jax.metrics.judges import Judges, face_recogniser
+from persongen_jax.metrics.base import Generated, Known, Metric, Values
+from persongen_jax.metrics.judges import FeatureJudge, Judges, face_recogniser
 
 
 class JudgedByClip(Metric):
@@ -15,7 +18,56 @@ class JudgedByClip(Metric):
         self.clip, self.judge = judges.clip, config.clip
 
     def networks(self) -> tuple:
-        return self.clip.clip.networks
+        return self.clip.networks()
+
+
+class ComparedWithPictures(Metric):
+    """The mean cosine of an image's embedding with those of its owner's real pictures, in -1..1.
+
+    Every real picture counts, those that the method read as well (DreamBooth, arXiv 2208.12242,
+    section 4.1). NaN for people without one, whom a printed line names. The fact "n_real" is the
+    number of real pictures.
+    """
+
+    form = "{:.3f}"
+
+    def __init__(self, config: ConfigDict, judges: Judges):
+        self.encoder = self.open_judge(config, judges)
+        self.judge = config[self.judge_key]
+
+    @abc.abstractmethod
+    def open_judge(self, config: ConfigDict, judges: Judges) -> FeatureJudge:
+        """The encoder that ``judge_key`` names; NoJudge if it names none."""
+
+    def networks(self) -> tuple:
+        return self.encoder.networks()
+
+    def prepare(self, known: Known) -> None:
+        real = self.encoder.features_by_owner(known.people)
+        for name, features in real.items():
+            self._check(features, f"the real pictures of {name}")
+        missed = [owner.name for owner in known.people.owners if owner.name not in real]
+        if missed:
+            print(f"{known.name}: no real picture of {', '.join(missed)}: left out of {self.title}")
+
+    def __call__(self, generated: Generated, known: Known) -> Values:
+        real = self.encoder.features_by_owner(known.people)
+        features = np.asarray(self.encoder.features(generated), np.float64)
+        self._check(features, "the generated images")
+        owners = np.asarray(generated.owners, str)
+        values = np.full(len(owners), np.nan)
+        for name, pictures in real.items():
+            rows = owners == name
+            # The mean of the cosines is the product with the mean, as all are unit vectors.
+            values[rows] = features[rows] @ pictures.mean(0, dtype=np.float64)
+        return Values(values, facts={"n_real": sum(map(len, real.values()))})
+
+    def _check(self, features, what):
+        if bad := int((~np.isfinite(features).all(-1)).sum()):
+            raise ValueError(
+                f"{self.title}: the embeddings of {bad} of {len(features)} of {what} are not "
+                f"finite: the weights of {self.judge} are damaged; fetch them again"
+            )
 
 
 class JudgedByFaceNet(Metric):

@@ -4,7 +4,9 @@ Each is loaded on first use. Its results for generated images or known people ar
 stored with these (``Cached.once``).
 """
 
+import abc
 import functools
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -17,6 +19,7 @@ from persongen_jax.metrics.face_similarity import mean_embedding
 if TYPE_CHECKING:
     from persongen_jax.metrics.attribute_judge import AttributeJudge
     from persongen_jax.metrics.clip_score import ClipScore
+    from persongen_jax.metrics.dino_embedder import DinoEmbedder
     from persongen_jax.metrics.face_embedder import FaceEmbedder
 
 GALLERY_PICTURES = 8  # most images per person in the gallery's mean embedding
@@ -38,7 +41,8 @@ class Judges:
     """The config's judges.
 
     Args:
-        config: ``clip``, ``face_net``, ``face_detector``, ``classifier``; only the keys in use.
+        config: ``clip``, ``dino``, ``dinov2``, ``face_net``, ``face_detector``, ``classifier``;
+            only the keys in use.
     """
 
     def __init__(self, config: ConfigDict):
@@ -51,7 +55,27 @@ class Judges:
             raise NoJudge("config.clip names no CLIP directory")
         from persongen_jax.metrics.clip_score import ClipScore
 
-        return ClipJudge(ClipScore(self.config.clip))
+        clip = ClipScore(self.config.clip)
+        if clip.note:
+            print(f"the CLIP of {clip.name}: activation {clip.note}")
+        return ClipJudge(clip)
+
+    @functools.cached_property
+    def dino(self) -> "DinoJudge":
+        """Raises NoJudge, or WeightsError for a file that is no encoder of DINO."""
+        return self._dino("dino", "DINO", 1)
+
+    @functools.cached_property
+    def dinov2(self) -> "DinoJudge":
+        """Raises NoJudge, or WeightsError for a file that is no encoder of DINOv2."""
+        return self._dino("dinov2", "DINOv2", 2)
+
+    def _dino(self, key: str, title: str, version: int) -> "DinoJudge":
+        if not self.config.get(key):
+            raise NoJudge(f"config.{key} names no file or folder of {title}'s image encoder")
+        from persongen_jax.metrics.dino_embedder import DinoEmbedder
+
+        return DinoJudge(DinoEmbedder(self.config[key], version))
 
     @functools.cached_property
     def faces(self) -> "FaceJudge":
@@ -78,31 +102,67 @@ class Judges:
         return AttributeJudge(self.config.classifier)
 
 
-class ClipJudge:
+class FeatureJudge(abc.ABC):
+    """An encoder of whole images with cached features."""
+
+    @abc.abstractmethod
+    def image_features(self, images: Sequence[np.ndarray] | np.ndarray) -> np.ndarray:
+        """Unit vectors [n, d] float32 of images of any sizes; n is at least 1."""
+
+    @abc.abstractmethod
+    def networks(self) -> tuple:
+        """As ``Metric.networks``."""
+
+    def features(self, generated: Generated) -> np.ndarray:
+        """Unit vectors [n, d] float32 of the generated images."""
+        return generated.once((self, "features"), lambda: self.image_features(generated.images))
+
+    def real_features(self, people: People) -> np.ndarray:
+        """Unit vectors [n, d] float32 of all real images of these people; n may be 0."""
+        parts = list(self.features_by_owner(people).values())
+        return np.concatenate(parts) if parts else np.zeros((0, 1), np.float32)
+
+    def features_by_owner(self, people: People) -> dict[str, np.ndarray]:
+        """Name to unit vectors [n, d] float32 of all real images; without people who have none."""
+
+        def compute():
+            found = {}
+            for start in range(0, len(people.owners), PEOPLE_PER_BATCH):
+                here = people.owners[start : start + PEOPLE_PER_BATCH]
+                pictures = [(owner.name, picture) for owner in here for picture in owner.pictures()]
+                if pictures:
+                    features = self.image_features([picture for _, picture in pictures])
+                    names = np.array([name for name, _ in pictures])
+                    found |= {n: features[names == n] for n in dict.fromkeys(names.tolist())}
+            return found
+
+        return people.once((self, "features"), compute)
+
+
+class ClipJudge(FeatureJudge):
     """A ClipScore, ``clip``, with cached image features."""
 
     def __init__(self, clip: "ClipScore"):
         self.clip = clip
 
-    def features(self, generated: Generated) -> np.ndarray:
-        """Unit vectors [n, d] float32 of the generated images."""
-        return generated.once(
-            (self, "features"), lambda: self.clip.image_features(generated.images)
-        )
+    def image_features(self, images: Sequence[np.ndarray] | np.ndarray) -> np.ndarray:
+        return self.clip.image_features(images)
 
-    def real_features(self, people: People) -> np.ndarray:
-        """Unit vectors [n, d] float32 of all real images of these people; n may be 0."""
+    def networks(self) -> tuple:
+        return self.clip.networks
 
-        def compute():
-            parts = []
-            for start in range(0, len(people.owners), PEOPLE_PER_BATCH):
-                here = people.owners[start : start + PEOPLE_PER_BATCH]
-                pictures = [picture for owner in here for picture in owner.pictures()]
-                if pictures:
-                    parts.append(self.clip.image_features(pictures))
-            return np.concatenate(parts) if parts else np.zeros((0, 1), np.float32)
 
-        return people.once((self, "features"), compute)
+class DinoJudge(FeatureJudge):
+    """A DinoEmbedder, ``embedder``, with cached image features."""
+
+    def __init__(self, embedder: "DinoEmbedder"):
+        self.embedder = embedder
+
+    def image_features(self, images: Sequence[np.ndarray] | np.ndarray) -> np.ndarray:
+        return self.embedder.image_features(images)
+
+    def networks(self) -> tuple:
+        return self.embedder.networks
 
 
 class FaceJudge:

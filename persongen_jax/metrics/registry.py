@@ -11,6 +11,9 @@ _HERE = "persongen_jax.metrics"
 
 METRICS = {
     "clip_t": f"{_HERE}.images.clip_t:ClipT",
+    "clip_i": f"{_HERE}.images.clip_i:ClipI",
+    "dino_i": f"{_HERE}.images.dino_i:DinoI",
+    "dinov2_i": f"{_HERE}.images.dinov2_i:Dinov2I",
     "face_sim": f"{_HERE}.images.face_sim:FaceSim",
     "rank1_10": f"{_HERE}.images.rank1:Rank1Of10",
     "rank1_100": f"{_HERE}.images.rank1:Rank1Of100",
@@ -57,7 +60,7 @@ def open_metrics(config: ConfigDict) -> list[Metric]:
     Metrics whose judge the config does not name are left out, with a printed line.
 
     Args:
-        config: ``metrics``, and the keys that the metrics read (``clip``, ``face_net``, ...).
+        config: ``metrics``, and the keys that the metrics read (``clip``, ``dino``, ...).
 
     Raises:
         ValueError: an unknown metric, or two with one name.

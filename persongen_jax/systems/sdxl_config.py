@@ -108,7 +108,10 @@ def sdxl_defaults() -> ConfigDict:
     )
     config.validation_batch = 0  # images at once; 0: four per device
     config.metrics = ("clip_t", "face_sim", "rank1_10", "rank1_100", "detection_rate")
-    config.clip = ""  # a transformers CLIP directory for CLIP-T; "": it is not measured
+    config.clip = ""  # a whole CLIP's directory or file for CLIP-T and CLIP-I; "": not measured
+    # Image encoders of DINO and DINOv2 for DINO-I and DINOv2-I, a file or a folder.
+    config.dino = ""
+    config.dinov2 = ""
     # A face recogniser's file for Face-Sim; auto: SFace, where the extra "faces" is installed; "":
     # it is not measured.
     config.face_net = "auto"

@@ -17,6 +17,7 @@ import pytest
 PARTS = {
     "recognise": "Base models",
     "adapters": "Adapters",
+    "encoders": "Image encoders and CLIP",
     "text": "Text, prompts, options, the workdir",
     "pictures": "Pictures",
     "photographs": "One's own photographs",

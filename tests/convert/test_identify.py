@@ -13,6 +13,7 @@ from persongen_jax.weights.errors import MissingFile, WeightsError
 from persongen_jax.weights.files.safetensors_file import NAMES as DTYPE_NAMES
 from persongen_jax.weights.recognition.kinds import NAMES
 from tests.helpers.lora_files import ATTENTION, kohya, random_adapters, save
+from tests.helpers.open_clip_files import published_shapes
 
 SDXL, SD15 = 2048, 768
 KEYS = [f"ip_adapter.{i}.to_k_ip.weight" for i in (1, 3)]
@@ -249,10 +250,83 @@ FILES = {
         "clip",
         {"image tower": "32 wide, patches of 8", "text tower": "16 wide, 100 words"},
     ),
+    "clip, openai's": (
+        published_shapes((512, 1, 2048), (768, 1, 3072), 512, 32, 224),
+        "clip-original",
+        {
+            "image tower": "768 wide, patches of 32",
+            "text tower": "512 wide, 49408 words",
+            "activation": "quick GELU if OpenAI's, usually GELU if OpenCLIP's: shapes do not show "
+            "it",
+        },
+    ),
+    "clip, openclip's bigG": (
+        published_shapes((1280, 1, 5120), (1664, 1, 8192), 1280, 14, 224),
+        "clip-original",
+        {"activation": "GELU, as OpenAI has published none of this size"},
+    ),
+    "openclip's text tower": (
+        {"token_embedding.weight": (9, 8), "transformer.resblocks.0.ln_1.weight": (8,)},
+        "clip-text",
+        {},
+    ),
     "clip text": ({"embeddings.token_embedding.weight": (100, 16)}, "clip-text", {}),
     "clip vision": (
         {"vision_model.embeddings.patch_embedding.weight": (32, 3, 8, 8)},
         "clip-vision",
+        {},
+    ),
+    "dino": (
+        {
+            "cls_token": (1, 1, 384),
+            "pos_embed": (1, 197, 384),
+            "patch_embed.proj.weight": (384, 3, 16, 16),
+            "blocks.0.attn.qkv.weight": (1152, 384),
+            "blocks.0.mlp.fc1.weight": (1536, 384),
+        },
+        "dino",
+        {
+            "image tower": "384 wide, patches of 16",
+            "positions": "for 224 pixels; other sizes are interpolated",
+        },
+    ),
+    "dino, in transformers' names": (
+        {
+            "embeddings.cls_token": (1, 1, 384),
+            "embeddings.position_embeddings": (1, 197, 384),
+            "embeddings.patch_embeddings.projection.weight": (384, 3, 16, 16),
+            "encoder.layer.0.intermediate.dense.weight": (1536, 384),
+        },
+        "dino",
+        {"image tower": "384 wide, patches of 16", "blocks": "1, without layer scale"},
+    ),
+    "dinov2": (
+        {
+            "pos_embed": (1, 1370, 384),
+            "patch_embed.proj.weight": (384, 3, 14, 14),
+            "blocks.0.ls1.gamma": (384,),
+            "blocks.0.mlp.fc1.weight": (1536, 384),
+        },
+        "dinov2",
+        {
+            "image tower": "384 wide, patches of 14",
+            "blocks": "1, with layer scale",
+            "positions": "for 518 pixels; other sizes are interpolated",
+        },
+    ),
+    "dinov2, in transformers' names": (
+        {
+            "embeddings.patch_embeddings.projection.weight": (384, 3, 14, 14),
+            "embeddings.position_embeddings": (1, 1370, 384),
+            "encoder.layer.0.layer_scale1.lambda1": (384,),
+            "encoder.layer.0.mlp.fc1.weight": (1536, 384),
+        },
+        "dinov2",
+        {"blocks": "1, with layer scale"},
+    ),
+    "a vit of other shapes": (
+        {"patch_embed.proj.weight": (8,), "blocks.0.attn.qkv.weight": (8,)},
+        "dino",
         {},
     ),
     "something else": ({"a.b": (2, 2)}, "unknown", {}),
@@ -338,6 +412,13 @@ def test_the_shipped_networks():
     found = identify(ASSETS / "face_net")
     assert found.kind == "arcface" and found.facts["embedding dim"] == 128
     assert "Apache-2.0" in found.licence and "config.json" in found.licence
+
+
+def test_a_folder_of_openclips(tmp_path):
+    shapes = published_shapes((512, 1, 2048), (768, 1, 3072), 512, 32, 224)
+    hollow(tmp_path / "open_clip_model.safetensors", shapes)
+    found = identify(tmp_path)
+    assert found.kind == "clip-original" and "MIT" in found.licence
 
 
 def test_licences(tmp_path):

@@ -13,13 +13,16 @@ from persongen_jax.models.sdxl.parts import COMPONENTS
 from persongen_jax.pipeline import LORA_COMPONENTS
 from persongen_jax.weights.files.directory import open_component, read_config
 from persongen_jax.weights.formats.adapters import module_paths
+from persongen_jax.weights.formats.clip import load_clip
 from persongen_jax.weights.formats.lora.reading import read_lora
 from persongen_jax.weights.formats.sdxl.opening import NORMALISE
 from tests.convert.runs import fails, same, tensors
 from tests.evaluation.test_validation import FACE_NET
+from tests.helpers.dino_files import facebook_names, torch_dino, torch_dinov2
 from tests.helpers.ip_adapters import write_ip_adapter
 from tests.helpers.iresnet_twin import TorchIResNet, randomise_statistics
 from tests.helpers.lora_files import named, random_lora, save
+from tests.helpers.open_clip_files import openai_names, torch_clip
 from tests.helpers.twins import randomise
 from tests.weights.formats.sgm import checkpoint
 
@@ -103,6 +106,44 @@ def test_a_face_recogniser_comes_in_as_safetensors(tmp_path):
     assert "unexpected in the file (1):\n  nonsense.weight" in said
     assert "of another shape (1):\n  features.weight: file (3,)" in said
     assert not (tmp_path / "b.safetensors").exists()
+
+
+@pytest.mark.parametrize("twin", [torch_dino, torch_dinov2])
+def test_dinos_encoders_come_in_as_safetensors(twin, tmp_path, capsys):
+    state = facebook_names(twin())
+    version = "v2" if "mask_token" in state else ""
+    torch.save({**state, "head.weight": torch.zeros(2, 128)}, tmp_path / "pretrain.pth")
+    out = tmp_path / "dino.safetensors"
+    convert.main(["import", str(tmp_path / "pretrain.pth"), str(out)])
+    assert f"patches of 8; evaluate reads it by --dino{version}\n" in capsys.readouterr().out
+    state.pop("mask_token", None)
+    same(tensors(out), {key: value.numpy() for key, value in state.items()})
+    convert.main(["inspect", str(out)])
+    assert f"what: DINO{version}'s image encoder" in capsys.readouterr().out
+
+    arrays = tensors(out)
+    del arrays["blocks.1.norm1.bias"]
+    arrays["blocks.1.mlp.fc2.bias"] = np.zeros(3, np.float32)
+    broken = save(tmp_path / "broken.safetensors", {**arrays, "more": np.zeros(2, np.float32)})
+    said = fails("import", broken, tmp_path / "b.safetensors")
+    for fault in ("(1):\n  blocks.1.norm1.bias", "(1):\n  more", "fc2.bias: file (3,)"):
+        assert fault in said
+    assert not (tmp_path / "b.safetensors").exists()
+
+
+def test_clip_in_openais_layout_comes_in_as_safetensors(tmp_path, capsys):
+    state = openai_names(torch_clip(tmp_path, "quick_gelu"))
+    path, out = tmp_path / "ViT-quickgelu.pt", tmp_path / "clip.safetensors"
+    torch.save({**state, "input_resolution": torch.tensor(32)}, path)
+    convert.main(["import", str(path), str(out)])
+    assert "quick_gelu (by the file's name); evaluate reads it by --clip" in capsys.readouterr().out
+    wanted = {key: value.numpy() for key, value in state.items() if key != "logit_scale"}
+    same(tensors(out), wanted)
+    assert load_clip(out).note == "quick_gelu (as the file's metadata say)"
+
+    broken = {**wanted, "visual.ln_pre.weight": np.zeros(3, np.float32)}
+    said = fails("import", save(tmp_path / "a.safetensors", broken), tmp_path / "b.safetensors")
+    assert "pre_layrnorm.weight: file (3,), model (192,)" in said
 
 
 def test_a_single_file_checkpoint_becomes_a_directory(tiny_base, tmp_path):

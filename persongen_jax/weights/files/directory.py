@@ -18,6 +18,7 @@ from persongen_jax.weights.errors import (
 from persongen_jax.weights.files.pickles import SUFFIXES, PickleFile
 from persongen_jax.weights.files.safetensors_file import TensorFile
 from persongen_jax.weights.files.source import TensorSource
+from persongen_jax.weights.files.torchscript import TorchScriptFile, is_torchscript
 
 # model.safetensors, model.fp16.safetensors, model.safetensors.index.json,
 # model.safetensors.index.fp16.json; also diffusion_pytorch_model and pytorch_model, and .bin. A
@@ -73,6 +74,8 @@ def open_file(path: str | os.PathLike) -> TensorSource:
     for sign, what in _NO_WEIGHTS.items():
         if start.lstrip().lower().startswith(sign):
             raise WeightsError(f"{path}: is {what}. Get the weights as .safetensors.")
+    if start.startswith(_PICKLES[0]) and suffix in ("", *SUFFIXES) and is_torchscript(path):
+        return TorchScriptFile(path)
     if not suffix and start.startswith(_PICKLES):
         return PickleFile(path)
     if path_is_index(path):

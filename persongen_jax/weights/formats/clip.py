@@ -1,4 +1,4 @@
-"""CLIP directories of transformers: the image tower alone, or both towers with projections."""
+"""CLIP: transformers' directories, and OpenAI's and OpenCLIP's files; whole or the image tower."""
 
 import os
 from pathlib import Path
@@ -14,8 +14,10 @@ from persongen_jax.models.layers import LayerOptions, UnusedRngs
 from persongen_jax.parallel.sharding import Shardings
 from persongen_jax.weights.errors import MissingFile
 from persongen_jax.weights.files.directory import open_component, read_config
+from persongen_jax.weights.formats.open_clip import open_open_clip, original_file
 from persongen_jax.weights.keys import normalise_clip_text, normalise_clip_vision
 from persongen_jax.weights.loader import load_module
+from persongen_jax.weights.recognition.open_clip import Towers
 
 
 def load_vision_tower(
@@ -73,11 +75,15 @@ def load_vision_tower(
 
 
 class Clip(NamedTuple):
-    """The result of :func:`load_clip`: both towers with their projections, and the tokenizer."""
+    """The result of :func:`load_clip`: both towers with their projections, and the tokenizer.
+
+    note: of a file in OpenAI's or OpenCLIP's layout which activation was chosen, and why; else "".
+    """
 
     text_model: CLIPTextModel
     vision_model: CLIPVisionModel
     tokenizer: Any
+    note: str = ""
 
 
 def load_clip(
@@ -89,41 +95,55 @@ def load_clip(
 ) -> Clip:
     """Open a full CLIPModel's directory: config.json, weights and tokenizer files.
 
+    Or a file in OpenAI's or OpenCLIP's layout (see ``open_open_clip``), or OpenCLIP's folder, with
+    the tokenizer's files next to it.
+
     Raises:
         MissingFile: the directory or its tokenizer is missing; the message says what to download.
         WeightsError: any other fault of its files, such as a missing tower or projection.
     """
     folder = Path(folder)
-    if not folder.is_dir():
+    if not folder.exists():
         raise MissingFile(
-            f"{folder}: no such directory. CLIP-T needs a whole CLIP; give a transformers folder "
-            "such as openai/clip-vit-large-patch14-336"
+            f"{folder}: no such directory or file. CLIP-T needs a whole CLIP; give a transformers "
+            "folder such as openai/clip-vit-large-patch14-336, or OpenAI's or OpenCLIP's file"
         )
-    config = read_config(folder)
     kw: LayerOptions = {
         "dtype": dtype,
         "param_dtype": dtype if param_dtype is None else param_dtype,
         "rngs": UnusedRngs(),
     }
-    with open_component(folder) as source:
+
+    def load(config: dict, towers: Towers) -> tuple[CLIPTextModel, CLIPVisionModel]:
         text = load_module(
             lambda: CLIPTextModel(config, with_projection=True, **kw),
-            normalise_clip_text(source),
+            towers.text,
             shardings=shardings,
         )
         vision = load_module(
             lambda: CLIPVisionModel(config, with_projection=True, **kw),
-            normalise_clip_vision(source),
+            towers.vision,
             shardings=shardings,
         )
-    return Clip(text, vision, _load_tokenizer(folder))
+        return text, vision
+
+    if original := original_file(folder):
+        opened = open_open_clip(original)
+        with opened.file:
+            models = load(opened.config, opened.towers)
+        return Clip(*models, _load_tokenizer(original.parent), opened.note)
+    config = read_config(folder)
+    with open_component(folder) as source:
+        models = load(config, Towers(normalise_clip_text(source), normalise_clip_vision(source)))
+    return Clip(*models, _load_tokenizer(folder))
 
 
 def _load_tokenizer(folder: Path):
     if not (folder / "vocab.json").is_file() and not (folder / "tokenizer.json").is_file():
         raise MissingFile(
             f"{folder}: no tokenizer there (vocab.json and merges.txt, or tokenizer.json). Fetch "
-            "it from where the weights are from."
+            "it from where the weights are from; that of openai/clip-vit-base-patch32 is every "
+            "CLIP's."
         )
     # transformers advises to install PyTorch, which its tokenizers do not need.
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")

@@ -7,9 +7,11 @@ mistaken for one (Stable Diffusion 1.5's, InstantID, PuLID, adapters other than 
 import re
 import warnings
 
+from persongen_jax.weights.errors import WeightsError
 from persongen_jax.weights.files.onnx_file import OnnxFile
 from persongen_jax.weights.files.source import TensorSource
 from persongen_jax.weights.recognition.arcface import infer_config
+from persongen_jax.weights.recognition.dino import infer_dino_config, name_dino_tensors
 from persongen_jax.weights.recognition.ip_adapter_state import is_training_state, published_names
 from persongen_jax.weights.recognition.lora_names import (
     EMBEDDING,
@@ -17,6 +19,7 @@ from persongen_jax.weights.recognition.lora_names import (
     other_kind,
     relatives,
 )
+from persongen_jax.weights.recognition.open_clip import activation_by_size
 from persongen_jax.weights.recognition.sdxl_facts import refine
 
 # Kind -> its description. The order of ``_RULES`` decides if several match.
@@ -49,12 +52,17 @@ NAMES = {
     "vae-sgm": "a VAE alone, with sgm's names",
     "other-base": "a base model of another family, which is not read here",
     "clip": "CLIP, both towers",
+    "clip-original": "CLIP, both towers, in OpenAI's and OpenCLIP's layout",
     "clip-text": "a CLIP text tower",
     "clip-vision": "a CLIP image tower",
+    "dino": "DINO's image encoder, or another plain ViT with its names",
+    "dinov2": "DINOv2's image encoder",
     "arcface": "an ArcFace recogniser (IResNet)",
     "onnx": "an ONNX graph that is not an ArcFace recogniser",
     "unknown": "of no layout that is known here",
 }
+
+_VIT = r"((vit|dinov2)\.)?"  # what transformers' classifiers put in front of their encoder's keys
 
 # Kind -> patterns; each of them must match the beginning of some key.
 _RULES = (
@@ -75,8 +83,13 @@ _RULES = (
     ("clip", (r"(text_model|text_projection)\.", r"(vision_model|visual_projection)\.")),
     ("clip-vision", (r"(vision_model\.)?embeddings\.patch_embedding\.",)),
     ("clip-text", (r"(text_model\.)?embeddings\.token_embedding\.",)),
+    ("clip-original", (r"visual\.transformer\.resblocks\.", r"(text\.)?transformer\.resblocks\.")),
     ("clip-text", (r"token_embedding\.", r"transformer\.resblocks\.")),
     ("embedding", (r"(clip_[lg]|emb_params|string_to_param\..*)$",)),
+    ("dinov2", (r"(backbone\.)?blocks\.0\.ls1\.gamma", r"(backbone\.)?patch_embed\.proj\.")),
+    ("dinov2", (rf"{_VIT}embeddings\.patch_emb", rf"{_VIT}encoder\.layer\.\d+\.layer_scale1\.")),
+    ("dino", (r"(backbone\.)?blocks\.0\.attn\.qkv\.", r"(backbone\.)?patch_embed\.proj\.")),
+    ("dino", (rf"{_VIT}embeddings\.patch_embeddings\.proj", rf"{_VIT}embeddings\.cls_token$")),
     ("arcface", (r"layer1\.0\.conv1\.weight", r"fc\.weight")),
 )
 
@@ -137,6 +150,8 @@ def _facts(kind: str, source: TensorSource) -> dict:
         config = infer_config(source)
         keys = ("layers", "embedding_dim", "input_size")
         return {key.replace("_", " "): config[key] for key in keys}
+    if kind in ("dino", "dinov2"):
+        return _dino(source)
     if kind.startswith(("lora", "photomaker")):
         facts |= _lora(source)
     if width := context_width(source):
@@ -149,7 +164,26 @@ def _facts(kind: str, source: TensorSource) -> dict:
         facts["image tower"] = f"{shape[0]} wide, patches of {shape[2]}"
     if shape := _shape(source, r".*token_embedding\.weight", 2):
         facts["text tower"] = f"{shape[1]} wide, {shape[0]} words"
+    if kind == "clip-original":
+        if patches := _shape(source, r"visual\.conv1\.weight", 4):
+            facts["image tower"] = f"{patches[0]} wide, patches of {patches[2]}"
+        if shape:
+            facts["activation"] = activation_by_size(shape[1])
     return facts
+
+
+def _dino(source: TensorSource) -> dict:
+    try:
+        config = infer_dino_config(name_dino_tensors(source), position_offset=0.0)
+    except WeightsError as error:
+        return {"not read": str(error).splitlines()[0]}
+    size, patch = config["image_size"], config["patch_size"]
+    layers = "with layer scale" if config["layer_scale"] else "without layer scale"
+    return {
+        "image tower": f"{config['hidden_size']} wide, patches of {patch}",
+        "blocks": f"{config['num_hidden_layers']}, {layers}",
+        "positions": f"for {size} pixels; other sizes are interpolated",
+    }
 
 
 def _shape(source: TensorSource, pattern: str, dims: int) -> tuple | None:

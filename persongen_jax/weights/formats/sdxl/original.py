@@ -6,35 +6,14 @@ layout.py finds each part in the file; this module renames its keys.
 from collections.abc import Mapping
 
 from persongen_jax.weights.errors import BadConfig, KeyMismatch
-from persongen_jax.weights.files.source import (
-    TRANSPOSE,
-    RenamedSource,
-    Renaming,
-    TensorSource,
-    third,
-)
+from persongen_jax.weights.files.source import RenamedSource, Renaming, TensorSource
 from persongen_jax.weights.keys import pointwise
 from persongen_jax.weights.recognition.layout import Layout, Place, read_layout
+from persongen_jax.weights.recognition.open_clip_names import open_clip_entries
 from persongen_jax.weights.recognition.sgm_names import rename_by_prefix, unet_modules
 
 _DOWN = {"DownBlock2D": False, "CrossAttnDownBlock2D": True}
 _UP = {"UpBlock2D": False, "CrossAttnUpBlock2D": True}
-
-# open_clip -> transformers, within one layer and outside the layers.
-_CLIP_LAYER = {
-    "ln_1": "layer_norm1",
-    "ln_2": "layer_norm2",
-    "mlp.c_fc": "mlp.fc1",
-    "mlp.c_proj": "mlp.fc2",
-    "attn.out_proj": "self_attn.out_proj",
-}
-_CLIP_OUTSIDE = {
-    "token_embedding.weight": "embeddings.token_embedding.weight",
-    "positional_embedding": "embeddings.position_embedding.weight",
-    "ln_final.weight": "final_layer_norm.weight",
-    "ln_final.bias": "final_layer_norm.bias",
-}
-_CLIP_LAYERS = "transformer.resblocks."
 
 
 def split_checkpoint(
@@ -95,7 +74,7 @@ def _entries(source, place: Place, configs):
         modules = make(configs[place.part])
     for key, inner in zip(place.keys, place.inner(), strict=True):
         if place.dialect == "open_clip":
-            yield key, _open_clip_entries(inner, source.info(key)[1])
+            yield key, open_clip_entries(inner, source.info(key)[1])
         elif place.dialect == "sgm":
             path, _, leaf = inner.rpartition(".")
             renamed = rename_by_prefix(modules, path)
@@ -104,25 +83,6 @@ def _entries(source, place: Place, configs):
             yield key, [(f"{renamed}.{leaf}", transform)] if renamed else []
         else:
             yield key, [(inner.removeprefix("text_model."), None)]
-
-
-def _open_clip_entries(inner, shape):
-    if inner in _CLIP_OUTSIDE:
-        return [(_CLIP_OUTSIDE[inner], None)]
-    if inner == "text_projection":
-        # open_clip multiplies from the right: [width, projection].
-        return [("text_projection.weight", TRANSPOSE)]
-    if inner == "text_projection.weight":  # ComfyUI's, already transposed
-        return [(inner, None)]
-    if not inner.startswith(_CLIP_LAYERS):
-        return []
-    number, _, rest = inner.removeprefix(_CLIP_LAYERS).partition(".")
-    layer = f"encoder.layers.{number}."
-    if rest in ("attn.in_proj_weight", "attn.in_proj_bias") and shape and shape[0] % 3 == 0:
-        leaf = rest.removeprefix("attn.in_proj_")
-        return [(f"{layer}self_attn.{x}_proj.{leaf}", third(i)) for i, x in enumerate("qkv")]
-    path, _, leaf = rest.rpartition(".")
-    return [(f"{layer}{_CLIP_LAYER[path]}.{leaf}", None)] if path in _CLIP_LAYER else []
 
 
 def _unet_modules(config):

@@ -1,0 +1,35 @@
+"""What happens to the judges' image encoders and CLIPs: (kind, variant, what happens, test)."""
+
+DINO = "tests/models/test_dino.py::test_"
+CLIP = "tests/weights/formats/test_open_clip.py::test_"
+SCRIPT = "tests/weights/files/test_torchscript.py::test_"
+IMAGES = "tests/metrics/test_image_similarity.py::test_"
+
+ENTRIES = [
+    ("DINO, DINOv2", "facebookresearch's .pth, and as .safetensors", "read",
+     f"{DINO}all_layouts_hold_the_same"),
+    ("DINO, DINOv2", "transformers' folder, names of versions 4 and 5", "read",
+     f"{DINO}all_layouts_hold_the_same"),
+    ("DINO, DINOv2", "images of another size than the positions", "interpolated as in the original",
+     f"{DINO}facebookresearchs_files_and_their_positions"),
+    ("DINO, DINOv2", "with registers, giant", "refused by name",
+     f"{DINO}what_is_no_encoder_is_refused"),
+    ("DINO, DINOv2", "a width without config.json that 64 does not divide",
+     "refused; config.json named", f"{DINO}what_is_no_encoder_is_refused"),
+    ("DINO, DINOv2", "one in place of the other", "refused; the right option named",
+     f"{IMAGES}the_other_version_is_another_metric"),
+    ("CLIP", "OpenAI's download, a TorchScript archive", "read",
+     f"{CLIP}as_transformers_with_the_same_weights[openai]"),
+    ("CLIP", "OpenCLIP's training checkpoint, text. and module.", "read",
+     f"{CLIP}as_transformers_with_the_same_weights[openclip]"),
+    ("CLIP", "OpenCLIP's folder with open_clip_config.json", "read; its heads, its activation",
+     f"{CLIP}as_transformers_with_the_same_weights[folder]"),
+    ("CLIP", "B/32, L/14, L/14-336, H/14, bigG/14", "sizes and heads by shapes",
+     f"{CLIP}the_published_sizes"),
+    ("CLIP", "quick GELU or GELU, which shapes do not show", "chosen by signs, with a line",
+     f"{CLIP}which_activation"),
+    ("CLIP", "a TorchScript archive that would run code", "refused, nothing executed",
+     f"{SCRIPT}what_runs_code_is_refused"),
+    ("CLIP", "a ResNet, one tower alone, no tokenizer next to it", "refused, with the remedy",
+     f"{CLIP}what_is_no_such_clip_is_refused"),
+]  # fmt: skip
