@@ -69,7 +69,7 @@ TRAININGS: dict[str, dict[str, Any]] = {
     "unet": dict(
         system="unet:UNet",
         seed=5,
-        steps=2400,
+        steps=3000,
         batch_size=64,
         rate=5e-3,
         adam_rate=2e-3,

@@ -4,6 +4,9 @@ from persongen_jax.weights.random_base import SCHEDULER
 
 SIDE = 64  # of an image, pixels
 LATENT_CHANNELS = 12  # SDXL's four blur the inner face at this size (docs/miniature.md)
+# Their standard deviation. The more channels show the same picture, the more of it is seen through
+# equal noise, and the less there is to learn from the prompt. Smaller latents drown as SDXL's do.
+LATENT_STD = (4 / LATENT_CHANNELS) ** 0.5
 
 TEXT_WIDTHS = (64, 128)
 TEXT_LAYERS = 3
