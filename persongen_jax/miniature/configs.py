@@ -18,6 +18,7 @@ from persongen_jax.systems.open import system_class
 SYSTEMS = "persongen_jax.miniature.systems"
 CPU_DEVICES = 2  # two share the batch: the layers are too small for two cores each
 
+OF_UNETS = {"drop_prob": 0.1, "min_snr_gamma": 5.0, "ema_decay": 0.999, "ema_warmup": True}
 # By name, in an order that respects dependencies. ``rate`` is for matrices and kernels, which Muon
 # updates, ``adam_rate`` for the rest; other keys are the config's own.
 TRAININGS: dict[str, dict[str, Any]] = {
@@ -75,10 +76,19 @@ TRAININGS: dict[str, dict[str, Any]] = {
         adam_rate=2e-3,
         decay=0.01,
         face_weight=5.0,
-        drop_prob=0.1,
-        min_snr_gamma=5.0,
-        ema_decay=0.999,
-        ema_warmup=True,
+        **OF_UNETS,
+    ),
+    "unet_longer": dict(
+        system="unet:UNet",
+        seed=105,
+        go_on_from="unet",
+        steps=3000,
+        batch_size=64,
+        rate=4e-3,
+        adam_rate=1.5e-3,
+        decay=0.01,
+        face_weight=5.0,
+        **OF_UNETS,
     ),
     "clip_judge": dict(
         system="judges:ClipJudge",

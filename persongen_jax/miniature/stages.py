@@ -31,6 +31,7 @@ STAGES = (*TRAINED, "write", "photomaker")
 NEEDS = {
     "faces": ("clip",),
     "unet": ("vae", "faces"),
+    "unet_longer": ("unet",),
 }
 JUDGES = ("clip_judge", "face_judge", "keypoint_judge", "parts_judge")
 ADAPTER_STEPS = 2000
@@ -110,7 +111,7 @@ def write(world: World, out: Path) -> None:
     """The checkpoints, and ``miniature.json`` with what they cost."""
     networks = {stage: world.network(stage) for stage in TRAINED}
     prompts, tokenizers = open_pool(world.work).prompts, open_tokenizers(world.work)
-    model = networks["unet"]
+    model = networks["unet_longer"]
     configs = {
         "unet": sizes.unet_config(),
         "vae": {**sizes.vae_config(), "scaling_factor": model.vae.config["scaling_factor"]},

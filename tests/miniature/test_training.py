@@ -235,7 +235,7 @@ def test_what_is_written_opens(world, tmp_path):
 def test_a_unet_goes_on_from_what_is_shipped(world, tmp_path):
     stages.write(world, tmp_path)
     config = small_config("unet", world.work)
-    config.assets, config.anew = str(tmp_path), False
+    config.assets, config.go_on_from = str(tmp_path), "assets"
     system = system_class(config.system).open(config)
     shipped = leaf_paths(load_sdxl(tmp_path / "sdxl").model.unet)
     found = leaf_paths(system.model.unet)
@@ -245,11 +245,11 @@ def test_a_unet_goes_on_from_what_is_shipped(world, tmp_path):
     example = system.source().example(0)
     names = world.work / "shipped" / "face_features.npy"
     assert names.exists() and np.isfinite(example["name"]).all()
-    config.anew = True
+    config.go_on_from = ""
     other = leaf_paths(system_class(config.system).open(config).model.unet)
     assert any((other[path][...] != leaf[...]).any() for path, leaf in shipped.items())
-    config.assets, config.anew = "", False
-    with pytest.raises(ValueError, match="name the UNet to train further, config.assets"):
+    config.assets, config.go_on_from = "", "assets"
+    with pytest.raises(ValueError, match="give their folder, config.assets"):
         system_class(config.system).open(config)
 
 

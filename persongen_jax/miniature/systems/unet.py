@@ -5,8 +5,8 @@ face, whose details are the hard part of these images, and an average of the wei
 
 In most prompts a name (names.py) stands in place of the class word.
 
-``config.assets``, the folder of shipped weights, takes the place of the other stages' runs: the
-UNet there is trained further, or with ``config.anew`` a new one beside its VAE and towers.
+``config.go_on_from`` names the stage whose UNet is trained further. ``config.assets``, the folder
+of shipped weights, takes the place of the other stages' runs.
 """
 
 from pathlib import Path
@@ -71,22 +71,25 @@ class UNet(PoolSystem, DiffusionSystem):
         config = super().defaults()
         config.face_weight = 1.0  # of a latent cell that touches the face box
         config.named = NAMED  # share of the prompts with a class word that have a name there
-        config.assets = ""  # the folder of shipped weights to start from; "": other stages' runs
-        config.anew = True  # a UNet with initial weights; False: that of ``assets``
+        config.go_on_from = ""  # a stage, or "assets"; "": a UNet with initial weights
+        config.assets = ""  # the folder of shipped weights; "": other stages' runs
         return config
 
     def network(self) -> StableDiffusionXL:
-        if not (self.config.anew or self.config.assets):
-            raise ValueError("config.anew is False: name the UNet to train further, config.assets")
+        before = self.config.go_on_from
+        if before == "assets" and not self.config.assets:
+            raise ValueError("config.go_on_from is assets: give their folder, config.assets")
         unet = UNet2DConditionModel(sizes.unet_config(), rngs=nnx.Rngs(self.config.seed))
         if self.config.assets:
             base = load_sdxl(Path(self.config.assets) / "sdxl").model
             vae, towers = base.vae, (base.text_encoder, base.text_encoder_2)
             self.moments = encode_pool(vae, self.pool, self.shipped)
-            unet = unet if self.config.anew else base.unet
+            unet = base.unet if before == "assets" else unet
         else:
             vae, self.moments = open_vae(self.work, self.pool)
             towers = text_encoders(open_network(self.work, "clip"))
+        if before not in ("", "assets"):
+            unet = open_network(self.work, before).unet
         return StableDiffusionXL(unet, vae, *towers)
 
     @property
