@@ -29,12 +29,12 @@ from persongen_jax.weights.saver import save_module, write_json
 TRAINED = tuple(TRAININGS)
 STAGES = (*TRAINED, "write", "photomaker")
 NEEDS = {
-    "decoder": ("vae",),
     "faces": ("clip",),
-    "unet": ("vae", "clip"),
-    "unet_names": ("unet", "faces"),
+    "unet": ("vae", "faces"),
+    "unet_longer": ("unet",),
 }
-ADAPTER_STEPS = 1000
+JUDGES = ("clip_judge", "face_judge", "keypoint_judge", "parts_judge")
+ADAPTER_STEPS = 2000
 
 
 class World:
@@ -95,11 +95,11 @@ def train_photomaker(work: Path, out: Path) -> None:
 
     config = load_config("configs/mini/photomaker.py", {})
     config.steps = config.validation_every = ADAPTER_STEPS
-    config.base, config.id_encoder, config.clip = (
-        str(out / name) for name in ("sdxl", "clip", "clip")
-    )
-    config.face_net = str(out / "face_net" / "model.safetensors")
-    config.face_detector = f"keypoints:{out / 'sdxl' / 'face_detector'}"
+    config.base, config.id_encoder = str(out / "sdxl"), str(out / "clip")
+    judges = out / "judges"
+    config.clip = str(judges / "clip")
+    config.face_net = str(judges / "face_net" / "model.safetensors")
+    config.face_detector = f"keypoints:{judges / 'face_detector'}"
     if not train(config, work / "photomaker"):
         raise Stopped
     pipe = Pipeline.from_pretrained(config.base)
@@ -111,11 +111,10 @@ def write(world: World, out: Path) -> None:
     """The checkpoints, and ``miniature.json`` with what they cost."""
     networks = {stage: world.network(stage) for stage in TRAINED}
     prompts, tokenizers = open_pool(world.work).prompts, open_tokenizers(world.work)
-    # The VAE with the refined decoder; the UNet after training with names.
-    model, vae = networks["unet_names"], networks["decoder"]
+    model = networks["unet_longer"]
     configs = {
         "unet": sizes.unet_config(),
-        "vae": {**sizes.vae_config(), "scaling_factor": vae.config["scaling_factor"]},
+        "vae": {**sizes.vae_config(), "scaling_factor": model.vae.config["scaling_factor"]},
         "text_encoder": sizes.text_config(0, len(tokenizers.tokenizer)),
         "text_encoder_2": sizes.text_config(1, len(tokenizers.tokenizer)),
     }
@@ -125,11 +124,25 @@ def write(world: World, out: Path) -> None:
     to_unit_scale(towers, unet, ids)
     # Half precision costs no visible quality, and halves the largest file.
     cast_module(unet, jnp.float16)
-    shipped = StableDiffusionXL(unet, vae, *towers)
+    shipped = StableDiffusionXL(unet, model.vae, *towers)
     save_sdxl(SDXLBase(shipped, tokenizers, configs, sizes.SCHEDULER, {}, ""), out / "sdxl")
     save_keypoint_net(networks["keypoint_net"], out / "sdxl" / "face_detector")
-    _write_clip(networks["faces"], tokenizers.tokenizer, out / "clip")
+    vocabulary = len(tokenizers.tokenizer)
+    clip = sizes.clip_config(sizes.text_config(0, vocabulary), sizes.vision_config())
+    _write_clip(networks["faces"], clip, tokenizers.tokenizer, out / "clip")
     _write_face_net(networks["face_net"].net, out / "face_net")
+    judges = out / "judges"
+    for name in JUDGES:  # half precision changes none of their answers by as much as a sample does
+        networks[name] = nnx.clone(networks[name])
+        cast_module(networks[name], jnp.float16)
+    clip = sizes.clip_config(
+        sizes.text_config(1, vocabulary, sizes.TEXT_JUDGE_LAYERS),
+        sizes.vision_config(sizes.VISION_JUDGE),
+    )
+    _write_clip(networks["clip_judge"], clip, tokenizers.tokenizer_2, judges / "clip")
+    _write_face_net(networks["face_judge"].net, judges / "face_net")
+    _write_face_net(networks["parts_judge"], judges / "face_parts")
+    save_keypoint_net(networks["keypoint_judge"], judges / "face_detector")
     write_json(
         out / "miniature.json",
         {"cores": os.cpu_count(), "trained": world.costs(), "jax": jax.__version__},
@@ -150,8 +163,7 @@ class _WholeCLIP(nnx.Module):
         self.logit_scale = nnx.Param(towers.logit_scale.get_value())
 
 
-def _write_clip(towers, tokenizer, folder: Path):
-    config = sizes.clip_config(len(tokenizer))
+def _write_clip(towers, config: dict, tokenizer, folder: Path):
     save_module(_WholeCLIP(towers), folder, config, file_name="model.safetensors")
     tokenizer.save_pretrained(str(folder))
 
