@@ -37,15 +37,16 @@ def face_sims(seed: int, work: Path, options: list[str]) -> dict[int, dict]:
     log = work / f"{seed}.log"
     work.mkdir(parents=True, exist_ok=True)
     with open(log, "a") as file:
-        subprocess.run(
+        ended = subprocess.run(
             [sys.executable, "-m", "persongen_jax.train", "--config", CONFIG]
             + ["--workdir", str(run), *words],
             cwd=HERE,
             env={**os.environ, "PYTHONPATH": str(HERE)},
-            check=True,
             stdout=file,
             stderr=file,
         )
+    if ended.returncode or not rows.exists():
+        raise ValueError(f"seed {seed} did not end well; its output is in {log}")
     return {row["step"]: row["metrics"]["face_sim"] for row in read_rows(rows)}
 
 
@@ -58,22 +59,25 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--seeds", type=int, default=10, help="0, 1, … this many (default: 10)")
     parser.add_argument("--out", type=Path, help="a Markdown file for the table")
     args, options = parser.parse_known_args(argv)
+    if args.seeds < 1:
+        raise ValueError(f"--seeds {args.seeds}: at least 1")
     found = {}
     for seed in range(args.seeds):
         found[seed] = face_sims(seed, args.work.resolve(), options)
-        told = ", ".join(f"{step}: {m['mean']:.2f}" for step, m in found[seed].items())
+        told = ", ".join(f"{step}: {mean_of(m):.2f}" for step, m in found[seed].items())
         print(f"seed {seed}: {told}", flush=True)
     steps = sorted(found[0])
+    images = found[0][steps[-1]]["n"] + found[0][steps[-1]].get("missing", 0)
     rows = [
-        [seed, *(f"{own[step]['mean']:.2f}" for step in steps), first_above(own)]
+        [seed, *(f"{mean_of(own[step]):.2f}" for step in steps), first_above(own)]
         for seed, own in found.items()
     ]
-    last = [own[steps[-1]]["mean"] for own in found.values()]
+    last = [mean_of(own[steps[-1]]) for own in found.values()]
     text = (
         "# The main job with one seed after another\n\n"
         f"`python -m benchmarks.seeds {' '.join(options)}`".replace(" `", "`")
         + f", {datetime.date.today()}, {processor()}, jax {jax.__version__}; `{CONFIG}`. Face-Sim "
-        "on ten strangers, four images each, after so many steps, and the first validation with "
+        f"on strangers ({images} images) after so many steps, and the first validation with "
         f"{TAKEN_OFF} or more.\n\n"
         + markdown(["seed", *map(str, steps), "taken off"], rows)
         + f"\n\nAfter {steps[-1]} steps: least {min(last):.2f}, mean {sum(last) / len(last):.2f}.\n"
@@ -83,9 +87,14 @@ def main(argv: list[str] | None = None) -> None:
         write_text(args.out, text)
 
 
+def mean_of(measure: dict) -> float:
+    """NaN where no face was found in any image."""
+    return float("nan") if measure["mean"] is None else measure["mean"]
+
+
 def first_above(own: dict[int, dict]) -> str:
     """The first step with TAKEN_OFF or more."""
-    return next((str(step) for step, m in sorted(own.items()) if m["mean"] >= TAKEN_OFF), "not")
+    return next((str(step) for step, m in sorted(own.items()) if mean_of(m) >= TAKEN_OFF), "not")
 
 
 if __name__ == "__main__":

@@ -78,18 +78,6 @@ TRAININGS: dict[str, dict[str, Any]] = {
         face_weight=5.0,
         **OF_UNETS,
     ),
-    "unet_longer": dict(
-        system="unet:UNet",
-        seed=105,
-        go_on_from="unet",
-        steps=3000,
-        batch_size=64,
-        rate=4e-3,
-        adam_rate=1.5e-3,
-        decay=0.01,
-        face_weight=5.0,
-        **OF_UNETS,
-    ),
     "clip_judge": dict(
         system="judges:ClipJudge",
         seed=12,
@@ -124,6 +112,18 @@ TRAININGS: dict[str, dict[str, Any]] = {
         rate=5e-3,
         adam_rate=3e-3,
         decay=1e-3,
+    ),
+    "unet_longer": dict(
+        system="unet:UNet",
+        seed=105,
+        go_on=True,
+        steps=5000,
+        batch_size=64,
+        rate=4e-3,
+        adam_rate=1.5e-3,
+        decay=0.01,
+        face_weight=5.0,
+        **OF_UNETS,
     ),
 }
 

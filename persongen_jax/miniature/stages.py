@@ -22,19 +22,17 @@ from persongen_jax.models.sdxl.parts import StableDiffusionXL
 from persongen_jax.train import train
 from persongen_jax.training.stopping import Stopped
 from persongen_jax.weights.formats.keypoint_net import save_keypoint_net
-from persongen_jax.weights.formats.sdxl.loading import SDXLBase, save_sdxl
+from persongen_jax.weights.formats.sdxl.loading import FILE_NAMES, SDXLBase, save_sdxl
 from persongen_jax.weights.loader import cast_module
 from persongen_jax.weights.saver import save_module, write_json
 
-TRAINED = tuple(TRAININGS)
-STAGES = (*TRAINED, "write", "photomaker")
-NEEDS = {
-    "faces": ("clip",),
-    "unet": ("vae", "faces"),
-    "unet_longer": ("unet",),
-}
+LONGER = "unet_longer"  # of what is written
+TRAINED = tuple(stage for stage in TRAININGS if stage != LONGER)
+STAGES = (*TRAINED, "write", LONGER, "photomaker")
+NEEDS = {"faces": ("clip",), "unet": ("vae", "faces")}
 JUDGES = ("clip_judge", "face_judge", "keypoint_judge", "parts_judge")
 ADAPTER_STEPS = 2000
+COSTS = "miniature.json"
 
 
 class World:
@@ -82,10 +80,26 @@ def run(stages: Collection[str], work: Path, out: Path) -> None:
         if stage in stages:
             if stage == "write":
                 write(world, out)
+            elif stage == LONGER:
+                train_longer(work, out)
             elif stage == "photomaker":
                 train_photomaker(work, out)
             else:
                 world.network(stage)
+
+
+def train_longer(work: Path, out: Path) -> None:
+    """Train the UNet in ``out`` further, and write it in place of the old one."""
+    config = get_config(LONGER, work)
+    config.assets = str(out)
+    if not train(config, work / LONGER):
+        raise Stopped
+    unet = open_network(work, LONGER).unet
+    cast_module(unet, jnp.float16)
+    save_module(unet, out / "sdxl" / "unet", sizes.unet_config(), file_name=FILE_NAMES["unet"])
+    costs = read_json(out / COSTS)
+    costs["trained"][LONGER] = cost_of(work / LONGER)
+    write_json(out / COSTS, costs)
 
 
 def train_photomaker(work: Path, out: Path) -> None:
@@ -111,7 +125,7 @@ def write(world: World, out: Path) -> None:
     """The checkpoints, and ``miniature.json`` with what they cost."""
     networks = {stage: world.network(stage) for stage in TRAINED}
     prompts, tokenizers = open_pool(world.work).prompts, open_tokenizers(world.work)
-    model = networks["unet_longer"]
+    model = networks["unet"]
     configs = {
         "unet": sizes.unet_config(),
         "vae": {**sizes.vae_config(), "scaling_factor": model.vae.config["scaling_factor"]},
@@ -144,7 +158,7 @@ def write(world: World, out: Path) -> None:
     _write_face_net(networks["parts_judge"], judges / "face_parts")
     save_keypoint_net(networks["keypoint_judge"], judges / "face_detector")
     write_json(
-        out / "miniature.json",
+        out / COSTS,
         {"cores": os.cpu_count(), "trained": world.costs(), "jax": jax.__version__},
     )
 

@@ -232,10 +232,10 @@ def test_what_is_written_opens(world, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_unet_goes_on_from_what_is_shipped(world, tmp_path):
+def test_the_shipped_unet_is_trained_further(world, tmp_path):
     stages.write(world, tmp_path)
     config = small_config("unet", world.work)
-    config.assets, config.go_on_from = str(tmp_path), "assets"
+    config.assets, config.go_on = str(tmp_path), True
     system = system_class(config.system).open(config)
     shipped = leaf_paths(load_sdxl(tmp_path / "sdxl").model.unet)
     found = leaf_paths(system.model.unet)
@@ -245,12 +245,19 @@ def test_a_unet_goes_on_from_what_is_shipped(world, tmp_path):
     example = system.source().example(0)
     names = world.work / "shipped" / "face_features.npy"
     assert names.exists() and np.isfinite(example["name"]).all()
-    config.go_on_from = ""
+    config.go_on = False
     other = leaf_paths(system_class(config.system).open(config).model.unet)
     assert any((other[path][...] != leaf[...]).any() for path, leaf in shipped.items())
-    config.assets, config.go_on_from = "", "assets"
-    with pytest.raises(ValueError, match="give their folder, config.assets"):
+    config.assets, config.go_on = "", True
+    with pytest.raises(ValueError, match=r"name the folder .*, config\.assets"):
         system_class(config.system).open(config)
+    stages.train_longer(world.work, tmp_path)
+    longer = leaf_paths(open_network(world.work, "unet_longer").unet)
+    for path, leaf in leaf_paths(load_sdxl(tmp_path / "sdxl").model.unet).items():
+        expected = longer[path][...].astype(np.float16)
+        np.testing.assert_array_equal(leaf[...].astype(np.float16), expected)
+    costs = json.loads((tmp_path / "miniature.json").read_text())["trained"]
+    assert costs["unet_longer"]["steps"] == STEPS
 
 
 # ---- Losses ------------------------------------------------------------------------------------

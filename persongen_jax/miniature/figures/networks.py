@@ -1,5 +1,7 @@
 """What the networks do with drawn images: the VAE, and first nets beside their judges."""
 
+from collections.abc import Callable
+
 import jax.numpy as jnp
 import numpy as np
 
@@ -145,9 +147,7 @@ def measure_image_tower(tower: CLIPVisionModel) -> dict:
     return {"clip_rank1_of_100": share(right, probes.identity, bar=0.50)}
 
 
-def parts_judge(
-    net: IResNet, keypoint_net: KeypointNet
-) -> Callable[[np.ndarray], np.ndarray]:
+def parts_judge(net: IResNet, keypoint_net: KeypointNet) -> Callable[[np.ndarray], np.ndarray]:
     """A function of images uint8 [n, s, s, 3] to whether each of people.PARTS is right, [n, 5]."""
     find = compiled(keypoint_net, lambda net, x: net(x.astype(jnp.float32) / 127.5 - 1).face_box)
     judge = compiled(net, lambda net, crops: net(normalise_faces(crops)))

@@ -5,8 +5,8 @@ face, whose details are the hard part of these images, and an average of the wei
 
 In most prompts a name (names.py) stands in place of the class word.
 
-``config.go_on_from`` names the stage whose UNet is trained further. ``config.assets``, the folder
-of shipped weights, takes the place of the other stages' runs.
+``config.assets``, a folder of shipped weights, takes the place of the other stages' runs. With
+``config.go_on`` its UNet is trained further.
 """
 
 from pathlib import Path
@@ -71,25 +71,23 @@ class UNet(PoolSystem, DiffusionSystem):
         config = super().defaults()
         config.face_weight = 1.0  # of a latent cell that touches the face box
         config.named = NAMED  # share of the prompts with a class word that have a name there
-        config.go_on_from = ""  # a stage, or "assets"; "": a UNet with initial weights
-        config.assets = ""  # the folder of shipped weights; "": other stages' runs
+        config.assets = ""  # a folder of shipped weights; "": other stages' runs
+        config.go_on = False  # from the shipped UNet
         return config
 
     def network(self) -> StableDiffusionXL:
-        before = self.config.go_on_from
-        if before == "assets" and not self.config.assets:
-            raise ValueError("config.go_on_from is assets: give their folder, config.assets")
-        unet = UNet2DConditionModel(sizes.unet_config(), rngs=nnx.Rngs(self.config.seed))
+        if self.config.go_on and not self.config.assets:
+            raise ValueError("config.go_on: name the folder of shipped weights, config.assets")
         if self.config.assets:
             base = load_sdxl(Path(self.config.assets) / "sdxl").model
+            self.moments = encode_pool(base.vae, self.pool, self.shipped)
+            if self.config.go_on:
+                return base
             vae, towers = base.vae, (base.text_encoder, base.text_encoder_2)
-            self.moments = encode_pool(vae, self.pool, self.shipped)
-            unet = base.unet if before == "assets" else unet
         else:
             vae, self.moments = open_vae(self.work, self.pool)
             towers = text_encoders(open_network(self.work, "clip"))
-        if before not in ("", "assets"):
-            unet = open_network(self.work, before).unet
+        unet = UNet2DConditionModel(sizes.unet_config(), rngs=nnx.Rngs(self.config.seed))
         return StableDiffusionXL(unet, vae, *towers)
 
     @property
