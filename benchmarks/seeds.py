@@ -12,6 +12,7 @@ import datetime
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import jax
@@ -57,15 +58,23 @@ def main(argv: list[str] | None = None) -> None:
     )
     parser.add_argument("--work", type=Path, default=Path("runs/seeds"), help="folder of the runs")
     parser.add_argument("--seeds", type=int, default=10, help="0, 1, … this many (default: 10)")
+    parser.add_argument("--at-once", type=int, default=1, help="runs, of a CPU each (default: 1)")
     parser.add_argument("--out", type=Path, help="a Markdown file for the table")
     args, options = parser.parse_known_args(argv)
-    if args.seeds < 1:
-        raise ValueError(f"--seeds {args.seeds}: at least 1")
-    found = {}
-    for seed in range(args.seeds):
-        found[seed] = face_sims(seed, args.work.resolve(), options)
-        told = ", ".join(f"{step}: {mean_of(m):.2f}" for step, m in found[seed].items())
+    for name, number in (("--seeds", args.seeds), ("--at-once", args.at_once)):
+        if number < 1:
+            raise ValueError(f"{name} {number}: at least 1")
+    if args.at_once > 1:  # a device each
+        options = [*options, "--config.cpu_devices=1"]
+
+    def run(seed):
+        found = face_sims(seed, args.work.resolve(), options)
+        told = ", ".join(f"{step}: {mean_of(m):.2f}" for step, m in found.items())
         print(f"seed {seed}: {told}", flush=True)
+        return found
+
+    with ThreadPoolExecutor(args.at_once) as pool:
+        found = dict(enumerate(pool.map(run, range(args.seeds))))
     steps = sorted(found[0])
     images = found[0][steps[-1]]["n"] + found[0][steps[-1]].get("missing", 0)
     rows = [
