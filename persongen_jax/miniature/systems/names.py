@@ -8,6 +8,10 @@ person from the training set replaces the class word. A name is a vector, not a 
 the mean of CLIP image features of the person's face crops, transformed by a fixed random rotation
 and scaled to the length of its neighbours. No ID encoder ever gets the rotation or the names, and
 strangers have none.
+
+Half of the names are blurred: mixed with the class word, and with noise. Were they always exact, a
+token between the class word and a name would mean nothing to the base, and an ID encoder that
+begins there would get no gradient towards anybody's name.
 """
 
 from collections.abc import Sequence
@@ -54,10 +58,23 @@ def make_names(
     return (names / names.std() * np.repeat(scales, widths)).astype(np.float32)
 
 
-def replace_class_words(embeds: jax.Array, names: jax.Array, places: jax.Array) -> jax.Array:
-    """Prompt embeddings [b, n, d] with ``names`` [b, d] at ``places`` [b]; nowhere if -1."""
+def replace_class_words(
+    embeds: jax.Array, names: jax.Array, places: jax.Array, shares: jax.Array
+) -> jax.Array:
+    """Prompt embeddings [b, n, d] with ``names`` [b, d] at ``places`` [b]; nowhere if -1.
+
+    Args:
+        shares: [b] in 0..1, of the name; the rest of the token remains as it was.
+    """
     here = jnp.arange(embeds.shape[1]) == places[:, None]
-    return jnp.where(here[..., None], names[:, None], embeds)
+    share = (here * shares[:, None])[..., None]
+    return (1 - share) * embeds + share * names[:, None]
+
+
+def blur(rng: np.random.Generator, name: np.ndarray) -> np.ndarray:
+    """A name [d] with noise, up to as much as there is name."""
+    noise = rng.standard_normal(name.shape) * np.sqrt(np.mean(name**2))
+    return (name + rng.random() * noise).astype(np.float32)
 
 
 def _mean_features(vision, pool: Pool, folder: Path) -> np.ndarray:

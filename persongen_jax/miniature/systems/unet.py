@@ -3,7 +3,7 @@
 SDXL's objective (noise prediction) with min-SNR weights (arXiv 2303.09556), more weight on the
 face, whose details are the hard part of these images, and an average of the weights (EMA).
 
-In most prompts a name (names.py) stands in place of the class word.
+In most prompts a name (names.py) stands in place of the class word, some of them blurred.
 
 ``config.assets``, a folder of shipped weights, takes the place of the other stages' runs. With
 ``config.go_on`` its UNet is trained further.
@@ -33,7 +33,7 @@ from persongen_jax.miniature.latents import encode_pool
 from persongen_jax.miniature.pool import Pool
 from persongen_jax.miniature.systems.base import Drawn, PoolSystem, open_network
 from persongen_jax.miniature.systems.clip import text_encoders
-from persongen_jax.miniature.systems.names import make_names, replace_class_words
+from persongen_jax.miniature.systems.names import blur, make_names, replace_class_words
 from persongen_jax.miniature.systems.vae import open_vae
 from persongen_jax.models.sdxl.parts import StableDiffusionXL
 from persongen_jax.models.sdxl.unet import UNet2DConditionModel
@@ -43,6 +43,7 @@ from persongen_jax.weights.formats.sdxl.loading import load_sdxl
 
 PART = 1 / 6  # of the prompts not dropped are one of general, background and body alone
 NAMED = 0.6  # of the prompts that have a class word
+BLURRED = 0.5  # of the names
 MEASURED = 64  # prompts for measuring the size of word embeddings
 
 
@@ -55,6 +56,7 @@ class UNet(PoolSystem, DiffusionSystem):
         input_ids: [2, n] int32.
         name: [d] float32, the person's; d: the sum of the text towers' widths.
         place: [] int32, of the class word's token; -1: the prompt has no name.
+        name_share: [] float32 in 0..1, of the name in that token; the rest is the class word's.
     """
 
     groups = (("unet/.*", "model"),)
@@ -71,6 +73,7 @@ class UNet(PoolSystem, DiffusionSystem):
         config = super().defaults()
         config.face_weight = 1.0  # of a latent cell that touches the face box
         config.named = NAMED  # share of the prompts with a class word that have a name there
+        config.blurred = BLURRED  # share of the names that are blurred
         config.assets = ""  # a folder of shipped weights; "": other stages' runs
         config.go_on = False  # from the shipped UNet
         return config
@@ -118,11 +121,15 @@ class UNet(PoolSystem, DiffusionSystem):
     def example(self, rng: np.random.Generator, n: int) -> dict[str, np.ndarray]:
         row, part = self.prompt(rng)
         named = part <= 1 and rng.random() < self.config.named
+        name, share = self.names[self.pool.person[row]], 1.0
+        if rng.random() < self.config.blurred:
+            name, share = blur(rng, name), rng.random()
         return {
             "moments": self.moments[row].astype(np.float32),
             "face_box": self.pool.face_box[row].astype(np.float32),
             "input_ids": self.tokenizers.encode(self.pool.prompts[row][part]),
-            "name": self.names[self.pool.person[row]],
+            "name": name,
+            "name_share": np.float32(share),
             "place": np.int32(self.places[row] if named else -1),
         }
 
@@ -143,7 +150,9 @@ class UNet(PoolSystem, DiffusionSystem):
 
     def prompt_embeds(self, model: Any, batch: Batch) -> tuple[jax.Array, jax.Array]:
         embeds, pooled = model.encode_prompt(batch["input_ids"])
-        return replace_class_words(embeds, batch["name"], batch["place"]), pooled
+        return replace_class_words(
+            embeds, batch["name"], batch["place"], batch["name_share"]
+        ), pooled
 
     def condition(self, model: Any, batch: Batch) -> Conditioning:
         embeds, pooled = self.prompt_embeds(model, batch)
