@@ -1,34 +1,35 @@
-"""Measure what a training run has learned, or compare several runs.
+"""Measure a training run, published weights, or folders of images; compare and rate them.
 
-    python -m persongen_jax.evaluate --run runs/photomaker_bg --images 10
+    python -m persongen_jax.evaluate --run runs/photomaker_bg --images-each 10
+    python -m persongen_jax.evaluate --weights photomaker=photomaker-v1.bin \\
+        --weights ip_adapter=ip-adapter_sdxl.bin --base DIR --benchmark thesis --people FOLDER
     python -m persongen_jax.evaluate --compare runs/a_seed1 runs/a_seed2 runs/b_seed1 runs/b_seed2
+    python -m persongen_jax.evaluate --images outputs --references photos --encoder clip=DIR
+    python -m persongen_jax.evaluate --rate outputs/a outputs/b --references photos
 
 The first form generates images and measures them by the run's own config (configs/base.py,
 "Validation") unless options say otherwise; it prints a table and writes metrics.json and contact
-sheets. The second reads existing measurements, joins runs of one method that differ by their seed,
-prints a table and draws the trajectories.
-seed, prints a table and draws the trajectories.
+sheets. The second does so with weight files, side by side (docs/published_weights.md). The third
+reads existing measurements, joins runs of one method that differ by their seed, prints a table and
+draws the trajectories. The fourth measures images that any tool made (docs/evaluate_folders.md),
+and compares several folders in pairs. The last writes a page on which people rate two folders, and
+reads their answers.
 """
 
 import argparse
 import warnings
 from pathlib import Path
 
-from ml_collections import ConfigDict
-
 from persongen_jax.cli import add_mark_option, command
-from persongen_jax.diffusion.options import VALIDATION_FLAGS, add_validation_options
-from persongen_jax.evaluation.comparison import compare_runs, table
-from persongen_jax.evaluation.people import Result
-from persongen_jax.evaluation.trajectories import SETS, write_rows
-from persongen_jax.evaluation.validation import Evaluation, open_evaluation, write_image_file
+from persongen_jax.diffusion.options import add_validation_options
+from persongen_jax.evaluation.benchmarks import BENCHMARKS
+from persongen_jax.evaluation.comparison import compare_runs
+from persongen_jax.evaluation.of_folders import score_folders
+from persongen_jax.evaluation.of_ratings import PAIRS, rate_folders
+from persongen_jax.evaluation.of_run import evaluate_run
+from persongen_jax.evaluation.of_weights import evaluate_weights
+from persongen_jax.evaluation.trajectories import SETS
 from persongen_jax.parallel import distributed
-from persongen_jax.pipeline.saving import ImageWriter, to_rgb
-from persongen_jax.systems.open import open_run, system_class
-from persongen_jax.weights.saver import write_json
-
-FINAL = "metrics.json"
-PICTURES = "pictures"
 
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
@@ -39,11 +40,29 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--run", metavar="DIR", help="working directory of a training run")
     what.add_argument(
+        "--weights",
+        action="append",
+        metavar="NAME=FILE",
+        help="published weights, PhotoMaker's or an IP-Adapter's; may be repeated",
+    )
+    what.add_argument(
         "--compare",
         nargs="+",
         metavar="RUN",
         help="runs (their validation/metrics.jsonl, last step) or metrics files, each as PATH or "
         "NAME=PATH; those with one name are joined; default name: the method",
+    )
+    what.add_argument(
+        "--images",
+        nargs="+",
+        metavar="DIR",
+        help="folders of images, each as DIR or NAME=DIR; several are compared in pairs",
+    )
+    what.add_argument(
+        "--rate",
+        nargs=2,
+        metavar="DIR",
+        help="two folders of images, each as DIR or NAME=DIR, for people to rate",
     )
     add = parser.add_argument
     add("--step", type=int, metavar="N", help="step of the checkpoint or rows; default: newest")
@@ -56,9 +75,11 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         metavar="SET",
         help=f"only these: {', '.join(SETS)}, or SET=SOURCE to read it from elsewhere",
     )
-    add("--gallery", metavar="SOURCE", help="the people that rank-1 searches")
-    add("--people", type=int, metavar="N", help="per set, at most")
-    add("--images", type=int, metavar="N", help="per person and prompt")
+    add("--gallery", metavar="SOURCE", help="the people that rank-1 searches; also with --images")
+    add("--people-per-set", type=int, metavar="N", help="at most")
+    add("--images-each", type=int, metavar="N", help="per person and prompt")
+    add("--size", type=int, metavar="N", help="side of the images in pixels")
+    add("--negative-prompt", metavar="TEXT", help='"" for none')
     add_validation_options(parser)
     add("--batch", type=int, metavar="N", help="images at once")
     add("--data", metavar="DATA", help="for a run on attributes, if its folder has moved")
@@ -68,9 +89,22 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     add("--clip", metavar="FILE|DIR", help="CLIP for CLIP-T and CLIP-I, see docs/formats.md")
     add("--dino", metavar="FILE|DIR", help="DINO's image encoder for DINO-I")
     add("--dinov2", metavar="FILE|DIR", help="DINOv2's image encoder for DINOv2-I")
+    add("--inception", metavar="FILE", help="FID's Inception for FID, KID and Inception Score")
+    add(
+        "--fid-variant",
+        metavar="TOOL",
+        help="whose resize: clean, pytorch-fid, torch-fidelity; also with --images",
+    )
+    add("--lpips", metavar="DIR|FILE", help="LPIPS for diversity: a backbone and its heads")
+    add("--cmmd-clip", metavar="FILE|DIR", help="CLIP ViT-L/14-336 for CMMD; default: --clip")
     add("--face-net", metavar="FILE", help="face recogniser for Face-Sim")
     add("--face-detector", help="face detector for Face-Sim")
-    add("--metrics", nargs="+", metavar="NAME", help="what to measure, see metrics/registry.py")
+    add(
+        "--metrics",
+        nargs="+",
+        metavar="NAME",
+        help="what to measure, see metrics/registry.py; also with --images",
+    )
     add(
         "--judges-are-inputs",
         nargs="*",
@@ -79,138 +113,107 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     )
     add("--pictures", action="store_true", help="with --run: also save each first image as a file")
     add_mark_option(parser)
+    add_weights_options(parser)
+    add_folder_options(parser)
+    add_rating_options(parser)
     return parser.parse_args(argv)
 
 
-# The config's key for each option with the same name up to a prefix.
-OPTIONS = {
-    "base": "base",
-    "id_encoder": "id_encoder",
-    "data": "data",
-    "csv": "csv",
-    "classifier": "classifier",
-    "gallery": "validation_gallery",
-    "people": "validation_people",
-    "images": "validation_images",
-    **VALIDATION_FLAGS,
-    "batch": "validation_batch",
-    "prompts": "validation_prompts",
-    "clip": "clip",
-    "dino": "dino",
-    "dinov2": "dinov2",
-    "face_net": "face_net",
-    "face_detector": "face_detector",
-    "metrics": "metrics",
-    "judges_are_inputs": "judges_are_inputs",
-}
-# Every config has ``data``; an evaluation reads it only for systems that store it in their runs.
-NEEDS = {"data": "described"}
+def add_weights_options(parser: argparse.ArgumentParser) -> None:
+    """What --weights needs, in addition to --base and the options of a run."""
+    add = parser.add_argument_group("with --weights").add_argument
+    add("--benchmark", choices=list(BENCHMARKS), help="how to measure")
+    add("--people", metavar="SOURCE", help="DIR/PERSON/*, DIR/SET/PERSON/*, or people:…")
+    dtypes = ("float32", "bfloat16")
+    add("--dtype", choices=dtypes, help="of the computation; default: bfloat16, on a CPU float32")
 
 
-# ---- one run -----------------------------------------------------------------------------------
+def add_rating_options(parser: argparse.ArgumentParser) -> None:
+    """What --rate reads, in addition to --references and --out."""
+    add = parser.add_argument_group("with --rate").add_argument
+    add("--pairs", type=int, metavar="N", help=f"at most; default: {PAIRS}")
+    add("--answers", nargs="+", type=Path, metavar="FILE", help="what raters have saved: read them")
 
 
-def evaluate(args: argparse.Namespace) -> list[dict]:
-    """Generate, measure and write; return the rows, one per set.
-
-    The model is assembled as in training, so that the figures are those of a validation.
-    """
-    run = open_run(args.run, args.step, lambda config: change_config(config, args))
-    evaluation = open_evaluation(run.system)
-    results = evaluation(run.system.model, run.step)
-    if not distributed.is_first():
-        return [result.row for result in results.values()]
-    out = args.out or run.workdir / "evaluation" / f"step_{run.step:06d}"
-    out.mkdir(parents=True, exist_ok=True)
-    for name, result in results.items():
-        write_image_file(out / f"{name}.png", evaluation.sheet(name, result.images))
-    if args.pictures:
-        mark = evaluation.generates and not args.no_mark
-        write_images(out / PICTURES, evaluation, results, mark)
-    rows = [result.row for result in results.values()]
-    write_rows(out / FINAL, rows)
-    print(table([("", row["set"], 1, row["metrics"]) for row in rows]))
-    print(f"written: {out}")
-    return rows
-
-
-def change_config(config: ConfigDict, args: argparse.Namespace) -> None:
-    """Put the options' values into a run's config, in place."""
-    for option, key in OPTIONS.items():
-        value = getattr(args, option)
-        if value is not None:
-            if NEEDS.get(option, key) not in config:
-                name = option.replace("_", "-")
-                raise ValueError(
-                    f"--{name}: the run's system ({config.system}) has no such setting"
-                )
-            config[key] = tuple(value) if isinstance(value, list) else value
-    if args.sets:
-        choose_sets(config, args.sets)
-    if not system_class(config.system).validation_sets_of(config):
-        raise ValueError(
-            "the run's config names no set of people to validate with; give --sets "
-            "out_of_train=SOURCE, a manifest folder or, for example, people:out_of_train"
-        )
+def add_folder_options(parser: argparse.ArgumentParser) -> None:
+    """What --images reads, in addition to --out, --gallery, --metrics and --fid-variant."""
+    add = parser.add_argument_group("with --images").add_argument
+    add(
+        "--references",
+        metavar="SOURCE",
+        help="what the method read: DIR/PERSON/*, or people:…; also with --rate",
+    )
+    add("--real", metavar="SOURCE", help="other real pictures of the same people, likewise")
+    add(
+        "--encoder",
+        action="append",
+        default=[],
+        metavar="NAME=FILE",
+        help="a judging network by the config's key, such as clip=DIR; may be repeated",
+    )
+    add(
+        "--recogniser",
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="of faces, as --face-net; may be repeated: metrics of faces are measured with each",
+    )
+    add("--json", type=Path, metavar="FILE", help="the figures; default: OUT/scores.json")
+    add(
+        "--cache",
+        type=Path,
+        metavar="DIR",
+        help="keeps features by the images' content; default: ~/.cache/persongen_jax/features",
+    )
 
 
-def write_images(
-    folder: Path, evaluation: Evaluation, results: dict[str, Result], mark: bool
-) -> None:
-    """Write the first image of every person and prompt to a file, and an index of them.
-
-    index.json: a list of {"set", "label", "reference", "picture"}, the last two as file names.
-    """
-    folder.mkdir(exist_ok=True)
-    index, write = [], ImageWriter(mark)
-    for name, result in results.items():
-        for i, j, row in evaluation.rows(name, result.images):
-            names = f"{name}_{i:03d}.png", f"{name}_{i:03d}_{j:02d}.png"
-            write_image_file(folder / names[0], row.reference)
-            write(to_rgb(row.images[0]), folder / names[1])
-            entry = {"set": name, "label": row.label}
-            index.append({**entry, "reference": names[0], "picture": names[1]})
-    write_json(folder / "index.json", index)
+FOLDER_OPTIONS = ("references", "real", "encoder", "recogniser", "json", "cache")
+WEIGHTS_OPTIONS = ("benchmark", "people", "dtype")
+RATING_OPTIONS = ("pairs", "answers")
+OF_OTHERS = {*FOLDER_OPTIONS, *WEIGHTS_OPTIONS, *RATING_OPTIONS}
+FORMS = ("run", "weights", "compare", "images", "rate")
 
 
-def choose_sets(config: ConfigDict, items: list[str]) -> None:
-    """``items``: NAME for one of the config's own sets, NAME=SOURCE for another."""
-    sources = {}
-    if f"validate_{SETS[0]}" not in config:
-        raise ValueError(
-            f"--sets: the run's system ({config.system}) has sets of its own; leave it out"
-        )
-    for item in items:
-        name, given, source = item.partition("=")
-        if name not in SETS:
-            raise ValueError(f"--sets {item}: there are {', '.join(SETS)}")
-        sources[name] = source if given else config[f"validate_{name}"]
-        if not sources[name]:
-            raise ValueError(f"--sets {item}: the run's config has no source for it; give {name}=…")
-    for name in SETS:
-        config[f"validate_{name}"] = sources.get(name, "")
+def read_by(form: str, options: set[str]) -> tuple[set[str], str]:
+    """(what of ``options`` a form reads, what to say of others)."""
+    if form == "run":
+        return options - OF_OTHERS, "with --run"
+    if form == "weights":
+        left = options - OF_OTHERS - {"step", "pictures"}
+        return left | set(WEIGHTS_OPTIONS), "with --weights, which writes all images"
+    if form == "compare":
+        return {"step", "out"}, "with --compare, which reads existing measurements"
+    if form == "rate":
+        return {*RATING_OPTIONS, "references", "out", "seed"}, "with --rate, which measures nothing"
+    why = "with --images, which generates nothing and takes networks by --encoder and --recogniser"
+    return {*FOLDER_OPTIONS, "out", "gallery", "metrics", "fid_variant"}, why
 
 
-def compare(args: argparse.Namespace) -> None:
-    """Compare runs that have been measured; generates nothing."""
-    told = set(vars(args)) - {"compare", "out", "step"}
-    idle = [f"--{name.replace('_', '-')}" for name in sorted(told) if getattr(args, name)]
+def warn_of_idle_options(args: argparse.Namespace) -> None:
+    """A warning that names the options that the form does not read."""
+    form = next(name for name in FORMS if getattr(args, name))
+    read, why = read_by(form, set(vars(args)))
+    others = sorted(set(vars(args)) - {*read, form})
+    idle = [f"--{name.replace('_', '-')}" for name in others if getattr(args, name)]
     if idle:
-        warnings.warn(
-            f"{', '.join(idle)}: no effect with --compare, which reads existing measurements",
-            stacklevel=1,
-        )
-    compare_runs(args.compare, args.out or Path("evaluation"), args.step)
+        warnings.warn(f"{', '.join(idle)}: no effect {why}", stacklevel=1)
 
 
 @command
 def main(argv: list[str] | None = None) -> None:
     args = parse_arguments(argv)
+    warn_of_idle_options(args)
     if args.compare:
-        compare(args)
+        compare_runs(args.compare, args.out or Path("evaluation"), args.step)
+    elif args.images:
+        score_folders(args)
+    elif args.rate:
+        rate_folders(args)
+    elif args.weights:
+        evaluate_weights(args)
     else:
         with distributed.run_distributed():
-            evaluate(args)
+            evaluate_run(args)
 
 
 if __name__ == "__main__":

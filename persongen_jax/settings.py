@@ -29,12 +29,14 @@ PLACES = (
         "start_from",
         "work",
     ),
-    *("clip", "dino", "dinov2", "face_net", "face_detector", "classifier", "validation_prompts"),
+    *("clip", "dino", "dinov2", "inception", "lpips", "cmmd_clip", "face_net", "face_detector"),
+    *("classifier", "validation_prompts"),
 )
 # Keys that a run may change when it resumes, but that matter in a comparison: how long it trains,
 # and how it is validated.
 ON_THE_WAY = (
-    *("steps", "clip", "dino", "dinov2", "face_net", "face_detector", "classifier"),
+    *("steps", "clip", "dino", "dinov2", "inception", "fid_variant", "lpips", "cmmd_clip"),
+    *("face_net", "face_detector", "classifier"),
     *("validat*", "metrics"),
 )
 

@@ -19,6 +19,6 @@ def get_config():
     config.methods = ("drawn_faces", "drawn_faces_unconditional")
     config.config_files = "configs/attributes/{}.py"
     config.overrides = {"steps": 250, "validation_every": 0, "checkpoint_every": 125}
-    config.evaluation = {"images": 500, "guidance": 0.0}
+    config.evaluation = {"images_each": 500, "guidance": 0.0}
     config.cost_rounds, config.cost_data, config.full_size_files = 0, "", {}
     return config

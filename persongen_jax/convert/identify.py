@@ -41,6 +41,11 @@ _PUBLISHED = {
     "clip": "OpenAI's and LAION's are MIT",
     "dino": "facebookresearch's is Apache-2.0",
     "dinov2": "facebookresearch's is Apache-2.0",
+    "inception": "pytorch-fid's file has TensorFlow's weights, which are Apache-2.0",
+    "facenet": "not stated for facenet-pytorch's weights; their data, VGGFace2, were for research",
+    "lpips": "the lpips package's heads are BSD-2-Clause, torchvision's backbones BSD-3-Clause",
+    "lpips-heads": "the lpips package's are BSD-2-Clause",
+    "lpips-backbone": "torchvision's are BSD-3-Clause; they were trained on ImageNet, for research",
     "run": "goes by the base, the data and the weights that it started from",
 }
 _LICENCE_NOTES = ("modelspec.license", "license", "licence")

@@ -4,6 +4,7 @@ Pickles, ONNX and other names become safetensors, bit-equal: dtypes do not chang
 configs are opened, none of its weights.
 """
 
+import functools
 import shutil
 import warnings
 from collections.abc import Callable, Iterable
@@ -14,6 +15,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from persongen_jax.convert.identify import identify
+from persongen_jax.convert.judges import import_judge
 from persongen_jax.models.encoders.clip import CLIPTextModel, CLIPVisionModel
 from persongen_jax.models.encoders.dino import DinoViT
 from persongen_jax.models.encoders.id_encoder import PhotoMakerIDEncoder
@@ -49,6 +51,7 @@ from persongen_jax.weights.formats.sdxl.opening import open_base
 from persongen_jax.weights.keys import normalise_clip_vision
 from persongen_jax.weights.loader import check_keys, parameter_leaves, prepare_module
 from persongen_jax.weights.recognition.arcface import infer_config
+from persongen_jax.weights.recognition.judges import JUDGES
 from persongen_jax.weights.recognition.kinds import context_width
 from persongen_jax.weights.recognition.layout import unwrapped
 from persongen_jax.weights.recognition.lora_names import COMPONENTS
@@ -68,11 +71,11 @@ def import_file(path: str | Path, out: str | Path, base: str | Path | None = Non
 
     Args:
         path: a LoRA of any style, PhotoMaker, an IP-Adapter, a single-file SDXL checkpoint, a
-            face recogniser (.pth, .onnx), a file of DINO's or DINOv2's image encoder, or CLIP in
-            OpenAI's or OpenCLIP's layout.
+            face recogniser (.pth, .onnx), a file of DINO's or DINOv2's image encoder, CLIP in
+            OpenAI's or OpenCLIP's layout, FID's Inception, LPIPS or its halves, or FaceNet.
         out: the ``.safetensors`` file to write; for a checkpoint a directory.
-        base: diffusers-format SDXL directory that the file is for; its configs suffice. A face
-            recogniser and an image encoder need none.
+        base: diffusers-format SDXL directory that the file is for; its configs suffice. Judges,
+            such as face recognisers and image encoders, need none.
 
     Raises:
         WeightsError: the file is damaged, of another kind, or for another base; all keys that are
@@ -84,6 +87,8 @@ def import_file(path: str | Path, out: str | Path, base: str | Path | None = Non
         writer = _import_arcface
     elif kind in ENCODERS and Path(path).is_file():
         writer = _import_clip if kind == "clip-original" else _import_dino
+    elif kind in JUDGES and Path(path).is_file():
+        writer = functools.partial(_import_judge, kind)
     elif kind.startswith("lora-"):
         writer = _import_lora
     elif kind.startswith("photomaker-"):
@@ -96,10 +101,10 @@ def import_file(path: str | Path, out: str | Path, base: str | Path | None = Non
         raise UnsupportedAdapter(
             f"{path}: is {identify(path).what}; there is nothing to import. Imported are LoRAs, "
             "PhotoMaker, IP-Adapters, single-file SDXL checkpoints, face recognisers, and files of "
-            "DINO's image encoders and of OpenAI's and OpenCLIP's CLIP; directories are read as "
-            "they are."
+            "DINO's image encoders, of OpenAI's and OpenCLIP's CLIP, of FID's Inception and of "
+            "LPIPS; directories are read as they are."
         )
-    if kind not in (*NO_BASE, *ENCODERS) and base is None:
+    if kind not in (*NO_BASE, *ENCODERS, *JUDGES) and base is None:
         raise WeightsError(f"{path}: give --base DIR, the SDXL directory that it is for")
     if kind not in SINGLE_FILES and Path(out).suffix != ".safetensors":
         raise WeightsError(f"{out}: the extension must be .safetensors")
@@ -304,6 +309,10 @@ def _import_clip(path, out, base) -> str:
         f"CLIP with the activation {opened.note}; evaluate reads it by --clip, next to the "
         "tokenizer's files"
     )
+
+
+def _import_judge(kind, path, out, base) -> str:
+    return import_judge(kind, path, out, copy_tensors)
 
 
 def _import_checkpoint(path, out, base) -> str:

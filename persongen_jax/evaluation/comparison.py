@@ -20,7 +20,14 @@ from persongen_jax.metrics.measures import join_measures, with_descriptions
 from persongen_jax.tables import markdown
 
 # What must be equal in all rows of one set (evaluation/people.py writes them).
-GENERATED_WITH = ("sampling_steps", "guidance", "merge_step", "prompts", "images_each")
+GENERATED_WITH = (
+    "sampling_steps",
+    "guidance",
+    "merge_step",
+    "prompts",
+    "images_each",
+    "references",
+)
 
 
 def compare_runs(items: list[str], out: Path, step: int | None = None) -> list[dict]:

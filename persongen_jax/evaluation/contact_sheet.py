@@ -14,11 +14,16 @@ PAPER, INK = (255, 255, 255), (0, 0, 0)
 
 
 class Row(NamedTuple):
-    """label: one line of text; reference: uint8 [h, w, 3]; images: several such arrays."""
+    """label: one line of text; reference: uint8 [h, w, 3]; images: several such arrays.
+
+    person, prompt: whose the images are and what they should show, "" if that is nothing in words.
+    """
 
     label: str
     reference: np.ndarray
     images: list
+    person: str = ""
+    prompt: str = ""
 
 
 def choose_rows(people: int, prompts: int, limit: int = MAX_ROWS) -> list[tuple[int, int]]:

@@ -36,21 +36,31 @@ WIDE = 8  # images in a row of a sheet
 
 @dataclass
 class Person:
-    """A person to generate. ``records``: all their images, the first is the reference."""
+    """A person to generate.
+
+    Attributes:
+        records: all their images. The first ``references`` of them, or as many as there are, are
+            what the method reads.
+        crops: of the references, uint8 [h, w, 3] each, for the method.
+        reference: the first of them whole, for sheets.
+    """
 
     identity: str
     word: str
     records: list[Record]
     read: Callable
-    crop: np.ndarray = field(init=False)  # of the reference, for the method
-    reference: np.ndarray = field(init=False)  # uint8 [h, w, 3]
+    references: int = 1
+    crops: list[np.ndarray] = field(init=False)
+    reference: np.ndarray = field(init=False)
 
     def __post_init__(self):
-        first = self.records[0]
-        self.reference = self.read(first.image)
-        self.crop = self.reference
-        if first.face_box is not None:
-            self.crop = square_face_crop(self.reference, first.face_box)
+        own = self.records[: self.references]
+        images = [self.read(record.image) for record in own]
+        self.reference = images[0]
+        self.crops = [
+            image if record.face_box is None else square_face_crop(image, record.face_box)
+            for image, record in zip(images, own, strict=True)
+        ]
 
     def given(self, field: Field, size: int) -> Any:
         """The value of an additional field for this person, taken from the reference; or None."""
@@ -68,11 +78,18 @@ class Result:
 def open_people(spec: str, system: Sdxl, limit: int | None = None) -> list[Person]:
     """The first ``limit`` people of a source of records (data_pipeline/records/sources.py)."""
     by_identity, read = records_by_identity(spec, system)
-    trigger_word, marked = system.config.trigger_word, requirements(system.fields)["marked"]
-    return [
-        Person(identity, class_word_of(own[0], trigger_word, marked), own, read)
+    config, marked = system.config, requirements(system.fields)["marked"]
+    references = config.validation_references
+    if references < 1:
+        raise ValueError(f"config.validation_references={references}: at least 1")
+    people = [
+        Person(identity, class_word_of(own[0], config.trigger_word, marked), own, read, references)
         for identity, own in list(by_identity.items())[:limit]
     ]
+    fewer = [person.identity for person in people if len(person.records) < references]
+    if fewer:
+        print(f"{spec}: fewer than {references} references of {', '.join(fewer)}: all are read")
+    return people
 
 
 def records_by_identity(spec: str, system: Sdxl) -> tuple[dict[str, list[Record]], Callable]:
@@ -160,8 +177,9 @@ class Evaluation:
         people, rows = self.people[name], []
         for i, j in choose_rows(len(people), len(self.prompts)):
             text = self.prompts[j].fill(people[i].word).whole(self.config.trigger_word)
-            label = f"{people[i].identity} / {text}"
-            rows.append((i, j, Row(label, people[i].reference, list(images[i, j]))))
+            who = people[i]
+            row = Row(f"{who.identity} / {text}", who.reference, list(images[i, j]))
+            rows.append((i, j, row._replace(person=who.identity, prompt=text)))
         return rows
 
     # ---- generating ----
@@ -199,7 +217,7 @@ class Evaluation:
         images = pipe(
             [text for text, _ in texts],
             config.validation_negative_prompt if self.options.guidance_scale > 1 else None,
-            references=[[people[i].crop] for i, _, _ in jobs] if pipe.reads_references else None,
+            references=[people[i].crops for i, _, _ in jobs] if pipe.reads_references else None,
             **given,
             latents=np.stack([noise[j * config.validation_images + k] for _, j, k in jobs]),
             progress=self._should_stop,
@@ -218,13 +236,14 @@ class Evaluation:
         for word in sorted({p.word for people in self.people.values() for p in people}):
             for prompt in self.prompts:
                 general, _ = prompt.fill(word).place(text.streams)
-                text.read(general, int(any(field.identity for field in self.system.fields)))
+                reads = any(field.identity for field in self.system.fields)
+                text.read(general, self.config.validation_references if reads else 0)
 
     # ---- measuring ----
 
     def _settings(self, people) -> dict:
         """What the figures depend on other than the weights."""
-        config = self.config
+        config, several = self.config, self.config.validation_references
         return {
             "method": config.method,
             "seed": config.seed,
@@ -234,6 +253,7 @@ class Evaluation:
             "people": len(people),
             "prompts": len(self.prompts),
             "images_each": config.validation_images,
+            **({"references": several} if several > 1 else {}),
         }
 
     def _generated(self, images, people) -> Generated:
@@ -249,7 +269,7 @@ class Evaluation:
         others = People(lambda: open_owners(gallery, self.system) if gallery else [])
         known = {}
         for name, people in self.people.items():
-            own = [make_owner(person.identity, person.records, person.read) for person in people]
+            own = [make_owner(p.identity, p.records, p.read, p.references) for p in people]
             known[name] = Known(name, People(functools.partial(list, own)), others)
         return known
 
@@ -260,13 +280,13 @@ def open_owners(spec: str, system: Sdxl) -> list[Owner]:
     return [make_owner(identity, own, read) for identity, own in by_identity.items()]
 
 
-def make_owner(identity: str, records: list[Record], read: Callable) -> Owner:
-    """The first record is the reference."""
+def make_owner(identity: str, records: list[Record], read: Callable, references: int = 1) -> Owner:
+    """The first ``references`` records are the references."""
 
     def pictures(limit=None):
         return [read(record.image) for record in records[:limit]]
 
-    return Owner(identity, lambda: pictures(1), pictures)
+    return Owner(identity, lambda: pictures(references), pictures)
 
 
 def _flat(images):

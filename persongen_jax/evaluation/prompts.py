@@ -1,4 +1,4 @@
-"""Validation prompts: the thesis' four, or those of a JSON file.
+"""Validation prompts: the thesis' four, PhotoMaker's forty, or those of a JSON file.
 
 The file holds a list of {"general": ..., "background": ..., "body": ...}; the last two are
 optional. "general" has the trigger word after the class word. The texts may contain {word}, the
@@ -8,41 +8,16 @@ person's class word, and the matching {he}, {his}, {him} ({He}, {His}, {Him} to 
      "background": "there is a beach behind {him}", "body": "{he} is wearing a red coat"}
 """
 
+import re
 from collections.abc import Collection
 from dataclasses import dataclass
 
 from data_pipeline.prompts import PromptError, has_trigger, join_parts, split_at_trigger
 from data_pipeline.records.schema import Record
 from data_pipeline.text_files import read_json
+from persongen_jax.evaluation.prompt_sets import PROMPT_SETS, TRIGGER
 
 PARTS = ("general", "background", "body")
-
-# Copied verbatim from the thesis (section 4); "img" is its trigger word.
-THESIS_TRIGGER = "img"
-THESIS = (
-    (
-        "Photo of a person img looking into the camera.",
-        "Daytime, 3 mountains in the background, a medieval castle can be seen on the far right "
-        "mountain.",
-        "The person is wearing a black cloak and red hat.",
-    ),
-    (
-        "A photo of an angry businessman img looking into the camera.",
-        "He is in the street of a big city: to the left behind him is a bank building with a big "
-        'sign above it saying "Neon Bank".',
-        "He is in a yellow suit, talking on the phone.",
-    ),
-    (
-        "A photo of a man img, his face is seen very surprised.",
-        "He is in the desert near Oasis with lake, palm trees and a couple of camels behind him.",
-        "The man is in a space suit.",
-    ),
-    (
-        "A photo of a middle-aged man img looking at the viewer.",
-        "He is in a room with white walls, there is a portrait behind him and a books on a shelf.",
-        "The man is in a dark green sweater.",
-    ),
-)
 
 MALE = frozenset("man boy gentleman guy businessman father brother son king prince".split())
 FEMALE = frozenset("woman girl lady businesswoman mother sister daughter queen princess".split())
@@ -110,16 +85,16 @@ def class_word_of(record: Record, trigger_word: str, marked: bool = True) -> str
     return word or split_at_trigger(record.caption, trigger_word)[0].split()[-1]
 
 
-def open_prompts(spec: str, trigger_word: str = THESIS_TRIGGER) -> list[ValidationPrompt]:
-    """The prompts that ``spec`` names: "thesis" or a JSON file.
+def open_prompts(spec: str, trigger_word: str = TRIGGER) -> list[ValidationPrompt]:
+    """The prompts that ``spec`` names: one of prompt_sets.PROMPT_SETS or a JSON file.
 
     Raises:
         ValueError: no such file, an invalid structure, or a prompt without its trigger word.
     """
-    if spec == "thesis":
+    if spec in PROMPT_SETS:
         return [
             ValidationPrompt(_with_trigger(general, trigger_word), background, body)
-            for general, background, body in THESIS
+            for general, background, body in PROMPT_SETS[spec]
         ]
     prompts = [_prompt(spec, i, entry) for i, entry in enumerate(_read_list(spec), 1)]
     for prompt in prompts:
@@ -128,8 +103,7 @@ def open_prompts(spec: str, trigger_word: str = THESIS_TRIGGER) -> list[Validati
 
 
 def _with_trigger(text: str, trigger_word: str) -> str:
-    left, right = split_at_trigger(text, THESIS_TRIGGER)
-    return f"{left} {trigger_word}{right}"
+    return re.sub(rf"\b{TRIGGER}\b", lambda _: trigger_word, text, count=1)
 
 
 def _read_list(spec: str) -> list:
@@ -137,7 +111,8 @@ def _read_list(spec: str) -> list:
         entries = read_json(spec)
     except FileNotFoundError:
         raise ValueError(
-            f'validation_prompts={spec!r}: no such file; give "thesis" or a JSON file'
+            f"validation_prompts={spec!r}: no such file; give {' or '.join(PROMPT_SETS)}, or a "
+            "JSON file"
         ) from None
     except OSError as error:
         raise ValueError(f"{spec}: cannot be read ({error})") from error

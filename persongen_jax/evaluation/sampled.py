@@ -107,7 +107,7 @@ class SampledEvaluation:
             own = list(images[owners == owner][:WIDE])
             real = cases.real.get(owner)
             reference = np.full_like(own[0], 255) if real is None else as_rgb(real[0])
-            rows.append((i, 0, Row(owner, reference, own)))
+            rows.append((i, 0, Row(owner, reference, own, owner)))
         return rows[:MAX_ROWS]
 
 

@@ -16,6 +16,7 @@ import hashlib
 import logging
 import math
 import os
+import re
 import secrets
 import threading
 import time
@@ -50,6 +51,21 @@ def digest_of(*parts: Any) -> bytes:
         digest.update(f"{head}:{len(content)}:".encode())
         digest.update(content)
     return digest.digest()
+
+
+def stored_spec(folder: str | Path) -> dict[str, tuple[tuple[int, ...], np.dtype]] | None:
+    """The spec of the rows that a folder holds; None if it holds none that can be read."""
+    for path in sorted(Path(folder).glob("*.safetensors")):
+        try:
+            parts = _Part(path).spec.split("; ")
+        except (WeightsError, KeyError, ValueError):
+            continue  # the table says so when it is opened
+        found = {}
+        for part in parts:  # such as "features [512] float32", see FeatureTable._spec_text
+            name, shape, dtype = re.split(r" \[|\] ", part)
+            found[name] = (tuple(map(int, re.findall(r"\d+", shape))), np.dtype(dtype))
+        return found
+    return None
 
 
 class FeatureTable:

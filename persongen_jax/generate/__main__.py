@@ -251,11 +251,13 @@ def make_notes(
         settings["start_merge_step"] = options.merge_step(args.steps)
     notes = []
     for i, prompt in enumerate(prompts):
-        for _ in range(args.images_per_prompt):
+        for number in range(args.images_per_prompt):
             note = {"prompt": prompt, "negative_prompt": args.negative_prompt or ""}
             note |= {name: texts[i] for name, texts in parts.items()}
-            # The image is number ``index`` of this run's; seed and index draw its noise.
-            note |= {"seed": args.seed, "index": len(notes), "settings": settings}
+            # The image is number ``index`` of this run's, and ``number`` of its prompt's; seed and
+            # index draw its noise.
+            note |= {"seed": args.seed, "index": len(notes), "number": number}
+            note["settings"] = settings
             notes.append(note)
     return notes
 

@@ -37,16 +37,19 @@ class Generated(Cached):
     """The generated images of one set.
 
     Attributes:
-        images: uint8 RGB [n, h, w, 3].
+        images: n images, each uint8 RGB [h, w, 3]. Sizes may differ, and an image may be read from
+            its file each time that it is asked for: go through them once, and do not make one array
+            of them all.
         owners: [n], whose image each is: the sample that intervals are about.
-        texts: [n], what each image should show; None without a description in words.
+        texts: [n], what each image should show, "" where that is not known; None without a
+            description in words.
         inputs: additional inputs by name, [n, ...] each, such as attributes or class labels.
 
     Raises:
         ValueError: lengths that differ.
     """
 
-    images: np.ndarray
+    images: Sequence[np.ndarray] | np.ndarray
     owners: Sequence[str]
     texts: Sequence[str] | None = None
     inputs: Mapping[str, np.ndarray] = field(default_factory=dict)
@@ -127,23 +130,25 @@ class Metric(abc.ABC):
 
     Attributes:
         name: a unique identifier: key in metrics.jsonl, CSV column, file name of the plot.
-        title: the column's header and the plot's label.
+        title: the column's header and the plot's label; an instance may have its own.
         form: the format of a table's cell, such as "{:.1%}".
         over: "images" or "set", see :class:`Values`.
         plotted: whether it has a trajectory.
         bounds: (least, most) that a value can be; (0, 1) for shares, whose intervals are their own;
             None if unknown. Values beyond them are an error.
+        less_is_better: whether a smaller value is the better one, as of a distance.
         chance: the value of guessing; None if meaningless or dependent on the set ("among").
         judge_key: the config's key that names the judge; "" if there is none.
         judge: the network file that judges, in one line; "" if none does.
     """
 
     name: ClassVar[str]
-    title: ClassVar[str]
+    title: str
     form: ClassVar[str] = "{:.3f}"
     over: ClassVar[Literal["images", "set"]] = "images"
     plotted: ClassVar[bool] = True
     bounds: ClassVar[tuple[float, float] | None] = None
+    less_is_better: ClassVar[bool] = False
     chance: ClassVar[float | None] = None
     judge_key: ClassVar[str] = ""
     judge: str = ""

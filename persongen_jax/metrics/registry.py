@@ -1,6 +1,7 @@
 """The names that ``config.metrics`` accepts, and how a name becomes a metric."""
 
 import importlib
+from pathlib import Path
 
 from ml_collections import ConfigDict
 
@@ -21,6 +22,14 @@ METRICS = {
     "face_sim_misses_as_0": f"{_HERE}.images.face_sim:FaceSimMissesAs0",
     "cosine_true": f"{_HERE}.images.cosines:CosineTrue",
     "cosine_others": f"{_HERE}.images.cosines:CosineOthers",
+    "image_diversity": f"{_HERE}.images.image_diversity:ImageDiversity",
+    "face_diversity": f"{_HERE}.images.face_diversity:FaceDiversity",
+    "face_sharpness": f"{_HERE}.images.face_sharpness:FaceSharpness",
+    "copy": f"{_HERE}.images.copy:Copy",
+    "fid": f"{_HERE}.sets.fid:Fid",
+    "kid": f"{_HERE}.sets.kid:Kid",
+    "inception_score": f"{_HERE}.sets.inception_score:InceptionScore",
+    "cmmd": f"{_HERE}.sets.cmmd:Cmmd",
     "frechet_clip": f"{_HERE}.sets.frechet_clip:FrechetClip",
     "attribute_accuracy": f"{_HERE}.images.attribute_accuracy:AttributeAccuracy",
     "frechet_attributes": f"{_HERE}.sets.frechet_attributes:FrechetAttributes",
@@ -54,28 +63,52 @@ def find_class(name: str) -> type[Metric]:
     return found
 
 
-def open_metrics(config: ConfigDict) -> list[Metric]:
+def open_metrics(
+    config: ConfigDict,
+    keep: str | Path | None = None,
+    label: str = "",
+    missing: dict[type[Metric], NoJudge] | None = None,
+) -> list[Metric]:
     """The metrics of ``config.metrics``, in its order.
 
     Metrics whose judge the config does not name are left out, with a printed line.
 
     Args:
         config: ``metrics``, and the keys that the metrics read (``clip``, ``dino``, ...).
+        keep: a folder in which the judges keep what they compute from images; None: nowhere.
+        label: goes into every name and title, to tell the same metric by several judges apart.
+        missing: gets the classes of metrics that are left out, and why; nothing is printed then.
 
     Raises:
         ValueError: an unknown metric, or two with one name.
         WeightsError, OSError: a judge that cannot be opened.
     """
-    judges, metrics, missing = Judges(config), [], {}
+    judges, metrics, titles_by_reason = Judges(config), [], {}
     for cls in map(find_class, config.metrics):
         if not cls.name.isidentifier() or cls.name in [metric.name for metric in metrics]:
             raise ValueError(
                 f"config.metrics: {cls.name!r} is the name of two metrics, or no identifier"
             )
         try:
-            metrics.append(cls(config, judges))
+            metrics.append(labelled(cls, label)(config, judges))
         except NoJudge as error:
-            missing.setdefault(str(error), []).append(cls.title)
-    for reason, titles in missing.items():
+            titles_by_reason.setdefault(str(error), []).append(cls.title)
+            if missing is not None:
+                missing[cls] = error
+    if keep is not None:
+        judges.keep(keep)
+    for reason, titles in titles_by_reason.items() if missing is None else ():
         print(f"{', '.join(titles)} {'are' if titles[1:] else 'is'} not measured: {reason}")
     return metrics
+
+
+def labelled(cls: type[Metric], label: str) -> type[Metric]:
+    """The same metric under another name and title: face_sim_sface, "Face-Sim (sface)".
+
+    "" changes nothing.
+    """
+    if not label:
+        return cls
+    suffix = "".join(letter if letter.isalnum() else "_" for letter in label)
+    names = {"name": f"{cls.name}_{suffix}", "title": f"{cls.title} ({label})"}
+    return type(cls.__name__, (cls,), {"__doc__": cls.__doc__, **names})

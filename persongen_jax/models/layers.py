@@ -79,16 +79,17 @@ class Linear(Adaptable):
 
 
 class Conv(Adaptable):
-    """Square 2-D convolution, [b, h, w, in] to [b, h', w', out]; kernel HWIO.
+    """2-D convolution, [b, h, w, in] to [b, h', w', out]; kernel HWIO.
 
-    ``padding`` is PyTorch's: that many zeros on every side, or ((top, bottom), (left, right)).
+    ``kernel_size`` is the side of a square, or (height, width). ``padding`` is PyTorch's: that many
+    zeros on every side, or ((top, bottom), (left, right)).
     """
 
     def __init__(
         self,
         in_features: int,
         out_features: int,
-        kernel_size: int,
+        kernel_size: int | tuple[int, int],
         *,
         strides: int = 1,
         padding: int | Padding = 0,
@@ -100,8 +101,9 @@ class Conv(Adaptable):
         self.dtype = dtype
         self.strides = strides
         self.padding = ((padding, padding),) * 2 if isinstance(padding, int) else padding
-        fan_in = in_features * kernel_size**2
-        shape = (kernel_size, kernel_size, in_features, out_features)
+        sides = (kernel_size,) * 2 if isinstance(kernel_size, int) else kernel_size
+        fan_in = in_features * math.prod(sides)
+        shape = (*sides, in_features, out_features)
         self.kernel = nnx.Param(uniform(rngs, shape, fan_in, param_dtype))
         self.bias = (
             nnx.Param(uniform(rngs, (out_features,), fan_in, param_dtype)) if use_bias else None

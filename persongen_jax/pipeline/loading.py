@@ -7,6 +7,7 @@ weight); any number of them acts at once. A method's own LoRA is one of them, "m
 import math
 import warnings
 from pathlib import Path
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -62,12 +63,8 @@ def read_method(
         check_version(config, weights)
         if name not in (None, config["method"]):
             raise ValueError(f"{weights}: holds weights of {config['method']!r}, not of {name!r}")
-    elif is_ip_adapter(weights):
-        if name not in (None, "ip_adapter"):
-            raise ValueError(f"{weights}: is an IP-Adapter file, not one for {name!r}")
-        config = {"method": "ip_adapter", "trigger_word": "img", "id_encoder": ""}
     else:
-        config = _photomaker_config(base, weights, name or "photomaker")
+        config = config_of_file(weights, name, base.folder or base.path)
     here = {
         "base": base.folder or base.path,
         "base_config": "",
@@ -78,6 +75,25 @@ def read_method(
     if encoder:
         here |= {"id_encoder": str(encoder), "face_net": str(encoder)}
     return ConfigDict({**config, **here}), trained
+
+
+def config_of_file(weights: str | Path, name: str | None, base: str | Path) -> dict[str, Any]:
+    """What ``attach`` and ``fields`` need to know about a published weight file.
+
+    Args:
+        weights: a PhotoMaker file or an IP-Adapter.
+        name: of the method; None: the file's own.
+        base: SDXL's folder, next to which an image encoder may be.
+
+    Raises:
+        ValueError: weights of another method than ``name``.
+        WeightsError: a file that is neither.
+    """
+    if is_ip_adapter(weights):
+        if name not in (None, "ip_adapter"):
+            raise ValueError(f"{weights}: is an IP-Adapter file, not one for {name!r}")
+        return {"method": "ip_adapter", "trigger_word": "img", "id_encoder": ""}
+    return _photomaker_config(base, weights, name or "photomaker")
 
 
 STATE_FILES = ("model.safetensors", "pytorch_model.bin")  # accelerate's
@@ -99,9 +115,9 @@ def base_arrays(model: Model, trained: dict | None) -> dict:
     return {path: leaves[path].get_value() for path in trained or () if path in leaves}
 
 
-def _photomaker_config(base: SDXLBase, path, name: str) -> dict:
+def _photomaker_config(base: str | Path, path: str | Path, name: str) -> dict[str, Any]:
     """The config that makes the model fit the file's tensors."""
-    beside = Path(base.folder or base.path) / "image_encoder"
+    beside = Path(base) / "image_encoder"
     with read_photomaker(path) as file:
         rank = file.rank
         # The file has an image tower, but not its config; a directory next to the base has both,

@@ -19,7 +19,6 @@ from PIL import Image
 
 from data_pipeline.files import write_text
 from data_pipeline.text_files import read_json
-from persongen_jax.evaluate import FINAL, PICTURES
 from persongen_jax.evaluation.comparison import (
     check_comparable,
     join_curves,
@@ -29,6 +28,7 @@ from persongen_jax.evaluation.comparison import (
     write_tables,
 )
 from persongen_jax.evaluation.contact_sheet import Row, contact_sheet
+from persongen_jax.evaluation.of_run import FINAL, PICTURES
 from persongen_jax.evaluation.trajectories import (
     plot_trajectories,
     plotted_metrics,

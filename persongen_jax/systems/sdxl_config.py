@@ -90,13 +90,15 @@ def sdxl_defaults() -> ConfigDict:
     # Validation.
     config.validation_every = 1000  # steps; 0: never
     # Images of people, each "" for none: a manifest folder, a shard folder, or drawn people such as
-    # "people:out_of_train?identities=20&pictures=4". Each first image is the reference.
+    # "people:out_of_train?identities=20&pictures=4". The first images are the references.
     config.validate_in_train = ""
     config.validate_out_of_train = ""
     config.validate_out_of_domain = ""
     config.validation_gallery = ""  # the people that rank-1 searches; usually 100
     config.validation_people = 10  # per set, at most
-    config.validation_prompts = "thesis"  # or a JSON file, see persongen_jax/evaluation/prompts.py
+    config.validation_references = 1  # of a person's images, that the method reads
+    # "thesis", "photomaker" or a JSON file, see persongen_jax/evaluation/prompts.py.
+    config.validation_prompts = "thesis"
     config.validation_images = 5  # per person and prompt
     config.validation_size = 0  # side of the images in pixels; 0: ``size``
     config.validation_guidance = 5.0
@@ -112,6 +114,13 @@ def sdxl_defaults() -> ConfigDict:
     # Image encoders of DINO and DINOv2 for DINO-I and DINOv2-I, a file or a folder.
     config.dino = ""
     config.dinov2 = ""
+    # FID's Inception for FID, KID and Inception Score, and whose resize: "clean" (clean-fid),
+    # "pytorch-fid" or "torch-fidelity", whose figures differ. LPIPS for diversity: a folder or a
+    # file. The CLIP for CMMD, ViT-L/14 at 336 pixels; "": ``clip``.
+    config.inception = ""
+    config.fid_variant = "clean"
+    config.lpips = ""
+    config.cmmd_clip = ""
     # A face recogniser's file for Face-Sim; auto: SFace, where the extra "faces" is installed; "":
     # it is not measured.
     config.face_net = "auto"

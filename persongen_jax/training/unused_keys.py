@@ -32,9 +32,8 @@ def unused_keys(
     if config.validation_every <= 0:
         validation = sorted(k for k in config.keys() if k.startswith(("validate_", "validation_")))
         validation.remove("validation_every")
-        validation += [
-            key for key in ("clip", "dino", "dinov2", "face_detector", "metrics") if key in config
-        ]
+        judges = ("clip", "dino", "dinov2", "inception", "fid_variant", "lpips", "cmmd_clip")
+        validation += [key for key in (*judges, "face_detector", "metrics") if key in config]
         rows += [(validation, False, "config.validation_every above 0")]
     lines = []
     for keys, acts, needed in rows:

@@ -3,6 +3,8 @@
 DINO = "tests/models/test_dino.py::test_"
 CLIP = "tests/weights/formats/test_open_clip.py::test_"
 SCRIPT = "tests/weights/files/test_torchscript.py::test_"
+JUDGES = "tests/models/test_judges.py::test_"
+FILES = "tests/weights/formats/test_judges.py::test_"
 IMAGES = "tests/metrics/test_image_similarity.py::test_"
 
 ENTRIES = [
@@ -32,4 +34,14 @@ ENTRIES = [
      f"{SCRIPT}what_runs_code_is_refused"),
     ("CLIP", "a ResNet, one tower alone, no tokenizer next to it", "refused, with the remedy",
      f"{CLIP}what_is_no_such_clip_is_refused"),
+    ("FID's Inception", "pytorch-fid's .pth", "read",
+     f"{JUDGES}inception_as_torch_fidelity_and_pytorch_fid"),
+    ("FID's Inception", "torchvision's own Inception-v3", "refused by name",
+     f"{FILES}what_is_not_fids_inception_is_refused"),
+    ("LPIPS", "a backbone of torchvision's and lpips' heads, or both in one file", "read",
+     f"{FILES}lpips_in_one_file_and_in_two_is_the_same"),
+    ("LPIPS", "a half alone, SqueezeNet, VGG19", "refused, with the remedy",
+     f"{FILES}what_is_not_lpips_is_refused"),
+    ("FaceNet", "facenet-pytorch's .pt, with its classes", "read",
+     f"{FILES}facenet_without_counters_and_with_its_classes"),
 ]  # fmt: skip

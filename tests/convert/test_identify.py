@@ -12,6 +12,7 @@ from persongen_jax.miniature.__main__ import ASSETS
 from persongen_jax.weights.errors import MissingFile, WeightsError
 from persongen_jax.weights.files.safetensors_file import NAMES as DTYPE_NAMES
 from persongen_jax.weights.recognition.kinds import NAMES
+from tests.helpers.judge_files import shapes_of
 from tests.helpers.lora_files import ATTENTION, kohya, random_adapters, save
 from tests.helpers.open_clip_files import published_shapes
 
@@ -328,6 +329,36 @@ FILES = {
         {"patch_embed.proj.weight": (8,), "blocks.0.attn.qkv.weight": (8,)},
         "dino",
         {},
+    ),
+    "fid's inception": (
+        shapes_of("inception 32"),
+        "inception",
+        {"features": 2048, "classes": 1008},
+    ),
+    "torchvision's inception": (
+        {**shapes_of("inception 2"), "fc.weight": (1000, 128)},
+        "inception",
+        {},
+    ),
+    "facenet": (
+        {**shapes_of("facenet 32"), "logits.weight": (8631, 512)},
+        "facenet",
+        {"embedding dim": 512, "input size": 160},
+    ),
+    "lpips": (shapes_of("lpips vgg 1"), "lpips", {"net": "vgg"}),
+    "lpips' heads": (
+        {f"lin{i}.model.1.weight": (1, c, 1, 1) for i, c in enumerate((64, 192, 384, 256, 256))},
+        "lpips-heads",
+        {"net": "alex"},
+    ),
+    "alexnet, in torchvision's names": (
+        {
+            key.replace("net.slice", "features.").replace(f"features.{key[9]}", "features"): shape
+            for key, shape in shapes_of("lpips alex 1").items()
+            if key.startswith("net.")
+        },
+        "lpips-backbone",
+        {"net": "alex"},
     ),
     "something else": ({"a.b": (2, 2)}, "unknown", {}),
     "nothing at all": ({}, "unknown", {}),

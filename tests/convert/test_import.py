@@ -21,6 +21,7 @@ from tests.evaluation.test_validation import FACE_NET
 from tests.helpers.dino_files import facebook_names, torch_dino, torch_dinov2
 from tests.helpers.ip_adapters import write_ip_adapter
 from tests.helpers.iresnet_twin import TorchIResNet, randomise_statistics
+from tests.helpers.judge_files import lpips_halves, seeded, shapes_of
 from tests.helpers.lora_files import named, random_lora, save
 from tests.helpers.open_clip_files import openai_names, torch_clip
 from tests.helpers.twins import randomise
@@ -128,6 +129,40 @@ def test_dinos_encoders_come_in_as_safetensors(twin, tmp_path, capsys):
     said = fails("import", broken, tmp_path / "b.safetensors")
     for fault in ("(1):\n  blocks.1.norm1.bias", "(1):\n  more", "fc2.bias: file (3,)"):
         assert fault in said
+    assert not (tmp_path / "b.safetensors").exists()
+
+
+@pytest.mark.parametrize(
+    ("net", "said"),
+    [
+        ("inception 2", "FID's Inception; evaluate reads it by --inception"),
+        ("facenet 2", "crops of 160 pixels; evaluate reads it by --face-net"),
+        ("lpips vgg 16", "LPIPS on vgg; evaluate reads it by --lpips"),
+        ("lpips vgg 16 backbone", "backbone of LPIPS (vgg); evaluate reads its folder"),
+        ("lpips vgg 16 heads", "heads of LPIPS (a net of other widths); evaluate reads"),
+    ],
+)
+def test_judges_come_in_as_safetensors(net, said, tmp_path, capsys):
+    name, _, half = net.rpartition(" ")
+    whole = half.isdigit()
+    state = seeded(shapes_of(net if whole else name))
+    state = state if whole else lpips_halves(state)[half]
+    torch.save({key: torch.from_numpy(value) for key, value in state.items()}, tmp_path / "a.pth")
+    out = tmp_path / "ours.safetensors"
+    convert.main(["import", str(tmp_path / "a.pth"), str(out)])
+    assert said in capsys.readouterr().out
+    unused = re.compile(r"lins\.|scaling_layer\.|classifier\.|.*num_batches_tracked")
+    wanted = {key: value for key, value in state.items() if not unused.match(key)}
+    same(tensors(out), wanted)
+
+    arrays = tensors(out)
+    ends = ("branch_pool.bn.bias", "last_bn.bias", ".19.bias", "lin3.model.1.weight")
+    gone = next(key for key in wanted if key.endswith(ends))
+    del arrays[gone]
+    broken = save(tmp_path / "broken.safetensors", {**arrays, "more": np.zeros(2, np.float32)})
+    message = fails("import", broken, tmp_path / "b.safetensors")
+    ours = {"bias": gone.rpartition(".")[2], "weight": "heads.3"}[gone.rpartition(".")[2]]
+    assert ours in message and "more" in message
     assert not (tmp_path / "b.safetensors").exists()
 
 

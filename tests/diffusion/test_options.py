@@ -18,6 +18,7 @@ from persongen_jax.diffusion.options import (
     schedule,
 )
 from persongen_jax.diffusion.plan import make_plan
+from persongen_jax.evaluation import of_run
 from persongen_jax.systems.ddpm import Ddpm
 from persongen_jax.systems.sdxl_config import sdxl_defaults
 
@@ -93,7 +94,7 @@ def test_an_evaluation_changes_these_keys():
     args = evaluate.parse_arguments(["--run", "x", *words])
     config = sdxl_defaults()
     config.system, config.validate_in_train = "sdxl", "x"
-    evaluate.change_config(config, args)
+    of_run.change_config(config, args)
     assert SamplingOptions.of_validation(config) == SamplingOptions(
         num_inference_steps=3,
         guidance_scale=1.5,
@@ -101,7 +102,7 @@ def test_an_evaluation_changes_these_keys():
         seed=7,
         start_merge_step=0,
     )
-    assert set(VALIDATION_FLAGS) <= evaluate.OPTIONS.keys() and len(FLAGS) > len(KEYS)
+    assert set(VALIDATION_FLAGS) <= of_run.OPTIONS.keys() and len(FLAGS) > len(KEYS)
 
 
 def test_what_was_changed():

@@ -18,7 +18,7 @@ from persongen_jax.metrics.measures import measure
 ROW = {
     **{"step": 10, "set": "in_train", "method": "photomaker", "seed": 1},
     **{"sampling_steps": 20, "guidance": 4.0, "merge_step": 2},
-    **{"people": 10, "prompts": 4, "images_each": 1, "metrics": {}},
+    **{"people": 10, "prompts": 4, "images_each": 1, "references": 4, "metrics": {}},
 }
 # As written by metrics outside this package: one of images, one of a set.
 POSE = {"title": "pose error", "form": "{:.1f}°", "over": "images", "plotted": True, "judge": "p"}

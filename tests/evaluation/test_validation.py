@@ -12,6 +12,8 @@ from PIL import Image
 
 from configs.first_light import get_config
 from persongen_jax import evaluate
+from persongen_jax.evaluation import of_run
+from persongen_jax.evaluation.folders.layouts import read_images
 from persongen_jax.evaluation.trajectories import read_rows
 from persongen_jax.evaluation.validation import Validator
 from persongen_jax.metrics.base import Metric, Values
@@ -260,7 +262,7 @@ def test_unusable_settings_fail_at_once(change, named, config, trained, tmp_path
 
 def test_evaluate_measures_as_validation_did(run, tmp_path, capsys):
     workdir = run[0]
-    evaluate.main(["--run", str(workdir), "--out", str(tmp_path)])
+    evaluate.main(["--run", str(workdir), "--out", str(tmp_path), "--pictures"])
     rows = json.loads((tmp_path / "metrics.json").read_text())
     wanted = [row for row in rows_of(workdir) if row["step"] == 20]
     assert rows == wanted  # bit for bit
@@ -269,11 +271,16 @@ def test_evaluate_measures_as_validation_did(run, tmp_path, capsys):
     assert re.search(r"Judges: CLIP-T, .*/clip; Face-Sim, .*/face_net; faces found by ", shown)
     assert "| out-of-train |" in shown and "| 8 |" in shown
     assert Image.open(tmp_path / "out_of_train.png").height > 100
+    # The first image of every person and prompt of both sets, as --images reads them.
+    pictures = read_images("run", tmp_path)
+    assert len(pictures.entries) == 8 and len(pictures.references) == 4
+    assert {entry.seed for entry in pictures.entries} == {"42"}
+    assert all("img" not in entry.text and entry.text for entry in pictures.entries)
 
 
 def test_evaluate_takes_options_and_steps(run, tmp_path, capsys):
-    options = ["--sets", f"in_train={SET.format('in_train', 2)}", "--people", "1"]
-    options += ["--images", "4", "--step", "10", "--gallery", ""]
+    options = ["--sets", f"in_train={SET.format('in_train', 2)}", "--people-per-set", "1"]
+    options += ["--images-each", "4", "--step", "10", "--gallery", ""]
     options += ["--metrics", "rank1_100", "clip_t", OWN["brightness"]]
     evaluate.main(["--run", str(run[0]), *options, "--out", str(tmp_path)])
     (row,) = json.loads((tmp_path / "metrics.json").read_text())
@@ -289,7 +296,7 @@ def test_options_of_several_names_replace_the_configs(config):
     saved = ConfigDict(json.loads(config.to_json()))
     options = ["--run", "x", "--metrics", "clip_t", "face_sim", "--judges-are-inputs", "clip_t"]
     for each in (config.copy_and_resolve_references(), saved):
-        evaluate.change_config(each, evaluate.parse_arguments(options))
+        of_run.change_config(each, evaluate.parse_arguments(options))
         assert tuple(each.metrics) == ("clip_t", "face_sim")
         assert tuple(each.judges_are_inputs) == ("clip_t",)
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from persongen_jax.evaluation.folders.layouts import read_images
 from persongen_jax.generate import __main__ as generate
 from persongen_jax.pipeline import Pipeline
 from persongen_jax.pipeline.saving import ImageFolder
@@ -35,6 +36,7 @@ def test_prompts_notes_and_numbers(small_base, tmp_path, capsys):
     texts = ["a man", "a woman", "a castle,  höher als alles"]
     assert [note["prompt"] for note in notes] == [text for text in texts for _ in range(2)]
     assert [note["index"] for note in notes] == list("012345")
+    assert [note["number"] for note in notes] == list("010101")
     assert {note["negative_prompt"] for note in notes} == {"blurry"}
     assert {note["seed"] for note in notes} == {"5"}
     settings = json.loads(notes[0]["settings"])
@@ -51,6 +53,10 @@ def test_prompts_notes_and_numbers(small_base, tmp_path, capsys):
     # The same seed and settings give the same bytes, including notes.
     again = [(tmp_path / "other" / f"{n:05d}.png").read_bytes() for n in range(2)]
     assert again == [path.read_bytes() for path in paths[:2]]
+    # evaluate --images reads the notes.
+    entries = read_images("other", tmp_path / "other", alone="ann").entries
+    found = [(entry.text, entry.seed) for entry in entries]
+    assert found == [("a man", "5"), ("a man", "5 #2")]
 
 
 def test_the_command_generates_what_the_pipeline_generates(small_base, pipe, tmp_path):

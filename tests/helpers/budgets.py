@@ -11,7 +11,7 @@ BUDGETS = {
     "tests/convert": (50, 50),
     "tests/data_pipeline": (90, 90),
     "tests/diffusion": (20, 30),
-    "tests/evaluation": (20, 20),
+    "tests/evaluation": (28, 28),
     "tests/features": (60, 120),
     "tests/fuzz": (10, 20),
     "tests/generate": (70, 80),

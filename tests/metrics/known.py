@@ -42,7 +42,10 @@ class TableEmbedder:
         self.found = np.ones(len(self.table), bool) if found is None else np.asarray(found)
         self.calls = []
 
-    def embed(self, images):
+    def detect(self, images):
+        return [None] * len(images)
+
+    def embed(self, images, detections=None):
         numbers = [int(image[0, 0, 0]) for image in images]
         self.calls.append(numbers)
         return self.table[numbers], self.found[numbers]

@@ -1,6 +1,7 @@
 """CLIP-T against transformers' CLIPModel with the same weights, and what cannot be opened."""
 
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,7 +11,10 @@ from PIL import Image
 
 from data_pipeline.pictures.transforms import clip_preprocess
 from persongen_jax.metrics import clip_score
+from persongen_jax.metrics.base import Generated
 from persongen_jax.metrics.clip_score import BATCH, ClipScore
+from persongen_jax.metrics.images.clip_t import ClipT
+from persongen_jax.metrics.judges import ClipJudge
 from persongen_jax.weights.errors import KeyMismatch, MissingFile
 from tests.helpers.tiny_clip import write_tiny_clip
 
@@ -97,3 +101,11 @@ def test_folders_without_a_clip_are_refused(folder, theirs, tiny_base, tmp_path)
         shutil.copy(folder / name, tmp_path / name)
     with pytest.raises(MissingFile, match="tokenizer"):
         ClipScore(tmp_path)
+
+
+def test_the_metric_takes_images_of_any_sizes_and_leaves_out_unknown_texts(ours):
+    images = [*pictures(2), *pictures(1, (33, 90))]
+    metric = ClipT(SimpleNamespace(clip="tiny"), SimpleNamespace(clip=ClipJudge(ours)))
+    found = metric(Generated(images, ["ann"] * 3, ["a man", "", "a castle"]), None).values
+    wanted = ours.score([images[0], images[2]], ["a man", "a castle"])
+    assert np.abs(found[[0, 2]] - wanted).max() < TOLERANCE and np.isnan(found[1])

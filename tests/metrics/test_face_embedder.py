@@ -6,12 +6,14 @@ import torch
 
 from data_pipeline.faces import shipped
 from data_pipeline.faces.align import align_face
+from data_pipeline.faces.box_crop import crop_box
 from persongen_jax.metrics.face_embedder import BATCH, FaceEmbedder, open_face_embedder
 from persongen_jax.weights.errors import MissingFile
 from persongen_jax.weights.formats.arcface import INSIGHTFACE_LICENCE, load_arcface
 from persongen_jax.weights.formats.opencv_faces import load_sface
 from persongen_jax.weights.saver import save_module
 from tests.helpers.iresnet_twin import TorchIResNet, randomise_statistics
+from tests.helpers.judge_files import seeded, shapes_of
 from tests.helpers.keypoint_nets import LANDMARKS, write_keypoint_net
 from tests.helpers.twins import randomise, relative_error
 
@@ -83,6 +85,20 @@ def test_pictures_of_several_sizes(embedder, twin):
     found, _ = embedder.embed([small, large])
     for row, image in zip(found, (small, large), strict=True):
         assert relative_error(row, expected(twin, image[None])[0]) < 1e-5
+
+
+def test_facenet_reads_the_detectors_box(assets, tmp_path):
+    path = tmp_path / "facenet.pt"
+    state = seeded(shapes_of("facenet 2"))
+    torch.save({key: torch.from_numpy(value) for key, value in state.items()}, path)
+    embedder = open_face_embedder(path, f"keypoints:{assets / 'sdxl' / 'face_detector'}")
+    assert (embedder.size, embedder.dim) == (160, 32) and "VGGFace2" in embedder.licence
+    images = pictures(2, (90, 120))
+    detections = embedder.detect(images)
+    crops = [crop_box(x, d.box, 160) for x, d in zip(images, detections, strict=True)]
+    found, seen = embedder.embed(images, detections)
+    assert seen.all() and np.array_equal(found, embedder.embed_crops(np.stack(crops)))
+    assert np.allclose(np.linalg.norm(found, axis=1), 1)
 
 
 def test_where_no_face_is_there_are_zeros(assets):

@@ -4,8 +4,10 @@ import json
 
 import numpy as np
 import pytest
+from scipy import stats
 
-from benchmarks import coverage
+from benchmarks import coverage, set_coverage
+from persongen_jax.metrics.intervals.jackknife import group_people, jackknife_interval
 from persongen_jax.metrics.intervals.limits import SHARE, freedom_of, spread_over
 from persongen_jax.metrics.intervals.pairs import difference, pair
 from persongen_jax.metrics.intervals.people import over_answers, over_people
@@ -258,3 +260,30 @@ def test_seeds_settle_what_differs_between_seeds_only():
     people = 0.1 + np.repeat(rng.normal(size=10), 4) + 0.01 * noise
     assert seeds_to_settle(pair(people, keys, np.zeros(len(keys)), keys)) is None
     assert people_to_settle(pair(people, keys, np.zeros(len(keys)), keys)) > 10
+
+
+# ---- Numbers of whole sets -----------------------------------------------------------------------
+
+
+def test_leaving_people_out_of_a_mean_is_students_t():
+    values = np.random.default_rng(0).standard_normal(12)
+    found = jackknife_interval(values.mean(), lambda i: np.delete(values, i).mean(), len(values))
+    assert found == pytest.approx(stats.t.interval(0.95, 11, values.mean(), stats.sem(values)))
+
+
+def test_people_are_grouped_alike_in_both_kinds_of_images():
+    made, real = group_people(["b", "a", "b"], ["a", "c", "b"])
+    assert made.tolist() == [0, 1, 0] and real.tolist() == [1, 2, 0]
+    names = [f"p{i}" for i in range(50)]
+    (many,) = group_people(names)
+    assert many.max() == 19 and np.bincount(many).tolist() == [3] * 10 + [2] * 10
+
+
+def test_what_cannot_be_left_out_has_no_interval():
+    assert jackknife_interval(1.0, lambda _: 1.0, 1) is None
+    assert jackknife_interval(1.0, lambda i: None if i else 1.0, 3) is None
+
+
+def test_a_benchmark_of_sets_has_a_row_of_each():
+    rows = set_coverage.measure(1, draws=2)
+    assert [row[:2] for row in rows] == [[n, p] for n in ("FID", "KID", "CMMD") for p in (10, 25)]

@@ -101,7 +101,7 @@ def test_a_study_is_stopped_goes_on_and_compares(
         f"    config.overrides.steps = {STEPS}\n"
         "    config.overrides.validation_every = config.overrides.checkpoint_every = 1\n"
         "    config.evaluation.people = config.evaluation.batch = 2\n"
-        "    config.evaluation.images = 1\n"
+        "    config.evaluation.images_each = 1\n"
         "    return config\n"
     )
     command = [

@@ -125,7 +125,7 @@ def test_finished_means_saved_validated_and_evaluated(study):
     finish(run)
     assert is_trained(run) and is_evaluated(run)
     assert describe(run).endswith("finished")
-    study.evaluation.images = 7
+    study.evaluation.images_each = 7
     assert is_trained(run) and not is_evaluated(plan_runs(study)[0])
     rows = run.folder / "validation" / "metrics.jsonl"
     whole = rows.read_text()

@@ -1,11 +1,16 @@
 """CLIP-T: does the image show what the prompt says (Radford et al., arXiv 2103.00020, sec. 3.1)?"""
 
+import numpy as np
+
 from persongen_jax.metrics.base import Generated, Known, Values
 from persongen_jax.metrics.judged import JudgedByClip
 
 
 class ClipT(JudgedByClip):
-    """100 times the cosine of CLIP's embeddings of an image and of its whole text, in -100..100."""
+    """100 times the cosine of CLIP's embeddings of an image and of its whole text, in -100..100.
+
+    NaN for an image whose text is not known.
+    """
 
     name, title, form = "clip_t", "CLIP-T", "{:.2f}"
     bounds = (-100.0, 100.0)
@@ -14,4 +19,5 @@ class ClipT(JudgedByClip):
         if generated.texts is None:
             return None
         features = self.clip.features(generated)
-        return Values(self.clip.clip.score_features(features, generated.texts))
+        values = self.clip.clip.score_features(features, generated.texts)
+        return Values(np.where([bool(text) for text in generated.texts], values, np.nan))

@@ -42,7 +42,7 @@ class CosineTrue(JudgedByFaceNet):
 class CosineOthers(CosineTrue):
     """The mean over all but the image's owner; NaN if there is nobody else."""
 
-    name, title = "cosine_others", "cosine (others)"
+    name, title, less_is_better = "cosine_others", "cosine (others)", True
 
     def choose(self, to_all: np.ndarray, true: np.ndarray) -> np.ndarray:
         others = (~true).sum(1)

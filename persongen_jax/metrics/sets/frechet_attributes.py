@@ -16,6 +16,7 @@ class FrechetAttributes(JudgedByClassifier):
     """
 
     name, title, form, over = "frechet_attributes", "Fréchet (attributes)", "{:.3f}", "set"
+    less_is_better = True
 
     def __call__(self, generated: Generated, known: Known) -> Values | None:
         real = self.attributes.of_people(known.people)

@@ -19,6 +19,7 @@ class FrechetClip(JudgedByClip):
     """
 
     name, title, form, over = "frechet_clip", "Fréchet (CLIP)", "{:.4f}", "set"
+    less_is_better = True
 
     def __call__(self, generated: Generated, known: Known) -> Values | None:
         real = self.clip.real_features(known.people)
@@ -31,8 +32,10 @@ class FrechetClip(JudgedByClip):
 def frechet_distance(a: np.ndarray, b: np.ndarray) -> float:
     """Distance of two normal distributions fitted to features [n, d] and [m, d], in float64.
 
-    |μ₁ - μ₂|² + tr(Σ₁ + Σ₂ - 2 (Σ₁ Σ₂)^½), covariances with n - 1; the root's trace is the sum of
-    the roots of the product's eigenvalues.
+    |μ₁ - μ₂|² + tr(Σ₁ + Σ₂ - 2 (Σ₁ Σ₂)^½), covariances with n - 1. With A and B the centred
+    features over √(n - 1) and √(m - 1), the eigenvalues of Σ₁ Σ₂ = AᵀA BᵀB are the squared singular
+    values of A Bᵀ, and so the root's trace is the sum of these: exact also where the covariances
+    are singular, and no larger than the number of images.
 
     Raises:
         ValueError: fewer than two rows, or widths that differ.
@@ -40,8 +43,14 @@ def frechet_distance(a: np.ndarray, b: np.ndarray) -> float:
     a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
     if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[1] or min(len(a), len(b)) < 2:
         raise ValueError(f"features {a.shape} and {b.shape}: [n, d] and [m, d], n and m above 1")
-    first, second = (np.atleast_2d(np.cov(rows, rowvar=False)) for rows in (a, b))
-    # Both are positive semi-definite, so negative or complex eigenvalues are rounding errors.
-    roots = np.sqrt(np.linalg.eigvals(first @ second).astype(np.complex128)).real.sum()
     shift = a.mean(0) - b.mean(0)
-    return float(max(shift @ shift + np.trace(first) + np.trace(second) - 2 * roots, 0.0))
+    first, second = (_root_of_covariance(rows) for rows in (a, b))
+    roots = np.linalg.svd(first @ second.T, compute_uv=False).sum()
+    spread = np.square(first).sum() + np.square(second).sum()
+    return float(max(shift @ shift + spread - 2 * roots, 0.0))
+
+
+def _root_of_covariance(rows):
+    """A with AᵀA the covariance of [n, d]; at most d rows."""
+    centred = (rows - rows.mean(0)) / np.sqrt(len(rows) - 1)
+    return np.linalg.qr(centred, mode="r") if len(rows) > rows.shape[1] else centred

@@ -13,6 +13,7 @@ from persongen_jax.weights.files.source import TensorSource
 from persongen_jax.weights.recognition.arcface import infer_config
 from persongen_jax.weights.recognition.dino import infer_dino_config, name_dino_tensors
 from persongen_jax.weights.recognition.ip_adapter_state import is_training_state, published_names
+from persongen_jax.weights.recognition.judges import JUDGES, judge_facts
 from persongen_jax.weights.recognition.lora_names import (
     EMBEDDING,
     METADATA_KEY,
@@ -58,6 +59,11 @@ NAMES = {
     "dino": "DINO's image encoder, or another plain ViT with its names",
     "dinov2": "DINOv2's image encoder",
     "arcface": "an ArcFace recogniser (IResNet)",
+    "facenet": "FaceNet's recogniser (Inception-ResNet-v1) in facenet-pytorch's layout",
+    "inception": "Inception-v3: FID's, or another one with its names",
+    "lpips": "LPIPS: a backbone and its heads",
+    "lpips-heads": "LPIPS' heads without a backbone",
+    "lpips-backbone": "a backbone of LPIPS: the convolutions of AlexNet or VGG",
     "onnx": "an ONNX graph that is not an ArcFace recogniser",
     "unknown": "of no layout that is known here",
 }
@@ -91,6 +97,12 @@ _RULES = (
     ("dino", (r"(backbone\.)?blocks\.0\.attn\.qkv\.", r"(backbone\.)?patch_embed\.proj\.")),
     ("dino", (rf"{_VIT}embeddings\.patch_embeddings\.proj", rf"{_VIT}embeddings\.cls_token$")),
     ("arcface", (r"layer1\.0\.conv1\.weight", r"fc\.weight")),
+    ("facenet", (r"repeat_1\.0\.branch0\.conv\.", r"last_linear\.")),
+    ("inception", (r"Mixed_7c\.branch3x3dbl_3b\.conv\.", r"fc\.weight")),
+    ("lpips", (r"net\.slice1\.0\.", r"lin0\.model\.\d+\.weight")),
+    ("lpips-heads", (r"lin0\.model\.\d+\.weight", r"lin4\.model\.\d+\.weight")),
+    ("lpips-backbone", (r"net\.slice1\.0\.", r"net\.slice5\.")),
+    ("lpips-backbone", (r"features\.0\.weight$", r"features\.10\.weight$")),
 )
 
 # Width of the text states -> model family.
@@ -152,6 +164,8 @@ def _facts(kind: str, source: TensorSource) -> dict:
         return {key.replace("_", " "): config[key] for key in keys}
     if kind in ("dino", "dinov2"):
         return _dino(source)
+    if kind in JUDGES:
+        return judge_facts(kind, source)
     if kind.startswith(("lora", "photomaker")):
         facts |= _lora(source)
     if width := context_width(source):

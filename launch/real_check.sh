@@ -1,0 +1,10 @@
+#!/usr/bin/env bash
+# First contact with real weights: what the files are, one image next to diffusers' pipeline where it
+# is installed, the thesis' table 5.1, memory and minutes. Writes real_check.md to paste into an issue.
+#
+#   launch/real_check.sh SDXL_DIR [PHOTOMAKER_FILE ...] [--people FOLDER] [--clip DIR] [options]
+#
+# python -m benchmarks.real_check --help lists the options; PYTHON names the interpreter.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+exec "${PYTHON:-python3}" -m benchmarks.real_check "$@"

@@ -1,0 +1,39 @@
+"""How published tables were measured: what stays fixed when several weight files are compared."""
+
+from typing import Any
+
+# Keys of a config (systems/sdxl_config.py) by benchmark.
+BENCHMARKS: dict[str, dict[str, Any]] = {
+    # The thesis, section 4: one reference, three sets of people, four prompts.
+    "thesis": {
+        "validation_prompts": "thesis",
+        "validation_people": 10,
+        "validation_references": 1,
+        "validation_images": 5,
+        "validation_size": 512,
+        "validation_steps": 50,
+        "validation_guidance": 5.0,
+        "validation_merge_step": 10,
+        "validation_seed": 42,
+        "metrics": ("clip_t", "face_sim", "detection_rate"),
+    },
+    # PhotoMaker, arXiv 2312.04461, section 4: 25 people, four pictures of each as input, 40
+    # prompts, four images, 50 steps of DDIM. From which step the identity acts is not said: its
+    # demonstration's default, a fifth. The negative prompt is not said either: ours.
+    "photomaker": {
+        "validation_prompts": "photomaker",
+        "validation_people": 25,
+        "validation_references": 4,
+        "validation_images": 4,
+        "validation_size": 1024,
+        "validation_steps": 50,
+        "validation_guidance": 5.0,
+        "validation_merge_step": 10,
+        "validation_scheduler": "ddim",
+        "validation_seed": 42,
+        "metrics": (
+            *("clip_t", "clip_i", "dino_i", "face_sim", "detection_rate"),
+            *("face_diversity", "fid"),
+        ),
+    },
+}

@@ -1,0 +1,1 @@
+"""Folders of images that any tool generated: what they hold, and their figures."""

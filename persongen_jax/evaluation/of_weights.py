@@ -1,0 +1,228 @@
+"""Published weights side by side on a benchmark, without a training run.
+
+Every weight file generates the same people and prompts from the same noise, and the same judges
+measure them. The output folder has the joint tables and a sheet of each set; NAME/ has one file's
+figures, sheets, and images with a metadata.jsonl for each set; references/ what the methods read. A
+file whose figures are there is not generated again.
+"""
+
+import argparse
+import hashlib
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+from PIL import Image
+
+from data_pipeline.files import write_text
+from data_pipeline.text_files import parse_json, read_json, whole_lines
+from persongen_jax.evaluation.benchmarks import BENCHMARKS
+from persongen_jax.evaluation.comparison import check_comparable, join_groups, table, write_tables
+from persongen_jax.evaluation.contact_sheet import Row, choose_rows, contact_sheet
+from persongen_jax.evaluation.of_run import put_options
+from persongen_jax.evaluation.people import Evaluation, Result
+from persongen_jax.evaluation.trajectories import SETS, read_rows, write_rows
+from persongen_jax.evaluation.validation import write_image_file
+from persongen_jax.methods import METHODS
+from persongen_jax.pipeline.loading import config_of_file, find_weights
+from persongen_jax.pipeline.saving import ImageWriter
+from persongen_jax.systems.open import open_system
+from persongen_jax.systems.sdxl_config import sdxl_defaults
+from persongen_jax.weights.formats.ip_adapter import is_ip_adapter, read_ip_adapter
+from persongen_jax.weights.saver import write_json
+
+IMAGES, REFERENCES, METADATA = "images", "references", "metadata.jsonl"
+FIGURES, SETTINGS = "metrics.json", "settings.json"
+ELSEWHERE = SETS[-1]  # released weights have seen nobody of a folder that does not say more
+
+
+def parse_weights(items: Sequence[str]) -> dict[str, Path]:
+    """Files by name from NAME=FILE.
+
+    Raises:
+        ValueError: no name, a name twice or one that no folder can have.
+        FileNotFoundError: no such file.
+    """
+    found = {}
+    for item in items:
+        name, given, file = item.partition("=")
+        if not given or not name or not file:
+            raise ValueError(f"--weights {item}: give NAME=FILE")
+        if name in found or Path(name).name != name or name.startswith("."):
+            raise ValueError(f"--weights {item}: the name is taken, or none for a folder")
+        path = Path(find_weights(file))
+        if path.is_dir():
+            raise ValueError(
+                f"--weights {item}: is a folder; a training run is evaluated with --run, and "
+                "--compare puts it beside these"
+            )
+        if not path.is_file():
+            raise FileNotFoundError(f"--weights {item}: no such file")
+        found[name] = path
+    return found
+
+
+def evaluate_weights(args: argparse.Namespace) -> list[dict]:
+    """Generate, measure, write; print the table and return its rows (comparison.write_tables).
+
+    Args:
+        args: the command's: weights, base, benchmark, people, dtype, out, no_mark, and OPTIONS of
+            of_run.py.
+
+    Raises:
+        ValueError: no base, benchmark or people; a file of another method than its name says.
+        WeightsError: a file that is damaged or does not fit the base.
+    """
+    if not args.base or not args.benchmark:
+        raise ValueError(f"--weights: give --base DIR and --benchmark {'|'.join(BENCHMARKS)}")
+    weights, out = parse_weights(args.weights), args.out or Path("evaluation") / args.benchmark
+    configs = {name: config_of(name, file, args) for name, file in weights.items()}
+    groups = {
+        name: [measured(out / name, weights[name], config, mark=not args.no_mark)]
+        for name, config in configs.items()
+    }
+    check_comparable(groups)
+    entries = join_groups(groups)
+    joint = write_tables(entries, out)
+    write_sheets(out, list(groups), [name for _, name, *_ in entries[:: len(groups)]])
+    print(table(entries))
+    print(f"written: {out}")
+    return joint
+
+
+def config_of(name: str, file: Path, args: argparse.Namespace) -> ConfigDict:
+    """The whole config of one weight file's evaluation."""
+    if is_ip_adapter(file):
+        with read_ip_adapter(file) as opened:
+            if opened.kind == "faceid":
+                raise ValueError(
+                    f"{file}: FaceID reads aligned faces, and the benchmark gives square crops; "
+                    "make its images with persongen_jax.generate, and score them as a folder"
+                )
+    config = sdxl_defaults()
+    config.base = str(args.base)
+    on_cpu = jax.default_backend() == "cpu"
+    config.dtype = args.dtype or ("float32" if on_cpu else "bfloat16")
+    config.steps = config.validation_every = 0
+    config.update(BENCHMARKS[args.benchmark])
+    named = name if name in METHODS else None
+    config.update(config_of_file(file, named, args.base))
+    config.start_from = str(file)
+    if args.people:
+        config.update(sets_of(args.people))
+    put_options(config, args)
+    if not any(config[f"validate_{each}"] for each in SETS):
+        raise ValueError("--weights: nobody to generate; give --people FOLDER")
+    return config
+
+
+def sets_of(people: str) -> dict[str, str]:
+    """The sources of ``people`` by the config's key: of a folder with the sets, or of one."""
+    folder = Path(people)
+    found = [name for name in SETS if (folder / name).is_dir()]
+    if found:
+        others = sorted(p.name for p in folder.iterdir() if p.is_dir() and p.name not in SETS)
+        if others:
+            raise ValueError(
+                f"--people {people}: has {', '.join(found)} and also {', '.join(others)}; leave "
+                f"only folders named {', '.join(SETS)}, or only people's"
+            )
+        return {f"validate_{name}": str(folder / name) for name in found}
+    split = people.removeprefix("people:").partition("?")[0]
+    return {f"validate_{split if split in SETS else ELSEWHERE}": people}
+
+
+def measured(out: Path, file: Path, config: ConfigDict, *, mark: bool) -> list[dict]:
+    """The rows of one weight file, from its folder or newly generated."""
+    settings = {"weights": digest(file), **json.loads(config.to_json())}
+    if (out / FIGURES).exists() and read_json(out / SETTINGS) == settings:
+        print(f"{out.name}: measured before, in {out}")
+        return read_rows(out / FIGURES)
+    start = time.perf_counter()
+    system: Any = open_system(config)
+    evaluation = Evaluation(system)
+    results = evaluation(system.model, 0)
+    out.mkdir(parents=True, exist_ok=True)
+    (out / FIGURES).unlink(missing_ok=True)
+    for set_name, result in results.items():
+        write_image_file(out / f"{set_name}.png", evaluation.sheet(set_name, result.images))
+    write_references(out.parent / REFERENCES, evaluation)
+    write_images(out / IMAGES, evaluation, results, mark)
+    minutes = (time.perf_counter() - start) / 60
+    rows = [{**result.row, "method": out.name, "minutes": minutes} for result in results.values()]
+    write_json(out / SETTINGS, settings)
+    write_rows(out / FIGURES, rows)
+    return rows
+
+
+def digest(file: Path) -> str:
+    """SHA-256 of a file's bytes."""
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
+
+
+def write_images(
+    folder: Path, evaluation: Evaluation, results: dict[str, Result], mark: bool
+) -> None:
+    """Every image as SET/PERSON_PROMPT_IMAGE.png, and SET/metadata.jsonl with a line for each.
+
+    A line: {"file_name", "person", "prompt", "seed"}. The seed is the number of the image: equal
+    ones started from the same noise.
+    """
+    write = ImageWriter(mark)
+    for set_name, result in results.items():
+        lines = []
+        for i, person in enumerate(evaluation.people[set_name]):
+            for j, prompt in enumerate(evaluation.prompts):
+                text = prompt.fill(person.word).whole(evaluation.config.trigger_word)
+                for k, image in enumerate(result.images[i, j]):
+                    name = f"{i:03d}_{j:02d}_{k:02d}.png"
+                    write(image, folder / set_name / name)
+                    line = {"file_name": name, "person": folder_name(person.identity)}
+                    lines.append({**line, "prompt": text, "seed": k})
+        text = "".join(json.dumps(line) + "\n" for line in lines)
+        write_text(folder / set_name / METADATA, text)
+
+
+def write_references(folder: Path, evaluation: Evaluation) -> None:
+    """SET/PERSON/NUMBER.png: the crops that methods read."""
+    for set_name, people in evaluation.people.items():
+        for person in people:
+            own = folder / set_name / folder_name(person.identity)
+            own.mkdir(parents=True, exist_ok=True)
+            for number, crop in enumerate(person.crops):
+                write_image_file(own / f"{number}.png", crop)
+
+
+def folder_name(identity: str) -> str:
+    """A person's name as that of a folder."""
+    return identity.replace("/", "_").lstrip(".") or "_"
+
+
+def write_sheets(out: Path, names: Sequence[str], sets: Sequence[str]) -> None:
+    """sheet_SET.png: a row per person and prompt, the first image of every weight file."""
+    for set_name in sets:
+        folder = out / names[0] / IMAGES / set_name
+        lines = [parse_json(text, folder) for text in whole_lines(folder / METADATA)]
+        shown = {}
+        for line in lines:
+            shown.setdefault(line["person"], {}).setdefault(line["prompt"], line["file_name"])
+        people = list(shown)
+        rows = []
+        for i, j in choose_rows(len(people), len(shown[people[0]])):
+            prompt, file = list(shown[people[i]].items())[j]
+            images = [read_image(out / name / IMAGES / set_name / file) for name in names]
+            reference = read_image(out / REFERENCES / set_name / people[i] / "0.png")
+            rows.append(Row(f"{people[i]} / {prompt}", reference, images))
+        sheet = contact_sheet(rows, ["reference", *names])
+        write_image_file(out / f"sheet_{set_name}.png", sheet)
+
+
+def read_image(path: Path) -> np.ndarray:
+    with Image.open(path) as image:
+        return np.asarray(image.convert("RGB"))

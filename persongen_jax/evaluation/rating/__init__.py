@@ -1,0 +1,1 @@
+"""Blind rating by people: a page of shuffled pairs of images, and what its answers say."""

@@ -1,0 +1,1 @@
+"""What is written about measured folders: tables, and one HTML page."""

@@ -1,0 +1,1 @@
+"""The judging networks on images: how each prepares them, and what it makes of them."""

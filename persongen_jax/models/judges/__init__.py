@@ -1,0 +1,1 @@
+"""Networks that only judge images: FID's Inception, LPIPS and FaceNet."""

@@ -1,0 +1,1 @@
+"""Files of the networks in models/judges/."""

@@ -1,0 +1,41 @@
+"""The report of a first contact with real weights, on the miniature."""
+
+import hashlib
+import re
+
+import pytest
+
+from benchmarks import real_check
+from persongen_jax.miniature.__main__ import ASSETS
+
+ADAPTER = ASSETS / "photomaker-v1.safetensors"
+PEOPLE = "people:out_of_train?identities=2&pictures=3&first_picture=1000000&framing=portrait"
+
+
+def test_files_are_named_with_their_hashes():
+    args, more = real_check.parse_arguments([str(ADAPTER), "--", "--steps", "3"])
+    what, digest = real_check.files(args)
+    assert "PhotoMaker v1" in what and more == ["--steps", "3"]
+    assert hashlib.sha256(ADAPTER.read_bytes()).hexdigest() in digest
+
+
+def test_what_cannot_be_measured_is_said():
+    args, _ = real_check.parse_arguments(["base"])
+    assert list(real_check.table(args, [])) == ["Not measured: give an adapter's file."]
+    args, _ = real_check.parse_arguments(["base", "file"])
+    assert list(real_check.table(args, [])) == ["Not measured: give --people FOLDER."]
+    with pytest.raises(SystemExit, match="nowhere: no such file or folder"):
+        real_check.main(["nowhere"])
+
+
+@pytest.mark.slow
+def test_the_report_on_the_miniature(tmp_path):
+    damaged = tmp_path / "damaged.safetensors"
+    damaged.write_bytes(ADAPTER.read_bytes()[:1000])
+    command = [str(ASSETS / "sdxl"), str(damaged), "--people", PEOPLE]
+    assert real_check.main([*command, "--out", str(tmp_path / "report.md")]) == 1
+    text = (tmp_path / "report.md").read_text()
+    assert text.count("**Failed**: ") == 2  # its files, and its table
+    found = re.search(r"largest difference ([\d.]+), mean ([\d.]+)", text)
+    assert found and float(found[1]) < 2
+    assert "GiB of main memory" in text
