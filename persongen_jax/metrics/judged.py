@@ -7,11 +7,12 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from persongen_jax.metrics.base import Generated, Known, Metric, Values
-from persongen_jax.metrics.judges import FeatureJudge, Judges, face_recogniser
+from persongen_jax.metrics.feature_judges import FeatureJudge
+from persongen_jax.metrics.judges import Judges, face_recogniser
 
 
 class JudgedByClip(Metric):
-    """Judged by ``config.clip``, which is ``self.clip``, a judges.ClipJudge."""
+    """Judged by ``config.clip``, which is ``self.clip``, a feature_judges.ClipJudge."""
 
     judge_key = "clip"
 
@@ -103,7 +104,7 @@ class JudgedByLpips(Metric):
 
 
 class JudgedByFaceNet(Metric):
-    """Judged by ``config.face_net``, which is ``self.faces``, a judges.FaceJudge."""
+    """Judged by ``config.face_net``, which is ``self.faces``, a face_judge.FaceJudge."""
 
     judge_key = "face_net"
 

@@ -8,7 +8,8 @@ import pytest
 from data_pipeline.faces.detectors import Detection
 from persongen_jax.features.of_images import KeptFeatures
 from persongen_jax.features.store import FeatureTable, digest_of, stored_spec
-from persongen_jax.metrics.judges import ClipJudge, CmmdJudge, FaceJudge, InceptionJudge
+from persongen_jax.metrics.face_judge import FaceJudge
+from persongen_jax.metrics.feature_judges import ClipJudge, CmmdJudge, InceptionJudge
 
 FACE = Detection((1.5, 2.0, 3.0, 4.25), np.arange(10.0).reshape(5, 2) / 3, 0.7)
 WEIGHTS = {"kernel": np.ones((2, 3), np.float32)}

@@ -3,7 +3,7 @@
 import numpy as np
 
 from persongen_jax.metrics.base import Generated, Known, Owner, People
-from persongen_jax.metrics.judges import FaceJudge
+from persongen_jax.metrics.face_judge import FaceJudge
 
 
 def pictures(numbers):

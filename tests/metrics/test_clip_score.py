@@ -13,8 +13,8 @@ from data_pipeline.pictures.transforms import clip_preprocess
 from persongen_jax.metrics import clip_score
 from persongen_jax.metrics.base import Generated
 from persongen_jax.metrics.clip_score import BATCH, ClipScore
+from persongen_jax.metrics.feature_judges import ClipJudge
 from persongen_jax.metrics.images.clip_t import ClipT
-from persongen_jax.metrics.judges import ClipJudge
 from persongen_jax.weights.errors import KeyMismatch, MissingFile
 from tests.helpers.tiny_clip import write_tiny_clip
 

@@ -12,11 +12,11 @@ from data_pipeline.faces.box_crop import crop_box
 from data_pipeline.faces.detectors import Detection
 from persongen_jax.metrics.base import Generated
 from persongen_jax.metrics.embedders.lpips import PerceptualDistance
+from persongen_jax.metrics.face_judge import FaceJudge
 from persongen_jax.metrics.images.copy import Copy
 from persongen_jax.metrics.images.face_diversity import FaceDiversity
 from persongen_jax.metrics.images.face_sharpness import FaceSharpness, laplacian_variance
 from persongen_jax.metrics.images.image_diversity import ImageDiversity
-from persongen_jax.metrics.judges import FaceJudge
 from persongen_jax.metrics.measures import measure_all
 from persongen_jax.metrics.registry import open_metrics
 from tests.helpers.judge_files import golden, patterns, seeded, shapes_of

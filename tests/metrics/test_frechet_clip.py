@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import scipy.linalg
 
-from persongen_jax.metrics.judges import ClipJudge
+from persongen_jax.metrics.feature_judges import ClipJudge
 from persongen_jax.metrics.measures import measure_all
 from persongen_jax.metrics.sets.frechet_clip import FrechetClip, frechet_distance
 from tests.metrics.known import generated, known_set

@@ -10,9 +10,9 @@ from ml_collections import ConfigDict
 
 from data_pipeline.pictures.transforms import imagenet_preprocess
 from persongen_jax.metrics.base import Generated, Known, Owner, People
+from persongen_jax.metrics.feature_judges import ClipJudge
 from persongen_jax.metrics.images.clip_i import ClipI
 from persongen_jax.metrics.judge_check import check_judges
-from persongen_jax.metrics.judges import ClipJudge
 from persongen_jax.metrics.measures import measure_all
 from persongen_jax.metrics.registry import find_class, open_metrics
 from persongen_jax.weights.errors import WeightsError

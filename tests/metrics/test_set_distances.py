@@ -15,7 +15,7 @@ from data_pipeline.pictures.transforms import CLIP_MEAN, CLIP_STD
 from persongen_jax.metrics.base import Generated, Known, Owner, People
 from persongen_jax.metrics.embedders.cmmd import cmmd_preprocess
 from persongen_jax.metrics.embedders.inception_resize import VARIANTS
-from persongen_jax.metrics.judges import InceptionJudge
+from persongen_jax.metrics.feature_judges import InceptionJudge
 from persongen_jax.metrics.measures import measure_all
 from persongen_jax.metrics.registry import find_class, open_metrics
 from persongen_jax.metrics.sets.cmmd import Cmmd, gaussian

@@ -6,8 +6,9 @@ images, every pair. It does not name a CLIP; ViT-B/32 and ViT-L/14 are in use, s
 
 from ml_collections import ConfigDict
 
+from persongen_jax.metrics.feature_judges import FeatureJudge
 from persongen_jax.metrics.judged import ComparedWithPictures
-from persongen_jax.metrics.judges import FeatureJudge, Judges
+from persongen_jax.metrics.judges import Judges
 
 
 class ClipI(ComparedWithPictures):

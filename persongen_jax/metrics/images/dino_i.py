@@ -6,8 +6,9 @@ DINO (Caron et al., arXiv 2104.14294) of generated and real images, every pair.
 
 from ml_collections import ConfigDict
 
+from persongen_jax.metrics.feature_judges import FeatureJudge
 from persongen_jax.metrics.judged import ComparedWithPictures
-from persongen_jax.metrics.judges import FeatureJudge, Judges
+from persongen_jax.metrics.judges import Judges
 
 
 class DinoI(ComparedWithPictures):

@@ -5,8 +5,9 @@ Another metric than DINO-I: figures of the two are not comparable.
 
 from ml_collections import ConfigDict
 
+from persongen_jax.metrics.feature_judges import FeatureJudge
 from persongen_jax.metrics.judged import ComparedWithPictures
-from persongen_jax.metrics.judges import FeatureJudge, Judges
+from persongen_jax.metrics.judges import Judges
 
 
 class Dinov2I(ComparedWithPictures):

@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
+from persongen_jax.metrics.feature_judges import CmmdJudge
 from persongen_jax.metrics.intervals.jackknife import jackknife_interval
-from persongen_jax.metrics.judges import CmmdJudge, Judges
+from persongen_jax.metrics.judges import Judges
 from persongen_jax.metrics.sets.compared import ComparedSets
 from persongen_jax.metrics.sets.mmd import kernel_sums
 

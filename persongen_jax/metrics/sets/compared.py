@@ -8,9 +8,10 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from persongen_jax.metrics.base import Generated, Known, Metric, Values
+from persongen_jax.metrics.feature_judges import FeatureJudge
 from persongen_jax.metrics.intervals.jackknife import group_people, jackknife_interval
 from persongen_jax.metrics.judged import check_finite
-from persongen_jax.metrics.judges import FeatureJudge, Judges
+from persongen_jax.metrics.judges import Judges
 
 INSTEAD = "read KID or CMMD (kid, cmmd of --metrics)"
 

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from persongen_jax.metrics.judges import InceptionJudge, Judges
+from persongen_jax.metrics.feature_judges import InceptionJudge
+from persongen_jax.metrics.judges import Judges
 from persongen_jax.metrics.sets.compared import INSTEAD, ComparedSets
 from persongen_jax.metrics.sets.frechet_clip import frechet_distance
 
