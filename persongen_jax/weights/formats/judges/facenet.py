@@ -12,13 +12,13 @@ from persongen_jax.weights.errors import MissingFile, WeightsError
 from persongen_jax.weights.files.directory import open_file
 from persongen_jax.weights.files.source import TensorSource
 from persongen_jax.weights.formats.arcface import Recogniser
+from persongen_jax.weights.formats.judges.opening import open_named
 from persongen_jax.weights.loader import load_module
 from persongen_jax.weights.recognition.judges import (
     FACENET_FILE,
     infer_facenet_config,
     name_facenet_tensors,
 )
-from persongen_jax.weights.recognition.layout import unwrapped
 
 LICENCE = (
     "facenet-pytorch's code is MIT; the licence of its weights, trained on VGGFace2 (withdrawn; "
@@ -58,13 +58,7 @@ def open_facenet(path: str | os.PathLike) -> tuple[TensorSource, dict]:
     Raises:
         WeightsError: not such a network, or a fault of the file.
     """
-    file = open_file(path)
-    try:
-        source = name_facenet_tensors(unwrapped(file))
-        return source, infer_facenet_config(source)
-    except BaseException:
-        file.close()
-        raise
+    return open_named(path, name_facenet_tensors, infer_facenet_config)
 
 
 def is_facenet(path: str | os.PathLike) -> bool:

@@ -9,15 +9,14 @@ from jax.typing import DTypeLike
 from persongen_jax.models.judges.inception import InceptionV3
 from persongen_jax.models.layers import UnusedRngs
 from persongen_jax.weights.errors import MissingFile
-from persongen_jax.weights.files.directory import open_file
 from persongen_jax.weights.files.source import TensorSource
+from persongen_jax.weights.formats.judges.opening import open_named
 from persongen_jax.weights.loader import load_module
 from persongen_jax.weights.recognition.judges import (
     INCEPTION_FILE,
     infer_inception_config,
     name_inception_tensors,
 )
-from persongen_jax.weights.recognition.layout import unwrapped
 
 
 def load_inception(path: str | os.PathLike, *, dtype: DTypeLike = jnp.float32) -> InceptionV3:
@@ -52,13 +51,7 @@ def open_inception(path: str | os.PathLike) -> tuple[TensorSource, dict]:
     Raises:
         WeightsError: not such a network, or a fault of the file.
     """
-    file = open_file(path)
-    try:
-        source = name_inception_tensors(unwrapped(file))
-        return source, infer_inception_config(source)
-    except BaseException:
-        file.close()
-        raise
+    return open_named(path, name_inception_tensors, infer_inception_config)
 
 
 __all__ = ["load_inception", "open_inception"]
