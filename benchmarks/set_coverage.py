@@ -48,9 +48,9 @@ def jackknifed(figure, kinds) -> tuple[float, float]:
     rows = [x for x, _ in kinds]
 
     def without(group):
-        return figure(*(x[own != group] for x, own in zip(rows, groups, strict=True)))
+        return figure(*(x[own != group] for x, own in zip(rows, groups.rows, strict=True)))
 
-    return jackknife_interval(figure(*rows), without, 1 + max(own.max() for own in groups))
+    return jackknife_interval(figure(*rows), without, groups.people)
 
 
 def bootstrapped(figure, kinds, rng, draws) -> tuple[float, float]:

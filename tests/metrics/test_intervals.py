@@ -267,21 +267,40 @@ def test_seeds_settle_what_differs_between_seeds_only():
 
 def test_leaving_people_out_of_a_mean_is_students_t():
     values = np.random.default_rng(0).standard_normal(12)
-    found = jackknife_interval(values.mean(), lambda i: np.delete(values, i).mean(), len(values))
+    found = jackknife_interval(values.mean(), lambda i: np.delete(values, i).mean(), np.ones(12))
     assert found == pytest.approx(stats.t.interval(0.95, 11, values.mean(), stats.sem(values)))
 
 
 def test_people_are_grouped_alike_in_both_kinds_of_images():
-    made, real = group_people(["b", "a", "b"], ["a", "c", "b"])
+    (made, real), sizes = group_people(["b", "a", "b"], ["a", "c", "b"])
     assert made.tolist() == [0, 1, 0] and real.tolist() == [1, 2, 0]
     names = [f"p{i}" for i in range(50)]
-    (many,) = group_people(names)
-    assert many.max() == 19 and np.bincount(many).tolist() == [3] * 10 + [2] * 10
+    assert sizes.tolist() == [1, 1, 1]
+    (many,), sizes = group_people(names)
+    assert many.max() == 19 and np.bincount(many).tolist() == sizes.tolist() == [3] * 10 + [2] * 10
+
+
+def test_groups_of_two_sizes_keep_a_figures_bias_out_of_its_interval():
+    """25 people in 20 groups: of a mean plus 50 / people the interval is that of the mean."""
+    people = np.random.default_rng(3).standard_normal(25)
+    (groups,), sizes = group_people([f"p{i}" for i in range(25)])
+
+    def interval(bias):
+        def figure(values):
+            return values.mean() + bias / len(values)
+
+        low, high = jackknife_interval(figure(people), lambda g: figure(people[groups != g]), sizes)
+        return high - low
+
+    assert interval(50.0) == pytest.approx(interval(0.0), rel=1e-9)
+    usual = 2 * stats.t.ppf(0.975, 24) * stats.sem(people)
+    assert 0.6 * usual < interval(0.0) < 1.6 * usual
 
 
 def test_what_cannot_be_left_out_has_no_interval():
-    assert jackknife_interval(1.0, lambda _: 1.0, 1) is None
-    assert jackknife_interval(1.0, lambda i: None if i else 1.0, 3) is None
+    assert jackknife_interval(1.0, lambda _: 1.0, np.ones(1)) is None
+    assert jackknife_interval(1.0, lambda i: None if i else 1.0, np.ones(3)) is None
+    assert jackknife_interval(1.0, lambda i: 1.0, np.ones(3)) is None  # not [1, 1]
 
 
 def test_a_benchmark_of_sets_has_a_row_of_each():

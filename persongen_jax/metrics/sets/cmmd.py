@@ -11,7 +11,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from persongen_jax.metrics.feature_judges import CmmdJudge
-from persongen_jax.metrics.intervals.jackknife import jackknife_interval
+from persongen_jax.metrics.intervals.jackknife import Groups, jackknife_interval
 from persongen_jax.metrics.judges import Judges
 from persongen_jax.metrics.sets.compared import ComparedSets
 from persongen_jax.metrics.sets.mmd import kernel_sums
@@ -50,12 +50,12 @@ class Cmmd(ComparedSets):
         return self.distance(a, b), {"pixels": self.tower[0], "patch": self.tower[1]}
 
     def interval(
-        self, value: float, a: np.ndarray, b: np.ndarray, groups: tuple[np.ndarray, np.ndarray]
+        self, value: float, a: np.ndarray, b: np.ndarray, groups: Groups
     ) -> tuple[float, float] | None:
-        sums = kernel_sums(gaussian, a, b, groups)
+        sums = kernel_sums(gaussian, a, b, (groups.rows[0], groups.rows[1]))
 
         def without(group):
             left = SCALE * sums.without(group).biased()
             return None if np.isnan(left) else left
 
-        return jackknife_interval(value, without, len(sums.nx))
+        return jackknife_interval(value, without, groups.people)

@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 
 from persongen_jax.metrics.base import Generated, Known, Metric, Values
 from persongen_jax.metrics.feature_judges import FeatureJudge
-from persongen_jax.metrics.intervals.jackknife import group_people, jackknife_interval
+from persongen_jax.metrics.intervals.jackknife import Groups, group_people, jackknife_interval
 from persongen_jax.metrics.judged import check_finite
 from persongen_jax.metrics.judges import Judges
 
@@ -52,15 +52,15 @@ class ComparedSets(Metric):
         return self.distance(a, b), {}
 
     def interval(
-        self, value: float, a: np.ndarray, b: np.ndarray, groups: tuple[np.ndarray, np.ndarray]
+        self, value: float, a: np.ndarray, b: np.ndarray, groups: Groups
     ) -> tuple[float, float] | None:
         """The interval over people; ``groups`` says whose the rows are."""
 
         def without(group):
-            rows = [x[own != group] for x, own in zip((a, b), groups, strict=True)]
+            rows = [x[own != group] for x, own in zip((a, b), groups.rows, strict=True)]
             return self.distance(*rows) if min(map(len, rows)) > 1 else None
 
-        return jackknife_interval(value, without, 1 + max(int(own.max()) for own in groups))
+        return jackknife_interval(value, without, groups.people)
 
     def networks(self) -> tuple:
         return self.encoder.networks()
@@ -83,7 +83,7 @@ class ComparedSets(Metric):
         owners = [name for name, rows in by_owner.items() for _ in rows]
         groups = group_people(list(map(str, generated.owners)), owners)
         value, more = self.figures(made, real)
-        limits = self.interval(value, made, real, (groups[0], groups[1]))
+        limits = self.interval(value, made, real, groups)
         if limits and self.least is not None:
             limits = max(limits[0], self.least), limits[1]
         return Values(value, n=n, interval=limits, facts={"n_real": m, **more})

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from persongen_jax.metrics.intervals.jackknife import jackknife_interval
+from persongen_jax.metrics.intervals.jackknife import Groups, jackknife_interval
 from persongen_jax.metrics.sets.fid import JudgedByInception
 from persongen_jax.metrics.sets.mmd import cubic, kernel_sums
 
@@ -47,15 +47,15 @@ class Kid(JudgedByInception):
         return float(found.mean()), facts
 
     def interval(
-        self, value: float, a: np.ndarray, b: np.ndarray, groups: tuple[np.ndarray, np.ndarray]
+        self, value: float, a: np.ndarray, b: np.ndarray, groups: Groups
     ) -> tuple[float, float] | None:
-        sums = kernel_sums(cubic, a, b, groups)
+        sums = kernel_sums(cubic, a, b, (groups.rows[0], groups.rows[1]))
 
         def without(group):
             left = sums.without(group).unbiased()
             return None if np.isnan(left) else left
 
-        return jackknife_interval(value, without, len(sums.nx))
+        return jackknife_interval(value, without, groups.people)
 
 
 def subset_distances(
