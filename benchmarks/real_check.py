@@ -91,6 +91,7 @@ def their_image(args: argparse.Namespace) -> tuple[str, Callable[[], np.ndarray]
     device = "cuda" if torch.cuda.is_available() else "cpu"
     pipe = StableDiffusionXLPipeline.from_pretrained(args.base, torch_dtype=torch.float32)
     pipe.to(device).set_progress_bar_config(disable=True)
+    pipe.watermark = None  # where its package is installed, it changes large images
     noise = torch.from_numpy(np.load(latents_file(args)).transpose(0, 3, 1, 2).copy()).to(device)
     height, width = (side * pipe.vae_scale_factor for side in noise.shape[2:])
 
@@ -122,9 +123,21 @@ def make_image(args: argparse.Namespace) -> None:
     again = time.perf_counter()
     run()
     told = {"device": device, "load": loaded, "first": first, "again": time.perf_counter() - again}
+    told["on_device"] = device_memory(args.image)
     np.save(args.out, image)
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     print(json.dumps({**told, "height": image.shape[0], "width": image.shape[1], "memory": memory}))
+
+
+def device_memory(name: str) -> int:
+    """Most bytes used of the accelerator; 0 if unknown, as on a CPU."""
+    if name == "ours":
+        import jax
+
+        return (jax.local_devices()[0].memory_stats() or {}).get("peak_bytes_in_use", 0)
+    import torch
+
+    return torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 0
 
 
 # ---- parts of the report -------------------------------------------------------------------------
@@ -184,11 +197,12 @@ def in_process(args: argparse.Namespace, name: str, folder: Path) -> dict:
 
 
 def cost_line(name: str, cost: dict, args: argparse.Namespace) -> str:
+    device = f", {cost['on_device'] / GIB:.1f} GiB of the device's" if cost["on_device"] else ""
     return (
         f"{name}, {cost['device']}, float32, {cost['width']}x{cost['height']}, {args.steps} steps: "
         f"{cost['load']:.0f} s to load, {cost['first']:.0f} s to the first image, "
-        f"{cost['again']:.1f} s for the second; {cost['memory'] / GIB:.1f} GiB of main memory at "
-        "most."
+        f"{cost['again']:.1f} s for the second; {cost['memory'] / GIB:.1f} GiB of main memory"
+        f"{device} at most."
     )
 
 
@@ -203,10 +217,8 @@ def table(args: argparse.Namespace, more: list[str]) -> Iterator[str]:
     for number, path in enumerate(args.adapters):
         words += ["--weights", f"{number}-{path.stem}={path}"]
     words += ["--clip", args.clip] if args.clip else []
-    words += ["--out", str(args.out.with_suffix("")), *more]
-    said = run_module("persongen_jax.evaluate", *words)
-    place = said.find("| set |")
-    yield said[place:].strip()
+    words += ["--out", str(args.out.with_name(f"{args.out.stem}_table")), *more]
+    yield run_module("persongen_jax.evaluate", *words).strip()
     yield f"{(time.perf_counter() - start) / 60:.1f} minutes."
     yield THESIS
 
@@ -216,9 +228,11 @@ def run_module(module: str, *words: str) -> str:
     ended = subprocess.run(
         [sys.executable, "-m", module, *words], capture_output=True, text=True, check=False
     )
+    if ended.returncode < 0:
+        raise ValueError(f"{module} was ended by signal {-ended.returncode}; 9: out of memory?")
     if ended.returncode:
         lines = [line for line in ended.stderr.splitlines() if line.strip()]
-        raise ValueError(re.sub(r"^error: ", "", lines[-1]) if lines else f"{module} was stopped")
+        raise ValueError(re.sub(r"^error: ", "", lines[-1]) if lines else f"{module} failed")
     return ended.stdout
 
 
@@ -247,7 +261,7 @@ def main(argv: list[str] | None = None) -> int:
         except (ValueError, OSError, MemoryError) as error:
             failed.append(title)
             text.append(f"**Failed**: {error or type(error).__name__}")
-    write_text(args.out, "\n\n".join(text) + "\n")
+        write_text(args.out, "\n\n".join(text) + "\n")  # now: the next part may take hours
     print(f"written: {args.out}" + (f"; failed: {', '.join(failed)}" if failed else ""))
     return 1 if failed else 0
 

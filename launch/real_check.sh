@@ -6,5 +6,5 @@
 #
 # python -m benchmarks.real_check --help lists the options; PYTHON names the interpreter.
 set -euo pipefail
-cd "$(dirname "$0")/.."
-exec "${PYTHON:-python3}" -m benchmarks.real_check "$@"
+here=$(cd "$(dirname "$0")/.." && pwd)
+PYTHONPATH="$here${PYTHONPATH:+:$PYTHONPATH}" exec "${PYTHON:-python3}" -m benchmarks.real_check "$@"

@@ -191,10 +191,12 @@ def read_by(form: str, options: set[str]) -> tuple[set[str], str]:
 
 def warn_of_idle_options(args: argparse.Namespace) -> None:
     """A warning that names the options that the form does not read."""
-    form = next(name for name in FORMS if getattr(args, name))
+    form = next(name for name in FORMS if getattr(args, name) is not None)
     read, why = read_by(form, set(vars(args)))
     others = sorted(set(vars(args)) - {*read, form})
-    idle = [f"--{name.replace('_', '-')}" for name in others if getattr(args, name)]
+    values = {name: getattr(args, name) for name in others}
+    given = [n for n, value in values.items() if value not in (None, []) and value is not False]
+    idle = [f"--{name.replace('_', '-')}" for name in given]
     if idle:
         warnings.warn(f"{', '.join(idle)}: no effect {why}", stacklevel=1)
 

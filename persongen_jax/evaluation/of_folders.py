@@ -25,6 +25,7 @@ from persongen_jax.evaluation.folders.people import (
     of_file,
     read_people,
 )
+from persongen_jax.evaluation.folders.pictures import Pictures
 from persongen_jax.evaluation.folders.scoring import (
     USUAL,
     Scores,
@@ -56,15 +57,9 @@ def score_folders(args: argparse.Namespace) -> list[Scores]:
     notes: list[str] = []
     sources = [args.references, args.real, args.gallery]
     references, real, gallery = (_people(source, notes) for source in sources)
-    folders = open_folders(args.images, references)
-    pictures = [open_pictures(folder) for folder in folders]
-    notes += give_keys(folders)
-    for folder in folders:
-        folder.drop_excluded()
-    for first, second in itertools.combinations(folders, 2):
-        check_common(first, second)
+    folders, pictures = open_together(args.images, references, notes)
     if not references:
-        references = _references_of(folders, notes)
+        references = references_of(folders, notes)
     (references, real), unreadable, copies = decodable(references, real)
     (gallery,), more, _ = decodable(gallery)
     notes += [f"left out, a real picture: {why}" for why in (unreadable | more).values()]
@@ -112,8 +107,26 @@ def make_config(args: argparse.Namespace) -> ConfigDict:
     return config
 
 
+def open_together(
+    items: Sequence[str], references: Real, notes: list[str]
+) -> tuple[list[Folder], list[Pictures]]:
+    """Folders that can be compared in pairs, and their images; ``notes`` gets what is about all.
+
+    Raises:
+        ValueError: a folder that cannot be read, or two without a common image.
+    """
+    folders = open_folders(items, references)
+    pictures = [open_pictures(folder) for folder in folders]
+    notes += give_keys(folders)
+    for folder in folders:
+        folder.drop_excluded()
+    for first, second in itertools.combinations(folders, 2):
+        check_common(first, second)
+    return folders, pictures
+
+
 def open_folders(items: Sequence[str], references: Real) -> list[Folder]:
-    """The folders of --images, DIR or NAME=DIR each.
+    """The folders of --images or --rate, DIR or NAME=DIR each.
 
     Raises:
         ValueError: two of one name, or a folder that cannot be read.
@@ -129,7 +142,7 @@ def open_folders(items: Sequence[str], references: Real) -> list[Folder]:
     names = [folder.name for folder in folders]
     twice = [name for i, name in enumerate(names) if name in names[:i]]
     if twice:
-        raise ValueError(f"--images: two folders are called {twice[0]}: give NAME=DIR each")
+        raise ValueError(f"two folders are called {twice[0]}: give NAME=DIR each")
     return folders
 
 
@@ -161,7 +174,7 @@ def _people(source: str | None, notes: list[str]) -> Real:
     return found
 
 
-def _references_of(folders: Sequence[Folder], notes: list[str]) -> Real:
+def references_of(folders: Sequence[Folder], notes: list[str]) -> Real:
     """The references that the folders themselves name; the first folder counts."""
     found: Real = {}
     for folder in folders:

@@ -10,7 +10,7 @@ from data_pipeline.files import write_text
 from data_pipeline.text_files import read_json
 from persongen_jax.evaluation.folders.people import decodable, read_people
 from persongen_jax.evaluation.folders.sidecars import listed
-from persongen_jax.evaluation.of_folders import open_folders
+from persongen_jax.evaluation.of_folders import open_together, references_of
 from persongen_jax.evaluation.rating.answers import (
     QUESTIONS,
     Preference,
@@ -41,7 +41,8 @@ def rate_folders(args: argparse.Namespace) -> list[Preference]:
     out = args.out or Path("rating")
     if args.answers:
         return read_ratings(args.answers, out)
-    write_page(args.rate, args.references, args.pairs or PAIRS, args.seed or 0, out)
+    count = PAIRS if args.pairs is None else args.pairs
+    write_page(args.rate, args.references, count, args.seed or 0, out)
     return []
 
 
@@ -54,11 +55,16 @@ def write_page(
     if (out / KEY).exists():
         raise ValueError(f"{out / KEY}: the answers to a page need it; give another --out")
     real, notes = read_people(references) if references else ({}, [])
-    first, second = open_folders(items, real)
-    pairs = draw_pairs(first, second, count, seed)
+    (first, second), _ = open_together(items, real, notes)
+    real = real or references_of([first, second], notes)
     (real,), unreadable, _ = decodable(real)
-    for note in [*notes, *unreadable.values(), *first.notes, *second.notes]:
+    notes += [f"left out, a reference: {why}" for why in unreadable.values()]
+    for folder in (first, second):
+        notes += folder.notes
+        notes += [f"left out: {folder.name}/{file}: {why}" for file, why in folder.excluded.items()]
+    for note in notes:
         print(note)
+    pairs = draw_pairs(first, second, count, seed)
     people = sorted({pair.entry.person for pair in pairs})
     shown = {who: real[who][0].read() for who in people if real.get(who)}
     if not shown and not any(pair.entry.text for pair in pairs):

@@ -8,8 +8,9 @@ images are prepared: another image, size or network has other rows, and the same
 name has the same ones.
 """
 
+import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -98,6 +99,11 @@ class KeptFeatures:
             self._table.flush()
         self.computed += len(rows)
         return rows
+
+
+def text_of(settings: Mapping[str, Any]) -> str:
+    """A network's config as a text that is equal for equal configs."""
+    return json.dumps(dict(settings), sort_keys=True, default=str)
 
 
 def digest_of_files(path: str | os.PathLike) -> bytes:

@@ -28,6 +28,7 @@ class DinoEmbedder:
 
     Attributes:
         networks: its weights, one nnx.State.
+        config: the encoder's, see DinoViT.
 
     Raises:
         WeightsError: no such file, none of an encoder, or one of the other version.
@@ -44,7 +45,7 @@ class DinoEmbedder:
                 f"(--{names[found][1]}) to the metric {names[found][1]}_i."
             )
         self.name = str(path)
-        self._net = nnx.split(net)
+        self.config, self._net = net.config, nnx.split(net)
         self.networks = (self._net[1],)
 
     def image_features(self, images: Sequence[Any] | np.ndarray) -> np.ndarray:

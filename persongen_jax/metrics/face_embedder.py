@@ -46,7 +46,7 @@ class FaceEmbedder:
                 "be aligned: use yunet, insightface or keypoints:DIR"
             )
         config = recogniser.model.config
-        self.detector = detector
+        self.detector, self.config = detector, config
         self.crop = config.get("crop", "aligned")
         self.size, self.dim = config["input_size"], config["embedding_dim"]
         self.licence = "; ".join(

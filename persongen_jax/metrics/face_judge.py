@@ -9,7 +9,7 @@ import numpy as np
 from data_pipeline.faces.align import align_face
 from data_pipeline.faces.detectors import Detection
 from data_pipeline.faces.detectors.insightface_scrfd import find_model
-from persongen_jax.features.of_images import KeptFeatures, Rows, digest_of_files
+from persongen_jax.features.of_images import KeptFeatures, Rows, digest_of_files, text_of
 from persongen_jax.metrics.base import Generated, Known, Owner
 from persongen_jax.metrics.face_similarity import mean_embedding
 from persongen_jax.metrics.feature_judges import PEOPLE_PER_BATCH
@@ -132,8 +132,8 @@ class KeptEmbedder:
         kind, _, inline = self.detector_name.partition(":")
         about = f"a face recogniser at {embedder.size} pixels, {embedder.crop} faces by {kind}"
         found = find_model(inline or None) if kind == "insightface" else inline or kind
-        detector = digest_of_files(found or "")
-        self._embedder, self._kept = embedder, KeptFeatures(folder, about, self.networks, detector)
+        on = self.networks, digest_of_files(found or ""), text_of(embedder.config)
+        self._embedder, self._kept = embedder, KeptFeatures(folder, about, *on)
 
     def detect(self, images: Iterable[Any]) -> list[Detection | None]:
         """As FaceEmbedder.detect."""

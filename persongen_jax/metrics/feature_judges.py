@@ -1,13 +1,13 @@
 """Judges that encode whole images: CLIP, CMMD's, FID's Inception, DINO. See judges.py."""
 
 import abc
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from persongen_jax.features.of_images import KeptFeatures, Rows
+from persongen_jax.features.of_images import KeptFeatures, Rows, text_of
 from persongen_jax.metrics.base import Generated, People
 
 if TYPE_CHECKING:
@@ -28,9 +28,13 @@ class FeatureJudge(abc.ABC):
     def about(self) -> str:
         """The network's kind and how images are prepared for it, in words.
 
-        Features kept in files are found by this and the weights: it says all else that they depend
-        on.
+        Features kept in files are found by this, the weights and ``settings``.
         """
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        """What a feature depends on besides: the network's config, such as its activation."""
+        return {}
 
     @abc.abstractmethod
     def image_features(self, images: Sequence[np.ndarray] | np.ndarray) -> np.ndarray:
@@ -54,7 +58,9 @@ class FeatureJudge(abc.ABC):
 
     def keep(self, folder: str | Path) -> None:
         """Keep features in files, see features/of_images.py."""
-        self._kept = KeptFeatures(folder, self.about, type(self).__name__, self.networks())
+        self._kept = KeptFeatures(
+            folder, self.about, type(self).__name__, text_of(self.settings), self.networks()
+        )
 
     def _rows(self, images) -> Rows:
         return self.compute(images) if self._kept is None else self._kept(images, self.compute)
@@ -90,6 +96,10 @@ class ClipJudge(FeatureJudge):
     @property
     def about(self) -> str:
         return f"CLIP at {self.clip.image_size} pixels"
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        return self.clip.vision_config
 
     def image_features(self, images: Sequence[np.ndarray] | np.ndarray) -> np.ndarray:
         return self.clip.image_features(images)
@@ -148,6 +158,10 @@ class DinoJudge(FeatureJudge):
     @property
     def about(self) -> str:
         return "DINO at 224 pixels"
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        return self.embedder.config
 
     def image_features(self, images: Sequence[np.ndarray] | np.ndarray) -> np.ndarray:
         return self.embedder.image_features(images)

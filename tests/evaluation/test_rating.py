@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from persongen_jax import evaluate
-from persongen_jax.evaluation.folders.layouts import read_images
+from persongen_jax.evaluation.of_folders import open_together
 from persongen_jax.evaluation.rating.answers import preferences
 from persongen_jax.evaluation.rating.pairs import draw_pairs
 
@@ -48,7 +48,7 @@ def data_of(page):
 
 
 def test_pairs_are_of_everybody_and_on_both_sides(folders):
-    first, second = (read_images(name, folders / name) for name in "ab")
+    (first, second), _ = open_together([str(folders / name) for name in "ab"], {}, [])
     pairs = draw_pairs(first, second, 9, seed=3)
     people = [pair.entry.person for pair in pairs]
     assert {person: people.count(person) for person in PEOPLE} == dict.fromkeys(PEOPLE, 3)
@@ -84,10 +84,24 @@ def test_the_page_is_blind_and_complete(folders, capsys):
         rate(folders)
 
 
+def test_what_is_left_out_is_said(folders, capsys):
+    """A damaged image, one that no line names, and seeds that nobody knows."""
+    (folders / "a" / "0_0.png").write_bytes(b"damaged")
+    (folders / "b" / "more.png").write_bytes((folders / "b" / "0_0.png").read_bytes())
+    for name in "ab":
+        file = folders / name / "metadata.jsonl"
+        lines = [json.loads(line) for line in file.read_text().splitlines()]
+        file.write_text("\n".join(json.dumps({**line, "seed": None}) for line in lines))
+    rate(folders)
+    said = capsys.readouterr().out
+    assert "left out: A/0_0.png: " in said and "left out: b/more.png: " in said
+    assert "numbered" in said and "11 pairs" in said
+
+
 def answer(folders, rater, choose, name="answers.json", **change):
     key = json.loads((folders / "out" / "rating_key.json").read_text())
     answers = {pair: choose(own) for pair, own in key["pairs"].items()}
-    said = {"page": key["page"], "rater": rater, "answers": answers, **change}
+    said = {"page": key["page"], "id": rater, "rater": "Ann", "answers": answers, **change}
     (folders / name).write_text(json.dumps(said))
     return str(folders / name)
 
@@ -136,6 +150,8 @@ def test_shares_are_over_people():
         ({"page": "x"}, "answers of another page"),
         ({"answers": {"x": {}}}, "'x' that the page does not ask for"),
         ({"answers": {}}, "no question is answered"),
+        ({"answers": []}, "holds no answers"),
+        ({"answers": {"x": 1}}, "holds no answers"),
     ],
 )
 def test_answers_of_something_else_are_refused(folders, change, named):

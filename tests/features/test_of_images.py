@@ -83,8 +83,8 @@ def test_a_folder_without_rows_has_no_spec(tmp_path):
 
 def test_judges_keep_features_and_faces(tmp_path):
     class Clip:
-        image_size, networks = 8, (WEIGHTS,)
-        calls = 0
+        image_size, networks, vision_config = 8, (WEIGHTS,), {"hidden_act": "gelu"}
+        calls, config = 0, {"heads": 2}
 
         def image_features(self, images):
             self.calls += len(images)
@@ -118,9 +118,33 @@ def test_judges_keep_features_and_faces(tmp_path):
     assert faces.calls == 4  # another crop, other rows
 
 
+@pytest.mark.parametrize("act", ["gelu", "quick_gelu"])
+def test_features_of_one_files_weights_differ_by_its_config(act, tmp_path):
+    """Such as an activation that was guessed for a file, and is then said by a folder."""
+
+    class Clip:
+        image_size, networks = 8, (WEIGHTS,)
+
+        def __init__(self, hidden_act, value):
+            self.vision_config, self.value = {"hidden_act": hidden_act}, value
+
+        def image_features(self, images):
+            return np.full((len(images), 1), self.value, np.float32)
+
+    def features(clip):
+        judge = ClipJudge(clip)
+        judge.keep(tmp_path)
+        made = SimpleNamespace(images=pictures(1), once=lambda key, make: make())
+        return judge.features(made).item()
+
+    assert features(Clip("gelu", 1.0)) == 1.0
+    assert features(Clip(act, 2.0)) == (1.0 if act == "gelu" else 2.0)
+
+
 def test_nobody_has_no_face(tmp_path):
     class Faces:
         detector_name, size, dim, licence, crop, networks = "yunet", 8, 3, "", "box", ()
+        config: dict = {}
 
         def detect(self, images):
             return []

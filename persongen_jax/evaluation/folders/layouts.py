@@ -46,12 +46,12 @@ def read_images(name: str, path: str | Path, alone: str = "") -> Folder:
     """
     folder = Path(path)
     if not folder.is_dir():
-        raise LayoutError(f"--images {path}: no such folder")
+        raise LayoutError(f"{path}: no such folder")
     if not (folder / INDEX).is_file() and (folder / PICTURES / INDEX).is_file():
         folder = folder / PICTURES
     files = list_images(folder)
     if not files:
-        raise LayoutError(f"--images {path}: no images in it ({', '.join(ENDINGS)})")
+        raise LayoutError(f"{path}: no images in it ({', '.join(ENDINGS)})")
     if (folder / INDEX).is_file():
         found = _read_index(folder, files, name)
     elif (folder / METADATA).is_file():
@@ -62,7 +62,7 @@ def read_images(name: str, path: str | Path, alone: str = "") -> Folder:
         found = _read_people(folder, files, name, alone)
     if not found.entries:
         why = next(iter(found.excluded.values()))
-        raise LayoutError(f"--images {path}: none of its {len(files)} images can be used: {why}")
+        raise LayoutError(f"{path}: none of its {len(files)} images can be used: {why}")
     found.notes += look_alikes(entry.person for entry in found.entries)
     return found
 
@@ -97,7 +97,7 @@ def _read_people(folder: Path, files: Sequence[str], name: str, alone: str) -> F
             found.excluded[file] = "lies next to people's folders: move it into one"
         files = [file for file in files if "/" in file]
     elif loose and not alone:
-        raise LayoutError(f"--images {folder}: whose are {listed(loose)}? {NEEDED}")
+        raise LayoutError(f"{folder}: whose are {listed(loose)}? {NEEDED}")
     notes = {file: embedded.notes_of(folder / file) for file in files}
     graphs = {file: embedded.graph_of(own) for file, own in notes.items()}
     if any(map(embedded.is_ours, notes.values())):

@@ -153,7 +153,7 @@ def open_pictures(folder: Folder) -> Pictures:
             kept.append((picture, result))
     if not kept:
         why = next(iter(folder.excluded.values()))
-        raise ValueError(f"--images {folder.path}: no image can be decoded: {why}")
+        raise ValueError(f"{folder.path}: no image can be decoded: {why}")
     copies = len(kept) - len({digest for _, digest in kept})
     if copies:
         folder.notes.append(f"{copies} images have the pixels of another one of the folder")

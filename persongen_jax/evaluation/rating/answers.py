@@ -39,9 +39,9 @@ class Preference:
 
 
 def read_answers(files: Sequence[str | Path], key: dict, where: str) -> dict[str, dict]:
-    """{rater: {pair: {question: choice}}} of the files that the page saved.
+    """{rater's id: {pair: {question: choice}}} of the files that the page saved.
 
-    Two files of one rater are joined; the later file's answer counts.
+    Files of one rater, who saved more than once, are joined; the later file's answer counts.
 
     Args:
         key: what rating_key.json holds. where: its path, for messages.
@@ -52,7 +52,7 @@ def read_answers(files: Sequence[str | Path], key: dict, where: str) -> dict[str
     found: dict[str, dict] = {}
     for file in files:
         said: Any = read_json(file)
-        if not isinstance(said, dict) or not {"page", "rater", "answers"} <= said.keys():
+        if not _is_saved(said):
             raise ValueError(f"{file}: holds no answers; give what the rating page saved")
         if said["page"] != key["page"]:
             raise ValueError(f"{file}: answers of another page than that of {where}")
@@ -60,10 +60,18 @@ def read_answers(files: Sequence[str | Path], key: dict, where: str) -> dict[str
             wrong = [c for q, c in answers.items() if q not in QUESTIONS or c not in CHOICES]
             if pair not in key["pairs"] or wrong:
                 raise ValueError(f"{file}: answers to {pair!r} that the page does not ask for")
-        own = found.setdefault(str(said["rater"]).strip() or "rater", {})
+        own = found.setdefault(str(said["id"]), {})
         for pair, answers in said["answers"].items():
             own.setdefault(pair, {}).update(answers)
     return found
+
+
+def _is_saved(said: Any) -> bool:
+    """Whether a file's content has the form that the page gives it."""
+    if not isinstance(said, dict) or not {"page", "id", "answers"} <= said.keys():
+        return False
+    answers = said["answers"]
+    return isinstance(answers, dict) and all(isinstance(own, dict) for own in answers.values())
 
 
 def preferences(answers: dict[str, dict], key: dict) -> list[Preference]:

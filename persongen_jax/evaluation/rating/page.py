@@ -30,6 +30,8 @@ nav { display: flex; gap: 1rem; justify-content: center; margin: 1rem }
 SCRIPT = """
 const stored = "rating-" + DATA.page;
 let state = JSON.parse(localStorage.getItem(stored) || '{"rater": "", "answers": {}, "at": 0}');
+// Two people of one name, or without any, are still two.
+state.id ||= Date.now().toString(36) + Math.random().toString(36).slice(2);
 const $ = (id) => document.getElementById(id);
 const done = (pair) => DATA.questions.every(([q]) => (q !== "likeness" || pair.reference !== null)
   && (q !== "prompt" || pair.text) ? (state.answers[pair.name] || {})[q] : true);
@@ -64,7 +66,7 @@ function move(by) {
   state.at = Math.min(Math.max(state.at + by, 0), DATA.pairs.length - 1); keep(); show();
 }
 function save() {
-  const answers = {page: DATA.page, rater: state.rater, answers: state.answers};
+  const answers = {page: DATA.page, id: state.id, rater: state.rater, answers: state.answers};
   const link = document.createElement("a");
   link.href = URL.createObjectURL(new Blob([JSON.stringify(answers, null, 1)]));
   link.download = `answers_${state.rater || "rater"}.json`; link.click();

@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 
 from persongen_jax.evaluation.folders.entries import Entry, Folder
-from persongen_jax.evaluation.folders.pairing import check_common, give_keys
 
 
 @dataclass(frozen=True)
@@ -34,13 +33,9 @@ def draw_pairs(first: Folder, second: Folder, count: int, seed: int) -> list[Rat
     Half of each person's, rounded down or up, have the first folder's image on the left.
 
     Args:
+        first, second: opened together (of_folders.py), so that they have images in common.
         seed: of order and sides; the same seed draws the same pairs.
-
-    Raises:
-        ValueError: the folders have no image of the same person, prompt and seed.
     """
-    give_keys([first, second])
-    check_common(first, second)
     rng = np.random.default_rng(seed)
     theirs = {entry.key: entry for entry in second.entries}
     by_person: dict[str, list[Entry]] = {}

@@ -120,7 +120,7 @@ def test_a_faulty_file_is_named(file, text, said, tmp_path):
 
 
 def test_a_folder_that_is_none_and_one_that_is_empty(tmp_path):
-    with pytest.raises(ValueError, match="--images .*none: no such folder"):
+    with pytest.raises(ValueError, match="none: no such folder"):
         read(tmp_path / "none")
     with pytest.raises(ValueError, match="no images in it"):
         read(tmp_path)
