@@ -211,11 +211,9 @@ def main(argv: list[str] | None = None) -> None:
         score_folders(args)
     elif args.rate:
         rate_folders(args)
-    elif args.weights:
-        evaluate_weights(args)
     else:
         with distributed.run_distributed():
-            evaluate_run(args)
+            (evaluate_weights if args.weights else evaluate_run)(args)
 
 
 if __name__ == "__main__":

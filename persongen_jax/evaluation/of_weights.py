@@ -3,12 +3,13 @@
 Every weight file generates the same people and prompts from the same noise, and the same judges
 measure them. The output folder has the joint tables and a sheet of each set; NAME/ has one file's
 figures, sheets, and images with a metadata.jsonl for each set; references/ what the methods read. A
-file whose figures are there is not generated again.
+file whose figures are there, by the same settings and of the same inputs, is not generated again.
 """
 
 import argparse
 import hashlib
 import json
+import shutil
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,6 +21,7 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from data_pipeline.files import write_text
+from data_pipeline.records.sources import file_stamps, open_records
 from data_pipeline.text_files import parse_json, read_json, whole_lines
 from persongen_jax.evaluation.benchmarks import BENCHMARKS
 from persongen_jax.evaluation.comparison import check_comparable, join_groups, table, write_tables
@@ -29,6 +31,7 @@ from persongen_jax.evaluation.people import Evaluation, Result
 from persongen_jax.evaluation.trajectories import SETS, read_rows, write_rows
 from persongen_jax.evaluation.validation import write_image_file
 from persongen_jax.methods import METHODS
+from persongen_jax.parallel import distributed
 from persongen_jax.pipeline.loading import config_of_file, find_weights
 from persongen_jax.pipeline.saving import ImageWriter
 from persongen_jax.systems.open import open_system
@@ -38,6 +41,11 @@ from persongen_jax.weights.saver import write_json
 
 IMAGES, REFERENCES, METADATA = "images", "references", "metadata.jsonl"
 FIGURES, SETTINGS = "metrics.json", "settings.json"
+# Keys of the config that name files or folders.
+PATHS = (
+    *("base", "id_encoder", "clip", "dino", "dinov2", "inception", "lpips", "cmmd_clip"),
+    *("face_net", "validation_prompts"),
+)
 ELSEWHERE = SETS[-1]  # released weights have seen nobody of a folder that does not say more
 
 
@@ -53,7 +61,8 @@ def parse_weights(items: Sequence[str]) -> dict[str, Path]:
         name, given, file = item.partition("=")
         if not given or not name or not file:
             raise ValueError(f"--weights {item}: give NAME=FILE")
-        if name in found or Path(name).name != name or name.startswith("."):
+        taken = name in found or name == REFERENCES
+        if taken or Path(name).name != name or name.startswith("."):
             raise ValueError(f"--weights {item}: the name is taken, or none for a folder")
         path = Path(find_weights(file))
         if path.is_dir():
@@ -86,13 +95,37 @@ def evaluate_weights(args: argparse.Namespace) -> list[dict]:
         name: [measured(out / name, weights[name], config, mark=not args.no_mark)]
         for name, config in configs.items()
     }
+    rows = next(iter(groups.values()))[0]
+    if not distributed.is_first():
+        return rows
     check_comparable(groups)
     entries = join_groups(groups)
     joint = write_tables(entries, out)
-    write_sheets(out, list(groups), [name for _, name, *_ in entries[:: len(groups)]])
-    print(table(entries))
-    print(f"written: {out}")
+    lines = differences(args.benchmark, next(iter(configs.values())), rows)
+    write_text(out / "comparison.md", "\n\n".join([table(entries), *lines]) + "\n")
+    for sheet in out.glob("sheet_*.png"):
+        sheet.unlink()  # of a set that is no longer asked for
+    write_sheets(out, list(groups), list(dict.fromkeys(name for _, name, *_ in entries)))
+    print("\n".join([table(entries), *lines, f"written: {out}"]))
     return joint
+
+
+def differences(benchmark: str, config: ConfigDict, rows: Sequence[dict]) -> list[str]:
+    """Sentences on what was not as the benchmark has it: options, people, sets."""
+    own = BENCHMARKS[benchmark]
+    changed = [
+        f"{key.removeprefix('validation_')} {config[key]} for {value}"
+        for key, value in own.items()
+        if config[key] != value
+    ]
+    lines = [f"Not as in the benchmark: {', '.join(changed)}."] if changed else []
+    few = [row for row in rows if row["people"] < own["validation_people"]]
+    counts = [f"{row['people']} on {row['set'].replace('_', '-')}" for row in few]
+    if counts:
+        lines.append(f"Of the benchmark's {own['validation_people']} people: {', '.join(counts)}.")
+    if len(rows) < len(SETS) and benchmark == "thesis":
+        lines.append(f"Of the benchmark's {len(SETS)} sets: {len(rows)}.")
+    return lines
 
 
 def config_of(name: str, file: Path, args: argparse.Namespace) -> ConfigDict:
@@ -111,11 +144,14 @@ def config_of(name: str, file: Path, args: argparse.Namespace) -> ConfigDict:
     config.steps = config.validation_every = 0
     config.update(BENCHMARKS[args.benchmark])
     named = name if name in METHODS else None
-    config.update(config_of_file(file, named, args.base))
-    config.start_from = str(file)
+    of_file = config_of_file(file, named, args.base)
     if args.people:
         config.update(sets_of(args.people))
     put_options(config, args)
+    if not of_file["id_encoder"]:  # the file has no image tower of its own
+        of_file["id_encoder"] = config.id_encoder
+    config.update(of_file)
+    config.start_from = str(file)
     if not any(config[f"validate_{each}"] for each in SETS):
         raise ValueError("--weights: nobody to generate; give --people FOLDER")
     return config
@@ -138,17 +174,31 @@ def sets_of(people: str) -> dict[str, str]:
 
 
 def measured(out: Path, file: Path, config: ConfigDict, *, mark: bool) -> list[dict]:
-    """The rows of one weight file, from its folder or newly generated."""
-    settings = {"weights": digest(file), **json.loads(config.to_json())}
-    if (out / FIGURES).exists() and read_json(out / SETTINGS) == settings:
+    """The rows of one weight file, from its folder or newly generated.
+
+    Raises:
+        ValueError: the folder has figures that this command did not write.
+    """
+    if (out / FIGURES).exists() and not (out / SETTINGS).exists():
+        raise ValueError(f"{out}: has figures of something else; give another --out")
+    settings = settings_of(file, config, mark)
+    before = (out / FIGURES).exists() and read_json(out / SETTINGS) == settings
+    if distributed.broadcast_from_first(before):
         print(f"{out.name}: measured before, in {out}")
         return read_rows(out / FIGURES)
     start = time.perf_counter()
     system: Any = open_system(config)
     evaluation = Evaluation(system)
+    check_names(evaluation)
     results = evaluation(system.model, 0)
+    if not distributed.is_first():
+        return [result.row for result in results.values()]
     out.mkdir(parents=True, exist_ok=True)
     (out / FIGURES).unlink(missing_ok=True)
+    for old in (out / IMAGES, out.parent / REFERENCES):  # perhaps of more people, or other ones
+        shutil.rmtree(old, ignore_errors=True)
+    for sheet in out.glob("*.png"):
+        sheet.unlink()
     for set_name, result in results.items():
         write_image_file(out / f"{set_name}.png", evaluation.sheet(set_name, result.images))
     write_references(out.parent / REFERENCES, evaluation)
@@ -158,6 +208,44 @@ def measured(out: Path, file: Path, config: ConfigDict, *, mark: bool) -> list[d
     write_json(out / SETTINGS, settings)
     write_rows(out / FIGURES, rows)
     return rows
+
+
+def settings_of(file: Path, config: ConfigDict, mark: bool) -> dict[str, Any]:
+    """What the figures and images depend on, as JSON gives it back.
+
+    Weights by their content; other files and photographs by path, size and time of change.
+    """
+    found = {"weights": digest(file), "mark": mark, **json.loads(config.to_json())}
+    found["files"] = {key: stamps(config[key]) for key in PATHS if config.get(key)}
+    people = {}
+    for name in SETS:
+        if spec := config[f"validate_{name}"]:
+            records, _ = open_records(spec, config.trigger_word, marked=False, least=1)
+            stamp = file_stamps(spec)
+            shown = [[str(record), stamp(record.image)] for record in records]
+            people[name] = hashlib.sha256(json.dumps(shown).encode()).hexdigest()
+    return {**found, "people": people}
+
+
+def stamps(path: str) -> list[list]:
+    """[[name, bytes, time of change], …] of a file, or of all files in a folder."""
+    top = Path(path)
+    files = sorted(top.rglob("*")) if top.is_dir() else [top]
+    told = [(str(file), file.stat()) for file in files if file.is_file()]
+    return [[name, found.st_size, found.st_mtime_ns] for name, found in told]
+
+
+def check_names(evaluation: Evaluation) -> None:
+    """ValueError if two people would get one folder."""
+    for people in evaluation.people.values():
+        names = [folder_name(person.identity) for person in people]
+        for i, name in enumerate(names):
+            if name in names[:i]:
+                other = people[names.index(name)].identity
+                raise ValueError(
+                    f"{people[i].identity!r} and {other!r} would both be the folder {name}: "
+                    "rename one of them"
+                )
 
 
 def digest(file: Path) -> str:
@@ -181,7 +269,7 @@ def write_images(
             for j, prompt in enumerate(evaluation.prompts):
                 text = prompt.fill(person.word).whole(evaluation.config.trigger_word)
                 for k, image in enumerate(result.images[i, j]):
-                    name = f"{i:03d}_{j:02d}_{k:02d}.png"
+                    name = image_name(i, j, k)
                     write(image, folder / set_name / name)
                     line = {"file_name": name, "person": folder_name(person.identity)}
                     lines.append({**line, "prompt": text, "seed": k})
@@ -199,6 +287,10 @@ def write_references(folder: Path, evaluation: Evaluation) -> None:
                 write_image_file(own / f"{number}.png", crop)
 
 
+def image_name(person: int, prompt: int, image: int) -> str:
+    return f"{person:03d}_{prompt:02d}_{image:02d}.png"
+
+
 def folder_name(identity: str) -> str:
     """A person's name as that of a folder."""
     return identity.replace("/", "_").lstrip(".") or "_"
@@ -209,16 +301,16 @@ def write_sheets(out: Path, names: Sequence[str], sets: Sequence[str]) -> None:
     for set_name in sets:
         folder = out / names[0] / IMAGES / set_name
         lines = [parse_json(text, folder) for text in whole_lines(folder / METADATA)]
-        shown = {}
-        for line in lines:
-            shown.setdefault(line["person"], {}).setdefault(line["prompt"], line["file_name"])
-        people = list(shown)
+        by_file = {line["file_name"]: line for line in lines}
+        people = len({line["person"] for line in lines})
+        prompts = sum(image_name(0, j, 0) in by_file for j in range(len(lines)))
         rows = []
-        for i, j in choose_rows(len(people), len(shown[people[0]])):
-            prompt, file = list(shown[people[i]].items())[j]
-            images = [read_image(out / name / IMAGES / set_name / file) for name in names]
-            reference = read_image(out / REFERENCES / set_name / people[i] / "0.png")
-            rows.append(Row(f"{people[i]} / {prompt}", reference, images))
+        for i, j in choose_rows(people, prompts):
+            line = by_file[image_name(i, j, 0)]
+            places = [out / name / IMAGES / set_name / line["file_name"] for name in names]
+            reference = read_image(out / REFERENCES / set_name / line["person"] / "0.png")
+            label = f"{line['person']} / {line['prompt']}"
+            rows.append(Row(label, reference, [read_image(place) for place in places]))
         sheet = contact_sheet(rows, ["reference", *names])
         write_image_file(out / f"sheet_{set_name}.png", sheet)
 

@@ -94,7 +94,8 @@ def open_people(spec: str, system: Sdxl, limit: int | None = None) -> list[Perso
 
 def records_by_identity(spec: str, system: Sdxl) -> tuple[dict[str, list[Record]], Callable]:
     """Records by identity, in the source's order, and the function that reads an image."""
-    records, read = open_records(spec, system.config.trigger_word, **requirements(system.fields))
+    needs = {**requirements(system.fields), "least": 1}  # a reference, and no target
+    records, read = open_records(spec, system.config.trigger_word, **needs)
     by_identity = {}
     for record in records:
         by_identity.setdefault(record.identity, []).append(record)

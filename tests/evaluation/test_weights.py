@@ -1,7 +1,9 @@
 """Published weight files side by side: the same noise, people and judges."""
 
 import json
+import os
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,7 +12,7 @@ from PIL import Image
 
 from persongen_jax import evaluate
 from persongen_jax.evaluation import of_weights
-from persongen_jax.evaluation.of_weights import parse_weights, sets_of
+from persongen_jax.evaluation.of_weights import check_names, parse_weights, sets_of
 from persongen_jax.evaluation.prompts import open_prompts
 from persongen_jax.metrics.base import Metric, Values
 from tests.helpers.ip_adapters import write_ip_adapter
@@ -58,13 +60,21 @@ def test_files_generate_the_same_people_from_the_same_noise(
 ):
     names = ["photomaker.safetensors", "copy.safetensors", "base.bin"]
     command = [*options(small_base, files, *names), "--out", str(tmp_path)]
+    stale = [tmp_path / name for name in ("base.bin/images/in_train", "references/in_train")]
+    for old in stale:
+        old.mkdir(parents=True)
+    (tmp_path / "sheet_in_train.png").touch()
     evaluate.main(command)
+    assert not any(old.exists() for old in [*stale, tmp_path / "sheet_in_train.png"])
     shown = capsys.readouterr().out
     joint = json.loads((tmp_path / "comparison.json").read_text())
     assert [row["name"] for row in joint] == names
     first, copy, other = (row["metrics"]["brightness"]["mean"] for row in joint)
     assert first == copy != other
-    assert all(f"| {name} |" in shown for name in names)
+    for text in (shown, (tmp_path / "comparison.md").read_text()):
+        assert all(f"| {name} |" in text for name in names)
+        assert "size 64 for 512" in text and "Of the benchmark's 3 sets: 1." in text
+        assert "people: 2 on out-of-train." in text
 
     folder = tmp_path / "base.bin" / "images" / "out_of_train"
     lines = [json.loads(text) for text in (folder / "metadata.jsonl").read_text().splitlines()]
@@ -82,8 +92,21 @@ def test_files_generate_the_same_people_from_the_same_noise(
     monkeypatch.setattr(of_weights, "open_system", never)
     evaluate.main(command)
     assert "copy.safetensors: measured before" in capsys.readouterr().out
-    with pytest.raises(AssertionError, match="generated again"):  # other settings
-        evaluate.main([*command, "--guidance", "3"])
+    for change in (["--guidance", "3"], ["--no-mark"]):  # other settings
+        with pytest.raises(AssertionError, match="generated again"):
+            evaluate.main([*command, *change])
+    os.utime(small_base / "unet" / "config.json")
+    with pytest.raises(AssertionError, match="generated again"):  # perhaps another base
+        evaluate.main(command)
+    (tmp_path / names[0] / "settings.json").unlink()
+    with pytest.raises(SystemExit, match="has figures of something else; give another --out"):
+        evaluate.main(command)
+
+
+def test_people_of_one_folder_name_are_refused():
+    two = [SimpleNamespace(identity=name) for name in ("a/b", "a_b")]
+    with pytest.raises(ValueError, match="'a_b' and 'a/b' would both be the folder a_b"):
+        check_names(SimpleNamespace(people={"in_train": two}))
 
 
 @pytest.mark.parametrize(
@@ -133,6 +156,8 @@ def test_names_are_of_one_file_each(files):
         parse_weights([f"a={file}", f"a={file}"])
     with pytest.raises(ValueError, match="is a folder; a training run is evaluated with --run"):
         parse_weights([f"a={files}"])
+    with pytest.raises(ValueError, match="--weights references=.*: the name is taken"):
+        parse_weights([f"references={file}"])
 
 
 def test_photomakers_prompts_are_forty_and_mark_the_class_word():
