@@ -14,17 +14,17 @@ from configs.base import get_config as base_config
 
 ASSETS = Path(persongen_jax.__file__).parent / "assets"
 # Variations that training does not contain.
-UNSEEN = "pictures=3&first_picture=1000000"
+UNSEEN = "pictures=3&first_picture=1000000&framing=portrait"
 
 
 def get_config():
     config = base_config()
     config.base = str(ASSETS / "sdxl")
     config.id_encoder = str(ASSETS / "clip")
-    config.clip = str(ASSETS / "clip")
-    config.judges_are_inputs = ("clip_t",)  # the miniature has only one CLIP
-    config.face_net = str(ASSETS / "face_net" / "model.safetensors")
-    config.face_detector = f"keypoints:{ASSETS / 'sdxl' / 'face_detector'}"
+    judges = ASSETS / "judges"  # networks that no method reads
+    config.clip = str(judges / "clip")
+    config.face_net = str(judges / "face_net" / "model.safetensors")
+    config.face_detector = f"keypoints:{judges / 'face_detector'}"
     config.data = "people:in_train?identities=1000&pictures=12&framing=portrait"
     config.loader = "memory"
     config.cpu_devices = 2  # two share the batch: the layers are too small for two cores each

@@ -1,6 +1,7 @@
 """Describes an image: three captions per image from a small closed vocabulary.
 
-General ("a photo of a smiling man img looking at the camera"), background ("mountains in the
+General ("a photo of a smiling man img looking at the camera"; wider framings are named: "a
+half-length photo"), background ("mountains in the
 background, ...") and body ("he is wearing a black cloak and a red hat"). The phrasing varies from
 image to image; the content is always true.
 """
@@ -24,6 +25,7 @@ from data_pipeline.drawing.pictures import (
     FRAMINGS,
     GAZES,
     HATS,
+    OBJECTS,
     SCENES,
     SUNSET_SCENES,
     WORDINGS,
@@ -33,12 +35,13 @@ from data_pipeline.drawing.pictures import (
 TRIGGER = "img"
 
 GENERAL = (
-    "a photo of {a_look} {trigger}{gaze}",
-    "photo of {a_look} {trigger}{gaze}",
-    "a portrait of {a_look} {trigger}{gaze}",
-    "a photo of {a_word} {trigger}{gaze}, {his} face is {mood}",
-    "a photo of {a_word} {trigger}, {his} face is seen {mood}",
+    "a {length}photo of {a_look} {trigger}{gaze}",
+    "{length}photo of {a_look} {trigger}{gaze}",
+    "a {length}portrait of {a_look} {trigger}{gaze}",
+    "a {length}photo of {a_word} {trigger}{gaze}, {his} face is {mood}",
+    "a {length}photo of {a_word} {trigger}, {his} face is seen {mood}",
 )
+LENGTHS = {"portrait": "", "half": "half-length ", "full": "full-length "}
 GAZE = {
     "camera": ("", " looking at the camera", " looking into the camera", " looking at the viewer"),
     "left": (" looking to the left",),
@@ -153,6 +156,7 @@ def _general(people, pictures, i, word, draw):
     # A neutral face is usually not mentioned.
     named = mood != "neutral" or draw["feeling"] < 0.3
     return _pick(GENERAL, draw["general"]).format(
+        length=LENGTHS[FRAMINGS[pictures.framing[i]]],
         a_look=_article(f"{feeling} {noun}" if named else noun),
         a_word=_article(noun),
         trigger=TRIGGER,
@@ -202,7 +206,7 @@ def words_of(text: str) -> list[str]:
 def vocabulary() -> tuple[str, ...]:
     """Every word that a caption can contain, sorted."""
     texts = [*GENERAL, *BODY, *DOING.values(), *HATS[1:], *CLOTHES, *COLOUR_NAMES, *CLASS_WORDS]
-    texts += [*AGED, *BUSINESS.values(), TRIGGER, "a an left right"]
+    texts += [*LENGTHS.values(), *AGED, *BUSINESS.values(), TRIGGER, "a an left right"]
     for table in (GAZE, MOODS, BACKGROUND, TIMES, PRONOUNS):
         texts += [phrase for phrases in table.values() for phrase in phrases]
     plain = re.sub(r"\{\w+\}", " ", " ".join(texts))
@@ -210,7 +214,12 @@ def vocabulary() -> tuple[str, ...]:
 
 
 def labels_of(people: Identities, pictures: Pictures, doing: np.ndarray) -> dict[str, np.ndarray]:
-    """The structured truth behind the captions: one array [n] of names per label."""
+    """The structured truth behind the captions: one array [n] of names per label.
+
+    ``left_object`` and ``right_object`` are the scene's, on that side of the image, or "none".
+    """
+    objects = np.array([OBJECTS[name] for name in SCENES])[pictures.scene]
+    objects = np.where(pictures.mirrored[:, None], objects[:, ::-1], objects)
     return {
         "class_word": np.array(CLASS_WORDS)[people.class_word],
         "age": np.array(AGES)[people.age],
@@ -221,6 +230,8 @@ def labels_of(people: Identities, pictures: Pictures, doing: np.ndarray) -> dict
         "expression": np.array(EXPRESSIONS)[pictures.expression],
         "gaze": np.array(GAZES)[pictures.gaze],
         "scene": np.array(SCENES)[pictures.scene],
+        "left_object": objects[:, 0],
+        "right_object": objects[:, 1],
         "mirrored": pictures.mirrored,
         "sunset": pictures.sunset,
         "clothes": np.array(CLOTHES)[pictures.clothes],

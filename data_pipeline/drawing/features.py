@@ -4,9 +4,11 @@ These few pixels carry the identity, so each of them has its own small window.
 """
 
 import numpy as np
+from scipy.ndimage import uniform_filter
 
 from data_pipeline.drawing import shapes
 from data_pipeline.drawing.canvas import Canvas
+from data_pipeline.drawing.faults import Faults
 from data_pipeline.drawing.identities import (
     EYE_COLOURS,
     FRAME_COLOURS,
@@ -18,13 +20,57 @@ from data_pipeline.drawing.pose import CORNER, Pose
 from data_pipeline.drawing.shapes import per_picture
 
 
-def paint_features(canvas: Canvas, people: Identities, pictures: Pictures, pose: Pose) -> None:
+def paint_features(
+    canvas: Canvas,
+    people: Identities,
+    pictures: Pictures,
+    pose: Pose,
+    faults: Faults | None = None,
+) -> None:
+    """The inner face; ``faults`` spoils parts, but not the glasses over them."""
     paint_marks(canvas, people, pose)
     paint_nose(canvas, people, pose)
-    paint_mouth(canvas, people, pose)
-    for side in (0, 1):
-        paint_eye(canvas, people, pictures, pose, side)
+    if faults is None:
+        _paint_parts(canvas, people, pictures, pose, np.ones((len(people), 5), bool))
+    else:
+        # The smeared parts first, or a smeared eye would take the brow over it along.
+        _paint_parts(canvas, people, pictures, pose, faults.smeared)
+        _smear(canvas, pose, faults.smeared)
+        whole = ~(faults.missing | faults.smeared)
+        _paint_parts(canvas, people, pictures, faults.moved(pose), whole)
     paint_glasses(canvas, people, pose)
+
+
+def _paint_parts(canvas, people, pictures, pose, masks):
+    """Those parts of faults.PARTS, in its order, that ``masks`` [n, 5] has."""
+    paint_mouth(canvas, people, pose, masks[:, 4])
+    for side in (0, 1):
+        paint_eye(canvas, people, pictures, pose, side, masks[:, side])
+        paint_brow(canvas, people, pose, side, masks[:, 2 + side])
+
+
+SMEARED = ((0.38, 0.32),) * 2 + ((0.4, 0.2),) * 2 + ((0.55, 0.38),)  # half sizes, as PARTS
+
+
+def _smear(canvas: Canvas, pose: Pose, smeared: np.ndarray) -> None:
+    """Blur parts until only a spot of their mean colour is left; ``canvas`` has whole frames."""
+    centres = np.concatenate([pose.eyes, pose.brows, pose.mouth[:, None]], axis=1)
+    middles = pose.to_frame(centres) * canvas.size
+    for row, k in np.argwhere(smeared):
+        unit = pose.unit[row] * canvas.size
+        halves = np.ceil(unit * np.array(SMEARED[k])).astype(int)
+        low, high = (np.round(middles[row, k] + sign * halves).astype(int) for sign in (-1, 1))
+        (x0, y0), (x1, y1) = np.clip(low, 0, canvas.size), np.clip(high, 0, canvas.size)
+        if x0 < x1 and y0 < y1:
+            window = canvas.pixels[row, :, y0:y1, x0:x1]
+            blurred, side = window, 2 * halves.min() + 1
+            for _ in range(3):
+                blurred = uniform_filter(blurred, (1, side, side), mode="nearest")
+            # Fading out: an edge would give the smear away.
+            across = (np.arange(x0, x1) + 0.5 - middles[row, k, 0]) / halves[0]
+            down = (np.arange(y0, y1) + 0.5 - middles[row, k, 1]) / halves[1]
+            alpha = np.clip(2.5 * (1 - np.hypot(across, down[:, None])), 0, 1).astype(np.float32)
+            window += alpha * (blurred - window)
 
 
 def _window(pose: Pose, points, half_width, half_height):
@@ -43,11 +89,16 @@ def _each(canvas, people, pose, mask, window):
 
 
 def paint_eye(
-    canvas: Canvas, people: Identities, pictures: Pictures, pose: Pose, side: int
+    canvas: Canvas,
+    people: Identities,
+    pictures: Pictures,
+    pose: Pose,
+    side: int,
+    mask: np.ndarray | None = None,
 ) -> None:
     outward = (-1, 1)[side]
-    window = _window(pose, pose.eyes[:, side] - [0, 0.2], 0.42, 0.65)
-    for part, space, rows, who, p in _each(canvas, people, pose, None, window):
+    window = _window(pose, pose.eyes[:, side], 0.42, 0.45)
+    for part, space, rows, who, p in _each(canvas, people, pose, mask, window):
         x, y = p.eyes[:, side].T
         half = who.eye_width * p.squeeze[:, side]
         height = per_picture(p.eye_opening)
@@ -70,14 +121,21 @@ def paint_eye(
         lid_half = 0.028 + 0.018 * who.lashes
         lid = np.maximum(np.abs(upper) - per_picture(lid_half), np.abs(across) - np.float32(1.05))
         part.paint(space, lid, skin * 0.16)
-        # Brows: a bar over the eye, turned about its middle by nature and mood.
-        brow_y = y - p.brow_gap
+
+
+def paint_brow(
+    canvas: Canvas, people: Identities, pose: Pose, side: int, mask: np.ndarray | None = None
+) -> None:
+    """A bar over the eye, turned about its middle by nature and mood."""
+    outward = (-1, 1)[side]
+    window = _window(pose, pose.brows[:, side], 0.42, 0.3)
+    for part, space, _, who, p in _each(canvas, people, pose, mask, window):
+        x, y = p.brows[:, side].T
+        half = who.eye_width * p.squeeze[:, side]
         rise, reach = outward * p.brow_angle * half, half * 1.22
-        brow = shapes.capsule(
-            space, x - reach, brow_y + rise, x + reach, brow_y - rise, who.brow_thickness
-        )
-        grey = who.hair_rgb * 0.55 + skin * 0.08
-        part.paint(space, brow, np.minimum(grey, skin * 0.6))
+        brow = shapes.capsule(space, x - reach, y + rise, x + reach, y - rise, who.brow_thickness)
+        grey = who.hair_rgb * 0.55 + who.skin_rgb * 0.08
+        part.paint(space, brow, np.minimum(grey, who.skin_rgb * 0.6))
 
 
 def paint_nose(canvas: Canvas, people: Identities, pose: Pose) -> None:
@@ -97,9 +155,11 @@ def paint_nose(canvas: Canvas, people: Identities, pose: Pose) -> None:
             part.paint(space, nostril, skin * 0.36)
 
 
-def paint_mouth(canvas: Canvas, people: Identities, pose: Pose) -> None:
+def paint_mouth(
+    canvas: Canvas, people: Identities, pose: Pose, mask: np.ndarray | None = None
+) -> None:
     window = _window(pose, pose.mouth, 0.62, 0.5)
-    for part, space, _, who, p in _each(canvas, people, pose, None, window):
+    for part, space, _, who, p in _each(canvas, people, pose, mask, window):
         x, y = p.mouth.T
         t = (space.u - per_picture(x)) / per_picture(p.mouth_width)
         lens = 1 - np.square(t)

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from data_pipeline.drawing.captions import TRIGGER, vocabulary, words_of
+from data_pipeline.drawing.faults import PARTS, Faults
 from data_pipeline.drawing.identities import SPLITS, Identities, identities_of
 from data_pipeline.drawing.pictures import (
     CLOTHES,
@@ -25,11 +26,12 @@ from data_pipeline.drawing.pictures import (
     EXPRESSIONS,
     FRAMING_WEIGHTS,
     HATS,
+    OBJECTS,
     SCENES,
     Pictures,
     pictures_of,
 )
-from data_pipeline.drawing.portrait import People, render
+from data_pipeline.drawing.portrait import People, render, render_masks
 from data_pipeline.drawing.rows import EXAMPLE, PICTURE, fold
 
 __all__ = [
@@ -37,9 +39,12 @@ __all__ = [
     "COLOUR_NAMES",
     "EXPRESSIONS",
     "HATS",
+    "OBJECTS",
+    "PARTS",
     "SCENES",
     "SPLITS",
     "TRIGGER",
+    "Faults",
     "Identities",
     "People",
     "Pictures",
@@ -51,6 +56,7 @@ __all__ = [
     "identity_of",
     "make_identities",
     "render",
+    "render_masks",
     "vocabulary",
     "words_of",
 ]
@@ -80,14 +86,16 @@ def examples(
     size: int = 64,
     seed: int = 0,
     framing_weights: Sequence[float] = FRAMING_WEIGHTS,
+    faults: Faults | None = None,
 ) -> People:
     """Person ``identity_indices[i]`` with variation ``picture_seeds[i]``, both [n] integers.
 
     A picture seed gives everyone the same variation; use different seeds for different images.
+    ``faults`` [n] spoil faces.
     """
     seeds = np.atleast_1d(np.asarray(picture_seeds, np.int64))
     people = identities_of(split, identity_indices, seed)
-    return render(people, pictures_of(fold(EXAMPLE, seed, seeds), framing_weights), size)
+    return render(people, pictures_of(fold(EXAMPLE, seed, seeds), framing_weights), size, faults)
 
 
 def example(

@@ -20,6 +20,19 @@ SCENES = (
     *("mountains", "city", "desert", "room", "beach"),
     *("forest", "snowy night", "park", "space", "stage"),
 )
+# Per scene: the object on the left and the one on the right of an image that is not mirrored.
+OBJECTS = {
+    "mountains": ("none", "castle"),
+    "city": ("bank", "none"),
+    "desert": ("palm trees", "camels"),
+    "room": ("portrait", "shelf"),
+    "beach": ("umbrella", "boat"),
+    "forest": ("none", "none"),
+    "snowy night": ("moon", "house"),
+    "park": ("bench", "flowers"),
+    "space": ("earth", "planet"),
+    "stage": ("none", "microphone"),
+}
 SUNSET_SCENES = ("mountains", "city", "desert", "beach", "park")
 COLOURS = {
     "red": (0.86, 0.10, 0.12),
@@ -34,11 +47,12 @@ COLOURS = {
 COLOUR_NAMES = tuple(COLOURS)
 PALETTE = np.array(list(COLOURS.values()))
 
-# Half the face's height in sides, and the face's middle, per framing: (low, high).
-FACE_UNIT = np.array([(0.205, 0.265), (0.13, 0.165), (0.094, 0.104)])
-FACE_Y = np.array([(0.40, 0.50), (0.24, 0.33), (0.17, 0.20)])
-FACE_X = np.array([(0.40, 0.60), (0.35, 0.65), (0.30, 0.70)])
-FRAMING_WEIGHTS = (74, 19, 7)
+# Half the face's height in sides, and the face's middle, per framing: (low, high). A portrait shows
+# as much of the clothes as their kind needs, and of the sides as the scene's objects need.
+FACE_UNIT = np.array([(0.25, 0.30), (0.145, 0.18), (0.094, 0.104)])
+FACE_Y = np.array([(0.42, 0.48), (0.24, 0.31), (0.17, 0.20)])
+FACE_X = np.array([(0.41, 0.59), (0.35, 0.65), (0.30, 0.70)])
+FRAMING_WEIGHTS = (64, 18, 18)
 WORDINGS = ("general", "noun", "age", "feeling", "mood", "gaze", "background", "time", "body")
 
 

@@ -31,9 +31,9 @@ UPPER_ARM, FOREARM = 1.25, 1.2
 class Pose(Rows):
     """Head features in head coordinates and body joints in body coordinates; [n, ...] each.
 
-    ``eyes`` [n, 2, 2] are (x, y) of the left and the right one in the image; ``squeeze`` [n, 2] is
-    how much a turn narrows that side. ``joints`` [n, 12, 2] are COCO's keypoints 5 to 16; a
-    person's left is on the image's right.
+    ``eyes`` and ``brows`` [n, 2, 2] are (x, y) of the left and the right one in the image;
+    ``squeeze`` [n, 2] is how much a turn narrows that side. ``joints`` [n, 12, 2] are COCO's
+    keypoints 5 to 16; a person's left is on the image's right.
     """
 
     x: np.ndarray
@@ -45,7 +45,7 @@ class Pose(Rows):
     eyes: np.ndarray
     squeeze: np.ndarray
     eye_opening: np.ndarray
-    brow_gap: np.ndarray
+    brows: np.ndarray
     brow_angle: np.ndarray
     nose: np.ndarray
     mouth: np.ndarray
@@ -98,6 +98,8 @@ def pose_of(people: Identities, pictures: Pictures) -> Pose:
     nose_x = turned(0 * width) * 1.25  # it protrudes, so it moves further
     mouth_y = np.minimum(people.eye_height + people.nose_length + people.mouth_height, 0.74) + lift
     mouth_width = people.mouth_width * (1 + (mouth_factor - 1) * np.minimum(strength, 1))
+    brow_gap = people.brow_gap + brows_up * strength
+    eyes = np.stack([eyes, np.stack([eye_y, eye_y], 1)], axis=-1)
     return Pose(
         x=pictures.face_x,
         y=pictures.face_y,
@@ -105,10 +107,10 @@ def pose_of(people: Identities, pictures: Pictures) -> Pose:
         tilt=pictures.tilt,
         shift=turned(0 * width),
         lift=lift,
-        eyes=np.stack([eyes, np.stack([eye_y, eye_y], 1)], axis=-1),
+        eyes=eyes,
         squeeze=np.minimum(squeeze, 1.05),
         eye_opening=people.eye_opening * (1 + (eye_factor - 1) * strength),
-        brow_gap=people.brow_gap + brows_up * strength,
+        brows=eyes - np.stack([0 * brow_gap, brow_gap], axis=1)[:, None],
         brow_angle=people.brow_angle * (1 - 0.6 * (brows_out != 0)) + brows_out * strength,
         nose=np.stack([nose_x, nose_y], axis=1),
         mouth=np.stack([turned(0 * width) * 1.05, mouth_y], axis=1),

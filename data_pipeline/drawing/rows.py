@@ -33,7 +33,7 @@ def _mix(state):
 
 
 # The first part of every key, so that person 3 of seed 0 and picture 3 of seed 0 share nothing.
-PERSON, GROUP, PICTURE, EXAMPLE, SCENERY = range(5)
+PERSON, GROUP, PICTURE, EXAMPLE, SCENERY, FAULTS = range(6)
 
 
 def fold(*parts: Any) -> np.ndarray:

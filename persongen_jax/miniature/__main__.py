@@ -4,7 +4,10 @@ import argparse
 import sys
 from pathlib import Path
 
+import jax
+
 from persongen_jax.cli import command, restart_with_huge_pages
+from persongen_jax.miniature.configs import CPU_DEVICES
 from persongen_jax.miniature.stages import STAGES, run
 from persongen_jax.parallel.distributed import unfinished_status
 from persongen_jax.training.stopping import Stopped
@@ -38,4 +41,5 @@ def main(argv: list[str] | None = None) -> int:
 
 if __name__ == "__main__":
     restart_with_huge_pages()
+    jax.config.update("jax_num_cpu_devices", CPU_DEVICES)
     sys.exit(main())

@@ -16,28 +16,19 @@ from ml_collections import ConfigDict
 from persongen_jax.systems.open import system_class
 
 SYSTEMS = "persongen_jax.miniature.systems"
-
+CPU_DEVICES = 2  # two share the batch: the layers are too small for two cores each
 
 OF_UNETS = {"drop_prob": 0.1, "min_snr_gamma": 5.0, "ema_decay": 0.999, "ema_warmup": True}
-
 # By name, in an order that respects dependencies. ``rate`` is for matrices and kernels, which Muon
 # updates, ``adam_rate`` for the rest; other keys are the config's own.
 TRAININGS: dict[str, dict[str, Any]] = {
     "vae": dict(
         system="vae:Vae",
         seed=1,
-        steps=2600,
+        steps=4000,
         batch_size=32,
         rate=0.01,
         adam_rate=3e-3,
-    ),
-    "decoder": dict(
-        system="vae:Decoder",
-        seed=8,
-        steps=2400,
-        batch_size=48,
-        rate=5e-3,
-        adam_rate=1.5e-3,
     ),
     "clip": dict(
         system="clip:Clip",
@@ -61,7 +52,7 @@ TRAININGS: dict[str, dict[str, Any]] = {
     ),
     "face_net": dict(
         system="face_net:FaceNet",
-        seed=3,  # only for Face-Sim: no method reads its features
+        seed=3,
         steps=450,
         batch_size=128,
         rate=5e-3,
@@ -79,18 +70,54 @@ TRAININGS: dict[str, dict[str, Any]] = {
     "unet": dict(
         system="unet:UNet",
         seed=5,
-        steps=2000,
+        steps=3000,
         batch_size=64,
         rate=5e-3,
         adam_rate=2e-3,
         decay=0.01,
-        face_weight=3.0,
+        face_weight=5.0,
         **OF_UNETS,
     ),
-    "unet_names": dict(
-        system="unet:NamedUNet",
+    "clip_judge": dict(
+        system="judges:ClipJudge",
+        seed=12,
+        steps=1200,
+        batch_size=64,
+        rate=4e-3,
+        adam_rate=2e-3,
+        decay=0.02,
+    ),
+    "face_judge": dict(
+        system="judges:FaceJudge",
+        seed=13,
+        steps=600,
+        batch_size=128,
+        rate=5e-3,
+        adam_rate=3e-3,
+        decay=1e-3,
+    ),
+    "keypoint_judge": dict(
+        system="judges:KeypointJudge",
+        seed=14,
+        steps=1200,
+        batch_size=96,
+        rate=5e-3,
+        adam_rate=2e-3,
+    ),
+    "parts_judge": dict(
+        system="face_parts:FaceParts",
+        seed=15,
+        steps=800,
+        batch_size=96,
+        rate=5e-3,
+        adam_rate=3e-3,
+        decay=1e-3,
+    ),
+    "unet_longer": dict(
+        system="unet:UNet",
         seed=105,
-        steps=4000,
+        go_on=True,
+        steps=5000,
         batch_size=64,
         rate=4e-3,
         adam_rate=1.5e-3,
@@ -113,6 +140,7 @@ def _config(work, *, system: str, rate, adam_rate, decay=0.0, **keys):
     config = system_class(system).defaults()
     config.system, config.work = system, str(work)
 
+    config.cpu_devices = CPU_DEVICES
     config.optimizer = "muon"
     config.optimizer_options = {
         "ns_steps": 4,

@@ -33,10 +33,10 @@ def encode_pool(vae: AutoencoderKL, pool: Pool, folder: Path) -> np.ndarray:
 
 
 def scaling_factor(moments: np.ndarray) -> float:
-    """1 / standard deviation of the latents, five digits."""
+    """What brings the latents' standard deviation to LATENT_STD, five digits."""
     rows = np.linspace(0, len(moments) - 1, MEASURED).astype(int)
     means, _ = np.split(moments[rows].astype(np.float32), 2, axis=-1)
-    return round(float(1 / np.std(means)), 5)
+    return round(float(sizes.LATENT_STD / np.std(means)), 5)
 
 
 def with_scaling_factor(vae: AutoencoderKL, factor: float) -> AutoencoderKL:

@@ -22,19 +22,17 @@ from persongen_jax.models.sdxl.parts import StableDiffusionXL
 from persongen_jax.train import train
 from persongen_jax.training.stopping import Stopped
 from persongen_jax.weights.formats.keypoint_net import save_keypoint_net
-from persongen_jax.weights.formats.sdxl.loading import SDXLBase, save_sdxl
+from persongen_jax.weights.formats.sdxl.loading import FILE_NAMES, SDXLBase, save_sdxl
 from persongen_jax.weights.loader import cast_module
 from persongen_jax.weights.saver import save_module, write_json
 
-TRAINED = tuple(TRAININGS)
-STAGES = (*TRAINED, "write", "photomaker")
-NEEDS = {
-    "decoder": ("vae",),
-    "faces": ("clip",),
-    "unet": ("vae", "clip"),
-    "unet_names": ("unet", "faces"),
-}
-ADAPTER_STEPS = 1000
+LONGER = "unet_longer"  # of what is written
+TRAINED = tuple(stage for stage in TRAININGS if stage != LONGER)
+STAGES = (*TRAINED, "write", LONGER, "photomaker")
+NEEDS = {"faces": ("clip",), "unet": ("vae", "faces")}
+JUDGES = ("clip_judge", "face_judge", "keypoint_judge", "parts_judge")
+ADAPTER_STEPS = 2000
+COSTS = "miniature.json"
 
 
 class World:
@@ -82,10 +80,26 @@ def run(stages: Collection[str], work: Path, out: Path) -> None:
         if stage in stages:
             if stage == "write":
                 write(world, out)
+            elif stage == LONGER:
+                train_longer(work, out)
             elif stage == "photomaker":
                 train_photomaker(work, out)
             else:
                 world.network(stage)
+
+
+def train_longer(work: Path, out: Path) -> None:
+    """Train the UNet in ``out`` further, and write it in place of the old one."""
+    config = get_config(LONGER, work)
+    config.assets = str(out)
+    if not train(config, work / LONGER):
+        raise Stopped
+    unet = open_network(work, LONGER).unet
+    cast_module(unet, jnp.float16)
+    save_module(unet, out / "sdxl" / "unet", sizes.unet_config(), file_name=FILE_NAMES["unet"])
+    costs = read_json(out / COSTS)
+    costs["trained"][LONGER] = cost_of(work / LONGER)
+    write_json(out / COSTS, costs)
 
 
 def train_photomaker(work: Path, out: Path) -> None:
@@ -95,11 +109,11 @@ def train_photomaker(work: Path, out: Path) -> None:
 
     config = load_config("configs/mini/photomaker.py", {})
     config.steps = config.validation_every = ADAPTER_STEPS
-    config.base, config.id_encoder, config.clip = (
-        str(out / name) for name in ("sdxl", "clip", "clip")
-    )
-    config.face_net = str(out / "face_net" / "model.safetensors")
-    config.face_detector = f"keypoints:{out / 'sdxl' / 'face_detector'}"
+    config.base, config.id_encoder = str(out / "sdxl"), str(out / "clip")
+    judges = out / "judges"
+    config.clip = str(judges / "clip")
+    config.face_net = str(judges / "face_net" / "model.safetensors")
+    config.face_detector = f"keypoints:{judges / 'face_detector'}"
     if not train(config, work / "photomaker"):
         raise Stopped
     pipe = Pipeline.from_pretrained(config.base)
@@ -111,11 +125,10 @@ def write(world: World, out: Path) -> None:
     """The checkpoints, and ``miniature.json`` with what they cost."""
     networks = {stage: world.network(stage) for stage in TRAINED}
     prompts, tokenizers = open_pool(world.work).prompts, open_tokenizers(world.work)
-    # The VAE with the refined decoder; the UNet after training with names.
-    model, vae = networks["unet_names"], networks["decoder"]
+    model = networks["unet"]
     configs = {
         "unet": sizes.unet_config(),
-        "vae": {**sizes.vae_config(), "scaling_factor": vae.config["scaling_factor"]},
+        "vae": {**sizes.vae_config(), "scaling_factor": model.vae.config["scaling_factor"]},
         "text_encoder": sizes.text_config(0, len(tokenizers.tokenizer)),
         "text_encoder_2": sizes.text_config(1, len(tokenizers.tokenizer)),
     }
@@ -125,13 +138,27 @@ def write(world: World, out: Path) -> None:
     to_unit_scale(towers, unet, ids)
     # Half precision costs no visible quality, and halves the largest file.
     cast_module(unet, jnp.float16)
-    shipped = StableDiffusionXL(unet, vae, *towers)
+    shipped = StableDiffusionXL(unet, model.vae, *towers)
     save_sdxl(SDXLBase(shipped, tokenizers, configs, sizes.SCHEDULER, {}, ""), out / "sdxl")
     save_keypoint_net(networks["keypoint_net"], out / "sdxl" / "face_detector")
-    _write_clip(networks["faces"], tokenizers.tokenizer, out / "clip")
+    vocabulary = len(tokenizers.tokenizer)
+    clip = sizes.clip_config(sizes.text_config(0, vocabulary), sizes.vision_config())
+    _write_clip(networks["faces"], clip, tokenizers.tokenizer, out / "clip")
     _write_face_net(networks["face_net"].net, out / "face_net")
+    judges = out / "judges"
+    for name in JUDGES:  # half precision changes none of their answers by as much as a sample does
+        networks[name] = nnx.clone(networks[name])
+        cast_module(networks[name], jnp.float16)
+    clip = sizes.clip_config(
+        sizes.text_config(1, vocabulary, sizes.TEXT_JUDGE_LAYERS),
+        sizes.vision_config(sizes.VISION_JUDGE),
+    )
+    _write_clip(networks["clip_judge"], clip, tokenizers.tokenizer_2, judges / "clip")
+    _write_face_net(networks["face_judge"].net, judges / "face_net")
+    _write_face_net(networks["parts_judge"], judges / "face_parts")
+    save_keypoint_net(networks["keypoint_judge"], judges / "face_detector")
     write_json(
-        out / "miniature.json",
+        out / COSTS,
         {"cores": os.cpu_count(), "trained": world.costs(), "jax": jax.__version__},
     )
 
@@ -150,8 +177,7 @@ class _WholeCLIP(nnx.Module):
         self.logit_scale = nnx.Param(towers.logit_scale.get_value())
 
 
-def _write_clip(towers, tokenizer, folder: Path):
-    config = sizes.clip_config(len(tokenizer))
+def _write_clip(towers, config: dict, tokenizer, folder: Path):
     save_module(_WholeCLIP(towers), folder, config, file_name="model.safetensors")
     tokenizer.save_pretrained(str(folder))
 

@@ -3,6 +3,7 @@
 from flax import nnx
 
 from persongen_jax.miniature import configs, sizes
+from persongen_jax.miniature.systems import face_parts
 from persongen_jax.models.encoders.clip import CLIPTextModel
 
 STEPS = 8
@@ -20,9 +21,9 @@ def small_towers():
 
 
 def small_unet_config(towers):
-    config = {**sizes.unet_config(), "block_out_channels": [16, 32, 32], "sample_size": 4}
+    config = {**sizes.unet_config(), "block_out_channels": [16, 32], "sample_size": 4}
     config["cross_attention_dim"] = sum(t.config["hidden_size"] for t in towers)
-    return {**config, "attention_head_dim": [1, 1, 1]}
+    return {**config, "attention_head_dim": [1, 1]}
 
 
 def shrink_networks(monkeypatch):
@@ -48,6 +49,13 @@ def shrink_networks(monkeypatch):
     monkeypatch.setattr(sizes, "VISION", {**sizes.VISION, **vision})
     monkeypatch.setattr(sizes, "FACE_NET", {**sizes.FACE_NET, **face_net})
     monkeypatch.setattr(sizes, "KEYPOINT_NET", {**sizes.KEYPOINT_NET, "widths": (8, 8)})
+    monkeypatch.setattr(sizes, "VISION_JUDGE", {**sizes.VISION_JUDGE, **vision})
+    monkeypatch.setattr(sizes, "TEXT_JUDGE_LAYERS", 1)
+    monkeypatch.setattr(sizes, "FACE_JUDGE", {**sizes.FACE_JUDGE, **face_net})
+    monkeypatch.setattr(sizes, "KEYPOINT_JUDGE", {**sizes.KEYPOINT_JUDGE, "widths": (8, 8)})
+    parts = {"layers": (1,), "widths": (8,)}
+    monkeypatch.setattr(sizes, "PARTS_JUDGE", {**sizes.PARTS_JUDGE, **parts})
+    monkeypatch.setattr(face_parts, "FACES", 40)
 
 
 def small_config(stage, work):

@@ -6,13 +6,12 @@ import numpy as np
 import pytest
 
 from persongen_jax.miniature.__main__ import ASSETS
-from persongen_jax.miniature.figures import (
-    compiled,
-    held_out,
+from persongen_jax.miniature.figures.networks import (
     measure_face_net,
     measure_keypoints,
     measure_vae,
 )
+from persongen_jax.miniature.figures.samples import compiled, held_out
 from persongen_jax.weights.formats.arcface import load_arcface
 from persongen_jax.weights.formats.keypoint_net import load_keypoint_net
 from persongen_jax.weights.formats.sdxl.loading import load_sdxl
@@ -62,23 +61,24 @@ def test_transformers_opens_clip():
 def test_figures_hold(base):
     """The figures of these weights in figures.json are measured again, by the same functions."""
     face_net = load_arcface(ASSETS / "face_net" / "model.safetensors", input_size=40).model
-    keypoint_net = load_keypoint_net(ASSETS / "sdxl" / "face_detector")
+    keypoint_judge = load_keypoint_net(ASSETS / "judges" / "face_detector")
     measured = {
         **measure_vae(base.model.vae),
-        **measure_face_net(face_net, keypoint_net),
-        **measure_keypoints(keypoint_net),
+        **measure_face_net(face_net, keypoint_judge),
+        **measure_keypoints(keypoint_judge, "judge_"),
     }
     for name, figure in measured.items():
         assert figure["samples"] == FIGURES[name]["samples"], name
         assert figure["value"] == pytest.approx(FIGURES[name]["value"], rel=0.01), name
 
 
-def test_figures_name_their_aims_and_samples():
-    assert len(FIGURES) >= 10
+def test_figures_name_their_samples_and_intervals():
+    assert len(FIGURES) >= 20
     for name, figure in FIGURES.items():
         assert figure["samples"] >= 100, name
-        if "aim" in figure:
-            assert isinstance(figure["met"], bool), name
+        low, high = figure["interval"]
+        assert low <= figure["value"] <= high, name
+        assert figure.keys() >= {"bar", "met"} or not figure.keys() & {"bar", "met", "aim"}, name
 
 
 def test_keypoint_net_sees_no_face_in_a_picture_without_one():

@@ -1,4 +1,4 @@
-"""The miniature's CLIP: one image tower that also recognises faces, two text towers.
+"""The miniature's first CLIP: one image tower that also recognises faces, two text towers.
 
 The image tower is trained against both text towers at once (arXiv 2103.00020, section 2.3), on
 whole images and their captions, and on face crops to distinguish people (ArcFace, arXiv
@@ -101,7 +101,7 @@ class Clip(PoolSystem):
         """(the image tower's output for the images, the faces' loss [b]), in one pass."""
         b, k = batch["person"].shape
         crops = batch["faces"].reshape(b * k, *batch["faces"].shape[2:])
-        seen = encode_images(model, jnp.concatenate([batch["image"], crops]))
+        seen = encode_images(model.vision, jnp.concatenate([batch["image"], crops]))
         people = batch["person"].reshape(-1)
         faces = arcface_losses(seen.pooler_output[b:], model.people.embedding[...], people)
         pictures = seen._replace(
@@ -142,12 +142,12 @@ def text_encoders(towers: Towers) -> tuple[CLIPTextModel, CLIPTextModel]:
     return first, second
 
 
-def encode_images(towers: Towers, images: jax.Array) -> Any:
-    """The image tower's output for images uint8 [b, s, s, 3]."""
-    size = sizes.VISION["image_size"]
+def encode_images(vision: CLIPVisionModel, images: jax.Array) -> Any:
+    """An image tower's output for images uint8 [b, s, s, 3]."""
+    size = vision.config["image_size"]
     images = images.astype(jnp.float32) / 255
     images = jax.image.resize(images, (len(images), size, size, 3), "cubic").clip(0, 1)
-    return towers.vision((images - CLIP_MEAN) / CLIP_STD)
+    return vision((images - CLIP_MEAN) / CLIP_STD)
 
 
 def contrastive_loss(

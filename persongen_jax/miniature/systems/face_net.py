@@ -1,6 +1,6 @@
 """The miniature's face recogniser: IResNet with ArcFace's loss on aligned crops.
 
-Face-Sim's net is trained with its own seed, so that no method has seen its features.
+It is the methods' own, for inputs and losses; figures use the judge (judges.py).
 """
 
 from typing import Any
@@ -24,8 +24,8 @@ ROWS = 1000
 class Recogniser(nnx.Module):
     """The net, and the people that it learns to distinguish, which serve training only."""
 
-    def __init__(self, people: int, rngs: nnx.Rngs):
-        self.net = IResNet(sizes.FACE_NET, rngs=rngs)
+    def __init__(self, config: dict, people: int, rngs: nnx.Rngs):
+        self.net = IResNet(config, rngs=rngs)
         self.people = Centres(people, self.net.config["embedding_dim"], rngs)
 
 
@@ -39,8 +39,12 @@ class FaceNet(PoolSystem):
 
     statistics = True
 
+    @property
+    def architecture(self) -> dict:
+        return sizes.FACE_NET
+
     def network(self) -> Recogniser:
-        return Recogniser(self.pool.people, nnx.Rngs(self.config.seed))
+        return Recogniser(self.architecture, self.pool.people, nnx.Rngs(self.config.seed))
 
     def source(self) -> Drawn:
         self.crops = aligned_crops(self.pool)
@@ -59,7 +63,7 @@ def aligned_crops(pool: Pool) -> np.ndarray:
     """[n, s, s, 3] uint8 by the true landmarks, jittered; cached on disk."""
 
     def align_all():
-        size = sizes.FACE_NET["input_size"]
+        size = sizes.FACE_SIDE
         noise = np.random.default_rng(0).normal(0, JITTER, pool.landmarks.shape)
         parts = [
             align_faces(pool.images[i : i + ROWS], (pool.landmarks + noise)[i : i + ROWS], size)

@@ -29,8 +29,12 @@ class Keypoints(PoolSystem):
         visibility: [12] 1 or 0.
     """
 
+    @property
+    def architecture(self) -> dict:
+        return sizes.KEYPOINT_NET
+
     def network(self) -> KeypointNet:
-        return KeypointNet(sizes.KEYPOINT_NET, rngs=nnx.Rngs(self.config.seed))
+        return KeypointNet(self.architecture, rngs=nnx.Rngs(self.config.seed))
 
     def example(self, rng: np.random.Generator, n: int) -> dict[str, np.ndarray]:
         pool, row = self.pool, rng.integers(len(self.pool))

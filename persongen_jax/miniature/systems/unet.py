@@ -3,9 +3,13 @@
 SDXL's objective (noise prediction) with min-SNR weights (arXiv 2303.09556), more weight on the
 face, whose details are the hard part of these images, and an average of the weights (EMA).
 
-Trained first on captions alone; then with names (names.py) in place of the class word.
+In most prompts a name (names.py) stands in place of the class word.
+
+``config.assets``, a folder of shipped weights, takes the place of the other stages' runs. With
+``config.go_on`` its UNet is trained further.
 """
 
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -25,6 +29,7 @@ from persongen_jax.diffusion.schedule import (
     per_example_loss,
 )
 from persongen_jax.miniature import sizes
+from persongen_jax.miniature.latents import encode_pool
 from persongen_jax.miniature.pool import Pool
 from persongen_jax.miniature.systems.base import Drawn, PoolSystem, open_network
 from persongen_jax.miniature.systems.clip import text_encoders
@@ -33,6 +38,8 @@ from persongen_jax.miniature.systems.vae import open_vae
 from persongen_jax.models.sdxl.parts import StableDiffusionXL
 from persongen_jax.models.sdxl.unet import UNet2DConditionModel
 from persongen_jax.systems.diffusion import VAE, DiffusionSystem, Step
+from persongen_jax.weights.formats.clip import load_vision_tower
+from persongen_jax.weights.formats.sdxl.loading import load_sdxl
 
 PART = 1 / 6  # of the prompts not dropped are one of general, background and body alone
 NAMED = 0.6  # of the prompts that have a class word
@@ -46,6 +53,8 @@ class UNet(PoolSystem, DiffusionSystem):
         moments: [h, w, 2 c] float32, the posterior's mean and logvar.
         face_box: [4] float32, in pixels.
         input_ids: [2, n] int32.
+        name: [d] float32, the person's; d: the sum of the text towers' widths.
+        place: [] int32, of the class word's token; -1: the prompt has no name.
     """
 
     groups = (("unet/.*", "model"),)
@@ -61,31 +70,61 @@ class UNet(PoolSystem, DiffusionSystem):
     def defaults(cls) -> ConfigDict:
         config = super().defaults()
         config.face_weight = 1.0  # of a latent cell that touches the face box
+        config.named = NAMED  # share of the prompts with a class word that have a name there
+        config.assets = ""  # a folder of shipped weights; "": other stages' runs
+        config.go_on = False  # from the shipped UNet
         return config
 
     def network(self) -> StableDiffusionXL:
-        vae, self.moments = open_vae(self.work, self.pool)
-        towers = text_encoders(open_network(self.work, "clip"))
-        return StableDiffusionXL(self.first_unet(), vae, *towers)
+        if self.config.go_on and not self.config.assets:
+            raise ValueError("config.go_on: name the folder of shipped weights, config.assets")
+        if self.config.assets:
+            base = load_sdxl(Path(self.config.assets) / "sdxl").model
+            self.moments = encode_pool(base.vae, self.pool, self.shipped)
+            if self.config.go_on:
+                return base
+            vae, towers = base.vae, (base.text_encoder, base.text_encoder_2)
+        else:
+            vae, self.moments = open_vae(self.work, self.pool)
+            towers = text_encoders(open_network(self.work, "clip"))
+        unet = UNet2DConditionModel(sizes.unet_config(), rngs=nnx.Rngs(self.config.seed))
+        return StableDiffusionXL(unet, vae, *towers)
 
-    def first_unet(self) -> UNet2DConditionModel:
-        """With the initial weights of the training."""
-        return UNet2DConditionModel(sizes.unet_config(), rngs=nnx.Rngs(self.config.seed))
+    @property
+    def shipped(self) -> Path:
+        """Where the pool as the shipped networks see it is cached."""
+        folder = self.work / "shipped"
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
+
+    def source(self) -> Drawn:
+        if self.config.assets:
+            folder = self.shipped
+            vision, _ = load_vision_tower(Path(self.config.assets) / "clip")
+        else:
+            folder = self.work / "faces"
+            vision = open_network(self.work, "faces").vision
+        towers = self.model.text_encoder, self.model.text_encoder_2
+        prompts = [whole for whole, *_ in self.pool.prompts[:MEASURED]]
+        self.names = make_names(vision, towers, self.pool, self.tokenizers, prompts, folder)
+        self.places = class_word_places(self.pool, self.tokenizers)
+        return super().source()
 
     def prompt(self, rng: np.random.Generator) -> tuple[int, int]:
         """(index of an image, which of its prompts)."""
         row = int(rng.integers(len(self.pool)))
         return row, int(rng.integers(1, 4)) if rng.random() < PART else 0
 
-    def of_prompt(self, row: int, part: int) -> dict[str, np.ndarray]:
+    def example(self, rng: np.random.Generator, n: int) -> dict[str, np.ndarray]:
+        row, part = self.prompt(rng)
+        named = part <= 1 and rng.random() < self.config.named
         return {
             "moments": self.moments[row].astype(np.float32),
             "face_box": self.pool.face_box[row].astype(np.float32),
             "input_ids": self.tokenizers.encode(self.pool.prompts[row][part]),
+            "name": self.names[self.pool.person[row]],
+            "place": np.int32(self.places[row] if named else -1),
         }
-
-    def example(self, rng: np.random.Generator, n: int) -> dict[str, np.ndarray]:
-        return self.of_prompt(*self.prompt(rng))
 
     def unread(self, cached: bool = False) -> tuple[str, ...]:
         return ("vae/",)
@@ -93,7 +132,7 @@ class UNet(PoolSystem, DiffusionSystem):
     @property
     def no_prompt(self) -> dict:
         """What a batch holds in place of a dropped condition."""
-        return {"input_ids": self.tokenizers.encode("")}
+        return {"input_ids": self.tokenizers.encode(""), "place": -1}
 
     def drop(self, batch: Batch, drop: jax.Array) -> Batch:
         def without(name, nothing):
@@ -103,7 +142,8 @@ class UNet(PoolSystem, DiffusionSystem):
         return {**batch, **{name: without(name, x) for name, x in self.no_prompt.items()}}
 
     def prompt_embeds(self, model: Any, batch: Batch) -> tuple[jax.Array, jax.Array]:
-        return model.encode_prompt(batch["input_ids"])
+        embeds, pooled = model.encode_prompt(batch["input_ids"])
+        return replace_class_words(embeds, batch["name"], batch["place"]), pooled
 
     def condition(self, model: Any, batch: Batch) -> Conditioning:
         embeds, pooled = self.prompt_embeds(model, batch)
@@ -130,44 +170,6 @@ class UNet(PoolSystem, DiffusionSystem):
             "mse": error.mean((1, 2)),
             "face_mse": per_example_loss(step.pred, step.target, face),
         }
-
-
-class NamedUNet(UNet):
-    """Continues the training with names.
-
-    Additional arrays of an example:
-        name: [d] float32, the person's; d: the sum of the text towers' widths.
-        place: [] int32, of the class word's token; -1: the prompt has no name.
-    """
-
-    def first_unet(self) -> UNet2DConditionModel:
-        return open_network(self.work, "unet").unet
-
-    def source(self) -> Drawn:
-        clip, prompts = open_network(self.work, "faces"), self.pool.prompts[:MEASURED]
-        self.names = make_names(
-            *(clip, text_encoders(clip), self.pool, self.tokenizers),
-            *([whole for whole, *_ in prompts], self.work / "faces"),
-        )
-        self.places = class_word_places(self.pool, self.tokenizers)
-        return super().source()
-
-    def example(self, rng: np.random.Generator, n: int) -> dict[str, np.ndarray]:
-        row, part = self.prompt(rng)
-        named = part <= 1 and rng.random() < NAMED
-        return {
-            **self.of_prompt(row, part),
-            "name": self.names[self.pool.person[row]],
-            "place": np.int32(self.places[row] if named else -1),
-        }
-
-    @property
-    def no_prompt(self) -> dict:
-        return {**super().no_prompt, "place": -1}
-
-    def prompt_embeds(self, model: Any, batch: Batch) -> tuple[jax.Array, jax.Array]:
-        embeds, pooled = super().prompt_embeds(model, batch)
-        return replace_class_words(embeds, batch["name"], batch["place"]), pooled
 
 
 def class_word_places(pool: Pool, tokenizers: Tokenizers) -> np.ndarray:

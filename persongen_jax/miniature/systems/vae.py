@@ -1,4 +1,4 @@
-"""The miniature's VAE, and further training of its decoder."""
+"""The miniature's VAE."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -20,34 +20,23 @@ CROP = 32  # side of the crops in most steps: a quarter of the work and the memo
 WHOLE = 0.1  # last fraction of the steps: whole images, so that the norms see final statistics
 FACE_WEIGHT = 6.0  # of a pixel in the face box
 KL_WEIGHT = 1e-4
-FACE = 0.6  # of the decoder's loss: the share of the face box, against the whole image
 
 
-class CroppedPictures(PoolSystem):
-    """Examples are crops first, and whole images in the last steps.
+class Vae(PoolSystem):
+    """The VAE: L1, squared error with more weight on the face, a little KL.
+
+    Examples are crops first, and whole images in the last steps.
 
     Arrays of an example:
         image: [s, s, 3] uint8.
         face_box: [4] float32, in pixels; it may lie outside a crop.
     """
 
+    model: AutoencoderKL
+
     @property
     def samples(self) -> tuple[int, ...]:
         return 0, self.config.steps * self.config.batch_size - 1
-
-    def is_whole(self, n: int) -> bool:
-        return n // self.config.batch_size >= (1 - WHOLE) * self.config.steps
-
-    def row(self, rng: np.random.Generator) -> tuple[int, np.ndarray, np.ndarray]:
-        """An image's index, the image, and its face box."""
-        row = int(rng.integers(len(self.pool)))
-        return row, self.pool.images[row], self.pool.face_box[row].astype(np.float32)
-
-
-class Vae(CroppedPictures):
-    """The VAE: L1, squared error with more weight on the face, a little KL."""
-
-    model: AutoencoderKL
 
     def network(self) -> AutoencoderKL:
         vae = AutoencoderKL(sizes.vae_config(), rngs=nnx.Rngs(self.config.seed))
@@ -55,10 +44,11 @@ class Vae(CroppedPictures):
         return vae
 
     def example(self, rng: np.random.Generator, n: int) -> dict[str, np.ndarray]:
-        _, image, box = self.row(rng)
-        if not self.is_whole(n):
+        row = int(rng.integers(len(self.pool)))
+        image, box = self.pool.images[row], self.pool.face_box[row].astype(np.float32)
+        if n // self.config.batch_size < (1 - WHOLE) * self.config.steps:
             corner = crop_corner(rng, box)
-            image, box = crop(image, corner, CROP), shift_box(box, corner)
+            image, box = crop(image, corner), shift_box(box, corner)
         return {"image": image, "face_box": box}
 
     def draw(self, key_of: Callable[[int], jax.Array], batch: Batch) -> dict[str, jax.Array]:
@@ -77,51 +67,6 @@ class Vae(CroppedPictures):
         told = (weight[..., None] * (10 * error**2 + 0.5 * jnp.abs(error))).mean((1, 2, 3))
         kl = 0.5 * (mean**2 + jnp.exp(logvar) - 1 - logvar).mean((1, 2, 3))
         return {"loss": told + KL_WEIGHT * kl, "mse": (error**2).mean((1, 2, 3)), "kl": kl}
-
-
-class Decoder(CroppedPictures):
-    """The decoder, trained further while the encoder is frozen: the latents do not change.
-
-    Stability's ft-MSE decoders were made in this way. The loss is the figure that judges the VAE,
-    PSNR, of whole images and of faces: the logarithm of each example's squared error.
-
-    Additional array of an example:
-        moments: [h, w, 2 c] float32, the posterior's mean and logvar.
-    """
-
-    groups = (("(decoder|post_quant_conv)/.*", "model"),)
-
-    def network(self) -> AutoencoderKL:
-        vae, self.moments = open_vae(self.work, self.pool)
-        return vae
-
-    def example(self, rng: np.random.Generator, n: int) -> dict[str, np.ndarray]:
-        row, image, box = self.row(rng)
-        moments = self.moments[row].astype(np.float32)
-        if not self.is_whole(n):
-            image, box, moments = crop_with_latents(rng, image, box, moments)
-        return {"image": image, "face_box": box, "moments": moments}
-
-    def unread(self, cached: bool = False) -> tuple[str, ...]:
-        return "encoder/", "quant_conv/"
-
-    def draw(self, key_of: Callable[[int], jax.Array], batch: Batch) -> dict[str, jax.Array]:
-        """ "noise" [b, h, w, c], of the latents."""
-        *shape, channels = batch["moments"].shape
-        return {"noise": jax.random.normal(key_of(0), (*shape, channels // 2))}
-
-    def losses(self, model: Any, batch: Batch, draws: dict[str, jax.Array]) -> dict[str, jax.Array]:
-        pixels = to_pixels(batch["image"])
-        mean, logvar = jnp.split(batch["moments"], 2, axis=-1)
-        decoded = model.decode(mean + jnp.exp(0.5 * logvar) * draws["noise"])
-        error = ((decoded - pixels) ** 2).mean(-1)
-        whole = error.mean((1, 2))
-        face = box_mask(batch["face_box"], pixels.shape[1])
-        size = face.sum((1, 2))
-        # A crop without a face counts as a whole, twice.
-        faces = jnp.where(size > 0, (face * error).sum((1, 2)) / jnp.maximum(size, 1), whole)
-        loss = (1 - FACE) * jnp.log(whole + 1e-5) + FACE * jnp.log(faces + 1e-5)
-        return {"loss": loss, "mse": whole, "psnr": -10 * jnp.log10(whole / 4)}
 
 
 def open_vae(work: Path, pool: Pool) -> tuple[AutoencoderKL, np.ndarray]:
@@ -158,26 +103,15 @@ def crop_corner(rng: np.random.Generator, box: np.ndarray) -> np.ndarray:
     return rng.integers(0, most + 1, 2)
 
 
-def crop(array: np.ndarray, corner: np.ndarray, side: int) -> np.ndarray:
-    """The piece [side, side, c] of an array [h, w, c]."""
+def crop(image: np.ndarray, corner: np.ndarray) -> np.ndarray:
+    """The piece [CROP, CROP, c] of an image [h, w, c]."""
     x, y = corner
-    return array[y : y + side, x : x + side]
+    return image[y : y + CROP, x : x + CROP]
 
 
 def shift_box(box: np.ndarray, corner: np.ndarray) -> np.ndarray:
     """The box in the crop's coordinates."""
     return box - np.tile(corner, 2).astype(np.float32)
-
-
-def crop_with_latents(
-    rng: np.random.Generator, image: np.ndarray, box: np.ndarray, latents: np.ndarray
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """A crop of ``image`` [s, s, 3] that begins where a latent does, its box, its latents."""
-    per_latent = len(image) // len(latents)
-    corner = crop_corner(rng, box) // per_latent
-    piece = crop(latents, corner, CROP // per_latent)
-    corner = corner * per_latent
-    return crop(image, corner, CROP), shift_box(box, corner), piece
 
 
 def box_mask(box: jax.Array, side: int) -> jax.Array:

@@ -46,11 +46,11 @@ class FuseModule(nnx.Module):
         self.mlp2 = MLP(features, features, features, use_residual=True, **kw)
         self.layer_norm = LayerNorm(features, **kw)
         for mlp in (self.mlp1, self.mlp2):
-            for linear in (mlp.fc1, mlp.fc2):
-                # PyTorch's default initialisation keeps a third of the variance per layer: next to
-                # the prompt embedding that it is added to, the identity would be weak and take long
-                # to have an effect. This one keeps all of it.
-                linear.kernel.set_value(linear.kernel.get_value() * 3**0.5)
+            # The token begins as the class word itself, normalised. With random last layers it
+            # begins as noise that makes every image worse; the quickest remedy is to look away
+            # from it, and from attention that is zero no gradient returns (docs/miniature.md).
+            for leaf in (mlp.fc2.kernel, mlp.fc2.bias):
+                leaf.set_value(jnp.zeros_like(leaf.get_value()))
 
     def __call__(self, prompt_embeds: jax.Array, id_embeds: jax.Array) -> jax.Array:
         """[b, k, d] and [b, k, d] to [b, k, d]."""

@@ -36,6 +36,7 @@ _VIDEO = re.compile(r".*\.(time_stack|time_mixer|temporal_transformer|motion_mod
 _CONTEXT = re.compile(r".*\.attn2\.to_k\.weight$")
 _PROJ_IN = re.compile(r".*\.proj_in\.weight$")
 _FIRST = ("input_blocks.0.0.weight", "conv_in.weight")
+_LAST = ("out.2.weight", "conv_out.weight")
 _LEVELS = {
     "sgm": re.compile(r"input_blocks\.\d+\.0\.op\."),
     "diffusers": re.compile(r"down_blocks\.(\d+)\."),
@@ -85,7 +86,8 @@ class Recognised:
     """The result of :func:`recognise`.
 
     family: SDXL, REFINER, SD1, SD2 or another's name; "" if no key shows it. width: of the text
-    states that the UNet reads; channels: of its input; None if no key shows it.
+    states that the UNet reads; channels: of its input; latents: of its output, those
+    of the latents alone; None if no key shows it.
     """
 
     family: str
@@ -94,6 +96,7 @@ class Recognised:
     precision: str
     width: int | None = None
     channels: int | None = None
+    latents: int | None = None
 
     def missing(self) -> list[str]:
         """The parts of SDXL that the file lacks."""
@@ -105,7 +108,8 @@ def recognise(source: TensorSource) -> Recognised:
     layout = read_layout(source)
     family, width, channels = _family(source, layout)
     said = prediction(source, layout.markers)
-    return Recognised(family, layout, said, precision(source), width, channels)
+    latents = _latents(source, layout)
+    return Recognised(family, layout, said, precision(source), width, channels, latents)
 
 
 # ---- The family --------------------------------------------------------------------------------
@@ -134,6 +138,16 @@ def _family(source, layout):
         return f"{FAMILY_OF_WIDTH[width]} with labels", width, channels
     refiner = width == 1280 or _levels(unet, inner) == 4
     return (REFINER if refiner else SDXL), width, channels
+
+
+def _latents(source, layout) -> int | None:
+    """Channels of the UNet's output."""
+    unet = layout.parts.get("unet")
+    if unet is None:
+        return None
+    inner = dict(zip(unet.inner(), unet.keys, strict=True))
+    shape = next((_shape(source, inner[k], 4) for k in _LAST if k in inner), ())
+    return shape[0] if shape else None
 
 
 def _family_by_text(layout) -> str:

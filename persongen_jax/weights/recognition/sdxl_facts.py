@@ -51,7 +51,7 @@ def _facts(kind, found: Recognised, source) -> dict:
             facts["missing"] = ", ".join(CALLED[name] for name in found.missing()) or "nothing"
     if "unet" in parts:
         facts["predicts"] = describe_prediction(found.prediction)
-        if found.channels not in (None, 4):
+        if found.channels not in (None, found.latents or 4):
             facts["input channels"] = f"{found.channels} (SDXL's plain UNet has 4)"
     facts["stored as"] = found.precision
     try:
@@ -105,7 +105,7 @@ def folder_facts(path: Path, sources: dict[str, TensorSource]) -> dict:
         said = prediction(sources["unet"]) if "unet" in sources else Prediction()
         facts["predicts"] = _predicts_by(scheduler, said)
         facts["scheduler"] = str(scheduler.get("_class_name", "unknown"))
-        if unet.get("in_channels", 4) != 4:
+        if unet.get("in_channels", 4) != unet.get("out_channels", 4):
             facts["input channels"] = f"{unet['in_channels']} (SDXL's plain UNet has 4)"
         if facts["family"] == SDXL:
             lacking = [CALLED[name] for name in CALLED if name not in sources]

@@ -31,7 +31,7 @@ def check_file(found: Recognised, where: str | os.PathLike) -> None:
         raise WeightsError(
             f"{where}: this is {found.family}{width}, and SDXL is needed here. Give an SDXL file."
         )
-    _check_channels(found.channels, where)
+    _check_channels(found.channels, where, found.latents or 4)
     if found.prediction.edm:
         raise WeightsError(
             f"{where}: {found.prediction.refusal}, which is not supported with any sampler. Get a "
@@ -50,18 +50,20 @@ def check_unet_config(config: dict, where: str | os.PathLike) -> None:
             f"{where}: this is {family} (cross_attention_dim {config.get('cross_attention_dim')}; "
             f"{_WIDTHS}), and SDXL is needed here. Give an SDXL model."
         )
-    _check_channels(config.get("in_channels", 4), where)
+    _check_channels(config.get("in_channels", 4), where, config.get("out_channels", 4))
 
 
-def _check_channels(channels, where):
-    if channels in (None, 4):
+def _check_channels(channels, where, latents=4):
+    """``latents``: channels of the UNet's output, which are those of the latents alone."""
+    if channels is None or channels == latents:
         return
     if not isinstance(channels, int):
         raise BadConfig(f"{where}: in_channels is {channels!r}. Write it as a number.")
-    what = _CHANNELS.get(channels, "a UNet that reads more than latents")
+    what = _CHANNELS.get(channels, "a UNet that reads something else than it predicts")
     raise BadConfig(
-        f"{where}: in_channels is {channels}: this is {what}. That is not supported; a UNet of 4 "
-        "channels, the latents alone, is needed. Give the model's plain version."
+        f"{where}: in_channels is {channels}: this is {what}. That is not supported; a UNet that "
+        f"reads the {latents} channels of its latents alone is needed. Give the model's plain "
+        "version."
     )
 
 

@@ -225,6 +225,10 @@ def test_other_unets_are_refused_at_the_config(bare, tmp_path):
     with pytest.raises(BadConfig, match="in_channels is 9: this is an inpainting UNet"):
         open_base(edited(bare, tmp_path, unet={"in_channels": 9}))
     shutil.rmtree(tmp_path / "edited")
+    # What a UNet reads and predicts alike are latents, and then the VAE must have as many.
+    with pytest.raises(BadConfig, match="latents of 4 channels and the UNet reads 12"):
+        open_base(edited(bare, tmp_path, unet={"in_channels": 12, "out_channels": 12}))
+    shutil.rmtree(tmp_path / "edited")
     with pytest.raises(BadConfig, match="64 wide and the UNet reads 2048"):
         open_base(edited(bare, tmp_path, unet={"cross_attention_dim": 2048}))
     shutil.rmtree(tmp_path / "edited")
