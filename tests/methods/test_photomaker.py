@@ -88,6 +88,17 @@ def test_stacked_embedding_with_ragged_reference_counts(fuse_twins):
     assert not np.allclose(found[mask], embeds[mask])
 
 
+def test_a_new_token_is_the_class_word_and_learns_from_the_first_step():
+    module = FuseModule(12, dtype=jnp.float32, param_dtype=jnp.float32, rngs=nnx.Rngs(0))
+    word, one, other = np.random.default_rng(0).standard_normal((3, 1, 1, 12)).astype(np.float32)
+    centred = word - word.mean()
+    assert np.allclose(module(word, one), centred / centred.std(), atol=1e-4)
+    assert np.array_equal(module(word, one), module(word, other))
+    grads = nnx.grad(lambda m: (m(word, one) * other).sum())(module)
+    for mlp in (grads["mlp1"], grads["mlp2"]):
+        assert np.abs(mlp["fc2"]["kernel"].get_value()).max() > 0
+
+
 def test_padding_references_have_no_influence(fuse_twins):
     _, ours = fuse_twins
     embeds, ids, mask, id_mask = stack_inputs([2, 3], [4, 6])
@@ -204,7 +215,10 @@ def test_dropping_gives_the_empty_prompt_and_no_identity(built):
     kept = jax.tree.map(lambda x: x[1], (dropped, batch))
     assert all(map(np.array_equal, *map(jax.tree.leaves, kept)))
     other = {**batch, "id_pixel_values": batch["id_pixel_values"] + 1}
-    tokens = [built.condition(built.model, drop(b)).streams["text"].tokens for b in (batch, other)]
+    model = nnx.clone(built.model)
+    kernel = model.id_encoder.fuse_module.mlp1.fc2.kernel  # zero: no identity has an effect yet
+    kernel.set_value(jax.random.normal(jax.random.key(1), kernel.shape))
+    tokens = [built.condition(model, drop(b)).streams["text"].tokens for b in (batch, other)]
     assert np.array_equal(tokens[0][0], tokens[1][0])
     assert not np.array_equal(tokens[0][1], tokens[1][1])
 

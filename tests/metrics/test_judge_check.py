@@ -83,19 +83,23 @@ def test_roots_are_whole_parts_of_a_path(clip):
             check_judges(metrics_by(clip), model_with(clip), (root,), ())
 
 
-def test_the_miniature_has_to_admit_its_only_clip(capsys):
+def test_no_method_of_the_miniature_reads_its_judges(capsys):
     config = miniature()
     model = model_with(config.id_encoder)
+    check_judges(open_metrics(config), model, ROOT, ())
+    assert "admitted" not in capsys.readouterr().out
+    config.clip = config.id_encoder
     metrics = open_metrics(config)
     with pytest.raises(ValueError, match="CLIP-T is judged by"):
         check_judges(metrics, model, ROOT, ())
-    check_judges(metrics, model, ROOT, config.judges_are_inputs)
+    check_judges(metrics, model, ROOT, ("clip_t",))
     shown = [line for line in capsys.readouterr().out.splitlines() if "admitted" in line]
     assert len(shown) == 1 and shown[0].startswith("CLIP-T")  # and no metric of faces
 
 
 def test_a_tower_out_of_a_photomaker_file_counts():
     config = miniature()
+    config.clip = config.id_encoder
     folder = config.id_encoder.replace("clip", "photomaker-v1.safetensors")
     with pytest.raises(ValueError, match="CLIP-T is judged by"):
         check_judges(open_metrics(config), model_with(folder), ROOT, ())

@@ -39,7 +39,10 @@ class MLP(nnx.Module):
 
 
 class FuseModule(nnx.Module):
-    """Fuses a class token's prompt embedding and one reference's ID embedding."""
+    """Fuses a class token's prompt embedding and one reference's ID embedding.
+
+    A new one returns the prompt embedding, normalised.
+    """
 
     def __init__(self, features: int, **kw: Unpack[LayerOptions]):
         self.mlp1 = MLP(2 * features, features, features, use_residual=False, **kw)
@@ -49,8 +52,7 @@ class FuseModule(nnx.Module):
             # The token begins as the class word itself, normalised. With random last layers it
             # begins as noise that makes every image worse; the quickest remedy is to look away
             # from it, and from attention that is zero no gradient returns (docs/miniature.md).
-            for leaf in (mlp.fc2.kernel, mlp.fc2.bias):
-                leaf.set_value(jnp.zeros_like(leaf.get_value()))
+            nnx.update(mlp.fc2, jax.tree.map(jnp.zeros_like, nnx.state(mlp.fc2)))
 
     def __call__(self, prompt_embeds: jax.Array, id_embeds: jax.Array) -> jax.Array:
         """[b, k, d] and [b, k, d] to [b, k, d]."""
