@@ -79,7 +79,7 @@ def world(tmp_path_factory):
         (folder / tool / "prompts.json").write_text(json.dumps(PROMPTS))
     # The same recogniser under another name, as a second one.
     shutil.copytree(FACES, folder / "nets" / "face_net")
-    shutil.copytree(ASSETS / "sdxl" / "face_detector", folder / "nets" / "face_detector")
+    shutil.copytree(ASSETS / "judges" / "face_detector", folder / "nets" / "face_detector")
     return folder
 
 
