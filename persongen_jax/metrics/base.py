@@ -137,6 +137,7 @@ class Metric(abc.ABC):
         bounds: (least, most) that a value can be; (0, 1) for shares, whose intervals are their own;
             None if unknown. Values beyond them are an error.
         less_is_better: whether a smaller value is the better one, as of a distance.
+        target: the best value, where that is neither the least nor the largest; else None.
         chance: the value of guessing; None if meaningless or dependent on the set ("among").
         judge_key: the config's key that names the judge; "" if there is none.
         judge: the network file that judges, in one line; "" if none does.
@@ -149,6 +150,7 @@ class Metric(abc.ABC):
     plotted: ClassVar[bool] = True
     bounds: ClassVar[tuple[float, float] | None] = None
     less_is_better: ClassVar[bool] = False
+    target: ClassVar[float | None] = None
     chance: ClassVar[float | None] = None
     judge_key: ClassVar[str] = ""
     judge: str = ""

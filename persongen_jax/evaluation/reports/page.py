@@ -81,9 +81,7 @@ def _folder(scores: Scores, references: dict[str, str]) -> list[str]:
         values = scores.of_images(name)
         if values is None or np.isnan(values).all():
             continue
-        for title, places in zip(
-            ("best", "worst"), best_and_worst(values, metric.less_is_better), strict=True
-        ):
+        for title, places in zip(("best", "worst"), best_and_worst(values, metric), strict=True):
             if places:
                 captions = [number(float(values[i]), metric.form) for i in places]
                 parts.append(f"<h3>{escape(metric.title)}: {title}</h3>")

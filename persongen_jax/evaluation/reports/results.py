@@ -7,6 +7,7 @@ import numpy as np
 
 from persongen_jax.evaluation.folders.pairing import Difference
 from persongen_jax.evaluation.folders.scoring import Scores
+from persongen_jax.metrics.base import Metric
 from persongen_jax.metrics.measures import NUMBERS
 
 SHOWN = 8  # images at each end
@@ -111,7 +112,9 @@ def _of_folder(scores: Scores) -> dict[str, Any]:
 # ---- images that are worth a look --------------------------------------------------------------
 
 
-def best_and_worst(values: np.ndarray, less_is_better: bool) -> tuple[list[int], list[int]]:
+def best_and_worst(
+    values: np.ndarray, metric: Metric | type[Metric]
+) -> tuple[list[int], list[int]]:
     """Places of the best and of the worst images, the extreme ones first; none is in both.
 
     Images as good as the best are not among the worst, so that shares of 100 % have no worst.
@@ -120,6 +123,9 @@ def best_and_worst(values: np.ndarray, less_is_better: bool) -> tuple[list[int],
         values: [n], NaN where there is none.
     """
     there = np.flatnonzero(~np.isnan(values))
+    less_is_better = metric.less_is_better
+    if metric.target is not None:
+        values, less_is_better = np.abs(values - metric.target), True
     order = there[np.argsort(values[there], kind="stable")].tolist()
     order = order if less_is_better else order[::-1]
     if not order:

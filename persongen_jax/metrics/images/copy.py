@@ -23,7 +23,7 @@ class Copy(JudgedByFaceNet):
     """
 
     name, title, form = "copy", "copying", "{:+.3f}"
-    plotted, bounds, less_is_better = False, (-2.0, 2.0), True
+    plotted, bounds, target = False, (-2.0, 2.0), 0.0
 
     def prepare(self, known: Known) -> None:
         further = self.faces.further(known)

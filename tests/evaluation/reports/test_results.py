@@ -13,6 +13,9 @@ from persongen_jax.evaluation.reports.page import page
 from persongen_jax.evaluation.reports.results import best_and_worst, image_rows
 from persongen_jax.evaluation.reports.tables import as_markdown, failures
 from persongen_jax.metrics.base import Generated, Metric, Values
+from persongen_jax.metrics.images.copy import Copy
+from persongen_jax.metrics.images.cosines import CosineOthers
+from persongen_jax.metrics.images.rank1 import Rank1
 from persongen_jax.metrics.measures import measure_of
 from tests.metrics.known import known_set
 
@@ -40,13 +43,15 @@ def scores(name="<mine>", values=(1, 2, NAN, 4), person="<b>ann"):
 
 def test_best_and_worst():
     values = np.array([3, NAN, 1, 2, 5])
-    assert best_and_worst(values, False) == ([4, 0], [2, 3])
-    assert best_and_worst(values, True) == ([2, 3], [4, 0])
-    best, worst = best_and_worst(np.array([1, 0, 1, 1.0]), False)
+    assert best_and_worst(values, Rank1) == ([4, 0], [2, 3])
+    assert best_and_worst(values, CosineOthers) == ([2, 3], [4, 0])
+    best, worst = best_and_worst(np.array([1, 0, 1, 1.0]), Rank1)
     assert set(best) <= {0, 2, 3} and worst == [1]
-    assert best_and_worst(np.ones(4), False)[1] == []  # all right: there is no worst
-    assert best_and_worst(np.array([NAN]), False) == ([], [])
-    assert best_and_worst(np.array([7.0]), False) == ([0], [])
+    assert best_and_worst(np.ones(4), Rank1)[1] == []  # all right: there is no worst
+    assert best_and_worst(np.array([NAN]), Rank1) == ([], [])
+    assert best_and_worst(np.array([7.0]), Rank1) == ([0], [])
+    # A copy is bad, and so is a face further from the person than another photograph of them.
+    assert best_and_worst(np.array([0.5, 0.1, -0.6, NAN, 0.0]), Copy) == ([4, 1], [2, 0])
 
 
 def test_nothing_is_left_out_in_silence():
