@@ -39,6 +39,7 @@ _PUBLISHED = {
     "unet": "SDXL 1.0's is CreativeML Open RAIL++-M; fine-tunes differ",
     "vae": "SDXL 1.0's is CreativeML Open RAIL++-M",
     "clip": "OpenAI's and LAION's are MIT",
+    "eva-clip": "BAAI's (QuanSun/EVA-CLIP) and timm's copies are MIT",
     "dino": "facebookresearch's is Apache-2.0",
     "dinov2": "facebookresearch's is Apache-2.0",
     "inception": "pytorch-fid's file has TensorFlow's weights, which are Apache-2.0",

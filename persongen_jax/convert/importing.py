@@ -31,6 +31,7 @@ from persongen_jax.weights.files.source import TensorSource, subsource
 from persongen_jax.weights.formats.adapters import check_adapters, module_paths
 from persongen_jax.weights.formats.arcface import open_arcface
 from persongen_jax.weights.formats.dino import open_dino
+from persongen_jax.weights.formats.eva_clip import open_eva_clip
 from persongen_jax.weights.formats.ip_adapter import (
     ADAPTER,
     IMAGE_PROJ,
@@ -61,7 +62,7 @@ from persongen_jax.weights.slots import module_slots, processors
 
 IP_ADAPTERS = ("ip-adapter", "ip-adapter-plus", "ip-adapter-faceid")
 SINGLE_FILES = ("checkpoint", "unet", "unet-sgm")
-ENCODERS = ("dino", "dinov2", "clip-original")  # files, checked without a base
+ENCODERS = ("dino", "dinov2", "clip-original", "eva-clip")  # files, checked without a base
 NO_BASE = ("arcface",)  # kinds whose keys are checked without a base
 LAYERS = ("to_q", "to_k", "to_v", "to_out")
 
@@ -72,7 +73,8 @@ def import_file(path: str | Path, out: str | Path, base: str | Path | None = Non
     Args:
         path: a LoRA of any style, PhotoMaker, an IP-Adapter, a single-file SDXL checkpoint, a
             face recogniser (.pth, .onnx), a file of DINO's or DINOv2's image encoder, CLIP in
-            OpenAI's or OpenCLIP's layout, FID's Inception, LPIPS or its halves, or FaceNet.
+            OpenAI's or OpenCLIP's layout, EVA-02's CLIP, FID's Inception, LPIPS or its halves, or
+            FaceNet.
         out: the ``.safetensors`` file to write; for a checkpoint a directory.
         base: diffusers-format SDXL directory that the file is for; its configs suffice. Judges,
             such as face recognisers and image encoders, need none.
@@ -86,7 +88,9 @@ def import_file(path: str | Path, out: str | Path, base: str | Path | None = Non
     if kind == "arcface":
         writer = _import_arcface
     elif kind in ENCODERS and Path(path).is_file():
-        writer = _import_clip if kind == "clip-original" else _import_dino
+        writer = {"clip-original": _import_clip, "eva-clip": _import_eva_clip}.get(
+            kind, _import_dino
+        )
     elif kind in JUDGES and Path(path).is_file():
         writer = functools.partial(_import_judge, kind)
     elif kind.startswith("lora-"):
@@ -101,8 +105,8 @@ def import_file(path: str | Path, out: str | Path, base: str | Path | None = Non
         raise UnsupportedAdapter(
             f"{path}: is {identify(path).what}; there is nothing to import. Imported are LoRAs, "
             "PhotoMaker, IP-Adapters, single-file SDXL checkpoints, face recognisers, and files of "
-            "DINO's image encoders, of OpenAI's and OpenCLIP's CLIP, of FID's Inception and of "
-            "LPIPS; directories are read as they are."
+            "DINO's image encoders, of OpenAI's, OpenCLIP's and EVA-02's CLIP, of FID's Inception "
+            "and of LPIPS; directories are read as they are."
         )
     if kind not in (*NO_BASE, *ENCODERS, *JUDGES) and base is None:
         raise WeightsError(f"{path}: give --base DIR, the SDXL directory that it is for")
@@ -307,6 +311,21 @@ def _import_clip(path, out, base) -> str:
         copy_tensors(file, out, weight_keys(file), {ACTIVATION_NOTE: act})
     return (
         f"CLIP with the activation {opened.note}; evaluate reads it by --clip, next to the "
+        "tokenizer's files"
+    )
+
+
+def _import_eva_clip(path, out, base) -> str:
+    """The towers under the file's own names, without the rotary tables, which are computed."""
+    opened = open_eva_clip(path)
+    with opened.file as file:
+        opened.check()
+        copy_tensors(file, out, [k for k in file.keys() if k not in opened.towers.vision.ignored])
+    size = opened.vision_config["image_size"]
+    if opened.text_config is None:
+        return f"EVA-CLIP's image tower at {size} pixels; evaluate reads it by --clip for CLIP-I"
+    return (
+        f"EVA-CLIP at {size} pixels, both towers; evaluate reads it by --clip, next to the "
         "tokenizer's files"
     )
 

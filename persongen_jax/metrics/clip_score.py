@@ -17,25 +17,30 @@ from jax.typing import DTypeLike
 
 from data_pipeline.pictures.reading import load_image
 from data_pipeline.pictures.transforms import clip_preprocess
+from persongen_jax.models.encoders.eva_clip import EvaClipVisionModel
+from persongen_jax.weights.errors import WeightsError
 from persongen_jax.weights.formats.clip import load_clip
 
 BATCH = 8  # images or texts at once
+NO_TEXT = "holds an image tower alone, and CLIP-T needs the text tower too: give a whole CLIP"
 
 
 class ClipScore:
-    """CLIP-T by the CLIP model in a transformers directory, or in OpenAI's or OpenCLIP's file.
+    """CLIP-T by the CLIP in a transformers directory, or in OpenAI's, OpenCLIP's or EVA's file.
 
     Args:
         folder: a CLIPModel's, such as openai/clip-vit-large-patch14-336, or a file (``load_clip``).
         dtype: of the computation.
 
     Attributes:
+        family: "CLIP" or "EVA-CLIP", by the image tower's architecture.
+        has_text: whether there is a text tower; an EVA-CLIP's file may have none.
         note: which activation a file was taken to have, and why; "" for a directory.
         vision_config: the image tower's sizes, by transformers' names.
-        networks: the weights of the image and of the text tower, an nnx.State each.
+        networks: the weights of the image and of the text tower, if any, an nnx.State each.
 
     Raises:
-        WeightsError: it does not exist, or is not a whole CLIP.
+        WeightsError: it does not exist, or is no CLIP.
     """
 
     def __init__(self, folder: str | Path, *, dtype: DTypeLike = jnp.float32):
@@ -44,10 +49,14 @@ class ClipScore:
         self.tokenizer: Any = clip.tokenizer
         self.vision_config = clip.vision_model.config
         self.image_size = self.vision_config["image_size"]
-        self.text_length = clip.text_model.config["max_position_embeddings"]
+        self.family = "EVA-CLIP" if isinstance(clip.vision_model, EvaClipVisionModel) else "CLIP"
         self._vision = nnx.split(clip.vision_model)
-        self._text = nnx.split(clip.text_model)
-        self.networks = (self._vision[1], self._text[1])
+        self.networks: tuple = (self._vision[1],)
+        self.has_text = clip.text_model is not None
+        if clip.text_model is not None:
+            self.text_length = clip.text_model.config["max_position_embeddings"]
+            self._text = nnx.split(clip.text_model)
+            self.networks = (self._vision[1], self._text[1])
 
     def image_features(
         self,
@@ -67,7 +76,13 @@ class ClipScore:
         return in_batches(embed, images)
 
     def text_features(self, texts: Sequence[str]) -> np.ndarray:
-        """Texts to unit vectors [n, d]; text beyond CLIP's 77 tokens is cut."""
+        """Texts to unit vectors [n, d]; text beyond CLIP's 77 tokens is cut.
+
+        Raises:
+            WeightsError: there is no text tower.
+        """
+        if not self.has_text:
+            raise WeightsError(f"{self.name}: {NO_TEXT}")
         ids = self.tokenizer(
             list(texts), padding="max_length", truncation=True, max_length=self.text_length
         )["input_ids"]

@@ -95,7 +95,7 @@ class ClipJudge(FeatureJudge):
 
     @property
     def about(self) -> str:
-        return f"CLIP at {self.clip.image_size} pixels"
+        return f"{self.clip.family} at {self.clip.image_size} pixels"
 
     @property
     def settings(self) -> Mapping[str, Any]:

@@ -57,7 +57,7 @@ class Judges:
 
     @functools.cached_property
     def clip(self) -> ClipJudge:
-        """Raises NoJudge, or WeightsError for a directory that is not a whole CLIP."""
+        """Raises NoJudge, or WeightsError for what is no CLIP; EVA-CLIP may lack a text tower."""
         if not self.config.clip:
             raise NoJudge("config.clip names no CLIP directory")
         from persongen_jax.metrics.clip_score import ClipScore

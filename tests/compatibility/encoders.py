@@ -3,6 +3,7 @@
 DINO = "tests/models/test_dino.py::test_"
 CLIP = "tests/weights/formats/test_open_clip.py::test_"
 SCRIPT = "tests/weights/files/test_torchscript.py::test_"
+EVA = "tests/models/test_eva_clip.py::test_"
 JUDGES = "tests/models/test_judges.py::test_"
 FILES = "tests/weights/formats/test_judges.py::test_"
 IMAGES = "tests/metrics/test_image_similarity.py::test_"
@@ -34,6 +35,11 @@ ENTRIES = [
      f"{SCRIPT}what_runs_code_is_refused"),
     ("CLIP", "a ResNet, one tower alone, no tokenizer next to it", "refused, with the remedy",
      f"{CLIP}what_is_no_such_clip_is_refused"),
+    ("EVA-CLIP", "baaivision's .pt, OpenCLIP's and timm's files; the image tower alone", "read",
+     f"{EVA}all_layouts_hold_the_same"),
+    ("EVA-CLIP", "an image tower alone as the judge", "CLIP-I; a line says why no CLIP-T",
+     f"{EVA}clip_i_by_the_image_tower_alone"),
+    ("EVA-CLIP", "EVA-01's, bigE", "refused by name", f"{EVA}what_is_no_eva_clip_is_refused"),
     ("FID's Inception", "pytorch-fid's .pth", "read",
      f"{JUDGES}inception_as_torch_fidelity_and_pytorch_fid"),
     ("FID's Inception", "torchvision's own Inception-v3", "refused by name",

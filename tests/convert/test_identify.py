@@ -12,6 +12,8 @@ from persongen_jax.miniature.__main__ import ASSETS
 from persongen_jax.weights.errors import MissingFile, WeightsError
 from persongen_jax.weights.files.safetensors_file import NAMES as DTYPE_NAMES
 from persongen_jax.weights.recognition.kinds import NAMES
+from tests.helpers.eva_files import native_names
+from tests.helpers.eva_files import shapes_of as eva_shapes
 from tests.helpers.judge_files import shapes_of
 from tests.helpers.lora_files import ATTENTION, kohya, random_adapters, save
 from tests.helpers.open_clip_files import published_shapes
@@ -269,6 +271,36 @@ FILES = {
     "openclip's text tower": (
         {"token_embedding.weight": (9, 8), "transformer.resblocks.0.ln_1.weight": (8,)},
         "clip-text",
+        {},
+    ),
+    "eva-clip, openclip's": (
+        eva_shapes("published"),
+        "eva-clip",
+        {
+            "image tower": "1024 wide, patches of 14",
+            "blocks": "24, with rotary positions and SwiGLU",
+            "image size": 336,
+            "image embedding": 768,
+            "text tower": "768 wide, 49408 words",
+        },
+    ),
+    "eva-clip, the authors', its older text tower": (
+        {k.removeprefix("text."): s for k, s in native_names(eva_shapes("tiny")).items()},
+        "eva-clip",
+        {"image size": 24, "text tower": "128 wide, 1000 words"},
+    ),
+    "eva-clip, the image tower alone": (
+        {
+            key.removeprefix("visual.trunk."): shape
+            for key, shape in eva_shapes("tiny").items()
+            if key.startswith("visual.")
+        },
+        "eva-clip",
+        {"text tower": "none, so that CLIP-T cannot be measured with it"},
+    ),
+    "eva-01's clip": (
+        {"visual.blocks.0.attn.qkv.weight": (4224, 1408), "text.ln_final.bias": (768,)},
+        "eva-clip",
         {},
     ),
     "clip text": ({"embeddings.token_embedding.weight": (100, 16)}, "clip-text", {}),

@@ -18,6 +18,7 @@ from persongen_jax.weights.formats.lora.reading import read_lora
 from persongen_jax.weights.formats.sdxl.opening import NORMALISE
 from tests.convert.runs import fails, same, tensors
 from tests.evaluation.test_validation import FACE_NET
+from tests.helpers import eva_files
 from tests.helpers.dino_files import facebook_names, torch_dino, torch_dinov2
 from tests.helpers.ip_adapters import write_ip_adapter
 from tests.helpers.iresnet_twin import TorchIResNet, randomise_statistics
@@ -179,6 +180,26 @@ def test_clip_in_openais_layout_comes_in_as_safetensors(tmp_path, capsys):
     broken = {**wanted, "visual.ln_pre.weight": np.zeros(3, np.float32)}
     said = fails("import", save(tmp_path / "a.safetensors", broken), tmp_path / "b.safetensors")
     assert "pre_layrnorm.weight: file (3,), model (192,)" in said
+
+
+@pytest.mark.parametrize("alone", [True, False])
+def test_eva_clip_comes_in_as_safetensors(alone, tmp_path, capsys):
+    state = eva_files.native_names(eva_files.tower_weights(eva_files.shapes_of("tiny")))
+    if alone:
+        state = {key: value for key, value in state.items() if key.startswith("visual.")}
+    path, out = tmp_path / "eva.pt", tmp_path / "eva.safetensors"
+    tables = {"visual.rope.freqs_cos": torch.zeros(36, 64)}
+    torch.save({**{k: torch.from_numpy(v.copy()) for k, v in state.items()}, **tables}, path)
+    convert.main(["import", str(path), str(out)])
+    said = capsys.readouterr().out
+    assert ("EVA-CLIP's image tower at 24 pixels" if alone else "both towers") in said
+    same(tensors(out), {key: value for key, value in state.items() if key != "logit_scale"})
+
+    broken = {**tensors(out), "visual.norm.weight": np.zeros(3, np.float32)}
+    broken.pop("visual.blocks.1.mlp.w3.bias")
+    said = fails("import", save(tmp_path / "a.safetensors", broken), tmp_path / "b.safetensors")
+    assert "norm.weight: file (3,), model (128,)" in said
+    assert "(1):\n  blocks.1.mlp.w3.bias" in said and not (tmp_path / "b.safetensors").exists()
 
 
 def test_a_single_file_checkpoint_becomes_a_directory(tiny_base, tmp_path):

@@ -83,7 +83,8 @@ def test_a_folder_without_rows_has_no_spec(tmp_path):
 
 def test_judges_keep_features_and_faces(tmp_path):
     class Clip:
-        image_size, networks, vision_config = 8, (WEIGHTS,), {"hidden_act": "gelu"}
+        family, image_size, networks = "CLIP", 8, (WEIGHTS,)
+        vision_config = {"hidden_act": "gelu"}
         calls, config = 0, {"heads": 2}
 
         def image_features(self, images):
@@ -123,7 +124,7 @@ def test_features_of_one_files_weights_differ_by_its_config(act, tmp_path):
     """Such as an activation that was guessed for a file, and is then said by a folder."""
 
     class Clip:
-        image_size, networks = 8, (WEIGHTS,)
+        family, image_size, networks = "CLIP", 8, (WEIGHTS,)
 
         def __init__(self, hidden_act, value):
             self.vision_config, self.value = {"hidden_act": hidden_act}, value
@@ -178,5 +179,5 @@ def test_resizes_of_inception_have_their_own_rows_with_logits(tmp_path):
         assert judge.logits(made).tolist() == [[1, -1], [5, -5]]
         counts.append(judge.embedder.calls)
     assert counts == [2, 2, 0]
-    clip = SimpleNamespace(image_size=8)
+    clip = SimpleNamespace(family="CLIP", image_size=8)
     assert CmmdJudge(clip).about != ClipJudge(clip).about

@@ -37,10 +37,12 @@ class Cmmd(ComparedSets):
         self.judge = config.get("cmmd_clip") or config.clip
 
     def open_judge(self, config: ConfigDict, judges: Judges) -> CmmdJudge:
-        tower = judges.cmmd.clip.vision_config
+        clip = judges.cmmd.clip
+        tower = clip.vision_config
         self.tower = tuple(tower[key] for key in ("image_size", "patch_size", "hidden_size"))
-        if self.tower != PUBLISHED:
-            self.title = f"CMMD (patches of {self.tower[1]} at {self.tower[0]} px)"
+        if self.tower != PUBLISHED or clip.family != "CLIP":
+            kind = "" if clip.family == "CLIP" else f"{clip.family}, "
+            self.title = f"CMMD ({kind}patches of {self.tower[1]} at {self.tower[0]} px)"
         return judges.cmmd
 
     def distance(self, a: np.ndarray, b: np.ndarray) -> float:

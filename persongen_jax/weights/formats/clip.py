@@ -1,4 +1,4 @@
-"""CLIP: transformers' directories, and OpenAI's and OpenCLIP's files; whole or the image tower."""
+"""CLIP, whole or its image tower: transformers' directories, OpenAI's, OpenCLIP's, EVA's files."""
 
 import os
 from pathlib import Path
@@ -10,10 +10,12 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from persongen_jax.models.encoders.clip import CLIPTextModel, CLIPVisionModel
+from persongen_jax.models.encoders.eva_clip import EvaClipVisionModel
 from persongen_jax.models.layers import LayerOptions, UnusedRngs
 from persongen_jax.parallel.sharding import Shardings
 from persongen_jax.weights.errors import MissingFile
 from persongen_jax.weights.files.directory import open_component, read_config
+from persongen_jax.weights.formats.eva_clip import holds_eva_clip, open_eva_clip
 from persongen_jax.weights.formats.open_clip import open_open_clip, original_file
 from persongen_jax.weights.keys import normalise_clip_text, normalise_clip_vision
 from persongen_jax.weights.loader import load_module
@@ -77,11 +79,12 @@ def load_vision_tower(
 class Clip(NamedTuple):
     """The result of :func:`load_clip`: both towers with their projections, and the tokenizer.
 
+    text_model, tokenizer: None of an EVA-CLIP's file that holds the image tower alone.
     note: of a file in OpenAI's or OpenCLIP's layout which activation was chosen, and why; else "".
     """
 
-    text_model: CLIPTextModel
-    vision_model: CLIPVisionModel
+    text_model: CLIPTextModel | None
+    vision_model: CLIPVisionModel | EvaClipVisionModel
     tokenizer: Any
     note: str = ""
 
@@ -95,12 +98,13 @@ def load_clip(
 ) -> Clip:
     """Open a full CLIPModel's directory: config.json, weights and tokenizer files.
 
-    Or a file in OpenAI's or OpenCLIP's layout (see ``open_open_clip``), or OpenCLIP's folder, with
-    the tokenizer's files next to it.
+    Or a file in OpenAI's or OpenCLIP's layout (see ``open_open_clip``), of EVA-02's CLIP (see
+    ``open_eva_clip``), or OpenCLIP's folder, with the tokenizer's files next to it.
 
     Raises:
         MissingFile: the directory or its tokenizer is missing; the message says what to download.
-        WeightsError: any other fault of its files, such as a missing tower or projection.
+        WeightsError: any other fault of its files, such as a missing tower or projection; EVA's
+            text tower alone may be missing.
     """
     folder = Path(folder)
     if not folder.exists():
@@ -127,7 +131,14 @@ def load_clip(
         )
         return text, vision
 
-    if original := original_file(folder):
+    original = original_file(folder)
+    if original and holds_eva_clip(original):
+        eva = open_eva_clip(original)
+        with eva.file:
+            eva_vision, eva_text = eva.load(kw, shardings)
+        tokenizer = None if eva_text is None else _load_tokenizer(original.parent)
+        return Clip(eva_text, eva_vision, tokenizer)
+    if original:
         opened = open_open_clip(original)
         with opened.file:
             models = load(opened.config, opened.towers)

@@ -12,6 +12,7 @@ from persongen_jax.weights.files.onnx_file import OnnxFile
 from persongen_jax.weights.files.source import TensorSource
 from persongen_jax.weights.recognition.arcface import infer_config
 from persongen_jax.weights.recognition.dino import infer_dino_config, name_dino_tensors
+from persongen_jax.weights.recognition.eva_clip import eva_facts
 from persongen_jax.weights.recognition.ip_adapter_state import is_training_state, published_names
 from persongen_jax.weights.recognition.judges import JUDGES, judge_facts
 from persongen_jax.weights.recognition.lora_names import (
@@ -54,6 +55,7 @@ NAMES = {
     "other-base": "a base model of another family, which is not read here",
     "clip": "CLIP, both towers",
     "clip-original": "CLIP, both towers, in OpenAI's and OpenCLIP's layout",
+    "eva-clip": "EVA-CLIP: the image tower of EVA's CLIP, with or without its text tower",
     "clip-text": "a CLIP text tower",
     "clip-vision": "a CLIP image tower",
     "dino": "DINO's image encoder, or another plain ViT with its names",
@@ -90,6 +92,8 @@ _RULES = (
     ("clip-vision", (r"(vision_model\.)?embeddings\.patch_embedding\.",)),
     ("clip-text", (r"(text_model\.)?embeddings\.token_embedding\.",)),
     ("clip-original", (r"visual\.transformer\.resblocks\.", r"(text\.)?transformer\.resblocks\.")),
+    ("eva-clip", (r"visual\.(trunk\.)?blocks\.0\.attn\.",)),
+    ("eva-clip", (r"blocks\.0\.attn\.q_proj\.", r"blocks\.0\.attn\.(inner_attn_ln|norm)\.")),
     ("clip-text", (r"token_embedding\.", r"transformer\.resblocks\.")),
     ("embedding", (r"(clip_[lg]|emb_params|string_to_param\..*)$",)),
     ("dinov2", (r"(backbone\.)?blocks\.0\.ls1\.gamma", r"(backbone\.)?patch_embed\.proj\.")),
@@ -164,6 +168,8 @@ def _facts(kind: str, source: TensorSource) -> dict:
         return {key.replace("_", " "): config[key] for key in keys}
     if kind in ("dino", "dinov2"):
         return _dino(source)
+    if kind == "eva-clip":
+        return eva_facts(source)
     if kind in JUDGES:
         return judge_facts(kind, source)
     if kind.startswith(("lora", "photomaker")):

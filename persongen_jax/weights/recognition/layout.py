@@ -161,7 +161,7 @@ def unwrapped(source: TensorSource) -> TensorSource:
 # A pickle's outer dictionary, after joining its keys.
 _AROUND = re.compile(
     r"(?:state_dict|model_state_dict|model(?=\.(?:model\.diffusion_model|input_blocks|time_embed|"
-    r"conv_in|first_stage_model|conditioner|down_blocks)\.))\."
+    r"conv_in|first_stage_model|conditioner|down_blocks|visual)\.))\."
 )
 
 

@@ -22,7 +22,7 @@ HEAD_WIDTH = 64
 HEADS_BY_WIDTH = {1280: 16, 1408: 16, 1664: 16}
 OPENAI_TEXT_WIDTHS = (512, 768)  # of B/32, B/16 and L/14
 # Tensors that are no weights: the temperature and bias of the loss, and TorchScript's constants.
-_IGNORED = re.compile(
+IGNORED = re.compile(
     r"(text\.)?(logit_scale|logit_bias|input_resolution|context_length|vocab_size)$|.*attn_mask$"
 )
 _OPENCLIP_NAME = re.compile(r"open_?clip|laion|datacomp|epoch_", re.IGNORECASE)
@@ -58,7 +58,7 @@ def split_towers(source: TensorSource) -> Towers:
     text, vision = Renaming(source), Renaming(source)
     for key in keys:
         shape = source.info(key)[1]
-        if _IGNORED.match(key):
+        if IGNORED.match(key):
             continue
         if key.startswith(VISION):
             inner, renaming, entries = key.removeprefix(VISION), vision, open_clip_vision_entries
@@ -74,7 +74,7 @@ def split_towers(source: TensorSource) -> Towers:
 
 def weight_keys(source: TensorSource) -> list[str]:
     """The names of the file that are weights."""
-    return [key for key in source.keys() if not _IGNORED.match(key)]
+    return [key for key in source.keys() if not IGNORED.match(key)]
 
 
 def activation_by_size(text_width: int) -> str:
@@ -97,18 +97,7 @@ def infer_clip_config(towers: Towers, hidden_act: str, stated: dict | None = Non
         BadConfig: positions that are not those of a square, or heads that do not divide the width.
     """
     stated = stated or {}
-    text = _tower(towers.text, {"hidden_act": hidden_act})
-    vocabulary, width = _shape(towers.text, "embeddings.token_embedding.weight", 2)
-    positions, _ = _shape(towers.text, "embeddings.position_embedding.weight", 2)
-    projection, _ = _shape(towers.text, "text_projection.weight", 2)
-    heads = (stated.get("text_cfg") or {}).get("heads", max(1, width // HEAD_WIDTH))
-    text |= {
-        "hidden_size": width,
-        "num_attention_heads": heads,
-        "vocab_size": vocabulary,
-        "max_position_embeddings": positions,
-        "eos_token_id": 2,  # pool at the highest id, as both projects do
-    }
+    text, projection = infer_text_config(towers.text, hidden_act, stated)
     vision = _tower(towers.vision, {"hidden_act": hidden_act})
     width, channels, patch, _ = _shape(towers.vision, "embeddings.patch_embedding.weight", 4)
     patches = _shape(towers.vision, "embeddings.position_embedding.weight", 2)[0] - 1
@@ -132,14 +121,40 @@ def infer_clip_config(towers: Towers, hidden_act: str, stated: dict | None = Non
         "patch_size": patch,
         "image_size": side * patch,
     }
-    for tower, name in ((text, "text"), (vision, "image")):
-        if tower["hidden_size"] % tower["num_attention_heads"]:
-            raise BadConfig(
-                f"{towers.text.describe()}: its {name} tower is {tower['hidden_size']} wide, which "
-                f"{tower['num_attention_heads']} heads do not divide. Put its "
-                "open_clip_config.json next to it, which says how many it has."
-            )
+    _check_heads(towers.vision, vision, "image")
     return {"text_config": text, "vision_config": vision, "projection_dim": projection}
+
+
+def infer_text_config(source: TensorSource, hidden_act: str, stated: dict) -> tuple[dict, int]:
+    """(a text tower's config, the width of its projection); the arguments are as for both towers.
+
+    Raises:
+        KeyMismatch, BadConfig: as ``infer_clip_config``.
+    """
+    text = _tower(source, {"hidden_act": hidden_act})
+    vocabulary, width = _shape(source, "embeddings.token_embedding.weight", 2)
+    positions, _ = _shape(source, "embeddings.position_embedding.weight", 2)
+    projection, _ = _shape(source, "text_projection.weight", 2)
+    text |= {
+        "hidden_size": width,
+        "num_attention_heads": (stated.get("text_cfg") or {}).get(
+            "heads", max(1, width // HEAD_WIDTH)
+        ),
+        "vocab_size": vocabulary,
+        "max_position_embeddings": positions,
+        "eos_token_id": 2,  # pool at the highest id, as both projects do
+    }
+    _check_heads(source, text, "text")
+    return text, projection
+
+
+def _check_heads(source: TensorSource, tower: dict, name: str) -> None:
+    if tower["hidden_size"] % tower["num_attention_heads"]:
+        raise BadConfig(
+            f"{source.describe()}: its {name} tower is {tower['hidden_size']} wide, which "
+            f"{tower['num_attention_heads']} heads do not divide. Put its "
+            "open_clip_config.json next to it, which says how many it has."
+        )
 
 
 def choose_activation(
@@ -184,10 +199,14 @@ def _shape(source: TensorSource, key: str, dims: int) -> tuple[int, ...]:
 
 __all__ = [
     "ACTIVATION_NOTE",
+    "IGNORED",
+    "TEXT",
     "Towers",
+    "VISION",
     "activation_by_size",
     "choose_activation",
     "infer_clip_config",
+    "infer_text_config",
     "split_towers",
     "weight_keys",
 ]
