@@ -193,7 +193,7 @@ def write_csv(path: Path, rows: list[dict]) -> None:
 
 
 def table(entries: Sequence[tuple]) -> str:
-    """Markdown of (name, set, runs, measures by metric), the judges, and what was not measured.
+    """Markdown of (name, set, runs, measures by metric), the judges, what was not measured, notes.
 
     n is the largest number of images that any metric could measure.
     """
@@ -208,7 +208,7 @@ def table(entries: Sequence[tuple]) -> str:
         counts = [measure["n"] for measure in metrics.values()]
         rows.append([*cells, str(max(counts, default=0))])
     texts = [markdown(head, rows), *parts_tables(entries)]
-    texts += [judges_line(entries), missing_line(entries)]
+    texts += [judges_line(entries), missing_line(entries), notes_lines(entries)]
     return "\n\n".join(filter(None, texts))
 
 
@@ -252,6 +252,16 @@ def missing_line(entries: Sequence[tuple]) -> str:
             if lost:
                 parts.append(f"{measure['title']} {lost} of {lost + measure['n']} images ({place})")
     return f"Not measured: {'; '.join(parts)}." if parts else ""
+
+
+def notes_lines(entries: Sequence[tuple]) -> str:
+    """What metrics say about their figures, a line each; "" for nothing."""
+    lines = []
+    for name, set_name, _, metrics in entries:
+        place = " ".join(filter(None, (name, set_name.replace("_", "-"))))
+        found = with_descriptions({"metrics": metrics}).values()
+        lines += [f"{m['title']} ({place}): {m['note']}." for m in found if m.get("note")]
+    return "\n".join(lines)
 
 
 def cell(measure: dict | None, form: str) -> str:

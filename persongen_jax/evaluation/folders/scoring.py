@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 from data_pipeline.pictures.reading import ImageError, load_image
 from persongen_jax.evaluation.folders.entries import Entry, Folder
 from persongen_jax.evaluation.folders.pictures import Picture, Pictures, decode
-from persongen_jax.metrics.base import Generated, Known, Metric, Values
+from persongen_jax.metrics.base import Generated, Known, Metric, NoFigure, Values
 from persongen_jax.metrics.judges import NoJudge
 from persongen_jax.metrics.measures import measure_of, values_of
 from persongen_jax.metrics.registry import METRICS, find_class, labelled, open_metrics
@@ -171,12 +171,13 @@ def score(folder: Folder, pictures: Pictures, known: Known, metrics: list[Metric
     texts = [entry.text for entry in folder.entries]
     owners = [entry.person for entry in folder.entries]
     generated = Generated(pictures, owners, texts if any(texts) else None)
-    values = values_of(metrics, generated, known)
+    missing: dict[str, NoFigure] = {}
+    values = values_of(metrics, generated, known, missing)
     with_values = {metric.name: metric for metric in metrics if metric.name in values}
     for metric in metrics:
         if metric.name not in values:
-            why = "" if any(texts) else ", and no prompt is known"
-            folder.notes.append(f"{metric.title} gives no figure for these images{why}")
+            why = missing.get(metric.name, "" if any(texts) else "no prompt is known")
+            folder.notes.append(f"{metric.title} gives no figure{f': {why}' if why else ''}")
     measures = {
         name: measure_of(metric, values[name], generated) for name, metric in with_values.items()
     }

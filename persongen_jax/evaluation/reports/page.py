@@ -16,6 +16,7 @@ from persongen_jax.evaluation.reports.tables import (
     Table,
     difference_table,
     failures,
+    notes_on_figures,
     number,
     score_table,
 )
@@ -76,6 +77,7 @@ def _folder(scores: Scores, references: dict[str, str]) -> list[str]:
     folder = scores.folder
     count = f"{len(scores.entries)} images of {len(scores.people)} people ({folder.layout})"
     parts = [f"<h2>{escape(folder.name)}</h2>", f"<p>{escape(count)}</p>"]
+    parts += _list(notes_on_figures(scores))
     shown = _Thumbnails(scores, references)
     for name, metric in scores.metrics.items():
         values = scores.of_images(name)

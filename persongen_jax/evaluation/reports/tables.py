@@ -70,6 +70,11 @@ def settled(row: dict, count: int | None) -> str:
     return UNSETTLED if count is None else f"about {count:,}"
 
 
+def notes_on_figures(scores: Scores) -> list[str]:
+    """What metrics say about their figures, a line each."""
+    return [f"{m['title']}: {m['note']}" for m in scores.measures.values() if m.get("note")]
+
+
 def failures(scores: Scores) -> list[str]:
     """Lines on images that are not in a figure, and why; images.csv and scores.json name all."""
     excluded = scores.folder.excluded
@@ -110,7 +115,7 @@ def as_markdown(
         count = f"{len(each.entries)} images of {len(each.people)} people"
         lines = [f"{folder.name}: {count} ({folder.layout})"]
         lines += [f"- {note}" for note in folder.notes]
-        lines += [f"- {line}" for line in failures(each)]
+        lines += [f"- {line}" for line in (*notes_on_figures(each), *failures(each))]
         parts.append("\n".join(lines))
     if notes:
         parts.append("\n".join(f"- {note}" for note in notes))
