@@ -45,6 +45,7 @@ OPTIONS = {
     "cmmd_clip": "cmmd_clip",
     "face_net": "face_net",
     "face_detector": "face_detector",
+    "pose_net": "pose_net",
     "metrics": "metrics",
     "judges_are_inputs": "judges_are_inputs",
 }

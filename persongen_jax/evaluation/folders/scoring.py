@@ -14,6 +14,7 @@ from persongen_jax.evaluation.folders.pictures import Picture, Pictures, decode
 from persongen_jax.metrics.base import Generated, Known, Metric, NoFigure, Values
 from persongen_jax.metrics.judges import NoJudge
 from persongen_jax.metrics.measures import measure_of, values_of
+from persongen_jax.metrics.pose.targets import as_inputs
 from persongen_jax.metrics.registry import METRICS, find_class, labelled, open_metrics
 
 USUAL = ("clip_t", "clip_i", "dino_i", "dinov2_i", "face_sim", "rank1_10", "detection_rate")
@@ -170,7 +171,8 @@ def score(folder: Folder, pictures: Pictures, known: Known, metrics: list[Metric
         metric.prepare(known)
     texts = [entry.text for entry in folder.entries]
     owners = [entry.person for entry in folder.entries]
-    generated = Generated(pictures, owners, texts if any(texts) else None)
+    poses = as_inputs([entry.pose for entry in folder.entries])
+    generated = Generated(pictures, owners, texts if any(texts) else None, poses)
     missing: dict[str, NoFigure] = {}
     values = values_of(metrics, generated, known, missing)
     with_values = {metric.name: metric for metric in metrics if metric.name in values}
