@@ -15,11 +15,13 @@ from tqdm import tqdm
 
 from data_pipeline.examples.fields import Field, requirements
 from data_pipeline.pictures.transforms import square_face_crop
+from data_pipeline.records.groups import join_groups
 from data_pipeline.records.schema import Record
 from data_pipeline.records.sources import open_records
 from persongen_jax.diffusion.options import SamplingOptions
 from persongen_jax.diffusion.plan import make_plan
 from persongen_jax.evaluation.contact_sheet import MAX_ROWS, Row, choose_rows, contact_sheet
+from persongen_jax.evaluation.groups.by_group import groups_of
 from persongen_jax.evaluation.prompts import class_word_of, open_prompts
 from persongen_jax.evaluation.trajectories import SETS
 from persongen_jax.metrics.base import Generated, Known, Owner, People
@@ -166,6 +168,8 @@ class Evaluation:
             row = {"step": step, "set": name, **self._settings(people)}
             generated = self._generated(images, people)
             row["metrics"] = measure_all(self.metrics, generated, self.known[name])
+            if groups := groups_of(self.known[name].people.owners):
+                row["groups"] = groups
             results[name] = Result(row, images)
         return results
 
@@ -294,7 +298,8 @@ def make_owner(identity: str, records: list[Record], read: Callable, references:
     def pictures(limit=None):
         return [read(record.image) for record in records[:limit]]
 
-    return Owner(identity, lambda: pictures(references), pictures)
+    group = join_groups([record.group for record in records], identity)
+    return Owner(identity, lambda: pictures(references), pictures, group)
 
 
 def _flat(images):

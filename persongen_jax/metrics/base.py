@@ -76,11 +76,13 @@ class Owner:
         name: as in ``Generated.owners``.
         references: () -> the images that the method read; [] for none.
         pictures: (limit=None) -> at most ``limit`` real images, the references first.
+        group: that they belong to, by what is grouped: {"age": "old"}.
     """
 
     name: str
     references: Callable[[], list[np.ndarray]]
     pictures: Callable[..., list[np.ndarray]]
+    group: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(eq=False)

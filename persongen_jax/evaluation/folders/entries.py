@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from data_pipeline.records.groups import Group
 from persongen_jax.metrics.pose.targets import Target
 
 
@@ -23,6 +24,7 @@ class Entry:
         text: the prompt's text, for metrics that read it; "" if unknown.
         seed: of its noise; "" if unknown.
         pose: that it was to have; None if unknown.
+        group: of the person, as in {"age": "old"}; None if unknown.
     """
 
     file: str
@@ -31,6 +33,7 @@ class Entry:
     text: str = ""
     seed: str = ""
     pose: Target | None = None
+    group: Group | None = None
 
     @property
     def key(self) -> tuple[str, str, str]:

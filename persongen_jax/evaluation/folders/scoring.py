@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 from data_pipeline.pictures.reading import ImageError, load_image
 from persongen_jax.evaluation.folders.entries import Entry, Folder
 from persongen_jax.evaluation.folders.pictures import Picture, Pictures, decode
+from persongen_jax.evaluation.groups.by_group import Groups, groups_of
 from persongen_jax.metrics.base import Generated, Known, Metric, NoFigure, Values
 from persongen_jax.metrics.judges import NoJudge
 from persongen_jax.metrics.measures import measure_of, values_of
@@ -32,6 +33,7 @@ class Scores:
         values: what each metric gave, by its name; without those that gave nothing.
         measures: their means, see metrics/measures.py.
         metrics: those with values, by name.
+        groups: of the people, see groups/by_group.py.
     """
 
     folder: Folder
@@ -39,6 +41,7 @@ class Scores:
     metrics: dict[str, Metric]
     values: dict[str, Values]
     measures: dict[str, dict]
+    groups: Groups = field(default_factory=dict)
 
     @property
     def entries(self) -> list[Entry]:
@@ -183,4 +186,5 @@ def score(folder: Folder, pictures: Pictures, known: Known, metrics: list[Metric
     measures = {
         name: measure_of(metric, values[name], generated) for name, metric in with_values.items()
     }
-    return Scores(folder, pictures, with_values, values, measures)
+    groups = groups_of(known.people.owners)
+    return Scores(folder, pictures, with_values, values, measures, groups)

@@ -4,16 +4,17 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from data_pipeline.files import write_text
-from persongen_jax.evaluation.comparison import write_csv
 from persongen_jax.evaluation.folders.pairing import Difference
 from persongen_jax.evaluation.folders.scoring import Scores
+from persongen_jax.evaluation.groups.by_group import write_groups
 from persongen_jax.evaluation.reports.results import (
     difference_rows,
+    group_entries,
     image_rows,
     score_rows,
     unmeasured,
 )
-from persongen_jax.tables import markdown
+from persongen_jax.tables import markdown, write_csv
 
 Table = tuple[list[str], list[list[str]]]
 """The head, and the rows."""
@@ -92,24 +93,29 @@ def failures(scores: Scores) -> list[str]:
 def write_tables(
     scores: Sequence[Scores], differences: Sequence[Difference], notes: Sequence[str], out: Path
 ) -> str:
-    """Write scores.csv, images.csv, differences.csv and scores.md; return the last one's text."""
+    """Write scores.csv, images.csv, differences.csv, groups.csv, scores.md; return the last one."""
     write_csv(out / "scores.csv", score_rows(scores))
     write_csv(out / "images.csv", image_rows(scores))
     if differences:
         write_csv(out / "differences.csv", difference_rows(differences))
-    text = as_markdown(scores, differences, notes)
+    by_group = write_groups(group_entries(scores), out)
+    text = as_markdown(scores, differences, notes, by_group)
     write_text(out / "scores.md", text + "\n")
     return text
 
 
 def as_markdown(
-    scores: Sequence[Scores], differences: Sequence[Difference], notes: Sequence[str]
+    scores: Sequence[Scores],
+    differences: Sequence[Difference],
+    notes: Sequence[str],
+    by_group: str = "",
 ) -> str:
-    """The tables, what was assumed, and what was left out."""
+    """The tables, with that of groups of people, what was assumed, and what was left out."""
     parts = [_in_markdown(score_table(scores))]
     if differences:
         parts += ["Differences on the same people, prompts and seeds:"]
         parts += [_in_markdown(difference_table(differences))]
+    parts += filter(None, [by_group])
     for each in scores:
         folder = each.folder
         count = f"{len(each.entries)} images of {len(each.people)} people"

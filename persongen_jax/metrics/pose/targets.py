@@ -77,7 +77,7 @@ def as_inputs(targets: Sequence[Target | None]) -> dict[str, np.ndarray]:
 def inside(joints: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """Whether points [n, 2] lie in an image of ``size`` (height, width): [n] bool."""
     height, width = size
-    return ((joints >= 0) & (joints <= (width, height))).all(-1)
+    return np.asarray(((joints >= 0) & (joints <= (width, height))).all(-1))
 
 
 def box_around(points: np.ndarray) -> tuple[float, float, float, float] | None:
