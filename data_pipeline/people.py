@@ -19,7 +19,7 @@ from data_pipeline.cli import command
 from data_pipeline.drawing.identities import SPLITS
 from data_pipeline.drawing.people import contact_sheet, examples
 from data_pipeline.drawing.portrait import People
-from data_pipeline.records.drawn import plain_numbers
+from data_pipeline.records.drawn import group_of, plain_numbers
 from data_pipeline.records.manifest import write_manifest
 from data_pipeline.records.schema import Record
 
@@ -65,6 +65,7 @@ def _record(path: Path, drawn: People, i: int) -> Record:
         background=drawn.backgrounds[i],
         body=drawn.bodies[i],
         face_box=plain_numbers(drawn.face_box[i]),
+        group=group_of(drawn, i),
     )
 
 

@@ -99,6 +99,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     add("--cmmd-clip", metavar="FILE|DIR", help="CLIP ViT-L/14-336 for CMMD; default: --clip")
     add("--face-net", metavar="FILE", help="face recogniser for Face-Sim")
     add("--face-detector", help="face detector for Face-Sim")
+    add("--pose-net", metavar="NAME", help="movenet:FILE or keypoints:DIR, for Pose_acc, PCK, OKS")
     add(
         "--metrics",
         nargs="+",

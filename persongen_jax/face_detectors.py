@@ -6,7 +6,7 @@ insightface       see data_pipeline/faces/detectors/
 """
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import jax
@@ -16,6 +16,7 @@ from PIL import Image
 
 from data_pipeline.faces import detectors, shipped
 from data_pipeline.faces.detectors import Detection, Detector, yunet_outputs
+from persongen_jax.models.faces.keypoint_net import KeypointOutput
 from persongen_jax.weights.formats.keypoint_net import load_keypoint_net
 from persongen_jax.weights.formats.opencv_faces import load_yunet
 
@@ -90,6 +91,9 @@ class KeypointsDetector(Detector):
 
     Args:
         path: the network's folder, as written by persongen_jax/weights/formats/keypoint_net.py.
+
+    Attributes:
+        networks: its weights, one nnx.State.
     """
 
     name = "keypoints"
@@ -98,27 +102,42 @@ class KeypointsDetector(Detector):
         net = load_keypoint_net(path)
         self.size = net.config["image_size"]
         graphdef, self._state = nnx.split(net)
+        self.networks = (self._state,)
 
         @jax.jit
         def run(state, images):
             out = nnx.merge(graphdef, state)(images.astype("float32") / 127.5 - 1)
-            return jax.nn.sigmoid(out.present), out.face_box, out.landmarks
+            return out._replace(present=jax.nn.sigmoid(out.present))
 
         self._run = run
 
     def find(self, images: Sequence[np.ndarray]) -> list[list[Detection]]:
+        found = [_in_pixels(*each) for each in self._outputs(images)]
+        return [[face] if face else [] for face in found]
+
+    def bodies(self, images: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+        """Joints [n, 12, 2] and whether each is found, [n, 12]; see pose_nets.PoseNet.
+
+        None is found where there is no person.
+        """
+        joints, found = [], []
+        for image, out in self._outputs(images):
+            _, shift = _frame(image)
+            joints.append(out.keypoints.astype(np.float64) * max(image.shape[:2]) - shift)
+            found.append((out.visibility > 0) & (out.present >= THRESHOLD))
+        return np.reshape(joints, (-1, 12, 2)), np.reshape(found, (-1, 12)).astype(bool)
+
+    def _outputs(self, images: Sequence[np.ndarray]) -> Iterator[tuple[np.ndarray, KeypointOutput]]:
+        """Each image and the network's outputs for it; ``present`` is a probability."""
         images = [np.asarray(image) for image in images]
-        found = []
         for start in range(0, len(images), BATCH):
             part = images[start : start + BATCH]
             batch = np.zeros((BATCH, self.size, self.size, 3), np.uint8)
             for row, image in zip(batch, part, strict=False):
                 row[:] = _resize(_make_square(image), self.size)
-            outputs = [np.asarray(x) for x in self._run(self._state, batch)]
-            found += [
-                _in_pixels(image, *rows) for image, *rows in zip(part, *outputs, strict=False)
-            ]
-        return [[face] if face else [] for face in found]
+            outputs = jax.tree.map(np.asarray, self._run(self._state, batch))
+            for i, image in enumerate(part):
+                yield image, jax.tree.map(lambda rows, i=i: rows[i], outputs)
 
 
 def _frame(image):
@@ -141,13 +160,13 @@ def _resize(image, size):
     return np.asarray(Image.fromarray(image).resize((size, size), Image.Resampling.BICUBIC))
 
 
-def _in_pixels(image, present, box, landmarks):
+def _in_pixels(image, out):
     """The network's positions are in sides of the square, origin "corner"."""
     _, shift = _frame(image)
     side = max(image.shape[:2])
-    corners = box.astype(np.float64).reshape(2, 2) * side - shift
-    landmarks = landmarks.astype(np.float64) * side - shift
+    corners = out.face_box.astype(np.float64).reshape(2, 2) * side - shift
+    landmarks = out.landmarks.astype(np.float64) * side - shift
     extents = [*(corners[1] - corners[0]), *np.ptp(landmarks, axis=0)]
-    if present < THRESHOLD or min(extents) < SMALLEST:
+    if out.present < THRESHOLD or min(extents) < SMALLEST:
         return None
-    return Detection(tuple(corners.ravel().tolist()), landmarks, float(present))
+    return Detection(tuple(corners.ravel().tolist()), landmarks, float(out.present))

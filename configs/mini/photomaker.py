@@ -25,6 +25,7 @@ def get_config():
     config.clip = str(judges / "clip")
     config.face_net = str(judges / "face_net" / "model.safetensors")
     config.face_detector = f"keypoints:{judges / 'face_detector'}"
+    config.pose_net = f"keypoints:{judges / 'face_detector'}"
     config.data = "people:in_train?identities=1000&pictures=12&framing=portrait"
     config.loader = "memory"
     config.cpu_devices = 2  # two share the batch: the layers are too small for two cores each

@@ -16,6 +16,7 @@ from data_pipeline.drawing.identities import (
     CLASS_WORDS,
     GLASSES,
     HAIR_STYLES,
+    SKIN_GROUPS,
     Identities,
 )
 from data_pipeline.drawing.pictures import (
@@ -223,6 +224,9 @@ def labels_of(people: Identities, pictures: Pictures, doing: np.ndarray) -> dict
     return {
         "class_word": np.array(CLASS_WORDS)[people.class_word],
         "age": np.array(AGES)[people.age],
+        "skin": np.array([*SKIN_GROUPS])[
+            np.searchsorted([*SKIN_GROUPS.values()], people.skin, side="right") - 1
+        ],
         "hair": np.array(HAIR_STYLES)[people.hair],
         "beard": np.array(BEARDS)[people.beard],
         "glasses": np.array(GLASSES)[people.glasses],

@@ -39,6 +39,8 @@ HAIR_COLOURS = np.array(
         *([0.20, 0.42, 0.90], [0.25, 0.72, 0.35], [0.93, 0.38, 0.66], [0.55, 0.25, 0.75]),
     ]
 )
+SKIN_GROUPS = {"light": 0.0, "medium": 2.0, "dark": 3.5}
+"""Positions in SKIN_TONES from which on a skin counts as such."""
 NATURAL_HAIR = 7  # later colours are out of domain
 EYE_COLOURS = np.array(
     [

@@ -128,7 +128,8 @@ class ExampleSource:
         for record in self.records:
             entry = to_entry(record)
             del entry["image"]
-            # Keys that no field reads do not make it another run.
+            # Groups, and keys that no field reads, do not make it another run.
+            entry.pop("group", None)
             extra = entry.pop("extra", {})
             entry |= {key: value for key, value in extra.items() if key in self._keys}
             images = [name for name in entry.pop("images", ()) if f"images.{name}" in self._keys]

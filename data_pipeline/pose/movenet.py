@@ -42,6 +42,9 @@ class MoveNet:
         path: the model's ``.json``.
         run: maps the model to a function of an image int32 [1, s, s, 3]; default: numpy.
 
+    Attributes:
+        size: s. networks: (the weights by their names,).
+
     Raises:
         FileNotFoundError, ModelError: see read_graph_model; or a model of other sizes.
     """
@@ -57,7 +60,7 @@ class MoveNet:
         shape = next(iter(model.inputs.values()), ())
         if len(shape) != 4 or shape[1] != shape[2] or shape[3] != 3 or len(model.outputs) != 1:
             raise ModelError(f"{path}: not MoveNet, which reads one square image; give its .json")
-        self.size = shape[1]
+        self.size, self.networks = shape[1], (dict(model.weights),)
         self._run = (lambda image: model(image)[0]) if run is None else run(model)
 
     def __call__(self, images: Sequence[np.ndarray]) -> list[Pose]:

@@ -8,6 +8,8 @@ from data_pipeline.drawing.portrait import People
 from data_pipeline.prompts import split_at_trigger
 from data_pipeline.records.schema import Record
 
+GROUPS = ("skin", "hair", "age")  # attributes by which figures are grouped
+
 
 def records_of(drawn: People, images: list[str], trigger_word: str = TRIGGER) -> list[Record]:
     """A Record per picture, with its ground truth; ``images`` are their names."""
@@ -26,9 +28,15 @@ def records_of(drawn: People, images: list[str], trigger_word: str = TRIGGER) ->
                 landmarks=tuple(map(plain_numbers, drawn.landmarks[i])),
                 keypoints=tuple(map(plain_numbers, drawn.keypoints[i])),
                 visibility=tuple(drawn.visibility[i].tolist()),
+                group=group_of(drawn, i),
             )
         )
     return records
+
+
+def group_of(drawn: People, i: int) -> dict[str, str]:
+    """The groups that the person of picture ``i`` belongs to."""
+    return {name: str(drawn.attributes[name][i]) for name in GROUPS}
 
 
 def plain_numbers(values: Iterable[float]) -> tuple[Any, ...]:

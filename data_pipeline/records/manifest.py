@@ -5,10 +5,10 @@
 
 ``identity``, ``image`` (relative to the folder) and ``caption`` are required; the other fields of
 data_pipeline.records.schema.Record are optional: ``background``, ``body``, ``face_box``,
-``class_word``, ``landmarks``, ``keypoints``, ``visibility``, ``original_size``, ``crop``, and
-``images``, additional files that belong to the image: {"pose": "poses/anna_1.png"}. Any other key
-is kept for the fields that read it (data_pipeline/examples/fields.py); unread keys are reported
-when training opens.
+``class_word``, ``landmarks``, ``keypoints``, ``visibility``, ``original_size``, ``crop``,
+``group`` (of the person, {"age": "old"}), and ``images``, files that belong to the image: {"pose":
+"poses/anna_1.png"}. Any other key is kept for the fields that read it
+(data_pipeline/examples/fields.py); unread keys are reported when training opens.
 """
 
 import json
@@ -26,6 +26,7 @@ from data_pipeline.files import write_text
 from data_pipeline.pictures.copies import NEAR_LIMIT, near_copies, same_bytes
 from data_pipeline.pictures.reading import ImageError, image_size
 from data_pipeline.prompts import PromptError, split_at_trigger
+from data_pipeline.records.groups import Group, read_group
 from data_pipeline.records.names import look_alikes, plain_name
 from data_pipeline.records.schema import Record, to_entry
 from data_pipeline.text_files import TextError, parse_json, read_lines
@@ -162,7 +163,7 @@ def _record(folder: Path, entry, trigger_word: str | None) -> tuple[Record, list
         "keypoints": _numbers(entry, "keypoints", (12, 2)),
         "visibility": _visibility(entry),
     }
-    more: dict[str, Any] = {"images": _images(folder, entry)}
+    more: dict[str, Any] = {"images": _images(folder, entry), "group": _group(entry)}
     known = {field.name for field in fields(Record)} - {"extra"}
     more["extra"] = {key: value for key, value in entry.items() if key not in known} or None
     return Record(**texts, face_box=face_box, **points, **_origin(entry), **more), changes
@@ -206,6 +207,13 @@ def _images(folder: Path, entry: dict) -> dict[str, str] | None:
     if not isinstance(images, dict):
         raise ManifestError(f'images is {images!r}; {{"NAME": FILE}} is needed')
     return {name: find_file(folder, f"images.{name}", file) for name, file in images.items()}
+
+
+def _group(entry: dict) -> Group | None:
+    try:
+        return read_group(entry.get("group"))
+    except ValueError as error:
+        raise ManifestError(str(error)) from None
 
 
 def _numbers(entry: dict, key: str, shape: tuple[int, ...]):

@@ -28,6 +28,7 @@ class Record:
     and the ``crop`` (box in the original's pixels) that it shows, perhaps at another scale; without
     a crop it shows the whole. None, or "", means unknown.
 
+    ``group`` are the groups that the person belongs to, {"age": "old"}; figures are shown by them.
     ``images`` names additional images that belong to this one, {"pose": path}; ``extra`` holds the
     source's other keys for the fields that read them.
     """
@@ -44,6 +45,7 @@ class Record:
     visibility: tuple[bool, ...] | None = None
     original_size: tuple[int, int] | None = None
     crop: tuple[float, float, float, float] | None = None
+    group: dict[str, str] | None = None
     images: dict[str, str] | None = None
     extra: dict[str, object] | None = None
 

@@ -5,11 +5,11 @@ runs with the same name, which differ by their seed, are joined. The rows themse
 metrics there are, how they are called and what judged them (metrics/measures.py).
 """
 
-import csv
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from data_pipeline.files import atomic_write, write_text
+from data_pipeline.files import write_text
+from persongen_jax.evaluation.groups.by_group import write_groups
 from persongen_jax.evaluation.trajectories import (
     plot_trajectories,
     read_rows,
@@ -17,7 +17,7 @@ from persongen_jax.evaluation.trajectories import (
     write_rows,
 )
 from persongen_jax.metrics.measures import join_measures, with_descriptions
-from persongen_jax.tables import markdown
+from persongen_jax.tables import cell, markdown, write_csv
 
 # What must be equal in all rows of one set (evaluation/people.py writes them).
 GENERATED_WITH = (
@@ -46,9 +46,10 @@ def compare_runs(items: list[str], out: Path, step: int | None = None) -> list[d
     entries = join_groups(groups, step)
     if not entries:
         raise ValueError(f"--compare: no rows of step {step} in any of these runs")
-    joint = write_tables(entries, out)
+    by_group = write_groups(rows_of_groups(groups, step), out)
+    joint = write_tables(entries, out, by_group)
     plot = plot_trajectories(join_curves(groups), out / "trajectories.png")
-    print(table(entries))
+    print("\n\n".join(filter(None, [table(entries), by_group])))
     print(f"written: {out}" + ("" if plot is None else f", {plot}"))
     return joint
 
@@ -102,12 +103,23 @@ def _check_equal(what: str, values: set):
 
 def join_groups(groups: dict[str, list], step: int | None = None) -> list[tuple]:
     """(name, set, number of runs, joint measures) for every name and set that has rows."""
+    return [(*of, len(rows), join_metrics(rows)) for *of, rows in _last_of_all(groups, step)]
+
+
+def rows_of_groups(groups: dict[str, list], step: int | None = None) -> list[tuple]:
+    """("NAME SET", rows) likewise, for tables by group of people."""
+    found = _last_of_all(groups, step)
+    return [(f"{name} {set_name.replace('_', '-')}", rows) for name, set_name, rows in found]
+
+
+def _last_of_all(groups, step) -> list[tuple]:
+    """(name, set, the rows of ``step``, or the newest) for every name and set that has some."""
     entries = []
     for set_name in set_order(row["set"] for runs in groups.values() for r in runs for row in r):
         for name, runs in groups.items():
             found = [row for rows in runs for row in last_rows(rows, step, set_name)]
             if found:
-                entries.append((name, set_name, len(found), join_metrics(found)))
+                entries.append((name, set_name, found))
     return entries
 
 
@@ -149,15 +161,15 @@ def join_trajectories(runs: list[list[dict]]) -> list[dict]:
 # ---- tables ------------------------------------------------------------------------------------
 
 
-def write_tables(entries: Sequence[tuple], out: Path) -> list[dict]:
-    """Write comparison.json, .md and .csv to ``out``; return the contents of the first."""
+def write_tables(entries: Sequence[tuple], out: Path, more: str = "") -> list[dict]:
+    """Write comparison.json, .md with ``more`` and .csv; return the contents of the first."""
     out.mkdir(parents=True, exist_ok=True)
     joint = [
         {"name": name, "set": set_name, "runs": runs, "metrics": metrics}
         for name, set_name, runs, metrics in entries
     ]
     write_rows(out / "comparison.json", joint)
-    write_text(out / "comparison.md", table(entries) + "\n")
+    write_text(out / "comparison.md", "\n\n".join(filter(None, [table(entries), more])) + "\n")
     write_csv(out / "comparison.csv", csv_rows(entries))
     return joint
 
@@ -184,16 +196,8 @@ def csv_rows(entries: Sequence[tuple]) -> list[dict]:
     return rows
 
 
-def write_csv(path: Path, rows: list[dict]) -> None:
-    """A CSV file in one piece; None is an empty cell."""
-    with atomic_write(path) as partial, partial.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
-
-
 def table(entries: Sequence[tuple]) -> str:
-    """Markdown of (name, set, runs, measures by metric), the judges, and what was not measured.
+    """Markdown of (name, set, runs, measures by metric), the judges, what was not measured, notes.
 
     n is the largest number of images that any metric could measure.
     """
@@ -208,7 +212,7 @@ def table(entries: Sequence[tuple]) -> str:
         counts = [measure["n"] for measure in metrics.values()]
         rows.append([*cells, str(max(counts, default=0))])
     texts = [markdown(head, rows), *parts_tables(entries)]
-    texts += [judges_line(entries), missing_line(entries)]
+    texts += [judges_line(entries), missing_line(entries), notes_lines(entries)]
     return "\n\n".join(filter(None, texts))
 
 
@@ -254,11 +258,11 @@ def missing_line(entries: Sequence[tuple]) -> str:
     return f"Not measured: {'; '.join(parts)}." if parts else ""
 
 
-def cell(measure: dict | None, form: str) -> str:
-    """0.312 (0.280 to 0.351); "-" if nothing was measured."""
-    if measure is None or measure["mean"] is None:
-        return "-"
-    text = form.format(measure["mean"])
-    if measure["low"] is None:
-        return text
-    return f"{text} ({form.format(measure['low'])} to {form.format(measure['high'])})"
+def notes_lines(entries: Sequence[tuple]) -> str:
+    """What metrics say about their figures, a line each; "" for nothing."""
+    lines = []
+    for name, set_name, _, metrics in entries:
+        place = " ".join(filter(None, (name, set_name.replace("_", "-"))))
+        found = with_descriptions({"metrics": metrics}).values()
+        lines += [f"{m['title']} ({place}): {m['note']}." for m in found if m.get("note")]
+    return "\n".join(lines)

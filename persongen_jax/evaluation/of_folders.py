@@ -9,6 +9,7 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from data_pipeline.files import write_text
+from data_pipeline.records.groups import Group, join_groups
 from persongen_jax.evaluation.folders.entries import Folder
 from persongen_jax.evaluation.folders.layouts import read_images
 from persongen_jax.evaluation.folders.pairing import (
@@ -56,7 +57,7 @@ def score_folders(args: argparse.Namespace) -> list[Scores]:
     config = make_config(args)
     notes: list[str] = []
     sources = [args.references, args.real, args.gallery]
-    references, real, gallery = (_people(source, notes) for source in sources)
+    (references, first), (real, second), (gallery, _) = (_people(each, notes) for each in sources)
     folders, pictures = open_together(args.images, references, notes)
     if not references:
         references = references_of(folders, notes)
@@ -64,7 +65,7 @@ def score_folders(args: argparse.Namespace) -> list[Scores]:
     (gallery,), more, _ = decodable(gallery)
     notes += [f"left out, a real picture: {why}" for why in (unreadable | more).values()]
     notes += [f"{copies} real pictures are there twice, and count once"] if copies else []
-    known = [_known(folder, references, real, gallery) for folder in folders]
+    known = [_known(folder, references, real, gallery, [first, second]) for folder in folders]
     cache = args.cache or Path.home() / ".cache" / "persongen_jax" / "features"
     metrics, missing = open_scorers(config, args.recogniser, cache)
     notes += missing
@@ -165,13 +166,13 @@ def write_report(
     print(f"written: {out}, {json_file}")
 
 
-def _people(source: str | None, notes: list[str]) -> Real:
-    """The people of an option's source; {} if it is not given."""
+def _people(source: str | None, notes: list[str]) -> tuple[Real, dict[str, Group]]:
+    """The people of an option's source and their groups; {} if it is not given."""
     if not source:
-        return {}
-    found, said = read_people(source)
+        return {}, {}
+    found, said, groups = read_people(source)
     notes += said
-    return found
+    return found, groups
 
 
 def references_of(folders: Sequence[Folder], notes: list[str]) -> Real:
@@ -185,11 +186,18 @@ def references_of(folders: Sequence[Folder], notes: list[str]) -> Real:
     return found
 
 
-def _known(folder: Folder, references: Real, real: Real, gallery: Real) -> Known:
+def _known(
+    folder: Folder,
+    references: Real,
+    real: Real,
+    gallery: Real,
+    groups: Sequence[dict[str, Group]],
+) -> Known:
     """What is known about a folder's people, with notes on what is not.
 
     Raises:
-        ValueError: none of the people whose pictures are given has an image.
+        ValueError: none of the people whose pictures are given has an image, or somebody is in two
+            groups.
     """
     people = images_by_person(folder.entries)
     for option, source in (("references", references), ("real", real)):
@@ -201,4 +209,6 @@ def _known(folder: Folder, references: Real, real: Real, gallery: Real) -> Known
             )
     folder.notes += lacking(people, references, "reference")
     folder.notes += lacking(people, real, "real picture") if real else []
-    return known_people(folder.name, people, references, real, gallery)
+    said = [*groups, *({entry.person: entry.group} for entry in folder.entries if entry.group)]
+    joint = {who: join_groups([each.get(who) for each in said], who) for who in people}
+    return known_people(folder.name, people, references, real, gallery, joint)

@@ -54,7 +54,7 @@ def write_page(
         raise ValueError(f"--pairs {count}: at least 1")
     if (out / KEY).exists():
         raise ValueError(f"{out / KEY}: the answers to a page need it; give another --out")
-    real, notes = read_people(references) if references else ({}, [])
+    real, notes, _ = read_people(references) if references else ({}, [], {})
     (first, second), _ = open_together(items, real, notes)
     real = real or references_of([first, second], notes)
     (real,), unreadable, _ = decodable(real)

@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 
 from persongen_jax.diffusion.options import VALIDATION_FLAGS
 from persongen_jax.evaluation.comparison import table
+from persongen_jax.evaluation.groups.by_group import write_groups
 from persongen_jax.evaluation.people import Result
 from persongen_jax.evaluation.trajectories import SETS, write_rows
 from persongen_jax.evaluation.validation import Evaluation, open_evaluation, write_image_file
@@ -45,6 +46,7 @@ OPTIONS = {
     "cmmd_clip": "cmmd_clip",
     "face_net": "face_net",
     "face_detector": "face_detector",
+    "pose_net": "pose_net",
     "metrics": "metrics",
     "judges_are_inputs": "judges_are_inputs",
 }
@@ -73,6 +75,7 @@ def evaluate_run(args: argparse.Namespace) -> list[dict]:
     rows = [result.row for result in results.values()]
     write_rows(out / FINAL, rows)
     print(table([("", row["set"], 1, row["metrics"]) for row in rows]))
+    print(write_groups([(row["set"].replace("_", "-"), [row]) for row in rows], out))
     print(f"written: {out}")
     return rows
 

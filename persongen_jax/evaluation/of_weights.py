@@ -24,8 +24,15 @@ from data_pipeline.files import write_text
 from data_pipeline.records.sources import file_stamps, open_records
 from data_pipeline.text_files import parse_json, read_json, whole_lines
 from persongen_jax.evaluation.benchmarks import BENCHMARKS
-from persongen_jax.evaluation.comparison import check_comparable, join_groups, table, write_tables
+from persongen_jax.evaluation.comparison import (
+    check_comparable,
+    join_groups,
+    rows_of_groups,
+    table,
+    write_tables,
+)
 from persongen_jax.evaluation.contact_sheet import Row, choose_rows, contact_sheet
+from persongen_jax.evaluation.groups.by_group import write_groups
 from persongen_jax.evaluation.of_run import put_options
 from persongen_jax.evaluation.people import Evaluation, Result
 from persongen_jax.evaluation.trajectories import SETS, read_rows, write_rows
@@ -102,6 +109,7 @@ def evaluate_weights(args: argparse.Namespace) -> list[dict]:
     entries = join_groups(groups)
     joint = write_tables(entries, out)
     lines = differences(args.benchmark, next(iter(configs.values())), rows)
+    lines += filter(None, [write_groups(rows_of_groups(groups), out)])
     write_text(out / "comparison.md", "\n\n".join([table(entries), *lines]) + "\n")
     for sheet in out.glob("sheet_*.png"):
         sheet.unlink()  # of a set that is no longer asked for

@@ -15,16 +15,19 @@ from tqdm import tqdm
 
 from data_pipeline.examples.fields import Field, requirements
 from data_pipeline.pictures.transforms import square_face_crop
+from data_pipeline.records.groups import join_groups
 from data_pipeline.records.schema import Record
 from data_pipeline.records.sources import open_records
 from persongen_jax.diffusion.options import SamplingOptions
 from persongen_jax.diffusion.plan import make_plan
 from persongen_jax.evaluation.contact_sheet import MAX_ROWS, Row, choose_rows, contact_sheet
+from persongen_jax.evaluation.groups.by_group import groups_of
 from persongen_jax.evaluation.prompts import class_word_of, open_prompts
 from persongen_jax.evaluation.trajectories import SETS
 from persongen_jax.metrics.base import Generated, Known, Owner, People
 from persongen_jax.metrics.judge_check import check_judges
 from persongen_jax.metrics.measures import measure_all
+from persongen_jax.metrics.pose.targets import Target, as_inputs, of_record
 from persongen_jax.metrics.registry import open_metrics
 from persongen_jax.parallel.sharding import mesh_for
 from persongen_jax.pipeline import Pipeline
@@ -61,6 +64,10 @@ class Person:
             image if record.face_box is None else square_face_crop(image, record.face_box)
             for image, record in zip(images, own, strict=True)
         ]
+
+    def pose(self, size: int) -> Target | None:
+        """The reference's pose in images of ``size``; None if its joints are not known."""
+        return of_record(self.records[0], self.reference.shape[:2], (size, size))
 
     def given(self, field: Field, size: int) -> Any:
         """The value of an additional field for this person, taken from the reference; or None."""
@@ -161,6 +168,8 @@ class Evaluation:
             row = {"step": step, "set": name, **self._settings(people)}
             generated = self._generated(images, people)
             row["metrics"] = measure_all(self.metrics, generated, self.known[name])
+            if groups := groups_of(self.known[name].people.owners):
+                row["groups"] = groups
             results[name] = Result(row, images)
         return results
 
@@ -262,7 +271,9 @@ class Evaluation:
         trigger, n = self.config.trigger_word, images.shape[2]
         texts = [p.fill(who.word).whole(trigger) for who in people for p in self.prompts]
         owners = [p.identity for p in people for _ in range(images.shape[1] * n)]
-        return Generated(_flat(images), owners, [text for text in texts for _ in range(n)])
+        poses = [pose for p in people for pose in [p.pose(self.size)] * (images.shape[1] * n)]
+        texts = [text for text in texts for _ in range(n)]
+        return Generated(_flat(images), owners, texts, as_inputs(poses))
 
     def _known_sets(self) -> dict[str, Known]:
         """What is known about each set; the gallery is opened on demand."""
@@ -287,7 +298,8 @@ def make_owner(identity: str, records: list[Record], read: Callable, references:
     def pictures(limit=None):
         return [read(record.image) for record in records[:limit]]
 
-    return Owner(identity, lambda: pictures(references), pictures)
+    group = join_groups([record.group for record in records], identity)
+    return Owner(identity, lambda: pictures(references), pictures, group)
 
 
 def _flat(images):

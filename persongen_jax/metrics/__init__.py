@@ -1,6 +1,7 @@
 """Metrics of generated images, one file each, and the code that turns their values into figures.
 
 images/         a value per image
+pose/           a value per image, of joints
 sets/           one number for a whole set of images
 intervals/      95 % intervals over people and runs, and of differences between methods
 base.py         the input and output of a metric

@@ -15,6 +15,13 @@ import numpy as np
 from ml_collections import ConfigDict
 
 
+class NoFigure(Exception):
+    """A set that a metric cannot measure; the message says why and what to do about it.
+
+    It follows "TITLE gives no figure: ".
+    """
+
+
 @dataclass(eq=False)
 class Cached:
     """Caches what was computed from an object for as long as the object lives."""
@@ -69,11 +76,13 @@ class Owner:
         name: as in ``Generated.owners``.
         references: () -> the images that the method read; [] for none.
         pictures: (limit=None) -> at most ``limit`` real images, the references first.
+        group: that they belong to, by what is grouped: {"age": "old"}.
     """
 
     name: str
     references: Callable[[], list[np.ndarray]]
     pictures: Callable[..., list[np.ndarray]]
+    group: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(eq=False)
@@ -113,7 +122,8 @@ class Values:
         n: of a set, the number of generated images behind the number; unused otherwise.
         interval: of a set, (low, high) at 95 % if the metric knows it.
         facts: additional facts of the measure that JSON can hold. "among": the number of candidates
-            of which one is right, so that chance is 1 / among.
+            of which one is right, so that chance is 1 / among. "note": a sentence without a full
+            stop that goes with the figure wherever it is shown.
         parts: of images, the same figure for parts of its subject, [n] each by the part's name,
             such as an attribute.
     """
@@ -181,4 +191,8 @@ class Metric(abc.ABC):
 
     @abc.abstractmethod
     def __call__(self, generated: Generated, known: Known) -> Values | None:
-        """Measure; None if this set cannot be measured at all and gets no figure."""
+        """Measure; None if this set cannot be measured at all and gets no figure.
+
+        Raises:
+            NoFigure: likewise, with the reason.
+        """

@@ -97,30 +97,66 @@ class FaceJudge:
 
     def gallery(self, known: Known) -> dict[str, np.ndarray]:
         """Name to the mean embedding [d] of the set's own people, over several images each."""
-        here = self.references(known)
-        own = [owner for owner in known.people.owners if owner.name in here]
-        return known.once((self, "gallery"), lambda: self._means(own, _gallery_images))
+        return _means_of(self._of_gallery(known))
 
     def large_gallery(self, known: Known) -> dict[str, np.ndarray]:
         """The gallery of ``known.others`` and the set's missing people; {} without others."""
-        others = known.others.once(
-            (self, "gallery"), lambda: self._means(known.others.owners, _gallery_images)
-        )
+        others = _means_of(self._of_others(known))
         return {**self.gallery(known), **others} if others else {}
+
+    def impostors(self, known: Known) -> tuple[np.ndarray, int]:
+        """Cosines [n] of real faces of different people, and of how many people they are.
+
+        Each person's reference is compared with those of all others and with their further
+        pictures, at most GALLERY_PICTURES of each person: the set's people and ``known.others``,
+        whose first pictures serve as references where they have none.
+        """
+
+        def compute():
+            own, references = self._of_gallery(known), self.references(known)
+            counts = {owner.name: len(owner.references()) for owner in known.people.owners}
+            most = max(counts.values(), default=0) or 1
+            faces = {**self._of_others(known), **own}
+            if len(faces) < 2:
+                return np.zeros(0), len(faces)
+            firsts = _means_of({name: each[:most] for name, each in faces.items()})
+            means = np.stack([{**firsts, **references}[name] for name in faces])
+            found = [(means @ means.T)[np.triu_indices(len(means), 1)]]
+            for i, (name, each) in enumerate(faces.items()):
+                further = each[counts.get(name, most) :]
+                found.append((further @ np.delete(means, i, axis=0).T).ravel())
+            return np.concatenate(found), len(faces)
+
+        return known.once((self, "impostors"), compute)
+
+    def _of_gallery(self, known: Known) -> dict[str, np.ndarray]:
+        """Name to the embeddings [n, d] of the real pictures of people with a face in theirs."""
+        here = self.references(known)
+        own = [owner for owner in known.people.owners if owner.name in here]
+        return known.once((self, "gallery"), lambda: self._faces(own, _gallery_images))
+
+    def _of_others(self, known: Known) -> dict[str, np.ndarray]:
+        """The same of ``known.others``."""
+        owners = known.others.owners
+        return known.others.once((self, "gallery"), lambda: self._faces(owners, _gallery_images))
 
     def _means(self, owners, pictures_of) -> dict[str, np.ndarray]:
         """By name, the mean embedding of the images in which a face is found, if any."""
-        means = {}
+        return _means_of(self._faces(owners, pictures_of))
+
+    def _faces(self, owners, pictures_of) -> dict[str, np.ndarray]:
+        """By name, the embeddings [n, d] of the images in which a face is found, if any."""
+        faces = {}
         for start in range(0, len(owners), PEOPLE_PER_BATCH):
             here = owners[start : start + PEOPLE_PER_BATCH]
             pictures = [(o.name, picture) for o in here for picture in pictures_of(o)]
             embeddings, found = self.embedder.embed([picture for _, picture in pictures])
             names = np.array([name for name, _ in pictures])
             for name in dict.fromkeys(names.tolist()):
-                mean = mean_embedding(embeddings[found & (names == name)])
-                if mean is not None:
-                    means[name] = mean
-        return means
+                own = found & (names == name)
+                if own.any():
+                    faces[name] = np.asarray(embeddings[own], np.float64)
+        return faces
 
 
 class KeptEmbedder:
@@ -167,6 +203,12 @@ class KeptEmbedder:
                 boxes[i], landmarks[i], scores[i] = face
         found = {"embeddings": embeddings, "seen": seen, "boxes": boxes}
         return {**found, "landmarks": landmarks, "scores": scores}
+
+
+def _means_of(faces: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Name to the mean [d] of each one's embeddings [n, d], if there are any."""
+    means = {name: mean_embedding(own) for name, own in faces.items()}
+    return {name: mean for name, mean in means.items() if mean is not None}
 
 
 def _gallery_images(owner: Owner) -> list[np.ndarray]:

@@ -23,6 +23,7 @@ from persongen_jax.metrics.feature_judges import (
 if TYPE_CHECKING:
     from persongen_jax.metrics.attribute_judge import AttributeJudge
     from persongen_jax.metrics.embedders.lpips import PerceptualDistance
+    from persongen_jax.metrics.pose.judge import PoseJudge
 
 
 class NoJudge(Exception):
@@ -49,7 +50,8 @@ class Judges:
 
     Args:
         config: ``clip``, ``cmmd_clip``, ``dino``, ``dinov2``, ``inception``, ``fid_variant``,
-            ``lpips``, ``face_net``, ``face_detector``, ``classifier``; only the keys in use.
+            ``lpips``, ``face_net``, ``face_detector``, ``pose_net``, ``classifier``; only the keys
+            in use.
     """
 
     def __init__(self, config: ConfigDict):
@@ -129,6 +131,20 @@ class Judges:
         embedder = open_face_embedder(name, self.config.face_detector)
         print(f"Face-Sim by {name}; its licence: {embedder.licence}")
         return FaceJudge(embedder)
+
+    @functools.cached_property
+    def pose(self) -> "PoseJudge":
+        """Raises NoJudge, or what ``open_pose_net`` does."""
+        name = self.config.get("pose_net")
+        if not name:
+            raise NoJudge("config.pose_net names no pose network, movenet:FILE or keypoints:DIR")
+        from persongen_jax.metrics.pose.judge import PoseJudge
+        from persongen_jax.pose_nets import open_pose_net
+
+        net = open_pose_net(name)
+        if net.licence:
+            print(f"poses by {name}; its licence: {net.licence}")
+        return PoseJudge(net)
 
     @functools.cached_property
     def attributes(self) -> "AttributeJudge":

@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from persongen_jax.metrics.base import Generated, Known, Metric, Values
+from persongen_jax.metrics.base import Generated, Known, Metric, NoFigure, Values
 from persongen_jax.metrics.intervals.limits import Bounds
 from persongen_jax.metrics.intervals.people import NOTHING, Interval, over_answers, over_people
 from persongen_jax.metrics.intervals.runs import over_people_and_runs, over_runs
@@ -50,15 +50,31 @@ def measure_all(metrics: list[Metric], generated: Generated, known: Known) -> di
     }
 
 
-def values_of(metrics: list[Metric], generated: Generated, known: Known) -> dict[str, Values]:
+def values_of(
+    metrics: list[Metric],
+    generated: Generated,
+    known: Known,
+    missing: dict[str, NoFigure] | None = None,
+) -> dict[str, Values]:
     """What each metric returns, by its name; without those that cannot be measured here.
+
+    Args:
+        missing: gets the reasons, where metrics give one, by their names; they are printed if it is
+            None.
 
     Raises:
         ValueError: a metric that returns something else.
     """
     found = {}
     for metric in metrics:
-        values = metric(generated, known)
+        try:
+            values = metric(generated, known)
+        except NoFigure as error:
+            if missing is None:
+                print(f"{known.name}: {metric.title} gives no figure: {error}")
+            else:
+                missing[metric.name] = error
+            continue
         if not isinstance(values, Values | None):
             kind = type(values).__name__
             raise ValueError(f"{metric.name}: gave a {kind}; return metrics.base.Values, or None")

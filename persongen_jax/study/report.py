@@ -23,11 +23,12 @@ from persongen_jax.evaluation.comparison import (
     check_comparable,
     join_curves,
     join_groups,
+    rows_of_groups,
     table,
-    write_csv,
     write_tables,
 )
 from persongen_jax.evaluation.contact_sheet import Row, contact_sheet
+from persongen_jax.evaluation.groups.by_group import write_groups
 from persongen_jax.evaluation.of_run import FINAL, PICTURES
 from persongen_jax.evaluation.trajectories import (
     plot_trajectories,
@@ -37,7 +38,7 @@ from persongen_jax.evaluation.trajectories import (
 )
 from persongen_jax.evaluation.validation import write_image_file
 from persongen_jax.metrics.measures import with_descriptions
-from persongen_jax.tables import markdown
+from persongen_jax.tables import markdown, write_csv
 
 
 def write_report(study: ConfigDict, runs: Sequence[Any], costs: dict | None) -> str:
@@ -52,7 +53,8 @@ def write_report(study: ConfigDict, runs: Sequence[Any], costs: dict | None) -> 
     check_comparable(groups)
     entries = join_groups(groups)
     write_tables(entries, out)
-    page = [heading(study, runs), table(entries), chance_line(entries)]
+    by_group = filter(None, [write_groups(rows_of_groups(groups), out)])
+    page = [heading(study, runs), table(entries), chance_line(entries), *by_group]
 
     curves = join_curves(by_name(runs, validation_rows))
     figures = [

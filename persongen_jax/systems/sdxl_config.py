@@ -125,4 +125,6 @@ def sdxl_defaults() -> ConfigDict:
     # it is not measured.
     config.face_net = "auto"
     config.face_detector = "auto"
+    # A pose network for Pose_acc, PCK and OKS, movenet:FILE or keypoints:DIR; "": not measured.
+    config.pose_net = ""
     return config

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from persongen_jax.metrics.intervals.people import over_answers
-from persongen_jax.miniature.figures.generated import with_word
+from persongen_jax.miniature.elements.questions import with_word
 from persongen_jax.miniature.figures.networks import first_rank, first_rank_in_groups
 from persongen_jax.miniature.figures.samples import batched, mean_of, relative, share
 from persongen_jax.miniature.figures.table import TITLES, insert, sizes, table

@@ -3,6 +3,10 @@
 from collections import defaultdict
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
+
+from data_pipeline.records.groups import Group
+from persongen_jax.metrics.pose.targets import Target
 
 
 class LayoutError(ValueError):
@@ -19,6 +23,8 @@ class Entry:
         prompt: what tells its prompt from others: the text, or a number such as "prompt 3".
         text: the prompt's text, for metrics that read it; "" if unknown.
         seed: of its noise; "" if unknown.
+        pose: that it was to have; None if unknown.
+        group: of the person, as in {"age": "old"}; None if unknown.
     """
 
     file: str
@@ -26,6 +32,8 @@ class Entry:
     prompt: str = ""
     text: str = ""
     seed: str = ""
+    pose: Target | None = None
+    group: Group | None = None
 
     @property
     def key(self) -> tuple[str, str, str]:
@@ -60,7 +68,7 @@ class Folder:
         self.entries = [entry for entry in self.entries if entry.file not in self.excluded]
 
 
-def of_text(text: str, **more: str) -> dict[str, str]:
+def of_text(text: str, **more: str) -> dict[str, Any]:
     """The arguments of an Entry whose prompt is known as a text."""
     plain = " ".join(text.split())
     return {"prompt": plain, "text": plain, **more}

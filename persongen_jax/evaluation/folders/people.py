@@ -1,13 +1,14 @@
 """Real pictures of people: what a method read (references), and others (real)."""
 
 import functools
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
 
 from data_pipeline.pictures.reading import ImageError, load_image
 from data_pipeline.records.folders import read_folder
+from data_pipeline.records.groups import Group, join_groups
 from data_pipeline.records.manifest import FILE_NAME
 from data_pipeline.records.names import plain_name
 from data_pipeline.records.shard_reading import is_shards
@@ -20,8 +21,8 @@ Real = dict[str, list[Picture]]
 """Pictures by person."""
 
 
-def read_people(spec: str) -> tuple[Real, list[str]]:
-    """The pictures of a source and sentences about it; none is decoded yet.
+def read_people(spec: str) -> tuple[Real, list[str], dict[str, Group]]:
+    """The pictures of a source, sentences about it, people's groups; none is decoded yet.
 
     Args:
         spec: DIR/PERSON/*, any other folder of data_pipeline/records/folders.py, one with a
@@ -33,14 +34,16 @@ def read_people(spec: str) -> tuple[Real, list[str]]:
     found: Real = {}
     if spec.startswith(PEOPLE) or (Path(spec) / FILE_NAME).is_file() or is_shards(spec):
         records, read = open_records(spec, marked=False, least=1)
+        said: dict[str, list[Group | None]] = {}
         for record in records:
+            said.setdefault(plain_name(record.identity), []).append(record.group)
             picture = Picture(record.image, functools.partial(read, record.image))
             found.setdefault(plain_name(record.identity), []).append(picture)
-        return found, []
+        return found, [], {who: join_groups(each, who) for who, each in said.items()}
     folder = read_folder(spec)
     for image in folder.images:
         found.setdefault(image.identity, []).append(of_file(image.path))
-    return found, [f"{spec}: {note}" for note in folder.notes]
+    return found, [f"{spec}: {note}" for note in folder.notes], {}
 
 
 def of_file(path: str) -> Picture:
@@ -74,14 +77,23 @@ def decodable(*sources: Real) -> tuple[list[Real], dict[str, str], int]:
 
 
 def known_people(
-    name: str, people: Iterable[str], references: Real, real: Real, others: Real
+    name: str,
+    people: Iterable[str],
+    references: Real,
+    real: Real,
+    others: Real,
+    groups: Mapping[str, Group] | None = None,
 ) -> Known:
     """What metrics know about these people: their real pictures, the references first.
 
     Args:
+        groups: of people, where they are known.
         others: the gallery; {} for none.
     """
-    owners = [_owner(who, references.get(who, []), real.get(who, [])) for who in people]
+    groups = groups or {}
+    owners = [
+        _owner(who, references.get(who, []), real.get(who, []), groups.get(who)) for who in people
+    ]
     gallery = [_owner(who, [], pictures) for who, pictures in others.items()]
     return Known(name, People(lambda: owners), People(lambda: gallery))
 
@@ -101,10 +113,13 @@ def lacking(people: dict[str, int], real: Real, what: str) -> list[str]:
     return said
 
 
-def _owner(name: str, references: list[Picture], others: list[Picture]) -> Owner:
+def _owner(
+    name: str, references: list[Picture], others: list[Picture], group: Group | None = None
+) -> Owner:
     everything = [*references, *others]
+    pictures = functools.partial(_read_first, everything)
+    return Owner(name, lambda: _read_first(references), pictures, group or {})
 
-    def read(pictures: list[Picture]) -> list[np.ndarray]:
-        return [picture.read() for picture in pictures]
 
-    return Owner(name, lambda: read(references), lambda limit=None: read(everything[:limit]))
+def _read_first(pictures: list[Picture], limit: int | None = None) -> list[np.ndarray]:
+    return [picture.read() for picture in pictures[:limit]]

@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +11,11 @@ from ml_collections import ConfigDict
 from data_pipeline.pictures.reading import ImageError, load_image
 from persongen_jax.evaluation.folders.entries import Entry, Folder
 from persongen_jax.evaluation.folders.pictures import Picture, Pictures, decode
-from persongen_jax.metrics.base import Generated, Known, Metric, Values
+from persongen_jax.evaluation.groups.by_group import Groups, groups_of
+from persongen_jax.metrics.base import Generated, Known, Metric, NoFigure, Values
 from persongen_jax.metrics.judges import NoJudge
 from persongen_jax.metrics.measures import measure_of, values_of
+from persongen_jax.metrics.pose.targets import as_inputs
 from persongen_jax.metrics.registry import METRICS, find_class, labelled, open_metrics
 
 USUAL = ("clip_t", "clip_i", "dino_i", "dinov2_i", "face_sim", "rank1_10", "detection_rate")
@@ -31,6 +33,7 @@ class Scores:
         values: what each metric gave, by its name; without those that gave nothing.
         measures: their means, see metrics/measures.py.
         metrics: those with values, by name.
+        groups: of the people, see groups/by_group.py.
     """
 
     folder: Folder
@@ -38,6 +41,7 @@ class Scores:
     metrics: dict[str, Metric]
     values: dict[str, Values]
     measures: dict[str, dict]
+    groups: Groups = field(default_factory=dict)
 
     @property
     def entries(self) -> list[Entry]:
@@ -170,14 +174,17 @@ def score(folder: Folder, pictures: Pictures, known: Known, metrics: list[Metric
         metric.prepare(known)
     texts = [entry.text for entry in folder.entries]
     owners = [entry.person for entry in folder.entries]
-    generated = Generated(pictures, owners, texts if any(texts) else None)
-    values = values_of(metrics, generated, known)
+    poses = as_inputs([entry.pose for entry in folder.entries])
+    generated = Generated(pictures, owners, texts if any(texts) else None, poses)
+    missing: dict[str, NoFigure] = {}
+    values = values_of(metrics, generated, known, missing)
     with_values = {metric.name: metric for metric in metrics if metric.name in values}
     for metric in metrics:
         if metric.name not in values:
-            why = "" if any(texts) else ", and no prompt is known"
-            folder.notes.append(f"{metric.title} gives no figure for these images{why}")
+            why = missing.get(metric.name, "" if any(texts) else "no prompt is known")
+            folder.notes.append(f"{metric.title} gives no figure{f': {why}' if why else ''}")
     measures = {
         name: measure_of(metric, values[name], generated) for name, metric in with_values.items()
     }
-    return Scores(folder, pictures, with_values, values, measures)
+    groups = groups_of(known.people.owners)
+    return Scores(folder, pictures, with_values, values, measures, groups)

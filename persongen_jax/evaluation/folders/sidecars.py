@@ -1,7 +1,8 @@
 """Layouts that say in a file next to the images whose each is.
 
 metadata.jsonl   {"file_name": "ann/0.png", "person": "ann", "prompt": "…", "seed": 42}, a line
-                 for each image; without "person" it is the subfolder's
+                 for each image; without "person" it is the subfolder's; poses: see poses.py;
+                 "group": "A" or {"age": "old"} is the person's
 prompts.json     ["a photo of …", …] for files ann/003_42.png: person, number of the prompt from
                  0, seed; or {"beach": "a photo of …"} for ann/beach_42.png
 """
@@ -13,12 +14,15 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from data_pipeline.records.folders import FILE_KEYS, PERSON_KEYS
+from data_pipeline.records.groups import read_group
 from data_pipeline.records.names import plain_name
 from data_pipeline.text_files import parse_json_lines, read_json, read_text
 from persongen_jax.evaluation.folders.entries import Entry, Folder, LayoutError, of_text
+from persongen_jax.evaluation.folders.poses import POSE_KEYS, read_pose
 
 METADATA, PROMPTS = "metadata.jsonl", "prompts.json"
 TEXT_KEYS = ("prompt", "text", "caption", "description")
+OTHER_KEYS = ("seed", "group")
 STEM = re.compile(r"(?P<prompt>.+)_(?:seed_?)?(?P<seed>\d+)")  # 003_42, beach_seed42
 SHOWN = 3
 
@@ -52,8 +56,14 @@ def read_metadata(folder: Path, files: Sequence[str], name: str, alone: str) -> 
         if not person:
             raise LayoutError(f'{where}: whose image is it? Give it a "person"')
         seed = "" if line.get("seed") is None else str(line["seed"])
-        found.entries.append(Entry(file, person, **of_text(_first(line, TEXT_KEYS), seed=seed)))
-        unread |= set(line) - {*FILE_KEYS, *PERSON_KEYS, *TEXT_KEYS, "seed"}
+        pose = read_pose(line, folder, where)
+        text = of_text(_first(line, TEXT_KEYS), seed=seed)
+        try:
+            group = read_group(line.get("group"))
+        except ValueError as error:
+            raise LayoutError(f"{where}: {error}") from None
+        found.entries.append(Entry(file, person, **text, pose=pose, group=group))
+        unread |= set(line) - {*FILE_KEYS, *PERSON_KEYS, *TEXT_KEYS, *POSE_KEYS, *OTHER_KEYS}
     if unread:
         found.notes.append(f"{METADATA}: not read: {', '.join(sorted(unread))}")
     named = Counter(entry.file for entry in found.entries)

@@ -11,11 +11,13 @@ from PIL import Image
 from data_pipeline.pictures.reading import ImageError
 from persongen_jax.evaluation.folders.pairing import Difference
 from persongen_jax.evaluation.folders.scoring import Scores
-from persongen_jax.evaluation.reports.results import best_and_worst, unmeasured
+from persongen_jax.evaluation.groups.by_group import few_line, group_table
+from persongen_jax.evaluation.reports.results import best_and_worst, group_entries, unmeasured
 from persongen_jax.evaluation.reports.tables import (
     Table,
     difference_table,
     failures,
+    notes_on_figures,
     number,
     score_table,
 )
@@ -63,6 +65,10 @@ def page(
     if differences:
         parts += ["<h2>Differences on the same people, prompts and seeds</h2>"]
         parts.append(_table(difference_table(differences)))
+    by_group = group_entries(scores)
+    if (groups := group_table(by_group))[1]:
+        parts += ["<h2>By group of people</h2>", _table(groups)]
+        parts += _list(list(filter(None, [few_line(by_group)])))
     parts += _list([*notes, *(note for each in scores for note in each.folder.notes)])
     for each, of_people in zip(scores, known, strict=True):
         parts += _folder(each, _references(of_people))
@@ -76,6 +82,7 @@ def _folder(scores: Scores, references: dict[str, str]) -> list[str]:
     folder = scores.folder
     count = f"{len(scores.entries)} images of {len(scores.people)} people ({folder.layout})"
     parts = [f"<h2>{escape(folder.name)}</h2>", f"<p>{escape(count)}</p>"]
+    parts += _list(notes_on_figures(scores))
     shown = _Thumbnails(scores, references)
     for name, metric in scores.metrics.items():
         values = scores.of_images(name)

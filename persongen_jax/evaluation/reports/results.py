@@ -7,6 +7,7 @@ import numpy as np
 
 from persongen_jax.evaluation.folders.pairing import Difference
 from persongen_jax.evaluation.folders.scoring import Scores
+from persongen_jax.evaluation.groups.by_group import Entry, rows_by_group
 from persongen_jax.metrics.base import Metric
 from persongen_jax.metrics.measures import NUMBERS
 
@@ -73,6 +74,17 @@ def image_rows(scores: Sequence[Scores]) -> list[dict[str, Any]]:
     return rows
 
 
+def group_entries(scores: Sequence[Scores]) -> list[Entry]:
+    """What groups/by_group.py makes tables of; labels only where there are several folders."""
+    return [
+        (
+            each.folder.name if len(scores) > 1 else "",
+            [{"metrics": each.measures, "groups": each.groups}],
+        )
+        for each in scores
+    ]
+
+
 def as_json(
     scores: Sequence[Scores], differences: Sequence[Difference], notes: Sequence[str]
 ) -> dict[str, Any]:
@@ -104,6 +116,7 @@ def _of_folder(scores: Scores) -> dict[str, Any]:
         "metrics": metrics,
         "images": len(scores.entries),
         "people": scores.people,
+        "groups": rows_by_group(group_entries([scores])),
         "layout": scores.folder.layout,
         "excluded": scores.folder.excluded,
     }

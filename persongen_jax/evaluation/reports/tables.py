@@ -4,16 +4,17 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from data_pipeline.files import write_text
-from persongen_jax.evaluation.comparison import write_csv
 from persongen_jax.evaluation.folders.pairing import Difference
 from persongen_jax.evaluation.folders.scoring import Scores
+from persongen_jax.evaluation.groups.by_group import write_groups
 from persongen_jax.evaluation.reports.results import (
     difference_rows,
+    group_entries,
     image_rows,
     score_rows,
     unmeasured,
 )
-from persongen_jax.tables import markdown
+from persongen_jax.tables import markdown, write_csv
 
 Table = tuple[list[str], list[list[str]]]
 """The head, and the rows."""
@@ -70,6 +71,11 @@ def settled(row: dict, count: int | None) -> str:
     return UNSETTLED if count is None else f"about {count:,}"
 
 
+def notes_on_figures(scores: Scores) -> list[str]:
+    """What metrics say about their figures, a line each."""
+    return [f"{m['title']}: {m['note']}" for m in scores.measures.values() if m.get("note")]
+
+
 def failures(scores: Scores) -> list[str]:
     """Lines on images that are not in a figure, and why; images.csv and scores.json name all."""
     excluded = scores.folder.excluded
@@ -87,30 +93,35 @@ def failures(scores: Scores) -> list[str]:
 def write_tables(
     scores: Sequence[Scores], differences: Sequence[Difference], notes: Sequence[str], out: Path
 ) -> str:
-    """Write scores.csv, images.csv, differences.csv and scores.md; return the last one's text."""
+    """Write scores.csv, images.csv, differences.csv, groups.csv, scores.md; return the last one."""
     write_csv(out / "scores.csv", score_rows(scores))
     write_csv(out / "images.csv", image_rows(scores))
     if differences:
         write_csv(out / "differences.csv", difference_rows(differences))
-    text = as_markdown(scores, differences, notes)
+    by_group = write_groups(group_entries(scores), out)
+    text = as_markdown(scores, differences, notes, by_group)
     write_text(out / "scores.md", text + "\n")
     return text
 
 
 def as_markdown(
-    scores: Sequence[Scores], differences: Sequence[Difference], notes: Sequence[str]
+    scores: Sequence[Scores],
+    differences: Sequence[Difference],
+    notes: Sequence[str],
+    by_group: str = "",
 ) -> str:
-    """The tables, what was assumed, and what was left out."""
+    """The tables, with that of groups of people, what was assumed, and what was left out."""
     parts = [_in_markdown(score_table(scores))]
     if differences:
         parts += ["Differences on the same people, prompts and seeds:"]
         parts += [_in_markdown(difference_table(differences))]
+    parts += filter(None, [by_group])
     for each in scores:
         folder = each.folder
         count = f"{len(each.entries)} images of {len(each.people)} people"
         lines = [f"{folder.name}: {count} ({folder.layout})"]
         lines += [f"- {note}" for note in folder.notes]
-        lines += [f"- {line}" for line in failures(each)]
+        lines += [f"- {line}" for line in (*notes_on_figures(each), *failures(each))]
         parts.append("\n".join(lines))
     if notes:
         parts.append("\n".join(f"- {note}" for note in notes))

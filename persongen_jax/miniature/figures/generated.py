@@ -1,6 +1,5 @@
 """What is in generated images: of the base, and of the shipped adapter on strangers."""
 
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,12 +8,18 @@ import numpy as np
 from PIL import Image
 
 from data_pipeline.drawing import people
-from data_pipeline.drawing.captions import BACKGROUND, MOODS
 from data_pipeline.drawing.identities import GROUP
 from data_pipeline.prompts import join_parts
 from persongen_jax.config import load_config
 from persongen_jax.metrics.clip_score import ClipScore
 from persongen_jax.metrics.face_embedder import FaceEmbedder
+from persongen_jax.miniature.elements.questions import (
+    MARK,
+    at_the_mark,
+    expressions_of,
+    scenes_of,
+    with_word,
+)
 from persongen_jax.miniature.figures.networks import first_rank, first_rank_in_groups
 from persongen_jax.miniature.figures.samples import (
     held_out,
@@ -158,19 +163,9 @@ def _compare(faces: FaceEmbedder, images: np.ndarray, split: str) -> Compared:
 def scene_judge(
     clip: ClipScore, images: np.ndarray, drawn: people.People | None = None
 ) -> np.ndarray:
-    """Names of scenes [n]: those whose phrases' mean text feature is nearest."""
+    """Names of scenes [n]."""
     del drawn
-    features = []
-    for scene in people.SCENES:
-        words = {"time": "", "he": "he", "him": "him"}
-        texts = [
-            phrase.format(side=side, other=other, **words)
-            for phrase in BACKGROUND[scene]
-            for side, other in (("left", "right"), ("right", "left"))
-        ]
-        mean = clip.text_features(texts).mean(0)
-        features.append(mean / np.linalg.norm(mean))
-    return np.array(people.SCENES)[(clip.image_features(images) @ np.stack(features).T).argmax(1)]
+    return scenes_of(clip, clip.image_features(images))
 
 
 def colour_judge(clip: ClipScore, images: np.ndarray, drawn: people.People) -> np.ndarray:
@@ -185,30 +180,17 @@ def clothes_judge(clip: ClipScore, images: np.ndarray, drawn: people.People) -> 
 
 def expression_judge(clip: ClipScore, images: np.ndarray, drawn: people.People) -> np.ndarray:
     """Expressions [n]; the judge knows nothing else of the caption."""
-    texts = [f"a photo of a person, the face is {MOODS[name][0]}" for name in people.EXPRESSIONS]
-    scores = clip.image_features(images) @ clip.text_features(texts).T
-    return np.array(people.EXPRESSIONS)[scores.argmax(1)]
+    del drawn
+    return expressions_of(clip, clip.image_features(images))
 
 
 def _in_body(clip, images, drawn, name, options):
     """The option that, in place of the true one in the caption of the body, fits best, [n]."""
-    texts = [
-        join_parts(background, with_word(body, true, option))
-        for background, body, true in zip(
-            drawn.backgrounds, drawn.bodies, drawn.attributes[name], strict=True
-        )
-        for option in options
-    ]
-    words = clip.text_features(texts).reshape(len(images), len(options), -1)
-    scores = np.einsum("nd,ncd->nc", clip.image_features(images), words)
-    return np.array(options)[scores.argmax(1)]
-
-
-def with_word(text: str, old: str, new: str) -> str:
-    """``text`` with ``new`` for the first ``old``, and with the article that ``new`` needs."""
-    article = "an" if new[0] in "aeiou" else "a"
-    changed, count = re.subn(rf"\ban? {re.escape(old)}\b", f"{article} {new}", text, count=1)
-    return changed if count else text.replace(old, new, 1)
+    bodies = zip(drawn.bodies, drawn.attributes[name], strict=True)
+    # The word's place is sought in the body's caption: a background may have the same word.
+    marked = [with_word(body, true, MARK) for body, true in bodies]
+    texts = [join_parts(*parts) for parts in zip(drawn.backgrounds, marked, strict=True)]
+    return at_the_mark(clip, clip.image_features(images), texts, options)
 
 
 JUDGES = {

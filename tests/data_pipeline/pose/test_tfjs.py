@@ -11,7 +11,7 @@ import pytest
 from data_pipeline.pose import tfjs
 from data_pipeline.pose.movenet import MoveNet
 from data_pipeline.pose.tfjs import ModelError, read_graph_model
-from persongen_jax.pose_nets import compiled, open_movenet
+from persongen_jax.pose_nets import compiled, open_movenet, open_pose_net
 
 tf = pytest.importorskip("tensorflow")
 TOLERANCE = 1e-5  # of the largest value
@@ -179,6 +179,8 @@ def test_joints_are_pixels_of_the_image(tmp_path):
         assert np.allclose(large.joints, [(44, 12)])
         joints, visible = first.body()
         assert joints.shape == (12, 2) and visible.all() and first.scores[0] == np.float32(0.1)
+    joints, found = open_pose_net(f"movenet:{path}")([tall, wide])
+    assert np.allclose(joints[:, 0], [(2, 5), (11, 3)]) and found.all() and found.shape == (2, 12)
 
 
 # ---- Faults ------------------------------------------------------------------------------------

@@ -1,0 +1,1 @@
+"""Figures by group of people."""

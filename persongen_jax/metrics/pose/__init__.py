@@ -1,0 +1,1 @@
+"""Pose: are the joints of the generated person where they were to be?"""

@@ -1,0 +1,1 @@
+"""Element-wise prompt following: which of the things that a prompt names are in the image."""
