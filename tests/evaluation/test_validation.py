@@ -36,6 +36,7 @@ FACE_NET = {"layers": (1, 1), "widths": (4, 8), "input_size": 16, "embedding_dim
 METRICS = (
     *("clip_t", "brightness", "face_sim", "rank1_10", "rank1_100", "detection_rate"),
     *("face_sim_misses_as_0", "cosine_true", "cosine_others", "frechet_clip"),
+    "joints_found",
 )
 SET = "people:{}?identities={}&pictures=2&size=48"
 
@@ -84,6 +85,7 @@ def config(small_base, encoders, tmp_path_factory):
     config.validation_images, config.validation_steps = 2, 3
     config.validation_merge_step, config.validation_batch = 0, 4
     config.clip, config.face_net = str(encoders / "clip"), str(encoders / "face_net")
+    config.pose_net = f"keypoints:{encoders / 'face_detector'}"
     config.metrics = tuple(OWN.get(name, name) for name in METRICS)
     return config
 
@@ -155,6 +157,13 @@ def test_a_row_per_step_and_set_with_every_measure(run):
         own = row["metrics"]["brightness"]
         assert own["n"] == 8 and own["n_real"] == 4 and own["title"] == "brighter by"
         assert row["metrics"]["frechet_clip"]["n_real"] == 4
+        # The tiny net finds no joint; the references' are known.
+        pose = row["metrics"]["joints_found"]
+        assert pose["mean"] == 0 < pose["joints"] and "known joints are found" in pose["note"]
+        for groups in (row["groups"][name] for name in ("skin", "hair", "age")):
+            assert sorted(who for people in groups.values() for who in people) == sorted(
+                row["metrics"]["clip_t"]["people"]
+            )
     # The gallery has the first set's people; the second's are added.
     assert [row["metrics"]["rank1_100"]["among"] for row in rows[:2]] == [5, 7]
     # Other weights, other images.
@@ -268,8 +277,12 @@ def test_evaluate_measures_as_validation_did(run, tmp_path, capsys):
     assert rows == wanted  # bit for bit
     shown = capsys.readouterr().out
     assert "| set | CLIP-T | brighter by | Face-Sim | rank-1/10 | rank-1/100 |" in shown
-    assert re.search(r"Judges: CLIP-T, .*/clip; Face-Sim, .*/face_net; faces found by ", shown)
+    assert re.search(
+        r"Judges: CLIP-T, .*/clip; Face-Sim, .*/face_net; faces found, joints found by ", shown
+    )
     assert "| out-of-train |" in shown and "| 8 |" in shown
+    assert "By group of people" in shown and "| out-of-domain | age: " in shown
+    assert (tmp_path / "groups.csv").read_text().startswith("of,grouped_by,group,metric,value,low")
     assert Image.open(tmp_path / "out_of_train.png").height > 100
     # The first image of every person and prompt of both sets, as --images reads them.
     pictures = read_images("run", tmp_path)

@@ -128,7 +128,7 @@ def few_line(entries: Iterable[Entry]) -> str:
         return ""
     return (
         f"Fewer than {FEW} people: {', '.join(small)}. Their intervals are not checked, and no "
-        "difference of such groups is settled"
+        "difference of such groups is settled."
     )
 
 
