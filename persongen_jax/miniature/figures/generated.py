@@ -35,7 +35,7 @@ STEPS = 30
 PROMPT_SCENES = ("mountains", "city", "desert", "room")  # of configs/mini/prompts.json
 STRANGERS = 100
 PARTS = {"eyes": [0, 1], "brows": [2, 3], "mouth": [4]}  # in the order of people.PARTS
-GENERATED = "people:{split}?identities={count}&pictures=1&first_picture=1000000&framing=portrait"
+GENERATED = "people:{split}?identities={count}&pictures=2&first_picture=1000000&framing=portrait"
 
 
 def measure_base(pipe: Pipeline, clip: ClipScore, parts: Any, out: Path, samples: int) -> dict:
