@@ -66,12 +66,16 @@ def clip_crop(image: np.ndarray, size: int) -> np.ndarray:
 def clip_normalise(pixels: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
     """CLIP's colours [h, w, 3] float32 of uint8 pixels; ``out``, if given, must be contiguous."""
     out = np.empty(pixels.shape, np.float32) if out is None else out
+    return _normalise(pixels, CLIP_MEAN, CLIP_STD, out)
+
+
+def _normalise(pixels, mean, std, out):
     width = pixels.shape[1]
     # Whole rows at a time: over a last axis of 3, numpy's loops are several times slower.
     lines = out.reshape(len(pixels), -1)
     np.divide(pixels.reshape(lines.shape), np.float32(255), out=lines)
-    lines -= np.tile(CLIP_MEAN, width)
-    lines /= np.tile(CLIP_STD, width)
+    lines -= np.tile(mean, width)
+    lines /= np.tile(std, width)
     return out
 
 
@@ -83,8 +87,8 @@ def imagenet_preprocess(image: np.ndarray, size: int = 224, resized: int = 256) 
     image = _resize_short_side(image, resized, math.floor)
     # torchvision's CenterCrop rounds halves to even numbers.
     top, left = (round((side - size) / 2) for side in image.shape[:2])
-    pixels = image[top : top + size, left : left + size].astype(np.float32) / 255
-    return (pixels - IMAGENET_MEAN) / IMAGENET_STD
+    pixels = image[top : top + size, left : left + size]
+    return _normalise(pixels, IMAGENET_MEAN, IMAGENET_STD, np.empty(pixels.shape, np.float32))
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ from persongen_jax.weights.formats.clip import load_clip
 
 BATCH = 8  # images or texts at once
 NO_TEXT = "holds an image tower alone, and CLIP-T needs the text tower too: give a whole CLIP"
+LENGTHS = 16  # texts are padded to a multiple of as many tokens
 
 
 class ClipScore:
@@ -83,12 +84,14 @@ class ClipScore:
         """
         if not self.has_text:
             raise WeightsError(f"{self.name}: {NO_TEXT}")
-        ids = self.tokenizer(
+        found = self.tokenizer(
             list(texts), padding="max_length", truncation=True, max_length=self.text_length
-        )["input_ids"]
-        return in_batches(
-            lambda rows: _embed_texts(*self._text, np.array(rows, np.int32)), list(ids)
         )
+        # What follows a text's end changes nothing; few lengths, so that little recompiles.
+        longest = max(map(sum, found["attention_mask"]), default=0)
+        length = min(-(-longest // LENGTHS) * LENGTHS, self.text_length)
+        ids = [row[:length] for row in found["input_ids"]]
+        return in_batches(lambda rows: _embed_texts(*self._text, np.array(rows, np.int32)), ids)
 
     def score(self, images: Sequence[Any], texts: Sequence[str]) -> np.ndarray:
         """CLIP-T of each image with its text, [n], in -100..100."""
@@ -114,7 +117,8 @@ def in_batches(embed: Callable, rows: Sequence[Any] | np.ndarray) -> np.ndarray:
     out = []
     for start in range(0, len(rows), BATCH):
         which = np.minimum(np.arange(start, start + BATCH), len(rows) - 1)
-        out.append(np.asarray(embed([rows[i] for i in which])))
+        out.append(embed([rows[i] for i in which]))
+        out[-2:-1] = map(np.asarray, out[-2:-1])  # the last is awaited when the next is prepared
     return np.concatenate(out)[: len(rows)]
 
 

@@ -111,10 +111,11 @@ class Conv(Adaptable):
         self.lora: LoRA | None = nnx.data(None)
         self.change: LayerChange | None = nnx.data(None)
 
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: jax.Array, *, infer: bool = False) -> jax.Array:
+        """``infer``: choose what is fastest where no gradient is taken."""
         x = x.astype(self.dtype)
         kernel, bias = self.weights()
-        y = conv2d(x, kernel, self.strides, self.padding)
+        y = conv2d(x, kernel, self.strides, self.padding, infer=infer)
         if bias is not None:
             y = y + bias
         if self.lora is not None:

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from persongen_jax.models.platform import target_platform
+from persongen_jax.models.winograd import conv_by_winograd, use_winograd_on_cpu
 
 # Up to this batch size, TPUs by default cut the image into strips that are padded, masked and
 # copied around every layer; from 8 on the batch itself fills the tiles.
@@ -19,8 +20,13 @@ Padding = Sequence[tuple[int, int]]  # (top, bottom), (left, right)
 Activation = Callable[[jax.Array], jax.Array]
 
 
-def conv2d(x: jax.Array, kernel: jax.Array, strides: int, padding: Padding) -> jax.Array:
-    """[b, h, w, in] * HWIO kernel; a 1x1 kernel is a matrix product, which is always cheaper."""
+def conv2d(
+    x: jax.Array, kernel: jax.Array, strides: int, padding: Padding, *, infer: bool = False
+) -> jax.Array:
+    """[b, h, w, in] * HWIO kernel; a 1x1 kernel is a matrix product, which is always cheaper.
+
+    ``infer``: no gradient is taken.
+    """
     if kernel.shape[:2] == (1, 1) and strides == 1:
         return x @ kernel[0, 0]
     if strides == 1 and kernel.shape[:2] == (3, 3) and tuple(map(tuple, padding)) == ((1, 1),) * 2:
@@ -28,6 +34,9 @@ def conv2d(x: jax.Array, kernel: jax.Array, strides: int, padding: Padding) -> j
             return _conv_by_rows(x, kernel)
         if target_platform() == "cpu" and use_taps_on_cpu(x.shape, kernel.shape):
             return _conv_by_taps(x, kernel)
+        exact = infer and x.dtype == kernel.dtype == jnp.float32  # tiles round worse in halves
+        if exact and target_platform() == "cpu" and use_winograd_on_cpu(x.shape, kernel.shape):
+            return conv_by_winograd(x, kernel)
     return lax.conv_general_dilated(
         x, kernel, (strides, strides), padding, dimension_numbers=("NHWC", "HWIO", "NHWC")
     )

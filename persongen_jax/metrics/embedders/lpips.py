@@ -7,6 +7,7 @@ features (|a - b|² = |a|² + |b|² - 2 ab), of which a matrix product makes all
 import functools
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +16,7 @@ from flax import nnx
 
 from persongen_jax.weights.formats.judges.lpips import load_lpips
 
-BLOCK = 8  # images at once
+BLOCK = 8  # images at once, at most
 MEMORY = 1 << 30  # bytes of features that are kept; others are computed again
 
 
@@ -43,26 +44,27 @@ class PerceptualDistance:
             images: RGB [h, w, 3] of one size each, uint8, or floats in [-1, 1].
         """
         count = len(images)
-        starts = range(0, count, BLOCK)
+        block = -(-count // -(-count // BLOCK)) if count else BLOCK  # blocks alike, hardly padded
+        starts = range(0, count, block)
         table, kept = np.zeros((count, count)), {}
         for i in starts:
-            first = self._features(images, i, kept)
+            first = self._features(images, i, block, kept)
             for j in (j for j in starts if j >= i):
-                second = first if i == j else self._features(images, j, kept)
+                second = first if i == j else self._features(images, j, block, kept)
                 found = np.asarray(_distances(*self._net, first, second), np.float64)
                 found = found[: count - i, : count - j]
-                table[i : i + BLOCK, j : j + BLOCK] = found
-                table[j : j + BLOCK, i : i + BLOCK] = found.T
+                table[i : i + block, j : j + block] = found
+                table[j : j + block, i : i + block] = found.T
         np.fill_diagonal(table, 0)
         # Of equal images, rounding leaves a little of either sign.
         return ((table + table.T) / 2).clip(0)
 
-    def _features(self, images, start, kept):
+    def _features(self, images, start, block, kept):
         if start in kept:
             return kept[start]
-        which = np.minimum(np.arange(start, start + BLOCK), len(images) - 1).tolist()
+        which = np.minimum(np.arange(start, start + block), len(images) - 1).tolist()
         maps = _maps(*self._net, np.stack([_as_float(images[i]) for i in which]))
-        if (len(kept) + 1) * sum(each.nbytes for each in maps) <= MEMORY:
+        if (len(kept) + 1) * sum(each.nbytes for each in maps.rows) <= MEMORY:
             kept[start] = maps
         return maps
 
@@ -73,22 +75,39 @@ def _as_float(image: np.ndarray) -> np.ndarray:
     return found / 127.5 - 1 if image.dtype == np.uint8 else found
 
 
+class Maps(NamedTuple):
+    """What is kept of n images.
+
+    rows: of each compared map [n, h w c], cells' channels of length 1.
+    lengths: [n], the sum over the maps of their weighted squares.
+    """
+
+    rows: list[jax.Array]
+    lengths: jax.Array
+
+
 @functools.partial(jax.jit, static_argnums=0)
-def _maps(graphdef, state, images):
+def _maps(graphdef, state, images) -> Maps:
     with jax.default_matmul_precision("highest"):
-        return nnx.merge(graphdef, state).maps(images)
+        net = nnx.merge(graphdef, state)
+        maps = net.maps(images)
+        squares = (jnp.square(x).mean((1, 2)) for x in maps)
+        lengths = [x @ head for x, head in zip(squares, _heads(net), strict=True)]
+    return Maps([x.reshape(len(x), -1) for x in maps], jnp.stack(lengths).sum(0))
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _distances(graphdef, state, first, second):
-    """[n, m] of maps of n and of m images, by the network's heads."""
-    total = jnp.zeros((len(first[0]), len(second[0])))
-    for head, a, b in zip(nnx.merge(graphdef, state).heads, first, second, strict=True):
-        weights, cells = head[...].astype(jnp.float32), a.shape[1] * a.shape[2]
-
-        def length(x, weights=weights, cells=cells):
-            return (jnp.square(x) @ weights).sum((1, 2)) / cells
-
-        cross = jnp.einsum("nhwc,mhwc->nm", a * weights, b, precision="highest") / cells
-        total = total + length(a)[:, None] + length(b) - 2 * cross
+def _distances(graphdef, state, first: Maps, second: Maps):
+    """[n, m] of n and of m images, by the network's heads."""
+    total = first.lengths[:, None] + second.lengths
+    heads = _heads(nnx.merge(graphdef, state))
+    for head, a, b in zip(heads, first.rows, second.rows, strict=True):
+        cells = a.shape[1] // len(head)
+        # Rows as they are, and no more axes: only such a product is fast on a CPU.
+        weighted = a * jnp.tile(head, cells)
+        total = total - 2 / cells * jnp.matmul(weighted, b.T, precision="highest")
     return total
+
+
+def _heads(net):
+    return [head[...].astype(jnp.float32) for head in net.heads]

@@ -129,7 +129,7 @@ class PReLU(nnx.Module):
 
 def _conv_norm(x, conv, norm, **mode):
     """A convolution and the normalisation after it, which a folded network lacks."""
-    x = conv(x)
+    x = conv(x, infer=mode["use_running_average"])
     return x if norm is None else norm(x, **mode)
 
 

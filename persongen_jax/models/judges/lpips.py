@@ -86,7 +86,7 @@ class Backbone(nnx.Module):
         """Images by SHIFT and SCALE [b, h, w, 3] to maps [b, h', w', c], after their ReLUs."""
         maps = []
         for conv, (*_, pool, compared) in zip(self.convs, LAYERS[self.net], strict=True):
-            x = jax.nn.relu(conv(max_pool(x, pool) if pool else x))
+            x = jax.nn.relu(conv(max_pool(x, pool) if pool else x, infer=True))
             if compared:
                 maps.append(x)
         return maps
