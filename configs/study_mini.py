@@ -27,7 +27,7 @@ def get_config() -> ConfigDict:
     config.only = ConfigDict()
 
     # The final evaluation: options of persongen_jax.evaluate.
-    config.evaluation = ConfigDict({"people": 10, "images_each": 2, "batch": 16})
+    config.evaluation = ConfigDict({"people_per_set": 10, "images_each": 2, "batch": 16})
 
     # Time of a step, measured in turns: rounds, and steps of each method per round. 0 rounds: no
     # measurement. The images come from ``cost_data``; "" uses the training's.

@@ -25,6 +25,7 @@ from ml_collections import ConfigDict
 from data_pipeline.text_files import read_json
 from persongen_jax.cli import command, parse_with_config
 from persongen_jax.config import config_file, load_config
+from persongen_jax.evaluation.of_run import OPTIONS as EVALUATION
 from persongen_jax.evaluation.trajectories import read_rows
 from persongen_jax.settings import config_differences
 from persongen_jax.study.report import write_report
@@ -73,6 +74,10 @@ def plan_runs(study: ConfigDict) -> list[Run]:
     unknown = sorted(set(study.only) - set(study.methods))
     if unknown:
         raise ValueError(f"config.only: {', '.join(unknown)} is not among config.methods")
+    idle = sorted(set(study.evaluation) - set(EVALUATION))
+    if idle:
+        known = ", ".join(EVALUATION)
+        raise ValueError(f"config.evaluation: {', '.join(idle)}: not an option; there are {known}")
     runs = []
     for seed in study.seeds:
         for name in study.methods:

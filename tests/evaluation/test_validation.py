@@ -228,7 +228,7 @@ def test_everyone_starts_from_the_same_noise(run, config, trained):
     system, graphdef, trainable, frozen = trained
     config = config.copy_and_resolve_references()
     config.validation_merge_step = 3  # never
-    config.validate_out_of_domain = config.face_net = config.clip = ""
+    config.validate_out_of_domain = config.face_net = config.clip = config.pose_net = ""
     evaluation = Evaluation(with_config(system, config))
     for person in evaluation.people["out_of_train"]:
         person.word = "man"

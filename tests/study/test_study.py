@@ -48,6 +48,7 @@ def test_runs_come_seed_by_seed_with_their_own_settings(study, tmp_path):
         ({"only": {"photomaker": {"ranks": 4}}}, "no key 'ranks'"),
         ({"only": {"photomaker": {"rank": "x"}}}, "rank='x'"),
         ({"methods": ("nothing",)}, "nothing.py"),
+        ({"evaluation": {"people": 3}}, "config.evaluation: people: .*people_per_set"),
     ],
 )
 def test_faulty_plans_are_named(change, named, study):
