@@ -120,7 +120,7 @@ def of_pictures(real, made, people=4):
 
 
 @pytest.mark.parametrize("tool", TOOLS)
-def test_figures_of_pictures_as_the_tools_give_them(tool, inception, capsys):
+def test_figures_of_pictures_as_the_tools_give_them(tool, inception):
     names = ("fid", "kid", "inception_score") if tool == "torch-fidelity" else ("fid",)
     n, m = (12, 10) if tool == "torch-fidelity" else (8, 8)
     config = {"metrics": names, "inception": str(inception), "fid_variant": tool}
@@ -135,9 +135,8 @@ def test_figures_of_pictures_as_the_tools_give_them(tool, inception, capsys):
     assert fid["title"] == f"FID ({tool})" and fid["judge"] == str(inception)
     assert (fid["n"], fid["n_real"], fid["features"]) == (n, m, 128)
     assert 0 <= fid["low"] < fid["mean"] < fid["high"]
-    said = capsys.readouterr().out
-    assert f"mine: FID ({tool}) of {n} generated and {m} real images: with 128 or fewer" in said
-    assert "read KID or CMMD" in said
+    assert f"of {n} generated and {m} real images: with 128 or fewer" in fid["note"]
+    assert "read KID or CMMD" in fid["note"]
     if tool == "torch-fidelity":
         kid, score = found["kid"], found["inception_score"]
         assert kid["mean"] == pytest.approx(GOLDEN["pictures torch-fidelity kid"], rel=CLOSE)
@@ -208,13 +207,24 @@ def test_one_image_of_either_kind_is_no_set(capsys):
     known = known_set({"ann": [0]})
     assert measure_all(metrics, generated([1, 2], "ab"), known) == {}
     assert capsys.readouterr().out.splitlines() == [
-        "in_train: FID (clean) is not measured: 2 generated and 1 real images",
-        "in_train: KID (clean) is not measured: 2 generated and 1 real images",
-        "in_train: Inception Score (clean) needs 10 images, and there are 2; read KID or CMMD "
-        "(kid, cmmd of --metrics)",
+        "in_train: FID (clean) gives no figure: 2 generated and 1 real images: give at least two "
+        "of either",
+        "in_train: KID (clean) gives no figure: 2 generated and 1 real images: give at least two "
+        "of either",
+        "in_train: Inception Score (clean) gives no figure: it needs 10 images, and there are 2; "
+        "read KID or CMMD (kid, cmmd of --metrics)",
     ]
-    measure_all(metrics, generated([1, 2], "ab"), known)
-    assert capsys.readouterr().out == ""  # once a set
+
+
+def test_too_few_images_are_said_with_the_figure():
+    metrics = metrics_of(Table(clouds(40, 3, 0)), Fid, Kid, InceptionScore)
+    for count, said in ((3, True), (20, False)):
+        made = generated(range(20, 20 + count), ["ann"] * count)
+        found = measure_all(metrics[:1], made, known_set({"ann": range(10)}))
+        assert ("with 3 or fewer of either it depends" in found["fid"].get("note", "")) is said
+    found = measure_all(metrics, made, known_set({"ann": range(10)}))
+    assert found["kid"]["note"] == "subsets of 10 images: there are no 1000"
+    assert found["inception_score"]["note"].startswith("of 20 images: it grows with their number")
 
 
 def test_features_that_are_not_finite_are_an_error():

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from persongen_jax.metrics.base import Generated, Known, Metric, Values
+from persongen_jax.metrics.base import Generated, Known, Metric, NoFigure, Values
 from persongen_jax.metrics.feature_judges import FeatureJudge
 from persongen_jax.metrics.intervals.jackknife import Groups, group_people, jackknife_interval
 from persongen_jax.metrics.judged import check_finite
@@ -20,11 +20,13 @@ class ComparedSets(Metric):
     """A distance of the generated images to all real images of the set's people.
 
     The interval is over people (intervals/jackknife.py): a person is left out with both kinds of
-    images. Facts: "n_real", and those of ``figures``. None, with a printed line, with fewer than
-    two images on either side.
+    images. Facts: "n_real", those of ``figures``, and a "note" if ``few`` has one.
 
     Attributes:
         least: the least possible distance, which bounds the interval; None if there is none.
+
+    Raises, when called:
+        NoFigure: fewer than two images on either side.
     """
 
     over, less_is_better = "set", True
@@ -68,25 +70,21 @@ class ComparedSets(Metric):
     def prepare(self, known: Known) -> None:
         check_finite(self, self.encoder.real_features(known.people), "the real pictures")
 
-    def __call__(self, generated: Generated, known: Known) -> Values | None:
+    def __call__(self, generated: Generated, known: Known) -> Values:
         by_owner = self.encoder.features_by_owner(known.people)
         real = self.encoder.real_features(known.people).astype(np.float64)
         n, m = len(generated.images), len(real)
         if min(n, m) < 2:
-            self._say(known, f"{self.title} is not measured: {n} generated and {m} real images")
-            return None
+            raise NoFigure(f"{n} generated and {m} real images: give at least two of either")
         made = np.asarray(self.encoder.features(generated), np.float64)
         check_finite(self, made, "the generated images")
         check_finite(self, real, "the real pictures")
-        if line := self.few(n, m, made.shape[1]):
-            self._say(known, line)
         owners = [name for name, rows in by_owner.items() for _ in rows]
         groups = group_people(list(map(str, generated.owners)), owners)
         value, more = self.figures(made, real)
+        if note := self.few(n, m, made.shape[1]):
+            more = {**more, "note": note}
         limits = self.interval(value, made, real, groups)
         if limits and self.least is not None:
             limits = max(limits[0], self.least), limits[1]
         return Values(value, n=n, interval=limits, facts={"n_real": m, **more})
-
-    def _say(self, known: Known, line: str) -> None:
-        known.once((self, line), lambda: print(f"{known.name}: {line}"))

@@ -44,6 +44,6 @@ class Fid(JudgedByInception):
         if min(n, m) > d:
             return ""
         return (
-            f"{self.title} of {n} generated and {m} real images: with {d} or fewer of either it "
+            f"of {n} generated and {m} real images: with {d} or fewer of either it "
             f"depends on their number more than on their likeness; {INSTEAD}"
         )

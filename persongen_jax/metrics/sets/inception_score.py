@@ -8,7 +8,7 @@ import numpy as np
 from ml_collections import ConfigDict
 from scipy.special import log_softmax
 
-from persongen_jax.metrics.base import Generated, Known, Metric, Values
+from persongen_jax.metrics.base import Generated, Known, Metric, NoFigure, Values
 from persongen_jax.metrics.judged import check_finite
 from persongen_jax.metrics.judges import Judges
 from persongen_jax.metrics.sets.compared import INSTEAD
@@ -21,8 +21,10 @@ class InceptionScore(Metric):
     """The mean over ten splits of exp(mean KL(p(y|x) ‖ p(y))), from 1 on.
 
     As torch-fidelity computes it, by logits without a bias. Fact: "split_std", the deviation over
-    splits, which tools print as ±; it is no interval. None, with a printed line, with fewer than
-    ten images.
+    splits, which tools print as ±; it is no interval; and a "note" below 5000 images.
+
+    Raises, when called:
+        NoFigure: fewer than ten images.
     """
 
     name, title, form, over = "inception_score", "Inception Score", "{:.2f}", "set"
@@ -36,19 +38,16 @@ class InceptionScore(Metric):
     def networks(self) -> tuple:
         return self.encoder.networks()
 
-    def __call__(self, generated: Generated, known: Known) -> Values | None:
+    def __call__(self, generated: Generated, known: Known) -> Values:
         count = len(generated.images)
-        if count < ENOUGH:
-            line = f"{self.title} of {count} images grows with their number; {INSTEAD}"
-            if count < SPLITS:
-                line = f"{self.title} needs {SPLITS} images, and there are {count}; {INSTEAD}"
-            known.once((self, line), lambda: print(f"{known.name}: {line}"))
         if count < SPLITS:
-            return None
+            raise NoFigure(f"it needs {SPLITS} images, and there are {count}; {INSTEAD}")
         logits = self.encoder.logits(generated)
         check_finite(self, logits, "the generated images")
         scores = split_scores(logits)
         facts = {"variant": self.variant, "splits": SPLITS, "split_std": float(scores.std())}
+        if count < ENOUGH:
+            facts["note"] = f"of {count} images: it grows with their number; {INSTEAD}"
         return Values(float(scores.mean()), n=count, facts=facts)
 
 

@@ -34,7 +34,7 @@ class Kid(JudgedByInception):
         size = min(n, m)
         if size >= SUBSET_SIZE:
             return ""
-        return f"{self.title}: subsets of {size} images, of which there are no {SUBSET_SIZE}"
+        return f"subsets of {size} images: there are no {SUBSET_SIZE}"
 
     def figures(self, a: np.ndarray, b: np.ndarray) -> tuple[float, Mapping[str, Any]]:
         found = subset_distances(a, b)
