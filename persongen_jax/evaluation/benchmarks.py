@@ -36,4 +36,18 @@ BENCHMARKS: dict[str, dict[str, Any]] = {
             *("face_diversity", "fid"),
         ),
     },
+    # BoLID, section 4: FID, Pose_acc and CLIP's score, 30 steps, guidance 7.5. It does not say of
+    # whom and from which prompts: the thesis' people and prompts, and identity from the first step.
+    "bolid": {
+        "validation_prompts": "thesis",
+        "validation_people": 10,
+        "validation_references": 1,
+        "validation_images": 5,
+        "validation_size": 512,
+        "validation_steps": 30,
+        "validation_guidance": 7.5,
+        "validation_merge_step": -1,
+        "validation_seed": 42,
+        "metrics": ("clip_t", "fid", "pose_error", "joints_found", "face_sim", "detection_rate"),
+    },
 }

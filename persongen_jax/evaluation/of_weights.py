@@ -51,7 +51,7 @@ FIGURES, SETTINGS = "metrics.json", "settings.json"
 # Keys of the config that name files or folders.
 PATHS = (
     *("base", "id_encoder", "clip", "dino", "dinov2", "inception", "lpips", "cmmd_clip"),
-    *("face_net", "validation_prompts"),
+    *("face_net", "face_detector", "pose_net", "validation_prompts"),
 )
 ELSEWHERE = SETS[-1]  # released weights have seen nobody of a folder that does not say more
 
@@ -131,7 +131,7 @@ def differences(benchmark: str, config: ConfigDict, rows: Sequence[dict]) -> lis
     counts = [f"{row['people']} on {row['set'].replace('_', '-')}" for row in few]
     if counts:
         lines.append(f"Of the benchmark's {own['validation_people']} people: {', '.join(counts)}.")
-    if len(rows) < len(SETS) and benchmark == "thesis":
+    if len(rows) < len(SETS) and benchmark != "photomaker":  # which has one set
         lines.append(f"Of the benchmark's {len(SETS)} sets: {len(rows)}.")
     return lines
 
@@ -236,8 +236,12 @@ def settings_of(file: Path, config: ConfigDict, mark: bool) -> dict[str, Any]:
 
 
 def stamps(path: str) -> list[list]:
-    """[[name, bytes, time of change], …] of a file, or of all files in a folder."""
-    top = Path(path)
+    """[[name, bytes, time of change], …] of a file, or of all files in a folder.
+
+    Args:
+        path: perhaps after a kind, as in keypoints:DIR.
+    """
+    top = Path(path.rpartition(":")[2])
     files = sorted(top.rglob("*")) if top.is_dir() else [top]
     told = [(str(file), file.stat()) for file in files if file.is_file()]
     return [[name, found.st_size, found.st_mtime_ns] for name, found in told]
