@@ -209,6 +209,9 @@ def _known(
             )
     folder.notes += lacking(people, references, "reference")
     folder.notes += lacking(people, real, "real picture") if real else []
-    said = [*groups, *({entry.person: entry.group} for entry in folder.entries if entry.group)]
-    joint = {who: join_groups([each.get(who) for each in said], who) for who in people}
+    said = {who: [each.get(who) for each in groups] for who in people}
+    for entry in folder.entries:
+        if entry.group:
+            said[entry.person].append(entry.group)
+    joint = {who: join_groups(own, who) for who, own in said.items()}
     return known_people(folder.name, people, references, real, gallery, joint)

@@ -75,8 +75,8 @@ def evaluate_run(args: argparse.Namespace) -> list[dict]:
     rows = [result.row for result in results.values()]
     write_rows(out / FINAL, rows)
     print(table([("", row["set"], 1, row["metrics"]) for row in rows]))
-    print(write_groups([(row["set"].replace("_", "-"), [row]) for row in rows], out))
-    print(f"written: {out}")
+    groups = write_groups([(row["set"].replace("_", "-"), [row]) for row in rows], out)
+    print("\n".join(filter(None, [groups, f"written: {out}"])))
     return rows
 
 

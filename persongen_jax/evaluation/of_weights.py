@@ -2,7 +2,7 @@
 
 Every weight file generates the same people and prompts from the same noise, and the same judges
 measure them. The output folder has the joint tables and a sheet of each set; NAME/ has one file's
-figures, sheets, and images with a metadata.jsonl for each set; references/ what the methods read. A
+figures, sheets, images with a metadata.jsonl for each set, and references/, what it read. A
 file whose figures are there, by the same settings and of the same inputs, is not generated again.
 """
 
@@ -53,6 +53,7 @@ PATHS = (
     *("base", "id_encoder", "clip", "dino", "dinov2", "inception", "lpips", "cmmd_clip"),
     *("face_net", "face_detector", "pose_net", "validation_prompts"),
 )
+NEW, MEASURED, FOREIGN = range(3)
 ELSEWHERE = SETS[-1]  # released weights have seen nobody of a folder that does not say more
 
 
@@ -68,8 +69,7 @@ def parse_weights(items: Sequence[str]) -> dict[str, Path]:
         name, given, file = item.partition("=")
         if not given or not name or not file:
             raise ValueError(f"--weights {item}: give NAME=FILE")
-        taken = name in found or name == REFERENCES
-        if taken or Path(name).name != name or name.startswith("."):
+        if name in found or Path(name).name != name or name.startswith("."):
             raise ValueError(f"--weights {item}: the name is taken, or none for a folder")
         path = Path(find_weights(file))
         if path.is_dir():
@@ -85,6 +85,8 @@ def parse_weights(items: Sequence[str]) -> dict[str, Path]:
 
 def evaluate_weights(args: argparse.Namespace) -> list[dict]:
     """Generate, measure, write; print the table and return its rows (comparison.write_tables).
+
+    With several processes all of them generate, and the first one writes and returns.
 
     Args:
         args: the command's: weights, base, benchmark, people, dtype, out, no_mark, and OPTIONS of
@@ -102,17 +104,17 @@ def evaluate_weights(args: argparse.Namespace) -> list[dict]:
         name: [measured(out / name, weights[name], config, mark=not args.no_mark)]
         for name, config in configs.items()
     }
-    rows = next(iter(groups.values()))[0]
     if not distributed.is_first():
-        return rows
+        return []
+    rows = next(iter(groups.values()))[0]
     check_comparable(groups)
     entries = join_groups(groups)
     joint = write_tables(entries, out)
     lines = differences(args.benchmark, next(iter(configs.values())), rows)
     lines += filter(None, [write_groups(rows_of_groups(groups), out)])
     write_text(out / "comparison.md", "\n\n".join([table(entries), *lines]) + "\n")
-    for sheet in out.glob("sheet_*.png"):
-        sheet.unlink()  # of a set that is no longer asked for
+    for name in SETS:
+        (out / f"sheet_{name}.png").unlink(missing_ok=True)  # perhaps no longer asked for
     write_sheets(out, list(groups), list(dict.fromkeys(name for _, name, *_ in entries)))
     print("\n".join([table(entries), *lines, f"written: {out}"]))
     return joint
@@ -182,40 +184,48 @@ def sets_of(people: str) -> dict[str, str]:
 
 
 def measured(out: Path, file: Path, config: ConfigDict, *, mark: bool) -> list[dict]:
-    """The rows of one weight file, from its folder or newly generated.
+    """The rows of one weight file, from its folder or newly generated; [] but on the first process.
 
     Raises:
-        ValueError: the folder has figures that this command did not write.
+        ValueError: the folder has files that this command did not write.
     """
-    if (out / FIGURES).exists() and not (out / SETTINGS).exists():
-        raise ValueError(f"{out}: has figures of something else; give another --out")
     settings = settings_of(file, config, mark)
-    before = (out / FIGURES).exists() and read_json(out / SETTINGS) == settings
-    if distributed.broadcast_from_first(before):
+    found = distributed.broadcast_from_first(state_of(out, settings))
+    if found == FOREIGN:
+        raise ValueError(f"{out}: has files of something else; give another --out")
+    if found == MEASURED:
         print(f"{out.name}: measured before, in {out}")
-        return read_rows(out / FIGURES)
+        return read_rows(out / FIGURES) if distributed.is_first() else []
     start = time.perf_counter()
     system: Any = open_system(config)
     evaluation = Evaluation(system)
     check_names(evaluation)
     results = evaluation(system.model, 0)
     if not distributed.is_first():
-        return [result.row for result in results.values()]
-    out.mkdir(parents=True, exist_ok=True)
-    (out / FIGURES).unlink(missing_ok=True)
-    for old in (out / IMAGES, out.parent / REFERENCES):  # perhaps of more people, or other ones
-        shutil.rmtree(old, ignore_errors=True)
-    for sheet in out.glob("*.png"):
-        sheet.unlink()
+        return []
+    shutil.rmtree(out, ignore_errors=True)  # perhaps of more people, or of other ones
+    out.mkdir(parents=True)
+    write_json(out / SETTINGS, settings)
     for set_name, result in results.items():
         write_image_file(out / f"{set_name}.png", evaluation.sheet(set_name, result.images))
-    write_references(out.parent / REFERENCES, evaluation)
+    write_references(out / REFERENCES, evaluation)
     write_images(out / IMAGES, evaluation, results, mark)
     minutes = (time.perf_counter() - start) / 60
     rows = [{**result.row, "method": out.name, "minutes": minutes} for result in results.values()]
-    write_json(out / SETTINGS, settings)
     write_rows(out / FIGURES, rows)
     return rows
+
+
+def state_of(out: Path, settings: dict) -> int:
+    """Of a weight file's folder: NEW, MEASURED by these settings, or FOREIGN.
+
+    One that was measured otherwise, or not to its end, is NEW.
+    """
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return NEW
+    if not (out / SETTINGS).exists():
+        return FOREIGN
+    return MEASURED if (out / FIGURES).exists() and read_json(out / SETTINGS) == settings else NEW
 
 
 def settings_of(file: Path, config: ConfigDict, mark: bool) -> dict[str, Any]:
@@ -226,8 +236,8 @@ def settings_of(file: Path, config: ConfigDict, mark: bool) -> dict[str, Any]:
     found = {"weights": digest(file), "mark": mark, **json.loads(config.to_json())}
     found["files"] = {key: stamps(config[key]) for key in PATHS if config.get(key)}
     people = {}
-    for name in SETS:
-        if spec := config[f"validate_{name}"]:
+    for name in (*(f"validate_{each}" for each in SETS), "validation_gallery"):
+        if spec := config[name]:
             records, _ = open_records(spec, config.trigger_word, marked=False, least=1)
             stamp = file_stamps(spec)
             shown = [[str(record), stamp(record.image)] for record in records]
@@ -320,9 +330,10 @@ def write_sheets(out: Path, names: Sequence[str], sets: Sequence[str]) -> None:
         for i, j in choose_rows(people, prompts):
             line = by_file[image_name(i, j, 0)]
             places = [out / name / IMAGES / set_name / line["file_name"] for name in names]
-            reference = read_image(out / REFERENCES / set_name / line["person"] / "0.png")
+            own = out / names[0] / REFERENCES / set_name / line["person"]
             label = f"{line['person']} / {line['prompt']}"
-            rows.append(Row(label, reference, [read_image(place) for place in places]))
+            images = [read_image(place) for place in places]
+            rows.append(Row(label, read_image(own / "0.png"), images))
         sheet = contact_sheet(rows, ["reference", *names])
         write_image_file(out / f"sheet_{set_name}.png", sheet)
 

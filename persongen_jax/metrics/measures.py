@@ -200,6 +200,8 @@ def join_measures(measures: list[dict]) -> dict:
     for key in (key for key in first if key not in NUMBERS):
         if key in DESCRIPTION or all(each.get(key) == first[key] for each in measures):
             joint[key] = first[key]
+    if notes := list(dict.fromkeys(each["note"] for each in measures if each.get("note"))):
+        joint["note"] = "; ".join(notes)
     judges = list(dict.fromkeys(each["judge"] for each in measures if each["judge"] is not None))
     return {**joint, "judge": "; ".join(judges) if judges else None}
 

@@ -27,13 +27,15 @@ import time
 import traceback
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
 from data_pipeline.cli import KNOWN
+
+Answer = TypeVar("Answer", bool, int)
 
 HEARTBEAT = 60  # seconds
 SLURM_PORTS = 61440, 4096  # the first, and how many; the job's id selects one
@@ -173,11 +175,11 @@ def is_first() -> bool:
     return jax.process_index() == 0
 
 
-def broadcast_from_first(answer: bool) -> bool:
+def broadcast_from_first(answer: Answer) -> Answer:
     """Process 0's answer, in every process; all processes must call it."""
     if jax.process_count() == 1:
         return answer
-    return bool(multihost_utils.broadcast_one_to_all(np.array(answer)))
+    return type(answer)(multihost_utils.broadcast_one_to_all(np.array(answer)))
 
 
 def unfinished_status(environ: Mapping[str, str] = os.environ) -> int:

@@ -60,9 +60,10 @@ def test_files_generate_the_same_people_from_the_same_noise(
 ):
     names = ["photomaker.safetensors", "copy.safetensors", "base.bin"]
     command = [*options(small_base, files, *names), "--out", str(tmp_path)]
-    stale = [tmp_path / name for name in ("base.bin/images/in_train", "references/in_train")]
+    stale = [tmp_path / "base.bin" / kind / "in_train" for kind in ("images", "references")]
     for old in stale:
         old.mkdir(parents=True)
+    (tmp_path / "base.bin" / "settings.json").write_text("{}")
     (tmp_path / "sheet_in_train.png").touch()
     evaluate.main(command)
     assert not any(old.exists() for old in [*stale, tmp_path / "sheet_in_train.png"])
@@ -83,7 +84,7 @@ def test_files_generate_the_same_people_from_the_same_noise(
     assert len({line["person"] for line in lines}) == 2
     assert not any("img" in line["prompt"] for line in lines)
     for person in {line["person"] for line in lines}:
-        assert (tmp_path / "references" / "out_of_train" / person / "0.png").exists()
+        assert (tmp_path / "base.bin" / "references" / "out_of_train" / person / "0.png").exists()
     assert np.asarray(Image.open(tmp_path / "sheet_out_of_train.png")).shape[1] > 4 * 128
 
     def never(*_):
@@ -99,8 +100,9 @@ def test_files_generate_the_same_people_from_the_same_noise(
     with pytest.raises(AssertionError, match="generated again"):  # perhaps another base
         evaluate.main(command)
     (tmp_path / names[0] / "settings.json").unlink()
-    with pytest.raises(SystemExit, match="has figures of something else; give another --out"):
+    with pytest.raises(SystemExit, match="has files of something else; give another --out"):
         evaluate.main(command)
+    assert (folder / "metadata.jsonl").exists()
 
 
 def test_people_of_one_folder_name_are_refused():
@@ -156,8 +158,6 @@ def test_names_are_of_one_file_each(files):
         parse_weights([f"a={file}", f"a={file}"])
     with pytest.raises(ValueError, match="is a folder; a training run is evaluated with --run"):
         parse_weights([f"a={files}"])
-    with pytest.raises(ValueError, match="--weights references=.*: the name is taken"):
-        parse_weights([f"references={file}"])
 
 
 def test_photomakers_prompts_are_forty_and_mark_the_class_word():

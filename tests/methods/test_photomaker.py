@@ -188,8 +188,12 @@ def test_gradients_reach_every_group_and_nothing_frozen_is_in_them(built):
     graphdef, trainable, frozen, groups = split_model(built.model, built.table)
     assert set(groups.values()) == {"projections", "fuse_module", "lora"}
     batch = jax.tree.map(jnp.asarray, make_batch(built.base))
-    # With ``up`` at zero no gradient reaches ``down``; move it as training's first step would.
-    trainable = {k: v + 0.01 if k.endswith("/up") else v for k, v in trainable.items()}
+    # With ``up`` at zero no gradient reaches ``down``, nor what comes before the fuse module's last
+    # layers: move them as training's first step would.
+    key = jax.random.key(0)
+    for path, x in trainable.items():
+        if path.endswith(("/up", "/fc2/kernel")):
+            trainable[path] = x + 0.01 * jax.random.normal(key, x.shape)
 
     def loss(trainable):
         model = merge_model(graphdef, trainable, frozen)

@@ -22,7 +22,11 @@ def test_same_prediction_from_embeddings_of_unit_scale():
         embeds, pooled = conditioner.encode_prompt(ids)
         time_ids = jnp.ones((2, 6))
         conditioning = Conditioning({"text": TokenStream(embeds)}, pooled, time_ids)
-        noisy = np.random.default_rng(1).normal(size=(2, 4, 4, 4)).astype(np.float32)
+        noisy = (
+            np.random.default_rng(1)
+            .normal(size=(2, 4, 4, unet.config["in_channels"]))
+            .astype(np.float32)
+        )
         return pooled, unet(noisy, jnp.array([3, 700]), conditioning)
 
     before = outputs()

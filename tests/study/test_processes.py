@@ -100,7 +100,7 @@ def test_a_study_is_stopped_goes_on_and_compares(
         "    config.cost_rounds, config.cost_steps = 2, 1\n"
         f"    config.overrides.steps = {STEPS}\n"
         "    config.overrides.validation_every = config.overrides.checkpoint_every = 1\n"
-        "    config.evaluation.people = config.evaluation.batch = 2\n"
+        "    config.evaluation.people_per_set = config.evaluation.batch = 2\n"
         "    config.evaluation.images_each = 1\n"
         "    return config\n"
     )

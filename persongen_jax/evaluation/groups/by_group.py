@@ -106,8 +106,10 @@ def group_table(entries: Iterable[Entry]) -> tuple[list[str], list[list[str]]]:
         titles |= {name: measure["title"] for name, measure in metrics.items()}
     head, rows = ["", "group", "people", "images", *titles.values()], []
     for (label, name, value), metrics in _of_all(found):
-        people = max((measure["units"] for measure in metrics.values()), default=0)
-        images = max((measure["n"] for measure in metrics.values()), default=0)
+        if not metrics:  # metrics of sets alone
+            continue
+        people = max(measure["units"] for measure in metrics.values())
+        images = max(measure["n"] for measure in metrics.values())
         cells = [cell(metrics.get(m), metrics[m]["form"] if m in metrics else "") for m in titles]
         rows.append([label, f"{name}: {value}", str(people), str(images), *cells])
     if not any(row[0] for row in rows):
@@ -122,7 +124,7 @@ def few_line(entries: Iterable[Entry]) -> str:
         for label, rows in entries
         for name, groups in measures_by_group(rows).items()
         for value, metrics in groups.items()
-        if (people := max((m["units"] for m in metrics.values()), default=0)) < FEW
+        if metrics and (people := max(m["units"] for m in metrics.values())) < FEW
     ]
     if not small:
         return ""
@@ -157,6 +159,7 @@ def rows_by_group(entries: Iterable[Entry]) -> list[dict[str, Any]]:
 
 def write_groups(entries: Sequence[Entry], out: Path) -> str:
     """Write groups.csv to ``out``, if anything is known, and return the tables in Markdown."""
+    (out / FILE).unlink(missing_ok=True)  # perhaps of other people
     if rows := rows_by_group(entries):
         out.mkdir(parents=True, exist_ok=True)
         write_csv(out / FILE, rows)
