@@ -114,6 +114,10 @@ def test_the_person_of_a_pose_image_has_the_pose(metrics, drawn, tmp_path):
     assert values.values[0] == 0 < values.values[1] and np.isnan(values.values[2])
     assert "found the poses in 2 pose images, in 1 of which nobody is found" in found["oks"]["note"]
     assert found["oks"]["missing"] == 1
+    broken = tmp_path / "broken.png"
+    broken.write_text("no picture")
+    found = measured(metrics, drawn.images[:2], [Target(image=str(broken)), poses[0]])
+    assert found["oks"]["missing"] == 1 and str(broken) in found["oks"]["note"]
 
 
 def test_what_is_not_known_or_found_is_counted(metrics, drawn, targets):

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from data_pipeline.pictures.reading import load_image
+from data_pipeline.pictures.reading import ImageError, load_image
 from data_pipeline.pictures.transforms import fit_image
 from persongen_jax.metrics.base import Generated, Known, Metric, NoFigure, Values
 from persongen_jax.metrics.pose.targets import JOINTS, OUTLINE, box_around, inside
@@ -75,9 +75,7 @@ class PoseJudge:
                 height, width = sizes[i].tolist()
                 key = (str(path), height, width)
                 if key not in estimated:
-                    fitted = fit_image(load_image(str(path)), (height, width))
-                    (own,), (seen,) = self.net([np.rint(255 * fitted).astype(np.uint8)])
-                    estimated[key] = own, seen
+                    estimated[key] = self._pose_of(str(path), (height, width), said)
                 true[i], known[i] = estimated[key]
             within = inside(true[i], (sizes[i, 0], sizes[i, 1]))
             if np.isnan(boxes[i]).any() and known[i].any():
@@ -95,6 +93,16 @@ class PoseJudge:
             said.append(f"the network found the poses in {len(estimated)} pose images{more}")
         areas = np.where(np.isnan(areas), OUTLINE * rectangles, areas)
         return Compared(joints - true, known, found, sizes, boxes, areas, "; ".join(said))
+
+    def _pose_of(self, path: str, size: tuple[int, int], said: list[str]):
+        """Joints [12, 2] of an image fitted to ``size``, and whether each is found [12]."""
+        try:
+            image = load_image(path)
+        except ImageError as error:
+            said.append(str(error))
+            return np.zeros((JOINTS, 2)), np.zeros(JOINTS, bool)
+        (joints,), (found,) = self.net([np.rint(255 * fit_image(image, size)).astype(np.uint8)])
+        return joints, found
 
     def _find(self, images: Sequence[np.ndarray] | np.ndarray):
         """Joints [n, 12, 2], whether they are found [n, 12], and the images' sizes [n, 2]."""
