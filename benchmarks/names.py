@@ -9,10 +9,7 @@ stopped goes on: the command can be stopped. Options that it does not know go to
 
 import argparse
 import datetime
-import os
 import shutil
-import subprocess
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -20,7 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from benchmarks.machine import processor
-from benchmarks.seeds import face_sims, mean_of
+from benchmarks.seeds import face_sims, mean_of, run_training
 from data_pipeline.cli import command
 from data_pipeline.files import write_text
 from persongen_jax.miniature import sizes
@@ -34,7 +31,7 @@ from persongen_jax.weights.loader import cast_module
 from persongen_jax.weights.saver import save_module
 
 SHARES = {"with names": NAMED, "without": 0.0}  # of the captions that have a class word
-HERE = Path(__file__).parents[1]
+BASE = "persongen_jax/miniature/configs.py:unet"
 
 
 def train_base(name: str, work: Path, steps: int) -> Path:
@@ -43,17 +40,7 @@ def train_base(name: str, work: Path, steps: int) -> Path:
     out = work / "written" / run.name
     options = [f"--config.work={work}", f"--config.assets={ASSETS}", "--config.cpu_devices=1"]
     options += [f"--config.named={SHARES[name]}", f"--config.steps={steps}"]
-    run.mkdir(parents=True, exist_ok=True)
-    with open(run / "output.log", "a") as file:
-        subprocess.run(
-            [sys.executable, "-m", "persongen_jax.train", "--workdir", str(run)]
-            + ["--config", "persongen_jax/miniature/configs.py:unet", *options],
-            cwd=HERE,
-            env={**os.environ, "PYTHONPATH": str(HERE)},
-            stdout=file,
-            stderr=file,
-            check=True,
-        )
+    run_training(BASE, run, run.with_suffix(".log"), options)
     shutil.copytree(ASSETS / "sdxl", out, dirs_exist_ok=True)
     unet = open_network(run.parent, run.name).unet
     cast_module(unet, jnp.float16)

@@ -35,20 +35,30 @@ def face_sims(seed: int, work: Path, options: list[str]) -> dict[int, dict]:
     words = [f"--config.seed={seed}", "--config.validation_every=100", *options]
     words += ["--config.validate_in_train=", "--config.validate_out_of_domain="]
     words += ['--config.metrics=("face_sim",)']
-    log = work / f"{seed}.log"
-    work.mkdir(parents=True, exist_ok=True)
+    run_training(CONFIG, run, work / f"{seed}.log", words)
+    if not rows.exists():
+        raise ValueError(f"seed {seed} was not validated; its output is in {work / f'{seed}.log'}")
+    return {row["step"]: row["metrics"]["face_sim"] for row in read_rows(rows)}
+
+
+def run_training(config: str, workdir: Path, log: Path, options: list[str]) -> None:
+    """`python -m persongen_jax.train` in a process of its own, which writes to ``log``.
+
+    Raises:
+        ValueError: it did not end well.
+    """
+    log.parent.mkdir(parents=True, exist_ok=True)
     with open(log, "a") as file:
         ended = subprocess.run(
-            [sys.executable, "-m", "persongen_jax.train", "--config", CONFIG]
-            + ["--workdir", str(run), *words],
+            [sys.executable, "-m", "persongen_jax.train", "--config", config]
+            + ["--workdir", str(workdir), *options],
             cwd=HERE,
             env={**os.environ, "PYTHONPATH": str(HERE)},
             stdout=file,
             stderr=file,
         )
-    if ended.returncode or not rows.exists():
-        raise ValueError(f"seed {seed} did not end well; its output is in {log}")
-    return {row["step"]: row["metrics"]["face_sim"] for row in read_rows(rows)}
+    if ended.returncode:
+        raise ValueError(f"the training in {workdir} did not end well; its output is in {log}")
 
 
 @command
