@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -262,6 +262,8 @@ class References(EncodedField):
     Args:
         size: s, the side in pixels that the image tower reads.
         prefix: of the arrays' names, instead of "id".
+        whole: the whole images instead of the faces. A call may pass them by the field's name, per
+            prompt a photograph or a list of them; otherwise they are its references as they are.
     """
 
     others, identity = 1, True
@@ -273,8 +275,10 @@ class References(EncodedField):
         *,
         name: str = "references",
         prefix: str = "id",
+        whole: bool = False,
     ):
         self.size, self.encoding, self.name = size, encoding, name
+        self.whole = self.by_name = whole
         self.pixels, self.features, self.mask = (
             f"{prefix}_{what}" for what in ("pixel_values", "features", "mask")
         )
@@ -299,7 +303,7 @@ class References(EncodedField):
         """The input for a record's image as a reference."""
 
         def key():
-            box = record.face_box and tuple(map(float, record.face_box))
+            box = self._box(record) and tuple(map(float, self._box(record)))
             return (source.features.picture_of(source, record.image).digest, box, self.size)
 
         def make():
@@ -308,19 +312,29 @@ class References(EncodedField):
         return Input(key, make, (self.size, self.size, 3), True, record.image)
 
     def crop(self, source: Any, record: Record) -> np.ndarray:
-        """[s, s, 3] uint8: the square around the face; the whole image without a box.
+        """[s, s, 3] uint8: the square around the face; the whole image without a box, or if so set.
 
         Raises:
             ImageError: the image does not decode.
         """
 
+        box = self._box(record)
+
         def make():
             image = source.pictures.image(record.image)
-            if record.face_box is not None:
-                image = square_face_crop(image, record.face_box)
+            if box is not None:
+                image = square_face_crop(image, box)
             return np.ascontiguousarray(clip_crop(image, self.size))
 
-        return source.pictures.kept(("reference", record.image, record.face_box, self.size), make)
+        return source.pictures.kept(("reference", record.image, box, self.size), make)
+
+    def _box(self, record):
+        return None if self.whole else record.face_box
+
+    def from_records(
+        self, records: Sequence[Record], read: Callable, size: tuple[int, int]
+    ) -> list[np.ndarray]:
+        return [read(record.image) for record in records[:MAX_REFERENCES]]
 
     def inputs(self, example: Example) -> list[Input] | None:
         return [self.of(example.source, record) for record in example.references] or None
@@ -368,6 +382,8 @@ class References(EncodedField):
 
     def given(self, call: Call) -> dict[str, np.ndarray]:
         people = call.people or []
+        if self.name in call.inputs:
+            people = [self._photographs(own) for own in call.inputs[self.name]]
         shape = (len(people), max(map(len, people)), MAX_REFERENCES)
         pixels = np.zeros((*shape, self.size, self.size, 3), np.float32)
         mask = np.zeros(shape, bool)
@@ -378,6 +394,18 @@ class References(EncodedField):
                     mask[row, person, column] = True
         pixels = pixels.reshape(shape[0], -1, self.size, self.size, 3)
         return {self.pixels: pixels, self.mask: mask.reshape(shape[0], -1)}
+
+    def _photographs(self, given: Any) -> list[list]:
+        """A prompt's photographs by person, from one, a list, or a list of lists."""
+        listed = list(given) if isinstance(given, (list, tuple)) else [given]
+        nested = bool(listed) and all(isinstance(each, (list, tuple)) for each in listed)
+        people = [list(own) for own in listed] if nested else [listed]
+        for own in people:
+            if not 1 <= len(own) <= MAX_REFERENCES:
+                raise ValueError(
+                    f"{self.name}: {len(own)} of a person; give one to {MAX_REFERENCES}"
+                )
+        return people
 
     def dropped(self, batch: Batch, xp: Any) -> dict:
         return {self.mask: xp.zeros_like(batch[self.mask])}

@@ -13,7 +13,7 @@ from it. It may add several arrays; names with a slash, "input_ids/text", are ne
 import abc
 import dataclasses
 import functools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -90,6 +90,9 @@ class Field(abc.ABC):
         encoding: how frozen networks encode it, for the cache; None: they do not.
         others: how many other images of the identity an example needs at least.
         identity: whether it says who the person is, so that delayed merging omits it at first.
+        by_name: whether a call may also pass a field of the identity by its name.
+        drop_prob: the probability with which training drops it on its own, as a control image is;
+            guidance then keeps it on both sides. None: it is dropped with the whole condition.
     """
 
     name: str
@@ -97,6 +100,8 @@ class Field(abc.ABC):
     encoding: "Encoding | None" = None
     others: int = 0
     identity: bool = False
+    by_name: bool = False
+    drop_prob: float | None = None
 
     @abc.abstractmethod
     def spec(self, shape: tuple[int, int]) -> Spec:
@@ -150,6 +155,15 @@ class Field(abc.ABC):
             The entry of one image; None: nothing to pass.
         """
         return None
+
+    def from_records(
+        self,
+        records: Sequence[Record],
+        read: Callable[[str], np.ndarray],
+        size: tuple[int, int],
+    ) -> Any:
+        """Like ``from_record`` for a person whose references are these; by default the first's."""
+        return self.from_record(records[0], read, size)
 
     def dropped(self, batch: Batch, xp: Any) -> dict:
         """Entries of a batch that replace it if the condition is dropped; {}: it stays.

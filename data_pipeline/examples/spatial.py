@@ -98,10 +98,13 @@ class ControlImage(Field):
 
     From the manifest's ``images``: {"pose": "poses/anna_1.png"}; it must have the size or the
     aspect ratio of the target's image. It is black if the condition is dropped.
+
+    Args:
+        optional: a call without one has a black one; records must have it all the same.
     """
 
-    def __init__(self, name: str):
-        self.name, self.keys = name, (f"images.{name}",)
+    def __init__(self, name: str, *, optional: bool = False):
+        self.name, self.keys, self.optional = name, (f"images.{name}",), optional
 
     def spec(self, shape: tuple[int, int]) -> Spec:
         return array_spec(**{self.name: ((*shape, 3), np.float32)})
@@ -151,6 +154,8 @@ class ControlImage(Field):
 
     def given(self, call: Call) -> dict[str, np.ndarray]:
         if self.name not in call.inputs:
+            if self.optional:
+                return {self.name: np.zeros((len(call.prompts), *call.size, 3), np.float32)}
             raise FieldError(f"{self.name}: the method reads this image; give {self.name}=[...]")
         images = [
             fit_image(load_image(image, f"{self.name} image {n}"), call.size)

@@ -14,6 +14,7 @@ from persongen_jax.systems.open import TrainedRun
 from persongen_jax.training.partition import assign_groups, leaf_paths
 from persongen_jax.weights.errors import WeightsError
 from persongen_jax.weights.formats.adapters import extract_adapter, module_paths
+from persongen_jax.weights.formats.controlnet import save_controlnet
 from persongen_jax.weights.formats.ip_adapter import save_image_encoder, save_ip_adapter
 from persongen_jax.weights.formats.lora.writing import (
     write_comfy_lora,
@@ -35,6 +36,7 @@ HELD = {
         r"image_proj/.*|id_tokens/.*"
         r"|unet/.*/branches/identity/to_[kv]/kernel|unet/(?!.*/branches/).*/lora/(down|up)"
     ),
+    "controlnet": r"controlnet/.*",
 }
 # Paths that an IP-Adapter file and the encoder next to it hold in addition, if the method has them.
 SHARED_HEADS = r"|id_encoder/visual_projection(_2)?/kernel"
@@ -52,7 +54,7 @@ def export_run(
     Args:
         run: systems.open.open_run's.
         out: ``.safetensors``; for PhotoMaker and IP-Adapter also ``.bin`` (the convert extra);
-            for PEFT a new folder.
+            for PEFT and ControlNets a new folder.
         file_format: one of ``FORMATS``.
         sgm_names: for a kohya file: name the UNet's blocks as kohya's own trainer does for SDXL.
 
@@ -76,6 +78,11 @@ def export_run(
     elif file_format == "photomaker":
         save_photomaker(model, out)
         said = "PhotoMaker"
+    elif file_format == "controlnet":
+        if Path(out).suffix in (".safetensors", ".bin"):
+            raise WeightsError(f"{out}: a ControlNet is a folder; give a name without an extension")
+        save_controlnet(model.controlnet, out)
+        said = "ControlNet in diffusers' format"
     else:
         save_ip_adapter(model, out)
         said = "IP-Adapter"
@@ -124,6 +131,12 @@ def unsupported_reason(run: TrainedRun, file_format: str) -> str:
             isinstance(x, ParallelCrossAttention) and "identity" in x.order for x in readers
         ):
             return "has no parallel attention branch on the identity"
+    elif file_format == "controlnet":
+        if not hasattr(model, "controlnet"):
+            return "has no ControlNet"
+        if run.config.method != "controlnet":
+            return "has a ControlNet that reads tokens of the person instead of the prompt"
+        return ""
     elif file_format == "photomaker" and not hasattr(model, "id_encoder"):
         return "has no ID encoder"
     elif all("branches" in path for path in found):

@@ -67,6 +67,30 @@ class ControlMap:
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
+class Residuals:
+    """What ControlNets add within the UNet, by diffusers' names.
+
+    Attributes:
+        down_block_additional_residuals: one for each skip, [b, h, w, c], or [b, 1, 1, c].
+        mid_block_additional_residual: for the output of the mid block.
+    """
+
+    down_block_additional_residuals: list[jax.Array]
+    mid_block_additional_residual: jax.Array
+
+    def __add__(self, other: "Residuals") -> "Residuals":
+        """Those of two ControlNets together."""
+        return jax.tree.map(jnp.add, self, other)
+
+    def added(self, x: jax.Array, skips: list[jax.Array]) -> tuple[jax.Array, list[jax.Array]]:
+        """The mid block's output ``x`` and the skips with their residuals, in their dtype."""
+        own = self.down_block_additional_residuals
+        skips = [skip + r.astype(skip.dtype) for skip, r in zip(skips, own, strict=True)]
+        return x + self.mid_block_additional_residual.astype(x.dtype), skips
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
 class Conditioning:
     """All inputs of the UNet other than the noisy latents and the timestep.
 
@@ -76,12 +100,14 @@ class Conditioning:
         time_ids: [b, 6], (original_h, original_w, crop_top, crop_left, target_h, target_w) in
             pixels (SDXL, arXiv 2307.01952, section 2.2), or None for models without them.
         maps: name to :class:`ControlMap`, for methods whose ``denoise`` reads any.
+        residuals: of ControlNets, which run before the UNet; None: there are none.
     """
 
     streams: Streams
     pooled_prompt_embeds: jax.Array | None = None
     time_ids: jax.Array | None = None
     maps: dict[str, ControlMap] = field(default_factory=dict)
+    residuals: Residuals | None = None
 
     def with_stream(
         self,
@@ -115,6 +141,11 @@ class Conditioning:
     ) -> "Conditioning":
         """A copy with this map ``name``, [b, h, w, c]."""
         return replace(self, maps={**self.maps, name: ControlMap(pixels, scale)})
+
+    def with_residuals(self, residuals: Residuals) -> "Conditioning":
+        """A copy with these residuals added to its own, without maps, which are read by then."""
+        own = self.residuals
+        return replace(self, maps={}, residuals=residuals if own is None else own + residuals)
 
     @property
     def scalable_names(self) -> tuple[str, ...]:

@@ -70,8 +70,8 @@ class Person:
         return of_record(self.records[0], self.reference.shape[:2], (size, size))
 
     def given(self, field: Field, size: int) -> Any:
-        """The value of an additional field for this person, taken from the reference; or None."""
-        return field.from_record(self.records[0], self.read, (size, size))
+        """The value of an additional field for this person, taken from the references; or None."""
+        return field.from_records(self.records[: self.references], self.read, (size, size))
 
 
 @dataclass

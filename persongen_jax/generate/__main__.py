@@ -34,6 +34,7 @@ from persongen_jax.generate.base import (
     parse_scales,
     scheduler_options,
 )
+from persongen_jax.generate.control import SETTINGS, add_control_options, control_arguments
 from persongen_jax.generate.warnings import ineffective_options
 
 # Settings that say how many images there are, and not how each is made.
@@ -94,6 +95,7 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
         metavar="FILE[@WEIGHT]",
         help="LoRA file; may be repeated",
     )
+    add_control_options(add)
     add("--method", help="identity method; default: that of the weights")
     add(
         "--method-weights",
@@ -220,6 +222,9 @@ def make_pipeline(args: argparse.Namespace, options: SamplingOptions) -> Any:
         path, weight = parse_lora(item)
         name = path if path not in pipe.adapters else f"{path}, number {len(pipe.adapters) + 1}"
         pipe.load_lora(path, weight=weight, name=name)
+    for number, path in enumerate(args.controlnet, 1):
+        twice = path in args.controlnet[: number - 1]
+        pipe.load_controlnet(path, name=f"{path}, number {number}" if twice else path)
     return pipe
 
 
@@ -244,7 +249,7 @@ def make_notes(
 ) -> list[dict]:
     """The notes on how each image was made; ``parts`` as given."""
     kept = (*KEPT, *"karras timestep_spacing dtype vae_dtype lora method method_weights".split())
-    kept += ("image_encoder", "scale", *(FLAGS[name] for name in FLAGS if name not in COUNTS))
+    kept += ("controlnet", "control_image", *SETTINGS, "image_encoder", "scale", *(FLAGS[name] for name in FLAGS if name not in COUNTS))
     settings = {name: getattr(args, name) for name in kept}
     settings |= {"reference": list(args.reference), "input": list(args.input)}
     if args.reference and args.start_merge_step is None:
@@ -263,7 +268,13 @@ def make_notes(
 
 
 def generate(args: argparse.Namespace) -> list[Path]:
-    from persongen_jax.generate.files import parse_box, read_input, read_references
+    from persongen_jax.generate.files import (
+        parse_box,
+        read_input,
+        read_photographs,
+        read_references,
+    )
+    from persongen_jax.methods.published.facecdm import PHOTOGRAPHS
     from persongen_jax.pipeline.saving import ImageFolder
     from persongen_jax.pipeline.watermark import has_room
 
@@ -289,6 +300,7 @@ def generate(args: argparse.Namespace) -> list[Path]:
         raise ValueError("--reference needs a method that reads it; give --method-weights")
     if args.method and not args.method_weights:
         raise ValueError(f"--method {args.method}: it needs its weights; give --method-weights")
+    control = control_arguments(args)
     folder = ImageFolder(args.out, not args.no_mark)
     read = functools.cache(read_input)
     given: dict[str, Any] = {name: [read(path) for path in own] for name, own in inputs.items()}
@@ -315,7 +327,9 @@ def generate(args: argparse.Namespace) -> list[Path]:
         paths.append(folder.save(image, note))
 
     given |= {"references": references and [references] * count, **apart}
-    given |= {"regions": regions and [regions] * count}
+    if PHOTOGRAPHS in pipe.conditioner.inputs:
+        given[PHOTOGRAPHS] = [read_photographs(args.reference)] * count
+    given |= {"regions": regions and [regions] * count, **control}
     run_pipeline(pipe, args, options, texts, given, save)
     return paths
 
@@ -330,7 +344,7 @@ def run_pipeline(
 ) -> None:
     """Pass each image, uint8 [h, w, 3], to ``save`` when it is done; with a progress bar.
 
-    ``given``: additional arguments of the pipeline, each a list with an entry per prompt.
+    ``given``: additional arguments of the pipeline, by name.
     """
     count = len(prompts) * args.images_per_prompt
     batches = -(-count // pipe.batch_size_for(args.batch_size, count))

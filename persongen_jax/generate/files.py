@@ -91,6 +91,11 @@ def read_references(
     return crops, regions
 
 
+def read_photographs(items: list[str]) -> list[list[np.ndarray]]:
+    """The references whole, per person, for methods that read them so next to the faces."""
+    return [[load_image(path) for path, _ in own] for own in group_references(items).values()]
+
+
 def group_references(
     items: list[str], boxes: Sequence[Box] = ()
 ) -> dict[Path | None, list[tuple[Path, Box]]]:

@@ -6,6 +6,8 @@ method computes and trains, and adds one as an example.
 
 from persongen_jax.config import import_object
 from persongen_jax.methods.base import Method
+from persongen_jax.methods.published.controlnet import ControlNet
+from persongen_jax.methods.published.facecdm import FaceCDM
 from persongen_jax.methods.published.ip_adapter import IPAdapter
 from persongen_jax.methods.published.photomaker import PhotoMaker
 from persongen_jax.methods.thesis.cascade import Cascade
@@ -24,6 +26,8 @@ METHODS: dict[str, type[Method]] = {
     "photomaker_bg_body": PhotoMakerBackgroundBody,
     "cascade": Cascade,
     "ip_adapter": IPAdapter,
+    "controlnet": ControlNet,
+    "facecdm": FaceCDM,
 }
 
 

@@ -1,8 +1,9 @@
 """The interface of identity methods. Nothing else in the project asks which method it is."""
 
 import abc
-from collections.abc import Hashable, Iterable
+from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -41,12 +42,16 @@ class Method(abc.ABC):
             decoder stays on the device.
         at_trigger: whether captions and prompts mark, by the trigger word, where the identity
             enters.
+        reads_references: whether an example has other images of the person.
+        scales: factors of streams and maps in calls that do not name them; 1 for all others.
     """
 
     groups: tuple[tuple[str, str], ...] = ()
     denoises_with: tuple[str, ...] = ()
     decodes: bool = False
     at_trigger: bool = True
+    reads_references: bool = True
+    scales: Mapping[str, float] = MappingProxyType({})
 
     def __eq__(self, other):
         # Two methods of one kind compute the same: programs compiled for one serve the other. One

@@ -53,7 +53,8 @@ def image_encoder_of(config: ConfigDict) -> Path:
 class Origin(NamedTuple):
     """The result of :func:`find_origin`.
 
-    source: config.start_from; file: the weight file at the very beginning, or ""; trained: arrays
+    source: config.start_from; file: the weight file at the very beginning (or a component's folder
+    in diffusers' format), or ""; trained: arrays
     by path from the runs since then; if several runs trained a path, the last one's.
     """
 
@@ -75,7 +76,7 @@ def find_origin(config: ConfigDict) -> Origin:
 
     first = source = config.get("start_from", "")
     step, whose, trained, seen = config.get("start_from_step", 0), "", {}, set()
-    while source and not Path(source).is_file():
+    while source and not _is_weights(Path(source)):
         if not Path(source).is_dir():
             raise MissingFile(
                 f"{whose}config.start_from={source}: no such file or folder. It must be "
@@ -102,6 +103,11 @@ def find_origin(config: ConfigDict) -> Origin:
         whose = f"{source}: "
         source, step = saved.get("start_from", ""), saved.get("start_from_step", 0)
     return Origin(str(first), str(source), trained)
+
+
+def _is_weights(path: Path) -> bool:
+    """Whether it is weights rather than a run: a file, or a folder with a network's config.json."""
+    return path.is_file() or ((path / "config.json").is_file() and not (path / "checkpoints").is_dir())
 
 
 def load_start(model: Model, config: ConfigDict) -> Origin:

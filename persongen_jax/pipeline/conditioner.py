@@ -55,7 +55,7 @@ class Conditioner:
         self.fields = tuple(fields) or (Text(base.tokenizers, at_trigger=False), TimeIds())
         self.text = cast(Text, next(each for each in self.fields if each.name == "text"))
         self.identity = tuple(each for each in self.fields if each.identity)
-        own = (self.text, *self.identity)
+        own = (self.text, *(each for each in self.identity if not each.by_name))
         others = (each.name for each in self.fields if each not in own and _is_call_input(each))
         self.inputs = (*self.text.further, *others)
 
@@ -157,7 +157,7 @@ class Conditioner:
         """[num_steps] by name, for all of the method, so that no strength needs a new program.
 
         Args:
-            scales: what the call requests; missing ones are 1.
+            scales: what the call requests; missing ones are the method's own, mostly 1.
             lora: whether the method has a LoRA of its own on the model.
             acts: whether the method conditions these images.
         """
@@ -173,7 +173,9 @@ class Conditioner:
                 f"scales: nothing is called {', '.join(map(repr, unknown))}; this method has "
                 f"{', '.join(names) or 'none'} (lora unless it is fused)"
             )
-        return {name: schedule(name, scales.get(name, 1.0), num_steps) for name in names}
+        usual = self.method.scales if self.method else {}
+        own = {name: scales.get(name, usual.get(name, 1.0)) for name in names}
+        return {name: schedule(name, strength, num_steps) for name, strength in own.items()}
 
     # ---- conditioning ----
 
@@ -233,7 +235,8 @@ class Conditioner:
             batch |= given
             if given and each is not text:
                 dropped = each.dropped(given, np)
-                nothing |= dropped
+                # What is dropped on its own, such as a control image, acts on both sides.
+                nothing |= dropped if each.drop_prob is None else {}
                 nobody |= dropped if each.identity else {}
 
         def with_prompts(prompts, parts):

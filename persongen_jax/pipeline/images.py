@@ -20,7 +20,6 @@ from persongen_jax.diffusion.samplers import (
     initial_latents,
     sample_steps,
 )
-from persongen_jax.methods.base import Method, Model, denoiser_module
 from persongen_jax.models.sdxl.vae import AutoencoderKL, decode_images
 from persongen_jax.parallel.sharding import BATCH, batch_sharding, put_array
 from persongen_jax.weights.formats.sdxl.loading import SDXLBase
@@ -36,9 +35,15 @@ def default_size(base: SDXLBase) -> tuple[int, int]:
     return height, width
 
 
-def image_size(base: SDXLBase, height: int | None, width: int | None) -> tuple[int, int]:
-    """(height, width) in pixels; ValueError unless the VAE supports it."""
-    factor, default = base.model.vae.vae_scale_factor, default_size(base)
+def image_size(
+    base: SDXLBase, height: int | None, width: int | None, default: tuple[int, int] | None = None
+) -> tuple[int, int]:
+    """(height, width) in pixels; ValueError unless the VAE supports it.
+
+    Args:
+        default: (height, width) where one is None; None: the model's own.
+    """
+    factor, default = base.model.vae.vae_scale_factor, default or default_size(base)
     height = default[0] if height is None else height
     width = default[1] if width is None else width
     for name, side in (("height", height), ("width", width)):
@@ -67,8 +72,8 @@ def initial_noise(latents: ArrayLike | None, seed: int, shape: tuple[int, ...]) 
 
 
 def sample(
-    model: Model,
-    method: Method | None,
+    module: nnx.Module,
+    method: Any,
     mesh: Mesh,
     plan: Plan,
     noise: jax.Array | np.ndarray,
@@ -80,12 +85,13 @@ def sample(
     """Latents [b, h, w, c]: the whole loop in one call, or in about twenty for ``progress``.
 
     Args:
+        module: the networks that ``denoise`` runs (denoiser_module).
         method: its ``denoise`` runs; None: the base alone.
         noise: [b, h, w, c] standard normal. keys: [b], for stochastic samplers.
         settings: (guidance_scale, guidance_rescale, merge_step).
         progress: called with the number of steps done since the last call.
     """
-    graphdef, state = nnx.split(denoiser_module(model, method))
+    graphdef, state = nnx.split(module)
     first = put_array(initial_latents(plan, noise), batch_sharding(mesh))
     carry, keys = init_carry(plan, first), put_array(keys, batch_sharding(mesh))
     n = plan.num_steps

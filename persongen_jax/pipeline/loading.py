@@ -72,7 +72,9 @@ def read_method(
     }
     if trained is None:
         here["start_from"] = str(weights)
-    if encoder:
+    if encoder and config.get("face_encoder"):  # it has an image encoder as well
+        here["face_encoder"] = str(encoder)
+    elif encoder:
         here |= {"id_encoder": str(encoder), "face_net": str(encoder)}
     return ConfigDict({**config, **here}), trained
 

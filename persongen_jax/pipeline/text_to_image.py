@@ -23,9 +23,11 @@ from persongen_jax.models.branches import branch_names
 from persongen_jax.parallel.sharding import make_mesh, put, replicated, shardings_by_path, to_host
 from persongen_jax.pipeline import checks, images, loading
 from persongen_jax.pipeline.conditioner import Conditioner
+from persongen_jax.pipeline.control_options import ControlOptions
+from persongen_jax.pipeline.controlnets import ControlNets
+from persongen_jax.pipeline.loras import WithLoras
 from persongen_jax.pipeline.words import AddedWords
 from persongen_jax.training.partition import fill_trained, set_leaves
-from persongen_jax.weights.formats.lora.writing import write_lora
 from persongen_jax.weights.formats.sdxl.loading import SDXLBase, load_sdxl, save_sdxl
 
 if TYPE_CHECKING:
@@ -40,7 +42,7 @@ class PipelineOutput(NamedTuple):
     images: list | np.ndarray
 
 
-class Pipeline:
+class Pipeline(WithLoras):
     """Text-to-image with SDXL.
 
     Prompts are processed in batches of one size, split over ``mesh``'s devices. Programs are
@@ -63,6 +65,7 @@ class Pipeline:
         self.shard_weights = shard_weights
         self.adapters: loading.Adapters = {}
         self._own_lora = self._of_base = {}
+        self.controlnets = ControlNets(base, self.mesh, shard_weights)
         self.words = AddedWords(base)
         self._set_method(None)
         self._place()
@@ -120,10 +123,6 @@ class Pipeline:
             )
         with self.words.removed():
             save_sdxl(self.base, folder)
-
-    @property
-    def model(self) -> Model:
-        return self.base.model
 
     @property
     def method(self) -> Method | None:
@@ -225,70 +224,36 @@ class Pipeline:
         set_leaves(self.model, self._of_base)
         self._of_base = {}
 
-    # ---- LoRA ----
+    # ---- ControlNets ----
 
-    def load_lora(self, path: str | Path, *, weight: float = 1.0, name: str | None = None) -> None:
-        """Load a LoRA (or DoRA, LoHa, LoKr, IA3) of any tool; several add up.
+    def load_controlnet(self, path: str | Path, *, name: str | None = None) -> None:
+        """Load a ControlNet for SDXL; then pass ``control_image`` when calling.
 
-        Words whose embeddings are bundled with it (``bundle_emb``) can then be used in prompts.
+        Call it again for a second one; their effects add up. It acts with every method and without
+        one; its cross-attention reads the prompt as the UNet's does, identity included.
 
         Args:
-            path: the ``*.safetensors`` file, or PEFT's or diffusers' folder.
-            weight: factor of its effect; change it later with :meth:`set_lora_weights`.
-            name: its name from then on; by default ``str(path)``. One of the same name is replaced,
+            path: diffusers' directory, its weight file alone, or a training run of the method
+                controlnet.
+            name: its name in messages; by default ``str(path)``. One of the same name is replaced,
                 with a warning.
 
         Raises:
-            WeightsError: the file does not exist, is of an unsupported kind (named in the error),
-                or is not for this model; loaded adapters do not change.
+            WeightsError: the path does not exist, or holds no ControlNet for this base; loaded ones
+                do not change.
         """
         checks.check_path("path", path)
         checks.check_kinds(str, "a name", name=name)
-        adapter, words = loading.read_adapter(path, self.base, weight)
         name = str(path) if name is None else name
-        if name.startswith(loading.METHOD_PREFIX):
-            raise ValueError(f"name={name!r}: {loading.METHOD_PREFIX}… is reserved for methods")
-        if name in self.adapters:
+        if name in self.controlnets.nets:
             checks.warn_of_call(
-                f"LoRA {name}: replaces the one of that name; give name= to keep both"
+                f"ControlNet {name}: replaces the one of that name; give name= to keep both"
             )
-        self.words.add(name, words)
-        self._put_adapters({**self.adapters, name: (adapter, weight)})
+        self.controlnets.load(path, name)
 
-    def set_lora_weights(self, weights: dict[str, float]) -> None:
-        """Change the factors of loaded LoRAs by name. Does not recompile."""
-        checks.check_kinds(dict, "a dictionary, {name: weight}", weights=weights)
-        self._put_adapters(loading.with_weights(self.adapters, weights))
-
-    def save_lora(self, path: str | Path, name: str) -> None:
-        """Write a loaded LoRA, or a method's own ("method:photomaker"), in diffusers' format.
-
-        Raises:
-            ValueError: none of that name is loaded, or it modifies branches.
-        """
-        adapter, _ = loading.find_adapter(self.adapters, name)
-        if any(".branches." in layer for layer in adapter.get("unet", ())):
-            raise ValueError(
-                f"{name}: also modifies the method's attention branches, which a LoRA file has no "
-                "place for; keep its training run"
-            )
-        self.words.warn_not_saved(name)
-        write_lora(path, adapter)
-
-    def unload_lora(self) -> None:
-        """Remove every LoRA; a method keeps its own, which is a part of it."""
-        self.words.drop(self.adapters)
-        self._put_adapters(loading.method_adapters(self.adapters))
-
-    def fuse_lora(self) -> None:
-        """Merge the loaded LoRAs into the weights: no cost per step, but irreversible."""
-        loading.merge_all(self.model)
-        self.adapters = self._own_lora = {}
-
-    def _put_adapters(self, adapters: loading.Adapters):
-        self.adapters, self._own_lora = adapters, loading.method_scales(adapters)
-        loading.put_adapters(self.model, adapters)
-        self._place()
+    def unload_controlnet(self, name: str | None = None) -> None:
+        """Remove the ControlNet of this name, or all."""
+        self.controlnets.unload(name)
 
     # ---- generating ----
 
@@ -331,7 +296,10 @@ class Pipeline:
                 num_inference_steps, guidance_scale, scheduler, seed, height, ... And other inputs
                 of the method's fields: additional prompts (``background``, ``body``: a text for all
                 or one each; they act from the first step on, None is the empty prompt), control
-                images and points (a list, one each).
+                images and points (a list, one each). And what ControlNets read: ``control_image``,
+                controlnet_conditioning_scale, control_guidance_start, control_guidance_end,
+                guess_mode (pipeline/control_options.py); the first control image's size is then
+                the default size.
 
         Raises:
             ValueError: sizes, counts or names that do not fit; the message names them. A
@@ -339,10 +307,13 @@ class Pipeline:
         """
         checks.check_kinds(SamplingOptions, "SamplingOptions", options=options)
         options, inputs = (options or SamplingOptions()).taking(named)
+        control_options, inputs = ControlOptions.taken(inputs)
         checks.check_kinds(Callable, "a function", progress=progress, on_batch=on_batch)
         prompts = checks.as_texts("prompt", prompt)
         conditioner, count = self.conditioner, len(prompts)
-        size = images.image_size(self.base, options.height, options.width)
+        pictures = self.controlnets.images(control_options, count)
+        usual = self.controlnets.size(pictures)
+        size = images.image_size(self.base, options.height, options.width, usual)
         shape = images.latent_shape(self.base, size)
         negatives = checks.broadcast_texts(negative_prompt, count, "negative prompts")
         people, where = conditioner.check_people(references, regions, prompts, shape[:2])
@@ -352,6 +323,12 @@ class Pipeline:
         own_lora = self._own_lora if acts else {}
         scales = (options.scales or {}, bool(own_lora), acts, plan.num_steps)
         strengths = conditioner.schedules(*scales)
+        control = self.controlnets.control(
+            control_options, pictures, count, size, plan.num_steps
+        )
+        about = (control_options, pictures, control, size, options.guidance_scale)
+        for line in self.controlnets.without_effect(*about):
+            checks.warn_of_call(line)
         said = (prompts, negatives, parts, people, where)
         checks.warn_of_ineffective_options(self, *said, plan, strengths, options, latents)
         time_ids = np.tile(options.time_ids(size), (count, 1))
@@ -362,7 +339,9 @@ class Pipeline:
         keys = image_keys(seed, 1, total)
         batch = self.batch_size_for(options.batch_size, total)
         tile_size = (options.tile_size or 512) if options.tiling else None
-        method, done = self.method if acts else None, []
+        method = self.method if acts else None
+        run = self.controlnets.in_front(self.model, method, control, against is not None)
+        done = []
         keep = done.append if on_batch is None else on_batch
         for start in range(0, total, batch):
             # The last batch is padded with its last image: every batch has the same shape.
@@ -370,8 +349,10 @@ class Pipeline:
             which = rows // options.num_images_per_prompt
             guidance = conditioner.guidance(call, against, where, which)
             guidance = replace(guidance, scales=strengths, lora=own_lora)
+            if control is not None:
+                guidance = control.added(guidance, which, self.mesh)
             row = (plan, noise[rows], guidance, keys[rows], options.scalars(plan.num_steps))
-            out = images.sample(self.model, method, self.mesh, *row, progress)
+            out = images.sample(*run, self.mesh, *row, progress)
             if options.output_type != "latent":
                 out = images.decode(self.model.vae, self.mesh, out, tile_size)
             here = to_host(out)[: min(batch, total - start)]

@@ -9,6 +9,7 @@ import functools
 import json
 import math
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from ml_collections import ConfigDict
 from persongen_jax.methods import get_method
 from persongen_jax.methods.base import Method, Parts
 from persongen_jax.models.encoders.clip import CLIPVisionModel
+from persongen_jax.models.faces.iresnet import R50, IResNet
 from persongen_jax.models.layers import UnusedRngs
 from persongen_jax.models.sdxl.parts import COMPONENTS, StableDiffusionXL, build
 from persongen_jax.models.sdxl.sizes import CONFIGS, IMAGE_TOWER
@@ -82,7 +84,11 @@ def abstract_base(config: ConfigDict) -> tuple[SDXLBase, Method]:
     tokenizers: Any = ShapeTokenizers(length)
     with tempfile.TemporaryDirectory(prefix="persongen-jax-") as folder:
         write_empty_tower(Path(folder), image_tower)
-        config = ConfigDict({**config, "id_encoder": folder, "start_from": ""})
+        own = {"id_encoder": folder, "start_from": ""}
+        if not Path(config.get("face_encoder") or folder).is_file():
+            own["face_encoder"] = str(Path(folder) / "face_encoder.safetensors")
+            write_empty(Path(own["face_encoder"]), lambda: IResNet(R50, **_traced()))
+        config = ConfigDict({**config, **own})
         model = nnx.eval_shape(functools.partial(_make, config, configs, method, tokenizers))
     return SDXLBase(model, tokenizers, configs, SCHEDULER, {}, config.base), method
 
@@ -101,11 +107,19 @@ def _make(config, configs, method, tokenizers):
 
 def write_empty_tower(folder: Path, config: dict) -> None:
     """Write CLIP's image tower as config.json and a sparse model.safetensors without data."""
-    kw = {"dtype": jnp.bfloat16, "param_dtype": jnp.bfloat16, "rngs": UnusedRngs()}
-    tower = nnx.eval_shape(lambda: CLIPVisionModel(config, with_projection=True, **kw))
     write_json(folder / "config.json", config)
+    make = functools.partial(CLIPVisionModel, config, with_projection=True)
+    write_empty(folder / "model.safetensors", lambda: make(**_traced()))
+
+
+def _traced() -> dict[str, Any]:
+    return {"dtype": jnp.bfloat16, "param_dtype": jnp.bfloat16, "rngs": UnusedRngs()}
+
+
+def write_empty(file: Path, make: Callable[[], nnx.Module]) -> None:
+    """Write a network's file with its keys and shapes, sparse, without data."""
     header, position = {}, 0
-    for path, leaf in parameter_leaves(tower).items():
+    for path, leaf in parameter_leaves(nnx.eval_shape(make)).items():
         end = position + math.prod(leaf.shape) * leaf.dtype.itemsize
         header[torch_key(path)] = {
             "dtype": NAMES[np.dtype(leaf.dtype)],
@@ -114,9 +128,9 @@ def write_empty_tower(folder: Path, config: dict) -> None:
         }
         position = end
     raw = json.dumps(header).encode()
-    with open(folder / "model.safetensors", "wb") as file:
-        file.write(len(raw).to_bytes(8, "little") + raw)
-        file.truncate(8 + len(raw) + position)
+    with open(file, "wb") as out:
+        out.write(len(raw).to_bytes(8, "little") + raw)
+        out.truncate(8 + len(raw) + position)
 
 
 # ---- A batch for measurements --------------------------------------------------------------------

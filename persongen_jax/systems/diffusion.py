@@ -44,7 +44,7 @@ from persongen_jax.parallel.sharding import batch_sharding, make_mesh, put_array
 from persongen_jax.systems.base import SamplingProgram, System
 
 # Purposes of random keys; each draws from its own stream.
-LATENTS, NOISE, TIMESTEPS, DROP, FACE, OFFSET = range(6)
+LATENTS, NOISE, TIMESTEPS, DROP, FACE, OFFSET, OWN_DROP = range(7)
 
 
 # ---- Codecs: the space that the diffusion runs in ------------------------------------------------
@@ -205,14 +205,21 @@ class DiffusionSystem(System):
     ) -> jax.Array:
         """The prediction [b, h, w, c] at ``x`` [b, h, w, c] and timesteps ``t`` ([b] or one)."""
 
-    def drop(self, batch: Batch, drop: jax.Array) -> Batch:
-        """The batch without its condition where ``drop`` [b] is True."""
-        return drop_conditions(self.fields, batch, drop)
+    def drop(
+        self, batch: Batch, drop: jax.Array, own: dict[str, jax.Array] | None = None
+    ) -> Batch:
+        """The batch without its condition where ``drop`` [b] is True.
+
+        Args:
+            own: the same by name for fields that are dropped on their own; others of these stay.
+        """
+        return drop_conditions(self.fields, batch, drop, own)
 
     # ---- training ----
 
     def draw(self, key_of: Callable[[int], jax.Array], batch: Batch) -> dict[str, jax.Array]:
-        """ "latents", "noise" [b, h, w, c], "timesteps", "drop" [b]."""
+        """ "latents", "noise" [b, h, w, c], "timesteps", "drop" [b], and "drop/NAME" [b] for
+        fields that are dropped on their own."""
         config, shape = self.config, self.codec.shape(self.model, batch)
         b, *_, channels = shape
         draws = {
@@ -223,6 +230,10 @@ class DiffusionSystem(System):
             ),
             "drop": jax.random.bernoulli(key_of(DROP), config.drop_prob, (b,)),
         }
+        own = [each for each in self.fields if each.drop_prob is not None]
+        for number, each in enumerate(own):
+            key = jax.random.fold_in(key_of(OWN_DROP), number)
+            draws[f"drop/{each.name}"] = jax.random.bernoulli(key, each.drop_prob, (b,))
         if config.noise_offset > 0:
             offsets = jax.random.normal(key_of(OFFSET), (b, 1, 1, channels))
             draws["noise"] = offset_noise(draws["noise"], offsets, config.noise_offset)
@@ -232,7 +243,8 @@ class DiffusionSystem(System):
         noise, timesteps = draws["noise"], draws["timesteps"]
         latents = self.codec.latents(model, batch, draws["latents"])
         noisy = add_noise(self.schedule, latents, noise, timesteps)
-        condition = self.condition(model, self.drop(batch, draws["drop"]))
+        own = {n.removeprefix("drop/"): d for n, d in draws.items() if n.startswith("drop/")}
+        condition = self.condition(model, self.drop(batch, draws["drop"], own))
         pred = self.denoise(model, noisy, timesteps, condition)
 
         mask, told = self.mask(batch, draws, latents.shape)
@@ -331,12 +343,24 @@ def _sample(system, graphdef, state, inputs, noise, plan, key):
     return system.codec.decode(model, final_latents(carry))
 
 
-def drop_conditions(fields: Iterable[Field], batch: Batch, drop: jax.Array) -> Batch:
-    """Replace every field by its value without a condition where ``drop`` [b] is True."""
-    flat = flatten(batch)
+def drop_conditions(
+    fields: Iterable[Field],
+    batch: Batch,
+    drop: jax.Array,
+    own: dict[str, jax.Array] | None = None,
+) -> Batch:
+    """Replace every field by its value without a condition where ``drop`` [b] is True.
+
+    Args:
+        own: the same by name for fields with a ``drop_prob`` of their own.
+    """
+    flat, own = flatten(batch), own or {}
     out = dict(flat)
     for field in fields:
+        here = drop if field.drop_prob is None else own.get(field.name)
+        if here is None:
+            continue
         for name, nothing in field.dropped(flat, jnp).items():
-            where = drop.reshape(drop.shape + (1,) * (flat[name].ndim - 1))
+            where = here.reshape(here.shape + (1,) * (flat[name].ndim - 1))
             out[name] = jnp.where(where, nothing, flat[name])
     return unflatten(out)

@@ -23,6 +23,7 @@ from persongen_jax.diffusion.schedule import NoiseSchedule, face_box_mask
 from persongen_jax.features.cache import Features, abstract_batch, cached_kinds
 from persongen_jax.methods import get_method
 from persongen_jax.methods.base import Method, Parts, denoiser_module
+from persongen_jax.models.sdxl.encoder import UNetEncoder
 from persongen_jax.models.sdxl.parts import COMPONENTS, StableDiffusionXL
 from persongen_jax.systems.base import SamplingProgram
 from persongen_jax.systems.diffusion import FACE, VAE, DiffusionSystem, Step
@@ -86,7 +87,7 @@ class Sdxl(DiffusionSystem):
         method = get_method(config.method)
         read = ReadKeys(config)
         method.attach(Parts(base.model, base.tokenizers), read, nnx.Rngs(config.seed))
-        base.model.unet.set_remat(config.remat)
+        set_remat(base.model, config.remat)
         system = cls(config, base, method)
         system.read.keys |= read.keys
         return system
@@ -97,7 +98,8 @@ class Sdxl(DiffusionSystem):
         # Whether a method of one's own reads the trigger word is known when it is attached.
         ours = type(method).fields.__module__.startswith("persongen_jax.")
         marked = ours and method.at_trigger
-        least = 2 if ours else 1  # ours read another image of the person as the reference
+        # Most of ours read another image of the person as the reference.
+        least = 2 if ours and method.reads_references else 1
         specs = [config.data, *(config[key] for key in PEOPLE_KEYS)]
         return [
             f"{spec}: {line}"
@@ -124,7 +126,7 @@ class Sdxl(DiffusionSystem):
         from persongen_jax.systems.abstract import abstract_base
 
         base, method = abstract_base(config)
-        base.model.unet.set_remat(config.remat)
+        set_remat(base.model, config.remat)
         return cls(config, base, method)
 
     @property
@@ -262,6 +264,13 @@ class Sdxl(DiffusionSystem):
         """All networks that the method has added: its inputs, and those that its losses run."""
         parts = vars(self.model).items()
         return tuple(n for n, p in parts if isinstance(p, nnx.Module) and n not in COMPONENTS)
+
+
+def set_remat(model: StableDiffusionXL, remat: bool) -> None:
+    """Whether the backward pass recomputes the activations of the UNet and of ControlNets."""
+    for part in vars(model).values():
+        if isinstance(part, UNetEncoder):
+            part.set_remat(remat)
 
 
 def check_sampler(config: ConfigDict, scheduler_config: dict) -> None:

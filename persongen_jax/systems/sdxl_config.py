@@ -6,6 +6,8 @@ from persongen_jax.systems.diffusion import DiffusionSystem
 
 # Keys that only some methods read.
 METHOD_KEYS = ("rank", "lora_alpha", "id_gain", "id_norm_gain", "image_proj", "image_lora_rank")
+METHOD_KEYS += ("control", "control_drop_prob", "face_encoder")
+METHOD_KEYS += ("facecdm_stage", "facecdm_attention", "facecdm_reduced")
 
 # What a validation may generate for: people seen in training, held out from it, and from elsewhere.
 SETS = ("in_train", "out_of_train", "out_of_domain")
@@ -59,6 +61,17 @@ def sdxl_defaults() -> ConfigDict:
     # For ip_adapter: "base", "plus" or "faceid", and the rank of its LoRA (0: none).
     config.image_proj = "base"
     config.image_lora_rank = 0
+    # A ControlNet's image: "pose", a skeleton drawn from the keypoints where a record has no image
+    # of this name; or the name of any other of the manifest's ``images``. And the probability with
+    # which an example has it black instead, drawn apart from ``drop_prob``, the prompt's.
+    config.control = "pose"
+    config.control_drop_prob = 0.0
+    # FaceCDM: the recogniser whose embeddings it reads; its stage, 1 to 3; "triplet": a branch each
+    # for image and face, "joint": one for both; the width that embeddings are reduced to.
+    config.face_encoder = ""
+    config.facecdm_stage = 3
+    config.facecdm_attention = "triplet"
+    config.facecdm_reduced = 128
     # Initial weights: PhotoMaker weights (photomaker-v1.bin), or the working directory of an
     # earlier run; see persongen_jax/methods/start.py.
     config.start_from = ""
@@ -84,6 +97,7 @@ def sdxl_defaults() -> ConfigDict:
     config.lr_body = 1e-5
     config.lr_identity = 1e-5
     config.lr_id_norm = 1e-4
+    config.lr_controlnet = 1e-5
     config.warmup_steps = 1000
     config.steps = 20_000
 

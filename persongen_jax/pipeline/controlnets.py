@@ -1,0 +1,218 @@
+"""The ControlNets that a pipeline has loaded, and what they make of a call."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+from jax.sharding import Mesh
+
+from persongen_jax.diffusion.conditioning import Guidance
+from persongen_jax.diffusion.control import WithControlNets
+from persongen_jax.methods.base import Method, Model, denoiser_module
+from persongen_jax.models.sdxl.controlnet import ControlNetModel, controlnet_from_unet
+from persongen_jax.parallel.sharding import (
+    batch_sharding,
+    put,
+    put_array,
+    replicated,
+    shardings_by_path,
+)
+from persongen_jax.pipeline.control_options import ControlOptions, fitted, stretched
+from persongen_jax.settings import check_version
+from persongen_jax.training.partition import fill_trained
+from persongen_jax.training.trained import load_trained
+from persongen_jax.weights.errors import WeightsError
+from persongen_jax.weights.formats.controlnet import check_fits, load_controlnet
+from persongen_jax.weights.formats.sdxl.loading import SDXLBase
+
+NAME = "controlnet"  # of the first one's map; the others are numbered, as diffusers' folders
+
+
+@dataclass(frozen=True)
+class Control:
+    """What the nets read in one call.
+
+    Attributes:
+        names: of the maps, one per net. pixels: per net [n, h, w, 3] float32 in 0..1, n prompts.
+        factors: per name [num_steps]. guess_mode: also where the first net pools its residuals.
+    """
+
+    names: tuple[str, ...]
+    pixels: tuple[np.ndarray, ...]
+    factors: dict[str, np.ndarray]
+    guess_mode: bool
+
+    def added(self, guidance: Guidance, which: np.ndarray, mesh: Mesh) -> Guidance:
+        """``guidance`` of a batch whose rows belong to these prompts, with the nets' images."""
+        maps = {
+            name: put_array(own[which], batch_sharding(mesh))
+            for name, own in zip(self.names, self.pixels, strict=True)
+        }
+
+        def with_maps(conditioning):
+            if conditioning is None:
+                return None
+            for name, own in maps.items():
+                conditioning = conditioning.with_map(name, own)
+            return conditioning
+
+        sides = ("late", "early", "unconditional")
+        sides = {side: with_maps(getattr(guidance, side)) for side in sides}
+        return replace(guidance, **sides, scales={**guidance.scales, **self.factors})
+
+
+class ControlNets:
+    """Loaded nets by name, in the order of loading.
+
+    Args:
+        base: SDXLBase. mesh: the nets are kept on its devices, whole or, with ``shard_weights``,
+            over its "fsdp" groups.
+    """
+
+    def __init__(self, base: SDXLBase, mesh: Mesh, shard_weights: bool):
+        self.base, self.mesh, self.shard_weights = base, mesh, shard_weights
+        self.nets: dict[str, ControlNetModel] = {}
+        self.configs: dict[str, dict] = {}
+
+    def load(self, path: str | Path, name: str) -> None:
+        """See Pipeline.load_controlnet."""
+        net, config = self._open(Path(path))
+        if net.config["conditioning_channels"] != 3:
+            raise WeightsError(
+                f"{path}: reads images of {net.config['conditioning_channels']} channels; only "
+                "nets that read RGB are supported."
+            )
+        state = nnx.state(net)
+        shard = self.shard_weights
+        where = shardings_by_path(self.mesh, state) if shard else replicated(self.mesh)
+        nnx.update(net, put(state, where))
+        self.nets[name], self.configs[name] = net, config
+
+    def unload(self, name: str | None) -> None:
+        """See Pipeline.unload_controlnet."""
+        if name is not None and name not in self.nets:
+            raise ValueError(
+                f"ControlNet {name!r} is not loaded; loaded: {', '.join(self.nets) or 'none'}"
+            )
+        for each in list(self.nets) if name is None else [name]:
+            del self.nets[each], self.configs[each]
+
+    def _open(self, path: Path) -> tuple[ControlNetModel, dict]:
+        unet: Any = self.base.model.unet
+        if (path / "checkpoints").is_dir() or path.parent.name == "checkpoints":
+            return self._of_run(path)
+        stored = unet.conv_in.kernel.get_value().dtype
+        return load_controlnet(path, unet.config, dtype=unet.dtype, param_dtype=stored)
+
+    def _of_run(self, path: Path) -> tuple[ControlNetModel, dict]:
+        """The ControlNet that a run of this project has trained."""
+        trained, saved = load_trained(path, replicated(self.mesh))
+        check_version(saved, path)
+        own = {p: array for p, array in trained.items() if p.startswith("controlnet/")}
+        if not own:
+            raise WeightsError(f"{path}: the run has trained no ControlNet, but {saved['method']}.")
+        if saved["method"] != "controlnet":
+            raise WeightsError(
+                f"{path}: its ControlNet is a part of the method {saved['method']}. Load it by "
+                "load_method, which reads it."
+            )
+        holder = nnx.Module()
+        holder.controlnet = controlnet_from_unet(self.base.model.unet, rngs=nnx.Rngs(0))
+        fill_trained(holder, own, (("controlnet/.*", ""),), str(path))
+        config = {"_class_name": "ControlNetModel", **holder.controlnet.config.to_dict()}
+        check_fits(config, self.base.model.unet.config, path)
+        return holder.controlnet, config
+
+    # ---- a call ----
+
+    def images(self, options: ControlOptions, count: int) -> list[list[np.ndarray]]:
+        """Per net its images, one or ``count``; [] if no net reads any in this call.
+
+        Raises:
+            ValueError: options without a ControlNet, or without an image; images that do not fit.
+        """
+        changed = [name for name in options.changed() if name != "control_image"]
+        if options.control_image is None:
+            if changed:
+                raise ValueError(f"{', '.join(changed)}: without control_image; give it too")
+            return []
+        if not self.nets:
+            raise ValueError(
+                "control_image needs a ControlNet: call load_controlnet(DIR) first "
+                "(generate: --controlnet DIR)"
+            )
+        return options.images(len(self.nets), count)
+
+    def size(self, images: list[list[np.ndarray]]) -> tuple[int, int] | None:
+        """(height, width) of a call that gives none: the first control image's, as in diffusers.
+
+        Rounded down to what the VAE supports; None without a control image.
+        """
+        if not images:
+            return None
+        factor = self.base.model.vae.vae_scale_factor
+        height, width = (max(factor, side - side % factor) for side in images[0][0].shape[:2])
+        return height, width
+
+    def control(
+        self,
+        options: ControlOptions,
+        images: list[list[np.ndarray]],
+        count: int,
+        size: tuple[int, int],
+        num_steps: int,
+    ) -> Control | None:
+        """What the nets read for ``count`` prompts, images of ``size``; None without images.
+
+        Raises:
+            ValueError: a scale or window that does not fit.
+        """
+        if not images:
+            return None
+        names = tuple(NAME if k == 0 else f"{NAME}_{k}" for k in range(len(self.nets)))
+        pixels = []
+        for own in images:
+            each = np.stack([fitted(image, size) for image in own])
+            pixels.append(np.broadcast_to(each, (count, *each.shape[1:])))
+        factors = dict(zip(names, options.factors(len(names), num_steps), strict=True))
+        # The first net decides for all, as in diffusers.
+        pools = next(iter(self.nets.values())).config["global_pool_conditions"]
+        return Control(names, tuple(pixels), factors, options.guess_mode or pools)
+
+    def without_effect(
+        self,
+        options: ControlOptions,
+        images: list[list[np.ndarray]],
+        control: Control | None,
+        size: tuple[int, int],
+        guidance_scale: float,
+    ) -> Iterator[str]:
+        """Sentences about nets and arguments that have none, or an unexpected one."""
+        if control is None:
+            if self.nets:
+                listed = ", ".join(self.nets)
+                yield f"ControlNet {listed}: no control_image is given, so it has no effect"
+            return
+        for name, factors, own in zip(self.nets, control.factors.values(), images, strict=True):
+            yield from stretched(own, size, f"the control image of {name}")
+            if not factors.any():
+                yield (
+                    f"ControlNet {name}: its scale is 0, or no step of {len(factors)} lies within "
+                    "its window, so it has no effect"
+                )
+        if options.guess_mode and guidance_scale <= 1:
+            yield "guess_mode without guidance only weakens the residuals; it is made for guidance"
+
+    def in_front(
+        self, model: Model, method: Method | None, control: Control | None, guided: bool
+    ) -> tuple[nnx.Module, Any]:
+        """(module, method) for the sampler: the method's own, after the nets if they act."""
+        module = denoiser_module(model, method)
+        if control is None:
+            return module, method
+        module.controlnets = nnx.List(list(self.nets.values()))
+        return module, WithControlNets(method, control.names, guided, control.guess_mode)
