@@ -29,6 +29,7 @@ from persongen_jax.pipeline.loras import WithLoras
 from persongen_jax.pipeline.words import AddedWords
 from persongen_jax.training.partition import fill_trained, set_leaves
 from persongen_jax.weights.formats.sdxl.loading import SDXLBase, load_sdxl, save_sdxl
+from persongen_jax.weights.licences import say_terms
 
 if TYPE_CHECKING:
     from persongen_jax.systems.sdxl import Sdxl
@@ -250,6 +251,7 @@ class Pipeline(WithLoras):
                 f"ControlNet {name}: replaces the one of that name; give name= to keep both"
             )
         self.controlnets.load(path, name)
+        say_terms(f"ControlNet {path}", str(path), "controlnet")
 
     def unload_controlnet(self, name: str | None = None) -> None:
         """Remove the ControlNet of this name, or all."""

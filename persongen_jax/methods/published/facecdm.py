@@ -27,6 +27,7 @@ from persongen_jax.models.encoders.reduce_uplift import ReduceAndUplift
 from persongen_jax.models.sdxl.parts import StableDiffusionXL
 from persongen_jax.weights.formats.arcface import load_arcface
 from persongen_jax.weights.formats.clip import load_vision_tower
+from persongen_jax.weights.licences import say_terms
 
 STAGES = (1, 2, 3)
 READINGS = ("triplet", "joint")
@@ -80,6 +81,10 @@ class FaceCDM(Method):
         projections = [model.image_proj]
         if self.stage > 1:
             model.face_encoder = _open_recogniser(config, dtype)
+            if not isinstance(jax.tree.leaves(nnx.state(model.unet))[0], jax.core.Tracer):
+                # Not where only shapes are made.
+                file = config.face_encoder
+                say_terms(f"FaceCDM reads faces by {file}", file, "arcface")
             width = model.face_encoder.config["embedding_dim"]
             model.face_proj = ReduceAndUplift(width, **sizes, **kw)
             projections.append(model.face_proj)
