@@ -6,7 +6,7 @@ SCRIPT = "tests/weights/files/test_torchscript.py::test_"
 EVA = "tests/models/test_eva_clip.py::test_"
 JUDGES = "tests/models/test_judges.py::test_"
 FILES = "tests/weights/formats/test_judges.py::test_"
-IMAGES = "tests/metrics/test_image_similarity.py::test_"
+IMAGES = "tests/metrics/images/test_image_similarity.py::test_"
 
 ENTRIES = [
     ("DINO, DINOv2", "facebookresearch's .pth, and as .safetensors", "read",
