@@ -1,4 +1,4 @@
-"""What benchmarks.evaluation_speed measures: drawn images, prompts, and files of random weights."""
+"""What benchmarks.evaluation.speed measures: drawn images, prompts, and files of random weights."""
 
 import itertools
 from collections.abc import Sequence
