@@ -19,7 +19,7 @@ from persongen_jax.metrics.images.face_sharpness import FaceSharpness, laplacian
 from persongen_jax.metrics.images.image_diversity import ImageDiversity
 from persongen_jax.metrics.measures import measure_all
 from persongen_jax.metrics.registry import open_metrics
-from tests.helpers.judge_files import golden, patterns, seeded, shapes_of
+from tests.helpers.encoders.judge_files import golden, patterns, seeded, shapes_of
 from tests.metrics.known import TableJudges, generated, known_set
 
 LANDMARKS = np.array([(20.0, 22), (36, 22), (28, 30), (22, 38), (34, 38)])

@@ -1,6 +1,6 @@
 """evaluate --images on thousands of images: memory, and what a restart has to do again.
 
-    python -m benchmarks.many_images --out benchmarks/results/many_images.md
+    python -m benchmarks.evaluation.many_images --out benchmarks/results/many_images.md
 
 Drawn people, the miniature's judges. Each measurement is the command in a process of its own. One
 of them is killed in the middle, and the same command is started again.
@@ -31,7 +31,7 @@ from persongen_jax.miniature.__main__ import ASSETS
 from persongen_jax.tables import markdown
 
 PICTURES = 20  # of each person
-HERE = Path(__file__).parents[1]
+HERE = Path(__file__).parents[2]
 
 
 def draw(folder: Path, people: int) -> None:
@@ -85,7 +85,7 @@ def figures(out: Path) -> dict[str, float]:
 @command
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.many_images", description=__doc__.split("\n")[0]
+        prog="python -m benchmarks.evaluation.many_images", description=__doc__.split("\n")[0]
     )
     parser.add_argument("--people", type=int, default=200, help=f"{PICTURES} images each")
     parser.add_argument("--out", type=Path, help="a Markdown file for the table")
@@ -114,7 +114,7 @@ def main(argv: list[str] | None = None) -> None:
         same = wanted == figures(folder / "out")
     rows = [[name, f"{seconds:.0f}", f"{memory:.0f}"] for name, seconds, memory in rows]
     text = (
-        "# Evaluating thousands of images\n\n`python -m benchmarks.many_images`, "
+        "# Evaluating thousands of images\n\n`python -m benchmarks.evaluation.many_images`, "
         f"{datetime.date.today()}, {processor()}, jax {jax.__version__}. 64 pixels, CLIP-T, CLIP-I "
         "and Face-Sim by the miniature's judges; memory is the peak of the resident set.\n\n"
         + markdown(["", "seconds", "MB"], rows)

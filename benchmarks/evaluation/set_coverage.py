@@ -1,6 +1,6 @@
 """How often the intervals of distances between sets hold the truth, the bootstrap next to ours.
 
-    python -m benchmarks.set_coverage [--trials 300] [--draws 100]
+    python -m benchmarks.evaluation.set_coverage [--trials 300] [--draws 100]
 
 Drawn people have a mean of their own, kinds of images another, and images differ; eight numbers an
 image, 20 generated and 4 real images of each person, as in a validation. The truth is the mean of

@@ -25,8 +25,8 @@ from persongen_jax.metrics.sets.inception_score import InceptionScore, split_sco
 from persongen_jax.metrics.sets.kid import Kid, subset_distances
 from persongen_jax.metrics.sets.mmd import cubic, kernel_sums
 from persongen_jax.weights.errors import WeightsError
-from tests.helpers.judge_files import clouds, golden, patterns, seeded, shapes_of
-from tests.helpers.tiny_clip import write_tiny_clip
+from tests.helpers.encoders.judge_files import clouds, golden, patterns, seeded, shapes_of
+from tests.helpers.encoders.tiny_clip import write_tiny_clip
 from tests.metrics.known import generated, known_set
 
 GOLDEN = golden()

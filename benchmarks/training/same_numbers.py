@@ -2,10 +2,10 @@
 
     python -m persongen_jax.train --config configs/mini/photomaker_bg.py --workdir RUN \\
         --config.checkpoint_every=100 --config.keep_checkpoints=0 --config.validation_every=0
-    python -m benchmarks.same_numbers record before.npz --run RUN
+    python -m benchmarks.training.same_numbers record before.npz --run RUN
     ...                                                       (the change)
-    python -m benchmarks.same_numbers record after.npz --run RUN
-    python -m benchmarks.same_numbers compare before.npz after.npz
+    python -m benchmarks.training.same_numbers record after.npz --run RUN
+    python -m benchmarks.training.same_numbers compare before.npz after.npz
 
 It records for the main job: losses and gradients from the run's checkpoints at steps 0, 100, 200
 and 300; the losses of the first 40 steps from the start; images of a few calls. For all seven
@@ -118,7 +118,7 @@ def record_images(run: Path) -> dict:
     from data_pipeline.drawing.people import examples
     from persongen_jax.pipeline import Pipeline
 
-    assets = Path(__file__).parents[1] / "persongen_jax" / "assets"
+    assets = Path(__file__).parents[2] / "persongen_jax" / "assets"
     faces = list(examples("out_of_train", np.array([0, 1]), np.array([0, 1]), 64).images)
     options = {"num_inference_steps": 6, "output_type": "np", "seed": 3, "height": 64, "width": 64}
     pipe = Pipeline.from_pretrained(assets / "sdxl")

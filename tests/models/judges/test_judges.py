@@ -19,7 +19,7 @@ from persongen_jax.weights.formats.judges.facenet import load_facenet
 from persongen_jax.weights.formats.judges.inception import load_inception
 from persongen_jax.weights.formats.judges.lpips import load_lpips
 from persongen_jax.weights.loader import parameter_leaves
-from tests.helpers.judge_files import golden, patterns, seeded, shapes_of
+from tests.helpers.encoders.judge_files import golden, patterns, seeded, shapes_of
 from tests.helpers.twins import relative_error
 
 TOLERANCE = 1e-4  # relative, of float32; the worst measured are in docs/metrics.md

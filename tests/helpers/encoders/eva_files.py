@@ -10,9 +10,9 @@ from pathlib import Path
 
 import numpy as np
 
-from tests.helpers.judge_files import seeded
+from tests.helpers.encoders.judge_files import seeded
 
-FOLDER = Path(__file__).parents[1] / "goldens" / "eva_clip"
+FOLDER = Path(__file__).parents[2] / "goldens" / "eva_clip"
 FILE, ORIGINAL = FOLDER / "eva_clip.npz", FOLDER / "original.npz"
 # timm's and OpenCLIP's names of the sizes. The MLP has 341 channels.
 TRUNK = {"img_size": 24, "patch_size": 4, "embed_dim": 128, "depth": 3, "num_heads": 2}

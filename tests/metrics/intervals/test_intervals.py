@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from benchmarks import coverage, set_coverage
+from benchmarks.evaluation import coverage, set_coverage
 from persongen_jax.metrics.intervals.jackknife import group_people, jackknife_interval
 from persongen_jax.metrics.intervals.limits import SHARE, freedom_of, spread_over
 from persongen_jax.metrics.intervals.pairs import difference, pair

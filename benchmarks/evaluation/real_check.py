@@ -193,7 +193,7 @@ def in_process(args: argparse.Namespace, name: str, folder: Path) -> dict:
     words = [str(args.base), "--steps", str(args.steps), "--image", name]
     words += ["--out", str(folder / f"{name}.npy")]
     words += ["--size", str(args.size)] if args.size else []
-    return json.loads(run_module("benchmarks.real_check", *words).splitlines()[-1])
+    return json.loads(run_module("benchmarks.evaluation.real_check", *words).splitlines()[-1])
 
 
 def cost_line(name: str, cost: dict, args: argparse.Namespace) -> str:

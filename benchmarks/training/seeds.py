@@ -1,6 +1,6 @@
 """Does the main job learn identity with every seed?
 
-    python -m benchmarks.seeds --work runs/seeds --out benchmarks/results/seeds.md
+    python -m benchmarks.training.seeds --work runs/seeds --out benchmarks/results/seeds.md
 
 runs `python -m persongen_jax.train` on the main job's config from nothing, once per seed, and reads
 Face-Sim on strangers. A run that is complete is not repeated: the command can be stopped. Options
@@ -25,7 +25,7 @@ from persongen_jax.tables import markdown
 
 CONFIG = "configs/mini/photomaker_bg.py"
 TAKEN_OFF = 0.15  # Face-Sim; strangers' faces are at 0.00, give or take 0.05
-HERE = Path(__file__).parents[1]
+HERE = Path(__file__).parents[2]
 
 
 def face_sims(seed: int, work: Path, options: list[str]) -> dict[int, dict]:
@@ -64,7 +64,7 @@ def run_training(config: str, workdir: Path, log: Path, options: list[str]) -> N
 @command
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.seeds", description=__doc__.split("\n")[0]
+        prog="python -m benchmarks.training.seeds", description=__doc__.split("\n")[0]
     )
     parser.add_argument("--work", type=Path, default=Path("runs/seeds"), help="folder of the runs")
     parser.add_argument("--seeds", type=int, default=10, help="0, 1, … this many (default: 10)")
@@ -94,7 +94,7 @@ def main(argv: list[str] | None = None) -> None:
     last = [mean_of(own[steps[-1]]) for own in found.values()]
     text = (
         "# The main job with one seed after another\n\n"
-        f"`python -m benchmarks.seeds {' '.join(options)}`".replace(" `", "`")
+        f"`python -m benchmarks.training.seeds {' '.join(options)}`".replace(" `", "`")
         + f", {datetime.date.today()}, {processor()}, jax {jax.__version__}; `{CONFIG}`. Face-Sim "
         f"on strangers ({images} images) after so many steps, and the first validation with "
         f"{TAKEN_OFF} or more.\n\n"

@@ -1,7 +1,7 @@
 """The main job's training step, in turns with that of another checkout.
 
     git worktree add ../before COMMIT
-    python -m benchmarks.step_against ../before --out benchmarks/results/step.md
+    python -m benchmarks.training.step_against ../before --out benchmarks/results/step.md
 
 Each turn is the command that a user gives, `python -m persongen_jax.train`, in a process of its
 own, and its figure the images/s that the training itself logs, without compiling.
@@ -26,7 +26,7 @@ from persongen_jax.tables import markdown
 
 CONFIG = "configs/mini/photomaker_bg.py"
 STEPS, EVERY = 80, 20  # the first EVERY steps are not counted
-HERE = Path(__file__).parents[1]
+HERE = Path(__file__).parents[2]
 
 
 def images_per_second(tree: Path) -> float:
@@ -55,7 +55,7 @@ def commit_of(tree: Path) -> str:
 @command
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.step_against", description=__doc__.split("\n")[0]
+        prog="python -m benchmarks.training.step_against", description=__doc__.split("\n")[0]
     )
     parser.add_argument("before", type=Path, help="the other checkout")
     parser.add_argument("--turns", type=int, default=3)
@@ -79,8 +79,8 @@ def main(argv: list[str] | None = None) -> None:
     ]
     text = (
         "# The main job's training step\n\n"
-        f"`python -m benchmarks.step_against`, {datetime.date.today()}, {processor()}, jax "
-        f"{jax.__version__}; `{CONFIG}`, {STEPS} steps, {args.turns} turns.\n\n"
+        f"`python -m benchmarks.training.step_against`, {datetime.date.today()}, {processor()}, "
+        f"jax {jax.__version__}; `{CONFIG}`, {STEPS} steps, {args.turns} turns.\n\n"
         + markdown(["checkout", "images/s, median", "turns", "ratio"], rows)
         + "\n"
     )

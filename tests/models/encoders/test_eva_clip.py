@@ -34,7 +34,7 @@ from persongen_jax.weights.recognition.eva_clip import (
     split_eva_towers,
 )
 from persongen_jax.weights.tiny_tokenizer import write_tiny_tokenizer
-from tests.helpers.eva_files import (
+from tests.helpers.encoders.eva_files import (
     WORDS,
     golden,
     native_names,

@@ -17,7 +17,7 @@ from persongen_jax.metrics.measures import measure_all
 from persongen_jax.metrics.registry import find_class, open_metrics
 from persongen_jax.weights.errors import WeightsError
 from persongen_jax.weights.formats.dino import load_dino
-from tests.helpers.dino_files import facebook_names, torch_dino, torch_dinov2
+from tests.helpers.encoders.dino_files import facebook_names, torch_dino, torch_dinov2
 from tests.metrics.known import generated, known_set
 
 ALL = ("clip_i", "dino_i", "dinov2_i")

@@ -14,7 +14,7 @@ from persongen_jax.models.layers import UnusedRngs
 from persongen_jax.weights.errors import BadConfig, KeyMismatch, MissingFile, WeightsError
 from persongen_jax.weights.formats.dino import load_dino
 from persongen_jax.weights.loader import parameter_leaves
-from tests.helpers.dino_files import facebook_names, torch_dino, torch_dinov2
+from tests.helpers.encoders.dino_files import facebook_names, torch_dino, torch_dinov2
 from tests.helpers.twins import nhwc, relative_error
 
 TOLERANCE = 1e-5  # relative, of float32

@@ -1,6 +1,6 @@
 """How often 95 % intervals hold the truth: ours, and the methods that were not chosen.
 
-    python -m benchmarks.coverage --out benchmarks/results/coverage.md
+    python -m benchmarks.evaluation.coverage --out benchmarks/results/coverage.md
 
 Every cell is drawn ``--trials`` times from a distribution whose mean is known. People differ, and
 so do the images of one person. All is seeded; half a minute on one core.
@@ -332,10 +332,10 @@ def page(trials: int) -> str:
 
 INTRO = """# How often 95 % intervals hold the truth
 
-`python -m benchmarks.coverage`, {trials} trials of each cell, seeded, {seconds:.0f} s on one core.
-Coverage in percent, in brackets the median width; in italics what lies outside 93 to 97 %. A
-coverage of 95 % is itself known to ± 1.4 points from 1,000 trials. Bootstraps draw {samples} times.
-Every distribution has differences between people; Bernoulli is 0 or 1 per image, its people's
+`python -m benchmarks.evaluation.coverage`, {trials} trials of each cell, seeded, {seconds:.0f} s on
+one core. Coverage in percent, in brackets the median width; in italics what lies outside 93 to
+97 %. A coverage of 95 % is itself known to ± 1.4 points from 1,000 trials. Bootstraps draw
+{samples} times. Every distribution has differences between people; Bernoulli is 0 or 1 per image, its people's
 shares correlate with 0.2. Where people have different numbers of images, the mean over images
 counts some people more. *Ours* is Hall's transformation, and for shares the logit t
 (persongen_jax/metrics/intervals/limits.py). The effect of a seed is its deviation as a part of the
@@ -345,7 +345,7 @@ people's: 0, 0.1, 0.3 and 1."""
 @command
 def main(argv=None):
     parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.coverage", description=__doc__.split("\n")[0]
+        prog="python -m benchmarks.evaluation.coverage", description=__doc__.split("\n")[0]
     )
     parser.add_argument("--out", type=Path, help="a Markdown file; default: print")
     parser.add_argument("--trials", type=int, default=1000)

@@ -1,4 +1,4 @@
-"""What benchmarks.evaluation_speed measures: drawn images, prompts, and files of random weights."""
+"""What benchmarks.evaluation.speed measures: drawn images, prompts, and files of random weights."""
 
 import itertools
 from collections.abc import Sequence
@@ -112,7 +112,7 @@ def write_weights(folder: Path, size: str) -> None:
 
     from persongen_jax.weights.tiny_tokenizer import write_tiny_tokenizer
     from tests.helpers.iresnet_twin import TorchIResNet, randomise_statistics
-    from tests.helpers.judge_files import seeded
+    from tests.helpers.encoders.judge_files import seeded
     from tests.helpers.twins import randomise
 
     sizes = SIZES[size]

@@ -1,7 +1,7 @@
 """The feature cache: a training step with and without it, and the encoders' share of its time.
 
-    python -m benchmarks.feature_cache --json benchmarks/results/feature_cache.json
-    python -m benchmarks.feature_cache --quick     # a smoke test, figures are meaningless
+    python -m benchmarks.evaluation.feature_cache --json benchmarks/results/feature_cache.json
+    python -m benchmarks.evaluation.feature_cache --quick  # a smoke test, figures are meaningless
 
 Trains the unchanged config (by default the miniature's main job) in one process with the same
 weights, taking turns step by step: with images and prompts, with cached features, and the encoders

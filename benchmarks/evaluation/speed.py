@@ -1,6 +1,6 @@
 """Measuring images with CLIP-T, CLIP-I, DINO-I, Face-Sim and LPIPS: ours, in turns with torch.
 
-    python -m benchmarks.evaluation_speed --images 400 --out benchmarks/results/evaluation_speed.md
+    python -m benchmarks.evaluation.speed --images 400 --out benchmarks/results/evaluation_speed.md
 
 Both read the same files of random weights of the published sizes (CLIP ViT-B/32, DINO ViT-S/16,
 ArcFace's IResNet50, AlexNet), and begin with decoded images in memory; each prepares them as its
@@ -23,7 +23,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.evaluation_material import (
+from benchmarks.evaluation.speed_material import (
     METRICS,
     PERSON,
     SHARE,
@@ -45,7 +45,7 @@ SIDES = ("ours", "torch")
 TOLERANCE = 1e-3  # of features of length 1, and of distances
 CHECKED = 2 * PERSON  # images at most whose features are compared; they also warm up
 CROPS = "face crops"  # the name of features of faces that both sides have aligned alike
-HERE = Path(__file__).parents[1]
+HERE = Path(__file__).parents[2]
 PACKAGES = ("jax", "jaxlib", "flax", "torch", "transformers", "insightface", "pillow", "numpy")
 
 
@@ -116,7 +116,7 @@ def work(side: str, folder: Path, count: int, size: str) -> None:
         measure, checked = ours.measure, ours.checked
         known["rate"] = measured_flops(jax.devices()[0], 2048)
     else:
-        from benchmarks.evaluation_torch import TorchMetrics, matmul_rate
+        from benchmarks.evaluation.speed_torch import TorchMetrics, matmul_rate
 
         theirs = TorchMetrics(folder, size, len(os.sched_getaffinity(0)))
         known |= {"rate": matmul_rate(), "flops": theirs.flops(material)}
@@ -141,7 +141,7 @@ class Contender:
         words = ["--worker", side, "--folder", str(folder)]
         words += ["--images", str(count), "--size", size]
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "benchmarks.evaluation_speed", *words],
+            [sys.executable, "-m", "benchmarks.evaluation.speed", *words],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -175,7 +175,7 @@ def compare(count: int, size: str, rounds: int) -> dict:
         folder = Path(name)
         words = ["--worker", "weights", "--folder", name, "--size", size]
         subprocess.run(
-            [sys.executable, "-m", "benchmarks.evaluation_speed", *words],
+            [sys.executable, "-m", "benchmarks.evaluation.speed", *words],
             cwd=HERE,
             env={**os.environ, "PYTHONPATH": str(HERE)},
             check=True,
@@ -249,7 +249,7 @@ def report(result: dict, count: int, size: str, rounds: int) -> str:
         versions += f"; **networks of the size {size!r}: the figures say nothing about speed**"
     return f"""# Measuring {count} images
 
-`python -m benchmarks.evaluation_speed --images {count}`, {datetime.date.today()}, {processor()}, \
+`python -m benchmarks.evaluation.speed --images {count}`, {datetime.date.today()}, {processor()}, \
 float32. {versions}.
 
 {count} images of {SIDE} × {SIDE}, {PERSON} of each person, half of which count as the person's \
@@ -277,7 +277,7 @@ pair through the network.
 @command
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.evaluation_speed", description=__doc__.split("\n")[0]
+        prog="python -m benchmarks.evaluation.speed", description=__doc__.split("\n")[0]
     )
     parser.add_argument("--images", type=int, default=400)
     parser.add_argument("--rounds", type=int, default=3)

@@ -1,4 +1,4 @@
-"""The metrics of benchmarks.evaluation_speed on torch, by the classes that others measure with.
+"""The metrics of benchmarks.evaluation.speed on torch, by the classes that others measure with.
 
 CLIP and DINO are transformers', with its image processor for CLIP and the steps of torchvision's
 transforms for DINO, as facebookresearch composes them. Faces are aligned by InsightFace's norm_crop
@@ -25,7 +25,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
-from benchmarks.evaluation_material import (
+from benchmarks.evaluation.speed_material import (
     ALEX,
     METRICS,
     PERSON,

@@ -1,6 +1,6 @@
 """Does the miniature's base need names (persongen_jax/miniature/systems/names.py)?
 
-    python -m benchmarks.names --work runs/names --out benchmarks/results/names.md
+    python -m benchmarks.training.names --work runs/names --out benchmarks/results/names.md
 
 trains the base from nothing with and without them, the same seed, on the shipped VAE and text
 towers, and then the main job on each of the two. What is complete is not repeated, and what was
@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from benchmarks.machine import processor
-from benchmarks.seeds import face_sims, mean_of, run_training
+from benchmarks.training.seeds import face_sims, mean_of, run_training
 from data_pipeline.cli import command
 from data_pipeline.files import write_text
 from persongen_jax.miniature import sizes
@@ -51,7 +51,7 @@ def train_base(name: str, work: Path, steps: int) -> Path:
 @command
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.names", description=__doc__.split("\n")[0]
+        prog="python -m benchmarks.training.names", description=__doc__.split("\n")[0]
     )
     parser.add_argument("--work", type=Path, default=Path("runs/names"), help="folder of the runs")
     parser.add_argument("--steps", type=int, default=2000, help="of a base (default: 2000)")
@@ -80,8 +80,9 @@ def main(argv: list[str] | None = None) -> None:
         )
     ]
     text = (
-        f"# The main job on a base with and without names\n\n`python -m benchmarks.names --steps "
-        f"{args.steps}`, {datetime.date.today()}, {processor()}, jax {jax.__version__}. Both bases "
+        "# The main job on a base with and without names\n\n"
+        f"`python -m benchmarks.training.names --steps {args.steps}`, {datetime.date.today()}, "
+        f"{processor()}, jax {jax.__version__}. Both bases "
         f"had {args.steps} steps from nothing. Face-Sim on strangers after so many steps of the "
         f"main job.\n\n{markdown(['base', 'seed', *map(str, measured)], rows)}\n"
     )

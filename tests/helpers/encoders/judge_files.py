@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-FOLDER = Path(__file__).parents[1] / "goldens" / "judges"
+FOLDER = Path(__file__).parents[2] / "goldens" / "judges"
 GAIN = 1.3  # of kernels
 FILE = FOLDER / "judges.npz"
 
