@@ -159,7 +159,9 @@ def report(found: dict[int, list[dict]], options: list[str]) -> str:
         found_ = difference(with_it, without)
         low, high = (f"{x:.4f}" if x is not None else "?" for x in (found_.low, found_.high))
         text = f"{found_.mean:.4f} [{low}, {high}]"
-        claims.append([titles[metric], ROWS[one].title, ROWS[other].title, text, said(metric, found_)])
+        claims.append(
+            [titles[metric], ROWS[one].title, ROWS[other].title, text, said(metric, found_)]
+        )
     steps = sum(first[name]["n"] + first[name].get("missing", 0) for name in ("clip_t",))
     passed = f" {' '.join(options)}" if options else ""
     return (
@@ -180,7 +182,9 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.training.facecdm", description=__doc__.split("\n")[0]
     )
-    parser.add_argument("--work", type=Path, default=Path("runs/facecdm"), help="folder of the runs")
+    parser.add_argument(
+        "--work", type=Path, default=Path("runs/facecdm"), help="folder of the runs"
+    )
     parser.add_argument("--seeds", type=int, default=3, help="0, 1, … this many (default: 3)")
     parser.add_argument("--out", type=Path, help="a Markdown file for the tables")
     args, options = parser.parse_known_args(argv)

@@ -325,9 +325,7 @@ class Pipeline(WithLoras):
         own_lora = self._own_lora if acts else {}
         scales = (options.scales or {}, bool(own_lora), acts, plan.num_steps)
         strengths = conditioner.schedules(*scales)
-        control = self.controlnets.control(
-            control_options, pictures, count, size, plan.num_steps
-        )
+        control = self.controlnets.control(control_options, pictures, count, size, plan.num_steps)
         about = (control_options, pictures, control, size, options.guidance_scale)
         for line in self.controlnets.without_effect(*about):
             checks.warn_of_call(line)

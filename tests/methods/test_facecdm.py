@@ -306,7 +306,12 @@ def test_stages_start_from_each_other(config, tmp_path):
         before = str(tmp_path / f"stage{stage}")
         assert train.train(settings, Path(before))
     rows = [path for path in load_trained(before, replicated(make_mesh()))[0]]
-    assert {path.split("/")[0] for path in rows} == {"image_proj", "face_proj", "unet", "controlnet"}
+    assert {path.split("/")[0] for path in rows} == {
+        "image_proj",
+        "face_proj",
+        "unet",
+        "controlnet",
+    }
 
 
 def test_all_stages_of_both_sizes_are_configs_that_start_from_each_other():
