@@ -1,4 +1,4 @@
-"""Training a ControlNet: dropping on its own, a run that is loaded, exported and read by diffusers."""
+"""Training a ControlNet: dropping on its own; a run loaded, exported and read by diffusers."""
 
 from pathlib import Path
 

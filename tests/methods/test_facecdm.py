@@ -305,8 +305,8 @@ def test_stages_start_from_each_other(config, tmp_path):
             assert all(np.array_equal(leaves[p].get_value(), x) for p, x in trained.items())
         before = str(tmp_path / f"stage{stage}")
         assert train.train(settings, Path(before))
-    rows = [path for path in load_trained(before, replicated(make_mesh()))[0]]
-    assert {path.split("/")[0] for path in rows} == {
+    trained, _ = load_trained(before, replicated(make_mesh()))
+    assert {path.split("/")[0] for path in trained} == {
         "image_proj",
         "face_proj",
         "unet",

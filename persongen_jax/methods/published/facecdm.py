@@ -1,8 +1,8 @@
 """FaceCDM: text, image and face in triplet cross-attention, and a ControlNet on the pose.
 
-J. Zhou, FaceCDM (guided by L. Zhang and D. Zou). A face encoder reads the face, an image encoder the
-whole photograph; each embedding becomes four tokens. Training has three stages, from broad strokes
-to fine details: the image branch; the face branch as well; the ControlNet and everything together.
+J. Zhou, FaceCDM (guided by L. Zhang and D. Zou). A face encoder reads the face, an image encoder
+the whole photograph; each embedding becomes four tokens. Training has three stages, from broad
+strokes to fine details: the image branch; the face branch too; the ControlNet and everything.
 docs/facecdm.md says what the source leaves open, and what is chosen here.
 """
 
