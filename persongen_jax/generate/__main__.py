@@ -20,8 +20,8 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from data_pipeline.examples.conditions import PARTS
 from data_pipeline.examples.fields import FieldError
+from data_pipeline.examples.text import PARTS
 from data_pipeline.prompts import join_parts
 from data_pipeline.records.schema import MAX_REFERENCES
 from data_pipeline.text_files import read_lines

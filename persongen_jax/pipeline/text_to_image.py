@@ -13,8 +13,8 @@ from flax import nnx
 from jax.sharding import Mesh
 from jax.typing import DTypeLike
 
-from data_pipeline.examples.conditions import Text
 from data_pipeline.examples.fields import Call, TimeIds
+from data_pipeline.examples.text import Text
 from persongen_jax.diffusion.options import SamplingOptions
 from persongen_jax.diffusion.samplers import image_keys
 from persongen_jax.methods import get_method
