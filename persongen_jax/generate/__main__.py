@@ -34,6 +34,7 @@ from persongen_jax.generate.base import (
     parse_scales,
     scheduler_options,
 )
+from persongen_jax.generate.pose import add_pose_options, find_given_pose, use_pose
 from persongen_jax.generate.warnings import ineffective_options
 
 # Settings that say how many images there are, and not how each is made.
@@ -80,6 +81,7 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
         help="another input of the method by this name: an image, such as a pose to follow, or "
         "points (*.json, a list of [x, y] in pixels); as often as --part",
     )
+    add_pose_options(add)
     add("--negative-prompt", help="what to steer away from")
     add("--out", type=Path, default=Path("outputs"), help="folder for the images")
     add_options(parser, seed=42)
@@ -247,6 +249,8 @@ def make_notes(
     kept += ("image_encoder", "scale", *(FLAGS[name] for name in FLAGS if name not in COUNTS))
     settings = {name: getattr(args, name) for name in kept}
     settings |= {"reference": list(args.reference), "input": list(args.input)}
+    if args.pose:
+        settings |= {name: getattr(args, name) for name in ("pose", "pose_net", "pose_style")}
     if args.reference and args.start_merge_step is None:
         settings["start_merge_step"] = options.merge_step(args.steps)
     notes = []
@@ -264,6 +268,7 @@ def make_notes(
 
 def generate(args: argparse.Namespace) -> list[Path]:
     from persongen_jax.generate.files import parse_box, read_input, read_references
+    from persongen_jax.pipeline.images import image_size
     from persongen_jax.pipeline.saving import ImageFolder
     from persongen_jax.pipeline.watermark import has_room
 
@@ -289,6 +294,9 @@ def generate(args: argparse.Namespace) -> list[Path]:
         raise ValueError("--reference needs a method that reads it; give --method-weights")
     if args.method and not args.method_weights:
         raise ValueError(f"--method {args.method}: it needs its weights; give --method-weights")
+    if args.pose and "pose" in inputs:
+        raise ValueError("--input pose: --pose draws that image already; give one of the two")
+    pose = find_given_pose(args)
     folder = ImageFolder(args.out, not args.no_mark)
     read = functools.cache(read_input)
     given: dict[str, Any] = {name: [read(path) for path in own] for name, own in inputs.items()}
@@ -316,6 +324,9 @@ def generate(args: argparse.Namespace) -> list[Path]:
 
     given |= {"references": references and [references] * count, **apart}
     given |= {"regions": regions and [regions] * count}
+    if pose is not None:
+        size = image_size(pipe.base, args.height, args.width)
+        given |= use_pose(pose, pipe, args, size, count)
     run_pipeline(pipe, args, options, texts, given, save)
     return paths
 
