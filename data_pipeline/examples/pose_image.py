@@ -17,9 +17,9 @@ class PoseImage(ControlImage):
     """The person's pose: ``name`` [h, w, 3] float32 in 0..1, black if the condition is dropped.
 
     A record's image of this name (``images``) is cropped as ControlImage does it. Without one, a
-    skeleton is drawn of ``keypoints``, and of the eyes and the nose of ``landmarks``: on a canvas of
-    the target's size, each joint moved as the crop moves it. A joint is drawn if it is visible and
-    lies inside of the record's image, so a limb may leave the target where the crop cuts it.
+    skeleton is drawn of ``keypoints``, and of eyes and nose of ``landmarks``: on a canvas of the
+    target's size, each joint moved as the crop moves it. A joint is drawn if it is visible and lies
+    inside of the record's image, so a limb may leave the target where the crop cuts it.
 
     Args:
         name: of the array, of the record's image, and in a call.

@@ -18,8 +18,11 @@ class Widths(NamedTuple):
     half_width: of a limb in its middle. radius: of a joint.
     """
 
-    half_width: int = 4
-    radius: int = 4
+    half_width: int
+    radius: int
+
+
+PUBLISHED = Widths(half_width=4, radius=4)
 
 
 def widths_for(height: int, width: int, style: str = "openpose") -> Widths:
@@ -35,7 +38,7 @@ def widths_for(height: int, width: int, style: str = "openpose") -> Widths:
     """
     if style not in STYLES:
         raise ValueError(f"skeleton style {style!r}: give {' or '.join(STYLES)}")
-    radius = max(1, min(4, 4 * min(height, width) // SMALL))
+    radius = max(1, min(PUBLISHED.radius, PUBLISHED.radius * min(height, width) // SMALL))
     longest = max(height, width)
     thicker = min(2 + longest // 1000, 7) if style == "xinsir" and longest >= 500 else 1
     return Widths(radius * thicker, radius)

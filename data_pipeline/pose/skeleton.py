@@ -1,21 +1,21 @@
 """Skeletons as OpenPose draws them, which ControlNets for poses read (controlnet_aux's order).
 
-Person after person: limbs in 60 % of their colour, then joints. DWPose draws the limbs of all people
-before the first joint, so its pictures differ where people overlap.
+Person after person: limbs in 60 % of their colour, then joints. DWPose draws the limbs of all
+people before the first joint, so its pictures differ where people overlap.
 """
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from data_pipeline.pose.body18 import COLOURS, COUNT, LIMBS
-from data_pipeline.pose.limbs import Widths, check_points, fill_limb
+from data_pipeline.pose.limbs import PUBLISHED, Widths, check_points, fill_limb
 from data_pipeline.pose.raster import fill_disc
 
 DIMMED = 0.6  # of a limb's colour
 
 
 def draw_body18(
-    people: ArrayLike, seen: ArrayLike, height: int, width: int, widths: Widths = Widths()
+    people: ArrayLike, seen: ArrayLike, height: int, width: int, widths: Widths = PUBLISHED
 ) -> np.ndarray:
     """Skeletons on black, uint8 RGB [height, width, 3].
 

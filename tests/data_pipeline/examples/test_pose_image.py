@@ -19,7 +19,7 @@ from data_pipeline.pose.limbs import Widths
 from data_pipeline.records.drawn import records_of
 from data_pipeline.records.schema import Record
 
-# 100 x 60 pixels (height, width): shoulders, elbows, wrists, hips, knees, ankles, left before right.
+# 100 x 60 pixels (height, width): shoulders, elbows, wrists, hips, knees, ankles; left first.
 BODY = ((40, 30), (20, 30), (46, 42), (14, 42), (50, 54), (10, 54))
 BODY += ((36, 56), (24, 56), (37, 72), (23, 72), (38, 90), (22, 90))
 FACE = ((26, 14), (34, 14), (30, 18), (27, 23), (33, 23))
@@ -101,7 +101,9 @@ def test_its_own_image_counts(record, tmp_path):
         source_of(square, PoseImage())
     # Under another name it is drawn.
     drawn = source_of(own, PoseImage("skeleton")).example(0)["skeleton"]
-    assert drawn.max() == 1 and np.array_equal(drawn, source_of(record, PoseImage()).example(0)["pose"])
+    assert drawn.max() == 1 and np.array_equal(
+        drawn, source_of(record, PoseImage()).example(0)["pose"]
+    )
 
 
 def test_a_record_without_a_pose_is_refused(record):
@@ -124,7 +126,9 @@ def test_a_record_of_which_nothing_is_visible_is_named(record, caplog):
 
 def test_widths_and_styles(record):
     def pixels(size, *given):
-        return (source_of(record, PoseImage("pose", *given), size=size).example(0)["pose"] > 0).sum()
+        return (
+            source_of(record, PoseImage("pose", *given), size=size).example(0)["pose"] > 0
+        ).sum()
 
     assert pixels(64) == pixels(64, "openpose", Widths(1, 1)) < pixels(64, "openpose", Widths(4, 4))
     assert pixels(512) == pixels(512, "openpose", Widths(4, 4)) < pixels(512, "xinsir")

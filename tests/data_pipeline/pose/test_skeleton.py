@@ -51,8 +51,10 @@ def test_pixels_are_opencv_s():
     rng = np.random.default_rng(0)
     assert np.array_equal(draw_body18([STANDING], ALL, *SIZE), by_opencv([STANDING], ALL, *SIZE))
     for count in (1, 2, 3):
-        for _ in range(10):
-            people = STANDING * rng.uniform(0.3, 2, (count, 1, 2)) + rng.normal(0, 9, (count, 18, 2))
+        for _ in range(3):
+            people = STANDING * rng.uniform(0.3, 2, (count, 1, 2)) + rng.normal(
+                0, 9, (count, 18, 2)
+            )
             seen = rng.random((count, 18)) > 0.2
             for half_width, radius in ((4, 4), (1, 1), (12, 4)):
                 found = draw_body18(people, seen, *SIZE, Widths(half_width, radius))
