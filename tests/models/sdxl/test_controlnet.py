@@ -115,7 +115,9 @@ def test_every_residual(changes, settings):
     inputs = make_inputs()
     theirs = run_theirs(torch_net, inputs, conditioning_scale=0.7, **settings)
     ours = run_ours(net, inputs, jnp.full(2, 0.7), **settings)
-    assert len(ours) == (10 if changes is WHOLE else 5) and min(each.std() for each in theirs) > 0.01
+    assert (
+        len(ours) == (10 if changes is WHOLE else 5) and min(each.std() for each in theirs) > 0.01
+    )
     assert worst(ours, theirs) < TOLERANCE
 
 
