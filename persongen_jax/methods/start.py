@@ -22,6 +22,7 @@ from persongen_jax.parallel import distributed
 from persongen_jax.settings import check_version
 from persongen_jax.training.partition import leaf_paths, set_leaves
 from persongen_jax.weights.errors import KeyMismatch, MissingFile, UnsupportedAdapter
+from persongen_jax.weights.files.directory import read_config
 from persongen_jax.weights.formats.clip import load_vision_tower
 
 
@@ -106,10 +107,10 @@ def find_origin(config: ConfigDict) -> Origin:
 
 
 def _is_weights(path: Path) -> bool:
-    """Whether it is weights rather than a run: a file, or a folder with a network's config.json."""
-    return path.is_file() or (
-        (path / "config.json").is_file() and not (path / "checkpoints").is_dir()
-    )
+    """Whether it is weights and not a run: a file, or a network's folder in diffusers' format."""
+    if not (path / "config.json").is_file():
+        return path.is_file()
+    return "_class_name" in read_config(path)
 
 
 def load_start(model: Model, config: ConfigDict) -> Origin:
@@ -201,7 +202,7 @@ def pin_start_step(config: ConfigDict, before: dict | None) -> ConfigDict:
         return config
     if before is not None:
         step = before.get("start_from_step", 0)
-    elif Path(source).is_dir():
+    elif Path(source).is_dir() and not _is_weights(Path(source)):
         step = _newest_step(source)
     config = config.copy_and_resolve_references()
     config.start_from_step = step

@@ -1,6 +1,7 @@
 """What a method may add: networks in the step, maps, weights, loss terms; and detaching it."""
 
 import json
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +10,7 @@ import pytest
 from flax import nnx
 from PIL import Image
 
+import persongen_jax
 from data_pipeline.records.manifest import write_manifest
 from data_pipeline.records.schema import Record
 from persongen_jax import train
@@ -26,6 +28,7 @@ from persongen_jax.training.step import keys_of
 from persongen_jax.weights.formats.sdxl.loading import load_sdxl
 from tests.helpers.training_runs import changed, small_base, small_config
 
+ASSETS = Path(persongen_jax.__file__).parent / "assets"
 BARE, CONTROLLED = (f"tests.methods.additions:{name}" for name in ("Bare", "Controlled"))
 
 
@@ -43,6 +46,7 @@ def config(tmp_path_factory):
     config = small_config(small_base(tmp_path_factory), folder)
     config.size, config.lr_hint, config.face_loss_prob = 32, 1e-2, 0.0
     config.ema_decay, config.image_lora_rank = 0.0, 2
+    config.face_encoder = str(ASSETS / "face_net" / "model.safetensors")
     return config
 
 

@@ -26,15 +26,19 @@ def settings(config):
 
 
 @pytest.fixture(scope="module")
+def system(settings):
+    return open_system(settings)
+
+
+@pytest.fixture(scope="module")
 def run(settings, tmp_path_factory):
-    """(the folder of a run, the system as it began)."""
+    """The folder of a run."""
     workdir = tmp_path_factory.mktemp("controlnet")
     assert train.train(settings, workdir)
-    return workdir, open_system(settings)
+    return workdir
 
 
-def test_the_pose_is_dropped_on_its_own_and_stays_on_the_unconditional_side(run):
-    _, system = run
+def test_the_pose_is_dropped_on_its_own_and_stays_on_the_unconditional_side(system):
     batch = next(system.examples(0))
     draws = system.draw(keys_of(system.config.seed, 0), batch)
     again = system.draw(keys_of(system.config.seed, 1), batch)
@@ -50,8 +54,9 @@ def test_the_pose_is_dropped_on_its_own_and_stays_on_the_unconditional_side(run)
     assert np.array_equal(system.drop(batch, jnp.ones(4, bool))["pose"], batch["pose"])
 
 
-def test_a_run_is_loaded_exported_and_read_by_diffusers(run, tmp_path, capsys):
-    workdir, system = run
+@pytest.mark.slow
+def test_a_run_is_loaded_exported_and_read_by_diffusers(run, settings, tmp_path, capsys):
+    workdir, base = run, settings.base
     out = tmp_path / "exported"
     convert(["export", str(workdir), "--format", "controlnet", str(out)])
     assert "ControlNet in diffusers' format" in capsys.readouterr().out
@@ -60,7 +65,7 @@ def test_a_run_is_loaded_exported_and_read_by_diffusers(run, tmp_path, capsys):
     theirs = ControlNetModel.from_pretrained(out)
     image, found = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8), []
     for path in (workdir, out):
-        pipe = Pipeline.from_pretrained(system.config.base)
+        pipe = Pipeline.from_pretrained(base)
         pipe.load_controlnet(path)
         (net,) = pipe.controlnets.nets.values()
         mine = np.asarray(net.controlnet_mid_block.kernel[...])[0, 0].T
@@ -70,7 +75,7 @@ def test_a_run_is_loaded_exported_and_read_by_diffusers(run, tmp_path, capsys):
         found.append(pipe("a man", control_image=image, **settings).images)
     assert np.array_equal(*found)
     # The same by the method, which reads the image by its name.
-    pipe = Pipeline.from_pretrained(system.config.base)
+    pipe = Pipeline.from_pretrained(base)
     pipe.load_method(None, workdir)
     assert not pipe.reads_references
     by_method = pipe("a man", negative_prompt="", pose=[image], **settings).images
@@ -80,8 +85,9 @@ def test_a_run_is_loaded_exported_and_read_by_diffusers(run, tmp_path, capsys):
     assert np.abs(by_method - by_net).max() < 1e-5
 
 
+@pytest.mark.slow
 def test_it_starts_from_a_controlnet_in_diffusers_format(run, settings, tmp_path):
-    workdir, _ = run
+    workdir = run
     out = tmp_path / "exported"
     convert(["export", str(workdir), "--format", "controlnet", str(out)])
     first = open_system(changed(settings, start_from=str(out)))
@@ -96,6 +102,7 @@ def test_it_starts_from_a_controlnet_in_diffusers_format(run, settings, tmp_path
     pipe.load_method(None, Path(tmp_path / "run"))
 
 
+@pytest.mark.slow
 def test_a_run_of_another_method_is_refused(config, tmp_path):
     other = changed(config, method="ip_lora", steps=1, warmup_steps=0, checkpoint_every=1)
     assert train.train(other, tmp_path)

@@ -289,6 +289,7 @@ def test_bad_settings_are_named(changes, named, config):
 # ---- Stages --------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_stages_start_from_each_other(config, tmp_path):
     """Two steps each: everything that one has trained is the next one's start."""
     data = "people:in_train?identities=4&pictures=3"

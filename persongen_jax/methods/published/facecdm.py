@@ -80,7 +80,7 @@ class FaceCDM(Method):
         model.image_proj = ReduceAndUplift(tower.config["hidden_size"], **sizes, **kw)
         projections = [model.image_proj]
         if self.stage > 1:
-            model.face_encoder = _open_recogniser(config, dtype)
+            model.face_encoder = load_arcface(config.face_encoder, dtype=dtype).model
             if not isinstance(jax.tree.leaves(nnx.state(model.unet))[0], jax.core.Tracer):
                 # Not where only shapes are made.
                 file = config.face_encoder
@@ -103,6 +103,11 @@ class FaceCDM(Method):
         if reading not in READINGS:
             known = " or ".join(READINGS)
             raise ValueError(f"config.facecdm_attention={reading!r}: give {known}")
+        if self.stage > 1 and not config.face_encoder:
+            raise ValueError(
+                "config.face_encoder is empty: FaceCDM reads the embeddings of a face recogniser; "
+                "give its file (w600k_r50.onnx, glintr100.onnx; to load_method as encoder)"
+            )
         self.joint, self.control = reading == "joint", config.control
 
     def _groups(self):
@@ -240,12 +245,3 @@ def _joined(parts) -> tuple[jax.Array, jax.Array]:
     """Several (tokens, mask) as one sequence."""
     tokens, masks = zip(*parts, strict=True)
     return jnp.concatenate(tokens, axis=1), jnp.concatenate(masks, axis=1)
-
-
-def _open_recogniser(config, dtype):
-    if not config.face_encoder:
-        raise ValueError(
-            "config.face_encoder is empty: FaceCDM reads the embeddings of a face recogniser; give "
-            "its file (w600k_r50.onnx, glintr100.onnx; to load_method as encoder)"
-        )
-    return load_arcface(config.face_encoder, dtype=dtype).model
