@@ -70,4 +70,4 @@ def to_coco17(
 def inside(joints: ArrayLike, shape: tuple[int, int]) -> np.ndarray:
     """Which joints [..., 2], in pixels, lie inside an image of ``shape`` (height, width), bool."""
     joints = np.asarray(joints)
-    return ((joints >= 0) & (joints < [shape[1], shape[0]])).all(-1)
+    return np.logical_and(joints >= 0, joints < [shape[1], shape[0]]).all(-1)

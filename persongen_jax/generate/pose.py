@@ -69,7 +69,7 @@ def find_pose(photo: Any, net: "PoseNet") -> FoundPose:
     if not _limbs(found.seen):
         raise NoPersonFound(
             f"no person found in {name} ({shape[1]}x{shape[0]} pixels): give a photograph that "
-            "shows one larger and from head to hips at least"
+            "shows one larger"
         )
     return found
 
@@ -153,6 +153,7 @@ def use_pose(
     if args.pose_out:
         with atomic_write(args.pose_out) as partial:
             picture.save(partial, format="png")
+    # Every reader of a skeleton has a branch here.
     if "pose" in pipe.conditioner.inputs:
         return {"pose": [picture] * count}
     raise ValueError(
