@@ -1,6 +1,7 @@
 """The pose of a record as a picture: its own one, or a skeleton drawn of its keypoints."""
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
@@ -81,7 +82,8 @@ class PoseImage(ControlImage):
 
     def _draw(self, record: Record, shape: tuple[int, int], crop: TargetCrop) -> np.ndarray:
         """The skeleton, uint8 [h, w, 3], of a record whose image has this shape (height, width)."""
-        known, scores = to_coco17(record.keypoints, record.visibility, record.landmarks)
+        body: Any = record.keypoints  # make and from_record have looked
+        known, scores = to_coco17(body, record.visibility, record.landmarks)
         joints, seen = from_coco17(known, scores * inside(known, shape))
         widths = self.widths or widths_for(*crop.size, self.style)
         return draw_body18(crop.move(joints)[None], seen[None], *crop.size, widths)

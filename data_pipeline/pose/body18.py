@@ -1,5 +1,7 @@
 """OpenPose's 18 joints of a body: their limbs and colours, and how COCO's joints become them."""
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import ArrayLike
 
@@ -70,4 +72,5 @@ def to_coco17(
 def inside(joints: ArrayLike, shape: tuple[int, int]) -> np.ndarray:
     """Which joints [..., 2], in pixels, lie inside an image of ``shape`` (height, width), bool."""
     joints = np.asarray(joints)
-    return ((joints >= 0) & (joints < [shape[1], shape[0]])).all(-1)
+    within: Any = (joints >= 0) & (joints < [shape[1], shape[0]])
+    return within.all(-1)

@@ -12,6 +12,7 @@ import numpy as np
 # OpenCV's table has seven decimals in float32; the exact sine ends in other pixels now and then.
 _SINES = np.round(np.sin(np.deg2rad(np.arange(451))), 7).astype(np.float32).astype(np.float64)
 _FRACTION = 16  # bits of a fixed-point x
+_FAR = 1 << 62
 
 
 def ellipse_polygon(
@@ -37,9 +38,10 @@ def fill_polygon(image: np.ndarray, points: np.ndarray, colour: tuple[int, ...])
     """Fill a convex polygon, int [n, 2], and its outline in ``image`` [h, w, c], in place."""
     points = np.asarray(points, np.int64)
     height, width = image.shape[:2]
-    rows, columns = _outline(points, height, width)
+    before = np.concatenate([points[-1:], points[:-1]])
+    rows, columns = _outline(before, points, height, width)
     image[rows, columns] = colour
-    for row, left, right in _spans(points, height):
+    for row, left, right in _spans(before, points, height):
         if right >= 0 and left < width:
             image[row, max(left, 0) : right + 1] = colour
 
@@ -68,12 +70,11 @@ def _half_widths(radius: int) -> tuple[int, ...]:
     return tuple(half)
 
 
-def _spans(points, height):
-    """(row, left, right), both inclusive, between the sides of the polygon.
+def _spans(start, end, height):
+    """(row, left, right), both inclusive, between the polygon's edges.
 
     The last row has none: its outline is all that is drawn of it.
     """
-    start, end = np.roll(points, 1, axis=0), points
     down = (start[:, 1] <= end[:, 1])[:, None]
     upper, lower = np.where(down, start, end), np.where(down, end, start)
     first, last = np.maximum(upper[:, 1], 0), np.minimum(lower[:, 1], height)
@@ -88,8 +89,8 @@ def _spans(points, height):
     rows = first[side] + step
     x = (upper[side, 0] << _FRACTION) + (rows - upper[side, 1]) * slope[side]
     top, bottom = rows.min(), rows.max() + 1
-    left = np.full(bottom - top, np.iinfo(np.int64).max)
-    right = np.full(bottom - top, np.iinfo(np.int64).min)
+    left = np.full(bottom - top, _FAR)
+    right = np.full(bottom - top, -_FAR)
     np.minimum.at(left, rows - top, x)
     np.maximum.at(right, rows - top, x)
     half = 1 << (_FRACTION - 1)
@@ -98,13 +99,13 @@ def _spans(points, height):
         yield row, a, b
 
 
-def _outline(points, height, width):
+def _outline(start, end, height, width):
     """Rows and columns of the pixels on the polygon's edges, inside of the image.
 
     From its left end on, a line takes the pixel next to it in every step; of two equally near ones
     the one before.
     """
-    start, end = _clip_all(np.roll(points, 1, axis=0), points, height, width)
+    start, end = _clip_all(start, end, height, width)
     back = (end[:, 0] < start[:, 0])[:, None]
     start, end = np.where(back, end, start), np.where(back, start, end)
     dx, dy = (end - start).T

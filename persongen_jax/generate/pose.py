@@ -69,7 +69,7 @@ def find_pose(photo: Any, net: "PoseNet") -> FoundPose:
     if not _limbs(found.seen):
         raise NoPersonFound(
             f"no person found in {name} ({shape[1]}x{shape[0]} pixels): give a photograph that "
-            "shows one larger and from head to hips at least"
+            "shows one larger"
         )
     return found
 

@@ -13,6 +13,7 @@ from data_pipeline.examples.spatial import ControlImage
 from persongen_jax.cli import plain_warnings
 from persongen_jax.evaluation.validation import open_evaluation
 from persongen_jax.generate import __main__ as generate
+from persongen_jax.generate.pose import FoundPose, draw_pose, use_pose
 from persongen_jax.methods.base import Method, add_prompt_streams, condition_on_text, prompts
 from persongen_jax.methods.start import add_id_encoder
 from persongen_jax.methods.thesis.id_branch import (
@@ -348,6 +349,18 @@ def test_generate_reads_a_maps_image(base, runs, posed, tmp_path):
     assert pose in note["settings"]
     with pytest.raises(ValueError, match="pose: .*--input NAME=FILE"):
         command(base, tmp_path / "none", *method)
+
+
+def test_generate_passes_a_skeleton_to_what_reads_it(posed, who):
+    """Its joints are found by a network; tests/generate/test_generate_pose.py has the command."""
+    joints = np.random.default_rng(0).uniform(8, 56, (18, 2))
+    found = FoundPose(joints, np.ones(18, bool), (64, 64), "ann.png")
+    args = generate.parse_arguments(["--base", "base", "--pose", "ann.png"])
+    given = use_pose(found, posed, args, (64, 64), 2)
+    assert list(given) == ["pose"] and given["pose"] == [draw_pose(found, 64, 64)] * 2
+    assert apart(of_ann(posed, pose=given["pose"][:1]), of_ann(posed, pose=[POSE]))
+    with pytest.raises(ValueError, match=r"--pose ann\.png: no ControlNet is loaded"):
+        use_pose(found, who, args, (64, 64), 2)
 
 
 GENERATE_ERRORS = {
