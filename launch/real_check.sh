@@ -4,7 +4,7 @@
 #
 #   launch/real_check.sh SDXL_DIR [PHOTOMAKER_FILE ...] [--people FOLDER] [--clip DIR] [options]
 #
-# python -m benchmarks.real_check --help lists the options; PYTHON names the interpreter.
+# python -m benchmarks.evaluation.real_check --help lists the options; PYTHON names the interpreter.
 set -euo pipefail
 here=$(cd "$(dirname "$0")/.." && pwd)
-PYTHONPATH="$here${PYTHONPATH:+:$PYTHONPATH}" exec "${PYTHON:-python3}" -m benchmarks.real_check "$@"
+PYTHONPATH="$here${PYTHONPATH:+:$PYTHONPATH}" exec "${PYTHON:-python3}" -m benchmarks.evaluation.real_check "$@"

@@ -18,7 +18,7 @@ IMPORTING = "persongen_jax/convert/importing.py"
 PLACES = (
     "persongen_jax/metrics/images/brightness.py",
     ("persongen_jax/metrics/registry.py", '    "recall_attributes": f"{_HERE}.sets'),
-    "tests/metrics/test_brightness.py",
+    "tests/metrics/images/test_brightness.py",
     (KINDS, "NAMES = {"),
     f"{FORMATS}/arcface_training.py",
     (IMPORTING, "        writer = _import_arcface"),
@@ -81,7 +81,7 @@ def test_the_examples_work(tmp_path):
         assert content.count(was) == 1, (name, was)
         path.write_text(content.replace(was, now), encoding="utf-8")
 
-    files = ("metrics/test_brightness", "metrics/test_registry")
+    files = ("metrics/images/test_brightness", "metrics/test_registry")
     files += ("weights/formats/test_arcface_training", "convert/test_identify")
     names = [f"tests/{name}.py" for name in files]
     done = subprocess.run(

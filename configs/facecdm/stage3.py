@@ -1,4 +1,4 @@
-"""FaceCDM, stage 3: the ControlNet on the pose, with everything; see configs/facecdm/__init__.py."""
+"""FaceCDM, stage 3: the ControlNet on the pose and everything; see configs/facecdm/__init__.py."""
 
 from configs.facecdm.stage2 import get_config as stage2_config
 

@@ -4,52 +4,24 @@ found = identify("photomaker-v1.bin")
 found.kind, found.what, found.facts, found.licence
 """
 
-import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
-from data_pipeline.text_files import TextError, read_json
 from persongen_jax.training.trained import trained_shapes
-from persongen_jax.weights.errors import BadOnnx, MissingFile, WeightsError
+from persongen_jax.weights.errors import BadOnnx, MissingFile
 from persongen_jax.weights.files.directory import open_component, open_file
 from persongen_jax.weights.files.onnx_file import OnnxFile
 from persongen_jax.weights.files.source import DictSource, TensorSource
-from persongen_jax.weights.formats.arcface import licence_hint, name_onnx_tensors
+from persongen_jax.weights.formats.arcface import name_onnx_tensors
 from persongen_jax.weights.formats.lora.opening import CONFIG, DIFFUSERS_FILE, adapter_file
 from persongen_jax.weights.formats.open_clip import original_file
+from persongen_jax.weights.licences import json_of, licence
 from persongen_jax.weights.recognition.kinds import NAMES, classify
 from persongen_jax.weights.recognition.layout import unwrapped
 from persongen_jax.weights.recognition.lora_names import COMPONENTS
-from persongen_jax.weights.recognition.sdxl import SDXL
 from persongen_jax.weights.recognition.sdxl_facts import folder_facts
-
-# Licences that the publishers of these files give; a file of the same layout may have another.
-_PUBLISHED = {
-    "photomaker-v1": "TencentARC's is Apache-2.0",
-    "photomaker-v2": "TencentARC's is Apache-2.0; InsightFace's models, for it, are research only",
-    "id-encoder": "TencentARC's is Apache-2.0",
-    "ip-adapter": "h94/IP-Adapter's are Apache-2.0",
-    "ip-adapter-faceid": "h94/IP-Adapter-FaceID's are for non-commercial research only",
-    "instantid": "InstantX's is Apache-2.0; InsightFace's models, for it, are research only",
-    "pulid": "guozinan/PuLID's is Apache-2.0",
-    "checkpoint": "SDXL 1.0's is CreativeML Open RAIL++-M; fine-tunes differ",
-    "sdxl": "SDXL 1.0's is CreativeML Open RAIL++-M; fine-tunes differ",
-    "unet": "SDXL 1.0's is CreativeML Open RAIL++-M; fine-tunes differ",
-    "vae": "SDXL 1.0's is CreativeML Open RAIL++-M",
-    "clip": "OpenAI's and LAION's are MIT",
-    "eva-clip": "BAAI's (QuanSun/EVA-CLIP) and timm's copies are MIT",
-    "dino": "facebookresearch's is Apache-2.0",
-    "dinov2": "facebookresearch's is Apache-2.0",
-    "inception": "pytorch-fid's file has TensorFlow's weights, which are Apache-2.0",
-    "facenet": "not stated for facenet-pytorch's weights; their data, VGGFace2, were for research",
-    "lpips": "the lpips package's heads are BSD-2-Clause, torchvision's backbones BSD-3-Clause",
-    "lpips-heads": "the lpips package's are BSD-2-Clause",
-    "lpips-backbone": "torchvision's are BSD-3-Clause; they were trained on ImageNet, for research",
-    "run": "goes by the base, the data and the weights that it started from",
-}
-_LICENCE_NOTES = ("modelspec.license", "license", "licence")
 
 
 @dataclass(frozen=True)
@@ -120,24 +92,6 @@ def open_parts(path: str | Path) -> dict[str, TensorSource]:
     return {"": open_component(path)}
 
 
-def licence(
-    path: str | Path, kind: str, source: TensorSource | None = None, facts: dict | None = None
-) -> str:
-    """The licence stated by the file, config or model card; else that of the published files.
-
-    ``facts``: tell's; their family may differ from the one that was published in this layout.
-    """
-    for where, text in _stated(Path(path), source):
-        return f"{text} (so says {where})"
-    if kind == "arcface":
-        return f"{licence_hint(path)} (by the layout and path)"
-    # Variants have the licence of their base kind.
-    published = _PUBLISHED.get(kind) or _PUBLISHED.get(kind.rpartition("-")[0])
-    if (facts or {}).get("family", SDXL) not in (SDXL, "no key tells"):
-        published = None
-    return "not stated in the file" + (f"; {published}" if published else "")
-
-
 def count(sources: dict[str, TensorSource]) -> tuple[int, int, int, dict[str, int]]:
     """(tensors, numbers in them, bytes, tensors by dtype)."""
     infos = [source.info(key) for source in sources.values() for key in source.keys()]
@@ -179,7 +133,7 @@ def _open_onnx(path: Path) -> TensorSource:
 
 def _identify_folder(path: Path, sources) -> Found:
     if (path / "checkpoints").is_dir():
-        config = _json(path / "config.json")
+        config = json_of(path / "config.json")
         steps = sorted(int(p.name) for p in (path / "checkpoints").glob("[0-9]*"))
         facts = {
             "method": config.get("method", "unknown"),
@@ -188,7 +142,7 @@ def _identify_folder(path: Path, sources) -> Found:
         }
         return Found("run", NAMES["run"], facts, licence(path, "run"))
     if _is_pipeline(path):
-        index = _json(path / "model_index.json")
+        index = json_of(path / "model_index.json")
         facts = {"class": index.get("_class_name", "unknown"), **folder_facts(path, sources)}
         for name, source in sources.items():
             kind, more = classify(source)
@@ -202,31 +156,4 @@ def _identify_folder(path: Path, sources) -> Found:
     return Found(kind, NAMES[kind], facts, licence(path, kind, source))
 
 
-def _json(path: Path) -> dict:
-    try:
-        content = read_json(path) if path.is_file() else {}
-    except TextError as error:
-        raise WeightsError(f"{error}. Fetch it again.") from None
-    return content if isinstance(content, dict) else {}
-
-
-def _stated(path: Path, source):
-    """(where, text) of every statement about the licence."""
-    for note in _LICENCE_NOTES:
-        text = (source.metadata if source else {}).get(note, "").strip()
-        if text:
-            yield f"its {note}", text
-    folder = path if path.is_dir() else path.parent
-    if path.is_dir() or path.name == "model.safetensors":
-        for note in ("licence", "license"):
-            text = _json(folder / "config.json").get(note)
-            if isinstance(text, str) and text:
-                yield "config.json", text
-    card = folder / "README.md"
-    if card.is_file():
-        match = re.search(r"\A---\n(?:.*\n)*?license:\s*(\S+)", card.read_text("utf-8", "replace"))
-        if match:
-            yield "README.md", match[1]
-
-
-__all__ = ["Found", "count", "identify", "licence", "open_parts"]
+__all__ = ["Found", "count", "identify", "open_parts"]

@@ -1,7 +1,7 @@
 """Runs ControlNets in front of the UNet, whatever the method (arXiv 2302.05543).
 
-    method = WithControlNets(method, ("control", "control_1"), guidance=True)
-    method.denoise(model, x, t, conditioning)  # model.controlnets; conditioning.maps by these names
+method = WithControlNets(method, ("control", "control_1"), guidance=True)
+method.denoise(model, x, t, conditioning)  # model.controlnets; conditioning.maps by these names
 """
 
 import functools

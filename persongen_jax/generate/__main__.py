@@ -20,8 +20,8 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from data_pipeline.examples.conditions import PARTS
 from data_pipeline.examples.fields import FieldError
+from data_pipeline.examples.text import PARTS
 from data_pipeline.prompts import join_parts
 from data_pipeline.records.schema import MAX_REFERENCES
 from data_pipeline.text_files import read_lines
@@ -249,7 +249,14 @@ def make_notes(
 ) -> list[dict]:
     """The notes on how each image was made; ``parts`` as given."""
     kept = (*KEPT, *"karras timestep_spacing dtype vae_dtype lora method method_weights".split())
-    kept += ("controlnet", "control_image", *SETTINGS, "image_encoder", "scale", *(FLAGS[name] for name in FLAGS if name not in COUNTS))
+    kept += (
+        "controlnet",
+        "control_image",
+        *SETTINGS,
+        "image_encoder",
+        "scale",
+        *(FLAGS[name] for name in FLAGS if name not in COUNTS),
+    )
     settings = {name: getattr(args, name) for name in kept}
     settings |= {"reference": list(args.reference), "input": list(args.input)}
     if args.reference and args.start_merge_step is None:

@@ -71,6 +71,8 @@ def control_arguments(args: argparse.Namespace) -> dict[str, Any]:
         )
     if not nets:
         return {}
-    alone = {name: value[0] if value is not True and len(value) == 1 else value
-             for name, value in given.items()}
+    alone = {
+        name: value[0] if value is not True and len(value) == 1 else value
+        for name, value in given.items()
+    }
     return {"control_image": images if nets > 1 else images[0], **alone}

@@ -107,7 +107,9 @@ def find_origin(config: ConfigDict) -> Origin:
 
 def _is_weights(path: Path) -> bool:
     """Whether it is weights rather than a run: a file, or a folder with a network's config.json."""
-    return path.is_file() or ((path / "config.json").is_file() and not (path / "checkpoints").is_dir())
+    return path.is_file() or (
+        (path / "config.json").is_file() and not (path / "checkpoints").is_dir()
+    )
 
 
 def load_start(model: Model, config: ConfigDict) -> Origin:

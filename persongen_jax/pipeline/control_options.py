@@ -135,5 +135,7 @@ def _images_of(given: Any, name: str, count: int) -> list[np.ndarray]:
     if len(listed) not in (1, count):
         raise ValueError(f"{name}: {len(listed)} images for {count} prompts; give one, or one each")
     several = len(listed) > 1
-    return [load_image(each, f"{name}, number {n}" if several else name)
-            for n, each in enumerate(listed, 1)]
+    return [
+        load_image(each, f"{name}, number {n}" if several else name)
+        for n, each in enumerate(listed, 1)
+    ]

@@ -13,8 +13,8 @@ from flax import nnx
 from jax.sharding import Mesh
 from jax.typing import DTypeLike
 
-from data_pipeline.examples.conditions import Text
 from data_pipeline.examples.fields import Call, TimeIds
+from data_pipeline.examples.text import Text
 from persongen_jax.diffusion.options import SamplingOptions
 from persongen_jax.diffusion.samplers import image_keys
 from persongen_jax.methods import get_method
@@ -29,6 +29,7 @@ from persongen_jax.pipeline.loras import WithLoras
 from persongen_jax.pipeline.words import AddedWords
 from persongen_jax.training.partition import fill_trained, set_leaves
 from persongen_jax.weights.formats.sdxl.loading import SDXLBase, load_sdxl, save_sdxl
+from persongen_jax.weights.licences import say_terms
 
 if TYPE_CHECKING:
     from persongen_jax.systems.sdxl import Sdxl
@@ -250,6 +251,7 @@ class Pipeline(WithLoras):
                 f"ControlNet {name}: replaces the one of that name; give name= to keep both"
             )
         self.controlnets.load(path, name)
+        say_terms(f"ControlNet {path}", str(path), "controlnet")
 
     def unload_controlnet(self, name: str | None = None) -> None:
         """Remove the ControlNet of this name, or all."""
@@ -323,9 +325,7 @@ class Pipeline(WithLoras):
         own_lora = self._own_lora if acts else {}
         scales = (options.scales or {}, bool(own_lora), acts, plan.num_steps)
         strengths = conditioner.schedules(*scales)
-        control = self.controlnets.control(
-            control_options, pictures, count, size, plan.num_steps
-        )
+        control = self.controlnets.control(control_options, pictures, count, size, plan.num_steps)
         about = (control_options, pictures, control, size, options.guidance_scale)
         for line in self.controlnets.without_effect(*about):
             checks.warn_of_call(line)

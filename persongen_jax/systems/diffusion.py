@@ -205,9 +205,7 @@ class DiffusionSystem(System):
     ) -> jax.Array:
         """The prediction [b, h, w, c] at ``x`` [b, h, w, c] and timesteps ``t`` ([b] or one)."""
 
-    def drop(
-        self, batch: Batch, drop: jax.Array, own: dict[str, jax.Array] | None = None
-    ) -> Batch:
+    def drop(self, batch: Batch, drop: jax.Array, own: dict[str, jax.Array] | None = None) -> Batch:
         """The batch without its condition where ``drop`` [b] is True.
 
         Args:

@@ -3,18 +3,18 @@
 import numpy as np
 import pytest
 
-from benchmarks import evaluation_speed
-from benchmarks.evaluation_material import METRICS, draw, likeness, to_others
+from benchmarks.evaluation import speed
+from benchmarks.evaluation.speed_material import METRICS, draw, likeness, to_others
 
 
 def test_what_differs_is_refused():
     alike = {key: np.zeros((2, 3)) for m in METRICS for key in (m, f"{m} figures")}
-    alike[evaluation_speed.CROPS] = np.zeros((2, 3))
+    alike[speed.CROPS] = np.zeros((2, 3))
     other = {**alike, "face_sim figures": np.full((2, 3), 2e-3)}
-    assert evaluation_speed.differences(alike, other)["face_sim"] == (0, 2e-3)
+    assert speed.differences(alike, other)["face_sim"] == (0, 2e-3)
     for bad in (2e-3, np.nan):
         with pytest.raises(ValueError, match="dino_i: features differ by"):
-            evaluation_speed.differences(alike, {**alike, "dino_i": np.full((2, 3), bad)})
+            speed.differences(alike, {**alike, "dino_i": np.full((2, 3), bad)})
 
 
 def test_figures_are_of_each_person():
@@ -28,7 +28,7 @@ def test_figures_are_of_each_person():
 @pytest.mark.slow
 def test_both_sides_agree(tmp_path):
     words = ["--images", "21", "--size", "tiny", "--rounds", "1"]
-    evaluation_speed.main([*words, "--out", str(tmp_path / "report.md")])
+    speed.main([*words, "--out", str(tmp_path / "report.md")])
     text = (tmp_path / "report.md").read_text()
     assert all(f"| {title} |" in text for title in METRICS.values())
     assert "say nothing about speed" in text

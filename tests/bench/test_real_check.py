@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from benchmarks import real_check
+from benchmarks.evaluation import real_check
 from persongen_jax.miniature.__main__ import ASSETS
 
 ADAPTER = ASSETS / "photomaker-v1.safetensors"

@@ -1,12 +1,12 @@
 """What happens to the judges' image encoders and CLIPs: (kind, variant, what happens, test)."""
 
-DINO = "tests/models/test_dino.py::test_"
+DINO = "tests/models/encoders/test_dino.py::test_"
 CLIP = "tests/weights/formats/test_open_clip.py::test_"
 SCRIPT = "tests/weights/files/test_torchscript.py::test_"
-EVA = "tests/models/test_eva_clip.py::test_"
-JUDGES = "tests/models/test_judges.py::test_"
+EVA = "tests/models/encoders/test_eva_clip.py::test_"
+JUDGES = "tests/models/judges/test_judges.py::test_"
 FILES = "tests/weights/formats/test_judges.py::test_"
-IMAGES = "tests/metrics/test_image_similarity.py::test_"
+IMAGES = "tests/metrics/images/test_image_similarity.py::test_"
 
 ENTRIES = [
     ("DINO, DINOv2", "facebookresearch's .pth, and as .safetensors", "read",

@@ -17,7 +17,7 @@ from persongen_jax.metrics.base import Metric, Values
 from persongen_jax.metrics.clip_score import ClipScore
 from persongen_jax.miniature.__main__ import ASSETS
 from tests.evaluation.folders.drawn import draw
-from tests.helpers.judge_files import seeded, shapes_of
+from tests.helpers.encoders.judge_files import seeded, shapes_of
 
 
 class Grey(Metric):

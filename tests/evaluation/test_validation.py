@@ -27,9 +27,9 @@ from persongen_jax.training.partition import split_model
 from persongen_jax.training.step import merge_model
 from persongen_jax.weights.formats.arcface import load_arcface
 from persongen_jax.weights.saver import save_module
+from tests.helpers.encoders.tiny_clip import write_tiny_clip
 from tests.helpers.iresnet_twin import TorchIResNet, randomise_statistics
 from tests.helpers.keypoint_nets import write_keypoint_net
-from tests.helpers.tiny_clip import write_tiny_clip
 from tests.helpers.twins import randomise
 
 FACE_NET = {"layers": (1, 1), "widths": (4, 8), "input_size": 16, "embedding_dim": 6}

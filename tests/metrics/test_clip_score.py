@@ -16,7 +16,7 @@ from persongen_jax.metrics.clip_score import BATCH, ClipScore
 from persongen_jax.metrics.feature_judges import ClipJudge
 from persongen_jax.metrics.images.clip_t import ClipT
 from persongen_jax.weights.errors import KeyMismatch, MissingFile
-from tests.helpers.tiny_clip import write_tiny_clip
+from tests.helpers.encoders.tiny_clip import write_tiny_clip
 
 TEXTS = ["a man", "a photo of a woman in a red hat", "", "castle " * 100]
 TOLERANCE = 1e-4  # of the score, which is in -100..100

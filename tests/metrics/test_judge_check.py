@@ -14,7 +14,7 @@ from persongen_jax.metrics.base import Metric, Values
 from persongen_jax.metrics.judge_check import check_judges, find_shared
 from persongen_jax.metrics.registry import open_metrics
 from persongen_jax.weights.formats.clip import load_vision_tower
-from tests.helpers.tiny_clip import write_tiny_clip
+from tests.helpers.encoders.tiny_clip import write_tiny_clip
 
 ROOT = ("id_encoder/vision_model",)
 

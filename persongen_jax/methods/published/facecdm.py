@@ -1,8 +1,8 @@
 """FaceCDM: text, image and face in triplet cross-attention, and a ControlNet on the pose.
 
-J. Zhou, FaceCDM (guided by L. Zhang and D. Zou). A face encoder reads the face, an image encoder the
-whole photograph; each embedding becomes four tokens. Training has three stages, from broad strokes
-to fine details: the image branch; the face branch as well; the ControlNet and everything together.
+J. Zhou, FaceCDM (guided by L. Zhang and D. Zou). A face encoder reads the face, an image encoder
+the whole photograph; each embedding becomes four tokens. Training has three stages, from broad
+strokes to fine details: the image branch; the face branch too; the ControlNet and everything.
 docs/facecdm.md says what the source leaves open, and what is chosen here.
 """
 
@@ -14,8 +14,8 @@ from flax import nnx
 from jax.typing import ArrayLike
 from ml_collections import ConfigDict
 
-from data_pipeline.examples.conditions import References
 from data_pipeline.examples.fields import Batch, Encoding, Field
+from data_pipeline.examples.references import References
 from data_pipeline.pictures.transforms import CLIP_MEAN, CLIP_STD
 from data_pipeline.records.schema import MAX_REFERENCES
 from persongen_jax.diffusion.conditioning import Conditioning, TokenStream
@@ -27,6 +27,7 @@ from persongen_jax.models.encoders.reduce_uplift import ReduceAndUplift
 from persongen_jax.models.sdxl.parts import StableDiffusionXL
 from persongen_jax.weights.formats.arcface import load_arcface
 from persongen_jax.weights.formats.clip import load_vision_tower
+from persongen_jax.weights.licences import say_terms
 
 STAGES = (1, 2, 3)
 READINGS = ("triplet", "joint")
@@ -80,6 +81,10 @@ class FaceCDM(Method):
         projections = [model.image_proj]
         if self.stage > 1:
             model.face_encoder = _open_recogniser(config, dtype)
+            if not isinstance(jax.tree.leaves(nnx.state(model.unet))[0], jax.core.Tracer):
+                # Not where only shapes are made.
+                file = config.face_encoder
+                say_terms(f"FaceCDM reads faces by {file}", file, "arcface")
             width = model.face_encoder.config["embedding_dim"]
             model.face_proj = ReduceAndUplift(width, **sizes, **kw)
             projections.append(model.face_proj)

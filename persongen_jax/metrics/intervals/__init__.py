@@ -7,5 +7,6 @@ jackknife.py the interval of a number of a whole set, by leaving people out
 pairs.py     differences of two methods on the same identities, prompts and seeds
 settle.py    how many people or seeds would settle the sign of a difference
 
-benchmarks/coverage.py measures how often they hold the truth, next to the methods not chosen.
+benchmarks/evaluation/coverage.py measures how often they hold the truth, next to the methods not
+chosen.
 """

@@ -1,7 +1,8 @@
 """The formulas of the intervals, on arrays with any leading axes, such as trials of a benchmark.
 
 People are the units. They are given by the sum and the number of their images' values, which is
-all that a mean over images depends on. The steps, each measured by benchmarks/coverage.py:
+all that a mean over images depends on. The steps, each measured by
+benchmarks/evaluation/coverage.py:
 
 1. the standard error is cluster-robust, corrected for few clusters (CR2 of Bell and McCaffrey 2002,
    Survey Methodology 28, 169-181, here for a mean);

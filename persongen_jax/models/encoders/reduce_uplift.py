@@ -13,7 +13,7 @@ from persongen_jax.models.layers import LayerNorm, LayerOptions, Linear
 
 
 class ReduceAndUplift(nnx.Module):
-    """[..., in_features] to [..., num_tokens, features]: a bottleneck of ``reduced``, normalised."""
+    """[..., in_features] to [..., num_tokens, features], by way of ``reduced`` features."""
 
     def __init__(
         self,

@@ -59,9 +59,7 @@ class ControlNetConditioningEmbedding(nnx.Module):
         for before, after in zip(widths, widths[1:], strict=False):
             self.blocks.append(Conv(before, before, 3, padding=1, **kw))
             self.blocks.append(Conv(before, after, 3, padding=1, strides=2, **kw))
-        self.conv_out = _zero(
-            Conv(widths[-1], config["block_out_channels"][0], 3, padding=1, **kw)
-        )
+        self.conv_out = _zero(Conv(widths[-1], config["block_out_channels"][0], 3, padding=1, **kw))
 
     def __call__(self, image: jax.Array) -> jax.Array:
         x = jax.nn.silu(self.conv_in(image))
@@ -131,9 +129,7 @@ class ControlNetModel(UNetEncoder):
         temb = self.embed_time(timesteps, conditioning, sample.shape[0])
         x = self.conv_in(sample) + self.controlnet_cond_embedding(image)
         x, skips = self.encode(x, temb, conditioning)
-        down = [
-            layer(skip) for layer, skip in zip(self.controlnet_down_blocks, skips, strict=True)
-        ]
+        down = [layer(skip) for layer, skip in zip(self.controlnet_down_blocks, skips, strict=True)]
         residuals = [*down, self.controlnet_mid_block(x)]
         if guess_mode and not self.config["global_pool_conditions"]:
             factors = jnp.logspace(-1, 0, len(residuals))
@@ -184,4 +180,3 @@ def _zero(layer: Conv) -> Conv:
         if leaf is not None:
             leaf.set_value(jnp.zeros_like(leaf[...]))
     return layer
-

@@ -1,4 +1,4 @@
-"""The half of the UNet that a ControlNet has as well: time, first convolution, down path, mid block.
+"""The half of the UNet that a ControlNet has too: time, first convolution, down path, mid block.
 
 SDXL: Podell et al., arXiv 2307.01952, section 2.
 """

@@ -62,7 +62,9 @@ def load_controlnet(
         kind, _ = classify(source)
         if kind != "controlnet":
             what = NAMES[kind] if kind != "unknown" else "of no layout that is known here"
-            raise WeightsError(f"{path}: is {what}. Give a ControlNet for SDXL in diffusers' format.")
+            raise WeightsError(
+                f"{path}: is {what}. Give a ControlNet for SDXL in diffusers' format."
+            )
         if path.is_file():
             config |= _seen(source)
         check_fits(config, unet_config, path)

@@ -11,8 +11,9 @@ their own, in which this project need not be installed:
 
 torchvision's compiled operators are for a GPU's PyTorch; none is used here, so two of them are only
 declared. The networks are open_clip.model.CustomTextCLIP with timm.models.eva.Eva in it, from their
-own configs of EVA02-L-14-336 with the sizes of tests/helpers/eva_files.py. Weights and pictures are
-seeded: stored are the shapes of the state dict, tiny and as published, and what the networks give.
+own configs of EVA02-L-14-336 with the sizes of tests/helpers/encoders/eva_files.py. Weights and
+pictures are seeded: stored are the shapes of the state dict, tiny and as published, and what the
+networks give.
 
 original.npz next to it is not made here: it holds the numbers that the authors' own class gives
 (eva_clip/eva_vit_model.py, EVAVisionTransformer, in the repository ToTheBeginning/PuLID at commit
@@ -35,7 +36,7 @@ import open_clip.factory  # noqa: E402
 import open_clip.model  # noqa: E402
 import timm  # noqa: E402
 
-from tests.helpers.eva_files import (  # noqa: E402
+from tests.helpers.encoders.eva_files import (  # noqa: E402
     FILE,
     TEXT,
     TRUNK,

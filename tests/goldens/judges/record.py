@@ -10,8 +10,8 @@ their own, in which this project need not be installed:
     /tmp/tools/bin/python -m tests.goldens.judges.record
 
 torchvision's compiled operators are for a GPU's PyTorch; none of these networks uses one, so two
-of them are only declared. Weights and pictures are seeded (tests/helpers/judge_files.py): stored
-are the shapes of the tools' own state dicts, and what the tools give.
+of them are only declared. Weights and pictures are seeded (tests/helpers/encoders/judge_files.py):
+stored are the shapes of the tools' own state dicts, and what the tools give.
 """
 
 import contextlib
@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from tests.helpers.judge_files import FILE, clouds, patterns, seeded
+from tests.helpers.encoders.judge_files import FILE, clouds, patterns, seeded
 
 OPERATORS = torch.library.Library("torchvision", "DEF")
 for name in ("nms", "qnms"):

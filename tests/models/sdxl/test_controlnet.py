@@ -163,7 +163,9 @@ def test_the_unet_adds_them_as_diffusers_does():
     assert relative_error(with_them, nhwc(theirs)) < TOLERANCE
     # A scale of 0 is bit-equal to no ControlNet.
     nothing = jax.tree.map(jnp.zeros_like, Residuals(ours, last))
-    assert np.array_equal(call(*plain, conditioning.with_residuals(nothing)), call(*plain, conditioning))
+    assert np.array_equal(
+        call(*plain, conditioning.with_residuals(nothing)), call(*plain, conditioning)
+    )
 
 
 def test_from_unet_copies_what_diffusers_copies():

@@ -1,4 +1,4 @@
-"""ControlNets as diffusers writes them: read, written back bit-equal, refused where they do not fit."""
+"""ControlNets as diffusers writes them: read, written back bit-equal, or refused."""
 
 import json
 

@@ -9,7 +9,7 @@ from persongen_jax.weights.formats.judges.facenet import is_facenet, load_facene
 from persongen_jax.weights.formats.judges.inception import load_inception
 from persongen_jax.weights.formats.judges.lpips import load_lpips
 from persongen_jax.weights.loader import parameter_leaves
-from tests.helpers.judge_files import lpips_halves, seeded, shapes_of
+from tests.helpers.encoders.judge_files import lpips_halves, seeded, shapes_of
 
 
 def refused(load, path, tensors, error, match):

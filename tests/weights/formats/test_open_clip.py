@@ -19,7 +19,12 @@ from persongen_jax.weights.recognition.open_clip import (
     infer_clip_config,
     split_towers,
 )
-from tests.helpers.open_clip_files import PUBLISHED, openai_names, published_shapes, torch_clip
+from tests.helpers.encoders.open_clip_files import (
+    PUBLISHED,
+    openai_names,
+    published_shapes,
+    torch_clip,
+)
 from tests.helpers.torchscript import module_of
 from tests.helpers.twins import nhwc, relative_error
 

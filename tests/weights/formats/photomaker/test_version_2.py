@@ -19,7 +19,7 @@ from persongen_jax.weights.formats.photomaker import (
     save_photomaker,
 )
 from tests.helpers.twins import nhwc, randomise, relative_error
-from tests.models.test_photomaker_v2 import TorchV2IDEncoder
+from tests.models.encoders.test_photomaker_v2 import TorchV2IDEncoder
 from tests.weights.formats.photomaker.models import TOLERANCE, attach, same
 
 FACE = 12  # length of the recogniser's embedding; 512 in the published file

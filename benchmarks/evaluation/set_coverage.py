@@ -1,0 +1,98 @@
+"""How often the intervals of distances between sets hold the truth, the bootstrap next to ours.
+
+    python -m benchmarks.evaluation.set_coverage [--trials 300] [--draws 100]
+
+Drawn people have a mean of their own, kinds of images another, and images differ; eight numbers an
+image, 20 generated and 4 real images of each person, as in a validation. The truth is the mean of
+the figure over all trials: FID's with its bias, which depends on the numbers of images.
+"""
+
+import argparse
+
+import numpy as np
+
+from persongen_jax.metrics.intervals.jackknife import group_people, jackknife_interval
+from persongen_jax.metrics.sets.cmmd import SCALE, gaussian
+from persongen_jax.metrics.sets.frechet_clip import frechet_distance
+from persongen_jax.metrics.sets.mmd import cubic, kernel_sums
+from persongen_jax.tables import markdown
+
+DIMS, GENERATED, REAL, PEOPLE = 8, 20, 4, (10, 25)
+
+
+def draw(rng: np.random.Generator, people: int) -> list[tuple[np.ndarray, np.ndarray]]:
+    """(features [n, d], whose) of the generated and of the real images."""
+    own = 0.7 * rng.standard_normal((people, DIMS))
+    kinds = []
+    for count, shift in ((GENERATED, 0.4), (REAL, 0.0)):
+        means = own + 0.4 * rng.standard_normal((people, DIMS)) + shift
+        whose = np.repeat(np.arange(people), count)
+        kinds.append((means[whose] + 0.7 * rng.standard_normal((len(whose), DIMS)), whose))
+    return kinds
+
+
+def kid(a: np.ndarray, b: np.ndarray) -> float:
+    return kernel_sums(cubic, a, b).unbiased()
+
+
+def cmmd(a: np.ndarray, b: np.ndarray) -> float:
+    a, b = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in (a, b))
+    return SCALE * kernel_sums(gaussian, a, b).biased()
+
+
+FIGURES = {"FID": frechet_distance, "KID": kid, "CMMD": cmmd}
+
+
+def jackknifed(figure, kinds) -> tuple[float, float]:
+    groups = group_people(*(list(map(str, whose)) for _, whose in kinds))
+    rows = [x for x, _ in kinds]
+
+    def without(group):
+        return figure(*(x[own != group] for x, own in zip(rows, groups.rows, strict=True)))
+
+    return jackknife_interval(figure(*rows), without, groups.people)
+
+
+def bootstrapped(figure, kinds, rng, draws) -> tuple[float, float]:
+    """The percentile interval of people drawn with replacement."""
+    values, people = [], kinds[0][1].max() + 1
+    places = [[np.flatnonzero(whose == p) for p in range(people)] for _, whose in kinds]
+    for _ in range(draws):
+        drawn = rng.integers(0, people, people)
+        rows = [np.concatenate([own[p] for p in drawn]) for own in places]
+        values.append(figure(*(x[which] for (x, _), which in zip(kinds, rows, strict=True))))
+    low, high = np.percentile(values, (2.5, 97.5))
+    return low, high
+
+
+def measure(trials: int, draws: int) -> list[list]:
+    """Rows of the table: figure, people, percent held by ours and by the bootstrap of ``draws``."""
+    rows = []
+    for name, figure in FIGURES.items():
+        for people in PEOPLE:
+            rng = np.random.default_rng(people)
+            values, ours, theirs = [], [], []
+            for _ in range(trials):
+                kinds = draw(rng, people)
+                values.append(figure(*(x for x, _ in kinds)))
+                ours.append(jackknifed(figure, kinds))
+                theirs.append(bootstrapped(figure, kinds, rng, draws))
+            truth = np.mean(values)
+            held = [
+                100 * np.mean([lo <= truth <= hi for lo, hi in each]) for each in (ours, theirs)
+            ]
+            rows.append([name, people, *(f"{share:.1f}" for share in held)])
+    return rows
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--trials", type=int, default=300)
+    parser.add_argument("--draws", type=int, default=100, help="of the bootstrap")
+    args = parser.parse_args(argv)
+    rows = measure(args.trials, args.draws)
+    print(markdown(["figure", "people", "ours", "percentile bootstrap"], rows))
+
+
+if __name__ == "__main__":
+    main()

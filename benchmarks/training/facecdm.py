@@ -1,0 +1,204 @@
+"""FaceCDM's three stages and its ControlNet in the miniature: what each adds, over three seeds.
+
+    python -m benchmarks.training.facecdm --work runs/facecdm --out benchmarks/results/facecdm.md
+
+trains `configs/mini/facecdm/stage1.py` to `stage3.py` and `configs/mini/controlnet.py` with each
+seed and evaluates them on strangers by networks that no method reads. What is complete is not
+repeated: the command can be stopped. Options that it does not know are passed on to all trainings.
+"""
+
+import argparse
+import datetime
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from benchmarks.machine import processor
+from benchmarks.training.seeds import run_training
+from data_pipeline.cli import command
+from data_pipeline.files import write_text
+from persongen_jax.metrics.intervals.limits import Bounds
+from persongen_jax.metrics.intervals.people import Interval
+from persongen_jax.metrics.intervals.runs import over_people_and_runs
+from persongen_jax.metrics.measures import join_runs
+from persongen_jax.tables import cell, markdown
+from persongen_jax.weights.saver import write_json
+
+SET = "out_of_train"
+PEOPLE = 30
+METRICS = ("face_sim", "rank1_10", "rank1_100", "clip_t", "pose_error", "pck", "face_sharpness")
+NOBODY = {"image": 0.0, "face": 0.0, "pose": 0.0}  # then the UNet computes what the base does
+
+
+class Row(NamedTuple):
+    """An evaluation: of which run, with which scales of what the method adds."""
+
+    title: str
+    run: str
+    scales: dict
+
+
+ROWS = (
+    Row("the base: prompts alone", "stage3", NOBODY),
+    Row("stage 1: image branch", "stage1", {}),
+    Row("stage 2: and face branch", "stage2", {}),
+    Row("stage 3: all", "stage3", {}),
+    Row("stage 3 without the pose", "stage3", {"pose": 0.0}),
+    Row("a ControlNet alone", "controlnet", {}),
+    Row("the same at scale 0", "controlnet", {"pose": 0.0}),
+)
+# What the paper says, as differences of rows: metric, the row with, the row without.
+CLAIMS = (
+    ("face_sim", 1, 0),
+    ("face_sim", 2, 0),
+    ("face_sim", 3, 0),
+    ("pose_error", 3, 4),
+    ("pose_error", 5, 6),
+    ("pck", 3, 4),
+    ("pck", 5, 6),
+    ("face_sharpness", 3, 4),
+    ("face_sharpness", 5, 6),
+)
+
+
+def train_all(seed: int, work: Path, options: list[str]) -> Path:
+    """The three stages and the ControlNet; complete ones end at once."""
+    folder = work / str(seed)
+    quiet = [f"--config.seed={seed}", "--config.validation_every=0", *options]
+    before = ""
+    for stage in ("stage1", "stage2", "stage3"):
+        start = [f"--config.start_from={before}"] if before else []
+        config = f"configs/mini/facecdm/{stage}.py"
+        if not done(folder / stage):
+            run_training(config, folder / stage, folder / f"{stage}.log", [*quiet, *start])
+        before = str(folder / stage)
+    if not done(folder / "controlnet"):
+        log = folder / "controlnet.log"
+        run_training("configs/mini/controlnet.py", folder / "controlnet", log, quiet)
+    return folder
+
+
+def done(run: Path) -> bool:
+    """Whether its last step is saved."""
+    file = run / "config.json"
+    return file.exists() and (run / f"checkpoints/{json.loads(file.read_text())['steps']}").is_dir()
+
+
+def evaluate(row: Row, folder: Path) -> dict:
+    """The measures of a row, kept in a file next to its run."""
+    file = folder / f"{ROWS.index(row)}.json"
+    if file.exists():
+        return json.loads(file.read_text())
+    from persongen_jax.evaluation.people import Evaluation
+    from persongen_jax.systems.open import open_run
+
+    def settings(config):
+        config.metrics = METRICS
+        config.validate_in_train = config.validate_out_of_domain = ""
+        config.validate_out_of_train = f"people:{SET}?identities={PEOPLE}&{UNSEEN}"
+        config.validation_gallery = f"people:{SET}?identities=100&{UNSEEN}"
+        config.validation_people = PEOPLE
+
+    run = open_run(folder / row.run, change=settings)
+    evaluation = Evaluation(run.system)
+    if row.scales:
+        known = evaluation.options
+        own = {name: s for name, s in row.scales.items() if name in scalable(run.system)}
+        evaluation.options = replace(known, scales=own)
+    found = evaluation(run.system.model, run.step)[SET].row["metrics"]
+    write_json(file, found)
+    return found
+
+
+UNSEEN = "pictures=3&first_picture=1000000"
+
+
+def scalable(system) -> tuple[str, ...]:
+    from persongen_jax.pipeline import Pipeline
+
+    return Pipeline.from_system(system).conditioner.scalable_names
+
+
+def difference(with_it: list[dict], without: list[dict]) -> Interval:
+    """Over people and seeds: the mean difference of each person's means."""
+    names = sorted(set.intersection(*(set(m["people"]) for m in (*with_it, *without))))
+    cells = [
+        [one["people"][name][0] - two["people"][name][0] for name in names]
+        for one, two in zip(with_it, without, strict=True)
+    ]
+    bounds: Bounds = None
+    return over_people_and_runs(np.array(cells), np.ones((len(cells), len(names))), bounds)
+
+
+def said(metric: str, found: Interval) -> str:
+    """Whether the row with it is better, worse, or neither can be said."""
+    if found.low is None or found.low <= 0 <= found.high:
+        return "open"
+    better = found.mean < 0 if metric == "pose_error" else found.mean > 0
+    return "confirmed" if better else "refuted"
+
+
+def report(found: dict[int, list[dict]], options: list[str]) -> str:
+    seeds, first = list(found), found[next(iter(found))][0]
+    titles = {name: first[name]["title"] for name in METRICS if name in first}
+    rows = []
+    for number, row in enumerate(ROWS):
+        each = [found[seed][number] for seed in seeds]
+        joint = {name: join_runs([one[name] for one in each]) for name in titles}
+        rows.append([row.title, *(cell(joint[n], first[n]["form"]) for n in titles)])
+    claims = []
+    for metric, one, other in CLAIMS:
+        with_it, without = (
+            [found[seed][place][metric] for seed in seeds] for place in (one, other)
+        )
+        found_ = difference(with_it, without)
+        low, high = (f"{x:.4f}" if x is not None else "?" for x in (found_.low, found_.high))
+        text = f"{found_.mean:.4f} [{low}, {high}]"
+        claims.append(
+            [titles[metric], ROWS[one].title, ROWS[other].title, text, said(metric, found_)]
+        )
+    count = first["clip_t"]["n"]
+    passed = f" {' '.join(options)}" if options else ""
+    return (
+        "# FaceCDM in the miniature\n\n"
+        f"`python -m benchmarks.training.facecdm{passed}`, {datetime.date.today()}, {processor()}, "
+        f"jax {jax.__version__}. Seeds {', '.join(map(str, seeds))}; {PEOPLE} strangers, "
+        f"{count} images a row and seed, of all framings; means and 95 % intervals over people and "
+        "seeds. Judges that no method reads.\n\n"
+        + markdown(["", *titles.values()], rows)
+        + "\n\nDifferences, paired by person and seed:\n\n"
+        + markdown(["figure", "with", "without", "difference", ""], claims)
+        + "\n"
+    )
+
+
+@command
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.training.facecdm", description=__doc__.split("\n")[0]
+    )
+    parser.add_argument(
+        "--work", type=Path, default=Path("runs/facecdm"), help="folder of the runs"
+    )
+    parser.add_argument("--seeds", type=int, default=3, help="0, 1, … this many (default: 3)")
+    parser.add_argument("--out", type=Path, help="a Markdown file for the tables")
+    args, options = parser.parse_known_args(argv)
+    if args.seeds < 1:
+        raise ValueError(f"--seeds {args.seeds}: at least 1")
+    found = {}
+    for seed in range(args.seeds):
+        folder = train_all(seed, args.work.resolve(), options)
+        found[seed] = [evaluate(row, folder) for row in ROWS]
+        print(f"seed {seed}: done", flush=True)
+    text = report(found, options)
+    print(text)
+    if args.out:
+        write_text(args.out, text)
+
+
+if __name__ == "__main__":
+    main()

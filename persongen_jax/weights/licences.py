@@ -1,0 +1,95 @@
+"""Under which terms a weight file is given, as far as the file and its folder say."""
+
+import functools
+import re
+import sys
+from pathlib import Path
+
+from data_pipeline.text_files import TextError, read_json
+from persongen_jax.weights.errors import WeightsError
+from persongen_jax.weights.files.source import TensorSource
+from persongen_jax.weights.formats.arcface import licence_hint
+from persongen_jax.weights.recognition.sdxl import SDXL
+
+# Licences that the publishers of these files give; a file of the same layout may have another.
+_PUBLISHED = {
+    "photomaker-v1": "TencentARC's is Apache-2.0",
+    "photomaker-v2": "TencentARC's is Apache-2.0; InsightFace's models, for it, are research only",
+    "id-encoder": "TencentARC's is Apache-2.0",
+    "ip-adapter": "h94/IP-Adapter's are Apache-2.0",
+    "ip-adapter-faceid": "h94/IP-Adapter-FaceID's are for non-commercial research only",
+    "instantid": "InstantX's is Apache-2.0; InsightFace's models, for it, are research only",
+    "pulid": "guozinan/PuLID's is Apache-2.0",
+    "checkpoint": "SDXL 1.0's is CreativeML Open RAIL++-M; fine-tunes differ",
+    "sdxl": "SDXL 1.0's is CreativeML Open RAIL++-M; fine-tunes differ",
+    "unet": "SDXL 1.0's is CreativeML Open RAIL++-M; fine-tunes differ",
+    "vae": "SDXL 1.0's is CreativeML Open RAIL++-M",
+    "clip": "OpenAI's and LAION's are MIT",
+    "eva-clip": "BAAI's (QuanSun/EVA-CLIP) and timm's copies are MIT",
+    "dino": "facebookresearch's is Apache-2.0",
+    "dinov2": "facebookresearch's is Apache-2.0",
+    "inception": "pytorch-fid's file has TensorFlow's weights, which are Apache-2.0",
+    "facenet": "not stated for facenet-pytorch's weights; their data, VGGFace2, were for research",
+    "lpips": "the lpips package's heads are BSD-2-Clause, torchvision's backbones BSD-3-Clause",
+    "lpips-heads": "the lpips package's are BSD-2-Clause",
+    "lpips-backbone": "torchvision's are BSD-3-Clause; they were trained on ImageNet, for research",
+    "run": "goes by the base, the data and the weights that it started from",
+}
+_LICENCE_NOTES = ("modelspec.license", "license", "licence")
+
+
+def licence(
+    path: str | Path, kind: str, source: TensorSource | None = None, facts: dict | None = None
+) -> str:
+    """The licence stated by the file, config or model card; else that of the published files.
+
+    ``facts``: tell's; their family may differ from the one that was published in this layout.
+    """
+    for where, text in _stated(Path(path), source):
+        return f"{text} (so says {where})"
+    if kind == "arcface":
+        return f"{licence_hint(path)} (by the layout and path)"
+    # Variants have the licence of their base kind.
+    published = _PUBLISHED.get(kind) or _PUBLISHED.get(kind.rpartition("-")[0])
+    if (facts or {}).get("family", SDXL) not in (SDXL, "no key tells"):
+        published = None
+    return "not stated in the file" + (f"; {published}" if published else "")
+
+
+@functools.cache
+def say_terms(what: str, path: str, kind: str) -> None:
+    """Print, once per process, the licence of what has been loaded, to the standard error.
+
+    Args:
+        what: what it is and does, "faces are read by w600k_r50.onnx".
+        path: of the file or folder; kind: one of recognition.kinds.NAMES.
+    """
+    print(f"{what}; its licence: {licence(path, kind)}", file=sys.stderr)
+
+
+def json_of(path: Path) -> dict:
+    """A JSON file's object; {} if there is none. WeightsError if it is damaged."""
+    try:
+        content = read_json(path) if path.is_file() else {}
+    except TextError as error:
+        raise WeightsError(f"{error}. Fetch it again.") from None
+    return content if isinstance(content, dict) else {}
+
+
+def _stated(path: Path, source):
+    """(where, text) of every statement about the licence."""
+    for note in _LICENCE_NOTES:
+        text = (source.metadata if source else {}).get(note, "").strip()
+        if text:
+            yield f"its {note}", text
+    folder = path if path.is_dir() else path.parent
+    if path.is_dir() or path.name == "model.safetensors":
+        for note in ("licence", "license"):
+            text = json_of(folder / "config.json").get(note)
+            if isinstance(text, str) and text:
+                yield "config.json", text
+    card = folder / "README.md"
+    if card.is_file():
+        match = re.search(r"\A---\n(?:.*\n)*?license:\s*(\S+)", card.read_text("utf-8", "replace"))
+        if match:
+            yield "README.md", match[1]
