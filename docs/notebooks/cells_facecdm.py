@@ -19,10 +19,10 @@ CELLS = [
     markdown(f"""
 # FaceCDM: one photograph and a prompt to an image
 
-FaceCDM reads a person in two ways: a face recogniser reads the face, CLIP the whole photograph. SDXL's
-UNet attends to both next to the prompt, and a ControlNet follows a skeleton (a pose), if one is given.
-It is trained in three stages: first what reads the photograph, then what reads the face as well, then
-all of it with the ControlNet.
+FaceCDM reads a person in two ways: a face recogniser reads the face, CLIP the whole photograph.
+SDXL's UNet attends to both next to the prompt, and a ControlNet follows a skeleton (a pose), if
+one is given. It is trained in three stages: first what reads the photograph, then what reads the
+face as well, then all of it with the ControlNet.
 {ABOUT}"""),
     *INSTALL,
     markdown(
@@ -32,8 +32,8 @@ all of it with the ControlNet.
         + MOVENET_ROW
         + FACES_ROW
         + """
-Weights of FaceCDM are not published: with `RUN = ""` this notebook trains them first, for `STEPS` steps
-of each stage.
+Weights of FaceCDM are not published: with `RUN = ""` this notebook trains them first, for `STEPS`
+steps of each stage.
 """
     ),
     code("""
@@ -41,7 +41,7 @@ of each stage.
 import os
 
 MINIATURE = True  # False: real weights, from the paths below
-STEPS = 150  # of training, in each stage
+STEPS = 100  # of training, in each stage
 RUN = ""  # a run of stage 3 that was trained earlier; "": train one here, first
 WORK = Path("work/facecdm")  # all that this notebook writes
 
@@ -57,9 +57,9 @@ if MINIATURE:
     RECOGNISER = ASSETS / "face_net" / "model.safetensors"
     POSE_NET = f"keypoints:{BASE / 'face_detector'}"
     PEOPLE = "people:in_train?identities=1000&pictures=12"
-    drawn = write_people(WORK / "drawn", identities=1, pictures=8, split="out_of_train", seed=0)
-    PHOTOGRAPH, POSE_PHOTOGRAPH = drawn[0].image, drawn[1].image
-    PROMPT = "a photo of a person looking at the camera, mountains in the background"
+    drawn = write_people(WORK / "drawn", identities=1, pictures=4, split="out_of_train")
+    PHOTOGRAPH, POSE_PHOTOGRAPH = drawn[2].image, drawn[3].image
+    PROMPT = "a half-length photo of a person, mountains in the background"
     NEGATIVE = ""
     DTYPE, SIZE, BATCH, GUIDANCE = "float32", 64, 32, 4.0
 else:
@@ -80,8 +80,9 @@ else:
     markdown("""
 ## Training, if there are no weights yet
 
-Three runs, each from the one before. For stage 3 the photographs need the body's joints in the manifest
-(`python -m data_pipeline.manifest FOLDER --pose movenet-lightning.json`); the drawn people have them.
+Three runs, each from the one before. For stage 3 the photographs need the body's joints in the
+manifest (`python -m data_pipeline.manifest FOLDER --pose movenet-lightning.json`); the drawn
+people have them.
 
 **What a short training gives.** RESULT
 """),
@@ -113,7 +114,8 @@ if not RUN:
     markdown("""
 ## One photograph
 
-The photograph, the face that is found in it, and the skeleton of the person in the other photograph.
+The photograph, the face that is found in it, and the skeleton of the person in the other
+photograph.
 """),
     SHOW,
     code("""
@@ -134,8 +136,8 @@ if POSE_PHOTOGRAPH:
     markdown("""
 ## Images of that person
 
-Above what the base alone makes of the prompt, then the same noise with FaceCDM, then with the pose as
-well. `scales` says how strongly each part acts.
+Above what the base alone makes of the prompt, then the same noise with FaceCDM, then with the
+pose as well. `scales` says how strongly each part acts.
 """),
     code("""
 import jax.numpy as jnp
@@ -148,6 +150,7 @@ SAMPLING = dict(
     height=SIZE,
     width=SIZE,
     num_inference_steps=30,
+    start_merge_step=-1,  # the person acts from the first step on
     guidance_scale=GUIDANCE,
     num_images_per_prompt=4,
     seed=1,

@@ -17,9 +17,9 @@ CELLS = [
     markdown(f"""
 # One to four photographs and prompts to images
 
-PhotoMaker writes the person into the prompt: `img` after the class word ("a woman img on a bench") marks
-where. The thesis' variant reads the background from a prompt of its own. IP-Adapter reads the person next
-to the prompt instead.
+PhotoMaker writes the person into the prompt: `img` after the class word ("a woman img on a bench")
+marks where. A method of the thesis also reads the background from a prompt of its own. IP-Adapter
+reads the person next to the prompt instead.
 {ABOUT}"""),
     *INSTALL,
     markdown(LICENCES + PHOTOMAKER_ROW + IP_ADAPTER_ROW + FACES_ROW),
@@ -38,18 +38,18 @@ if MINIATURE:
     ASSETS = Path(persongen_jax.__path__[0]) / "assets"
     BASE = ASSETS / "sdxl"
     PHOTOMAKER = ASSETS / "photomaker-v1.safetensors"
-    BACKGROUND_RUN = PHOTOMAKER
+    BACKGROUND_WEIGHTS = PHOTOMAKER
     IP_ADAPTER, IP_ENCODER = "", ""  # the miniature has none
-    drawn = write_people(WORK / "drawn", identities=1, pictures=8, split="out_of_train", seed=0)
-    PHOTOGRAPHS = [drawn[i].image for i in (0, 1, 2, 3)]
-    PROMPTS = ["a photo of a person img in a city", "a photo of an angry person img in a red suit"]
+    drawn = write_people(WORK / "drawn", identities=1, pictures=8, split="out_of_train")
+    PHOTOGRAPHS = [drawn[i].image for i in (2, 5, 6, 7)]
+    PROMPTS = ["a photo of a person img in a city", "a photo of a smiling person img in a red suit"]
     BACKGROUND = "a snowy night with the moon to the left"
     NEGATIVE = ""
     DTYPE, SIZE, STEPS, GUIDANCE, START = "float32", 64, 30, 4.0, 3
 else:
     BASE = "/path/to/sdxl"
     PHOTOMAKER = "/path/to/photomaker-v1.bin"
-    BACKGROUND_RUN = PHOTOMAKER  # better: a run of configs/photomaker_bg.py
+    BACKGROUND_WEIGHTS = PHOTOMAKER  # better: a run of configs/photomaker_bg.py
     IP_ADAPTER = ""  # such as /path/to/ip-adapter-plus_sdxl_vit-h.safetensors; "": left out
     IP_ENCODER = ""  # the folder of its image encoder
     PHOTOGRAPHS = ["/path/to/her_1.jpg", "/path/to/her_2.jpg"]  # one to four of one person
@@ -63,7 +63,7 @@ else:
     markdown("""
 ## The photographs
 
-In each the largest face is found, and a square around it is what the methods read.
+In each the largest face is found; a square around it is what the methods read.
 """),
     SHOW,
     code("""
@@ -79,8 +79,8 @@ show(*faces)
     markdown("""
 ## PhotoMaker
 
-One prompt per row: first the base alone, without the person, then from one photograph, then from all of
-them. The person acts from step `START` on; before it the prompt alone decides what the image shows.
+Two images of each prompt: from one photograph, then from all of them and the same noise. The person
+acts from step `START` on; before it the prompt alone decides what the image shows.
 """),
     code("""
 import jax.numpy as jnp
@@ -90,69 +90,63 @@ from persongen_jax.pipeline import Pipeline, save_images
 pipe = Pipeline.from_pretrained(BASE, dtype=jnp.dtype(DTYPE))
 
 
-def generate(name, prompts=PROMPTS, references=None, **options):
-    \"\"\"Four images of each prompt, saved in a folder of this name; a row per prompt.\"\"\"
-    if references:
-        options = {"references": [references] * len(prompts), "start_merge_step": START} | options
+def generate(name, references, **options):
+    \"\"\"Two images of each prompt, saved in a folder of this name and shown.\"\"\"
     images = pipe(
-        prompts,
+        PROMPTS,
         NEGATIVE,
+        references=[references] * len(PROMPTS),
         height=SIZE,
         width=SIZE,
         num_inference_steps=STEPS,
         guidance_scale=GUIDANCE,
-        num_images_per_prompt=4,
+        num_images_per_prompt=2,
         seed=1,
-        **options,
+        **{"start_merge_step": START, **options},
     ).images
-    files = save_images(images, WORK / "images" / name)
-    for i, prompt in enumerate(prompts):
-        print(prompt)
-        show(*files[4 * i : 4 * i + 4])
+    show(*save_images(images, WORK / "images" / name))
 
 
-generate("base", [prompt.replace(" img", "") for prompt in PROMPTS])
-"""),
-    code("""
+print(*PROMPTS, sep="\\n")
 pipe.load_method("photomaker", PHOTOMAKER)
-generate("one_photograph", references=faces[:1])
-"""),
-    code("""
-generate("all_photographs", references=faces)
+generate("one_photograph", faces[:1])
+generate("all_photographs", faces)
 """),
     markdown("""
 ## How strongly the person acts
 
-`scales` is a factor for each part that a method adds: `identity` for the person in the prompt, `lora` for
-PhotoMaker's LoRA. A factor may hold for a range of the steps only: 0 to 1 are the first and the last.
+`scales` has a factor for each part that a method adds: `identity` for the person in the prompt,
+`lora` for PhotoMaker's LoRA. At 0 both are off: this is what the base alone makes of the same
+noise. A factor may hold for a range of the steps, from 0 (the first) to 1 (the last).
 """),
     code("""
 for strength in (0.0, 0.5, 1.0, [(0.5, 1.0, 0.0)]):
-    print("identity:", strength)
-    generate("scales", PROMPTS[:1], faces, scales={"identity": strength})
+    print("identity and lora:", strength)
+    generate("scales", faces, scales={"identity": strength, "lora": strength})
 """),
     markdown("""
 ## A prompt for the background
 
-The method `photomaker_bg` reads it by attention layers of its own. From a PhotoMaker file these start as
-copies of SDXL's: a background is read from the first image on, and what a training of the method adds is
-missing.
+The method `photomaker_bg` reads it by attention layers of its own. From a PhotoMaker file these
+start as copies of SDXL's own layers: a background is followed at once, what a training of the
+method adds is missing.
 """),
     code("""
-pipe.load_method("photomaker_bg", BACKGROUND_RUN)
-generate("background", references=faces, background=BACKGROUND)
-print("half as strong:")
-generate("background_half", references=faces, background=BACKGROUND, scales={"background": 0.5})
+print(BACKGROUND)
+pipe.load_method("photomaker_bg", BACKGROUND_WEIGHTS)
+generate("background", faces, background=BACKGROUND)
+print("background: 0.3")
+generate("background_weak", faces, background=BACKGROUND, scales={"background": 0.3})
 """),
     markdown("""
 ## IP-Adapter
 
-It reads the whole person next to the prompt, which needs no `img`. Its usual strength is 0.6.
+It reads the person by attention layers next to the prompt's, and needs no `img`.
 """),
     code("""
 if IP_ADAPTER:
     pipe.load_method("ip_adapter", IP_ADAPTER, encoder=IP_ENCODER)
-    generate("ip_adapter", references=faces, start_merge_step=-1, scales={"identity": 0.6})
+    generate("ip_adapter", faces, start_merge_step=-1, scales={"identity": 0.6})
 else:
     print("IP_ADAPTER is not set: no images here")
 """),

@@ -18,8 +18,8 @@ CELLS = [
     markdown(f"""
 # Training on a folder of photographs
 
-PhotoMaker is trained on photographs of many people, at least two of each, and can then be used for people
-whom it has not seen. Here it starts from weights that exist and is trained further on a folder.
+PhotoMaker learns from photographs of many people, at least two of each, and can then be used for
+people whom it has not seen.
 {ABOUT}"""),
     *INSTALL,
     markdown(LICENCES + CLIP_ROW + PHOTOMAKER_ROW + FACES_ROW),
@@ -28,7 +28,7 @@ whom it has not seen. Here it starts from weights that exist and is trained furt
 import os
 
 MINIATURE = True  # False: real weights, from the paths below
-STEPS = 100  # of training
+STEPS = 200  # of training
 WORK = Path("work/train")  # all that this notebook writes
 
 if MINIATURE:
@@ -43,8 +43,8 @@ if MINIATURE:
     START_FROM = ""  # from the beginning, so that its effect is seen
     PHOTOGRAPHS = WORK / "photographs"
     write_people(PHOTOGRAPHS, identities=200, pictures=6, split="in_train")
-    drawn = write_people(WORK / "drawn", identities=2, pictures=2, split="out_of_train")
-    STRANGERS = [drawn[0].image, drawn[2].image]
+    drawn = write_people(WORK / "drawn", identities=2, pictures=4, split="out_of_train")
+    STRANGERS = [drawn[2].image, drawn[6].image]
     PROMPT = "a photo of a person img looking at the camera"
     NEGATIVE = ""
     DTYPE, SIZE, BATCH, GUIDANCE, START = "float32", 64, 32, 4.0, 2
@@ -64,9 +64,9 @@ else:
     markdown("""
 ## The manifest
 
-A folder for each person is enough. The first time the faces are found, captions proposed, and what cannot
-be used is named; the result is `manifest.jsonl`, which you may edit. (The drawn people come with theirs.)
-Then the file is checked.
+A folder for each person is enough. The first time, faces are found, captions proposed, and what
+cannot be used is named; the result is `manifest.jsonl`, which you may edit. (The drawn people
+come with theirs.) Then the file is checked.
 """),
     SHOW,
     code("""
@@ -78,15 +78,15 @@ if not (PHOTOGRAPHS / "manifest.jsonl").exists():
     manifest.main([str(PHOTOGRAPHS)])
 manifest.main([str(PHOTOGRAPHS), "--check"])
 records = read_manifest(PHOTOGRAPHS)
-for record in records[:4]:
+for record in records[:6]:
     print(record.identity, "|", record.caption)
 show(*[load_image(record.image) for record in records[:6]])
 """),
     markdown("""
 ## Training
 
-On all devices. An interrupted cell continues where it was when it is run again. With other settings give
-another `WORK`, or delete the run's folder.
+On all devices. An interrupted cell continues where it was when it is run again. For other settings
+choose another `WORK`, or delete the run's folder.
 
 **What a short training gives.** RESULT
 """),
@@ -109,9 +109,8 @@ run_training(
 )
 """),
     markdown("""
-The loss of a diffusion model says little: most of it is noise that nobody can predict, and its values
-scatter with the noise that was drawn. Look at the images below instead, and measure them
-(`python -m persongen_jax.evaluate --run RUN`).
+The loss says little about a person: most of it is noise that nobody can predict. Look at the images
+below instead, and measure them (`python -m persongen_jax.evaluate --run RUN`).
 """),
     code("""
 import json
@@ -128,8 +127,9 @@ plt.show()
     markdown("""
 ## Images with the trained weights
 
-The prompt without the person, by the base alone; then from one photograph and the same noise, for somebody
-whom the training has seen, and for people whom it has not.
+Of somebody whom the training has seen, and of people whom it has not. In each case the photograph
+and the face in it, then what the base alone makes of the prompt (all that was trained has
+strength 0), then the same noise with that person.
 """),
     code("""
 import jax.numpy as jnp
@@ -138,37 +138,33 @@ from data_pipeline.faces.find import crop_face
 from persongen_jax.face_detectors import open_reference_detector
 from persongen_jax.pipeline import Pipeline, save_images
 
-pipe = Pipeline.from_pretrained(BASE, dtype=jnp.dtype(DTYPE))
 detector = open_reference_detector(BASE)
-
-
-def generate(name, prompt, photograph=None):
-    \"\"\"Four images, from the face in one photograph.\"\"\"
-    options = {}
-    if photograph is not None:
-        face = crop_face(photograph, photograph, detector)
-        show(load_image(photograph), face)
-        options = {"references": [[face]], "start_merge_step": START}
-    images = pipe(
-        prompt,
-        NEGATIVE,
-        height=SIZE,
-        width=SIZE,
-        num_inference_steps=30,
-        guidance_scale=GUIDANCE,
-        num_images_per_prompt=4,
-        seed=1,
-        **options,
-    ).images
-    show(*save_images(images, WORK / "images" / name))
-
-
-generate("base", PROMPT.replace(" img", ""))
-"""),
-    code("""
+pipe = Pipeline.from_pretrained(BASE, dtype=jnp.dtype(DTYPE))
 pipe.load_method("photomaker", RUN)
-generate("seen", PROMPT, records[0].image)
-for photograph in STRANGERS:
-    generate("stranger", PROMPT, photograph)
+
+
+def generate(name, photograph):
+    face = crop_face(photograph, photograph, detector)
+    show(load_image(photograph), face)
+    for strength in (0.0, 1.0):
+        images = pipe(
+            PROMPT,
+            NEGATIVE,
+            references=[[face]],
+            scales={"identity": strength, "lora": strength},
+            height=SIZE,
+            width=SIZE,
+            num_inference_steps=30,
+            guidance_scale=GUIDANCE,
+            start_merge_step=START,
+            num_images_per_prompt=4,
+            seed=1,
+        ).images
+        show(*save_images(images, WORK / "images" / name))
+
+
+for name, photograph in [("seen", records[0].image), *(("stranger", each) for each in STRANGERS)]:
+    print(name)
+    generate(name, photograph)
 """),
 ]

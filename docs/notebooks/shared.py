@@ -10,23 +10,24 @@ def code(text: str) -> tuple[str, str]:
 
 
 ABOUT = """
-With `MINIATURE = True`, its default, everything here runs in minutes on two CPU cores: the people are
-drawn, the networks are small ones that are part of the package, and nothing is downloaded. With
-`MINIATURE = False` the same cells run with real weights on a GPU or TPU. Only the cell "Settings"
-changes.
+With `MINIATURE = True`, its default, everything here runs in minutes on two CPU cores: the people
+are drawn, the networks are small ones that are part of the package, and nothing is downloaded.
+With `MINIATURE = False` the same cells run with real weights on a GPU or TPU. Only the cell
+"Settings" changes.
 
-**Consent.** Use photographs of people who agreed to it, and none of children. Do not let a generated
-image pass as a photograph: the files that are written here say what they are, in an invisible watermark
-(where the image is large enough for it; the miniature's are not) and in their metadata. Leave both in.
+**Consent.** Use photographs of people who agreed to it, and none of children. Do not let a
+generated image pass as a photograph: the files that are written here say what they are, in an
+invisible watermark (where the image is large enough for it; the miniature's are not) and in their
+metadata. Leave both in.
 """
 
 INSTALL = (
     markdown("""
 ## The package
 
-It is installed from a clone of the repository that holds this notebook: start Jupyter anywhere in the
-clone, or (Colab, Kaggle) put the clone into the notebook's working directory. Nothing happens if the
-package is installed already.
+It is installed from a clone of the repository that holds this notebook: start Jupyter anywhere in
+the clone, or (Colab, Kaggle) put the clone into the notebook's working directory. Nothing happens
+if the package is installed already.
 """),
     code("""
 import glob
@@ -63,8 +64,8 @@ LICENCES = """
 
 | what | licence |
 |---|---|
-| SDXL as a diffusers directory: `stabilityai/stable-diffusion-xl-base-1.0`, or a fine-tune such as \
-`hotshotco/SDXL-512` | CreativeML Open RAIL++-M |
+| SDXL as a diffusers directory: `stabilityai/stable-diffusion-xl-base-1.0`, or a fine-tune such \
+as `hotshotco/SDXL-512` | CreativeML Open RAIL++-M |
 """
 
 CLIP_ROW = "| `openai/clip-vit-large-patch14`, the image encoder | MIT |\n"
@@ -81,7 +82,7 @@ IP_ADAPTER_ROW = """\
 | an SDXL IP-Adapter of `h94/IP-Adapter`, with its image encoder | Apache-2.0 |
 """
 FACES_ROW = """\
-| YuNet, which finds faces (installed with the extra `faces`) | MIT; its training data are not named |
+| YuNet, which finds faces (extra `faces`) | MIT; its training data are not named |
 """
 
 DEVICE = (
@@ -99,9 +100,13 @@ if jax.default_backend() == "cpu" and not MINIATURE:
 SHOW = code("""
 import base64
 import io
+import warnings
 
 from IPython.display import HTML, display
 from PIL import Image
+
+# Images below 256 pixels have no room for the watermark: say it once.
+warnings.filterwarnings("once", message="no watermark")
 
 
 def show(*images, width=160):
@@ -124,7 +129,7 @@ from persongen_jax import train
 
 
 def run_training(config, workdir, **values):
-    \"\"\"Trains; on a workdir that holds a run it continues that run, or does nothing if it is done.\"\"\"
+    \"\"\"Trains in `workdir`; a run that is there is continued, or left alone if done.\"\"\"
     options = [f"--config.{key}={value}" for key, value in values.items()]
     # The devices are chosen above, so training must not choose them.
     options += ["--config.cpu_devices=1", "--config.validation_every=0"]

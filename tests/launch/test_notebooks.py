@@ -1,4 +1,4 @@
-"""The notebooks are what their cells give, and run on the miniature from the first cell to the last."""
+"""The notebooks are what their cells give, and run on the miniature from first cell to last."""
 
 import json
 import re
