@@ -37,8 +37,7 @@ if MINIATURE:
     os.environ["JAX_NUM_CPU_DEVICES"] = "2"  # on a CPU two devices share a batch faster than one
     ASSETS = Path(persongen_jax.__path__[0]) / "assets"
     BASE = ASSETS / "sdxl"
-    PHOTOMAKER = ASSETS / "photomaker-v1.safetensors"
-    BACKGROUND_WEIGHTS = PHOTOMAKER
+    WEIGHTS = ASSETS / "photomaker-v1.safetensors"
     IP_ADAPTER, IP_ENCODER = "", ""  # the miniature has none
     drawn = write_people(WORK / "drawn", identities=1, pictures=8, split="out_of_train")
     PHOTOGRAPHS = [drawn[i].image for i in (2, 5, 6, 7)]
@@ -48,8 +47,7 @@ if MINIATURE:
     DTYPE, SIZE, STEPS, GUIDANCE, START = "float32", 64, 30, 4.0, 3
 else:
     BASE = "/path/to/sdxl"
-    PHOTOMAKER = "/path/to/photomaker-v1.bin"
-    BACKGROUND_WEIGHTS = PHOTOMAKER  # better: a run of configs/photomaker_bg.py
+    WEIGHTS = "/path/to/photomaker-v1.bin"  # or a run of configs/photomaker_bg.py
     IP_ADAPTER = ""  # such as /path/to/ip-adapter-plus_sdxl_vit-h.safetensors; "": left out
     IP_ENCODER = ""  # the folder of its image encoder
     PHOTOGRAPHS = ["/path/to/her_1.jpg", "/path/to/her_2.jpg"]  # one to four of one person
@@ -79,8 +77,10 @@ show(*faces)
     markdown("""
 ## PhotoMaker
 
-Two images of each prompt: from one photograph, then from all of them and the same noise. The person
-acts from step `START` on; before it the prompt alone decides what the image shows.
+The method `photomaker_bg` is PhotoMaker with additional attention layers, which read a prompt for the
+background. Here their strength is 0: what remains is PhotoMaker. Two images of each prompt, from one
+photograph, then from all of them and the same noise. The person acts from step `START` on; before it
+the prompt alone decides what the image shows.
 """),
     code("""
 import jax.numpy as jnp
@@ -108,35 +108,33 @@ def generate(name, references, **options):
 
 
 print(*PROMPTS, sep="\\n")
-pipe.load_method("photomaker", PHOTOMAKER)
-generate("one_photograph", faces[:1])
-generate("all_photographs", faces)
+pipe.load_method("photomaker_bg", WEIGHTS)
+generate("one_photograph", faces[:1], scales={"background": 0.0})
+generate("all_photographs", faces, scales={"background": 0.0})
 """),
     markdown("""
 ## How strongly the person acts
 
-`scales` has a factor for each part that a method adds: `identity` for the person in the prompt,
-`lora` for PhotoMaker's LoRA. At 0 both are off: this is what the base alone makes of the same
-noise. A factor may hold for a range of the steps, from 0 (the first) to 1 (the last).
+`scales` has a factor for each part that a method adds: `identity` for the person in the prompt, `lora`
+for PhotoMaker's LoRA. With all of them at 0 the images are what the base alone makes of this noise. A
+factor may hold for a range of the steps, from 0 (the first) to 1 (the last).
 """),
     code("""
-for strength in (0.0, 0.5, 1.0, [(0.5, 1.0, 0.0)]):
+for strength in (0.0, 0.5, [(0.5, 1.0, 0.0)]):
     print("identity and lora:", strength)
-    generate("scales", faces, scales={"identity": strength, "lora": strength})
+    scales = {"identity": strength, "lora": strength, "background": 0.0}
+    generate("scales", faces, scales=scales)
 """),
     markdown("""
 ## A prompt for the background
 
-The method `photomaker_bg` reads it by attention layers of its own. From a PhotoMaker file these
-start as copies of SDXL's own layers: a background is followed at once, what a training of the
-method adds is missing.
+From a PhotoMaker file the layers that read it start as copies of SDXL's own: a background is followed
+at once, what a training of the method adds is missing.
 """),
     code("""
-print(BACKGROUND)
-pipe.load_method("photomaker_bg", BACKGROUND_WEIGHTS)
-generate("background", faces, background=BACKGROUND)
-print("background: 0.3")
-generate("background_weak", faces, background=BACKGROUND, scales={"background": 0.3})
+for strength in (1.0, 0.3):
+    print(f"background: {strength}: {BACKGROUND}")
+    generate("background", faces, background=BACKGROUND, scales={"background": strength})
 """),
     markdown("""
 ## IP-Adapter

@@ -105,8 +105,8 @@ import warnings
 from IPython.display import HTML, display
 from PIL import Image
 
-# Images below 256 pixels have no room for the watermark: say it once.
-warnings.filterwarnings("once", message="no watermark")
+# These are said once: small images have no room for the watermark; a strength of 0 has no effect.
+warnings.filterwarnings("once", message="no watermark|scales: ")
 
 
 def show(*images, width=160):
