@@ -16,6 +16,7 @@ from PIL import Image
 
 from data_pipeline.faces import detectors, shipped
 from data_pipeline.faces.detectors import Detection, Detector, yunet_outputs
+from data_pipeline.pose.body18 import to_coco17
 from persongen_jax.models.faces.keypoint_net import KeypointOutput
 from persongen_jax.weights.formats.keypoint_net import load_keypoint_net
 from persongen_jax.weights.formats.opencv_faces import load_yunet
@@ -115,17 +116,21 @@ class KeypointsDetector(Detector):
         found = [_in_pixels(*each) for each in self._outputs(images)]
         return [[face] if face else [] for face in found]
 
-    def bodies(self, images: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-        """Joints [n, 12, 2] and whether each is found, [n, 12]; see pose_nets.PoseNet.
+    def points(self, images: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+        """COCO's joints [n, 17, 2] and their scores [n, 17], 1 or 0; see pose_nets.PoseNet.
 
-        None is found where there is no person.
+        Ears are never found; where there is no person, nothing is.
         """
-        joints, found = [], []
+        joints, scores = [], []
         for image, out in self._outputs(images):
             _, shift = _frame(image)
-            joints.append(out.keypoints.astype(np.float64) * max(image.shape[:2]) - shift)
-            found.append((out.visibility > 0) & (out.present >= THRESHOLD))
-        return np.reshape(joints, (-1, 12, 2)), np.reshape(found, (-1, 12)).astype(bool)
+            side, there = max(image.shape[:2]), out.present >= THRESHOLD
+            body = out.keypoints.astype(np.float64) * side - shift
+            face = out.landmarks.astype(np.float64) * side - shift
+            found = to_coco17(body, (out.visibility > 0) & there, face if there else None)
+            joints.append(found[0])
+            scores.append(found[1])
+        return np.reshape(joints, (-1, 17, 2)), np.reshape(scores, (-1, 17))
 
     def _outputs(self, images: Sequence[np.ndarray]) -> Iterator[tuple[np.ndarray, KeypointOutput]]:
         """Each image and the network's outputs for it; ``present`` is a probability."""

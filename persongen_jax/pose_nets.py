@@ -12,28 +12,30 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from data_pipeline.pose.movenet import MoveNet
+from data_pipeline.pose.movenet import BODY, JOINTS, VISIBLE, MoveNet
 from data_pipeline.pose.tfjs import GraphModel
 from persongen_jax.face_detectors import KeypointsDetector
 
 
 class PoseNet(NamedTuple):
-    """A pose network.
+    """A pose network. Called on images it finds the body's joints.
 
     Attributes:
-        find: maps n images, uint8 RGB [h, w, 3] of any sizes, to joints [n, 12, 2], COCO's 5 to 16,
-            (x, y) in pixels of each image, origin "corner"; and whether each is found, [n, 12]
-            bool.
+        points: maps n images, uint8 RGB [h, w, 3] of any sizes, to joints [n, 17, 2] in COCO's
+            order, (x, y) in pixels of each image, origin "corner"; and to their scores [n, 17] in
+            [0, 1], 0 for a joint that the network does not know.
         networks: its weights, a pytree of arrays each.
         licence: of the weights, in one line; "" if nothing says.
     """
 
-    find: Callable[[Sequence[np.ndarray]], tuple[np.ndarray, np.ndarray]]
+    points: Callable[[Sequence[np.ndarray]], tuple[np.ndarray, np.ndarray]]
     networks: tuple[Any, ...]
     licence: str = ""
 
     def __call__(self, images: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-        return self.find(images)
+        """COCO's 5 to 16 of ``points``: joints [n, 12, 2], and whether each is found, [n, 12]."""
+        joints, scores = self.points(images)
+        return joints[:, BODY], scores[:, BODY] >= VISIBLE
 
 
 def open_pose_net(name: str) -> PoseNet:
@@ -46,16 +48,16 @@ def open_pose_net(name: str) -> PoseNet:
     kind, _, place = str(name).partition(":")
     if kind == "keypoints" and place:
         detector = KeypointsDetector(place)
-        return PoseNet(detector.bodies, detector.networks)
+        return PoseNet(detector.points, detector.networks)
     if kind == "movenet" and place:
         movenet = open_movenet(place)
 
-        def find(images):
-            bodies = [pose.body() for pose in movenet(images)]
-            joints, seen = zip(*bodies, strict=True) if bodies else ((), ())
-            return np.reshape(joints, (-1, 12, 2)), np.reshape(seen, (-1, 12)).astype(bool)
+        def points(images):
+            poses = movenet(images)
+            joints = np.reshape([pose.joints for pose in poses], (-1, JOINTS, 2))
+            return joints, np.reshape([pose.scores for pose in poses], (-1, JOINTS))
 
-        return PoseNet(find, movenet.networks, movenet.licence)
+        return PoseNet(points, movenet.networks, movenet.licence)
     raise ValueError(f"pose_net {name!r} is unknown: give movenet:FILE.json or keypoints:DIR")
 
 

@@ -4,7 +4,7 @@ An example is what its fields make of a record. The same descriptions tell the l
 the feature cache what it may store, the pipeline what to make of a call, and training the value of
 a dropped condition. A system or a method lists the fields that it reads (persongen_jax/systems/,
 persongen_jax/methods/); text.py and references.py have those that identity methods share,
-spatial.py points and control images, this file the rest.
+spatial.py points and control images, pose_image.py skeletons, this file the rest.
 
 A new field is a class with ``spec`` and ``make``, and with ``given`` if images can be generated
 from it. It may add several arrays; names with a slash, "input_ids/text", are nested.

@@ -77,10 +77,10 @@ show(*faces)
     markdown("""
 ## PhotoMaker
 
-The method `photomaker_bg` is PhotoMaker with additional attention layers, which read a prompt for the
-background. Here their strength is 0: what remains is PhotoMaker. Two images of each prompt, from one
-photograph, then from all of them and the same noise. The person acts from step `START` on; before it
-the prompt alone decides what the image shows.
+The method `photomaker_bg` is PhotoMaker with additional attention layers, which read a prompt for
+the background. Here their strength is 0: what remains is PhotoMaker. Two images of each prompt,
+from one photograph, then from all of them and the same noise. The person acts from step `START`
+on; before it the prompt alone decides what the image shows.
 """),
     code("""
 import jax.numpy as jnp
@@ -115,9 +115,9 @@ generate("all_photographs", faces, scales={"background": 0.0})
     markdown("""
 ## How strongly the person acts
 
-`scales` has a factor for each part that a method adds: `identity` for the person in the prompt, `lora`
-for PhotoMaker's LoRA. With all of them at 0 the images are what the base alone makes of this noise. A
-factor may hold for a range of the steps, from 0 (the first) to 1 (the last).
+`scales` has a factor for each part that a method adds: `identity` for the person in the prompt,
+`lora` for PhotoMaker's LoRA. With all of them at 0 the images are what the base alone makes of
+this noise. A factor may hold for a range of the steps, from 0 (the first) to 1 (the last).
 """),
     code("""
 for strength in (0.0, 0.5, [(0.5, 1.0, 0.0)]):
@@ -128,8 +128,8 @@ for strength in (0.0, 0.5, [(0.5, 1.0, 0.0)]):
     markdown("""
 ## A prompt for the background
 
-From a PhotoMaker file the layers that read it start as copies of SDXL's own: a background is followed
-at once, what a training of the method adds is missing.
+From a PhotoMaker file the layers that read it start as copies of SDXL's own: a background is
+followed at once, what a training of the method adds is missing.
 """),
     code("""
 for strength in (1.0, 0.3):

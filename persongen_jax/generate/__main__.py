@@ -26,19 +26,17 @@ from data_pipeline.prompts import join_parts
 from data_pipeline.records.schema import MAX_REFERENCES
 from data_pipeline.text_files import read_lines
 from persongen_jax.cli import add_mark_option, command
-from persongen_jax.diffusion.options import FLAGS, SamplingOptions, add_options, given_options
+from persongen_jax.diffusion.options import SamplingOptions, add_options, given_options
 from persongen_jax.generate.base import (
-    KEPT,
     add_base_options,
     open_base_pipeline,
     parse_scales,
     scheduler_options,
 )
-from persongen_jax.generate.control import SETTINGS, add_control_options, control_arguments
+from persongen_jax.generate.control import add_control_options, control_arguments
+from persongen_jax.generate.notes import make_notes
+from persongen_jax.generate.pose import add_pose_options, find_given_pose, use_pose
 from persongen_jax.generate.warnings import ineffective_options
-
-# Settings that say how many images there are, and not how each is made.
-COUNTS = ("seed", "num_images_per_prompt", "batch_size")
 
 
 def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -81,6 +79,7 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
         help="another input of the method by this name: an image, such as a pose to follow, or "
         "points (*.json, a list of [x, y] in pixels); as often as --part",
     )
+    add_pose_options(add)
     add("--negative-prompt", help="what to steer away from")
     add("--out", type=Path, default=Path("outputs"), help="folder for the images")
     add_options(parser, seed=42)
@@ -241,39 +240,6 @@ def parse_lora(item: str) -> tuple[str, float]:
         raise ValueError(f"--lora {item}: {weight!r} is not a number") from error
 
 
-def make_notes(
-    args: argparse.Namespace,
-    options: SamplingOptions,
-    prompts: Sequence[str],
-    parts: Mapping[str, Sequence[str]],
-) -> list[dict]:
-    """The notes on how each image was made; ``parts`` as given."""
-    kept = (*KEPT, *"karras timestep_spacing dtype vae_dtype lora method method_weights".split())
-    kept += (
-        "controlnet",
-        "control_image",
-        *SETTINGS,
-        "image_encoder",
-        "scale",
-        *(FLAGS[name] for name in FLAGS if name not in COUNTS),
-    )
-    settings = {name: getattr(args, name) for name in kept}
-    settings |= {"reference": list(args.reference), "input": list(args.input)}
-    if args.reference and args.start_merge_step is None:
-        settings["start_merge_step"] = options.merge_step(args.steps)
-    notes = []
-    for i, prompt in enumerate(prompts):
-        for number in range(args.images_per_prompt):
-            note = {"prompt": prompt, "negative_prompt": args.negative_prompt or ""}
-            note |= {name: texts[i] for name, texts in parts.items()}
-            # The image is number ``index`` of this run's, and ``number`` of its prompt's; seed and
-            # index draw its noise.
-            note |= {"seed": args.seed, "index": len(notes), "number": number}
-            note["settings"] = settings
-            notes.append(note)
-    return notes
-
-
 def generate(args: argparse.Namespace) -> list[Path]:
     from persongen_jax.generate.files import (
         parse_box,
@@ -282,6 +248,7 @@ def generate(args: argparse.Namespace) -> list[Path]:
         read_references,
     )
     from persongen_jax.methods.published.facecdm import PHOTOGRAPHS
+    from persongen_jax.pipeline.images import image_size
     from persongen_jax.pipeline.saving import ImageFolder
     from persongen_jax.pipeline.watermark import has_room
 
@@ -308,6 +275,9 @@ def generate(args: argparse.Namespace) -> list[Path]:
     if args.method and not args.method_weights:
         raise ValueError(f"--method {args.method}: it needs its weights; give --method-weights")
     control = control_arguments(args)
+    if args.pose and "pose" in inputs:
+        raise ValueError("--input pose: --pose draws that image already; give one of the two")
+    pose = find_given_pose(args)
     folder = ImageFolder(args.out, not args.no_mark)
     read = functools.cache(read_input)
     given: dict[str, Any] = {name: [read(path) for path in own] for name, own in inputs.items()}
@@ -337,6 +307,9 @@ def generate(args: argparse.Namespace) -> list[Path]:
     if PHOTOGRAPHS in pipe.conditioner.inputs:
         given[PHOTOGRAPHS] = [read_photographs(args.reference)] * count
     given |= {"regions": regions and [regions] * count, **control}
+    if pose is not None:
+        size = image_size(pipe.base, args.height, args.width)
+        given |= use_pose(pose, pipe, args, size, count)
     run_pipeline(pipe, args, options, texts, given, save)
     return paths
 

@@ -55,7 +55,7 @@ SETTINGS = (
 
 
 def control_arguments(args: argparse.Namespace) -> dict[str, Any]:
-    """The pipeline's arguments for ControlNets.
+    """The pipeline's arguments for ControlNets, without the image that --pose draws.
 
     Raises:
         ValueError: not one image for each ControlNet, or options without one.
@@ -65,9 +65,10 @@ def control_arguments(args: argparse.Namespace) -> dict[str, Any]:
     if not nets and (images or given):
         named = "--control-image" if images else f"--{min(given).replace('_', '-')}"
         raise ValueError(f"{named}: no ControlNet is loaded; give --controlnet DIR")
-    if nets != len(images):
+    if nets - len(images) not in ((0, 1) if args.pose else (0,)):
         raise ValueError(
             f"{len(images)} times --control-image for {nets} times --controlnet; give one each"
+            + (", but for the first of them, which reads --pose" if args.pose else "")
         )
     if not nets:
         return {}
@@ -75,4 +76,6 @@ def control_arguments(args: argparse.Namespace) -> dict[str, Any]:
         name: value[0] if value is not True and len(value) == 1 else value
         for name, value in given.items()
     }
+    if len(images) < nets:
+        return alone
     return {"control_image": images if nets > 1 else images[0], **alone}

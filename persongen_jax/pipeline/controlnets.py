@@ -25,7 +25,7 @@ from persongen_jax.settings import check_version
 from persongen_jax.training.partition import fill_trained
 from persongen_jax.training.trained import load_trained
 from persongen_jax.weights.errors import WeightsError
-from persongen_jax.weights.formats.controlnet import check_fits, load_controlnet
+from persongen_jax.weights.formats.controlnet import load_controlnet
 from persongen_jax.weights.formats.sdxl.loading import SDXLBase
 
 NAME = "controlnet"  # of the first one's map; the others are numbered, as diffusers' folders
@@ -75,11 +75,16 @@ class ControlNets:
     def __init__(self, base: SDXLBase, mesh: Mesh, shard_weights: bool):
         self.base, self.mesh, self.shard_weights = base, mesh, shard_weights
         self.nets: dict[str, ControlNetModel] = {}
-        self.configs: dict[str, dict] = {}
 
     def load(self, path: str | Path, name: str) -> None:
         """See Pipeline.load_controlnet."""
-        net, config = self._open(Path(path))
+        net = self._open(Path(path))
+        factor = self.base.model.vae.vae_scale_factor
+        if net.factor != factor:
+            raise WeightsError(
+                f"{path}: reads images {net.factor} times as large as latents, and this base's VAE "
+                f"makes them {factor} times as large. Give one that was made for this base."
+            )
         if net.config["conditioning_channels"] != 3:
             raise WeightsError(
                 f"{path}: reads images of {net.config['conditioning_channels']} channels; only "
@@ -89,7 +94,7 @@ class ControlNets:
         shard = self.shard_weights
         where = shardings_by_path(self.mesh, state) if shard else replicated(self.mesh)
         nnx.update(net, put(state, where))
-        self.nets[name], self.configs[name] = net, config
+        self.nets[name] = net
 
     def unload(self, name: str | None) -> None:
         """See Pipeline.unload_controlnet."""
@@ -98,16 +103,16 @@ class ControlNets:
                 f"ControlNet {name!r} is not loaded; loaded: {', '.join(self.nets) or 'none'}"
             )
         for each in list(self.nets) if name is None else [name]:
-            del self.nets[each], self.configs[each]
+            del self.nets[each]
 
-    def _open(self, path: Path) -> tuple[ControlNetModel, dict]:
+    def _open(self, path: Path) -> ControlNetModel:
         unet: Any = self.base.model.unet
         if (path / "checkpoints").is_dir() or path.parent.name == "checkpoints":
             return self._of_run(path)
         stored = unet.conv_in.kernel.get_value().dtype
-        return load_controlnet(path, unet.config, dtype=unet.dtype, param_dtype=stored)
+        return load_controlnet(path, unet.config, dtype=unet.dtype, param_dtype=stored)[0]
 
-    def _of_run(self, path: Path) -> tuple[ControlNetModel, dict]:
+    def _of_run(self, path: Path) -> ControlNetModel:
         """The ControlNet that a run of this project has trained."""
         trained, saved = load_trained(path, replicated(self.mesh))
         check_version(saved, path)
@@ -122,9 +127,7 @@ class ControlNets:
         holder = nnx.Module()
         holder.controlnet = controlnet_from_unet(self.base.model.unet, rngs=nnx.Rngs(0))
         fill_trained(holder, own, (("controlnet/.*", ""),), str(path))
-        config = {"_class_name": "ControlNetModel", **holder.controlnet.config.to_dict()}
-        check_fits(config, self.base.model.unet.config, path)
-        return holder.controlnet, config
+        return holder.controlnet
 
     # ---- a call ----
 

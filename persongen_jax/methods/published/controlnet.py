@@ -13,6 +13,7 @@ from jax.typing import ArrayLike
 from ml_collections import ConfigDict
 
 from data_pipeline.examples.fields import Batch, Field
+from data_pipeline.examples.pose_image import PoseImage
 from data_pipeline.examples.spatial import ControlImage
 from persongen_jax.diffusion.conditioning import Conditioning
 from persongen_jax.methods.base import Method, Model, Parts, condition_on_text, prompts
@@ -88,6 +89,8 @@ def control_image(config: ConfigDict, *, optional: bool = False) -> Field:
 
     ``optional``: a call without one has a black one.
     """
-    field = ControlImage(config.control, optional=optional)
+    # A pose is drawn from the keypoints where a record has no image of it.
+    kind = PoseImage if config.control == "pose" else ControlImage
+    field = kind(config.control, optional=optional)
     field.drop_prob = config.control_drop_prob
     return field

@@ -81,9 +81,16 @@ def save_controlnet(
     Args:
         config: the one that it was opened with; None: its own.
     """
-    if config is None:
-        config = {"_class_name": CLASS, **net.config.to_dict()}
-    save_module(net, folder, dict(config), file_name=FILE_NAME)
+    save_module(net, folder, dict(config or config_of(net)), file_name=FILE_NAME)
+
+
+def config_of(net: ControlNetModel) -> dict:
+    """A config.json that diffusers' class takes: one number where it does not take one a level."""
+    config = {"_class_name": CLASS, **net.config.to_dict()}
+    del config["conv_in_kernel"]  # a setting of UNets, always 3 here
+    for key in ("layers_per_block", "cross_attention_dim"):
+        config[key] = _value(config, key)
+    return config
 
 
 def check_fits(

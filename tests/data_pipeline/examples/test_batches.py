@@ -190,7 +190,7 @@ def test_a_program_that_uses_tf_data_ends(folder, tokenizers, ahead):
 
 
 def test_memory_loader_imports_no_heavy_library(folder):
-    modules = ["batches", "conditions", "fields", "prefetch", "source", "spatial"]
+    modules = ["batches", "conditions", "fields", "pose_image", "prefetch", "source", "spatial"]
     names = ", ".join(f"data_pipeline.examples.{module}" for module in modules)
     code = (
         f"import sys, {names}, data_pipeline.records.manifest, data_pipeline.faces.find\n"

@@ -181,6 +181,9 @@ def test_joints_are_pixels_of_the_image(tmp_path):
         assert joints.shape == (12, 2) and visible.all() and first.scores[0] == np.float32(0.1)
     joints, found = open_pose_net(f"movenet:{path}")([tall, wide])
     assert np.allclose(joints[:, 0], [(2, 5), (11, 3)]) and found.all() and found.shape == (2, 12)
+    joints, scores = open_pose_net(f"movenet:{path}").points([tall, wide])
+    assert np.allclose(joints, [[(2, 5)] * 17, [(11, 3)] * 17])
+    np.testing.assert_allclose(scores, [[0.1] * 5 + [0.9] * 12] * 2)
 
 
 # ---- Faults ------------------------------------------------------------------------------------

@@ -95,6 +95,19 @@ def test_the_judge_finds_drawn_joints_and_tells_poses_apart(metrics, drawn, targ
     assert other["pose_error"]["mean"] > 3 * true["pose_error"]["mean"]
 
 
+def test_the_face_is_part_of_its_points(drawn):
+    """COCO's 17, with eyes and nose of the landmarks; no ears."""
+    net = open_pose_net(NET)
+    points, scores = net.points(drawn.images)
+    assert points.shape == (COUNT, 17, 2) and not scores[:, 3:5].any()
+    joints, found = net(drawn.images)
+    assert np.array_equal(joints, points[:, 5:]) and np.array_equal(found, scores[:, 5:] == 1)
+    there = scores[:, 0] == 1
+    assert there.mean() > 0.9 and np.array_equal(scores[:, 1] == 1, there)
+    far = points[there][:, [2, 1, 0]] - drawn.landmarks[there][:, :3]  # the right eye is first
+    assert np.median(np.linalg.norm(far, axis=-1)) < 1 and np.abs(far).max() < 8
+
+
 def test_joints_are_pixels_of_images_that_are_not_square(metrics, drawn):
     wide = drawn.images[:3, 10:-10]
     square = np.pad(wide, ((0, 0), (10, 10), (0, 0), (0, 0)), mode="edge")
