@@ -28,7 +28,7 @@ people whom it has not seen.
 import os
 
 MINIATURE = True  # False: real weights, from the paths below
-STEPS = 200  # of training
+STEPS = 100  # of training
 WORK = Path("work/train")  # all that this notebook writes
 
 if MINIATURE:
@@ -40,9 +40,9 @@ if MINIATURE:
     CONFIG = "configs/mini/photomaker.py"
     BASE = ASSETS / "sdxl"
     CLIP = ASSETS / "clip"
-    START_FROM = ""  # from the beginning, so that its effect is seen
+    START_FROM = ASSETS / "photomaker-v1.safetensors"  # "": from the beginning
     PHOTOGRAPHS = WORK / "photographs"
-    write_people(PHOTOGRAPHS, identities=200, pictures=6, split="in_train")
+    write_people(PHOTOGRAPHS, identities=40, pictures=6, split="in_train")
     drawn = write_people(WORK / "drawn", identities=2, pictures=4, split="out_of_train")
     STRANGERS = [drawn[2].image, drawn[6].image]
     PROMPT = "a photo of a person img looking at the camera"
@@ -125,11 +125,11 @@ plt.ylabel("loss")
 plt.show()
 """),
     markdown("""
-## Images with the trained weights
+## Images, before and after
 
-Of somebody whom the training has seen, and of people whom it has not. In each case the photograph
-and the face in it, then what the base alone makes of the prompt (all that was trained has
-strength 0), then the same noise with that person.
+Of somebody whom this training has seen, and of people whom it has not: the photograph and the
+face in it, then images with the weights that the training started from, then the same noise with
+its own.
 """),
     code("""
 import jax.numpy as jnp
@@ -139,19 +139,19 @@ from persongen_jax.face_detectors import open_reference_detector
 from persongen_jax.pipeline import Pipeline, save_images
 
 detector = open_reference_detector(BASE)
+photographs = [records[0].image, *STRANGERS]
+faces = [crop_face(each, each, detector) for each in photographs]
 pipe = Pipeline.from_pretrained(BASE, dtype=jnp.dtype(DTYPE))
-pipe.load_method("photomaker", RUN)
-
-
-def generate(name, photograph):
-    face = crop_face(photograph, photograph, detector)
-    show(load_image(photograph), face)
-    for strength in (0.0, 1.0):
+rows = [[] for _ in photographs]  # of files, a list for each person
+for name, weights in (("before", START_FROM), ("after", RUN)):
+    if not weights:
+        continue
+    pipe.load_method("photomaker", weights)
+    for row, face in zip(rows, faces, strict=True):
         images = pipe(
             PROMPT,
             NEGATIVE,
             references=[[face]],
-            scales={"identity": strength, "lora": strength},
             height=SIZE,
             width=SIZE,
             num_inference_steps=30,
@@ -160,11 +160,10 @@ def generate(name, photograph):
             num_images_per_prompt=4,
             seed=1,
         ).images
-        show(*save_images(images, WORK / "images" / name))
-
-
-for name, photograph in [("seen", records[0].image), *(("stranger", each) for each in STRANGERS)]:
-    print(name)
-    generate(name, photograph)
+        row.append(save_images(images, WORK / "images" / name))
+for photograph, face, row in zip(photographs, faces, rows, strict=True):
+    show(load_image(photograph), face)
+    for files in row:
+        show(*files)
 """),
 ]

@@ -46,7 +46,7 @@ if importlib.util.find_spec("persongen_jax") is None:
             f"persongen_jax is not installed, and no clone of its repository is found from {here}: "
             "clone or unpack it into this folder, and run this cell again"
         )
-    extras = ["faces", "convert"]  # find faces in photographs; read .bin files
+    extras = ["faces"]  # finds faces in photographs
     if shutil.which("nvidia-smi"):
         extras.append("gpu")
     elif glob.glob("/dev/accel*") or glob.glob("/dev/vfio/[0-9]*"):
@@ -69,7 +69,10 @@ as `hotshotco/SDXL-512` | CreativeML Open RAIL++-M |
 """
 
 CLIP_ROW = "| `openai/clip-vit-large-patch14`, the image encoder | MIT |\n"
-PHOTOMAKER_ROW = "| `TencentARC/PhotoMaker`'s `photomaker-v1.bin` | Apache-2.0 |\n"
+PHOTOMAKER_ROW = """\
+| `TencentARC/PhotoMaker`'s `photomaker-v1.bin` (read by torch, which Colab and Kaggle have) | \
+Apache-2.0 |
+"""
 RECOGNISER_ROW = """\
 | a face recogniser: InsightFace's `w600k_r50.onnx`, or `fal/AuraFace-v1`'s `glintr100.onnx` | \
 research only; Apache-2.0 |
