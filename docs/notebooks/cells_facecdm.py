@@ -190,7 +190,9 @@ A ControlNet of another kind (edges, depth) acts in addition:
 Stage 3 again, from the weights that were used above, and the same noise once more.
 """),
     code("""
+del pipe  # training needs its memory
 train_stage(3, WORK / "stage3_further", start_from=run)
+pipe = Pipeline.from_pretrained(BASE, dtype=jnp.dtype(DTYPE))
 pipe.load_method("facecdm", WORK / "stage3_further")
 generate("facecdm_further")
 generate("facecdm_further_pose", pose)
