@@ -195,6 +195,7 @@ train_stage(3, WORK / "stage3_further", start_from=run)
 pipe = Pipeline.from_pretrained(BASE, dtype=jnp.dtype(DTYPE))
 pipe.load_method("facecdm", WORK / "stage3_further")
 generate("facecdm_further")
-generate("facecdm_further_pose", pose)
+if pose is not None:
+    generate("facecdm_further_pose", pose)
 """),
 ]
