@@ -43,7 +43,7 @@ def test_each_runs_on_the_miniature(name, tmp_path, monkeypatch):
             cell.source, count = STEPS.subn("STEPS = 4", cell.source)
             changed += count
     assert changed == (name != "generate")
-    NotebookClient(held, timeout=600, resources={"metadata": {"path": str(tmp_path)}}).execute()
+    NotebookClient(held, timeout=1800, resources={"metadata": {"path": str(tmp_path)}}).execute()
     nbformat.write(held, tmp_path / f"{name}.ipynb")  # to look at
     files = sorted((tmp_path / "work" / name / "images").rglob("*.png"))
     assert len(files) >= 8
