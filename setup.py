@@ -40,6 +40,9 @@ TEST = [
     "mypy",
     "import-linter",
     "pyyaml",
+    "nbclient>=0.10",  # runs the notebooks of docs/notebooks
+    "nbformat>=5.10",
+    "ipykernel>=6.29",
     "setuptools>=77",  # builds the wheel that a test installs; Python 3.12 brings none
 ]
 

@@ -66,7 +66,7 @@ def with_links(markdown: str, path: Path) -> str:
         if not found.exists():
             raise PluginError(f"{path.relative_to(ROOT)} links to {target}: there is no such file")
         name = found.relative_to(ROOT).as_posix()
-        if found.suffix == ".md" and (name in PAGES or name.startswith("docs/")):
+        if found.suffix in (".md", ".ipynb") and (name in PAGES or name.startswith("docs/")):
             return f"[{text}]({PAGES.get(name, name.removeprefix('docs/'))}{anchor or ''})"
         return text if "`" in text else f"`{text}`"
 

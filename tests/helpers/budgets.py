@@ -16,7 +16,7 @@ BUDGETS = {
     "tests/fuzz": (10, 20),
     "tests/generate": (70, 80),
     "tests/helpers": (5, 5),
-    "tests/launch": (10, 90),
+    "tests/launch": (10, 190),
     "tests/methods": (140, 220),
     "tests/metrics": (25, 25),
     "tests/miniature": (70, 240),
