@@ -111,8 +111,8 @@ def write_weights(folder: Path, size: str) -> None:
     from safetensors.torch import save_file
 
     from persongen_jax.weights.tiny_tokenizer import write_tiny_tokenizer
-    from tests.helpers.iresnet_twin import TorchIResNet, randomise_statistics
     from tests.helpers.encoders.judge_files import seeded
+    from tests.helpers.iresnet_twin import TorchIResNet, randomise_statistics
     from tests.helpers.twins import randomise
 
     sizes = SIZES[size]

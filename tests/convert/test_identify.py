@@ -15,8 +15,8 @@ from persongen_jax.weights.recognition.kinds import NAMES
 from tests.helpers.encoders.eva_files import native_names
 from tests.helpers.encoders.eva_files import shapes_of as eva_shapes
 from tests.helpers.encoders.judge_files import shapes_of
-from tests.helpers.lora_files import ATTENTION, kohya, random_adapters, save
 from tests.helpers.encoders.open_clip_files import published_shapes
+from tests.helpers.lora_files import ATTENTION, kohya, random_adapters, save
 
 SDXL, SD15 = 2048, 768
 KEYS = [f"ip_adapter.{i}.to_k_ip.weight" for i in (1, 3)]

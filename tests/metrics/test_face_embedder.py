@@ -12,8 +12,8 @@ from persongen_jax.weights.errors import MissingFile
 from persongen_jax.weights.formats.arcface import INSIGHTFACE_LICENCE, load_arcface
 from persongen_jax.weights.formats.opencv_faces import load_sface
 from persongen_jax.weights.saver import save_module
-from tests.helpers.iresnet_twin import TorchIResNet, randomise_statistics
 from tests.helpers.encoders.judge_files import seeded, shapes_of
+from tests.helpers.iresnet_twin import TorchIResNet, randomise_statistics
 from tests.helpers.keypoint_nets import LANDMARKS, write_keypoint_net
 from tests.helpers.twins import randomise, relative_error
 
