@@ -1,7 +1,7 @@
 """An SDXL directory with random weights, to try everything without a download.
 
     python -m persongen_jax.weights.random_base --out weights/tiny-sdxl
-    python -m persongen_jax.weights.random_base --out weights/random-sdxl --size sdxl --dtype float16
+    python -m persongen_jax.weights.random_base --out weights/sdxl --size sdxl --dtype float16
 
 It has every part of a real one (and a CLIP image tower in ``image_encoder/``) in diffusers' format,
 so all commands run on it; its images are noise. "sdxl" has the published sizes: 7.5 GB in float16.
