@@ -172,7 +172,14 @@ FOLDER_OPTIONS = ("references", "real", "encoder", "recogniser", "json", "cache"
 WEIGHTS_OPTIONS = ("benchmark", "people", "dtype")
 RATING_OPTIONS = ("pairs", "answers")
 OF_OTHERS = {*FOLDER_OPTIONS, *WEIGHTS_OPTIONS, *RATING_OPTIONS}
-FORMS = ("run", "weights", "compare", "images", "rate")
+# What each form is given.
+FORMS = {
+    "run": "the working directory of a training run",
+    "weights": "NAME=FILE",
+    "compare": "runs or metrics files",
+    "images": "folders of images",
+    "rate": "two folders of images",
+}
 
 
 def read_by(form: str, options: set[str]) -> tuple[set[str], str]:
@@ -190,9 +197,18 @@ def read_by(form: str, options: set[str]) -> tuple[set[str], str]:
     return {*FOLDER_OPTIONS, "out", "gallery", "metrics", "fid_variant"}, why
 
 
-def warn_of_idle_options(args: argparse.Namespace) -> None:
+def check_named(args: argparse.Namespace, form: str) -> None:
+    """ValueError for an empty path, such as of a shell's variable that is not set.
+
+    It would mean the current folder.
+    """
+    value = getattr(args, form)
+    if not all([value] if isinstance(value, str) else value):
+        raise ValueError(f"--{form}: an empty name; give {FORMS[form]}")
+
+
+def warn_of_idle_options(args: argparse.Namespace, form: str) -> None:
     """A warning that names the options that the form does not read."""
-    form = next(name for name in FORMS if getattr(args, name) is not None)
     read, why = read_by(form, set(vars(args)))
     others = sorted(set(vars(args)) - {*read, form})
     values = {name: getattr(args, name) for name in others}
@@ -205,7 +221,9 @@ def warn_of_idle_options(args: argparse.Namespace) -> None:
 @command
 def main(argv: list[str] | None = None) -> None:
     args = parse_arguments(argv)
-    warn_of_idle_options(args)
+    form = next(name for name in FORMS if getattr(args, name) is not None)
+    check_named(args, form)
+    warn_of_idle_options(args, form)
     if args.compare:
         compare_runs(args.compare, args.out or Path("evaluation"), args.step)
     elif args.images:

@@ -335,9 +335,9 @@ INTRO = """# How often 95 % intervals hold the truth
 `python -m benchmarks.evaluation.coverage`, {trials} trials of each cell, seeded, {seconds:.0f} s on
 one core. Coverage in percent, in brackets the median width; in italics what lies outside 93 to
 97 %. A coverage of 95 % is itself known to ± 1.4 points from 1,000 trials. Bootstraps draw
-{samples} times. Every distribution has differences between people; Bernoulli is 0 or 1 per image, its people's
-shares correlate with 0.2. Where people have different numbers of images, the mean over images
-counts some people more. *Ours* is Hall's transformation, and for shares the logit t
+{samples} times. Every distribution has differences between people; Bernoulli is 0 or 1 per image,
+its people's shares correlate with 0.2. Where people have different numbers of images, the mean
+over images counts some people more. *Ours* is Hall's transformation, and for shares the logit t
 (persongen_jax/metrics/intervals/limits.py). The effect of a seed is its deviation as a part of the
 people's: 0, 0.1, 0.3 and 1."""
 

@@ -2,6 +2,9 @@
 
 from typing import Any
 
+# How many sets of people a benchmark has; BoLID's paper names none, and any will do.
+NUMBER_OF_SETS = {"thesis": 3, "photomaker": 1}
+
 # Keys of a config (systems/sdxl_config.py) by benchmark.
 BENCHMARKS: dict[str, dict[str, Any]] = {
     # The thesis, section 4: one reference, three sets of people, four prompts.

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from data_pipeline.files import write_text
-from persongen_jax.evaluation.groups.by_group import write_groups
+from persongen_jax.evaluation.groups.by_group import not_measured, write_groups
 from persongen_jax.evaluation.trajectories import (
     plot_trajectories,
     read_rows,
@@ -248,14 +248,13 @@ def judges_line(entries: Sequence[tuple]) -> str:
 
 def missing_line(entries: Sequence[tuple]) -> str:
     """Such as "Not measured: Face-Sim 3 of 40 images (photomaker in-train)."; "" if nothing is."""
-    parts = []
-    for name, set_name, _, metrics in entries:
-        place = " ".join(filter(None, (name, set_name.replace("_", "-"))))
-        for measure in with_descriptions({"metrics": metrics}).values():
-            lost = measure.get("missing", 0)
-            if lost:
-                parts.append(f"{measure['title']} {lost} of {lost + measure['n']} images ({place})")
-    return f"Not measured: {'; '.join(parts)}." if parts else ""
+    return not_measured(
+        (
+            " ".join(filter(None, (name, set_name.replace("_", "-")))),
+            with_descriptions({"metrics": metrics}),
+        )
+        for name, set_name, _, metrics in entries
+    )
 
 
 def notes_lines(entries: Sequence[tuple]) -> str:

@@ -23,7 +23,7 @@ from PIL import Image
 from data_pipeline.files import write_text
 from data_pipeline.records.sources import file_stamps, open_records
 from data_pipeline.text_files import parse_json, read_json, whole_lines
-from persongen_jax.evaluation.benchmarks import BENCHMARKS
+from persongen_jax.evaluation.benchmarks import BENCHMARKS, NUMBER_OF_SETS
 from persongen_jax.evaluation.comparison import (
     check_comparable,
     join_groups,
@@ -109,14 +109,14 @@ def evaluate_weights(args: argparse.Namespace) -> list[dict]:
     rows = next(iter(groups.values()))[0]
     check_comparable(groups)
     entries = join_groups(groups)
-    joint = write_tables(entries, out)
     lines = differences(args.benchmark, next(iter(configs.values())), rows)
     lines += filter(None, [write_groups(rows_of_groups(groups), out)])
-    write_text(out / "comparison.md", "\n\n".join([table(entries), *lines]) + "\n")
+    joint = write_tables(entries, out, "\n\n".join(lines))
     for name in SETS:
         (out / f"sheet_{name}.png").unlink(missing_ok=True)  # perhaps no longer asked for
     write_sheets(out, list(groups), list(dict.fromkeys(name for _, name, *_ in entries)))
-    print("\n".join([table(entries), *lines, f"written: {out}"]))
+    print("\n\n".join([table(entries), *lines]))
+    print(f"written: {out}")
     return joint
 
 
@@ -133,8 +133,9 @@ def differences(benchmark: str, config: ConfigDict, rows: Sequence[dict]) -> lis
     counts = [f"{row['people']} on {row['set'].replace('_', '-')}" for row in few]
     if counts:
         lines.append(f"Of the benchmark's {own['validation_people']} people: {', '.join(counts)}.")
-    if len(rows) < len(SETS) and benchmark != "photomaker":  # which has one set
-        lines.append(f"Of the benchmark's {len(SETS)} sets: {len(rows)}.")
+    sets = NUMBER_OF_SETS.get(benchmark, 1)
+    if len(rows) < sets:
+        lines.append(f"Of the benchmark's {sets} sets: {len(rows)}.")
     return lines
 
 

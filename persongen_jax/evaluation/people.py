@@ -124,6 +124,7 @@ class Evaluation:
         metrics: the metrics of config.metrics that can be measured, in its order.
         known: what the metrics know about each set.
         should_stop: called between sampling steps; True ends the evaluation with Stopped.
+        said: what was printed about figures that are not there, so that it is printed once.
 
     Raises:
         ValueError: an unusable source, prompt or judge, or a judge that the method reads.
@@ -136,6 +137,7 @@ class Evaluation:
         config, base = system.config, system.base
         self.size = config.validation_size or config.size  # side of the images
         self.should_stop: Callable[[], bool] = lambda: False
+        self.said: set[str] = set()
         self.mesh = mesh_for(config)
         # Every call gets the same initial noise; a sampler that draws more noise uses a seed.
         draws = make_plan(base.scheduler_config, config.validation_steps).stochastic
@@ -167,7 +169,7 @@ class Evaluation:
             images = self._generate(pipe, name, people)
             row = {"step": step, "set": name, **self._settings(people)}
             generated = self._generated(images, people)
-            row["metrics"] = measure_all(self.metrics, generated, self.known[name])
+            row["metrics"] = measure_all(self.metrics, generated, self.known[name], self.said)
             if groups := groups_of(self.known[name].people.owners):
                 row["groups"] = groups
             results[name] = Result(row, images)

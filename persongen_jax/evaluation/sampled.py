@@ -42,6 +42,7 @@ class SampledEvaluation:
     def __init__(self, system: DiffusionSystem):
         self.system, self.config = system, system.config
         self.should_stop = lambda: False
+        self.said: set[str] = set()  # about figures that are not there: printed once
         self.cases = {name: system.cases(name) for name in system.validation_sets}
         self.known = {name: known_of(cases, name) for name, cases in self.cases.items()}
         self.metrics = open_metrics(self.config)
@@ -60,7 +61,7 @@ class SampledEvaluation:
             images = self._generate(model, cases)
             generated = Generated(images, cases.owners, cases.texts, _flat_inputs(cases.batch))
             row = {"step": step, "set": name, **self._settings(len(images))}
-            row["metrics"] = measure_all(self.metrics, generated, self.known[name])
+            row["metrics"] = measure_all(self.metrics, generated, self.known[name], self.said)
             results[name] = Result(row, images)
         return results
 

@@ -7,8 +7,9 @@ A **measure** is a dict that JSON can hold:
 
 ``low`` and ``high`` are the 95 % interval over people (intervals/), or None, and then ``reason``
 says why. ``people`` has each person's mean and count, so that several runs can be joined later.
-``missing`` is the number of images that could not be measured, if there are any. A metric of a set
-has one number as its mean and no ``people``. A measure without values has mean None and n 0.
+``missing`` is the number of images that could not be measured, and ``missing_people`` that of each
+person who has some, if there are any. A metric of a set has one number as its mean and no
+``people``. A measure without values has mean None and n 0.
 ``parts`` has the measures of parts by name, such as single attributes; only for a single run.
 
 The description is the metric's (base.py), so that tables and plots can be made where the metric
@@ -28,7 +29,10 @@ from persongen_jax.metrics.intervals.people import NOTHING, Interval, over_answe
 from persongen_jax.metrics.intervals.runs import over_people_and_runs, over_runs
 from persongen_jax.metrics.registry import METRICS, find_class
 
-NUMBERS = ("mean", "low", "high", "n", "reason", "missing", "people", "parts", "runs", "n_each")
+NUMBERS = (
+    *("mean", "low", "high", "n", "reason", "missing", "missing_people"),
+    *("people", "parts", "runs", "n_each"),
+)
 # Keys of every described measure, with "judge".
 DESCRIPTION = ("title", "form", "over", "plotted", "bounds")
 
@@ -36,13 +40,27 @@ DESCRIPTION = ("title", "form", "over", "plotted", "bounds")
 # ---- from values -------------------------------------------------------------------------------
 
 
-def measure_all(metrics: list[Metric], generated: Generated, known: Known) -> dict[str, dict]:
+def measure_all(
+    metrics: list[Metric], generated: Generated, known: Known, said: set[str] | None = None
+) -> dict[str, dict]:
     """Measures by name, in the order of ``metrics``; without those that cannot be measured here.
+
+    Args:
+        said: what was printed before about figures that are not there; it is not printed again, and
+            what is new is added. A run that validates many times keeps it.
 
     Raises:
         ValueError: a metric that does not return one value per image.
     """
-    values = values_of(metrics, generated, known)
+    said = set() if said is None else said
+    missing: dict[str, NoFigure] = {}
+    values = values_of(metrics, generated, known, missing)
+    for metric in metrics:
+        if metric.name in missing:
+            line = f"{known.name}: {metric.title} gives no figure: {missing[metric.name]}"
+            if line not in said:
+                print(line)
+            said.add(line)
     return {
         metric.name: measure_of(metric, values[metric.name], generated)
         for metric in metrics
@@ -51,16 +69,12 @@ def measure_all(metrics: list[Metric], generated: Generated, known: Known) -> di
 
 
 def values_of(
-    metrics: list[Metric],
-    generated: Generated,
-    known: Known,
-    missing: dict[str, NoFigure] | None = None,
+    metrics: list[Metric], generated: Generated, known: Known, missing: dict[str, NoFigure]
 ) -> dict[str, Values]:
     """What each metric returns, by its name; without those that cannot be measured here.
 
     Args:
-        missing: gets the reasons, where metrics give one, by their names; they are printed if it is
-            None.
+        missing: gets the reasons, where metrics give one, by their names.
 
     Raises:
         ValueError: a metric that returns something else.
@@ -70,10 +84,7 @@ def values_of(
         try:
             values = metric(generated, known)
         except NoFigure as error:
-            if missing is None:
-                print(f"{known.name}: {metric.title} gives no figure: {error}")
-            else:
-                missing[metric.name] = error
+            missing[metric.name] = error
             continue
         if not isinstance(values, Values | None):
             kind = type(values).__name__
@@ -109,13 +120,20 @@ def _of_images(metric: Metric, values: Values, generated: Generated) -> dict:
             found = measure(array[there], owners[there], metric.bounds)
         except ValueError as error:
             raise ValueError(f"{metric.name}: {error}") from error
-        return found if there.all() else {**found, "missing": int((~there).sum())}
+        return {**found, **_missing(owners[~there])}
 
     found = measured(values.values)
     if values.parts:
         parts = {name: (measured(part), part) for name, part in values.parts.items()}
         found["parts"] = {name: measure_part(*part) for name, part in parts.items()}
     return found
+
+
+def _missing(owners: np.ndarray) -> dict:
+    """What a measure says of images that were not measured; ``owners`` [n] says whose each is."""
+    names, counts = np.unique(owners, return_counts=True)
+    people = dict(zip(names.tolist(), counts.tolist(), strict=True))
+    return {"missing": len(owners), "missing_people": people} if people else {}
 
 
 def _of_set(metric: Metric, values: Values, generated: Generated) -> dict:
@@ -143,7 +161,8 @@ def measure_part(measure: dict, values: np.ndarray) -> dict:
 
     With a single owner, such as a class that is a part itself, images count as independent.
     """
-    found = {key: value for key, value in measure.items() if key != "people"}
+    own = ("people", "missing_people")
+    found = {key: value for key, value in measure.items() if key not in own}
     alone = measure["n"] > 1 and len(measure["people"]) < 2
     if alone and np.isin(values, (0, 1)).sum() == measure["n"]:
         found.pop("reason", None)
@@ -213,7 +232,8 @@ def join_runs(measures: list[dict]) -> dict:
     like that of a set, it is over runs only, with equal weights; a single run keeps its own
     interval, and "n_each" says how many images each has.
 
-    "people" is left out; "n" is the total number of images, "runs" the number of runs with a value.
+    "people" and "missing_people" are left out; "n" is the total number of images, "runs" the number
+    of runs with a value.
     """
     lost = sum(m.get("missing", 0) for m in measures)
     measures = [m for m in measures if m["n"]]

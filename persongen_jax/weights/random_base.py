@@ -1,12 +1,14 @@
-"""A small SDXL directory with random weights, to try everything without a download.
+"""An SDXL directory with random weights, to try everything without a download.
 
     python -m persongen_jax.weights.random_base --out weights/tiny-sdxl
+    python -m persongen_jax.weights.random_base --out weights/sdxl --size sdxl --dtype float16
 
 It has every part of a real one (and a CLIP image tower in ``image_encoder/``) in diffusers' format,
-so all commands run on it; its images are noise.
+so all commands run on it; its images are noise. "sdxl" has the published sizes: 7.5 GB in float16.
 """
 
 import argparse
+import copy
 import math
 import os
 from collections.abc import Callable
@@ -16,12 +18,14 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.typing import DTypeLike
 
 from data_pipeline.prompts import Tokenizers
 from persongen_jax.cli import command
 from persongen_jax.models.encoders.clip import CLIPVisionModel
 from persongen_jax.models.layers import UnusedRngs
 from persongen_jax.models.sdxl.parts import COMPONENTS, StableDiffusionXL, build
+from persongen_jax.models.sdxl.sizes import CONFIGS, IMAGE_TOWER
 from persongen_jax.weights.files.source import TensorSource
 from persongen_jax.weights.formats.sdxl.loading import SDXLBase, save_sdxl
 from persongen_jax.weights.loader import (
@@ -72,10 +76,14 @@ SIZES: dict[str, dict[str, Any]] = {
         "vision": (256, 64, 16),
     },
 }
+PUBLISHED = "sdxl"  # SDXL's own sizes, with CLIP's vocabulary
+DTYPES = ("float32", "float16", "bfloat16")
 
 
 def make_configs(size: str, vocab_size: int) -> dict[str, dict]:
     """config.json contents of every component, as diffusers and transformers write them."""
+    if size == PUBLISHED:
+        return copy.deepcopy({**CONFIGS, "image_encoder": IMAGE_TOWER})
     spec = SIZES[size]
     groups = 32 if size == "mid" else 8
     first, second = spec["text"]
@@ -199,20 +207,29 @@ def random_module(build: Callable[[], M], seed: int) -> M:
     return load_module(build, RandomWeights(build, seed))
 
 
-def write_random_base(folder: str | os.PathLike, *, size: str = "tiny", seed: int = 0) -> None:
-    """Write the directory; the same seed gives the same bytes."""
+def write_random_base(
+    folder: str | os.PathLike, *, size: str = "tiny", seed: int = 0, dtype: DTypeLike = jnp.float32
+) -> None:
+    """Write the directory; the same seed gives the same bytes.
+
+    Args:
+        folder: created if necessary.
+        size: of ``SIZES``, or ``PUBLISHED``.
+        seed: of the weights.
+        dtype: in which they are stored. All of them are in memory at once.
+    """
     folder = Path(folder)
     vocab_size = 0
     for name, pad_token in zip(("tokenizer", "tokenizer_2"), SDXL_PAD_TOKENS, strict=True):
         vocab_size = write_tiny_tokenizer(folder / name, pad_token)
     configs = make_configs(size, vocab_size)
     vision_config = configs.pop("image_encoder")
+    dtypes = {"dtype": dtype, "param_dtype": dtype}
     vision = random_module(
-        lambda: CLIPVisionModel(vision_config, with_projection=True, rngs=UnusedRngs()),
+        lambda: CLIPVisionModel(vision_config, with_projection=True, rngs=UnusedRngs(), **dtypes),
         seed + len(COMPONENTS),
     )
     save_module(vision, folder / "image_encoder", vision_config, file_name="model.safetensors")
-    dtypes = {"dtype": jnp.float32, "param_dtype": jnp.float32}
     parts = {
         name: random_module(build(configs, name, **dtypes), seed + i)
         for i, name in enumerate(COMPONENTS)
@@ -235,10 +252,11 @@ def write_random_base(folder: str | os.PathLike, *, size: str = "tiny", seed: in
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--out", required=True, help="folder to write")
-    parser.add_argument("--size", choices=SIZES, default="tiny")
+    parser.add_argument("--size", choices=(*SIZES, PUBLISHED), default="tiny")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--dtype", choices=DTYPES, default="float32", help="of the stored weights")
     args = parser.parse_args(argv)
-    write_random_base(args.out, size=args.size, seed=args.seed)
+    write_random_base(args.out, size=args.size, seed=args.seed, dtype=jnp.dtype(args.dtype))
     print(f"wrote a random {args.size} SDXL directory to {args.out}")
 
 

@@ -11,7 +11,7 @@ from persongen_jax.systems.open import open_system
 from persongen_jax.training.checkpoint import Checkpoints
 from persongen_jax.training.partition import split_model
 from persongen_jax.weights.files.directory import open_file
-from tests.evaluation.test_validation import moved
+from tests.evaluation.tiny import moved
 
 RANK, ALPHA = 4, 2.0  # the scale is a half, so that a file without it is detected
 

@@ -17,7 +17,7 @@ from persongen_jax.weights.formats.clip import load_clip
 from persongen_jax.weights.formats.lora.reading import read_lora
 from persongen_jax.weights.formats.sdxl.opening import NORMALISE
 from tests.convert.runs import fails, same, tensors
-from tests.evaluation.test_validation import FACE_NET
+from tests.evaluation.tiny import FACE_NET
 from tests.helpers.encoders import eva_files
 from tests.helpers.encoders.dino_files import facebook_names, torch_dino, torch_dinov2
 from tests.helpers.encoders.judge_files import lpips_halves, seeded, shapes_of

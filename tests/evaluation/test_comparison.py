@@ -5,6 +5,7 @@ import json
 
 import pytest
 
+from persongen_jax import evaluate
 from persongen_jax.evaluation.comparison import (
     GENERATED_WITH,
     check_comparable,
@@ -149,3 +150,53 @@ def test_images_that_were_not_measured_are_named():
     assert said == "Not measured: pose error 3 of 5 images (mine in-train)."
     joint = join_groups({"mine": [[row], [row]]})
     assert "pose error 6 of 10 images" in table(joint)
+
+
+# ---- the command -------------------------------------------------------------------------------
+
+
+def write_run(folder, method, seed, figures, clip="c"):
+    """A run's rows: ``figures`` are the two people's values at steps 0 and 10."""
+    rows = []
+    for step, values in zip((0, 10), figures, strict=True):
+        metrics = {"clip_t": measure(values, ["a", "b"])}
+        row = {"step": step, "set": "in_train", "method": method, "seed": seed, "clip": clip}
+        rows.append({**row, "face_net": "f", "metrics": metrics})
+    (folder / "validation").mkdir(parents=True)
+    path = folder / "validation" / "metrics.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(folder)
+
+
+def test_runs_are_compared_by_method(tmp_path, capsys):
+    runs = [
+        write_run(tmp_path / "a1", "photomaker", 1, [[20, 22], [24, 26]]),
+        write_run(tmp_path / "a2", "photomaker", 2, [[20, 22], [28, 30]]),
+        write_run(tmp_path / "b1", "photomaker_bg", 1, [[20, 22], [30, 31]]),
+    ]
+    evaluate.main(["--compare", *runs, "--out", str(tmp_path / "out")])
+    shown = capsys.readouterr().out
+    # Student's t of 12.706, times √(1² + 2²): people 26 and 28, runs 25 and 29; and times 0.5.
+    assert "| in-train | photomaker | 2 | 27.00 (-1.41 to 55.41) |" in shown
+    assert "| in-train | photomaker_bg | 1 | 30.50 (24.15 to 36.85) |" in shown
+    joint = json.loads((tmp_path / "out" / "comparison.json").read_text())
+    assert [(entry["name"], entry["runs"]) for entry in joint] == [
+        ("photomaker", 2),
+        ("photomaker_bg", 1),
+    ]
+    assert (tmp_path / "out" / "trajectories.png").exists()
+    # Another step; other names.
+    named = [f"first={runs[0]}", f"second={runs[1]}", "--step", "0"]
+    evaluate.main(["--compare", *named, "--out", str(tmp_path / "out")])
+    assert "| in-train | second | 1 | 21.00" in capsys.readouterr().out
+
+
+def test_figures_of_different_judges_are_not_compared(tmp_path):
+    runs = [
+        write_run(tmp_path / "a", "photomaker", 1, [[1, 2], [3, 4]]),
+        write_run(tmp_path / "b", "photomaker", 2, [[1, 2], [3, 4]], clip="other"),
+    ]
+    with pytest.raises(SystemExit, match=r"different judges of CLIP-T \(c, other\)"):
+        evaluate.main(["--compare", *runs, "--out", str(tmp_path / "out")])
+    with pytest.raises(SystemExit, match="no validation rows"):
+        evaluate.main(["--compare", str(tmp_path / "none")])

@@ -6,108 +6,19 @@ import re
 
 import numpy as np
 import pytest
-import torch
 from ml_collections import ConfigDict
 from PIL import Image
 
-from configs.first_light import get_config
 from persongen_jax import evaluate
 from persongen_jax.evaluation import of_run
 from persongen_jax.evaluation.folders.layouts import read_images
 from persongen_jax.evaluation.trajectories import read_rows
 from persongen_jax.evaluation.validation import Validator
-from persongen_jax.metrics.base import Metric, Values
-from persongen_jax.metrics.measures import measure
 from persongen_jax.pipeline import conditioner, images
 from persongen_jax.pipeline.images import sample_steps
-from persongen_jax.systems.open import open_system
-from persongen_jax.systems.sdxl import Sdxl
 from persongen_jax.training.checkpoint import Checkpoints
-from persongen_jax.training.partition import split_model
 from persongen_jax.training.step import merge_model
-from persongen_jax.weights.formats.arcface import load_arcface
-from persongen_jax.weights.saver import save_module
-from tests.helpers.encoders.tiny_clip import write_tiny_clip
-from tests.helpers.iresnet_twin import TorchIResNet, randomise_statistics
-from tests.helpers.keypoint_nets import write_keypoint_net
-from tests.helpers.twins import randomise
-
-FACE_NET = {"layers": (1, 1), "widths": (4, 8), "input_size": 16, "embedding_dim": 6}
-METRICS = (
-    *("clip_t", "brightness", "face_sim", "rank1_10", "rank1_100", "detection_rate"),
-    *("face_sim_misses_as_0", "cosine_true", "cosine_others", "frechet_clip"),
-    "joints_found",
-)
-SET = "people:{}?identities={}&pictures=2&size=48"
-
-
-class Brightness(Metric):
-    """A metric of a set from outside the package: generated minus real images."""
-
-    name, title, form, over = "brightness", "brighter by", "{:+.1f}", "set"
-
-    def __call__(self, generated, known):
-        real = [p.mean() for owner in known.people.owners for p in owner.pictures()]
-        return Values(generated.images.mean() - np.mean(real), facts={"n_real": len(real)})
-
-
-OWN = {"brightness": "tests.evaluation.test_validation:Brightness"}
-
-
-@pytest.fixture(scope="module")
-def encoders(tmp_path_factory):
-    """Folders ``clip`` and, as in the miniature, ``face_net`` and ``face_detector``."""
-    folder = tmp_path_factory.mktemp("encoders")
-    write_tiny_clip(folder / "clip")
-    twin = randomise_statistics(randomise(TorchIResNet(**FACE_NET)))
-    torch.save(twin.state_dict(), folder / "backbone.pth")
-    net = load_arcface(folder / "backbone.pth").model
-    save_module(net, folder / "face_net", {"licence": "none"}, file_name="model.safetensors")
-    write_keypoint_net(folder / "face_detector", present=3.0)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def config(small_base, encoders, tmp_path_factory):
-    prompts = tmp_path_factory.mktemp("prompts") / "prompts.json"
-    entries = [
-        {"general": "a photo of a {word} img", "background": "a beach behind {him}"},
-        {"general": "a {word} img, {his} face", "body": "{he} is in a coat"},
-    ]
-    prompts.write_text(json.dumps(entries))
-    config = get_config()
-    config.base, config.method = str(small_base), "photomaker_bg"
-    config.validate_out_of_train = SET.format("out_of_train", 3)
-    config.validate_out_of_domain = SET.format("out_of_domain", 2)
-    config.validation_gallery = SET.format("out_of_train", 5)
-    config.validation_people = 2
-    config.validation_prompts = str(prompts)
-    config.validation_images, config.validation_steps = 2, 3
-    config.validation_merge_step, config.validation_batch = 0, 4
-    config.clip, config.face_net = str(encoders / "clip"), str(encoders / "face_net")
-    config.pose_net = f"keypoints:{encoders / 'face_detector'}"
-    config.metrics = tuple(OWN.get(name, name) for name in METRICS)
-    return config
-
-
-@pytest.fixture(scope="module")
-def trained(config):
-    """(system, graphdef, trainable, frozen), as in the trainer."""
-    system = open_system(config)
-    graphdef, trainable, frozen, _ = split_model(system.model, system.table)
-    return system, graphdef, trainable, frozen
-
-
-def with_config(system, config):
-    """The same networks with other settings."""
-    return Sdxl(config, system.base, system.method)
-
-
-def moved(trainable, seed):
-    """Plausible trained weights; otherwise the identity would hardly show."""
-    rng = np.random.default_rng(seed)
-    draw = {path: rng.standard_normal(x.shape).astype(np.float32) for path, x in trainable.items()}
-    return {path: x + 0.1 * draw[path] for path, x in trainable.items()}
+from tests.evaluation.tiny import METRICS, OWN, SET, moved, with_config
 
 
 @pytest.fixture(scope="module")
@@ -329,42 +240,6 @@ def test_evaluate_names_what_is_wrong(options, named, run):
     assert caught.value.code.startswith("error: ") and named in caught.value.code
 
 
-def write_run(folder, method, seed, figures, clip="c"):
-    """A run's rows: ``figures`` are the two people's values at steps 0 and 10."""
-    rows = []
-    for step, values in zip((0, 10), figures, strict=True):
-        metrics = {"clip_t": measure(values, ["a", "b"])}
-        row = {"step": step, "set": "in_train", "method": method, "seed": seed, "clip": clip}
-        rows.append({**row, "face_net": "f", "metrics": metrics})
-    (folder / "validation").mkdir(parents=True)
-    path = folder / "validation" / "metrics.jsonl"
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return str(folder)
-
-
-def test_runs_are_compared_by_method(tmp_path, capsys):
-    runs = [
-        write_run(tmp_path / "a1", "photomaker", 1, [[20, 22], [24, 26]]),
-        write_run(tmp_path / "a2", "photomaker", 2, [[20, 22], [28, 30]]),
-        write_run(tmp_path / "b1", "photomaker_bg", 1, [[20, 22], [30, 31]]),
-    ]
-    evaluate.main(["--compare", *runs, "--out", str(tmp_path / "out")])
-    shown = capsys.readouterr().out
-    # Student's t of 12.706, times √(1² + 2²): people 26 and 28, runs 25 and 29; and times 0.5.
-    assert "| in-train | photomaker | 2 | 27.00 (-1.41 to 55.41) |" in shown
-    assert "| in-train | photomaker_bg | 1 | 30.50 (24.15 to 36.85) |" in shown
-    joint = json.loads((tmp_path / "out" / "comparison.json").read_text())
-    assert [(entry["name"], entry["runs"]) for entry in joint] == [
-        ("photomaker", 2),
-        ("photomaker_bg", 1),
-    ]
-    assert (tmp_path / "out" / "trajectories.png").exists()
-    # Another step; other names.
-    named = [f"first={runs[0]}", f"second={runs[1]}", "--step", "0"]
-    evaluate.main(["--compare", *named, "--out", str(tmp_path / "out")])
-    assert "| in-train | second | 1 | 21.00" in capsys.readouterr().out
-
-
 def test_a_user_defined_metric_is_joined_and_plotted(run, tmp_path, capsys):
     """Two runs of one method, and a third of another; the rows alone describe the metric."""
     files = []
@@ -389,14 +264,3 @@ def test_a_user_defined_metric_is_joined_and_plotted(run, tmp_path, capsys):
         row = next(csv.DictReader(file))
     assert float(row["brightness"]) == pytest.approx(first + 0.5) and row["brightness_n"] == "16"
     assert Image.open(tmp_path / "out" / "trajectories.png").height > 100
-
-
-def test_figures_of_different_judges_are_not_compared(tmp_path):
-    runs = [
-        write_run(tmp_path / "a", "photomaker", 1, [[1, 2], [3, 4]]),
-        write_run(tmp_path / "b", "photomaker", 2, [[1, 2], [3, 4]], clip="other"),
-    ]
-    with pytest.raises(SystemExit, match=r"different judges of CLIP-T \(c, other\)"):
-        evaluate.main(["--compare", *runs, "--out", str(tmp_path / "out")])
-    with pytest.raises(SystemExit, match="no validation rows"):
-        evaluate.main(["--compare", str(tmp_path / "none")])

@@ -12,7 +12,8 @@ from PIL import Image
 
 from persongen_jax import evaluate
 from persongen_jax.evaluation import of_weights
-from persongen_jax.evaluation.of_weights import check_names, parse_weights, sets_of
+from persongen_jax.evaluation.benchmarks import BENCHMARKS
+from persongen_jax.evaluation.of_weights import check_names, differences, parse_weights, sets_of
 from persongen_jax.evaluation.prompts import open_prompts
 from persongen_jax.metrics.base import Metric, Values
 from tests.helpers.ip_adapters import write_ip_adapter
@@ -103,6 +104,14 @@ def test_files_generate_the_same_people_from_the_same_noise(
     with pytest.raises(SystemExit, match="has files of something else; give another --out"):
         evaluate.main(command)
     assert (folder / "metadata.jsonl").exists()
+
+
+def test_only_a_benchmark_of_several_sets_lacks_some():
+    for name, wanted in (("thesis", ["Of the benchmark's 3 sets: 1."]), ("bolid", [])):
+        rows = [{"set": "out_of_domain", "people": 10}]
+        assert differences(name, BENCHMARKS[name], rows) == wanted
+    rows = [{"set": "out_of_domain", "people": 25}]
+    assert differences("photomaker", BENCHMARKS["photomaker"], rows) == []
 
 
 def test_people_of_one_folder_name_are_refused():

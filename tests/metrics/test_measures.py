@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from persongen_jax.metrics.base import Generated, Metric, Values
+from persongen_jax.metrics.base import Generated, Metric, NoFigure, Values
 from persongen_jax.metrics.face_similarity import mean_embedding
 from persongen_jax.metrics.measures import (
     join_measures,
@@ -29,6 +29,21 @@ def test_a_measure_counts_and_bounds():
     assert alone["mean"] == 1.5 and alone["low"] is None and "one person" in alone["reason"]
     assert measure([], [])["mean"] is None and measure([], [])["reason"]
     json.dumps([found, alone, measure([], [])], allow_nan=False)
+
+
+def test_what_gives_no_figure_is_said_once(capsys):
+    class Never(Given):
+        def __call__(self, generated, known):
+            raise NoFigure(self.values)
+
+    said, images, known = set(), generated([0], "a"), known_set({})
+    for reason in ("too few", "too few", "another"):
+        assert measure_all([Never(reason)], images, known, said) == {}
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.partition("given gives no figure: ")[2] for line in lines] == [
+        "too few",
+        "another",
+    ]
 
 
 def test_mean_embedding_is_a_direction():
@@ -63,7 +78,8 @@ def measured(metric):
 def test_what_cannot_be_measured_is_left_out():
     found = measured(Given(Values(np.array([1, np.nan, 4]), facts={"among": 7})))
     assert found["people"] == {"a": [1.0, 1], "b": [4.0, 1]} and found["n"] == 2
-    assert found["missing"] == 1 and "missing" not in measured(Given(Values(np.ones(3))))
+    assert found["missing"] == 1 and found["missing_people"] == {"a": 1}
+    assert not {"missing", "missing_people"} & measured(Given(Values(np.ones(3)))).keys()
     description = {key: found[key] for key in ("title", "form", "over", "plotted", "judge")}
     assert description == {
         **{"title": "given", "form": "{:.0f}", "over": "images"},

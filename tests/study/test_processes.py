@@ -20,7 +20,7 @@ from persongen_jax.study.__main__ import (
     run_study,
 )
 from persongen_jax.training.stopping import StopSignals
-from tests.evaluation.test_validation import encoders  # noqa: F401
+from tests.evaluation.conftest import encoders  # noqa: F401
 from tests.helpers.training_runs import small_base
 from tests.study.studies import (
     METHODS,

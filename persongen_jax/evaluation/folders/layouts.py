@@ -27,6 +27,7 @@ from persongen_jax.evaluation.folders.sidecars import (
 )
 
 INDEX, PICTURES = "index.json", "pictures"
+INDEXED = {"person", "prompt", "seed", "picture", "reference"}  # keys of INDEX's entries
 NEEDED = (
     "put each person's images into a subfolder with the person's name, or say whose each is in "
     f'{METADATA} ({{"file_name": …, "person": …, "prompt": …, "seed": …}}, a line for each image)'
@@ -73,10 +74,10 @@ def _read_index(folder: Path, files: Sequence[str], name: str) -> Folder:
     index: Any = read_json(path)
     found = Folder(name, folder, "pictures of an evaluated run", [])
     for number, row in enumerate(index if isinstance(index, list) else [None], 1):
-        if not isinstance(row, dict) or not {"person", "prompt", "seed", "picture"} <= row.keys():
+        if not isinstance(row, dict) or not INDEXED <= row.keys():
             raise LayoutError(
-                f"{path}: entry {number} has no person, prompt, seed and picture; evaluate the run "
-                "again with --pictures"
+                f"{path}: entry {number} lacks one of {', '.join(sorted(INDEXED))}; evaluate the "
+                "run again with --pictures"
             )
         more = of_text(row["prompt"], seed=str(row["seed"]))
         person = plain_name(row["person"])

@@ -46,7 +46,8 @@ def _place(value):
 def measures_by_group(rows: Sequence[dict]) -> dict[str, dict[str, dict[str, dict]]]:
     """Joint measures of rows of one method and set, by what is grouped, by group, by metric.
 
-    Each has ``units``, its number of people. Metrics of sets have no groups.
+    Each has ``units``, its number of people, and perhaps ``missing``, the images of the group's
+    people that were not measured. Metrics of sets have no groups.
 
     Args:
         rows: {"metrics", "groups"} each; several differ by their seed.
@@ -83,8 +84,10 @@ def _restricted(measure: dict, people: Iterable[str]) -> dict:
     means, counts = np.array(list(own.values()), np.float64).reshape(-1, 2).T
     bounds = measure.get("bounds")
     limits = None if bounds is None else (float(bounds[0]), float(bounds[1]))
-    gone = ("reason", "parts", "missing", "note")
+    gone = ("reason", "parts", "missing", "missing_people", "note")
     kept = {key: value for key, value in measure.items() if key not in gone}
+    lost = sum(measure.get("missing_people", {}).get(who, 0) for who in people)
+    kept |= {"missing": lost} if lost else {}
     return {**kept, **over_sums(means * counts, counts, limits).as_measure(), "people": own}
 
 
@@ -117,10 +120,31 @@ def group_table(entries: Iterable[Entry]) -> tuple[list[str], list[list[str]]]:
     return head, rows
 
 
+def not_measured(found: Iterable[tuple[str, dict[str, dict]]]) -> str:
+    """Such as "Not measured: Face-Sim 3 of 40 images (in-train)."; "" if nothing is missing.
+
+    Args:
+        found: (where, described measures by metric) each.
+    """
+    parts = []
+    for place, metrics in found:
+        for measure in metrics.values():
+            if lost := measure.get("missing", 0):
+                count = f"{lost} of {lost + measure['n']} images"
+                parts.append(f"{measure['title']} {count} ({place})")
+    return f"Not measured: {'; '.join(parts)}." if parts else ""
+
+
+def missing_line(entries: Iterable[Entry]) -> str:
+    """How many images of each group were not measured; "" if all were."""
+    found = [(label, measures_by_group(rows)) for label, rows in entries]
+    return not_measured((_place_of(*of), metrics) for of, metrics in _of_all(found))
+
+
 def few_line(entries: Iterable[Entry]) -> str:
     """Which groups have fewer people than intervals were checked with; "" if none has."""
     small = [
-        f"{' '.join(filter(None, (label, f'{name}: {value}')))} ({people})"
+        f"{_place_of(label, name, value)} ({people})"
         for label, rows in entries
         for name, groups in measures_by_group(rows).items()
         for value, metrics in groups.items()
@@ -140,7 +164,7 @@ def tables_by_group(entries: Sequence[Entry]) -> str:
     if not rows:
         return ""
     parts = ["By group of people (means, 95 % intervals over the group's people):"]
-    parts += [markdown(head, rows), few_line(entries)]
+    parts += [markdown(head, rows), missing_line(entries), few_line(entries)]
     return "\n\n".join(filter(None, parts))
 
 
@@ -151,7 +175,7 @@ def rows_by_group(entries: Iterable[Entry]) -> list[dict[str, Any]]:
         {"of": label, "grouped_by": name, "group": value, "metric": metric}
         | {"value": measure["mean"], "low": measure["low"], "high": measure["high"]}
         | {"reason": measure.get("reason"), "n": measure["n"], "people": measure["units"]}
-        | {"few": measure["units"] < FEW}
+        | {"missing": measure.get("missing", 0), "few": measure["units"] < FEW}
         for (label, name, value), metrics in _of_all(found)
         for metric, measure in metrics.items()
     ]
@@ -164,6 +188,11 @@ def write_groups(entries: Sequence[Entry], out: Path) -> str:
         out.mkdir(parents=True, exist_ok=True)
         write_csv(out / FILE, rows)
     return tables_by_group(entries)
+
+
+def _place_of(label: str, name: str, value: str) -> str:
+    """Such as "in-train age: old"."""
+    return " ".join(filter(None, (label, f"{name}: {value}")))
 
 
 def _of_all(found):

@@ -11,7 +11,7 @@ from PIL import Image
 from data_pipeline.pictures.reading import ImageError
 from persongen_jax.evaluation.folders.pairing import Difference
 from persongen_jax.evaluation.folders.scoring import Scores
-from persongen_jax.evaluation.groups.by_group import few_line, group_table
+from persongen_jax.evaluation.groups.by_group import few_line, group_table, missing_line
 from persongen_jax.evaluation.reports.results import best_and_worst, group_entries, unmeasured
 from persongen_jax.evaluation.reports.tables import (
     Table,
@@ -68,7 +68,7 @@ def page(
     by_group = group_entries(scores)
     if (groups := group_table(by_group))[1]:
         parts += ["<h2>By group of people</h2>", _table(groups)]
-        parts += _list(list(filter(None, [few_line(by_group)])))
+        parts += _list(list(filter(None, [missing_line(by_group), few_line(by_group)])))
     parts += _list([*notes, *(note for each in scores for note in each.folder.notes)])
     for each, of_people in zip(scores, known, strict=True):
         parts += _folder(each, _references(of_people))

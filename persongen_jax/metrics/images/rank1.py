@@ -7,7 +7,7 @@ import abc
 
 import numpy as np
 
-from persongen_jax.metrics.base import Generated, Known, Values
+from persongen_jax.metrics.base import Generated, Known, NoFigure, Values
 from persongen_jax.metrics.judged import JudgedByFaceNet
 
 FEW = 10  # people of the smaller gallery
@@ -18,9 +18,13 @@ class Rank1(JudgedByFaceNet):
 
     An image without a face counts as 0. NaN for owners who are not in the gallery, or without a
     face in their references. The fact "among" is N.
+
+    Raises, when called:
+        NoFigure: nobody to search among.
     """
 
     form, plotted, bounds = "{:.1%}", False, (0.0, 1.0)
+    remedy = "give real pictures in which faces are found"
 
     @abc.abstractmethod
     def gallery(self, known: Known) -> dict[str, np.ndarray]:
@@ -29,10 +33,10 @@ class Rank1(JudgedByFaceNet):
     def prepare(self, known: Known) -> None:
         self.gallery(known)
 
-    def __call__(self, generated: Generated, known: Known) -> Values | None:
+    def __call__(self, generated: Generated, known: Known) -> Values:
         gallery = self.gallery(known)
         if not gallery:
-            return None
+            raise NoFigure(f"there is nobody to search among; {self.remedy}")
         embeddings, found = self.faces.embed(generated)
         owners, names = np.asarray(generated.owners, str), np.array(list(gallery), str)
         rows = np.isin(owners, list(self.faces.references(known))) & np.isin(owners, names)
@@ -57,6 +61,7 @@ class Rank1Of100(Rank1):
     """Among ``known.others`` (config.validation_gallery, usually 100 people) and the set's."""
 
     name, title = "rank1_100", "rank-1/100"
+    remedy = "give a gallery (config.validation_gallery, or --gallery)"
 
     def gallery(self, known: Known) -> dict[str, np.ndarray]:
         return self.faces.large_gallery(known)

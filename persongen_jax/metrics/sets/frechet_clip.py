@@ -7,7 +7,7 @@ fewer than d of them the covariances are singular: only compare figures for equa
 
 import numpy as np
 
-from persongen_jax.metrics.base import Generated, Known, Values
+from persongen_jax.metrics.base import Generated, Known, NoFigure, Values
 from persongen_jax.metrics.judged import JudgedByClip
 
 
@@ -15,18 +15,22 @@ class FrechetClip(JudgedByClip):
     """Distance of the generated images to all real images of the set's people, at least 0.
 
     Both go through CLIP's preprocessing: short side resized, centre cropped. The fact "n_real" is
-    the number of real images. None with fewer than two on either side.
+    the number of real images.
+
+    Raises, when called:
+        NoFigure: fewer than two images on either side.
     """
 
     name, title, form, over = "frechet_clip", "Fréchet (CLIP)", "{:.4f}", "set"
     less_is_better = True
 
-    def __call__(self, generated: Generated, known: Known) -> Values | None:
+    def __call__(self, generated: Generated, known: Known) -> Values:
         real = self.clip.real_features(known.people)
-        if min(len(real), len(generated.images)) < 2:
-            return None
+        n, m = len(generated.images), len(real)
+        if min(n, m) < 2:
+            raise NoFigure(f"{n} generated and {m} real images: give at least two of either")
         distance = frechet_distance(self.clip.features(generated), real)
-        return Values(distance, n=len(generated.images), facts={"n_real": len(real)})
+        return Values(distance, n=n, facts={"n_real": m})
 
 
 def frechet_distance(a: np.ndarray, b: np.ndarray) -> float:

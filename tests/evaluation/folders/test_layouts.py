@@ -89,9 +89,11 @@ def test_pictures_of_an_evaluated_run(tmp_path):
     assert found.entries == [Entry("a_000_00.png", "ann", BEACH, BEACH, "42")]
     assert found.references == {"ann": [str(tmp_path / "pictures" / "a_000.png")]}
     assert list(found.excluded) == ["gone.png"]
-    index.write_text(json.dumps([{"label": "ann"}]))
-    with pytest.raises(ValueError, match="entry 1 has no person, .*again with --pictures"):
-        read(tmp_path)
+    for lacking in ("person", "reference"):
+        index.write_text(json.dumps([{k: v for k, v in entry.items() if k != lacking}]))
+        said = "entry 1 lacks one of person, picture, .*again with --pictures"
+        with pytest.raises(ValueError, match=said):
+            read(tmp_path)
 
 
 @pytest.mark.parametrize(

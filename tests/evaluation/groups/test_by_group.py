@@ -18,7 +18,9 @@ from persongen_jax.evaluation.groups.by_group import (
     few_line,
     groups_of,
     measures_by_group,
+    missing_line,
     tables_by_group,
+    write_groups,
 )
 from persongen_jax.metrics.base import Owner
 from persongen_jax.metrics.intervals.people import over_people
@@ -72,6 +74,20 @@ def test_enough_people_are_not_said_to_be_few():
     rows = [row(np.arange(12), people, {"skin": {"dark": people[:10], "light": people[10:]}})]
     assert few_line([("m", rows)]).startswith("Fewer than 10 people: m skin: light (2).")
     assert tables_by_group([("", [row([1, 2], ["a", "b"], {})])]) == ""
+
+
+def test_images_that_were_not_measured_are_split_by_group(tmp_path):
+    """By hand: two of a's and one of c's, over two seeds; in the tables and in groups.csv."""
+    groups = {"age": {"old": ["a", "b"], "child": ["c", "d"], "not known": ["e"]}}
+    each = row([1, 2, 3], ["a", "b", "d"], groups)
+    each["metrics"]["grey"] |= {"missing": 3, "missing_people": {"a": 2, "c": 1}}
+    said = "Not measured: grey 2 of 4 images (age: old); grey 1 of 2 images (age: child)."
+    assert missing_line([("", [each])]) == said and said in tables_by_group([("", [each])])
+    entries = [("m", [each, {**each, "step": 2}])]
+    assert "grey 4 of 8 images (m age: old); grey 2 of 4" in write_groups(entries, tmp_path)
+    with (tmp_path / "groups.csv").open(newline="") as file:
+        rows = [(r["group"], r["n"], r["missing"]) for r in csv.DictReader(file)]
+    assert rows == [("old", "4", "4"), ("child", "2", "2"), ("not known", "0", "0")]
 
 
 def test_seeds_are_joined(tmp_path, capsys):

@@ -34,7 +34,7 @@ def measures_of(judges, made, known, names=NAMES):
     return measure_all([find_class(name)(CONFIG, judges) for name in names], made, known)
 
 
-def test_faces_by_hand():
+def test_faces_by_hand(capsys):
     table = [
         *AXES,
         towards(0, 1, 0.8),  # a: right, 0.6 to b
@@ -45,7 +45,9 @@ def test_faces_by_hand():
     found = [True] * 5 + [False, True]
     judges = TableJudges(table, found)
     measures = measures_of(judges, generated([3, 4, 5, 6], "aabb"), known_set(ABC))
-    assert list(measures) == [name for name in NAMES if name != "rank1_100"]  # nobody to search
+    assert list(measures) == [name for name in NAMES if name != "rank1_100"]
+    said = "rank-1/100 gives no figure: there is nobody to search among; give a gallery"
+    assert said in capsys.readouterr().out
     assert measures["face_sim"]["mean"] == pytest.approx((0.8 + 0.6 + 0.5) / 3)
     assert measures["face_sim"]["n"] == 3
     assert measures["face_sim_misses_as_0"]["mean"] == pytest.approx((0.8 + 0.6 + 0.5) / 4)

@@ -59,7 +59,7 @@ class Features:
         return self.table[[int(image[0, 0, 0]) for image in images]]
 
 
-def test_the_metric_compares_with_all_real_pictures_of_the_set():
+def test_the_metric_compares_with_all_real_pictures_of_the_set(capsys):
     table = np.random.default_rng(3).standard_normal((8, 3)).astype(np.float32)
     clip = Features(table)
     judges = SimpleNamespace(clip=ClipJudge(clip))
@@ -73,3 +73,6 @@ def test_the_metric_compares_with_all_real_pictures_of_the_set():
     assert clip.calls == 3  # real images are encoded once
     assert measure_all([metric], generated([4], "a"), known) == {}
     assert measure_all([metric], generated([4, 5], "aa"), known_set({"a": [0]})) == {}
+    said = capsys.readouterr().out
+    assert "gives no figure: 1 generated and 4 real images: give at least two of either" in said
+    assert "gives no figure: 2 generated and 1 real images" in said
