@@ -5,6 +5,7 @@ import functools
 import json
 import logging
 import os
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +14,7 @@ import pytest
 from flax import nnx
 from PIL import Image
 
+import persongen_jax
 from data_pipeline.examples.fields import flatten
 from data_pipeline.records import sources
 from data_pipeline.records.manifest import write_manifest
@@ -38,6 +40,7 @@ from tests.helpers.training_runs import changed, small_base, small_config
 TOLERANCE = {"rtol": 1e-5, "atol": 1e-5}
 KINDS = ("moments", "text", "references")  # in the order of the fields
 STEPS = 3
+ASSETS = Path(persongen_jax.__file__).parent / "assets"
 
 
 @pytest.fixture(scope="module")
@@ -63,6 +66,9 @@ def config(tmp_path_factory, photos):
     config = small_config(small_base(tmp_path_factory), photos)
     config.method, config.random_crop, config.size = "photomaker_bg", False, 32
     config.face_loss_prob = config.drop_prob = 0.5
+    # FaceCDM with both encoders, and without a ControlNet, which nothing encodes for.
+    config.facecdm_stage, config.facecdm_reduced = 2, 8
+    config.face_encoder = str(ASSETS / "face_net" / "model.safetensors")
     return config
 
 
@@ -168,7 +174,7 @@ def test_random_crops_are_computed_and_not_stored(config, build, tmp_path):
     assert source.features.counts["moments computed"] == rows(tmp_path, "moments") == 4
 
 
-@pytest.mark.parametrize("name", ["photomaker_bg", "id_branch", "dual"])
+@pytest.mark.parametrize("name", ["photomaker_bg", "id_branch", "dual", "facecdm"])
 def test_conditions_are_those_of_the_encoders(name, config, build, tmp_path):
     """With and without dropping, for a method of each way to read prompts and references."""
     config = changed(config, method=name)
@@ -176,7 +182,8 @@ def test_conditions_are_those_of_the_encoders(name, config, build, tmp_path):
     plain, cached = (
         next(open_source(c, build)) for c in (config, changed(config, cache=str(tmp_path)))
     )
-    assert not {"pixel_values", "id_pixel_values", "input_ids"} & cached.keys()
+    encoded = {"pixel_values", "id_pixel_values", "image_pixel_values", "input_ids"}
+    assert not encoded & cached.keys()
     drop = jnp.array([True, False, False, True])
     graphdef, state = nnx.split(system.model.conditioner())
 

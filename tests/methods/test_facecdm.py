@@ -307,12 +307,13 @@ def test_stages_start_from_each_other(config, tmp_path):
         before = str(tmp_path / f"stage{stage}")
         assert train.train(settings, Path(before))
     trained, _ = load_trained(before, replicated(make_mesh()))
-    assert {path.split("/")[0] for path in trained} == {
-        "image_proj",
-        "face_proj",
-        "unet",
-        "controlnet",
-    }
+    parts = {path.split("/")[0] for path in trained}
+    assert parts == {"image_proj", "face_proj", "unet", "controlnet"}
+    # A run that is stopped after its first step and resumed ends with the same weights.
+    for steps in (1, 2):
+        assert train.train(changed(settings, steps=steps, checkpoint_every=1), tmp_path / "resumed")
+    resumed, _ = load_trained(tmp_path / "resumed", replicated(make_mesh()))
+    assert all(np.array_equal(resumed[path], array) for path, array in trained.items())
 
 
 def test_all_stages_of_both_sizes_are_configs_that_start_from_each_other():

@@ -4,7 +4,8 @@
 
 A MESH is "DATAxFSDP", followed by "f" if frozen weights are sharded too. OUT/MESH.npz gets losses,
 weights and moments; OUT/MESH a checkpoint, and OUT/MESH.json observations. With an empty BASE a
-small model is trained instead of the tiny SDXL, with a name of SYSTEMS that system.
+small model is trained instead of the tiny SDXL, with a name of SYSTEMS that system, with
+METHOD@BASE that method instead of PhotoMaker.
 """
 
 import json
@@ -16,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+import persongen_jax
 from data_pipeline.examples.batches import Arrays
 from persongen_jax.models.layers import LayerNorm, Linear
 from persongen_jax.models.lora import new_lora
@@ -37,6 +39,7 @@ from tests.systems.ddpm_config import get_config as ddpm_config
 from tests.systems.digits_config import get_config as digits_config
 
 STEPS = 2
+RECOGNISER = Path(persongen_jax.__file__).parent / "assets" / "face_net" / "model.safetensors"
 SYSTEMS = {"digits": digits_config, "ddpm": ddpm_config}
 
 
@@ -154,8 +157,12 @@ def parse(name: str) -> tuple[int, int, bool]:
 
 def main(out, base, photos, *names):
     with distributed.run_distributed():
+        method, _, base = base.rpartition("@")
         config = small_config(base, photos)
         config.batch_size = 8 if base else 256
+        if method:
+            config.method, config.face_encoder = method, str(RECOGNISER)
+            config.facecdm_reduced, config.optimizer_options = 8, {"eps": 1e-2}
         if base in SYSTEMS:
             config = SYSTEMS[base]()
             # Otherwise Adam would turn rounding errors near zero into whole steps.

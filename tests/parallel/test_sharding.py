@@ -80,7 +80,7 @@ def test_the_largest_axis_that_divides_is_divided():
         spec("unet/a/gate", (800, 400), 8)
 
 
-@pytest.mark.parametrize("method", ["photomaker_bg", "cascade", "ip_adapter"])
+@pytest.mark.parametrize("method", ["photomaker_bg", "cascade", "ip_adapter", "facecdm"])
 def test_rules_cover_every_array_at_full_size(method):
     config = get_config()
     config.method, config.image_proj = method, "plus"
@@ -209,3 +209,16 @@ def test_devices_change_nothing_of_a_whole_training_step(tmp_path_factory, sampl
     for name in MESHES[1:]:
         assert seen[name]["as asked"]
         assert seen[name]["flops"] < 1.3 * seen["1x1"]["flops"] / 8
+
+
+@pytest.mark.slow
+def test_devices_change_nothing_of_two_networks(tmp_path_factory):
+    """The same on FaceCDM's last stage, whose ControlNet is trained whole."""
+    folder, data = tmp_path_factory.mktemp("facecdm"), "people:in_train?identities=8&pictures=3"
+    base = small_base(tmp_path_factory)
+    finish(start([folder, f"facecdm@{base}", data, "1x1", "4x2f"], 8))
+    assert_same(folder, "4x2f")
+    moved = [key for key in arrays(folder, "4x2f") if "controlnet/" in key]
+    assert len(moved) > 100
+    seen = json.loads((folder / "4x2f.json").read_text())
+    assert seen["as asked"]
