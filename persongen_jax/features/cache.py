@@ -36,7 +36,8 @@ from persongen_jax.training.partition import assign_groups, leaf_paths
 
 log = logging.getLogger(__name__)
 
-USUAL_KINDS = ("moments", "references", "text")  # of the default config; a method may lack some
+# Of the default config; a method may lack some.
+USUAL_KINDS = ("moments", "references", "photographs", "text")
 FLUSH_SECONDS = 120  # most work that a killed pass loses
 PICTURES_VERSION = 2  # how a file becomes pixels
 

@@ -50,7 +50,7 @@ def sdxl_defaults() -> ConfigDict:
     # The folder of the feature cache ("": none), and which features it keeps; see
     # docs/cache.md.
     config.cache = ""
-    config.cache_kinds = ("moments", "references", "text")
+    config.cache_kinds = ("moments", "references", "photographs", "text")
 
     # The method's settings.
     config.rank = 64

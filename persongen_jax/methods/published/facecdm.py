@@ -209,10 +209,9 @@ def photographs(model: Model) -> References:
         return {"features": model.image_encoder(pixels).pooler_output}
 
     encoding = Encoding(
-        kind="references",
+        kind=PHOTOGRAPHS,
         weights=("image_encoder/",),
         encode=encode,
-        signature=(PHOTOGRAPHS,),
         view=StableDiffusionXL.conditioner,
     )
     size = model.image_encoder.config["image_size"]
