@@ -27,10 +27,9 @@ import numpy as np
 from PIL import Image as PillowImage
 
 from data_pipeline.examples.batches import batches, tf_batches
+from data_pipeline.examples.conditions import References, Text
 from data_pipeline.examples.fields import FaceBox, Image, TimeIds
-from data_pipeline.examples.references import References
 from data_pipeline.examples.source import ExampleSource
-from data_pipeline.examples.text import Text
 from data_pipeline.prompts import Tokenizers
 from data_pipeline.records.manifest import write_manifest
 from data_pipeline.records.sources import open_records

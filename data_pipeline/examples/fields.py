@@ -3,8 +3,8 @@
 An example is what its fields make of a record. The same descriptions tell the loader what to make,
 the feature cache what it may store, the pipeline what to make of a call, and training the value of
 a dropped condition. A system or a method lists the fields that it reads (persongen_jax/systems/,
-persongen_jax/methods/); text.py and references.py have those that identity methods share,
-spatial.py points and control images, pose_image.py skeletons, this file the rest.
+persongen_jax/methods/); conditions.py has the two that identity methods share, spatial.py points
+and control images, pose_image.py skeletons, this file the rest.
 
 A new field is a class with ``spec`` and ``make``, and with ``given`` if images can be generated
 from it. It may add several arrays; names with a slash, "input_ids/text", are nested.

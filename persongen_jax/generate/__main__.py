@@ -21,9 +21,8 @@ import numpy as np
 from tqdm import tqdm
 
 from data_pipeline.examples.fields import FieldError
-from data_pipeline.examples.text import PARTS
 from data_pipeline.prompts import join_parts
-from data_pipeline.records.schema import MAX_REFERENCES
+from data_pipeline.records.schema import MAX_REFERENCES, PARTS
 from data_pipeline.text_files import read_lines
 from persongen_jax.cli import add_mark_option, command
 from persongen_jax.diffusion.options import SamplingOptions, add_options, given_options

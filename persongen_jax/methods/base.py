@@ -12,9 +12,8 @@ from flax import nnx
 from jax.typing import ArrayLike
 from ml_collections import ConfigDict
 
+from data_pipeline.examples.conditions import References, Text
 from data_pipeline.examples.fields import Batch, Encoding, Field
-from data_pipeline.examples.references import References
-from data_pipeline.examples.text import Text
 from data_pipeline.prompts import Tokenizers
 from persongen_jax.diffusion.conditioning import Conditioning, TokenStream
 from persongen_jax.models.branches import remove_branches
@@ -163,7 +162,7 @@ def denoiser_module(model: Model, method: Method | None = None) -> Model:
 def prompts(
     parts: Parts, config: ConfigDict, streams: tuple[str, ...] = ("text",), at_trigger: bool = True
 ) -> Text:
-    """Captions, read by both text towers; see data_pipeline/examples/text.py."""
+    """Captions, read by both text towers; see data_pipeline/examples/conditions.py."""
     encoding = Encoding(
         kind="text",
         weights=("text_encoder/", "text_encoder_2/"),

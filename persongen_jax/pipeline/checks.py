@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from data_pipeline.examples.text import Text
+from data_pipeline.examples.conditions import Text
 from data_pipeline.prompt_syntax import plain_syntax
 from data_pipeline.prompts import Tokenizers, has_trigger
 from persongen_jax.diffusion.options import SamplingOptions, kind_of

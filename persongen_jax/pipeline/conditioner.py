@@ -15,8 +15,8 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
+from data_pipeline.examples.conditions import Text
 from data_pipeline.examples.fields import Call, Field, TimeIds, unflatten
-from data_pipeline.examples.text import Text
 from data_pipeline.pictures.reading import load_image
 from data_pipeline.records.schema import MAX_REFERENCES
 from persongen_jax.diffusion.conditioning import (

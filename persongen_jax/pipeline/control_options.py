@@ -34,9 +34,8 @@ class ControlOptions:
     @classmethod
     def taken(cls, named: dict) -> tuple["ControlOptions", dict]:
         """Those among ``named``; and the rest of ``named``."""
-        names = {each.name for each in dataclasses.fields(cls)}
-        own = {name: value for name, value in named.items() if name in names}
-        return cls(**own), {name: value for name, value in named.items() if name not in names}
+        own = {name: value for name, value in named.items() if name in CONTROL_ARGUMENTS}
+        return cls(**own), {name: value for name, value in named.items() if name not in own}
 
     def changed(self) -> list[str]:
         """The names of those that do not have their default."""
@@ -139,3 +138,6 @@ def _images_of(given: Any, name: str, count: int) -> list[np.ndarray]:
         load_image(each, f"{name}, number {n}" if several else name)
         for n, each in enumerate(listed, 1)
     ]
+
+
+CONTROL_ARGUMENTS = frozenset(each.name for each in dataclasses.fields(ControlOptions))

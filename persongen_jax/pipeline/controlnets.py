@@ -1,6 +1,5 @@
 """The ControlNets that a pipeline has loaded, and what they make of a call."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from persongen_jax.parallel.sharding import (
     replicated,
     shardings_by_path,
 )
+from persongen_jax.pipeline.checks import warn_of_call
 from persongen_jax.pipeline.control_options import ControlOptions, fitted, stretched
 from persongen_jax.settings import check_version
 from persongen_jax.training.partition import fill_trained
@@ -129,92 +129,89 @@ class ControlNets:
         fill_trained(holder, own, (("controlnet/.*", ""),), str(path))
         return holder.controlnet
 
-    # ---- a call ----
-
-    def images(self, options: ControlOptions, count: int) -> list[list[np.ndarray]]:
-        """Per net its images, one or ``count``; [] if no net reads any in this call.
+    def read(self, named: dict, count: int) -> tuple["ControlCall | None", dict]:
+        """What they read in a call with ``count`` prompts; and the rest of ``named``.
 
         Raises:
-            ValueError: options without a ControlNet, or without an image; images that do not fit.
+            ValueError: arguments without a ControlNet, or without an image; images that do not fit.
+            ImageError: one cannot be read.
         """
-        changed = [name for name in options.changed() if name != "control_image"]
+        options, rest = ControlOptions.taken(named)
         if options.control_image is None:
-            if changed:
+            if changed := options.changed():
                 raise ValueError(f"{', '.join(changed)}: without control_image; give it too")
-            return []
+            if self.nets:
+                warn_of_call(
+                    f"ControlNet {', '.join(self.nets)}: no control_image is given, so it has no "
+                    "effect"
+                )
+            return None, rest
         if not self.nets:
             raise ValueError(
                 "control_image needs a ControlNet: call load_controlnet(DIR) first "
                 "(generate: --controlnet DIR)"
             )
-        return options.images(len(self.nets), count)
+        images = options.images(len(self.nets), count)
+        return ControlCall(dict(self.nets), options, images, count), rest
 
-    def size(self, images: list[list[np.ndarray]]) -> tuple[int, int] | None:
-        """(height, width) of a call that gives none: the first control image's, as in diffusers.
 
-        Rounded down to what the VAE supports; None without a control image.
-        """
-        if not images:
-            return None
-        factor = self.base.model.vae.vae_scale_factor
-        height, width = (max(factor, side - side % factor) for side in images[0][0].shape[:2])
-        return height, width
+class ControlCall:
+    """A call's ControlNets, with the images that they read.
 
-    def control(
+    Args:
+        nets: by name. images: per net one image or ``count``, uint8 RGB [h, w, 3].
+        count: of prompts.
+    """
+
+    def __init__(
         self,
+        nets: dict[str, ControlNetModel],
         options: ControlOptions,
         images: list[list[np.ndarray]],
         count: int,
-        size: tuple[int, int],
-        num_steps: int,
-    ) -> Control | None:
-        """What the nets read for ``count`` prompts, images of ``size``; None without images.
+    ):
+        self.nets, self.options, self.images, self.count = nets, options, images, count
+
+    def size(self, factor: int) -> tuple[int, int]:
+        """(height, width) of images whose size a call does not say: the first control image's.
+
+        As in diffusers; rounded down to a multiple of the VAE's ``factor``.
+        """
+        height, width = (max(factor, s - s % factor) for s in self.images[0][0].shape[:2])
+        return height, width
+
+    def control(self, size: tuple[int, int], num_steps: int, guidance_scale: float) -> Control:
+        """What the nets read for images of ``size``; warns of what has no effect.
 
         Raises:
             ValueError: a scale or window that does not fit.
         """
-        if not images:
-            return None
         names = tuple(NAME if k == 0 else f"{NAME}_{k}" for k in range(len(self.nets)))
         pixels = []
-        for own in images:
+        for own in self.images:
             each = np.stack([fitted(image, size) for image in own])
-            pixels.append(np.broadcast_to(each, (count, *each.shape[1:])))
-        factors = dict(zip(names, options.factors(len(names), num_steps), strict=True))
+            pixels.append(np.broadcast_to(each, (self.count, *each.shape[1:])))
+        factors = dict(zip(names, self.options.factors(len(names), num_steps), strict=True))
         # The first net decides for all, as in diffusers.
         pools = next(iter(self.nets.values())).config["global_pool_conditions"]
-        return Control(names, tuple(pixels), factors, options.guess_mode or pools)
-
-    def without_effect(
-        self,
-        options: ControlOptions,
-        images: list[list[np.ndarray]],
-        control: Control | None,
-        size: tuple[int, int],
-        guidance_scale: float,
-    ) -> Iterator[str]:
-        """Sentences about nets and arguments that have none, or an unexpected one."""
-        if control is None:
-            if self.nets:
-                listed = ", ".join(self.nets)
-                yield f"ControlNet {listed}: no control_image is given, so it has no effect"
-            return
-        for name, factors, own in zip(self.nets, control.factors.values(), images, strict=True):
-            yield from stretched(own, size, f"the control image of {name}")
-            if not factors.any():
-                yield (
-                    f"ControlNet {name}: its scale is 0, or no step of {len(factors)} lies within "
-                    "its window, so it has no effect"
+        for name, own, images in zip(self.nets, factors.values(), self.images, strict=True):
+            for line in stretched(images, size, f"the control image of {name}"):
+                warn_of_call(line)
+            if not own.any():
+                warn_of_call(
+                    f"ControlNet {name}: its scale is 0, or no step of {num_steps} lies within its "
+                    "window, so it has no effect"
                 )
-        if options.guess_mode and guidance_scale <= 1:
-            yield "guess_mode without guidance only weakens the residuals; it is made for guidance"
+        if self.options.guess_mode and guidance_scale <= 1:
+            warn_of_call(
+                "guess_mode without guidance only weakens the residuals; it is made for guidance"
+            )
+        return Control(names, tuple(pixels), factors, self.options.guess_mode or pools)
 
     def in_front(
-        self, model: Model, method: Method | None, control: Control | None, guided: bool
-    ) -> tuple[nnx.Module, Any]:
-        """(module, method) for the sampler: the method's own, after the nets if they act."""
+        self, model: Model, method: Method | None, control: Control, guided: bool
+    ) -> tuple[nnx.Module, WithControlNets]:
+        """(module, method) for the sampler: the method's own, after the nets."""
         module = denoiser_module(model, method)
-        if control is None:
-            return module, method
         module.controlnets = nnx.List(list(self.nets.values()))
         return module, WithControlNets(method, control.names, guided, control.guess_mode)

@@ -13,17 +13,17 @@ from flax import nnx
 from jax.sharding import Mesh
 from jax.typing import DTypeLike
 
+from data_pipeline.examples.conditions import Text
 from data_pipeline.examples.fields import Call, TimeIds
-from data_pipeline.examples.text import Text
 from persongen_jax.diffusion.options import SamplingOptions
 from persongen_jax.diffusion.samplers import image_keys
 from persongen_jax.methods import get_method
-from persongen_jax.methods.base import Method, Model, Parts
+from persongen_jax.methods.base import Method, Model, Parts, denoiser_module
 from persongen_jax.models.branches import branch_names
 from persongen_jax.parallel.sharding import make_mesh, put, replicated, shardings_by_path, to_host
 from persongen_jax.pipeline import checks, images, loading
 from persongen_jax.pipeline.conditioner import Conditioner
-from persongen_jax.pipeline.control_options import ControlOptions
+from persongen_jax.pipeline.control_options import CONTROL_ARGUMENTS
 from persongen_jax.pipeline.controlnets import ControlNets
 from persongen_jax.pipeline.loras import WithLoras
 from persongen_jax.pipeline.words import AddedWords
@@ -309,12 +309,14 @@ class Pipeline(WithLoras):
         """
         checks.check_kinds(SamplingOptions, "SamplingOptions", options=options)
         options, inputs = (options or SamplingOptions()).taking(named)
-        control_options, inputs = ControlOptions.taken(inputs)
         checks.check_kinds(Callable, "a function", progress=progress, on_batch=on_batch)
         prompts = checks.as_texts("prompt", prompt)
         conditioner, count = self.conditioner, len(prompts)
-        pictures = self.controlnets.images(control_options, count)
-        usual = self.controlnets.size(pictures)
+        nets, control, usual = None, None, None
+        if self.controlnets.nets or not CONTROL_ARGUMENTS.isdisjoint(inputs):
+            nets, inputs = self.controlnets.read(inputs, count)
+        if nets is not None:
+            usual = nets.size(self.base.model.vae.vae_scale_factor)
         size = images.image_size(self.base, options.height, options.width, usual)
         shape = images.latent_shape(self.base, size)
         negatives = checks.broadcast_texts(negative_prompt, count, "negative prompts")
@@ -325,10 +327,8 @@ class Pipeline(WithLoras):
         own_lora = self._own_lora if acts else {}
         scales = (options.scales or {}, bool(own_lora), acts, plan.num_steps)
         strengths = conditioner.schedules(*scales)
-        control = self.controlnets.control(control_options, pictures, count, size, plan.num_steps)
-        about = (control_options, pictures, control, size, options.guidance_scale)
-        for line in self.controlnets.without_effect(*about):
-            checks.warn_of_call(line)
+        if nets is not None:
+            control = nets.control(size, plan.num_steps, options.guidance_scale)
         said = (prompts, negatives, parts, people, where)
         checks.warn_of_ineffective_options(self, *said, plan, strengths, options, latents)
         time_ids = np.tile(options.time_ids(size), (count, 1))
@@ -340,7 +340,9 @@ class Pipeline(WithLoras):
         batch = self.batch_size_for(options.batch_size, total)
         tile_size = (options.tile_size or 512) if options.tiling else None
         method = self.method if acts else None
-        run = self.controlnets.in_front(self.model, method, control, against is not None)
+        run: tuple[Any, Any] = denoiser_module(self.model, method), method
+        if nets is not None:
+            run = nets.in_front(self.model, method, control, against is not None)
         done = []
         keep = done.append if on_batch is None else on_batch
         for start in range(0, total, batch):

@@ -6,10 +6,9 @@ import json
 import numpy as np
 from PIL import Image as PillowImage
 
+from data_pipeline.examples.conditions import References, Text
 from data_pipeline.examples.fields import FaceBox, Image, TimeIds, flatten
-from data_pipeline.examples.references import References
 from data_pipeline.examples.source import ExampleSource
-from data_pipeline.examples.text import Text
 from data_pipeline.pictures.reading import load_image
 from data_pipeline.pictures.transforms import clip_preprocess, square_face_crop
 

@@ -14,8 +14,8 @@ from flax import nnx
 from jax.typing import ArrayLike
 from ml_collections import ConfigDict
 
+from data_pipeline.examples.conditions import References
 from data_pipeline.examples.fields import Batch, Encoding, Field
-from data_pipeline.examples.references import References
 from data_pipeline.pictures.transforms import CLIP_MEAN, CLIP_STD
 from data_pipeline.records.schema import MAX_REFERENCES
 from persongen_jax.diffusion.conditioning import Conditioning, TokenStream

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 from PIL import Image as PillowImage
 
+from data_pipeline.examples.conditions import References
 from data_pipeline.examples.fields import Call
-from data_pipeline.examples.references import References
 from data_pipeline.examples.source import ExampleSource
 from data_pipeline.pictures.transforms import clip_preprocess
 from tests.data_pipeline.photographs import assert_same, photograph_fields, photograph_source

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from PIL import Image as PillowImage
 
+from data_pipeline.examples.conditions import Text
 from data_pipeline.examples.fields import FieldError, Image, TimeIds
 from data_pipeline.examples.source import ExampleSource
 from data_pipeline.examples.spatial import ControlImage, Weight
-from data_pipeline.examples.text import Text
 from data_pipeline.pictures.reading import ImageError, load_image
 from data_pipeline.prompts import PromptError
 from data_pipeline.records.manifest import write_manifest

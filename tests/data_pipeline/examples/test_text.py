@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from data_pipeline.examples.batches import batches, tf_batches
+from data_pipeline.examples.conditions import Text
 from data_pipeline.examples.fields import Call, Image, TimeIds
 from data_pipeline.examples.source import ExampleSource
-from data_pipeline.examples.text import Text
 from tests.data_pipeline.photographs import photograph_fields, photograph_source, target_of
 
 HAIR = ("red hair", None, "", "long black hair")

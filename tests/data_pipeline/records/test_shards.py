@@ -14,10 +14,10 @@ import pytest
 from PIL import Image as PillowImage
 
 from data_pipeline.examples.batches import batches, tf_batches
+from data_pipeline.examples.conditions import Text
 from data_pipeline.examples.fields import Image, flatten, unflatten
 from data_pipeline.examples.source import ExampleSource
 from data_pipeline.examples.spatial import Weight
-from data_pipeline.examples.text import Text
 from data_pipeline.pictures.reading import load_image
 from data_pipeline.records.manifest import read_manifest, write_manifest
 from data_pipeline.records.shard_reading import INDEX, ShardError, open_shards
