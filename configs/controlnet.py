@@ -3,9 +3,10 @@
     python -m persongen_jax.train --config configs/controlnet.py --config.base=/path/to/sdxl \\
         --config.data=/path/to/images --config.control=pose --workdir runs/controlnet
 
-Zhang et al., arXiv 2302.05543. The optimizer is that of diffusers' training script; prompts are
-dropped in each step anew, control images apart from them, and time ids are the images' own (the
-script drops a prompt for good, has no control dropout, and gives all images the same time ids).
+Zhang et al., arXiv 2302.05543. The optimizer is that of diffusers' training script, after the
+warm-up of all configs here; prompts are dropped in each step anew, control images apart from them,
+and time ids are the images' own (the script has no warm-up, drops a prompt for good, has no control
+dropout, and gives all images the same time ids).
 """
 
 from configs.base import get_config as base_config

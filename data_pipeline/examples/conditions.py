@@ -367,7 +367,14 @@ class References(EncodedField):
     def given(self, call: Call) -> dict[str, np.ndarray]:
         people = call.people or []
         if self.name in call.inputs:
-            people = [self._photographs(own) for own in call.inputs[self.name]]
+            given = [self._photographs(own) for own in call.inputs[self.name]]
+            for prompt, (own, persons) in enumerate(zip(given, people, strict=False), 1):
+                if len(own) != len(persons):
+                    raise ValueError(
+                        f"{self.name}: of {len(own)} people for prompt {prompt}, references of "
+                        f"{len(persons)}; give a list for each person"
+                    )
+            people = given
         shape = (len(people), max(map(len, people)), MAX_REFERENCES)
         pixels = np.zeros((*shape, self.size, self.size, 3), np.float32)
         mask = np.zeros(shape, bool)

@@ -246,7 +246,6 @@ def generate(args: argparse.Namespace) -> list[Path]:
         read_photographs,
         read_references,
     )
-    from persongen_jax.methods.published.facecdm import PHOTOGRAPHS
     from persongen_jax.pipeline.images import image_size
     from persongen_jax.pipeline.saving import ImageFolder
     from persongen_jax.pipeline.watermark import has_room
@@ -303,8 +302,9 @@ def generate(args: argparse.Namespace) -> list[Path]:
         paths.append(folder.save(image, note))
 
     given |= {"references": references and [references] * count, **apart}
-    if PHOTOGRAPHS in pipe.conditioner.inputs:
-        given[PHOTOGRAPHS] = [read_photographs(args.reference)] * count
+    for each in pipe.fields:  # the references whole, unless --input has other photographs
+        if each.by_name and each.name not in given:
+            given[each.name] = [read_photographs(args.reference)] * count
     given |= {"regions": regions and [regions] * count, **control}
     if pose is not None:
         size = image_size(pipe.base, args.height, args.width)

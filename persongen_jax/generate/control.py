@@ -4,6 +4,8 @@ import argparse
 from collections.abc import Callable
 from typing import Any
 
+from data_pipeline.pictures.reading import load_image
+
 
 def add_control_options(add: Callable) -> None:
     """``add``: a parser's add_argument."""
@@ -59,6 +61,7 @@ def control_arguments(args: argparse.Namespace) -> dict[str, Any]:
 
     Raises:
         ValueError: not one image for each ControlNet, or options without one.
+        ImageError: an image cannot be read.
     """
     nets, images = len(args.controlnet), list(args.control_image)
     given = {name: getattr(args, name) for name in SETTINGS if getattr(args, name)}
@@ -72,6 +75,8 @@ def control_arguments(args: argparse.Namespace) -> dict[str, Any]:
         )
     if not nets:
         return {}
+    for path in images:  # One that cannot be read is said before a base is loaded.
+        load_image(path)
     alone = {
         name: value[0] if value is not True and len(value) == 1 else value
         for name, value in given.items()

@@ -4,14 +4,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
+from jax.typing import DTypeLike
 
 from persongen_jax.diffusion.conditioning import Guidance
 from persongen_jax.diffusion.control import WithControlNets
 from persongen_jax.methods.base import Method, Model, denoiser_module
-from persongen_jax.models.sdxl.controlnet import ControlNetModel, controlnet_from_unet
+from persongen_jax.methods.published.controlnet import new_controlnet
+from persongen_jax.models.sdxl.controlnet import ControlNetModel
 from persongen_jax.parallel.sharding import (
     batch_sharding,
     put,
@@ -64,6 +67,11 @@ class Control:
         return replace(guidance, **sides, scales={**guidance.scales, **self.factors})
 
 
+def is_run(path: Path) -> bool:
+    """Whether it is a training run of this project, or one of its checkpoints."""
+    return (path / "checkpoints").is_dir() or path.parent.name == "checkpoints"
+
+
 class ControlNets:
     """Loaded nets by name, in the order of loading.
 
@@ -107,10 +115,15 @@ class ControlNets:
 
     def _open(self, path: Path) -> ControlNetModel:
         unet: Any = self.base.model.unet
-        if (path / "checkpoints").is_dir() or path.parent.name == "checkpoints":
+        if is_run(path):
             return self._of_run(path)
-        stored = unet.conv_in.kernel.get_value().dtype
-        return load_controlnet(path, unet.config, dtype=unet.dtype, param_dtype=stored)[0]
+        kw = {"dtype": unet.dtype, "param_dtype": self.stored_dtype}
+        return load_controlnet(path, unet.config, **kw)[0]
+
+    @property
+    def stored_dtype(self) -> DTypeLike:
+        """That of the base's weights."""
+        return self.base.model.unet.conv_in.kernel.get_value().dtype
 
     def _of_run(self, path: Path) -> ControlNetModel:
         """The ControlNet that a run of this project has trained."""
@@ -125,9 +138,12 @@ class ControlNets:
                 "load_method, which reads it."
             )
         holder = nnx.Module()
-        holder.controlnet = controlnet_from_unet(self.base.model.unet, rngs=nnx.Rngs(0))
+        holder.controlnet = new_controlnet(self.base.model, nnx.Rngs(0))
         fill_trained(holder, own, (("controlnet/.*", ""),), str(path))
-        return holder.controlnet
+        net = holder.controlnet
+        # Training keeps float32; here it is stored as the base is.
+        nnx.update(net, jax.tree.map(lambda x: x.astype(self.stored_dtype), nnx.state(net)))
+        return net
 
     def read(self, named: dict, count: int) -> tuple["ControlCall | None", dict]:
         """What they read in a call with ``count`` prompts; and the rest of ``named``.

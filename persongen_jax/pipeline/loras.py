@@ -23,8 +23,9 @@ class WithLoras(abc.ABC):
     _own_lora: dict
 
     @property
+    @abc.abstractmethod
     def model(self) -> Model:
-        return self.base.model
+        """The base's networks, with what has been added to them."""
 
     @abc.abstractmethod
     def _place(self) -> None:

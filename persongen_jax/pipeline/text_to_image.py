@@ -24,7 +24,7 @@ from persongen_jax.parallel.sharding import make_mesh, put, replicated, sharding
 from persongen_jax.pipeline import checks, images, loading
 from persongen_jax.pipeline.conditioner import Conditioner
 from persongen_jax.pipeline.control_options import CONTROL_ARGUMENTS
-from persongen_jax.pipeline.controlnets import ControlNets
+from persongen_jax.pipeline.controlnets import ControlNets, is_run
 from persongen_jax.pipeline.loras import WithLoras
 from persongen_jax.pipeline.words import AddedWords
 from persongen_jax.training.partition import fill_trained, set_leaves
@@ -126,6 +126,10 @@ class Pipeline(WithLoras):
             save_sdxl(self.base, folder)
 
     @property
+    def model(self) -> Model:
+        return self.base.model
+
+    @property
     def method(self) -> Method | None:
         """The loaded identity method; None: the base alone."""
         return self.conditioner.method
@@ -177,6 +181,7 @@ class Pipeline(WithLoras):
             encoder: the folder of the image encoder that the weights belong to. Default: the one
                 that the run was trained with; for a file ``<base>/image_encoder``, if that is a
                 PhotoMaker file's own. FaceID has no default: it needs the face recogniser's file.
+                For FaceCDM it is that file too.
 
         Raises:
             FileNotFoundError: there is no checkpoint.
@@ -251,7 +256,8 @@ class Pipeline(WithLoras):
                 f"ControlNet {name}: replaces the one of that name; give name= to keep both"
             )
         self.controlnets.load(path, name)
-        say_terms(f"ControlNet {path}", str(path), "controlnet")
+        kind = "run" if is_run(Path(path)) else "controlnet"
+        say_terms(f"ControlNet {path}", str(path), kind)
 
     def unload_controlnet(self, name: str | None = None) -> None:
         """Remove the ControlNet of this name, or all."""

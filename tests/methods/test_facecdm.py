@@ -192,6 +192,38 @@ def test_joint_reads_all_tokens_by_one_branch(facecdm):
     assert stream.tokens.shape[:2] == (2, 32) and stream.mask.sum() == 2 * 2 * 8
 
 
+def test_tokens_of_a_person_are_adjacent_as_regions_need_it(facecdm):
+    """Two people read by one branch: its halves are what each of them alone gives."""
+    system = facecdm(2, facecdm_attention="joint")
+    faces, photos = np.random.default_rng(0).integers(0, 256, (2, 2, 1, 32, 32, 3), np.uint8)
+    time_ids = np.array([[64, 64, 0, 0, 64, 64]], np.float32)
+
+    def stream(people):
+        own = [list(faces[i]) for i in people]
+        inputs = {"photographs": [[list(photos[i]) for i in people]]}
+        call, batch = Call(["two women"], {}, [own], time_ids, (64, 64), inputs), {}
+        for field in system.fields:
+            batch |= field.given(call)
+        batch = jax.tree.map(jnp.asarray, unflatten(batch))
+        return system.condition(system.model, batch).streams["condition"]
+
+    both, alone = stream([0, 1]), [stream([0]), stream([1])]
+    for part, one in zip(np.split(both.tokens, 2, axis=1), alone, strict=True):
+        assert np.allclose(part, one.tokens, atol=1e-5)
+    assert np.array_equal(both.mask, np.concatenate([one.mask for one in alone], axis=1))
+    assert np.abs(alone[0].tokens - alone[1].tokens).max() > 0.1
+
+
+def test_photographs_of_another_number_of_people_are_refused(facecdm):
+    system = facecdm(2)
+    faces = list(np.zeros((2, 32, 32, 3), np.uint8))
+    inputs = {"photographs": [[faces[0]]]}
+    call = Call(["two women"], {}, [[[face] for face in faces]], None, (64, 64), inputs)
+    field = next(each for each in system.fields if each.name == "photographs")
+    with pytest.raises(ValueError, match="of 1 people for prompt 1, references of 2"):
+        field.given(call)
+
+
 def test_a_dropped_condition_reads_zeros_before_the_projection(facecdm):
     system = facecdm(2)
     model, batch = system.model, make_batch(system)

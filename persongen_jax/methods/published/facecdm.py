@@ -32,6 +32,7 @@ from persongen_jax.weights.licences import say_terms
 STAGES = (1, 2, 3)
 READINGS = ("triplet", "joint")
 PHOTOGRAPHS = "photographs"  # the field of whole photographs
+TOKENS = 4  # of an embedding
 SCALE = 0.8  # of each branch and of the ControlNet in the seed's own generation
 
 
@@ -74,6 +75,7 @@ class FaceCDM(Method):
         sizes = {
             "features": model.unet.config["cross_attention_dim"][-1],
             "reduced": config.facecdm_reduced,
+            "num_tokens": TOKENS,
         }
         tower, _ = load_vision_tower(config.id_encoder or image_encoder_of(config), dtype=dtype)
         model.image_encoder = tower
@@ -241,6 +243,14 @@ def _tokens(projection, features, prefix, batch) -> tuple[jax.Array, jax.Array]:
 
 
 def _joined(parts) -> tuple[jax.Array, jax.Array]:
-    """Several (tokens, mask) as one sequence."""
+    """Several (tokens, mask) as one sequence, in which a person's tokens are adjacent.
+
+    A stream's region divides it into equal parts, one for each person.
+    """
     tokens, masks = zip(*parts, strict=True)
-    return jnp.concatenate(tokens, axis=1), jnp.concatenate(masks, axis=1)
+    b, n, d = tokens[0].shape
+    people = n // (MAX_REFERENCES * TOKENS)
+    tokens = [each.reshape(b, people, -1, d) for each in tokens]
+    masks = [each.reshape(b, people, -1) for each in masks]
+    joined, mask = jnp.concatenate(tokens, axis=2), jnp.concatenate(masks, axis=2)
+    return joined.reshape(b, -1, d), mask.reshape(b, -1)

@@ -159,8 +159,11 @@ def controlnet_from_unet(
     for name in ("conv_in", "time_embedding", "add_embedding", "down_blocks", "mid_block"):
         source, target = getattr(unet, name), getattr(net, name)
         if source is not None:
-            copied = jax.tree.map(_float32, nnx.state(source, nnx.Param))
-            nnx.update(target, copied)
+            # Without what methods have added to the UNet: branches, LoRA.
+            own = set(nnx.to_flat_state(nnx.state(target, nnx.Param)).paths)
+            flat = nnx.to_flat_state(nnx.state(source, nnx.Param))
+            kept = [(path, jax.tree.map(_float32, leaf)) for path, leaf in flat if path in own]
+            nnx.update(target, nnx.from_flat_state(kept))
     return net
 
 

@@ -1,5 +1,7 @@
 """Our ControlNet against diffusers' on torch: layer by layer, whole, and its full size."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,7 +12,9 @@ from diffusers import UNet2DConditionModel as TorchUNet
 from flax import nnx
 
 from persongen_jax.diffusion.conditioning import Conditioning, Residuals, TokenStream
+from persongen_jax.models.branches import add_branch
 from persongen_jax.models.layers import UnusedRngs
+from persongen_jax.models.lora import add_lora
 from persongen_jax.models.sdxl.controlnet import ControlNetModel, controlnet_from_unet
 from persongen_jax.models.sdxl.unet import UNet2DConditionModel
 from persongen_jax.weights.loader import parameter_leaves, to_torch_shape, torch_key
@@ -201,6 +205,17 @@ def test_from_unet_copies_what_diffusers_copies():
     # All that leaves it passes a convolution that is zero.
     last = [*net.controlnet_down_blocks, net.controlnet_mid_block]
     assert not any(np.any(leaf) for layer in last for leaf in (layer.kernel[...], layer.bias[...]))
+
+
+def test_it_starts_without_what_methods_have_added_to_the_unet():
+    unet = UNet2DConditionModel(UNET, rngs=nnx.Rngs(0))
+    own = {"conditioning_embedding_out_channels": [4, 8, 12]}
+    plain = parameter_leaves(controlnet_from_unet(unet, own, rngs=nnx.Rngs(1)))
+    add_branch(unet, "identity")
+    add_lora(unet, re.compile(".*to_q"), 2, alpha=None, rngs=nnx.Rngs(2))
+    net = parameter_leaves(controlnet_from_unet(unet, own, rngs=nnx.Rngs(1)))
+    assert net.keys() == plain.keys()
+    assert all(np.array_equal(net[path], plain[path]) for path in plain)
 
 
 def test_full_size_has_the_published_tensors():
