@@ -18,8 +18,7 @@ from data_pipeline.prompt_syntax import plain_syntax
 from data_pipeline.prompts import Tokenizers, join_parts, without_trigger
 from data_pipeline.records.schema import MAX_REFERENCES, OWN, PARTS, Record, record_text
 
-# Number of prompts whose token ids are cached, about 1.5 KB each.
-KEPT_PROMPTS = 1 << 16
+KEPT_PROMPTS = 1 << 16  # whose token ids are cached, about 1.5 KB each
 SHOWN_SYNTAX = 3  # sentences
 
 
@@ -370,10 +369,8 @@ class References(EncodedField):
             given = [self._photographs(own) for own in call.inputs[self.name]]
             for prompt, (own, persons) in enumerate(zip(given, people, strict=False), 1):
                 if len(own) != len(persons):
-                    raise ValueError(
-                        f"{self.name}: of {len(own)} people for prompt {prompt}, references of "
-                        f"{len(persons)}; give a list for each person"
-                    )
+                    counts = f"of {len(own)} people, references of {len(persons)}"
+                    raise ValueError(f"{self.name} of prompt {prompt}: {counts}; a list for each")
             people = given
         shape = (len(people), max(map(len, people)), MAX_REFERENCES)
         pixels = np.zeros((*shape, self.size, self.size, 3), np.float32)

@@ -1,9 +1,8 @@
 """The interface of identity methods. Nothing else in the project asks which method it is."""
 
 import abc
-from collections.abc import Hashable, Iterable, Mapping
+from collections.abc import Hashable, Iterable
 from dataclasses import dataclass
-from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -43,7 +42,7 @@ class Method(abc.ABC):
         at_trigger: whether captions and prompts mark, by the trigger word, where the identity
             enters.
         reads_references: whether an example has other images of the person.
-        scales: factors of streams and maps in calls that do not name them; 1 for all others.
+        scales: (name, factor) of streams and maps in calls that do not name them; others have 1.
     """
 
     groups: tuple[tuple[str, str], ...] = ()
@@ -51,7 +50,7 @@ class Method(abc.ABC):
     decodes: bool = False
     at_trigger: bool = True
     reads_references: bool = True
-    scales: Mapping[str, float] = MappingProxyType({})
+    scales: tuple[tuple[str, float], ...] = ()
 
     def __eq__(self, other):
         # Two methods of one kind compute the same: programs compiled for one serve the other. One

@@ -173,7 +173,7 @@ class Conditioner:
                 f"scales: nothing is called {', '.join(map(repr, unknown))}; this method has "
                 f"{', '.join(names) or 'none'} (lora unless it is fused)"
             )
-        usual = self.method.scales if self.method else {}
+        usual = dict(self.method.scales) if self.method else {}
         own = {name: scales.get(name, usual.get(name, 1.0)) for name in names}
         return {name: schedule(name, strength, num_steps) for name, strength in own.items()}
 

@@ -42,7 +42,7 @@ class ControlOptions:
         return [
             each.name
             for each in dataclasses.fields(self)
-            if not np.array_equal(getattr(self, each.name), each.default)
+            if not np.array_equal(getattr(self, each.name), np.asarray(each.default))
         ]
 
     def factors(self, number: int, num_steps: int) -> list[np.ndarray]:
@@ -119,7 +119,7 @@ def stretched(images: Sequence[np.ndarray], size: tuple[int, int], name: str) ->
 
 
 def _one_each(name: str, given: Any, number: int) -> list[float]:
-    if not isinstance(given, (list, tuple, np.ndarray)):
+    if not isinstance(given, (list, tuple)) and np.ndim(given) == 0:
         return [given] * number
     if len(given) != number:
         raise ValueError(

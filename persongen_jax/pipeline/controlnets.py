@@ -62,9 +62,13 @@ class Control:
                 conditioning = conditioning.with_map(name, own)
             return conditioning
 
-        sides = ("late", "early", "unconditional")
-        sides = {side: with_maps(getattr(guidance, side)) for side in sides}
-        return replace(guidance, **sides, scales={**guidance.scales, **self.factors})
+        return replace(
+            guidance,
+            late=with_maps(guidance.late),
+            early=with_maps(guidance.early),
+            unconditional=with_maps(guidance.unconditional),
+            scales={**guidance.scales, **self.factors},
+        )
 
 
 def is_run(path: Path) -> bool:
@@ -137,7 +141,7 @@ class ControlNets:
                 f"{path}: its ControlNet is a part of the method {saved['method']}. Load it by "
                 "load_method, which reads it."
             )
-        holder = nnx.Module()
+        holder: Any = nnx.Module()
         holder.controlnet = new_controlnet(self.base.model, nnx.Rngs(0))
         fill_trained(holder, own, (("controlnet/.*", ""),), str(path))
         net = holder.controlnet
@@ -210,10 +214,10 @@ class ControlCall:
         factors = dict(zip(names, self.options.factors(len(names), num_steps), strict=True))
         # The first net decides for all, as in diffusers.
         pools = next(iter(self.nets.values())).config["global_pool_conditions"]
-        for name, own, images in zip(self.nets, factors.values(), self.images, strict=True):
+        for name, acts, images in zip(self.nets, factors.values(), self.images, strict=True):
             for line in stretched(images, size, f"the control image of {name}"):
                 warn_of_call(line)
-            if not own.any():
+            if not acts.any():
                 warn_of_call(
                     f"ControlNet {name}: its scale is 0, or no step of {num_steps} lies within its "
                     "window, so it has no effect"

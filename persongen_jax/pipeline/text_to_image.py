@@ -24,7 +24,7 @@ from persongen_jax.parallel.sharding import make_mesh, put, replicated, sharding
 from persongen_jax.pipeline import checks, images, loading
 from persongen_jax.pipeline.conditioner import Conditioner
 from persongen_jax.pipeline.control_options import CONTROL_ARGUMENTS
-from persongen_jax.pipeline.controlnets import ControlNets, is_run
+from persongen_jax.pipeline.controlnets import Control, ControlNets, is_run
 from persongen_jax.pipeline.loras import WithLoras
 from persongen_jax.pipeline.words import AddedWords
 from persongen_jax.training.partition import fill_trained, set_leaves
@@ -318,7 +318,8 @@ class Pipeline(WithLoras):
         checks.check_kinds(Callable, "a function", progress=progress, on_batch=on_batch)
         prompts = checks.as_texts("prompt", prompt)
         conditioner, count = self.conditioner, len(prompts)
-        nets, control, usual = None, None, None
+        nets, usual = None, None
+        control: Control | None = None
         if self.controlnets.nets or not CONTROL_ARGUMENTS.isdisjoint(inputs):
             nets, inputs = self.controlnets.read(inputs, count)
         if nets is not None:
@@ -347,7 +348,7 @@ class Pipeline(WithLoras):
         tile_size = (options.tile_size or 512) if options.tiling else None
         method = self.method if acts else None
         run: tuple[Any, Any] = denoiser_module(self.model, method), method
-        if nets is not None:
+        if nets is not None and control is not None:
             run = nets.in_front(self.model, method, control, against is not None)
         done = []
         keep = done.append if on_batch is None else on_batch
@@ -360,7 +361,7 @@ class Pipeline(WithLoras):
             if control is not None:
                 guidance = control.added(guidance, which, self.mesh)
             row = (plan, noise[rows], guidance, keys[rows], options.scalars(plan.num_steps))
-            out = images.sample(*run, self.mesh, *row, progress)
+            out = images.sample(run[0], run[1], self.mesh, *row, progress)
             if options.output_type != "latent":
                 out = images.decode(self.model.vae, self.mesh, out, tile_size)
             here = to_host(out)[: min(batch, total - start)]

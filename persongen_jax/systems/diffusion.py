@@ -228,10 +228,10 @@ class DiffusionSystem(System):
             ),
             "drop": jax.random.bernoulli(key_of(DROP), config.drop_prob, (b,)),
         }
-        own = [each for each in self.fields if each.drop_prob is not None]
-        for number, each in enumerate(own):
-            key = jax.random.fold_in(key_of(OWN_DROP), number)
-            draws[f"drop/{each.name}"] = jax.random.bernoulli(key, each.drop_prob, (b,))
+        for number, each in enumerate(self.fields):
+            if each.drop_prob is not None:
+                key = jax.random.fold_in(key_of(OWN_DROP), number)
+                draws[f"drop/{each.name}"] = jax.random.bernoulli(key, each.drop_prob, (b,))
         if config.noise_offset > 0:
             offsets = jax.random.normal(key_of(OFFSET), (b, 1, 1, channels))
             draws["noise"] = offset_noise(draws["noise"], offsets, config.noise_offset)

@@ -5,9 +5,11 @@ from ml_collections import ConfigDict
 from persongen_jax.systems.diffusion import DiffusionSystem
 
 # Keys that only some methods read.
-METHOD_KEYS = ("rank", "lora_alpha", "id_gain", "id_norm_gain", "image_proj", "image_lora_rank")
-METHOD_KEYS += ("control", "control_drop_prob", "face_encoder")
-METHOD_KEYS += ("facecdm_stage", "facecdm_attention", "facecdm_reduced")
+METHOD_KEYS = (
+    *("rank", "lora_alpha", "id_gain", "id_norm_gain", "image_proj", "image_lora_rank"),
+    *("control", "control_drop_prob", "face_encoder"),
+    *("facecdm_stage", "facecdm_attention", "facecdm_reduced"),
+)
 
 # What a validation may generate for: people seen in training, held out from it, and from elsewhere.
 SETS = ("in_train", "out_of_train", "out_of_domain")

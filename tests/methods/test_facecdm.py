@@ -302,6 +302,12 @@ def test_the_controlnet_reads_the_tokens_and_not_the_text(denoised):
 def test_scales_of_the_seeds_generation_are_the_defaults(denoised):
     system, _, _ = denoised
     assert dict(system.method.scales) == {"image": 0.8, "face": 0.8, "pose": 0.8}
+    # A call that names none has them, and one that names one keeps the others.
+    conditioner = Pipeline.from_system(system).conditioner
+    for asked, wanted in (({}, 0.8), ({"face": 1.0}, 1.0)):
+        found = conditioner.schedules(asked, lora=False, acts=True, num_steps=3)
+        assert found["face"].tolist() == pytest.approx([wanted] * 3)
+        assert found["pose"].tolist() == pytest.approx([0.8] * 3)
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from persongen_jax.diffusion.conditioning import Conditioning
 from persongen_jax.methods.base import Method, Model, Parts, condition_on_text, prompts
 from persongen_jax.methods.start import find_origin, load_remaining
 from persongen_jax.models.sdxl.controlnet import (
-    OWN_DEFAULTS,
+    WIDTHS,
     ControlNetModel,
     controlnet_from_unet,
 )
@@ -79,7 +79,7 @@ def new_controlnet(model: Model, rngs: nnx.Rngs) -> ControlNetModel:
     The published widths are those for a factor of 8; a smaller one takes the first of them.
     """
     halvings = int(math.log2(model.vae.vae_scale_factor))
-    widths = OWN_DEFAULTS["conditioning_embedding_out_channels"][: halvings + 1]
+    widths = WIDTHS[: halvings + 1]
     own = {"conditioning_embedding_out_channels": widths}
     return controlnet_from_unet(model.unet, own, rngs=rngs)
 

@@ -111,6 +111,9 @@ class FaceCDM(Method):
                 "give its file (w600k_r50.onnx, glintr100.onnx; to load_method as encoder)"
             )
         self.joint, self.control = reading == "joint", config.control
+        self.denoises_with = ("controlnet",) if self.stage == 3 else ()
+        acting = (*self.branches, self.control) if self.stage == 3 else self.branches
+        self.scales = tuple((name, SCALE) for name in acting)
 
     def _groups(self):
         rows = [(r"(image|face)_proj/.*", "projections")]
@@ -127,22 +130,16 @@ class FaceCDM(Method):
             return ("condition",)
         return ("image", "face")[: min(self.stage, 2)]
 
-    @property
-    def denoises_with(self) -> tuple[str, ...]:
-        return ("controlnet",) if self.stage == 3 else ()
-
-    @property
-    def scales(self) -> dict[str, float]:
-        return {name: SCALE for name in (*self.branches, self.control)}
-
     # ---- what it reads ----
 
     def fields(self, parts: Parts, config: ConfigDict) -> tuple[Field, ...]:
         model: Model = parts.model
-        fields = [prompts(parts, config, at_trigger=False), photographs(model)]
-        fields += [references(self, model)] if self.stage > 1 else []
-        fields += [control_image(config, optional=True)] if self.stage == 3 else []
-        return tuple(fields)
+        fields: tuple[Field, ...] = prompts(parts, config, at_trigger=False), photographs(model)
+        if self.stage > 1:
+            fields = (*fields, references(self, model))
+        if self.stage == 3:
+            fields = (*fields, control_image(config, optional=True))
+        return fields
 
     def reference_size(self, model: Model) -> int:
         return model.face_encoder.config["input_size"]
@@ -165,8 +162,9 @@ class FaceCDM(Method):
         features = _photograph_features(model, batch)
         tokens = {"image": _tokens(model.image_proj, features, "image", batch)}
         if self.stage > 1:
-            features = batch.get("id_features")
-            if features is None:
+            if "id_features" in batch:
+                features = batch["id_features"]
+            else:
                 features = self.encode_references(model, batch["id_pixel_values"])
             tokens["face"] = _tokens(model.face_proj, features, "id", batch)
         if self.joint:
@@ -247,10 +245,9 @@ def _joined(parts) -> tuple[jax.Array, jax.Array]:
 
     A stream's region divides it into equal parts, one for each person.
     """
-    tokens, masks = zip(*parts, strict=True)
-    b, n, d = tokens[0].shape
+    parts = list(parts)
+    b, n, d = parts[0][0].shape
     people = n // (MAX_REFERENCES * TOKENS)
-    tokens = [each.reshape(b, people, -1, d) for each in tokens]
-    masks = [each.reshape(b, people, -1) for each in masks]
-    joined, mask = jnp.concatenate(tokens, axis=2), jnp.concatenate(masks, axis=2)
+    joined = jnp.concatenate([own.reshape(b, people, -1, d) for own, _ in parts], axis=2)
+    mask = jnp.concatenate([own.reshape(b, people, -1) for _, own in parts], axis=2)
     return joined.reshape(b, -1, d), mask.reshape(b, -1)

@@ -134,7 +134,7 @@ class UNet(PoolSystem, DiffusionSystem):
         """What a batch holds in place of a dropped condition."""
         return {"input_ids": self.tokenizers.encode(""), "place": -1}
 
-    def drop(self, batch: Batch, drop: jax.Array) -> Batch:
+    def drop(self, batch: Batch, drop: jax.Array, own: dict[str, jax.Array] | None = None) -> Batch:
         def without(name, nothing):
             where = drop.reshape(drop.shape + (1,) * (batch[name].ndim - 1))
             return jnp.where(where, nothing, batch[name])

@@ -18,11 +18,12 @@ from persongen_jax.models.sdxl.encoder import UNetEncoder
 from persongen_jax.models.sdxl.unet import UNet2DConditionModel
 from persongen_jax.models.sdxl.unet_config import DEFAULTS, REQUIRED, complete_config
 
+WIDTHS = [16, 32, 96, 256]  # of the control image's encoder
 # diffusers' defaults and supported values, where ControlNetModel's differ from the UNet's.
 OWN_DEFAULTS = {
     "conditioning_channels": 3,
     "controlnet_conditioning_channel_order": "rgb",
-    "conditioning_embedding_out_channels": [16, 32, 96, 256],
+    "conditioning_embedding_out_channels": WIDTHS,
     "global_pool_conditions": False,
 }
 _OF_THE_UP_PATH = ("out_channels", "up_block_types", "conv_out_kernel")
@@ -160,9 +161,9 @@ def controlnet_from_unet(
         source, target = getattr(unet, name), getattr(net, name)
         if source is not None:
             # Without what methods have added to the UNet: branches, LoRA.
-            own = set(nnx.to_flat_state(nnx.state(target, nnx.Param)).paths)
+            there = set(nnx.to_flat_state(nnx.state(target, nnx.Param)).paths)
             flat = nnx.to_flat_state(nnx.state(source, nnx.Param))
-            kept = [(path, jax.tree.map(_float32, leaf)) for path, leaf in flat if path in own]
+            kept = [(path, jax.tree.map(_float32, leaf)) for path, leaf in flat if path in there]
             nnx.update(target, nnx.from_flat_state(kept))
     return net
 
