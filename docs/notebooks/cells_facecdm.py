@@ -185,17 +185,18 @@ if pose is not None:
 A ControlNet of another kind (edges, depth) acts in addition:
 `pipe.load_controlnet("/path/to/controlnet")`, then `control_image=IMAGE` in the call.
 
-## A short training from here
+## A short training from weights of your own
 
-Stage 3 again, from the weights that were used above, and the same noise once more.
+With `RUN` set: stage 3 again, from the weights that were used above, and the same noise once more.
 """),
     code("""
-del pipe  # training needs its memory
-train_stage(3, WORK / "stage3_further", start_from=run)
-pipe = Pipeline.from_pretrained(BASE, dtype=jnp.dtype(DTYPE))
-pipe.load_method("facecdm", WORK / "stage3_further")
-generate("facecdm_further")
-if pose is not None:
-    generate("facecdm_further_pose", pose)
+if RUN:
+    del pipe  # training needs its memory
+    train_stage(3, WORK / "stage3_further", start_from=run)
+    pipe = Pipeline.from_pretrained(BASE, dtype=jnp.dtype(DTYPE))
+    pipe.load_method("facecdm", WORK / "stage3_further")
+    generate("facecdm_further")
+    if pose is not None:
+        generate("facecdm_further_pose", pose)
 """),
 ]
