@@ -8,7 +8,10 @@ AT_LEAST_0 = (
     *("warmup_steps", "schedule_steps", "steps", "clip_norm", "keep_checkpoints", "max_bad_steps"),
     *("validation_every", "start_from_step", "lora_alpha"),
 )
-AT_LEAST_1 = ("batch_size", "grad_accum", "fsdp", "cpu_devices", "size", "log_every")
+AT_LEAST_1 = (
+    *("batch_size", "grad_accum", "fsdp", "cpu_devices", "size", "log_every"),
+    "facecdm_reduced",
+)
 
 
 def check_ranges(config: ConfigDict) -> None:

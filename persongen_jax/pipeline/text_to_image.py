@@ -122,6 +122,11 @@ class Pipeline(WithLoras):
                 f"the loaded method's attention branches ({', '.join(branches)}) have no place in "
                 "a diffusers directory; keep its training run"
             )
+        if self.controlnets.nets:
+            checks.warn_of_call(
+                f"ControlNets ({', '.join(self.controlnets.nets)}) are left out: the directory of "
+                "a base has no place for them; keep their own"
+            )
         with self.words.removed():
             save_sdxl(self.base, folder)
 

@@ -140,9 +140,21 @@ def _of_unet(unet_config: Mapping[str, Any]) -> dict:
 
 
 def _seen(source) -> dict:
-    """The settings that a file without config shows: its width of text, if it has attention."""
-    keys = [key for key in source.keys() if key.endswith("attn2.to_k.weight")]
-    return {"cross_attention_dim": source.info(keys[0])[1][1]} if keys else {}
+    """The settings that a file without config shows: its text's width, its image's encoder."""
+    found, stages = {}, "controlnet_cond_embedding.blocks."
+    for key in source.keys():
+        if key.endswith("attn2.to_k.weight"):
+            found["cross_attention_dim"] = source.info(key)[1][1]
+    # Every second layer of the encoder has its stage's own width.
+    layers = sorted(
+        int(key.removeprefix(stages).split(".")[0])
+        for key in source.keys()
+        if key.startswith(stages) and key.endswith(".weight")
+    )
+    widths = [source.info(f"{stages}{n}.weight")[1] for n in layers[::2]]
+    last = [source.info(f"{stages}{n}.weight")[1][0] for n in layers[-1:]]
+    found["conditioning_embedding_out_channels"] = [shape[0] for shape in widths] + last
+    return found
 
 
 def _value(config, key):

@@ -182,6 +182,12 @@ def test_what_is_stretched_or_idle_is_said(ours):
         pipe(PROMPTS, control_image=images()[0], **settings)
 
 
+def test_a_saved_base_leaves_them_out_and_says_so(ours, tmp_path):
+    with pytest.warns(CallWarning, match="are left out"):
+        ours(1).save_pretrained(tmp_path)
+    assert not (tmp_path / "controlnet").exists() and (tmp_path / "unet").is_dir()
+
+
 def test_the_size_is_the_control_images(ours):
     settings = {"num_inference_steps": 2, "output_type": "latent"}
     found = ours(1)("a man", control_image=images((75, 43))[0], **settings).images

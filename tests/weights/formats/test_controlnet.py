@@ -74,6 +74,16 @@ def test_other_forms(form, folder, torch_net, tmp_path):
     assert np.abs(ours - theirs).max() <= tolerance
 
 
+def test_a_file_alone_shows_the_widths_of_its_images_encoder(tmp_path):
+    unet = TorchUNet(**TINY_UNETS["sdxl"])
+    TorchControlNet.from_unet(unet, conditioning_embedding_out_channels=(4, 8, 12)).save_pretrained(
+        tmp_path
+    )
+    (tmp_path / "config.json").unlink()
+    net, config = load_controlnet(tmp_path / FILE_NAME, UNET)
+    assert net.factor == 4 and config["conditioning_embedding_out_channels"] == [4, 8, 12]
+
+
 @pytest.mark.parametrize(
     ("change", "named"),
     [
