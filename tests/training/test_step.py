@@ -14,7 +14,8 @@ from persongen_jax.diffusion.conditioning import Conditioning, TokenStream
 from persongen_jax.diffusion.schedule import NoiseSchedule
 from persongen_jax.models.attention_kernels import attention
 from persongen_jax.models.platform import compile_for
-from persongen_jax.models.sdxl.unet import MidBlock, UNet2DConditionModel
+from persongen_jax.models.sdxl.blocks import MidBlock
+from persongen_jax.models.sdxl.unet import UNet2DConditionModel
 from persongen_jax.systems.base import System
 from persongen_jax.systems.diffusion import VAE
 from persongen_jax.systems.sdxl import Sdxl
