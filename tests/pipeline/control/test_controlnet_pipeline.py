@@ -172,14 +172,16 @@ def test_bad_arguments_are_named(number, settings, named, ours):
 
 
 def test_what_is_stretched_or_idle_is_said(ours):
-    pipe, settings = ours(1), {"num_inference_steps": 2, "output_type": "latent"}
+    nets, settings = ours(1).controlnets, {"num_steps": 4, "guidance_scale": 5.0}
+    call, rest = nets.read({"control_image": images((64, 32))[0], "height": 64}, 2)
+    assert rest == {"height": 64}
     with pytest.warns(CallWarning, match="32x64 pixels and is stretched to 64x64"):
-        pipe(PROMPTS, control_image=images((64, 32))[0], height=64, width=64, **settings)
+        call.control((64, 64), **settings)
     with pytest.warns(CallWarning, match="no control_image is given, so it has no effect"):
-        pipe(PROMPTS, **settings)
+        assert nets.read({}, 2) == (None, {})
+    call, _ = nets.read({"control_image": images()[0], "guess_mode": True}, 2)
     with pytest.warns(CallWarning, match="guess_mode without guidance"):
-        settings |= {"guidance_scale": 1.0, "guess_mode": True}
-        pipe(PROMPTS, control_image=images()[0], **settings)
+        call.control((64, 64), num_steps=4, guidance_scale=1.0)
 
 
 def test_a_saved_base_leaves_them_out_and_says_so(ours, tmp_path):
@@ -189,9 +191,8 @@ def test_a_saved_base_leaves_them_out_and_says_so(ours, tmp_path):
 
 
 def test_the_size_is_the_control_images(ours):
-    settings = {"num_inference_steps": 2, "output_type": "latent"}
-    found = ours(1)("a man", control_image=images((75, 43))[0], **settings).images
-    assert found.shape == (1, 9, 5, 4)
+    call, _ = ours(1).controlnets.read({"control_image": images((75, 43))[0]}, 1)
+    assert call.size(8) == (72, 40) and call.size(1) == (75, 43)
 
 
 def test_one_for_another_base_is_refused_and_loaded_ones_stay(ours, tmp_path):
