@@ -26,6 +26,10 @@ OFFLOADED = "--config.offload_encoders=True"
 ON_V5E = ("--topology", "v5e:4x4", DIVIDED.format(16), OFFLOADED, "--cached")
 ON_V6E = ("--topology", "v6e:4x4", OFFLOADED, "--cached")
 
+# A ControlNet as the second network, all of it trained.
+SECOND = ("persongen_jax.aot", "--config", "configs/facecdm/stage3.py", OFFLOADED, "--cached")
+SECOND += (DIVIDED.format(16), "--per_chip_batch")
+
 RUNS = (
     (YARDSTICK, "--topology", "v5p:2x2x1"),
     (YARDSTICK, "--topology", "v5e:2x2"),
@@ -47,6 +51,8 @@ RUNS = (
     (*STEP, "--topology", "v5p:4x4x4", "--what", "encode", "--per_chip_batch", "40"),
     ("persongen_jax.aot", "--config", "configs/base.py", "--topology", "v5e:4x4")
     + ("--what", "sample", "--config.size=1024", "--per_chip_batch", "1"),
+    (*SECOND, "2", "--topology", "v5e:4x4"),
+    (*SECOND, "16", "--topology", "v5p:4x4x4"),
 )
 
 

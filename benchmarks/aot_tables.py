@@ -69,6 +69,16 @@ def speeds(row) -> str:
     return " / ".join(f"{row['images_per_second'][name]:.1f}" for name in ("optimal", "cycles"))
 
 
+def floor(row) -> str:
+    """The model's products at the chip's peak."""
+    return milliseconds(row, "floor")
+
+
+def is_second(row) -> bool:
+    """Whether the step runs a ControlNet in addition to the UNet."""
+    return row["what"] == "train" and row["method"] == "facecdm"
+
+
 def is_scaling(row) -> bool:
     """Whether rows differ only in the number of chips."""
     return (row["what"], row["chip"], row["fsdp"]) == ("train", "v5e", 4)
@@ -94,7 +104,11 @@ TABLES = {
             *COMMON,
         ),
     ),
-    "step": (lambda row: row["what"] == "train" and not is_scaling(row), STEP),
+    "step": (
+        lambda row: row["what"] == "train" and not (is_scaling(row) or is_second(row)),
+        STEP,
+    ),
+    "second": (is_second, (*STEP[:-1], ("floor, ms", floor), STEP[-1])),
     "scaling": (lambda row: row["what"] == "train" and is_scaling(row), STEP),
     "encode": (lambda row: row["what"] == "encode", COMMON),
     "sample": (

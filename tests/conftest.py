@@ -34,10 +34,12 @@ START = pytest.StashKey[float]()
 
 def pytest_addoption(parser):
     parser.addoption("--runslow", action="store_true", help="also run tests marked slow")
+    parser.addoption("--only-slow", action="store_true", help="only what --runslow adds: slow.py")
     parser.addoption("--record-goldens", action="store_true", help="see tests/goldens/record.py")
 
 
 def pytest_configure(config):
+    config.option.runslow |= config.getoption("--only-slow")
     config.stash[START] = time.time()
 
 
@@ -45,6 +47,10 @@ def pytest_collection_modifyitems(config, items):
     if config.getoption("--record-goldens"):
         items[:] = [item for item in items if "golden" in item.fixturenames]
         return
+    if config.getoption("--only-slow"):
+        chosen = [i for i in items if "slow" in i.keywords or "golden" in i.fixturenames]
+        config.hook.pytest_deselected(items=[item for item in items if item not in chosen])
+        items[:] = chosen
     if config.getoption("--runslow"):
         return
     for item in items:

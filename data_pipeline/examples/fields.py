@@ -13,6 +13,7 @@ from it. It may add several arrays; names with a slash, "input_ids/text", are ne
 import abc
 import dataclasses
 import functools
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
@@ -348,6 +349,13 @@ def requirements(fields: Iterable[Field]) -> dict:
     """What these fields require of a source of records: arguments of sources.open_records."""
     marked = any(getattr(field, "at_trigger", False) for field in fields)
     return {"marked": marked, "least": 1 + max((field.others for field in fields), default=0)}
+
+
+def check_names(fields: Iterable[Field]) -> None:
+    """ValueError for two fields of one name: the one would silently replace the other."""
+    for name, count in Counter(field.name for field in fields).items():
+        if count > 1:
+            raise ValueError(f"two inputs of an example are called {name!r}; rename one of them")
 
 
 # ---- Flat and nested ---------------------------------------------------------------------------

@@ -139,7 +139,9 @@ class Conditioning:
     def with_map(
         self, name: str, pixels: jax.Array, scale: jax.Array | None = None
     ) -> "Conditioning":
-        """A copy with this map ``name``, [b, h, w, c]."""
+        """A copy with this map ``name``, [b, h, w, c]; ValueError for a name that is taken."""
+        if name in (*self.streams, "identity", "lora"):
+            raise ValueError(f"config.control={name!r}: the method has another input of this name")
         return replace(self, maps={**self.maps, name: ControlMap(pixels, scale)})
 
     def with_residuals(self, residuals: Residuals) -> "Conditioning":

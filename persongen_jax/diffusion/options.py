@@ -142,8 +142,9 @@ class SamplingOptions:
         start_merge_step: through this step (inclusive) the prompt alone acts, then the identity
             (delayed merging, arXiv 2312.04461, section 3.3); default: a fifth of the steps (10 of
             50).
-        scales: factors of the method's effects, {"identity": 0.8}; 1 if absent. Each is a number,
-            or [(start, end, number), ...] over fractions of the steps. Every stream and map of the
+        scales: factors of the method's effects, {"identity": 0.8}; if absent, the method's own,
+            mostly 1. Each is a number, or [(start, end, number), ...] over fractions of the steps,
+            outside of which it is as if absent. Every stream and map of the
             method has one by its name ("background" scales the output of the branch that reads this
             stream). "identity" also scales references in text space: a class token e, fused with a
             reference to f, becomes e + scale * (f - e). "lora" scales the method's LoRA on the
@@ -344,8 +345,8 @@ def _without_default(said):
 
 
 # ---- Strengths -----------------------------------------------------------------------------------
-def schedule(name: str, strength: Strength, num_steps: int) -> np.ndarray:
-    """[num_steps] float32, the factor at each step; 1 at steps that no range covers.
+def schedule(name: str, strength: Strength, num_steps: int, usual: float = 1.0) -> np.ndarray:
+    """[num_steps] float32, the factor at each step; ``usual`` at steps that no range covers.
 
     Raises:
         ValueError: not finite, ranges that overlap, or that do not lie in 0..1.
@@ -357,7 +358,7 @@ def schedule(name: str, strength: Strength, num_steps: int) -> np.ndarray:
             f"scales: {name!r} is {strength!r}; give a number, or a list of (start, end, value)"
         )
     fractions = np.arange(num_steps) / num_steps
-    values, covered = np.ones(num_steps, np.float32), 0.0
+    values, covered = np.full(num_steps, usual, np.float32), 0.0
     for start, end, value in sorted(map(_numbers(name), strength)):
         if not 0 <= start < end <= 1:
             raise ValueError(

@@ -173,9 +173,11 @@ class Conditioner:
                 f"scales: nothing is called {', '.join(map(repr, unknown))}; this method has "
                 f"{', '.join(names) or 'none'} (lora unless it is fused)"
             )
-        usual = dict(self.method.scales) if self.method else {}
-        own = {name: scales.get(name, usual.get(name, 1.0)) for name in names}
-        return {name: schedule(name, strength, num_steps) for name, strength in own.items()}
+        usual = {name: 1.0 for name in names} | dict(self.method.scales if self.method else ())
+        return {
+            name: schedule(name, scales.get(name, usual[name]), num_steps, usual[name])
+            for name in names
+        }
 
     # ---- conditioning ----
 

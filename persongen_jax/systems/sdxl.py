@@ -12,7 +12,14 @@ from jax.typing import ArrayLike
 from ml_collections import ConfigDict
 
 from data_pipeline.examples.buckets import bucket_shapes, check_shapes
-from data_pipeline.examples.fields import Batch, FaceBox, Image, TimeIds, requirements
+from data_pipeline.examples.fields import (
+    Batch,
+    FaceBox,
+    Image,
+    TimeIds,
+    check_names,
+    requirements,
+)
 from data_pipeline.examples.source import ExampleSource
 from data_pipeline.records.checking import check_source, has_face_boxes
 from data_pipeline.records.sources import content_digests, file_stamps, open_records
@@ -64,6 +71,7 @@ class Sdxl(DiffusionSystem):
         self.read = ReadKeys(config)  # records which keys the method reads
         method_fields = method.fields(Parts(base.model, base.tokenizers), self.read)
         self.fields = (Image(image_encoding()), *method_fields, TimeIds(), FaceBox())
+        check_names(self.fields)
         self.groups = method.groups
 
     @classmethod

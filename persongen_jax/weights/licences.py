@@ -7,6 +7,7 @@ from pathlib import Path
 
 from data_pipeline.text_files import TextError, read_json
 from persongen_jax.weights.errors import WeightsError
+from persongen_jax.weights.files.directory import open_file
 from persongen_jax.weights.files.source import TensorSource
 from persongen_jax.weights.formats.arcface import licence_hint
 from persongen_jax.weights.recognition.sdxl import SDXL
@@ -64,7 +65,11 @@ def say_terms(what: str, path: str, kind: str) -> None:
         what: what it is and does, "faces are read by w600k_r50.onnx".
         path: of the file or folder; kind: one of recognition.kinds.NAMES.
     """
-    print(f"{what}; its licence: {licence(path, kind)}", file=sys.stderr)
+    file = Path(path)
+    if file.is_dir():
+        file = next(iter(sorted(file.glob("*.safetensors"))), file)
+    source = open_file(file) if file.suffix == ".safetensors" else None
+    print(f"{what}; its licence: {licence(path, kind, source)}", file=sys.stderr)
 
 
 def json_of(path: Path) -> dict:

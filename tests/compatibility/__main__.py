@@ -17,6 +17,7 @@ import pytest
 PARTS = {
     "recognise": "Base models",
     "adapters": "Adapters",
+    "controlnets": "ControlNets",
     "encoders": "Image encoders and CLIP",
     "text": "Text, prompts, options, the workdir",
     "pictures": "Pictures",

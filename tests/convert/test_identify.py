@@ -11,6 +11,7 @@ from persongen_jax.convert.identify import count, identify, open_parts
 from persongen_jax.miniature.__main__ import ASSETS
 from persongen_jax.weights.errors import MissingFile, WeightsError
 from persongen_jax.weights.files.safetensors_file import NAMES as DTYPE_NAMES
+from persongen_jax.weights.licences import say_terms
 from persongen_jax.weights.recognition.kinds import NAMES
 from tests.helpers.encoders.eva_files import native_names
 from tests.helpers.encoders.eva_files import shapes_of as eva_shapes
@@ -496,6 +497,14 @@ def test_licences(tmp_path):
     assert "Apache-2.0" in licence(ip_adapter(proj__weight=(8192, 1280)))
     (tmp_path / "README.md").write_text("---\ntags:\n- x\nlicense: cc-by-4.0\n---\n# Card\n")
     assert licence(lora()) == "cc-by-4.0 (so says README.md)"
+
+
+def test_terms_are_read_from_the_file_that_is_loaded(tmp_path, capsys):
+    note = {"modelspec.license": "MIT"}
+    hollow(tmp_path / "a.safetensors", lora(), note)
+    for path in (tmp_path, tmp_path / "a.safetensors"):
+        say_terms("it", str(path), "controlnet")
+        assert "MIT (so says its modelspec.license)" in capsys.readouterr().err
 
 
 def test_what_cannot_be_read(tmp_path):

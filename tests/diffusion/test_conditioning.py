@@ -1,10 +1,16 @@
-"""Regions as arrays at the size of a feature map."""
+"""Regions as arrays at the size of a feature map; names of maps."""
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
 
-from persongen_jax.diffusion.conditioning import region_arrays, to_region
+from persongen_jax.diffusion.conditioning import (
+    Conditioning,
+    TokenStream,
+    region_arrays,
+    to_region,
+)
 
 
 def test_masks_of_any_kind_and_size():
@@ -25,3 +31,11 @@ def test_masks_of_any_kind_and_size():
             to_region(bad, 2, 2)
     with pytest.raises(ValueError, match=r"\(2, 2, 2\)"):
         to_region(np.ones((2, 2, 2)), 2, 2)
+
+
+def test_a_map_cannot_be_called_like_a_stream():
+    tokens = TokenStream(jnp.zeros((1, 2, 3)))
+    given = Conditioning({"text": tokens, "face": tokens}, jnp.zeros((1, 3)), jnp.zeros((1, 6)))
+    for name in ("face", "identity"):
+        with pytest.raises(ValueError, match=f"config.control='{name}'"):
+            given.with_map(name, jnp.zeros((1, 8, 8, 3)))

@@ -141,6 +141,7 @@ def test_a_bad_value_is_one_sentence(settings, named):
 
 def test_a_number_and_ranges():
     assert schedule("identity", 0.5, 3).tolist() == [0.5, 0.5, 0.5]
+    assert schedule("pose", [(0.5, 1, 2.0)], 4, usual=0.75).tolist() == [0.75, 0.75, 2.0, 2.0]
     found = schedule("identity", [(0.3, 1.0, 0.8), (0.0, 0.3, 0.0)], 10)
     assert np.allclose(found, [0] * 3 + [0.8] * 7) and found.dtype == np.float32
     # Steps that no range covers have 1; 0.3 of 50 steps are 15.

@@ -9,7 +9,9 @@ from pathlib import Path
 import numpy as np
 
 FOLDER = Path(__file__).parents[1] / "goldens"
-TOLERANCE = 1e-3  # of the largest value: processors round differently, and errors add up
+# Of the largest value. Processors round differently, and errors add up: over 20 DDIM steps with
+# guidance, one differed from another by 1.1e-3; a twin that was changed differs by far more.
+TOLERANCE = 5e-3
 AGAIN = "if the twin changed on purpose: python -m tests.goldens.record"
 
 

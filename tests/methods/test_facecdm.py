@@ -269,7 +269,10 @@ def denoised(facecdm):
     def run(change=lambda c: c, method=system.method):
         return jax.jit(lambda c: method.denoise(model, x, t, c))(change(conditioning))
 
-    return system, run, lambda: jax.jit(lambda c: model.unet(x, t, c))(conditioning)
+    def without(change=lambda c: c):
+        return jax.jit(lambda c: model.unet(x, t, c))(change(conditioning))
+
+    return system, run, without
 
 
 def with_pose(pixels=None, scale=None):
@@ -319,6 +322,25 @@ def test_scales_of_the_seeds_generation_are_the_defaults(denoised):
         found = conditioner.schedules(asked, lora=False, acts=True, num_steps=3)
         assert found["face"].tolist() == pytest.approx([wanted] * 3)
         assert found["pose"].tolist() == pytest.approx([0.8] * 3)
+    early = conditioner.schedules({"pose": [(0, 0.3, 0.5)]}, lora=False, acts=True, num_steps=3)
+    assert early["pose"].tolist() == pytest.approx([0.5, 0.8, 0.8])
+
+
+@pytest.mark.slow
+def test_fully_masked_tokens_and_no_pose_are_the_base_exactly(denoised):
+    system, run, without = denoised
+
+    def masked(conditioning):
+        for name in ("image", "face"):
+            stream = conditioning.streams[name]
+            hidden = jnp.zeros_like(stream.mask)
+            conditioning = conditioning.with_stream(name, stream.tokens, hidden)
+        return with_pose(jnp.zeros((2, 64, 64, 3)))(conditioning)
+
+    full = condition(system, make_batch(system))
+    alone = replace(full, streams={"text": full.streams["text"]}, maps={})
+    assert np.abs(run() - run(masked)).max() > 0.01
+    assert np.array_equal(run(masked), without(lambda _: alone))
 
 
 @pytest.mark.parametrize(
@@ -327,6 +349,7 @@ def test_scales_of_the_seeds_generation_are_the_defaults(denoised):
         ({"facecdm_stage": 4}, "facecdm_stage=4: give 1, 2 or 3"),
         ({"facecdm_attention": "quartet"}, "give triplet or joint"),
         ({"face_encoder": ""}, "face_encoder is empty"),
+        ({"control": "photographs", "facecdm_stage": 3}, "two inputs .* 'photographs'"),
     ],
 )
 def test_bad_settings_are_named(changes, named, config):

@@ -77,15 +77,18 @@ class FaceCDM(Method):
             "reduced": config.facecdm_reduced,
             "num_tokens": TOKENS,
         }
-        tower, _ = load_vision_tower(config.id_encoder or image_encoder_of(config), dtype=dtype)
-        model.image_encoder = tower
-        model.image_proj = ReduceAndUplift(tower.config["hidden_size"], **sizes, **kw)
+        folder = config.id_encoder or image_encoder_of(config)
+        model.image_encoder, _ = load_vision_tower(folder, dtype=dtype)
+        says = not is_abstract(model)
+        if says:
+            say_terms(f"FaceCDM reads photographs by {folder}", str(folder), "clip")
+        width = model.image_encoder.config["hidden_size"]
+        model.image_proj = ReduceAndUplift(width, **sizes, **kw)
         projections = [model.image_proj]
         if self.stage > 1:
-            model.face_encoder = load_arcface(config.face_encoder, dtype=dtype).model
-            if not isinstance(jax.tree.leaves(nnx.state(model.unet))[0], jax.core.Tracer):
-                # Not where only shapes are made.
-                file = config.face_encoder
+            file = config.face_encoder
+            model.face_encoder = load_arcface(file, dtype=dtype).model
+            if says:
                 say_terms(f"FaceCDM reads faces by {file}", file, "arcface")
             width = model.face_encoder.config["embedding_dim"]
             model.face_proj = ReduceAndUplift(width, **sizes, **kw)
@@ -197,6 +200,11 @@ class FaceCDM(Method):
             scale = scale * pose.scale
         residuals = model.controlnet(x, t, read, pose.pixels, scale)
         return model.unet(x, t, conditioning.with_residuals(residuals))
+
+
+def is_abstract(model: Model) -> bool:
+    """Whether only shapes are made, so that no file has been read."""
+    return isinstance(jax.tree.leaves(nnx.state(model.unet))[0], jax.core.Tracer)
 
 
 # ---- Photographs and faces ---------------------------------------------------------------------
