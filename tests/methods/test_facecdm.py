@@ -294,6 +294,7 @@ def test_the_pose_acts_and_its_absence_or_scale_0_adds_exactly_nothing(denoised)
     assert np.array_equal(mixed[0], without()[0]) and np.abs(mixed[1] - without()[1]).max() > 0.01
 
 
+@pytest.mark.slow
 def test_the_controlnet_reads_the_tokens_and_not_the_text(denoised):
     system, run, _ = denoised
     model, method = system.model, system.method

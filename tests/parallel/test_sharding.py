@@ -80,7 +80,14 @@ def test_the_largest_axis_that_divides_is_divided():
         spec("unet/a/gate", (800, 400), 8)
 
 
-@pytest.mark.parametrize("method", ["photomaker_bg", "cascade", "ip_adapter", "facecdm"])
+@pytest.mark.parametrize(
+    "method",
+    [
+        "photomaker_bg",
+        "facecdm",
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("cascade", "ip_adapter")),
+    ],
+)
 def test_rules_cover_every_array_at_full_size(method):
     config = get_config()
     config.method, config.image_proj = method, "plus"
