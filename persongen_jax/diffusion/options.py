@@ -93,10 +93,15 @@ def flag(name: str, given: Any) -> None:
         raise ValueError(f"{name} is {given!r}: give True or False")
 
 
-def output(name: str, given: Any) -> None:
-    """A form of the images."""
-    if given not in ("pil", "np", "latent"):
-        raise ValueError(f"{name}={given!r}: use 'pil', 'np' or 'latent'")
+def one_of(*known: str) -> Callable[[str, Any], None]:
+    """One of some names."""
+    *first, last = map(repr, known)
+
+    def check(name, given):
+        if given not in known:
+            raise ValueError(f"{name}={given!r}: use {', '.join(first)} or {last}")
+
+    return check
 
 
 def kind_of(given: Any) -> str:
@@ -134,6 +139,8 @@ class SamplingOptions:
     Attributes:
         num_inference_steps: sampling steps.
         guidance_scale: of classifier-free guidance; 1 or less turns it off and halves the cost.
+        guidance_form: "scale": guidance_scale is the s of ε_u + s (ε_c - ε_u); "weight": the w of
+            (1 + w) ε_c - w ε_u (arXiv 2207.12598, eq. 6), s - 1, which 0 or less turns off.
         guidance_rescale: 0 (none) to 1 (Lin et al., arXiv 2305.08891, section 3.4).
         scheduler: ddpm, ddim, euler, euler_ancestral, dpmpp_2m or a diffusers class name; default:
             the model's own.
@@ -164,6 +171,7 @@ class SamplingOptions:
 
     num_inference_steps: int = setting(50, whole(), flags=["--steps"], config="validation_steps")
     guidance_scale: float = setting(5.0, finite, config="validation_guidance")
+    guidance_form: str = setting("scale", one_of("scale", "weight"), config="validation_guidance_form")
     guidance_rescale: float = setting(0.0, fraction)
     scheduler: str | None = setting(None, of_kind(str, "a name"), config="validation_scheduler")
     scheduler_options: dict | None = setting(None, of_kind(dict, "a dictionary"), flags=None)
@@ -184,7 +192,7 @@ class SamplingOptions:
     batch_size: int | None = setting(None, whole())
     tiling: bool = setting(False, flag)
     tile_size: int | None = setting(None, whole())
-    output_type: str = setting("pil", output, flags=None)
+    output_type: str = setting("pil", one_of("pil", "np", "latent"), flags=None)
 
     def __post_init__(self):
         for each in fields(self):
@@ -208,6 +216,11 @@ class SamplingOptions:
 
     # ---- what follows from them ----
 
+    @property
+    def guidance(self) -> float:
+        """The s of ε_u + s (ε_c - ε_u), in whichever form it was given."""
+        return self.guidance_scale + (self.guidance_form == "weight")
+
     def changed(self) -> list[str]:
         """Names of the settings that do not have their default."""
         values: dict[str, tuple[Any, Any]] = {
@@ -226,8 +239,8 @@ class SamplingOptions:
         return default_merge_step(steps) if own is None else own
 
     def scalars(self, steps: int) -> tuple[float, float, int]:
-        """(guidance_scale, guidance_rescale, merge_step), which the compiled loop reads."""
-        return self.guidance_scale, self.guidance_rescale, self.merge_step(steps)
+        """(guidance, guidance_rescale, merge_step), which the compiled loop reads."""
+        return self.guidance, self.guidance_rescale, self.merge_step(steps)
 
     def time_ids(self, size: tuple[int, int]) -> np.ndarray:
         """SDXL's micro-conditioning of an image of (height, width), [6] float32."""
@@ -244,10 +257,11 @@ class SamplingOptions:
         Args:
             identity: whether references act. latents: whether the first noise is given.
         """
-        if self.guidance_scale <= 1:
+        if self.guidance <= 1:
             off = f"guidance_scale={self.guidance_scale:g} turns guidance off"
+            least = 0 if self.guidance_form == "weight" else 1
             if self.guidance_scale not in (0, 1):
-                yield f"{off}; it acts above 1"
+                yield f"{off}; it acts above {least}"
             if any(negatives):
                 yield f"the negative prompt has no effect: {off}"
             if self.guidance_rescale:
