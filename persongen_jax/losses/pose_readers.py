@@ -70,16 +70,23 @@ class MoveNetReader(nnx.Module):
         # the program; whatever else there is may have to be known when it is compiled.
         weights = found[0].weights
         self.names = tuple(n for n, a in weights.items() if a.ndim > 1 and a.dtype.kind == "f")
-        self.kernels = nnx.List([nnx.Param(jnp.asarray(weights[name])) for name in self.names])
+        self.layers = nnx.List([Layer(jnp.asarray(weights[name])) for name in self.names])
 
     def __call__(self, images: jax.Array) -> jax.Array:
         square, shift = make_square(images, "constant")
         small = 255 * resized(square, (self.size, self.size), "linear")
-        kernels = (kernel.get_value() for kernel in self.kernels)
+        kernels = (layer.kernel.get_value() for layer in self.layers)
         weights: dict[str, Any] = dict(zip(self.names, kernels, strict=True))
         graph = dataclasses.replace(self.graph.model, weights={**self.graph.model.weights, **weights})
         found = jax.vmap(lambda image: graph(image[None], xp=jnp)[0].reshape(JOINTS, 3))(small)
         return to_sides(found[:, BODY, 1::-1], images.shape, shift)
+
+
+class Layer(nnx.Module):
+    """One of a graph's kernels."""
+
+    def __init__(self, kernel: jax.Array):
+        self.kernel = nnx.Param(kernel)
 
 
 class Graph:

@@ -19,6 +19,7 @@ from flax import nnx
 
 import persongen_jax
 from data_pipeline.examples.batches import Arrays
+from persongen_jax.losses.decoded import LOSSES
 from persongen_jax.models.layers import LayerNorm, Linear
 from persongen_jax.models.lora import new_lora
 from persongen_jax.parallel import distributed
@@ -39,7 +40,8 @@ from tests.systems.ddpm_config import get_config as ddpm_config
 from tests.systems.digits_config import get_config as digits_config
 
 STEPS = 2
-RECOGNISER = Path(persongen_jax.__file__).parent / "assets" / "face_net" / "model.safetensors"
+ASSETS = Path(persongen_jax.__file__).parent / "assets"
+RECOGNISER = ASSETS / "face_net" / "model.safetensors"
 SYSTEMS = {"digits": digits_config, "ddpm": ddpm_config}
 
 
@@ -163,6 +165,11 @@ def main(out, base, photos, *names):
         if method:
             config.method, config.face_encoder = method, str(RECOGNISER)
             config.facecdm_reduced, config.optimizer_options = 8, {"eps": 1e-2}
+            config.bolid_reduced = 8
+            if method == "bolid":
+                config.losses = {name: {"weight": 1.0, "noise_to": 0.9} for name in LOSSES}
+                config.loss_pose_net = f"keypoints:{ASSETS / 'sdxl' / 'face_detector'}"
+                config.loss_clip, config.loss_face_net = str(ASSETS / "clip"), str(RECOGNISER)
         if base in SYSTEMS:
             config = SYSTEMS[base]()
             # Otherwise Adam would turn rounding errors near zero into whole steps.

@@ -80,7 +80,7 @@ def test_the_largest_axis_that_divides_is_divided():
         spec("unet/a/gate", (800, 400), 8)
 
 
-@pytest.mark.parametrize("method", ["photomaker_bg", "cascade", "ip_adapter", "facecdm"])
+@pytest.mark.parametrize("method", ["photomaker_bg", "cascade", "ip_adapter", "facecdm", "bolid"])
 def test_rules_cover_every_array_at_full_size(method):
     config = get_config()
     config.method, config.image_proj = method, "plus"
@@ -222,3 +222,15 @@ def test_devices_change_nothing_of_two_networks(tmp_path_factory):
     assert len(moved) > 100
     seen = json.loads((folder / "4x2f.json").read_text())
     assert seen["as asked"]
+
+
+@pytest.mark.slow
+def test_devices_change_nothing_of_losses_on_decoded_images(tmp_path_factory):
+    """The same on BoLID with every loss."""
+    folder, data = tmp_path_factory.mktemp("bolid"), "people:in_train?identities=8&pictures=3"
+    base = small_base(tmp_path_factory)
+    finish(start([folder, f"bolid@{base}", data, "1x1", "4x2f"], 8))
+    assert_same(folder, "4x2f")
+    found = arrays(folder, "4x2f")
+    for name in ("reconstruction", "keypoints", "proportions", "clip", "identity"):
+        assert max(found[f"loss_{name}/0"], found[f"loss_{name}/1"]) > 0
