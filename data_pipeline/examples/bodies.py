@@ -89,9 +89,7 @@ class Bodies(References):
     def _points(self, drawn):
         return {self.points: self._stack([points for _, points in drawn])}
 
-    def from_records(
-        self, records: Sequence[Record], read: Callable, size: tuple[int, int]
-    ) -> list[Body]:
+    def from_records(self, records: Sequence[Record], read: Callable, size: tuple) -> list:
         return [
             Body(read(record.image), record.keypoints, record.visibility)
             for record in records[:MAX_REFERENCES]
@@ -120,9 +118,8 @@ class Bodies(References):
         box = None
         if body.keypoints is not None:
             if np.shape(body.keypoints) != (JOINTS, 2):
-                raise FieldError(
-                    f"bodies: keypoints of shape {np.shape(body.keypoints)}; ({JOINTS}, 2) is needed"
-                )
+                shape = np.shape(body.keypoints)
+                raise FieldError(f"bodies: keypoints of shape {shape}; ({JOINTS}, 2) is needed")
             box = body_box(body.keypoints, body.visibility)
         crop = image if box is None else square_face_crop(image, box)
         points = points_of(body.keypoints, body.visibility, image.shape[:2])

@@ -237,9 +237,8 @@ class References(EncodedField):
         id_pixel_values  [4, s, s, 3] float32  face crops, normalised for CLIP; zeros if absent
         id_mask          [4] bool              True where there is a reference
 
-    With the ``encoding`` a cache stores "id_features" [4, ...] instead. A call may have several
-    people: then each person's four places are adjacent, [b, people * 4, ...]. A method with two
-    image encoders has a second field of another name; both get the same images.
+    With the ``encoding`` a cache stores "id_features" [4, ...] instead. The four places of each
+    person of a call are adjacent, [b, people * 4, ...]. A second field gets the same images.
 
     Args:
         size: s, the side in pixels that the image tower reads.
@@ -313,9 +312,7 @@ class References(EncodedField):
     def _box(self, record):
         return None if self.whole else record.face_box
 
-    def from_records(
-        self, records: Sequence[Record], read: Callable, size: tuple[int, int]
-    ) -> list[np.ndarray]:
+    def from_records(self, records: Sequence[Record], read: Callable, size: tuple) -> list:
         return [read(record.image) for record in records[:MAX_REFERENCES]]
 
     def inputs(self, example: Example) -> list[Input] | None:
@@ -345,7 +342,9 @@ class References(EncodedField):
         return {self.pixels: self._stack(values), **self._mask(len(values))}
 
     def join_rows(self, example: Example, rows: list[dict]) -> dict[str, np.ndarray]:
-        return {self.features: self._stack([row["features"] for row in rows])} | self._mask(len(rows))
+        return {self.features: self._stack([row["features"] for row in rows])} | self._mask(
+            len(rows)
+        )
 
     @staticmethod
     def _stack(values):

@@ -9,9 +9,10 @@
 
 Drawn people are rendered into memory at once; no TensorFlow, no files. The split's name may be
 followed, in any order, by ``identities`` (200) and ``pictures`` (16) of each; ``seed`` (0) of the
-people; ``size`` (64), the side in pixels; ``framing`` (mixed), portrait, or figures, half and full
-ones; ``first_picture`` (0), the number of the first image. Images with the same number have the same variation, so sets
-that should differ need disjoint numbers: a set uses ``identities`` x ``pictures`` of them.
+people; ``size`` (64), the side in pixels; ``framing`` (mixed), or portrait, or figures, which are
+half and full ones; ``first_picture`` (0), the number of the first image. Images with the same
+number have the same variation, so sets that should differ need disjoint numbers: a set uses
+``identities`` x ``pictures`` of them.
 """
 
 import os

@@ -25,6 +25,7 @@ from persongen_jax.diffusion.plan import Plan, make_plan
 # steps, as diffusers' control_guidance_start and _end are: of n steps, step i belongs to the range
 # where start <= i / n < end.
 Strength = float | Sequence[tuple[float, float, float]]
+FORMS = ("scale", "weight")  # of guidance
 
 
 # ---- Checks of a value: (name, value) -> ValueError unless it is of the right kind ---------------
@@ -95,10 +96,10 @@ def flag(name: str, given: Any) -> None:
 
 def one_of(*known: str) -> Callable[[str, Any], None]:
     """One of some names."""
-    *first, last = map(repr, known)
 
     def check(name, given):
         if given not in known:
+            *first, last = map(repr, known)
             raise ValueError(f"{name}={given!r}: use {', '.join(first)} or {last}")
 
     return check
@@ -171,7 +172,7 @@ class SamplingOptions:
 
     num_inference_steps: int = setting(50, whole(), flags=["--steps"], config="validation_steps")
     guidance_scale: float = setting(5.0, finite, config="validation_guidance")
-    guidance_form: str = setting("scale", one_of("scale", "weight"), config="validation_guidance_form")
+    guidance_form: str = setting("scale", one_of(*FORMS), config="validation_guidance_form")
     guidance_rescale: float = setting(0.0, fraction)
     scheduler: str | None = setting(None, of_kind(str, "a name"), config="validation_scheduler")
     scheduler_options: dict | None = setting(None, of_kind(dict, "a dictionary"), flags=None)
@@ -259,9 +260,8 @@ class SamplingOptions:
         """
         if self.guidance <= 1:
             off = f"guidance_scale={self.guidance_scale:g} turns guidance off"
-            least = 0 if self.guidance_form == "weight" else 1
             if self.guidance_scale not in (0, 1):
-                yield f"{off}; it acts above {least}"
+                yield f"{off}; it acts above {int(self.guidance_form == FORMS[0])}"
             if any(negatives):
                 yield f"the negative prompt has no effect: {off}"
             if self.guidance_rescale:

@@ -238,8 +238,8 @@ def min_snr_weights(schedule: NoiseSchedule, timesteps: jax.Array, gamma: float)
     return jnp.minimum(1.0, gamma / snr)
 
 
-# w_t of an objective on x̂₀, from signal-to-noise ratios: "snr" is the plain error of a prediction
-# of noise, "snr_plus_1" of v, "truncated_snr" that of Salimans and Ho (arXiv 2202.00512, section 4).
+# w_t of an objective on x̂₀, from the signal-to-noise ratio: "snr" is the error of a prediction of
+# noise, "snr_plus_1" of v, "truncated_snr" that of Salimans and Ho (arXiv 2202.00512, section 4).
 X0_WEIGHTS = {
     "constant": jnp.ones_like,
     "snr": lambda snr: snr,

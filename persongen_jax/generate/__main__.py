@@ -310,7 +310,7 @@ def generate(args: argparse.Namespace) -> list[Path]:
     given |= {"references": references and [references] * count, **apart}
     for each in pipe.fields:  # the references whole, unless --input has other photographs
         if each.by_name and each.name not in given:
-            whole = read_photographs(args.reference)
+            whole: list = read_photographs(args.reference)
             if isinstance(each, Bodies):
                 whole = find_bodies(whole, args.pose_net)
             given[each.name] = [whole] * count

@@ -60,7 +60,8 @@ class DecodedLoss(abc.ABC):
     def __init__(self, config: ConfigDict):
         self.net: str = config[self.net_key] if self.net_key else ""
         if self.net_key and not self.net:
-            raise ValueError(f"config.{self.net_key} is empty: the loss {self.name!r} {self.remedy}")
+            said = f"config.{self.net_key} is empty"
+            raise ValueError(f"{said}: the loss {self.name!r} {self.remedy}")
 
     remedy = "needs it"
 
@@ -88,9 +89,7 @@ def check_records(losses: Sequence[DecodedLoss], records: Sequence[Record], data
         if not loss.needs:
             continue
         named = " or ".join(loss.needs)
-        without = sum(
-            all(getattr(record, key) is None for key in loss.needs) for record in records
-        )
+        without = sum(all(getattr(record, key) is None for key in loss.needs) for record in records)
         if without == len(records):
             raise ValueError(
                 f"config.losses: {loss.name} compares {named}, and no record of {data} has any; "

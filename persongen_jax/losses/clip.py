@@ -20,7 +20,8 @@ from persongen_jax.models.layers import LayerOptions, UnusedRngs
 from persongen_jax.weights.formats.clip import load_clip
 
 # EVA02-CLIP-L-14-336's text tower, which the paper's EVA-CLIP may be.
-EVA_TEXT = {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12}
+EVA_TEXT: dict[str, Any] = {"hidden_size": 768, "num_hidden_layers": 12}
+EVA_TEXT |= {"num_attention_heads": 12, "max_position_embeddings": 77}
 EVA_TEXT |= {"intermediate_size": 3072, "projection_dim": 768, "hidden_act": "gelu"}
 
 
@@ -32,7 +33,7 @@ class Similarity(DecodedLoss):
     tokenizer: Any = None
 
     def network(self, *, abstract: bool = False) -> nnx.Module:
-        towers = nnx.Module()
+        towers: Any = nnx.Module()
         if abstract and not Path(self.net).exists():
             kw: LayerOptions = {
                 "dtype": jnp.float32,

@@ -30,7 +30,8 @@ class Identity(DecodedLoss):
     box; FaceNet always reads the box.
     """
 
-    name, net_key, needs, reads_target = "identity", "loss_face_net", ("landmarks", "face_box"), True
+    name, net_key, reads_target = "identity", "loss_face_net", True
+    needs = ("landmarks", "face_box")
     remedy = "compares faces by it: give a recogniser's file, or sface"
 
     def network(self, *, abstract: bool = False) -> nnx.Module:

@@ -15,9 +15,7 @@ from persongen_jax.losses.pose_readers import open_pose_reader
 # Of the twelve joints, COCO's 5 to 16: left before right.
 SHOULDERS, HIPS = (0, 1), (6, 7)
 # Breadths of shoulders and hips, upper arms, forearms, thighs, shins.
-BONES = np.array(
-    [(0, 1), (6, 7), (0, 2), (1, 3), (2, 4), (3, 5), (6, 8), (7, 9), (8, 10), (9, 11)]
-)
+BONES = np.array([(0, 1), (6, 7), (0, 2), (1, 3), (2, 4), (3, 5), (6, 8), (7, 9), (8, 10), (9, 11)])
 LEAST_TORSO = 0.02  # of the image's longer side: a shorter torso gives no scale
 SMALLEST = 1e-12  # under roots, whose slope at 0 is infinite
 

@@ -77,7 +77,8 @@ class MoveNetReader(nnx.Module):
         small = 255 * resized(square, (self.size, self.size), "linear")
         kernels = (layer.kernel.get_value() for layer in self.layers)
         weights: dict[str, Any] = dict(zip(self.names, kernels, strict=True))
-        graph = dataclasses.replace(self.graph.model, weights={**self.graph.model.weights, **weights})
+        whole = self.graph.model
+        graph = dataclasses.replace(whole, weights={**whole.weights, **weights})
         found = jax.vmap(lambda image: graph(image[None], xp=jnp)[0].reshape(JOINTS, 3))(small)
         return to_sides(found[:, BODY, 1::-1], images.shape, shift)
 

@@ -75,8 +75,8 @@ def sdxl_defaults() -> ConfigDict:
     config.facecdm_stage = 3
     config.facecdm_attention = "triplet"
     config.facecdm_reduced = 128
-    # BoLID, which reads faces by ``face_encoder`` too: whether it has the body branch; how a group's
-    # features become one ("mean", "max", "attention"); the width of these features.
+    # BoLID, which reads faces by ``face_encoder`` too: whether it has the body branch; how the
+    # features of a group become one ("mean", "max", "attention"); their width.
     config.bolid_body = True
     config.bolid_aggregate = "mean"
     config.bolid_reduced = 128

@@ -43,7 +43,8 @@ def plain_aggregate(module, features, mask):
             out.append(group.max(0))
         else:
             q, k, v = (
-                group @ np.asarray(getattr(module, f"to_{x}").kernel[...], np.float64) for x in "qkv"
+                group @ np.asarray(linear.kernel[...], np.float64)
+                for linear in (module.to_q, module.to_k, module.to_v)
             )
             scores = q @ k.T / np.sqrt(q.shape[-1])
             weights = np.exp(scores - scores.max(-1, keepdims=True))
@@ -107,7 +108,8 @@ def make_batch(system, references=2, people=1, keypoints=True):
     ]
     time_ids = np.array([[64, 64, 0, 0, 64, 64]] * 2, np.float32)
     given = {"bodies": [own] * 2} if system.method.body else {}
-    call, batch = Call(["a woman"] * 2, {}, [[list(f) for f in faces]] * 2, time_ids, (64, 64), given), {}
+    references = [[list(own) for own in faces]] * 2
+    call, batch = Call(["a woman"] * 2, {}, references, time_ids, (64, 64), given), {}
     for field in system.fields:
         batch |= field.given(call)
     return jax.tree.map(jnp.asarray, unflatten(batch))

@@ -1,9 +1,9 @@
 """BoLID: text, face and body in parallel cross-attention; the body as an identity of its own.
 
-D. Kazachkov and A. Filatov, BoLID. A Body-ID encoder reads twelve joints and the body's picture, a
-face branch a recogniser's embedding; each becomes four tokens. The target is one image of a group,
-the condition an aggregate over others of it (eq. 1). docs/bolid.md says what the source leaves open,
-and what is chosen here; its losses on decoded images are of no method alone (docs/losses.md).
+D. Kazachkov and A. Filatov, BoLID. A Body-ID encoder reads twelve joints and the body's picture,
+a face branch a recogniser's embedding; each becomes four tokens. The target is one image of a
+group, the condition an aggregate over others of it (eq. 1). docs/bolid.md says what the source
+leaves open, and what is chosen here; every method can have its losses (docs/losses.md).
 """
 
 import jax
@@ -16,7 +16,7 @@ from data_pipeline.examples.fields import Batch, Encoding, Field
 from data_pipeline.records.schema import MAX_REFERENCES
 from persongen_jax.diffusion.conditioning import Conditioning
 from persongen_jax.methods.base import Method, Model, Parts, condition_on_text, prompts, references
-from persongen_jax.methods.published.facecdm import FaceCDM
+from persongen_jax.methods.published.facecdm import FaceReader
 from persongen_jax.methods.start import find_origin, image_encoder_of, load_remaining
 from persongen_jax.models.branches import add_branch
 from persongen_jax.models.encoders.group import AGGREGATES, GroupTokens
@@ -28,7 +28,7 @@ from persongen_jax.weights.licences import say_terms
 TOKENS = 4  # of the face, and of the body
 
 
-class BoLID(Method):
+class BoLID(FaceReader, Method):
     """Streams "face" and "body", four tokens each per person, read by parallel branches.
 
     Attributes:
@@ -36,7 +36,6 @@ class BoLID(Method):
     """
 
     at_trigger = False
-    image_tower = "face_encoder"  # reads the references; bodies are read by a CLIP of their own
     body = True
 
     def attach(self, parts: Parts, config: ConfigDict, rngs: nnx.Rngs) -> None:
@@ -114,9 +113,6 @@ class BoLID(Method):
         model: Model = parts.model
         fields = prompts(parts, config, at_trigger=False), references(self, model)
         return (*fields, bodies(model)) if self.body else fields
-
-    reference_size = FaceCDM.reference_size
-    encode_references = FaceCDM.encode_references
 
     def condition(self, model: Model, batch: Batch) -> Conditioning:
         """Streams "face" and "body", [b, 4, d] each, [b, people * 4, d] of several people.

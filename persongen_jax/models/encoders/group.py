@@ -75,7 +75,7 @@ class GroupTokens(nnx.Module):
     def __call__(
         self, embeds: jax.Array, mask: jax.Array, joints: jax.Array | None = None
     ) -> jax.Array:
-        """``mask`` [b, r]: which images there are; the tokens of none are those of a zero feature."""
+        """``mask`` [b, r]: which images are there; of none the tokens are a zero feature's."""
         reduced = self.reduce(embeds)
         if joints is not None and self.reduce_joints is not None:
             reduced = reduced + self.reduce_joints(joints.reshape(*joints.shape[:2], -1))
