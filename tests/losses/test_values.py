@@ -229,8 +229,8 @@ def test_a_box_is_cut_as_an_enlarged_square():
 
 
 def test_no_face_is_not_counted_and_finite():
-    places, there = identity.box_places(jnp.zeros((2, 4)), 8)
-    aligned, scaled = identity.aligned_places(jnp.zeros((2, 5, 2)), 8)
+    places, there = jax.jit(identity.box_places, static_argnums=1)(np.zeros((2, 4)), 8)
+    aligned, scaled = jax.jit(identity.aligned_places, static_argnums=1)(np.zeros((2, 5, 2)), 8)
     assert not there.any() and not scaled.any()
     assert np.isfinite(places).all() and np.isfinite(aligned).all()
 
