@@ -191,7 +191,7 @@ def test_l_clip_is_one_minus_the_score():
     texts = ["a photo of a smiling man", "a woman in a red hat"]
     ids = np.stack([field._encode(text) for text in texts])
     given = decoded(images.astype(np.float32) / 255, caption_ids=jnp.asarray(ids))
-    values, counted = nnx.jit(lambda net, given: loss(net, given))(network, given)
+    values, counted = nnx.jit(lambda net: loss(net, given))(network)
     score = ClipScore(ASSETS / "clip").score(list(images), texts)
     np.testing.assert_allclose(values, 1 - score / 100, atol=1e-4)
     assert counted.all()
