@@ -19,7 +19,6 @@ from flax import nnx
 
 import persongen_jax
 from data_pipeline.examples.batches import Arrays
-from persongen_jax.losses.decoded import LOSSES
 from persongen_jax.models.layers import LayerNorm, Linear
 from persongen_jax.models.lora import new_lora
 from persongen_jax.parallel import distributed
@@ -167,9 +166,10 @@ def main(out, base, photos, *names):
             config.facecdm_reduced, config.optimizer_options = 8, {"eps": 1e-2}
             config.bolid_reduced = 8
             if method == "bolid":
-                config.losses = {name: {"weight": 1.0, "noise_to": 0.9} for name in LOSSES}
+                losses = ("keypoints", "proportions", "identity")
+                config.losses = {name: {"weight": 1.0, "noise_to": 0.99} for name in losses}
                 config.loss_pose_net = f"keypoints:{ASSETS / 'sdxl' / 'face_detector'}"
-                config.loss_clip, config.loss_face_net = str(ASSETS / "clip"), str(RECOGNISER)
+                config.loss_face_net = str(RECOGNISER)
         if base in SYSTEMS:
             config = SYSTEMS[base]()
             # Otherwise Adam would turn rounding errors near zero into whole steps.
