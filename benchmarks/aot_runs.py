@@ -18,6 +18,9 @@ from pathlib import Path
 RESULTS = Path(__file__).parent / "results/aot.json"
 YARDSTICK = "benchmarks.aot_yardstick"
 STEP = ("persongen_jax.aot", "--config", "configs/photomaker_bg.py")
+# BoLID, whose joints and captions are read by networks of published sizes that need not be there.
+BOLID = ("persongen_jax.aot", "--config", "configs/bolid.py", "--config.loss_pose_net=keypoints:-")
+BOLID += ("--config.loss_clip=-", "--config.face_encoder=-", "--cached")
 # Trained weights and Adam's moments are sharded: whole, they are a third of a v5e's memory.
 DIVIDED = "--config.fsdp={}"
 
@@ -46,6 +49,12 @@ RUNS = (
     *(
         (*STEP, "--topology", topology, DIVIDED.format(4), "--cached", "--per_chip_batch", "2")
         for topology in ("v5e:2x2", "v5e:4x4", "v5e:8x8", "v5e:16x16")
+    ),
+    # Losses on decoded images: without, with, and decoded at half the side.
+    *(
+        (*BOLID, "--topology", topology, DIVIDED.format(4), "--per_chip_batch", "1", *own)
+        for topology in ("v5p:2x2x1", "v5e:4x4")
+        for own in (("--config.losses={}",), (), ("--config.losses_downscale=2",))
     ),
     # The encoders' share of a step without a cache.
     (*STEP, "--topology", "v5p:4x4x4", "--what", "encode", "--per_chip_batch", "40"),

@@ -10,7 +10,7 @@ AT_LEAST_0 = (
 )
 AT_LEAST_1 = (
     *("batch_size", "grad_accum", "fsdp", "cpu_devices", "size", "log_every"),
-    "facecdm_reduced",
+    *("facecdm_reduced", "bolid_reduced", "losses_downscale"),
 )
 
 

@@ -30,7 +30,7 @@ PLACES = (
         "work",
     ),
     *("clip", "dino", "dinov2", "inception", "lpips", "cmmd_clip", "face_net", "face_detector"),
-    *("classifier", "validation_prompts"),
+    *("classifier", "validation_prompts", "loss_pose_net", "loss_clip", "loss_face_net"),
 )
 # Keys that a run may change when it resumes, but that matter in a comparison: how long it trains,
 # and how it is validated.

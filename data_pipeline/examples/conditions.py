@@ -94,8 +94,7 @@ class Text(EncodedField):
     def inputs(self, example: Example) -> list[Input]:
         ids, _ = self._caption_ids(example)
         texts = [self._ids(record_text(example.record, name))[0] for name in self.further]
-        empty = self._ids("")[0]
-        return [self._input(ids) for ids in (ids, *texts, empty)]
+        return [self._input(ids) for ids in (ids, *texts, self._ids("")[0])]
 
     def _caption_ids(self, example):
         # One if no references are read, or if none decodes and this record will be rejected.
@@ -238,9 +237,8 @@ class References(EncodedField):
         id_pixel_values  [4, s, s, 3] float32  face crops, normalised for CLIP; zeros if absent
         id_mask          [4] bool              True where there is a reference
 
-    With the ``encoding`` a cache stores "id_features" [4, ...] instead. A call may have several
-    people: then each person's four places are adjacent, [b, people * 4, ...]. A method with two
-    image encoders has a second field of another name; both get the same images.
+    With the ``encoding`` a cache stores "id_features" [4, ...] instead. The four places of each
+    person of a call are adjacent, [b, people * 4, ...]. A second field gets the same images.
 
     Args:
         size: s, the side in pixels that the image tower reads.
@@ -314,9 +312,7 @@ class References(EncodedField):
     def _box(self, record):
         return None if self.whole else record.face_box
 
-    def from_records(
-        self, records: Sequence[Record], read: Callable, size: tuple[int, int]
-    ) -> list[np.ndarray]:
+    def from_records(self, records: Sequence[Record], read: Callable, size: tuple) -> list:
         return [read(record.image) for record in records[:MAX_REFERENCES]]
 
     def inputs(self, example: Example) -> list[Input] | None:
@@ -346,8 +342,9 @@ class References(EncodedField):
         return {self.pixels: self._stack(values), **self._mask(len(values))}
 
     def join_rows(self, example: Example, rows: list[dict]) -> dict[str, np.ndarray]:
-        features = self._stack([row["features"] for row in rows])
-        return {self.features: features, **self._mask(len(rows))}
+        return {self.features: self._stack([row["features"] for row in rows])} | self._mask(
+            len(rows)
+        )
 
     @staticmethod
     def _stack(values):
@@ -363,15 +360,18 @@ class References(EncodedField):
 
     # ---- from a call ----
 
-    def given(self, call: Call) -> dict[str, np.ndarray]:
+    def people_of(self, call: Call) -> list[list[list]]:
+        """The images of a call by prompt and person: what it passes by name, or its references."""
         people = call.people or []
-        if self.name in call.inputs:
-            given = [self._photographs(own) for own in call.inputs[self.name]]
-            for prompt, (own, persons) in enumerate(zip(given, people, strict=False), 1):
-                if len(own) != len(persons):
-                    counts = f"of {len(own)} people, references of {len(persons)}"
-                    raise ValueError(f"{self.name} of prompt {prompt}: {counts}; a list for each")
-            people = given
+        given = [self._photographs(own) for own in call.inputs.get(self.name, ())]
+        for prompt, (own, persons) in enumerate(zip(given, people, strict=False), 1):
+            if len(own) != len(persons):
+                counts = f"of {len(own)} people, references of {len(persons)}"
+                raise ValueError(f"{self.name} of prompt {prompt}: {counts}; a list for each")
+        return given or people
+
+    def given(self, call: Call) -> dict[str, np.ndarray]:
+        people = self.people_of(call)
         shape = (len(people), max(map(len, people)), MAX_REFERENCES)
         pixels = np.zeros((*shape, self.size, self.size, 3), np.float32)
         mask = np.zeros(shape, bool)

@@ -9,9 +9,10 @@
 
 Drawn people are rendered into memory at once; no TensorFlow, no files. The split's name may be
 followed, in any order, by ``identities`` (200) and ``pictures`` (16) of each; ``seed`` (0) of the
-people; ``size`` (64), the side in pixels; ``framing``, mixed or portrait (mixed); ``first_picture``
-(0), the number of the first image. Images with the same number have the same variation, so sets
-that should differ need disjoint numbers: a set uses ``identities`` x ``pictures`` of them.
+people; ``size`` (64), the side in pixels; ``framing`` (mixed), or portrait, or figures, which are
+half and full ones; ``first_picture`` (0), the number of the first image. Images with the same
+number have the same variation, so sets that should differ need disjoint numbers: a set uses
+``identities`` x ``pictures`` of them.
 """
 
 import os
@@ -33,8 +34,8 @@ from data_pipeline.records.shard_reading import content_of_shards, is_shards, op
 PEOPLE = "people:"
 NUMBERS = {"identities": 200, "pictures": 16, "seed": 0, "size": 64, "first_picture": 0}
 LEAST = {"identities": 1, "pictures": 2, "size": 16}  # two images: a target and a reference
-FRAMINGS = ("mixed", "portrait")
-PORTRAITS = (1, 0, 0)
+# Weights of portraits, half and full figures; None: as data_pipeline/drawing/people.py mixes them.
+FRAMINGS = {"mixed": None, "portrait": (1, 0, 0), "figures": (0, 1, 1)}
 RENDER_BATCH = 1024
 
 
@@ -180,9 +181,9 @@ def _people(data: str) -> tuple[str, dict[str, int], tuple[int, ...]]:
         raise SourceError(f"{data}: {', '.join(unknown)} is unknown here; known are {known}")
     if len(given) < len(pairs):
         raise SourceError(f"{data}: a name appears twice")
-    framing = given.pop("framing", FRAMINGS[0])
+    framing = given.pop("framing", "mixed")
     if framing not in FRAMINGS:
-        raise SourceError(f"{data}: framing={framing} is unknown; use {_one_of(FRAMINGS)}")
+        raise SourceError(f"{data}: framing={framing} is unknown; use {_one_of([*FRAMINGS])}")
     for name, text in given.items():
         if not text.isascii() or not text.isdigit() or int(text) < LEAST.get(name, 0):
             least = LEAST.get(name, 0)
@@ -190,7 +191,7 @@ def _people(data: str) -> tuple[str, dict[str, int], tuple[int, ...]]:
                 f"{data}: {name}={text}; a whole number of at least {least} is needed"
             )
     numbers = NUMBERS | {name: int(text) for name, text in given.items()}
-    return split, numbers, PORTRAITS if framing == "portrait" else people.FRAMING_WEIGHTS
+    return split, numbers, FRAMINGS[framing] or people.FRAMING_WEIGHTS
 
 
 def _one_of(names) -> str:

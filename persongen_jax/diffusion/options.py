@@ -25,6 +25,7 @@ from persongen_jax.diffusion.plan import Plan, make_plan
 # steps, as diffusers' control_guidance_start and _end are: of n steps, step i belongs to the range
 # where start <= i / n < end.
 Strength = float | Sequence[tuple[float, float, float]]
+FORMS = ("scale", "weight")  # of guidance
 
 
 # ---- Checks of a value: (name, value) -> ValueError unless it is of the right kind ---------------
@@ -93,10 +94,15 @@ def flag(name: str, given: Any) -> None:
         raise ValueError(f"{name} is {given!r}: give True or False")
 
 
-def output(name: str, given: Any) -> None:
-    """A form of the images."""
-    if given not in ("pil", "np", "latent"):
-        raise ValueError(f"{name}={given!r}: use 'pil', 'np' or 'latent'")
+def one_of(*known: str) -> Callable[[str, Any], None]:
+    """One of some names."""
+
+    def check(name, given):
+        if given not in known:
+            *first, last = map(repr, known)
+            raise ValueError(f"{name}={given!r}: use {', '.join(first)} or {last}")
+
+    return check
 
 
 def kind_of(given: Any) -> str:
@@ -134,6 +140,8 @@ class SamplingOptions:
     Attributes:
         num_inference_steps: sampling steps.
         guidance_scale: of classifier-free guidance; 1 or less turns it off and halves the cost.
+        guidance_form: "scale": guidance_scale is the s of ε_u + s (ε_c - ε_u); "weight": the w of
+            (1 + w) ε_c - w ε_u (arXiv 2207.12598, eq. 6), s - 1, which 0 or less turns off.
         guidance_rescale: 0 (none) to 1 (Lin et al., arXiv 2305.08891, section 3.4).
         scheduler: ddpm, ddim, euler, euler_ancestral, dpmpp_2m or a diffusers class name; default:
             the model's own.
@@ -165,6 +173,7 @@ class SamplingOptions:
 
     num_inference_steps: int = setting(50, whole(), flags=["--steps"], config="validation_steps")
     guidance_scale: float = setting(5.0, finite, config="validation_guidance")
+    guidance_form: str = setting("scale", one_of(*FORMS), config="validation_guidance_form")
     guidance_rescale: float = setting(0.0, fraction)
     scheduler: str | None = setting(None, of_kind(str, "a name"), config="validation_scheduler")
     scheduler_options: dict | None = setting(None, of_kind(dict, "a dictionary"), flags=None)
@@ -185,7 +194,7 @@ class SamplingOptions:
     batch_size: int | None = setting(None, whole())
     tiling: bool = setting(False, flag)
     tile_size: int | None = setting(None, whole())
-    output_type: str = setting("pil", output, flags=None)
+    output_type: str = setting("pil", one_of("pil", "np", "latent"), flags=None)
 
     def __post_init__(self):
         for each in fields(self):
@@ -209,6 +218,11 @@ class SamplingOptions:
 
     # ---- what follows from them ----
 
+    @property
+    def guidance(self) -> float:
+        """The s of ε_u + s (ε_c - ε_u), in whichever form it was given."""
+        return self.guidance_scale + (self.guidance_form == "weight")
+
     def changed(self) -> list[str]:
         """Names of the settings that do not have their default."""
         values: dict[str, tuple[Any, Any]] = {
@@ -227,8 +241,8 @@ class SamplingOptions:
         return default_merge_step(steps) if own is None else own
 
     def scalars(self, steps: int) -> tuple[float, float, int]:
-        """(guidance_scale, guidance_rescale, merge_step), which the compiled loop reads."""
-        return self.guidance_scale, self.guidance_rescale, self.merge_step(steps)
+        """(guidance, guidance_rescale, merge_step), which the compiled loop reads."""
+        return self.guidance, self.guidance_rescale, self.merge_step(steps)
 
     def time_ids(self, size: tuple[int, int]) -> np.ndarray:
         """SDXL's micro-conditioning of an image of (height, width), [6] float32."""
@@ -245,10 +259,10 @@ class SamplingOptions:
         Args:
             identity: whether references act. latents: whether the first noise is given.
         """
-        if self.guidance_scale <= 1:
+        if self.guidance <= 1:
             off = f"guidance_scale={self.guidance_scale:g} turns guidance off"
             if self.guidance_scale not in (0, 1):
-                yield f"{off}; it acts above 1"
+                yield f"{off}; it acts above {int(self.guidance_form == FORMS[0])}"
             if any(negatives):
                 yield f"the negative prompt has no effect: {off}"
             if self.guidance_rescale:

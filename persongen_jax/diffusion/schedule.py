@@ -238,6 +238,50 @@ def min_snr_weights(schedule: NoiseSchedule, timesteps: jax.Array, gamma: float)
     return jnp.minimum(1.0, gamma / snr)
 
 
+# w_t of an objective on x̂₀, from the signal-to-noise ratio: "snr" is the error of a prediction of
+# noise, "snr_plus_1" of v, "truncated_snr" that of Salimans and Ho (arXiv 2202.00512, section 4).
+X0_WEIGHTS = {
+    "constant": jnp.ones_like,
+    "snr": lambda snr: snr,
+    "snr_plus_1": lambda snr: snr + 1,
+    "truncated_snr": lambda snr: jnp.maximum(snr, 1),
+}
+
+
+def x0_factors(schedule: NoiseSchedule, timesteps: jax.Array, weighting: str) -> jax.Array:
+    """What turns a prediction's squared error into w_t |x̂₀ - x₀|², [b] float32 per example.
+
+    DreamBooth writes its objective so (arXiv 2208.12242, eq. 1), and BoLID after it (eq. 9).
+
+    Args:
+        timesteps: [b] int in 0..T-1.
+        weighting: a name of X0_WEIGHTS; see :func:`check_x0_weighting`.
+    """
+    signal = jnp.asarray(schedule.alphas_cumprod)[timesteps]
+    weight = X0_WEIGHTS[weighting](signal / (1 - signal))
+    if schedule.prediction_type == "sample":
+        return weight
+    if schedule.prediction_type == "v_prediction":
+        return weight * (1 - signal)  # |x̂₀ - x₀| = sigma |v̂ - v|
+    # |x̂₀ - x₀| = sigma / alpha |ε̂ - ε|; written so that "snr" is exactly 1.
+    return jnp.ones_like(signal) if weighting == "snr" else weight * (1 - signal) / signal
+
+
+def check_x0_weighting(schedule: NoiseSchedule, weighting: str) -> None:
+    """ValueError for an unknown weighting, or one that is infinite at a timestep."""
+    if weighting not in X0_WEIGHTS:
+        raise ValueError(
+            f"config.x0_weighting={weighting!r} is unknown; give {', '.join(X0_WEIGHTS)}, or an "
+            "empty one for the error of the prediction itself"
+        )
+    if schedule.prediction_type == "epsilon" and weighting != "snr":
+        if not (schedule.alphas_cumprod > 0).all():
+            raise ValueError(
+                f"config.x0_weighting={weighting!r}: the schedule ends without signal, where a "
+                "prediction of noise implies no image; give 'snr', or a model that predicts v"
+            )
+
+
 def offset_noise(noise: jax.Array, offsets: jax.Array, strength: float) -> jax.Array:
     """Noise whose mean differs by image and channel, so that brightness is learned as well.
 

@@ -228,7 +228,7 @@ class Evaluation:
                 given |= {each.name: own} if all(one is not None for one in own) else {}
         images = pipe(
             [text for text, _ in texts],
-            config.validation_negative_prompt if self.options.guidance_scale > 1 else None,
+            config.validation_negative_prompt if self.options.guidance > 1 else None,
             references=[people[i].crops for i, _, _ in jobs] if pipe.reads_references else None,
             **given,
             latents=np.stack([noise[j * config.validation_images + k] for _, j, k in jobs]),
@@ -260,7 +260,7 @@ class Evaluation:
             "method": config.method,
             "seed": config.seed,
             "sampling_steps": self.options.num_inference_steps,
-            "guidance": self.options.guidance_scale,
+            "guidance": self.options.guidance,
             "merge_step": self.options.start_merge_step,
             "people": len(people),
             "prompts": len(self.prompts),

@@ -72,7 +72,7 @@ class SampledEvaluation:
             "method": self.system.label,
             "seed": config.seed,
             "sampling_steps": self.options.num_inference_steps,
-            "guidance": self.options.guidance_scale,
+            "guidance": self.options.guidance,
             "images": images,
         }
 
@@ -80,7 +80,7 @@ class SampledEvaluation:
         """uint8 [n, h, w, 3]; image i starts from the same noise at every step of training."""
         system, n = self.system, len(cases.owners)
         _, *shape = system.codec.shape(system.model, system.abstract_batch())
-        guidance, out = self.options.guidance_scale or None, []
+        guidance, out = self.options.guidance or None, []
         batch = min(n, AT_ONCE)
         # The sampler's own noise must differ from the initial noise.
         seed = self.options.seed or 0

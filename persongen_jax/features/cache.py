@@ -37,7 +37,7 @@ from persongen_jax.training.partition import assign_groups, leaf_paths
 log = logging.getLogger(__name__)
 
 # Of the default config; a method may lack some.
-USUAL_KINDS = ("moments", "references", "photographs", "text")
+USUAL_KINDS = ("moments", "references", "photographs", "bodies", "text")
 FLUSH_SECONDS = 120  # most work that a killed pass loses
 PICTURES_VERSION = 2  # how a file becomes pixels
 

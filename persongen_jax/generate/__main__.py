@@ -20,6 +20,7 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
+from data_pipeline.examples.bodies import Bodies
 from data_pipeline.examples.fields import FieldError
 from data_pipeline.prompts import join_parts
 from data_pipeline.records.schema import MAX_REFERENCES, PARTS
@@ -34,7 +35,12 @@ from persongen_jax.generate.base import (
 )
 from persongen_jax.generate.control import add_control_options, control_arguments
 from persongen_jax.generate.notes import make_notes
-from persongen_jax.generate.pose import add_pose_options, find_given_pose, use_pose
+from persongen_jax.generate.pose import (
+    add_pose_options,
+    find_bodies,
+    find_given_pose,
+    use_pose,
+)
 from persongen_jax.generate.warnings import ineffective_options
 
 
@@ -304,7 +310,10 @@ def generate(args: argparse.Namespace) -> list[Path]:
     given |= {"references": references and [references] * count, **apart}
     for each in pipe.fields:  # the references whole, unless --input has other photographs
         if each.by_name and each.name not in given:
-            given[each.name] = [read_photographs(args.reference)] * count
+            whole: list = read_photographs(args.reference)
+            if isinstance(each, Bodies):
+                whole = find_bodies(whole, args.pose_net)
+            given[each.name] = [whole] * count
     given |= {"regions": regions and [regions] * count, **control}
     if pose is not None:
         size = image_size(pipe.base, args.height, args.width)

@@ -29,6 +29,8 @@ def make_notes(
     )
     settings = {name: getattr(args, name) for name in kept}
     settings |= {"reference": list(args.reference), "input": list(args.input)}
+    if args.pose_net:
+        settings["pose_net"] = args.pose_net
     if args.pose:
         settings |= {name: getattr(args, name) for name in ("pose", "pose_net", "pose_style")}
     if args.reference and args.start_merge_step is None:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from PIL import Image
 
+from data_pipeline.examples.bodies import Body
 from data_pipeline.files import atomic_write
 from data_pipeline.pictures.reading import load_image
 from data_pipeline.pictures.transforms import plan_crop
@@ -92,6 +93,24 @@ def _limbs(seen) -> bool:
     return any(seen[first] and seen[second] for first, second in LIMBS)
 
 
+def find_bodies(people: list[list[np.ndarray]], pose_net: str | None) -> list[list[Body]]:
+    """Photographs by person with the joints that the network finds in each, for BoLID.
+
+    Args:
+        pose_net: as --pose-net names it; None: the joints are unknown, which is said.
+    """
+    from persongen_jax.pose_nets import open_pose_net
+
+    if not pose_net:
+        print("bodies: their joints are unknown; --pose-net finds them", file=sys.stderr)
+        return [[Body(image) for image in own] for own in people]
+    net = open_pose_net(pose_net)
+    if net.licence:
+        print(f"joints of bodies are found by {net.licence}", file=sys.stderr)
+    found = [zip(own, *net(own), strict=True) for own in people]
+    return [[Body(*each) for each in own] for own in found]
+
+
 # ---- The command's options ---------------------------------------------------------------------
 
 
@@ -103,7 +122,12 @@ def add_pose_options(add: Callable) -> None:
         help="photograph whose most prominent person gives the pose: its skeleton is the control "
         "image of a ControlNet, or the input pose of a method, for all prompts",
     )
-    add("--pose-net", metavar="NAME", help="finds its joints: movenet:FILE.json or keypoints:DIR")
+    add(
+        "--pose-net",
+        metavar="NAME",
+        help="finds its joints, and those of references for a method that reads bodies: "
+        "movenet:FILE.json or keypoints:DIR",
+    )
     add("--pose-style", choices=STYLES, help="of the skeleton's limbs; default: openpose")
     add("--pose-out", type=Path, metavar="FILE.png", help="write the skeleton there")
 

@@ -17,7 +17,9 @@ def ineffective_options(args: argparse.Namespace) -> list[str]:
             f"--detector {args.detector} has no effect: --face-box says where the faces are"
         )
     if args.pose is None:
-        given = {"--pose-net": args.pose_net, "--pose-style": args.pose_style}
+        # References may be bodies, whose joints the network finds.
+        given = {} if args.reference else {"--pose-net": args.pose_net}
+        given |= {"--pose-style": args.pose_style}
         given |= {"--pose-out": args.pose_out}
         lines += [f"{name} has no effect without --pose" for name in given if given[name]]
     if args.image_encoder and not args.method_weights:

@@ -6,6 +6,7 @@ method computes and trains, and adds one as an example.
 
 from persongen_jax.config import import_object
 from persongen_jax.methods.base import Method
+from persongen_jax.methods.published.bolid import BoLID
 from persongen_jax.methods.published.controlnet import ControlNet
 from persongen_jax.methods.published.facecdm import FaceCDM
 from persongen_jax.methods.published.ip_adapter import IPAdapter
@@ -28,6 +29,7 @@ METHODS: dict[str, type[Method]] = {
     "ip_adapter": IPAdapter,
     "controlnet": ControlNet,
     "facecdm": FaceCDM,
+    "bolid": BoLID,
 }
 
 

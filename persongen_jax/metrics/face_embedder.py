@@ -19,13 +19,9 @@ from data_pipeline.faces.box_crop import crop_box
 from data_pipeline.faces.detectors import Detection, Detector, best_detector
 from data_pipeline.pictures.reading import load_image
 from persongen_jax.face_detectors import open_detector
-from persongen_jax.weights.errors import MissingFile
-from persongen_jax.weights.files.directory import read_config
-from persongen_jax.weights.formats.arcface import Recogniser, load_arcface
-from persongen_jax.weights.formats.judges.facenet import is_facenet, load_facenet
-from persongen_jax.weights.formats.opencv_faces import is_sface, load_sface
+from persongen_jax.weights.formats.arcface import Recogniser
+from persongen_jax.weights.formats.recognisers import SFACE, open_recogniser
 
-SFACE = "sface"
 BATCH = 32  # faces per call of the recogniser: one shape, so that nothing recompiles
 
 
@@ -138,28 +134,12 @@ def open_face_embedder(face_net: str | Path, detector: str = "auto") -> FaceEmbe
     """
     if str(face_net) == SFACE:
         name = best_detector() if detector == "auto" else detector
-        return FaceEmbedder(load_sface(), open_detector(name), name)
+        return FaceEmbedder(open_recogniser(SFACE), open_detector(name), name)
     face_net = Path(face_net)
     folder = face_net if face_net.is_dir() else face_net.parent
-    recogniser = _open_recogniser(face_net, folder)
+    recogniser = open_recogniser(face_net)
     name = _find_detector(folder) if detector == "auto" else detector
     return FaceEmbedder(recogniser, open_detector(name), name)
-
-
-def _open_recogniser(path: Path, folder: Path) -> Recogniser:
-    if path.suffix.lower() == ".onnx" and path.is_file() and is_sface(path):
-        return load_sface(path)
-    if path.suffix.lower() != ".onnx" and path.is_file() and is_facenet(path):
-        return load_facenet(path)
-    own = folder / "model.safetensors"
-    if path.is_dir() and not own.is_file():
-        raise MissingFile(f"{path}: holds no model.safetensors. Give the recogniser's file itself.")
-    if path not in (folder, own) or not (folder / "config.json").is_file():
-        return load_arcface(path if path != folder else own)
-    # Weights do not show which of several sizes they were trained with.
-    config = read_config(folder)
-    licence = config.get("licence", f"not stated in {folder / 'config.json'}")
-    return load_arcface(own, input_size=config.get("input_size"), licence=licence)
 
 
 def _find_detector(folder: Path) -> str:

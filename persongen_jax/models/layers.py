@@ -2,7 +2,7 @@
 
 All of them have a compute ``dtype`` separate from the storage ``param_dtype``, so that frozen
 weights can be stored in bfloat16 while the arithmetic runs in float32 and the other way round.
-Normalisation statistics are always taken in float32. Arrays are NHWC.
+Normalisation statistics are always taken in float32, or float64 of such. Arrays are NHWC.
 """
 
 import math
@@ -149,6 +149,11 @@ class Embed(nnx.Module):
         return jnp.take(self.embedding[...], ids, axis=0).astype(self.dtype)
 
 
+def at_least_float32(x: jax.Array) -> jax.Array:
+    """``x`` in float32, or in float64 if it is that."""
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+
 class LayerNorm(nnx.Module):
     """Layer normalisation over the last axis, in float32, returned in ``dtype``."""
 
@@ -204,12 +209,12 @@ class GroupNorm(nnx.Module):
         self.bias = nnx.Param(jnp.zeros((features,), param_dtype))
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        x32 = x.astype(jnp.float32)
+        x32 = at_least_float32(x)
         # Reduce over positions first, channel by channel: the long axis is then summed over
         # contiguous rows, and the regrouping touches only [b, c] numbers.
         space = tuple(range(1, x.ndim - 1))
         mean = self._per_group(x32.mean(space))
-        if x.dtype == jnp.float32:
+        if x.dtype == x32.dtype:
             centred = x32 - jnp.expand_dims(mean, space)
             variance = self._per_group(jnp.square(centred).mean(space))
         else:
@@ -217,8 +222,8 @@ class GroupNorm(nnx.Module):
             # input's rounding to half precision.
             variance = self._per_group(jnp.square(x32).mean(space)) - jnp.square(mean)
             variance = jnp.maximum(variance, 0)
-        gain = self.scale[...].astype(jnp.float32) * lax.rsqrt(variance + self.eps)
-        offset = self.bias[...].astype(jnp.float32) - mean * gain
+        gain = at_least_float32(self.scale[...]) * lax.rsqrt(variance + self.eps)
+        offset = at_least_float32(self.bias[...]) - mean * gain
         y = x32 * jnp.expand_dims(gain, space) + jnp.expand_dims(offset, space)
         return y.astype(self.dtype)
 

@@ -340,12 +340,12 @@ class Pipeline(WithLoras):
         scales = (options.scales or {}, bool(own_lora), acts, plan.num_steps)
         strengths = conditioner.schedules(*scales)
         if nets is not None:
-            control = nets.control(size, plan.num_steps, options.guidance_scale)
+            control = nets.control(size, plan.num_steps, options.guidance)
         said = (prompts, negatives, parts, people, where)
         checks.warn_of_ineffective_options(self, *said, plan, strengths, options, latents)
         time_ids = np.tile(options.time_ids(size), (count, 1))
         call = Call(prompts, parts, people, time_ids, size, inputs)
-        against = negatives if options.guidance_scale > 1 else None
+        against = negatives if options.guidance > 1 else None
         seed, total = options.seed or 0, count * options.num_images_per_prompt
         noise = images.initial_noise(latents, seed, (total, *shape))
         keys = image_keys(seed, 1, total)

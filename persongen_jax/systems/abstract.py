@@ -19,6 +19,8 @@ import numpy as np
 from flax import nnx
 from ml_collections import ConfigDict
 
+from persongen_jax.diffusion.schedule import NoiseSchedule
+from persongen_jax.losses.decoded import DecodedLosses
 from persongen_jax.methods import get_method
 from persongen_jax.methods.base import Method, Parts
 from persongen_jax.models.encoders.clip import CLIPVisionModel
@@ -72,8 +74,8 @@ def network_configs(config: ConfigDict) -> tuple[dict, dict]:
     )
 
 
-def abstract_base(config: ConfigDict) -> tuple[SDXLBase, Method]:
-    """(SDXLBase, method): the config's method attached, every leaf a ShapeDtypeStruct.
+def abstract_base(config: ConfigDict) -> tuple[SDXLBase, Method, DecodedLosses]:
+    """(SDXLBase, method, losses): with the config's attached, every leaf a ShapeDtypeStruct.
 
     What a run starts from does not change sizes and is not opened. Methods open CLIP's image tower
     by its path, so they get a sparse file with its keys and shapes that takes no room on the disk.
@@ -89,11 +91,13 @@ def abstract_base(config: ConfigDict) -> tuple[SDXLBase, Method]:
             own["face_encoder"] = str(Path(folder) / "face_encoder.safetensors")
             write_empty(Path(own["face_encoder"]), lambda: IResNet(R50, **_traced()))
         config = ConfigDict({**config, **own})
-        model = nnx.eval_shape(functools.partial(_make, config, configs, method, tokenizers))
-    return SDXLBase(model, tokenizers, configs, SCHEDULER, {}, config.base), method
+        decoded = DecodedLosses(config, NoiseSchedule.from_config(SCHEDULER))
+        make = functools.partial(_make, config, configs, method, tokenizers, decoded)
+        model = nnx.eval_shape(make)
+    return SDXLBase(model, tokenizers, configs, SCHEDULER, {}, config.base), method, decoded
 
 
-def _make(config, configs, method, tokenizers):
+def _make(config, configs, method, tokenizers, decoded):
     dtypes = {name: jnp.dtype(config.dtype) for name in COMPONENTS}
     dtypes["vae"] = jnp.dtype(config.vae_dtype)
     parts = {
@@ -102,6 +106,7 @@ def _make(config, configs, method, tokenizers):
     }
     model = StableDiffusionXL(**parts)
     method.attach(Parts(model, tokenizers), config, UnusedRngs())
+    decoded.attach(model, abstract=True)
     return model
 
 

@@ -27,12 +27,14 @@ from persongen_jax.diffusion.samplers import (
 from persongen_jax.diffusion.schedule import (
     NoiseSchedule,
     add_noise,
+    check_x0_weighting,
     min_snr_weights,
     offset_noise,
     per_example_loss,
     signal_and_noise,
     training_target,
     x0_and_eps,
+    x0_factors,
 )
 from persongen_jax.models.sdxl.vae import (
     AutoencoderKL,
@@ -190,8 +192,12 @@ class DiffusionSystem(System):
         config = super().defaults()
         config.drop_prob = 0.1  # per example: drop the whole condition
         config.min_snr_gamma = 0.0  # above 0: min-SNR weights (usually 5)
+        # w_t of an objective on x̂₀ instead of the prediction: "constant", "snr", "snr_plus_1" or
+        # "truncated_snr"; "": the prediction's own error.
+        config.x0_weighting = ""
         config.noise_offset = 0.0  # above 0: noise with a mean of its own (usually 0.05)
         config.validation_guidance = 2.0  # classifier-free guidance scale; 0: none
+        config.validation_guidance_form = "scale"  # or "weight": SamplingOptions.guidance_form
         config.validation_scheduler = ""  # a sampler's name; "": the system's own
         return config
 
@@ -248,6 +254,8 @@ class DiffusionSystem(System):
         mask, told = self.mask(batch, draws, latents.shape)
         target = training_target(self.schedule, latents, noise, timesteps)
         mse = per_example_loss(pred, target, mask)
+        if self.config.x0_weighting:
+            mse *= self._x0_factors(timesteps)
         if self.config.min_snr_gamma > 0:
             mse *= min_snr_weights(self.schedule, timesteps, self.config.min_snr_gamma)
         decode = functools.partial(self.codec.decode, model)
@@ -256,6 +264,16 @@ class DiffusionSystem(System):
         if "example_weight" in batch:
             losses = {**losses, "loss": losses["loss"] * batch["example_weight"]}
         return {**losses, **told}
+
+    def _x0_factors(self, timesteps):
+        weighting = self.config.x0_weighting
+        check_x0_weighting(self.schedule, weighting)
+        if self.config.min_snr_gamma > 0:
+            raise ValueError(
+                f"config.x0_weighting={weighting!r} and config.min_snr_gamma="
+                f"{self.config.min_snr_gamma:g} both weight by the noise level; give one of them"
+            )
+        return x0_factors(self.schedule, timesteps, weighting)
 
     def mask(
         self, batch: Batch, draws: dict[str, jax.Array], shape: tuple[int, ...]

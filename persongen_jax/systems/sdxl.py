@@ -1,6 +1,7 @@
 """SDXL with an identity method: the base stays frozen, and what the method adds is trained."""
 
 import functools
+import logging
 from collections.abc import Callable
 from typing import Any, Self
 
@@ -28,10 +29,13 @@ from persongen_jax.diffusion.options import SamplingOptions
 from persongen_jax.diffusion.samplers import init_carry, sample_steps
 from persongen_jax.diffusion.schedule import NoiseSchedule, face_box_mask
 from persongen_jax.features.cache import Features, abstract_batch, cached_kinds
+from persongen_jax.losses.base import check_records
+from persongen_jax.losses.decoded import DecodedLosses, add_to
 from persongen_jax.methods import get_method
 from persongen_jax.methods.base import Method, Parts, denoiser_module
 from persongen_jax.models.sdxl.encoder import UNetEncoder
 from persongen_jax.models.sdxl.parts import COMPONENTS, StableDiffusionXL
+from persongen_jax.models.sdxl.vae import decode_batch
 from persongen_jax.systems.base import SamplingProgram
 from persongen_jax.systems.diffusion import FACE, VAE, DiffusionSystem, Step
 from persongen_jax.systems.read_keys import ReadKeys
@@ -39,6 +43,7 @@ from persongen_jax.systems.sdxl_config import METHOD_KEYS, SETS, sdxl_defaults
 from persongen_jax.systems.sdxl_fields import image_encoding
 from persongen_jax.weights.formats.sdxl.loading import SDXLBase, load_sdxl
 
+log = logging.getLogger(__name__)
 DECODER = ("vae/decoder/", "vae/post_quant_conv/")
 
 
@@ -55,6 +60,7 @@ class Sdxl(DiffusionSystem):
     Attributes:
         base: SDXLBase, whose model includes the method's parts.
         method: methods.base.Method, attached.
+        decoded: the losses on decoded images that the config adds, attached.
     """
 
     evaluation = "persongen_jax.evaluation.people:Evaluation"
@@ -62,16 +68,24 @@ class Sdxl(DiffusionSystem):
     model: StableDiffusionXL
     codec: VAE
 
-    def __init__(self, config: ConfigDict, base: SDXLBase, method: Method):
+    def __init__(
+        self,
+        config: ConfigDict,
+        base: SDXLBase,
+        method: Method,
+        decoded: DecodedLosses | None = None,
+    ):
         self.config, self.base, self.method = config, base, method
         self.model = base.model
         self.scheduler_config = base.scheduler_config
         self.schedule = NoiseSchedule.from_config(base.scheduler_config)
         self.codec = VAE(base.model.vae)
+        self.decoded = decoded or DecodedLosses(ConfigDict(), self.schedule)
         self.read = ReadKeys(config)  # records which keys the method reads
         method_fields = method.fields(Parts(base.model, base.tokenizers), self.read)
-        self.fields = (Image(image_encoding()), *method_fields, TimeIds(), FaceBox())
-        check_names(self.fields)
+        fields = (Image(image_encoding()), *method_fields, TimeIds(), FaceBox())
+        check_names(fields)
+        self.fields = (*fields, *self.decoded.fields({field.name for field in fields}))
         self.groups = method.groups
 
     @classmethod
@@ -96,7 +110,9 @@ class Sdxl(DiffusionSystem):
         read = ReadKeys(config)
         method.attach(Parts(base.model, base.tokenizers), read, nnx.Rngs(config.seed))
         set_remat(base.model, config.remat)
-        system = cls(config, base, method)
+        decoded = DecodedLosses(config, NoiseSchedule.from_config(base.scheduler_config))
+        decoded.attach(base.model)
+        system = cls(config, base, method, decoded)
         system.read.keys |= read.keys
         return system
 
@@ -133,9 +149,9 @@ class Sdxl(DiffusionSystem):
     def abstract(cls, config: ConfigDict) -> Self:
         from persongen_jax.systems.abstract import abstract_base
 
-        base, method = abstract_base(config)
+        base, method, decoded = abstract_base(config)
         set_remat(base.model, config.remat)
-        return cls(config, base, method)
+        return cls(config, base, method, decoded)
 
     @property
     def label(self) -> str:
@@ -160,6 +176,8 @@ class Sdxl(DiffusionSystem):
         records, read_image = open_records(
             config.data, config.trigger_word, **requirements(self.fields)
         )
+        for line in check_records(tuple(self.decoded.losses.values()), records, config.data):
+            log.warning("%s", line)
         shapes = bucket_shapes(config.buckets)
         levels = len(self.model.unet.config["block_out_channels"])
         check_shapes(shapes, self.codec.factor * 2 ** (levels - 1))
@@ -199,7 +217,7 @@ class Sdxl(DiffusionSystem):
         return [kind for kind, reason in reasons.items() if not reason]
 
     def unread(self, cached: bool = False) -> tuple[str, ...]:
-        roots: tuple[str, ...] = () if self.method.decodes else DECODER
+        roots: tuple[str, ...] = () if self.method.decodes or self.decoded else DECODER
         if cached:
             kinds = self.cached_kinds()
             encodings = [field.encoding for field in self.fields if field.encoding]
@@ -236,7 +254,9 @@ class Sdxl(DiffusionSystem):
         return mask, {"face_box_fallbacks": (face_only & fell_back).astype(jnp.float32)}
 
     def terms(self, model: Any, batch: Batch, step: Step) -> dict[str, jax.Array]:
-        return self.method.losses(model, batch, step)
+        losses = self.method.losses(model, batch, step)
+        decode = functools.partial(decode_batch, model.vae)
+        return add_to(losses, self.decoded(model, batch, step, decode))
 
     # ---- evaluation ----
 

@@ -9,6 +9,7 @@ METHOD_KEYS = (
     *("rank", "lora_alpha", "id_gain", "id_norm_gain", "image_proj", "image_lora_rank"),
     *("control", "control_drop_prob", "face_encoder"),
     *("facecdm_stage", "facecdm_attention", "facecdm_reduced"),
+    *("bolid_body", "bolid_aggregate", "bolid_reduced"),
 )
 
 # What a validation may generate for: people seen in training, held out from it, and from elsewhere.
@@ -52,7 +53,7 @@ def sdxl_defaults() -> ConfigDict:
     # The folder of the feature cache ("": none), and which features it keeps; see
     # docs/cache.md.
     config.cache = ""
-    config.cache_kinds = ("moments", "references", "photographs", "text")
+    config.cache_kinds = ("moments", "references", "photographs", "bodies", "text")
 
     # The method's settings.
     config.rank = 64
@@ -74,6 +75,11 @@ def sdxl_defaults() -> ConfigDict:
     config.facecdm_stage = 3
     config.facecdm_attention = "triplet"
     config.facecdm_reduced = 128
+    # BoLID, which reads faces by ``face_encoder`` too: whether it has the body branch; how the
+    # features of a group become one ("mean", "max", "attention"); their width.
+    config.bolid_body = True
+    config.bolid_aggregate = "mean"
+    config.bolid_reduced = 128
     # Initial weights: PhotoMaker weights (photomaker-v1.bin), or the working directory of an
     # earlier run; see persongen_jax/methods/start.py.
     config.start_from = ""
@@ -88,6 +94,16 @@ def sdxl_defaults() -> ConfigDict:
 
     # The objective, in addition to the settings of all diffusion systems.
     config.face_loss_prob = 0.5  # per example: the loss over the face box only
+
+    # Losses on decoded images, of any method: {"keypoints": {"weight": 0.1, "noise_to": 0.5}};
+    # names and settings are in docs/losses.md. The images are decoded from latents averaged over
+    # squares of ``losses_downscale``. Then the networks that losses read, which must not be the
+    # judges below: a pose network (keypoints:DIR or movenet:FILE.json), a whole CLIP, a recogniser.
+    config.losses = ConfigDict()
+    config.losses_downscale = 1
+    config.loss_pose_net = ""
+    config.loss_clip = ""
+    config.loss_face_net = ""
 
     # A learning rate per group. Optimizers that estimate their rate (prodigy, dadapt_adamw, cocob)
     # multiply it by these: give 1.0. Schedule-free ones expect lr_schedule "constant".

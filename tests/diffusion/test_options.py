@@ -18,6 +18,7 @@ from persongen_jax.diffusion.options import (
     schedule,
 )
 from persongen_jax.diffusion.plan import make_plan
+from persongen_jax.diffusion.samplers import guide
 from persongen_jax.evaluation import of_run
 from persongen_jax.systems.ddpm import Ddpm
 from persongen_jax.systems.sdxl_config import sdxl_defaults
@@ -39,6 +40,7 @@ def test_flags_are_the_settings():
     assert given_options(args) == {
         "num_inference_steps": 50,
         "guidance_scale": 5.0,
+        "guidance_form": "scale",
         "guidance_rescale": 0.0,
         "num_images_per_prompt": 1,
         "tiling": False,
@@ -137,6 +139,24 @@ def test_what_follows_from_them():
 def test_a_bad_value_is_one_sentence(settings, named):
     with pytest.raises(ValueError, match=named):
         SamplingOptions(**settings)
+
+
+def test_both_forms_of_guidance_are_their_equations():
+    """BoLID's eq. 8, (w + 1) c - w u, and eq. 13, s c + (1 - s) u: s = w + 1."""
+    c, u = np.random.default_rng(0).standard_normal((2, 1, 2, 2, 3))
+    by_weight = SamplingOptions(guidance_scale=6.5, guidance_form="weight")
+    by_scale = SamplingOptions(guidance_scale=7.5)
+    assert by_weight.scalars(30) == by_scale.scalars(30)
+    for options, wanted in ((by_weight, 7.5 * c - 6.5 * u), (by_scale, 7.5 * c + (1 - 7.5) * u)):
+        assert np.allclose(guide(c, u, options.scalars(30)[0]), wanted, atol=1e-5)
+    config = sdxl_defaults()
+    config.validation_guidance, config.validation_guidance_form = 4.0, "weight"
+    assert SamplingOptions.of_validation(config).guidance == 5.0
+    off = SamplingOptions(guidance_scale=-0.5, guidance_form="weight")
+    said = list(off.without_effect(off.plan({}), [], identity=False, latents=False))
+    assert said == ["guidance_scale=-0.5 turns guidance off; it acts above 0"]
+    with pytest.raises(ValueError, match="guidance_form='w': use 'scale' or 'weight'"):
+        SamplingOptions(guidance_form="w")
 
 
 def test_a_number_and_ranges():

@@ -8,14 +8,17 @@ import torch
 from diffusers import DDPMScheduler
 
 from persongen_jax.diffusion.schedule import (
+    X0_WEIGHTS,
     NoiseSchedule,
     add_noise,
+    check_x0_weighting,
     face_box_mask,
     min_snr_weights,
     offset_noise,
     per_example_loss,
     training_target,
     x0_and_eps,
+    x0_factors,
 )
 from persongen_jax.diffusion.scheduler_config import PREDICTION_TYPES
 
@@ -168,6 +171,45 @@ def test_min_snr(prediction_type, wanted):
     schedule = NoiseSchedule(SIGNAL, prediction_type, len(SIGNAL))
     weights = min_snr_weights(schedule, np.arange(len(SIGNAL)), 5.0)
     assert np.allclose(weights, wanted, rtol=1e-4)
+
+
+@pytest.mark.parametrize("prediction_type", PREDICTION_TYPES)
+@pytest.mark.parametrize("weighting", X0_WEIGHTS)
+def test_an_objective_on_x0_is_its_transcription(weighting, prediction_type):
+    """w_t |x̂₀ - x₀|² by way of x̂₀, in float64, at early and late timesteps."""
+    schedule = NoiseSchedule.from_config({**SDXL, "prediction_type": prediction_type})
+    timesteps = np.array([0, 300, 700, 999])
+    signal = schedule.alphas_cumprod[timesteps].astype(np.float64).reshape(-1, 1, 1, 1)
+    latents, noise, error = (array.astype(np.float64) for array in arrays(3))
+    noisy = np.sqrt(signal) * latents + np.sqrt(1 - signal) * noise
+    target = {
+        "epsilon": noise,
+        "sample": latents,
+        "v_prediction": np.sqrt(signal) * noise - np.sqrt(1 - signal) * latents,
+    }[prediction_type]
+    pred = target + error
+    x0 = {
+        "epsilon": (noisy - np.sqrt(1 - signal) * pred) / np.sqrt(signal),
+        "sample": pred,
+        "v_prediction": np.sqrt(signal) * noisy - np.sqrt(1 - signal) * pred,
+    }[prediction_type]
+    snr = (signal / (1 - signal)).ravel()
+    weights = {"constant": snr**0, "snr": snr, "snr_plus_1": snr + 1}
+    weights["truncated_snr"] = np.maximum(snr, 1)
+    wanted = weights[weighting] * ((x0 - latents) ** 2).mean((1, 2, 3))
+    ours = x0_factors(schedule, timesteps, weighting) * (error**2).mean((1, 2, 3))
+    assert np.allclose(ours, wanted, rtol=1e-4)
+
+
+def test_an_objective_on_x0_that_is_infinite_or_unknown_is_refused():
+    ends = NoiseSchedule.from_config(CONFIGS["zero_snr"])
+    for weighting in X0_WEIGHTS.keys() - {"snr"}:
+        with pytest.raises(ValueError, match="ends without signal"):
+            check_x0_weighting(ends, weighting)
+    check_x0_weighting(ends, "snr")
+    assert np.isfinite(x0_factors(ends, np.arange(1000), "snr")).all()
+    with pytest.raises(ValueError, match="'p2' is unknown; give constant, snr, snr_plus_1"):
+        check_x0_weighting(ends, "p2")
 
 
 def test_offset_noise_shifts_each_channel_of_each_image():

@@ -76,7 +76,7 @@ def make_batch(system, references=2):
 
 def test_the_table_of_methods():
     # The others have tests of their own.
-    others = {"ip_adapter", "controlnet", "facecdm"}
+    others = {"ip_adapter", "controlnet", "facecdm", "bolid"}
     assert METHODS.keys() - others == STREAMS.keys() == GROUPS.keys()
 
 

@@ -39,7 +39,8 @@ from tests.systems.ddpm_config import get_config as ddpm_config
 from tests.systems.digits_config import get_config as digits_config
 
 STEPS = 2
-RECOGNISER = Path(persongen_jax.__file__).parent / "assets" / "face_net" / "model.safetensors"
+ASSETS = Path(persongen_jax.__file__).parent / "assets"
+RECOGNISER = ASSETS / "face_net" / "model.safetensors"
 SYSTEMS = {"digits": digits_config, "ddpm": ddpm_config}
 
 
@@ -163,6 +164,12 @@ def main(out, base, photos, *names):
         if method:
             config.method, config.face_encoder = method, str(RECOGNISER)
             config.facecdm_reduced, config.optimizer_options = 8, {"eps": 1e-2}
+            config.bolid_reduced = 8
+            if method == "bolid":
+                losses = ("keypoints", "proportions", "identity")
+                config.losses = {name: {"weight": 1.0, "noise_to": 0.99} for name in losses}
+                config.loss_pose_net = f"keypoints:{ASSETS / 'sdxl' / 'face_detector'}"
+                config.loss_face_net = str(RECOGNISER)
         if base in SYSTEMS:
             config = SYSTEMS[base]()
             # Otherwise Adam would turn rounding errors near zero into whole steps.

@@ -85,7 +85,10 @@ def test_the_largest_axis_that_divides_is_divided():
     [
         "photomaker_bg",
         "facecdm",
-        *(pytest.param(name, marks=pytest.mark.slow) for name in ("cascade", "ip_adapter")),
+        *(
+            pytest.param(name, marks=pytest.mark.slow)
+            for name in ("cascade", "ip_adapter", "bolid")
+        ),
     ],
 )
 def test_rules_cover_every_array_at_full_size(method):
@@ -229,3 +232,16 @@ def test_devices_change_nothing_of_two_networks(tmp_path_factory):
     assert len(moved) > 100
     seen = json.loads((folder / "4x2f.json").read_text())
     assert seen["as asked"]
+
+
+@pytest.mark.slow
+def test_devices_change_nothing_of_losses_on_decoded_images(tmp_path_factory):
+    """The same on BoLID with losses on joints and faces."""
+    folder = tmp_path_factory.mktemp("bolid")
+    data = "people:in_train?identities=8&pictures=3&framing=figures"
+    base = small_base(tmp_path_factory)
+    finish(start([folder, f"bolid@{base}", data, "1x1", "4x2f"], 8))
+    assert_same(folder, "4x2f")
+    found = arrays(folder, "4x2f")
+    for name in ("keypoints", "proportions", "identity"):
+        assert max(found[f"loss_{name}/0"], found[f"loss_{name}/1"]) > 0

@@ -36,7 +36,24 @@ TOKENS = 4  # of an embedding
 SCALE = 0.8  # of each branch and of the ControlNet in the seed's own generation
 
 
-class FaceCDM(Method):
+class FaceReader:
+    """Part of a method whose references are faces that a recogniser, ``face_encoder``, reads."""
+
+    image_tower = "face_encoder"
+
+    def reference_size(self, model: Model) -> int:
+        return model.face_encoder.config["input_size"]
+
+    def encode_references(self, model: Model, id_pixel_values: jax.Array) -> jax.Array:
+        """Faces [b, r, s, s, 3], normalised for CLIP, to embeddings [b, r, d] of length 1."""
+        b, r = id_pixel_values.shape[:2]
+        images = id_pixel_values.reshape(b * r, *id_pixel_values.shape[2:])
+        embeds = model.face_encoder(2 * (images * CLIP_STD + CLIP_MEAN) - 1)
+        embeds = embeds / jnp.linalg.norm(embeds, axis=-1, keepdims=True)
+        return embeds.reshape(b, r, -1)
+
+
+class FaceCDM(FaceReader, Method):
     """Tokens of the photographs and of the faces, each read by a branch, or both by one.
 
     Attributes:
@@ -47,7 +64,6 @@ class FaceCDM(Method):
     """
 
     at_trigger = False
-    image_tower = "face_encoder"  # reads the references; the photographs have their own
     stage, joint, control = 3, False, "pose"
 
     def attach(self, parts: Parts, config: ConfigDict, rngs: nnx.Rngs) -> None:
@@ -143,17 +159,6 @@ class FaceCDM(Method):
         if self.stage == 3:
             fields = (*fields, control_image(config, optional=True))
         return fields
-
-    def reference_size(self, model: Model) -> int:
-        return model.face_encoder.config["input_size"]
-
-    def encode_references(self, model: Model, id_pixel_values: jax.Array) -> jax.Array:
-        """Faces [b, r, s, s, 3], normalised for CLIP, to embeddings [b, r, d] of length 1."""
-        b, r = id_pixel_values.shape[:2]
-        images = id_pixel_values.reshape(b * r, *id_pixel_values.shape[2:])
-        embeds = model.face_encoder(2 * (images * CLIP_STD + CLIP_MEAN) - 1)
-        embeds = embeds / jnp.linalg.norm(embeds, axis=-1, keepdims=True)
-        return embeds.reshape(b, r, -1)
 
     def condition(self, model: Model, batch: Batch) -> Conditioning:
         """Streams "image" and "face", [b, r * 4, d] each, or "condition" with both; the pose.

@@ -13,7 +13,13 @@ from flax import nnx
 from jax.typing import DTypeLike
 from ml_collections import FrozenConfigDict
 
-from persongen_jax.models.layers import Conv, GroupNorm, LayerOptions, Linear
+from persongen_jax.models.layers import (
+    Conv,
+    GroupNorm,
+    LayerOptions,
+    Linear,
+    at_least_float32,
+)
 
 LANDMARKS, KEYPOINTS = 5, 12
 GROUPS = 8
@@ -105,7 +111,7 @@ class KeypointNet(nnx.Module):
         for stage in self.stages:
             x = stage(x)
         x = jax.nn.silu(self.fc1(x.reshape(len(x), -1)))
-        out = self.fc2(x).astype(jnp.float32)
+        out = at_least_float32(self.fc2(x))
         ends = (1, 5, 5 + 2 * LANDMARKS, 5 + 2 * (LANDMARKS + KEYPOINTS))
         present, box, landmarks, keypoints, visibility = jnp.split(out, ends, axis=-1)
         return KeypointOutput(

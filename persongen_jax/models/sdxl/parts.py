@@ -14,6 +14,7 @@ from persongen_jax.models.sdxl.unet import UNet2DConditionModel
 from persongen_jax.models.sdxl.vae import AutoencoderKL
 
 COMPONENTS = ("unet", "vae", "text_encoder", "text_encoder_2")
+LOSS_NETWORKS = "loss_networks"  # the part with what only losses read (persongen_jax/losses/)
 
 
 class Conditioner(nnx.Module):
@@ -54,10 +55,13 @@ class StableDiffusionXL(Conditioner):
         self.vae = vae
 
     def conditioner(self) -> Conditioner:
-        """The same networks without UNet and VAE, including a method's parts, by reference."""
+        """The same networks without UNet and VAE, including a method's parts, by reference.
+
+        Networks of losses are not among them.
+        """
         view = Conditioner(self.text_encoder, self.text_encoder_2)
         for name, part in vars(self).items():
-            if isinstance(part, nnx.Module) and name not in ("unet", "vae"):
+            if isinstance(part, nnx.Module) and name not in ("unet", "vae", LOSS_NETWORKS):
                 setattr(view, name, part)
         return view
 

@@ -16,7 +16,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 from ml_collections import FrozenConfigDict
 
-from persongen_jax.models.layers import Conv, GroupNorm, LayerOptions
+from persongen_jax.models.layers import Conv, GroupNorm, LayerOptions, at_least_float32
 from persongen_jax.models.ops import activation
 from persongen_jax.models.resnet import Downsample2D, ResnetBlock2D, Upsample2D
 from persongen_jax.models.sdxl.vae_tiling import decode_tiled
@@ -299,7 +299,7 @@ class AutoencoderKL(nnx.Module):
         """
         if self.post_quant_conv is not None:
             latents = self.post_quant_conv(latents)
-        return self.decoder(latents).astype(jnp.float32)
+        return at_least_float32(self.decoder(latents))
 
 
 def scale_latents(vae: AutoencoderKL, latents: jax.Array) -> jax.Array:
@@ -316,13 +316,18 @@ def scale_latents(vae: AutoencoderKL, latents: jax.Array) -> jax.Array:
 def unscale_latents(vae: AutoencoderKL, latents: jax.Array) -> jax.Array:
     """The inverse of :func:`scale_latents`, [b, h, w, c] in float32."""
     config = vae.config
-    latents = latents.astype(jnp.float32) / config["scaling_factor"]
+    latents = at_least_float32(latents) / config["scaling_factor"]
     if config["latents_mean"] is not None:
         mean, std = jnp.asarray(config["latents_mean"]), jnp.asarray(config["latents_std"])
         latents = latents * std + mean
     if config["shift_factor"] is not None:
         latents = latents + config["shift_factor"]
     return latents
+
+
+def decode_batch(vae: AutoencoderKL, latents: jax.Array) -> jax.Array:
+    """:func:`decode_images` of all images at once, for losses: batches stay on their devices."""
+    return jnp.clip(vae.decode(unscale_latents(vae, latents)) / 2 + 0.5, 0.0, 1.0)
 
 
 def decode_images(

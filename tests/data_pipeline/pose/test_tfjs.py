@@ -11,6 +11,7 @@ import pytest
 from data_pipeline.pose import tfjs
 from data_pipeline.pose.movenet import MoveNet
 from data_pipeline.pose.tfjs import ModelError, read_graph_model
+from persongen_jax.losses.pose_readers import open_pose_reader
 from persongen_jax.pose_nets import compiled, open_movenet, open_pose_net
 
 tf = pytest.importorskip("tensorflow")
@@ -184,6 +185,10 @@ def test_joints_are_pixels_of_the_image(tmp_path):
     joints, scores = open_pose_net(f"movenet:{path}").points([tall, wide])
     assert np.allclose(joints, [[(2, 5)] * 17, [(11, 3)] * 17])
     np.testing.assert_allclose(scores, [[0.1] * 5 + [0.9] * 12] * 2)
+    # Within a training step: a batch, in sides of the images.
+    both = np.stack([tall, np.roll(tall, 2, axis=0)]) / 255
+    within = open_pose_reader(f"movenet:{path}")(jnp.asarray(both, jnp.float32))
+    np.testing.assert_allclose(within, [[(2 / 8, y / 16)] * 12 for y in (5, 7)], atol=1e-6)
 
 
 # ---- Faults ------------------------------------------------------------------------------------

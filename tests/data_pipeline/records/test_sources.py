@@ -131,7 +131,7 @@ def test_no_module_imports_what_imports_it(module, absent):
         ("people:in_train?identities=-3", "identities=-3; a whole number of at least 1"),
         ("people:in_train?size=6e1", "size=6e1"),
         ("people:in_train?seed=1&seed=2", "appears twice"),
-        ("people:in_train?framing=half", "use mixed or portrait"),
+        ("people:in_train?framing=half", "use mixed, portrait or figures"),
         ("photographs/of/nobody", "photographs/of/nobody: no such folder; give a folder"),
     ],
 )
