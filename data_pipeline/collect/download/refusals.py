@@ -1,8 +1,8 @@
 """The list of people, addresses and files that are not collected.
 
-A text file, one entry a line: an address (with ``://``, or ``file:`` at its beginning), a SHA-256 of a file's bytes (64
-hexadecimal digits), or else a person's name as the rows have it, without regard to case. Lines that
-begin with # are comments.
+A text file, one entry a line: an address (with ``://``, or ``file:`` at its beginning), a SHA-256
+of a file's bytes (64 hexadecimal digits), or else a person's name as the rows have it, without
+regard to case. Lines that begin with # are comments.
 """
 
 import re

@@ -72,8 +72,12 @@ class DownloadSettings:
         if not 1 <= self.quality <= 100:
             raise ValueError(f"quality={self.quality}: JPEG's is 1 to 100")
         if not re.fullmatch(r"[\x20-\x7e]*", self.contact) or set("()<>") & set(self.contact):
-            raise ValueError(f"contact={self.contact!r}: a mail address or a page in ASCII is needed")
-        if self.fixed_time and not re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", self.fixed_time):
+            raise ValueError(
+                f"contact={self.contact!r}: a mail address or a page in ASCII is needed"
+            )
+        if self.fixed_time and not re.fullmatch(
+            r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", self.fixed_time
+        ):
             raise ValueError(f"fixed_time={self.fixed_time!r}: give it as 2026-01-31T12:00:00Z")
         for place in self.allow:
             if not re.fullmatch(r"(\d+(\.\d+){3}|\[[0-9a-f:]+\]):\d+", place):

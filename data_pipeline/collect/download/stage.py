@@ -20,15 +20,15 @@ from typing import Any
 
 from tqdm import tqdm
 
-from data_pipeline.collect.download.network.addresses import Resolver, read_target
 from data_pipeline.collect.download.decoders import Decoders
+from data_pipeline.collect.download.local import copy_local
+from data_pipeline.collect.download.network.addresses import Resolver, read_target
 from data_pipeline.collect.download.network.fetch import Body
 from data_pipeline.collect.download.network.hosts import Host, Hosts, Task
-from data_pipeline.collect.download.local import copy_local
+from data_pipeline.collect.download.network.robots import import_protego, read_robots
 from data_pipeline.collect.download.outcomes import Failed, NotFetched, Refused
 from data_pipeline.collect.download.refusals import Refusals, read_refusals
 from data_pipeline.collect.download.results import is_there, remove_partial, withdraw, write_results
-from data_pipeline.collect.download.network.robots import import_protego, read_robots
 from data_pipeline.collect.download.settings import DownloadSettings
 from data_pipeline.collect.download.state import State
 from data_pipeline.collect.records import Picture, Row
@@ -269,7 +269,10 @@ class _Run:
     def note(self, row: Row, outcome: NotFetched | dict[str, Any], tries: int = 0) -> None:
         """Write down what became of a row; ``tries`` of this run are added to earlier ones."""
         before = self.state.entries.get(row.key, {}).get("tries", 0)
-        values: dict[str, Any] = {"time": self.settings.fixed_time or _now(), "tries": before + tries}
+        values: dict[str, Any] = {
+            "time": self.settings.fixed_time or _now(),
+            "tries": before + tries,
+        }
         if isinstance(outcome, NotFetched):
             values |= {"reason": outcome.reason, "value": outcome.value}
             values |= {"threshold": outcome.threshold, "again": outcome.again}

@@ -60,7 +60,9 @@ def read_entries(path: str | Path) -> Entries:
     name = path.name.lower()
     ending = Path(name.removesuffix(".gz")).suffix
     if ending not in ENDINGS:
-        raise RowError(f"{path}: not a list that is read here ({', '.join(ENDINGS)}, each also .gz)")
+        raise RowError(
+            f"{path}: not a list that is read here ({', '.join(ENDINGS)}, each also .gz)"
+        )
     try:
         raw = path.read_bytes()
         raw = gzip.decompress(raw) if name.endswith(".gz") else raw

@@ -13,7 +13,7 @@ from data_pipeline.collect.download.network.addresses import Target
 
 
 class Connection(http.client.HTTPConnection):
-    """HTTP or HTTPS to one of ``addresses``; the name is only in the Host header and the certificate.
+    """HTTP or HTTPS to one of ``addresses``; the name is only in Host and in the certificate.
 
     Proxies of the environment are not used: they would resolve the name themselves.
     """

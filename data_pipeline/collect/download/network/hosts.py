@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 from data_pipeline.collect.download.network.addresses import Resolver, Target
 from data_pipeline.collect.download.network.fetch import Fetcher
-from data_pipeline.collect.download.outcomes import Failed, NotFetched
 from data_pipeline.collect.download.network.robots import Robots
+from data_pipeline.collect.download.outcomes import Failed, NotFetched
 from data_pipeline.collect.download.settings import DownloadSettings
 
 SILENCE = ("dns", "connection", "timeout")

@@ -190,7 +190,9 @@ def test_pictures_that_are_here_need_no_network(collect, tmp_path):
     }
     assert got.reason("file:photos/ann/2.jpg") == "damaged"
     # Without a place, such an address is one of the many that are not asked.
-    assert collect(["file:photos/ann/1.jpg"], work="other").reason("file:photos/ann/1.jpg") == "scheme"
+    assert (
+        collect(["file:photos/ann/1.jpg"], work="other").reason("file:photos/ann/1.jpg") == "scheme"
+    )
 
 
 def test_without_space_nothing_is_lost(collect):

@@ -15,7 +15,9 @@ def test_the_last_line_of_a_row_holds(tmp_path):
     state.close()
     state.add("c", "done")  # a thread that comes late
     again = State(tmp_path)
-    assert {row: entry["state"] for row, entry in again.entries.items()} == dict.fromkeys("ab", "done")
+    assert {row: entry["state"] for row, entry in again.entries.items()} == dict.fromkeys(
+        "ab", "done"
+    )
     assert again.entries["a"]["tries"] == 2
     again.close()
 

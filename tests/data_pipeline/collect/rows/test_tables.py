@@ -75,7 +75,11 @@ def test_other_names_and_a_folder_of_lists(tmp_path):
         ("a.jsonl", '{"identity": ["a"], "url": "u"}', "line 1: identity is list; give a text"),
         ("a.csv", f"identity,url\n{'a' * 300},u\n", "has more than 200 bytes"),
         ("a.csv", "identity,url,sha256\nann,u,12\n", "line 2: sha256 '12' is not 64"),
-        ("a.csv", "identity,url\nann\nbob,u,v\n", "2 rows cannot be used.*\n.*line 2: other than 2"),
+        (
+            "a.csv",
+            "identity,url\nann\nbob,u,v\n",
+            "2 rows cannot be used.*\n.*line 2: other than 2",
+        ),
         ("a.csv", 'identity,url\n"ann,u\n', "a.csv line 2: not a table"),
         ("a.csv", "identity,url\n", "a.csv: no rows in it"),
         ("a.json", '{"identity": "a"}', "dict instead of a list"),
