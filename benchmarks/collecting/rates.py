@@ -156,8 +156,9 @@ def main() -> None:
         "# The rate of the download",
         "",
         f"`python -m benchmarks.collecting.rates`, {datetime.date.today()}, {processor()}. "
-        f"{args.pictures} JPEG pictures of {args.side} × {args.side} pixels, {size / 1e3:.0f} kB on "
-        "average, from a server on the same machine, which shares its cores; no limits per host. "
+        f"{args.pictures} JPEG pictures of {args.side} × {args.side} pixels, {size / 1e3:.0f} kB "
+        "on average, from a server on the same machine, which shares its cores; no limits per "
+        "host. "
         f"Median of {args.rounds} rounds. {args.note}".rstrip(),
         "",
         markdown(["", "pictures/s", "range"], table),

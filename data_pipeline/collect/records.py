@@ -21,6 +21,8 @@ from data_pipeline.files import atomic_write
 from data_pipeline.text_files import parse_json_lines, read_text
 
 PICTURES, DROPPED = "pictures.jsonl", "dropped.jsonl"
+# In their order; dropped.jsonl has it too, whichever stage ran last.
+STAGES = ("download", "filter", "verify", "crop", "mask", "caption", "split", "purge")
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,4 +138,6 @@ def replace_dropped(work: str | Path, stage: str, dropped: Iterable[Dropped]) ->
     if path.exists():
         entries = (entry for _, entry in parse_json_lines(read_text(path), path))
         kept = [Dropped.from_json(entry) for entry in entries if entry["stage"] != stage]
-    write_json_lines(path, [*kept, *dropped])
+    order = {name: number for number, name in enumerate(STAGES)}
+    lines = sorted([*kept, *dropped], key=lambda line: order.get(line.stage, len(order)))
+    write_json_lines(path, lines)

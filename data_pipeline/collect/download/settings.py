@@ -51,7 +51,7 @@ class DownloadSettings:
     backoff: float = 2.0
     max_wait: float = 120.0
     silent_after: int = 10
-    decoders: int = 1
+    decoders: int = 2
     quality: int = 95
     retry_failed: bool = False
     refusals: str = ""

@@ -14,6 +14,7 @@ import errno
 import os
 import shutil
 import threading
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -35,7 +36,7 @@ from data_pipeline.collect.records import Picture, Row
 from data_pipeline.collect.rows.place import Place
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-LEAVE = 2.0  # seconds that threads have to end after a fault
+LEAVE = 2.0  # seconds that the threads have to end after a fault or Ctrl-C
 
 
 class DownloadError(ValueError):
@@ -158,8 +159,9 @@ class _Run:
                 thread.join()
         finally:
             self.hosts.stop()
+            until = time.monotonic() + LEAVE
             for thread in threads:
-                thread.join(LEAVE)
+                thread.join(max(0.0, until - time.monotonic()))
             self.bar.close()
             self.hosts.close()
             self.decoders.close()
