@@ -3,8 +3,8 @@
     python -m benchmarks.collecting.rates --out benchmarks/results/collecting_rates.md
 
 A server in a process of its own on this machine, no limits per host, JPEG pictures as large as
-photographs. The floors: reading all files with http.client and nothing else; and decoding, encoding and
-nothing else, by Pillow in as many processes as the download has.
+photographs. The floors: reading all files with http.client and nothing else; decoding, encoding
+and nothing else, by Pillow in as many processes as the download has.
 """
 
 import argparse
