@@ -129,6 +129,12 @@ class _Handler(BaseHTTPRequestHandler):
     def log_message(self, *_) -> None:
         pass
 
+    def handle(self) -> None:
+        try:
+            super().handle()
+        except OSError:  # whoever asked has gone
+            pass
+
     def do_GET(self) -> None:
         of = self.of
         with of.lock:

@@ -95,6 +95,7 @@ def _pixels(file, kind: str, max_pixels: int):
     ignored: list[str] = []  # such as broken EXIF: the picture is good all the same
     try:
         with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
             # Pillow only warns between its limit and twice that; before it has allocated anything.
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(file, formats=(kind,)) as image:

@@ -16,7 +16,8 @@ class Decoders:
     """A fixed number of decoding processes, used by any number of threads."""
 
     def __init__(self, count: int, max_pixels: int, quality: int, timeout: float):
-        self._free: queue.Queue[_Decoder] = queue.Queue()
+        # The last one that was used first: another is only started where it is needed.
+        self._free: queue.LifoQueue[_Decoder] = queue.LifoQueue()
         self._all = [_Decoder(max_pixels, quality, timeout) for _ in range(count)]
         for decoder in self._all:
             self._free.put(decoder)
@@ -100,11 +101,16 @@ def _serve(pipe, max_pixels: int, quality: int) -> None:
     while True:
         try:
             source, stem = pipe.recv()
-        except EOFError:
+        except (EOFError, OSError):
             return
+        answer: tuple[str, Any]
         try:
-            pipe.send(("done", decode(source, stem, max_pixels, quality)))
+            answer = ("done", decode(source, stem, max_pixels, quality))
         except Failed as failure:
-            pipe.send(("failed", (failure.reason, failure.value, failure.threshold)))
+            answer = ("failed", (failure.reason, failure.value, failure.threshold))
         except OSError as error:
-            pipe.send(("error", (error.errno, error.strerror)))
+            answer = ("error", (error.errno, error.strerror))
+        try:
+            pipe.send(answer)
+        except OSError:  # whoever asked has been killed
+            return

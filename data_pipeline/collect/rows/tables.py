@@ -110,7 +110,8 @@ def _csv(path: Path, text: str, mark: str) -> Entries:
                 faults.append(f"line {reader.line_num}: other than {cells} cells")
             found.append((reader.line_num, entry))
     except csv.Error as error:
-        raise RowError(f"{path} line {reader.line_num}: not a table ({error})") from error
+        line = reader.line_num + 1  # where the row begins
+        raise RowError(f"{path} line {line}: not a table ({error})") from error
     raise_faults(str(path), faults)
     return found
 

@@ -15,8 +15,11 @@ from urllib.parse import quote, urljoin, urlsplit
 from data_pipeline.collect.download.outcomes import Failed, Refused
 
 PORTS = {"http": 80, "https": 443}
-# Servers of a cloud's metadata whose addresses look public.
-METADATA = frozenset(map(ipaddress.ip_address, ("168.63.129.16", "100.100.100.200")))
+# Of IANA's special-purpose registries, what not every version of Python counts as such.
+SPECIAL = [*map(ipaddress.ip_network, ("192.0.0.0/24", "192.88.99.0/24", "2001::/23", "3fff::/20"))]
+GLOBAL_V6 = ipaddress.ip_network("2000::/3")  # all IPv6 addresses of the public network are in it
+# A cloud's metadata server whose address looks public.
+METADATA = ipaddress.ip_address("168.63.129.16")
 NAT64 = ipaddress.ip_network("64:ff9b::/96")  # the last 32 bits are the IPv4 address behind it
 SAFE = "!#$%&'()*+,/:;=?@[]~"  # characters that stay as they are in a path
 
@@ -116,8 +119,8 @@ def forbidden(text: str) -> bool:
             address = address.ipv4_mapped
         elif address in NAT64:
             address = ipaddress.IPv4Address(int(address) & 0xFFFFFFFF)
-        elif address.sixtofour is not None or address.teredo is not None:
-            return True  # tunnels to any IPv4 address
+        elif address not in GLOBAL_V6 or address.sixtofour is not None:
+            return True  # 6to4 is a tunnel to any IPv4 address
     return (
         not address.is_global
         or address.is_multicast
@@ -126,7 +129,8 @@ def forbidden(text: str) -> bool:
         or address.is_loopback
         or address.is_link_local
         or address.is_unspecified
-        or address in METADATA
+        or address == METADATA
+        or any(address in network for network in SPECIAL)
     )
 
 

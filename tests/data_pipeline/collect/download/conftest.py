@@ -20,6 +20,7 @@ QUICK = {
     "max_bytes": 200_000,
     "max_pixels": 1_000_000,
     "silent_after": 1000,
+    "decoders": 1,
     "fixed_time": TIME,
 }
 

@@ -85,16 +85,16 @@ def test_every_misbehaviour_ends_in_its_reason(collect):
 
 def test_another_run_takes_up_what_may_succeed_now(collect):
     with BadServer(busy=2) as server:
-        paths = ["/ok/1.jpg", "/status/404", "/busy/1.jpg", "/page/1.jpg"]
+        paths = ["/ok/1.jpg", "/status/404", "/busy/2.jpg", "/page/1.jpg"]
         urls = [server.url(path) for path in paths]
         first = collect(urls, server, tries=1)
         assert [first.reason(url) for url in urls] == ["done", "status", "status", "not a picture"]
         server.asked.clear()
         collect(urls, server, tries=1)
-        assert server.asked == ["/robots.txt", "/busy/1.jpg"]
+        assert server.asked == ["/robots.txt", "/busy/2.jpg"]
         server.asked.clear()
         last = collect(urls, server, tries=1, retry_failed=True)
-        assert sorted(server.asked) == ["/busy/1.jpg", "/page/1.jpg", "/robots.txt", "/status/404"]
+        assert sorted(server.asked) == ["/busy/2.jpg", "/page/1.jpg", "/robots.txt", "/status/404"]
         assert last.reason(urls[2]) == "done"
         # What is done is done, unless its file is not there any more.
         (last.work / last.pictures[urls[0]].path).unlink()
@@ -117,12 +117,12 @@ def test_any_number_of_threads_writes_the_same(collect):
 def test_hosts_are_asked_in_turns_and_not_too_often(collect):
     with BadServer(delay=0.05) as one, BadServer(address="127.0.0.2", delay=0.05) as two:
         urls = [one.url(f"/ok/{i}.jpg") for i in range(6)] + [two.url(f"/ok/{i}") for i in range(6)]
-        found = collect(urls, one, two, interval=0.02, per_host=2)
+        found = collect(urls, one, two, interval=0.05, per_host=2)
         assert len(found.pictures) == 12
         for server in (one, two):
             assert server.most_open <= 2
             gaps = [b - a for a, b in zip(server.times, server.times[1:], strict=False)]
-            assert min(gaps) > 0.01  # of 0.02: both ends' clocks jitter
+            assert min(gaps) > 0.02  # of 0.05: a thread may come late, and the next one does not
         # The second host does not wait until the first is done.
         assert two.times[0] < one.times[-1]
 
