@@ -59,7 +59,7 @@ def write_rows(file: Path, server: BadServer, pictures: int) -> int:
 def start(rows: Path, server: BadServer, work: Path) -> subprocess.Popen:
     """The command, with short time-outs."""
     options = ["--contact", "benchmarks@example.org", "--allow", server.place]
-    options += ["--interval", "0.005", "--per-host", "8", "--total-timeout", "2", "--tries", "2"]
+    options += ["--interval", "0.01", "--per-host", "8", "--total-timeout", "1", "--tries", "2"]
     options += ["--backoff", "0.05", "--max-bytes", "500000", "--max-pixels", "1000000"]
     options += ["--decoders", "2", "--fixed-time", "2026-01-31T12:00:00Z", "--work", str(work)]
     return subprocess.Popen(
@@ -119,7 +119,7 @@ def main() -> None:
             server.count.clear()
             at, done = [], []
             for _ in range(times):
-                at.append(moments.uniform(0, seconds / (1 if times == 1 else 4)))
+                at.append(moments.uniform(0, seconds if times == 1 else seconds / 2))
                 done.append(killed(rows, server, work, at[-1]))
             to_the_end(rows, server, work)
             same = files_of(work) == whole

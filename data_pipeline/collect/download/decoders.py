@@ -53,12 +53,13 @@ class _Decoder:
         try:
             self._pipe.send((str(source), str(stem)))
             answered = self._pipe.poll(self._timeout)
-            kind, values = self._pipe.recv() if answered else ("late", None)
+            answer: tuple[str, Any] = self._pipe.recv() if answered else ("late", None)
         except (EOFError, OSError):
             self._process.join(STOP)
             code = self._process.exitcode
             self._kill()
             raise Failed("decoder", _ending(code)) from None
+        kind, values = answer
         if kind == "late":
             self._kill()
             raise Failed("decoder", "no answer", self._timeout)

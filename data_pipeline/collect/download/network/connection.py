@@ -18,10 +18,12 @@ class Connection(http.client.HTTPConnection):
     Proxies of the environment are not used: they would resolve the name themselves.
     """
 
-    def __init__(self, target: Target, addresses: list[str], connect_timeout: float):
+    def __init__(
+        self, target: Target, addresses: list[str], connect_timeout: float, timeout: float
+    ):
         self.default_port = {"http": 80, "https": 443}[target.scheme]
         super().__init__(target.host, target.port, timeout=connect_timeout)
-        self.target, self.addresses = target, addresses
+        self.target, self.addresses, self._read_timeout = target, addresses, timeout
         self.expired = False
         self._open: socket.socket | None = None
 
@@ -46,6 +48,7 @@ class Connection(http.client.HTTPConnection):
             )
             self._open = self.sock
             self.sock.do_handshake()
+        self.sock.settimeout(self._read_timeout)
 
     @contextmanager
     def limit(self, seconds: float) -> Iterator[None]:

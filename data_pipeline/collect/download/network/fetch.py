@@ -77,7 +77,7 @@ class Fetcher:
     def _connection(self, target: Target) -> Connection:
         settings = self.settings
         found = resolve(target, settings.allow, settings.connect_timeout, self.resolver)
-        return Connection(target, found, settings.connect_timeout)
+        return Connection(target, found, settings.connect_timeout, settings.total_timeout)
 
     def _ask(self, connection, target, file, limit, accept, opt_out) -> Body | Target:
         try:
@@ -104,7 +104,6 @@ class Fetcher:
         try:
             if connection.sock is None:
                 connection.connect()
-                connection.sock.settimeout(self.settings.total_timeout)
         except FAULTS as error:
             raise self._fault(connection, error, "connecting") from error
         try:
