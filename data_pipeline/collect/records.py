@@ -21,8 +21,6 @@ from data_pipeline.files import atomic_write
 from data_pipeline.text_files import parse_json_lines, read_text
 
 PICTURES, DROPPED = "pictures.jsonl", "dropped.jsonl"
-# In their order; dropped.jsonl has it too, whichever stage ran last.
-STAGES = ("download", "filter", "verify", "crop", "mask", "caption", "split", "purge")
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,12 +130,13 @@ def read_pictures(work: str | Path) -> list[Picture]:
 
 
 def replace_dropped(work: str | Path, stage: str, dropped: Iterable[Dropped]) -> None:
-    """Write what a stage dropped into dropped.jsonl, in place of what it wrote there before."""
+    """Write what a stage dropped into dropped.jsonl, in place of what it wrote there before.
+
+    Its lines come first, since the stages after it begin with what it left.
+    """
     path = Path(work) / DROPPED
     kept = []
     if path.exists():
         entries = (entry for _, entry in parse_json_lines(read_text(path), path))
         kept = [Dropped.from_json(entry) for entry in entries if entry["stage"] != stage]
-    order = {name: number for number, name in enumerate(STAGES)}
-    lines = sorted([*kept, *dropped], key=lambda line: order.get(line.stage, len(order)))
-    write_json_lines(path, lines)
+    write_json_lines(path, [*dropped, *kept])

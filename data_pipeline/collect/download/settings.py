@@ -45,7 +45,7 @@ class DownloadSettings:
     total_timeout: float = 60.0
     decode_timeout: float = 60.0
     max_bytes: int = 32 << 20
-    max_pixels: int = 64_000_000
+    max_pixels: int = 40_000_000
     max_redirects: int = 5
     tries: int = 3
     backoff: float = 2.0

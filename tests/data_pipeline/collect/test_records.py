@@ -44,10 +44,12 @@ def test_a_stage_replaces_its_own_lines(tmp_path):
     def stored():
         return (tmp_path / "dropped.jsonl").read_text()
 
-    replace_dropped(tmp_path, "download", [line("download", "1"), line("download", "2")])
+    mine = [line("download", "1"), line("download", "2")]
     replace_dropped(tmp_path, "filter", [line("filter", "3")])
+    replace_dropped(tmp_path, "download", mine)
     before = stored()
+    assert [entry.split('"key": "')[1][0] for entry in before.splitlines()] == ["1", "2", "3"]
     replace_dropped(tmp_path, "download", [])
     assert stored().count("\n") == 1
-    replace_dropped(tmp_path, "download", [line("download", "1"), line("download", "2")])
-    assert stored() == before  # in the order of the stages, whichever ran last
+    replace_dropped(tmp_path, "download", mine)
+    assert stored() == before
