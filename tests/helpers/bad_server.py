@@ -56,7 +56,7 @@ class BadServer:
         self.asked: list[str] = []
         self.headers: list[Mapping[str, str]] = []
         self.times: list[float] = []
-        self.open = self.most_open = 0
+        self.open = self.most_open = self.connections = 0
         self.count: Counter[str] = Counter()
         self.lock = threading.Lock()
         self.closing = threading.Event()
@@ -130,6 +130,8 @@ class _Handler(BaseHTTPRequestHandler):
         pass
 
     def handle(self) -> None:
+        with self.of.lock:
+            self.of.connections += 1
         try:
             super().handle()
         except OSError:  # whoever asked has gone

@@ -195,10 +195,9 @@ class _Run:
             body = self._get(host, task, partial)
         except NotFetched as failure:
             task.tries += 1
-            failed = failure if isinstance(failure, Failed) and failure is not host.closed else None
-            if self.hosts.finish(host, failed, task):
-                return
-            self._end(row, partial, failure, task.tries)
+            own = isinstance(failure, Failed) and failure is not host.closed
+            if not self.hosts.finish(host, failure if own else None, task):
+                self._end(row, partial, failure, task.tries)
             return
         if body is None:
             return

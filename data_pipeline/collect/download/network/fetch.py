@@ -80,6 +80,7 @@ class Fetcher:
         return Connection(target, found, settings.connect_timeout, settings.total_timeout)
 
     def _ask(self, connection, target, file, limit, accept, opt_out) -> Body | Target:
+        answer = None
         try:
             with connection.limit(self.settings.total_timeout):
                 answer = self._headers(connection, target, accept)
@@ -98,6 +99,8 @@ class Fetcher:
         finally:
             if connection is not None:
                 connection.close()
+                if answer is not None:
+                    answer.close()  # it has a hold of the socket of its own
 
     def _headers(self, connection: Connection, target: Target, accept: str):
         headers = {"User-Agent": self.settings.user_agent, "Accept": accept}

@@ -56,6 +56,7 @@ def test_every_misbehaviour_ends_in_its_reason(collect):
         expected[server.url(f"/to?url={outside.url('/ok/1.jpg')}")] = "port"
         expected[outside.url("/ok/1.jpg")] = "port"
         expected["http://127.0.0.1/1.jpg"] = "address"
+        expected[f"https://{server.place}/1.jpg"] = "connection"  # it speaks no TLS
         expected["ftp://example.org/1.jpg"] = "scheme"
         rows = [Row("ann", url) for url in expected]
         rows.append(Row("ann", server.url("/ok/3.jpg"), sha256="0" * 64))
