@@ -15,6 +15,7 @@ import os
 import shutil
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -98,6 +99,7 @@ class _Run:
         self.hosts = Hosts(settings, resolver)
         self.partial = work / "partial"
         self.fault: BaseException | None = None
+        self.counts: Counter[str] = Counter()  # of this run
 
     # ---- What is to be done ----------------------------------------------------------------------
 
@@ -263,6 +265,7 @@ class _Run:
         if failure is not None:
             self.note(row, failure, tries)
         partial.unlink(missing_ok=True)
+        self.bar.set_postfix(self.counts, refresh=False)
         self.bar.update()
 
     # ---- The state -------------------------------------------------------------------------------
@@ -278,8 +281,10 @@ class _Run:
             values |= {"reason": outcome.reason, "value": outcome.value}
             values |= {"threshold": outcome.threshold, "again": outcome.again}
             self.state.add(row.key, outcome.state, **values)
+            self.counts[outcome.state] += 1
         else:
             self.state.add(row.key, "done", **values, picture=outcome)
+            self.counts["done"] += 1
 
 
 def _now() -> str:
