@@ -6,7 +6,7 @@ import signal
 from pathlib import Path
 from typing import Any
 
-from data_pipeline.collect.download.content import Decoded, decode
+from data_pipeline.collect.download.content import HEAD, Decoded, decode, picture_kind
 from data_pipeline.collect.download.outcomes import Failed
 
 STOP = 5.0  # seconds that a process has to end by itself
@@ -29,6 +29,8 @@ class Decoders:
             Failed: as content.decode, or the process died or took too long.
             OSError: the picture cannot be written.
         """
+        with open(source, "rb") as file:
+            picture_kind(file.read(HEAD))  # many failures are pages, which need no process
         decoder = self._free.get()
         try:
             return decoder.decode(source, stem)

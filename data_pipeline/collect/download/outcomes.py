@@ -1,10 +1,12 @@
 """Why a row has no picture: it was refused, or it failed.
 
+No value holds the row's own address or a name: the log of states has neither.
+
 | reason | state | value, threshold |
 |---|---|---|
 | scheme, credentials, port | refused | what the address has |
 | address | refused | the private, local or reserved address that its name leads to |
-| robots.txt | refused | the path |
+| robots.txt | refused | |
 | opt-out | refused | the header that says so |
 | refusal list | refused | which of identity, url and sha256 is on it |
 | url | failed | why it cannot be read |

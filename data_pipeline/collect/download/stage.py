@@ -124,7 +124,7 @@ class _Run:
         if entry is None:
             return True
         if entry["state"] == "done":
-            changed = row.sha256 not in ("", entry["picture"]["key"])
+            changed = row.sha256.lower() not in ("", entry["picture"]["key"])
             return changed or not is_there(self.work, entry["picture"])
         if entry["reason"] == "refusal list":
             return self.settings.retry_failed and not self.refusals.refused(row)
@@ -241,7 +241,7 @@ class _Run:
 
     def _keep(self, row: Row, body: Body, partial: Path) -> dict[str, Any]:
         """Decode a file and give the picture its place; what the state says of it."""
-        if row.sha256 and row.sha256 != body.sha256:
+        if row.sha256.lower() not in ("", body.sha256):
             raise Failed("sha256", body.sha256, row.sha256)
         if which := self.refusals.refused(row, body.sha256):
             raise Refused("refusal list", which)

@@ -90,5 +90,7 @@ def _only_one(file, work: Path) -> None:
         return
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
+    except BlockingIOError as error:
         raise StateError(f"{work}: another download is at work in it; wait for it") from error
+    except OSError:  # a file system without locks
+        pass

@@ -71,11 +71,11 @@ def read_target(url: str, allow: tuple[str, ...] = ()) -> Target:
     if "@" in parts.netloc:
         raise Refused("credentials")
     if not host or "\\" in parts.netloc or "%" in host or any(c.isspace() for c in host):
-        raise Failed("url", f"the host is {host!r}")
+        raise Failed("url", "no host that can be read")
     try:
         host = host if ":" in host else host.encode("idna").decode().rstrip(".").lower()
     except UnicodeError as error:
-        raise Failed("url", f"the host {host!r} is no name: {error}") from error
+        raise Failed("url", "the host is no name") from error
     path = quote(parts.path or "/", safe=SAFE)
     path += f"?{quote(parts.query, safe=SAFE)}" if parts.query else ""
     target = Target(scheme, host, PORTS[scheme] if port is None else port, path)

@@ -179,7 +179,7 @@ class Hosts:
             value = f"{failure.reason}: {failure.value}"
             host.closed = Failed("host is silent", value, host.failures, again=True)
         wait = failure.wait
-        if wait is not None and wait > settings.max_wait:
+        if failure.again and wait is not None and wait > settings.max_wait:
             host.closed = Failed("host waits", wait, settings.max_wait, again=True)
         if task is None or not failure.again or task.tries >= settings.tries or host.closed:
             return False

@@ -9,7 +9,7 @@ from data_pipeline.collect.download.network.fetch import Fetcher
 from data_pipeline.collect.download.outcomes import Failed, NotFetched, Refused
 from data_pipeline.collect.download.settings import TOKEN, DownloadSettings
 
-MOST_BYTES = 500 << 10  # what the RFC asks a crawler to read at least
+MOST_BYTES = 4 << 20  # the RFC asks for 500 KiB at least
 KEPT = 24 * 3600.0  # seconds after which it is asked again
 LONGEST_DELAY = 60.0  # seconds of a Crawl-delay that are respected
 ALWAYS = (429,)  # of 400 to 499, the one that does not mean that there is none
@@ -27,7 +27,7 @@ class Robots:
     def check(self, target: Target) -> None:
         """Refused if the path is forbidden."""
         if self._rules is not None and not self._rules.can_fetch(target.url, TOKEN):
-            raise Refused("robots.txt", target.path.partition("?")[0])
+            raise Refused("robots.txt")
 
     @property
     def stale(self) -> bool:

@@ -61,6 +61,18 @@ def test_turned_and_without_metadata(decoded):
     assert not image.info.keys() & {"exif", "icc_profile", "xmp", "comment"}
 
 
+def test_the_first_picture_of_several_as_phones_write_them(decoded):
+    more = [Image.new("RGB", (8, 8), "white")]
+    data = as_file(Image.new("RGB", (8, 4), "black"), "MPO", save_all=True, append_images=more)
+    said, image = decoded(data)
+    assert (said.width, said.height) == (8, 4) and np.asarray(image).max() < 5
+
+
+def test_printers_colours(decoded):
+    said, image = decoded(as_file(Image.new("CMYK", (4, 4), (0, 255, 255, 0)), "JPEG"))
+    assert said.ending == ".jpg" and (np.asarray(image)[0, 0] // 64 == [3, 0, 0]).all()
+
+
 def test_broken_exif_costs_nothing(decoded):
     data = as_file(Image.new("RGB", (20, 10)), "JPEG", exif=b"Exif\x00\x00II*\x00\xff\xff\xff\xff")
     said, _ = decoded(data)

@@ -45,7 +45,7 @@ def test_robots_txt():
     robots = Robots(rules)
     robots.check(read_target("http://example.org/a.jpg"))
     robots.check(read_target("http://example.org/private/open/a.jpg"))
-    with pytest.raises(Refused, match="robots.txt /private/a.jpg"):
+    with pytest.raises(Refused, match="robots.txt"):
         robots.check(read_target("http://example.org/private/a.jpg?size=1"))
     assert robots.interval == 7 and not robots.stale
     ours = Robots(parse_robots(b"User-agent: persongen_jax\nDisallow: /\n"))
