@@ -197,8 +197,11 @@ class _Run:
             body = self._get(host, task, partial)
         except NotFetched as failure:
             task.tries += 1
-            own = isinstance(failure, Failed) and failure is not host.closed
-            if not self.hosts.finish(host, failure if own else None, task):
+            if isinstance(failure, Failed) and failure is not host.closed:
+                again = self.hosts.finish(host, failure, task)
+            else:
+                again = self.hosts.finish(host)
+            if not again:
                 self._end(row, partial, failure, task.tries)
             return
         if body is None:
