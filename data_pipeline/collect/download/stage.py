@@ -193,15 +193,15 @@ class _Run:
     def _take_up(self, host: Host, task: Task) -> None:
         row = self.rows[task.number]
         partial = self.partial / row.key
+        if host.closed is not None:
+            self.hosts.finish(host)
+            self._end(row, partial, host.closed, task.tries)
+            return
         try:
             body = self._get(host, task, partial)
         except NotFetched as failure:
             task.tries += 1
-            if isinstance(failure, Failed) and failure is not host.closed:
-                again = self.hosts.finish(host, failure, task)
-            else:
-                again = self.hosts.finish(host)
-            if not again:
+            if not self.hosts.finish(host, failure, task):
                 self._end(row, partial, failure, task.tries)
             return
         if body is None:
@@ -221,8 +221,6 @@ class _Run:
         if task.target is None:
             place = self.places[self.rows[task.number].key]
             return copy_local(place, partial, settings.max_bytes)
-        if host.closed is not None:
-            raise host.closed
         if host.robots is None or host.robots.stale:
             fault = None
             try:

@@ -86,7 +86,9 @@ class Hosts:
             self._changed.notify_all()
             return None
 
-    def finish(self, host: Host, failure: Failed | None = None, task: Task | None = None) -> bool:
+    def finish(
+        self, host: Host, failure: NotFetched | None = None, task: Task | None = None
+    ) -> bool:
         """The request of a task is over. True if the task will be tried again.
 
         Args:
@@ -97,8 +99,8 @@ class Hosts:
             now = time.monotonic()
             host.active -= 1
             self._active -= 1
-            again = self._note(host, failure, task, now) if failure else False
-            if failure is None:
+            again = isinstance(failure, Failed) and self._note(host, failure, task, now)
+            if not isinstance(failure, Failed):
                 host.failures = 0
             if not host.tasks and not host.active:
                 host.fetcher.close()
