@@ -123,7 +123,9 @@ class Hosts:
                 pause = self._pause(host.robots_tries) if fault.wait is None else fault.wait
                 last = host.robots_tries >= self._settings.tries
                 if last or not fault.again or pause > self._settings.max_wait:
-                    host.closed = fault
+                    # A new one: the exception holds on to all that it passed through.
+                    values = (fault.reason, fault.value, fault.threshold, fault.again)
+                    host.closed = type(fault)(*values)
                 host.ready = max(host.ready, time.monotonic() + pause)
             self._offer(host)
             self._changed.notify_all()
