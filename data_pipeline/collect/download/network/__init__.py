@@ -1,0 +1,1 @@
+"""Asking hosts for files: whom, how often, and what they allow."""

@@ -1,0 +1,212 @@
+"""The download from a server that misbehaves: each row ends in its reason, and nobody else is
+asked."""
+
+import time
+
+import pytest
+
+from data_pipeline.collect.download.stage import DownloadError
+from data_pipeline.collect.records import Row, read_pictures
+from data_pipeline.collect.rows.sources import read_rows
+from tests.data_pipeline.collect.download.conftest import TIME, files_of
+from tests.helpers.bad_server import BadServer, picture, turned
+
+REASONS = {
+    "/ok/1.jpg": "done",
+    "/png/1": "done",
+    "/webp/1.jpg": "done",
+    "/turned/1.jpg": "done",
+    "/busy/1.jpg": "done",
+    "/othersnoai/1.jpg": "done",
+    "/to?url=/ok/2.jpg": "done",
+    "/status/404": "status",
+    "/status/503": "status",
+    "/endless/1.jpg": "too large",
+    "/huge/1.jpg": "too large",
+    "/drip/1.jpg": "timeout",
+    "/dripheaders/1.jpg": "timeout",
+    "/hang/1.jpg": "timeout",
+    "/drop/1.jpg": "connection",
+    "/short/1.jpg": "cut short",
+    "/gzip/1.jpg": "encoding",
+    "/loop/0": "redirects",
+    "/to?url=http://127.0.0.1/1.jpg": "address",
+    "/to?url=http://169.254.169.254/latest/meta-data/": "address",
+    "/to?url=http://[::ffff:127.0.0.1]/1.jpg": "address",
+    "/to?url=file:///etc/passwd": "scheme",
+    "/to?url=http://me:secret@example.org/": "credentials",
+    "/to?url=/private/2.jpg": "robots.txt",
+    "/private/1.jpg": "robots.txt",
+    "/noai/1.jpg": "opt-out",
+    "/tdm/1.jpg": "opt-out",
+    "/page/anna.jpg": "not a picture",
+    "/gif/1.jpg": "not a picture",
+    "/empty/1.jpg": "not a picture",
+    "/truncated/1.jpg": "damaged",
+    "/bomb/1.png": "too many pixels",
+}
+
+
+def test_every_misbehaviour_ends_in_its_reason(collect):
+    with (
+        BadServer(robots="User-agent: *\nDisallow: /private/\n") as server,
+        BadServer() as outside,
+    ):
+        expected = {server.url(path): reason for path, reason in REASONS.items()}
+        expected[server.url(f"/to?url={outside.url('/ok/1.jpg')}")] = "port"
+        expected[outside.url("/ok/1.jpg")] = "port"
+        expected["http://127.0.0.1/1.jpg"] = "address"
+        expected[f"https://{server.place}/1.jpg"] = "connection"  # it speaks no TLS
+        expected["ftp://example.org/1.jpg"] = "scheme"
+        rows = [Row("ann", url) for url in expected]
+        rows.append(Row("ann", server.url("/ok/3.jpg"), sha256="0" * 64))
+        expected[rows[-1].url] = "sha256"
+        begun = time.monotonic()
+        found = collect(rows, server)
+        assert time.monotonic() - begun < 15  # two tries of a second, and starting a decoder
+
+        assert {row.url: found.reason(row.url) for row in rows} == expected
+        assert outside.asked == []
+        assert not [path for path in server.asked if path.startswith("/private")]
+        assert server.count["/robots.txt"] == 1
+        assert server.count["/status/503"] == 2 and server.count["/status/404"] == 1
+        assert all("tests@example.org" in headers["User-Agent"] for headers in server.headers)
+
+    done = found.pictures[server.url("/turned/1.jpg")]
+    assert (done.width, done.height, done.rotated, done.fetched) == (12, 24, True, TIME)
+    entry = found.dropped[server.url("/bomb/1.png")]
+    assert entry["stage"] == "download" and entry["identity"] == "ann"
+    assert (entry["value"], entry["threshold"]) == (60_000**2, 1_000_000)
+    assert list(found.pictures) == [row.url for row in rows if row.url in found.pictures]
+    assert read_pictures(found.work) == list(found.pictures.values())
+    for path in found.pictures.values():
+        assert (found.work / path.path).stat().st_size == path.bytes
+    assert not (found.work / "partial").exists()
+
+
+def test_another_run_takes_up_what_may_succeed_now(collect):
+    with BadServer(busy=2) as server:
+        paths = ["/ok/1.jpg", "/status/404", "/busy/2.jpg", "/page/1.jpg"]
+        urls = [server.url(path) for path in paths]
+        first = collect(urls, server, tries=1)
+        assert [first.reason(url) for url in urls] == ["done", "status", "status", "not a picture"]
+        server.asked.clear()
+        collect(urls, server, tries=1)
+        assert server.asked == ["/robots.txt", "/busy/2.jpg"]
+        server.asked.clear()
+        last = collect(urls, server, tries=1, retry_failed=True)
+        assert sorted(server.asked) == ["/busy/2.jpg", "/page/1.jpg", "/robots.txt", "/status/404"]
+        assert last.reason(urls[2]) == "done"
+        # What is done is done, unless its file is not there any more.
+        (last.work / last.pictures[urls[0]].path).unlink()
+        server.asked.clear()
+        assert list(collect(urls, server, tries=1).pictures) == [urls[0], urls[2]]
+        assert server.asked == ["/robots.txt", "/ok/1.jpg"]
+
+
+def test_any_number_of_threads_writes_the_same(collect):
+    with BadServer() as one, BadServer(address="127.0.0.2") as two:
+        paths = [f"/ok/{i}.jpg" for i in range(12)] + ["/status/404", "/page/1", "/ok/3.jpg"]
+        rows = [Row("ab"[i % 2], (one, two)[i % 2].url(path)) for i, path in enumerate(paths)]
+        rows.append(Row("c", rows[0].url, licence="CC0", caption="ü"))
+        first = collect(rows, one, two, work="1", threads=1)
+        other = collect(rows, one, two, work="4", threads=4, decoders=2)
+    assert len(first.pictures) == 13
+    assert files_of(first.work) == files_of(other.work)
+
+
+def test_hosts_are_asked_in_turns_and_not_too_often(collect):
+    with BadServer(delay=0.05) as one, BadServer(address="127.0.0.2", delay=0.05) as two:
+        urls = [one.url(f"/ok/{i}.jpg") for i in range(6)] + [two.url(f"/ok/{i}") for i in range(6)]
+        begun = time.monotonic()
+        found = collect(urls, one, two, interval=0.1, per_host=2)
+        assert len(found.pictures) == 12
+        for server in (one, two):
+            assert server.most_open <= 2
+            assert len(server.asked) == 7 and server.times[-1] - begun > 6 * 0.1
+        # The second host does not wait until the first is done.
+        assert two.times[0] < one.times[-1]
+
+
+def test_waiting_as_long_as_a_host_asks(collect):
+    with BadServer(wait="1") as server, BadServer(wait="3600", address="127.0.0.2") as long:
+        urls = [server.url("/busy/1.jpg"), *(long.url(f"/busy/{i}.jpg") for i in (1, 2, 3))]
+        found = collect(urls, server, long, threads=1, max_wait=5)
+        assert found.reason(urls[0]) == "done"
+        asked = dict(zip(server.asked, server.times, strict=True))
+        first = server.times[server.asked.index("/busy/1.jpg")]
+        assert asked["/busy/1.jpg"] - first >= 0.99
+        # An hour is not waited for, and the host is left alone.
+        assert [found.reason(url) for url in urls[1:]] == ["status", "host waits", "host waits"]
+        assert long.asked == ["/robots.txt", "/busy/1.jpg"]
+
+
+def test_a_host_without_answers_is_given_up(collect):
+    with BadServer() as server, BadServer(robots=503, address="127.0.0.2") as broken:
+        urls = [server.url(f"/drop/{i}") for i in range(6)] + [broken.url("/ok/1.jpg")]
+        found = collect(urls, server, broken, threads=1, tries=1, silent_after=3)
+        reasons = [found.reason(url) for url in urls]
+        assert reasons == ["connection"] * 3 + ["host is silent"] * 3 + ["status"]
+        assert len(server.asked) == 4 and broken.asked == ["/robots.txt"]
+        assert found.dropped[urls[-1]]["value"] == "robots.txt: 503"
+
+
+def test_who_refused_is_not_collected_and_removed(collect, tmp_path):
+    with BadServer() as server:
+        rows = [Row("Ann", server.url("/ok/1.jpg")), Row("Bob", server.url("/ok/2.jpg"))]
+        before = collect([*rows, Row("Cy", rows[1].url)], server)
+        refusals = tmp_path / "refused.txt"
+        refusals.write_text("ann\nbob\n")
+        server.asked.clear()
+        rows.append(Row("Cy", rows[1].url))
+        more = [*rows, Row("Ann", server.url("/ok/3.jpg"))]
+        after = collect(more, server, refusals=str(refusals))
+        assert server.asked == []
+    assert [picture.identity for picture in read_pictures(after.work)] == ["Cy"]
+    assert not (after.work / before.pictures[rows[0].url].path).exists()
+    assert (after.work / before.pictures[rows[1].url].path).exists()  # Cy's, too
+    assert {entry["reason"] for entry in after.dropped.values()} == {"refusal list"}
+
+
+def test_pictures_that_are_here_need_no_network(collect, tmp_path):
+    photos = tmp_path / "photos"
+    for name, data in [
+        ("ann/1.jpg", turned()),
+        ("ann/2.jpg", picture(1)[:300]),
+        ("10_bob man/3.jpg", picture(3, "PNG")),
+    ]:
+        (photos / name).parent.mkdir(parents=True, exist_ok=True)
+        (photos / name).write_bytes(data)
+    found = read_rows(photos)
+    got = collect(found.rows, places=found.places, contact="")
+    pictures = {p.url: (p.identity, p.width, p.path[-4:]) for p in got.pictures.values()}
+    assert pictures == {
+        "file:photos/ann/1.jpg": ("ann", 12, ".jpg"),
+        "file:photos/10_bob man/3.jpg": ("bob man", 24, ".png"),
+    }
+    assert got.reason("file:photos/ann/2.jpg") == "damaged"
+    # Without a place, such an address is one of the many that are not asked.
+    assert (
+        collect(["file:photos/ann/1.jpg"], work="other").reason("file:photos/ann/1.jpg") == "scheme"
+    )
+
+
+def test_without_space_nothing_is_lost(collect):
+    resource = pytest.importorskip("resource")
+    with BadServer() as server:
+        urls = [server.url("/page/1.jpg"), server.url("/ok/1.jpg")]
+        soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+        try:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (600, hard))  # bytes of a file
+            with pytest.raises(DownloadError, match="no space left; make room and run it again"):
+                collect(urls, server, threads=1)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        server.asked.clear()
+        assert list(collect(urls, server).pictures) == [urls[1]]
+        assert server.asked == ["/robots.txt", "/ok/1.jpg"]
+
+
+def test_hosts_are_told_whom_to_write_to(collect):
+    with pytest.raises(DownloadError, match="contact: .* give your mail address"):
+        collect(["http://example.org/1.jpg"], contact="")
