@@ -1,0 +1,1 @@
+"""Collect an identity data set: plain functions over records, stage by stage."""

@@ -1,0 +1,139 @@
+"""What goes from stage to stage: a row that the user gives, a picture that was fetched, and what
+was dropped.
+
+The work folder of a collection holds
+
+    pictures/ab/abcd….jpg    upright sRGB pictures without metadata, by the key's first two digits
+    pictures.jsonl           a Picture per line, in the order of the rows
+    dropped.jsonl            a Dropped per line: what a stage left out, and why
+    state.jsonl              what became of each row (download/state.py)
+"""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from data_pipeline.files import atomic_write
+from data_pipeline.text_files import parse_json_lines, read_text
+
+PICTURES, DROPPED = "pictures.jsonl", "dropped.jsonl"
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A picture of a person, as a list names it; "" for what the list does not say.
+
+    ``sha256`` is of the file's bytes, 64 hexadecimal digits; ``source`` the page it was found on.
+    """
+
+    identity: str
+    url: str
+    sha256: str = ""
+    licence: str = ""
+    consent: str = ""
+    source: str = ""
+    caption: str = ""
+
+    @property
+    def key(self) -> str:
+        """16 hexadecimal digits of the identity and the address."""
+        text = f"{self.identity}\n{self.url}".encode("utf-8", "surrogatepass")
+        return hashlib.sha256(text).hexdigest()[:16]
+
+    def to_json(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_json(cls, entry: dict[str, Any]) -> "Row":
+        return cls(**entry)
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """A picture in the work folder.
+
+    Attributes:
+        key: SHA-256 of the bytes that were fetched.
+        path: relative to the work folder.
+        width, height: pixels of the upright picture.
+        bytes: size of the file at ``path``.
+        fetched: when, in UTC: 2026-01-31T12:00:00Z.
+        rotated: whether EXIF's orientation turned or mirrored it.
+        row: the key of its row.
+    """
+
+    key: str
+    identity: str
+    url: str
+    path: str
+    width: int
+    height: int
+    bytes: int
+    fetched: str
+    rotated: bool
+    licence: str
+    consent: str
+    source: str
+    caption: str
+    row: str
+
+    def to_json(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_json(cls, entry: dict[str, Any]) -> "Picture":
+        return cls(**entry)
+
+
+@dataclass(frozen=True, slots=True)
+class Dropped:
+    """What a stage left out: ``value`` was measured, ``threshold`` is what it was held against.
+
+    ``key`` is the picture's, or the row's where there is no picture.
+    """
+
+    stage: str
+    key: str
+    identity: str
+    url: str
+    reason: str
+    value: Any = None
+    threshold: Any = None
+
+    def to_json(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_json(cls, entry: dict[str, Any]) -> "Dropped":
+        return cls(**entry)
+
+
+def json_line(entry: dict[str, Any]) -> str:
+    """One line of a .jsonl file, with its end."""
+    return json.dumps(entry, ensure_ascii=False) + "\n"
+
+
+def write_json_lines(path: str | Path, items: Iterable[Row | Picture | Dropped]) -> None:
+    """Write a .jsonl file in one piece."""
+    with atomic_write(path) as partial, open(partial, "w", encoding="utf-8", newline="\n") as file:
+        file.writelines(json_line(item.to_json()) for item in items)
+
+
+def read_pictures(work: str | Path) -> list[Picture]:
+    """The pictures that the download wrote. FileNotFoundError if it has not run."""
+    path = Path(work) / PICTURES
+    return [Picture.from_json(entry) for _, entry in parse_json_lines(read_text(path), path)]
+
+
+def replace_dropped(work: str | Path, stage: str, dropped: Iterable[Dropped]) -> None:
+    """Write what a stage dropped into dropped.jsonl, in place of what it wrote there before."""
+    path = Path(work) / DROPPED
+    kept = []
+    if path.exists():
+        entries = (entry for _, entry in parse_json_lines(read_text(path), path))
+        kept = [Dropped.from_json(entry) for entry in entries if entry["stage"] != stage]
+    write_json_lines(path, [*kept, *dropped])
