@@ -5,8 +5,8 @@
     python -m data_pipeline.collect --config … --runner FnApiRunner -- --direct_num_workers=2
 
 The first reads WORK/pictures.jsonl, measures what is not measured yet, and writes OUT. A changed
-threshold (--set) reads the stored measurements. With the extra `beam` a --runner of Apache Beam does
-the same, with the same bytes; what follows -- is for Beam.
+threshold (--set) reads the stored measurements. With the extra `beam` a --runner of Apache Beam
+does the same, with the same bytes; what follows -- is for Beam.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""What the stages after the download pass on: a picture that is still in, and one that was dropped."""
+"""What the stages after the download pass on: a picture that is still in, or was dropped."""
 
 from dataclasses import dataclass, replace
 from typing import Any

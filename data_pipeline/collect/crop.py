@@ -104,6 +104,6 @@ def face_share(choice: Choice, square: Square) -> float:
 
 
 def _start(wanted: float, side: int, limit: int, low: float, high: float) -> int:
-    """An interval of ``side`` that starts near ``wanted``, holds [low, high], and is in the picture."""
+    """An interval of ``side`` in [0, limit] that starts near ``wanted`` and holds [low, high]."""
     first, last = max(0, math.ceil(high) - side), min(limit - side, math.floor(low))
     return min(max(round(wanted), first), last)

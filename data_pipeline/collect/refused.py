@@ -27,7 +27,7 @@ HASH = re.compile(r"[0-9a-fA-F]{64}")
 
 @dataclass
 class Refused:
-    """Names (in plain_name's form, case folded), addresses, keys, and faces: (embedding, cosine)."""
+    """Names (in plain_name's form, case folded), addresses, keys; faces: embedding, cosine, by."""
 
     names: set[str] = field(default_factory=set)
     urls: set[str] = field(default_factory=set)

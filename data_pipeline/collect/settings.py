@@ -84,7 +84,7 @@ class Duplicates:
     """
 
     bits: int | None = 8
-    same_face: float = 0.9
+    same_face: float = 0.85
     across: str = "worse"
 
 
@@ -93,18 +93,19 @@ class Verify:
     """Which pictures show the person whose name they have (verify.py).
 
     rule: "median", "mean_cosine", "mad" or "paper"; every rule's result is reported.
-    median, mean_cosine: least cosine; they belong to the recogniser. mad: median - mad * 1.4826 *
+    median, mean_cosine, merge: least cosines; they belong to the recogniser, and are SFace's
+    (benchmarks/results/verification.md). mad: median - mad * 1.4826 *
     MAD, paper: mean - paper * standard deviation, both of the summed similarities.
     merge: least cosine of the medians of two names that are one person; None merges none.
     min_pictures: people with fewer are left out.
     """
 
     rule: str = "median"
-    median: float = 0.4
+    median: float = 0.5
     mean_cosine: float = 0.4
     mad: float = 5.0
     paper: float = 8.0
-    merge: float | None = 0.75
+    merge: float | None = 0.6
     min_pictures: int = 2
 
 

@@ -18,9 +18,9 @@ KEYS = ("class_word", "caption", "general", "background", "body")
 PROMPT = f"""Describe the person in this photograph for training a text-to-image model.
 Answer with one JSON object and nothing else. Its keys, all of them texts:
 "class_word": what the person is, one of {", ".join(CLASS_WORDS)};
-"caption": one or two sentences on all that can be seen, in which the class word occurs exactly once;
+"caption": one or two sentences on all that is seen, in which the class word occurs exactly once;
 "general": the part of the caption on the person, the expression, the gaze and the framing;
-"background": the part on everything that is not the person, with places, such as "on the far right";
+"background": the part on all that is not the person, with places, such as "on the far right";
 "body": the part on clothes, pose and things held.
 Rules: never name anybody. Hair and age may be said, other traits of the face may not. Together the
 three parts say everything that the caption says, and nothing else; a part may be empty."""

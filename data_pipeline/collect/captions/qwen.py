@@ -100,7 +100,7 @@ def _seed(key: str, seed: int) -> int:
 
 
 def _revision(folder: Path, config: Any) -> str:
-    """The commit that the hub's cache says, else a digest of the weights' names, sizes and config."""
+    """The commit that the hub's cache says, else a digest of the config and the weights' sizes."""
     commit = getattr(config, "_commit_hash", None)
     if commit:
         return str(commit)

@@ -33,6 +33,8 @@ class Measurer:
     settings: Measure
 
     def __call__(self, pictures: Sequence[tuple[str, str]]) -> list[Measured]:
+        if not pictures:
+            return []
         detector, recogniser, movenet, scores = _opened(self.settings)
         looks: list[Look] = []
         crops: list[np.ndarray] = []

@@ -23,7 +23,7 @@ MEAN = np.array([104, 117, 123], np.float32)  # BGR
 
 
 class _Nsfw:
-    """A number from 0 to 1; Yahoo calls 0.8 and more probably indecent, 0.2 and less probably not."""
+    """A number from 0 to 1, the higher the likelier."""
 
     error = (
         "Open NSFW judges whole pictures; its publisher states no error, and none was measured "

@@ -1,8 +1,8 @@
 """Further judges of pictures as plug-ins: nudity, age, or whatever a user has a network for.
 
-A plug-in is a function of (image uint8 RGB [h, w, 3], faces) to a number, named "package.module:NAME".
-It says how wrong it is by its attribute ``error``, one line that the report prints: a filter whose
-error nobody knows is not used in silence. ``licence`` is printed too.
+A plug-in is a function of (image uint8 RGB [h, w, 3], faces) to a number, named
+"package.module:NAME". It says how wrong it is by its attribute ``error``, one line that the report
+prints: a filter whose error nobody knows is not used in silence. ``licence`` is printed too.
 """
 
 import functools
@@ -27,8 +27,8 @@ def open_score(name: str) -> Callable[..., float]:
         raise ScoreError(f"measure.scores {name}: not a function")
     if not getattr(found, "error", ""):
         raise ScoreError(
-            f"measure.scores {name}: it does not say how wrong it is; give it an attribute `error`, "
-            "one line"
+            f"measure.scores {name}: it does not say how wrong it is; give it an attribute "
+            "`error`, one line"
         )
     return found
 

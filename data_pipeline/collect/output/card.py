@@ -30,8 +30,10 @@ Photographs of people, a square crop of each with its face box, landmarks and ca
 |---|---|---|
 {sets}
 
-Fetched: {fetched}. Sources: {_reasons(report["sources"])}. Licences: {_reasons(report["licences"])}.
-**Consent is not stated for {without["pictures"]} of {report["kept"]} pictures ({without["share"]:.1%}).**
+Fetched: {fetched}. Sources: {_reasons(report["sources"])}. \
+Licences: {_reasons(report["licences"])}.
+**Consent is not stated for {without["pictures"]} of {report["kept"]} pictures \
+({without["share"]:.1%}).**
 
 ## How it was made
 
@@ -43,7 +45,8 @@ Fetched: {fetched}. Sources: {_reasons(report["sources"])}. Licences: {_reasons(
 - Verification: rule {rule}, {settings["verify"][rule]:g}; names merged from a cosine of \
 {settings["verify"]["merge"]}.
 - Split by person, after merging; seed {settings["split"]["seed"]}.
-- Captions: {_reasons(report["captioner_revisions"])}; fallbacks: {sum(report["fallbacks"].values())}.
+- Captions: {_reasons(report["captioner_revisions"])}; \
+fallbacks: {sum(report["fallbacks"].values())}.
 
 Networks and plug-ins, and what their publishers say:
 
@@ -55,20 +58,20 @@ Every picture that was left out is in dropped.jsonl with the reason, the value a
 
 Who is in the set follows from who is on the list and has photographs on the network. Detectors,
 recognisers and captioners err more often on some groups of people than on others, so their filters
-drop people unevenly. Class words are a captioner's guess or come with the picture; they are nobody's
-stated gender or age: {_reasons(report["class_words"])}.
+drop people unevenly. Class words are a captioner's guess or come with the picture; they are
+nobody's stated gender or age: {_reasons(report["class_words"])}.
 
 ## What may not be done
 
-A face is biometric data. Do not use the set to recognise, track or judge people, to make pictures of
-somebody without their consent, or to make sexual pictures of anybody. Do not pass it on without this
-card.
+A face is biometric data. Do not use the set to recognise, track or judge people, to make pictures
+of somebody without their consent, or to make sexual pictures of anybody. Do not pass it on without
+this card.
 
 ## How to leave it
 
 `python -m data_pipeline.collect.purge` removes a person by name, address, hash or picture from the
-folders, shards, tars, measurements and embeddings, and keeps them out of later runs. Face embeddings
-lie apart, in the work folder's measured/, and can be deleted without the rest.
+folders, shards, tars, measurements and embeddings, and keeps them out of later runs. Face
+embeddings lie apart, in the work folder's measured/, and can be deleted without the rest.
 """
 
 

@@ -4,7 +4,8 @@ from html import escape
 from typing import Any
 
 STYLE = """body{font:15px/1.5 sans-serif;max-width:75rem;margin:2rem auto;padding:0 1rem}
-table{border-collapse:collapse}td,th{padding:.2rem .7rem;border-bottom:1px solid #ccc;text-align:left}
+table{border-collapse:collapse}
+td,th{padding:.2rem .7rem;border-bottom:1px solid #ccc;text-align:left}
 td.n{text-align:right}img{max-width:100%}figure{display:inline-block;margin:.5rem}
 figcaption{font-size:13px}"""
 WIDTH, HEIGHT = 330, 110  # of a histogram, pixels
@@ -25,7 +26,10 @@ def page(report: dict[str, Any], sheets: dict[str, str]) -> str:
     for title in ("licences", "sources", "class_words", "captioners", "fallbacks"):
         if report[title]:
             heading = title.replace("_", " ")
-            parts += [f"<h2>{heading.capitalize()}</h2>", _table((heading, "n"), report[title].items())]
+            parts += [
+                f"<h2>{heading.capitalize()}</h2>",
+                _table((heading, "n"), report[title].items()),
+            ]
     parts += ["<h2>Networks</h2>", *(f"<p>{escape(line)}</p>" for line in report["networks"])]
     for title, sheet in sheets.items():
         parts += [f"<h3>{escape(title)}</h3>", f'<img src="{sheet}" alt="{escape(title)}">']
@@ -47,7 +51,10 @@ def _stages(stages: list[dict[str, Any]]) -> str:
 
 def _verification(report: dict[str, Any]) -> str:
     found = report["verification"]
-    rows = [(rule, n, "used" if rule == found["used"] else "") for rule, n in found["would_drop"].items()]
+    rows = [
+        (rule, n, "used" if rule == found["used"] else "")
+        for rule, n in found["would_drop"].items()
+    ]
     text = _table(("rule", "would drop", ""), rows)
     if report["merged"]:
         text += "<p>Names that are one person:</p>"
@@ -84,7 +91,9 @@ def _histogram(name: str, found: dict[str, Any]) -> str:
     limit = found["threshold"]
     if limit is not None and low <= limit <= high and high > low:
         x = WIDTH * (limit - low) / (high - low)
-        bars += f'<line x1="{x:.1f}" x2="{x:.1f}" y1="0" y2="{HEIGHT}" stroke="#c22" stroke-width="2"/>'
+        bars += (
+            f'<line x1="{x:.1f}" x2="{x:.1f}" y1="0" y2="{HEIGHT}" stroke="#c22" stroke-width="2"/>'
+        )
     said = f"{name}: {low:g} to {high:g}" + (f", threshold {limit:g}" if limit is not None else "")
     return (
         f'<figure><svg width="{WIDTH}" height="{HEIGHT}" role="img">{bars}</svg>'

@@ -63,7 +63,9 @@ def _stages(curated: Curated) -> list[dict[str, Any]]:
     for name in [*(s for s in by_stage if s not in STAGES), *STAGES]:
         reasons = by_stage.get(name, Counter())
         gone = sum(reasons.values())
-        if name not in STAGES or name == "download":  # these dropped rows before there were pictures
+        if (
+            name not in STAGES or name == "download"
+        ):  # these dropped rows before there were pictures
             rows.append({"stage": name, "in": left + gone, "out": left})
         else:
             rows.append({"stage": name, "in": left, "out": left - gone})

@@ -49,7 +49,10 @@ def members(records: Iterable[Record], folder: Path) -> Iterator[tuple[str, byte
 
 def write_tar(path: Path, files: Iterable[tuple[str, bytes]]) -> None:
     """A tar of these files in one piece."""
-    with atomic_write(path) as partial, tarfile.open(partial, "w", format=tarfile.PAX_FORMAT) as tar:
+    with (
+        atomic_write(path) as partial,
+        tarfile.open(partial, "w", format=tarfile.PAX_FORMAT) as tar,
+    ):
         for name, contents in files:
             info = tarfile.TarInfo(name)
             info.size = len(contents)

@@ -1,10 +1,10 @@
 """Writes the output folder.
 
-    OUT/train/manifest.jsonl, images/…     what the loader reads; so in_train, out_of_train, …
-    OUT/shards/train/…                     the same as shards (output.shards)
-    OUT/webdataset/train/000000.tar …      the same as tars (output.webdataset)
-    OUT/dropped.jsonl                      every picture that was left out: reason, value, threshold
-    OUT/report.json, report.html, DATASET_CARD.md
+OUT/train/manifest.jsonl, images/…     what the loader reads; so in_train, out_of_train, …
+OUT/shards/train/…                     the same as shards (output.shards)
+OUT/webdataset/train/000000.tar …      the same as tars (output.webdataset)
+OUT/dropped.jsonl                      every picture that was left out: reason, value, threshold
+OUT/report.json, report.html, DATASET_CARD.md
 """
 
 import json

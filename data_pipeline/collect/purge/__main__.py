@@ -5,7 +5,7 @@
     python -m data_pipeline.collect.purge --work WORK --data OUT --sha256 0123… --url https://…
 
 A name, and a face that is the median of a name's, remove all pictures of that name; an address, a
-hash and any other face the pictures that have it. WORK remembers the wish (refused.txt,
+hash and any other face the pictures that have it, and their copies. WORK remembers the wish (refused.txt,
 refused_faces.jsonl), so that later runs obey it. Counts in report.json and the card are those of
 before; contact sheets are removed for good.
 """
@@ -44,13 +44,14 @@ def main(argv: list[str] | None = None) -> None:
     if args.work is not None and not args.work.is_dir():
         raise PurgeError(f"--work {args.work}: no such folder")
     measure = Measure(detector=args.detector, recogniser=args.recogniser)
-    who, texts, faces = wanted(
-        args.name, args.url, args.sha256, args.picture, args.least, measure
-    )
+    who, texts, faces = wanted(args.name, args.url, args.sha256, args.picture, args.least, measure)
     counts: Counter[str] = Counter()
     if args.work is not None:
         refused.append(args.work, texts, faces)  # first: a run that starts now obeys it
         gone = find_in_work(args.work, who)
+        copies = [picture.key for picture in gone if picture.key in who.keys]
+        if args.sha256 or args.url:
+            refused.append(args.work, copies)
         counts += purge_work(args.work, who, gone)
     for folder in args.data:
         counts += purge_data(folder, who, measure)

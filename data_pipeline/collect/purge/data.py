@@ -15,7 +15,7 @@ from data_pipeline.collect.output.page import page
 from data_pipeline.collect.output.tars import read_tar, write_tar
 from data_pipeline.collect.output.write import CARD, PAGE, REPORT
 from data_pipeline.collect.purge.wanted import PurgeError, Wanted, embeddings_of_files
-from data_pipeline.collect.purge.work import without_lines
+from data_pipeline.collect.purge.work import is_copy_of, without_lines
 from data_pipeline.collect.records import DROPPED
 from data_pipeline.collect.settings import Measure
 from data_pipeline.files import write_text
@@ -51,7 +51,10 @@ def purge_data(folder: Path, who: Wanted, measure: Measure) -> Counter[str]:
     for path in sorted(folder.rglob(DROPPED)):
         counts[f"lines of {DROPPED}"] += without_lines(
             path,
-            lambda e: who.is_theirs(e.get("identity", ""), e.get("url", ""), e.get("key", "")),
+            lambda e: (
+                is_copy_of(e, who)
+                or who.is_theirs(e.get("identity", ""), e.get("url", ""), e.get("key", ""))
+            ),
         )
     return counts
 

@@ -1,7 +1,7 @@
 """People out of a work folder: pictures, measurements, embeddings, captions, lists."""
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ from data_pipeline.collect.purge.wanted import Wanted
 from data_pipeline.collect.records import DROPPED, PICTURES, Picture, read_pictures
 from data_pipeline.collect.running.finish import CAPTIONS
 from data_pipeline.files import atomic_write
-from data_pipeline.text_files import parse_json, read_json
+from data_pipeline.text_files import parse_json, parse_json_lines, read_json, read_text
 
 
 def find_in_work(work: Path, who: Wanted) -> list[Picture]:
@@ -22,7 +22,14 @@ def find_in_work(work: Path, who: Wanted) -> list[Picture]:
             recogniser = read_json(folder / HOW)["recogniser"]
             rows = {entry["key"]: decoded(entry) for entry in lines_of(folder, EMBEDDINGS)}
             who.find_faces(rows, whose, recogniser)
-    return [p for p in pictures if who.is_theirs(p.identity, p.url, p.key)]
+    gone = [p for p in pictures if who.is_theirs(p.identity, p.url, p.key)]
+    # What was dropped as a copy is the same photograph.
+    of = dict(_copies(work / DROPPED))
+    keys = {p.key for p in gone}
+    while more := {key for key, first in of.items() if first in keys} - keys:
+        keys |= more
+    who.keys |= keys
+    return [p for p in pictures if p.key in keys]
 
 
 def purge_work(work: Path, who: Wanted, gone: list[Picture]) -> Counter[str]:
@@ -38,6 +45,8 @@ def purge_work(work: Path, who: Wanted, gone: list[Picture]) -> Counter[str]:
 
     def theirs(entry: dict[str, Any]) -> bool:
         identity, url = entry.get("identity", ""), entry.get("url", "")
+        if is_copy_of(entry, who):
+            return True
         return entry.get("key", "") in keys or who.is_theirs(identity, url, entry.get("key", ""))
 
     for name in (PICTURES, DROPPED, CAPTIONS):
@@ -47,6 +56,19 @@ def purge_work(work: Path, who: Wanted, gone: list[Picture]) -> Counter[str]:
             for path in sorted(folder.glob(f"{kind}*.jsonl")):
                 counts[kind] += without_lines(path, theirs)
     return counts
+
+
+def is_copy_of(entry: dict[str, Any], who: Wanted) -> bool:
+    """Whether a line of dropped.jsonl says that a picture is a copy of one of theirs."""
+    value = entry.get("value")
+    return isinstance(value, dict) and value.get("of") in who.keys | who.refused.keys
+
+
+def _copies(path: Path) -> Iterator[tuple[str, str]]:
+    """(key, key of the picture that it is a copy of) of the lines of dropped.jsonl."""
+    for _, entry in parse_json_lines(read_text(path), path) if path.is_file() else ():
+        if isinstance(entry["value"], dict) and "of" in entry["value"]:
+            yield entry["key"], entry["value"]["of"]
 
 
 def stores(work: Path) -> list[Path]:

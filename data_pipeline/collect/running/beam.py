@@ -182,9 +182,7 @@ def _choices(found: tuple[str, dict[str, Iterable[Any]]]) -> Iterator[tuple[str,
         yield picture.identity, Choice(order, picture, look, embeddings)
 
 
-def _one_name(
-    found: tuple[str, Iterable[Choice]], settings: Collect, refused: Refused
-) -> Named:
+def _one_name(found: tuple[str, Iterable[Choice]], settings: Collect, refused: Refused) -> Named:
     return of_name(found[0], found[1], settings, refused)
 
 

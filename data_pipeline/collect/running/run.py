@@ -96,9 +96,7 @@ def choices_of(
         yield Choice(order, picture, *looks[picture.key])
 
 
-def measured(
-    settings: Collect, pictures: Sequence[Picture]
-) -> dict[str, tuple[Look, np.ndarray]]:
+def measured(settings: Collect, pictures: Sequence[Picture]) -> dict[str, tuple[Look, np.ndarray]]:
     """The measurements of all pictures by key, from the store where it has them."""
     with Store(settings.work, settings.measure) as store:
         known = store.known()
@@ -112,9 +110,7 @@ def measured(
     return known
 
 
-def unknown(
-    pictures: Iterable[Picture], known: dict[str, Any], work: str
-) -> list[tuple[str, str]]:
+def unknown(pictures: Iterable[Picture], known: dict[str, Any], work: str) -> list[tuple[str, str]]:
     """(key, path) of pictures that are not measured, each once."""
     paths = {p.key: str(Path(work) / p.path) for p in pictures if p.key not in known}
     return list(paths.items())
@@ -129,9 +125,7 @@ def pictures_of(work: Path) -> list[Picture]:
     try:
         found = read_pictures(work)
     except FileNotFoundError:
-        raise SettingsError(
-            f"work={str(work)!r}: no {PICTURES} there; download first"
-        ) from None
+        raise SettingsError(f"work={str(work)!r}: no {PICTURES} there; download first") from None
     if not found:
         raise SettingsError(f"{work / PICTURES}: empty; {work / DROPPED} says why")
     return found
@@ -155,5 +149,3 @@ def _processes(settings: Collect) -> dict[str, Any]:
 
 def _progress(items: Iterable[Any], what: str, total: int | None) -> Iterable[Any]:
     return tqdm(items, what, total, disable=None, unit="pictures")
-
-

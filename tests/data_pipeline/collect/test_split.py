@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from data_pipeline.collect.running.stages import of_all, of_name
 from data_pipeline.collect.refused import Refused
+from data_pipeline.collect.running.stages import of_all, of_name
 from data_pipeline.collect.settings import Collect, SettingsError, Split, Verify
 from data_pipeline.collect.split import held_out, merged_names, nearest_across, split_people
 from tests.data_pipeline.collect.made import choice, people

@@ -27,7 +27,7 @@ def test_the_median_finds_strangers_and_keeps_the_person(own, strangers, one_str
         people(seed, own=own, strangers=strangers, one_stranger=one_stranger) for seed in range(20)
     ]
     rates = np.mean([dropped("median", rows, 0.4, own) for rows in found], axis=0)
-    assert rates[0] == 1 and rates[1] == 0
+    assert rates[0] >= 0.95 and rates[1] <= 0.01
 
 
 def test_of_two_pictures_that_differ_none_is_believed():
