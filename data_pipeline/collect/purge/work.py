@@ -13,8 +13,9 @@ from data_pipeline.files import atomic_write
 from data_pipeline.text_files import parse_json, parse_json_lines, read_json, read_text
 
 
-def find_in_work(work: Path, who: Wanted) -> list[Picture]:
-    """The pictures that go; adds what their faces say to ``who``."""
+def find_in_work(work: Path, who: Wanted) -> tuple[list[Picture], list[str]]:
+    """The pictures that go, and the keys of those that go as copies of others; adds to ``who`` what
+    their faces say."""
     pictures = read_pictures(work) if (work / PICTURES).is_file() else []
     whose = {picture.key: picture.identity for picture in pictures}
     if who.refused.faces:
@@ -25,11 +26,11 @@ def find_in_work(work: Path, who: Wanted) -> list[Picture]:
     gone = [p for p in pictures if who.is_theirs(p.identity, p.url, p.key)]
     # What was dropped as a copy is the same photograph.
     of = dict(_copies(work / DROPPED))
-    keys = {p.key for p in gone}
+    keys = found = {p.key for p in gone}
     while more := {key for key, first in of.items() if first in keys} - keys:
-        keys |= more
+        keys = keys | more
     who.keys |= keys
-    return [p for p in pictures if p.key in keys]
+    return [p for p in pictures if p.key in keys], sorted(keys - found)
 
 
 def purge_work(work: Path, who: Wanted, gone: list[Picture]) -> Counter[str]:

@@ -19,3 +19,15 @@ def double(numbers: list[int]) -> list[int]:
 
 def failed(number: int, why: str) -> str:
     return f"{number}: {why}"
+
+
+class _FatalWhite:
+    error = "none: 0 for every picture but a white one, which ends its process"
+
+    def __call__(self, image, faces) -> float:
+        if image.min() == 255:
+            os.kill(os.getpid(), signal.SIGSEGV)
+        return 0.0
+
+
+fatal_white = _FatalWhite()

@@ -162,6 +162,12 @@ def test_a_server_that_refuses_is_named(server):
         open_captioner(settings).ask([view()], 0)
 
 
+def test_a_folder_of_another_model(tmp_path):
+    (tmp_path / "config.json").write_text('{"model_type": "llava"}')
+    with pytest.raises(SettingsError, match="llava, not qwen2_5_vl"):
+        open_captioner(Caption(captioner=f"qwen:{tmp_path}"))
+
+
 @pytest.mark.parametrize(
     ("settings", "why"),
     [
