@@ -257,11 +257,11 @@ def checked(settings: Collect) -> Collect:
             raise SettingsError(f"{key}={value!r}: use one of {', '.join(known)}")
     positive = ("caption.batch", "output.tar_size", "verify.min_pictures", "timeout")
     for key in positive:
-        value: Any = settings
+        found: Any = settings
         for name in key.split("."):
-            value = getattr(value, name)
-        if value <= 0:
-            raise SettingsError(f"{key}={value}: more than 0 is needed")
+            found = getattr(found, name)
+        if found <= 0:
+            raise SettingsError(f"{key}={found}: more than 0 is needed")
     if not 0 < settings.crop.min_face_share < 1:
         raise SettingsError(f"crop.min_face_share={settings.crop.min_face_share}: between 0 and 1")
     if settings.mask.model and settings.output.shards:

@@ -25,7 +25,8 @@ def phash(image: np.ndarray) -> str:
 
 def without_bars(grey: Image.Image) -> Image.Image:
     """The picture without the rim that has the colour of its first corner, but for JPEG's noise."""
-    apart = np.abs(np.asarray(grey, np.int16) - grey.getpixel((0, 0))) > BAR
+    pixels = np.asarray(grey, np.int16)
+    apart = np.abs(pixels - pixels[0, 0]) > BAR
     rows, columns = (np.flatnonzero(apart.mean(axis) > NOISE) for axis in (1, 0))
     if not len(rows) or not len(columns):
         return grey

@@ -78,7 +78,11 @@ def lines_of(folder: Path, name: str) -> Iterator[dict[str, Any]]:
 def encoded(key: str, embeddings: np.ndarray) -> dict[str, Any]:
     """Embeddings [n, d] as JSON, to the bit."""
     rows = np.ascontiguousarray(embeddings, "<f4")
-    return {"key": key, "shape": list(rows.shape), "faces": base64.b64encode(rows).decode()}
+    return {
+        "key": key,
+        "shape": list(rows.shape),
+        "faces": base64.b64encode(rows.tobytes()).decode(),
+    }
 
 
 def decoded(entry: dict[str, Any]) -> np.ndarray:
