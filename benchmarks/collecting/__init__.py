@@ -1,0 +1,1 @@
+"""What the collection of data finds on real faces, and how fast."""

@@ -9,7 +9,7 @@ BUDGETS = {
     "tests/bench": (10, 180),
     "tests/compatibility": (5, 5),
     "tests/convert": (50, 50),
-    "tests/data_pipeline": (90, 90),
+    "tests/data_pipeline": (100, 160),
     "tests/diffusion": (20, 30),
     "tests/evaluation": (28, 28),
     "tests/features": (60, 120),

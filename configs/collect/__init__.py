@@ -1,0 +1,1 @@
+"""How data sets are collected; see data_pipeline/collect/settings.py."""

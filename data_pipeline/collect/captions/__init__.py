@@ -1,0 +1,1 @@
+"""Captioners: functions from pictures to texts, opened by name (base.py)."""

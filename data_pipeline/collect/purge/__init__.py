@@ -1,0 +1,1 @@
+"""Removes people from everything that a collection has written."""

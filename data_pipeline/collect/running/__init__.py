@@ -1,0 +1,1 @@
+"""Runs the stages: in this process, in several, or on Apache Beam; the same bytes by all."""

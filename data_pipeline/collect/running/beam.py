@@ -1,0 +1,222 @@
+"""The same stages as one pipeline on Apache Beam (extra ``beam``).
+
+    pictures ─┬ new ──> measure ─┐
+              └ known ───────────┴> by key -> by name -> of_name -> all -> of_all
+              -> batches -> crop, mask -> caption -> files, which this process puts in order
+
+Pixels stay on disk; what is grouped are keys, measurements and embeddings. Workers need the work
+and the output folder under the same paths. Networks open in the processes that the workers start,
+so that a decoder that crashes costs its picture.
+"""
+
+import base64
+import json
+import pickle
+import secrets
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import apache_beam as beam
+import numpy as np
+from apache_beam.options.pipeline_options import PipelineOptions
+
+from data_pipeline.collect.choices import Choice
+from data_pipeline.collect.looking.measure import Measured, Measurer
+from data_pipeline.collect.looking.store import EMBEDDINGS, LOOKS, Store, encoded
+from data_pipeline.collect.records import Picture
+from data_pipeline.collect.refused import Refused, read_refused
+from data_pipeline.collect.running import local
+from data_pipeline.collect.running.finish import CaptionWriter, Finisher, Job
+from data_pipeline.collect.running.run import CHUNK, Curated, assembled, light, unknown
+from data_pipeline.collect.running.stages import Chosen, Named, of_all, of_name
+from data_pipeline.collect.settings import Collect
+from data_pipeline.text_files import parse_json
+
+LOCAL = ("FnApiRunner", "DirectRunner")
+TEMPORARY = ".beam"
+
+
+def run_on_beam(
+    settings: Collect,
+    pictures: list[Picture],
+    partial: Path,
+    runner: str,
+    options: Sequence[str] = (),
+) -> Curated:
+    """What run_here does, by a runner of Beam.
+
+    Args:
+        options: Beam's own; for a local runner ``settings.workers`` processes are the default.
+    """
+    given = [f"--runner={runner}", *options]
+    if runner in LOCAL and not any("direct_" in option for option in options):
+        given += ["--direct_running_mode=multi_processing"]
+        given += [f"--direct_num_workers={max(1, settings.workers)}"]
+    folder = partial / TEMPORARY
+    folder.mkdir()
+    with Store(settings.work, settings.measure) as store:
+        known = store.known()
+        new = secrets.token_hex(4)  # a file that no other run has
+        with beam.Pipeline(options=PipelineOptions(given)) as pipeline:
+            build(pipeline, settings, pictures, known, partial, store.folder, new)
+        looks = {key: look for key, (look, _) in store.known().items()}
+    (chosen,) = _read(folder, "chosen")
+    jobs = {job.choice.order: job for job in _read(folder, "jobs")}
+    answers = dict(_read(folder, "answers"))
+    shutil.rmtree(folder)
+    done = [jobs[choice.order] for choice in chosen.kept]
+    good = [job for job in done if job.drop is None]
+    found = [answers[job.choice.order] for job in good]
+    CaptionWriter(settings, str(partial)).keep(found)
+    written = [texts for _, _, texts in found]
+    return assembled(settings, pictures, partial, chosen, looks, done, good, written)
+
+
+def build(
+    pipeline: Any,
+    settings: Collect,
+    pictures: Sequence[Picture],
+    known: dict[str, Measured],
+    partial: Path,
+    store: Path,
+    name: str,
+) -> None:
+    """The pipeline's graph.
+
+    Args:
+        known: what is measured already. store: where new measurements go, into files with ``name``.
+    """
+    measurer, finisher = Measurer(settings.measure), Finisher(settings, str(partial))
+    missing = unknown(pictures, known, settings.work)
+    chunks = [missing[i : i + CHUNK] for i in range(0, len(missing), CHUNK)]
+    looked = (
+        pipeline
+        | "new pictures" >> beam.Create(chunks)
+        | "spread pictures" >> beam.Reshuffle()
+        | "measure" >> beam.ParDo(Isolated(measurer, measurer.failed, settings.timeout))
+    )
+    good = looked | beam.Filter(lambda found: not found[0].fault)  # the next run tries again
+    _write(good | beam.Map(_look_line), store / f"{LOOKS}-{name}")
+    _write(good | beam.Map(_embedding_line), store / f"{EMBEDDINGS}-{name}")
+    before = pipeline | "measured before" >> beam.Create(list(known.values()))
+    by_key = (looked, before) | beam.Flatten() | beam.Map(lambda found: (found[0].key, found))
+    rows = [(picture.key, (order, picture)) for order, picture in enumerate(pictures)]
+    chosen = (
+        {"looks": by_key, "rows": pipeline | "pictures" >> beam.Create(rows)}
+        | beam.CoGroupByKey()
+        | "choices" >> beam.FlatMap(_choices)
+        | "by name" >> beam.GroupByKey()
+        | "one name" >> beam.Map(_one_name, settings, read_refused(settings.work))
+        | "all names" >> beam.combiners.ToList()
+        | "all of them" >> beam.Map(_all_names, settings)
+    )
+    _write(chosen | "the choice" >> beam.Map(_packed), partial / TEMPORARY / "chosen")
+    done = (
+        chosen
+        | beam.FlatMap(_batches, settings.caption.batch)
+        | "spread batches" >> beam.Reshuffle()
+        | "crop" >> beam.ParDo(Isolated(finisher, finisher.failed, settings.timeout, whole=True))
+    )
+    each = done | beam.FlatMap(lambda batch: batch)
+    _write(each | "the jobs" >> beam.Map(_packed), partial / TEMPORARY / "jobs")
+    texts = done | "caption" >> beam.ParDo(Captions(settings, str(partial)))
+    _write(texts | "the texts" >> beam.Map(_packed), partial / TEMPORARY / "answers")
+
+
+class Isolated(beam.DoFn):
+    """A function of lists in a process of its own, which may die.
+
+    Args:
+        failed: what stands for an item whose process died.
+        whole: give a list's results as a list.
+    """
+
+    def __init__(
+        self,
+        function: Callable[[Sequence[Any]], list[Any]],
+        failed: Callable[[Any, str], Any],
+        timeout: float,
+        whole: bool = False,
+    ):
+        self._function, self._failed = function, failed
+        self._timeout, self._whole = timeout, whole
+        self._worker: local.Worker | None = None
+
+    def process(self, items: Sequence[Any]) -> Iterator[Any]:
+        if self._worker is None:
+            self._worker = local.Worker(self._function)
+        results = local.ask(self._worker, items, self._failed, self._timeout)
+        if self._whole:
+            yield results
+        else:
+            yield from results
+
+    def teardown(self) -> None:
+        if self._worker is not None:
+            self._worker.close()
+            self._worker = None
+
+
+class Captions(beam.DoFn):
+    """(order, answer) of every job of a batch that was not dropped."""
+
+    def __init__(self, settings: Collect, out: str):
+        self._settings, self._out = settings, out
+
+    def setup(self) -> None:
+        self._writer = CaptionWriter(self._settings, self._out)
+
+    def process(self, batch: Sequence[Job]) -> Iterator[Any]:
+        jobs = [job for job in batch if job.drop is None]
+        if jobs:
+            for job, answer in zip(jobs, self._writer.answers(jobs), strict=True):
+                yield job.choice.order, answer
+
+
+def _choices(found: tuple[str, dict[str, Iterable[Any]]]) -> Iterator[tuple[str, Choice]]:
+    looks, rows = list(found[1]["looks"]), found[1]["rows"]
+    for order, picture in rows:  # none for a picture that is only measured
+        look, embeddings = looks[0]
+        yield picture.identity, Choice(order, picture, look, embeddings)
+
+
+def _one_name(found: tuple[str, Iterable[Choice]], settings: Collect, refused: Refused) -> Named:
+    return of_name(found[0], found[1], settings, refused)
+
+
+def _all_names(people: Iterable[Named], settings: Collect) -> Chosen:
+    chosen = of_all(people, settings)
+    chosen.kept = [light(choice) for choice in chosen.kept]
+    return chosen
+
+
+def _batches(chosen: Chosen, size: int) -> Iterator[list[Job]]:
+    jobs = [Job(choice, chosen.set_of(choice)) for choice in chosen.kept]
+    yield from (jobs[i : i + size] for i in range(0, len(jobs), size))
+
+
+def _look_line(found: Measured) -> str:
+    return json.dumps(found[0].to_json())
+
+
+def _embedding_line(found: Measured) -> str:
+    return json.dumps(encoded(found[0].key, np.asarray(found[1])))
+
+
+def _write(lines: Any, path: Path) -> None:
+    name = path.name.partition("-")[0]
+    lines | f"write {name}" >> beam.io.WriteToText(str(path), ".jsonl")
+
+
+def _packed(value: Any) -> str:
+    return f'"{base64.b64encode(pickle.dumps(value)).decode()}"'
+
+
+def _read(folder: Path, name: str) -> Iterator[Any]:
+    """Our own pickles, which the workers have just written."""
+    for path in sorted(folder.glob(f"{name}*.jsonl")):
+        with path.open(encoding="utf-8") as file:
+            for number, line in enumerate(file, 1):
+                yield pickle.loads(base64.b64decode(parse_json(line, path, number)))

@@ -1,0 +1,33 @@
+"""Functions for worker processes: one item ends its process, another never ends."""
+
+import os
+import signal
+import time
+
+
+def double(numbers: list[int]) -> list[int]:
+    """Twice each; 13 is fatal, 99 takes forever, and a negative number is an error."""
+    for number in numbers:
+        if number == 13:
+            os.kill(os.getpid(), signal.SIGSEGV)
+        if number == 99:
+            time.sleep(600)
+        if number < 0:
+            raise ValueError(f"{number} is negative")
+    return [2 * number for number in numbers]
+
+
+def failed(number: int, why: str) -> str:
+    return f"{number}: {why}"
+
+
+class _FatalWhite:
+    error = "none: 0 for every picture but a white one, which ends its process"
+
+    def __call__(self, image, faces) -> float:
+        if image.min() == 255:
+            os.kill(os.getpid(), signal.SIGSEGV)
+        return 0.0
+
+
+fatal_white = _FatalWhite()

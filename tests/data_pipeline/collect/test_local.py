@@ -1,0 +1,32 @@
+"""Worker processes that die or hang cost their item; order and errors are kept."""
+
+import pytest
+
+from data_pipeline.collect.running import local
+from tests.data_pipeline.collect.crashing import double, failed
+
+
+@pytest.fixture(autouse=True)
+def quick_start(monkeypatch):
+    monkeypatch.setattr(local, "START", 10.0)
+
+
+def test_a_crash_costs_its_item_and_the_order_stays():
+    found = local.run(double, [1, 2, 13, 4, 5], failed, workers=2, size=2, timeout=20)
+    assert list(found) == [2, 4, "13: the process that decoded it died (SIGSEGV)", 8, 10]
+
+
+def test_an_item_that_hangs_is_ended(monkeypatch):
+    monkeypatch.setattr(local, "START", 3.0)
+    found = local.run(double, [1, 99, 3], failed, workers=1, size=1, timeout=0.5)
+    assert list(found) == [2, "99: not decoded within 0.5 s", 6]
+
+
+def test_an_error_is_the_callers_and_leaves_no_process():
+    with pytest.raises(ValueError, match="-1 is negative"):
+        list(local.run(double, [1, -1], failed, workers=1, size=1, timeout=20))
+
+
+def test_without_processes():
+    assert list(local.run(double, [1, 2, 3], failed, workers=0, size=2, timeout=1)) == [2, 4, 6]
+    assert list(local.run(double, [], failed, workers=2, size=2, timeout=1)) == []

@@ -1,0 +1,99 @@
+"""Names of one person are merged, and nobody is in two sets."""
+
+import numpy as np
+import pytest
+
+from data_pipeline.collect.refused import Refused
+from data_pipeline.collect.running.stages import of_all, of_name
+from data_pipeline.collect.settings import Collect, SettingsError, Split, Verify
+from data_pipeline.collect.split import held_out, merged_names, nearest_across, split_people
+from tests.data_pipeline.collect.made import choice, people
+
+
+def several(names, pictures=3, **changes):
+    """Choices of people who look nothing alike."""
+    return [
+        choice(n * pictures + k, name, embeddings=np.eye(len(names))[[n]], **changes)
+        for n, name in enumerate(names)
+        for k in range(pictures)
+    ]
+
+
+NAMES = [f"person {n}" for n in range(12)]
+
+
+def test_names_of_one_person_go_by_the_one_with_most_pictures():
+    axis = np.eye(4)
+    near = (axis[0] + 0.2 * axis[1]) / np.linalg.norm([1, 0.2])
+    centres = {"Zoe": axis[0], "Zoë": near, "Bob": axis[2], "Zo": near}
+    names, pairs = merged_names(centres, {"Zoe": 3, "Zoë": 9, "Bob": 5, "Zo": 1}, 0.75)
+    assert names == {"Zoe": "Zoë", "Zoë": "Zoë", "Zo": "Zoë", "Bob": "Bob"}
+    assert {pair[:2] for pair in pairs} == {("Zo", "Zoe"), ("Zo", "Zoë"), ("Zoe", "Zoë")}
+    assert merged_names(centres, dict.fromkeys(centres, 1), None)[0]["Zo"] == "Zo"
+
+
+def test_everybody_is_in_one_set_and_others_do_not_move_them():
+    settings = Split(out_of_train=3, in_train=2)
+    sets = split_people(several(NAMES), settings)
+    assert sorted(sets) == sorted(NAMES)
+    assert list(sets.values()).count("out_of_train") == 3
+    held = {name for name, kind in sets.items() if kind == "out_of_train"}
+    fewer = split_people(several([name for name in NAMES if name not in held]), settings)
+    stays = [name for name in fewer if fewer[name] == "train"]
+    assert all(sets[name] == "train" for name in stays)
+    assert split_people(several(NAMES), Split(seed=1, out_of_train=3)) != sets
+
+
+def test_people_from_elsewhere_are_never_trained_on_unless_they_are_ours_too():
+    own, foreign = several(NAMES[:4]), several(["x", "y"], source="web")
+    both = [c.with_(order=100 + c.order, identity=NAMES[0]) for c in foreign[:3]]
+    sets = split_people([*own, *foreign[3:], *both], Split(out_of_train=1, out_of_domain=("web",)))
+    assert sets["y"] == "out_of_domain" and sets[NAMES[0]] in ("train", "out_of_train")
+
+
+def test_the_surest_picture_is_held_out_and_the_rest_is_enough():
+    choices = [c.with_(score=c.order / 100) for c in several(NAMES)]
+    sets = split_people(choices, Split(out_of_train=2))
+    held = held_out(choices, sets, Split(in_train=4), least=2)
+    chosen = [c for c in choices if c.order in held]
+    assert len({c.identity for c in chosen}) == 4 == len(chosen)
+    assert all(c.order % 3 == 2 for c in chosen)
+    assert held_out(choices, sets, Split(in_train=4), least=3) == set()
+
+
+def test_holding_out_everybody_is_refused():
+    with pytest.raises(SettingsError, match="hold out fewer"):
+        split_people(several(NAMES[:3]), Split(out_of_train=3))
+
+
+def test_who_looks_alike_across_sets():
+    centres = {"a": np.eye(3)[0], "b": np.eye(3)[1], "c": np.array([0.6, 0.8, 0])}
+    sets = {"a": "train", "b": "train", "c": "out_of_train"}
+    assert nearest_across(centres, sets) == ("b", "c", 0.8) or nearest_across(centres, sets) == (
+        *("c", "b", 0.8),
+    )
+
+
+def test_two_spellings_become_one_person_in_one_set_whatever_the_order():
+    names = [*NAMES[:5], "Ann", "Anne"]
+    rows = {name: people(n, own=8, strangers=0) for n, name in enumerate(names)}
+    rows["Anne"], rows["Ann"] = rows["Ann"][:4], rows["Ann"][4:]
+    choices = [
+        choice(100 * n + k, name, embeddings=row[None])
+        for n, name in enumerate(names)
+        for k, row in enumerate(rows[name])
+    ]
+    settings = Collect(verify=Verify(), split=Split(in_train=1, out_of_train=2))
+
+    def found(names):
+        people = [
+            of_name(n, [c for c in choices if c.picture.identity == n], settings, Refused())
+            for n in names
+        ]
+        return of_all(people, settings)
+
+    one, other = found(names), found(names[::-1])
+    assert one.names["Anne"] == one.names["Ann"] == "Ann"
+    assert len({one.set_of(c) for c in one.kept if c.identity == "Ann"} - {"in_train"}) == 1
+    assert [c.order for c in one.kept] == [c.order for c in other.kept] and one.sets == other.sets
+    assert one.drops == other.drops == []
