@@ -200,6 +200,9 @@ def report(found: dict[int, dict[str, dict]], options: list[str]) -> str:
         with_it, without = (
             [found[seed][arm][asked][metric] for seed in seeds] for arm in (one, other)
         )
+        if not set.intersection(*(set(each["people"]) for each in (*with_it, *without))):
+            claims.append([TITLES[metric], asked, one, other, "-", "not measured"])
+            continue
         interval = difference(with_it, without)
         ends = (f"{x:.5f}" if x is not None else "?" for x in (interval.low, interval.high))
         text = f"{interval.mean:.5f} [{', '.join(ends)}]"
