@@ -12,10 +12,11 @@ import datetime
 import http.client
 import io
 import multiprocessing
+import resource
 import statistics
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -70,6 +71,12 @@ def served(folder: Path) -> Iterator[str]:
         process.join(5)
 
 
+def cpu() -> float:
+    """Seconds of the processor that this process and those that it has ended have had."""
+    own, ended = (resource.getrusage(w) for w in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    return own.ru_utime + own.ru_stime + ended.ru_utime + ended.ru_stime
+
+
 def only_read(place: str, names: list[str]) -> float:
     """Pictures per second of one connection that does nothing with them."""
     connection = http.client.HTTPConnection(place)
@@ -95,7 +102,10 @@ def only_transcode(folder: Path, names: list[str], processes: int) -> float:
         pool.map(partial(transcode, str(folder)), [names[:1]] * processes)  # imports come first
         begun = time.perf_counter()
         pool.map(partial(transcode, str(folder)), shares, chunksize=1)
-        return len(names) / (time.perf_counter() - begun)
+        seconds = time.perf_counter() - begun
+        pool.close()
+        pool.join()
+    return len(names) / seconds
 
 
 def downloaded(place: str, names: list[str], work: Path, decoders: int) -> float:
@@ -127,11 +137,13 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--note", default="", help="what is to be said of the machine")
     args = parser.parse_args()
-    found: dict[str, list[float]] = {}
+    found: dict[str, list[tuple[float, float]]] = {}
 
-    def note(what: str, rate: float) -> None:
-        found.setdefault(what, []).append(rate)
-        print(f"{what}: {rate:.1f}", flush=True)
+    def note(what: str, measure: Callable[[], float]) -> None:
+        before = cpu()
+        rate = measure()
+        found.setdefault(what, []).append((rate, 1000 * (cpu() - before) / args.pictures))
+        print(what, *(f"{value:.1f}" for value in found[what][-1]), flush=True)
 
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary, "photographs")
@@ -142,26 +154,30 @@ def main() -> None:
         size = statistics.mean((folder / name).stat().st_size for name in names)
         for turn in range(args.rounds):
             with served(folder) as place:
-                note("floor: reading alone, one connection", only_read(place, names))
+                note("floor: reading alone, one connection", partial(only_read, place, names))
                 for count in (1, 2):
                     of = f"{count} process{'es' if count > 1 else ''}"
-                    note(f"floor: Pillow alone, {of}", only_transcode(folder, names, count))
+                    note(
+                        f"floor: Pillow alone, {of}", partial(only_transcode, folder, names, count)
+                    )
                     work = Path(temporary, f"work {turn} {count}")
-                    note(f"download, {of} decoding", downloaded(place, names, work, count))
-    table = [
-        [what, f"{statistics.median(rates):.1f}", f"{min(rates):.1f} to {max(rates):.1f}"]
-        for what, rates in sorted(found.items())
-    ]
+                    note(f"download, {of} decoding", partial(downloaded, place, names, work, count))
+    table = []
+    for what, measured in sorted(found.items()):
+        rates, costs = zip(*measured, strict=True)
+        row = [what, f"{statistics.median(rates):.1f}", f"{min(rates):.1f} to {max(rates):.1f}"]
+        table.append([*row, f"{statistics.median(costs):.1f}"])
     text = [
         "# The rate of the download",
         "",
         f"`python -m benchmarks.collecting.rates`, {datetime.date.today()}, {processor()}. "
         f"{args.pictures} JPEG pictures of {args.side} × {args.side} pixels, {size / 1e3:.0f} kB "
         "on average, from a server on the same machine, which shares its cores; no limits per "
-        "host. "
-        f"Median of {args.rounds} rounds. {args.note}".rstrip(),
+        f"host. Median of {args.rounds} rounds, the start of the processes included. The time of "
+        "the processor is the client's alone; other programs do not change it much. "
+        f"{args.note}".rstrip(),
         "",
-        markdown(["", "pictures/s", "range"], table),
+        markdown(["", "pictures/s", "range", "processor ms/picture"], table),
         "",
     ]
     write_text(args.out, "\n".join(text))

@@ -245,7 +245,7 @@ class _Handler(BaseHTTPRequestHandler):
     def _hang(self) -> None:
         """No answer at all."""
         self.close_connection = True
-        self.of.closing.wait(60)
+        self.of.closing.wait(600)
 
     def _drop(self) -> None:
         """The connection ends without an answer."""

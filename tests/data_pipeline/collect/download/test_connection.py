@@ -61,7 +61,7 @@ def test_a_request_ends_in_time_however_slowly_bytes_come(tmp_path, path):
         begun = time.monotonic()
         with pytest.raises(Failed, match="timeout the whole request"):
             Fetcher(settings).fetch(target, tmp_path / "body")
-        assert 0.25 < time.monotonic() - begun < 2
+        assert 0.25 < time.monotonic() - begun < 30  # the server has minutes
 
 
 def test_nothing_stays_open_after_a_failure(tmp_path):

@@ -63,7 +63,8 @@ def test_every_misbehaviour_ends_in_its_reason(collect):
         expected[rows[-1].url] = "sha256"
         begun = time.monotonic()
         found = collect(rows, server)
-        assert time.monotonic() - begun < 15  # two tries of a second, and starting a decoder
+        # Two tries of a second, and starting a decoder on a busy machine; the server has minutes.
+        assert time.monotonic() - begun < 60
 
         assert {row.url: found.reason(row.url) for row in rows} == expected
         assert outside.asked == []

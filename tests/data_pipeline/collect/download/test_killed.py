@@ -26,7 +26,7 @@ def test_killed_and_started_again(tmp_path, capsys):
 
         command = [sys.executable, "-m", "data_pipeline.collect.download", *options]
         killed = subprocess.Popen([*command, "--work", str(tmp_path / "killed")])
-        state, until = tmp_path / "killed" / "state.jsonl", time.monotonic() + 60
+        state, until = tmp_path / "killed" / "state.jsonl", time.monotonic() + 120
         while time.monotonic() < until:
             if state.exists() and state.read_bytes().count(b"\n") >= COUNT // 4:
                 break
