@@ -130,10 +130,13 @@ def read_pictures(work: str | Path) -> list[Picture]:
 
 
 def replace_dropped(work: str | Path, stage: str, dropped: Iterable[Dropped]) -> None:
-    """Write what a stage dropped into dropped.jsonl, in place of what it wrote there before."""
+    """Write what a stage dropped into dropped.jsonl, in place of what it wrote there before.
+
+    Its lines come first, since the stages after it begin with what it left.
+    """
     path = Path(work) / DROPPED
     kept = []
     if path.exists():
         entries = (entry for _, entry in parse_json_lines(read_text(path), path))
         kept = [Dropped.from_json(entry) for entry in entries if entry["stage"] != stage]
-    write_json_lines(path, [*kept, *dropped])
+    write_json_lines(path, [*dropped, *kept])
