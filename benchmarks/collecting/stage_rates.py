@@ -2,8 +2,8 @@
 
     python -m benchmarks.collecting.stage_rates --out benchmarks/results/collecting_rates.md
 
-AT&T's photographs on their canvas. Measuring starts from nothing in each round, so it has the start of
-the processes in it; ``--pictures`` says of how many. The last table is on paper.
+AT&T's photographs on their canvas. Measuring starts from nothing in each round, so it has the start
+of the processes in it; ``--pictures`` says of how many. The last table is on paper.
 """
 
 import argparse
@@ -19,12 +19,11 @@ from benchmarks.collecting.photographs import write_work
 from benchmarks.machine import processor
 from configs.collect.att import get_config
 from data_pipeline.cli import command
-from data_pipeline.collect.looking.measure import Measurer
 from data_pipeline.collect.make import collect
 from data_pipeline.collect.records import PICTURES, Picture, write_json_lines
 from data_pipeline.collect.running import local
 from data_pipeline.collect.running.finish import CaptionWriter, Finisher, Job
-from data_pipeline.collect.running.run import CHUNK, choose, light
+from data_pipeline.collect.running.run import CHUNK, choose, light, measured
 from data_pipeline.collect.settings import Collect
 from data_pipeline.files import write_text
 from persongen_jax.tables import markdown
@@ -43,12 +42,8 @@ def seconds(settings: Collect, pictures: list[Picture]) -> dict[str, float]:
         return time.perf_counter()
 
     begin = time.perf_counter()
-    measurer = Measurer(settings.measure)
-    files = [(p.key, str(Path(settings.work) / p.path)) for p in pictures]
-    list(local.run(measurer, files, measurer.failed, size=CHUNK, **options))
-    timed("measure", begin)
-    choose(settings, pictures)  # into the store
-    begin = time.perf_counter()
+    measured(settings, pictures)
+    begin = timed("measure", begin)
     chosen, _ = choose(settings, pictures)
     begin = timed("choose", begin)
     jobs = [Job(light(c), chosen.set_of(c)) for c in chosen.kept]
@@ -95,17 +90,17 @@ def main(argv: list[str] | None = None) -> None:
     note = f" {args.note}" if args.note else ""
     text = f"""# Stages after the download: pictures per second
 
-`python -m benchmarks.collecting.stage_rates`, {datetime.date.today()}, {processor()}, \\
-{args.pictures} pictures of AT&T, median of {args.rounds} rounds in turns.{note} *choose* is \\
-everything from the filter to the split, *write* manifests, report and card; both, and captions, \\
+`python -m benchmarks.collecting.stage_rates`, {datetime.date.today()}, {processor()}, \
+{args.pictures} pictures of AT&T, median of {args.rounds} rounds in turns.{note} *choose* is \
+everything from the filter to the split, *write* manifests, report and card; both, and captions, \
 are done in one process.
 
 {markdown(["stage", "one process", "two", "ratio"], rows)}
 
 ## On paper
 
-From the rates of one process: {ROWS:,} pictures, in hours of one process, and on {WORKERS} of them \\
-if nothing else bounds. Pictures of a megapixel take longer to decode than these of 184 × 224.
+From the rates of one process: {ROWS:,} pictures, in hours of one process, and on {WORKERS} of \
+them if nothing else bounds. Pictures of a megapixel take longer to decode than these of 184 × 224.
 
 {markdown(["stage", "process hours", f"hours on {WORKERS}"], paper)}
 """
