@@ -42,7 +42,7 @@ class Worker:
             pass
 
     def receive(self) -> tuple[list[Any] | None, str]:
-        """(results, ""); (None, "") of a process that has just started; or, if it died, (None, why),
+        """(results, ""); (None, "") of a process that has just started; if it died, (None, why),
         after which another one is there.
 
         Raises:
