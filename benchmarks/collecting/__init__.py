@@ -1,1 +1,0 @@
-"""What the collection of data finds on real faces, and how fast."""

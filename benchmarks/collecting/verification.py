@@ -24,7 +24,7 @@ from data_pipeline.collect.duplicates import near_pairs
 from data_pipeline.collect.looking.measure import Measurer
 from data_pipeline.collect.looking.phash import as_number
 from data_pipeline.collect.settings import Duplicates, Measure, Verify
-from data_pipeline.collect.verify import RULES, Verdict, _verdict, median_direction
+from data_pipeline.collect.verify import RULES, Verdict, median_direction
 from data_pipeline.files import write_text
 from persongen_jax.tables import markdown
 
@@ -47,7 +47,8 @@ BITS = (2, 4, 6, 8, 10)
 
 def median_with_itself(embeddings: np.ndarray, least: float) -> Verdict:
     """The cosine with the median of all pictures, the judged one among them."""
-    return _verdict(embeddings @ median_direction(embeddings), least)
+    scores = embeddings @ median_direction(embeddings)
+    return Verdict(scores, least, scores >= least)
 
 
 ALL: dict[str, Callable[[np.ndarray, float], Verdict]] = {

@@ -1,4 +1,4 @@
-"""What a captioner gets and gives, and how one is opened.
+"""What a captioner gets and gives.
 
 A captioner is an object with ``name``, ``revision``, ``prompt`` (what it is asked; "" for none) and
 ``ask(views, seed)``: for each view the text that the model answered, which contract.py reads. Seed
@@ -11,9 +11,6 @@ from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 import numpy as np
-
-from data_pipeline.collect.looking.scores import import_named
-from data_pipeline.collect.settings import Caption, SettingsError
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,37 +62,6 @@ class Captioner(Protocol):
     prompt: str
 
     def ask(self, views: Sequence[View], seed: int) -> list[str]: ...
-
-
-def open_captioner(settings: Caption) -> Captioner | None:
-    """The captioner that the settings name; None for the template, which needs no model.
-
-    Raises:
-        SettingsError, OSError, ImportError: there is none, or it cannot be opened; has the remedy.
-    """
-    kind, _, place = settings.captioner.partition(":")
-    if settings.captioner == "template":
-        return None
-    if kind == "qwen":
-        from data_pipeline.collect.captions.qwen import Qwen
-
-        return Qwen(place, settings)
-    if kind == "server":
-        from data_pipeline.collect.captions.server import Server
-
-        return Server(place, settings)
-    if not place:
-        raise SettingsError(
-            f"caption.captioner={settings.captioner!r}: give template, qwen:DIR, server:URL or "
-            "package.module:NAME"
-        )
-    found = import_named(settings.captioner)
-    captioner = found(settings) if isinstance(found, type) else found
-    if not isinstance(captioner, Captioner):
-        raise SettingsError(
-            f"caption.captioner={settings.captioner!r}: has no name, revision, prompt and ask()"
-        )
-    return captioner
 
 
 def digest(text: str) -> str:

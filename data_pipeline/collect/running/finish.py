@@ -11,8 +11,9 @@ import numpy as np
 from PIL import Image
 
 from data_pipeline.collect import crop, mask
-from data_pipeline.collect.captions.base import Captioner, View, Written, open_captioner
+from data_pipeline.collect.captions.base import Captioner, View, Written
 from data_pipeline.collect.captions.contract import mark
+from data_pipeline.collect.captions.opening import open_captioner
 from data_pipeline.collect.captions.write import write_captions
 from data_pipeline.collect.choices import Choice, Drop
 from data_pipeline.collect.looking.store import cut_torn_line

@@ -30,28 +30,36 @@ class Worker:
         self._process = spawn.Process(target=_serve, args=(theirs, self._function), daemon=True)
         self._process.start()
         theirs.close()  # else its death would not be seen
-        self._started = False
+        self._ready = False
 
     def send(self, task: list[int], items: list[Any], timeout: float) -> None:
         """Give it the items whose numbers are ``task``; it may take ``timeout`` seconds."""
-        self.task = task
-        self.until = time.monotonic() + timeout + (0 if self._started else START)
-        self._started = True
+        self.task, self._timeout = task, timeout
+        self.until = time.monotonic() + (timeout if self._ready else START)
         try:
             self.pipe.send(items)
         except OSError:  # it died while it waited; ``receive`` tells
             pass
 
     def receive(self) -> tuple[list[Any] | None, str]:
-        """(results, "") or, if it died, (None, why), after which another process is there.
+        """(results, ""); (None, "") of a process that has just started; if it died, (None, why),
+        after which another one is there.
 
         Raises:
-            Exception: what the function raised.
+            OSError: it died before it could begin. Exception: what the function raised.
         """
         try:
             kind, value = self.pipe.recv()
         except (EOFError, OSError):
+            if not self._ready:  # which would happen to every picture
+                raise OSError(
+                    f"a worker process cannot start{self._how()}; its own message says why, and "
+                    "workers=0 works without them"
+                ) from None
             return None, self._replaced(f"the process that decoded it died{self._how()}")
+        if kind == "ready":
+            self._ready, self.until = True, time.monotonic() + self._timeout
+            return None, ""
         if kind == "error":
             raise value
         return value, ""
@@ -82,6 +90,7 @@ class Worker:
 def _serve(pipe: Connection, function: Callable[[list[Any]], list[Any]]) -> None:
     """The loop of a worker process."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends it
+    pipe.send(("ready", None))
     while True:
         try:
             items = pipe.recv()
@@ -166,6 +175,8 @@ def _collect(pool, waiting, results, items, failed, timeout) -> None:
     if not ready:
         found += [(worker, None, worker.expire(timeout)) for worker in late]
     for worker, values, why in found:
+        if values is None and not why:
+            continue
         task, worker.task = worker.task, []
         if values is not None:
             results |= dict(zip(task, values, strict=True))

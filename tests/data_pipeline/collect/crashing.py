@@ -21,6 +21,20 @@ def failed(number: int, why: str) -> str:
     return f"{number}: {why}"
 
 
+class CannotStart:
+    """A function that no other process can open."""
+
+    def __call__(self, numbers: list[int]) -> list[int]:
+        return numbers
+
+    def __reduce__(self):
+        return _fail, ()
+
+
+def _fail() -> None:
+    raise RuntimeError("there is no such network")
+
+
 class _FatalWhite:
     error = "none: 0 for every picture but a white one, which ends its process"
 

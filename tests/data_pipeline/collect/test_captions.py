@@ -7,8 +7,9 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 import numpy as np
 import pytest
 
-from data_pipeline.collect.captions.base import View, open_captioner
+from data_pipeline.collect.captions.base import View
 from data_pipeline.collect.captions.contract import Unusable, covered, mark, read_answer
+from data_pipeline.collect.captions.opening import open_captioner
 from data_pipeline.collect.captions.server import ServerError
 from data_pipeline.collect.captions.write import write_captions
 from data_pipeline.collect.settings import Caption, SettingsError

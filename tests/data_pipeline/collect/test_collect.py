@@ -166,3 +166,27 @@ def test_a_folder_of_others_is_not_written_over(settings, tmp_path):
     with pytest.raises(SettingsError, match="download first"):
         collect(replace(settings, work=str(tmp_path)))
     assert (tmp_path / "mine.txt").read_text() == "mine"
+
+
+@pytest.mark.slow
+def test_people_are_purged_from_shards(settings, tmp_path):
+    from data_pipeline.records.shard_reading import open_shards
+
+    out = tmp_path / "out"
+    collect(
+        replace(
+            settings,
+            out=str(out),
+            output=Output(shards=True, sheet=False),
+            split=Split(in_train=0, out_of_train=0),
+        )
+    )
+    shards = out / "shards" / "train"
+    before = {record.identity for record in open_shards(shards)[0]}
+    options = ["--data", shards, "--name", "bob", "--picture", tmp_path / "cy.png"]
+    Image.fromarray(att_pictures(3, [10])[0]).save(tmp_path / "cy.png")
+    purge(list(map(str, options)))
+    records, read_image = open_shards(shards)
+    assert before == {"Ann", "Bob", "Cy"} and {record.identity for record in records} == {"Ann"}
+    assert read_image(records[0].image).shape[0] == read_image(records[0].image).shape[1]
+    assert not any(b"Bob" in contents for contents in files_of(shards).values())

@@ -3,12 +3,7 @@
 import pytest
 
 from data_pipeline.collect.running import local
-from tests.data_pipeline.collect.crashing import double, failed
-
-
-@pytest.fixture(autouse=True)
-def quick_start(monkeypatch):
-    monkeypatch.setattr(local, "START", 10.0)
+from tests.data_pipeline.collect.crashing import CannotStart, double, failed
 
 
 def test_a_crash_costs_its_item_and_the_order_stays():
@@ -16,8 +11,7 @@ def test_a_crash_costs_its_item_and_the_order_stays():
     assert list(found) == [2, 4, "13: the process that decoded it died (SIGSEGV)", 8, 10]
 
 
-def test_an_item_that_hangs_is_ended(monkeypatch):
-    monkeypatch.setattr(local, "START", 3.0)
+def test_an_item_that_hangs_is_ended():
     found = local.run(double, [1, 99, 3], failed, workers=1, size=1, timeout=0.5)
     assert list(found) == [2, "99: not decoded within 0.5 s", 6]
 
@@ -25,6 +19,11 @@ def test_an_item_that_hangs_is_ended(monkeypatch):
 def test_an_error_is_the_callers_and_leaves_no_process():
     with pytest.raises(ValueError, match="-1 is negative"):
         list(local.run(double, [1, -1], failed, workers=1, size=1, timeout=20))
+
+
+def test_processes_that_cannot_start_are_not_taken_for_bad_pictures():
+    with pytest.raises(OSError, match="cannot start"):
+        list(local.run(CannotStart(), [1, 2], failed, workers=1, size=1, timeout=20))
 
 
 def test_without_processes():

@@ -4,8 +4,9 @@ caught by the contract."""
 import numpy as np
 import pytest
 
-from data_pipeline.collect.captions.base import View, open_captioner
+from data_pipeline.collect.captions.base import View
 from data_pipeline.collect.captions.contract import PROMPT
+from data_pipeline.collect.captions.opening import open_captioner
 from data_pipeline.collect.captions.write import write_captions
 from data_pipeline.collect.settings import Caption
 
