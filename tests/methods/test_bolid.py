@@ -23,7 +23,7 @@ from persongen_jax.systems.diffusion import drop_conditions
 from persongen_jax.systems.open import open_system
 from persongen_jax.training.partition import assign_groups, leaf_paths
 from persongen_jax.training.trained import load_trained
-from tests.helpers.training_runs import changed, metrics
+from tests.helpers.training_runs import changed
 
 RECOGNISER = str(ASSETS / "face_net" / "model.safetensors")
 KW = {"dtype": jnp.float32, "param_dtype": jnp.float32}
@@ -215,33 +215,22 @@ def open_schedule():
 
 
 @pytest.mark.slow
-def test_a_run_with_losses_logs_them_resumes_and_names_its_judges(config, tmp_path):
-    """Two steps, at once and one after the other; another method takes the same losses.
-
-    The other losses are in the steps of tests/parallel/test_sharding.py.
-    """
-    losses = ("reconstruction", "keypoints", "clip")
-    common = {
+def test_two_steps_move_everything_and_resume(config, tmp_path):
+    """With and without the body; its losses are in a run of tests/losses/test_in_a_run.py."""
+    settings = changed(
+        config,
+        **{"method": "bolid", "bolid_reduced": 8, "face_encoder": RECOGNISER, "drop_prob": 0.0},
         **{"data": "people:in_train?identities=4&pictures=3&framing=figures", "cpu_devices": 1},
         **{"steps": 2, "warmup_steps": 0, "checkpoint_every": 1, "log_every": 1},
-        "losses": {name: {"weight": 1.0, "noise_to": 0.99} for name in losses},
-        "loss_pose_net": f"keypoints:{ASSETS / 'sdxl' / 'face_detector'}",
-        "loss_clip": str(ASSETS / "clip"),
-    }
-    own = {"method": "bolid", "bolid_reduced": 8, "face_encoder": RECOGNISER}
-    settings = changed(config, **common, **own)
+    )
     assert train.train(settings, tmp_path / "whole")
-    for row in metrics(tmp_path / "whole"):
-        assert all(row[f"loss_{name}"] > 0 for name in losses)
-        assert all(0 < row[f"loss_{name}_rows"] <= 1 for name in losses)
     trained, _ = load_trained(tmp_path / "whole", replicated(make_mesh()))
+    first = leaf_paths(open_system(settings).model)
     assert {path.split("/")[0] for path in trained} == {"face_proj", "body_proj", "unet"}
+    assert not [p for p, array in trained.items() if np.array_equal(first[p].get_value(), array)]
     assert train.train(changed(settings, steps=1), tmp_path / "resumed")
     assert train.train(settings, tmp_path / "resumed")
     resumed, _ = load_trained(tmp_path / "resumed", replicated(make_mesh()))
     assert all(np.array_equal(resumed[path], array) for path, array in trained.items())
     alone = open_system(changed(settings, bolid_body=False))
     assert branch_names(alone.model.unet) == ["face"] and not hasattr(alone.model, "image_encoder")
-    system = open_system(changed(config, **common, method="id_branch"))
-    assert "loss_networks" in system.trained_against
-    assert not hasattr(system.model.conditioner(), "loss_networks")

@@ -41,6 +41,7 @@ from tests.systems.digits_config import get_config as digits_config
 STEPS = 2
 ASSETS = Path(persongen_jax.__file__).parent / "assets"
 RECOGNISER = ASSETS / "face_net" / "model.safetensors"
+PLAIN = "tests.losses.plain:Plain"
 SYSTEMS = {"digits": digits_config, "ddpm": ddpm_config}
 
 
@@ -164,8 +165,8 @@ def main(out, base, photos, *names):
         if method:
             config.method, config.face_encoder = method, str(RECOGNISER)
             config.facecdm_reduced, config.optimizer_options = 8, {"eps": 1e-2}
-            config.bolid_reduced = 8
-            if method == "bolid":
+            if method == PLAIN:  # which trains nothing but for losses on decoded images
+                config.lr_hint = 1e-2
                 losses = ("keypoints", "proportions", "identity")
                 config.losses = {name: {"weight": 1.0, "noise_to": 0.99} for name in losses}
                 config.loss_pose_net = f"keypoints:{ASSETS / 'sdxl' / 'face_detector'}"

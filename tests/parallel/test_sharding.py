@@ -22,7 +22,7 @@ from persongen_jax.systems.open import abstract_system
 from persongen_jax.train import check_batch_size
 from persongen_jax.training.trained import load_trained
 from tests.helpers.training_runs import small_base
-from tests.parallel.sharded_training import STEPS
+from tests.parallel.sharded_training import PLAIN, STEPS
 
 MESHES = ("1x1", "8x1", "4x2", "1x8f", "4x2f")
 TOLERANCE = 1e-5
@@ -236,11 +236,11 @@ def test_devices_change_nothing_of_two_networks(tmp_path_factory):
 
 @pytest.mark.slow
 def test_devices_change_nothing_of_losses_on_decoded_images(tmp_path_factory):
-    """The same on BoLID with losses on joints and faces."""
-    folder = tmp_path_factory.mktemp("bolid")
+    """The same with losses on joints and faces, of a method without a UNet."""
+    folder = tmp_path_factory.mktemp("losses")
     data = "people:in_train?identities=8&pictures=3&framing=figures"
     base = small_base(tmp_path_factory)
-    finish(start([folder, f"bolid@{base}", data, "1x1", "4x2f"], 8))
+    finish(start([folder, f"{PLAIN}@{base}", data, "1x1", "4x2f"], 8))
     assert_same(folder, "4x2f")
     found = arrays(folder, "4x2f")
     for name in ("keypoints", "proportions", "identity"):

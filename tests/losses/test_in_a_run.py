@@ -1,0 +1,53 @@
+"""Any method takes the losses: a run logs them, resumes, and names their networks as no judges."""
+
+import numpy as np
+import pytest
+
+from persongen_jax import train
+from persongen_jax.miniature.__main__ import ASSETS
+from persongen_jax.parallel.sharding import make_mesh, replicated
+from persongen_jax.systems.open import open_system
+from persongen_jax.training.trained import load_trained
+from tests.helpers.training_runs import changed, metrics, small_config
+
+NAMES = ("reconstruction", "keypoints", "proportions", "clip", "identity")
+
+
+@pytest.fixture
+def settings(small_base):
+    config = small_config(small_base, "people:in_train?identities=4&pictures=3&framing=figures")
+    config.lr_hint = 1e-2
+    return changed(
+        config,
+        **{"method": "tests.losses.plain:Plain", "ema_decay": 0.0, "cpu_devices": 1},
+        **{"steps": 2, "warmup_steps": 0, "checkpoint_every": 1, "log_every": 1},
+        losses={name: {"weight": 1.0, "noise_to": 0.99} for name in NAMES},
+        loss_pose_net=f"keypoints:{ASSETS / 'sdxl' / 'face_detector'}",
+        loss_clip=str(ASSETS / "clip"),
+        loss_face_net=str(ASSETS / "face_net" / "model.safetensors"),
+    )
+
+
+@pytest.mark.slow
+def test_a_run_logs_every_loss_and_resumes(settings, tmp_path):
+    assert train.train(settings, tmp_path / "whole")
+    for row in metrics(tmp_path / "whole"):
+        assert all(row[f"loss_{name}"] > 0 for name in NAMES)
+        assert all(0 < row[f"loss_{name}_rows"] <= 1 for name in NAMES)
+    assert train.train(changed(settings, steps=1), tmp_path / "resumed")
+    assert train.train(settings, tmp_path / "resumed")
+    whole, resumed = (
+        load_trained(tmp_path / name, replicated(make_mesh()))[0] for name in ("whole", "resumed")
+    )
+    assert whole and all(np.array_equal(resumed[path], array) for path, array in whole.items())
+
+
+def test_networks_of_losses_are_no_judges_and_condition_nothing(settings):
+    system = open_system(settings)
+    assert "loss_networks" in system.trained_against
+    assert not hasattr(system.model.conditioner(), "loss_networks")
+    # One network serves both losses on joints.
+    assert not hasattr(system.model.loss_networks, "proportions")
+    names = [field.name for field in system.fields]
+    assert names[-3:] == ["keypoints", "caption_ids", "landmarks"]
+    assert "vae/decoder/" not in system.unread()
