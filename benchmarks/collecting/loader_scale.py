@@ -72,7 +72,7 @@ def write_index(path: Path, count: int) -> None:
 
 
 def measure(path: str, answer) -> None:
-    """In a process of its own: its processor's seconds, which other work does not change, and bytes."""
+    """In a process of its own: the processor's seconds, which other work does not change."""
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     begin = time.process_time()
     with open(path, encoding="utf-8") as file:
@@ -124,9 +124,10 @@ def main(argv: list[str] | None = None) -> None:
 
 `python -m benchmarks.collecting.loader_scale`, {datetime.date.today()}, {processor()}.{note} \
 Records as the collection writes them, {PICTURES_OF_ONE} of each person, one small picture for \
-all: what grows with their number. Seconds are the processor's. *read*: the index into records; *memory*: what they take; *first \
-example*: the checks at the start, the order of the first epoch, one example; *example of epoch \
-10*: what a run that is resumed there waits for; *epoch*: shuffling alone.
+all: what grows with their number. Seconds are the processor's. *read*: the index into records; \
+*memory*: what they take; *first example*: the checks at the start, the order of the first epoch, \
+one example; *example of epoch 10*: what a run that is resumed there waits for; *epoch*: shuffling \
+alone.
 
 {markdown(HEADS, rows)}
 """
