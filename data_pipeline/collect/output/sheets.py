@@ -25,7 +25,8 @@ def sheets_of(settings: Collect, curated: Curated, out: Path) -> dict[str, str]:
         files[f"set {job.set}"].append(out / job.set / job.image)
     paths = {picture.key: Path(settings.work) / picture.path for picture in curated.pictures}
     for drop in curated.dropped:
-        if drop.key in paths:
+        # One that cannot be read may end the process that tries.
+        if drop.key in paths and drop.reason != "unreadable":
             files[f"dropped by {drop.stage}: {drop.reason}"].append(paths[drop.key])
     sheets = {}
     for title, found in files.items():

@@ -59,7 +59,16 @@ def run_here(settings: Collect, pictures: list[Picture], partial: Path) -> Curat
     return assembled(settings, pictures, partial, chosen, looks, done, good, written)
 
 
-def assembled(settings, pictures, partial, chosen, looks, done, good, written) -> Curated:
+def assembled(
+    settings: Collect,
+    pictures: list[Picture],
+    partial: Path,
+    chosen: Chosen,
+    looks: dict[str, Look],
+    done: Sequence[Job],
+    good: list[Job],
+    written: list[Written],
+) -> Curated:
     """What every executor ends with."""
     drops = [*chosen.drops, *(job.drop for job in done if job.drop is not None)]
     records = [record_of(j, w, settings, partial) for j, w in zip(good, written, strict=True)]

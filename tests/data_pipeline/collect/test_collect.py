@@ -124,6 +124,19 @@ def test_a_changed_threshold_measures_nothing_again_and_back_gives_the_same_byte
     assert files_of(Path(settings.out)) == before
 
 
+def test_a_run_that_was_killed_goes_on(curated, settings):
+    before = files_of(Path(settings.out))
+    (looks,) = Path(settings.work).rglob("looks.jsonl")
+    whole = looks.read_bytes()
+    looks.write_bytes(whole[:-40])  # in the middle of its last line
+    partial = Path(settings.out + ".partial") / "train" / "images"
+    partial.mkdir(parents=True)
+    (partial / "left.png").write_bytes(b"half")
+    collect(settings)
+    assert files_of(Path(settings.out)) == before
+    assert looks.read_bytes() == whole and not partial.exists()
+
+
 def test_people_are_purged_from_everything(curated, settings, tmp_path, capsys):
     shutil.copytree(settings.work, tmp_path / "work")
     shutil.copytree(settings.out, tmp_path / "out")
