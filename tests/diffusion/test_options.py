@@ -40,7 +40,6 @@ def test_flags_are_the_settings():
     assert given_options(args) == {
         "num_inference_steps": 50,
         "guidance_scale": 5.0,
-        "guidance_form": "scale",
         "guidance_rescale": 0.0,
         "num_images_per_prompt": 1,
         "tiling": False,

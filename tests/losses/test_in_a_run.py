@@ -29,11 +29,15 @@ def settings(small_base):
 
 
 @pytest.mark.slow
-def test_a_run_logs_every_loss_and_resumes(settings, tmp_path):
+def test_a_run_logs_its_losses_and_resumes(settings, tmp_path):
+    # Those that compile soon; the others' values are in test_values.py.
+    names = ("reconstruction", "keypoints", "proportions")
+    with settings.unlocked():
+        settings.losses = {name: settings.losses[name] for name in names}
     assert train.train(settings, tmp_path / "whole")
     for row in metrics(tmp_path / "whole"):
-        assert all(row[f"loss_{name}"] > 0 for name in NAMES)
-        assert all(0 < row[f"loss_{name}_rows"] <= 1 for name in NAMES)
+        assert all(row[f"loss_{name}"] > 0 for name in names)
+        assert all(0 < row[f"loss_{name}_rows"] <= 1 for name in names)
     assert train.train(changed(settings, steps=1), tmp_path / "resumed")
     assert train.train(settings, tmp_path / "resumed")
     whole, resumed = (

@@ -167,7 +167,7 @@ def main(out, base, photos, *names):
             config.facecdm_reduced, config.optimizer_options = 8, {"eps": 1e-2}
             if method == PLAIN:  # which trains nothing but for losses on decoded images
                 config.lr_hint = 1e-2
-                losses = ("keypoints", "proportions", "identity")
+                losses = ("reconstruction", "keypoints", "identity")
                 config.losses = {name: {"weight": 1.0, "noise_to": 0.99} for name in losses}
                 config.loss_pose_net = f"keypoints:{ASSETS / 'sdxl' / 'face_detector'}"
                 config.loss_face_net = str(RECOGNISER)

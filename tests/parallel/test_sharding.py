@@ -243,5 +243,5 @@ def test_devices_change_nothing_of_losses_on_decoded_images(tmp_path_factory):
     finish(start([folder, f"{PLAIN}@{base}", data, "1x1", "4x2f"], 8))
     assert_same(folder, "4x2f")
     found = arrays(folder, "4x2f")
-    for name in ("keypoints", "proportions", "identity"):
+    for name in ("reconstruction", "keypoints", "identity"):
         assert max(found[f"loss_{name}/0"], found[f"loss_{name}/1"]) > 0
