@@ -19,10 +19,14 @@ STAGE = "filter"
 
 def filter_pictures(choices: Sequence[Choice], settings: Filter) -> tuple[list[Choice], list[Drop]]:
     """The pictures that can be used, with their faces that can be the person's, and the others."""
-    kept, dropped = [], []
+    kept: list[Choice] = []
+    dropped: list[Drop] = []
     for choice in choices:
         found = filter_picture(choice, settings)
-        (dropped if isinstance(found, Drop) else kept).append(found)
+        if isinstance(found, Drop):
+            dropped.append(found)
+        else:
+            kept.append(found)
     return kept, dropped
 
 

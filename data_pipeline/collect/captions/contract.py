@@ -85,7 +85,8 @@ def read_answer(text: str, view: View, trigger_word: str, least: float) -> Answe
     share = covered(texts["caption"], [texts[name] for name in KEYS[2:]])
     if share < least:
         raise Unusable(f"the parts hold {share:.2f} of the caption's words, less than {least:g}")
-    return Answer(word, *(texts[name] for name in KEYS[1:]), coverage=round(share, 3))
+    parts = texts["general"], texts["background"], texts["body"]
+    return Answer(word, texts["caption"], *parts, coverage=round(share, 3))
 
 
 def covered(caption: str, parts: list[str]) -> float:

@@ -57,9 +57,10 @@ def report_of(settings: Collect, curated: Curated) -> dict[str, Any]:
 
 def _stages(curated: Curated) -> list[dict[str, Any]]:
     by_stage: dict[str, Counter[str]] = {}
+    rows: list[dict[str, Any]] = []
     for drop in curated.dropped:
         by_stage.setdefault(drop.stage, Counter())[drop.reason] += 1
-    left, rows = len(curated.pictures), []
+    left = len(curated.pictures)
     for name in [*(s for s in by_stage if s not in STAGES), *STAGES]:
         reasons = by_stage.get(name, Counter())
         gone = sum(reasons.values())
@@ -91,7 +92,7 @@ def _histograms(settings: Collect, curated: Curated) -> dict[str, dict[str, Any]
     looks = [look for look in looks if look.key in shown and not look.fault]
     faces = [max(look.faces, key=_side) for look in looks if look.faces]
     limits = settings.filter
-    values = {
+    values: dict[str, tuple[list[Any], Any]] = {
         "shorter side, pixels": ([min(look.size) for look in looks], limits.min_side),
         "face, pixels": ([_side(face) for face in faces], limits.min_face),
         "sharpness of the face": ([face.sharpness for face in faces], limits.min_sharpness),

@@ -189,6 +189,7 @@ def record_of(job: Job, written: Written, settings: Collect, out: str | Path) ->
     if picture.identity != choice.identity:
         collected["also_called"] = picture.identity
     keypoints = look.keypoints
+    x0, y0, x1, y1 = map(float, square.box)
     return Record(
         image=str(folder / job.image),
         identity=choice.identity,
@@ -201,7 +202,7 @@ def record_of(job: Job, written: Written, settings: Collect, out: str | Path) ->
         keypoints=None if keypoints is None else square.moved(keypoints),
         visibility=_inside(look, square),
         original_size=look.size,
-        crop=tuple(map(float, square.box)),
+        crop=(x0, y0, x1, y1),
         images={"mask": str(folder / job.mask)} if job.mask else None,
         extra={"general": written.general, "collected": collected},
     )
