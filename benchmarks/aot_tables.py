@@ -87,8 +87,9 @@ def is_losses(row) -> bool:
 def losses_of(row) -> str:
     """Which of the losses' variants it is, from what the command changes of configs/bolid.py."""
     changed = row["overrides"]
-    if "losses" in changed and not changed["losses"]:
-        return "none"
+    table = changed.get("losses")  # as text
+    if table is not None:
+        return "none" if str(table).strip() == "{}" else " ".join(str(table).split())
     side = changed.get("losses_downscale", 1)
     return "keypoints, clip" + ("" if side == 1 else f", decoded at 1/{side} of the side")
 
