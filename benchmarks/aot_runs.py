@@ -18,7 +18,8 @@ from pathlib import Path
 RESULTS = Path(__file__).parent / "results/aot.json"
 YARDSTICK = "benchmarks.aot_yardstick"
 STEP = ("persongen_jax.aot", "--config", "configs/photomaker_bg.py")
-# BoLID, whose joints and captions are read by networks of published sizes that need not be there.
+# BoLID, whose losses' networks need not be there. Captions are read by EVA02-CLIP-L's published
+# sizes; joints by a KeypointNet of its usual sizes in place of MoveNet, whose graph is in its file.
 BOLID = ("persongen_jax.aot", "--config", "configs/bolid.py", "--config.loss_pose_net=keypoints:-")
 BOLID += ("--config.loss_clip=-", "--config.face_encoder=-", "--cached")
 # Trained weights and Adam's moments are sharded: whole, they are a third of a v5e's memory.

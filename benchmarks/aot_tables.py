@@ -79,9 +79,25 @@ def is_second(row) -> bool:
     return row["what"] == "train" and row["method"] == "facecdm"
 
 
+def is_losses(row) -> bool:
+    """Whether the step is one of those with and without losses on decoded images."""
+    return row["what"] == "train" and row["method"] == "bolid"
+
+
+def losses_of(row) -> str:
+    """Which of the losses' variants it is, from what the command changes of configs/bolid.py."""
+    changed = row["overrides"]
+    table = changed.get("losses")  # as text
+    if table is not None:
+        return "none" if str(table).strip() == "{}" else " ".join(str(table).split())
+    side = changed.get("losses_downscale", 1)
+    return "keypoints, clip" + ("" if side == 1 else f", decoded at 1/{side} of the side")
+
+
 def is_scaling(row) -> bool:
     """Whether rows differ only in the number of chips."""
-    return (row["what"], row["chip"], row["fsdp"]) == ("train", "v5e", 4)
+    same = (row["what"], row["chip"], row["fsdp"]) == ("train", "v5e", 4)
+    return same and not is_losses(row)
 
 
 STEP = (
@@ -105,10 +121,13 @@ TABLES = {
         ),
     ),
     "step": (
-        lambda row: row["what"] == "train" and not (is_scaling(row) or is_second(row)),
+        lambda row: (
+            row["what"] == "train" and not (is_scaling(row) or is_second(row) or is_losses(row))
+        ),
         STEP,
     ),
     "second": (is_second, (*STEP[:-1], ("floor, ms", floor), STEP[-1])),
+    "losses": (is_losses, (("losses", losses_of), *STEP)),
     "scaling": (lambda row: row["what"] == "train" and is_scaling(row), STEP),
     "encode": (lambda row: row["what"] == "encode", COMMON),
     "sample": (

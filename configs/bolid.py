@@ -16,9 +16,10 @@ def get_config():
     config = base_config()
     config.method = "bolid"
     config.face_loss_prob = 0.0  # the whole body counts
+    # All settings, so that each is a flag: --config.losses.keypoints.noise_from=0.1
     config.losses = {
-        "keypoints": {"weight": 0.1, "noise_to": 0.5},
-        "clip": {"weight": 0.1, "noise_to": 0.5},
+        "keypoints": {"weight": 0.1, "noise_from": 0.0, "noise_to": 0.5},
+        "clip": {"weight": 0.1, "noise_from": 0.0, "noise_to": 0.5},
     }
     # The seed's own generation and metrics (evaluation/benchmarks.py, "bolid").
     config.validation_steps = 30

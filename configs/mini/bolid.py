@@ -20,8 +20,8 @@ def get_config():
     config.loss_pose_net = f"keypoints:{ASSETS / 'sdxl' / 'face_detector'}"
     config.loss_clip = str(ASSETS / "clip")
     config.losses = {
-        "keypoints": {"weight": 0.1, "noise_to": 0.7},
-        "clip": {"weight": 0.1, "noise_to": 0.7},
+        "keypoints": {"weight": 0.1, "noise_from": 0.0, "noise_to": 0.7},
+        "clip": {"weight": 0.1, "noise_from": 0.0, "noise_to": 0.7},
     }
     config.lr_projections = 3e-3
     config.lr_identity = 1e-3

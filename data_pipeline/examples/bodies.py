@@ -60,10 +60,10 @@ class Bodies(References):
 
     # ---- from records ----
 
-    def _box(self, record: Record) -> tuple[float, float, float, float] | None:
+    def _box(self, source: Any, record: Record) -> tuple[float, float, float, float] | None:
         if record.keypoints is None:
             return None
-        return body_box(record.keypoints, record.visibility)
+        return body_box(record.keypoints, record.visibility, source.size_of(record.image))
 
     def draw_one(self, source: Any, record: Record) -> Any:
         shape = source.size_of(record.image)
@@ -106,33 +106,57 @@ class Bodies(References):
             for person, bodies in enumerate(persons):
                 for column, body in enumerate(bodies):
                     place = (row, person, column)
-                    pixels[place], points[place] = self._read(body)
+                    whose = f", person {person + 1}" if len(persons) > 1 else ""
+                    where = f"bodies, prompt {row + 1}{whose}, body {column + 1}"
+                    pixels[place], points[place] = self._read(body, where)
                     mask[place] = True
         arrays = {self.pixels: pixels, self.points: points, self.mask: mask}
         return {name: a.reshape(shape[0], -1, *a.shape[3:]) for name, a in arrays.items()}
 
-    def _read(self, body: Any) -> tuple[np.ndarray, np.ndarray]:
+    def _read(self, body: Any, where: str = "bodies") -> tuple[np.ndarray, np.ndarray]:
         """The crop as CLIP reads it, and the joints [12, 3]."""
         body = body if isinstance(body, Body) else Body(body)
         image = load_image(body.image)
-        box = None
+        shape, box = image.shape[:2], None
         if body.keypoints is not None:
-            if np.shape(body.keypoints) != (JOINTS, 2):
-                shape = np.shape(body.keypoints)
-                raise FieldError(f"bodies: keypoints of shape {shape}; ({JOINTS}, 2) is needed")
-            box = body_box(body.keypoints, body.visibility)
+            check_joints(body.keypoints, body.visibility, where)
+            box = body_box(body.keypoints, body.visibility, shape)
         crop = image if box is None else square_face_crop(image, box)
-        points = points_of(body.keypoints, body.visibility, image.shape[:2])
+        points = points_of(body.keypoints, body.visibility, shape)
         return clip_normalise(np.ascontiguousarray(clip_crop(crop, self.size))), points
 
 
+def check_joints(keypoints: ArrayLike, visibility: ArrayLike | None, where: str) -> None:
+    """FieldError, beginning with ``where``, for other shapes or visible joints without a place."""
+    for name, array, wanted in (
+        ("keypoints", keypoints, (JOINTS, 2)),
+        ("visibility", np.ones(JOINTS) if visibility is None else visibility, (JOINTS,)),
+    ):
+        if np.shape(array) != wanted:
+            raise FieldError(f"{where}: {name} of shape {np.shape(array)}; {wanted} is needed")
+    shown = np.ones(JOINTS, bool) if visibility is None else np.asarray(visibility, bool)
+    lost = np.flatnonzero(shown & ~np.isfinite(np.asarray(keypoints, np.float64)).all(-1))
+    if len(lost):
+        raise FieldError(
+            f"{where}: joint {lost[0] + 1} of {JOINTS} is not finite; say visibility False for an "
+            "unknown one"
+        )
+
+
+def seen_joints(
+    keypoints: ArrayLike, visibility: ArrayLike | None, shape: tuple[int, int]
+) -> np.ndarray:
+    """[12] bool: joints [12, 2] that are visible and inside of an image of (height, width)."""
+    joints, (height, width) = np.asarray(keypoints, np.float64), shape
+    inside: Any = ((joints >= 0) & (joints <= (width, height))).all(-1)
+    return inside if visibility is None else inside & np.asarray(visibility, bool)
+
+
 def body_box(
-    keypoints: ArrayLike, visibility: ArrayLike | None
+    keypoints: ArrayLike, visibility: ArrayLike | None, shape: tuple[int, int]
 ) -> tuple[float, float, float, float] | None:
-    """(x0, y0, x1, y1) around the visible joints [12, 2]; None if they span no box."""
-    joints = np.asarray(keypoints, np.float64)
-    if visibility is not None:
-        joints = joints[np.asarray(visibility, bool)]
+    """(x0, y0, x1, y1) around the joints that are seen (``seen_joints``); None without a box."""
+    joints = np.asarray(keypoints, np.float64)[seen_joints(keypoints, visibility, shape)]
     if not len(joints) or not (np.ptp(joints, axis=0) > 0).all():
         return None
     (x0, y0), (x1, y1) = joints.min(0).tolist(), joints.max(0).tolist()
@@ -145,15 +169,13 @@ def points_of(
     """[12, 3] float32: (x, y) in an image of ``shape`` (height, width) and whether it is visible.
 
     The image's middle is (0, 0), its longer side reaches from -1 to 1, so that lengths along both
-    axes compare; a joint that is hidden, unknown, or outside of the image is (0, 0, 0).
+    axes compare; a joint that is not seen (``seen_joints``) is (0, 0, 0).
     """
     points = np.zeros((JOINTS, 3), np.float32)
     if keypoints is None:
         return points
     joints, (height, width) = np.asarray(keypoints, np.float64), shape
-    seen: Any = ((joints >= 0) & (joints <= (width, height))).all(-1)
-    if visibility is not None:
-        seen &= np.asarray(visibility, bool)
+    seen = seen_joints(keypoints, visibility, shape)
     points[:, :2] = (2 * joints - (width, height)) / max(height, width)
     points[:, 2] = 1
     return np.where(seen[:, None], points, 0).astype(np.float32)

@@ -284,7 +284,8 @@ class References(EncodedField):
         """The input for a record's image as a reference."""
 
         def key():
-            box = self._box(record) and tuple(map(float, self._box(record)))
+            box = self._box(source, record)
+            box = box and tuple(map(float, box))
             return (source.features.picture_of(source, record.image).digest, box, self.size)
 
         def make():
@@ -299,7 +300,7 @@ class References(EncodedField):
             ImageError: the image does not decode.
         """
 
-        box = self._box(record)
+        box = self._box(source, record)
 
         def make():
             image = source.pictures.image(record.image)
@@ -309,7 +310,7 @@ class References(EncodedField):
 
         return source.pictures.kept(("reference", record.image, box, self.size), make)
 
-    def _box(self, record):
+    def _box(self, source, record):
         return None if self.whole else record.face_box
 
     def from_records(self, records: Sequence[Record], read: Callable, size: tuple) -> list:

@@ -223,6 +223,11 @@ class SamplingOptions:
         """The s of ε_u + s (ε_c - ε_u), in whichever form it was given."""
         return self.guidance_scale + (self.guidance_form == "weight")
 
+    @property
+    def guides(self) -> bool:
+        """Whether the side without a condition is computed, for a ``guidance`` above 1."""
+        return self.guidance > 1
+
     def changed(self) -> list[str]:
         """Names of the settings that do not have their default."""
         values: dict[str, tuple[Any, Any]] = {
@@ -259,7 +264,7 @@ class SamplingOptions:
         Args:
             identity: whether references act. latents: whether the first noise is given.
         """
-        if self.guidance <= 1:
+        if not self.guides:
             off = f"guidance_scale={self.guidance_scale:g} turns guidance off"
             if self.guidance_scale not in (0, 1):
                 yield f"{off}; it acts above {int(self.guidance_form == FORMS[0])}"

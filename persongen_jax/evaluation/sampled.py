@@ -80,7 +80,7 @@ class SampledEvaluation:
         """uint8 [n, h, w, 3]; image i starts from the same noise at every step of training."""
         system, n = self.system, len(cases.owners)
         _, *shape = system.codec.shape(system.model, system.abstract_batch())
-        guidance, out = self.options.guidance or None, []
+        guidance, out = self.options.guidance if self.options.guides else None, []
         batch = min(n, AT_ONCE)
         # The sampler's own noise must differ from the initial noise.
         seed = self.options.seed or 0

@@ -41,7 +41,7 @@ from persongen_jax.generate.pose import (
     find_given_pose,
     use_pose,
 )
-from persongen_jax.generate.warnings import ineffective_options
+from persongen_jax.generate.warnings import ineffective_for, ineffective_options
 
 
 def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -295,6 +295,8 @@ def generate(args: argparse.Namespace) -> list[Path]:
         }
         references, regions = read_references(args.reference, args.method_weights, **where)
     pipe = make_pipeline(args, options)
+    for line in ineffective_for(args, pipe.fields):
+        warnings.warn(line, stacklevel=1)
     if pipe.reads_references and not references:
         raise ValueError(f"--method-weights {args.method_weights}: give --reference too")
     check_named(pipe, named, inputs)

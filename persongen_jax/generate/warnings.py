@@ -1,6 +1,10 @@
 """Warnings of generate about options without effect."""
 
 import argparse
+from collections.abc import Iterable
+
+from data_pipeline.examples.bodies import Bodies
+from data_pipeline.examples.fields import Field
 
 
 def ineffective_options(args: argparse.Namespace) -> list[str]:
@@ -25,3 +29,14 @@ def ineffective_options(args: argparse.Namespace) -> list[str]:
     if args.image_encoder and not args.method_weights:
         lines.append("--image-encoder has no effect without --method-weights")
     return lines
+
+
+def ineffective_for(args: argparse.Namespace, fields: Iterable[Field]) -> list[str]:
+    """Options without effect on a pipeline whose method reads these fields."""
+    if args.pose is not None or not args.pose_net or not args.reference:
+        return []  # --pose reads it, or ``ineffective_options`` says it
+    if any(isinstance(field, Bodies) for field in fields):
+        return []
+    return [
+        "--pose-net has no effect: the loaded method reads no bodies, and there is no --pose"
+    ]

@@ -48,16 +48,24 @@ class DecodedLoss(abc.ABC):
     Attributes:
         name: in ``config.losses`` and in the log.
         net_key: the config's key that names its network; "" for none.
-        needs: keys of a record, any of which makes it comparable; () if all images are.
+        needs: what ``comparable`` asks of a record, in words.
         reads_target: whether it reads the target's image.
+        reads_condition: whether it compares with what the prompt or the references say, so that it
+            does not act where training has dropped these.
+
+    Args:
+        config: names the network.
+        abstract: only shapes are made: files may be missing, and no terms are said.
     """
 
     name: str
     net_key: str = ""
-    needs: tuple[str, ...] = ()
+    needs: str = ""
     reads_target: bool = False
+    reads_condition: bool = False
 
-    def __init__(self, config: ConfigDict):
+    def __init__(self, config: ConfigDict, *, abstract: bool = False):
+        self.abstract = abstract
         self.net: str = config[self.net_key] if self.net_key else ""
         if self.net_key and not self.net:
             said = f"config.{self.net_key} is empty"
@@ -65,13 +73,17 @@ class DecodedLoss(abc.ABC):
 
     remedy = "needs it"
 
-    def network(self, *, abstract: bool = False) -> nnx.Module | None:
-        """The frozen network; ``abstract``: a missing file's shapes may be the published ones."""
+    def network(self) -> nnx.Module | None:
+        """The frozen network; if ``abstract``, a missing file's shapes are the published ones."""
         return None
 
     def fields(self, trigger_word: str) -> tuple[Field, ...]:
-        """What it reads of an example in addition to the target; after ``network``."""
+        """What it reads of an example in addition to the target."""
         return ()
+
+    def comparable(self, record: Record) -> bool:
+        """Whether the record has what is compared; a crop may still leave it out."""
+        return True
 
     @abc.abstractmethod
     def __call__(self, network: Any, decoded: Decoded) -> tuple[jax.Array, jax.Array]:
@@ -86,15 +98,15 @@ def check_records(losses: Sequence[DecodedLoss], records: Sequence[Record], data
     """
     lines = []
     for loss in losses:
-        if not loss.needs:
-            continue
-        named = " or ".join(loss.needs)
-        without = sum(all(getattr(record, key) is None for key in loss.needs) for record in records)
-        if without == len(records):
+        without = sum(not loss.comparable(record) for record in records)
+        if without and without == len(records):
             raise ValueError(
-                f"config.losses: {loss.name} compares {named}, and no record of {data} has any; "
-                "let data_pipeline.manifest find them (--pose for keypoints), or leave the loss out"
+                f"config.losses: {loss.name} compares {loss.needs}, and no record of {data} has "
+                "them; let data_pipeline.manifest find them (--pose for keypoints), or leave the "
+                "loss out"
             )
         if without:
-            lines.append(f"{loss.name} does not act on {without} of {len(records)}: no {named}")
+            lines.append(
+                f"{loss.name} does not act on {without} of {len(records)}: no {loss.needs}"
+            )
     return lines

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from ml_collections import ConfigDict
 
 from data_pipeline.examples.fields import Field
 from data_pipeline.examples.targets import CaptionIds
@@ -17,8 +18,10 @@ from persongen_jax.losses.pose_readers import resized
 from persongen_jax.models.encoders.clip import CLIPTextModel
 from persongen_jax.models.encoders.eva_clip import EvaClipVisionModel
 from persongen_jax.models.layers import LayerOptions, UnusedRngs
-from persongen_jax.weights.formats.clip import load_clip
+from persongen_jax.weights.formats.clip import load_clip, load_clip_tokenizer
+from persongen_jax.weights.licences import say_terms
 
+POSITIONS = "max_position_embeddings"
 # EVA02-CLIP-L-14-336's text tower, which the paper's EVA-CLIP may be.
 EVA_TEXT: dict[str, Any] = {"hidden_size": 768, "num_hidden_layers": 12}
 EVA_TEXT |= {"num_attention_heads": 12, "max_position_embeddings": 77}
@@ -30,11 +33,18 @@ class Similarity(DecodedLoss):
 
     name, net_key = "clip", "loss_clip"
     remedy = "compares by it: give a whole CLIP's folder or file"
-    tokenizer: Any = None
+    reads_condition = True
 
-    def network(self, *, abstract: bool = False) -> nnx.Module:
+    def __init__(self, config: ConfigDict, *, abstract: bool = False):
+        super().__init__(config, abstract=abstract)
+        self.shapes_alone = abstract and not Path(self.net).exists()
+        self.tokenizer, self.length = None, EVA_TEXT[POSITIONS]
+        if not self.shapes_alone:
+            self.tokenizer, self.length = load_clip_tokenizer(self.net)
+
+    def network(self) -> nnx.Module:
         towers: Any = nnx.Module()
-        if abstract and not Path(self.net).exists():
+        if self.shapes_alone:
             kw: LayerOptions = {
                 "dtype": jnp.float32,
                 "param_dtype": jnp.float32,
@@ -42,16 +52,13 @@ class Similarity(DecodedLoss):
             }
             towers.vision_model = EvaClipVisionModel({}, **kw)
             towers.text_model = CLIPTextModel(EVA_TEXT, with_projection=True, **kw)
-            self.length = 77
             return towers
         clip = load_clip(self.net)
-        if clip.text_model is None:
-            raise ValueError(
-                f"config.loss_clip={self.net}: holds an image tower alone, and the loss 'clip' "
-                "compares with captions: give a whole CLIP"
-            )
+        if not self.abstract:
+            eva = isinstance(clip.vision_model, EvaClipVisionModel)
+            said = f"the loss 'clip' compares images and captions by {self.net}"
+            say_terms(said, self.net, "eva-clip" if eva else "clip")
         towers.vision_model, towers.text_model = clip.vision_model, clip.text_model
-        self.tokenizer, self.length = clip.tokenizer, clip.text_model.config[POSITIONS]
         return towers
 
     def fields(self, trigger_word: str) -> tuple[Field, ...]:
@@ -64,9 +71,6 @@ class Similarity(DecodedLoss):
         said = network.text_model(decoded.batch["caption_ids"]).text_embeds
         said = jax.lax.stop_gradient(said)
         return 1 - cosine(seen, said), jnp.ones(len(seen), bool)
-
-
-POSITIONS = "max_position_embeddings"
 
 
 def encode_caption(tokenizer: Any, length: int, text: str) -> np.ndarray:

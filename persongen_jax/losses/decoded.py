@@ -1,6 +1,7 @@
 """Decodes what a prediction implies, and judges it: the losses of ``config.losses``."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -31,35 +32,42 @@ class DecodedLosses:
         config: ``losses``, a table {name: {"weight": ..., "noise_from": ..., "noise_to": ...}};
             ``losses_downscale``; the keys of the losses' networks; ``trigger_word``.
         schedule: of the diffusion, whose noise levels the windows mean.
+        abstract: only shapes are made; a missing file's may be the published ones.
 
     Raises:
         ValueError: an unknown loss or setting, a weight that is not above 0, a window without a
             noise level, a network that is not named.
+        MissingFile, WeightsError: files that are opened before the networks, such as a tokenizer.
     """
 
-    def __init__(self, config: ConfigDict, schedule: NoiseSchedule):
+    def __init__(self, config: ConfigDict, schedule: NoiseSchedule, *, abstract: bool = False):
         table = config.get("losses", None) or {}
         self.settings = {name: read_settings(name, own, schedule) for name, own in table.items()}
-        self.losses: dict[str, Any] = {name: LOSSES[name](config) for name in self.settings}
+        self.losses: dict[str, Any] = {
+            name: LOSSES[name](config, abstract=abstract) for name in self.settings
+        }
+        # Losses with one network, by the name of the first, under which the model has it.
+        first: dict[str, str] = {}
+        self.holders = {
+            name: first.setdefault(loss.net_key, name)
+            for name, loss in self.losses.items()
+            if loss.net_key
+        }
         self.downscale = config.get("losses_downscale", 1)
         self.trigger_word = config.get("trigger_word", "")
 
     def __bool__(self) -> bool:
         return bool(self.losses)
 
-    def attach(self, model: Any, *, abstract: bool = False) -> None:
+    def attach(self, model: Any) -> None:
         """Add the losses' frozen networks to the model, which is where judges are compared.
 
         Networks of one name in the config are loaded once.
         """
-        networks, opened = nnx.Module(), {}
-        for name, loss in self.losses.items():
-            key = (loss.net_key, loss.net)
-            if key not in opened:
-                opened[key] = loss.network(abstract=abstract)
-                if opened[key] is not None:
-                    setattr(networks, name, opened[key])
-        if vars(networks):
+        networks = nnx.Module()
+        for name in dict.fromkeys(self.holders.values()):
+            setattr(networks, name, self.losses[name].network())
+        if self.holders:
             setattr(model, LOSS_NETWORKS, networks)
 
     def fields(self, known: set[str]) -> tuple[Field, ...]:
@@ -70,21 +78,22 @@ class DecodedLosses:
                 found.setdefault(field.name, field)
         return tuple(field for name, field in found.items() if name not in known)
 
-    def network_of(self, model: Any, loss: DecodedLoss) -> Any:
+    def network_of(self, model: Any, name: str) -> Any:
         """The loss' network in the model, perhaps added for another loss; None if it has none."""
-        if not loss.net_key:
+        if name not in self.holders:
             return None
-        names = (n for n, other in self.losses.items() if other.net_key == loss.net_key)
-        return getattr(getattr(model, LOSS_NETWORKS), next(names))
+        return getattr(getattr(model, LOSS_NETWORKS), self.holders[name])
 
-    def __call__(self, model: Any, batch: Batch, step: Any, decode: Callable) -> dict:
+    def __call__(self, model: Any, batch: Batch, step: Any, decode: Callable, factor: int) -> dict:
         """{"loss_NAME": [b], its contribution to the loss; "loss_NAME_rows": [b], 1 where it acts}.
 
-        The decoder and all networks run again in the backward pass, so that nothing of them is kept
-        between the two.
+        Each network runs again in the backward pass, one after the other; ``decode`` should do so
+        layer by layer. One checkpoint around all of it would save nothing: it is the end of the
+        forward pass, so that all of its activations would be there again at once.
 
         Args:
             step: systems.diffusion.Step. decode: maps latents to images in 0..1, differentiable.
+            factor: side of an image in pixels over side of its latents.
         """
         if not self:
             return {}
@@ -103,18 +112,18 @@ class DecodedLosses:
         reads_target = any(loss.reads_target for loss in self.losses.values())
         target = self._target(batch, step, decode) if reads_target else None
 
-        def judge(latents):
-            images = decode(reduced(latents, self.downscale))
-            factor = images.shape[1] * self.downscale // h
-            decoded = Decoded(images, (h * factor, w * factor), lambda: target, batch)
-            return {
-                name: loss(self.network_of(model, loss), decoded)
-                for name, loss in self.losses.items()
-            }
+        images = decode(reduced(latents, self.downscale))
+        sides = h * factor, w * factor
+        dropped = jnp.zeros(b, bool) if step.drop is None else step.drop
 
         out = {}
-        for name, (values, comparable) in jax.checkpoint(judge)(latents).items():
+        for name, loss in self.losses.items():
+            judge = functools.partial(_judge, loss, self.network_of(model, name))
+            judged = jax.checkpoint(functools.partial(judge, sides, target, batch))
+            values, comparable = judged(images)
             acts = inside[name] & comparable
+            if loss.reads_condition:
+                acts &= ~dropped
             out[f"loss_{name}"] = jnp.where(acts, self.settings[name].weight * values, 0)
             out[f"loss_{name}_rows"] = acts.astype(jnp.float32)
         return out
@@ -124,6 +133,10 @@ class DecodedLosses:
         if "pixel_values" in batch:
             return reduced(batch["pixel_values"] / 2 + 0.5, self.downscale)
         return jax.lax.stop_gradient(decode(reduced(step.latents, self.downscale)))
+
+
+def _judge(loss, network, sides, target, batch, images):
+    return loss(network, Decoded(images, sides, lambda: target, batch))
 
 
 def add_to(losses: dict, terms: dict) -> dict:

@@ -141,7 +141,7 @@ def warn_of_ineffective_options(
         latents: of the call, or None.
     """
     conditioner = pipe.conditioner
-    read = negatives if options.guidance > 1 else ()
+    read = negatives if options.guides else ()
     warn_of_texts(conditioner, prompts, read, parts, people)
     texts = [text for given in (prompts, read, *parts.values()) for text in given if text]
     lines = [*options.without_effect(plan, negatives, people is not None, latents is not None)]

@@ -345,7 +345,7 @@ class Pipeline(WithLoras):
         checks.warn_of_ineffective_options(self, *said, plan, strengths, options, latents)
         time_ids = np.tile(options.time_ids(size), (count, 1))
         call = Call(prompts, parts, people, time_ids, size, inputs)
-        against = negatives if options.guidance > 1 else None
+        against = negatives if options.guides else None
         seed, total = options.seed or 0, count * options.num_images_per_prompt
         noise = images.initial_noise(latents, seed, (total, *shape))
         keys = image_keys(seed, 1, total)

@@ -91,7 +91,7 @@ def abstract_base(config: ConfigDict) -> tuple[SDXLBase, Method, DecodedLosses]:
             own["face_encoder"] = str(Path(folder) / "face_encoder.safetensors")
             write_empty(Path(own["face_encoder"]), lambda: IResNet(R50, **_traced()))
         config = ConfigDict({**config, **own})
-        decoded = DecodedLosses(config, NoiseSchedule.from_config(SCHEDULER))
+        decoded = DecodedLosses(config, NoiseSchedule.from_config(SCHEDULER), abstract=True)
         make = functools.partial(_make, config, configs, method, tokenizers, decoded)
         model = nnx.eval_shape(make)
     return SDXLBase(model, tokenizers, configs, SCHEDULER, {}, config.base), method, decoded
@@ -106,7 +106,7 @@ def _make(config, configs, method, tokenizers, decoded):
     }
     model = StableDiffusionXL(**parts)
     method.attach(Parts(model, tokenizers), config, UnusedRngs())
-    decoded.attach(model, abstract=True)
+    decoded.attach(model)
     return model
 
 

@@ -159,6 +159,9 @@ class System(abc.ABC):
 
     # ---- a step ----
 
+    def check_objective(self) -> None:
+        """ValueError for settings of the losses that do not go together; called when opened."""
+
     def draw(self, key_of: Callable[[int], jax.Array], batch: Batch) -> dict[str, jax.Array]:
         """All random numbers of a step, arrays [b, ...] for the whole batch, however it is split.
 

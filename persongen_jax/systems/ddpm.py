@@ -122,7 +122,7 @@ class Ddpm(AttributeSystem, DiffusionSystem):
         for name in ("drop_prob", "hide_prob"):
             if not 0 <= config[name] <= 1:
                 raise ValueError(f"config.{name}={config[name]:g}: a probability is 0 to 1")
-        if config.validation_guidance and not can_guide(config):
+        if SamplingOptions.of_validation(config).guides and not can_guide(config):
             raise ValueError(
                 f"config.validation_guidance={config.validation_guidance:g} needs a model that was "
                 "also trained without its condition; set it to 0, or config.drop_prob above 0"

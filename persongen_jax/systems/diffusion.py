@@ -129,6 +129,7 @@ class Step:
         latents, noisy: [b, h, w, c] clean, and at ``timesteps`` [b].
         mask: [b, h, w] or None, the part of the image that the loss counts.
         decode: maps latents to images [b, H, W, C] in 0..1.
+        drop: [b] bool, where the prediction had no condition; None: nowhere.
     """
 
     mse: jax.Array
@@ -140,6 +141,7 @@ class Step:
     mask: jax.Array | None
     schedule: NoiseSchedule
     decode: Callable
+    drop: jax.Array | None = None
 
     def x0(self) -> jax.Array:
         """The clean latents implied by the prediction, [b, h, w, c] float32."""
@@ -196,7 +198,7 @@ class DiffusionSystem(System):
         # "truncated_snr"; "": the prediction's own error.
         config.x0_weighting = ""
         config.noise_offset = 0.0  # above 0: noise with a mean of its own (usually 0.05)
-        config.validation_guidance = 2.0  # classifier-free guidance scale; 0: none
+        config.validation_guidance = 2.0  # of classifier-free guidance; a scale of 1 or less: none
         config.validation_guidance_form = "scale"  # or "weight": SamplingOptions.guidance_form
         config.validation_scheduler = ""  # a sampler's name; "": the system's own
         return config
@@ -220,6 +222,18 @@ class DiffusionSystem(System):
         return drop_conditions(self.fields, batch, drop, own)
 
     # ---- training ----
+
+    def check_objective(self) -> None:
+        """ValueError unless weights of noise levels suit the schedule and exclude each other."""
+        weighting, gamma = self.config.x0_weighting, self.config.min_snr_gamma
+        if not weighting:
+            return
+        check_x0_weighting(self.schedule, weighting)
+        if gamma > 0:
+            raise ValueError(
+                f"config.x0_weighting={weighting!r} and config.min_snr_gamma={gamma:g} both weight "
+                "by the noise level; give one of them"
+            )
 
     def draw(self, key_of: Callable[[int], jax.Array], batch: Batch) -> dict[str, jax.Array]:
         """ "latents", "noise" [b, h, w, c], "timesteps", "drop" [b], and "drop/NAME" [b] for
@@ -255,25 +269,15 @@ class DiffusionSystem(System):
         target = training_target(self.schedule, latents, noise, timesteps)
         mse = per_example_loss(pred, target, mask)
         if self.config.x0_weighting:
-            mse *= self._x0_factors(timesteps)
+            mse *= x0_factors(self.schedule, timesteps, self.config.x0_weighting)
         if self.config.min_snr_gamma > 0:
             mse *= min_snr_weights(self.schedule, timesteps, self.config.min_snr_gamma)
         decode = functools.partial(self.codec.decode, model)
-        parts = (pred, target, latents, noisy, timesteps, mask, self.schedule, decode)
+        parts = (pred, target, latents, noisy, timesteps, mask, self.schedule, decode, draws["drop"])
         losses = self.terms(model, batch, Step(mse, *parts))
         if "example_weight" in batch:
             losses = {**losses, "loss": losses["loss"] * batch["example_weight"]}
         return {**losses, **told}
-
-    def _x0_factors(self, timesteps):
-        weighting = self.config.x0_weighting
-        check_x0_weighting(self.schedule, weighting)
-        if self.config.min_snr_gamma > 0:
-            raise ValueError(
-                f"config.x0_weighting={weighting!r} and config.min_snr_gamma="
-                f"{self.config.min_snr_gamma:g} both weight by the noise level; give one of them"
-            )
-        return x0_factors(self.schedule, timesteps, weighting)
 
     def mask(
         self, batch: Batch, draws: dict[str, jax.Array], shape: tuple[int, ...]

@@ -46,13 +46,17 @@ def open_system(config: ConfigDict, mesh: jax.sharding.Mesh | None = None) -> Sy
     """
     check_choice("config.dtype", config.dtype, DTYPES)
     shardings = None if mesh is None else load_shardings(mesh, config)
-    return system_class(config.system).open(config, shardings)
+    system = system_class(config.system).open(config, shardings)
+    system.check_objective()
+    return system
 
 
 def abstract_system(config: ConfigDict) -> System:
     """The same with a ShapeDtypeStruct for every array."""
     check_choice("config.dtype", config.dtype, DTYPES)
-    return system_class(config.system).abstract(config)
+    system = system_class(config.system).abstract(config)
+    system.check_objective()
+    return system
 
 
 def complete_config(saved: dict, where: str | Path = "the run") -> ConfigDict:

@@ -256,7 +256,7 @@ class Sdxl(DiffusionSystem):
     def terms(self, model: Any, batch: Batch, step: Step) -> dict[str, jax.Array]:
         losses = self.method.losses(model, batch, step)
         decode = functools.partial(decode_batch, model.vae)
-        return add_to(losses, self.decoded(model, batch, step, decode))
+        return add_to(losses, self.decoded(model, batch, step, decode, self.codec.factor))
 
     # ---- evaluation ----
 

@@ -58,13 +58,17 @@ def licence(
 
 
 @functools.cache
-def say_terms(what: str, path: str, kind: str) -> None:
+def say_terms(what: str, path: str, kind: str, terms: str = "") -> None:
     """Print, once per process, the licence of what has been loaded, to the standard error.
 
     Args:
         what: what it is and does, "faces are read by w600k_r50.onnx".
         path: of the file or folder; kind: one of recognition.kinds.NAMES.
+        terms: where they are known already, of any kind.
     """
+    if terms:
+        print(f"{what}; its licence: {terms}", file=sys.stderr)
+        return
     file = Path(path)
     if file.is_dir():
         file = next(iter(sorted(file.glob("*.safetensors"))), file)

@@ -151,6 +151,10 @@ def test_both_forms_of_guidance_are_their_equations():
     config = sdxl_defaults()
     config.validation_guidance, config.validation_guidance_form = 4.0, "weight"
     assert SamplingOptions.of_validation(config).guidance == 5.0
+    for form, ends in (("scale", (-1.0, 0.0, 1.0)), ("weight", (-2.0, -1.0, -0.5, 0.0))):
+        for end in ends:
+            assert not SamplingOptions(guidance_scale=end, guidance_form=form).guides
+        assert SamplingOptions(guidance_scale=ends[-1] + 0.1, guidance_form=form).guides
     off = SamplingOptions(guidance_scale=-0.5, guidance_form="weight")
     said = list(off.without_effect(off.plan({}), [], identity=False, latents=False))
     assert said == ["guidance_scale=-0.5 turns guidance off; it acts above 0"]

@@ -2,10 +2,12 @@
 
 import pytest
 
+from data_pipeline.examples.bodies import Bodies
+from data_pipeline.examples.conditions import References
 from persongen_jax.cli import plain_warnings
 from persongen_jax.generate import __main__ as generate
 from persongen_jax.generate.base import parse_scales
-from persongen_jax.generate.warnings import ineffective_options
+from persongen_jax.generate.warnings import ineffective_for, ineffective_options
 from persongen_jax.pipeline.checks import warn_of_call
 
 
@@ -45,6 +47,13 @@ def test_options_without_effect_are_lines(capsys):
     assert told("--reference", "a.png", "--no-crop", "--detector", "yunet") == [
         "--detector yunet has no effect: --no-crop detects no face"
     ]
+    net = generate.parse_arguments(
+        ["--base", "x", "--prompt", "a", "--reference", "a.png", "--pose-net", "keypoints:x"]
+    )
+    faces, bodies = (References(16),), (References(16), Bodies(16))
+    assert ineffective_options(net) == ineffective_for(net, bodies) == []
+    (line,) = ineffective_for(net, faces)
+    assert line.startswith("--pose-net has no effect: the loaded method reads no bodies")
     # A warning of a pipeline call is a line, and every command prints it once.
     for _ in range(2):
         with plain_warnings():

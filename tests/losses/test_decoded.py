@@ -10,10 +10,11 @@ from flax import nnx
 
 from persongen_jax.diffusion.schedule import NoiseSchedule
 from persongen_jax.losses.base import Decoded
-from persongen_jax.losses.decoded import DecodedLosses, add_to, reduced
+from persongen_jax.losses.decoded import LOSSES, DecodedLosses, add_to, reduced
 from persongen_jax.losses.keypoints import Keypoints
 from persongen_jax.losses.pose_readers import KeypointReader
 from persongen_jax.models.faces.keypoint_net import KeypointNet
+from persongen_jax.models.layers import UnusedRngs
 from persongen_jax.models.sdxl.vae import AutoencoderKL, decode_batch
 from persongen_jax.systems.diffusion import Step
 from persongen_jax.systems.sdxl_config import sdxl_defaults
@@ -27,7 +28,7 @@ TINY_VAE = {
     "scaling_factor": 1.0,
     "mid_block_add_attention": False,
 }
-SHAPE, LATE = (4, 4, 4, 3), 999
+SHAPE, LATE, FACTOR = (4, 4, 4, 3), 999, 2
 
 
 def step_of(timesteps, **schedule):
@@ -60,7 +61,7 @@ def losses_of(step, downscale=1, **table):
 
 def run(losses, step, **batch):
     """Compiled as a whole, which is faster than operation by operation."""
-    return jax.jit(lambda: losses(None, batch, step, decode))()
+    return jax.jit(lambda: losses(None, batch, step, decode, FACTOR))()
 
 
 def pixels():
@@ -100,7 +101,7 @@ def test_no_signal_at_all_leaves_values_and_gradients_finite():
     losses = losses_of(step, weight=1.0)
 
     def total(pred):
-        out = losses(None, {}, replace(step, pred=pred), decode)
+        out = losses(None, {}, replace(step, pred=pred), decode, FACTOR)
         return out["loss_reconstruction"].sum()
 
     value, gradient = jax.jit(jax.value_and_grad(total))(step.pred)
@@ -120,6 +121,41 @@ def test_a_reduced_decode_sees_averaged_latents_and_the_target_smaller():
     np.testing.assert_allclose(out["loss_reconstruction"], wanted, rtol=1e-4)
     with pytest.raises(ValueError, match="losses_downscale=3: latents of 4 x 4 cannot"):
         reduced(step.latents, 3)
+
+
+@pytest.mark.parametrize("reads_condition", [True, False])
+def test_what_compares_with_the_condition_does_not_act_where_that_was_dropped(reads_condition):
+    step = replace(step_of([10, 20, 30, 40]), drop=jnp.array([True, False, False, True]))
+    losses = losses_of(step, weight=1.0)
+    losses.losses["reconstruction"].reads_condition = reads_condition
+    out = run(losses, step)
+    wanted = [0, 1, 1, 0] if reads_condition else [1] * 4
+    assert out["loss_reconstruction_rows"].tolist() == wanted
+    assert (np.asarray(out["loss_reconstruction"]) > 0).tolist() == wanted
+
+
+def test_losses_on_prompt_or_references_are_those_that_compare_with_them():
+    assert {name for name, loss in LOSSES.items() if loss.reads_condition} == {"clip", "identity"}
+
+
+def test_little_is_kept_between_the_passes():
+    """By the activations that a traced backward function holds; nothing is compiled."""
+    kw = {"dtype": jnp.float32, "param_dtype": jnp.float32, "rngs": UnusedRngs()}
+    config = {**TINY_VAE, "block_out_channels": [8, 8]}
+    config |= {"up_block_types": ["UpDecoderBlock2D"] * 2}
+    config |= {"down_block_types": ["DownEncoderBlock2D"] * 2}
+    graphdef, state = nnx.split(nnx.eval_shape(lambda: AutoencoderKL(config, **kw)))
+    latents = jax.ShapeDtypeStruct((2, 8, 8, 4), jnp.float32)
+
+    def kept(remat):
+        def back(state, latents):
+            vae = nnx.merge(graphdef, state)
+            return jax.vjp(lambda x: vae.decode(x, remat=remat), latents)[1]
+
+        leaves = jax.tree.leaves(jax.eval_shape(back, state, latents))
+        return sum(leaf.size for leaf in leaves if leaf.ndim and leaf.shape[0] == 2)
+
+    assert kept(remat=True) < kept(remat=False) / 3
 
 
 @pytest.mark.slow

@@ -22,7 +22,8 @@ def config_of(**losses):
 
 def test_every_loss_has_its_settings_and_the_defaults_add_none():
     assert not DecodedLosses(sdxl_defaults(), EPSILON)
-    made = DecodedLosses(config_of(**{name: {"weight": 0.5} for name in LOSSES}), EPSILON)
+    config = config_of(**{name: {"weight": 0.5} for name in LOSSES})
+    made = DecodedLosses(config, EPSILON, abstract=True)
     assert made.settings == {name: Settings(0.5, 0.0, 0.5) for name in LOSSES}
     assert set(LOSSES) == {"reconstruction", "keypoints", "proportions", "clip", "identity"}
 
@@ -67,12 +68,35 @@ def test_a_network_that_is_not_named_is_asked_for(name):
 
 def test_data_without_what_a_loss_compares_are_refused_before_the_first_step():
     losses = [LOSSES[name](config_of()) for name in ("reconstruction", "keypoints", "identity")]
-    plain, known = Record("a.png", "ann", "a woman"), tuple(map(tuple, np.zeros((12, 2))))
-    with pytest.raises(ValueError, match="keypoints compares keypoints, and no record of DATA"):
-        check_records(losses, [plain] * 3, "DATA")
-    posed = Record("b.png", "ann", "a woman", keypoints=known, face_box=(0, 0, 1, 1))
-    lines = check_records(losses, [plain, posed, posed], "DATA")
+    plain, hidden = record(), record(visibility=(False,) * 12)
+    for useless in (plain, hidden):
+        with pytest.raises(ValueError, match="keypoints compares visible keypoints, and no record"):
+            check_records(losses, [useless] * 3, "DATA")
+    assert check_records(losses, [], "DATA") == []
+    lines = check_records(losses, [plain, hidden, record(visibility=None)], "DATA")
     assert lines == [
-        "keypoints does not act on 1 of 3: no keypoints",
-        "identity does not act on 1 of 3: no landmarks or face_box",
+        "keypoints does not act on 2 of 3: no visible keypoints",
+        "identity does not act on 1 of 3: no landmarks or face box",
     ]
+
+
+def record(**own):
+    """Without anything known; with joints, and a face box, for what is given."""
+    if own:
+        joints = tuple((float(k), 2.0 * k) for k in range(12))
+        own = {"keypoints": joints, "face_box": (0, 0, 9, 9), **own}
+    return Record("a.png", "ann", "a woman", **own)
+
+
+def test_proportions_need_a_torso_and_a_facenet_a_box():
+    (loss,) = (LOSSES[name](config_of()) for name in ("proportions",))
+    but_a_hip = tuple(k != 7 for k in range(12))
+    torso_alone = tuple(k in (0, 1, 6, 7) for k in range(12))
+    for seen, wanted in ((None, True), (but_a_hip, False), (torso_alone, True)):
+        assert loss.comparable(record(visibility=seen)) == wanted
+    assert not loss.comparable(record())
+    face = LOSSES["identity"](config_of())
+    marked = Record("a.png", "ann", "a woman", landmarks=((1.0, 1.0),) * 5)
+    assert face.comparable(marked) and not face.comparable(record())
+    face.by_box = True
+    assert face.comparable(record(visibility=None)) and not face.comparable(marked)

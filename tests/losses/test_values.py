@@ -75,10 +75,16 @@ def test_l_id_reads_the_targets_joints_in_sides_of_the_image(tmp_path):
 
 
 def plain_proportions(joints):
-    """Lengths in torsos, in float64."""
+    """Logarithms of lengths in torsos, in float64, of bodies that are not collapsed."""
     middle = (joints[0] + joints[1]) / 2, (joints[6] + joints[7]) / 2
     torso = np.linalg.norm(middle[0] - middle[1])
-    return [np.linalg.norm(joints[i] - joints[j]) / torso for i, j in keypoints.BONES]
+    lengths = [np.linalg.norm(joints[i] - joints[j]) for i, j in keypoints.BONES]
+    assert torso > keypoints.LEAST_TORSO and min(lengths) > keypoints.LEAST_BONE
+    return [np.log(length / torso) for length in lengths]
+
+
+def plain_huber(x):
+    return x**2 if abs(x) < 0.5 else abs(x) - 0.25
 
 
 def standing(n):
@@ -97,7 +103,7 @@ def test_proportions_are_their_transcription():
     for row in range(6):
         both = plain_proportions(found[row]), plain_proportions(wanted[row])
         total = sum(
-            (a - b) ** 2
+            plain_huber(a - b)
             for a, b, (i, j) in zip(*both, keypoints.BONES, strict=True)
             if seen[row, i] and seen[row, j] and row < 4
         )
@@ -126,6 +132,26 @@ def test_another_pose_does_not_change_proportions(change):
     longer = joints.copy()
     longer[:, 10:] += np.float32([0, 0.05])
     assert np.min(proportion_error(longer, joints, seen)[0]) > 1e-3
+
+
+def test_a_collapsed_body_is_bounded_and_pulled_apart():
+    """A predicted torso, or a whole body, in one point; a target too small to compare with."""
+    wanted, seen = standing(3), np.ones((3, 12), bool)
+    found = wanted.copy()
+    found[0, [0, 1, 6, 7]] = found[0, [0, 1, 6, 7]].mean(0)
+    found[1] = 0.5
+    usual = np.max(proportion_error(wanted[[1, 2, 0]], wanted, seen)[0])
+    slope = jax.jit(jax.grad(lambda x: keypoints.proportion_error(x, wanted, seen)[0].sum()))
+    values, gradient = np.asarray(proportion_error(found, wanted, seen)[0]), slope(found)
+    assert usual < values[0] < 60 and values[1] < 60 and values[2] == 0
+    assert np.isfinite(gradient).all() and np.abs(gradient).max() < 100
+    # Hips a hair below the shoulders: the step that the slope asks for lengthens the torso.
+    nearly = found[:1].copy()
+    nearly[0, [6, 7], 1] += 1e-3
+    down = jax.grad(lambda x: keypoints.proportion_error(x, wanted[:1], seen[:1])[0].sum())(nearly)
+    assert np.mean(down[0, [6, 7], 1]) < 0 < np.mean(down[0, [0, 1], 1])
+    small = wanted * (0.9 * keypoints.LEAST_TORSO / np.asarray(keypoints.torso(wanted)).max())
+    assert not proportion_error(wanted, small, seen)[1].any()
 
 
 def test_all_joints_hidden_costs_nothing_and_has_no_gradient():

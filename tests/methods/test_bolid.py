@@ -12,6 +12,7 @@ from flax import nnx
 from data_pipeline.examples.bodies import Body
 from data_pipeline.examples.fields import Call, unflatten
 from persongen_jax import train
+from persongen_jax.losses.base import Settings
 from persongen_jax.losses.decoded import LOSSES, DecodedLosses
 from persongen_jax.methods import get_method
 from persongen_jax.methods.base import Parts
@@ -200,6 +201,8 @@ def test_configs_of_both_sizes_ask_for_losses_that_there_are():
         made = importlib.import_module(module).get_config()
         assert made.method == "bolid" and set(made.losses) == {"keypoints", "clip"}
         assert set(made.losses) <= set(LOSSES)
+        for own in made.losses.values():  # each is a flag of the command line
+            assert set(own) == set(Settings._fields)
     open_losses = DecodedLosses(made, open_schedule())
     assert open_losses.losses["clip"].net == str(ASSETS / "clip")
 

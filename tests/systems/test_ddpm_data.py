@@ -102,6 +102,8 @@ def test_a_judge_that_cannot_judge_is_named(judge):
         ({"channels": 1}, "config.channels=1: drawn_faces is in colour"),
         ({"data": "digits"}, "config.size=32: the digits are images of 8x8"),
         ({"drop_prob": 0.0}, "validation_guidance=3 needs .*drop_prob above 0"),
+        ({"x0_weighting": "p2"}, "config.x0_weighting='p2' is unknown; give constant, snr"),
+        ({"x0_weighting": "snr", "min_snr_gamma": 5.0}, "min_snr_gamma=5 both weight"),
     ],
 )
 def test_a_config_that_cannot_be(changes, said):

@@ -9,7 +9,7 @@ from flax import nnx
 from persongen_jax.diffusion.schedule import NoiseSchedule, add_noise, training_target
 from persongen_jax.models.layers import UnusedRngs
 from persongen_jax.models.sdxl.vae import AutoencoderKL
-from persongen_jax.systems.diffusion import VAE, Step
+from persongen_jax.systems.diffusion import VAE, DiffusionSystem, Pixels, Step
 from persongen_jax.systems.drawn_weights import with_random_weights
 
 SHAPE = (3, 4, 4, 4)
@@ -33,6 +33,46 @@ def make_step(prediction_type, decode=None):
     target = training_target(schedule, latents, noise, timesteps)
     mse = jnp.zeros(len(latents))
     return Step(mse, target, target, latents, noisy, timesteps, None, schedule, decode)
+
+
+class Half(DiffusionSystem):
+    """Predicts half of what it sees."""
+
+    codec, fields, schedule = Pixels(1), (), NoiseSchedule.from_config({})
+
+    def __init__(self, config):
+        self.config, self.model = config, nnx.Module()
+
+    def source(self):
+        raise NotImplementedError("it is given batches")
+
+    def condition(self, model, batch):
+        return None
+
+    def denoise(self, model, x, t, condition, step=None):
+        return x / 2
+
+
+def test_an_objective_on_x0_weights_the_loss_of_a_system():
+    rng = np.random.default_rng(0)
+    pixels, noise = rng.standard_normal((2, 3, 4, 4, 1), np.float32)
+    draws = {"latents": noise, "noise": noise, "timesteps": np.array([5, 500, 999])}
+    draws["drop"] = np.zeros(3, bool)
+
+    def loss(**settings):
+        config = Half.defaults()
+        config.update(settings)
+        system = Half(config)
+        system.check_objective()
+        return np.asarray(system.losses(system.model, {"pixel_values": pixels}, draws)["loss"])
+
+    plain = loss()
+    signal = Half.schedule.alphas_cumprod[draws["timesteps"]]
+    for name, weights in (("constant", 1), ("truncated_snr", np.maximum(signal / (1 - signal), 1))):
+        wanted = plain * weights * (1 - signal) / signal
+        np.testing.assert_allclose(loss(x0_weighting=name), wanted, rtol=1e-4)
+    with pytest.raises(ValueError, match="'snr' and config.min_snr_gamma=5 both weight by"):
+        loss(x0_weighting="snr", min_snr_gamma=5.0)
 
 
 @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction", "sample"])

@@ -16,7 +16,7 @@ from data_pipeline.examples.fields import Batch, Encoding, Field
 from data_pipeline.records.schema import MAX_REFERENCES
 from persongen_jax.diffusion.conditioning import Conditioning
 from persongen_jax.methods.base import Method, Model, Parts, condition_on_text, prompts, references
-from persongen_jax.methods.published.facecdm import FaceReader
+from persongen_jax.methods.readers import FaceReader, is_abstract
 from persongen_jax.methods.start import find_origin, image_encoder_of, load_remaining
 from persongen_jax.models.branches import add_branch
 from persongen_jax.models.encoders.group import AGGREGATES, GroupTokens
@@ -64,18 +64,19 @@ class BoLID(FaceReader, Method):
             "aggregate": config.bolid_aggregate,
             "num_tokens": TOKENS,
         }
-        model.face_encoder = load_arcface(config.face_encoder, dtype=dtype).model
-        if not isinstance(jax.tree.leaves(nnx.state(model.unet))[0], jax.core.Tracer):
-            # Not where only shapes are made.
-            file = config.face_encoder
+        file, says = config.face_encoder, not is_abstract(model)
+        model.face_encoder = load_arcface(file, dtype=dtype).model
+        if says:
             say_terms(f"BoLID reads faces by {file}", file, "arcface")
         width = model.face_encoder.config["embedding_dim"]
         model.face_proj = GroupTokens(width, **sizes, **kw)
         projections = [model.face_proj]
         if self.body:
-            tower, _ = load_vision_tower(config.id_encoder or image_encoder_of(config), dtype=dtype)
-            model.image_encoder = tower
-            width = tower.config["hidden_size"]
+            folder = config.id_encoder or image_encoder_of(config)
+            model.image_encoder, _ = load_vision_tower(folder, dtype=dtype)
+            if says:
+                say_terms(f"BoLID reads bodies by {folder}", str(folder), "clip")
+            width = model.image_encoder.config["hidden_size"]
             model.body_proj = GroupTokens(width, joints=True, **sizes, **kw)
             projections.append(model.body_proj)
         for each in projections:

@@ -16,11 +16,11 @@ from ml_collections import ConfigDict
 
 from data_pipeline.examples.conditions import References
 from data_pipeline.examples.fields import Batch, Encoding, Field
-from data_pipeline.pictures.transforms import CLIP_MEAN, CLIP_STD
 from data_pipeline.records.schema import MAX_REFERENCES
 from persongen_jax.diffusion.conditioning import Conditioning, TokenStream
 from persongen_jax.methods.base import Method, Model, Parts, condition_on_text, prompts, references
 from persongen_jax.methods.published.controlnet import control_image, new_controlnet
+from persongen_jax.methods.readers import FaceReader, is_abstract
 from persongen_jax.methods.start import find_origin, image_encoder_of, load_remaining
 from persongen_jax.models.branches import add_branch
 from persongen_jax.models.encoders.reduce_uplift import ReduceAndUplift
@@ -34,23 +34,6 @@ READINGS = ("triplet", "joint")
 PHOTOGRAPHS = "photographs"  # the field of whole photographs
 TOKENS = 4  # of an embedding
 SCALE = 0.8  # of each branch and of the ControlNet in the seed's own generation
-
-
-class FaceReader:
-    """Part of a method whose references are faces that a recogniser, ``face_encoder``, reads."""
-
-    image_tower = "face_encoder"
-
-    def reference_size(self, model: Model) -> int:
-        return model.face_encoder.config["input_size"]
-
-    def encode_references(self, model: Model, id_pixel_values: jax.Array) -> jax.Array:
-        """Faces [b, r, s, s, 3], normalised for CLIP, to embeddings [b, r, d] of length 1."""
-        b, r = id_pixel_values.shape[:2]
-        images = id_pixel_values.reshape(b * r, *id_pixel_values.shape[2:])
-        embeds = model.face_encoder(2 * (images * CLIP_STD + CLIP_MEAN) - 1)
-        embeds = embeds / jnp.linalg.norm(embeds, axis=-1, keepdims=True)
-        return embeds.reshape(b, r, -1)
 
 
 class FaceCDM(FaceReader, Method):
@@ -205,11 +188,6 @@ class FaceCDM(FaceReader, Method):
             scale = scale * pose.scale
         residuals = model.controlnet(x, t, read, pose.pixels, scale)
         return model.unet(x, t, conditioning.with_residuals(residuals))
-
-
-def is_abstract(model: Model) -> bool:
-    """Whether only shapes are made, so that no file has been read."""
-    return isinstance(jax.tree.leaves(nnx.state(model.unet))[0], jax.core.Tracer)
 
 
 # ---- Photographs and faces ---------------------------------------------------------------------

@@ -8,6 +8,7 @@ The functions at the end are what pipelines call: scaling between the autoencode
 the diffusion model's, and decoding in bounded memory.
 """
 
+from collections.abc import Callable
 from typing import Any, NamedTuple, Unpack
 
 import jax
@@ -92,6 +93,11 @@ class DiagonalGaussianDistribution(NamedTuple):
         return self.mean
 
 
+def run(layer: Callable[[jax.Array], jax.Array], x: jax.Array, remat: bool) -> jax.Array:
+    """A layer; ``remat``: the backward pass recomputes its activations instead of storing them."""
+    return jax.checkpoint(lambda x: layer(x))(x) if remat else layer(x)
+
+
 class VAEMidBlock(nnx.Module):
     """Resnet, attention unless the config omits it, resnet: [b, h, w, c] to the same."""
 
@@ -112,11 +118,11 @@ class VAEMidBlock(nnx.Module):
                 [SpatialAttention(channels, heads=1, groups=resnet["groups"], eps=EPS, **kw)]
             )
 
-    def __call__(self, x: jax.Array) -> jax.Array:
-        x = self.resnets[0](x)
+    def __call__(self, x: jax.Array, *, remat: bool = False) -> jax.Array:
+        x = run(self.resnets[0], x, remat)
         if self.attentions is not None:
-            x = self.attentions[0](x)
-        return self.resnets[1](x)
+            x = run(self.attentions[0], x, remat)
+        return run(self.resnets[1], x, remat)
 
 
 class DownEncoderBlock2D(nnx.Module):
@@ -163,10 +169,10 @@ class UpDecoderBlock2D(nnx.Module):
         if upsample:
             self.upsamplers = nnx.List([Upsample2D(out_channels, **kw)])
 
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: jax.Array, *, remat: bool = False) -> jax.Array:
         for resnet in self.resnets:
-            x = resnet(x)
-        return x if self.upsamplers is None else self.upsamplers[0](x)
+            x = run(resnet, x, remat)
+        return x if self.upsamplers is None else run(self.upsamplers[0], x, remat)
 
 
 def _resnet_settings(config):
@@ -230,10 +236,13 @@ class Decoder(nnx.Module):
         self.conv_norm_out = GroupNorm(resnet["groups"], channels[-1], eps=EPS, **kw)
         self.conv_out = Conv(channels[-1], config["out_channels"], 3, padding=1, **kw)
 
-    def __call__(self, x: jax.Array) -> jax.Array:
-        x = self.mid_block(self.conv_in(x))
+    def __call__(self, x: jax.Array, *, remat: bool = False) -> jax.Array:
+        x = self.mid_block(self.conv_in(x), remat=remat)
         for block in self.up_blocks:
-            x = block(x)
+            x = block(x, remat=remat)
+        return run(self._finish, x, remat)
+
+    def _finish(self, x):
         return self.conv_out(jax.nn.silu(self.conv_norm_out(x)))
 
 
@@ -292,14 +301,17 @@ class AutoencoderKL(nnx.Module):
         mean, logvar = jnp.split(moments.astype(jnp.float32), 2, axis=-1)
         return DiagonalGaussianDistribution(mean, jnp.clip(logvar, -30.0, 20.0))
 
-    def decode(self, latents: jax.Array) -> jax.Array:
+    def decode(self, latents: jax.Array, *, remat: bool = False) -> jax.Array:
         """The autoencoder's latents [b, h, w, latent_channels] to float32 [b, H, W, out_channels].
 
         Values lie around [-1, 1] and are not clamped.
+
+        Args:
+            remat: a backward pass recomputes the activations of one layer at a time.
         """
         if self.post_quant_conv is not None:
             latents = self.post_quant_conv(latents)
-        return at_least_float32(self.decoder(latents))
+        return at_least_float32(self.decoder(latents, remat=remat))
 
 
 def scale_latents(vae: AutoencoderKL, latents: jax.Array) -> jax.Array:
@@ -326,8 +338,12 @@ def unscale_latents(vae: AutoencoderKL, latents: jax.Array) -> jax.Array:
 
 
 def decode_batch(vae: AutoencoderKL, latents: jax.Array) -> jax.Array:
-    """:func:`decode_images` of all images at once, for losses: batches stay on their devices."""
-    return jnp.clip(vae.decode(unscale_latents(vae, latents)) / 2 + 0.5, 0.0, 1.0)
+    """:func:`decode_images` of all images at once, for losses: batches stay on their devices.
+
+    Between the passes it keeps the input of each of the decoder's layers alone.
+    """
+    images = vae.decode(unscale_latents(vae, latents), remat=True)
+    return jnp.clip(images / 2 + 0.5, 0.0, 1.0)
 
 
 def decode_images(

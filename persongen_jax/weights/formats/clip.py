@@ -108,10 +108,7 @@ def load_clip(
     """
     folder = Path(folder)
     if not folder.exists():
-        raise MissingFile(
-            f"{folder}: no such directory or file. CLIP-T needs a whole CLIP; give a transformers "
-            "folder such as openai/clip-vit-large-patch14-336, or OpenAI's or OpenCLIP's file"
-        )
+        raise _no_clip(folder)
     kw: LayerOptions = {
         "dtype": dtype,
         "param_dtype": dtype if param_dtype is None else param_dtype,
@@ -147,6 +144,45 @@ def load_clip(
     with open_component(folder) as source:
         models = load(config, Towers(normalise_clip_text(source), normalise_clip_vision(source)))
     return Clip(*models, _load_tokenizer(folder))
+
+
+def load_clip_tokenizer(folder: str | os.PathLike) -> tuple[Any, int]:
+    """The tokenizer of what :func:`load_clip` opens, and its text tower's number of positions.
+
+    Only headers of weights are read.
+
+    Raises:
+        as load_clip; ValueError: a file without a text tower.
+    """
+    folder = Path(folder)
+    if not folder.exists():
+        raise _no_clip(folder)
+    original = original_file(folder)
+    if original and holds_eva_clip(original):
+        eva = open_eva_clip(original)
+        with eva.file:
+            text = eva.text_config
+        if text is None:
+            raise ValueError(
+                f"{original}: holds an image tower alone; captions need a whole CLIP, such as "
+                "EVA02_CLIP_L_336_psz14_s6B.pt"
+            )
+    elif original:
+        opened = open_open_clip(original)
+        with opened.file:
+            text = opened.config["text_config"]
+    else:
+        text = read_config(folder).get("text_config", {})
+    positions = text.get("max_position_embeddings", 77)  # transformers omits the default
+    return _load_tokenizer(original.parent if original else folder), positions
+
+
+def _no_clip(folder: Path) -> MissingFile:
+    return MissingFile(
+        f"{folder}: no such directory or file. Captions are compared by a whole CLIP; give a "
+        "transformers folder such as openai/clip-vit-large-patch14-336, or OpenAI's or OpenCLIP's "
+        "file"
+    )
 
 
 def _load_tokenizer(folder: Path):

@@ -31,7 +31,7 @@ def open_recogniser(face_net: str | Path) -> Recogniser:
     folder = path if path.is_dir() else path.parent
     if path.suffix.lower() == ".onnx" and path.is_file() and is_sface(path):
         return load_sface(path)
-    if path.suffix.lower() != ".onnx" and path.is_file() and is_facenet(path):
+    if reads_boxes(path):
         return load_facenet(path)
     own = folder / "model.safetensors"
     if path.is_dir() and not own.is_file():
@@ -42,3 +42,9 @@ def open_recogniser(face_net: str | Path) -> Recogniser:
     config = read_config(folder)
     licence = config.get("licence", f"not stated in {folder / 'config.json'}")
     return load_arcface(own, input_size=config.get("input_size"), licence=licence)
+
+
+def reads_boxes(face_net: str | Path) -> bool:
+    """Whether it names FaceNet, which reads faces by their box; the others read aligned ones."""
+    path = Path(face_net)
+    return path.suffix.lower() != ".onnx" and path.is_file() and is_facenet(path)
