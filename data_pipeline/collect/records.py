@@ -7,6 +7,8 @@ The work folder of a collection holds
     pictures.jsonl           a Picture per line, in the order of the rows
     dropped.jsonl            a Dropped per line: what a stage left out, and why
     state.jsonl              what became of each row (download/state.py)
+    refused.txt              who is not collected (refused.py)
+    measured/, captions.jsonl, held_out.json, merged.json    what the later stages found
 """
 
 import dataclasses
@@ -20,7 +22,7 @@ from typing import Any
 from data_pipeline.files import atomic_write
 from data_pipeline.text_files import parse_json_lines, read_text
 
-PICTURES, DROPPED = "pictures.jsonl", "dropped.jsonl"
+PICTURES, DROPPED, CAPTIONS = "pictures.jsonl", "dropped.jsonl", "captions.jsonl"
 
 
 @dataclass(frozen=True, slots=True)

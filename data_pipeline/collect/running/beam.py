@@ -26,7 +26,7 @@ from data_pipeline.collect.choices import Choice
 from data_pipeline.collect.looking.measure import Measured, Measurer
 from data_pipeline.collect.looking.store import EMBEDDINGS, LOOKS, Store, encoded
 from data_pipeline.collect.records import Picture
-from data_pipeline.collect.refused import Refused, read_refused
+from data_pipeline.collect.refused import Refusals, read_refused
 from data_pipeline.collect.running import local
 from data_pipeline.collect.running.finish import CaptionWriter, Finisher, Job
 from data_pipeline.collect.running.run import CHUNK, Curated, assembled, light, unknown
@@ -182,7 +182,7 @@ def _choices(found: tuple[str, dict[str, Iterable[Any]]]) -> Iterator[tuple[str,
         yield picture.identity, Choice(order, picture, look, embeddings)
 
 
-def _one_name(found: tuple[str, Iterable[Choice]], settings: Collect, refused: Refused) -> Named:
+def _one_name(found: tuple[str, Iterable[Choice]], settings: Collect, refused: Refusals) -> Named:
     return of_name(found[0], found[1], settings, refused)
 
 

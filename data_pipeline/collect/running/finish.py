@@ -17,14 +17,13 @@ from data_pipeline.collect.captions.opening import open_captioner
 from data_pipeline.collect.captions.write import write_captions
 from data_pipeline.collect.choices import Choice, Drop
 from data_pipeline.collect.looking.store import cut_torn_line
+from data_pipeline.collect.records import CAPTIONS
 from data_pipeline.collect.settings import Collect
 from data_pipeline.files import atomic_write
 from data_pipeline.pictures.reading import ImageError, load_image
 from data_pipeline.records.captions import CLASS_WORDS
 from data_pipeline.records.schema import Record
 from data_pipeline.text_files import parse_json
-
-CAPTIONS = "captions.jsonl"
 
 
 @dataclass(frozen=True, eq=False)

@@ -14,7 +14,7 @@ from data_pipeline.collect import crop, split
 from data_pipeline.collect.choices import Choice, Drop
 from data_pipeline.collect.duplicates import of_two_people, without_copies
 from data_pipeline.collect.filter import filter_pictures
-from data_pipeline.collect.refused import Refused
+from data_pipeline.collect.refused import Refusals
 from data_pipeline.collect.settings import Collect
 from data_pipeline.collect.verify import median_direction, verify_person
 
@@ -59,7 +59,7 @@ class Chosen:
         return split.IN_TRAIN if choice.order in self.held else self.sets[choice.identity]
 
 
-def of_name(name: str, choices: Iterable[Choice], settings: Collect, refused: Refused) -> Named:
+def of_name(name: str, choices: Iterable[Choice], settings: Collect, refused: Refusals) -> Named:
     """Refuse, filter, remove copies, verify, and see where the crop would be."""
     left = sorted(choices, key=lambda choice: choice.order)
     left, drops = refused.applied(left, settings.measure.recogniser)

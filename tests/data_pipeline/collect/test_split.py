@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from data_pipeline.collect.refused import Refused
+from data_pipeline.collect.refused import Refusals
 from data_pipeline.collect.running.stages import of_all, of_name
 from data_pipeline.collect.settings import Collect, SettingsError, Split, Verify
 from data_pipeline.collect.split import held_out, merged_names, nearest_across, split_people
@@ -87,7 +87,7 @@ def test_two_spellings_become_one_person_in_one_set_whatever_the_order():
 
     def found(names):
         people = [
-            of_name(n, [c for c in choices if c.picture.identity == n], settings, Refused())
+            of_name(n, [c for c in choices if c.picture.identity == n], settings, Refusals())
             for n in names
         ]
         return of_all(people, settings)
