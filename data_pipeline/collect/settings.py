@@ -171,8 +171,9 @@ class Split:
     """People of the validation sets (the thesis: 10 seen in training, 10 held out, 7 from
     elsewhere).
 
-    out_of_domain: sources whose people are never trained on.
-    seed: of the draw; a person's place depends on the name and on it alone.
+    out_of_domain: origins whose people are never trained on: the column ``origin`` of the list, or
+        the host of a picture or of the page it was found on.
+    seed: of the draw. Whom a run held out, WORK/held_out.json keeps for the next ones.
     """
 
     in_train: int = 10

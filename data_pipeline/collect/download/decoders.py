@@ -106,9 +106,7 @@ class _Decoder:
                 # Forking a process with threads may leave it with a lock that nobody opens.
                 context = multiprocessing.get_context("spawn")
                 pipe, theirs = context.Pipe()
-                process = context.Process(
-                    target=_serve, args=(theirs, *self._limits), daemon=True
-                )
+                process = context.Process(target=_serve, args=(theirs, *self._limits), daemon=True)
                 process.start()
                 theirs.close()
                 self._process, self._pipe = process, pipe

@@ -116,4 +116,5 @@ def _picture(row: Row, entry: Mapping[str, Any]) -> Picture:
         source=row.source,
         caption=row.caption,
         row=row.key,
+        origin=row.origin,
     )

@@ -25,6 +25,7 @@ class Wanted:
     Attributes:
         refused: names, addresses, hashes and faces as they were given.
         keys, names: what was found to be theirs, too, by the faces.
+            Pictures without a known hash have a key of their own: their file, or "tar#number".
         looked: keys of pictures whose faces were compared.
     """
 

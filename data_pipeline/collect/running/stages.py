@@ -79,8 +79,12 @@ def of_name(name: str, choices: Iterable[Choice], settings: Collect, refused: Re
     return Named(name, kept, drops, rules)
 
 
-def of_all(people: Iterable[Named], settings: Collect) -> Chosen:
-    """Merge names that are one person, remove what two people share, split by person."""
+def of_all(people: Iterable[Named], settings: Collect, before: split.Held | None = None) -> Chosen:
+    """Merge names that are one person, remove what two people share, split by person.
+
+    Args:
+        before: whom earlier runs held out.
+    """
     found = sorted(people, key=lambda person: person.name)
     drops = [drop for person in found for drop in person.drops]
     rules: Counter[str] = Counter()
@@ -96,8 +100,9 @@ def of_all(people: Iterable[Named], settings: Collect) -> Chosen:
     drops += gone
     left, gone = _large_groups(left, settings.verify.min_pictures)
     drops += gone
-    sets = split.split_people(left, settings.split) if left else {}
-    held = split.held_out(left, sets, settings.split, settings.verify.min_pictures)
+    before = (before or split.Held()).renamed(names)
+    sets = split.split_people(left, settings.split, before) if left else {}
+    held = split.held_out(left, sets, settings.split, settings.verify.min_pictures, before)
     own = defaultdict(list)
     for choice in left:
         own[choice.identity].append(choice.embedding)

@@ -165,7 +165,7 @@ def test_a_host_that_asks_for_ages_costs_only_its_rows(collect):
 
 def test_an_error_of_ours_costs_its_row(collect):
     def resolver(host, port):
-        return ["no address"]
+        return [host if host == "127.0.0.1" else "no address"]
 
     with BadServer() as server:
         urls = ["http://nowhere.example/1.jpg", server.url("/ok/1.jpg")]
@@ -187,8 +187,12 @@ def test_a_run_that_is_stopped_judges_no_picture(collect, monkeypatch):
             signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
 
         threading.Thread(target=stop, daemon=True).start()
-        with pytest.raises(KeyboardInterrupt):
-            collect([server.url("/ok/1.jpg")], server)
+        before = signal.signal(signal.SIGINT, signal.default_int_handler)
+        try:
+            with pytest.raises(KeyboardInterrupt):
+                collect([server.url("/ok/1.jpg")], server)
+        finally:
+            signal.signal(signal.SIGINT, before)
         assert multiprocessing.active_children() == []
         assert collect([server.url("/ok/1.jpg")], server).dropped == {}
 
