@@ -7,7 +7,7 @@ import numpy as np
 
 from data_pipeline.collect.looking import scores
 from data_pipeline.collect.looking.measure import check_networks
-from data_pipeline.collect.output.contents import contents
+from data_pipeline.collect.output.contents import contents_of
 from data_pipeline.collect.running.run import Curated
 from data_pipeline.collect.running.stages import STAGES
 from data_pipeline.collect.settings import Collect, to_json
@@ -33,7 +33,7 @@ def report_of(settings: Collect, curated: Curated) -> dict[str, Any]:
         "pictures": len(pictures),
         "names": len({picture.identity for picture in pictures}),
         "stages": _stages(curated),
-        **contents(entries),
+        **contents_of(entries),
         "verification": {
             "used": settings.verify.rule,
             "would_drop": curated.chosen.rules,

@@ -12,7 +12,7 @@ from typing import Any
 
 from data_pipeline.collect.forgetting import without_lines
 from data_pipeline.collect.output.card import card
-from data_pipeline.collect.output.contents import collected, contents
+from data_pipeline.collect.output.contents import collected, contents_of
 from data_pipeline.collect.output.page import page
 from data_pipeline.collect.output.tars import read_tar, write_tar
 from data_pipeline.collect.output.write import CARD, PAGE, REPORT
@@ -249,7 +249,7 @@ def _purge_report(folder: Path, who: Wanted, gone: int) -> None:
     manifests = {name: folder / name / FILE_NAME for name in SETS}
     left = {name: list(_files(path).values()) for name, path in manifests.items() if path.is_file()}
     if left:
-        report |= contents(left)
+        report |= contents_of(left)
     report["merged"] = [
         pair for pair in report["merged"] if not any(who.is_name(name) for name in pair[:2])
     ]
