@@ -25,7 +25,7 @@ from data_pipeline.text_files import parse_json_lines, read_text
 
 PICTURES, DROPPED, CAPTIONS = "pictures.jsonl", "dropped.jsonl", "captions.jsonl"
 MERGED = "merged.json"  # names that the last run found to be one person, and their cosine
-NO = frozenset(("", "0", "0.0", "no", "n", "none", "null", "false", "f", "unknown", "nan", "-"))
+NO = frozenset(("", "0", "0.0", "no", "n", "none", "null", "false", "f", "unknown", "nan", "n/a"))
 
 
 @dataclass(frozen=True, slots=True)

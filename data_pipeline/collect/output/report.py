@@ -45,9 +45,7 @@ def report_of(settings: Collect, curated: Curated) -> dict[str, Any]:
             *scores.terms(settings.measure.scores),
         ],
         "histograms": _histograms(settings, curated),
-        "settings": {
-            k: v for k, v in to_json(settings).items() if k not in ("work", "out", "workers")
-        },
+        "settings": to_json(settings),
     }
 
 

@@ -4,21 +4,26 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from data_pipeline.collect.__main__ import main
 from data_pipeline.collect.looking import measure
-from data_pipeline.collect.make import ProcessesError, collect
+from data_pipeline.collect.make import ProcessesError, collect, notes_of
+from data_pipeline.collect.output.sheets import sheets_of
 from data_pipeline.collect.output.tars import read_tar
 from data_pipeline.collect.purge.__main__ import main as purge
-from data_pipeline.collect.records import read_pictures
+from data_pipeline.collect.records import Dropped, read_pictures
+from data_pipeline.collect.refused import append
 from data_pipeline.collect.settings import (
     Caption,
     Collect,
     Crop,
     Filter,
+    Limit,
     Mask,
     Measure,
     Output,
@@ -226,6 +231,49 @@ def test_models_are_opened_before_the_work(settings, tmp_path):
         with pytest.raises(ValueError, match="none|no.module"):
             collect(replace(settings, **values, **wrong))
         assert not (tmp_path / "measured").exists()
+
+
+def test_from_a_list_to_a_set_by_one_command(tmp_path, capsys):
+    for name, person in {"Ann": 1, "Bob": 2}.items():
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        for n, image in enumerate(att_pictures(person, [1, 2])):
+            Image.fromarray(image).save(tmp_path / "photos" / name / f"{n}.png")
+    changes = {
+        "rows": tmp_path / "photos",
+        "workers": 0,
+        "split.in_train": 0,
+        "split.out_of_train": 1,
+        "split.out_of_domain": "('elsewhere',)",
+        "download.fixed_time": "2026-01-31T12:00:00Z",
+    }
+    options = [f"--set={key}={value}" for key, value in changes.items()]
+    folders = ["--work", str(tmp_path / "work"), "--out", str(tmp_path / "out")]
+    main(["--config", "configs/collect/att.py", *folders, *options])
+    told = capsys.readouterr()
+    assert "4 of 4 rows have a picture" in told.out
+    assert "'elsewhere' is the origin of no picture" in told.err
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert report["kept"] == 4 and set(report["sets"]) == {"train", "out_of_train"}
+
+
+def test_sheets_show_nobody_who_is_not_to_be_seen(settings, tmp_path):
+    noise = np.random.default_rng(0).integers(0, 255, (4, 64, 64, 3), np.uint8)
+    pictures = write_work(tmp_path, [("Ann", image, {}) for image in noise])
+    reasons = [("filter", "nsfw too high"), ("filter", "no face"), ("refused", "refused by name")]
+    dropped = [
+        Dropped(stage, picture.key, "Ann", picture.url, reason)
+        for picture, (stage, reason) in zip(pictures, reasons, strict=False)
+    ]
+    found = SimpleNamespace(jobs=[], pictures=pictures, dropped=dropped)
+    limits = Filter(limits=(Limit("nsfw", 0.5),))
+    sheets = sheets_of(replace(settings, work=str(tmp_path), filter=limits), found, tmp_path)
+    assert list(sheets) == ["dropped by filter: no face (1 of 1)"]
+
+
+def test_a_refused_face_of_another_recogniser_is_told(settings, tmp_path):
+    append(tmp_path, [], [{"embedding": [1.0, 0.0], "least": 0.5, "recogniser": "arcface"}])
+    notes = notes_of([], replace(settings, work=str(tmp_path)))
+    assert len(notes) == 1 and "purge with their pictures and --recogniser sface" in notes[0]
 
 
 def test_a_folder_of_others_is_not_written_over(settings, tmp_path):
