@@ -97,12 +97,6 @@ def square_of(choice: Choice, settings: Crop) -> Square | None:
     return plan_square(choice.look.size, choice.box, settings, person_box(choice.look))
 
 
-def face_share(choice: Choice, square: Square) -> float:
-    """The face's share of the crop's area."""
-    x0, y0, x1, y1 = square.moved_box(choice.box)
-    return (x1 - x0) * (y1 - y0) / square.size**2
-
-
 def _start(wanted: float, side: int, limit: int, low: float, high: float) -> int:
     """An interval of ``side`` in [0, limit] that starts near ``wanted`` and holds [low, high]."""
     first, last = max(0, math.ceil(high) - side), min(limit - side, math.floor(low))

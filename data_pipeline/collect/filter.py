@@ -66,9 +66,15 @@ def _of_picture(choice: Choice, settings: Filter):
         return "grey", look.colour, settings.min_colour
     for limit in settings.limits:
         value = look.scores[limit.score]
-        if value > limit.most:
-            return f"{limit.score} too high", value, limit.most
+        if not value <= limit.most:  # also of a score that is no number
+            value = value if math.isfinite(value) else str(value)
+            return too_high(limit.score), value, limit.most
     return None
+
+
+def too_high(score: str) -> str:
+    """The reason of a plug-in's limit."""
+    return f"{score} too high"
 
 
 def _of_face(face: Face, settings: Filter):
@@ -117,8 +123,8 @@ def _area(face: Face) -> float:
 
 
 def _below(value: float, least: float | None) -> bool:
-    return least is not None and value < least
+    return least is not None and not value >= least  # so that no number passes for nothing
 
 
 def _above(value: float, most: float | None) -> bool:
-    return most is not None and value > most
+    return most is not None and not value <= most

@@ -4,17 +4,32 @@ Everything in that folder follows from pictures.jsonl, the measurements and the 
 the dates of a run nor the number of workers leave a trace in it.
 """
 
+import json
 import shutil
+import sys
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
+from data_pipeline.collect.captions.opening import open_captioner
 from data_pipeline.collect.looking.measure import check_networks
+from data_pipeline.collect.mask import open_masks
 from data_pipeline.collect.output import REPORT, write_output
-from data_pipeline.collect.records import DROPPED, write_json_lines
+from data_pipeline.collect.records import DROPPED, MERGED, Picture, write_json_lines
+from data_pipeline.collect.refused import read_refused
+from data_pipeline.collect.running.held import keep_held
+from data_pipeline.collect.running.local import PROCESS_FAULTS
 from data_pipeline.collect.running.run import Curated, earlier, pictures_of, run_here
 from data_pipeline.collect.running.stages import sorted_drops
 from data_pipeline.collect.settings import Collect, SettingsError
+from data_pipeline.collect.split import unmatched
+from data_pipeline.files import write_text
+
+MOST_FAILED = 0.5  # share of the pictures
+
+
+class ProcessesError(RuntimeError):
+    """Most pictures failed for a reason that is not theirs; the message has it."""
 
 
 def collect(settings: Collect, runner: str = "none", options: Sequence[str] = ()) -> Curated:
@@ -25,17 +40,24 @@ def collect(settings: Collect, runner: str = "none", options: Sequence[str] = ()
 
     Raises:
         SettingsError: nothing to do, or an output folder that is somebody else's.
+        ProcessesError: most pictures failed by errors or dead processes.
         OSError, ImportError, ValueError: with the remedy.
     """
     work, out = Path(settings.work), Path(settings.out)
     pictures = pictures_of(work)
     check_networks(settings.measure)
+    captioner = open_captioner(settings.caption)  # both before the work of hours
+    if settings.mask.model:
+        open_masks(settings.mask.model)
     check_out(out)
+    notes = notes_of(pictures, settings)
+    for note in notes:
+        print(note, file=sys.stderr)
     partial = out.with_name(out.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     if runner == "none":
-        curated = run_here(settings, pictures, partial)
+        curated = run_here(settings, pictures, partial, captioner)
     else:
         try:
             from data_pipeline.collect.running.beam import run_on_beam
@@ -47,14 +69,44 @@ def collect(settings: Collect, runner: str = "none", options: Sequence[str] = ()
                 "--runner none does the same without it"
             ) from error
 
+        del captioner  # its workers open their own
         curated = run_on_beam(settings, pictures, partial, runner, options)
+    check_processes(curated)
     curated.dropped = [*earlier(work), *(d.dropped() for d in sorted_drops(curated.drops))]
     write_json_lines(work / DROPPED, curated.dropped)
+    merged = json.dumps(curated.chosen.merged, ensure_ascii=False)
+    write_text(work / MERGED, merged + "\n")  # ``purge`` follows them
     write_output(settings, curated, partial)
+    keep_held(work, curated.chosen, settings.split)
     if out.exists():
         shutil.rmtree(out)
     partial.replace(out)
     return curated
+
+
+def notes_of(pictures: Sequence[Picture], settings: Collect) -> list[str]:
+    """What would otherwise have no effect in silence."""
+    notes = [
+        f"split.out_of_domain: {name!r} is the origin of no picture; give a host or a value of "
+        "the column origin"
+        for name in unmatched(pictures, settings.split)
+    ]
+    other = read_refused(settings.work).of_others(settings.measure.recogniser)
+    return [*notes, *([other] if other else [])]
+
+
+def check_processes(curated: Curated) -> None:
+    """ProcessesError if most pictures failed by an error or a dead process, which then is not
+    theirs."""
+    stages = (("filter", len(curated.pictures)), ("crop", len(curated.chosen.kept)))
+    for stage, total in stages:
+        values = [str(drop.value) for drop in curated.drops if drop.stage == stage]
+        failed = [value for value in values if value.startswith(PROCESS_FAULTS)]
+        if len(failed) > MOST_FAILED * total:
+            raise ProcessesError(
+                f"{stage}: {len(failed)} of {total} pictures failed, such as by: {failed[0]}; "
+                "that is not the pictures' fault: the set was not written, the old one stays"
+            )
 
 
 def check_out(out: Path) -> None:

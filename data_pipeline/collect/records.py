@@ -7,6 +7,8 @@ The work folder of a collection holds
     pictures.jsonl           a Picture per line, in the order of the rows
     dropped.jsonl            a Dropped per line: what a stage left out, and why
     state.jsonl              what became of each row (download/state.py)
+    refused.txt              who is not collected (refused.py)
+    measured/, captions.jsonl, held_out.json, merged.json    what the later stages found
 """
 
 import dataclasses
@@ -16,18 +18,22 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from data_pipeline.files import atomic_write
 from data_pipeline.text_files import parse_json_lines, read_text
 
-PICTURES, DROPPED = "pictures.jsonl", "dropped.jsonl"
+PICTURES, DROPPED, CAPTIONS = "pictures.jsonl", "dropped.jsonl", "captions.jsonl"
+MERGED = "merged.json"  # names that the last run found to be one person, and their cosine
+NO = frozenset(("", "0", "0.0", "no", "n", "none", "null", "false", "f", "unknown", "nan", "n/a"))
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
     """A picture of a person, as a list names it; "" for what the list does not say.
 
-    ``sha256`` is of the file's bytes, 64 hexadecimal digits; ``source`` the page it was found on.
+    ``sha256`` is of the file's bytes, 64 hexadecimal digits; ``source`` the page it was found on;
+    ``origin`` the collection it belongs to, by which people can be kept out of training.
     """
 
     identity: str
@@ -37,6 +43,7 @@ class Row:
     consent: str = ""
     source: str = ""
     caption: str = ""
+    origin: str = ""
 
     @property
     def key(self) -> str:
@@ -80,6 +87,7 @@ class Picture:
     source: str
     caption: str
     row: str
+    origin: str = ""
 
     def to_json(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
@@ -110,6 +118,31 @@ class Dropped:
     @classmethod
     def from_json(cls, entry: dict[str, Any]) -> "Dropped":
         return cls(**entry)
+
+
+def has_consent(text: str) -> bool:
+    """Whether what a list says of consent is more than no, none or nothing."""
+    return text.strip().casefold() not in NO
+
+
+def origins(source: str, url: str, origin: str = "") -> list[str]:
+    """What a picture's origin may be called, the best name first: its collection's, the host of the
+    page it was found on (or what is said in an address's place), and its own host."""
+    page = host_of(source) or ("" if "://" in source else source)
+    return list(dict.fromkeys(filter(None, (origin, page, host_of(url)))))
+
+
+def origin_of(source: str, url: str, origin: str = "") -> str:
+    """The first of ``origins``."""
+    return next(iter(origins(source, url, origin)), "not stated")
+
+
+def host_of(url: str) -> str:
+    """The host of an address, lower case; "" for what is none."""
+    try:
+        return (urlsplit(url).hostname or "").removeprefix("www.")
+    except ValueError:
+        return ""
 
 
 def json_line(entry: dict[str, Any]) -> str:

@@ -1,10 +1,11 @@
-"""Who asked not to be in, which every run obeys: ``refused.txt`` and ``refused_faces.jsonl`` of a
-work folder.
+"""Who asked not to be in, which every run obeys, the download's and the later stages':
+``refused.txt`` and ``refused_faces.jsonl`` of a work folder.
 
-The text has a name, an address (with ``://``, or ``file:`` at its beginning) or a SHA-256 per line,
-as the download's list of refusals. The other holds {"embedding": […], "least": cosine,
-"recogniser": …} per line: a refused face is kept as an embedding, since only that recognises it in
-pictures that are collected later; who does not want that refuses by name, address and hash.
+The text has a name as the rows have it (without regard to case), an address (with ``://``, or
+``file:`` at its beginning) or the SHA-256 of a fetched file per line; lines that begin with # are
+comments. The other holds {"embedding": […], "least": cosine, "recogniser": …} per line: a refused
+face is kept as an embedding, since only that recognises it in pictures that are collected later;
+who does not want that refuses by name, address and hash.
 """
 
 import json
@@ -22,11 +23,12 @@ from data_pipeline.records.names import plain_name
 from data_pipeline.text_files import TextError, parse_json_lines, read_lines, read_text
 
 FILE, FACES, STAGE = "refused.txt", "refused_faces.jsonl", "refused"
+REASON = "refused by "  # name, address, hash or picture: a reason in dropped.jsonl
 HASH = re.compile(r"[0-9a-fA-F]{64}")
 
 
 @dataclass
-class Refused:
+class Refusals:
     """Names (in plain_name's form, case folded), addresses, keys; faces: embedding, cosine, by."""
 
     names: set[str] = field(default_factory=set)
@@ -34,13 +36,17 @@ class Refused:
     keys: set[str] = field(default_factory=set)
     faces: list[tuple[np.ndarray, float, str]] = field(default_factory=list)
 
-    def of_picture(self, identity: str, url: str, key: str) -> str:
-        """Why a picture is refused, by what is known without looking at it; "" if it is not."""
+    def of_picture(self, identity: str, url: str, *keys: str) -> str:
+        """Why a picture is refused, by what is known without looking at it; "" if it is not.
+
+        Args:
+            keys: SHA-256 hashes of its file, as fetched or as the list states it.
+        """
         if folded(identity) in self.names:
-            return "refused by name"
-        if url in self.urls:
-            return "refused by address"
-        return "refused by hash" if key in self.keys else ""
+            return REASON + "name"
+        if url.strip() in self.urls:
+            return REASON + "address"
+        return REASON + "hash" if self.keys.intersection(keys) else ""
 
     def of_faces(self, embeddings: np.ndarray, recogniser: str) -> tuple[float, float] | None:
         """(cosine, threshold) of the first refused face that is among [n, d]; None if none is."""
@@ -51,6 +57,16 @@ class Refused:
             if best >= least:
                 return round(best, 4), least
         return None
+
+    def of_others(self, recogniser: str) -> str:
+        """A warning if there are faces that this recogniser cannot find; "" if there are none."""
+        others = sorted({by for _, _, by in self.faces if by != recogniser})
+        if not others:
+            return ""
+        return (
+            f"{FACES}: refused faces of {', '.join(others)} are not found by {recogniser}; run "
+            f"purge with their pictures and --recogniser {recogniser}"
+        )
 
     def applied(
         self, choices: Sequence[Choice], recogniser: str = ""
@@ -64,29 +80,30 @@ class Refused:
             if why:
                 drops.append(choice.drop(STAGE, why))
             elif face:
-                drops.append(choice.drop(STAGE, "refused by picture", *face))
+                drops.append(choice.drop(STAGE, REASON + "picture", *face))
             else:
                 kept.append(choice)
         return kept, drops
 
 
-def read_refused(work: str | Path) -> Refused:
-    """The lists of a work folder, empty if there are none.
+def read_refused(work: str | Path, *lists: str | Path) -> Refusals:
+    """The lists of a work folder, empty if there are none, and further ones like refused.txt.
 
     Raises:
-        TextError: a line of another form.
+        TextError: a line of another form. OSError: one of ``lists`` cannot be read.
     """
-    found, path = Refused(), Path(work) / FILE
-    for line in read_lines(path) if path.is_file() else ():
-        entry = line.strip()
-        if not entry or entry.startswith("#"):
-            continue
-        if HASH.fullmatch(entry):
-            found.keys.add(entry.lower())
-        elif is_address(entry):
-            found.urls.add(entry)
-        else:
-            found.names.add(folded(entry))
+    found, path = Refusals(), Path(work) / FILE
+    for file in [*([path] if path.is_file() else []), *lists]:
+        for line in read_lines(file):
+            entry = line.strip()
+            if not entry or entry.startswith("#"):
+                continue
+            if HASH.fullmatch(entry):
+                found.keys.add(entry.lower())
+            elif is_address(entry):
+                found.urls.add(entry)
+            else:
+                found.names.add(folded(entry))
     path = Path(work) / FACES
     for number, entry in parse_json_lines(read_text(path), path) if path.is_file() else ():
         try:

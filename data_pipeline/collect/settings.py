@@ -1,4 +1,4 @@
-"""The settings of all stages after the download, with the thesis' and PhotoMaker's values.
+"""The settings of all stages, with the thesis' and PhotoMaker's values.
 
 A file of configs/collect/ has ``get_config()``, which returns a :class:`Collect`. Thresholds stand
 here and nowhere else; every one of them can be changed without measuring a picture again.
@@ -11,6 +11,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from data_pipeline.collect.download.settings import DownloadSettings
 
 
 class SettingsError(ValueError):
@@ -171,8 +173,9 @@ class Split:
     """People of the validation sets (the thesis: 10 seen in training, 10 held out, 7 from
     elsewhere).
 
-    out_of_domain: sources whose people are never trained on.
-    seed: of the draw; a person's place depends on the name and on it alone.
+    out_of_domain: origins whose people are never trained on: the column ``origin`` of the list, or
+        the host of a picture or of the page it was found on.
+    seed: of the draw. Whom a run held out, WORK/held_out.json keeps for the next ones.
     """
 
     in_train: int = 10
@@ -197,8 +200,10 @@ class Output:
 
 @dataclass(frozen=True)
 class Collect:
-    """All of it. ``work`` is the folder that the download filled, ``out`` where the set goes.
+    """All of it. ``work`` is the folder that the download fills, ``out`` where the set goes.
 
+    rows: the list or folder that is downloaded first; "" takes ``work`` as it is. columns: the
+        list's names of our columns, "identity=celebrity" each. download: with whose contact, …
     name, purpose: of the data set, for its card.
     workers: processes of the local executor; 0 works in this process.
     timeout: seconds that a process may take for one picture before it is ended.
@@ -206,10 +211,13 @@ class Collect:
 
     work: str = ""
     out: str = ""
+    rows: str = ""
+    columns: tuple[str, ...] = ()
     name: str = "identities"
     purpose: str = "Training of personalised generation of people."
     workers: int = 1
     timeout: float = 120.0
+    download: DownloadSettings = field(default_factory=DownloadSettings)
     measure: Measure = field(default_factory=Measure)
     filter: Filter = field(default_factory=Filter)
     duplicates: Duplicates = field(default_factory=Duplicates)
@@ -257,11 +265,11 @@ def checked(settings: Collect) -> Collect:
             raise SettingsError(f"{key}={value!r}: use one of {', '.join(known)}")
     positive = ("caption.batch", "output.tar_size", "verify.min_pictures", "timeout")
     for key in positive:
-        found: Any = settings
-        for name in key.split("."):
-            found = getattr(found, name)
-        if found <= 0:
-            raise SettingsError(f"{key}={found}: more than 0 is needed")
+        if not _value(settings, key) > 0:
+            raise SettingsError(f"{key}={_value(settings, key)}: more than 0 is needed")
+    for key in ("split.in_train", "split.out_of_train", "caption.retries", "workers"):
+        if not _value(settings, key) >= 0:
+            raise SettingsError(f"{key}={_value(settings, key)}: 0 or more is needed")
     if not 0 < settings.crop.min_face_share < 1:
         raise SettingsError(f"crop.min_face_share={settings.crop.min_face_share}: between 0 and 1")
     if settings.mask.model and settings.output.shards:
@@ -272,6 +280,23 @@ def checked(settings: Collect) -> Collect:
         if name not in known_scores:
             raise SettingsError(f"filter.limits: {name!r} is none of measure.scores {known_scores}")
     return settings
+
+
+def _value(settings: Any, key: str) -> Any:
+    for name in key.split("."):
+        settings = getattr(settings, name)
+    return settings
+
+
+def _limits(value: Any, key: str) -> tuple[Limit, ...]:
+    """Limits that are given as pairs."""
+    try:
+        found = tuple(pair if isinstance(pair, Limit) else Limit(*pair) for pair in value)
+        if all(isinstance(f.score, str) and type(f.most) in (int, float) for f in found):
+            return found
+    except TypeError:
+        pass
+    raise SettingsError(f"--set {key}={value}: pairs are needed, such as (('nsfw', 0.5),)")
 
 
 def _changed(settings: Any, path: list[str], text: str, key: str) -> Any:
@@ -296,9 +321,13 @@ def _changed(settings: Any, path: list[str], text: str, key: str) -> Any:
     wrong = old is not None and value is not None and not isinstance(value, type(old))
     if wrong and {type(old), type(value)} != {int, float}:  # where both are used, as for pixels
         raise SettingsError(f"--set {key}={text}: a {type(old).__name__} is needed")
+    if path[0] == "limits":
+        value = _limits(value, key)
     return dataclasses.replace(settings, **{path[0]: value})
 
 
 def to_json(settings: Any) -> dict[str, Any]:
-    """The settings as plain values, for the report."""
-    return dataclasses.asdict(settings)
+    """The settings as plain values, for the report: what the set depends on."""
+    found = dataclasses.asdict(settings)
+    hidden = ("work", "out", "rows", "columns", "workers", "download")
+    return {name: value for name, value in found.items() if name not in hidden}

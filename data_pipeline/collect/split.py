@@ -1,15 +1,19 @@
 """Names that are one person become one; then every person is in one split.
 
-Split after merging: otherwise one person under two spellings could be trained on and held out.
+Split after merging: otherwise one person under two spellings could be trained on and held out. Who
+was held out in an earlier run of the work folder stays so (Held); the places that are left are
+drawn.
 """
 
 import hashlib
-from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from data_pipeline.collect.choices import Choice
+from data_pipeline.collect.records import Picture, origins
 from data_pipeline.collect.settings import SettingsError, Split
 
 TRAIN, IN_TRAIN, OUT_OF_TRAIN, OUT_OF_DOMAIN = "train", "in_train", "out_of_train", "out_of_domain"
@@ -58,50 +62,104 @@ def merged_names(
     return final, pairs
 
 
-def split_people(choices: Sequence[Choice], settings: Split) -> dict[str, str]:
+@dataclass(frozen=True)
+class Held:
+    """What earlier runs held out, the first of them first: names, and keys of pictures of in_train.
+
+    With it nobody who was held out is trained on when people are added. It forgets nobody, so that
+    a threshold that drops somebody for one run changes nothing in the next.
+    """
+
+    people: tuple[str, ...] = ()
+    pictures: tuple[str, ...] = ()
+
+    def renamed(self, names: Mapping[str, str]) -> "Held":
+        """With the names that people go by after merging."""
+        return replace(self, people=_once(names.get(name, name) for name in self.people))
+
+    def with_(self, people: Iterable[str], pictures: Iterable[str]) -> "Held":
+        """With those of another run."""
+        return Held(_once([*self.people, *people]), _once([*self.pictures, *pictures]))
+
+
+def split_people(
+    choices: Sequence[Choice], settings: Split, before: Held | None = None
+) -> dict[str, str]:
     """The set of each person: "train", "out_of_train" or "out_of_domain".
 
     People of ``in_train`` are trained on; their held-out picture is ``held_out``'s.
 
+    Args:
+        before: what earlier runs held out; those come first.
+
     Raises:
         SettingsError: nobody would be left to train on.
     """
-    sources = defaultdict(set)
+    foreign: dict[str, bool] = {}
     for choice in choices:
-        sources[choice.identity].add(choice.picture.source)
-    foreign = set(settings.out_of_domain)
-    sets = {name: OUT_OF_DOMAIN for name, found in sources.items() if found <= foreign and foreign}
-    own = sorted((name for name in sources if name not in sets), key=lambda n: drawn(n, settings))
+        foreign[choice.identity] = foreign.get(choice.identity, True) and is_foreign(
+            choice.picture, settings
+        )
+    sets = {name: OUT_OF_DOMAIN for name, found in foreign.items() if found}
+    own = sorted((name for name in foreign if name not in sets), key=lambda n: drawn(n, settings))
     if own and settings.out_of_train >= len(own):
         raise SettingsError(
             f"split.out_of_train={settings.out_of_train}: of {len(own)} people nobody is left to "
             "train on; hold out fewer"
         )
-    sets |= dict.fromkeys(own[: settings.out_of_train], OUT_OF_TRAIN)
-    return sets | dict.fromkeys(own[settings.out_of_train :], TRAIN)
+    known = set(own)
+    ranked = _once([*(n for n in (before or Held()).people if n in known), *own])
+    sets |= dict.fromkeys(ranked[: settings.out_of_train], OUT_OF_TRAIN)
+    return sets | dict.fromkeys(ranked[settings.out_of_train :], TRAIN)
+
+
+def is_foreign(picture: Picture, settings: Split) -> bool:
+    """Whether a picture's origin is one of ``out_of_domain``."""
+    names = origins(picture.source, picture.url, picture.origin)
+    return not set(names).isdisjoint(settings.out_of_domain)
+
+
+def unmatched(pictures: Iterable[Picture], settings: Split) -> list[str]:
+    """Names of ``out_of_domain`` that are no picture's origin."""
+    found = {name for p in pictures for name in origins(p.source, p.url, p.origin)}
+    return [name for name in settings.out_of_domain if name not in found]
 
 
 def held_out(
-    choices: Sequence[Choice], sets: Mapping[str, str], settings: Split, least: int
+    choices: Sequence[Choice],
+    sets: Mapping[str, str],
+    settings: Split,
+    least: int,
+    before: Held | None = None,
 ) -> set[int]:
     """Orders of the pictures of ``in_train``: one of each person, who keeps ``least`` others.
 
-    It is the one of which verification is surest, and it is not trained on, so that validation
-    never shows the model a picture that it has learned.
+    It is the one of ``before``, else the one of which verification is surest; and it is not trained
+    on, so that validation never shows the model a picture that it has learned.
     """
     of_person = defaultdict(list)
     for choice in choices:
         if sets[choice.identity] == TRAIN:
             of_person[choice.identity].append(choice)
-    able = [name for name, own in of_person.items() if len(own) > least]
-    chosen = sorted(able, key=lambda name: drawn(name, settings))[: settings.in_train]
-    best = (max(of_person[name], key=lambda c: (c.score or 0.0, -c.order)) for name in chosen)
-    return {choice.order for choice in best}
+    able = {name: own for name, own in of_person.items() if len(own) > least}
+    known = {c.picture.key: c for own in able.values() for c in own}
+    chosen: dict[str, Choice] = {}
+    for key in (before or Held()).pictures:
+        if key in known:
+            chosen.setdefault(known[key].identity, known[key])
+    for name in sorted(able, key=lambda name: drawn(name, settings)):
+        best = max(able[name], key=lambda c: (c.score or 0.0, -c.order))
+        chosen.setdefault(name, best)
+    return {choice.order for choice in list(chosen.values())[: settings.in_train]}
 
 
 def drawn(name: str, settings: Split) -> str:
-    """A number that is drawn for a name: who is collected later changes nobody else's place."""
+    """A number that is drawn for a name, by which places are given."""
     return hashlib.sha256(f"{settings.seed} {name}".encode()).hexdigest()
+
+
+def _once(names: Iterable[str]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(names))
 
 
 def nearest_across(
@@ -124,12 +182,3 @@ def nearest_across(
                 if best is None or value > best[2]:
                     best = (by_set[one][start + place[0]], by_set[other][place[1]], value)
     return best
-
-
-def sizes(choices: Sequence[Choice], sets: Mapping[str, str]) -> dict[str, tuple[int, int]]:
-    """(people, pictures) of each set."""
-    people, pictures = defaultdict(set), Counter()
-    for choice in choices:
-        people[sets[choice.identity]].add(choice.identity)
-        pictures[sets[choice.identity]] += 1
-    return {name: (len(people[name]), pictures[name]) for name in SETS if name in people}

@@ -10,7 +10,7 @@ from data_pipeline.prompts import (
     without_trigger,
 )
 
-CLASS_WORDS = ("person", "man", "woman", "boy", "girl", "child")  # sought in captions
+CLASS_WORDS = ("person", "man", "woman", "boy", "girl", "child", "baby")  # sought in captions
 # (least height of the face as a part of the image's, what the photograph then is).
 FRAMINGS = ((0.45, "close-up photo"), (0.15, "photo"), (0.0, "full-body photo"))
 

@@ -180,6 +180,8 @@ class _Handler(BaseHTTPRequestHandler):
             return self._send(b"", status=302, headers={"Location": query["url"]})
         if name == "loop":
             return self._send(b"", status=301, headers={"Location": f"/loop/{number + 1}"})
+        if name == "later":
+            return self._send(b"", status=503, headers={"Retry-After": LATER[number]})
         if name in BODIES:
             return self._send(BODIES[name]())
         if name in HEADERS:
@@ -262,6 +264,7 @@ BODIES = {
     "turned": turned,
     "empty": lambda: b"",
 }
+LATER = ("9" * 400, "Sat, 01 Jan 99999999999 00:00:00 GMT", "9" * 5000)  # by /later/NUMBER
 HEADERS = {
     "noai": {"X-Robots-Tag": "noai"},
     "othersnoai": {"X-Robots-Tag": "otherbot: noai"},

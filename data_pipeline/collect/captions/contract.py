@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from data_pipeline.collect.captions.base import View
+from data_pipeline.records.captions import CLASS_WORDS
 
-CLASS_WORDS = ("person", "man", "woman", "boy", "girl", "child", "baby")
 PLURALS = {"people": "person", "persons": "person", "men": "man", "women": "woman"}
 PLURALS |= {"boys": "boy", "girls": "girl", "children": "child", "babies": "baby"}
 KEYS = ("class_word", "caption", "general", "background", "body")

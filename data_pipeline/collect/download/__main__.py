@@ -3,22 +3,19 @@
     python -m data_pipeline.collect.download faces.csv --work work --contact me@example.org
 
 The list is JSON lines, JSON, CSV, TSV or Parquet (each also .gz) with the columns identity and url,
-and perhaps sha256, licence, consent, source and caption; or a folder of images, WebDataset's tars,
-or what img2dataset wrote. Run it again to go on after an interruption, and to retry what may
+and perhaps sha256, licence, consent, source, origin and caption; or a folder of images, WebDataset's
+tars, or what img2dataset wrote. Run it again to go on after an interruption, and to retry what may
 succeed now.
 """
 
 import argparse
-import json
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from data_pipeline.cli import command
-from data_pipeline.collect.download.results import SUMMARY, lines
+from data_pipeline.collect.download.run import download_list
 from data_pipeline.collect.download.settings import DownloadSettings
-from data_pipeline.collect.download.stage import download
-from data_pipeline.collect.rows.sources import read_rows
 
 
 @command
@@ -41,16 +38,9 @@ def main(argv: list[str] | None = None) -> None:
         _add(parser, field.name, field.default)
     args = vars(parser.parse_args(argv))
     source, work, columns = args.pop("list"), args.pop("work"), args.pop("column")
-    if faulty := [column for column in columns if "=" not in column]:
-        parser.error(f"--column {faulty[0]}: FIELD=NAME is needed")
     args["allow"] = tuple(args["allow"])
     settings = DownloadSettings(**args)
-    found = read_rows(source, dict(column.split("=", 1) for column in columns))
-    for note in found.notes:
-        print(note)
-    download(found.rows, settings, work, found.places)
-    for line in lines(json.loads((work / SUMMARY).read_text(encoding="utf-8"))):
-        print(line)
+    download_list(source, columns, settings, work)
     print(f"wrote {work}/pictures.jsonl; what is missing and why: {work}/dropped.jsonl")
 
 

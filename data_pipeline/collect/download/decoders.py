@@ -3,6 +3,7 @@
 import multiprocessing
 import queue
 import signal
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,10 @@ from data_pipeline.collect.download.content import HEAD, Decoded, decode, pictur
 from data_pipeline.collect.download.outcomes import Failed
 
 STOP = 5.0  # seconds that a process has to end by itself
+
+
+class Closed(Exception):
+    """The processes were ended before there was an answer, which says nothing of the picture."""
 
 
 class Decoders:
@@ -28,6 +33,7 @@ class Decoders:
         Raises:
             Failed: as content.decode, or the process died or took too long.
             OSError: the picture cannot be written.
+            Closed: after ``close``, or while it was waiting.
         """
         with open(source, "rb") as file:
             picture_kind(file.read(HEAD))  # many failures are pages, which need no process
@@ -38,7 +44,7 @@ class Decoders:
             self._free.put(decoder)
 
     def close(self) -> None:
-        """End the processes."""
+        """End the processes, also those at work; none starts after this."""
         for decoder in self._all:
             decoder.close()
 
@@ -48,23 +54,30 @@ class _Decoder:
         self._limits, self._timeout = (max_pixels, quality), timeout
         self._process: Any = None
         self._pipe: Any = None
+        self._lock = threading.Lock()
+        self._busy = self._closed = False
 
     def decode(self, source: Path, stem: Path) -> Decoded:
-        if self._process is None:
-            self._start()
+        process, pipe = self._begin()
         try:
-            self._pipe.send((str(source), str(stem)))
-            answered = self._pipe.poll(self._timeout)
-            answer: tuple[str, Any] = self._pipe.recv() if answered else ("late", None)
+            return self._ask(process, pipe, source, stem)
+        finally:
+            with self._lock:
+                self._busy = False
+
+    def _ask(self, process: Any, pipe: Any, source: Path, stem: Path) -> Decoded:
+        try:
+            pipe.send((str(source), str(stem)))
+            answered = pipe.poll(self._timeout)
+            answer: tuple[str, Any] = pipe.recv() if answered else ("late", None)
         except (EOFError, OSError):
-            self._process.join(STOP)
-            code = self._process.exitcode
+            process.join(STOP)
             self._kill()
-            raise Failed("decoder", _ending(code)) from None
+            raise self._fault(_ending(process.exitcode)) from None
         kind, values = answer
         if kind == "late":
             self._kill()
-            raise Failed("decoder", "no answer", self._timeout)
+            raise self._fault("no answer", self._timeout)
         if kind == "failed":
             raise Failed(*values)
         if kind == "error":
@@ -72,24 +85,43 @@ class _Decoder:
         return values
 
     def close(self) -> None:
-        if self._process is not None:
+        with self._lock:
+            self._closed = True
+            if self._process is None:
+                return
+            if self._busy:  # the thread that waits for it sees its end, and tidies up
+                self._process.kill()
+                return
             self._pipe.close()  # at the end of its pipe it ends
             self._process.join(STOP)
-            self._kill()
+        self._kill()
 
-    def _start(self) -> None:
-        # Forking a process with threads may leave it with a lock that nobody opens.
-        context = multiprocessing.get_context("spawn")
-        self._pipe, theirs = context.Pipe()
-        self._process = context.Process(target=_serve, args=(theirs, *self._limits), daemon=True)
-        self._process.start()
-        theirs.close()
+    def _begin(self) -> tuple[Any, Any]:
+        """The process and its pipe, started if there is none."""
+        with self._lock:
+            if self._closed:
+                raise Closed
+            self._busy = True
+            if self._process is None:
+                # Forking a process with threads may leave it with a lock that nobody opens.
+                context = multiprocessing.get_context("spawn")
+                pipe, theirs = context.Pipe()
+                process = context.Process(target=_serve, args=(theirs, *self._limits), daemon=True)
+                process.start()
+                theirs.close()
+                self._process, self._pipe = process, pipe
+            return self._process, self._pipe
+
+    def _fault(self, value: str, threshold: float | None = None) -> Exception:
+        return Closed() if self._closed else Failed("decoder", value, threshold)
 
     def _kill(self) -> None:
-        self._process.kill()
-        self._process.join()
-        self._pipe.close()
-        self._process = None
+        with self._lock:
+            process, self._process = self._process, None
+            if process is not None:
+                process.kill()
+                process.join()
+                self._pipe.close()
 
 
 def _ending(code: int | None) -> str:

@@ -35,6 +35,6 @@ def _parts(place: Place, max_bytes: int):
                 left -= len(part)
                 yield part
     except PlaceError as error:
-        raise Failed("no file", "shorter than it was") from error
+        raise Failed("no file", error.why) from error
     except OSError as error:
         raise Failed("no file", error.strerror) from error

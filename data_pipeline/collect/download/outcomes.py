@@ -8,7 +8,7 @@ No value holds the row's own address or a name: the log of states has neither.
 | address | refused | the private, local or reserved address that its name leads to |
 | robots.txt | refused | |
 | opt-out | refused | the header that says so |
-| refusal list | refused | which of identity, url and sha256 is on it |
+| refused by name, by address, by hash | refused | (refused.py) |
 | url | failed | why it cannot be read |
 | dns, connection, timeout, cut short | failed, tried again | what happened; seconds |
 | status | failed; 408, 425, 429 and 5xx are tried again | the HTTP status |
@@ -23,6 +23,7 @@ No value holds the row's own address or a name: the log of states has neither.
 | damaged | failed | why it cannot be decoded |
 | decoder | failed | how the process that decoded it ended; seconds |
 | no file | failed | why a picture of a folder or tar cannot be read |
+| unexpected | failed | an error of ours: its kind and its line |
 """
 
 from typing import Any

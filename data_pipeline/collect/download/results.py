@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from data_pipeline.collect.forgetting import forget
 from data_pipeline.collect.records import (
     DROPPED,
     PICTURES,
@@ -76,11 +77,14 @@ def is_there(work: Path, picture: Mapping[str, Any]) -> bool:
 
 
 def withdraw(work: Path, pictures: Iterable[Mapping[str, Any]], entries: Entries) -> None:
-    """Delete the files of pictures, but for those that another row also has."""
+    """Delete the files of pictures and all that was measured of them, but for those that another
+    row also has."""
     kept = {entry["picture"]["path"] for entry in entries.values() if entry["state"] == "done"}
-    for picture in pictures:
-        if picture["path"] not in kept:
-            (work / picture["path"]).unlink(missing_ok=True)
+    gone = [picture for picture in pictures if picture["path"] not in kept]
+    for picture in gone:
+        (work / picture["path"]).unlink(missing_ok=True)
+    if gone:
+        forget(work, {picture["key"] for picture in gone})
 
 
 def remove_partial(work: Path) -> None:
@@ -112,4 +116,5 @@ def _picture(row: Row, entry: Mapping[str, Any]) -> Picture:
         source=row.source,
         caption=row.caption,
         row=row.key,
+        origin=row.origin,
     )

@@ -31,7 +31,8 @@ class DownloadSettings:
         decoders: processes that decode.
         quality: of the JPEG files that are written.
         retry_failed: take up failed and refused rows, too, that are not tried again otherwise.
-        refusals: a file of people, addresses and hashes that are not collected (refusals.py).
+        refusals: a file of people, addresses and hashes that are not collected, besides the work
+            folder's own (refused.py).
         allow: "127.0.0.1:8080", …: addresses with ports that are asked although they are local.
         fixed_time: written as the time of fetching in place of the real one, so that two runs can
             be compared byte by byte.

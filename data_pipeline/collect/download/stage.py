@@ -15,6 +15,7 @@ import os
 import shutil
 import threading
 import time
+import traceback
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -22,18 +23,18 @@ from typing import Any
 
 from tqdm import tqdm
 
-from data_pipeline.collect.download.decoders import Decoders
+from data_pipeline.collect.download.decoders import Closed, Decoders
 from data_pipeline.collect.download.local import copy_local
 from data_pipeline.collect.download.network.addresses import Resolver, read_target
 from data_pipeline.collect.download.network.fetch import Body
 from data_pipeline.collect.download.network.hosts import Host, Hosts, Task
 from data_pipeline.collect.download.network.robots import import_protego, read_robots
 from data_pipeline.collect.download.outcomes import Failed, NotFetched, Refused
-from data_pipeline.collect.download.refusals import Refusals, read_refusals
 from data_pipeline.collect.download.results import is_there, remove_partial, withdraw, write_results
 from data_pipeline.collect.download.settings import DownloadSettings
 from data_pipeline.collect.download.state import State
 from data_pipeline.collect.records import Picture, Row
+from data_pipeline.collect.refused import REASON, Refusals, read_refused
 from data_pipeline.collect.rows.place import Place
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -67,7 +68,7 @@ def download(
     """
     work, places = Path(work), dict(places or {})
     rows = list({row.key: row for row in rows}.values())
-    refusals = read_refusals(settings.refusals)
+    refusals = read_refused(work, *filter(None, [settings.refusals]))
     try:
         work.mkdir(parents=True, exist_ok=True)
         with contextlib.closing(State(work)) as state:
@@ -109,9 +110,9 @@ class _Run:
         for row in self.rows:
             entry = self.state.entries.get(row.key, {})
             key = entry.get("picture", {}).get("key", "")
-            which = self.refusals.refused(row, key)
-            if which and (entry.get("state"), entry.get("reason")) != ("refused", "refusal list"):
-                self.note(row, Refused("refusal list", which))
+            why = self._refused(row, key)
+            if why and not _is_refusal(entry):
+                self.note(row, Refused(why))
                 taken_back += [entry["picture"]] if key else []
         withdraw(self.work, taken_back, self.state.entries)
 
@@ -126,9 +127,12 @@ class _Run:
         if entry["state"] == "done":
             changed = row.sha256.lower() not in ("", entry["picture"]["key"])
             return changed or not is_there(self.work, entry["picture"])
-        if entry["reason"] == "refusal list":
-            return self.settings.retry_failed and not self.refusals.refused(row)
+        if _is_refusal(entry):
+            return self.settings.retry_failed and not self._refused(row)
         return bool(entry.get("again")) or self.settings.retry_failed
+
+    def _refused(self, row: Row, key: str = "") -> str:
+        return self.refusals.of_picture(row.identity, row.url, row.sha256.lower(), key)
 
     # ---- The threads -----------------------------------------------------------------------------
 
@@ -191,6 +195,7 @@ class _Run:
             self.hosts.stop()
 
     def _take_up(self, host: Host, task: Task) -> None:
+        """One request, or one picture; raises what is a fault of the folder, not of the row."""
         row = self.rows[task.number]
         partial = self.partial / row.key
         if host.closed is not None:
@@ -198,7 +203,8 @@ class _Run:
             self._end(row, partial, host.closed, task.tries)
             return
         try:
-            body = self._get(host, task, partial)
+            with _of_the_row():
+                body = self._get(host, task, partial)
         except NotFetched as failure:
             task.tries += 1
             if not self.hosts.finish(host, failure, task):
@@ -208,7 +214,10 @@ class _Run:
             return
         self.hosts.finish(host)
         try:
-            picture = self._keep(row, body, partial)
+            with _of_the_row():
+                picture = self._keep(row, body, partial)
+        except Closed:  # the run is stopped; the next one takes the row up again
+            return
         except NotFetched as failure:
             self._end(row, partial, failure, task.tries + 1)
             return
@@ -224,7 +233,8 @@ class _Run:
         if host.robots is None or host.robots.stale:
             fault = None
             try:
-                host.robots = read_robots(task.target, host.fetcher, settings, partial)
+                with _of_the_row():
+                    host.robots = read_robots(task.target, host.fetcher, settings, partial)
             except NotFetched as error:
                 fault = error
             self.hosts.put_back(host, task, fault)
@@ -244,8 +254,8 @@ class _Run:
         """Decode a file and give the picture its place; what the state says of it."""
         if row.sha256.lower() not in ("", body.sha256):
             raise Failed("sha256", body.sha256, row.sha256)
-        if which := self.refusals.refused(row, body.sha256):
-            raise Refused("refusal list", which)
+        if why := self._refused(row, body.sha256):
+            raise Refused(why)
         stem = self.partial / f"{row.key}.new"
         made = self.decoders.decode(partial, stem)
         path = f"pictures/{body.sha256[:2]}/{body.sha256}{made.ending}"
@@ -286,6 +296,26 @@ class _Run:
         else:
             self.state.add(row.key, "done", **values, picture=outcome)
             self.counts["done"] += 1
+
+
+def _is_refusal(entry: Mapping[str, Any]) -> bool:
+    return entry.get("state") == "refused" and entry["reason"].startswith(REASON)
+
+
+@contextlib.contextmanager
+def _of_the_row() -> Iterator[None]:
+    """Makes the row's failure of what nobody foresaw: one hostile answer must not end the run.
+
+    An OSError is the work folder's: those of the network are failures already.
+    """
+    try:
+        yield
+    except (NotFetched, Closed, OSError):
+        raise
+    except Exception as error:
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        said = f"{type(error).__name__} in {Path(place.filename).name} line {place.lineno}"
+        raise Failed("unexpected", said) from error
 
 
 def _now() -> str:

@@ -55,8 +55,12 @@ class Measurer:
         ends = np.cumsum([len(look.faces) for look in looks])
         return list(zip(looks, np.split(embeddings, ends[:-1]), strict=True))
 
+    def named(self, picture: tuple[str, str]) -> str:
+        """The picture, for messages."""
+        return f"{picture[0]} ({picture[1]})"
+
     def failed(self, picture: tuple[str, str], why: str) -> Measured:
-        """What stands for a picture that ended the process that decoded it."""
+        """What stands for a picture that ended its process, or that raised."""
         return Look(picture[0], fault=why), np.zeros((0, 0), np.float32)
 
 

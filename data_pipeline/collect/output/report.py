@@ -7,10 +7,12 @@ import numpy as np
 
 from data_pipeline.collect.looking import scores
 from data_pipeline.collect.looking.measure import check_networks
+from data_pipeline.collect.output.contents import contents_of
 from data_pipeline.collect.running.run import Curated
 from data_pipeline.collect.running.stages import STAGES
 from data_pipeline.collect.settings import Collect, to_json
 from data_pipeline.collect.split import SETS
+from data_pipeline.records.schema import to_entry
 
 FORMAT = "identity collection 1"
 BINS = 30
@@ -20,7 +22,9 @@ def report_of(settings: Collect, curated: Curated) -> dict[str, Any]:
     """Plain values for JSON; all of it follows from the pictures and the settings."""
     pictures = curated.pictures
     times = sorted(picture.fetched for picture in pictures)
-    without = sum(not job.choice.picture.consent for job in curated.jobs)
+    entries: dict[str, list[dict[str, Any]]] = {name: [] for name in SETS}
+    for job, record in zip(curated.jobs, curated.records, strict=True):
+        entries[job.set].append(to_entry(record))
     return {
         "format": FORMAT,
         "name": settings.name,
@@ -28,30 +32,20 @@ def report_of(settings: Collect, curated: Curated) -> dict[str, Any]:
         "fetched": [times[0], times[-1]] if times else [],
         "pictures": len(pictures),
         "names": len({picture.identity for picture in pictures}),
-        "kept": len(curated.jobs),
         "stages": _stages(curated),
-        "sets": _sets(curated),
+        **contents_of(entries),
         "verification": {
             "used": settings.verify.rule,
             "would_drop": curated.chosen.rules,
         },
         "merged": [list(pair) for pair in curated.chosen.merged],
         "nearest_across_sets": list(curated.chosen.nearest or ()),
-        "without_consent": {"pictures": without, "share": _share(without, len(curated.jobs))},
-        "licences": _counts(job.choice.picture.licence or "not stated" for job in curated.jobs),
-        "sources": _counts(job.choice.picture.source or "not stated" for job in curated.jobs),
-        "class_words": _counts(written.class_word for written in curated.written),
-        "captioners": _counts(w.captioner for w in curated.written),
-        "captioner_revisions": _counts(f"{w.captioner} {w.revision}" for w in curated.written),
-        "fallbacks": _counts(w.fallback for w in curated.written if w.fallback),
         "networks": [
             *check_networks(settings.measure),
             *scores.terms(settings.measure.scores),
         ],
         "histograms": _histograms(settings, curated),
-        "settings": {
-            k: v for k, v in to_json(settings).items() if k not in ("work", "out", "workers")
-        },
+        "settings": to_json(settings),
     }
 
 
@@ -75,16 +69,6 @@ def _stages(curated: Curated) -> list[dict[str, Any]]:
     return rows
 
 
-def _sets(curated: Curated) -> dict[str, dict[str, int]]:
-    found = {}
-    for name in SETS:
-        jobs = [job for job in curated.jobs if job.set == name]
-        if jobs:
-            people = len({job.choice.identity for job in jobs})
-            found[name] = {"people": people, "pictures": len(jobs)}
-    return found
-
-
 def _histograms(settings: Collect, curated: Curated) -> dict[str, dict[str, Any]]:
     """By what is measured: counts, edges, and the threshold if there is one."""
     looks = list(curated.looks.values())
@@ -103,7 +87,8 @@ def _histograms(settings: Collect, curated: Curated) -> dict[str, dict[str, Any]
     if settings.verify.rule in ("mad", "paper"):  # whose thresholds differ from group to group
         values["verification"] = (values["verification"][0], None)
     for limit in limits.limits:
-        values[limit.score] = ([look.scores[limit.score] for look in looks], limit.most)
+        found = [look.scores[limit.score] for look in looks]
+        values[limit.score] = ([v for v in found if np.isfinite(v)], limit.most)
     return {name: _histogram(found, limit) for name, (found, limit) in values.items() if found}
 
 
@@ -125,11 +110,3 @@ def _histogram(values: list[float], threshold: float | None) -> dict[str, Any]:
 def _side(face: Any) -> float:
     x0, y0, x1, y1 = face.box
     return min(x1 - x0, y1 - y0)
-
-
-def _counts(values: Any) -> dict[str, int]:
-    return dict(sorted(Counter(values).items(), key=lambda pair: (-pair[1], pair[0])))
-
-
-def _share(part: int, whole: int) -> float:
-    return round(part / whole, 4) if whole else 0.0

@@ -1,6 +1,7 @@
 """Contact sheets: some pictures of each set, and some that each reason dropped.
 
-They show people's faces inside of report.html, and go when somebody is purged.
+They show people's faces inside of report.html, and go when somebody is purged. Who refused is on
+none, nor is a picture that a plug-in dropped, such as for nudity or a minor.
 """
 
 import base64
@@ -10,6 +11,8 @@ from pathlib import Path
 
 from PIL import Image
 
+from data_pipeline.collect import refused
+from data_pipeline.collect.filter import too_high
 from data_pipeline.collect.running.run import Curated
 from data_pipeline.collect.settings import Collect
 from data_pipeline.pictures.reading import ImageError, load_image
@@ -24,9 +27,12 @@ def sheets_of(settings: Collect, curated: Curated, out: Path) -> dict[str, str]:
     for job in _spread(curated.jobs):
         files[f"set {job.set}"].append(out / job.set / job.image)
     paths = {picture.key: Path(settings.work) / picture.path for picture in curated.pictures}
+    hidden = {too_high(limit.score) for limit in settings.filter.limits}
+    hidden_keys = {d.key for d in curated.dropped if d.stage == refused.STAGE or d.reason in hidden}
     for drop in curated.dropped:
         # One that cannot be read may end the process that tries.
-        if drop.key in paths and drop.reason != "unreadable":
+        shown = drop.key not in hidden_keys and drop.reason != "unreadable"
+        if drop.key in paths and shown:
             files[f"dropped by {drop.stage}: {drop.reason}"].append(paths[drop.key])
     sheets = {}
     for title, found in files.items():

@@ -3,13 +3,14 @@
 OUT/train/manifest.jsonl, images/…     what the loader reads; so in_train, out_of_train, …
 OUT/shards/train/…                     the same as shards (output.shards)
 OUT/webdataset/train/000000.tar …      the same as tars (output.webdataset)
-OUT/dropped.jsonl                      every picture that was left out: reason, value, threshold
+OUT/dropped.jsonl                      every picture that was left out: reason, value, threshold;
+                                       without name and address where people refused
 OUT/report.json, report.html, DATASET_CARD.md
 """
 
 import json
-import shutil
 from collections import defaultdict
+from dataclasses import replace
 from pathlib import Path
 
 from data_pipeline.collect.output.card import card
@@ -17,7 +18,8 @@ from data_pipeline.collect.output.page import page
 from data_pipeline.collect.output.report import report_of
 from data_pipeline.collect.output.sheets import sheets_of
 from data_pipeline.collect.output.tars import write_tars
-from data_pipeline.collect.records import DROPPED
+from data_pipeline.collect.records import DROPPED, Dropped, write_json_lines
+from data_pipeline.collect.refused import REASON
 from data_pipeline.collect.running.run import Curated
 from data_pipeline.collect.settings import Collect
 from data_pipeline.collect.split import IN_TRAIN, SETS
@@ -50,9 +52,14 @@ def write_output(settings: Collect, curated: Curated, out: Path) -> None:
             write_shards(
                 str(out / name), out / SHARDS / name, trigger_word=settings.caption.trigger_word
             )
-    shutil.copyfile(Path(settings.work) / DROPPED, out / DROPPED)
+    write_json_lines(out / DROPPED, map(_unnamed, curated.dropped))
     report = report_of(settings, curated)
     write_text(out / REPORT, json.dumps(report, indent=1, ensure_ascii=False) + "\n")
     sheets = sheets_of(settings, curated, out) if settings.output.sheet else {}
     write_text(out / PAGE, page(report, sheets))
     write_text(out / CARD, card(report))
+
+
+def _unnamed(drop: Dropped) -> Dropped:
+    """A line that may be passed on: who refused is not named."""
+    return replace(drop, identity="", url="") if drop.reason.startswith(REASON) else drop

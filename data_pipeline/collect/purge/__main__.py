@@ -4,10 +4,12 @@
     python -m data_pipeline.collect.purge --data SHARDS --picture me.jpg
     python -m data_pipeline.collect.purge --work WORK --data OUT --sha256 0123… --url https://…
 
-A name, and a face that is the median of a name's, remove all pictures of that name; an address, a
-hash and any other face the pictures that have it, and their copies. WORK remembers the wish
-(refused.txt, refused_faces.jsonl), so that later runs obey it. Counts in report.json and the card
-are those of before; contact sheets are removed for good.
+A name, and a face that is the median of a name's, remove all pictures of that name and of the names
+that were found to be the same person; an address, a hash and any other face the pictures that have
+it; and always the copies of what goes. WORK remembers the wish (refused.txt, refused_faces.jsonl)
+with the hashes of all that went, so that later runs and downloads obey it. The report and the card
+are written again; what they say of stages and measurements is of before. Contact sheets are removed
+for good.
 """
 
 import argparse
@@ -16,7 +18,8 @@ from pathlib import Path
 
 from data_pipeline.cli import command
 from data_pipeline.collect import refused
-from data_pipeline.collect.purge.data import purge_data
+from data_pipeline.collect.purge.data import find_in_data, purge_data
+from data_pipeline.collect.purge.facts import Facts
 from data_pipeline.collect.purge.wanted import PurgeError, wanted
 from data_pipeline.collect.purge.work import find_in_work, purge_work
 from data_pipeline.collect.settings import Measure
@@ -45,14 +48,19 @@ def main(argv: list[str] | None = None) -> None:
         raise PurgeError(f"--work {args.work}: no such folder")
     measure = Measure(detector=args.detector, recogniser=args.recogniser)
     who, texts, faces = wanted(args.name, args.url, args.sha256, args.picture, args.least, measure)
-    counts: Counter[str] = Counter()
+    facts, counts = Facts(), Counter[str]()
     if args.work is not None:
         refused.append(args.work, texts, faces)  # first: a run that starts now obeys it
-        gone, copies = find_in_work(args.work, who)
-        refused.append(args.work, copies)
-        counts += purge_work(args.work, who, gone)
+        find_in_work(args.work, who, facts)
+    for folder in args.data:  # in all of them before anything goes
+        find_in_data(folder, who, measure, facts)
+    facts.spread(who)
+    if args.work is not None:
+        keys = sorted(key for key in who.keys if refused.HASH.fullmatch(key))
+        refused.append(args.work, [*sorted(who.names - who.refused.names), *keys])
+        counts += purge_work(args.work, who)
     for folder in args.data:
-        counts += purge_data(folder, who, measure)
+        counts += purge_data(folder, who)
     removed = ", ".join(f"{n} {what}" for what, n in counts.items()) or "nothing was found"
     print(f"removed: {removed}")
     if args.work is None:

@@ -5,20 +5,24 @@ import os
 import shutil
 import tempfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from data_pipeline.collect.forgetting import without_lines
 from data_pipeline.collect.output.card import card
+from data_pipeline.collect.output.contents import collected, contents_of
 from data_pipeline.collect.output.page import page
 from data_pipeline.collect.output.tars import read_tar, write_tar
 from data_pipeline.collect.output.write import CARD, PAGE, REPORT
+from data_pipeline.collect.purge.facts import Facts, is_theirs
 from data_pipeline.collect.purge.wanted import PurgeError, Wanted, embeddings_of_files
-from data_pipeline.collect.purge.work import is_copy_of, without_lines
 from data_pipeline.collect.records import DROPPED
 from data_pipeline.collect.settings import Measure
+from data_pipeline.collect.split import SETS
 from data_pipeline.files import write_text
+from data_pipeline.pictures.listing import is_image_name
 from data_pipeline.records.manifest import FILE_NAME, write_manifest
 from data_pipeline.records.schema import from_entry
 from data_pipeline.records.shard_reading import INDEX, SPLIT, import_tfds, is_shards
@@ -26,36 +30,49 @@ from data_pipeline.shards import write_shards
 from data_pipeline.text_files import parse_json, parse_json_lines, read_json, read_text
 
 
-def purge_data(folder: Path, who: Wanted, measure: Measure) -> Counter[str]:
-    """Removes them from all data in a folder and below it; returns what was removed.
+def find_in_data(folder: Path, who: Wanted, measure: Measure, facts: Facts) -> None:
+    """Adds what a folder's data say to ``facts``, and to ``who`` what their faces say.
 
     Raises:
         PurgeError: there is no data.
     """
-    counts: Counter[str] = Counter()
-    manifests = sorted(folder.rglob(FILE_NAME))
-    shards = [path.parent for path in sorted(folder.rglob(INDEX)) if is_shards(path.parent)]
-    tars = sorted(folder.rglob("*.tar"))
-    if not folder.is_dir() or not (manifests or shards or tars):
+    manifests, shards, tars = _data(folder)
+    if not (manifests or shards or tars):
         raise PurgeError(f"{folder}: neither a {FILE_NAME}, shards nor tars in it")
+    for path in sorted(folder.rglob(REPORT)):
+        facts.merged += [(pair[0], pair[1]) for pair in read_json(path)["merged"]]
+    for path in sorted(folder.rglob(DROPPED)):
+        facts.add_dropped(path)
     for path in manifests:
-        _find_faces(_files(path), who, measure)  # in all of them before anything goes
+        files = _files(path)
+        facts.add_entries(files.values())
+        _find_faces({str(file): (file, entry) for file, entry in files.items()}, who, measure)
+    for path in shards:
+        facts.add_entries(_index(path)[1])
+    for path in tars:
+        facts.add_entries(_entry_of(files, path) for files in _groups(path))
+    if who.refused.faces:  # what is packed has to be written before it can be looked at
+        for path in [*shards, *tars]:
+            with tempfile.TemporaryDirectory(prefix=".purge", dir=path.parent) as place:
+                packed = _unpacked(path, Path(place))
+                named = {f"{path}#{n}": found for n, found in packed.items()}
+                _find_faces(named, who, measure)
+
+
+def purge_data(folder: Path, who: Wanted) -> Counter[str]:
+    """Removes them from all data in a folder and below it; returns what was removed."""
+    counts: Counter[str] = Counter()
+    manifests, shards, tars = _data(folder)
     for path in manifests:
         counts += _purge_manifest(path, who)
     for path in tars:
         counts["pictures in tars"] += _purge_tar(path, who)
     for path in shards:
-        counts["pictures in shards"] += _purge_shards(path, who, measure)
+        counts["pictures in shards"] += _purge_shards(path, who)
     for path in sorted(folder.rglob(REPORT)):
         _purge_report(path.parent, who, counts["pictures"])
     for path in sorted(folder.rglob(DROPPED)):
-        counts[f"lines of {DROPPED}"] += without_lines(
-            path,
-            lambda e: (
-                is_copy_of(e, who)
-                or who.is_theirs(e.get("identity", ""), e.get("url", ""), e.get("key", ""))
-            ),
-        )
+        counts[f"lines of {DROPPED}"] += without_lines(path, lambda e: is_theirs(e, who))
     return counts
 
 
@@ -70,16 +87,37 @@ def theirs(entry: dict[str, Any], who: Wanted) -> bool:
     )
 
 
-def collected(entry: dict[str, Any]) -> dict[str, Any]:
-    """What the collection wrote of a picture's origin; {} for other data."""
-    found = entry.get("collected") or (entry.get("extra") or {}).get("collected")
-    return found if isinstance(found, dict) else {}
+def _data(folder: Path) -> tuple[list[Path], list[Path], list[Path]]:
+    """Manifests, folders of shards, and tars."""
+    shards = [path.parent for path in sorted(folder.rglob(INDEX)) if is_shards(path.parent)]
+    return sorted(folder.rglob(FILE_NAME)), shards, sorted(folder.rglob("*.tar"))
 
 
 def _files(path: Path) -> dict[Path, dict[str, Any]]:
     """The pictures of a manifest, with an entry of each."""
     lines = parse_json_lines(read_text(path), path)
     return {path.parent / entry["image"]: entry for _, entry in lines}
+
+
+def _index(folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """The head of shards' index, and its entries."""
+    lines = [entry for _, entry in parse_json_lines(read_text(folder / INDEX), folder / INDEX)]
+    return lines[0], lines[1:]
+
+
+def _unpacked(path: Path, place: Path) -> dict[int, tuple[Path, dict[str, Any]]]:
+    """The pictures of shards or of a tar as files in ``place``, by their numbers."""
+    found: dict[int, tuple[Path, dict[str, Any]]] = {}
+    pictures: Iterable[tuple[dict[str, Any], bytes]]
+    if path.is_dir():
+        pictures = zip(_index(path)[1], _pictures(path), strict=True)
+    else:
+        pictures = ((_entry_of(files, path), _picture_of(files)) for files in _groups(path))
+    for n, (entry, contents) in enumerate(pictures):
+        file = place / f"{n:09d}{Path(entry.get('image', '')).suffix or '.png'}"
+        file.write_bytes(contents)
+        found[n] = file, entry
+    return found
 
 
 def _purge_manifest(path: Path, who: Wanted) -> Counter[str]:
@@ -99,27 +137,36 @@ def _purge_manifest(path: Path, who: Wanted) -> Counter[str]:
     return counts
 
 
-def _find_faces(files: dict[Path, dict[str, Any]], who: Wanted, measure: Measure) -> None:
+def _find_faces(
+    pictures: Mapping[str, tuple[Path, dict[str, Any]]], who: Wanted, measure: Measure
+) -> None:
     """Looks at pictures of which no stored embedding said whose they are."""
     if not who.refused.faces:
         return
+    entries = {name: entry for name, (_, entry) in pictures.items()}
+    hashes = {name: collected(entry).get("sha256") for name, entry in entries.items()}
     new = {
-        str(file): file
-        for file, entry in files.items()
-        if file.is_file() and collected(entry).get("sha256") not in who.looked
+        name: file
+        for name, (file, _) in pictures.items()
+        if file.is_file() and hashes[name] not in who.looked
     }
     rows = embeddings_of_files(new, measure)
-    whose = {name: files[file].get("identity", "") for name, file in new.items()}
+    whose = {name: entries[name].get("identity", "") for name in new}
     before = set(who.keys)
     who.find_faces(rows, whose, measure.recogniser)
-    for name in who.keys - before:  # by the origin, which tars and shards know, too
-        who.keys.add(collected(files[new[name]]).get("sha256") or name)
+    who.looked |= {key for name in new if (key := hashes[name])}
+    for name in who.keys - before:  # by the hash, which the other forms know, too
+        who.keys.add(hashes[name] or name)
 
 
 def _purge_tar(path: Path, who: Wanted) -> int:
     """Rewrites a tar without their pictures; one that is empty then goes."""
     groups = list(_groups(path))
-    kept = [files for files in groups if not theirs(_entry_of(files, path), who)]
+    kept = [
+        files
+        for n, files in enumerate(groups)
+        if f"{path}#{n}" not in who.keys and not theirs(_entry_of(files, path), who)
+    ]
     if len(kept) == len(groups):
         return 0
     if kept:
@@ -150,26 +197,29 @@ def _entry_of(files: list[tuple[str, bytes]], path: Path) -> dict[str, Any]:
     return parse_json(texts[0].decode(), path) if texts else {}
 
 
-def _purge_shards(folder: Path, who: Wanted, measure: Measure) -> int:
+def _picture_of(files: list[tuple[str, bytes]]) -> bytes:
+    """Of the files of a key the picture, which has no further ending as masks have."""
+    for name, contents in files:
+        ending = os.path.basename(name).partition(".")[2]
+        if "." not in ending and is_image_name(f"x.{ending}"):
+            return contents
+    return b""
+
+
+def _purge_shards(folder: Path, who: Wanted) -> int:
     """Writes the shards again without their pictures, then puts them in the old ones' place."""
-    lines = [entry for _, entry in parse_json_lines(read_text(folder / INDEX), folder / INDEX)]
-    head, entries = lines[0], lines[1:]
-    if not who.refused.faces and not any(theirs(entry, who) for entry in entries):
+    head, entries = _index(folder)
+    gone = {
+        n for n, entry in enumerate(entries) if f"{folder}#{n}" in who.keys or theirs(entry, who)
+    }
+    if not gone:
         return 0
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".purge") as place:
-        of_file = {}
-        for n, (entry, contents) in enumerate(zip(entries, _pictures(folder), strict=True)):
-            file = Path(place) / f"{n:09d}{Path(entry['image']).suffix or '.png'}"
-            file.write_bytes(contents)
-            of_file[file] = entry
-        _find_faces(of_file, who, measure)
         kept = [
             replace(from_entry(entry), image=str(file))
-            for file, entry in of_file.items()
-            if str(file) not in who.keys and not theirs(entry, who)
+            for n, (file, entry) in _unpacked(folder, Path(place)).items()
+            if n not in gone
         ]
-        if len(kept) == len(entries):
-            return 0
         old = folder.with_name(folder.name + ".old")
         if kept:
             write_manifest(place, kept)
@@ -180,7 +230,7 @@ def _purge_shards(folder: Path, who: Wanted, measure: Measure) -> int:
             shutil.rmtree(old)
         else:
             shutil.rmtree(folder)
-    return len(entries) - len(kept)
+    return len(gone)
 
 
 def _pictures(folder: Path) -> Iterator[bytes]:
@@ -193,8 +243,13 @@ def _pictures(folder: Path) -> Iterator[bytes]:
 
 
 def _purge_report(folder: Path, who: Wanted, gone: int) -> None:
-    """The page and the card again, without names of theirs and without contact sheets."""
+    """The report, the page and the card again: counts of what is left, without names of theirs and
+    without contact sheets."""
     report = read_json(folder / REPORT)
+    manifests = {name: folder / name / FILE_NAME for name in SETS}
+    left = {name: list(_files(path).values()) for name, path in manifests.items() if path.is_file()}
+    if left:
+        report |= contents_of(left)
     report["merged"] = [
         pair for pair in report["merged"] if not any(who.is_name(name) for name in pair[:2])
     ]

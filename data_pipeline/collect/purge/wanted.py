@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from data_pipeline.collect.looking.measure import Measurer
-from data_pipeline.collect.refused import HASH, Refused, folded, is_address
+from data_pipeline.collect.refused import HASH, Refusals, folded, is_address
 from data_pipeline.collect.settings import Measure
 from data_pipeline.collect.verify import median_direction
 
@@ -25,10 +25,11 @@ class Wanted:
     Attributes:
         refused: names, addresses, hashes and faces as they were given.
         keys, names: what was found to be theirs, too, by the faces.
+            Pictures without a known hash have a key of their own: their file, or "tar#number".
         looked: keys of pictures whose faces were compared.
     """
 
-    refused: Refused
+    refused: Refusals
     keys: set[str] = field(default_factory=set)
     names: set[str] = field(default_factory=set)
     looked: set[str] = field(default_factory=set)
@@ -86,7 +87,7 @@ def wanted(
     for url in urls:
         if not is_address(url):
             raise PurgeError(f"--url {url}: not an address")
-    found = Refused({folded(name) for name in names}, set(urls), set(hashes))
+    found = Refusals({folded(name) for name in names}, set(urls), set(hashes))
     faces: list[dict[str, Any]] = []
     looks = Measurer(measure)([(file, file) for file in pictures]) if pictures else []
     for file, (look, rows) in zip(pictures, looks, strict=True):

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import fields
 from typing import Any
 
-from data_pipeline.collect.records import Row
+from data_pipeline.collect.records import Row, has_consent
 from data_pipeline.records.names import plain_name
 
 SHOWN = 20  # faults
@@ -19,6 +19,7 @@ NAMES: dict[str, tuple[str, ...]] = {
     "licence": ("licence", "license"),
     "consent": ("consent",),
     "source": ("source", "sourcepage", "page", "pageurl", "sourceurl"),
+    "origin": ("origin", "dataset", "collection"),
     "caption": ("caption", "text", "alt", "alttext", "description"),
 }
 REQUIRED = ("identity", "url")
@@ -83,6 +84,8 @@ def checked_row(values: dict[str, str]) -> Row:
     if CONTROL.search(values["url"]):
         raise ValueError("the url holds control characters")
     values["sha256"] = values.get("sha256", "").lower().removeprefix("sha256:")
+    if not has_consent(values.get("consent", "")):
+        values["consent"] = ""  # "no" is not a consent of that name
     if values["sha256"] and not HASH.fullmatch(values["sha256"]):
         raise ValueError(f"sha256 {values['sha256'][:80]!r} is not 64 hexadecimal digits")
     return Row(**values)

@@ -3,6 +3,7 @@
 import bisect
 import functools
 import io
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -10,7 +11,11 @@ from typing import BinaryIO
 
 
 class PlaceError(ValueError):
-    """Bytes that are no longer where they were; the message names the file."""
+    """Bytes that are no longer where they were; the message names the file, ``why`` does not."""
+
+    def __init__(self, path: str, why: str):
+        super().__init__(f"{path}: {why}: copy it again")
+        self.why = why
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,17 +43,29 @@ class Place:
             file.seek(self.offset)
             part = file.read(self.size)
             if len(part) < self.size:
-                raise PlaceError(f"{self.path}: shorter than it was: copy it again")
+                raise PlaceError(self.path, "shorter than it was")
             yield io.BytesIO(part)
 
 
 def _cell(path: str, column: str, number: int) -> bytes:
-    first = _first_rows(path)
-    group = bisect.bisect_right(first, number) - 1
-    cells = _cells(path, column, group)
+    import pyarrow
+
+    try:
+        # One at a time: threads at the same group would each read all of it.
+        with _reading:
+            first = _first_rows(path)
+            group = bisect.bisect_right(first, number) - 1
+            cells = _cells(path, column, group)
+    except OSError:
+        raise
+    except (pyarrow.ArrowException, ValueError, LookupError) as error:
+        raise PlaceError(path, "not the Parquet that it was") from error
     if number - first[group] >= len(cells):
-        raise PlaceError(f"{path}: shorter than it was: copy it again")
+        raise PlaceError(path, "shorter than it was")
     return cells[number - first[group]]
+
+
+_reading = threading.Lock()
 
 
 @functools.lru_cache(64)
@@ -62,7 +79,7 @@ def _first_rows(path: str) -> list[int]:
     return found
 
 
-@functools.lru_cache(1)
+@functools.lru_cache(2)  # at the end of a group some threads are in the next one
 def _cells(path: str, column: str, group: int) -> list[bytes]:
     from pyarrow import parquet
 

@@ -26,12 +26,14 @@ from data_pipeline.collect.choices import Choice
 from data_pipeline.collect.looking.measure import Measured, Measurer
 from data_pipeline.collect.looking.store import EMBEDDINGS, LOOKS, Store, encoded
 from data_pipeline.collect.records import Picture
-from data_pipeline.collect.refused import Refused, read_refused
+from data_pipeline.collect.refused import Refusals, read_refused
 from data_pipeline.collect.running import local
 from data_pipeline.collect.running.finish import CaptionWriter, Finisher, Job
+from data_pipeline.collect.running.held import read_held
 from data_pipeline.collect.running.run import CHUNK, Curated, assembled, light, unknown
 from data_pipeline.collect.running.stages import Chosen, Named, of_all, of_name
 from data_pipeline.collect.settings import Collect
+from data_pipeline.collect.split import Held
 from data_pipeline.text_files import parse_json
 
 LOCAL = ("FnApiRunner", "DirectRunner")
@@ -110,7 +112,7 @@ def build(
         | "by name" >> beam.GroupByKey()
         | "one name" >> beam.Map(_one_name, settings, read_refused(settings.work))
         | "all names" >> beam.combiners.ToList()
-        | "all of them" >> beam.Map(_all_names, settings)
+        | "all of them" >> beam.Map(_all_names, settings, read_held(settings.work, settings.split))
     )
     _write(chosen | "the choice" >> beam.Map(_packed), partial / TEMPORARY / "chosen")
     done = (
@@ -182,12 +184,12 @@ def _choices(found: tuple[str, dict[str, Iterable[Any]]]) -> Iterator[tuple[str,
         yield picture.identity, Choice(order, picture, look, embeddings)
 
 
-def _one_name(found: tuple[str, Iterable[Choice]], settings: Collect, refused: Refused) -> Named:
+def _one_name(found: tuple[str, Iterable[Choice]], settings: Collect, refused: Refusals) -> Named:
     return of_name(found[0], found[1], settings, refused)
 
 
-def _all_names(people: Iterable[Named], settings: Collect) -> Chosen:
-    chosen = of_all(people, settings)
+def _all_names(people: Iterable[Named], settings: Collect, before: Held) -> Chosen:
+    chosen = of_all(people, settings, before)
     chosen.kept = [light(choice) for choice in chosen.kept]
     return chosen
 

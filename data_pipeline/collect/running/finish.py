@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +17,13 @@ from data_pipeline.collect.captions.opening import open_captioner
 from data_pipeline.collect.captions.write import write_captions
 from data_pipeline.collect.choices import Choice, Drop
 from data_pipeline.collect.looking.store import cut_torn_line
+from data_pipeline.collect.records import CAPTIONS
 from data_pipeline.collect.settings import Collect
 from data_pipeline.files import atomic_write
 from data_pipeline.pictures.reading import ImageError, load_image
 from data_pipeline.records.captions import CLASS_WORDS
 from data_pipeline.records.schema import Record
 from data_pipeline.text_files import parse_json
-
-CAPTIONS = "captions.jsonl"
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,8 +48,12 @@ class Finisher:
     def __call__(self, jobs: Sequence[Job]) -> list[Job]:
         return [self._one(job) for job in jobs]
 
+    def named(self, job: Job) -> str:
+        """The picture, for messages."""
+        return f"{job.choice.picture.key} ({Path(self.settings.work) / job.choice.picture.path})"
+
     def failed(self, job: Job, why: str) -> Job:
-        """What stands for a picture that ended the process that decoded it."""
+        """What stands for a picture that ended its process, or that raised."""
         return replace(job, drop=job.choice.drop(crop.STAGE, "unreadable", why))
 
     def _one(self, job: Job) -> Job:
@@ -91,7 +94,7 @@ class CaptionWriter:
     out: str
     _captioner: Captioner | None = None
     _opened: bool = False
-    _known: dict[str, Written] = field(default_factory=dict)
+    _known: dict[str, Written] | None = None
 
     def __call__(self, jobs: Sequence[Job]) -> list[Written]:
         """The texts of each, which the work folder keeps; one process may call it."""
@@ -104,11 +107,13 @@ class CaptionWriter:
         """(mark, key, texts) of each; the mark says what they depend on, "" without a model."""
         if not self._opened:
             self._captioner, self._opened = open_captioner(self.settings.caption), True
-            self._known = self._read()
+        if self._known is None:
+            self._known = self._read() if self._captioner is not None else {}
+        known = self._known
         keys = [job.choice.picture.key for job in jobs]
         marks = [self._mark(job) if self._captioner else "" for job in jobs]
-        if all(name in self._known for name in marks):
-            texts = [self._known[name] for name in marks]
+        if all(name in known for name in marks):
+            texts = [known[name] for name in marks]
         else:
             # The whole batch, so that an answer never depends on what was known before.
             views = [self._view(job) for job in jobs]
@@ -152,6 +157,8 @@ class CaptionWriter:
 
     def keep(self, answers: Sequence[tuple[str, str, Written]]) -> None:
         """Add (mark, key, texts) of other processes to the work folder, unless they are there."""
+        if self._known is None:
+            self._known = self._read()
         new = [answer for answer in answers if answer[0] and answer[0] not in self._known]
         with (Path(self.settings.work) / CAPTIONS).open("a", encoding="utf-8") as file:
             for name, key, written in new:
@@ -169,6 +176,7 @@ def record_of(job: Job, written: Written, settings: Collect, out: str | Path) ->
     collected = {
         "url": picture.url,
         "source": picture.source,
+        "origin": picture.origin,
         "fetched": picture.fetched,
         "sha256": picture.key,
         "phash": look.phash,

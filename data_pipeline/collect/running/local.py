@@ -1,4 +1,5 @@
-"""Worker processes that may die: a decoder that crashes costs its picture and nothing else.
+"""Worker processes that may die: a decoder that crashes costs its picture and nothing else, and so
+does an error in a picture. OSError is none of a picture: it ends the run.
 
 Started by spawn, because a fork of a process with threads may hang.
 """
@@ -6,12 +7,17 @@ Started by spawn, because a fork of a process with threads may hang.
 import multiprocessing
 import pickle
 import signal
+import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
+from tqdm import tqdm
+
+DIED, LATE, RAISED = "the process that decoded it died", "not decoded within", "an error: "
+PROCESS_FAULTS = (DIED, LATE, RAISED)  # how reasons begin that may not be the picture's
 START = 300.0  # seconds until a process has imported what it needs
 
 
@@ -19,7 +25,7 @@ class Worker:
     """A process that applies a function to lists, one after another."""
 
     def __init__(self, function: Callable[[list[Any]], list[Any]]):
-        self._function = function
+        self.function = function
         self.task: list[int] = []  # numbers of the items that it works on
         self.until = 0.0
         self._start()
@@ -27,7 +33,7 @@ class Worker:
     def _start(self) -> None:
         spawn = multiprocessing.get_context("spawn")
         self.pipe, theirs = spawn.Pipe()
-        self._process = spawn.Process(target=_serve, args=(theirs, self._function), daemon=True)
+        self._process = spawn.Process(target=_serve, args=(theirs, self.function), daemon=True)
         self._process.start()
         theirs.close()  # else its death would not be seen
         self._ready = False
@@ -42,11 +48,11 @@ class Worker:
             pass
 
     def receive(self) -> tuple[list[Any] | None, str]:
-        """(results, ""); (None, "") of a process that has just started; if it died, (None, why),
-        after which another one is there.
+        """(results, ""); (None, "") of a process that has just started; if it died or the function
+        raised, (None, why), after which it, or another one, is there.
 
         Raises:
-            OSError: it died before it could begin. Exception: what the function raised.
+            OSError: it died before it could begin, or the function raised one.
         """
         try:
             kind, value = self.pipe.recv()
@@ -56,18 +62,18 @@ class Worker:
                     f"a worker process cannot start{self._how()}; its own message says why, and "
                     "workers=0 works without them"
                 ) from None
-            return None, self._replaced(f"the process that decoded it died{self._how()}")
+            return None, self._replaced(f"{DIED}{self._how()}")
         if kind == "ready":
             self._ready, self.until = True, time.monotonic() + self._timeout
             return None, ""
-        if kind == "error":
+        if kind == "error" and isinstance(value, OSError):
             raise value
-        return value, ""
+        return (None, _said(value)) if kind == "error" else (value, "")
 
     def expire(self, timeout: float) -> str:
         """End a process that takes too long; returns the reason."""
         self._process.kill()
-        return self._replaced(f"not decoded within {timeout:g} s")
+        return self._replaced(f"{LATE} {timeout:g} s")
 
     def close(self) -> None:
         self._process.kill()
@@ -111,6 +117,11 @@ def _sendable(error: Exception) -> Exception:
         return RuntimeError(f"{type(error).__name__}: {error}")
 
 
+def _said(error: Exception) -> str:
+    text = str(error).partition("\n")[0]
+    return f"{RAISED}{type(error).__name__}: {text}"
+
+
 def run(
     function: Callable[[list[Any]], list[Any]],
     items: Sequence[Any],
@@ -123,17 +134,17 @@ def run(
     """``function`` of all items, ``size`` at once, in their order.
 
     Args:
-        failed: the result of an item whose process died or took too long, and why.
+        failed: the result of an item whose process died, took too long or raised, and why.
         workers: processes; 0 works in this one, which a crash then ends.
         timeout: seconds for one item.
 
     Raises:
-        Exception: what the function raised in whatever process.
+        OSError: what the function raised in whatever process, or none can start.
     """
     tasks = [list(range(i, min(i + size, len(items)))) for i in range(0, len(items), size)]
     if workers < 1:
         for task in tasks:
-            yield from function([items[n] for n in task])
+            yield from _here(function, [items[n] for n in task], failed)
         return
     waiting, results, following = deque(tasks), {}, 0
     pool = [Worker(function) for _ in range(min(workers, len(tasks)))]
@@ -150,6 +161,24 @@ def run(
     finally:
         for worker in pool:
             worker.close()
+
+
+def _here(function, items: list[Any], failed: Callable[[Any, str], Any]) -> list[Any]:
+    try:
+        return function(items)
+    except OSError:
+        raise
+    except Exception as error:
+        if len(items) > 1:  # which of them it was shows when each is alone
+            return [found for item in items for found in _here(function, [item], failed)]
+        return [_failed(function, items[0], failed, _said(error))]
+
+
+def _failed(function, item: Any, failed: Callable[[Any, str], Any], why: str) -> Any:
+    """The result of an item that failed, which is told."""
+    named = getattr(function, "named", str)
+    tqdm.write(f"{named(item)}: {why}", file=sys.stderr)
+    return failed(item, why)
 
 
 def ask(
@@ -183,4 +212,4 @@ def _collect(pool, waiting, results, items, failed, timeout) -> None:
         elif len(task) > 1:  # which of them it was shows when each is alone
             waiting.extendleft([n] for n in reversed(task))
         else:
-            results[task[0]] = failed(items[task[0]], why)
+            results[task[0]] = _failed(worker.function, items[task[0]], failed, why)

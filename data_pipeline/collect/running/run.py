@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from data_pipeline.collect.captions.base import Written
+from data_pipeline.collect.captions.base import Captioner, Written
 from data_pipeline.collect.choices import Choice, Drop
 from data_pipeline.collect.looking.looks import Look
 from data_pipeline.collect.looking.measure import Measurer
@@ -18,6 +18,7 @@ from data_pipeline.collect.records import DROPPED, PICTURES, Dropped, Picture, r
 from data_pipeline.collect.refused import read_refused
 from data_pipeline.collect.running import local
 from data_pipeline.collect.running.finish import CaptionWriter, Finisher, Job, record_of
+from data_pipeline.collect.running.held import read_held
 from data_pipeline.collect.running.stages import STAGES, Chosen, of_all, of_name
 from data_pipeline.collect.settings import Collect, SettingsError
 from data_pipeline.records.schema import Record
@@ -40,8 +41,14 @@ class Curated:
     dropped: list[Dropped] = field(default_factory=list)
 
 
-def run_here(settings: Collect, pictures: list[Picture], partial: Path) -> Curated:
-    """All stages in this process and ``settings.workers`` others."""
+def run_here(
+    settings: Collect, pictures: list[Picture], partial: Path, captioner: Captioner | None = None
+) -> Curated:
+    """All stages in this process and ``settings.workers`` others.
+
+    Args:
+        captioner: the settings' one; None for the template.
+    """
     chosen, looks = choose(settings, pictures)
     jobs = [Job(light(choice), chosen.set_of(choice)) for choice in chosen.kept]
     finisher = Finisher(settings, str(partial))
@@ -51,11 +58,14 @@ def run_here(settings: Collect, pictures: list[Picture], partial: Path) -> Curat
         len(jobs),
     )
     done = list(cut)
-    writer = CaptionWriter(settings, str(partial))
+    writer = CaptionWriter(settings, str(partial), captioner, _opened=True)
     good, written = [], []
-    for batch in _progress(batches(done, settings), "captions", None):
-        good += batch
-        written += writer(batch)
+    total = sum(job.drop is None for job in done)
+    with tqdm(None, "captions", total, disable=None, unit="pictures") as bar:
+        for batch in batches(done, settings):
+            good += batch
+            written += writer(batch)
+            bar.update(len(batch))
     return assembled(settings, pictures, partial, chosen, looks, done, good, written)
 
 
@@ -95,7 +105,8 @@ def choose(settings: Collect, pictures: Sequence[Picture]) -> tuple[Chosen, dict
     for choice in choices_of(pictures, looks):
         by_name[choice.picture.identity].append(choice)
     people = [of_name(name, own, settings, refused) for name, own in by_name.items()]
-    return of_all(people, settings), {key: look for key, (look, _) in looks.items()}
+    chosen = of_all(people, settings, read_held(settings.work, settings.split))
+    return chosen, {key: look for key, (look, _) in looks.items()}
 
 
 def choices_of(
@@ -156,5 +167,5 @@ def _processes(settings: Collect) -> dict[str, Any]:
     return {"workers": settings.workers, "timeout": settings.timeout}
 
 
-def _progress(items: Iterable[Any], what: str, total: int | None) -> Iterable[Any]:
+def _progress(items: Iterable[Any], what: str, total: int) -> Iterable[Any]:
     return tqdm(items, what, total, disable=None, unit="pictures")

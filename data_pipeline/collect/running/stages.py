@@ -14,7 +14,7 @@ from data_pipeline.collect import crop, split
 from data_pipeline.collect.choices import Choice, Drop
 from data_pipeline.collect.duplicates import of_two_people, without_copies
 from data_pipeline.collect.filter import filter_pictures
-from data_pipeline.collect.refused import Refused
+from data_pipeline.collect.refused import Refusals
 from data_pipeline.collect.settings import Collect
 from data_pipeline.collect.verify import median_direction, verify_person
 
@@ -59,7 +59,7 @@ class Chosen:
         return split.IN_TRAIN if choice.order in self.held else self.sets[choice.identity]
 
 
-def of_name(name: str, choices: Iterable[Choice], settings: Collect, refused: Refused) -> Named:
+def of_name(name: str, choices: Iterable[Choice], settings: Collect, refused: Refusals) -> Named:
     """Refuse, filter, remove copies, verify, and see where the crop would be."""
     left = sorted(choices, key=lambda choice: choice.order)
     left, drops = refused.applied(left, settings.measure.recogniser)
@@ -79,8 +79,12 @@ def of_name(name: str, choices: Iterable[Choice], settings: Collect, refused: Re
     return Named(name, kept, drops, rules)
 
 
-def of_all(people: Iterable[Named], settings: Collect) -> Chosen:
-    """Merge names that are one person, remove what two people share, split by person."""
+def of_all(people: Iterable[Named], settings: Collect, before: split.Held | None = None) -> Chosen:
+    """Merge names that are one person, remove what two people share, split by person.
+
+    Args:
+        before: whom earlier runs held out.
+    """
     found = sorted(people, key=lambda person: person.name)
     drops = [drop for person in found for drop in person.drops]
     rules: Counter[str] = Counter()
@@ -96,8 +100,9 @@ def of_all(people: Iterable[Named], settings: Collect) -> Chosen:
     drops += gone
     left, gone = _large_groups(left, settings.verify.min_pictures)
     drops += gone
-    sets = split.split_people(left, settings.split) if left else {}
-    held = split.held_out(left, sets, settings.split, settings.verify.min_pictures)
+    before = (before or split.Held()).renamed(names)
+    sets = split.split_people(left, settings.split, before) if left else {}
+    held = split.held_out(left, sets, settings.split, settings.verify.min_pictures, before)
     own = defaultdict(list)
     for choice in left:
         own[choice.identity].append(choice.embedding)

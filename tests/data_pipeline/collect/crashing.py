@@ -6,12 +6,15 @@ import time
 
 
 def double(numbers: list[int]) -> list[int]:
-    """Twice each; 13 is fatal, 99 takes forever, and a negative number is an error."""
+    """Twice each; 13 is fatal, 99 takes forever, 28 fills the disk, and a negative number is an
+    error."""
     for number in numbers:
         if number == 13:
             os.kill(os.getpid(), signal.SIGSEGV)
         if number == 99:
             time.sleep(600)
+        if number == 28:
+            raise OSError(28, "no space")
         if number < 0:
             raise ValueError(f"{number} is negative")
     return [2 * number for number in numbers]
@@ -45,3 +48,13 @@ class _FatalWhite:
 
 
 fatal_white = _FatalWhite()
+
+
+class _Broken:
+    error = "none: it raises for every picture"
+
+    def __call__(self, image, faces) -> float:
+        raise RuntimeError("the GPU is gone")
+
+
+broken = _Broken()

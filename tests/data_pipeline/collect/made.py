@@ -29,11 +29,11 @@ def choice(
 ) -> Choice:
     """A picture; ``changes`` go to its look and, for source, caption and url, to its record."""
     key = key or hashlib.sha256(f"{order}".encode()).hexdigest()
-    of_picture = {n: changes.pop(n) for n in ("source", "caption", "url") if n in changes}
+    of_picture = {n: changes.pop(n) for n in ("source", "caption", "url", "origin") if n in changes}
     picture = Picture(
         *(key, identity, of_picture.get("url", f"https://example.org/{order}.jpg"), "none.jpg"),
         *(size[1], size[0], 1000, TIME, False, "CC0", "yes", of_picture.get("source", "")),
-        *(of_picture.get("caption", ""), f"row{order}"),
+        *(of_picture.get("caption", ""), f"row{order}", of_picture.get("origin", "")),
     )
     faces = (face(),) if faces is None else tuple(faces)
     hashed = changes.pop("phash", hashlib.sha256(key.encode()).hexdigest()[:16])

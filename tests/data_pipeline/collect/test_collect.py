@@ -4,19 +4,28 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from data_pipeline.collect.__main__ import main
 from data_pipeline.collect.looking import measure
-from data_pipeline.collect.make import collect
+from data_pipeline.collect.make import ProcessesError, collect, notes_of
+from data_pipeline.collect.output.sheets import sheets_of
 from data_pipeline.collect.output.tars import read_tar
 from data_pipeline.collect.purge.__main__ import main as purge
+from data_pipeline.collect.records import Dropped, read_pictures
+from data_pipeline.collect.refused import append
 from data_pipeline.collect.settings import (
+    Caption,
     Collect,
     Crop,
     Filter,
+    Limit,
+    Mask,
+    Measure,
     Output,
     SettingsError,
     Split,
@@ -158,7 +167,8 @@ def test_people_are_purged_from_everything(curated, settings, tmp_path, capsys):
 
     # They stay out although the download brings them back.
     shutil.rmtree(tmp_path / "work" / "pictures")
-    write_work(tmp_path / "work", rows())
+    more = [("Dee", att_pictures(3, [10])[0], {})]  # Cy under another name
+    write_work(tmp_path / "work", [*rows(), *more])
     again = replace(
         settings,
         work=str(tmp_path / "work"),
@@ -170,6 +180,113 @@ def test_people_are_purged_from_everything(curated, settings, tmp_path, capsys):
     assert gone.key not in {job.choice.picture.key for job in found.jobs}
     reasons = {drop.reason for drop in found.dropped}
     assert {"refused by name", "refused by picture", "refused by hash"} <= reasons
+    dropped = (tmp_path / "again" / "dropped.jsonl").read_text()
+    assert "Bob" not in dropped and "Cy" not in dropped and "Dee" not in dropped
+    assert "dropped by refused" not in (tmp_path / "again" / "report.html").read_text()
+
+
+def test_all_names_of_a_person_and_all_copies_are_purged(curated, settings, tmp_path):
+    shutil.copytree(settings.work, tmp_path / "work")
+    shutil.copytree(settings.out, tmp_path / "out")
+    copy = next(drop for drop in curated.dropped if drop.reason == "near copy")
+    purge(["--work", str(tmp_path / "work"), "--data", str(tmp_path / "out"), "--name", "annie"])
+    # Annie is Ann: nothing of Ann's is left either, but for the stranger who had her name.
+    left = {picture.identity for picture in read_pictures(tmp_path / "work")}
+    assert left == {"Bob", "Cy"}
+    entries = (tmp_path / "out" / "train" / "manifest.jsonl").read_text().splitlines()
+    kept = {json.loads(line)["identity"] for line in entries}
+    assert kept <= {"Bob", "Cy"}
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert report["kept"] == sum(report["sources"].values()) < len(curated.jobs)
+    assert f"att {report['kept']}" in (tmp_path / "out" / "DATASET_CARD.md").read_text()
+
+    # A dropped copy takes the kept one with it, and the other way round.
+    for folder, key in (("1", copy.key), ("2", copy.value["of"])):
+        shutil.copytree(settings.work, tmp_path / folder)
+        purge(["--work", str(tmp_path / folder), "--sha256", key])
+        keys = {picture.key for picture in read_pictures(tmp_path / folder)}
+        assert not keys & {copy.key, copy.value["of"]}
+        listed = (tmp_path / folder / "refused.txt").read_text()
+        assert copy.key in listed and copy.value["of"] in listed
+
+
+def test_people_are_purged_from_tars_by_a_picture(curated, settings, tmp_path):
+    shutil.copytree(Path(settings.out) / "webdataset", tmp_path / "tars")
+    Image.fromarray(att_pictures(3, [10])[0]).save(tmp_path / "cy.png")
+
+    def names():
+        found = [pair for tar in (tmp_path / "tars").rglob("*.tar") for pair in read_tar(tar)]
+        return {json.loads(text)["identity"] for name, text in found if name.endswith(".json")}
+
+    assert "Cy" in names()
+    purge(["--data", str(tmp_path / "tars"), "--picture", str(tmp_path / "cy.png")])
+    assert names() == {"Ann", "Bob"}
+
+
+def test_most_pictures_failing_is_not_the_pictures_fault(settings, tmp_path, capsys):
+    noise = np.random.default_rng(0).integers(0, 255, (3, 64, 64, 3), np.uint8)
+    write_work(tmp_path / "work", [("Ann", image, {}) for image in noise])
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "report.json").write_text("the old one")
+    broken = Measure(scores=("tests.data_pipeline.collect.crashing:broken",))
+    values = {"work": str(tmp_path / "work"), "out": str(tmp_path / "out")}
+    with pytest.raises(ProcessesError, match="3 of 3 pictures failed.*the GPU is gone"):
+        collect(replace(settings, measure=broken, **values))
+    assert (tmp_path / "out" / "report.json").read_text() == "the old one"
+    told = capsys.readouterr().err
+    assert all(f"{p.key} ({tmp_path}" in told for p in read_pictures(tmp_path / "work"))
+
+
+def test_models_are_opened_before_the_work(settings, tmp_path):
+    write_work(tmp_path, [("Ann", np.zeros((64, 64, 3), np.uint8), {})])
+    values = {"work": str(tmp_path), "out": str(tmp_path / "out")}
+    for wrong in ({"caption": Caption(captioner="qwen:none")}, {"mask": Mask("no.module:name")}):
+        with pytest.raises(ValueError, match="none|no.module"):
+            collect(replace(settings, **values, **wrong))
+        assert not (tmp_path / "measured").exists()
+
+
+def test_from_a_list_to_a_set_by_one_command(tmp_path, capsys):
+    for name, person in {"Ann": 1, "Bob": 2}.items():
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        for n, image in enumerate(att_pictures(person, [1, 2])):
+            Image.fromarray(image).save(tmp_path / "photos" / name / f"{n}.png")
+    changes = {
+        "rows": tmp_path / "photos",
+        "workers": 0,
+        "split.in_train": 0,
+        "split.out_of_train": 1,
+        "split.out_of_domain": "('elsewhere',)",
+        "download.fixed_time": "2026-01-31T12:00:00Z",
+    }
+    options = [f"--set={key}={value}" for key, value in changes.items()]
+    folders = ["--work", str(tmp_path / "work"), "--out", str(tmp_path / "out")]
+    main(["--config", "configs/collect/att.py", *folders, *options])
+    told = capsys.readouterr()
+    assert "4 of 4 rows have a picture" in told.out
+    assert "'elsewhere' is the origin of no picture" in told.err
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert report["kept"] == 4 and set(report["sets"]) == {"train", "out_of_train"}
+
+
+def test_sheets_show_nobody_who_is_not_to_be_seen(settings, tmp_path):
+    noise = np.random.default_rng(0).integers(0, 255, (4, 64, 64, 3), np.uint8)
+    pictures = write_work(tmp_path, [("Ann", image, {}) for image in noise])
+    reasons = [("filter", "nsfw too high"), ("filter", "no face"), ("refused", "refused by name")]
+    dropped = [
+        Dropped(stage, picture.key, "Ann", picture.url, reason)
+        for picture, (stage, reason) in zip(pictures, reasons, strict=False)
+    ]
+    found = SimpleNamespace(jobs=[], pictures=pictures, dropped=dropped)
+    limits = Filter(limits=(Limit("nsfw", 0.5),))
+    sheets = sheets_of(replace(settings, work=str(tmp_path), filter=limits), found, tmp_path)
+    assert list(sheets) == ["dropped by filter: no face (1 of 1)"]
+
+
+def test_a_refused_face_of_another_recogniser_is_told(settings, tmp_path):
+    append(tmp_path, [], [{"embedding": [1.0, 0.0], "least": 0.5, "recogniser": "arcface"}])
+    notes = notes_of([], replace(settings, work=str(tmp_path)))
+    assert len(notes) == 1 and "purge with their pictures and --recogniser sface" in notes[0]
 
 
 def test_a_folder_of_others_is_not_written_over(settings, tmp_path):

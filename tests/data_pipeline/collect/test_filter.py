@@ -1,5 +1,7 @@
 """Each condition drops with its reason, value and threshold, and keeps at its threshold."""
 
+import math
+
 import pytest
 
 from data_pipeline.collect.choices import Choice
@@ -55,6 +57,12 @@ def test_scores_of_plug_ins():
     nude = choice(scores={"nsfw": 0.9})
     found = filter_picture(nude, Filter(limits=(Limit("nsfw", 0.5),)))
     assert (found.reason, found.value, found.threshold) == ("nsfw too high", 0.9, 0.5)
+
+
+def test_no_number_passes_no_limit():
+    found = filter_picture(choice(scores={"nsfw": math.nan}), Filter(limits=(Limit("nsfw", 0.5),)))
+    assert (found.reason, found.value) == ("nsfw too high", "nan")
+    assert filter_picture(choice(faces=[face(score=math.nan)]), Filter()).reason == "face unsure"
 
 
 def test_grey():

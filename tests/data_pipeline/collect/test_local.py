@@ -16,9 +16,17 @@ def test_an_item_that_hangs_is_ended():
     assert list(found) == [2, "99: not decoded within 0.5 s", 6]
 
 
-def test_an_error_is_the_callers_and_leaves_no_process():
-    with pytest.raises(ValueError, match="-1 is negative"):
-        list(local.run(double, [1, -1], failed, workers=1, size=1, timeout=20))
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_error_costs_its_item_and_is_told(workers, capsys):
+    found = local.run(double, [1, -1, 2], failed, workers=workers, size=3, timeout=20)
+    assert list(found) == [2, "-1: an error: ValueError: -1 is negative", 4]
+    assert "-1: an error: ValueError" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_fault_of_the_disk_is_the_callers(workers):
+    with pytest.raises(OSError, match="no space"):
+        list(local.run(double, [1, 28], failed, workers=workers, size=2, timeout=20))
 
 
 def test_processes_that_cannot_start_are_not_taken_for_bad_pictures():

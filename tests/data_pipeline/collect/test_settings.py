@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from data_pipeline.collect.looking.scores import ScoreError, open_score, terms
-from data_pipeline.collect.settings import SettingsError, load_settings
+from data_pipeline.collect.settings import Limit, SettingsError, load_settings, to_json
 
 CONFIGS = Path(__file__).parents[3] / "configs" / "collect"
 THESIS = CONFIGS / "thesis.py"
@@ -32,6 +32,13 @@ def test_changes():
     assert settings.filter.min_side is None and settings.split.out_of_domain == ("x",)
 
 
+def test_limits_as_pairs():
+    changes = ["measure.scores=('a.b:nsfw',)", "filter.limits=(('nsfw', 0.5),)"]
+    settings = load_settings(THESIS, [*changes, "rows=faces.csv", "download.contact=me@a.org"])
+    assert settings.filter.limits == (Limit("nsfw", 0.5),)
+    assert settings.download.contact == "me@a.org" and "me@a.org" not in str(to_json(settings))
+
+
 @pytest.mark.parametrize(
     ("change", "why"),
     [
@@ -44,10 +51,15 @@ def test_changes():
         ("verify.rule=best", "use one of median"),
         ("caption.batch=0", "more than 0"),
         ("crop.min_face_share=1.5", "between 0 and 1"),
+        ("split.out_of_train=-1", "out_of_train=-1: 0 or more"),
+        ("filter.limits=(('nsfw',0.5),)", "'nsfw' is none of measure.scores"),
+        ("filter.limits=('nsfw',0.5)", "pairs are needed, such as"),
+        ("filter.limits=(('nsfw',),)", "pairs are needed, such as"),
+        ("download.threads=0", "threads=0: at least 1"),
     ],
 )
 def test_what_is_refused(change, why):
-    with pytest.raises(SettingsError, match=why):
+    with pytest.raises(ValueError, match=why):
         load_settings(THESIS, [change])
 
 

@@ -3,10 +3,18 @@
 import numpy as np
 import pytest
 
-from data_pipeline.collect.refused import Refused
-from data_pipeline.collect.running.stages import of_all, of_name
+from data_pipeline.collect.refused import Refusals
+from data_pipeline.collect.running.held import keep_held, read_held, remove_held
+from data_pipeline.collect.running.stages import Chosen, of_all, of_name
 from data_pipeline.collect.settings import Collect, SettingsError, Split, Verify
-from data_pipeline.collect.split import held_out, merged_names, nearest_across, split_people
+from data_pipeline.collect.split import (
+    Held,
+    held_out,
+    merged_names,
+    nearest_across,
+    split_people,
+    unmatched,
+)
 from tests.data_pipeline.collect.made import choice, people
 
 
@@ -32,16 +40,48 @@ def test_names_of_one_person_go_by_the_one_with_most_pictures():
     assert merged_names(centres, dict.fromkeys(centres, 1), None)[0]["Zo"] == "Zo"
 
 
-def test_everybody_is_in_one_set_and_others_do_not_move_them():
+def held_by(sets):
+    return {name for name, kind in sets.items() if kind == "out_of_train"}
+
+
+def test_everybody_is_in_one_set_which_the_seed_draws():
     settings = Split(out_of_train=3, in_train=2)
     sets = split_people(several(NAMES), settings)
-    assert sorted(sets) == sorted(NAMES)
-    assert list(sets.values()).count("out_of_train") == 3
-    held = {name for name, kind in sets.items() if kind == "out_of_train"}
-    fewer = split_people(several([name for name in NAMES if name not in held]), settings)
-    stays = [name for name in fewer if fewer[name] == "train"]
-    assert all(sets[name] == "train" for name in stays)
+    assert sorted(sets) == sorted(NAMES) and len(held_by(sets)) == 3
     assert split_people(several(NAMES), Split(seed=1, out_of_train=3)) != sets
+
+
+def test_who_was_held_out_stays_so_when_people_are_added(tmp_path):
+    settings = Split(out_of_train=3, in_train=2)
+
+    def run(names):
+        """Sets and the keys of in_train's pictures, with WORK's list read and written."""
+        choices = several(names)
+        before = read_held(tmp_path, settings)
+        sets = split_people(choices, settings, before)
+        orders = held_out(choices, sets, settings, 2, before)
+        keep_held(tmp_path, Chosen(choices, [], sets, orders), settings)
+        return sets, {c.identity for c in choices if c.order in orders}
+
+    first, pictures = run(NAMES)
+    more = [*NAMES, *(f"other {n}" for n in range(40))]
+    # Drawn anew, somebody would move from held out to train.
+    assert held_by(split_people(several(more), settings)) != held_by(first)
+    then, again = run(more)
+    assert held_by(then) == held_by(first) and again == pictures
+    # Who is left out for a run is not forgotten; another takes the place meanwhile.
+    absent = min(held_by(first))
+    assert len(held_by(run([name for name in more if name != absent])[0])) == 3
+    assert held_by(run(more)[0]) == held_by(first)
+    # Those who are purged are not in the list any more.
+    remove_held(tmp_path, lambda name: name == absent, set())
+    assert absent not in (tmp_path / "held_out.json").read_text()
+
+
+def test_a_held_out_person_who_goes_by_another_name_stays_so():
+    before = Held(("person 5",)).renamed({"person 5": "Zoe"})
+    sets = split_people(several([*NAMES[:5], "Zoe"]), Split(out_of_train=1), before)
+    assert held_by(sets) == {"Zoe"}
 
 
 def test_people_from_elsewhere_are_never_trained_on_unless_they_are_ours_too():
@@ -49,6 +89,21 @@ def test_people_from_elsewhere_are_never_trained_on_unless_they_are_ours_too():
     both = [c.with_(order=100 + c.order, identity=NAMES[0]) for c in foreign[:3]]
     sets = split_people([*own, *foreign[3:], *both], Split(out_of_train=1, out_of_domain=("web",)))
     assert sets["y"] == "out_of_domain" and sets[NAMES[0]] in ("train", "out_of_train")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"source": "https://www.web.example/page/1"},
+        {"url": "http://Web.example/1.jpg"},
+        {"source": "https://a.example/", "origin": "web.example"},
+    ],
+)
+def test_an_origin_is_a_host_or_a_column(changes):
+    settings = Split(out_of_train=1, out_of_domain=("web.example", "nobody.example"))
+    choices = [*several(NAMES[:3]), *several(["x"], **changes)]
+    assert split_people(choices, settings)["x"] == "out_of_domain"
+    assert unmatched([c.picture for c in choices], settings) == ["nobody.example"]
 
 
 def test_the_surest_picture_is_held_out_and_the_rest_is_enough():
@@ -87,7 +142,7 @@ def test_two_spellings_become_one_person_in_one_set_whatever_the_order():
 
     def found(names):
         people = [
-            of_name(n, [c for c in choices if c.picture.identity == n], settings, Refused())
+            of_name(n, [c for c in choices if c.picture.identity == n], settings, Refusals())
             for n in names
         ]
         return of_all(people, settings)

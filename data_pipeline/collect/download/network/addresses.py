@@ -51,18 +51,18 @@ class Target:
         return self.origin + self.path
 
 
-def read_target(url: str, allow: tuple[str, ...] = ()) -> Target:
+def read_target(url: str, allow: tuple[str, ...] = (), base: str = "") -> Target:
     """What a URL names.
 
     Args:
-        allow: "host:port" that may have any port.
+        allow: "host:port" that may have any port. base: the URL that this one is relative to.
 
     Raises:
         Refused: another scheme or port, or credentials in it.
         Failed: it cannot be read.
     """
     try:
-        parts = urlsplit(url.strip())
+        parts = urlsplit(urljoin(base, url.strip()) if base else url.strip())
         scheme, host, port = parts.scheme.lower(), parts.hostname or "", parts.port
     except ValueError as error:
         raise Failed("url", str(error)) from error
@@ -86,7 +86,7 @@ def read_target(url: str, allow: tuple[str, ...] = ()) -> Target:
 
 def redirected(target: Target, location: str, allow: tuple[str, ...] = ()) -> Target:
     """Where a redirect leads, checked like any other; raises as ``read_target`` does."""
-    return read_target(urljoin(target.url, location), allow)
+    return read_target(location, allow, target.url)
 
 
 def resolve(

@@ -17,6 +17,7 @@ from data_pipeline.collect.download.settings import TOKEN, DownloadSettings
 CHUNK = 1 << 16
 REDIRECTS = (301, 302, 303, 307, 308)
 ACCEPT = "image/jpeg, image/png, image/webp, image/avif"
+LONGEST_WAIT = 10**9  # seconds; a host may name a number that no clock has
 FAULTS = (OSError, http.client.HTTPException, ValueError)  # of reading an answer
 
 
@@ -167,12 +168,13 @@ def retry_after(value: str | None) -> float | None:
     if value is None:
         return None
     try:
-        return max(0.0, float(int(value)))
+        return float(min(max(0, int(value)), LONGEST_WAIT))
     except ValueError:
         pass
     try:
-        return max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - time.time())
-    except (ValueError, TypeError):
+        wait = email.utils.parsedate_to_datetime(value).timestamp() - time.time()
+        return min(max(0.0, wait), float(LONGEST_WAIT))
+    except (ValueError, TypeError, OverflowError):  # such as a year that no clock has
         return None
 
 

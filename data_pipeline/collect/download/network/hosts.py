@@ -31,17 +31,26 @@ class Task:
     hops: int = 0
 
 
+class Name:
+    """A host's name, which limits belong to: http, https and all ports are one machine's load."""
+
+    def __init__(self) -> None:
+        self.origins: list[Host] = []
+        self.active = 0
+        self.ready = 0.0  # when the next request may begin, by the monotonic clock
+
+
 class Host:
     """One origin: its tasks, and what is known of it."""
 
-    def __init__(self, origin: str, fetcher: Fetcher):
-        self.origin, self.fetcher = origin, fetcher
+    def __init__(self, origin: str, fetcher: Fetcher, name: Name):
+        self.origin, self.fetcher, self.name = origin, fetcher, name
+        name.origins.append(self)
         self.tasks: deque[Task] = deque()
         self.robots: Robots | None = None
         self.robots_tries = 0
         self.closed: NotFetched | None = None  # why it is not asked any more in this run
         self.active = 0
-        self.ready = 0.0  # when the next request may begin, by the monotonic clock
         self.offered = False
         self.failures = 0  # in a row
 
@@ -52,6 +61,7 @@ class Hosts:
     def __init__(self, settings: DownloadSettings, resolver: Resolver | None = None):
         self._settings, self._resolver = settings, resolver
         self._hosts: dict[str, Host] = {}
+        self._names: dict[str, Name] = {}
         self._offers: list[tuple[float, int, Host]] = []
         self._later: list[tuple[float, int, Task]] = []
         self._count = itertools.count()
@@ -75,7 +85,8 @@ class Hosts:
                 if self._offers and self._offers[0][0] <= now:
                     host = heapq.heappop(self._offers)[2]
                     host.offered = False
-                    if not host.closed and host.ready > now:  # it asked to wait meanwhile
+                    # It asked to wait meanwhile, or another of its ports was asked.
+                    if not host.closed and (host.name.ready > now or self._is_full(host)):
                         self._offer(host)
                         continue
                     return host, self._begin(host, now)
@@ -97,14 +108,13 @@ class Hosts:
         """
         with self._changed:
             now = time.monotonic()
-            host.active -= 1
-            self._active -= 1
+            self._end(host)
             again = isinstance(failure, Failed) and self._note(host, failure, task, now)
             if not isinstance(failure, Failed):
                 host.failures = 0
             if not host.tasks and not host.active:
                 host.fetcher.close()
-            self._offer(host)
+            self._offer_all(host)
             self._changed.notify_all()
             return again
 
@@ -115,8 +125,7 @@ class Hosts:
             fault: why that could not be read. It is tried again like a row.
         """
         with self._changed:
-            host.active -= 1
-            self._active -= 1
+            self._end(host)
             host.tasks.appendleft(task)
             if fault is not None:
                 host.robots_tries += 1
@@ -126,8 +135,9 @@ class Hosts:
                     # A new one: the exception holds on to all that it passed through.
                     values = (fault.reason, fault.value, fault.threshold, fault.again)
                     host.closed = type(fault)(*values)
-                host.ready = max(host.ready, time.monotonic() + pause)
-            self._offer(host)
+                else:
+                    host.name.ready = max(host.name.ready, time.monotonic() + pause)
+            self._offer_all(host)
             self._changed.notify_all()
 
     def stop(self) -> None:
@@ -144,7 +154,8 @@ class Hosts:
     def _add(self, task: Task) -> None:
         origin = task.target.origin if task.target else ""
         if origin not in self._hosts:
-            self._hosts[origin] = Host(origin, Fetcher(self._settings, self._resolver))
+            name = self._names.setdefault(task.target.host if task.target else "", Name())
+            self._hosts[origin] = Host(origin, Fetcher(self._settings, self._resolver), name)
         self._hosts[origin].tasks.append(task)
         self._offer(self._hosts[origin])
 
@@ -152,9 +163,25 @@ class Hosts:
         """Put a host into the queue, if it has a task and may be asked by one more."""
         if host.offered or not host.tasks or host.active >= self._most(host):
             return
+        if not host.closed and self._is_full(host):  # ``_offer_all`` comes back to it
+            return
         host.offered = True
-        ready = 0.0 if host.closed else host.ready
+        ready = 0.0 if host.closed else host.name.ready
         heapq.heappush(self._offers, (ready, next(self._count), host))
+
+    def _offer_all(self, host: Host) -> None:
+        """Offer all origins of a host's name, of which one has become free."""
+        for other in host.name.origins:
+            self._offer(other)
+
+    def _is_full(self, host: Host) -> bool:
+        """Whether a host is asked by as many as it may be, at all its ports together."""
+        return bool(host.origin) and host.name.active >= self._settings.per_host
+
+    def _end(self, host: Host) -> None:
+        host.active -= 1
+        host.name.active -= 1
+        self._active -= 1
 
     def _most(self, host: Host) -> int:
         if not host.origin:
@@ -166,10 +193,11 @@ class Hosts:
     def _begin(self, host: Host, now: float) -> Task:
         task = host.tasks.popleft()
         host.active += 1
+        host.name.active += 1
         self._active += 1
-        if host.origin:
+        if host.origin and not host.closed:  # a row of a closed one is not asked for
             own = host.robots.interval if host.robots else 0.0
-            host.ready = now + max(self._settings.interval, own)
+            host.name.ready = now + max(self._settings.interval, own)
         self._offer(host)
         self._changed.notify()
         return task
@@ -189,7 +217,7 @@ class Hosts:
             return False
         pause = self._pause(task.tries)
         if wait is not None or (failure.reason == "status" and failure.value in BUSY):
-            host.ready = max(host.ready, now + (pause if wait is None else wait))
+            host.name.ready = max(host.name.ready, now + (pause if wait is None else wait))
             self._add(task)
         else:
             heapq.heappush(self._later, (now + pause, next(self._count), task))

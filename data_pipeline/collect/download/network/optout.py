@@ -6,11 +6,14 @@ the answer, so the body is not read where one of them is there. Markup and
 /.well-known/tdmrep.json are not read: what is fetched are pictures, not pages.
 """
 
+import re
 from collections.abc import Iterable
 
 DIRECTIVES = frozenset(("noai", "noimageai", "noml", "none", "noindex", "noimageindex"))
 # Directives that have a value of their own; any other word before a colon is a robot's name.
 VALUED = ("max-snippet", "max-image-preview", "max-video-preview", "unavailable_after")
+# A robot's name has no blanks, as the rest of unavailable_after's date has: "25 jun 2010 15:00".
+ROBOT = re.compile(r"\*|[^\s:]*[a-z][^\s:]*")
 
 
 def opted_out(headers: Iterable[tuple[str, str]], agent: str) -> str:
@@ -37,7 +40,7 @@ def _directives(value: str, agent: str) -> Iterable[str]:
     for part in value.lower().split(","):
         word, colon, rest = part.partition(":")
         word = word.strip()
-        if colon and word not in VALUED:
+        if colon and word not in VALUED and ROBOT.fullmatch(word):
             ours, word = word in (agent, "*"), rest.strip()
         if ours:
             yield word

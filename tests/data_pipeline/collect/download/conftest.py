@@ -42,11 +42,12 @@ class Collected:
 def collect(tmp_path):
     """collect(rows or URLs, servers that are allowed, work=…, settings…) -> Collected."""
 
-    def run(rows, *servers, work="work", places=None, **settings):
+    def run(rows, *servers, work="work", places=None, resolver=None, **settings):
         rows = [row if isinstance(row, Row) else Row("ann", row) for row in rows]
         allow = tuple(server.place for server in servers)
         given = DownloadSettings(**{**QUICK, "allow": allow, **settings})
-        return Collected(tmp_path / work, list(download(rows, given, tmp_path / work, places)))
+        found = download(rows, given, tmp_path / work, places, resolver=resolver)
+        return Collected(tmp_path / work, list(found))
 
     return run
 

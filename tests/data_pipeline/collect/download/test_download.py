@@ -1,13 +1,23 @@
 """The download from a server that misbehaves: each row ends in its reason, and nobody else is
 asked."""
 
+import multiprocessing
+import os
+import signal
+import threading
 import time
 
+import numpy as np
 import pytest
 
+from data_pipeline.collect.download import stage
 from data_pipeline.collect.download.stage import DownloadError
+from data_pipeline.collect.looking.looks import Look
+from data_pipeline.collect.looking.store import Store
+from data_pipeline.collect.purge.__main__ import main as purge
 from data_pipeline.collect.records import Row, read_pictures
 from data_pipeline.collect.rows.sources import read_rows
+from data_pipeline.collect.settings import Measure
 from tests.data_pipeline.collect.download.conftest import TIME, files_of
 from tests.helpers.bad_server import BadServer, picture, turned
 
@@ -19,6 +29,7 @@ REASONS = {
     "/busy/1.jpg": "done",
     "/othersnoai/1.jpg": "done",
     "/to?url=/ok/2.jpg": "done",
+    "/to?url=http://[x": "url",
     "/status/404": "status",
     "/status/503": "status",
     "/endless/1.jpg": "too large",
@@ -142,6 +153,50 @@ def test_waiting_as_long_as_a_host_asks(collect):
         assert long.asked == ["/robots.txt", "/busy/1.jpg"]
 
 
+def test_a_host_that_asks_for_ages_costs_only_its_rows(collect):
+    with BadServer() as server, BadServer(address="127.0.0.2") as other:
+        urls = [server.url("/later/1"), server.url("/later/2"), server.url("/later/0")]
+        urls += [server.url("/ok/1.jpg"), other.url("/ok/2.jpg")]
+        found = collect(urls, server, other, threads=1, tries=1)
+        reasons = ["status", "status", "status", "host waits", "done"]
+        assert [found.reason(url) for url in urls] == reasons
+        assert found.dropped[urls[3]]["value"] == 10**9
+
+
+def test_an_error_of_ours_costs_its_row(collect):
+    def resolver(host, port):
+        return [host if host == "127.0.0.1" else "no address"]
+
+    with BadServer() as server:
+        urls = ["http://nowhere.example/1.jpg", server.url("/ok/1.jpg")]
+        found = collect(urls, server, resolver=resolver)
+        assert [found.reason(url) for url in urls] == ["unexpected", "done"]
+        assert found.dropped[urls[0]]["value"].startswith("ValueError in ipaddress.py line")
+
+
+def test_a_run_that_is_stopped_judges_no_picture(collect, monkeypatch):
+    monkeypatch.setattr(stage, "LEAVE", 0.1)
+    with BadServer() as server:
+
+        def stop():
+            while not (found := multiprocessing.active_children()):
+                time.sleep(0.01)
+            os.kill(found[0].pid, signal.SIGSTOP)  # it is decoding, and never answers
+            while not server.count["/ok/1.jpg"]:
+                time.sleep(0.01)
+            signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+
+        threading.Thread(target=stop, daemon=True).start()
+        before = signal.signal(signal.SIGINT, signal.default_int_handler)
+        try:
+            with pytest.raises(KeyboardInterrupt):
+                collect([server.url("/ok/1.jpg")], server)
+        finally:
+            signal.signal(signal.SIGINT, before)
+        assert multiprocessing.active_children() == []
+        assert collect([server.url("/ok/1.jpg")], server).dropped == {}
+
+
 def test_a_host_without_answers_is_given_up(collect):
     with BadServer() as server, BadServer(robots=503, address="127.0.0.2") as broken:
         urls = [server.url(f"/drop/{i}") for i in range(6)] + [broken.url("/ok/1.jpg")]
@@ -166,7 +221,33 @@ def test_who_refused_is_not_collected_and_removed(collect, tmp_path):
     assert [picture.identity for picture in read_pictures(after.work)] == ["Cy"]
     assert not (after.work / before.pictures[rows[0].url].path).exists()
     assert (after.work / before.pictures[rows[1].url].path).exists()  # Cy's, too
-    assert {entry["reason"] for entry in after.dropped.values()} == {"refusal list"}
+    assert {entry["reason"] for entry in after.dropped.values()} == {"refused by name"}
+
+
+def test_what_purge_took_out_stays_out(collect):
+    with BadServer() as server:
+        rows = [Row("Ann", server.url("/ok/1.jpg")), Row("Bob", server.url("/ok/2.jpg"))]
+        before = collect(rows, server)
+        ann, bob = before.pictures.values()
+        with Store(before.work, Measure()) as store:
+            for picture in (ann, bob):
+                store.add(Look(picture.key), np.zeros((0, 4), np.float32))
+        purge(["--work", str(before.work), "--name", "ann"])
+        # The same bytes under another name and address stay out, too.
+        rows += [Row("Cy", server.url("/ok/1.jpg?again")), Row("Cy", server.url("/ok/3.jpg"))]
+        server.asked.clear()
+        after = collect(rows, server)
+        assert "/ok/1.jpg" not in server.asked
+    reasons = [after.reason(row.url) for row in rows]
+    assert reasons == ["refused by name", "done", "refused by hash", "done"]
+    assert not (after.work / ann.path).exists()
+
+    # A list that somebody gives takes the measurements back as well.
+    (after.work / "mine.txt").write_text("BOB\n")
+    last = collect(rows[:2], server, refusals=str(after.work / "mine.txt"))
+    assert last.pictures == {}
+    with Store(last.work, Measure()) as store:
+        assert store.known() == {}
 
 
 def test_pictures_that_are_here_need_no_network(collect, tmp_path):

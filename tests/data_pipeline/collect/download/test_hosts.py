@@ -34,12 +34,14 @@ class Threads:
         chance = random.Random(seed)
         while (taken := self.hosts.take()) is not None:
             host, task = taken
+            name = host.origin.partition("//")[2].partition(":")[0]
+            asks = not host.closed  # the rows of a closed one are only ended
             with self.lock:
-                self.active[host.origin] += 1
-                self.most[host.origin] = max(self.most[host.origin], self.active[host.origin])
+                self.active[name] += asks
+                self.most[name] = max(self.most[name], self.active[name])
             threading.Event().wait(chance.random() / 1000)
             with self.lock:
-                self.active[host.origin] -= 1
+                self.active[name] -= asks
             self.end(host, task, chance)
 
     def end(self, host, task, chance):
@@ -63,7 +65,9 @@ class Threads:
 
 
 def target(number):
-    return Target("http", f"host{number}.example", 80, "/")
+    """Two origins of each name, which have one limit."""
+    scheme, port = (("http", 80), ("https", 443))[number % 2]
+    return Target(scheme, f"host{number // 2}.example", port, "/")
 
 
 def test_each_task_ends_once():

@@ -9,9 +9,8 @@ from data_pipeline.collect.download.network.fetch import retry_after
 from data_pipeline.collect.download.network.optout import opted_out
 from data_pipeline.collect.download.network.robots import Robots, parse_robots
 from data_pipeline.collect.download.outcomes import Refused, bad_status
-from data_pipeline.collect.download.refusals import read_refusals
 from data_pipeline.collect.download.settings import DownloadSettings
-from data_pipeline.collect.records import Row
+from data_pipeline.collect.refused import read_refused
 
 
 @pytest.mark.parametrize(
@@ -27,6 +26,12 @@ from data_pipeline.collect.records import Row
         ({"X-Robots-Tag": "otherbot: nofollow, persongen_jax: noai"}, "x-robots-tag: noai"),
         ({"X-Robots-Tag": "otherbot: noai, noindex"}, ""),
         ({"X-Robots-Tag": "max-snippet: 3, noai"}, "x-robots-tag: noai"),
+        (
+            {"X-Robots-Tag": "unavailable_after: Fri, 25 Jun 2010 15:00:00 GMT, noai"},
+            "x-robots-tag: noai",
+        ),
+        ({"X-Robots-Tag": "unavailable_after: 2010-06-25T15:00:00Z, noai"}, "x-robots-tag: noai"),
+        ({"X-Robots-Tag": "otherbot: unavailable_after: Fri, 25 Jun 2010 15:00 GMT, noai"}, ""),
         ({"X-Robots-Tag": "nofollow, noarchive"}, ""),
         ({"TDM-Reservation": "1"}, "tdm-reservation: 1"),
         ({"tdm-reservation": "0"}, ""),
@@ -58,7 +63,8 @@ def test_robots_txt():
 
 def test_retry_after():
     assert retry_after("17") == 17 and retry_after("-3") == 0 and retry_after(None) is None
-    assert retry_after("soon") is None
+    assert retry_after("soon") is None and retry_after("9" * 400) == 10**9
+    assert retry_after("Sat, 01 Jan 99999999999 00:00:00 GMT") is None
     date = time.strftime("%a, %d %b %Y %H:%M:%S GMT", time.gmtime(time.time() + 100))
     assert 90 < retry_after(date) <= 100
 
@@ -71,14 +77,15 @@ def test_which_statuses_are_tried_again():
 def test_refusals(tmp_path):
     file = tmp_path / "refused.txt"
     file.write_text(f"# who asked\n\nAnn  Smith\nhttps://a.org/1.jpg\n{'AB' * 32}\nfile:x/1.jpg\n")
-    refusals = read_refusals(file)
-    assert refusals.refused(Row("ann smith", "https://b.org/")) == "identity"
-    assert refusals.refused(Row("bob", "https://a.org/1.jpg")) == "url"
-    assert refusals.refused(Row("bob", "file:x/1.jpg")) == "url"
-    assert refusals.refused(Row("bob", "u", sha256="ab" * 32)) == "sha256"
-    assert refusals.refused(Row("bob", "u"), "ab" * 32) == "sha256"
-    assert refusals.refused(Row("bob", "https://a.org/2.jpg"), "cd" * 32) == ""
-    assert read_refusals("").refused(Row("ann smith", "u")) == ""
+    found = read_refused(tmp_path / "work", file)
+    assert found.of_picture("ann smith", "https://b.org/") == "refused by name"
+    assert found.of_picture("bob", "https://a.org/1.jpg") == "refused by address"
+    assert found.of_picture("bob", "file:x/1.jpg") == "refused by address"
+    assert found.of_picture("bob", "u", "", "ab" * 32) == "refused by hash"
+    assert found.of_picture("bob", "https://a.org/2.jpg", "", "cd" * 32) == ""
+    (tmp_path / "empty").mkdir()
+    assert read_refused(tmp_path / "empty").of_picture("ann smith", "u", "") == ""
+    assert read_refused(tmp_path).of_picture("Ann Smith", "u") == "refused by name"
 
 
 def test_who_asks():

@@ -3,11 +3,14 @@
 import io
 import json
 import tarfile
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from data_pipeline.collect.download.local import copy_local
+from data_pipeline.collect.download.outcomes import Failed
 from data_pipeline.collect.rows.columns import RowError
-from data_pipeline.collect.rows.place import PlaceError
+from data_pipeline.collect.rows.place import Place, PlaceError
 from data_pipeline.collect.rows.sources import read_rows
 
 
@@ -142,3 +145,30 @@ def test_img2dataset(tmp_path, form):
         "column 'n' is not read",
         "1 rows that img2dataset has no picture of are fetched",
     ]
+
+
+def test_parquet_that_changes_and_many_threads(tmp_path, monkeypatch):
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    path = tmp_path / "a.parquet"
+    table = pyarrow.table({"jpg": [bytes([n]) for n in range(40)]})
+    parquet.write_table(table, path, row_group_size=40)
+    opened = []
+    whole = parquet.ParquetFile
+    monkeypatch.setattr(parquet, "ParquetFile", lambda p: opened.append(p) or whole(p))
+
+    def read(number):
+        with Place(str(path), number, None, "jpg").open() as file:
+            return file.read()
+
+    with ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(read, range(40))) == [bytes([n]) for n in range(40)]
+    assert len(opened) == 2  # once for the groups, once for the cells
+    other = tmp_path / "b.parquet"
+    other.write_bytes(b"PAR1" + bytes(100))
+    with pytest.raises(PlaceError, match="b.parquet: not the Parquet that it was"):
+        with Place(str(other), 0, None, "jpg").open():
+            pass
+    with pytest.raises(Failed, match="no file not the Parquet"):
+        copy_local(Place(str(other), 0, None, "jpg"), tmp_path / "out", 1000)

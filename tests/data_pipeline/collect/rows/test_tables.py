@@ -6,7 +6,7 @@ import json
 import pytest
 
 from data_pipeline.collect.records import Row
-from data_pipeline.collect.rows.columns import RowError
+from data_pipeline.collect.rows.columns import RowError, make_row
 from data_pipeline.collect.rows.sources import read_rows
 from data_pipeline.text_files import TextError
 
@@ -118,3 +118,12 @@ def test_files_that_cannot_be_read(tmp_path):
 def test_a_key_is_of_identity_and_address():
     assert Row("a", "b").key != Row("b", "a").key and len(Row("a", "b").key) == 16
     assert Row("a", "b", licence="x").key == Row("a", "b").key
+
+
+@pytest.mark.parametrize("said", ["no", "False", "0", "none", " No ", False, 0, 0.0, None, "n/a"])
+def test_no_is_no_consent(said):
+    columns = {"identity": "identity", "url": "url", "consent": "consent"}
+    entry = {"identity": "ann", "url": "u", "consent": said}
+    assert make_row(entry, columns).consent == ""
+    assert make_row({**entry, "consent": "form of 2026-01-12"}, columns).consent != ""
+    assert make_row({**entry, "consent": True}, columns).consent == "yes"
