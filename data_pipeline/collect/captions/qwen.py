@@ -48,9 +48,9 @@ class Qwen:
         # Pillow's: the public processor as a whole needs torchvision, for videos.
         self._images: Any = AutoImageProcessor.from_pretrained(folder, backend="pil", **local)
         self._tokenizer: Any = AutoTokenizer.from_pretrained(folder, padding_side="left", **local)
-        self._model: Any = AutoModelForImageTextToText.from_pretrained(folder, dtype=dtype, **local)
-        self._model.to(device).eval()
-        self.revision = settings.revision or _revision(Path(folder), self._model.config)
+        model: Any = AutoModelForImageTextToText.from_pretrained(folder, dtype=dtype, **local)
+        self._model = model.to(device).eval()
+        self.revision = settings.revision or _revision(Path(folder), model.config)
 
     def ask(self, views: Sequence[View], seed: int) -> list[str]:
         """The answers; seed 0 decodes greedily, another one samples."""

@@ -221,7 +221,7 @@ def _inside(look, square: crop.Square) -> tuple[bool, ...] | None:
     if look.keypoints is None or look.visibility is None:
         return None
     places = np.asarray(square.moved(look.keypoints))
-    within = ((places >= 0) & (places < square.size)).all(1)
+    within: Any = ((places >= 0) & (places < square.size)).all(1)
     return tuple(bool(v and w) for v, w in zip(look.visibility, within, strict=True))
 
 
