@@ -152,7 +152,8 @@ def test_both_forms_of_guidance_are_their_equations():
     config.validation_guidance, config.validation_guidance_form = 4.0, "weight"
     assert SamplingOptions.of_validation(config).guidance == 5.0
     off = SamplingOptions(guidance_scale=-0.5, guidance_form="weight")
-    said = list(off.without_effect(off.plan({}), [], identity=False, latents=False))
+    plan = off.plan({"_class_name": "DDIMScheduler"})
+    said = list(off.without_effect(plan, [], identity=False, latents=False))
     assert said == ["guidance_scale=-0.5 turns guidance off; it acts above 0"]
     with pytest.raises(ValueError, match="guidance_form='w': use 'scale' or 'weight'"):
         SamplingOptions(guidance_form="w")
