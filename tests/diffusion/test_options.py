@@ -156,7 +156,8 @@ def test_both_forms_of_guidance_are_their_equations():
             assert not SamplingOptions(guidance_scale=end, guidance_form=form).guides
         assert SamplingOptions(guidance_scale=ends[-1] + 0.1, guidance_form=form).guides
     off = SamplingOptions(guidance_scale=-0.5, guidance_form="weight")
-    said = list(off.without_effect(off.plan({}), [], identity=False, latents=False))
+    plan = off.plan({"_class_name": "DDIMScheduler"})
+    said = list(off.without_effect(plan, [], identity=False, latents=False))
     assert said == ["guidance_scale=-0.5 turns guidance off; it acts above 0"]
     with pytest.raises(ValueError, match="guidance_form='w': use 'scale' or 'weight'"):
         SamplingOptions(guidance_form="w")
