@@ -37,6 +37,4 @@ def ineffective_for(args: argparse.Namespace, fields: Iterable[Field]) -> list[s
         return []  # --pose reads it, or ``ineffective_options`` says it
     if any(isinstance(field, Bodies) for field in fields):
         return []
-    return [
-        "--pose-net has no effect: the loaded method reads no bodies, and there is no --pose"
-    ]
+    return ["--pose-net has no effect: the loaded method reads no bodies, and there is no --pose"]
