@@ -13,6 +13,7 @@ from persongen_jax.losses.clip import Similarity
 from persongen_jax.losses.identity import Identity, large_box, stretched
 from persongen_jax.metrics.face_embedder import open_face_embedder
 from persongen_jax.systems.sdxl_config import sdxl_defaults
+from persongen_jax.weights.errors import MissingFile
 from persongen_jax.weights.formats.arcface import load_arcface
 from persongen_jax.weights.saver import save_module
 from tests.helpers.encoders.tiny_clip import write_tiny_clip
@@ -55,7 +56,7 @@ def test_l_clip_is_that_of_transformers(tmp_path, capsys):
     assert counted.all() and np.ptp(values) > 1e-3
     assert "the loss 'clip' compares images and captions by" in capsys.readouterr().err
     config.loss_clip = str(tmp_path / "none")
-    with pytest.raises(FileNotFoundError, match="no such directory or file"):
+    with pytest.raises(MissingFile, match="no such directory or file"):
         Similarity(config)
 
 
