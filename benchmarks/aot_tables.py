@@ -91,7 +91,8 @@ def losses_of(row) -> str:
     if table is not None:
         return "none" if str(table).strip() == "{}" else " ".join(str(table).split())
     side = changed.get("losses_downscale", 1)
-    return "keypoints, clip" + ("" if side == 1 else f", decoded at 1/{side} of the side")
+    reduced = "" if side == 1 else f", decoded at 1/{side} of the side"
+    return "keypoints (by a stand-in), clip" + reduced
 
 
 def is_scaling(row) -> bool:

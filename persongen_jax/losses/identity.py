@@ -7,8 +7,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from ml_collections import ConfigDict
 from jax.scipy.ndimage import map_coordinates
+from ml_collections import ConfigDict
 
 from data_pipeline.examples.fields import Field
 from data_pipeline.examples.targets import TargetPoints

@@ -47,7 +47,7 @@ class Keypoints(DecodedLoss):
         return (TargetPoints("keypoints"),)
 
     def comparable(self, record: Record) -> bool:
-        return _visible(record).any()
+        return bool(_visible(record).any())
 
     def __call__(self, network: Any, decoded: Decoded) -> tuple[jax.Array, jax.Array]:
         height, width = decoded.size
@@ -62,7 +62,7 @@ class Proportions(Keypoints):
     name, needs = "proportions", "visible shoulders and hips"
 
     def comparable(self, record: Record) -> bool:
-        return _visible(record)[[*SHOULDERS, *HIPS]].all()
+        return bool(_visible(record)[[*SHOULDERS, *HIPS]].all())
 
     def __call__(self, network: Any, decoded: Decoded) -> tuple[jax.Array, jax.Array]:
         height, width = decoded.size

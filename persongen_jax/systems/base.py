@@ -159,7 +159,7 @@ class System(abc.ABC):
 
     # ---- a step ----
 
-    def check_objective(self) -> None:
+    def check_objective(self) -> None:  # noqa: B027 (nothing to find)
         """ValueError for settings of the losses that do not go together; called when opened."""
 
     def draw(self, key_of: Callable[[int], jax.Array], batch: Batch) -> dict[str, jax.Array]:

@@ -273,18 +273,8 @@ class DiffusionSystem(System):
         if self.config.min_snr_gamma > 0:
             mse *= min_snr_weights(self.schedule, timesteps, self.config.min_snr_gamma)
         decode = functools.partial(self.codec.decode, model)
-        parts = (
-            pred,
-            target,
-            latents,
-            noisy,
-            timesteps,
-            mask,
-            self.schedule,
-            decode,
-            draws["drop"],
-        )
-        losses = self.terms(model, batch, Step(mse, *parts))
+        parts = (pred, target, latents, noisy, timesteps, mask, self.schedule, decode)
+        losses = self.terms(model, batch, Step(mse, *parts, drop=draws["drop"]))
         if "example_weight" in batch:
             losses = {**losses, "loss": losses["loss"] * batch["example_weight"]}
         return {**losses, **told}

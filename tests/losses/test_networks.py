@@ -13,6 +13,7 @@ from persongen_jax.losses.clip import Similarity
 from persongen_jax.losses.identity import Identity, large_box, stretched
 from persongen_jax.metrics.face_embedder import open_face_embedder
 from persongen_jax.systems.sdxl_config import sdxl_defaults
+from persongen_jax.weights.errors import MissingFile
 from persongen_jax.weights.formats.arcface import load_arcface
 from persongen_jax.weights.saver import save_module
 from tests.helpers.encoders.tiny_clip import write_tiny_clip
@@ -45,11 +46,9 @@ def test_l_clip_is_that_of_transformers(tmp_path, capsys):
     assert ids.shape == (2, 77)
     images = np.random.default_rng(0).random((2, 32, 32, 3)).astype(np.float32)
     values, counted = values_of(loss, images, caption_ids=ids)
-    mean, std = (
-        np.float32([0.48145466, 0.4578275, 0.40821073]),
-        [0.26862954, 0.26130258, 0.27577711],
-    )
-    pixels = torch.from_numpy(((images - mean) / np.float32(std)).transpose(0, 3, 1, 2))
+    mean = np.float32([0.48145466, 0.4578275, 0.40821073])
+    std = np.float32([0.26862954, 0.26130258, 0.27577711])
+    pixels = torch.from_numpy(((images - mean) / std).transpose(0, 3, 1, 2))
     with torch.no_grad():
         out = theirs(input_ids=torch.from_numpy(ids).long(), pixel_values=pixels)
     cosines = (out.image_embeds * out.text_embeds).sum(-1).numpy()
@@ -57,7 +56,7 @@ def test_l_clip_is_that_of_transformers(tmp_path, capsys):
     assert counted.all() and np.ptp(values) > 1e-3
     assert "the loss 'clip' compares images and captions by" in capsys.readouterr().err
     config.loss_clip = str(tmp_path / "none")
-    with pytest.raises(FileNotFoundError, match="no such directory or file"):
+    with pytest.raises(MissingFile, match="no such directory or file"):
         Similarity(config)
 
 

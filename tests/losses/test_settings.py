@@ -1,6 +1,5 @@
 """config.losses: what is refused, in one sentence each."""
 
-import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
