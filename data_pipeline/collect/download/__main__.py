@@ -15,7 +15,7 @@ from typing import Any
 
 from data_pipeline.cli import command
 from data_pipeline.collect.download.run import download_list
-from data_pipeline.collect.download.settings import DownloadSettings
+from data_pipeline.collect.download_settings import DownloadSettings
 
 
 @command
