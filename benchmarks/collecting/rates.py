@@ -26,8 +26,8 @@ from PIL import Image
 
 from benchmarks.machine import processor
 from data_pipeline.cli import command
-from data_pipeline.collect.download.settings import DownloadSettings
 from data_pipeline.collect.download.stage import download
+from data_pipeline.collect.download_settings import DownloadSettings
 from data_pipeline.collect.records import Row
 from data_pipeline.files import write_text
 from persongen_jax.tables import markdown

@@ -3,8 +3,8 @@
     python -m data_pipeline.collect --config configs/collect/thesis.py --work WORK --out OUT \\
         --set caption.captioner=qwen:/path/to/Qwen2.5-VL-7B-Instruct --workers 16
 
-People with "elsewhere" in the column origin are the out-of-domain set. PhotoMaker's own rule of verification:
---set verify.rule=paper, which drops nothing in groups of up to 65 pictures.
+People with "elsewhere" in the column origin are the out-of-domain set. PhotoMaker's own rule of
+verification: --set verify.rule=paper, which drops nothing in groups of up to 65 pictures.
 """
 
 from data_pipeline.collect.settings import Collect, Output, Split

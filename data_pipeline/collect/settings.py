@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from data_pipeline.collect.download.settings import DownloadSettings
+from data_pipeline.collect.download_settings import DownloadSettings
 
 
 class SettingsError(ValueError):

@@ -3,9 +3,9 @@
     python -m data_pipeline.collect.download faces.csv --work work --contact me@example.org
 
 The list is JSON lines, JSON, CSV, TSV or Parquet (each also .gz) with the columns identity and url,
-and perhaps sha256, licence, consent, source, origin and caption; or a folder of images, WebDataset's
-tars, or what img2dataset wrote. Run it again to go on after an interruption, and to retry what may
-succeed now.
+and perhaps sha256, licence, consent, source, origin and caption; or a folder of images,
+WebDataset's tars, or what img2dataset wrote. Run it again to go on after an interruption, and to
+retry what may succeed now.
 """
 
 import argparse
@@ -15,7 +15,7 @@ from typing import Any
 
 from data_pipeline.cli import command
 from data_pipeline.collect.download.run import download_list
-from data_pipeline.collect.download.settings import DownloadSettings
+from data_pipeline.collect.download_settings import DownloadSettings
 
 
 @command

@@ -9,6 +9,7 @@ import re
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 from PIL import Image, UnidentifiedImageError, features
 
@@ -58,13 +59,22 @@ def decode(source: str, stem: str, max_pixels: int, quality: int) -> Decoded:
     height, width = pixels.shape[:2]
     image = Image.fromarray(pixels)
     with open(stem + ending, "wb") as out:
+        plain = _Plain(out)
         if kind == "PNG":
-            image.save(out, "PNG")
+            image.save(plain, "PNG")
         else:
-            image.save(out, "JPEG", quality=quality, subsampling=0)
+            image.save(plain, "JPEG", quality=quality, subsampling=0)
         out.flush()
         os.fsync(out.fileno())
     return Decoded(width, height, Path(stem + ending).stat().st_size, ending, turn != 1)
+
+
+class _Plain:
+    """A file that Pillow writes by its methods: to a descriptor it writes by itself, and then says
+    of a full disk only "encoder error", which nobody could tell from a fault of the picture."""
+
+    def __init__(self, file: BinaryIO):
+        self.write, self.flush = file.write, file.flush
 
 
 def picture_kind(head: bytes) -> str:

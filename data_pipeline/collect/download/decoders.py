@@ -1,9 +1,11 @@
 """Processes that decode: one that dies or hangs costs its picture and is replaced."""
 
+import contextlib
 import multiprocessing
 import queue
 import signal
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -89,8 +91,9 @@ class _Decoder:
             self._closed = True
             if self._process is None:
                 return
-            if self._busy:  # the thread that waits for it sees its end, and tidies up
+            if self._busy:  # the thread that waits for it sees its end, and closes its pipe
                 self._process.kill()
+                self._process.join()
                 return
             self._pipe.close()  # at the end of its pipe it ends
             self._process.join(STOP)
@@ -107,7 +110,8 @@ class _Decoder:
                 context = multiprocessing.get_context("spawn")
                 pipe, theirs = context.Pipe()
                 process = context.Process(target=_serve, args=(theirs, *self._limits), daemon=True)
-                process.start()
+                with _without_interrupts():
+                    process.start()
                 theirs.close()
                 self._process, self._pipe = process, pipe
             return self._process, self._pipe
@@ -122,6 +126,20 @@ class _Decoder:
                 process.kill()
                 process.join()
                 self._pipe.close()
+
+
+@contextlib.contextmanager
+def _without_interrupts() -> Iterator[None]:
+    """A process that starts in here never sees Ctrl-C, not even while it imports: it would die, and
+    its picture would be blamed."""
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _ending(code: int | None) -> str:

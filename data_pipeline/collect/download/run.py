@@ -5,8 +5,8 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from data_pipeline.collect.download.results import SUMMARY, lines
-from data_pipeline.collect.download.settings import DownloadSettings
 from data_pipeline.collect.download.stage import download
+from data_pipeline.collect.download_settings import DownloadSettings
 from data_pipeline.collect.rows.columns import RowError
 from data_pipeline.collect.rows.sources import read_rows
 

@@ -31,8 +31,8 @@ from data_pipeline.collect.download.network.hosts import Host, Hosts, Task
 from data_pipeline.collect.download.network.robots import import_protego, read_robots
 from data_pipeline.collect.download.outcomes import Failed, NotFetched, Refused
 from data_pipeline.collect.download.results import is_there, remove_partial, withdraw, write_results
-from data_pipeline.collect.download.settings import DownloadSettings
 from data_pipeline.collect.download.state import State
+from data_pipeline.collect.download_settings import DownloadSettings
 from data_pipeline.collect.records import Picture, Row
 from data_pipeline.collect.refused import REASON, Refusals, read_refused
 from data_pipeline.collect.rows.place import Place

@@ -12,7 +12,7 @@ from data_pipeline.collect.download.network.addresses import Resolver, Target, r
 from data_pipeline.collect.download.network.connection import Connection
 from data_pipeline.collect.download.network.optout import opted_out
 from data_pipeline.collect.download.outcomes import Failed, Refused, bad_status
-from data_pipeline.collect.download.settings import TOKEN, DownloadSettings
+from data_pipeline.collect.download_settings import TOKEN, DownloadSettings
 
 CHUNK = 1 << 16
 REDIRECTS = (301, 302, 303, 307, 308)

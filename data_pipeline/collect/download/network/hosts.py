@@ -12,7 +12,7 @@ from data_pipeline.collect.download.network.addresses import Resolver, Target
 from data_pipeline.collect.download.network.fetch import Fetcher
 from data_pipeline.collect.download.network.robots import Robots
 from data_pipeline.collect.download.outcomes import Failed, NotFetched
-from data_pipeline.collect.download.settings import DownloadSettings
+from data_pipeline.collect.download_settings import DownloadSettings
 
 SILENCE = ("dns", "connection", "timeout")
 BUSY = (429, 503)  # of the host, not of the row

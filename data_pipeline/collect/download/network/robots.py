@@ -7,7 +7,7 @@ from typing import Any
 from data_pipeline.collect.download.network.addresses import Target
 from data_pipeline.collect.download.network.fetch import Fetcher
 from data_pipeline.collect.download.outcomes import Failed, NotFetched, Refused
-from data_pipeline.collect.download.settings import TOKEN, DownloadSettings
+from data_pipeline.collect.download_settings import TOKEN, DownloadSettings
 
 MOST_BYTES = 4 << 20  # the RFC asks for 500 KiB at least
 KEPT = 24 * 3600.0  # seconds after which it is asked again

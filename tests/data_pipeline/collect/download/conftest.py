@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from data_pipeline.collect.download.settings import DownloadSettings
 from data_pipeline.collect.download.stage import download
+from data_pipeline.collect.download_settings import DownloadSettings
 from data_pipeline.collect.records import Row
 
 TIME = "2026-01-31T12:00:00Z"

@@ -8,7 +8,7 @@ from data_pipeline.collect.download.network.addresses import Target
 from data_pipeline.collect.download.network.connection import Connection
 from data_pipeline.collect.download.network.fetch import Body, Fetcher
 from data_pipeline.collect.download.outcomes import Failed
-from data_pipeline.collect.download.settings import DownloadSettings
+from data_pipeline.collect.download_settings import DownloadSettings
 from tests.helpers.bad_server import BadServer, picture
 
 

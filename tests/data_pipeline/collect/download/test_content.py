@@ -1,5 +1,6 @@
 """What becomes of a file's bytes."""
 
+import errno
 import io
 import os
 import signal
@@ -50,6 +51,22 @@ def test_png_keeps_every_pixel(decoded):
     _, image = decoded(picture(1, "PNG"))
     before = Image.open(io.BytesIO(picture(1, "PNG")))
     assert np.array_equal(np.asarray(image), np.asarray(before))
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG"])
+def test_a_full_disk_is_no_fault_of_the_picture(tmp_path, monkeypatch, kind):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", Image.MAX_IMAGE_PIXELS)
+    resource = pytest.importorskip("resource")
+    data, source = picture(1, kind, side=200), tmp_path / "source"
+    source.write_bytes(data)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (len(data) // 2, hard))
+        with pytest.raises(OSError) as found:
+            decode(str(source), str(tmp_path / "out"), 1_000_000, 95)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert found.value.errno == errno.EFBIG
 
 
 def test_turned_and_without_metadata(decoded):

@@ -73,8 +73,8 @@ def test_every_misbehaviour_ends_in_its_reason(collect):
         rows.append(Row("ann", server.url("/ok/3.jpg"), sha256="0" * 64))
         expected[rows[-1].url] = "sha256"
         begun = time.monotonic()
-        found = collect(rows, server)
-        # Two tries of a second, and starting a decoder on a busy machine; the server has minutes.
+        found = collect(rows, server, total_timeout=2, connect_timeout=2)
+        # Two tries of two seconds, and a decoder starts on a busy machine; the server has minutes.
         assert time.monotonic() - begun < 60
 
         assert {row.url: found.reason(row.url) for row in rows} == expected
@@ -181,6 +181,7 @@ def test_a_run_that_is_stopped_judges_no_picture(collect, monkeypatch):
         def stop():
             while not (found := multiprocessing.active_children()):
                 time.sleep(0.01)
+            os.kill(found[0].pid, signal.SIGINT)  # as a terminal does, to all of them
             os.kill(found[0].pid, signal.SIGSTOP)  # it is decoding, and never answers
             while not server.count["/ok/1.jpg"]:
                 time.sleep(0.01)

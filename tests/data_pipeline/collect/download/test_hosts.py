@@ -8,7 +8,7 @@ from data_pipeline.collect.download.network.addresses import Target
 from data_pipeline.collect.download.network.hosts import Hosts, Task
 from data_pipeline.collect.download.network.robots import Robots
 from data_pipeline.collect.download.outcomes import Failed
-from data_pipeline.collect.download.settings import DownloadSettings
+from data_pipeline.collect.download_settings import DownloadSettings
 
 THREADS, HOSTS, TASKS, PER_HOST = 12, 20, 20, 2
 FAILURES = (

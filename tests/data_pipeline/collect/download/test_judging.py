@@ -9,7 +9,7 @@ from data_pipeline.collect.download.network.fetch import retry_after
 from data_pipeline.collect.download.network.optout import opted_out
 from data_pipeline.collect.download.network.robots import Robots, parse_robots
 from data_pipeline.collect.download.outcomes import Refused, bad_status
-from data_pipeline.collect.download.settings import DownloadSettings
+from data_pipeline.collect.download_settings import DownloadSettings
 from data_pipeline.collect.refused import read_refused
 
 

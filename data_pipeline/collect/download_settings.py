@@ -1,4 +1,4 @@
-"""The settings of the download."""
+"""The settings of the download (apart from it, since those of all stages hold them)."""
 
 import re
 from dataclasses import dataclass, fields
