@@ -20,11 +20,8 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from persongen_jax.diffusion.plan import Plan, make_plan
+from persongen_jax.diffusion.strengths import Strength
 
-# A number; or, per range of steps, (start, end, number), where start and end are fractions of all
-# steps, as diffusers' control_guidance_start and _end are: of n steps, step i belongs to the range
-# where start <= i / n < end.
-Strength = float | Sequence[tuple[float, float, float]]
 FORMS = ("scale", "weight")  # of guidance
 
 
@@ -152,9 +149,8 @@ class SamplingOptions:
             50).
         scales: factors of the method's effects, {"identity": 0.8}; if absent, the method's own,
             mostly 1. Each is a number, or [(start, end, number), ...] over fractions of the steps,
-            outside of which it is as if absent. Every stream and map of the
-            method has one by its name ("background" scales the output of the branch that reads this
-            stream). "identity" also scales references in text space: a class token e, fused with a
+            outside of which it is as if absent. Every stream and map of the method has one by its
+            name ("background" scales the output of the branch that reads this stream). "identity" also scales references in text space: a class token e, fused with a
             reference to f, becomes e + scale * (f - e). "lora" scales the method's LoRA on the
             UNet, in addition to its weight.
         height: in pixels, a multiple of the VAE's factor (8); default: the model's own.
@@ -361,46 +357,3 @@ def _meaning(name):
 
 def _without_default(said):
     return re.sub("; default: .*", "", said)
-
-
-# ---- Strengths -----------------------------------------------------------------------------------
-def schedule(name: str, strength: Strength, num_steps: int, usual: float = 1.0) -> np.ndarray:
-    """[num_steps] float32, the factor at each step; ``usual`` at steps that no range covers.
-
-    Raises:
-        ValueError: not finite, ranges that overlap, or that do not lie in 0..1.
-    """
-    if np.ndim(strength) == 0 and isinstance(strength, (int, float, np.number, np.ndarray)):
-        strength = [(0.0, 1.0, strength)]
-    if not isinstance(strength, (list, tuple)):
-        raise ValueError(
-            f"scales: {name!r} is {strength!r}; give a number, or a list of (start, end, value)"
-        )
-    fractions = np.arange(num_steps) / num_steps
-    values, covered = np.full(num_steps, usual, np.float32), 0.0
-    for start, end, value in sorted(map(_numbers(name), strength)):
-        if not 0 <= start < end <= 1:
-            raise ValueError(
-                f"scales: {name!r} has the range {start:g}..{end:g}; give fractions of the steps, "
-                "0 <= start < end <= 1"
-            )
-        if start < covered:
-            raise ValueError(f"scales: two ranges of {name!r} overlap before {covered:g}")
-        covered = end
-        values[(start <= fractions) & (fractions < end)] = value
-    return values
-
-
-def _numbers(name):
-    def check(entry):
-        try:
-            start, end, value = map(float, entry)
-        except (TypeError, ValueError) as error:
-            raise ValueError(
-                f"scales: {entry!r} of {name!r}; give a number, or a list of (start, end, value)"
-            ) from error
-        if not math.isfinite(value):
-            raise ValueError(f"scales: {name!r} is {value}; give a finite number")
-        return start, end, value
-
-    return check

@@ -7,8 +7,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from persongen_jax.diffusion.options import SamplingOptions, Strength
+from persongen_jax.diffusion.options import SamplingOptions
 from persongen_jax.diffusion.scheduler_config import PREDICTION_TYPES
+from persongen_jax.diffusion.strengths import Strength
 
 # The options that an image's notes record.
 KEPT = ("base", "base_config", "unet", "vae", "text_encoders", "prediction_type")

@@ -25,7 +25,7 @@ from persongen_jax.diffusion.conditioning import (
     TokenStream,
     region_arrays,
 )
-from persongen_jax.diffusion.options import schedule
+from persongen_jax.diffusion.strengths import schedule
 from persongen_jax.methods.base import Method
 from persongen_jax.parallel.sharding import batch_sharding, put, put_array
 from persongen_jax.pipeline.checks import broadcast_texts

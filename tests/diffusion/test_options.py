@@ -15,10 +15,10 @@ from persongen_jax.diffusion.options import (
     SamplingOptions,
     add_options,
     given_options,
-    schedule,
 )
 from persongen_jax.diffusion.plan import make_plan
 from persongen_jax.diffusion.samplers import guide
+from persongen_jax.diffusion.strengths import schedule
 from persongen_jax.evaluation import of_run
 from persongen_jax.systems.ddpm import Ddpm
 from persongen_jax.systems.sdxl_config import sdxl_defaults
