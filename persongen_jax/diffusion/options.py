@@ -150,9 +150,10 @@ class SamplingOptions:
         scales: factors of the method's effects, {"identity": 0.8}; if absent, the method's own,
             mostly 1. Each is a number, or [(start, end, number), ...] over fractions of the steps,
             outside of which it is as if absent. Every stream and map of the method has one by its
-            name ("background" scales the output of the branch that reads this stream). "identity" also scales references in text space: a class token e, fused with a
-            reference to f, becomes e + scale * (f - e). "lora" scales the method's LoRA on the
-            UNet, in addition to its weight.
+            name ("background" scales the output of the branch that reads this stream). "identity"
+            also scales references in text space: a class token e, fused with a reference to f,
+            becomes e + scale * (f - e). "lora" scales the method's LoRA on the UNet, in addition to
+            its weight.
         height: in pixels, a multiple of the VAE's factor (8); default: the model's own.
         width: likewise.
         num_images_per_prompt: images of each prompt.
