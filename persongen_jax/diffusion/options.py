@@ -227,10 +227,8 @@ class SamplingOptions:
 
     def changed(self) -> list[str]:
         """Names of the settings that do not have their default."""
-        values: dict[str, tuple[Any, Any]] = {
-            name: (getattr(self, name), each.default) for name, each in FIELDS.items()
-        }
-        return [name for name, two in values.items() if not np.array_equal(*two)]
+        own = vars(self)
+        return [n for n, each in FIELDS.items() if not np.array_equal(own[n], each.default)]
 
     def plan(self, scheduler_config: dict) -> Plan:
         """The sampler's numbers for a model with this scheduler_config.json."""
@@ -239,8 +237,7 @@ class SamplingOptions:
 
     def merge_step(self, steps: int) -> int:
         """Through this one of ``steps`` the prompt alone acts."""
-        own = self.start_merge_step
-        return default_merge_step(steps) if own is None else own
+        return default_merge_step(steps) if self.start_merge_step is None else self.start_merge_step
 
     def scalars(self, steps: int) -> tuple[float, float, int]:
         """(guidance, guidance_rescale, merge_step), which the compiled loop reads."""
@@ -316,9 +313,7 @@ def add_options(
 ) -> None:
     """Add a flag for each of these settings.
 
-    Args:
-        defaults: by name, where a command's are not those of SamplingOptions. A text is what the
-            help says of a flag whose default is None.
+    ``defaults``: by name, where a command's are others; a text is what the help says of None.
     """
     for name in names:
         default, said = defaults.get(name, FIELDS[name].default), _meaning(name)

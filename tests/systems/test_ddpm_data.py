@@ -17,7 +17,7 @@ from persongen_jax.pipeline.attributes import AttributePipeline
 from persongen_jax.settings import check_resumable
 from persongen_jax.systems import ddpm
 from persongen_jax.systems.attribute_classifier import Classifier
-from persongen_jax.systems.open import complete_config, open_system
+from persongen_jax.systems.open import abstract_system, complete_config, open_system
 from tests.systems.ddpm_config import get_config
 
 
@@ -102,8 +102,6 @@ def test_a_judge_that_cannot_judge_is_named(judge):
         ({"channels": 1}, "config.channels=1: drawn_faces is in colour"),
         ({"data": "digits"}, "config.size=32: the digits are images of 8x8"),
         ({"drop_prob": 0.0}, "validation_guidance=3 needs .*drop_prob above 0"),
-        ({"x0_weighting": "p2"}, "config.x0_weighting='p2' is unknown; give constant, snr"),
-        ({"x0_weighting": "snr", "min_snr_gamma": 5.0}, "min_snr_gamma=5 both weight"),
     ],
 )
 def test_a_config_that_cannot_be(changes, said):
@@ -111,6 +109,20 @@ def test_a_config_that_cannot_be(changes, said):
     config.update(changes)
     with pytest.raises(ValueError, match=said):
         open_system(config)
+
+
+@pytest.mark.parametrize(
+    "changes, said",
+    [
+        ({"x0_weighting": "p2"}, "config.x0_weighting='p2' is unknown; give constant, snr"),
+        ({"x0_weighting": "snr", "min_snr_gamma": 5.0}, "min_snr_gamma=5 both weight"),
+    ],
+)
+def test_an_objective_is_checked_when_a_config_is_opened(changes, said):
+    config = get_config()
+    config.update(changes)
+    with pytest.raises(ValueError, match=said):
+        abstract_system(config)
 
 
 @pytest.mark.parametrize("changes", [{"download": True}, {"data_dir": "somewhere"}])
