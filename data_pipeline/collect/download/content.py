@@ -9,7 +9,7 @@ import re
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from PIL import Image, UnidentifiedImageError, features
 
@@ -59,7 +59,7 @@ def decode(source: str, stem: str, max_pixels: int, quality: int) -> Decoded:
     height, width = pixels.shape[:2]
     image = Image.fromarray(pixels)
     with open(stem + ending, "wb") as out:
-        plain = _Plain(out)
+        plain: Any = _Plain(out)
         if kind == "PNG":
             image.save(plain, "PNG")
         else:
