@@ -67,8 +67,8 @@ def _of_picture(choice: Choice, settings: Filter):
     for limit in settings.limits:
         value = look.scores[limit.score]
         if not value <= limit.most:  # also of a score that is no number
-            value = value if math.isfinite(value) else str(value)
-            return too_high(limit.score), value, limit.most
+            said = value if math.isfinite(value) else str(value)
+            return too_high(limit.score), said, limit.most
     return None
 
 

@@ -227,8 +227,10 @@ class SamplingOptions:
 
     def changed(self) -> list[str]:
         """Names of the settings that do not have their default."""
-        own = vars(self)
-        return [n for n, each in FIELDS.items() if not np.array_equal(own[n], each.default)]
+        values: dict[str, tuple[Any, Any]] = {
+            name: (getattr(self, name), each.default) for name, each in FIELDS.items()
+        }
+        return [name for name, two in values.items() if not np.array_equal(*two)]
 
     def plan(self, scheduler_config: dict) -> Plan:
         """The sampler's numbers for a model with this scheduler_config.json."""

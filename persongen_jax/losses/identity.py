@@ -117,7 +117,7 @@ def box_places(boxes: jax.Array, size: int) -> tuple[jax.Array, jax.Array]:
     return places, (extent.min(-1) > 0) & (side > LEAST * size)
 
 
-def large_box(boxes: jax.Array, shape: tuple[int, int], size: int) -> jax.Array:
+def large_box(boxes: jax.Array, shape: tuple[int, ...], size: int) -> jax.Array:
     """Whether crops to boxes [b, 4] in images of ``shape`` (h, w) are large enough, [b] bool."""
     low, high = _inside(boxes, shape)
     return ((high - low) > LEAST * size).all(-1)
