@@ -17,7 +17,7 @@ BUDGETS = {
     "tests/generate": (70, 80),
     "tests/helpers": (5, 5),
     "tests/launch": (10, 190),
-    "tests/losses": (10, 30),
+    "tests/losses": (15, 60),
     "tests/methods": (140, 220),
     "tests/metrics": (25, 25),
     "tests/miniature": (70, 240),
