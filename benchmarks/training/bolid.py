@@ -8,7 +8,6 @@ are neither an input of the method nor part of a loss. What is complete is not r
 can be stopped. Options that it does not know are passed on to all trainings.
 """
 
-import argparse
 import datetime
 import json
 from dataclasses import replace
@@ -19,12 +18,11 @@ import jax
 import numpy as np
 
 from benchmarks.machine import processor
-from benchmarks.training.facecdm import difference, done
+from benchmarks.training.over_seeds import difference, done, over_seeds, verdict
 from benchmarks.training.seeds import run_training
 from data_pipeline.cli import command
 from data_pipeline.drawing.people import TRIGGER, People, draw_pictures, make_identities, render
 from data_pipeline.examples.bodies import Body
-from data_pipeline.files import write_text
 from data_pipeline.pictures.transforms import square_face_crop
 from data_pipeline.prompts import join_parts, without_trigger
 from persongen_jax.losses.keypoints import BONES, proportion_error
@@ -245,34 +243,13 @@ def report(found: dict[int, dict[str, dict]], options: list[str]) -> str:
     )
 
 
-def verdict(metric: str, found: Any) -> str:
-    """Whether the arm with it is better, worse, or neither can be said."""
-    if found.low is None or found.low <= 0 <= found.high:
-        return "open"
-    better = found.mean < 0 if metric.endswith("error") else found.mean > 0
-    return "better" if better else "worse"
+def of_seed(seed: int, work: Path, options: list[str]) -> dict[str, dict]:
+    return {arm: evaluate(run) for arm, run in train_all(seed, work, options).items()}
 
 
 @command
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.training.bolid", description=__doc__.split("\n")[0]
-    )
-    parser.add_argument("--work", type=Path, default=Path("runs/bolid"), help="folder of the runs")
-    parser.add_argument("--seeds", type=int, default=3, help="0, 1, … this many (default: 3)")
-    parser.add_argument("--out", type=Path, help="a Markdown file for the tables")
-    args, options = parser.parse_known_args(argv)
-    if args.seeds < 1:
-        raise ValueError(f"--seeds {args.seeds}: at least 1")
-    found = {}
-    for seed in range(args.seeds):
-        runs = train_all(seed, args.work.resolve(), options)
-        found[seed] = {arm: evaluate(run) for arm, run in runs.items()}
-        print(f"seed {seed}: done", flush=True)
-    text = report(found, options)
-    print(text)
-    if args.out:
-        write_text(args.out, text)
+    over_seeds(argv, "bolid", __doc__.split("\n")[0], of_seed, report)
 
 
 if __name__ == "__main__":

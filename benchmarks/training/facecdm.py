@@ -7,7 +7,6 @@ seed and evaluates them on strangers by networks that no method reads. What is c
 repeated: the command can be stopped. Options that it does not know are passed on to all trainings.
 """
 
-import argparse
 import datetime
 import json
 from dataclasses import replace
@@ -15,15 +14,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 import jax
-import numpy as np
 
 from benchmarks.machine import processor
+from benchmarks.training.over_seeds import difference, done, over_seeds, verdict
 from benchmarks.training.seeds import run_training
 from data_pipeline.cli import command
-from data_pipeline.files import write_text
-from persongen_jax.metrics.intervals.limits import Bounds
-from persongen_jax.metrics.intervals.people import Interval
-from persongen_jax.metrics.intervals.runs import over_people_and_runs
 from persongen_jax.metrics.measures import join_runs
 from persongen_jax.tables import cell, markdown
 from persongen_jax.weights.saver import write_json
@@ -80,12 +75,6 @@ def train_all(seed: int, work: Path, options: list[str]) -> Path:
     return folder
 
 
-def done(run: Path) -> bool:
-    """Whether its last step is saved."""
-    file = run / "config.json"
-    return file.exists() and (run / f"checkpoints/{json.loads(file.read_text())['steps']}").is_dir()
-
-
 def evaluate(row: Row, folder: Path) -> dict:
     """The measures of a row, kept in a file next to its run."""
     file = folder / f"{ROWS.index(row)}.json"
@@ -121,25 +110,6 @@ def scalable(system) -> tuple[str, ...]:
     return Pipeline.from_system(system).conditioner.scalable_names
 
 
-def difference(with_it: list[dict], without: list[dict]) -> Interval:
-    """Over people and seeds: the mean difference of each person's means."""
-    names = sorted(set.intersection(*(set(m["people"]) for m in (*with_it, *without))))
-    cells = [
-        [one["people"][name][0] - two["people"][name][0] for name in names]
-        for one, two in zip(with_it, without, strict=True)
-    ]
-    bounds: Bounds = None
-    return over_people_and_runs(np.array(cells), np.ones((len(cells), len(names))), bounds)
-
-
-def said(metric: str, found: Interval) -> str:
-    """Whether the row with it is better, worse, or neither can be said."""
-    if found.low is None or found.low <= 0 <= found.high:
-        return "open"
-    better = found.mean < 0 if metric == "pose_error" else found.mean > 0
-    return "confirmed" if better else "refuted"
-
-
 def report(found: dict[int, list[dict]], options: list[str]) -> str:
     seeds, first = list(found), found[next(iter(found))][0]
     titles = {name: first[name]["title"] for name in METRICS if name in first}
@@ -157,7 +127,7 @@ def report(found: dict[int, list[dict]], options: list[str]) -> str:
         low, high = (f"{x:.4f}" if x is not None else "?" for x in (found_.low, found_.high))
         text = f"{found_.mean:.4f} [{low}, {high}]"
         claims.append(
-            [titles[metric], ROWS[one].title, ROWS[other].title, text, said(metric, found_)]
+            [titles[metric], ROWS[one].title, ROWS[other].title, text, verdict(metric, found_)]
         )
     count = first["clip_t"]["n"]
     passed = f" {' '.join(options)}" if options else ""
@@ -174,28 +144,14 @@ def report(found: dict[int, list[dict]], options: list[str]) -> str:
     )
 
 
+def of_seed(seed: int, work: Path, options: list[str]) -> list[dict]:
+    folder = train_all(seed, work, options)
+    return [evaluate(row, folder) for row in ROWS]
+
+
 @command
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.training.facecdm", description=__doc__.split("\n")[0]
-    )
-    parser.add_argument(
-        "--work", type=Path, default=Path("runs/facecdm"), help="folder of the runs"
-    )
-    parser.add_argument("--seeds", type=int, default=3, help="0, 1, … this many (default: 3)")
-    parser.add_argument("--out", type=Path, help="a Markdown file for the tables")
-    args, options = parser.parse_known_args(argv)
-    if args.seeds < 1:
-        raise ValueError(f"--seeds {args.seeds}: at least 1")
-    found = {}
-    for seed in range(args.seeds):
-        folder = train_all(seed, args.work.resolve(), options)
-        found[seed] = [evaluate(row, folder) for row in ROWS]
-        print(f"seed {seed}: done", flush=True)
-    text = report(found, options)
-    print(text)
-    if args.out:
-        write_text(args.out, text)
+    over_seeds(argv, "facecdm", __doc__.split("\n")[0], of_seed, report)
 
 
 if __name__ == "__main__":

@@ -10,21 +10,12 @@ from data_pipeline.collect.records import Dropped, Picture
 
 
 @dataclass(frozen=True)
-class Drop:
+class Drop(Dropped):
     """A picture that is left out, and why.
 
-    value, threshold: what was measured, and the setting that it did not meet; None where there is
-    nothing to measure. of: the key of the picture that stays in its place. order: the picture's
-    place among all.
+    of: the key of the picture that stays in its place. order: the picture's place among all.
     """
 
-    stage: str
-    key: str
-    identity: str
-    url: str
-    reason: str
-    value: Any = None
-    threshold: Any = None
     of: str = ""
     order: int = -1
 

@@ -1,11 +1,18 @@
 """What methods share that read references by networks of their own."""
 
+from collections.abc import Iterable
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from ml_collections import ConfigDict
 
 from data_pipeline.pictures.transforms import CLIP_MEAN, CLIP_STD
 from persongen_jax.methods.base import Model
+from persongen_jax.methods.start import Origin, find_origin, image_encoder_of
+from persongen_jax.weights.formats.arcface import load_arcface
+from persongen_jax.weights.formats.clip import load_vision_tower
+from persongen_jax.weights.licences import say_terms
 
 
 class FaceReader:
@@ -28,3 +35,51 @@ class FaceReader:
 def is_abstract(model: Model) -> bool:
     """Whether only shapes are made, so that no file has been read."""
     return isinstance(jax.tree.leaves(nnx.state(model.unet))[0], jax.core.Tracer)
+
+
+def find_run(config: ConfigDict, method: str) -> Origin:
+    """``find_origin`` of a method without published files; ValueError if it leads to a file."""
+    origin = find_origin(config)
+    if origin.file:
+        raise ValueError(
+            f"config.start_from={config.start_from}: leads to the weight file {origin.file}; "
+            f"{method} starts from runs of {method}"
+        )
+    return origin
+
+
+def check_face_encoder(config: ConfigDict, method: str) -> None:
+    """ValueError if the config names no recogniser."""
+    if not config.face_encoder:
+        raise ValueError(
+            f"config.face_encoder is empty: {method} reads the embeddings of a face recogniser; "
+            "give its file (w600k_r50.onnx, glintr100.onnx; to load_method as encoder)"
+        )
+
+
+def add_face_encoder(model: Model, config: ConfigDict, method: str) -> int:
+    """Add ``config.face_encoder``'s network and say its terms; the width of its embeddings."""
+    file = config.face_encoder
+    model.face_encoder = load_arcface(file, dtype=jnp.dtype(config.dtype)).model
+    if not is_abstract(model):
+        say_terms(f"{method} reads faces by {file}", file, "arcface")
+    return model.face_encoder.config["embedding_dim"]
+
+
+def add_image_encoder(model: Model, config: ConfigDict, method: str, what: str) -> int:
+    """Add CLIP's image tower, which reads ``what``, and say its terms; its width.
+
+    It is ``config.id_encoder``'s, by default ``<base>/image_encoder``.
+    """
+    folder = config.id_encoder or image_encoder_of(config)
+    model.image_encoder, _ = load_vision_tower(folder, dtype=jnp.dtype(config.dtype))
+    if not is_abstract(model):
+        say_terms(f"{method} reads {what} by {folder}", str(folder), "clip")
+    return model.image_encoder.config["hidden_size"]
+
+
+def scale_norms(projections: Iterable, config: ConfigDict) -> None:
+    """Multiply the gains of the projections' last normalisation by ``config.id_norm_gain``."""
+    for each in projections:
+        scale = each.norm.scale
+        scale.set_value(scale.get_value() * config.get("id_norm_gain", 1.0))

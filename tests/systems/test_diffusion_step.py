@@ -44,7 +44,7 @@ class Half(DiffusionSystem):
         self.config, self.model = config, nnx.Module()
 
     def source(self):
-        raise NotImplementedError("it is given batches")
+        raise AssertionError("it is given batches")
 
     def condition(self, model, batch):
         return None

@@ -16,14 +16,18 @@ from data_pipeline.examples.fields import Batch, Encoding, Field
 from data_pipeline.records.schema import MAX_REFERENCES
 from persongen_jax.diffusion.conditioning import Conditioning
 from persongen_jax.methods.base import Method, Model, Parts, condition_on_text, prompts, references
-from persongen_jax.methods.readers import FaceReader, is_abstract
-from persongen_jax.methods.start import find_origin, image_encoder_of, load_remaining
+from persongen_jax.methods.readers import (
+    FaceReader,
+    add_face_encoder,
+    add_image_encoder,
+    check_face_encoder,
+    find_run,
+    scale_norms,
+)
+from persongen_jax.methods.start import load_remaining
 from persongen_jax.models.branches import add_branch
 from persongen_jax.models.encoders.group import AGGREGATES, GroupTokens
 from persongen_jax.models.sdxl.parts import StableDiffusionXL
-from persongen_jax.weights.formats.arcface import load_arcface
-from persongen_jax.weights.formats.clip import load_vision_tower
-from persongen_jax.weights.licences import say_terms
 
 TOKENS = 4  # of the face, and of the body
 
@@ -50,38 +54,22 @@ class BoLID(FaceReader, Method):
         """
         model: Model = parts.model
         self._read(config)
-        dtype = jnp.dtype(config.dtype)
-        origin = find_origin(config)
-        if origin.file:
-            raise ValueError(
-                f"config.start_from={config.start_from}: leads to the weight file {origin.file}; "
-                "BoLID starts from runs of BoLID"
-            )
-        kw = {"dtype": dtype, "param_dtype": jnp.float32, "rngs": rngs}
+        origin = find_run(config, "BoLID")
+        kw = {"dtype": jnp.dtype(config.dtype), "param_dtype": jnp.float32, "rngs": rngs}
         sizes = {
             "features": model.unet.config["cross_attention_dim"][-1],
             "reduced": config.bolid_reduced,
             "aggregate": config.bolid_aggregate,
             "num_tokens": TOKENS,
         }
-        file, says = config.face_encoder, not is_abstract(model)
-        model.face_encoder = load_arcface(file, dtype=dtype).model
-        if says:
-            say_terms(f"BoLID reads faces by {file}", file, "arcface")
-        width = model.face_encoder.config["embedding_dim"]
+        width = add_face_encoder(model, config, "BoLID")
         model.face_proj = GroupTokens(width, **sizes, **kw)
         projections = [model.face_proj]
         if self.body:
-            folder = config.id_encoder or image_encoder_of(config)
-            model.image_encoder, _ = load_vision_tower(folder, dtype=dtype)
-            if says:
-                say_terms(f"BoLID reads bodies by {folder}", str(folder), "clip")
-            width = model.image_encoder.config["hidden_size"]
+            width = add_image_encoder(model, config, "BoLID", "bodies")
             model.body_proj = GroupTokens(width, joints=True, **sizes, **kw)
             projections.append(model.body_proj)
-        for each in projections:
-            scale = each.norm.scale
-            scale.set_value(scale.get_value() * config.get("id_norm_gain", 1.0))
+        scale_norms(projections, config)
         for name in self.branches:
             add_branch(model.unet, name)
         load_remaining(model, origin)
@@ -91,11 +79,7 @@ class BoLID(FaceReader, Method):
             raise ValueError(
                 f"config.bolid_aggregate={config.bolid_aggregate!r}: give {', '.join(AGGREGATES)}"
             )
-        if not config.face_encoder:
-            raise ValueError(
-                "config.face_encoder is empty: BoLID reads the embeddings of a face recogniser; "
-                "give its file (w600k_r50.onnx, glintr100.onnx; to load_method as encoder)"
-            )
+        check_face_encoder(config, "BoLID")
         self.body = config.bolid_body
         which = "(face|body)" if self.body else "face"
         self.groups = (

@@ -20,14 +20,18 @@ from data_pipeline.records.schema import MAX_REFERENCES
 from persongen_jax.diffusion.conditioning import Conditioning, TokenStream
 from persongen_jax.methods.base import Method, Model, Parts, condition_on_text, prompts, references
 from persongen_jax.methods.published.controlnet import control_image, new_controlnet
-from persongen_jax.methods.readers import FaceReader, is_abstract
-from persongen_jax.methods.start import find_origin, image_encoder_of, load_remaining
+from persongen_jax.methods.readers import (
+    FaceReader,
+    add_face_encoder,
+    add_image_encoder,
+    check_face_encoder,
+    find_run,
+    scale_norms,
+)
+from persongen_jax.methods.start import load_remaining
 from persongen_jax.models.branches import add_branch
 from persongen_jax.models.encoders.reduce_uplift import ReduceAndUplift
 from persongen_jax.models.sdxl.parts import StableDiffusionXL
-from persongen_jax.weights.formats.arcface import load_arcface
-from persongen_jax.weights.formats.clip import load_vision_tower
-from persongen_jax.weights.licences import say_terms
 
 STAGES = (1, 2, 3)
 READINGS = ("triplet", "joint")
@@ -61,40 +65,23 @@ class FaceCDM(FaceReader, Method):
         """
         model: Model = parts.model
         self._read(config)
-        dtype = jnp.dtype(config.dtype)
-        origin = find_origin(config)
-        if origin.file:
-            raise ValueError(
-                f"config.start_from={config.start_from}: leads to the weight file {origin.file}; "
-                "FaceCDM's stages start from runs of FaceCDM"
-            )
+        origin = find_run(config, "FaceCDM")
         if self.stage == 3:  # before the branches, which it does not have
             model.controlnet = new_controlnet(model, rngs)
-        kw = {"dtype": dtype, "param_dtype": jnp.float32, "rngs": rngs}
+        kw = {"dtype": jnp.dtype(config.dtype), "param_dtype": jnp.float32, "rngs": rngs}
         sizes = {
             "features": model.unet.config["cross_attention_dim"][-1],
             "reduced": config.facecdm_reduced,
             "num_tokens": TOKENS,
         }
-        folder = config.id_encoder or image_encoder_of(config)
-        model.image_encoder, _ = load_vision_tower(folder, dtype=dtype)
-        says = not is_abstract(model)
-        if says:
-            say_terms(f"FaceCDM reads photographs by {folder}", str(folder), "clip")
-        width = model.image_encoder.config["hidden_size"]
+        width = add_image_encoder(model, config, "FaceCDM", "photographs")
         model.image_proj = ReduceAndUplift(width, **sizes, **kw)
         projections = [model.image_proj]
         if self.stage > 1:
-            file = config.face_encoder
-            model.face_encoder = load_arcface(file, dtype=dtype).model
-            if says:
-                say_terms(f"FaceCDM reads faces by {file}", file, "arcface")
-            width = model.face_encoder.config["embedding_dim"]
+            width = add_face_encoder(model, config, "FaceCDM")
             model.face_proj = ReduceAndUplift(width, **sizes, **kw)
             projections.append(model.face_proj)
-        for each in projections:
-            scale = each.norm.scale
-            scale.set_value(scale.get_value() * config.get("id_norm_gain", 1.0))
+        scale_norms(projections, config)
         for name in self.branches:
             add_branch(model.unet, name)
         load_remaining(model, origin)
@@ -107,11 +94,8 @@ class FaceCDM(FaceReader, Method):
         if reading not in READINGS:
             known = " or ".join(READINGS)
             raise ValueError(f"config.facecdm_attention={reading!r}: give {known}")
-        if self.stage > 1 and not config.face_encoder:
-            raise ValueError(
-                "config.face_encoder is empty: FaceCDM reads the embeddings of a face recogniser; "
-                "give its file (w600k_r50.onnx, glintr100.onnx; to load_method as encoder)"
-            )
+        if self.stage > 1:
+            check_face_encoder(config, "FaceCDM")
         self.joint, self.control = reading == "joint", config.control
         self.denoises_with = ("controlnet",) if self.stage == 3 else ()
         acting = (*self.branches, self.control) if self.stage == 3 else self.branches
