@@ -202,6 +202,22 @@ class Tokenizers:
         ids = zip(self._both, self._ids(prompt), strict=True)
         return np.stack([_finish(tokenizer, row) for tokenizer, row in ids])
 
+    def encode_many(self, prompts: list[str]) -> np.ndarray:
+        """[n, 2, 77] int32: ``encode`` of each, on all cores.
+
+        Raises:
+            ValueError: there are additional words, which only ``encode`` knows.
+        """
+        if self.words:
+            raise ValueError(f"encode_many knows no additional words: {', '.join(self.words)}")
+        ids = [
+            tokenizer.backend_tokenizer.encode_batch_fast(prompts, add_special_tokens=False)
+            for tokenizer in self._both
+        ]
+        pairs = zip(*ids, strict=True)
+        rows = [[_finish(t, x.ids) for t, x in zip(self._both, p, strict=True)] for p in pairs]
+        return np.array(rows, np.int32).reshape(-1, 2, self.max_length)
+
     def cut_part(self, prompt: str, copies: int = 1) -> str:
         """The end of ``prompt`` that does not fit the 77 ids; '' if all of it fits.
 

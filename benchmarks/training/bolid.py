@@ -164,7 +164,7 @@ def measured(values: np.ndarray, names: np.ndarray) -> dict:
 
 
 def evaluate(run: Path) -> dict:
-    """{asked: {metric: measure}}, kept in a file next to the run, with its speed."""
+    """{asked: {metric: measure}}, kept in a file next to the run."""
     file = run.with_suffix(".json")
     before = json.loads(file.read_text()) if file.exists() else {}
     if set(FORMS) <= set(before.get(ASKED[0], ())):
@@ -175,16 +175,8 @@ def evaluate(run: Path) -> dict:
         asked: {metric: measured(values, names) for metric, values in own.items()}
         for asked, own in judged.items()
     }
-    found["images_per_second"] = speed(run)
     write_json(file, found)
     return found
-
-
-def speed(run: Path) -> float:
-    """The median over the log's lines but the first, which compiles."""
-    lines = (run / "metrics.jsonl").read_text().splitlines()
-    rates = [json.loads(line).get("images_per_second") for line in lines]
-    return float(np.median([rate for rate in rates if rate][1:] or [np.nan]))
 
 
 def train_all(seed: int, work: Path, options: list[str]) -> dict[str, Path]:
@@ -221,10 +213,6 @@ def report(found: dict[int, dict[str, dict]], options: list[str]) -> str:
         ends = (f"{x:.5f}" if x is not None else "?" for x in (interval.low, interval.high))
         text = f"{interval.mean:.5f} [{', '.join(ends)}]"
         claims.append([TITLES[metric], asked, one, other, text, verdict(metric, interval)])
-    speeds = [
-        [arm, f"{np.median([found[seed][arm]['images_per_second'] for seed in seeds]):.1f}"]
-        for arm in ARMS
-    ]
     passed = f" {' '.join(options)}" if options else ""
     return (
         "# BoLID in the miniature\n\n"
@@ -237,8 +225,6 @@ def report(found: dict[int, dict[str, dict]], options: list[str]) -> str:
         f"{PEOPLE * len(seeds)} images, those in which a figure can be measured."
         + "\n\nDifferences, paired by person and seed:\n\n"
         + markdown(["figure", "asked for", "with", "without", "difference", ""], claims)
-        + "\n\nTraining:\n\n"
-        + markdown(["arm", "images per second"], speeds)
         + "\n"
     )
 

@@ -18,7 +18,7 @@ from data_pipeline.text_files import read_json
 from persongen_jax.weights.tiny_tokenizer import SDXL_PAD_TOKENS, write_tiny_tokenizer
 
 PEOPLE, PICTURES = 4000, 20
-CHUNK = 4000
+CHUNK = 1000
 FIELDS = ("face_box", "landmarks", "keypoints", "visibility")
 
 
@@ -100,6 +100,22 @@ def _draw(start: int, end: int) -> dict:
     part["images"] = drawn.images
     part["texts"] = (drawn.captions, drawn.backgrounds, drawn.bodies)
     return part
+
+
+def prompt_ids(pool: Pool, tokenizers: Tokenizers, work: Path) -> np.ndarray:
+    """[n, 4, 2, 77] uint16, the tokens of ``pool.prompts``, cached on disk."""
+
+    def encode_all():
+        parts = (
+            tokenizers.encode_many(
+                [text for texts in pool.prompts[i : i + CHUNK] for text in texts]
+            )
+            for i in range(0, len(pool), CHUNK)
+        )
+        ids = np.concatenate([part.astype(np.uint16) for part in parts])
+        return ids.reshape(len(pool), -1, *ids.shape[1:])
+
+    return cached_array(work / "prompt_ids.npy", encode_all)
 
 
 def cached_array(path: Path, make: Callable[[], np.ndarray]) -> np.ndarray:

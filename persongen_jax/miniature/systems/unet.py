@@ -30,7 +30,7 @@ from persongen_jax.diffusion.schedule import (
 )
 from persongen_jax.miniature import sizes
 from persongen_jax.miniature.latents import encode_pool
-from persongen_jax.miniature.pool import Pool
+from persongen_jax.miniature.pool import Pool, prompt_ids
 from persongen_jax.miniature.systems.base import Drawn, PoolSystem, open_network
 from persongen_jax.miniature.systems.clip import text_encoders
 from persongen_jax.miniature.systems.names import make_names, replace_class_words
@@ -108,6 +108,7 @@ class UNet(PoolSystem, DiffusionSystem):
         prompts = [whole for whole, *_ in self.pool.prompts[:MEASURED]]
         self.names = make_names(vision, towers, self.pool, self.tokenizers, prompts, folder)
         self.places = class_word_places(self.pool, self.tokenizers)
+        self.ids = prompt_ids(self.pool, self.tokenizers, self.work)
         return super().source()
 
     def prompt(self, rng: np.random.Generator) -> tuple[int, int]:
@@ -121,7 +122,7 @@ class UNet(PoolSystem, DiffusionSystem):
         return {
             "moments": self.moments[row].astype(np.float32),
             "face_box": self.pool.face_box[row].astype(np.float32),
-            "input_ids": self.tokenizers.encode(self.pool.prompts[row][part]),
+            "input_ids": self.ids[row, part].astype(np.int32),
             "name": self.names[self.pool.person[row]],
             "place": np.int32(self.places[row] if named else -1),
         }
