@@ -23,8 +23,8 @@ from data_pipeline.files import write_text
 from persongen_jax.miniature import sizes
 from persongen_jax.miniature.__main__ import ASSETS
 from persongen_jax.miniature.pool import open_pool, open_tokenizers
-from persongen_jax.miniature.systems.base import open_network
 from persongen_jax.miniature.systems.unet import NAMED
+from persongen_jax.systems.open import open_run
 from persongen_jax.tables import markdown
 from persongen_jax.weights.formats.sdxl.loading import FILE_NAMES
 from persongen_jax.weights.loader import cast_module
@@ -42,7 +42,7 @@ def train_base(name: str, work: Path, steps: int) -> Path:
     options += [f"--config.named={SHARES[name]}", f"--config.steps={steps}"]
     run_training(BASE, run, run.with_suffix(".log"), options)
     shutil.copytree(ASSETS / "sdxl", out, dirs_exist_ok=True)
-    unet = open_network(run.parent, run.name).unet
+    unet = open_run(run).system.model.unet  # with the pool of ``work``
     cast_module(unet, jnp.float16)
     save_module(unet, out / "unet", sizes.unet_config(), file_name=FILE_NAMES["unet"])
     return out

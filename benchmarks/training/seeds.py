@@ -48,12 +48,13 @@ def run_training(config: str, workdir: Path, log: Path, options: list[str]) -> N
         ValueError: it did not end well.
     """
     log.parent.mkdir(parents=True, exist_ok=True)
+    paths = str(HERE), os.environ.get("PYTHONPATH")
     with open(log, "a") as file:
         ended = subprocess.run(
             [sys.executable, "-m", "persongen_jax.train", "--config", config]
             + ["--workdir", str(workdir), *options],
             cwd=HERE,
-            env={**os.environ, "PYTHONPATH": str(HERE)},
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))},
             stdout=file,
             stderr=file,
         )
