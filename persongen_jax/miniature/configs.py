@@ -125,20 +125,6 @@ TRAININGS: dict[str, dict[str, Any]] = {
         face_weight=5.0,
         **OF_UNETS,
     ),
-    # Hours on two cores, minutes on a GPU.
-    "unet_large_batch": dict(
-        system="unet:UNet",
-        seed=205,
-        go_on=True,
-        steps=20000,
-        batch_size=128,
-        rate=4e-3,
-        adam_rate=1.5e-3,
-        decay=0.01,
-        face_weight=5.0,
-        checkpoint_every=2000,
-        **OF_UNETS,
-    ),
 }
 
 

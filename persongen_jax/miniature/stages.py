@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
@@ -27,9 +26,9 @@ from persongen_jax.weights.formats.sdxl.loading import FILE_NAMES, SDXLBase, sav
 from persongen_jax.weights.loader import cast_module
 from persongen_jax.weights.saver import save_module, write_json
 
-LONGER = ("unet_longer", "unet_large_batch")  # each goes on from what is written
-TRAINED = tuple(stage for stage in TRAININGS if stage not in LONGER)
-STAGES = (*TRAINED, "write", *LONGER, "photomaker")
+LONGER = "unet_longer"  # of what is written
+TRAINED = tuple(stage for stage in TRAININGS if stage != LONGER)
+STAGES = (*TRAINED, "write", LONGER, "photomaker")
 NEEDS = {"faces": ("clip",), "unet": ("vae", "faces")}
 JUDGES = ("clip_judge", "face_judge", "keypoint_judge", "parts_judge")
 ADAPTER_STEPS = 2000
@@ -81,39 +80,26 @@ def run(stages: Collection[str], work: Path, out: Path) -> None:
         if stage in stages:
             if stage == "write":
                 write(world, out)
-            elif stage in LONGER:
-                train_longer(stage, work, out)
+            elif stage == LONGER:
+                train_longer(work, out)
             elif stage == "photomaker":
                 train_photomaker(work, out)
             else:
                 world.network(stage)
 
 
-def train_longer(stage: str, work: Path, out: Path) -> None:
+def train_longer(work: Path, out: Path) -> None:
     """Train the UNet in ``out`` further, and write it in place of the old one."""
-    config = get_config(stage, work)
-    # The old one is kept, so that a stopped training finds what it started from.
-    start = work / f"before_{stage}"
-    if not start.exists():
-        copy_base(out, start)
-    config.assets = str(start)
-    if not train(config, work / stage):
+    config = get_config(LONGER, work)
+    config.assets = str(out)
+    if not train(config, work / LONGER):
         raise Stopped
-    unet = open_network(work, stage).unet
+    unet = open_network(work, LONGER).unet
     cast_module(unet, jnp.float16)
     save_module(unet, out / "sdxl" / "unet", sizes.unet_config(), file_name=FILE_NAMES["unet"])
     costs = read_json(out / COSTS)
-    costs["trained"][stage] = {**cost_of(work / stage), "on": jax.devices()[0].device_kind}
+    costs["trained"][LONGER] = cost_of(work / LONGER)
     write_json(out / COSTS, costs)
-
-
-def copy_base(assets: Path, to: Path) -> None:
-    """What a UNet that goes on reads; all of it or nothing."""
-    partial = to.with_name(f"{to.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    for name in ("sdxl", "clip"):
-        shutil.copytree(assets / name, partial / name)
-    partial.rename(to)
 
 
 def train_photomaker(work: Path, out: Path) -> None:

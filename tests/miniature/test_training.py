@@ -251,7 +251,7 @@ def test_the_shipped_unet_is_trained_further(world, tmp_path):
     config.assets, config.go_on = "", True
     with pytest.raises(ValueError, match=r"name the folder .*, config\.assets"):
         system_class(config.system).open(config)
-    stages.train_longer("unet_longer", world.work, tmp_path)
+    stages.train_longer(world.work, tmp_path)
     longer = leaf_paths(open_network(world.work, "unet_longer").unet)
     for path, leaf in leaf_paths(load_sdxl(tmp_path / "sdxl").model.unet).items():
         expected = longer[path][...].astype(np.float16)
