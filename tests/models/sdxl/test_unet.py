@@ -126,9 +126,8 @@ def call_layer(layer, kind, args, kwargs, conditioning):
     return layer(array(args[0]))
 
 
-@pytest.mark.parametrize(
-    "name", ["sdxl", *(pytest.param(n, marks=pytest.mark.slow) for n in TINY_UNETS if n != "sdxl")]
-)
+@pytest.mark.slow  # it says which layer is wrong; that one is, test_whole says
+@pytest.mark.parametrize("name", TINY_UNETS)
 def test_layer_by_layer(name):
     config, torch_unet, unet = make_twins(name)
     sample, timesteps, context, added = make_inputs(config)
