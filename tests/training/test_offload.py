@@ -23,7 +23,7 @@ def config(tmp_path_factory, sample_photos):
     return config
 
 
-# Each is four traces of a whole step. The two read prompts and references in all the ways there are.
+# Each traces a whole step twice. These two read prompts and references in all ways there are.
 DEFAULT = ("photomaker_bg", "facecdm")
 
 
