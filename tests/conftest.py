@@ -17,8 +17,8 @@ from tests.helpers.made_once import made_once
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(compiled.folder()))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 
-# The compiler's least effort takes two thirds of the time, and its older emitter of fused loops half
-# of that. To test what users run: XLA_FLAGS=--xla_backend_optimization_level=3.
+# The compiler's least effort takes two thirds of the time, and its older emitter of fused loops
+# half of that. To test what users run: XLA_FLAGS=--xla_backend_optimization_level=3.
 os.environ.setdefault(
     "XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
 )
