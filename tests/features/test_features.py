@@ -189,7 +189,9 @@ def test_random_crops_are_computed_and_not_stored(config, build, tmp_path):
     assert source.features.counts["moments computed"] == rows(tmp_path, "moments") == 4
 
 
-@pytest.mark.parametrize("name", ["photomaker_bg", "id_branch", "dual", "facecdm"])
+@pytest.mark.parametrize(
+    "name", ["photomaker_bg", pytest.param("id_branch", marks=pytest.mark.slow), "dual", "facecdm"]
+)
 def test_conditions_are_those_of_the_encoders(name, config, build, tmp_path):
     """With and without dropping, for a method of each way to read prompts and references."""
     config = changed(config, method=name)
