@@ -17,9 +17,11 @@ from tests.helpers.made_once import made_once
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(compiled.folder()))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 
-# The compiler's least effort takes two thirds of the time. To test what users run:
-# XLA_FLAGS=--xla_backend_optimization_level=3.
-os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
+# The compiler's least effort takes two thirds of the time, and its older emitter of fused loops
+# half of that. To test what users run: XLA_FLAGS=--xla_backend_optimization_level=3.
+os.environ.setdefault(
+    "XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
+)
 
 # PyTorch's threads spin while they wait for each other, which on tiny networks they mostly do.
 os.environ.setdefault("OMP_NUM_THREADS", "1")

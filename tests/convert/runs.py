@@ -16,10 +16,10 @@ from tests.evaluation.tiny import moved
 RANK, ALPHA = 4, 2.0  # the scale is a half, so that a file without it is detected
 
 
-def write_run(workdir, tiny_base, name, steps=(10, 20)):
+def write_run(workdir, base, name, steps=(10, 20)):
     """What a run of a method leaves, with plausible trained weights."""
     config = get_config()
-    config.base, config.method = str(tiny_base), name
+    config.base, config.method = str(base), name
     config.rank, config.lora_alpha = RANK, ALPHA
     system = open_system(config)
     _, trainable, _, _ = split_model(system.model, system.table)

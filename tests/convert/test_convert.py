@@ -138,8 +138,8 @@ def test_a_photomaker_of_version_2_is_imported_bit_equal(workdir, tiny_base, tmp
     assert gone in fails("import", broken, tmp_path / "b.safetensors", "--base", tiny_base)
 
 
-def test_an_exported_ip_adapter_holds_what_was_trained(tiny_base, tmp_path, capsys):
-    workdir = write_run(tmp_path / "run", tiny_base, "id_branch", steps=(5,))
+def test_an_exported_ip_adapter_holds_what_was_trained(small_base, tmp_path, capsys):
+    workdir = write_run(tmp_path / "run", small_base, "id_branch", steps=(5,))
     path = tmp_path / "mine.safetensors"
     convert.main(["export", "--format", "ip-adapter", str(workdir), str(path)])
     shown = capsys.readouterr().out
@@ -157,14 +157,14 @@ def test_an_exported_ip_adapter_holds_what_was_trained(tiny_base, tmp_path, caps
     assert np.array_equal(arrays["image_proj.norm.weight"], norm)
     # And imported again.
     out = tmp_path / "again.safetensors"
-    convert.main(["import", str(path), str(out), "--base", str(tiny_base)])
+    convert.main(["import", str(path), str(out), "--base", str(small_base)])
     same(tensors(out), arrays)
     assert "IP-Adapter, base, 4 tokens" in capsys.readouterr().out
 
 
-def test_an_ip_adapter_of_dual_names_what_it_leaves_out(tiny_base, tmp_path):
+def test_an_ip_adapter_of_dual_names_what_it_leaves_out(small_base, tmp_path):
     """Its branch has its own projection; the two heads belong to text space."""
-    run = open_run(write_run(tmp_path / "run", tiny_base, "dual", steps=(5,)))
+    run = open_run(write_run(tmp_path / "run", small_base, "dual", steps=(5,)))
     said = export_run(run, tmp_path / "mine.safetensors", "ip-adapter")
     assert re.search(r"no place for .*fuse_module \(\d+ arrays\), projections \(2 arrays\)$", said)
     said = left_out(run, "photomaker")
@@ -181,8 +181,8 @@ def test_an_ip_adapter_of_dual_names_what_it_leaves_out(tiny_base, tmp_path):
         ("dual", "diffusers-lora", "has no LoRA on the base's layers", "as ip-adapter,"),
     ],
 )
-def test_a_format_that_is_not_the_methods(name, file_format, reason, others, tiny_base, tmp_path):
-    workdir = write_run(tmp_path / "run", tiny_base, name, steps=(5,))
+def test_a_format_that_is_not_the_methods(name, file_format, reason, others, small_base, tmp_path):
+    workdir = write_run(tmp_path / "run", small_base, name, steps=(5,))
     out = tmp_path / "mine.safetensors"
     said = fails("export", "--format", file_format, workdir, out)
     assert f"{workdir}: its method {name} {reason}" in said and others in said

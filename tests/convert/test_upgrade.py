@@ -30,9 +30,9 @@ def as_before(config: dict, method: str) -> dict:
 
 
 @pytest.fixture
-def old_run(tiny_base, tmp_path):
+def old_run(small_base, tmp_path):
     """A run of today's id_branch, with the names that version 1 gave it."""
-    workdir = write_run(tmp_path / "run", tiny_base, "id_branch", steps=(5, 10))
+    workdir = write_run(tmp_path / "run", small_base, "id_branch", steps=(5, 10))
     for folder in workdir.glob("checkpoints/*"):
         file = folder / upgrade.CONFIG
         file.write_text(json.dumps(as_before(json.loads(file.read_text()), "ip_adapter")))
@@ -45,15 +45,15 @@ def old_run(tiny_base, tmp_path):
     return workdir
 
 
-def test_an_old_run_is_refused_and_opens_after_the_upgrade(old_run, tiny_base, capsys):
-    pipe = Pipeline.from_pretrained(tiny_base)
-    later = changed(base=str(tiny_base), start_from=str(old_run))
+def test_an_old_run_is_refused_and_opens_after_the_upgrade(old_run, small_base, capsys):
+    pipe = Pipeline.from_pretrained(small_base)
+    later = changed(base=str(small_base), start_from=str(old_run))
     for refused in (
         lambda: open_run(old_run),
         lambda: pipe.load_method(None, old_run),
         lambda: open_system(ConfigDict(later)),
         lambda: train.train(
-            ConfigDict(changed(base=str(tiny_base), data="people:in_train")), old_run
+            ConfigDict(changed(base=str(small_base), data="people:in_train")), old_run
         ),
     ):
         with pytest.raises(OldRun, match="python -m persongen_jax.convert upgrade .*run"):

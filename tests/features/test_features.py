@@ -32,7 +32,7 @@ from persongen_jax.systems.sdxl import Sdxl
 from persongen_jax.systems.sdxl_fields import encode_moments
 from persongen_jax.training.checkpoint import find_run
 from persongen_jax.training.partition import leaf_paths, set_leaves
-from persongen_jax.training.step import CompiledSteps
+from persongen_jax.training.step import CompiledSteps, keys_of, merge_model
 from persongen_jax.weights.files.safetensors_file import TensorFile
 from tests.helpers.training_runs import changed, small_base, small_config
 
@@ -87,14 +87,29 @@ def build(config):
     return build
 
 
-@pytest.fixture(scope="module")
-def make_step(config, build):
-    """A function to (initial state, frozen, jitted step); the step is made once per form."""
+@pytest.fixture(scope="module", params=["losses", pytest.param("steps", marks=pytest.mark.slow)])
+def make_step(config, build, request):
+    """A function to (initial state, frozen, jitted step); the step is made once per form.
+
+    "losses": of the initial weights in every step, which compiles in a third of the time.
+    """
+
+    def losses_of(parts):
+        system = parts.system
+
+        @jax.jit
+        def step(state, frozen, batch, number):
+            model = merge_model(parts.graphdef, state.trainable, frozen)
+            draws = system.draw(keys_of(config.seed, number), batch)
+            return state, {"loss": system.losses(model, batch, draws)["loss"].mean()}
+
+        return step
 
     @functools.cache
     def make(cached):
         parts = assemble(build(config), make_mesh())
-        return parts.state, parts.frozen, parts.step
+        step = parts.step if request.param == "steps" else losses_of(parts)
+        return parts.state, parts.frozen, step
 
     def begin(cached):
         state, frozen, step = make(cached)
@@ -174,7 +189,9 @@ def test_random_crops_are_computed_and_not_stored(config, build, tmp_path):
     assert source.features.counts["moments computed"] == rows(tmp_path, "moments") == 4
 
 
-@pytest.mark.parametrize("name", ["photomaker_bg", "id_branch", "dual", "facecdm"])
+@pytest.mark.parametrize(
+    "name", ["photomaker_bg", pytest.param("id_branch", marks=pytest.mark.slow), "dual", "facecdm"]
+)
 def test_conditions_are_those_of_the_encoders(name, config, build, tmp_path):
     """With and without dropping, for a method of each way to read prompts and references."""
     config = changed(config, method=name)

@@ -225,7 +225,7 @@ def test_layers_of_the_base_that_a_run_trained_come_back(config, tmp_path):
 
 
 def test_a_validation_gives_a_method_the_pose_of_the_record(config, monkeypatch):
-    own = changed(config, method=CONTROLLED, validate_in_train=config.data, validation_people=1)
+    own = changed(config, method=BARE, validate_in_train=config.data, validation_people=1)
     own = changed(own, validation_steps=1, validation_images=1, clip="", face_net="")
     system, given = open_system(own), []
     call = Pipeline.__call__

@@ -58,6 +58,14 @@ BRANCHED = [name for name, streams in STREAMS.items() if "identity" in streams]
 each_method = pytest.mark.parametrize("name", STREAMS)
 
 
+def each_but(*tested):
+    """Every method; by default without these, of which their own files test the same."""
+    slow = pytest.mark.slow
+    return pytest.mark.parametrize(
+        "name", [pytest.param(n, marks=slow) if n in tested else n for n in STREAMS]
+    )
+
+
 def text_field(system):
     return next(field for field in system.fields if field.name == "text")
 
@@ -118,7 +126,7 @@ def test_the_experiments_differ_from_the_baseline_by_keys_that_work(build):
         assert ("id_encoder" in groups.values()) == (name in whole_encoder)
 
 
-@each_method
+@each_but("photomaker_bg")
 def test_the_streams_and_what_they_hold(name, build):
     system = build(name)
     model, encode = system.model, system.base.tokenizers.encode
@@ -143,7 +151,7 @@ def test_the_streams_and_what_they_hold(name, build):
         assert np.array_equal(streams["text"].tokens, model.encode_prompt(ids)[0])
 
 
-@each_method
+@each_but("photomaker", "photomaker_bg")
 def test_dropping_takes_the_identity_and_all_prompts_out(name, build):
     system = build(name)
     batch, model = make_batch(system), system.model
@@ -159,7 +167,7 @@ def test_dropping_takes_the_identity_and_all_prompts_out(name, build):
         assert not first["identity"].mask.any()
 
 
-@each_method
+@each_but("photomaker", "photomaker_bg")
 def test_at_the_start_it_is_the_base_for_text_alone(name, build, config):
     """Bit for bit; with every other stream absent, or with the identity masked out."""
     system = build(name)

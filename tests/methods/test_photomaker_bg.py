@@ -29,6 +29,7 @@ from persongen_jax.training.checkpoint import Checkpoints
 from persongen_jax.training.optimizer import make_optimizer
 from persongen_jax.training.partition import split_model
 from persongen_jax.training.trained import load_trained
+from tests.evaluation.tiny import moved
 from tests.helpers.training_runs import small_base
 
 PROMPT, SCENE = "a woman img in a red hat", "a beach, two boats"
@@ -144,12 +145,20 @@ def training(small, sample_photos):
 
 
 @pytest.fixture(scope="module")
-def run(training, tmp_path_factory):
+def trained_run(training, tmp_path_factory):
     """Four steps at once."""
     workdir = tmp_path_factory.mktemp("run")
     training.steps = 4
     train.train(training, workdir)
     return workdir
+
+
+def save(config, workdir, change=lambda trainable: trainable):
+    """A checkpoint of the initial weights, changed."""
+    system = open_system(config)
+    trainable = change(split_model(system.model, system.table)[1])
+    with Checkpoints(workdir) as checkpoints:
+        checkpoints.save(0, trainable, {"count": np.zeros(1)}, config.to_dict())
 
 
 def trained(workdir):
@@ -158,20 +167,29 @@ def trained(workdir):
 
 
 @pytest.mark.slow
-def test_gradients_move_every_trained_leaf(built, run):
-    first, last = split_model(built.model, built.table)[1], trained(run)
+def test_gradients_move_every_trained_leaf(built, trained_run):
+    first, last = split_model(built.model, built.table)[1], trained(trained_run)
     assert first.keys() == last.keys()
     assert not [path for path in first if np.array_equal(first[path], last[path])]
 
 
-def test_a_run_resumed_in_its_middle_is_bit_identical(training, run, tmp_path, capsys):
-    shutil.copytree(run, tmp_path / "run")
+@pytest.mark.slow  # of the trainer: tests/training/test_resume.py
+def test_a_run_resumed_in_its_middle_is_bit_identical(training, trained_run, tmp_path, capsys):
+    shutil.copytree(trained_run, tmp_path / "run")
     shutil.rmtree(tmp_path / "run" / "checkpoints" / "4")
     train.train(training, tmp_path / "run")
     assert "continuing from step 2" in capsys.readouterr().out
-    whole, resumed = trained(run), trained(tmp_path / "run")
+    whole, resumed = trained(trained_run), trained(tmp_path / "run")
     assert whole.keys() == resumed.keys()
     assert all(np.array_equal(whole[path], resumed[path]) for path in whole)
+
+
+@pytest.fixture(scope="module")
+def run(training, tmp_path_factory):
+    """What a run leaves, with plausible trained weights."""
+    workdir = tmp_path_factory.mktemp("run")
+    save(training, workdir, lambda trainable: moved(trainable, 0))
+    return workdir
 
 
 @pytest.fixture(scope="module")
@@ -254,18 +272,10 @@ def test_bad_arguments_are_named(settings, named, pipe):
         sample(pipe, **settings)
 
 
-def save_untrained(config, workdir):
-    system = open_system(config)
-    checkpoints = Checkpoints(workdir)
-    trainable = split_model(system.model, system.table)[1]
-    checkpoints.save(0, trainable, {"count": np.zeros(1)}, config.to_dict())
-    checkpoints.close()
-
-
 def test_methods_follow_each_other_on_one_pipeline(pipe, small, run, tmp_path):
     """A method's branches are removed when another method is loaded."""
     before = sample(pipe, background=SCENE)
-    save_untrained(configured(first_light, small), tmp_path / "photomaker")
+    save(configured(first_light, small), tmp_path / "photomaker")
     pipe.load_method(None, tmp_path / "photomaker")
     assert branch_names(pipe.model.unet) == [] and pipe.streams == ("text",)
     with pytest.raises(ValueError, match="background='a beach'.*say it in the prompt"):

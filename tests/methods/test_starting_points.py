@@ -98,7 +98,7 @@ def test_a_run_goes_on_in_stages(config, build, tmp_path):
         started(config, "id_branch", tmp_path)
 
 
-@pytest.mark.parametrize("extra_rank", [0, 1])
+@pytest.mark.parametrize("extra_rank", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_a_run_goes_on_from_what_the_run_before_it_started_from(
     extra_rank, config, build, photomaker_file, tmp_path
 ):

@@ -165,13 +165,17 @@ def apart(a, b):
 # ---- Training ----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("method", "part"), [(Hair, "branches/hair"), (Posed, "pose_net")])
+# A second network in the step is trained in tests/methods/test_additions.py as well.
+@pytest.mark.parametrize(
+    ("method", "part"),
+    [(Hair, "branches/hair"), pytest.param(Posed, "pose_net", marks=pytest.mark.slow)],
+)
 def test_what_reads_it_is_trained(method, part, base):
     config = config_of(base, method)
     config.drop_prob = 0.0
     system = open_system(config)
     graphdef, trainable, frozen, _ = split_model(system.model, system.table)
-    batch = system.random_batch()
+    batch = system.random_batch(cached=True)  # neither VAE nor text towers are compiled
 
     @jax.jit
     def gradients(trainable, batch):

@@ -23,8 +23,14 @@ def config(tmp_path_factory, sample_photos):
     return config
 
 
+# Each traces a whole step twice. These two read prompts and references in all ways there are.
+DEFAULT = ("photomaker_bg", "facecdm")
+
+
 @pytest.mark.parametrize("cached", [True, False])
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(
+    "method", [m if m in DEFAULT else pytest.param(m, marks=pytest.mark.slow) for m in METHODS]
+)
 def test_no_step_reads_what_is_offloaded(method, cached, config):
     config.method = method
     mesh = make_mesh(jax.devices()[:1], fsdp=1)

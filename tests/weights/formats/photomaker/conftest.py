@@ -1,4 +1,4 @@
-"""PhotoMaker's file of version 1 for the tiny base, and the model that it fills."""
+"""PhotoMaker's file of version 1 for the small base, and the model that it fills."""
 
 import pytest
 import torch
@@ -13,15 +13,15 @@ from tests.weights.formats.photomaker.models import RANK, TorchIDEncoder, attach
 
 
 @pytest.fixture(scope="module")
-def encoder(tiny_base):
-    """PyTorch's ID encoder with the tiny base's sizes."""
-    config = CLIPVisionConfig.from_pretrained(tiny_base / "image_encoder")
+def encoder(small_base):
+    """PyTorch's ID encoder with the small base's sizes."""
+    config = CLIPVisionConfig.from_pretrained(small_base / "image_encoder")
     return randomise(TorchIDEncoder(config, (32, 64)))
 
 
 @pytest.fixture(scope="module")
-def unet(tiny_base):
-    return UNet2DConditionModel.from_pretrained(tiny_base / "unet")
+def unet(small_base):
+    return UNet2DConditionModel.from_pretrained(small_base / "unet")
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +60,7 @@ def file(tensors, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def model(tiny_base, file):
-    model = attach(tiny_base)
+def model(small_base, file):
+    model = attach(small_base)
     load_photomaker_into(model, file)
     return model

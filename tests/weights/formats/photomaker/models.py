@@ -1,4 +1,4 @@
-"""The published ID encoder, and the tiny base with a method that has PhotoMaker's parts."""
+"""The published ID encoder, and the small base with a method that has PhotoMaker's parts."""
 
 import numpy as np
 import torch
@@ -29,9 +29,9 @@ class TorchIDEncoder(CLIPVisionModelWithProjection):
         return torch.cat([self.visual_projection(pooled), self.visual_projection_2(pooled)], -1)
 
 
-def attach(tiny_base, method="photomaker", **settings):
-    base = load_sdxl(tiny_base)
-    config = {"base": str(tiny_base), "id_encoder": "", "rank": RANK, "lora_alpha": RANK}
+def attach(small_base, method="photomaker", **settings):
+    base = load_sdxl(small_base)
+    config = {"base": str(small_base), "id_encoder": "", "rank": RANK, "lora_alpha": RANK}
     config = ConfigDict({**config, "dtype": "float32", **settings})
     get_method(method).attach(Parts(base.model, base.tokenizers), config, nnx.Rngs(0))
     return base.model

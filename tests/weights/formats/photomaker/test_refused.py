@@ -41,9 +41,9 @@ def write(path, arrays):
     return path
 
 
-def test_what_a_method_has_beyond_it_is_read_around_and_not_written(tiny_base, file, tmp_path):
+def test_what_a_method_has_beyond_it_is_read_around_and_not_written(small_base, file, tmp_path):
     """Another head and a LoRA on a branch, as in other methods."""
-    model = attach(tiny_base, method="photomaker_bg")
+    model = attach(small_base, method="photomaker_bg")
     model.id_encoder.visual_projection_3 = nnx.clone(model.id_encoder.visual_projection)
     load_photomaker_into(model, file)
     with pytest.raises(WeightsError, match=r"id_encoder\.visual_projection_3"):
@@ -57,7 +57,7 @@ def test_what_a_method_has_beyond_it_is_read_around_and_not_written(tiny_base, f
 
 
 def test_keys_that_do_not_pair_up_are_all_listed(model, file):
-    gone = "lora_weights.unet.mid_block.attentions.0.transformer_blocks.1.attn2.processor."
+    gone = "lora_weights.unet.mid_block.attentions.0.transformer_blocks.0.attn2.processor."
     gone += "to_out_lora.up.weight"
 
     def change(arrays):
@@ -79,9 +79,9 @@ def test_position_ids_of_old_files_are_left_out(model, file):
     load_photomaker_into(model, rewrite(file, change))
 
 
-def test_another_rank_names_both_and_the_key(file, tiny_base):
+def test_another_rank_names_both_and_the_key(file, small_base):
     with pytest.raises(WeightsError, match=f"rank {RANK}, the model's rank 2.*rank={RANK}"):
-        load_photomaker_into(attach(tiny_base, rank=2), file)
+        load_photomaker_into(attach(small_base, rank=2), file)
 
     def change(arrays):
         key = next(key for key in arrays if key.endswith("to_k_lora.down.weight"))
@@ -118,11 +118,11 @@ def test_missing_files_and_odd_endings(model, tmp_path):
         save_photomaker(model, tmp_path / "mine.pth")
 
 
-def test_models_that_the_format_cannot_hold(file, tiny_base, tmp_path):
-    plain = load_sdxl(tiny_base).model
+def test_models_that_the_format_cannot_hold(file, small_base, tmp_path):
+    plain = load_sdxl(small_base).model
     with pytest.raises(WeightsError, match="attach a method"):
         load_photomaker_into(plain, file)
-    model = attach(tiny_base)
+    model = attach(small_base)
     block = model.unet.mid_block.attentions[0]
     add_adapter(block.proj_in, jnp.ones((64, 2)), jnp.ones((2, 64)), 1.0)
     with pytest.raises(WeightsError, match=r"unet\.mid_block\.attentions\.0\.proj_in.*Unload"):

@@ -28,7 +28,7 @@ from tests.helpers.twins import nhwc, randomise, relative_error
 from tests.weights.formats.photomaker.models import RANK, TOLERANCE, TorchIDEncoder, attach, same
 
 
-def test_the_id_encoder_computes_what_the_published_class_does(model, tensors, encoder, tiny_base):
+def test_the_id_encoder_computes_what_the_published_class_does(model, tensors, encoder, small_base):
     theirs = TorchIDEncoder(encoder.config, (32, 64))
     theirs.load_state_dict(tensors["id_encoder"])  # with values rounded to bfloat16
     pixels = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(2))
@@ -74,7 +74,7 @@ def test_the_lora_does_what_diffusers_makes_of_it(model, tensors, unet):
 
 
 @pytest.mark.parametrize("ending", ["bin", "safetensors"])
-def test_a_round_trip_is_bit_equal(model, file, tensors, tiny_base, tmp_path, ending):
+def test_a_round_trip_is_bit_equal(model, file, tensors, small_base, tmp_path, ending):
     path = tmp_path / f"mine.{ending}"
     save_photomaker(model, path)
     with read_photomaker(file) as first, read_photomaker(path) as second:
@@ -82,7 +82,7 @@ def test_a_round_trip_is_bit_equal(model, file, tensors, tiny_base, tmp_path, en
         assert first.rank == second.rank == RANK
         for key in first.tensors.keys():
             assert same(second.tensors.read(key), first.tensors.read(key)), key
-    again = attach(tiny_base)
+    again = attach(small_base)
     load_photomaker_into(again, path)
     leaves = leaf_paths(model)
     assert all(
@@ -100,8 +100,8 @@ def test_a_round_trip_is_bit_equal(model, file, tensors, tiny_base, tmp_path, en
         )
 
 
-def test_bfloat16_is_written_as_bfloat16(tiny_base, tmp_path):
-    model = attach(tiny_base, dtype="bfloat16")
+def test_bfloat16_is_written_as_bfloat16(small_base, tmp_path):
+    model = attach(small_base, dtype="bfloat16")
     for name in ("mine.bin", "mine.safetensors"):
         save_photomaker(model, tmp_path / name)
         with read_photomaker(tmp_path / name) as found:
@@ -119,8 +119,8 @@ def test_safetensors_needs_no_torch(model, tmp_path, monkeypatch):
     assert [path.name for path in tmp_path.iterdir()] == ["mine.safetensors"]
 
 
-def test_another_alpha_keeps_the_effect(model, file, tiny_base, tmp_path):
-    other = attach(tiny_base, lora_alpha=3.0)
+def test_another_alpha_keeps_the_effect(model, file, small_base, tmp_path):
+    other = attach(small_base, lora_alpha=3.0)
     load_photomaker_into(other, file)
     path = ("down_blocks", 1, "attentions", 0, "transformer_blocks", 0, "attn1", "to_q")
 
@@ -131,13 +131,13 @@ def test_another_alpha_keeps_the_effect(model, file, tiny_base, tmp_path):
     assert lora_layers(other.unet)[path].lora.scale[0] == 0.75
     assert relative_error(delta(other), delta(model)) < 1e-6
     save_photomaker(other, tmp_path / "mine.safetensors")
-    again = attach(tiny_base)
+    again = attach(small_base)
     load_photomaker_into(again, tmp_path / "mine.safetensors")
     assert relative_error(delta(again), delta(model)) < 1e-6
 
 
-def test_it_also_fills_a_method_that_adds_branches(file, tiny_base, model):
-    other = attach(tiny_base, method="photomaker_bg")
+def test_it_also_fills_a_method_that_adds_branches(file, small_base, model):
+    other = attach(small_base, method="photomaker_bg")
     load_photomaker_into(other, file)
     leaves = leaf_paths(model)
     filled = {k: v for k, v in leaf_paths(other).items() if "branches" not in k}

@@ -26,8 +26,8 @@ FACE = 12  # length of the recogniser's embedding; 512 in the published file
 
 
 @pytest.fixture(scope="module")
-def encoder_v2(tiny_base):
-    config = CLIPVisionConfig.from_pretrained(tiny_base / "image_encoder")
+def encoder_v2(small_base):
+    config = CLIPVisionConfig.from_pretrained(small_base / "image_encoder")
     return randomise(TorchV2IDEncoder(config, (32, 64), id_dim=FACE, head_dim=32), seed=3)
 
 
@@ -40,9 +40,9 @@ def file_v2(encoder_v2, tensors, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def model_v2(tiny_base, file_v2):
-    """The tiny base with PhotoMaker's LoRA and version 2's ID encoder, filled from the file."""
-    model = attach(tiny_base)
+def model_v2(small_base, file_v2):
+    """The small base with PhotoMaker's LoRA and version 2's ID encoder, filled from the file."""
+    model = attach(small_base)
     model.id_encoder = PhotoMakerV2IDEncoder(
         model.id_encoder.vision_model,
         (32, 64),
