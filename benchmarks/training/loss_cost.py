@@ -20,7 +20,7 @@ from persongen_jax.bench.device import program_memory
 from persongen_jax.config import load_config
 from persongen_jax.losses.decoded import LOSSES
 from persongen_jax.miniature.__main__ import ASSETS
-from persongen_jax.study.cost import MeasuredStep, in_turns
+from persongen_jax.study.cost import MeasuredStep, devices, in_turns
 from persongen_jax.tables import markdown
 
 CONFIG = "configs/mini/bolid.py"
@@ -38,7 +38,7 @@ ARMS: dict[str, dict] = {
 
 
 def measure(rounds: int, steps: int) -> dict[str, dict]:
-    """By arm: what ``in_turns`` gives, "compiling_s", "gflop" and "gib" of a step per device."""
+    """By arm: what ``in_turns`` gives, "compiling_s", "gflop" of a step, "mib" per device."""
     measured = {}
     for arm, own in ARMS.items():
         measured[arm] = one = MeasuredStep(load_config(CONFIG, SAME | own))
@@ -48,7 +48,7 @@ def measure(rounds: int, steps: int) -> dict[str, dict]:
             **times,
             "compiling_s": measured[arm].compiling_s,
             "gflop": measured[arm].flops / 1e9,
-            "gib": sum(program_memory(measured[arm].program).values()),
+            "mib": sum(program_memory(measured[arm].program).values()) * 1024,
         }
         for arm, times in in_turns(measured, rounds, steps).items()
     }
@@ -61,18 +61,18 @@ def report(found: dict[str, dict], rounds: int, steps: int) -> str:
             f"{own['seconds'] * 1e3:.0f}",
             f"{own['relative']:.2f} ({own['low']:.2f} to {own['high']:.2f})",
             f"{own['gflop']:.1f}",
-            f"{own['gib']:.2f}",
+            f"{own['mib']:.0f}",
             f"{own['compiling_s']:.0f}",
         ]
         for arm, own in found.items()
     ]
     batch = load_config(CONFIG, {}).batch_size
-    head = ["losses", "ms a step", "times without", "GFLOP a step", "memory, GiB", "compiled in, s"]
+    head = ["losses", "ms a step", "times without", "GFLOP a step", "memory, MiB", "compiled in, s"]
     return (
         "# The cost of losses on decoded images\n\n"
         f"`python -m benchmarks.training.loss_cost --rounds {rounds} --steps {steps}`, "
         f"{datetime.date.today()}, {processor()}, jax {jax.__version__}; `{CONFIG}`, {batch} "
-        f"images a step on {len(jax.devices())} devices.\n\n"
+        f"images a step on {devices()}.\n\n"
         + markdown(head, rows)
         + f"\n\nTimes: medians over {rounds} rounds of {steps} steps each, in turns; in brackets "
         "the least and the largest ratio of a round. Memory: what XLA plans for a step, per "
