@@ -9,12 +9,15 @@ from flax import nnx
 from persongen_jax import train
 from persongen_jax.miniature.__main__ import ASSETS
 from persongen_jax.models.faces.keypoint_net import KeypointNet
+from persongen_jax.models.sdxl.vae import AutoencoderKL
 from persongen_jax.parallel.sharding import make_mesh, put_batch, replicated
 from persongen_jax.systems.assembly import assemble
+from persongen_jax.systems.diffusion import VAE
 from persongen_jax.systems.open import open_system
 from persongen_jax.training.trained import load_trained
 from persongen_jax.weights.formats.keypoint_net import save_keypoint_net
 from tests.helpers.training_runs import changed, metrics, small_config
+from tests.losses.test_decoded import TINY_VAE
 
 NAMES = ("reconstruction", "keypoints", "proportions", "clip", "identity")
 
@@ -47,6 +50,9 @@ def test_a_loss_alone_moves_what_is_trained(settings, tmp_path):
         own.losses = {"keypoints": {"weight": 3.0, "noise_to": 0.999}}
     mesh = make_mesh(jax.devices()[:1])
     system = open_system(own, mesh)
+    # One layer compiles sooner than the base's; its latents are as large as the image.
+    system.model.vae = AutoencoderKL(TINY_VAE, dtype=jnp.float32, rngs=nnx.Rngs(0))
+    system.codec = VAE(system.model.vae)
     parts = assemble(system, mesh)
     before = {path: np.array(array) for path, array in parts.state.trainable.items()}
     batch = put_batch(mesh, next(iter(system.examples(0))))
