@@ -23,6 +23,7 @@ PLACES = (
         "vae",
         "text_encoders",
         "id_encoder",
+        "face_encoder",
         "data",
         "csv",
         "data_dir",
@@ -30,13 +31,14 @@ PLACES = (
         "work",
     ),
     *("clip", "dino", "dinov2", "inception", "lpips", "cmmd_clip", "face_net", "face_detector"),
-    *("classifier", "validation_prompts", "loss_pose_net", "loss_clip", "loss_face_net"),
+    *("pose_net", "classifier", "validation_prompts"),
+    *("loss_pose_net", "loss_clip", "loss_face_net"),
 )
 # Keys that a run may change when it resumes, but that matter in a comparison: how long it trains,
 # and how it is validated.
 ON_THE_WAY = (
     *("steps", "clip", "dino", "dinov2", "inception", "fid_variant", "lpips", "cmmd_clip"),
-    *("face_net", "face_detector", "classifier"),
+    *("face_net", "face_detector", "pose_net", "classifier"),
     *("validat*", "metrics"),
 )
 

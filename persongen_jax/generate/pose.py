@@ -97,7 +97,8 @@ def find_bodies(people: list[list[np.ndarray]], pose_net: str | None) -> list[li
     """Photographs by person with the joints that the network finds in each, for BoLID.
 
     Args:
-        pose_net: as --pose-net names it; None: the joints are unknown, which is said.
+        pose_net: as --pose-net names it; None: the joints are unknown, which is said, as is a
+            photograph without any.
     """
     from persongen_jax.pose_nets import open_pose_net
 
@@ -107,8 +108,13 @@ def find_bodies(people: list[list[np.ndarray]], pose_net: str | None) -> list[li
     net = open_pose_net(pose_net)
     if net.licence:
         print(f"joints of bodies are found by {net.licence}", file=sys.stderr)
-    found = [zip(own, *net(own), strict=True) for own in people]
-    return [[Body(*each) for each in own] for own in found]
+    found = [[Body(*each) for each in zip(own, *net(own), strict=True)] for own in people]
+    for person, own in enumerate(found, 1):
+        for number, body in enumerate(own, 1):
+            if not np.any(body.visibility):
+                whose = f" of person {person}" if len(people) > 1 else ""
+                print(f"bodies: no joint is found in reference {number}{whose}", file=sys.stderr)
+    return found
 
 
 # ---- The command's options ---------------------------------------------------------------------

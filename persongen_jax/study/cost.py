@@ -9,10 +9,12 @@ kept.
 
 import argparse
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 import jax
 import numpy as np
+from ml_collections import ConfigDict
 
 from data_pipeline.text_files import read_json
 from persongen_jax.cli import command
@@ -29,43 +31,45 @@ def measure(plan: dict) -> dict:
 
     Returns:
         {"plan": as given, "device": …, "methods": {name: {"trained": {group: parameters}, "frozen":
-        parameters, "gflop": of a step, "seconds": median of a step, "relative": median over the
-        rounds of its time as a multiple of the first method's, "low", "high": their minimum and
-        maximum, "full_size": {group: parameters} or None}}}.
+        parameters, "gflop": of a step, and what ``in_turns`` gives, "full_size": {group:
+        parameters} or None}}}.
     """
-    order = plan["order"]
-    methods = {name: _Method(plan, name) for name in order}
-    for name, method in methods.items():
-        print(f"{name}: {sum(method.trained.values()):,} trained", flush=True)
-        method.run(1)  # warm up
-    seconds = {name: [] for name in order}
-    for _ in range(plan["rounds"]):
-        for name in order:
-            seconds[name].append(methods[name].run(plan["steps"]) / plan["steps"])
-    out, files = {}, plan["full_size_files"]
-    for name, method in methods.items():
-        quotients = np.array(seconds[name]) / np.array(seconds[order[0]])
-        out[name] = {
+    own = {"data": plan["data"]} if plan["data"] else {}
+    methods = {}
+    for name in plan["order"]:
+        file, overrides = plan["methods"][name]
+        methods[name] = MeasuredStep(load_config(file, overrides | own))
+        print(f"{name}: {sum(methods[name].trained.values()):,} trained", flush=True)
+    times = in_turns(methods, plan["rounds"], plan["steps"])
+    files = plan["full_size_files"]
+    out = {
+        name: {
             "trained": method.trained,
             "frozen": method.frozen_count,
             "gflop": method.flops / 1e9,
-            "seconds": float(np.median(seconds[name])),
-            "relative": float(np.median(quotients)),
-            "low": float(quotients.min()),
-            "high": float(quotients.max()),
+            **times[name],
             "full_size": count_trained(files[name]) if name in files else None,
         }
-    device = jax.devices()[0].device_kind
-    return {"plan": plan, "device": f"{len(jax.devices())} x {device}", "methods": out}
+        for name, method in methods.items()
+    }
+    return {"plan": plan, "device": devices(), "methods": out}
 
 
-class _Method:
-    """One method with its own compiled step, batch and state."""
+def devices() -> str:
+    """How many of which kind."""
+    return f"{len(jax.devices())} x {jax.devices()[0].device_kind}"
 
-    def __init__(self, plan: dict, name: str):
-        config = load_config(*plan["methods"][name])
-        if plan["data"]:
-            config.data = plan["data"]
+
+class MeasuredStep:
+    """A config's training step, compiled, with a batch and a state of its own.
+
+    Attributes:
+        trained: parameters by learning-rate group; frozen_count: of the others.
+        program: the compiled step; compiling_s: the seconds that compiling it took.
+        flops: of a step.
+    """
+
+    def __init__(self, config: ConfigDict):
         mesh = make_mesh()
         system = open_system(config, mesh)
         parts = assemble(system, mesh)
@@ -75,7 +79,7 @@ class _Method:
         self.batch = put_batch(mesh, next(iter(system.examples(0))))
         with jax.set_mesh(mesh):
             arguments = (self.state, self.frozen, self.batch, np.int32(0))
-            self.program, self.flops, _ = compile_step(parts.step, *arguments)
+            self.program, self.flops, self.compiling_s = compile_step(parts.step, *arguments)
 
     def run(self, steps: int) -> float:
         """The seconds that this many steps take."""
@@ -84,6 +88,32 @@ class _Method:
             self.state, metrics = self.program(self.state, self.frozen, self.batch, np.int32(i))
         jax.block_until_ready((self.state, metrics))
         return time.perf_counter() - start
+
+
+def in_turns(measured: Mapping[str, MeasuredStep], rounds: int, steps: int) -> dict[str, dict]:
+    """In each of the rounds, this many steps of each, after one that warms up.
+
+    Returns:
+        {name: {"seconds": median of a step, "relative": median over the rounds of its time as a
+        multiple of the first one's, "low", "high": their minimum and maximum}}.
+    """
+    for one in measured.values():
+        one.run(1)
+    seconds: dict[str, list[float]] = {name: [] for name in measured}
+    for _ in range(rounds):
+        for name, one in measured.items():
+            seconds[name].append(one.run(steps) / steps)
+    first = np.array(next(iter(seconds.values())))
+    quotients = {name: np.array(own) / first for name, own in seconds.items()}
+    return {
+        name: {
+            "seconds": float(np.median(seconds[name])),
+            "relative": float(np.median(own)),
+            "low": float(own.min()),
+            "high": float(own.max()),
+        }
+        for name, own in quotients.items()
+    }
 
 
 def count_trained(file: str) -> dict[str, int]:

@@ -1,14 +1,20 @@
-"""config.validation_references: the method reads several crops of each person."""
+"""What a method reads of each person: several crops (config.validation_references), and bodies."""
 
 import numpy as np
 import pytest
 
+from data_pipeline.examples.bodies import Bodies
 from data_pipeline.pictures.transforms import square_face_crop
 from data_pipeline.records.sources import open_records
-from persongen_jax.evaluation.people import Evaluation
+from persongen_jax.evaluation.people import Evaluation, Person
 from persongen_jax.pipeline import Pipeline
+from persongen_jax.systems.open import open_system
+from persongen_jax.training.partition import split_model
 from persongen_jax.training.step import merge_model
 from tests.evaluation.tiny import OWN, moved, with_config
+from tests.helpers.training_runs import changed
+
+FIGURES = "people:out_of_train?identities=2&pictures=2&size=48&framing=figures"
 
 
 @pytest.fixture
@@ -71,3 +77,56 @@ def test_who_has_fewer_is_named(opened, config, capsys):
     assert capsys.readouterr().out == ""
     with pytest.raises(ValueError, match="validation_references=0: at least 1"):
         opened(0)
+
+
+def test_a_person_gives_bodies_with_the_joints_of_their_records():
+    records, read = open_records(FIGURES)
+    own = [record for record in records if record.identity == records[0].identity]
+    for count in (1, 2):
+        bodies = Person("ann", "woman", own, read, count).given(Bodies(16), 64)
+        assert len(bodies) == count
+        for body, record in zip(bodies, own, strict=False):
+            assert np.array_equal(body.image, read(record.image))
+            assert body.keypoints == record.keypoints and any(record.visibility)
+            assert body.visibility == record.visibility
+
+
+@pytest.mark.slow
+def test_a_validation_of_bolid_reads_bodies(config, encoders):
+    """Its images are those of a call with the same bodies, and not those of one without."""
+    own = changed(
+        config,
+        **{"method": "bolid", "face_encoder": str(encoders / "face_net"), "bolid_reduced": 8},
+        **{"validate_out_of_train": FIGURES, "validate_out_of_domain": ""},
+        **{"validation_gallery": "", "validation_images": 1, "pose_net": "", "face_net": ""},
+        metrics=(OWN["brightness"],),
+    )
+    system = open_system(own)
+    graphdef, trainable, frozen, _ = split_model(system.model, system.table)
+    model = merge_model(graphdef, moved(trainable, 1), frozen)
+    evaluation = Evaluation(system)
+    made = evaluation(model, 0)["out_of_train"].images
+    pipe = Pipeline.from_system(system, model, mesh=evaluation.mesh)
+    noise = pipe.draw_latents(own.validation_seed, 1, evaluation.size, evaluation.size)
+    (bodies,) = (field for field in system.fields if field.name == "bodies")
+    for i, person in enumerate(evaluation.people["out_of_train"]):
+        text, parts = evaluation.prompts[0].fill(person.word).place(pipe.streams)
+        assert not parts
+
+        def generate(given, text=text, person=person):
+            images = pipe(
+                [text],
+                own.validation_negative_prompt,
+                references=[person.crops],
+                **given,
+                latents=noise[:1],
+                options=evaluation.options,
+                batch_size=4,
+            ).images
+            return (images[0] * 255).round()
+
+        difference = [
+            np.abs(made[i, 0, 0].astype(float) - generate(given)).max()
+            for given in ({"bodies": [person.given(bodies, evaluation.size)]}, {})
+        ]
+        assert difference[0] <= 1 < difference[1]

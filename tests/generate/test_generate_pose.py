@@ -10,7 +10,13 @@ from configs.first_light import get_config
 from data_pipeline.drawing.people import examples
 from data_pipeline.pictures.reading import ImageError
 from data_pipeline.pose.body18 import COLOURS
-from persongen_jax.generate.pose import NoPersonFound, draw_pose, find_pose, pose_image
+from persongen_jax.generate.pose import (
+    NoPersonFound,
+    draw_pose,
+    find_bodies,
+    find_pose,
+    pose_image,
+)
 from persongen_jax.miniature.__main__ import ASSETS
 from persongen_jax.pose_nets import open_pose_net
 from persongen_jax.systems.open import open_system
@@ -18,6 +24,7 @@ from persongen_jax.training.checkpoint import Checkpoints
 from persongen_jax.training.partition import split_model
 from tests.generate.command import pixels, run
 from tests.generate.test_generate_errors import fails
+from tests.helpers.training_runs import changed
 
 NET = f"keypoints:{ASSETS / 'judges' / 'face_detector'}"
 
@@ -66,19 +73,55 @@ def test_no_person(net, person, tmp_path):
         pose_image(tmp_path / "nowhere.png", net, 64, 64)
 
 
-@pytest.fixture(scope="module")
-def controlled(small_base, tmp_path_factory):
-    """A run of zero steps of a method that reads the input pose."""
-    config = get_config()
-    config.base, config.method = str(small_base), "tests.methods.additions:Controlled"
-    config.lr_hint = 1e-3
-    system = open_system(config)
-    workdir = tmp_path_factory.mktemp("controlled")
-    checkpoints = Checkpoints(workdir)
+def test_references_are_bodies_with_the_joints_that_are_found(net, person, capsys):
+    image, shoulder = person
+    wall = np.full_like(image, 128)
+    (body,), (other,) = find_bodies([[image], [wall]], NET)
+    (joints,), (found,) = net([image])
+    assert body.image is image and np.array_equal(body.keypoints, joints)
+    assert np.array_equal(body.visibility, found) and found.any()
+    assert np.abs(body.keypoints[0] - shoulder).max() < 3
+    assert not np.any(other.visibility)
+    said = capsys.readouterr().err
+    assert "no joint is found in reference 1 of person 2\n" in said and "person 1" not in said
+    ((unknown,),) = find_bodies([[image]], None)
+    assert unknown.keypoints is None and "--pose-net finds them" in capsys.readouterr().err
+
+
+def untrained(workdir, small_base, **settings):
+    """A run of zero steps."""
+    config = changed(get_config(), base=str(small_base), **settings)
+    system, checkpoints = open_system(config), Checkpoints(workdir)
     trainable = split_model(system.model, system.table)[1]
     checkpoints.save(0, trainable, {"count": np.zeros(1)}, config.to_dict())
     checkpoints.close()
     return workdir
+
+
+@pytest.fixture(scope="module")
+def controlled(small_base, tmp_path_factory):
+    """Of a method that reads the input pose."""
+    settings = {"method": "tests.methods.additions:Controlled", "lr_hint": 1e-3}
+    return untrained(tmp_path_factory.mktemp("controlled"), small_base, **settings)
+
+
+@pytest.mark.slow
+def test_bolid_reads_the_joints_of_its_references(small_base, person, tmp_path, capsys):
+    """By the network that --pose-net names; the same joints of another one are the same image."""
+    recogniser = str(ASSETS / "face_net" / "model.safetensors")
+    settings = {"method": "bolid", "bolid_reduced": 8, "face_encoder": recogniser}
+    method = untrained(tmp_path / "run", small_base, **settings)
+    photo = tmp_path / "her.png"
+    Image.fromarray(person[0]).save(photo)
+    asked = ["--method-weights", method, "--prompt", "a man", "--reference", photo, "--no-crop"]
+    asked += ["--scale", "face=1", "--start-merge-step", "-1"]
+    for pose_net in ([], ["--pose-net", NET], ["--pose-net", NET]):
+        run(small_base, tmp_path / "out", *asked, *pose_net)
+    unknown, first, second = (pixels(tmp_path / "out" / f"0000{n}.png") for n in range(3))
+    assert "their joints are unknown; --pose-net finds them" in capsys.readouterr().err
+    assert np.array_equal(first, second) and not np.array_equal(first, unknown)
+    note = json.loads(Image.open(tmp_path / "out" / "00001.png").text["settings"])
+    assert note["pose_net"] == NET
 
 
 @pytest.mark.slow

@@ -1,14 +1,23 @@
 """Any method takes the losses: a run logs them, resumes, and names their networks as no judges."""
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 from persongen_jax import train
 from persongen_jax.miniature.__main__ import ASSETS
-from persongen_jax.parallel.sharding import make_mesh, replicated
+from persongen_jax.models.faces.keypoint_net import KeypointNet
+from persongen_jax.models.sdxl.vae import AutoencoderKL
+from persongen_jax.parallel.sharding import make_mesh, put_batch, replicated
+from persongen_jax.systems.assembly import assemble
+from persongen_jax.systems.diffusion import VAE
 from persongen_jax.systems.open import open_system
 from persongen_jax.training.trained import load_trained
+from persongen_jax.weights.formats.keypoint_net import save_keypoint_net
 from tests.helpers.training_runs import changed, metrics, small_config
+from tests.losses.test_decoded import TINY_VAE
 
 NAMES = ("reconstruction", "keypoints", "proportions", "clip", "identity")
 
@@ -26,6 +35,32 @@ def settings(small_base):
         loss_clip=str(ASSETS / "clip"),
         loss_face_net=str(ASSETS / "face_net" / "model.safetensors"),
     )
+
+
+def test_a_loss_alone_moves_what_is_trained(settings, tmp_path):
+    """A whole training step in which the denoising loss does not count."""
+    sizes = {"image_size": 16, "widths": (8, 8), "hidden_features": 8}
+    save_keypoint_net(KeypointNet(sizes, dtype=jnp.float32, rngs=nnx.Rngs(0)), tmp_path)
+    own = changed(
+        settings,
+        **{"method": "tests.losses.plain:Alone", "loss_pose_net": f"keypoints:{tmp_path}"},
+        losses_downscale=2,
+    )
+    with own.unlocked():
+        own.losses = {"keypoints": {"weight": 3.0, "noise_to": 0.999}}
+    mesh = make_mesh(jax.devices()[:1])
+    system = open_system(own, mesh)
+    # One layer compiles sooner than the base's; its latents are as large as the image.
+    system.model.vae = AutoencoderKL(TINY_VAE, dtype=jnp.float32, rngs=nnx.Rngs(0))
+    system.codec = VAE(system.model.vae)
+    parts = assemble(system, mesh)
+    before = {path: np.array(array) for path, array in parts.state.trainable.items()}
+    batch = put_batch(mesh, next(iter(system.examples(0))))
+    with jax.set_mesh(mesh):
+        state, logged = parts.step(parts.state, parts.frozen, batch, np.int32(0))
+    assert logged["loss"] == logged["loss_keypoints"] > 0 and logged["loss_keypoints_rows"] == 1
+    assert logged["grad_norm"] > 0 and not logged["skipped"]
+    assert before and all(np.any(state.trainable[path] != old) for path, old in before.items())
 
 
 @pytest.mark.slow

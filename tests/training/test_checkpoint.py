@@ -228,16 +228,22 @@ def changed(**keys):
 
 
 def test_free_keys_and_moved_files_are_the_same_run():
-    before = changed(base="/old/sdxl", data="photos", validate_in_train="photos")
+    before = changed(
+        **{"base": "/old/sdxl", "data": "photos", "validate_in_train": "photos"},
+        **{"face_encoder": "/old/w600k.onnx", "loss_pose_net": "movenet:/old/thunder.json"},
+    )
     now = changed(
         **{"base": "/new/sdxl", "data": "/mnt/photos", "steps": 7, "log_every": 3},
         **{"checkpoint_every": 2, "keep_checkpoints": 1, "validation_every": 5, "fsdp": 4},
         **{"validate_in_train": "", "tensorboard": True, "remat": True, "max_bad_steps": 2},
+        # Networks that a method, a loss and a judge read.
+        **{"face_encoder": "/new/w600k.onnx", "loss_pose_net": "movenet:/new/thunder.json"},
+        **{"pose_net": "movenet:/new/lightning.json"},
     )
     check_resumable("runs/x", before, now)
     # A comparison of finished runs needs the same number of steps.
     assert [line.split(":")[0] for line in config_differences(before, now)] == [
-        *("steps", "validate_in_train", "validation_every"),
+        *("pose_net", "steps", "validate_in_train", "validation_every"),
     ]
 
 
