@@ -32,7 +32,6 @@ ON_V6E = ("--topology", "v6e:4x4", OFFLOADED, "--cached")
 
 # A ControlNet as the second network, all of it trained.
 SECOND = ("persongen_jax.aot", "--config", "configs/facecdm/stage3.py", OFFLOADED, "--cached")
-SECOND += (DIVIDED.format(16), "--per_chip_batch")
 
 RUNS = (
     (YARDSTICK, "--topology", "v5p:2x2x1"),
@@ -61,8 +60,11 @@ RUNS = (
     (*STEP, "--topology", "v5p:4x4x4", "--what", "encode", "--per_chip_batch", "40"),
     ("persongen_jax.aot", "--config", "configs/base.py", "--topology", "v5e:4x4")
     + ("--what", "sample", "--config.size=1024", "--per_chip_batch", "1"),
-    (*SECOND, "2", "--topology", "v5e:4x4"),
-    (*SECOND, "16", "--topology", "v5p:4x4x4"),
+    (*SECOND, "--per_chip_batch", "8", "--topology", "v5p:4x4x4"),
+    *(
+        (*SECOND, DIVIDED.format(16), "--per_chip_batch", n, "--topology", "v5e:4x4")
+        for n in ("2", "1")
+    ),
 )
 
 
