@@ -1,0 +1,196 @@
+"""The whole collection killed at random moments of every stage: part of kills.py.
+
+Progress is read from the files that a run writes, so that a kill falls into the stage it is meant
+for however busy the machine is: a random share of a stage's files or lines, then SIGKILL.
+"""
+
+import csv
+import dataclasses
+import json
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from PIL import Image
+
+from benchmarks.collecting.photographs import photographs
+from data_pipeline.collect.captions.base import View
+from data_pipeline.collect.records import CAPTIONS
+from persongen_jax.tables import markdown
+from tests.helpers.bad_server import BadServer
+
+PEOPLE, EACH = 8, 6
+TIME = "2026-01-31T12:00:00Z"
+POLL = 0.002  # seconds between two looks at the files
+CONFIG = "configs/collect/att.py"
+IMAGES = ("images", "masks")
+
+
+class Slow:
+    """A captioner that takes its time, and answers by what a picture's key says."""
+
+    name, revision, prompt = "slow", "1", "none"
+
+    def ask(self, views: Sequence[View], seed: int) -> list[str]:
+        time.sleep(0.2)
+        parts = {"class_word": "person", "general": "a person", "background": "a black wall"}
+        found = []
+        for view in views:
+            body = f"in a coat with the number {int(view.key[:8], 16)}"
+            texts = {"caption": f"a person {body} before a black wall", "body": body}
+            found.append(json.dumps(parts | texts))
+        return found
+
+
+slow = Slow()
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """A name, and how much of it is done by the files of a work and an output folder."""
+
+    name: str
+    done: Callable[[Path, Path], int]
+
+
+def _lines(path: Path) -> int:
+    return path.read_bytes().count(b"\n") if path.is_file() else 0
+
+
+def _measured(work: Path, out: Path) -> int:
+    return sum(_lines(path) for path in work.glob("measured/*/looks.jsonl"))
+
+
+def _output(out: Path, images: bool) -> int:
+    """Files below the unfinished output, images or all others; those of the finished one."""
+    folder = partial if (partial := out.with_name(out.name + ".partial")).is_dir() else out
+    paths = (path for path in folder.rglob("*") if not path.name.startswith("."))
+    found = [p for p in paths if p.suffix and set(IMAGES).isdisjoint(p.parts) != images]
+    return len(found)
+
+
+STAGES = (
+    Stage("download", lambda work, out: _lines(work / "state.jsonl")),
+    Stage("measure", _measured),
+    Stage("crop", lambda work, out: _output(out, images=True)),
+    Stage("caption", lambda work, out: _lines(work / CAPTIONS)),
+    Stage("write", lambda work, out: _output(out, images=False)),
+)
+
+
+def command_of(rows: Path, server: BadServer, work: Path, out: Path) -> list[str]:
+    keys = {
+        "rows": rows,
+        "download.contact": "benchmarks@example.org",
+        "download.allow": (server.place,),
+        "download.interval": 0.01,
+        "download.per_host": 4,
+        "download.total_timeout": 10,
+        "download.tries": 2,
+        "download.fixed_time": TIME,
+        "caption.captioner": f"{__name__}:slow",
+        "split.in_train": 2,
+        "split.out_of_train": 2,
+        "output.shards": True,
+        "output.webdataset": True,
+        "output.tar_size": 5,
+    }
+    words = [sys.executable, "-m", "data_pipeline.collect", "--config", CONFIG]
+    words += ["--work", str(work), "--out", str(out), "--workers", "2"]
+    return [*words, *(word for key, v in keys.items() for word in ("--set", f"{key}={v}"))]
+
+
+def to_the_end(words: list[str]) -> None:
+    done = subprocess.run(words, capture_output=True, text=True)
+    if done.returncode:
+        raise ValueError(f"the run ended with status {done.returncode}:\n{done.stderr[-3000:]}")
+
+
+def killed(words: list[str], stage: Stage, least: int, work: Path, out: Path) -> str:
+    """Starts a run and kills it when ``least`` of a stage is done; says what was done then."""
+    process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while process.poll() is None and stage.done(work, out) < least:
+        time.sleep(POLL)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    return ", ".join(f"{stage.name} {stage.done(work, out)}" for stage in STAGES)
+
+
+def files_of(work: Path, out: Path) -> dict[str, bytes]:
+    """{path: bytes} of all but the log of states, which has a line per try."""
+    found = [path for folder in (work, out) for path in sorted(folder.rglob("*"))]
+    found = [path for path in found if path.is_file() and path.name != "state.jsonl"]
+    return {str(path.relative_to(work.parent)): path.read_bytes() for path in found}
+
+
+def write_rows(folder: Path, server: BadServer) -> Path:
+    rows = [(f"Person {n}", server.url(f"/files/{n}/{k}.png")) for n, k in numbers()]
+    rows += [("Person 1", server.url(path)) for path in ("/status/404", "/page/1", "/noai/1")]
+    random.Random(0).shuffle(rows)
+    with open(folder / "rows.csv", "w", newline="") as file:
+        csv.writer(file).writerows([("identity", "url"), *rows])
+    return folder / "rows.csv"
+
+
+def numbers() -> list[tuple[int, int]]:
+    return [(n, k) for n in range(1, PEOPLE + 1) for k in range(1, EACH + 1)]
+
+
+def write_files(folder: Path) -> None:
+    for person, number, pixels in photographs():
+        if (person, number) in numbers():
+            (folder / str(person)).mkdir(parents=True, exist_ok=True)
+            Image.fromarray(pixels).save(folder / str(person) / f"{number}.png")
+
+
+def section(kills: int, seed: int) -> str:
+    """Runs killed once each, in every stage in turn, and one that is killed as often in a row."""
+    chance, table = random.Random(seed), []
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        write_files(folder / "files")
+        with BadServer(folder / "files", delay=0.02) as server:
+            rows = write_rows(folder, server)
+            place = folder / "whole" / "work", folder / "whole" / "out"
+            begun = time.perf_counter()
+            to_the_end(command_of(rows, server, *place))
+            seconds = time.perf_counter() - begun
+            whole, total = files_of(*place), {s.name: s.done(*place) for s in STAGES}
+            print(total, flush=True)
+            for trial in range(kills + 1):
+                place = folder / str(trial) / "work", folder / str(trial) / "out"
+                words = command_of(rows, server, *place)
+                if trial < kills:
+                    plan = [STAGES[trial % len(STAGES)]]
+                else:  # twice in each stage, one after another
+                    plan = [STAGES[n * len(STAGES) // kills] for n in range(kills)]
+                at, last = [], {stage.name: 1 for stage in STAGES}
+                for stage in plan:
+                    least = chance.randint(
+                        min(last[stage.name], total[stage.name]), total[stage.name]
+                    )
+                    last[stage.name] = least
+                    at.append((f"{stage.name} {least}", killed(words, stage, least, *place)))
+                to_the_end(words)
+                same = files_of(*place) == whole
+                table += [[when, then, ""] for when, then in at]
+                table[-1][-1] = "yes" if same else "NO"
+                print(*table[-len(at) :], sep="\n", flush=True)
+    head = ["killed at", "done then", "same bytes at the end"]
+    counts = ", ".join(f"{name} {count}" for name, count in total.items())
+    return f"""## All stages
+
+Pictures of {PEOPLE} people of AT&T and three rows that fail, by `data_pipeline.collect` with two \
+processes, a captioner that answers after 0.2 s, shards and tars; undisturbed it takes \
+{seconds:.0f} s. Of the undisturbed run's {counts} (rows, pictures, crops, captions, other files) a \
+random share is waited for, then the command is killed. The last {kills} kills fall on one run. \
+Compared are {len(whole)} files of the work and the output folder: all but the log of states. Crops \
+and what follows them are made anew by the next start; downloads, measurements and captions are not.
+
+{markdown(head, table)}
+"""
