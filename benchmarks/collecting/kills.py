@@ -2,10 +2,10 @@
 
     python -m benchmarks.collecting.kills --out benchmarks/results/collecting_kills.md
 
-First the download alone, then all stages (stage_kills.py). The misbehaving server of the tests, on this machine. Ten downloads are each killed once (SIGKILL)
-at a random moment of the time that an undisturbed one takes, and started again; another is killed
-ten times in a row. All files but the log of states, which holds a line per try, are compared byte
-by byte.
+First the download alone, then all stages (stage_kills.py). Ten downloads from the misbehaving
+server of the tests are each killed once (SIGKILL) at a random moment of the time that an
+undisturbed one takes, and started again; another is killed ten times in a row. All files but the
+log of states, which holds a line per try, are compared byte by byte.
 """
 
 import argparse

