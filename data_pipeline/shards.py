@@ -184,7 +184,7 @@ def _builder_class():
         return tfds.features.Tensor(shape=shape, dtype=dtype)
 
     class InOneOrder(ExampleWriter):
-        """A protobuf map has another order in every process; the same records make the same bytes."""
+        """The same records make the same bytes: a protobuf map has an order of each process."""
 
         def write(self, path, examples):
             read = tf_example_pb2.Example.FromString

@@ -283,8 +283,9 @@ def run(folder: Path, method: str, note: str) -> str:
 
 `python -m benchmarks.collecting.real_run`, {datetime.date.today()}, {processor()}.{note} \
 AT&T's s1 to s36 are the roster, s37 to s40 strangers under the others' names, from a server on \
-the same machine, which also misbehaves: {served}. {len(expected)} rows with a behaviour of their own \
-all ended in the reason that the tests demand, no other server and no forbidden path was asked. \
+the same machine, which also misbehaves: {served}. {len(expected)} rows with a behaviour of their \
+own all ended in the reason that the tests demand, no other server and no forbidden path was \
+asked. \
 The settings are those of `configs/collect/att.py`. No photograph was kept.
 
 ## Rows and pictures

@@ -35,6 +35,14 @@ def test_of_two_pictures_that_differ_none_is_believed():
     assert verify.median_rule(people(0, own=2, strangers=0), 0.4).kept.all()
 
 
+@pytest.mark.parametrize("rule", ["median", "mean_cosine"])
+def test_who_just_reaches_the_threshold_stays(rule):
+    rows = people(4, own=5, strangers=0)
+    least = float(verify.RULES[rule](rows, 0).scores.min())
+    assert verify.RULES[rule](rows, least).kept.all()
+    assert (~verify.RULES[rule](rows, np.nextafter(least, 1)).kept).sum() == 1
+
+
 @pytest.mark.parametrize("n", [10, 65])
 def test_the_papers_rule_drops_nothing_in_small_groups(n):
     rows = people(0, own=n - 1, strangers=1)
