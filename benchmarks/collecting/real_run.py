@@ -20,7 +20,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Container, Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -151,52 +151,31 @@ def judge(work: Path, kept: list[tuple[str, dict]], rows: Rows) -> dict[str, str
     is in one."""
     asked = {url: name for name, url in rows.rows if url in rows.shows and name != name_of(REFUSED)}
     strangers = {url for url in asked if rows.shows[url] in STRANGERS}
-    own = asked.keys() - strangers
+    own = set(asked) - strangers
+    copies = {url for url in own if "?copy" in url or "/near/" in url}
     gone: dict[str, set[str]] = {"verify": set(), "duplicates": set()}
     for entry in drops_of(work):
         gone.setdefault(entry["stage"], set()).add(entry["url"])
     sets: dict[int, set[str]] = {}
-    photographs_kept: Counter[str] = Counter()
     for name, entry in kept:
-        url = entry["collected"]["url"]
-        sets.setdefault(rows.shows[url], set()).add(name.removeprefix("in_"))
-        photographs_kept[photograph(url)] += 1
+        person = rows.shows[entry["collected"]["url"]]
+        sets.setdefault(person, set()).add(name.removeprefix("in_"))
     both = [person for person, names in sets.items() if len(names) > 1]
     if both or REFUSED in sets:
         raise ValueError(f"people in two sets: {both}; who refused is in: {REFUSED in sets}")
-    there = {photograph(url) for url in own}
-    twice = sum(count > 1 for count in photographs_kept.values())
     wrong = [person for person in sets if person in STRANGERS]
     return {
-        "strangers' pictures, dropped by verification": f"{len(strangers)}, "
-        f"{len(strangers & gone['verify'])}",
-        "own pictures and copies of them, dropped by verification": f"{len(own)}, "
-        f"{len(own & gone['verify'])}",
+        "strangers' pictures dropped by verification": counted(gone["verify"], strangers),
         "strangers in the set": str(len(wrong)),
-        "own photographs without their copies, of which in the set": f"{len(there)}, "
-        f"{len(there & photographs_kept.keys())}",
-        "the others, all taken for copies of another photograph": str(
-            sum(gone["duplicates"] >= urls for urls in of_photographs(own, photographs_kept))
-        ),
-        "photographs that are in the set twice": str(twice),
-        "people listed, in the set": f"{len(ROSTER) - 1}, {len(sets) - len(wrong)}",
+        "people's own pictures dropped by verification": counted(gone["verify"], own),
+        "of them dropped as copies": counted(gone["duplicates"], own),
+        "copies among them": str(len(copies)),
+        "people in the set": f"{len(sets) - len(wrong)} of {len(ROSTER) - 1}",
     }
 
 
-def photograph(url: str) -> str:
-    """What the address of a photograph and those of its copies have in common."""
-    name = url.partition("/files/")[2].partition("?")[0]
-    folder, _, file = name.partition("/")
-    return f"s{Path(file).stem}/2" if folder == "near" else name.removesuffix(".png")
-
-
-def of_photographs(urls: Iterable[str], but: Container[str]) -> list[set[str]]:
-    """The addresses of each photograph that is not among ``but``."""
-    found: dict[str, set[str]] = {}
-    for url in urls:
-        if photograph(url) not in but:
-            found.setdefault(photograph(url), set()).add(url)
-    return list(found.values())
+def counted(some: set[str], of: set[str]) -> str:
+    return f"{len(some & of)} of {len(of)}"
 
 
 def cosines(work: Path, entries: Sequence[dict]) -> tuple[float, float]:
@@ -293,6 +272,8 @@ The settings are those of `configs/collect/att.py`. No photograph was kept.
 {markdown(["stage", "in", "out", "why the others went"], stages)}
 
 {markdown(["", ""], judged)}
+
+Dropped as copies are also photographs that AT&T took one right after another.
 
 Written: {written}; nobody is in two sets but those of `in_train`, whose other pictures are \
 trained on.
