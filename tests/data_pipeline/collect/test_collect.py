@@ -43,7 +43,7 @@ def rows():
     for name, person in PEOPLE.items():
         numbers = {"Ann": range(1, 6), "Annie": range(6, 10)}.get(name, range(1, 5))
         found += [(name, image, {}) for image in att_pictures(person, numbers)]
-    found[1][2].update(consent="yes", caption="a man with glasses")
+    found[1][2].update(consent="yes", licence="CC BY 4.0", caption="a man with glasses")
     (stranger,) = att_pictures(9, [1])
     small = np.asarray(Image.fromarray(found[0][1]).resize((152, 185)))
     noise = np.random.default_rng(0).integers(0, 255, (120, 120, 3), np.uint8)
@@ -101,6 +101,11 @@ def test_the_loader_reads_it(curated, settings):
     trained = {json.dumps(r.extra["collected"]["sha256"]) for r in records}
     assert len(held) == 1 and held[0].identity in {r.identity for r in records}
     assert json.dumps(held[0].extra["collected"]["sha256"]) not in trained
+
+
+def test_records_say_with_what_right_pictures_are_used(curated):
+    said = [record.extra["collected"] for record in curated.records]
+    assert {(s["consent"], s["licence"]) for s in said} == {("", ""), ("yes", "CC BY 4.0")}
 
 
 def test_report_card_and_tars(curated, settings):

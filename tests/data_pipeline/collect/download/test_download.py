@@ -95,10 +95,13 @@ def test_any_number_of_threads_writes_the_same(collect):
     with BadServer() as one, BadServer(address="127.0.0.2") as two:
         paths = [f"/ok/{i}.jpg" for i in range(12)] + ["/status/404", "/page/1", "/ok/3.jpg"]
         rows = [Row("ab"[i % 2], (one, two)[i % 2].url(path)) for i, path in enumerate(paths)]
-        rows.append(Row("c", rows[0].url, licence="CC0", caption="ü"))
+        told = {"licence": "CC0", "consent": "form 7", "source": "a page", "origin": "set 1"}
+        rows.append(Row("c", rows[0].url, caption="ü", **told))
         first = collect(rows, one, two, work="1", threads=1)
         other = collect(rows, one, two, work="4", threads=4, decoders=2)
     assert len(first.pictures) == 13
+    last = read_pictures(first.work)[-1]
+    assert {name: getattr(last, name) for name in told} == told and last.caption == "ü"
     assert files_of(first.work) == files_of(other.work)
 
 
