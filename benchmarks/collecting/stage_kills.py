@@ -184,8 +184,9 @@ def section(kills: int, seed: int) -> str:
 
 Pictures of {PEOPLE} people of AT&T and three rows that fail, by `data_pipeline.collect` with a \
 process that measures and one that decodes, a captioner that answers after 0.2 s, shards and tars; \
-undisturbed it takes {seconds:.0f} s. Of the undisturbed run's {counts} (rows, pictures, crops, captions, other files) \
-a random number is waited for, then the command is killed and started again, {len(table)} times. \
+undisturbed it takes {seconds:.0f} s. Of the undisturbed run's {counts} (rows, pictures, crops, \
+captions, other files) a random number is waited for, then the command is killed and started \
+again, {len(table)} times. \
 At the end all {len(whole)} files of the work and the output folder but the log of states {said}. \
 Crops and what follows them are made anew by each start; downloads, measurements and captions are \
 not.

@@ -17,7 +17,7 @@ from data_pipeline.collect.output.sheets import sheets_of
 from data_pipeline.collect.output.tars import read_tar
 from data_pipeline.collect.purge.__main__ import main as purge
 from data_pipeline.collect.records import Dropped, read_pictures
-from data_pipeline.collect.refused import append
+from data_pipeline.collect.refused import append, read_refused
 from data_pipeline.collect.settings import (
     Caption,
     Collect,
@@ -198,6 +198,9 @@ def test_all_names_of_a_person_and_all_copies_are_purged(curated, settings, tmp_
     # Annie is Ann: nothing of Ann's is left either, but for the stranger who had her name.
     left = {picture.identity for picture in read_pictures(tmp_path / "work")}
     assert left == {"Bob", "Cy"}
+    remembered = read_refused(tmp_path / "work")  # new pictures are refused under both names
+    for name in ("Ann", "Annie"):
+        assert remembered.of_picture(name, "https://example.org/new.jpg") == "refused by name"
     entries = (tmp_path / "out" / "train" / "manifest.jsonl").read_text().splitlines()
     kept = {json.loads(line)["identity"] for line in entries}
     assert kept <= {"Bob", "Cy"}
