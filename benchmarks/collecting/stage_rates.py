@@ -130,7 +130,7 @@ def main(argv: list[str] | None = None) -> None:
     text = f"""# Stages after the download: pictures per second
 
 `python -m benchmarks.collecting.stage_rates`, {datetime.date.today()}, {processor()}, \
-{args.pictures} pictures of AT&T, median of {args.rounds} round{"s" * (args.rounds > 1)} in turns.{note} \
+{args.pictures} pictures of AT&T, rounds in turns: {args.rounds}, their median.{note} \
 *choose* is everything from the filter to the split, *write* manifests, report and card; both, and \
 captions, are done in one process.
 
