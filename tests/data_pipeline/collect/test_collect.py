@@ -198,6 +198,7 @@ def test_all_names_of_a_person_and_all_copies_are_purged(curated, settings, tmp_
     # Annie is Ann: nothing of Ann's is left either, but for the stranger who had her name.
     left = {picture.identity for picture in read_pictures(tmp_path / "work")}
     assert left == {"Bob", "Cy"}
+    assert json.loads((tmp_path / "work" / "merged.json").read_text()) == []
     remembered = read_refused(tmp_path / "work")  # new pictures are refused under both names
     for name in ("Ann", "Annie"):
         assert remembered.of_picture(name, "https://example.org/new.jpg") == "refused by name"
@@ -295,6 +296,10 @@ def test_a_refused_face_of_another_recogniser_is_told(settings, tmp_path):
     append(tmp_path, [], [{"embedding": [1.0, 0.0], "least": 0.5, "recogniser": "arcface"}])
     notes = notes_of([], replace(settings, work=str(tmp_path)))
     assert len(notes) == 1 and "purge with their pictures and --recogniser sface" in notes[0]
+    refusals, same = read_refused(tmp_path), np.array([[1.0, 0.0]])
+    assert refusals.of_faces(same, "sface") is None  # of as many numbers, which mean others
+    assert refusals.of_faces(same, "arcface") == (1.0, 0.5)
+    assert refusals.of_faces(np.array([[0.49, 0.87]]), "arcface") is None
 
 
 def test_a_folder_of_others_is_not_written_over(settings, tmp_path):
