@@ -177,9 +177,19 @@ def _write_index(path: Path, records: list[Record], trigger_word: str, content: 
 @functools.cache
 def _builder_class():
     tfds = import_tfds()
+    from tensorflow_datasets.core.writer import ExampleWriter
+    from tensorflow_datasets.proto import tf_example_pb2
 
     def numbers(*shape, dtype=np.float32):
         return tfds.features.Tensor(shape=shape, dtype=dtype)
+
+    class InOneOrder(ExampleWriter):
+        """The same records make the same bytes: a protobuf map has an order of each process."""
+
+        def write(self, path, examples):
+            read = tf_example_pb2.Example.FromString
+            ordered = ((k, read(e).SerializeToString(deterministic=True)) for k, e in examples)
+            return super().write(path, ordered)
 
     class IdentityShards(tfds.core.GeneratorBasedBuilder):
         """Images of people: identity, captions, face box, points, original size and crop."""
@@ -215,6 +225,9 @@ def _builder_class():
 
         def _split_generators(self, dl_manager):
             return {SPLIT: self._generate_examples()}
+
+        def _example_writer(self):
+            return InOneOrder(self.info.file_format)
 
         def _generate_examples(self):
             for i, record in enumerate(tqdm(self._records, "writing", disable=None)):

@@ -1,11 +1,11 @@
-"""A download killed at random moments and started again: are its files those of one left alone?
+"""Killed at random moments and started again: are its files those of a run that was left alone?
 
     python -m benchmarks.collecting.kills --out benchmarks/results/collecting_kills.md
 
-The misbehaving server of the tests, on this machine. Ten downloads are each killed once (SIGKILL)
-at a random moment of the time that an undisturbed one takes, and started again; another is killed
-ten times in a row. All files but the log of states, which holds a line per try, are compared byte
-by byte.
+First the download alone, then all stages (stage_kills.py). Ten downloads from the misbehaving
+server of the tests are each killed once (SIGKILL) at a random moment of the time that an
+undisturbed one takes, and started again; another is killed ten times in a row. All files but the
+log of states, which holds a line per try, are compared byte by byte.
 """
 
 import argparse
@@ -19,6 +19,7 @@ import tempfile
 import time
 from pathlib import Path
 
+from benchmarks.collecting.stage_kills import section
 from benchmarks.machine import processor
 from data_pipeline.cli import command
 from data_pipeline.files import write_text
@@ -102,15 +103,26 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--pictures", type=int, default=300)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--note", default="", help="a sentence about the machine")
     args = parser.parse_args()
-    moments = random.Random(args.seed)
+    said = f"`python -m benchmarks.collecting.kills`, {datetime.date.today()}, {processor()}."
+    head = (
+        f"# Collections that are killed and started again\n\n{said}{args.note and ' ' + args.note}"
+    )
+    sections = [of_download(args.pictures, args.seed), section(KILLS, args.seed)]
+    write_text(args.out, "\n\n".join([head, *sections]))
+
+
+def of_download(pictures: int, seed: int) -> str:
+    """Downloads that are killed once each, and one that is killed ten times."""
+    moments = random.Random(seed)
     table = []
     with (
         tempfile.TemporaryDirectory() as folder,
         BadServer(robots="User-agent: *\nDisallow: /private/\n", delay=0.02) as server,
     ):
         rows = Path(folder, "rows.csv")
-        count = write_rows(rows, server, args.pictures)
+        count = write_rows(rows, server, pictures)
         seconds = to_the_end(rows, server, Path(folder, "whole"))
         whole, asked = files_of(Path(folder, "whole")), len(server.asked)
         for trial in range(KILLS + 1):
@@ -129,19 +141,17 @@ def main() -> None:
             print(table[-1], flush=True)
     head = ["killed after, s", f"rows finished then, of {count}", "requests more", "same bytes"]
     text = [
-        "# Downloads that are killed and started again",
+        "## The download",
         "",
-        f"`python -m benchmarks.collecting.kills`, {datetime.date.today()}, {processor()}. "
-        f"{args.pictures} small pictures and {len(BAD)} rows that misbehave, from a server on the "
+        f"{pictures} small pictures and {len(BAD)} rows that misbehave, from a server on the "
         f"same machine; undisturbed it takes {seconds:.1f} s, with the start of the command. "
         f"Compared are {len(whole)} files: all pictures, pictures.jsonl, dropped.jsonl and "
         "download.json. Rows that may succeed another time (503, time-outs) are asked again by "
         "every start.",
         "",
         markdown(head, table),
-        "",
     ]
-    write_text(args.out, "\n".join(text))
+    return "\n".join(text)
 
 
 if __name__ == "__main__":

@@ -78,9 +78,12 @@ def collect(settings: Collect, runner: str = "none", options: Sequence[str] = ()
     write_text(work / MERGED, merged + "\n")  # ``purge`` follows them
     write_output(settings, curated, partial)
     keep_held(work, curated.chosen, settings.split)
+    old = out.with_name(out.name + ".old")  # so that no kill leaves neither
+    shutil.rmtree(old, ignore_errors=True)
     if out.exists():
-        shutil.rmtree(out)
+        out.replace(old)
     partial.replace(out)
+    shutil.rmtree(old, ignore_errors=True)
     return curated
 
 

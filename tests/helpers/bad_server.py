@@ -272,6 +272,43 @@ HEADERS = {
     "gzip": {"Content-Encoding": "gzip"},
 }
 
+# How a row of each path ends where robots.txt forbids /private/ and no other place is allowed.
+REASONS = {
+    "/ok/1.jpg": "done",
+    "/png/1": "done",
+    "/webp/1.jpg": "done",
+    "/turned/1.jpg": "done",
+    "/busy/1.jpg": "done",
+    "/othersnoai/1.jpg": "done",
+    "/to?url=/ok/2.jpg": "done",
+    "/to?url=http://[x": "url",
+    "/status/404": "status",
+    "/status/503": "status",
+    "/endless/1.jpg": "too large",
+    "/huge/1.jpg": "too large",
+    "/drip/1.jpg": "timeout",
+    "/dripheaders/1.jpg": "timeout",
+    "/hang/1.jpg": "timeout",
+    "/drop/1.jpg": "connection",
+    "/short/1.jpg": "cut short",
+    "/gzip/1.jpg": "encoding",
+    "/loop/0": "redirects",
+    "/to?url=http://127.0.0.1/1.jpg": "address",
+    "/to?url=http://169.254.169.254/latest/meta-data/": "address",
+    "/to?url=http://[::ffff:127.0.0.1]/1.jpg": "address",
+    "/to?url=file:///etc/passwd": "scheme",
+    "/to?url=http://me:secret@example.org/": "credentials",
+    "/to?url=/private/2.jpg": "robots.txt",
+    "/private/1.jpg": "robots.txt",
+    "/noai/1.jpg": "opt-out",
+    "/tdm/1.jpg": "opt-out",
+    "/page/anna.jpg": "not a picture",
+    "/gif/1.jpg": "not a picture",
+    "/empty/1.jpg": "not a picture",
+    "/truncated/1.jpg": "damaged",
+    "/bomb/1.png": "too many pixels",
+}
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)

@@ -13,7 +13,7 @@ No value holds the row's own address or a name: the log of states has neither.
 | dns, connection, timeout, cut short | failed, tried again | what happened; seconds |
 | status | failed; 408, 425, 429 and 5xx are tried again | the HTTP status |
 | host waits | failed, tried again | seconds that the host asks for, most that we wait |
-| host is silent | failed, tried again | the reason of its last failure, failures in a row |
+| host is silent | failed, tried again | the reason of the last of them, failures in a row |
 | redirects | failed | their number, most |
 | too large | failed | bytes, most |
 | encoding | failed | the Content-Encoding that was not asked for |

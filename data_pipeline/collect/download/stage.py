@@ -27,7 +27,7 @@ from data_pipeline.collect.download.decoders import Closed, Decoders
 from data_pipeline.collect.download.local import copy_local
 from data_pipeline.collect.download.network.addresses import Resolver, read_target
 from data_pipeline.collect.download.network.fetch import Body
-from data_pipeline.collect.download.network.hosts import Host, Hosts, Task
+from data_pipeline.collect.download.network.hosts import SILENCE, SILENT, Host, Hosts, Task
 from data_pipeline.collect.download.network.robots import import_protego, read_robots
 from data_pipeline.collect.download.outcomes import Failed, NotFetched, Refused
 from data_pipeline.collect.download.results import is_there, remove_partial, withdraw, write_results
@@ -101,6 +101,7 @@ class _Run:
         self.partial = work / "partial"
         self.fault: BaseException | None = None
         self.counts: Counter[str] = Counter()  # of this run
+        self.unanswered: list[tuple[Host, Row]] = []
 
     # ---- What is to be done ----------------------------------------------------------------------
 
@@ -174,6 +175,13 @@ class _Run:
             shutil.rmtree(self.partial, ignore_errors=True)
         if self.fault is not None:
             raise self.fault
+        self._join_silent()
+
+    def _join_silent(self) -> None:
+        """All rows of a silent host end alike: which of them were asked first is chance."""
+        for host, row in self.unanswered:
+            if host.closed is not None and host.closed.reason == SILENT:
+                self._write(row, host.closed, self.state.entries[row.key]["tries"])
 
     def _task(self, number: int) -> Task | None:
         """A row's task; None if its address is refused without asking anyone."""
@@ -209,6 +217,8 @@ class _Run:
             task.tries += 1
             if not self.hosts.finish(host, failure, task):
                 self._end(row, partial, failure, task.tries)
+                if failure.reason in SILENCE:
+                    self.unanswered.append((host, row))
             return
         if body is None:
             return
@@ -284,18 +294,17 @@ class _Run:
     def note(self, row: Row, outcome: NotFetched | dict[str, Any], tries: int = 0) -> None:
         """Write down what became of a row; ``tries`` of this run are added to earlier ones."""
         before = self.state.entries.get(row.key, {}).get("tries", 0)
-        values: dict[str, Any] = {
-            "time": self.settings.fixed_time or _now(),
-            "tries": before + tries,
-        }
+        self._write(row, outcome, before + tries)
+        self.counts[outcome.state if isinstance(outcome, NotFetched) else "done"] += 1
+
+    def _write(self, row: Row, outcome: NotFetched | dict[str, Any], tries: int) -> None:
+        values: dict[str, Any] = {"time": self.settings.fixed_time or _now(), "tries": tries}
         if isinstance(outcome, NotFetched):
             values |= {"reason": outcome.reason, "value": outcome.value}
             values |= {"threshold": outcome.threshold, "again": outcome.again}
             self.state.add(row.key, outcome.state, **values)
-            self.counts[outcome.state] += 1
         else:
             self.state.add(row.key, "done", **values, picture=outcome)
-            self.counts["done"] += 1
 
 
 def _is_refusal(entry: Mapping[str, Any]) -> bool:

@@ -69,10 +69,15 @@ class Store:
 def lines_of(folder: Path, name: str) -> Iterator[dict[str, Any]]:
     """The entries of all files called ``<name>*.jsonl``: Beam's workers write several."""
     for path in sorted(folder.glob(f"{name}*.jsonl")):
-        with path.open(encoding="utf-8") as file:  # line by line: there are millions
-            for number, line in enumerate(file, 1):
-                if line.endswith("\n"):
-                    yield parse_json(line, path, number)
+        yield from lines_of_file(path)
+
+
+def lines_of_file(path: Path) -> Iterator[dict[str, Any]]:
+    """The entries of a file, without what a killed process left at its end."""
+    with path.open(encoding="utf-8") as file:  # line by line: there are millions
+        for number, line in enumerate(file, 1):
+            if line.endswith("\n"):
+                yield parse_json(line, path, number)
 
 
 def encoded(key: str, embeddings: np.ndarray) -> dict[str, Any]:

@@ -1,12 +1,13 @@
 """The same stages as one pipeline on Apache Beam (extra ``beam``).
 
-    pictures ─┬ new ──> measure ─┐
-              └ known ───────────┴> by key -> by name -> of_name -> all -> of_all
-              -> batches -> crop, mask -> caption -> files, which this process puts in order
+    pictures.jsonl, measured/ -> by key ─┬ new ──> measure ─┐
+                                         └ known ───────────┴> by key -> by name -> of_name
+              -> all -> of_all -> batches -> crop, mask -> caption -> files
 
-Pixels stay on disk; what is grouped are keys, measurements and embeddings. Workers need the work
-and the output folder under the same paths. Networks open in the processes that the workers start,
-so that a decoder that crashes costs its picture.
+Pixels stay on disk; what is grouped are keys, measurements and embeddings. The graph holds paths
+alone; the workers read the lists, and need the work and the output folder under the same paths.
+Networks open in the processes that the workers start, so that a decoder that crashes costs its
+picture. The process that started it all then reads the files and puts them in order.
 """
 
 import base64
@@ -23,14 +24,22 @@ import numpy as np
 from apache_beam.options.pipeline_options import PipelineOptions
 
 from data_pipeline.collect.choices import Choice
+from data_pipeline.collect.looking.looks import Look
 from data_pipeline.collect.looking.measure import Measured, Measurer
-from data_pipeline.collect.looking.store import EMBEDDINGS, LOOKS, Store, encoded
-from data_pipeline.collect.records import Picture
+from data_pipeline.collect.looking.store import (
+    EMBEDDINGS,
+    LOOKS,
+    Store,
+    decoded,
+    encoded,
+    lines_of_file,
+)
+from data_pipeline.collect.records import PICTURES, Picture
 from data_pipeline.collect.refused import Refusals, read_refused
 from data_pipeline.collect.running import local
 from data_pipeline.collect.running.finish import CaptionWriter, Finisher, Job
 from data_pipeline.collect.running.held import read_held
-from data_pipeline.collect.running.run import CHUNK, Curated, assembled, light, unknown
+from data_pipeline.collect.running.run import CHUNK, Curated, assembled, light
 from data_pipeline.collect.running.stages import Chosen, Named, of_all, of_name
 from data_pipeline.collect.settings import Collect
 from data_pipeline.collect.split import Held
@@ -59,10 +68,9 @@ def run_on_beam(
     folder = partial / TEMPORARY
     folder.mkdir()
     with Store(settings.work, settings.measure) as store:
-        known = store.known()
         new = secrets.token_hex(4)  # a file that no other run has
         with beam.Pipeline(options=PipelineOptions(given)) as pipeline:
-            build(pipeline, settings, pictures, known, partial, store.folder, new)
+            build(pipeline, settings, partial, store.folder, new)
         looks = {key: look for key, (look, _) in store.known().items()}
     (chosen,) = _read(folder, "chosen")
     jobs = {job.choice.order: job for job in _read(folder, "jobs")}
@@ -79,8 +87,6 @@ def run_on_beam(
 def build(
     pipeline: Any,
     settings: Collect,
-    pictures: Sequence[Picture],
-    known: dict[str, Measured],
     partial: Path,
     store: Path,
     name: str,
@@ -88,25 +94,35 @@ def build(
     """The pipeline's graph.
 
     Args:
-        known: what is measured already. store: where new measurements go, into files with ``name``.
+        store: where measurements are; new ones go into files with ``name``.
     """
     measurer, finisher = Measurer(settings.measure), Finisher(settings, str(partial))
-    missing = unknown(pictures, known, settings.work)
-    chunks = [missing[i : i + CHUNK] for i in range(0, len(missing), CHUNK)]
-    looked = (
+    work = Path(settings.work)
+    rows = (
         pipeline
-        | "new pictures" >> beam.Create(chunks)
-        | "spread pictures" >> beam.Reshuffle()
+        | "the list" >> beam.Create([str(work / PICTURES)])
+        | "pictures" >> beam.FlatMap(_numbered)
+        | "spread the list" >> beam.Reshuffle()
+    )
+    parts: dict[str, Any] = {"rows": rows}
+    for kind in (LOOKS, EMBEDDINGS):  # the files of now: this run adds others
+        files = [str(path) for path in sorted(store.glob(f"{kind}*.jsonl"))]
+        lines = pipeline | f"files of {kind}" >> beam.Create(files)
+        parts[kind] = lines | f"read {kind}" >> beam.FlatMap(_lines_by_key)
+    joined = parts | "what is known" >> beam.CoGroupByKey()
+    known = joined | "measured before" >> beam.FlatMap(_known)
+    looked = (
+        joined
+        | "new pictures" >> beam.FlatMap(_unknown, work)
+        | "spread pictures" >> beam.BatchElements(CHUNK, CHUNK)
         | "measure" >> beam.ParDo(Isolated(measurer, measurer.failed, settings.timeout))
     )
     good = looked | beam.Filter(lambda found: not found[0].fault)  # the next run tries again
     _write(good | beam.Map(_look_line), store / f"{LOOKS}-{name}")
     _write(good | beam.Map(_embedding_line), store / f"{EMBEDDINGS}-{name}")
-    before = pipeline | "measured before" >> beam.Create(list(known.values()))
-    by_key = (looked, before) | beam.Flatten() | beam.Map(lambda found: (found[0].key, found))
-    rows = [(picture.key, (order, picture)) for order, picture in enumerate(pictures)]
+    by_key = (looked, known) | beam.Flatten() | beam.Map(lambda found: (found[0].key, found))
     chosen = (
-        {"looks": by_key, "rows": pipeline | "pictures" >> beam.Create(rows)}
+        {"looks": by_key, "rows": rows}
         | beam.CoGroupByKey()
         | "choices" >> beam.FlatMap(_choices)
         | "by name" >> beam.GroupByKey()
@@ -175,6 +191,36 @@ class Captions(beam.DoFn):
         if jobs:
             for job, answer in zip(jobs, self._writer.answers(jobs), strict=True):
                 yield job.choice.order, answer
+
+
+def _numbered(path: str) -> Iterator[tuple[str, tuple[int, Picture]]]:
+    """(key, (order, picture)) of a list's lines."""
+    with open(path, encoding="utf-8") as file:
+        for order, line in enumerate(file):
+            picture = Picture.from_json(parse_json(line, path, order + 1))
+            yield picture.key, (order, picture)
+
+
+def _lines_by_key(path: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    for entry in lines_of_file(Path(path)):
+        yield entry["key"], entry
+
+
+def _known(found: tuple[str, dict[str, Iterable[Any]]]) -> Iterator[Measured]:
+    """What is measured of a picture, once, if it is: Store.known of one key."""
+    for look in found[1][LOOKS]:
+        for entry in found[1][EMBEDDINGS]:
+            if entry["shape"][0] == len(look["faces"]):
+                yield Look.from_json(look), decoded(entry)
+                return
+
+
+def _unknown(found: tuple[str, dict[str, Iterable[Any]]], work: Path) -> Iterator[tuple[str, str]]:
+    """(key, path) of a picture that is not measured, once."""
+    for _, picture in found[1]["rows"]:
+        if not any(_known(found)):
+            yield picture.key, str(work / picture.path)
+        return
 
 
 def _choices(found: tuple[str, dict[str, Iterable[Any]]]) -> Iterator[tuple[str, Choice]]:

@@ -30,6 +30,21 @@ def rows():
     return [*found, ("person 1", stranger, {}), ("person 2", fatal, {})]
 
 
+def test_the_graph_does_not_grow_with_the_list(tmp_path):
+    import apache_beam as beam
+
+    from data_pipeline.collect.running.beam import build
+
+    noise, sizes = np.random.default_rng(0).integers(0, 255, (40, 8, 8, 3), np.uint8), []
+    for name, count in (("1", 1), ("2", 40)):
+        write_work(tmp_path / name, [("ann", image, {}) for image in noise[:count]])
+        pipeline = beam.Pipeline(runner="FnApiRunner")
+        settings = Collect(work=str(tmp_path / name))
+        build(pipeline, settings, tmp_path / "partial", tmp_path / "measured", "0")
+        sizes.append(pipeline.to_runner_api().ByteSize())
+    assert abs(sizes[1] - sizes[0]) < 1000 < sizes[0]
+
+
 def test_the_same_bytes_as_without_beam(tmp_path):
     for name in ("here", "beam"):
         write_work(tmp_path / name / "work", rows())

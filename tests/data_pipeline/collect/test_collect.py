@@ -17,7 +17,7 @@ from data_pipeline.collect.output.sheets import sheets_of
 from data_pipeline.collect.output.tars import read_tar
 from data_pipeline.collect.purge.__main__ import main as purge
 from data_pipeline.collect.records import Dropped, read_pictures
-from data_pipeline.collect.refused import append
+from data_pipeline.collect.refused import append, read_refused
 from data_pipeline.collect.settings import (
     Caption,
     Collect,
@@ -43,7 +43,7 @@ def rows():
     for name, person in PEOPLE.items():
         numbers = {"Ann": range(1, 6), "Annie": range(6, 10)}.get(name, range(1, 5))
         found += [(name, image, {}) for image in att_pictures(person, numbers)]
-    found[1][2].update(consent="yes", caption="a man with glasses")
+    found[1][2].update(consent="yes", licence="CC BY 4.0", caption="a man with glasses")
     (stranger,) = att_pictures(9, [1])
     small = np.asarray(Image.fromarray(found[0][1]).resize((152, 185)))
     noise = np.random.default_rng(0).integers(0, 255, (120, 120, 3), np.uint8)
@@ -101,6 +101,11 @@ def test_the_loader_reads_it(curated, settings):
     trained = {json.dumps(r.extra["collected"]["sha256"]) for r in records}
     assert len(held) == 1 and held[0].identity in {r.identity for r in records}
     assert json.dumps(held[0].extra["collected"]["sha256"]) not in trained
+
+
+def test_records_say_with_what_right_pictures_are_used(curated):
+    said = [record.extra["collected"] for record in curated.records]
+    assert {(s["consent"], s["licence"]) for s in said} == {("", ""), ("yes", "CC BY 4.0")}
 
 
 def test_report_card_and_tars(curated, settings):
@@ -193,6 +198,10 @@ def test_all_names_of_a_person_and_all_copies_are_purged(curated, settings, tmp_
     # Annie is Ann: nothing of Ann's is left either, but for the stranger who had her name.
     left = {picture.identity for picture in read_pictures(tmp_path / "work")}
     assert left == {"Bob", "Cy"}
+    assert json.loads((tmp_path / "work" / "merged.json").read_text()) == []
+    remembered = read_refused(tmp_path / "work")  # new pictures are refused under both names
+    for name in ("Ann", "Annie"):
+        assert remembered.of_picture(name, "https://example.org/new.jpg") == "refused by name"
     entries = (tmp_path / "out" / "train" / "manifest.jsonl").read_text().splitlines()
     kept = {json.loads(line)["identity"] for line in entries}
     assert kept <= {"Bob", "Cy"}
@@ -287,6 +296,10 @@ def test_a_refused_face_of_another_recogniser_is_told(settings, tmp_path):
     append(tmp_path, [], [{"embedding": [1.0, 0.0], "least": 0.5, "recogniser": "arcface"}])
     notes = notes_of([], replace(settings, work=str(tmp_path)))
     assert len(notes) == 1 and "purge with their pictures and --recogniser sface" in notes[0]
+    refusals, same = read_refused(tmp_path), np.array([[1.0, 0.0]])
+    assert refusals.of_faces(same, "sface") is None  # of as many numbers, which mean others
+    assert refusals.of_faces(same, "arcface") == (1.0, 0.5)
+    assert refusals.of_faces(np.array([[0.49, 0.87]]), "arcface") is None
 
 
 def test_a_folder_of_others_is_not_written_over(settings, tmp_path):

@@ -35,6 +35,14 @@ def test_of_two_pictures_that_differ_none_is_believed():
     assert verify.median_rule(people(0, own=2, strangers=0), 0.4).kept.all()
 
 
+@pytest.mark.parametrize("rule", ["median", "mean_cosine"])
+def test_who_just_reaches_the_threshold_stays(rule):
+    rows = people(4, own=5, strangers=0)
+    least = float(verify.RULES[rule](rows, 0).scores.min())
+    assert verify.RULES[rule](rows, least).kept.all()
+    assert (~verify.RULES[rule](rows, np.nextafter(least, 1)).kept).sum() == 1
+
+
 @pytest.mark.parametrize("n", [10, 65])
 def test_the_papers_rule_drops_nothing_in_small_groups(n):
     rows = people(0, own=n - 1, strangers=1)
@@ -64,6 +72,29 @@ def test_of_several_faces_the_one_that_the_others_show_is_taken():
     kept, gone, rules = verify.verify_person([pair, *others], Verify())
     assert [c.face for c in kept] == [1, 0, 0, 0, 0] and gone == []
     assert rules == {"median": 0, "mean_cosine": 0, "mad": 0, "paper": 0}
+
+
+def test_two_faces_of_one_picture_do_not_speak_for_each_other():
+    rows = people(5, own=2, strangers=1)
+    group = choice(0, faces=[face()] * 3, embeddings=rows[[2, 2, 0]])  # twins beside the person
+    kept, _, _ = verify.verify_person([group, choice(1, embeddings=rows[[1]])], Verify())
+    assert [c.face for c in kept] == [2, 0]
+
+
+def test_the_rule_that_is_chosen_decides():
+    rows = people(3, own=6, strangers=1)
+    choices = [choice(n, embeddings=rows[[n]]) for n in range(7)]
+    _, gone, rules = verify.verify_person(choices, Verify(rule="paper"))
+    assert gone == [] and (rules["median"], rules["paper"]) == (1, 0)
+
+
+def test_thresholds_written_plainly():
+    rows = people(6, own=7, strangers=3)
+    sums = verify.summed_similarity(rows)
+    middle = np.median(sums)
+    spread = 1.4826 * np.median(np.abs(sums - middle))
+    assert verify.mad_rule(rows, 3).threshold == pytest.approx(middle - 3 * spread)
+    assert verify.paper_rule(rows, 3).threshold == pytest.approx(sums.mean() - 3 * sums.std())
 
 
 def test_a_drop_says_its_cosine():

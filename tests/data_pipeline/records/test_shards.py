@@ -95,6 +95,18 @@ def test_tfds_reads_files_as_they_were_and_absence_as_absence(photographs, shard
     assert not rows[0]["visibility"].any() and rows[0]["body"] == b""
 
 
+def test_features_are_in_one_order(shards):
+    """A protobuf map alone has another order in every process, and so the files other bytes."""
+    from array_record.python.array_record_data_source import ArrayRecordDataSource
+    from tensorflow_datasets.proto import tf_example_pb2
+
+    raw = list(ArrayRecordDataSource(sorted(map(str, shards.glob("*.array_record*")))))
+    assert len(raw) == 12
+    for data in raw:
+        read = tf_example_pb2.Example.FromString(data)
+        assert data == read.SerializeToString(deterministic=True)
+
+
 def test_the_same_batches_from_folder_and_shards_with_and_without_tf_data(
     photographs, shards, tokenizers
 ):

@@ -14,7 +14,7 @@ from data_pipeline.collect.download.network.robots import Robots
 from data_pipeline.collect.download.outcomes import Failed, NotFetched
 from data_pipeline.collect.download_settings import DownloadSettings
 
-SILENCE = ("dns", "connection", "timeout")
+SILENCE, SILENT = ("dns", "connection", "timeout"), "host is silent"
 BUSY = (429, 503)  # of the host, not of the row
 
 
@@ -207,9 +207,8 @@ class Hosts:
         settings = self._settings
         silent = failure.reason in SILENCE
         host.failures = host.failures + 1 if silent else 0
-        if host.failures >= settings.silent_after:
-            value = f"{failure.reason}: {failure.value}"
-            host.closed = Failed("host is silent", value, host.failures, again=True)
+        if host.failures >= settings.silent_after and not host.closed:
+            host.closed = Failed(SILENT, failure.reason, settings.silent_after, again=True)
         wait = failure.wait
         if failure.again and wait is not None and wait > settings.max_wait:
             host.closed = Failed("host waits", wait, settings.max_wait, again=True)
