@@ -102,8 +102,8 @@ def _draw(start: int, end: int) -> dict:
     return part
 
 
-def prompt_ids(pool: Pool, tokenizers: Tokenizers, work: Path) -> np.ndarray:
-    """[n, 4, 2, 77] uint16, the tokens of ``pool.prompts``, cached on disk."""
+def prompt_ids(pool: Pool, tokenizers: Tokenizers) -> np.ndarray:
+    """[n, 4, 2, 77] uint16, the tokens of ``pool.prompts``, cached beside the pool."""
 
     def encode_all():
         parts = (
@@ -115,7 +115,7 @@ def prompt_ids(pool: Pool, tokenizers: Tokenizers, work: Path) -> np.ndarray:
         ids = np.concatenate([part.astype(np.uint16) for part in parts])
         return ids.reshape(len(pool), -1, *ids.shape[1:])
 
-    return cached_array(work / "prompt_ids.npy", encode_all)
+    return cached_array(pool.folder / "prompt_ids.npy", encode_all)
 
 
 def cached_array(path: Path, make: Callable[[], np.ndarray]) -> np.ndarray:

@@ -1,6 +1,7 @@
 """Prompts against transformers' own tokenizer calls and against PhotoMaker's procedure."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -40,6 +41,16 @@ def test_encode_equals_transformers(base, tokenizers, prompt):
     ids = tokenizers.encode(prompt)
     assert ids.dtype == np.int32 and ids.shape == (2, 77)
     np.testing.assert_array_equal(ids, expected)
+
+
+def test_many_are_encoded_as_each(tokenizers):
+    prompts = [PROMPT, "", LONG, "wow!! grüße, 你好"]
+    found = tokenizers.encode_many(prompts)
+    assert found.dtype == np.int32
+    np.testing.assert_array_equal(found, [tokenizers.encode(prompt) for prompt in prompts])
+    assert tokenizers.encode_many([]).shape == (0, 2, 77)
+    with pytest.raises(ValueError, match="no additional words: <me>"):
+        replace(tokenizers, words={"<me>": ((5,), (6,))}).encode_many(prompts)
 
 
 def test_pads_as_sdxl_does(tokenizers):

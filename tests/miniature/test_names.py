@@ -8,6 +8,7 @@ import pytest
 
 from data_pipeline.drawing.people import vocabulary
 from data_pipeline.prompts import Tokenizers
+from persongen_jax.miniature.pool import open_pool, prompt_ids
 from persongen_jax.miniature.systems.names import make_names, replace_class_words
 from persongen_jax.miniature.systems.unet import class_word_places
 from persongen_jax.miniature.unit_scale import measure_scale
@@ -40,6 +41,17 @@ def test_the_place_is_the_class_words(tokenizers):
     for caption, place, word in zip(captions, places, ("girl", "businessman"), strict=True):
         token = int(tokenizers.encode(caption.replace(" img", ""))[0, place])
         assert tokenizers.tokenizer.convert_ids_to_tokens(token) == f"{word}</w>"
+
+
+def test_prompts_are_tokenised_once(tokenizers, tmp_path):
+    pool = open_pool(tmp_path, people=1)
+    ids = prompt_ids(pool, tokenizers)
+    assert ids.shape == (len(pool), 4, 2, 77)
+    for row, part in ((0, 0), (0, 3), (len(pool) - 1, 1)):
+        expected = tokenizers.encode(pool.prompts[row][part])
+        np.testing.assert_array_equal(ids[row, part], expected)
+    other = Tokenizers(tokenizers.tokenizer_2, tokenizers.tokenizer)  # which is not asked
+    np.testing.assert_array_equal(prompt_ids(pool, other), ids)
 
 
 class Words:

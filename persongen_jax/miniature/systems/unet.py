@@ -108,7 +108,7 @@ class UNet(PoolSystem, DiffusionSystem):
         prompts = [whole for whole, *_ in self.pool.prompts[:MEASURED]]
         self.names = make_names(vision, towers, self.pool, self.tokenizers, prompts, folder)
         self.places = class_word_places(self.pool, self.tokenizers)
-        self.ids = prompt_ids(self.pool, self.tokenizers, self.work)
+        self.ids = prompt_ids(self.pool, self.tokenizers)
         return super().source()
 
     def prompt(self, rng: np.random.Generator) -> tuple[int, int]:
