@@ -10,8 +10,8 @@ from ml_collections import ConfigDict
 from data_pipeline.pictures.transforms import CLIP_MEAN, CLIP_STD
 from persongen_jax.methods.base import Model
 from persongen_jax.methods.start import Origin, find_origin, image_encoder_of
-from persongen_jax.weights.formats.arcface import load_arcface
 from persongen_jax.weights.formats.clip import load_vision_tower
+from persongen_jax.weights.formats.recognisers import open_recogniser
 from persongen_jax.weights.licences import say_terms
 
 
@@ -53,16 +53,17 @@ def check_face_encoder(config: ConfigDict, method: str) -> None:
     if not config.face_encoder:
         raise ValueError(
             f"config.face_encoder is empty: {method} reads the embeddings of a face recogniser; "
-            "give its file (w600k_r50.onnx, glintr100.onnx; to load_method as encoder)"
+            "give its file (w600k_r50.onnx, glintr100.onnx) or sface; to load_method as encoder"
         )
 
 
 def add_face_encoder(model: Model, config: ConfigDict, method: str) -> int:
     """Add ``config.face_encoder``'s network and say its terms; the width of its embeddings."""
-    file = config.face_encoder
-    model.face_encoder = load_arcface(file, dtype=jnp.dtype(config.dtype)).model
+    named = config.face_encoder
+    recogniser = open_recogniser(named, jnp.dtype(config.dtype))
+    model.face_encoder = recogniser.model
     if not is_abstract(model):
-        say_terms(f"{method} reads faces by {file}", file, "arcface")
+        say_terms(f"{method} reads faces by {named}", named, "face", recogniser.licence)
     return model.face_encoder.config["embedding_dim"]
 
 

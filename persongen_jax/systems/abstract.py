@@ -31,6 +31,7 @@ from persongen_jax.models.sdxl.sizes import CONFIGS, IMAGE_TOWER
 from persongen_jax.systems.drawn_weights import fill
 from persongen_jax.weights.files.directory import read_config
 from persongen_jax.weights.files.safetensors_file import NAMES
+from persongen_jax.weights.formats.recognisers import SFACE
 from persongen_jax.weights.formats.sdxl.loading import SDXLBase
 from persongen_jax.weights.loader import parameter_leaves, to_torch_shape, torch_key
 from persongen_jax.weights.random_base import SCHEDULER, SIZES, make_configs
@@ -87,7 +88,8 @@ def abstract_base(config: ConfigDict) -> tuple[SDXLBase, Method, DecodedLosses]:
     with tempfile.TemporaryDirectory(prefix="persongen-jax-") as folder:
         write_empty_tower(Path(folder), image_tower)
         own = {"id_encoder": folder, "start_from": ""}
-        if not Path(config.get("face_encoder") or folder).is_file():
+        recogniser = config.get("face_encoder")
+        if recogniser != SFACE and not (recogniser and Path(recogniser).exists()):
             own["face_encoder"] = str(Path(folder) / "face_encoder.safetensors")
             write_empty(Path(own["face_encoder"]), lambda: IResNet(R50, **_traced()))
         config = ConfigDict({**config, **own})

