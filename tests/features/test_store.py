@@ -125,9 +125,10 @@ def test_more_files_than_a_process_may_open(tmp_path):
     written(tmp_path, part_bytes=1)
     assert len(files(tmp_path)) == 6
     limits = resource.getrlimit(resource.RLIMIT_NOFILE)
-    room = os.open(os.devnull, os.O_RDONLY) + 3  # the lowest free descriptor, plus two more
-    os.close(room - 3)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (room, limits[1]))
+    free = [os.open(os.devnull, os.O_RDONLY) for _ in range(3)]  # which need not lie side by side
+    for descriptor in free:
+        os.close(descriptor)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(free) + 1, limits[1]))
     try:
         table = FeatureTable(tmp_path, SPEC)
         assert all(same(table.get(KEYS[i]), i) for i in range(6))
