@@ -199,7 +199,7 @@ class Tokenizers:
 
         What does not fit is cut before the end-of-text token; ``cut_part`` returns that part.
         """
-        ids = zip(self._both, self._ids(prompt), strict=True)
+        ids = zip(self._both, self.ids(prompt), strict=True)
         return np.stack([_finish(tokenizer, row) for tokenizer, row in ids])
 
     def encode_many(self, prompts: list[str]) -> np.ndarray:
@@ -255,7 +255,7 @@ class Tokenizers:
         rows, ends = [], []
         # Separately, so that a trigger of several tokens needs no vocabulary entry. CLIP splits at
         # the trigger's ends anyway: the ids equal those of the whole text.
-        ids = zip(self._both, self._ids(left), self._ids(right), strict=True)
+        ids = zip(self._both, self.ids(left), self.ids(right), strict=True)
         for tokenizer, before, after in ids:
             rows.append(_finish(tokenizer, before + before[-1:] * (num_references - 1) + after))
             ends.append(len(before) + num_references)  # after the copies; id 0 starts the text
@@ -279,7 +279,8 @@ class Tokenizers:
     def _both(self) -> tuple:
         return self.tokenizer, self.tokenizer_2
 
-    def _ids(self, text: str) -> tuple[list[int], list[int]]:
+    def ids(self, text: str) -> tuple[list[int], list[int]]:
+        """The ids of a text in either vocabulary, without markers and padding, of any length."""
         first, second = ([token for token, _ in self._tokens(i, text)] for i in (0, 1))
         return first, second
 

@@ -23,6 +23,7 @@ from tqdm import tqdm
 
 from data_pipeline.examples.prefetch import prefetch_to_device
 from persongen_jax.cli import command, parse_with_config, restart_with_huge_pages
+from persongen_jax.config import import_object
 from persongen_jax.config_ranges import check_ranges
 from persongen_jax.evaluation.validation import Validator
 from persongen_jax.files import warn_if_full
@@ -114,6 +115,9 @@ def train_locked(config: ConfigDict, workdir: Path, dry_run: bool = False) -> bo
         *restored, progress = checkpoints.restore(start, *wanted)
         state = TrainState(*restored)
         print(f"continuing from step {start}")
+    if system.prepares:
+        for line in import_object(system.prepares, "prepares")(system):
+            print(line)
     examples = system.examples(start)
     if "data" in progress:
         examples.check(progress["data"])

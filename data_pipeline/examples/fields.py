@@ -348,7 +348,9 @@ class FaceBox(Field):
 def requirements(fields: Iterable[Field]) -> dict:
     """What these fields require of a source of records: arguments of sources.open_records."""
     marked = any(getattr(field, "at_trigger", False) for field in fields)
-    return {"marked": marked, "least": 1 + max((field.others for field in fields), default=0)}
+    least = 1 + max((field.others for field in fields), default=0)
+    # What reads no references learns from pictures without a face as well.
+    return {"marked": marked, "least": least, "keep_faceless": least == 1}
 
 
 def check_names(fields: Iterable[Field]) -> None:

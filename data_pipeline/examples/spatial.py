@@ -104,18 +104,23 @@ class ControlImage(Field):
     """
 
     def __init__(self, name: str, *, optional: bool = False):
-        self.name, self.keys, self.optional = name, (f"images.{name}",), optional
+        self.name = self.key = name
+        self.keys, self.optional = (f"images.{name}",), optional
 
     def spec(self, shape: tuple[int, int]) -> Spec:
         return array_spec(**{self.name: ((*shape, 3), np.float32)})
 
     def make(self, example: Example) -> dict[str, np.ndarray]:
+        return {self.name: self._cut(example)}
+
+    def _cut(self, example) -> np.ndarray:
+        """The image's part that the target shows, [h, w, 3] in 0..1."""
         source, record = example.source, example.record
-        image = source.pictures.image((record.images or {})[self.name])
+        image = source.pictures.image((record.images or {})[self.key])
         difference = self._difference(record, image.shape[:2], source.size_of(record.image))
         if difference:
             raise FieldError(f"{record.image}: {difference}")
-        return {self.name: (example.crop.cut(image) + 1) / 2}
+        return (example.crop.cut(image) + 1) / 2
 
     def _difference(self, record, size, target) -> str:
         """What is wrong with the aspect ratio of ``size`` (height, width); "" if nothing is."""
@@ -124,18 +129,18 @@ class ControlImage(Field):
         if abs(h * width - w * height) <= max(h, w, height, width):
             return ""
         return (
-            f"its {self.name} image {record.images[self.name]} has another aspect ratio "
+            f"its {self.key} image {record.images[self.key]} has another aspect ratio "
             f"({w}x{h} pixels) than the image itself ({width}x{height})"
         )
 
     def check(self, record: Record, others: int) -> None:
         images = record.images or {}
-        if self.name not in images:
+        if self.key not in images:
             raise FieldError(
-                f'no {self.name} image; give "images": {{"{self.name}": FILE}} in the manifest'
+                f'no {self.key} image; give "images": {{"{self.key}": FILE}} in the manifest'
             )
         try:
-            size, target = image_size(images[self.name]), image_size(record.image)
+            size, target = image_size(images[self.key]), image_size(record.image)
         except ImageError:  # shards, whose size ``make`` checks, or a file that will be skipped
             return
         difference = self._difference(record, size, target)

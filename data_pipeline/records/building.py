@@ -13,7 +13,9 @@ from data_pipeline.faces.reading import FoundFaces, Networks, read_faces, terms_
 from data_pipeline.pictures.copies import near_copies, same_bytes
 from data_pipeline.pictures.reading import load_image
 from data_pipeline.records.captions import propose_caption
+from data_pipeline.records.class_images import REPEATS
 from data_pipeline.records.folders import Folder, FolderImage, read_folder
+from data_pipeline.records.masks import NAME as MASK
 from data_pipeline.records.schema import Record
 
 SHOWN = 10  # files of a kind that are named
@@ -130,7 +132,14 @@ def _record(
     word = class_word or image.class_word
     caption, word = propose_caption(image.caption, word, share, trigger_word)
     record = Record(
-        image.path, image.identity, caption, face_box=box, class_word=word, landmarks=points
+        image.path,
+        image.identity,
+        caption,
+        face_box=box,
+        class_word=word,
+        landmarks=points,
+        images={MASK: image.mask} if image.mask else None,
+        extra={REPEATS: image.repeats} if image.repeats > 1 else None,
     )
     if seen.pose is None:
         return record

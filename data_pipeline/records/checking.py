@@ -25,8 +25,13 @@ from data_pipeline.text_files import (
 SHOWN = 20
 
 
-def check_source(data: str, trigger_word: str = "img", **options: object) -> list[str]:
+def check_source(
+    data: str, trigger_word: str = "img", *, keep_faceless: bool = False, **options: object
+) -> list[str]:
     """Lines on what a source of records holds (sources.py); only folders have to be checked.
+
+    Args:
+        keep_faceless: see sources.make_manifest. options: of read_manifest.
 
     Raises:
         ManifestError, SourceError: see check_manifest and sources.make_manifest.
@@ -35,7 +40,7 @@ def check_source(data: str, trigger_word: str = "img", **options: object) -> lis
     if str(data).startswith(PEOPLE) or not folder.is_dir() or is_shards(folder):
         return []  # opening it says all that there is to say, and reads no image
     if not (folder / FILE_NAME).is_file() and list_images(folder):
-        make_manifest(folder, trigger_word)
+        make_manifest(folder, trigger_word, keep_faceless)
     with _silent(manifest.log):  # opening the source warns of the same
         return check_manifest(folder, trigger_word, **options)
 

@@ -6,7 +6,7 @@
     metadata.jsonl, metadata.csv      Hugging Face's imagefolder, at the top or in subfolders
     *.jpg                             one person, named like the folder
 
-A ``.txt`` or ``.caption`` file next to an image is its caption.
+A ``.txt`` or ``.caption`` file next to an image is its caption; masks.py finds its mask.
 """
 
 import csv
@@ -16,12 +16,14 @@ import re
 import unicodedata
 from collections import defaultdict
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from data_pipeline.pictures.listing import list_images
 from data_pipeline.records.captions import CLASS_WORDS
 from data_pipeline.records.manifest import ManifestError, find_file
+from data_pipeline.records.masks import NAME as MASK
+from data_pipeline.records.masks import find_masks
 from data_pipeline.records.names import look_alikes, plain_name
 from data_pipeline.text_files import parse_json_lines, read_text
 
@@ -55,12 +57,17 @@ class FolderError(ValueError):
 
 @dataclass(frozen=True)
 class FolderImage:
-    """One image: its path, whose it is, and what the folder says of it; "" for nothing."""
+    """One image: its path, whose it is, and what the folder says of it; "" for nothing.
+
+    ``repeats``: how often an epoch shows it. ``mask``: the path of its mask.
+    """
 
     path: str
     identity: str
     class_word: str = ""
     caption: str = ""
+    repeats: int = 1
+    mask: str = ""
 
 
 @dataclass
@@ -98,6 +105,11 @@ def read_folder(folder: str | os.PathLike) -> Folder:
             f"{len(unnamed)} images with names that are not UTF-8 are left out: {shown}"
         )
         files = [file for file in files if _is_text(file)]
+    masks = find_masks(files)
+    if masks:
+        own = set(masks.values())
+        files = [file for file in files if file not in own]
+        found.notes.append(f"{len(masks)} masks, which config.loss_mask={MASK!r} reads")
     tables = _tables(folder, found)
     if tables:
         found.layout = f"Hugging Face's {tables[0].name}"
@@ -105,7 +117,13 @@ def read_folder(folder: str | os.PathLike) -> Folder:
         _check_complete(folder, files, rows, found)
     else:
         rows = _read_places(folder, files, found)
-    found.images = _with_captions(_one_spelling(rows, found), found)
+    rows = _with_captions(_one_spelling(rows, found), found)
+    of_image = {os.path.normpath(folder / image): mask for image, mask in masks.items()}
+    found.images = [
+        replace(row, mask=str(folder / mask)) if mask else row
+        for row in rows
+        for mask in [of_image.get(os.path.normpath(row.path), "")]
+    ]
     return found
 
 
@@ -202,7 +220,10 @@ def _read_places(folder: Path, files: list[str], found: Folder) -> list[FolderIm
     instances = {name for name in places if name.lower() in INSTANCE}
     if classes and (instances or places - classes or inside[""]):
         count = sum(len(inside[name]) for name in classes)
-        found.notes.append(f"{count} class images are left out: they show other people")
+        found.notes.append(
+            f"{count} class images are left out: they show other people; config.class_data reads "
+            "their folder"
+        )
         places -= classes
     nested = [file for name in sorted(places) for file in inside[name]]
     wraps = {name.lower() for name in places} <= set(CONTAINERS)
@@ -229,15 +250,20 @@ def _read_places(folder: Path, files: list[str], found: Folder) -> list[FolderIm
     if kohya:
         repeats = sorted({match[1] for match in kohya.values()}, key=int)
         found.layout = "kohya's folders"
-        found.notes.append(f"repeats ({', '.join(repeats)}) are not read: people are drawn alike")
+        found.notes.append(
+            f"repeats ({', '.join(repeats)}) are read by the methods of one person; others draw "
+            "all people alike"
+        )
     elif instances:
         found.layout = "diffusers' instance and class folders"
     else:
         found.layout = "a folder for each person"
     rows = []
     for name in sorted(places):
-        who, word = _person(folder, name, kohya.get(name), name in instances)
-        rows += [_image(folder, file, who, word) for file in inside[name]]
+        match = kohya.get(name)
+        who, word = _person(folder, name, match, name in instances)
+        times = int(match[1]) if match else 1
+        rows += [replace(_image(folder, file, who, word), repeats=times) for file in inside[name]]
     return rows
 
 
@@ -272,7 +298,7 @@ def _with_captions(rows: list[FolderImage], found: Folder) -> list[FolderImage]:
         file = texts.get(_same(path.with_suffix("").name)) or texts.get(_same(path.name))
         text = "" if file is None or row.caption else " ".join(read_text(file).split())
         if text:
-            row = FolderImage(row.path, row.identity, row.class_word, text)
+            row = replace(row, caption=text)
             used.add(file)
         out.append(row)
     if used:
@@ -295,7 +321,7 @@ def _one_spelling(rows: list[FolderImage], found: Folder) -> list[FolderImage]:
     for row in rows:
         name = plain_name(row.identity)
         spelled[name].add(row.identity)
-        out.append(FolderImage(row.path, name, row.class_word, row.caption))
+        out.append(replace(row, identity=name))
     for name, forms in spelled.items():
         if len(forms) > 1:
             found.notes.append(f"{len(forms)} spellings of {name!r} count as one person")

@@ -44,14 +44,19 @@ class SourceError(ValueError):
 
 
 def open_records(
-    data: str, trigger_word: str = "img", *, marked: bool = True, least: int = 2
+    data: str,
+    trigger_word: str = "img",
+    *,
+    marked: bool = True,
+    least: int = 2,
+    keep_faceless: bool = False,
 ) -> tuple[list[Record], Callable[[str], np.ndarray]]:
     """The records of ``data``, and ``read_image``: maps a record's image to uint8 RGB [h, w, 3].
 
     ``read_image`` may be called from several threads; it raises an ImageError for an image that
     cannot be decoded. ``trigger_word`` follows the class word in every caption; with
     ``marked=False`` it may be missing. People with fewer than ``least`` images are left out and
-    counted.
+    counted. A folder that has no manifest gets one; ``keep_faceless``: with images without a face.
     """
     data = str(data)
     if data.startswith(PEOPLE):
@@ -64,11 +69,11 @@ def open_records(
     if is_shards(folder):
         return open_shards(folder, trigger_word)
     if not (folder / FILE_NAME).is_file() and list_images(folder):
-        make_manifest(folder, trigger_word)
+        make_manifest(folder, trigger_word, keep_faceless)
     return read_manifest(folder, trigger_word, marked=marked, least=least), load_image
 
 
-def make_manifest(folder: Path, trigger_word: str) -> None:
+def make_manifest(folder: Path, trigger_word: str, keep_faceless: bool = False) -> None:
     """Write the manifest of a folder that has images and none, and say what was found.
 
     Raises:
@@ -81,7 +86,7 @@ def make_manifest(folder: Path, trigger_word: str) -> None:
 
     print(f"{folder} has no {FILE_NAME}; making it as `python -m data_pipeline.manifest` does:")
     try:
-        built = build_records(folder, trigger_word=trigger_word)
+        built = build_records(folder, trigger_word=trigger_word, keep_faceless=keep_faceless)
     except (NotShipped, ImportError) as error:
         raise SourceError(
             f"{folder}: no {FILE_NAME}, and no detector to make it: {error}"

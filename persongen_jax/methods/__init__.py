@@ -6,6 +6,9 @@ method computes and trains, and adds one as an example.
 
 from persongen_jax.config import import_object
 from persongen_jax.methods.base import Method
+from persongen_jax.methods.personal.dreambooth import DreamBooth
+from persongen_jax.methods.personal.lora import Lora
+from persongen_jax.methods.personal.textual_inversion import PivotalTuning, TextualInversion
 from persongen_jax.methods.published.bolid import BoLID
 from persongen_jax.methods.published.controlnet import ControlNet
 from persongen_jax.methods.published.facecdm import FaceCDM
@@ -30,6 +33,10 @@ METHODS: dict[str, type[Method]] = {
     "controlnet": ControlNet,
     "facecdm": FaceCDM,
     "bolid": BoLID,
+    "lora": Lora,
+    "dreambooth": DreamBooth,
+    "textual_inversion": TextualInversion,
+    "pivotal_tuning": PivotalTuning,
 }
 
 

@@ -1,12 +1,13 @@
 """The interface of identity methods. Nothing else in the project asks which method it is."""
 
 import abc
-from collections.abc import Hashable, Iterable
+from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import optax
 from flax import nnx
 from jax.typing import ArrayLike
 from ml_collections import ConfigDict
@@ -14,6 +15,7 @@ from ml_collections import ConfigDict
 from data_pipeline.examples.conditions import References, Text
 from data_pipeline.examples.fields import Batch, Encoding, Field
 from data_pipeline.prompts import Tokenizers
+from data_pipeline.records.schema import Record
 from persongen_jax.diffusion.conditioning import Conditioning, TokenStream
 from persongen_jax.models.branches import remove_branches
 from persongen_jax.models.lora import remove_adapters
@@ -42,6 +44,8 @@ class Method(abc.ABC):
         at_trigger: whether captions and prompts mark, by the trigger word, where the identity
             enters.
         reads_references: whether an example has other images of the person.
+        prepares: "package.module:Function" of what makes missing data, called with the system
+            before the first step; returns lines for the log. "": nothing.
         scales: (name, factor) of streams and maps in calls that do not name them; others have 1.
     """
 
@@ -50,6 +54,7 @@ class Method(abc.ABC):
     decodes: bool = False
     at_trigger: bool = True
     reads_references: bool = True
+    prepares: str = ""
     scales: tuple[tuple[str, float], ...] = ()
 
     def __eq__(self, other):
@@ -93,6 +98,13 @@ class Method(abc.ABC):
         """
         return prompts(parts, config, at_trigger=self.at_trigger), references(self, parts.model)
 
+    def records(self, records: list[Record], read_image: Callable) -> tuple[list[Record], Callable]:
+        """What examples are made from, of the data's records and the reader of their images.
+
+        Called after :meth:`fields`. By default they stay as they are.
+        """
+        return records, read_image
+
     @abc.abstractmethod
     def condition(self, model: Model, batch: Batch) -> Conditioning:
         """Maps a batch (of the method's fields) to what the UNet reads.
@@ -130,6 +142,12 @@ class Method(abc.ABC):
         """
         return {"loss": step.mse}
 
+    def update_rules(
+        self, model: Model, config: ConfigDict
+    ) -> dict[str, optax.GradientTransformation]:
+        """What follows the optimizer's update of a learning-rate group, by the group's name."""
+        return {}
+
     # ---- references ----
 
     image_tower = "id_encoder/vision_model"  # path of the network that reads the references
@@ -162,19 +180,23 @@ def prompts(
     parts: Parts, config: ConfigDict, streams: tuple[str, ...] = ("text",), at_trigger: bool = True
 ) -> Text:
     """Captions, read by both text towers; see data_pipeline/examples/conditions.py."""
-    encoding = Encoding(
-        kind="text",
-        weights=("text_encoder/", "text_encoder_2/"),
-        encode=encode_text,
-        dtype=jnp.int32,
-        view=StableDiffusionXL.conditioner,
-    )
     return Text(
         parts.tokenizers,
         streams,
         trigger_word=config.trigger_word,
         at_trigger=at_trigger,
-        encoding=encoding,
+        encoding=text_encoding(),
+    )
+
+
+def text_encoding() -> Encoding:
+    """Both text towers, for the feature cache."""
+    return Encoding(
+        kind="text",
+        weights=("text_encoder/", "text_encoder_2/"),
+        encode=encode_text,
+        dtype=jnp.int32,
+        view=StableDiffusionXL.conditioner,
     )
 
 

@@ -14,7 +14,7 @@ from flax import nnx
 from jax import lax
 from jax.typing import DTypeLike
 
-from persongen_jax.models.lora import Adaptable, LayerChange, LoRA
+from persongen_jax.models.lora import Adaptable, DoRA, LayerChange, LoRA
 from persongen_jax.models.ops import Padding, conv2d, conv2d_upsampled
 
 
@@ -71,9 +71,11 @@ class Linear(Adaptable):
         x = x.astype(self.dtype)
         kernel, bias = self.weights()
         y = x @ kernel
+        if isinstance(self.lora, DoRA):
+            y = (y + self.lora(x)) * self.lora.factor(kernel)
         if bias is not None:
             y = y + bias
-        if self.lora is not None:
+        if self.lora is not None and not isinstance(self.lora, DoRA):
             y = y + self.lora(x)
         return y
 
@@ -116,9 +118,12 @@ class Conv(Adaptable):
         x = x.astype(self.dtype)
         kernel, bias = self.weights()
         y = conv2d(x, kernel, self.strides, self.padding, infer=infer)
+        if isinstance(self.lora, DoRA):
+            y = y + self.lora.conv(x, self.strides, self.padding)
+            y = y * self.lora.factor(kernel)
         if bias is not None:
             y = y + bias
-        if self.lora is not None:
+        if self.lora is not None and not isinstance(self.lora, DoRA):
             y = y + self.lora.conv(x, self.strides, self.padding)
         return y
 
@@ -129,8 +134,15 @@ class Conv(Adaptable):
         return y if bias is None else y + bias
 
 
+FIRST_ADDED = 1 << 20  # the id of an Embed's first added row; no vocabulary is as large
+
+
 class Embed(nnx.Module):
-    """Looks up rows of a table: integer ids [...] to [..., features]."""
+    """Looks up rows of a table: integer ids [...] to [..., features].
+
+    ``added`` [n, features] holds rows of words that are in no vocabulary, with the ids FIRST_ADDED,
+    FIRST_ADDED + 1, …; None: there are none. They can be trained while the table is frozen.
+    """
 
     def __init__(
         self,
@@ -144,9 +156,15 @@ class Embed(nnx.Module):
         self.dtype = dtype
         table = 0.02 * jax.random.normal(rngs.params(), (num_embeddings, features))
         self.embedding = nnx.Param(table.astype(param_dtype))
+        self.added: nnx.Param | None = nnx.data(None)
 
     def __call__(self, ids: jax.Array) -> jax.Array:
-        return jnp.take(self.embedding[...], ids, axis=0).astype(self.dtype)
+        if self.added is None:
+            return jnp.take(self.embedding[...], ids, axis=0).astype(self.dtype)
+        own = ids - FIRST_ADDED
+        rows = jnp.take(self.embedding[...], jnp.where(own < 0, ids, 0), axis=0)
+        added = jnp.take(self.added[...], jnp.maximum(own, 0), axis=0)
+        return jnp.where((own < 0)[..., None], rows, added).astype(self.dtype)
 
 
 def at_least_float32(x: jax.Array) -> jax.Array:

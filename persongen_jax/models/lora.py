@@ -9,6 +9,7 @@ Adapters that are not a product of two narrow factors (LoHa, LoKr, DoRA, ...) ar
 """
 
 import re
+from collections.abc import Iterable
 
 import jax
 import jax.numpy as jnp
@@ -85,6 +86,32 @@ class LoRA(nnx.Module):
         return _product(h, self.up[...].astype(self.dtype))
 
 
+class DoRA(LoRA):
+    """LoRA whose layer also learns the length of each output's weights (arXiv 2402.09353, eq. 5).
+
+    The layer computes ``(x @ kernel + lora(x)) * magnitude / norms + bias``, where ``norms`` [out]
+    are those of kernel and adapter together; no gradient passes through them (section 4.3).
+
+    Attributes:
+        magnitude: [out] float32; at first the norms of the kernel, so that it changes nothing.
+    """
+
+    magnitude: nnx.Param[jax.Array]
+
+    def factor(self, kernel: jax.Array) -> jax.Array:
+        """``magnitude / norms`` [out], for the layer's kernel [..., in, out]."""
+        down = self.down[...].astype(jnp.float32) * self.scale[...]
+        whole = kernel.astype(jnp.float32) + down @ self.up[...].astype(jnp.float32)
+        norms = jax.lax.stop_gradient(column_norms(whole))
+        return (self.magnitude[...] / norms).astype(self.dtype)
+
+
+def column_norms(kernel: jax.Array) -> jax.Array:
+    """[out] float32: the Euclidean norm of each output's weights, kernel [..., in, out]."""
+    square = jnp.square(kernel.astype(jnp.float32))
+    return jnp.sqrt(square.sum(tuple(range(kernel.ndim - 1))))
+
+
 class LayerChange(nnx.Module):
     """The change of a layer's own kernel and bias; each has the shape of its target, or is None.
 
@@ -131,31 +158,60 @@ def new_lora(
     alpha: float | None = None,
     rngs: nnx.Rngs,
     param_dtype: DTypeLike = jnp.float32,
+    kind: "type[LoRA]" = LoRA,
 ) -> LoRA:
-    """A new adapter: ``down`` gaussian with std 1 / rank, ``up`` zero, so it adds nothing yet."""
+    """A new adapter: ``down`` gaussian with std 1 / rank, ``up`` zero, so it adds nothing yet.
+
+    ``kind``: LoRA or DoRA.
+    """
     kernel_shape = layer.kernel.shape
     down = jax.random.normal(rngs.params(), (*kernel_shape[:-1], rank), jnp.float32) / rank
     up = jnp.zeros((rank, kernel_shape[-1]), param_dtype)
     scale = jnp.full((rank,), (rank if alpha is None else alpha) / rank, jnp.float32)
-    return LoRA(down.astype(param_dtype), up, scale, dtype=layer.dtype)
+    lora = kind(down.astype(param_dtype), up, scale, dtype=layer.dtype)
+    if isinstance(lora, DoRA):
+        lora.magnitude = nnx.Param(column_norms(layer.kernel[...]))
+    return lora
 
 
 def add_lora(
-    module: nnx.Module, pattern: re.Pattern, rank: int, *, alpha: float | None, rngs: nnx.Rngs
+    module: nnx.Module,
+    pattern: re.Pattern,
+    rank: int,
+    *,
+    alpha: float | None,
+    rngs: nnx.Rngs,
+    ranks: Iterable[tuple[re.Pattern, int, float]] = (),
+    dora: bool = False,
 ) -> None:
     """Add a new adapter to every layer of ``module`` whose whole path ("a/b/0/to_q") matches.
 
+    Args:
+        ranks: rows (pattern, rank, alpha) of exceptions, of which the first that matches a layer's
+            path holds; rank 0: no adapter there.
+        dora: with a trained magnitude, see DoRA.
+
     Raises:
-        ValueError: no layer matches, or the rank is not positive.
+        ValueError: no layer matches, an exception is about none of them, or the rank is not
+            positive.
     """
     if rank < 1:
         raise ValueError(f"rank={rank}: a LoRA needs a rank of at least 1")
-    layers = _adaptable(module)
-    found = [layer for path, layer in layers if pattern.fullmatch("/".join(map(str, path)))]
+    ranks, kind = list(ranks), DoRA if dora else LoRA
+    named = [("/".join(map(str, path)), layer) for path, layer in _adaptable(module)]
+    found = {path: layer for path, layer in named if pattern.fullmatch(path)}
     if not found:
         raise ValueError(f"no layer matches {pattern.pattern!r}; no layer would get a LoRA")
-    for layer in found:
-        layer.lora = new_lora(layer, rank, alpha=alpha, rngs=rngs)
+    for exception, *_ in ranks:
+        if not any(map(exception.fullmatch, found)):
+            raise ValueError(
+                f"no layer with a LoRA matches {exception.pattern!r}; paths look like "
+                f"{next(iter(found))}"
+            )
+    for path, layer in found.items():
+        own = next(((r, a) for row, r, a in ranks if row.fullmatch(path)), (rank, alpha))
+        if own[0]:
+            layer.lora = new_lora(layer, own[0], alpha=own[1], rngs=rngs, kind=kind)
 
 
 def add_adapter(layer: Adaptable, down: Array, up: Array, scale: float) -> None:

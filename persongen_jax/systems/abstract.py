@@ -44,12 +44,15 @@ class ShapeTokenizers:
     """Replaces tokenizers where only their length matters; every text has the same ids."""
 
     def __init__(self, max_length: int):
-        self.max_length = max_length
+        self.max_length, self.words = max_length, {}
 
     def encode(self, prompt: str) -> np.ndarray:
         ids = np.zeros((2, self.max_length), np.int32)
         ids[:, -1] = VOCABULARY - 1
         return ids
+
+    def ids(self, text: str) -> tuple[list[int], list[int]]:
+        return [], []
 
 
 def network_configs(config: ConfigDict) -> tuple[dict, dict]:

@@ -70,7 +70,7 @@ def assemble(system: System, mesh: jax.sharding.Mesh, *, cached: bool = False) -
         offloaded(system.model, system.unread(cached=bool(config.get("cache"))))
     split = split_shapes if abstract else split_model
     graphdef, trainable, frozen, groups = split(system.model, system.table)
-    tx = make_optimizer(config, groups)
+    tx = make_optimizer(config, groups, system.update_rules())
     stats = statistics(frozen) if system.statistics else {}
     create = functools.partial(TrainState.create, tx=tx, ema_decay=config.ema_decay)
     shapes = jax.eval_shape(create, trainable, stats=stats)

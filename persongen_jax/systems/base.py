@@ -11,6 +11,7 @@ from typing import Any, Self
 
 import jax
 import numpy as np
+import optax
 from flax import nnx
 from ml_collections import ConfigDict
 
@@ -50,6 +51,8 @@ class System(abc.ABC):
             batch norms), which no gradient moves.
         evaluation: "package.module:Class" of what measures the model in a validation, called with
             the system (persongen_jax/evaluation/validation.py says what it has to do); "": nothing.
+        prepares: "package.module:Function" of what makes missing data, called with the system
+            before the first step; returns lines for the log. "": nothing.
     """
 
     config: ConfigDict
@@ -58,6 +61,7 @@ class System(abc.ABC):
     fields: tuple[Field, ...] = ()
     statistics: bool = False
     evaluation: str = ""
+    prepares: str = ""
 
     def __init__(self, config: ConfigDict):
         self.config = config
@@ -176,6 +180,10 @@ class System(abc.ABC):
 
         Runs inside the compiled step, with the current model.
         """
+
+    def update_rules(self) -> dict[str, optax.GradientTransformation]:
+        """What follows the optimizer's update of a learning-rate group, by the group's name."""
+        return {}
 
     def cached_kinds(self) -> list[str]:
         """The outputs that the feature cache can keep under this config's table."""

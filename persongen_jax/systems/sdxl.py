@@ -8,6 +8,7 @@ from typing import Any, Self
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from flax import nnx
 from jax.typing import ArrayLike
 from ml_collections import ConfigDict
@@ -21,6 +22,7 @@ from data_pipeline.examples.fields import (
     check_names,
     requirements,
 )
+from data_pipeline.examples.loss_mask import LossMask
 from data_pipeline.examples.source import ExampleSource
 from data_pipeline.records.checking import check_source, has_face_boxes
 from data_pipeline.records.sources import content_digests, file_stamps, open_records
@@ -84,9 +86,11 @@ class Sdxl(DiffusionSystem):
         self.read = ReadKeys(config)  # records which keys the method reads
         method_fields = method.fields(Parts(base.model, base.tokenizers), self.read)
         fields = (Image(image_encoding()), *method_fields, TimeIds(), FaceBox())
+        if config.loss_mask:
+            fields = (*fields, LossMask(config.loss_mask))
         check_names(fields)
         self.fields = (*fields, *self.decoded.fields({field.name for field in fields}))
-        self.groups = method.groups
+        self.groups, self.prepares = method.groups, method.prepares
 
     @classmethod
     def defaults(cls) -> ConfigDict:
@@ -124,11 +128,14 @@ class Sdxl(DiffusionSystem):
         marked = ours and method.at_trigger
         # Most of ours read another image of the person as the reference.
         least = 2 if ours and method.reads_references else 1
+        faceless = ours and not method.reads_references
         specs = [config.data, *(config[key] for key in PEOPLE_KEYS)]
         return [
             f"{spec}: {line}"
             for spec in dict.fromkeys(filter(None, specs))
-            for line in check_source(spec, config.trigger_word, marked=marked, least=least)
+            for line in check_source(
+                spec, config.trigger_word, marked=marked, least=least, keep_faceless=faceless
+            )
         ]
 
     @classmethod
@@ -176,6 +183,7 @@ class Sdxl(DiffusionSystem):
         records, read_image = open_records(
             config.data, config.trigger_word, **requirements(self.fields)
         )
+        records, read_image = self.method.records(records, read_image)
         for line in check_records(tuple(self.decoded.losses.values()), records, config.data):
             log.warning("%s", line)
         shapes = bucket_shapes(config.buckets)
@@ -226,6 +234,9 @@ class Sdxl(DiffusionSystem):
 
     # ---- a step ----
 
+    def update_rules(self) -> dict[str, optax.GradientTransformation]:
+        return self.method.update_rules(self.model, self.read)
+
     def draw(self, key_of: Callable[[int], jax.Array], batch: Batch) -> dict[str, jax.Array]:
         """DiffusionSystem's, and "face_only" [b]: the loss counts the face box alone."""
         draws = super().draw(key_of, batch)
@@ -251,6 +262,11 @@ class Sdxl(DiffusionSystem):
         face, fell_back = face_box_mask(batch["face_box"], image_size, cells)
         face_only = draws["face_only"]
         mask = jnp.where(face_only[:, None, None], face, 1.0)
+        if self.config.loss_mask:
+            # A cell counts as far as its pixels do.
+            own = jax.image.resize(batch["loss_mask"], mask.shape, "linear", antialias=True)
+            outside = self.config.loss_mask_outside
+            mask = mask * (outside + (1 - outside) * jnp.clip(own, 0, 1))
         return mask, {"face_box_fallbacks": (face_only & fell_back).astype(jnp.float32)}
 
     def terms(self, model: Any, batch: Batch, step: Step) -> dict[str, jax.Array]:

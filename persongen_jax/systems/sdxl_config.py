@@ -10,6 +10,10 @@ METHOD_KEYS = (
     *("control", "control_drop_prob", "face_encoder"),
     *("facecdm_stage", "facecdm_attention", "facecdm_reduced"),
     *("bolid_body", "bolid_aggregate", "bolid_reduced"),
+    *("token", "instance_prompt", "caption_templates", "shuffle_captions", "keep_captions"),
+    *("class_data", "class_prompt", "num_class_images", "prior_loss_weight"),
+    *("lora_targets", "lora_ranks", "lora_dora", "text_rank", "text_alpha"),
+    *("train_text_encoders", "num_vectors", "initializer", "embedding_steps", "embedding_norm"),
 )
 
 # What a validation may generate for: people seen in training, held out from it, and from elsewhere.
@@ -80,6 +84,39 @@ def sdxl_defaults() -> ConfigDict:
     config.bolid_body = True
     config.bolid_aggregate = "mean"
     config.bolid_reduced = 128
+    # Methods of one person (lora, dreambooth, textual_inversion, pivotal_tuning). The word for the
+    # person: it comes before the class word where a caption has the trigger word, or for a word
+    # that is learned in its place. One caption for all pictures ("": their own); or captions drawn
+    # from templates; or their parts between commas in a new order, after the first
+    # ``keep_captions``.
+    config.token = ""
+    config.instance_prompt = ""
+    config.caption_templates = False
+    config.shuffle_captions = False
+    config.keep_captions = 1
+    # Prior preservation: the folder of class images, what shows in them, how many are generated if
+    # there are fewer, and the weight of their loss.
+    config.class_data = ""
+    config.class_prompt = ""
+    config.num_class_images = 100
+    config.prior_loss_weight = 1.0
+    # LoRA: its layers in the UNet, names of methods/personal/lora.py joined by "+" or a regular
+    # expression; rows (expression, rank[, alpha]) of layers with other ranks; DoRA; the rank and
+    # alpha in both text towers (0: none there; 0: the rank).
+    config.lora_targets = "attention"
+    config.lora_ranks = ()
+    config.lora_dora = False
+    config.text_rank = 0
+    config.text_alpha = 0.0
+    # DreamBooth: whether the text towers are trained too.
+    config.train_text_encoders = False
+    # Textual Inversion: the word's vectors in each tower, and the text whose embeddings they start
+    # from ("": drawn). Pivotal tuning: the step after which they stay (0: never), and the power by
+    # which their spread is drawn to that of the vocabulary (0: not).
+    config.num_vectors = 1
+    config.initializer = ""
+    config.embedding_steps = 0
+    config.embedding_norm = 0.0
     # Initial weights: PhotoMaker weights (photomaker-v1.bin), or the working directory of an
     # earlier run; see persongen_jax/methods/start.py.
     config.start_from = ""
@@ -94,6 +131,10 @@ def sdxl_defaults() -> ConfigDict:
 
     # The objective, in addition to the settings of all diffusion systems.
     config.face_loss_prob = 0.5  # per example: the loss over the face box only
+    # The name of one of the manifest's ``images`` that is white where the loss counts ("": no such
+    # mask), and how much it counts elsewhere.
+    config.loss_mask = ""
+    config.loss_mask_outside = 0.0
 
     # Losses on decoded images, of any method: {"keypoints": {"weight": 0.1, "noise_to": 0.5}};
     # names and settings are in docs/losses.md. The images are decoded from latents averaged over
@@ -116,6 +157,10 @@ def sdxl_defaults() -> ConfigDict:
     config.lr_identity = 1e-5
     config.lr_id_norm = 1e-4
     config.lr_controlnet = 1e-5
+    config.lr_text_lora = 5e-6
+    config.lr_unet = 1e-6
+    config.lr_text_encoders = 1e-6
+    config.lr_embeddings = 5e-4
     config.warmup_steps = 1000
     config.steps = 20_000
 

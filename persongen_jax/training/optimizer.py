@@ -14,7 +14,7 @@ trained weights has its own optimizer; prodigy, for example, estimates a distanc
 import functools
 import inspect
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -85,7 +85,11 @@ OURS = ("learning_rate", "adam_learning_rate", "muon_weight_dimension_numbers")
 MATRICES = re.compile(r"(.*/)?(kernel|lora/(down|up))")
 
 
-def make_optimizer(config: ConfigDict, groups: dict[str, str]) -> optax.GradientTransformation:
+def make_optimizer(
+    config: ConfigDict,
+    groups: dict[str, str],
+    rules: Mapping[str, optax.GradientTransformation] | None = None,
+) -> optax.GradientTransformation:
     """``config.optimizer`` for every group, each with its rate.
 
     The rate is ``config.lr_<group>``, see :func:`learning_rate`; everything else is
@@ -94,6 +98,7 @@ def make_optimizer(config: ConfigDict, groups: dict[str, str]) -> optax.Gradient
 
     Args:
         groups: maps the path of a trained array to its group.
+        rules: by group, what changes the optimizer's update.
 
     Returns:
         A transformation of {path: float32 array}, any shapes.
@@ -111,6 +116,8 @@ def make_optimizer(config: ConfigDict, groups: dict[str, str]) -> optax.Gradient
             raise ValueError(f"the config has no {key!r}, the learning rate of group {group!r}")
         rate = learning_rate(config, config[key])
         transforms[group] = _make(name, make, rate, options)
+        if rules and group in rules:
+            transforms[group] = optax.chain(transforms[group], rules[group])
     tx = optax.partition(transforms, groups)
     if config.clip_norm > 0:
         tx = optax.chain(optax.clip_by_global_norm(config.clip_norm), tx)

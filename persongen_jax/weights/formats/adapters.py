@@ -6,7 +6,14 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from persongen_jax.models.lora import Adaptable, add_adapter, add_change, changed_layers, loras
+from persongen_jax.models.lora import (
+    Adaptable,
+    DoRA,
+    add_adapter,
+    add_change,
+    changed_layers,
+    loras,
+)
 from persongen_jax.weights.errors import KeyMismatch
 from persongen_jax.weights.formats.lora.kinds import Change, LoraWeights
 from persongen_jax.weights.loader import from_torch_layout, to_torch_layout, to_torch_shape
@@ -98,8 +105,8 @@ def _apply_change(layer, change: Change, weight: float):
     add_change(layer, of_kernel, None if of_bias is None else weight * of_bias)
 
 
-def extract_adapter(module: nnx.Module) -> dict[str, LoraWeights]:
-    """Every LoRA of a module as LoraWeights by dotted path, in PyTorch's layout.
+def extract_adapter(module: nnx.Module) -> dict[str, LoraWeights | Change]:
+    """Every LoRA of a module as LoraWeights by dotted path, in PyTorch's layout; DoRA as Change.
 
     ``scale`` is folded into alpha if it is equal for all ranks, which holds for a single adapter.
 
@@ -118,7 +125,10 @@ def extract_adapter(module: nnx.Module) -> dict[str, LoraWeights]:
         down = down.transpose(3, 2, 0, 1) if down.ndim == 4 else down.T
         up = up.T[..., None, None] if down.ndim == 4 else up.T
         alpha = float(scale[0]) * down.shape[0]
-        extracted[".".join(map(str, path))] = LoraWeights(down, up, alpha)
+        weights: LoraWeights | Change = LoraWeights(down, up, alpha)
+        if isinstance(lora, DoRA):
+            weights = Change((weights,), magnitude=np.asarray(lora.magnitude[...]))
+        extracted[".".join(map(str, path))] = weights
     return extracted
 
 
