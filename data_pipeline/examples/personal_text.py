@@ -13,7 +13,7 @@ import numpy as np
 from data_pipeline.examples.conditions import Text
 from data_pipeline.examples.fields import Encoding, Example, Input
 from data_pipeline.prompts import PromptError, Tokenizers, split_at_trigger
-from data_pipeline.records.class_images import is_class_image
+from data_pipeline.records.class_images import CLASS, REPEATS, is_class_image
 from data_pipeline.records.schema import Record
 
 # Captions that say nothing of the picture, so that a token learns what all pictures share (arXiv
@@ -82,6 +82,7 @@ class PersonalText(Text):
     ):
         super().__init__(tokenizers, trigger_word=trigger_word, at_trigger=False, encoding=encoding)
         self.wording = wording
+        self.keys = (REPEATS, CLASS)  # what ``records`` and ``caption`` read of a record
         self._unnamed: dict[str, str] = {}  # image to caption
 
     # ---- naming ----
@@ -106,6 +107,11 @@ class PersonalText(Text):
         return super().caption(record)
 
     # ---- drawing ----
+
+    def inputs(self, example: Example) -> list[Input]:
+        found = super().inputs(example)
+        # A shuffled caption hardly comes again.
+        return [each._replace(store=False) for each in found] if self.wording.shuffle else found
 
     def _caption_ids(self, example: Example):
         return self._ids(self.draw(example.record, example.rng), None)

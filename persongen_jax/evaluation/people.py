@@ -142,8 +142,10 @@ class Evaluation:
         # Every call gets the same initial noise; a sampler that draws more noise uses a seed.
         draws = make_plan(base.scheduler_config, config.validation_steps).stochastic
         seed = config.validation_seed if draws else None
-        size = {"height": self.size, "width": self.size}
-        self.options = SamplingOptions.of_validation(config, seed=seed, output_type="np", **size)
+        own: dict[str, Any] = {"height": self.size, "width": self.size}
+        if not any(field.identity for field in system.fields):
+            own["start_merge_step"] = None  # there is no identity to merge later
+        self.options = SamplingOptions.of_validation(config, seed=seed, output_type="np", **own)
         self.prompts = open_prompts(config.validation_prompts, config.trigger_word)
         specs = {name: config[f"validate_{name}"] for name in SETS}
         self.people = {

@@ -48,6 +48,7 @@ def generate_missing(system: "Sdxl") -> list[str]:
     folder.mkdir(parents=True, exist_ok=True)
     config, size = system.config, system.config.size
     pipe = Pipeline.from_system(system)
+    draws = SamplingOptions.of_validation(config).plan(system.scheduler_config).stochastic
     taken = {Path(name).stem for name in list_images(folder)}
     free = (number for number in itertools.count() if f"{number:04d}" not in taken)
     numbers = list(itertools.islice(free, missing))
@@ -56,7 +57,7 @@ def generate_missing(system: "Sdxl") -> list[str]:
     for start in tqdm(range(0, missing, batch), unit="batch", disable=None):
         here = numbers[start : start + batch]
         noise = [pipe.draw_latents(config.seed + number, 1, size, size)[0] for number in here]
-        own = {"seed": config.seed + here[0], "height": size, "width": size}
+        own = {"seed": config.seed + here[0] if draws else None, "height": size, "width": size}
         images = pipe(
             [wanted.prompt] * batch,
             latents=np.stack(noise + noise[-1:] * (batch - len(here))),

@@ -12,6 +12,8 @@ from PIL import Image
 from data_pipeline.records.captions import propose_caption
 from data_pipeline.records.folders import FolderError, read_folder
 
+LEFT_OUT = "class images are left out: they show other people; config.class_data reads their folder"
+
 
 @pytest.fixture
 def put(tmp_path):
@@ -59,9 +61,10 @@ def test_kohyas_folders(put):
     assert [image.class_word for image in found.images] == ["woman", "woman", ""]
     assert [image.caption for image in found.images] == ["ohwx woman on a beach", "in a city", ""]
     assert found.notes == [
-        "repeats (5, 10) are not read: people are drawn alike",
+        "repeats (5, 10) are read by the methods of one person; others draw all people alike",
         "2 captions from text files",
     ]
+    assert [image.repeats for image in found.images] == [10, 10, 5]
 
 
 def test_kohyas_whole_tree(put):
@@ -71,7 +74,7 @@ def test_kohyas_whole_tree(put):
         ("ohwx woman", "woman"),
         ("sks man", "man"),
     ]
-    assert "1 class images are left out: they show other people" in found.notes
+    assert f"1 {LEFT_OUT}" in found.notes
 
 
 def test_folders_around_the_peoples_folders(put):
@@ -79,6 +82,20 @@ def test_folders_around_the_peoples_folders(put):
         found = read_folder(put(*names))
         assert {identity for _, identity in who(found)} >= {"ann", "bob"}
         (put() / names[0]).unlink(), (put() / names[1]).unlink()
+
+
+def test_masks_belong_to_images(put):
+    names = ["ann/1.png", "ann/2.jpg", "ann/white_mask.png", "ann/masks/1.png"]
+    root = put(*names, "ann/2-masklabel.png", "bob/3.png", "bob/3_mask.webp")
+    found = read_folder(root)
+    masks = {image.path: image.mask for image in found.images}
+    assert masks == {
+        str(root / "ann/1.png"): str(root / "ann/masks/1.png"),
+        str(root / "ann/2.jpg"): str(root / "ann/2-masklabel.png"),
+        str(root / "ann/white_mask.png"): "",  # no picture is called white
+        str(root / "bob/3.png"): str(root / "bob/3_mask.webp"),
+    }
+    assert found.notes == ["3 masks, which config.loss_mask='mask' reads"]
 
 
 def test_captions_as_tools_name_them(put):
@@ -103,13 +120,13 @@ def test_numbered_people_are_not_kohyas(put):
 def test_loose_photographs_beside_class_images(put):
     found = read_folder(put("me.png", "class_images/2.png"))
     assert who(found) == [("me.png", "photos")]
-    assert found.notes == ["1 class images are left out: they show other people"]
+    assert found.notes == [f"1 {LEFT_OUT}"]
 
 
 def test_diffusers_instance_and_class_images(put):
     found = read_folder(put("instance_images/1.png", "class_images/2.png", "class_images/3.png"))
     assert who(found) == [("1.png", "photos")]
-    assert found.notes == ["2 class images are left out: they show other people"]
+    assert found.notes == [f"2 {LEFT_OUT}"]
 
 
 def test_people_who_are_called_like_a_kind_of_folder(put):
