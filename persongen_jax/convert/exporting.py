@@ -23,20 +23,24 @@ from persongen_jax.weights.formats.lora.writing import (
     write_peft_folder,
 )
 from persongen_jax.weights.formats.photomaker import save_photomaker
+from persongen_jax.weights.formats.sdxl.loading import save_sdxl
+from persongen_jax.weights.recognition.lora_names import COMPONENTS
 from persongen_jax.weights.slots import processors
 
 # Format -> paths of the trained parameters that it has a place for.
+LORA = r"(unet|text_encoder(_2)?)/(?!.*/branches/).*/lora/(down|up|magnitude)"
 HELD = {
-    "diffusers-lora": r"unet/(?!.*/branches/).*/lora/(down|up)",
-    "kohya-lora": r"unet/(?!.*/branches/).*/lora/(down|up)",
-    "peft": r"unet/(?!.*/branches/).*/lora/(down|up)",
-    "comfy": r"unet/(?!.*/branches/).*/lora/(down|up)",
+    "diffusers-lora": LORA,
+    "kohya-lora": LORA,
+    "peft": LORA,
+    "comfy": LORA,
     "photomaker": r"id_encoder/.*|unet/(?!.*/branches/).*/lora/(down|up)",
     "ip-adapter": (
         r"image_proj/.*|id_tokens/.*"
         r"|unet/.*/branches/identity/to_[kv]/kernel|unet/(?!.*/branches/).*/lora/(down|up)"
     ),
     "controlnet": r"controlnet/.*",
+    "diffusers": r"(unet|text_encoder(_2)?)/.*",
 }
 # Paths that an IP-Adapter file and the encoder next to it hold in addition, if the method has them.
 SHARED_HEADS = r"|id_encoder/visual_projection(_2)?/kernel"
@@ -78,6 +82,11 @@ def export_run(
     elif file_format == "photomaker":
         save_photomaker(model, out)
         said = "PhotoMaker"
+    elif file_format == "diffusers":
+        if Path(out).suffix in (".safetensors", ".bin"):
+            raise WeightsError(f"{out}: a whole base is a folder; give a name without an extension")
+        save_sdxl(run.system.base, out)  # type: ignore[attr-defined]
+        said = "SDXL in diffusers' format"
     elif file_format == "controlnet":
         if Path(out).suffix in (".safetensors", ".bin"):
             raise WeightsError(f"{out}: a ControlNet is a folder; give a name without an extension")
@@ -104,7 +113,8 @@ def _export_lora(run, out, file_format: str, sgm_names: bool) -> str:
     elif Path(out).suffix != ".safetensors":
         raise WeightsError(f"{out}: the extension must be .safetensors")
     system: Any = run.system
-    adapters = {"unet": _base_lora(run)}
+    adapters = {name: _base_lora(getattr(system.model, name)) for name in COMPONENTS}
+    adapters = {name: own for name, own in adapters.items() if own}
     notes = {"persongen_jax": f"{run.config.method}, step {run.step}"}
     modules = module_paths(system.model.unet)
     layers = system.base.configs["unet"].get("layers_per_block", 2)
@@ -117,13 +127,19 @@ def _export_lora(run, out, file_format: str, sgm_names: bool) -> str:
     else:
         sgm = modules if sgm_names else None
         write_kohya_lora(out, adapters, notes, sgm_modules=sgm, layers_per_block=layers)
-    return f"LoRA of {len(adapters['unet'])} layers"
+    return f"LoRA of {sum(map(len, adapters.values()))} layers"
 
 
 def unsupported_reason(run: TrainedRun, file_format: str) -> str:
     """What the method lacks for a format, or has that cannot be left out; "" if nothing."""
     model: Any = run.system.model
-    found = lora_layers(model.unet)
+    found = [path for name in COMPONENTS for path in lora_layers(getattr(model, name))]
+    if file_format == "diffusers":
+        own = re.compile(HELD["diffusers"])
+        table = assign_groups(leaf_paths(model), run.system.table)
+        added = "/lora/", "/branches/", "/added"
+        whole = all(own.fullmatch(p) and not any(a in p for a in added) for p in table)
+        return "" if whole else "adds to the base instead of training it"
     on_branches = any("branches" in path for path in found)
     if file_format == "ip-adapter":
         readers = [x for name, x in processors(model.unet).items() if name.endswith(".attn2")]
@@ -160,10 +176,6 @@ def left_out(run: TrainedRun, file_format: str) -> dict[str, int]:
     return left
 
 
-def _base_lora(run) -> dict:
-    """The LoRA on the base's own layers, by path; not that on a method's branches."""
-    return {
-        path: lora
-        for path, lora in extract_adapter(run.system.model.unet).items()
-        if BRANCH not in f".{path}."
-    }
+def _base_lora(part) -> dict:
+    """The LoRA on a component's own layers, by path; not that on a method's branches."""
+    return {path: lora for path, lora in extract_adapter(part).items() if BRANCH not in f".{path}."}

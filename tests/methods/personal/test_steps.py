@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import Image
 
 from persongen_jax.parallel.sharding import make_mesh
 from persongen_jax.systems.assembly import assemble
@@ -14,27 +15,20 @@ from persongen_jax.training.partition import leaf_paths, set_leaves
 from persongen_jax.training.step import keys_of, merge_model
 from persongen_jax.weights.formats.adapters import extract_adapter
 from persongen_jax.weights.formats.lora.writing import write_lora
-from tests.helpers.training_runs import changed, small_config
+from tests.helpers.training_runs import changed
 from tests.helpers.twins import relative_error
 
 TOLERANCE = 1e-5
-DATA = "people:in_train?identities=1&pictures=4&size=32"
 
 
 @pytest.fixture(scope="module")
-def config(small_base, tmp_path_factory):
+def config(personal_config, tmp_path_factory):
+    """With four class images."""
     folder = tmp_path_factory.mktemp("class")
-    from PIL import Image
-
-    rng = np.random.default_rng(0)
-    for number in range(4):
-        pixels = rng.integers(0, 255, (32, 32, 3), np.uint8)
-        Image.fromarray(pixels).save(folder / f"{number}.png")
-    config = small_config(small_base, DATA)
+    for pixels in np.random.default_rng(0).integers(0, 255, (4, 32, 32, 3), np.uint8):
+        Image.fromarray(pixels).save(folder / f"{len(list(folder.iterdir()))}.png")
     own = {"class_data": str(folder), "class_prompt": "a photo of a woman", "num_class_images": 4}
-    own |= {"token": "ohwx", "size": 32, "batch_size": 4, "face_loss_prob": 0.0}
-    own |= {"drop_prob": 0.0, "ema_decay": 0.0, "prior_loss_weight": 0.5}
-    return changed(config, **own)
+    return changed(personal_config, prior_loss_weight=0.5, **own)
 
 
 def open_method(config, name, **more):

@@ -1,7 +1,8 @@
 """Writes LoRA files for other programs: diffusers, kohya, ComfyUI and PEFT.
 
-Tensors are written unchanged. The formats differ in where alpha goes: kohya's and ComfyUI's files
-have it as a tensor; diffusers keeps it in the file's metadata, PEFT in an adapter_config.json.
+Tensors are written unchanged, DoRA's magnitudes with them. The formats differ in where alpha goes:
+kohya's and ComfyUI's files have it as a tensor; diffusers keeps it in the file's metadata, PEFT in
+an adapter_config.json.
 """
 
 import json
@@ -13,13 +14,13 @@ import numpy as np
 
 from persongen_jax.weights.errors import UnsupportedAdapter
 from persongen_jax.weights.files.safetensors_file import write_safetensors
-from persongen_jax.weights.formats.lora.kinds import LoraWeights
+from persongen_jax.weights.formats.lora.kinds import Change, LoraWeights
 from persongen_jax.weights.formats.lora.opening import CONFIG, PEFT_FILES
 from persongen_jax.weights.recognition.lora_names import COMPONENTS, METADATA_KEY, sgm_names
 from persongen_jax.weights.recognition.sgm_names import rename_by_prefix
 from persongen_jax.weights.saver import write_json
 
-Adapters = Mapping[str, Mapping[str, LoraWeights]]
+Adapters = Mapping[str, Mapping[str, LoraWeights | Change]]
 
 _KOHYA = {"unet": "lora_unet_", "text_encoder": "lora_te1_", "text_encoder_2": "lora_te2_"}
 _COMFY = {
@@ -45,21 +46,24 @@ def write_lora(
 
     Args:
         path: the file, usually ``pytorch_lora_weights.safetensors``.
-        adapters: component -> module path -> ``LoraWeights``, as ``read_lora`` returns.
+        adapters: component -> module path -> ``LoraWeights``, as ``read_lora`` returns; or for
+            DoRA a ``Change`` of one such and a magnitude [out].
         metadata: additional text metadata.
 
     Raises:
-        UnsupportedAdapter: an unknown component, nothing to write, or adapters other than plain
-            LoRA, which these formats have no place for.
+        UnsupportedAdapter: an unknown component, nothing to write, or adapters other than LoRA and
+            DoRA, which these formats have no place for.
         BadEntry: anything that ``write_safetensors`` refuses.
     """
     _check(path, adapters)
     entries = []
-    for component, module, lora in _layers(adapters):
+    for component, module, lora, magnitude in _layers(adapters):
         stem = _diffusers_stem(component, module)
         entries += _pair(f"{stem}.down.weight", f"{stem}.up.weight", lora)
+        vector = f"{component}.{_inner(component, module)}.lora_magnitude_vector"
+        entries += _magnitude(vector, magnitude, _peft_shape(lora))
     notes = {"format": "pt", **(metadata or {})}
-    if any(lora.alpha is not None for *_, lora in _layers(adapters)):
+    if any(lora.alpha is not None for *_, lora, _ in _layers(adapters)):
         settings = {}
         for component, weights in adapters.items():
             # The UNet's exceptions are anchored, as diffusers anchors its own. Text encoders' paths
@@ -95,9 +99,9 @@ def write_kohya_lora(
     _check(path, adapters)
     to_sgm = {} if sgm_modules is None else sgm_names(set(sgm_modules), layers_per_block)
     entries, ranks, alphas = [], set(), set()
-    for component, module, lora in _layers(adapters):
+    for component, module, lora, magnitude in _layers(adapters):
         stem = _KOHYA[component] + _original(component, module, to_sgm).replace(".", "_")
-        entries += _with_alpha(stem, lora)
+        entries += _with_alpha(stem, lora, magnitude)
         ranks.add(lora.rank)
         alphas.add(float(_alpha(lora)))
     notes = {"ss_network_module": "networks.lora", **(metadata or {})}
@@ -118,8 +122,9 @@ def write_comfy_lora(
     """Write a LoRA file with the names of ComfyUI's own models; arguments as above."""
     _check(path, adapters)
     to_sgm, entries = sgm_names(set(sgm_modules), layers_per_block), []
-    for component, module, lora in _layers(adapters):
-        entries += _with_alpha(_COMFY[component] + _original(component, module, to_sgm), lora)
+    for component, module, lora, magnitude in _layers(adapters):
+        stem = _COMFY[component] + _original(component, module, to_sgm)
+        entries += _with_alpha(stem, lora, magnitude)
     write_safetensors(path, entries, {"format": "pt", **(metadata or {})})
 
 
@@ -148,9 +153,10 @@ def write_peft_folder(
         inside = Path(folder) if set(adapters) == {"unet"} else Path(folder) / component
         inside.mkdir(parents=True, exist_ok=True)
         entries = []
-        for module, lora in sorted(weights.items()):
+        for _, module, lora, magnitude in _layers({component: weights}):
             stem = f"base_model.model.{_inner(component, module)}"
             entries += _pair(f"{stem}.lora_A.weight", f"{stem}.lora_B.weight", lora)
+            entries += _magnitude(f"{stem}.lora_magnitude_vector", magnitude, _peft_shape(lora))
         write_safetensors(inside / PEFT_FILES[0], entries, {"format": "pt", **(metadata or {})})
         name, library = _CLASSES[component]
         settings = _peft_settings(weights, "^" if component == "unet" else "")
@@ -179,18 +185,43 @@ def _check(path, adapters):
         raise UnsupportedAdapter(
             f"{path}: cannot write adapters of {unknown or 'no module'}. Known are {COMPONENTS}."
         )
-    for component, module, lora in _layers(adapters):
-        if not isinstance(lora, LoraWeights):
-            raise UnsupportedAdapter(
-                f"{path}: {component}.{module} has {lora.name}, which a LoRA file has no place "
-                "for; keep the file that it was read from, which generate reads by --lora."
-            )
+    for component, weights in adapters.items():
+        for module, adapter in weights.items():
+            if not isinstance(adapter, LoraWeights) and not _is_dora(adapter):
+                raise UnsupportedAdapter(
+                    f"{path}: {component}.{module} has {adapter.name}, which a LoRA file has no "
+                    "place for; keep the file that it was read from, which generate reads by "
+                    "--lora."
+                )
+
+
+def _is_dora(adapter: Change) -> bool:
+    """Whether it is one LoRA and the magnitudes of the outputs, and nothing else."""
+    plain = len(adapter.products) == 1 and isinstance(adapter.products[0], LoraWeights)
+    outputs = adapter.magnitude is not None and adapter.magnitude.ndim == 1
+    return plain and outputs and adapter.bias is None and adapter.gain is None
 
 
 def _layers(adapters):
+    """(component, module path, LoraWeights, magnitude [out] or None) of every layer."""
     for component, weights in adapters.items():
-        for module, lora in sorted(weights.items()):
-            yield component, module, lora
+        for module, adapter in sorted(weights.items()):
+            if isinstance(adapter, LoraWeights):
+                yield component, module, adapter, None
+            else:
+                yield component, module, adapter.products[0], adapter.magnitude
+
+
+def _magnitude(key: str, magnitude, shape: tuple[int, ...]) -> list:
+    """The entry of DoRA's magnitude; none without."""
+    if magnitude is None:
+        return []
+    array = magnitude.reshape(shape)
+    return [(key, array.shape, array.dtype, lambda: array)]
+
+
+def _peft_shape(lora) -> tuple[int, ...]:
+    return (-1,) if lora.down.ndim == 2 else (1, -1, 1, 1)
 
 
 def _inner(component, module) -> str:
@@ -220,18 +251,18 @@ def _alpha(lora):
     return np.float32(lora.rank if lora.alpha is None else lora.alpha)
 
 
-def _with_alpha(stem: str, lora) -> list:
+def _with_alpha(stem: str, lora, magnitude) -> list:
     pair = _pair(f"{stem}.lora_down.weight", f"{stem}.lora_up.weight", lora)
-    return [*pair, (f"{stem}.alpha", (), np.dtype(np.float32), lambda: _alpha(lora))]
+    # A column of one number per output, as LyCORIS' files have it.
+    own = _magnitude(f"{stem}.dora_scale", magnitude, (-1, *[1] * (lora.down.ndim - 1)))
+    return [*pair, (f"{stem}.alpha", (), np.dtype(np.float32), lambda: _alpha(lora)), *own]
 
 
 def _peft_settings(weights, anchor: str) -> dict:
     """PEFT's LoraConfig fields for one component: common values, and exceptions by module."""
-    ranks = {module: lora.rank for module, lora in weights.items()}
-    alphas = {
-        module: float(lora.rank if lora.alpha is None else lora.alpha)
-        for module, lora in weights.items()
-    }
+    layers = list(_layers({"": weights}))
+    ranks = {module: lora.rank for _, module, lora, _ in layers}
+    alphas = {module: float(_alpha(lora)) for _, module, lora, _ in layers}
 
     def shared_arguments(values):
         return max(set(values.values()), key=list(values.values()).count)
@@ -246,6 +277,7 @@ def _peft_settings(weights, anchor: str) -> dict:
         "rank_pattern": exceptions(ranks),
         "alpha_pattern": exceptions(alphas),
         "target_modules": sorted(weights),
+        **({"use_dora": True} if any(own is not None for *_, own in layers) else {}),
     }
 
 
