@@ -294,21 +294,21 @@ class References(EncodedField):
         return Input(key, make, (self.size, self.size, 3), True, record.image)
 
     def crop(self, source: Any, record: Record) -> np.ndarray:
-        """[s, s, 3] uint8: the square around the face; the whole image without a box, or if so set.
-
-        Raises:
-            ImageError: the image does not decode.
-        """
-
+        """[s, s, 3] uint8: the square around the face; the whole image without a box, or if so set;
+        ImageError if it does not decode."""
         box = self._box(source, record)
 
         def make():
-            image = source.pictures.image(record.image)
+            image = self.picture(source, record)
             if box is not None:
                 image = square_face_crop(image, box)
             return np.ascontiguousarray(clip_crop(image, self.size))
 
         return source.pictures.kept(("reference", record.image, box, self.size), make)
+
+    def picture(self, source: Any, record: Record) -> np.ndarray:
+        """A record's whole image as a reference, uint8 [h, w, 3]."""
+        return source.pictures.image(record.image)
 
     def _box(self, source, record):
         return None if self.whole else record.face_box

@@ -111,7 +111,7 @@ class TargetCrop:
 
     def cut(self, image: np.ndarray) -> np.ndarray:
         """Pixels [h, w, 3] float32 in [-1, 1] of the image that this crop was planned for."""
-        image = _resize(image, self.resized)
+        image = resize(image, self.resized)
         (height, width), top, left = self.size, self.top, self.left
         crop = image[top : top + height, left : left + width]
         return crop.astype(np.float32) / 127.5 - 1
@@ -212,10 +212,10 @@ def _resize_short_side(image: np.ndarray, size: int, rounding) -> np.ndarray:
         return image
     # Whole numbers first: with height * (size / height) the short side could miss by one.
     new = [size if s == short else int(rounding(size * s / short)) for s in (height, width)]
-    return _resize(image, new)
+    return resize(image, new)
 
 
-def _resize(image: np.ndarray, size) -> np.ndarray:
+def resize(image: np.ndarray, size) -> np.ndarray:
     """Resize to (height, width), bicubic; unchanged if it has that size."""
     if image.shape[:2] == tuple(size):
         return image

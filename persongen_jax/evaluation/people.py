@@ -14,6 +14,7 @@ import numpy as np
 from tqdm import tqdm
 
 from data_pipeline.examples.fields import Field, requirements
+from data_pipeline.examples.masked_references import grey_around, mask_of
 from data_pipeline.pictures.transforms import square_face_crop
 from data_pipeline.records.groups import join_groups
 from data_pipeline.records.schema import Record
@@ -44,6 +45,7 @@ class Person:
     Attributes:
         records: all their images. The first ``references`` of them, or as many as there are, are
             what the method reads.
+        show: what they show, config.references.
         crops: of the references, uint8 [h, w, 3] each, for the method.
         reference: the first of them whole, for sheets.
     """
@@ -53,6 +55,7 @@ class Person:
     records: list[Record]
     read: Callable
     references: int = 1
+    show: str = "face"
     crops: list[np.ndarray] = field(init=False)
     reference: np.ndarray = field(init=False)
 
@@ -60,10 +63,13 @@ class Person:
         own = self.records[: self.references]
         images = [self.read(record.image) for record in own]
         self.reference = images[0]
-        self.crops = [
-            image if record.face_box is None else square_face_crop(image, record.face_box)
-            for image, record in zip(images, own, strict=True)
-        ]
+        self.crops = [self._shown(image, record) for image, record in zip(images, own, strict=True)]
+
+    def _shown(self, image, record):
+        if self.show == "masked":
+            image = grey_around(image, self.read(mask_of(record)))
+        whole = self.show == "whole" or record.face_box is None
+        return image if whole else square_face_crop(image, record.face_box)
 
     def pose(self, size: int) -> Target | None:
         """The reference's pose in images of ``size``; None if its joints are not known."""
@@ -90,7 +96,14 @@ def open_people(spec: str, system: Sdxl, limit: int | None = None) -> list[Perso
     if references < 1:
         raise ValueError(f"config.validation_references={references}: at least 1")
     people = [
-        Person(identity, class_word_of(own[0], config.trigger_word, marked), own, read, references)
+        Person(
+            identity,
+            class_word_of(own[0], config.trigger_word, marked),
+            own,
+            read,
+            references,
+            config.references,
+        )
         for identity, own in list(by_identity.items())[:limit]
     ]
     fewer = [person.identity for person in people if len(person.records) < references]

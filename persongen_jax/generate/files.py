@@ -68,7 +68,14 @@ def read_references(
             f"{len(boxes)} times --face-box, but there are {count} references; give one for each"
         )
     opened = [[(p, load_image(p), box) for p, box in files] for files in people.values()]
-    if crop and not boxes and reads_whole_references(weights):
+    show = references_show(weights) if crop else ""
+    if show == "masked":
+        log.warning(
+            "%s was trained on references with grey around the person; nothing here cuts a person "
+            "out: give pictures with a plain grey background, or expect more of their surroundings",
+            weights,
+        )
+    if show == "whole" and not boxes:
         log.warning(
             "%s was trained on whole images as references, so they are not cropped; --face-box "
             "crops them",
@@ -154,10 +161,10 @@ def wants_aligned_faces(weights: str | Path) -> bool:
         return file.kind == "faceid"
 
 
-def reads_whole_references(weights: str | Path) -> bool:
-    """Whether ``weights`` is a run whose data had no face boxes."""
+def references_show(weights: str | Path) -> str:
+    """What the references of a run show: face, whole or masked; "" for a file."""
     config = saved_config(weights) if Path(weights).is_dir() else None
-    return config is not None and config.get("references") == "whole"
+    return "" if config is None else config.get("references", "")
 
 
 def align_reference(image: np.ndarray, name: str, detector: Detector) -> np.ndarray:

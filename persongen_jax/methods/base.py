@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 
 from data_pipeline.examples.conditions import References, Text
 from data_pipeline.examples.fields import Batch, Encoding, Field
+from data_pipeline.examples.masked_references import MaskedReferences
 from data_pipeline.prompts import Tokenizers
 from data_pipeline.records.schema import Record
 from persongen_jax.diffusion.conditioning import Conditioning, TokenStream
@@ -96,7 +97,9 @@ class Method(abc.ABC):
 
         By default: a caption that marks where the identity enters, and references.
         """
-        return prompts(parts, config, at_trigger=self.at_trigger), references(self, parts.model)
+        return prompts(parts, config, at_trigger=self.at_trigger), references(
+            self, parts.model, config
+        )
 
     def records(self, records: list[Record], read_image: Callable) -> tuple[list[Record], Callable]:
         """What examples are made from, of the data's records and the reader of their images.
@@ -206,8 +209,8 @@ def encode_text(model: Model, input_ids: jax.Array) -> dict[str, jax.Array]:
     return {"states": states, "pooled": pooled}
 
 
-def references(method: Method, model: Model) -> References:
-    """References, read by the method's image tower."""
+def references(method: Method, model: Model, config: ConfigDict) -> References:
+    """References, read by the method's image tower; they show what config.references says."""
 
     def encode(model, id_pixel_values):
         return {"features": method.encode_references(model, id_pixel_values[:, None])[:, 0]}
@@ -222,7 +225,12 @@ def references(method: Method, model: Model) -> References:
         signature=(how, reads),
         view=StableDiffusionXL.conditioner,
     )
-    return References(method.reference_size(model), encoding)
+    size, show = method.reference_size(model), config.get("references", "")  # a file says nothing
+    if show == "masked":
+        return MaskedReferences(size, encoding)
+    field = References(size, encoding, whole=show == "whole")
+    field.by_name = False
+    return field
 
 
 # ---- Reading a batch ---------------------------------------------------------------------------

@@ -41,7 +41,7 @@ from persongen_jax.models.sdxl.vae import decode_batch
 from persongen_jax.systems.base import SamplingProgram
 from persongen_jax.systems.diffusion import FACE, VAE, DiffusionSystem, Step
 from persongen_jax.systems.read_keys import ReadKeys
-from persongen_jax.systems.sdxl_config import METHOD_KEYS, SETS, sdxl_defaults
+from persongen_jax.systems.sdxl_config import METHOD_KEYS, REFERENCES, SETS, sdxl_defaults
 from persongen_jax.systems.sdxl_fields import image_encoding
 from persongen_jax.weights.formats.sdxl.loading import SDXLBase, load_sdxl
 
@@ -143,13 +143,17 @@ class Sdxl(DiffusionSystem):
         if not config.data:
             return config
         found = "face" if has_face_boxes(config.data) else "whole"
-        if config.references not in ("auto", found):
+        if config.references not in REFERENCES:
             raise ValueError(
-                f"config.references={config.references!r}: {config.data} has "
-                f"{'' if found == 'face' else 'no '}face boxes, so it is {found!r}; leave it out"
+                f"config.references={config.references!r}: give {', '.join(REFERENCES)}"
+            )
+        if config.references == "face" and found != "face":
+            raise ValueError(
+                f'config.references="face": {config.data} has no face boxes; leave it out, then '
+                "they show whole images"
             )
         config = config.copy_and_resolve_references()
-        config.references = found
+        config.references = found if config.references == "auto" else config.references
         return config
 
     @classmethod

@@ -16,6 +16,7 @@ METHOD_KEYS = (
     *("train_text_encoders", "num_vectors", "initializer", "embedding_steps", "embedding_norm"),
 )
 
+REFERENCES = ("auto", "face", "whole", "masked")  # what they show
 # What a validation may generate for: people seen in training, held out from it, and from elsewhere.
 SETS = ("in_train", "out_of_train", "out_of_domain")
 
@@ -124,9 +125,9 @@ def sdxl_defaults() -> ConfigDict:
     # so that the weights frozen here stay the same if that run is trained further.
     config.start_from_step = 0
 
-    # What references show: "face", the square around the face box, or "whole", whole images. It
-    # cannot be chosen: a run fills it in by whether its data have face boxes, and generate cuts
-    # alike.
+    # What references show: "face", the square around the face box; "whole", whole images; "masked",
+    # the face with grey around the person, by the image "mask" of each record. "auto": faces if the
+    # data have face boxes, else whole images. A run fills it in, and generate cuts alike.
     config.references = "auto"
 
     # The objective, in addition to the settings of all diffusion systems.

@@ -96,7 +96,7 @@ class BoLID(FaceReader, Method):
 
     def fields(self, parts: Parts, config: ConfigDict) -> tuple[Field, ...]:
         model: Model = parts.model
-        fields = prompts(parts, config, at_trigger=False), references(self, model)
+        fields = prompts(parts, config, at_trigger=False), references(self, model, config)
         return (*fields, bodies(model)) if self.body else fields
 
     def condition(self, model: Model, batch: Batch) -> Conditioning:

@@ -122,7 +122,7 @@ class FaceCDM(FaceReader, Method):
         model: Model = parts.model
         fields: tuple[Field, ...] = prompts(parts, config, at_trigger=False), photographs(model)
         if self.stage > 1:
-            fields = (*fields, references(self, model))
+            fields = (*fields, references(self, model, config))
         if self.stage == 3:
             fields = (*fields, control_image(config, optional=True))
         return fields

@@ -96,7 +96,9 @@ class IPAdapter(Method):
         load_remaining(model, origin)
 
     def fields(self, parts: Parts, config: ConfigDict) -> tuple[Field, ...]:
-        return prompts(parts, config, at_trigger=self.at_trigger), references(self, parts.model)
+        return prompts(parts, config, at_trigger=self.at_trigger), references(
+            self, parts.model, config
+        )
 
     def reference_size(self, model: Model) -> int:
         config = model.image_encoder.config

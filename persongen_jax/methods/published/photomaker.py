@@ -56,7 +56,9 @@ class PhotoMaker(Method):
         load_remaining(model, origin)
 
     def fields(self, parts: Parts, config: ConfigDict) -> tuple[Field, ...]:
-        return prompts(parts, config, ("text", *self.streams)), references(self, parts.model)
+        return prompts(parts, config, ("text", *self.streams)), references(
+            self, parts.model, config
+        )
 
     def condition(self, model: Model, batch: Batch) -> Conditioning:
         embeds, pooled = prompt_states(model, batch)

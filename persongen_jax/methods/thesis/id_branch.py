@@ -49,7 +49,7 @@ class IDBranch(Method):
 
     def fields(self, parts: Parts, config: ConfigDict) -> tuple[Field, ...]:
         text = prompts(parts, config, ("text", *self.streams), at_trigger=self.at_trigger)
-        return text, references(self, parts.model)
+        return text, references(self, parts.model, config)
 
     def condition(self, model: Model, batch: Batch) -> Conditioning:
         return condition_on_text(model, batch).with_stream(
