@@ -10,9 +10,9 @@
 Drawn people are rendered into memory at once; no TensorFlow, no files. The split's name may be
 followed, in any order, by ``identities`` (200) and ``pictures`` (16) of each; ``seed`` (0) of the
 people; ``size`` (64), the side in pixels; ``framing`` (mixed), or portrait, or figures, which are
-half and full ones; ``first_picture`` (0), the number of the first image. Images with the same
-number have the same variation, so sets that should differ need disjoint numbers: a set uses
-``identities`` x ``pictures`` of them.
+half and full ones; ``first_identity`` (0), the number of the first person, and ``first_picture``
+(0), that of their first image. Images with the same number have the same variation, so sets that
+should differ need disjoint numbers: a set uses ``identities`` x ``pictures`` of them.
 """
 
 import os
@@ -32,7 +32,8 @@ from data_pipeline.records.schema import Record
 from data_pipeline.records.shard_reading import content_of_shards, is_shards, open_shards
 
 PEOPLE = "people:"
-NUMBERS = {"identities": 200, "pictures": 16, "seed": 0, "size": 64, "first_picture": 0}
+NUMBERS = {"identities": 200, "pictures": 16, "seed": 0, "size": 64}
+NUMBERS |= {"first_identity": 0, "first_picture": 0}
 LEAST = {"identities": 1, "pictures": 2, "size": 16}  # two images: a target and a reference
 # Weights of portraits, half and full figures; None: as data_pipeline/drawing/people.py mixes them.
 FRAMINGS = {"mixed": None, "portrait": (1, 0, 0), "figures": (0, 1, 1)}
@@ -159,7 +160,8 @@ def _draw(data: str, trigger_word: str):
     records = []
     for start in range(0, count, RENDER_BATCH):
         place = np.arange(start, min(start + RENDER_BATCH, count))
-        who, picture = place // numbers["pictures"], numbers["first_picture"] + place
+        who = numbers["first_identity"] + place // numbers["pictures"]
+        picture = numbers["first_picture"] + place
         drawn = people.examples(split, who, picture, size, numbers["seed"], weights)
         images[place] = drawn.images
         names = [f"people/{split}/{i:06d}/{p:06d}" for i, p in zip(who, picture, strict=True)]

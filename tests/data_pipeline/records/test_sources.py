@@ -48,6 +48,12 @@ def test_no_two_images_share_their_variation(few):
     assert len({(r.caption, r.background, r.body, r.face_box) for r in records}) == len(records)
 
 
+def test_people_from_a_number_on():
+    own, _ = open_records("people:in_train?identities=1&pictures=2&size=32&first_identity=1")
+    both, _ = open_records("people:in_train?identities=2&pictures=2&size=32")
+    assert {r.identity for r in own} == {both[-1].identity} != {both[0].identity}
+
+
 def test_parameters_of_people():
     text = "people:out_of_domain?identities=2&pictures=3&seed=5&size=32&first_picture=40"
     records, read_image = open_records(text + "&framing=portrait", trigger_word="sks")
