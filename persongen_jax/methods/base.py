@@ -45,6 +45,8 @@ class Method(abc.ABC):
         at_trigger: whether captions and prompts mark, by the trigger word, where the identity
             enters.
         reads_references: whether an example has other images of the person.
+        text_only: whether it conditions as the base does, on the prompt alone, so that the
+            unconditional side is the base's too.
         prepares: "package.module:Function" of what makes missing data, called with the system
             before the first step; returns lines for the log. "": nothing.
         scales: (name, factor) of streams and maps in calls that do not name them; others have 1.
@@ -55,6 +57,7 @@ class Method(abc.ABC):
     decodes: bool = False
     at_trigger: bool = True
     reads_references: bool = True
+    text_only: bool = False
     prepares: str = ""
     scales: tuple[tuple[str, float], ...] = ()
 

@@ -205,6 +205,9 @@ class Conditioner:
         against = None if negatives is None else [negatives[i] for i in which]
         if not self.is_active(call.people):
             return self._text_guidance(call, against)
+        if self.method is not None and self.method.text_only:
+            named = [self.text.without_trigger(prompt) for prompt in call.prompts]
+            return self._text_guidance(replace(call, prompts=named), against)
         return self._method_guidance(call, against, None if regions is None else regions[which])
 
     def _text_guidance(self, call: Call, negatives) -> Guidance:

@@ -54,6 +54,7 @@ class Personal(Method):
 
     at_trigger = False
     reads_references = False
+    text_only = True
     token_instead = False
     class_images = ClassImages("", "", 0, 1.0)
 
