@@ -61,10 +61,10 @@ def open_base_pipeline(args: argparse.Namespace, options: SamplingOptions) -> An
 
 def parse_embedding(item: str) -> tuple[str, str]:
     """FILE or FILE:WORD, as (file, word or ""); a colon may also be part of the file's name."""
-    path, colon, word = item.rpartition(":")
-    if not colon or Path(item).exists():
-        path, word = item, ""
-    if not path or (colon and path != item and not word):
+    path, _, word = item.rpartition(":")
+    if item and (":" not in item or Path(item).exists()):
+        return item, ""
+    if not path or not word:
         raise ValueError(f"--embedding {item!r}: give a file, or FILE:WORD")
     return path, word
 

@@ -69,7 +69,8 @@ def read_embeddings(
     parts = _read_parts(files, widths)
     where = " and ".join(str(part.path) for part in parts)
     # AUTOMATIC1111 calls a word as its file.
-    unnamed = parts[0].note or min((part.path.stem for part in parts), key=len)
+    note = parts[0].note
+    unnamed = note or min((part.path.stem for part in parts), key=len)
     words: Words = {}
     for part in parts:
         for word, towers in part.words.items():
@@ -88,7 +89,9 @@ def read_embeddings(
                 f"{where}: the word {word or unnamed!r} has {said}, but both read a prompt "
                 "position by position. Take both from one save."
             )
-    return _named(where, words, token, parts[0].form, unnamed)
+    if parts[0].form == "cog-sdxl" and not token and not note and "" in words:
+        words |= _by_vector(words.pop(""))
+    return _named(where, words, token, unnamed)
 
 
 def embedding_files(folder: Path_) -> dict[str, Path]:
@@ -98,7 +101,8 @@ def embedding_files(folder: Path_) -> dict[str, Path]:
         there = [
             path for suffix in _SUFFIXES if (path := Path(folder) / f"{name}{suffix}").exists()
         ]
-        found |= {tower: path for path in there[:1]}
+        if there:
+            found[tower] = there[0]
     return found
 
 
@@ -234,14 +238,14 @@ def _tower(path: Path, word: str, rows: np.ndarray, widths) -> str:
 # ---- Which words -------------------------------------------------------------------------------
 
 
-def _named(where: str, words: Words, token, form: str, unnamed: str) -> Words:
+def _by_vector(towers: dict[str, np.ndarray]) -> Words:
+    """A word for each row, as cog-sdxl's prompts call them."""
+    count = len(next(iter(towers.values())))
+    return {f"<s{i}>": {t: rows[i : i + 1] for t, rows in towers.items()} for i in range(count)}
+
+
+def _named(where: str, words: Words, token, unnamed: str) -> Words:
     if not token:
-        if form == "cog-sdxl" and "" in words:
-            own = words.pop("")
-            count = len(next(iter(own.values())))
-            words |= {
-                f"<s{i}>": {t: rows[i : i + 1] for t, rows in own.items()} for i in range(count)
-            }
         return {check_word(where, word or unnamed): towers for word, towers in words.items()}
     if len(words) > 1:
         raise UnsupportedAdapter(

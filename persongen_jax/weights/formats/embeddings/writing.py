@@ -66,7 +66,8 @@ def write_embeddings(
             _write(file, tensors, notes, (".safetensors", ".bin"))
         return list(files)
     if form == "a1111-sd1":
-        _write(path, _of_sd1(path, word, own), notes, (".pt", ".bin"))
+        _check_suffix(path, (".pt", ".bin"))
+        write_pickle(path, _of_sd1(path, word, own))
         return [path]
     tensors = {_KEYS[form][tower]: array for tower, array in own.items()}
     more = (".pti",) if form == "pti" else ()
@@ -125,13 +126,17 @@ def _of_sd1(path: Path, word: str, own) -> dict:
 
 
 def _write(path: Path, tensors: Mapping[str, Any], notes: dict, suffixes: tuple) -> None:
-    if path.suffix not in suffixes:
-        raise WeightsError(f"{path}: the extension must be one of {', '.join(suffixes)}")
+    _check_suffix(path, suffixes)
     if path.suffix in (".safetensors", ".pti"):  # cog-sdxl's are safetensors
         entries = [(k, v.shape, v.dtype, lambda v=v: v) for k, v in tensors.items()]
         write_safetensors(path, entries, {"format": "pt", **notes})
     else:
         write_pickle(path, tensors)
+
+
+def _check_suffix(path: Path, suffixes: tuple) -> None:
+    if path.suffix not in suffixes:
+        raise WeightsError(f"{path}: the extension must be one of {', '.join(suffixes)}")
 
 
 __all__ = ["WRITTEN_FORMS", "write_embeddings"]
