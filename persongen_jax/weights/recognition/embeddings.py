@@ -32,6 +32,9 @@ _FOR_WIDTH = {
 }
 
 
+Words = dict[str, dict[str, tuple[str, ...]]]
+
+
 @dataclass(frozen=True)
 class EmbeddingLayout:
     """What :func:`read_embedding_layout` finds.
@@ -44,13 +47,14 @@ class EmbeddingLayout:
     """
 
     form: str
-    words: dict[str, dict[str, tuple[str, ...]]]
+    words: Words
     others: tuple[str, ...] = ()
 
 
 def read_embedding_layout(source: TensorSource) -> EmbeddingLayout | None:
     """The layout; None if no embedding has such keys or shapes."""
     keys = source.keys()
+    words: Words
     for form, towers in (("kohya", {key: key for key in TOWERS}), ("cog-sdxl", _COG)):
         if own := [key for key in keys if key in towers]:
             words = {"": {towers[key]: (key,) for key in own}}
