@@ -1,7 +1,9 @@
 """Reads embeddings of words from every form that recognition/embeddings.py lists.
 
-words = read_embeddings("learned_embeds.safetensors", {"clip_l": 768, "clip_g": 1280})
-words["<me>"]["clip_g"]  # [n, 1280], a row for each of the word's n tokens
+    words = read_embeddings("learned_embeds.safetensors", {"clip_l": 768, "clip_g": 1280})
+    words["<me>"]["clip_g"]  # [n, 1280]
+
+There is a row for each of the word's n tokens.
 """
 
 import os

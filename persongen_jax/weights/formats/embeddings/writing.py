@@ -1,7 +1,9 @@
 """Writes a word's embeddings in every form that recognition/embeddings.py lists.
 
-write_embeddings("me", "<me>", {"clip_l": rows_l, "clip_g": rows_g})  # diffusers' folder
-write_embeddings("me.safetensors", "me", rows, form="kohya")
+    write_embeddings("me", "<me>", {"clip_l": rows_l, "clip_g": rows_g})  # diffusers' folder
+    write_embeddings("me.safetensors", "me", rows, form="kohya")
+
+Files of several words are not written: a word is a file, or a pair of them.
 """
 
 import os
