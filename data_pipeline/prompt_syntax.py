@@ -26,7 +26,8 @@ SYNTAX = (
 )
 REMEDIES = {
     "a LoRA": "load it by load_lora, on the command line by --lora FILE@WEIGHT",
-    "an embedding": "embeddings in prompts are not supported",
+    "an embedding": "load it by load_textual_inversion, on the command line by --embedding FILE, "
+    "and write its word alone",
 }
 _WIDE = str.maketrans("（）：［］", "():[]")  # as typed on Chinese and Japanese keyboards
 

@@ -15,9 +15,11 @@ from persongen_jax.weights.files.directory import open_component, open_file
 from persongen_jax.weights.files.onnx_file import OnnxFile
 from persongen_jax.weights.files.source import DictSource, TensorSource
 from persongen_jax.weights.formats.arcface import name_onnx_tensors
+from persongen_jax.weights.formats.embeddings.reading import embedding_files
 from persongen_jax.weights.formats.lora.opening import CONFIG, DIFFUSERS_FILE, adapter_file
 from persongen_jax.weights.formats.open_clip import original_file
 from persongen_jax.weights.licences import json_of, licence
+from persongen_jax.weights.recognition.embeddings import TOWERS
 from persongen_jax.weights.recognition.kinds import NAMES, classify
 from persongen_jax.weights.recognition.layout import unwrapped
 from persongen_jax.weights.recognition.lora_names import COMPONENTS
@@ -87,6 +89,8 @@ def open_parts(path: str | Path) -> dict[str, TensorSource]:
     if _is_pipeline(path):
         parts = sorted(p.parent.name for p in path.glob("*/config.json"))
         return {name: open_component(path / name) for name in parts if _has_weights(path / name)}
+    if words := embedding_files(path):
+        return {TOWERS[tower]: open_file(file) for tower, file in words.items()}
     if original := original_file(path):
         return {"": unwrapped(open_file(original))}
     return {"": open_component(path)}

@@ -31,6 +31,8 @@ from persongen_jax.weights.files.source import TensorSource, subsource
 from persongen_jax.weights.formats.adapters import check_adapters, module_paths
 from persongen_jax.weights.formats.arcface import open_arcface
 from persongen_jax.weights.formats.dino import open_dino
+from persongen_jax.weights.formats.embeddings.reading import SDXL_WIDTHS, read_embeddings
+from persongen_jax.weights.formats.embeddings.writing import write_embeddings
 from persongen_jax.weights.formats.eva_clip import open_eva_clip
 from persongen_jax.weights.formats.ip_adapter import (
     ADAPTER,
@@ -38,7 +40,7 @@ from persongen_jax.weights.formats.ip_adapter import (
     PROJECTIONS,
     read_ip_adapter,
 )
-from persongen_jax.weights.formats.lora.reading import read_embeddings, read_lora
+from persongen_jax.weights.formats.lora.reading import read_bundled_embeddings, read_lora
 from persongen_jax.weights.formats.lora.writing import write_lora
 from persongen_jax.weights.formats.open_clip import open_open_clip
 from persongen_jax.weights.formats.photomaker import (
@@ -52,6 +54,7 @@ from persongen_jax.weights.formats.sdxl.opening import open_base
 from persongen_jax.weights.keys import normalise_clip_vision
 from persongen_jax.weights.loader import check_keys, parameter_leaves, prepare_module
 from persongen_jax.weights.recognition.arcface import infer_config
+from persongen_jax.weights.recognition.embeddings import TOWERS
 from persongen_jax.weights.recognition.judges import JUDGES
 from persongen_jax.weights.recognition.kinds import context_width
 from persongen_jax.weights.recognition.layout import unwrapped
@@ -63,7 +66,7 @@ from persongen_jax.weights.slots import module_slots, processors
 IP_ADAPTERS = ("ip-adapter", "ip-adapter-plus", "ip-adapter-faceid")
 SINGLE_FILES = ("checkpoint", "unet", "unet-sgm")
 ENCODERS = ("dino", "dinov2", "clip-original", "eva-clip")  # files, checked without a base
-NO_BASE = ("arcface",)  # kinds whose keys are checked without a base
+NO_BASE = ("arcface", "embedding")  # kinds whose keys are checked without a base
 LAYERS = ("to_q", "to_k", "to_v", "to_out")
 
 
@@ -71,10 +74,10 @@ def import_file(path: str | Path, out: str | Path, base: str | Path | None = Non
     """Check ``path`` and write ``out``; return a line that says what was done.
 
     Args:
-        path: a LoRA of any style, PhotoMaker, an IP-Adapter, a single-file SDXL checkpoint, a
-            face recogniser (.pth, .onnx), a file of DINO's or DINOv2's image encoder, CLIP in
-            OpenAI's or OpenCLIP's layout, EVA-02's CLIP, FID's Inception, LPIPS or its halves, or
-            FaceNet.
+        path: a LoRA of any style, a word's embeddings (Textual Inversion), PhotoMaker, an
+            IP-Adapter, a single-file SDXL checkpoint, a face recogniser (.pth, .onnx), a file of
+            DINO's or DINOv2's image encoder, CLIP in OpenAI's or OpenCLIP's layout, EVA-02's CLIP,
+            FID's Inception, LPIPS or its halves, or FaceNet.
         out: the ``.safetensors`` file to write; for a checkpoint a directory.
         base: diffusers-format SDXL directory that the file is for; its configs suffice. Judges,
             such as face recognisers and image encoders, need none.
@@ -93,6 +96,8 @@ def import_file(path: str | Path, out: str | Path, base: str | Path | None = Non
         )
     elif kind in JUDGES and Path(path).is_file():
         writer = functools.partial(_import_judge, kind)
+    elif kind == "embedding":
+        writer = _import_embedding
     elif kind.startswith("lora-"):
         writer = _import_lora
     elif kind.startswith("photomaker-"):
@@ -104,9 +109,9 @@ def import_file(path: str | Path, out: str | Path, base: str | Path | None = Non
     else:
         raise UnsupportedAdapter(
             f"{path}: is {identify(path).what}; there is nothing to import. Imported are LoRAs, "
-            "PhotoMaker, IP-Adapters, single-file SDXL checkpoints, face recognisers, and files of "
-            "DINO's image encoders, of OpenAI's, OpenCLIP's and EVA-02's CLIP, of FID's Inception "
-            "and of LPIPS; directories are read as they are."
+            "embeddings of words, PhotoMaker, IP-Adapters, single-file SDXL checkpoints, face "
+            "recognisers, and files of DINO's image encoders, of OpenAI's, OpenCLIP's and EVA-02's "
+            "CLIP, of FID's Inception and of LPIPS; directories are read as they are."
         )
     if kind not in (*NO_BASE, *ENCODERS, *JUDGES) and base is None:
         raise WeightsError(f"{path}: give --base DIR, the SDXL directory that it is for")
@@ -190,7 +195,7 @@ def _import_lora(path, out, base) -> str:
     layers = base.configs["unet"].get("layers_per_block", 2)
     adapters: Any = read_lora(path, modules, layers_per_block=layers)
     check_adapters(base, adapters, path)
-    if words := read_embeddings(path):
+    if words := read_bundled_embeddings(path):
         named = ", ".join(map(repr, words))
         warnings.warn(
             f"{path}: the embeddings of {named} are not written, only the LoRA", stacklevel=2
@@ -198,6 +203,25 @@ def _import_lora(path, out, base) -> str:
     write_lora(out, adapters)
     counts = ", ".join(f"{part}: {len(found)} layers" for part, found in adapters.items())
     return f"LoRA in diffusers' style ({counts}); generate reads it by --lora"
+
+
+def _import_embedding(path, out, base) -> str:
+    widths = SDXL_WIDTHS
+    if base is not None:
+        sizes = [read_config(Path(base) / name)["hidden_size"] for name in TOWERS.values()]
+        widths = dict(zip(TOWERS, sizes, strict=True))
+    words = read_embeddings(path, widths)
+    if len(words) > 1:
+        raise UnsupportedAdapter(
+            f"{path}: holds the words {', '.join(map(repr, words))}, and a file of this form one; "
+            "load it as it is, by generate --embedding"
+        )
+    ((word, rows),) = words.items()
+    write_embeddings(out, word, rows, form="kohya")
+    vectors = ", ".join(f"{TOWERS[tower]}: {len(each)}" for tower, each in rows.items())
+    return (
+        f"the word {word!r} in kohya's form (vectors of {vectors}); generate --embedding reads it"
+    )
 
 
 def _import_photomaker(path, out, base) -> str:

@@ -30,6 +30,7 @@ from persongen_jax.diffusion.options import SamplingOptions, add_options, given_
 from persongen_jax.generate.base import (
     add_base_options,
     open_base_pipeline,
+    parse_embedding,
     parse_scales,
     scheduler_options,
 )
@@ -98,6 +99,14 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
         default=[],
         metavar="FILE[@WEIGHT]",
         help="LoRA file; may be repeated",
+    )
+    add(
+        "--embedding",
+        action="append",
+        default=[],
+        metavar="FILE[:WORD]",
+        help="file with a word's embeddings (Textual Inversion), or diffusers' folder of two; WORD "
+        "if not its own; may be repeated",
     )
     add_control_options(add)
     add("--method", help="identity method; default: that of the weights")
@@ -226,6 +235,9 @@ def make_pipeline(args: argparse.Namespace, options: SamplingOptions) -> Any:
         path, weight = parse_lora(item)
         name = path if path not in pipe.adapters else f"{path}, number {len(pipe.adapters) + 1}"
         pipe.load_lora(path, weight=weight, name=name)
+    for item in args.embedding:
+        path, word = parse_embedding(item)
+        pipe.load_textual_inversion(path, word, name=item)
     for number, path in enumerate(args.controlnet, 1):
         twice = path in args.controlnet[: number - 1]
         pipe.load_controlnet(path, name=f"{path}, number {number}" if twice else path)

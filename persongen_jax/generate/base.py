@@ -2,6 +2,7 @@
 
 import argparse
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -56,6 +57,16 @@ def open_base_pipeline(args: argparse.Namespace, options: SamplingOptions) -> An
         prediction_type=args.prediction_type,
         check=options.plan,
     )
+
+
+def parse_embedding(item: str) -> tuple[str, str]:
+    """FILE or FILE:WORD, as (file, word or ""); a colon may also be part of the file's name."""
+    path, _, word = item.rpartition(":")
+    if item and (":" not in item or Path(item).exists()):
+        return item, ""
+    if not path or not word:
+        raise ValueError(f"--embedding {item!r}: give a file, or FILE:WORD")
+    return path, word
 
 
 def scheduler_options(args: argparse.Namespace) -> dict:

@@ -18,7 +18,10 @@ def make_notes(
     parts: Mapping[str, Sequence[str]],
 ) -> list[dict]:
     """The notes on how each image was made; ``parts`` as given."""
-    kept = (*KEPT, *"karras timestep_spacing dtype vae_dtype lora method method_weights".split())
+    kept = (
+        *KEPT,
+        *"karras timestep_spacing dtype vae_dtype lora embedding method method_weights".split(),
+    )
     kept += (
         "controlnet",
         "control_image",

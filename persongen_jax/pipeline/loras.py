@@ -5,7 +5,7 @@ from pathlib import Path
 
 from persongen_jax.methods.base import Model
 from persongen_jax.pipeline import checks, loading
-from persongen_jax.pipeline.words import AddedWords
+from persongen_jax.pipeline.words import LORA, AddedWords
 from persongen_jax.weights.formats.lora.writing import write_lora
 from persongen_jax.weights.formats.sdxl.loading import SDXLBase
 
@@ -76,7 +76,7 @@ class WithLoras(abc.ABC):
                 f"{name}: also modifies the method's attention branches, which a LoRA file has no "
                 "place for; keep its training run"
             )
-        self.words.warn_not_saved(name)
+        self.words.warn_not_saved((LORA, name))
         write_lora(path, adapter)
 
     def unload_lora(self) -> None:

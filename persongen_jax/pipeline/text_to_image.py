@@ -26,6 +26,7 @@ from persongen_jax.pipeline.conditioner import Conditioner
 from persongen_jax.pipeline.control_options import CONTROL_ARGUMENTS
 from persongen_jax.pipeline.controlnets import Control, ControlNets, is_run
 from persongen_jax.pipeline.loras import WithLoras
+from persongen_jax.pipeline.textual_inversion import WithEmbeddings
 from persongen_jax.pipeline.words import AddedWords
 from persongen_jax.training.partition import fill_trained, set_leaves
 from persongen_jax.weights.formats.sdxl.loading import SDXLBase, load_sdxl, save_sdxl
@@ -43,7 +44,7 @@ class PipelineOutput(NamedTuple):
     images: list | np.ndarray
 
 
-class Pipeline(WithLoras):
+class Pipeline(WithLoras, WithEmbeddings):
     """Text-to-image with SDXL.
 
     Prompts are processed in batches of one size, split over ``mesh``'s devices. Programs are
@@ -56,7 +57,7 @@ class Pipeline(WithLoras):
         shard_weights: over the mesh's "fsdp" groups, for devices too small to hold them whole.
 
     Attributes:
-        adapters, words: the loaded LoRAs, see pipeline/loading.py, and the words they define.
+        adapters, words: the loaded LoRAs, see pipeline/loading.py, and the words from files.
         conditioner: the inputs of the loaded method, see pipeline/conditioner.py.
     """
 

@@ -1,25 +1,31 @@
 """Words that a file defines with its own embeddings (Textual Inversion, arXiv 2208.01618).
 
-LoRA trainers bundle words that were trained together with the LoRA: ``bundle_emb.WORD.clip_l`` and
-``.clip_g``, one row per token of the word. The rows are appended to the text encoders' tables, the
-word is added to the tokenizers.
+The file is one of embeddings alone (weights/formats/embeddings/), or a LoRA's that was trained
+together with words: ``bundle_emb.WORD.clip_l`` and ``.clip_g``, one row per token of the word. The
+rows are appended to the text encoders' tables, the word is added to the tokenizers.
 """
 
 import contextlib
-import warnings
-from collections.abc import Iterable, Iterator
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
 
-from persongen_jax.weights.errors import UnsupportedAdapter
-from persongen_jax.weights.formats.lora.reading import read_embeddings
+from persongen_jax.pipeline.checks import warn_of_call
+from persongen_jax.weights.formats.embeddings.reading import (
+    Files,
+    Words,
+    check_rows,
+    read_embeddings,
+)
+from persongen_jax.weights.formats.lora.reading import read_bundled_embeddings
 from persongen_jax.weights.formats.sdxl.loading import SDXLBase
+from persongen_jax.weights.recognition.embeddings import TOWERS
 
-TOWERS = {"clip_l": "text_encoder", "clip_g": "text_encoder_2"}  # of SDXL's two encoders
-
-Words = dict[str, dict[str, np.ndarray]]  # word to {tower: [n, width]}
+LORA, EMBEDDING = "LoRA", "embedding"  # the kinds of files that words come from
+Key = tuple[str, str]  # (kind, name)
 
 
 def read_words(path: str | Path, base: SDXLBase) -> Words:
@@ -29,82 +35,111 @@ def read_words(path: str | Path, base: SDXLBase) -> Words:
         UnsupportedAdapter: embeddings whose width differs from the base's, or that are not finite.
     """
     words = {}
-    for word, towers in read_embeddings(path).items():
+    for word, towers in read_bundled_embeddings(path).items():
         own = {t: np.atleast_2d(rows) for t, rows in towers.items() if t in TOWERS}
         for tower, rows in own.items():
-            _check(path, word, tower, rows, _table(base, tower).shape[1])
+            check_rows(str(path), word, tower, rows, _table(base, tower).shape[1])
         without = ", ".join(sorted(set(towers) - set(TOWERS)))
         if without:
-            _warn(f"{path}: {without} of the word {word!r} (added after a text encoder) is unused")
-        missing = ", ".join(TOWERS[tower] for tower in TOWERS if tower not in own)
-        if missing and own:
-            _warn(
-                f"{path}: has no embedding of the word {word!r} for {missing}, which reads it as "
-                "plain text"
+            warn_of_call(
+                f"{path}: {without} of the word {word!r} (added after a text encoder) is unused"
             )
         if own:
             words[word] = own
+    _warn_of_missing_towers(str(path), words)
     return words
+
+
+def read_embedding_words(files: Files, base: SDXLBase, token: str | Sequence[str] = "") -> Words:
+    """The words of embedding files, for this base; arguments and errors of ``read_embeddings``."""
+    widths = {tower: _table(base, tower).shape[1] for tower in TOWERS}
+    words = read_embeddings(files, widths, token)
+    _warn_of_missing_towers(
+        name_of(files), words, "; if there is a file for it too, give both together"
+    )
+    return words
+
+
+def name_of(files: Files) -> str:
+    """What messages call one file, or several that belong together."""
+    if isinstance(files, (str, os.PathLike)):
+        return str(files)
+    several = files.values() if isinstance(files, Mapping) else files
+    return " and ".join(map(str, several))
 
 
 class AddedWords:
     """The words that a base's tokenizers and text encoders have in addition to their vocabulary."""
 
     def __init__(self, base: SDXLBase):
-        self.base, self._by_name = base, {}
+        self.base: SDXLBase = base
+        self._by_key: dict[Key, Words] = {}
 
-    def add(self, name: str, words: Words) -> None:
-        """Add the words of the LoRA of this name, replacing its earlier ones."""
-        self._set({**self._without({name}), name: words})
+    def add(self, name: str, words: Words, kind: str = LORA) -> None:
+        """Add the words of the file of this name, replacing its earlier ones."""
+        by_key = self._without({(kind, name)})
+        for word in words:
+            if _in_vocabulary(self.base.tokenizers, word):
+                warn_of_call(
+                    f"the word {word!r} of {kind} {name} is also an ordinary one: wherever prompts "
+                    "have it, the embedding is read instead"
+                )
+        self._set({**by_key, (kind, name): words})
 
-    def drop(self, names: Iterable[str]) -> None:
-        """Remove the words of these LoRAs."""
-        self._set(self._without(set(names)))
+    def drop(self, names: Iterable[str], kind: str = LORA) -> None:
+        """Remove the words of these files."""
+        self._set(self._without({(kind, name) for name in names}))
 
-    def _without(self, names: set) -> dict[str, Words]:
-        return {n: words for n, words in self._by_name.items() if n not in names}
+    def of(self, kind: str) -> dict[str, Words]:
+        """The words from files of a kind, by the files' names."""
+        return {name: words for (of, name), words in self._by_key.items() if of == kind}
 
-    def warn_not_saved(self, *names: str) -> None:
-        """Warn that the words of these LoRAs are not saved."""
-        words = [repr(word) for name in names for word in self._by_name.get(name, ())]
+    def _without(self, keys: set[Key]) -> dict[Key, Words]:
+        return {key: words for key, words in self._by_key.items() if key not in keys}
+
+    def warn_not_saved(self, *keys: Key) -> None:
+        """Warn that the words of these files are not saved."""
+        words = [repr(word) for key in keys for word in self._by_key.get(key, ())]
         if words:
-            _warn(f"the embeddings of {', '.join(words)} are not saved, only the weights are")
+            warn_of_call(
+                f"the embeddings of {', '.join(words)} are not saved, only the weights are"
+            )
 
     @contextlib.contextmanager
     def removed(self) -> Iterator[None]:
         """Inside, the base lacks the words, so that it can be saved; a warning names them."""
-        by_name = self._by_name
-        self.warn_not_saved(*by_name)
+        by_key = self._by_key
+        self.warn_not_saved(*by_key)
         self._set({})
         try:
             yield
         finally:
-            self._set(by_name)
+            self._set(by_key)
 
     def unused(self, texts: list[str]) -> list[str]:
         """Sentences about words that appear in none of the texts."""
         has = self.base.tokenizers.has_word
         return [
-            f"the word {word!r} of LoRA {name} is in none of the prompts"
-            for name, words in self._by_name.items()
+            f"the word {word!r} of {kind} {name} is in none of the prompts"
+            for (kind, name), words in self._by_key.items()
             for word in words
             if not any(has(word, text) for text in texts)
         ]
 
-    def _set(self, by_name):
-        if any(by_name.values()) or any(self._by_name.values()):
-            _put(self.base, by_name)
-        self._by_name = by_name
+    def _set(self, by_key):
+        if any(by_key.values()) or any(self._by_key.values()):
+            _put(self.base, by_key)
+        self._by_key = by_key
 
 
-def _put(base, by_name: dict[str, Words]):
+def _put(base, by_key: dict[Key, Words]):
     """If two words are the same, the later one acts."""
     base.tokenizers.words.clear()
     tables = {tower: [_own_rows(base, tower)] for tower in TOWERS}
     ends = {tower: len(rows[0]) for tower, rows in tables.items()}
-    for name, words in by_name.items():
+    for key, words in by_key.items():
         for word, towers in words.items():
-            _warn_of_duplicates(by_name, name, word)
+            _warn_of_duplicates(by_key, key, word)
             ids = []
             for tower in TOWERS:
                 rows = towers.get(tower)
@@ -128,25 +163,25 @@ def _table(base, tower: str):
     return getattr(base.model, TOWERS[tower]).embeddings.token_embedding.embedding.get_value()
 
 
-def _check(path, word, tower, rows, width):
-    if rows.ndim != 2 or rows.shape[1] != width or not len(rows):
-        raise UnsupportedAdapter(
-            f"{path}: the embedding of the word {word!r} for {tower} has shape {list(rows.shape)}, "
-            f"but {TOWERS[tower]} has width {width}. Check that the LoRA is for SDXL."
-        )
-    if not np.isfinite(np.asarray(rows, np.float32)).all():
-        raise UnsupportedAdapter(
-            f"{path}: the embedding of the word {word!r} for {tower} is not finite. Use an "
-            "earlier checkpoint of its training."
-        )
+def _in_vocabulary(tokenizers, word: str) -> bool:
+    both = (tokenizers.tokenizer, tokenizers.tokenizer_2)
+    entry = f"{word.lower()}</w>"
+    return any(each.backend_tokenizer.token_to_id(entry) is not None for each in both)
 
 
-def _warn_of_duplicates(by_name, name, word):
-    later = list(by_name)[list(by_name).index(name) + 1 :]
+def _warn_of_missing_towers(where: str, words: Words, remedy: str = ""):
+    for word, towers in words.items():
+        missing = ", ".join(TOWERS[tower] for tower in TOWERS if tower not in towers)
+        if missing:
+            warn_of_call(
+                f"{where}: has no embedding of the word {word!r} for {missing}, which reads it as "
+                f"plain text{remedy}"
+            )
+
+
+def _warn_of_duplicates(by_key, key, word):
+    later = list(by_key)[list(by_key).index(key) + 1 :]
     for other in later:
-        if word.lower() in map(str.lower, by_name[other]):
-            _warn(f"the word {word!r} of LoRA {name} is also one of LoRA {other}, which is used")
-
-
-def _warn(message: str):
-    warnings.warn(message, stacklevel=5)
+        if word.lower() in map(str.lower, by_key[other]):
+            of, another = " ".join(key), " ".join(other)
+            warn_of_call(f"the word {word!r} of {of} is also one of {another}, which is used")

@@ -10,15 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import ml_dtypes
 import numpy as np
 from flax import nnx
 
-from data_pipeline.files import atomic_write
 from persongen_jax.models.attention import MultiHeadAttention
 from persongen_jax.models.lora import LoRA
 from persongen_jax.parallel.sharding import put_array
-from persongen_jax.weights.errors import KeyMismatch, MissingDependency, WeightsError
+from persongen_jax.weights.errors import KeyMismatch, WeightsError
+from persongen_jax.weights.files.pickles import write_pickle
 from persongen_jax.weights.files.safetensors_file import write_safetensors
 from persongen_jax.weights.files.source import TensorSource
 from persongen_jax.weights.loader import (
@@ -184,27 +183,11 @@ def write_slots(
 
 
 def _write_pickle(path, slots):
-    try:
-        import torch
-    except ImportError as error:
-        raise MissingDependency(
-            f"{path}: .bin files are written by PyTorch, which is not installed. Install "
-            "persongen_jax[convert], or write a .safetensors file."
-        ) from error
-
-    def tensor(array):
-        if array.dtype == ml_dtypes.bfloat16:
-            return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
-        return torch.from_numpy(array)
-
     content = {}
     for key, slot in slots.items():
         part, _, name = key.partition(".")
-        # A copy: arrays from JAX may be read-only, which torch warns about.
-        content.setdefault(part, {})[name] = tensor(np.array(slot.get()))
-    # By a file: torch writes the name of a path into it.
-    with atomic_write(path) as partial, open(partial, "wb") as file:
-        torch.save(content, file)
+        content.setdefault(part, {})[name] = slot.get()
+    write_pickle(path, content)
 
 
 __all__ = [

@@ -5,6 +5,8 @@ REFUSED_LORA = "tests/weights/formats/test_lora_refused.py::"
 KINDS = "tests/weights/formats/test_lora_kinds.py::"
 PIPELINE = "tests/pipeline/test_adapter_kinds.py::"
 LORA = "tests/pipeline/test_lora.py::"
+EMBEDDINGS = "tests/weights/formats/test_embeddings.py::"
+INVERSION = "tests/pipeline/test_textual_inversion.py::"
 CONVERT = "tests/convert/test_convert.py::"
 IP_ADAPTER = "tests/weights/formats/ip_adapter/test_published.py::"
 TRAINING_STATES = "tests/weights/formats/ip_adapter/test_training_states.py::"
@@ -127,6 +129,30 @@ ENTRIES = [
         "bundle_emb of one tower, output embeddings, a word in no prompt",
         "warning",
         "tests/pipeline/test_words.py::test_words_without_effect_cause_a_warning",
+    ),
+    (
+        "embeddings of words",
+        "diffusers' pair, folder, .bin; kohya, A1111, pivotal, cog-sdxl",
+        "bit-equal; prompt embeddings as in diffusers",
+        f"{EMBEDDINGS}test_the_words_of_other_tools_files",
+    ),
+    (
+        "embeddings of words",
+        "SD 1.x's file, one tower of a pair",
+        "warning: the other tower reads plain text",
+        f"{INVERSION}test_a_tower_without_its_embedding_is_said",
+    ),
+    (
+        "embeddings of words",
+        "SD 2.x, SD 3, other widths, nan, no rows, a LoRA",
+        "refused by name",
+        f"{EMBEDDINGS}test_what_is_refused",
+    ),
+    (
+        "embeddings of words",
+        "a word twice, of the vocabulary, in no prompt",
+        "warning",
+        f"{INVERSION}test_words_come_and_go_with_their_file",
     ),
     (
         "no effect",

@@ -8,13 +8,17 @@ from PIL import Image
 
 from persongen_jax.evaluation.folders.layouts import read_images
 from persongen_jax.generate import __main__ as generate
+from persongen_jax.generate.base import parse_embedding
 from persongen_jax.pipeline import Pipeline
 from persongen_jax.pipeline.saving import ImageFolder
 from persongen_jax.pipeline.watermark import has_watermark
 from persongen_jax.weights.formats.adapters import extract_adapter
+from persongen_jax.weights.formats.embeddings.writing import write_embeddings
 from tests.generate.command import pixels, run
 from tests.helpers.lora_files import save
 from tests.pipeline.test_saving import GENERATED, source_type
+
+WIDTHS = {"clip_l": 32, "clip_g": 64}  # of the small base's text encoders
 
 
 def test_prompts_notes_and_numbers(small_base, tmp_path, capsys):
@@ -124,6 +128,43 @@ def test_lora_with_a_weight(small_base, tmp_path):
     assert np.array_equal(np.asarray(pipe("a man", **settings).images[0]), half)
     note = json.loads(Image.open(tmp_path / "out" / "00000.png").text["settings"])
     assert note["lora"] == [f"{file}@0.5"]
+
+
+def test_where_an_embedding_is_and_what_its_word_is(tmp_path):
+    (tmp_path / "a:b.pt").write_bytes(b"")
+    assert parse_embedding("me.pt") == ("me.pt", "")
+    assert parse_embedding("x/me.pt:<me>") == ("x/me.pt", "<me>")
+    assert parse_embedding(f"{tmp_path}/a:b.pt") == (f"{tmp_path}/a:b.pt", "")
+    for item in ("", ":me", "me.pt:"):
+        with pytest.raises(ValueError, match="--embedding .*: give a file, or FILE:WORD"):
+            parse_embedding(item)
+
+
+@pytest.mark.slow
+def test_embeddings_of_words(small_base, tmp_path, capsys):
+    rng = np.random.default_rng(0)
+    files = {}
+    for name, form in (("<me>", "diffusers"), ("hat.safetensors", "kohya")):
+        rows = {t: rng.standard_normal((2, width)) for t, width in WIDTHS.items()}
+        files[name] = tmp_path / name
+        rows = {tower: each.astype(np.float32) for tower, each in rows.items()}
+        write_embeddings(files[name], name.split(".")[0], rows, form)
+    given = [str(files["<me>"]), f"{files['hat.safetensors']}:<hat>"]
+    options = [word for each in given for word in ("--embedding", each)]
+    run(small_base, tmp_path / "out", "--prompt", "<me> in a <hat>", *options)
+    assert "the word" not in capsys.readouterr().err
+    run(small_base, tmp_path / "out", "--prompt", "a man", *options)
+    said = capsys.readouterr().err
+    assert all(f"the word {word!r} of embedding" in said for word in ("<me>", "<hat>"))
+
+    pipe = Pipeline.from_pretrained(small_base)
+    pipe.load_textual_inversion(files["<me>"])
+    pipe.load_textual_inversion(files["hat.safetensors"], "<hat>")
+    settings = {"seed": 42, "num_inference_steps": 2, "batch_size": 1}
+    image = pixels(tmp_path / "out" / "00000.png")
+    assert np.array_equal(np.asarray(pipe("<me> in a <hat>", **settings).images[0]), image)
+    note = json.loads(Image.open(tmp_path / "out" / "00000.png").text["settings"])
+    assert note["embedding"] == given
 
 
 def test_a_folder_that_cannot_be_written_costs_no_image(small_base, tmp_path, capsys):

@@ -33,6 +33,7 @@ PLAIN_ERRORS = {
     "steps": ([*PROMPT, "--steps", "0"], "num_inference_steps=0"),
     "images": ([*PROMPT, "--images-per-prompt", "0"], "num_images_per_prompt=0"),
     "lora": ([*PROMPT, "--lora", "/nowhere/x.safetensors@0.5"], "/nowhere/x.safetensors:"),
+    "embedding": ([*PROMPT, "--embedding", "/nowhere/x.pt:me"], "/nowhere/x.pt: no such file"),
     "scale": ([*PROMPT, "--scale", "identity"], "NAME=NUMBER"),
     "scales alone": ([*PROMPT, "--scale", "identity=1"], "references"),
     "lora weight": ([*PROMPT, "--lora", "x.safetensors@much"], "'much' is not a number"),

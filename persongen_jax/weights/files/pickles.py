@@ -8,11 +8,14 @@ versions are not used.
 import os
 import pickle
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import ml_dtypes
 import numpy as np
 
+from data_pipeline.files import atomic_write
 from persongen_jax.weights.errors import (
     BadPickle,
     KeyMismatch,
@@ -22,7 +25,7 @@ from persongen_jax.weights.errors import (
 )
 from persongen_jax.weights.files.source import TensorSource
 
-SUFFIXES = (".bin", ".pt", ".pth", ".ckpt")
+SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pti")
 NEEDED_TORCH = (2, 6)
 
 # torch dtypes that ``Tensor.numpy`` lacks -> (dtype of the same width, the view in numpy).
@@ -185,4 +188,37 @@ def _damaged(path, error):
     return BadPickle(f"{path}: cannot be read ({reason[:300]}). It is damaged or no torch file.")
 
 
-__all__ = ["SUFFIXES", "PickleFile"]
+def write_pickle(path: str | os.PathLike, content: Mapping[str, Any]) -> None:
+    """Write a torch file of nested dictionaries, atomically.
+
+    Args:
+        path: the file.
+        content: arrays become tensors of their dtype, everything else stays as it is.
+
+    Raises:
+        MissingDependency: torch is absent.
+    """
+    try:
+        import torch
+    except ImportError as error:
+        raise MissingDependency(
+            f"{path}: {Path(path).suffix} files are written by PyTorch, which is not installed. "
+            "Install persongen_jax[convert], or write a .safetensors file."
+        ) from error
+
+    def as_torch(value):
+        if isinstance(value, Mapping):
+            return {key: as_torch(item) for key, item in value.items()}
+        if not hasattr(value, "__array__"):
+            return value
+        array = np.array(value)  # a copy: arrays of JAX may be read-only, which torch warns about
+        if array.dtype == ml_dtypes.bfloat16:
+            return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
+        return torch.from_numpy(array)
+
+    # By a file: torch writes the name of a path into it.
+    with atomic_write(path) as partial, open(partial, "wb") as file:
+        torch.save(as_torch(content), file)
+
+
+__all__ = ["SUFFIXES", "PickleFile", "write_pickle"]

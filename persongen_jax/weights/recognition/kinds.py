@@ -12,6 +12,7 @@ from persongen_jax.weights.files.onnx_file import OnnxFile
 from persongen_jax.weights.files.source import TensorSource
 from persongen_jax.weights.recognition.arcface import infer_config
 from persongen_jax.weights.recognition.dino import infer_dino_config, name_dino_tensors
+from persongen_jax.weights.recognition.embeddings import embedding_facts, looks_like_words
 from persongen_jax.weights.recognition.eva_clip import eva_facts
 from persongen_jax.weights.recognition.ip_adapter_state import is_training_state, published_names
 from persongen_jax.weights.recognition.judges import JUDGES, judge_facts
@@ -95,7 +96,7 @@ _RULES = (
     ("eva-clip", (r"visual\.(trunk\.)?blocks\.0\.attn\.",)),
     ("eva-clip", (r"blocks\.0\.attn\.q_proj\.", r"blocks\.0\.attn\.(inner_attn_ln|norm)\.")),
     ("clip-text", (r"token_embedding\.", r"transformer\.resblocks\.")),
-    ("embedding", (r"(clip_[lg]|emb_params|string_to_param\..*)$",)),
+    ("embedding", (r"(clip_[lg]|text_encoders_[01]|emb_params|string_to_param\..*)$",)),
     ("dinov2", (r"(backbone\.)?blocks\.0\.ls1\.gamma", r"(backbone\.)?patch_embed\.proj\.")),
     ("dinov2", (rf"{_VIT}embeddings\.patch_emb", rf"{_VIT}encoder\.layer\.\d+\.layer_scale1\.")),
     ("dino", (r"(backbone\.)?blocks\.0\.attn\.qkv\.", r"(backbone\.)?patch_embed\.proj\.")),
@@ -156,6 +157,8 @@ def classify(source: TensorSource) -> tuple[str, dict]:
         return _ip_adapter(source)
     if kind in ("checkpoint", "unet", "vae", "unknown"):
         kind, facts = refine(kind, source)
+        if kind == "unknown" and looks_like_words(source):
+            return "embedding", embedding_facts(source)
         return kind, {**facts, **_facts(kind, source)}
     return kind, _facts(kind, source)
 
@@ -172,6 +175,8 @@ def _facts(kind: str, source: TensorSource) -> dict:
         return eva_facts(source)
     if kind in JUDGES:
         return judge_facts(kind, source)
+    if kind == "embedding":
+        return embedding_facts(source)
     if kind.startswith(("lora", "photomaker")):
         facts |= _lora(source)
     if width := context_width(source):

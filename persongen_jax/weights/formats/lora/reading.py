@@ -63,11 +63,13 @@ def read_lora(
         return _read(opened, modules, layers_per_block)
 
 
-def read_embeddings(source: TensorSource | str | os.PathLike) -> dict[str, dict]:
+def read_bundled_embeddings(source: TensorSource | str | os.PathLike) -> dict[str, dict]:
     """token -> {"clip_l": [n, width], "clip_g": …}: embeddings that are bundled with an adapter."""
     if not isinstance(source, TensorSource):
         with open_adapter(source) as opened:
-            return {k: v for each in opened for k, v in read_embeddings(each.source).items()}
+            return {
+                k: v for each in opened for k, v in read_bundled_embeddings(each.source).items()
+            }
     found = {}
     for key in source.keys():
         if match := EMBEDDING.fullmatch(key):
@@ -209,4 +211,4 @@ def _has_effect(each) -> bool:
     return any(product.product().any() for product in each.products)
 
 
-__all__ = ["Adapters", "no_effect", "read_embeddings", "read_lora"]
+__all__ = ["Adapters", "no_effect", "read_bundled_embeddings", "read_lora"]

@@ -1,0 +1,1 @@
+"""Files of words' embeddings (Textual Inversion), read and written in every public form."""
