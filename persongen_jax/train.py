@@ -40,7 +40,9 @@ from persongen_jax.systems.open import (
 from persongen_jax.training import flop_count
 from persongen_jax.training.bad_steps import BadSteps
 from persongen_jax.training.checkpoint import Checkpoints
-from persongen_jax.training.log import EventFile, MetricsFile, Stopwatch, loss_summary
+from persongen_jax.training.logs.metrics_file import MetricsFile, loss_summary
+from persongen_jax.training.logs.stopwatch import Stopwatch
+from persongen_jax.training.logs.tensorboard import EventFile
 from persongen_jax.training.step import CompiledSteps, TrainState
 from persongen_jax.training.stopping import StopSignals
 from persongen_jax.training.unused_keys import unused_keys
