@@ -4,6 +4,9 @@ from collections.abc import Collection, Sequence
 
 from ml_collections import ConfigDict
 
+HUBER = ("huber_schedule", "huber_c")
+BIAS = tuple(f"timestep_bias_{name}" for name in ("multiplier", "portion", "begin", "end"))
+
 
 def unused_keys(
     config: ConfigDict, defaults: ConfigDict, groups: Collection[str], unread: Sequence[str] = ()
@@ -27,6 +30,8 @@ def unused_keys(
         (("cache_kinds",), bool(config.get("cache")), "config.cache"),
         (("shard_frozen",), config.fsdp > 1, "config.fsdp above 1"),
         (("start_from_step",), bool(config.get("start_from")), "config.start_from"),
+        (HUBER, config.get("loss_type", "l2") != "l2", "config.loss_type='huber' or 'smooth_l1'"),
+        (BIAS, bool(config.get("timestep_bias")), "config.timestep_bias"),
         (unread, False, f"another method than {config.get('method', '')}"),
     ]
     if config.validation_every <= 0:
