@@ -121,7 +121,13 @@ def run_defaults() -> ConfigDict:
     config.keep_checkpoints = 3  # 0: all
     # A step whose loss or gradient is not finite changes nothing; this many in a row end the run.
     config.max_bad_steps = 10  # 0: never
-    config.tensorboard = False  # also write <workdir>/tensorboard; needs the extra "log"
+    # Besides metrics.jsonl: metrics.csv; TensorBoard's events, with the extra "log"; a project of
+    # Weights & Biases ("": none), with the extra "wandb", "online", "offline" or "disabled" ("": as
+    # WANDB_MODE says).
+    config.metrics_csv = False
+    config.tensorboard = False
+    config.wandb_project = ""
+    config.wandb_mode = ""
 
     # Validation.
     config.validation_every = 0  # steps; 0: never

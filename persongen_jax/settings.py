@@ -10,7 +10,8 @@ from persongen_jax.config import VERSION
 
 # Keys that change nothing of what is computed, but for the order in which numbers are added.
 FREE = (
-    *("log_every", "keep_checkpoints", "checkpoint_every", "tensorboard", "max_bad_steps"),
+    *("log_every", "keep_checkpoints", "checkpoint_every", "max_bad_steps"),
+    *("metrics_csv", "tensorboard", "wandb_project", "wandb_mode"),
     *("loader", "cache", "cache_kinds", "remat", "grad_accum", "fsdp", "shard_frozen"),
     *("offload_encoders", "cpu_devices", "judges_are_inputs", "download"),
 )

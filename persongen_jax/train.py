@@ -42,7 +42,7 @@ from persongen_jax.training.bad_steps import BadSteps
 from persongen_jax.training.checkpoint import Checkpoints
 from persongen_jax.training.logs.metrics_file import MetricsFile, loss_summary
 from persongen_jax.training.logs.stopwatch import Stopwatch
-from persongen_jax.training.logs.tensorboard import EventFile
+from persongen_jax.training.logs.writers import open_writers
 from persongen_jax.training.step import CompiledSteps, TrainState
 from persongen_jax.training.stopping import StopSignals
 from persongen_jax.training.unused_keys import unused_keys
@@ -140,15 +140,15 @@ def train_locked(config: ConfigDict, workdir: Path, dry_run: bool = False) -> bo
             program.prepare(state, frozen, held[0], np.int32(start))
         ahead = prepend(held, stream)
 
-    events = EventFile(logs / "tensorboard", start) if config.tensorboard else None
-    write = (events.scalar, events.image) if events else (None, None)
+    writers = open_writers(config, workdir, logs, start, settings)
     validator = Validator(system, logs, start_step=start)
     watch, done, running = Stopwatch(), start, None
     bar = tqdm(initial=start, total=config.steps, unit="step", disable=not distributed.is_first())
 
     # Signals are handled between two steps. Before this point they may simply end the process, as
     # nothing would be lost.
-    rows = MetricsFile(logs / "metrics.jsonl", start, progress.get("unlogged", ()))
+    unlogged = progress.get("unlogged", ())
+    rows = MetricsFile(logs / "metrics.jsonl", start, unlogged, table=config.metrics_csv)
     in_a_row = progress.get("bad_steps", ())
     bad_steps = BadSteps(config.max_bad_steps, in_a_row, workdir, examples.pictures_of)
     with StopSignals() as stop, checkpoints, rows:
@@ -174,7 +174,7 @@ def train_locked(config: ConfigDict, workdir: Path, dry_run: bool = False) -> bo
         def validate():
             if validation_due():
                 with warn_if_full(validator.folder):
-                    validator(parts.eval_model(state), done, *write)
+                    validator(parts.eval_model(state), done, writers.scalar, writers.image)
 
         validate()
         watch.restart()
@@ -196,8 +196,7 @@ def train_locked(config: ConfigDict, workdir: Path, dry_run: bool = False) -> bo
                 speeds = watch.read(config.batch_size, program.flops_per_step(), peak)
                 row = rows.write(done, speeds)
                 bar.set_postfix_str(progress_line(row))
-                if events:
-                    events.scalars("training", row, done)
+                writers.scalars("training", row, done)
             to_save = is_due(config.checkpoint_every) or done == config.steps
             if to_save or is_due(config.validation_every):
                 jax.block_until_ready(running)
@@ -211,8 +210,7 @@ def train_locked(config: ConfigDict, workdir: Path, dry_run: bool = False) -> bo
             save()
     bar.close()
     stream.close()
-    if events:
-        events.close()
+    writers.close()
     if unfinished:
         print(f"saved at step {done}; the same command continues")
         return False

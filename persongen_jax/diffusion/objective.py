@@ -36,8 +36,8 @@ def set_objective_defaults(config: ConfigDict) -> None:
     config.huber_c = 0.1
     config.noise_offset = 0.0  # above 0: noise with a mean of its own (usually 0.05)
     # Timesteps that are drawn ``timestep_bias_multiplier`` times as often as the others: "later"
-    # or "earlier" ones, ``timestep_bias_portion`` of all; or a "range", from ``timestep_bias_begin``
-    # to before ``timestep_bias_end``. "": all are drawn equally often.
+    # or "earlier" ones, ``timestep_bias_portion`` of all; or those of a "range", from
+    # ``timestep_bias_begin`` to before ``timestep_bias_end``. "": all are drawn equally often.
     config.timestep_bias = ""
     config.timestep_bias_multiplier = 2.0
     config.timestep_bias_portion = 0.25

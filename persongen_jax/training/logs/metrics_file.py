@@ -10,6 +10,7 @@ import numpy as np
 
 from data_pipeline.files import write_text
 from data_pipeline.text_files import whole_lines
+from persongen_jax.training.logs.csv_file import CsvFile
 from persongen_jax.training.logs.retrying_file import RetryingFile
 
 
@@ -21,12 +22,16 @@ class MetricsFile:
 
     Resuming drops the lines after the resumed step, because they are written again. ``kept`` are
     the steps before the resumed one that belong to the next line; a checkpoint holds them.
+
+    Args:
+        table: whether the lines are also written to metrics.csv next to it.
     """
 
-    def __init__(self, path: Path, start: int, kept: Iterable[dict] = ()):
+    def __init__(self, path: Path, start: int, kept: Iterable[dict] = (), table: bool = False):
         rows = [line for line in _lines(path) if json.loads(line)["step"] <= start]
         write_text(path, "".join(rows))
         self.file = RetryingFile(path)
+        self.table = CsvFile(path.with_suffix(".csv"), path) if table else None
         self._kept = list(kept)
 
     def keep(self, metrics: dict) -> None:
@@ -49,6 +54,8 @@ class MetricsFile:
         numbers = {k: v if math.isfinite(v) else None for k, v in row.items()}
         self.file.write((json.dumps(numbers) + "\n").encode())
         self.file.flush()
+        if self.table:
+            self.table.write(numbers)
         self._kept = []
         return row
 
@@ -57,6 +64,8 @@ class MetricsFile:
 
     def __exit__(self, *_):
         self.file.close()
+        if self.table:
+            self.table.close()
 
 
 def _lines(path: Path) -> list[str]:
