@@ -136,6 +136,12 @@ def run_defaults() -> ConfigDict:
     # Metrics, in the order of the tables' columns: names of metrics/registry.py, or
     # "package.module:Class" for your own.
     config.metrics = ()
+    # The metric by which a checkpoint is the best, so that it is kept (RUN/checkpoints/best) and
+    # every validation saves one; "": none. And the set that it is measured on; "": held-out people,
+    # or the first set.
+    config.best_metric = ""
+    config.best_set = ""
+    config.early_stopping = 0  # end after so many validations without a better one; 0: never
     # Metrics whose judge the method also reads or is trained with, admitted explicitly.
     config.judges_are_inputs = ()
     return config

@@ -6,7 +6,7 @@ from ml_collections import ConfigDict
 
 AT_LEAST_0 = (
     *("warmup_steps", "schedule_steps", "steps", "clip_norm", "keep_checkpoints", "max_bad_steps"),
-    *("validation_every", "start_from_step", "lora_alpha"),
+    *("validation_every", "start_from_step", "lora_alpha", "early_stopping"),
 )
 AT_LEAST_1 = (
     *("batch_size", "grad_accum", "fsdp", "cpu_devices", "size", "log_every"),

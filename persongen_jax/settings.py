@@ -40,7 +40,7 @@ PLACES = (
 ON_THE_WAY = (
     *("steps", "clip", "dino", "dinov2", "inception", "fid_variant", "lpips", "cmmd_clip"),
     *("face_net", "face_detector", "pose_net", "classifier"),
-    *("validat*", "metrics"),
+    *("validat*", "metrics", "best_metric", "best_set", "early_stopping"),
 )
 
 

@@ -24,6 +24,7 @@ from tqdm import tqdm
 from data_pipeline.examples.prefetch import prefetch_to_device
 from persongen_jax.cli import command, parse_with_config, restart_with_huge_pages
 from persongen_jax.config_ranges import check_ranges
+from persongen_jax.evaluation.best import Best
 from persongen_jax.evaluation.validation import Validator
 from persongen_jax.files import warn_if_full
 from persongen_jax.metrics.registry import find_class
@@ -121,6 +122,9 @@ def train_locked(config: ConfigDict, workdir: Path, dry_run: bool = False) -> bo
         examples.check(progress["data"])
     logs = distributed.log_folder(workdir)
     write_json(logs / "config.json", settings)
+    writers = open_writers(config, workdir, logs, start, settings)
+    validator = Validator(system, logs, start_step=start)
+    best = Best(system, validator, logs)
 
     # The step: a program per batch shape, compiled on its first batch.
     peak, origin = flop_count.peak_flops(jax.devices())
@@ -134,14 +138,12 @@ def train_locked(config: ConfigDict, workdir: Path, dry_run: bool = False) -> bo
     program = CompiledSteps(parts.step, examples.source.specs, say)
     stream = prefetch_to_device(examples, functools.partial(put_batch, mesh))
     ahead: Iterator = stream
-    if start < config.steps:
+    if start < config.steps and not best.ended:
         held = [next(stream)]
         with jax.set_mesh(mesh):
             program.prepare(state, frozen, held[0], np.int32(start))
         ahead = prepend(held, stream)
 
-    writers = open_writers(config, workdir, logs, start, settings)
-    validator = Validator(system, logs, start_step=start)
     watch, done, running = Stopwatch(), start, None
     bar = tqdm(initial=start, total=config.steps, unit="step", disable=not distributed.is_first())
 
@@ -175,10 +177,12 @@ def train_locked(config: ConfigDict, workdir: Path, dry_run: bool = False) -> bo
             if validation_due():
                 with warn_if_full(validator.folder):
                     validator(parts.eval_model(state), done, writers.scalar, writers.image)
+            best.look()
+            checkpoints.kept = best.step
 
         validate()
         watch.restart()
-        while done < config.steps and not stop.sync():
+        while done < config.steps and not best.ended and not stop.sync():
             batch = watch.next_batch(ahead, running)
             with watch.paused(), jax.set_mesh(mesh):
                 program.prepare(state, frozen, batch, np.int32(done))
@@ -198,14 +202,16 @@ def train_locked(config: ConfigDict, workdir: Path, dry_run: bool = False) -> bo
                 bar.set_postfix_str(progress_line(row))
                 writers.scalars("training", row, done)
             to_save = is_due(config.checkpoint_every) or done == config.steps
-            if to_save or is_due(config.validation_every):
+            to_validate = is_due(config.validation_every)
+            to_save |= to_validate and best.acts
+            if to_save or to_validate:
                 jax.block_until_ready(running)
                 with watch.paused():
                     if to_save:
                         save()
                     validate()
         bad_steps.check()
-        unfinished = bool(stop) and (done < config.steps or validation_due())
+        unfinished = bool(stop) and not best.ended and (done < config.steps or validation_due())
         if unfinished and not checkpoints.has(done):
             save()
     bar.close()
@@ -214,7 +220,7 @@ def train_locked(config: ConfigDict, workdir: Path, dry_run: bool = False) -> bo
     if unfinished:
         print(f"saved at step {done}; the same command continues")
         return False
-    for line in examples.report():
+    for line in (*examples.report(), *best.report()):
         print(line)
     print(loss_summary(logs / "metrics.jsonl"))
     print(f"trained weights: {workdir}")

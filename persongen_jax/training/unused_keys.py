@@ -31,6 +31,7 @@ def unused_keys(
         (("shard_frozen",), config.fsdp > 1, "config.fsdp above 1"),
         (("start_from_step",), bool(config.get("start_from")), "config.start_from"),
         (("wandb_mode",), bool(config.get("wandb_project")), "config.wandb_project"),
+        (("best_set",), bool(config.get("best_metric")), "config.best_metric"),
         (HUBER, config.get("loss_type", "l2") != "l2", "config.loss_type='huber' or 'smooth_l1'"),
         (BIAS, bool(config.get("timestep_bias")), "config.timestep_bias"),
         (unread, False, f"another method than {config.get('method', '')}"),
