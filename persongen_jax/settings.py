@@ -13,7 +13,7 @@ FREE = (
     *("log_every", "keep_checkpoints", "checkpoint_every", "max_bad_steps"),
     *("metrics_csv", "tensorboard", "wandb_project", "wandb_mode"),
     *("loader", "cache", "cache_kinds", "remat", "grad_accum", "fsdp", "shard_frozen"),
-    *("offload_encoders", "cpu_devices", "judges_are_inputs", "download"),
+    *("offload_encoders", "cpu_devices", "judges_are_inputs", "download", "sample_*"),
 )
 # Keys that say where something is; it may have moved, under the same name.
 PLACES = (

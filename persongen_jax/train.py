@@ -25,6 +25,7 @@ from data_pipeline.examples.prefetch import prefetch_to_device
 from persongen_jax.cli import command, parse_with_config, restart_with_huge_pages
 from persongen_jax.config_ranges import check_ranges
 from persongen_jax.evaluation.best import Best
+from persongen_jax.evaluation.samples import open_samples
 from persongen_jax.evaluation.validation import Validator
 from persongen_jax.files import warn_if_full
 from persongen_jax.metrics.registry import find_class
@@ -122,9 +123,10 @@ def train_locked(config: ConfigDict, workdir: Path, dry_run: bool = False) -> bo
         examples.check(progress["data"])
     logs = distributed.log_folder(workdir)
     write_json(logs / "config.json", settings)
-    writers = open_writers(config, workdir, logs, start, settings)
     validator = Validator(system, logs, start_step=start)
     best = Best(system, validator, logs)
+    samples = open_samples(system, logs, start)
+    writers = open_writers(config, workdir, logs, start, settings)
 
     # The step: a program per batch shape, compiled on its first batch.
     peak, origin = flop_count.peak_flops(jax.devices())
@@ -155,6 +157,8 @@ def train_locked(config: ConfigDict, workdir: Path, dry_run: bool = False) -> bo
     bad_steps = BadSteps(config.max_bad_steps, in_a_row, workdir, examples.pictures_of)
     with StopSignals() as stop, checkpoints, rows:
         validator.should_stop = stop.sync
+        if samples:
+            samples.should_stop = stop.sync
 
         def is_due(every):
             return every > 0 and (done % every == 0 or done == config.steps)
@@ -173,14 +177,22 @@ def train_locked(config: ConfigDict, workdir: Path, dry_run: bool = False) -> bo
                 validator.has(done)
             )
 
-        def validate():
+        def samples_due():
+            if not samples or not is_due(config.sample_every):
+                return False
+            return not distributed.broadcast_from_first(samples.has(done))
+
+        def evaluate():
+            if samples_due():
+                with warn_if_full(samples.folder):
+                    samples(parts.eval_model(state), done, writers.image)
             if validation_due():
                 with warn_if_full(validator.folder):
                     validator(parts.eval_model(state), done, writers.scalar, writers.image)
             best.look()
             checkpoints.kept = best.step
 
-        validate()
+        evaluate()
         watch.restart()
         while done < config.steps and not best.ended and not stop.sync():
             batch = watch.next_batch(ahead, running)
@@ -204,14 +216,15 @@ def train_locked(config: ConfigDict, workdir: Path, dry_run: bool = False) -> bo
             to_save = is_due(config.checkpoint_every) or done == config.steps
             to_validate = is_due(config.validation_every)
             to_save |= to_validate and best.acts
-            if to_save or to_validate:
+            if to_save or to_validate or samples_due():
                 jax.block_until_ready(running)
                 with watch.paused():
                     if to_save:
                         save()
-                    validate()
+                    evaluate()
         bad_steps.check()
-        unfinished = bool(stop) and not best.ended and (done < config.steps or validation_due())
+        left = not best.ended and (done < config.steps or validation_due() or samples_due())
+        unfinished = bool(stop) and left
         if unfinished and not checkpoints.has(done):
             save()
     bar.close()

@@ -306,5 +306,5 @@ def set_remat(model: StableDiffusionXL, remat: bool) -> None:
 def check_sampler(config: ConfigDict, scheduler_config: dict) -> None:
     """ValueError if images are to be sampled and no sampler supports the base's scheduler."""
     scheduler_config = scheduler_of_run(config, scheduler_config)
-    if Sdxl.validation_sets_of(config):
+    if Sdxl.validation_sets_of(config) or config.sample_every:
         SamplingOptions.of_validation(config).plan(scheduler_config)
