@@ -233,7 +233,7 @@ def train_locked(config: ConfigDict, workdir: Path, dry_run: bool = False) -> bo
     if unfinished:
         print(f"saved at step {done}; the same command continues")
         return False
-    for line in (*examples.report(), *best.report()):
+    for line in (*examples.report(), *best.report(done < config.steps)):
         print(line)
     print(loss_summary(logs / "metrics.jsonl"))
     print(f"trained weights: {workdir}")

@@ -79,15 +79,15 @@ class Best:
         self.stale = sum(self.step is not None and step > self.step for step in values)
         self.ended = distributed.broadcast_from_first(0 < self.patience <= self.stale)
 
-    def report(self) -> list[str]:
-        """Lines for the end of a run."""
+    def report(self, before_its_end: bool) -> list[str]:
+        """Lines for the end of a run; ``before_its_end``: before ``config.steps``."""
         if not self.acts or self.best is None:
             return []
         lines = [
             f"best {self.name} on {self.set}: {self.best.value:.4g} at step {self.step}, "
             f"{self.workdir / 'checkpoints' / 'best'}"
         ]
-        if self.ended:
+        if self.ended and before_its_end:
             lines.append(
                 f"stopped early: {self.stale} validations without a better one "
                 f"(config.early_stopping={self.patience}); to train on, repeat the command with a "
