@@ -1,8 +1,9 @@
-"""Samples of one's own prompts: they change nothing, and a run on another schedule keeps it."""
+"""Samples of one's own prompts, and a run on another noise schedule: what it shows is what it is.
 
-import jax
+That samples change nothing of a training is in test_resume.py.
+"""
+
 import numpy as np
-import orbax.checkpoint as ocp
 import pytest
 from PIL import Image
 
@@ -15,10 +16,8 @@ from persongen_jax.train import train
 from persongen_jax.training.logs.weights_and_biases import run_id
 from persongen_jax.training.unused_keys import unused_keys
 from tests.evaluation.tiny import with_config
-from tests.helpers.training_runs import changed, metrics, small_base, small_config
+from tests.helpers.training_runs import PROMPTS, changed, metrics, small_base, small_config
 from tests.training.test_logs import history
-
-PROMPTS = ("a photo of a {word} img", "a {word} img in a red coat")
 
 
 @pytest.fixture
@@ -26,7 +25,7 @@ def config(tmp_path_factory, sample_photos):
     config = small_config(small_base(tmp_path_factory), sample_photos)
     config.sample_prompts, config.sample_every, config.sample_images = PROMPTS, 2, 2
     config.validation_steps, config.validation_merge_step = 2, 0
-    config.steps, config.checkpoint_every = 4, 2
+    config.steps, config.checkpoint_every = 2, 2
     return config
 
 
@@ -68,30 +67,20 @@ def pictures(workdir):
 def test_a_run_to_v_without_terminal_signal_shows_what_the_pipeline_generates(
     config, tmp_path, monkeypatch, capsys
 ):
-    """Bit-equal to the run without samples and logs."""
     config = changed(
         config,
         **{"prediction_type": "v_prediction", "zero_snr": True, "loss_type": "huber"},
         **{"timestep_bias": "later", "dtype": "float32"},
     )
-    shown, plain = tmp_path / "shown", tmp_path / "plain"
+    shown = tmp_path / "shown"
     pytest.importorskip("wandb")
     monkeypatch.setenv("WANDB_SILENT", "true")
-    logged = {"wandb_project": "people", "wandb_mode": "offline"}
-    assert train(changed(config, **logged), shown)
-    assert "samples, step 4" in capsys.readouterr().out
-    assert train(changed(config, sample_every=0), plain)
-
-    # Nothing of the training differs.
-    folders = [workdir / "checkpoints" / "4" / "trainable" for workdir in (shown, plain)]
-    first, second = (ocp.StandardCheckpointer().restore(folder) for folder in folders)
-    assert jax.tree.all(jax.tree.map(np.array_equal, first, second))
-    assert [row["loss"] for row in metrics(plain)][-1] == metrics(shown)[-1]["loss"]
+    assert train(changed(config, wandb_project="people", wandb_mode="offline"), shown)
+    assert "samples, step 2" in capsys.readouterr().out
     own = pictures(shown)
     assert list(own) == [
-        f"step_{step:06d}/{i}_{j}.png" for step in (0, 2, 4) for i in (1, 2) for j in (1, 2)
+        f"step_{step:06d}/{i}_{j}.png" for step in (0, 2) for i in (1, 2) for j in (1, 2)
     ]
-    assert not np.array_equal(own["step_000000/1_1.png"], own["step_000004/1_1.png"])
 
     # The run's schedule is the one that a pipeline samples after loading it, and no longer after.
     run = open_run(shown)
@@ -106,7 +95,7 @@ def test_a_run_to_v_without_terminal_signal_shows_what_the_pipeline_generates(
     samples = Samples(run.system, tmp_path)
     (images,) = samples.generate(pipe, [samples.person])
     for i, j in np.ndindex(2, 2):
-        saved = own[f"step_000004/{i + 1}_{j + 1}.png"].astype(int)
+        saved = own[f"step_000002/{i + 1}_{j + 1}.png"].astype(int)
         assert np.abs(images[i, j].astype(int) - saved).max() <= 2
     pipe.unload_method()
     assert pipe.base.scheduler_config == before
