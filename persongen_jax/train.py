@@ -25,6 +25,8 @@ from data_pipeline.examples.prefetch import prefetch_to_device
 from persongen_jax.cli import command, parse_with_config, restart_with_huge_pages
 from persongen_jax.config import import_object
 from persongen_jax.config_ranges import check_ranges
+from persongen_jax.evaluation.best import Best
+from persongen_jax.evaluation.samples import open_samples
 from persongen_jax.evaluation.validation import Validator
 from persongen_jax.files import warn_if_full
 from persongen_jax.metrics.registry import find_class
@@ -41,7 +43,9 @@ from persongen_jax.systems.open import (
 from persongen_jax.training import flop_count
 from persongen_jax.training.bad_steps import BadSteps
 from persongen_jax.training.checkpoint import Checkpoints
-from persongen_jax.training.log import EventFile, MetricsFile, Stopwatch, loss_summary
+from persongen_jax.training.logs.metrics_file import MetricsFile, loss_summary
+from persongen_jax.training.logs.stopwatch import Stopwatch
+from persongen_jax.training.logs.writers import open_writers
 from persongen_jax.training.step import CompiledSteps, TrainState
 from persongen_jax.training.stopping import StopSignals
 from persongen_jax.training.unused_keys import unused_keys
@@ -123,6 +127,10 @@ def train_locked(config: ConfigDict, workdir: Path, dry_run: bool = False) -> bo
         examples.check(progress["data"])
     logs = distributed.log_folder(workdir)
     write_json(logs / "config.json", settings)
+    validator = Validator(system, logs, start_step=start)
+    best = Best(system, validator, logs)
+    samples = open_samples(system, logs, start)
+    writers = open_writers(config, workdir, logs, start, settings)
 
     # The step: a program per batch shape, compiled on its first batch.
     peak, origin = flop_count.peak_flops(jax.devices())
@@ -136,25 +144,25 @@ def train_locked(config: ConfigDict, workdir: Path, dry_run: bool = False) -> bo
     program = CompiledSteps(parts.step, examples.source.specs, say)
     stream = prefetch_to_device(examples, functools.partial(put_batch, mesh))
     ahead: Iterator = stream
-    if start < config.steps:
+    if start < config.steps and not best.ended:
         held = [next(stream)]
         with jax.set_mesh(mesh):
             program.prepare(state, frozen, held[0], np.int32(start))
         ahead = prepend(held, stream)
 
-    events = EventFile(logs / "tensorboard", start) if config.tensorboard else None
-    write = (events.scalar, events.image) if events else (None, None)
-    validator = Validator(system, logs, start_step=start)
     watch, done, running = Stopwatch(), start, None
     bar = tqdm(initial=start, total=config.steps, unit="step", disable=not distributed.is_first())
 
     # Signals are handled between two steps. Before this point they may simply end the process, as
     # nothing would be lost.
-    rows = MetricsFile(logs / "metrics.jsonl", start, progress.get("unlogged", ()))
+    unlogged = progress.get("unlogged", ())
+    rows = MetricsFile(logs / "metrics.jsonl", start, unlogged, table=config.metrics_csv)
     in_a_row = progress.get("bad_steps", ())
     bad_steps = BadSteps(config.max_bad_steps, in_a_row, workdir, examples.pictures_of)
     with StopSignals() as stop, checkpoints, rows:
         validator.should_stop = stop.sync
+        if samples:
+            samples.should_stop = stop.sync
 
         def is_due(every):
             return every > 0 and (done % every == 0 or done == config.steps)
@@ -173,14 +181,24 @@ def train_locked(config: ConfigDict, workdir: Path, dry_run: bool = False) -> bo
                 validator.has(done)
             )
 
-        def validate():
+        def samples_due():
+            if not samples or not is_due(config.sample_every):
+                return False
+            return not distributed.broadcast_from_first(samples.has(done))
+
+        def evaluate():
+            if samples_due():
+                with warn_if_full(samples.folder):
+                    samples(parts.eval_model(state), done, writers.image)
             if validation_due():
                 with warn_if_full(validator.folder):
-                    validator(parts.eval_model(state), done, *write)
+                    validator(parts.eval_model(state), done, writers.scalar, writers.image)
+            best.look()
+            checkpoints.kept = best.step
 
-        validate()
+        evaluate()
         watch.restart()
-        while done < config.steps and not stop.sync():
+        while done < config.steps and not best.ended and not stop.sync():
             batch = watch.next_batch(ahead, running)
             with watch.paused(), jax.set_mesh(mesh):
                 program.prepare(state, frozen, batch, np.int32(done))
@@ -198,27 +216,28 @@ def train_locked(config: ConfigDict, workdir: Path, dry_run: bool = False) -> bo
                 speeds = watch.read(config.batch_size, program.flops_per_step(), peak)
                 row = rows.write(done, speeds)
                 bar.set_postfix_str(progress_line(row))
-                if events:
-                    events.scalars("training", row, done)
+                writers.scalars("training", row, done)
             to_save = is_due(config.checkpoint_every) or done == config.steps
-            if to_save or is_due(config.validation_every):
+            to_validate = is_due(config.validation_every)
+            to_save |= to_validate and best.acts
+            if to_save or to_validate or samples_due():
                 jax.block_until_ready(running)
                 with watch.paused():
                     if to_save:
                         save()
-                    validate()
+                    evaluate()
         bad_steps.check()
-        unfinished = bool(stop) and (done < config.steps or validation_due())
+        left = not best.ended and (done < config.steps or validation_due() or samples_due())
+        unfinished = bool(stop) and left
         if unfinished and not checkpoints.has(done):
             save()
     bar.close()
     stream.close()
-    if events:
-        events.close()
+    writers.close()
     if unfinished:
         print(f"saved at step {done}; the same command continues")
         return False
-    for line in examples.report():
+    for line in (*examples.report(), *best.report(done < config.steps)):
         print(line)
     print(loss_summary(logs / "metrics.jsonl"))
     print(f"trained weights: {workdir}")

@@ -1,4 +1,4 @@
-"""The forward diffusion process: noise schedule, training targets and per-example losses.
+"""The forward diffusion process: noise schedule, training targets and face boxes.
 
 Everything after `NoiseSchedule.from_config` works on traced arrays and can be jitted. Images and
 latents are [b, h, w, c].
@@ -159,28 +159,6 @@ def x0_and_eps(
     return alpha * noisy - sigma * model_output, alpha * model_output + sigma * noisy
 
 
-def per_example_loss(
-    model_pred: jax.Array, target: jax.Array, weight_mask: jax.Array | None = None
-) -> jax.Array:
-    """Mean squared error in float32, one number per example.
-
-    Args:
-      model_pred: [b, h, w, c].
-      target: [b, h, w, c].
-      weight_mask: optional [b, h, w], non-negative; the mean is then taken over the masked cells
-        only, so that a small box weighs as much as a whole image. An all-zero mask gives 0.
-
-    Returns:
-      [b] float32.
-    """
-    error = jnp.square(model_pred.astype(jnp.float32) - target.astype(jnp.float32)).mean(-1)
-    if weight_mask is None:
-        return error.mean((1, 2))
-    weight = weight_mask.astype(jnp.float32)
-    total = weight.sum((1, 2))
-    return (error * weight).sum((1, 2)) / jnp.where(total > 0, total, 1)
-
-
 def face_box_mask(
     face_box: jax.Array, image_size: tuple[int, int], latent_size: tuple[int, int]
 ) -> tuple[jax.Array, jax.Array]:
@@ -212,82 +190,3 @@ def face_box_mask(
     usable = some_columns & some_rows & jnp.isfinite(box).all(-1)
     mask = rows[:, :, None] & columns[:, None, :]
     return jnp.where(usable[:, None, None], mask, True).astype(jnp.float32), ~usable
-
-
-# ---- Options of the objective; all are off by default ------------------------------------------
-
-
-def min_snr_weights(schedule: NoiseSchedule, timesteps: jax.Array, gamma: float) -> jax.Array:
-    """Loss weight per example, [b] float32 (min-SNR; Hang et al., arXiv 2303.09556, section 3.4).
-
-    With s the signal-to-noise ratio: min(s, gamma) for a model that predicts latents, min(s, gamma)
-    / s for noise, min(s, gamma) / (s + 1) for v.
-
-    Args:
-        timesteps: [b] int in 0..T-1.
-        gamma: above 0; the paper takes 5.
-    """
-    signal = jnp.asarray(schedule.alphas_cumprod)[timesteps]
-    snr = signal / (1 - signal)
-    capped = jnp.minimum(snr, gamma)
-    if schedule.prediction_type == "sample":
-        return capped
-    if schedule.prediction_type == "v_prediction":
-        return capped / (snr + 1)
-    # As min(1, gamma / s), so that s = 0 (zero terminal SNR) has its limit, 1.
-    return jnp.minimum(1.0, gamma / snr)
-
-
-# w_t of an objective on x̂₀, from the signal-to-noise ratio: "snr" is the error of a prediction of
-# noise, "snr_plus_1" of v, "truncated_snr" that of Salimans and Ho (arXiv 2202.00512, section 4).
-X0_WEIGHTS = {
-    "constant": jnp.ones_like,
-    "snr": lambda snr: snr,
-    "snr_plus_1": lambda snr: snr + 1,
-    "truncated_snr": lambda snr: jnp.maximum(snr, 1),
-}
-
-
-def x0_factors(schedule: NoiseSchedule, timesteps: jax.Array, weighting: str) -> jax.Array:
-    """What turns a prediction's squared error into w_t |x̂₀ - x₀|², [b] float32 per example.
-
-    DreamBooth writes its objective so (arXiv 2208.12242, eq. 1), and BoLID after it (eq. 9).
-
-    Args:
-        timesteps: [b] int in 0..T-1.
-        weighting: a name of X0_WEIGHTS; see :func:`check_x0_weighting`.
-    """
-    signal = jnp.asarray(schedule.alphas_cumprod)[timesteps]
-    weight = X0_WEIGHTS[weighting](signal / (1 - signal))
-    if schedule.prediction_type == "sample":
-        return weight
-    if schedule.prediction_type == "v_prediction":
-        return weight * (1 - signal)  # |x̂₀ - x₀| = sigma |v̂ - v|
-    # |x̂₀ - x₀| = sigma / alpha |ε̂ - ε|; written so that "snr" is exactly 1.
-    return jnp.ones_like(signal) if weighting == "snr" else weight * (1 - signal) / signal
-
-
-def check_x0_weighting(schedule: NoiseSchedule, weighting: str) -> None:
-    """ValueError for an unknown weighting, or one that is infinite at a timestep."""
-    if weighting not in X0_WEIGHTS:
-        raise ValueError(
-            f"config.x0_weighting={weighting!r} is unknown; give {', '.join(X0_WEIGHTS)}, or an "
-            "empty one for the error of the prediction itself"
-        )
-    if schedule.prediction_type == "epsilon" and weighting != "snr":
-        if not (schedule.alphas_cumprod > 0).all():
-            raise ValueError(
-                f"config.x0_weighting={weighting!r}: the schedule ends without signal, where a "
-                "prediction of noise implies no image; give 'snr', or a model that predicts v"
-            )
-
-
-def offset_noise(noise: jax.Array, offsets: jax.Array, strength: float) -> jax.Array:
-    """Noise whose mean differs by image and channel, so that brightness is learned as well.
-
-    Args:
-        noise: [b, h, w, c] standard normal.
-        offsets: [b, 1, 1, c] standard normal.
-        strength: 0.05 to 0.1 is usual; each channel's mean gets this standard deviation.
-    """
-    return noise + strength * offsets

@@ -234,6 +234,48 @@ def resolve_config(
     return name, config
 
 
+def with_zero_snr(scheduler_config: dict) -> dict:
+    """The config with a noise schedule that ends without signal, sampled from its end.
+
+    Lin et al., arXiv 2305.08891: sections 3.1 (the schedule) and 3.3 (``trailing`` timesteps).
+
+    Raises:
+        ValueError: the model predicts noise, from which nothing follows where all is noise.
+    """
+    if (scheduler_config.get("prediction_type") or "epsilon") == "epsilon":
+        raise ValueError(
+            "config.zero_snr=True: the model predicts noise, which says nothing about the image "
+            "where all is noise; train it to predict v: --config.prediction_type=v_prediction"
+        )
+    return replaced(
+        scheduler_config, {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
+    )
+
+
+def replaced(scheduler_config: dict, values: dict) -> dict:
+    """The config with other values, which count as chosen."""
+    config = {**scheduler_config, **values}
+    if isinstance(config.get("_use_default_values"), list):
+        left = [key for key in config["_use_default_values"] if key not in values]
+        config["_use_default_values"] = left
+    return config
+
+
+def scheduler_of_run(config: Any, scheduler_config: dict) -> dict:
+    """A base's scheduler config as a run trains on it.
+
+    Args:
+        config: of the run; ``prediction_type`` and ``zero_snr`` are read, where it has them.
+
+    Raises:
+        ValueError: see :func:`with_zero_snr`.
+    """
+    if asked := config.get("prediction_type", ""):
+        check_choice("config.prediction_type", asked, PREDICTION_TYPES)
+        scheduler_config = replaced(scheduler_config, {"prediction_type": asked})
+    return with_zero_snr(scheduler_config) if config.get("zero_snr") else scheduler_config
+
+
 def check_parametrisation(config: dict) -> None:
     """ValueError if no sampler and no training code here supports the config's model."""
     name = config.get("_class_name")

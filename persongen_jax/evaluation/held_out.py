@@ -19,10 +19,16 @@ from persongen_jax.systems.attribute_classifier import HELD_OUT, Classifier, cla
 ABOUT = ("attribute accuracy", "{:.1%}", "images", True, SHARE)  # the values of DESCRIPTION
 
 
+class Accuracy:
+    """What a row names "accuracy"."""
+
+    name, less_is_better, target = "accuracy", False, None
+
+
 class HeldOut:
     """Accuracy of every attribute, and a sheet of pictures; see evaluation/validation.py."""
 
-    generates = False
+    generates, metrics = False, (Accuracy,)
 
     def __init__(self, system: Classifier):
         self.system = system

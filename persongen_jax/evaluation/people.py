@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from data_pipeline.examples.fields import Field, requirements
 from data_pipeline.examples.masked_references import grey_around, mask_of
@@ -19,9 +18,8 @@ from data_pipeline.pictures.transforms import square_face_crop
 from data_pipeline.records.groups import join_groups
 from data_pipeline.records.schema import Record
 from data_pipeline.records.sources import open_records
-from persongen_jax.diffusion.options import SamplingOptions
-from persongen_jax.diffusion.plan import make_plan
 from persongen_jax.evaluation.contact_sheet import MAX_ROWS, Row, choose_rows, contact_sheet
+from persongen_jax.evaluation.generating import PeopleGenerator
 from persongen_jax.evaluation.groups.by_group import groups_of
 from persongen_jax.evaluation.prompts import class_word_of, open_prompts
 from persongen_jax.evaluation.trajectories import SETS
@@ -33,7 +31,6 @@ from persongen_jax.metrics.registry import open_metrics
 from persongen_jax.parallel.sharding import mesh_for
 from persongen_jax.pipeline import Pipeline
 from persongen_jax.systems.sdxl import Sdxl
-from persongen_jax.training.stopping import Stopped
 
 WIDE = 8  # images in a row of a sheet
 
@@ -148,25 +145,20 @@ class Evaluation:
     def __init__(self, system: Sdxl):
         self.system, self.config = system, system.config
         config, base = system.config, system.base
-        self.size = config.validation_size or config.size  # side of the images
         self.should_stop: Callable[[], bool] = lambda: False
         self.said: set[str] = set()
         self.mesh = mesh_for(config)
-        # Every call gets the same initial noise; a sampler that draws more noise uses a seed.
-        draws = make_plan(base.scheduler_config, config.validation_steps).stochastic
-        seed = config.validation_seed if draws else None
-        own: dict[str, Any] = {"height": self.size, "width": self.size}
-        if not any(field.identity for field in system.fields):
-            own["start_merge_step"] = None  # there is no identity to merge later
-        self.options = SamplingOptions.of_validation(config, seed=seed, output_type="np", **own)
         self.prompts = open_prompts(config.validation_prompts, config.trigger_word)
+        own = (config.validation_images, config.validation_seed)
+        self.generate = PeopleGenerator(system, self.prompts, *own)
+        self.size, self.options = self.generate.size, self.generate.options
         specs = {name: config[f"validate_{name}"] for name in SETS}
         self.people = {
             name: open_people(spec, system, config.validation_people)
             for name, spec in specs.items()
             if spec
         }
-        self._check_prompts()
+        self.generate.check_prompts(p.word for people in self.people.values() for p in people)
         self.metrics = open_metrics(config)
         check_judges(self.metrics, base.model, system.trained_against, config.judges_are_inputs)
         self.known = self._known_sets()
@@ -179,9 +171,11 @@ class Evaluation:
         pipe = Pipeline.from_system(
             self.system, model, mesh=self.mesh, shard_weights=self.config.shard_frozen
         )
+        self.generate.should_stop = lambda: self.should_stop()
+        most = max(map(len, self.people.values()), default=0)
         results = {}
         for name, people in self.people.items():
-            images = self._generate(pipe, name, people)
+            images = self.generate(pipe, people, most, name)
             row = {"step": step, "set": name, **self._settings(people)}
             generated = self._generated(images, people)
             row["metrics"] = measure_all(self.metrics, generated, self.known[name], self.said)
@@ -208,63 +202,6 @@ class Evaluation:
             row = Row(f"{who.identity} / {text}", who.reference, list(images[i, j]))
             rows.append((i, j, row._replace(person=who.identity, prompt=text)))
         return rows
-
-    # ---- generating ----
-
-    def _generate(self, pipe, name, people) -> np.ndarray:
-        """uint8 [people, prompts, images, h, w, 3].
-
-        Image k of prompt j starts from the same noise for everyone and at every step of training,
-        so that sheets differ only by the person and by what was learned.
-        """
-        config = self.config
-        shape = (len(people), len(self.prompts), config.validation_images)
-        noise = pipe.draw_latents(config.validation_seed, shape[1] * shape[2], self.size, self.size)
-        jobs = list(np.ndindex(shape))
-        # One batch size for all sets, or each would need its own program.
-        most = max(map(len, self.people.values())) * shape[1] * shape[2]
-        batch = pipe.batch_size_for(config.validation_batch or None, most)
-        out = []
-        with tqdm(total=len(jobs), desc=name, unit="picture", leave=False, disable=None) as bar:
-            for start in range(0, len(jobs), batch):
-                here = jobs[start : start + batch]
-                out.append(self._generate_batch(pipe, people, here, noise, batch))
-                bar.update(len(here))
-        images = np.concatenate(out)
-        return images.reshape(*shape, *images.shape[1:])
-
-    def _generate_batch(self, pipe, people, jobs, noise, batch):
-        config = self.config
-        texts = [self.prompts[j].fill(people[i].word).place(pipe.streams) for i, j, _ in jobs]
-        given = {key: [own[key] for _, own in texts] for key in texts[0][1]}
-        for each in self.system.fields:
-            if each.name in pipe.conditioner.inputs:
-                own = [people[i].given(each, self.size) for i, *_ in jobs]
-                given |= {each.name: own} if all(one is not None for one in own) else {}
-        images = pipe(
-            [text for text, _ in texts],
-            config.validation_negative_prompt if self.options.guidance > 1 else None,
-            references=[people[i].crops for i, _, _ in jobs] if pipe.reads_references else None,
-            **given,
-            latents=np.stack([noise[j * config.validation_images + k] for _, j, k in jobs]),
-            progress=self._should_stop,
-            options=self.options,
-            batch_size=batch,
-        ).images
-        return (images * 255).round().astype(np.uint8)
-
-    def _should_stop(self, _):
-        if self.should_stop():
-            raise Stopped
-
-    def _check_prompts(self):
-        """Check every prompt with every class word before generating the first image."""
-        text = next(field for field in self.system.fields if field.name == "text")
-        for word in sorted({p.word for people in self.people.values() for p in people}):
-            for prompt in self.prompts:
-                general, _ = prompt.fill(word).place(text.streams)
-                reads = any(field.identity for field in self.system.fields)
-                text.read(general, self.config.validation_references if reads else 0)
 
     # ---- measuring ----
 

@@ -10,7 +10,7 @@ time or on how often the run was interrupted.
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -30,10 +30,13 @@ class Evaluation(Protocol):
     Attributes:
         should_stop: called repeatedly; True raises stopping.Stopped.
         generates: whether the images are generated, not real ones.
+        metrics: what is measured; each has a ``name``, and ``less_is_better`` and ``target`` as
+            metrics.base.Metric.
     """
 
     should_stop: Callable[[], bool]
     generates: bool
+    metrics: Sequence[Any]
 
     def __call__(self, model: Any, step: int) -> dict[str, Any]:
         """For each of ``system.validation_sets`` a Result: its row of metrics.jsonl, and images."""

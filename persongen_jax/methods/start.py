@@ -78,7 +78,7 @@ def find_origin(config: ConfigDict) -> Origin:
     first = source = config.get("start_from", "")
     step, whose, trained, seen = config.get("start_from_step", 0), "", {}, set()
     while source and not _is_weights(Path(source)):
-        if not Path(source).is_dir():
+        if not _run_folder(source).is_dir():
             raise MissingFile(
                 f"{whose}config.start_from={source}: no such file or folder. It must be "
                 "a weight file such as photomaker-v1.bin, or the --workdir of an earlier run: "
@@ -111,6 +111,13 @@ def _is_weights(path: Path) -> bool:
     if not (path / "config.json").is_file():
         return path.is_file()
     return "_class_name" in read_config(path)
+
+
+def _run_folder(source: str) -> Path:
+    """The working directory of a run, which its RUN/checkpoints/best may name too."""
+    from persongen_jax.training.checkpoint import split_step
+
+    return split_step(source)[0]
 
 
 def load_start(model: Model, config: ConfigDict) -> Origin:
@@ -202,7 +209,7 @@ def pin_start_step(config: ConfigDict, before: dict | None) -> ConfigDict:
         return config
     if before is not None:
         step = before.get("start_from_step", 0)
-    elif Path(source).is_dir() and not _is_weights(Path(source)):
+    elif _run_folder(source).is_dir() and not _is_weights(Path(source)):
         step = _newest_step(source)
     config = config.copy_and_resolve_references()
     config.start_from_step = step

@@ -17,6 +17,7 @@ from data_pipeline.examples.conditions import Text
 from data_pipeline.examples.fields import Call, TimeIds
 from persongen_jax.diffusion.options import SamplingOptions
 from persongen_jax.diffusion.samplers import image_keys
+from persongen_jax.diffusion.scheduler_config import scheduler_of_run
 from persongen_jax.methods import get_method
 from persongen_jax.methods.base import Method, Model, Parts, denoiser_module
 from persongen_jax.models.branches import branch_names
@@ -67,6 +68,7 @@ class Pipeline(WithLoras, WithEmbeddings):
         self.shard_weights = shard_weights
         self.adapters: loading.Adapters = {}
         self._own_lora = self._of_base = {}
+        self._own_schedule = base.scheduler_config
         self.controlnets = ControlNets(base, self.mesh, shard_weights)
         self.words = AddedWords(base)
         self._set_method(None)
@@ -207,6 +209,8 @@ class Pipeline(WithLoras, WithEmbeddings):
             if trained is not None:
                 fill_trained(self.model, trained, config.trainable or method.groups, str(weights))
             fields = (*method.fields(parts, config), TimeIds())
+            # What a run trained to predict, and on which noise, is what has to be sampled.
+            self.base.scheduler_config = scheduler_of_run(config, self._own_schedule)
             # From here on the method's LoRA is one of the adapters.
             own = loading.take_adapter(self.model)
             if own:
@@ -233,6 +237,7 @@ class Pipeline(WithLoras, WithEmbeddings):
     def _detach(self, method):
         # A run may have trained layers of the base: restore their original arrays too.
         method.detach(Parts(self.model, self.base.tokenizers))
+        self.base.scheduler_config = self._own_schedule
         set_leaves(self.model, self._of_base)
         self._of_base = {}
 

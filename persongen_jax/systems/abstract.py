@@ -20,6 +20,7 @@ from flax import nnx
 from ml_collections import ConfigDict
 
 from persongen_jax.diffusion.schedule import NoiseSchedule
+from persongen_jax.diffusion.scheduler_config import scheduler_of_run
 from persongen_jax.losses.decoded import DecodedLosses
 from persongen_jax.methods import get_method
 from persongen_jax.methods.base import Method, Parts
@@ -96,10 +97,11 @@ def abstract_base(config: ConfigDict) -> tuple[SDXLBase, Method, DecodedLosses]:
             own["face_encoder"] = str(Path(folder) / "face_encoder.safetensors")
             write_empty(Path(own["face_encoder"]), lambda: IResNet(R50, **_traced()))
         config = ConfigDict({**config, **own})
-        decoded = DecodedLosses(config, NoiseSchedule.from_config(SCHEDULER), abstract=True)
+        scheduler = scheduler_of_run(config, SCHEDULER)
+        decoded = DecodedLosses(config, NoiseSchedule.from_config(scheduler), abstract=True)
         make = functools.partial(_make, config, configs, method, tokenizers, decoded)
         model = nnx.eval_shape(make)
-    return SDXLBase(model, tokenizers, configs, SCHEDULER, {}, config.base), method, decoded
+    return SDXLBase(model, tokenizers, configs, scheduler, {}, config.base), method, decoded
 
 
 def _make(config, configs, method, tokenizers, decoded):

@@ -22,7 +22,7 @@ from data_pipeline.examples.fields import Batch
 from persongen_jax.diffusion.options import SamplingOptions
 from persongen_jax.diffusion.plan import Plan
 from persongen_jax.diffusion.schedule import NoiseSchedule
-from persongen_jax.diffusion.scheduler_config import check_choice
+from persongen_jax.diffusion.scheduler_config import check_choice, with_zero_snr
 from persongen_jax.models.ddpm.unet2d import UNet2DModel
 from persongen_jax.models.layers import Linear
 from persongen_jax.systems.diffusion import Cases, DiffusionSystem, Pixels
@@ -220,7 +220,7 @@ class Ddpm(AttributeSystem, DiffusionSystem):
         At the last timestep a cosine schedule leaves so little signal that the smallest error of a
         noise prediction becomes an error as large as the image.
         """
-        if options.scheduler not in (None, *CLIPPING):
+        if options.scheduler not in (None, *CLIPPING) and not self.config.zero_snr:
             own = {"timestep_spacing": "leading", **(options.scheduler_options or {})}
             options = replace(options, scheduler_options=own)
         return super().plan(options)
@@ -287,7 +287,7 @@ def can_guide(config: ConfigDict) -> bool:
 
 def scheduler_config_of(config: ConfigDict) -> dict:
     """diffusers' scheduler_config.json for a run: for training noise and for samplers."""
-    return {
+    scheduler_config = {
         "_class_name": "DDIMScheduler",
         "num_train_timesteps": 1000,
         "beta_schedule": config.beta_schedule,
@@ -300,6 +300,7 @@ def scheduler_config_of(config: ConfigDict) -> dict:
         "use_clipped_model_output": True,
         "timestep_spacing": "trailing",
     }
+    return with_zero_snr(scheduler_config) if config.zero_snr else scheduler_config
 
 
 def unet_config_of(config: ConfigDict, size: int, channels: int) -> dict:

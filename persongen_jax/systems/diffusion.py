@@ -15,6 +15,17 @@ from ml_collections import ConfigDict
 
 from data_pipeline.examples.fields import Batch, Field, flatten, unflatten
 from persongen_jax.diffusion.conditioning import deinterleave, interleave
+from persongen_jax.diffusion.objective import (
+    check_objective,
+    debiased_weights,
+    draw_timesteps,
+    error_of,
+    min_snr_weights,
+    offset_noise,
+    per_example_loss,
+    set_objective_defaults,
+    x0_factors,
+)
 from persongen_jax.diffusion.options import SamplingOptions
 from persongen_jax.diffusion.plan import Plan
 from persongen_jax.diffusion.samplers import (
@@ -27,14 +38,9 @@ from persongen_jax.diffusion.samplers import (
 from persongen_jax.diffusion.schedule import (
     NoiseSchedule,
     add_noise,
-    check_x0_weighting,
-    min_snr_weights,
-    offset_noise,
-    per_example_loss,
     signal_and_noise,
     training_target,
     x0_and_eps,
-    x0_factors,
 )
 from persongen_jax.models.sdxl.vae import (
     AutoencoderKL,
@@ -193,11 +199,7 @@ class DiffusionSystem(System):
     def defaults(cls) -> ConfigDict:
         config = super().defaults()
         config.drop_prob = 0.1  # per example: drop the whole condition
-        config.min_snr_gamma = 0.0  # above 0: min-SNR weights (usually 5)
-        # w_t of an objective on x̂₀ instead of the prediction: "constant", "snr", "snr_plus_1" or
-        # "truncated_snr"; "": the prediction's own error.
-        config.x0_weighting = ""
-        config.noise_offset = 0.0  # above 0: noise with a mean of its own (usually 0.05)
+        set_objective_defaults(config)
         config.validation_guidance = 2.0  # of classifier-free guidance; a scale of 1 or less: none
         config.validation_guidance_form = "scale"  # or "weight": SamplingOptions.guidance_form
         config.validation_scheduler = ""  # a sampler's name; "": the system's own
@@ -224,16 +226,8 @@ class DiffusionSystem(System):
     # ---- training ----
 
     def check_objective(self) -> None:
-        """ValueError unless weights of noise levels suit the schedule and exclude each other."""
-        weighting, gamma = self.config.x0_weighting, self.config.min_snr_gamma
-        if not weighting:
-            return
-        check_x0_weighting(self.schedule, weighting)
-        if gamma > 0:
-            raise ValueError(
-                f"config.x0_weighting={weighting!r} and config.min_snr_gamma={gamma:g} both weight "
-                "by the noise level; give one of them"
-            )
+        """ValueError unless the objective suits the schedule and does not contradict itself."""
+        check_objective(self.config, self.schedule)
 
     def draw(self, key_of: Callable[[int], jax.Array], batch: Batch) -> dict[str, jax.Array]:
         """ "latents", "noise" [b, h, w, c], "timesteps", "drop" [b], and "drop/NAME" [b] for
@@ -243,9 +237,7 @@ class DiffusionSystem(System):
         draws = {
             "latents": jax.random.normal(key_of(LATENTS), shape),
             "noise": jax.random.normal(key_of(NOISE), shape),
-            "timesteps": jax.random.randint(
-                key_of(TIMESTEPS), (b,), 0, self.schedule.num_train_timesteps
-            ),
+            "timesteps": draw_timesteps(key_of(TIMESTEPS), b, config, self.schedule),
             "drop": jax.random.bernoulli(key_of(DROP), config.drop_prob, (b,)),
         }
         for number, each in enumerate(self.fields):
@@ -267,11 +259,14 @@ class DiffusionSystem(System):
 
         mask, told = self.mask(batch, draws, latents.shape)
         target = training_target(self.schedule, latents, noise, timesteps)
-        mse = per_example_loss(pred, target, mask)
+        error = error_of(self.config, self.schedule, timesteps)
+        mse = per_example_loss(pred, target, mask, error)
         if self.config.x0_weighting:
             mse *= x0_factors(self.schedule, timesteps, self.config.x0_weighting)
         if self.config.min_snr_gamma > 0:
             mse *= min_snr_weights(self.schedule, timesteps, self.config.min_snr_gamma)
+        if self.config.debiased_weights:
+            mse *= debiased_weights(self.schedule, timesteps)
         decode = functools.partial(self.codec.decode, model)
         parts = (pred, target, latents, noisy, timesteps, mask, self.schedule, decode)
         losses = self.terms(model, batch, Step(mse, *parts, drop=draws["drop"]))

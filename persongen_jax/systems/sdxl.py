@@ -30,6 +30,7 @@ from persongen_jax.diffusion.conditioning import Guidance
 from persongen_jax.diffusion.options import SamplingOptions
 from persongen_jax.diffusion.samplers import init_carry, sample_steps
 from persongen_jax.diffusion.schedule import NoiseSchedule, face_box_mask
+from persongen_jax.diffusion.scheduler_config import scheduler_of_run
 from persongen_jax.features.cache import Features, abstract_batch, cached_kinds
 from persongen_jax.losses.base import check_records
 from persongen_jax.losses.decoded import DecodedLosses, add_to
@@ -110,6 +111,7 @@ class Sdxl(DiffusionSystem):
         parts = {name: config[name] for name in names} | {"config": config.base_config}
         check = functools.partial(check_sampler, config)
         base = load_sdxl(config.base, **dtypes, **parts, check=check, shardings=shardings)
+        base.scheduler_config = scheduler_of_run(config, base.scheduler_config)
         method = get_method(config.method)
         read = ReadKeys(config)
         method.attach(Parts(base.model, base.tokenizers), read, nnx.Rngs(config.seed))
@@ -323,5 +325,6 @@ def set_remat(model: StableDiffusionXL, remat: bool) -> None:
 
 def check_sampler(config: ConfigDict, scheduler_config: dict) -> None:
     """ValueError if images are to be sampled and no sampler supports the base's scheduler."""
-    if Sdxl.validation_sets_of(config):
+    scheduler_config = scheduler_of_run(config, scheduler_config)
+    if Sdxl.validation_sets_of(config) or config.sample_every:
         SamplingOptions.of_validation(config).plan(scheduler_config)

@@ -187,6 +187,16 @@ def sdxl_defaults() -> ConfigDict:
         "watermark, username, blurry"
     )
     config.validation_batch = 0  # images at once; 0: four per device
+
+    # Pictures to look at, of prompts of one's own, every ``sample_every`` steps (0: never): with
+    # the references of the first person to validate on, or else of the data. {word} becomes that
+    # person's class word. Steps, guidance and size are those of validations.
+    config.sample_prompts = ()
+    config.sample_every = 0
+    config.sample_images = 1  # of each prompt
+    config.sample_seed = 42
+
+    # Judges.
     config.metrics = ("clip_t", "face_sim", "rank1_10", "rank1_100", "detection_rate")
     config.clip = ""  # a whole CLIP's directory or file for CLIP-T and CLIP-I; "": not measured
     # Image encoders of DINO and DINOv2 for DINO-I and DINOv2-I, a file or a folder.

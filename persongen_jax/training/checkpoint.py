@@ -29,6 +29,7 @@ from jax.experimental import multihost_utils
 
 from persongen_jax.files import is_full
 from persongen_jax.training import integrity
+from persongen_jax.training.best_step import BEST, read_best
 from persongen_jax.training.unverified import find_gaps
 
 log = logging.getLogger(__name__)
@@ -68,11 +69,15 @@ class Checkpoints:
     Args:
         workdir: of the run.
         keep: how many to keep; older ones are deleted when a new one is complete; 0: keep all.
+
+    Attributes:
+        kept: a step whose checkpoint is not deleted, whatever its age; None: no such step.
     """
 
     def __init__(self, workdir: str | Path, *, keep: int = 3):
         self.folder = Path(workdir).absolute() / "checkpoints"
         self.keep = keep
+        self.kept: int | None = None
         self._first = jax.process_index() == 0
         self._saved: int | None = None  # step of the newest complete one
         self._saving: int | None = None  # of the next
@@ -201,7 +206,8 @@ class Checkpoints:
         return self._saved == step
 
     def _delete_old(self):
-        for step in saved_steps(self.folder)[: -self.keep] if self.keep else ():
+        old = saved_steps(self.folder)[: -self.keep] if self.keep else []
+        for step in (step for step in old if step != self.kept):
             # Rename first: a half-deleted checkpoint must not look like a damaged one.
             doomed = self.folder / f"{step}.deleting"
             with contextlib.suppress(OSError):
@@ -333,7 +339,7 @@ def _free_name(path: Path) -> Path:
 
 
 def find_run(path: str | Path, step: int | None = None) -> tuple[Path, int]:
-    """(working directory, step) of a run, given its working directory or RUN/checkpoints/STEP.
+    """(working directory, step) of a run, by its working directory, RUN/checkpoints/STEP or …/best.
 
     Args:
         step: of the checkpoint; None: the newest intact one. Damaged ones are reported in a
@@ -361,8 +367,10 @@ def find_run(path: str | Path, step: int | None = None) -> tuple[Path, int]:
 
 
 def split_step(path: str | Path) -> tuple[Path, int | None]:
-    """(RUN, STEP) of RUN/checkpoints/STEP; (RUN, None) of RUN and RUN/checkpoints."""
+    """(RUN, STEP) of RUN/checkpoints/STEP or …/best; (RUN, None) of RUN and RUN/checkpoints."""
     path = Path(path).absolute()
+    if path.parent.name == "checkpoints" and path.name == BEST:
+        return path.parent.parent, read_best(path.parent.parent)
     if path.parent.name == "checkpoints" and path.name.isdigit():
         return path.parent.parent, int(path.name)
     return (path.parent if path.name == "checkpoints" else path), None

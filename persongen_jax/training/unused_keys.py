@@ -4,6 +4,18 @@ from collections.abc import Collection, Sequence
 
 from ml_collections import ConfigDict
 
+HUBER = ("huber_schedule", "huber_c")
+BIAS = tuple(f"timestep_bias_{name}" for name in ("multiplier", "portion", "begin", "end"))
+
+SAMPLES = ("sample_prompts", "sample_images", "sample_seed")
+# Keys of validations by which samples are generated too.
+READ_BY_SAMPLES = (
+    *("validate_in_train", "validate_out_of_train", "validate_out_of_domain"),
+    *("validation_references", "validation_steps", "validation_size", "validation_guidance"),
+    *("validation_guidance_form", "validation_merge_step", "validation_negative_prompt"),
+    *("validation_scheduler", "validation_batch"),
+)
+
 
 def unused_keys(
     config: ConfigDict, defaults: ConfigDict, groups: Collection[str], unread: Sequence[str] = ()
@@ -27,11 +39,18 @@ def unused_keys(
         (("cache_kinds",), bool(config.get("cache")), "config.cache"),
         (("shard_frozen",), config.fsdp > 1, "config.fsdp above 1"),
         (("start_from_step",), bool(config.get("start_from")), "config.start_from"),
+        (("wandb_mode",), bool(config.get("wandb_project")), "config.wandb_project"),
+        (("best_set",), bool(config.get("best_metric")), "config.best_metric"),
+        (SAMPLES, config.get("sample_every", 0) > 0, "config.sample_every above 0"),
+        (HUBER, config.get("loss_type", "l2") != "l2", "config.loss_type='huber' or 'smooth_l1'"),
+        (BIAS, bool(config.get("timestep_bias")), "config.timestep_bias"),
         (unread, False, f"another method than {config.get('method', '')}"),
     ]
     if config.validation_every <= 0:
         validation = sorted(k for k in config.keys() if k.startswith(("validate_", "validation_")))
         validation.remove("validation_every")
+        if config.get("sample_every", 0) > 0:
+            validation = [key for key in validation if key not in READ_BY_SAMPLES]
         judges = ("clip", "dino", "dinov2", "inception", "fid_variant", "lpips", "cmmd_clip")
         validation += [key for key in (*judges, "face_detector", "metrics") if key in config]
         rows += [(validation, False, "config.validation_every above 0")]

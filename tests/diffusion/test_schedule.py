@@ -7,18 +7,20 @@ import pytest
 import torch
 from diffusers import DDPMScheduler
 
-from persongen_jax.diffusion.schedule import (
+from persongen_jax.diffusion.objective import (
     X0_WEIGHTS,
-    NoiseSchedule,
-    add_noise,
     check_x0_weighting,
-    face_box_mask,
     min_snr_weights,
     offset_noise,
     per_example_loss,
+    x0_factors,
+)
+from persongen_jax.diffusion.schedule import (
+    NoiseSchedule,
+    add_noise,
+    face_box_mask,
     training_target,
     x0_and_eps,
-    x0_factors,
 )
 from persongen_jax.diffusion.scheduler_config import PREDICTION_TYPES
 

@@ -10,7 +10,7 @@ BUDGETS = {
     "tests/compatibility": (5, 5),
     "tests/convert": (40, 50),
     "tests/data_pipeline": (100, 160),
-    "tests/diffusion": (20, 30),
+    "tests/diffusion": (25, 35),
     "tests/evaluation": (35, 45),
     "tests/features": (35, 110),
     "tests/fuzz": (10, 20),
@@ -26,7 +26,7 @@ BUDGETS = {
     "tests/pipeline": (145, 210),
     "tests/study": (10, 130),
     "tests/systems": (50, 320),
-    "tests/training": (115, 260),
+    "tests/training": (120, 330),
     "tests/weights": (65, 120),
 }
 SLACK = 1.25  # machines differ

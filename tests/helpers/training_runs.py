@@ -18,6 +18,7 @@ SMALLER_UNET = {
     "transformer_layers_per_block": [1, 1],
 }
 STEPS = 40
+PROMPTS = ("a photo of a {word} img", "a {word} img in a red coat")
 TIMES = ("images_per_second", "data_wait", "mfu")
 
 
@@ -54,10 +55,11 @@ def changed(config, **changes):
 def whole_run(tmp_path_factory, photos):
     """The working directory of a run from the first step to the last, with all its logs."""
     config = small_config(small_base(tmp_path_factory), photos)
-    config.tensorboard = True
+    config.tensorboard = config.metrics_csv = True
     config.validate_in_train, config.validation_every = str(photos), 25
     config.validation_people = config.validation_images = 1
     config.validation_steps, config.validation_merge_step = 2, 0
+    config.sample_prompts, config.sample_every, config.sample_images = PROMPTS, 20, 2
     return made_once(tmp_path_factory, "whole-run", lambda workdir: train.train(config, workdir))
 
 

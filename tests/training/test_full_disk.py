@@ -11,7 +11,8 @@ import pytest
 from PIL import Image
 
 from persongen_jax.training.checkpoint import Checkpoints, SaveFailed, find_run, is_intact
-from persongen_jax.training.log import EventFile, RetryingFile
+from persongen_jax.training.logs.retrying_file import RetryingFile
+from persongen_jax.training.logs.tensorboard import EventFile
 from tests.training.disks import Words, fill, make_room, small_disk
 
 SAVES_ALL_THE_TIME = """

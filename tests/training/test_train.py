@@ -1,5 +1,6 @@
 """The main job: it trains, its loss falls, it writes logs, and its result generates images."""
 
+import csv
 import json
 import struct
 import subprocess
@@ -18,7 +19,15 @@ from persongen_jax.systems.assembly import assemble
 from persongen_jax.systems.open import open_system
 from persongen_jax.training.partition import leaf_paths
 from persongen_jax.training.trained import load_trained
-from tests.helpers.training_runs import STEPS, TIMES, metrics, small_base, small_config, whole_run
+from tests.helpers.training_runs import (
+    PROMPTS,
+    STEPS,
+    TIMES,
+    metrics,
+    small_base,
+    small_config,
+    whole_run,
+)
 
 
 @pytest.fixture(scope="module")
@@ -71,9 +80,29 @@ def test_tensorboard_shows_metrics_and_contact_sheets(run):
     values = [(e.step, value) for e in events(run / "tensorboard") for value in e.summary.value]
     losses = [(step, v.simple_value) for step, v in values if v.tag == "training/loss"]
     assert np.allclose(losses, [(row["step"], row["loss"]) for row in metrics(run)])
-    sheets = [(step, v.image) for step, v in values if v.HasField("image")]
-    assert [step for step, _ in sheets] == [0, 25, STEPS]
-    assert all(image.width > 0 and image.encoded_image_string[1:4] == b"PNG" for _, image in sheets)
+    images = [(step, v.tag, v.image) for step, v in values if v.HasField("image")]
+    assert [step for step, tag, _ in images if tag == "validation/in_train"] == [0, 25, STEPS]
+    for number, prompt in enumerate(PROMPTS, 1):
+        tag = f"samples/{number}: {prompt}"
+        assert [step for step, own, _ in images if own == tag] == [0, 20, STEPS]
+    assert len(images) == 9
+    assert all(i.width > 0 and i.encoded_image_string[1:4] == b"PNG" for *_, i in images)
+
+
+def test_samples_are_of_every_prompt_and_change_as_it_learns(run):
+    paths = [path.relative_to(run / "samples") for path in (run / "samples").rglob("*.png")]
+    places = [(i, j) for i in (1, 2) for j in (1, 2)]
+    names = [f"step_{step:06d}/{i}_{j}.png" for step in (0, 20, STEPS) for i, j in places]
+    assert sorted(map(str, paths)) == names
+    pixels = [Image.open(run / "samples" / name).tobytes() for name in names]
+    assert len(set(pixels)) == len(names)
+
+
+def test_the_table_has_the_log_s_lines(run):
+    with open(run / "metrics.csv", newline="") as file:
+        table = [[float(cell) for cell in row.values()] for row in csv.DictReader(file)]
+    lines = (run / "metrics.jsonl").read_text().splitlines()
+    assert table == [list(json.loads(line).values()) for line in lines]
 
 
 def test_validation_at_the_beginning_on_the_way_and_at_the_end(run):

@@ -22,12 +22,8 @@ from ml_collections import ConfigDict
 from data_pipeline.examples.fields import Batch
 from data_pipeline.prompts import Tokenizers, split_at_trigger
 from persongen_jax.diffusion.conditioning import Conditioning, TokenStream
-from persongen_jax.diffusion.schedule import (
-    NoiseSchedule,
-    face_box_mask,
-    min_snr_weights,
-    per_example_loss,
-)
+from persongen_jax.diffusion.objective import min_snr_weights, per_example_loss
+from persongen_jax.diffusion.schedule import NoiseSchedule, face_box_mask
 from persongen_jax.miniature import sizes
 from persongen_jax.miniature.latents import encode_pool
 from persongen_jax.miniature.pool import Pool, prompt_ids
@@ -157,6 +153,12 @@ class UNet(PoolSystem, DiffusionSystem):
         self, model: Any, x: jax.Array, t: ArrayLike, condition: Any, step: ArrayLike | None = None
     ) -> jax.Array:
         return model.unet(x, t, condition)
+
+    def check_objective(self) -> None:
+        super().check_objective()
+        for key, value in (("loss_type", "l2"), ("debiased_weights", False), ("x0_weighting", "")):
+            if self.config[key] != value:
+                raise ValueError(f"config.{key}: the miniature's UNet has a loss of its own")
 
     def terms(self, model: Any, batch: Batch, step: Step) -> dict[str, jax.Array]:
         error = ((step.pred - step.target) ** 2).mean(-1)

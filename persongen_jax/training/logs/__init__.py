@@ -1,0 +1,1 @@
+"""What a run logs about itself: metrics.jsonl, TensorBoard events, speeds."""
