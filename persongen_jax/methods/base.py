@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import nnx
 from jax.typing import ArrayLike
@@ -94,6 +95,13 @@ class Method(abc.ABC):
         for name, part in list(vars(parts.model).items()):
             if isinstance(part, nnx.Module) and name not in COMPONENTS:
                 delattr(parts.model, name)
+
+    def take_words(self, parts: Parts) -> dict[str, dict[str, np.ndarray]]:
+        """Takes off the words that ``attach`` has added: {word: {"clip_l", "clip_g": [n, d]}}.
+
+        A pipeline adds them again as it does those of files; {} by default.
+        """
+        return {}
 
     def fields(self, parts: Parts, config: ConfigDict) -> tuple[Field, ...]:
         """The inputs that it reads other than the target image and its crop, attached.

@@ -22,7 +22,7 @@ from persongen_jax.parallel.sharding import (
     replicated,
     shardings_by_path,
 )
-from persongen_jax.pipeline.checks import warn_of_call
+from persongen_jax.pipeline.checks import check_kinds, check_path, warn_of_call
 from persongen_jax.pipeline.control_options import ControlOptions, fitted, stretched
 from persongen_jax.settings import check_version
 from persongen_jax.training.partition import fill_trained
@@ -30,6 +30,7 @@ from persongen_jax.training.trained import load_trained
 from persongen_jax.weights.errors import WeightsError
 from persongen_jax.weights.formats.controlnet import load_controlnet
 from persongen_jax.weights.formats.sdxl.loading import SDXLBase
+from persongen_jax.weights.licences import say_terms
 
 NAME = "controlnet"  # of the first one's map; the others are numbered, as diffusers' folders
 
@@ -235,3 +236,44 @@ class ControlCall:
         module = denoiser_module(model, method)
         module.controlnets = nnx.List(list(self.nets.values()))
         return module, WithControlNets(method, control.names, guided, control.guess_mode)
+
+
+class WithControls:
+    """A pipeline's ControlNets: load, unload.
+
+    Attributes:
+        controlnets: ControlNets.
+    """
+
+    controlnets: ControlNets
+
+    def load_controlnet(self, path: str | Path, *, name: str | None = None) -> None:
+        """Load a ControlNet for SDXL; then pass ``control_image`` when calling.
+
+        Call it again for a second one; their effects add up. It acts with every method and without
+        one; its cross-attention reads the prompt as the UNet's does, identity included.
+
+        Args:
+            path: diffusers' directory, its weight file alone, or a training run of the method
+                controlnet.
+            name: its name in messages; by default ``str(path)``. One of the same name is replaced,
+                with a warning.
+
+        Raises:
+            WeightsError: the path does not exist, or holds no ControlNet for this base; loaded ones
+                do not change.
+        """
+        check_path("path", path)
+        check_kinds(str, "a name", name=name)
+        name = str(path) if name is None else name
+        if name in self.controlnets.nets:
+            warn_of_call(
+                f"ControlNet {name}: replaces the one of that name; give name= to keep both"
+            )
+        self.controlnets.load(path, name)
+        kind = "run" if is_run(Path(path)) else "controlnet"
+        say_terms(f"ControlNet {path}", str(path), kind)
+
+    def unload_controlnet(self, name: str | None = None) -> None:
+        """Remove the ControlNet of this name, or all."""
+        self.controlnets.unload(name)

@@ -25,13 +25,12 @@ from persongen_jax.parallel.sharding import make_mesh, put, replicated, sharding
 from persongen_jax.pipeline import checks, images, loading
 from persongen_jax.pipeline.conditioner import Conditioner
 from persongen_jax.pipeline.control_options import CONTROL_ARGUMENTS
-from persongen_jax.pipeline.controlnets import Control, ControlNets, is_run
+from persongen_jax.pipeline.controlnets import Control, ControlNets, WithControls
 from persongen_jax.pipeline.loras import WithLoras
 from persongen_jax.pipeline.textual_inversion import WithEmbeddings
-from persongen_jax.pipeline.words import AddedWords
+from persongen_jax.pipeline.words import METHOD, AddedWords
 from persongen_jax.training.partition import fill_trained, set_leaves
 from persongen_jax.weights.formats.sdxl.loading import SDXLBase, load_sdxl, save_sdxl
-from persongen_jax.weights.licences import say_terms
 
 if TYPE_CHECKING:
     from persongen_jax.systems.sdxl import Sdxl
@@ -45,7 +44,7 @@ class PipelineOutput(NamedTuple):
     images: list | np.ndarray
 
 
-class Pipeline(WithLoras, WithEmbeddings):
+class Pipeline(WithLoras, WithEmbeddings, WithControls):
     """Text-to-image with SDXL.
 
     Prompts are processed in batches of one size, split over ``mesh``'s devices. Programs are
@@ -221,6 +220,9 @@ class Pipeline(WithLoras, WithEmbeddings):
             self._put_adapters(loading.user_adapters(self.adapters))
             raise
         self._set_method(method, fields)
+        if words := method.take_words(parts):  # and its words are as those of files
+            self.words.add(config.method, words, METHOD)
+            self._place()
 
     def unload_method(self) -> None:
         """Remove the method; LoRAs loaded from files stay."""
@@ -230,6 +232,7 @@ class Pipeline(WithLoras, WithEmbeddings):
     def _remove_method(self):
         """Remove all that a method has added, and free its memory on the devices."""
         self.adapters = loading.user_adapters(self.adapters)
+        self.words.drop(self.words.of(METHOD), METHOD)
         if self.method is not None:
             self._detach(self.method)
         self._set_method(None)
@@ -240,39 +243,6 @@ class Pipeline(WithLoras, WithEmbeddings):
         self.base.scheduler_config = self._own_schedule
         set_leaves(self.model, self._of_base)
         self._of_base = {}
-
-    # ---- ControlNets ----
-
-    def load_controlnet(self, path: str | Path, *, name: str | None = None) -> None:
-        """Load a ControlNet for SDXL; then pass ``control_image`` when calling.
-
-        Call it again for a second one; their effects add up. It acts with every method and without
-        one; its cross-attention reads the prompt as the UNet's does, identity included.
-
-        Args:
-            path: diffusers' directory, its weight file alone, or a training run of the method
-                controlnet.
-            name: its name in messages; by default ``str(path)``. One of the same name is replaced,
-                with a warning.
-
-        Raises:
-            WeightsError: the path does not exist, or holds no ControlNet for this base; loaded ones
-                do not change.
-        """
-        checks.check_path("path", path)
-        checks.check_kinds(str, "a name", name=name)
-        name = str(path) if name is None else name
-        if name in self.controlnets.nets:
-            checks.warn_of_call(
-                f"ControlNet {name}: replaces the one of that name; give name= to keep both"
-            )
-        self.controlnets.load(path, name)
-        kind = "run" if is_run(Path(path)) else "controlnet"
-        say_terms(f"ControlNet {path}", str(path), kind)
-
-    def unload_controlnet(self, name: str | None = None) -> None:
-        """Remove the ControlNet of this name, or all."""
-        self.controlnets.unload(name)
 
     # ---- generating ----
 

@@ -24,7 +24,7 @@ from persongen_jax.weights.formats.lora.reading import read_bundled_embeddings
 from persongen_jax.weights.formats.sdxl.loading import SDXLBase
 from persongen_jax.weights.recognition.embeddings import TOWERS
 
-LORA, EMBEDDING = "LoRA", "embedding"  # the kinds of files that words come from
+LORA, EMBEDDING, METHOD = "LoRA", "embedding", "method"  # what words come from
 Key = tuple[str, str]  # (kind, name)
 
 
@@ -128,13 +128,14 @@ class AddedWords:
 
     def _set(self, by_key):
         if any(by_key.values()) or any(self._by_key.values()):
+            for word in (word for words in self._by_key.values() for word in words):
+                self.base.tokenizers.words.pop(word.lower(), None)
             _put(self.base, by_key)
         self._by_key = by_key
 
 
 def _put(base, by_key: dict[Key, Words]):
     """If two words are the same, the later one acts."""
-    base.tokenizers.words.clear()
     tables = {tower: [_own_rows(base, tower)] for tower in TOWERS}
     ends = {tower: len(rows[0]) for tower, rows in tables.items()}
     for key, words in by_key.items():

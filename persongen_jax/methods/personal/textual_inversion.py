@@ -46,10 +46,19 @@ class TextualInversion(Personal):
         load_remaining(parts.model, origin)
 
     def detach(self, parts: Parts) -> None:
-        for name in TOWERS:
-            getattr(parts.model, name).embeddings.token_embedding.added = nnx.data(None)
-        parts.tokenizers.words.pop(self.word, None)
+        self.take_words(parts)
         super().detach(parts)
+
+    def take_words(self, parts: Parts) -> dict[str, dict[str, np.ndarray]]:
+        """The word with its rows; it is ordinary text again afterwards."""
+        rows = {}
+        for name, tower in zip(TOWERS, ("clip_l", "clip_g"), strict=True):
+            table = getattr(parts.model, name).embeddings.token_embedding
+            if table.added is not None:
+                rows[tower] = np.asarray(table.added.get_value())
+                table.added = nnx.data(None)
+                parts.tokenizers.words.pop(self.word, None)
+        return {self.word: rows} if rows else {}
 
     def _add_word(self, parts: Parts, config: ConfigDict, rngs: nnx.Rngs) -> None:
         model: Model = parts.model
