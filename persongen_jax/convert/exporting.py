@@ -15,6 +15,7 @@ from persongen_jax.training.partition import assign_groups, leaf_paths
 from persongen_jax.weights.errors import WeightsError
 from persongen_jax.weights.formats.adapters import extract_adapter, module_paths
 from persongen_jax.weights.formats.controlnet import save_controlnet
+from persongen_jax.weights.formats.embeddings.writing import WRITTEN_FORMS, write_embeddings
 from persongen_jax.weights.formats.ip_adapter import save_image_encoder, save_ip_adapter
 from persongen_jax.weights.formats.lora.writing import (
     write_comfy_lora,
@@ -42,6 +43,8 @@ HELD = {
     "controlnet": r"controlnet/.*",
     "diffusers": r"(unet|text_encoder(_2)?)/.*",
 }
+EMBEDDINGS = tuple(f"embedding-{form}" for form in WRITTEN_FORMS)
+HELD |= dict.fromkeys(EMBEDDINGS, r"text_encoder(_2)?/embeddings/token_embedding/added")
 # Paths that an IP-Adapter file and the encoder next to it hold in addition, if the method has them.
 SHARED_HEADS = r"|id_encoder/visual_projection(_2)?/kernel"
 TOWER = r"|id_encoder/vision_model/.*"
@@ -58,7 +61,7 @@ def export_run(
     Args:
         run: systems.open.open_run's.
         out: ``.safetensors``; for PhotoMaker and IP-Adapter also ``.bin`` (the convert extra);
-            for PEFT and ControlNets a new folder.
+            for PEFT, ControlNets, whole bases and diffusers' embeddings a new folder.
         file_format: one of ``FORMATS``.
         sgm_names: for a kohya file: name the UNet's blocks as kohya's own trainer does for SDXL.
 
@@ -79,6 +82,8 @@ def export_run(
     model: Any = run.system.model
     if file_format in LORAS:
         said = _export_lora(run, out, file_format, sgm_names)
+    elif file_format in EMBEDDINGS:
+        said = _export_word(run, out, file_format.removeprefix("embedding-"))
     elif file_format == "photomaker":
         save_photomaker(model, out)
         said = "PhotoMaker"
@@ -130,6 +135,13 @@ def _export_lora(run, out, file_format: str, sgm_names: bool) -> str:
     return f"LoRA of {sum(map(len, adapters.values()))} layers"
 
 
+def _export_word(run, out, form: str) -> str:
+    ((word, rows),) = run.system.method.words_of(run.system.model).items()
+    files = write_embeddings(out, word, rows, form, {"persongen_jax": f"step {run.step}"})
+    count = len(next(iter(rows.values())))
+    return f"{count} embeddings of the word {word!r} in {', '.join(f.name for f in files)}"
+
+
 def unsupported_reason(run: TrainedRun, file_format: str) -> str:
     """What the method lacks for a format, or has that cannot be left out; "" if nothing."""
     model: Any = run.system.model
@@ -140,6 +152,8 @@ def unsupported_reason(run: TrainedRun, file_format: str) -> str:
         added = "/lora/", "/branches/", "/added"
         whole = all(own.fullmatch(p) and not any(a in p for a in added) for p in table)
         return "" if whole else "adds to the base instead of training it"
+    if file_format in EMBEDDINGS:
+        return "" if run.system.method.words_of(model) else "has no word of its own"
     on_branches = any("branches" in path for path in found)
     if file_format == "ip-adapter":
         readers = [x for name, x in processors(model.unet).items() if name.endswith(".attn2")]

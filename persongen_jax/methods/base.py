@@ -23,6 +23,7 @@ from persongen_jax.models.branches import remove_branches
 from persongen_jax.models.lora import remove_adapters
 from persongen_jax.models.sdxl.parts import COMPONENTS, StableDiffusionXL
 
+Words = dict[str, dict[str, np.ndarray]]  # {word: {"clip_l", "clip_g": [n, width]}}
 Model = Any  # StableDiffusionXL, or a view of it, with the parts that a method has added
 
 
@@ -96,11 +97,12 @@ class Method(abc.ABC):
             if isinstance(part, nnx.Module) and name not in COMPONENTS:
                 delattr(parts.model, name)
 
-    def take_words(self, parts: Parts) -> dict[str, dict[str, np.ndarray]]:
-        """Takes off the words that ``attach`` has added: {word: {"clip_l", "clip_g": [n, d]}}.
+    def words_of(self, model: Model) -> Words:
+        """The words that ``attach`` has added, with their rows; {} by default."""
+        return {}
 
-        A pipeline adds them again as it does those of files; {} by default.
-        """
+    def take_words(self, parts: Parts) -> Words:
+        """Takes them off, and returns them: a pipeline adds them again as it does those of files."""
         return {}
 
     def fields(self, parts: Parts, config: ConfigDict) -> tuple[Field, ...]:

@@ -13,7 +13,7 @@ import optax
 from flax import nnx
 from ml_collections import ConfigDict
 
-from persongen_jax.methods.base import Model, Parts
+from persongen_jax.methods.base import Model, Parts, Words
 from persongen_jax.methods.personal.base import Personal
 from persongen_jax.methods.personal.embedding_rules import keep_spread, stop_after
 from persongen_jax.methods.personal.lora import TOWERS, Lora
@@ -49,27 +49,33 @@ class TextualInversion(Personal):
         self.take_words(parts)
         super().detach(parts)
 
-    def take_words(self, parts: Parts) -> dict[str, dict[str, np.ndarray]]:
-        """The word with its rows; it is ordinary text again afterwards."""
-        rows = {}
-        for name, tower in zip(TOWERS, ("clip_l", "clip_g"), strict=True):
-            table = getattr(parts.model, name).embeddings.token_embedding
-            if table.added is not None:
-                rows[tower] = np.asarray(table.added.get_value())
-                table.added = nnx.data(None)
-                parts.tokenizers.words.pop(self.word, None)
+    def words_of(self, model: Model) -> Words:
+        tables = zip(("clip_l", "clip_g"), _tables(model), strict=True)
+        rows = {
+            tower: np.asarray(table.added.get_value())
+            for tower, table in tables
+            if table.added is not None
+        }
         return {self.word: rows} if rows else {}
+
+    def take_words(self, parts: Parts) -> Words:
+        words = self.words_of(parts.model)
+        for table in _tables(parts.model):
+            table.added = nnx.data(None)
+        for word in words:
+            parts.tokenizers.words.pop(word, None)
+        return words
 
     def _add_word(self, parts: Parts, config: ConfigDict, rngs: nnx.Rngs) -> None:
         model: Model = parts.model
         word, count = config.token, config.num_vectors
         if not word or word.split() != [word]:
             raise ValueError(f"config.token={word!r}: give the one word to learn, such as <me>")
-        self.word = word.lower()
+        self.word = word.lower()  # as tokenizers match it
         if self.word in parts.tokenizers.words:
             raise ValueError(f"config.token={word!r}: a word of this name is loaded already")
-        for name, start in zip(TOWERS, parts.tokenizers.ids(config.initializer), strict=True):
-            table = getattr(model, name).embeddings.token_embedding
+        starts = parts.tokenizers.ids(config.initializer)
+        for table, start in zip(_tables(model), starts, strict=True):
             table.added = nnx.data(nnx.Param(first_rows(table, start, count, rngs)))
         ids = range(FIRST_ADDED, FIRST_ADDED + count)
         parts.tokenizers.words[self.word] = (ids, ids)
@@ -105,6 +111,11 @@ class PivotalTuning(TextualInversion, Lora):
         self._add_word(parts, config, rngs)
         self.groups = (*self.groups, (ROWS, "embeddings"))
         load_remaining(parts.model, origin)
+
+
+def _tables(model: Model) -> list[Embed]:
+    """Both towers' tables of embeddings."""
+    return [getattr(model, name).embeddings.token_embedding for name in TOWERS]
 
 
 def first_rows(table: Embed, ids: list[int], count: int, rngs: nnx.Rngs) -> jax.Array:

@@ -107,8 +107,22 @@ def test_a_word_acts_where_it_is_and_only_there(name, personal_config, latents, 
     assert np.abs(found["a photo of <me>"] - plain["a photo of <me>"]).max() > 5 * PIXEL
     same = np.array_equal(found["a photo"], plain["a photo"])
     assert same == (name == "textual_inversion")
+    # The trigger word stands for it too.
+    assert np.array_equal(ours(pipe, latents, "a photo of woman img"), found["a photo of <me>"])
     pipe.unload_method()
     assert all(np.array_equal(ours(pipe, latents, text), plain[text]) for text in plain)
+    # As a file of any form it has the same effect; pivotal tuning's LoRA is a file of its own.
+    if name == "pivotal_tuning":
+        convert(["export", "--format", "kohya-lora", str(run), str(tmp_path / "lora.safetensors")])
+        pipe.load_lora(tmp_path / "lora.safetensors")
+    for form in ("diffusers", "kohya", "pivotal", "pti"):
+        ending = {"diffusers": "", "pti": ".pti"}.get(form, ".safetensors")
+        out = tmp_path / f"{form}{ending}"
+        convert(["export", "--format", f"embedding-{form}", str(run), str(out)])
+        pipe.load_textual_inversion(out, token="<me>")
+        difference = np.abs(ours(pipe, latents, "a photo of <me>") - found["a photo of <me>"]).max()
+        assert difference < 1e-4, form
+        pipe.unload_textual_inversion()
 
 
 def test_missing_class_images_are_generated_once(personal_config, tmp_path, capsys):
