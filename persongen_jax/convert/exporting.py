@@ -136,7 +136,8 @@ def _export_lora(run, out, file_format: str, sgm_names: bool) -> str:
 
 
 def _export_word(run, out, form: str) -> str:
-    ((word, rows),) = run.system.method.words_of(run.system.model).items()
+    system: Any = run.system
+    ((word, rows),) = system.method.words_of(system.model).items()
     files = write_embeddings(out, word, rows, form, {"persongen_jax": f"step {run.step}"})
     count = len(next(iter(rows.values())))
     return f"{count} embeddings of the word {word!r} in {', '.join(f.name for f in files)}"

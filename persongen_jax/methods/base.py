@@ -102,7 +102,7 @@ class Method(abc.ABC):
         return {}
 
     def take_words(self, parts: Parts) -> Words:
-        """Takes them off, and returns them: a pipeline adds them again as it does those of files."""
+        """Takes them off and returns them: a pipeline adds them as it does those of files."""
         return {}
 
     def fields(self, parts: Parts, config: ConfigDict) -> tuple[Field, ...]:
