@@ -291,18 +291,29 @@ def _with_captions(rows: list[FolderImage], found: Folder) -> list[FolderImage]:
     for place in dict.fromkeys(os.path.dirname(row.path) for row in rows):
         notes = [p for p in sorted(Path(place).iterdir()) if p.suffix.lower() in CAPTION_FILES]
         beside[place] = {_same(p.with_suffix("").name): p for p in notes}
-    out, used = [], set()
+        kept = set(beside[place].values())
+        found.notes += [
+            f"{p.name} is not read beside {beside[place][_same(p.with_suffix('').name)].name}"
+            for p in notes
+            if p not in kept
+        ]
+    out, used, empty = [], set(), []
     for row in rows:
         path, texts = Path(row.path), beside[os.path.dirname(row.path)]
         # 1.txt or, as some tools write it, 1.jpg.txt
         file = texts.get(_same(path.with_suffix("").name)) or texts.get(_same(path.name))
         text = "" if file is None or row.caption else " ".join(read_text(file).split())
-        if text:
-            row = replace(row, caption=text)
+        if file is not None and not row.caption:
             used.add(file)
+            empty += [] if text else [file.name]
+            row = replace(row, caption=text)
         out.append(row)
-    if used:
-        found.notes.append(f"{len(used)} captions from text files")
+    if len(used) > len(empty):
+        found.notes.append(f"{len(used) - len(empty)} captions from text files")
+    if empty:
+        found.notes.append(
+            f"{len(empty)} text files are empty, so captions are proposed: {_some(empty)}"
+        )
     idle = [path.name for texts in beside.values() for path in texts.values() if path not in used]
     if idle:
         found.notes.append(f"{len(idle)} text files are no image's caption: {_some(idle)}")

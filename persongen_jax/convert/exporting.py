@@ -154,7 +154,8 @@ def unsupported_reason(run: TrainedRun, file_format: str) -> str:
         whole = all(own.fullmatch(p) and not any(a in p for a in added) for p in table)
         return "" if whole else "adds to the base instead of training it"
     if file_format in EMBEDDINGS:
-        return "" if run.system.method.words_of(model) else "has no word of its own"
+        method: Any = run.system.method  # type: ignore[attr-defined]
+        return "" if method.words_of(model) else "has no word of its own"
     on_branches = any("branches" in path for path in found)
     if file_format == "ip-adapter":
         readers = [x for name, x in processors(model.unet).items() if name.endswith(".attn2")]

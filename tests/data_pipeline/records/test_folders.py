@@ -84,6 +84,20 @@ def test_folders_around_the_peoples_folders(put):
         (put() / names[0]).unlink(), (put() / names[1]).unlink()
 
 
+def test_an_empty_caption_and_two_captions_are_said(put):
+    root = put("ann/1.png", "ann/2.png")
+    (root / "ann/1.txt").write_text(" \n")
+    (root / "ann/2.txt").write_text("two")
+    (root / "ann/2.caption").write_text("also two")
+    found = read_folder(root)
+    assert [image.caption for image in found.images] == ["", "two"]
+    assert found.notes == [
+        "2.caption is not read beside 2.txt",
+        "1 captions from text files",
+        "1 text files are empty, so captions are proposed: 1.txt",
+    ]
+
+
 def test_masks_belong_to_images(put):
     names = ["ann/1.png", "ann/2.jpg", "ann/white_mask.png", "ann/masks/1.png"]
     root = put(*names, "ann/2-masklabel.png", "bob/3.png", "bob/3_mask.webp")

@@ -22,7 +22,7 @@ METHODS = {
     "lora": {"lora_targets": "attention+conv", "text_rank": 2, "rank": 4},
     "dora": {"method": "lora", "lora_dora": True, "rank": 2},
     "dreambooth": {"train_text_encoders": True, "lr_unet": 1e-3, "lr_text_encoders": 1e-3},
-    "textual_inversion": {"token": "<me>", "num_vectors": 2, "initializer": "woman"},
+    "textual_inversion": {"token": "<me>", "num_vectors": 2, "lr_embeddings": 0.2},
     "pivotal_tuning": {"token": "<me>", "num_vectors": 2, "rank": 2, "embedding_norm": 0.1},
 }
 
