@@ -12,6 +12,7 @@ from data_pipeline.pictures.listing import list_images
 from data_pipeline.records.class_images import missing_images
 from persongen_jax.diffusion.options import SamplingOptions
 from persongen_jax.methods.personal.base import Personal
+from persongen_jax.parallel.sharding import mesh_for
 from persongen_jax.pipeline.text_to_image import Pipeline
 
 if TYPE_CHECKING:
@@ -47,7 +48,7 @@ def generate_missing(system: "Sdxl") -> list[str]:
         )
     folder.mkdir(parents=True, exist_ok=True)
     config, size = system.config, system.config.size
-    pipe = Pipeline.from_system(system)
+    pipe = Pipeline.from_system(system, mesh=mesh_for(config), shard_weights=config.shard_frozen)
     draws = SamplingOptions.of_validation(config).plan(system.scheduler_config).stochastic
     taken = {Path(name).stem for name in list_images(folder)}
     free = (number for number in itertools.count() if f"{number:04d}" not in taken)

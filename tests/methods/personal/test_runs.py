@@ -104,7 +104,7 @@ def test_a_word_acts_where_it_is_and_only_there(name, personal_config, latents, 
     plain = {text: ours(pipe, latents, text) for text in ("a photo of <me>", "a photo")}
     pipe.load_method(None, run)
     found = {text: ours(pipe, latents, text) for text in plain}
-    assert np.abs(found["a photo of <me>"] - plain["a photo of <me>"]).max() > 5 * PIXEL
+    assert np.abs(found["a photo of <me>"] - plain["a photo of <me>"]).max() > 2 * PIXEL
     same = np.array_equal(found["a photo"], plain["a photo"])
     assert same == (name == "textual_inversion")
     # The trigger word stands for it too.

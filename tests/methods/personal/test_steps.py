@@ -89,6 +89,7 @@ def even(system):
     raise AssertionError("no even batch")
 
 
+@pytest.mark.slow
 def test_a_dreambooth_lora_step_with_prior_preservation(config, golden, tmp_path):
     targets = {"lora_targets": "attention+conv", "rank": 4, "text_rank": 2, "lora_alpha": 2.0}
     system = even(open_method(config, "lora", **targets))
@@ -134,9 +135,9 @@ def test_a_dreambooth_lora_step_with_prior_preservation(config, golden, tmp_path
         assert relative_error(ours, array) < TOLERANCE if array.any() else not ours.any(), path
 
 
-def test_a_textual_inversion_step(config, golden):
-    own = {"token": "<me>", "num_vectors": 2, "initializer": "woman", "class_data": ""}
-    system = open_method(changed(config, class_prompt=""), "textual_inversion", **own)
+def test_a_textual_inversion_step_with_prior_preservation(config, golden):
+    own = {"token": "<me>", "num_vectors": 2, "initializer": "woman"}
+    system = even(open_method(config, "textual_inversion", **own))
     rng = np.random.default_rng(2)
     paths = [p for p in leaf_paths(system.model) if p.endswith("/added")]
     rows = {
@@ -164,7 +165,9 @@ def test_a_textual_inversion_step(config, golden):
                 table[end:] = torch.from_numpy(added)
             tables[name] = table.requires_grad_(), end
             ids[:, i] = np.where(ids[:, i] >= 1 << 20, ids[:, i] - (1 << 20) + end, ids[:, i])
-        loss = twin.errors({**inputs, "ids": ids}).mean()
+        weights = np.asarray(step.batch["example_weight"])
+        errors = twin.errors({**inputs, "ids": ids})
+        loss = eq_10(errors, weights, config.prior_loss_weight)
         loss.backward()
         found = {"loss": np.float32(loss.detach())}
         for name, (table, end) in tables.items():
@@ -176,3 +179,20 @@ def test_a_textual_inversion_step(config, golden):
     for path, array in expected.items():
         assert np.abs(array).max() > 0
         assert relative_error(step.gradients[path], array) < TOLERANCE, path
+
+
+@pytest.mark.slow
+def test_the_loss_counts_where_the_mask_is_white(personal_config, tmp_path):
+    mask = np.zeros((32, 32), np.uint8)
+    mask[:, :12] = 255  # one and a half of four columns of latent cells
+    for name, array in (("1.png", np.zeros((32, 32, 3), np.uint8)), ("1_mask.png", mask)):
+        Image.fromarray(array).save(tmp_path / name)
+    own = {"data": str(tmp_path), "loss_mask": "mask", "loss_mask_outside": 0.2}
+    own |= {"batch_size": 1, "random_crop": False}
+    system = open_method(personal_config, "textual_inversion", token="<me>", **own)
+    batch = jax.tree.map(jnp.asarray, next(iter(system.examples(0))))
+    draws = system.draw(keys_of(0, 0), batch)
+    found, _ = system.mask(batch, draws, draws["noise"].shape)
+    assert found.shape == (1, 4, 4)
+    np.testing.assert_allclose(found[0, 0], [1.0, 0.6, 0.2, 0.2], atol=0.1)
+    assert np.abs(found - found[:, :1]).max() < 1e-6
