@@ -25,9 +25,9 @@ from persongen_jax.diffusion.options import add_validation_options
 from persongen_jax.evaluation.benchmarks import BENCHMARKS
 from persongen_jax.evaluation.comparison import compare_runs
 from persongen_jax.evaluation.of_folders import score_folders
-from persongen_jax.evaluation.of_ratings import PAIRS, rate_folders
 from persongen_jax.evaluation.of_run import evaluate_run
 from persongen_jax.evaluation.of_weights import evaluate_weights
+from persongen_jax.evaluation.rating.of_folders import PAIRS, rate_folders
 from persongen_jax.evaluation.trajectories import SETS
 from persongen_jax.parallel import distributed
 

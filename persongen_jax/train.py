@@ -25,8 +25,8 @@ from data_pipeline.examples.prefetch import prefetch_to_device
 from persongen_jax.cli import command, parse_with_config, restart_with_huge_pages
 from persongen_jax.config import import_object
 from persongen_jax.config_ranges import check_ranges
-from persongen_jax.evaluation.best import Best
-from persongen_jax.evaluation.samples import open_samples
+from persongen_jax.evaluation.progress.best import Best
+from persongen_jax.evaluation.progress.samples import open_samples
 from persongen_jax.evaluation.validation import Validator
 from persongen_jax.files import warn_if_full
 from persongen_jax.metrics.registry import find_class

@@ -26,9 +26,7 @@ def set_objective_defaults(config: ConfigDict) -> None:
     # w_t of an objective on x̂₀ instead of the prediction: "constant", "snr", "snr_plus_1" or
     # "truncated_snr"; "": the prediction's own error.
     config.x0_weighting = ""
-    config.debiased_weights = (
-        False  # weights 1 / √SNR for a prediction of noise, 1 / (SNR + 1) for v
-    )
+    config.debiased_weights = False  # 1 / √SNR for a prediction of noise, 1 / (SNR + 1) for v
     # The error: "l2", "huber" or "smooth_l1". A Huber error turns from a square into a line at
     # ``huber_c``, which is "constant", or reached from 1 as the noise grows: "exponential", "snr".
     config.loss_type = "l2"

@@ -9,7 +9,7 @@ import orbax.checkpoint as ocp
 import pytest
 
 from configs.attributes import classifier
-from persongen_jax.evaluation.best import Best, best_of
+from persongen_jax.evaluation.progress.best import Best, best_of
 from persongen_jax.evaluation.validation import Validator
 from persongen_jax.methods.start import pin_start_step
 from persongen_jax.systems.open import open_run, open_system

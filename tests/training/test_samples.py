@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from persongen_jax.diffusion.schedule import NoiseSchedule
-from persongen_jax.evaluation.samples import Samples
+from persongen_jax.evaluation.progress.samples import Samples
 from persongen_jax.pipeline import Pipeline
 from persongen_jax.systems.open import open_run, open_system
 from persongen_jax.systems.sdxl_config import sdxl_defaults
