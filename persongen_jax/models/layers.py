@@ -69,10 +69,7 @@ class Linear(Adaptable):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         x = x.astype(self.dtype)
-        kernel, bias = self.weights()
-        y = x @ kernel
-        if bias is not None:
-            y = y + bias
+        y = self.multiply(jnp.matmul, x)
         if self.lora is not None:
             y = y + self.lora(x)
         return y
@@ -114,19 +111,18 @@ class Conv(Adaptable):
     def __call__(self, x: jax.Array, *, infer: bool = False) -> jax.Array:
         """``infer``: choose what is fastest where no gradient is taken."""
         x = x.astype(self.dtype)
-        kernel, bias = self.weights()
-        y = conv2d(x, kernel, self.strides, self.padding, infer=infer)
-        if bias is not None:
-            y = y + bias
+
+        def product(x, kernel):
+            return conv2d(x, kernel, self.strides, self.padding, infer=infer)
+
+        y = self.multiply(product, x)
         if self.lora is not None:
             y = y + self.lora.conv(x, self.strides, self.padding)
         return y
 
     def upsampled(self, x: jax.Array) -> jax.Array:
         """The layer on ``x`` at twice its size; for a 3x3 kernel without LoRA, padded by one."""
-        kernel, bias = self.weights()
-        y = conv2d_upsampled(x.astype(self.dtype), kernel)
-        return y if bias is None else y + bias
+        return self.multiply(conv2d_upsampled, x.astype(self.dtype))
 
 
 class Embed(nnx.Module):

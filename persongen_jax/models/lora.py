@@ -9,6 +9,7 @@ Adapters that are not a product of two narrow factors (LoHa, LoKr, DoRA, ...) ar
 """
 
 import re
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -18,16 +19,17 @@ from jax.typing import DTypeLike
 
 from persongen_jax.models.ops import Padding, conv2d
 from persongen_jax.models.platform import target_platform
+from persongen_jax.models.quantised import QuantisedArray
 
 Array = jax.Array | np.ndarray
 
 
 def _with_change(own, change, dtype):
-    """A layer's kernel or bias plus what adapters add to it, in ``dtype``."""
+    """A layer's kernel or bias plus what adapters add to it (or None), in ``dtype``."""
     if change is None:
-        return own[...].astype(dtype)
+        return own.astype(dtype)
     # Summed in float32: the change may be far below the precision of the weights.
-    return (own[...].astype(jnp.float32) + change[...].astype(jnp.float32)).astype(dtype)
+    return (own.astype(jnp.float32) + change.astype(jnp.float32)).astype(dtype)
 
 
 class Adaptable(nnx.Module):
@@ -43,15 +45,28 @@ class Adaptable(nnx.Module):
     lora: "LoRA | None"
     change: "LayerChange | None"
 
-    def weights(self) -> tuple[jax.Array, jax.Array | None]:
-        """(kernel, bias or None) in the compute dtype, changes included."""
-        change, bias = self.change, None
-        kernel = _with_change(self.kernel, change and change.kernel, self.dtype)
+    def multiply(
+        self, product: Callable[[jax.Array, jax.Array], jax.Array], x: jax.Array
+    ) -> jax.Array:
+        """``product(x, kernel)`` plus the bias, in the compute dtype, changes included."""
+
+        def changed_product(x, kernel, change):
+            return product(x, _with_change(kernel, change, self.dtype))
+
+        kernel = self.kernel.get_value()
+        if isinstance(kernel, QuantisedArray):
+            # The backward pass would otherwise keep every kernel multiplied out, at full size.
+            changed_product = jax.checkpoint(changed_product)
+        added = self.change
+        y = changed_product(x, kernel, _value(added and added.kernel))
+        of_bias = _value(added and added.bias)
         if self.bias is not None:
-            bias = _with_change(self.bias, change and change.bias, self.dtype)
-        elif change is not None and change.bias is not None:
-            bias = change.bias[...].astype(self.dtype)  # only the adapter's
-        return kernel, bias
+            return y + _with_change(self.bias.get_value(), of_bias, self.dtype)
+        return y if of_bias is None else y + of_bias.astype(self.dtype)  # only the adapter's
+
+
+def _value(variable):
+    return None if variable is None else variable.get_value()
 
 
 class LoRA(nnx.Module):
@@ -94,6 +109,11 @@ class LayerChange(nnx.Module):
     def __init__(self, kernel: jax.Array | None, bias: jax.Array | None):
         self.kernel = None if kernel is None else nnx.Variable(kernel)
         self.bias = None if bias is None else nnx.Variable(bias)
+
+
+def is_quantised(layer: Adaptable) -> bool:
+    """Whether the layer's kernel is held in 8 bits."""
+    return isinstance(layer.kernel.get_value(), QuantisedArray)
 
 
 def _product(x, factor):
@@ -219,8 +239,14 @@ def changed_layers(module: nnx.Module) -> dict[tuple, Adaptable]:
 
 
 def check_mergeable(module: nnx.Module) -> None:
-    """ValueError if an adapter adds a bias to a layer without one."""
+    """ValueError if an adapter adds a bias to a layer without one, or changes one in 8 bits."""
     for path, layer in _adaptable(module):
+        if is_quantised(layer) and (layer.lora is not None or layer.change is not None):
+            name, kind = ".".join(map(str, path)), layer.kernel.get_value().kind
+            raise ValueError(
+                f"{name}: its kernel is held in {kind}, which has no room for an adapter's small "
+                "changes: keep the adapter loaded, or open the base without quantize to merge it"
+            )
         if layer.bias is None and layer.change is not None and layer.change.bias is not None:
             name = ".".join(map(str, path))
             raise ValueError(
