@@ -22,6 +22,7 @@ from persongen_jax.models.platform import target_platform
 from persongen_jax.models.quantised import QuantisedArray
 
 Array = jax.Array | np.ndarray
+Product = Callable[[jax.Array, jax.Array], jax.Array]
 
 
 def _with_change(own, change, dtype):
@@ -45,19 +46,16 @@ class Adaptable(nnx.Module):
     lora: "LoRA | None"
     change: "LayerChange | None"
 
-    def multiply(
-        self, product: Callable[[jax.Array, jax.Array], jax.Array], x: jax.Array
-    ) -> jax.Array:
+    def multiply(self, product: Product, x: jax.Array) -> jax.Array:
         """``product(x, kernel)`` plus the bias, in the compute dtype, changes included."""
 
         def changed_product(x, kernel, change):
             return product(x, _with_change(kernel, change, self.dtype))
 
-        kernel = self.kernel.get_value()
+        kernel, added = self.kernel.get_value(), self.change
         if isinstance(kernel, QuantisedArray):
-            # The backward pass would otherwise keep every kernel multiplied out, at full size.
+            # The backward pass reads the 8 bits again, instead of a copy at full size.
             changed_product = jax.checkpoint(changed_product)
-        added = self.change
         y = changed_product(x, kernel, _value(added and added.kernel))
         of_bias = _value(added and added.bias)
         if self.bias is not None:

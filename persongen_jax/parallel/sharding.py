@@ -40,7 +40,7 @@ WHOLE, DIVIDED = "whole", "divided"
 # LoRA's factors are thousands of small arrays: gathering them would be most of a step's messages.
 RULES = (
     (r"(.*/)?(bias|scale|running_mean|running_var|class_embedding|down|up|ns_coeffs)", WHOLE),
-    (r"(.*/)?(kernel|embedding|latents)", DIVIDED),
+    (r"(.*/)?(kernel|embedding|latents|kernel/value/codes)", DIVIDED),
 )
 # Arrays with fewer numbers stay whole: gathering them costs a message and saves nothing.
 MIN_DIVIDED = 4096
