@@ -10,6 +10,7 @@ Adapters that are not a product of two narrow factors (LoHa, LoKr, DoRA, ...) ar
 
 import re
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -109,9 +110,10 @@ class LayerChange(nnx.Module):
         self.bias = None if bias is None else nnx.Variable(bias)
 
 
-def is_quantised(layer: Adaptable) -> bool:
-    """Whether the layer's kernel is held in 8 bits."""
-    return isinstance(layer.kernel.get_value(), QuantisedArray)
+def quantised_as(layer: Adaptable) -> str:
+    """How the layer's kernel is held in 8 bits, a name of quantised.KINDS; "" if it is not."""
+    kernel: Any = layer.kernel.get_value()
+    return kernel.kind if isinstance(kernel, QuantisedArray) else ""
 
 
 def _product(x, factor):
@@ -239,11 +241,11 @@ def changed_layers(module: nnx.Module) -> dict[tuple, Adaptable]:
 def check_mergeable(module: nnx.Module) -> None:
     """ValueError if an adapter adds a bias to a layer without one, or changes one in 8 bits."""
     for path, layer in _adaptable(module):
-        if is_quantised(layer) and (layer.lora is not None or layer.change is not None):
-            name, kind = ".".join(map(str, path)), layer.kernel.get_value().kind
+        if quantised_as(layer) and (layer.lora is not None or layer.change is not None):
+            name = ".".join(map(str, path))
             raise ValueError(
-                f"{name}: its kernel is held in {kind}, which has no room for an adapter's small "
-                "changes: keep the adapter loaded, or open the base without quantize to merge it"
+                f"{name}: its kernel is held in {quantised_as(layer)}, which has no room for an "
+                "adapter's small changes: keep it loaded, or open the base without quantize"
             )
         if layer.bias is None and layer.change is not None and layer.change.bias is not None:
             name = ".".join(map(str, path))

@@ -29,7 +29,7 @@ def with_random_weights(model: Any) -> Any:
 def random_weight(
     number: int, path: tuple, shape: jax.ShapeDtypeStruct | QuantisedArray
 ) -> jax.Array | QuantisedArray:
-    """An array like ``shape``, which has shapes only; ``number`` makes it differ from the others."""
+    """An array like ``shape``, of shapes only; ``number`` makes it differ from the others."""
     if isinstance(shape, QuantisedArray):
         whole = jax.ShapeDtypeStruct(shape.shape, jnp.dtype(shape.dtype))
         return quantise(random_weight(number, path, whole), shape.kind)

@@ -4,7 +4,7 @@ from collections.abc import Collection
 
 from flax import nnx
 
-from persongen_jax.models.lora import Adaptable, is_quantised
+from persongen_jax.models.lora import Adaptable, quantised_as
 from persongen_jax.models.quantised import quantise
 
 # Never the VAE: it is small, and its errors are seen in every pixel.
@@ -27,15 +27,14 @@ def base_layers(model: nnx.Module) -> set[str]:
 def quantise_kernels(module: nnx.Module, kind: str, layers: Collection[str] | None = None) -> None:
     """Hold these layers' kernels (default: all) in 8 bits, in place; ``kind``: "int8" or "fp8"."""
     for path, layer in _layers(module).items():
-        if (layers is None or path in layers) and not is_quantised(layer):
+        if (layers is None or path in layers) and not quantised_as(layer):
             layer.kernel.set_value(quantise(layer.kernel.get_value(), kind))
 
 
 def check_not_quantised(module: nnx.Module, consequence: str) -> None:
     """ValueError that names the first layer of ``module`` that is held in 8 bits."""
     for path, layer in _layers(module).items():
-        if is_quantised(layer):
-            kind = layer.kernel.get_value().kind
+        if kind := quantised_as(layer):
             raise ValueError(
                 f"{consequence}: {path} and others are held in {kind}; open the base without "
                 "quantize for that"
