@@ -27,6 +27,7 @@ from persongen_jax.pipeline import Pipeline
 from persongen_jax.weights.quantising import QUANTISED, quantise_kernels
 
 STORED = ("float32", "bfloat16", *KINDS)
+PIXELS = 64.0  # the side of the miniature's images
 TIMESTEPS = (1, 250, 500, 750, 999)
 SETTINGS = {"num_inference_steps": 20, "guidance_scale": 5.0, "num_images_per_prompt": 4, "seed": 0}
 PROMPTS = [
@@ -45,13 +46,13 @@ def open_base(stored: str) -> Pipeline:
 
 
 def predictions(pipe: Pipeline) -> np.ndarray:
-    """[timesteps, prompts, h, w, 4] of the UNet, for the same noise and prompts each time."""
-    side, rows = pipe.model.unet.config["sample_size"], len(PROMPTS)
-    x = np.random.default_rng(0).standard_normal((rows, side, side, 4)).astype(np.float32)
+    """[timesteps, prompts, h, w, c] of the UNet, for the same noise and prompts each time."""
+    config, rows = pipe.model.unet.config, len(PROMPTS)
+    side, channels = config["sample_size"], config["in_channels"]
+    x = np.random.default_rng(0).standard_normal((rows, side, side, channels)).astype(np.float32)
     ids = np.stack([pipe.base.tokenizers.encode(prompt) for prompt in PROMPTS])
     tokens, pooled = pipe.model.encode_prompt(jnp.asarray(ids))
-    pixels = float(8 * side)
-    time_ids = jnp.tile(jnp.array([pixels, pixels, 0, 0, pixels, pixels]), (rows, 1))
+    time_ids = jnp.tile(jnp.array([PIXELS, PIXELS, 0, 0, PIXELS, PIXELS]), (rows, 1))
     conditioning = Conditioning({"text": TokenStream(tokens)}, pooled, time_ids)
     predict = nnx.jit(lambda unet, t: unet(jnp.asarray(x), t, conditioning))
     return np.stack([predict(pipe.model.unet, jnp.float32(t)) for t in TIMESTEPS])
@@ -122,11 +123,16 @@ def main() -> None:
     args = parser.parse_args()
     text = f"""# What kernels in 8 bits cost in accuracy, and what they save
 
-`python -m benchmarks.quantization`, {datetime.date.today()}, {processor()}, shared with other work; nothing is timed.
+`python -m benchmarks.quantization`, {datetime.date.today()}, {processor()}, \
+shared with other work; nothing is timed.
 
 ## The miniature's base, computing in float32
 
-Relative error of the UNet's prediction (norm of the difference over the norm) for {len(PROMPTS)} prompts at timesteps {", ".join(map(str, TIMESTEPS))}, and PSNR in dB of {len(PROMPTS) * SETTINGS["num_images_per_prompt"]} images ({SETTINGS["num_inference_steps"]} steps, guidance {SETTINGS["guidance_scale"]}, same noise), against the weights in float32. Bytes of the UNet and the text towers, counted from the arrays.
+Relative error of the UNet's prediction (norm of the difference over the norm) for {len(PROMPTS)} \
+prompts at timesteps {", ".join(map(str, TIMESTEPS))}, and PSNR in dB of \
+{len(PROMPTS) * SETTINGS["num_images_per_prompt"]} images \
+({SETTINGS["num_inference_steps"]} steps, guidance {SETTINGS["guidance_scale"]}, same noise), \
+against the weights in float32. Bytes of the UNet and the text towers, counted from the arrays.
 
 {measured()}"""
     args.out.write_text(text)
