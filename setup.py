@@ -69,6 +69,7 @@ setup(
         "ml_collections>=1.1.0",
         "absl-py>=2.1",
         "transformers>=5,<6",
+        "huggingface_hub>=1.0",
         "safetensors>=0.7",
         "numpy>=2.1",
         "scipy>=1.14",

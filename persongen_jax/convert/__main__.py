@@ -3,6 +3,7 @@
     python -m persongen_jax.convert inspect photomaker-v1.bin
     python -m persongen_jax.convert import photomaker-v1.bin photomaker.safetensors --base sdxl
     python -m persongen_jax.convert export --format kohya-lora runs/mini/photomaker lora.safetensors
+    python -m persongen_jax.convert publish runs/mini/photomaker --repo me/adapter --dry_run
 
 Nothing is written in part: if a key is missing, unexpected or misshapen, the command lists all of
 them and stops. --dry_run does all the work and its checks, and leaves no file behind.
@@ -11,7 +12,7 @@ them and stops. --dry_run does all the work and its checks, and leaves no file b
 import argparse
 import contextlib
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from persongen_jax.cli import command
@@ -52,6 +53,25 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         action="store_true",
         help="of a kohya-lora: name the UNet's blocks as kohya's own trainer does",
     )
+    push = commands.add_parser("publish", help="put it on a Hub, private, with a model card")
+    push.add_argument("run", type=Path, help="the working directory of the run")
+    push.add_argument("--repo", required=True, metavar="USER/NAME", help="a new repository")
+    push.add_argument("--public", action="store_true", help="for everybody; default: private")
+    push.add_argument(
+        "--images",
+        action="store_true",
+        help="also its validation sheets, which show references; no other picture ever",
+    )
+    push.add_argument("--format", default="", choices=_published(), help="default: what fits best")
+    push.add_argument("--license", default="", metavar="ID", help="default: the base's own card's")
+    push.add_argument("--base-model", default="", metavar="ID", help="the base's name on the Hub")
+    push.add_argument("--prompt", default="", help="one that calls up what was trained")
+    push.add_argument("--token-file", type=Path, metavar="FILE", help="default: $HF_TOKEN")
+    push.add_argument("--step", type=int, metavar="N", help="of the checkpoint; default: newest")
+    push.add_argument("--base", metavar="DIR", help="SDXL directory, if it has moved")
+    push.add_argument("--id-encoder", metavar="DIR", help="CLIP image tower, likewise")
+    push.add_argument("--dry_run", action="store_true", help="print files and card, upload nothing")
+
     upgrade = commands.add_parser("upgrade", help="rewrite earlier versions' runs to today's names")
     upgrade.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="working directories")
 
@@ -65,6 +85,12 @@ def _formats() -> tuple[str, ...]:
     from persongen_jax.convert.exporting import FORMATS
 
     return FORMATS
+
+
+def _published() -> tuple[str, ...]:
+    from persongen_jax.convert.publishing import FILES
+
+    return tuple(FILES)
 
 
 # ---- inspect -----------------------------------------------------------------------------------
@@ -149,14 +175,40 @@ def export(args: argparse.Namespace) -> str:
     if args.sgm_names and args.format != "kohya-lora":
         raise WeightsError(f"--sgm_names: has no effect with --format {args.format}")
 
+    with destination(args) as out:
+        run = open_run(args.run, args.step, _moved(args))
+        return export_run(run, out, args.format, sgm_names=args.sgm_names)
+
+
+def _moved(args: argparse.Namespace) -> Callable:
+    """Changes a run's config to where its files are now."""
+
     def change(config):
         for key, value in (("base", args.base), ("id_encoder", args.id_encoder)):
             if value is not None:
                 config[key] = value
 
-    with destination(args) as out:
-        run = open_run(args.run, args.step, change)
-        return export_run(run, out, args.format, sgm_names=args.sgm_names)
+    return change
+
+
+def publish_(args: argparse.Namespace) -> str:
+    from persongen_jax.convert import publishing
+    from persongen_jax.systems.open import open_run
+
+    publishing.check_repo(args.repo)
+    token = "" if args.dry_run else publishing.read_token(args.token_file)
+    return publishing.publish(
+        open_run(args.run, args.step, _moved(args)),
+        args.repo,
+        token=token,
+        public=args.public,
+        dry_run=args.dry_run,
+        file_format=args.format,
+        licence_id=args.license,
+        base_model=args.base_model,
+        prompt=args.prompt,
+        images=args.images,
+    )
 
 
 @contextlib.contextmanager
@@ -189,6 +241,9 @@ def main(argv: list[str] | None = None) -> None:
     if args.command == "upgrade":
         for run in args.runs:
             print("\n".join(upgrade_run(run) or [f"{run}: has today's names already"]))
+        return
+    if args.command == "publish":
+        print(publish_(args))
         return
     said = import_(args) if args.command == "import" else export(args)
     print(f"{'would be written' if args.dry_run else 'written'}: {args.out}: {said}")

@@ -42,7 +42,8 @@ def model_digest(config: ConfigDict, model: nnx.Module, encoding: Encoding) -> b
     parts += encoding.signature
     for path, leaf in sorted(leaf_paths(model).items()):
         if path.startswith(encoding.weights):
-            parts += [path, np.asarray(local_array(leaf.get_value()))]
+            arrays = jax.tree.leaves(leaf.get_value())  # several of a kernel in 8 bits
+            parts += [path, *(np.asarray(local_array(array)) for array in arrays)]
     return digest_of(*parts)
 
 

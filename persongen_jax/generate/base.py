@@ -11,9 +11,10 @@ import jax.numpy as jnp
 from persongen_jax.diffusion.options import SamplingOptions
 from persongen_jax.diffusion.scheduler_config import PREDICTION_TYPES
 from persongen_jax.diffusion.strengths import Strength
+from persongen_jax.models.quantised import KINDS
 
 # The options that an image's notes record.
-KEPT = ("base", "base_config", "unet", "vae", "text_encoders", "prediction_type")
+KEPT = ("base", "base_config", "unet", "vae", "text_encoders", "prediction_type", "quantize")
 
 
 def add_base_options(add: Callable) -> None:
@@ -37,6 +38,11 @@ def add_base_options(add: Callable) -> None:
         choices=PREDICTION_TYPES,
         help="what the UNet predicts; default: what the base's files say",
     )
+    add(
+        "--quantize",
+        choices=tuple(KINDS),
+        help="hold the kernels of UNet and text towers in 8 bits: half the memory of bfloat16",
+    )
     add("--variant", help="read weight files of this variant, e.g. fp16")
 
 
@@ -56,6 +62,7 @@ def open_base_pipeline(args: argparse.Namespace, options: SamplingOptions) -> An
         text_encoders=args.text_encoders,
         prediction_type=args.prediction_type,
         check=options.plan,
+        quantize=args.quantize or "",
     )
 
 

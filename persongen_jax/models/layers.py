@@ -14,7 +14,7 @@ from flax import nnx
 from jax import lax
 from jax.typing import DTypeLike
 
-from persongen_jax.models.lora import Adaptable, DoRA, LayerChange, LoRA
+from persongen_jax.models.lora import Adaptable, LayerChange, LoRA
 from persongen_jax.models.ops import Padding, conv2d, conv2d_upsampled
 
 
@@ -69,15 +69,7 @@ class Linear(Adaptable):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         x = x.astype(self.dtype)
-        kernel, bias = self.weights()
-        y = x @ kernel
-        if isinstance(self.lora, DoRA):
-            y = (y + self.lora(x)) * self.lora.factor(kernel)
-        if bias is not None:
-            y = y + bias
-        if self.lora is not None and not isinstance(self.lora, DoRA):
-            y = y + self.lora(x)
-        return y
+        return self.multiply(jnp.matmul, x, self.lora)
 
 
 class Conv(Adaptable):
@@ -116,22 +108,18 @@ class Conv(Adaptable):
     def __call__(self, x: jax.Array, *, infer: bool = False) -> jax.Array:
         """``infer``: choose what is fastest where no gradient is taken."""
         x = x.astype(self.dtype)
-        kernel, bias = self.weights()
-        y = conv2d(x, kernel, self.strides, self.padding, infer=infer)
-        if isinstance(self.lora, DoRA):
-            y = y + self.lora.conv(x, self.strides, self.padding)
-            y = y * self.lora.factor(kernel)
-        if bias is not None:
-            y = y + bias
-        if self.lora is not None and not isinstance(self.lora, DoRA):
-            y = y + self.lora.conv(x, self.strides, self.padding)
-        return y
+
+        def product(x, kernel):
+            return conv2d(x, kernel, self.strides, self.padding, infer=infer)
+
+        def low_rank(x):
+            return self.lora.conv(x, self.strides, self.padding)  # type: ignore[union-attr]
+
+        return self.multiply(product, x, low_rank if self.lora is not None else None)
 
     def upsampled(self, x: jax.Array) -> jax.Array:
         """The layer on ``x`` at twice its size; for a 3x3 kernel without LoRA, padded by one."""
-        kernel, bias = self.weights()
-        y = conv2d_upsampled(x.astype(self.dtype), kernel)
-        return y if bias is None else y + bias
+        return self.multiply(conv2d_upsampled, x.astype(self.dtype))
 
 
 FIRST_ADDED = 1 << 20  # the id of an Embed's first added row; no vocabulary is as large

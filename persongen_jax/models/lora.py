@@ -9,7 +9,8 @@ Adapters that are not a product of two narrow factors (LoHa, LoKr, DoRA, ...) ar
 """
 
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,16 +20,18 @@ from jax.typing import DTypeLike
 
 from persongen_jax.models.ops import Padding, conv2d
 from persongen_jax.models.platform import target_platform
+from persongen_jax.models.quantised import QuantisedArray
 
 Array = jax.Array | np.ndarray
+Product = Callable[[jax.Array, jax.Array], jax.Array]
 
 
 def _with_change(own, change, dtype):
-    """A layer's kernel or bias plus what adapters add to it, in ``dtype``."""
+    """A layer's kernel or bias plus what adapters add to it (or None), in ``dtype``."""
     if change is None:
-        return own[...].astype(dtype)
+        return own.astype(dtype)
     # Summed in float32: the change may be far below the precision of the weights.
-    return (own[...].astype(jnp.float32) + change[...].astype(jnp.float32)).astype(dtype)
+    return (own.astype(jnp.float32) + change.astype(jnp.float32)).astype(dtype)
 
 
 class Adaptable(nnx.Module):
@@ -44,15 +47,35 @@ class Adaptable(nnx.Module):
     lora: "LoRA | None"
     change: "LayerChange | None"
 
-    def weights(self) -> tuple[jax.Array, jax.Array | None]:
-        """(kernel, bias or None) in the compute dtype, changes included."""
-        change, bias = self.change, None
-        kernel = _with_change(self.kernel, change and change.kernel, self.dtype)
+    def multiply(
+        self, product: Product, x: jax.Array, low_rank: Callable | None = None
+    ) -> jax.Array:
+        """``product(x, kernel)`` plus the bias, in the compute dtype, adapters included.
+
+        ``low_rank``: maps ``x`` to the output of ``lora``; None without one.
+        """
+
+        def changed_product(x, kernel, change):
+            return product(x, _with_change(kernel, change, self.dtype))
+
+        kernel, added = self.kernel.get_value(), self.change
+        if isinstance(kernel, QuantisedArray):
+            # The backward pass reads the 8 bits again, instead of a copy at full size.
+            changed_product = jax.checkpoint(changed_product)
+        of_kernel, of_bias = _value(added and added.kernel), _value(added and added.bias)
+        y = changed_product(x, kernel, of_kernel)
+        if low_rank and isinstance(self.lora, DoRA):
+            whole = _with_change(kernel, of_kernel, self.dtype)
+            y, low_rank = (y + low_rank(x)) * self.lora.factor(whole), None
         if self.bias is not None:
-            bias = _with_change(self.bias, change and change.bias, self.dtype)
-        elif change is not None and change.bias is not None:
-            bias = change.bias[...].astype(self.dtype)  # only the adapter's
-        return kernel, bias
+            y = y + _with_change(self.bias.get_value(), of_bias, self.dtype)
+        elif of_bias is not None:
+            y = y + of_bias.astype(self.dtype)  # only the adapter's
+        return y if low_rank is None else y + low_rank(x)
+
+
+def _value(variable):
+    return None if variable is None else variable.get_value()
 
 
 class LoRA(nnx.Module):
@@ -121,6 +144,12 @@ class LayerChange(nnx.Module):
     def __init__(self, kernel: jax.Array | None, bias: jax.Array | None):
         self.kernel = None if kernel is None else nnx.Variable(kernel)
         self.bias = None if bias is None else nnx.Variable(bias)
+
+
+def quantised_as(layer: Adaptable) -> str:
+    """How the layer's kernel is held in 8 bits, a name of quantised.KINDS; "" if it is not."""
+    kernel: Any = layer.kernel.get_value()
+    return kernel.kind if isinstance(kernel, QuantisedArray) else ""
 
 
 def _product(x, factor):
@@ -275,8 +304,14 @@ def changed_layers(module: nnx.Module) -> dict[tuple, Adaptable]:
 
 
 def check_mergeable(module: nnx.Module) -> None:
-    """ValueError if an adapter adds a bias to a layer without one."""
+    """ValueError if an adapter adds a bias to a layer without one, or changes one in 8 bits."""
     for path, layer in _adaptable(module):
+        if quantised_as(layer) and (layer.lora is not None or layer.change is not None):
+            name = ".".join(map(str, path))
+            raise ValueError(
+                f"{name}: its kernel is held in {quantised_as(layer)}, which has no room for an "
+                "adapter's small changes: keep it loaded, or open the base without quantize"
+            )
         if layer.bias is None and layer.change is not None and layer.change.bias is not None:
             name = ".".join(map(str, path))
             raise ValueError(

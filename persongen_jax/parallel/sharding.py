@@ -41,7 +41,7 @@ WHOLE, DIVIDED = "whole", "divided"
 RULES = (
     (r"(.*/)?(bias|scale|running_mean|running_var|class_embedding|ns_coeffs)", WHOLE),
     (r"(.*/)?(down|up|magnitude|added)", WHOLE),
-    (r"(.*/)?(kernel|embedding|latents)", DIVIDED),
+    (r"(.*/)?(kernel|embedding|latents|kernel/value/codes)", DIVIDED),
 )
 # Arrays with fewer numbers stay whole: gathering them costs a message and saves nothing.
 MIN_DIVIDED = 4096

@@ -87,7 +87,8 @@ class Pipeline(WithLoras, WithEmbeddings, WithControls):
         """Open a diffusers-format SDXL directory or a single-file checkpoint.
 
         ``options``: param_dtype, vae_dtype, variant, config, unet, vae, text_encoders,
-        prediction_type, check; see :func:`~persongen_jax.weights.formats.sdxl.loading.load_sdxl`.
+        prediction_type, check, quantize; see
+        :func:`~persongen_jax.weights.formats.sdxl.loading.load_sdxl`.
         """
         checks.check_path("path", path)
         mesh = make_mesh() if mesh is None else mesh

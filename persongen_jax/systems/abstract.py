@@ -27,14 +27,17 @@ from persongen_jax.methods.base import Method, Parts
 from persongen_jax.models.encoders.clip import CLIPVisionModel
 from persongen_jax.models.faces.iresnet import R50, IResNet
 from persongen_jax.models.layers import UnusedRngs
+from persongen_jax.models.quantised import check_kind
 from persongen_jax.models.sdxl.parts import COMPONENTS, StableDiffusionXL, build
 from persongen_jax.models.sdxl.sizes import CONFIGS, IMAGE_TOWER
 from persongen_jax.systems.drawn_weights import fill
+from persongen_jax.training.partition import quantise_frozen
 from persongen_jax.weights.files.directory import read_config
 from persongen_jax.weights.files.safetensors_file import NAMES
 from persongen_jax.weights.formats.recognisers import SFACE
 from persongen_jax.weights.formats.sdxl.loading import SDXLBase
 from persongen_jax.weights.loader import parameter_leaves, to_torch_shape, torch_key
+from persongen_jax.weights.quantising import base_layers
 from persongen_jax.weights.random_base import SCHEDULER, SIZES, make_configs
 from persongen_jax.weights.saver import write_json
 
@@ -85,6 +88,7 @@ def abstract_base(config: ConfigDict) -> tuple[SDXLBase, Method, DecodedLosses]:
     What a run starts from does not change sizes and is not opened. Methods open CLIP's image tower
     by its path, so they get a sparse file with its keys and shapes that takes no room on the disk.
     """
+    check_kind(config.quantize, "config.quantize")
     configs, image_tower = network_configs(config)
     method = get_method(config.method)
     length = configs["text_encoder"]["max_position_embeddings"]
@@ -112,7 +116,10 @@ def _make(config, configs, method, tokenizers, decoded):
         for name, dtype in dtypes.items()
     }
     model = StableDiffusionXL(**parts)
+    layers = base_layers(model)
     method.attach(Parts(model, tokenizers), config, UnusedRngs())
+    if config.quantize:
+        quantise_frozen(model, config.quantize, layers, config.trainable or method.groups)
     decoded.attach(model)
     return model
 

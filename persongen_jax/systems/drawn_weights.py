@@ -13,6 +13,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
+from persongen_jax.models.quantised import QuantisedArray, quantise
+
 
 def with_random_weights(model: Any) -> Any:
     """A model of ShapeDtypeStructs with arrays in their place, on the first device."""
@@ -24,8 +26,13 @@ def with_random_weights(model: Any) -> Any:
     return nnx.merge(graphdef, nnx.from_flat_state(filled))
 
 
-def random_weight(number: int, path: tuple, shape: jax.ShapeDtypeStruct) -> jax.Array:
-    """An array like ``shape``, a ShapeDtypeStruct; ``number`` makes it differ from the others."""
+def random_weight(
+    number: int, path: tuple, shape: jax.ShapeDtypeStruct | QuantisedArray
+) -> jax.Array | QuantisedArray:
+    """An array like ``shape``, of shapes only; ``number`` makes it differ from the others."""
+    if isinstance(shape, QuantisedArray):
+        whole = jax.ShapeDtypeStruct(shape.shape, jnp.dtype(shape.dtype))
+        return quantise(random_weight(number, path, whole), shape.kind)
     name, dims = path[-1], shape.shape
     if name == "bias":
         return fill(shape.dtype, dims, number, 0.0, 0.0)

@@ -36,6 +36,7 @@ from persongen_jax.losses.base import check_records
 from persongen_jax.losses.decoded import DecodedLosses, add_to
 from persongen_jax.methods import get_method
 from persongen_jax.methods.base import Method, Parts, denoiser_module
+from persongen_jax.models.quantised import check_kind
 from persongen_jax.models.sdxl.encoder import UNetEncoder
 from persongen_jax.models.sdxl.parts import COMPONENTS, StableDiffusionXL
 from persongen_jax.models.sdxl.vae import decode_batch
@@ -44,7 +45,9 @@ from persongen_jax.systems.diffusion import FACE, VAE, DiffusionSystem, Step
 from persongen_jax.systems.read_keys import ReadKeys
 from persongen_jax.systems.sdxl_config import METHOD_KEYS, REFERENCES, SETS, sdxl_defaults
 from persongen_jax.systems.sdxl_fields import image_encoding
+from persongen_jax.training.partition import quantise_frozen
 from persongen_jax.weights.formats.sdxl.loading import SDXLBase, load_sdxl
+from persongen_jax.weights.quantising import base_layers
 
 log = logging.getLogger(__name__)
 DECODER = ("vae/decoder/", "vae/post_quant_conv/")
@@ -106,15 +109,19 @@ class Sdxl(DiffusionSystem):
                 "config.base is empty; give --config.base=DIR, a diffusers-format SDXL directory "
                 "(python -m persongen_jax.weights.random_base writes a tiny one)"
             )
+        check_kind(config.quantize, "config.quantize")
         dtypes = {"dtype": jnp.dtype(config.dtype), "vae_dtype": jnp.dtype(config.vae_dtype)}
         names = ("unet", "vae", "text_encoders", "prediction_type")
         parts = {name: config[name] for name in names} | {"config": config.base_config}
         check = functools.partial(check_sampler, config)
         base = load_sdxl(config.base, **dtypes, **parts, check=check, shardings=shardings)
         base.scheduler_config = scheduler_of_run(config, base.scheduler_config)
-        method = get_method(config.method)
+        method, layers = get_method(config.method), base_layers(base.model)
         read = ReadKeys(config)
         method.attach(Parts(base.model, base.tokenizers), read, nnx.Rngs(config.seed))
+        if config.quantize:
+            table = config.trainable or method.groups
+            quantise_frozen(base.model, config.quantize, layers, table)
         set_remat(base.model, config.remat)
         decoded = DecodedLosses(config, NoiseSchedule.from_config(base.scheduler_config))
         decoded.attach(base.model)

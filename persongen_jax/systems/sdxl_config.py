@@ -45,6 +45,7 @@ def sdxl_defaults() -> ConfigDict:
     # Computation. Frozen weights are stored in ``dtype``; trained weights in float32.
     config.dtype = "bfloat16"
     config.vae_dtype = "float32"
+    config.quantize = ""  # or "int8", "fp8": frozen kernels of UNet and text towers in 8 bits
     config.remat = False  # recompute the UNet's activations: less memory, more time
 
     # Data: the side of the target in pixels, the word that marks the class word in captions.

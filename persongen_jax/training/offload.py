@@ -24,13 +24,16 @@ def offloaded(model: nnx.Module, roots: tuple[str, ...]) -> None:
     """
     for path, leaf in leaf_paths(model).items():
         if path.startswith(roots):
-            array = leaf.get_value()
-            if not (array.is_fully_addressable or array.is_fully_replicated):
-                raise ValueError(
-                    "config.offload_encoders: the frozen weights are divided among processes "
-                    "(config.shard_frozen); give one of the two as False"
-                )
-            leaf.set_value(np.asarray(array))
+            leaf.set_value(jax.tree.map(_on_host, leaf.get_value()))
+
+
+def _on_host(array):
+    if not (array.is_fully_addressable or array.is_fully_replicated):
+        raise ValueError(
+            "config.offload_encoders: the frozen weights are divided among processes "
+            "(config.shard_frozen); give one of the two as False"
+        )
+    return np.asarray(array)
 
 
 def put_not_offloaded(tree: Any, shardings: Any) -> Any:

@@ -11,8 +11,10 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.typing import ArrayLike
 
+from persongen_jax.models.quantised import QuantisedArray
 from persongen_jax.training.step import key_of
 from persongen_jax.weights.errors import KeyMismatch
+from persongen_jax.weights.quantising import quantise_kernels
 
 
 def leaf_paths(model: nnx.Module) -> dict[str, nnx.Variable]:
@@ -55,17 +57,44 @@ def split_model(
         (graphdef, trainable, frozen, groups): ``trainable`` maps path to float32 array; ``frozen``
         is the NNX state of everything else; ``groups`` maps each trainable path to its group.
         step.merge_model joins them again.
+
+    Raises:
+        ValueError: a table that does not fit, or that trains kernels held in 8 bits.
     """
     groups = assign_groups(leaf_paths(model), table)
 
     def is_trainable(path, _):
         return "/".join(map(str, path)) in groups
 
+    check_full_precision(model, groups, "cannot be trained")
     graphdef, *states = nnx.split(model, is_trainable, ...)
     trainable, frozen = states
     flat = {"/".join(map(str, p)): v.get_value() for p, v in nnx.to_flat_state(trainable)}
     # Adam's small updates vanish in half precision.
     return graphdef, {p: v.astype(jnp.float32) for p, v in flat.items()}, frozen, groups
+
+
+def check_full_precision(model: nnx.Module, paths: Iterable[str], verdict: str) -> None:
+    """ValueError if one of these parameters is held in 8 bits."""
+    leaves = leaf_paths(model)
+    for path in paths:
+        if isinstance(value := leaves[path].get_value(), QuantisedArray):
+            raise ValueError(
+                f"{path}: held in {value.kind}, it {verdict}; open the base without quantize, or "
+                "take the path out of the trained weights"
+            )
+
+
+def quantise_frozen(
+    model: nnx.Module, kind: str, layers: Iterable[str], table: Iterable[tuple[str, str]]
+) -> None:
+    """Hold those of ``layers`` in 8 bits, in place, of which ``table`` does not train the kernel.
+
+    Args:
+        kind: "int8" or "fp8". layers: weights.quantising.base_layers' of the same model.
+    """
+    trained = assign_groups(leaf_paths(model), table)
+    quantise_kernels(model, kind, {path for path in layers if f"{path}/kernel" not in trained})
 
 
 def split_shapes(
@@ -117,6 +146,7 @@ def fill_trained(
     if missing or unexpected or misshapen:
         remedy = "These weights were trained on another base, or with another config."
         raise KeyMismatch(where, sorted(missing), sorted(unexpected), misshapen, remedy)
+    check_full_precision(model, wanted.keys() - gathered.keys(), f"cannot take {where}'s weights")
     set_leaves(model, trained)
 
 

@@ -163,7 +163,11 @@ def controlnet_from_unet(
             # Without what methods have added to the UNet: branches, LoRA.
             there = set(nnx.to_flat_state(nnx.state(target, nnx.Param)).paths)
             flat = nnx.to_flat_state(nnx.state(source, nnx.Param))
-            kept = [(path, jax.tree.map(_float32, leaf)) for path, leaf in flat if path in there]
+            kept = [
+                (path, leaf.replace(_float32(leaf.get_value())))
+                for path, leaf in flat
+                if path in there
+            ]
             nnx.update(target, nnx.from_flat_state(kept))
     return net
 

@@ -19,11 +19,13 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from data_pipeline.prompts import Tokenizers
+from persongen_jax.models.quantised import check_kind
 from persongen_jax.models.sdxl.parts import COMPONENTS, StableDiffusionXL, build
 from persongen_jax.parallel.sharding import Shardings
 from persongen_jax.weights.errors import BadConfig, WeightsError
 from persongen_jax.weights.formats.sdxl.opening import open_base
 from persongen_jax.weights.loader import check_keys, fill_module, parameter_leaves
+from persongen_jax.weights.quantising import QUANTISED, check_not_quantised, quantise_kernels
 from persongen_jax.weights.saver import save_module, write_json
 
 
@@ -57,6 +59,7 @@ def load_sdxl(
     prediction_type: str | None = None,
     check: Callable[[dict], Any] | None = None,
     shardings: Shardings | None = None,
+    quantize: str = "",
 ) -> SDXLBase:
     """Open a diffusers-format SDXL directory, or a single-file checkpoint together with one.
 
@@ -79,6 +82,8 @@ def load_sdxl(
         prediction_type: what the UNet predicts, overriding files and configs.
         check: called with the scheduler's config before any weight is read; its errors propagate.
         shardings: as in :func:`~persongen_jax.weights.loader.load_module`.
+        quantize: "int8" or "fp8": hold the kernels of UNet and text towers in 8 bits, for inference
+            (weights/quantising.py). Training says itself which are frozen.
 
     Raises:
         MissingFile: the path, or a part of the base, does not exist.
@@ -88,6 +93,7 @@ def load_sdxl(
     for name, given in (("dtype", dtype), ("param_dtype", param_dtype), ("vae_dtype", vae_dtype)):
         if not jnp.issubdtype(given, jnp.floating):
             raise ValueError(f"{name}={jnp.dtype(given).name}: give bfloat16, float16 or float32")
+    check_kind(quantize, "quantize")
     dtypes = {name: {"dtype": dtype, "param_dtype": param_dtype} for name in COMPONENTS}
     dtypes["vae"] = {"dtype": vae_dtype, "param_dtype": vae_dtype}
     with open_base(
@@ -108,6 +114,8 @@ def load_sdxl(
         for name in COMPONENTS:
             source = files.sources[name]
             models[name] = fill_module(models[name], source, shardings=shardings)
+            if quantize and name in QUANTISED:
+                quantise_kernels(models[name], quantize)
             source.close()
     return SDXLBase(
         model=StableDiffusionXL(**models),
@@ -179,6 +187,7 @@ def save_sdxl(base: SDXLBase, folder: str | os.PathLike) -> None:
     them separately.
     """
     folder = Path(folder)
+    check_not_quantised(base.model, "the base cannot be saved")
     for name in COMPONENTS:
         save_module(
             getattr(base.model, name), folder / name, base.configs[name], file_name=FILE_NAMES[name]
