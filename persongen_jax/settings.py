@@ -26,6 +26,7 @@ PLACES = (
         "id_encoder",
         "face_encoder",
         "data",
+        "class_data",
         "csv",
         "data_dir",
         "start_from",

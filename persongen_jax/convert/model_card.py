@@ -13,7 +13,7 @@ from persongen_jax.settings import PLACES
 # Places whose last part says what the adapter is for; of all others nothing is told.
 NAMED_PLACES = ("base", "unet", "vae", "text_encoders", "id_encoder", "face_encoder")
 # Values with a slash that are no paths: patterns of what is trained.
-PATTERNS = ("trainable",)
+PATTERNS = ("trainable", "lora_targets", "lora_ranks")
 SHOWN = (
     *("method", "steps", "batch_size", "size", "rank", "lora_alpha", "optimizer", "dtype"),
     *("quantize", "seed"),
@@ -29,6 +29,7 @@ class Facts:
             folder's name; licence: the Hub's identifier; base_model: the base's name on the Hub,
             or "".
         prompt: one that calls up what was trained, or "".
+        embedding: the file of a word that goes with the weights, or "".
         terms: licences of what the run read, by what it is.
         step, config: of the run; the config is public_config's.
         losses: the last line of metrics.jsonl; validation: rows of the validation at that step.
@@ -47,6 +48,7 @@ class Facts:
     losses: Mapping[str, Any]
     validation: Sequence[Mapping[str, Any]]
     sheets: Sequence[str] = ()
+    embedding: str = ""
 
 
 def public_config(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -139,6 +141,8 @@ _TAGS = {
     "photomaker": ["photomaker"],
     "ip-adapter": ["ip-adapter", "diffusers"],
     "controlnet": ["controlnet", "diffusers"],
+    "diffusers": ["diffusers"],
+    "embedding-kohya": ["textual_inversion"],
 }
 
 _OURS = {
@@ -147,7 +151,16 @@ _OURS = {
     "photomaker": "--method-weights {weights} --reference PICTURE",
     "ip-adapter": "--method-weights {weights} --reference PICTURE",
     "controlnet": "--controlnet {weights} --control-image PICTURE",
+    "diffusers": "--base {weights}",
+    "embedding-kohya": "--embedding {weights}",
 }
+
+
+# diffusers takes a tower's rows at a time.
+_THEIR_WORD = """rows = load_file("{file}")  # of safetensors.torch
+towers = (pipe.text_encoder, pipe.tokenizer), (pipe.text_encoder_2, pipe.tokenizer_2)
+for key, (text_encoder, tokenizer) in zip(("clip_l", "clip_g"), towers):
+    pipe.load_textual_inversion(rows[key], WORD, tokenizer, text_encoder)"""
 
 
 def _use(facts: Facts) -> str:
@@ -159,7 +172,11 @@ def _use(facts: Facts) -> str:
         "kohya-lora": lora,
         "ip-adapter": f'pipe.load_ip_adapter("{repo}", subfolder="", weight_name="{weights}")',
         "controlnet": f'net = ControlNetModel.from_pretrained("{repo}", subfolder="{weights}")',
+        "diffusers": f'pipe = StableDiffusionXLPipeline.from_pretrained("{weights}")  # downloaded',
+        "embedding-kohya": _THEIR_WORD.format(file=weights),
     }.get(facts.file_format)
+    if theirs and facts.embedding:
+        theirs += "\n" + _THEIR_WORD.format(file=facts.embedding)
     text = ""
     if theirs:
         text += f'With diffusers, where `pipe` is an SDXL pipeline of "{base}":\n\n'
@@ -168,5 +185,8 @@ def _use(facts: Facts) -> str:
         text += "With PhotoMaker's own pipeline (github.com/TencentARC/PhotoMaker), or here.\n\n"
     prompt = facts.prompt or "PROMPT"
     ours = _OURS[facts.file_format].format(weights=weights)
-    text += "With persongen_jax:\n\n```bash\npython -m persongen_jax.generate --base SDXL "
-    return text + f'{ours} --prompt "{prompt}"\n```\n'
+    if facts.embedding:
+        ours += f" --embedding {facts.embedding}"
+    front = "" if facts.file_format == "diffusers" else "--base SDXL "
+    text += "With persongen_jax:\n\n```bash\npython -m persongen_jax.generate "
+    return text + f'{front}{ours} --prompt "{prompt}"\n```\n'

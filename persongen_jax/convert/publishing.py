@@ -27,7 +27,10 @@ FILES = {
     "photomaker": "photomaker.safetensors",
     "diffusers-lora": "pytorch_lora_weights.safetensors",
     "kohya-lora": "lora.safetensors",
+    "diffusers": "model",
+    "embedding-kohya": "embedding.safetensors",
 }
+WORD = "embedding-kohya"  # a word that was trained with a LoRA is a file of its own
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".heic", ".avif")
 HEADER = 1 << 22  # bytes of a file that are searched for paths: texts, and headers of weights
 REPO = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
@@ -69,6 +72,9 @@ def collect(
     terms = {"base": licence(base, "sdxl")}
     licence_id = licence_id or _identifier(terms["base"])
     said = export_run(run, folder / FILES[file_format], file_format)
+    word = file_format != WORD and not unsupported_reason(run, WORD)
+    if word:
+        said += f"; {export_run(run, folder / FILES[WORD], WORD)}"
     for what, kind in (("id_encoder", "clip"), ("face_encoder", "arcface")):
         if path := config.get(what):
             terms[what] = licence(path, kind)
@@ -80,7 +86,8 @@ def collect(
         weights=FILES[file_format],
         licence=licence_id,
         base_model=base_model,
-        prompt=prompt or (f"a person {trigger}" if trigger else ""),
+        prompt=prompt or _prompt(config, trigger),
+        embedding=FILES[WORD] if word else "",
         terms={**terms, "the adapter": said},
         step=run.step,
         config=public_config(config),
@@ -93,6 +100,13 @@ def collect(
     (folder / "README.md").write_text(card, encoding="utf-8")
     check_private(folder, {*paths_in(config), str(run.workdir.absolute())}, sheets)
     return card
+
+
+def _prompt(config: dict, trigger: str) -> str:
+    """A prompt that calls up what was trained; "" if the config does not say."""
+    if token := config.get("token"):
+        return config.get("instance_prompt") or f"a photo of {token}"
+    return f"a person {trigger}" if trigger else ""
 
 
 def check_repo(repo: str) -> None:
