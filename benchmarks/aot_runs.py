@@ -33,6 +33,10 @@ ON_V6E = ("--topology", "v6e:4x4", OFFLOADED, "--cached")
 # A ControlNet as the second network, all of it trained.
 SECOND = ("persongen_jax.aot", "--config", "configs/facecdm/stage3.py", OFFLOADED, "--cached")
 
+# LoRA on one person at 1024 pixels on one chip: a base in bfloat16, and in 8 bits.
+ON_ONE = ("persongen_jax.aot", "--config", "configs/lora.py", "--config.token=ohwx", OFFLOADED)
+ON_ONE += ("--cached", "--per_chip_batch", "1", "--topology", "v5e:1x1")
+
 RUNS = (
     (YARDSTICK, "--topology", "v5p:2x2x1"),
     (YARDSTICK, "--topology", "v5e:2x2"),
@@ -65,6 +69,7 @@ RUNS = (
         (*SECOND, DIVIDED.format(16), "--per_chip_batch", n, "--topology", "v5e:4x4")
         for n in ("2", "1")
     ),
+    *((*ON_ONE, "--config.remat=True", *own) for own in ((), ("--config.quantize=int8",))),
 )
 
 
