@@ -7,10 +7,13 @@ from ml_collections import ConfigDict
 AT_LEAST_0 = (
     *("warmup_steps", "schedule_steps", "steps", "clip_norm", "keep_checkpoints", "max_bad_steps"),
     *("validation_every", "start_from_step", "lora_alpha", "early_stopping", "sample_every"),
+    *("text_alpha", "text_rank", "num_class_images", "prior_loss_weight", "keep_captions"),
+    *("embedding_steps", "embedding_norm"),
 )
 AT_LEAST_1 = (
     *("batch_size", "grad_accum", "fsdp", "cpu_devices", "size", "log_every"),
     *("sample_images", "facecdm_reduced", "bolid_reduced", "losses_downscale"),
+    "num_vectors",
 )
 
 
@@ -32,6 +35,8 @@ def _range_error(key: str, value) -> str:
         return "give a finite number"
     if key.endswith("_prob") and not 0 <= value <= 1:
         return "a probability is 0 to 1"
+    if key == "loss_mask_outside" and not 0 <= value <= 1:
+        return "give 0 (nothing counts there) to 1 (as much as inside)"
     if key == "ema_decay" and not 0 <= value < 1:
         return "give 0 (no average) or a number below 1, such as 0.9999"
     rate = key.startswith("lr_")

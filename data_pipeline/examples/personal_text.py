@@ -100,8 +100,8 @@ class PersonalText(Text):
         return " ".join([*before, named if self.wording.instead else f"{named} {word}"]) + right
 
     def caption(self, record: Record) -> str:
-        if is_class_image(record):
-            return record.caption
+        if is_class_image(record):  # whose captions name nobody
+            return super().without_trigger(record.caption)
         if self.wording.prompt:
             return self.without_trigger(self.wording.prompt)
         return super().caption(record)
@@ -144,7 +144,7 @@ class PersonalText(Text):
         super().check(record, others)
         token, text = self.wording.token, self.caption(record)
         if token and not is_class_image(record) and not self.wording.templates:
-            if token.lower() not in text.lower():
+            if not self.tokenizers.has_word(token, text):
                 self._unnamed.setdefault(record.image, text)
 
     def notes(self) -> list[str]:

@@ -9,8 +9,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
-
 from data_pipeline.pictures.listing import list_images
 from data_pipeline.records.schema import Record
 from data_pipeline.text_files import read_text
@@ -57,7 +55,8 @@ def class_records(folder: str | Path, prompt: str) -> list[Record]:
             raise ClassImageError(
                 f"{own or image}: no caption; write {image.stem}.txt, or give config.class_prompt"
             )
-        records.append(Record(str(image), str(path), caption, extra={CLASS: True}))
+        # Not the folder's path: a run may go on after it has moved.
+        records.append(Record(str(image), CLASS, caption, extra={CLASS: True}))
     return records
 
 
@@ -95,7 +94,6 @@ def with_class_images(
         own: of the person, repeats included; their own weights stay, as factors.
     """
     count = max(len(own), len(others))
-    pairs = zip(_cycled(own, count), _cycled(others, count), strict=True)
     # Each kind is half of the examples, so a weight of 2 makes its half a mean of its own.
     own, others = _weighted(own, 2.0), _weighted(others, 2.0 * prior_loss_weight)
     pairs = zip(_cycled(own, count), _cycled(others, count), strict=True)
@@ -118,11 +116,7 @@ def _cycled(records, count):
     return [records[i % len(records)] for i in range(count)]
 
 
-def read_either(
-    read_image: Callable[[str], np.ndarray],
-    read_other: Callable[[str], np.ndarray],
-    others: Sequence[Record],
-) -> Callable[[str], np.ndarray]:
-    """A reader of images of two sources: ``read_other`` reads those of ``others``."""
+def either(own: Callable, other: Callable, others: Sequence[Record]) -> Callable:
+    """A function of an image's name: ``other`` for the images of ``others``, else ``own``."""
     names = {record.image for record in others}
-    return lambda name: (read_other if name in names else read_image)(name)
+    return lambda name: (other if name in names else own)(name)

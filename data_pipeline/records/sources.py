@@ -18,6 +18,7 @@ should differ need disjoint numbers: a set uses ``identities`` x ``pictures`` of
 import os
 import zlib
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import parse_qsl
 
@@ -38,6 +39,22 @@ LEAST = {"identities": 1, "pictures": 2, "size": 16}  # two images: a target and
 # Weights of portraits, half and full figures; None: as data_pipeline/drawing/people.py mixes them.
 FRAMINGS = {"mixed": None, "portrait": (1, 0, 0), "figures": (0, 1, 1)}
 RENDER_BATCH = 1024
+
+
+@dataclass
+class Opened:
+    """What examples are made from.
+
+    Attributes:
+        records: of the data.
+        read_image, stamp, mark: of a record's image: uint8 RGB [h, w, 3]; see file_stamps; see
+            content_digests, None where there is nothing that could change.
+    """
+
+    records: list[Record]
+    read_image: Callable[[str], np.ndarray]
+    stamp: Callable[[str], str | None]
+    mark: Callable[[str], str] | None
 
 
 class SourceError(ValueError):
@@ -96,6 +113,12 @@ def make_manifest(folder: Path, trigger_word: str, keep_faceless: bool = False) 
         print(f"  {line}")
     if not built.records:
         raise SourceError(f"{folder}: no image can be used")
+    faceless = sum(record.face_box is None for record in built.records)
+    if faceless:
+        print(
+            f"  {faceless} images without a face are in it, as the method reads no references; for "
+            "one that does, make it again with `python -m data_pipeline.manifest --replace`"
+        )
     print(f"  wrote {write_manifest(folder, built.records)}; edit it, the next run reads it")
 
 
@@ -112,13 +135,15 @@ def file_stamps(data: str) -> Callable[[str], str | None]:
         all_of_them = ";".join(map(_stamp, files))
         return lambda name: f"{all_of_them};{name}"
 
-    def stamp(name: str) -> str | None:
-        try:
-            return _stamp(Path(name))
-        except OSError:
-            return None
+    return file_stamp
 
-    return stamp
+
+def file_stamp(name: str) -> str | None:
+    """A text that changes with a file; None if it is missing."""
+    try:
+        return _stamp(Path(name))
+    except OSError:
+        return None
 
 
 def content_digests(data: str) -> Callable[[str], str] | None:

@@ -105,7 +105,8 @@ def collect(
 def _prompt(config: dict, trigger: str) -> str:
     """A prompt that calls up what was trained; "" if the config does not say."""
     if token := config.get("token"):
-        return config.get("instance_prompt") or f"a photo of {token}"
+        learned = config["method"] in ("textual_inversion", "pivotal_tuning")  # for the class too
+        return config.get("instance_prompt") or f"a photo of {token}{'' if learned else ' person'}"
     return f"a person {trigger}" if trigger else ""
 
 

@@ -1,7 +1,7 @@
 """The interface of identity methods. Nothing else in the project asks which method it is."""
 
 import abc
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Hashable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +17,7 @@ from data_pipeline.examples.conditions import References, Text
 from data_pipeline.examples.fields import Batch, Encoding, Field
 from data_pipeline.examples.masked_references import MaskedReferences
 from data_pipeline.prompts import Tokenizers
-from data_pipeline.records.schema import Record
+from data_pipeline.records.sources import Opened
 from persongen_jax.diffusion.conditioning import Conditioning, TokenStream
 from persongen_jax.models.branches import remove_branches
 from persongen_jax.models.lora import remove_adapters
@@ -114,12 +114,20 @@ class Method(abc.ABC):
             self, parts.model, config
         )
 
-    def records(self, records: list[Record], read_image: Callable) -> tuple[list[Record], Callable]:
-        """What examples are made from, of the data's records and the reader of their images.
+    def records(self, opened: Opened) -> Opened:
+        """What examples are made from, of what the data hold; by default the same.
 
-        Called after :meth:`fields`. By default they stay as they are.
+        Called after :meth:`fields`.
         """
-        return records, read_image
+        return opened
+
+    def check_data(self, config: ConfigDict) -> list[str]:
+        """Lines on data that only this method reads, before anything is loaded.
+
+        Raises:
+            ValueError: faults of them.
+        """
+        return []
 
     @abc.abstractmethod
     def condition(self, model: Model, batch: Batch) -> Conditioning:

@@ -4,8 +4,9 @@ One layer can hold several adapters: their ranks are concatenated in one pair of
 ``scale`` holds, for every rank column, weight * alpha / rank of the adapter it belongs to. Any
 number of adapters thus costs two small products, and changing their weights does not recompile.
 
-Adapters that are not a product of two narrow factors (LoHa, LoKr, DoRA, ...) are one
-``LayerChange`` per layer, the sum of what all adapters of these kinds add to its weights.
+Adapters that are not a product of two narrow factors (LoHa, LoKr, DoRA from files, ...) are one
+``LayerChange`` per layer, the sum of what all adapters of these kinds add to its weights. DoRA that
+is trained is a ``DoRA``, the layer's only adapter.
 """
 
 import re
@@ -250,6 +251,8 @@ def add_adapter(layer: Adaptable, down: Array, up: Array, scale: float) -> None:
         down: [in, r] or [kh, kw, in, r]; up: [r, out]; scale: weight * alpha / rank.
     """
     column_scale = jnp.full((up.shape[0],), scale, jnp.float32)
+    if isinstance(layer.lora, DoRA):
+        raise ValueError("a layer with DoRA takes no further LoRA; apply DoRA as a change of it")
     if layer.lora is not None:
         down = jnp.concatenate([layer.lora.down[...], down], -1)
         up = jnp.concatenate([layer.lora.up[...], up], 0)
@@ -277,8 +280,8 @@ def _sum(parts, dtype):
 def copy_lora(layer: Adaptable, to: Adaptable) -> None:
     """Give ``to``, a layer of the same shape, a copy of the adapter on ``layer``."""
     lora = layer.lora
-    if lora is None:
-        raise ValueError("the layer has no LoRA to copy")
+    if lora is None or isinstance(lora, DoRA):
+        raise ValueError(f"the layer has {'DoRA' if lora else 'no LoRA'}, which is not copied")
     parts = (jnp.array(part[...], copy=True) for part in (lora.down, lora.up, lora.scale))
     to.lora = LoRA(*parts, dtype=to.dtype)
 
@@ -333,7 +336,10 @@ def merge_adapters(module: nnx.Module) -> None:
             kernel = layer.kernel[...]
             down = lora.down[...].astype(jnp.float32) * lora.scale[...]
             delta = jnp.matmul(down, lora.up[...].astype(jnp.float32), precision="highest")
-            layer.kernel[...] = (kernel.astype(jnp.float32) + delta).astype(kernel.dtype)
+            whole = kernel.astype(jnp.float32) + delta
+            if isinstance(lora, DoRA):
+                whole = whole * (lora.magnitude[...] / column_norms(whole))
+            layer.kernel[...] = whole.astype(kernel.dtype)
     remove_adapters(module)
 
 

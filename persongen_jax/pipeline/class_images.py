@@ -53,10 +53,12 @@ def generate_missing(system: "Sdxl") -> list[str]:
     taken = {Path(name).stem for name in list_images(folder)}
     free = (number for number in itertools.count() if f"{number:04d}" not in taken)
     numbers = list(itertools.islice(free, missing))
-    batch = pipe.batch_size_for(config.validation_batch or None, missing)
+    # A sampler that draws noise draws by an image's place in its batch: then each is one alone.
+    batch = pipe.batch_size_for(1 if draws else config.validation_batch or None, missing)
     print(f"{folder}: generating {missing} class images of {wanted.prompt!r}")
-    for start in tqdm(range(0, missing, batch), unit="batch", disable=None):
-        here = numbers[start : start + batch]
+    step = 1 if draws else batch
+    for start in tqdm(range(0, missing, step), unit="batch", disable=None):
+        here = numbers[start : start + step]
         noise = [pipe.draw_latents(config.seed + number, 1, size, size)[0] for number in here]
         own = {"seed": config.seed + here[0] if draws else None, "height": size, "width": size}
         images = pipe(

@@ -202,12 +202,22 @@ class Pipeline(WithLoras, WithEmbeddings, WithControls):
         config, trained = loading.read_method(self.base, name, weights, encoder, self.mesh)
         method, parts = get_method(config.method), Parts(self.model, self.base.tokenizers)
         self._remove_method()
+        with self.words.taken_off():  # a run may have trained the tables that they are in
+            fields = self._attach(method, parts, config, trained, str(weights))
+        self._set_method(method, fields)
+        if words := method.take_words(parts):  # and its words are as those of files
+            self.words.add(config.method, words, METHOD)
+        self._place()
+
+    def _attach(self, method, parts, config, trained, where: str) -> tuple:
+        """Attach the method with its weights; returns its fields. None is attached afterwards if
+        they do not fit."""
         try:
             loading.remove_all(self.model)
             self._of_base = loading.base_arrays(self.model, trained)
             method.attach(parts, config, nnx.Rngs(0))
             if trained is not None:
-                fill_trained(self.model, trained, config.trainable or method.groups, str(weights))
+                fill_trained(self.model, trained, config.trainable or method.groups, where)
             fields = (*method.fields(parts, config), TimeIds())
             # What a run trained to predict, and on which noise, is what has to be sampled.
             self.base.scheduler_config = scheduler_of_run(config, self._own_schedule)
@@ -220,10 +230,7 @@ class Pipeline(WithLoras, WithEmbeddings, WithControls):
             self._detach(method)
             self._put_adapters(loading.user_adapters(self.adapters))
             raise
-        self._set_method(method, fields)
-        if words := method.take_words(parts):  # and its words are as those of files
-            self.words.add(config.method, words, METHOD)
-            self._place()
+        return fields
 
     def unload_method(self) -> None:
         """Remove the method; LoRAs loaded from files stay."""
@@ -235,7 +242,8 @@ class Pipeline(WithLoras, WithEmbeddings, WithControls):
         self.adapters = loading.user_adapters(self.adapters)
         self.words.drop(self.words.of(METHOD), METHOD)
         if self.method is not None:
-            self._detach(self.method)
+            with self.words.taken_off():
+                self._detach(self.method)
         self._set_method(None)
 
     def _detach(self, method):

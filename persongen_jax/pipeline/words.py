@@ -84,6 +84,7 @@ class AddedWords:
                     f"the word {word!r} of {kind} {name} is also an ordinary one: wherever prompts "
                     "have it, the embedding is read instead"
                 )
+        _warn_of_duplicates(by_key, (kind, name), words)
         self._set({**by_key, (kind, name): words})
 
     def drop(self, names: Iterable[str], kind: str = LORA) -> None:
@@ -108,8 +109,14 @@ class AddedWords:
     @contextlib.contextmanager
     def removed(self) -> Iterator[None]:
         """Inside, the base lacks the words, so that it can be saved; a warning names them."""
+        self.warn_not_saved(*self._by_key)
+        with self.taken_off():
+            yield
+
+    @contextlib.contextmanager
+    def taken_off(self) -> Iterator[None]:
+        """Inside, the base's tables are its own: they may be replaced by others of their size."""
         by_key = self._by_key
-        self.warn_not_saved(*by_key)
         self._set({})
         try:
             yield
@@ -138,9 +145,8 @@ def _put(base, by_key: dict[Key, Words]):
     """If two words are the same, the later one acts."""
     tables = {tower: [_own_rows(base, tower)] for tower in TOWERS}
     ends = {tower: len(rows[0]) for tower, rows in tables.items()}
-    for key, words in by_key.items():
+    for words in by_key.values():
         for word, towers in words.items():
-            _warn_of_duplicates(by_key, key, word)
             ids = []
             for tower in TOWERS:
                 rows = towers.get(tower)
@@ -180,9 +186,12 @@ def _warn_of_missing_towers(where: str, words: Words, remedy: str = ""):
             )
 
 
-def _warn_of_duplicates(by_key, key, word):
-    later = list(by_key)[list(by_key).index(key) + 1 :]
-    for other in later:
-        if word.lower() in map(str.lower, by_key[other]):
-            of, another = " ".join(key), " ".join(other)
-            warn_of_call(f"the word {word!r} of {of} is also one of {another}, which is used")
+def _warn_of_duplicates(by_key: Mapping[Key, Words], key: Key, words: Words):
+    """Warn of words that earlier files have as well."""
+    for earlier, theirs in by_key.items():
+        for word in theirs:
+            if word.lower() in map(str.lower, words):
+                warn_of_call(
+                    f"the word {word!r} of {' '.join(earlier)} is also one of {' '.join(key)}, "
+                    "which is used"
+                )

@@ -25,7 +25,7 @@ from data_pipeline.examples.fields import (
 from data_pipeline.examples.loss_mask import LossMask
 from data_pipeline.examples.source import ExampleSource
 from data_pipeline.records.checking import check_source, has_face_boxes
-from data_pipeline.records.sources import content_digests, file_stamps, open_records
+from data_pipeline.records.sources import Opened, content_digests, file_stamps, open_records
 from persongen_jax.diffusion.conditioning import Guidance
 from persongen_jax.diffusion.options import SamplingOptions
 from persongen_jax.diffusion.samplers import init_carry, sample_steps
@@ -139,7 +139,7 @@ class Sdxl(DiffusionSystem):
         least = 2 if ours and method.reads_references else 1
         faceless = ours and not method.reads_references
         specs = [config.data, *(config[key] for key in PEOPLE_KEYS)]
-        return [
+        return method.check_data(config) + [
             f"{spec}: {line}"
             for spec in dict.fromkeys(filter(None, specs))
             for line in check_source(
@@ -196,28 +196,28 @@ class Sdxl(DiffusionSystem):
         records, read_image = open_records(
             config.data, config.trigger_word, **requirements(self.fields)
         )
-        records, read_image = self.method.records(records, read_image)
-        for line in check_records(tuple(self.decoded.losses.values()), records, config.data):
+        stamps, marks = file_stamps(config.data), content_digests(config.data)
+        opened = self.method.records(Opened(records, read_image, stamps, marks))
+        for line in check_records(tuple(self.decoded.losses.values()), opened.records, config.data):
             log.warning("%s", line)
         shapes = bucket_shapes(config.buckets)
         levels = len(self.model.unet.config["block_out_channels"])
         check_shapes(shapes, self.codec.factor * 2 ** (levels - 1))
         features = None
         if config.cache:
-            stamps = file_stamps(config.data)
-            features = Features(config, self.model, self.fields, self.table, stamps)
+            features = Features(config, self.model, self.fields, self.table, opened.stamp)
             print(f"features: {features}")
         return ExampleSource(
-            records,
+            opened.records,
             self.fields,
             batch_size=config.batch_size,
             seed=config.seed,
             size=config.size,
-            read_image=read_image,
+            read_image=opened.read_image,
             random_crop=config.random_crop,
             buckets=shapes,
             features=features,
-            mark=content_digests(config.data),
+            mark=opened.mark,
         )
 
     def abstract_batch(self, cached: bool = False, shape: tuple[int, int] | None = None) -> Batch:

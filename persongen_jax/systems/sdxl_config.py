@@ -12,7 +12,8 @@ METHOD_KEYS = (
     *("bolid_body", "bolid_aggregate", "bolid_reduced"),
     *("token", "instance_prompt", "caption_templates", "shuffle_captions", "keep_captions"),
     *("class_data", "class_prompt", "num_class_images", "prior_loss_weight"),
-    *("lora_targets", "lora_ranks", "lora_dora", "text_rank", "text_alpha"),
+    *("lora_targets", "lora_ranks", "lora_dora"),
+    *("text_rank", "text_alpha", "text_targets", "text_ranks"),
     *("train_text_encoders", "num_vectors", "initializer", "embedding_steps", "embedding_norm"),
 )
 
@@ -103,13 +104,16 @@ def sdxl_defaults() -> ConfigDict:
     config.num_class_images = 100
     config.prior_loss_weight = 1.0
     # LoRA: its layers in the UNet, names of methods/personal/lora.py joined by "+" or a regular
-    # expression; rows (expression, rank[, alpha]) of layers with other ranks; DoRA; the rank and
-    # alpha in both text towers (0: none there; 0: the rank).
+    # expression; rows (expression, rank[, alpha]) of layers with other ranks, where alpha is by
+    # default in proportion; DoRA. The same for both text towers: a rank of 0 is none there, an
+    # alpha of 0 the rank.
     config.lora_targets = "attention"
     config.lora_ranks = ()
     config.lora_dora = False
     config.text_rank = 0
     config.text_alpha = 0.0
+    config.text_targets = "attention"
+    config.text_ranks = ()
     # DreamBooth: whether the text towers are trained too.
     config.train_text_encoders = False
     # Textual Inversion: the word's vectors in each tower, and the text whose embeddings they start

@@ -16,6 +16,8 @@ READ_BY_SAMPLES = (
     *("validation_scheduler", "validation_batch"),
 )
 
+TEXT_RANK = "config.text_rank above 0"
+
 
 def unused_keys(
     config: ConfigDict, defaults: ConfigDict, groups: Collection[str], unread: Sequence[str] = ()
@@ -44,6 +46,12 @@ def unused_keys(
         (SAMPLES, config.get("sample_every", 0) > 0, "config.sample_every above 0"),
         (HUBER, config.get("loss_type", "l2") != "l2", "config.loss_type='huber' or 'smooth_l1'"),
         (BIAS, bool(config.get("timestep_bias")), "config.timestep_bias"),
+        (("prior_loss_weight",), bool(config.get("class_data")), "config.class_data"),
+        (("num_class_images",), bool(config.get("class_prompt")), "config.class_prompt"),
+        (("keep_captions",), bool(config.get("shuffle_captions")), "config.shuffle_captions"),
+        (("shuffle_captions",), not config.get("caption_templates"), "captions of their own"),
+        (("text_alpha", "text_targets", "text_ranks"), bool(config.get("text_rank")), TEXT_RANK),
+        (("loss_mask_outside",), bool(config.get("loss_mask")), "config.loss_mask"),
         (unread, False, f"another method than {config.get('method', '')}"),
     ]
     if config.validation_every <= 0:
@@ -56,7 +64,7 @@ def unused_keys(
         rows += [(validation, False, "config.validation_every above 0")]
     lines = []
     for keys, acts, needed in rows:
-        idle = [key for key in keys if given(key)]
+        idle = [key for key in keys if given(key) and (keys is unread or key not in unread)]
         if idle and not acts:
             lines.append(f"without effect: config.{', '.join(idle)}; that needs {needed}")
     rates = sorted(key for key in config.keys() if key.startswith("lr_") and key != "lr_schedule")

@@ -7,7 +7,7 @@ import pytest
 from flax import nnx
 
 from persongen_jax.models.layers import Conv, Linear
-from persongen_jax.models.lora import DoRA, add_lora, merge_adapters
+from persongen_jax.models.lora import DoRA, add_adapter, add_lora, copy_lora, merge_adapters
 from persongen_jax.training.partition import leaf_paths, set_leaves
 from persongen_jax.weights.formats.adapters import apply_adapter, extract_adapter
 from persongen_jax.weights.formats.lora.kinds import Change
@@ -120,4 +120,17 @@ def test_what_is_taken_off_has_the_same_effect_on_the_bare_layer(net):
     apply_adapter(net, adapter)
     assert relative_error(net(x), expected) < TOLERANCE
     merge_adapters(net)
+    assert relative_error(net(x), expected) < TOLERANCE
+
+
+def test_what_is_trained_is_merged_and_takes_nothing_more(net):
+    shape = (3, 6) if net.layer.kernel.ndim == 2 else (2, 4, 4, 6)
+    x = np.random.default_rng(4).standard_normal(shape).astype(np.float32)
+    expected = net(x)
+    with pytest.raises(ValueError, match="takes no further LoRA"):
+        add_adapter(net.layer, net.layer.lora.down[...], net.layer.lora.up[...], 1.0)
+    with pytest.raises(ValueError, match="DoRA, which is not copied"):
+        copy_lora(net.layer, net.layer)
+    merge_adapters(net)
+    assert net.layer.lora is None
     assert relative_error(net(x), expected) < TOLERANCE

@@ -12,11 +12,10 @@ import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
-from data_pipeline.examples.fields import Field
 from persongen_jax.evaluation.generating import PeopleGenerator
 from persongen_jax.evaluation.people import open_people
 from persongen_jax.evaluation.prompts import ValidationPrompt
@@ -28,21 +27,11 @@ from persongen_jax.systems.sdxl_config import SETS
 from persongen_jax.training.stopping import Stopped
 
 
-class Anybody(NamedTuple):
-    """Stands for the person where a method reads none."""
-
-    word: str = "person"
-    crops: tuple = ()
-
-    def given(self, field: Field, size: int) -> None:
-        """No record has a value for an additional input."""
-
-
 class Samples:
     """What is constant between steps; opening it checks the prompts.
 
-    A method that reads references gets those of the first person of the first set to validate on,
-    or else of the training data.
+    The class word, references and other inputs are those of the first person of the first set to
+    validate on, or else of the training data.
 
     Args:
         system: systems.sdxl.Sdxl. Reads its config's sample_prompts, sample_images and sample_seed,
@@ -73,10 +62,8 @@ class Samples:
         self.mesh = mesh_for(config)
         prompts = [ValidationPrompt(text) for text in config.sample_prompts]
         self.generate = PeopleGenerator(system, prompts, config.sample_images, config.sample_seed)
-        self.person: Any = Anybody()
-        if any(field.identity for field in system.fields):
-            specs = (*(config[f"validate_{name}"] for name in SETS), config.data)
-            self.person = open_people(next(filter(None, specs)), system, 1)[0]
+        specs = (*(config[f"validate_{name}"] for name in SETS), config.data)
+        self.person = open_people(next(filter(None, specs)), system, 1)[0]
         self.generate.check_prompts([self.person.word])
         for path in self.folder.glob("step_*"):
             if int(re.sub(r"\D", "", path.name)) > start_step:

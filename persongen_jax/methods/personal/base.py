@@ -1,21 +1,23 @@
 """What methods of one person share: a token in captions, class images, and no references."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ml_collections import ConfigDict
 
 from data_pipeline.examples.fields import Batch, Field
 from data_pipeline.examples.personal_text import PersonalText, Wording
 from data_pipeline.examples.spatial import Weight
+from data_pipeline.pictures.copies import content_digest
 from data_pipeline.pictures.reading import load_image
+from data_pipeline.prompts import without_trigger
 from data_pipeline.records.class_images import (
     class_records,
-    read_either,
+    either,
+    missing_images,
     repeated,
     with_class_images,
 )
-from data_pipeline.records.schema import Record
+from data_pipeline.records.sources import Opened, file_stamp
 from persongen_jax.diffusion.conditioning import Conditioning
 from persongen_jax.methods.base import Method, Model, Parts, condition_on_text, text_encoding
 
@@ -44,6 +46,19 @@ class ClassImages:
             )
 
 
+NO_MARK = "0" * 8  # of drawn people, whose images cannot change; as long as a digest
+
+
+def class_images_of(config: ConfigDict) -> ClassImages:
+    """What a config says of class images; their prompt names nobody."""
+    return ClassImages(
+        config.class_data,
+        without_trigger(config.class_prompt, config.trigger_word),
+        config.num_class_images,
+        config.prior_loss_weight,
+    )
+
+
 class Personal(Method):
     """The person is in the weights: the prompt says whom to generate, nothing else does.
 
@@ -64,12 +79,7 @@ class Personal(Method):
         Reads config.token, instance_prompt, caption_templates, shuffle_captions, keep_captions,
         trigger_word; and class_data, class_prompt, num_class_images, prior_loss_weight.
         """
-        self.class_images = ClassImages(
-            config.class_data,
-            config.class_prompt,
-            config.num_class_images,
-            config.prior_loss_weight,
-        )
+        self.class_images = class_images_of(config)
         if self.class_images.prompt and self.class_images.count:
             self.prepares = "persongen_jax.pipeline.class_images:generate_missing"
         wording = Wording(
@@ -88,14 +98,29 @@ class Personal(Method):
         )
         return text, Weight()
 
-    def records(self, records: list[Record], read_image: Callable) -> tuple[list[Record], Callable]:
+    def records(self, opened: Opened) -> Opened:
         """The pictures as often as they are repeated, and the class' next to them."""
-        own, images = repeated(records), self.class_images
+        own, images = repeated(opened.records), self.class_images
         if not images.folder:
-            return own, read_image
+            return replace(opened, records=own)
         others = class_records(images.folder, images.prompt)
-        together = with_class_images(own, others, images.weight)
-        return together, read_either(read_image, load_image, others)
+        mark = opened.mark or (lambda name: NO_MARK)
+        return Opened(
+            with_class_images(own, others, images.weight),
+            either(opened.read_image, load_image, others),
+            either(opened.stamp, file_stamp, others),
+            either(mark, content_digest, others),
+        )
+
+    def check_data(self, config: ConfigDict) -> list[str]:
+        """Class images that are there, and whether missing ones can be generated."""
+        images = class_images_of(config)
+        if not images.folder:
+            return []
+        missing = missing_images(images.folder, images.count)
+        if images.prompt and missing:
+            return [f"{images.folder}: {missing} of {images.count} class images are missing"]
+        return [f"{len(class_records(images.folder, images.prompt))} class images"]
 
     def condition(self, model: Model, batch: Batch) -> Conditioning:
         return condition_on_text(model, batch)

@@ -44,7 +44,7 @@ def keep_spread(spreads: Mapping[str, float], power: float) -> optax.GradientTra
             if isinstance(change, optax.MaskedNode):
                 return change
             rows = params[path] + change
-            return rows * (spreads[path] / rows.std()) ** power - params[path]
+            return rows * (spreads[path] / rows.std(ddof=1)) ** power - params[path]
 
         return {path: one(path, change) for path, change in updates.items()}, state
 

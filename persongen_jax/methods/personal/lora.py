@@ -5,6 +5,7 @@ class images it is DreamBooth-LoRA.
 """
 
 import re
+from typing import Any
 
 from flax import nnx
 from ml_collections import ConfigDict
@@ -24,7 +25,11 @@ TARGETS = {
     "conv": r"(.*/)?(conv|conv1|conv2|conv_shortcut|conv_in|conv_out)",
     "time": r".*/time_emb_proj|(time|add)_embedding/linear_[12]",
 }
-TEXT_TARGETS = re.compile(r"encoder/layers/\d+/self_attn/(q_proj|k_proj|v_proj|out_proj)")
+# The same for both text towers, config.text_targets.
+TEXT_TARGETS = {
+    "attention": r"encoder/layers/\d+/self_attn/(q_proj|k_proj|v_proj|out_proj)",
+    "feed-forward": r"encoder/layers/\d+/mlp/fc[12]",
+}
 TOWERS = ("text_encoder", "text_encoder_2")
 
 
@@ -32,8 +37,8 @@ class Lora(Personal):
     """LoRA on layers of the UNet, group "lora", and of both text towers, group "text_lora"."""
 
     def attach(self, parts: Parts, config: ConfigDict, rngs: nnx.Rngs) -> None:
-        """Reads config.rank, lora_alpha, lora_targets, lora_ranks, lora_dora, text_rank,
-        text_alpha, and start_from: an earlier run of LoRA."""
+        """Reads config.rank, lora_alpha, lora_targets, lora_ranks, lora_dora; text_rank,
+        text_alpha, text_targets, text_ranks; and start_from: an earlier run of LoRA."""
         origin = find_origin(config)
         if origin.file:
             raise ValueError(
@@ -45,41 +50,47 @@ class Lora(Personal):
 
     def _add(self, model: Model, config: ConfigDict, rngs: nnx.Rngs) -> None:
         own = {"dora": config.lora_dora, "rngs": rngs}
-        ranks = rank_rows(config.lora_ranks)
         alpha = config.lora_alpha
-        targets = target_pattern(config.lora_targets)
+        ranks = rank_rows(config.lora_ranks, alpha / max(1, config.rank), "lora_ranks")
+        targets = target_pattern(config.lora_targets, TARGETS, "lora_targets")
         add_lora(model.unet, targets, config.rank, alpha=alpha, ranks=ranks, **own)
         rows = [(r"unet/.*/lora/(down|up|magnitude)", "lora")]
         if config.text_rank:
+            alpha = config.text_alpha or config.text_rank
+            ranks = rank_rows(config.text_ranks, alpha / config.text_rank, "text_ranks")
+            targets = target_pattern(config.text_targets, TEXT_TARGETS, "text_targets")
             for name in TOWERS:
                 tower = getattr(model, name)
-                alpha = config.text_alpha or config.text_rank
-                add_lora(tower, TEXT_TARGETS, config.text_rank, alpha=alpha, **own)
+                add_lora(tower, targets, config.text_rank, alpha=alpha, ranks=ranks, **own)
             rows += [(r"text_encoder(_2)?/.*/lora/(down|up|magnitude)", "text_lora")]
         self.groups = tuple(rows)
 
 
-def target_pattern(names: str) -> re.Pattern:
-    """The layers that config.lora_targets means: names of TARGETS, "a+b", or an expression.
+def target_pattern(names: str, known: dict[str, str], key: str) -> re.Pattern:
+    """The layers that a config's ``key`` means: names of ``known``, "a+b", or an expression.
 
     Raises:
         ValueError: neither.
     """
     parts = names.split("+")
-    if all(part in TARGETS for part in parts):
-        return re.compile("|".join(TARGETS[part] for part in parts))
+    if all(part in known for part in parts):
+        return re.compile("|".join(known[part] for part in parts))
     try:
         return re.compile(names)
     except re.error as error:
-        known = ", ".join(TARGETS)
         raise ValueError(
-            f"config.lora_targets={names!r}: {error}; give {known}, several joined by +, or a "
-            "regular expression for paths such as down_blocks/1/attentions/0/proj_in"
+            f"config.{key}={names!r}: {error}; give {', '.join(known)}, several joined by +, or a "
+            "regular expression for whole paths such as down_blocks/1/attentions/0/proj_in"
         ) from error
 
 
-def rank_rows(rows) -> list[tuple[re.Pattern, int, float]]:
-    """config.lora_ranks, rows (expression, rank) or (expression, rank, alpha), checked."""
+def rank_rows(rows: Any, scale: float, key: str) -> list[tuple[re.Pattern, int, float]]:
+    """A config's rows (expression, rank) or (expression, rank, alpha), checked.
+
+    Args:
+        scale: alpha over rank where a row has no alpha: that of the other layers.
+        key: of the config, for messages.
+    """
     found = []
     for row in rows:
         try:
@@ -87,10 +98,10 @@ def rank_rows(rows) -> list[tuple[re.Pattern, int, float]]:
             compiled = re.compile(pattern)
         except (TypeError, ValueError, re.error) as error:
             raise ValueError(
-                f"config.lora_ranks: {row!r}: {error}; a row is (expression, rank) or "
+                f"config.{key}: {row!r}: {error}; a row is (expression, rank) or "
                 "(expression, rank, alpha)"
             ) from error
         if type(rank) is not int or rank < 0 or len(alpha) > 1:
-            raise ValueError(f"config.lora_ranks: {row!r}: a rank is a whole number, 0 for none")
-        found.append((compiled, rank, float(alpha[0]) if alpha else float(rank)))
+            raise ValueError(f"config.{key}: {row!r}: a rank is a whole number, 0 for none")
+        found.append((compiled, rank, float(alpha[0]) if alpha else rank * scale))
     return found

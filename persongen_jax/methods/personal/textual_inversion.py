@@ -71,6 +71,9 @@ class TextualInversion(Personal):
         word, count = config.token, config.num_vectors
         if not word or word.split() != [word]:
             raise ValueError(f"config.token={word!r}: give the one word to learn, such as <me>")
+        room = parts.tokenizers.max_length - 2
+        if count > room:
+            raise ValueError(f"config.num_vectors={count}: a prompt has {room} tokens")
         self.word = word.lower()  # as tokenizers match it
         if self.word in parts.tokenizers.words:
             raise ValueError(f"config.token={word!r}: a word of this name is loaded already")
@@ -129,7 +132,7 @@ def first_rows(table: Embed, ids: list[int], count: int, rngs: nnx.Rngs) -> jax.
 
 def spread(table: jax.Array) -> jax.Array:
     """The standard deviation of a table's numbers."""
-    return table.astype(jnp.float32).std()
+    return table.astype(jnp.float32).std(ddof=1)
 
 
 def is_shape(array: Any) -> bool:

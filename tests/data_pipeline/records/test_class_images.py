@@ -7,9 +7,9 @@ from PIL import Image
 from data_pipeline.records.class_images import (
     ClassImageError,
     class_records,
+    either,
     is_class_image,
     missing_images,
-    read_either,
     repeated,
     with_class_images,
 )
@@ -90,5 +90,5 @@ def test_a_weight_that_is_no_number_stays_for_the_field_to_refuse():
 
 
 def test_images_of_two_sources():
-    read = read_either(lambda name: ("own", name), lambda name: ("class", name), [record("y")])
+    read = either(lambda name: ("own", name), lambda name: ("class", name), [record("y")])
     assert read("x") == ("own", "x") and read("y") == ("class", "y")

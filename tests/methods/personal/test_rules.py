@@ -10,7 +10,7 @@ from flax import nnx
 
 from persongen_jax.methods.personal.base import ClassImages
 from persongen_jax.methods.personal.embedding_rules import keep_spread, stop_after
-from persongen_jax.methods.personal.lora import rank_rows, target_pattern
+from persongen_jax.methods.personal.lora import TARGETS, rank_rows, target_pattern
 from persongen_jax.models.layers import FIRST_ADDED, Embed, Linear
 from persongen_jax.models.lora import add_lora
 
@@ -24,7 +24,7 @@ def test_rows_are_drawn_to_the_vocabularys_spread():
     updates, _ = tx.update(step, tx.init(rows), rows)
     found = optax.apply_updates(rows, updates)["a"]
     moved = np.asarray(rows["a"]) - 0.1
-    np.testing.assert_allclose(found, moved * (0.5 / moved.std()) ** 0.1, rtol=1e-5)
+    np.testing.assert_allclose(found, moved * (0.5 / moved.std(ddof=1)) ** 0.1, rtol=1e-5)
 
 
 def test_they_stay_after_the_last_step_also_against_momentum():
@@ -64,18 +64,18 @@ PATHS = {
 
 @pytest.mark.parametrize("name", ["attention", "cross-attention", "feed-forward", "conv", "time"])
 def test_names_of_layers(name):
-    pattern = target_pattern(name)
+    pattern = target_pattern(name, TARGETS, "lora_targets")
     found = {path for path in PATHS if pattern.fullmatch(path)}
     assert found == {path for path, names in PATHS.items() if name in names.split()}
-    both = target_pattern(f"{name}+projections")
+    both = target_pattern(f"{name}+projections", TARGETS, "lora_targets")
     assert {path for path in PATHS if both.fullmatch(path)} == found | {
         path for path, names in PATHS.items() if names == "projections"
     }
 
 
 def test_a_broken_expression_names_what_can_be_given():
-    with pytest.raises(ValueError, match=r"config\.lora_targets='\(' .*attention|'\('"):
-        target_pattern("(")
+    with pytest.raises(ValueError, match=r"config\.lora_targets='\('.*give attention, cross-"):
+        target_pattern("(", TARGETS, "lora_targets")
 
 
 class Two(nnx.Module):
@@ -85,23 +85,23 @@ class Two(nnx.Module):
 
 def test_ranks_by_pattern():
     net = Two()
-    rows = rank_rows((("a", 3), ("b", 0), ("c|a", 5, 10.0)))
+    rows = rank_rows((("a", 3), ("b", 0), ("c|a", 5, 5.0)), 2.0, "lora_ranks")
     add_lora(net, re.compile("a|b|c"), 2, alpha=4.0, rngs=nnx.Rngs(0), ranks=rows)
-    assert net.a.lora.down.shape == (4, 3) and np.allclose(net.a.lora.scale[...], 1.0)
+    assert net.a.lora.down.shape == (4, 3) and np.allclose(net.a.lora.scale[...], 2.0)
     assert net.b.lora is None
-    assert net.c.lora.down.shape == (4, 5) and np.allclose(net.c.lora.scale[...], 2.0)
+    assert net.c.lora.down.shape == (4, 5) and np.allclose(net.c.lora.scale[...], 1.0)
 
 
 @pytest.mark.parametrize("row", [("a",), ("(", 2), ("a", -1), ("a", 1.5), ("a", 1, 2, 3), 7])
 def test_faulty_ranks_are_refused(row):
     with pytest.raises(ValueError, match=r"config\.lora_ranks"):
-        rank_rows((row,))
+        rank_rows((row,), 1.0, "lora_ranks")
 
 
 def test_a_rank_for_no_layer_is_refused():
     with pytest.raises(ValueError, match="no layer with a LoRA matches 'z'"):
         add_lora(
-            Two(), re.compile("a"), 2, alpha=4.0, rngs=nnx.Rngs(0), ranks=rank_rows((("z", 2),))
+            Two(), re.compile("a"), 2, alpha=4.0, rngs=nnx.Rngs(0), ranks=[(re.compile("z"), 2, 1)]
         )
 
 

@@ -1,4 +1,4 @@
-"""Runs on one person: class images, resume, exports that diffusers opens with the same image."""
+"""Runs on one person: class images, resuming, exports that diffusers opens with the same image."""
 
 import numpy as np
 import pytest
@@ -9,11 +9,13 @@ from persongen_jax.convert.__main__ import main as convert
 from persongen_jax.parallel.sharding import make_mesh, replicated
 from persongen_jax.pipeline import Pipeline
 from persongen_jax.training.trained import load_trained
+from persongen_jax.weights.formats.embeddings.writing import write_embeddings
 from tests.helpers.training_runs import changed, metrics
 from tests.pipeline.pictures import to_torch
 
 pytestmark = pytest.mark.slow
 PIXEL = 2 / 255
+TOWERS, CLIPS = ("text_encoder", "text_encoder_2"), ("clip_l", "clip_g")
 PROMPT, SIDE = "a photo of a ohwx woman", 32
 SHORT = {"steps": 2, "warmup_steps": 0, "checkpoint_every": 2, "log_every": 1}
 SETTINGS = {"num_inference_steps": 2, "guidance_scale": 3.0, "height": SIDE, "width": SIDE}
@@ -91,6 +93,17 @@ def test_a_dreambooth_directory_opens_in_diffusers(personal_config, latents, gol
     assert np.array_equal(ours(pipe, latents), plain)
     assert np.abs(ours(Pipeline.from_pretrained(out), latents) - found).max() < 1e-4
     assert np.abs(golden(lambda: theirs(out, latents)) - found).max() < PIXEL
+    # A word that was loaded before stays, whatever tables come and go.
+    widths = [getattr(pipe.model, name).config["hidden_size"] for name in TOWERS]
+    rows = {n: np.full((1, w), 0.1, np.float32) for n, w in zip(CLIPS, widths, strict=True)}
+    write_embeddings(tmp_path / "me.safetensors", "<me>", rows, "kohya")
+    pipe.load_textual_inversion(tmp_path / "me.safetensors")
+    with_word = ours(pipe, latents, "a photo of <me>")
+    pipe.load_method(None, run)
+    assert np.isfinite(ours(pipe, latents, "a photo of <me>")).all()
+    assert np.array_equal(ours(pipe, latents), found)
+    pipe.unload_method()
+    assert np.array_equal(ours(pipe, latents, "a photo of <me>"), with_word)
 
 
 @pytest.mark.parametrize("name", ["textual_inversion", "pivotal_tuning"])
@@ -125,7 +138,7 @@ def test_a_word_acts_where_it_is_and_only_there(name, personal_config, latents, 
         pipe.unload_textual_inversion()
 
 
-def test_missing_class_images_are_generated_once(personal_config, tmp_path, capsys):
+def test_missing_class_images_are_generated_once_and_may_move(personal_config, tmp_path, capsys):
     config, folder = personal_config, tmp_path / "class"
     own = {"class_data": str(folder), "class_prompt": "a photo of a woman", "num_class_images": 3}
     own |= {"validation_steps": 2, "rank": 2, "lora_targets": "cross-attention", "text_rank": 0}
@@ -146,3 +159,12 @@ def test_missing_class_images_are_generated_once(personal_config, tmp_path, caps
     assert one.keys() == two.keys()
     assert all(np.array_equal(one[path], two[path]) for path in one)
     assert metrics(tmp_path / "run") == metrics(tmp_path / "again")
+    # A run goes on after they have moved, but not with others.
+    moved = tmp_path / "other" / "class"
+    moved.parent.mkdir()
+    folder.rename(moved)
+    run_of(config, "lora", tmp_path / "run", **{**own, "class_data": str(moved), "steps": 3})
+    assert "continuing from step 2" in capsys.readouterr().out
+    Image.fromarray(mine).save(moved / "0000.png")
+    with pytest.raises(ValueError, match="0000"):
+        run_of(config, "lora", tmp_path / "run", **{**own, "class_data": str(moved), "steps": 4})
