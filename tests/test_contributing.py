@@ -28,7 +28,7 @@ PLACES = (
 # What the text says in words: (file, was, is).
 SAID = (
     (IMPORTING, "import shutil\n", "import functools\nimport shutil\n"),
-    (IMPORTING, 'NO_BASE = ("arcface",)', 'NO_BASE = ("arcface", "arcface-training")'),
+    (IMPORTING, 'NO_BASE = ("arcface", ', 'NO_BASE = ("arcface", "arcface-training", '),
     (
         IMPORTING,
         "arcface import open_arcface\n",

@@ -215,7 +215,7 @@ def _resize_short_side(image: np.ndarray, size: int, rounding) -> np.ndarray:
     return resize(image, new)
 
 
-def resize(image: np.ndarray, size) -> np.ndarray:
+def resize(image: np.ndarray, size: Sequence[int]) -> np.ndarray:
     """Resize to (height, width), bicubic; unchanged if it has that size."""
     if image.shape[:2] == tuple(size):
         return image

@@ -39,8 +39,11 @@ WHOLE, DIVIDED = "whole", "divided"
 # largest axis that fsdp divides, the last of equals. An array that no row matches is an error.
 # LoRA's factors are thousands of small arrays: gathering them would be most of a step's messages.
 RULES = (
-    (r"(.*/)?(bias|scale|running_mean|running_var|class_embedding|ns_coeffs)", WHOLE),
-    (r"(.*/)?(down|up|magnitude|added)", WHOLE),
+    (
+        r"(.*/)?(bias|scale|running_mean|running_var|class_embedding|down|up|magnitude|added"
+        r"|ns_coeffs)",
+        WHOLE,
+    ),
     (r"(.*/)?(kernel|embedding|latents|kernel/value/codes)", DIVIDED),
 )
 # Arrays with fewer numbers stay whole: gathering them costs a message and saves nothing.

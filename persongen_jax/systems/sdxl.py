@@ -90,7 +90,7 @@ class Sdxl(DiffusionSystem):
         self.read = ReadKeys(config)  # records which keys the method reads
         method_fields = method.fields(Parts(base.model, base.tokenizers), self.read)
         fields = (Image(image_encoding()), *method_fields, TimeIds(), FaceBox())
-        if config.loss_mask:
+        if config.get("loss_mask"):
             fields = (*fields, LossMask(config.loss_mask))
         check_names(fields)
         self.fields = (*fields, *self.decoded.fields({field.name for field in fields}))
@@ -275,7 +275,7 @@ class Sdxl(DiffusionSystem):
         face, fell_back = face_box_mask(batch["face_box"], image_size, cells)
         face_only = draws["face_only"]
         mask = jnp.where(face_only[:, None, None], face, 1.0)
-        if self.config.loss_mask:
+        if self.config.get("loss_mask"):
             # A cell counts as far as its pixels do.
             own = jax.image.resize(batch["loss_mask"], mask.shape, "linear", antialias=True)
             outside = self.config.loss_mask_outside

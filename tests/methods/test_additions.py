@@ -77,12 +77,12 @@ def pipe(config):
 
 @pytest.mark.parametrize("name", [*METHODS, CONTROLLED])
 def test_detaching_restores_the_model(name, config, base, pipe, tmp_path):
-    settings = changed(config, method=name)
+    settings = changed(config, method=name, token="<me>")
     before, model = kept(base.model), base.model
     leaves = jax.tree.leaves(nnx.state(model))
     method, parts = get_method(name), Parts(model, base.tokenizers)
     method.attach(parts, settings, nnx.Rngs(0))
-    assert nnx.graphdef(model) != before[0]
+    assert (nnx.graphdef(model) != before[0]) == (name != "dreambooth")  # which adds nothing
     trained = {path: x + 1 for path, x in split_model(model, method.groups)[1].items()}
     method.detach(parts)
     assert same_model(before, model)
@@ -94,7 +94,7 @@ def test_detaching_restores_the_model(name, config, base, pipe, tmp_path):
         checkpoints.save(0, trained, {"count": np.zeros(1)}, json.loads(settings.to_json()))
     before = kept(pipe.model)
     pipe.load_method(None, tmp_path)
-    assert nnx.graphdef(pipe.model) != before[0] and type(pipe.method) is type(method)
+    assert not same_model(before, pipe.model) and type(pipe.method) is type(method)
     pipe.unload_method()
     assert same_model(before, pipe.model)
     assert pipe.method is None and pipe.streams == ("text",) and not pipe.adapters

@@ -19,6 +19,7 @@ from persongen_jax.models.branches import branch_names
 from persongen_jax.parallel.sharding import make_mesh, replicated
 from persongen_jax.pipeline import Pipeline
 from persongen_jax.systems.diffusion import drop_conditions
+from persongen_jax.systems.sdxl import Sdxl
 from persongen_jax.training.optimizer import make_optimizer
 from persongen_jax.training.partition import assign_groups, leaf_paths, split_model
 from persongen_jax.training.trained import load_trained
@@ -85,6 +86,7 @@ def make_batch(system, references=2):
 def test_the_table_of_methods():
     # The others have tests of their own.
     others = {"ip_adapter", "controlnet", "facecdm", "bolid"}
+    others |= {"lora", "dreambooth", "textual_inversion", "pivotal_tuning"}
     assert METHODS.keys() - others == STREAMS.keys() == GROUPS.keys()
 
 
@@ -106,6 +108,7 @@ def test_every_group_has_its_rate_in_both_configs(name, build):
 def test_the_experiments_differ_from_the_baseline_by_keys_that_work(build):
     model = build("photomaker").model
     names = [module.name for module in pkgutil.iter_modules(thesis.__path__)]
+    names = [name for name in names if not name.endswith("_and_encoders")]
     whole_encoder = ["whole_encoder", "whole_encoder_and_lora", "whole_encoder_from_photomaker"]
     whole_encoder.append("stock_sdxl_whole_encoder")
     others = [
@@ -124,6 +127,21 @@ def test_the_experiments_differ_from_the_baseline_by_keys_that_work(build):
         groups = assign_groups(leaf_paths(model), config.trainable)
         make_optimizer(config, groups)
         assert ("id_encoder" in groups.values()) == (name in whole_encoder)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["cascade", "photomaker_bg"])
+def test_layers_of_the_encoders_are_there_at_full_size(method):
+    module = importlib.import_module(f"configs.thesis.{method}_and_encoders")
+    config = module.get_config()
+    assert config.method == method
+    system = Sdxl.abstract(config)
+    groups = assign_groups(leaf_paths(system.model), system.table)
+    make_optimizer(config, groups)
+    layers = [f"{name}/layers/{n}" for name, n in (("text_encoder/encoder", 9), ("_2/encoder", 31))]
+    layers.append("id_encoder/vision_model/encoder/layers/23")
+    assert all(any(layer in path for path in groups) for layer in layers)
+    assert not any("text_encoder/encoder/layers/11" in path for path in groups)
 
 
 @each_but("photomaker_bg")

@@ -262,7 +262,10 @@ def _peft_settings(weights, anchor: str) -> dict:
     """PEFT's LoraConfig fields for one component: common values, and exceptions by module."""
     layers = list(_layers({"": weights}))
     ranks = {module: lora.rank for _, module, lora, _ in layers}
-    alphas = {module: float(_alpha(lora)) for _, module, lora, _ in layers}
+    alphas = {
+        module: float(lora.rank if lora.alpha is None else lora.alpha)
+        for _, module, lora, _ in layers
+    }
 
     def shared_arguments(values):
         return max(set(values.values()), key=list(values.values()).count)
