@@ -55,7 +55,9 @@ def test_the_token_is_where_the_trigger_word_was(field, given, before, instead):
 def test_one_prompt_for_all_but_class_images(field):
     text = field(token="ohwx", prompt="a photo of a woman img")
     assert text.caption(record("x", background="a beach")) == "a photo of a ohwx woman"
-    assert text.caption(record("a woman", extra={CLASS: True})) == "a woman"
+    # Those name nobody, also where their files mark a place.
+    for caption in ("a woman", "a woman img"):
+        assert text.caption(record(caption, extra={CLASS: True})) == "a woman"
 
 
 def test_parts_are_shuffled_after_the_kept_ones(field):

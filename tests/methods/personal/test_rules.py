@@ -8,11 +8,14 @@ import optax
 import pytest
 from flax import nnx
 
+from persongen_jax.config_ranges import check_ranges
 from persongen_jax.methods.personal.base import ClassImages
 from persongen_jax.methods.personal.embedding_rules import keep_spread, stop_after
 from persongen_jax.methods.personal.lora import TARGETS, rank_rows, target_pattern
 from persongen_jax.models.layers import FIRST_ADDED, Embed, Linear
 from persongen_jax.models.lora import add_lora
+from persongen_jax.systems.sdxl_config import sdxl_defaults
+from persongen_jax.training.unused_keys import unused_keys
 
 KW = {"dtype": jnp.float32, "param_dtype": jnp.float32, "rngs": nnx.Rngs(0)}
 
@@ -108,3 +111,38 @@ def test_a_rank_for_no_layer_is_refused():
 def test_a_class_prompt_needs_a_folder():
     with pytest.raises(ValueError, match=r"config\.class_data"):
         ClassImages("", "a photo of a woman", 10, 1.0)
+
+
+IDLE = {
+    "prior_loss_weight": (0.5, {"class_data": "class"}),
+    "num_class_images": (7, {"class_prompt": "a woman"}),
+    "keep_captions": (2, {"shuffle_captions": True}),
+    "text_alpha": (4.0, {"text_rank": 2}),
+    "text_targets": ("feed-forward", {"text_rank": 2}),
+    "loss_mask_outside": (0.5, {"loss_mask": "mask"}),
+}
+
+
+@pytest.mark.parametrize("key", IDLE)
+def test_a_setting_without_its_partner_is_said(key):
+    value, partner = IDLE[key]
+    defaults = sdxl_defaults()
+    config = defaults.copy_and_resolve_references()
+    config[key] = value
+    config.validation_every = 1
+    lines = unused_keys(config, defaults, {"lora"})
+    assert [line for line in lines if f"config.{key}; that needs" in line]
+    config.update(partner)
+    assert not [line for line in unused_keys(config, defaults, {"lora"}) if key in line]
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("num_vectors", 0), ("text_rank", -1), ("embedding_norm", -0.1), ("loss_mask_outside", 1.5)],
+)
+def test_numbers_that_make_no_sense_are_refused(key, value):
+    config = sdxl_defaults()
+    check_ranges(config)
+    config[key] = value
+    with pytest.raises(ValueError, match=rf"config\.{key}={value}: give"):
+        check_ranges(config)
