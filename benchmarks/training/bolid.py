@@ -22,7 +22,7 @@ from benchmarks.training.over_seeds import difference, done, over_seeds, verdict
 from benchmarks.training.seeds import run_training
 from data_pipeline.cli import command
 from data_pipeline.drawing.people import TRIGGER, People, draw_pictures, make_identities, render
-from data_pipeline.examples.bodies import Body
+from data_pipeline.examples.identity.bodies import Body
 from data_pipeline.pictures.transforms import square_face_crop
 from data_pipeline.prompts import join_parts, without_trigger
 from persongen_jax.losses.keypoints import BONES, proportion_error

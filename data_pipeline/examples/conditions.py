@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from data_pipeline.examples.fields import Batch, Call, EncodedField, Encoding, Example, Input, Spec
+from data_pipeline.faces.face import Face
 from data_pipeline.pictures.reading import load_image
 from data_pipeline.pictures.transforms import (
     clip_crop,
@@ -97,7 +98,7 @@ class Text(EncodedField):
         return [self._input(ids) for ids in (ids, *texts, self._ids("")[0])]
 
     def _caption_ids(self, example):
-        # One if no references are read, or if none decodes and this record will be rejected.
+        # One if none is read, or if none decodes, which rejects this record.
         count = max(1, len(example.references)) if self.at_trigger else None
         return self._ids(self.caption(example.record), count)
 
@@ -106,7 +107,10 @@ class Text(EncodedField):
         return Input(lambda: (ids,), lambda: ids, ids.shape)
 
     def join(self, example: Example, values: list) -> dict[str, np.ndarray]:
-        made = {f"input_ids/{name}": ids for name, ids in zip(self._order(), values, strict=False)}
+        made = {
+            f"input_ids/{name}": ids
+            for name, ids in zip(("text", *self.further), values, strict=False)
+        }
         return made | self._marks(example)
 
     def join_rows(self, example: Example, rows: list[dict]) -> dict[str, np.ndarray]:
@@ -117,16 +121,12 @@ class Text(EncodedField):
         made |= {"text_states/empty": empty["states"], "text_states/empty_pooled": empty["pooled"]}
         return made | self._marks(example)
 
-    def _order(self):
-        return ("text", *self.further)
-
     def _marks(self, example):
         return {"class_tokens_mask": self._caption_ids(example)[1]} if self.at_trigger else {}
 
     def all_inputs(self, source: Any, record: Record) -> list[Input]:
-        counts: Sequence[int | None] = [None]
-        if self.at_trigger:
-            counts = range(1, source.most_references(record) + 1)
+        most = source.most_references(record)
+        counts: Sequence[int | None] = range(1, most + 1) if self.at_trigger else [None]
         ids = [self._ids(self.caption(record), count)[0] for count in counts]
         ids += [self._ids(record_text(record, name))[0] for name in self.further]
         return [self._input(i) for i in (*ids, self._ids("")[0])]
@@ -324,7 +324,7 @@ class References(EncodedField):
         drawn = example.drawn[self.name]
         if not drawn:
             return None
-        pixels = np.zeros((MAX_REFERENCES, self.size, self.size, 3), np.float32)
+        pixels = np.zeros((MAX_REFERENCES, *drawn[0].shape), np.float32)
         for crop, place in zip(drawn, pixels, strict=False):
             clip_normalise(crop, out=place)
         return {self.pixels: pixels, **self._mask(len(drawn))}
@@ -343,9 +343,8 @@ class References(EncodedField):
         return {self.pixels: self._stack(values), **self._mask(len(values))}
 
     def join_rows(self, example: Example, rows: list[dict]) -> dict[str, np.ndarray]:
-        return {self.features: self._stack([row["features"] for row in rows])} | self._mask(
-            len(rows)
-        )
+        features = self._stack([row["features"] for row in rows])
+        return {self.features: features} | self._mask(len(rows))
 
     @staticmethod
     def _stack(values):
@@ -353,11 +352,11 @@ class References(EncodedField):
         out[: len(values)] = values
         return out
 
-    def _mask(self, count):
-        return {self.mask: np.arange(MAX_REFERENCES) < count}
-
     def all_inputs(self, source: Any, record: Record) -> list[Input]:
         return [self.of(source, record)]
+
+    def _mask(self, count):
+        return {self.mask: np.arange(MAX_REFERENCES) < count}
 
     # ---- from a call ----
 
@@ -374,11 +373,15 @@ class References(EncodedField):
     def given(self, call: Call) -> dict[str, np.ndarray]:
         people = self.people_of(call)
         shape = (len(people), max(map(len, people)), MAX_REFERENCES)
-        pixels = np.zeros((*shape, self.size, self.size, 3), np.float32)
-        mask = np.zeros(shape, bool)
+        pixels, mask = (
+            np.zeros((*shape, self.size, self.size, 3), np.float32),
+            np.zeros(shape, bool),
+        )
         for row, persons in enumerate(people):
             for person, images in enumerate(persons):
                 for column, image in enumerate(images):
+                    if isinstance(image, Face):
+                        image = image.picture(self.name, self.whole)
                     pixels[row, person, column] = clip_preprocess(load_image(image), self.size)
                     mask[row, person, column] = True
         pixels = pixels.reshape(shape[0], -1, self.size, self.size, 3)

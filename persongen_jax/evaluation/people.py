@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from data_pipeline.examples.fields import Field, requirements
-from data_pipeline.examples.masked_references import grey_around, mask_of
+from data_pipeline.examples.identity.masked_references import grey_around, mask_of
 from data_pipeline.pictures.transforms import square_face_crop
 from data_pipeline.records.groups import join_groups
 from data_pipeline.records.schema import Record

@@ -20,8 +20,9 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from data_pipeline.examples.bodies import Bodies
 from data_pipeline.examples.fields import FieldError
+from data_pipeline.examples.identity.bodies import Bodies
+from data_pipeline.examples.identity.faces import Faces
 from data_pipeline.prompts import join_parts
 from data_pipeline.records.schema import MAX_REFERENCES, PARTS
 from data_pipeline.text_files import read_lines
@@ -35,6 +36,7 @@ from persongen_jax.generate.base import (
     scheduler_options,
 )
 from persongen_jax.generate.control import add_control_options, control_arguments
+from persongen_jax.generate.method import add_method_options, load_method
 from persongen_jax.generate.notes import make_notes
 from persongen_jax.generate.pose import (
     add_pose_options,
@@ -109,19 +111,7 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
         "if not its own; may be repeated",
     )
     add_control_options(add)
-    add("--method", help="identity method; default: that of the weights")
-    add(
-        "--method-weights",
-        help="working directory of a training run (RUN, or RUN/checkpoints/STEP), a PhotoMaker v1 "
-        "file, or an IP-Adapter file",
-    )
-    add(
-        "--image-encoder",
-        default="",
-        help="folder of the CLIP image encoder that belongs to the method's weights; default: what "
-        "the run was trained with, for a file the base's image_encoder or a PhotoMaker file's own. "
-        "FaceID has no default: it needs the file of its face recogniser",
-    )
+    add_method_options(add)
     add(
         "--reference",
         action="extend",
@@ -229,8 +219,7 @@ def check_named(pipe: Any, named: dict, inputs: dict) -> None:
 
 def make_pipeline(args: argparse.Namespace, options: SamplingOptions) -> Any:
     pipe = open_base_pipeline(args, options)
-    if args.method_weights:
-        pipe.load_method(args.method, args.method_weights, encoder=args.image_encoder)
+    load_method(pipe, args)
     for item in args.lora:
         path, weight = parse_lora(item)
         name = path if path not in pipe.adapters else f"{path}, number {len(pipe.adapters) + 1}"
@@ -259,6 +248,7 @@ def parse_lora(item: str) -> tuple[str, float]:
 
 def generate(args: argparse.Namespace) -> list[Path]:
     from persongen_jax.generate.files import (
+        locate_faces,
         parse_box,
         read_input,
         read_photographs,
@@ -298,13 +288,13 @@ def generate(args: argparse.Namespace) -> list[Path]:
     read = functools.cache(read_input)
     given: dict[str, Any] = {name: [read(path) for path in own] for name, own in inputs.items()}
     references, regions = None, None
+    where: dict[str, Any] = {
+        "base": args.base_config or args.base,
+        "detector": args.detector or "auto",
+        "crop": not args.no_crop,
+        "boxes": [parse_box(text) for text in args.face_box],
+    }
     if args.reference:
-        where = {
-            "base": args.base_config or args.base,
-            "detector": args.detector or "auto",
-            "crop": not args.no_crop,
-            "boxes": [parse_box(text) for text in args.face_box],
-        }
         references, regions = read_references(args.reference, args.method_weights, **where)
     pipe = make_pipeline(args, options)
     for line in ineffective_for(args, pipe.fields):
@@ -324,10 +314,14 @@ def generate(args: argparse.Namespace) -> list[Path]:
     given |= {"references": references and [references] * count, **apart}
     for each in pipe.fields:  # the references whole, unless --input has other photographs
         if each.by_name and each.name not in given:
-            whole: list = read_photographs(args.reference)
-            if isinstance(each, Bodies):
-                whole = find_bodies(whole, args.pose_net)
-            given[each.name] = [whole] * count
+            whole: list | None
+            if isinstance(each, Faces):
+                whole = locate_faces(args.reference, **where)
+            elif isinstance(each, Bodies):
+                whole = find_bodies(read_photographs(args.reference), args.pose_net)
+            else:
+                whole = read_photographs(args.reference)
+            given[each.name] = whole and [whole] * count
     given |= {"regions": regions and [regions] * count, **control}
     if pose is not None:
         size = image_size(pipe.base, args.height, args.width)

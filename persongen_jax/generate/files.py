@@ -16,7 +16,9 @@ import numpy as np
 
 from data_pipeline.faces.align import align_face
 from data_pipeline.faces.detectors import Detector
+from data_pipeline.faces.face import Face
 from data_pipeline.faces.find import NoFaceFound, crop_face
+from data_pipeline.faces.locate import locate_face
 from data_pipeline.pictures.listing import named_images
 from data_pipeline.pictures.reading import load_image, load_mask
 from data_pipeline.pictures.transforms import square_face_crop
@@ -101,6 +103,27 @@ def read_references(
 def read_photographs(items: list[str]) -> list[list[np.ndarray]]:
     """The references whole, per person, for methods that read them so next to the faces."""
     return [[load_image(path) for path, _ in own] for own in group_references(items).values()]
+
+
+def locate_faces(
+    items: list[str],
+    *,
+    base: str | Path,
+    detector: str,
+    crop: bool,
+    boxes: Sequence[tuple[float, ...]] = (),
+) -> list[list[Face]] | None:
+    """The references' faces by person, with landmarks; None if they are aligned crops already.
+
+    The arguments are read_references'.
+    """
+    if not crop:
+        return None
+    finder = open_reference_detector(base, detector)
+    return [
+        [locate_face(path, str(path), finder, box) for path, box in own]
+        for own in group_references(items, boxes).values()
+    ]
 
 
 def group_references(

@@ -27,6 +27,8 @@ def make_notes(
         "control_image",
         *SETTINGS,
         "image_encoder",
+        "clip",
+        "method_controlnet",
         "scale",
         *(FLAGS[name] for name in FLAGS if name not in COUNTS),
     )

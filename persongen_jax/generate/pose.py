@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from data_pipeline.examples.bodies import Body
+from data_pipeline.examples.identity.bodies import Body
 from data_pipeline.files import atomic_write
 from data_pipeline.pictures.reading import load_image
 from data_pipeline.pictures.transforms import plan_crop

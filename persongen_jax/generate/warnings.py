@@ -3,8 +3,8 @@
 import argparse
 from collections.abc import Iterable
 
-from data_pipeline.examples.bodies import Bodies
 from data_pipeline.examples.fields import Field
+from data_pipeline.examples.identity.bodies import Bodies
 
 
 def ineffective_options(args: argparse.Namespace) -> list[str]:
@@ -26,8 +26,10 @@ def ineffective_options(args: argparse.Namespace) -> list[str]:
         given |= {"--pose-style": args.pose_style}
         given |= {"--pose-out": args.pose_out}
         lines += [f"{name} has no effect without --pose" for name in given if given[name]]
-    if args.image_encoder and not args.method_weights:
-        lines.append("--image-encoder has no effect without --method-weights")
+    if not args.method_weights:
+        given = {"--image-encoder": args.image_encoder, "--clip": args.clip}
+        given |= {"--method-controlnet": args.method_controlnet}
+        lines += [f"{name} has no effect without --method-weights" for name in given if given[name]]
     return lines
 
 

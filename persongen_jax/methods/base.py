@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 
 from data_pipeline.examples.conditions import References, Text
 from data_pipeline.examples.fields import Batch, Encoding, Field
-from data_pipeline.examples.masked_references import MaskedReferences
+from data_pipeline.examples.identity.masked_references import MaskedReferences
 from data_pipeline.prompts import Tokenizers
 from data_pipeline.records.sources import Opened
 from persongen_jax.diffusion.conditioning import Conditioning, TokenStream

@@ -7,9 +7,12 @@ import jax.numpy as jnp
 from flax import nnx
 from ml_collections import ConfigDict
 
+from data_pipeline.examples.fields import Batch, Encoding
+from data_pipeline.examples.identity.faces import Faces
 from data_pipeline.pictures.transforms import CLIP_MEAN, CLIP_STD
 from persongen_jax.methods.base import Model
 from persongen_jax.methods.start import Origin, find_origin, image_encoder_of
+from persongen_jax.models.sdxl.parts import StableDiffusionXL
 from persongen_jax.weights.formats.clip import load_vision_tower
 from persongen_jax.weights.formats.recognisers import open_recogniser
 from persongen_jax.weights.licences import say_terms
@@ -25,11 +28,49 @@ class FaceReader:
 
     def encode_references(self, model: Model, id_pixel_values: jax.Array) -> jax.Array:
         """Faces [b, r, s, s, 3], normalised for CLIP, to embeddings [b, r, d] of length 1."""
-        b, r = id_pixel_values.shape[:2]
-        images = id_pixel_values.reshape(b * r, *id_pixel_values.shape[2:])
-        embeds = model.face_encoder(2 * (images * CLIP_STD + CLIP_MEAN) - 1)
-        embeds = embeds / jnp.linalg.norm(embeds, axis=-1, keepdims=True)
-        return embeds.reshape(b, r, -1)
+        embeds = raw_embeddings(model, id_pixel_values)
+        return embeds / jnp.linalg.norm(embeds, axis=-1, keepdims=True)
+
+
+def raw_embeddings(model: Model, id_pixel_values: jax.Array) -> jax.Array:
+    """Faces [b, r, s, s, 3], normalised for CLIP, to ``face_encoder``'s output, [b, r, d]."""
+    b, r = id_pixel_values.shape[:2]
+    images = id_pixel_values.reshape(b * r, *id_pixel_values.shape[2:])
+    return model.face_encoder(2 * (images * CLIP_STD + CLIP_MEAN) - 1).reshape(b, r, -1)
+
+
+class AlignedFaceReader(FaceReader):
+    """Part of a method that reads a recogniser's output as it is, of aligned faces."""
+
+    def encode_references(self, model: Model, id_pixel_values: jax.Array) -> jax.Array:
+        """Aligned faces [b, r, s, s, 3], normalised for CLIP, to raw embeddings [b, r, d]."""
+        return raw_embeddings(model, id_pixel_values)
+
+    def faces(self, model: Model) -> Faces:
+        """The field of aligned faces; a call may bring embeddings instead."""
+
+        def encode(model, pixels):
+            return {"features": raw_embeddings(model, pixels[:, None])[:, 0]}
+
+        encoding = Encoding(
+            kind="references",
+            weights=("face_encoder/",),
+            encode=encode,
+            signature=("aligned", "raw"),
+            view=StableDiffusionXL.conditioner,
+        )
+        width = model.face_encoder.config["embedding_dim"]
+        return Faces(self.reference_size(model), encoding, embedding=width)
+
+    def face_embeds(self, model: Model, batch: Batch) -> jax.Array:
+        """Raw embeddings [b, r, d]: the cache's, or the pixels' with those that a call brings."""
+        if "id_features" in batch:
+            return batch["id_features"]
+        embeds = self.encode_references(model, batch["id_pixel_values"])
+        if "id_embeds" not in batch:
+            return embeds
+        given = batch["id_embeds"].astype(embeds.dtype)
+        return jnp.where(batch["id_embeds_mask"][..., None], given, embeds)
 
 
 def is_abstract(model: Model) -> bool:

@@ -17,6 +17,7 @@ from jax.sharding import Mesh
 
 from data_pipeline.examples.conditions import Text
 from data_pipeline.examples.fields import Call, Field, TimeIds, unflatten
+from data_pipeline.faces.face import Face
 from data_pipeline.pictures.reading import load_image
 from data_pipeline.records.schema import MAX_REFERENCES
 from persongen_jax.diffusion.conditioning import (
@@ -315,7 +316,12 @@ def read_people(people: list[list[list]]) -> list[list[list]]:
 
     def once(image, name):
         if id(image) not in read:
-            read[id(image)] = load_image(image, name)
+            if not isinstance(image, Face):
+                read[id(image)] = load_image(image, name)
+            elif image.image is None:
+                read[id(image)] = image
+            else:
+                read[id(image)] = replace(image, image=load_image(image.image, name))
         return read[id(image)]
 
     out = []

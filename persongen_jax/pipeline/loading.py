@@ -44,9 +44,11 @@ Adapters = dict[str, tuple[dict, float]]
 
 
 def read_method(
-    base: SDXLBase, name: str | None, weights: str | Path, encoder: str | Path, mesh: Mesh
+    base: SDXLBase, name: str | None, weights: str | Path, networks: dict[str, Any], mesh: Mesh
 ) -> tuple[ConfigDict, dict | None]:
     """(config, trained) of ``weights``; the arguments are Pipeline.load_method's.
+
+    ``networks``: its "encoder", "clip" and "controlnet", "" for those that are not given.
 
     ``config`` is what the method's ``attach`` and ``fields`` need. ``trained`` has a run's arrays
     by path; None for a file, which ``attach`` reads from ``config.start_from``.
@@ -72,11 +74,24 @@ def read_method(
     }
     if trained is None:
         here["start_from"] = str(weights)
-    if encoder and config.get("face_encoder"):  # it has an image encoder as well
-        here["face_encoder"] = str(encoder)
-    elif encoder:
-        here |= {"id_encoder": str(encoder), "face_net": str(encoder)}
+    here |= _networks_of(config, {k: str(path) for k, path in networks.items() if path}, weights)
     return ConfigDict({**config, **here}), trained
+
+
+def _networks_of(config: dict, networks: dict[str, str], weights) -> dict[str, str]:
+    """The config's keys for the networks of a call; ValueError for one that nothing reads."""
+    encoder = networks.get("encoder", "")
+    reads_faces = "face_encoder" in config  # it may have an image encoder as well
+    known = {"clip": "id_encoder"} if reads_faces else {}
+    known |= {"controlnet": "controlnet"} if "controlnet" in config else {}
+    for name, path in networks.items():
+        if name not in ("encoder", *known):
+            raise ValueError(f"{name}={path}: {weights} has no part that reads it; leave it out")
+    here = {key: networks[name] for name, key in known.items() if name in networks}
+    if encoder:
+        keys = ("face_encoder",) if reads_faces else ("id_encoder", "face_net")
+        here |= dict.fromkeys(keys, encoder)
+    return here
 
 
 def config_of_file(weights: str | Path, name: str | None, base: str | Path) -> dict[str, Any]:

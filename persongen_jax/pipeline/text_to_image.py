@@ -175,7 +175,13 @@ class Pipeline(WithLoras, WithEmbeddings, WithControls):
     # ---- an identity method ----
 
     def load_method(
-        self, name: str | None, weights: str | Path, *, encoder: str | Path = ""
+        self,
+        name: str | None,
+        weights: str | Path,
+        *,
+        encoder: str | Path = "",
+        clip: str | Path = "",
+        controlnet: str | Path = "",
     ) -> None:
         """Load a trained identity method; then pass ``references`` when calling.
 
@@ -189,7 +195,9 @@ class Pipeline(WithLoras, WithEmbeddings, WithControls):
             encoder: the folder of the image encoder that the weights belong to. Default: the one
                 that the run was trained with; for a file ``<base>/image_encoder``, if that is a
                 PhotoMaker file's own. FaceID has no default: it needs the face recogniser's file.
-                For FaceCDM it is that file too.
+                So do all methods that read faces by one.
+            clip: the folder of the image encoder, for methods that have a face recogniser as well.
+            controlnet: the folder of InstantID's IdentityNet.
 
         Raises:
             FileNotFoundError: there is no checkpoint.
@@ -199,7 +207,8 @@ class Pipeline(WithLoras, WithEmbeddings, WithControls):
         """
         checks.check_kinds(str, "a method's name", name=name)
         checks.check_path("weights", weights)
-        config, trained = loading.read_method(self.base, name, weights, encoder, self.mesh)
+        networks = {"encoder": encoder, "clip": clip, "controlnet": controlnet}
+        config, trained = loading.read_method(self.base, name, weights, networks, self.mesh)
         method, parts = get_method(config.method), Parts(self.model, self.base.tokenizers)
         self._remove_method()
         with self.words.taken_off():  # a run may have trained the tables that they are in

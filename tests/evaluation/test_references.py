@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from data_pipeline.examples.bodies import Bodies
+from data_pipeline.examples.identity.bodies import Bodies
 from data_pipeline.pictures.transforms import square_face_crop
 from data_pipeline.records.sources import open_records
 from persongen_jax.evaluation.people import Evaluation, Person

@@ -2,8 +2,8 @@
 
 import pytest
 
-from data_pipeline.examples.bodies import Bodies
 from data_pipeline.examples.conditions import References
+from data_pipeline.examples.identity.bodies import Bodies
 from persongen_jax.cli import plain_warnings
 from persongen_jax.generate import __main__ as generate
 from persongen_jax.generate.base import parse_scales

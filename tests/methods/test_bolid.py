@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from data_pipeline.examples.bodies import Body
 from data_pipeline.examples.fields import Call, unflatten
+from data_pipeline.examples.identity.bodies import Body
 from persongen_jax import train
 from persongen_jax.losses.base import Settings
 from persongen_jax.losses.decoded import LOSSES, DecodedLosses

@@ -11,8 +11,8 @@ import jax.numpy as jnp
 from flax import nnx
 from ml_collections import ConfigDict
 
-from data_pipeline.examples.bodies import Bodies
 from data_pipeline.examples.fields import Batch, Encoding, Field
+from data_pipeline.examples.identity.bodies import Bodies
 from data_pipeline.records.schema import MAX_REFERENCES
 from persongen_jax.diffusion.conditioning import Conditioning
 from persongen_jax.methods.base import Method, Model, Parts, condition_on_text, prompts, references

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from data_pipeline.examples.bodies import JOINTS, Bodies, Body, body_box, points_of
 from data_pipeline.examples.conditions import References
 from data_pipeline.examples.fields import Call, FieldError, Image, TimeIds
+from data_pipeline.examples.identity.bodies import JOINTS, Bodies, Body, body_box, points_of
 from data_pipeline.examples.source import ExampleSource
 from data_pipeline.examples.targets import CaptionIds, TargetPoints
 from data_pipeline.records.schema import Record

@@ -5,7 +5,7 @@ import pytest
 from PIL import Image as Picture
 
 from data_pipeline.examples.fields import Image
-from data_pipeline.examples.masked_references import GREY, MaskedReferences, grey_around
+from data_pipeline.examples.identity.masked_references import GREY, MaskedReferences, grey_around
 from data_pipeline.examples.source import ExampleSource
 from data_pipeline.records.schema import Record
 

@@ -1,0 +1,1 @@
+"""Fields that say who the person is, other than plain references (conditions.py)."""

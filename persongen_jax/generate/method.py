@@ -1,0 +1,42 @@
+"""generate's options for an identity method: its weights, and the networks that belong to them."""
+
+import argparse
+from collections.abc import Callable
+from typing import Any
+
+
+def add_method_options(add: Callable) -> None:
+    """``add``: a parser's add_argument."""
+    add("--method", help="identity method; default: that of the weights")
+    add(
+        "--method-weights",
+        help="working directory of a training run (RUN, or RUN/checkpoints/STEP), a PhotoMaker v1 "
+        "file, or an IP-Adapter file",
+    )
+    add(
+        "--image-encoder",
+        default="",
+        help="folder of the CLIP image encoder that belongs to the method's weights; default: what "
+        "the run was trained with, for a file the base's image_encoder or a PhotoMaker file's own. "
+        "FaceID and others that read faces by a recogniser have no default: they need its file",
+    )
+    add(
+        "--clip",
+        default="",
+        metavar="DIR",
+        help="folder of the CLIP image encoder, where --image-encoder is a face recogniser",
+    )
+    add(
+        "--method-controlnet",
+        default="",
+        metavar="DIR",
+        help="InstantID's IdentityNet, the ControlNet that belongs to its weights",
+    )
+
+
+def load_method(pipe: Any, args: argparse.Namespace) -> None:
+    """Load what ``--method-weights`` names, if anything."""
+    if args.method_weights:
+        networks = {"encoder": args.image_encoder, "clip": args.clip}
+        networks["controlnet"] = args.method_controlnet
+        pipe.load_method(args.method, args.method_weights, **networks)
