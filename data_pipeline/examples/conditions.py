@@ -217,9 +217,8 @@ class Text(EncodedField):
 
     def dropped(self, batch: Batch, xp: Any) -> dict:
         """The empty prompt on every stream, and no class token marked."""
-        out = {}
-        if "class_tokens_mask" in batch:
-            out["class_tokens_mask"] = xp.zeros_like(batch["class_tokens_mask"])
+        mask = "class_tokens_mask"
+        out = {mask: xp.zeros_like(batch[mask])} if mask in batch else {}
         if "text_states/text" in batch:
             empty, pooled = batch["text_states/empty"], batch["text_states/empty_pooled"]
             out |= {f"text_states/{name}": empty for name in self.streams}
