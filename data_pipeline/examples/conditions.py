@@ -393,9 +393,7 @@ class References(EncodedField):
         people = [list(own) for own in listed] if nested else [listed]
         for own in people:
             if not 1 <= len(own) <= MAX_REFERENCES:
-                raise ValueError(
-                    f"{self.name}: {len(own)} of a person; give one to {MAX_REFERENCES}"
-                )
+                raise ValueError(f"{self.name}: {len(own)} of a person; give 1 to {MAX_REFERENCES}")
         return people
 
     def dropped(self, batch: Batch, xp: Any) -> dict:
