@@ -1,9 +1,10 @@
 """The same training step and the same images with diffusers and PEFT on torch.
 
-The networks have the sizes of ours and random weights. The step is PhotoMaker's: it trains LoRA on
-all attention layers, the ID projections and the fuse module; the text states, the references' CLIP
-features and the VAE's moments are part of the batch, as from the feature cache. Trained weights and
-their moments are stored in float32, as in ours, and the rest in the config's dtype.
+The networks have the sizes of ours and random weights. The step is LoRA's on all attention layers;
+for PhotoMaker it trains the ID projections and the fuse module too. The text states, the
+references' CLIP features and the VAE's moments are part of the batch, as from the feature cache.
+Trained weights and their moments are stored in float32, as in ours, and the rest in the config's
+dtype.
 
 Only processes that measure torch import this.
 """
@@ -130,28 +131,30 @@ class Identity(nn.Module):
 
 
 class Loss(nn.Module):
-    """The noise-prediction loss of a batch."""
+    """The noise-prediction loss of a batch; ``identity`` None: of the prompts alone."""
 
     def __init__(self, unet, identity, scaling: float, layout):
         super().__init__()
         self.unet, self.identity = unet, identity
         self.scaling, self.layout = scaling, layout
-        device = next(identity.parameters()).device
+        device = unet.conv_in.weight.device
         alphas = torch.tensor(NoiseSchedule.from_config(SCHEDULER).alphas_cumprod.tolist())
         self.register_buffer("signal", alphas.sqrt().to(device))
         self.register_buffer("level", (1 - alphas).sqrt().to(device))
 
-    def forward(self, mean, logvar, embeds, pooled, id_features, time_ids, mask):
+    def forward(self, mean, logvar, embeds, pooled, time_ids, mask, id_features=None):
         b, channels = mean.shape[:2]
         z, noise = torch.randn_like(mean), torch.randn_like(mean)
         timesteps = torch.randint(0, self.signal.shape[0], (b,), device=mean.device)
         latents = (mean + torch.exp(0.5 * logvar) * z) * self.scaling
         signal, level = (x[timesteps][:, None, None, None] for x in (self.signal, self.level))
         noisy = (signal * latents + level * noise).to(embeds.dtype, memory_format=self.layout)
+        if self.identity is not None:
+            embeds = self.identity(embeds, id_features)
         pred = self.unet(
             noisy,
             timesteps,
-            encoder_hidden_states=self.identity(embeds, id_features),
+            encoder_hidden_states=embeds,
             added_cond_kwargs={"text_embeds": pooled, "time_ids": time_ids},
         ).sample
         errors = mask * (pred.float() - noise) ** 2
@@ -178,8 +181,12 @@ class TorchTrainRow:
         if "remat" in options:
             unet.enable_gradient_checkpointing()
         with torch.device(self.device):
-            identity = Identity(size["image"], size["text"]).to(dtype)
+            identity = None
             self.batch = random_batch(config, size, dtype)
+            if config.method == "photomaker":
+                identity = Identity(size["image"], size["text"]).to(dtype)
+                features = torch.randn(config.batch_size, 4, size["image"], dtype=dtype)
+                self.batch["id_features"] = features
         layout = torch.channels_last if "channels_last" in options else torch.contiguous_format
         model = Loss(unet, identity, size["scaling"], layout)
         self.trained = [p for p in model.parameters() if p.requires_grad]
@@ -252,7 +259,6 @@ def random_batch(config, size: dict, dtype) -> dict:
         "logvar": 0.1 * torch.randn(b, *latents),
         "embeds": torch.randn(b, 77, sum(size["text"]), dtype=dtype),
         "pooled": torch.randn(b, size["pooled"], dtype=dtype),
-        "id_features": torch.randn(b, 4, size["image"], dtype=dtype),
         "time_ids": torch.full((b, 6), float(config.size), dtype=dtype),
         "mask": torch.ones(b, 1, *latents[1:]),
     }

@@ -200,6 +200,9 @@ class Row:
         }
 
 
+IN_TORCH = ("photomaker", "lora")  # the methods that benchmarks/torch_rows.py trains
+
+
 def check_versus(what: str, file: str | Path, settings: list[Setting]) -> None:
     """ValueError if torch has no counterpart of a training's method, or its code is missing."""
     if importlib.util.find_spec("benchmarks") is None:
@@ -208,11 +211,12 @@ def check_versus(what: str, file: str | Path, settings: list[Setting]) -> None:
             "the package; run it from a checkout"
         )
     method = read_config(file, {}).method
-    others = {setting.overrides.get("method", method) for setting in settings} - {"photomaker"}
+    others = {setting.overrides.get("method", method) for setting in settings} - set(IN_TORCH)
     if what == "train" and others:
         raise ValueError(
-            f"--versus torch trains photomaker, and {file} {', '.join(sorted(others))}: take "
-            "configs/base.py or configs/bench_mid.py, or leave --versus out"
+            f"--versus torch trains {' and '.join(IN_TORCH)}, and {file} "
+            f"{', '.join(sorted(others))}: take configs/base.py, configs/lora.py or "
+            "configs/bench_mid.py, or leave --versus out"
         )
 
 

@@ -215,14 +215,15 @@ def test_our_work_is_counted_without_torch(monkeypatch):
 
 
 @pytest.mark.slow
-def test_torch_does_the_same_work():
+@pytest.mark.parametrize("file", ["bench_mid.py", "bench_lora.py"])
+def test_torch_does_the_same_work(file):
     """Floating-point operations within 1 %, and exactly the same number of trained parameters."""
     pytest.importorskip("diffusers")
     pytest.importorskip("peft")
     from benchmarks.torch_rows import torch_step_flops
     from persongen_jax.bench.training import step_flops
 
-    config = read_config(CONFIG, TINY)
+    config = read_config(str(Path(CONFIG).with_name(file)), TINY)
     flops, trained = step_flops(config, cached=True)
     torch_flops, torch_trained = torch_step_flops(config)
     assert trained == torch_trained
