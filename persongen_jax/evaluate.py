@@ -30,6 +30,7 @@ from persongen_jax.evaluation.of_weights import evaluate_weights
 from persongen_jax.evaluation.rating.of_folders import PAIRS, rate_folders
 from persongen_jax.evaluation.trajectories import SETS
 from persongen_jax.parallel import distributed
+from persongen_jax.weights.licences import add_terms_option
 
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
@@ -114,6 +115,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     )
     add("--pictures", action="store_true", help="with --run: also save each first image as a file")
     add_mark_option(parser)
+    add_terms_option(parser.add_argument)
     add_weights_options(parser)
     add_folder_options(parser)
     add_rating_options(parser)

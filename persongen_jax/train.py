@@ -50,6 +50,7 @@ from persongen_jax.training.step import CompiledSteps, TrainState
 from persongen_jax.training.stopping import StopSignals
 from persongen_jax.training.unused_keys import unused_keys
 from persongen_jax.training.workdir_lock import lock_workdir
+from persongen_jax.weights.licences import add_terms_option
 from persongen_jax.weights.saver import write_json
 
 log = logging.getLogger(__name__)
@@ -282,6 +283,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--dry_run", action="store_true", help="print the config and parameter counts, and stop"
     )
+    add_terms_option(parser.add_argument)
     # Orbax logs every rename, JAX every missing backend; errors are still logged.
     for name in (None, "absl"):
         logging.getLogger(name).setLevel(logging.WARNING)

@@ -45,6 +45,7 @@ from persongen_jax.generate.pose import (
     use_pose,
 )
 from persongen_jax.generate.warnings import ineffective_for, ineffective_options
+from persongen_jax.weights.licences import add_terms_option
 
 
 def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -153,6 +154,7 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
         "identity=0.8@0.3-1",
     )
     add_mark_option(parser)
+    add_terms_option(parser.add_argument)
     add("--no-compilation-cache", action="store_true", help="compile again in every run")
     return parser.parse_args(argv)
 

@@ -7,7 +7,6 @@ square crops (data_pipeline/faces/find.py).
 
 import logging
 import math
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -27,6 +26,7 @@ from data_pipeline.text_files import read_json
 from persongen_jax.face_detectors import open_reference_detector
 from persongen_jax.training.trained import saved_config
 from persongen_jax.weights.formats.ip_adapter import is_ip_adapter, read_ip_adapter
+from persongen_jax.weights.licences import say
 
 log = logging.getLogger(__name__)
 
@@ -93,7 +93,7 @@ def read_references(
             raise ValueError("--face-box: a FaceID file needs landmarks, which a box does not give")
         finder = open_reference_detector(base, detector)
         if finder.licence:
-            print(f"faces are found by {finder.licence}", file=sys.stderr)
+            say(f"faces are found by {finder.licence}")
         cut = align_reference if wants_aligned_faces(weights) else crop_face
         crops = [[cut(image, str(path), finder) for path, image, _ in p] for p in opened]
     regions = None if None in people else [load_mask(mask) for mask in people]

@@ -20,6 +20,7 @@ from data_pipeline.pictures.transforms import plan_crop
 from data_pipeline.pose.body18 import COUNT, LIMBS, from_coco17, inside
 from data_pipeline.pose.limbs import STYLES, widths_for
 from data_pipeline.pose.skeleton import draw_body18
+from persongen_jax.weights.licences import say
 
 if TYPE_CHECKING:
     from persongen_jax.pose_nets import PoseNet
@@ -107,7 +108,7 @@ def find_bodies(people: list[list[np.ndarray]], pose_net: str | None) -> list[li
         return [[Body(image) for image in own] for own in people]
     net = open_pose_net(pose_net)
     if net.licence:
-        print(f"joints of bodies are found by {net.licence}", file=sys.stderr)
+        say(f"joints of bodies are found by {net.licence}")
     found = [[Body(*each) for each in zip(own, *net(own), strict=True)] for own in people]
     for person, own in enumerate(found, 1):
         for number, body in enumerate(own, 1):
@@ -159,7 +160,7 @@ def find_given_pose(args: argparse.Namespace) -> FoundPose | None:
     load_image(args.pose)  # A photograph that cannot be read is said before a network is opened.
     net = open_pose_net(args.pose_net)
     if net.licence:
-        print(f"the pose is found by {net.licence}", file=sys.stderr)
+        say(f"the pose is found by {net.licence}")
     found = find_pose(args.pose, net)
     print(
         f"pose: {found.seen.sum()} of {COUNT} joints of the most prominent person in {args.pose}; "

@@ -21,7 +21,7 @@ from persongen_jax.pipeline.words import Words, read_words
 from persongen_jax.settings import check_version
 from persongen_jax.training.partition import leaf_paths
 from persongen_jax.training.trained import load_trained
-from persongen_jax.weights.files.directory import read_config
+from persongen_jax.weights.files.directory import open_file, read_config
 from persongen_jax.weights.formats.adapters import (
     apply_adapter,
     check_adapters,
@@ -33,6 +33,9 @@ from persongen_jax.weights.formats.lora.kinds import LoraWeights
 from persongen_jax.weights.formats.lora.reading import no_effect, read_lora
 from persongen_jax.weights.formats.photomaker import has_tower_like, read_photomaker
 from persongen_jax.weights.formats.sdxl.loading import SDXLBase
+from persongen_jax.weights.licences import say_terms
+from persongen_jax.weights.recognition.kinds import classify
+from persongen_jax.weights.recognition.layout import unwrapped
 
 METHOD_PREFIX = "method:"  # prefix of the name of a method's own LoRA
 LORA_COMPONENTS = ("unet", "text_encoder", "text_encoder_2")
@@ -111,6 +114,15 @@ def config_of_file(weights: str | Path, name: str | None, base: str | Path) -> d
             raise ValueError(f"{weights}: is an IP-Adapter file, not one for {name!r}")
         return {"method": "ip_adapter", "trigger_word": "img", "id_encoder": ""}
     return _photomaker_config(base, weights, name or "photomaker")
+
+
+def say_terms_of(weights: str | Path) -> None:
+    """Print, once, the terms of a method's published file; a run's are those of its parts."""
+    path = Path(find_weights(weights))
+    if path.is_file():
+        with open_file(path) as file:
+            kind, _ = classify(unwrapped(file))
+        say_terms(f"the method's weights are {path}", str(path), kind)
 
 
 STATE_FILES = ("model.safetensors", "pytorch_model.bin")  # accelerate's

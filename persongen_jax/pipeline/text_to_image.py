@@ -214,6 +214,7 @@ class Pipeline(WithLoras, WithEmbeddings, WithControls):
         with self.words.taken_off():  # a run may have trained the tables that they are in
             fields = self._attach(method, parts, config, trained, str(weights))
         self._set_method(method, fields)
+        loading.say_terms_of(weights)
         if words := method.take_words(parts):  # and its words are as those of files
             self.words.add(config.method, words, METHOD)
         self._place()

@@ -1,8 +1,10 @@
 """Under which terms a weight file is given, as far as the file and its folder say."""
 
+import argparse
 import functools
 import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from data_pipeline.text_files import TextError, read_json
@@ -19,8 +21,8 @@ _PUBLISHED = {
     "id-encoder": "TencentARC's is Apache-2.0",
     "ip-adapter": "h94/IP-Adapter's are Apache-2.0",
     "ip-adapter-faceid": "h94/IP-Adapter-FaceID's are for non-commercial research only",
-    "instantid": "InstantX's is Apache-2.0; InsightFace's models, for it, are research only",
-    "pulid": "guozinan/PuLID's is Apache-2.0",
+    "instantid": "InstantX's and InsightFace's models, which it reads faces by, are research only",
+    "pulid": "guozinan/PuLID's is Apache-2.0; InsightFace's models, for it, are research only",
     "checkpoint": "SDXL 1.0's is CreativeML Open RAIL++-M; fine-tunes differ",
     "sdxl": "SDXL 1.0's is CreativeML Open RAIL++-M; fine-tunes differ",
     "unet": "SDXL 1.0's is CreativeML Open RAIL++-M; fine-tunes differ",
@@ -57,6 +59,38 @@ def licence(
     return "not stated in the file" + (f"; {published}" if published else "")
 
 
+# ---- Said aloud, unless they are accepted --------------------------------------------------------
+
+_accepted = False
+
+
+def accept_terms() -> None:
+    """From now on no terms are printed in this process; they hold all the same."""
+    global _accepted
+    _accepted = True
+
+
+def add_terms_option(add: Callable) -> None:
+    """``--accept-terms``, which calls :func:`accept_terms`; ``add``: a parser's add_argument."""
+
+    class Accept(argparse.Action):
+        def __call__(self, *_):
+            accept_terms()
+
+    add(
+        "--accept-terms",
+        action=Accept,
+        nargs=0,
+        help="print no licences of weights and face models: I have read them and keep to them",
+    )
+
+
+def say(line: str) -> None:
+    """Print a line about terms to the standard error, unless they are accepted."""
+    if not _accepted:
+        print(line, file=sys.stderr)
+
+
 @functools.cache
 def say_terms(what: str, path: str, kind: str, terms: str = "") -> None:
     """Print, once per process, the licence of what has been loaded, to the standard error.
@@ -67,13 +101,13 @@ def say_terms(what: str, path: str, kind: str, terms: str = "") -> None:
         terms: where they are known already, of any kind.
     """
     if terms:
-        print(f"{what}; its licence: {terms}", file=sys.stderr)
+        say(f"{what}; its licence: {terms}")
         return
     file = Path(path)
     if file.is_dir():
         file = next(iter(sorted(file.glob("*.safetensors"))), file)
     source = open_file(file) if file.suffix == ".safetensors" else None
-    print(f"{what}; its licence: {licence(path, kind, source)}", file=sys.stderr)
+    say(f"{what}; its licence: {licence(path, kind, source)}")
 
 
 def json_of(path: Path) -> dict:
