@@ -7,6 +7,7 @@ class, a **composition**, that takes the base layer's place as ``attn2``:
 
 import abc
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -227,3 +228,25 @@ def _without_branches(layer: Composition) -> CrossAttention:
 
 def _transformer_blocks(unet) -> list[BasicTransformerBlock]:
     return [node for _, node in nnx.iter_graph(unet) if isinstance(node, BasicTransformerBlock)]
+
+
+def take_branch(unet: nnx.Module, name: str) -> list[nnx.Module]:
+    """Take the branch of this stream off; :func:`put_branch` puts it back. [] if there is none."""
+    taken = []
+    for block in _transformer_blocks(unet):
+        layer = block.attn2
+        if isinstance(layer, Composition) and name in layer.order:
+            taken.append(layer.branches[name])
+            del layer.branches[name]
+            layer.order = tuple(each for each in layer.order if each != name)
+            if not layer.order:
+                block.attn2 = _without_branches(layer)
+    return taken
+
+
+def put_branch(unet: nnx.Module, name: str, taken: list[nnx.Module]) -> None:
+    """Add the branch of stream ``name`` with these layers; ValueError as :func:`add_branch`."""
+    add_branch(unet, name)
+    for block, layer in zip(_transformer_blocks(unet), taken, strict=True):
+        attention: Any = block.attn2  # a Composition by now
+        attention.branches[name] = layer

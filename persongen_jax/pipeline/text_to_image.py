@@ -23,11 +23,13 @@ from persongen_jax.methods.base import Method, Model, Parts, denoiser_module
 from persongen_jax.models.branches import branch_names
 from persongen_jax.parallel.sharding import make_mesh, put, replicated, shardings_by_path, to_host
 from persongen_jax.pipeline import checks, images, loading
+from persongen_jax.pipeline.additions.loras import WithLoras
+from persongen_jax.pipeline.additions.style import NAME as STYLE
+from persongen_jax.pipeline.additions.style import WithStyle
+from persongen_jax.pipeline.additions.textual_inversion import WithEmbeddings
 from persongen_jax.pipeline.conditioner import Conditioner
 from persongen_jax.pipeline.control_options import CONTROL_ARGUMENTS
 from persongen_jax.pipeline.controlnets import Control, ControlNets, WithControls
-from persongen_jax.pipeline.loras import WithLoras
-from persongen_jax.pipeline.textual_inversion import WithEmbeddings
 from persongen_jax.pipeline.words import METHOD, AddedWords
 from persongen_jax.training.partition import fill_trained, set_leaves
 from persongen_jax.weights.formats.sdxl.loading import SDXLBase, load_sdxl, save_sdxl
@@ -44,7 +46,7 @@ class PipelineOutput(NamedTuple):
     images: list | np.ndarray
 
 
-class Pipeline(WithLoras, WithEmbeddings, WithControls):
+class Pipeline(WithLoras, WithEmbeddings, WithControls, WithStyle):
     """Text-to-image with SDXL.
 
     Prompts are processed in batches of one size, split over ``mesh``'s devices. Programs are
@@ -70,6 +72,7 @@ class Pipeline(WithLoras, WithEmbeddings, WithControls):
         self._own_schedule = base.scheduler_config
         self.controlnets = ControlNets(base, self.mesh, shard_weights)
         self.words = AddedWords(base)
+        self.style = None
         self._set_method(None)
         self._place()
 
@@ -119,18 +122,19 @@ class Pipeline(WithLoras, WithEmbeddings, WithControls):
                 f"LoRAs are loaded ({', '.join(self.adapters)}): call fuse_lora() to merge them "
                 "into the weights, or unload_lora() to leave them out"
             )
-        branches = branch_names(self.model.unet)
+        branches = [name for name in branch_names(self.model.unet) if name != STYLE]
         if branches:
             raise ValueError(
                 f"the loaded method's attention branches ({', '.join(branches)}) have no place in "
                 "a diffusers directory; keep its training run"
             )
-        if self.controlnets.nets:
+        if self.controlnets.nets or self.style:
+            left = [*self.controlnets.nets, *([self.style.path] if self.style else ())]
             checks.warn_of_call(
-                f"ControlNets ({', '.join(self.controlnets.nets)}) are left out: the directory of "
-                "a base has no place for them; keep their own"
+                f"{', '.join(left)}: left out, because the directory of a base has no place for "
+                "ControlNets and adapters; keep their own"
             )
-        with self.words.removed():
+        with self.words.removed(), self._style_taken_off():
             save_sdxl(self.base, folder)
 
     @property
@@ -211,7 +215,8 @@ class Pipeline(WithLoras, WithEmbeddings, WithControls):
         config, trained = loading.read_method(self.base, name, weights, networks, self.mesh)
         method, parts = get_method(config.method), Parts(self.model, self.base.tokenizers)
         self._remove_method()
-        with self.words.taken_off():  # a run may have trained the tables that they are in
+        # A run may have trained the tables that the words are in.
+        with self.words.taken_off(), self._style_taken_off():
             fields = self._attach(method, parts, config, trained, str(weights))
         self._set_method(method, fields)
         loading.say_terms_of(weights)
@@ -252,7 +257,7 @@ class Pipeline(WithLoras, WithEmbeddings, WithControls):
         self.adapters = loading.user_adapters(self.adapters)
         self.words.drop(self.words.of(METHOD), METHOD)
         if self.method is not None:
-            with self.words.taken_off():
+            with self.words.taken_off(), self._style_taken_off():
                 self._detach(self.method)
         self._set_method(None)
 
@@ -307,7 +312,7 @@ class Pipeline(WithLoras, WithEmbeddings, WithControls):
                 images and points (a list, one each). And what ControlNets read: ``control_image``,
                 controlnet_conditioning_scale, control_guidance_start, control_guidance_end,
                 guess_mode (pipeline/control_options.py); the first control image's size is then
-                the default size.
+                the default size. And ``style_image``, for what :meth:`load_style` has loaded.
 
         Raises:
             ValueError: sizes, counts or names that do not fit; the message names them. A
@@ -320,6 +325,7 @@ class Pipeline(WithLoras, WithEmbeddings, WithControls):
         conditioner, count = self.conditioner, len(prompts)
         nets, usual = None, None
         control: Control | None = None
+        asked, inputs, options = self._read_style(inputs, options, count)
         if self.controlnets.nets or not CONTROL_ARGUMENTS.isdisjoint(inputs):
             nets, inputs = self.controlnets.read(inputs, count)
         if nets is not None:
@@ -350,6 +356,7 @@ class Pipeline(WithLoras, WithEmbeddings, WithControls):
         run: tuple[Any, Any] = denoiser_module(self.model, method), method
         if nets is not None and control is not None:
             run = nets.in_front(self.model, method, control, against is not None)
+        look = asked and self._look(asked, shape[:2], plan.num_steps)
         done = []
         keep = done.append if on_batch is None else on_batch
         for start in range(0, total, batch):
@@ -360,6 +367,8 @@ class Pipeline(WithLoras, WithEmbeddings, WithControls):
             guidance = replace(guidance, scales=strengths, lora=own_lora)
             if control is not None:
                 guidance = control.added(guidance, which, self.mesh)
+            if look:
+                guidance = look.added(guidance, which, self.mesh)
             row = (plan, noise[rows], guidance, keys[rows], options.scalars(plan.num_steps))
             out = images.sample(run[0], run[1], self.mesh, *row, progress)
             if options.output_type != "latent":

@@ -46,10 +46,14 @@ class IPAdapter(Method):
     The prompt is an ordinary one. A published FaceID file was trained on aligned faces and needs
     aligned references (persongen_jax/generate/files.py); what is trained here reads the square
     crops that all methods read.
+
+    Attributes:
+        branch: its name, and that of the stream that it reads.
     """
 
     image_tower = "image_encoder"
     at_trigger = False
+    branch = BRANCH
     groups: tuple[tuple[str, str], ...] = (
         (r"image_proj/.*", "projections"),
         (rf"unet/.*/attn2/branches/{BRANCH}/to_[kv]/kernel", "identity"),
@@ -87,12 +91,12 @@ class IPAdapter(Method):
         model.image_encoder = encoder
         kw = {"dtype": jnp.dtype(config.dtype), "param_dtype": jnp.float32, "rngs": rngs}
         model.image_proj = PROJECTIONS[kind](**sizes, **kw)
-        add_branch(model.unet, BRANCH)
+        add_branch(model.unet, self.branch)
         if rank:
             add_lora(model.unet, ATTENTION_LAYERS, rank, alpha=float(rank), rngs=rngs)
             self.groups = (*type(self).groups, LORA_ROW)
         if origin.file:
-            load_ip_adapter_into(model, origin.file, BRANCH)
+            load_ip_adapter_into(model, origin.file, self.branch)
         load_remaining(model, origin)
 
     def fields(self, parts: Parts, config: ConfigDict) -> tuple[Field, ...]:
@@ -117,7 +121,7 @@ class IPAdapter(Method):
         mask = jnp.where(present[:, None], batch["id_mask"], first)
         tokens = jnp.where(present[:, None, None, None], tokens, nothing)
         tokens, mask = tokens.reshape(b, r * n, d), jnp.repeat(mask, n, axis=1)
-        return condition_on_text(model, batch).with_stream(BRANCH, tokens, mask)
+        return condition_on_text(model, batch).with_stream(self.branch, tokens, mask)
 
     def encode_references(self, model: Model, id_pixel_values: jax.Array) -> jax.Array:
         """The input of ``image_proj``: [b, r, d]; for plus, every patch: [b, r, m, d]."""

@@ -4,7 +4,12 @@ import abc
 from collections.abc import Mapping, Sequence
 
 from persongen_jax.pipeline import checks
-from persongen_jax.pipeline.words import EMBEDDING, AddedWords, name_of, read_embedding_words
+from persongen_jax.pipeline.words import (
+    EMBEDDING,
+    AddedWords,
+    name_of,
+    read_embedding_words,
+)
 from persongen_jax.weights.formats.embeddings.reading import Files
 from persongen_jax.weights.formats.sdxl.loading import SDXLBase
 

@@ -1,0 +1,1 @@
+"""What files add to a pipeline apart from its method: LoRA, words, a style adapter."""
