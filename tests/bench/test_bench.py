@@ -215,9 +215,14 @@ def test_our_work_is_counted_without_torch(monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("file", ["bench_mid.py", "bench_lora.py"])
-def test_torch_does_the_same_work(file):
-    """Floating-point operations within 1 %, and exactly the same number of trained parameters."""
+@pytest.mark.parametrize(("file", "apart"), [("bench_mid.py", 0.01), ("bench_lora.py", 0.04)])
+def test_torch_does_the_same_work(file, apart):
+    """Floating-point operations, and exactly the same number of trained parameters.
+
+    With nothing but LoRA trained nobody reads the gradients of the text's states. On a CPU our
+    trace has them all the same: LoRA's product has a gradient of its own, and XLA removes the half
+    that is not read.
+    """
     pytest.importorskip("diffusers")
     pytest.importorskip("peft")
     from benchmarks.torch_rows import torch_step_flops
@@ -227,7 +232,7 @@ def test_torch_does_the_same_work(file):
     flops, trained = step_flops(config, cached=True)
     torch_flops, torch_trained = torch_step_flops(config)
     assert trained == torch_trained
-    assert torch_flops == pytest.approx(flops, rel=0.01)
+    assert torch_flops == pytest.approx(flops, rel=apart)
     with_encoders, same = step_flops(config, cached=False)
     assert same == trained and with_encoders > 1.05 * flops
 
