@@ -83,11 +83,10 @@ def test_the_largest_axis_that_divides_is_divided():
 @pytest.mark.parametrize(
     "method",
     [
-        "photomaker_bg",
         "facecdm",
         *(
             pytest.param(name, marks=pytest.mark.slow)
-            for name in ("cascade", "ip_adapter", "bolid")
+            for name in ("photomaker_bg", "cascade", "ip_adapter", "bolid")
         ),
     ],
 )

@@ -169,7 +169,10 @@ def test_tf_data_sees_no_accelerator(open_source):
     assert {d.device_type for d in tf.config.get_visible_devices()} == {"CPU"}
 
 
-@pytest.mark.parametrize("ahead", ["", "stream = prefetch_to_device(stream, lambda batch: batch)"])
+AHEAD = "stream = prefetch_to_device(stream, lambda batch: batch)"
+
+
+@pytest.mark.parametrize("ahead", [pytest.param("", marks=pytest.mark.slow), AHEAD])
 def test_a_program_that_uses_tf_data_ends(folder, tokenizers, ahead):
     base = Path(tokenizers.tokenizer.name_or_path).parent
     code = (

@@ -91,7 +91,10 @@ def crops():
     return np.stack([*faces, *photographs(4, 112, 112)])
 
 
-@pytest.mark.parametrize("count", [1, 3, 7])
+SLOW = (pytest.param(count, marks=pytest.mark.slow) for count in (1, 7))
+
+
+@pytest.mark.parametrize("count", [3, *SLOW])
 def test_sface(crops, count):
     net = load_sface()
     ours = jax.jit(net.model)(normalise_faces(crops[:count]))

@@ -83,6 +83,7 @@ def test_side_that_does_not_halve_evenly():
     assert relative_error(*run_both(*make_twins("sdxl"), size=(14, 10))) < TOLERANCE
 
 
+@pytest.mark.slow
 def test_bfloat16():
     """As close to float32 as torch's own bfloat16 on the same machine.
 

@@ -270,6 +270,7 @@ def test_scaling_has_an_inverse(name):
     assert relative_error(scale_latents(ours, latents), scaled[name]) < 1e-6
 
 
+@pytest.mark.slow
 def test_memory_is_that_of_one_image_or_one_tile():
     module = nnx.eval_shape(lambda: AutoencoderKL(TINY_VAES["two_levels"], rngs=UnusedRngs()))
     graphdef, state = nnx.split(module)
