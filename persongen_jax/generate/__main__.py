@@ -36,7 +36,7 @@ from persongen_jax.generate.base import (
     scheduler_options,
 )
 from persongen_jax.generate.control import add_control_options, control_arguments
-from persongen_jax.generate.method import add_method_options, load_method
+from persongen_jax.generate.method import add_method_options, load_method, style_arguments
 from persongen_jax.generate.notes import make_notes
 from persongen_jax.generate.pose import (
     add_pose_options,
@@ -282,7 +282,7 @@ def generate(args: argparse.Namespace) -> list[Path]:
         raise ValueError("--reference needs a method that reads it; give --method-weights")
     if args.method and not args.method_weights:
         raise ValueError(f"--method {args.method}: it needs its weights; give --method-weights")
-    control = control_arguments(args)
+    control, style = control_arguments(args), style_arguments(args, count)
     if args.pose and "pose" in inputs:
         raise ValueError("--input pose: --pose draws that image already; give one of the two")
     pose = find_given_pose(args)
@@ -324,7 +324,7 @@ def generate(args: argparse.Namespace) -> list[Path]:
             else:
                 whole = read_photographs(args.reference)
             given[each.name] = whole and [whole] * count
-    given |= {"regions": regions and [regions] * count, **control}
+    given |= {"regions": regions and [regions] * count, **control, **style}
     if pose is not None:
         size = image_size(pipe.base, args.height, args.width)
         given |= use_pose(pose, pipe, args, size, count)

@@ -1,8 +1,10 @@
-"""generate's options for an identity method: its weights, and the networks that belong to them."""
+"""generate's options for an identity method and for style: weights, and their networks."""
 
 import argparse
 from collections.abc import Callable
 from typing import Any
+
+from data_pipeline.records.schema import MAX_REFERENCES
 
 
 def add_method_options(add: Callable) -> None:
@@ -32,11 +34,49 @@ def add_method_options(add: Callable) -> None:
         metavar="DIR",
         help="InstantID's IdentityNet, the ControlNet that belongs to its weights",
     )
+    add(
+        "--style",
+        default="",
+        metavar="FILE",
+        help="an IP-Adapter, base or plus, that acts in addition to the method; --scale style=0.7",
+    )
+    add(
+        "--style-encoder",
+        default="",
+        metavar="DIR",
+        help="folder of its image encoder; default: the base's image_encoder",
+    )
+    add(
+        "--style-image",
+        nargs="+",
+        default=[],
+        metavar="FILE",
+        help=f"one to {MAX_REFERENCES} images that --style reads",
+    )
 
 
 def load_method(pipe: Any, args: argparse.Namespace) -> None:
-    """Load what ``--method-weights`` names, if anything."""
+    """Load what ``--method-weights`` and ``--style`` name, if anything."""
     if args.method_weights:
         networks = {"encoder": args.image_encoder, "clip": args.clip}
         networks["controlnet"] = args.method_controlnet
         pipe.load_method(args.method, args.method_weights, **networks)
+    if args.style:
+        pipe.load_style(args.style, encoder=args.style_encoder)
+
+
+def style_arguments(args: argparse.Namespace, count: int) -> dict:
+    """What a call for ``count`` prompts gets of the style.
+
+    Raises:
+        ValueError: images without an adapter, or too many.
+    """
+    if not args.style_image:
+        return {}
+    if not args.style:
+        raise ValueError(f"--style-image {args.style_image[0]}: no adapter reads it; give --style")
+    if len(args.style_image) > MAX_REFERENCES:
+        raise ValueError(
+            f"{len(args.style_image)} times --style-image: give one to {MAX_REFERENCES}"
+        )
+    return {"style_image": [list(args.style_image)] * count}

@@ -29,6 +29,9 @@ def make_notes(
         "image_encoder",
         "clip",
         "method_controlnet",
+        "style",
+        "style_encoder",
+        "style_image",
         "scale",
         *(FLAGS[name] for name in FLAGS if name not in COUNTS),
     )

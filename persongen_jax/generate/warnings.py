@@ -30,6 +30,8 @@ def ineffective_options(args: argparse.Namespace) -> list[str]:
         given = {"--image-encoder": args.image_encoder, "--clip": args.clip}
         given |= {"--method-controlnet": args.method_controlnet}
         lines += [f"{name} has no effect without --method-weights" for name in given if given[name]]
+    if args.style_encoder and not args.style:
+        lines.append("--style-encoder has no effect without --style")
     return lines
 
 
