@@ -99,7 +99,7 @@ def test_a_region_keeps_the_rest_nearer_to_the_picture_without_it(pipe, pictures
     whole = paint(pipe, style_image=[pictures[1]])
     np.testing.assert_allclose(nowhere, whole, atol=1e-5)
     changed = np.abs(inside - plain).mean((0, 1, 3))
-    assert changed[: len(changed) // 2].mean() > 1.5 * changed[len(changed) // 2 :].mean()
+    assert changed[: len(changed) // 2].mean() > 1.2 * changed[len(changed) // 2 :].mean()
 
 
 @pytest.mark.slow

@@ -28,7 +28,7 @@ from persongen_jax.methods.base import Parts
 from persongen_jax.methods.published.ip_adapter import IPAdapter, image_tokens
 from persongen_jax.models.branches import put_branch, take_branch
 from persongen_jax.parallel.sharding import batch_sharding, put, put_array, replicated
-from persongen_jax.pipeline import checks
+from persongen_jax.pipeline import checks, loading
 from persongen_jax.weights.errors import UnsupportedAdapter
 from persongen_jax.weights.formats.ip_adapter import read_ip_adapter
 from persongen_jax.weights.formats.sdxl.loading import SDXLBase
@@ -137,10 +137,15 @@ class WithStyle(abc.ABC):
     base: SDXLBase
     mesh: Mesh
     style: StyleAdapter | None
+    adapters: loading.Adapters
 
     @abc.abstractmethod
     def _place(self) -> None:
         """Place every array of the model on the devices."""
+
+    @abc.abstractmethod
+    def _put_adapters(self, adapters: loading.Adapters) -> None:
+        """Put these LoRAs on the model."""
 
     def load_style(self, path: str | Path, *, encoder: str | Path = "") -> None:
         """Load an IP-Adapter, base or plus, that acts in addition to a method; then pass
@@ -159,6 +164,7 @@ class WithStyle(abc.ABC):
         checks.check_path("path", path)
         before, self.style = self.style, None
         taken = take_branch(self.base.model.unet, NAME)
+        loading.remove_all(self.base.model)  # the file's layers are those without LoRA
         try:
             self.style = StyleAdapter(self.base, self.mesh, path, encoder)
         except BaseException:
@@ -167,6 +173,8 @@ class WithStyle(abc.ABC):
                 put_branch(self.base.model.unet, NAME, taken)
                 self.style = before
             raise
+        finally:
+            self._put_adapters(self.adapters)
         say_terms(f"style is read by {path}", str(path), "ip-adapter")
         self._place()
 
