@@ -32,9 +32,13 @@ class References(EncodedField):
         prefix: of the arrays' names, instead of "id".
         whole: the whole images instead of the faces. A call may pass them by the field's name, per
             prompt a photograph or a list of them; otherwise they are its references as they are.
+
+    Attributes:
+        paired: whether what is passed by name must be as many as the call's references.
     """
 
     others, identity = 1, True
+    paired = False
 
     def __init__(
         self,
@@ -155,6 +159,9 @@ class References(EncodedField):
             if len(own) != len(persons):
                 counts = f"of {len(own)} people, references of {len(persons)}"
                 raise ValueError(f"{self.name} of prompt {prompt}: {counts}; a list for each")
+            if self.paired and [*map(len, own)] != [*map(len, persons)]:
+                counts = f"{sum(map(len, own))} for {sum(map(len, persons))} references"
+                raise ValueError(f"{self.name} of prompt {prompt}: {counts}; give one for each")
         return given or people
 
     def given(self, call: Call) -> dict[str, np.ndarray]:
