@@ -182,33 +182,39 @@ class Pipeline(WithLoras, WithEmbeddings, WithControls):
         encoder: str | Path = "",
         clip: str | Path = "",
         controlnet: str | Path = "",
+        **settings: Any,
     ) -> None:
         """Load a trained identity method; then pass ``references`` when calling.
 
         Args:
             name: the method. None: the one that a run trained; for a file photomaker or
                 ip_adapter.
-            weights: the working directory of a training run; or a PhotoMaker v1 file, ``.bin`` or
-                ``.safetensors`` (weights/formats/photomaker.py). Parts that a method has in
+            weights: the working directory of a training run; or a PhotoMaker file, ``.bin`` or
+                ``.safetensors`` (weights/formats/photomaker.py), v1 or v2. Parts that a method has in
                 addition to PhotoMaker's, such as a branch for the background, then have their
                 initial weights. Or an IP-Adapter file for SDXL (weights/formats/ip_adapter.py).
             encoder: the folder of the image encoder that the weights belong to. Default: the one
                 that the run was trained with; for a file ``<base>/image_encoder``, if that is a
-                PhotoMaker file's own. FaceID has no default: it needs the face recogniser's file.
-                So do all methods that read faces by one.
+                PhotoMaker file's own. FaceID and PhotoMaker v2 have no default: they need the face
+                recogniser's file. So do all methods that read faces by one.
             clip: the folder of the image encoder, for methods that have a face recogniser as well.
             controlnet: the folder of InstantID's IdentityNet.
+            settings: what a file does not tell. Of an IP-Adapter: ``references``, what they show to
+                base and plus: "face" (the square around it), "aligned" (for Plus-Face), "whole";
+                of FaceID Plus ``shortcut`` (False: version 1) and ``s_scale``.
 
         Raises:
             FileNotFoundError: there is no checkpoint.
             ValueError: weights of another method than ``name``, or that do not fit this base;
-                FaceID without ``encoder``. If they turn out not to fit, no method is loaded
+                FaceID without ``encoder``; an unknown setting. If they turn out not to fit, no method is loaded
                 afterwards.
         """
         checks.check_kinds(str, "a method's name", name=name)
         checks.check_path("weights", weights)
         networks = {"encoder": encoder, "clip": clip, "controlnet": controlnet}
-        config, trained = loading.read_method(self.base, name, weights, networks, self.mesh)
+        config, trained = loading.read_method(
+            self.base, name, weights, networks, self.mesh, settings
+        )
         method, parts = get_method(config.method), Parts(self.model, self.base.tokenizers)
         self._remove_method()
         with self.words.taken_off():  # a run may have trained the tables that they are in

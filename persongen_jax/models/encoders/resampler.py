@@ -218,7 +218,7 @@ class FaceIDPlusProjection(nnx.Module):
 
     Args:
         in_features: of the embedding, which has length 1; image_features: of a patch.
-        features: of the tokens; a multiple of ``head_dim``, or less, which makes one head.
+        features: of the tokens; heads: of the resampler (features / head_dim, at least one).
         shortcut: version 2: the tokens and ``s_scale`` times what the patches add to them. Version
             1: the latter alone. The files do not tell the versions apart.
     """
@@ -233,6 +233,7 @@ class FaceIDPlusProjection(nnx.Module):
         *,
         num_tokens: int = 4,
         hidden_features: int | None = None,
+        heads: int | None = None,
         head_dim: int = 64,
         num_layers: int = 4,
         shortcut: bool = True,
@@ -247,8 +248,8 @@ class FaceIDPlusProjection(nnx.Module):
             image_features,
             features,
             features,
-            heads=max(1, features // head_dim),
-            head_dim=min(head_dim, features),
+            heads=max(1, features // head_dim) if heads is None else heads,
+            head_dim=head_dim,
             num_layers=num_layers,
             **kw,
         )
