@@ -190,9 +190,9 @@ class Pipeline(WithLoras, WithEmbeddings, WithControls):
             name: the method. None: the one that a run trained; for a file photomaker or
                 ip_adapter.
             weights: the working directory of a training run; or a PhotoMaker file, ``.bin`` or
-                ``.safetensors`` (weights/formats/photomaker.py), v1 or v2. Parts that a method has in
-                addition to PhotoMaker's, such as a branch for the background, then have their
-                initial weights. Or an IP-Adapter file for SDXL (weights/formats/ip_adapter.py).
+                ``.safetensors`` (weights/formats/photomaker.py), v1 or v2. Parts that a method has
+                in addition to it, such as a branch for the background, then have their initial
+                weights. Or an IP-Adapter file for SDXL (weights/formats/ip_adapter.py).
             encoder: the folder of the image encoder that the weights belong to. Default: the one
                 that the run was trained with; for a file ``<base>/image_encoder``, if that is a
                 PhotoMaker file's own. FaceID and PhotoMaker v2 have no default: they need the face
@@ -206,8 +206,8 @@ class Pipeline(WithLoras, WithEmbeddings, WithControls):
         Raises:
             FileNotFoundError: there is no checkpoint.
             ValueError: weights of another method than ``name``, or that do not fit this base;
-                FaceID without ``encoder``; an unknown setting. If they turn out not to fit, no method is loaded
-                afterwards.
+                FaceID without ``encoder``; an unknown setting. If they turn out not to fit, no
+                method is loaded afterwards.
         """
         checks.check_kinds(str, "a method's name", name=name)
         checks.check_path("weights", weights)
