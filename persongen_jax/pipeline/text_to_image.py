@@ -162,9 +162,9 @@ class Pipeline(WithLoras, WithEmbeddings, WithControls):
         """Whether the loaded method takes ``references``; without them it then does nothing."""
         return bool(self.conditioner.identity)
 
-    def _set_method(self, method, fields=()):
+    def _set_method(self, method, fields=(), released=False):
         """Use this method, attached to the model; None: the base alone."""
-        self.conditioner = Conditioner(self.base, self.mesh, method, fields)
+        self.conditioner = Conditioner(self.base, self.mesh, method, fields, released)
 
     def _place(self):
         """Place every array of the model on the mesh."""
@@ -219,7 +219,7 @@ class Pipeline(WithLoras, WithEmbeddings, WithControls):
         self._remove_method()
         with self.words.taken_off():  # a run may have trained the tables that they are in
             fields = self._attach(method, parts, config, trained, str(weights))
-        self._set_method(method, fields)
+        self._set_method(method, fields, released=trained is None)
         if words := method.take_words(parts):  # and its words are as those of files
             self.words.add(config.method, words, METHOD)
         self._place()
@@ -289,7 +289,7 @@ class Pipeline(WithLoras, WithEmbeddings, WithControls):
             prompt: one or several. Image j of prompt i is number i * num_images_per_prompt + j.
             negative_prompt: what to steer away from; one for all or one each. None: the zero
                 embedding if model_index.json says so (SDXL's does), else the empty prompt; with a
-                method always the empty prompt, which is the dropped condition in training.
+                run's method always the empty prompt, the dropped condition in its training.
             references: with a method loaded, per prompt a list of one to four face crops of one
                 person (paths, PIL images, arrays: see data_pipeline/pictures/reading.py); the
                 prompt then holds the trigger word after the class word: "a man img in a suit". For
