@@ -10,9 +10,9 @@ import functools
 
 import numpy as np
 import pytest
-import torch
 from safetensors.torch import save_file as save_torch
 
+from data_pipeline.examples.fields import Call
 from data_pipeline.faces.face import Face
 from data_pipeline.prompts import Tokenizers
 from persongen_jax.pipeline import Pipeline
@@ -114,10 +114,38 @@ class OriginalTokenizers(Tokenizers):
         return ids.astype(np.int32), mask, plain
 
 
-@pytest.mark.parametrize(
-    "name",
-    [name if name == "main" else pytest.param(name, marks=pytest.mark.slow) for name in RUNS],
-)
+def guidance(pipe, prompts, negatives, people):
+    """What the UNet would read, from the call's own inputs."""
+    time_ids = np.tile(np.array([128, 96, 0, 0, 128, 96], np.float32), (len(prompts), 1))
+    call = Call(prompts, {}, people, time_ids, (128, 96))
+    return pipe.conditioner.guidance(call, negatives, None, np.arange(len(prompts)))
+
+
+def texts(conditioning):
+    return conditioning.streams["text"].tokens, conditioning.pooled_prompt_embeds
+
+
+@pytest.mark.parametrize("version", [2, pytest.param(1, marks=pytest.mark.slow)])
+def test_what_the_unet_reads(version, pipes):
+    """Early steps, late ones, and the unconditional side with and without a negative prompt."""
+    config, arrays = golden(name_of(version))
+    pipe = pipes(version)
+    prompts, people = [config["prompt"]] * 2, [[references(version)]] * 2
+    found = guidance(pipe, prompts, [config["negative_prompt"], None], people)
+    for side, name, row in (
+        (found.early, "main_{}_early", 1),
+        (found.late, "main_{}_late", 1),
+        (found.unconditional, "main_{}_late", 0),
+    ):
+        for got, what in zip(texts(side), ("text_embeds", "pooled"), strict=True):
+            wanted = arrays[f"out/{name.format(what)}"][row]
+            assert relative_gap(got[0], wanted) <= 5e-5
+    for got, what in zip(texts(found.unconditional), ("text_embeds", "pooled"), strict=True):
+        assert not arrays[f"out/no_negative_{what}"][0].any() and not got[1].any()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", RUNS)
 @pytest.mark.parametrize("version", [1, 2])
 def test_every_run_of_the_original(version, name, pipes):
     config, arrays = golden(name_of(version))
