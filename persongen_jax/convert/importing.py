@@ -279,26 +279,36 @@ def _import_ip_adapter(path, out, base) -> str:
     base = AbstractBase(base)
     with read_ip_adapter(path) as file:
         check_width(file.tensors, base)
-        kw = {"dtype": jnp.float32, "param_dtype": jnp.float32, "rngs": UnusedRngs()}
-        image_proj = nnx.eval_shape(lambda: PROJECTIONS[file.kind](**file.sizes, **kw))
-        slots = module_slots(image_proj, IMAGE_PROJ)
-        wanted = {key: tuple(slot.shape) for key, slot in slots.items()}
-        layers: dict[str, Any] = dict(processors(base.unet))
-        for i, (name, attention) in enumerate(layers.items()):
-            if name.endswith(".attn2"):
-                inner = attention.to_k.kernel.shape[1]
-                for short in ("to_k_ip", "to_v_ip"):
-                    wanted[f"{ADAPTER}{i}.{short}.weight"] = (inner, file.width)
-        if file.rank is not None:
-            wanted |= {
-                f"{ADAPTER}{i}.{short}_lora.{half}.weight": shape
-                for i, _, short, halves in _attention_loras(base.unet, file.rank)
-                for half, shape in halves.items()
-            }
+        wanted = ip_adapter_shapes(base.unet, file.kind, file.sizes, file.width, file.rank)
         check_shapes(file.tensors, wanted)
         copy_tensors(file.tensors, out)
         tokens = file.sizes["num_tokens"]
         return f"IP-Adapter, {file.kind}, {tokens} tokens; generate reads it by --method-weights"
+
+
+def ip_adapter_shapes(
+    unet: UNet2DConditionModel, kind: str, sizes: dict, width: int, rank: int | None
+) -> dict[str, tuple]:
+    """Shape by key of an IP-Adapter's file.
+
+    Args:
+        unet: that it is for, perhaps in shapes alone.
+        kind, sizes, width, rank: as IPAdapterFile's.
+    """
+    kw = {"dtype": jnp.float32, "param_dtype": jnp.float32, "rngs": UnusedRngs()}
+    image_proj = nnx.eval_shape(lambda: PROJECTIONS[kind](**sizes, **kw))
+    wanted = {k: tuple(slot.shape) for k, slot in module_slots(image_proj, IMAGE_PROJ).items()}
+    layers: dict[str, Any] = dict(processors(unet))
+    for i, (name, attention) in enumerate(layers.items()):
+        if name.endswith(".attn2"):
+            inner = attention.to_k.kernel.shape[1]
+            for short in ("to_k_ip", "to_v_ip"):
+                wanted[f"{ADAPTER}{i}.{short}.weight"] = (inner, width)
+    if rank is not None:
+        for i, _, short, halves in _attention_loras(unet, rank):
+            for half, shape in halves.items():
+                wanted[f"{ADAPTER}{i}.{short}_lora.{half}.weight"] = shape
+    return wanted
 
 
 def _import_arcface(path, out, base, opener=open_arcface) -> str:
