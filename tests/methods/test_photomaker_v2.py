@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from configs import photomaker_v2
+from configs.mini import photomaker_v2 as mini
 from data_pipeline.examples.fields import Call, FieldError, unflatten
 from data_pipeline.faces.face import Face
 from persongen_jax import train
@@ -16,6 +18,7 @@ from persongen_jax.miniature.__main__ import ASSETS
 from persongen_jax.parallel.sharding import make_mesh, replicated
 from persongen_jax.pipeline import Pipeline
 from persongen_jax.systems.open import open_run, open_system
+from persongen_jax.training.optimizer import make_optimizer
 from persongen_jax.training.partition import assign_groups, leaf_paths
 from persongen_jax.training.trained import load_trained
 from persongen_jax.weights.formats.photomaker import read_photomaker
@@ -79,6 +82,10 @@ def test_each_example_of_a_batch_has_its_own_people(system):
     groups = assign_groups(leaf_paths(system.model), system.table)
     assert set(groups.values()) == {"projections", "fuse_module", "lora"}
     assert not any("visual_projection" in path for path in groups)
+    for module in (photomaker_v2, mini):
+        config = module.get_config()
+        assert config.method == "photomaker_v2" and not config.trainable
+        make_optimizer(config, groups)
     people = [photos(1), photos(3, seed=1), photos(3)]
     batch = make_batch(system, people)
     assert batch["class_tokens_mask"].sum(1).tolist() == [2, 6, 6]
