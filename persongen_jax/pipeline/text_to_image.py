@@ -336,9 +336,11 @@ class Pipeline(WithLoras, WithEmbeddings, WithControls):
         acts = conditioner.is_active(references)
         parts, inputs = conditioner.check_inputs(inputs, acts, count)
         plan = options.plan(self.base.scheduler_config)
-        own_lora = self._own_lora if acts else {}
+        own_lora = self._own_lora
         scales = (options.scales or {}, bool(own_lora), acts, plan.num_steps)
         strengths = conditioner.schedules(*scales)
+        if own_lora and not acts:  # without references nothing of the method acts
+            strengths = {"lora": np.zeros(plan.num_steps, np.float32)}
         if nets is not None:
             control = nets.control(size, plan.num_steps, options.guidance)
         said = (prompts, negatives, parts, people, where)

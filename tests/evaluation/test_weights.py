@@ -16,6 +16,7 @@ from persongen_jax.evaluation.benchmarks import BENCHMARKS
 from persongen_jax.evaluation.of_weights import check_names, differences, parse_weights, sets_of
 from persongen_jax.evaluation.prompts import open_prompts
 from persongen_jax.metrics.base import Metric, Values
+from persongen_jax.miniature.__main__ import ASSETS
 from tests.helpers.ip_adapters import write_ip_adapter
 from tests.helpers.photomaker_files import write_random_photomaker
 

@@ -168,3 +168,16 @@ def test_every_run_of_the_original(version, name, pipes):
     found = run(pipe, version, name)
     text.tokenizers = tokenizers
     assert relative_gap(found, wanted) <= TOLERANCE < relative_gap(ours, wanted)
+
+
+@pytest.mark.slow
+def test_without_references_the_base_acts_alone(folder, pipes):
+    """Bit for bit, with version 2 loaded, whose LoRA does not act either."""
+    _, arrays = golden(name_of(2))
+    settings = {"latents": np.moveaxis(arrays["in/latents"], 1, -1)[:1], "output_type": "latent"}
+    settings |= {"num_inference_steps": 1, "guidance_scale": 1.0, "height": 128, "width": 96}
+    ours, plain = (
+        pipe("a portrait of a girl", **settings).images
+        for pipe in (pipes(2), Pipeline.from_pretrained(folder / "base"))
+    )
+    assert np.array_equal(ours, plain)
