@@ -161,7 +161,7 @@ def face_pictures(model: Model) -> Faces:
         return {"features": _encode(model, pixels)}
 
     encoding = Encoding(
-        kind="references",
+        kind="photographs",  # the cache has one kind for each field
         weights=("image_encoder/",),
         encode=encode,
         signature=("aligned", "patches"),
