@@ -42,8 +42,7 @@ class Conditioner:
         mesh: the images are split over its devices.
         method: what is attached; None: the base alone.
         fields: the inputs that the method reads.
-        released: whether its weights are a published file's, so that without a negative prompt the
-            unconditional side reads what the base does.
+        released: whether it is a published file's, so that no negative prompt is the base's zeros.
 
     Attributes:
         text: the field that reads prompts.
@@ -234,18 +233,15 @@ class Conditioner:
         named = np.array([text is not None for text in negatives])
         if named.all() or not self.base.model_index.get("force_zeros_for_empty_prompt", True):
             return side
-        side = side.with_stream(
-            "text", jnp.where(named[:, None, None], side.streams["text"].tokens, 0)
-        )
+        tokens = jnp.where(named[:, None, None], side.streams["text"].tokens, 0)
         pooled = jnp.where(named[:, None], side.pooled_prompt_embeds, 0)
-        return replace(side, pooled_prompt_embeds=pooled)
+        return replace(side.with_stream("text", tokens), pooled_prompt_embeds=pooled)
 
     def _method_guidance(self, call: Call, negatives, regions) -> Guidance:
         """Late: everything. Early: without the identity. Unconditional: without any condition.
 
-        All are the method's own conditioning of batches with less and less in them: the
-        unconditional side is what training used, apart from the negative prompt, every input as its
-        field drops it, and the empty prompt on streams other than "text" (once zeros).
+        All are the method's own conditioning of batches with less and less in them, every input as
+        its field drops it; streams other than "text" read the empty prompt (once zeros).
         """
         text, batch, nobody, nothing = self.text, {}, {}, {}
         for each in self.fields:
@@ -384,8 +380,7 @@ def _rows(call: Call, which) -> Call:
     return Call(prompts, parts, people, call.time_ids[which], call.size, inputs)
 
 
-def _is_call_input(field: Field) -> bool:
-    """Whether a call passes it by its name."""
+def _is_call_input(field: Field) -> bool:  # passed by its name
     return type(field).given is not Field.given and not isinstance(field, TimeIds)
 
 
