@@ -240,25 +240,25 @@ class Tokenizers:
         return any(row[-2] != pad for row, pad in zip(ids, pads, strict=True))
 
     def encode_with_trigger(
-        self, prompt: str, num_references: int, trigger_word: str = "img"
+        self, prompt: str, copies: int, trigger_word: str = "img"
     ) -> tuple[np.ndarray, np.ndarray, str]:
-        """PhotoMaker's input: removes the trigger and repeats the class token once per reference.
+        """PhotoMaker's input: removes the trigger and repeats the class token, ``copies`` in all.
 
-        Returns ids [2, 77] int32, class_tokens_mask [77] bool (True at the ``num_references``
-        copies) and the prompt without its trigger word. The class token is the last one before
-        the trigger. PromptError as in ``split_at_trigger``, and if the trigger is so late that a
+        Returns ids [2, 77] int32, class_tokens_mask [77] bool (True at the ``copies``) and the
+        prompt without its trigger word. The class token is the last one before the trigger.
+        PromptError as in ``split_at_trigger``, and if the trigger is so late that a
         copy would be cut.
         """
-        if num_references < 1:
-            raise ValueError(f"num_references is {num_references}; at least one is needed")
+        if copies < 1:
+            raise ValueError(f"copies is {copies}; at least one is needed")
         left, right = split_at_trigger(prompt, trigger_word)
         rows, ends = [], []
         # Separately, so that a trigger of several tokens needs no vocabulary entry. CLIP splits at
         # the trigger's ends anyway: the ids equal those of the whole text.
         ids = zip(self._both, self.ids(left), self.ids(right), strict=True)
         for tokenizer, before, after in ids:
-            rows.append(_finish(tokenizer, before + before[-1:] * (num_references - 1) + after))
-            ends.append(len(before) + num_references)  # after the copies; id 0 starts the text
+            rows.append(_finish(tokenizer, before + before[-1:] * (copies - 1) + after))
+            ends.append(len(before) + copies)  # after the copies; id 0 starts the text
         if ends[0] != ends[1]:
             raise PromptError(
                 f"the two tokenizers disagree about the position of the class word in the prompt "
@@ -268,11 +268,11 @@ class Tokenizers:
         if ends[0] > self.max_length - 1:  # the last position is the end-of-text token's
             raise PromptError(
                 f'the trigger word "{trigger_word}" is too late in the prompt "{prompt}": of '
-                f"{self.max_length} tokens, {num_references} references need a copy of the class "
-                "word each; move the class word and the trigger towards the beginning"
+                f"{self.max_length} tokens, {copies} are copies of the class word, for the "
+                "references; move the class word and the trigger towards the beginning"
             )
         mask = np.zeros(self.max_length, bool)
-        mask[ends[0] - num_references : ends[0]] = True
+        mask[ends[0] - copies : ends[0]] = True
         return np.stack(rows), mask, left + right
 
     @property

@@ -71,6 +71,11 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     add("--base", metavar="DIR", help="SDXL directory, if it is no longer where it was")
     add("--id-encoder", metavar="DIR", help="CLIP image tower, likewise")
     add(
+        "--face-encoder",
+        metavar="FILE",
+        help="face recogniser that the method reads, likewise; with --weights, FaceID's",
+    )
+    add(
         "--sets",
         nargs="+",
         metavar="SET",

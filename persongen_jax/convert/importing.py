@@ -63,7 +63,7 @@ from persongen_jax.weights.recognition.open_clip import ACTIVATION_NOTE, weight_
 from persongen_jax.weights.saver import write_json
 from persongen_jax.weights.slots import module_slots, processors
 
-IP_ADAPTERS = ("ip-adapter", "ip-adapter-plus", "ip-adapter-faceid")
+IP_ADAPTERS = ("ip-adapter", "ip-adapter-plus", "ip-adapter-faceid", "ip-adapter-faceid-plus")
 SINGLE_FILES = ("checkpoint", "unet", "unet-sgm")
 ENCODERS = ("dino", "dinov2", "clip-original", "eva-clip")  # files, checked without a base
 NO_BASE = ("arcface", "embedding")  # kinds whose keys are checked without a base
@@ -232,9 +232,10 @@ def _import_photomaker(path, out, base) -> str:
         check_shapes(file.tensors, wanted)
         copy_tensors(file.tensors, out)
         said = f"PhotoMaker v{file.version}, LoRA of rank {file.rank}"
+        said += "; generate reads it by --method-weights, training by --config.start_from"
         if file.version == 2:
-            return f"{said}; no method reads it here, load_photomaker_into does"
-        return f"{said}; generate reads it by --method-weights, training by --config.start_from"
+            said += ", with the face recogniser by --image-encoder and --config.face_encoder"
+        return said
 
 
 def _encoder_shapes(file, base) -> dict[str, tuple]:
@@ -242,16 +243,13 @@ def _encoder_shapes(file, base) -> dict[str, tuple]:
     tower = normalise_clip_vision(subsource(file.id_encoder, "vision_model."))
     config = infer_vision_config(tower)
     kw = {"dtype": jnp.float32, "param_dtype": jnp.float32, "rngs": UnusedRngs()}
-    # Width of the recogniser's embedding; if the file lacks this tensor, that is reported below.
-    faces = "qformer_perceiver.token_proj.0.weight"
-    features = file.id_encoder.info(faces)[1][1] if faces in file.id_encoder else 512
 
     def make():
         vision = CLIPVisionModel(config, with_projection=False, **kw)
         if file.version == 2:
             from persongen_jax.models.encoders.photomaker_v2 import PhotoMakerV2IDEncoder
 
-            return PhotoMakerV2IDEncoder(vision, base.widths, id_features=features, **kw)
+            return PhotoMakerV2IDEncoder(vision, base.widths, **file.sizes, **kw)
         return PhotoMakerIDEncoder(vision, base.widths, **kw)
 
     slots = module_slots(nnx.eval_shape(make), ENCODER)
@@ -281,26 +279,36 @@ def _import_ip_adapter(path, out, base) -> str:
     base = AbstractBase(base)
     with read_ip_adapter(path) as file:
         check_width(file.tensors, base)
-        kw = {"dtype": jnp.float32, "param_dtype": jnp.float32, "rngs": UnusedRngs()}
-        image_proj = nnx.eval_shape(lambda: PROJECTIONS[file.kind](**file.sizes, **kw))
-        slots = module_slots(image_proj, IMAGE_PROJ)
-        wanted = {key: tuple(slot.shape) for key, slot in slots.items()}
-        layers: dict[str, Any] = dict(processors(base.unet))
-        for i, (name, attention) in enumerate(layers.items()):
-            if name.endswith(".attn2"):
-                inner = attention.to_k.kernel.shape[1]
-                for short in ("to_k_ip", "to_v_ip"):
-                    wanted[f"{ADAPTER}{i}.{short}.weight"] = (inner, file.width)
-        if file.rank is not None:
-            wanted |= {
-                f"{ADAPTER}{i}.{short}_lora.{half}.weight": shape
-                for i, _, short, halves in _attention_loras(base.unet, file.rank)
-                for half, shape in halves.items()
-            }
+        wanted = ip_adapter_shapes(base.unet, file.kind, file.sizes, file.width, file.rank)
         check_shapes(file.tensors, wanted)
         copy_tensors(file.tensors, out)
         tokens = file.sizes["num_tokens"]
         return f"IP-Adapter, {file.kind}, {tokens} tokens; generate reads it by --method-weights"
+
+
+def ip_adapter_shapes(
+    unet: UNet2DConditionModel, kind: str, sizes: dict, width: int, rank: int | None
+) -> dict[str, tuple]:
+    """Shape by key of an IP-Adapter's file.
+
+    Args:
+        unet: that it is for, perhaps in shapes alone.
+        kind, sizes, width, rank: as IPAdapterFile's.
+    """
+    kw = {"dtype": jnp.float32, "param_dtype": jnp.float32, "rngs": UnusedRngs()}
+    image_proj = nnx.eval_shape(lambda: PROJECTIONS[kind](**sizes, **kw))
+    wanted = {k: tuple(slot.shape) for k, slot in module_slots(image_proj, IMAGE_PROJ).items()}
+    layers: dict[str, Any] = dict(processors(unet))
+    for i, (name, attention) in enumerate(layers.items()):
+        if name.endswith(".attn2"):
+            inner = attention.to_k.kernel.shape[1]
+            for short in ("to_k_ip", "to_v_ip"):
+                wanted[f"{ADAPTER}{i}.{short}.weight"] = (inner, width)
+    if rank is not None:
+        for i, _, short, halves in _attention_loras(unet, rank):
+            for half, shape in halves.items():
+                wanted[f"{ADAPTER}{i}.{short}_lora.{half}.weight"] = shape
+    return wanted
 
 
 def _import_arcface(path, out, base, opener=open_arcface) -> str:

@@ -26,6 +26,7 @@ PICTURES = "pictures"
 OPTIONS = {
     "base": "base",
     "id_encoder": "id_encoder",
+    "face_encoder": "face_encoder",
     "data": "data",
     "csv": "csv",
     "classifier": "classifier",

@@ -43,14 +43,23 @@ from persongen_jax.pipeline.loading import config_of_file, find_weights
 from persongen_jax.pipeline.saving import ImageWriter
 from persongen_jax.systems.open import open_system
 from persongen_jax.systems.sdxl_config import sdxl_defaults
-from persongen_jax.weights.formats.ip_adapter import is_ip_adapter, read_ip_adapter
 from persongen_jax.weights.saver import write_json
 
 IMAGES, REFERENCES, METADATA = "images", "references", "metadata.jsonl"
 FIGURES, SETTINGS = "metrics.json", "settings.json"
 # Keys of the config that name files or folders.
 PATHS = (
-    *("base", "id_encoder", "clip", "dino", "dinov2", "inception", "lpips", "cmmd_clip"),
+    *(
+        "base",
+        "id_encoder",
+        "face_encoder",
+        "clip",
+        "dino",
+        "dinov2",
+        "inception",
+        "lpips",
+        "cmmd_clip",
+    ),
     *("face_net", "face_detector", "pose_net", "validation_prompts"),
 )
 NEW, MEASURED, FOREIGN = range(3)
@@ -141,13 +150,6 @@ def differences(benchmark: str, config: ConfigDict, rows: Sequence[dict]) -> lis
 
 def config_of(name: str, file: Path, args: argparse.Namespace) -> ConfigDict:
     """The whole config of one weight file's evaluation."""
-    if is_ip_adapter(file):
-        with read_ip_adapter(file) as opened:
-            if opened.kind == "faceid":
-                raise ValueError(
-                    f"{file}: FaceID reads aligned faces, and the benchmark gives square crops; "
-                    "make its images with persongen_jax.generate, and score them as a folder"
-                )
     config = sdxl_defaults()
     config.base = str(args.base)
     on_cpu = jax.default_backend() == "cpu"
@@ -159,8 +161,9 @@ def config_of(name: str, file: Path, args: argparse.Namespace) -> ConfigDict:
     if args.people:
         config.update(sets_of(args.people))
     put_options(config, args)
-    if not of_file["id_encoder"]:  # the file has no image tower of its own
-        of_file["id_encoder"] = config.id_encoder
+    for key in ("id_encoder", "face_encoder"):
+        if key in of_file and not of_file[key]:  # the file has no such network of its own
+            of_file[key] = config[key]
     config.update(of_file)
     config.start_from = str(file)
     if not any(config[f"validate_{each}"] for each in SETS):

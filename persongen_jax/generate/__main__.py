@@ -36,7 +36,12 @@ from persongen_jax.generate.base import (
     scheduler_options,
 )
 from persongen_jax.generate.control import add_control_options, control_arguments
-from persongen_jax.generate.method import add_method_options, load_method, style_arguments
+from persongen_jax.generate.method import (
+    add_method_options,
+    load_method,
+    method_settings,
+    style_arguments,
+)
 from persongen_jax.generate.notes import make_notes
 from persongen_jax.generate.pose import (
     add_pose_options,
@@ -141,7 +146,7 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add(
         "--no-crop",
         action="store_true",
-        help="references are face crops already; for a FaceID file, aligned ones of 112 pixels",
+        help="references are face crops already; aligned ones for methods that align faces",
     )
     add(
         "--scale",
@@ -297,7 +302,10 @@ def generate(args: argparse.Namespace) -> list[Path]:
         "boxes": [parse_box(text) for text in args.face_box],
     }
     if args.reference:
-        references, regions = read_references(args.reference, args.method_weights, **where)
+        show = method_settings(args.method_setting).get("references", "")
+        references, regions = read_references(
+            args.reference, args.method_weights, **where, show=show
+        )
     pipe = make_pipeline(args, options)
     for line in ineffective_for(args, pipe.fields):
         warnings.warn(line, stacklevel=1)

@@ -1,9 +1,4 @@
-"""The files that generate reads: references and other inputs.
-
-A published FaceID file was trained on aligned faces, and its projection does not know a
-recogniser's embedding of any other crop. All other weights, including runs of this project, read
-square crops (data_pipeline/faces/find.py).
-"""
+"""The files that generate reads: references and other inputs."""
 
 import logging
 import math
@@ -13,10 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from data_pipeline.faces.align import align_face
-from data_pipeline.faces.detectors import Detector
 from data_pipeline.faces.face import Face
-from data_pipeline.faces.find import NoFaceFound, crop_face
+from data_pipeline.faces.find import crop_face
 from data_pipeline.faces.locate import locate_face
 from data_pipeline.pictures.listing import named_images
 from data_pipeline.pictures.reading import load_image, load_mask
@@ -25,7 +18,6 @@ from data_pipeline.records.schema import MAX_REFERENCES
 from data_pipeline.text_files import read_json
 from persongen_jax.face_detectors import open_reference_detector
 from persongen_jax.training.trained import saved_config
-from persongen_jax.weights.formats.ip_adapter import is_ip_adapter, read_ip_adapter
 from persongen_jax.weights.licences import say
 
 log = logging.getLogger(__name__)
@@ -42,8 +34,9 @@ def read_references(
     detector: str,
     crop: bool,
     boxes: Sequence[tuple[float, ...]] = (),
+    show: str = "",
 ) -> tuple[list, list | None]:
-    """Face crops of each person, as the method's ``weights`` need them; and a mask each, or None.
+    """Square face crops of each person, unless ``weights`` read others; a mask each, or None.
 
     Args:
         items: FILE or FILE@REGION; a folder stands for its images.
@@ -51,9 +44,10 @@ def read_references(
         crop: False if they are crops already, or were whole images in training.
         boxes: the faces' places (x0, y0, x1, y1), one for each file in the order of ``items``; ()
             to find them.
+        show: what they show, if the weights do not say: face, whole or aligned.
 
     Raises:
-        ValueError: counts that do not match, no face found, a detector that cannot align.
+        ValueError: counts that do not match, no face found.
     """
     people = group_references(items, boxes)
     for files in people.values():
@@ -70,7 +64,7 @@ def read_references(
             f"{len(boxes)} times --face-box, but there are {count} references; give one for each"
         )
     opened = [[(p, load_image(p), box) for p, box in files] for files in people.values()]
-    show = references_show(weights) if crop else ""
+    show = (references_show(weights) or show) if crop else ""
     if show == "masked":
         log.warning(
             "%s was trained on references with grey around the person; nothing here cuts a person "
@@ -79,23 +73,19 @@ def read_references(
         )
     if show == "whole" and not boxes:
         log.warning(
-            "%s was trained on whole images as references, so they are not cropped; --face-box "
-            "crops them",
+            "%s reads whole images as references, so they are not cropped; --face-box crops them",
             weights,
         )
         crop = False
     if not crop:
         crops = [[image for _, image, _ in person] for person in opened]
-    elif boxes and not wants_aligned_faces(weights):
+    elif boxes:
         crops = [[cut_at(image, path, box) for path, image, box in p] for p in opened]
     else:
-        if boxes:
-            raise ValueError("--face-box: a FaceID file needs landmarks, which a box does not give")
         finder = open_reference_detector(base, detector)
         if finder.licence:
             say(f"faces are found by {finder.licence}")
-        cut = align_reference if wants_aligned_faces(weights) else crop_face
-        crops = [[cut(image, str(path), finder) for path, image, _ in p] for p in opened]
+        crops = [[crop_face(image, str(path), finder) for path, image, _ in p] for p in opened]
     regions = None if None in people else [load_mask(mask) for mask in people]
     return crops, regions
 
@@ -176,41 +166,10 @@ def cut_at(image: np.ndarray, path: Path, box: tuple[float, ...]) -> np.ndarray:
     return square_face_crop(image, (max(x0, 0), max(y0, 0), min(x1, width), min(y1, height)))
 
 
-def wants_aligned_faces(weights: str | Path) -> bool:
-    """Whether ``weights`` is a FaceID file."""
-    if not Path(weights).is_file() or not is_ip_adapter(weights):
-        return False
-    with read_ip_adapter(weights) as file:
-        return file.kind == "faceid"
-
-
 def references_show(weights: str | Path) -> str:
     """What the references of a run show: face, whole or masked; "" for a file."""
     config = saved_config(weights) if Path(weights).is_dir() else None
     return "" if config is None else config.get("references", "")
-
-
-def align_reference(image: np.ndarray, name: str, detector: Detector) -> np.ndarray:
-    """Align the largest face of ``image`` [h, w, 3] to ArcFace's template, [112, 112, 3].
-
-    Raises:
-        ValueError: a detector that finds no landmarks.
-        NoFaceFound: in the image ``name``.
-    """
-    if not detector.gives_landmarks:
-        raise ValueError(
-            f"--detector {detector.name}: it finds no landmarks, which FaceID's references are "
-            "aligned by; give --detector yunet or keypoints:DIR, or aligned crops of 112 pixels "
-            "and --no-crop"
-        )
-    (found,) = detector.detect([image])
-    if found is None:
-        raise NoFaceFound(
-            f"no face found in {name} ({image.shape[1]}x{image.shape[0]} pixels, detector "
-            f"{detector.name}); FaceID needs aligned crops: give another image, or an aligned "
-            "crop of 112 pixels and --no-crop"
-        )
-    return align_face(image, np.asarray(found.landmarks))
 
 
 def read_input(path: str) -> Any:

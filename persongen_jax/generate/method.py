@@ -12,15 +12,16 @@ def add_method_options(add: Callable) -> None:
     add("--method", help="identity method; default: that of the weights")
     add(
         "--method-weights",
-        help="working directory of a training run (RUN, or RUN/checkpoints/STEP), a PhotoMaker v1 "
-        "file, or an IP-Adapter file",
+        help="working directory of a training run (RUN, or RUN/checkpoints/STEP), a PhotoMaker "
+        "file, v1 or v2, or an IP-Adapter file",
     )
     add(
         "--image-encoder",
         default="",
         help="folder of the CLIP image encoder that belongs to the method's weights; default: what "
         "the run was trained with, for a file the base's image_encoder or a PhotoMaker file's own. "
-        "FaceID and others that read faces by a recogniser have no default: they need its file",
+        "FaceID, PhotoMaker v2 and others that read faces by a recogniser have no default: they "
+        "need its file",
     )
     add(
         "--clip",
@@ -33,6 +34,15 @@ def add_method_options(add: Callable) -> None:
         default="",
         metavar="DIR",
         help="InstantID's IdentityNet, the ControlNet that belongs to its weights",
+    )
+    add(
+        "--method-setting",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="what a weight file does not tell of its method; may be repeated: references=face, "
+        "aligned (Plus-Face) or whole for an IP-Adapter, base or plus; shortcut=False (version 1) "
+        "and s_scale=NUMBER for FaceID Plus",
     )
     add(
         "--style",
@@ -60,7 +70,8 @@ def load_method(pipe: Any, args: argparse.Namespace) -> None:
     if args.method_weights:
         networks = {"encoder": args.image_encoder, "clip": args.clip}
         networks["controlnet"] = args.method_controlnet
-        pipe.load_method(args.method, args.method_weights, **networks)
+        settings = method_settings(args.method_setting)
+        pipe.load_method(args.method, args.method_weights, **networks, **settings)
     if args.style:
         pipe.load_style(args.style, encoder=args.style_encoder)
 
@@ -80,3 +91,12 @@ def style_arguments(args: argparse.Namespace, count: int) -> dict:
             f"{len(args.style_image)} times --style-image: give one to {MAX_REFERENCES}"
         )
     return {"style_image": [list(args.style_image)] * count}
+
+
+def method_settings(items: list[str]) -> dict[str, str]:
+    """NAME=VALUE by name; ValueError for anything else."""
+    pairs = [item.partition("=") for item in items]
+    for item, (name, equals, _) in zip(items, pairs, strict=True):
+        if not equals or not name.isidentifier() or name in ("encoder", "clip", "controlnet"):
+            raise ValueError(f"--method-setting {item}: write NAME=VALUE, of a setting")
+    return {name: value for name, _, value in pairs}

@@ -29,6 +29,7 @@ def make_notes(
         "image_encoder",
         "clip",
         "method_controlnet",
+        "method_setting",
         "style",
         "style_encoder",
         "style_image",

@@ -5,6 +5,7 @@ from collections.abc import Iterable
 
 from data_pipeline.examples.fields import Field
 from data_pipeline.examples.identity.bodies import Bodies
+from data_pipeline.examples.identity.faces import Faces
 
 
 def ineffective_options(args: argparse.Namespace) -> list[str]:
@@ -16,10 +17,6 @@ def ineffective_options(args: argparse.Namespace) -> list[str]:
         lines += [f"{name} has no effect without --reference" for name in given if given[name]]
     elif args.no_crop and args.detector:
         lines.append(f"--detector {args.detector} has no effect: --no-crop detects no face")
-    if args.reference and args.face_box and args.detector:
-        lines.append(
-            f"--detector {args.detector} has no effect: --face-box says where the faces are"
-        )
     if args.pose is None:
         # References may be bodies, whose joints the network finds.
         given = {} if args.reference else {"--pose-net": args.pose_net}
@@ -29,6 +26,7 @@ def ineffective_options(args: argparse.Namespace) -> list[str]:
     if not args.method_weights:
         given = {"--image-encoder": args.image_encoder, "--clip": args.clip}
         given |= {"--method-controlnet": args.method_controlnet}
+        given |= {"--method-setting": args.method_setting}
         lines += [f"{name} has no effect without --method-weights" for name in given if given[name]]
     if args.style_encoder and not args.style:
         lines.append("--style-encoder has no effect without --style")
@@ -37,8 +35,17 @@ def ineffective_options(args: argparse.Namespace) -> list[str]:
 
 def ineffective_for(args: argparse.Namespace, fields: Iterable[Field]) -> list[str]:
     """Options without effect on a pipeline whose method reads these fields."""
-    if args.pose is not None or not args.pose_net or not args.reference:
-        return []  # --pose reads it, or ``ineffective_options`` says it
-    if any(isinstance(field, Bodies) for field in fields):
-        return []
-    return ["--pose-net has no effect: the loaded method reads no bodies, and there is no --pose"]
+    fields, lines = list(fields), []
+    aligns = any(isinstance(field, Faces) for field in fields)
+    if args.reference and args.face_box and args.detector and not aligns:
+        lines.append(
+            f"--detector {args.detector} has no effect: --face-box says where the faces are"
+        )
+    # Otherwise --pose reads it, or ``ineffective_options`` says it.
+    if args.pose is None and args.pose_net and args.reference:
+        if not any(isinstance(field, Bodies) for field in fields):
+            lines.append(
+                "--pose-net has no effect: the loaded method reads no bodies, and there is no "
+                "--pose"
+            )
+    return lines

@@ -14,6 +14,7 @@ from persongen_jax.methods.published.controlnet import ControlNet
 from persongen_jax.methods.published.facecdm import FaceCDM
 from persongen_jax.methods.published.ip_adapter import IPAdapter
 from persongen_jax.methods.published.photomaker import PhotoMaker
+from persongen_jax.methods.published.photomaker_v2 import PhotoMakerV2
 from persongen_jax.methods.thesis.cascade import Cascade
 from persongen_jax.methods.thesis.dual import Dual
 from persongen_jax.methods.thesis.id_branch import IDBranch
@@ -23,6 +24,7 @@ from persongen_jax.methods.thesis.photomaker_bg_body import PhotoMakerBackground
 
 METHODS: dict[str, type[Method]] = {
     "photomaker": PhotoMaker,
+    "photomaker_v2": PhotoMakerV2,
     "id_branch": IDBranch,
     "dual": Dual,
     "ip_lora": IPLora,

@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 
 from data_pipeline.examples.conditions import References, Text
 from data_pipeline.examples.fields import Batch, Encoding, Field
+from data_pipeline.examples.identity.faces import Faces
 from data_pipeline.examples.identity.masked_references import MaskedReferences
 from data_pipeline.prompts import Tokenizers
 from data_pipeline.records.sources import Opened
@@ -201,7 +202,11 @@ def denoiser_module(model: Model, method: Method | None = None) -> Model:
 
 
 def prompts(
-    parts: Parts, config: ConfigDict, streams: tuple[str, ...] = ("text",), at_trigger: bool = True
+    parts: Parts,
+    config: ConfigDict,
+    streams: tuple[str, ...] = ("text",),
+    at_trigger: bool = True,
+    copies: int = 1,
 ) -> Text:
     """Captions, read by both text towers; see data_pipeline/examples/conditions.py."""
     return Text(
@@ -209,6 +214,7 @@ def prompts(
         streams,
         trigger_word=config.trigger_word,
         at_trigger=at_trigger,
+        copies=copies,
         encoding=text_encoding(),
     )
 
@@ -249,6 +255,8 @@ def references(method: Method, model: Model, config: ConfigDict) -> References:
     size, show = method.reference_size(model), config.get("references", "")  # a file says nothing
     if show == "masked":
         return MaskedReferences(size, encoding)
+    if show == "aligned":
+        return Faces(size, encoding)
     field = References(size, encoding, whole=show == "whole")
     field.by_name = False
     return field

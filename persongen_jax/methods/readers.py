@@ -60,13 +60,13 @@ class AlignedFaceReader(FaceReader):
             view=StableDiffusionXL.conditioner,
         )
         width = model.face_encoder.config["embedding_dim"]
-        return Faces(self.reference_size(model), encoding, embedding=width)
+        return Faces(model.face_encoder.config["input_size"], encoding, embedding=width)
 
     def face_embeds(self, model: Model, batch: Batch) -> jax.Array:
         """Raw embeddings [b, r, d]: the cache's, or the pixels' with those that a call brings."""
         if "id_features" in batch:
             return batch["id_features"]
-        embeds = self.encode_references(model, batch["id_pixel_values"])
+        embeds = raw_embeddings(model, batch["id_pixel_values"])
         if "id_embeds" not in batch:
             return embeds
         given = batch["id_embeds"].astype(embeds.dtype)
@@ -94,7 +94,8 @@ def check_face_encoder(config: ConfigDict, method: str) -> None:
     if not config.face_encoder:
         raise ValueError(
             f"config.face_encoder is empty: {method} reads the embeddings of a face recogniser; "
-            "give its file (w600k_r50.onnx, glintr100.onnx) or sface; to load_method as encoder"
+            "give its file (w600k_r50.onnx, glintr100.onnx) or sface, to generate as "
+            "--image-encoder, to load_method as encoder"
         )
 
 

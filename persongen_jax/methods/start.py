@@ -182,15 +182,16 @@ def _has_rank(origin, rank: int, misshapen) -> bool:
 
 
 def _load_id_encoder(model, path):
-    """The ID encoder of a PhotoMaker v1 file, without its LoRA (thesis, 5.2.1)."""
+    """The ID encoder of a PhotoMaker file, without its LoRA (thesis, 5.2.1)."""
     from persongen_jax.weights.formats.photomaker import read_photomaker
     from persongen_jax.weights.slots import fill_slots, module_slots
 
     with read_photomaker(path) as file:
-        if file.version != 1:
+        version = 2 if hasattr(model.id_encoder, "qformer_perceiver") else 1
+        if file.version != version:
             raise UnsupportedAdapter(
-                f"{file.describe()}: is PhotoMaker v{file.version}; methods with an attention "
-                "branch on the identity start from photomaker-v1.bin"
+                f"{file.describe()}: is PhotoMaker v{file.version}; this method starts from "
+                f"photomaker-v{version}.bin"
             )
         fill_slots(module_slots(model.id_encoder, ""), file.id_encoder)
 

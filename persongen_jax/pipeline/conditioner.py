@@ -42,6 +42,7 @@ class Conditioner:
         mesh: the images are split over its devices.
         method: what is attached; None: the base alone.
         fields: the inputs that the method reads.
+        released: whether it is a published file's, so that no negative prompt is the base's zeros.
 
     Attributes:
         text: the field that reads prompts.
@@ -50,9 +51,14 @@ class Conditioner:
     """
 
     def __init__(
-        self, base: SDXLBase, mesh: Mesh, method: Method | None = None, fields: Iterable[Field] = ()
+        self,
+        base: SDXLBase,
+        mesh: Mesh,
+        method: Method | None = None,
+        fields: Iterable[Field] = (),
+        released: bool = False,
     ):
-        self.base, self.mesh, self.method = base, mesh, method
+        self.base, self.mesh, self.method, self.released = base, mesh, method, released
         self.fields = tuple(fields) or (Text(base.tokenizers, at_trigger=False), TimeIds())
         self.text = cast(Text, next(each for each in self.fields if each.name == "text"))
         self.identity = tuple(each for each in self.fields if each.identity)
@@ -218,22 +224,24 @@ class Conditioner:
         late = Conditioning({"text": TokenStream(embeds)}, pooled, ids)
         if negatives is None:
             return Guidance(late)
-        zeros = self.base.model_index.get("force_zeros_for_empty_prompt", True)
         negative_embeds, negative_pooled = self.encode_prompt([text or "" for text in negatives])
-        if zeros and any(text is None for text in negatives):
-            named = np.array([text is not None for text in negatives])
-            negative_embeds = jnp.where(named[:, None, None], negative_embeds, 0)
-            negative_pooled = jnp.where(named[:, None], negative_pooled, 0)
         unconditional = Conditioning({"text": TokenStream(negative_embeds)}, negative_pooled, ids)
-        return Guidance(late, unconditional)
+        return Guidance(late, self._zeroed(unconditional, negatives))
+
+    def _zeroed(self, side: Conditioning, negatives) -> Conditioning:
+        """With the zero embedding where there is no negative prompt, if the base says so."""
+        named = np.array([text is not None for text in negatives])
+        if named.all() or not self.base.model_index.get("force_zeros_for_empty_prompt", True):
+            return side
+        tokens = jnp.where(named[:, None, None], side.streams["text"].tokens, 0)
+        pooled = jnp.where(named[:, None], side.pooled_prompt_embeds, 0)
+        return replace(side.with_stream("text", tokens), pooled_prompt_embeds=pooled)
 
     def _method_guidance(self, call: Call, negatives, regions) -> Guidance:
         """Late: everything. Early: without the identity. Unconditional: without any condition.
 
-        All three are the method's own conditioning of batches with less and less in them, so that
-        the unconditional side is what training used, apart from the negative prompt: every input as
-        its field drops it, and the empty prompt on streams other than "text" (the released code
-        used zeros there).
+        All are the method's own conditioning of batches with less and less in them, every input as
+        its field drops it; streams other than "text" read the empty prompt (once zeros).
         """
         text, batch, nobody, nothing = self.text, {}, {}, {}
         for each in self.fields:
@@ -252,6 +260,8 @@ class Conditioner:
         if negatives is not None:
             against = with_prompts([negative or "" for negative in negatives], {})
             unconditional = self._condition(against | nothing, regions)
+            if self.released:
+                unconditional = self._zeroed(unconditional, negatives)
         if nobody:
             texts = [text.without_trigger(prompt) for prompt in call.prompts]
             early = self._condition(with_prompts(texts, call.parts) | nobody, regions)
@@ -262,8 +272,7 @@ class Conditioner:
     def _condition(self, batch: dict, regions=None) -> Conditioning:
         """The method's conditioning of flat host arrays; ``regions`` on the streams of people."""
         batch = put(unflatten(batch), batch_sharding(self.mesh))
-        view = nnx.split(self.base.model.conditioner())
-        conditioning = _condition(self.method, *view, batch)
+        conditioning = _condition(self.method, *nnx.split(self.base.model.conditioner()), batch)
         if regions is None:
             return conditioning
         streams, where = dict(conditioning.streams), put_array(regions, batch_sharding(self.mesh))
@@ -371,15 +380,14 @@ def _rows(call: Call, which) -> Call:
     return Call(prompts, parts, people, call.time_ids[which], call.size, inputs)
 
 
-def _is_call_input(field: Field) -> bool:
-    """Whether a call passes it by its name."""
+def _is_call_input(field: Field) -> bool:  # passed by its name
     return type(field).given is not Field.given and not isinstance(field, TimeIds)
 
 
 def _short_repr(given) -> str:
     """Texts as they are; images and numbers would fill the screen."""
     values = given if isinstance(given, (list, tuple)) else [given]
-    return repr(given) if all(isinstance(each, (str, type(None))) for each in values) else "..."
+    return repr(given) if all(isinstance(v, (str, type(None))) for v in values) else "..."
 
 
 @functools.partial(jax.jit, static_argnums=0)

@@ -20,6 +20,7 @@ from persongen_jax.diffusion.samplers import (
     initial_latents,
     sample_steps,
 )
+from persongen_jax.methods.base import Method
 from persongen_jax.models.sdxl.vae import AutoencoderKL, decode_images
 from persongen_jax.parallel.sharding import BATCH, batch_sharding, put_array
 from persongen_jax.weights.formats.sdxl.loading import SDXLBase
@@ -91,6 +92,8 @@ def sample(
         settings: (guidance_scale, guidance_rescale, merge_step).
         progress: called with the number of steps done since the last call.
     """
+    if isinstance(method, Method) and type(method).denoise is Method.denoise:
+        method = None  # it runs the UNet as the base does: one program for all such methods
     graphdef, state = nnx.split(module)
     first = put_array(initial_latents(plan, noise), batch_sharding(mesh))
     carry, keys = init_carry(plan, first), put_array(keys, batch_sharding(mesh))

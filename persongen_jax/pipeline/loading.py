@@ -5,6 +5,7 @@ weight); any number of them acts at once. A method's own LoRA is one of them, "m
 """
 
 import math
+import sys
 import warnings
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,8 @@ from persongen_jax.weights.formats.adapters import (
     extract_adapter,
     module_paths,
 )
-from persongen_jax.weights.formats.ip_adapter import is_ip_adapter
+from persongen_jax.weights.formats.identity.ip_adapter_variants import FACES
+from persongen_jax.weights.formats.ip_adapter import is_ip_adapter, read_ip_adapter
 from persongen_jax.weights.formats.lora.kinds import LoraWeights
 from persongen_jax.weights.formats.lora.reading import no_effect, read_lora
 from persongen_jax.weights.formats.photomaker import has_tower_like, read_photomaker
@@ -43,15 +45,49 @@ LORA_COMPONENTS = ("unet", "text_encoder", "text_encoder_2")
 Adapters = dict[str, tuple[dict, float]]
 
 
+def _flag(name: str, value: Any) -> bool:
+    named = {"true": True, "false": False}.get(str(value).lower())
+    if named is None:
+        raise ValueError(f"{name}={value!r}: give True or False")
+    return named
+
+
+def _number(name: str, value: Any) -> float:
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        number = math.nan
+    if not math.isfinite(number):
+        raise ValueError(f"{name}={value!r}: give a finite number")
+    return number
+
+
+def _shown(name: str, value: Any) -> str:
+    if value not in ("face", "whole", "aligned"):
+        raise ValueError(f"{name}={value!r}: give face, whole or aligned")
+    return value
+
+
+# What a published file does not tell of its method, and how each value is read: what references
+# show; for FaceID Plus its version (shortcut: 2) and how much the picture of the face adds.
+SETTINGS = {"references": _shown, "shortcut": _flag, "s_scale": _number}
+
+
 # ---- Identity methods ------------------------------------------------------------------------
 
 
 def read_method(
-    base: SDXLBase, name: str | None, weights: str | Path, networks: dict[str, Any], mesh: Mesh
+    base: SDXLBase,
+    name: str | None,
+    weights: str | Path,
+    networks: dict[str, Any],
+    mesh: Mesh,
+    settings: dict[str, Any] | None = None,
 ) -> tuple[ConfigDict, dict | None]:
     """(config, trained) of ``weights``; the arguments are Pipeline.load_method's.
 
     ``networks``: its "encoder", "clip" and "controlnet", "" for those that are not given.
+    ``settings``: of a file's method, see SETTINGS.
 
     ``config`` is what the method's ``attach`` and ``fields`` need. ``trained`` has a run's arrays
     by path; None for a file, which ``attach`` reads from ``config.start_from``.
@@ -68,8 +104,12 @@ def read_method(
         check_version(config, weights)
         if name not in (None, config["method"]):
             raise ValueError(f"{weights}: holds weights of {config['method']!r}, not of {name!r}")
+        if settings:
+            raise ValueError(
+                f"{min(settings)}: {weights} is a run, which has its own; leave it out"
+            )
     else:
-        config = config_of_file(weights, name, base.folder or base.path)
+        config = config_of_file(weights, name, base.folder or base.path, settings)
     here = {
         "base": base.folder or base.path,
         "base_config": "",
@@ -97,23 +137,36 @@ def _networks_of(config: dict, networks: dict[str, str], weights) -> dict[str, s
     return here
 
 
-def config_of_file(weights: str | Path, name: str | None, base: str | Path) -> dict[str, Any]:
+def config_of_file(
+    weights: str | Path,
+    name: str | None,
+    base: str | Path,
+    settings: dict[str, Any] | None = None,
+) -> dict[str, Any]:
     """What ``attach`` and ``fields`` need to know about a published weight file.
 
     Args:
         weights: a PhotoMaker file or an IP-Adapter.
         name: of the method; None: the file's own.
         base: SDXL's folder, next to which an image encoder may be.
+        settings: what the file does not tell, see SETTINGS.
 
     Raises:
-        ValueError: weights of another method than ``name``.
+        ValueError: weights of another method than ``name``, or a setting that it does not have.
         WeightsError: a file that is neither.
     """
     if is_ip_adapter(weights):
         if name not in (None, "ip_adapter"):
             raise ValueError(f"{weights}: is an IP-Adapter file, not one for {name!r}")
-        return {"method": "ip_adapter", "trigger_word": "img", "id_encoder": ""}
-    return _photomaker_config(base, weights, name or "photomaker")
+        config = _ip_adapter_config(weights, settings or {})
+    else:
+        config = _photomaker_config(base, weights, name or "photomaker")
+    for key, value in (settings or {}).items():
+        if key not in SETTINGS or key not in config:
+            known = ", ".join(each for each in SETTINGS if each in config) or "none"
+            raise ValueError(f"{key}={value!r}: not a setting of {weights}; it has {known}")
+        config[key] = SETTINGS[key](key, value)
+    return config
 
 
 def say_terms_of(weights: str | Path) -> None:
@@ -144,10 +197,32 @@ def base_arrays(model: Model, trained: dict | None) -> dict:
     return {path: leaves[path].get_value() for path in trained or () if path in leaves}
 
 
+def _ip_adapter_config(path: str | Path, settings: dict[str, Any]) -> dict[str, Any]:
+    """The config of an IP-Adapter file's variant; says what is assumed of FaceID Plus."""
+    config = {"method": "ip_adapter", "trigger_word": "img", "id_encoder": ""}
+    with read_ip_adapter(path) as file:
+        kind = file.kind
+    if kind not in FACES:
+        return {**config, "references": "face"}
+    if kind == "faceid-plus":
+        config |= {"shortcut": True, "s_scale": 1.0}
+        if "shortcut" not in settings:
+            print(
+                f"{path}: FaceID Plus, read as version 2, which its tensors do not tell from "
+                "version 1 (shortcut=False)",
+                file=sys.stderr,
+            )
+    return {**config, "face_encoder": ""}
+
+
 def _photomaker_config(base: str | Path, path: str | Path, name: str) -> dict[str, Any]:
     """The config that makes the model fit the file's tensors."""
-    beside = Path(base) / "image_encoder"
+    beside, versions = Path(base) / "image_encoder", ("photomaker", "photomaker_v2")
     with read_photomaker(path) as file:
+        if name in versions:
+            if name == versions[1] and file.version == 1:
+                raise ValueError(f"{path}: is PhotoMaker v1, not one for {name!r}")
+            name = versions[file.version - 1]
         rank = file.rank
         # The file has an image tower, but not its config; a directory next to the base has both,
         # unless it is an IP-Adapter's image encoder.
@@ -158,6 +233,7 @@ def _photomaker_config(base: str | Path, path: str | Path, name: str) -> dict[st
         "rank": rank,
         "lora_alpha": float(rank),
         "trigger_word": "img",
+        **({"face_encoder": ""} if name == versions[1] else {}),
     }
 
 

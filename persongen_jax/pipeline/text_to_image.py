@@ -166,9 +166,9 @@ class Pipeline(WithLoras, WithEmbeddings, WithControls, WithStyle):
         """Whether the loaded method takes ``references``; without them it then does nothing."""
         return bool(self.conditioner.identity)
 
-    def _set_method(self, method, fields=()):
+    def _set_method(self, method, fields=(), released=False):
         """Use this method, attached to the model; None: the base alone."""
-        self.conditioner = Conditioner(self.base, self.mesh, method, fields)
+        self.conditioner = Conditioner(self.base, self.mesh, method, fields, released)
 
     def _place(self):
         """Place every array of the model on the mesh."""
@@ -186,39 +186,45 @@ class Pipeline(WithLoras, WithEmbeddings, WithControls, WithStyle):
         encoder: str | Path = "",
         clip: str | Path = "",
         controlnet: str | Path = "",
+        **settings: Any,
     ) -> None:
         """Load a trained identity method; then pass ``references`` when calling.
 
         Args:
             name: the method. None: the one that a run trained; for a file photomaker or
                 ip_adapter.
-            weights: the working directory of a training run; or a PhotoMaker v1 file, ``.bin`` or
-                ``.safetensors`` (weights/formats/photomaker.py). Parts that a method has in
-                addition to PhotoMaker's, such as a branch for the background, then have their
-                initial weights. Or an IP-Adapter file for SDXL (weights/formats/ip_adapter.py).
+            weights: the working directory of a training run; or a PhotoMaker file, ``.bin`` or
+                ``.safetensors`` (weights/formats/photomaker.py), v1 or v2. Parts that a method has
+                in addition to it, such as a branch for the background, then have their initial
+                weights. Or an IP-Adapter file for SDXL (weights/formats/ip_adapter.py).
             encoder: the folder of the image encoder that the weights belong to. Default: the one
                 that the run was trained with; for a file ``<base>/image_encoder``, if that is a
-                PhotoMaker file's own. FaceID has no default: it needs the face recogniser's file.
-                So do all methods that read faces by one.
+                PhotoMaker file's own. FaceID and PhotoMaker v2 have no default: they need the face
+                recogniser's file. So do all methods that read faces by one.
             clip: the folder of the image encoder, for methods that have a face recogniser as well.
             controlnet: the folder of InstantID's IdentityNet.
+            settings: what a file does not tell. Of an IP-Adapter: ``references``, what they show to
+                base and plus: "face" (the square around it), "aligned" (for Plus-Face), "whole";
+                of FaceID Plus ``shortcut`` (False: version 1) and ``s_scale``.
 
         Raises:
             FileNotFoundError: there is no checkpoint.
             ValueError: weights of another method than ``name``, or that do not fit this base;
-                FaceID without ``encoder``. If they turn out not to fit, no method is loaded
-                afterwards.
+                FaceID without ``encoder``; an unknown setting. If they turn out not to fit, no
+                method is loaded afterwards.
         """
         checks.check_kinds(str, "a method's name", name=name)
         checks.check_path("weights", weights)
         networks = {"encoder": encoder, "clip": clip, "controlnet": controlnet}
-        config, trained = loading.read_method(self.base, name, weights, networks, self.mesh)
+        config, trained = loading.read_method(
+            self.base, name, weights, networks, self.mesh, settings
+        )
         method, parts = get_method(config.method), Parts(self.model, self.base.tokenizers)
         self._remove_method()
         # A run may have trained the tables that the words are in.
         with self.words.taken_off(), self._style_taken_off():
             fields = self._attach(method, parts, config, trained, str(weights))
-        self._set_method(method, fields)
+        self._set_method(method, fields, released=trained is None)
         loading.say_terms_of(weights)
         if words := method.take_words(parts):  # and its words are as those of files
             self.words.add(config.method, words, METHOD)
@@ -289,7 +295,7 @@ class Pipeline(WithLoras, WithEmbeddings, WithControls, WithStyle):
             prompt: one or several. Image j of prompt i is number i * num_images_per_prompt + j.
             negative_prompt: what to steer away from; one for all or one each. None: the zero
                 embedding if model_index.json says so (SDXL's does), else the empty prompt; with a
-                method always the empty prompt, which is the dropped condition in training.
+                run's method always the empty prompt, the dropped condition in its training.
             references: with a method loaded, per prompt a list of one to four face crops of one
                 person (paths, PIL images, arrays: see data_pipeline/pictures/reading.py); the
                 prompt then holds the trigger word after the class word: "a man img in a suit". For
@@ -337,9 +343,11 @@ class Pipeline(WithLoras, WithEmbeddings, WithControls, WithStyle):
         acts = conditioner.is_active(references)
         parts, inputs = conditioner.check_inputs(inputs, acts, count)
         plan = options.plan(self.base.scheduler_config)
-        own_lora = self._own_lora if acts else {}
+        own_lora = self._own_lora
         scales = (options.scales or {}, bool(own_lora), acts, plan.num_steps)
         strengths = conditioner.schedules(*scales)
+        if own_lora and not acts:  # without references nothing of the method acts
+            strengths = {"lora": np.zeros(plan.num_steps, np.float32)}
         if nets is not None:
             control = nets.control(size, plan.num_steps, options.guidance)
         said = (prompts, negatives, parts, people, where)

@@ -7,6 +7,7 @@ from persongen_jax.systems.diffusion import DiffusionSystem
 # Keys that only some methods read.
 METHOD_KEYS = (
     *("rank", "lora_alpha", "id_gain", "id_norm_gain", "image_proj", "image_lora_rank"),
+    *("shortcut", "s_scale"),
     *("control", "control_drop_prob", "face_encoder"),
     *("facecdm_stage", "facecdm_attention", "facecdm_reduced"),
     *("bolid_body", "bolid_aggregate", "bolid_reduced"),
@@ -17,7 +18,7 @@ METHOD_KEYS = (
     *("train_text_encoders", "num_vectors", "initializer", "embedding_steps", "embedding_norm"),
 )
 
-REFERENCES = ("auto", "face", "whole", "masked")  # what they show
+REFERENCES = ("auto", "face", "whole", "masked", "aligned")  # what they show
 # What a validation may generate for: people seen in training, held out from it, and from elsewhere.
 SETS = ("in_train", "out_of_train", "out_of_domain")
 
@@ -68,9 +69,13 @@ def sdxl_defaults() -> ConfigDict:
     config.id_gain = 1.0  # initial gain of the ID projections; above 1 the face acts sooner
     # Initial scale of the identity branch's tokens; below 1 an untrained branch disturbs less.
     config.id_norm_gain = 1.0
-    # For ip_adapter: "base", "plus" or "faceid", and the rank of its LoRA (0: none).
+    # For ip_adapter: "base", "plus", "faceid" or "faceid-plus", and the rank of its LoRA (0: none).
+    # The FaceID variants read faces by ``face_encoder``. FaceID Plus: whether the tokens of the
+    # embedding are kept (version 2), and the factor of what CLIP adds to them.
     config.image_proj = "base"
     config.image_lora_rank = 0
+    config.shortcut = True
+    config.s_scale = 1.0
     # A ControlNet's image: "pose", a skeleton drawn from the keypoints where a record has no image
     # of this name; or the name of any other of the manifest's ``images``. And the probability with
     # which an example has it black instead, drawn apart from ``drop_prob``, the prompt's.
@@ -131,8 +136,9 @@ def sdxl_defaults() -> ConfigDict:
     config.start_from_step = 0
 
     # What references show: "face", the square around the face box; "whole", whole images; "masked",
-    # the face with grey around the person, by the image "mask" of each record. "auto": faces if the
-    # data have face boxes, else whole images. A run fills it in, and generate cuts alike.
+    # the face with grey around the person, by the image "mask" of each record; "aligned", the face
+    # turned and scaled by its landmarks. "auto": faces if the data have face boxes, else whole
+    # images. A run fills it in, and generate cuts alike.
     config.references = "auto"
 
     # The objective, in addition to the settings of all diffusion systems.

@@ -75,7 +75,9 @@ def test_adapters_for_another_base_are_refused(pipe, tiny_base, exported, run, t
     assert not out.exists()
 
 
-@pytest.mark.parametrize(("kind", "rank"), [("base", 0), ("plus", 0), ("faceid", 3)])
+@pytest.mark.parametrize(
+    ("kind", "rank"), [("base", 0), ("plus", 0), ("faceid", 3), ("faceid-plus", 3)]
+)
 def test_ip_adapters_are_imported_bit_equal(kind, rank, unet, tiny_base, tmp_path):
     path, out = tmp_path / "adapter.bin", tmp_path / "adapter.safetensors"
     flat = write_ip_adapter(path, unet, kind, 64, rank=rank)

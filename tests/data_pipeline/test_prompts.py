@@ -207,7 +207,7 @@ def test_tokenizers_that_place_the_class_word_differently(base, tmp_path):
 
 
 def test_zero_references_are_refused(tokenizers):
-    with pytest.raises(ValueError, match="num_references is 0"):
+    with pytest.raises(ValueError, match="copies is 0"):
         tokenizers.encode_with_trigger(PROMPT, 0)
 
 

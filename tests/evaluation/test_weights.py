@@ -16,6 +16,7 @@ from persongen_jax.evaluation.benchmarks import BENCHMARKS
 from persongen_jax.evaluation.of_weights import check_names, differences, parse_weights, sets_of
 from persongen_jax.evaluation.prompts import open_prompts
 from persongen_jax.metrics.base import Metric, Values
+from persongen_jax.miniature.__main__ import ASSETS
 from tests.helpers.ip_adapters import write_ip_adapter
 from tests.helpers.photomaker_files import write_random_photomaker
 
@@ -39,8 +40,8 @@ def files(small_base, tmp_path_factory):
     shutil.copy(folder / "photomaker.safetensors", folder / "copy.safetensors")
     unet = UNet2DConditionModel.from_pretrained(small_base / "unet")
     features = json.loads((small_base / "image_encoder" / "config.json").read_text())
-    for kind in ("base", "faceid"):
-        write_ip_adapter(folder / f"{kind}.bin", unet, kind, features["projection_dim"])
+    for kind, width in (("base", features["projection_dim"]), ("faceid", 128)):
+        write_ip_adapter(folder / f"{kind}.bin", unet, kind, width)
     (folder / "prompts.json").write_text(json.dumps(PROMPTS))
     return folder
 
@@ -141,11 +142,20 @@ def test_a_file_of_another_method_than_its_name_is_refused(small_base, files):
     command = options(small_base, files)
     for item, named in (
         (f"photomaker={files / 'base.bin'}", "is an IP-Adapter file, not one for 'photomaker'"),
-        (f"mine={files / 'faceid.bin'}", "FaceID reads aligned faces"),
+        (f"mine={files / 'faceid.bin'}", "face_encoder is empty: FaceID reads"),
     ):
         with pytest.raises(SystemExit) as caught:
             evaluate.main(["--weights", item, *command])
         assert named in caught.value.code
+
+
+@pytest.mark.slow
+def test_faceid_reads_the_peoples_aligned_faces(small_base, files, tmp_path):
+    command = [*options(small_base, files, "faceid.bin"), "--out", str(tmp_path)]
+    evaluate.main([*command, "--face-encoder", str(ASSETS / "face_net")])
+    (row,) = json.loads((tmp_path / "comparison.json").read_text())
+    assert row["name"] == "faceid.bin" and row["metrics"]["brightness"]["mean"] > 0
+    assert json.loads((tmp_path / "faceid.bin" / "settings.json").read_text())["face_encoder"]
 
 
 def test_people_are_one_folder_or_three(tmp_path):

@@ -4,21 +4,19 @@ import json
 
 import numpy as np
 import pytest
-from diffusers import UNet2DConditionModel
 from PIL import Image
 
-from data_pipeline.faces.align import align_face
 from data_pipeline.faces.find import NoFaceFound, crop_face
 from data_pipeline.pictures.transforms import square_face_crop
 from data_pipeline.prompts import Tokenizers
 from persongen_jax.face_detectors import open_detector
 from persongen_jax.generate import __main__ as generate
 from persongen_jax.generate import files as generate_files
+from persongen_jax.generate.method import method_settings
 from persongen_jax.pipeline import Pipeline
 from persongen_jax.training.trained import saved_config
 from persongen_jax.weights.formats.photomaker import save_photomaker
 from tests.generate.command import image_file, pixels, run
-from tests.helpers.ip_adapters import write_ip_adapter
 from tests.helpers.keypoint_nets import write_keypoint_net
 
 
@@ -83,31 +81,28 @@ def test_a_photograph_a_photomaker_file_and_scales(small_base, method_weights, t
     assert note["method_weights"] == str(tmp_path / "photomaker.safetensors")
 
 
-def test_references_of_a_faceid_file_are_aligned(small_base, tmp_path):
-    unet = UNet2DConditionModel.from_pretrained(small_base / "unet")
-    for kind in ("faceid", "base"):
-        write_ip_adapter(tmp_path / f"{kind}.safetensors", unet, kind, 32)
+def test_faces_are_located_for_methods_that_align_them(tmp_path):
+    """FaceID, PhotoMaker v2 and others get the photograph with its landmarks."""
     write_keypoint_net(tmp_path / "detector", present=3.0)
     detector = f"keypoints:{tmp_path / 'detector'}"
     photo = image_file(tmp_path / "me.png", (160, 120))
-
-    def crop(kind, *more):
-        weights = str(tmp_path / f"{kind}.safetensors")
-        arguments = ["--base", str(small_base), "--reference", photo, "--method-weights", weights]
-        args = generate.parse_arguments([*arguments, *more])
-        how = {"base": args.base, "detector": args.detector, "crop": not args.no_crop}
-        (person,), _ = generate_files.read_references(args.reference, weights, **how)
-        return np.asarray(person[0])
-
+    how = {"base": "", "detector": detector, "crop": True}
+    ((face,),) = generate_files.locate_faces([photo], **how)
     (found,) = open_detector(detector).detect([pixels(photo)])
-    wanted = align_face(pixels(photo), found.landmarks)
-    assert np.array_equal(crop("faceid", "--detector", detector), wanted)
-    square = crop_face(pixels(photo), detector=open_detector(detector))
-    assert np.array_equal(crop("base", "--detector", detector), square)
-    assert np.array_equal(crop("faceid", "--no-crop"), pixels(photo))
+    assert np.array_equal(face.image, pixels(photo))
+    assert np.array_equal(face.landmarks, found.landmarks)
+    assert generate_files.locate_faces([photo], **{**how, "crop": False}) is None
     write_keypoint_net(tmp_path / "blind", present=-3.0)
     with pytest.raises(NoFaceFound, match=r"me\.png .*aligned crop"):
-        crop("faceid", "--detector", f"keypoints:{tmp_path / 'blind'}")
+        generate_files.locate_faces([photo], **{**how, "detector": f"keypoints:{tmp_path}/blind"})
+
+
+def test_settings_of_a_file_are_name_and_value():
+    given = ["references=whole", "s_scale=0.5"]
+    assert method_settings(given) == {"references": "whole", "s_scale": "0.5"}
+    for item in ("references", "=3", "clip=x", "a b=1"):
+        with pytest.raises(ValueError, match="write NAME=VALUE, of a setting"):
+            method_settings([item])
 
 
 def read(weights, items, **how):
@@ -192,7 +187,7 @@ def test_references_are_cut_as_the_run_was_trained(method_weights, tmp_path, mon
     )
     (person,), _ = read(method_weights, [photo])
     assert np.array_equal(person[0], pixels(photo))
-    assert "trained on whole images as references, so they are not cropped" in caplog.text
+    assert "reads whole images as references, so they are not cropped" in caplog.text
     (person,), _ = read(method_weights, [photo], boxes=[(20, 30, 60, 80)])
     assert len(person[0]) < 120
 

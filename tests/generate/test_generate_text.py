@@ -4,6 +4,7 @@ import pytest
 
 from data_pipeline.examples.conditions import References
 from data_pipeline.examples.identity.bodies import Bodies
+from data_pipeline.examples.identity.faces import Faces
 from persongen_jax.cli import plain_warnings
 from persongen_jax.generate import __main__ as generate
 from persongen_jax.generate.base import parse_scales
@@ -54,6 +55,14 @@ def test_options_without_effect_are_lines(capsys):
     assert ineffective_options(net) == ineffective_for(net, bodies) == []
     (line,) = ineffective_for(net, faces)
     assert line.startswith("--pose-net has no effect: the loaded method reads no bodies")
+    # A box is enough where squares are cut; by landmarks a detector finds them at the box.
+    boxed = generate.parse_arguments(
+        ["--base", "x", "--prompt", "a", "--reference", "a.png", "--face-box", "0,0,9,9"]
+        + ["--detector", "yunet"]
+    )
+    (line,) = ineffective_for(boxed, faces)
+    assert line.startswith("--detector yunet has no effect: --face-box says where")
+    assert ineffective_options(boxed) == ineffective_for(boxed, (Faces(16),)) == []
     # A warning of a pipeline call is a line, and every command prints it once.
     for _ in range(2):
         with plain_warnings():

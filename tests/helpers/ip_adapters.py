@@ -6,6 +6,7 @@ import torch
 from diffusers.models.embeddings import (
     ImageProjection,
     IPAdapterFaceIDImageProjection,
+    IPAdapterFaceIDPlusImageProjection,
     IPAdapterPlusImageProjection,
 )
 from safetensors.torch import save_file
@@ -15,8 +16,8 @@ from tests.helpers.twins import randomise
 # diffusers' names to the published files', pattern by pattern.
 _RENAMED = (
     (r"^image_embeds\.", "proj."),
-    (r"^ff\.net\.0\.proj\.", "proj.0."),
-    (r"^ff\.net\.2\.", "proj.2."),
+    (r"^(ff|proj)\.net\.0\.proj\.", "proj.0."),
+    (r"^(ff|proj)\.net\.2\.", "proj.2."),
     (r"\.ln0\.", ".0.norm1."),
     (r"\.ln1\.", ".0.norm2."),
     (r"\.attn\.to_out\.0\.", ".0.to_out."),
@@ -27,14 +28,23 @@ _RENAMED = (
 )
 
 
-def projection(kind: str, in_features: int, features: int, seed: int = 0):
-    """diffusers' projection of a variant, but small; deterministic for a seed."""
+FACES = ("faceid", "faceid-plus")  # the variants that read a recogniser's embeddings
+
+
+def projection(kind: str, in_features: int, features: int, seed: int = 0, patches: int = 64):
+    """diffusers' projection of a variant, but small; deterministic for a seed.
+
+    ``patches``: for FaceID Plus, the width of a patch.
+    """
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         if kind == "base":
             module = ImageProjection(in_features, features, num_image_text_embeds=4)
         elif kind == "faceid":
             module = IPAdapterFaceIDImageProjection(in_features, features, mult=2, num_tokens=4)
+        elif kind == "faceid-plus":
+            sizes = {"id_embeddings_dim": in_features, "hidden_dims": patches, "heads": 2}
+            module = IPAdapterFaceIDPlusImageProjection(features, features, depth=4, **sizes)
         else:
             module = IPAdapterPlusImageProjection(
                 in_features, features, hidden_dims=128, heads=2, num_queries=6
@@ -48,7 +58,9 @@ def file_tensors(module) -> dict[str, torch.Tensor]:
     for key, value in module.state_dict().items():
         for pattern, name in _RENAMED:
             key = re.sub(pattern, name, key)
-        found[key] = value
+        plus = isinstance(module, IPAdapterFaceIDPlusImageProjection)
+        inside = plus and not key.startswith(("proj.", "norm."))
+        found[f"perceiver_resampler.{key}" if inside else key] = value
     for key in [key for key in found if key.endswith(".to_k.weight")]:
         both = [found.pop(key), found.pop(key.replace("to_k", "to_v"))]
         found[key.replace("to_k", "to_kv")] = torch.cat(both)

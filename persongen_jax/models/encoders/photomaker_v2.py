@@ -20,6 +20,7 @@ from persongen_jax.models.encoders.resampler import GELU, PerceiverResampler, ap
 from persongen_jax.models.layers import LayerNorm, LayerOptions, Linear
 
 NUM_TOKENS = 2  # for each reference
+HEAD_DIM = 128  # not in the file, unless its metadata say otherwise
 
 
 class QFormerPerceiver(nnx.Module):
@@ -39,7 +40,7 @@ class QFormerPerceiver(nnx.Module):
         *,
         num_tokens: int = NUM_TOKENS,
         hidden_features: int | None = None,
-        head_dim: int = 128,
+        head_dim: int = HEAD_DIM,
         num_layers: int = 4,
         **kw: Unpack[LayerOptions],
     ):
@@ -74,7 +75,8 @@ class PhotoMakerV2IDEncoder(PhotoMakerParts):
     token for each reference and the references' mask repeated as often.
 
     Args:
-        id_features: of the face embedding. All other arguments are as version 1's.
+        id_features: of the face embedding; hidden_features, head_dim, num_layers:
+            QFormerPerceiver's. All other arguments are as version 1's.
     """
 
     def __init__(
@@ -83,7 +85,9 @@ class PhotoMakerV2IDEncoder(PhotoMakerParts):
         projection_dims: Sequence[int],
         *,
         id_features: int = 512,
-        head_dim: int = 128,
+        hidden_features: int | None = None,
+        head_dim: int = HEAD_DIM,
+        num_layers: int = 4,
         dtype: DTypeLike,
         param_dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
@@ -94,12 +98,14 @@ class PhotoMakerV2IDEncoder(PhotoMakerParts):
             id_features,
             vision_model.config["hidden_size"],
             sum(projection_dims),
+            hidden_features=hidden_features,
             head_dim=head_dim,
+            num_layers=num_layers,
             **kw,
         )
 
     def __call__(self, id_pixel_values: jax.Array, face_embeds: jax.Array) -> jax.Array:
-        """CLIP-normalised face crops and the recogniser's embeddings to ID embeddings.
+        """CLIP-normalised photographs and the recogniser's raw embeddings to ID embeddings.
 
         Args:
             id_pixel_values: [b, r, s, s, 3].
@@ -108,8 +114,18 @@ class PhotoMakerV2IDEncoder(PhotoMakerParts):
         Returns:
             [b, r * n, d1 + d2]: the n tokens of a reference are adjacent.
         """
+        return self.tokens(self.patches(id_pixel_values), face_embeds)
+
+    def patches(self, id_pixel_values: jax.Array) -> jax.Array:
+        """[b, r, s, s, 3] to CLIP's last hidden states [b, r, m, d], without the last norm."""
         b, r = id_pixel_values.shape[:2]
         images = id_pixel_values.reshape(b * r, *id_pixel_values.shape[2:])
-        patches = self.vision_model(images).last_hidden_state
+        states = self.vision_model(images).last_hidden_state
+        return states.reshape(b, r, *states.shape[1:])
+
+    def tokens(self, patches: jax.Array, face_embeds: jax.Array) -> jax.Array:
+        """[b, r, m, d] and [b, r, id_features] to [b, r * n, d1 + d2]."""
+        b, r = face_embeds.shape[:2]
+        patches = patches.reshape(b * r, *patches.shape[2:])
         tokens = self.qformer_perceiver(face_embeds.reshape(b * r, -1), patches)
         return tokens.reshape(b, r * tokens.shape[1], -1)

@@ -2,7 +2,7 @@
 (Ye et al., arXiv 2308.06721, section 3.2.1), in its SDXL variants.
 
 All have the same interface: ``image_proj(features)`` returns [b, n, d], and ``reads`` says what the
-features are. Module paths mirror the keys of the published files.
+features are; FaceID Plus reads two. Module paths mirror the keys of the published files.
 """
 
 from collections.abc import Iterable
@@ -211,3 +211,56 @@ class Resampler(PerceiverResampler):
         """[b, m, in] to [b, n, out_features]."""
         latents = self.latents[...].astype(self.dtype)
         return self.resample(jnp.repeat(latents, len(hidden_states), axis=0), hidden_states)
+
+
+class FaceIDPlusProjection(nnx.Module):
+    """FaceID Plus: a recogniser's embedding makes the tokens, which then look at CLIP's patches.
+
+    Args:
+        in_features: of the embedding, which has length 1; image_features: of a patch.
+        features: of the tokens; heads: of the resampler (features / head_dim, at least one).
+        shortcut: version 2: the tokens and ``s_scale`` times what the patches add to them. Version
+            1: the latter alone. The files do not tell the versions apart.
+    """
+
+    reads = "face_embeds and hidden_states"
+
+    def __init__(
+        self,
+        in_features: int,
+        image_features: int,
+        features: int,
+        *,
+        num_tokens: int = 4,
+        hidden_features: int | None = None,
+        heads: int | None = None,
+        head_dim: int = 64,
+        num_layers: int = 4,
+        shortcut: bool = True,
+        s_scale: float = 1.0,
+        **kw: Unpack[LayerOptions],
+    ):
+        hidden = 2 * in_features if hidden_features is None else hidden_features
+        self.num_tokens, self.shortcut, self.s_scale = num_tokens, shortcut, s_scale
+        self.proj = _two_layers(in_features, hidden, num_tokens * features, kw)
+        self.norm = LayerNorm(features, **kw)
+        self.perceiver_resampler = PerceiverResampler(
+            image_features,
+            features,
+            features,
+            heads=max(1, features // head_dim) if heads is None else heads,
+            head_dim=head_dim,
+            num_layers=num_layers,
+            **kw,
+        )
+
+    @property
+    def in_features(self) -> int:
+        return self.proj[0].kernel.shape[0]
+
+    def __call__(self, face_embeds: jax.Array, hidden_states: jax.Array) -> jax.Array:
+        """[b, in_features] and [b, m, image_features] to [b, n, features]."""
+        tokens = apply(self.proj, face_embeds)
+        tokens = self.norm(tokens.reshape(len(tokens), self.num_tokens, -1))
+        seen = self.perceiver_resampler.resample(tokens, hidden_states)
+        return tokens + self.s_scale * seen if self.shortcut else seen

@@ -1,4 +1,4 @@
-"""IP-Adapter's files for SDXL (Ye et al., arXiv 2308.06721): base, plus and FaceID.
+"""IP-Adapter's files for SDXL (Ye et al., arXiv 2308.06721): base, plus, FaceID, FaceID Plus.
 
 ``image_proj.*`` turns an image into tokens (models/encoders/resampler.py);
 ``ip_adapter.{i}.to_k_ip.weight`` and ``.to_v_ip.weight`` are the keys and values of the attention
@@ -19,12 +19,19 @@ import numpy as np
 from flax import nnx
 
 from persongen_jax.models.branches import ParallelCrossAttention
-from persongen_jax.models.encoders.resampler import FaceIDProjection, ImageProjection, Resampler
 from persongen_jax.models.layers import LayerOptions, Linear
 from persongen_jax.models.lora import lora_layers
 from persongen_jax.weights.errors import KeyMismatch, UnsupportedAdapter, WeightsError
 from persongen_jax.weights.files.directory import open_file
 from persongen_jax.weights.files.source import OpenedFile, TensorSource, subsource
+from persongen_jax.weights.formats.identity.ip_adapter_variants import (
+    HEAD_DIM,
+    IMAGE_PROJ,
+    MARKS,
+    PROJECTIONS,
+    projection_sizes,
+    variants_of,
+)
 from persongen_jax.weights.recognition.ip_adapter_state import is_training_state, published_names
 from persongen_jax.weights.recognition.layout import unwrapped
 from persongen_jax.weights.saver import save_module
@@ -39,23 +46,12 @@ from persongen_jax.weights.slots import (
     write_slots,
 )
 
-IMAGE_PROJ, ADAPTER = "image_proj.", "ip_adapter."
-HEAD_DIM = 64  # of the plus resampler; not in the file; every reader assumes it
-
+ADAPTER = "ip_adapter."
 PUBLISHED_TOKENS = 4  # of a base file; diffusers accepts no other number
 
-PROJECTIONS = {"base": ImageProjection, "plus": Resampler, "faceid": FaceIDProjection}
-
-# A key that only this variant has.
-_MARKS = {
-    "base": f"{IMAGE_PROJ}proj.weight",
-    "plus": f"{IMAGE_PROJ}latents",
-    "faceid": f"{IMAGE_PROJ}proj.2.weight",
-}
 _OTHER_FILES = (
     (r"(id_encoder|lora_weights)\.", "a PhotoMaker file"),
     (r"id_adapter", "PuLID"),
-    (r"image_proj\.perceiver_resampler\.", "IP-Adapter FaceID plus, which is not supported"),
     (r"image_proj\.proj\.3\.", "IP-Adapter full face, which is not supported"),
     (r"(unet|text_encoder|lora_(unet|te\d?))[._].*(lora|alpha)", "a plain LoRA"),
     (r"(model\.diffusion_model|first_stage_model)\.", "a whole Stable Diffusion checkpoint"),
@@ -75,7 +71,8 @@ class IPAdapterFile(OpenedFile):
 
     Attributes:
         tensors: all tensors of the file.
-        kind: "base" (ViT-H's and ViT-bigG's alike), "plus" or "faceid".
+        kind: "base" (ViT-H's and ViT-bigG's alike), "plus" (Plus-Face too), "faceid" (Portrait
+            too: 16 tokens and no LoRA) or "faceid-plus" (version 1 and 2 alike).
         sizes: arguments of the kind's class in ``PROJECTIONS``; ``in_features`` is the width of its
             input, ``num_tokens`` the number of tokens per image.
         width: of the tokens.
@@ -86,7 +83,7 @@ class IPAdapterFile(OpenedFile):
     def __init__(self, source: TensorSource):
         super().__init__(source)
         self.kind = _find_kind(source)
-        self.sizes = _SIZES[self.kind](subsource(source, IMAGE_PROJ))
+        self.sizes = projection_sizes(self.kind, subsource(source, IMAGE_PROJ))
         names = [key for key in source.keys() if key.endswith(".to_k_ip.weight")]
         self.layers = len(names)
         widths = {source.info(key)[1][-1] for key in names}
@@ -132,8 +129,8 @@ def _find_kind(source) -> str:
                 "such as ip-adapter_sdxl.safetensors from https://huggingface.co/h94/IP-Adapter."
             )
     strange = [key for key in keys if not key.startswith(IMAGE_PROJ) and not _NUMBERED.match(key)]
-    kinds = [kind for kind, mark in _MARKS.items() if mark in keys]
-    absent = [] if len(kinds) == 1 else list(_MARKS.values())
+    kinds = variants_of(keys)
+    absent = [] if len(kinds) == 1 else list(MARKS.values())
     if not any(key.endswith(".to_k_ip.weight") for key in keys):
         absent.append(f"{ADAPTER}*.to_k_ip.weight")
     if strange or absent:
@@ -151,44 +148,6 @@ def _common_rank(source) -> int | None:
             "rank throughout. Fetch the file again."
         )
     return ranks.pop() if ranks else None
-
-
-# ---- The projection's sizes, derived from its tensors --------------------------------------------
-
-
-def _base_sizes(source) -> dict:
-    rows, in_features = source.info("proj.weight")[1]
-    return {"in_features": in_features, **_token_sizes(source, rows)}
-
-
-def _faceid_sizes(source) -> dict:
-    hidden, in_features = source.info("proj.0.weight")[1]
-    rows, _ = source.info("proj.2.weight")[1]
-    sizes = {"in_features": in_features, "hidden_features": hidden}
-    return {**sizes, **_token_sizes(source, rows)}
-
-
-def _token_sizes(source, rows) -> dict:
-    (features,) = source.info("norm.weight")[1]
-    return {"features": features, "num_tokens": rows // features}
-
-
-def _plus_sizes(source) -> dict:
-    _, num_tokens, features = source.info("latents")[1]
-    layers = {match[1] for key in source.keys() if (match := re.match(r"layers\.(\d+)\.", key))}
-    return {
-        "in_features": source.info("proj_in.weight")[1][1],
-        "features": features,
-        "out_features": source.info("proj_out.weight")[1][0],
-        "heads": source.info("layers.0.0.to_q.weight")[1][0] // HEAD_DIM,
-        "head_dim": HEAD_DIM,
-        "num_layers": len(layers),
-        "hidden_features": source.info("layers.0.1.1.weight")[1][0],
-        "num_tokens": num_tokens,
-    }
-
-
-_SIZES = {"base": _base_sizes, "plus": _plus_sizes, "faceid": _faceid_sizes}
 
 
 # ---- Into a model and out of it ----------------------------------------------------------------
@@ -379,6 +338,9 @@ def _unet_name(layers, width) -> str:
 
 
 __all__ = [
+    "ADAPTER",
+    "HEAD_DIM",
+    "IMAGE_PROJ",
     "PROJECTIONS",
     "IPAdapterFile",
     "is_ip_adapter",

@@ -15,7 +15,7 @@ from typing import Any
 from jax.typing import DTypeLike
 
 from persongen_jax.models.encoders.clip import CLIPVisionModel, complete_config
-from persongen_jax.models.encoders.photomaker_v2 import PhotoMakerV2IDEncoder
+from persongen_jax.models.encoders.photomaker_v2 import HEAD_DIM, PhotoMakerV2IDEncoder
 from persongen_jax.models.layers import UnusedRngs
 from persongen_jax.models.lora import LoRA, loras
 from persongen_jax.parallel.sharding import Shardings
@@ -41,7 +41,8 @@ from persongen_jax.weights.slots import (
 )
 
 ENCODER, LORA = "id_encoder.", "lora_weights."
-HEADS = "num_attention_heads"  # of the image tower, in the metadata of .safetensors
+# In the metadata of .safetensors: the image tower's heads, and the width of the perceiver's.
+HEADS, PERCEIVER = "num_attention_heads", "perceiver_head_dim"
 PARTS = (ENCODER, LORA)  # in the order that the official loader requires
 
 # The official classes register their parts in this order, by version.
@@ -77,6 +78,7 @@ class PhotoMakerFile(OpenedFile):
         id_encoder: those of the ID encoder, named as in the file without ``id_encoder.``
         lora_weights: likewise, "unet.….processor.to_q_lora.down.weight".
         rank: of the LoRA.
+        sizes: of version 2: arguments of PhotoMakerV2IDEncoder.
     """
 
     def __init__(self, source: TensorSource):
@@ -86,6 +88,7 @@ class PhotoMakerFile(OpenedFile):
         self.id_encoder = subsource(source, ENCODER)
         self.lora_weights = subsource(source, LORA)
         self.rank = _common_rank(self.lora_weights)
+        self.sizes = _perceiver_sizes(self.id_encoder) if self.version == 2 else {}
 
 
 def read_photomaker(path: str | os.PathLike) -> PhotoMakerFile:
@@ -135,6 +138,23 @@ def _common_rank(lora_weights) -> int:
             "rank throughout. Fetch the file again."
         )
     return ranks.pop()
+
+
+def _perceiver_sizes(id_encoder) -> dict[str, int]:
+    """Those that the file shows; its other tensors are checked when it is loaded."""
+    layer, first = (
+        r"qformer_perceiver\.perceiver_resampler\.layers\.(\d+)\.",
+        "qformer_perceiver.token_proj.0.weight",
+    )
+    numbers = {match[1] for key in id_encoder.keys() if (match := re.match(layer, key))}
+    sizes = {
+        "num_layers": len(numbers),
+        "head_dim": int(id_encoder.metadata.get(PERCEIVER, HEAD_DIM)),
+    }
+    shape = id_encoder.info(first)[1] if first in id_encoder else ()
+    if len(shape) == 2:
+        sizes["hidden_features"], sizes["id_features"] = shape
+    return sizes
 
 
 # ---- Into a model and out of it ----------------------------------------------------------------
@@ -195,7 +215,12 @@ def save_photomaker(model: Any, path: str | os.PathLike) -> None:
     """
     slots = _slots(model)
     _check_nothing_is_lost(model)
-    write_slots(path, slots, {HEADS: str(model.id_encoder.vision_model.config[HEADS])})
+    notes = {HEADS: str(model.id_encoder.vision_model.config[HEADS])}
+    if _encoder_version(model) == 2:
+        resampler = model.id_encoder.qformer_perceiver.perceiver_resampler
+        attend = resampler.layers[0][0]
+        notes[PERCEIVER] = str(attend.to_q.kernel.shape[1] // attend.heads)
+    write_slots(path, slots, notes)
 
 
 def _slots(model) -> dict[str, Slot]:

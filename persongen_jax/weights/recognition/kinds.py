@@ -269,7 +269,10 @@ def _ip_adapter(source) -> tuple[str, dict]:
         facts["tokens"] = out // width if width else "unknown"
         return "ip-adapter", {**facts, "image encoder": _of(features, _TOWERS)}
     if any(name.startswith("perceiver_resampler.") for name in shapes):
-        return "ip-adapter-faceid-plus", facts
+        patches = shapes.get("perceiver_resampler.proj_in.weight", (0, 0))[-1]
+        reads = f"face embeddings, {shapes.get('proj.0.weight', (0, 0))[-1]} wide"
+        facts |= {"LoRA rank": _ranks(source) or "none", "reads": reads}
+        return "ip-adapter-faceid-plus", {**facts, "image encoder": f"patches, {patches} wide"}
     if "proj.3.weight" in shapes:
         return "ip-adapter-full", facts
     if {"proj.0.weight", "proj.2.weight", "norm.weight"} <= shapes.keys():

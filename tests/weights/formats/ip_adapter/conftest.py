@@ -3,7 +3,7 @@
 import pytest
 from diffusers import UNet2DConditionModel
 
-from tests.helpers.ip_adapters import write_ip_adapter
+from tests.helpers.ip_adapters import FACES, write_ip_adapter
 from tests.weights.formats.ip_adapter.models import FEATURES, RANK, attach
 
 
@@ -16,11 +16,11 @@ def unet(tiny_base):
 def files(unet, tmp_path_factory):
     """kind -> (path, its tensors)."""
     folder = tmp_path_factory.mktemp("ip-adapters")
-    endings = {"base": "bin", "plus": "safetensors", "faceid": "bin"}
+    endings = {"base": "bin", "plus": "safetensors", "faceid": "bin", "faceid-plus": "safetensors"}
     found = {}
     for kind, ending in endings.items():
         path = folder / f"ip-adapter-{kind}.{ending}"
-        rank = RANK if kind == "faceid" else 0
+        rank = RANK if kind in FACES else 0
         found[kind] = path, write_ip_adapter(path, unet, kind, FEATURES[kind], rank=rank)
     return found
 

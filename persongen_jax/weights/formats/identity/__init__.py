@@ -1,0 +1,1 @@
+"""Files of identity adapters, one kind in each module."""
