@@ -13,6 +13,7 @@ import os
 import sys
 import warnings
 from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,7 @@ from persongen_jax.generate.base import (
     scheduler_options,
 )
 from persongen_jax.generate.control import add_control_options, control_arguments
-from persongen_jax.generate.method import add_method_options, load_method
+from persongen_jax.generate.method import add_face_points, add_method_options, load_method
 from persongen_jax.generate.notes import make_notes
 from persongen_jax.generate.pose import (
     add_pose_options,
@@ -297,6 +298,8 @@ def generate(args: argparse.Namespace) -> list[Path]:
     if args.reference:
         references, regions = read_references(args.reference, args.method_weights, **where)
     pipe = make_pipeline(args, options)
+    if pipe.method is not None and options.start_merge_step is None:
+        options = replace(options, start_merge_step=pipe.method.start_merge_step)
     for line in ineffective_for(args, pipe.fields):
         warnings.warn(line, stacklevel=1)
     if pipe.reads_references and not references:
@@ -322,6 +325,7 @@ def generate(args: argparse.Namespace) -> list[Path]:
             else:
                 whole = read_photographs(args.reference)
             given[each.name] = whole and [whole] * count
+    add_face_points(pipe.fields, given)
     given |= {"regions": regions and [regions] * count, **control}
     if pose is not None:
         size = image_size(pipe.base, args.height, args.width)

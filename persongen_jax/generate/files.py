@@ -26,6 +26,7 @@ from data_pipeline.records.schema import MAX_REFERENCES
 from data_pipeline.text_files import read_json
 from persongen_jax.face_detectors import open_reference_detector
 from persongen_jax.training.trained import saved_config
+from persongen_jax.weights.formats.identity.instantid import is_instantid
 from persongen_jax.weights.formats.ip_adapter import is_ip_adapter, read_ip_adapter
 
 log = logging.getLogger(__name__)
@@ -178,7 +179,7 @@ def cut_at(image: np.ndarray, path: Path, box: tuple[float, ...]) -> np.ndarray:
 
 def wants_aligned_faces(weights: str | Path) -> bool:
     """Whether ``weights`` is a FaceID file."""
-    if not Path(weights).is_file() or not is_ip_adapter(weights):
+    if not Path(weights).is_file() or not is_ip_adapter(weights) or is_instantid(weights):
         return False
     with read_ip_adapter(weights) as file:
         return file.kind == "faceid"

@@ -29,6 +29,7 @@ def make_notes(
         "image_encoder",
         "clip",
         "method_controlnet",
+        "method_option",
         "scale",
         *(FLAGS[name] for name in FLAGS if name not in COUNTS),
     )

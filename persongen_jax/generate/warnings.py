@@ -29,6 +29,7 @@ def ineffective_options(args: argparse.Namespace) -> list[str]:
     if not args.method_weights:
         given = {"--image-encoder": args.image_encoder, "--clip": args.clip}
         given |= {"--method-controlnet": args.method_controlnet}
+        given |= {"--method-option": args.method_option}
         lines += [f"{name} has no effect without --method-weights" for name in given if given[name]]
     return lines
 

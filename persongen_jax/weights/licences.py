@@ -19,7 +19,10 @@ _PUBLISHED = {
     "id-encoder": "TencentARC's is Apache-2.0",
     "ip-adapter": "h94/IP-Adapter's are Apache-2.0",
     "ip-adapter-faceid": "h94/IP-Adapter-FaceID's are for non-commercial research only",
-    "instantid": "InstantX's is Apache-2.0; InsightFace's models, for it, are research only",
+    "instantid": (
+        "InstantX's code is Apache-2.0 and its checkpoints are for research; InsightFace's models, "
+        "for it, are for non-commercial research only"
+    ),
     "pulid": "guozinan/PuLID's is Apache-2.0",
     "checkpoint": "SDXL 1.0's is CreativeML Open RAIL++-M; fine-tunes differ",
     "sdxl": "SDXL 1.0's is CreativeML Open RAIL++-M; fine-tunes differ",
