@@ -73,7 +73,7 @@ SMALL = {"heads": 1, "head_dim": 8, "num_layers": 1, "num_tokens": 3}
 
 @pytest.fixture(scope="module")
 def tokens():
-    """(by hand, by the method): maps embeddings, and how several are read, to tokens."""
+    """(by hand, by the method, by it where they are dropped): maps embeddings to tokens."""
     kw = {"dtype": jnp.float32, "param_dtype": jnp.float32, "rngs": nnx.Rngs(0)}
     resampler = Resampler(5, 8, 6, **SMALL, **kw)
     methods = {several: InstantID() for several in ("mean", "sequence")}
@@ -84,11 +84,16 @@ def tokens():
     def both(embeds, mask):
         return {several: m.tokens(resampler, embeds, mask) for several, m in methods.items()}
 
-    return jax.jit(lambda embeds: resampler(embeds)), both
+    @jax.jit
+    def dropped(places):
+        nobody, nothing = jnp.zeros_like(places), jnp.ones((*places.shape, 5))
+        return methods["sequence"].tokens(resampler, nothing, nobody, places)
+
+    return jax.jit(lambda embeds: resampler(embeds)), both, dropped
 
 
 def test_several_references_are_their_mean_or_a_sequence(tokens):
-    by_hand, both = tokens
+    by_hand, both, _ = tokens
     embeds = np.random.default_rng(0).normal(size=(2, 4, 5)).astype(np.float32)
     mask = np.array([[1, 0, 1, 1], [0, 1, 0, 0]], bool)
     embeds[~mask] = 1e3  # what absent places hold does not matter
@@ -104,7 +109,7 @@ def test_several_references_are_their_mean_or_a_sequence(tokens):
 
 
 def test_nobody_reads_a_zero_embedding_and_an_absent_person_nothing(tokens):
-    by_hand, both = tokens
+    by_hand, both, _ = tokens
     mask = np.array([[0] * 8, [0, 0, 0, 0, 0, 1, 0, 0]], bool)
     embeds = np.random.default_rng(0).normal(size=(2, 8, 5)).astype(np.float32)
     zero = by_hand(np.zeros((1, 1, 5), np.float32))
@@ -112,6 +117,14 @@ def test_nobody_reads_a_zero_embedding_and_an_absent_person_nothing(tokens):
         np.testing.assert_allclose(own[:1], np.concatenate([zero, zero], axis=1), atol=1e-5)
         assert there.tolist() == [[True] * 6, [False] * 3 + [True] * 3]
         np.testing.assert_allclose(own[1:, 3:], by_hand(embeds[1:, 5:6]), atol=1e-5)
+
+
+def test_a_dropped_sequence_is_one_of_as_many_zeros(tokens):
+    by_hand, _, dropped = tokens
+    found, there = dropped(np.array([[1, 0, 1, 1], [0, 0, 0, 0]], bool))
+    three, one = (by_hand(np.zeros((1, n, 5), np.float32))[0] for n in (3, 1))
+    np.testing.assert_allclose(found, [three, one], atol=1e-5)
+    assert there.all() and np.abs(three - one).max() > 1e-3
 
 
 def test_a_part_is_dropped_alone_and_the_points_stay(system):

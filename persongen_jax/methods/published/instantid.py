@@ -105,7 +105,8 @@ class InstantID(AlignedFaceReader, Method):
     # ---- what it reads ----
 
     def fields(self, parts: Parts, config: ConfigDict) -> tuple[Field, ...]:
-        text, faces = prompts(parts, config, at_trigger=False), self.faces(parts.model)
+        text = prompts(parts, config, at_trigger=False)
+        faces = self.faces(parts.model, places=self.several == "sequence")
         text.alone_drop_prob = config.get("text_drop_prob", 0.0)
         faces.alone_drop_prob = config.get("identity_drop_prob", 0.0)
         radius = config.get("face_point_radius", 10)
@@ -116,17 +117,25 @@ class InstantID(AlignedFaceReader, Method):
     def condition(self, model: Model, batch: Batch) -> Conditioning:
         """Stream "identity" [b, people * 16, d], and the map of points [b, h, w, 3]."""
         embeds, mask = self.face_embeds(model, batch), batch["id_mask"]
-        tokens, there = self.tokens(model.image_proj, embeds, mask)
+        tokens, there = self.tokens(model.image_proj, embeds, mask, batch.get("id_places"))
         conditioning = condition_on_text(model, batch).with_stream(BRANCH, tokens, there)
         return conditioning.with_map(POINTS, batch[POINTS])
 
     def tokens(
-        self, image_proj: Resampler, embeds: jax.Array, mask: jax.Array
+        self,
+        image_proj: Resampler,
+        embeds: jax.Array,
+        mask: jax.Array,
+        places: jax.Array | None = None,
     ) -> tuple[jax.Array, jax.Array]:
         """Tokens [b, people * n, d] of raw embeddings [b, people * 4, e], and their mask.
 
         Those of a person without references are masked; but where nobody of a row has any, they are
-        those of a zero embedding, and not.
+        those of a zero embedding, and not. Of a sequence they are those of as many zeros as there
+        were references before they were dropped, as in the released code.
+
+        Args:
+            mask: [b, people * 4] where there is a reference; places: where there was one.
         """
         b, r = mask.shape
         people = r // MAX_REFERENCES
@@ -137,8 +146,9 @@ class InstantID(AlignedFaceReader, Method):
         if self.several == "mean":
             count = jnp.maximum(own.sum(1), 1)[:, None, None].astype(embeds.dtype)
             tokens = image_proj(embeds.sum(1, keepdims=True) / count)
-        else:  # of nobody, one zero
-            tokens = image_proj(embeds, own.at[:, 0].set(own[:, 0] | ~own.any(1)))
+        else:
+            read = own if places is None else own | places.reshape(own.shape)
+            tokens = image_proj(embeds, read.at[:, 0].set(read[:, 0] | ~read.any(1)))
         n = tokens.shape[1]
         there = own.any(1).reshape(b, people) | ~mask.any(1, keepdims=True)
         return tokens.reshape(b, people * n, -1), jnp.repeat(there, n, axis=1)
