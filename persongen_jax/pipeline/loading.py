@@ -76,7 +76,8 @@ def read_method(
     }
     if trained is None:
         here["start_from"] = str(weights)
-    here |= _networks_of(config, {k: str(path) for k, path in networks.items() if path}, weights)
+    given = {key: str(path) for key, path in networks.items() if path}
+    here |= networks_of(config, given, weights, is_run=trained is not None)
     return ConfigDict({**config, **here}), trained
 
 
@@ -89,12 +90,20 @@ def with_options(config: ConfigDict, method: Method, options: Mapping[str, Any])
     return ConfigDict({**config, **options})
 
 
-def _networks_of(config: dict, networks: dict[str, str], weights) -> dict[str, str]:
-    """The config's keys for the networks of a call; ValueError for one that nothing reads."""
+def networks_of(
+    config: dict, networks: dict[str, str], weights: str | Path, *, is_run: bool
+) -> dict[str, str]:
+    """The config's keys for the networks of a call; ValueError for one that nothing reads.
+
+    Args:
+        is_run: whether it is a run's, which has every key; one that its method reads is not empty.
+    """
     encoder = networks.get("encoder", "")
-    reads_faces = "face_encoder" in config  # it may have an image encoder as well
+    keys = [key for key in ("face_encoder", "controlnet") if key in config]
+    reads = {key for key in keys if config[key] or not is_run}
+    reads_faces = "face_encoder" in reads  # it may have an image encoder as well
     known = {"clip": "id_encoder"} if reads_faces else {}
-    known |= {"controlnet": "controlnet"} if "controlnet" in config else {}
+    known |= {"controlnet": "controlnet"} if "controlnet" in reads else {}
     for name, path in networks.items():
         if name not in ("encoder", *known):
             raise ValueError(f"{name}={path}: {weights} has no part that reads it; leave it out")

@@ -2,6 +2,7 @@
 
 import functools
 import importlib
+import math
 from dataclasses import replace
 
 import jax
@@ -28,6 +29,7 @@ from persongen_jax.parallel.sharding import make_mesh, replicated
 from persongen_jax.pipeline import Pipeline
 from persongen_jax.systems.dropping import drop_conditions
 from persongen_jax.systems.open import open_run, open_system
+from persongen_jax.systems.sdxl import Sdxl
 from persongen_jax.training.partition import assign_groups, leaf_paths
 from persongen_jax.training.trained import load_trained
 from tests.helpers.training_runs import changed
@@ -313,6 +315,18 @@ def test_configs_of_both_sizes_drop_as_the_training_code_does():
         assert made.method == "instantid" and made.validation_merge_step == -1
         drops = made.drop_prob, made.text_drop_prob, made.identity_drop_prob
         assert drops == (0.05, 0.05, 0.05)
+
+
+@pytest.mark.slow
+def test_its_full_size_has_the_published_counts():
+    made = importlib.import_module("configs.instantid").get_config()
+    system = Sdxl.abstract(made)
+    counts = dict.fromkeys(("projections", "identity", "controlnet"), 0)
+    leaves = leaf_paths(system.model)
+    for path, group in assign_groups(leaves, system.table).items():
+        counts[group] += math.prod(leaves[path].get_value().shape)
+    found = {name: round(count / 1e6, 3) for name, count in counts.items()}
+    assert found == {"projections": 81.979, "identity": 340.787, "controlnet": 1251.014}
 
 
 @pytest.fixture(scope="module")
