@@ -144,8 +144,8 @@ def config_of(name: str, file: Path, args: argparse.Namespace) -> ConfigDict:
     """The whole config of one weight file's evaluation."""
     if is_instantid(file) or name == "instantid":
         raise ValueError(
-            f"{file}: InstantID needs its IdentityNet and places of faces, which the benchmark does "
-            "not give; make its images with persongen_jax.generate, and score them as a folder"
+            f"{file}: InstantID needs its IdentityNet and places of faces, which the benchmark "
+            "does not give; make its images with persongen_jax.generate, and score them as a folder"
         )
     if is_ip_adapter(file):
         with read_ip_adapter(file) as opened:
