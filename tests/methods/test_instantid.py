@@ -154,11 +154,7 @@ def test_what_it_has_and_trains(system):
     assert branch_names(system.model.unet) == ["identity"]
     groups = assign_groups(leaf_paths(system.model), system.table)
     assert set(groups.values()) == {"projections", "identity", "controlnet"}
-    assert {"text", "faces", POINTS} <= {each.name for each in system.fields}
-
-
-@pytest.mark.slow
-def test_calls_that_do_not_say_have_its_own_strengths_from_the_first_step(system):
+    # In calls that do not say: its own strengths, from the first step.
     conditioner = Pipeline.from_system(system).conditioner
     found = conditioner.schedules({}, lora=False, acts=True, num_steps=2)
     assert {name: values.tolist() for name, values in found.items()} == {
