@@ -351,7 +351,6 @@ def people_of(seed):
 
 def sample(pipe, seeds, **settings):
     people, points = zip(*map(people_of, seeds), strict=True)
-    # Pictures, since a file does not say which widths a run has drawn.
     pictures = [draw_kps(own, 64, 64) for own in points]
     usual = {"references": list(people), POINTS: pictures, "num_inference_steps": 2}
     usual |= {"output_type": "latent", "latents": latents(len(seeds)), "batch_size": 2}
@@ -370,7 +369,7 @@ def test_a_run_moves_everything_and_its_files_are_it(run, config, tmp_path):
     first = leaf_paths(open_system(settings).model)
     assert {path.split("/")[0] for path in trained} == {"image_proj", "unet", "controlnet"}
     unmoved = {p for p, array in trained.items() if np.array_equal(first[p].get_value(), array)}
-    # After two steps only what is behind zero convolutions can be where it was.
+    # Behind zero convolutions two steps may move nothing.
     assert all(path.startswith("controlnet/") for path in unmoved)
     opened = open_run(folder)
     assert "no file of it" in unsupported_reason(opened, "ip-adapter")
