@@ -13,7 +13,7 @@ AT_LEAST_0 = (
 AT_LEAST_1 = (
     *("batch_size", "grad_accum", "fsdp", "cpu_devices", "size", "log_every"),
     *("sample_images", "facecdm_reduced", "bolid_reduced", "losses_downscale"),
-    "num_vectors",
+    *("num_vectors", "face_point_radius"),
 )
 
 

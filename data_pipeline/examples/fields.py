@@ -94,6 +94,8 @@ class Field(abc.ABC):
         by_name: whether a call may also pass a field of the identity by its name.
         drop_prob: the probability with which training drops it on its own, as a control image is;
             guidance then keeps it on both sides. None: it is dropped with the whole condition.
+        alone_drop_prob: the additional probability with which training drops it alone, of what is
+            dropped with the whole condition; at most one of these and the whole are dropped.
     """
 
     name: str
@@ -103,6 +105,7 @@ class Field(abc.ABC):
     identity: bool = False
     by_name: bool = False
     drop_prob: float | None = None
+    alone_drop_prob: float = 0.0
 
     @abc.abstractmethod
     def spec(self, shape: tuple[int, int]) -> Spec:

@@ -16,6 +16,7 @@ from persongen_jax.weights.errors import WeightsError
 from persongen_jax.weights.formats.adapters import extract_adapter, module_paths
 from persongen_jax.weights.formats.controlnet import save_controlnet
 from persongen_jax.weights.formats.embeddings.writing import WRITTEN_FORMS, write_embeddings
+from persongen_jax.weights.formats.identity.instantid import save_instantid
 from persongen_jax.weights.formats.ip_adapter import save_image_encoder, save_ip_adapter
 from persongen_jax.weights.formats.lora.writing import (
     write_comfy_lora,
@@ -40,6 +41,7 @@ HELD = {
         r"image_proj/.*|id_tokens/.*"
         r"|unet/.*/branches/identity/to_[kv]/kernel|unet/(?!.*/branches/).*/lora/(down|up)"
     ),
+    "instantid": r"image_proj/.*|controlnet/.*|unet/.*/branches/identity/to_[kv]/kernel",
     "controlnet": r"controlnet/.*",
     "diffusers": r"(unet|text_encoder(_2)?)/.*",
 }
@@ -60,7 +62,8 @@ def export_run(
 
     Args:
         run: systems.open.open_run's.
-        out: ``.safetensors``; for PhotoMaker and IP-Adapter also ``.bin`` (the convert extra);
+        out: ``.safetensors``; for PhotoMaker, IP-Adapter and InstantID also ``.bin`` (the convert
+            extra);
             for PEFT, ControlNets, whole bases and diffusers' embeddings a new folder.
         file_format: one of ``FORMATS``.
         sgm_names: for a kohya file: name the UNet's blocks as kohya's own trainer does for SDXL.
@@ -97,6 +100,11 @@ def export_run(
             raise WeightsError(f"{out}: a ControlNet is a folder; give a name without an extension")
         save_controlnet(model.controlnet, out)
         said = "ControlNet in diffusers' format"
+    elif file_format == "instantid":
+        save_instantid(model, out)
+        folder = Path(out).with_name(f"{Path(out).stem}_controlnet")
+        save_controlnet(model.controlnet, folder)
+        said = f"InstantID's adapter, and its IdentityNet next to it, in {folder.name}"
     else:
         save_ip_adapter(model, out)
         said = "IP-Adapter"
@@ -157,7 +165,11 @@ def unsupported_reason(run: TrainedRun, file_format: str) -> str:
         method: Any = run.system.method  # type: ignore[attr-defined]
         return "" if method.words_of(model) else "has no word of its own"
     on_branches = any("branches" in path for path in found)
+    if file_format == "instantid":
+        return "" if run.config.method == "instantid" else "is not InstantID"
     if file_format == "ip-adapter":
+        if run.config.method == "instantid":
+            return "reads a recogniser's embeddings by an IP-Adapter plus, which no file of it does"
         readers = [x for name, x in processors(model.unet).items() if name.endswith(".attn2")]
         if not all(
             isinstance(x, ParallelCrossAttention) and "identity" in x.order for x in readers

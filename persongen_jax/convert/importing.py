@@ -34,6 +34,7 @@ from persongen_jax.weights.formats.dino import open_dino
 from persongen_jax.weights.formats.embeddings.reading import SDXL_WIDTHS, read_embeddings
 from persongen_jax.weights.formats.embeddings.writing import write_embeddings
 from persongen_jax.weights.formats.eva_clip import open_eva_clip
+from persongen_jax.weights.formats.identity.instantid import read_instantid
 from persongen_jax.weights.formats.ip_adapter import (
     ADAPTER,
     IMAGE_PROJ,
@@ -75,9 +76,9 @@ def import_file(path: str | Path, out: str | Path, base: str | Path | None = Non
 
     Args:
         path: a LoRA of any style, a word's embeddings (Textual Inversion), PhotoMaker, an
-            IP-Adapter, a single-file SDXL checkpoint, a face recogniser (.pth, .onnx), a file of
-            DINO's or DINOv2's image encoder, CLIP in OpenAI's or OpenCLIP's layout, EVA-02's CLIP,
-            FID's Inception, LPIPS or its halves, or FaceNet.
+            IP-Adapter or InstantID's, a single-file SDXL checkpoint, a face recogniser (.pth,
+            .onnx), a file of DINO's or DINOv2's image encoder, CLIP in OpenAI's or OpenCLIP's
+            layout, EVA-02's CLIP, FID's Inception, LPIPS or its halves, or FaceNet.
         out: the ``.safetensors`` file to write; for a checkpoint a directory.
         base: diffusers-format SDXL directory that the file is for; its configs suffice. Judges,
             such as face recognisers and image encoders, need none.
@@ -106,12 +107,15 @@ def import_file(path: str | Path, out: str | Path, base: str | Path | None = Non
         writer = _import_checkpoint
     elif kind in IP_ADAPTERS:
         writer = _import_ip_adapter
+    elif kind == "instantid":
+        writer = functools.partial(_import_ip_adapter, opener=read_instantid)
     else:
         raise UnsupportedAdapter(
             f"{path}: is {identify(path).what}; there is nothing to import. Imported are LoRAs, "
-            "embeddings of words, PhotoMaker, IP-Adapters, single-file SDXL checkpoints, face "
-            "recognisers, and files of DINO's image encoders, of OpenAI's, OpenCLIP's and EVA-02's "
-            "CLIP, of FID's Inception and of LPIPS; directories are read as they are."
+            "embeddings of words, PhotoMaker, IP-Adapters, InstantID's, single-file SDXL "
+            "checkpoints, face recognisers, and files of DINO's image encoders, of OpenAI's, "
+            "OpenCLIP's and EVA-02's CLIP, of FID's Inception and of LPIPS; directories are read "
+            "as they are."
         )
     if kind not in (*NO_BASE, *ENCODERS, *JUDGES) and base is None:
         raise WeightsError(f"{path}: give --base DIR, the SDXL directory that it is for")
@@ -275,29 +279,32 @@ def _lora_shapes(unet, rank: int) -> dict[str, tuple]:
     }
 
 
-def _import_ip_adapter(path, out, base) -> str:
+def _import_ip_adapter(path, out, base, opener=read_ip_adapter) -> str:
     base = AbstractBase(base)
-    with read_ip_adapter(path) as file:
+    with opener(path) as file:
         check_width(file.tensors, base)
-        wanted = ip_adapter_shapes(base.unet, file.kind, file.sizes, file.width, file.rank)
+        kw = {"dtype": jnp.float32, "param_dtype": jnp.float32, "rngs": UnusedRngs()}
+        image_proj = nnx.eval_shape(lambda: PROJECTIONS[file.kind](**file.sizes, **kw))
+        wanted = ip_adapter_shapes(base.unet, image_proj, file.width, file.rank)
         check_shapes(file.tensors, wanted)
         copy_tensors(file.tensors, out)
         tokens = file.sizes["num_tokens"]
+        if opener is read_instantid:
+            return f"InstantID's adapter, {tokens} tokens; with its IdentityNet generate reads it"
         return f"IP-Adapter, {file.kind}, {tokens} tokens; generate reads it by --method-weights"
 
 
 def ip_adapter_shapes(
-    unet: UNet2DConditionModel, kind: str, sizes: dict, width: int, rank: int | None
+    unet: UNet2DConditionModel, image_proj: Any, width: int, rank: int | None = None
 ) -> dict[str, tuple]:
-    """Shape by key of an IP-Adapter's file.
+    """Shape by key of a projection, of the branch that reads its tokens, and of a LoRA.
 
     Args:
-        unet: that it is for, perhaps in shapes alone.
-        kind, sizes, width, rank: as IPAdapterFile's.
+        unet: that it is for, like ``image_proj`` perhaps in shapes alone.
+        width: of the tokens; rank: of the LoRA, if there is one.
     """
-    kw = {"dtype": jnp.float32, "param_dtype": jnp.float32, "rngs": UnusedRngs()}
-    image_proj = nnx.eval_shape(lambda: PROJECTIONS[kind](**sizes, **kw))
-    wanted = {k: tuple(slot.shape) for k, slot in module_slots(image_proj, IMAGE_PROJ).items()}
+    slots = module_slots(image_proj, IMAGE_PROJ)
+    wanted = {key: tuple(slot.shape) for key, slot in slots.items()}
     layers: dict[str, Any] = dict(processors(unet))
     for i, (name, attention) in enumerate(layers.items()):
         if name.endswith(".attn2"):

@@ -23,6 +23,7 @@ from persongen_jax.weights.saver import write_json
 # holds more of a method comes first.
 FILES = {
     "ip-adapter": "ip-adapter.safetensors",
+    "instantid": "ip-adapter.safetensors",
     "controlnet": "controlnet",
     "photomaker": "photomaker.safetensors",
     "diffusers-lora": "pytorch_lora_weights.safetensors",

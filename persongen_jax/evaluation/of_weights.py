@@ -43,6 +43,7 @@ from persongen_jax.pipeline.loading import config_of_file, find_weights
 from persongen_jax.pipeline.saving import ImageWriter
 from persongen_jax.systems.open import open_system
 from persongen_jax.systems.sdxl_config import sdxl_defaults
+from persongen_jax.weights.formats.identity.instantid import is_instantid
 from persongen_jax.weights.saver import write_json
 
 IMAGES, REFERENCES, METADATA = "images", "references", "metadata.jsonl"
@@ -150,6 +151,11 @@ def differences(benchmark: str, config: ConfigDict, rows: Sequence[dict]) -> lis
 
 def config_of(name: str, file: Path, args: argparse.Namespace) -> ConfigDict:
     """The whole config of one weight file's evaluation."""
+    if is_instantid(file) or name == "instantid":
+        raise ValueError(
+            f"{file}: InstantID needs its IdentityNet and places of faces, which the benchmark "
+            "does not give; make its images with persongen_jax.generate, and score them as a folder"
+        )
     config = sdxl_defaults()
     config.base = str(args.base)
     on_cpu = jax.default_backend() == "cpu"

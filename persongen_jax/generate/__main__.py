@@ -13,6 +13,7 @@ import os
 import sys
 import warnings
 from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -37,9 +38,10 @@ from persongen_jax.generate.base import (
 )
 from persongen_jax.generate.control import add_control_options, control_arguments
 from persongen_jax.generate.method import (
+    add_face_points,
     add_method_options,
+    chosen_options,
     load_method,
-    method_settings,
     style_arguments,
 )
 from persongen_jax.generate.notes import make_notes
@@ -302,11 +304,13 @@ def generate(args: argparse.Namespace) -> list[Path]:
         "boxes": [parse_box(text) for text in args.face_box],
     }
     if args.reference:
-        show = method_settings(args.method_setting).get("references", "")
+        show = chosen_options(args).get("references", "")
         references, regions = read_references(
             args.reference, args.method_weights, **where, show=show
         )
     pipe = make_pipeline(args, options)
+    if pipe.method is not None and options.start_merge_step is None:
+        options = replace(options, start_merge_step=pipe.method.start_merge_step)
     for line in ineffective_for(args, pipe.fields):
         warnings.warn(line, stacklevel=1)
     if pipe.reads_references and not references:
@@ -332,6 +336,7 @@ def generate(args: argparse.Namespace) -> list[Path]:
             else:
                 whole = read_photographs(args.reference)
             given[each.name] = whole and [whole] * count
+    add_face_points(pipe.fields, given)
     given |= {"regions": regions and [regions] * count, **control, **style}
     if pose is not None:
         size = image_size(pipe.base, args.height, args.width)

@@ -1,9 +1,14 @@
 """generate's options for an identity method and for style: weights, and their networks."""
 
 import argparse
-from collections.abc import Callable
+import ast
+import warnings
+from collections.abc import Callable, Iterable
 from typing import Any
 
+from data_pipeline.examples.fields import Field
+from data_pipeline.examples.identity.face_points import FacePoints
+from data_pipeline.examples.identity.faces import Faces
 from data_pipeline.records.schema import MAX_REFERENCES
 
 
@@ -13,7 +18,8 @@ def add_method_options(add: Callable) -> None:
     add(
         "--method-weights",
         help="working directory of a training run (RUN, or RUN/checkpoints/STEP), a PhotoMaker "
-        "file, v1 or v2, or an IP-Adapter file",
+        "file, v1 or v2, an IP-Adapter file, or InstantID's ip-adapter.bin (with "
+        "--method-controlnet)",
     )
     add(
         "--image-encoder",
@@ -36,13 +42,13 @@ def add_method_options(add: Callable) -> None:
         help="InstantID's IdentityNet, the ControlNet that belongs to its weights",
     )
     add(
-        "--method-setting",
+        "--method-option",
         action="append",
         default=[],
         metavar="NAME=VALUE",
-        help="what a weight file does not tell of its method; may be repeated: references=face, "
+        help="a setting of the method by its config's key; may be repeated: references=face, "
         "aligned (Plus-Face) or whole for an IP-Adapter, base or plus; shortcut=False (version 1) "
-        "and s_scale=NUMBER for FaceID Plus",
+        "and s_scale=NUMBER for FaceID Plus; instantid_references=sequence",
     )
     add(
         "--style",
@@ -70,8 +76,8 @@ def load_method(pipe: Any, args: argparse.Namespace) -> None:
     if args.method_weights:
         networks = {"encoder": args.image_encoder, "clip": args.clip}
         networks["controlnet"] = args.method_controlnet
-        settings = method_settings(args.method_setting)
-        pipe.load_method(args.method, args.method_weights, **networks, **settings)
+        chosen = chosen_options(args)
+        pipe.load_method(args.method, args.method_weights, **networks, options=chosen)
     if args.style:
         pipe.load_style(args.style, encoder=args.style_encoder)
 
@@ -93,10 +99,41 @@ def style_arguments(args: argparse.Namespace, count: int) -> dict:
     return {"style_image": [list(args.style_image)] * count}
 
 
-def method_settings(items: list[str]) -> dict[str, str]:
-    """NAME=VALUE by name; ValueError for anything else."""
-    pairs = [item.partition("=") for item in items]
-    for item, (name, equals, _) in zip(items, pairs, strict=True):
-        if not equals or not name.isidentifier() or name in ("encoder", "clip", "controlnet"):
-            raise ValueError(f"--method-setting {item}: write NAME=VALUE, of a setting")
-    return {name: value for name, _, value in pairs}
+def chosen_options(args: argparse.Namespace) -> dict[str, Any]:
+    """The method's settings by name."""
+    return dict(map(parse_option, args.method_option))
+
+
+def add_face_points(fields: Iterable[Field], given: dict[str, Any]) -> None:
+    """Add the points of each prompt's first reference, as InstantID's own scripts draw them.
+
+    Unless ``--input`` gives others. Several people are not where their photographs show them.
+
+    Args:
+        given: the call's inputs by name, among them the located faces of each prompt's people.
+    """
+    fields = list(fields)
+    for points in fields:
+        if not isinstance(points, FacePoints) or points.name in given:
+            continue
+        faces = [given.get(each.name) for each in fields if isinstance(each, Faces)]
+        located = [people for people in faces[0] or () if len(people) == 1] if faces else []
+        if located:
+            given[points.name] = [people[0][0] for people in located]
+        else:
+            warnings.warn(
+                f"no {points.name}: give --input {points.name}=FILE, a picture of them or a *.json "
+                "file with five (x, y) for each face, or the method's ControlNet adds nothing",
+                stacklevel=2,
+            )
+
+
+def parse_option(item: str) -> tuple[str, Any]:
+    """NAME=VALUE, where a number, True or False is read as such."""
+    name, equals, value = item.partition("=")
+    if not (name and equals):
+        raise ValueError(f"--method-option {item}: write NAME=VALUE")
+    try:
+        return name, ast.literal_eval(value)
+    except (ValueError, SyntaxError):
+        return name, value

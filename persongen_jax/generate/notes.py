@@ -29,7 +29,7 @@ def make_notes(
         "image_encoder",
         "clip",
         "method_controlnet",
-        "method_setting",
+        "method_option",
         "style",
         "style_encoder",
         "style_image",

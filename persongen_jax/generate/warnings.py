@@ -26,7 +26,7 @@ def ineffective_options(args: argparse.Namespace) -> list[str]:
     if not args.method_weights:
         given = {"--image-encoder": args.image_encoder, "--clip": args.clip}
         given |= {"--method-controlnet": args.method_controlnet}
-        given |= {"--method-setting": args.method_setting}
+        given |= {"--method-option": args.method_option}
         lines += [f"{name} has no effect without --method-weights" for name in given if given[name]]
     if args.style_encoder and not args.style:
         lines.append("--style-encoder has no effect without --style")

@@ -12,6 +12,7 @@ from persongen_jax.methods.personal.textual_inversion import PivotalTuning, Text
 from persongen_jax.methods.published.bolid import BoLID
 from persongen_jax.methods.published.controlnet import ControlNet
 from persongen_jax.methods.published.facecdm import FaceCDM
+from persongen_jax.methods.published.instantid import InstantID
 from persongen_jax.methods.published.ip_adapter import IPAdapter
 from persongen_jax.methods.published.photomaker import PhotoMaker
 from persongen_jax.methods.published.photomaker_v2 import PhotoMakerV2
@@ -35,6 +36,7 @@ METHODS: dict[str, type[Method]] = {
     "controlnet": ControlNet,
     "facecdm": FaceCDM,
     "bolid": BoLID,
+    "instantid": InstantID,
     "lora": Lora,
     "dreambooth": DreamBooth,
     "textual_inversion": TextualInversion,

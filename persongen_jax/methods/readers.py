@@ -46,8 +46,8 @@ class AlignedFaceReader(FaceReader):
         """Aligned faces [b, r, s, s, 3], normalised for CLIP, to raw embeddings [b, r, d]."""
         return raw_embeddings(model, id_pixel_values)
 
-    def faces(self, model: Model) -> Faces:
-        """The field of aligned faces; a call may bring embeddings instead."""
+    def faces(self, model: Model, places: bool = False) -> Faces:
+        """The field of aligned faces; a call may bring embeddings instead. ``places``: its own."""
 
         def encode(model, pixels):
             return {"features": raw_embeddings(model, pixels[:, None])[:, 0]}
@@ -60,7 +60,8 @@ class AlignedFaceReader(FaceReader):
             view=StableDiffusionXL.conditioner,
         )
         width = model.face_encoder.config["embedding_dim"]
-        return Faces(model.face_encoder.config["input_size"], encoding, embedding=width)
+        size = model.face_encoder.config["input_size"]
+        return Faces(size, encoding, embedding=width, places=places)
 
     def face_embeds(self, model: Model, batch: Batch) -> jax.Array:
         """Raw embeddings [b, r, d]: the cache's, or the pixels' with those that a call brings."""

@@ -7,7 +7,9 @@ weight); any number of them acts at once. A method's own LoRA is one of them, "m
 import math
 import sys
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import jax.numpy as jnp
@@ -29,6 +31,7 @@ from persongen_jax.weights.formats.adapters import (
     extract_adapter,
     module_paths,
 )
+from persongen_jax.weights.formats.identity.instantid import is_instantid
 from persongen_jax.weights.formats.identity.ip_adapter_variants import FACES
 from persongen_jax.weights.formats.ip_adapter import is_ip_adapter, read_ip_adapter
 from persongen_jax.weights.formats.lora.kinds import LoraWeights
@@ -45,34 +48,6 @@ LORA_COMPONENTS = ("unet", "text_encoder", "text_encoder_2")
 Adapters = dict[str, tuple[dict, float]]
 
 
-def _flag(name: str, value: Any) -> bool:
-    named = {"true": True, "false": False}.get(str(value).lower())
-    if named is None:
-        raise ValueError(f"{name}={value!r}: give True or False")
-    return named
-
-
-def _number(name: str, value: Any) -> float:
-    try:
-        number = float(value)
-    except (TypeError, ValueError):
-        number = math.nan
-    if not math.isfinite(number):
-        raise ValueError(f"{name}={value!r}: give a finite number")
-    return number
-
-
-def _shown(name: str, value: Any) -> str:
-    if value not in ("face", "whole", "aligned"):
-        raise ValueError(f"{name}={value!r}: give face, whole or aligned")
-    return value
-
-
-# What a published file does not tell of its method, and how each value is read: what references
-# show; for FaceID Plus its version (shortcut: 2) and how much the picture of the face adds.
-SETTINGS = {"references": _shown, "shortcut": _flag, "s_scale": _number}
-
-
 # ---- Identity methods ------------------------------------------------------------------------
 
 
@@ -82,12 +57,12 @@ def read_method(
     weights: str | Path,
     networks: dict[str, Any],
     mesh: Mesh,
-    settings: dict[str, Any] | None = None,
+    options: Mapping[str, Any] | None = None,
 ) -> tuple[ConfigDict, dict | None]:
     """(config, trained) of ``weights``; the arguments are Pipeline.load_method's.
 
     ``networks``: its "encoder", "clip" and "controlnet", "" for those that are not given.
-    ``settings``: of a file's method, see SETTINGS.
+    ``options``: what a call says of the method; method_options.py puts them into the config.
 
     ``config`` is what the method's ``attach`` and ``fields`` need. ``trained`` has a run's arrays
     by path; None for a file, which ``attach`` reads from ``config.start_from``.
@@ -104,12 +79,8 @@ def read_method(
         check_version(config, weights)
         if name not in (None, config["method"]):
             raise ValueError(f"{weights}: holds weights of {config['method']!r}, not of {name!r}")
-        if settings:
-            raise ValueError(
-                f"{min(settings)}: {weights} is a run, which has its own; leave it out"
-            )
     else:
-        config = config_of_file(weights, name, base.folder or base.path, settings)
+        config = config_of_file(weights, name, base.folder or base.path, options or {})
     here = {
         "base": base.folder or base.path,
         "base_config": "",
@@ -117,16 +88,25 @@ def read_method(
     }
     if trained is None:
         here["start_from"] = str(weights)
-    here |= _networks_of(config, {k: str(path) for k, path in networks.items() if path}, weights)
+    given = {key: str(path) for key, path in networks.items() if path}
+    here |= networks_of(config, given, weights, is_run=trained is not None)
     return ConfigDict({**config, **here}), trained
 
 
-def _networks_of(config: dict, networks: dict[str, str], weights) -> dict[str, str]:
-    """The config's keys for the networks of a call; ValueError for one that nothing reads."""
+def networks_of(
+    config: dict, networks: dict[str, str], weights: str | Path, *, is_run: bool
+) -> dict[str, str]:
+    """The config's keys for the networks of a call; ValueError for one that nothing reads.
+
+    Args:
+        is_run: whether it is a run's, which has every key; one that its method reads is not empty.
+    """
     encoder = networks.get("encoder", "")
-    reads_faces = "face_encoder" in config  # it may have an image encoder as well
+    keys = [key for key in ("face_encoder", "controlnet") if key in config]
+    reads = {key for key in keys if config[key] or not is_run}
+    reads_faces = "face_encoder" in reads  # it may have an image encoder as well
     known = {"clip": "id_encoder"} if reads_faces else {}
-    known |= {"controlnet": "controlnet"} if "controlnet" in config else {}
+    known |= {"controlnet": "controlnet"} if "controlnet" in reads else {}
     for name, path in networks.items():
         if name not in ("encoder", *known):
             raise ValueError(f"{name}={path}: {weights} has no part that reads it; leave it out")
@@ -141,31 +121,32 @@ def config_of_file(
     weights: str | Path,
     name: str | None,
     base: str | Path,
-    settings: dict[str, Any] | None = None,
+    options: Mapping[str, Any] = MappingProxyType({}),
 ) -> dict[str, Any]:
     """What ``attach`` and ``fields`` need to know about a published weight file.
 
     Args:
-        weights: a PhotoMaker file or an IP-Adapter.
+        weights: a PhotoMaker file, an IP-Adapter, or InstantID's.
         name: of the method; None: the file's own.
         base: SDXL's folder, next to which an image encoder may be.
-        settings: what the file does not tell, see SETTINGS.
+        options: what a call says of it.
 
     Raises:
-        ValueError: weights of another method than ``name``, or a setting that it does not have.
-        WeightsError: a file that is neither.
+        ValueError: weights of another method than ``name``.
+        WeightsError: a file that is none of these.
     """
+    # Of a width that no published file has, an IP-Adapter plus looks like InstantID's adapter.
+    if is_instantid(weights) or name == "instantid":
+        if name not in (None, "instantid"):
+            raise ValueError(f"{weights}: is InstantID's adapter, not one for {name!r}")
+        own = {"face_encoder": "", "controlnet": "", "instantid_references": "mean"}
+        return {"method": "instantid", "trigger_word": "img", **own}
     if is_ip_adapter(weights):
         if name not in (None, "ip_adapter"):
             raise ValueError(f"{weights}: is an IP-Adapter file, not one for {name!r}")
-        config = _ip_adapter_config(weights, settings or {})
+        config = _ip_adapter_config(weights, options)
     else:
         config = _photomaker_config(base, weights, name or "photomaker")
-    for key, value in (settings or {}).items():
-        if key not in SETTINGS or key not in config:
-            known = ", ".join(each for each in SETTINGS if each in config) or "none"
-            raise ValueError(f"{key}={value!r}: not a setting of {weights}; it has {known}")
-        config[key] = SETTINGS[key](key, value)
     return config
 
 
@@ -197,7 +178,7 @@ def base_arrays(model: Model, trained: dict | None) -> dict:
     return {path: leaves[path].get_value() for path in trained or () if path in leaves}
 
 
-def _ip_adapter_config(path: str | Path, settings: dict[str, Any]) -> dict[str, Any]:
+def _ip_adapter_config(path: str | Path, options: Mapping[str, Any]) -> dict[str, Any]:
     """The config of an IP-Adapter file's variant; says what is assumed of FaceID Plus."""
     config = {"method": "ip_adapter", "trigger_word": "img", "id_encoder": ""}
     with read_ip_adapter(path) as file:
@@ -206,7 +187,7 @@ def _ip_adapter_config(path: str | Path, settings: dict[str, Any]) -> dict[str, 
         return {**config, "references": "face"}
     if kind == "faceid-plus":
         config |= {"shortcut": True, "s_scale": 1.0}
-        if "shortcut" not in settings:
+        if "shortcut" not in options:
             print(
                 f"{path}: FaceID Plus, read as version 2, which its tensors do not tell from "
                 "version 1 (shortcut=False)",

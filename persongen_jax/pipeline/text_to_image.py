@@ -1,7 +1,7 @@
 """The pipeline class: what is loaded, and the loop over batches of prompts."""
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -30,6 +30,7 @@ from persongen_jax.pipeline.additions.textual_inversion import WithEmbeddings
 from persongen_jax.pipeline.conditioner import Conditioner
 from persongen_jax.pipeline.control_options import CONTROL_ARGUMENTS
 from persongen_jax.pipeline.controlnets import Control, ControlNets, WithControls
+from persongen_jax.pipeline.method_options import with_options
 from persongen_jax.pipeline.words import METHOD, AddedWords
 from persongen_jax.training.partition import fill_trained, set_leaves
 from persongen_jax.weights.formats.sdxl.loading import SDXLBase, load_sdxl, save_sdxl
@@ -186,13 +187,13 @@ class Pipeline(WithLoras, WithEmbeddings, WithControls, WithStyle):
         encoder: str | Path = "",
         clip: str | Path = "",
         controlnet: str | Path = "",
-        **settings: Any,
+        options: Mapping[str, Any] | None = None,
     ) -> None:
         """Load a trained identity method; then pass ``references`` when calling.
 
         Args:
-            name: the method. None: the one that a run trained; for a file photomaker or
-                ip_adapter.
+            name: the method. None: the one that a run trained; for a file photomaker, ip_adapter or
+                instantid.
             weights: the working directory of a training run; or a PhotoMaker file, ``.bin`` or
                 ``.safetensors`` (weights/formats/photomaker.py), v1 or v2. Parts that a method has
                 in addition to it, such as a branch for the background, then have their initial
@@ -203,9 +204,10 @@ class Pipeline(WithLoras, WithEmbeddings, WithControls, WithStyle):
                 recogniser's file. So do all methods that read faces by one.
             clip: the folder of the image encoder, for methods that have a face recogniser as well.
             controlnet: the folder of InstantID's IdentityNet.
-            settings: what a file does not tell. Of an IP-Adapter: ``references``, what they show to
-                base and plus: "face" (the square around it), "aligned" (for Plus-Face), "whole";
-                of FaceID Plus ``shortcut`` (False: version 1) and ``s_scale``.
+            options: settings of the method by the keys of its config, which a file does not tell:
+                of an IP-Adapter {"references": …}, what they show to base and plus: "face" (the
+                square around it), "aligned" (for Plus-Face), "whole"; of FaceID Plus "shortcut"
+                (False: version 1) and "s_scale"; see docs/published_adapters.md.
 
         Raises:
             FileNotFoundError: there is no checkpoint.
@@ -217,9 +219,10 @@ class Pipeline(WithLoras, WithEmbeddings, WithControls, WithStyle):
         checks.check_path("weights", weights)
         networks = {"encoder": encoder, "clip": clip, "controlnet": controlnet}
         config, trained = loading.read_method(
-            self.base, name, weights, networks, self.mesh, settings
+            self.base, name, weights, networks, self.mesh, options
         )
         method, parts = get_method(config.method), Parts(self.model, self.base.tokenizers)
+        config = with_options(config, method, options or {})
         self._remove_method()
         # A run may have trained the tables that the words are in.
         with self.words.taken_off(), self._style_taken_off():
@@ -341,6 +344,8 @@ class Pipeline(WithLoras, WithEmbeddings, WithControls, WithStyle):
         negatives = checks.broadcast_texts(negative_prompt, count, "negative prompts")
         people, where = conditioner.check_people(references, regions, prompts, shape[:2])
         acts = conditioner.is_active(references)
+        if acts and self.method is not None and options.start_merge_step is None:
+            options = replace(options, start_merge_step=self.method.start_merge_step)
         parts, inputs = conditioner.check_inputs(inputs, acts, count)
         plan = options.plan(self.base.scheduler_config)
         own_lora = self._own_lora

@@ -95,7 +95,7 @@ def abstract_base(config: ConfigDict) -> tuple[SDXLBase, Method, DecodedLosses]:
     tokenizers: Any = ShapeTokenizers(length)
     with tempfile.TemporaryDirectory(prefix="persongen-jax-") as folder:
         write_empty_tower(Path(folder), image_tower)
-        own = {"id_encoder": folder, "start_from": ""}
+        own = {"id_encoder": folder, "start_from": "", "controlnet": ""}
         recogniser = config.get("face_encoder")
         if recogniser != SFACE and not (recogniser and Path(recogniser).exists()):
             own["face_encoder"] = str(Path(folder) / "face_encoder.safetensors")

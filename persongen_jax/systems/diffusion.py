@@ -3,7 +3,7 @@
 import abc
 import dataclasses
 import functools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -13,7 +13,7 @@ from flax import nnx
 from jax.typing import ArrayLike
 from ml_collections import ConfigDict
 
-from data_pipeline.examples.fields import Batch, Field, flatten, unflatten
+from data_pipeline.examples.fields import Batch, flatten
 from persongen_jax.diffusion.conditioning import deinterleave, interleave
 from persongen_jax.diffusion.objective import (
     check_objective,
@@ -50,9 +50,10 @@ from persongen_jax.models.sdxl.vae import (
 )
 from persongen_jax.parallel.sharding import batch_sharding, make_mesh, put_array
 from persongen_jax.systems.base import SamplingProgram, System
+from persongen_jax.systems.dropping import drop_conditions, dropped_alone
 
 # Purposes of random keys; each draws from its own stream.
-LATENTS, NOISE, TIMESTEPS, DROP, FACE, OFFSET, OWN_DROP = range(7)
+LATENTS, NOISE, TIMESTEPS, DROP, FACE, OFFSET, OWN_DROP, ALONE_DROP = range(8)
 
 
 # ---- Codecs: the space that the diffusion runs in ------------------------------------------------
@@ -231,7 +232,7 @@ class DiffusionSystem(System):
 
     def draw(self, key_of: Callable[[int], jax.Array], batch: Batch) -> dict[str, jax.Array]:
         """ "latents", "noise" [b, h, w, c], "timesteps", "drop" [b], and "drop/NAME" [b] for
-        fields that are dropped on their own."""
+        fields that are dropped on their own, or alone as well as with the whole condition."""
         config, shape = self.config, self.codec.shape(self.model, batch)
         b, *_, channels = shape
         draws = {
@@ -244,6 +245,8 @@ class DiffusionSystem(System):
             if each.drop_prob is not None:
                 key = jax.random.fold_in(key_of(OWN_DROP), number)
                 draws[f"drop/{each.name}"] = jax.random.bernoulli(key, each.drop_prob, (b,))
+        alone = {each.name: each.alone_drop_prob for each in self.fields if each.alone_drop_prob}
+        draws |= dropped_alone(key_of(ALONE_DROP), draws["drop"], config.drop_prob, alone)
         if config.noise_offset > 0:
             offsets = jax.random.normal(key_of(OFFSET), (b, 1, 1, channels))
             draws["noise"] = offset_noise(draws["noise"], offsets, config.noise_offset)
@@ -356,26 +359,3 @@ def _sample(system, graphdef, state, inputs, noise, plan, key):
     predict = system.denoiser(model, inputs)
     carry = run_steps(plan, predict, carry, key, 0, plan.num_steps)
     return system.codec.decode(model, final_latents(carry))
-
-
-def drop_conditions(
-    fields: Iterable[Field],
-    batch: Batch,
-    drop: jax.Array,
-    own: dict[str, jax.Array] | None = None,
-) -> Batch:
-    """Replace every field by its value without a condition where ``drop`` [b] is True.
-
-    Args:
-        own: the same by name for fields with a ``drop_prob`` of their own.
-    """
-    flat, own = flatten(batch), own or {}
-    out = dict(flat)
-    for field in fields:
-        here = drop if field.drop_prob is None else own.get(field.name)
-        if here is None:
-            continue
-        for name, nothing in field.dropped(flat, jnp).items():
-            where = here.reshape(here.shape + (1,) * (flat[name].ndim - 1))
-            out[name] = jnp.where(where, nothing, flat[name])
-    return unflatten(out)

@@ -8,7 +8,8 @@ from persongen_jax.systems.diffusion import DiffusionSystem
 METHOD_KEYS = (
     *("rank", "lora_alpha", "id_gain", "id_norm_gain", "image_proj", "image_lora_rank"),
     *("shortcut", "s_scale"),
-    *("control", "control_drop_prob", "face_encoder"),
+    *("control", "control_drop_prob", "face_encoder", "text_drop_prob", "identity_drop_prob"),
+    *("controlnet", "instantid_references", "face_point_radius"),
     *("facecdm_stage", "facecdm_attention", "facecdm_reduced"),
     *("bolid_body", "bolid_aggregate", "bolid_reduced"),
     *("token", "instance_prompt", "caption_templates", "shuffle_captions", "keep_captions"),
@@ -81,6 +82,16 @@ def sdxl_defaults() -> ConfigDict:
     # which an example has it black instead, drawn apart from ``drop_prob``, the prompt's.
     config.control = "pose"
     config.control_drop_prob = 0.0
+    # In addition to ``drop_prob``, the probabilities with which an example loses its prompt alone
+    # and its identity alone; at most one of the three happens.
+    config.text_drop_prob = 0.0
+    config.identity_drop_prob = 0.0
+    # InstantID, which reads faces by ``face_encoder``: the folder of its IdentityNet ("": a copy of
+    # the UNet); what several references become, their "mean" or a "sequence" that is read; and the
+    # radius in pixels of the points of the face that it draws, 10 for images of about 1024.
+    config.controlnet = ""
+    config.instantid_references = "mean"
+    config.face_point_radius = 10
     # FaceCDM: the recogniser whose embeddings it reads; its stage, 1 to 3; "triplet": a branch each
     # for image and face, "joint": one for both; the width that embeddings are reduced to.
     config.face_encoder = ""

@@ -21,8 +21,11 @@ _PUBLISHED = {
     "id-encoder": "TencentARC's is Apache-2.0",
     "ip-adapter": "h94/IP-Adapter's are Apache-2.0",
     "ip-adapter-faceid": "h94/IP-Adapter-FaceID's are for non-commercial research only",
-    "instantid": "InstantX's and InsightFace's models, which it reads faces by, are research only",
-    "pulid": "guozinan/PuLID's is Apache-2.0; InsightFace's models, for it, are research only",
+    "instantid": (
+        "InstantX's code is Apache-2.0 and its checkpoints are for research; InsightFace's models, "
+        "for it, are for non-commercial research only"
+    ),
+    "pulid": "guozinan/PuLID's is Apache-2.0; InsightFace's antelopev2, for it, is non-commercial",
     "checkpoint": "SDXL 1.0's is CreativeML Open RAIL++-M; fine-tunes differ",
     "sdxl": "SDXL 1.0's is CreativeML Open RAIL++-M; fine-tunes differ",
     "unet": "SDXL 1.0's is CreativeML Open RAIL++-M; fine-tunes differ",

@@ -143,6 +143,7 @@ def test_a_file_of_another_method_than_its_name_is_refused(small_base, files):
     for item, named in (
         (f"photomaker={files / 'base.bin'}", "is an IP-Adapter file, not one for 'photomaker'"),
         (f"mine={files / 'faceid.bin'}", "face_encoder is empty: FaceID reads"),
+        (f"instantid={files / 'base.bin'}", "InstantID needs its IdentityNet"),
     ):
         with pytest.raises(SystemExit) as caught:
             evaluate.main(["--weights", item, *command])

@@ -12,7 +12,6 @@ from data_pipeline.prompts import Tokenizers
 from persongen_jax.face_detectors import open_detector
 from persongen_jax.generate import __main__ as generate
 from persongen_jax.generate import files as generate_files
-from persongen_jax.generate.method import method_settings
 from persongen_jax.pipeline import Pipeline
 from persongen_jax.training.trained import saved_config
 from persongen_jax.weights.formats.photomaker import save_photomaker
@@ -95,14 +94,6 @@ def test_faces_are_located_for_methods_that_align_them(tmp_path):
     write_keypoint_net(tmp_path / "blind", present=-3.0)
     with pytest.raises(NoFaceFound, match=r"me\.png .*aligned crop"):
         generate_files.locate_faces([photo], **{**how, "detector": f"keypoints:{tmp_path}/blind"})
-
-
-def test_settings_of_a_file_are_name_and_value():
-    given = ["references=whole", "s_scale=0.5"]
-    assert method_settings(given) == {"references": "whole", "s_scale": "0.5"}
-    for item in ("references", "=3", "clip=x", "a b=1"):
-        with pytest.raises(ValueError, match="write NAME=VALUE, of a setting"):
-            method_settings([item])
 
 
 def read(weights, items, **how):

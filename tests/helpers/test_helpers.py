@@ -56,6 +56,7 @@ def test_stored_outputs_are_what_the_twin_gives(monkeypatch, tmp_path):
 
 def test_all_stored_outputs_are_small():
     assert sum(path.stat().st_size for path in goldens.FOLDER.glob("*.npz")) < 5_000_000
+    assert sum(path.stat().st_size for path in goldens.FOLDER.rglob("*.npz")) < 15_000_000
 
 
 def test_files_are_made_once_and_again_if_that_failed(tmp_path, monkeypatch):

@@ -18,7 +18,7 @@ from persongen_jax.methods import METHODS
 from persongen_jax.models.branches import branch_names
 from persongen_jax.parallel.sharding import make_mesh, replicated
 from persongen_jax.pipeline import Pipeline
-from persongen_jax.systems.diffusion import drop_conditions
+from persongen_jax.systems.dropping import drop_conditions
 from persongen_jax.systems.sdxl import Sdxl
 from persongen_jax.training.optimizer import make_optimizer
 from persongen_jax.training.partition import assign_groups, leaf_paths, split_model
@@ -85,7 +85,7 @@ def make_batch(system, references=2):
 
 def test_the_table_of_methods():
     # The others have tests of their own.
-    others = {"ip_adapter", "controlnet", "facecdm", "bolid", "photomaker_v2"}
+    others = {"ip_adapter", "controlnet", "facecdm", "bolid", "photomaker_v2", "instantid"}
     others |= {"lora", "dreambooth", "textual_inversion", "pivotal_tuning"}
     assert METHODS.keys() - others == STREAMS.keys() == GROUPS.keys()
 

@@ -150,7 +150,7 @@ def test_same_pictures_as_diffusers(kind, name, base, files, faces, latents, gol
 def test_faceid_plus_as_in_diffusers(version, base, files, located, latents, golden, capsys):
     """diffusers leaves the version and CLIP's side of the faces to its caller."""
     said = {} if version == 2 else {"shortcut": False}
-    ours = open_file(base, files / "faceid-plus.safetensors", **said)
+    ours = open_file(base, files / "faceid-plus.safetensors", options=said)
     assert ("read as version 2" in capsys.readouterr().err) == (version == 2)
 
     def of_diffusers():
@@ -181,7 +181,7 @@ def test_faceid_plus_as_in_diffusers(version, base, files, located, latents, gol
 @pytest.mark.slow
 def test_without_references_the_base_acts_alone(base, files, latents):
     """Bit for bit: the file's LoRA does not act either."""
-    ours = open_file(base, files / "faceid-plus.safetensors", shortcut=True)
+    ours = open_file(base, files / "faceid-plus.safetensors", options={"shortcut": True})
     settings = {"latents": latents, "num_inference_steps": 1, "guidance_scale": 1.0}
     ours, plain = (
         pipe(PROMPT, **settings, output_type="latent").images
@@ -192,7 +192,7 @@ def test_without_references_the_base_acts_alone(base, files, latents):
 
 def test_plus_face_as_in_diffusers(base, files, located, latents, golden):
     """Plus-Face has plus' keys; what differs is that it reads aligned faces."""
-    ours = open_file(base, files / "plus.safetensors", references="aligned")
+    ours = open_file(base, files / "plus.safetensors", options={"references": "aligned"})
 
     def of_diffusers():
         theirs = their_pipeline(base, files, "plus.safetensors")
@@ -217,15 +217,15 @@ def test_what_does_not_go_with_a_file_is_named(base, files):
         pipe.load_method("photomaker", files / "base.safetensors")
     with pytest.raises(ValueError, match="face recogniser.*--image-encoder"):
         pipe.load_method(None, files / "faceid.safetensors")
-    for settings, named in (
+    for options, named in (
         ({"shortcut": 3}, "shortcut=3: give True or False"),
         ({"s_scale": "nan"}, "s_scale='nan': give a finite number"),
-        ({"rank": 3}, "rank=3: not a setting of .*; it has shortcut, s_scale"),
+        ({"rank": 3}, "rank=3 is none of ip_adapter; it has shortcut, s_scale"),
     ):
         with pytest.raises(ValueError, match=named):
-            pipe.load_method(None, files / "faceid-plus.safetensors", encoder="x", **settings)
+            pipe.load_method(None, files / "faceid-plus.safetensors", encoder="x", options=options)
     with pytest.raises(ValueError, match="references='body': give face, whole or aligned"):
-        pipe.load_method(None, files / "base.safetensors", references="body")
+        pipe.load_method(None, files / "base.safetensors", options={"references": "body"})
 
 
 def test_our_method_in_diffusers(base, faces, latents, golden, tmp_path):

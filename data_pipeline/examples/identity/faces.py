@@ -28,13 +28,18 @@ class Faces(References):
                                                gives them (not of length 1); zeros if it does not
         id_embeds_mask   [4] bool              True where it does
 
-    unless ``embedding`` is 0. A record without landmarks is cropped to the square around its face
+    unless ``embedding`` is 0; and with ``places``
+
+        id_places        [4] bool              id_mask, also where the condition is dropped
+
+    A record without landmarks is cropped to the square around its face
     box, which is said in the log. A call may pass them by the field's name; otherwise its
     references are read.
 
     Args:
         size: s, the side in pixels that the network reads.
         embedding: d, the width of the network's output.
+        places: whether how many references there were is read where they are dropped.
         align: maps (image [h, w, 3] uint8, landmarks [5, 2], s) to [s, s, 3] uint8; by default to
             ArcFace's template.
     """
@@ -47,13 +52,23 @@ class Faces(References):
         name: str = "faces",
         prefix: str = "id",
         embedding: int = 0,
+        places: bool = False,
         align: Align = align_face,
     ):
         super().__init__(size, encoding, name=name, prefix=prefix)
         self.by_name = True
         self.embedding, self.align = embedding, align
         self.embeds = f"{prefix}_embeds"
+        self.places = f"{prefix}_places" if places else ""
         self._unaligned = 0
+
+    def _mask_spec(self):
+        spec = super()._mask_spec()
+        return spec | ({self.places: spec[self.mask]} if self.places else {})
+
+    def _mask(self, count):
+        mask = super()._mask(count)
+        return mask | ({self.places: mask[self.mask]} if self.places else {})
 
     # ---- from records ----
 
@@ -123,6 +138,8 @@ class Faces(References):
                         embeds[place] = self._embedding(face, where)
                         known[place] = True
         arrays = {self.pixels: pixels, self.mask: mask}
+        if self.places:
+            arrays[self.places] = mask
         if self.embedding:
             arrays |= {self.embeds: embeds, f"{self.embeds}_mask": known}
         return {name: a.reshape(shape[0], -1, *a.shape[3:]) for name, a in arrays.items()}

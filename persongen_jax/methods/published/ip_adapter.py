@@ -58,6 +58,7 @@ class IPAdapter(AlignedFaceReader, Method):
     image_tower = "image_encoder"
     at_trigger = False
     branch = BRANCH
+    options = ("references", "shortcut", "s_scale")
     groups: tuple[tuple[str, str], ...] = (
         (r"image_proj/.*", "projections"),
         (rf"unet/.*/attn2/branches/{BRANCH}/to_[kv]/kernel", "identity"),

@@ -104,12 +104,17 @@ class PerceiverAttention(nnx.Module):
         self.to_kv = Linear(features, 2 * inner, use_bias=False, **kw)
         self.to_out = Linear(inner, features, use_bias=False, **kw)
 
-    def __call__(self, latents: jax.Array, x: jax.Array) -> jax.Array:
-        """latents [b, n, d], x [b, m, d] to [b, n, d]."""
+    def __call__(
+        self, latents: jax.Array, x: jax.Array, mask: jax.Array | None = None
+    ) -> jax.Array:
+        """latents [b, n, d], x [b, m, d] to [b, n, d]; ``mask`` [b, m], True where x is there."""
         x, latents = self.norm1(x), self.norm2(latents)
+        if mask is not None:
+            mask = jnp.pad(mask, ((0, 0), (0, latents.shape[1])), constant_values=True)
+            mask = mask[:, None, None]
         k, v = jnp.split(self.to_kv(jnp.concatenate([x, latents], axis=1)), 2, axis=-1)
         q, k, v = (t.reshape(*t.shape[:2], self.heads, -1) for t in (self.to_q(latents), k, v))
-        out = attention(q, k, v)
+        out = attention(q, k, v, mask)
         return self.to_out(out.reshape(*out.shape[:2], -1))
 
 
@@ -151,11 +156,16 @@ class PerceiverResampler(nnx.Module):
             ]
         )
 
-    def resample(self, latents: jax.Array, x: jax.Array) -> jax.Array:
-        """latents [b, n, d] and patches [b, m, e] to [b, n, out_features]."""
+    def resample(
+        self, latents: jax.Array, x: jax.Array, mask: jax.Array | None = None
+    ) -> jax.Array:
+        """latents [b, n, d] and patches [b, m, e] to [b, n, out_features].
+
+        ``mask``: [b, m], True where a patch is there; None: everywhere.
+        """
         x = self.proj_in(x)
         for attend, feed_forward in self.layers:
-            latents = attend(latents, x) + latents
+            latents = attend(latents, x, mask) + latents
             latents = apply(feed_forward, latents) + latents
         return self.norm_out(self.proj_out(latents))
 
@@ -207,10 +217,10 @@ class Resampler(PerceiverResampler):
     def in_features(self) -> int:
         return self.proj_in.kernel.shape[0]
 
-    def __call__(self, hidden_states: jax.Array) -> jax.Array:
-        """[b, m, in] to [b, n, out_features]."""
+    def __call__(self, hidden_states: jax.Array, mask: jax.Array | None = None) -> jax.Array:
+        """[b, m, in] to [b, n, out_features]; ``mask`` [b, m] as for :meth:`resample`."""
         latents = self.latents[...].astype(self.dtype)
-        return self.resample(jnp.repeat(latents, len(hidden_states), axis=0), hidden_states)
+        return self.resample(jnp.repeat(latents, len(hidden_states), axis=0), hidden_states, mask)
 
 
 class FaceIDPlusProjection(nnx.Module):

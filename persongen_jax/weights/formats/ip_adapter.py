@@ -33,6 +33,7 @@ from persongen_jax.weights.formats.identity.ip_adapter_variants import (
     variants_of,
 )
 from persongen_jax.weights.recognition.ip_adapter_state import is_training_state, published_names
+from persongen_jax.weights.recognition.kinds import classify
 from persongen_jax.weights.recognition.layout import unwrapped
 from persongen_jax.weights.saver import save_module
 from persongen_jax.weights.slots import (
@@ -122,6 +123,11 @@ def is_ip_adapter(path: str | os.PathLike) -> bool:
 
 def _find_kind(source) -> str:
     keys = source.keys()
+    if classify(source)[0] == "instantid":
+        raise UnsupportedAdapter(
+            f"{source.describe()}: is InstantID's adapter, which reads face embeddings; the method "
+            "instantid reads it."
+        )
     for pattern, kind in _OTHER_FILES:
         if any(re.match(pattern, key) for key in keys):
             raise UnsupportedAdapter(

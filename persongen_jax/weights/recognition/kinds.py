@@ -114,6 +114,7 @@ _RULES = (
 _FAMILIES = {768: "SD 1.x", 1024: "SD 2.x", 1280: "the SDXL refiner", 2048: "SDXL"}
 _TOWERS = {1280: "ViT-bigG", 1024: "ViT-H"}
 FACE = 512  # length of an ArcFace embedding
+ADAPTER_NOTE = "adapter"  # what our own files' metadata call the kind that no key shows
 
 # A cross-attention's key or value projection, whose inputs are the text states.
 _CONTEXT = re.compile(
@@ -261,8 +262,8 @@ def _ip_adapter(source) -> tuple[str, dict]:
     if "latents" in shapes:
         facts["tokens"] = shapes["latents"][1]
         features = shapes.get("proj_in.weight", (0, 0))[1]
-        if features == FACE:
-            return "instantid", {**facts, "reads": f"face embeddings, {FACE} wide"}
+        if features == FACE or source.metadata.get(ADAPTER_NOTE) == "instantid":
+            return "instantid", {**facts, "reads": f"face embeddings, {features} wide"}
         return "ip-adapter-plus", {**facts, "image encoder": _of(features, _TOWERS)}
     if "proj.weight" in shapes:
         out, features = shapes["proj.weight"]

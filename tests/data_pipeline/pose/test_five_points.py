@@ -1,22 +1,19 @@
-"""InstantID's picture of five points is its own code's (tests/goldens/instantid)."""
-
-from pathlib import Path
+"""InstantID's picture of five points is its own code's (tests/goldens/published)."""
 
 import numpy as np
 import pytest
 
 from data_pipeline.pose.five_points import COLOURS, draw_kps
 from data_pipeline.pose.limbs import Widths
-from tests.goldens import instantid
+from tests.helpers.published_goldens import golden
 
-FILE = Path(instantid.__file__).parent / "draw_kps.npz"
 CASES = ("plain", "tilted", "upside_down", "profile_close", "cut_by_border", "right_border")
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_pixels_are_instantid_s(case):
-    with np.load(FILE) as stored:
-        points, wanted = stored[f"in/kps_{case}"], stored[f"out/image_{case}"]
+    stored = golden("instantid_draw_kps")[1]
+    points, wanted = stored[f"in/kps_{case}"], stored[f"out/image_{case}"]
     found = draw_kps(points, *wanted.shape[:2])
     assert found.dtype == np.uint8 and np.array_equal(found, wanted)
 

@@ -43,6 +43,15 @@ def test_embeddings_of_several_people_stand_at_their_own_places():
     assert np.flatnonzero(given["id_mask"][0]).tolist() == [0, 4, 5]
 
 
+def test_places_outlast_a_dropped_condition():
+    field = Faces(SIZE, embedding=3, places=True)
+    given = field.given(call([[Face(embedding=[1.0, 2, 3])]]))
+    assert given["id_places"].tolist() == given["id_mask"].tolist() == [[True] + [False] * 3]
+    assert set(field.dropped(given, np)) == {"id_mask"}
+    assert field.spec((64, 64))["id_places"] == field.spec((64, 64))["id_mask"]
+    assert "id_places" not in Faces(SIZE).spec((64, 64))
+
+
 @pytest.mark.parametrize(
     ("face", "said"),
     [

@@ -27,6 +27,7 @@ from persongen_jax.weights.errors import (
     WeightsError,
 )
 from persongen_jax.weights.formats.ip_adapter import (
+    PROJECTIONS,
     is_ip_adapter,
     load_ip_adapter_into,
     read_ip_adapter,
@@ -83,7 +84,9 @@ def test_keys_and_shapes_at_full_size(kind, sizes, rank, tensors, millions):
     unet = nnx.eval_shape(lambda: OurUNet(SDXL_UNET, rngs=UnusedRngs()))
     if kind != "plus":
         sizes = {**sizes, "features": 2048}
-    shapes = ip_adapter_shapes(unet, kind, sizes, 2048, rank)
+    kw = {"dtype": jnp.float32, "param_dtype": jnp.float32, "rngs": UnusedRngs()}
+    image_proj = nnx.eval_shape(lambda: PROJECTIONS[kind](**sizes, **kw))
+    shapes = ip_adapter_shapes(unet, image_proj, 2048, rank)
     assert len(shapes) == tensors
     assert round(sum(map(math.prod, shapes.values())) / 1e3) == round(millions * 1e3)
     if kind == "faceid-plus":
