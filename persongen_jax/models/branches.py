@@ -2,7 +2,7 @@
 
 A method adds **branches**, each on a stream of its own; how their outputs come together is one
 class, a **composition**, that takes the base layer's place as ``attn2``:
-:class:`ParallelCrossAttention`, :class:`CascadeCrossAttention`.
+:class:`ParallelCrossAttention`, :class:`CascadeCrossAttention`; id_attention.py has PuLID's.
 """
 
 import abc
@@ -186,7 +186,7 @@ def add_branch(
     Raises:
         ValueError: there is one of this name, another composition, or no cross-attention.
     """
-    blocks = _transformer_blocks(unet)
+    blocks = transformer_blocks(unet)
     if not blocks:
         raise ValueError(f"branch {name!r}: {type(unet).__name__} has no cross-attention blocks")
     names = branch_names(unet)
@@ -206,12 +206,12 @@ def add_branch(
 
 def branch_names(unet: nnx.Module) -> list[str]:
     """The streams that ``unet`` has branches for, sorted."""
-    return sorted({n for b in _transformer_blocks(unet) for n in getattr(b.attn2, "order", ())})
+    return sorted({n for b in transformer_blocks(unet) for n in getattr(b.attn2, "order", ())})
 
 
 def remove_branches(unet: nnx.Module) -> None:
     """Remove every branch, which restores the base model and its structure."""
-    for block in _transformer_blocks(unet):
+    for block in transformer_blocks(unet):
         if isinstance(block.attn2, Composition):
             block.attn2 = _without_branches(block.attn2)
 
@@ -225,5 +225,6 @@ def _without_branches(layer: Composition) -> CrossAttention:
     return plain
 
 
-def _transformer_blocks(unet) -> list[BasicTransformerBlock]:
+def transformer_blocks(unet: nnx.Module) -> list[BasicTransformerBlock]:
+    """All of a network's."""
     return [node for _, node in nnx.iter_graph(unet) if isinstance(node, BasicTransformerBlock)]

@@ -104,12 +104,18 @@ class PerceiverAttention(nnx.Module):
         self.to_kv = Linear(features, 2 * inner, use_bias=False, **kw)
         self.to_out = Linear(inner, features, use_bias=False, **kw)
 
-    def __call__(self, latents: jax.Array, x: jax.Array) -> jax.Array:
-        """latents [b, n, d], x [b, m, d] to [b, n, d]."""
+    def __call__(
+        self, latents: jax.Array, x: jax.Array, mask: jax.Array | None = None
+    ) -> jax.Array:
+        """latents [b, n, d], x [b, m, d] to [b, n, d].
+
+        Args:
+            mask: [b, m + n] bool, which of x and then of the latents are read; None: all.
+        """
         x, latents = self.norm1(x), self.norm2(latents)
         k, v = jnp.split(self.to_kv(jnp.concatenate([x, latents], axis=1)), 2, axis=-1)
         q, k, v = (t.reshape(*t.shape[:2], self.heads, -1) for t in (self.to_q(latents), k, v))
-        out = attention(q, k, v)
+        out = attention(q, k, v, None if mask is None else mask[:, None, None])
         return self.to_out(out.reshape(*out.shape[:2], -1))
 
 
@@ -144,7 +150,7 @@ class PerceiverResampler(nnx.Module):
                 nnx.List(
                     [
                         PerceiverAttention(features, heads=heads, head_dim=head_dim, **kw),
-                        _feed_forward(features, hidden, kw),
+                        feed_forward(features, hidden, kw),
                     ]
                 )
                 for _ in range(num_layers)
@@ -154,13 +160,14 @@ class PerceiverResampler(nnx.Module):
     def resample(self, latents: jax.Array, x: jax.Array) -> jax.Array:
         """latents [b, n, d] and patches [b, m, e] to [b, n, out_features]."""
         x = self.proj_in(x)
-        for attend, feed_forward in self.layers:
+        for attend, layers in self.layers:
             latents = attend(latents, x) + latents
-            latents = apply(feed_forward, latents) + latents
+            latents = apply(layers, latents) + latents
         return self.norm_out(self.proj_out(latents))
 
 
-def _feed_forward(features, hidden_features, kw) -> nnx.List:
+def feed_forward(features: int, hidden_features: int, kw: LayerOptions) -> nnx.List:
+    """A norm and two layers without biases, whose keys are 0, 1 and 3."""
     return nnx.List(
         [
             LayerNorm(features, **kw),
