@@ -45,7 +45,7 @@ class Plan:
 
     @property
     def num_steps(self) -> int:
-        """Number of model calls; below the requested number if `lambda_min_clipped` cuts some off."""
+        """Number of model calls; fewer than steps if `lambda_min_clipped` cuts some off."""
         return self.timesteps.shape[0]
 
     def at(self, i: Step) -> dict[str, jax.Array]:
@@ -282,7 +282,7 @@ def _dpmpp_timesteps(config: dict, training_sigmas: np.ndarray, n: int) -> np.nd
 
 
 def _k_sigmas(config: dict, alphas_cumprod: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarray]:
-    """[n + 1] Karras sigmas over all of the schedule, then 0; and the [T] log sigmas of training."""
+    """[n + 1] Karras sigmas over the whole schedule, then 0; the [T] log sigmas of training."""
     training = _finite_training_sigmas(config, alphas_cumprod)
     sigmas = _karras_sigmas(config, float(training[-1]), float(training[0]), n)
     return np.append(sigmas, 0.0), np.log(training)

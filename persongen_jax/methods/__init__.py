@@ -14,6 +14,7 @@ from persongen_jax.methods.published.controlnet import ControlNet
 from persongen_jax.methods.published.facecdm import FaceCDM
 from persongen_jax.methods.published.ip_adapter import IPAdapter
 from persongen_jax.methods.published.photomaker import PhotoMaker
+from persongen_jax.methods.published.pulid import PuLID
 from persongen_jax.methods.thesis.cascade import Cascade
 from persongen_jax.methods.thesis.dual import Dual
 from persongen_jax.methods.thesis.id_branch import IDBranch
@@ -33,6 +34,7 @@ METHODS: dict[str, type[Method]] = {
     "controlnet": ControlNet,
     "facecdm": FaceCDM,
     "bolid": BoLID,
+    "pulid": PuLID,
     "lora": Lora,
     "dreambooth": DreamBooth,
     "textual_inversion": TextualInversion,

@@ -52,6 +52,9 @@ class Method(abc.ABC):
         prepares: "package.module:Function" of what makes missing data, called with the system
             before the first step; returns lines for the log. "": nothing.
         scales: (name, factor) of streams and maps in calls that do not name them; others have 1.
+        start_merge_step: through this step the prompt alone acts in calls that do not say; -1: the
+            references act from the first; None: a fifth of the steps.
+        options: keys of its config that a call of load_method may change.
     """
 
     groups: tuple[tuple[str, str], ...] = ()
@@ -62,6 +65,8 @@ class Method(abc.ABC):
     text_only: bool = False
     prepares: str = ""
     scales: tuple[tuple[str, float], ...] = ()
+    start_merge_step: int | None = None
+    options: tuple[str, ...] = ()
 
     def __eq__(self, other):
         # Two methods of one kind compute the same: programs compiled for one serve the other. One

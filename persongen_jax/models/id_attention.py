@@ -13,6 +13,10 @@ with h over the picture, channel by channel, is removed or weighted:
 Neither the zeros nor the modes are in the paper. With no token there, exactly h is left.
 """
 
+import contextlib
+import contextvars
+from collections.abc import Iterator
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -24,6 +28,21 @@ from persongen_jax.models.layers import LayerNorm
 
 MODES = ("plain", "ortho", "ortho_v2")
 WATCHED = 5  # tokens whose share of the attention is m
+_RECORDED: contextvars.ContextVar[list | None] = contextvars.ContextVar("queries", default=None)
+
+
+@contextlib.contextmanager
+def recording() -> Iterator[list[tuple[jax.Array, jax.Array]]]:
+    """Collects (queries [b, n, inner], text keys [b, m, inner]) of every layer that runs inside.
+
+    The layers must run in the same trace: not within a scan or a checkpoint of their own.
+    """
+    found: list[tuple[jax.Array, jax.Array]] = []
+    token = _RECORDED.set(found)
+    try:
+        yield found
+    finally:
+        _RECORDED.reset(token)
 
 
 class IDBranch(Branch):
@@ -48,6 +67,9 @@ class IDCrossAttention(Composition):
         """[b, n, query_dim] to the same; a branch whose stream is missing adds nothing."""
         q = self.to_q(x)
         text = self.attend_text(q, streams)
+        recorded = _RECORDED.get()
+        if recorded is not None:
+            recorded.append((q, self.to_k(streams["text"].tokens)))
         out = text
         for name in self.order:
             if name in streams:

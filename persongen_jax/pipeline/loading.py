@@ -6,6 +6,7 @@ weight); any number of them acts at once. A method's own LoRA is one of them, "m
 
 import math
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,12 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from persongen_jax.methods.base import Model
+from persongen_jax.methods.base import Method, Model
 from persongen_jax.models.lora import check_mergeable, merge_adapters, remove_adapters
 from persongen_jax.parallel.sharding import replicated
 from persongen_jax.pipeline.words import Words, read_words
 from persongen_jax.settings import check_version
+from persongen_jax.systems.sdxl_config import sdxl_defaults
 from persongen_jax.training.partition import leaf_paths
 from persongen_jax.training.trained import load_trained
 from persongen_jax.weights.files.directory import read_config
@@ -28,6 +30,7 @@ from persongen_jax.weights.formats.adapters import (
     extract_adapter,
     module_paths,
 )
+from persongen_jax.weights.formats.identity.pulid import is_pulid
 from persongen_jax.weights.formats.ip_adapter import is_ip_adapter
 from persongen_jax.weights.formats.lora.kinds import LoraWeights
 from persongen_jax.weights.formats.lora.reading import no_effect, read_lora
@@ -78,6 +81,15 @@ def read_method(
     return ConfigDict({**config, **here}), trained
 
 
+def with_options(config: ConfigDict, method: Method, options: Mapping[str, Any]) -> ConfigDict:
+    """``config`` with a call's ``options``; ValueError for one that the method does not have."""
+    for key in options:
+        if key not in method.options:
+            known = ", ".join(method.options) or "none"
+            raise ValueError(f"options: {config.method} has no {key!r}; it has {known}")
+    return ConfigDict({**config, **options})
+
+
 def _networks_of(config: dict, networks: dict[str, str], weights) -> dict[str, str]:
     """The config's keys for the networks of a call; ValueError for one that nothing reads."""
     encoder = networks.get("encoder", "")
@@ -98,14 +110,20 @@ def config_of_file(weights: str | Path, name: str | None, base: str | Path) -> d
     """What ``attach`` and ``fields`` need to know about a published weight file.
 
     Args:
-        weights: a PhotoMaker file or an IP-Adapter.
+        weights: a PhotoMaker file, an IP-Adapter or PuLID.
         name: of the method; None: the file's own.
         base: SDXL's folder, next to which an image encoder may be.
 
     Raises:
         ValueError: weights of another method than ``name``.
-        WeightsError: a file that is neither.
+        WeightsError: a file that is none of these.
     """
+    if is_pulid(weights) or name == "pulid":  # converted, it has an IP-Adapter's names
+        if name not in (None, "pulid"):
+            raise ValueError(f"{weights}: is a PuLID file, not one for {name!r}")
+        own = {key: value for key, value in sdxl_defaults().items() if key.startswith("pulid_")}
+        networks = {"face_encoder": "", "id_encoder": ""}
+        return {"method": "pulid", "trigger_word": "img", **networks, **own}
     if is_ip_adapter(weights):
         if name not in (None, "ip_adapter"):
             raise ValueError(f"{weights}: is an IP-Adapter file, not one for {name!r}")

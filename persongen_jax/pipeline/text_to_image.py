@@ -1,7 +1,7 @@
 """The pipeline class: what is loaded, and the loop over batches of prompts."""
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -182,12 +182,13 @@ class Pipeline(WithLoras, WithEmbeddings, WithControls):
         encoder: str | Path = "",
         clip: str | Path = "",
         controlnet: str | Path = "",
+        options: Mapping[str, Any] | None = None,
     ) -> None:
         """Load a trained identity method; then pass ``references`` when calling.
 
         Args:
-            name: the method. None: the one that a run trained; for a file photomaker or
-                ip_adapter.
+            name: the method. None: the one that a run trained; for a file photomaker, ip_adapter or
+                pulid.
             weights: the working directory of a training run; or a PhotoMaker v1 file, ``.bin`` or
                 ``.safetensors`` (weights/formats/photomaker.py). Parts that a method has in
                 addition to PhotoMaker's, such as a branch for the background, then have their
@@ -198,6 +199,8 @@ class Pipeline(WithLoras, WithEmbeddings, WithControls):
                 So do all methods that read faces by one.
             clip: the folder of the image encoder, for methods that have a face recogniser as well.
             controlnet: the folder of InstantID's IdentityNet.
+            options: settings of the method by the keys of its config, such as
+                {"pulid_release": "style"}; see docs/published_adapters.md.
 
         Raises:
             FileNotFoundError: there is no checkpoint.
@@ -210,6 +213,7 @@ class Pipeline(WithLoras, WithEmbeddings, WithControls):
         networks = {"encoder": encoder, "clip": clip, "controlnet": controlnet}
         config, trained = loading.read_method(self.base, name, weights, networks, self.mesh)
         method, parts = get_method(config.method), Parts(self.model, self.base.tokenizers)
+        config = loading.with_options(config, method, options or {})
         self._remove_method()
         with self.words.taken_off():  # a run may have trained the tables that they are in
             fields = self._attach(method, parts, config, trained, str(weights))
@@ -328,6 +332,8 @@ class Pipeline(WithLoras, WithEmbeddings, WithControls):
         negatives = checks.broadcast_texts(negative_prompt, count, "negative prompts")
         people, where = conditioner.check_people(references, regions, prompts, shape[:2])
         acts = conditioner.is_active(references)
+        if acts and self.method is not None and options.start_merge_step is None:
+            options = replace(options, start_merge_step=self.method.start_merge_step)
         parts, inputs = conditioner.check_inputs(inputs, acts, count)
         plan = options.plan(self.base.scheduler_config)
         own_lora = self._own_lora if acts else {}

@@ -20,7 +20,7 @@ _PUBLISHED = {
     "ip-adapter": "h94/IP-Adapter's are Apache-2.0",
     "ip-adapter-faceid": "h94/IP-Adapter-FaceID's are for non-commercial research only",
     "instantid": "InstantX's is Apache-2.0; InsightFace's models, for it, are research only",
-    "pulid": "guozinan/PuLID's is Apache-2.0",
+    "pulid": "guozinan/PuLID's is Apache-2.0; InsightFace's antelopev2, for it, is non-commercial",
     "checkpoint": "SDXL 1.0's is CreativeML Open RAIL++-M; fine-tunes differ",
     "sdxl": "SDXL 1.0's is CreativeML Open RAIL++-M; fine-tunes differ",
     "unet": "SDXL 1.0's is CreativeML Open RAIL++-M; fine-tunes differ",

@@ -1,4 +1,4 @@
-"""EVA-CLIP's image towers (Sun et al., arXiv 2303.15389; EVA-02's ViT: Fang et al., arXiv 2303.11331).
+"""EVA-CLIP's image towers (Sun et al., arXiv 2303.15389; EVA-02: Fang et al., arXiv 2303.11331).
 
 What EVA-02's has and OpenAI's ViT does not (EVA-02, section 2.1): rotary positions besides the
 table, a SwiGLU MLP, and sub-LN, a norm in front of the last projection of attention and of MLP.

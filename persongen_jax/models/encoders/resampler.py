@@ -110,12 +110,16 @@ class PerceiverAttention(nnx.Module):
         """latents [b, n, d], x [b, m, d] to [b, n, d].
 
         Args:
-            mask: [b, m + n] bool, which of x and then of the latents are read; None: all.
+            mask: [b, m] bool, which of x are read, or [b, m + n], and which of the latents; None:
+                all.
         """
         x, latents = self.norm1(x), self.norm2(latents)
+        if mask is not None:
+            rest = x.shape[1] + latents.shape[1] - mask.shape[1]
+            mask = jnp.pad(mask, ((0, 0), (0, rest)), constant_values=True)[:, None, None]
         k, v = jnp.split(self.to_kv(jnp.concatenate([x, latents], axis=1)), 2, axis=-1)
         q, k, v = (t.reshape(*t.shape[:2], self.heads, -1) for t in (self.to_q(latents), k, v))
-        out = attention(q, k, v, None if mask is None else mask[:, None, None])
+        out = attention(q, k, v, mask)
         return self.to_out(out.reshape(*out.shape[:2], -1))
 
 

@@ -125,7 +125,7 @@ def infer_eva_config(vision: TensorSource, heads_of: int = HEAD_WIDTH) -> dict:
 
     Raises:
         KeyMismatch: a tensor that shows a size is missing.
-        BadConfig: positions that are not those of a square, or a width that a head's does not divide.
+        BadConfig: positions that are not those of a square, or a width that no heads divide.
     """
     keys = set(vision.keys())
 

@@ -1,0 +1,124 @@
+"""PuLID from its files through a whole call, against the authors' own pipelines.
+
+A base directory, the published layouts of the weights, and the pipeline's own call. What the
+originals get from detectors is given in both: the aligned crop, its labels, the face vector.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from data_pipeline.examples.fields import Call
+from data_pipeline.faces.face import Face
+from persongen_jax.diffusion.options import SamplingOptions
+from persongen_jax.diffusion.samplers import (
+    final_latents,
+    guided,
+    init_carry,
+    initial_latents,
+    run_steps,
+)
+from persongen_jax.methods.base import denoiser_module
+from persongen_jax.methods.published.pulid import RELEASES
+from persongen_jax.models.faces.iresnet import IResNet
+from persongen_jax.pipeline import Pipeline
+from persongen_jax.weights.files.safetensors_file import write_safetensors
+from persongen_jax.weights.random_base import random_module
+from persongen_jax.weights.saver import save_module
+from tests.helpers.published_goldens import golden, relative_gap, weights, write_base, write_weights
+
+V1, V11 = "pulid_v1_pipeline", "pulid_v11_pipeline"
+SIZE = {"height": 128, "width": 96}
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """The base, both files, EVA-CLIP's and a recogniser's, whose vectors are as wide as theirs."""
+    folder = tmp_path_factory.mktemp("pulid")
+    write_base(folder / "base")
+    write_weights(folder / "pulid_v1.safetensors", weights(V1, "pulid_v1_bin"))
+    own = weights(V11, "pulid_v1.1_safetensors")
+    entries = [(k, v.shape, v.dtype, lambda v=v: v) for k, v in own.items()]
+    # The original's heads are 64 wide, which no tensor shows; these are 8.
+    notes = {"format": "pt", "head_dim": str(golden(V11)[0]["id_former"]["dim_head"])}
+    write_safetensors(folder / "pulid_v1.1.safetensors", entries, notes)
+    eva = {f"visual.{key}": value for key, value in weights("eva02_clip_vision").items()}
+    write_weights(folder / "eva.safetensors", eva)
+    width = golden(V1)[0]["arcface_width"]
+    config = {"layers": (1, 1), "widths": (4, 4), "input_size": 16, "embedding_dim": width}
+    kw = {"dtype": jnp.float32, "param_dtype": jnp.float32}
+    net = random_module(lambda: IResNet(config, rngs=nnx.Rngs(0), **kw), 0)
+    save_module(
+        net,
+        folder / "face",
+        {"input_size": 16, "licence": "made for a test"},
+        file_name="model.safetensors",
+    )
+    return folder
+
+
+@pytest.fixture(scope="module")
+def pipe(files):
+    return Pipeline.from_pretrained(files / "base")
+
+
+def load(pipe, files, version, **options):
+    networks = {"encoder": files / "face", "clip": files / "eva.safetensors"}
+    options = {"pulid_crop": 96, **options}
+    pipe.load_method("pulid", files / f"pulid_{version}.safetensors", **networks, options=options)
+
+
+def faces(name, *which):
+    arrays = golden(name)[1]
+    return [
+        Face(
+            arrays[f"in/face_crop_bgr_{i}"][..., ::-1],
+            embedding=arrays[f"in/arcface_{i}"],
+            labels=arrays[f"in/parsing_labels_{i}"],
+        )
+        for i in which
+    ]
+
+
+def nhwc(array):
+    return np.moveaxis(np.asarray(array), -3, -1)
+
+
+def generate(pipe, name, references, noise, options, **more):
+    config = golden(name)[0]
+    given = {"references": [references]} if references else {}
+    return pipe(
+        config["prompt"],
+        config["negative_prompt"],
+        latents=noise,
+        options=options,
+        output_type="latent",
+        **SIZE,
+        **given,
+        **more,
+    ).images
+
+
+V1_RUNS = {
+    "fidelity": ([0], {}),
+    "style": ([0], {"pulid_release": "style"}),
+    "plain": ([0], {"pulid_mode": "plain", "pulid_zeros": 0}),
+    "id_mix": ([0, 1], {"pulid_id_mix": True}),
+    "no_id_mix": ([0, 1], {}),
+    "no_id": ([], {}),
+}
+
+
+@pytest.mark.parametrize(
+    "run", [r if r == "fidelity" else pytest.param(r, marks=pytest.mark.slow) for r in V1_RUNS]
+)
+def test_version_1_as_the_original(pipe, files, run):
+    arrays = golden(V1)[1]
+    which, options = V1_RUNS[run]
+    load(pipe, files, "v1", **options)
+    noise = nhwc(arrays["out/initial_latents"])
+    release = RELEASES[options.get("pulid_release", "fidelity")]
+    found = generate(pipe, V1, faces(V1, *which), noise, release.options)
+    assert relative_gap(found, nhwc(arrays[f"out/{run}_final_latents"])) < 1e-4
