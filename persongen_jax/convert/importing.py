@@ -16,6 +16,7 @@ from flax import nnx
 
 from persongen_jax.convert.identify import identify
 from persongen_jax.convert.judges import import_judge
+from persongen_jax.convert.pulid import import_pulid
 from persongen_jax.models.encoders.clip import CLIPTextModel, CLIPVisionModel
 from persongen_jax.models.encoders.dino import DinoViT
 from persongen_jax.models.encoders.id_encoder import PhotoMakerIDEncoder
@@ -75,8 +76,8 @@ def import_file(path: str | Path, out: str | Path, base: str | Path | None = Non
 
     Args:
         path: a LoRA of any style, a word's embeddings (Textual Inversion), PhotoMaker, an
-            IP-Adapter, a single-file SDXL checkpoint, a face recogniser (.pth, .onnx), a file of
-            DINO's or DINOv2's image encoder, CLIP in OpenAI's or OpenCLIP's layout, EVA-02's CLIP,
+            IP-Adapter, PuLID, a single-file SDXL checkpoint, a face recogniser (.pth, .onnx), a
+            file of DINO's or DINOv2's image encoder, CLIP in OpenAI's or OpenCLIP's layout, EVA-02's CLIP,
             FID's Inception, LPIPS or its halves, or FaceNet.
         out: the ``.safetensors`` file to write; for a checkpoint a directory.
         base: diffusers-format SDXL directory that the file is for; its configs suffice. Judges,
@@ -106,11 +107,13 @@ def import_file(path: str | Path, out: str | Path, base: str | Path | None = Non
         writer = _import_checkpoint
     elif kind in IP_ADAPTERS:
         writer = _import_ip_adapter
+    elif kind == "pulid":
+        writer = import_pulid
     else:
         raise UnsupportedAdapter(
             f"{path}: is {identify(path).what}; there is nothing to import. Imported are LoRAs, "
-            "embeddings of words, PhotoMaker, IP-Adapters, single-file SDXL checkpoints, face "
-            "recognisers, and files of DINO's image encoders, of OpenAI's, OpenCLIP's and EVA-02's "
+            "embeddings of words, PhotoMaker, IP-Adapters, PuLID, single-file SDXL checkpoints, "
+            "face recognisers, and files of DINO's image encoders, of OpenAI's, OpenCLIP's and EVA-02's "
             "CLIP, of FID's Inception and of LPIPS; directories are read as they are."
         )
     if kind not in (*NO_BASE, *ENCODERS, *JUDGES) and base is None:

@@ -33,7 +33,7 @@ _RECORDED: contextvars.ContextVar[list | None] = contextvars.ContextVar("queries
 
 @contextlib.contextmanager
 def recording() -> Iterator[list[tuple[jax.Array, jax.Array]]]:
-    """Collects (queries [b, n, inner], text keys [b, m, inner]) of every layer that runs inside.
+    """Collects (queries [b, n, heads, d], text keys [b, m, heads, d]) of every layer that runs.
 
     The layers must run in the same trace: not within a scan or a checkpoint of their own.
     """
@@ -69,7 +69,8 @@ class IDCrossAttention(Composition):
         text = self.attend_text(q, streams)
         recorded = _RECORDED.get()
         if recorded is not None:
-            recorded.append((q, self.to_k(streams["text"].tokens)))
+            keys = self.to_k(streams["text"].tokens)
+            recorded.append((self._split(q), self._split(keys)))
         out = text
         for name in self.order:
             if name in streams:

@@ -243,7 +243,7 @@ class Conditioner:
                 dropped = each.dropped(given, np)
                 # What is dropped on its own, such as a control image, acts on both sides.
                 nothing |= dropped if each.drop_prob is None else {}
-                nobody |= dropped if each.identity else {}
+                nobody |= each.absent(given, np) if each.identity else {}
 
         def with_prompts(prompts, parts):
             return batch | text.given(replace(call, prompts=prompts, parts=parts, people=None))

@@ -102,8 +102,8 @@ def sdxl_defaults() -> ConfigDict:
     config.pulid_id_mix = False
     config.pulid_crop = 512
     config.pulid_face_parser = ""
-    # PuLID's losses on samples of so many steps (0: only the diffusion loss, its first stage), their
-    # weights, and the net that finds the face of a sample, keypoints:DIR.
+    # PuLID's losses on samples of so many steps (0: only the diffusion loss, its first stage),
+    # their weights, and the net that finds the face of a sample, keypoints:DIR.
     config.pulid_few_steps = 0
     config.pulid_sem = 0.6
     config.pulid_layout = 0.1

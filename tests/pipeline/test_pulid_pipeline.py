@@ -122,3 +122,57 @@ def test_version_1_as_the_original(pipe, files, run):
     release = RELEASES[options.get("pulid_release", "fidelity")]
     found = generate(pipe, V1, faces(V1, *which), noise, release.options)
     assert relative_gap(found, nhwc(arrays[f"out/{run}_final_latents"])) < 1e-4
+
+
+V11_RUNS = {
+    "main_2m": ([0], {}),
+    "ortho_2m": ([0], {"pulid_mode": "ortho"}),
+    "plain_2m": ([0], {"pulid_mode": "plain", "pulid_zeros": 0}),
+    "two_images_2m": ([0, 1], {}),
+    "no_id_2m": ([], {}),
+}
+
+
+def first_noise():
+    """The standard normal numbers that the originals scale."""
+    arrays = golden(V11)[1]
+    return nhwc(arrays["out/initial_latents"] / arrays["out/sigmas_5"][0])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("run", V11_RUNS)
+def test_version_1_1_as_the_original(pipe, files, run):
+    which, options = V11_RUNS[run]
+    load(pipe, files, "v1.1", **options)
+    few = SamplingOptions(5, 7.0, scheduler=RELEASES["v1.1"].options.scheduler)
+    found = generate(pipe, V11, faces(V11, *which), first_noise(), few)
+    assert relative_gap(found, nhwc(golden(V11)[1][f"out/{run}_final_latents"])) < 1e-4
+
+
+@pytest.mark.slow
+def test_version_1_1_with_the_sde_and_its_noise(pipe, files):
+    """A call draws its own noise, so that this runs the loop of a call on the given one."""
+    config, arrays = golden(V11)
+    load(pipe, files, "v1.1")
+    time_ids = np.array([[128, 96, 0, 0, 128, 96]], np.float32)
+    people = [[faces(V11, 0)]]
+    call = Call([config["prompt"]], {}, people, time_ids, (128, 96))
+    conditioner = pipe.conditioner
+    guidance = conditioner.guidance(call, [config["negative_prompt"]], None, np.array([0]))
+    options = SamplingOptions(4, 2.0, scheduler="k_dpmpp_sde")
+    plan = options.plan(pipe.base.scheduler_config)
+    scales = conditioner.schedules({}, False, True, plan.num_steps)
+    guidance = type(guidance)(**{**vars(guidance), "scales": scales})
+    graphdef, state = nnx.split(denoiser_module(pipe.model, pipe.method))
+
+    @jax.jit
+    def run(state, guidance, latents, noise):
+        model = guided(pipe.method, graphdef, state, guidance, (2.0, 0.0, -1))
+        carry = init_carry(plan, initial_latents(plan, latents))
+        return final_latents(run_steps(plan, model, carry, None, 0, plan.num_steps, noise))
+
+    noise = nhwc(arrays["in/sde_noise"])
+    # The last call draws none.
+    noise = np.concatenate([noise, np.zeros_like(noise[:1])])
+    found = run(state, guidance, first_noise(), noise)
+    assert relative_gap(found, nhwc(arrays["out/main_sde_final_latents"])) < 1e-4

@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from data_pipeline.examples.fields import Call, FieldError
+from data_pipeline.examples.fields import Batch, Call, Example, FieldError, Spec
 from data_pipeline.examples.identity.faces import Faces, checked_landmarks
 from data_pipeline.faces.face import Face, as_face
 from data_pipeline.faces.ffhq import align_ffhq, align_labels
@@ -23,6 +23,9 @@ class Portraits(Faces):
 
         portrait_pixel_values  [4, s, s, 3] float32  normalised for CLIP; zeros if absent
         portrait_mask          [4] bool              True where there is a reference
+        portrait_dropped       [4] bool              True without the condition: zeros are encoded
+                                                     in place of the references, which stay in
+                                                     the mask
 
     A call gives Faces, or crops that are aligned already; in its arrays there are also
 
@@ -38,6 +41,20 @@ class Portraits(Faces):
     def __init__(self, size: int):
         super().__init__(size, name="portraits", prefix="portrait", align=align_ffhq)
 
+    def spec(self, shape: tuple[int, int]) -> Spec:
+        return {**super().spec(shape), "portrait_dropped": ((MAX_REFERENCES,), np.dtype(bool))}
+
+    def make(self, example: Example) -> dict[str, np.ndarray] | None:
+        arrays = super().make(example)
+        return arrays and {**arrays, "portrait_dropped": np.zeros(MAX_REFERENCES, bool)}
+
+    def dropped(self, batch: Batch, xp: Any) -> dict:
+        return {"portrait_dropped": xp.ones_like(batch["portrait_dropped"])}
+
+    def absent(self, batch: Batch, xp: Any) -> dict:
+        """No reference at all, so that nothing is added to the base."""
+        return {self.mask: xp.zeros_like(batch[self.mask])}
+
     def given(self, call: Call) -> dict[str, np.ndarray]:
         arrays = super().given(call)
         people = self.people_of(call)
@@ -52,6 +69,7 @@ class Portraits(Faces):
                         where = f"reference {column + 1} of prompt {row + 1}"
                         kept[place], labelled[place] = self._kept(face, where), True
         more = {"portrait_kept": kept, "portrait_labelled": labelled}
+        more["portrait_dropped"] = np.zeros(shape, bool)
         return arrays | {n: a.reshape(shape[0], -1, *a.shape[3:]) for n, a in more.items()}
 
     def _kept(self, face: Face, where: str) -> np.ndarray:

@@ -44,7 +44,7 @@ from persongen_jax.methods.readers import (
     is_abstract,
 )
 from persongen_jax.methods.start import Origin, find_origin, load_remaining
-from persongen_jax.models.branches import add_branch, transformer_blocks
+from persongen_jax.models.branches import add_branch
 from persongen_jax.models.encoders.pulid import IDEncoder, IDFormer
 from persongen_jax.models.faces.keypoint_net import KeypointNet
 from persongen_jax.models.id_attention import IDCrossAttention, set_mode
@@ -104,9 +104,8 @@ USUAL = {"v1": "fidelity", "v1.1": "v1.1"}  # release by version
 class PuLID(AlignedFaceReader, Method):
     """Face tokens in the stream "identity".
 
-    Where nobody has a reference, as on the unconditional side of guidance, the tokens are those of
-    zeros, as in the released code; a call without references is the base alone. A person without
-    references next to others adds exactly nothing.
+    Without the condition, as on the unconditional side of guidance, zeros are encoded in place of
+    the references, as in the released code. Who has no references adds exactly nothing.
 
     Attributes:
         few_steps: config.pulid_few_steps, of the samples that the losses beyond the diffusion loss
@@ -135,7 +134,8 @@ class PuLID(AlignedFaceReader, Method):
         Reads config.face_encoder (a recogniser's file), id_encoder (EVA-CLIP's file, or the folder
         of a CLIP for training from scratch), pulid_version ("v1" or "v1.1"; a file has its own),
         pulid_release, pulid_mode and pulid_zeros in place of the release's, pulid_id_mix,
-        pulid_crop, pulid_face_parser (facexlib's file), id_norm_gain, dtype, and start_from: a PuLID file or an earlier run.
+        pulid_crop, pulid_face_parser (facexlib's file), id_norm_gain, dtype, what the losses need,
+        and start_from: a PuLID file or an earlier run.
 
         Raises:
             ValueError: no face encoder, networks of other widths than a file's, or an unknown
@@ -194,39 +194,38 @@ class PuLID(AlignedFaceReader, Method):
         """Tokens [b, n, d] of all people, and which of them are read [b, n]."""
         vectors, maps = face_features(model, self.face_embeds(model, batch), batch)
         b, r, _ = vectors.shape
-        people, mask = r // MAX_REFERENCES, batch["id_mask"]
-        own = mask.reshape(b * people, MAX_REFERENCES)
+        mask, dropped = batch["portrait_mask"], batch["portrait_dropped"]
+        rows = (b * (r // MAX_REFERENCES), MAX_REFERENCES)  # a row for each person
 
         def by_person(array):
-            shown = mask.reshape(b, r, *[1] * (array.ndim - 2))
-            # Of nobody, zeros; what absent places hold does not matter, but it must be finite.
-            return jnp.where(shown, array, 0).reshape(b * people, MAX_REFERENCES, *array.shape[2:])
+            shown = (mask & ~dropped).reshape(b, r, *[1] * (array.ndim - 2))
+            # What absent places hold does not matter, but it must be finite.
+            return jnp.where(shown, array, 0).reshape(*rows, *array.shape[2:])
 
         vectors, maps = by_person(vectors), tuple(map(by_person, maps))
-        some = own.any(1)
+        own, some = mask.reshape(rows), mask.reshape(rows).any(1)
         first = jnp.arange(MAX_REFERENCES) == 0
-        # A person without references is masked, unless nobody of the row has any.
-        alone = (some.reshape(b, people) | ~mask.any(1, keepdims=True)).reshape(-1)
-        read = jnp.where(some[:, None], own, first)
         if model.id_adapter.version == "v1.1":
-            tokens = model.id_adapter(vectors, maps, read)
-            there = jnp.broadcast_to(alone[:, None], tokens.shape[:2])
+            # Without the condition one picture of zeros, however many references there are.
+            one = dropped.reshape(rows) | ~some[:, None]
+            tokens = model.id_adapter(vectors, maps, jnp.where(one, first, own))
+            there = jnp.broadcast_to(some[:, None], tokens.shape[:2])
         else:
             flat = tuple(y.reshape(-1, *y.shape[2:]) for y in maps)
             tokens = model.id_adapter(vectors.reshape(-1, vectors.shape[-1]), flat)
             n = tokens.shape[1]
-            tokens = tokens.reshape(b * people, MAX_REFERENCES * n, -1)
-            there = jnp.repeat((read & alone[:, None])[..., None], n, axis=2)
+            tokens = tokens.reshape(rows[0], MAX_REFERENCES * n, -1)
+            there = jnp.repeat(own[..., None], n, axis=2)
             if not self.id_mix:
-                further = jnp.arange(n) < model.id_adapter.num_id_tokens
-                there &= first[None, :, None] | further
-            there = there.reshape(b * people, -1)
+                of_vector = jnp.arange(n) < model.id_adapter.num_id_tokens
+                there &= first[None, :, None] | of_vector
+            there = there.reshape(rows[0], -1)
         return tokens.reshape(b, -1, tokens.shape[-1]), there.reshape(b, -1)
 
     # ---- training ----
 
     def losses(self, model: Model, batch: Batch, step: Any) -> dict[str, jax.Array]:
-        """The diffusion loss; with ``few_steps`` the paper's other three, on samples of all rows."""
+        """The diffusion loss; with ``few_steps`` the paper's others, on samples of all rows."""
         if not self.few_steps:
             return {"loss": step.mse}
         view = denoiser_module(model, self)
@@ -240,9 +239,8 @@ class PuLID(AlignedFaceReader, Method):
             judge = functools.partial(
                 face_similarity_loss, model.face_encoder, model.face_points, wanted=first
             )
-        heads = [block.attn2.heads for block in transformer_blocks(model.unet)]
         plan = few_steps(step.schedule, self.few_steps)
-        rest = (BRANCH, heads, plan, self.weights, step, judge)
+        rest = (BRANCH, plan, self.weights, step, judge)
         terms = few_step_terms(denoise, self.condition(model, batch), *rest)
         added = sum(value for name, value in terms.items() if name.startswith("loss_"))
         return {"loss": step.mse + added, **terms}
@@ -295,8 +293,8 @@ def _face_points(config, abstract: bool):
     kind, _, folder = str(config.pulid_face_points).partition(":")
     if kind != "keypoints" or not folder:
         raise ValueError(
-            f"config.pulid_face_points={config.pulid_face_points!r}: PuLID's ID loss finds faces by "
-            "it; give keypoints:DIR, or set config.pulid_id=0"
+            f"config.pulid_face_points={config.pulid_face_points!r}: PuLID's ID loss finds "
+            "faces by it; give keypoints:DIR, or set config.pulid_id=0"
         )
     if abstract and not Path(folder).exists():
         return KeypointNet({}, rngs=UnusedRngs())

@@ -78,24 +78,23 @@ def sampled(
     return final_latents(carry), found
 
 
-def alignment(ours: Queries, theirs: Queries, heads: list[int]) -> tuple[jax.Array, jax.Array]:
-    """(semantic, layout) alignment losses [b]: equations 4 and 5 of the paper.
+def alignment(ours: Queries, theirs: Queries) -> tuple[jax.Array, jax.Array]:
+    """(semantic, layout) alignment losses [b].
 
     Args:
-        ours, theirs: (queries [b, n, inner], text keys [b, m, inner]) of each layer and step.
-        heads: of each.
+        ours, theirs: (queries [b, n, heads, d], text keys [b, m, heads, d]) of each layer and
+            step; no gradient flows to ``theirs``.
     """
     sem, layout = [], []
-    for (q, k), (q0, k0), count in zip(ours, theirs, heads, strict=True):
-        q0, k0 = jax.lax.stop_gradient(q0), jax.lax.stop_gradient(k0)
-        sem.append(_squared(_responses(q, k, count) - _responses(q0, k0, count)))
+    for (q, k), (q0, k0) in zip(ours, jax.lax.stop_gradient(theirs), strict=True):
+        sem.append(_squared(_responses(q, k) - _responses(q0, k0)))
         layout.append(_squared(q.astype(jnp.float32) - q0.astype(jnp.float32)))
     return jnp.stack(sem).mean(0), jnp.stack(layout).mean(0)
 
 
-def _responses(q, k, heads):
+def _responses(q, k):
     """What each word of the text finds among the queries: softmax(K Q^T / sqrt(d)) Q."""
-    q, k = (x.astype(jnp.float32).reshape(*x.shape[:2], heads, -1) for x in (q, k))
+    q, k = q.astype(jnp.float32), k.astype(jnp.float32)
     return jax.nn.dot_product_attention(k, q, q)
 
 
@@ -130,7 +129,6 @@ def few_step_terms(
     denoise: Callable,
     conditioning: Conditioning,
     branch: str,
-    heads: list[int],
     plan: Plan,
     weights: Weights,
     step: Any,
@@ -140,7 +138,6 @@ def few_step_terms(
 
     Args:
         conditioning: with the identity, which is the stream ``branch``.
-        heads: of the cross-attention layers in the order in which they run.
         step: systems.diffusion.Step.
         judge: maps images to face_similarity_loss's; None: no ID loss.
     """
@@ -150,7 +147,7 @@ def few_step_terms(
     plain = jax.lax.stop_gradient(replace(conditioning, streams=rest))
     ours, with_it = sampled(denoise, plan, noise, conditioning)
     _, without = sampled(denoise, plan, noise, plain)
-    sem, layout = alignment(with_it, without, heads * plan.num_steps)
+    sem, layout = alignment(with_it, without)
     terms = {"loss_sem": weights.sem * sem, "loss_layout": weights.layout * layout}
     if judge is not None:
         lost, found = judge(step.decode(ours))

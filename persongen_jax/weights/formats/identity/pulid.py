@@ -18,6 +18,7 @@ from persongen_jax.models.encoders.pulid import IDEncoder, IDFormer
 from persongen_jax.models.id_attention import IDCrossAttention
 from persongen_jax.weights.errors import KeyMismatch, UnsupportedAdapter, WeightsError
 from persongen_jax.weights.files.directory import open_file
+from persongen_jax.weights.files.safetensors_file import write_safetensors
 from persongen_jax.weights.files.source import OpenedFile, Renaming, TensorSource
 from persongen_jax.weights.recognition.kinds import NAMES, classify
 from persongen_jax.weights.recognition.layout import unwrapped
@@ -175,21 +176,47 @@ def load_pulid_into(model: Any, path: str | os.PathLike, branch: str = "identity
         KeyMismatch: a tensor missing, unexpected or misshapen; all are listed.
     """
     with read_pulid(path) as file:
-        slots = _slots(model, branch)
-        if file.version != model.id_adapter.version:
-            raise UnsupportedAdapter(
-                f"{file.describe()}: is PuLID {file.version}, and the model's encoder that of "
-                f"{model.id_adapter.version}. Set the config's pulid_version={file.version!r}."
-            )
-        layers = [layer for name, layer in processors(model.unet).items() if _is_cross(name)]
-        width = layers[0].to_k.kernel.shape[0]
-        if (file.layers, file.width) != (len(layers), width):
-            raise UnsupportedAdapter(
-                f"{file.describe()}: has {file.layers} cross-attention layers that read tokens of "
-                f"width {file.width}, this UNet {len(layers)} of width {width} (SDXL: 70 of 2048). "
-                "Give a file that was made for this base."
-            )
-        fill_slots(slots, file.tensors)
+        check_pulid(model, file, branch)
+        fill_slots(_slots(model, branch), file.tensors)
+
+
+def check_pulid(model: Any, file: PulidFile, branch: str = "identity") -> None:
+    """Raises what :func:`load_pulid_into` does; reads no tensor, so shapes suffice in ``model``."""
+    slots = _slots(model, branch)
+    if file.version != model.id_adapter.version:
+        raise UnsupportedAdapter(
+            f"{file.describe()}: is PuLID {file.version}, and the model's encoder that of "
+            f"{model.id_adapter.version}. Set the config's pulid_version={file.version!r}."
+        )
+    layers = [layer for name, layer in processors(model.unet).items() if _is_cross(name)]
+    width = layers[0].to_k.kernel.shape[0]
+    if (file.layers, file.width) != (len(layers), width):
+        raise UnsupportedAdapter(
+            f"{file.describe()}: has {file.layers} cross-attention layers that read tokens of "
+            f"width {file.width}, this UNet {len(layers)} of width {width} (SDXL: 70 of 2048). "
+            "Give a file that was made for this base."
+        )
+    found = {key: tuple(file.tensors.info(key)[1]) for key in file.tensors.keys()}
+    missing, unexpected = sorted(slots.keys() - found), sorted(found.keys() - slots.keys())
+    misshapen = {
+        key: (shape, slots[key].shape)
+        for key, shape in found.items()
+        if key in slots and shape != slots[key].shape
+    }
+    if missing or unexpected or misshapen:
+        raise KeyMismatch(file.describe(), missing, unexpected, misshapen)
+
+
+def write_pulid(file: PulidFile, path: str | os.PathLike) -> None:
+    """The same tensors under the published names, as safetensors; dtypes stay."""
+    source = file.tensors
+
+    def entry(key):
+        dtype, shape = source.info(key)
+        return key, shape, dtype, lambda: source.read(key)
+
+    notes = {k: v for k, v in source.metadata.items() if k == HEAD_DIM_NOTE}
+    write_safetensors(Path(path), [entry(key) for key in source.keys()], {"format": "pt", **notes})
 
 
 def save_pulid(model: Any, path: str | os.PathLike, branch: str = "identity") -> None:
@@ -246,4 +273,13 @@ def _is_cross(name: str) -> bool:
     return name.endswith(".attn2")
 
 
-__all__ = ["ENCODERS", "PulidFile", "is_pulid", "load_pulid_into", "read_pulid", "save_pulid"]
+__all__ = [
+    "ENCODERS",
+    "PulidFile",
+    "check_pulid",
+    "is_pulid",
+    "load_pulid_into",
+    "read_pulid",
+    "save_pulid",
+    "write_pulid",
+]
