@@ -77,8 +77,8 @@ def import_file(path: str | Path, out: str | Path, base: str | Path | None = Non
     Args:
         path: a LoRA of any style, a word's embeddings (Textual Inversion), PhotoMaker, an
             IP-Adapter, PuLID, a single-file SDXL checkpoint, a face recogniser (.pth, .onnx), a
-            file of DINO's or DINOv2's image encoder, CLIP in OpenAI's or OpenCLIP's layout, EVA-02's CLIP,
-            FID's Inception, LPIPS or its halves, or FaceNet.
+            file of DINO's or DINOv2's image encoder, CLIP in OpenAI's or OpenCLIP's layout, EVA's
+            CLIP, FID's Inception, LPIPS or its halves, or FaceNet.
         out: the ``.safetensors`` file to write; for a checkpoint a directory.
         base: diffusers-format SDXL directory that the file is for; its configs suffice. Judges,
             such as face recognisers and image encoders, need none.
@@ -113,8 +113,8 @@ def import_file(path: str | Path, out: str | Path, base: str | Path | None = Non
         raise UnsupportedAdapter(
             f"{path}: is {identify(path).what}; there is nothing to import. Imported are LoRAs, "
             "embeddings of words, PhotoMaker, IP-Adapters, PuLID, single-file SDXL checkpoints, "
-            "face recognisers, and files of DINO's image encoders, of OpenAI's, OpenCLIP's and EVA-02's "
-            "CLIP, of FID's Inception and of LPIPS; directories are read as they are."
+            "face recognisers, and files of DINO's image encoders, of OpenAI's, OpenCLIP's and "
+            "EVA's CLIP, of FID's Inception and of LPIPS; directories are read as they are."
         )
     if kind not in (*NO_BASE, *ENCODERS, *JUDGES) and base is None:
         raise WeightsError(f"{path}: give --base DIR, the SDXL directory that it is for")

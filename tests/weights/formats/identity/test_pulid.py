@@ -56,7 +56,9 @@ def make(unet, version, sizes):
 
 def zeros(model):
     state = nnx.state(model)
-    nnx.update(model, nnx.map_state(lambda _, x: x.replace(np.zeros(x.shape, x.dtype)), state))
+    nnx.update(
+        model, nnx.map_state(lambda _, x: x.replace(jnp.asarray(np.zeros(x.shape, x.dtype))), state)
+    )
     return model
 
 
