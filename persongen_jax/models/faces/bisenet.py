@@ -41,7 +41,7 @@ class BasicBlock(nnx.Module):
         self.bn1 = BatchNorm(outputs, **kw)
         self.conv2 = Conv(outputs, outputs, 3, **plain)
         self.bn2 = BatchNorm(outputs, **kw)
-        self.downsample = None
+        self.downsample: nnx.List | None = nnx.data(None)
         if inputs != outputs or strides > 1:
             narrow = Conv(inputs, outputs, 1, strides=strides, use_bias=False, **kw)
             self.downsample = nnx.List([narrow, BatchNorm(outputs, **kw)])
