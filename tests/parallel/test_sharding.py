@@ -87,7 +87,7 @@ def test_the_largest_axis_that_divides_is_divided():
         "facecdm",
         *(
             pytest.param(name, marks=pytest.mark.slow)
-            for name in ("cascade", "ip_adapter", "bolid")
+            for name in ("cascade", "ip_adapter", "bolid", "pulid")
         ),
     ],
 )
