@@ -14,7 +14,6 @@ import numpy as np
 from flax import nnx
 
 from persongen_jax.models.faces.iresnet import BatchNorm
-from persongen_jax.models.judges.units import max_pool
 from persongen_jax.models.layers import Conv, LayerOptions
 
 LABELS = 19
@@ -70,7 +69,7 @@ class ResNet18(nnx.Module):
             setattr(self, f"layer{i}", nnx.List(blocks))
 
     def __call__(self, x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-        x = max_pool(jax.nn.relu(self.bn1(self.conv1(x))), padding=1)
+        x = _max_pool(jax.nn.relu(self.bn1(self.conv1(x))))
         found = []
         for i in range(1, 5):
             for block in getattr(self, f"layer{i}"):
@@ -163,6 +162,12 @@ class BiSeNet(nnx.Module):
         logits = self.conv_out(self.ffm(*self.cp(images))).astype(jnp.float32)
         rows, columns = (_between(n // 8, n) for n in (height, width))
         return jnp.einsum("ih,bhwc,jw->bijc", rows, logits, columns)
+
+
+def _max_pool(x):
+    """The largest of 3 x 3 cells at every second one."""
+    pads = [(0, 0), (1, 1), (1, 1), (0, 0)]
+    return jax.lax.reduce_window(x, -jnp.inf, jax.lax.max, (1, 3, 3, 1), (1, 2, 2, 1), pads)
 
 
 def _mean(x):
