@@ -176,3 +176,25 @@ def test_version_1_1_with_the_sde_and_its_noise(pipe, files):
     noise = np.concatenate([noise, np.zeros_like(noise[:1])])
     found = run(state, guidance, first_noise(), noise)
     assert relative_gap(found, nhwc(arrays["out/main_sde_final_latents"])) < 1e-4
+
+
+@pytest.mark.slow
+def test_guidance_1_several_images_and_nobody(pipe, files):
+    """Where the original mixes tokens; and when the face must not act, the base to the bit."""
+    load(pipe, files, "v1")
+    noise = np.random.default_rng(0).normal(size=(2, 16, 12, 4)).astype(np.float32)
+
+    def run(references, **more):
+        given = {"references": [references]} if references else {}
+        options = RELEASES["fidelity"].options
+        unguided = {"guidance_scale": 1.0, "num_images_per_prompt": 2, "latents": noise}
+        shape = {**SIZE, "output_type": "latent"}
+        return pipe("a girl in snow", options=options, **unguided, **shape, **given, **more).images
+
+    both, alone = run(faces(V1, 0)), run(faces(V1, 0), batch_size=1)
+    assert relative_gap(both, alone) < 1e-5
+    nobody = run([])
+    assert relative_gap(both, nobody) > 1e-2
+    assert np.array_equal(run(faces(V1, 0), start_merge_step=2, scales={"identity": 0.0}), nobody)
+    pipe.unload_method()
+    assert np.array_equal(run([]), nobody)
