@@ -35,7 +35,8 @@ _RECORDED: contextvars.ContextVar[list | None] = contextvars.ContextVar("queries
 def recording() -> Iterator[list[tuple[jax.Array, jax.Array]]]:
     """Collects (queries [b, n, heads, d], text keys [b, m, heads, d]) of every layer that runs.
 
-    The layers must run in the same trace: not within a scan or a checkpoint of their own.
+    The layers must run in the same trace as what reads the list: not within a scan or a checkpoint
+    of their own.
     """
     found: list[tuple[jax.Array, jax.Array]] = []
     token = _RECORDED.set(found)

@@ -77,6 +77,8 @@ def read_method(
     }
     if trained is None:
         here["start_from"] = str(weights)
+    if "pulid_few_steps" in config:
+        here["pulid_few_steps"] = 0  # what only its training reads need not be there
     here |= _networks_of(config, {k: str(path) for k, path in networks.items() if path}, weights)
     return ConfigDict({**config, **here}), trained
 

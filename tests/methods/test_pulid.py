@@ -140,11 +140,15 @@ def test_alignment_is_its_formula_and_the_other_side_is_constant():
         weights = np.exp(scores) / np.exp(scores).sum(-1, keepdims=True)
         return np.einsum("bhmn,bnhd->bmhd", weights, q)
 
-    sem, layout = alignment([(q, k), (q, k)], [(q0, k0), (q, k)])
+    def steps(*each):  # of a layer in two steps
+        return [tuple(np.stack(pair) for pair in zip(*each, strict=True))]
+
+    ours, theirs = steps((q, k), (q, k)), steps((q0, k0), (q, k))
+    sem, layout = alignment(ours, theirs)
     wanted = ((responses(q, k) - responses(q0, k0)) ** 2).mean((1, 2, 3)) / 2
     np.testing.assert_allclose(sem, wanted, rtol=1e-5)
     np.testing.assert_allclose(layout, ((q - q0) ** 2).mean((1, 2, 3)) / 2, rtol=1e-5)
-    flows = jax.grad(lambda other: sum(alignment([(q, k)], [other])).sum())((q0, k0))
+    flows = jax.grad(lambda other: sum(alignment(ours, [other])).sum())(theirs[0])
     assert not any(np.any(each) for each in flows)
 
 

@@ -48,6 +48,11 @@ class Portraits(Faces):
         arrays = super().make(example)
         return arrays and {**arrays, "portrait_dropped": np.zeros(MAX_REFERENCES, bool)}
 
+    def notes(self) -> list[str]:
+        """None: the field of the recogniser's faces says which records have no landmarks."""
+        super().notes()
+        return []
+
     def dropped(self, batch: Batch, xp: Any) -> dict:
         return {"portrait_dropped": xp.ones_like(batch["portrait_dropped"])}
 

@@ -10,7 +10,6 @@ of the sample must be the person's (ID loss). What the paper leaves open, and is
 - no guidance, prompts are the captions, and the noise is the diffusion loss's own.
 """
 
-import functools
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -54,27 +53,26 @@ def few_steps(schedule: NoiseSchedule, steps: int) -> Plan:
 def sampled(
     denoise: Callable, plan: Plan, noise: jax.Array, conditioning: Conditioning
 ) -> tuple[jax.Array, Queries]:
-    """The latents after all steps [b, h, w, c], and (queries, text keys) of all layers and steps.
+    """The latents after all steps [b, h, w, c], and each layer's queries and text keys.
+
+    These are [steps, b, n, heads, d] each. A step is computed again for the gradient, and compiled
+    once for all.
 
     Args:
         denoise: (x, t, conditioning) to the prediction; differentiable.
         noise: [b, h, w, c] standard normal.
     """
+    update = SAMPLERS[plan.name]
 
-    @functools.partial(jax.checkpoint, static_argnums=0)
-    def step(i, carry):
+    def step(carry, i):
+        x, memory = carry["latents"], carry["memory"]
         with recording() as queries:
-            output = denoise(carry["latents"], jnp.asarray(plan.timesteps)[i], conditioning)
-        update = SAMPLERS[plan.name]
-        latents, memory = update(
-            output.astype(jnp.float32), plan, i, carry["latents"], carry["memory"], None
-        )
+            output = denoise(x, jnp.asarray(plan.timesteps)[i], conditioning)
+        latents, memory = update(output.astype(jnp.float32), plan, i, x, memory, None)
         return {"latents": latents, "memory": memory}, queries
 
-    carry, found = init_carry(plan, initial_latents(plan, noise)), []
-    for i in range(plan.num_steps):
-        carry, queries = step(i, carry)
-        found += queries
+    carry = init_carry(plan, initial_latents(plan, noise))
+    carry, found = jax.lax.scan(jax.checkpoint(step), carry, jnp.arange(plan.num_steps))
     return final_latents(carry), found
 
 
@@ -82,8 +80,8 @@ def alignment(ours: Queries, theirs: Queries) -> tuple[jax.Array, jax.Array]:
     """(semantic, layout) alignment losses [b].
 
     Args:
-        ours, theirs: (queries [b, n, heads, d], text keys [b, m, heads, d]) of each layer and
-            step; no gradient flows to ``theirs``.
+        ours, theirs: (queries [steps, b, n, heads, d], text keys [steps, b, m, heads, d]) of each
+            layer; no gradient flows to ``theirs``.
     """
     sem, layout = [], []
     for (q, k), (q0, k0) in zip(ours, jax.lax.stop_gradient(theirs), strict=True):
@@ -95,11 +93,12 @@ def alignment(ours: Queries, theirs: Queries) -> tuple[jax.Array, jax.Array]:
 def _responses(q, k):
     """What each word of the text finds among the queries: softmax(K Q^T / sqrt(d)) Q."""
     q, k = q.astype(jnp.float32), k.astype(jnp.float32)
-    return jax.nn.dot_product_attention(k, q, q)
+    return jax.vmap(jax.nn.dot_product_attention)(k, q, q)
 
 
 def _squared(x):
-    return jnp.square(x).mean(tuple(range(1, x.ndim)))
+    """The mean square of each example, [steps, b, ...] to [b]."""
+    return jnp.square(x).mean((0, *range(2, x.ndim)))
 
 
 def face_similarity_loss(
