@@ -9,11 +9,12 @@ AT_LEAST_0 = (
     *("validation_every", "start_from_step", "lora_alpha", "early_stopping", "sample_every"),
     *("text_alpha", "text_rank", "num_class_images", "prior_loss_weight", "keep_captions"),
     *("embedding_steps", "embedding_norm"),
+    *("pulid_few_steps", "pulid_sem", "pulid_layout", "pulid_id"),
 )
 AT_LEAST_1 = (
     *("batch_size", "grad_accum", "fsdp", "cpu_devices", "size", "log_every"),
     *("sample_images", "facecdm_reduced", "bolid_reduced", "losses_downscale"),
-    *("num_vectors", "face_point_radius"),
+    *("num_vectors", "face_point_radius", "pulid_crop"),
 )
 
 

@@ -178,6 +178,13 @@ class Field(abc.ABC):
         """
         return {}
 
+    def absent(self, batch: Batch, xp: Any) -> dict:
+        """The same where the prompt alone shall act, before delayed merging.
+
+        By default as if it was dropped; a method may have learned tokens for that.
+        """
+        return self.dropped(batch, xp)
+
 
 # ---- Encoding by frozen networks ------------------------------------------------------
 

@@ -67,7 +67,7 @@ def align_faces(
     pixels = np.arange(size)
     crop = pixels[None, :] + 1j * pixels[:, None]
     places = (crop - shift[:, None, None]) / turn[:, None, None]
-    return _sample(images, places.real, places.imag)
+    return sample(images, places.real, places.imag)
 
 
 def similarity(points: np.ndarray, template: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -96,7 +96,7 @@ def similarity(points: np.ndarray, template: np.ndarray) -> tuple[np.ndarray, np
     return turn, there_mean - turn * here_mean
 
 
-def _sample(images, x, y):
+def sample(images: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray:
     """Bilinear samples of [n, h, w, c] at pixel centres x, y [n, s, s], black outside."""
     n, height, width, _ = images.shape
     # A black rim avoids special cases at the border; everything further out maps to it.

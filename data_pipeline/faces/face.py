@@ -23,6 +23,7 @@ class Face:
     image: Any = None
     landmarks: ArrayLike | None = None
     embedding: ArrayLike | None = None
+    labels: ArrayLike | None = None
 
     def picture(self, field: str, whole: bool) -> Any:
         """The photograph, for a field that reads it ``whole``; ValueError without one."""

@@ -17,6 +17,7 @@ from persongen_jax.weights.formats.adapters import extract_adapter, module_paths
 from persongen_jax.weights.formats.controlnet import save_controlnet
 from persongen_jax.weights.formats.embeddings.writing import WRITTEN_FORMS, write_embeddings
 from persongen_jax.weights.formats.identity.instantid import save_instantid
+from persongen_jax.weights.formats.identity.pulid import save_pulid
 from persongen_jax.weights.formats.ip_adapter import save_image_encoder, save_ip_adapter
 from persongen_jax.weights.formats.lora.writing import (
     write_comfy_lora,
@@ -42,6 +43,7 @@ HELD = {
         r"|unet/.*/branches/identity/to_[kv]/kernel|unet/(?!.*/branches/).*/lora/(down|up)"
     ),
     "instantid": r"image_proj/.*|controlnet/.*|unet/.*/branches/identity/to_[kv]/kernel",
+    "pulid": r"id_adapter/.*|unet/.*/branches/identity/to_[kv]/kernel",
     "controlnet": r"controlnet/.*",
     "diffusers": r"(unet|text_encoder(_2)?)/.*",
 }
@@ -90,6 +92,9 @@ def export_run(
     elif file_format == "photomaker":
         save_photomaker(model, out)
         said = "PhotoMaker"
+    elif file_format == "pulid":
+        save_pulid(model, out)
+        said = f"PuLID {model.id_adapter.version}"
     elif file_format == "diffusers":
         if Path(out).suffix in (".safetensors", ".bin"):
             raise WeightsError(f"{out}: a whole base is a folder; give a name without an extension")
@@ -175,6 +180,8 @@ def unsupported_reason(run: TrainedRun, file_format: str) -> str:
             isinstance(x, ParallelCrossAttention) and "identity" in x.order for x in readers
         ):
             return "has no parallel attention branch on the identity"
+    elif file_format == "pulid":
+        return "" if hasattr(model, "id_adapter") else "is not PuLID"
     elif file_format == "controlnet":
         if not hasattr(model, "controlnet"):
             return "has no ControlNet"

@@ -16,9 +16,11 @@ from flax import nnx
 
 from persongen_jax.convert.identify import identify
 from persongen_jax.convert.judges import import_judge
+from persongen_jax.convert.pulid import import_pulid
 from persongen_jax.models.encoders.clip import CLIPTextModel, CLIPVisionModel
 from persongen_jax.models.encoders.dino import DinoViT
 from persongen_jax.models.encoders.id_encoder import PhotoMakerIDEncoder
+from persongen_jax.models.encoders.photomaker_v2 import PhotoMakerV2IDEncoder
 from persongen_jax.models.faces.iresnet import IResNet
 from persongen_jax.models.layers import UnusedRngs
 from persongen_jax.models.sdxl.parts import COMPONENTS as ALL_COMPONENTS
@@ -76,9 +78,9 @@ def import_file(path: str | Path, out: str | Path, base: str | Path | None = Non
 
     Args:
         path: a LoRA of any style, a word's embeddings (Textual Inversion), PhotoMaker, an
-            IP-Adapter or InstantID's, a single-file SDXL checkpoint, a face recogniser (.pth,
-            .onnx), a file of DINO's or DINOv2's image encoder, CLIP in OpenAI's or OpenCLIP's
-            layout, EVA-02's CLIP, FID's Inception, LPIPS or its halves, or FaceNet.
+            IP-Adapter, InstantID's or PuLID, a single-file SDXL checkpoint, a face recogniser, a
+            file of DINO's or DINOv2's image encoder, CLIP in OpenAI's or OpenCLIP's layout, EVA's
+            CLIP, FID's Inception, LPIPS or its halves, or FaceNet.
         out: the ``.safetensors`` file to write; for a checkpoint a directory.
         base: diffusers-format SDXL directory that the file is for; its configs suffice. Judges,
             such as face recognisers and image encoders, need none.
@@ -109,12 +111,14 @@ def import_file(path: str | Path, out: str | Path, base: str | Path | None = Non
         writer = _import_ip_adapter
     elif kind == "instantid":
         writer = functools.partial(_import_ip_adapter, opener=read_instantid)
+    elif kind == "pulid":
+        writer = import_pulid
     else:
         raise UnsupportedAdapter(
             f"{path}: is {identify(path).what}; there is nothing to import. Imported are LoRAs, "
-            "embeddings of words, PhotoMaker, IP-Adapters, InstantID's, single-file SDXL "
+            "embeddings of words, PhotoMaker, IP-Adapters, InstantID's, PuLID, single-file SDXL "
             "checkpoints, face recognisers, and files of DINO's image encoders, of OpenAI's, "
-            "OpenCLIP's and EVA-02's CLIP, of FID's Inception and of LPIPS; directories are read "
+            "OpenCLIP's and EVA's CLIP, of FID's Inception and of LPIPS; directories are read "
             "as they are."
         )
     if kind not in (*NO_BASE, *ENCODERS, *JUDGES) and base is None:
@@ -235,11 +239,11 @@ def _import_photomaker(path, out, base) -> str:
         wanted = {**_encoder_shapes(file, base), **_lora_shapes(base.unet, file.rank)}
         check_shapes(file.tensors, wanted)
         copy_tensors(file.tensors, out)
-        said = f"PhotoMaker v{file.version}, LoRA of rank {file.rank}"
-        said += "; generate reads it by --method-weights, training by --config.start_from"
-        if file.version == 2:
-            said += ", with the face recogniser by --image-encoder and --config.face_encoder"
-        return said
+        more = ", with the face recogniser by --image-encoder and --config.face_encoder"
+        said = (
+            f"PhotoMaker v{file.version}, LoRA of rank {file.rank}; generate reads it by --method"
+        )
+        return f"{said}-weights, training by --config.start_from{more * (file.version == 2)}"
 
 
 def _encoder_shapes(file, base) -> dict[str, tuple]:
@@ -251,8 +255,6 @@ def _encoder_shapes(file, base) -> dict[str, tuple]:
     def make():
         vision = CLIPVisionModel(config, with_projection=False, **kw)
         if file.version == 2:
-            from persongen_jax.models.encoders.photomaker_v2 import PhotoMakerV2IDEncoder
-
             return PhotoMakerV2IDEncoder(vision, base.widths, **file.sizes, **kw)
         return PhotoMakerIDEncoder(vision, base.widths, **kw)
 

@@ -140,8 +140,8 @@ class SamplingOptions:
         guidance_form: "scale": guidance_scale is the s of ε_u + s (ε_c - ε_u); "weight": the w of
             (1 + w) ε_c - w ε_u (arXiv 2207.12598, eq. 6), s - 1, which 0 or less turns off.
         guidance_rescale: 0 (none) to 1 (Lin et al., arXiv 2305.08891, section 3.4).
-        scheduler: ddpm, ddim, euler, euler_ancestral, dpmpp_2m or a diffusers class name; default:
-            the model's own.
+        scheduler: ddpm, ddim, euler, euler_ancestral, dpmpp_2m, k_dpmpp_2m, k_dpmpp_sde (the last
+            two as k-diffusion has them) or a diffusers class name; default: the model's own.
         scheduler_options: its parameters, such as {"use_karras_sigmas": True} or {"eta": 0.5}.
         seed: of the noise: image n depends on (seed, n), not on how images are batched; default: 0.
         start_merge_step: through this step (inclusive) the prompt alone acts, then the identity

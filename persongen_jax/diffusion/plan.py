@@ -45,7 +45,7 @@ class Plan:
 
     @property
     def num_steps(self) -> int:
-        """Number of steps; below the requested number if `lambda_min_clipped` cuts some off."""
+        """Number of model calls; fewer than steps if `lambda_min_clipped` cuts some off."""
         return self.timesteps.shape[0]
 
     def at(self, i: Step) -> dict[str, jax.Array]:
@@ -60,9 +60,10 @@ def make_plan(
 
     Args:
       scheduler_config: contents of a diffusers scheduler_config.json.
-      num_inference_steps: steps, at least 1.
-      scheduler: short name ("ddpm", "ddim", "euler", "euler_ancestral", "dpmpp_2m") or diffusers
-        class name; None takes the config's `_class_name`.
+      num_inference_steps: steps, at least 1. "k_dpmpp_sde" asks the model twice in each but the
+        last: its plan has 2 n - 1 steps.
+      scheduler: short name ("ddpm", "ddim", "euler", "euler_ancestral", "dpmpp_2m", "k_dpmpp_2m",
+        "k_dpmpp_sde") or diffusers class name; None takes the config's `_class_name`.
       **overrides: parameters that override the config, e.g. use_karras_sigmas=True, eta=0.5.
 
     Raises:
@@ -280,10 +281,68 @@ def _dpmpp_timesteps(config: dict, training_sigmas: np.ndarray, n: int) -> np.nd
     return _within_training(timesteps, num_train)
 
 
+def _k_sigmas(config: dict, alphas_cumprod: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarray]:
+    """[n + 1] Karras sigmas over the whole schedule, then 0; the [T] log sigmas of training."""
+    training = _finite_training_sigmas(config, alphas_cumprod)
+    sigmas = _karras_sigmas(config, float(training[-1]), float(training[0]), n)
+    return np.append(sigmas, 0.0), np.log(training)
+
+
+def _k_plan(sigmas, log_training, coefficients, stochastic):
+    """What both of k-diffusion's samplers have: whole timesteps, the nearest in log sigma."""
+    now = sigmas[:-1]
+    timesteps = np.abs(np.log(now)[:, None] - log_training).argmin(1)
+    alpha_t, sigma_t = _signal_and_noise(now)
+    coefficients |= {"alpha_t": alpha_t, "sigma_t": sigma_t}
+    return timesteps, sigmas, sigmas[0], coefficients, stochastic
+
+
+def _plan_k_dpmpp_2m(config, alphas_cumprod, n):
+    sigmas, log_training = _k_sigmas(config, alphas_cumprod, n)
+    with np.errstate(divide="ignore"):
+        h = -np.diff(np.log(sigmas))
+    extrapolation = np.zeros(n)
+    extrapolation[1:] = h[1:] / (2 * h[:-1])
+    extrapolation[-1] = 0  # to sigma 0 at first order
+    coefficients = {
+        "xt_weight": sigmas[1:] / sigmas[:-1],
+        "data_weight": -np.expm1(-h),
+        "extrapolation": extrapolation,
+    }
+    return _k_plan(sigmas, log_training, coefficients, False)
+
+
+def _plan_k_dpmpp_sde(config, alphas_cumprod, n):
+    """Two calls a step: from sigma to the middle in log sigma, and again to the next sigma."""
+    whole, log_training = _k_sigmas(config, alphas_cumprod, n)
+    start, after = whole[:-2], whole[1:-1]
+    middle = np.sqrt(start * after)
+    reached = np.stack([middle, after], axis=1).ravel()  # by each call but the last
+    origin = np.repeat(start, 2)
+    noise_std = np.sqrt(reached**2 * (origin**2 - reached**2) / origin**2)
+    noise_std = np.append(np.minimum(reached, noise_std), 0.0)
+    origin = np.append(origin, whole[-2])
+    down = np.append(np.sqrt(reached**2 - noise_std[:-1] ** 2), 0.0)
+    overlap = np.zeros_like(origin)
+    # Both draws of a step are increments of one Brownian motion in sigma, from the same sigma on.
+    overlap[1::2] = np.sqrt((start - middle) / (start - after))
+    coefficients = {
+        "xt_weight": down / origin,
+        "data_weight": 1 - down / origin,
+        "noise_std": noise_std,
+        "from_start": (np.arange(len(origin)) % 2).astype(float),
+        "overlap": overlap,
+    }
+    sigmas = np.append(np.stack([start, middle], axis=1).ravel(), whole[-2:])
+    return _k_plan(sigmas, log_training, coefficients, True)
+
+
 _PLANNERS: dict[str, Callable] = {
     "ddpm": _plan_ddpm,
     "ddim": _plan_ddim,
     "euler": _plan_euler,
     "euler_ancestral": functools.partial(_plan_euler, ancestral=True),
     "dpmpp_2m": _plan_dpmpp_2m,
+    "k_dpmpp_2m": _plan_k_dpmpp_2m,
+    "k_dpmpp_sde": _plan_k_dpmpp_sde,
 }

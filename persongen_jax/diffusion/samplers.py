@@ -120,13 +120,57 @@ def dpmpp_2m_step(
     return latents, (x0, jnp.ones_like(has_previous))
 
 
+def k_dpmpp_2m_step(
+    model_output: jax.Array,
+    plan: Plan,
+    i: Step,
+    latents: jax.Array,
+    memory: Memory,
+    noise: jax.Array | None,
+) -> tuple[jax.Array, Memory]:
+    """The same on latents x_0 + sigma eps, as k-diffusion's sample_dpmpp_2m."""
+    c = plan.at(i)
+    scaled = latents * c["alpha_t"]
+    x0, _ = x0_and_eps(plan.prediction_type, scaled, model_output, c["alpha_t"], c["sigma_t"])
+    previous_x0, has_previous = memory
+    data = x0 + has_previous * c["extrapolation"] * (x0 - previous_x0)
+    latents = c["xt_weight"] * latents + c["data_weight"] * data
+    return latents, (x0, jnp.ones_like(has_previous))
+
+
+def k_dpmpp_sde_step(
+    model_output: jax.Array,
+    plan: Plan,
+    i: Step,
+    latents: jax.Array,
+    memory: Memory,
+    noise: jax.Array,
+) -> tuple[jax.Array, Memory]:
+    """One of the two calls in a step of k-diffusion's sample_dpmpp_sde, with r = 1/2 and eta = 1.
+
+    The first goes to the middle of the step; the second starts again where the first did, with the
+    data predicted in the middle. `memory` is (where the step started,): a run begins with a whole
+    step.
+    """
+    c = plan.at(i)
+    scaled = latents * c["alpha_t"]
+    x0, _ = x0_and_eps(plan.prediction_type, scaled, model_output, c["alpha_t"], c["sigma_t"])
+    start = jnp.where(c["from_start"] > 0, memory[0], latents)
+    latents = c["xt_weight"] * start + c["data_weight"] * x0 + c["noise_std"] * noise
+    return latents, (start,)
+
+
 SAMPLERS: dict[str, Callable] = {
     "ddpm": ddpm_step,
     "ddim": ddim_step,
     "euler": euler_step,
     "euler_ancestral": euler_ancestral_step,
     "dpmpp_2m": dpmpp_2m_step,
+    "k_dpmpp_2m": k_dpmpp_2m_step,
+    "k_dpmpp_sde": k_dpmpp_sde_step,
 }
+# These carry x0 + sigma * eps; the model was trained on unit variance.
+UNSCALED = ("euler", "euler_ancestral", "k_dpmpp_2m", "k_dpmpp_sde")
 
 
 # ---- The loop ----------------------------------------------------------------------------------
@@ -140,7 +184,11 @@ def initial_latents(plan: Plan, noise: jax.Array | np.ndarray) -> jax.Array | np
 def init_carry(plan: Plan, latents: jax.Array | np.ndarray) -> dict:
     """What the loop carries: the latents [b, h, w, c] and the sampler's memory, float32."""
     latents = jnp.asarray(latents, jnp.float32)
-    memory = (jnp.zeros_like(latents), np.float32(0)) if plan.name == "dpmpp_2m" else ()
+    memory: tuple = ()
+    if plan.name in ("dpmpp_2m", "k_dpmpp_2m"):
+        memory = (jnp.zeros_like(latents), np.float32(0))
+    elif plan.name == "k_dpmpp_sde":
+        memory = (latents,)
     return {"latents": latents, "memory": memory}
 
 
@@ -189,13 +237,19 @@ def run_steps(
             return None
         if noise is not None:
             return jnp.asarray(noise, jnp.float32)[i]
+        drawn = fresh(i)
+        if "overlap" in plan.coefficients:
+            shared = plan.at(i)["overlap"]
+            drawn = shared * fresh(jnp.maximum(i - 1, 0)) + jnp.sqrt(1 - shared**2) * drawn
+        return drawn
+
+    def fresh(i):
         return jax.vmap(lambda k: jax.random.normal(jax.random.fold_in(k, i), shape[1:]))(keys)
 
     def body(i, carry):
         latents = carry["latents"]
         scaled = latents
-        if plan.name in ("euler", "euler_ancestral"):
-            # These carry x0 + sigma * eps; the model was trained on unit variance.
+        if plan.name in UNSCALED:
             scaled = latents * plan.at(i)["alpha_t"]
         output = model(scaled, jnp.asarray(plan.timesteps)[i], i).astype(jnp.float32)
         latents, memory = step(output, plan, i, latents, carry["memory"], draw(i))

@@ -91,6 +91,9 @@ DEFAULTS = {
         "sigma_min": None,
         "sigma_max": None,
     },
+    # k-diffusion's samplers have no class in diffusers, and always Karras' sigmas.
+    "k_dpmpp_2m": {**SCHEDULE_DEFAULTS, "sigma_min": None, "sigma_max": None},
+    "k_dpmpp_sde": {**SCHEDULE_DEFAULTS, "sigma_min": None, "sigma_max": None},
 }
 
 CLASS_NAMES = {

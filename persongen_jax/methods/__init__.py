@@ -16,6 +16,7 @@ from persongen_jax.methods.published.instantid import InstantID
 from persongen_jax.methods.published.ip_adapter import IPAdapter
 from persongen_jax.methods.published.photomaker import PhotoMaker
 from persongen_jax.methods.published.photomaker_v2 import PhotoMakerV2
+from persongen_jax.methods.published.pulid import PuLID
 from persongen_jax.methods.thesis.cascade import Cascade
 from persongen_jax.methods.thesis.dual import Dual
 from persongen_jax.methods.thesis.id_branch import IDBranch
@@ -37,6 +38,7 @@ METHODS: dict[str, type[Method]] = {
     "facecdm": FaceCDM,
     "bolid": BoLID,
     "instantid": InstantID,
+    "pulid": PuLID,
     "lora": Lora,
     "dreambooth": DreamBooth,
     "textual_inversion": TextualInversion,

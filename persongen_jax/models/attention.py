@@ -44,8 +44,14 @@ class MultiHeadAttention(nnx.Module):
         mask: jax.Array | None = None,
     ) -> jax.Array:
         """From projected queries ``q`` [b, n, inner] to ``context`` [b, m, d]: [b, n, inner]."""
+        return self.attend_projected(q, to_k(context), to_v(context), mask)
+
+    def attend_projected(
+        self, q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None = None
+    ) -> jax.Array:
+        """``q`` [b, n, inner] to keys and values [b, m, inner]: [b, n, inner]."""
         mask = None if mask is None else mask[:, None, None, :]
-        q, k, v = (self._split(x) for x in (q, to_k(context), to_v(context)))
+        q, k, v = (self._split(x) for x in (q, k, v))
         out = attention(q, k, v, mask)
         return out.reshape(*out.shape[:2], -1)
 

@@ -2,7 +2,7 @@
 
 A method adds **branches**, each on a stream of its own; how their outputs come together is one
 class, a **composition**, that takes the base layer's place as ``attn2``:
-:class:`ParallelCrossAttention`, :class:`CascadeCrossAttention`.
+:class:`ParallelCrossAttention`, :class:`CascadeCrossAttention`; id_attention.py has PuLID's.
 """
 
 import abc
@@ -187,7 +187,7 @@ def add_branch(
     Raises:
         ValueError: there is one of this name, another composition, or no cross-attention.
     """
-    blocks = _transformer_blocks(unet)
+    blocks = transformer_blocks(unet)
     if not blocks:
         raise ValueError(f"branch {name!r}: {type(unet).__name__} has no cross-attention blocks")
     names = branch_names(unet)
@@ -207,12 +207,12 @@ def add_branch(
 
 def branch_names(unet: nnx.Module) -> list[str]:
     """The streams that ``unet`` has branches for, sorted."""
-    return sorted({n for b in _transformer_blocks(unet) for n in getattr(b.attn2, "order", ())})
+    return sorted({n for b in transformer_blocks(unet) for n in getattr(b.attn2, "order", ())})
 
 
 def remove_branches(unet: nnx.Module) -> None:
     """Remove every branch, which restores the base model and its structure."""
-    for block in _transformer_blocks(unet):
+    for block in transformer_blocks(unet):
         if isinstance(block.attn2, Composition):
             block.attn2 = _without_branches(block.attn2)
 
@@ -226,14 +226,15 @@ def _without_branches(layer: Composition) -> CrossAttention:
     return plain
 
 
-def _transformer_blocks(unet) -> list[BasicTransformerBlock]:
+def transformer_blocks(unet: nnx.Module) -> list[BasicTransformerBlock]:
+    """All of a network's."""
     return [node for _, node in nnx.iter_graph(unet) if isinstance(node, BasicTransformerBlock)]
 
 
 def take_branch(unet: nnx.Module, name: str) -> list[nnx.Module]:
     """Take the branch of this stream off; :func:`put_branch` puts it back. [] if there is none."""
     taken = []
-    for block in _transformer_blocks(unet):
+    for block in transformer_blocks(unet):
         layer = block.attn2
         if isinstance(layer, Composition) and name in layer.order:
             taken.append(layer.branches[name])
@@ -247,6 +248,6 @@ def take_branch(unet: nnx.Module, name: str) -> list[nnx.Module]:
 def put_branch(unet: nnx.Module, name: str, taken: list[nnx.Module]) -> None:
     """Add the branch of stream ``name`` with these layers; ValueError as :func:`add_branch`."""
     add_branch(unet, name)
-    for block, layer in zip(_transformer_blocks(unet), taken, strict=True):
+    for block, layer in zip(transformer_blocks(unet), taken, strict=True):
         attention: Any = block.attn2  # a Composition by now
         attention.branches[name] = layer

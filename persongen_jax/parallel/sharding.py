@@ -44,7 +44,7 @@ RULES = (
         r"|ns_coeffs)",
         WHOLE,
     ),
-    (r"(.*/)?(kernel|embedding|latents|kernel/value/codes)", DIVIDED),
+    (r"(.*/)?(kernel|embedding|latents|proj_out|pos_embed|kernel/value/codes)", DIVIDED),
 )
 # Arrays with fewer numbers stay whole: gathering them costs a message and saves nothing.
 MIN_DIVIDED = 4096

@@ -234,7 +234,7 @@ class Conditioner:
         if named.all() or not self.base.model_index.get("force_zeros_for_empty_prompt", True):
             return side
         tokens = jnp.where(named[:, None, None], side.streams["text"].tokens, 0)
-        pooled = jnp.where(named[:, None], side.pooled_prompt_embeds, 0)
+        pooled = jnp.where(named[:, None], cast(jax.Array, side.pooled_prompt_embeds), 0)
         return replace(side.with_stream("text", tokens), pooled_prompt_embeds=pooled)
 
     def _method_guidance(self, call: Call, negatives, regions) -> Guidance:
@@ -251,7 +251,7 @@ class Conditioner:
                 dropped = each.dropped(given, np)
                 # What is dropped on its own, such as a control image, acts on both sides.
                 nothing |= dropped if each.drop_prob is None else {}
-                nobody |= dropped if each.identity else {}
+                nobody |= each.absent(given, np) if each.identity else {}
 
         def with_prompts(prompts, parts):
             return batch | text.given(replace(call, prompts=prompts, parts=parts, people=None))

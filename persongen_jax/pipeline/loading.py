@@ -22,6 +22,7 @@ from persongen_jax.models.lora import check_mergeable, merge_adapters, remove_ad
 from persongen_jax.parallel.sharding import replicated
 from persongen_jax.pipeline.words import Words, read_words
 from persongen_jax.settings import check_version
+from persongen_jax.systems.sdxl_config import sdxl_defaults
 from persongen_jax.training.partition import leaf_paths
 from persongen_jax.training.trained import load_trained
 from persongen_jax.weights.files.directory import open_file, read_config
@@ -33,6 +34,7 @@ from persongen_jax.weights.formats.adapters import (
 )
 from persongen_jax.weights.formats.identity.instantid import is_instantid
 from persongen_jax.weights.formats.identity.ip_adapter_variants import FACES
+from persongen_jax.weights.formats.identity.pulid import is_pulid
 from persongen_jax.weights.formats.ip_adapter import is_ip_adapter, read_ip_adapter
 from persongen_jax.weights.formats.lora.kinds import LoraWeights
 from persongen_jax.weights.formats.lora.reading import no_effect, read_lora
@@ -81,13 +83,15 @@ def read_method(
             raise ValueError(f"{weights}: holds weights of {config['method']!r}, not of {name!r}")
     else:
         config = config_of_file(weights, name, base.folder or base.path, options or {})
-    here = {
+    here: dict[str, Any] = {
         "base": base.folder or base.path,
         "base_config": "",
         "dtype": jnp.dtype(base.model.unet.dtype).name,
     }
     if trained is None:
         here["start_from"] = str(weights)
+    if "pulid_few_steps" in config:
+        here["pulid_few_steps"] = 0  # what only its training reads need not be there
     given = {key: str(path) for key, path in networks.items() if path}
     here |= networks_of(config, given, weights, is_run=trained is not None)
     return ConfigDict({**config, **here}), trained
@@ -102,8 +106,8 @@ def networks_of(
         is_run: whether it is a run's, which has every key; one that its method reads is not empty.
     """
     encoder = networks.get("encoder", "")
-    keys = [key for key in ("face_encoder", "controlnet") if key in config]
-    reads = {key for key in keys if config[key] or not is_run}
+    there = [key for key in ("face_encoder", "controlnet") if key in config]
+    reads = {key for key in there if config[key] or not is_run}
     reads_faces = "face_encoder" in reads  # it may have an image encoder as well
     known = {"clip": "id_encoder"} if reads_faces else {}
     known |= {"controlnet": "controlnet"} if "controlnet" in reads else {}
@@ -126,7 +130,7 @@ def config_of_file(
     """What ``attach`` and ``fields`` need to know about a published weight file.
 
     Args:
-        weights: a PhotoMaker file, an IP-Adapter, or InstantID's.
+        weights: a PhotoMaker file, an IP-Adapter, InstantID's or PuLID.
         name: of the method; None: the file's own.
         base: SDXL's folder, next to which an image encoder may be.
         options: what a call says of it.
@@ -135,6 +139,12 @@ def config_of_file(
         ValueError: weights of another method than ``name``.
         WeightsError: a file that is none of these.
     """
+    if is_pulid(weights) or name == "pulid":  # converted, it has an IP-Adapter's names
+        if name not in (None, "pulid"):
+            raise ValueError(f"{weights}: is a PuLID file, not one for {name!r}")
+        own = {key: value for key, value in sdxl_defaults().items() if key.startswith("pulid_")}
+        networks = {"face_encoder": "", "id_encoder": ""}
+        return {"method": "pulid", "trigger_word": "img", **networks, **own}
     # Of a width that no published file has, an IP-Adapter plus looks like InstantID's adapter.
     if is_instantid(weights) or name == "instantid":
         if name not in (None, "instantid"):
@@ -180,7 +190,7 @@ def base_arrays(model: Model, trained: dict | None) -> dict:
 
 def _ip_adapter_config(path: str | Path, options: Mapping[str, Any]) -> dict[str, Any]:
     """The config of an IP-Adapter file's variant; says what is assumed of FaceID Plus."""
-    config = {"method": "ip_adapter", "trigger_word": "img", "id_encoder": ""}
+    config: dict[str, Any] = {"method": "ip_adapter", "trigger_word": "img", "id_encoder": ""}
     with read_ip_adapter(path) as file:
         kind = file.kind
     if kind not in FACES:

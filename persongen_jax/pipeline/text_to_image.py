@@ -1,7 +1,7 @@
 """The pipeline class: what is loaded, and the loop over batches of prompts."""
 
 import itertools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -14,15 +14,14 @@ from jax.sharding import Mesh
 from jax.typing import DTypeLike
 
 from data_pipeline.examples.conditions import Text
-from data_pipeline.examples.fields import Call, TimeIds
+from data_pipeline.examples.fields import Call
 from persongen_jax.diffusion.options import SamplingOptions
 from persongen_jax.diffusion.samplers import image_keys
-from persongen_jax.diffusion.scheduler_config import scheduler_of_run
-from persongen_jax.methods import get_method
-from persongen_jax.methods.base import Method, Model, Parts, denoiser_module
+from persongen_jax.methods.base import Method, Model, denoiser_module
 from persongen_jax.models.branches import branch_names
 from persongen_jax.parallel.sharding import make_mesh, put, replicated, shardings_by_path, to_host
 from persongen_jax.pipeline import checks, images, loading
+from persongen_jax.pipeline.additions.identity import WithMethod
 from persongen_jax.pipeline.additions.loras import WithLoras
 from persongen_jax.pipeline.additions.style import NAME as STYLE
 from persongen_jax.pipeline.additions.style import WithStyle
@@ -30,9 +29,7 @@ from persongen_jax.pipeline.additions.textual_inversion import WithEmbeddings
 from persongen_jax.pipeline.conditioner import Conditioner
 from persongen_jax.pipeline.control_options import CONTROL_ARGUMENTS
 from persongen_jax.pipeline.controlnets import Control, ControlNets, WithControls
-from persongen_jax.pipeline.method_options import with_options
-from persongen_jax.pipeline.words import METHOD, AddedWords
-from persongen_jax.training.partition import fill_trained, set_leaves
+from persongen_jax.pipeline.words import AddedWords
 from persongen_jax.weights.formats.sdxl.loading import SDXLBase, load_sdxl, save_sdxl
 
 if TYPE_CHECKING:
@@ -47,7 +44,7 @@ class PipelineOutput(NamedTuple):
     images: list | np.ndarray
 
 
-class Pipeline(WithLoras, WithEmbeddings, WithControls, WithStyle):
+class Pipeline(WithLoras, WithEmbeddings, WithControls, WithStyle, WithMethod):
     """Text-to-image with SDXL.
 
     Prompts are processed in batches of one size, split over ``mesh``'s devices. Programs are
@@ -176,106 +173,6 @@ class Pipeline(WithLoras, WithEmbeddings, WithControls, WithStyle):
         state = nnx.state(self.model)
         where = shardings_by_path(self.mesh, state) if self.shard_weights else replicated(self.mesh)
         nnx.update(self.model, put(state, where))
-
-    # ---- an identity method ----
-
-    def load_method(
-        self,
-        name: str | None,
-        weights: str | Path,
-        *,
-        encoder: str | Path = "",
-        clip: str | Path = "",
-        controlnet: str | Path = "",
-        options: Mapping[str, Any] | None = None,
-    ) -> None:
-        """Load a trained identity method; then pass ``references`` when calling.
-
-        Args:
-            name: the method. None: the one that a run trained; for a file photomaker, ip_adapter or
-                instantid.
-            weights: the working directory of a training run; or a PhotoMaker file, ``.bin`` or
-                ``.safetensors`` (weights/formats/photomaker.py), v1 or v2. Parts that a method has
-                in addition to it, such as a branch for the background, then have their initial
-                weights. Or an IP-Adapter file for SDXL (weights/formats/ip_adapter.py).
-            encoder: the folder of the image encoder that the weights belong to. Default: the one
-                that the run was trained with; for a file ``<base>/image_encoder``, if that is a
-                PhotoMaker file's own. FaceID and PhotoMaker v2 have no default: they need the face
-                recogniser's file. So do all methods that read faces by one.
-            clip: the folder of the image encoder, for methods that have a face recogniser as well.
-            controlnet: the folder of InstantID's IdentityNet.
-            options: settings of the method by the keys of its config, which a file does not tell:
-                of an IP-Adapter {"references": …}, what they show to base and plus: "face" (the
-                square around it), "aligned" (for Plus-Face), "whole"; of FaceID Plus "shortcut"
-                (False: version 1) and "s_scale"; see docs/published_adapters.md.
-
-        Raises:
-            FileNotFoundError: there is no checkpoint.
-            ValueError: weights of another method than ``name``, or that do not fit this base;
-                FaceID without ``encoder``; an unknown setting. If they turn out not to fit, no
-                method is loaded afterwards.
-        """
-        checks.check_kinds(str, "a method's name", name=name)
-        checks.check_path("weights", weights)
-        networks = {"encoder": encoder, "clip": clip, "controlnet": controlnet}
-        config, trained = loading.read_method(
-            self.base, name, weights, networks, self.mesh, options
-        )
-        method, parts = get_method(config.method), Parts(self.model, self.base.tokenizers)
-        config = with_options(config, method, options or {})
-        self._remove_method()
-        # A run may have trained the tables that the words are in.
-        with self.words.taken_off(), self._style_taken_off():
-            fields = self._attach(method, parts, config, trained, str(weights))
-        self._set_method(method, fields, released=trained is None)
-        loading.say_terms_of(weights)
-        if words := method.take_words(parts):  # and its words are as those of files
-            self.words.add(config.method, words, METHOD)
-        self._place()
-
-    def _attach(self, method, parts, config, trained, where: str) -> tuple:
-        """Attach the method with its weights; returns its fields. None is attached afterwards if
-        they do not fit."""
-        try:
-            loading.remove_all(self.model)
-            self._of_base = loading.base_arrays(self.model, trained)
-            method.attach(parts, config, nnx.Rngs(0))
-            if trained is not None:
-                fill_trained(self.model, trained, config.trainable or method.groups, where)
-            fields = (*method.fields(parts, config), TimeIds())
-            # What a run trained to predict, and on which noise, is what has to be sampled.
-            self.base.scheduler_config = scheduler_of_run(config, self._own_schedule)
-            # From here on the method's LoRA is one of the adapters.
-            own = loading.take_adapter(self.model)
-            if own:
-                self.adapters[loading.METHOD_PREFIX + config.method] = (own, 1.0)
-            self._put_adapters(self.adapters)
-        except BaseException:
-            self._detach(method)
-            self._put_adapters(loading.user_adapters(self.adapters))
-            raise
-        return fields
-
-    def unload_method(self) -> None:
-        """Remove the method; LoRAs loaded from files stay."""
-        self._remove_method()
-        self._put_adapters(self.adapters)
-
-    def _remove_method(self):
-        """Remove all that a method has added, and free its memory on the devices."""
-        self.adapters = loading.user_adapters(self.adapters)
-        self.words.drop(self.words.of(METHOD), METHOD)
-        if self.method is not None:
-            with self.words.taken_off(), self._style_taken_off():
-                self._detach(self.method)
-        self._set_method(None)
-
-    def _detach(self, method):
-        # A run may have trained layers of the base: restore their original arrays too.
-        method.detach(Parts(self.model, self.base.tokenizers))
-        self.base.scheduler_config = self._own_schedule
-        set_leaves(self.model, self._of_base)
-        self._of_base = {}
 
     # ---- generating ----
 

@@ -12,6 +12,9 @@ METHOD_KEYS = (
     *("controlnet", "instantid_references", "face_point_radius"),
     *("facecdm_stage", "facecdm_attention", "facecdm_reduced"),
     *("bolid_body", "bolid_aggregate", "bolid_reduced"),
+    *("pulid_version", "pulid_release", "pulid_mode", "pulid_zeros", "pulid_id_mix"),
+    *("pulid_crop", "pulid_face_parser", "pulid_few_steps", "pulid_face_points"),
+    *("pulid_sem", "pulid_layout", "pulid_id"),
     *("token", "instance_prompt", "caption_templates", "shuffle_captions", "keep_captions"),
     *("class_data", "class_prompt", "num_class_images", "prior_loss_weight"),
     *("lora_targets", "lora_ranks", "lora_dora"),
@@ -103,6 +106,25 @@ def sdxl_defaults() -> ConfigDict:
     config.bolid_body = True
     config.bolid_aggregate = "mean"
     config.bolid_reduced = 128
+    # PuLID, which reads faces by ``face_encoder`` and by EVA-CLIP, ``id_encoder``: "v1" or "v1.1".
+    # The attention of a release ("fidelity", "style", "v1.1", "v1.1-lightning"; "": the version's
+    # usual), or in its place a mode of models/id_attention.py and a number of zero tokens (-1: the
+    # release's). Of v1 whether all tokens of further references are read. The side of the face
+    # crops, and facexlib's parsing net for them ("": an ellipse).
+    config.pulid_version = "v1"
+    config.pulid_release = ""
+    config.pulid_mode = ""
+    config.pulid_zeros = -1
+    config.pulid_id_mix = False
+    config.pulid_crop = 512
+    config.pulid_face_parser = ""
+    # PuLID's losses on samples of so many steps (0: only the diffusion loss, its first stage),
+    # their weights, and the net that finds the face of a sample, keypoints:DIR.
+    config.pulid_few_steps = 0
+    config.pulid_sem = 0.6
+    config.pulid_layout = 0.1
+    config.pulid_id = 1.0
+    config.pulid_face_points = ""
     # Methods of one person (lora, dreambooth, textual_inversion, pivotal_tuning). The word for the
     # person: it comes before the class word where a caption has the trigger word, or for a word
     # that is learned in its place. One caption for all pictures ("": their own); or captions drawn

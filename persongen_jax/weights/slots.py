@@ -160,12 +160,14 @@ def write_slots(
     path: str | os.PathLike,
     slots: Mapping[str, Slot | Computed],
     notes: dict[str, str] | None = None,
+    *,
+    nested: bool = True,
 ) -> None:
     """Write a file of the slots' tensors, in their order, atomically.
 
     Args:
         path: "….safetensors"; or "….bin", a torch pickle (it needs the convert extra) of one
-            dictionary per first word of the keys.
+            dictionary per first word of the keys, or if not ``nested`` of one for all.
         notes: for the metadata of a ".safetensors" file; a pickle has no place for them.
 
     Raises:
@@ -177,16 +179,19 @@ def write_slots(
         entries = [(key, slot.shape, slot.dtype, slot.get) for key, slot in slots.items()]
         write_safetensors(path, entries, {"format": "pt", **(notes or {})})
     elif path.suffix == ".bin":
-        _write_pickle(path, slots)
+        _write_pickle(path, slots, nested)
     else:
         raise WeightsError(f"{path}: the extension must be .safetensors or .bin")
 
 
-def _write_pickle(path, slots):
-    content = {}
+def _write_pickle(path, slots, nested):
+    content: dict[str, Any] = {}
     for key, slot in slots.items():
         part, _, name = key.partition(".")
-        content.setdefault(part, {})[name] = slot.get()
+        if nested:
+            content.setdefault(part, {})[name] = slot.get()
+        else:
+            content[key] = slot.get()
     write_pickle(path, content)
 
 

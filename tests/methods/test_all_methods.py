@@ -85,7 +85,7 @@ def make_batch(system, references=2):
 
 def test_the_table_of_methods():
     # The others have tests of their own.
-    others = {"ip_adapter", "controlnet", "facecdm", "bolid", "photomaker_v2", "instantid"}
+    others = {"ip_adapter", "controlnet", "facecdm", "bolid", "photomaker_v2", "instantid", "pulid"}
     others |= {"lora", "dreambooth", "textual_inversion", "pivotal_tuning"}
     assert METHODS.keys() - others == STREAMS.keys() == GROUPS.keys()
 

@@ -86,7 +86,7 @@ def test_the_largest_axis_that_divides_is_divided():
         "facecdm",
         *(
             pytest.param(name, marks=pytest.mark.slow)
-            for name in ("photomaker_bg", "cascade", "ip_adapter", "bolid", "instantid")
+            for name in ("photomaker_bg", "cascade", "ip_adapter", "bolid", "instantid", "pulid")
         ),
     ],
 )

@@ -42,7 +42,12 @@ class Faces(References):
         places: whether how many references there were is read where they are dropped.
         align: maps (image [h, w, 3] uint8, landmarks [5, 2], s) to [s, s, 3] uint8; by default to
             ArcFace's template.
+
+    Attributes:
+        reads_image: whether the image is read of Faces with an embedding as well.
     """
+
+    reads_image = False
 
     def __init__(
         self,
@@ -132,7 +137,7 @@ class Faces(References):
                     where = f"reference {column + 1} of prompt {row + 1}{whose}"
                     face = as_face(image)
                     mask[place] = True
-                    if face.embedding is None:
+                    if face.embedding is None or self.reads_image:
                         pixels[place] = self._read(face, where)
                     else:
                         embeds[place] = self._embedding(face, where)

@@ -96,7 +96,7 @@ class InstantID(AlignedFaceReader, Method):
         add_branch(model.unet, BRANCH)
         if origin.file:
             load_instantid_into(model, origin.file, BRANCH)
-            say_terms(f"InstantID {origin.file}", origin.file, "instantid")
+            say_terms(f"the method's weights are {origin.file}", origin.file, "instantid")
         else:
             norm = model.image_proj.norm_out
             norm.scale.set_value(norm.scale.get_value() * config.get("id_norm_gain", 1.0))

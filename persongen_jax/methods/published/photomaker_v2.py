@@ -7,6 +7,8 @@ version 1. How the released weights were trained is not known: what is trained h
 choice, the fuse module and LoRA, and all that is new.
 """
 
+from typing import Any
+
 import jax.numpy as jnp
 from flax import nnx
 from ml_collections import ConfigDict
@@ -66,7 +68,8 @@ class PhotoMakerV2(AlignedFaceReader, Method):
         tower, _ = load_vision_tower(config.id_encoder or image_encoder_of(config), dtype=dtype)
         towers = model.text_encoder, model.text_encoder_2
         widths = [tower.config["hidden_size"] for tower in towers]
-        model.id_encoder = PhotoMakerV2IDEncoder(tower, widths, **sizes, dtype=dtype, rngs=rngs)
+        kw: dict[str, Any] = {**sizes, "dtype": dtype, "rngs": rngs}
+        model.id_encoder = PhotoMakerV2IDEncoder(tower, widths, **kw)
         add_lora(model.unet, ATTENTION_LAYERS, config.rank, alpha=config.lora_alpha, rngs=rngs)
         load_remaining(model, load_start(model, config))
 

@@ -1,11 +1,12 @@
-"""EVA-02's CLIP image tower (Sun et al., arXiv 2303.15389; its ViT: Fang et al., arXiv 2303.11331).
+"""EVA-CLIP's image towers (Sun et al., arXiv 2303.15389; EVA-02: Fang et al., arXiv 2303.11331).
 
-What differs from OpenAI's ViT (EVA-02, section 2.1): rotary positions besides the table, a SwiGLU
-MLP, and sub-LN, a norm in front of the last projection of attention and of MLP. PuLID (Guo et al.,
-arXiv 2404.16022) reads five of its hidden states next to the image embedding.
+What EVA-02's has and OpenAI's ViT does not (EVA-02, section 2.1): rotary positions besides the
+table, a SwiGLU MLP, and sub-LN, a norm in front of the last projection of attention and of MLP.
+EVA-01's g/14 has none of these; bigE's blocks are as g/14's, but normalise what they add. PuLID
+(Guo et al., arXiv 2404.16022) reads five of the hidden states of EVA-02's next to the embedding.
 
 Module paths mirror the published file's keys after ``visual.``, except that the biases of q and v
-are those of their layers.
+are those of their layers, and that q, k and v are never fused.
 """
 
 from typing import Any, NamedTuple, Unpack
@@ -20,10 +21,11 @@ from ml_collections import FrozenConfigDict
 from persongen_jax.models.attention_kernels import attention
 from persongen_jax.models.encoders.clip import take_rows
 from persongen_jax.models.layers import Conv, LayerNorm, LayerOptions, Linear
-from persongen_jax.models.ops import materialize
+from persongen_jax.models.ops import activation, materialize
 
 # EVA02-CLIP-L-14-336. ``rope_grid``: patches of a side in EVA-02's pre-training, to whose span the
-# rotary positions of any other grid are scaled.
+# rotary positions of any other grid are scaled. ``plain``: EVA-01's blocks, without rotary
+# positions, SwiGLU and sub-LN. ``post_norm``: bigE's, which normalise what they add.
 DEFAULTS = {
     "hidden_size": 1024,
     "num_hidden_layers": 24,
@@ -35,6 +37,8 @@ DEFAULTS = {
     "num_channels": 3,
     "layer_norm_eps": 1e-6,
     "rope_grid": 16,
+    "plain": False,
+    "post_norm": False,
 }
 ROPE_BASE = 10000.0
 # The blocks, from 0, whose inputs PuLID reads; they are those entries of ``hidden_states``.
@@ -123,7 +127,7 @@ def rotate(x: jax.Array, cosines: np.ndarray, sines: np.ndarray) -> jax.Array:
 
 
 class Attention(nnx.Module):
-    """Self-attention over [b, 1 + patches, d] with rotary positions of the patches, and sub-LN."""
+    """Self-attention over [b, 1 + patches, d]; EVA-02's with rotary positions and sub-LN."""
 
     def __init__(self, config: dict[str, Any], **kw: Unpack[LayerOptions]):
         features = config["hidden_size"]
@@ -132,7 +136,9 @@ class Attention(nnx.Module):
         self.q_proj = Linear(features, features, **kw)
         self.k_proj = Linear(features, features, use_bias=False, **kw)
         self.v_proj = Linear(features, features, **kw)
-        self.inner_attn_ln = LayerNorm(features, eps=config["layer_norm_eps"], **kw)
+        self.rotates = not config["plain"]
+        if self.rotates:
+            self.inner_attn_ln = LayerNorm(features, eps=config["layer_norm_eps"], **kw)
         self.proj = Linear(features, features, **kw)
 
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -149,9 +155,12 @@ class Attention(nnx.Module):
         return x.reshape(*x.shape[:2], self.heads, -1)
 
     def _merge(self, heads):
-        return self.proj(self.inner_attn_ln(heads.reshape(*heads.shape[:2], -1)))
+        joined = heads.reshape(*heads.shape[:2], -1)
+        return self.proj(self.inner_attn_ln(joined) if self.rotates else joined)
 
     def _placed(self, x):
+        if not self.rotates:
+            return x
         tables = rotary_tables(self.side, self.grid, x.shape[-1])
         return jnp.concatenate([x[:, :1], rotate(x[:, 1:], *tables)], axis=1)
 
@@ -170,25 +179,42 @@ class SwiGLU(nnx.Module):
         return self.w3(self.ffn_ln(jax.nn.silu(self.w1(x)) * self.w2(x)))
 
 
+class MLP(nnx.Module):
+    """EVA-01's: two layers with exact gelu between them, over the last axis."""
+
+    def __init__(self, config: dict[str, Any], **kw: Unpack[LayerOptions]):
+        features, inner = config["hidden_size"], config["intermediate_size"]
+        self.fc1 = Linear(features, inner, **kw)
+        self.fc2 = Linear(inner, features, **kw)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return self.fc2(activation("gelu")(self.fc1(x)))
+
+
 class Block(nnx.Module):
-    """Attention, then MLP, each after a norm and with a skip, over [b, 1 + patches, d]."""
+    """Attention, then MLP, each with a norm before it (bigE's: after it) and a skip."""
 
     def __init__(self, config: dict[str, Any], **kw: Unpack[LayerOptions]):
         features, eps = config["hidden_size"], config["layer_norm_eps"]
         self.norm1 = LayerNorm(features, eps=eps, **kw)
         self.attn = Attention(config, **kw)
         self.norm2 = LayerNorm(features, eps=eps, **kw)
-        self.mlp = SwiGLU(config, **kw)
+        self.mlp = MLP(config, **kw) if config["plain"] else SwiGLU(config, **kw)
+        self.post_norm = config["post_norm"]
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        x = materialize(x + self.attn(self.norm1(x)))
-        return materialize(x + self.mlp(self.norm2(x)))
+        """[b, 1 + patches, d] to the same."""
+        x = materialize(x + self._added(self.attn, self.norm1, x))
+        return materialize(x + self._added(self.mlp, self.norm2, x))
 
     def first(self, x: jax.Array) -> jax.Array:
         """The output for the class token alone, without computing the others, [b, d]."""
         first = jnp.zeros(len(x), jnp.int32)
-        x = take_rows(x, first) + self.attn.first(self.norm1(x))
-        return x + self.mlp(self.norm2(x))
+        x = take_rows(x, first) + self._added(self.attn.first, self.norm1, x)
+        return x + self._added(self.mlp, self.norm2, x)
+
+    def _added(self, layer, norm, x):
+        return norm(layer(x)) if self.post_norm else layer(norm(x))
 
 
 class PatchEmbed(nnx.Module):

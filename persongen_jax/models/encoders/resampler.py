@@ -107,11 +107,16 @@ class PerceiverAttention(nnx.Module):
     def __call__(
         self, latents: jax.Array, x: jax.Array, mask: jax.Array | None = None
     ) -> jax.Array:
-        """latents [b, n, d], x [b, m, d] to [b, n, d]; ``mask`` [b, m], True where x is there."""
+        """latents [b, n, d], x [b, m, d] to [b, n, d].
+
+        Args:
+            mask: [b, m] bool, which of x are read, or [b, m + n], and which of the latents; None:
+                all.
+        """
         x, latents = self.norm1(x), self.norm2(latents)
         if mask is not None:
-            mask = jnp.pad(mask, ((0, 0), (0, latents.shape[1])), constant_values=True)
-            mask = mask[:, None, None]
+            rest = x.shape[1] + latents.shape[1] - mask.shape[1]
+            mask = jnp.pad(mask, ((0, 0), (0, rest)), constant_values=True)[:, None, None]
         k, v = jnp.split(self.to_kv(jnp.concatenate([x, latents], axis=1)), 2, axis=-1)
         q, k, v = (t.reshape(*t.shape[:2], self.heads, -1) for t in (self.to_q(latents), k, v))
         out = attention(q, k, v, mask)
@@ -149,7 +154,7 @@ class PerceiverResampler(nnx.Module):
                 nnx.List(
                     [
                         PerceiverAttention(features, heads=heads, head_dim=head_dim, **kw),
-                        _feed_forward(features, hidden, kw),
+                        feed_forward(features, hidden, kw),
                     ]
                 )
                 for _ in range(num_layers)
@@ -164,13 +169,14 @@ class PerceiverResampler(nnx.Module):
         ``mask``: [b, m], True where a patch is there; None: everywhere.
         """
         x = self.proj_in(x)
-        for attend, feed_forward in self.layers:
+        for attend, layers in self.layers:
             latents = attend(latents, x, mask) + latents
-            latents = apply(feed_forward, latents) + latents
+            latents = apply(layers, latents) + latents
         return self.norm_out(self.proj_out(latents))
 
 
-def _feed_forward(features, hidden_features, kw) -> nnx.List:
+def feed_forward(features: int, hidden_features: int, kw: LayerOptions) -> nnx.List:
+    """A norm and two layers without biases, whose keys are 0, 1 and 3."""
     return nnx.List(
         [
             LayerNorm(features, **kw),

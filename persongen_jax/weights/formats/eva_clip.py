@@ -1,4 +1,4 @@
-"""EVA-02's CLIP: baaivision's files, and timm's and OpenCLIP's of the same weights."""
+"""EVA-CLIP: baaivision's files, and timm's and OpenCLIP's of the same weights."""
 
 import os
 from pathlib import Path
@@ -19,6 +19,7 @@ from persongen_jax.weights.loader import load_module, prepare_module
 from persongen_jax.weights.recognition.eva_clip import (
     FILE,
     EvaTowers,
+    head_width,
     infer_eva_config,
     infer_eva_text_config,
     is_eva_clip,
@@ -83,7 +84,7 @@ def open_eva_clip(path: str | os.PathLike) -> EvaClipFile:
     try:
         file = unwrapped(opened)
         towers = split_eva_towers(file)
-        vision = infer_eva_config(towers.vision)
+        vision = infer_eva_config(towers.vision, head_width(file))
         text = None if towers.text is None else infer_eva_text_config(towers.text)
     except BaseException:
         opened.close()

@@ -35,6 +35,7 @@ from persongen_jax.weights.formats.identity.ip_adapter_variants import (
 from persongen_jax.weights.recognition.ip_adapter_state import is_training_state, published_names
 from persongen_jax.weights.recognition.kinds import classify
 from persongen_jax.weights.recognition.layout import unwrapped
+from persongen_jax.weights.recognition.pulid import pulid_version
 from persongen_jax.weights.saver import save_module
 from persongen_jax.weights.slots import (
     Computed,
@@ -115,10 +116,11 @@ def read_ip_adapter(path: str | os.PathLike) -> IPAdapterFile:
 
 
 def is_ip_adapter(path: str | os.PathLike) -> bool:
-    """Whether a weight file has an IP-Adapter's names, of any variant."""
+    """Whether a weight file has an IP-Adapter's names, of any variant; PuLID may have them too."""
     with unwrapped(open_file(path)) as file:
-        names = any(key.startswith((IMAGE_PROJ, ADAPTER)) for key in file.keys())
-        return names or is_training_state(file)
+        keys = file.keys()
+        names = any(key.startswith((IMAGE_PROJ, ADAPTER)) for key in keys)
+        return (names or is_training_state(file)) and not pulid_version(keys)
 
 
 def _find_kind(source) -> str:

@@ -151,9 +151,9 @@ def _perceiver_sizes(id_encoder) -> dict[str, int]:
         "num_layers": len(numbers),
         "head_dim": int(id_encoder.metadata.get(PERCEIVER, HEAD_DIM)),
     }
-    shape = id_encoder.info(first)[1] if first in id_encoder else ()
+    shape: tuple[int, ...] = id_encoder.info(first)[1] if first in id_encoder else ()
     if len(shape) == 2:
-        sizes["hidden_features"], sizes["id_features"] = shape
+        sizes |= {"hidden_features": shape[0], "id_features": shape[1]}
     return sizes
 
 

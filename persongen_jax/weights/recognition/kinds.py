@@ -23,6 +23,7 @@ from persongen_jax.weights.recognition.lora_names import (
     relatives,
 )
 from persongen_jax.weights.recognition.open_clip import activation_by_size
+from persongen_jax.weights.recognition.pulid import pulid_version
 from persongen_jax.weights.recognition.sdxl_facts import refine
 
 # Kind -> its description. The order of ``_RULES`` decides if several match.
@@ -39,6 +40,7 @@ NAMES = {
     "ip-adapter-faceid-plus": "an IP-Adapter, FaceID plus",
     "instantid": "InstantID's IP-Adapter",
     "pulid": "PuLID",
+    "pulid-flux": "PuLID for FLUX, which is not read here",
     "checkpoint": "a single-file checkpoint with sgm's names",
     "lora-diffusers": "a LoRA in diffusers' style",
     "lora-peft": "a LoRA in PEFT's style",
@@ -79,6 +81,8 @@ _RULES = (
     ("photomaker-v1", (r"id_encoder\.", r"lora_weights\.")),
     ("id-encoder", (r"(id_encoder\.)?visual_projection_2\.", r"(id_encoder\.)?fuse_module\.")),
     ("pulid", (r"id_adapter",)),
+    ("pulid", (r"image_proj\.(body|id_embedding_mapping)\.0\.", r"ip_adapter\.\d+\.")),
+    ("pulid-flux", (r"pulid_(encoder|ca)\.",)),
     ("ip-adapter", (r"image_proj\.", r"ip_adapter\.\d+\.")),
     ("checkpoint", (r"model\.diffusion_model\.",)),
     ("lora-kohya", (r"(lora_(unet|te\d?)|lycoris)_.*\.lora_(down|up)\.weight$",)),
@@ -121,6 +125,7 @@ _CONTEXT = re.compile(
     r".*attn2[._](processor\.)?to_[kv](_lora)?\.?(lora|lora_linear_layer)?\.?"
     r"(weight|down\.weight|lora_A(\.[^.]+)?\.weight|lora_down\.weight)$"
     r"|ip_adapter\.\d+\.to_[kv]_ip\.weight$"
+    r"|id_adapter_attn_layers\.\d+\.id_to_[kv]\.weight$"
 )
 _DOWN = re.compile(r".*(lora_A(\.[^.]+)?|lora_down|lora\.down|lora_linear_layer\.down)\.weight$")
 
@@ -178,6 +183,8 @@ def _facts(kind: str, source: TensorSource) -> dict:
         return judge_facts(kind, source)
     if kind == "embedding":
         return embedding_facts(source)
+    if kind == "pulid":
+        facts["version"] = pulid_version(source.keys()) or "unknown"
     if kind.startswith(("lora", "photomaker")):
         facts |= _lora(source)
     if width := context_width(source):

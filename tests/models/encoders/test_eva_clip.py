@@ -44,6 +44,8 @@ from tests.helpers.encoders.eva_files import (
     token_ids,
     tower_weights,
 )
+from tests.helpers.published_goldens import golden as published_golden
+from tests.helpers.published_goldens import weights as published_weights
 from tests.helpers.twins import relative_error
 
 TOLERANCE = 1e-5  # relative, of float32
@@ -145,6 +147,38 @@ def test_as_the_authors_class_with_what_pulid_reads():
     assert relative_error(turned, known["out/rope_out"]) < 1e-6
 
 
+@pytest.mark.parametrize("form", ["pre", "post"])
+def test_eva01s_blocks_and_bigEs_as_the_authors_class(form):
+    sizes, known = published_golden("eva01_clip_vision")
+    weights = {f"visual.{k}": v for k, v in published_weights("eva01_clip_vision", form).items()}
+    towers = split_eva_towers(DictSource(weights))
+    heads = sizes["embed_dim"] // sizes["num_heads"]
+    config = infer_eva_config(towers.vision, heads)
+    assert config["plain"] and config["num_hidden_layers"] == sizes["depth"]
+    # Neither the number of heads nor where the norms are can be seen at these sizes.
+    config |= {"num_attention_heads": sizes["num_heads"], "post_norm": form == "post"}
+    tower = load_module(lambda: EvaClipVisionModel(config, rngs=UnusedRngs()), towers.vision)
+    images = known["in/image"].transpose(0, 2, 3, 1)
+    found = nnx.jit(lambda tower, x: tower(x).image_embeds)(tower, images)
+    assert relative_error(found, known[f"out/head_{form}"]) < TOLERANCE
+
+
+def test_g14s_and_bigEs_sizes():
+    for width, inner, heads, post_norm in ((1408, 6144, 16, False), (1792, 15360, 16, True)):
+        shapes = {
+            "visual.patch_embed.proj.weight": (width, 3, 14, 14),
+            "visual.pos_embed": (1, 257, width),
+            "visual.blocks.0.mlp.fc1.weight": (inner, width),
+            "visual.blocks.0.attn.qkv.weight": (3 * width, width),
+            "visual.head.weight": (1024, width),
+        }
+        towers = split_eva_towers(DictSource({k: np.empty(s) for k, s in shapes.items()}))
+        config = infer_eva_config(towers.vision)
+        assert (config["num_attention_heads"], config["post_norm"]) == (heads, post_norm)
+        shape = (width, width)
+        assert towers.vision.info("blocks.0.attn.v_proj.weight")[1] == shape
+
+
 def test_all_layouts_hold_the_same(weights, native, clip, tmp_path):
     image = {key: value for key, value in native.items() if key.startswith("visual.")}
     bare = {key.removeprefix("visual."): value for key, value in image.items()}
@@ -201,10 +235,10 @@ def test_what_is_no_eva_clip_is_refused(weights, tmp_path):
         return {key: value for key, value in weights.items() if key not in keys}
 
     refused({"a": torch.zeros(2)}, KeyMismatch, "no image tower of EVA-02's", load_eva_vision)
-    fused = {"visual.blocks.0.attn.qkv.weight": torch.zeros(9, 3)}
-    refused(fused, WeightsError, "fused q, k and v, as EVA-01's CLIP.*EVA02_CLIP_L_336")
+    both = {"visual.trunk.blocks.0.attn.qkv.weight": torch.zeros(9, 3), **weights}
+    refused(both, WeightsError, "both mean 'blocks.0.attn.q_proj.weight'")
     plain = {f"{block[:-1]}0.mlp.fc1.weight": torch.zeros(9, 3), **weights}
-    refused(plain, WeightsError, "plain MLP")
+    refused(plain, KeyMismatch, "blocks.0.mlp.fc2.weight")
     refused(without(f"{block}.attn.norm.bias"), KeyMismatch, "blocks.1.attn.inner_attn_ln.bias")
     refused(without(f"{block}.attn.q_proj.bias"), KeyMismatch, "blocks.1.attn.q_proj.bias")
     refused(without("text.ln_final.bias"), KeyMismatch, "text tower.*(?s:.)*final_layer_norm.bias")
