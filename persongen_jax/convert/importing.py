@@ -129,10 +129,7 @@ def import_file(path: str | Path, out: str | Path, base: str | Path | None = Non
 
 
 class AbstractBase:
-    """The shapes of a base's networks, from its configs alone.
-
-    Attributes: unet, text_encoder, text_encoder_2, modules whose arrays are shapes; configs.
-    """
+    """A base's networks with shapes in place of arrays, from its ``configs`` alone."""
 
     unet: UNet2DConditionModel
     text_encoder: CLIPTextModel
@@ -240,10 +237,9 @@ def _import_photomaker(path, out, base) -> str:
         check_shapes(file.tensors, wanted)
         copy_tensors(file.tensors, out)
         more = ", with the face recogniser by --image-encoder and --config.face_encoder"
-        said = (
-            f"PhotoMaker v{file.version}, LoRA of rank {file.rank}; generate reads it by --method"
-        )
-        return f"{said}-weights, training by --config.start_from{more * (file.version == 2)}"
+        said = f"PhotoMaker v{file.version}, LoRA of rank {file.rank}; generate reads it by "
+        said += "--method-weights, training by --config.start_from"
+        return said + more * (file.version == 2)
 
 
 def _encoder_shapes(file, base) -> dict[str, tuple]:
