@@ -57,3 +57,33 @@ def _with_word(text: str, found: re.Match, most: int = 30) -> str:
 
 
 __all__ = ["plain_syntax"]
+
+
+SHOWN_SYNTAX = 3  # sentences
+
+
+class TextFaults:
+    """What is cut from the texts of many records, or may be misread in them, for the log."""
+
+    def __init__(self) -> None:
+        self._cut: dict[str, tuple[int, tuple[str, str]]] = {}  # stream: count, the first
+        self._syntax: dict[str, str] = {}  # sentence: image
+
+    def add_syntax(self, text: str, image: str) -> None:
+        for line in plain_syntax(text):
+            self._syntax.setdefault(line, image)
+
+    def add_cut(self, stream: str, image: str, cut: str) -> None:
+        """``cut``: the part of a text that is not read; "" for none."""
+        if cut:
+            count, first = self._cut.get(stream, (0, (image, cut)))
+            self._cut[stream] = count + 1, first
+
+    def lines(self, length: int) -> list[str]:
+        """A sentence per stream with texts above ``length`` tokens, and the first misread ones."""
+        return [
+            f"cut at the {length} tokens that are read: {count} of the "
+            f"{'captions' if name == 'text' else f'texts {name!r}'}; of {image} this part is lost: "
+            f'"{part}"'
+            for name, (count, (image, part)) in self._cut.items()
+        ] + [f"{image}: {line}" for line, image in list(self._syntax.items())[:SHOWN_SYNTAX]]

@@ -3,7 +3,7 @@
 import abc
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
@@ -13,7 +13,7 @@ from flax import nnx
 from jax.typing import ArrayLike
 from ml_collections import ConfigDict
 
-from data_pipeline.examples.fields import Batch, flatten
+from data_pipeline.examples.fields import Batch, Field, flatten, unflatten
 from persongen_jax.diffusion.conditioning import deinterleave, interleave
 from persongen_jax.diffusion.objective import (
     check_objective,
@@ -50,7 +50,7 @@ from persongen_jax.models.sdxl.vae import (
 )
 from persongen_jax.parallel.sharding import batch_sharding, make_mesh, put_array
 from persongen_jax.systems.base import SamplingProgram, System
-from persongen_jax.systems.dropping import drop_conditions, dropped_alone
+from persongen_jax.systems.dropping import dropped_alone
 
 # Purposes of random keys; each draws from its own stream.
 LATENTS, NOISE, TIMESTEPS, DROP, FACE, OFFSET, OWN_DROP, ALONE_DROP = range(8)
@@ -246,7 +246,8 @@ class DiffusionSystem(System):
                 key = jax.random.fold_in(key_of(OWN_DROP), number)
                 draws[f"drop/{each.name}"] = jax.random.bernoulli(key, each.drop_prob, (b,))
         alone = {each.name: each.alone_drop_prob for each in self.fields if each.alone_drop_prob}
-        draws |= dropped_alone(key_of(ALONE_DROP), draws["drop"], config.drop_prob, alone)
+        if alone:
+            draws |= dropped_alone(key_of(ALONE_DROP), draws["drop"], config.drop_prob, alone)
         if config.noise_offset > 0:
             offsets = jax.random.normal(key_of(OFFSET), (b, 1, 1, channels))
             draws["noise"] = offset_noise(draws["noise"], offsets, config.noise_offset)
@@ -359,3 +360,27 @@ def _sample(system, graphdef, state, inputs, noise, plan, key):
     predict = system.denoiser(model, inputs)
     carry = run_steps(plan, predict, carry, key, 0, plan.num_steps)
     return system.codec.decode(model, final_latents(carry))
+
+
+def drop_conditions(
+    fields: Iterable[Field],
+    batch: Batch,
+    drop: jax.Array,
+    own: dict[str, jax.Array] | None = None,
+) -> Batch:
+    """Replace every field by its value without a condition where ``drop`` [b] is True.
+
+    Args:
+        own: the same by name for fields with a ``drop_prob`` of their own, and for those that are
+            dropped alone as well.
+    """
+    flat, own = flatten(batch), own or {}
+    out = dict(flat)
+    for field in fields:
+        here = own.get(field.name, drop if field.drop_prob is None else None)
+        if here is None:
+            continue
+        for name, nothing in field.dropped(flat, jnp).items():
+            where = here.reshape(here.shape + (1,) * (flat[name].ndim - 1))
+            out[name] = jnp.where(where, nothing, flat[name])
+    return unflatten(out)

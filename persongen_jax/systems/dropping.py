@@ -1,11 +1,6 @@
-"""Training without the condition, or without a part of it, as classifier-free guidance needs it."""
-
-from collections.abc import Iterable
+"""Training without one part of the condition alone, as classifier-free guidance needs it."""
 
 import jax
-import jax.numpy as jnp
-
-from data_pipeline.examples.fields import Batch, Field, flatten, unflatten
 
 
 def dropped_alone(
@@ -31,27 +26,3 @@ def dropped_alone(
         out[f"drop/{name}"] = drop | ((start <= place) & (place < start + prob))
         start += prob
     return out
-
-
-def drop_conditions(
-    fields: Iterable[Field],
-    batch: Batch,
-    drop: jax.Array,
-    own: dict[str, jax.Array] | None = None,
-) -> Batch:
-    """Replace every field by its value without a condition where ``drop`` [b] is True.
-
-    Args:
-        own: the same by name for fields with a ``drop_prob`` of their own, and for those that are
-            dropped alone as well.
-    """
-    flat, own = flatten(batch), own or {}
-    out = dict(flat)
-    for field in fields:
-        here = own.get(field.name, drop if field.drop_prob is None else None)
-        if here is None:
-            continue
-        for name, nothing in field.dropped(flat, jnp).items():
-            where = here.reshape(here.shape + (1,) * (flat[name].ndim - 1))
-            out[name] = jnp.where(where, nothing, flat[name])
-    return unflatten(out)

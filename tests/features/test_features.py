@@ -26,7 +26,7 @@ from persongen_jax.features.cache import Features
 from persongen_jax.features.store import FeatureTable
 from persongen_jax.parallel.sharding import make_mesh
 from persongen_jax.systems.assembly import assemble
-from persongen_jax.systems.dropping import drop_conditions
+from persongen_jax.systems.diffusion import drop_conditions
 from persongen_jax.systems.open import open_system
 from persongen_jax.systems.sdxl import Sdxl
 from persongen_jax.systems.sdxl_fields import encode_moments

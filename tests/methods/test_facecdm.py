@@ -20,7 +20,7 @@ from persongen_jax.models.branches import add_branch, branch_names
 from persongen_jax.models.encoders.reduce_uplift import ReduceAndUplift
 from persongen_jax.parallel.sharding import make_mesh, replicated
 from persongen_jax.pipeline import Pipeline
-from persongen_jax.systems.dropping import drop_conditions
+from persongen_jax.systems.diffusion import drop_conditions
 from persongen_jax.systems.open import open_system
 from persongen_jax.training.partition import assign_groups, leaf_paths
 from persongen_jax.training.trained import load_trained

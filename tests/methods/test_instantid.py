@@ -28,7 +28,7 @@ from persongen_jax.models.branches import branch_names
 from persongen_jax.models.encoders.resampler import Resampler
 from persongen_jax.parallel.sharding import make_mesh, replicated
 from persongen_jax.pipeline import Pipeline
-from persongen_jax.systems.dropping import drop_conditions
+from persongen_jax.systems.diffusion import drop_conditions
 from persongen_jax.systems.open import open_run, open_system
 from persongen_jax.systems.sdxl import Sdxl
 from persongen_jax.training.partition import assign_groups, leaf_paths

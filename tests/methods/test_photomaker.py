@@ -13,7 +13,7 @@ from persongen_jax.models.encoders.clip import CLIPVisionModel
 from persongen_jax.models.encoders.id_encoder import FuseModule, PhotoMakerIDEncoder
 from persongen_jax.models.layers import UnusedRngs
 from persongen_jax.models.lora import lora_layers
-from persongen_jax.systems.dropping import drop_conditions
+from persongen_jax.systems.diffusion import drop_conditions
 from persongen_jax.systems.open import open_system
 from persongen_jax.training.partition import assign_groups, leaf_paths, split_model
 from persongen_jax.training.step import merge_model

@@ -23,7 +23,7 @@ from persongen_jax.models.lora import lora_layers
 from persongen_jax.parallel.sharding import make_mesh, replicated
 from persongen_jax.pipeline import Pipeline, conditioner
 from persongen_jax.pipeline.images import sample_steps
-from persongen_jax.systems.dropping import drop_conditions
+from persongen_jax.systems.diffusion import drop_conditions
 from persongen_jax.systems.open import open_system
 from persongen_jax.training.checkpoint import Checkpoints
 from persongen_jax.training.optimizer import make_optimizer
