@@ -140,6 +140,8 @@ _TAGS = {
     "kohya-lora": ["lora", "diffusers"],
     "photomaker": ["photomaker"],
     "ip-adapter": ["ip-adapter", "diffusers"],
+    "instantid": ["instantid", "ip-adapter"],
+    "pulid": ["pulid"],
     "controlnet": ["controlnet", "diffusers"],
     "diffusers": ["diffusers"],
     "embedding-kohya": ["textual_inversion"],
@@ -150,9 +152,21 @@ _OURS = {
     "kohya-lora": "--lora {weights}",
     "photomaker": "--method-weights {weights} --reference PICTURE",
     "ip-adapter": "--method-weights {weights} --reference PICTURE",
+    "instantid": "--method-weights {weights} --method-controlnet DIR --image-encoder FACE_FILE "
+    "--reference PICTURE",
+    "pulid": "--method-weights {weights} --image-encoder FACE_FILE --clip EVA_FILE "
+    "--reference PICTURE",
     "controlnet": "--controlnet {weights} --control-image PICTURE",
     "diffusers": "--base {weights}",
     "embedding-kohya": "--embedding {weights}",
+}
+
+
+# Released code for what diffusers does not read.
+_THEIR_OWN = {
+    "photomaker": "PhotoMaker's own pipeline (github.com/TencentARC/PhotoMaker)",
+    "instantid": "InstantID's own pipeline (github.com/instantX-research/InstantID)",
+    "pulid": "PuLID's own pipeline (github.com/ToTheBeginning/PuLID)",
 }
 
 
@@ -182,7 +196,7 @@ def _use(facts: Facts) -> str:
         text += f'With diffusers, where `pipe` is an SDXL pipeline of "{base}":\n\n'
         text += f"```python\n{theirs}\n```\n\n"
     else:
-        text += "With PhotoMaker's own pipeline (github.com/TencentARC/PhotoMaker), or here.\n\n"
+        text += f"With {_THEIR_OWN[facts.file_format]}, or here.\n\n"
     prompt = facts.prompt or "PROMPT"
     ours = _OURS[facts.file_format].format(weights=weights)
     if facts.embedding:

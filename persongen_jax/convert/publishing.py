@@ -24,6 +24,7 @@ from persongen_jax.weights.saver import write_json
 FILES = {
     "ip-adapter": "ip-adapter.safetensors",
     "instantid": "ip-adapter.safetensors",
+    "pulid": "pulid.safetensors",
     "controlnet": "controlnet",
     "photomaker": "photomaker.safetensors",
     "diffusers-lora": "pytorch_lora_weights.safetensors",

@@ -181,10 +181,8 @@ class Conditioner:
                 f"{', '.join(names) or 'none'} (lora unless it is fused)"
             )
         usual = {name: 1.0 for name in names} | dict(self.method.scales if self.method else ())
-        return {
-            name: schedule(name, scales.get(name, usual[name]), num_steps, usual[name])
-            for name in names
-        }
+        own = {name: np.full(num_steps, usual[name], np.float32) for name in names}
+        return own | {n: schedule(n, given, num_steps, usual[n]) for n, given in scales.items()}
 
     # ---- conditioning ----
 

@@ -23,6 +23,7 @@ from persongen_jax.parallel.sharding import make_mesh, put, replicated, sharding
 from persongen_jax.pipeline import checks, images, loading
 from persongen_jax.pipeline.additions.identity import WithMethod
 from persongen_jax.pipeline.additions.loras import WithLoras
+from persongen_jax.pipeline.additions.style import ARGUMENTS as STYLE_ARGUMENTS
 from persongen_jax.pipeline.additions.style import NAME as STYLE
 from persongen_jax.pipeline.additions.style import WithStyle
 from persongen_jax.pipeline.additions.textual_inversion import WithEmbeddings
@@ -231,7 +232,11 @@ class Pipeline(WithLoras, WithEmbeddings, WithControls, WithStyle, WithMethod):
         conditioner, count = self.conditioner, len(prompts)
         nets, usual = None, None
         control: Control | None = None
-        asked, inputs, options = self._read_style(inputs, options, count)
+        asked = None
+        if self.style is not None or not STYLE_ARGUMENTS.isdisjoint(
+            {*inputs, *(options.scales or ())}
+        ):
+            asked, inputs, options = self._read_style(inputs, options, count)
         if self.controlnets.nets or not CONTROL_ARGUMENTS.isdisjoint(inputs):
             nets, inputs = self.controlnets.read(inputs, count)
         if nets is not None:

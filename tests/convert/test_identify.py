@@ -113,6 +113,7 @@ FILES = {
         "ip-adapter-full",
         {},
     ),
+    "pulid-flux": ({"pulid_ca.0.norm1.weight": (3072,)}, "pulid-flux", {}),
     "pulid": ({"id_adapter_attn_layers.0.id_to_k.weight": (640, 2048)}, "pulid", {}),
     "sdxl checkpoint": (
         {

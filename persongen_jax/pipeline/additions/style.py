@@ -36,6 +36,7 @@ from persongen_jax.weights.licences import say_terms
 
 NAME = "style"  # of the branch, its stream and its scale
 IMAGE, REGION = "style_image", "style_region"  # a call's arguments
+ARGUMENTS = {IMAGE, REGION, NAME}  # and the name of its scale
 
 
 @dataclass(frozen=True)
