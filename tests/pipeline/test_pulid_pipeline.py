@@ -111,9 +111,7 @@ V1_RUNS = {
 }
 
 
-@pytest.mark.parametrize(
-    "run", [r if r == "fidelity" else pytest.param(r, marks=pytest.mark.slow) for r in V1_RUNS]
-)
+@pytest.mark.parametrize("run", [pytest.param(run, marks=pytest.mark.slow) for run in V1_RUNS])
 def test_version_1_as_the_original(pipe, files, run):
     arrays = golden(V1)[1]
     which, options = V1_RUNS[run]
