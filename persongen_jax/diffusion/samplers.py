@@ -114,6 +114,11 @@ def dpmpp_2m_step(
     """
     c = plan.at(i)
     x0, _ = x0_and_eps(plan.prediction_type, latents, model_output, c["alpha_t"], c["sigma_t"])
+    return _extrapolated(c, x0, latents, memory)
+
+
+def _extrapolated(c: dict, x0: jax.Array, latents: jax.Array, memory: Memory):
+    """A step towards the data predicted from this x0 and the one before."""
     previous_x0, has_previous = memory
     data = x0 + has_previous * c["extrapolation"] * (x0 - previous_x0)
     latents = c["xt_weight"] * latents + c["data_weight"] * data
@@ -132,10 +137,7 @@ def k_dpmpp_2m_step(
     c = plan.at(i)
     scaled = latents * c["alpha_t"]
     x0, _ = x0_and_eps(plan.prediction_type, scaled, model_output, c["alpha_t"], c["sigma_t"])
-    previous_x0, has_previous = memory
-    data = x0 + has_previous * c["extrapolation"] * (x0 - previous_x0)
-    latents = c["xt_weight"] * latents + c["data_weight"] * data
-    return latents, (x0, jnp.ones_like(has_previous))
+    return _extrapolated(c, x0, latents, memory)
 
 
 def k_dpmpp_sde_step(

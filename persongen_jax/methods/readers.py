@@ -60,6 +60,11 @@ class AlignedFaceReader(FaceReader):
             view=StableDiffusionXL.conditioner,
         )
         width = model.face_encoder.config["embedding_dim"]
+        if model.face_encoder.config.get("crop") == "box":
+            raise ValueError(
+                "config.face_encoder is FaceNet, which reads a face by its box, and this method "
+                "aligns faces; give ArcFace's file (w600k_r50.onnx, glintr100.onnx) or sface"
+            )
         size = model.face_encoder.config["input_size"]
         return Faces(size, encoding, embedding=width, places=places)
 

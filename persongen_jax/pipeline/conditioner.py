@@ -239,7 +239,7 @@ class Conditioner:
         """Late: everything. Early: without the identity. Unconditional: without any condition.
 
         All are the method's own conditioning of batches with less and less in them, every input as
-        its field drops it; streams other than "text" read the empty prompt (once zeros).
+        its field drops it; streams other than "text" read the empty prompt, not zeros.
         """
         text, batch, nobody, nothing = self.text, {}, {}, {}
         for each in self.fields:

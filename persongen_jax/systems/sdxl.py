@@ -285,6 +285,8 @@ class Sdxl(DiffusionSystem):
     def terms(self, model: Any, batch: Batch, step: Step) -> dict[str, jax.Array]:
         losses = self.method.losses(model, batch, step)
         decode = functools.partial(decode_batch, model.vae)
+        if not self.decoded.losses:
+            return losses
         return add_to(losses, self.decoded(model, batch, step, decode, self.codec.factor))
 
     # ---- evaluation ----

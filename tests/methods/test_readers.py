@@ -38,3 +38,13 @@ def test_the_shipped_one_by_its_name(capsys):
     embeds = readers.FaceReader().encode_references(model, images)
     assert embeds.shape == (1, 2, width)
     assert shipped.terms("sface") in capsys.readouterr().err
+
+
+def test_facenet_is_no_reader_of_aligned_faces():
+    sizes = {"input_size": 160, "embedding_dim": 512}
+    model = SimpleNamespace(face_encoder=SimpleNamespace(config={**sizes, "crop": "box"}))
+    with pytest.raises(ValueError, match="is FaceNet, which reads a face by its box"):
+        readers.AlignedFaceReader().faces(model)
+    model.face_encoder.config = sizes
+    field = readers.AlignedFaceReader().faces(model)
+    assert (field.size, field.embedding) == (160, 512)
