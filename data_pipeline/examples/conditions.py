@@ -17,7 +17,7 @@ from data_pipeline.pictures.transforms import (
 )
 from data_pipeline.prompt_syntax import TextFaults
 from data_pipeline.prompts import Tokenizers, join_parts, without_trigger
-from data_pipeline.records.schema import MAX_REFERENCES, OWN, PARTS, Record, record_text
+from data_pipeline.records.schema import MAX_REFERENCES, OWN, PARTS, Record
 
 KEPT_PROMPTS = 1 << 16  # whose token ids are cached, about 1.5 KB each
 
@@ -64,14 +64,10 @@ class Text(EncodedField):
         self.tokenizers, self.streams = tokenizers, tuple(streams)
         self.trigger_word, self.at_trigger, self.encoding = trigger_word, at_trigger, encoding
         self.copies = copies
-        self.keys = tuple(name for name in self.streams if name not in OWN and name != "text")
+        self.further = tuple(name for name in self.streams if name != "text")
+        self.keys = tuple(name for name in self.further if name not in OWN)
         self._ids = functools.lru_cache(KEPT_PROMPTS)(self._encode)
         self._found = TextFaults()  # by ``check``
-
-    @property
-    def further(self) -> tuple[str, ...]:
-        """The streams other than "text"."""
-        return tuple(name for name in self.streams if name != "text")
 
     # ---- its arrays ----
 
@@ -96,13 +92,15 @@ class Text(EncodedField):
 
     def inputs(self, example: Example) -> list[Input]:
         ids, _ = self._caption_ids(example)
-        texts = [self._ids(record_text(example.record, name))[0] for name in self.further]
-        return [self._input(ids) for ids in (ids, *texts, self._ids("")[0])]
+        return self._inputs(example.record, [ids])
+
+    def _inputs(self, record, captions):
+        texts = (*self._further_texts(record).values(), "")
+        return [self._input(ids) for ids in (*captions, *(self._ids(text)[0] for text in texts))]
 
     def _caption_ids(self, example):
-        # One if none is read, or if none decodes, which rejects this record.
-        count = self._copies_for(len(example.references))
-        return self._ids(self.caption(example.record), count)
+        # One copy if no reference is read, or if none decodes, which rejects this record.
+        return self._ids(self.caption(example.record), self._copies_for(len(example.references)))
 
     def _copies_for(self, references: int) -> int | None:
         """Of the class token; None if the caption does not mark it."""
@@ -130,9 +128,7 @@ class Text(EncodedField):
     def all_inputs(self, source: Any, record: Record) -> list[Input]:
         most = source.most_references(record)
         counts = dict.fromkeys(map(self._copies_for, range(1, most + 1)))
-        ids = [self._ids(self.caption(record), count)[0] for count in counts]
-        ids += [self._ids(record_text(record, name))[0] for name in self.further]
-        return [self._input(i) for i in (*ids, self._ids("")[0])]
+        return self._inputs(record, [self._ids(self.caption(record), n)[0] for n in counts])
 
     def caption(self, record: Record) -> str:
         """The caption, followed by the parts without a stream of their own.
@@ -143,11 +139,19 @@ class Text(EncodedField):
         caption = record.caption if self.at_trigger else self.without_trigger(record.caption)
         return join_parts(caption, *parts)
 
+    def _further_texts(self, record):
+        """Additional prompts by stream; "" where the record has none."""
+        texts = {}
+        for name in self.further:
+            text = getattr(record, name) if name in OWN else (record.extra or {}).get(name)
+            if not isinstance(text, str | None):
+                raise ValueError(f"{name} is {text!r}; give a text")
+            texts[name] = text or ""
+        return texts
+
     def check(self, record: Record, others: int) -> None:
         most = self._copies_for(min(others, MAX_REFERENCES))
-        texts = {"text": self.caption(record)}
-        texts |= {name: record_text(record, name) for name in self.further}
-        for name, text in texts.items():
+        for name, text in ({"text": self.caption(record)} | self._further_texts(record)).items():
             copies = most if name == "text" else None
             self._found.add_syntax(text, record.image)
             if self.tokenizers.is_full(self._ids(text, copies)[0]):
@@ -191,15 +195,13 @@ class Text(EncodedField):
         return ids, np.zeros(ids.shape[1], bool), text
 
     def given(self, call: Call) -> dict[str, np.ndarray]:
-        counts = [0] * len(call.prompts)
-        if call.people is not None:
-            counts = [len(persons[0]) for persons in call.people]
-        read = [self.read(*row) for row in zip(call.prompts, counts, strict=True)]
+        people = [[()]] * len(call.prompts) if call.people is None else call.people
+        rows = zip(call.prompts, people, strict=True)
+        read = [self.read(prompt, len(persons[0])) for prompt, persons in rows]
         arrays = {"input_ids/text": np.stack([ids for ids, _, _ in read])}
         for name in self.further:
             texts = call.parts.get(name) or [None] * len(read)
-            ids = [self.tokenizers.encode(text or "") for text in texts]
-            arrays[f"input_ids/{name}"] = np.stack(ids)
+            arrays[f"input_ids/{name}"] = np.stack([self._ids(text or "")[0] for text in texts])
         if self.at_trigger:
             arrays["class_tokens_mask"] = np.stack([mask for _, mask, _ in read])
         return arrays

@@ -70,12 +70,3 @@ def _tuples(value):
 PARTS = ("background", "body")
 # Keys of the manifest that are not in a record's ``extra``.
 OWN = frozenset(field.name for field in fields(Record)) - {"images", "extra"}
-
-
-def record_text(record: Record, name: str) -> str:
-    """An additional prompt of a record; "" if it has none."""
-    text = getattr(record, name, None) if name in OWN else (record.extra or {}).get(name)
-    text = "" if text is None else text
-    if not isinstance(text, str):
-        raise ValueError(f"{name} is {text!r}; give a text")
-    return text

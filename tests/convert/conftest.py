@@ -9,27 +9,27 @@ from persongen_jax.systems.open import open_run
 from tests.convert.runs import write_run
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def workdir(tiny_base, tmp_path_factory):
     return write_run(tmp_path_factory.mktemp("run"), tiny_base, "photomaker_bg")
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def run(workdir):
     return open_run(workdir)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def pipe(tiny_base):
     return Pipeline.from_pretrained(tiny_base)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def unet(tiny_base):
     return UNet2DConditionModel.from_pretrained(tiny_base / "unet")
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def exported(run, tmp_path_factory):
     """Path of a LoRA file by style."""
     folder = tmp_path_factory.mktemp("exported")

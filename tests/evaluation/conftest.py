@@ -17,7 +17,7 @@ from tests.helpers.keypoint_nets import write_keypoint_net
 from tests.helpers.twins import randomise
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def encoders(tmp_path_factory):
     """Folders ``clip`` and, as in the miniature, ``face_net`` and ``face_detector``."""
     folder = tmp_path_factory.mktemp("encoders")

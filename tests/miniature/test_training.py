@@ -109,6 +109,7 @@ def test_the_loss_falls(world, stage):
     assert losses[-1] < 0.9 * losses[0]
 
 
+@pytest.mark.slow
 def test_a_signal_ends_the_command_which_then_goes_on(world, small, tmp_path, capsys):
     """``python -m persongen_jax.miniature``, stopped while its sixth batch is made.
 

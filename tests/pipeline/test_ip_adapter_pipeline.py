@@ -116,7 +116,12 @@ def normed_with_zeros(ours, crops):
 
 
 @pytest.mark.parametrize(
-    ("kind", "name"), [("base", "ip_adapter"), ("plus", None), ("faceid", "ip_adapter")]
+    ("kind", "name"),
+    [
+        pytest.param("base", "ip_adapter", marks=pytest.mark.slow),
+        ("plus", None),
+        pytest.param("faceid", "ip_adapter", marks=pytest.mark.slow),
+    ],
 )
 def test_same_pictures_as_diffusers(kind, name, base, files, faces, latents, golden):
     ours = open_file(base, files / f"{kind}.safetensors", name)

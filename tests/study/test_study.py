@@ -231,6 +231,7 @@ def test_figures_sheets_and_costs(study, tmp_path):
     assert costs[1]["full_size_trained_parameters"] == "" and costs[1]["relative"] == "2"
 
 
+@pytest.mark.slow
 def test_parameters_at_full_size():
     """Against the layers that methods.md and formats.md list."""
     counts = count_trained("configs/photomaker_bg.py")

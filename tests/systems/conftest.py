@@ -9,7 +9,7 @@ from persongen_jax.train import train
 from tests.systems.ddpm_config import get_config
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def judge(tmp_path_factory):
     """The folder of a briefly trained classifier of digits."""
     config = classifier.get_config("digits")
@@ -21,7 +21,7 @@ def judge(tmp_path_factory):
     return folder
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def run(judge, tmp_path_factory):
     """The folder of a complete run."""
     config = get_config()

@@ -92,6 +92,7 @@ def test_it_trains_and_validates(whole_run):
     assert (whole_run / "validation" / "trajectories.png").is_file()
 
 
+@pytest.mark.slow  # SDXL's is not: tests/training/test_resume.py
 def test_a_run_that_was_killed_ends_as_one_that_was_not(whole_run, tmp_path):
     words = command(tmp_path, small())
     with subprocess.Popen(words, cwd=ROOT, start_new_session=True) as process:

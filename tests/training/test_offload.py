@@ -1,5 +1,7 @@
 """Frozen weights in host memory: nothing that a step reads, and the same run."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -24,12 +26,13 @@ def config(tmp_path_factory, sample_photos):
 
 
 # Each traces a whole step twice. These two read prompts and references in all ways there are.
-DEFAULT = ("photomaker_bg", "facecdm")
+DEFAULT = (("photomaker_bg", False), ("facecdm", True))
+EVERY = itertools.product(METHODS, (False, True))
 
 
-@pytest.mark.parametrize("cached", [True, False])
 @pytest.mark.parametrize(
-    "method", [m if m in DEFAULT else pytest.param(m, marks=pytest.mark.slow) for m in METHODS]
+    ("method", "cached"),
+    [each if each in DEFAULT else pytest.param(*each, marks=pytest.mark.slow) for each in EVERY],
 )
 def test_no_step_reads_what_is_offloaded(method, cached, config):
     config.method = method

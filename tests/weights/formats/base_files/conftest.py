@@ -10,7 +10,7 @@ from persongen_jax.weights.formats.sdxl.opening import NORMALISE
 from tests.weights.formats.sgm import checkpoint
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def state(tiny_base):
     out = {}
     for name in COMPONENTS:
@@ -20,13 +20,13 @@ def state(tiny_base):
     return out
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def whole(state, tiny_base):
     """A whole checkpoint's tensors, with sgm's names."""
     return checkpoint(state, read_config(tiny_base / "unet"))
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def bare(tiny_base, tmp_path_factory):
     """The directory without any weights."""
     folder = tmp_path_factory.mktemp("bare") / "base"

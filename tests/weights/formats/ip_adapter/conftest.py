@@ -7,12 +7,12 @@ from tests.helpers.ip_adapters import FACES, write_ip_adapter
 from tests.weights.formats.ip_adapter.models import FEATURES, RANK, attach
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def unet(tiny_base):
     return UNet2DConditionModel.from_pretrained(tiny_base / "unet")
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def files(unet, tmp_path_factory):
     """kind -> (path, its tensors)."""
     folder = tmp_path_factory.mktemp("ip-adapters")
@@ -25,7 +25,7 @@ def files(unet, tmp_path_factory):
     return found
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def loaded(tiny_base, files):
     """kind -> the model with the file's weights."""
     return {kind: attach(tiny_base, start_from=str(path))[0] for kind, (path, _) in files.items()}

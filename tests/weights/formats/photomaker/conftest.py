@@ -12,19 +12,19 @@ from tests.helpers.twins import randomise
 from tests.weights.formats.photomaker.models import RANK, TorchIDEncoder, attach
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def encoder(small_base):
     """PyTorch's ID encoder with the small base's sizes."""
     config = CLIPVisionConfig.from_pretrained(small_base / "image_encoder")
     return randomise(TorchIDEncoder(config, (32, 64)))
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def unet(small_base):
     return UNet2DConditionModel.from_pretrained(small_base / "unet")
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def tensors(encoder, unet):
     """The two dictionaries of a file; half of them bfloat16, as the published one mixes dtypes."""
     generator = torch.Generator().manual_seed(1)
@@ -52,14 +52,14 @@ def tensors(encoder, unet):
     }
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def file(tensors, tmp_path_factory):
     path = tmp_path_factory.mktemp("photomaker") / "photomaker-v1.bin"
     torch.save(tensors, path)
     return path
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def model(small_base, file):
     model = attach(small_base)
     load_photomaker_into(model, file)
