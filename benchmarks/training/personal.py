@@ -38,6 +38,7 @@ from persongen_jax.weights.saver import write_json
 
 JUDGES = ASSETS / "judges"
 PEOPLE, PICTURES, AMONG = 20, 6, 10
+FIRST = 10  # the strangers before it served to choose the settings
 EACH, SIZE, STEPS, GUIDANCE, SEED = 10, 64, 20, 4.0, 42  # images per prompt, and how
 PROMPTS = "configs/mini/prompts.json"
 DATA = "people:out_of_train?framing=portrait&pictures={pictures}&identities={n}&first_identity={k}"
@@ -69,7 +70,7 @@ class Person:
     """One of the strangers: six pictures, and what is known of them."""
 
     def __init__(self, number: int):
-        self.data = DATA.format(pictures=PICTURES, n=1, k=number)
+        self.data = DATA.format(pictures=PICTURES, n=1, k=FIRST + number)
         records, read = open_records(self.data)
         self.name, self.word = records[0].identity, records[0].class_word
         self.pictures = np.stack([read(record.image) for record in records])

@@ -12,5 +12,5 @@ def get_config():
     config.num_vectors = 2
     config.initializer = ""
     config.embedding_norm = 0.1
-    config.embedding_steps = 100
+    config.embedding_steps = 300
     return config

@@ -184,14 +184,22 @@ def initial_latents(plan: Plan, noise: jax.Array | np.ndarray) -> jax.Array | np
 
 
 def init_carry(plan: Plan, latents: jax.Array | np.ndarray) -> dict:
-    """What the loop carries: the latents [b, h, w, c] and the sampler's memory, float32."""
+    """What the loop carries: latents and their predicted end, [b, h, w, c], and the sampler's memory.
+
+    All float32; before the first step the predicted end is zeros.
+    """
     latents = jnp.asarray(latents, jnp.float32)
     memory: tuple = ()
     if plan.name in ("dpmpp_2m", "k_dpmpp_2m"):
         memory = (jnp.zeros_like(latents), np.float32(0))
     elif plan.name == "k_dpmpp_sde":
         memory = (latents,)
-    return {"latents": latents, "memory": memory}
+    return {"latents": latents, "memory": memory, "x0": jnp.zeros_like(latents)}
+
+
+def predicted_latents(carry: dict) -> jax.Array:
+    """[b, h, w, c] float32: where the last step's prediction says that the latents will end."""
+    return carry["x0"]
 
 
 def final_latents(carry: dict) -> jax.Array:
@@ -250,12 +258,12 @@ def run_steps(
 
     def body(i, carry):
         latents = carry["latents"]
-        scaled = latents
-        if plan.name in UNSCALED:
-            scaled = latents * plan.at(i)["alpha_t"]
+        c = plan.at(i)
+        scaled = latents * c["alpha_t"] if plan.name in UNSCALED else latents
         output = model(scaled, jnp.asarray(plan.timesteps)[i], i).astype(jnp.float32)
+        x0, _ = x0_and_eps(plan.prediction_type, scaled, output, c["alpha_t"], c["sigma_t"])
         latents, memory = step(output, plan, i, latents, carry["memory"], draw(i))
-        return {"latents": latents, "memory": memory}
+        return {"latents": latents, "memory": memory, "x0": x0}
 
     return jax.lax.fori_loop(start, stop, body, carry)
 

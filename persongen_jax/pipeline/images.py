@@ -18,12 +18,16 @@ from persongen_jax.diffusion.samplers import (
     image_keys,
     init_carry,
     initial_latents,
+    predicted_latents,
     sample_steps,
 )
 from persongen_jax.methods.base import Method
 from persongen_jax.models.sdxl.vae import AutoencoderKL, decode_images
-from persongen_jax.parallel.sharding import BATCH, batch_sharding, put_array
+from persongen_jax.parallel.sharding import BATCH, batch_sharding, put_array, to_host
 from persongen_jax.weights.formats.sdxl.loading import SDXLBase
+
+PREVIEW = 256  # pixels of the longer side
+PREVIEWS = 5  # of a batch, the finished image among them
 
 
 def default_size(base: SDXLBase) -> tuple[int, int]:
@@ -82,15 +86,18 @@ def sample(
     keys: jax.Array | np.ndarray,
     settings: Sequence[ArrayLike],
     progress: Callable[[int], object] | None = None,
+    watch: Callable[[jax.Array], object] | None = None,
 ) -> jax.Array:
-    """Latents [b, h, w, c]: the whole loop in one call, or in about twenty for ``progress``.
+    """Latents [b, h, w, c]: the whole loop in one call, or in about twenty that are told of.
 
     Args:
         module: the networks that ``denoise`` runs (denoiser_module).
         method: its ``denoise`` runs; None: the base alone.
         noise: [b, h, w, c] standard normal. keys: [b], for stochastic samplers.
         settings: (guidance_scale, guidance_rescale, merge_step).
-        progress: called with the number of steps done since the last call.
+        progress: called with the number of steps done since the last call. What it raises ends the
+            loop.
+        watch: called at times with the latents that are predicted by then.
     """
     if isinstance(method, Method) and type(method).denoise is Method.denoise:
         method = None  # it runs the UNet as the base does: one program for all such methods
@@ -98,7 +105,7 @@ def sample(
     first = put_array(initial_latents(plan, noise), batch_sharding(mesh))
     carry, keys = init_carry(plan, first), put_array(keys, batch_sharding(mesh))
     n = plan.num_steps
-    stride = n if progress is None else max(1, n // 20)
+    stride = n if progress is None and watch is None else max(1, n // 20)
     for start in range(0, n, stride):
         stop = min(start + stride, n)
         scalars = (*settings, start, stop)
@@ -107,7 +114,22 @@ def sample(
         if progress is not None:
             jax.block_until_ready(carry)
             progress(stop - start)
+        due = stop * PREVIEWS // n > start * PREVIEWS // n
+        if watch is not None and due and stop < n:
+            watch(predicted_latents(carry))
     return final_latents(carry)
+
+
+def preview(vae: AutoencoderKL, mesh: Mesh, latents: jax.Array) -> np.ndarray:
+    """Latents [b, h, w, c] to small images, uint8 [b, H, W, 3], of about PREVIEW pixels a side.
+
+    The means of neighbouring cells are decoded, which costs the square of their number less.
+    """
+    height, width = latents.shape[1:3]
+    cells = max(1, round(max(height, width) * vae.vae_scale_factor / PREVIEW))
+    shape = (latents.shape[0], -(-height // cells), -(-width // cells), latents.shape[3])
+    small = latents if cells == 1 else jax.image.resize(latents, shape, "linear")
+    return (to_host(decode(vae, mesh, small)) * 255).round().astype(np.uint8)
 
 
 def decode(

@@ -186,6 +186,7 @@ class Pipeline(WithLoras, WithEmbeddings, WithControls, WithStyle, WithMethod):
         regions: list | None = None,
         latents: Any = None,
         progress: Callable | None = None,
+        on_preview: Callable | None = None,
         on_batch: Callable | None = None,
         options: SamplingOptions | None = None,
         **named: Any,
@@ -208,7 +209,10 @@ class Pipeline(WithLoras, WithEmbeddings, WithControls, WithStyle, WithMethod):
                 that read a person may act for them. Each is an image (white is 1) or bool [h, w] of
                 any size, stretched over the image.
             latents: [n, h / 8, w / 8, 4] standard normal, instead of drawing them from the seed.
-            progress: called with the number of steps done since the last call.
+            progress: called with the number of steps done since the last call, about twenty times
+                per batch. What it raises ends the call.
+            on_preview: called four times per batch with what it is becoming, uint8 [b, h, w, 3] of
+                about 256 pixels a side: the end that the last step predicts.
             on_batch: called with each batch's images as soon as they are ready, in order and in the
                 form of ``output_type``. They are not kept then: ``images`` is empty.
             options: the settings that are not given by name.
@@ -227,7 +231,8 @@ class Pipeline(WithLoras, WithEmbeddings, WithControls, WithStyle, WithMethod):
         """
         checks.check_kinds(SamplingOptions, "SamplingOptions", options=options)
         options, inputs = (options or SamplingOptions()).taking(named)
-        checks.check_kinds(Callable, "a function", progress=progress, on_batch=on_batch)
+        called = {"progress": progress, "on_preview": on_preview, "on_batch": on_batch}
+        checks.check_kinds(Callable, "a function", **called)
         prompts = checks.as_texts("prompt", prompt)
         conditioner, count = self.conditioner, len(prompts)
         nets, usual = None, None
@@ -285,14 +290,24 @@ class Pipeline(WithLoras, WithEmbeddings, WithControls, WithStyle, WithMethod):
             if look:
                 guidance = look.added(guidance, which, self.mesh)
             row = (plan, noise[rows], guidance, keys[rows], options.scalars(plan.num_steps))
-            out = images.sample(run[0], run[1], self.mesh, *row, progress)
+            here = min(batch, total - start)
+            watch = on_preview and self._watch(on_preview, here)
+            out = images.sample(run[0], run[1], self.mesh, *row, progress, watch)
             if options.output_type != "latent":
                 out = images.decode(self.model.vae, self.mesh, out, tile_size)
-            here = to_host(out)[: min(batch, total - start)]
-            keep(images.to_pil(here) if options.output_type == "pil" else here)
+            made = to_host(out)[:here]
+            keep(images.to_pil(made) if options.output_type == "pil" else made)
         if on_batch is not None or options.output_type == "pil":
             return PipelineOutput(list(itertools.chain(*done)))
         return PipelineOutput(np.concatenate(done))
+
+    def _watch(self, on_preview, count):
+        """What images.sample calls with predicted latents, of which ``count`` are wanted."""
+
+        def watch(latents):
+            on_preview(images.preview(self.model.vae, self.mesh, latents)[:count])
+
+        return watch
 
     def encode_prompt(self, prompts: list[str]) -> tuple[jax.Array, jax.Array]:
         """prompt_embeds [b, 77, d] and pooled_prompt_embeds [b, p] of b prompts."""

@@ -295,6 +295,19 @@ def test_changed_numbers_do_not_recompile():
     assert sample._cache_size() == 2
 
 
+@pytest.mark.parametrize("name", ["euler", "dpmpp_2m", "euler_ancestral"])
+def test_the_last_prediction_is_where_the_latents_end(name):
+    plan = sampling_plan.make_plan(SDXL, 6, name, timestep_spacing="trailing")
+    first, noise = start(plan)
+    carry = sampling.init_carry(plan, sampling.initial_latents(plan, jnp.asarray(first.numpy())))
+    assert not sampling.predicted_latents(carry).any()
+    carry = run(plan, carry, None, noise.numpy(), 0, 3)
+    assert np.abs(sampling.predicted_latents(carry) - sampling.final_latents(carry)).max() > 0.1
+    carry = run(plan, carry, None, noise.numpy(), 3, 6)
+    ends = sampling.predicted_latents(carry), sampling.final_latents(carry)
+    assert np.abs(ends[0] - ends[1]).max() < 1e-5 * np.abs(ends[1]).max()
+
+
 def test_static_bounds_can_be_differentiated():
     plan = sampling_plan.make_plan(SDXL, 4, "euler", timestep_spacing="trailing")
 

@@ -161,6 +161,26 @@ def test_progress_counts_every_step_and_changes_nothing(ours, latents):
     assert np.abs(watched - run_ours(ours, latents, **settings)).max() < TIGHT
 
 
+def test_previews_approach_the_image_and_a_call_can_be_ended(ours, latents):
+    seen = []
+    settings = {"scheduler": "dpmpp_2m"}
+    made = run_ours(ours, latents, on_preview=seen.append, **settings)
+    assert len(seen) == min(STEPS, images.PREVIEWS) - 1
+    assert all(s.dtype == np.uint8 and s.shape == made.shape for s in seen)
+    apart = [np.abs(s / 255 - made).mean() for s in seen]
+    assert apart[-1] < apart[0]
+
+    class Ended(Exception):
+        pass
+
+    def end(steps):
+        raise Ended
+
+    with pytest.raises(Ended):
+        run_ours(ours, latents, progress=end, **settings)
+    assert np.array_equal(run_ours(ours, latents, on_preview=seen.append, **settings), made)
+
+
 def test_output_types_and_numbering(ours):
     settings = {"num_inference_steps": STEPS, "batch_size": 2, "seed": 3}
     pil = ours(PROMPTS, num_images_per_prompt=2, **settings).images
