@@ -9,6 +9,10 @@ images of each by prompts that no picture had. The adapter that ships, which is 
 these, reads one of the six pictures. All are judged by networks that no method reads. What is
 complete is not repeated: the command can be stopped. Options that it does not know are passed on to
 all trainings.
+
+    python -m benchmarks.training.personal --work runs/personal --time
+
+measures what the steps of one training take, which the table then shows: with nothing beside it.
 """
 
 import argparse
@@ -57,10 +61,8 @@ TITLES = {
     "face_sim": "Face-Sim",
     "clip_t": "CLIP-T",
     "others": "Face-Sim of others",
-    "seconds": "seconds of steps",
 }
 FORMS = {"rank1": "{:.1%}", "face_sim": "{:.3f}", "clip_t": "{:.2f}", "others": "{:.3f}"}
-FORMS |= {"seconds": "{:.0f}"}
 
 
 # ---- The people --------------------------------------------------------------------------------
@@ -212,7 +214,7 @@ def all_values(work: Path, people: list[Person], options: list[str]) -> dict[str
 
             file = work / arm.replace(" ", "_") / f"{number:02d}.json"
             values = evaluate(file, pipe, judge, person, number)
-            found[arm].append({**values, "seconds": [seconds_of(run)]})
+            found[arm].append(values)
             print(f"{arm}, person {number}: rank-1 {np.mean(values['rank1']):.2f}", flush=True)
     base = Pipeline.from_pretrained(ASSETS / "sdxl")
     rows = [
@@ -238,12 +240,21 @@ def measured(people: list[Person], values: list[dict], name: str) -> dict | None
     return measure(np.array(numbers), np.array(names))
 
 
-def report(people: list[Person], found: dict[str, list[dict]], options: list[str]) -> str:
+def timed(work: Path, options: list[str]) -> dict[str, float]:
+    """Seconds of the steps of one training by arm, kept in a file."""
+    seconds = {arm: seconds_of(train_one(arm, 0, Person(0), work, options)) for arm in ARMS}
+    write_json(work / "seconds.json", seconds)
+    return seconds
+
+
+def report(
+    people: list[Person], found: dict[str, list[dict]], seconds: dict, options: list[str]
+) -> str:
     rows = []
     for arm, values in found.items():
         own = (measured(people, values, name) for name in TITLES)
         cells = [cell(m, FORMS[n]) if m else "-" for n, m in zip(TITLES, own, strict=True)]
-        rows.append([arm, *cells])
+        rows.append([arm, *cells, f"{seconds[arm]:.0f}" if arm in seconds else "-"])
     passed = f" {' '.join(options)}" if options else ""
     return (
         "# Training on one person in the miniature\n\n"
@@ -252,8 +263,9 @@ def report(people: list[Person], found: dict[str, list[dict]], options: list[str
         f"{4 * EACH} images of each by four prompts that no picture had; means and 95 % intervals "
         "over people. Judges that no method reads. *Face-Sim of others*: the class without the "
         "person's token, compared with the person; the lower, the less the class has become "
-        "them. *Seconds*: of training steps, without compilation and class images.\n\n"
-        + markdown(["", *TITLES.values()], rows)
+        "them. *Seconds*: of one person's training steps with nothing beside them, without "
+        "compilation and class images.\n\n"
+        + markdown(["", *TITLES.values(), "seconds"], rows)
         + "\n"
     )
 
@@ -266,11 +278,18 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--work", type=Path, default=Path("runs/personal"), help="folder of runs")
     parser.add_argument("--people", type=int, default=PEOPLE, help=f"(default: {PEOPLE})")
     parser.add_argument("--out", type=Path, help="a Markdown file for the table")
+    parser.add_argument("--time", action="store_true", help="only measure the steps' time")
     args, options = parser.parse_known_args(argv)
     if args.people < AMONG:
         raise ValueError(f"--people {args.people}: at least {AMONG}, among whom one is sought")
+    work = args.work.resolve()
+    if args.time:
+        print(timed(work / "timed", options))
+        return
     people = [Person(number) for number in range(args.people)]
-    text = report(people, all_values(args.work.resolve(), people, options), options)
+    file = work / "timed" / "seconds.json"
+    seconds = json.loads(file.read_text()) if file.is_file() else {}
+    text = report(people, all_values(work, people, options), seconds, options)
     print(text)
     if args.out:
         write_text(args.out, text)

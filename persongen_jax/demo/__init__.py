@@ -1,0 +1,1 @@
+"""A page in the browser: generate, compare, watch a training (docs/demo.md)."""

@@ -1,0 +1,126 @@
+"""The tab that shows several models side by side, and finished studies."""
+
+from dataclasses import replace
+from typing import Any
+
+import gradio as gr
+
+from data_pipeline.records.schema import MAX_REFERENCES, PARTS
+from persongen_jax.demo import folders, form
+from persongen_jax.demo.fields import escaped
+from persongen_jax.demo.generate_tab import FAULTS, PROMPT, guarded, keep
+from persongen_jax.demo.painting import paint
+from persongen_jax.demo.sessions import sentence, stream
+from persongen_jax.demo.site import ONE_AT_A_TIME, Site, caption
+
+
+def build(site: Site) -> None:
+    """Fills the current tab."""
+    _build_models(site)
+    gr.Markdown("## A finished study")
+    _build_study(site)
+
+
+def _build_models(site: Site) -> None:
+    chosen_models = gr.CheckboxGroup(site.names, value=site.names[:2], label="Models")
+    photos, faces = form.photographs()
+    gr.Markdown(form.CONSENT)
+    prompt = gr.Textbox(label="Prompt", value=PROMPT, lines=2)
+    parts = [gr.Textbox(label=part.capitalize()) for part in PARTS]
+    with gr.Accordion("Settings", open=False):
+        chosen = form.settings(site.steps)
+    with gr.Row():
+        go = gr.Button("Compare", variant="primary", elem_id="compare")
+        stop = gr.Button("Cancel")
+    said = gr.Markdown(elem_classes="said")
+    gallery = gr.Gallery(label="The same noise for all", columns=4, height="auto")
+
+    @guarded
+    def compare(names, prompt, *values, request: gr.Request):
+        if not names:
+            raise ValueError("choose at least one model")
+        texts, values = values[: len(PARTS)], values[len(PARTS) :]
+        uploads, values = values[:MAX_REFERENCES], values[MAX_REFERENCES:]
+        faces, values = values[:MAX_REFERENCES], values[MAX_REFERENCES:]
+        keep(site, request, *uploads)
+        end, shown, lines, seed = site.sessions.begin(request), [], [], None
+        for name in names:
+            offer = site.models.named(name)
+            usual = form.usual_strengths(site.models.open(offer))
+            read = form.read_settings(values, usual)
+            seed = read["seed"] if seed is None else seed
+            asked = form.request(prompt, texts, [form.person(uploads, faces)], **read)
+            asked = replace(asked, seed=seed)
+
+            def work(progress, on_preview, offer=offer, asked=asked):
+                return paint(
+                    site.models, offer, asked, judges=site.judges, pose_net=site.pose_net,
+                    progress=progress,
+                )  # fmt: skip
+
+            for kind, value in stream(work, asked.steps, end):
+                if kind == "steps":
+                    yield f"{escaped(name)}: step {value} of {asked.steps}", gr.skip()
+                elif kind == "ended":
+                    yield "cancelled", shown
+                    return
+                elif kind == "done":
+                    made, told = value
+                    files = site.save(made)
+                    shown += [
+                        (file, f"{name} · {caption(each)}")
+                        for file, each in zip(files, made, strict=True)
+                    ]
+                    lines += [f"- {escaped(name)}: {escaped(line)}" for line in told]
+                    end.clear()  # which the finished stream has set
+                    yield gr.skip(), shown
+        yield "\n".join(lines) or "done", shown
+
+    private: Any = {"api_visibility": "private"}
+    inputs = [chosen_models, prompt, *parts, *photos, *faces, *chosen.all]
+    ran: Any = {**ONE_AT_A_TIME, **private}
+    go.click(compare, inputs, [said, gallery], api_name="compare", **ran)
+    stop.click(site.sessions.end, queue=False, **private)
+
+
+def _build_study(site: Site) -> None:
+    names = folders.found(site.roots, folders.STUDY)
+    study = gr.Dropdown(
+        names, value=None, label="Study", allow_custom_value=True, elem_id="study",
+        info="" if names else "none found below --root",
+    )  # fmt: skip
+    table = gr.Dataframe(label="Means and 95 % intervals", interactive=False, wrap=True)
+    plots = gr.Gallery(label="Trajectories", columns=2, height="auto")
+    images = gr.Gallery(label="Images of the row that was clicked", columns=6, height="auto")
+
+    def open_study(name):
+        try:
+            folder = folders.allowed(name, site.roots)
+            columns, rows = folders.study_table(folder)
+        except FAULTS as error:
+            raise sentence(error) from error
+        shown = [_read(file) for file in folders.study_plots(folder)]
+        return gr.update(value={"headers": columns, "data": rows}), shown, None
+
+    def open_row(name, event: gr.SelectData):
+        try:
+            folder = folders.allowed(name, site.roots)
+            columns, rows = folders.study_table(folder)
+            values = dict(zip(columns, event.row_value, strict=False))
+            method, where = str(values.get("run", "")), str(values.get("set", ""))
+            if method not in {str(row[columns.index("run")]) for row in rows}:
+                raise ValueError("choose a row of the table")
+            return [_read(f) for f in folders.study_images(folder, method, where)]
+        except FAULTS as error:
+            raise sentence(error) from error
+
+    private: Any = {"api_visibility": "private"}
+    study.change(open_study, study, [table, plots, images], **private)
+    table.select(open_row, study, images, **private)
+
+
+def _read(file):
+    from PIL import Image
+
+    with Image.open(file) as image:
+        return image.convert("RGB")

@@ -1,0 +1,48 @@
+"""The page's own kinds of input."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import gradio as gr
+import numpy as np
+
+from data_pipeline.pictures.reading import ImageError
+from persongen_jax.demo.photographs import read_photograph
+from persongen_jax.demo.sessions import sentence
+
+
+@dataclass(frozen=True, eq=False)
+class Upload:
+    """An uploaded photograph, uint8 RGB [h, w, 3], and its file on this machine."""
+
+    image: np.ndarray
+    path: str
+
+
+def photograph(label: str, **options: Any) -> gr.Image:
+    """A photograph from a file or the webcam: an Upload, or None.
+
+    Gradio's own reading opens whatever Pillow opens, without a limit on pixels. It is replaced in
+    the instance: for a derived class Gradio would write a file next to this one.
+    """
+    options = {"sources": ["upload", "webcam", "clipboard"], "height": 220, **options}
+    image = gr.Image(label=label, type="filepath", **options)
+
+    def read(payload: Any) -> Upload | None:
+        if payload is None:
+            return None
+        if not payload.path:
+            raise sentence(ValueError(f"{label}: upload it as a file"))
+        try:
+            return Upload(read_photograph(payload.path, label), payload.path)
+        except ImageError as error:
+            raise sentence(error) from error
+
+    image.preprocess = read  # type: ignore[method-assign]
+    return image
+
+
+def escaped(text: str) -> str:
+    """For Markdown: what people typed is shown and not interpreted."""
+    marks = {ord(c): f"&#{ord(c)};" for c in "\\`*_{}[]()<>#+-.!|~&$\"'"}
+    return text.translate(marks)

@@ -1,0 +1,112 @@
+"""Runs and finished studies on this machine: which there are, and what their files say."""
+
+import csv
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from persongen_jax.evaluation.trajectories import curve, plotted_metrics, read_rows
+
+DEPTH = 4  # of folders below a root
+RUN, STUDY = "metrics.jsonl", "comparison.csv"
+
+
+def found(roots: Sequence[Path], mark: str) -> list[str]:
+    """Folders below the roots that hold the file ``mark``, the latest first.
+
+    Args:
+        roots: resolved. mark: RUN or STUDY.
+    """
+    places: set[Path] = set()
+    for root in roots:
+        for depth in range(DEPTH + 1):
+            for file in root.glob("/".join([*["*"] * depth, mark])):
+                # validation/metrics.jsonl belongs to the run above it.
+                if file.parent.name != "validation" and inside(file.parent, roots):
+                    places.add(file.parent)
+    return [str(p) for p in sorted(places, key=lambda p: -(p / mark).stat().st_mtime)]
+
+
+def inside(folder: Path, roots: Sequence[Path]) -> bool:
+    """Whether it lies below one of the roots, links followed."""
+    return any(folder.resolve().is_relative_to(root) for root in roots)
+
+
+def allowed(name: str | None, roots: Sequence[Path]) -> Path:
+    """The folder called ``name``.
+
+    Raises:
+        ValueError: there is none, or it is outside of the roots.
+    """
+    if not name:
+        raise ValueError("choose a folder")
+    folder = Path(name)
+    if not inside(folder, roots):
+        raise ValueError(f"{name}: outside of the page's folders; start it with --root")
+    if not folder.is_dir():
+        raise ValueError(f"{name}: no such folder")
+    return folder
+
+
+# ---- A run -------------------------------------------------------------------------------------
+
+LOGGED = {"loss": "loss", "images_per_second": "images/s", "mfu": "MFU"}
+
+
+def training_curves(run: Path) -> dict[str, list[tuple[int, float]]]:
+    """(step, value) of each thing that is logged, by its title."""
+    rows = read_rows(run / RUN)
+    return {
+        title: [(row["step"], row[key]) for row in rows if row.get(key) is not None]
+        for key, title in LOGGED.items()
+    }
+
+
+def validation_curves(run: Path) -> dict[str, dict[str, list[tuple]]]:
+    """(step, mean, low, high) by title of a metric, then by set."""
+    rows = read_rows(run / "validation" / RUN)
+    sets = list(dict.fromkeys(row["set"] for row in rows))
+    curves = {}
+    for metric, title in plotted_metrics({"run": rows}).items():
+        by_set = {name: curve(rows, name, metric) for name in sets}
+        curves[title] = {name: points for name, points in by_set.items() if points}
+    return {title: by_set for title, by_set in curves.items() if by_set}
+
+
+def sheets(run: Path) -> dict[int, list[Path]]:
+    """The contact sheets of each validated step."""
+    steps: dict[int, list[Path]] = {}
+    for file in sorted((run / "validation").glob("step_*.png")):
+        if match := re.match(r"step_(\d+)_", file.name):
+            steps.setdefault(int(match[1]), []).append(file)
+    return dict(sorted(steps.items()))
+
+
+# ---- A study -----------------------------------------------------------------------------------
+
+
+def study_table(study: Path) -> tuple[list[str], list[list[float | str]]]:
+    """(columns, rows) of its comparison; numbers as numbers, so that they sort."""
+    with open(study / STUDY, encoding="utf-8", newline="") as file:
+        columns, *rows = list(csv.reader(file))
+    return columns, [[_number(value) for value in row] for row in rows]
+
+
+def _number(text: str) -> float | str:
+    try:
+        return round(float(text), 4)
+    except ValueError:
+        return text
+
+
+def study_plots(study: Path) -> list[Path]:
+    """Its trajectories."""
+    return [file for file in sorted(study.glob("*.png")) if not file.name.startswith("sheet_")]
+
+
+def study_images(study: Path, method: str, set_name: str) -> list[Path]:
+    """What a method generated of the people of a set, its first seed's."""
+    runs = sorted((study / method).glob("seed_*"))
+    where = set_name.replace("-", "_")
+    pictures = (file for run in runs[:1] for file in sorted(run.rglob("*.png")))
+    return [file for file in pictures if where in file.relative_to(study).as_posix()]

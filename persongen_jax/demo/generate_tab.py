@@ -1,0 +1,188 @@
+"""The tab that generates one person from photographs and a prompt."""
+
+import functools
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import gradio as gr
+
+from data_pipeline.records.schema import MAX_REFERENCES, PARTS
+from persongen_jax.demo import form
+from persongen_jax.demo.fields import Upload, escaped, photograph
+from persongen_jax.demo.painting import Request, paint
+from persongen_jax.demo.photographs import find_faces, with_boxes
+from persongen_jax.demo.sessions import sentence, stream
+from persongen_jax.demo.site import ONE_AT_A_TIME, Site, caption
+
+PROMPT = "a photo of a man in a space suit, a beach with palm trees behind him"
+FAULTS = (ValueError, OSError)
+
+
+class Outputs:
+    """What a request fills: preview, what is said, images, their files and settings."""
+
+    def __init__(self):
+        self.preview = gr.Image(label="Preview", interactive=False, height=220, buttons=[])
+        self.said = gr.Markdown(elem_classes="said")
+        self.gallery = gr.Gallery(label="Images", columns=2, height="auto", object_fit="contain")
+        self.files = gr.File(label="Files, marked as generated", file_count="multiple")
+        with gr.Accordion("Settings of the images, as in their files", open=False):
+            self.notes = gr.JSON(show_label=False)
+        self.all = [self.preview, self.said, self.gallery, self.files, self.notes]
+
+
+def show(
+    site: Site, name: str, asked: Request, visitor: gr.Request | None
+) -> Iterator[tuple[Any, ...]]:
+    """Values for Outputs.all while a request is computed, and at its end."""
+    end = site.sessions.begin(visitor)
+
+    def work(progress, on_preview):
+        return paint(
+            site.models,
+            site.models.named(name),
+            asked,
+            judges=site.judges,
+            pose_net=site.pose_net,
+            progress=progress,
+            on_preview=on_preview,
+        )
+
+    same = gr.skip()
+    yield None, "loading the model, or compiling it for this size", same, same, same
+    for kind, value in stream(work, asked.steps, end):
+        if kind == "steps":
+            yield same, f"step {value} of {asked.steps}", same, same, same
+        elif kind == "preview":
+            yield value[0], same, same, same, same
+        elif kind == "ended":
+            yield None, "cancelled; nothing was kept", same, same, same
+        else:
+            made, said = value
+            files = site.save(made)
+            gallery = list(zip(files, map(caption, made), strict=True))
+            lines = "\n".join(f"- {escaped(line)}" for line in said)
+            yield None, lines or "done", gallery, files, [each.notes for each in made]
+
+
+def guarded(function: Callable) -> Callable:
+    """What cannot be done is a sentence on the page, and no trace."""
+
+    @functools.wraps(function)
+    def run(*values, **named):
+        try:
+            yield from function(*values, **named)
+        except FAULTS as error:
+            raise sentence(error) from error
+
+    return run
+
+
+def build(site: Site) -> None:
+    """Fills the current tab."""
+    with gr.Row():
+        with gr.Column(scale=3, min_width=320):
+            model = gr.Dropdown(site.names, value=site.names[0], label="Model")
+            about = gr.Markdown()
+            photos, faces = form.photographs()
+            gr.Markdown(form.CONSENT)
+            if site.examples:
+                gr.Examples([[file] for file in site.examples], photos[:1], label="Drawn strangers")
+            found = gr.Gallery(label="Faces", columns=4, height=170, visible=False)
+            prompt = gr.Textbox(
+                label="Prompt", value=PROMPT, lines=2, elem_id="prompt", info="say man, woman, …"
+            )
+            parts = [gr.Textbox(label=f"{part.capitalize()}", lines=1) for part in PARTS]
+            with gr.Accordion("Settings", open=False):
+                chosen = form.settings(site.steps)
+                pose = photograph("Photograph whose pose is followed", height=160)
+            with gr.Row():
+                go = gr.Button("Generate", variant="primary", elem_id="generate")
+                stop = gr.Button("Cancel", elem_id="cancel")
+                again = gr.Button("Same again", elem_id="again")
+        with gr.Column(scale=2, min_width=320):
+            outputs = Outputs()
+
+    inputs = [model, prompt, *parts, pose, *photos, *faces, *chosen.all]
+
+    @guarded
+    def generate(name, prompt, *values, request: gr.Request):
+        texts, values = values[: len(PARTS)], values[len(PARTS) :]
+        pose, values = values[0], values[1:]
+        uploads, values = values[:MAX_REFERENCES], values[MAX_REFERENCES:]
+        faces, values = values[:MAX_REFERENCES], values[MAX_REFERENCES:]
+        keep(site, request, *uploads, pose)
+        usual = form.usual_strengths(site.models.open(site.models.named(name)))
+        asked = form.request(
+            prompt,
+            texts,
+            [form.person(uploads, faces)],
+            pose=None if pose is None else pose.image,
+            **form.read_settings(values, usual),
+        )
+        yield from show(site, name, asked, request)
+
+    def restore(notes):
+        if not notes:
+            raise sentence(ValueError("there is no image yet whose settings could be taken"))
+        first = notes[0]
+        set_to = [first["prompt"], *(first.get(part, "") for part in PARTS)]
+        return [*set_to, first["seed"], False]
+
+    back = [prompt, *parts, chosen.seed, chosen.random_seed]
+    private: Any = {"api_visibility": "private"}
+    ran: Any = {**ONE_AT_A_TIME, "api_name": "form", **private}
+    gr.on([go.click, prompt.submit], generate, inputs, outputs.all, **ran)
+    again.click(restore, outputs.notes, back, **private).success(
+        generate, inputs, outputs.all, **ran
+    )
+    stop.click(site.sessions.end, queue=False, **private)
+    model.change(functools.partial(describe, site), model, [about, chosen.strengths], **private)
+    looked: Any = {"fn": functools.partial(look, site), "inputs": [model, *photos, *faces]}
+    looked |= {"outputs": [found, *faces], "show_progress": "hidden", **private}
+    gr.on([each.change for each in photos], **looked)
+    gr.on([each.input for each in faces], **looked)
+    gr.on(None, functools.partial(describe, site), model, [about, chosen.strengths], **private)
+
+
+def keep(site: Site, visitor: gr.Request | None, *uploads: Upload | None) -> None:
+    """Remembers the uploads' files as this visitor's."""
+    for upload in uploads:
+        if upload is not None:
+            site.sessions.keep(visitor, upload.path)
+
+
+def describe(site: Site, name: str) -> tuple[str, list]:
+    """What a model reads, and its strengths, for a form that has chosen it."""
+    try:
+        pipe = site.models.open(site.models.named(name))
+    except FAULTS as error:
+        raise sentence(error) from error
+    if pipe.method is None:
+        return "It reads the prompt alone: photographs have no effect.", []
+    reads = []
+    if pipe.reads_references:
+        reads.append(f"one to {MAX_REFERENCES} photographs")
+        if pipe.text.at_trigger:
+            reads.append(f'the person as "{pipe.text.trigger_word}" after man, woman, …')
+    reads += [name for name in pipe.conditioner.inputs if name in PARTS]
+    rows = [[name, value, 0, 1] for name, value in form.usual_strengths(pipe).items()]
+    return f"It reads {', '.join(reads) or 'the prompt'}.", rows
+
+
+def look(site: Site, name: str, *values: Any, request: gr.Request) -> list:
+    """The faces that are found, and a choice where a photograph has several."""
+    photos, faces = values[:MAX_REFERENCES], values[MAX_REFERENCES:]
+    keep(site, request, *photos)
+    shown, choices = [], []
+    with site.models.lock():
+        detector = site.models.detector(site.models.named(name))
+        for number, (upload, face) in enumerate(zip(photos, faces, strict=True), 1):
+            found = [] if upload is None else find_faces(upload.image, detector)
+            names = [str(k) for k in range(1, len(found) + 1)] or ["1"]
+            face = face if face in names else "1"
+            choices.append(gr.update(choices=names, value=face, visible=len(found) > 1))
+            if upload is not None:
+                said = "no face found" if not found else f"photograph {number}"
+                shown.append((with_boxes(upload.image, found, int(face) - 1), said))
+    return [gr.update(value=shown or None, visible=bool(shown)), *choices]

@@ -1,0 +1,57 @@
+"""What all tabs share: the models, the judges, where images go, who is visiting."""
+
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+
+from persongen_jax.demo.judging import Judges
+from persongen_jax.demo.offers import Models
+from persongen_jax.demo.painting import Made, save
+from persongen_jax.demo.sessions import Sessions
+from persongen_jax.pipeline.saving import ImageFolder
+
+ONE_AT_A_TIME = {"concurrency_id": "model", "concurrency_limit": 1}
+
+
+@dataclass
+class Site:
+    """The page's possessions.
+
+    Attributes:
+        folder: where generated images are written.
+        roots: folders in which runs and studies are looked for.
+        examples: files of references to try.
+        steps: the usual number of sampling steps.
+    """
+
+    models: Models
+    judges: Judges
+    folder: ImageFolder
+    sessions: Sessions
+    roots: tuple[Path, ...] = ()
+    pose_net: str = ""
+    examples: tuple[str, ...] = ()
+    steps: int = 30
+
+    def __post_init__(self):
+        self._lock = threading.Lock()
+
+    def save(self, made: list[Made]) -> list[str]:
+        """Files of the images, numbered on."""
+        with self._lock:
+            return save(made, self.folder)
+
+    @property
+    def names(self) -> list[str]:
+        """Of the models."""
+        return list(self.models.offers)
+
+
+def caption(made: Made) -> str:
+    """Scores and seed of an image, in one line."""
+    parts = []
+    if made.face_sim is not None:
+        parts.append(f"Face-Sim {made.face_sim:.2f}")
+    if made.clip_t is not None:
+        parts.append(f"CLIP-T {made.clip_t:.1f}")
+    return " · ".join([*parts, f"seed {made.notes['seed']}"])

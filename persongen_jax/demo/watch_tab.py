@@ -1,0 +1,97 @@
+"""The tab that watches a training while it runs."""
+
+from typing import Any
+
+import gradio as gr
+import pandas
+
+from persongen_jax.demo import folders
+from persongen_jax.demo.compare_tab import _read
+from persongen_jax.demo.generate_tab import FAULTS
+from persongen_jax.demo.sessions import sentence
+from persongen_jax.demo.site import Site
+
+EVERY = 5.0  # seconds
+PLOTS = 2  # of metrics that are validated: Face-Sim and CLIP-T come first
+
+
+def build(site: Site) -> None:
+    """Fills the current tab."""
+    names = folders.found(site.roots, folders.RUN)
+    with gr.Row():
+        run = gr.Dropdown(
+            names, value=None, label="Run", allow_custom_value=True, elem_id="run",
+            info="" if names else "none found below --root",
+        )  # fmt: skip
+        again = gr.Button("Look for runs again", min_width=120)
+    said = gr.Markdown()
+    with gr.Row():
+        logged = [
+            gr.LinePlot(x="step", y=title, title=title, height=220, min_width=260)
+            for title in folders.LOGGED.values()
+        ]
+    with gr.Row():
+        judged = [
+            gr.LinePlot(
+                x="step", y="value", color="of", height=260, min_width=320, visible=False,
+                colors_in_legend=None,
+            )
+            for _ in range(PLOTS)
+        ]  # fmt: skip
+    step = gr.Slider(0, 1, 0, step=1, label="Contact sheets of validation", visible=False)
+    sheets = gr.Gallery(label="Contact sheets", columns=1, height="auto")
+    clock = gr.Timer(EVERY)
+
+    def look(name):
+        if not name:
+            return [gr.skip()] * (1 + len(logged) + PLOTS + 1)
+        try:
+            folder = folders.allowed(name, site.roots)
+            return _values(folder)
+        except FAULTS as error:
+            raise sentence(error) from error
+
+    def show(name, number):
+        if not name:
+            return None
+        try:
+            steps = folders.sheets(folders.allowed(name, site.roots))
+        except FAULTS as error:
+            raise sentence(error) from error
+        known = list(steps)
+        return [(_read(f), f.stem) for f in steps[known[int(number)]]] if known else None
+
+    def search():
+        return gr.update(choices=folders.found(site.roots, folders.RUN))
+
+    private: Any = {"api_visibility": "private", "show_progress": "hidden"}
+    outputs = [said, *logged, *judged, step]
+    gr.on([run.change, clock.tick], look, run, outputs, **private)
+    gr.on([run.change, step.change], show, [run, step], sheets, **private)
+    again.click(search, None, run, **private)
+
+
+def _values(folder) -> list:
+    """Of all that is shown of a run but its sheets."""
+    curves = folders.training_curves(folder)
+    tables = [pandas.DataFrame(points, columns=["step", t]) for t, points in curves.items()]
+    last = max((points[-1][0] for points in curves.values() if points), default=0)
+    judged = list(folders.validation_curves(folder).items())[:PLOTS]
+    plots = []
+    for title, by_set in judged:
+        rows = [
+            (step, value, name.replace("_", "-") + kind)
+            for name, points in by_set.items()
+            for step, mean, low, high in points
+            for value, kind in ((mean, ""), (low, ", low"), (high, ", high"))
+        ]
+        table = pandas.DataFrame(rows, columns=["step", "value", "of"])
+        plots.append(gr.LinePlot(table, title=f"{title}, 95 % interval", visible=True))
+    plots += [gr.LinePlot(visible=False)] * (PLOTS - len(plots))
+    steps = list(folders.sheets(folder))
+    slider = gr.update(
+        maximum=max(len(steps) - 1, 1),
+        visible=bool(steps),
+        label=f"Contact sheets, number of the validation (steps {', '.join(map(str, steps))})",
+    )
+    return [f"step {last}", *tables, *plots, slider]
