@@ -57,8 +57,8 @@ RUNS = (
     # Losses on decoded images: without, with, and decoded at half the side.
     *(
         (*BOLID, "--topology", topology, DIVIDED.format(4), "--per_chip_batch", "1", *own)
-        for topology in ("v5p:2x2x1", "v5e:4x4")
         for own in (("--config.losses={}",), (), ("--config.losses_downscale=2",))
+        for topology in ("v5p:2x2x1", "v5e:4x4")
     ),
     # The encoders' share of a step without a cache.
     (*STEP, "--topology", "v5p:4x4x4", "--what", "encode", "--per_chip_batch", "40"),

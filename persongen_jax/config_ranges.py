@@ -8,7 +8,7 @@ AT_LEAST_0 = (
     *("warmup_steps", "schedule_steps", "steps", "clip_norm", "keep_checkpoints", "max_bad_steps"),
     *("validation_every", "start_from_step", "lora_alpha", "early_stopping", "sample_every"),
     *("text_alpha", "text_rank", "num_class_images", "prior_loss_weight", "keep_captions"),
-    *("embedding_steps", "embedding_norm"),
+    *("embedding_steps", "embedding_norm", "class_guidance"),
     *("pulid_few_steps", "pulid_sem", "pulid_layout", "pulid_id"),
 )
 AT_LEAST_1 = (

@@ -25,6 +25,8 @@ def get_config():
     config.steps = 600
     config.drop_prob = 0.0
     config.face_loss_prob = 0.5
+    # Class images as the base draws them by itself: guided ones are too vivid to learn from.
+    config.class_guidance = 1.0
     config.validate_in_train = f"{PERSON}&pictures=3&first_picture=1000000"
     config.validate_out_of_train = ""
     config.validate_out_of_domain = ""

@@ -36,14 +36,14 @@ def _build_models(site: Site) -> None:
     gallery = gr.Gallery(label="The same noise for all", columns=4, height="auto")
 
     @guarded
-    def compare(names, prompt, *values, request: gr.Request):
+    def compare(visitor, names, prompt, *values):
         if not names:
             raise ValueError("choose at least one model")
         texts, values = values[: len(PARTS)], values[len(PARTS) :]
         uploads, values = values[:MAX_REFERENCES], values[MAX_REFERENCES:]
         faces, values = values[:MAX_REFERENCES], values[MAX_REFERENCES:]
-        keep(site, request, *uploads)
-        end, shown, lines, seed = site.sessions.begin(request), [], [], None
+        keep(site, visitor, *uploads)
+        end, shown, lines, seed = site.sessions.begin(visitor), [], [], None
         for name in names:
             offer = site.models.named(name)
             usual = form.usual_strengths(site.models.open(offer))

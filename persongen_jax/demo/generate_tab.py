@@ -66,12 +66,14 @@ def show(
 
 
 def guarded(function: Callable) -> Callable:
-    """What cannot be done is a sentence on the page, and no trace."""
+    """For the form's events: what cannot be done is a sentence on the page, and no trace.
 
-    @functools.wraps(function)
-    def run(*values, **named):
+    Gradio passes the visitor to a first parameter that is annotated so.
+    """
+
+    def run(visitor: gr.Request, *values):
         try:
-            yield from function(*values, **named)
+            yield from function(visitor, *values)
         except FAULTS as error:
             raise sentence(error) from error
 
@@ -106,12 +108,12 @@ def build(site: Site) -> None:
     inputs = [model, prompt, *parts, pose, *photos, *faces, *chosen.all]
 
     @guarded
-    def generate(name, prompt, *values, request: gr.Request):
+    def generate(visitor, name, prompt, *values):
         texts, values = values[: len(PARTS)], values[len(PARTS) :]
         pose, values = values[0], values[1:]
         uploads, values = values[:MAX_REFERENCES], values[MAX_REFERENCES:]
         faces, values = values[:MAX_REFERENCES], values[MAX_REFERENCES:]
-        keep(site, request, *uploads, pose)
+        keep(site, visitor, *uploads, pose)
         usual = form.usual_strengths(site.models.open(site.models.named(name)))
         asked = form.request(
             prompt,
@@ -120,7 +122,7 @@ def build(site: Site) -> None:
             pose=None if pose is None else pose.image,
             **form.read_settings(values, usual),
         )
-        yield from show(site, name, asked, request)
+        yield from show(site, name, asked, visitor)
 
     def restore(notes):
         if not notes:
@@ -138,7 +140,11 @@ def build(site: Site) -> None:
     )
     stop.click(site.sessions.end, queue=False, **private)
     model.change(functools.partial(describe, site), model, [about, chosen.strengths], **private)
-    looked: Any = {"fn": functools.partial(look, site), "inputs": [model, *photos, *faces]}
+
+    def look_at(visitor: gr.Request, *values):
+        return look(site, visitor, *values)
+
+    looked: Any = {"fn": look_at, "inputs": [model, *photos, *faces]}
     looked |= {"outputs": [found, *faces], "show_progress": "hidden", **private}
     gr.on([each.change for each in photos], **looked)
     gr.on([each.input for each in faces], **looked)
@@ -170,10 +176,10 @@ def describe(site: Site, name: str) -> tuple[str, list]:
     return f"It reads {', '.join(reads) or 'the prompt'}.", rows
 
 
-def look(site: Site, name: str, *values: Any, request: gr.Request) -> list:
+def look(site: Site, visitor: gr.Request | None, name: str, *values: Any) -> list:
     """The faces that are found, and a choice where a photograph has several."""
     photos, faces = values[:MAX_REFERENCES], values[MAX_REFERENCES:]
-    keep(site, request, *photos)
+    keep(site, visitor, *photos)
     shown, choices = [], []
     with site.models.lock():
         detector = site.models.detector(site.models.named(name))

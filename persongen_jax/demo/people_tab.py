@@ -27,9 +27,10 @@ def build(site: Site) -> None:
             first = form.photographs(EACH, " of person 1, red")
             second = form.photographs(EACH, " of person 2, blue")
             gr.Markdown(form.CONSENT)
+            white = np.full((SIDE, SIDE, 3), 255, np.uint8)
             brush = gr.Brush(colors=list(COLOURS), default_size=60, color_mode="fixed")
             canvas = gr.ImageEditor(
-                value={"background": np.full((SIDE, SIDE, 3), 255, np.uint8), "layers": []},
+                value={"background": white, "layers": [], "composite": white},
                 label="Who is where: paint red for person 1, blue for person 2",
                 type="numpy",
                 image_mode="RGBA",
@@ -52,10 +53,10 @@ def build(site: Site) -> None:
     own = [*first[0], *first[1], *second[0], *second[1]]
 
     @guarded
-    def generate(name, prompt, drawing, halved, *values, request: gr.Request):
+    def generate(visitor, name, prompt, drawing, halved, *values):
         entered, values = values[: len(own)], values[len(own) :]
         one, two = entered[: 2 * EACH], entered[2 * EACH :]
-        keep(site, request, *one[:EACH], *two[:EACH])
+        keep(site, visitor, *one[:EACH], *two[:EACH])
         people = [form.person(each[:EACH], each[EACH:]) for each in (one, two)]
         for number, each in enumerate(people, 1):
             if each is None:
@@ -69,7 +70,7 @@ def build(site: Site) -> None:
         usual = form.usual_strengths(site.models.open(site.models.named(name)))
         read = form.read_settings(values, usual)
         asked = form.request(prompt, ("", ""), people, regions=tuple(masks), **read)
-        yield from show(site, name, asked, request)
+        yield from show(site, name, asked, visitor)
 
     private: Any = {"api_visibility": "private"}
     inputs = [model, prompt, canvas, halves, *own, *chosen.all]

@@ -61,6 +61,7 @@ def generate_missing(system: "Sdxl") -> list[str]:
         here = numbers[start : start + step]
         noise = [pipe.draw_latents(config.seed + number, 1, size, size)[0] for number in here]
         own = {"seed": config.seed + here[0] if draws else None, "height": size, "width": size}
+        own |= {"guidance_scale": config.class_guidance} if config.class_guidance else {}
         images = pipe(
             [wanted.prompt] * batch,
             latents=np.stack(noise + noise[-1:] * (batch - len(here))),

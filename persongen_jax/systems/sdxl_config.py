@@ -16,7 +16,7 @@ METHOD_KEYS = (
     *("pulid_crop", "pulid_face_parser", "pulid_few_steps", "pulid_face_points"),
     *("pulid_sem", "pulid_layout", "pulid_id"),
     *("token", "instance_prompt", "caption_templates", "shuffle_captions", "keep_captions"),
-    *("class_data", "class_prompt", "num_class_images", "prior_loss_weight"),
+    *("class_data", "class_prompt", "num_class_images", "class_guidance", "prior_loss_weight"),
     *("lora_targets", "lora_ranks", "lora_dora"),
     *("text_rank", "text_alpha", "text_targets", "text_ranks"),
     *("train_text_encoders", "num_vectors", "initializer", "embedding_steps", "embedding_norm"),
@@ -136,10 +136,12 @@ def sdxl_defaults() -> ConfigDict:
     config.shuffle_captions = False
     config.keep_captions = 1
     # Prior preservation: the folder of class images, what shows in them, how many are generated if
-    # there are fewer, and the weight of their loss.
+    # there are fewer, with which guidance (0: that of validations; 1 samples what the base has
+    # learned as it is), and the weight of their loss.
     config.class_data = ""
     config.class_prompt = ""
     config.num_class_images = 100
+    config.class_guidance = 0.0
     config.prior_loss_weight = 1.0
     # LoRA: its layers in the UNet, names of methods/personal/lora.py joined by "+" or a regular
     # expression; rows (expression, rank[, alpha]) of layers with other ranks, where alpha is by

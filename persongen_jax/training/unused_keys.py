@@ -4,6 +4,7 @@ from collections.abc import Collection, Sequence
 
 from ml_collections import ConfigDict
 
+CLASS_IMAGES = ("num_class_images", "class_guidance")
 HUBER = ("huber_schedule", "huber_c")
 BIAS = tuple(f"timestep_bias_{name}" for name in ("multiplier", "portion", "begin", "end"))
 
@@ -47,7 +48,7 @@ def unused_keys(
         (HUBER, config.get("loss_type", "l2") != "l2", "config.loss_type='huber' or 'smooth_l1'"),
         (BIAS, bool(config.get("timestep_bias")), "config.timestep_bias"),
         (("prior_loss_weight",), bool(config.get("class_data")), "config.class_data"),
-        (("num_class_images",), bool(config.get("class_prompt")), "config.class_prompt"),
+        (CLASS_IMAGES, bool(config.get("class_prompt")), "config.class_prompt"),
         (("keep_captions",), bool(config.get("shuffle_captions")), "config.shuffle_captions"),
         (("shuffle_captions",), not config.get("caption_templates"), "captions of their own"),
         (("text_alpha", "text_targets", "text_ranks"), bool(config.get("text_rank")), TEXT_RANK),

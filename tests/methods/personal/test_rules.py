@@ -116,6 +116,7 @@ def test_a_class_prompt_needs_a_folder():
 IDLE = {
     "prior_loss_weight": (0.5, {"class_data": "class"}),
     "num_class_images": (7, {"class_prompt": "a woman"}),
+    "class_guidance": (1.0, {"class_prompt": "a woman"}),
     "keep_captions": (2, {"shuffle_captions": True}),
     "text_alpha": (4.0, {"text_rank": 2}),
     "text_targets": ("feed-forward", {"text_rank": 2}),
