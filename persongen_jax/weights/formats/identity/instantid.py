@@ -16,7 +16,7 @@ from persongen_jax.models.branches import ParallelCrossAttention
 from persongen_jax.models.encoders.resampler import Resampler
 from persongen_jax.weights.errors import KeyMismatch, UnsupportedAdapter, WeightsError
 from persongen_jax.weights.files.directory import open_file
-from persongen_jax.weights.files.source import OpenedFile, TensorSource
+from persongen_jax.weights.files.source import OpenedFile, TensorSource, closed_on_error
 from persongen_jax.weights.recognition.kinds import ADAPTER_NOTE, NAMES, classify
 from persongen_jax.weights.recognition.layout import unwrapped
 from persongen_jax.weights.slots import Slot, fill_slots, module_slots, processors, write_slots
@@ -62,12 +62,8 @@ def read_instantid(path: str | os.PathLike) -> InstantIDFile:
         UnsupportedAdapter: another kind of file, with its name.
         KeyMismatch: names that InstantID does not have.
     """
-    file = unwrapped(open_file(path))
-    try:
+    with closed_on_error(unwrapped(open_file(path))) as file:
         return InstantIDFile(file)
-    except BaseException:
-        file.close()
-        raise
 
 
 def is_instantid(path: str | os.PathLike) -> bool:

@@ -19,7 +19,7 @@ from persongen_jax.models.id_attention import IDCrossAttention
 from persongen_jax.weights.errors import KeyMismatch, UnsupportedAdapter, WeightsError
 from persongen_jax.weights.files.directory import open_file
 from persongen_jax.weights.files.safetensors_file import write_safetensors
-from persongen_jax.weights.files.source import OpenedFile, Renaming, TensorSource
+from persongen_jax.weights.files.source import OpenedFile, Renaming, TensorSource, closed_on_error
 from persongen_jax.weights.recognition.kinds import NAMES, classify
 from persongen_jax.weights.recognition.layout import unwrapped
 from persongen_jax.weights.recognition.pulid import ENCODER, FLUX, LAYERS, pulid_version
@@ -74,12 +74,8 @@ def read_pulid(path: str | os.PathLike) -> PulidFile:
         UnsupportedAdapter: another kind of file, with its name.
         KeyMismatch: names that PuLID does not have.
     """
-    file = unwrapped(open_file(path))
-    try:
+    with closed_on_error(unwrapped(open_file(path))) as file:
         return PulidFile(file)
-    except BaseException:
-        file.close()
-        raise
 
 
 def is_pulid(path: str | os.PathLike) -> bool:
