@@ -49,12 +49,8 @@ from persongen_jax.models.encoders.pulid import IDEncoder, IDFormer
 from persongen_jax.models.faces.keypoint_net import KeypointNet
 from persongen_jax.models.id_attention import IDCrossAttention, set_mode
 from persongen_jax.models.layers import UnusedRngs
-from persongen_jax.weights.formats.identity.pulid import (
-    ENCODERS,
-    HEAD_DIM,
-    load_pulid_into,
-    read_pulid,
-)
+from persongen_jax.weights.formats.identity.pulid import ENCODERS, load_pulid_into, read_pulid
+from persongen_jax.weights.formats.identity.shared import HEAD_DIM
 from persongen_jax.weights.formats.keypoint_net import load_keypoint_net
 from persongen_jax.weights.licences import say_terms
 
