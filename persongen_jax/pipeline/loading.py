@@ -18,6 +18,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from persongen_jax.methods.base import Model
+from persongen_jax.methods.published.instantid import InstantID
 from persongen_jax.models.lora import check_mergeable, merge_adapters, remove_adapters
 from persongen_jax.parallel.sharding import replicated
 from persongen_jax.pipeline.words import Words, read_words
@@ -149,8 +150,9 @@ def config_of_file(
     if is_instantid(weights) or name == "instantid":
         if name not in (None, "instantid"):
             raise ValueError(f"{weights}: is InstantID's adapter, not one for {name!r}")
-        own = {"face_encoder": "", "controlnet": "", "instantid_references": "mean"}
-        return {"method": "instantid", "trigger_word": "img", **own}
+        own = {key: sdxl_defaults()[key] for key in InstantID.options}
+        networks = {"face_encoder": "", "controlnet": ""}
+        return {"method": "instantid", "trigger_word": "img", **networks, **own}
     if is_ip_adapter(weights):
         if name not in (None, "ip_adapter"):
             raise ValueError(f"{weights}: is an IP-Adapter file, not one for {name!r}")
