@@ -173,7 +173,9 @@ def face_pictures(model: Model) -> Faces:
         view=StableDiffusionXL.conditioner,
     )
     size = model.image_encoder.config["image_size"]
-    return Faces(size, encoding, name="face_pictures", prefix="image")
+    field = Faces(size, encoding, name="face_pictures", prefix="image")
+    field.reads_image = True  # a Face's embedding is for the recogniser's field
+    return field
 
 
 def image_tokens(model: Model, *features: jax.Array) -> tuple[jax.Array, jax.Array]:
