@@ -4,14 +4,13 @@ from collections.abc import Iterable
 
 import jax
 import jax.numpy as jnp
-from flax import nnx
 from ml_collections import ConfigDict
 
 from data_pipeline.examples.fields import Batch, Encoding
 from data_pipeline.examples.identity.faces import Faces
 from data_pipeline.pictures.transforms import CLIP_MEAN, CLIP_STD
 from persongen_jax.methods.base import Model
-from persongen_jax.methods.start import Origin, find_origin, image_encoder_of
+from persongen_jax.methods.start import Origin, find_origin, image_encoder_of, is_abstract
 from persongen_jax.models.sdxl.parts import StableDiffusionXL
 from persongen_jax.weights.formats.clip import load_vision_tower
 from persongen_jax.weights.formats.recognisers import open_recogniser
@@ -77,11 +76,6 @@ class AlignedFaceReader(FaceReader):
             return embeds
         given = batch["id_embeds"].astype(embeds.dtype)
         return jnp.where(batch["id_embeds_mask"][..., None], given, embeds)
-
-
-def is_abstract(model: Model) -> bool:
-    """Whether only shapes are made, so that no file has been read."""
-    return isinstance(jax.tree.leaves(nnx.state(model.unet))[0], jax.core.Tracer)
 
 
 def find_run(config: ConfigDict, method: str) -> Origin:

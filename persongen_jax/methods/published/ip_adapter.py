@@ -26,7 +26,12 @@ from persongen_jax.methods.readers import (
     add_face_encoder,
     check_face_encoder,
 )
-from persongen_jax.methods.start import find_origin, image_encoder_of, load_remaining
+from persongen_jax.methods.start import (
+    find_origin,
+    image_encoder_of,
+    load_remaining,
+    say_origin,
+)
 from persongen_jax.models.branches import add_branch
 from persongen_jax.models.layers import Linear
 from persongen_jax.models.lora import add_lora
@@ -106,6 +111,7 @@ class IPAdapter(AlignedFaceReader, Method):
             self.groups = (*type(self).groups, LORA_ROW)
         if origin.file:
             load_ip_adapter_into(model, origin.file, self.branch)
+            say_origin(model, origin, "ip-adapter" if kind == "base" else f"ip-adapter-{kind}")
         load_remaining(model, origin)
 
     # ---- what it reads ----

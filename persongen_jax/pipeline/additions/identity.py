@@ -113,7 +113,6 @@ class WithMethod(abc.ABC):
         with self.words.taken_off(), self._style_taken_off():
             fields = self._attach(method, parts, config, trained, str(weights))
         self._set_method(method, fields, released=trained is None)
-        loading.say_terms_of(weights)
         if words := method.take_words(parts):  # and its words are as those of files
             self.words.add(config.method, words, METHOD)
         self._place()
