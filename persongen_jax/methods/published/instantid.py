@@ -226,7 +226,8 @@ def _identity_net(model, config, origin: Origin, rngs):
         net, _ = load_controlnet(folder, model.unet.config, **kw)
         _check_image(net, model, folder)
         if not is_abstract(model):
-            say_terms(f"IdentityNet {folder}", str(folder), "controlnet")
+            published = "instantid" if origin.file else "controlnet"
+            say_terms(f"the IdentityNet is {folder}", str(folder), published)
         return net
     if origin.file:
         raise ValueError(

@@ -25,6 +25,7 @@ from persongen_jax.methods.readers import (
     AlignedFaceReader,
     add_face_encoder,
     check_face_encoder,
+    open_projected_tower,
 )
 from persongen_jax.methods.start import (
     find_origin,
@@ -33,7 +34,6 @@ from persongen_jax.methods.start import (
     say_origin,
 )
 from persongen_jax.models.branches import add_branch
-from persongen_jax.models.layers import Linear
 from persongen_jax.models.lora import add_lora
 from persongen_jax.models.sdxl.parts import StableDiffusionXL
 from persongen_jax.weights.formats.clip import load_vision_tower
@@ -244,17 +244,9 @@ def _open_tower(kind: str, config):
     """The image tower, for base with its projection."""
     dtype = jnp.dtype(config.dtype)
     folder = config.id_encoder or image_encoder_of(config)
-    tower, projection = load_vision_tower(folder, dtype=dtype)
     if kind == "base":
-        if projection is None:
-            raise ValueError(
-                f"{folder}: an image tower without visual_projection, which the base variant "
-                "needs; give CLIPVisionModelWithProjection's folder"
-            )
-        kw = {"dtype": dtype, "param_dtype": dtype, "rngs": nnx.Rngs(0)}
-        tower.visual_projection = Linear(*projection.shape, use_bias=False, **kw)
-        tower.visual_projection.kernel.set_value(projection)
-    return tower
+        return open_projected_tower(folder, dtype, "the base variant")
+    return load_vision_tower(folder, dtype=dtype)[0]
 
 
 def _published_sizes(kind: str, features: int, widths: dict[str, int]) -> dict:

@@ -91,8 +91,9 @@ class WithMethod(abc.ABC):
             options: settings of the method by the keys of its config, which a file does not tell:
                 of an IP-Adapter {"references": …}, what they show to base and plus: "face" (the
                 square around it), "aligned" (for Plus-Face), "whole"; of FaceID Plus "shortcut"
-                (False: version 1) and "s_scale"; of InstantID "instantid_references"; of PuLID
-                "pulid_release" and others. See docs/published_adapters.md.
+                (False: version 1) and "s_scale"; of InstantID "instantid_references" and
+                "face_point_radius"; of PuLID "pulid_release" and others. See
+                docs/published_adapters.md.
 
         Raises:
             FileNotFoundError: there is no checkpoint.
