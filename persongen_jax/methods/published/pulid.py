@@ -246,7 +246,9 @@ class PuLID(AlignedFaceReader, Method):
         if self.weights.id:
             first = self.face_embeds(model, batch)[:, 0]
             judge = functools.partial(
-                *(face_similarity_loss, model.face_encoder, model.face_points),
+                face_similarity_loss,
+                model.face_encoder,
+                model.face_points,
                 wanted=first,
                 counts=batch["portrait_mask"].any(1) & ~batch["portrait_dropped"].any(1),
             )
