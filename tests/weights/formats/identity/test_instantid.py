@@ -117,7 +117,8 @@ def test_read_and_written_again_bit_equal(suffix, file, model, tmp_path, monkeyp
 def test_a_file_says_which_method_reads_it(file, tmp_path):
     wide = write(tmp_path / "wide.safetensors", adapter="instantid")
     assert config_of_file(wide, None, "")["method"] == "instantid"
-    assert config_of_file(file, "instantid", "")["controlnet"] == ""
+    config = config_of_file(file, "instantid", "")
+    assert (config["controlnet"], config["face_point_radius"]) == ("", 10)
     with pytest.raises(ValueError, match="is InstantID's adapter, not one for 'ip_adapter'"):
         config_of_file(wide, "ip_adapter", "")
     with pytest.raises(UnsupportedAdapter, match="is InstantID's adapter.*method instantid"):
