@@ -18,6 +18,8 @@ class Face:
             aligned crop.
         embedding: [d], a recogniser's output as it is (InsightFace's ``embedding``, not
             ``normed_embedding``), instead of the method's own recogniser.
+        labels: [h, w] whole numbers of the image's pixels, 0 to 18, as facexlib's parsing net gives
+            them; PuLID alone reads them. None: the method finds where the face is.
     """
 
     image: Any = None

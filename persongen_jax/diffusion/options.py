@@ -237,13 +237,15 @@ class SamplingOptions:
         own = self.scheduler_options or {}
         return make_plan(scheduler_config, self.num_inference_steps, self.scheduler, **own)
 
-    def merge_step(self, steps: int) -> int:
-        """Through this one of ``steps`` the prompt alone acts."""
-        return default_merge_step(steps) if self.start_merge_step is None else self.start_merge_step
+    def merge_step(self, calls: int, per_step: int = 1) -> int:
+        """Through this one of the model's ``calls``, ``per_step`` a step, the prompt alone acts."""
+        steps = -(-calls // per_step)
+        own = default_merge_step(steps) if self.start_merge_step is None else self.start_merge_step
+        return (own + 1) * per_step - 1
 
-    def scalars(self, steps: int) -> tuple[float, float, int]:
+    def scalars(self, calls: int, per_step: int = 1) -> tuple[float, float, int]:
         """(guidance, guidance_rescale, merge_step), which the compiled loop reads."""
-        return self.guidance, self.guidance_rescale, self.merge_step(steps)
+        return self.guidance, self.guidance_rescale, self.merge_step(calls, per_step)
 
     def time_ids(self, size: tuple[int, int]) -> np.ndarray:
         """SDXL's micro-conditioning of an image of (height, width), [6] float32."""
@@ -279,9 +281,9 @@ class SamplingOptions:
         merge_step = self.start_merge_step
         if merge_step is not None and not identity:
             yield f"start_merge_step={merge_step} has no effect without references"
-        elif merge_step is not None and merge_step >= plan.num_steps - 1:
+        elif merge_step is not None and merge_step >= (steps := _steps_of(plan)) - 1:
             yield (
-                f"start_merge_step={merge_step} is not before the last of {plan.num_steps} steps: "
+                f"start_merge_step={merge_step} is not before the last of {steps} steps: "
                 "the references will have no effect"
             )
 
@@ -296,6 +298,10 @@ FLAGS = {
 # The keys of a run's config by setting, and by the flag that changes them in an evaluation.
 KEYS = {name: each.metadata["config"] for name, each in FIELDS.items() if each.metadata["config"]}
 VALIDATION_FLAGS = {key.removeprefix("validation_"): key for key in KEYS.values()}
+
+
+def _steps_of(plan: Plan) -> int:
+    return -(-plan.num_steps // plan.calls_per_step)
 
 
 def default_merge_step(steps: int) -> int:

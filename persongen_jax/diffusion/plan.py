@@ -48,6 +48,11 @@ class Plan:
         """Number of model calls; fewer than steps if `lambda_min_clipped` cuts some off."""
         return self.timesteps.shape[0]
 
+    @property
+    def calls_per_step(self) -> int:
+        """Model calls in each of the sampling steps that were asked for, but perhaps the last."""
+        return 2 if self.name == "k_dpmpp_sde" else 1
+
     def at(self, i: Step) -> dict[str, jax.Array]:
         """The coefficients of step i (may be traced)."""
         return {key: jnp.asarray(value)[i] for key, value in self.coefficients.items()}

@@ -1,17 +1,20 @@
 """What methods share that read references by networks of their own."""
 
+import os
 from collections.abc import Iterable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-from flax import nnx
+from jax.typing import DTypeLike
 from ml_collections import ConfigDict
 
 from data_pipeline.examples.fields import Batch, Encoding
 from data_pipeline.examples.identity.faces import Faces
 from data_pipeline.pictures.transforms import CLIP_MEAN, CLIP_STD
 from persongen_jax.methods.base import Model
-from persongen_jax.methods.start import Origin, find_origin, image_encoder_of
+from persongen_jax.methods.start import Origin, find_origin, image_encoder_of, is_abstract
+from persongen_jax.models.layers import LayerOptions, Linear, UnusedRngs
 from persongen_jax.models.sdxl.parts import StableDiffusionXL
 from persongen_jax.weights.formats.clip import load_vision_tower
 from persongen_jax.weights.formats.recognisers import open_recogniser
@@ -79,11 +82,6 @@ class AlignedFaceReader(FaceReader):
         return jnp.where(batch["id_embeds_mask"][..., None], given, embeds)
 
 
-def is_abstract(model: Model) -> bool:
-    """Whether only shapes are made, so that no file has been read."""
-    return isinstance(jax.tree.leaves(nnx.state(model.unet))[0], jax.core.Tracer)
-
-
 def find_run(config: ConfigDict, method: str) -> Origin:
     """``find_origin`` of a method without published files; ValueError if it leads to a file."""
     origin = find_origin(config)
@@ -125,6 +123,20 @@ def add_image_encoder(model: Model, config: ConfigDict, method: str, what: str) 
     if not is_abstract(model):
         say_terms(f"{method} reads {what} by {folder}", str(folder), "clip")
     return model.image_encoder.config["hidden_size"]
+
+
+def open_projected_tower(folder: str | os.PathLike, dtype: DTypeLike, reader: str) -> Any:
+    """CLIP's image tower with its ``visual_projection``; ValueError, with ``reader``, without."""
+    tower, projection = load_vision_tower(folder, dtype=dtype)
+    if projection is None:
+        raise ValueError(
+            f"{folder}: an image tower without visual_projection, which {reader} needs; give "
+            "CLIPVisionModelWithProjection's folder"
+        )
+    kw: LayerOptions = {"dtype": dtype, "param_dtype": dtype, "rngs": UnusedRngs()}
+    tower.visual_projection = Linear(*projection.shape, use_bias=False, **kw)
+    tower.visual_projection.kernel.set_value(projection)
+    return tower
 
 
 def scale_norms(projections: Iterable, config: ConfigDict) -> None:

@@ -24,6 +24,7 @@ from persongen_jax.training.partition import leaf_paths, set_leaves
 from persongen_jax.weights.errors import KeyMismatch, MissingFile, UnsupportedAdapter
 from persongen_jax.weights.files.directory import read_config
 from persongen_jax.weights.formats.clip import load_vision_tower
+from persongen_jax.weights.licences import say_terms
 
 
 def add_id_encoder(model: Model, config: ConfigDict, rngs: nnx.Rngs) -> None:
@@ -55,13 +56,24 @@ class Origin(NamedTuple):
     """The result of :func:`find_origin`.
 
     source: config.start_from; file: the weight file at the very beginning (or a component's folder
-    in diffusers' format), or ""; trained: arrays
-    by path from the runs since then; if several runs trained a path, the last one's.
+    in diffusers' format), or ""; trained: arrays by path from the runs since then; if several runs
+    trained a path, the last one's.
     """
 
     source: str
     file: str
     trained: dict
+
+
+def is_abstract(model: Model) -> bool:
+    """Whether only shapes are made, so that no file has been read."""
+    return isinstance(jax.tree.leaves(nnx.state(model.unet))[0], jax.core.Tracer)
+
+
+def say_origin(model: Model, origin: Origin, kind: str) -> None:
+    """Print, once, the terms of the weight file at the beginning, a ``kind`` of kinds.NAMES."""
+    if origin.file and not is_abstract(model):
+        say_terms(f"the method's weights are {origin.file}", origin.file, kind)
 
 
 def find_origin(config: ConfigDict) -> Origin:
@@ -141,6 +153,7 @@ def load_start(model: Model, config: ConfigDict) -> Origin:
             load_photomaker_into(model, origin.file)
         else:
             _load_id_encoder(model, origin.file)
+        say_origin(model, origin, f"photomaker-v{_version(model)}")
     set_leaves(model, fitting)
     return origin
 
@@ -181,13 +194,18 @@ def _has_rank(origin, rank: int, misshapen) -> bool:
         return file.rank == rank and not any("/lora/" in path for path in misshapen)
 
 
+def _version(model) -> int:
+    """Of the PhotoMaker whose ID encoder the model has."""
+    return 2 if hasattr(model.id_encoder, "qformer_perceiver") else 1
+
+
 def _load_id_encoder(model, path):
     """The ID encoder of a PhotoMaker file, without its LoRA (thesis, 5.2.1)."""
     from persongen_jax.weights.formats.photomaker import read_photomaker
     from persongen_jax.weights.slots import fill_slots, module_slots
 
     with read_photomaker(path) as file:
-        version = 2 if hasattr(model.id_encoder, "qformer_perceiver") else 1
+        version = _version(model)
         if file.version != version:
             raise UnsupportedAdapter(
                 f"{file.describe()}: is PhotoMaker v{file.version}; this method starts from "

@@ -149,7 +149,7 @@ def warn_of_ineffective_options(
         lines += pipe.words.unused(texts)
     if options.scales:
         identities = {"identity", *conditioner.of_people} if people is not None else ()
-        first = max(0, options.merge_step(plan.num_steps) + 1)
+        first = max(0, options.merge_step(plan.num_steps, plan.calls_per_step) + 1)
         lines += ineffective_scales(options.scales, schedules, identities, first)
     for name, (_, weight) in pipe.adapters.items():
         if weight == 0:

@@ -2,10 +2,12 @@
 
 import math
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
 
+from persongen_jax.config_ranges import check_ranges
 from persongen_jax.methods.base import Method
 
 
@@ -32,16 +34,29 @@ def _shown(name: str, value: Any) -> str:
     return value
 
 
-# How values of options that are no free words are read: what references show; of FaceID Plus its
-# version (shortcut: 2), and how much the picture of the face adds.
-READ = {"references": _shown, "shortcut": _flag, "s_scale": _number}
+def _whole(name: str, value: Any) -> int:
+    number = _number(name, value)
+    if not number.is_integer():
+        raise ValueError(f"{name}={value!r}: give a whole number")
+    return int(number)
+
+
+def _text(name: str, value: Any) -> str:
+    if not isinstance(value, (str, Path)):
+        raise ValueError(f"{name}={value!r}: give a name or a path")
+    return str(value)
+
+
+# How a value is read, by the kind of the config's own.
+READ = {bool: _flag, int: _whole, float: _number, str: _text}
 
 
 def with_options(config: ConfigDict, method: Method, options: Mapping[str, Any]) -> ConfigDict:
     """``config`` with a call's ``options``, of the method's keys.
 
     Raises:
-        ValueError: one that the method, or this file, does not have; a value of another kind.
+        ValueError: one that the method, or this file, does not have; a value of another kind or
+            out of range.
     """
     known = [key for key in method.options if key in config]
     chosen = {}
@@ -49,5 +64,7 @@ def with_options(config: ConfigDict, method: Method, options: Mapping[str, Any])
         if key not in known:
             has = ", ".join(known) or "none"
             raise ValueError(f"options: {key}={value!r} is none of {config.method}; it has {has}")
-        chosen[key] = READ[key](key, value) if key in READ else value
+        read = _shown if key == "references" else READ[type(config[key])]
+        chosen[key] = read(key, value)
+    check_ranges(ConfigDict(chosen))
     return ConfigDict({**config, **chosen})

@@ -289,7 +289,8 @@ class Pipeline(WithLoras, WithEmbeddings, WithControls, WithStyle, WithMethod):
                 guidance = control.added(guidance, which, self.mesh)
             if look:
                 guidance = look.added(guidance, which, self.mesh)
-            row = (plan, noise[rows], guidance, keys[rows], options.scalars(plan.num_steps))
+            scalars = options.scalars(plan.num_steps, plan.calls_per_step)
+            row = (plan, noise[rows], guidance, keys[rows], scalars)
             here = min(batch, total - start)
             watch = on_preview and self._watch(on_preview, here)
             out = images.sample(run[0], run[1], self.mesh, *row, progress, watch)

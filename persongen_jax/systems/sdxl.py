@@ -301,18 +301,20 @@ class Sdxl(DiffusionSystem):
             self.abstract_batch(),
         )
         names = ("identity", *conditioning.scalable_names)
-        scales = {name: np.ones(steps, np.float32) for name in names}
+        options = SamplingOptions.of_validation(config, num_inference_steps=steps)
+        plan = self.plan(options)
+        calls, per_step = plan.num_steps, plan.calls_per_step
+        scales = {name: np.ones(calls, np.float32) for name in names}
         plain = conditioning.streams["text"].tokens
         guidance = Guidance(conditioning, conditioning, conditioning, plain, scales)
         side, channels = config.size // self.codec.factor, self.model.unet.config["in_channels"]
-        options = SamplingOptions.of_validation(config, num_inference_steps=steps)
-        plan = self.plan(options)
         latents = jax.ShapeDtypeStruct((config.batch_size, side, side, channels), jnp.float32)
         carry = jax.eval_shape(functools.partial(init_carry, plan), latents)
         keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), config.batch_size))
         graphdef, weights = nnx.split(denoiser_module(self.model, self.method))
-        inputs = (plan, carry, guidance, keys, (*options.scalars(steps), 0, steps))
-        return SamplingProgram(sample_steps, (self.method, graphdef), weights, inputs, steps)
+        scalars = (*options.scalars(calls, per_step), 0, calls)
+        inputs = (plan, carry, guidance, keys, scalars)
+        return SamplingProgram(sample_steps, (self.method, graphdef), weights, inputs, calls)
 
     @classmethod
     def validation_sets_of(cls, config: ConfigDict) -> tuple[str, ...]:

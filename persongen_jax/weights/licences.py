@@ -1,6 +1,7 @@
 """Under which terms a weight file is given, as far as the file and its folder say."""
 
 import argparse
+import contextlib
 import functools
 import re
 import sys
@@ -41,6 +42,7 @@ _PUBLISHED = {
     "lpips-backbone": "torchvision's are BSD-3-Clause; they were trained on ImageNet, for research",
     "run": "goes by the base, the data and the weights that it started from",
 }
+_CARD = re.compile(r"\A---\n(?:(?!---).*\n)*?license:[ \t]*(\S+)")  # in its front matter alone
 _LICENCE_NOTES = ("modelspec.license", "license", "licence")
 
 
@@ -109,8 +111,10 @@ def say_terms(what: str, path: str, kind: str, terms: str = "") -> None:
     file = Path(path)
     if file.is_dir():
         file = next(iter(sorted(file.glob("*.safetensors"))), file)
-    source = open_file(file) if file.suffix == ".safetensors" else None
-    say(f"{what}; its licence: {licence(path, kind, source)}")
+    opened = open_file(file) if file.suffix == ".safetensors" else contextlib.nullcontext()
+    with opened as source:
+        text = licence(path, kind, source)
+    say(f"{what}; its licence: {text}")
 
 
 def json_of(path: Path) -> dict:
@@ -136,6 +140,6 @@ def _stated(path: Path, source):
                 yield "config.json", text
     card = folder / "README.md"
     if card.is_file():
-        match = re.search(r"\A---\n(?:.*\n)*?license:\s*(\S+)", card.read_text("utf-8", "replace"))
+        match = _CARD.match(card.read_text("utf-8", "replace"))
         if match:
             yield "README.md", match[1]

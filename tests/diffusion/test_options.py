@@ -120,6 +120,15 @@ def test_what_follows_from_them():
     assert all(np.array_equal(v, wanted[k]) for k, v in options.plan(config).coefficients.items())
     assert options.scalars(50) == (5.0, 0.0, 10)
     assert SamplingOptions(start_merge_step=0).merge_step(50) == 0
+    # Of the SDE's 2 n - 1 calls of the model two belong to a step: none is split.
+    few = SamplingOptions(5, start_merge_step=1, scheduler="k_dpmpp_sde")
+    plan = few.plan({})
+    assert few.merge_step(plan.num_steps, plan.calls_per_step) == 3
+    assert SamplingOptions(start_merge_step=-1).merge_step(9, 2) == -1
+    assert SamplingOptions().scalars(99, 2) == (5.0, 0.0, 21)
+    assert not [*few.without_effect(plan, (), True, False)]
+    (said,) = SamplingOptions(5, start_merge_step=4).without_effect(plan, (), True, False)
+    assert "not before the last of 5 steps" in said
     assert options.time_ids((64, 32)).tolist() == [64, 32, 0, 0, 64, 32]
     given = SamplingOptions(original_size=(8, 9), crops_coords_top_left=(1, 2))
     assert given.time_ids((64, 32)).tolist() == [8, 9, 1, 2, 64, 32]

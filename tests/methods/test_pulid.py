@@ -95,6 +95,16 @@ def test_without_the_condition_zeros_are_read_and_without_references_nothing(sys
     assert not none.any()
 
 
+def test_both_readers_get_as_many_pictures(system):
+    face = np.zeros((32, 32, 3), np.uint8)
+    for name in ("faces", "portraits"):
+        field = next(each for each in system.fields if each.name == name)
+        shape = np.zeros((1, 6), np.float32), (64, 64)
+        call = Call(["a woman"], {}, [[[face]]], *shape, {name: [[face, face]]})
+        with pytest.raises(ValueError, match=f"{name} of prompt 1: 2 for 1 references"):
+            field.given(call)
+
+
 def test_releases_and_bad_settings(config, system):
     branch = transformer_blocks(system.model.unet)[0].attn2.branches["identity"]
     assert (branch.mode, branch.zeros) == ("ortho_v2", 8)
@@ -110,6 +120,7 @@ def test_releases_and_bad_settings(config, system):
         ({"face_encoder": ""}, "face_encoder is empty: PuLID reads"),
         ({"pulid_version": "v2"}, "pulid_version='v2': give v1 or v1.1"),
         ({"pulid_release": "v1.1"}, "of PuLID v1 there are fidelity, style"),
+        ({"pulid_version": "v1.1", "pulid_id_mix": True}, "pulid_id_mix: PuLID v1.1 makes one"),
     ):
         with pytest.raises(ValueError, match=named):
             settings = changed(config, **{**SETTINGS, **changes})
@@ -172,7 +183,10 @@ def test_a_face_that_is_the_persons_costs_least():
     assert found.sum() >= 6 and np.mean(own[found]) < np.mean(other[found]) - 0.3
     gradient = np.asarray(jax.grad(lambda x: run(x, wanted)[0])(images))
     assert np.isfinite(gradient).all() and np.abs(gradient[np.asarray(found)]).max() > 0
-    _, (lost, found) = run(jnp.full_like(images, 0.5), wanted)
+    run = jax.jit(functools.partial(face_similarity_loss, recogniser, detector))
+    lost, seen = run(images, wanted, np.arange(8) < 4)
+    assert np.array_equal(seen, found & (np.arange(8) < 4)) and not np.any(lost[4:])
+    lost, found = run(jnp.full_like(images, 0.5), wanted, np.ones(8, bool))
     assert not found.any() and not lost.any()  # who is not seen does not count
 
 

@@ -3,10 +3,15 @@
 from types import SimpleNamespace
 
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from flax import nnx
 
 import persongen_jax.methods.readers as readers
+from data_pipeline.examples.fields import Call
+from data_pipeline.faces.align import TEMPLATE
+from data_pipeline.faces.face import Face
+from persongen_jax.methods.published.ip_adapter import face_pictures
 from persongen_jax.miniature.__main__ import ASSETS
 from persongen_jax.miniature.sizes import FACE_NET
 from persongen_jax.weights.formats.opencv_faces import shipped
@@ -48,3 +53,15 @@ def test_facenet_is_no_reader_of_aligned_faces():
     model.face_encoder.config = sizes
     field = readers.AlignedFaceReader().faces(model)
     assert (field.size, field.embedding) == (160, 512)
+
+
+def test_clip_sees_the_face_whose_embedding_a_call_brings():
+    encoder, width = {"input_size": 16, "embedding_dim": 3}, {"image_size": 16}
+    model = SimpleNamespace(face_encoder=SimpleNamespace(config=encoder))
+    model.image_encoder = SimpleNamespace(config=width)
+    image = np.random.default_rng(0).integers(0, 256, (150, 150, 3), np.uint8)
+    face = Face(image, TEMPLATE + 20, embedding=[1.0, 2, 3])
+    call = Call(["a man"], {}, [[[face]]], np.zeros((1, 6), np.float32), (64, 64))
+    faces, pictures = readers.AlignedFaceReader().faces(model), face_pictures(model)
+    assert faces.given(call)["id_embeds"][0, 0].tolist() == [1, 2, 3]
+    assert pictures.given(call)["image_pixel_values"][0, 0].any()

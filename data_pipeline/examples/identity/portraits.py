@@ -71,7 +71,8 @@ class Portraits(Faces):
                     face = as_face(image)
                     if face.labels is not None:
                         place = (row, person, column)
-                        where = f"reference {column + 1} of prompt {row + 1}"
+                        whose = f", person {person + 1}" if len(persons) > 1 else ""
+                        where = f"reference {column + 1} of prompt {row + 1}{whose}"
                         kept[place], labelled[place] = self._kept(face, where), True
         more = {"portrait_kept": kept, "portrait_labelled": labelled}
         more["portrait_dropped"] = np.zeros(shape, bool)

@@ -25,10 +25,15 @@ from persongen_jax.methods.readers import (
     AlignedFaceReader,
     add_face_encoder,
     check_face_encoder,
+    open_projected_tower,
 )
-from persongen_jax.methods.start import find_origin, image_encoder_of, load_remaining
+from persongen_jax.methods.start import (
+    find_origin,
+    image_encoder_of,
+    load_remaining,
+    say_origin,
+)
 from persongen_jax.models.branches import add_branch
-from persongen_jax.models.layers import Linear
 from persongen_jax.models.lora import add_lora
 from persongen_jax.models.sdxl.parts import StableDiffusionXL
 from persongen_jax.weights.formats.clip import load_vision_tower
@@ -106,6 +111,7 @@ class IPAdapter(AlignedFaceReader, Method):
             self.groups = (*type(self).groups, LORA_ROW)
         if origin.file:
             load_ip_adapter_into(model, origin.file, self.branch)
+            say_origin(model, origin, "ip-adapter" if kind == "base" else f"ip-adapter-{kind}")
         load_remaining(model, origin)
 
     # ---- what it reads ----
@@ -173,7 +179,9 @@ def face_pictures(model: Model) -> Faces:
         view=StableDiffusionXL.conditioner,
     )
     size = model.image_encoder.config["image_size"]
-    return Faces(size, encoding, name="face_pictures", prefix="image")
+    field = Faces(size, encoding, name="face_pictures", prefix="image")
+    field.reads_image = True  # a Face's embedding is for the recogniser's field
+    return field
 
 
 def image_tokens(model: Model, *features: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -236,17 +244,9 @@ def _open_tower(kind: str, config):
     """The image tower, for base with its projection."""
     dtype = jnp.dtype(config.dtype)
     folder = config.id_encoder or image_encoder_of(config)
-    tower, projection = load_vision_tower(folder, dtype=dtype)
     if kind == "base":
-        if projection is None:
-            raise ValueError(
-                f"{folder}: an image tower without visual_projection, which the base variant "
-                "needs; give CLIPVisionModelWithProjection's folder"
-            )
-        kw = {"dtype": dtype, "param_dtype": dtype, "rngs": nnx.Rngs(0)}
-        tower.visual_projection = Linear(*projection.shape, use_bias=False, **kw)
-        tower.visual_projection.kernel.set_value(projection)
-    return tower
+        return open_projected_tower(folder, dtype, "the base variant")
+    return load_vision_tower(folder, dtype=dtype)[0]
 
 
 def _published_sizes(kind: str, features: int, widths: dict[str, int]) -> dict:

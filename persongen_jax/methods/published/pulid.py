@@ -41,22 +41,16 @@ from persongen_jax.methods.readers import (
     AlignedFaceReader,
     add_face_encoder,
     check_face_encoder,
-    is_abstract,
 )
-from persongen_jax.methods.start import Origin, find_origin, load_remaining
+from persongen_jax.methods.start import Origin, find_origin, is_abstract, load_remaining, say_origin
 from persongen_jax.models.branches import add_branch
 from persongen_jax.models.encoders.pulid import IDEncoder, IDFormer
 from persongen_jax.models.faces.keypoint_net import KeypointNet
 from persongen_jax.models.id_attention import IDCrossAttention, set_mode
 from persongen_jax.models.layers import UnusedRngs
-from persongen_jax.weights.formats.identity.pulid import (
-    ENCODERS,
-    HEAD_DIM,
-    load_pulid_into,
-    read_pulid,
-)
+from persongen_jax.weights.formats.identity.pulid import ENCODERS, load_pulid_into, read_pulid
+from persongen_jax.weights.formats.identity.shared import HEAD_DIM
 from persongen_jax.weights.formats.keypoint_net import load_keypoint_net
-from persongen_jax.weights.licences import say_terms
 
 BRANCH = "identity"
 SCALE = 0.8  # of the branch, in all releases
@@ -111,8 +105,9 @@ class PuLID(AlignedFaceReader, Method):
     Attributes:
         few_steps: config.pulid_few_steps, of the samples that the losses beyond the diffusion loss
             judge; 0: there are none. weights: of these losses.
-        id_mix: config.pulid_id_mix, of version 1: whether all ten tokens of each further reference
-            are read, or only the five of its vector. Version 1.1 always makes one set of tokens.
+        id_mix: config.pulid_id_mix, of version 1 alone: whether all ten tokens of each further
+            reference are read, or only the five of its vector. Version 1.1 makes one set of tokens
+            of all references.
     """
 
     at_trigger = False
@@ -139,20 +134,32 @@ class PuLID(AlignedFaceReader, Method):
         and start_from: a PuLID file or an earlier run.
 
         Raises:
-            ValueError: no face encoder, networks of other widths than a file's, or an unknown
-                version, release or mode.
+            ValueError: no face encoder, networks of other widths than a file's, an unknown version,
+                release or mode, or pulid_id_mix of version 1.1.
         """
         model: Model = parts.model
         check_face_encoder(config, "PuLID")
         self.id_mix, self.crop = config.pulid_id_mix, config.pulid_crop
         origin = find_origin(config)
-        version = _version(config, origin)
+        version, file_sizes = _version(config, origin)
         release = _release(config, version)
+        if self.id_mix and version == "v1.1":
+            raise ValueError(
+                "config.pulid_id_mix: PuLID v1.1 makes one set of tokens of all references; leave "
+                "it off"
+            )
         width = add_face_encoder(model, config, "PuLID")
         seen, in_features = add_tower(model, config)
         add_parser(model, config)
         kw = {"dtype": jnp.dtype(config.dtype), "param_dtype": jnp.float32, "rngs": rngs}
-        sizes = _sizes(model, version, origin, width + seen, in_features)
+        sizes = file_sizes or _published_sizes(model, version, width + seen, in_features)
+        if (sizes["id_features"], sizes["in_features"]) != (width + seen, in_features):
+            raise ValueError(
+                f"{origin.file}: reads vectors {sizes['id_features']} wide and feature maps "
+                f"{sizes['in_features']} wide, and the recogniser with the image encoder gives "
+                f"{width + seen} and {in_features}. Give those that it was made for: antelopev2's "
+                "glintr100.onnx and EVA02_CLIP_L_336_psz14_s6B.pt."
+            )
         model.id_adapter = ENCODERS[version](**sizes, **kw)
         add_branch(model.unet, BRANCH, IDCrossAttention)
         zeros = release.zeros if config.pulid_zeros < 0 else config.pulid_zeros
@@ -160,8 +167,7 @@ class PuLID(AlignedFaceReader, Method):
         self._read_losses(model, config)
         if origin.file:
             load_pulid_into(model, origin.file, BRANCH)
-            if not is_abstract(model):
-                say_terms(f"the method's weights are {origin.file}", origin.file, "pulid")
+            say_origin(model, origin, "pulid")
         else:
             _scale_tokens(model.id_adapter, config.get("id_norm_gain", 1.0))
         load_remaining(model, origin)
@@ -184,7 +190,9 @@ class PuLID(AlignedFaceReader, Method):
 
     def fields(self, parts: Parts, config: ConfigDict) -> tuple[Field, ...]:
         text = prompts(parts, config, at_trigger=False)
-        return text, self.faces(parts.model), Portraits(self.crop)
+        faces, portraits = self.faces(parts.model), Portraits(self.crop)
+        faces.paired = portraits.paired = True
+        return text, faces, portraits
 
     def condition(self, model: Model, batch: Batch) -> Conditioning:
         """Stream "identity": of each person 4 * 10 tokens in version 1, 32 in version 1.1."""
@@ -238,7 +246,11 @@ class PuLID(AlignedFaceReader, Method):
         if self.weights.id:
             first = self.face_embeds(model, batch)[:, 0]
             judge = functools.partial(
-                face_similarity_loss, model.face_encoder, model.face_points, wanted=first
+                face_similarity_loss,
+                model.face_encoder,
+                model.face_points,
+                wanted=first,
+                counts=batch["portrait_mask"].any(1) & ~batch["portrait_dropped"].any(1),
             )
         plan = few_steps(step.schedule, self.few_steps)
         rest = (BRANCH, plan, self.weights, step, judge)
@@ -250,13 +262,14 @@ class PuLID(AlignedFaceReader, Method):
 # ---- Its settings and sizes --------------------------------------------------------------------
 
 
-def _version(config, origin: Origin) -> str:
+def _version(config, origin: Origin) -> tuple[str, dict[str, Any]]:
+    """The version, and the encoder's sizes where a file has them."""
     if origin.file:
         with read_pulid(origin.file) as file:
-            return file.version
+            return file.version, file.sizes
     if config.pulid_version not in ENCODERS:
         raise ValueError(f"config.pulid_version={config.pulid_version!r}: give v1 or v1.1")
-    return config.pulid_version
+    return config.pulid_version, {}
 
 
 def _release(config, version: str) -> Release:
@@ -268,19 +281,8 @@ def _release(config, version: str) -> Release:
     return RELEASES[name]
 
 
-def _sizes(model, version: str, origin: Origin, width: int, in_features: int) -> dict[str, Any]:
-    """The encoder's, which reads vectors and feature maps of these widths."""
-    if origin.file:
-        with read_pulid(origin.file) as file:
-            sizes = file.sizes
-        if (sizes["id_features"], sizes["in_features"]) != (width, in_features):
-            raise ValueError(
-                f"{origin.file}: reads vectors {sizes['id_features']} wide and feature maps "
-                f"{sizes['in_features']} wide, and the recogniser with the image encoder gives "
-                f"{width} and {in_features}. Give those that it was made for: antelopev2's "
-                "glintr100.onnx and EVA02_CLIP_L_336_psz14_s6B.pt."
-            )
-        return sizes
+def _published_sizes(model, version: str, width: int, in_features: int) -> dict[str, Any]:
+    """The encoder's, which reads vectors and feature maps of these widths, for this UNet."""
     text = model.unet.config["cross_attention_dim"][-1]
     sizes = {"id_features": width, "in_features": in_features}
     if version == "v1":

@@ -5,22 +5,20 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from flax import nnx
 from ml_collections import ConfigDict
 
 from data_pipeline.examples.fields import Batch
 from data_pipeline.examples.identity.portraits import OUTSIDE
 from data_pipeline.pictures.transforms import CLIP_MEAN, CLIP_STD, IMAGENET_MEAN, IMAGENET_STD
 from persongen_jax.methods.base import Model
-from persongen_jax.methods.readers import is_abstract
-from persongen_jax.methods.start import image_encoder_of
+from persongen_jax.methods.readers import open_projected_tower
+from persongen_jax.methods.start import image_encoder_of, is_abstract
 from persongen_jax.models.encoders.eva_clip import EvaClipVisionModel
 from persongen_jax.models.encoders.pulid import MAPS
 from persongen_jax.models.faces.bisenet import BiSeNet
 from persongen_jax.models.faces.grey_face import face_ellipse, grey_on_white, resize_bicubic
-from persongen_jax.models.layers import LayerOptions, Linear, UnusedRngs
+from persongen_jax.models.layers import LayerOptions, UnusedRngs
 from persongen_jax.weights.formats.bisenet import LICENCE, load_bisenet
-from persongen_jax.weights.formats.clip import load_vision_tower
 from persongen_jax.weights.formats.eva_clip import load_eva_vision
 from persongen_jax.weights.licences import say_terms
 
@@ -41,7 +39,7 @@ def add_tower(model: Model, config: ConfigDict) -> tuple[int, int]:
     elif Path(named).is_file():
         tower = load_eva_vision(named, dtype=dtype)
     else:
-        tower = _clip_tower(named, dtype)
+        tower = open_projected_tower(named, dtype, "PuLID's vector")
     if not is_abstract(model):
         kind = "eva-clip" if isinstance(tower, EvaClipVisionModel) else "clip"
         say_terms(f"PuLID reads faces by {named}", str(named), kind)
@@ -63,19 +61,6 @@ def add_parser(model: Model, config: ConfigDict) -> None:
     model.face_parser = load_bisenet(named)
     if not is_abstract(model):
         say_terms(f"PuLID parses faces by {named}", str(named), "bisenet", LICENCE)
-
-
-def _clip_tower(folder, dtype) -> Any:
-    tower, projection = load_vision_tower(folder, dtype=dtype)
-    if projection is None:
-        raise ValueError(
-            f"{folder}: an image tower without visual_projection, which PuLID's vector needs; give "
-            "CLIPVisionModelWithProjection's folder, or EVA-CLIP's file"
-        )
-    kw: LayerOptions = {"dtype": dtype, "param_dtype": dtype, "rngs": nnx.Rngs(0)}
-    tower.visual_projection = Linear(*projection.shape, use_bias=False, **kw)
-    tower.visual_projection.kernel.set_value(projection)
-    return tower
 
 
 def face_features(

@@ -7,7 +7,8 @@ of the sample must be the person's (ID loss). What the paper leaves open, and is
 - the side without the identity is a constant for the gradient;
 - the alignment losses are means over layers, steps, heads and positions;
 - the gradient flows through all steps, each of which is computed again for it;
-- no guidance, prompts are the captions, and the noise is the diffusion loss's own.
+- no guidance, prompts are the captions, and the noise is the diffusion loss's own;
+- where the condition is dropped there is no ID loss.
 """
 
 from collections.abc import Callable
@@ -102,7 +103,11 @@ def _squared(x):
 
 
 def face_similarity_loss(
-    recogniser: Any, detector: Any, images: jax.Array, wanted: jax.Array
+    recogniser: Any,
+    detector: Any,
+    images: jax.Array,
+    wanted: jax.Array,
+    counts: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array]:
     """1 - cos to ``wanted`` [b, d] of the faces that the detector sees; and where it sees one.
 
@@ -112,6 +117,7 @@ def face_similarity_loss(
         recogniser: reads aligned faces [b, s, s, 3] in [-1, 1].
         detector: a KeypointNet.
         images: [b, h, w, 3] in 0..1.
+        counts: [b] bool, which images were sampled with the identity; None: all.
     """
     side = detector.config["image_size"]
     square, shift = make_square(images, "edge")
@@ -121,6 +127,7 @@ def face_similarity_loss(
     places, large = aligned_places(marks, recogniser.config["input_size"])
     found = recogniser(2 * cut(images, places) - 1)
     there = large & (jax.lax.stop_gradient(seen.present) > 0)
+    there = there if counts is None else there & counts
     return jnp.where(there, 1 - cosine(found, jax.lax.stop_gradient(wanted)), 0), there
 
 

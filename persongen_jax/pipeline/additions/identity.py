@@ -91,8 +91,9 @@ class WithMethod(abc.ABC):
             options: settings of the method by the keys of its config, which a file does not tell:
                 of an IP-Adapter {"references": …}, what they show to base and plus: "face" (the
                 square around it), "aligned" (for Plus-Face), "whole"; of FaceID Plus "shortcut"
-                (False: version 1) and "s_scale"; of InstantID "instantid_references"; of PuLID
-                "pulid_release" and others. See docs/published_adapters.md.
+                (False: version 1) and "s_scale"; of InstantID "instantid_references" and
+                "face_point_radius"; of PuLID "pulid_release" and others. See
+                docs/published_adapters.md.
 
         Raises:
             FileNotFoundError: there is no checkpoint.
@@ -113,7 +114,6 @@ class WithMethod(abc.ABC):
         with self.words.taken_off(), self._style_taken_off():
             fields = self._attach(method, parts, config, trained, str(weights))
         self._set_method(method, fields, released=trained is None)
-        loading.say_terms_of(weights)
         if words := method.take_words(parts):  # and its words are as those of files
             self.words.add(config.method, words, METHOD)
         self._place()

@@ -1,7 +1,8 @@
 """TensorSource: named tensors, read one at a time from any kind of file."""
 
 import abc
-from collections.abc import Callable, Iterable, Mapping
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,6 +54,16 @@ class TensorSource(abc.ABC):
 
     def __exit__(self, *_):
         self.close()
+
+
+@contextlib.contextmanager
+def closed_on_error(source: TensorSource) -> Iterator[TensorSource]:
+    """``source``; whatever goes wrong inside closes it."""
+    try:
+        yield source
+    except BaseException:
+        source.close()
+        raise
 
 
 class OpenedFile:

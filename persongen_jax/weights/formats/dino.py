@@ -11,7 +11,7 @@ from persongen_jax.models.layers import UnusedRngs
 from persongen_jax.parallel.sharding import Shardings
 from persongen_jax.weights.errors import MissingFile
 from persongen_jax.weights.files.directory import open_component, open_file, read_config
-from persongen_jax.weights.files.source import TensorSource
+from persongen_jax.weights.files.source import TensorSource, closed_on_error
 from persongen_jax.weights.loader import load_module
 from persongen_jax.weights.recognition.dino import (
     infer_dino_config,
@@ -80,14 +80,11 @@ def open_dino(path: str | os.PathLike) -> tuple[TensorSource, dict]:
             stated = read_config(path)
     else:
         file = open_file(path)
-    try:
+    with closed_on_error(file):
         inner = unwrapped(file)
         source = name_dino_tensors(inner)
         offset = 0.0 if is_transformers(inner) else OFFSET
         return source, infer_dino_config(source, position_offset=offset, stated=stated)
-    except BaseException:
-        file.close()
-        raise
 
 
 __all__ = ["OFFSET", "load_dino", "open_dino"]

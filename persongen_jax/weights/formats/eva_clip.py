@@ -13,7 +13,7 @@ from persongen_jax.models.layers import LayerOptions, UnusedRngs
 from persongen_jax.parallel.sharding import Shardings
 from persongen_jax.weights.errors import MissingFile
 from persongen_jax.weights.files.directory import open_file
-from persongen_jax.weights.files.source import TensorSource
+from persongen_jax.weights.files.source import TensorSource, closed_on_error
 from persongen_jax.weights.formats.open_clip import original_file
 from persongen_jax.weights.loader import load_module, prepare_module
 from persongen_jax.weights.recognition.eva_clip import (
@@ -80,15 +80,11 @@ def open_eva_clip(path: str | os.PathLike) -> EvaClipFile:
     Raises:
         WeightsError: it has no such image tower, or any fault of the file.
     """
-    opened = open_file(path)
-    try:
+    with closed_on_error(open_file(path)) as opened:
         file = unwrapped(opened)
         towers = split_eva_towers(file)
         vision = infer_eva_config(towers.vision, head_width(file))
         text = None if towers.text is None else infer_eva_text_config(towers.text)
-    except BaseException:
-        opened.close()
-        raise
     return EvaClipFile(file, towers, vision, text)
 
 

@@ -23,7 +23,7 @@ from persongen_jax.models.layers import LayerOptions, Linear
 from persongen_jax.models.lora import lora_layers
 from persongen_jax.weights.errors import KeyMismatch, UnsupportedAdapter, WeightsError
 from persongen_jax.weights.files.directory import open_file
-from persongen_jax.weights.files.source import OpenedFile, TensorSource, subsource
+from persongen_jax.weights.files.source import OpenedFile, TensorSource, closed_on_error, subsource
 from persongen_jax.weights.formats.identity.ip_adapter_variants import (
     HEAD_DIM,
     IMAGE_PROJ,
@@ -107,12 +107,8 @@ def read_ip_adapter(path: str | os.PathLike) -> IPAdapterFile:
         UnsupportedAdapter: another kind of file, or an unsupported variant, with its name.
         KeyMismatch: names that no IP-Adapter has.
     """
-    file = unwrapped(open_file(path))
-    try:
+    with closed_on_error(unwrapped(open_file(path))) as file:
         return IPAdapterFile(published_names(file))
-    except BaseException:
-        file.close()
-        raise
 
 
 def is_ip_adapter(path: str | os.PathLike) -> bool:

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from persongen_jax.weights.errors import BadConfig
 from persongen_jax.weights.files.directory import open_file, read_json
-from persongen_jax.weights.files.source import TensorSource
+from persongen_jax.weights.files.source import TensorSource, closed_on_error
 from persongen_jax.weights.recognition.layout import unwrapped
 from persongen_jax.weights.recognition.open_clip import (
     Towers,
@@ -60,8 +60,7 @@ def open_open_clip(path: str | os.PathLike) -> OpenClipFile:
     """
     path = Path(path)
     stated = _stated(path.parent / CONFIG)
-    opened = open_file(path)
-    try:
+    with closed_on_error(open_file(path)) as opened:
         file = unwrapped(opened)
         towers = split_towers(file)
         text = towers.text
@@ -69,9 +68,6 @@ def open_open_clip(path: str | os.PathLike) -> OpenClipFile:
         width = text.info(table)[1][-1] if table in text.keys() else 0
         act, why = choose_activation(file, path.name, width, stated)
         config = infer_clip_config(towers, act, stated)
-    except BaseException:
-        opened.close()
-        raise
     return OpenClipFile(file, towers, config, f"{act} ({why})")
 
 

@@ -26,7 +26,13 @@ from persongen_jax.weights.errors import (
     WeightsError,
 )
 from persongen_jax.weights.files.directory import open_file
-from persongen_jax.weights.files.source import OpenedFile, Renaming, TensorSource, subsource
+from persongen_jax.weights.files.source import (
+    OpenedFile,
+    Renaming,
+    TensorSource,
+    closed_on_error,
+    subsource,
+)
 from persongen_jax.weights.keys import normalise_clip_vision
 from persongen_jax.weights.loader import load_module, parameter_leaves
 from persongen_jax.weights.recognition.layout import unwrapped
@@ -100,8 +106,7 @@ def read_photomaker(path: str | os.PathLike) -> PhotoMakerFile:
         UnsupportedAdapter: another kind of file, which is named, or LoRA layers of several ranks.
         WeightsError: any other fault of the file.
     """
-    file = unwrapped(open_file(path))
-    try:
+    with closed_on_error(unwrapped(open_file(path))) as file:
         renaming = Renaming(file)
         for key in file.keys():
             if key == _POSITION_IDS:
@@ -109,9 +114,6 @@ def read_photomaker(path: str | os.PathLike) -> PhotoMakerFile:
             else:
                 renaming.add(key, key)
         return PhotoMakerFile(renaming.source())
-    except BaseException:
-        file.close()
-        raise
 
 
 def _check_kind(source):

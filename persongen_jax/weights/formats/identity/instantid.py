@@ -9,22 +9,27 @@ The IdentityNet that belongs to it is an ordinary ControlNet (formats/controlnet
 
 import os
 import re
-from pathlib import Path
 from typing import Any
 
 from persongen_jax.models.branches import ParallelCrossAttention
 from persongen_jax.models.encoders.resampler import Resampler
 from persongen_jax.weights.errors import KeyMismatch, UnsupportedAdapter, WeightsError
 from persongen_jax.weights.files.directory import open_file
-from persongen_jax.weights.files.source import OpenedFile, TensorSource
+from persongen_jax.weights.files.source import OpenedFile, TensorSource, closed_on_error
+from persongen_jax.weights.formats.identity.shared import (
+    HEAD_DIM,
+    branch_slots,
+    check_unet,
+    cross_layers,
+    head_dim_notes,
+    read_head_dim,
+)
 from persongen_jax.weights.recognition.kinds import ADAPTER_NOTE, NAMES, classify
 from persongen_jax.weights.recognition.layout import unwrapped
-from persongen_jax.weights.slots import Slot, fill_slots, module_slots, processors, write_slots
+from persongen_jax.weights.slots import Slot, fill_slots, module_slots, write_slots
 
 KIND = "instantid"
 IMAGE_PROJ, ADAPTER = "image_proj.", "ip_adapter."
-HEAD_DIM = 64  # of the resampler; no tensor shows it, and InstantID's code has no other
-HEAD_DIM_NOTE = "head_dim"  # in the metadata of our own files, where it is another one
 
 # What the published IP-Adapters plus read, by its width.
 _IMAGE_WIDTHS = {1280: "ViT-H's patches", 1664: "ViT-bigG's patches"}
@@ -62,12 +67,8 @@ def read_instantid(path: str | os.PathLike) -> InstantIDFile:
         UnsupportedAdapter: another kind of file, with its name.
         KeyMismatch: names that InstantID does not have.
     """
-    file = unwrapped(open_file(path))
-    try:
+    with closed_on_error(unwrapped(open_file(path))) as file:
         return InstantIDFile(file)
-    except BaseException:
-        file.close()
-        raise
 
 
 def is_instantid(path: str | os.PathLike) -> bool:
@@ -102,13 +103,8 @@ def _sizes(source) -> dict[str, Any]:
         return source.info(f"{IMAGE_PROJ}{name}")[1]
 
     _, num_tokens, features = shape("latents")
-    inner, head_dim = shape("layers.0.0.to_q.weight")[0], _head_dim(source)
-    if inner % head_dim:
-        raise UnsupportedAdapter(
-            f"{source.describe()}: its resampler's attention is {inner} wide, which is no multiple "
-            f"of {head_dim}, the width of InstantID's heads. A file of another width says so in "
-            f"its metadata, {HEAD_DIM_NOTE!r}; a .bin cannot: give the .safetensors file."
-        )
+    inner = shape("layers.0.0.to_q.weight")[0]
+    head_dim = read_head_dim(source, inner)
     layers = {match[1] for key in source.keys() if (match := _LAYER.match(key))}
     return {
         "in_features": shape("proj_in.weight")[1],
@@ -123,16 +119,6 @@ def _sizes(source) -> dict[str, Any]:
 
 
 _LAYER = re.compile(r"image_proj\.layers\.(\d+)\.")
-
-
-def _head_dim(source) -> int:
-    said = source.metadata.get(HEAD_DIM_NOTE, str(HEAD_DIM))
-    if not said.isdecimal() or int(said) == 0:
-        raise UnsupportedAdapter(
-            f"{source.describe()}: its metadata says {HEAD_DIM_NOTE}={said!r}; a whole number is "
-            "needed"
-        )
-    return int(said)
 
 
 def published_sizes(in_features: int, text_width: int) -> dict[str, Any]:
@@ -169,14 +155,7 @@ def load_instantid_into(model: Any, path: str | os.PathLike, branch: str = "iden
     """
     with read_instantid(path) as file:
         slots = _slots(model, branch)
-        layers = [layer for name, layer in processors(model.unet).items() if _is_cross(name)]
-        width = layers[0].to_k.kernel.shape[0]
-        if (file.layers, file.width) != (len(layers), width):
-            raise UnsupportedAdapter(
-                f"{file.describe()}: has {file.layers} cross-attention layers that read tokens of "
-                f"width {file.width}, this UNet {len(layers)} of width {width} (SDXL: 70 of 2048). "
-                "Give an adapter that was made for this base."
-            )
+        check_unet(file, model.unet)
         fill_slots(slots, file.tensors)
 
 
@@ -194,39 +173,21 @@ def save_instantid(model: Any, path: str | os.PathLike, branch: str = "identity"
             InstantID's, which a .bin cannot say.
         MissingDependency: ``.bin`` without PyTorch.
     """
-    slots, notes = _slots(model, branch), {ADAPTER_NOTE: KIND}
-    attention = model.image_proj.layers[0][0]
-    head_dim = attention.to_q.kernel.shape[1] // attention.heads
-    if head_dim != HEAD_DIM:
-        notes[HEAD_DIM_NOTE] = str(head_dim)
-        if Path(path).suffix == ".bin":
-            raise WeightsError(
-                f"{path}: the resampler's heads are {head_dim} wide and not {HEAD_DIM}, which a "
-                ".bin cannot say; write a .safetensors file"
-            )
+    slots = _slots(model, branch)
+    notes = {ADAPTER_NOTE: KIND, **head_dim_notes(model.image_proj.layers[0][0], path)}
     write_slots(path, slots, notes)
 
 
 def _slots(model, branch) -> dict[str, Slot]:
     """Leaves by the file's keys."""
     image_proj = getattr(model, "image_proj", None)
-    layers = {n: layer for n, layer in processors(model.unet).items() if _is_cross(n)}
-    branches = [getattr(layer, "branches", {}) for layer in layers.values()]
-    parallel = all(isinstance(layer, ParallelCrossAttention) for layer in layers.values())
-    there = parallel and all(branch in own for own in branches)
+    layers = cross_layers(model.unet).values()
+    parallel = all(isinstance(layer, ParallelCrossAttention) for layer in layers)
+    there = parallel and all(branch in getattr(layer, "branches", {}) for layer in layers)
     if not isinstance(image_proj, Resampler) or not there:
         raise WeightsError(
             f"the model has no resampler with a parallel attention branch {branch!r}: attach the "
             "method instantid before its weights"
         )
     slots = module_slots(image_proj, IMAGE_PROJ)
-    for i, (name, layer) in enumerate(processors(model.unet).items()):
-        if _is_cross(name):
-            for short in ("to_k", "to_v"):
-                kernel = getattr(layer.branches[branch], short).kernel  # type: ignore[attr-defined]
-                slots[f"{ADAPTER}{i}.{short}_ip.weight"] = Slot(("kernel",), kernel)
-    return slots
-
-
-def _is_cross(name: str) -> bool:
-    return name.endswith(".attn2")
+    return slots | branch_slots(model.unet, branch, ADAPTER + "{}.to_{}_ip.weight")

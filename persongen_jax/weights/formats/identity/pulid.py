@@ -19,16 +19,22 @@ from persongen_jax.models.id_attention import IDCrossAttention
 from persongen_jax.weights.errors import KeyMismatch, UnsupportedAdapter, WeightsError
 from persongen_jax.weights.files.directory import open_file
 from persongen_jax.weights.files.safetensors_file import write_safetensors
-from persongen_jax.weights.files.source import OpenedFile, Renaming, TensorSource
+from persongen_jax.weights.files.source import OpenedFile, Renaming, TensorSource, closed_on_error
+from persongen_jax.weights.formats.identity.shared import (
+    HEAD_DIM_NOTE,
+    branch_slots,
+    check_unet,
+    cross_layers,
+    head_dim_notes,
+    read_head_dim,
+)
 from persongen_jax.weights.recognition.kinds import NAMES, classify
 from persongen_jax.weights.recognition.layout import unwrapped
 from persongen_jax.weights.recognition.pulid import ENCODER, FLUX, LAYERS, pulid_version
-from persongen_jax.weights.slots import Slot, fill_slots, module_slots, processors, write_slots
+from persongen_jax.weights.slots import Slot, fill_slots, module_slots, write_slots
 
 ENCODERS = {"v1": IDEncoder, "v1.1": IDFormer}
 FILES = "pulid_v1.bin or pulid_v1.1.safetensors from https://huggingface.co/guozinan/PuLID"
-HEAD_DIM = 64  # of IDFormer; no tensor shows it, and PuLID's code has no other
-HEAD_DIM_NOTE = "head_dim"  # in the metadata of our own files, where it is another one
 
 _KEY = re.compile(r"id_adapter\..+|id_adapter_attn_layers\.\d+\.id_to_[kv]\.weight")
 _CONVERTED = re.compile(r"ip_adapter\.(\d+)\.to_([kv])_ip\.weight")
@@ -74,12 +80,8 @@ def read_pulid(path: str | os.PathLike) -> PulidFile:
         UnsupportedAdapter: another kind of file, with its name.
         KeyMismatch: names that PuLID does not have.
     """
-    file = unwrapped(open_file(path))
-    try:
+    with closed_on_error(unwrapped(open_file(path))) as file:
         return PulidFile(file)
-    except BaseException:
-        file.close()
-        raise
 
 
 def is_pulid(path: str | os.PathLike) -> bool:
@@ -130,13 +132,7 @@ def _sizes_v11(source) -> dict[str, Any]:
     names += ["id_embedding_mapping.0.weight", "id_embedding_mapping.6.weight"]
     names += ["layers.0.1.1.weight"]
     latents, out, maps, inner, first, last, hidden = _shapes(source, names)
-    head_dim = _head_dim(source)
-    if inner[0] % head_dim:
-        raise UnsupportedAdapter(
-            f"{source.describe()}: its attention is {inner[0]} wide, which is no multiple of "
-            f"{head_dim}, the width of PuLID's heads. A file of another width says so in its "
-            f"metadata, {HEAD_DIM_NOTE!r}; a .bin cannot: give the .safetensors file."
-        )
+    head_dim = read_head_dim(source, inner[0])
     return {
         "id_features": first[1],
         "in_features": maps[1],
@@ -148,16 +144,6 @@ def _sizes_v11(source) -> dict[str, Any]:
         "num_id_tokens": last[0] // latents[2],
         "num_tokens": latents[1],
     }
-
-
-def _head_dim(source) -> int:
-    said = source.metadata.get(HEAD_DIM_NOTE, str(HEAD_DIM))
-    if not said.isdecimal() or int(said) == 0:
-        raise UnsupportedAdapter(
-            f"{source.describe()}: its metadata says {HEAD_DIM_NOTE}={said!r}; a whole number is "
-            "needed"
-        )
-    return int(said)
 
 
 # ---- Into a model and out of it ----------------------------------------------------------------
@@ -188,14 +174,7 @@ def check_pulid(model: Any, file: PulidFile, branch: str = "identity") -> None:
             f"{file.describe()}: is PuLID {file.version}, and the model's encoder that of "
             f"{model.id_adapter.version}. Set the config's pulid_version={file.version!r}."
         )
-    layers = [layer for name, layer in processors(model.unet).items() if _is_cross(name)]
-    width = layers[0].to_k.kernel.shape[0]
-    if (file.layers, file.width) != (len(layers), width):
-        raise UnsupportedAdapter(
-            f"{file.describe()}: has {file.layers} cross-attention layers that read tokens of "
-            f"width {file.width}, this UNet {len(layers)} of width {width} (SDXL: 70 of 2048). "
-            "Give a file that was made for this base."
-        )
+    check_unet(file, model.unet)
     found = {key: tuple(file.tensors.info(key)[1]) for key in file.tensors.keys()}
     missing, unexpected = sorted(slots.keys() - found), sorted(found.keys() - slots.keys())
     misshapen = {
@@ -234,43 +213,22 @@ def save_pulid(model: Any, path: str | os.PathLike, branch: str = "identity") ->
     """
     slots, notes = _slots(model, branch), {}
     if model.id_adapter.version == "v1.1":
-        attention = model.id_adapter.layers[0][0]
-        head_dim = attention.to_q.kernel.shape[1] // attention.heads
-        if head_dim != HEAD_DIM:
-            notes[HEAD_DIM_NOTE] = str(head_dim)
-            if Path(path).suffix == ".bin":
-                raise WeightsError(
-                    f"{path}: the encoder's heads are {head_dim} wide and not {HEAD_DIM}, which a "
-                    ".bin cannot say; write a .safetensors file"
-                )
+        notes = head_dim_notes(model.id_adapter.layers[0][0], path)
     write_slots(path, slots, notes, nested=False)
 
 
 def _slots(model, branch) -> dict[str, Slot]:
     """Leaves by the file's keys, in its order."""
     encoder = getattr(model, "id_adapter", None)
-    layers = processors(model.unet)
-    there = all(
-        isinstance(layer, IDCrossAttention) and branch in layer.branches
-        for name, layer in layers.items()
-        if _is_cross(name)
-    )
+    layers = cross_layers(model.unet).values()
+    there = all(isinstance(each, IDCrossAttention) and branch in each.branches for each in layers)
     if encoder is None or not there:
         raise WeightsError(
             f"the model has no id_adapter with an attention branch {branch!r}: attach the method "
             "pulid before its weights"
         )
     slots = module_slots(encoder, ENCODER)
-    for i, (name, layer) in enumerate(layers.items()):
-        if _is_cross(name):
-            for short in ("to_k", "to_v"):
-                kernel = getattr(layer.branches[branch], short).kernel  # type: ignore[attr-defined]
-                slots[f"{LAYERS}{i}.id_{short}.weight"] = Slot(("kernel",), kernel)
-    return slots
-
-
-def _is_cross(name: str) -> bool:
-    return name.endswith(".attn2")
+    return slots | branch_slots(model.unet, branch, LAYERS + "{}.id_to_{}.weight")
 
 
 __all__ = [

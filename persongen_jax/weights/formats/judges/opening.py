@@ -4,7 +4,7 @@ import os
 from collections.abc import Callable
 
 from persongen_jax.weights.files.directory import open_file
-from persongen_jax.weights.files.source import TensorSource
+from persongen_jax.weights.files.source import TensorSource, closed_on_error
 from persongen_jax.weights.recognition.layout import unwrapped
 
 
@@ -18,10 +18,6 @@ def open_named(
     Raises:
         WeightsError: what ``name_tensors`` or ``infer_config`` refuses, or a fault of the file.
     """
-    file = open_file(path)
-    try:
+    with closed_on_error(open_file(path)) as file:
         source = name_tensors(unwrapped(file))
         return source, infer_config(source)
-    except BaseException:
-        file.close()
-        raise

@@ -11,7 +11,7 @@ from data_pipeline.text_files import TextError, read_text
 from persongen_jax.weights.errors import MissingFile, UnsupportedAdapter, shorten
 from persongen_jax.weights.files.directory import open_file
 from persongen_jax.weights.files.quantised import dequantised
-from persongen_jax.weights.files.source import TensorSource
+from persongen_jax.weights.files.source import TensorSource, closed_on_error
 from persongen_jax.weights.formats.lora.settings import PeftSettings, parse_object
 from persongen_jax.weights.recognition.layout import unwrapped
 from persongen_jax.weights.recognition.lora_names import COMPONENTS
@@ -110,12 +110,8 @@ def _open_plain(file: Path) -> TensorSource:
 
 def _opened(file: Path, config: Path | None = None, component: str | None = None) -> Opened:
     if config is None:
-        source = _open_plain(file)
-        try:
+        with closed_on_error(_open_plain(file)) as source:
             return Opened(source, component, PeftSettings.of_file(source))
-        except BaseException:
-            source.close()
-            raise
     try:
         text = read_text(config)
     except TextError as error:

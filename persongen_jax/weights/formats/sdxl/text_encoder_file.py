@@ -10,7 +10,7 @@ from pathlib import Path
 from persongen_jax.weights.errors import WeightsError
 from persongen_jax.weights.files.directory import open_file
 from persongen_jax.weights.files.quantised import dequantised
-from persongen_jax.weights.files.source import TensorSource
+from persongen_jax.weights.files.source import TensorSource, closed_on_error
 from persongen_jax.weights.formats.sdxl.original import split_checkpoint
 from persongen_jax.weights.recognition.layout import Layout, Place, unwrapped
 
@@ -37,8 +37,7 @@ def open_text_encoder(path: Path, configs: Mapping[str, dict]) -> tuple[str, Ten
     Raises:
         WeightsError: an encoder whose width matches neither of ``configs``, or a fault of the file.
     """
-    source = open_file(path)
-    try:
+    with closed_on_error(open_file(path)) as source:
         inner = dequantised(unwrapped(source))
         width = _width(inner)
         names = [name for name in ENCODERS if configs[name].get("hidden_size") == width]
@@ -52,9 +51,6 @@ def open_text_encoder(path: Path, configs: Mapping[str, dict]) -> tuple[str, Ten
         second = len(names) == 2 and re.search(r"_g\b|_2\b|bigg", path.stem, re.IGNORECASE)
         name = names[-1] if second else names[0]
         return name, _named(inner, name)
-    except BaseException:
-        source.close()
-        raise
 
 
 def _named(source: TensorSource, name: str) -> TensorSource:

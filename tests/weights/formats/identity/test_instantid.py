@@ -17,7 +17,7 @@ from persongen_jax.models.sdxl.sizes import CONFIGS
 from persongen_jax.models.sdxl.unet import UNet2DConditionModel
 from persongen_jax.pipeline.loading import config_of_file
 from persongen_jax.weights.errors import KeyMismatch, UnsupportedAdapter, WeightsError
-from persongen_jax.weights.formats.identity import instantid
+from persongen_jax.weights.formats.identity import instantid, shared
 from persongen_jax.weights.formats.identity.instantid import (
     is_instantid,
     load_instantid_into,
@@ -101,7 +101,7 @@ def test_read_and_written_again_bit_equal(suffix, file, model, tmp_path, monkeyp
     if suffix == ".bin":
         with pytest.raises(WeightsError, match=r"heads are 8 wide and not 64.*\.safetensors"):
             save_instantid(model, out)
-        monkeypatch.setattr(instantid, "HEAD_DIM", 8)
+        monkeypatch.setattr(shared, "HEAD_DIM", 8)
     save_instantid(model, out)
     with read_instantid(out) as again:
         assert again.sizes == read_instantid(file).sizes and (again.layers, again.width) == (17, 40)
@@ -117,7 +117,8 @@ def test_read_and_written_again_bit_equal(suffix, file, model, tmp_path, monkeyp
 def test_a_file_says_which_method_reads_it(file, tmp_path):
     wide = write(tmp_path / "wide.safetensors", adapter="instantid")
     assert config_of_file(wide, None, "")["method"] == "instantid"
-    assert config_of_file(file, "instantid", "")["controlnet"] == ""
+    config = config_of_file(file, "instantid", "")
+    assert (config["controlnet"], config["face_point_radius"]) == ("", 10)
     with pytest.raises(ValueError, match="is InstantID's adapter, not one for 'ip_adapter'"):
         config_of_file(wide, "ip_adapter", "")
     with pytest.raises(UnsupportedAdapter, match="is InstantID's adapter.*method instantid"):

@@ -15,7 +15,7 @@ from persongen_jax.models.sdxl.sizes import CONFIGS
 from persongen_jax.models.sdxl.unet import UNet2DConditionModel
 from persongen_jax.pipeline.loading import config_of_file
 from persongen_jax.weights.errors import KeyMismatch, UnsupportedAdapter, WeightsError
-from persongen_jax.weights.formats.identity import pulid
+from persongen_jax.weights.formats.identity import pulid, shared
 from persongen_jax.weights.formats.identity.pulid import (
     ENCODERS,
     is_pulid,
@@ -95,7 +95,7 @@ def test_read_and_written_again_bit_equal(version, tmp_path, monkeypatch):
     if version == "v1.1":
         with pytest.raises(WeightsError, match=r"heads are 8 wide and not 64.*\.safetensors"):
             save_pulid(model, again[1])
-        monkeypatch.setattr(pulid, "HEAD_DIM", 8)
+        monkeypatch.setattr(shared, "HEAD_DIM", 8)
     save_pulid(model, again[1])
     base = tmp_path / "base"
     (base / "unet").mkdir(parents=True)
