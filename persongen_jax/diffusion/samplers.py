@@ -184,9 +184,9 @@ def initial_latents(plan: Plan, noise: jax.Array | np.ndarray) -> jax.Array | np
 
 
 def init_carry(plan: Plan, latents: jax.Array | np.ndarray) -> dict:
-    """What the loop carries: latents and their predicted end, [b, h, w, c], and the sampler's memory.
+    """What the loop carries, float32: latents, their predicted end, and the sampler's memory.
 
-    All float32; before the first step the predicted end is zeros.
+    Before the first step the predicted end, [b, h, w, c] like the latents, is zeros.
     """
     latents = jnp.asarray(latents, jnp.float32)
     memory: tuple = ()
