@@ -90,7 +90,9 @@ def build(site: Site) -> None:
             gr.Markdown(form.CONSENT)
             if site.examples:
                 gr.Examples([[file] for file in site.examples], photos[:1], label="Drawn strangers")
-            found = gr.Gallery(label="Faces", columns=4, height=170, visible=False)
+            found = gr.Gallery(
+                label="Faces", columns=4, height=190, object_fit="contain", visible=False
+            )
             prompt = gr.Textbox(
                 label="Prompt", value=PROMPT, lines=2, elem_id="prompt", info="say man, woman, …"
             )
@@ -170,7 +172,7 @@ def describe(site: Site, name: str) -> tuple[str, list]:
     if pipe.reads_references:
         reads.append(f"one to {MAX_REFERENCES} photographs")
         if pipe.text.at_trigger:
-            reads.append(f'the person as "{pipe.text.trigger_word}" after man, woman, …')
+            reads.append(f'the person as "{pipe.text.trigger_word}" after the word for them')
     reads += [name for name in pipe.conditioner.inputs if name in PARTS]
     rows = [[name, value, 0, 1] for name, value in form.usual_strengths(pipe).items()]
     return f"It reads {', '.join(reads) or 'the prompt'}.", rows
