@@ -4,14 +4,13 @@ from collections.abc import Iterable
 
 import jax
 import jax.numpy as jnp
-from flax import nnx
 from ml_collections import ConfigDict
 
 from data_pipeline.examples.fields import Batch, Encoding
 from data_pipeline.examples.identity.faces import Faces
 from data_pipeline.pictures.transforms import CLIP_MEAN, CLIP_STD
 from persongen_jax.methods.base import Model
-from persongen_jax.methods.start import Origin, find_origin, image_encoder_of
+from persongen_jax.methods.start import Origin, find_origin, image_encoder_of, is_abstract
 from persongen_jax.models.sdxl.parts import StableDiffusionXL
 from persongen_jax.weights.formats.clip import load_vision_tower
 from persongen_jax.weights.formats.recognisers import open_recogniser
@@ -79,11 +78,6 @@ class AlignedFaceReader(FaceReader):
         return jnp.where(batch["id_embeds_mask"][..., None], given, embeds)
 
 
-def is_abstract(model: Model) -> bool:
-    """Whether only shapes are made, so that no file has been read."""
-    return isinstance(jax.tree.leaves(nnx.state(model.unet))[0], jax.core.Tracer)
-
-
 def find_run(config: ConfigDict, method: str) -> Origin:
     """``find_origin`` of a method without published files; ValueError if it leads to a file."""
     origin = find_origin(config)
@@ -101,7 +95,7 @@ def check_face_encoder(config: ConfigDict, method: str) -> None:
         raise ValueError(
             f"config.face_encoder is empty: {method} reads the embeddings of a face recogniser; "
             "give its file (w600k_r50.onnx, glintr100.onnx) or sface, to generate as "
-            "--image-encoder, to load_method as encoder"
+            "--image-encoder, to evaluate as --face-encoder, to load_method as encoder"
         )
 
 

@@ -24,6 +24,7 @@ from persongen_jax.training.partition import leaf_paths, set_leaves
 from persongen_jax.weights.errors import KeyMismatch, MissingFile, UnsupportedAdapter
 from persongen_jax.weights.files.directory import read_config
 from persongen_jax.weights.formats.clip import load_vision_tower
+from persongen_jax.weights.licences import say_terms_of
 
 
 def add_id_encoder(model: Model, config: ConfigDict, rngs: nnx.Rngs) -> None:
@@ -148,6 +149,8 @@ def load_start(model: Model, config: ConfigDict) -> Origin:
 def load_remaining(model: Model, origin: Origin) -> None:
     """Fill in all weights that runs have trained, once all parts exist; skips LoRA of another rank.
 
+    Says, once, the terms of the file at the beginning.
+
     Raises:
         KeyMismatch: a run trained parts that this model does not have.
     """
@@ -157,6 +160,13 @@ def load_remaining(model: Model, origin: Origin) -> None:
         remedy = "It trained another method, or on another base."
         raise KeyMismatch(origin.source, (), unknown, misshapen, remedy)
     set_leaves(model, fitting)
+    if origin.file and not is_abstract(model):
+        say_terms_of(origin.file)
+
+
+def is_abstract(model: Model) -> bool:
+    """Whether only shapes are made, so that no file has been read."""
+    return isinstance(jax.tree.leaves(nnx.state(model.unet))[0], jax.core.Tracer)
 
 
 def _split_by_fit(model, origin):

@@ -25,7 +25,7 @@ from persongen_jax.settings import check_version
 from persongen_jax.systems.sdxl_config import sdxl_defaults
 from persongen_jax.training.partition import leaf_paths
 from persongen_jax.training.trained import load_trained
-from persongen_jax.weights.files.directory import open_file, read_config
+from persongen_jax.weights.files.directory import read_config
 from persongen_jax.weights.formats.adapters import (
     apply_adapter,
     check_adapters,
@@ -40,9 +40,6 @@ from persongen_jax.weights.formats.lora.kinds import LoraWeights
 from persongen_jax.weights.formats.lora.reading import no_effect, read_lora
 from persongen_jax.weights.formats.photomaker import has_tower_like, read_photomaker
 from persongen_jax.weights.formats.sdxl.loading import SDXLBase
-from persongen_jax.weights.licences import say_terms
-from persongen_jax.weights.recognition.kinds import classify
-from persongen_jax.weights.recognition.layout import unwrapped
 
 METHOD_PREFIX = "method:"  # prefix of the name of a method's own LoRA
 LORA_COMPONENTS = ("unet", "text_encoder", "text_encoder_2")
@@ -158,15 +155,6 @@ def config_of_file(
     else:
         config = _photomaker_config(base, weights, name or "photomaker")
     return config
-
-
-def say_terms_of(weights: str | Path) -> None:
-    """Print, once, the terms of a method's published file; a run's are those of its parts."""
-    path = Path(find_weights(weights))
-    if path.is_file():
-        with open_file(path) as file:
-            kind, _ = classify(unwrapped(file))
-        say_terms(f"the method's weights are {path}", str(path), kind)
 
 
 STATE_FILES = ("model.safetensors", "pytorch_model.bin")  # accelerate's

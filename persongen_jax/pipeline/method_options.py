@@ -1,7 +1,8 @@
 """What a call of load_method says of a method that its weights do not tell."""
 
 import math
-from collections.abc import Mapping
+import os
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -16,6 +17,12 @@ def _flag(name: str, value: Any) -> bool:
     return named
 
 
+def _whole(name: str, value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise ValueError(f"{name}={value!r}: give a whole number")
+    return value
+
+
 def _number(name: str, value: Any) -> float:
     try:
         number = float(value)
@@ -26,15 +33,20 @@ def _number(name: str, value: Any) -> float:
     return number
 
 
+def _text(name: str, value: Any) -> str:
+    if not isinstance(value, (str, os.PathLike)):
+        raise ValueError(f"{name}={value!r}: give a text")
+    return str(value)
+
+
 def _shown(name: str, value: Any) -> str:
     if value not in ("face", "whole", "aligned"):
         raise ValueError(f"{name}={value!r}: give face, whole or aligned")
     return value
 
 
-# How values of options that are no free words are read: what references show; of FaceID Plus its
-# version (shortcut: 2), and how much the picture of the face adds.
-READ = {"references": _shown, "shortcut": _flag, "s_scale": _number}
+# By the kind of what the config has; what references show is no free word.
+READ: dict[type, Callable] = {bool: _flag, int: _whole, float: _number, str: _text}
 
 
 def with_options(config: ConfigDict, method: Method, options: Mapping[str, Any]) -> ConfigDict:
@@ -49,5 +61,6 @@ def with_options(config: ConfigDict, method: Method, options: Mapping[str, Any])
         if key not in known:
             has = ", ".join(known) or "none"
             raise ValueError(f"options: {key}={value!r} is none of {config.method}; it has {has}")
-        chosen[key] = READ[key](key, value) if key in READ else value
+        read = _shown if key == "references" else READ.get(type(config[key]))
+        chosen[key] = value if read is None else read(key, value)
     return ConfigDict({**config, **chosen})

@@ -41,9 +41,8 @@ from persongen_jax.methods.readers import (
     AlignedFaceReader,
     add_face_encoder,
     check_face_encoder,
-    is_abstract,
 )
-from persongen_jax.methods.start import Origin, find_origin, load_remaining
+from persongen_jax.methods.start import Origin, find_origin, is_abstract, load_remaining
 from persongen_jax.models.branches import add_branch
 from persongen_jax.models.encoders.pulid import IDEncoder, IDFormer
 from persongen_jax.models.faces.keypoint_net import KeypointNet
@@ -56,7 +55,6 @@ from persongen_jax.weights.formats.identity.pulid import (
     read_pulid,
 )
 from persongen_jax.weights.formats.keypoint_net import load_keypoint_net
-from persongen_jax.weights.licences import say_terms
 
 BRANCH = "identity"
 SCALE = 0.8  # of the branch, in all releases
@@ -145,6 +143,8 @@ class PuLID(AlignedFaceReader, Method):
         model: Model = parts.model
         check_face_encoder(config, "PuLID")
         self.id_mix, self.crop = config.pulid_id_mix, config.pulid_crop
+        if self.crop < 1:
+            raise ValueError(f"config.pulid_crop={self.crop}: give pixels, 512 as in its code")
         origin = find_origin(config)
         version = _version(config, origin)
         release = _release(config, version)
@@ -160,8 +160,6 @@ class PuLID(AlignedFaceReader, Method):
         self._read_losses(model, config)
         if origin.file:
             load_pulid_into(model, origin.file, BRANCH)
-            if not is_abstract(model):
-                say_terms(f"the method's weights are {origin.file}", origin.file, "pulid")
         else:
             _scale_tokens(model.id_adapter, config.get("id_norm_gain", 1.0))
         load_remaining(model, origin)

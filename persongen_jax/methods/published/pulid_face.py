@@ -12,8 +12,7 @@ from data_pipeline.examples.fields import Batch
 from data_pipeline.examples.identity.portraits import OUTSIDE
 from data_pipeline.pictures.transforms import CLIP_MEAN, CLIP_STD, IMAGENET_MEAN, IMAGENET_STD
 from persongen_jax.methods.base import Model
-from persongen_jax.methods.readers import is_abstract
-from persongen_jax.methods.start import image_encoder_of
+from persongen_jax.methods.start import image_encoder_of, is_abstract
 from persongen_jax.models.encoders.eva_clip import EvaClipVisionModel
 from persongen_jax.models.encoders.pulid import MAPS
 from persongen_jax.models.faces.bisenet import BiSeNet
