@@ -18,6 +18,8 @@ class Face:
             aligned crop.
         embedding: [d], a recogniser's output as it is (InsightFace's ``embedding``, not
             ``normed_embedding``), instead of the method's own recogniser.
+        labels: [h, w] whole numbers, what each pixel of the image shows by facexlib's parsing net,
+            for PuLID; None: the method's own net or an ellipse says where the face is.
     """
 
     image: Any = None

@@ -122,7 +122,7 @@ def say_terms_of(path: str) -> None:
     if Path(path).is_file():
         with open_file(path) as file:
             kind, _ = classify(unwrapped(file))
-    say_terms(f"the method's weights are {path}", path, kind)
+    say_terms(f"weights are read from {path}", path, kind)
 
 
 def json_of(path: Path) -> dict:

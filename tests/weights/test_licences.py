@@ -49,5 +49,5 @@ def test_every_method_that_starts_from_a_file_says_its_terms(tmp_path, capsys):
         load_remaining(model, Origin(str(file), str(file), {}))
     load_remaining(model, Origin("", "", {}))
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith(f"the method's weights are {file}; its licence: not stated in the file")
+    assert line.startswith(f"weights are read from {file}; its licence: not stated in the file")
     assert "IP-Adapter-FaceID's are for non-commercial research only" in line

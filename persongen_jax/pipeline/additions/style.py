@@ -32,7 +32,6 @@ from persongen_jax.pipeline import checks, loading
 from persongen_jax.weights.errors import UnsupportedAdapter
 from persongen_jax.weights.formats.ip_adapter import read_ip_adapter
 from persongen_jax.weights.formats.sdxl.loading import SDXLBase
-from persongen_jax.weights.licences import say_terms
 
 NAME = "style"  # of the branch, its stream and its scale
 IMAGE, REGION = "style_image", "style_region"  # a call's arguments
@@ -193,7 +192,6 @@ class WithStyle(abc.ABC):
             raise
         finally:
             self._put_adapters(self.adapters)
-        say_terms(f"style is read by {path}", str(path), "ip-adapter")
         self._place()
 
     def unload_style(self) -> None:
