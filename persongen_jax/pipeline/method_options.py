@@ -60,7 +60,10 @@ def with_options(config: ConfigDict, method: Method, options: Mapping[str, Any])
     for key, value in options.items():
         if key not in known:
             has = ", ".join(known) or "none"
-            raise ValueError(f"options: {key}={value!r} is none of {config.method}; it has {has}")
+            raise ValueError(
+                f"options: {key}={value!r}: {config.method} with these weights has no such option; "
+                f"it has {has}"
+            )
         read = _shown if key == "references" else READ.get(type(config[key]))
         chosen[key] = value if read is None else read(key, value)
     return ConfigDict({**config, **chosen})
