@@ -119,7 +119,7 @@ def style_arguments(args: argparse.Namespace, count: int) -> dict:
             f"{len(args.style_image)} times --style-image: give one to {MAX_REFERENCES}"
         )
     # Read here, so that one that cannot be read is said before a base is loaded.
-    given = {"style_image": [list(map(load_image, args.style_image))] * count}
+    given: dict[str, list] = {"style_image": [list(map(load_image, args.style_image))] * count}
     if args.style_region:
         given["style_region"] = [load_mask(args.style_region)] * count
     return given

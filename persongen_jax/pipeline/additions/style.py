@@ -269,9 +269,12 @@ class WithStyle(abc.ABC):
         if region is not None:
             if not isinstance(region, (list, tuple)) or len(region) != len(images):
                 raise ValueError(f"{REGION}: give a list, a mask for each of {len(images)} prompts")
-            rows = enumerate(region, 1)
-            masks = [to_region(mask, *shape, f"{REGION} of prompt {n}") for n, mask in rows]
-            masks = np.stack(masks)[:, None]
+            height, width = shape
+            found = [
+                to_region(mask, height, width, f"{REGION} of prompt {n}")
+                for n, mask in enumerate(region, 1)
+            ]
+            masks = np.stack(found)[:, None]
         factors = schedule(NAME, strength, num_steps)
         if not factors.any():
             checks.warn_of_call("scales: 'style' is 0 in every step, so it has no effect")
