@@ -44,7 +44,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         "--weights",
         action="append",
         metavar="NAME=FILE",
-        help="published weights, PhotoMaker's or an IP-Adapter's; may be repeated",
+        help="published weights, PhotoMaker's, an IP-Adapter's or PuLID's; may be repeated",
     )
     what.add_argument(
         "--compare",
@@ -69,11 +69,12 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     add("--step", type=int, metavar="N", help="step of the checkpoint or rows; default: newest")
     add("--out", type=Path, metavar="DIR", help="default: RUN/evaluation/step_N; evaluation")
     add("--base", metavar="DIR", help="SDXL directory, if it is no longer where it was")
-    add("--id-encoder", metavar="DIR", help="CLIP image tower, likewise")
+    add("--id-encoder", metavar="DIR|FILE", help="CLIP image tower, likewise; EVA-CLIP for PuLID")
     add(
         "--face-encoder",
         metavar="FILE",
-        help="face recogniser that the method reads, likewise; with --weights, FaceID's",
+        help="face recogniser that the method reads, likewise; with --weights, that of "
+        "FaceID, PhotoMaker v2 and PuLID",
     )
     add(
         "--sets",

@@ -175,6 +175,8 @@ def unsupported_reason(run: TrainedRun, file_format: str) -> str:
     if file_format == "ip-adapter":
         if run.config.method == "instantid":
             return "reads a recogniser's embeddings by an IP-Adapter plus, which no file of it does"
+        if hasattr(model, "id_adapter"):
+            return "reads its tokens by PuLID's attention, which no file of an IP-Adapter does"
         readers = [x for name, x in processors(model.unet).items() if name.endswith(".attn2")]
         if not all(
             isinstance(x, ParallelCrossAttention) and "identity" in x.order for x in readers

@@ -145,8 +145,8 @@ class SamplingOptions:
         scheduler_options: its parameters, such as {"use_karras_sigmas": True} or {"eta": 0.5}.
         seed: of the noise: image n depends on (seed, n), not on how images are batched; default: 0.
         start_merge_step: through this step (inclusive) the prompt alone acts, then the identity
-            (delayed merging, arXiv 2312.04461, section 3.3); default: a fifth of the steps (10 of
-            50).
+            (delayed merging, arXiv 2312.04461, section 3.3); default: the method's own, mostly a
+            fifth of the steps (10 of 50); InstantID's and PuLID's act from the first (-1).
         scales: factors of the method's effects, {"identity": 0.8}; if absent, the method's own,
             mostly 1. Each is a number, or [(start, end, number), ...] over fractions of the steps,
             outside of which it is as if absent. Every stream and map of the method has one by its

@@ -40,6 +40,7 @@ from persongen_jax.generate.control import add_control_options, control_argument
 from persongen_jax.generate.method import (
     add_face_points,
     add_method_options,
+    check_files,
     chosen_options,
     load_method,
     style_arguments,
@@ -289,6 +290,7 @@ def generate(args: argparse.Namespace) -> list[Path]:
         raise ValueError("--reference needs a method that reads it; give --method-weights")
     if args.method and not args.method_weights:
         raise ValueError(f"--method {args.method}: it needs its weights; give --method-weights")
+    check_files(args)
     control, style = control_arguments(args), style_arguments(args, count)
     if args.pose and "pose" in inputs:
         raise ValueError("--input pose: --pose draws that image already; give one of the two")

@@ -44,7 +44,7 @@ def read_references(
         crop: False if they are crops already, or were whole images in training.
         boxes: the faces' places (x0, y0, x1, y1), one for each file in the order of ``items``; ()
             to find them.
-        show: what they show, if the weights do not say: face, whole or aligned.
+        show: what they show, if that is not what the weights say: face, whole or aligned.
 
     Raises:
         ValueError: counts that do not match, no face found.
@@ -64,7 +64,7 @@ def read_references(
             f"{len(boxes)} times --face-box, but there are {count} references; give one for each"
         )
     opened = [[(p, load_image(p), box) for p, box in files] for files in people.values()]
-    show = (references_show(weights) or show) if crop else ""
+    show = (show or references_show(weights)) if crop else ""
     if show == "masked":
         log.warning(
             "%s was trained on references with grey around the person; nothing here cuts a person "

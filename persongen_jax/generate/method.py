@@ -4,11 +4,13 @@ import argparse
 import ast
 import warnings
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any
 
 from data_pipeline.examples.fields import Field
 from data_pipeline.examples.identity.face_points import FacePoints
 from data_pipeline.examples.identity.faces import Faces
+from data_pipeline.pictures.reading import load_image, load_mask
 from data_pipeline.records.schema import MAX_REFERENCES
 
 
@@ -18,22 +20,23 @@ def add_method_options(add: Callable) -> None:
     add(
         "--method-weights",
         help="working directory of a training run (RUN, or RUN/checkpoints/STEP), a PhotoMaker "
-        "file, v1 or v2, an IP-Adapter file, or InstantID's ip-adapter.bin (with "
-        "--method-controlnet)",
+        "file, v1 or v2, an IP-Adapter file, InstantID's ip-adapter.bin (with "
+        "--method-controlnet), or a PuLID file (with --clip)",
     )
     add(
         "--image-encoder",
         default="",
         help="folder of the CLIP image encoder that belongs to the method's weights; default: what "
         "the run was trained with, for a file the base's image_encoder or a PhotoMaker file's own. "
-        "FaceID, PhotoMaker v2 and others that read faces by a recogniser have no default: they "
-        "need its file",
+        "FaceID, PhotoMaker v2, InstantID, PuLID and others that read faces by a recogniser have "
+        "no default: they need its file",
     )
     add(
         "--clip",
         default="",
-        metavar="DIR",
-        help="folder of the CLIP image encoder, where --image-encoder is a face recogniser",
+        metavar="DIR|FILE",
+        help="the CLIP image encoder, where --image-encoder is a face recogniser: its folder, for "
+        "PuLID EVA-CLIP's file",
     )
     add(
         "--method-controlnet",
@@ -48,7 +51,8 @@ def add_method_options(add: Callable) -> None:
         metavar="NAME=VALUE",
         help="a setting of the method by its config's key; may be repeated: references=face, "
         "aligned (Plus-Face) or whole for an IP-Adapter, base or plus; shortcut=False (version 1) "
-        "and s_scale=NUMBER for FaceID Plus; instantid_references=sequence",
+        "and s_scale=NUMBER for FaceID Plus; instantid_references=sequence; for PuLID "
+        "pulid_release=style and others (an unknown name lists those of the method)",
     )
     add(
         "--style",
@@ -67,7 +71,13 @@ def add_method_options(add: Callable) -> None:
         nargs="+",
         default=[],
         metavar="FILE",
-        help=f"one to {MAX_REFERENCES} images that --style reads",
+        help=f"one to {MAX_REFERENCES} images that --style reads, for all prompts",
+    )
+    add(
+        "--style-region",
+        default="",
+        metavar="FILE",
+        help="mask of where --style acts (white on black); default: everywhere",
     )
 
 
@@ -82,13 +92,25 @@ def load_method(pipe: Any, args: argparse.Namespace) -> None:
         pipe.load_style(args.style, encoder=args.style_encoder)
 
 
+def check_files(args: argparse.Namespace) -> None:
+    """FileNotFoundError for weights that are not there, before a base is loaded."""
+    weights = args.method_weights
+    if weights and not Path(weights).exists() and Path(weights).parent.name != "checkpoints":
+        raise FileNotFoundError(f"--method-weights {weights}: no such file or folder")
+    if args.style and not Path(args.style).is_file():
+        raise FileNotFoundError(f"--style {args.style}: no such file")
+
+
 def style_arguments(args: argparse.Namespace, count: int) -> dict:
     """What a call for ``count`` prompts gets of the style.
 
     Raises:
-        ValueError: images without an adapter, or too many.
+        ValueError: images without an adapter, or too many; a region without images.
+        ImageError: an image cannot be read.
     """
     if not args.style_image:
+        if args.style_region:
+            raise ValueError(f"--style-region {args.style_region}: give --style-image too")
         return {}
     if not args.style:
         raise ValueError(f"--style-image {args.style_image[0]}: no adapter reads it; give --style")
@@ -96,12 +118,22 @@ def style_arguments(args: argparse.Namespace, count: int) -> dict:
         raise ValueError(
             f"{len(args.style_image)} times --style-image: give one to {MAX_REFERENCES}"
         )
-    return {"style_image": [list(args.style_image)] * count}
+    # Read here, so that one that cannot be read is said before a base is loaded.
+    given: dict[str, list] = {"style_image": [list(map(load_image, args.style_image))] * count}
+    if args.style_region:
+        given["style_region"] = [load_mask(args.style_region)] * count
+    return given
 
 
 def chosen_options(args: argparse.Namespace) -> dict[str, Any]:
-    """The method's settings by name."""
-    return dict(map(parse_option, args.method_option))
+    """The method's settings by name; ValueError for one that is given twice."""
+    chosen: dict[str, Any] = {}
+    for item in args.method_option:
+        name, value = parse_option(item)
+        if name in chosen:
+            raise ValueError(f"--method-option {item}: {name} is given already")
+        chosen[name] = value
+    return chosen
 
 
 def add_face_points(fields: Iterable[Field], given: dict[str, Any]) -> None:
@@ -135,5 +167,5 @@ def parse_option(item: str) -> tuple[str, Any]:
         raise ValueError(f"--method-option {item}: write NAME=VALUE")
     try:
         return name, ast.literal_eval(value)
-    except (ValueError, SyntaxError):
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
         return name, value

@@ -33,6 +33,7 @@ def make_notes(
         "style",
         "style_encoder",
         "style_image",
+        "style_region",
         "scale",
         *(FLAGS[name] for name in FLAGS if name not in COUNTS),
     )

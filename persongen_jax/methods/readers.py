@@ -99,7 +99,7 @@ def check_face_encoder(config: ConfigDict, method: str) -> None:
         raise ValueError(
             f"config.face_encoder is empty: {method} reads the embeddings of a face recogniser; "
             "give its file (w600k_r50.onnx, glintr100.onnx) or sface, to generate as "
-            "--image-encoder, to load_method as encoder"
+            "--image-encoder, to evaluate as --face-encoder, to load_method as encoder"
         )
 
 

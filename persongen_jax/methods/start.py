@@ -24,7 +24,7 @@ from persongen_jax.training.partition import leaf_paths, set_leaves
 from persongen_jax.weights.errors import KeyMismatch, MissingFile, UnsupportedAdapter
 from persongen_jax.weights.files.directory import read_config
 from persongen_jax.weights.formats.clip import load_vision_tower
-from persongen_jax.weights.licences import say_terms
+from persongen_jax.weights.licences import say_terms_of
 
 
 def add_id_encoder(model: Model, config: ConfigDict, rngs: nnx.Rngs) -> None:
@@ -68,12 +68,6 @@ class Origin(NamedTuple):
 def is_abstract(model: Model) -> bool:
     """Whether only shapes are made, so that no file has been read."""
     return isinstance(jax.tree.leaves(nnx.state(model.unet))[0], jax.core.Tracer)
-
-
-def say_origin(model: Model, origin: Origin, kind: str) -> None:
-    """Print, once, the terms of the weight file at the beginning, a ``kind`` of kinds.NAMES."""
-    if origin.file and not is_abstract(model):
-        say_terms(f"the method's weights are {origin.file}", origin.file, kind)
 
 
 def find_origin(config: ConfigDict) -> Origin:
@@ -153,13 +147,14 @@ def load_start(model: Model, config: ConfigDict) -> Origin:
             load_photomaker_into(model, origin.file)
         else:
             _load_id_encoder(model, origin.file)
-        say_origin(model, origin, f"photomaker-v{_version(model)}")
     set_leaves(model, fitting)
     return origin
 
 
 def load_remaining(model: Model, origin: Origin) -> None:
     """Fill in all weights that runs have trained, once all parts exist; skips LoRA of another rank.
+
+    Says, once, the terms of the file at the beginning.
 
     Raises:
         KeyMismatch: a run trained parts that this model does not have.
@@ -170,6 +165,8 @@ def load_remaining(model: Model, origin: Origin) -> None:
         remedy = "It trained another method, or on another base."
         raise KeyMismatch(origin.source, (), unknown, misshapen, remedy)
     set_leaves(model, fitting)
+    if origin.file and not is_abstract(model):
+        say_terms_of(origin.file)
 
 
 def _split_by_fit(model, origin):

@@ -205,6 +205,12 @@ def add_branch(
         block.attn2.add(name, block.norm2)
 
 
+def adds_up(unet: nnx.Module) -> bool:
+    """Whether branches that are there, if any, are added to one another, as parallel ones are."""
+    layers = (block.attn2 for block in transformer_blocks(unet))
+    return all(isinstance(x, ParallelCrossAttention) for x in layers if isinstance(x, Composition))
+
+
 def branch_names(unet: nnx.Module) -> list[str]:
     """The streams that ``unet`` has branches for, sorted."""
     return sorted({n for b in transformer_blocks(unet) for n in getattr(b.attn2, "order", ())})

@@ -150,7 +150,8 @@ def warn_of_ineffective_options(
     if options.scales:
         identities = {"identity", *conditioner.of_people} if people is not None else ()
         first = max(0, options.merge_step(plan.num_steps, plan.calls_per_step) + 1)
-        lines += ineffective_scales(options.scales, schedules, identities, first)
+        usual = dict(conditioner.method.scales) if conditioner.method else {}
+        lines += ineffective_scales(options.scales, schedules, identities, first, usual)
     for name, (_, weight) in pipe.adapters.items():
         if weight == 0:
             lines.append(f"LoRA {name}: its weight is 0, so it has no effect")
@@ -190,22 +191,28 @@ def warn_of_texts(
 
 
 def ineffective_scales(
-    asked: dict, schedules: dict, identities: Collection[str], first: int
+    asked: dict,
+    schedules: dict,
+    identities: Collection[str],
+    first: int,
+    usual: Mapping[str, float],
 ) -> Iterator[str]:
     """Sentences about strengths that change nothing, or remove everything.
 
     Args:
         asked: what the call gave, by name. schedules: [steps] by name.
         identities: names that act from step ``first`` on, as the person does.
+        usual: strengths without a call's, where they are not 1.
     """
     for name in asked:
+        own = np.float32(usual.get(name, 1.0))
         values = schedules[name][first if name in identities else 0 :]
         if not values.size:
             continue
         if not values.any():
             yield f"scales: {name!r} is 0 in every step where it acts, so it has no effect"
-        elif np.any(schedules[name] != 1) and np.all(values == 1):
+        elif np.any(schedules[name] != own) and np.all(values == own):
             yield f"scales: {name!r} covers only steps before the person acts, so it has no effect"
-        elif not isinstance(asked[name], (int, float, np.number)) and np.all(values == 1):
-            if any(value != 1 for *_, value in asked[name]):
+        elif not isinstance(asked[name], (int, float, np.number)) and np.all(values == own):
+            if any(np.float32(value) != own for *_, value in asked[name]):
                 yield f"scales: {name!r} has a range that contains none of the steps"

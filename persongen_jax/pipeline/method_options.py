@@ -63,7 +63,10 @@ def with_options(config: ConfigDict, method: Method, options: Mapping[str, Any])
     for key, value in options.items():
         if key not in known:
             has = ", ".join(known) or "none"
-            raise ValueError(f"options: {key}={value!r} is none of {config.method}; it has {has}")
+            raise ValueError(
+                f"options: {key}={value!r}: {config.method} with these weights has no such option; "
+                f"it has {has}"
+            )
         read = _shown if key == "references" else READ[type(config[key])]
         chosen[key] = read(key, value)
     check_ranges(ConfigDict(chosen))

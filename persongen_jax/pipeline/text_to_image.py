@@ -200,8 +200,9 @@ class Pipeline(WithLoras, WithEmbeddings, WithControls, WithStyle, WithMethod):
                 run's method always the empty prompt, the dropped condition in its training.
             references: with a method loaded, per prompt a list of one to four face crops of one
                 person (paths, PIL images, arrays: see data_pipeline/pictures/reading.py); the
-                prompt then holds the trigger word after the class word: "a man img in a suit". For
-                a FaceID file the crops are aligned faces (data_pipeline/faces/align.py). A method
+                prompt then holds the trigger word after the class word: "a man img in a suit".
+                Methods that align faces (FaceID, PhotoMaker v2, InstantID, PuLID) read Faces, as
+                data_pipeline.faces.locate finds them, or crops that are aligned already. A method
                 that reads identities only by an attention branch does not need the trigger word and
                 supports several people: per prompt a list of such lists, and ``regions``. (If the
                 identity is also written into the class word, that is the first person's.)
@@ -223,7 +224,8 @@ class Pipeline(WithLoras, WithEmbeddings, WithControls, WithStyle, WithMethod):
                 images and points (a list, one each). And what ControlNets read: ``control_image``,
                 controlnet_conditioning_scale, control_guidance_start, control_guidance_end,
                 guess_mode (pipeline/control_options.py); the first control image's size is then
-                the default size. And ``style_image``, for what :meth:`load_style` has loaded.
+                the default size. And ``style_image`` and ``style_region``, for what
+                :meth:`load_style` has loaded.
 
         Raises:
             ValueError: sizes, counts or names that do not fit; the message names them. A

@@ -13,6 +13,8 @@ from persongen_jax.weights.errors import WeightsError
 from persongen_jax.weights.files.directory import open_file
 from persongen_jax.weights.files.source import TensorSource
 from persongen_jax.weights.formats.arcface import licence_hint
+from persongen_jax.weights.recognition.kinds import classify
+from persongen_jax.weights.recognition.layout import unwrapped
 from persongen_jax.weights.recognition.sdxl import SDXL
 
 # Licences that the publishers of these files give; a file of the same layout may have another.
@@ -115,6 +117,16 @@ def say_terms(what: str, path: str, kind: str, terms: str = "") -> None:
     with opened as source:
         text = licence(path, kind, source)
     say(f"{what}; its licence: {text}")
+
+
+@functools.cache
+def say_terms_of(path: str) -> None:
+    """:func:`say_terms` of a method's published weights: a file, or a ControlNet's folder."""
+    kind = "controlnet"
+    if Path(path).is_file():
+        with open_file(path) as file:
+            kind, _ = classify(unwrapped(file))
+    say_terms(f"weights are read from {path}", path, kind)
 
 
 def json_of(path: Path) -> dict:

@@ -184,6 +184,8 @@ def test_references_are_cut_as_the_run_was_trained(method_weights, tmp_path, mon
     assert "reads whole images as references, so they are not cropped" in caplog.text
     (person,), _ = read(method_weights, [photo], boxes=[(20, 30, 60, 80)])
     assert len(person[0]) < 120
+    with pytest.raises(NoFaceFound):  # as --method-option references=face
+        read(method_weights, [photo], show="face")
 
 
 def test_the_cut_part_of_a_plain_prompt(small_base, tmp_path, capsys):

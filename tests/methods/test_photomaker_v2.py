@@ -126,7 +126,7 @@ def test_what_does_not_go_together_is_named(system, config, tmp_path):
     pipe = Pipeline.from_pretrained(config.base)
     with pytest.raises(ValueError, match=r"v1\.safetensors: is PhotoMaker v1, not one for"):
         pipe.load_method("photomaker_v2", tmp_path / "v1.safetensors", encoder=RECOGNISER)
-    with pytest.raises(ValueError, match="shortcut=False is none of photomaker; it has none"):
+    with pytest.raises(ValueError, match="shortcut=False: .* no such option; it has none"):
         pipe.load_method("photomaker", tmp_path / "v1.safetensors", options={"shortcut": False})
 
 

@@ -8,7 +8,7 @@ from flax import nnx
 
 from persongen_jax.diffusion.conditioning import TokenStream
 from persongen_jax.models.attention import BasicTransformerBlock, CrossAttention
-from persongen_jax.models.branches import add_branch
+from persongen_jax.models.branches import add_branch, put_branch, take_branch
 from persongen_jax.models.id_attention import IDCrossAttention, projected, set_mode
 from persongen_jax.models.layers import UnusedRngs
 from persongen_jax.weights.files.source import DictSource
@@ -95,11 +95,41 @@ def test_each_person_acts_in_its_region_as_it_does_alone(layer, mode):
     np.testing.assert_allclose(found[:, 5:8], nobody[:, 5:8], atol=2e-5)
 
 
-def test_wrong_settings_are_named():
+def one_block():
     net = nnx.Module()
     net.block = BasicTransformerBlock(
         24, heads=3, cross_attention_dim=20, **{**KW, "rngs": nnx.Rngs(0)}
     )
+    return net
+
+
+def test_another_adapters_branch_adds_what_it_reads_whichever_is_loaded_first():
+    first, second = one_block(), one_block()
+    add_branch(first, "identity", IDCrossAttention)
+    add_branch(first, "style")
+    add_branch(second, "style")
+    taken = take_branch(second, "style")  # as while a method is loaded
+    add_branch(second, "identity", IDCrossAttention)
+    put_branch(second, "style", taken)
+    rng, sizes = np.random.default_rng(0), ((6, 24), (4, 20), (5, 20), (7, 20))
+    x, text, identity, style = (rng.standard_normal((1, *size), np.float32) for size in sizes)
+
+    def read(net, *shown):
+        set_mode(net, "identity", "ortho_v2", 8)
+        streams = {"text": TokenStream(text)}
+        for name, tokens in (("identity", identity), ("style", style)):
+            mask = jnp.full(tokens.shape[:2], name in shown)
+            streams[name] = TokenStream(tokens, mask)
+        return np.asarray(run(net.block.attn2, x, streams))
+
+    both, alone = read(first, "identity", "style"), read(first, "identity")
+    np.testing.assert_allclose(read(second, "identity", "style"), both, atol=1e-6)
+    np.testing.assert_allclose(both, alone + read(first, "style") - read(first), atol=1e-5)
+    assert np.abs(both - alone).max() > 1e-2
+
+
+def test_wrong_settings_are_named():
+    net = one_block()
     add_branch(net, "identity", IDCrossAttention)
     set_mode(net, "identity", "ortho", 16)
     branch = net.block.attn2.branches["identity"]

@@ -7,8 +7,9 @@ import pytest
 
 from configs.first_light import get_config
 from persongen_jax.diffusion.options import default_merge_step
+from persongen_jax.diffusion.strengths import schedule
 from persongen_jax.pipeline import Pipeline
-from persongen_jax.pipeline.checks import CallWarning
+from persongen_jax.pipeline.checks import CallWarning, ineffective_scales
 from persongen_jax.systems.open import open_system
 
 FACE = np.zeros((32, 32, 3), np.uint8)
@@ -219,6 +220,24 @@ def test_references_and_strengths_without_effect_cause_a_warning(settings, named
     lines = said(personal, "a man img", references=[[FACE]], **settings)
     assert len(lines) == bool(named)
     assert all(named in line for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("strength", "said"),
+    [
+        ([(0, 0.5, 0.0)], "covers only steps before the person acts"),
+        ([(0.55, 0.6, 0.0)], "a range that contains none of the steps"),
+        ([(0, 0.5, 0.0), (0.5, 1, 1.0)], ""),
+        (0.8, ""),
+        (1.0, ""),
+    ],
+)
+def test_strengths_are_compared_with_those_of_the_method(strength, said):
+    """InstantID's and PuLID's is 0.8. The person acts from step 2 of 4."""
+    schedules = {"identity": schedule("identity", strength, 4, 0.8)}
+    asked = {"identity": strength}
+    lines = list(ineffective_scales(asked, schedules, {"identity"}, 2, {"identity": 0.8}))
+    assert len(lines) == bool(said) and all(said in line for line in lines)
 
 
 def test_a_lora_of_weight_0_and_a_trigger_without_references(personal):

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from diffusers import UNet2DConditionModel
 from flax import nnx
 
 from data_pipeline.examples.fields import Call
@@ -24,9 +25,11 @@ from persongen_jax.methods.base import denoiser_module
 from persongen_jax.methods.published.pulid import RELEASES
 from persongen_jax.models.faces.iresnet import IResNet
 from persongen_jax.pipeline import Pipeline
+from persongen_jax.pipeline.checks import CallWarning
 from persongen_jax.weights.files.safetensors_file import write_safetensors
 from persongen_jax.weights.random_base import random_module
 from persongen_jax.weights.saver import save_module
+from tests.helpers.ip_adapters import write_ip_adapter
 from tests.helpers.published_goldens import golden, relative_gap, weights, write_base, write_weights
 
 V1, V11 = "pulid_v1_pipeline", "pulid_v11_pipeline"
@@ -196,3 +199,30 @@ def test_guidance_1_several_images_and_nobody(pipe, files):
     assert np.array_equal(run(faces(V1, 0), start_merge_step=2, scales={"identity": 0.0}), nobody)
     pipe.unload_method()
     assert np.array_equal(run([]), nobody)
+
+
+@pytest.mark.slow
+def test_a_style_acts_next_to_it(files, small_base, tmp_path):
+    """At strength 0 it is the original still; with its own strength and steps, and identity's."""
+    adapter = tmp_path / "style.safetensors"
+    unet = UNet2DConditionModel.from_pretrained(files / "base" / "unet")
+    write_ip_adapter(adapter, unet, "plus", 64)
+    beside = Pipeline.from_pretrained(files / "base")
+    beside.load_style(adapter, encoder=small_base / "image_encoder")
+    load(beside, files, "v1")
+    look = np.random.default_rng(1).integers(0, 256, (40, 40, 3), np.uint8)
+    arrays = golden(V1)[1]
+
+    def run(**scales):
+        options, noise = RELEASES["fidelity"].options, nhwc(arrays["out/initial_latents"])
+        more = {"style_image": [look], "scales": scales}
+        return generate(beside, V1, faces(V1, 0), noise, options, **more)
+
+    with pytest.warns(CallWarning, match="'style' is 0 in every step"):
+        without = run(style=0.0)
+    assert relative_gap(without, nhwc(arrays["out/fidelity_final_latents"])) < 1e-4
+    with pytest.warns(CallWarning, match="'identity' is 0 in every step"):
+        nobody = run(identity=0.0)
+    found = [without, run(), run(style=[(0.5, 1.0, 0.0)]), nobody]
+    for number, one in enumerate(found):
+        assert all(relative_gap(one, other) > 1e-3 for other in found[:number])

@@ -5,9 +5,13 @@ import pytest
 from diffusers import UNet2DConditionModel
 from PIL import Image
 
-from persongen_jax.models.branches import branch_names
+from configs.first_light import get_config
+from persongen_jax.models.branches import CascadeCrossAttention, add_branch, branch_names
 from persongen_jax.pipeline import Pipeline
 from persongen_jax.pipeline.checks import CallWarning
+from persongen_jax.systems.open import open_system
+from persongen_jax.training.checkpoint import Checkpoints
+from persongen_jax.training.partition import split_model
 from persongen_jax.weights.errors import UnsupportedAdapter
 from tests.helpers.ip_adapters import write_ip_adapter
 from tests.helpers.photomaker_files import write_random_photomaker
@@ -131,4 +135,49 @@ def test_what_cannot_be_done_is_said(pipe, base, adapter, pictures, tmp_path):
     taken = pipe.style
     with pytest.raises(UnsupportedAdapter, match="is faceid, which reads faces"):
         pipe.load_style(faces)
+    with_lora = tmp_path / "plus.safetensors"
+    write_ip_adapter(with_lora, unet, "plus", 64, rank=4)
+    with pytest.raises(UnsupportedAdapter, match="has a LoRA on the base's layers"):
+        pipe.load_style(with_lora)
     assert pipe.style is taken and "style" in branch_names(pipe.model.unet)
+
+
+def test_it_is_refused_next_to_layers_that_follow_each_other(base, adapter):
+    other = Pipeline.from_pretrained(base)
+    add_branch(other.model.unet, "identity", CascadeCrossAttention)
+    with pytest.raises(ValueError, match=r"plus\.safetensors: .*follow each other \(the cascade\)"):
+        other.load_style(adapter)
+    assert other.style is None and branch_names(other.model.unet) == ["identity"]
+
+
+@pytest.mark.slow
+def test_a_cascade_is_refused_next_to_it_and_nothing_is_half_loaded(base, adapter, pipe, tmp_path):
+    config = get_config()
+    config.base, config.method = str(base), "cascade"
+    system = open_system(config)
+    checkpoints = Checkpoints(tmp_path)
+    trainable = split_model(system.model, system.table)[1]
+    checkpoints.save(0, trainable, {"count": np.zeros(1)}, config.to_dict())
+    checkpoints.close()
+    other = Pipeline.from_pretrained(base)
+    other.load_style(adapter)
+    with pytest.raises(ValueError, match="after unload_style"):
+        other.load_method(None, tmp_path)
+    assert other.method is None and branch_names(other.model.unet) == ["style"]
+    other.unload_style()
+    other.load_method(None, tmp_path)
+    assert {"identity"} < set(branch_names(other.model.unet))
+
+
+@pytest.mark.slow
+def test_prompts_with_the_same_images_are_read_once(pipe, pictures):
+    first, second = map(np.asarray, pictures)
+    tokens, mask, nothing = pipe.style.read([[first], [first, second], [first]])
+    for row, own in enumerate(([first], [first, second])):
+        alone, there, absent = pipe.style.read([own])
+        np.testing.assert_array_equal(tokens[row], alone[0])
+        np.testing.assert_array_equal(mask[row], there[0])
+        assert all(map(np.array_equal, nothing, absent))
+    np.testing.assert_array_equal(tokens[2], tokens[0])
+    assert mask[1].sum() == 2 * mask[0].sum()
+    assert np.abs(tokens[1][mask[1]][-1] - tokens[0][mask[0]][-1]).max() > 1e-3

@@ -1,13 +1,13 @@
 """Terms are printed once, and not at all once they are accepted."""
 
 import argparse
-from types import SimpleNamespace
 
-import jax
+import numpy as np
 import pytest
 from flax import nnx
+from safetensors.numpy import save_file
 
-from persongen_jax.methods.start import Origin, say_origin
+from persongen_jax.methods.start import Origin, load_remaining
 from persongen_jax.weights import licences
 
 
@@ -15,6 +15,7 @@ from persongen_jax.weights import licences
 def fresh(monkeypatch):
     monkeypatch.setattr(licences, "_accepted", False)
     licences.say_terms.cache_clear()
+    licences.say_terms_of.cache_clear()
 
 
 def test_terms_are_said_once_for_each(capsys):
@@ -37,22 +38,19 @@ def test_accepted_terms_are_silent(capsys):
     assert capsys.readouterr().err == "first\n"
 
 
-def test_a_method_says_the_terms_of_the_file_that_it_starts_from(capsys):
-    model = SimpleNamespace(unet=nnx.Linear(1, 1, rngs=nnx.Rngs(0)))
-    origin = Origin("a run", "faceid.bin", {})
-    say_origin(model, origin._replace(file=""), "ip-adapter-faceid-plus")
-
-    def abstract():
-        shapes = SimpleNamespace(unet=nnx.Linear(1, 1, rngs=nnx.Rngs(0)))
-        say_origin(shapes, origin, "ip-adapter-faceid-plus")
-
-    jax.eval_shape(abstract)
-    assert capsys.readouterr().err == ""
-    say_origin(model, origin, "ip-adapter-faceid-plus")
-    assert capsys.readouterr().err == (
-        "the method's weights are faceid.bin; its licence: not stated in the file; "
-        "h94/IP-Adapter-FaceID's are for non-commercial research only\n"
-    )
+def test_every_method_that_starts_from_a_file_says_its_terms(tmp_path, capsys):
+    """FaceID's, told by its keys, in training, evaluation and generating alike."""
+    names = ("image_proj.proj.0.weight", "image_proj.proj.2.weight", "image_proj.norm.weight")
+    names += ("ip_adapter.1.to_k_ip.weight", "ip_adapter.1.to_v_ip.weight")
+    file = tmp_path / "faceid.safetensors"
+    save_file({name: np.zeros((2, 2), np.float32) for name in names}, file)
+    model = nnx.Dict(unet=nnx.Linear(1, 1, rngs=nnx.Rngs(0)))
+    for _ in range(2):
+        load_remaining(model, Origin(str(file), str(file), {}))
+    load_remaining(model, Origin("", "", {}))
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"weights are read from {file}; its licence: not stated in the file")
+    assert "IP-Adapter-FaceID's are for non-commercial research only" in line
 
 
 @pytest.mark.parametrize(

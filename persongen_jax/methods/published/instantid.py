@@ -28,7 +28,7 @@ from persongen_jax.methods.readers import (
     add_face_encoder,
     check_face_encoder,
 )
-from persongen_jax.methods.start import Origin, find_origin, is_abstract, load_remaining, say_origin
+from persongen_jax.methods.start import Origin, find_origin, is_abstract, load_remaining
 from persongen_jax.models.branches import add_branch
 from persongen_jax.models.encoders.resampler import Resampler
 from persongen_jax.weights.formats.controlnet import load_controlnet
@@ -95,7 +95,6 @@ class InstantID(AlignedFaceReader, Method):
         add_branch(model.unet, BRANCH)
         if origin.file:
             load_instantid_into(model, origin.file, BRANCH)
-            say_origin(model, origin, "instantid")
         else:
             norm = model.image_proj.norm_out
             norm.scale.set_value(norm.scale.get_value() * config.get("id_norm_gain", 1.0))

@@ -31,7 +31,6 @@ from persongen_jax.methods.start import (
     find_origin,
     image_encoder_of,
     load_remaining,
-    say_origin,
 )
 from persongen_jax.models.branches import add_branch
 from persongen_jax.models.lora import add_lora
@@ -111,7 +110,6 @@ class IPAdapter(AlignedFaceReader, Method):
             self.groups = (*type(self).groups, LORA_ROW)
         if origin.file:
             load_ip_adapter_into(model, origin.file, self.branch)
-            say_origin(model, origin, "ip-adapter" if kind == "base" else f"ip-adapter-{kind}")
         load_remaining(model, origin)
 
     # ---- what it reads ----

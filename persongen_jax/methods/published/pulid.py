@@ -42,7 +42,7 @@ from persongen_jax.methods.readers import (
     add_face_encoder,
     check_face_encoder,
 )
-from persongen_jax.methods.start import Origin, find_origin, is_abstract, load_remaining, say_origin
+from persongen_jax.methods.start import Origin, find_origin, is_abstract, load_remaining
 from persongen_jax.models.branches import add_branch
 from persongen_jax.models.encoders.pulid import IDEncoder, IDFormer
 from persongen_jax.models.faces.keypoint_net import KeypointNet
@@ -167,7 +167,6 @@ class PuLID(AlignedFaceReader, Method):
         self._read_losses(model, config)
         if origin.file:
             load_pulid_into(model, origin.file, BRANCH)
-            say_origin(model, origin, "pulid")
         else:
             _scale_tokens(model.id_adapter, config.get("id_norm_gain", 1.0))
         load_remaining(model, origin)

@@ -59,6 +59,10 @@ class WithMethod(abc.ABC):
         """Place every array of the model on the devices."""
 
     @abc.abstractmethod
+    def _check_style(self) -> None:
+        """ValueError if the style adapter cannot act next to the method that is attached."""
+
+    @abc.abstractmethod
     def _style_taken_off(self) -> contextlib.AbstractContextManager[None]:
         """Inside, the UNet has no branch for style."""
 
@@ -103,6 +107,7 @@ class WithMethod(abc.ABC):
         """
         checks.check_kinds(str, "a method's name", name=name)
         checks.check_path("weights", weights)
+        checks.check_kinds(Mapping, "a dictionary, {name: value}", options=options)
         networks = {"encoder": encoder, "clip": clip, "controlnet": controlnet}
         config, trained = loading.read_method(
             self.base, name, weights, networks, self.mesh, options
@@ -125,6 +130,7 @@ class WithMethod(abc.ABC):
             loading.remove_all(self.model)
             self._of_base = loading.base_arrays(self.model, trained)
             method.attach(parts, config, nnx.Rngs(0))
+            self._check_style()
             if trained is not None:
                 fill_trained(self.model, trained, config.trainable or method.groups, where)
             fields = (*method.fields(parts, config), TimeIds())

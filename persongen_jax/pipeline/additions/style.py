@@ -21,18 +21,17 @@ from ml_collections import ConfigDict
 from data_pipeline.pictures.reading import load_image
 from data_pipeline.pictures.transforms import clip_preprocess
 from data_pipeline.records.schema import MAX_REFERENCES
-from persongen_jax.diffusion.conditioning import Conditioning, Guidance, region_arrays
+from persongen_jax.diffusion.conditioning import Conditioning, Guidance, to_region
 from persongen_jax.diffusion.options import SamplingOptions
 from persongen_jax.diffusion.strengths import schedule
 from persongen_jax.methods.base import Parts
 from persongen_jax.methods.published.ip_adapter import IPAdapter, image_tokens
-from persongen_jax.models.branches import put_branch, take_branch
+from persongen_jax.models.branches import adds_up, put_branch, take_branch
 from persongen_jax.parallel.sharding import batch_sharding, put, put_array, replicated
 from persongen_jax.pipeline import checks, loading
 from persongen_jax.weights.errors import UnsupportedAdapter
 from persongen_jax.weights.formats.ip_adapter import read_ip_adapter
 from persongen_jax.weights.formats.sdxl.loading import SDXLBase
-from persongen_jax.weights.licences import say_terms
 
 NAME = "style"  # of the branch, its stream and its scale
 IMAGE, REGION = "style_image", "style_region"  # a call's arguments
@@ -84,7 +83,8 @@ class StyleAdapter:
         base: SDXLBase. path, encoder: see Pipeline.load_style.
 
     Raises:
-        UnsupportedAdapter: a FaceID file, which reads faces. WeightsError: another fault of it.
+        UnsupportedAdapter: a FaceID file, which reads faces, or one with a LoRA. WeightsError:
+            another fault of it.
     """
 
     def __init__(self, base: SDXLBase, mesh: Mesh, path: str | Path, encoder: str | Path):
@@ -95,6 +95,11 @@ class StyleAdapter:
                 raise UnsupportedAdapter(
                     f"{path}: is {file.kind}, which reads faces; load it by load_method. A style "
                     "is read by a base or plus IP-Adapter"
+                )
+            if file.rank is not None:
+                raise UnsupportedAdapter(
+                    f"{path}: has a LoRA on the base's layers, which would change what the method "
+                    "reads too; load it by load_method, or take a file without"
                 )
         config = ConfigDict({"start_from": str(path), "id_encoder": str(encoder)})
         config.base, config.dtype = str(base.folder or base.path), jnp.dtype(unet.dtype).name
@@ -108,18 +113,28 @@ class StyleAdapter:
         nnx.update(self.parts, put(nnx.state(self.parts), replicated(mesh)))
 
     def read(self, images: list[list[np.ndarray]]) -> tuple[Any, Any, tuple]:
-        """(tokens [n, m, d], mask [n, m]) of n lists of images, and those of no image."""
-        size = self.parts.image_encoder.config["image_size"]
-        pixels = np.zeros((len(images), MAX_REFERENCES, size, size, 3), np.float32)
-        mask = np.zeros(pixels.shape[:2], bool)
-        for row, own in enumerate(images):
-            for place, image in enumerate(own):
-                pixels[row, place], mask[row, place] = clip_preprocess(image, size), True
-        tokens, nothing = _tokens(*nnx.split(self.parts), pixels)
-        n, places, m, d = tokens.shape
-        first = np.repeat(np.arange(places) == 0, m)
-        nowhere = np.tile(np.asarray(nothing), (places, 1)), first
-        return np.asarray(tokens).reshape(n, -1, d), np.repeat(mask, m, axis=1), nowhere
+        """(tokens [n, m, d], mask [n, m]) of n lists of images, and those of no image.
+
+        Prompts with the same images share one run of the encoder, which is of one size always.
+        """
+        size, found = self.parts.image_encoder.config["image_size"], {}
+        graphdef, state = nnx.split(self.parts)
+        for own in images:
+            if (key := _key(own)) not in found:
+                pixels = np.zeros((1, MAX_REFERENCES, size, size, 3), np.float32)
+                for place, image in enumerate(own):
+                    pixels[0, place] = clip_preprocess(image, size)
+                tokens, nothing = map(np.asarray, _tokens(graphdef, state, pixels))
+                mask = np.repeat(np.arange(MAX_REFERENCES) < len(own), len(nothing))
+                found[key] = tokens.reshape(-1, tokens.shape[-1]), mask
+        rows = [found[_key(own)] for own in images]
+        first = np.repeat(np.arange(MAX_REFERENCES) == 0, len(nothing))
+        nowhere = np.tile(nothing, (MAX_REFERENCES, 1)), first
+        return np.stack([row for row, _ in rows]), np.stack([mask for _, mask in rows]), nowhere
+
+
+def _key(images: list[np.ndarray]) -> tuple[int, ...]:
+    return tuple(map(id, images))
 
 
 @jax.jit(static_argnums=0)
@@ -163,6 +178,7 @@ class WithStyle(abc.ABC):
             ValueError: the loaded method composes its branches otherwise (the cascade).
         """
         checks.check_path("path", path)
+        self._check_adds_up(path)
         before, self.style = self.style, None
         taken = take_branch(self.base.model.unet, NAME)
         loading.remove_all(self.base.model)  # the file's layers are those without LoRA
@@ -176,13 +192,25 @@ class WithStyle(abc.ABC):
             raise
         finally:
             self._put_adapters(self.adapters)
-        say_terms(f"style is read by {path}", str(path), "ip-adapter")
         self._place()
 
     def unload_style(self) -> None:
         """Remove the style adapter and free its memory; nothing happens without one."""
         take_branch(self.base.model.unet, NAME)
         self.style = None
+
+    def _check_style(self) -> None:
+        """ValueError if the style adapter cannot act next to the method that is attached."""
+        if self.style is not None:
+            self._check_adds_up(self.style.path)
+
+    def _check_adds_up(self, path: str | Path) -> None:
+        if not adds_up(self.base.model.unet):
+            raise ValueError(
+                f"style adapter {path}: is added to what the prompt gives, and the method has "
+                "layers that follow each other (the cascade); use one of the two, after "
+                "unload_style() or unload_method()"
+            )
 
     @contextlib.contextmanager
     def _style_taken_off(self) -> Iterator[None]:
@@ -225,10 +253,12 @@ class WithStyle(abc.ABC):
                 raise ValueError(
                     f"{IMAGE} of prompt {number}: {len(own)} images; give one to {MAX_REFERENCES}"
                 )
-        read = [
-            [load_image(image, f"{IMAGE} {k} of prompt {n}") for k, image in enumerate(own, 1)]
-            for n, own in enumerate(images, 1)
-        ]
+        once: dict[int, np.ndarray] = {}  # several prompts may share the object
+        for n, own in enumerate(images, 1):
+            for k, image in enumerate(own, 1):
+                if id(image) not in once:
+                    once[id(image)] = load_image(image, f"{IMAGE} {k} of prompt {n}")
+        read = [[once[id(image)] for image in own] for own in images]
         strength = scales.pop(NAME, 1.0)
         return (self.style, read, strength, region), inputs, replace(options, scales=scales)
 
@@ -239,7 +269,12 @@ class WithStyle(abc.ABC):
         if region is not None:
             if not isinstance(region, (list, tuple)) or len(region) != len(images):
                 raise ValueError(f"{REGION}: give a list, a mask for each of {len(images)} prompts")
-            masks = region_arrays([[mask] for mask in region], [[None]] * len(images), *shape)
+            height, width = shape
+            found = [
+                to_region(mask, height, width, f"{REGION} of prompt {n}")
+                for n, mask in enumerate(region, 1)
+            ]
+            masks = np.stack(found)[:, None]
         factors = schedule(NAME, strength, num_steps)
         if not factors.any():
             checks.warn_of_call("scales: 'style' is 0 in every step, so it has no effect")

@@ -52,7 +52,8 @@ def load_vision_tower(
             f"{folder}: no such directory. The references are read by a CLIP image tower; give "
             "one, a transformers folder such as openai/clip-vit-large-patch14 or a PhotoMaker "
             "file: to train as --config.id_encoder=PATH, to evaluate and convert as --id-encoder, "
-            "to generate as --image-encoder, to load_method as encoder"
+            "to generate as --image-encoder (next to a face recogniser --clip, for a style "
+            "--style-encoder), to load_method and load_style as encoder (next to a recogniser clip)"
         )
     config = read_config(folder)
     with open_component(folder) as source:

@@ -1,11 +1,16 @@
 """PuLID's files: both versions' published keys, converted ones, written again; others by name."""
 
+from types import SimpleNamespace
+from typing import Any
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from ml_collections import ConfigDict
 from safetensors.numpy import save_file
 
+from persongen_jax.convert.exporting import unsupported_reason
 from persongen_jax.convert.identify import identify
 from persongen_jax.convert.importing import import_file
 from persongen_jax.models.branches import add_branch
@@ -159,3 +164,13 @@ def test_what_does_not_fit_is_named(tmp_path):
         save_file(tensors, path)
         with pytest.raises(UnsupportedAdapter, match=f"is {kind}.*; take pulid_v1.bin"):
             read_pulid(path)
+
+
+def test_a_run_of_it_is_no_ip_adapter():
+    """Or publishing would take that format, which holds more of other methods, and fail."""
+    model = make(TINY["unet"], "v1", {"id_features": 8, "in_features": 8, "features": 8})
+    model.text_encoder = model.text_encoder_2 = nnx.Module()
+    config = ConfigDict({"method": "pulid"})
+    run: Any = SimpleNamespace(system=SimpleNamespace(model=model), config=config)
+    assert not unsupported_reason(run, "pulid")
+    assert "PuLID's attention" in unsupported_reason(run, "ip-adapter")
