@@ -5,7 +5,8 @@
 
 trains `configs/mini/lora.py`, with and without class images, and
 `configs/mini/textual_inversion.py` on six pictures of each of twenty strangers, and generates forty
-images of each by prompts that no picture had. The adapter that ships, which is trained on nobody of
+images of each by prompts that no picture had. Class images are drawn people of the training split:
+of those that the miniature's base generates by a class prompt, faces are learned away. The adapter that ships, which is trained on nobody of
 these, reads one of the six pictures. All are judged by networks that no method reads. What is
 complete is not repeated: the command can be stopped. Options that it does not know are passed on to
 all trainings.
@@ -23,6 +24,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from PIL import Image
 
 from benchmarks.machine import processor
 from benchmarks.training.over_seeds import done
@@ -30,6 +32,7 @@ from benchmarks.training.seeds import run_training
 from data_pipeline.cli import command
 from data_pipeline.files import write_text
 from data_pipeline.pictures.transforms import square_face_crop
+from data_pipeline.prompts import join_parts, without_trigger
 from data_pipeline.records.sources import open_records
 from persongen_jax.evaluation.prompts import open_prompts
 from persongen_jax.evaluation.trajectories import read_rows
@@ -45,12 +48,14 @@ PEOPLE, PICTURES, AMONG = 20, 6, 10
 FIRST = 10  # the strangers before it served to choose the settings
 EACH, SIZE, STEPS, GUIDANCE, SEED = 10, 64, 20, 4.0, 42  # images per prompt, and how
 PROMPTS = "configs/mini/prompts.json"
+CLASS_DATA = "people:in_train?framing=portrait&pictures=2&identities=600"
+CLASS_IMAGES = 100
 DATA = "people:out_of_train?framing=portrait&pictures={pictures}&identities={n}&first_identity={k}"
-# Arm: (config, its options; {word} is the person's class word).
+# Arm: (config, its options; {classes} holds a folder of class images for each class word).
 ARMS: dict[str, tuple[str, list[str]]] = {
     "DreamBooth-LoRA": (
         "configs/mini/lora.py",
-        ["--config.class_data={classes}/{word}", "--config.class_prompt=a photo of a {word}"],
+        ["--config.class_data={classes}/{word}"],
     ),
     "LoRA without class images": ("configs/mini/lora.py", []),
     "Textual Inversion": ("configs/mini/textual_inversion.py", []),
@@ -176,12 +181,29 @@ def evaluate(file: Path, pipe: Any, judge: Judge, person: Person, number: int, m
 # ---- The arms ----------------------------------------------------------------------------------
 
 
+def write_class_images(folder: Path, word: str) -> None:
+    """Drawn people of a class with their captions, one image of each, unless they are there."""
+    if folder.is_dir():
+        return
+    records, read = open_records(CLASS_DATA)
+    people = {record.identity: record for record in records if record.class_word == word}
+    part = folder.with_name(f".{folder.name}.part")
+    part.mkdir(parents=True, exist_ok=True)
+    for number, record in enumerate(list(people.values())[:CLASS_IMAGES]):
+        Image.fromarray(read(record.image)).save(part / f"{number:04d}.png")
+        caption = join_parts(without_trigger(record.caption), record.background, record.body)
+        write_text(part / f"{number:04d}.txt", caption)
+    part.rename(folder)
+
+
 def train_one(arm: str, number: int, person: Person, work: Path, options: list[str]) -> Path:
     """The run of a person; a complete one ends at once."""
     config, own = ARMS[arm]
     run = work / arm.replace(" ", "_") / f"{number:02d}"
     if not done(run):
         names = {"classes": work / "class_images", "word": person.word}
+        if any("{classes}" in option for option in own):
+            write_class_images(names["classes"] / person.word, person.word)
         words = [f"--config.data={person.data}", "--config.validation_every=0", *options]
         run_training(config, run, run.with_suffix(".log"), words + [o.format(**names) for o in own])
     return run
@@ -261,7 +283,8 @@ def report(
         f"`python -m benchmarks.training.personal{passed}`, {datetime.date.today()}, "
         f"{processor()}, jax {jax.__version__}. {len(people)} strangers, {PICTURES} pictures each; "
         f"{4 * EACH} images of each by four prompts that no picture had; means and 95 % intervals "
-        "over people. Judges that no method reads. *Face-Sim of others*: the class without the "
+        f"over people. {CLASS_IMAGES} class images: drawn people of the training split. Judges "
+        "that no method reads. *Face-Sim of others*: the class without the "
         "person's token, compared with the person; the lower, the less the class has become "
         "them. *Seconds*: of one person's training steps with nothing beside them, without "
         "compilation and class images.\n\n"

@@ -1,17 +1,14 @@
 """The tab that shows several models side by side, and finished studies."""
 
-from dataclasses import replace
-from typing import Any
-
 import gradio as gr
 
-from data_pipeline.records.schema import MAX_REFERENCES, PARTS
+from data_pipeline.records.schema import PARTS
 from persongen_jax.demo import folders, form
 from persongen_jax.demo.fields import escaped
 from persongen_jax.demo.generate_tab import FAULTS, PROMPT, guarded, keep
 from persongen_jax.demo.painting import paint
 from persongen_jax.demo.sessions import sentence, stream
-from persongen_jax.demo.site import ONE_AT_A_TIME, Site, caption
+from persongen_jax.demo.site import ONE_AT_A_TIME, PRIVATE, Site, caption
 
 
 def build(site: Site) -> None:
@@ -23,10 +20,10 @@ def build(site: Site) -> None:
 
 def _build_models(site: Site) -> None:
     chosen_models = gr.CheckboxGroup(site.names, value=site.names[:2], label="Models")
-    photos, faces = form.photographs()
+    people = form.photographs()
     gr.Markdown(form.CONSENT)
     prompt = gr.Textbox(label="Prompt", value=PROMPT, lines=2)
-    parts = [gr.Textbox(label=part.capitalize()) for part in PARTS]
+    parts = {part: gr.Textbox(label=part.capitalize()) for part in PARTS}
     with gr.Accordion("Settings", open=False):
         chosen = form.settings(site.steps)
     with gr.Row():
@@ -36,21 +33,17 @@ def _build_models(site: Site) -> None:
     gallery = gr.Gallery(label="The same noise for all", columns=4, height="auto")
 
     @guarded
-    def compare(visitor, names, prompt, *values):
-        if not names:
+    def compare(visitor, values):
+        if not values["models"]:
             raise ValueError("choose at least one model")
-        texts, values = values[: len(PARTS)], values[len(PARTS) :]
-        uploads, values = values[:MAX_REFERENCES], values[MAX_REFERENCES:]
-        faces, values = values[:MAX_REFERENCES], values[MAX_REFERENCES:]
-        keep(site, visitor, *uploads)
+        keep(site, visitor, values)
         end, shown, lines, seed = site.sessions.begin(visitor), [], [], None
-        for name in names:
+        for name in values["models"]:
             offer = site.models.named(name)
             usual = form.usual_strengths(site.models.open(offer))
             read = form.read_settings(values, usual)
             seed = read["seed"] if seed is None else seed
-            asked = form.request(prompt, texts, [form.person(uploads, faces)], **read)
-            asked = replace(asked, seed=seed)
+            asked = form.request(values, [form.person(values)], **{**read, "seed": seed})
 
             def work(progress, on_preview, offer=offer, asked=asked):
                 return paint(
@@ -76,11 +69,10 @@ def _build_models(site: Site) -> None:
                     yield gr.skip(), shown
         yield "\n".join(lines) or "done", shown
 
-    private: Any = {"api_visibility": "private"}
-    inputs = [chosen_models, prompt, *parts, *photos, *faces, *chosen.all]
-    ran: Any = {**ONE_AT_A_TIME, **private}
-    go.click(compare, inputs, [said, gallery], api_name="compare", **ran)
-    stop.click(site.sessions.end, queue=False, **private)
+    inputs = {"models": chosen_models, "prompt": prompt, **parts, **people, **chosen}
+    ran = {"inputs_kwargs": inputs, "outputs": [said, gallery], **ONE_AT_A_TIME}
+    go.click(compare, **ran, **PRIVATE)
+    stop.click(site.sessions.end, queue=False, **PRIVATE)
 
 
 def _build_study(site: Site) -> None:
@@ -114,9 +106,8 @@ def _build_study(site: Site) -> None:
         except FAULTS as error:
             raise sentence(error) from error
 
-    private: Any = {"api_visibility": "private"}
-    study.change(open_study, study, [table, plots, images], **private)
-    table.select(open_row, study, images, **private)
+    study.change(open_study, study, [table, plots, images], **PRIVATE)
+    table.select(open_row, study, images, **PRIVATE)
 
 
 def _read(file):

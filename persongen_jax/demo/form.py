@@ -2,11 +2,11 @@
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import gradio as gr
 import numpy as np
+from gradio.components import Component
 
 from data_pipeline.records.schema import MAX_REFERENCES, PARTS
 from persongen_jax.demo.fields import Upload, photograph
@@ -24,28 +24,8 @@ CONSENT = (
 )
 
 
-@dataclass
-class Settings:
-    """How images are sampled: the components, in the order of their values."""
-
-    negative: gr.Textbox
-    strengths: gr.Dataframe
-    seed: gr.Number
-    random_seed: gr.Checkbox
-    steps: gr.Slider
-    guidance: gr.Slider
-    sampler: gr.Dropdown
-    width: gr.Number
-    height: gr.Number
-    images: gr.Slider
-
-    @property
-    def all(self) -> list:
-        return list(vars(self).values())
-
-
-def settings(steps: int) -> Settings:
-    """The components, inside the current block."""
+def settings(steps: int) -> dict[str, Component]:
+    """How images are sampled: the components by name, inside the current block."""
     negative = gr.Textbox(label="Negative prompt", placeholder="what to steer away from")
     strengths = gr.Dataframe(
         headers=STRENGTHS,
@@ -66,34 +46,60 @@ def settings(steps: int) -> Settings:
         width = gr.Number(0, label="Width (0: the model's)", precision=0, min_width=120)
         height = gr.Number(0, label="Height (0: the model's)", precision=0, min_width=120)
     images = gr.Slider(1, MOST_IMAGES, 1, step=1, label="Images")
-    return Settings(
-        negative, strengths, seed, random_seed, number, guidance, sampler, width, height, images
-    )
+    return {
+        "negative": negative,
+        "strengths": strengths,
+        "seed": seed,
+        "random_seed": random_seed,
+        "steps": number,
+        "guidance": guidance,
+        "sampler": sampler,
+        "width": width,
+        "height": height,
+        "images": images,
+    }
 
 
-def photographs(count: int = MAX_REFERENCES, whose: str = "") -> tuple[list, list]:
-    """(photographs, which face of each): components, inside the current block."""
+def photographs(
+    count: int = MAX_REFERENCES, whose: str = "", prefix: str = ""
+) -> dict[str, Component]:
+    """photograph_1 to _n and face_1 to _n, which face of each: inside the current block.
+
+    Args:
+        prefix: of the names.
+    """
+    numbers, found = range(1, count + 1), {}
     with gr.Row():
-        photos = [photograph(f"Photograph {n}{whose}", min_width=140) for n in range(1, count + 1)]
+        for n in numbers:
+            name = f"{prefix}photograph_{n}"
+            found[name] = photograph(f"Photograph {n}{whose}", min_width=140)
     with gr.Row():
-        faces = [
-            gr.Radio(["1"], value="1", label=f"Face of photograph {n}{whose}", visible=False)
-            for n in range(1, count + 1)
-        ]
-    return photos, faces
+        for n in numbers:
+            label = f"Face of photograph {n}{whose}"
+            found[f"{prefix}face_{n}"] = gr.Radio(["1"], value="1", label=label, visible=False)
+    return found
 
 
-def person(uploads: Sequence[Upload | None], faces: Sequence[str | None]) -> Person | None:
+def uploads(values: dict[str, Any]) -> list[Upload]:
+    """The uploaded photographs among the values of a form."""
+    return [value for value in values.values() if isinstance(value, Upload)]
+
+
+def person(values: dict[str, Any], prefix: str = "") -> Person | None:
     """One person from the values of ``photographs``; None without any."""
-    pairs = [(u.image, int(f or 1) - 1) for u, f in zip(uploads, faces, strict=True) if u]
+    pairs = [
+        (upload.image, int(values.get(f"{prefix}face_{n}") or 1) - 1)
+        for n in range(1, MAX_REFERENCES + 1)
+        if (upload := values.get(f"{prefix}photograph_{n}")) is not None
+    ]
     if not pairs:
         return None
     images, numbers = zip(*pairs, strict=True)
     return Person(images, numbers)
 
 
-def read_settings(values: Sequence[Any], usual: dict[str, float]) -> dict[str, Any]:
-    """Arguments of Request from the values of ``Settings.all``.
+def read_settings(values: dict[str, Any], usual: dict[str, float]) -> dict[str, Any]:
+    """Arguments of Request from the values of ``settings``.
 
     Args:
         usual: the model's own strengths; what equals them is not set.
@@ -101,20 +107,20 @@ def read_settings(values: Sequence[Any], usual: dict[str, float]) -> dict[str, A
     Raises:
         ValueError: numbers that are none, or out of range.
     """
-    negative, table, seed, again, steps, guidance, sampler, width, height, images = values
-    for name, side in (("width", width), ("height", height)):
-        if not 0 <= (side or 0) <= MOST_SIDE:
-            raise ValueError(f"{name} {side}: give up to {MOST_SIDE} pixels, or 0")
+    for name in ("width", "height"):
+        if not 0 <= (values[name] or 0) <= MOST_SIDE:
+            raise ValueError(f"{name} {values[name]}: give up to {MOST_SIDE} pixels, or 0")
+    again, sampler = values["random_seed"], values["sampler"]
     return {
-        "negative": (negative or "").strip(),
-        "scales": read_strengths(table, usual),
-        "seed": random.randrange(2**31) if again else int(seed or 0),
-        "steps": int(steps),
-        "guidance": float(guidance),
+        "negative": (values["negative"] or "").strip(),
+        "scales": read_strengths(values["strengths"], usual),
+        "seed": random.randrange(2**31) if again else int(values["seed"] or 0),
+        "steps": int(values["steps"]),
+        "guidance": float(values["guidance"]),
         "sampler": None if sampler in (None, MODELS_OWN) else sampler,
-        "width": int(width) if width else None,
-        "height": int(height) if height else None,
-        "images": int(images),
+        "width": int(values["width"]) if values["width"] else None,
+        "height": int(values["height"]) if values["height"] else None,
+        "images": int(values["images"]),
     }
 
 
@@ -151,19 +157,18 @@ def usual_strengths(pipe: Any) -> dict[str, float]:
     return {name: round(float(values[0]), 4) for name, values in schedules.items()}
 
 
-def request(
-    prompt: str, parts: Sequence[str | None], people: Sequence[Person | None], **others: Any
-) -> Request:
-    """A Request. ``parts``: texts in the order of PARTS.
+def request(values: dict[str, Any], people: Sequence[Person | None], **others: Any) -> Request:
+    """A Request from the values of a form: its prompt and parts, and ``others``.
 
     Raises:
         ValueError: no prompt.
     """
-    if not (prompt or "").strip():
+    prompt = (values["prompt"] or "").strip()
+    if not prompt:
         raise ValueError("the prompt is empty: say what to generate")
-    texts = {name: text or "" for name, text in zip(PARTS, parts, strict=True)}
+    parts = {name: values.get(name) or "" for name in PARTS}
     known = tuple(each for each in people if each is not None)
-    return Request(prompt.strip(), parts=texts, people=known, **others)
+    return Request(prompt, parts=parts, people=known, **others)
 
 
 def masks_of(drawing: dict | None, colours: Sequence[tuple[int, int, int]]) -> list[np.ndarray]:

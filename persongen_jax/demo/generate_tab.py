@@ -8,11 +8,11 @@ import gradio as gr
 
 from data_pipeline.records.schema import MAX_REFERENCES, PARTS
 from persongen_jax.demo import form
-from persongen_jax.demo.fields import Upload, escaped, photograph
+from persongen_jax.demo.fields import escaped, photograph
 from persongen_jax.demo.painting import Request, paint
 from persongen_jax.demo.photographs import find_faces, with_boxes
 from persongen_jax.demo.sessions import sentence, stream
-from persongen_jax.demo.site import ONE_AT_A_TIME, Site, caption
+from persongen_jax.demo.site import ONE_AT_A_TIME, PRIVATE, Site, caption
 
 PROMPT = "a photo of a man in a space suit, a beach with palm trees behind him"
 FAULTS = (ValueError, OSError)
@@ -71,9 +71,9 @@ def guarded(function: Callable) -> Callable:
     Gradio passes the visitor to a first parameter that is annotated so.
     """
 
-    def run(visitor: gr.Request, *values):
+    def run(visitor: gr.Request, **values):
         try:
-            yield from function(visitor, *values)
+            yield from function(visitor, values)
         except FAULTS as error:
             raise sentence(error) from error
 
@@ -86,17 +86,21 @@ def build(site: Site) -> None:
         with gr.Column(scale=3, min_width=320):
             model = gr.Dropdown(site.names, value=site.names[0], label="Model")
             about = gr.Markdown()
-            photos, faces = form.photographs()
+            people = form.photographs()
             gr.Markdown(form.CONSENT)
             if site.examples:
-                gr.Examples([[file] for file in site.examples], photos[:1], label="Drawn strangers")
+                gr.Examples(
+                    [[file] for file in site.examples],
+                    people["photograph_1"],
+                    label="Drawn strangers",
+                )
             found = gr.Gallery(
                 label="Faces", columns=4, height=190, object_fit="contain", visible=False
             )
             prompt = gr.Textbox(
                 label="Prompt", value=PROMPT, lines=2, elem_id="prompt", info="say man, woman, …"
             )
-            parts = [gr.Textbox(label=f"{part.capitalize()}", lines=1) for part in PARTS]
+            parts = {part: gr.Textbox(label=part.capitalize(), lines=1) for part in PARTS}
             with gr.Accordion("Settings", open=False):
                 chosen = form.settings(site.steps)
                 pose = photograph("Photograph whose pose is followed", height=160)
@@ -107,24 +111,20 @@ def build(site: Site) -> None:
         with gr.Column(scale=2, min_width=320):
             outputs = Outputs()
 
-    inputs = [model, prompt, *parts, pose, *photos, *faces, *chosen.all]
+    inputs = {"model": model, "prompt": prompt, **parts, "pose": pose, **people, **chosen}
 
     @guarded
-    def generate(visitor, name, prompt, *values):
-        texts, values = values[: len(PARTS)], values[len(PARTS) :]
-        pose, values = values[0], values[1:]
-        uploads, values = values[:MAX_REFERENCES], values[MAX_REFERENCES:]
-        faces, values = values[:MAX_REFERENCES], values[MAX_REFERENCES:]
-        keep(site, visitor, *uploads, pose)
-        usual = form.usual_strengths(site.models.open(site.models.named(name)))
+    def generate(visitor, values):
+        keep(site, visitor, values)
+        usual = form.usual_strengths(site.models.open(site.models.named(values["model"])))
+        pose = values["pose"]
         asked = form.request(
-            prompt,
-            texts,
-            [form.person(uploads, faces)],
+            values,
+            [form.person(values)],
             pose=None if pose is None else pose.image,
             **form.read_settings(values, usual),
         )
-        yield from show(site, name, asked, visitor)
+        yield from show(site, values["model"], asked, visitor)
 
     def restore(notes):
         if not notes:
@@ -133,31 +133,34 @@ def build(site: Site) -> None:
         set_to = [first["prompt"], *(first.get(part, "") for part in PARTS)]
         return [*set_to, first["seed"], False]
 
-    back = [prompt, *parts, chosen.seed, chosen.random_seed]
-    private: Any = {"api_visibility": "private"}
-    ran: Any = {**ONE_AT_A_TIME, "api_name": "form", **private}
-    gr.on([go.click, prompt.submit], generate, inputs, outputs.all, **ran)
-    again.click(restore, outputs.notes, back, **private).success(
-        generate, inputs, outputs.all, **ran
+    def look_at(visitor: gr.Request, **values):
+        return look(site, visitor, values)
+
+    ran: Any = {"inputs_kwargs": inputs, "outputs": outputs.all, **ONE_AT_A_TIME}
+    gr.on([go.click, prompt.submit], generate, api_name="generate", **ran)
+    back = [prompt, *parts.values(), chosen["seed"], chosen["random_seed"]]
+    restored = again.click(restore, outputs.notes, back, **PRIVATE)
+    restored.success(generate, **ran, **PRIVATE)
+    stop.click(site.sessions.end, queue=False, **PRIVATE)
+    about_model = functools.partial(describe, site), model, [about, chosen["strengths"]]
+    gr.on([model.change], *about_model, **PRIVATE)
+    gr.on(None, *about_model, **PRIVATE)
+    faces = [people[f"face_{n}"] for n in range(1, MAX_REFERENCES + 1)]
+    photos = [people[f"photograph_{n}"] for n in range(1, MAX_REFERENCES + 1)]
+    gr.on(
+        [*(each.change for each in photos), *(each.input for each in faces)],
+        look_at,
+        inputs_kwargs={"model": model, **people},
+        outputs=[found, *faces],
+        show_progress="hidden",
+        **PRIVATE,
     )
-    stop.click(site.sessions.end, queue=False, **private)
-    model.change(functools.partial(describe, site), model, [about, chosen.strengths], **private)
-
-    def look_at(visitor: gr.Request, *values):
-        return look(site, visitor, *values)
-
-    looked: Any = {"fn": look_at, "inputs": [model, *photos, *faces]}
-    looked |= {"outputs": [found, *faces], "show_progress": "hidden", **private}
-    gr.on([each.change for each in photos], **looked)
-    gr.on([each.input for each in faces], **looked)
-    gr.on(None, functools.partial(describe, site), model, [about, chosen.strengths], **private)
 
 
-def keep(site: Site, visitor: gr.Request | None, *uploads: Upload | None) -> None:
-    """Remembers the uploads' files as this visitor's."""
-    for upload in uploads:
-        if upload is not None:
-            site.sessions.keep(visitor, upload.path)
+def keep(site: Site, visitor: gr.Request | None, values: dict[str, Any]) -> None:
+    """Remembers the files of a form's uploads as this visitor's."""
+    for upload in form.uploads(values):
+        site.sessions.keep(visitor, upload.path)
 
 
 def describe(site: Site, name: str) -> tuple[str, list]:
@@ -178,19 +181,19 @@ def describe(site: Site, name: str) -> tuple[str, list]:
     return f"It reads {', '.join(reads) or 'the prompt'}.", rows
 
 
-def look(site: Site, visitor: gr.Request | None, name: str, *values: Any) -> list:
+def look(site: Site, visitor: gr.Request | None, values: dict[str, Any]) -> list:
     """The faces that are found, and a choice where a photograph has several."""
-    photos, faces = values[:MAX_REFERENCES], values[MAX_REFERENCES:]
-    keep(site, visitor, *photos)
+    keep(site, visitor, values)
     shown, choices = [], []
     with site.models.lock():
-        detector = site.models.detector(site.models.named(name))
-        for number, (upload, face) in enumerate(zip(photos, faces, strict=True), 1):
-            found = [] if upload is None else find_faces(upload.image, detector)
-            names = [str(k) for k in range(1, len(found) + 1)] or ["1"]
+        detector = site.models.detector(site.models.named(values["model"]))
+        for n in range(1, MAX_REFERENCES + 1):
+            upload, face = values[f"photograph_{n}"], values[f"face_{n}"]
+            faces = [] if upload is None else find_faces(upload.image, detector)
+            names = [str(k) for k in range(1, len(faces) + 1)] or ["1"]
             face = face if face in names else "1"
-            choices.append(gr.update(choices=names, value=face, visible=len(found) > 1))
+            choices.append(gr.update(choices=names, value=face, visible=len(faces) > 1))
             if upload is not None:
-                said = "no face found" if not found else f"photograph {number}"
-                shown.append((with_boxes(upload.image, found, int(face) - 1), said))
+                said = "no face found" if not faces else f"photograph {n}"
+                shown.append((with_boxes(upload.image, faces, int(face) - 1), said))
     return [gr.update(value=shown or None, visible=bool(shown)), *choices]

@@ -1,13 +1,11 @@
 """The tab that puts two people into one image, each where somebody draws."""
 
-from typing import Any
-
 import gradio as gr
 import numpy as np
 
 from persongen_jax.demo import form
 from persongen_jax.demo.generate_tab import Outputs, guarded, keep, show
-from persongen_jax.demo.site import ONE_AT_A_TIME, Site
+from persongen_jax.demo.site import ONE_AT_A_TIME, PRIVATE, Site
 
 COLOURS = {"#d62728": (214, 39, 40), "#1f77b4": (31, 119, 180)}
 SIDE = 512  # pixels of the canvas
@@ -24,8 +22,8 @@ def build(site: Site) -> None:
                 "For methods that read people by an attention branch: id_branch, ip_lora, dual, "
                 "cascade, IP-Adapter, InstantID."
             )
-            first = form.photographs(EACH, " of person 1, red")
-            second = form.photographs(EACH, " of person 2, blue")
+            first = form.photographs(EACH, " of person 1, red", "first_")
+            second = form.photographs(EACH, " of person 2, blue", "second_")
             gr.Markdown(form.CONSENT)
             white = np.full((SIDE, SIDE, 3), 255, np.uint8)
             brush = gr.Brush(colors=list(COLOURS), default_size=60, color_mode="fixed")
@@ -50,29 +48,26 @@ def build(site: Site) -> None:
         with gr.Column(scale=2, min_width=320):
             outputs = Outputs()
 
-    own = [*first[0], *first[1], *second[0], *second[1]]
-
     @guarded
-    def generate(visitor, name, prompt, drawing, halved, *values):
-        entered, values = values[: len(own)], values[len(own) :]
-        one, two = entered[: 2 * EACH], entered[2 * EACH :]
-        keep(site, visitor, *one[:EACH], *two[:EACH])
-        people = [form.person(each[:EACH], each[EACH:]) for each in (one, two)]
+    def generate(visitor, values):
+        keep(site, visitor, values)
+        people = [form.person(values, prefix) for prefix in ("first_", "second_")]
         for number, each in enumerate(people, 1):
             if each is None:
                 raise ValueError(f"person {number} has no photograph: give one to {EACH} of each")
-        if halved:
+        if values["halves"]:
             left = np.zeros((SIDE, SIDE), bool)
             left[:, : SIDE // 2] = True
             masks = [left, ~left]
         else:
-            masks = form.masks_of(drawing, list(COLOURS.values()))
-        usual = form.usual_strengths(site.models.open(site.models.named(name)))
+            masks = form.masks_of(values["drawing"], list(COLOURS.values()))
+        usual = form.usual_strengths(site.models.open(site.models.named(values["model"])))
         read = form.read_settings(values, usual)
-        asked = form.request(prompt, ("", ""), people, regions=tuple(masks), **read)
-        yield from show(site, name, asked, visitor)
+        asked = form.request(values, people, regions=tuple(masks), **read)
+        yield from show(site, values["model"], asked, visitor)
 
-    private: Any = {"api_visibility": "private"}
-    inputs = [model, prompt, canvas, halves, *own, *chosen.all]
-    go.click(generate, inputs, outputs.all, api_name="both", **ONE_AT_A_TIME, **private)
-    stop.click(site.sessions.end, queue=False, **private)
+    inputs = {"model": model, "prompt": prompt, "drawing": canvas, "halves": halves}
+    inputs |= {**first, **second, **chosen}
+    ran = {"inputs_kwargs": inputs, "outputs": outputs.all, **ONE_AT_A_TIME}
+    go.click(generate, **ran, **PRIVATE)
+    stop.click(site.sessions.end, queue=False, **PRIVATE)

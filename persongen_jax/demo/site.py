@@ -3,6 +3,7 @@
 import threading
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from persongen_jax.demo.judging import Judges
 from persongen_jax.demo.offers import Models
@@ -10,7 +11,9 @@ from persongen_jax.demo.painting import Made, save
 from persongen_jax.demo.sessions import Sessions
 from persongen_jax.pipeline.saving import ImageFolder
 
-ONE_AT_A_TIME = {"concurrency_id": "model", "concurrency_limit": 1}
+# Of events: those that compute with a model, and those that are not a part of the HTTP API.
+ONE_AT_A_TIME: dict[str, Any] = {"concurrency_id": "model", "concurrency_limit": 1}
+PRIVATE: dict[str, Any] = {"api_visibility": "private"}
 
 
 @dataclass

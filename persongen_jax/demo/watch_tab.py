@@ -9,7 +9,7 @@ from persongen_jax.demo import folders
 from persongen_jax.demo.compare_tab import _read
 from persongen_jax.demo.generate_tab import FAULTS
 from persongen_jax.demo.sessions import sentence
-from persongen_jax.demo.site import Site
+from persongen_jax.demo.site import PRIVATE, Site
 
 EVERY = 5.0  # seconds
 PLOTS = 2  # of metrics that are validated: Face-Sim and CLIP-T come first
@@ -64,11 +64,11 @@ def build(site: Site) -> None:
     def search():
         return gr.update(choices=folders.found(site.roots, folders.RUN))
 
-    private: Any = {"api_visibility": "private", "show_progress": "hidden"}
+    quiet: Any = {**PRIVATE, "show_progress": "hidden"}
     outputs = [said, *logged, *judged, step]
-    gr.on([run.change, clock.tick], look, run, outputs, **private)
-    gr.on([run.change, step.change], show, [run, step], sheets, **private)
-    again.click(search, None, run, **private)
+    gr.on([run.change, clock.tick], look, run, outputs, **quiet)
+    gr.on([run.change, step.change], show, [run, step], sheets, **quiet)
+    again.click(search, None, run, **quiet)
 
 
 def _values(folder) -> list:
