@@ -6,10 +6,10 @@
 trains `configs/mini/lora.py`, with and without class images, and
 `configs/mini/textual_inversion.py` on six pictures of each of twenty strangers, and generates forty
 images of each by prompts that no picture had. Class images are drawn people of the training split:
-of those that the miniature's base generates by a class prompt, faces are learned away. The adapter that ships, which is trained on nobody of
-these, reads one of the six pictures. All are judged by networks that no method reads. What is
-complete is not repeated: the command can be stopped. Options that it does not know are passed on to
-all trainings.
+with those that the miniature's base generates, faces are unlearned. The adapter that ships, which
+is trained on nobody of these, reads one of the six pictures. All are judged by networks that no
+method reads. What is complete is not repeated: the command can be stopped. Options that it does not
+know are passed on to all trainings.
 
     python -m benchmarks.training.personal --work runs/personal --time
 

@@ -59,12 +59,12 @@ def _build_models(site: Site) -> None:
                     return
                 elif kind == "done":
                     made, told = value
-                    files = site.save(made)
+                    files, of_files = site.save(made)
                     shown += [
                         (file, f"{name} · {caption(each)}")
                         for file, each in zip(files, made, strict=True)
                     ]
-                    lines += [f"- {escaped(name)}: {escaped(line)}" for line in told]
+                    lines += [f"- {escaped(name)}: {escaped(line)}" for line in (*told, *of_files)]
                     end.clear()  # which the finished stream has set
                     yield gr.skip(), shown
         yield "\n".join(lines) or "done", shown

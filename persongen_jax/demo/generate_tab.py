@@ -59,9 +59,9 @@ def show(
             yield None, "cancelled; nothing was kept", same, same, same
         else:
             made, said = value
-            files = site.save(made)
+            files, of_files = site.save(made)
             gallery = list(zip(files, map(caption, made), strict=True))
-            lines = "\n".join(f"- {escaped(line)}" for line in said)
+            lines = "\n".join(f"- {escaped(line)}" for line in (*said, *of_files))
             yield None, lines or "done", gallery, files, [each.notes for each in made]
 
 

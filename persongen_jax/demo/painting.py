@@ -152,13 +152,19 @@ def paint(
         text = join_parts(pipe.text.without_trigger(request.prompt), *request.parts.values())
         first = crops[0] if crops else []
         scores = zip(judges.face_sim(images, first), judges.clip_t(images, text), strict=True)
-    said += [str(w.message).partition("\n")[0] for w in told if issubclass(w.category, UserWarning)]
+    said += messages(told)
     notes = (_notes(offer, request, prompt, number) for number in range(len(images)))
     made = [
         Made(*each, *both)
         for each, both in zip(zip(images, notes, strict=True), scores, strict=True)
     ]
     return made, list(dict.fromkeys(said))
+
+
+def messages(told: Sequence[warnings.WarningMessage]) -> list[str]:
+    """Of warnings that speak to the user, the sentences."""
+    own = (w for w in told if issubclass(w.category, UserWarning))
+    return [str(w.message).partition("\n")[0] for w in own]
 
 
 def _left_out(pipe: Any, request: Request) -> list[str]:

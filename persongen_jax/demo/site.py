@@ -1,13 +1,14 @@
 """What all tabs share: the models, the judges, where images go, who is visiting."""
 
 import threading
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from persongen_jax.demo.judging import Judges
 from persongen_jax.demo.offers import Models
-from persongen_jax.demo.painting import Made, save
+from persongen_jax.demo.painting import Made, messages, save
 from persongen_jax.demo.sessions import Sessions
 from persongen_jax.pipeline.saving import ImageFolder
 
@@ -39,10 +40,11 @@ class Site:
     def __post_init__(self):
         self._lock = threading.Lock()
 
-    def save(self, made: list[Made]) -> list[str]:
-        """Files of the images, numbered on."""
-        with self._lock:
-            return save(made, self.folder)
+    def save(self, made: list[Made]) -> tuple[list[str], list[str]]:
+        """Files of the images, numbered on; and what there is to say about them."""
+        with self._lock, warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always")
+            return save(made, self.folder), messages(told)
 
     @property
     def names(self) -> list[str]:

@@ -45,11 +45,11 @@ def test_a_photograph_and_a_prompt_become_an_image(visitor, served, strangers, t
     expect(page.get_by_text("It reads").first).to_be_visible(timeout=PATIENCE)
 
     visitor.upload(strangers[0])
-    expect(page.get_by_label("Faces").first).to_be_visible(timeout=PATIENCE)
+    visitor.sees_face(1)
     prompt = page.locator("#prompt textarea")
-    prompt.fill("a photo of a <img src=x onerror=alert(1)>man" + " in a red hat" * 40)
+    prompt.fill("a photo of a <svg onload=alert(1)> man" + " in a red hat" * 40)
     page.click("#generate")
-    visitor.wait("words")  # what of the prompt is not read
+    visitor.wait("this part is cut")
     prompt.fill("a photo of a man in a space suit")
     page.click("#generate")
     visitor.wait("done")
@@ -59,7 +59,7 @@ def test_a_photograph_and_a_prompt_become_an_image(visitor, served, strangers, t
     with Image.open(second) as image:
         assert image.size == (64, 64) and np.asarray(image).std() > 10
         assert image.text["prompt"] == "a photo of a man img in a space suit"
-    assert page.locator("img[src='x']").count() == 0
+    assert page.locator("svg[onload]").count() == 0
     assert visitor.outside == []
     assert list(site.sessions.uploads.rglob("*stranger*"))
 
@@ -69,13 +69,13 @@ def test_a_request_can_be_ended_half_way(visitor, served, strangers):
     page, before = visitor.page, len(images_of(served[1]))
     visitor.upload(strangers[0])
     page.get_by_text("Settings", exact=True).first.click()
-    page.get_by_label("Steps", exact=False).first.fill("100")
+    page.get_by_role("spinbutton", name=re.compile("Steps")).first.fill("100")
     page.click("#generate")
     visitor.wait("of 100")
     page.click("#cancel")
     visitor.wait("cancelled")
     assert len(images_of(served[1])) == before
-    page.get_by_label("Steps", exact=False).first.fill(str(STEPS))
+    page.get_by_role("spinbutton", name=re.compile("Steps")).first.fill(str(STEPS))
     page.click("#generate")
     visitor.wait("done")
     assert len(images_of(served[1])) == before + 1
@@ -85,7 +85,7 @@ def test_a_request_can_be_ended_half_way(visitor, served, strangers):
 def test_uploads_are_deleted_when_the_page_is_closed(browser, served, strangers):
     visitor = Visitor(browser, served[0])
     visitor.upload(strangers[1])
-    expect(visitor.page.get_by_label("Faces").first).to_be_visible(timeout=PATIENCE)
+    visitor.sees_face(1)
     uploads = served[1].sessions.uploads
     assert list(uploads.rglob("stranger-2.png"))
     visitor.leave()

@@ -41,6 +41,11 @@ class Visitor:
     def error(self):
         return self.page.locator(".toast-body").first
 
+    def sees_face(self, number: int):
+        """That the face of a photograph was found."""
+        shown = self.page.get_by_text(f"photograph {number}", exact=True)
+        expect(shown.first).to_be_visible(timeout=PATIENCE)
+
     def wait(self, text: str):
         expect(self.said).to_contain_text(text, timeout=PATIENCE)
 
