@@ -23,6 +23,7 @@ HEIC = ["pillow-heif>=1.0"]
 COLLECT = ["protego>=0.4", "pyarrow>=18"]
 CAPTION = [TORCH]  # Qwen2.5-VL is transformers'
 BEAM = ["apache-beam>=2.70"]
+DEMO = ["gradio>=6.31,<7", "pandas>=2.2"]
 DOCS = ["mkdocs>=1.6,<2", "mkdocs-material>=9.6", "mkdocstrings-python>=2.0"]
 TEST = [
     *DATA,
@@ -30,6 +31,8 @@ TEST = [
     *HEIC,
     *COLLECT,
     *DOCS,
+    *DEMO,
+    "playwright>=1.65",  # drives the distribution's browser; it downloads none
     "tensorboard>=2.20",  # reads the events
     "scikit-image>=0.24",
     "scikit-learn>=1.5",
@@ -90,7 +93,8 @@ setup(
         "convert": [TORCH],
         "caption": CAPTION,
         "beam": BEAM,
-        "demo": [*DATA, *LOG, *FACES, "scikit-image>=0.24", "scikit-learn>=1.5"],
+        "demo": [*DEMO, *FACES],
+        "first_light": [*DATA, *LOG, *FACES, "scikit-image>=0.24", "scikit-learn>=1.5"],
         "test": TEST,
         "docs": DOCS,
         "dev": [*TEST, "pre-commit"],

@@ -164,7 +164,7 @@ def _photographs(lfw: int) -> tuple[np.ndarray, list[np.ndarray]]:
         from skimage import data
     except ImportError as error:
         raise ImportError(
-            "the photographs are scikit-image's: pip install 'persongen_jax[demo]'"
+            "the photographs are scikit-image's: pip install 'persongen_jax[first_light]'"
         ) from error
     faces = []
     for grey in data.lfw_subset()[:lfw]:

@@ -20,7 +20,7 @@ def open_digits() -> AttributeData:
         from sklearn.datasets import load_digits
     except ImportError as error:
         raise ImportError(
-            "config.data='digits' needs scikit-learn: pip install 'persongen_jax[demo]'"
+            "config.data='digits' needs scikit-learn: pip install 'persongen_jax[first_light]'"
         ) from error
     digits = load_digits()
     # Pixels are counts of 0 to 16.

@@ -46,8 +46,13 @@ class Offer:
         dtype = jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
         pipe = Pipeline.from_pretrained(self.base, dtype=dtype)
         if self.weights:
-            networks = {"encoder": self.encoder, "clip": self.clip, "controlnet": self.controlnet}
-            pipe.load_method(None, self.weights, **networks)
+            pipe.load_method(
+                None,
+                self.weights,
+                encoder=self.encoder,
+                clip=self.clip,
+                controlnet=self.controlnet,
+            )
         for item in self.loras:
             path, weight = parse_lora(item)
             pipe.load_lora(path, weight=weight)

@@ -10,6 +10,7 @@ BUDGETS = {
     "tests/compatibility": (5, 5),
     "tests/convert": (40, 50),
     "tests/data_pipeline": (100, 160),
+    "tests/demo": (30, 120),
     "tests/diffusion": (25, 35),
     "tests/evaluation": (35, 45),
     "tests/features": (35, 110),
