@@ -40,6 +40,7 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--pose-net", default="", metavar="NAME", help="as for generate; finds poses")
     add("--face-net", default="", metavar="FILE", help="judges Face-Sim, as config.face_net")
     add("--clip-judge", default="", metavar="DIR", help="judges CLIP-T, as config.clip")
+    add("--safety-checker", default="", metavar="DIR", help="blackens what it finds unsafe")
     add("--root", nargs="+", type=Path, default=[Path("runs")], help="where runs and studies are")
     add("--out", type=Path, default=Path("outputs/demo"), help="folder for the images")
     add("--models", type=int, default=2, help="that are kept in memory")
@@ -79,11 +80,13 @@ def open_site(args: argparse.Namespace, uploads: Path) -> Any:
     from persongen_jax.demo.sessions import Sessions
     from persongen_jax.demo.site import Site
     from persongen_jax.demo.strangers import draw_strangers
+    from persongen_jax.pipeline.safety_checker import SafetyChecker
     from persongen_jax.pipeline.saving import ImageFolder
 
     networks = {"encoder": args.image_encoder, "clip": args.clip}
     networks["controlnet"] = args.method_controlnet
     found = offers(args.base, args.run, args.method_weights, args.lora, **networks)
+    checker = SafetyChecker(args.safety_checker) if args.safety_checker else None
     own = not (args.face_net or args.clip_judge) and not args.base and not args.run
     judges = Judges.of_miniature() if own else Judges(args.face_net, "auto", args.clip_judge)
     return Site(
@@ -93,6 +96,7 @@ def open_site(args: argparse.Namespace, uploads: Path) -> Any:
         Sessions(uploads),
         tuple(root.resolve() for root in args.root),
         args.pose_net,
+        checker,
         tuple(draw_strangers(uploads / "strangers")) if own else (),
         args.steps,
     )

@@ -48,6 +48,7 @@ def _build_models(site: Site) -> None:
             def work(progress, on_preview, offer=offer, asked=asked):
                 return paint(
                     site.models, offer, asked, judges=site.judges, pose_net=site.pose_net,
+            checker=site.checker,
                     progress=progress,
                 )  # fmt: skip
 

@@ -44,6 +44,7 @@ def show(
             asked,
             judges=site.judges,
             pose_net=site.pose_net,
+            checker=site.checker,
             progress=progress,
             on_preview=on_preview,
         )

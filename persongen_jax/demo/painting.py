@@ -102,14 +102,14 @@ def paint(
     pose_net: str = "",
     progress: Callable[[int], object] | None = None,
     on_preview: Callable[[np.ndarray], object] | None = None,
-    noise: np.ndarray | None = None,
+    checker: Callable[[list], np.ndarray] | None = None,
 ) -> tuple[list[Made], list[str]]:
     """Generate what is asked for: the images, and what there is to say about the call.
 
     Args:
         pose_net: finds joints, by its name for the command.
         progress, on_preview: as the pipeline's; what they raise ends the request.
-        noise: the first latents, instead of those of the seed.
+        checker: says which images are not shown; with it there is no preview.
 
     Raises:
         ValueError: whatever cannot be done; the message names it.
@@ -143,12 +143,14 @@ def paint(
             [join_parts(prompt, *joined)],
             request.negative or None,
             options=options,
-            latents=noise,
             progress=progress,
-            on_preview=on_preview,
+            on_preview=on_preview if checker is None else None,
             **given,
         ).images
         images = (np.asarray(images) * 255).round().astype(np.uint8)
+        if checker is not None and (hidden := checker(list(images))).any():
+            images[hidden] = 0
+            said.append(f"{hidden.sum()} of {len(images)} images are black: the safety checker")
         text = join_parts(pipe.text.without_trigger(request.prompt), *request.parts.values())
         first = crops[0] if crops else []
         scores = zip(judges.face_sim(images, first), judges.clip_t(images, text), strict=True)

@@ -2,9 +2,12 @@
 
 import threading
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from persongen_jax.demo.judging import Judges
 from persongen_jax.demo.offers import Models
@@ -24,6 +27,7 @@ class Site:
     Attributes:
         folder: where generated images are written.
         roots: folders in which runs and studies are looked for.
+        checker: which images are not shown, see painting.py.
         examples: files of references to try.
         steps: the usual number of sampling steps.
     """
@@ -34,6 +38,7 @@ class Site:
     sessions: Sessions
     roots: tuple[Path, ...] = ()
     pose_net: str = ""
+    checker: Callable[[list], np.ndarray] | None = None
     examples: tuple[str, ...] = ()
     steps: int = 30
 
