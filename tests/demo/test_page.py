@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from persongen_jax.demo.offers import offers
 from tests.demo.conftest import STEPS
 
 pytest.importorskip("playwright")
@@ -93,3 +94,110 @@ def test_uploads_are_deleted_when_the_page_is_closed(browser, served, strangers)
     while list(uploads.rglob("stranger-2.png")) and time.time() < deadline:
         time.sleep(0.2)
     assert not list(uploads.rglob("stranger-2.png"))
+
+
+@pytest.fixture(scope="module")
+def branch_run(tmp_path_factory):
+    """A training of two steps, of a method that reads people by a branch."""
+    from configs.mini.id_branch import get_config
+    from persongen_jax.train import train
+
+    config = get_config()
+    config.data = "people:in_train?identities=8&pictures=4&framing=portrait"
+    config.steps = config.checkpoint_every = 2
+    config.batch_size, config.validation_every, config.cpu_devices = 4, 0, 1
+    folder = tmp_path_factory.mktemp("runs") / "branch"
+    assert train(config, folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def with_run(serve, branch_run):
+    return serve(offers("", runs=[str(branch_run)]), roots=[branch_run.parent], waiting=1)
+
+
+def draw(page, colour, start, end):
+    """A stroke on the canvas, as fractions of it."""
+    page.locator("#canvas").get_by_label("Color").first.click()
+    page.locator(f"#canvas [style*='{colour}']").first.click()
+    box = page.locator("#canvas canvas").first.bounding_box()
+    points = [(box["x"] + x * box["width"], box["y"] + y * box["height"]) for x, y in (start, end)]
+    page.mouse.move(*points[0])
+    page.mouse.down()
+    page.mouse.move(*points[1], steps=8)
+    page.mouse.up()
+
+
+@pytest.mark.slow
+def test_two_people_are_where_somebody_says(browser, with_run, strangers):
+    address, site = with_run
+    visitor = Visitor(browser, address)
+    page = visitor.page
+    visitor.tab("Two people")
+    page.click("#both")
+    expect(visitor.error).to_contain_text("person 1 has no photograph", timeout=PATIENCE)
+    visitor.upload(strangers[0], 0)
+    visitor.upload(strangers[1], 1)  # where the first was, a photograph is shown now
+    page.wait_for_timeout(1000)
+    page.get_by_label("Person 1 in the left half").check()
+    before = len(images_of(site))
+    page.click("#both")
+    visitor.wait("done")
+    assert len(images_of(site)) == before + 1
+    visitor.picture("two-people")
+    visitor.leave()
+
+
+@pytest.mark.slow
+def test_models_are_compared_and_a_training_is_watched(browser, with_run, branch_run, strangers):
+    visitor = Visitor(browser, with_run[0])
+    page = visitor.page
+    visitor.tab("Compare")
+    visitor.upload(strangers[0])
+    page.click("#compare")
+    expect(page.get_by_text("base alone ·")).to_be_visible(timeout=PATIENCE)
+    visitor.picture("compared")
+    visitor.tab("Watch a training")
+    run = page.locator("#run input")
+    run.fill("/etc")
+    run.press("Enter")
+    expect(visitor.error).to_contain_text("outside of the page", timeout=PATIENCE)
+    run.fill(str(branch_run))
+    run.press("Enter")
+    expect(page.get_by_text("step 2", exact=True)).to_be_visible(timeout=PATIENCE)
+    visitor.picture("watched")
+    visitor.leave()
+
+
+@pytest.mark.slow
+def test_a_second_visitor_waits_and_a_third_is_refused(browser, with_run):
+    first, second, third = (Visitor(browser, with_run[0]) for _ in range(3))
+    for visitor in (first, second, third):
+        visitor.page.get_by_text("Settings", exact=True).first.click()
+        visitor.page.get_by_role("spinbutton", name=re.compile("Steps")).first.fill("100")
+    first.page.click("#generate")
+    first.wait("of 100")
+    second.page.click("#generate")
+    expect(second.page.get_by_text(re.compile("queue")).first).to_be_visible(timeout=PATIENCE)
+    third.page.click("#generate")
+    expect(third.error).to_contain_text("full", timeout=PATIENCE, ignore_case=True)
+    first.page.click("#cancel")
+    first.wait("cancelled")
+    second.wait("of 100")
+    second.page.click("#cancel")
+    second.wait("cancelled")
+    for visitor in (first, second, third):
+        visitor.leave()
+
+
+@pytest.mark.slow
+def test_a_client_generates_without_the_page(served, strangers):
+    from gradio_client import Client, handle_file
+
+    page = Client(served[0], verbose=False)
+    *_, files, notes = page.predict(
+        prompt="a man in a space suit", photograph_1=handle_file(strangers[0]), api_name="/generate"
+    )
+    assert len(files) == 1 and notes[0]["prompt"] == "a man img in a space suit"
+    public = page.view_api(return_format="dict")["named_endpoints"]
+    assert list(public) == ["/generate"]
