@@ -68,7 +68,7 @@ def _build_models(site: Site) -> None:
                     lines += [f"- {escaped(name)}: {escaped(line)}" for line in (*told, *of_files)]
                     end.clear()  # which the finished stream has set
                     yield gr.skip(), shown
-        yield "\n".join(lines) or "done", shown
+        yield "\n".join(["done", "", *lines]), shown
 
     inputs = {"models": chosen_models, "prompt": prompt, **parts, **people, **chosen}
     ran = {"inputs_kwargs": inputs, "outputs": [said, gallery], **ONE_AT_A_TIME}

@@ -63,7 +63,7 @@ def show(
             files, of_files = site.save(made)
             gallery = list(zip(files, map(caption, made), strict=True))
             lines = "\n".join(f"- {escaped(line)}" for line in (*said, *of_files))
-            yield None, lines or "done", gallery, files, [each.notes for each in made]
+            yield None, f"done\n\n{lines}", gallery, files, [each.notes for each in made]
 
 
 def guarded(function: Callable) -> Callable:
