@@ -37,6 +37,7 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--clip", default="", metavar="DIR", help="as for generate")
     add("--method-controlnet", default="", metavar="DIR", help="as for generate")
     add("--lora", nargs="+", default=[], metavar="FILE[@WEIGHT]", help="loaded with every model")
+    add("--controlnet", default="", metavar="DIR", help="follows skeletons, with every model")
     add("--pose-net", default="", metavar="NAME", help="as for generate; finds poses")
     add("--face-net", default="", metavar="FILE", help="judges Face-Sim, as config.face_net")
     add("--clip-judge", default="", metavar="DIR", help="judges CLIP-T, as config.clip")
@@ -85,7 +86,7 @@ def open_site(args: argparse.Namespace, uploads: Path) -> Any:
 
     networks = {"encoder": args.image_encoder, "clip": args.clip}
     networks["controlnet"] = args.method_controlnet
-    found = offers(args.base, args.run, args.method_weights, args.lora, **networks)
+    found = offers(args.base, args.run, args.method_weights, args.lora, args.controlnet, **networks)
     checker = SafetyChecker(args.safety_checker) if args.safety_checker else None
     own = not (args.face_net or args.clip_judge) and not args.base and not args.run
     judges = Judges.of_miniature() if own else Judges(args.face_net, "auto", args.clip_judge)

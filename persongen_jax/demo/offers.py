@@ -3,7 +3,7 @@
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from persongen_jax.face_detectors import open_reference_detector
 from persongen_jax.generate.__main__ import parse_lora
 from persongen_jax.training.trained import saved_config
 
+OPTIONS = {"encoder": "--image-encoder", "clip": "--clip", "controlnet": "--method-controlnet"}
 ASSETS = Path(persongen_jax.__file__).parent / "assets"
 
 
@@ -29,6 +30,7 @@ class Offer:
         weights: of its identity method, a run's folder or a file; "" for the base alone.
         encoder, clip, controlnet: the networks of a file, see Pipeline.load_method.
         loras: FILE or FILE@WEIGHT.
+        follows: a ControlNet's folder that follows skeletons; "" for none.
     """
 
     name: str
@@ -38,6 +40,7 @@ class Offer:
     clip: str = ""
     controlnet: str = ""
     loras: tuple[str, ...] = ()
+    follows: str = ""
 
     def open(self) -> Any:
         """The pipeline, with everything loaded."""
@@ -56,6 +59,8 @@ class Offer:
         for item in self.loras:
             path, weight = parse_lora(item)
             pipe.load_lora(path, weight=weight)
+        if self.follows:
+            pipe.load_controlnet(self.follows)
         return pipe
 
 
@@ -74,31 +79,34 @@ def offers(
     runs: Sequence[str] = (),
     files: Sequence[str] = (),
     loras: Sequence[str] = (),
+    follows: str = "",
     **networks: str,
 ) -> list[Offer]:
     """One for each run and adapter file, and the base alone; without any the miniature's.
 
     Args:
         base: "": each run's own, and the miniature's for files.
+        follows: a ControlNet's folder, for all of them.
         networks: encoder, clip, controlnet of the files.
 
     Raises:
         ValueError: a run without a checkpoint; nothing reads the networks.
     """
-    given = [f"--{n}" for n, path in networks.items() if path]
+    given = [OPTIONS[name] for name, path in networks.items() if path]
     if given and not files:
         raise ValueError(f"{given[0]}: it goes with a file; give --method-weights")
+    own: dict[str, Any] = {"loras": tuple(loras), "follows": follows}
     if not (base or runs or files):
-        return [Offer(**{**vars(o), "loras": tuple(loras)}) for o in miniature()]
-    own, found = tuple(loras), []
+        return [replace(offer, **own) for offer in miniature()]
+    found = []
     for run in runs:
         config = saved_config(run)
         if config is None:
             raise ValueError(f"--run {run}: no checkpoint in it; give a training run's folder")
-        found.append(Offer(_short(run), base or config["base"], run, loras=own))
+        found.append(Offer(_short(run), base or config["base"], run, **own))
     usual = base or str(ASSETS / "sdxl")
-    found += [Offer(_short(file), usual, file, **networks, loras=own) for file in files]
-    found.append(Offer("base alone", found[0].base if found and not base else usual, loras=own))
+    found += [Offer(_short(file), usual, file, **networks, **own) for file in files]
+    found.append(Offer("base alone", found[0].base if found and not base else usual, **own))
     return _distinct(found)
 
 
@@ -110,8 +118,7 @@ def _distinct(found: list[Offer]) -> list[Offer]:
     """With whole paths where short names are the same."""
     names = [each.name for each in found]
     return [
-        Offer(**{**vars(each), "name": each.weights}) if names.count(each.name) > 1 else each
-        for each in found
+        replace(each, name=each.weights) if names.count(each.name) > 1 else each for each in found
     ]
 
 

@@ -23,7 +23,7 @@ def test_files_of_one_name_are_told_apart():
 def test_what_is_no_run_is_named(tmp_path):
     with pytest.raises(ValueError, match="no checkpoint in it"):
         offers("", runs=[str(tmp_path)])
-    with pytest.raises(ValueError, match="--encoder: it goes with a file"):
+    with pytest.raises(ValueError, match="--image-encoder: it goes with a file"):
         offers("/sdxl", encoder="/clip")
 
 
