@@ -128,7 +128,6 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(f"http://{args.host}:{args.port}  (Ctrl-C ends it)", flush=True)
         page.launch(
             page.build(site),
-            site,
             host=args.host,
             port=args.port or None,
             waiting=args.waiting,

@@ -60,7 +60,7 @@ def _build_models(site: Site) -> None:
                     return
                 elif kind == "done":
                     made, told = value
-                    files, of_files = site.save(made)
+                    files, of_files = site.save(made, visitor)
                     shown += [
                         (file, f"{name} · {caption(each)}")
                         for file, each in zip(files, made, strict=True)

@@ -60,7 +60,7 @@ def show(
             yield None, "cancelled; nothing was kept", same, same, same
         else:
             made, said = value
-            files, of_files = site.save(made)
+            files, of_files = site.save(made, visitor)
             gallery = list(zip(files, map(caption, made), strict=True))
             lines = "\n".join(f"- {escaped(line)}" for line in (*said, *of_files))
             yield None, f"done\n\n{lines}", gallery, files, [each.notes for each in made]

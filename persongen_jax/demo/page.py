@@ -35,7 +35,6 @@ def build(site: Site) -> gr.Blocks:
 
 def launch(
     page: gr.Blocks,
-    site: Site,
     *,
     host: str,
     port: int | None,
@@ -60,7 +59,6 @@ def launch(
         share=False,
         auth=auth,
         max_file_size=largest,
-        allowed_paths=[str(site.folder.folder.resolve())],
         prevent_thread_lock=not block,
         quiet=True,
         ssr_mode=False,

@@ -1,5 +1,7 @@
 """What all tabs share: the models, the judges, where images go, who is visiting."""
 
+import secrets
+import shutil
 import threading
 import warnings
 from collections.abc import Callable
@@ -7,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import gradio as gr
 import numpy as np
 
 from persongen_jax.demo.judging import Judges
@@ -45,11 +48,22 @@ class Site:
     def __post_init__(self):
         self._lock = threading.Lock()
 
-    def save(self, made: list[Made]) -> tuple[list[str], list[str]]:
-        """Files of the images, numbered on; and what there is to say about them."""
+    def save(self, made: list[Made], visitor: gr.Request | None) -> tuple[list[str], list[str]]:
+        """Copies of the images' files for a visitor; and what there is to say about them.
+
+        The files are numbered on, so whoever could ask for one could ask for everybody's; the
+        copies' names cannot be guessed, and they leave with their visitor.
+        """
         with self._lock, warnings.catch_warnings(record=True) as told:
             warnings.simplefilter("always")
-            return save(made, self.folder), messages(told)
+            files = save(made, self.folder)
+        copies = []
+        for file in files:
+            folder = self.sessions.uploads / secrets.token_hex(16)
+            folder.mkdir()
+            copies.append(shutil.copy(file, folder))
+            self.sessions.keep(visitor, copies[-1])
+        return copies, messages(told)
 
     @property
     def names(self) -> list[str]:

@@ -57,7 +57,7 @@ def serve(tmp_path_factory):
         made = page.build(site)
         opened.append(made)
         usual = {"host": "127.0.0.1", "port": None, "waiting": 8, "largest": "5mb"}
-        _, address, _ = page.launch(made, site, **{**usual, **options}, block=False)
+        _, address, _ = page.launch(made, **{**usual, **options}, block=False)
         return address, site
 
     with pytest.MonkeyPatch.context() as patch:

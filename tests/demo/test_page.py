@@ -62,6 +62,8 @@ def test_a_photograph_and_a_prompt_become_an_image(visitor, served, strangers, t
         assert image.text["prompt"] == "a photo of a man img in a space suit"
     assert page.locator("svg[onload]").count() == 0
     assert visitor.outside == []
+    for file in (first, "/etc/passwd", site.sessions.uploads):
+        assert page.request.get(f"{served[0]}gradio_api/file={file}").status in (403, 404)
     assert list(site.sessions.uploads.rglob("*stranger*"))
 
 
