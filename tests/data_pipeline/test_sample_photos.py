@@ -66,7 +66,7 @@ def test_help_and_missing_library(tmp_path, capsys, monkeypatch):
         main(["--help"])
     assert stop.value.code == 0 and "--lfw" in capsys.readouterr().out
     monkeypatch.setitem(sys.modules, "skimage", None)
-    with pytest.raises(SystemExit, match=r"^error: .*persongen_jax\[demo\]"):
+    with pytest.raises(SystemExit, match=r"^error: .*persongen_jax\[first_light\]"):
         main(["--out", str(tmp_path / "x")])
     assert not (tmp_path / "x").exists()
 

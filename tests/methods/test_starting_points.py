@@ -18,7 +18,7 @@ from persongen_jax.training.checkpoint import Checkpoints
 from persongen_jax.training.partition import leaf_paths, split_model
 from persongen_jax.weights.errors import KeyMismatch, MissingFile
 from persongen_jax.weights.formats.photomaker import save_photomaker
-from persongen_jax.weights.licences import say_terms
+from persongen_jax.weights.licences import say_terms, say_terms_of
 from tests.helpers.training_runs import changed
 
 TOWER = 3  # difference between the file's image tower and the base's
@@ -65,7 +65,8 @@ def test_ip_lora_starts_with_photomakers_lora_on_both_once(config, build, photom
 def test_methods_without_lora_load_the_id_encoder_of_a_photomaker_file(
     config, build, photomaker_file, capsys
 ):
-    say_terms.cache_clear()
+    for said in (say_terms, say_terms_of):
+        said.cache_clear()
     model, fresh = started(config, "dual", photomaker_file), build("dual").model
     encoder, own = model.id_encoder, model.id_tokens.visual_projection_3.kernel[...]
     heads = (encoder.visual_projection, encoder.visual_projection_2)
@@ -73,7 +74,7 @@ def test_methods_without_lora_load_the_id_encoder_of_a_photomaker_file(
     first = fresh.id_encoder.visual_projection.kernel[...]
     assert np.allclose(encoder.visual_projection.kernel[...], first + 1)
     assert not lora_layers(model.unet)
-    assert f"the method's weights are {photomaker_file}; its licence:" in capsys.readouterr().err
+    assert f"weights are read from {photomaker_file}; its licence:" in capsys.readouterr().err
 
 
 def write_run(workdir, model, name, step=0, **config):
