@@ -121,6 +121,7 @@ def test_an_exported_photomaker_fills_a_model_bit_equal(run, workdir, tiny_base,
     assert "PhotoMaker v1, LoRA of rank 4" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_photomaker_of_version_2_is_imported_bit_equal(workdir, tiny_base, tmp_path, capsys):
     model = open_run(workdir).system.model
     tower, faces = model.id_encoder.vision_model, 12  # the published recogniser's has 512 features

@@ -309,6 +309,7 @@ def faults_with(kind, k, rows=N):
     return api.Faults(**faults)
 
 
+@pytest.mark.slow
 def test_faults_spoil_their_own_part_and_no_other(crowd):
     who, pictures, drawn = crowd
     whole = drawn.images.astype(int)

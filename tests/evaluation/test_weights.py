@@ -57,6 +57,7 @@ def options(base, files, *names):
     ]
 
 
+@pytest.mark.slow
 def test_files_generate_the_same_people_from_the_same_noise(
     small_base, files, tmp_path, capsys, monkeypatch
 ):

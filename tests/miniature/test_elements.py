@@ -44,6 +44,7 @@ def test_other_words_name_nothing():
     assert read_prompt("a capable parkour runner") == read_prompt("") == Named()
 
 
+@pytest.mark.slow
 def test_elements_of_drawn_pictures(capsys):
     config = ConfigDict({"clip": str(ASSETS / "judges" / "clip")})
     config.metrics = (f"{HERE}:ElementsFound", f"{HERE}:ExtraObjects")

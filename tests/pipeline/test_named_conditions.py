@@ -193,6 +193,7 @@ def test_what_reads_it_is_trained(method, part, base):
 # ---- A stream ----------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_method_without_references_generates_images(hair, plain):
     assert not hair.reads_references and hair.streams == ("text", "hair")
     red, black = images(hair, hair=HAIR), images(hair, hair="long black hair")
