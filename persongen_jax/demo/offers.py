@@ -105,7 +105,8 @@ def offers(
             raise ValueError(f"--run {run}: no checkpoint in it; give a training run's folder")
         found.append(Offer(_short(run), base or config["base"], run, **own))
     usual = base or str(ASSETS / "sdxl")
-    found += [Offer(_short(file), usual, file, **networks, **own) for file in files]
+    with_networks = {**own, **networks}
+    found += [Offer(_short(file), usual, file, **with_networks) for file in files]
     found.append(Offer("base alone", found[0].base if found and not base else usual, **own))
     return _distinct(found)
 

@@ -61,7 +61,7 @@ class Site:
         for file in files:
             folder = self.sessions.uploads / secrets.token_hex(16)
             folder.mkdir()
-            copies.append(shutil.copy(file, folder))
+            copies.append(str(shutil.copy(file, folder)))
             self.sessions.keep(visitor, copies[-1])
         return copies, messages(told)
 

@@ -87,7 +87,8 @@ class SafetyChecker:
         """[n] bool, True for an unsafe one of uint8 RGB [h, w, 3] each."""
         concepts, special = self.cosines(images)
         near = (np.round(special - self._limits[1], 3) > 0).any(1, keepdims=True)
-        return (np.round(concepts - self._limits[0] + STRICTER * near, 3) > 0).any(1)
+        over = np.round(concepts - self._limits[0] + STRICTER * near, 3) > 0
+        return np.any(over, axis=1)
 
 
 def _unit(rows: np.ndarray) -> np.ndarray:
