@@ -66,7 +66,6 @@ def _build_models(site: Site) -> None:
                         for file, each in zip(files, made, strict=True)
                     ]
                     lines += [f"- {escaped(name)}: {escaped(line)}" for line in (*told, *of_files)]
-                    end.clear()  # which the finished stream has set
                     yield gr.skip(), shown
         yield "\n".join(["done", "", *lines]), shown
 

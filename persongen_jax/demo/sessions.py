@@ -102,6 +102,8 @@ def stream(work: Callable[..., Any], steps: int, end: threading.Event) -> Iterat
             yield kind, value
             if kind in ("done", "ended"):
                 return
-    finally:
+    except GeneratorExit:
         end.set()  # nobody listens any more
+        raise
+    finally:
         thread.join()

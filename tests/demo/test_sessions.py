@@ -16,7 +16,9 @@ def test_a_stream_tells_steps_previews_and_the_end():
                 on_preview("image")
         return "made"
 
-    told = list(stream(work, 4, threading.Event()))
+    end = threading.Event()
+    told = list(stream(work, 4, end))
+    assert not end.is_set()  # what follows may go on
     assert told == [
         *(("steps", 1), ("steps", 2), ("preview", "image"), ("steps", 3), ("steps", 4)),
         ("done", "made"),

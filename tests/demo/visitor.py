@@ -29,7 +29,8 @@ class Visitor:
 
     def upload(self, file: str, number: int = 0):
         """Into photograph ``number`` of the open tab."""
-        inputs = self.page.locator('input[type="file"]:not([disabled])')
+        tab = self.page.get_by_role("tabpanel")
+        inputs = tab.locator('input[type="file"]:not([disabled])')
         inputs.nth(number).set_input_files(file)
 
     @property
