@@ -26,7 +26,7 @@ CONSENT = (
 
 def settings(steps: int) -> dict[str, Component]:
     """How images are sampled: the components by name, inside the current block."""
-    negative = gr.Textbox(label="Negative prompt", placeholder="what to steer away from")
+    negative = gr.Textbox("", label="Negative prompt", placeholder="what to steer away from")
     strengths = gr.Dataframe(
         headers=STRENGTHS,
         datatype=["str", "number", "number", "number"],

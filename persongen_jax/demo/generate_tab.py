@@ -101,7 +101,7 @@ def build(site: Site) -> None:
             prompt = gr.Textbox(
                 label="Prompt", value=PROMPT, lines=2, elem_id="prompt", info="say man, woman, …"
             )
-            parts = {part: gr.Textbox(label=part.capitalize(), lines=1) for part in PARTS}
+            parts = {part: gr.Textbox("", label=part.capitalize(), lines=1) for part in PARTS}
             with gr.Accordion("Settings", open=False):
                 chosen = form.settings(site.steps)
                 pose = photograph("Photograph whose pose is followed", height=160)

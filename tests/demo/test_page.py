@@ -118,18 +118,6 @@ def with_run(serve, branch_run):
     return serve(offers("", runs=[str(branch_run)]), roots=[branch_run.parent], waiting=1)
 
 
-def draw(page, colour, start, end):
-    """A stroke on the canvas, as fractions of it."""
-    page.locator("#canvas").get_by_label("Color").first.click()
-    page.locator(f"#canvas [style*='{colour}']").first.click()
-    box = page.locator("#canvas canvas").first.bounding_box()
-    points = [(box["x"] + x * box["width"], box["y"] + y * box["height"]) for x, y in (start, end)]
-    page.mouse.move(*points[0])
-    page.mouse.down()
-    page.mouse.move(*points[1], steps=8)
-    page.mouse.up()
-
-
 @pytest.mark.slow
 def test_two_people_are_where_somebody_says(browser, with_run, strangers):
     address, site = with_run
@@ -172,33 +160,17 @@ def test_models_are_compared_and_a_training_is_watched(browser, with_run, branch
 
 
 @pytest.mark.slow
-def test_a_second_visitor_waits_and_a_third_is_refused(browser, with_run):
-    first, second, third = (Visitor(browser, with_run[0]) for _ in range(3))
-    for visitor in (first, second, third):
-        visitor.page.get_by_text("Settings", exact=True).first.click()
-        visitor.page.get_by_role("spinbutton", name=re.compile("Steps")).first.fill("100")
-    first.page.click("#generate")
-    first.wait("of 100")
-    second.page.click("#generate")
-    expect(second.page.get_by_text(re.compile("queue")).first).to_be_visible(timeout=PATIENCE)
-    third.page.click("#generate")
-    expect(third.error).to_contain_text("full", timeout=PATIENCE, ignore_case=True)
-    first.page.click("#cancel")
-    first.wait("cancelled")
-    second.wait("of 100")
-    second.page.click("#cancel")
-    second.wait("cancelled")
-    for visitor in (first, second, third):
-        visitor.leave()
-
-
-@pytest.mark.slow
 def test_a_client_generates_without_the_page(served, strangers):
     from gradio_client import Client, handle_file
 
     page = Client(served[0], verbose=False)
+    photographs = {f"photograph_{n}": None for n in (2, 3, 4)}
     *_, files, notes = page.predict(
-        prompt="a man in a space suit", photograph_1=handle_file(strangers[0]), api_name="/generate"
+        prompt="a man in a space suit",
+        photograph_1=handle_file(strangers[0]),
+        pose=None,
+        **photographs,
+        api_name="/generate",
     )
     assert len(files) == 1 and notes[0]["prompt"] == "a man img in a space suit"
     public = page.view_api(return_format="dict")["named_endpoints"]
