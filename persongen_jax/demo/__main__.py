@@ -8,6 +8,7 @@ machine alone unless --host says otherwise. Extra ``demo``.
 """
 
 import argparse
+import importlib.util
 import logging
 import os
 import tempfile
@@ -90,15 +91,16 @@ def open_site(args: argparse.Namespace, uploads: Path) -> Any:
     checker = SafetyChecker(args.safety_checker) if args.safety_checker else None
     own = not (args.face_net or args.clip_judge) and not args.base and not args.run
     judges = Judges.of_miniature() if own else Judges(args.face_net, "auto", args.clip_judge)
+    strangers = draw_strangers(uploads.resolve() / "strangers") if own else []
     return Site(
         Models(found, args.models),
         judges,
         ImageFolder(args.out, not args.no_mark),
-        Sessions(uploads),
+        Sessions(uploads, strangers),
         tuple(root.resolve() for root in args.root),
         args.pose_net,
         checker,
-        tuple(draw_strangers(uploads / "strangers")) if own else (),
+        tuple(strangers),
         args.steps,
     )
 
@@ -117,12 +119,10 @@ def main(argv: Sequence[str] | None = None) -> None:
             GRADIO_ANALYTICS_ENABLED="False",
             HF_HUB_DISABLE_TELEMETRY="1",
         )
-        try:
-            from persongen_jax.demo import page
-        except ModuleNotFoundError as error:
-            if error.name != "gradio":
-                raise
-            raise ValueError("the page needs Gradio: pip install 'persongen_jax[demo]'") from error
+        if importlib.util.find_spec("gradio") is None:
+            raise ValueError("the page needs Gradio: pip install 'persongen_jax[demo]'")
+        from persongen_jax.demo import page
+
         site = open_site(args, Path(uploads))
         logging.getLogger("httpx").setLevel(logging.WARNING)
         print(f"http://{args.host}:{args.port}  (Ctrl-C ends it)", flush=True)

@@ -5,6 +5,8 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from PIL import Image
+
 from persongen_jax.evaluation.trajectories import curve, plotted_metrics, read_rows
 
 DEPTH = 4  # of folders below a root
@@ -46,6 +48,12 @@ def allowed(name: str | None, roots: Sequence[Path]) -> Path:
     if not folder.is_dir():
         raise ValueError(f"{name}: no such folder")
     return folder
+
+
+def picture(file: Path) -> Image.Image:
+    """An image file, RGB."""
+    with Image.open(file) as image:
+        return image.convert("RGB")
 
 
 # ---- A run -------------------------------------------------------------------------------------

@@ -2,10 +2,8 @@
 
 from typing import Any
 
-import gradio as gr
-
-from persongen_jax.demo import compare_tab, generate_tab, people_tab, watch_tab
 from persongen_jax.demo.site import Site
+from persongen_jax.demo.tabs import compare, generate, people, watch
 
 TITLE = "persongen_jax"
 # Fonts of the visitor's own machine: Gradio's usual ones come from outside.
@@ -17,24 +15,29 @@ CSS = ".said ul { margin: 0; padding-left: 1.2em } footer { display: none !impor
 DELETED = (600, 3600)  # every so many seconds, uploads of at least that age
 
 
-def build(site: Site) -> gr.Blocks:
-    """All of it; ``launch`` serves it."""
+def build(site: Site) -> Any:
+    """All of it, Gradio's Blocks; ``launch`` serves it."""
+    import gradio as gr
+
+    def leave(visitor: gr.Request):
+        site.sessions.leave(visitor)
+
     with gr.Blocks(title=TITLE, analytics_enabled=False, delete_cache=DELETED) as page:
         gr.Markdown("# persongen_jax")
         with gr.Tab("Generate"):
-            generate_tab.build(site)
+            generate.build(site)
         with gr.Tab("Two people"):
-            people_tab.build(site)
+            people.build(site)
         with gr.Tab("Compare"):
-            compare_tab.build(site)
+            compare.build(site)
         with gr.Tab("Watch a training"):
-            watch_tab.build(site)
-        page.unload(site.sessions.leave)
+            watch.build(site)
+        page.unload(leave)
     return page
 
 
 def launch(
-    page: gr.Blocks,
+    page: Any,
     *,
     host: str,
     port: int | None,
@@ -51,6 +54,8 @@ def launch(
         auth: who may enter, (user, password); None: everybody who reaches the port.
         block: until it is interrupted.
     """
+    import gradio as gr
+
     page.queue(max_size=waiting, default_concurrency_limit=4)
     theme = gr.themes.Default(**{name: list(fonts) for name, fonts in FONTS.items()})
     return page.launch(

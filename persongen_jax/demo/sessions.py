@@ -5,49 +5,56 @@ import os
 import queue
 import threading
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
-
-import gradio as gr
 
 from persongen_jax.demo.painting import Cancelled
 
 
 class Sessions:
-    """Per visitor, by gradio's session hash: whether to end, and which uploads to delete."""
+    """Per visitor, by gradio's session hash: whether to end, and which uploads to delete.
 
-    def __init__(self, uploads: Path):
+    Visitors are Gradio's Requests.
+
+    Args:
+        uploads: the folder of all files that are deleted.
+        lasting: files in it that are everybody's and stay.
+    """
+
+    def __init__(self, uploads: Path, lasting: Iterable[str] = ()):
         self.uploads = uploads.resolve()
+        self._lasting = {Path(file).resolve() for file in lasting}
         self._ends: dict[str, threading.Event] = {}
         self._files: dict[str, set[Path]] = defaultdict(set)
         self._lock = threading.Lock()
 
-    def begin(self, request: gr.Request | None) -> threading.Event:
+    def begin(self, visitor: Any) -> threading.Event:
         """The event that ends what this visitor starts now."""
         with self._lock:
-            event = self._ends[_visitor(request)] = threading.Event()
+            event = self._ends[_name(visitor)] = threading.Event()
         return event
 
-    def end(self, request: gr.Request | None = None) -> None:
+    def end(self, visitor: Any) -> None:
         """Ends what the visitor has running."""
         with self._lock:
-            event = self._ends.get(_visitor(request))
+            event = self._ends.get(_name(visitor))
         if event is not None:
             event.set()
 
-    def keep(self, request: gr.Request | None, path: str) -> None:
+    def keep(self, visitor: Any, path: str) -> None:
         """Remembers an upload, to delete it with the session."""
+        file = Path(path).resolve()
         with self._lock:
-            self._files[_visitor(request)].add(Path(path).resolve())
+            if file not in self._lasting:
+                self._files[_name(visitor)].add(file)
 
-    def leave(self, request: gr.Request) -> None:
+    def leave(self, visitor: Any) -> None:
         """The visitor is gone: ends what runs and deletes what was uploaded."""
-        self.end(request)
-        visitor = _visitor(request)
+        self.end(visitor)
         with self._lock:
-            files = self._files.pop(visitor, set())
-            self._ends.pop(visitor, None)
+            files = self._files.pop(_name(visitor), set())
+            self._ends.pop(_name(visitor), None)
             shared = set().union(*self._files.values()) if self._files else set()
         for path in files - shared:
             if path.is_relative_to(self.uploads):
@@ -56,12 +63,14 @@ class Sessions:
                     path.parent.rmdir()
 
 
-def _visitor(request: gr.Request | None) -> str:
-    return getattr(request, "session_hash", None) or ""
+def _name(visitor) -> str:
+    return getattr(visitor, "session_hash", None) or ""
 
 
-def sentence(error: BaseException) -> gr.Error:
+def sentence(error: BaseException) -> Exception:
     """What the page shows instead of a trace; gradio shows HTML, and prompts may hold some."""
+    import gradio as gr
+
     return gr.Error(html.escape(str(error).partition("\n")[0]), print_exception=False)
 
 

@@ -9,12 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import gradio as gr
 import numpy as np
 
 from persongen_jax.demo.judging import Judges
 from persongen_jax.demo.offers import Models
-from persongen_jax.demo.painting import Made, messages, save
+from persongen_jax.demo.painting import Made, Request, messages, paint, save
 from persongen_jax.demo.sessions import Sessions
 from persongen_jax.pipeline.saving import ImageFolder
 
@@ -48,7 +47,19 @@ class Site:
     def __post_init__(self):
         self._lock = threading.Lock()
 
-    def save(self, made: list[Made], visitor: gr.Request | None) -> tuple[list[str], list[str]]:
+    def paint(self, name: str, asked: Request, **told: Callable) -> tuple[list[Made], list[str]]:
+        """painting.paint with the model of this name; ``told``: its progress and on_preview."""
+        return paint(
+            self.models,
+            self.models.named(name),
+            asked,
+            judges=self.judges,
+            pose_net=self.pose_net,
+            checker=self.checker,
+            **told,
+        )
+
+    def save(self, made: list[Made], visitor: Any) -> tuple[list[str], list[str]]:
         """Copies of the images' files for a visitor; and what there is to say about them.
 
         The files are numbered on, so whoever could ask for one could ask for everybody's; the

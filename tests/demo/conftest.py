@@ -40,12 +40,10 @@ def serve(tmp_path_factory):
     from persongen_jax.demo.site import Site
 
     opened = []
+    uploads = tmp_path_factory.mktemp("uploads")  # one of the whole process
 
     def serve(found=None, roots=(), **options):
         folder = tmp_path_factory.mktemp("demo")
-        uploads = folder / "uploads"
-        uploads.mkdir()
-        patch.setenv("GRADIO_TEMP_DIR", str(uploads))
         site = Site(
             Models(found or miniature()),
             Judges.of_miniature(),
@@ -62,6 +60,7 @@ def serve(tmp_path_factory):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("GRADIO_ANALYTICS_ENABLED", "False")
+        patch.setenv("GRADIO_TEMP_DIR", str(uploads))
         yield serve
         for made in opened:
             made.close()

@@ -4,8 +4,8 @@ import numpy as np
 import pandas
 import pytest
 
-from persongen_jax.demo import form
-from persongen_jax.demo.fields import Upload, escaped
+from persongen_jax.demo.tabs import form
+from persongen_jax.demo.tabs.fields import Upload, escaped
 
 SETTINGS = {
     "negative": None,

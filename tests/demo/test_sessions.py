@@ -68,7 +68,7 @@ def test_errors_come_through():
 
 
 def test_uploads_leave_with_their_visitor(tmp_path):
-    sessions = Sessions(tmp_path / "uploads")
+    sessions = Sessions(tmp_path / "uploads", [str(tmp_path / "uploads" / "stranger.png")])
     anna, bert = SimpleNamespace(session_hash="a"), SimpleNamespace(session_hash="b")
     files = {}
     for name in ("hers", "both"):
@@ -76,6 +76,9 @@ def test_uploads_leave_with_their_visitor(tmp_path):
         files[name].parent.mkdir(parents=True)
         files[name].write_bytes(b"x")
         sessions.keep(anna, str(files[name]))
+    everybodys = tmp_path / "uploads" / "stranger.png"
+    everybodys.write_bytes(b"x")
+    sessions.keep(anna, str(everybodys))
     elsewhere = tmp_path / "image.png"
     elsewhere.write_bytes(b"x")
     sessions.keep(anna, str(elsewhere))
@@ -83,7 +86,7 @@ def test_uploads_leave_with_their_visitor(tmp_path):
     running = sessions.begin(anna)
     sessions.leave(anna)
     assert running.is_set()
-    assert not files["hers"].parent.exists() and elsewhere.exists()
+    assert not files["hers"].parent.exists() and elsewhere.exists() and everybodys.exists()
     assert files["both"].exists()  # the same photograph is somebody else's too
     sessions.leave(bert)
     assert not files["both"].exists()

@@ -4,15 +4,13 @@ import functools
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import gradio as gr
-
 from data_pipeline.records.schema import MAX_REFERENCES, PARTS
-from persongen_jax.demo import form
-from persongen_jax.demo.fields import escaped, photograph
-from persongen_jax.demo.painting import Request, paint
+from persongen_jax.demo.painting import Request
 from persongen_jax.demo.photographs import find_faces, with_boxes
 from persongen_jax.demo.sessions import sentence, stream
 from persongen_jax.demo.site import ONE_AT_A_TIME, PRIVATE, Site, caption
+from persongen_jax.demo.tabs import form
+from persongen_jax.demo.tabs.fields import escaped, photograph
 
 PROMPT = "a photo of a man in a space suit, a beach with palm trees behind him"
 FAULTS = (ValueError, OSError)
@@ -22,6 +20,8 @@ class Outputs:
     """What a request fills: preview, what is said, images, their files and settings."""
 
     def __init__(self):
+        import gradio as gr
+
         self.preview = gr.Image(label="Preview", interactive=False, height=220, buttons=[])
         self.said = gr.Markdown(elem_classes="said")
         self.gallery = gr.Gallery(label="Images", columns=2, height="auto", object_fit="contain")
@@ -31,23 +31,14 @@ class Outputs:
         self.all = [self.preview, self.said, self.gallery, self.files, self.notes]
 
 
-def show(
-    site: Site, name: str, asked: Request, visitor: gr.Request | None
-) -> Iterator[tuple[Any, ...]]:
+def show(site: Site, name: str, asked: Request, visitor: Any) -> Iterator[tuple[Any, ...]]:
     """Values for Outputs.all while a request is computed, and at its end."""
+    import gradio as gr
+
     end = site.sessions.begin(visitor)
 
     def work(progress, on_preview):
-        return paint(
-            site.models,
-            site.models.named(name),
-            asked,
-            judges=site.judges,
-            pose_net=site.pose_net,
-            checker=site.checker,
-            progress=progress,
-            on_preview=on_preview,
-        )
+        return site.paint(name, asked, progress=progress, on_preview=on_preview)
 
     same = gr.skip()
     yield None, "loading the model, or compiling it for this size", same, same, same
@@ -71,6 +62,7 @@ def guarded(function: Callable) -> Callable:
 
     Gradio passes the visitor to a first parameter that is annotated so.
     """
+    import gradio as gr
 
     def run(visitor: gr.Request, **values):
         try:
@@ -81,8 +73,20 @@ def guarded(function: Callable) -> Callable:
     return run
 
 
+def ending(site: Site) -> Callable:
+    """For buttons that cancel."""
+    import gradio as gr
+
+    def end(visitor: gr.Request):
+        site.sessions.end(visitor)
+
+    return end
+
+
 def build(site: Site) -> None:
     """Fills the current tab."""
+    import gradio as gr
+
     with gr.Row():
         with gr.Column(scale=3, min_width=320):
             model = gr.Dropdown(site.names, value=site.names[0], label="Model")
@@ -142,10 +146,8 @@ def build(site: Site) -> None:
     back = [prompt, *parts.values(), chosen["seed"], chosen["random_seed"]]
     restored = again.click(restore, outputs.notes, back, **PRIVATE)
     restored.success(generate, **ran, **PRIVATE)
-    stop.click(site.sessions.end, queue=False, **PRIVATE)
-    about_model = functools.partial(describe, site), model, [about, chosen["strengths"]]
-    gr.on([model.change], *about_model, **PRIVATE)
-    gr.on(None, *about_model, **PRIVATE)
+    stop.click(ending(site), queue=False, **PRIVATE)
+    tell(site, model, [about, chosen["strengths"]])
     faces = [people[f"face_{n}"] for n in range(1, MAX_REFERENCES + 1)]
     photos = [people[f"photograph_{n}"] for n in range(1, MAX_REFERENCES + 1)]
     gr.on(
@@ -158,10 +160,19 @@ def build(site: Site) -> None:
     )
 
 
-def keep(site: Site, visitor: gr.Request | None, values: dict[str, Any]) -> None:
+def keep(site: Site, visitor: Any, values: dict[str, Any]) -> None:
     """Remembers the files of a form's uploads as this visitor's."""
     for upload in form.uploads(values):
         site.sessions.keep(visitor, upload.path)
+
+
+def tell(site: Site, model: Any, outputs: list) -> None:
+    """Fills ``outputs`` with what the chosen model reads, now and with each choice."""
+    import gradio as gr
+
+    about_model = functools.partial(describe, site), model, outputs
+    gr.on([model.change], *about_model, **PRIVATE)
+    gr.on(None, *about_model, **PRIVATE)
 
 
 def describe(site: Site, name: str) -> tuple[str, list]:
@@ -182,8 +193,10 @@ def describe(site: Site, name: str) -> tuple[str, list]:
     return f"It reads {', '.join(reads) or 'the prompt'}.", rows
 
 
-def look(site: Site, visitor: gr.Request | None, values: dict[str, Any]) -> list:
+def look(site: Site, visitor: Any, values: dict[str, Any]) -> list:
     """The faces that are found, and a choice where a photograph has several."""
+    import gradio as gr
+
     keep(site, visitor, values)
     shown, choices = [], []
     with site.models.lock():

@@ -2,14 +2,10 @@
 
 from typing import Any
 
-import gradio as gr
-import pandas
-
 from persongen_jax.demo import folders
-from persongen_jax.demo.compare_tab import _read
-from persongen_jax.demo.generate_tab import FAULTS
 from persongen_jax.demo.sessions import sentence
 from persongen_jax.demo.site import PRIVATE, Site
+from persongen_jax.demo.tabs.generate import FAULTS
 
 EVERY = 5.0  # seconds
 PLOTS = 2  # of metrics that are validated: Face-Sim and CLIP-T come first
@@ -17,12 +13,18 @@ PLOTS = 2  # of metrics that are validated: Face-Sim and CLIP-T come first
 
 def build(site: Site) -> None:
     """Fills the current tab."""
+    import gradio as gr
+
     names = folders.found(site.roots, folders.RUN)
     with gr.Row():
         run = gr.Dropdown(
-            names, value=None, label="Run", allow_custom_value=True, elem_id="run",
+            names,
+            value=None,
+            label="Run",
+            allow_custom_value=True,
+            elem_id="run",
             info="" if names else "none found below --root",
-        )  # fmt: skip
+        )
         again = gr.Button("Look for runs again", min_width=120)
     said = gr.Markdown()
     with gr.Row():
@@ -32,12 +34,9 @@ def build(site: Site) -> None:
         ]
     with gr.Row():
         judged = [
-            gr.LinePlot(
-                x="step", y="value", color="of", height=260, min_width=320, visible=False,
-                colors_in_legend=None,
-            )
+            gr.LinePlot(x="step", y="value", color="of", height=260, min_width=320, visible=False)
             for _ in range(PLOTS)
-        ]  # fmt: skip
+        ]
     step = gr.Slider(0, 1, 0, step=1, label="Contact sheets of validation", visible=False)
     sheets = gr.Gallery(label="Contact sheets", columns=1, height="auto")
     clock = gr.Timer(EVERY)
@@ -58,8 +57,10 @@ def build(site: Site) -> None:
             steps = folders.sheets(folders.allowed(name, site.roots))
         except FAULTS as error:
             raise sentence(error) from error
-        known = list(steps)
-        return [(_read(f), f.stem) for f in steps[known[int(number)]]] if known else None
+        if not steps:
+            return None
+        chosen = list(steps)[min(int(number), len(steps) - 1)]  # of another run before
+        return [(folders.picture(file), file.stem) for file in steps[chosen]]
 
     def search():
         return gr.update(choices=folders.found(site.roots, folders.RUN))
@@ -73,6 +74,9 @@ def build(site: Site) -> None:
 
 def _values(folder) -> list:
     """Of all that is shown of a run but its sheets."""
+    import gradio as gr
+    import pandas
+
     curves = folders.training_curves(folder)
     tables = [pandas.DataFrame(points, columns=["step", t]) for t, points in curves.items()]
     last = max((points[-1][0] for points in curves.values() if points), default=0)

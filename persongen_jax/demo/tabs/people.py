@@ -1,11 +1,10 @@
 """The tab that puts two people into one image, each where somebody draws."""
 
-import gradio as gr
 import numpy as np
 
-from persongen_jax.demo import form
-from persongen_jax.demo.generate_tab import Outputs, guarded, keep, show
 from persongen_jax.demo.site import ONE_AT_A_TIME, PRIVATE, Site
+from persongen_jax.demo.tabs import form
+from persongen_jax.demo.tabs.generate import Outputs, ending, guarded, keep, show, tell
 
 COLOURS = {"#d62728": (214, 39, 40), "#1f77b4": (31, 119, 180)}
 SIDE = 512  # pixels of the canvas
@@ -15,9 +14,12 @@ PROMPT = "a photo of a man and a woman in front of a castle"
 
 def build(site: Site) -> None:
     """Fills the current tab."""
+    import gradio as gr
+
     with gr.Row():
         with gr.Column(scale=3, min_width=320):
             model = gr.Dropdown(site.names, value=site.names[0], label="Model")
+            about = gr.Markdown()
             gr.Markdown(
                 "For methods that read people by an attention branch: id_branch, ip_lora, dual, "
                 "cascade, IP-Adapter, InstantID."
@@ -66,8 +68,9 @@ def build(site: Site) -> None:
         asked = form.request(values, people, regions=tuple(masks), **read)
         yield from show(site, values["model"], asked, visitor)
 
+    tell(site, model, [about, chosen["strengths"]])
     inputs = {"model": model, "prompt": prompt, "drawing": canvas, "halves": halves}
     inputs |= {**first, **second, **chosen}
     ran = {"inputs_kwargs": inputs, "outputs": outputs.all, **ONE_AT_A_TIME}
     go.click(generate, **ran, **PRIVATE)
-    stop.click(site.sessions.end, queue=False, **PRIVATE)
+    stop.click(ending(site), queue=False, **PRIVATE)

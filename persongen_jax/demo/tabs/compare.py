@@ -1,24 +1,26 @@
 """The tab that shows several models side by side, and finished studies."""
 
-import gradio as gr
-
 from data_pipeline.records.schema import PARTS
-from persongen_jax.demo import folders, form
-from persongen_jax.demo.fields import escaped
-from persongen_jax.demo.generate_tab import FAULTS, PROMPT, guarded, keep
-from persongen_jax.demo.painting import paint
+from persongen_jax.demo import folders
 from persongen_jax.demo.sessions import sentence, stream
 from persongen_jax.demo.site import ONE_AT_A_TIME, PRIVATE, Site, caption
+from persongen_jax.demo.tabs import form
+from persongen_jax.demo.tabs.fields import escaped
+from persongen_jax.demo.tabs.generate import FAULTS, PROMPT, ending, guarded, keep
 
 
 def build(site: Site) -> None:
     """Fills the current tab."""
+    import gradio as gr
+
     _build_models(site)
     gr.Markdown("## A finished study")
     _build_study(site)
 
 
 def _build_models(site: Site) -> None:
+    import gradio as gr
+
     chosen_models = gr.CheckboxGroup(site.names, value=site.names[:2], label="Models")
     people = form.photographs()
     gr.Markdown(form.CONSENT)
@@ -39,18 +41,13 @@ def _build_models(site: Site) -> None:
         keep(site, visitor, values)
         end, shown, lines, seed = site.sessions.begin(visitor), [], [], None
         for name in values["models"]:
-            offer = site.models.named(name)
-            usual = form.usual_strengths(site.models.open(offer))
+            usual = form.usual_strengths(site.models.open(site.models.named(name)))
             read = form.read_settings(values, usual)
             seed = read["seed"] if seed is None else seed
             asked = form.request(values, [form.person(values)], **{**read, "seed": seed})
 
-            def work(progress, on_preview, offer=offer, asked=asked):
-                return paint(
-                    site.models, offer, asked, judges=site.judges, pose_net=site.pose_net,
-            checker=site.checker,
-                    progress=progress,
-                )  # fmt: skip
+            def work(progress, on_preview, name=name, asked=asked):
+                return site.paint(name, asked, progress=progress)
 
             for kind, value in stream(work, asked.steps, end):
                 if kind == "steps":
@@ -72,15 +69,21 @@ def _build_models(site: Site) -> None:
     inputs = {"models": chosen_models, "prompt": prompt, **parts, **people, **chosen}
     ran = {"inputs_kwargs": inputs, "outputs": [said, gallery], **ONE_AT_A_TIME}
     go.click(compare, **ran, **PRIVATE)
-    stop.click(site.sessions.end, queue=False, **PRIVATE)
+    stop.click(ending(site), queue=False, **PRIVATE)
 
 
 def _build_study(site: Site) -> None:
+    import gradio as gr
+
     names = folders.found(site.roots, folders.STUDY)
     study = gr.Dropdown(
-        names, value=None, label="Study", allow_custom_value=True, elem_id="study",
+        names,
+        value=None,
+        label="Study",
+        allow_custom_value=True,
+        elem_id="study",
         info="" if names else "none found below --root",
-    )  # fmt: skip
+    )
     table = gr.Dataframe(label="Means and 95 % intervals", interactive=False, wrap=True)
     plots = gr.Gallery(label="Trajectories", columns=2, height="auto")
     images = gr.Gallery(label="Images of the row that was clicked", columns=6, height="auto")
@@ -91,7 +94,7 @@ def _build_study(site: Site) -> None:
             columns, rows = folders.study_table(folder)
         except FAULTS as error:
             raise sentence(error) from error
-        shown = [_read(file) for file in folders.study_plots(folder)]
+        shown = [folders.picture(file) for file in folders.study_plots(folder)]
         return gr.update(value={"headers": columns, "data": rows}), shown, None
 
     def open_row(name, event: gr.SelectData):
@@ -102,16 +105,9 @@ def _build_study(site: Site) -> None:
             method, where = str(values.get("run", "")), str(values.get("set", ""))
             if method not in {str(row[columns.index("run")]) for row in rows}:
                 raise ValueError("choose a row of the table")
-            return [_read(f) for f in folders.study_images(folder, method, where)]
+            return [folders.picture(f) for f in folders.study_images(folder, method, where)]
         except FAULTS as error:
             raise sentence(error) from error
 
     study.change(open_study, study, [table, plots, images], **PRIVATE)
     table.select(open_row, study, images, **PRIVATE)
-
-
-def _read(file):
-    from PIL import Image
-
-    with Image.open(file) as image:
-        return image.convert("RGB")

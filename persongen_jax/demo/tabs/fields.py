@@ -1,9 +1,9 @@
 """The page's own kinds of input."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-import gradio as gr
 import numpy as np
 
 from data_pipeline.pictures.reading import ImageError
@@ -19,12 +19,14 @@ class Upload:
     path: str
 
 
-def photograph(label: str, **options: Any) -> gr.Image:
-    """A photograph from a file or the webcam: an Upload, or None.
+def photograph(label: str, **options: Any) -> Any:
+    """The component of a photograph from a file or the webcam: an Upload, or None.
 
     Gradio's own reading opens whatever Pillow opens, without a limit on pixels. It is replaced in
     the instance: for a derived class Gradio would write a file next to this one.
     """
+    import gradio as gr
+
     options = {"sources": ["upload", "webcam", "clipboard"], "height": 220, **options}
     image = gr.Image(label=label, type="filepath", **options)
 
@@ -36,9 +38,10 @@ def photograph(label: str, **options: Any) -> gr.Image:
         try:
             return Upload(read_photograph(payload.path, label), payload.path)
         except ImageError as error:
+            Path(payload.path).unlink(missing_ok=True)  # no form gets it, so nobody would delete it
             raise sentence(error) from error
 
-    image.preprocess = read  # type: ignore[method-assign]
+    image.preprocess = read
     return image
 
 

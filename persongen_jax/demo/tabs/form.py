@@ -4,13 +4,11 @@ import random
 from collections.abc import Sequence
 from typing import Any
 
-import gradio as gr
 import numpy as np
-from gradio.components import Component
 
 from data_pipeline.records.schema import MAX_REFERENCES, PARTS
-from persongen_jax.demo.fields import Upload, photograph
 from persongen_jax.demo.painting import Person, Request
+from persongen_jax.demo.tabs.fields import Upload, photograph
 from persongen_jax.diffusion.samplers import SAMPLERS
 from persongen_jax.diffusion.strengths import Strength
 from persongen_jax.pipeline.loading import METHOD_PREFIX
@@ -24,8 +22,10 @@ CONSENT = (
 )
 
 
-def settings(steps: int) -> dict[str, Component]:
+def settings(steps: int) -> dict[str, Any]:
     """How images are sampled: the components by name, inside the current block."""
+    import gradio as gr
+
     negative = gr.Textbox("", label="Negative prompt", placeholder="what to steer away from")
     strengths = gr.Dataframe(
         headers=STRENGTHS,
@@ -60,14 +60,14 @@ def settings(steps: int) -> dict[str, Component]:
     }
 
 
-def photographs(
-    count: int = MAX_REFERENCES, whose: str = "", prefix: str = ""
-) -> dict[str, Component]:
+def photographs(count: int = MAX_REFERENCES, whose: str = "", prefix: str = "") -> dict[str, Any]:
     """photograph_1 to _n and face_1 to _n, which face of each: inside the current block.
 
     Args:
         prefix: of the names.
     """
+    import gradio as gr
+
     numbers, found = range(1, count + 1), {}
     with gr.Row():
         for n in numbers:
