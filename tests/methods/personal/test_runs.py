@@ -8,6 +8,8 @@ from persongen_jax import train
 from persongen_jax.convert.__main__ import main as convert
 from persongen_jax.parallel.sharding import make_mesh, replicated
 from persongen_jax.pipeline import Pipeline
+from persongen_jax.pipeline.class_images import generate_missing
+from persongen_jax.systems.open import open_system
 from persongen_jax.training.trained import load_trained
 from persongen_jax.weights.formats.embeddings.writing import write_embeddings
 from tests.helpers.training_runs import changed, metrics
@@ -136,6 +138,19 @@ def test_a_word_acts_where_it_is_and_only_there(name, personal_config, latents, 
         difference = np.abs(ours(pipe, latents, "a photo of <me>") - found["a photo of <me>"]).max()
         assert difference < 1e-4, form
         pipe.unload_textual_inversion()
+
+
+def test_class_images_have_a_guidance_of_their_own(personal_config, tmp_path):
+    own = {"class_prompt": "a photo of a woman", "num_class_images": 1, "validation_steps": 2}
+    own |= {"rank": 2, "lora_targets": "cross-attention", "text_rank": 0, "method": "lora"}
+    made = {}
+    for guidance in (0.0, personal_config.validation_guidance, 1.0):
+        folder = tmp_path / str(guidance)
+        given = {**own, "class_data": str(folder), "class_guidance": guidance}
+        generate_missing(open_system(changed(personal_config, **given)))
+        made[guidance] = (folder / "0000.png").read_bytes()
+    assert personal_config.validation_guidance > 1
+    assert made[0.0] == made[personal_config.validation_guidance] != made[1.0]
 
 
 def test_missing_class_images_are_generated_once_and_may_move(
