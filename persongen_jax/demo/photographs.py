@@ -9,7 +9,8 @@ from PIL import Image, ImageDraw
 from data_pipeline.faces.detectors import Detection, Detector
 from data_pipeline.faces.detectors.base import area
 from data_pipeline.faces.find import NoFaceFound
-from data_pipeline.pictures.reading import ImageError, image_size, load_image
+from data_pipeline.pictures.formats import open_file
+from data_pipeline.pictures.reading import ImageError, load_image
 from data_pipeline.pictures.transforms import square_face_crop
 
 MOST_PIXELS = 50_000_000
@@ -23,12 +24,16 @@ def read_photograph(path: str, name: str = "the photograph") -> np.ndarray:
         ImageError: it is no image, or has too many pixels, which its header says already.
     """
     try:
-        height, width = image_size(path)
-        if height * width > MOST_PIXELS:
-            raise ImageError(
-                f"{path}: {width}x{height} pixels are more than {MOST_PIXELS // 10**6} million; "
-                "make it smaller"
-            )
+        with open_file(path) as image:  # the header alone
+            width, height = image.size
+    except Exception:  # decoders raise almost anything; load_image puts it into words
+        width = height = 0
+    if height * width > MOST_PIXELS:
+        raise ImageError(
+            f"{name}: {width}x{height} pixels are more than {MOST_PIXELS // 10**6} million; make "
+            "it smaller"
+        )
+    try:
         return load_image(path)
     except ImageError as error:
         # The path is the server's, and a file's name may hold anything.

@@ -45,6 +45,7 @@ def test_what_is_no_photograph_is_one_sentence(kind, tmp_path):
         photographs.read_photograph(str(path), "Photograph 1")
     said = str(raised.value)
     # Neither the place on the server nor the file's name.
+    assert ("more than 50 million" in said) == (kind == "large")
     assert said.startswith("Photograph 1: ") and str(tmp_path) not in said and "<b>" not in said
 
 

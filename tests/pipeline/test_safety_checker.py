@@ -51,6 +51,21 @@ def test_as_diffusers_judges(theirs, folder, limit):
     assert np.abs(ours.cosines(list(IMAGES))[0] - cosines.detach().numpy()).max() < 1e-5
 
 
+def test_a_concept_of_special_care_lowers_all_thresholds(theirs, folder):
+    highest = SafetyChecker(folder).cosines(list(IMAGES))[0].max(1)
+    pixels = np.stack([clip_preprocess(image, 24) for image in IMAGES]).transpose(0, 3, 1, 2)
+    found = {}
+    for near, special in ((True, -1.0), (False, 2.0)):
+        with torch.no_grad():
+            theirs.special_care_embeds_weights.fill_(special)
+            theirs.concept_embeds_weights.fill_(float(np.median(highest)) + 0.005)
+        theirs.save_pretrained(folder)
+        _, wanted = theirs(torch.from_numpy(pixels.copy()), [image.copy() for image in IMAGES])
+        found[near] = SafetyChecker(folder)(list(IMAGES)).tolist()
+        assert found[near] == wanted
+    assert sum(found[True]) > sum(found[False])
+
+
 def test_another_folder_is_named(folder, tmp_path):
     with pytest.raises(MissingFile, match="nothing"):
         SafetyChecker(tmp_path / "nothing")
