@@ -23,7 +23,7 @@ from persongen_jax.metrics.measures import measure
 from persongen_jax.miniature.__main__ import ASSETS
 from persongen_jax.tables import cell, markdown
 
-PEOPLE = 20
+PEOPLE = 10
 FORMS = {"face_sim": "{:.3f}", "rank1": "{:.3f}", "clip_t": "{:.2f}"}
 TITLES = {"face_sim": "Face-Sim", "rank1": "rank-1/10", "clip_t": "CLIP-T"}
 

@@ -3,9 +3,9 @@
     python -m benchmarks.training.personal --work runs/personal \\
         --out benchmarks/results/personal.md
 
-trains `configs/mini/lora.py`, without class images and with them, and
-`configs/mini/textual_inversion.py` on six pictures of each of twenty strangers, and generates forty
-images of each by prompts that no picture had. Class images are drawn people of the training split:
+trains `configs/mini/lora.py` and `configs/mini/textual_inversion.py` on six pictures of each of
+twenty strangers, and LoRA with class images for the first ten of them, and generates forty images
+of each by prompts that no picture had. Class images are drawn people of the training split:
 with those that the miniature's base generates, faces are unlearned. The adapter that ships, which
 is trained on nobody of these, reads one of the six pictures. All are judged by networks that no
 method reads. What is complete is not repeated: the command can be stopped. Options that it does not
@@ -20,7 +20,7 @@ import argparse
 import datetime
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -51,18 +51,31 @@ PROMPTS = "configs/mini/prompts.json"
 CLASS_DATA = "people:in_train?framing=portrait&pictures=2&identities=600"
 CLASS_IMAGES = 100
 DATA = "people:out_of_train?framing=portrait&pictures={pictures}&identities={n}&first_identity={k}"
-# Arm: (config, its options; {classes} holds a folder of class images for each class word).
-ARMS: dict[str, tuple[str, list[str]]] = {
-    "DreamBooth-LoRA": ("configs/mini/lora.py", []),
+
+
+class Arm(NamedTuple):
+    """A config file, its options, and for how many people it is trained.
+
+    In the options {classes} holds a folder of class images for each class word.
+    """
+
+    config: str
+    options: list[str]
+    people: int = PEOPLE
+
+
+ARMS = {
+    "DreamBooth-LoRA": Arm("configs/mini/lora.py", []),
     # Frozen text towers do not tell the token from the class, which the class images hold on to.
-    "class images, text towers too": (
+    "class images, text towers too": Arm(
         "configs/mini/lora.py",
         [
             *("--config.class_data={classes}/{word}", "--config.text_rank=8"),
             *("--config.lr_text_lora=1e-3", "--config.steps=450"),
         ],
+        people=10,
     ),
-    "Textual Inversion": ("configs/mini/textual_inversion.py", ["--config.steps=450"]),
+    "Textual Inversion": Arm("configs/mini/textual_inversion.py", ["--config.steps=450"]),
 }
 SHIPPED, BASE = "PhotoMaker, as shipped", "prompts alone"
 TITLES = {
@@ -207,7 +220,7 @@ def folder_of(work: Path, arm: str) -> Path:
 
 def train_one(arm: str, number: int, person: Person, work: Path, options: list[str]) -> Path:
     """The run of a person; a complete one ends at once."""
-    config, own = ARMS[arm]
+    config, own, _ = ARMS[arm]
     run = folder_of(work, arm) / f"{number:02d}"
     if not done(run):
         names = {"classes": work / "class_images", "word": person.word}
@@ -235,7 +248,7 @@ def all_values(work: Path, people: list[Person], options: list[str]) -> dict[str
     judge, found = Judge(people), {}
     for arm in ARMS:
         found[arm] = []
-        for number, person in enumerate(people):
+        for number, person in enumerate(people[: ARMS[arm].people]):
             run = train_one(arm, number, person, work, options)
             opened: list[Any] = []
 
@@ -262,8 +275,8 @@ def all_values(work: Path, people: list[Person], options: list[str]) -> dict[str
 
 
 def measured(people: list[Person], values: list[dict], name: str) -> dict | None:
-    """The measure of a metric over people; None where no image has it."""
-    pairs = [(v, p.name) for p, own in zip(people, values, strict=True) for v in own.get(name, ())]
+    """The measure of a metric over the first people; None where no image has it."""
+    pairs = [(v, p.name) for p, own in zip(people, values, strict=False) for v in own.get(name, ())]
     pairs = [(v, name) for v, name in pairs if v is not None]
     if not pairs:
         return None
@@ -285,7 +298,8 @@ def report(
     for arm, values in found.items():
         own = (measured(people, values, name) for name in TITLES)
         cells = [cell(m, FORMS[n]) if m else "-" for n, m in zip(TITLES, own, strict=True)]
-        rows.append([arm, *cells, f"{seconds[arm]:.0f}" if arm in seconds else "-"])
+        took = f"{seconds[arm]:.0f}" if arm in seconds else "-"
+        rows.append([arm, str(len(values)), *cells, took])
     passed = f" {' '.join(options)}" if options else ""
     return (
         "# Training on one person in the miniature\n\n"
@@ -297,7 +311,7 @@ def report(
         "person's token, compared with the person; the lower, the less the class has become "
         "them. *Seconds*: of one person's training steps with nothing beside them, without "
         "compilation and class images.\n\n"
-        + markdown(["", *TITLES.values(), "seconds"], rows)
+        + markdown(["", "people", *TITLES.values(), "seconds"], rows)
         + "\n"
     )
 
