@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from persongen_jax.demo.sessions import sentence
 from persongen_jax.demo.site import Site
 from persongen_jax.demo.tabs import compare, generate, people, watch
 
@@ -33,7 +34,21 @@ def build(site: Site) -> Any:
         with gr.Tab("Watch a training"):
             watch.build(site)
         page.unload(leave)
+    for block in page.blocks.values():
+        _read_files_alone(block)
     return page
+
+
+def _read_files_alone(block: Any) -> None:
+    """Gradio fetches whatever address a client sends in place of a file; this page does not."""
+    take = block.async_move_resource_to_block_cache
+
+    async def take_file(path: Any) -> str | None:
+        if "://" in str(path):
+            raise sentence(ValueError("an address is not fetched: upload the photograph"))
+        return await take(path)
+
+    block.async_move_resource_to_block_cache = take_file
 
 
 def launch(

@@ -138,6 +138,51 @@ def test_two_people_are_where_somebody_says(browser, with_run, strangers):
     visitor.leave()
 
 
+def paint(visitor, colour, side):
+    """A stroke from top to bottom in the left or right half of the canvas."""
+    canvas = visitor.page.locator("#canvas")
+    canvas.scroll_into_view_if_needed()
+    canvas.get_by_label("Color").click()
+    canvas.locator(f'button.color[style*="rgb{colour}"]').click()
+    canvas.get_by_label("Brush", exact=True).click()
+    box = canvas.locator("canvas").first.bounding_box()
+    x, y = box["x"] + box["width"] / 2 + 70 * side, box["y"] + box["height"] / 2
+    mouse = visitor.page.mouse
+    mouse.move(x, y - 90)
+    mouse.down()
+    mouse.move(x, y + 90, steps=12)
+    mouse.up()
+
+
+@pytest.mark.slow
+def test_two_people_are_where_they_are_painted(browser, with_run, strangers, monkeypatch):
+    address, site = with_run
+    asked, paint_them = [], site.paint
+
+    def watched(name, request, **told):
+        asked.append(request)
+        return paint_them(name, request, **told)
+
+    monkeypatch.setattr(site, "paint", watched)
+    visitor = Visitor(browser, address)
+    visitor.tab("Two people")
+    visitor.upload(strangers[0], 0)
+    visitor.upload(strangers[1], 1)
+    visitor.page.wait_for_timeout(1000)
+    paint(visitor, (214, 39, 40), -1)
+    visitor.page.click("#both")
+    expect(visitor.error).to_contain_text("draw where person 2 may be", timeout=PATIENCE)
+    paint(visitor, (31, 119, 180), 1)
+    visitor.picture("painted")
+    visitor.page.click("#both")
+    visitor.wait("done")
+    first, second = asked[0].regions
+    assert not (first & second).any() and len(asked) == 1
+    for mask, half in ((first, np.s_[:, :256]), (second, np.s_[:, 256:])):
+        assert mask.sum() == mask[half].sum() > 5000
+    visitor.leave()
+
+
 @pytest.mark.slow
 def test_models_are_compared_and_a_training_is_watched(browser, with_run, branch_run, strangers):
     visitor = Visitor(browser, with_run[0])
