@@ -84,6 +84,11 @@ def is_losses(row) -> bool:
     return row["what"] == "train" and row["method"] == "bolid"
 
 
+def is_personal(row) -> bool:
+    """Whether it trains LoRA on one person, on one chip."""
+    return row["what"] == "train" and row["method"] == "lora"
+
+
 def losses_of(row) -> str:
     """Which of the losses' variants it is, from what the command changes of configs/bolid.py."""
     changed = row["overrides"]
@@ -123,9 +128,14 @@ TABLES = {
     ),
     "step": (
         lambda row: (
-            row["what"] == "train" and not (is_scaling(row) or is_second(row) or is_losses(row))
+            row["what"] == "train"
+            and not (is_scaling(row) or is_second(row) or is_losses(row) or is_personal(row))
         ),
         STEP,
+    ),
+    "personal": (
+        is_personal,
+        (("kernels", lambda row: row["overrides"].get("quantize") or "bfloat16"), *STEP),
     ),
     "second": (is_second, (*STEP[:-1], ("floor, ms", floor), STEP[-1])),
     "losses": (is_losses, (("losses", losses_of), *STEP)),

@@ -38,7 +38,7 @@ class Recipe(NamedTuple):
 
 INT8 = {"quantize": "int8"}
 HOST = {"offload_encoders": True}
-LORA = {"token": "ohwx"}
+LORA, WORD = {"token": "ohwx"}, {"token": "<me>"}
 TOWERS = LORA | {"text_rank": 16}
 EIGHT = {"batch_size": 8} | HOST
 LARGE = {"size": 1024, "batch_size": 1}
@@ -48,8 +48,8 @@ RECIPES = (
     Recipe("the same, int8", LORA_FILE, LORA | HOST | INT8),
     Recipe("LoRA with both text towers, 1024²", LORA_FILE, TOWERS, cached=False),
     Recipe("the same, int8", LORA_FILE, TOWERS | INT8, cached=False),
-    Recipe("Textual Inversion, 1024²", WORD_FILE, {}, cached=False),
-    Recipe("the same, int8", WORD_FILE, INT8, cached=False),
+    Recipe("Textual Inversion, 1024²", WORD_FILE, WORD, cached=False),
+    Recipe("the same, int8", WORD_FILE, WORD | INT8, cached=False),
     Recipe("DreamBooth, the whole UNet, 1024²", "configs/dreambooth.py", LORA | HOST),
     Recipe("PhotoMaker, 512², 8 images", "configs/base.py", EIGHT),
     Recipe("the same, int8", "configs/base.py", EIGHT | INT8),

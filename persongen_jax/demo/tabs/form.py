@@ -72,7 +72,7 @@ def photographs(count: int = MAX_REFERENCES, whose: str = "", prefix: str = "") 
     with gr.Row():
         for n in numbers:
             name = f"{prefix}photograph_{n}"
-            found[name] = photograph(f"Photograph {n}{whose}", min_width=140)
+            found[name] = photograph(f"Photograph {n}{whose}", min_width=110)
     with gr.Row():
         for n in numbers:
             label = f"Face of photograph {n}{whose}"

@@ -1,7 +1,7 @@
 """The tab that generates one person from photographs and a prompt."""
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from data_pipeline.records.schema import MAX_REFERENCES, PARTS
@@ -105,7 +105,10 @@ def build(site: Site) -> None:
             prompt = gr.Textbox(
                 label="Prompt", value=PROMPT, lines=2, elem_id="prompt", info="say man, woman, …"
             )
-            parts = {part: gr.Textbox("", label=part.capitalize(), lines=1) for part in PARTS}
+            parts = {
+                part: gr.Textbox("", label=part.capitalize(), lines=1, visible=False)
+                for part in PARTS
+            }
             with gr.Accordion("Settings", open=False):
                 chosen = form.settings(site.steps)
                 pose = photograph("Photograph whose pose is followed", height=160)
@@ -147,7 +150,7 @@ def build(site: Site) -> None:
     restored = again.click(restore, outputs.notes, back, **PRIVATE)
     restored.success(generate, **ran, **PRIVATE)
     stop.click(ending(site), queue=False, **PRIVATE)
-    tell(site, model, [about, chosen["strengths"]])
+    tell(site, model, [about, chosen["strengths"]], parts)
     faces = [people[f"face_{n}"] for n in range(1, MAX_REFERENCES + 1)]
     photos = [people[f"photograph_{n}"] for n in range(1, MAX_REFERENCES + 1)]
     gr.on(
@@ -166,31 +169,40 @@ def keep(site: Site, visitor: Any, values: dict[str, Any]) -> None:
         site.sessions.keep(visitor, upload.path)
 
 
-def tell(site: Site, model: Any, outputs: list) -> None:
-    """Fills ``outputs`` with what the chosen model reads, now and with each choice."""
+def tell(site: Site, model: Any, outputs: list, parts: dict[str, Any] | None = None) -> None:
+    """Fills ``outputs`` with what the chosen model reads, now and with each choice.
+
+    Args:
+        parts: inputs by name that are shown where the model reads them.
+    """
     import gradio as gr
 
-    about_model = functools.partial(describe, site), model, outputs
+    parts = parts or {}
+    outputs = [*outputs, *parts.values()]
+    about_model = functools.partial(describe, site, tuple(parts)), model, outputs
     gr.on([model.change], *about_model, **PRIVATE)
     gr.on(None, *about_model, **PRIVATE)
 
 
-def describe(site: Site, name: str) -> tuple[str, list]:
-    """What a model reads, and its strengths, for a form that has chosen it."""
+def describe(site: Site, parts: Sequence[str], name: str) -> list:
+    """What a model reads, its strengths, which ``parts`` are shown: of a form that chose it."""
+    import gradio as gr
+
     try:
         pipe = site.models.open(site.models.named(name))
     except FAULTS as error:
         raise sentence(error) from error
+    read = [] if pipe.method is None else [n for n in pipe.conditioner.inputs if n in PARTS]
+    shown = [gr.update(visible=part in read) for part in parts]
     if pipe.method is None:
-        return "It reads the prompt alone: photographs have no effect.", []
+        return ["It reads the prompt alone: photographs have no effect.", [], *shown]
     reads = []
     if pipe.reads_references:
         reads.append(f"one to {MAX_REFERENCES} photographs")
         if pipe.text.at_trigger:
             reads.append(f'the person as "{pipe.text.trigger_word}" after the word for them')
-    reads += [name for name in pipe.conditioner.inputs if name in PARTS]
     rows = [[name, value, 0, 1] for name, value in form.usual_strengths(pipe).items()]
-    return f"It reads {', '.join(reads) or 'the prompt'}.", rows
+    return [f"It reads {', '.join([*reads, *read]) or 'the prompt'}.", rows, *shown]
 
 
 def look(site: Site, visitor: Any, values: dict[str, Any]) -> list:

@@ -27,11 +27,12 @@ def build(site: Site) -> None:
             first = form.photographs(EACH, " of person 1, red", "first_")
             second = form.photographs(EACH, " of person 2, blue", "second_")
             gr.Markdown(form.CONSENT)
+            gr.Markdown("Paint where each may be, red for person 1 and blue for person 2:")
             white = np.full((SIDE, SIDE, 3), 255, np.uint8)
             brush = gr.Brush(colors=list(COLOURS), default_size=60, color_mode="fixed")
             canvas = gr.ImageEditor(
                 value={"background": white, "layers": [], "composite": white},
-                label="Who is where: paint red for person 1, blue for person 2",
+                label="Red: person 1, blue: person 2",
                 type="numpy",
                 image_mode="RGBA",
                 brush=brush,

@@ -1,0 +1,176 @@
+"""Several visitors, what they draw and open, and on what they look at it."""
+
+import re
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pytest
+from PIL import Image
+
+from persongen_jax.demo.offers import offers
+from persongen_jax.demo.tabs.form import MOST_IMAGES, MOST_STEPS
+from tests.demo.test_folders import write_run
+
+pytest.importorskip("playwright")
+
+from playwright.sync_api import expect  # noqa: E402
+
+from tests.demo.visitor import PATIENCE, Visitor  # noqa: E402
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def served(serve):
+    return serve(waiting=1)
+
+
+@pytest.fixture
+def come(browser, served):
+    """Visitors of the page, each with a window of their own kind."""
+    came = []
+
+    def come(**window):
+        came.append(Visitor(browser, served[0], **window))
+        return came[-1]
+
+    yield come
+    for each in came:
+        each.leave()
+
+
+def test_a_second_visitor_waits_and_a_third_is_refused(come, served, strangers):
+    first, second, third = visitors = [come() for _ in range(3)]
+    for visitor, file in zip(visitors, strangers, strict=False):
+        visitor.upload(file)
+        visitor.sees_face(1)
+    first.page.get_by_text("Settings", exact=True).first.click()
+    for name in ("Steps", "Images"):  # as many as possible, during which the others come
+        field = first.page.get_by_role("spinbutton", name=re.compile(name)).first
+        field.fill(str(MOST_STEPS if name == "Steps" else MOST_IMAGES))
+    first.page.click("#generate")
+    first.wait("loading")
+    second.page.click("#generate")
+    expect(second.page.get_by_text(re.compile("queue", re.I)).first).to_be_visible()
+    third.page.click("#generate")
+    expect(third.error).to_contain_text("busy", timeout=PATIENCE)
+    first.wait(f"of {MOST_STEPS}")  # it was not disturbed
+    first.page.click("#cancel")  # ends the own request alone
+    first.wait("cancelled")
+    second.wait("done")
+    third.page.click("#generate")  # there is room again
+    third.wait("done")
+    assert len(list(served[1].folder.folder.glob("*.png"))) == 2
+
+
+def test_the_keyboard_is_enough(come, strangers):
+    visitor = come()
+    page = visitor.page
+    visitor.upload(strangers[0])
+    visitor.sees_face(1)
+    page.locator("#prompt textarea").focus()
+    for _ in range(40):
+        page.keyboard.press("Tab")
+        if page.evaluate("document.activeElement.id") == "generate":
+            break
+    else:
+        raise AssertionError("the button is not reached by Tab")
+    page.keyboard.press("Enter")
+    visitor.wait("done")
+
+
+def test_a_phone_does_not_scroll_sideways(come):
+    visitor = come(viewport={"width": 390, "height": 844}, is_mobile=True, has_touch=True)
+    for tab in ("Generate", "Two people", "Compare", "Watch a training"):
+        if tab != "Generate":
+            visitor.tab(tab)
+        wide = visitor.page.evaluate("document.documentElement.scrollWidth")
+        assert wide <= 390, f"{tab}: {wide} pixels"
+        visitor.picture(f"phone-{tab}")
+
+
+def brightness(visitor):
+    return visitor.page.evaluate(
+        """() => ['backgroundColor', 'color'].map(which => getComputedStyle(document.body)[which]
+            .match(/[0-9.]+/g).slice(0, 3).reduce((sum, each) => sum + Number(each) / 765, 0))"""
+    )
+
+
+def test_light_and_dark(come):
+    for scheme in ("light", "dark"):
+        visitor = come(color_scheme=scheme)
+        ground, ink = brightness(visitor)
+        assert (ground > 0.9 and ink < 0.3) if scheme == "light" else (ground < 0.2 and ink > 0.7)
+        visitor.picture(scheme)
+
+
+def test_a_client_cannot_name_files_or_addresses_of_the_server(served, tmp_path):
+    """Gradio's own client would upload the file, so this one asks by itself."""
+    secret = tmp_path / "secret.png"
+    Image.new("RGB", (64, 64)).save(secret)
+    endpoint = f"{served[0]}gradio_api/call/v2/generate"
+    for path, said in (
+        (str(secret), "error"),
+        (f"{served[0]}favicon.ico", "an address is not fetched"),
+        ("http://example.com/me.png", "an address is not fetched"),
+    ):
+        given = dict.fromkeys(["pose", "photograph_2", "photograph_3", "photograph_4"])
+        file = {"path": path, "url": path, "meta": {"_type": "gradio.FileData"}}
+        begun = httpx.post(endpoint, json={**given, "prompt": "a man", "photograph_1": file})
+        answer = httpx.get(f"{endpoint}/{begun.json()['event_id']}", timeout=60).text
+        assert "event: error" in answer and said in answer, answer
+        assert "event: complete" not in answer and "generating" not in answer
+
+
+def test_names_of_uploads_do_not_leave_their_folder(come, served, tmp_path):
+    visitor, site = come(), served[1]
+    content = b"x" * 100
+    for name in ("../../escape.png", "/tmp/escape.png", "..\\escape.png", "a/../../escape.png"):
+        sent = {"files": {"name": name, "mimeType": "image/png", "buffer": content}}
+        answer = visitor.page.request.post(f"{served[0]}gradio_api/upload", multipart=sent)
+        for file in answer.json() if answer.ok else ():
+            assert Path(file).resolve().is_relative_to(site.sessions.uploads), name
+            Path(file).unlink()
+    large = {"files": {"name": "me.png", "mimeType": "image/png", "buffer": b"x" * 6_000_000}}
+    answer = visitor.page.request.post(f"{served[0]}gradio_api/upload", multipart=large)
+    assert answer.status == 413
+    assert not list(site.sessions.uploads.rglob("me.png"))
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory):
+    """A finished one of two methods, with images of its own colours."""
+    folder = tmp_path_factory.mktemp("studies") / "two"
+    write_run(folder / "dual" / "seed_0")
+    (folder / "comparison.csv").write_text(
+        "run,set,face_sim\ndual,in-train,0.25\ncascade,in-train,0.5\n"
+    )
+    for number, method in enumerate(("dual", "cascade"), 1):
+        images = folder / method / "seed_0" / "evaluation" / "images" / "in_train"
+        images.mkdir(parents=True)
+        for n in range(number):
+            Image.fromarray(np.full((64, 64, 3), 90 * number, np.uint8)).save(images / f"{n}.png")
+    Image.new("RGB", (80, 60), "red").save(folder / "face_sim.png")
+    return folder
+
+
+def test_a_study_is_opened_and_a_row_shows_its_images(browser, serve, study):
+    address, _ = serve(offers(""), roots=[study.parent])
+    visitor = Visitor(browser, address)
+    page = visitor.page
+    visitor.tab("Compare")
+    chosen = page.locator("#study input")
+    chosen.fill(str(study.parent.parent))
+    chosen.press("Enter")
+    expect(visitor.error).to_contain_text("outside of the page", timeout=PATIENCE)
+    chosen.fill(str(study))
+    chosen.press("Enter")
+    visitor.picture("study")
+    page.get_by_text("cascade", exact=True).locator("visible=true").first.click()
+    images = page.locator("button.thumbnail-item img, .grid-container img")
+    expect(images).to_have_count(3, timeout=PATIENCE)  # a plot and the row's two
+    page.get_by_role("columnheader", name=re.compile("face_sim")).first.click()  # sorts
+    visitor.picture("study")
+    visitor.leave()
+    assert visitor.outside == []
