@@ -102,6 +102,7 @@ def open_site(args: argparse.Namespace, uploads: Path) -> Any:
         checker,
         tuple(strangers),
         args.steps,
+        args.waiting,
     )
 
 
@@ -130,7 +131,6 @@ def main(argv: Sequence[str] | None = None) -> None:
             page.build(site),
             host=args.host,
             port=args.port or None,
-            waiting=args.waiting,
             largest=args.largest_upload,
             auth=auth,
         )

@@ -60,7 +60,7 @@ class Offer:
             path, weight = parse_lora(item)
             pipe.load_lora(path, weight=weight)
         if self.follows:
-            pipe.load_controlnet(self.follows)
+            pipe.load_controlnet(self.follows, name=Path(self.follows).name)
         return pipe
 
 
@@ -103,15 +103,16 @@ def offers(
         config = saved_config(run)
         if config is None:
             raise ValueError(f"--run {run}: no checkpoint in it; give a training run's folder")
-        found.append(Offer(_short(run), base or config["base"], run, **own))
+        found.append(Offer(short(run), base or config["base"], run, **own))
     usual = base or str(ASSETS / "sdxl")
     with_networks = {**own, **networks}
-    found += [Offer(_short(file), usual, file, **with_networks) for file in files]
+    found += [Offer(short(file), usual, file, **with_networks) for file in files]
     found.append(Offer("base alone", found[0].base if found and not base else usual, **own))
     return _distinct(found)
 
 
-def _short(path: str) -> str:
+def short(path: str) -> str:
+    """The last two parts: what visitors see of a place on this machine."""
     return "/".join(Path(path).parts[-2:])
 
 
@@ -126,7 +127,9 @@ def _distinct(found: list[Offer]) -> list[Offer]:
 class Models:
     """Pipelines by offer: each is opened once, and at most ``most`` are kept.
 
-    All use of a pipeline is inside ``with models.use(offer) as pipe``, one after the other.
+    Attributes:
+        computing: held while a pipeline computes, so that one does at a time. Opening, and looking
+            at what is open, do not wait for it.
     """
 
     def __init__(self, found: Sequence[Offer], most: int = 2, opening: Callable = Offer.open):
@@ -136,7 +139,8 @@ class Models:
         self._most, self._open = most, opening
         self._kept: OrderedDict[Offer, Any] = OrderedDict()
         self._detectors: dict[str, Detector] = {}
-        self._lock = threading.RLock()
+        self.computing = threading.Lock()
+        self._opening, self._lock = threading.Lock(), threading.Lock()
 
     def named(self, name: str) -> Offer:
         """ValueError for a name that is not on the list."""
@@ -146,21 +150,28 @@ class Models:
 
     def open(self, offer: Offer) -> Any:
         """The pipeline. The least recently used one leaves for it."""
-        with self._lock:
-            if offer not in self._kept:
-                while len(self._kept) >= self._most:
-                    self._kept.popitem(last=False)
-                self._kept[offer] = self._open(offer)
-            self._kept.move_to_end(offer)
-            return self._kept[offer]
+        pipe = self._kept_one(offer)
+        if pipe is None:
+            with self._opening:
+                pipe = self._kept_one(offer)  # somebody else may have opened it meanwhile
+                if pipe is None:
+                    with self._lock:
+                        while len(self._kept) >= self._most:
+                            self._kept.popitem(last=False)
+                    pipe = self._open(offer)
+                    with self._lock:
+                        self._kept[offer] = pipe
+        return pipe
 
-    def lock(self) -> threading.RLock:
-        """Held while a pipeline computes."""
-        return self._lock
+    def _kept_one(self, offer: Offer) -> Any:
+        with self._lock:
+            if offer in self._kept:
+                self._kept.move_to_end(offer)
+            return self._kept.get(offer)
 
     def detector(self, offer: Offer) -> Detector:
         """What finds the faces of references for it."""
-        with self._lock:
+        with self._opening:
             if offer.base not in self._detectors:
                 self._detectors[offer.base] = open_reference_detector(offer.base)
             return self._detectors[offer.base]

@@ -13,6 +13,7 @@ FONTS = {
     "font_mono": ["ui-monospace", "monospace"],
 }
 CSS = ".said ul { margin: 0; padding-left: 1.2em } footer { display: none !important }"
+MOST_EVENTS = 200  # of all visitors, small ones included; Site.waiting is that of requests
 DELETED = (600, 3600)  # every so many seconds, uploads of at least that age
 
 
@@ -56,7 +57,6 @@ def launch(
     *,
     host: str,
     port: int | None,
-    waiting: int,
     largest: str,
     auth: list[tuple[str, str]] | None = None,
     block: bool = True,
@@ -64,14 +64,13 @@ def launch(
     """Serves the page; returns (app, local address, None).
 
     Args:
-        waiting: requests that may wait; further ones are refused.
         largest: upload, such as "20mb".
         auth: who may enter, (user, password); None: everybody who reaches the port.
         block: until it is interrupted.
     """
     import gradio as gr
 
-    page.queue(max_size=waiting, default_concurrency_limit=4)
+    page.queue(max_size=MOST_EVENTS, default_concurrency_limit=None)
     theme = gr.themes.Default(**{name: list(fonts) for name, fonts in FONTS.items()})
     return page.launch(
         server_name=host,

@@ -13,7 +13,7 @@ from data_pipeline.faces.face import Face
 from data_pipeline.prompts import has_trigger, join_parts
 from data_pipeline.records.captions import CLASS_WORDS, propose_caption
 from persongen_jax.demo.judging import Judges
-from persongen_jax.demo.offers import Models, Offer
+from persongen_jax.demo.offers import Models, Offer, short
 from persongen_jax.demo.photographs import choose_face, crop_of
 from persongen_jax.diffusion.options import SamplingOptions
 from persongen_jax.diffusion.strengths import Strength
@@ -114,9 +114,11 @@ def paint(
     Raises:
         ValueError: whatever cannot be done; the message names it.
     """
-    with models.lock(), warnings.catch_warnings(record=True) as told:
+    pipe = models.open(offer)
+    with models.computing, warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")
-        pipe = models.open(offer)
+        if request.pose is None:  # a ControlNet is there for those who give one
+            warnings.filterwarnings("ignore", message=".*no control_image is given")
         people = request.people if pipe.reads_references else ()
         said = _left_out(pipe, request)
         prompt = with_trigger(pipe, request.prompt, people)
@@ -152,7 +154,7 @@ def paint(
             images[hidden] = 0
             said.append(f"{hidden.sum()} of {len(images)} images are black: the safety checker")
         text = join_parts(pipe.text.without_trigger(request.prompt), *request.parts.values())
-        first = crops[0] if crops else []
+        first = crops[0] if len(crops) == 1 else []  # of two, nobody knows whose face is found
         scores = zip(judges.face_sim(images, first), judges.clip_t(images, text), strict=True)
     said += messages(told)
     notes = (_notes(offer, request, prompt, number) for number in range(len(images)))
@@ -228,14 +230,16 @@ def _pose(pipe, request, pose_net):
 def _notes(offer: Offer, request: Request, prompt: str, number: int) -> dict:
     """As generate's, for the PNG."""
     settings: dict[str, Any] = {
-        "base": offer.base,
-        "method_weights": offer.weights,
-        "lora": list(offer.loras),
+        "model": offer.name,
+        "base": short(offer.base),
+        "method_weights": short(offer.weights),
+        "lora": [short(lora) for lora in offer.loras],
         "steps": request.steps,
         "guidance": request.guidance,
         "scheduler": request.sampler,
         "height": request.height,
         "width": request.width,
+        "images": request.images,
         "scale": request.scales,
     }
     notes = {"prompt": prompt, "negative_prompt": request.negative}

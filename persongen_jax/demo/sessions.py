@@ -1,14 +1,17 @@
 """What belongs to one visitor: a request in progress that can be ended, and uploaded files."""
 
 import html
+import logging
 import os
 import queue
+import re
 import threading
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from data_pipeline.cli import KNOWN
 from persongen_jax.demo.painting import Cancelled
 
 
@@ -59,8 +62,14 @@ class Sessions:
         for path in files - shared:
             if path.is_relative_to(self.uploads):
                 path.unlink(missing_ok=True)
-                if not os.listdir(path.parent) and path.parent != self.uploads:
-                    path.parent.rmdir()
+                folder = path.parent
+                if folder != self.uploads and folder.is_dir() and not os.listdir(folder):
+                    folder.rmdir()
+
+
+# RuntimeError is the device's, when it has no more memory.
+FORESEEN = (*KNOWN, RuntimeError, MemoryError)
+FOLDERS = re.compile(r"""(?<![\w:/.])/(?:[^\s/:'"]+/)+""")
 
 
 def _name(visitor) -> str:
@@ -68,10 +77,19 @@ def _name(visitor) -> str:
 
 
 def sentence(error: BaseException) -> Exception:
-    """What the page shows instead of a trace; gradio shows HTML, and prompts may hold some."""
+    """What the page shows instead of a trace; gradio shows HTML, and prompts may hold some.
+
+    Folders of this machine are left out. What nobody foresaw is in the log, with its trace.
+    """
     import gradio as gr
 
-    return gr.Error(html.escape(str(error).partition("\n")[0]), print_exception=False)
+    if isinstance(error, gr.Error):
+        return error
+    if not isinstance(error, FORESEEN):
+        logging.getLogger(__name__).error("a request failed", exc_info=error)
+        error = RuntimeError("this went wrong here; whoever runs the page finds why in its log")
+    said = FOLDERS.sub("", str(error).partition("\n")[0])
+    return gr.Error(html.escape(said), print_exception=False)
 
 
 def stream(work: Callable[..., Any], steps: int, end: threading.Event) -> Iterator[tuple[str, Any]]:
@@ -112,7 +130,7 @@ def stream(work: Callable[..., Any], steps: int, end: threading.Event) -> Iterat
             if kind in ("done", "ended"):
                 return
     except GeneratorExit:
-        end.set()  # nobody listens any more
+        # Nobody listens any more. Gradio closes generators in its event loop: nothing waits here
+        # for the thread, which ends with its next step.
+        end.set()
         raise
-    finally:
-        thread.join()

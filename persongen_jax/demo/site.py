@@ -10,15 +10,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from persongen_jax.demo.judging import Judges
+from persongen_jax.demo.line import Line
 from persongen_jax.demo.offers import Models
 from persongen_jax.demo.painting import Made, Request, messages, paint, save
 from persongen_jax.demo.sessions import Sessions
 from persongen_jax.pipeline.saving import ImageFolder
 
 # Of events: those that compute with a model, and those that are not a part of the HTTP API.
-ONE_AT_A_TIME: dict[str, Any] = {"concurrency_id": "model", "concurrency_limit": 1}
+IN_LINE: dict[str, Any] = {"concurrency_limit": None}  # ``Site.line`` has the order
 PRIVATE: dict[str, Any] = {"api_visibility": "private"}
 
 
@@ -32,6 +34,7 @@ class Site:
         checker: which images are not shown, see painting.py.
         examples: files of references to try.
         steps: the usual number of sampling steps.
+        waiting: requests that may wait while one is computed; further ones are refused.
     """
 
     models: Models
@@ -43,9 +46,10 @@ class Site:
     checker: Callable[[list], np.ndarray] | None = None
     examples: tuple[str, ...] = ()
     steps: int = 30
+    waiting: int = 8
 
     def __post_init__(self):
-        self._lock = threading.Lock()
+        self._lock, self.line = threading.Lock(), Line(self.waiting)
 
     def paint(self, name: str, asked: Request, **told: Callable) -> tuple[list[Made], list[str]]:
         """painting.paint with the model of this name; ``told``: its progress and on_preview."""
@@ -68,13 +72,23 @@ class Site:
         with self._lock, warnings.catch_warnings(record=True) as told:
             warnings.simplefilter("always")
             files = save(made, self.folder)
-        copies = []
-        for file in files:
-            folder = self.sessions.uploads / secrets.token_hex(16)
-            folder.mkdir()
-            copies.append(str(shutil.copy(file, folder)))
-            self.sessions.keep(visitor, copies[-1])
+        copies = [self._place(visitor, Path(file).name) for file in files]
+        for file, copy in zip(files, copies, strict=True):
+            shutil.copy(file, copy)
         return copies, messages(told)
+
+    def lend(self, image: np.ndarray | Image.Image, visitor: Any) -> str:
+        """The file of an image that a visitor sees, deleted with their session."""
+        file = self._place(visitor, "image.png")
+        (Image.fromarray(image) if isinstance(image, np.ndarray) else image).save(file)
+        return file
+
+    def _place(self, visitor: Any, name: str) -> str:
+        """For a file of this name in a folder whose own cannot be guessed."""
+        folder = self.sessions.uploads / secrets.token_hex(16)
+        folder.mkdir()
+        self.sessions.keep(visitor, str(folder / name))
+        return str(folder / name)
 
     @property
     def names(self) -> list[str]:

@@ -42,19 +42,22 @@ def serve(tmp_path_factory):
     opened = []
     uploads = tmp_path_factory.mktemp("uploads")  # one of the whole process
 
-    def serve(found=None, roots=(), **options):
+    def serve(found=None, roots=(), waiting=8, **options):
         folder = tmp_path_factory.mktemp("demo")
+        examples = draw_strangers(uploads / "strangers")
         site = Site(
             Models(found or miniature()),
             Judges.of_miniature(),
             ImageFolder(folder / "images"),
-            Sessions(uploads),
+            Sessions(uploads, examples),
             tuple(root.resolve() for root in roots),
+            examples=tuple(examples),
             steps=STEPS,
+            waiting=waiting,
         )
         made = page.build(site)
         opened.append(made)
-        usual = {"host": "127.0.0.1", "port": None, "waiting": 8, "largest": "5mb"}
+        usual = {"host": "127.0.0.1", "port": None, "largest": "5mb"}
         _, address, _ = page.launch(made, **{**usual, **options}, block=False)
         return address, site
 

@@ -38,6 +38,10 @@ def test_strengths_are_numbers_or_ranges():
     wanted = {"identity": [(0.0, 0.5, 0.8), (0.5, 1.0, 0.2)], "lora": 0.5}
     assert form.read_strengths(rows, USUAL) == wanted
     assert form.read_strengths(pandas.DataFrame(rows), USUAL) == wanted
+    assert form.read_strengths(form.rows_of(wanted), USUAL) == wanted
+    assert form.read_strengths([[None, np.nan, "", None]], USUAL) == {}
+    with pytest.raises(ValueError, match="a row has no name"):
+        form.read_strengths([["", 0.2, 0.5, 1]], USUAL)
     with pytest.raises(ValueError, match="the row of identity needs three numbers"):
         form.read_strengths([["identity", "much", 0, 1]], USUAL)
 

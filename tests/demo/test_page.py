@@ -85,17 +85,52 @@ def test_a_request_can_be_ended_half_way(visitor, served, strangers):
 
 
 @pytest.mark.slow
-def test_uploads_are_deleted_when_the_page_is_closed(browser, served, strangers):
-    visitor = Visitor(browser, served[0])
+def test_nothing_of_a_visitor_stays(browser, served, strangers):
+    """Uploads of every tab, the faces found in them, previews, and copies of what was made."""
+    uploads = served[1].sessions.uploads
+
+    def files():
+        return {file for file in uploads.rglob("*") if file.is_file()}
+
+    before, visitor = files(), Visitor(browser, served[0])
     visitor.upload(strangers[1])
     visitor.sees_face(1)
-    uploads = served[1].sessions.uploads
-    assert list(uploads.rglob("stranger-2.png"))
+    visitor.page.click("#generate")
+    visitor.wait("done")
+    visitor.tab("Compare")
+    visitor.upload(strangers[2])
+    visitor.page.wait_for_timeout(3000)
+    assert len(files() - before) >= 7  # two uploads, two faces, previews, an image
     visitor.leave()
     deadline = time.time() + 30
-    while list(uploads.rglob("stranger-2.png")) and time.time() < deadline:
+    while files() - before and time.time() < deadline:
         time.sleep(0.2)
-    assert not list(uploads.rglob("stranger-2.png"))
+    assert not files() - before
+
+
+@pytest.mark.slow
+def test_a_drawn_stranger_and_the_same_again(visitor, served):
+    page, before = visitor.page, len(images_of(served[1]))
+    page.locator(".gallery-item").first.click()  # of the drawn strangers
+    visitor.sees_face(1)
+    page.get_by_text("Settings", exact=True).first.click()
+    steps = page.get_by_role("spinbutton", name=re.compile("Steps")).first
+    steps.fill("3")
+    page.get_by_label("Negative prompt").first.fill("hats")
+    page.click("#generate")
+    visitor.wait("done")
+    steps.fill("5")
+    page.get_by_label("Negative prompt").first.fill("")
+    page.click("#again")
+    deadline = time.time() + 60
+    while len(images_of(served[1])) < before + 2 and time.time() < deadline:
+        page.wait_for_timeout(200)
+    visitor.wait("done")
+    *_, first, second = images_of(served[1])
+    with Image.open(first) as one, Image.open(second) as other:
+        assert one.text["settings"] == other.text["settings"]
+        assert one.text["negative_prompt"] == other.text["negative_prompt"] == "hats"
+        assert np.array_equal(np.asarray(one), np.asarray(other))
 
 
 @pytest.fixture(scope="module")

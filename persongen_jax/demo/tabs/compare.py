@@ -3,10 +3,11 @@
 from data_pipeline.records.schema import PARTS
 from persongen_jax.demo import folders
 from persongen_jax.demo.sessions import sentence, stream
-from persongen_jax.demo.site import ONE_AT_A_TIME, PRIVATE, Site, caption
+from persongen_jax.demo.site import IN_LINE, PRIVATE, Site, caption
 from persongen_jax.demo.tabs import form
+from persongen_jax.demo.tabs.faces import gallery, keep, show_faces
 from persongen_jax.demo.tabs.fields import escaped
-from persongen_jax.demo.tabs.generate import FAULTS, PROMPT, ending, guarded, keep
+from persongen_jax.demo.tabs.generate import CANCELLED, PROMPT, cancels, guarded, in_line, turn
 
 
 def build(site: Site) -> None:
@@ -23,53 +24,58 @@ def _build_models(site: Site) -> None:
 
     chosen_models = gr.CheckboxGroup(site.names, value=site.names[:2], label="Models")
     people = form.photographs()
+    found = gallery()
     gr.Markdown(form.CONSENT)
     prompt = gr.Textbox(label="Prompt", value=PROMPT, lines=2)
     parts = {part: gr.Textbox(label=part.capitalize()) for part in PARTS}
     with gr.Accordion("Settings", open=False):
-        chosen = form.settings(site.steps)
+        chosen = form.settings(site.steps, strengths=False)
     with gr.Row():
         go = gr.Button("Compare", variant="primary", elem_id="compare")
         stop = gr.Button("Cancel")
     said = gr.Markdown(elem_classes="said")
-    gallery = gr.Gallery(label="The same noise for all", columns=4, height="auto")
+    images = gr.Gallery(label="The same noise for all", columns=4, height="auto")
 
     @guarded
     def compare(visitor, values):
         if not values["models"]:
             raise ValueError("choose at least one model")
         keep(site, visitor, values)
-        end, shown, lines, seed = site.sessions.begin(visitor), [], [], None
-        for name in values["models"]:
-            usual = form.usual_strengths(site.models.open(site.models.named(name)))
-            read = form.read_settings(values, usual)
-            seed = read["seed"] if seed is None else seed
-            asked = form.request(values, [form.person(values)], **{**read, "seed": seed})
+        shown, lines, seed = [], [], None
+        with turn(site, visitor) as (waiting, end):
+            for before in waiting:
+                yield in_line(before), gr.skip()
+            if end.is_set():
+                return
+            for name in values["models"]:
+                yield f"{escaped(name)}: loading, or compiling for this size", shown
+                read = form.read_settings(values)
+                seed = read["seed"] if seed is None else seed
+                asked = form.request(values, [form.person(values)], **{**read, "seed": seed})
 
-            def work(progress, on_preview, name=name, asked=asked):
-                return site.paint(name, asked, progress=progress)
+                def work(progress, on_preview, name=name, asked=asked):
+                    return site.paint(name, asked, progress=progress)
 
-            for kind, value in stream(work, asked.steps, end):
-                if kind == "steps":
-                    yield f"{escaped(name)}: step {value} of {asked.steps}", gr.skip()
-                elif kind == "ended":
-                    yield "cancelled", shown
-                    return
-                elif kind == "done":
-                    made, told = value
-                    files, of_files = site.save(made, visitor)
-                    shown += [
-                        (file, f"{name} · {caption(each)}")
-                        for file, each in zip(files, made, strict=True)
-                    ]
-                    lines += [f"- {escaped(name)}: {escaped(line)}" for line in (*told, *of_files)]
-                    yield gr.skip(), shown
-        yield "\n".join(["done", "", *lines]), shown
+                for kind, value in stream(work, asked.steps, end):
+                    if kind == "steps":
+                        yield f"{escaped(name)}: step {value} of {asked.steps}", gr.skip()
+                    elif kind == "ended":
+                        yield CANCELLED, shown
+                        return
+                    elif kind == "done":
+                        made, told = value
+                        files, of_files = site.save(made, visitor)
+                        captions = [f"{name} · {caption(each)}" for each in made]
+                        shown += zip(files, captions, strict=True)
+                        lines += [f"- {escaped(f'{name}: {line}')}" for line in (*told, *of_files)]
+                        yield gr.skip(), shown
+            yield "\n".join(["done", "", *lines]), shown
 
     inputs = {"models": chosen_models, "prompt": prompt, **parts, **people, **chosen}
-    ran = {"inputs_kwargs": inputs, "outputs": [said, gallery], **ONE_AT_A_TIME}
-    go.click(compare, **ran, **PRIVATE)
-    stop.click(ending(site), queue=False, **PRIVATE)
+    ran = {"inputs_kwargs": inputs, "outputs": [said, images], **IN_LINE}
+    started = go.click(compare, **ran, **PRIVATE)
+    cancels(site, stop, [started], [said])
+    show_faces(site, chosen_models, people, found)
 
 
 def _build_study(site: Site) -> None:
@@ -92,7 +98,7 @@ def _build_study(site: Site) -> None:
         try:
             folder = folders.allowed(name, site.roots)
             columns, rows = folders.study_table(folder)
-        except FAULTS as error:
+        except Exception as error:
             raise sentence(error) from error
         shown = [folders.picture(file) for file in folders.study_plots(folder)]
         return gr.update(value={"headers": columns, "data": rows}), shown, None
@@ -106,7 +112,7 @@ def _build_study(site: Site) -> None:
             if method not in {str(row[columns.index("run")]) for row in rows}:
                 raise ValueError("choose a row of the table")
             return [folders.picture(f) for f in folders.study_images(folder, method, where)]
-        except FAULTS as error:
+        except Exception as error:
             raise sentence(error) from error
 
     study.change(open_study, study, [table, plots, images], **PRIVATE)

@@ -16,24 +16,34 @@ from persongen_jax.pipeline.loading import METHOD_PREFIX
 MODELS_OWN = "the model's own"
 STRENGTHS = ["what", "strength", "from", "to"]
 MOST_IMAGES, MOST_STEPS, MOST_SIDE = 4, 100, 2048
+FACES = [str(number) for number in range(1, 10)]  # that a client may choose without looking
 CONSENT = (
     "Photographs of people need their consent. They stay on this machine and are deleted when you "
     "close the page."
 )
 
 
-def settings(steps: int) -> dict[str, Any]:
-    """How images are sampled: the components by name, inside the current block."""
+def settings(steps: int, strengths: bool = True) -> dict[str, Any]:
+    """How images are sampled: the components by name, inside the current block.
+
+    Args:
+        strengths: whether they can be set, which are each model's own.
+    """
     import gradio as gr
 
     negative = gr.Textbox("", label="Negative prompt", placeholder="what to steer away from")
-    strengths = gr.Dataframe(
-        headers=STRENGTHS,
-        datatype=["str", "number", "number", "number"],
-        column_count=4,
-        label="Strengths, and during which part of the steps (0 to 1) they act",
-        interactive=True,
-        static_columns=[0],
+    table = (
+        {}
+        if not strengths
+        else {
+            "strengths": gr.Dataframe(
+                headers=STRENGTHS,
+                datatype=["str", "number", "number", "number"],
+                column_count=4,
+                label="Strengths, and during which part of the steps (0 to 1) they act",
+                interactive=True,
+            )
+        }
     )
     with gr.Row():
         seed = gr.Number(42, label="Seed", precision=0, min_width=120)
@@ -48,7 +58,7 @@ def settings(steps: int) -> dict[str, Any]:
     images = gr.Slider(1, MOST_IMAGES, 1, step=1, label="Images")
     return {
         "negative": negative,
-        "strengths": strengths,
+        **table,
         "seed": seed,
         "random_seed": random_seed,
         "steps": number,
@@ -76,7 +86,7 @@ def photographs(count: int = MAX_REFERENCES, whose: str = "", prefix: str = "") 
     with gr.Row():
         for n in numbers:
             label = f"Face of photograph {n}{whose}"
-            found[f"{prefix}face_{n}"] = gr.Radio(["1"], value="1", label=label, visible=False)
+            found[f"{prefix}face_{n}"] = gr.Radio(FACES, value="1", label=label, visible=False)
     return found
 
 
@@ -98,7 +108,7 @@ def person(values: dict[str, Any], prefix: str = "") -> Person | None:
     return Person(images, numbers)
 
 
-def read_settings(values: dict[str, Any], usual: dict[str, float]) -> dict[str, Any]:
+def read_settings(values: dict[str, Any], usual: dict[str, float] | None = None) -> dict[str, Any]:
     """Arguments of Request from the values of ``settings``.
 
     Args:
@@ -113,7 +123,7 @@ def read_settings(values: dict[str, Any], usual: dict[str, float]) -> dict[str, 
     again, sampler = values["random_seed"], values["sampler"]
     return {
         "negative": (values["negative"] or "").strip(),
-        "scales": read_strengths(values["strengths"], usual),
+        "scales": read_strengths(values.get("strengths"), usual or {}),
         "seed": random.randrange(2**31) if again else int(values["seed"] or 0),
         "steps": int(values["steps"]),
         "guidance": float(values["guidance"]),
@@ -129,15 +139,21 @@ def read_strengths(table: Any, usual: dict[str, float]) -> dict[str, Strength]:
 
     Args:
         table: a pandas table, or a list of rows.
+
+    Raises:
+        ValueError: a row without a name, or without three numbers.
     """
     rows = table.to_numpy().tolist() if hasattr(table, "to_numpy") else list(table or ())
     found: dict[str, list[tuple[float, float, float]]] = {}
     for row in rows:
-        name = str(row[0] or "").strip()
+        name, *numbers = ("" if value is None or value != value else value for value in row[:4])
+        name = str(name).strip()
         if not name:
+            if str(numbers[0]).strip():
+                raise ValueError("strengths: a row has no name; say what it is the strength of")
             continue
         try:
-            number, start, end = (float(value) for value in row[1:4])
+            number, start, end = map(float, numbers)
         except (TypeError, ValueError) as error:
             raise ValueError(f"strengths: the row of {name} needs three numbers") from error
         found.setdefault(name, []).append((start, end, number))
@@ -146,6 +162,15 @@ def read_strengths(table: Any, usual: dict[str, float]) -> dict[str, Strength]:
         for name, ranges in found.items()
         if ranges != [(0.0, 1.0, usual.get(name))]
     }
+
+
+def rows_of(scales: dict[str, Strength]) -> list[list]:
+    """The table's rows from strengths by name, as ``read_strengths`` reads them."""
+    rows: list[list] = []
+    for name, value in scales.items():
+        ranges = [(0, 1, value)] if isinstance(value, (int, float)) else value
+        rows += [[name, number, start, end] for start, end, number in ranges]
+    return rows
 
 
 def usual_strengths(pipe: Any) -> dict[str, float]:

@@ -1,19 +1,22 @@
 """The tab that generates one person from photographs and a prompt."""
 
+import contextlib
 import functools
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from data_pipeline.records.schema import MAX_REFERENCES, PARTS
 from persongen_jax.demo.painting import Request
-from persongen_jax.demo.photographs import find_faces, with_boxes
 from persongen_jax.demo.sessions import sentence, stream
-from persongen_jax.demo.site import ONE_AT_A_TIME, PRIVATE, Site, caption
+from persongen_jax.demo.site import IN_LINE, PRIVATE, Site, caption
 from persongen_jax.demo.tabs import form
+from persongen_jax.demo.tabs.faces import gallery, keep, show_faces
 from persongen_jax.demo.tabs.fields import escaped, photograph
 
 PROMPT = "a photo of a man in a space suit, a beach with palm trees behind him"
-FAULTS = (ValueError, OSError)
+NUMBERS = ("steps", "guidance", "width", "height", "images")
+CANCELLED = "cancelled: what was not finished is not kept"
 
 
 class Outputs:
@@ -31,30 +34,60 @@ class Outputs:
         self.all = [self.preview, self.said, self.gallery, self.files, self.notes]
 
 
-def show(site: Site, name: str, asked: Request, visitor: Any) -> Iterator[tuple[Any, ...]]:
-    """Values for Outputs.all while a request is computed, and at its end."""
+def show(
+    site: Site, name: str, make: Callable[[dict[str, float]], Request], visitor: Any
+) -> Iterator[tuple[Any, ...]]:
+    """Values for Outputs.all while a request is computed, and at its end.
+
+    Args:
+        name: of the model. make: the request, from the model's usual strengths by name.
+    """
     import gradio as gr
 
-    end = site.sessions.begin(visitor)
-
-    def work(progress, on_preview):
-        return site.paint(name, asked, progress=progress, on_preview=on_preview)
-
     same = gr.skip()
-    yield None, "loading the model, or compiling it for this size", same, same, same
-    for kind, value in stream(work, asked.steps, end):
-        if kind == "steps":
-            yield same, f"step {value} of {asked.steps}", same, same, same
-        elif kind == "preview":
-            yield value[0], same, same, same, same
-        elif kind == "ended":
-            yield None, "cancelled; nothing was kept", same, same, same
-        else:
-            made, said = value
-            files, of_files = site.save(made, visitor)
-            gallery = list(zip(files, map(caption, made), strict=True))
-            lines = "\n".join(f"- {escaped(line)}" for line in (*said, *of_files))
-            yield None, f"done\n\n{lines}", gallery, files, [each.notes for each in made]
+    with turn(site, visitor) as (waiting, end):
+        for before in waiting:
+            yield None, in_line(before), same, same, same
+        if end.is_set():
+            return
+        yield None, "loading the model, or compiling it for this size", same, same, same
+        asked = make(form.usual_strengths(site.models.open(site.models.named(name))))
+
+        def work(progress, on_preview):
+            return site.paint(name, asked, progress=progress, on_preview=on_preview)
+
+        for kind, value in stream(work, asked.steps, end):
+            if kind == "steps":
+                yield same, f"step {value} of {asked.steps}", same, same, same
+            elif kind == "preview":
+                yield site.lend(value[0], visitor), same, same, same, same
+            elif kind == "ended":
+                yield None, CANCELLED, same, same, same
+            else:
+                made, said = value
+                files, of_files = site.save(made, visitor)
+                gallery = list(zip(files, map(caption, made), strict=True))
+                lines = "\n".join(f"- {escaped(line)}" for line in (*said, *of_files))
+                yield None, f"done\n\n{lines}", gallery, files, [each.notes for each in made]
+
+
+@contextlib.contextmanager
+def turn(site: Site, visitor: Any) -> Iterator[tuple[Iterator[int], threading.Event]]:
+    """A place in the line: (how many are before, until nobody is; what ends the request).
+
+    Raises:
+        ValueError: too many wait.
+    """
+    ticket, end = site.line.enter(), site.sessions.begin(visitor)
+    try:
+        yield site.line.wait(ticket, end), end
+    finally:
+        site.line.leave(ticket)
+
+
+def in_line(before: int) -> str:
+    """What is said to whom waits."""
+    return f"in the queue: {before} before you"
 
 
 def guarded(function: Callable) -> Callable:
@@ -67,20 +100,25 @@ def guarded(function: Callable) -> Callable:
     def run(visitor: gr.Request, **values):
         try:
             yield from function(visitor, values)
-        except FAULTS as error:
+        except Exception as error:
             raise sentence(error) from error
 
     return run
 
 
-def ending(site: Site) -> Callable:
-    """For buttons that cancel."""
+def cancels(site: Site, button: Any, events: list, outputs: list) -> None:
+    """Lets a button end what its visitor has running or waiting.
+
+    Args:
+        events: that it ends. outputs: the preview and what is said, or the latter alone.
+    """
     import gradio as gr
 
     def end(visitor: gr.Request):
         site.sessions.end(visitor)
+        return [*[None] * (len(outputs) - 1), CANCELLED]
 
-    return end
+    button.click(end, None, outputs, cancels=events, queue=False, **PRIVATE)
 
 
 def build(site: Site) -> None:
@@ -94,14 +132,8 @@ def build(site: Site) -> None:
             people = form.photographs()
             gr.Markdown(form.CONSENT)
             if site.examples:
-                gr.Examples(
-                    [[file] for file in site.examples],
-                    people["photograph_1"],
-                    label="Drawn strangers",
-                )
-            found = gr.Gallery(
-                label="Faces", columns=4, height=190, object_fit="contain", visible=False
-            )
+                _offer_examples(site, people["photograph_1"])
+            found = gallery()
             prompt = gr.Textbox(
                 label="Prompt", value=PROMPT, lines=2, elem_id="prompt", info="say man, woman, …"
             )
@@ -124,73 +156,123 @@ def build(site: Site) -> None:
     @guarded
     def generate(visitor, values):
         keep(site, visitor, values)
-        usual = form.usual_strengths(site.models.open(site.models.named(values["model"])))
         pose = values["pose"]
-        asked = form.request(
-            values,
-            [form.person(values)],
-            pose=None if pose is None else pose.image,
-            **form.read_settings(values, usual),
-        )
-        yield from show(site, values["model"], asked, visitor)
+
+        def make(usual):
+            return form.request(
+                values,
+                [form.person(values)],
+                pose=None if pose is None else pose.image,
+                **form.read_settings(values, usual),
+            )
+
+        yield from show(site, values["model"], make, visitor)
+
+    restorable = {"model": model, "about": about, "prompt": prompt, **parts, **chosen}
 
     def restore(notes):
-        if not notes:
-            raise sentence(ValueError("there is no image yet whose settings could be taken"))
-        first = notes[0]
-        set_to = [first["prompt"], *(first.get(part, "") for part in PARTS)]
-        return [*set_to, first["seed"], False]
+        try:
+            return restored_values(site, notes, restorable)
+        except Exception as error:
+            raise sentence(error) from error
 
-    def look_at(visitor: gr.Request, **values):
-        return look(site, visitor, values)
-
-    ran: Any = {"inputs_kwargs": inputs, "outputs": outputs.all, **ONE_AT_A_TIME}
-    gr.on([go.click, prompt.submit], generate, api_name="generate", **ran)
-    back = [prompt, *parts.values(), chosen["seed"], chosen["random_seed"]]
-    restored = again.click(restore, outputs.notes, back, **PRIVATE)
-    restored.success(generate, **ran, **PRIVATE)
-    stop.click(ending(site), queue=False, **PRIVATE)
+    ran: Any = {"inputs_kwargs": inputs, "outputs": outputs.all, **IN_LINE}
+    started = gr.on([go.click, prompt.submit], generate, api_name="generate", **ran)
+    restored = again.click(restore, outputs.notes, list(restorable.values()), **PRIVATE)
+    repeated = restored.success(generate, **ran, **PRIVATE)
+    cancels(site, stop, [started, repeated], [outputs.preview, outputs.said])
     tell(site, model, [about, chosen["strengths"]], parts)
-    faces = [people[f"face_{n}"] for n in range(1, MAX_REFERENCES + 1)]
-    photos = [people[f"photograph_{n}"] for n in range(1, MAX_REFERENCES + 1)]
-    gr.on(
-        [*(each.change for each in photos), *(each.input for each in faces)],
-        look_at,
-        inputs_kwargs={"model": model, **people},
-        outputs=[found, *faces],
-        show_progress="hidden",
-        **PRIVATE,
+    show_faces(site, model, people, found)
+    keep_uploads(site, [pose])
+
+
+def _offer_examples(site: Site, photograph: Any) -> None:
+    """Drawn strangers that a click makes the first photograph.
+
+    Gradio's own Examples put a new component in its place, without its reading.
+    """
+    import gradio as gr
+
+    shown = gr.Dataset(
+        components=[gr.Image(type="filepath", render=False)],
+        samples=[[file] for file in site.examples],
+        label="Drawn strangers",
+        type="index",
     )
+    shown.click(lambda number: site.examples[number], shown, photograph, queue=False, **PRIVATE)
 
 
-def keep(site: Site, visitor: Any, values: dict[str, Any]) -> None:
-    """Remembers the files of a form's uploads as this visitor's."""
-    for upload in form.uploads(values):
-        site.sessions.keep(visitor, upload.path)
+def restored_values(site: Site, notes: list[dict] | None, inputs: Sequence[str]) -> list:
+    """Of the form's ``inputs``, what they were for the images that are shown.
+
+    Raises:
+        ValueError: there is none.
+    """
+    import gradio as gr
+
+    if not notes:
+        raise ValueError("there is no image yet whose settings could be taken")
+    first, settings = notes[0], notes[0]["settings"]
+    about, usual, *shown = describe(site, PARTS, settings["model"])
+    scales = {**{row[0]: row[1] for row in usual}, **settings["scale"]}
+    values = {
+        "model": settings["model"],
+        "about": about,
+        "prompt": first["prompt"],
+        "negative": first["negative_prompt"],
+        "strengths": form.rows_of(scales),
+        "seed": first["seed"],
+        "random_seed": False,
+        "sampler": settings["scheduler"] or form.MODELS_OWN,
+        **{name: settings[name] or 0 for name in NUMBERS},
+    }
+    for part, update in zip(PARTS, shown, strict=True):
+        values[part] = gr.update(value=first.get(part, ""), visible=update["visible"])
+    return [values[name] for name in inputs]
 
 
-def tell(site: Site, model: Any, outputs: list, parts: dict[str, Any] | None = None) -> None:
+def keep_uploads(site: Site, photographs: Sequence[Any]) -> None:
+    """Remembers what is uploaded into photographs whose faces nobody looks at."""
+    import gradio as gr
+
+    def remember(visitor: gr.Request, upload):
+        if upload is not None:
+            site.sessions.keep(visitor, upload.path)
+
+    for each in photographs:
+        each.change(remember, each, None, queue=False, **PRIVATE)
+
+
+def tell(
+    site: Site,
+    model: Any,
+    outputs: list,
+    parts: dict[str, Any] | None = None,
+    several: bool = False,
+) -> None:
     """Fills ``outputs`` with what the chosen model reads, now and with each choice.
 
     Args:
         parts: inputs by name that are shown where the model reads them.
+        several: whether the form places several people.
     """
     import gradio as gr
 
     parts = parts or {}
     outputs = [*outputs, *parts.values()]
-    about_model = functools.partial(describe, site, tuple(parts)), model, outputs
-    gr.on([model.change], *about_model, **PRIVATE)
+    about_model = functools.partial(describe, site, tuple(parts), several=several), model, outputs
+    # Of what a visitor chooses: "same again" sets the model with all that belongs to it.
+    gr.on([model.input], *about_model, **PRIVATE)
     gr.on(None, *about_model, **PRIVATE)
 
 
-def describe(site: Site, parts: Sequence[str], name: str) -> list:
+def describe(site: Site, parts: Sequence[str], name: str, several: bool = False) -> list:
     """What a model reads, its strengths, which ``parts`` are shown: of a form that chose it."""
     import gradio as gr
 
     try:
         pipe = site.models.open(site.models.named(name))
-    except FAULTS as error:
+    except Exception as error:
         raise sentence(error) from error
     read = [] if pipe.method is None else [n for n in pipe.conditioner.inputs if n in PARTS]
     shown = [gr.update(visible=part in read) for part in parts]
@@ -202,24 +284,7 @@ def describe(site: Site, parts: Sequence[str], name: str) -> list:
         if pipe.text.at_trigger:
             reads.append(f'the person as "{pipe.text.trigger_word}" after the word for them')
     rows = [[name, value, 0, 1] for name, value in form.usual_strengths(pipe).items()]
-    return [f"It reads {', '.join([*reads, *read]) or 'the prompt'}.", rows, *shown]
-
-
-def look(site: Site, visitor: Any, values: dict[str, Any]) -> list:
-    """The faces that are found, and a choice where a photograph has several."""
-    import gradio as gr
-
-    keep(site, visitor, values)
-    shown, choices = [], []
-    with site.models.lock():
-        detector = site.models.detector(site.models.named(values["model"]))
-        for n in range(1, MAX_REFERENCES + 1):
-            upload, face = values[f"photograph_{n}"], values[f"face_{n}"]
-            faces = [] if upload is None else find_faces(upload.image, detector)
-            names = [str(k) for k in range(1, len(faces) + 1)] or ["1"]
-            face = face if face in names else "1"
-            choices.append(gr.update(choices=names, value=face, visible=len(faces) > 1))
-            if upload is not None:
-                said = "no face found" if not faces else f"photograph {n}"
-                shown.append((with_boxes(upload.image, faces, int(face) - 1), said))
-    return [gr.update(value=shown or None, visible=bool(shown)), *choices]
+    about = f"It reads {', '.join([*reads, *read]) or 'the prompt'}."
+    if several and not pipe.conditioner.of_people:
+        about += " **It cannot place two people**: choose another model."
+    return [about, rows, *shown]

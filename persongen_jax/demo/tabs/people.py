@@ -2,9 +2,10 @@
 
 import numpy as np
 
-from persongen_jax.demo.site import ONE_AT_A_TIME, PRIVATE, Site
+from persongen_jax.demo.site import IN_LINE, PRIVATE, Site
 from persongen_jax.demo.tabs import form
-from persongen_jax.demo.tabs.generate import Outputs, ending, guarded, keep, show, tell
+from persongen_jax.demo.tabs.faces import gallery, keep, show_faces
+from persongen_jax.demo.tabs.generate import Outputs, cancels, guarded, show, tell
 
 COLOURS = {"#d62728": (214, 39, 40), "#1f77b4": (31, 119, 180)}
 SIDE = 512  # pixels of the canvas
@@ -25,7 +26,9 @@ def build(site: Site) -> None:
                 "cascade, IP-Adapter, InstantID."
             )
             first = form.photographs(EACH, " of person 1, red", "first_")
+            first_faces = gallery()
             second = form.photographs(EACH, " of person 2, blue", "second_")
+            second_faces = gallery()
             gr.Markdown(form.CONSENT)
             gr.Markdown("Paint where each may be, red for person 1 and blue for person 2:")
             white = np.full((SIDE, SIDE, 3), 255, np.uint8)
@@ -64,14 +67,18 @@ def build(site: Site) -> None:
             masks = [left, ~left]
         else:
             masks = form.masks_of(values["drawing"], list(COLOURS.values()))
-        usual = form.usual_strengths(site.models.open(site.models.named(values["model"])))
-        read = form.read_settings(values, usual)
-        asked = form.request(values, people, regions=tuple(masks), **read)
-        yield from show(site, values["model"], asked, visitor)
 
-    tell(site, model, [about, chosen["strengths"]])
+        def make(usual):
+            read = form.read_settings(values, usual)
+            return form.request(values, people, regions=tuple(masks), **read)
+
+        yield from show(site, values["model"], make, visitor)
+
+    tell(site, model, [about, chosen["strengths"]], several=True)
+    show_faces(site, model, first, first_faces)
+    show_faces(site, model, second, second_faces)
     inputs = {"model": model, "prompt": prompt, "drawing": canvas, "halves": halves}
     inputs |= {**first, **second, **chosen}
-    ran = {"inputs_kwargs": inputs, "outputs": outputs.all, **ONE_AT_A_TIME}
-    go.click(generate, **ran, **PRIVATE)
-    stop.click(ending(site), queue=False, **PRIVATE)
+    ran = {"inputs_kwargs": inputs, "outputs": outputs.all, **IN_LINE}
+    started = go.click(generate, **ran, **PRIVATE)
+    cancels(site, stop, [started], [outputs.preview, outputs.said])

@@ -5,7 +5,6 @@ from typing import Any
 from persongen_jax.demo import folders
 from persongen_jax.demo.sessions import sentence
 from persongen_jax.demo.site import PRIVATE, Site
-from persongen_jax.demo.tabs.generate import FAULTS
 
 EVERY = 5.0  # seconds
 PLOTS = 2  # of metrics that are validated: Face-Sim and CLIP-T come first
@@ -47,7 +46,7 @@ def build(site: Site) -> None:
         try:
             folder = folders.allowed(name, site.roots)
             return _values(folder)
-        except FAULTS as error:
+        except Exception as error:
             raise sentence(error) from error
 
     def show(name, number):
@@ -55,7 +54,7 @@ def build(site: Site) -> None:
             return None
         try:
             steps = folders.sheets(folders.allowed(name, site.roots))
-        except FAULTS as error:
+        except Exception as error:
             raise sentence(error) from error
         if not steps:
             return None
@@ -67,7 +66,8 @@ def build(site: Site) -> None:
 
     quiet: Any = {**PRIVATE, "show_progress": "hidden"}
     outputs = [said, *logged, *judged, step]
-    gr.on([run.change, clock.tick], look, run, outputs, **quiet)
+    run.change(look, run, outputs, **quiet)
+    clock.tick(look, run, outputs, queue=False, **quiet)  # outside of the queue nothing is said
     gr.on([run.change, step.change], show, [run, step], sheets, **quiet)
     again.click(search, None, run, **quiet)
 
