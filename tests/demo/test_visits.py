@@ -4,13 +4,12 @@ import re
 from pathlib import Path
 
 import httpx
-import numpy as np
 import pytest
 from PIL import Image
 
 from persongen_jax.demo.offers import offers
 from persongen_jax.demo.tabs.form import MOST_IMAGES, MOST_STEPS
-from tests.demo.test_folders import write_run
+from tests.demo.test_folders import write_evaluation, write_run
 
 pytest.importorskip("playwright")
 
@@ -146,11 +145,9 @@ def study(tmp_path_factory):
     (folder / "comparison.csv").write_text(
         "run,set,face_sim\ndual,in-train,0.25\ncascade,in-train,0.5\n"
     )
-    for number, method in enumerate(("dual", "cascade"), 1):
-        images = folder / method / "seed_0" / "evaluation" / "images" / "in_train"
-        images.mkdir(parents=True)
-        for n in range(number):
-            Image.fromarray(np.full((64, 64, 3), 90 * number, np.uint8)).save(images / f"{n}.png")
+    write_evaluation(folder / "dual" / "seed_0", {"in_train": ["blue"]}, size=(64, 64))
+    colours = {"in_train": ["lime", "lime"], "out_of_train": ["blue"]}
+    write_evaluation(folder / "cascade" / "seed_0", colours, size=(64, 64))
     Image.new("RGB", (80, 60), "red").save(folder / "face_sim.png")
     return folder
 
