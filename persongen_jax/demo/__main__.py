@@ -8,10 +8,10 @@ machine alone unless --host says otherwise. Extra ``demo``.
 """
 
 import argparse
+import contextlib
 import importlib.util
 import logging
 import os
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from typing import Any
 import jax
 
 from persongen_jax.cli import add_mark_option, command, restart_with_huge_pages
+from persongen_jax.demo.uploads import ended_by_signals, folder_of_uploads
 from persongen_jax.weights.licences import add_terms_option
 
 HOST, PORT = "127.0.0.1", 7860
@@ -114,26 +115,34 @@ def main(argv: Sequence[str] | None = None) -> None:
     if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         cache = Path.home() / ".cache" / "persongen_jax" / "xla"
         jax.config.update("jax_compilation_cache_dir", str(cache))
-    with tempfile.TemporaryDirectory(prefix=".uploads-", dir=args.out) as uploads:
+    if importlib.util.find_spec("gradio") is None:
+        raise ValueError("the page needs Gradio: pip install 'persongen_jax[demo]'")
+    with ended_by_signals(), folder_of_uploads(args.out) as uploads:
         os.environ.update(
-            GRADIO_TEMP_DIR=uploads,
+            GRADIO_TEMP_DIR=str(uploads),
             GRADIO_ANALYTICS_ENABLED="False",
             HF_HUB_DISABLE_TELEMETRY="1",
         )
-        if importlib.util.find_spec("gradio") is None:
-            raise ValueError("the page needs Gradio: pip install 'persongen_jax[demo]'")
-        from persongen_jax.demo import page
+        with contextlib.suppress(KeyboardInterrupt):
+            serve(args, uploads, auth)
 
-        site = open_site(args, Path(uploads))
-        logging.getLogger("httpx").setLevel(logging.WARNING)
-        print(f"http://{args.host}:{args.port}  (Ctrl-C ends it)", flush=True)
-        page.launch(
-            page.build(site),
-            host=args.host,
-            port=args.port or None,
-            largest=args.largest_upload,
-            auth=auth,
-        )
+
+def serve(args: argparse.Namespace, uploads: Path, auth: list[tuple[str, str]] | None) -> None:
+    """Until it is interrupted."""
+    from persongen_jax.demo import page
+
+    site = open_site(args, uploads)
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    made = page.build(site)
+    address = page.launch(
+        made,
+        host=args.host,
+        port=args.port or None,
+        largest=args.largest_upload,
+        auth=auth,
+    )
+    print(f"{address}  (Ctrl-C ends it)", flush=True)
+    made.block_thread()
 
 
 if __name__ == "__main__":

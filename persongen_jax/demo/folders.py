@@ -4,13 +4,17 @@ import csv
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 
+from data_pipeline.text_files import read_json
+from persongen_jax.evaluation.folders.layouts import INDEX, PICTURES
 from persongen_jax.evaluation.trajectories import curve, plotted_metrics, read_rows
 
 DEPTH = 4  # of folders below a root
 RUN, STUDY = "metrics.jsonl", "comparison.csv"
+MOST_IMAGES = 24  # of a study at once
 
 
 def found(roots: Sequence[Path], mark: str) -> list[str]:
@@ -113,8 +117,28 @@ def study_plots(study: Path) -> list[Path]:
 
 
 def study_images(study: Path, method: str, set_name: str) -> list[Path]:
-    """What a method generated of the people of a set, its first seed's."""
-    runs = sorted((study / method).glob("seed_*"))
-    where = set_name.replace("-", "_")
-    pictures = (file for run in runs[:1] for file in sorted(run.rglob("*.png")))
-    return [file for file in pictures if where in file.relative_to(study).as_posix()]
+    """What a method generated of the people of a set: its first seed's, at most MOST_IMAGES.
+
+    They are those that the evaluation of its latest step wrote, see evaluation/of_run.py.
+
+    Raises:
+        ValueError: it wrote none, or no index of them.
+    """
+    runs = sorted((study / method).glob("seed_*"), key=_last_number)
+    places = [place for run in runs[:1] for place in run.glob(f"evaluation/step_*/{PICTURES}")]
+    if not places:
+        raise ValueError(f"{method}: no pictures; evaluate its first run with --pictures")
+    pictures = max(places, key=lambda place: _last_number(place.parent))
+    wanted = set_name.replace("-", "_")
+    try:
+        index: Any = read_json(pictures / INDEX)
+        names = [entry["picture"] for entry in index if entry["set"] == wanted]
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{pictures / INDEX}: not an evaluation's index of pictures") from error
+    return [pictures / Path(name).name for name in names[:MOST_IMAGES]]
+
+
+def _last_number(folder: Path) -> int:
+    """12 of seed_12 and step_000012; -1 without a number."""
+    number = folder.name.rpartition("_")[2]
+    return int(number) if number.isdigit() else -1

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from persongen_jax.demo.gate import Gate
 from persongen_jax.demo.sessions import sentence
 from persongen_jax.demo.site import Site
 from persongen_jax.demo.tabs import compare, generate, people, watch
@@ -59,26 +60,27 @@ def launch(
     port: int | None,
     largest: str,
     auth: list[tuple[str, str]] | None = None,
-    block: bool = True,
-) -> Any:
-    """Serves the page; returns (app, local address, None).
+) -> str:
+    """Serves the page in a thread; returns its address once it answers.
+
+    ``page.block_thread()`` waits for Ctrl-C.
 
     Args:
         largest: upload, such as "20mb".
         auth: who may enter, (user, password); None: everybody who reaches the port.
-        block: until it is interrupted.
     """
     import gradio as gr
+    from starlette.middleware import Middleware
 
     page.queue(max_size=MOST_EVENTS, default_concurrency_limit=None)
     theme = gr.themes.Default(**{name: list(fonts) for name, fonts in FONTS.items()})
-    return page.launch(
+    _, address, _ = page.launch(
         server_name=host,
         server_port=port,
         share=False,
         auth=auth,
         max_file_size=largest,
-        prevent_thread_lock=not block,
+        prevent_thread_lock=True,
         quiet=True,
         ssr_mode=False,
         pwa=False,
@@ -88,4 +90,6 @@ def launch(
         css=CSS,
         footer_links=["api"],
         strict_cors=True,
+        app_kwargs={"middleware": [Middleware(Gate)]},
     )
+    return address

@@ -58,8 +58,7 @@ def serve(tmp_path_factory):
         made = page.build(site)
         opened.append(made)
         usual = {"host": "127.0.0.1", "port": None, "largest": "5mb"}
-        _, address, _ = page.launch(made, **{**usual, **options}, block=False)
-        return address, site
+        return page.launch(made, **{**usual, **options}), site
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("GRADIO_ANALYTICS_ENABLED", "False")

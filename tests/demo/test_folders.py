@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from PIL import Image
 
 from persongen_jax.demo import folders
 
@@ -53,17 +54,61 @@ def test_nothing_outside_of_the_roots(tmp_path):
     assert folders.allowed(str(root), roots) == root
 
 
-def test_a_study_is_a_table_of_numbers_and_images(tmp_path):
+def write_evaluation(run, sets, step=10, size=(8, 8)):
+    """What evaluation/of_run.py and a validation write: sheets, references, pictures, an index.
+
+    Args:
+        sets: the colours of the pictures, by set.
+    """
+    results = run / "evaluation" / f"step_{step:06d}"
+    pictures = results / "pictures"
+    for folder in (pictures, run / "validation"):
+        folder.mkdir(parents=True, exist_ok=True)
+    index = []
+    for name, colours in sets.items():
+        for sheet in (results / f"{name}.png", run / "validation" / f"step_{step:06d}_{name}.png"):
+            Image.new("RGB", (90, 50), "white").save(sheet)
+        for n, colour in enumerate(colours):
+            names = f"{name}_{n:03d}.png", f"{name}_{n:03d}_00.png"
+            Image.new("RGB", size, "black").save(pictures / names[0])
+            Image.new("RGB", size, colour).save(pictures / names[1])
+            index.append({"set": name, "label": str(n), "person": str(n), "prompt": "a", "seed": 1})
+            index[-1] |= {"reference": names[0], "picture": names[1]}
+    (pictures / "index.json").write_text(json.dumps(index))
+    return pictures
+
+
+def test_a_study_is_a_table_of_numbers_and_plots(tmp_path):
     (tmp_path / "comparison.csv").write_text("run,set,face_sim\ndual,in-train,0.28123\n")
     assert folders.study_table(tmp_path) == (
         ["run", "set", "face_sim"],
         [["dual", "in-train", 0.2812]],
     )
-    pictures = tmp_path / "dual" / "seed_0" / "evaluation" / "images" / "in_train"
-    pictures.mkdir(parents=True)
-    (pictures / "0.png").write_bytes(b"")
     for name in ("face_sim.png", "sheet_in_train.png"):
         (tmp_path / name).write_bytes(b"")
     assert folders.study_plots(tmp_path) == [tmp_path / "face_sim.png"]
-    assert folders.study_images(tmp_path, "dual", "in-train") == [pictures / "0.png"]
-    assert folders.study_images(tmp_path, "dual", "out-of-train") == []
+
+
+def test_a_studys_images_are_the_generated_ones_of_the_last_step(tmp_path):
+    method = tmp_path / "dual"
+    write_evaluation(method / "seed_10", {"in_train": ["blue"]})
+    write_evaluation(method / "seed_2", {"in_train": ["red"]}, step=5)
+    sets = {"in_train": ["red", "lime"], "out_of_train": ["blue"] * 30}
+    pictures = write_evaluation(method / "seed_2", sets)
+    found = folders.study_images(tmp_path, "dual", "in-train")
+    assert found == [pictures / f"in_train_00{n}_00.png" for n in range(2)]
+    colours = [folders.picture(file).getpixel((0, 0)) for file in found]
+    assert colours == [(255, 0, 0), (0, 255, 0)]
+    assert len(folders.study_images(tmp_path, "dual", "out-of-train")) == folders.MOST_IMAGES
+    assert folders.study_images(tmp_path, "dual", "look-alikes") == []
+
+
+def test_a_studys_images_that_are_not_there(tmp_path):
+    with pytest.raises(ValueError, match="dual: no pictures; evaluate its first run with"):
+        folders.study_images(tmp_path, "dual", "in-train")
+    pictures = write_evaluation(tmp_path / "dual" / "seed_0", {})
+    (pictures / "index.json").write_text('[{"set": "in_train"}]')
+    with pytest.raises(ValueError, match="index.json: not an evaluation's index"):
+        folders.study_images(tmp_path, "dual", "in-train")
+    (pictures / "index.json").write_text('[{"set": "in_train", "picture": "../../secret.png"}]')
+    assert folders.study_images(tmp_path, "dual", "in-train") == [pictures / "secret.png"]

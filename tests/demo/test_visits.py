@@ -4,13 +4,12 @@ import re
 from pathlib import Path
 
 import httpx
-import numpy as np
 import pytest
 from PIL import Image
 
 from persongen_jax.demo.offers import offers
 from persongen_jax.demo.tabs.form import MOST_IMAGES, MOST_STEPS
-from tests.demo.test_folders import write_run
+from tests.demo.test_folders import write_evaluation, write_run
 
 pytest.importorskip("playwright")
 
@@ -107,22 +106,30 @@ def test_light_and_dark(come):
         visitor.picture(scheme)
 
 
-def test_a_client_cannot_name_files_or_addresses_of_the_server(served, tmp_path):
+def test_a_client_cannot_name_files_or_addresses_of_the_server(served, strangers):
     """Gradio's own client would upload the file, so this one asks by itself."""
-    secret = tmp_path / "secret.png"
-    Image.new("RGB", (64, 64)).save(secret)
-    endpoint = f"{served[0]}gradio_api/call/v2/generate"
-    for path, said in (
-        (str(secret), "error"),
-        (f"{served[0]}favicon.ico", "an address is not fetched"),
-        ("http://example.com/me.png", "an address is not fetched"),
-    ):
+    address = served[0].rstrip("/")
+    endpoint = f"{address}/gradio_api/call/v2/generate"
+
+    def answer(path):
         given = dict.fromkeys(["pose", "photograph_2", "photograph_3", "photograph_4"])
         file = {"path": path, "url": path, "meta": {"_type": "gradio.FileData"}}
         begun = httpx.post(endpoint, json={**given, "prompt": "a man", "photograph_1": file})
-        answer = httpx.get(f"{endpoint}/{begun.json()['event_id']}", timeout=60).text
-        assert "event: error" in answer and said in answer, answer
-        assert "event: complete" not in answer and "generating" not in answer
+        return httpx.get(f"{endpoint}/{begun.json()['event_id']}", timeout=PATIENCE / 1000).text
+
+    secret = strangers[0]  # a good photograph, outside of the folder of uploads
+    for path, said in (
+        (secret, ""),
+        (f"{address}/favicon.ico", "an address is not fetched"),
+        ("http://example.com/me.png", "an address is not fetched"),
+    ):
+        told = answer(path)
+        assert "event: error" in told and said in told, told
+        assert "event: complete" not in told and "generating" not in told
+    with open(secret, "rb") as file:
+        sent = httpx.post(f"{address}/gradio_api/upload", files={"files": file})
+    told = answer(*sent.json())  # the same, uploaded
+    assert "event: complete" in told and "event: error" not in told, told
 
 
 def test_names_of_uploads_do_not_leave_their_folder(come, served, tmp_path):
@@ -148,11 +155,9 @@ def study(tmp_path_factory):
     (folder / "comparison.csv").write_text(
         "run,set,face_sim\ndual,in-train,0.25\ncascade,in-train,0.5\n"
     )
-    for number, method in enumerate(("dual", "cascade"), 1):
-        images = folder / method / "seed_0" / "evaluation" / "images" / "in_train"
-        images.mkdir(parents=True)
-        for n in range(number):
-            Image.fromarray(np.full((64, 64, 3), 90 * number, np.uint8)).save(images / f"{n}.png")
+    write_evaluation(folder / "dual" / "seed_0", {"in_train": ["blue"]}, size=(64, 64))
+    colours = {"in_train": ["lime", "lime"], "out_of_train": ["blue"]}
+    write_evaluation(folder / "cascade" / "seed_0", colours, size=(64, 64))
     Image.new("RGB", (80, 60), "red").save(folder / "face_sim.png")
     return folder
 
@@ -169,10 +174,12 @@ def test_a_study_is_opened_and_a_row_shows_its_images(browser, serve, study):
     chosen.fill(str(study))
     chosen.press("Enter")
     visitor.picture("study")
-    page.get_by_text("cascade", exact=True).locator("visible=true").first.click()
+    page.get_by_role("gridcell", name="cascade").click()
     images = page.locator("button.thumbnail-item img, .grid-container img")
     expect(images).to_have_count(3, timeout=PATIENCE)  # a plot and the row's two
     page.get_by_role("columnheader", name=re.compile("face_sim")).first.click()  # sorts
+    page.get_by_role("gridcell", name="dual").click()
+    expect(images).to_have_count(2, timeout=PATIENCE)
     visitor.picture("study")
     visitor.leave()
     assert visitor.outside == []

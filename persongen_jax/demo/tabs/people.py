@@ -3,6 +3,7 @@
 import numpy as np
 
 from persongen_jax.demo.site import IN_LINE, PRIVATE, Site
+from persongen_jax.demo.tabs import canvas as drawing
 from persongen_jax.demo.tabs import form
 from persongen_jax.demo.tabs.faces import gallery, keep, show_faces
 from persongen_jax.demo.tabs.generate import Outputs, cancels, guarded, show, tell
@@ -31,18 +32,8 @@ def build(site: Site) -> None:
             second_faces = gallery()
             gr.Markdown(form.CONSENT)
             gr.Markdown("Paint where each may be, red for person 1 and blue for person 2:")
-            white = np.full((SIDE, SIDE, 3), 255, np.uint8)
-            brush = gr.Brush(colors=list(COLOURS), default_size=60, color_mode="fixed")
-            canvas = gr.ImageEditor(
-                value={"background": white, "layers": [], "composite": white},
-                label="Red: person 1, blue: person 2",
-                type="numpy",
-                image_mode="RGBA",
-                brush=brush,
-                sources=[],
-                transforms=[],
-                canvas_size=(SIDE, SIDE),
-                elem_id="canvas",
+            canvas = drawing.build(
+                list(COLOURS), SIDE, "Red: person 1, blue: person 2", name="canvas"
             )
             halves = gr.Checkbox(False, label="Person 1 in the left half, person 2 in the right")
             prompt = gr.Textbox(label="Prompt", value=PROMPT, lines=2)
