@@ -12,6 +12,7 @@ import contextlib
 import importlib.util
 import logging
 import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -148,3 +149,5 @@ def serve(args: argparse.Namespace, uploads: Path, auth: list[tuple[str, str]] |
 if __name__ == "__main__":
     restart_with_huge_pages()
     main()
+    sys.stdout.flush()
+    os._exit(0)  # a usual exit aborts with a core dump if a thread is still computing an image
