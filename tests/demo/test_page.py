@@ -72,13 +72,15 @@ def test_a_request_can_be_ended_half_way(visitor, served, strangers):
     page, before = visitor.page, len(images_of(served[1]))
     visitor.upload(strangers[0])
     page.get_by_text("Settings", exact=True).first.click()
-    page.get_by_role("spinbutton", name=re.compile("Steps")).first.fill("100")
+    for name, number in (("Steps", "100"), ("Images", "4")):
+        page.get_by_role("spinbutton", name=re.compile(name)).first.fill(number)
     page.click("#generate")
     visitor.wait("of 100")
     page.click("#cancel")
     visitor.wait("cancelled")
     assert len(images_of(served[1])) == before
-    page.get_by_role("spinbutton", name=re.compile("Steps")).first.fill(str(STEPS))
+    for name, number in (("Steps", str(STEPS)), ("Images", "1")):
+        page.get_by_role("spinbutton", name=re.compile(name)).first.fill(number)
     page.click("#generate")
     visitor.wait("done")
     assert len(images_of(served[1])) == before + 1

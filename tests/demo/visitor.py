@@ -4,7 +4,7 @@ from pathlib import Path
 
 from playwright.sync_api import Browser, Page, expect
 
-PATIENCE = 40_000  # milliseconds
+PATIENCE = 120_000  # milliseconds
 ARTEFACTS = Path("outputs/test_demo")
 
 
