@@ -1,6 +1,7 @@
 """Turns noise into images: sizes, initial noise, the sampler's loop, decoding."""
 
 import functools
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -27,7 +28,8 @@ from persongen_jax.parallel.sharding import BATCH, batch_sharding, put_array, to
 from persongen_jax.weights.formats.sdxl.loading import SDXLBase
 
 PREVIEW = 256  # pixels of the longer side
-PREVIEWS = 5  # of a batch, the finished image among them
+FIRST_PREVIEW = 0.2  # after this part of the steps; before, there is little to see
+PREVIEWS_SHARE = 0.08  # of the time, at most, after the first one
 
 
 def default_size(base: SDXLBase) -> tuple[int, int]:
@@ -106,18 +108,31 @@ def sample(
     carry, keys = init_carry(plan, first), put_array(keys, batch_sharding(mesh))
     n = plan.num_steps
     stride = n if progress is None and watch is None else max(1, n // 20)
+    began, spent, last = time.perf_counter(), 0.0, 0.0
     for start in range(0, n, stride):
         stop = min(start + stride, n)
         scalars = (*settings, start, stop)
         with jax.set_mesh(mesh):
             carry = sample_steps(method, graphdef, state, plan, carry, guidance, keys, scalars)
-        if progress is not None:
+        if progress is not None or watch is not None:
             jax.block_until_ready(carry)
+        if progress is not None:
             progress(stop - start)
-        due = stop * PREVIEWS // n > start * PREVIEWS // n
-        if watch is not None and due and stop < n:
+        if watch is not None and FIRST_PREVIEW * n <= stop < n and affordable(began, spent, last):
+            before = time.perf_counter()
             watch(predicted_latents(carry))
+            last = time.perf_counter() - before
+            spent += last
     return final_latents(carry)
+
+
+def affordable(began: float, spent: float, next_one: float) -> bool:
+    """Whether one more preview keeps their share of the time; the first always does.
+
+    Args:
+        began: on the clock of time.perf_counter. spent, next_one: seconds.
+    """
+    return not spent or spent + next_one <= PREVIEWS_SHARE * (time.perf_counter() - began)
 
 
 def preview(vae: AutoencoderKL, mesh: Mesh, latents: jax.Array) -> np.ndarray:

@@ -212,8 +212,9 @@ class Pipeline(WithLoras, WithEmbeddings, WithControls, WithStyle, WithMethod):
             latents: [n, h / 8, w / 8, 4] standard normal, instead of drawing them from the seed.
             progress: called with the number of steps done since the last call, about twenty times
                 per batch. What it raises ends the call.
-            on_preview: called four times per batch with what it is becoming, uint8 [b, h, w, 3] of
-                about 256 pixels a side: the end that the last step predicts.
+            on_preview: called with what a batch is becoming, uint8 [b, h, w, 3] of about 256 pixels
+                a side: the end that the last step predicts. Once at least, and as often as takes
+                less than a twelfth of the time.
             on_batch: called with each batch's images as soon as they are ready, in order and in the
                 form of ``output_type``. They are not kept then: ``images`` is empty.
             options: the settings that are not given by name.

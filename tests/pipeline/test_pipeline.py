@@ -161,11 +161,12 @@ def test_progress_counts_every_step_and_changes_nothing(ours, latents):
     assert np.abs(watched - run_ours(ours, latents, **settings)).max() < TIGHT
 
 
-def test_previews_approach_the_image_and_a_call_can_be_ended(ours, latents):
+def test_previews_approach_the_image_and_a_call_can_be_ended(ours, latents, monkeypatch):
     seen = []
+    monkeypatch.setattr(images, "PREVIEWS_SHARE", np.inf)
     settings = {"scheduler": "dpmpp_2m"}
     made = run_ours(ours, latents, on_preview=seen.append, **settings)
-    assert len(seen) == min(STEPS, images.PREVIEWS) - 1
+    assert len(seen) == STEPS - max(1, round(STEPS * images.FIRST_PREVIEW))
     assert all(s.dtype == np.uint8 and s.shape == made.shape for s in seen)
     apart = [np.abs(s / 255 - made).mean() for s in seen]
     assert apart[-1] < apart[0]
@@ -178,7 +179,10 @@ def test_previews_approach_the_image_and_a_call_can_be_ended(ours, latents):
 
     with pytest.raises(Ended):
         run_ours(ours, latents, progress=end, **settings)
+    monkeypatch.setattr(images, "PREVIEWS_SHARE", 0)
+    seen.clear()
     assert np.array_equal(run_ours(ours, latents, on_preview=seen.append, **settings), made)
+    assert len(seen) == 1
 
 
 def test_output_types_and_numbering(ours):
