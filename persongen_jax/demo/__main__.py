@@ -24,6 +24,7 @@ from persongen_jax.demo.uploads import ended_by_signals, folder_of_uploads
 from persongen_jax.weights.licences import add_terms_option
 
 HOST, PORT = "127.0.0.1", 7860
+MINIATURE_GUIDANCE = 2.0  # with more, its faces smear
 
 
 def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -105,6 +106,7 @@ def open_site(args: argparse.Namespace, uploads: Path) -> Any:
         tuple(strangers),
         args.steps,
         args.waiting,
+        MINIATURE_GUIDANCE if own else Site.guidance,
     )
 
 

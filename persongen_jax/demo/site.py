@@ -35,6 +35,7 @@ class Site:
         examples: files of references to try.
         steps: the usual number of sampling steps.
         waiting: requests that may wait while one is computed; further ones are refused.
+        guidance: the usual one.
     """
 
     models: Models
@@ -47,6 +48,7 @@ class Site:
     examples: tuple[str, ...] = ()
     steps: int = 30
     waiting: int = 8
+    guidance: float = 5.0
 
     def __post_init__(self):
         self._lock, self.line = threading.Lock(), Line(self.waiting)

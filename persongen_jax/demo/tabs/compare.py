@@ -29,7 +29,7 @@ def _build_models(site: Site) -> None:
     prompt = gr.Textbox(label="Prompt", value=PROMPT, lines=2)
     parts = {part: gr.Textbox(label=part.capitalize()) for part in PARTS}
     with gr.Accordion("Settings", open=False):
-        chosen = form.settings(site.steps, strengths=False)
+        chosen = form.settings(site.steps, site.guidance, strengths=False)
     with gr.Row():
         go = gr.Button("Compare", variant="primary", elem_id="compare")
         stop = gr.Button("Cancel")

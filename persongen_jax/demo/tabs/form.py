@@ -23,10 +23,11 @@ CONSENT = (
 )
 
 
-def settings(steps: int, strengths: bool = True) -> dict[str, Any]:
+def settings(steps: int, guidance: float, strengths: bool = True) -> dict[str, Any]:
     """How images are sampled: the components by name, inside the current block.
 
     Args:
+        steps, guidance: that are set at first.
         strengths: whether they can be set, which are each model's own.
     """
     import gradio as gr
@@ -50,7 +51,7 @@ def settings(steps: int, strengths: bool = True) -> dict[str, Any]:
         random_seed = gr.Checkbox(False, label="Another seed each time", min_width=120)
     with gr.Row():
         number = gr.Slider(1, MOST_STEPS, steps, step=1, label="Steps", min_width=160)
-        guidance = gr.Slider(1, 15, 5, step=0.1, label="Guidance", min_width=160)
+        scale = gr.Slider(1, 15, guidance, step=0.1, label="Guidance", min_width=160)
     with gr.Row():
         sampler = gr.Dropdown([MODELS_OWN, *SAMPLERS], value=MODELS_OWN, label="Sampler")
         width = gr.Number(0, label="Width (0: the model's)", precision=0, min_width=120)
@@ -62,7 +63,7 @@ def settings(steps: int, strengths: bool = True) -> dict[str, Any]:
         "seed": seed,
         "random_seed": random_seed,
         "steps": number,
-        "guidance": guidance,
+        "guidance": scale,
         "sampler": sampler,
         "width": width,
         "height": height,

@@ -142,7 +142,7 @@ def build(site: Site) -> None:
                 for part in PARTS
             }
             with gr.Accordion("Settings", open=False):
-                chosen = form.settings(site.steps)
+                chosen = form.settings(site.steps, site.guidance)
                 pose = photograph("Photograph whose pose is followed", height=160)
             with gr.Row():
                 go = gr.Button("Generate", variant="primary", elem_id="generate")

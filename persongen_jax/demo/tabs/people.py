@@ -38,7 +38,7 @@ def build(site: Site) -> None:
             halves = gr.Checkbox(False, label="Person 1 in the left half, person 2 in the right")
             prompt = gr.Textbox(label="Prompt", value=PROMPT, lines=2)
             with gr.Accordion("Settings", open=False):
-                chosen = form.settings(site.steps)
+                chosen = form.settings(site.steps, site.guidance)
             with gr.Row():
                 go = gr.Button("Generate both", variant="primary", elem_id="both")
                 stop = gr.Button("Cancel")
