@@ -1,5 +1,6 @@
 """What the page offers to choose from, and what of it is in memory."""
 
+import re
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
@@ -17,6 +18,7 @@ from persongen_jax.generate.__main__ import parse_lora
 from persongen_jax.training.trained import saved_config
 
 OPTIONS = {"encoder": "--image-encoder", "clip": "--clip", "controlnet": "--method-controlnet"}
+FOLDERS = re.compile(r"""(?<![\w:/.])/(?:[^\s/:'"]+/)+""")
 ASSETS = Path(persongen_jax.__file__).parent / "assets"
 
 
@@ -114,6 +116,11 @@ def offers(
 def short(path: str) -> str:
     """The last two parts: what visitors see of a place on this machine."""
     return "/".join(Path(path).parts[-2:])
+
+
+def without_folders(text: str) -> str:
+    """What is said to visitors: files of this machine by their names alone."""
+    return FOLDERS.sub("", text)
 
 
 def _distinct(found: list[Offer]) -> list[Offer]:

@@ -13,7 +13,7 @@ from data_pipeline.faces.face import Face
 from data_pipeline.prompts import has_trigger, join_parts
 from data_pipeline.records.captions import CLASS_WORDS, propose_caption
 from persongen_jax.demo.judging import Judges
-from persongen_jax.demo.offers import Models, Offer, short
+from persongen_jax.demo.offers import Models, Offer, short, without_folders
 from persongen_jax.demo.photographs import choose_face, crop_of
 from persongen_jax.diffusion.options import SamplingOptions
 from persongen_jax.diffusion.strengths import Strength
@@ -168,7 +168,7 @@ def paint(
 def messages(told: Sequence[warnings.WarningMessage]) -> list[str]:
     """Of warnings that speak to the user, the sentences."""
     own = (w for w in told if issubclass(w.category, UserWarning))
-    return [str(w.message).partition("\n")[0] for w in own]
+    return [without_folders(str(w.message).partition("\n")[0]) for w in own]
 
 
 def _left_out(pipe: Any, request: Request) -> list[str]:

@@ -4,7 +4,6 @@ import html
 import logging
 import os
 import queue
-import re
 import threading
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from data_pipeline.cli import KNOWN
+from persongen_jax.demo.offers import without_folders
 from persongen_jax.demo.painting import Cancelled
 
 
@@ -69,7 +69,6 @@ class Sessions:
 
 # RuntimeError is the device's, when it has no more memory.
 FORESEEN = (*KNOWN, RuntimeError, MemoryError)
-FOLDERS = re.compile(r"""(?<![\w:/.])/(?:[^\s/:'"]+/)+""")
 
 
 def _name(visitor) -> str:
@@ -88,7 +87,7 @@ def sentence(error: BaseException) -> Exception:
     if not isinstance(error, FORESEEN):
         logging.getLogger(__name__).error("a request failed", exc_info=error)
         error = RuntimeError("this went wrong here; whoever runs the page finds why in its log")
-    said = FOLDERS.sub("", str(error).partition("\n")[0])
+    said = without_folders(str(error).partition("\n")[0])
     return gr.Error(html.escape(said), print_exception=False)
 
 

@@ -225,6 +225,8 @@ def test_models_are_compared_and_a_training_is_watched(browser, with_run, branch
     visitor = Visitor(browser, with_run[0])
     page = visitor.page
     visitor.tab("Compare")
+    page.get_by_role("tabpanel").get_by_role("button", name="Cancel").click()
+    visitor.wait("cancelled: what was")
     visitor.upload(strangers[0])
     page.click("#compare")
     expect(page.get_by_text("base alone ·")).to_be_visible(timeout=PATIENCE)

@@ -6,7 +6,7 @@ from persongen_jax.demo.sessions import sentence, stream
 from persongen_jax.demo.site import IN_LINE, PRIVATE, Site, caption
 from persongen_jax.demo.tabs import form
 from persongen_jax.demo.tabs.faces import gallery, keep, show_faces
-from persongen_jax.demo.tabs.fields import escaped
+from persongen_jax.demo.tabs.fields import escaped, folder_choice
 from persongen_jax.demo.tabs.generate import CANCELLED, PROMPT, cancels, guarded, in_line, turn
 
 
@@ -81,15 +81,7 @@ def _build_models(site: Site) -> None:
 def _build_study(site: Site) -> None:
     import gradio as gr
 
-    names = folders.found(site.roots, folders.STUDY)
-    study = gr.Dropdown(
-        names,
-        value=None,
-        label="Study",
-        allow_custom_value=True,
-        elem_id="study",
-        info="" if names else "none found below --root",
-    )
+    study = folder_choice(site, "Study", folders.STUDY)
     table = gr.Dataframe(label="Means and 95 % intervals", interactive=False, wrap=True)
     plots = gr.Gallery(label="Trajectories", columns=2, height="auto")
     images = gr.Gallery(label="Images of the row that was clicked", columns=6, height="auto")

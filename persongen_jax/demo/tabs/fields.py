@@ -7,8 +7,10 @@ from typing import Any
 import numpy as np
 
 from data_pipeline.pictures.reading import ImageError
+from persongen_jax.demo import folders
 from persongen_jax.demo.photographs import read_photograph
 from persongen_jax.demo.sessions import sentence
+from persongen_jax.demo.site import Site
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,6 +45,21 @@ def photograph(label: str, **options: Any) -> Any:
 
     image.preprocess = read
     return image
+
+
+def folder_choice(site: Site, label: str, mark: str) -> Any:
+    """The component that chooses a folder below the roots which holds the file ``mark``."""
+    import gradio as gr
+
+    names = folders.found(site.roots, mark)
+    return gr.Dropdown(
+        names,
+        value=None,
+        label=label,
+        allow_custom_value=True,
+        elem_id=label.lower(),
+        info="" if names else "none found below --root",
+    )
 
 
 def escaped(text: str) -> str:

@@ -33,19 +33,15 @@ def settings(steps: int, guidance: float, strengths: bool = True) -> dict[str, A
     import gradio as gr
 
     negative = gr.Textbox("", label="Negative prompt", placeholder="what to steer away from")
-    table = (
-        {}
-        if not strengths
-        else {
-            "strengths": gr.Dataframe(
-                headers=STRENGTHS,
-                datatype=["str", "number", "number", "number"],
-                column_count=4,
-                label="Strengths, and during which part of the steps (0 to 1) they act",
-                interactive=True,
-            )
-        }
-    )
+    table = {}
+    if strengths:
+        table["strengths"] = gr.Dataframe(
+            headers=STRENGTHS,
+            datatype=["str", "number", "number", "number"],
+            column_count=4,
+            label="Strengths, and during which part of the steps (0 to 1) they act",
+            interactive=True,
+        )
     with gr.Row():
         seed = gr.Number(42, label="Seed", precision=0, min_width=120)
         random_seed = gr.Checkbox(False, label="Another seed each time", min_width=120)

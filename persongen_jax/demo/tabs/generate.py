@@ -116,7 +116,8 @@ def cancels(site: Site, button: Any, events: list, outputs: list) -> None:
 
     def end(visitor: gr.Request):
         site.sessions.end(visitor)
-        return [*[None] * (len(outputs) - 1), CANCELLED]
+        # Gradio takes one output's value as it is, and those of several as a list.
+        return CANCELLED if len(outputs) == 1 else [None, CANCELLED]
 
     button.click(end, None, outputs, cancels=events, queue=False, **PRIVATE)
 

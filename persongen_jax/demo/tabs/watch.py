@@ -5,6 +5,7 @@ from typing import Any
 from persongen_jax.demo import folders
 from persongen_jax.demo.sessions import sentence
 from persongen_jax.demo.site import PRIVATE, Site
+from persongen_jax.demo.tabs.fields import folder_choice
 
 EVERY = 5.0  # seconds
 PLOTS = 2  # of metrics that are validated: Face-Sim and CLIP-T come first
@@ -14,16 +15,8 @@ def build(site: Site) -> None:
     """Fills the current tab."""
     import gradio as gr
 
-    names = folders.found(site.roots, folders.RUN)
     with gr.Row():
-        run = gr.Dropdown(
-            names,
-            value=None,
-            label="Run",
-            allow_custom_value=True,
-            elem_id="run",
-            info="" if names else "none found below --root",
-        )
+        run = folder_choice(site, "Run", folders.RUN)
         again = gr.Button("Look for runs again", min_width=120)
     said = gr.Markdown()
     with gr.Row():
